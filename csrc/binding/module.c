@@ -1,0 +1,254 @@
+/* The extension module: one Python function per line of ops.def, threads, buffers, instruction sets, timing. */
+#include "spec.h"
+
+#define PY_ARRAY_UNIQUE_SYMBOL pyloss_array_api
+#define NPY_NO_DEPRECATED_API NPY_1_7_API_VERSION
+#include <numpy/arrayobject.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+enum {
+#define PL_OP(name, spec) OP_##name,
+#include "../ops.def"
+#undef PL_OP
+    OP_COUNT
+};
+
+static pl_spec specs[OP_COUNT];
+static const pl_table *table; /* the kernels in use */
+static struct {
+    int64_t calls, nanoseconds, bytes;
+} profile[OP_COUNT];
+static int profiling;
+
+static pl_kernel kernel_of(const pl_table *t, int op) {
+    switch (op) {
+#define PL_OP(name, spec) \
+    case OP_##name: return t->name;
+#include "../ops.def"
+#undef PL_OP
+    }
+    return NULL;
+}
+
+static int64_t nanoseconds(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+/* Bytes of all arguments, for the profile. */
+static int64_t call_bytes(PyObject *const *args, Py_ssize_t nargs) {
+    int64_t total = 0;
+    for (Py_ssize_t i = 0; i < nargs; i++) {
+        PyObject *a = PyTuple_Check(args[i]) ? PyTuple_GetItem(args[i], 0) : args[i];
+        if (PyArray_Check(a)) total += PyArray_NBYTES((PyArrayObject *)a);
+    }
+    return total;
+}
+
+static PyObject *run(int op, PyObject *const *args, Py_ssize_t nargs) {
+    pl_call call;
+    if (pl_spec_check(&specs[op], args, nargs, &call)) return NULL;
+    pl_kernel kernel = kernel_of(table, op);
+    int64_t begin = profiling ? nanoseconds() : 0;
+    pl_status status;
+    Py_BEGIN_ALLOW_THREADS
+    status = kernel(&call);
+    Py_END_ALLOW_THREADS
+    if (profiling) {
+        profile[op].calls++;
+        profile[op].nanoseconds += nanoseconds() - begin;
+        profile[op].bytes += call_bytes(args, nargs);
+    }
+    if (status == PL_NO_MEMORY) return PyErr_NoMemory();
+    Py_RETURN_NONE;
+}
+
+#define PL_OP(name, spec) \
+    static PyObject *py_##name(PyObject *self, PyObject *const *args, Py_ssize_t nargs) { \
+        (void)self; \
+        return run(OP_##name, args, nargs); \
+    }
+#include "../ops.def"
+#undef PL_OP
+
+static void release_capsule(PyObject *capsule) { pl_release(PyCapsule_GetPointer(capsule, "pyloss.buffer")); }
+
+static PyObject *py_empty(PyObject *self, PyObject *args) {
+    (void)self;
+    PyObject *shape;
+    const char *dtype = "f32";
+    if (!PyArg_ParseTuple(args, "O!|s", &PyTuple_Type, &shape, &dtype)) return NULL;
+    int npy = !strcmp(dtype, "f32") ? NPY_FLOAT32 : !strcmp(dtype, "f64") ? NPY_FLOAT64 : !strcmp(dtype, "i32") ? NPY_INT32 : -1;
+    if (npy < 0) return PyErr_Format(PyExc_ValueError, "empty: dtype must be 'f32', 'f64' or 'i32', not '%s'", dtype);
+    npy_intp dims[8];
+    Py_ssize_t ndim = PyTuple_Size(shape);
+    if (ndim > 8) return PyErr_Format(PyExc_ValueError, "empty: at most 8 dimensions, got %zd", ndim);
+    double total = npy == NPY_FLOAT64 ? 8 : 4;
+    for (Py_ssize_t i = 0; i < ndim; i++) {
+        long long n = PyLong_AsLongLong(PyTuple_GetItem(shape, i));
+        if (n == -1 && PyErr_Occurred()) return NULL;
+        if (n < 0) return PyErr_Format(PyExc_ValueError, "empty: size %lld along axis %zd is negative", n, i);
+        dims[i] = (npy_intp)n;
+        total *= (double)n;
+    }
+    if (total > 1e15) return PyErr_NoMemory();
+    void *data = pl_acquire((size_t)total);
+    if (!data) return PyErr_NoMemory();
+    PyObject *capsule = PyCapsule_New(data, "pyloss.buffer", release_capsule);
+    if (!capsule) {
+        pl_release(data);
+        return NULL;
+    }
+    PyObject *array = PyArray_SimpleNewFromData((int)ndim, dims, npy, data);
+    if (!array) {
+        Py_DECREF(capsule);
+        return NULL;
+    }
+    if (PyArray_SetBaseObject((PyArrayObject *)array, capsule)) { /* takes the capsule, also when it fails */
+        Py_DECREF(array);
+        return NULL;
+    }
+    return array;
+}
+
+static PyObject *py_ops(PyObject *self, PyObject *unused) {
+    (void)self, (void)unused;
+    PyObject *list = PyList_New(0);
+    for (int i = 0; list && i < OP_COUNT; i++) {
+        PyObject *item = Py_BuildValue("(ss)", specs[i].name, specs[i].text);
+        if (!item || PyList_Append(list, item)) Py_CLEAR(list);
+        Py_XDECREF(item);
+    }
+    return list;
+}
+
+static PyObject *py_isas(PyObject *self, PyObject *unused) {
+    (void)self, (void)unused;
+    PyObject *list = PyList_New(0);
+    for (int i = 0; list && pl_table_at(i); i++) {
+        PyObject *item = PyUnicode_FromString(pl_table_at(i)->name);
+        if (!item || PyList_Append(list, item)) Py_CLEAR(list);
+        Py_XDECREF(item);
+    }
+    return list;
+}
+
+static PyObject *py_isa(PyObject *self, PyObject *unused) {
+    (void)self, (void)unused;
+    return PyUnicode_FromString(table->name);
+}
+
+/* 0 when the machine has no such instruction set. */
+static int use_isa(const char *name) {
+    for (int i = 0; pl_table_at(i); i++)
+        if (!strcmp(pl_table_at(i)->name, name)) {
+            table = pl_table_at(i);
+            return 1;
+        }
+    return 0;
+}
+
+static PyObject *py_use_isa(PyObject *self, PyObject *args) {
+    (void)self;
+    const char *name;
+    if (!PyArg_ParseTuple(args, "s", &name)) return NULL;
+    if (!use_isa(name)) return PyErr_Format(PyExc_ValueError, "this machine has no instruction set '%s'", name);
+    Py_RETURN_NONE;
+}
+
+static PyObject *py_num_threads(PyObject *self, PyObject *unused) {
+    (void)self, (void)unused;
+    return PyLong_FromLong(pl_num_threads());
+}
+
+static PyObject *py_set_num_threads(PyObject *self, PyObject *args) {
+    (void)self;
+    int n;
+    if (!PyArg_ParseTuple(args, "i", &n)) return NULL;
+    if (n < 1) return PyErr_Format(PyExc_ValueError, "the number of threads must be at least 1, not %d", n);
+    pl_set_num_threads(n);
+    Py_RETURN_NONE;
+}
+
+static PyObject *py_buffer_stats(PyObject *self, PyObject *unused) {
+    (void)self, (void)unused;
+    pl_buffer_stats s;
+    pl_buffers_stats(&s);
+    return Py_BuildValue("{s:n,s:n,s:n}", "in_use", (Py_ssize_t)s.in_use, "cached", (Py_ssize_t)s.cached, "peak", (Py_ssize_t)s.peak);
+}
+
+static PyObject *py_trim(PyObject *self, PyObject *unused) {
+    (void)self, (void)unused;
+    pl_buffers_trim();
+    Py_RETURN_NONE;
+}
+
+static PyObject *py_profile(PyObject *self, PyObject *args) {
+    (void)self;
+    int on;
+    if (!PyArg_ParseTuple(args, "p", &on)) return NULL;
+    PyObject *dict = PyDict_New();
+    for (int i = 0; dict && i < OP_COUNT; i++) {
+        if (!profile[i].calls) continue;
+        PyObject *row = Py_BuildValue("(LdL)", (long long)profile[i].calls, 1e-9 * (double)profile[i].nanoseconds, (long long)profile[i].bytes);
+        if (!row || PyDict_SetItemString(dict, specs[i].name, row)) Py_CLEAR(dict);
+        Py_XDECREF(row);
+    }
+    memset(profile, 0, sizeof profile);
+    profiling = on;
+    return dict;
+}
+
+static PyMethodDef methods[] = {
+#define PL_OP(name, spec) {#name, (PyCFunction)(void (*)(void))py_##name, METH_FASTCALL, spec},
+#include "../ops.def"
+#undef PL_OP
+    {"empty", py_empty, METH_VARARGS, "empty(shape, dtype='f32'): an uninitialised array over a reused aligned buffer."},
+    {"ops", py_ops, METH_NOARGS, "All operations as (name, specification)."},
+    {"isas", py_isas, METH_NOARGS, "The instruction sets this machine can run, best last."},
+    {"isa", py_isa, METH_NOARGS, "The instruction set in use."},
+    {"use_isa", py_use_isa, METH_VARARGS, "Switches the kernels of the whole process; for tests and benchmarks."},
+    {"num_threads", py_num_threads, METH_NOARGS, "Threads that kernels may use."},
+    {"set_num_threads", py_set_num_threads, METH_VARARGS, "Sets the number of threads."},
+    {"buffer_stats", py_buffer_stats, METH_NOARGS, "Bytes in use, cached, and the peak in use, of reused buffers."},
+    {"trim", py_trim, METH_NOARGS, "Gives cached buffers back to the system."},
+    {"profile", py_profile, METH_VARARGS, "profile(on): switches timing, clears it and returns {op: (calls, seconds, bytes)} so far."},
+    {NULL, NULL, 0, NULL}};
+
+static int module_exec(PyObject *module) {
+    (void)module;
+    if (PyArray_ImportNumPyAPI()) return -1;
+    static const struct {
+        const char *name, *text;
+    } texts[] = {
+#define PL_OP(name, spec) {#name, spec},
+#include "../ops.def"
+#undef PL_OP
+    };
+    for (int i = 0; i < OP_COUNT; i++)
+        if (pl_spec_parse(&specs[i], texts[i].name, texts[i].text)) return -1;
+    int last = 0;
+    while (pl_table_at(last + 1)) last++;
+    table = pl_table_at(last);
+    const char *forced = getenv("PYLOSS_ISA");
+    if (forced && *forced && !use_isa(forced)) {
+        PyErr_Format(PyExc_ImportError, "PYLOSS_ISA=%s: this machine can run baseline%s%s only", forced, last > 0 ? ", avx2" : "",
+                     last > 1 ? ", avx512" : "");
+        return -1;
+    }
+    return 0;
+}
+
+static PyModuleDef_Slot slots[] = {
+    {Py_mod_exec, (void *)module_exec},
+#ifdef Py_mod_gil
+    {Py_mod_gil, Py_MOD_GIL_NOT_USED},
+#endif
+    {0, NULL}};
+
+static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_core", "The C core of pyloss.", 0, methods, slots, NULL, NULL, NULL};
+
+PyMODINIT_FUNC PyInit__core(void) { return PyModuleDef_Init(&definition); }

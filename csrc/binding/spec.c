@@ -1,0 +1,313 @@
+/* Parses ops.def's specifications and checks Python arguments against them. The only place that knows NumPy's types. */
+#include "spec.h"
+
+#define NO_IMPORT_ARRAY
+#define PY_ARRAY_UNIQUE_SYMBOL pyloss_array_api
+#define NPY_NO_DEPRECATED_API NPY_1_7_API_VERSION
+#include <numpy/arrayobject.h>
+#include <string.h>
+
+static const struct {
+    const char *name;
+    int npy;
+} types[] = {{"f32", NPY_FLOAT32}, {"f64", NPY_FLOAT64}, {"i32", NPY_INT32}, {"i64", NPY_INT64},
+             {"u8", NPY_UINT8},    {"weight", -1},       {"int", -1},        {"real", -1}};
+
+static int malformed(const char *name, const char *at) {
+    PyErr_Format(PyExc_SystemError, "specification of %s is malformed at '%s'", name, at);
+    return -1;
+}
+
+static int is_letter(char c) { return c >= 'A' && c <= 'Z'; }
+
+int pl_spec_parse(pl_spec *spec, const char *name, const char *text) {
+    memset(spec, 0, sizeof *spec);
+    spec->name = name;
+    spec->text = text;
+    int output = 0;
+    const char *s = text;
+    while (*s) {
+        if (*s == ' ') {
+            s++;
+            continue;
+        }
+        if (*s == '>') {
+            output = 1;
+            s++;
+            continue;
+        }
+        if (is_letter(s[0]) && s[1] == '%' && is_letter(s[2])) {
+            if (spec->constraints == PL_MAX_CONSTRAINTS) return malformed(name, s);
+            spec->multiple[spec->constraints] = s[0];
+            spec->of[spec->constraints++] = s[2];
+            s += 3;
+            continue;
+        }
+        if (spec->count == PL_MAX_ARGS) return malformed(name, s);
+        pl_param *p = &spec->param[spec->count++];
+        p->output = output;
+        if (*s == '=') {
+            p->in_place = 1;
+            s++;
+        }
+        size_t n = strcspn(s, "?:");
+        if (n == 0 || n >= sizeof p->name) return malformed(name, s);
+        memcpy(p->name, s, n);
+        s += n;
+        if (*s == '?') {
+            p->optional = 1;
+            s++;
+        }
+        if (*s++ != ':') return malformed(name, s - 1);
+        n = strcspn(s, " [");
+        int type = 0;
+        while (type <= PL_T_REAL && !(strlen(types[type].name) == n && !memcmp(types[type].name, s, n))) type++;
+        if (type > PL_T_REAL) return malformed(name, s);
+        p->type = (pl_type)type;
+        s += n;
+        if (*s == '[') {
+            do {
+                if (p->ndim == PL_MAX_DIMS) return malformed(name, s);
+                pl_dim_spec *d = &p->dim[p->ndim++];
+                s++;
+                if (*s == '*') {
+                    d->rule = '*';
+                    s++;
+                }
+                if (is_letter(*s)) {
+                    d->letter = *s++;
+                    if (*s == '+' || *s == '/') {
+                        d->rule = *s;
+                        s += 2; /* +1 or /2 */
+                    }
+                } else if (*s >= '0' && *s <= '9') {
+                    d->size = *s++ - '0';
+                } else {
+                    return malformed(name, s);
+                }
+            } while (*s == ',');
+            if (*s++ != ']') return malformed(name, s - 1);
+        }
+        if (*s == '<') {
+            p->below = s[1];
+            s += 2;
+            if (*s == '~') {
+                p->below_ignored = 1;
+                s++;
+            }
+        }
+        if (*s == '^') {
+            p->offsets_to = s[1];
+            s += 2;
+        }
+        if (*s && *s != ' ') return malformed(name, s);
+    }
+    return 0;
+}
+
+/* The dimension `d` of argument `p` is `actual`: binds its letter, or compares with what it was bound to. */
+static int match_dim(const pl_spec *spec, const pl_param *p, int axis, int64_t actual, pl_call *call, uint32_t *bound) {
+    const pl_dim_spec *d = &p->dim[axis];
+    int64_t expected = d->size;
+    if (d->letter) {
+        int i = d->letter - 'A';
+        int64_t implied = d->rule == '+' ? actual - 1 : d->rule == '/' ? 2 * actual : actual;
+        if (!(*bound >> i & 1)) {
+            if (implied < 0) implied = 0;
+            call->dim[i] = implied;
+            *bound |= 1u << i;
+        }
+        expected = call->dim[i];
+        expected = d->rule == '+' ? expected + 1 : d->rule == '/' ? expected / 2 : expected;
+        if (d->rule == '/' && call->dim[i] % 2) expected = -1;
+    }
+    if (actual == expected) return 0;
+    if (d->letter)
+        PyErr_Format(PyExc_ValueError, "%s: %s has size %lld along axis %d where the other arguments give %lld (%c in \"%s\")",
+                     spec->name, p->name, (long long)actual, axis, (long long)expected, d->letter, spec->text);
+    else
+        PyErr_Format(PyExc_ValueError, "%s: %s has size %lld along axis %d, expected %lld", spec->name, p->name,
+                     (long long)actual, axis, (long long)expected);
+    return -1;
+}
+
+/* A plain array of the parameter's type: C-contiguous, aligned, native byte order, writeable if it is an output. */
+static PyArrayObject *plain_array(const pl_spec *spec, const pl_param *p, PyObject *object, int npy) {
+    if (!PyArray_Check(object)) {
+        PyErr_Format(PyExc_TypeError, "%s: %s must be a numpy.ndarray, not %R", spec->name, p->name, (PyObject *)Py_TYPE(object));
+        return NULL;
+    }
+    PyArrayObject *array = (PyArrayObject *)object;
+    if (PyArray_TYPE(array) != npy) {
+        PyErr_Format(PyExc_TypeError, "%s: %s must have dtype %s, not %S", spec->name, p->name,
+                     npy == NPY_UINT8 ? "u8" : types[p->type].name, (PyObject *)PyArray_DESCR(array));
+        return NULL;
+    }
+    if (!PyArray_ISCARRAY_RO(array)) {
+        PyErr_Format(PyExc_ValueError, "%s: %s must be C-contiguous, aligned and in native byte order", spec->name, p->name);
+        return NULL;
+    }
+    if (p->output && !PyArray_ISWRITEABLE(array)) {
+        PyErr_Format(PyExc_ValueError, "%s: %s is read-only", spec->name, p->name);
+        return NULL;
+    }
+    return array;
+}
+
+static int take_array(const pl_spec *spec, const pl_param *p, PyObject *object, pl_call *call, int index, uint32_t *bound,
+                      size_t *bytes) {
+    PyArrayObject *array = plain_array(spec, p, object, types[p->type].npy);
+    if (!array) return -1;
+    int ndim = PyArray_NDIM(array), leading = p->ndim > 0 && p->dim[0].rule == '*';
+    if (leading ? ndim < p->ndim - 1 : ndim != p->ndim) {
+        PyErr_Format(PyExc_ValueError, "%s: %s has %d dimensions, expected %s%d", spec->name, p->name, ndim,
+                     leading ? "at least " : "", leading ? p->ndim - 1 : p->ndim);
+        return -1;
+    }
+    int64_t rows = 1;
+    int first = ndim - p->ndim + 1; /* with leading dimensions together: the axes before this one */
+    if (leading) {
+        for (int i = 0; i < first; i++) rows *= PyArray_DIM(array, i);
+        if (match_dim(spec, p, 0, rows, call, bound)) return -1;
+    }
+    for (int axis = leading; axis < p->ndim; axis++)
+        if (match_dim(spec, p, axis, PyArray_DIM(array, leading ? first + axis - 1 : axis), call, bound)) return -1;
+    call->arg[index].out = PyArray_DATA(array);
+    *bytes = (size_t)PyArray_NBYTES(array);
+    return 0;
+}
+
+/* A float32 matrix, or the handle of a pyloss Weight: (bytes, format, rows, cols, head_dim). */
+static int take_weight(const pl_spec *spec, const pl_param *p, PyObject *object, pl_call *call, int index, uint32_t *bound,
+                       size_t *bytes) {
+    pl_weight *w = &call->arg[index].w;
+    memset(w, 0, sizeof *w);
+    if (PyTuple_Check(object)) {
+        if (PyTuple_Size(object) != 5) {
+            PyErr_Format(PyExc_TypeError, "%s: %s must be a tuple (bytes, format, rows, cols, head_dim)", spec->name, p->name);
+            return -1;
+        }
+        long long number[4];
+        for (int i = 0; i < 4; i++) {
+            number[i] = PyLong_AsLongLong(PyTuple_GetItem(object, i + 1));
+            if (number[i] == -1 && PyErr_Occurred()) return -1;
+        }
+        PyArrayObject *raw = plain_array(spec, p, PyTuple_GetItem(object, 0), NPY_UINT8);
+        if (!raw) return -1;
+        if (number[0] < 0 || number[0] >= PL_W_COUNT) {
+            PyErr_Format(PyExc_ValueError, "%s: %s has unknown format %lld", spec->name, p->name, number[0]);
+            return -1;
+        }
+        int64_t block = pl_block_elements((int)number[0]), limit = (int64_t)1 << 40;
+        if (number[1] < 0 || number[2] < 0 || number[1] > limit || number[2] > limit || number[2] % block ||
+            (number[3] && (number[3] < 0 || number[3] % 2 || number[1] % number[3]))) {
+            PyErr_Format(PyExc_ValueError, "%s: %s cannot be %lld rows of %lld in blocks of %lld with heads of %lld", spec->name,
+                         p->name, number[1], number[2], (long long)block, number[3]);
+            return -1;
+        }
+        w->format = (int)number[0];
+        w->rows = number[1];
+        w->cols = number[2];
+        w->head_dim = number[3];
+        w->row_bytes = w->cols / block * pl_block_bytes(w->format);
+        w->data = PyArray_DATA(raw);
+        /* In floating point first: the product of two bounded numbers may still pass 2^63. */
+        if ((double)w->rows * (double)w->row_bytes > 9e18 || PyArray_NBYTES(raw) != w->rows * w->row_bytes) {
+            PyErr_Format(PyExc_ValueError, "%s: %s has %lld bytes where %lld rows need %lld each", spec->name, p->name,
+                         (long long)PyArray_NBYTES(raw), (long long)w->rows, (long long)w->row_bytes);
+            return -1;
+        }
+        *bytes = (size_t)PyArray_NBYTES(raw);
+    } else {
+        PyArrayObject *array = plain_array(spec, p, object, NPY_FLOAT32);
+        if (!array) return -1;
+        if (PyArray_NDIM(array) != 2) {
+            PyErr_Format(PyExc_ValueError, "%s: %s has %d dimensions, expected 2", spec->name, p->name, PyArray_NDIM(array));
+            return -1;
+        }
+        w->format = PL_W_F32;
+        w->rows = PyArray_DIM(array, 0);
+        w->cols = PyArray_DIM(array, 1);
+        w->row_bytes = 4 * w->cols;
+        w->data = PyArray_DATA(array);
+        *bytes = (size_t)PyArray_NBYTES(array);
+    }
+    return match_dim(spec, p, 0, w->rows, call, bound) || match_dim(spec, p, 1, w->cols, call, bound) ? -1 : 0;
+}
+
+static int64_t param_items(const pl_param *p, const pl_call *call) {
+    int64_t n = 1;
+    for (int i = 0; i < p->ndim; i++) n *= p->dim[i].letter ? call->dim[p->dim[i].letter - 'A'] : p->dim[i].size;
+    return n;
+}
+
+static int check_indices(const pl_spec *spec, const pl_param *p, const int32_t *values, const pl_call *call) {
+    int64_t n = param_items(p, call), limit = call->dim[p->below - 'A'];
+    int32_t lowest = p->below_ignored ? -1 : 0;
+    for (int64_t i = 0; i < n; i++)
+        if (values[i] < lowest || values[i] >= limit) {
+            PyErr_Format(PyExc_ValueError, "%s: %s at position %lld is %d, outside [0, %lld)%s", spec->name, p->name, (long long)i,
+                         (int)values[i], (long long)limit, p->below_ignored ? " and not ignored" : "");
+            return -1;
+        }
+    return 0;
+}
+
+static int check_offsets(const pl_spec *spec, const pl_param *p, const int32_t *values, const pl_call *call) {
+    int64_t n = param_items(p, call), end = call->dim[p->offsets_to - 'A'];
+    int good = n > 0 && values[0] == 0 && values[n - 1] == end;
+    for (int64_t i = 1; i < n && good; i++) good = values[i] >= values[i - 1];
+    if (good) return 0;
+    PyErr_Format(PyExc_ValueError, "%s: %s must begin with 0, never decrease and end with %lld", spec->name, p->name, (long long)end);
+    return -1;
+}
+
+int pl_spec_check(const pl_spec *spec, PyObject *const *args, Py_ssize_t nargs, pl_call *call) {
+    if (nargs != spec->count) {
+        PyErr_Format(PyExc_TypeError, "%s takes %d arguments (%s), got %zd", spec->name, spec->count, spec->text, nargs);
+        return -1;
+    }
+    memset(call, 0, sizeof *call);
+    uint32_t bound = 0;
+    size_t bytes[PL_MAX_ARGS] = {0};
+    for (int i = 0; i < spec->count; i++) {
+        const pl_param *p = &spec->param[i];
+        if (p->optional && args[i] == Py_None) continue;
+        if (p->type == PL_T_INT) {
+            call->arg[i].i = PyLong_AsLongLong(args[i]);
+            if (call->arg[i].i == -1 && PyErr_Occurred()) return -1;
+        } else if (p->type == PL_T_REAL) {
+            call->arg[i].f = PyFloat_AsDouble(args[i]);
+            if (call->arg[i].f == -1 && PyErr_Occurred()) return -1;
+        } else if (p->type == PL_T_WEIGHT) {
+            if (take_weight(spec, p, args[i], call, i, &bound, &bytes[i])) return -1;
+        } else if (take_array(spec, p, args[i], call, i, &bound, &bytes[i])) {
+            return -1;
+        }
+    }
+    for (int i = 0; i < spec->constraints; i++) {
+        int64_t a = call->dim[spec->multiple[i] - 'A'], b = call->dim[spec->of[i] - 'A'];
+        if (b ? a % b : a) {
+            PyErr_Format(PyExc_ValueError, "%s: %c = %lld is not a multiple of %c = %lld in \"%s\"", spec->name, spec->multiple[i],
+                         (long long)a, spec->of[i], (long long)b, spec->text);
+            return -1;
+        }
+    }
+    for (int i = 0; i < spec->count; i++) {
+        const pl_param *p = &spec->param[i];
+        if (!bytes[i]) continue;
+        if (p->below && check_indices(spec, p, call->arg[i].in, call)) return -1;
+        if (p->offsets_to && check_offsets(spec, p, call->arg[i].in, call)) return -1;
+        if (!p->output) continue;
+        const char *begin = call->arg[i].in;
+        for (int j = 0; j < spec->count; j++) {
+            if (j == i || !bytes[j]) continue;
+            const char *other = spec->param[j].type == PL_T_WEIGHT ? (const char *)call->arg[j].w.data : call->arg[j].in;
+            if (begin >= other + bytes[j] || other >= begin + bytes[i]) continue;
+            if (p->in_place && !spec->param[j].output && begin == other && bytes[i] == bytes[j]) continue;
+            PyErr_Format(PyExc_ValueError, "%s: %s overlaps %s", spec->name, p->name, spec->param[j].name);
+            return -1;
+        }
+    }
+    return 0;
+}

@@ -1,0 +1,45 @@
+/* Argument specifications: the text in ops.def, parsed once, and the check of a call against it. */
+#ifndef PYLOSS_SPEC_H
+#define PYLOSS_SPEC_H
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include "../pyloss.h"
+
+typedef enum { PL_T_F32, PL_T_F64, PL_T_I32, PL_T_I64, PL_T_U8, PL_T_WEIGHT, PL_T_INT, PL_T_REAL } pl_type;
+
+enum { PL_MAX_DIMS = 4, PL_MAX_CONSTRAINTS = 2 };
+
+typedef struct {
+    char letter; /* 0: the number `size` */
+    char rule;   /* 0, '+' (one more), '/' (half), '*' (all leading dimensions) */
+    int64_t size;
+} pl_dim_spec;
+
+typedef struct {
+    char name[24];
+    pl_type type;
+    int output, optional, in_place;
+    int ndim;
+    pl_dim_spec dim[PL_MAX_DIMS];
+    char below;        /* index values in [0, below) */
+    int below_ignored; /* and -1 */
+    char offsets_to;   /* offsets ending at this dimension */
+} pl_param;
+
+typedef struct {
+    const char *name, *text;
+    int count;
+    pl_param param[PL_MAX_ARGS];
+    int constraints;
+    char multiple[PL_MAX_CONSTRAINTS], of[PL_MAX_CONSTRAINTS];
+} pl_spec;
+
+/* -1 with SystemError set when the text is malformed. */
+int pl_spec_parse(pl_spec *spec, const char *name, const char *text);
+
+/* Checks `args` and fills `call`; -1 with TypeError or ValueError set. Touches no array's data but index arrays. */
+int pl_spec_check(const pl_spec *spec, PyObject *const *args, Py_ssize_t nargs, pl_call *call);
+
+#endif

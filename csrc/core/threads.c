@@ -1,0 +1,154 @@
+/* The thread pool: started at first use, dropped in a forked child, used by one caller at a time. */
+#include "../pyloss.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#define RELAX() _mm_pause()
+#else
+#define RELAX() __asm__ volatile("yield")
+#endif
+
+enum { MAX_THREADS = 256, SPINS = 4000 };
+
+static struct {
+    pthread_mutex_t caller; /* held by the thread whose job runs */
+    pthread_mutex_t lock;   /* guards wake and sleepers */
+    pthread_cond_t wake;
+    int sleepers;
+    int started; /* worker threads, beside the caller */
+    _Atomic int wanted;
+    _Atomic uint64_t generation;
+    _Atomic int pending;
+    _Atomic int64_t next;
+    int64_t n, grain;
+    pl_range_fn fn;
+    const void *context;
+    pthread_t thread[MAX_THREADS];
+    uint64_t first_generation;
+    _Atomic int stop;
+} pool = {.caller = PTHREAD_MUTEX_INITIALIZER, .lock = PTHREAD_MUTEX_INITIALIZER, .wake = PTHREAD_COND_INITIALIZER};
+
+static _Thread_local int inside;
+
+static void run_pieces(int worker) {
+    for (;;) {
+        int64_t begin = atomic_fetch_add_explicit(&pool.next, pool.grain, memory_order_relaxed);
+        if (begin >= pool.n) return;
+        int64_t end = begin + pool.grain < pool.n ? begin + pool.grain : pool.n;
+        pool.fn(pool.context, begin, end, worker);
+    }
+}
+
+static void *worker_main(void *argument) {
+    int worker = (int)(intptr_t)argument;
+    uint64_t seen = pool.first_generation;
+    inside = 1;
+    for (;;) {
+        for (int i = 0; i < SPINS && atomic_load_explicit(&pool.generation, memory_order_acquire) == seen; i++) RELAX();
+        if (atomic_load_explicit(&pool.generation, memory_order_acquire) == seen) {
+            pthread_mutex_lock(&pool.lock);
+            pool.sleepers++;
+            while (atomic_load_explicit(&pool.generation, memory_order_acquire) == seen)
+                pthread_cond_wait(&pool.wake, &pool.lock);
+            pool.sleepers--;
+            pthread_mutex_unlock(&pool.lock);
+        }
+        seen++;
+        if (atomic_load_explicit(&pool.stop, memory_order_acquire)) return NULL;
+        run_pieces(worker);
+        atomic_fetch_sub_explicit(&pool.pending, 1, memory_order_release);
+    }
+}
+
+static void announce(void) {
+    atomic_fetch_add_explicit(&pool.generation, 1, memory_order_release);
+    pthread_mutex_lock(&pool.lock);
+    if (pool.sleepers) pthread_cond_broadcast(&pool.wake);
+    pthread_mutex_unlock(&pool.lock);
+}
+
+static void stop_workers(void) {
+    if (!pool.started) return;
+    atomic_store(&pool.stop, 1);
+    announce();
+    for (int i = 0; i < pool.started; i++) pthread_join(pool.thread[i], NULL);
+    pool.started = 0;
+    atomic_store(&pool.stop, 0);
+}
+
+/* With the caller lock held: as many workers as wanted, or as many as the system gives. */
+static void adjust_workers(void) {
+    int wanted = pl_num_threads() - 1;
+    if (pool.started == wanted) return;
+    stop_workers();
+    pool.first_generation = atomic_load(&pool.generation);
+    for (int i = 0; i < wanted; i++) {
+        if (pthread_create(&pool.thread[i], NULL, worker_main, (void *)(intptr_t)(i + 1))) break;
+        pool.started++;
+    }
+}
+
+void pl_parallel(int64_t n, int64_t grain, pl_range_fn fn, const void *context) {
+    if (n <= 0) return;
+    if (grain < 1) grain = 1;
+    if (inside || n <= grain || pl_num_threads() == 1 || pthread_mutex_trylock(&pool.caller)) {
+        /* The same pieces as in parallel, so that no result depends on where it ran. */
+        for (int64_t begin = 0; begin < n; begin += grain) fn(context, begin, begin + grain < n ? begin + grain : n, 0);
+        return;
+    }
+    adjust_workers();
+    inside = 1;
+    pool.n = n;
+    pool.grain = grain;
+    pool.fn = fn;
+    pool.context = context;
+    atomic_store_explicit(&pool.next, 0, memory_order_relaxed);
+    atomic_store_explicit(&pool.pending, pool.started, memory_order_relaxed);
+    if (pool.started) announce();
+    run_pieces(0);
+    while (atomic_load_explicit(&pool.pending, memory_order_acquire)) RELAX();
+    inside = 0;
+    pthread_mutex_unlock(&pool.caller);
+}
+
+static int threads_from_environment(void) {
+    static const char *const names[] = {"PYLOSS_NUM_THREADS", "OMP_NUM_THREADS"};
+    for (int i = 0; i < 2; i++) {
+        const char *text = getenv(names[i]);
+        int n = text ? atoi(text) : 0;
+        if (n > 0) return n < MAX_THREADS ? n : MAX_THREADS;
+    }
+    int n = pl_cpu_count();
+    return n < MAX_THREADS ? n : MAX_THREADS;
+}
+
+int pl_num_threads(void) {
+    int n = atomic_load_explicit(&pool.wanted, memory_order_relaxed);
+    if (n == 0) {
+        n = threads_from_environment();
+        atomic_store_explicit(&pool.wanted, n, memory_order_relaxed);
+    }
+    return n;
+}
+
+void pl_set_num_threads(int n) { atomic_store(&pool.wanted, n < 1 ? 1 : n > MAX_THREADS ? MAX_THREADS : n); }
+
+/* Threads do not survive fork: the child starts its own when it needs them. */
+static void before_fork(void) { pthread_mutex_lock(&pool.caller); }
+static void after_fork_parent(void) { pthread_mutex_unlock(&pool.caller); }
+static void after_fork_child(void) {
+    pthread_mutex_t fresh = PTHREAD_MUTEX_INITIALIZER;
+    pthread_cond_t wake = PTHREAD_COND_INITIALIZER;
+    pool.caller = fresh;
+    pool.lock = fresh;
+    pool.wake = wake;
+    pool.sleepers = 0;
+    pool.started = 0;
+    inside = 0;
+}
+__attribute__((constructor)) static void watch_fork(void) {
+    pthread_atfork(before_fork, after_fork_parent, after_fork_child);
+}

@@ -1,0 +1,3 @@
+#define PL_ISA baseline
+#define PL_BYTES 16
+#include "kernels.tpl.h"

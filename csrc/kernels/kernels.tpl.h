@@ -1,0 +1,23 @@
+/* All kernels of one instruction set and their table. Included once by each isa_*.c, after PL_ISA and PL_BYTES are set;
+ * everything but the table is static, so that no wide instruction leaks into a shared symbol. */
+#include "../pyloss.h"
+#include "vec.h"
+
+#define PL_CAT_(a, b) a##b
+#define PL_CAT(a, b) PL_CAT_(a, b)
+#define PL_STR_(a) #a
+#define PL_STR(a) PL_STR_(a)
+
+#include "quant.tpl.h"
+#include "matmul.tpl.h"
+#include "layers.tpl.h"
+#include "attention.tpl.h"
+#include "rowloss.tpl.h"
+#include "optim.tpl.h"
+
+const pl_table PL_CAT(pl_table_, PL_ISA) = {
+    PL_STR(PL_ISA),
+#define PL_OP(name, spec) name,
+#include "../ops.def"
+#undef PL_OP
+};

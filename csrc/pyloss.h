@@ -1,0 +1,105 @@
+/* The C contract of pyloss: argument values, weight formats, the kernel table, and what the core offers to kernels.
+ *
+ * A kernel is `pl_status name(const pl_call *call)`. Its arguments were checked against the specification in ops.def before
+ * the call (type, rank, matching dimensions, index ranges, overlap), so a kernel trusts them; it never touches Python,
+ * and it may fail only for want of memory. Results do not depend on the number of threads.
+ */
+#ifndef PYLOSS_H
+#define PYLOSS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+typedef enum { PL_OK = 0, PL_NO_MEMORY = 1 } pl_status;
+
+/* How a stored matrix is laid out. The numbers are shared with pyloss/weights.py. */
+typedef enum { PL_W_F32 = 0, PL_W_BF16 = 1, PL_W_F16 = 2, PL_W_Q8_0 = 3, PL_W_Q4_0 = 4, PL_W_Q4_1 = 5, PL_W_COUNT } pl_format;
+
+/* Elements and bytes of one block of a format; a row is a whole number of blocks. */
+static inline int64_t pl_block_elements(int format) { return format <= PL_W_F16 ? 1 : 32; }
+static inline int64_t pl_block_bytes(int format) {
+    switch (format) {
+    case PL_W_F32: return 4;
+    case PL_W_BF16:
+    case PL_W_F16: return 2;
+    case PL_W_Q8_0: return 34;
+    case PL_W_Q4_0: return 18;
+    default: return 20;
+    }
+}
+
+/* A matrix [rows, cols] in one of the formats. With head_dim > 0 each head of head_dim rows is stored with rotary pairs
+ * interleaved (GGUF's llama order): row j < head_dim/2 of a head is stored row 2j, row head_dim/2 + j is stored row 2j + 1. */
+typedef struct {
+    const uint8_t *data;
+    int64_t rows, cols, head_dim, row_bytes;
+    int format;
+} pl_weight;
+
+static inline const uint8_t *pl_weight_row(const pl_weight *w, int64_t row) {
+    if (w->head_dim > 0) {
+        int64_t j = row % w->head_dim, half = w->head_dim / 2;
+        row = row - j + (j < half ? 2 * j : 2 * (j - half) + 1);
+    }
+    return w->data + row * w->row_bytes;
+}
+
+enum { PL_MAX_ARGS = 20 };
+
+typedef union {
+    const void *in;
+    void *out;
+    int64_t i;
+    double f;
+    pl_weight w;
+} pl_value;
+
+/* One call: arguments in the order of the specification, and the dimensions its letters were bound to. */
+typedef struct {
+    pl_value arg[PL_MAX_ARGS];
+    int64_t dim[26];
+} pl_call;
+
+#define PL_DIM(call, letter) ((call)->dim[(letter) - 'A'])
+
+typedef pl_status (*pl_kernel)(const pl_call *call);
+
+/* The kernel table of one instruction set, filled from ops.def. */
+typedef struct {
+    const char *name;
+#define PL_OP(name, spec) pl_kernel name;
+#include "ops.def"
+#undef PL_OP
+} pl_table;
+
+extern const pl_table pl_table_baseline;
+#ifdef PL_X86
+extern const pl_table pl_table_avx2;
+extern const pl_table pl_table_avx512;
+#endif
+
+/* core/cpu.c: the tables this processor and operating system can run, best last; NULL past the end. */
+const pl_table *pl_table_at(int index);
+/* Processors this process may use: affinity and cgroup quota. */
+int pl_cpu_count(void);
+
+/* core/threads.c. Runs fn over [0, n) in pieces of at most grain items, on any thread, in any order; `worker` is below
+ * pl_num_threads() and no two pieces run on one worker at once. Runs inline when nested, when n <= grain, or when
+ * another thread is using the pool. */
+typedef void (*pl_range_fn)(const void *context, int64_t begin, int64_t end, int worker);
+void pl_parallel(int64_t n, int64_t grain, pl_range_fn fn, const void *context);
+int pl_num_threads(void);
+void pl_set_num_threads(int n);
+
+/* core/buffers.c. 64-byte aligned memory that is kept for reuse when released, so that a training step touches the same
+ * pages again. NULL when there is no memory. */
+void *pl_acquire(size_t bytes);
+void pl_release(void *buffer);
+typedef struct {
+    size_t in_use, cached, peak;
+} pl_buffer_stats;
+void pl_buffers_stats(pl_buffer_stats *out);
+/* Gives all cached buffers back to the system. */
+void pl_buffers_trim(void);
+
+#endif

@@ -1,0 +1,63 @@
+"""Builds the extension: each instruction set's kernels as an own static library with own flags, then the module."""
+
+import os
+import platform
+import sysconfig
+
+import numpy
+from setuptools import Extension, setup
+
+X86 = platform.machine().lower() in ("x86_64", "amd64")
+# Limited API: one build serves every CPython from 3.10; free-threaded builds have none.
+LIMITED = not sysconfig.get_config_var("Py_GIL_DISABLED")
+
+CFLAGS = ["-std=gnu11", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
+CFLAGS += ["-Wall", "-Wextra", "-Wno-psabi", "-pthread", *os.environ.get("PYLOSS_CFLAGS", "").split()]
+LDFLAGS = ["-pthread", *os.environ.get("PYLOSS_LDFLAGS", "").split()]
+if X86:
+    CFLAGS.append("-DPL_X86")
+
+ISA_FLAGS = {"baseline": []}
+if X86:
+    ISA_FLAGS["avx2"] = ["-mavx2", "-mfma", "-mf16c"]
+    ISA_FLAGS["avx512"] = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c"]
+    ISA_FLAGS["avx512"] += ["-mprefer-vector-width=512"]
+
+
+def headers(*folders):
+    return [os.path.join(f, n) for f in folders for n in sorted(os.listdir(f)) if n.endswith((".h", ".def"))]
+
+
+SHARED = headers("csrc", "csrc/kernels")
+libraries = [
+    (
+        f"pyloss_{isa}",
+        {
+            "sources": [f"csrc/kernels/isa_{isa}.c"],
+            "cflags": CFLAGS + flags,
+            "obj_deps": {"": SHARED},
+        },
+    )
+    for isa, flags in ISA_FLAGS.items()
+]
+
+macros = [("NPY_TARGET_VERSION", "NPY_1_23_API_VERSION")]
+if LIMITED:
+    macros.append(("Py_LIMITED_API", "0x030A0000"))
+
+core = Extension(
+    "pyloss._core",
+    sources=["csrc/binding/module.c", "csrc/binding/spec.c", "csrc/core/buffers.c", "csrc/core/cpu.c", "csrc/core/threads.c"],
+    depends=headers("csrc", "csrc/binding"),
+    include_dirs=[numpy.get_include()],
+    define_macros=macros,
+    extra_compile_args=CFLAGS,
+    extra_link_args=LDFLAGS,
+    py_limited_api=LIMITED,
+)
+
+setup(
+    libraries=libraries,
+    ext_modules=[core],
+    options={"bdist_wheel": {"py_limited_api": "cp310"}} if LIMITED else {},
+)
