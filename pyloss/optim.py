@@ -1,0 +1,395 @@
+"""Optimisers and learning-rate schedules.
+
+An optimiser updates, in place, the float32 arrays that `model.trainable_parameters()` gives; the arithmetic is one
+fused call of the C core per parameter. Schedules are plain functions of the number of updates made so far.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from . import _core
+
+Schedule = Callable[[int], float]
+Arrays = dict[str, np.ndarray]
+
+
+def _in_range(name: str, value: Any, low: float, high: float = math.inf, *, open_high: bool = False) -> float:
+    """`value` as a float, or ValueError that says what is allowed."""
+    number = float(value)
+    if not (low <= number < high if open_high else low <= number <= high):
+        upper = "" if math.isinf(high) else f" and {'below' if open_high else 'at most'} {high:g}"
+        raise ValueError(f"{name} is {value!r}; it must be at least {low:g}{upper}")
+    return number
+
+
+def _in_betas(betas: Sequence[float]) -> tuple[float, float]:
+    if len(betas) != 2:
+        raise ValueError(f"betas is {betas!r}; it must be two numbers of at least 0 and below 1")
+    return (
+        _in_range("betas[0]", betas[0], 0, 1, open_high=True),
+        _in_range("betas[1]", betas[1], 0, 1, open_high=True),
+    )
+
+
+def _flat(array: np.ndarray) -> np.ndarray:
+    """A 1-D float32 view of `array` where that is possible, else a copy."""
+    return np.ascontiguousarray(array, np.float32).reshape(-1)
+
+
+class Optimizer:
+    """What all optimisers share: the learning rate, the count of updates, the checks and the saved state.
+
+    `learning_rate` is a number, or a schedule: a function of the number of updates made so far.
+    """
+
+    #: names of the float32 arrays kept for each parameter
+    slots: tuple[str, ...] = ()
+
+    def __init__(self, learning_rate: float | Schedule) -> None:
+        self.step = 0
+        self.state: dict[str, Arrays] = {}
+        self.learning_rate = learning_rate  # type: ignore[assignment]
+
+    @property
+    def learning_rate(self) -> float:
+        """The rate of the latest update; before the first one, the rate that it will have."""
+        if self.schedule is None:
+            return self._rate
+        return float(self.schedule(max(self.step - 1, 0)))
+
+    @learning_rate.setter
+    def learning_rate(self, value: float | Schedule) -> None:
+        self.schedule: Schedule | None = value if callable(value) else None
+        self._rate = 0.0 if callable(value) else _in_range("learning_rate", value, 0)
+
+    def update(self, model: Any, grads: Mapping[str, Any], grad_scale: float = 1.0) -> None:
+        """Apply `grads` to the model's trainable parameters, in place, and count one update.
+
+        `grads`: flat dict of arrays (or of what holds one in `.data`), keyed and shaped as
+        `model.trainable_parameters()`; a parameter without a gradient stays as it is. Every gradient is multiplied by
+        `grad_scale` first.
+        Raises ValueError, before anything is changed, for an unknown name, a wrong shape, or a parameter that is not a
+        writable C-contiguous float32 array.
+        """
+        parameters = model if isinstance(model, Mapping) else model.trainable_parameters()
+        work = []
+        for name, grad in grads.items():
+            if name not in parameters:
+                hint = difflib.get_close_matches(name, parameters, 1)
+                raise ValueError(
+                    f"gradient for {name!r}, which is not a trainable parameter"
+                    + (f"; the nearest is {hint[0]!r}" if hint else f"; the model has {len(parameters)} of them")
+                )
+            parameter = parameters[name]
+            array = np.asarray(getattr(grad, "data", grad) if not isinstance(grad, np.ndarray) else grad)
+            if array.shape != parameter.shape:
+                raise ValueError(f"gradient for {name!r} has shape {array.shape}; the parameter has {parameter.shape}")
+            flags = parameter.flags
+            if parameter.dtype != np.float32 or not (flags.c_contiguous and flags.writeable):
+                raise ValueError(
+                    f"parameter {name!r} is {parameter.dtype}, contiguous: {flags.c_contiguous}, writable: "
+                    f"{flags.writeable}; only writable C-contiguous float32 arrays can be updated in place"
+                )
+            slots = self.state.get(name)
+            if slots is not None and any(slot.size != parameter.size for slot in slots.values()):
+                raise ValueError(f"optimizer state of {name!r} has another size than the parameter {parameter.shape}")
+            work.append((name, _flat(array), parameter.reshape(-1)))
+
+        rate = self._rate if self.schedule is None else float(self.schedule(self.step))
+        self.step += 1
+        for name, grad, parameter in work:
+            first = name not in self.state
+            if first:
+                self.state[name] = {slot: np.zeros(parameter.size, np.float32) for slot in self.slots}
+            self._apply(grad, parameter, self.state[name], rate, float(grad_scale), first)
+
+    def _apply(
+        self, grad: np.ndarray, parameter: np.ndarray, slots: Arrays, rate: float, scale: float, first: bool
+    ) -> None:
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, Any]:
+        """A flat dict: `step`, and `"<slot>.<parameter>"` to the float32 array itself (flat, not a copy).
+
+        The learning rate and the other settings are arguments of the constructor, not state.
+        """
+        flat: dict[str, Any] = {"step": self.step}
+        for name, slots in self.state.items():
+            flat.update({f"{slot}.{name}": array for slot, array in slots.items()})
+        return flat
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave (arrays are copied); ValueError if it is of another kind of optimiser."""
+        loaded: dict[str, Arrays] = {}
+        for key, value in state.items():
+            if key == "step":
+                continue
+            slot, _, name = key.partition(".")
+            if slot not in self.slots or not name:
+                kept = ", ".join(self.slots)
+                raise ValueError(f"optimizer state has {key!r}; {type(self).__name__} keeps {kept} for each parameter")
+            loaded.setdefault(name, {})[slot] = np.array(value, np.float32).reshape(-1)
+        for name, slots in loaded.items():
+            if missing := set(self.slots) - set(slots):
+                raise ValueError(f"optimizer state of {name!r} lacks {', '.join(sorted(missing))}")
+        if "step" not in state:
+            raise ValueError("optimizer state lacks 'step'")
+        self.step, self.state = int(state["step"]), loaded
+
+
+class AdamW(Optimizer):
+    """Adam with decoupled weight decay, as torch computes it.
+
+    `m = b1 m + (1-b1) g;  v = b2 v + (1-b2) g^2;  p -= lr wd p;  p -= lr (m / (1-b1^t)) / (sqrt(v / (1-b2^t)) + eps)`.
+    `bias_correction=False` leaves both divisors out, which is mlx's default.
+    """
+
+    slots = ("m", "v")
+
+    def __init__(
+        self,
+        learning_rate: float | Schedule,
+        betas: Sequence[float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+        bias_correction: bool = True,
+    ) -> None:
+        super().__init__(learning_rate)
+        self.betas = _in_betas(betas)
+        self.eps = _in_range("eps", eps, 0)
+        self.weight_decay = _in_range("weight_decay", weight_decay, 0)
+        self.bias_correction = bool(bias_correction)
+
+    def _apply(
+        self, grad: np.ndarray, parameter: np.ndarray, slots: Arrays, rate: float, scale: float, first: bool
+    ) -> None:
+        beta1, beta2 = self.betas
+        bias1, bias2 = (1 - beta1**self.step, 1 - beta2**self.step) if self.bias_correction else (1.0, 1.0)
+        settings = (rate, beta1, beta2, self.eps, self.weight_decay, bias1, bias2, scale)
+        _core.adamw(grad, *settings, parameter, slots["m"], slots["v"])
+
+
+class Adam(AdamW):
+    """AdamW without weight decay."""
+
+    def __init__(
+        self,
+        learning_rate: float | Schedule,
+        betas: Sequence[float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        bias_correction: bool = True,
+    ) -> None:
+        super().__init__(learning_rate, betas, eps, 0.0, bias_correction)
+
+
+class SGD(Optimizer):
+    """Stochastic gradient descent with optional momentum, as torch computes it (the first update is not dampened).
+
+    `g += wd p;  buf = momentum buf + (1-dampening) g;  p -= lr (g + momentum buf if nesterov else buf)`.
+    """
+
+    slots = ("buf",)
+
+    def __init__(
+        self,
+        learning_rate: float | Schedule,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        dampening: float = 0.0,
+        nesterov: bool = False,
+    ) -> None:
+        super().__init__(learning_rate)
+        self.momentum = _in_range("momentum", momentum, 0)
+        self.weight_decay = _in_range("weight_decay", weight_decay, 0)
+        self.dampening = float(dampening)
+        self.nesterov = bool(nesterov)
+        if self.nesterov and (self.momentum == 0 or self.dampening != 0):
+            raise ValueError(f"nesterov=True needs momentum above 0 and dampening 0, not {momentum} and {dampening}")
+
+    def _apply(
+        self, grad: np.ndarray, parameter: np.ndarray, slots: Arrays, rate: float, scale: float, first: bool
+    ) -> None:
+        dampening = 0.0 if first or self.momentum == 0 else self.dampening
+        settings = (rate, self.momentum, dampening, self.weight_decay, int(self.nesterov), scale)
+        _core.sgd(grad, *settings, parameter, slots["buf"])
+
+
+class Lion(Optimizer):
+    """Lion: `p -= lr (sign(b1 m + (1-b1) g) + wd p);  m = b2 m + (1-b2) g`.
+
+    It wants a rate 3 to 10 times lower than AdamW's, and a weight decay as much higher.
+    """
+
+    slots = ("m",)
+
+    def __init__(
+        self,
+        learning_rate: float | Schedule,
+        betas: Sequence[float] = (0.9, 0.99),
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(learning_rate)
+        self.betas = _in_betas(betas)
+        self.weight_decay = _in_range("weight_decay", weight_decay, 0)
+
+    def _apply(
+        self, grad: np.ndarray, parameter: np.ndarray, slots: Arrays, rate: float, scale: float, first: bool
+    ) -> None:
+        _core.lion(grad, rate, *self.betas, self.weight_decay, scale, parameter, slots["m"])
+
+
+OPTIMIZERS: dict[str, type[Optimizer]] = {"adam": Adam, "adamw": AdamW, "lion": Lion, "sgd": SGD}
+
+
+def build_optimizer(
+    name: str, learning_rate: float | Schedule, config: Mapping[str, Any] | None = None, source: str = "optimizer"
+) -> Optimizer:
+    """The optimiser called `name` (any case) with the keyword arguments `config`; ValueError names what is allowed.
+
+    `source` is put before the message of an error: where the name was given.
+    """
+    kind = OPTIMIZERS.get(str(name).lower())
+    if kind is None:
+        raise ValueError(f"{source}: {name!r} is not available; allowed: {', '.join(OPTIMIZERS)}")
+    allowed = [p for p in inspect.signature(kind).parameters if p != "learning_rate"]
+    for key in config or {}:
+        if key not in allowed:
+            raise ValueError(f"{source}: {name} has no option {key!r}; allowed: {', '.join(allowed)}")
+    try:
+        return kind(learning_rate, **(config or {}))  # type: ignore[arg-type]
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{source}: {name}: {error}") from error
+
+
+def grad_norm(grads: Mapping[str, Any]) -> float:
+    """The Euclidean norm of all gradients together, summed in float64; nan or inf if any of them is."""
+    total, part = 0.0, np.zeros(1, np.float64)
+    for grad in grads.values():
+        _core.sum_squares(_flat(grad), part)
+        total += float(part[0])
+    return math.sqrt(total)
+
+
+def clip_scale(norm: float, max_norm: float | None) -> float:
+    """The factor that brings gradients of norm `norm` down to `max_norm` (None: 1.0), as torch and mlx compute it."""
+    if max_norm is None:
+        return 1.0
+    return min(_in_range("max_norm", max_norm, 0) / (norm + 1e-6), 1.0)
+
+
+def clip_grad_norm(grads: Mapping[str, Any], max_norm: float) -> tuple[dict[str, np.ndarray], float]:
+    """Gradients scaled down so that their norm is at most `max_norm`, and the norm that they had."""
+    norm = grad_norm(grads)
+    scale = np.float32(clip_scale(norm, max_norm))
+    return {name: grad if scale == 1 else grad * scale for name, grad in grads.items()}, norm
+
+
+# Schedules --------------------------------------------------------------------------------------------------------
+
+
+def _in_steps(name: str, steps: Any) -> int:
+    if not float(steps).is_integer() or steps < 1:
+        raise ValueError(f"{name} is {steps!r}; it must be a whole number of at least 1")
+    return int(steps)
+
+
+def linear_schedule(init: float, end: float, steps: int) -> Schedule:
+    """From `init` to `end` in equal parts over `steps` updates, then `end`."""
+    count = _in_steps("steps", steps)
+    return lambda step: end if step >= count else init + step * ((end - init) / count)
+
+
+def exponential_decay(init: float, decay_rate: float) -> Schedule:
+    """`init * decay_rate ** step`."""
+    return lambda step: init * decay_rate**step
+
+
+def step_decay(init: float, decay_rate: float, step_size: int) -> Schedule:
+    """`init`, multiplied by `decay_rate` after every `step_size` updates."""
+    size = _in_steps("step_size", step_size)
+    return lambda step: init * decay_rate ** (step // size)
+
+
+def cosine_decay(init: float, decay_steps: int, end: float = 0.0) -> Schedule:
+    """From `init` down to `end` along half a cosine over `decay_steps` updates, then `end`."""
+    count = _in_steps("decay_steps", decay_steps)
+    return lambda step: end + 0.5 * (1.0 + math.cos(math.pi / count * min(step, count))) * (init - end)
+
+
+def join_schedules(schedules: Sequence[Schedule], boundaries: Sequence[int]) -> Schedule:
+    """One schedule after the other: `schedules[i + 1]` takes over at update `boundaries[i]`, counting from 0 there."""
+    if not schedules or len(boundaries) != len(schedules) - 1:
+        raise ValueError(
+            f"{len(schedules)} schedules and {len(boundaries)} boundaries given; "
+            "at least one schedule, and one boundary fewer than schedules, are needed"
+        )
+
+    def schedule(step: int) -> float:
+        index = sum(step >= boundary for boundary in boundaries)
+        return schedules[index](step - boundaries[index - 1] if index else step)
+
+    return schedule
+
+
+class WarmUp:
+    """A linear warm-up over `warmup` updates from `init` to the rate that `after` starts with, and then `after`.
+
+    As in mlx-lm, update number `warmup` (counting from 0) has the full rate, and `after` counts from the one behind it.
+    """
+
+    def __init__(self, after: float | Schedule, warmup: int, init: float = 0.0) -> None:
+        self.warmup = _in_steps("warmup", warmup)
+        follow: Schedule = after if callable(after) else lambda step: float(after)
+        self._schedule = join_schedules([linear_schedule(init, follow(0), self.warmup), follow], [self.warmup + 1])
+
+    def __call__(self, step: int) -> float:
+        return self._schedule(step)
+
+
+SCHEDULES: dict[str, Callable[..., Schedule]] = {
+    "cosine_decay": cosine_decay,
+    "exponential_decay": exponential_decay,
+    "linear_schedule": linear_schedule,
+    "step_decay": step_decay,
+}
+
+
+def build_schedule(config: Mapping[str, Any]) -> Schedule:
+    """The schedule that mlx-lm's YAML describes: `{name, arguments, warmup, warmup_init}`; ValueError if it does not.
+
+    `arguments` are those of the schedule in their order; `warmup` counts optimiser updates, not micro-batches.
+    """
+    known = ("name", "arguments", "warmup", "warmup_init")
+    for key in config:
+        if key not in known:
+            raise ValueError(f"lr_schedule: unknown key {key!r}; allowed: {', '.join(known)}")
+    name, arguments = config.get("name"), config.get("arguments")
+    if name not in SCHEDULES:
+        raise ValueError(f"lr_schedule: name is {name!r}; allowed: {', '.join(SCHEDULES)}")
+    numbers = isinstance(arguments, (list, tuple)) and all(
+        isinstance(a, (int, float)) and not isinstance(a, bool) for a in arguments
+    )
+    signature = inspect.signature(SCHEDULES[name])
+    try:
+        if not numbers:
+            raise TypeError("not a list of numbers")
+        signature.bind(*arguments)  # type: ignore[misc]
+    except TypeError as error:
+        wanted = ", ".join(str(p).split(":")[0] for p in signature.parameters.values())
+        raise ValueError(f"lr_schedule: arguments is {arguments!r}; {name} takes [{wanted}]") from error
+    warmup, warmup_init = config.get("warmup") or 0, config.get("warmup_init") or 0.0
+    for key, value in (("warmup", warmup), ("warmup_init", warmup_init)):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0:
+            raise ValueError(f"lr_schedule: {key} is {value!r}; it must be a number of at least 0")
+    try:
+        schedule = SCHEDULES[name](*arguments)  # type: ignore[misc]
+        return WarmUp(schedule, warmup, warmup_init) if warmup else schedule
+    except ValueError as error:
+        raise ValueError(f"lr_schedule: {error}") from error

@@ -1,0 +1,65 @@
+"""Optimisers against torch.optim and mlx.optimizers, from the same parameters and gradients."""
+
+import numpy as np
+import pytest
+
+from pyloss import optim
+
+SHAPE = (17, 5)
+
+
+class Holder:
+    def __init__(self):
+        self.arrays = {"w": np.random.default_rng(0).standard_normal(SHAPE).astype(np.float32)}
+
+    def trainable_parameters(self):
+        return self.arrays
+
+
+def gradients(count=20):
+    rng = np.random.default_rng(1)
+    return [rng.standard_normal(SHAPE).astype(np.float32) for _ in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "peer", "options"),
+    [
+        (optim.AdamW, "AdamW", {}),
+        (optim.AdamW, "AdamW", {"betas": (0.8, 0.9), "eps": 1e-4, "weight_decay": 0.2}),
+        (optim.Adam, "Adam", {}),
+        (optim.SGD, "SGD", {}),
+        (optim.SGD, "SGD", {"momentum": 0.9, "dampening": 0.5, "weight_decay": 0.1}),
+        (optim.SGD, "SGD", {"momentum": 0.9, "nesterov": True}),
+    ],
+)
+def test_updates_equal_torch(kind, peer, options):
+    torch = pytest.importorskip("torch", reason="torch is not installed (parity extra)")
+    model = Holder()
+    weight = torch.nn.Parameter(torch.tensor(model.arrays["w"]))
+    ours, theirs = kind(1e-2, **options), getattr(torch.optim, peer)([weight], lr=1e-2, **options)
+    for grad in gradients():
+        ours.update(model, {"w": grad})
+        weight.grad = torch.tensor(grad)
+        theirs.step()
+    np.testing.assert_allclose(model.arrays["w"], weight.detach().numpy(), rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("kind", "peer", "options"),
+    [
+        (optim.AdamW, "AdamW", {"bias_correction": False}),
+        (optim.Adam, "Adam", {"bias_correction": True}),
+        (optim.Lion, "Lion", {"weight_decay": 0.1}),
+    ],
+)
+def test_updates_equal_mlx(kind, peer, options):
+    mx = pytest.importorskip("mlx.core", reason="mlx is not installed (parity extra)")
+    from mlx import optimizers
+
+    model = Holder()
+    weight = {"w": mx.array(model.arrays["w"])}
+    ours, theirs = kind(1e-2, **options), getattr(optimizers, peer)(1e-2, **options)
+    for grad in gradients():
+        ours.update(model, {"w": grad})
+        weight = theirs.apply_gradients({"w": mx.array(grad)}, weight)
+    np.testing.assert_allclose(model.arrays["w"], np.array(weight["w"]), rtol=2e-4, atol=1e-5)
