@@ -1,0 +1,25 @@
+"""The exceptions pyloss adds to Python's own."""
+
+from __future__ import annotations
+
+import os
+
+
+class FormatError(ValueError):
+    """A file that is damaged, truncated, or not of the kind it should be.
+
+    Attributes:
+        path: the file, as text.
+        what: the tensor, key or part concerned, or None when it is the file as a whole.
+        reason: what is wrong with it, and what would be right.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], what: str | None, reason: str) -> None:
+        self.path = os.fspath(path)
+        self.what = what
+        self.reason = reason
+        # All three stay in `args`, so that the error survives pickling between processes.
+        super().__init__(self.path, what, reason)
+
+    def __str__(self) -> str:
+        return ": ".join(part for part in (self.path, self.what, self.reason) if part)

@@ -1,0 +1,145 @@
+"""Reading and writing whole files: mapped reading, JSON with clear errors, writing that never leaves half a file."""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import re
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pyloss.errors import FormatError
+
+PathLike = str | os.PathLike[str]
+
+
+@contextmanager
+def replacing(path: PathLike) -> Iterator[Path]:
+    """Give the path of an empty file beside `path`; when the block ends well, it takes `path`'s place.
+
+    The new file is flushed to the disk before it is renamed, so `path` always holds the old content or all of the new.
+    When anything fails, the new file is removed and `path` is as it was.
+
+    Raises:
+        OSError: of the kind that happened (a full disk, a missing or read-only folder), naming `path`.
+    """
+    # A symbolic link keeps pointing at what it points at; its target is what is replaced.
+    target = Path(os.path.realpath(path))
+    beside = target.with_name(f".{target.name[:100]}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    try:
+        try:
+            os.close(os.open(beside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+            yield beside
+            _flush(beside)
+            with suppress(FileNotFoundError):
+                os.chmod(beside, target.stat().st_mode & 0o7777)
+            os.replace(beside, target)
+        finally:
+            with suppress(OSError):
+                os.unlink(beside)
+    except OSError as error:
+        number = error.errno or 0
+        raise OSError(number, f"cannot write: {error.strerror or error}", os.fspath(path)) from error
+    # The rename itself lasts only once the folder is flushed; some file systems cannot, and the data is safe anyway.
+    with suppress(OSError):
+        _flush(target.parent)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_bytes(path: PathLike, data: bytes) -> None:
+    """Write `data` to `path`, wholly or not at all. Raises OSError naming `path`."""
+    with replacing(path) as beside:
+        beside.write_bytes(data)
+
+
+def write_text(path: PathLike, text: str) -> None:
+    """Write `text` as UTF-8 to `path`, wholly or not at all. Raises OSError naming `path`."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: PathLike, value: Any, sort_keys: bool = False) -> None:
+    """Write `value` as indented JSON to `path`, wholly or not at all.
+
+    Raises:
+        TypeError, ValueError: `value` is not JSON (NaN and infinities are not); nothing is written.
+        OSError: naming `path`.
+    """
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, sort_keys=sort_keys)
+    write_text(path, text + "\n")
+
+
+def read_json(path: PathLike, kind: type = dict) -> Any:
+    """The JSON value in `path`, which must be of the Python type `kind`.
+
+    Raises:
+        FormatError: the file is not UTF-8 or not JSON (with the line), or holds another type.
+        OSError: the file cannot be read.
+    """
+    try:
+        value = json.loads(Path(path).read_bytes().decode())
+    except UnicodeDecodeError as error:
+        raise FormatError(path, f"byte {error.start}", "not UTF-8 text") from None
+    except json.JSONDecodeError as error:
+        raise FormatError(path, f"line {error.lineno} column {error.colno}", f"not JSON: {error.msg}") from None
+    except (RecursionError, ValueError) as error:  # nested thousands deep; an integer of thousands of digits
+        raise FormatError(path, None, f"not JSON that can be read: {error}") from None
+    if not isinstance(value, kind):
+        raise FormatError(path, None, f"holds a JSON {type(value).__name__}, expected a {kind.__name__}")
+    return value
+
+
+def map_file(path: PathLike) -> np.ndarray:
+    """The bytes of `path` as a read-only uint8 array [size] over a memory map; nothing is read until it is touched.
+
+    Raises:
+        FormatError: the file is empty.
+        OSError: the file cannot be opened.
+    """
+    with open(path, "rb") as file:
+        if os.fstat(file.fileno()).st_size == 0:
+            raise FormatError(path, None, "the file is empty")
+        return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), dtype=np.uint8)
+
+
+def write_safetensors(
+    path: PathLike, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write arrays (any strides; bfloat16 as `ml_dtypes.bfloat16`) as a safetensors file, wholly or not at all.
+
+    Raises:
+        TypeError: a name or metadata that is not text, a value that is not an array, or one of a dtype without a
+            safetensors name.
+        OSError: naming `path`.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
+    for name, array in tensors.items():
+        if not isinstance(name, str) or not isinstance(array, np.ndarray):
+            raise TypeError(f"tensors must map str to numpy.ndarray, got {name!r}: {type(array).__name__}")
+    for key, text in (metadata or {}).items():
+        if not isinstance(key, str) or not isinstance(text, str):
+            raise TypeError(f"metadata must map str to str, got {key!r}: {text!r}")
+    # The library reads each array's memory from its first byte on, and trusts that it is contiguous.
+    dense = {name: np.require(array, requirements="C") for name, array in tensors.items()}
+    with replacing(path) as beside:
+        try:
+            save_file(dense, beside, metadata=dict(metadata) if metadata else None)
+        except SafetensorError as error:
+            system = re.search(r"os error (\d+)", str(error))
+            if system is None:
+                raise TypeError(f"tensors cannot be written as safetensors: {error}") from None
+            raise OSError(int(system[1]), os.strerror(int(system[1]))) from error
