@@ -1,0 +1,167 @@
+"""Building a `tokenizers.Tokenizer` from a GGUF file's vocabulary (byte-level BPE)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, processors
+
+from pyloss.errors import FormatError
+
+_UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4  # of tokenizer.ggml.token_type; 1 is an ordinary token
+
+_SPECIAL = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
+
+# Tokens that end a turn, or a message to a tool; generation stops at them as at the end of the text.
+_ENDS = ("eos", "eot", "eom")
+
+
+class _Pre(NamedTuple):
+    """How text is cut before merging; `pattern` None is GPT-2's, which the library has built in."""
+
+    pattern: str | None
+    digits: bool = False  # every digit is cut out by itself first
+    ignore_merges: bool = False  # a piece that is in the vocabulary as a whole is that token
+    add_bos: bool = False  # where the file does not say
+
+
+def _llama3_pattern(numbers: str) -> str:
+    return (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
+        + numbers
+        + r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    )
+
+
+_GPT2 = _Pre(None)
+# SmolLM's own tokenizer.json cuts digits and then as GPT-2 does, and llama.cpp agrees. transformers' conversion of GGUF
+# files does not know `tokenizer.ggml.pre` and keeps digits together: "123" becomes other tokens than the model has seen.
+_SMOLLM = _Pre(None, digits=True)
+_LLAMA3 = _Pre(_llama3_pattern(r"\p{N}{1,3}"), ignore_merges=True, add_bos=True)
+_QWEN2 = _Pre(_llama3_pattern(r"\p{N}"))
+
+PRE_TOKENIZERS = {
+    "gpt-2": _GPT2,
+    "smollm": _SMOLLM,
+    "llama3": _LLAMA3,
+    "llama-v3": _LLAMA3,
+    "llama-bpe": _LLAMA3,
+    "qwen2": _QWEN2,
+    "deepseek-r1-qwen": _QWEN2,
+}
+
+
+def build_tokenizer(
+    metadata: Mapping[str, Any], path: str | os.PathLike[str]
+) -> tuple[tokenizers.Tokenizer, dict[str, str], set[int]]:
+    """The tokenizer, the special tokens by transformers' names, and the ids that end a generation.
+
+    Raises:
+        ValueError: a kind of vocabulary or pre-tokenizer that is not here.
+        FormatError: keys that are missing or damaged.
+    """
+    kind = metadata.get("tokenizer.ggml.model")
+    if kind != "gpt2":
+        raise ValueError(f"{path}: tokenizer.ggml.model {kind!r} is not supported; supported is 'gpt2', byte-level BPE")
+    name = metadata.get("tokenizer.ggml.pre")
+    pre = PRE_TOKENIZERS.get(name) if isinstance(name, str) else None
+    if pre is None:
+        supported = ", ".join(PRE_TOKENIZERS)
+        raise ValueError(f"{path}: tokenizer.ggml.pre {name!r} is not supported; supported are {supported}")
+    tokens = _texts(metadata, "tokens", path)
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    if len(vocabulary) != len(tokens):
+        twice = next(token for index, token in enumerate(tokens) if vocabulary[token] != index)
+        raise FormatError(path, "tokenizer.ggml.tokens", f"the token {twice!r} occurs twice")
+    # Neither side of a merge is empty, so a first character that is a space belongs to the left one.
+    merges = [(merge[:cut], merge[cut + 1 :]) for merge, cut in _cuts(_texts(metadata, "merges", path), path)]
+    try:
+        backend = tokenizers.Tokenizer(
+            models.BPE(vocab=vocabulary, merges=merges, fuse_unk=False, ignore_merges=pre.ignore_merges)
+        )
+    except Exception as error:  # the library raises bare Exceptions
+        raise FormatError(path, "tokenizer.ggml.merges", f"not the merges of this vocabulary: {error}") from None
+    backend.pre_tokenizer = _pre_tokenizer(pre)
+    backend.decoder = decoders.ByteLevel()
+    _add_tokens(backend, metadata.get("tokenizer.ggml.token_type"), tokens, path)
+
+    ids = {key: _token_id(metadata, key, len(tokens), path) for key in {*_SPECIAL, *_ENDS}}
+    special = {text: tokens[index] for key, text in _SPECIAL.items() if (index := ids[key]) is not None}
+    backend.post_processor = _post_processor(metadata, pre, special, vocabulary, path)
+    return backend, special, {index for key in _ENDS if (index := ids[key]) is not None}
+
+
+def _texts(metadata: Mapping[str, Any], key: str, path: str | os.PathLike[str]) -> list[str]:
+    values = metadata.get(f"tokenizer.ggml.{key}")
+    if not isinstance(values, list) or not values or not all(type(value) is str for value in values):
+        raise FormatError(path, f"tokenizer.ggml.{key}", "expected a list of texts")
+    return values
+
+
+def _cuts(merges: list[str], path: str | os.PathLike[str]) -> list[tuple[str, int]]:
+    cuts = [(merge, merge.find(" ", 1)) for merge in merges]
+    for merge, cut in cuts:
+        if cut < 0:
+            raise FormatError(path, "tokenizer.ggml.merges", f"expected two tokens with a space between, got {merge!r}")
+    return cuts
+
+
+def _pre_tokenizer(pre: _Pre) -> Any:
+    steps: list[Any] = [pre_tokenizers.Digits(individual_digits=True)] if pre.digits else []
+    if pre.pattern is None:
+        steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True))
+    else:
+        steps.append(pre_tokenizers.Split(tokenizers.Regex(pre.pattern), behavior="isolated"))
+        steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
+    return pre_tokenizers.Sequence(steps)
+
+
+def _add_tokens(backend: tokenizers.Tokenizer, kinds: Any, tokens: list[str], path: str | os.PathLike[str]) -> None:
+    """Make the tokens that are matched in the text before it is cut known as such."""
+    if not isinstance(kinds, list) or len(kinds) != len(tokens):
+        raise FormatError(path, "tokenizer.ggml.token_type", f"expected a list of {len(tokens)} numbers, one per token")
+    added = [
+        tokenizers.AddedToken(token, special=kind != _USER_DEFINED, normalized=False)
+        for token, kind in zip(tokens, kinds, strict=True)
+        if kind in (_UNKNOWN, _CONTROL, _USER_DEFINED) and token
+    ]
+    backend.add_tokens(added)
+
+
+def _token_id(metadata: Mapping[str, Any], key: str, count: int, path: str | os.PathLike[str]) -> int | None:
+    name = f"tokenizer.ggml.{key}_token_id"
+    value = metadata.get(name)
+    # Files without such a token say so with -1, stored as unsigned.
+    if value is None or value == 0xFFFFFFFF:
+        return None
+    if type(value) is not int or not 0 <= value < count:
+        raise FormatError(path, name, f"expected a token id in [0, {count}), got {value!r:.100}")
+    return value
+
+
+def _post_processor(
+    metadata: Mapping[str, Any],
+    pre: _Pre,
+    special: dict[str, str],
+    vocabulary: dict[str, int],
+    path: str | os.PathLike[str],
+) -> Any:
+    """What puts the bos and eos tokens around a text."""
+    single = ["$A"]
+    for key, name, default in (("add_bos_token", "bos_token", pre.add_bos), ("add_eos_token", "eos_token", False)):
+        wanted = metadata.get(f"tokenizer.ggml.{key}", default)
+        if type(wanted) is not bool:
+            raise FormatError(path, f"tokenizer.ggml.{key}", f"expected true or false, got {wanted!r:.100}")
+        if not wanted:
+            continue
+        if name not in special:
+            raise FormatError(path, f"tokenizer.ggml.{key}", f"is true, and the file names no {name}")
+        single.insert(0 if name == "bos_token" else len(single), special[name])
+    if len(single) == 1:
+        return processors.ByteLevel(trim_offsets=False)
+    return processors.TemplateProcessing(
+        single=single, special_tokens=[(token, vocabulary[token]) for token in single if token != "$A"]
+    )
