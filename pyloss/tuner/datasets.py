@@ -1,0 +1,391 @@
+"""Datasets: records made into tokens and targets, and the ways to load them (local JSONL, the Hugging Face hub)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pyloss.tuner.records import Record, Records, check_messages, check_tools, field
+from pyloss.tuner.targets import TRAIN_ON, Sample, as_sample, chat_sample, eos_ids
+
+log = logging.getLogger("pyloss")
+
+SPLITS = {"train": ("train",), "valid": ("valid", "validation"), "test": ("test",)}
+_HUB_FILES = (".parquet", ".jsonl", ".json", ".csv", ".arrow")
+
+
+def resolve_train_on(train_on: str | None, mask_prompt: bool) -> str:
+    """`train_on` if given, else what `mask_prompt` says; `ValueError` for an unknown or a contradicting one."""
+    if train_on is None:
+        return "last" if mask_prompt else "all"
+    if train_on not in TRAIN_ON:
+        raise ValueError(f"train_on is {train_on!r}, and must be one of {', '.join(map(repr, TRAIN_ON))}")
+    if mask_prompt and train_on == "all":
+        raise ValueError("mask_prompt=True leaves the prompt untrained, but train_on='all' trains it: give one of them")
+    return train_on
+
+
+class _Dataset:
+    """Records with a tokenizer. `dataset[i]` is the record as it was given."""
+
+    def __init__(self, data: Any, tokenizer: Any, mask_prompt: bool = False, train_on: str | None = None):
+        self._data = data
+        self.tokenizer = tokenizer
+        self.train_on = resolve_train_on(train_on, mask_prompt)
+        self.mask_prompt = self.train_on != "all"
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __getitem__(self, idx: int) -> Record:
+        record: Record = self._data[idx]
+        return record
+
+    def sample(self, idx: int) -> Sample:
+        """The tokens of record `idx` and the weight of each as a target; `ValueError` where the record is unusable."""
+        record = self[idx]
+        self.check(record, self.where(idx))
+        try:
+            return self._sample(record)
+        except ValueError as e:
+            raise ValueError(f"{self.where(idx)}: {e}") from e
+
+    def process(self, d: Record) -> tuple[list[int], int]:
+        """`(tokens, offset)` of one record as in mlx-lm: the tokens from `offset` to the end are targets.
+
+        Raises `ValueError` for targets that an offset cannot say (several turns); `sample(i)` gives those.
+        """
+        self.check(d, "record")
+        return _as_offset(self._sample(d))
+
+    def where(self, idx: int) -> str:
+        """Where record `idx` comes from, for messages."""
+        return self._data.where(idx) if isinstance(self._data, Records) else f"record {idx}"
+
+    def check(self, record: Mapping[str, Any], where: str) -> None:
+        """Raises `ValueError` naming `where`, the keys found and those expected, if the record lacks what is needed."""
+        raise NotImplementedError
+
+    def _sample(self, record: Record) -> Sample:
+        raise NotImplementedError
+
+
+class TextDataset(_Dataset):
+    """Records `{"text": ...}`: all tokens are targets, and the end token is appended."""
+
+    def __init__(self, data: Any, tokenizer: Any, text_key: str = "text"):
+        super().__init__(data, tokenizer)
+        self.text_key = text_key
+
+    def check(self, record: Mapping[str, Any], where: str) -> None:
+        field(record, self.text_key, str, where, repr(self.text_key))
+
+    def _sample(self, record: Record) -> Sample:
+        tokens = list(self.tokenizer.encode(record[self.text_key]))
+        eos = self.tokenizer.eos_token_id
+        if eos is not None and tokens[-1:] != [eos]:
+            tokens.append(eos)
+        return Sample.from_spans(tokens, [(0, len(tokens))])
+
+
+class ChatDataset(_Dataset):
+    """Records `{"messages": [{"role", "content"}, ...], "tools": [...]}` under the tokenizer's chat template.
+
+    `train_on`: "last" (the last assistant turn; what `mask_prompt=True` means), "assistant" (every one) or "all" tokens.
+    """
+
+    def __init__(
+        self,
+        data: Any,
+        tokenizer: Any,
+        chat_key: str = "messages",
+        mask_prompt: bool = False,
+        train_on: str | None = None,
+    ):
+        super().__init__(data, tokenizer, mask_prompt, train_on)
+        self.chat_key = chat_key
+
+    def check(self, record: Mapping[str, Any], where: str) -> None:
+        check_messages(record, self.chat_key, where)
+
+    def _sample(self, record: Record) -> Sample:
+        return chat_sample(self.tokenizer, record[self.chat_key], record.get("tools"), self.train_on)
+
+
+class CompletionsDataset(_Dataset):
+    """Records `{"prompt": ..., "completion": ...}`: a user's turn and the answer under the chat template.
+
+    The end token is appended where the template does not end the answer with one.
+    """
+
+    def __init__(
+        self,
+        data: Any,
+        tokenizer: Any,
+        prompt_key: str = "prompt",
+        completion_key: str = "completion",
+        mask_prompt: bool = False,
+        train_on: str | None = None,
+    ):
+        super().__init__(data, tokenizer, mask_prompt, train_on)
+        self.prompt_key = prompt_key
+        self.completion_key = completion_key
+
+    def check(self, record: Mapping[str, Any], where: str) -> None:
+        for key in (self.prompt_key, self.completion_key):
+            field(record, key, str, where, f"{self.prompt_key!r} and {self.completion_key!r}")
+        check_tools(record, where)
+
+    def _sample(self, record: Record) -> Sample:
+        messages = [
+            {"role": "user", "content": record[self.prompt_key]},
+            {"role": "assistant", "content": record[self.completion_key]},
+        ]
+        sample = chat_sample(self.tokenizer, messages, record.get("tools"), self.train_on)
+        ends = eos_ids(self.tokenizer)
+        # Two tokens: templates put a line break behind the end token.
+        if not ends or ends.intersection(sample.tokens[-2:]):
+            return sample
+        return Sample([*sample.tokens, self.tokenizer.eos_token_id], np.append(sample.weights, np.float32(1)))
+
+
+class ConcatenatedDataset:
+    """Several datasets end to end. Its records carry `"_dataset"`, the number of their dataset; the originals do not."""
+
+    def __init__(self, data: Sequence[Any]):
+        self._data: list[Any] = []
+        for part in data:
+            self._data.extend(part._data if isinstance(part, ConcatenatedDataset) else [part])
+
+    def _find(self, idx: int) -> tuple[int, int]:
+        index = idx + len(self) if idx < 0 else idx
+        for number, part in enumerate(self._data):
+            if 0 <= index < len(part):
+                return number, index
+            index -= len(part)
+        raise IndexError(f"index {idx} of a dataset of {len(self)} records")
+
+    def __len__(self) -> int:
+        return sum(map(len, self._data))
+
+    def __getitem__(self, idx: int) -> Record:
+        number, index = self._find(idx)
+        return {**self._data[number][index], "_dataset": number}
+
+    def sample(self, idx: int) -> Sample:
+        number, index = self._find(idx)
+        return _sample_of(self._data[number], index)
+
+    def process(self, d: Record) -> Any:
+        return self._data[d["_dataset"]].process(d)
+
+
+class CacheDataset:
+    """Another dataset, each of its records tokenised when first asked for and then kept (8 bytes a token).
+
+    `cache[i]` is `(tokens, offset)`, `cache.sample(i)` the `Sample`, `cache.itemlen(i)` its number of tokens. The other
+    dataset has `sample(i)`, or `process(record)`, or its items are themselves what `as_sample` takes.
+    """
+
+    def __init__(self, data: Any):
+        self._data = data
+        self._kept: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]] | None] = [None] * len(data)
+        self.said: set[str] = set()  # messages about this data that were given already
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def _arrays(self, idx: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+        kept = self._kept[idx]
+        if kept is None:
+            sample = _sample_of(self._data, idx)
+            tokens = np.asarray(sample.tokens, np.int64)
+            small = not len(tokens) or np.abs(tokens).max() <= np.iinfo(np.int32).max
+            kept = self._kept[idx] = (tokens.astype(np.int32) if small else tokens, sample.weights)
+        return kept
+
+    def sample(self, idx: int) -> Sample:
+        tokens, weights = self._arrays(idx)
+        return Sample(tokens.tolist(), weights)
+
+    def __getitem__(self, idx: int) -> tuple[list[int], int]:
+        return _as_offset(self.sample(idx))
+
+    def itemlen(self, idx: int) -> int:
+        return len(self._arrays(idx)[0])
+
+
+def _as_offset(sample: Sample) -> tuple[list[int], int]:
+    if not sample.is_span:
+        raise ValueError("the targets of this record are not one span to its end, so no offset says them; use sample(i)")
+    return sample.tokens, sample.offset
+
+
+def _sample_of(dataset: Any, idx: int) -> Sample:
+    if hasattr(dataset, "sample"):
+        sample: Sample = dataset.sample(idx)
+        return sample
+    item = dataset[idx]
+    try:
+        return as_sample(dataset.process(item) if hasattr(dataset, "process") else item)
+    except TypeError as e:
+        raise TypeError(f"record {idx}: {e}") from e
+
+
+def create_dataset(data: Any, tokenizer: Any, config: Any) -> _Dataset:
+    """The dataset for `data` by the keys of its first record.
+
+    `config` may have `mask_prompt`, `train_on`, `prompt_feature`, `completion_feature`, `chat_feature`, `text_feature`.
+    Raises `ValueError` for an empty dataset, or one whose keys are none of those.
+    """
+    if len(data) == 0:
+        raise ValueError("the dataset is empty")
+    mask_prompt = bool(getattr(config, "mask_prompt", False))
+    train_on = getattr(config, "train_on", None)
+    prompt = getattr(config, "prompt_feature", None) or "prompt"
+    completion = getattr(config, "completion_feature", None) or "completion"
+    chat = getattr(config, "chat_feature", None) or "messages"
+    text = getattr(config, "text_feature", None) or "text"
+    if prompt in data[0] and completion in data[0]:
+        return CompletionsDataset(data, tokenizer, prompt, completion, mask_prompt, train_on)
+    if chat in data[0]:
+        return ChatDataset(data, tokenizer, chat, mask_prompt, train_on)
+    if text in data[0]:
+        if resolve_train_on(train_on, mask_prompt) != "all":
+            raise ValueError(f"records of {text!r} have no prompt to mask: leave out mask_prompt and train_on")
+        return TextDataset(data, tokenizer, text)
+    where = data.where(0) if isinstance(data, Records) else "record 0"
+    found = ", ".join(repr(k) for k in data[0]) or "none"
+    expected = f"{prompt!r} and {completion!r}, or {chat!r}, or {text!r}"
+    raise ValueError(f"{where}: the record's keys are {found}; expected {expected}")
+
+
+def load_local_dataset(data_path: Path | str, tokenizer: Any, config: Any) -> tuple[Any, Any, Any]:
+    """`(train, valid, test)` from `train.jsonl`, `valid.jsonl`, `test.jsonl` in a folder; `[]` for a missing or empty one.
+
+    Every record is checked. Raises `FormatError` for a line that is not JSON, `ValueError` for a record of other keys.
+    """
+
+    def subset(names: tuple[str, ...]) -> Any:
+        path = next((p for p in (Path(data_path) / f"{n}.jsonl" for n in names) if p.exists()), None)
+        records = [] if path is None else Records(path)
+        if not isinstance(records, Records) or not records:
+            return []
+        dataset = create_dataset(records, tokenizer, config)
+        for i, record in enumerate(records):
+            dataset.check(record, records.where(i))
+        return dataset
+
+    train, valid, test = map(subset, SPLITS.values())
+    return train, valid, test
+
+
+def load_hf_dataset(data_id: str, tokenizer: Any, config: Any) -> tuple[Any, Any, Any]:
+    """`(train, valid, test)` of a dataset of the Hugging Face hub, or of a folder in the hub's layout; `[]` for no split."""
+    splits = _from_hub(data_id)
+    names = [next((n for n in names if n in splits), None) for names in SPLITS.values()]
+    found: list[Any] = [
+        create_dataset(splits[n], tokenizer, config) if n is not None and len(splits[n]) else [] for n in names
+    ]
+    return found[0], found[1], found[2]
+
+
+def load_custom_hf_dataset(args: Any, tokenizer: Any) -> tuple[Any, Any, Any]:
+    """`(train, valid, test)` of `args.hf_dataset`: one or a list of dicts as in mlx-lm's configurations.
+
+    A dict has `path`, and may have `train_split` ("train[:80%]"), `valid_split` ("train[-10%:]"), `test_split`, the
+    `*_feature` keys and `config`, the further arguments of `datasets.load_dataset`. Several are concatenated.
+    """
+    given = args.hf_dataset
+    collection: list[list[Any]] = []
+    for entry in [given] if isinstance(given, Mapping) else given:
+        if not isinstance(entry, Mapping) or not isinstance(entry.get("path"), str):
+            raise ValueError(f"hf_dataset is {entry!r}, and must be a mapping with a 'path', or a list of such")
+        ours = {"mask_prompt": getattr(args, "mask_prompt", False), "train_on": getattr(args, "train_on", None)}
+        config = SimpleNamespace(**{**entry, **ours})
+        wanted = {
+            "train_split": entry.get("train_split", "train[:80%]") if args.train else None,
+            "valid_split": entry.get("valid_split", "train[-10%:]") if args.train else None,
+            "test_split": entry.get("test_split") if args.test else None,
+        }
+        if args.test and wanted["test_split"] is None:
+            raise ValueError(f"hf_dataset {entry['path']!r} has no 'test_split', and test is asked for")
+        options = entry.get("config") or {}
+        rows = [_from_hub(entry["path"], split=s, **options) if s else [] for s in wanted.values()]
+        collection.append([create_dataset(r, tokenizer, config) if len(r) else [] for r in rows])
+    if not collection:
+        raise ValueError("hf_dataset is empty, and must name at least one dataset")
+    found = collection[0] if len(collection) == 1 else [ConcatenatedDataset(parts) for parts in zip(*collection)]
+    return found[0], found[1], found[2]
+
+
+def _from_hub(name: str, **options: Any) -> Any:
+    try:
+        import datasets
+    except ImportError as e:
+        raise ImportError(f"{name!r} is read with the package datasets: pip install \"pyloss[hub]\"") from e
+    log.info("Loading the Hugging Face dataset %s", name)
+    try:
+        return datasets.load_dataset(name, **options)
+    except (OSError, datasets.exceptions.DatasetsError) as e:
+        raise ValueError(f"no folder {name!r} with usable data, and no such dataset from the Hugging Face hub: {e}") from e
+
+
+def load_dataset(
+    args: Any,
+    tokenizer: Any,
+    *,
+    mask_prompt: bool | None = None,
+    train_on: str | None = None,
+    train: bool | None = None,
+    test: bool | None = None,
+    prompt_feature: str | None = None,
+    completion_feature: str | None = None,
+    chat_feature: str | None = None,
+    text_feature: str | None = None,
+) -> tuple[Any, Any, Any]:
+    """`(train, valid, test)`, each a dataset or `[]`.
+
+    `args` is a folder with `train.jsonl` (and `valid.jsonl`, `test.jsonl`), a folder in the hub's layout, the hub's name of
+    a dataset, or mlx-lm's namespace with `data` or `hf_dataset`; keywords go before what the namespace says.
+    `train=True` (the default) needs training data, `test=True` test data. Raises `ValueError` for missing or unusable
+    data, `FormatError` for a line that is not JSON, `ImportError` where the hub's package is needed and missing.
+    """
+    given = {k: v for k, v in locals().items() if k not in ("args", "tokenizer") and v is not None}
+    fields = {"data": str(args)} if isinstance(args, (str, Path)) else dict(vars(args))
+    config = SimpleNamespace(**{"train": True, "test": False, **fields, **given})
+    if getattr(config, "hf_dataset", None):
+        found = load_custom_hf_dataset(config, tokenizer)
+    else:
+        found = _load_path(config, tokenizer)
+    for name, split, needed in (("train", found[0], config.train), ("test", found[2], config.test)):
+        if needed and len(split) == 0:
+            place = getattr(config, "hf_dataset", None) or config.data
+            raise ValueError(f"no {name} data in {place!r}: {name}.jsonl (or the hub's split) is missing or empty")
+    if config.train and len(found[1]) == 0:
+        log.warning("No validation data found: training goes on without validation.")
+    return found
+
+
+def _load_path(config: Any, tokenizer: Any) -> tuple[Any, Any, Any]:
+    data = getattr(config, "data", None)
+    if not data:
+        raise ValueError("no data given: give a folder with train.jsonl, or the name of a dataset of the hub")
+    path = Path(data).expanduser()
+    if path.is_dir():
+        if any((path / f"{n}.jsonl").exists() for names in SPLITS.values() for n in names):
+            return load_local_dataset(path, tokenizer, config)
+        if any(p.suffix in _HUB_FILES for p in path.rglob("*")):
+            return load_hf_dataset(str(path), tokenizer, config)
+        raise ValueError(f"{path}: no train.jsonl, valid.jsonl or test.jsonl in this folder, nor data in the hub's layout")
+    if path.exists():
+        raise ValueError(f"{path} is a file: give the folder in which train.jsonl lies")
+    if str(data).count("/") > 1 or str(data).endswith("/") or str(data)[0] in "./~\\":
+        raise ValueError(f"{data}: there is no such folder")
+    return load_hf_dataset(str(data), tokenizer, config)

@@ -1,0 +1,42 @@
+"""A look at what is trained on: decoded samples with their target tokens marked."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from typing import Any
+
+from pyloss.tuner.datasets import CacheDataset
+
+MARKS = ("[+", "+]")
+_COLOURS = ("\x1b[32m", "\x1b[0m")
+
+
+def preview(dataset: Any, tokenizer: Any, n: int = 1, max_seq_length: int | None = None, color: bool = False) -> str:
+    """The first `n` samples of `dataset` as text, the trained tokens between `[+` and `+]` (and green with `color`).
+
+    Above each sample stands its number of tokens and of targets. With `max_seq_length`, samples are shown as they are cut.
+    Control characters other than tabs and line breaks are shown as `\\x1b`. Raises `ValueError` for an empty dataset.
+    """
+    cache = dataset if isinstance(dataset, CacheDataset) else CacheDataset(dataset)
+    if not len(cache):
+        raise ValueError("the dataset is empty: there is nothing to show")
+    first, last = (a + b for a, b in zip(MARKS, _COLOURS)) if color else MARKS
+    blocks = []
+    for i in range(min(n, len(cache))):
+        whole = cache.sample(i)
+        sample = whole if max_seq_length is None else whole.cut(max_seq_length)
+        trained = [bool(w) for w in sample.weights]
+        cut = "" if sample is whole else f", cut from {len(whole.tokens)}"
+        lines = [f"sample {i}: {len(trained)} tokens{cut}, {sum(trained)} of them targets (between {MARKS[0]} and {MARKS[1]})"]
+        if not any(trained):
+            lines[0] += ": nothing to train on, the sample is skipped"
+        text = ""
+        for is_target, run in groupby(zip(trained, sample.tokens), key=lambda pair: pair[0]):
+            part = _visible(tokenizer.decode([token for _, token in run]))
+            text += first + part + last if is_target else part
+        blocks.append("\n".join([*lines, text]))
+    return "\n\n".join(blocks)
+
+
+def _visible(text: str) -> str:
+    return "".join(c if c in "\n\t" or ord(c) >= 160 or c.isprintable() else f"\\x{ord(c):02x}" for c in text)

@@ -1,0 +1,95 @@
+"""Reading JSONL records and checking them: every message names the file, the line and what was expected."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pyloss.errors import FormatError
+
+Record = dict[str, Any]
+
+_KINDS = {str: "a string", list: "a list", dict: "an object", bool: "true or false", int: "a number", float: "a number"}
+
+
+class Records(list[Record]):
+    """The records of one JSONL file in order; `where(i)` says which file and line record `i` stands on."""
+
+    def __init__(self, path: Path):
+        """Reads `path`. Blank lines are passed over; a line that is not one UTF-8 JSON object gives `FormatError`."""
+        super().__init__()
+        self.path = path
+        self._lines: list[int] = []
+        for number, record in _read(path):
+            self.append(record)
+            self._lines.append(number)
+
+    def where(self, index: int) -> str:
+        return f"{self.path}, line {self._lines[index]}"
+
+
+def _read(path: Path) -> Iterator[tuple[int, Record]]:
+    with open(path, "rb") as file:
+        for number, raw in enumerate(file, 1):
+            what = f"line {number}"
+            try:
+                line = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+            except UnicodeDecodeError as e:
+                raise FormatError(path, what, f"is not UTF-8: byte 0x{raw[e.start]:02x} at byte {e.start + 1}") from None
+            if not line:
+                continue
+            try:
+                record = json.loads(line)
+                if "\\u" in line:
+                    json.dumps(record, ensure_ascii=False).encode("utf-8")
+            except json.JSONDecodeError as e:
+                raise FormatError(path, what, f"is not valid JSON: {e.msg} at column {e.colno}") from None
+            except UnicodeEncodeError:
+                raise FormatError(path, what, "holds half of a surrogate pair (\\ud800 to \\udfff alone)") from None
+            except (RecursionError, ValueError) as e:
+                raise FormatError(path, what, f"is not JSON that can be read: {e}") from None
+            if not isinstance(record, dict):
+                raise FormatError(path, what, f"is {kind_of(record)}, and must be an object such as {{\"text\": ...}}")
+            yield number, record
+
+
+def kind_of(value: Any) -> str:
+    """What a JSON value is, in words."""
+    return "null" if value is None else _KINDS.get(type(value), f"of type {type(value).__name__}")
+
+
+def field(record: Mapping[str, Any], key: str, kind: type, where: str, expected: str) -> Any:
+    """`record[key]`, which must be there and of `kind`; otherwise a `ValueError` that says what was found."""
+    if key not in record:
+        found = ", ".join(repr(k) for k in record) or "none"
+        raise ValueError(f"{where}: the record has no {key!r}; its keys are {found}; expected {expected}")
+    value = record[key]
+    if not isinstance(value, kind):
+        raise ValueError(f"{where}: {key!r} is {kind_of(value)}, and must be {_KINDS[kind]}")
+    return value
+
+
+def check_messages(record: Mapping[str, Any], key: str, where: str) -> None:
+    """Checks a chat record: a non-empty list of objects with a role and a content, and `tools` a list if given."""
+    messages = field(record, key, list, where, f"{key!r}, and 'tools' if there are any")
+    if not messages:
+        raise ValueError(f"{where}: {key!r} is empty, and must hold at least one message")
+    for i, message in enumerate(messages):
+        at = f"{where}: {key}[{i}]"
+        if not isinstance(message, Mapping):
+            raise ValueError(f"{at} is {kind_of(message)}, and must be an object with 'role' and 'content'")
+        field(message, "role", str, at, "'role' and 'content'")
+        content = message.get("content")
+        if content is None and not message.get("tool_calls"):
+            found = ", ".join(repr(k) for k in message)
+            raise ValueError(f"{at} has no 'content' (and no 'tool_calls'); its keys are {found}")
+        if content is not None and not isinstance(content, (str, list)):
+            raise ValueError(f"{at}: 'content' is {kind_of(content)}, and must be a string")
+    check_tools(record, where)
+
+
+def check_tools(record: Mapping[str, Any], where: str) -> None:
+    if record.get("tools") is not None:
+        field(record, "tools", list, where, "a list of tools")

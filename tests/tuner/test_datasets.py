@@ -1,0 +1,379 @@
+"""Datasets: which tokens are targets, what is read from disk, and what is said about unusable records."""
+
+import builtins
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from fake import END, START, FakeTokenizer, chatml, no_end, shuffling, thinking
+
+from pyloss.errors import FormatError
+from pyloss.tuner import datasets as ds
+from pyloss.tuner.targets import Sample, as_sample
+
+CHAT = {
+    "messages": [
+        {"role": "system", "content": "be brief"},
+        {"role": "user", "content": "one?"},
+        {"role": "assistant", "content": "yes one"},
+        {"role": "user", "content": "two?"},
+        {"role": "assistant", "content": "yes two"},
+    ]
+}
+QA = {"prompt": "why", "completion": "because"}
+
+
+@pytest.fixture
+def tokenizer():
+    return FakeTokenizer()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Writes splits as JSONL: `folder(train=[...], valid=b"raw")` gives the folder."""
+
+    def write(**splits):
+        for name, content in splits.items():
+            lines = content if isinstance(content, bytes) else "".join(json.dumps(r) + "\n" for r in content).encode()
+            (tmp_path / f"{name}.jsonl").write_bytes(lines)
+        return tmp_path
+
+    return write
+
+
+def targets(sample, tokenizer):
+    """The trained tokens, decoded, one string for each unbroken run."""
+    runs, last = [], None
+    for i in np.flatnonzero(sample.weights):
+        runs = runs if last == i - 1 else [*runs, []]
+        runs[-1].append(sample.tokens[i])
+        last = i
+    return [tokenizer.decode(r) for r in runs]
+
+
+def chat(train_on, template=chatml, record=CHAT):
+    tokenizer = FakeTokenizer(template)
+    sample = ds.ChatDataset([record], tokenizer, train_on=train_on).sample(0)
+    assert sample.weights.dtype == np.float32 and sample.weights.shape == (len(sample.tokens),)
+    return targets(sample, tokenizer)
+
+
+# Which tokens are targets
+
+
+def test_last_turn_alone_with_its_end_token():
+    assert chat("last") == [f"yes two{END}\n"]
+
+
+def test_every_assistant_turn_with_its_end_token():
+    assert chat("assistant") == [f"yes one{END}\n", f"yes two{END}\n"]
+
+
+def test_all_tokens_but_the_first_which_nothing_predicts(tokenizer):
+    sample = ds.ChatDataset([CHAT], tokenizer).sample(0)
+    assert sample.weights[0] == 0 and (sample.weights[1:] == 1).all()
+    assert sample.offset == 0 and sample.is_span
+
+
+def test_end_token_is_a_target_though_it_is_the_padding_token(tokenizer):
+    assert tokenizer.pad_token_id == tokenizer.eos_token_id
+    sample = ds.ChatDataset([CHAT], tokenizer, mask_prompt=True).sample(0)
+    assert sample.weights[-2] == 1 and sample.tokens[-2] == tokenizer.eos_token_id
+
+
+def test_masks_go_by_position_and_not_by_what_the_text_says():
+    told = f"say {START}assistant\nyes two{END}\n"
+    record = {"messages": [{"role": "user", "content": told}, {"role": "assistant", "content": "yes two"}]}
+    assert chat("assistant", record=record) == [f"yes two{END}\n"]
+
+
+def test_a_generation_prompt_that_the_whole_does_not_hold():
+    # The length of the rendered prompt would cut off the beginning of the answer.
+    assert chat("last", thinking) == [f"</think>yes two{END}\n"]
+
+
+def test_a_turn_that_loses_its_thought_once_others_follow():
+    assert chat("assistant", thinking)[0] == f"yes one{END}\n"
+
+
+def test_a_turn_that_ends_otherwise_as_the_last():
+    def template(messages, prompt, tools=None):
+        ends = ["<end>"] * (len(messages) - 1) + [END]
+        return "".join(f"[{m['role']}]{m['content']}{e}" for m, e in zip(messages, ends)) + "[assistant]" * prompt
+
+    # Prompts end in END when rendered alone, so no prefix of the whole is one: found in the text, without the foreign end.
+    assert chat("assistant", template)[0] == "yes one"
+
+
+def test_a_first_turn_of_the_assistant_is_found_by_its_text():
+    record = {"messages": [{"role": "assistant", "content": "hello"}, {"role": "user", "content": "bye"}]}
+    assert chat("last", record=record) == [f"hello{END}\n"]
+
+
+def test_tokens_behind_the_last_target_are_left_off(tokenizer):
+    record = {"messages": [*CHAT["messages"], {"role": "user", "content": "thanks"}]}
+    sample = ds.ChatDataset([record], tokenizer, mask_prompt=True).sample(0)
+    assert sample.is_span and tokenizer.decode(sample.tokens).endswith(f"yes two{END}\n")
+
+
+def test_a_template_in_which_the_answer_cannot_be_found_is_refused():
+    with pytest.raises(ValueError, match=r"record 0: the answer in message 4 of 5 cannot be found .* goes on .* where") as e:
+        chat("last", shuffling)
+    assert "5 FALSE" not in str(e.value).split("goes on")[0]
+
+
+def test_no_assistant_turn_means_no_targets():
+    assert chat("last", record={"messages": [{"role": "user", "content": "anyone?"}]}) == []
+
+
+def test_tools_go_to_the_template(tokenizer):
+    record = {**CHAT, "tools": [{"name": "a"}, {"name": "b"}]}
+    assert "tools\n2" in tokenizer.decode(ds.ChatDataset([record], tokenizer, mask_prompt=True).sample(0).tokens)
+
+
+def test_completions_are_a_turn_of_the_template(tokenizer):
+    sample = ds.CompletionsDataset([QA], tokenizer, "prompt", "completion", True).sample(0)
+    assert targets(sample, tokenizer) == [f"because{END}\n"]
+
+
+def test_completions_get_the_end_token_that_the_template_lacks():
+    tokenizer = FakeTokenizer(no_end)
+    for mask_prompt in (True, False):
+        sample = ds.CompletionsDataset([QA], tokenizer, mask_prompt=mask_prompt).sample(0)
+        assert sample.tokens[-1] == tokenizer.eos_token_id and sample.weights[-1] == 1
+        assert targets(sample, tokenizer)[0].endswith(f"because\n{END}")
+
+
+def test_text_is_trained_whole_and_ends_in_one_end_token(tokenizer):
+    data = ds.TextDataset([{"text": "abc"}, {"text": f"abc{END}"}, {"text": ""}], tokenizer)
+    assert data.sample(0).tokens == data.sample(1).tokens == [*b"abc", tokenizer.eos_token_id]
+    assert data.sample(2).tokens == [tokenizer.eos_token_id] and not data.sample(2).weights.any()
+
+
+def test_process_is_mlx_lms_pair_and_refuses_what_an_offset_cannot_say(tokenizer):
+    data = ds.ChatDataset([CHAT], tokenizer, mask_prompt=True)
+    tokens, offset = data.process(data[0])
+    assert data[0] is CHAT and tokenizer.decode(tokens[offset:]) == f"yes two{END}\n"
+    assert ds.ChatDataset([CHAT], tokenizer).process(CHAT)[1] == 0
+    with pytest.raises(ValueError, match="not one span"):
+        ds.ChatDataset([CHAT], tokenizer, train_on="assistant").process(CHAT)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"train_on": "first"}, "must be one of 'last'"), ({"train_on": "all", "mask_prompt": True}, "give one of them")],
+)
+def test_unknown_or_contradicting_options(tokenizer, options, message):
+    with pytest.raises(ValueError, match=message):
+        ds.ChatDataset([CHAT], tokenizer, **options)
+
+
+def test_no_chat_template(tokenizer):
+    tokenizer.chat_template = None
+    with pytest.raises(ValueError, match="no chat template"):
+        ds.ChatDataset([CHAT], tokenizer).sample(0)
+
+
+# Caching, concatenation, other people's datasets
+
+
+def test_cache_tokenises_once_and_counts_tokens(tokenizer):
+    cache = ds.CacheDataset(ds.TextDataset([{"text": "abc"}, {"text": "defgh"}], tokenizer))
+    assert tokenizer.calls == 0 and len(cache) == 2
+    assert cache.itemlen(1) == 6 and cache[1] == ([*b"defgh", 257], 0) and cache.sample(1).tokens[-1] == 257
+    assert tokenizer.calls == 1
+
+
+def test_concatenation_leaves_the_records_alone(tokenizer):
+    first, second = [{"text": "a"}], [QA]
+    inner = ds.ConcatenatedDataset([ds.TextDataset(first, tokenizer)])
+    both = ds.ConcatenatedDataset([inner, [], ds.CompletionsDataset(second, tokenizer)])
+    assert len(both) == 2 and both[1]["prompt"] == "why" and second == [QA] and "_dataset" not in QA
+    assert both.process(both[0]) == ([97, 257], 0) and both.sample(-1).tokens == both.process(both[1])[0]
+    with pytest.raises(IndexError, match="index 2 of a dataset of 2"):
+        both[2]
+
+
+def test_other_datasets_items():
+    assert as_sample([1, 2, 3]).weights.tolist() == [0, 1, 1]
+    assert as_sample([1, 2]).tokens == [1, 2]
+    assert as_sample(([1, 2, 3], 2)).weights.tolist() == [0, 0, 1]
+    assert as_sample((np.array([1, 2, 3]), [1, 0, 0.5])).weights.tolist() == [0, 0, 0.5]
+    assert not as_sample(([1, 2, 3], [1, 1, 0])).is_span and isinstance(as_sample(as_sample([1])), Sample)
+    for bad in ({"text": "a"}, "text", [1.5], [[1], [2], [3]], 3):
+        with pytest.raises(TypeError, match="list of token ids"):
+            as_sample(bad)
+    for bad in ([1, 1], [np.nan, 1, 1], [1, -1, 1]):
+        with pytest.raises(ValueError, match="3 finite numbers"):
+            as_sample(([1, 2, 3], bad))
+
+
+# Reading
+
+
+def test_local_folder(folder, tokenizer):
+    path = folder(train=[CHAT] * 3, valid=[CHAT])
+    train, valid, test = ds.load_dataset(path, tokenizer, mask_prompt=True)
+    assert (len(train), len(valid), len(test)) == (3, 1, 0)
+    assert isinstance(train, ds.ChatDataset) and train.train_on == "last" and train[0] == CHAT
+    assert ds.load_dataset(str(path), tokenizer, train_on="assistant")[0].train_on == "assistant"
+
+
+def test_mlx_lms_namespace_and_own_keys(folder, tokenizer):
+    path = folder(train=[{"q": "why", "a": "because"}], valid=[{"q": "a", "a": "b"}], test=[{"q": "c", "a": "d"}])
+    args = SimpleNamespace(
+        data=str(path), hf_dataset=False, mask_prompt=True, prompt_feature="q", completion_feature="a", train=True, test=True
+    )
+    train, _, test = ds.load_dataset(args, tokenizer)
+    assert isinstance(train, ds.CompletionsDataset) and train.mask_prompt and len(test) == 1
+
+
+def test_own_keys_as_keywords(folder, tokenizer):
+    path = folder(train=[{"turns": CHAT["messages"]}])
+    assert isinstance(ds.load_dataset(path, tokenizer, chat_feature="turns")[0], ds.ChatDataset)
+    path = folder(train=[{"body": "x"}])
+    assert isinstance(ds.load_dataset(path, tokenizer, text_feature="body")[0], ds.TextDataset)
+
+
+def test_blank_lines_a_byte_order_mark_and_crlf_are_no_errors(folder, tokenizer):
+    path = folder(train=b'\xef\xbb\xbf\r\n{"text": "a\xe2\x80\xa8b"}\r\n\n  \n{"text": "b"}')
+    train, _, _ = ds.load_dataset(path, tokenizer)
+    assert [r["text"] for r in train] == ["a\u2028b", "b"]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b'{"text": "cut of', "not valid JSON"),
+        (b'{"text": "a"} {"text": "b"}', "not valid JSON: Extra data"),
+        (b'{"text": "\xff"}', "not UTF-8: byte 0xff"),
+        (b'{"text": "\\ud800"}', "surrogate"),
+        (b'["text"]', "is a list, and must be an object"),
+        (b"null", "is null"),
+        (b"[" * 100_000, "not JSON that can be read|not valid JSON"),
+    ],
+)
+def test_a_line_that_is_no_record_names_file_and_line(folder, tokenizer, line, reason):
+    path = folder(train=b'{"text": "fine"}\n\n' + line + b"\n")
+    with pytest.raises(FormatError, match=f"train.jsonl: line 3: .*{reason}"):
+        ds.load_dataset(path, tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("first", "record", "message"),
+    [
+        (None, {"question": "a", "answer": "b"}, r"line 1: the record's keys are 'question', 'answer'; expected 'prompt' and"),
+        (QA, {"prompt": "a", "answer": "b"}, r"line 2: the record has no 'completion'; its keys are 'prompt', 'answer'"),
+        (QA, {"prompt": "a", "completion": 3}, "line 2: 'completion' is a number, and must be a string"),
+        ({"text": "a"}, {"text": None}, "line 2: 'text' is null, and must be a string"),
+        (CHAT, {"messages": "hi"}, "line 2: 'messages' is a string, and must be a list"),
+        (CHAT, {"messages": []}, "line 2: 'messages' is empty"),
+        (CHAT, {"messages": ["hi"]}, r"line 2: messages\[0\] is a string, and must be an object"),
+        (CHAT, {"messages": [{"content": "hi"}]}, r"line 2: messages\[0\]: the record has no 'role'"),
+        (CHAT, {"messages": [{"role": "user"}]}, r"line 2: messages\[0\] has no 'content'"),
+        (CHAT, {"messages": [{"role": "user", "content": 1}]}, "'content' is a number"),
+        (CHAT, {**CHAT, "tools": "none"}, "line 2: 'tools' is a string, and must be a list"),
+    ],
+)
+def test_a_record_without_what_is_expected(folder, tokenizer, first, record, message):
+    path = folder(train=[first, record] if first else [record])
+    with pytest.raises(ValueError, match=f"train.jsonl, .*{message}"):
+        ds.load_dataset(path, tokenizer)
+
+
+def test_missing_or_empty_splits(folder, tokenizer, caplog):
+    path = folder(train=[QA], test=b"\n")
+    assert ds.load_dataset(path, tokenizer)[1] == [] and "without validation" in caplog.text
+    with pytest.raises(ValueError, match="no test data in .*test.jsonl .* missing or empty"):
+        ds.load_dataset(path, tokenizer, test=True)
+    folder(train=b"")
+    with pytest.raises(ValueError, match="no train data in"):
+        ds.load_dataset(path, tokenizer)
+    assert ds.load_dataset(path, tokenizer, train=False) == ([], [], [])
+
+
+def test_masking_text_is_refused(folder, tokenizer):
+    with pytest.raises(ValueError, match="'text' have no prompt to mask"):
+        ds.load_dataset(folder(train=[{"text": "a"}]), tokenizer, mask_prompt=True)
+
+
+def test_paths_that_lead_nowhere(tmp_path, tokenizer):
+    with pytest.raises(ValueError, match=r"no train.jsonl, valid.jsonl or test.jsonl in this folder"):
+        ds.load_dataset(tmp_path, tokenizer)
+    with pytest.raises(ValueError, match="there is no such folder"):
+        ds.load_dataset(f"{tmp_path}/nothing/", tokenizer)
+    (tmp_path / "train.jsonl").write_text("{}")
+    with pytest.raises(ValueError, match="is a file: give the folder"):
+        ds.load_dataset(tmp_path / "train.jsonl", tokenizer)
+    with pytest.raises(ValueError, match="no data given"):
+        ds.load_dataset(SimpleNamespace(train=True, test=False), tokenizer)
+
+
+# The hub: its own call, on folders in its layout
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A folder with parquet splits as the hub stores them."""
+    pytest.importorskip("datasets", reason="needs the package datasets")
+    pq = pytest.importorskip("pyarrow.parquet")
+    import pyarrow as pa
+
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    data = tmp_path / "hub" / "data"
+    data.mkdir(parents=True)
+    for split, n in (("train", 10), ("validation", 2), ("test", 3)):
+        rows = [{"prompt": f"{split} {i}", "completion": "yes"} for i in range(n)]
+        pq.write_table(pa.Table.from_pylist(rows), data / f"{split}-00000-of-00001.parquet")
+    return tmp_path / "hub"
+
+
+def test_a_folder_in_the_hubs_layout(hub, tokenizer):
+    train, valid, test = ds.load_dataset(hub, tokenizer, mask_prompt=True, test=True)
+    assert (len(train), len(valid), len(test)) == (10, 2, 3)
+    assert train[0]["prompt"] == "train 0" and targets(valid.sample(1), tokenizer) == [f"yes{END}\n"]
+
+
+def test_hf_dataset_of_a_configuration(hub, tokenizer):
+    one = {"path": str(hub), "train_split": "train[:4]", "valid_split": "train[-1:]", "test_split": "test"}
+    args = SimpleNamespace(hf_dataset=one, mask_prompt=True, train=True, test=True)
+    assert [len(d) for d in ds.load_dataset(args, tokenizer)] == [4, 1, 3]
+    assert "mask_prompt" not in one
+    args.hf_dataset = [one, {"path": str(hub), "test_split": "test[:1]"}]
+    train, _, test = ds.load_dataset(args, tokenizer)
+    assert len(train) == 4 + 8 and len(test) == 4 and train.sample(11).offset > 0
+    args.hf_dataset = {"path": str(hub)}
+    with pytest.raises(ValueError, match="no 'test_split'"):
+        ds.load_dataset(args, tokenizer)
+    args.hf_dataset = ["name"]
+    with pytest.raises(ValueError, match="must be a mapping with a 'path'"):
+        ds.load_dataset(args, tokenizer)
+
+
+def test_hub_names_reach_the_hubs_call(monkeypatch, tokenizer):
+    hub = pytest.importorskip("datasets", reason="needs the package datasets")
+    asked = []
+
+    def fake(name, **options):
+        asked.append((name, options))
+        raise hub.exceptions.DatasetNotFoundError("not there")
+
+    monkeypatch.setattr(hub, "load_dataset", fake)
+    with pytest.raises(ValueError, match="no such dataset from the Hugging Face hub: not there"):
+        ds.load_dataset("owner/name", tokenizer)
+    assert asked == [("owner/name", {})]
+
+
+def test_without_the_hubs_package(monkeypatch, tokenizer):
+    real = builtins.__import__
+
+    def no_datasets(name, *args, **kwargs):
+        if name == "datasets":
+            raise ImportError("No module named 'datasets'")
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", no_datasets)
+    with pytest.raises(ImportError, match=r'pip install "pyloss\[hub\]"'):
+        ds.load_dataset("owner/name", tokenizer)
