@@ -262,6 +262,11 @@ static int check_offsets(const pl_spec *spec, const pl_param *p, const int32_t *
     return -1;
 }
 
+/* Whether two arrays hold the same element at the same place, so that one may be written where the other was read. */
+static int same_layout(const pl_param *a, const pl_param *b) {
+    return a->type == b->type && a->ndim == b->ndim && !memcmp(a->dim, b->dim, sizeof a->dim);
+}
+
 int pl_spec_check(const pl_spec *spec, PyObject *const *args, Py_ssize_t nargs, pl_call *call) {
     if (nargs != spec->count) {
         PyErr_Format(PyExc_TypeError, "%s takes %d arguments (%s), got %zd", spec->name, spec->count, spec->text, nargs);
@@ -304,7 +309,7 @@ int pl_spec_check(const pl_spec *spec, PyObject *const *args, Py_ssize_t nargs, 
             if (j == i || !bytes[j]) continue;
             const char *other = spec->param[j].type == PL_T_WEIGHT ? (const char *)call->arg[j].w.data : call->arg[j].in;
             if (begin >= other + bytes[j] || other >= begin + bytes[i]) continue;
-            if (p->in_place && !spec->param[j].output && begin == other && bytes[i] == bytes[j]) continue;
+            if (p->in_place && !spec->param[j].output && same_layout(p, &spec->param[j]) && begin == other) continue;
             PyErr_Format(PyExc_ValueError, "%s: %s overlaps %s", spec->name, p->name, spec->param[j].name);
             return -1;
         }

@@ -81,6 +81,7 @@ void *pl_acquire(size_t bytes) {
         if (!h) {
             pthread_mutex_lock(&pool.lock);
             pool.stats.in_use -= size;
+            pool.stats.peak = pool.stats.in_use; /* what was refused is no reason to keep so much */
             pthread_mutex_unlock(&pool.lock);
             return NULL;
         }

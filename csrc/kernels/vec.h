@@ -87,6 +87,19 @@ INLINE vf vf_min(vf a, vf b) {
 INLINE vd vd_max(vd a, vd b) { return vd_select(a > b, a, b); }
 INLINE vd vd_min(vd a, vd b) { return vd_select(a < b, a, b); }
 
+INLINE vf vf_sqrt(vf a) {
+#if PL_BYTES == 64
+    return (vf)_mm512_sqrt_ps((__m512)a);
+#elif PL_BYTES == 32
+    return (vf)_mm256_sqrt_ps((__m256)a);
+#elif defined(__x86_64__)
+    return (vf)_mm_sqrt_ps((__m128)a);
+#else
+    for (int i = 0; i < LANES; i++) a[i] = sqrtf(a[i]);
+    return a;
+#endif
+}
+
 INLINE float vf_sum(vf v) {
     float s = 0;
     for (int h = LANES / 2; h; h /= 2)
@@ -113,10 +126,9 @@ INLINE double vd_hmax(vd v) {
 /* e^x within 1.5 ulp; 0 at -inf, inf above 88.7, NaN at NaN. Range reduction by ln 2 in two parts and a degree-6 polynomial
  * on [-ln2/2, ln2/2]; the power of two is applied in two halves so that subnormal results are right. */
 INLINE vf vf_exp(vf x) {
-    vf c = vf_min(vf_max(x, vf_set1(-104.0f)), vf_set1(89.0f));
+    vf c = vf_min(vf_set1(89.0f), vf_max(vf_set1(-104.0f), x)); /* in this order a NaN stays one */
     vf magic = vf_set1(12582912.0f); /* 1.5 * 2^23: adding it rounds to an integer in the low bits */
     vf shifted = c * 1.44269504088896341f + magic;
-    vi n = (vi)shifted - (vi)magic;
     vf k = shifted - magic;
     vf r = c - k * 0.693359375f;
     r = r + k * 2.12194440e-4f;
@@ -126,17 +138,19 @@ INLINE vf vf_exp(vf x) {
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = p * (r * r) + r + 1.0f;
-    vi half = n >> 1;
-    p = p * (vf)((half + 127) << 23) * (vf)((n - half + 127) << 23);
-    return vf_select(x == x, p, x);
+#if PL_BYTES == 64
+    return (vf)_mm512_scalef_ps((__m512)p, (__m512)k);
+#else
+    vi n = (vi)shifted - (vi)magic, half = n >> 1;
+    return p * (vf)((half + 127) << 23) * (vf)((n - half + 127) << 23);
+#endif
 }
 
 /* e^x in float64 within 1 ulp or so; the same scheme with the Taylor polynomial of degree 13. */
 INLINE vd vd_exp(vd x) {
-    vd c = vd_min(vd_max(x, vd_set1(-746.0)), vd_set1(710.0));
+    vd c = vd_min(vd_set1(710.0), vd_max(vd_set1(-746.0), x));
     vd magic = vd_set1(6755399441055744.0); /* 1.5 * 2^52 */
     vd shifted = c * 1.4426950408889634074 + magic;
-    vl n = (vl)shifted - (vl)magic;
     vd k = shifted - magic;
     vd r = c - k * 6.93147180369123816490e-01;
     r = r - k * 1.90821492927058770002e-10;
@@ -152,9 +166,12 @@ INLINE vd vd_exp(vd x) {
     p = p * r + 1.0 / 6.0;
     p = p * r + 0.5;
     p = p * (r * r) + r + 1.0;
-    vl half = n >> 1;
-    p = p * (vd)((half + 1023) << 52) * (vd)((n - half + 1023) << 52);
-    return vd_select(x == x, p, x);
+#if PL_BYTES == 64
+    return (vd)_mm512_scalef_pd((__m512d)p, (__m512d)k);
+#else
+    vl n = (vl)shifted - (vl)magic, half = n >> 1;
+    return p * (vd)((half + 1023) << 52) * (vd)((n - half + 1023) << 52);
+#endif
 }
 
 /* LANES stored values as floats. */

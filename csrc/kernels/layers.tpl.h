@@ -1,0 +1,416 @@
+/* What stands between the matrix products: embeddings, norms, rotary positions, gates, rows, dropout, sums.
+ *
+ * N counts rows (or elements where an operation has no rows), D is the width of a row. Work is cut into pieces that
+ * depend on the shapes alone; where pieces add into one result, they add into own memory first, or each owns some columns.
+ */
+
+/* Elements of a piece: 32 KB, so that small calls run inline. */
+enum { PIECE = 8192 };
+/* Rows that add into one partial result. */
+enum { BLOCK_ROWS = 32 };
+
+INLINE int64_t at_most(int64_t a, int64_t b) { return a < b ? a : b; }
+/* How many items of `size` elements make a piece. */
+INLINE int64_t grain_of(int64_t size) { return size >= PIECE ? 1 : PIECE / (size > 0 ? size : 1); }
+
+/* ---- Elementwise drivers, for optim.tpl.h too */
+
+enum { MAX_LANES_ARGS = 4 };
+
+/* What an elementwise kernel does with LANES elements: replaces v[..] by the outputs; `index` is that of the first element. */
+typedef void (*lanes_fn)(vf *v, int64_t index, const void *constants);
+
+INLINE void map_step(lanes_fn f, int inputs, const float *const *in, int outputs, float *const *out, int64_t i, int64_t n,
+                     const void *constants) {
+    vf v[MAX_LANES_ARGS];
+    for (int j = 0; j < inputs; j++) v[j] = n == LANES ? vf_load(in[j] + i) : vf_load_part(in[j] + i, n, 0.0f);
+    f(v, i, constants);
+    for (int j = 0; j < outputs; j++) {
+        if (n == LANES) vf_store(out[j] + i, v[j]);
+        else vf_store_part(out[j] + i, v[j], n);
+    }
+}
+
+/* Elements [begin, end). Outputs may be the same memory as inputs. */
+INLINE void map(lanes_fn f, int inputs, const float *const *in, int outputs, float *const *out, int64_t begin, int64_t end,
+                const void *constants) {
+    int64_t i = begin;
+    for (; i + LANES <= end; i += LANES) map_step(f, inputs, in, outputs, out, i, LANES, constants);
+    if (i < end) map_step(f, inputs, in, outputs, out, i, end - i, constants);
+}
+
+/* ---- Rows */
+
+/* y[n,:] = w[ids[n],:]   ids [N], w [V,D] in any format, y [N,D] */
+static void embedding_forward_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
+    const pl_call *c = context;
+    const int32_t *ids = c->arg[0].in;
+    float *y = c->arg[2].out;
+    int64_t d = PL_DIM(c, 'D');
+    for (int64_t i = begin; i < end; i++) decode_row(&c->arg[1].w, ids[i], y + i * d);
+}
+static pl_status embedding_forward(const pl_call *c) {
+    pl_parallel(PL_DIM(c, 'N'), grain_of(PL_DIM(c, 'D')), embedding_forward_piece, c);
+    return PL_OK;
+}
+
+typedef struct {
+    const float *from;
+    const int32_t *rows;
+    float *to;
+    int64_t count, width;
+} row_sum_job;
+
+/* to[rows[i],:] += from[i,:] for the columns [begin, end), in the order of i. */
+static void add_rows_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
+    const row_sum_job *job = context;
+    for (int64_t i = 0; i < job->count; i++) {
+        const float *from = job->from + i * job->width;
+        float *to = job->to + job->rows[i] * job->width;
+        int64_t j = begin;
+        for (; j + LANES <= end; j += LANES) vf_store(to + j, vf_load(to + j) + vf_load(from + j));
+        for (; j < end; j++) to[j] += from[j];
+    }
+}
+static void add_rows(const row_sum_job *job) {
+    /* Whole cache lines of columns, at least 64 columns so that a row's visit pays. */
+    int64_t columns = grain_of(job->count) / 64 * 64;
+    pl_parallel(job->width, columns < 64 ? 64 : columns, add_rows_piece, job);
+}
+
+/* dw[ids[n],:] += dy[n,:]   dy [N,D], ids [N], dw [V,D] is added to */
+static pl_status embedding_grad(const pl_call *c) {
+    add_rows(&(row_sum_job){c->arg[0].in, c->arg[1].in, c->arg[2].out, PL_DIM(c, 'N'), PL_DIM(c, 'D')});
+    return PL_OK;
+}
+
+/* y[m,:] = x[rows[m],:]   x [N,D], rows [M], y [M,D] */
+static void gather_rows_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
+    const pl_call *c = context;
+    const float *x = c->arg[0].in;
+    const int32_t *rows = c->arg[1].in;
+    float *y = c->arg[2].out;
+    int64_t d = PL_DIM(c, 'D');
+    for (int64_t i = begin; i < end; i++) memcpy(y + i * d, x + rows[i] * d, (size_t)d * sizeof *y);
+}
+static pl_status gather_rows(const pl_call *c) {
+    pl_parallel(PL_DIM(c, 'M'), grain_of(PL_DIM(c, 'D')), gather_rows_piece, c);
+    return PL_OK;
+}
+
+/* dx[n,:] = sum of dy[m,:] over rows[m] = n   dy [M,D], rows [M], dx [N,D] is overwritten; a row not named is 0 */
+static void zero_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
+    const row_sum_job *job = context;
+    memset(job->to + begin * job->width, 0, (size_t)((end - begin) * job->width) * sizeof *job->to);
+}
+static pl_status scatter_add_rows(const pl_call *c) {
+    row_sum_job job = {c->arg[0].in, c->arg[1].in, c->arg[2].out, PL_DIM(c, 'M'), PL_DIM(c, 'D')};
+    pl_parallel(PL_DIM(c, 'N'), grain_of(job.width), zero_piece, &job);
+    add_rows(&job);
+    return PL_OK;
+}
+
+/* ---- Column sums: each block of BLOCK_ROWS rows into a partial row, then the partial rows in order */
+
+typedef struct {
+    const pl_call *call;
+    float *partial; /* [blocks, D], or NULL when no sum is wanted */
+    float *out;
+    int64_t blocks, width;
+} column_job;
+
+/* Few enough partial rows to add in float64. */
+static void join_partials_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
+    const column_job *job = context;
+    for (int64_t j = begin; j < end; j++) {
+        double sum = 0;
+        for (int64_t i = 0; i < job->blocks; i++) sum += (double)job->partial[i * job->width + j];
+        job->out[j] = (float)sum;
+    }
+}
+
+/* fn over the blocks of rows of `call`; `out` [D] (or NULL) becomes the sum of what fn leaves in the zeroed partial rows. */
+static pl_status sum_columns(const pl_call *call, int64_t rows, float *out, pl_range_fn fn) {
+    int64_t width = PL_DIM(call, 'D');
+    column_job job = {call, NULL, out, (rows + BLOCK_ROWS - 1) / BLOCK_ROWS, width};
+    if (out) {
+        job.partial = pl_acquire((size_t)job.blocks * (size_t)width * sizeof *out);
+        if (!job.partial) return PL_NO_MEMORY;
+    }
+    pl_parallel(job.blocks, grain_of(BLOCK_ROWS * width), fn, &job);
+    if (out) pl_parallel(width, grain_of(job.blocks), join_partials_piece, &job);
+    pl_release(job.partial);
+    return PL_OK;
+}
+
+/* y[j] = sum over n of x[n,j]   x [N,D], y [D] */
+static void column_sum_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
+    const column_job *job = context;
+    int64_t n = PL_DIM(job->call, 'N'), d = job->width;
+    const float *x = job->call->arg[0].in;
+    for (int64_t b = begin; b < end; b++) {
+        float *partial = job->partial + b * d;
+        int64_t last = at_most((b + 1) * BLOCK_ROWS, n);
+        memset(partial, 0, (size_t)d * sizeof *partial);
+        for (int64_t i = b * BLOCK_ROWS; i < last; i++)
+            for (int64_t j = 0; j < d; j++) partial[j] += x[i * d + j];
+    }
+}
+static pl_status column_sum(const pl_call *c) { return sum_columns(c, PL_DIM(c, 'N'), c->arg[1].out, column_sum_piece); }
+
+/* ---- Root mean square norm */
+
+/* Sum of a[i] b[i] (w[i], unless w is NULL); several sums side by side, so that long rows keep their digits. */
+INLINE float dot(const float *a, const float *b, const float *w, int64_t n) {
+    enum { SUMS = 4 };
+    vf sum[SUMS] = {{0}};
+    int64_t i = 0;
+    for (; i + SUMS * LANES <= n; i += SUMS * LANES)
+        for (int k = 0; k < SUMS; k++) {
+            int64_t j = i + k * LANES;
+            vf t = vf_load(a + j) * vf_load(b + j);
+            sum[k] += w ? t * vf_load(w + j) : t;
+        }
+    for (; i < n; i += LANES) {
+        int64_t m = at_most(LANES, n - i);
+        vf t = vf_load_part(a + i, m, 0.0f) * vf_load_part(b + i, m, 0.0f);
+        sum[0] += w ? t * vf_load_part(w + i, m, 0.0f) : t;
+    }
+    return vf_sum((sum[0] + sum[1]) + (sum[2] + sum[3]));
+}
+
+/* y = x rstd w, rstd = 1 / sqrt(mean(x^2) + eps)   x, y [N,D], w [D], rstd [N] */
+static void rms_norm_forward_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
+    const pl_call *c = context;
+    const float *w = c->arg[1].in;
+    float *rstd = c->arg[4].out;
+    int64_t d = PL_DIM(c, 'D');
+    for (int64_t i = begin; i < end; i++) {
+        const float *x = (const float *)c->arg[0].in + i * d;
+        float *y = (float *)c->arg[3].out + i * d;
+        float r = rstd[i] = 1.0f / sqrtf(dot(x, x, NULL, d) / (float)d + (float)c->arg[2].f);
+        for (int64_t j = 0; j < d; j++) y[j] = x[j] * r * w[j];
+    }
+}
+static pl_status rms_norm_forward(const pl_call *c) {
+    pl_parallel(PL_DIM(c, 'N'), grain_of(PL_DIM(c, 'D')), rms_norm_forward_piece, c);
+    return PL_OK;
+}
+
+/* dx = rstd (dy w - x rstd^2 mean(dy w x)), dw[j] = sum over n of dy x rstd   dw may be NULL, and is overwritten */
+static void rms_norm_grad_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
+    const column_job *job = context;
+    const pl_call *c = job->call;
+    const float *w = c->arg[2].in, *rstd = c->arg[3].in;
+    int64_t n = PL_DIM(c, 'N'), d = job->width;
+    for (int64_t b = begin; b < end; b++) {
+        float *dw = job->partial ? job->partial + b * d : NULL;
+        int64_t last = at_most((b + 1) * BLOCK_ROWS, n);
+        if (dw) memset(dw, 0, (size_t)d * sizeof *dw);
+        for (int64_t i = b * BLOCK_ROWS; i < last; i++) {
+            const float *dy = (const float *)c->arg[0].in + i * d, *x = (const float *)c->arg[1].in + i * d;
+            float *dx = (float *)c->arg[4].out + i * d;
+            float r = rstd[i], k = r * r * (dot(dy, x, w, d) / (float)d);
+            for (int64_t j = 0; j < d; j++) dx[j] = r * (dy[j] * w[j] - k * x[j]);
+            if (dw)
+                for (int64_t j = 0; j < d; j++) dw[j] += dy[j] * x[j] * r;
+        }
+    }
+}
+static pl_status rms_norm_grad(const pl_call *c) { return sum_columns(c, PL_DIM(c, 'N'), c->arg[5].out, rms_norm_grad_piece); }
+
+/* ---- Rotary positions */
+
+INLINE void rope_step(const float *x, const float *cosine, const float *sine, float sign, int64_t half, float *y, int64_t n) {
+    vf a = vf_load_part(x, n, 0.0f), b = vf_load_part(x + half, n, 0.0f);
+    vf c = vf_load_part(cosine, n, 0.0f), s = sign * vf_load_part(sine, n, 0.0f);
+    vf_store_part(y, a * c - b * s, n);
+    vf_store_part(y + half, b * c + a * s, n);
+}
+
+/* Turns each pair (x[j], x[D/2 + j]) by the angle of its position, or back if inverse: the inverse is the gradient too.
+ * x, y [N,H,D], positions [N], cos, sin [P,D/2]; y may be x */
+static void rope_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
+    const pl_call *call = context;
+    const int32_t *positions = call->arg[1].in;
+    float sign = call->arg[4].i ? -1.0f : 1.0f;
+    int64_t heads = PL_DIM(call, 'H'), d = PL_DIM(call, 'D'), half = d / 2;
+    for (int64_t i = begin; i < end; i++) {
+        const float *cosine = (const float *)call->arg[2].in + positions[i] * half;
+        const float *sine = (const float *)call->arg[3].in + positions[i] * half;
+        for (int64_t h = 0; h < heads; h++) {
+            const float *x = (const float *)call->arg[0].in + (i * heads + h) * d;
+            float *y = (float *)call->arg[5].out + (i * heads + h) * d;
+            int64_t j = 0;
+            for (; j + LANES <= half; j += LANES) rope_step(x + j, cosine + j, sine + j, sign, half, y + j, LANES);
+            if (j < half) rope_step(x + j, cosine + j, sine + j, sign, half, y + j, half - j);
+        }
+    }
+}
+static pl_status rope(const pl_call *c) {
+    pl_parallel(PL_DIM(c, 'N'), grain_of(PL_DIM(c, 'H') * PL_DIM(c, 'D')), rope_piece, c);
+    return PL_OK;
+}
+
+/* ---- Elementwise */
+
+INLINE vf sigmoid(vf x) { return 1.0f / (1.0f + vf_exp(-x)); }
+
+INLINE void swiglu_lanes(vf *v, int64_t index UNUSED, const void *constants UNUSED) { v[0] = v[0] * sigmoid(v[0]) * v[1]; }
+
+/* y = silu(gate) up, silu(g) = g sigmoid(g) */
+static void swiglu_forward_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
+    const pl_call *c = context;
+    map(swiglu_lanes, 2, (const float *[]){c->arg[0].in, c->arg[1].in}, 1, (float *[]){c->arg[2].out}, begin, end, NULL);
+}
+static pl_status swiglu_forward(const pl_call *c) {
+    pl_parallel(PL_DIM(c, 'N'), PIECE, swiglu_forward_piece, c);
+    return PL_OK;
+}
+
+INLINE void swiglu_grad_lanes(vf *v, int64_t index UNUSED, const void *constants UNUSED) {
+    vf dy = v[0], gate = v[1], up = v[2], s = sigmoid(gate);
+    v[0] = dy * up * s * (1.0f + gate * (1.0f - s));
+    v[1] = dy * gate * s;
+}
+
+/* dgate = dy up s (1 + gate (1 - s)), dup = dy gate s, s = sigmoid(gate) */
+static void swiglu_grad_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
+    const pl_call *c = context;
+    map(swiglu_grad_lanes, 3, (const float *[]){c->arg[0].in, c->arg[1].in, c->arg[2].in}, 2,
+        (float *[]){c->arg[3].out, c->arg[4].out}, begin, end, NULL);
+}
+static pl_status swiglu_grad(const pl_call *c) {
+    pl_parallel(PL_DIM(c, 'N'), PIECE, swiglu_grad_piece, c);
+    return PL_OK;
+}
+
+INLINE void add_lanes(vf *v, int64_t index UNUSED, const void *constants UNUSED) { v[0] += v[1]; }
+
+/* y = a + b */
+static void add_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
+    const pl_call *c = context;
+    map(add_lanes, 2, (const float *[]){c->arg[0].in, c->arg[1].in}, 1, (float *[]){c->arg[2].out}, begin, end, NULL);
+}
+static pl_status add(const pl_call *c) {
+    pl_parallel(PL_DIM(c, 'N'), PIECE, add_piece, c);
+    return PL_OK;
+}
+
+INLINE void axpy_lanes(vf *v, int64_t index UNUSED, const void *constants) { v[0] = v[1] + *(const float *)constants * v[0]; }
+
+/* y += alpha x */
+static void axpy_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
+    const pl_call *c = context;
+    float alpha = (float)c->arg[0].f, *y = c->arg[2].out;
+    map(axpy_lanes, 2, (const float *[]){c->arg[1].in, y}, 1, (float *[]){y}, begin, end, &alpha);
+}
+static pl_status axpy(const pl_call *c) {
+    pl_parallel(PL_DIM(c, 'N'), PIECE, axpy_piece, c);
+    return PL_OK;
+}
+
+INLINE void scale_lanes(vf *v, int64_t index UNUSED, const void *constants) { v[0] *= *(const float *)constants; }
+
+/* y = alpha x */
+static void scale_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
+    const pl_call *c = context;
+    float alpha = (float)c->arg[0].f;
+    map(scale_lanes, 1, (const float *[]){c->arg[1].in}, 1, (float *[]){c->arg[2].out}, begin, end, &alpha);
+}
+static pl_status scale(const pl_call *c) {
+    pl_parallel(PL_DIM(c, 'N'), PIECE, scale_piece, c);
+    return PL_OK;
+}
+
+/* ---- Dropout: a random word per element from (seed, index) alone */
+
+typedef uint32_t vu __attribute__((vector_size(PL_BYTES)));
+
+typedef struct {
+    uint32_t key[3], drop_below;
+    float scale;
+} dropout_constants;
+
+/* A bijection of 32-bit words with little bias (C. Wellons, "Prospecting for hash functions"). */
+INLINE vu mix_words(vu x) {
+    x ^= x >> 16;
+    x *= 0x7feb352du;
+    x ^= x >> 15;
+    x *= 0x846ca68bu;
+    return x ^ x >> 16;
+}
+
+INLINE uint64_t next_word(uint64_t *state) { /* splitmix64 */
+    uint64_t z = *state += 0x9e3779b97f4a7c15u;
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
+    return z ^ z >> 31;
+}
+
+INLINE void dropout_lanes(vf *v, int64_t index, const void *constants) {
+    const dropout_constants *k = constants;
+    static const uint32_t lane[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    vu x;
+    memcpy(&x, lane, sizeof x);
+    /* Pieces begin at multiples of LANES, so that all lanes share the upper half of their index. */
+    x = mix_words((x + (uint32_t)index) ^ k->key[0]);
+    x = mix_words((x ^ k->key[1]) + ((uint32_t)(index >> 32) ^ k->key[2]));
+    v[0] = vf_select((vi)(x >= k->drop_below), v[0] * k->scale, (vf){0});
+}
+
+/* y = x / (1 - p) with probability 1 - p, else 0; of dy with the same seed and p it is the gradient */
+static void dropout_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
+    const pl_call *c = context;
+    double p = c->arg[2].f;
+    float *y = c->arg[3].out;
+    if (p >= 1) {
+        memset(y + begin, 0, (size_t)(end - begin) * sizeof *y);
+        return;
+    }
+    uint64_t state = (uint64_t)c->arg[1].i, a = next_word(&state), b = next_word(&state);
+    dropout_constants k = {{(uint32_t)a, (uint32_t)(a >> 32), (uint32_t)b}, p > 0 ? (uint32_t)(p * 0x1p32) : 0, (float)(1 / (1 - p))};
+    map(dropout_lanes, 1, (const float *[]){c->arg[0].in}, 1, (float *[]){y}, begin, end, &k);
+}
+static pl_status dropout(const pl_call *c) {
+    pl_parallel(PL_DIM(c, 'N'), PIECE, dropout_piece, c);
+    return PL_OK;
+}
+
+/* ---- Sum of squares */
+
+typedef struct {
+    const float *x;
+    double *partial; /* one for each PIECE elements */
+} square_job;
+
+static void sum_squares_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
+    typedef float half_vf __attribute__((vector_size(PL_BYTES / 2)));
+    enum { SUMS = 4 };
+    const square_job *job = context;
+    vd sum[SUMS] = {{0}};
+    int64_t i = begin;
+    for (; i + SUMS * DLANES <= end; i += SUMS * DLANES)
+        for (int k = 0; k < SUMS; k++) {
+            half_vf narrow;
+            memcpy(&narrow, job->x + i + k * DLANES, sizeof narrow);
+            vd wide = __builtin_convertvector(narrow, vd);
+            sum[k] += wide * wide;
+        }
+    double total = vd_sum((sum[0] + sum[1]) + (sum[2] + sum[3]));
+    for (; i < end; i++) total += (double)job->x[i] * (double)job->x[i];
+    job->partial[begin / PIECE] = total;
+}
+
+/* out[0] = sum of x^2 in float64 */
+static pl_status sum_squares(const pl_call *c) {
+    int64_t n = PL_DIM(c, 'N'), pieces = (n + PIECE - 1) / PIECE;
+    square_job job = {c->arg[0].in, pl_acquire((size_t)pieces * sizeof(double))};
+    double *out = c->arg[1].out;
+    if (!job.partial) return PL_NO_MEMORY;
+    pl_parallel(n, PIECE, sum_squares_piece, &job);
+    *out = 0;
+    for (int64_t i = 0; i < pieces; i++) *out += job.partial[i];
+    pl_release(job.partial);
+    return PL_OK;
+}
