@@ -116,12 +116,13 @@ class Weight:
         if outside.any():
             position = int(outside.argmax())
             raise ValueError(f"index {flat[position]} at position {position} is outside [0, {self.shape[0]})")
-        stored = self.raw.reshape(self.shape[0], -1)
+        stored = self.raw.reshape(self.shape[0], row_bytes(self.format, self.shape[1]))
         result = np.empty((flat.size, self.shape[1]), np.float32)
         step = max(1, _CHUNK // max(1, self.shape[1]))
         for start in range(0, flat.size, step):
             where = _stored_rows(flat[start : start + step], self.head_dim)
-            result[start : start + step] = _decode(stored[where], self.format)
+            with np.errstate(invalid="ignore"):  # a damaged file's infinite scale makes NaN, quietly as in the kernels
+                result[start : start + step] = _decode(stored[where], self.format)
         return result.reshape(*indices.shape, self.shape[1])
 
     def __repr__(self) -> str:
