@@ -83,7 +83,7 @@ def build_tokenizer(
             models.BPE(vocab=vocabulary, merges=merges, fuse_unk=False, ignore_merges=pre.ignore_merges)
         )
     except Exception as error:  # the library raises bare Exceptions
-        raise FormatError(path, "tokenizer.ggml.merges", f"not the merges of this vocabulary: {error}") from None
+        raise FormatError(path, "tokenizer.ggml.merges", f"not the merges of this vocabulary: {error}") from error
     backend.pre_tokenizer = _pre_tokenizer(pre)
     backend.decoder = decoders.ByteLevel()
     _add_tokens(backend, metadata.get("tokenizer.ggml.token_type"), tokens, path)

@@ -76,7 +76,7 @@ class Tokenizer:
         try:
             backend = tokenizers.Tokenizer.from_str(file.read_bytes().decode())
         except Exception as error:  # the library raises bare Exceptions
-            raise FormatError(file, None, f"not a tokenizer: {error}") from None
+            raise FormatError(file, None, f"not a tokenizer: {error}") from error
         # A saved tokenizer may cut or pad what it encodes; here a text is encoded as it is.
         backend.no_truncation()
         backend.no_padding()
@@ -262,10 +262,10 @@ class StreamDecoder:
         self._ids.append(id)
         text = self._tokenizer.decode(self._ids, self._skip)
         # An unfinished character decodes to one final U+FFFD, which the next token may turn into the character.
-        certain = text[:-1] if text.endswith("\ufffd") else text
+        certain = text.removesuffix("\ufffd")
         piece = certain[self._given :]
         self._given += len(piece)
-        if certain is text:
+        if certain == text:
             # The last token stays as context for decoders that look at their left neighbour.
             self._ids = [id]
             self._given = len(self._tokenizer.decode(self._ids, self._skip))
