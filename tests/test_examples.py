@@ -1,0 +1,86 @@
+"""The example data: made anew it is the same, and its test split asks in phrasings that are never trained."""
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+SPLITS = ("train", "valid", "test")
+
+_spec = importlib.util.spec_from_file_location("make_data", EXAMPLES / "make_data.py")
+make_data = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(make_data)
+
+
+@pytest.fixture(scope="module")
+def splits():
+    return {s: [json.loads(x) for x in (EXAMPLES / "data" / f"{s}.jsonl").open(encoding="utf-8")] for s in SPLITS}
+
+
+def asked(record):
+    return record["messages"][1]["content"]
+
+
+def matcher(phrasings):
+    """A pattern for whatever the phrasings can say, with every value of every split."""
+    said = {n: "|".join(map(re.escape, {**v, **make_data.NEW.get(n, {})})) for n, v in make_data.VALUES.items()}
+    alternatives = [re.sub(r"\{(\w+)\}", lambda m: f"(?:{said[m[1]]})", p) for p in phrasings]
+    return re.compile("|".join(f"(?:{a})" for a in alternatives))
+
+
+def phrasings(split):
+    return [p for tool in make_data.PHRASINGS.values() for p in tool[split]]
+
+
+def test_the_files_are_what_the_generator_makes(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["make_data.py", str(tmp_path)])
+    make_data.main()
+    for split in SPLITS:
+        assert (tmp_path / f"{split}.jsonl").read_bytes() == (EXAMPLES / "data" / f"{split}.jsonl").read_bytes()
+
+
+def test_phrasings_of_one_split_are_in_no_other(splits):
+    assert len({p for s in SPLITS for p in phrasings(s)}) == sum(len(phrasings(s)) for s in SPLITS)
+    for own in SPLITS:
+        other = matcher([p for s in SPLITS if s != own for p in phrasings(s)])
+        for record in splits[own]:
+            assert not other.fullmatch(asked(record)), (own, asked(record))
+
+
+def test_a_request_has_one_answer(splits):
+    """No request can be read as two calls: each is said by the phrasings of its own tool alone."""
+    for tool, own in make_data.PHRASINGS.items():
+        others = matcher([p for t, o in make_data.PHRASINGS.items() if t != tool for s in SPLITS for p in o[s]])
+        assert {*own} == {*SPLITS}
+        for split in SPLITS:
+            for record in splits[split]:
+                if json.loads(record["messages"][2]["content"])["tool"] == tool:
+                    assert not others.fullmatch(asked(record)), asked(record)
+
+
+def test_records(splits):
+    assert {s: len(r) for s, r in splits.items()} == make_data.SIZES
+    requests = [asked(r) for s in SPLITS for r in splits[s]]
+    assert len(set(requests)) == len(requests)
+    for split in SPLITS:
+        tools = set()
+        for record in splits[split]:
+            assert [m["role"] for m in record["messages"]] == ["system", "user", "assistant"]
+            answer = record["messages"][2]["content"]
+            call = json.loads(answer)
+            assert answer == json.dumps(call, separators=(",", ":")) and "\n" not in answer
+            assert tuple(call) == ("tool", *make_data.ARGUMENTS[call["tool"]])
+            tools.add(call["tool"])
+        assert tools == set(make_data.ARGUMENTS)
+
+
+def test_every_training_phrasing_is_used_and_some_names_are_new(splits):
+    text = "\n".join(asked(r) for r in splits["train"])
+    assert all(matcher([p]).search(text) for p in phrasings("train"))
+    new = {v for values in make_data.NEW.values() for v in values}
+    assert not any(re.search(rf"\b{v}\b", text) for v in new)
+    held_out = [r for r in splits["test"] if any(v in asked(r) for v in new)]
+    assert 20 <= len(held_out) <= 60
