@@ -160,7 +160,9 @@ class BatchIterator(Iterator[Batch]):
         own = self.state()
         bad = [k for k in own if not isinstance(state.get(k), int) or state[k] < 0]
         if bad:
-            raise ValueError(f"the state of the batches is {dict(state)!r}: {', '.join(bad)} must be whole numbers >= 0")
+            raise ValueError(
+                f"the state of the batches is {dict(state)!r}: {', '.join(bad)} must be whole numbers >= 0"
+            )
         other = {k: state[k] for k, v in self._fingerprint().items() if state[k] != v}
         if other or state["position"] > len(self._batches):
             raise ValueError(

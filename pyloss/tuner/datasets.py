@@ -223,7 +223,9 @@ class CacheDataset:
 
 def _as_offset(sample: Sample) -> tuple[list[int], int]:
     if not sample.is_span:
-        raise ValueError("the targets of this record are not one span to its end, so no offset says them; use sample(i)")
+        raise ValueError(
+            "the targets of this record are not one span to its end, so no offset says them; use sample(i)"
+        )
     return sample.tokens, sample.offset
 
 
@@ -329,12 +331,14 @@ def _from_hub(name: str, **options: Any) -> Any:
     try:
         import datasets
     except ImportError as e:
-        raise ImportError(f"{name!r} is read with the package datasets: pip install \"pyloss[hub]\"") from e
+        raise ImportError(f'{name!r} is read with the package datasets: pip install "pyloss[hub]"') from e
     log.info("Loading the Hugging Face dataset %s", name)
     try:
         return datasets.load_dataset(name, **options)
     except (OSError, datasets.exceptions.DatasetsError) as e:
-        raise ValueError(f"no folder {name!r} with usable data, and no such dataset from the Hugging Face hub: {e}") from e
+        raise ValueError(
+            f"no folder {name!r} with usable data, and no such dataset from the Hugging Face hub: {e}"
+        ) from e
 
 
 def load_dataset(
@@ -383,7 +387,9 @@ def _load_path(config: Any, tokenizer: Any) -> tuple[Any, Any, Any]:
             return load_local_dataset(path, tokenizer, config)
         if any(p.suffix in _HUB_FILES for p in path.rglob("*")):
             return load_hf_dataset(str(path), tokenizer, config)
-        raise ValueError(f"{path}: no train.jsonl, valid.jsonl or test.jsonl in this folder, nor data in the hub's layout")
+        raise ValueError(
+            f"{path}: no train.jsonl, valid.jsonl or test.jsonl in this folder, nor data in the hub's layout"
+        )
     if path.exists():
         raise ValueError(f"{path} is a file: give the folder in which train.jsonl lies")
     if str(data).count("/") > 1 or str(data).endswith("/") or str(data)[0] in "./~\\":

@@ -27,7 +27,9 @@ def preview(dataset: Any, tokenizer: Any, n: int = 1, max_seq_length: int | None
         sample = whole if max_seq_length is None else whole.cut(max_seq_length)
         trained = [bool(w) for w in sample.weights]
         cut = "" if sample is whole else f", cut from {len(whole.tokens)}"
-        lines = [f"sample {i}: {len(trained)} tokens{cut}, {sum(trained)} of them targets (between {MARKS[0]} and {MARKS[1]})"]
+        lines = [
+            f"sample {i}: {len(trained)} tokens{cut}, {sum(trained)} of them targets (between {MARKS[0]} and {MARKS[1]})"
+        ]
         if not any(trained):
             lines[0] += ": nothing to train on, the sample is skipped"
         text = ""

@@ -37,7 +37,9 @@ def _read(path: Path) -> Iterator[tuple[int, Record]]:
             try:
                 line = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
             except UnicodeDecodeError as e:
-                raise FormatError(path, what, f"is not UTF-8: byte 0x{raw[e.start]:02x} at byte {e.start + 1}") from None
+                raise FormatError(
+                    path, what, f"is not UTF-8: byte 0x{raw[e.start]:02x} at byte {e.start + 1}"
+                ) from None
             if not line:
                 continue
             try:
@@ -51,7 +53,7 @@ def _read(path: Path) -> Iterator[tuple[int, Record]]:
             except (RecursionError, ValueError) as e:
                 raise FormatError(path, what, f"is not JSON that can be read: {e}") from None
             if not isinstance(record, dict):
-                raise FormatError(path, what, f"is {kind_of(record)}, and must be an object such as {{\"text\": ...}}")
+                raise FormatError(path, what, f'is {kind_of(record)}, and must be an object such as {{"text": ...}}')
             yield number, record
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,7 +68,9 @@ def as_sample(item: Any) -> Sample:
         return Sample.from_spans(tokens, [(int(targets), len(tokens))])
     weights = np.array(targets, np.float32)
     if weights.shape != (len(tokens),) or not (np.isfinite(weights).all() and (weights >= 0).all()):
-        raise ValueError(f"weights must be {len(tokens)} finite numbers >= 0, one a token; their shape is {weights.shape}")
+        raise ValueError(
+            f"weights must be {len(tokens)} finite numbers >= 0, one a token; their shape is {weights.shape}"
+        )
     weights[:1] = 0
     return Sample(tokens, weights)
 
@@ -79,7 +81,8 @@ def _is_int(value: Any) -> bool:
 
 def eos_ids(tokenizer: Any) -> set[int]:
     """The ids that end an answer."""
-    ids = set(getattr(tokenizer, "eos_token_ids", None) or ())
+    several = getattr(tokenizer, "eos_token_ids", None)  # transformers makes it up from eos_token_id: a number
+    ids = set(several) if isinstance(several, Iterable) else {several}
     return {i for i in ids | {getattr(tokenizer, "eos_token_id", None)} if i is not None}
 
 
@@ -114,7 +117,9 @@ class _Template:
 
     def __init__(self, tokenizer: Any, messages: Sequence[Message], tools: Any):
         if getattr(tokenizer, "chat_template", "?") is None:
-            raise ValueError("this tokenizer has no chat template: chat and completion records need one, {'text': ...} records do not")
+            raise ValueError(
+                "this tokenizer has no chat template: chat and completion records need one, {'text': ...} records do not"
+            )
         self.tokenizer, self.messages, self.tools = tokenizer, messages, tools
         self.full: list[int] = self._ids(len(messages))
         self._text = ""

@@ -22,7 +22,9 @@ def thinking(messages, add_generation_prompt=False, tools=None):
 
 
 def no_end(messages, add_generation_prompt=False, tools=None):
-    return "".join(f"{m['role']}: {m['content']}\n" for m in messages) + ("assistant: " if add_generation_prompt else "")
+    return "".join(f"{m['role']}: {m['content']}\n" for m in messages) + (
+        "assistant: " if add_generation_prompt else ""
+    )
 
 
 def shuffling(messages, add_generation_prompt=False, tools=None):

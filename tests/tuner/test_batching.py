@@ -53,7 +53,9 @@ def test_targets_end_at_the_last_token_and_not_in_the_padding():
 
 def test_end_token_is_trained_where_it_is_also_the_padding():
     tokenizer = FakeTokenizer()
-    ((batch, lengths),) = iterate_batches(ChatDataset([chat("a"), chat("a longer one")], tokenizer, mask_prompt=True), 2, 100)
+    ((batch, lengths),) = iterate_batches(
+        ChatDataset([chat("a"), chat("a longer one")], tokenizer, mask_prompt=True), 2, 100
+    )
     for row, (first, n) in zip(batch, lengths):
         assert tokenizer.decode(row[first:n]) == "yes<|im_end|>\n"
 
@@ -76,7 +78,7 @@ def test_weights_where_targets_are_not_one_span():
     assert weights.dtype == np.float32 and weights.shape == batch.shape
     decoded = [tokenizer.decode(row[w > 0]) for row, w in zip(batch, weights)]
     assert decoded == ["yes<|im_end|>\n", "yes<|im_end|>\nno<|im_end|>\n"]
-    assert list(iterate_batches(ChatDataset([chat("b")], tokenizer, train_on="assistant"), 1, 200))[0][1].shape == (1, 2)
+    assert next(iterate_batches(ChatDataset([chat("b")], tokenizer, train_on="assistant"), 1, 200))[1].shape == (1, 2)
     ((_, weights),) = iterate_batches([([1, 2, 3], [9, 0.25, 1])], 1, 200)
     assert weights.tolist() == [[0, 0.25, 1]]
 

@@ -118,7 +118,9 @@ def test_tokens_behind_the_last_target_are_left_off(tokenizer):
 
 
 def test_a_template_in_which_the_answer_cannot_be_found_is_refused():
-    with pytest.raises(ValueError, match=r"record 0: the answer in message 4 of 5 cannot be found .* goes on .* where") as e:
+    with pytest.raises(
+        ValueError, match=r"record 0: the answer in message 4 of 5 cannot be found .* goes on .* where"
+    ) as e:
         chat("last", shuffling)
     assert "5 FALSE" not in str(e.value).split("goes on")[0]
 
@@ -223,7 +225,13 @@ def test_local_folder(folder, tokenizer):
 def test_mlx_lms_namespace_and_own_keys(folder, tokenizer):
     path = folder(train=[{"q": "why", "a": "because"}], valid=[{"q": "a", "a": "b"}], test=[{"q": "c", "a": "d"}])
     args = SimpleNamespace(
-        data=str(path), hf_dataset=False, mask_prompt=True, prompt_feature="q", completion_feature="a", train=True, test=True
+        data=str(path),
+        hf_dataset=False,
+        mask_prompt=True,
+        prompt_feature="q",
+        completion_feature="a",
+        train=True,
+        test=True,
     )
     train, _, test = ds.load_dataset(args, tokenizer)
     assert isinstance(train, ds.CompletionsDataset) and train.mask_prompt and len(test) == 1
@@ -263,8 +271,16 @@ def test_a_line_that_is_no_record_names_file_and_line(folder, tokenizer, line, r
 @pytest.mark.parametrize(
     ("first", "record", "message"),
     [
-        (None, {"question": "a", "answer": "b"}, r"line 1: the record's keys are 'question', 'answer'; expected 'prompt' and"),
-        (QA, {"prompt": "a", "answer": "b"}, r"line 2: the record has no 'completion'; its keys are 'prompt', 'answer'"),
+        (
+            None,
+            {"question": "a", "answer": "b"},
+            r"line 1: the record's keys are 'question', 'answer'; expected 'prompt' and",
+        ),
+        (
+            QA,
+            {"prompt": "a", "answer": "b"},
+            r"line 2: the record has no 'completion'; its keys are 'prompt', 'answer'",
+        ),
         (QA, {"prompt": "a", "completion": 3}, "line 2: 'completion' is a number, and must be a string"),
         ({"text": "a"}, {"text": None}, "line 2: 'text' is null, and must be a string"),
         (CHAT, {"messages": "hi"}, "line 2: 'messages' is a string, and must be a list"),
