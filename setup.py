@@ -1,4 +1,4 @@
-"""Builds the extension: each instruction set's kernels as an own static library with own flags, then the module."""
+"""Builds the extension: the kernels once per instruction set, each with its own flags, then the module."""
 
 import os
 import platform
@@ -6,9 +6,10 @@ import sysconfig
 
 import numpy
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 
 X86 = platform.machine().lower() in ("x86_64", "amd64")
-# Limited API: one build serves every CPython from 3.10; free-threaded builds have none.
+# Limited API: one build serves every CPython from 3.10 on; free-threaded builds have none.
 LIMITED = not sysconfig.get_config_var("Py_GIL_DISABLED")
 
 CFLAGS = ["-std=gnu11", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
@@ -28,18 +29,18 @@ def headers(*folders):
     return [os.path.join(f, n) for f in folders for n in sorted(os.listdir(f)) if n.endswith((".h", ".def"))]
 
 
-SHARED = headers("csrc", "csrc/kernels")
-libraries = [
-    (
-        f"pyloss_{isa}",
-        {
-            "sources": [f"csrc/kernels/isa_{isa}.c"],
-            "cflags": CFLAGS + flags,
-            "obj_deps": {"": SHARED},
-        },
-    )
-    for isa, flags in ISA_FLAGS.items()
-]
+class BuildKernels(build_ext):
+    """Compiles the kernels once per instruction set, then the module that links them."""
+
+    def build_extension(self, ext):
+        for isa, flags in ISA_FLAGS.items():
+            ext.extra_objects += self.compiler.compile(
+                [f"csrc/kernels/isa_{isa}.c"],
+                output_dir=self.build_temp,
+                extra_postargs=CFLAGS + flags,
+            )
+        super().build_extension(ext)
+
 
 macros = [("NPY_TARGET_VERSION", "NPY_1_23_API_VERSION")]
 if LIMITED:
@@ -48,7 +49,7 @@ if LIMITED:
 core = Extension(
     "pyloss._core",
     sources=["csrc/binding/module.c", "csrc/binding/spec.c", "csrc/core/buffers.c", "csrc/core/cpu.c", "csrc/core/threads.c"],
-    depends=headers("csrc", "csrc/binding"),
+    depends=headers("csrc", "csrc/binding", "csrc/kernels"),
     include_dirs=[numpy.get_include()],
     define_macros=macros,
     extra_compile_args=CFLAGS,
@@ -57,7 +58,7 @@ core = Extension(
 )
 
 setup(
-    libraries=libraries,
+    cmdclass={"build_ext": BuildKernels},
     ext_modules=[core],
     options={"bdist_wheel": {"py_limited_api": "cp310"}} if LIMITED else {},
 )

@@ -90,6 +90,9 @@ typedef void (*pl_range_fn)(const void *context, int64_t begin, int64_t end, int
 void pl_parallel(int64_t n, int64_t grain, pl_range_fn fn, const void *context);
 int pl_num_threads(void);
 void pl_set_num_threads(int n);
+/* Around a kernel call: keeps pl_num_threads() the same for this thread, whatever another one sets meanwhile. */
+void pl_enter_call(void);
+void pl_leave_call(void);
 
 /* core/buffers.c. 64-byte aligned memory that is kept for reuse when released, so that a training step touches the same
  * pages again. NULL when there is no memory. */

@@ -55,7 +55,9 @@ static PyObject *run(int op, PyObject *const *args, Py_ssize_t nargs) {
     int64_t begin = profiling ? nanoseconds() : 0;
     pl_status status;
     Py_BEGIN_ALLOW_THREADS
+    pl_enter_call();
     status = kernel(&call);
+    pl_leave_call();
     Py_END_ALLOW_THREADS
     if (profiling) {
         profile[op].calls++;

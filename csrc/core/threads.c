@@ -32,6 +32,7 @@ static struct {
 } pool = {.caller = PTHREAD_MUTEX_INITIALIZER, .lock = PTHREAD_MUTEX_INITIALIZER, .wake = PTHREAD_COND_INITIALIZER};
 
 static _Thread_local int inside;
+static _Thread_local int call_threads; /* what pl_num_threads() says during a call */
 
 static void run_pieces(int worker) {
     for (;;) {
@@ -126,6 +127,7 @@ static int threads_from_environment(void) {
 }
 
 int pl_num_threads(void) {
+    if (call_threads) return call_threads;
     int n = atomic_load_explicit(&pool.wanted, memory_order_relaxed);
     if (n == 0) {
         n = threads_from_environment();
@@ -135,6 +137,9 @@ int pl_num_threads(void) {
 }
 
 void pl_set_num_threads(int n) { atomic_store(&pool.wanted, n < 1 ? 1 : n > MAX_THREADS ? MAX_THREADS : n); }
+
+void pl_enter_call(void) { call_threads = pl_num_threads(); }
+void pl_leave_call(void) { call_threads = 0; }
 
 /* Threads do not survive fork: the child starts its own when it needs them. */
 static void before_fork(void) { pthread_mutex_lock(&pool.caller); }
