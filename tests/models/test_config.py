@@ -1,0 +1,235 @@
+"""Model configurations: every source gives the same one, and what would change results silently is refused."""
+
+import json
+
+import numpy as np
+import pytest
+
+from pyloss.errors import FormatError
+from pyloss.models.config import ModelConfig, llama3_factors
+from pyloss.models.stored import StoredTensor
+
+SMOLLM2 = {
+    "architectures": ["LlamaForCausalLM"],
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "hidden_act": "silu",
+    "hidden_size": 576,
+    "initializer_range": 0.041666666666666664,
+    "intermediate_size": 1536,
+    "is_llama_config": True,
+    "max_position_embeddings": 8192,
+    "mlp_bias": False,
+    "model_type": "llama",
+    "num_attention_heads": 9,
+    "num_hidden_layers": 30,
+    "num_key_value_heads": 3,
+    "pad_token_id": 2,
+    "pretraining_tp": 1,
+    "rms_norm_eps": 1e-05,
+    "rope_interleaved": False,
+    "rope_scaling": None,
+    "rope_theta": 100000,
+    "tie_word_embeddings": True,
+    "torch_dtype": "bfloat16",
+    "vocab_size": 49152,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 32.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+GGUF = {
+    "general.architecture": "llama",
+    "llama.block_count": 30,
+    "llama.context_length": 8192,
+    "llama.embedding_length": 576,
+    "llama.feed_forward_length": 1536,
+    "llama.attention.head_count": 9,
+    "llama.attention.head_count_kv": 3,
+    "llama.rope.freq_base": 100000.0,
+    "llama.attention.layer_norm_rms_epsilon": 9.999999747378752e-06,
+    "llama.rope.dimension_count": 64,
+    "tokenizer.ggml.bos_token_id": 1,
+    "tokenizer.ggml.eos_token_id": 2,
+    "tokenizer.ggml.padding_token_id": 2,
+}
+
+
+def stored(name, array):
+    array = np.asarray(array, np.float32)
+    return StoredTensor("m.gguf", name, "F32", array.shape, array.view(np.uint8).reshape(-1))
+
+
+EMBEDDING = {"token_embd.weight": StoredTensor("m.gguf", "token_embd.weight", "Q8_0", (49152, 576), None)}
+
+
+@pytest.fixture
+def read(tmp_path):
+    def read(**changes):
+        content = {key: value for key, value in {**SMOLLM2, **changes}.items() if value is not ...}
+        path = tmp_path / "config.json"
+        path.write_text(json.dumps(content))
+        return ModelConfig.from_hf(path)
+
+    return read
+
+
+def test_smollm2(read):
+    config = read()
+    assert (config.head_dim, config.rope_theta, config.rope_scaling) == (64, 100000.0, None)
+    assert type(config.rope_theta) is float
+    assert (config.num_attention_heads, config.num_key_value_heads, config.num_hidden_layers) == (9, 3, 30)
+    assert config.tie_word_embeddings is True and config.attention_bias is False and config.mlp_bias is False
+    assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (1, 2, 2)
+
+
+def test_gguf_gives_the_same_as_config_json(read):
+    assert ModelConfig.from_gguf(GGUF, EMBEDDING) == read()
+
+
+def test_defaults(read):
+    missing = ("num_key_value_heads", "rms_norm_eps", "rope_theta", "tie_word_embeddings", "max_position_embeddings")
+    config = read(**dict.fromkeys(missing, ...), eos_token_id=None, pad_token_id=...)
+    assert config.num_key_value_heads == 9
+    assert (config.rms_norm_eps, config.rope_theta, config.max_position_embeddings) == (1e-6, 10000.0, 2048)
+    assert config.tie_word_embeddings is False
+    assert config.eos_token_id is None and config.pad_token_id is None
+    assert read(head_dim=None).head_dim == 64
+    assert read(head_dim=32).head_dim == 32
+    assert read(eos_token_id=[2, 3]).eos_token_id == [2, 3]
+
+
+def test_rope_of_transformers_5(read):
+    config = read(rope_theta=..., rope_scaling=..., rope_parameters={"rope_theta": 5e5, "rope_type": "default"})
+    assert (config.rope_theta, config.rope_scaling) == (5e5, None)
+    config = read(rope_theta=..., rope_scaling=..., rope_parameters={"rope_theta": 5e5, **LLAMA3})
+    assert (config.rope_theta, config.rope_scaling) == (5e5, LLAMA3)
+
+
+def test_rope_before_transformers_5(read):
+    assert read(rope_scaling=LLAMA3).rope_scaling == LLAMA3
+    assert read(rope_scaling={"type": "linear", "factor": 2}).rope_scaling == {"rope_type": "linear", "factor": 2.0}
+    assert read(rope_scaling={"rope_type": "default"}).rope_scaling is None
+
+
+@pytest.mark.parametrize("changes", [{}, {"rope_scaling": LLAMA3}, {"eos_token_id": [2, 3], "model_type": "mistral"}])
+def test_round_trip(read, tmp_path, changes):
+    changes = {"sliding_window": None, **changes}
+    config = read(**changes)
+    (tmp_path / "config.json").write_text(json.dumps(config.to_hf()))
+    assert ModelConfig.from_hf(tmp_path / "config.json") == config
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "gpt2"}, "model_type 'gpt2' is not supported; supported are llama, mistral"),
+        ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5"),
+        ({"model_type": "mistral", "sliding_window": 4096}, "sliding_window 4096"),
+        ({"model_type": "mistral"}, "sliding_window 4096"),
+        ({"quantization_config": {"bits": 4}}, "quantised Hugging Face"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_type 'yarn' .* default, linear, llama3"),
+        ({"rope_parameters": {"full": {"rope_theta": 1.0}}}, "per layer type"),
+    ],
+)
+def test_what_is_not_supported_is_named(read, changes, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        read(**changes)
+    assert "config.json" in str(caught.value)
+    assert not isinstance(caught.value, FormatError)
+
+
+@pytest.mark.parametrize(
+    ("changes", "what", "message"),
+    [
+        ({"hidden_size": "576"}, "hidden_size", "expected int, got str '576'"),
+        ({"hidden_size": 576.0}, "hidden_size", "expected int, got float"),
+        ({"hidden_size": True}, "hidden_size", "expected int, got bool"),
+        ({"hidden_size": ...}, "hidden_size", "missing"),
+        ({"vocab_size": None}, "vocab_size", "missing"),
+        ({"model_type": ["llama"]}, "model_type", "expected str"),
+        ({"tie_word_embeddings": 1}, "tie_word_embeddings", "expected bool"),
+        ({"rms_norm_eps": "1e-5"}, "rms_norm_eps", "expected float"),
+        ({"eos_token_id": ["a"]}, "eos_token_id", "integer or a list"),
+        ({"rope_scaling": "llama3"}, "rope_scaling", "expected dict"),
+        ({"rope_scaling": {"rope_type": "linear"}}, "factor", "missing"),
+        ({"rope_scaling": {**LLAMA3, "factor": "8"}}, "factor", "expected float"),
+        ({"rope_scaling": {**LLAMA3, "factor": -1}}, None, "positive finite"),
+        ({"rope_scaling": {**LLAMA3, "low_freq_factor": 4.0}}, None, "below"),
+        ({"num_attention_heads": 7}, None, "hidden_size 576 is not a multiple of num_attention_heads 7"),
+        ({"num_attention_heads": 0}, None, "num_attention_heads 0"),
+        ({"num_key_value_heads": 2}, None, "num_attention_heads 9 is not a multiple of num_key_value_heads 2"),
+        ({"head_dim": 63}, None, "head_dim must be even"),
+        ({"num_hidden_layers": -1}, None, "num_hidden_layers must be at least 1, got -1"),
+        ({"rms_norm_eps": 0}, None, "rms_norm_eps must be positive"),
+        ({"rope_theta": float("nan")}, None, "rope_theta must be positive"),
+        ({"rope_theta": 10**400}, "rope_theta", "expected float, got int"),
+    ],
+)
+def test_damage_is_named(read, changes, what, message):
+    with pytest.raises(FormatError, match=message) as caught:
+        read(**changes)
+    assert caught.value.path.endswith("config.json")
+    assert caught.value.what == what
+
+
+def test_gguf_switches_come_from_the_tensors():
+    config = ModelConfig.from_gguf(GGUF, EMBEDDING)
+    assert config.tie_word_embeddings and not config.attention_bias and not config.mlp_bias
+    more = {**EMBEDDING, **{n: None for n in ("output.weight", "blk.0.attn_q.bias", "blk.0.ffn_gate.bias")}}
+    config = ModelConfig.from_gguf(GGUF, more)
+    assert not config.tie_word_embeddings and config.attention_bias and config.mlp_bias
+
+
+def test_gguf_llama3_factors_are_turned_back_into_their_numbers():
+    factors = stored("rope_freqs.weight", llama3_factors(LLAMA3, 5e5, 64))
+    metadata = {**GGUF, "llama.rope.freq_base": 5e5}
+    assert ModelConfig.from_gguf(metadata, {**EMBEDDING, "rope_freqs.weight": factors}).rope_scaling == LLAMA3
+    other = stored("rope_freqs.weight", np.linspace(1, 8, 32))
+    with pytest.raises(FormatError, match=r"m.gguf: rope_freqs.weight: these are not the rotary factors of Llama 3"):
+        ModelConfig.from_gguf(metadata, {**EMBEDDING, "rope_freqs.weight": other}, "m.gguf")
+
+
+def test_llama3_factors_follow_the_published_cases():
+    factors = llama3_factors(LLAMA3, 5e5, 64)
+    wavelength = 2 * np.pi * 5e5 ** (np.arange(0, 64, 2) / 64)
+    np.testing.assert_allclose(factors[wavelength < 8192 / 4], 1)
+    np.testing.assert_allclose(factors[wavelength > 8192], 32)
+    between = (wavelength >= 8192 / 4) & (wavelength <= 8192)
+    smooth = (8192 / wavelength[between] - 1) / 3
+    np.testing.assert_allclose(1 / factors[between], (1 - smooth) / 32 + smooth)
+    assert between.any()
+
+
+def test_gguf_linear_scaling():
+    metadata = {**GGUF, "llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 4.0}
+    assert ModelConfig.from_gguf(metadata, EMBEDDING).rope_scaling == {"rope_type": "linear", "factor": 4.0}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"general.architecture": "mamba"}, "architecture 'mamba' is not supported; supported are llama"),
+        ({"llama.expert_count": 8}, "mixtures of experts"),
+        ({"llama.rope.scaling.type": "yarn"}, "scaling.type 'yarn'"),
+        ({"llama.attention.key_length": 128}, "partial"),
+        ({"llama.block_count": None}, "llama.block_count: this key is missing"),
+        ({"llama.attention.head_count": [9, 9]}, "head_count: expected int, got list"),
+        ({"llama.attention.head_count_kv": 2}, "not a multiple"),
+    ],
+)
+def test_gguf_problems_are_named(changes, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        ModelConfig.from_gguf({**GGUF, **changes}, EMBEDDING, "m.gguf")
+    assert str(caught.value).startswith("m.gguf")
+
+
+def test_gguf_without_an_embedding():
+    with pytest.raises(FormatError, match=r"token_embd.weight: this tensor is missing"):
+        ModelConfig.from_gguf(GGUF, {})
