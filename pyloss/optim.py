@@ -72,9 +72,8 @@ class Optimizer:
     def update(self, model: Any, grads: Mapping[str, Any], grad_scale: float = 1.0) -> None:
         """Apply `grads` to the model's trainable parameters, in place, and count one update.
 
-        `grads`: flat dict of arrays (or of what holds one in `.data`), keyed and shaped as
-        `model.trainable_parameters()`; a parameter without a gradient stays as it is. Every gradient is multiplied by
-        `grad_scale` first.
+        `grads`: flat dict of arrays keyed and shaped as `model.trainable_parameters()`; a parameter without a gradient
+        stays as it is. Every gradient is multiplied by `grad_scale` first.
         Raises ValueError, before anything is changed, for an unknown name, a wrong shape, or a parameter that is not a
         writable C-contiguous float32 array.
         """
@@ -88,7 +87,7 @@ class Optimizer:
                     + (f"; the nearest is {hint[0]!r}" if hint else f"; the model has {len(parameters)} of them")
                 )
             parameter = parameters[name]
-            array = np.asarray(getattr(grad, "data", grad) if not isinstance(grad, np.ndarray) else grad)
+            array = np.asarray(grad)
             if array.shape != parameter.shape:
                 raise ValueError(f"gradient for {name!r} has shape {array.shape}; the parameter has {parameter.shape}")
             flags = parameter.flags
@@ -134,7 +133,9 @@ class Optimizer:
             slot, _, name = key.partition(".")
             if slot not in self.slots or not name:
                 kept = ", ".join(self.slots)
-                raise ValueError(f"optimizer state has {key!r}; {type(self).__name__} keeps {kept} for each parameter")
+                raise ValueError(
+                    f"optimizer state has {key!r}; {type(self).__name__} keeps {kept or 'nothing'} for each"
+                )
             loaded.setdefault(name, {})[slot] = np.array(value, np.float32).reshape(-1)
         for name, slots in loaded.items():
             if missing := set(self.slots) - set(slots):
@@ -195,8 +196,6 @@ class SGD(Optimizer):
     `g += wd p;  buf = momentum buf + (1-dampening) g;  p -= lr (g + momentum buf if nesterov else buf)`.
     """
 
-    slots = ("buf",)
-
     def __init__(
         self,
         learning_rate: float | Schedule,
@@ -210,6 +209,7 @@ class SGD(Optimizer):
         self.weight_decay = _in_range("weight_decay", weight_decay, 0)
         self.dampening = float(dampening)
         self.nesterov = bool(nesterov)
+        self.slots = ("buf",) if self.momentum else ()
         if self.nesterov and (self.momentum == 0 or self.dampening != 0):
             raise ValueError(f"nesterov=True needs momentum above 0 and dampening 0, not {momentum} and {dampening}")
 
@@ -218,7 +218,7 @@ class SGD(Optimizer):
     ) -> None:
         dampening = 0.0 if first or self.momentum == 0 else self.dampening
         settings = (rate, self.momentum, dampening, self.weight_decay, int(self.nesterov), scale)
-        _core.sgd(grad, *settings, parameter, slots["buf"])
+        _core.sgd(grad, *settings, parameter, slots.get("buf"))
 
 
 class Lion(Optimizer):

@@ -1,0 +1,145 @@
+"""Who is told how a run goes: the callback interface, the progress display, and the reporters to other services."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any, TextIO
+
+Info = dict[str, Any]
+
+
+class TrainingCallback:
+    """Derive from this, override what is wanted, and pass an object of it as `training_callback`."""
+
+    def on_train_loss_report(self, train_info: Info) -> None:
+        """Called every `steps_per_report` iterations and after the last one.
+
+        `train_info`: `iteration`, `train_loss` (mean over the target tokens since the last report), `learning_rate`,
+        `iterations_per_second`, `tokens_per_second`, `trained_tokens`, `peak_memory` (GB), `updates`, `grad_norm`
+        (of the latest update, before clipping; None before the first).
+        """
+
+    def on_val_loss_report(self, val_info: Info) -> None:
+        """Called after each validation. `val_info`: `iteration` (how many were done), `val_loss`, `val_time` (s)."""
+
+
+class ProgressReporter(TrainingCallback):
+    """A progress bar on a terminal, plain lines elsewhere (and where tqdm is not installed)."""
+
+    def __init__(self, total: int, done: int = 0, stream: TextIO | None = None) -> None:
+        self.total = total
+        self.stream = stream if stream is not None else sys.stderr
+        self.bar: Any = None
+        if self.stream.isatty():
+            try:
+                from tqdm import tqdm
+            except ImportError:
+                return
+            self.bar = tqdm(total=total, initial=done, file=self.stream, unit="it", dynamic_ncols=True, leave=False)
+
+    def line(self, text: str) -> None:
+        """Print one line, above the bar if there is one."""
+        if self.bar is not None:
+            self.bar.write(text, file=self.stream)
+        else:
+            print(text, file=self.stream, flush=True)
+
+    def advance(self, loss: float) -> None:
+        """One more iteration is done; `loss` is that of its batch."""
+        if self.bar is not None:
+            self.bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
+            self.bar.update()
+
+    def on_train_loss_report(self, train_info: Info) -> None:
+        i = train_info
+        self.line(
+            f"iteration {i['iteration']}/{self.total}: train loss {i['train_loss']:.4f}, "
+            f"learning rate {i['learning_rate']:.3e}, {i['iterations_per_second']:.3f} it/s, "
+            f"{i['tokens_per_second']:.1f} tokens/s, {i['trained_tokens']} tokens trained, "
+            f"peak memory {i['peak_memory']:.2f} GB"
+        )
+
+    def on_val_loss_report(self, val_info: Info) -> None:
+        i = val_info
+        self.line(f"iteration {i['iteration']}/{self.total}: val loss {i['val_loss']:.4f}, took {i['val_time']:.1f} s")
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+
+class _ServiceCallback(TrainingCallback):
+    """Sends the reports to one service, and then on to `wrapped_callback`."""
+
+    service = ""
+
+    def __init__(
+        self,
+        project_name: str | None,
+        log_dir: str | None,
+        config: Info | None,
+        wrapped_callback: TrainingCallback | None = None,
+    ) -> None:
+        import importlib
+
+        try:
+            self.module: Any = importlib.import_module(self.service)
+        except ImportError as error:
+            raise ImportError(f"reporting to {self.service} needs its package: pip install {self.service}") from error
+        self.wrapped_callback = wrapped_callback
+        self.start(project_name, log_dir or ".", config or {})
+
+    def start(self, project_name: str | None, log_dir: str, config: Info) -> None:
+        raise NotImplementedError
+
+    def on_train_loss_report(self, train_info: Info) -> None:
+        self.module.log(train_info, step=train_info["iteration"])
+        if self.wrapped_callback is not None:
+            self.wrapped_callback.on_train_loss_report(train_info)
+
+    def on_val_loss_report(self, val_info: Info) -> None:
+        self.module.log(val_info, step=val_info["iteration"])
+        if self.wrapped_callback is not None:
+            self.wrapped_callback.on_val_loss_report(val_info)
+
+
+class WandBCallback(_ServiceCallback):
+    service = "wandb"
+
+    def start(self, project_name: str | None, log_dir: str, config: Info) -> None:
+        self.module.init(project=project_name, name=os.path.basename(log_dir), dir=log_dir, config=config)
+
+
+class SwanLabCallback(_ServiceCallback):
+    service = "swanlab"
+
+    def start(self, project_name: str | None, log_dir: str, config: Info) -> None:
+        logdir = os.path.join(log_dir, "swanlog")
+        self.module.init(project=project_name, experiment_name=os.path.basename(log_dir), logdir=logdir, config=config)
+
+
+SERVICES: dict[str, type[_ServiceCallback]] = {"wandb": WandBCallback, "swanlab": SwanLabCallback}
+
+
+def get_reporting_callbacks(
+    report_to: str | None = None,
+    project_name: str | None = None,
+    log_dir: str | None = None,
+    config: Info | None = None,
+) -> TrainingCallback | None:
+    """A callback for the services named in `report_to` ("wandb", "swanlab", or both with a comma), or None for none.
+
+    Raises ValueError for another name, ImportError with the command to install where the service's package is missing.
+    """
+    names = [name.strip().lower() for name in (report_to or "").split(",") if name.strip()]
+    for name in names:
+        if name not in SERVICES:
+            raise ValueError(
+                f"report_to: {name!r} is not known; allowed: {', '.join(SERVICES)}, or several with commas"
+            )
+    callback: TrainingCallback | None = None
+    for name in names:
+        callback = SERVICES[name](project_name, log_dir, config, callback)
+    return callback

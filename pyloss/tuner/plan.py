@@ -1,0 +1,118 @@
+"""What a run is going to do and need, told before it starts: updates, warm-up, tokens, memory."""
+
+from __future__ import annotations
+
+import math
+import sys
+from typing import Any
+
+#: logits of this many tokens exist at a time in the fused head + loss
+HEAD_CHUNK_TOKENS = 256
+#: interpreter, libraries and the allocator's slack
+BASE_BYTES = 80_000_000
+
+
+def estimate_memory(
+    model: Any,
+    batch_size: int,
+    max_len: int,
+    grad_checkpoint: bool = False,
+    optimizer_slots: int = 2,
+    accumulate: bool = False,
+    keep_best: bool = True,
+) -> int:
+    """An estimate of the peak memory of training, in bytes, for batches of `batch_size` rows of `max_len` tokens.
+
+    With N = batch_size * max_len tokens, hidden size H, key-value width K, feed-forward width I, vocabulary V, L layers
+    of which T, the last ones, are trained, and P trainable numbers, it is the sum of
+
+    - the stored weights as they are in the file (mapped pages count once they have been read);
+    - `4 P (2 + slots + accumulate + keep_best)`: parameters, gradients, optimiser state, accumulated gradients, and
+      the copy of the best adapter;
+    - activations kept for the backward pass: `4 N (6H + 2K + 3I)` for each of the T layers; with checkpointing
+      `4 N H` for each and one layer's in full;
+    - what one layer works on, forward and backward: `8 N max(I, H)`;
+    - the head: `8 * 256 * V`, logits and their gradient for a chunk of tokens; and `8 N H` of hidden states;
+    - 80 MB for the interpreter and the libraries.
+    """
+    trainable = sum(array.size for array in model.trainable_parameters().values())
+    weights = sum(int(array.nbytes) for array in model.parameters().values()) - 4 * trainable
+    copies = 2 + optimizer_slots + int(accumulate) + int(keep_best)
+    total = BASE_BYTES + max(weights, 0) + 4 * trainable * copies
+    config = getattr(model, "config", None)
+    hidden = int(getattr(config, "hidden_size", 0) or 0)
+    if not hidden:
+        return total
+    heads = int(getattr(config, "num_attention_heads", 1) or 1)
+    key_value_heads = int(getattr(config, "num_key_value_heads", 0) or heads)
+    head_dim = int(getattr(config, "head_dim", 0) or hidden // heads)
+    inner = int(getattr(config, "intermediate_size", 0) or 4 * hidden)
+    vocabulary = int(getattr(config, "vocab_size", 0) or 0)
+    layers = _trained_layers(model)
+    tokens = batch_size * max_len
+    layer = 4 * tokens * (6 * hidden + 2 * key_value_heads * head_dim + 3 * inner)
+    kept = layers * 4 * tokens * hidden + layer if grad_checkpoint else layers * layer
+    work = 8 * tokens * max(inner, hidden)
+    head = 8 * min(HEAD_CHUNK_TOKENS, tokens) * vocabulary + 8 * tokens * hidden
+    return total + kept + work + head
+
+
+def _trained_layers(model: Any) -> int:
+    """How many layers the backward pass goes through: from the first with a trainable parameter to the last."""
+    count = len(getattr(model, "layers", ()))
+    numbers = []
+    for name in model.trainable_parameters():
+        parts = name.split(".")
+        if "layers" not in parts[:-1]:
+            return count
+        number = parts[parts.index("layers") + 1]
+        if not number.isdigit():
+            return count
+        numbers.append(int(number))
+    return count - min(numbers, default=count)
+
+
+def peak_memory() -> int:
+    """The most memory that this process has held so far, in bytes; 0 where the system does not say."""
+    try:
+        import resource
+    except ImportError:
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def size_text(size: float) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
+
+
+def describe_plan(
+    model: Any, optimizer: Any, args: Any, batches: Any, longest: int, first_iteration: int = 0
+) -> list[str]:
+    """The lines that a run prints before it starts.
+
+    `batches` is its iterator (a user's own says less), `longest` the number of tokens of the longest row.
+    """
+    accumulation = args.grad_accumulation_steps
+    updates = math.ceil(args.iters / accumulation)
+    first = f"plan: {args.iters} batches of {args.batch_size}, {updates} updates"
+    first += f" (one every {accumulation} batches)" if accumulation > 1 else ""
+    lines = [first + (f", continuing after batch {first_iteration}" if first_iteration else "")]
+    warmup = int(getattr(optimizer.schedule, "warmup", 0))
+    if warmup:
+        lines.append(f"plan: warm-up over the first {warmup} updates ({warmup * accumulation} batches)")
+        if warmup >= updates:
+            lines[-1] += ": longer than the run, so the full learning rate is never reached"
+    report = getattr(batches, "report", None)
+    if report is not None:
+        epochs = args.iters / batches.batches_per_epoch
+        lines.append(
+            f"plan: {report.used} samples of up to {longest} tokens, {report.tokens} tokens an epoch "
+            f"({report.targets} of them targets), {epochs:.2g} epochs"
+        )
+    trainable = sum(array.size for array in model.trainable_parameters().values())
+    slots = len(getattr(optimizer, "slots", ()))
+    sizes = (args.batch_size, longest, args.grad_checkpoint, slots, accumulation > 1, args.keep_best)
+    peak = size_text(estimate_memory(model, *sizes))
+    lines.append(f"plan: {trainable:,} trainable parameters, about {peak} of memory at the peak")
+    return lines

@@ -1,0 +1,413 @@
+"""The training loop.
+
+An iteration is one batch; an update of the parameters comes after every `grad_accumulation_steps` of them. What a run
+consists of between two iterations is a `state.Checkpoint`, and it changes only inside `uninterrupted()` blocks:
+whenever Ctrl-C arrives, what is in memory is the state of a whole number of iterations.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import pyloss.random
+from pyloss import _core, nn
+from pyloss.files import write_safetensors
+from pyloss.optim import clip_scale, grad_norm
+from pyloss.tuner import state as checkpoints
+from pyloss.tuner.args import TrainingArgs, TrainingResult
+from pyloss.tuner.batching import iterate_batches
+from pyloss.tuner.callbacks import ProgressReporter, TrainingCallback
+from pyloss.tuner.datasets import CacheDataset
+from pyloss.tuner.evaluation import batches_of, evaluate, loss_and_weight, own_data
+from pyloss.tuner.losses import default_loss
+from pyloss.tuner.plan import describe_plan, peak_memory
+from pyloss.tuner.state import Checkpoint, Progress, uninterrupted
+
+__all__ = ["TrainingArgs", "TrainingCallback", "TrainingResult", "default_loss", "evaluate", "iterate_batches", "train"]
+
+
+def train(
+    model: Any,
+    optimizer: Any,
+    train_dataset: Any,
+    val_dataset: Any = None,
+    args: TrainingArgs | None = None,
+    loss: Callable[..., Any] = default_loss,
+    iterate_batches: Callable[..., Any] = iterate_batches,
+    training_callback: TrainingCallback | None = None,
+) -> TrainingResult:
+    """Train the model's trainable parameters and save them; see `state.py` for the files.
+
+    `loss(model, batch, lengths)` gives `(loss, ntoks)` or a scalar; `iterate_batches` is called as mlx-lm calls it and
+    yields what `loss` takes after the model. Validation comes at the start, every `steps_per_eval` iterations and at
+    the end. With `keep_best` the run ends with the adapter of the lowest validation loss, in the model and in
+    `adapters.safetensors`; a resumed run goes on from the last one all the same.
+
+    Ctrl-C saves and raises KeyboardInterrupt saying where. A loss or gradient that is not finite raises
+    FloatingPointError before the parameters are touched. ValueError: unusable data or arguments, or a state to resume
+    that is another run's. OSError: files that cannot be written.
+    """
+    return _Run(model, optimizer, train_dataset, val_dataset, args or TrainingArgs(), loss, iterate_batches).run(
+        training_callback
+    )
+
+
+class _Run:
+    """One call of `train`."""
+
+    def __init__(
+        self,
+        model: Any,
+        optimizer: Any,
+        train_dataset: Any,
+        val_dataset: Any,
+        args: TrainingArgs,
+        loss: Callable[..., Any],
+        make_batches: Callable[..., Any],
+    ) -> None:
+        self.model, self.optimizer, self.args = model, optimizer, args
+        self.loss, self.make_batches = loss, make_batches
+        self.parameters: dict[str, np.ndarray] = model.trainable_parameters()
+        if not self.parameters:
+            raise ValueError("the model has no trainable parameters: call linear_to_lora_layers or unfreeze() first")
+        if train_dataset is None or (hasattr(train_dataset, "__len__") and not len(train_dataset)):
+            raise ValueError("the training dataset is empty")
+        empty = val_dataset is None or (hasattr(val_dataset, "__len__") and not len(val_dataset))
+        self.val_data = None if empty or args.val_batches == 0 else own_data(val_dataset, make_batches)
+        self.data = own_data(train_dataset, make_batches)
+        self.value_and_grad = nn.value_and_grad(model, loss)
+        self.folder = None if args.adapter_file is None else Path(args.adapter_file).parent
+        self.progress = Progress()
+        self.accumulated: dict[str, np.ndarray] = {}
+        self.best: dict[str, np.ndarray] = {}
+        self.train_time, self.timed_steps, self.timed_tokens = 0.0, 0, 0
+        self.ending = False
+        self.saved_at: Path | None = None
+        self.reporters: list[TrainingCallback] = []
+        self.display: ProgressReporter | None = None
+
+    # the run ----------------------------------------------------------------------------------------------------
+
+    def run(self, callback: TrainingCallback | None) -> TrainingResult:
+        args = self.args
+        notes = self.start()
+        if args.grad_checkpoint:
+            self.model.set_grad_checkpoint(True)
+        was_training = getattr(self.model, "training", False)
+        if args.progress:
+            self.display = ProgressReporter(args.iters, self.progress.iteration)
+            self.reporters.append(self.display)
+            for line in notes + self.plan():
+                self.display.line(line)
+        if callback is not None:
+            self.reporters.append(callback)
+        try:
+            self.model.train()
+            stopped = self.loop()
+            self.finish()
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(self.interrupted()) from None
+        finally:
+            self.model.train(was_training)
+            if self.display is not None:
+                self.display.close()
+        p = self.progress
+        best = None if p.best_loss is None else p.best_iteration
+        return TrainingResult(p.iteration, self.optimizer.step, p.trained_tokens, p.best_loss, best, stopped)
+
+    def start(self) -> list[str]:
+        """Begin afresh or take over a checkpoint; nothing is written before all that can be refused was checked."""
+        args, notes, saved = self.args, [], None
+        place = None
+        if args.resume:
+            place = self.folder if args.resume is True else Path(args.resume)
+            if place is None:
+                raise ValueError("resume=True needs an adapter_file, beside which the trainer state lies")
+            saved = checkpoints.load_checkpoint(place)
+        seed = args.seed
+        if saved is None:
+            if seed is None:
+                seed = pyloss.random.next_seed()
+            else:
+                pyloss.random.seed(seed)
+        options = {"batch_size": args.batch_size, "max_seq_length": args.max_seq_length, "loop": True}
+        options |= {} if seed is None else {"seed": seed}
+        self.batches = batches_of(self.make_batches, self.model, self.data, **options)
+        if saved is not None:
+            notes = self.restore(saved)
+        config = args.adapter_config or getattr(self.model, "adapter_config", None)
+        if self.folder is not None:
+            here = place is not None and self.folder.resolve() in (place.resolve(), *place.resolve().parents[:1])
+            notes += checkpoints.prepare_folder(self.folder, config, here)
+        self.mark()
+        if saved is None:
+            self.save_state()
+        return notes
+
+    def restore(self, saved: Checkpoint) -> list[str]:
+        name = type(self.optimizer).__name__
+        if saved.optimizer_name != name:
+            raise ValueError(f"the run to resume was trained with {saved.optimizer_name}, not with {name}")
+        if saved.batches is not None and hasattr(self.batches, "set_state"):
+            self.batches.set_state(saved.batches)
+        else:
+            for _ in range(saved.progress.iteration):
+                next(self.batches)
+        checkpoints.restore_arrays(self.parameters, saved.model, "the run to resume")
+        self.optimizer.load_state_dict(saved.optimizer)
+        self.progress, self.best = saved.progress, saved.best
+        self.accumulated = {name: np.array(array) for name, array in saved.accumulated.items()}
+        pyloss.random.set_state(saved.random)
+        now, before = self.settings(), saved.settings or {}
+        return [f"resuming after iteration {self.progress.iteration}"] + [
+            f"note: {key} is {now[key]!r}, and was {before[key]!r} before" for key in now if now[key] != before.get(key)
+        ]
+
+    def settings(self) -> dict[str, Any]:
+        """What should stay the same for a resumed run to be the same run."""
+        names = (
+            "batch_size",
+            "max_seq_length",
+            "grad_accumulation_steps",
+            "max_grad_norm",
+            "steps_per_eval",
+            "val_batches",
+        )
+        fixed = {} if self.optimizer.schedule is not None else {"learning_rate": self.optimizer.learning_rate}
+        return {name: getattr(self.args, name) for name in names} | fixed
+
+    def plan(self) -> list[str]:
+        longest = self.args.max_seq_length
+        if isinstance(self.data, CacheDataset) and self.make_batches is iterate_batches:
+            longest = min(longest, max(self.data.itemlen(i) for i in range(len(self.data))))
+        return describe_plan(self.model, self.optimizer, self.args, self.batches, longest, self.progress.iteration)
+
+    def loop(self) -> bool:
+        """Iterate to the end; True if patience ended it before."""
+        args = self.args
+        while True:
+            done = self.progress.iteration
+            # All that is due after iteration `done`, in this order, also when a resumed run begins here.
+            if done % args.steps_per_report == 0:
+                self.report()
+            if done % args.steps_per_eval == 0:
+                self.validate()
+            if done and done % args.steps_per_save == 0:
+                self.save()
+            if args.patience is not None and self.progress.not_improved >= args.patience:
+                self.say(f"stopped: {self.progress.not_improved} validations in a row without a lower loss")
+                return True
+            if done >= args.iters:
+                return False
+            try:
+                batch = next(self.batches)
+            except StopIteration:
+                self.say(f"the batches ended after iteration {done}")
+                return False
+            self.step(batch)
+
+    def step(self, batch: Any) -> None:
+        """One iteration. Until the block at the end nothing that a checkpoint holds has changed."""
+        args, begun = self.args, time.perf_counter()
+        iteration = self.progress.iteration + 1
+        value, grads = self.value_and_grad(self.model, *batch)
+        value, weight = loss_and_weight(value)
+        if weight and not math.isfinite(value):
+            raise FloatingPointError(self.not_finite(f"the loss is {value}", iteration))
+        with uninterrupted():
+            p = self.progress
+            if weight:
+                self.accumulate(grads, weight)
+                p.loss_sum += value * weight
+                p.loss_weight += weight
+                p.pending_weight += weight
+            p.pending += 1
+            if p.pending == args.grad_accumulation_steps:
+                self.apply(iteration)
+            p.iteration = iteration
+            p.trained_tokens += round(weight)
+            self.mark()
+        self.train_time += time.perf_counter() - begun
+        self.timed_steps += 1
+        self.timed_tokens += round(weight)
+        if self.display is not None:
+            self.display.advance(value)
+
+    def accumulate(self, grads: Mapping[str, Any], weight: float) -> None:
+        """Add `weight` times the gradients, so that every target token counts the same in whichever batch it is."""
+        if self.args.grad_accumulation_steps == 1:
+            self.accumulated = dict(grads)
+            return
+        for name, grad in grads.items():
+            flat = np.ascontiguousarray(grad, np.float32).reshape(-1)
+            if name not in self.accumulated:
+                self.accumulated[name] = np.zeros(np.shape(grad), np.float32)
+            _core.axpy(weight, flat, self.accumulated[name].reshape(-1))
+
+    def apply(self, iteration: int) -> None:
+        """Update the parameters from what has been accumulated."""
+        p = self.progress
+        if p.pending_weight:
+            scale = 1.0 if self.args.grad_accumulation_steps == 1 else 1.0 / p.pending_weight
+            norm = grad_norm(self.accumulated) * scale
+            if not math.isfinite(norm):
+                raise FloatingPointError(self.not_finite(f"the norm of the gradients is {norm}", iteration))
+            p.grad_norm = norm
+            scale *= clip_scale(norm, self.args.max_grad_norm)
+            self.optimizer.update(self.model, self.accumulated, grad_scale=scale)
+        self.accumulated, p.pending, p.pending_weight = {}, 0, 0.0
+
+    def not_finite(self, what: str, iteration: int) -> str:
+        saved = "" if self.saved_at is None else f"; the last good state is in {self.saved_at}"
+        return (
+            f"iteration {iteration}: {what}; the parameters are those of iteration {iteration - 1}{saved}. "
+            "A lower learning rate, warm-up or max_grad_norm may help"
+        )
+
+    def finish(self) -> None:
+        """Save the last state, apply the gradients left over, validate, and choose the adapter to end with.
+
+        The state is saved before all that is only done because the run ends here: resumed with more iterations, it then
+        does what a run with as many from the start would have done.
+        """
+        p = self.progress
+        self.save_state()
+        self.ending = True
+        self.report()
+        with uninterrupted():
+            if p.pending:
+                self.apply(p.iteration)
+                p.validated_at = -1
+        self.validate()
+        last = {name: array.copy() for name, array in self.parameters.items()} if self.folder else {}
+        if self.args.keep_best and self.best and p.best_iteration != p.iteration:
+            with uninterrupted():
+                checkpoints.restore_arrays(self.parameters, self.best, "the best adapter")
+            self.say(f"kept the adapter of iteration {p.best_iteration}, val loss {p.best_loss:.4f} (the lowest)")
+            if self.folder is not None:
+                write_safetensors(self.folder / self.numbered(p.iteration), last)
+                self.say(f"the last one is in {self.folder / self.numbered(p.iteration)}")
+        if self.folder is not None:
+            self.save_adapter()
+            self.say(f"saved the adapter to {self.args.adapter_file}")
+
+    # reports ----------------------------------------------------------------------------------------------------
+
+    def say(self, text: str) -> None:
+        if self.display is not None:
+            self.display.line(text)
+
+    def report(self) -> None:
+        """Report the iterations since the last report, if there are any."""
+        p = self.progress
+        if p.reported_at == p.iteration:
+            return
+        seconds = max(self.train_time, 1e-9)
+        info = {
+            "iteration": p.iteration,
+            "train_loss": p.loss_sum / p.loss_weight if p.loss_weight else 0.0,
+            "learning_rate": self.optimizer.learning_rate,
+            "iterations_per_second": self.timed_steps / seconds,
+            "tokens_per_second": self.timed_tokens / seconds,
+            "trained_tokens": p.trained_tokens,
+            "peak_memory": peak_memory() / 1e9,
+            "updates": self.optimizer.step,
+            "grad_norm": p.grad_norm,
+        }
+        with uninterrupted():
+            p.loss_sum, p.loss_weight, p.reported_at = 0.0, 0.0, p.iteration
+            self.train_time, self.timed_steps, self.timed_tokens = 0.0, 0, 0
+        for reporter in self.reporters:
+            reporter.on_train_loss_report(dict(info))
+
+    def validate(self) -> None:
+        p = self.progress
+        if self.val_data is None or p.validated_at == p.iteration:
+            return
+        begun = time.perf_counter()
+        args = self.args
+        value = evaluate(
+            self.model,
+            self.val_data,
+            args.batch_size,
+            args.val_batches,
+            args.max_seq_length,
+            self.loss,
+            self.make_batches,
+        )
+        with uninterrupted():
+            p.validated_at = p.iteration
+            if math.isfinite(value) and (p.best_loss is None or value < p.best_loss):
+                p.best_loss, p.best_iteration, p.not_improved = value, p.iteration, 0
+                if args.keep_best:
+                    self.best = {name: array.copy() for name, array in self.parameters.items()}
+                    if self.folder is not None:
+                        metadata = {"iteration": str(p.iteration), "val_loss": repr(value)}
+                        write_safetensors(self.folder / checkpoints.BEST_FILE, self.best, metadata)
+            else:
+                p.not_improved += 1
+        info = {"iteration": p.iteration, "val_loss": value, "val_time": time.perf_counter() - begun}
+        for reporter in self.reporters:
+            reporter.on_val_loss_report(dict(info))
+
+    # saves ------------------------------------------------------------------------------------------------------
+
+    def mark(self) -> None:
+        """Note random state and place in the data as they are between two iterations; what is saved is this."""
+        batches = self.batches.state() if hasattr(self.batches, "state") else None
+        self.marked = (pyloss.random.state(), batches)
+
+    def save_state(self) -> None:
+        if self.folder is None:
+            return
+        path = self.folder / checkpoints.STATE_FILE
+        random, batches = self.marked
+        checkpoint = Checkpoint(
+            self.progress,
+            self.parameters,
+            self.optimizer.state_dict(),
+            type(self.optimizer).__name__,
+            self.accumulated,
+            self.best,
+            random,
+            batches,
+            self.settings(),
+        )
+        with uninterrupted():
+            checkpoints.save_checkpoint(path, checkpoint)
+        self.saved_at = path
+
+    def save_adapter(self) -> None:
+        assert self.args.adapter_file is not None
+        write_safetensors(self.args.adapter_file, self.parameters)
+
+    @staticmethod
+    def numbered(iteration: int) -> str:
+        return f"{iteration:07d}_{checkpoints.ADAPTER_FILE}"
+
+    def save(self) -> None:
+        """A periodic save: the state first, so that what can be resumed is never behind the adapter beside it."""
+        if self.folder is None:
+            return
+        self.save_state()
+        self.save_adapter()
+        write_safetensors(self.folder / self.numbered(self.progress.iteration), self.parameters)
+        self.say(f"iteration {self.progress.iteration}: saved {self.folder / self.numbered(self.progress.iteration)}")
+
+    def interrupted(self) -> str:
+        """Save after Ctrl-C, and say where."""
+        done = self.progress.iteration
+        if self.folder is None:
+            return f"interrupted after iteration {done}; nothing is saved (adapter_file is None)"
+        if not self.ending:  # else the state is saved, and what is in memory is no longer the last iteration's
+            self.save_state()
+            self.save_adapter()
+        return (
+            f"interrupted after iteration {done}: saved to {self.folder}; resume=True (--resume) continues from there"
+        )

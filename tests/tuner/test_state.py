@@ -1,0 +1,311 @@
+"""Checkpoints: a resumed run equals an uninterrupted one to the bit, and nothing that happens leaves half of one."""
+
+import errno
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+from tiny_training import Recorder, Tiny, run, samples, tiny_loss, tiny_value_and_grad
+
+import pyloss
+from pyloss import FormatError, nn, optim
+from pyloss import files as file_writing
+from pyloss.tuner import state
+from pyloss.tuner.batching import iterate_batches
+
+
+@pytest.fixture(autouse=True)
+def numpy_gradients(monkeypatch):
+    monkeypatch.setattr(nn, "value_and_grad", tiny_value_and_grad, raising=False)
+
+
+def scheduled():
+    return optim.AdamW(optim.build_schedule({"name": "cosine_decay", "arguments": [0.05, 20], "warmup": 4}))
+
+
+def same_model(one, two):
+    for name, array in one.arrays.items():
+        np.testing.assert_array_equal(array, two.arrays[name])
+
+
+@pytest.mark.parametrize("accumulation", [1, 3])
+@pytest.mark.parametrize("stop", [5, 10, 13])
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path, stop, accumulation):
+    """More iterations than an epoch has, dropout, a schedule, unfinished accumulation, a report across the stop."""
+    settings = {"steps_per_report": 3, "grad_accumulation_steps": accumulation, "keep_best": False}
+    whole, seen, result = run(tmp_path / "whole", optimizer=scheduled(), iters=20, **settings)
+    _, first, _ = run(tmp_path / "parts", optimizer=scheduled(), iters=stop, **settings)
+    resumed, second, again = run(
+        tmp_path / "parts", Tiny(seed=77), scheduled(), iters=20, resume=True, **settings, seed=99
+    )
+    on_time = {i: value for i, value in first.losses.items() if i % 3 == 0}
+    assert on_time | second.losses == seen.losses
+    assert second.val_losses.items() <= seen.val_losses.items()
+    assert second.train[-1]["trained_tokens"] == seen.train[-1]["trained_tokens"]
+    assert second.train[-1]["learning_rate"] == seen.train[-1]["learning_rate"]
+    assert again == result
+    same_model(whole, resumed)
+
+
+def test_the_best_adapter_and_patience_survive_a_resume(tmp_path):
+    def run_one(folder, **settings):
+        return run(folder, optimizer=optim.AdamW(0.5), steps_per_eval=2, **settings)
+
+    whole, _, result = run_one(tmp_path / "whole", iters=30, patience=4)
+    run_one(tmp_path / "parts", iters=result.iterations - 3, patience=4)
+    resumed, _, again = run_one(tmp_path / "parts", iters=30, patience=4, resume=True)
+    assert again == result
+    assert result.stopped_early
+    same_model(whole, resumed)
+
+
+def test_a_stateless_iterator_is_replayed(tmp_path):
+    def generator(**options):
+        yield from iterate_batches(**options)
+
+    whole, seen, _ = run(tmp_path / "a", iters=20, val=None, iterate=generator)
+    run(tmp_path / "b", iters=9, val=None, iterate=generator)
+    resumed, second, _ = run(tmp_path / "b", Tiny(seed=5), iters=20, val=None, iterate=generator, resume=True)
+    assert second.losses.items() <= seen.losses.items()
+    same_model(whole, resumed)
+
+
+@pytest.mark.parametrize("at", [1, 6, 8])
+@pytest.mark.parametrize("where", ["loss", "report", "validation"])
+def test_ctrl_c_saves_a_complete_state_and_says_where(tmp_path, at, where):
+    calls = []
+
+    def interrupt_at(number):
+        calls.append(number)
+        if len(calls) == at:
+            pyloss.random.next_seed()  # what an iteration that is given up has drawn must not be felt later
+            raise KeyboardInterrupt
+
+    def loss(model, batch, lengths):
+        if where == ("loss" if model.training else "validation"):
+            interrupt_at(0)
+        return tiny_loss(model, batch, lengths)
+
+    class Interrupting(Recorder):
+        def on_train_loss_report(self, train_info):
+            super().on_train_loss_report(train_info)
+            if where == "report":
+                interrupt_at(0)
+
+    before = Interrupting()
+    with pytest.raises(KeyboardInterrupt, match=rf"saved to {tmp_path / 'run'}; resume=True"):
+        run(tmp_path / "run", loss=loss, callback=before)
+    adapter = load_file(tmp_path / "run" / "adapters.safetensors")
+    saved = state.load_checkpoint(tmp_path / "run")
+    for name, array in saved.model.items():
+        np.testing.assert_array_equal(adapter[name], array)
+
+    after = Recorder()
+    resumed, _, _ = run(tmp_path / "run", Tiny(seed=4), loss=tiny_loss, callback=after, resume=True)
+    whole, seen, _ = run(tmp_path / "whole")
+    assert before.losses | after.losses == seen.losses
+    assert before.val_losses | after.val_losses == seen.val_losses
+    same_model(whole, resumed)
+
+
+def test_sigint_while_things_change_waits_for_them(tmp_path):
+    done = []
+    with pytest.raises(KeyboardInterrupt), state.uninterrupted():
+        signal.raise_signal(signal.SIGINT)
+        done.append(1)
+    assert done == [1]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+SCRIPT = """
+import sys, pathlib
+import tiny_training
+from pyloss import optim
+tiny_training.install()
+class Printing(tiny_training.Recorder):
+    def on_train_loss_report(self, info):
+        print(info["iteration"], repr(info["train_loss"]), flush=True)
+folder = pathlib.Path(sys.argv[1])
+print("begin", flush=True)
+tiny_training.run(folder, optimizer=optim.AdamW(0.05), iters=600, steps_per_save=2, steps_per_eval=3,
+                  callback=Printing(), resume="resume" in sys.argv)
+print("end", flush=True)
+"""
+
+
+def start_script(folder, *arguments):
+    package = str(Path(pyloss.__file__).parents[1])
+    paths = os.pathsep.join([package, str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    return subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(folder), *arguments],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": paths},
+    )
+
+
+def losses_of(output):
+    pairs = [line.split() for line in output.splitlines() if line[:1].isdigit() and line.endswith(tuple("0123456789"))]
+    return {int(pair[0]): float(pair[1]) for pair in pairs if len(pair) == 2}
+
+
+def test_killed_at_any_moment_the_last_state_is_complete_and_the_run_continues(tmp_path):
+    """Saves every second iteration, killed again and again at random times: most kills fall into some write."""
+    rng, seen, folder = random.Random(1), {}, tmp_path / "killed"
+    for attempt in range(5):
+        process = start_script(folder, *(["resume"] if (folder / state.STATE_FILE).exists() else []))
+        assert process.stdout.readline() == "begin\n"
+        time.sleep(0.15 + 0.25 * rng.random())
+        process.kill()
+        output, _ = process.communicate()
+        seen |= {i: value for i, value in losses_of(output).items() if i not in seen or seen[i] == value or 1 / 0}
+        if (folder / state.STATE_FILE).exists():
+            checkpoint = state.load_checkpoint(folder)
+            assert checkpoint.optimizer["step"] == checkpoint.progress.iteration
+        for file in folder.glob("[!.]*adapters.safetensors"):
+            assert set(load_file(file)) == set(Tiny().arrays)
+        if (folder / "adapters.safetensors").exists():
+            config = json.loads((folder / "adapter_config.json").read_text())
+            assert config["fine_tune_type"] == "lora"
+    whole, whole_seen, _ = run(tmp_path / "whole", optimizer=optim.AdamW(0.05), iters=600, steps_per_eval=3)
+    assert seen
+    assert seen.items() <= whole_seen.losses.items()
+    resumed, rest, _ = run(folder, Tiny(seed=8), optim.AdamW(0.05), iters=600, steps_per_eval=3, resume=True)
+    assert rest.losses.items() <= whole_seen.losses.items()
+    same_model(whole, resumed)
+
+
+def files_of(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_full_disk_is_one_clear_error_and_the_last_save_stays(tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    run(folder, iters=5, val=None)
+    before = files_of(folder)
+
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def filling(model, batch, lengths):
+        monkeypatch.setattr(file_writing.os, "fsync", full)
+        return tiny_loss(model, batch, lengths)
+
+    with pytest.raises(OSError, match=r"No space left on device.*trainer_state\.safetensors") as raised:
+        run(folder, Tiny(), iters=12, resume=True, loss=filling, val=None)
+    assert raised.value.errno == errno.ENOSPC
+    assert files_of(folder) == before
+
+
+def test_a_folder_that_cannot_be_made_is_refused_before_training(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    calls = []
+    with pytest.raises(OSError, match="cannot make the adapter folder.*file"):
+        run(tmp_path / "file" / "run", loss=lambda *a: calls.append(a))
+    assert not calls
+
+
+def test_resuming_where_there_is_nothing_says_so(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nothing to resume: .*trainer_state.safetensors does not exist"):
+        run(tmp_path, resume=True)
+    with pytest.raises(ValueError, match="resume=True needs an adapter_file"):
+        run(None, resume=True)
+
+
+def test_a_damaged_state_is_refused_with_its_name(tmp_path):
+    run(tmp_path, iters=3)
+    path = tmp_path / state.STATE_FILE
+    whole = path.read_bytes()
+    for damaged in (whole[: len(whole) // 2], b"", whole[:5], b"\x00" * 100):
+        path.write_bytes(damaged)
+        with pytest.raises(FormatError, match=r"trainer_state\.safetensors.*not a readable trainer state"):
+            run(tmp_path, iters=5, resume=True)
+    os.replace(tmp_path / "adapters.safetensors", path)
+    with pytest.raises(FormatError, match="format is None"):
+        run(tmp_path, iters=5, resume=True)
+
+
+class Other(Tiny):
+    adapter_config = Tiny.adapter_config | {"lora_parameters": {"rank": 2, "scale": 1.0}}
+
+
+def test_a_run_of_another_kind_is_not_resumed(tmp_path):
+    run(tmp_path, iters=3)
+    before = files_of(tmp_path)
+    with pytest.raises(ValueError, match="trained with AdamW, not with SGD"):
+        run(tmp_path, optimizer=optim.SGD(0.1), resume=True)
+    with pytest.raises(ValueError, match="lora_parameters {'rank': 1, .*now {'rank': 2"):
+        run(tmp_path, Other(), resume=True)
+    wide = Tiny()
+    wide.arrays["layers.0.lora_b"] = np.zeros((3, 5), np.float32)
+    with pytest.raises(ValueError, match=r"'layers.0.lora_b' has shape \(3, 11\), but \(3, 5\) in the model"):
+        run(tmp_path, wide, resume=True)
+    del wide.arrays["layers.0.lora_b"]
+    with pytest.raises(ValueError, match="1 parameters are in one only, first 'layers.0.lora_b'"):
+        run(tmp_path, wide, resume=True)
+    with pytest.raises(ValueError, match="other data, batch size or window"):
+        run(tmp_path, data=samples(6), resume=True)
+    assert files_of(tmp_path) == before
+
+
+def test_a_fresh_run_sets_an_earlier_one_aside(tmp_path):
+    run(tmp_path, iters=3)
+    before = files_of(tmp_path)
+    _, _, _ = run(tmp_path, Other(seed=2), iters=1)
+    after = files_of(tmp_path)
+    for name in (state.STATE_FILE, state.BEST_FILE, state.ADAPTER_FILE, state.CONFIG_FILE):
+        if name != state.CONFIG_FILE:
+            assert after[f"previous_{name}"] == before[name]
+        assert after[name] != before[name]
+    assert json.loads(after[f"previous_{state.CONFIG_FILE}"]) == json.loads(before[state.CONFIG_FILE])
+
+
+def test_resuming_from_another_folder(tmp_path):
+    whole, seen, _ = run(tmp_path / "a", iters=12)
+    run(tmp_path / "b", iters=6)
+    resumed, second, _ = run(tmp_path / "c", Tiny(seed=3), iters=12, resume=tmp_path / "b")
+    assert second.losses.items() <= seen.losses.items()
+    same_model(whole, resumed)
+    assert (tmp_path / "c" / state.STATE_FILE).exists()
+
+
+def test_settings_that_differ_are_told(tmp_path, capsys):
+    run(tmp_path, iters=3)
+    run(tmp_path, optimizer=optim.AdamW(0.01), iters=4, resume=True, progress=True)
+    said = capsys.readouterr().err
+    assert "resuming after iteration 3" in said
+    assert "note: learning_rate is 0.01, and was 0.05 before" in said
+
+
+def test_the_folder_has_mlx_lms_layout(tmp_path):
+    run(tmp_path, iters=10)
+    names = {path.name for path in tmp_path.iterdir()}
+    wanted = {
+        "adapters.safetensors",
+        "adapter_config.json",
+        "0000005_adapters.safetensors",
+        "0000010_adapters.safetensors",
+    }
+    assert names == wanted | {"best_adapters.safetensors", "trainer_state.safetensors"}
+    assert json.loads((tmp_path / "adapter_config.json").read_text()) == Tiny.adapter_config
+
+
+def test_nested_state_comes_back_as_it_was(tmp_path):
+    tree = {"a": [1, {"b": np.arange(3, dtype=np.uint64)}], "big": 2**127, "text": "x", "none": None, "pi": 0.1}
+    progress = state.Progress(iteration=3, loss_sum=0.1 + 0.2, best_loss=1 / 3)
+    saved = state.Checkpoint(progress, {"w": np.ones((2, 2), np.float32)}, {"step": 1}, "SGD", {}, {}, tree, None, {})
+    state.save_checkpoint(tmp_path / "x.safetensors", saved)
+    loaded = state.load_checkpoint(tmp_path / "x.safetensors")
+    assert loaded.progress == progress
+    array = loaded.random["a"][1].pop("b")
+    np.testing.assert_array_equal(array, tree["a"][1].pop("b"))
+    assert array.dtype == np.uint64
+    assert loaded.random == tree

@@ -1,0 +1,342 @@
+"""The training loop on a tiny model: accumulation, schedules, validation, best adapter, bad losses, user's functions."""
+
+import math
+import threading
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+from tiny_training import VOCABULARY, Recorder, Tiny, run, samples, tiny_loss, tiny_value_and_grad
+
+from pyloss import nn, optim
+from pyloss.tuner.args import TrainingArgs
+from pyloss.tuner.batching import BatchIterator
+from pyloss.tuner.datasets import CacheDataset
+from pyloss.tuner.evaluation import evaluate
+from pyloss.tuner.plan import describe_plan, estimate_memory
+from pyloss.tuner.trainer import train
+
+
+@pytest.fixture(autouse=True)
+def numpy_gradients(monkeypatch):
+    monkeypatch.setattr(nn, "value_and_grad", tiny_value_and_grad, raising=False)
+
+
+def in_order(rows):
+    """An `iterate_batches` that gives `rows` samples at a time, in the order of the data."""
+
+    def iterate(dataset, batch_size, max_seq_length, loop=False, seed=None, comm_group=None):
+        while True:
+            for i in range(0, len(dataset), rows):
+                part = dataset[i : i + rows]
+                batch = np.zeros((len(part), max(len(tokens) for tokens, _ in part)), np.int32)
+                for row, (tokens, _) in zip(batch, part, strict=True):
+                    row[: len(tokens)] = tokens
+                yield batch, np.array([(offset, len(tokens)) for tokens, offset in part], np.int32)
+            if not loop:
+                return
+
+    return iterate
+
+
+def close(one, two, tolerance=2e-5):
+    for name, array in one.arrays.items():
+        np.testing.assert_allclose(array, two.arrays[name], rtol=tolerance, atol=tolerance)
+
+
+def test_training_lowers_the_loss(tmp_path):
+    model, seen, result = run(tmp_path, Tiny(noise=0), iters=60)
+    assert seen.train[-1]["train_loss"] < 0.8 * seen.train[0]["train_loss"]
+    assert result.iterations == result.updates == 60
+    saved = load_file(tmp_path / "adapters.safetensors")
+    for name, array in model.arrays.items():
+        np.testing.assert_array_equal(saved[name], array)
+
+
+def test_four_batches_of_one_equal_one_of_four(tmp_path):
+    """Rows of different lengths: weighing by micro-batch instead of by token gives another result."""
+    data = samples(8)
+    assert len({len(tokens) - max(offset, 1) for tokens, offset in data}) > 2
+    small, seen_small, result = run(
+        None,
+        Tiny(noise=0),
+        data=data,
+        val=None,
+        iterate=in_order(1),
+        iters=8,
+        grad_accumulation_steps=4,
+        steps_per_report=4,
+    )
+    big, seen_big, _ = run(None, Tiny(noise=0), data=data, val=None, iterate=in_order(4), iters=2)
+    assert result.updates == 2
+    close(small, big)
+    assert [i["train_loss"] for i in seen_small.train] == pytest.approx(
+        [i["train_loss"] for i in seen_big.train], rel=1e-5
+    )
+    assert seen_small.train[-1]["trained_tokens"] == seen_big.train[-1]["trained_tokens"]
+
+
+def test_gradients_left_over_at_the_end_are_applied():
+    data = samples(6)
+    rest, _, result = run(
+        None, Tiny(noise=0), data=data, val=None, iterate=in_order(1), iters=6, grad_accumulation_steps=4
+    )
+    assert result.updates == 2
+    whole = Tiny(noise=0)
+    optimizer = optim.AdamW(0.05)
+    run(None, whole, optimizer, data=data[:4], val=None, iterate=in_order(4), iters=1)
+    run(None, whole, optimizer, data=data[4:], val=None, iterate=in_order(2), iters=1)
+    close(rest, whole)
+
+
+def test_schedules_count_updates_not_batches():
+    rates = []
+
+    def schedule(step):
+        rates.append(step)
+        return 0.01 * min(step + 1, 3)
+
+    _, seen, result = run(None, optimizer=optim.AdamW(schedule), val=None, iters=8, grad_accumulation_steps=2)
+    assert result.updates == 4
+    assert max(rates) == 3
+    assert [i["learning_rate"] for i in seen.train[1::2]] == pytest.approx([0.01, 0.02, 0.03, 0.03])
+
+
+def test_the_plan_counts_warm_up_in_updates():
+    optimizer = optim.AdamW(optim.WarmUp(0.1, 5))
+    args = TrainingArgs(iters=90, batch_size=2, grad_accumulation_steps=4)
+    batches = BatchIterator(samples(), 2, 64, loop=True)
+    text = "\n".join(describe_plan(Tiny(), optimizer, args, batches, longest=9))
+    assert "90 batches of 2, 23 updates (one every 4 batches)" in text
+    assert "first 5 updates (20 batches)" in text
+    assert f"{batches.report.tokens} tokens an epoch" in text
+    assert "of memory at the peak" in text
+    short = describe_plan(Tiny(), optimizer, TrainingArgs(iters=4), batches, longest=9)
+    assert any("never reached" in line for line in short)
+
+
+def test_memory_estimate_grows_with_tokens_and_shrinks_with_checkpointing():
+    class Config:
+        hidden_size, intermediate_size, num_attention_heads, num_key_value_heads, vocab_size = 576, 1536, 9, 3, 49152
+
+    model = Tiny()
+    model.config, model.layers = Config(), [None] * 30
+    small, big = estimate_memory(model, 1, 256), estimate_memory(model, 4, 256)
+    assert small < big
+    assert estimate_memory(model, 4, 256, grad_checkpoint=True) < big / 2
+    assert 0.5e9 < big < 3e9
+
+
+def test_clipping_limits_the_update():
+    seen = Recorder()
+    model, start = Tiny(noise=0), Tiny(noise=0)
+    run(None, model, optim.SGD(1.0), val=None, iters=1, max_grad_norm=0.01, callback=seen)
+    moved = math.sqrt(sum(((a - start.arrays[n]) ** 2).sum() for n, a in model.arrays.items()))
+    assert moved == pytest.approx(0.01, rel=1e-3)
+    assert seen.train[0]["grad_norm"] > 0.01
+
+
+def test_validation_at_the_start_each_interval_and_the_end():
+    _, seen, _ = run(None, iters=10, steps_per_eval=4)
+    assert list(seen.val_losses) == [0, 4, 8, 10]
+    assert seen.val_losses[0] == pytest.approx(evaluate(Tiny(), samples(5, 9), 2, loss=tiny_loss), rel=1e-9)
+
+
+def test_reports_have_mlx_lms_keys(tmp_path):
+    _, seen, _ = run(tmp_path, iters=5, steps_per_report=2)
+    assert list(seen.losses) == [2, 4, 5]
+    wanted = {"iteration", "train_loss", "learning_rate", "iterations_per_second", "tokens_per_second"}
+    assert wanted | {"trained_tokens", "peak_memory"} <= set(seen.train[0])
+    assert set(seen.val[0]) == {"iteration", "val_loss", "val_time"}
+    assert seen.train[0]["peak_memory"] > 0.01
+
+
+def rising(model, batch, lengths):
+    """A loss whose validation is best at iteration 4 of a run that validates every 2."""
+    value, count = tiny_loss(model, batch, lengths)
+    if not model.training:
+        rising.calls += 1
+        return abs((rising.calls - 1) // 3 - 2) + 1.0, count
+    return value, count
+
+
+def test_the_best_adapter_is_kept_in_the_model_and_on_disk(tmp_path):
+    rising.calls = 0
+    kept = {}
+
+    class Watch(Recorder):
+        def on_val_loss_report(self, val_info):
+            super().on_val_loss_report(val_info)
+            kept[val_info["iteration"]] = {n: a.copy() for n, a in model.arrays.items()}
+
+    model = Tiny()
+    _, seen, result = run(tmp_path, model, loss=rising, steps_per_eval=2, iters=10, callback=Watch())
+    assert (result.best_iteration, result.best_loss) == (4, 1.0)
+    assert not result.stopped_early
+    for name, array in model.arrays.items():
+        np.testing.assert_array_equal(array, kept[4][name])
+        assert not np.array_equal(array, kept[10][name])
+    for file, iteration in (("adapters", 4), ("best_adapters", 4), ("0000010_adapters", 10)):
+        saved = load_file(tmp_path / f"{file}.safetensors")
+        for name in model.arrays:
+            np.testing.assert_array_equal(saved[name], kept[iteration][name])
+
+
+def test_without_keep_best_the_last_adapter_stays(tmp_path):
+    rising.calls = 0
+    model, _, _ = run(tmp_path, loss=rising, steps_per_eval=2, iters=10, keep_best=False)
+    other, _, _ = run(None, val=None, iters=10)
+    for name, array in model.arrays.items():
+        np.testing.assert_array_equal(array, other.arrays[name])
+    assert not (tmp_path / "best_adapters.safetensors").exists()
+
+
+def test_patience_stops_the_run(tmp_path):
+    rising.calls = 0
+    _, seen, result = run(tmp_path, loss=rising, steps_per_eval=2, iters=100, patience=3)
+    assert result.stopped_early
+    assert result.iterations == 10
+    assert result.best_iteration == 4
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_stops_before_the_weights_are_touched(tmp_path, bad):
+    model, snapshots = Tiny(), []
+
+    def poisoned(model, batch, lengths):
+        value, count = tiny_loss(model, batch, lengths)
+        snapshots.append({n: a.copy() for n, a in model.arrays.items()})
+        return (bad if len(snapshots) == 7 else value), count
+
+    with pytest.raises(FloatingPointError, match=r"iteration 7: the loss is (nan|inf)"):
+        run(tmp_path, model, loss=poisoned, val=None, iters=12)
+    for name, array in model.arrays.items():
+        np.testing.assert_array_equal(array, snapshots[6][name])
+    good = load_file(tmp_path / "adapters.safetensors")
+    for name in model.arrays:
+        np.testing.assert_array_equal(good[name], snapshots[5][name])
+
+
+def test_gradients_that_are_not_finite_stop_before_the_weights_are_touched(monkeypatch):
+    def broken(model, loss):
+        inner = tiny_value_and_grad(model, loss)
+
+        def call(*arguments):
+            value, grads = inner(*arguments)
+            grads["layers.0.lora_b"][0, 0] = np.nan
+            return value, grads
+
+        return call
+
+    monkeypatch.setattr(nn, "value_and_grad", broken)
+    model, start = Tiny(), Tiny()
+    with pytest.raises(FloatingPointError, match="iteration 1: the norm of the gradients is nan"):
+        run(None, model, val=None)
+    for name, array in model.arrays.items():
+        np.testing.assert_array_equal(array, start.arrays[name])
+
+
+def test_a_users_iterate_batches_gets_the_data_untouched_and_mlx_lms_keywords():
+    data, calls = samples(), []
+
+    def iterate(dataset, batch_size, max_seq_length, loop=False, seed=None, comm_group=None):
+        assert dataset is data
+        calls.append((batch_size, max_seq_length, loop))
+        return in_order(batch_size)(dataset, batch_size, max_seq_length, loop)
+
+    run(None, data=data, val=data, iterate=iterate, iters=2, val_batches=1)
+    assert calls[0] == (2, 2048, True)
+    assert calls[1:] == [(2, 2048, False)] * 2
+
+
+def test_an_older_iterate_batches_and_one_with_any_keyword_are_called_as_they_can_be():
+    def older(dataset, tokenizer=None, batch_size=1, max_seq_length=9, train=False):
+        assert train
+        return in_order(batch_size)(dataset, batch_size, max_seq_length, train)
+
+    def any_keyword(**options):
+        assert set(options) == {"dataset", "batch_size", "max_seq_length", "loop", "comm_group"}
+        return in_order(2)(**options)
+
+    for iterate in (older, any_keyword):
+        assert run(None, val=None, iterate=iterate, iters=2)[2].iterations == 2
+
+
+def test_batches_that_end_end_the_run():
+    def once(dataset, batch_size, max_seq_length, loop):
+        return in_order(batch_size)(dataset, batch_size, max_seq_length)
+
+    assert run(None, data=samples(6), val=None, iterate=once, iters=50)[2].iterations == 3
+
+
+def test_a_loss_may_give_a_scalar_alone():
+    _, seen, result = run(None, loss=lambda *a: tiny_loss(*a)[0], iters=3)
+    assert result.iterations == 3
+    assert seen.train[-1]["trained_tokens"] == 3
+
+
+def test_batches_without_a_target_count_nothing():
+    model, start = Tiny(), Tiny()
+    run(None, model, loss=lambda *a: (float("nan"), 0), val=None, iters=3)
+    for name, array in model.arrays.items():
+        np.testing.assert_array_equal(array, start.arrays[name])
+
+
+def test_token_ids_outside_the_vocabulary_are_refused():
+    with pytest.raises(ValueError, match=rf"token id {VOCABULARY} is outside the vocabulary"):
+        run(None, data=[([1, 2, VOCABULARY], 0)], val=None)
+
+
+def test_bad_arguments_are_refused():
+    with pytest.raises(ValueError, match="batch_size is 0; it must be a whole number of at least 1"):
+        TrainingArgs(batch_size=0)
+    with pytest.raises(ValueError, match="iters is 1.5"):
+        TrainingArgs(iters=1.5)
+    with pytest.raises(ValueError, match="patience is 0"):
+        TrainingArgs(patience=0)
+    with pytest.raises(ValueError, match="training dataset is empty"):
+        train(Tiny(), optim.SGD(0.1), [])
+    frozen = Tiny()
+    frozen.trainable_parameters = dict
+    with pytest.raises(ValueError, match="no trainable parameters"):
+        train(frozen, optim.SGD(0.1), samples())
+    with pytest.raises(ValueError, match="num_batches is 0"):
+        evaluate(Tiny(), samples(), 2, 0)
+    with pytest.raises(ValueError, match="nothing to evaluate"):
+        evaluate(Tiny(), samples(), 2, loss=lambda *a: (0.0, 0))
+
+
+def test_the_mode_of_the_model_comes_back_and_checkpointing_is_switched_on():
+    model, _, _ = run(None, grad_checkpoint=True, iters=1)
+    assert not model.training
+    assert model.checkpointing
+
+
+def test_evaluate_weighs_by_tokens():
+    data = samples(7)
+    whole = evaluate(Tiny(), data, 7, loss=tiny_loss)
+    assert evaluate(Tiny(), CacheDataset(data), 2, loss=tiny_loss) == pytest.approx(whole, rel=1e-12)
+    seen = []
+    evaluate(Tiny(), data, 2, 3, loss=tiny_loss, progress_callback=lambda: seen.append(1))
+    assert len(seen) == 3
+
+
+def test_training_outside_the_main_thread(tmp_path):
+    results = []
+    thread = threading.Thread(target=lambda: results.append(run(tmp_path, iters=2)[2]))
+    thread.start()
+    thread.join()
+    assert results[0].iterations == 2
+
+
+def test_progress_prints_the_plan_and_the_reports(tmp_path, capsys):
+    run(tmp_path, iters=4, steps_per_report=2, progress=True)
+    said = capsys.readouterr().err
+    for text in (
+        "plan: 4 batches of 2, 4 updates",
+        "iteration 2/4: train loss",
+        "iteration 4/4: val loss",
+        "peak memory",
+    ):
+        assert text in said
+    assert f"saved the adapter to {tmp_path / 'adapters.safetensors'}" in said
