@@ -362,6 +362,10 @@ def load_dataset(
     data, `FormatError` for a line that is not JSON, `ImportError` where the hub's package is needed and missing.
     """
     given = {k: v for k, v in locals().items() if k not in ("args", "tokenizer") and v is not None}
+    if not isinstance(args, (str, Path)) and not hasattr(args, "__dict__"):
+        raise TypeError(
+            f"data is {args!r:.80}, and must be a path, the hub's name of a dataset or a namespace with one"
+        )
     fields = {"data": str(args)} if isinstance(args, (str, Path)) else dict(vars(args))
     config = SimpleNamespace(**{"train": True, "test": False, **fields, **given})
     if getattr(config, "hf_dataset", None):

@@ -65,6 +65,8 @@ def as_sample(item: Any) -> Sample:
         raise TypeError(f"a sample is a list of token ids or (tokens, offset), not {type(item).__name__} {item!r:.80}")
     tokens = [int(t) for t in tokens]
     if np.ndim(targets) == 0:
+        if not _is_int(targets) or targets < 0:
+            raise ValueError(f"the offset of a sample is {targets!r}, and must be a whole number >= 0")
         return Sample.from_spans(tokens, [(int(targets), len(tokens))])
     weights = np.array(targets, np.float32)
     if weights.shape != (len(tokens),) or not (np.isfinite(weights).all() and (weights >= 0).all()):
