@@ -1,0 +1,68 @@
+"""Configurations and rotary factors against transformers."""
+
+import json
+
+import numpy as np
+import pytest
+
+transformers = pytest.importorskip("transformers", reason="compares with transformers")
+pytest.importorskip("torch", reason="transformers computes rotary factors with it")
+
+from pyloss.models.config import ModelConfig, llama3_factors
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+
+
+def make(**changes):
+    values = {
+        "model_type": "llama",
+        "vocab_size": 300,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "max_position_embeddings": 131072,
+        "rope_theta": 5e5,
+        "eos_token_id": [2, 3],
+        "tie_word_embeddings": True,
+    }
+    return ModelConfig(**{**values, **changes})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"rope_scaling": LLAMA3},
+        {"rope_scaling": {"rope_type": "linear", "factor": 2.0}},
+        {"model_type": "mistral", "rope_theta": 1e6},
+        {"attention_bias": True, "mlp_bias": True, "rms_norm_eps": 1e-5, "bos_token_id": 1, "pad_token_id": 0},
+    ],
+)
+def test_transformers_reads_ours_and_we_read_what_it_writes(tmp_path, changes):
+    config = make(**changes)
+    (tmp_path / "config.json").write_text(json.dumps(config.to_hf()))
+    theirs = transformers.AutoConfig.from_pretrained(tmp_path)
+    for name in ("vocab_size", "hidden_size", "head_dim", "num_key_value_heads", "tie_word_embeddings", "rms_norm_eps"):
+        assert getattr(theirs, name) == getattr(config, name)
+    assert getattr(theirs, "sliding_window", None) is None
+    theirs.save_pretrained(tmp_path)
+    assert ModelConfig.from_hf(tmp_path / "config.json") == config
+
+
+def test_llama3_factors(tmp_path):
+    config = make(rope_scaling=LLAMA3)
+    (tmp_path / "config.json").write_text(json.dumps(config.to_hf()))
+    theirs = transformers.AutoConfig.from_pretrained(tmp_path)
+    rope = transformers.modeling_rope_utils.ROPE_INIT_FUNCTIONS["llama3"]
+    inverse, _ = rope(theirs, device="cpu")
+    plain = config.rope_theta ** (-np.arange(0, 32, 2) / 32)
+    np.testing.assert_allclose(plain / llama3_factors(LLAMA3, config.rope_theta, 32), inverse.numpy(), rtol=1e-5)
