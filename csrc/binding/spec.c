@@ -140,7 +140,7 @@ static PyArrayObject *plain_array(const pl_spec *spec, const pl_param *p, PyObje
     PyArrayObject *array = (PyArrayObject *)object;
     if (PyArray_TYPE(array) != npy) {
         PyErr_Format(PyExc_TypeError, "%s: %s must have dtype %s, not %S", spec->name, p->name,
-                     npy == NPY_UINT8 ? "u8" : types[p->type].name, (PyObject *)PyArray_DESCR(array));
+                     npy == NPY_UINT8 ? "u8" : npy == NPY_FLOAT32 ? "f32" : types[p->type].name, (PyObject *)PyArray_DESCR(array));
         return NULL;
     }
     if (!PyArray_ISCARRAY_RO(array)) {
@@ -300,9 +300,10 @@ int pl_spec_check(const pl_spec *spec, PyObject *const *args, Py_ssize_t nargs, 
     }
     for (int i = 0; i < spec->count; i++) {
         const pl_param *p = &spec->param[i];
+        /* Before what has no bytes is left out: no offsets at all are wrong too. */
+        if (p->offsets_to && call->arg[i].in && check_offsets(spec, p, call->arg[i].in, call)) return -1;
         if (!bytes[i]) continue;
         if (p->below && check_indices(spec, p, call->arg[i].in, call)) return -1;
-        if (p->offsets_to && check_offsets(spec, p, call->arg[i].in, call)) return -1;
         if (!p->output) continue;
         const char *begin = call->arg[i].in;
         for (int j = 0; j < spec->count; j++) {

@@ -1,0 +1,444 @@
+"""What the binding accepts and refuses, calls from several threads, after fork, and reused buffers."""
+
+import gc
+import os
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+
+from pyloss import _core
+
+
+def f32(*shape):
+    return np.zeros(shape, np.float32)
+
+
+def i32(*values):
+    return np.array(values, np.int32)
+
+
+def rms(**changed):
+    """rms_norm_forward(x, w, eps, y, rstd) with some arguments replaced."""
+    arguments = {"x": f32(3, 4), "w": f32(4), "eps": 1e-5, "y": f32(3, 4), "rstd": f32(3)} | changed
+    return _core.rms_norm_forward(*arguments.values())
+
+
+def read_only(array):
+    array.flags.writeable = False
+    return array
+
+
+def unaligned(n):
+    return np.zeros(4 * n + 1, np.uint8)[1:].view(np.float32)
+
+
+# Arrays
+
+
+def test_good_arguments_give_none():
+    assert rms() is None
+    assert rms(x=f32(3, 1, 4), y=f32(1, 3, 4)) is None
+    assert rms(x=read_only(f32(3, 4)), eps=1) is None
+    assert rms(x=f32(4), y=f32(4), rstd=f32(1)) is None
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "message"),
+    [
+        ({"x": [[0.0] * 4] * 3}, TypeError, "x must be a numpy.ndarray, not <class 'list'>"),
+        ({"x": None}, TypeError, "x must be a numpy.ndarray"),
+        ({"x": np.zeros((3, 4))}, TypeError, "x must have dtype f32, not float64"),
+        ({"rstd": np.zeros(3, np.int32)}, TypeError, "rstd must have dtype f32, not int32"),
+        ({"x": f32(3, 4).astype(">f4")}, ValueError, "x must be C-contiguous, aligned and in native byte order"),
+        ({"x": f32(3, 8)[:, ::2]}, ValueError, "x must be C-contiguous"),
+        ({"x": f32(4, 3).T}, ValueError, "x must be C-contiguous"),
+        ({"w": unaligned(4)}, ValueError, "w must be C-contiguous, aligned"),
+        ({"y": read_only(f32(3, 4))}, ValueError, "y is read-only"),
+        ({"w": f32(5)}, ValueError, "w has size 5 along axis 0 where the other arguments give 4"),
+        ({"y": f32(3, 5)}, ValueError, "y has size 5 along axis 1"),
+        ({"y": f32(2, 4)}, ValueError, "y has size 2 along axis 0"),
+        ({"rstd": f32(3, 1)}, ValueError, "rstd has 2 dimensions, expected 1"),
+        ({"x": np.zeros((), np.float32)}, ValueError, "x has 0 dimensions, expected at least 1"),
+        ({"eps": "small"}, TypeError, "real number"),
+        ({"eps": None}, TypeError, "real number"),
+    ],
+)
+def test_bad_arguments(changed, error, message):
+    with pytest.raises(error, match=message.replace("(", r"\(")) as caught:
+        rms(**changed)
+    if "eps" not in changed:
+        assert str(caught.value).startswith("rms_norm_forward: ")
+
+
+def test_number_of_arguments():
+    with pytest.raises(TypeError, match="takes 5 arguments .* got 2"):
+        _core.rms_norm_forward(f32(1), f32(1))
+    with pytest.raises(TypeError):
+        _core.add(a=f32(1), b=f32(1), y=f32(1))
+
+
+def test_integers_are_integers():
+    for seed, error in ((0.5, TypeError), (1 << 63, OverflowError), ("1", TypeError)):
+        with pytest.raises(error):
+            _core.dropout(f32(2), seed, 0.5, f32(2))
+    _core.dropout(f32(2), np.int64(-1), np.float32(0.5), f32(2))
+
+
+def test_overlap():
+    both = f32(24)
+    x = both[:12].reshape(3, 4)
+    with pytest.raises(ValueError, match="y overlaps x"):
+        rms(x=x, y=x)
+    with pytest.raises(ValueError, match="y overlaps a"):
+        _core.add(both[:8], f32(8), both[4:12])
+    with pytest.raises(ValueError, match="y overlaps b"):
+        _core.add(f32(8), both[4:12], both[:8])
+    with pytest.raises(ValueError, match="dgate overlaps dup"):
+        _core.swiglu_grad(f32(8), f32(8), f32(8), both[:8], both[:8])
+    with pytest.raises(ValueError, match="rstd overlaps w"):
+        _core.rms_norm_forward(f32(4, 4), both[:4], 0.0, f32(4, 4), both[:4])
+    _core.add(both[:8], both[:8], both[:8])
+    _core.add(both[:8], both[8:16], both[16:])
+
+
+def test_in_place_only_where_the_elements_correspond():
+    table = f32(2, 2)
+    with pytest.raises(ValueError, match="y overlaps cos"):
+        _core.rope(f32(1, 1, 4), i32(0), table, f32(2, 2), 0, table.reshape(1, 1, 4))
+    labels = i32(0, 0)
+    with pytest.raises(ValueError, match="dlogits overlaps labels"):
+        _core.softmax_cross_entropy_f32(f32(2, 1), labels, None, f32(2), labels.view(np.float32).reshape(2, 1))
+
+
+def test_arrays_of_no_elements_overlap_nothing():
+    empty = f32(0)
+    _core.axpy(1.0, empty, empty)
+
+
+# Indices
+
+
+@pytest.mark.parametrize(("bad", "position"), [((7, 0), 0), ((0, -1), 1), ((0, 2**31 - 1), 1), ((-(2**31), 0), 0)])
+def test_index_out_of_range(bad, position):
+    for call in (
+        lambda ids: _core.embedding_forward(ids, f32(7, 2), f32(2, 2)),
+        lambda ids: _core.embedding_grad(f32(2, 2), ids, f32(7, 2)),
+        lambda ids: _core.gather_rows(f32(7, 2), ids, f32(2, 2)),
+        lambda ids: _core.scatter_add_rows(f32(2, 2), ids, f32(7, 2)),
+        lambda ids: _core.rope(f32(2, 1, 4), ids, f32(7, 2), f32(7, 2), 0, f32(2, 1, 4)),
+    ):
+        with pytest.raises(ValueError, match=rf"at position {position} is {bad[position]}, outside \[0, 7\)"):
+            call(i32(*bad))
+
+
+def test_labels():
+    for label in (-2, 5):
+        with pytest.raises(ValueError, match=rf"labels at position 1 is {label}, outside \[0, 5\) and not ignored"):
+            _core.softmax_cross_entropy_f32(f32(2, 5), i32(-1, label), None, f32(2), None)
+    with pytest.raises(ValueError, match="labels at position 0 is 0"):
+        _core.softmax_cross_entropy_f32(f32(1, 0), i32(0), None, f32(1), None)
+    _core.softmax_cross_entropy_f32(f32(1, 0), i32(-1), None, f32(1), f32(1, 0))
+    with pytest.raises(TypeError, match="labels must have dtype i32, not int64"):
+        _core.softmax_cross_entropy_f32(f32(1, 5), np.zeros(1, np.int64), None, f32(1), None)
+
+
+def test_half_dimensions():
+    with pytest.raises(ValueError, match="cos has size 2 along axis 1"):
+        _core.rope(f32(1, 1, 5), i32(0), f32(3, 2), f32(3, 2), 0, f32(1, 1, 5))
+    with pytest.raises(ValueError, match="cos has size 3 along axis 1 where the other arguments give 2"):
+        _core.rope(f32(1, 1, 4), i32(0), f32(3, 3), f32(3, 3), 0, f32(1, 1, 4))
+
+
+@pytest.mark.parametrize("offsets", [(), (0, 3), (1, 4), (0, 3, 2, 4), (0, -1, 4), (0, 5)])
+def test_offsets(offsets):
+    offsets = i32(*offsets)
+    with pytest.raises(ValueError, match="must begin with 0, never decrease and end with 4|offsets has size"):
+        _core.attention_forward(f32(4, 2, 8), f32(4, 1, 8), f32(4, 1, 8), offsets, offsets, 1.0, f32(4, 2, 8), f32(4, 2))
+
+
+def test_heads_must_share_evenly():
+    offsets = i32(0, 4)
+    with pytest.raises(ValueError, match="H = 3 is not a multiple of G = 2"):
+        _core.attention_forward(f32(4, 3, 8), f32(4, 2, 8), f32(4, 2, 8), offsets, offsets, 1.0, f32(4, 3, 8), f32(4, 3))
+
+
+# Weight handles: (bytes, format, rows, cols, head_dim)
+
+CODES = {"f32": 0, "bf16": 1, "f16": 2, "q8_0": 3, "q4_0": 4, "q4_1": 5}
+ROW_BYTES = {0: 256, 1: 128, 2: 128, 3: 68, 4: 36, 5: 40}  # of 64 columns
+
+
+def embed(handle, rows=4, cols=64):
+    _core.embedding_forward(i32(0, rows - 1), handle, f32(2, cols))
+
+
+def raw(size):
+    return np.zeros(size, np.uint8)
+
+
+@pytest.mark.parametrize("code", CODES.values(), ids=CODES)
+def test_weight_sizes(code):
+    right = 4 * ROW_BYTES[code]
+    embed((raw(right), code, 4, 64, 0))
+    embed((raw(right), code, 4, 64, 2))
+    for size in (right - 1, right + 1, 0, 2 * right):
+        with pytest.raises(ValueError, match=f"w has {size} bytes where 4 rows need {ROW_BYTES[code]} each"):
+            embed((raw(size), code, 4, 64, 0))
+
+
+@pytest.mark.parametrize(
+    ("handle", "error", "message"),
+    [
+        ((raw(1024), 6, 4, 64, 0), ValueError, "unknown format 6"),
+        ((raw(1024), -1, 4, 64, 0), ValueError, "unknown format -1"),
+        ((raw(1024), 2**40, 4, 64, 0), ValueError, "unknown format"),
+        ((raw(1024), 2**70, 4, 64, 0), OverflowError, None),
+        ((raw(1024), 0, -4, -64, 0), ValueError, "cannot be -4 rows"),
+        ((raw(1024), 0, 4, -64, 0), ValueError, "cannot be"),
+        ((raw(0), 0, 2**62, 4, 0), ValueError, "cannot be"),
+        ((raw(0), 0, 2**40, 2**40, 0), ValueError, "has 0 bytes"),
+        ((raw(136), 3, 4, 33, 0), ValueError, "blocks of 32"),
+        ((raw(1024), 0, 4, 64, 3), ValueError, "heads of 3"),
+        ((raw(1024), 0, 4, 64, 8), ValueError, "heads of 8"),
+        ((raw(1024), 0, 4, 64, -2), ValueError, "heads of -2"),
+        ((raw(1024), 0, 4, 64), TypeError, "must be a tuple"),
+        ((raw(1024), 0, 4, 64, 0, 0), TypeError, "must be a tuple"),
+        ((), TypeError, "must be a tuple"),
+        ((raw(1024), "f32", 4, 64, 0), TypeError, None),
+        ((raw(1024), 0.0, 4, 64, 0), TypeError, None),
+        ((raw(1024), None, 4, 64, 0), TypeError, None),
+        ((f32(256), 0, 4, 64, 0), TypeError, "w must have dtype u8, not float32"),
+        ((bytes(1024), 0, 4, 64, 0), TypeError, "w must be a numpy.ndarray"),
+        ((memoryview(bytes(1024)), 0, 4, 64, 0), TypeError, "w must be a numpy.ndarray"),
+        ((None, 0, 4, 64, 0), TypeError, "w must be a numpy.ndarray"),
+        ((raw(2048)[::2], 0, 4, 64, 0), ValueError, "w must be C-contiguous"),
+        ((raw(1280), 0, 5, 64, 0), None, ""),
+        ((raw(1280), 0, 4, 80, 0), ValueError, "y has size 64 along axis 1"),
+        (f32(256), ValueError, "w has 1 dimensions, expected 2"),
+        (np.zeros((4, 64)), TypeError, "w must have dtype f32"),
+        ([0] * 5, TypeError, "w must be a numpy.ndarray"),
+    ],
+)
+def test_malformed_weights(handle, error, message):
+    if error is None:
+        embed(handle)
+        return
+    with pytest.raises(error, match=message):
+        embed(handle)
+
+
+def test_weights_over_foreign_memory():
+    buffer = np.arange(256, dtype=np.float32).tobytes()
+    y = f32(1, 64)
+    _core.embedding_forward(i32(3), (np.frombuffer(buffer, np.uint8), 0, 4, 64, 0), y)
+    assert (y[0] == np.arange(192, 256)).all()
+
+
+def test_rotary_rows_are_read_in_file_order():
+    w = np.arange(8, dtype=np.float32).reshape(8, 1)
+    y = f32(8, 1)
+    _core.embedding_forward(np.arange(8, dtype=np.int32), (w.view(np.uint8).ravel(), 0, 8, 1, 4), y)
+    assert y.ravel().tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
+
+
+def test_an_output_may_not_overlap_a_weight():
+    store = raw(1024)
+    with pytest.raises(ValueError, match="y overlaps w"):
+        _core.embedding_forward(i32(0), (store, 0, 4, 64, 0), store[:256].view(np.float32).reshape(1, 64))
+
+
+# References
+
+
+def test_calls_keep_no_references():
+    arguments = [f32(3, 4), f32(4), 1e-5, f32(3, 4), f32(3)]
+    before = [sys.getrefcount(a) for a in arguments]
+    for _ in range(100):
+        _core.rms_norm_forward(*arguments)
+        with pytest.raises(ValueError):
+            _core.rms_norm_forward(*arguments[:3], arguments[0], arguments[4])
+    gc.collect()
+    after = [sys.getrefcount(a) for a in arguments]
+    assert all(b - a < 10 for a, b in zip(before, after, strict=True))
+
+
+# Threads, fork
+
+
+def work(seed):
+    rng = np.random.default_rng(seed)
+    x, dy = rng.standard_normal((2, 200, 577), dtype=np.float32)
+    w = rng.standard_normal(577, dtype=np.float32)
+    y, dx, rstd, dw = np.zeros_like(x), np.zeros_like(x), f32(200), f32(577)
+    _core.rms_norm_forward(x, w, 1e-5, y, rstd)
+    _core.rms_norm_grad(dy, x, w, rstd, dx, dw)
+    return y.tobytes() + dx.tobytes() + dw.tobytes()
+
+
+@pytest.fixture
+def threads():
+    before = _core.num_threads()
+    yield _core.set_num_threads
+    _core.set_num_threads(before)
+
+
+def test_number_of_threads(threads):
+    threads(3)
+    assert _core.num_threads() == 3
+    for bad in (0, -1):
+        with pytest.raises(ValueError, match=f"at least 1, not {bad}"):
+            threads(bad)
+    threads(100_000)
+    assert 1 <= _core.num_threads() <= 100_000
+    threads(2)
+
+
+def test_calls_from_several_threads(threads):
+    threads(2)
+    want = [work(seed) for seed in range(4)]
+    wrong = []
+
+    def call(seed):
+        for _ in range(20):
+            if work(seed) != want[seed]:
+                wrong.append(seed)
+
+    callers = [threading.Thread(target=call, args=(seed,)) for seed in range(4)]
+    for caller in callers:
+        caller.start()
+    for n in (1, 3, 2, 4) * 5:  # the number changes under the callers' feet
+        threads(n)
+    for caller in callers:
+        caller.join()
+    assert not wrong
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_kernels_in_a_forked_child_and_its_parent(threads):
+    threads(2)
+    want = work(1)
+    for _ in range(3):
+        child = os.fork()
+        if child == 0:
+            right = work(1) == want and work(1) == want and _core.empty((1000,)).size == 1000
+            os._exit(0 if right else 1)
+        assert work(1) == want
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert work(1) == want
+
+
+# Buffers
+
+
+def test_empty():
+    for dtype, kind in (("f32", np.float32), ("f64", np.float64), ("i32", np.int32)):
+        a = _core.empty((3, 5), dtype)
+        assert a.shape == (3, 5) and a.dtype == kind and a.flags.c_contiguous and a.flags.writeable
+        assert a.ctypes.data % 64 == 0
+    assert _core.empty((4,)).dtype == np.float32
+    assert _core.empty(()).shape == () and _core.empty((0, 7)).shape == (0, 7)
+
+
+def test_a_released_buffer_is_used_again():
+    a = _core.empty((1000, 1000))
+    address = a.ctypes.data
+    view = a[10:20]
+    del a
+    assert _core.empty((1000, 1000)).ctypes.data != address  # the view holds it
+    del view
+    assert _core.empty((1000, 1000)).ctypes.data in (address, _core.empty((999, 1001)).ctypes.data)
+
+
+def test_buffer_stats():
+    gc.collect()
+    _core.trim()
+    start = _core.buffer_stats()
+    assert start["cached"] == 0 and start["peak"] == start["in_use"]
+    a = _core.empty((1 << 20,))
+    during = _core.buffer_stats()
+    assert during["in_use"] - start["in_use"] >= 4 << 20 and during["peak"] >= during["in_use"]
+    del a
+    after = _core.buffer_stats()
+    assert after["in_use"] == start["in_use"] and after["cached"] >= 4 << 20
+    _core.trim()
+    assert _core.buffer_stats()["cached"] == 0
+
+
+@pytest.mark.parametrize("shape", [(1 << 60,), (1 << 31, 1 << 31, 1 << 31), (1 << 48,), (1 << 62, 4)])
+def test_too_big(shape):
+    peak = _core.buffer_stats()["peak"]
+    with pytest.raises(MemoryError):
+        _core.empty(shape)
+    assert _core.buffer_stats()["peak"] <= peak  # and keeps no more for later
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (((-1,),), ValueError, "size -1 along axis 0 is negative"),
+        (((3, -(2**40)),), ValueError, "along axis 1 is negative"),
+        (((1,) * 9,), ValueError, "at most 8 dimensions, got 9"),
+        (((3,), "f16"), ValueError, "dtype must be"),
+        (((1.5,),), TypeError, None),
+        (((None,),), TypeError, None),
+        ((3,), TypeError, None),
+        (([3],), TypeError, None),
+        (((1 << 70,),), OverflowError, None),
+        ((), TypeError, None),
+    ],
+)
+def test_empty_refuses(arguments, error, message):
+    with pytest.raises(error, match=message):
+        _core.empty(*arguments)
+
+
+def test_empty_of_zero_elements_and_a_huge_axis():
+    try:
+        assert _core.empty((0, 1 << 50)).size == 0
+    except (ValueError, MemoryError):
+        pass
+
+
+# The module
+
+
+def test_instruction_sets():
+    names = _core.isas()
+    assert names[0] == "baseline" and _core.isa() in names
+    with pytest.raises(ValueError, match="no instruction set 'avx1024'"):
+        _core.use_isa("avx1024")
+
+
+def test_every_operation_has_a_function_and_says_its_arguments():
+    operations = _core.ops()
+    assert len(operations) == len({name for name, _ in operations}) > 20
+    for name, text in operations:
+        function = getattr(_core, name)
+        assert text in function.__doc__
+        with pytest.raises(TypeError, match=f"{name} takes"):
+            function()
+
+
+def test_profile():
+    _core.profile(True)
+    _core.add(f32(1000), f32(1000), f32(1000))
+    calls, seconds, size = _core.profile(False)["add"]
+    assert calls == 1 and seconds >= 0 and size == 12_000
+    _core.add(f32(10), f32(10), f32(10))
+    assert _core.profile(False) == {}
+
+
+def import_with(**environment):
+    code = "from pyloss import _core; print(_core.isa(), _core.num_threads())"
+    return subprocess.run([sys.executable, "-c", code], env=os.environ | environment, capture_output=True, text=True, check=False)
+
+
+def test_environment():
+    assert import_with(PYLOSS_ISA="baseline", PYLOSS_NUM_THREADS="3").stdout.split() == ["baseline", "3"]
+    assert import_with(OMP_NUM_THREADS="2", PYLOSS_NUM_THREADS="").stdout.split()[1] == "2"
+    bad = import_with(PYLOSS_ISA="mmx")
+    assert bad.returncode != 0 and "ImportError: PYLOSS_ISA=mmx: this machine can run baseline" in bad.stderr

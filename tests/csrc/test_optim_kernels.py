@@ -1,0 +1,119 @@
+"""The optimisers' kernels against torch's update rules written out in float64."""
+
+import numpy as np
+import pytest
+from kernel_checks import on_threads
+
+from pyloss import _core
+
+pytestmark = pytest.mark.usefixtures("isa")
+
+LENGTHS = [0, 1, 3, 4, 5, 7, 8, 15, 16, 17, 33, 127, 1031, 8192, 8193]
+STEPS = 4
+
+
+def close(got, want):
+    """A few roundings of operands that are about 1, however much of them cancels."""
+    assert got.shape == want.shape
+    assert (np.abs(got - want) <= 8 * np.finfo(np.float32).eps * (1 + np.abs(want))).all()
+
+
+def normal(rng, n):
+    return rng.standard_normal(n).astype(np.float32).astype(np.float64)
+
+
+@pytest.mark.parametrize("n", LENGTHS)
+@pytest.mark.parametrize(("decay", "scale", "corrected"), [(0.0, 1.0, True), (0.1, 0.25, True), (0.1, 1.0, False)])
+def test_adamw(memory, rng, n, decay, scale, corrected):
+    lr, beta1, beta2, eps = 0.01, 0.9, 0.99, 1e-8
+    p = normal(rng, n)
+    m, v = np.zeros(n), np.zeros(n)
+    kp, km, kv = memory.put(p), memory.put(m), memory.put(v)
+    for step in range(1, STEPS + 1):
+        grad = normal(rng, n)
+        bias1, bias2 = (1 - beta1**step, 1 - beta2**step) if corrected else (1.0, 1.0)
+        _core.adamw(memory.put(grad), lr, beta1, beta2, eps, decay, bias1, bias2, scale, kp, km, kv)
+        g = grad * scale
+        p = p - lr * decay * p
+        m = beta1 * m + (1 - beta1) * g
+        v = beta2 * v + (1 - beta2) * g * g
+        p = p - lr * (m / bias1) / (np.sqrt(v / bias2) + eps)
+    close(kp, p)
+    close(km, m)
+    close(kv, v)
+
+
+@pytest.mark.parametrize("n", LENGTHS)
+@pytest.mark.parametrize(
+    ("momentum", "dampening", "nesterov", "decay"), [(0.0, 0.0, 0, 0.1), (0.9, 0.0, 0, 0.0), (0.9, 0.3, 0, 0.1), (0.9, 0.0, 1, 0.1)]
+)
+def test_sgd(memory, rng, n, momentum, dampening, nesterov, decay):
+    lr, scale = 0.1, 0.5
+    p, buf = normal(rng, n), np.zeros(n)
+    kp, kbuf = memory.put(p), memory.put(buf) if momentum else None
+    for step in range(STEPS):
+        grad = normal(rng, n)
+        damp = dampening if step else 0.0  # torch: the first buffer is the gradient itself
+        _core.sgd(memory.put(grad), lr, momentum, damp, decay, nesterov, scale, kp, kbuf)
+        g = grad * scale + decay * p
+        if momentum:
+            buf = momentum * buf + (1 - damp) * g
+            g = g + momentum * buf if nesterov else buf
+        p = p - lr * g
+    close(kp, p)
+    if momentum:
+        close(kbuf, buf)
+
+
+@pytest.mark.parametrize("n", LENGTHS)
+def test_lion(memory, rng, n):
+    lr, beta1, beta2, decay, scale = 0.01, 0.9, 0.99, 0.1, 2.0
+    p, m = normal(rng, n), np.zeros(n)
+    kp, km = memory.put(p), memory.put(m)
+    for _ in range(STEPS):
+        grad = normal(rng, n)
+        _core.lion(memory.put(grad), lr, beta1, beta2, decay, scale, kp, km)
+        g = grad * scale
+        p = p - lr * decay * p - lr * np.sign(beta1 * m + (1 - beta1) * g)
+        m = beta2 * m + (1 - beta2) * g
+    close(kp, p)
+    close(km, m)
+
+
+def test_nan_stays_in_its_element(memory):
+    grad = np.ones(37, np.float32)
+    grad[[0, 20, 36]] = np.nan
+    clean = np.isfinite(grad)
+
+    def fresh():
+        return memory.put(np.ones(37)), memory.put(np.zeros(37)), memory.put(np.zeros(37))
+
+    for name, run in {
+        "adamw": lambda p, m, v: _core.adamw(grad, 0.1, 0.9, 0.99, 1e-8, 0.1, 0.1, 0.01, 1.0, p, m, v),
+        "sgd": lambda p, m, v: _core.sgd(grad, 0.1, 0.9, 0.0, 0.1, 0, 1.0, p, m),
+        "lion": lambda p, m, v: _core.lion(grad, 0.1, 0.9, 0.99, 0.1, 1.0, p, m),
+    }.items():
+        p, m, v = fresh()
+        run(p, m, v)
+        assert (np.isfinite(p) == clean).all() and (np.isfinite(m) == clean).all(), name
+
+
+def test_an_untouched_parameter_stays(memory):
+    p, m, v = memory.put(np.ones(5)), memory.put(np.zeros(5)), memory.put(np.zeros(5))
+    zero = np.zeros(5, np.float32)
+    _core.adamw(zero, 0.1, 0.9, 0.99, 1e-8, 0.0, 1.0, 1.0, 1.0, p, m, v)
+    _core.lion(zero, 0.1, 0.9, 0.99, 0.0, 1.0, p, m)
+    assert (p == 1).all() and (m == 0).all() and (v == 0).all()
+
+
+def test_threads_do_not_change_a_bit(rng):
+    grad, start = rng.standard_normal((2, 50_021), dtype=np.float32)
+
+    def run():
+        p, m, v, q, buf = start.copy(), np.zeros_like(grad), np.zeros_like(grad), start.copy(), np.zeros_like(grad)
+        _core.adamw(grad, 0.1, 0.9, 0.99, 1e-8, 0.1, 0.1, 0.01, 1.0, p, m, v)
+        _core.sgd(grad, 0.1, 0.9, 0.0, 0.1, 1, 1.0, q, buf)
+        _core.lion(grad, 0.1, 0.9, 0.99, 0.1, 1.0, q, buf)
+        return p, m, v, q, buf
+
+    on_threads(run)
