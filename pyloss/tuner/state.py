@@ -138,6 +138,17 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         raise FormatError(file, None, f"not a readable trainer state: {error}") from error
 
 
+def read_adapter(path: str | os.PathLike[str]) -> Arrays:
+    """The tensors of an adapter's safetensors file. FormatError for a damaged one, OSError if it cannot be read."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise FormatError(path, None, f"not a readable safetensors file: {error}") from error
+
+
 def restore_arrays(target: Mapping[str, np.ndarray], saved: Mapping[str, np.ndarray], where: str) -> None:
     """Copy `saved` into the arrays of `target`; ValueError, before any is changed, unless names and shapes agree."""
     if missing := sorted(set(target) ^ set(saved)):

@@ -160,7 +160,7 @@ def losses_of(output):
 def test_killed_at_any_moment_the_last_state_is_complete_and_the_run_continues(tmp_path):
     """Saves every second iteration, killed again and again at random times: most kills fall into some write."""
     rng, seen, folder = random.Random(1), {}, tmp_path / "killed"
-    for attempt in range(5):
+    for _ in range(5):
         process = start_script(folder, *(["resume"] if (folder / state.STATE_FILE).exists() else []))
         assert process.stdout.readline() == "begin\n"
         time.sleep(0.15 + 0.25 * rng.random())

@@ -1,4 +1,4 @@
-"""The training loop on a tiny model: accumulation, schedules, validation, best adapter, bad losses, user's functions."""
+"""The training loop on a tiny model: accumulation, schedules, validation, best adapter, bad losses, own functions."""
 
 import math
 import threading

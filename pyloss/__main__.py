@@ -1,0 +1,7 @@
+"""`python -m pyloss`: the command line."""
+
+import sys
+
+from pyloss.cli import main
+
+sys.exit(main())

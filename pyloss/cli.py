@@ -1,0 +1,272 @@
+"""The command line: the flags of each command, and errors as one line. What the commands do is in `commands.py`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from pyloss.tuner.config import DEFAULT_MODEL, LORA_DEFAULTS, SCHEMA
+
+#: what bad input raises; anything else is a fault of ours and shows its traceback
+BAD_INPUT = (ValueError, OSError, ImportError, NotImplementedError, MemoryError)
+
+
+class UsageError(ValueError):
+    """The command line itself is wrong."""
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line like all others."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(*args, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (see {self.prog} --help)")
+
+
+def _setting(group: Any, flag: str, text: str, *more: str, **options: Any) -> None:
+    """Add a flag of a key of `SCHEMA`. Flags have no default of their own: what was not given comes from the file."""
+    key = options.get("dest") or flag.removeprefix("--").replace("-", "_")
+    default = SCHEMA[key].default if key in SCHEMA else LORA_DEFAULTS.get(key)
+    if default is not None and not isinstance(default, bool) and "(" not in text:
+        text += f" (default: {default})"
+    if "action" in options:
+        options["default"] = None
+    else:
+        options.setdefault("metavar", {int: "N", float: "X"}.get(options.get("type"), "TEXT"))
+    group.add_argument(flag, *more, help=text, **options)
+
+
+def _data_flags(group: Any) -> None:
+    _setting(
+        group,
+        "--data",
+        "folder with train.jsonl, valid.jsonl, test.jsonl, or the name of a dataset of the hub",
+        metavar="FOLDER",
+    )
+    _setting(group, "--mask-prompt", "train on the answers alone, not on the prompts", action="store_true")
+    _setting(
+        group,
+        "--train-on",
+        "the last assistant turn, every assistant turn, or all tokens (default: all; last with --mask-prompt)",
+        metavar="last|assistant|all",
+    )
+    _setting(group, "--max-seq-length", "tokens of a sample that are used; longer ones are cut", type=int)
+    _setting(group, "--batch-size", "samples in a batch", type=int)
+
+
+def _train_parser(commands: Any) -> None:
+    parser = commands.add_parser(
+        "train",
+        usage="pyloss train [options]",
+        help="fine-tune a model with LoRA",
+        description="Fine-tune a language model with low-rank adapters (LoRA, and QLoRA over a quantised model).\n"
+        "The flags and YAML files are those of mlx_lm.lora; flags go before the file, the file before defaults.",
+        epilog="""examples:
+  pyloss train --data examples/data --mask-prompt --iters 200 --learning-rate 1e-3
+                              train the embedded small model; the adapter goes to adapters/
+  pyloss train --data examples/data --mask-prompt --preview
+                              show what would be trained on, and do nothing else
+  pyloss train -c lora_config.yaml --iters 50
+                              settings from a file, one of them changed
+  pyloss train -c lora_config.yaml --resume
+                              go on with a run that was stopped, as if it never had been
+
+Ctrl-C saves everything and says where; --resume continues from there.""",
+    )
+    parser.set_defaults(command="train")
+    group = parser.add_argument_group("what to train")
+    _setting(group, "--model", "a model's folder, a .gguf file, or a known name", metavar="PATH")
+    _setting(group, "--config", "YAML file with any of these settings", "-c", metavar="FILE")
+    _setting(group, "--adapter-path", "folder for the adapter and the state of the run", metavar="FOLDER")
+    _setting(group, "--fine-tune-type", "kind of fine-tuning", metavar="lora")
+    group = parser.add_argument_group("data")
+    _data_flags(group)
+    _setting(group, "--preview", "print N decoded samples, trained tokens marked, and stop (N: 3)", **_PREVIEW)
+    group = parser.add_argument_group("LoRA")
+    _setting(group, "--num-layers", "how many of the last layers get adapters; -1 for all", type=int)
+    _setting(group, "--rank", "rank of the adapters", type=int)
+    _setting(group, "--scale", "factor of the adapters' output", type=float)
+    _setting(group, "--dropout", "dropout of the adapters' input", type=float)
+    _setting(group, "--lora-keys", "layers that get adapters (default: all linear ones)", nargs="+", metavar="KEY")
+    group = parser.add_argument_group("optimisation")
+    _setting(group, "--iters", "batches to train on", type=int)
+    _setting(group, "--learning-rate", "step size of the optimiser", type=float)
+    _setting(group, "--warmup", "updates over which the learning rate rises from 0", type=int)
+    _setting(group, "--optimizer", "adam, adamw, lion or sgd", metavar="NAME")
+    _setting(group, "--grad-accumulation-steps", "batches whose gradients make one update", type=int)
+    _setting(group, "--max-grad-norm", "scale gradients down to this norm (default: off)", type=float)
+    _setting(group, "--grad-checkpoint", "recompute activations: less memory, more time", action="store_true")
+    _setting(group, "--seed", "seed of the adapters, the order of the data and dropout", type=int)
+    group = parser.add_argument_group("validation, saving, resuming")
+    _setting(group, "--steps-per-report", "iterations between reports of the training loss", type=int)
+    _setting(group, "--steps-per-eval", "iterations between validations", type=int)
+    _setting(group, "--val-batches", "batches of a validation, -1 for all, 0 for none", type=int)
+    _setting(group, "--patience", "stop after N validations in a row without a lower loss (default: off)", type=int)
+    _setting(
+        group,
+        "--keep-last",
+        "end with the last adapter instead of the one with the lowest validation loss",
+        action="store_false",
+        dest="keep_best",
+    )
+    _setting(group, "--save-every", "iterations between saves", type=int)
+    _setting(group, "--resume", "continue the run in --adapter-path where it stopped", action="store_true")
+    _setting(group, "--resume-adapter-file", "start a new run from these adapter weights", metavar="FILE")
+    _setting(group, "--test", "evaluate on the test data after training", action="store_true")
+    _setting(group, "--test-batches", "batches of the test, -1 for all", type=int)
+    group = parser.add_argument_group("reporting and compatibility")
+    _setting(group, "--report-to", "also report to wandb, swanlab, or wandb,swanlab")
+    _setting(group, "--project-name", "name of the project there")
+    _setting(group, "--train", "accepted: this command trains", action="store_true")
+    _setting(group, "--clear-cache-threshold", "accepted: there is no such cache here", metavar="SIZE")
+    _setting(group, "--trust-remote-code", "accepted: no code of a model's folder is ever run", action="store_true")
+
+
+_PREVIEW: dict[str, Any] = {"nargs": "?", "const": 3, "type": int, "metavar": "N"}
+
+
+def _eval_parser(commands: Any) -> None:
+    parser = commands.add_parser(
+        "eval",
+        usage="pyloss eval [options]",
+        help="loss and perplexity on test data",
+        description="Measure the loss and perplexity of a model, with or without an adapter.",
+        epilog="""examples:
+  pyloss eval --data examples/data --mask-prompt                            the model as it is
+  pyloss eval --data examples/data --mask-prompt --adapter-path adapters    with the adapter""",
+    )
+    parser.set_defaults(command="eval")
+    _setting(parser, "--model", "a model's folder, a .gguf file, or a known name", metavar="PATH")
+    parser.add_argument("--adapter-path", help="folder of an adapter (default: none)")
+    _setting(parser, "--config", "YAML file with any of these settings", "-c", metavar="FILE")
+    _data_flags(parser)
+    parser.add_argument("--split", choices=("train", "valid", "test"), default="test", help="(default: test)")
+    _setting(parser, "--test-batches", "batches to measure, -1 for all", type=int)
+
+
+def _truth(text: str) -> bool:
+    return text.lower() not in ("false", "f", "no", "0")
+
+
+def _generate_parser(commands: Any) -> None:
+    parser = commands.add_parser(
+        "generate",
+        usage="pyloss generate [options]",
+        help="answer a prompt",
+        description="Generate text, as it comes, from a model with or without an adapter.",
+        epilog="""examples:
+  pyloss generate --prompt "What is a tensor?"
+  pyloss generate --adapter-path adapters --prompt "Dim the lamp" --max-tokens 60
+  echo "Hello" | pyloss generate --prompt - --temp 0.7 --seed 1""",
+    )
+    parser.set_defaults(command="generate")
+    add = parser.add_argument
+    add("--model", default=DEFAULT_MODEL, help=f"folder, .gguf file or known name (default: {DEFAULT_MODEL})")
+    add("--adapter-path", help="folder of an adapter (default: none)")
+    add("--prompt", "-p", default="hello", help="the user's message; - reads it from standard input (default: hello)")
+    add("--system-prompt", help="the system message of the chat template")
+    add("--prefill-response", help="how the answer begins")
+    add("--max-tokens", "-m", type=int, default=100, help="(default: 100)")
+    add("--temp", type=float, default=0.0, help="sampling temperature; 0 takes the likeliest token (default: 0)")
+    add("--top-p", type=float, default=1.0, help="sample from the likeliest tokens of this probability (default: 1)")
+    add(
+        "--min-p", type=float, default=0.0, help="leave out tokens less likely than this part of the first (default: 0)"
+    )
+    add("--top-k", type=int, default=0, help="sample from the K likeliest tokens, 0 for all (default: 0)")
+    add("--seed", type=int, help="seed of the sampling")
+    add("--extra-eos-token", nargs="+", default=(), metavar="TOKEN", help="further tokens that end the answer")
+    add("--ignore-chat-template", action="store_true", help="take the prompt as it is")
+    add("--chat-template-config", metavar="JSON", help="further arguments of the chat template, as a JSON object")
+    add("--verbose", type=_truth, default=True, metavar="T|F", help="print the speed behind the answer (default: T)")
+    add("--trust-remote-code", action="store_true", help="accepted: no code of a model's folder is ever run")
+
+
+def _fuse_parser(commands: Any) -> None:
+    parser = commands.add_parser(
+        "fuse",
+        usage="pyloss fuse [options]",
+        help="put an adapter into its model",
+        description="Write a model with an adapter put into its weights.",
+        epilog="example:\n  pyloss fuse --adapter-path adapters --save-path fused_model",
+    )
+    parser.set_defaults(command="fuse")
+    add = parser.add_argument
+    add("--model", default=DEFAULT_MODEL, help=f"folder, .gguf file or known name (default: {DEFAULT_MODEL})")
+    add("--adapter-path", default="adapters", help="folder of the adapter (default: adapters)")
+    add("--save-path", default="fused_model", help="folder to write (default: fused_model)")
+    add("--dequantize", "--de-quantize", action="store_true", help="keep the change in full: no quantised weights")
+    for flag in ("--export-gguf", "--gguf-path", "--upload-repo", "--hf-path"):
+        nargs = {"action": "store_true"} if flag == "--export-gguf" else {}
+        add(flag, help=argparse.SUPPRESS, **nargs)  # type: ignore[arg-type]
+    add("--trust-remote-code", action="store_true", help="accepted: no code of a model's folder is ever run")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="pyloss",
+        description="Fine-tune language models on ordinary computers.",
+        epilog="""a first run:
+  pyloss train --data examples/data --mask-prompt --iters 100 --learning-rate 1e-3
+  pyloss generate --adapter-path adapters --prompt "Dim the lamp in the hall"
+
+`pyloss COMMAND --help` explains a command. With PYLOSS_DEBUG=1 errors show where they come from.""",
+    )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _train_parser(commands)
+    _eval_parser(commands)
+    _generate_parser(commands)
+    _fuse_parser(commands)
+    info = commands.add_parser("info", help="version, processor and threads in use", description="What is in use.")
+    info.set_defaults(command="info")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. 0: done; 1: training failed; 2: bad input, said in one line on stderr; 130: Ctrl-C."""
+    log, handler = logging.getLogger("pyloss"), logging.StreamHandler(sys.stderr)
+    level = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        arguments = vars(build_parser().parse_args(argv))
+        from pyloss import commands
+
+        return commands.COMMANDS[arguments.pop("command")](arguments)
+    except SystemExit as end:  # --help
+        return int(end.code or 0)
+    except KeyboardInterrupt as interrupt:
+        return _fail(interrupt, 130, str(interrupt) or "interrupted")
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the flush at exit complains again
+        return 0
+    except FloatingPointError as error:
+        return _fail(error, 1, f"error: {error}")
+    except BAD_INPUT as error:
+        return _fail(error, 2, f"error: {_text(error)}")
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
+
+
+def _text(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, MemoryError):
+        return "out of memory; a smaller --batch-size or --max-seq-length, or --grad-checkpoint, needs less"
+    return str(error) or type(error).__name__
+
+
+def _fail(error: BaseException, code: int, text: str) -> int:
+    if os.environ.get("PYLOSS_DEBUG") == "1":
+        import traceback
+
+        traceback.print_exception(error)
+    print(f"pyloss: {' '.join(text.split())}", file=sys.stderr)
+    return code

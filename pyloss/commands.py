@@ -1,0 +1,194 @@
+"""What the commands of the command line do; each takes its flags as a dict and gives the exit code."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pyloss
+import pyloss.random
+from pyloss.optim import Optimizer, Schedule, WarmUp, build_optimizer, build_schedule
+from pyloss.tuner import state
+from pyloss.tuner.callbacks import get_reporting_callbacks
+from pyloss.tuner.config import merge_config
+from pyloss.tuner.datasets import load_dataset
+
+Flags = dict[str, Any]
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _optimizer(config: SimpleNamespace) -> Optimizer:
+    rate: float | Schedule = config.learning_rate
+    if config.lr_schedule:
+        rate = build_schedule(config.lr_schedule)
+    elif config.warmup:
+        rate = WarmUp(config.learning_rate, config.warmup)
+    return build_optimizer(config.optimizer, rate, config.optimizer_config.get(config.optimizer))
+
+
+def train(flags: Flags) -> int:
+    config = merge_config(flags, flags.get("config"))
+    if not (config.train or config.test):
+        raise ValueError("nothing to do: train and test are both false")
+    if config.resume and config.resume_adapter_file:
+        raise ValueError("--resume continues a run as it was, --resume-adapter-file starts a new one: give one of them")
+    optimizer = _optimizer(config)
+    model, tokenizer = pyloss.load(config.model)
+    train_set, valid_set, test_set = load_dataset(config, tokenizer)
+    if config.preview:
+        from pyloss.tuner.preview import preview
+
+        data = train_set if config.train else test_set
+        print(preview(data, tokenizer, config.preview, max_seq_length=config.max_seq_length))
+        return 0
+    if config.train:
+        _train(config, model, optimizer, train_set, valid_set)
+    else:
+        from pyloss.tuner.utils import load_adapters
+
+        load_adapters(model, config.adapter_path)
+    if config.test:
+        _evaluate(config, model, test_set)
+    return 0
+
+
+def _train(config: SimpleNamespace, model: Any, optimizer: Optimizer, train_set: Any, valid_set: Any) -> None:
+    from pyloss.tuner.trainer import TrainingArgs
+    from pyloss.tuner.trainer import train as run
+    from pyloss.tuner.utils import linear_to_lora_layers
+
+    if config.num_layers > len(model.layers):
+        raise ValueError(f"num_layers is {config.num_layers}; the model has {len(model.layers)} layers (-1 takes all)")
+    pyloss.random.seed(config.seed)
+    model.freeze()
+    linear_to_lora_layers(model, config.num_layers, config.lora_parameters)
+    if config.resume_adapter_file:
+        weights = state.read_adapter(config.resume_adapter_file)
+        state.restore_arrays(model.trainable_parameters(), weights, config.resume_adapter_file)
+        _say(f"starting from the adapter in {config.resume_adapter_file}")
+    folder = Path(config.adapter_path)
+    shared = ("batch_size", "iters", "val_batches", "steps_per_report", "steps_per_eval", "max_seq_length", "seed")
+    shared += ("grad_checkpoint", "grad_accumulation_steps", "max_grad_norm", "patience", "keep_best", "resume")
+    args = TrainingArgs(
+        **{name: getattr(config, name) for name in shared},
+        steps_per_save=config.save_every,
+        adapter_file=folder / state.ADAPTER_FILE,
+        adapter_config=vars(config),
+    )
+    callback = get_reporting_callbacks(config.report_to, config.project_name, str(folder), vars(config))
+    run(model, optimizer, train_set, valid_set or None, args, training_callback=callback)
+
+
+def _evaluate(config: SimpleNamespace, model: Any, dataset: Any) -> None:
+    from pyloss.tuner.evaluation import evaluate as measure
+
+    loss = measure(model, dataset, config.batch_size, config.test_batches, config.max_seq_length)
+    perplexity = math.exp(loss) if loss < 700 else math.inf
+    print(f"loss {loss:.4f}, perplexity {perplexity:.4f}, {len(dataset)} samples")
+
+
+def evaluate(flags: Flags) -> int:
+    adapter, split = flags.pop("adapter_path"), flags.pop("split")
+    config = merge_config(flags, flags.get("config"))
+    config.train, config.test = split == "train", split == "test"
+    model, tokenizer = pyloss.load(config.model, adapter_path=adapter)
+    found = dict(zip(("train", "valid", "test"), load_dataset(config, tokenizer), strict=True))
+    if not found[split]:
+        raise ValueError(f"no {split} data in {config.data!r}")
+    _evaluate(config, model, found[split])
+    return 0
+
+
+def _prompt_ids(flags: Flags, tokenizer: Any) -> list[int]:
+    text = flags["prompt"].replace("\\n", "\n").replace("\\t", "\t")
+    if text == "-":
+        text = sys.stdin.read()
+    options: Flags = {}
+    if flags["chat_template_config"]:
+        try:
+            options = json.loads(flags["chat_template_config"])
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f"--chat-template-config is {flags['chat_template_config']!r}: not JSON: {error}"
+            ) from None
+        if not isinstance(options, dict):
+            raise ValueError(f"--chat-template-config is {flags['chat_template_config']!r}; a JSON object is needed")
+    if flags["ignore_chat_template"] or not tokenizer.chat_template:
+        return list(tokenizer.encode(text + (flags["prefill_response"] or "")))
+    messages = [{"role": "user", "content": text}]
+    if flags["system_prompt"] is not None:
+        messages.insert(0, {"role": "system", "content": flags["system_prompt"]})
+    options = {"add_generation_prompt": True} | options
+    rendered = tokenizer.apply_chat_template(messages, tokenize=False, **options) + (flags["prefill_response"] or "")
+    return list(tokenizer.encode(rendered, add_special_tokens=False))
+
+
+def generate(flags: Flags) -> int:
+    from pyloss.generate import stream_generate
+
+    for name, least in (("max_tokens", 1), ("temp", 0), ("top_k", 0)):
+        if flags[name] < least:
+            raise ValueError(f"--{name.replace('_', '-')} is {flags[name]}; it must be at least {least}")
+    for name in ("top_p", "min_p"):
+        if not 0 <= flags[name] <= 1:
+            raise ValueError(f"--{name.replace('_', '-')} is {flags[name]}; it must be between 0 and 1")
+    model, tokenizer = pyloss.load(flags["model"], adapter_path=flags["adapter_path"])
+    for token in flags["extra_eos_token"]:
+        ids = tokenizer.encode(token, add_special_tokens=False)
+        if len(ids) != 1:
+            raise ValueError(f"--extra-eos-token {token!r} is {len(ids)} tokens; one that is a single token is needed")
+        tokenizer.eos_token_ids.add(ids[0])
+    last = None
+    for last in stream_generate(
+        model,
+        tokenizer,
+        _prompt_ids(flags, tokenizer),
+        max_tokens=flags["max_tokens"],
+        temperature=flags["temp"],
+        top_p=flags["top_p"],
+        min_p=flags["min_p"],
+        top_k=flags["top_k"],
+        seed=flags["seed"],
+    ):
+        print(last.text, end="", flush=True)
+    print()
+    if flags["verbose"] and last is not None:
+        speeds = f"prompt {last.prompt_tps:.1f} tokens/s, generation {last.generation_tps:.1f} tokens/s"
+        _say(f"[{speeds}, ended by {last.finish_reason}]")
+    return 0
+
+
+def fuse(flags: Flags) -> int:
+    for name in ("export_gguf", "gguf_path", "upload_repo", "hf_path"):
+        if flags[name]:
+            raise ValueError(
+                f"--{name.replace('_', '-')} is not available yet; --save-path writes a Hugging Face folder"
+            )
+    model, tokenizer = pyloss.load(flags["model"], adapter_path=flags["adapter_path"])
+    model.fuse(dequantize=flags["dequantize"])
+    model.save(flags["save_path"], tokenizer)
+    _say(f"saved the fused model to {flags['save_path']}")
+    return 0
+
+
+def info(flags: Flags) -> int:
+    for name, value in pyloss.info().items():
+        print(f"{name}: {value}")
+    return 0
+
+
+COMMANDS: dict[str, Callable[[Flags], int]] = {
+    "train": train,
+    "eval": evaluate,
+    "generate": generate,
+    "fuse": fuse,
+    "info": info,
+}

@@ -1,0 +1,276 @@
+"""The settings of `pyloss train` and `pyloss eval`: a YAML file as mlx_lm.lora reads it, merged with flags and checked.
+
+`SCHEMA` is the one list of keys: what each may be, its default, and what is refused although mlx-lm knows it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+from pyloss.optim import OPTIMIZERS, build_schedule
+
+DEFAULT_MODEL = "smollm2-135m"
+LORA_DEFAULTS: dict[str, Any] = {"rank": 8, "dropout": 0.0, "scale": 20.0}
+
+
+class Refused(ValueError):
+    """What a check raises; its text says what is allowed."""
+
+
+@dataclass(frozen=True)
+class Key:
+    """One setting: `check` turns a given value into the used one or raises `Refused` with what is allowed."""
+
+    check: Callable[[Any], Any]
+    default: Any = None
+
+
+def _integer(least: int) -> Callable[[Any], int]:
+    def check(value: Any) -> int:
+        whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+        if isinstance(value, bool) or not whole or value < least:
+            raise Refused(f"a whole number of at least {least}")
+        return int(value)
+
+    return check
+
+
+def _number(least: float, below: float | None = None, above: bool = False) -> Callable[[Any], float]:
+    allowed = f"a number {'above' if above else 'of at least'} {least:g}"
+    allowed += "" if below is None else f" and below {below:g}"
+
+    def check(value: Any) -> float:
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, (int, float))
+            or not (least < value if above else least <= value)
+        ):
+            raise Refused(allowed)
+        if below is not None and value >= below:
+            raise Refused(allowed)
+        return float(value)
+
+    return check
+
+
+def _boolean(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise Refused("true or false")
+    return value
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, (str, os.PathLike)):
+        raise Refused("text")
+    return os.fspath(value)
+
+
+def _optional(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return lambda value: None if value is None else check(value)
+
+
+def _one_of(*allowed: str, refused: Mapping[str, str] | None = None) -> Callable[[Any], str]:
+    def check(value: Any) -> str:
+        name = str(value).lower()
+        if refused and name in refused:
+            raise Refused(f"{', '.join(allowed)} ({refused[name]})")
+        if not isinstance(value, str) or name not in allowed:
+            raise Refused(", ".join(allowed))
+        return name
+
+    return check
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise Refused("a mapping of names to values")
+    return dict(value)
+
+
+def _names(value: Any) -> list[str]:
+    if not isinstance(value, (list, tuple)) or not value or not all(isinstance(item, str) for item in value):
+        raise Refused("a list of layer names such as [self_attn.q_proj, self_attn.v_proj]")
+    return list(value)
+
+
+def _hf_dataset(value: Any) -> Any:
+    if isinstance(value, (list, tuple)) and value:
+        return [_mapping(item) for item in value]
+    return _mapping(value)
+
+
+def _optimizer_config(value: Any) -> dict[str, Any]:
+    """Options for optimisers that are not there are harmless as long as none of those is chosen."""
+    known = (*OPTIMIZERS, "muon", "adafactor")
+    for name, options in _mapping(value).items():
+        if name not in known:
+            raise Refused(f"a mapping with the keys {', '.join(known)}")
+        if options is not None:
+            _mapping(options)
+    return {name: dict(options or {}) for name, options in value.items()}
+
+
+def _lr_schedule(value: Any) -> dict[str, Any]:
+    build_schedule(_mapping(value))
+    return dict(value)
+
+
+LORA_SCHEMA = {
+    "rank": Key(_integer(1)),
+    "scale": Key(_number(0, above=True)),
+    "dropout": Key(_number(0, below=1)),
+    "keys": Key(_optional(_names)),
+}
+
+
+def _lora_parameters(value: Any) -> dict[str, Any]:
+    given = _mapping(value)
+    if "alpha" in given:
+        raise Refused("rank, scale, dropout, keys (for alpha, give scale = alpha / rank)")
+    return LORA_DEFAULTS | _checked(given, LORA_SCHEMA, "lora_parameters.")
+
+
+_NOT_YET = "is not available yet"
+
+SCHEMA: dict[str, Key] = {
+    "model": Key(_text, DEFAULT_MODEL),
+    "train": Key(_boolean, True),
+    "fine_tune_type": Key(_one_of("lora", refused={name: f"{name} {_NOT_YET}" for name in ("dora", "full")}), "lora"),
+    "optimizer": Key(_one_of(*OPTIMIZERS, refused={n: f"{n} {_NOT_YET}" for n in ("muon", "adafactor")}), "adam"),
+    "optimizer_config": Key(_optimizer_config, {}),
+    "data": Key(_optional(_text)),
+    "hf_dataset": Key(_optional(_hf_dataset)),
+    "seed": Key(_integer(0), 0),
+    "num_layers": Key(_integer(-1), 16),
+    "batch_size": Key(_integer(1), 4),
+    "iters": Key(_integer(0), 1000),
+    "val_batches": Key(_integer(-1), 25),
+    "learning_rate": Key(_number(0), 1e-5),
+    "steps_per_report": Key(_integer(1), 10),
+    "steps_per_eval": Key(_integer(1), 200),
+    "resume_adapter_file": Key(_optional(_text)),
+    "adapter_path": Key(_text, "adapters"),
+    "save_every": Key(_integer(1), 100),
+    "test": Key(_boolean, False),
+    "test_batches": Key(_integer(-1), 500),
+    "max_seq_length": Key(_integer(2), 2048),
+    "grad_checkpoint": Key(_boolean, False),
+    "grad_accumulation_steps": Key(_integer(1), 1),
+    "clear_cache_threshold": Key(lambda value: value, 0),
+    "lr_schedule": Key(_optional(_lr_schedule)),
+    "lora_parameters": Key(_lora_parameters, LORA_DEFAULTS),
+    "mask_prompt": Key(_boolean, False),
+    "prompt_feature": Key(_optional(_text)),
+    "completion_feature": Key(_optional(_text)),
+    "chat_feature": Key(_optional(_text)),
+    "text_feature": Key(_optional(_text)),
+    "report_to": Key(_optional(_text)),
+    "project_name": Key(_optional(_text)),
+    "trust_remote_code": Key(_boolean, False),
+    "training_mode": Key(_one_of("normal"), "normal"),
+    "config": Key(_optional(_text)),
+    # ours
+    "train_on": Key(_optional(_one_of("last", "assistant", "all"))),
+    "max_grad_norm": Key(_optional(_number(0, above=True))),
+    "warmup": Key(_integer(0), 0),
+    "patience": Key(_optional(_integer(1))),
+    "keep_best": Key(_boolean, True),
+    "resume": Key(_boolean, False),
+    "preview": Key(_integer(0), 0),
+}
+
+#: flags of the command line for what YAML files say under lora_parameters
+LORA_FLAGS = {"rank": "rank", "scale": "scale", "dropout": "dropout", "lora_keys": "keys"}
+
+#: names that other versions and other tools use, and what they are called here
+RENAMED = {
+    "lora_layers": "num_layers",
+    "steps_per_save": "save_every",
+    "adapter_file": "resume_adapter_file",
+    "lr": "learning_rate",
+    "epochs": "iters",
+    "max_length": "max_seq_length",
+    "gradient_accumulation_steps": "grad_accumulation_steps",
+    "gradient_checkpointing": "grad_checkpoint",
+}
+
+
+def _checked(given: Mapping[str, Any], schema: Mapping[str, Key], prefix: str = "") -> dict[str, Any]:
+    result = {}
+    for key, value in given.items():
+        if key not in schema:
+            near = difflib.get_close_matches(str(key), schema, 1, 0.5)
+            hint = RENAMED.get(str(key)) or (near[0] if near else None)
+            ask = f": did you mean {prefix}{hint}?" if hint in schema else ";"
+            raise ValueError(f"unknown key {prefix}{key} (value {value!r}){ask} allowed are {', '.join(schema)}")
+        try:
+            result[key] = schema[key].check(value)
+        except Refused as refusal:
+            raise ValueError(f"{prefix}{key} is {value!r}; allowed: {refusal}") from None
+    return result
+
+
+def check_config(given: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """The checked values of `given`. ValueError names `source`, the key, the value and what is allowed."""
+    try:
+        return _checked(given, SCHEMA)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
+
+
+def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The settings in a YAML file, checked; those that are null are left out.
+
+    As in mlx-lm, `1e-5` is a number (YAML 1.1 takes it for text).
+    Raises FileNotFoundError, ImportError where PyYAML is missing, and ValueError naming the file for anything else.
+    """
+    try:
+        import yaml
+    except ImportError as error:
+        raise ImportError("reading a YAML configuration needs PyYAML: pip install PyYAML") from error
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    number = r"[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)[eE][-+]?[0-9]+$"
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(number), list("-+0123456789."))
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = yaml.load(file, Loader)  # noqa: S506 (a SafeLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark is not None else ""
+        raise ValueError(f"{path}{where}: not YAML: {getattr(error, 'problem', None) or error}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 text (byte {error.start})") from error
+    if content is None:
+        return {}
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path}: holds a {type(content).__name__}; a mapping of settings is needed")
+    return check_config({key: value for key, value in content.items() if value is not None}, str(path))
+
+
+def merge_config(flags: Mapping[str, Any], path: str | os.PathLike[str] | None = None) -> SimpleNamespace:
+    """All settings: `flags` that are not None, else those of the YAML file `path`, else the defaults.
+
+    Flags named `rank`, `scale`, `dropout` and `lora_keys` go into `lora_parameters`, over those of the file.
+    """
+    settings = {key: entry.default for key, entry in SCHEMA.items()}
+    from_file = read_yaml(path) if path is not None else {}
+    given = {key: value for key, value in flags.items() if value is not None}
+    lora = {name: given.pop(flag) for flag, name in LORA_FLAGS.items() if flag in given}
+    settings |= from_file | check_config(given, "command line")
+    try:
+        settings["lora_parameters"] = settings["lora_parameters"] | _checked(lora, LORA_SCHEMA, "lora_parameters.")
+    except ValueError as error:
+        raise ValueError(f"command line: {error}") from None
+    settings["optimizer_config"] = dict(settings["optimizer_config"])
+    if settings["lr_schedule"] and settings["warmup"]:
+        raise ValueError("warmup is given twice: put it into lr_schedule, where a schedule is used")
+    return SimpleNamespace(**settings)
