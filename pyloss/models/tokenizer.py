@@ -75,7 +75,11 @@ class Tokenizer:
             raise FileNotFoundError(f"{folder}: there is no tokenizer.json, the only kind of vocabulary supported")
         try:
             backend = tokenizers.Tokenizer.from_str(file.read_bytes().decode())
-        except Exception as error:  # the library raises bare Exceptions
+            # A post-processor with a token that it does not list is noticed by the library at the first use.
+            backend.encode("a")
+        except (KeyboardInterrupt, SystemExit, OSError):
+            raise
+        except BaseException as error:  # the library raises bare Exceptions, and panics that are not even that
             raise FormatError(file, None, f"not a tokenizer: {error}") from error
         # A saved tokenizer may cut or pad what it encodes; here a text is encoded as it is.
         backend.no_truncation()

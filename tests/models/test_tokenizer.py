@@ -338,6 +338,14 @@ def test_damaged_files_raise_nothing_but_format_errors(folder, name):
     assert refused > 50
 
 
+def test_a_post_processor_with_an_unknown_token(folder):
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["post_processor"]["special_tokens"] = {}
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(FormatError, match=r"tokenizer.json: not a tokenizer"):
+        Tokenizer.from_folder(folder)
+
+
 # Streams
 
 
