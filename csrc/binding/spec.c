@@ -119,7 +119,11 @@ static int match_dim(const pl_spec *spec, const pl_param *p, int axis, int64_t a
         }
         expected = call->dim[i];
         expected = d->rule == '+' ? expected + 1 : d->rule == '/' ? expected / 2 : expected;
-        if (d->rule == '/' && call->dim[i] % 2) expected = -1;
+        if (d->rule == '/' && call->dim[i] % 2) {
+            PyErr_Format(PyExc_ValueError, "%s: %c = %lld must be even in \"%s\"", spec->name, d->letter, (long long)call->dim[i],
+                         spec->text);
+            return -1;
+        }
     }
     if (actual == expected) return 0;
     if (d->letter)

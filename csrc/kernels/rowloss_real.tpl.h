@@ -1,18 +1,18 @@
 /* The row drivers and the formulas of the row losses, for one computed type; included by rowloss.tpl.h for each.
  *
  * A class loss of a row x with label y is log sum_i w(x_i) - log w(x_y), with gradient w'(x_i)/w(x_i) (p_i - [i = y]) where
- * p_i = w(x_i) / sum w. A new one is its class_formula and a one-line kernel. A loss of two rows takes row_statistics of
- * each, then walks both.
+ * p_i = w(x_i) / sum w. A new one is its class_formula and a one-line kernel. A loss of two rows is to take_statistics of
+ * each, then walk both.
  */
 #define REAL TYPED(real)
 #define V TYPED(vector)
 #define WIDTH TYPED(WIDTH)
 
 typedef struct {
-    V (*weight)(V x, V shift);                   /* w(x), divided by e^shift if shifted */
-    V (*slope)(V x);                             /* w'(x) / w(x); NULL where it is 1 */
+    V (*weight)(V x, V shift);                    /* w(x), divided by e^shift if shifted */
+    V (*slope)(V x);                              /* w'(x) / w(x); NULL where it is 1 */
     double (*log_weight)(double x, double shift); /* log of `weight` */
-    int shifted;                                 /* w grows like e^x: the largest logit is taken off first */
+    int shifted;                                  /* w grows like e^x: the largest logit is taken off first */
 } TYPED(class_formula);
 
 /* The sum of the weights is total * e^shift (shift is 0 if the formula is not shifted). */
@@ -74,8 +74,8 @@ INLINE TYPED(row_statistics) TYPED(take_statistics)(TYPED(class_formula) f, cons
 }
 
 /* dx = dloss slope(x) w(x) / total over a row; dx may be x. */
-INLINE void TYPED(class_grad)(TYPED(class_formula) f, const REAL *x, TYPED(row_statistics) row, REAL dloss, int64_t label, int64_t n,
-                              REAL *dx) {
+INLINE void TYPED(class_grad)(TYPED(class_formula) f, const REAL *x, TYPED(row_statistics) row, REAL dloss, int64_t label,
+                              int64_t n, REAL *dx) {
     V shift = VEC(set1)(row.shift), factor = VEC(set1)((REAL)((double)dloss / row.total)), at_label = VEC(set1)(x[label]);
     REAL onehot = dloss * (f.slope ? f.slope(at_label)[0] : 1);
     int64_t i = 0;

@@ -146,7 +146,7 @@ def test_labels():
 
 
 def test_half_dimensions():
-    with pytest.raises(ValueError, match="cos has size 2 along axis 1"):
+    with pytest.raises(ValueError, match="D = 5 must be even"):
         _core.rope(f32(1, 1, 5), i32(0), f32(3, 2), f32(3, 2), 0, f32(1, 1, 5))
     with pytest.raises(ValueError, match="cos has size 3 along axis 1 where the other arguments give 2"):
         _core.rope(f32(1, 1, 4), i32(0), f32(3, 3), f32(3, 3), 0, f32(1, 1, 4))
@@ -329,6 +329,30 @@ def test_kernels_in_a_forked_child_and_its_parent(threads):
         assert work(1) == want
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert work(1) == want
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_fork_while_another_thread_is_in_a_kernel(threads):
+    threads(2)
+    want = work(1)
+    stop = threading.Event()
+
+    def call():
+        while not stop.is_set():
+            work(2)
+
+    caller = threading.Thread(target=call)
+    caller.start()
+    try:
+        for _ in range(10):
+            child = os.fork()
+            if child == 0:
+                os._exit(0 if work(1) == want else 1)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    finally:
+        stop.set()
+        caller.join()
 
 
 # Buffers

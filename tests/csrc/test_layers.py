@@ -127,7 +127,7 @@ def test_rope(memory, rng, n, h, d):
     dx = memory.put(dy)
     _core.rope(dx, *tables, 1, dx)
     flat = x.reshape(n, h * d)
-    f = lambda x: rotate(x.reshape(n, h, d), positions, cos, sin).reshape(n, h * d)  # noqa: E731
+    f = lambda x: rotate(x.reshape(n, h, d), positions, cos, sin).reshape(n, h * d)
     assert_close(dx.reshape(n, h * d), row_gradient(f, flat, dy.reshape(n, h * d)))
 
 

@@ -45,7 +45,8 @@ def test_adamw(memory, rng, n, decay, scale, corrected):
 
 @pytest.mark.parametrize("n", LENGTHS)
 @pytest.mark.parametrize(
-    ("momentum", "dampening", "nesterov", "decay"), [(0.0, 0.0, 0, 0.1), (0.9, 0.0, 0, 0.0), (0.9, 0.3, 0, 0.1), (0.9, 0.0, 1, 0.1)]
+    ("momentum", "dampening", "nesterov", "decay"),
+    [(0.0, 0.0, 0, 0.1), (0.9, 0.0, 0, 0.0), (0.9, 0.3, 0, 0.1), (0.9, 0.0, 1, 0.1)],
 )
 def test_sgd(memory, rng, n, momentum, dampening, nesterov, decay):
     lr, scale = 0.1, 0.5

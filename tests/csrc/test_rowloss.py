@@ -143,6 +143,21 @@ def test_long_rows_keep_their_digits(memory, rng, spread):
     assert np.abs(dx / softmax(x.astype(np.float64)) - 1)[0, 6:].max() < 1e-5
 
 
+def test_small_probabilities_are_right_to_the_last_digits(memory, dtype):
+    """Two classes: the second's gradient is e^x / (1 + e^x), which follows the exponential over its whole range."""
+    x = np.linspace(np.log(np.finfo(dtype).smallest_normal) + 1e-3, 0, 20_011).astype(dtype)
+    loss, dx = run(memory, np.stack([np.zeros_like(x), x], axis=1), np.zeros(len(x)), dtype)
+    e = np.exp(x.astype(np.longdouble))
+    assert np.abs(dx[:, 1] / (e / (1 + e)) - 1).max() < 3 * np.finfo(dtype).eps
+    assert np.abs(loss - np.log1p(e)).max() < 2 * np.finfo(dtype).eps
+
+
+def test_vanishing_probabilities_are_zero_or_subnormal(memory, dtype):
+    x = np.linspace(4 * np.log(np.finfo(dtype).smallest_normal), np.log(np.finfo(dtype).smallest_normal), 1001).astype(dtype)
+    _, dx = run(memory, np.stack([np.zeros_like(x), x], axis=1), np.zeros(len(x)), dtype)
+    assert np.abs(dx[:, 1] - np.exp(x.astype(np.longdouble))).max() <= 2 * np.finfo(dtype).smallest_subnormal
+
+
 def test_threads_do_not_change_a_bit(rng, dtype):
     x, labels = rng.standard_normal((37, 5003)).astype(dtype), rng.integers(-1, 5003, 37).astype(np.int32)
 
