@@ -37,7 +37,7 @@ class Weight:
     """A matrix of `shape` (out_features, in_features) in `raw`'s bytes, never trained and never written to.
 
     Args:
-        raw: flat contiguous uint8 array; read-only and unaligned ones are fine.
+        raw: flat contiguous uint8 array, kept as it is; read-only is fine, and unaligned bytes are copied.
         format: a key of `FORMATS`.
         shape: (out_features, in_features); in_features is a multiple of the format's block elements.
         head_dim: when D > 0, the file stores the rows of each head of D rows with its rotary pairs interleaved: row j
@@ -60,6 +60,9 @@ class Weight:
         expected = out_features * row_bytes(format, in_features)
         if raw.size != expected:
             raise ValueError(f"raw must hold {expected} bytes for {format} of shape {shape}, got {raw.size}")
+        # The kernels load whole elements, so the rare file with odd offsets costs a copy.
+        if raw.ctypes.data % (4 if format == "f32" else 2):
+            raw = raw.copy()
         self.raw = raw
         self.format = format
         self.shape = (out_features, in_features)

@@ -106,7 +106,11 @@ def test_read_only_and_unaligned_bytes():
     matrix = np.arange(6, dtype=np.float32).reshape(2, 3)
     raw = np.frombuffer(b"x" + matrix.tobytes(), np.uint8)[1:]
     assert not raw.flags.writeable
-    result = Weight(raw, "f32", (2, 3)).dequantize()
+    weight = Weight(raw, "f32", (2, 3))
+    assert weight.handle[0].ctypes.data % 4 == 0
+    aligned = np.frombuffer(matrix.tobytes(), np.uint8)
+    assert Weight(aligned, "f32", (2, 3)).raw is aligned
+    result = weight.dequantize()
     np.testing.assert_array_equal(result, matrix)
     assert result.flags.writeable and result.flags.aligned
 

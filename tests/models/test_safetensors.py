@@ -57,6 +57,15 @@ def test_tensors_are_views_of_the_mapped_file(good):
     assert np.shares_memory(stored.weight().raw, stored.data)
 
 
+def test_a_header_of_odd_length_leaves_no_unaligned_weight(tmp_path):
+    path = tmp_path / "odd.safetensors"
+    for padding in range(4):
+        path.write_bytes(file_of(json.dumps(one(shape=(1, 2))).encode() + b" " * padding, bytes(8)))
+        weight = read_safetensors(path).tensor("w").weight()
+        assert weight.raw.ctypes.data % 4 == 0
+        np.testing.assert_array_equal(weight.dequantize(), [[0, 0]])
+
+
 def test_types_that_are_no_weights_say_so(good):
     with pytest.raises(FormatError, match="model.safetensors: ids: stored as I64, and pyloss reads F32"):
         read_safetensors(good).tensor("ids").array()
