@@ -39,7 +39,7 @@ def _setting(group: Any, flag: str, text: str, *more: str, **options: Any) -> No
     if "action" in options:
         options["default"] = None
     else:
-        options.setdefault("metavar", {int: "N", float: "X"}.get(options.get("type"), "TEXT"))
+        options.setdefault("metavar", {int: "N", float: "X"}.get(options.get("type", str), "TEXT"))
     group.add_argument(flag, *more, help=text, **options)
 
 
@@ -203,8 +203,7 @@ def _fuse_parser(commands: Any) -> None:
     add("--save-path", default="fused_model", help="folder to write (default: fused_model)")
     add("--dequantize", "--de-quantize", action="store_true", help="keep the change in full: no quantised weights")
     for flag in ("--export-gguf", "--gguf-path", "--upload-repo", "--hf-path"):
-        nargs = {"action": "store_true"} if flag == "--export-gguf" else {}
-        add(flag, help=argparse.SUPPRESS, **nargs)  # type: ignore[arg-type]
+        add(flag, help=argparse.SUPPRESS, nargs="?", const="yes")
     add("--trust-remote-code", action="store_true", help="accepted: no code of a model's folder is ever run")
 
 

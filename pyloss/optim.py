@@ -55,7 +55,7 @@ class Optimizer:
     def __init__(self, learning_rate: float | Schedule) -> None:
         self.step = 0
         self.state: dict[str, Arrays] = {}
-        self.learning_rate = learning_rate  # type: ignore[assignment]
+        self.learning_rate = learning_rate
 
     @property
     def learning_rate(self) -> float:
@@ -263,7 +263,7 @@ def build_optimizer(
         if key not in allowed:
             raise ValueError(f"{source}: {name} has no option {key!r}; allowed: {', '.join(allowed)}")
     try:
-        return kind(learning_rate, **(config or {}))  # type: ignore[arg-type]
+        return kind(learning_rate, **(config or {}))
     except (TypeError, ValueError) as error:
         raise ValueError(f"{source}: {name}: {error}") from error
 

@@ -242,7 +242,7 @@ def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
     Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(number), list("-+0123456789."))
     try:
         with open(path, encoding="utf-8") as file:
-            content = yaml.load(file, Loader)  # noqa: S506 (a SafeLoader)
+            content = yaml.load(file, Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark is not None else ""

@@ -35,8 +35,8 @@ def estimate_memory(
     - the head: `8 * 256 * V`, logits and their gradient for a chunk of tokens; and `8 N H` of hidden states;
     - 80 MB for the interpreter and the libraries.
     """
-    trainable = sum(array.size for array in model.trainable_parameters().values())
-    weights = sum(int(array.nbytes) for array in model.parameters().values()) - 4 * trainable
+    trainable = sum(int(array.size) for array in model.trainable_parameters().values())
+    weights: int = sum(int(array.nbytes) for array in model.parameters().values()) - 4 * trainable
     copies = 2 + optimizer_slots + int(accumulate) + int(keep_best)
     total = BASE_BYTES + max(weights, 0) + 4 * trainable * copies
     config = getattr(model, "config", None)

@@ -109,6 +109,11 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> Non
     write_safetensors(path, tensors, {"format": FORMAT, "state": state})
 
 
+def state_path(path: str | os.PathLike[str]) -> Path:
+    """`path` if it names a safetensors file, else the state file in the folder `path`."""
+    return Path(path) if Path(path).suffix == ".safetensors" else Path(path) / STATE_FILE
+
+
 def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     """The checkpoint in the file `path`, or in the `trainer_state.safetensors` of the folder `path`.
 
@@ -116,9 +121,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     """
     from safetensors import SafetensorError, safe_open
 
-    file = Path(path)
-    if file.is_dir():
-        file = file / STATE_FILE
+    file = state_path(path)
     if not file.is_file():
         raise FileNotFoundError(
             f"nothing to resume: {file} does not exist (it is written by a run that saves); start without resume"

@@ -143,7 +143,7 @@ class _Run:
             notes = self.restore(saved)
         config = args.adapter_config or getattr(self.model, "adapter_config", None)
         if self.folder is not None:
-            here = place is not None and self.folder.resolve() in (place.resolve(), *place.resolve().parents[:1])
+            here = place is not None and checkpoints.state_path(place).parent.resolve() == self.folder.resolve()
             notes += checkpoints.prepare_folder(self.folder, config, here)
         self.mark()
         if saved is None:

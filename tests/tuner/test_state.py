@@ -118,7 +118,7 @@ def test_ctrl_c_saves_a_complete_state_and_says_where(tmp_path, at, where):
 
 def test_sigint_while_things_change_waits_for_them(tmp_path):
     done = []
-    with pytest.raises(KeyboardInterrupt), state.uninterrupted():
+    with pytest.raises(KeyboardInterrupt), state.uninterrupted():  # noqa: PT012
         signal.raise_signal(signal.SIGINT)
         done.append(1)
     assert done == [1]

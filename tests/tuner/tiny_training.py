@@ -14,14 +14,14 @@ VOCABULARY = 11
 
 
 class Tiny:
-    vocab_size = VOCABULARY
     adapter_config = {"fine_tune_type": "lora", "num_layers": 1, "lora_parameters": {"rank": 1, "scale": 1.0}}
 
-    def __init__(self, seed=0, noise=0.1):
+    def __init__(self, seed=0, noise=0.1, vocabulary=VOCABULARY):
         rng = np.random.default_rng(seed)
+        self.vocab_size = vocabulary
         self.arrays = {
-            "layers.0.lora_a": rng.standard_normal((VOCABULARY, 3)).astype(np.float32),
-            "layers.0.lora_b": rng.standard_normal((3, VOCABULARY)).astype(np.float32),
+            "layers.0.lora_a": rng.standard_normal((vocabulary, 3)).astype(np.float32),
+            "layers.0.lora_b": rng.standard_normal((3, vocabulary)).astype(np.float32),
         }
         self.training = False
         self.noise = noise
@@ -68,7 +68,7 @@ def both(model, batch, lengths):
     probabilities = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     own = np.take_along_axis(probabilities, target[..., None], -1)[..., 0]
     loss = -(np.log(own) * weights).sum() / count
-    grad = probabilities - np.eye(VOCABULARY)[target]
+    grad = probabilities - np.eye(model.vocab_size)[target]
     grad *= (weights / count)[..., None]
     grad_a = np.zeros_like(a)
     np.add.at(grad_a, source, grad @ b.T * mask)

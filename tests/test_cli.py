@@ -1,0 +1,306 @@
+"""The command line over a tiny model: what the commands do with their flags, and every error as one line and a code."""
+
+import json
+import logging
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+sys.path.insert(0, str(Path(__file__).parent / "tuner"))
+
+from fake import FakeTokenizer
+from tiny_training import Tiny, tiny_loss, tiny_value_and_grad
+
+import pyloss
+from pyloss import nn
+from pyloss.cli import main
+from pyloss.tuner import evaluation, trainer
+
+
+class Tokenizer(FakeTokenizer):
+    def __init__(self):
+        super().__init__()
+        self.eos_token_ids = set(self.eos_token_ids)
+
+
+class Model(Tiny):
+    adapter_config = None
+
+    def __init__(self):
+        super().__init__(vocabulary=Tokenizer.vocab_size)
+        self.layers = [None] * 20
+        self.calls = []
+
+    def freeze(self):
+        self.calls.append("freeze")
+
+    def fuse(self, dequantize=False):
+        self.calls.append(("fuse", dequantize))
+
+    def save(self, path, tokenizer):
+        self.calls.append(("save", path))
+
+
+@pytest.fixture
+def world(monkeypatch, tmp_path):
+    """The parts of the library that the commands call, replaced by small ones that note how they were called."""
+    seen = types.SimpleNamespace(model=None, loaded=[], lora=None, adapters=None, generated=None)
+
+    def load(path, adapter_path=None):
+        if path == "missing":
+            raise FileNotFoundError("no such model: missing")
+        seen.loaded.append((path, adapter_path))
+        seen.model = Model()
+        return seen.model, Tokenizer()
+
+    def to_lora(model, num_layers, config):
+        seen.lora = (num_layers, config)
+
+    def load_adapters(model, path):
+        seen.adapters = path
+
+    def stream_generate(model, tokenizer, prompt, **options):
+        seen.generated = (tokenizer.decode(prompt), options, set(tokenizer.eos_token_ids))
+        for text, reason in (("Hel", None), ("lo", "stop")):
+            yield types.SimpleNamespace(text=text, token=1, finish_reason=reason, prompt_tps=9.0, generation_tps=8.0)
+
+    def measure(*args, **options):
+        return evaluate(*args, loss=tiny_loss, **options)
+
+    def run(*args, **options):
+        return train(*args, loss=tiny_loss, **options)
+
+    evaluate, train = evaluation.evaluate, trainer.train
+    utils, generate = types.ModuleType("pyloss.tuner.utils"), types.ModuleType("pyloss.generate")
+    utils.linear_to_lora_layers, utils.load_adapters = to_lora, load_adapters
+    generate.stream_generate = stream_generate
+    monkeypatch.setitem(sys.modules, "pyloss.tuner.utils", utils)
+    monkeypatch.setitem(sys.modules, "pyloss.generate", generate)
+    monkeypatch.setattr(pyloss, "load", load, raising=False)
+    monkeypatch.setattr(pyloss, "info", lambda: {"version": "0", "isa": "avx2"}, raising=False)
+    monkeypatch.setattr(nn, "value_and_grad", tiny_value_and_grad, raising=False)
+    monkeypatch.setattr(evaluation, "evaluate", measure)
+    monkeypatch.setattr(trainer, "train", run)
+    monkeypatch.chdir(tmp_path)
+    data = tmp_path / "data"
+    data.mkdir()
+    for split, count in (("train", 6), ("valid", 2), ("test", 3)):
+        rows = [{"prompt": f"say {i}", "completion": f"it is {i}"} for i in range(count)]
+        (data / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    return seen
+
+
+TRAIN = ["train", "--data", "data", "--iters", "4", "--batch-size", "2", "--learning-rate", "0.01"]
+
+
+def fails(capsys, argv, *parts, code=2):
+    assert main(argv) == code
+    _, err = capsys.readouterr()
+    lines = err.splitlines()
+    assert lines[-1].startswith("pyloss: "), err
+    assert "Traceback" not in err
+    for part in parts:
+        assert part in lines[-1]
+    return lines
+
+
+def test_train_writes_an_adapter_as_mlx_lm_lays_it_out(world, capsys, tmp_path):
+    assert main([*TRAIN, "--mask-prompt", "--rank", "4", "--test", "--test-batches", "-1"]) == 0
+    out, err = capsys.readouterr()
+    assert "plan: 4 batches of 2, 4 updates" in err
+    assert "iteration 4/4: train loss" in err
+    assert out.startswith("loss ")
+    assert world.loaded == [("smollm2-135m", None)]
+    assert world.lora == (16, {"rank": 4, "dropout": 0.0, "scale": 20.0})
+    assert world.model.calls == ["freeze"]
+    config = json.loads((tmp_path / "adapters" / "adapter_config.json").read_text())
+    expected = {"fine_tune_type": "lora", "num_layers": 16, "model": "smollm2-135m", "iters": 4, "mask_prompt": True}
+    assert config.items() >= expected.items()
+    assert config["lora_parameters"]["rank"] == 4
+    assert set(load_file(tmp_path / "adapters" / "adapters.safetensors")) == set(world.model.arrays)
+
+
+def test_a_yaml_file_and_flags(world, tmp_path):
+    Path("lora.yaml").write_text(
+        "data: data\niters: 2\nbatch_size: 2\nlearning_rate: 1e-2\nnum_layers: -1\nadapter_path: out\n"
+        "lr_schedule: {name: cosine_decay, arguments: [1e-2, 10], warmup: 1}\noptimizer: sgd\n"
+        "optimizer_config: {sgd: {momentum: 0.9}}\n"
+    )
+    assert main(["train", "-c", "lora.yaml", "--iters", "3"]) == 0
+    assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())["iters"] == 3
+    assert world.lora[0] == -1
+
+
+def test_resume_continues_where_the_run_stopped(world, capsys):
+    assert main([*TRAIN, "--iters", "6", "--adapter-path", "whole", "--keep-last"]) == 0
+    assert main([*TRAIN, "--iters", "3", "--adapter-path", "parts", "--keep-last"]) == 0
+    assert main([*TRAIN, "--iters", "6", "--adapter-path", "parts", "--keep-last", "--resume"]) == 0
+    assert "resuming after iteration 3" in capsys.readouterr().err
+    whole, parts = (load_file(f"{name}/adapters.safetensors") for name in ("whole", "parts"))
+    for name, array in whole.items():
+        np.testing.assert_array_equal(array, parts[name])
+
+
+def test_a_run_can_start_from_an_adapter(world, capsys):
+    start = {name: np.full_like(array, 0.25) for name, array in Model().arrays.items()}
+    save_file(start, "start.safetensors")
+    assert main([*TRAIN, "--iters", "0", "--resume-adapter-file", "start.safetensors"]) == 0
+    for name, array in load_file("adapters/adapters.safetensors").items():
+        np.testing.assert_array_equal(array, start[name])
+    Path("start.safetensors").write_bytes(b"broken")
+    fails(capsys, [*TRAIN, "--resume-adapter-file", "start.safetensors"], "start.safetensors: not a readable")
+
+
+def test_preview_shows_targets_and_trains_nothing(world, capsys, tmp_path):
+    assert main([*TRAIN, "--mask-prompt", "--preview", "2"]) == 0
+    out, _ = capsys.readouterr()
+    assert "[+it is 0" in out
+    assert "[+it is 1" in out
+    assert "it is 2" not in out
+    assert not (tmp_path / "adapters").exists()
+
+
+def test_train_and_test_of_a_file_that_only_tests(world, capsys):
+    Path("lora.yaml").write_text("train: false\ntest: true\ndata: data\nadapter_path: mine\n")
+    assert main(["train", "-c", "lora.yaml"]) == 0
+    assert world.adapters == "mine"
+    assert capsys.readouterr().out.startswith("loss ")
+    Path("lora.yaml").write_text("train: false\ndata: data\n")
+    fails(capsys, ["train", "-c", "lora.yaml"], "train and test are both false")
+
+
+def test_eval_measures_a_split(world, capsys):
+    assert main(["eval", "--data", "data", "--adapter-path", "mine", "--split", "valid"]) == 0
+    assert world.loaded == [("smollm2-135m", "mine")]
+    out = capsys.readouterr().out
+    assert out.startswith("loss ")
+    assert "2 samples" in out
+
+
+def test_generate_streams_the_answer(world, capsys, monkeypatch):
+    argv = ["generate", "--prompt", "Hi\\nyou", "--system-prompt", "Be", "--prefill-response", "Well", "--temp", "0.5"]
+    assert main([*argv, "--seed", "3", "-m", "7", "--extra-eos-token", "<|im_start|>", "--top-k", "4"]) == 0
+    out, err = capsys.readouterr()
+    assert out == "Hello\n"
+    assert "generation 8.0 tokens/s, ended by stop" in err
+    prompt, options, ends = world.generated
+    assert prompt.startswith("<|im_start|>system\nBe<|im_end|>\n<|im_start|>user\nHi\nyou<|im_end|>")
+    assert prompt.endswith("<|im_start|>assistant\nWell")
+    expected = {"max_tokens": 7, "temperature": 0.5, "top_p": 1.0, "min_p": 0.0, "top_k": 4, "seed": 3}
+    assert options == expected
+    assert ends == {256, 257}
+    monkeypatch.setattr(sys, "stdin", __import__("io").StringIO("from a pipe"))
+    assert main(["generate", "--prompt", "-", "--ignore-chat-template", "--verbose", "F"]) == 0
+    assert world.generated[0] == "from a pipe"
+    assert capsys.readouterr().err == ""
+
+
+def test_fuse_writes_the_model(world, capsys):
+    assert main(["fuse", "--save-path", "out", "--dequantize"]) == 0
+    assert world.loaded == [("smollm2-135m", "adapters")]
+    assert world.model.calls == [("fuse", True), ("save", "out")]
+    fails(capsys, ["fuse", "--export-gguf"], "--export-gguf is not available yet")
+
+
+def test_info_prints_what_is_in_use(world, capsys):
+    assert main(["info"]) == 0
+    assert capsys.readouterr().out == "version: 0\nisa: avx2\n"
+
+
+@pytest.mark.parametrize(
+    ("argv", "parts"),
+    [
+        ([], ["COMMAND", "pyloss --help"]),
+        (["trian"], ["invalid choice: 'trian'"]),
+        ([*TRAIN, "--itres", "4"], ["unrecognized arguments: --itres"]),
+        ([*TRAIN, "--iters", "four"], ["--iters: invalid int value: 'four'"]),
+        ([*TRAIN, "--batch-size", "0"], ["command line: batch_size is 0"]),
+        ([*TRAIN, "--fine-tune-type", "dora"], ["dora is not available yet"]),
+        ([*TRAIN, "--optimizer", "muon"], ["muon is not available yet"]),
+        ([*TRAIN, "--num-layers", "21"], ["num_layers is 21; the model has 20 layers"]),
+        ([*TRAIN, "--model", "missing"], ["no such model: missing"]),
+        ([*TRAIN, "--data", "./nowhere"], ["nowhere", "no such folder"]),
+        (["train"], ["no data given"]),
+        ([*TRAIN, "-c", "none.yaml"], ["none.yaml: No such file"]),
+        ([*TRAIN, "--resume"], ["nothing to resume", "adapters/trainer_state.safetensors"]),
+        ([*TRAIN, "--resume", "--resume-adapter-file", "x"], ["give one of them"]),
+        ([*TRAIN, "--report-to", "mlflow"], ["'mlflow' is not known"]),
+        ([*TRAIN, "--adapter-path", "data/train.jsonl/x"], ["data/train.jsonl/x", "cannot make the adapter folder"]),
+        (["generate", "--max-tokens", "0"], ["--max-tokens is 0; it must be at least 1"]),
+        (["generate", "--top-p", "2"], ["--top-p is 2.0; it must be between 0 and 1"]),
+        (["generate", "--chat-template-config", "{"], ["--chat-template-config", "not JSON"]),
+        (["generate", "--extra-eos-token", "two"], ["'two' is 3 tokens"]),
+        (["eval", "--data", "data", "--split", "nope"], ["invalid choice: 'nope'"]),
+    ],
+)
+def test_bad_input_is_one_line_and_code_2(world, capsys, argv, parts):
+    lines = fails(capsys, argv, *parts)
+    assert len(lines) == 1
+
+
+def test_bad_data_names_the_line(world, capsys):
+    Path("data/train.jsonl").write_text('{"prompt": "a", "completion": "b"}\n{"prompt": \n')
+    fails(capsys, TRAIN, "train.jsonl", "line 2")
+
+
+def test_a_loss_that_is_not_finite_ends_with_code_1(world, capsys, monkeypatch):
+    monkeypatch.setattr(nn, "value_and_grad", lambda model, loss: lambda *a: ((float("nan"), 3), {}))
+    fails(capsys, TRAIN, "error: iteration 1: the loss is nan", code=1)
+
+
+def test_ctrl_c_ends_with_code_130_and_says_where_it_saved(world, capsys, monkeypatch):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(nn, "value_and_grad", lambda model, loss: interrupted)
+    fails(capsys, TRAIN, "interrupted after iteration 0: saved to adapters", "--resume", code=130)
+    assert set(load_file("adapters/adapters.safetensors")) == set(Model().arrays)
+
+
+def test_debugging_shows_the_traceback(world, capsys, monkeypatch):
+    monkeypatch.setenv("PYLOSS_DEBUG", "1")
+    assert main([*TRAIN, "--model", "missing"]) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_fault_of_ours_is_not_disguised_as_bad_input(world, monkeypatch):
+    monkeypatch.setattr(pyloss, "load", lambda *a, **k: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main(TRAIN)
+
+
+def test_help_is_there_for_every_command(world, capsys):
+    for command in ("train", "eval", "generate", "fuse", "info"):
+        assert main([command, "--help"]) == 0
+        assert f"pyloss {command}" in capsys.readouterr().out
+    assert main(["--help"]) == 0
+    out = capsys.readouterr().out
+    assert "a first run:" in out
+    assert "--resume" not in out
+
+
+def test_every_flag_of_mlx_lms_trainer_is_accepted(world, capsys):
+    flags = ["--train", "--num-layers", "4", "--val-batches", "1", "--steps-per-report", "1", "--steps-per-eval", "2"]
+    flags += ["--grad-accumulation-steps", "2", "--save-every", "2", "--max-seq-length", "64", "--grad-checkpoint"]
+    flags += ["--seed", "1", "--trust-remote-code", "--clear-cache-threshold", "2GB", "--optimizer", "adamw"]
+    assert main([*TRAIN, *flags, "--project-name", "p", "--adapter-path", "a", "--fine-tune-type", "lora"]) == 0
+    assert Path("a/0000002_adapters.safetensors").exists()
+
+
+def test_the_log_is_left_as_it_was(world):
+    log = logging.getLogger("pyloss")
+    before = (list(log.handlers), log.level)
+    main(["info"])
+    assert (log.handlers, log.level) == before
+
+
+def test_python_m_pyloss_runs_the_command_line():
+    paths = {"PYTHONPATH": str(Path(pyloss.__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-m", "pyloss", "nope"], capture_output=True, text=True, env=paths)
+    assert done.returncode == 2
+    assert done.stderr.startswith("pyloss: error: ")
