@@ -82,6 +82,22 @@ def test_large_logits(memory, rng, dtype, v):
     assert_close(dx, softmax(x) - np.eye(v)[labels], v, dtype)
 
 
+@pytest.mark.parametrize("reach", [1.0, 50.0, 2000.0])
+def test_a_maximum_that_moves_from_block_to_block(memory, dtype, reach):
+    rising = np.linspace(-reach, reach, 9001).astype(np.float32).astype(np.float64)
+    x = np.stack([rising, rising[::-1], np.roll(rising, 4000)])
+    labels = np.array([8999, 8999, 3999])
+    loss, dx = run(memory, x, labels, dtype)
+    want = cross_entropy(x, labels)
+    assert (np.abs(loss - want) <= tolerance(9001, dtype) * (1 + want)).all()
+    exact = softmax(x) - np.eye(9001)[labels]
+    others = np.arange(9001) != labels[:, None]
+    # A difference of logits is rounded to its own size, which the exponential turns into a relative error.
+    limit = np.finfo(dtype).eps * (16 + 2 * reach) * np.abs(exact) + 4 * np.finfo(dtype).smallest_normal
+    assert (np.abs(dx - exact) <= limit)[others].all()
+    assert_close(dx, exact, 9001, dtype)
+
+
 @pytest.mark.parametrize("v", [7, 64, 3000])
 def test_masked_vocabulary(memory, rng, dtype, v):
     x = rng.standard_normal((5, v)).astype(np.float32).astype(np.float64)
@@ -132,8 +148,8 @@ def test_ignored_rows_are_zero_whatever_they_hold(memory, dtype):
 
 
 @pytest.mark.parametrize("spread", [0.0, 1e-3, 8.0])
-def test_long_rows_keep_their_digits(memory, rng, spread):
-    v = 262_144
+@pytest.mark.parametrize("v", [262_144, 300_007])
+def test_long_rows_keep_their_digits(memory, rng, v, spread):
     x = (spread * rng.standard_normal((2, v))).astype(np.float32)
     labels = np.array([5, v - 1])
     loss, dx = run(memory, x, labels, np.float32)
