@@ -1,0 +1,119 @@
+"""pyloss: fine-tunes language models, and computes their losses, on ordinary computers.
+
+`import pyloss` imports NumPy and the C core; models, data and training are imported at their first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from . import _core, autograd, nn, optim, random
+from .autograd import Tensor, checkpoint, grad, value_and_grad
+from .errors import FormatError
+from .losses import linear_cross_entropy, softmax_cross_entropy
+from .weights import Weight
+
+if TYPE_CHECKING:
+    from . import models, tuner
+    from .generate import generate, stream_generate
+    from .models import load, load_model
+    from .tuner import (
+        CacheDataset,
+        ChatDataset,
+        CompletionsDataset,
+        LoRALinear,
+        TextDataset,
+        TrainingArgs,
+        TrainingCallback,
+        evaluate,
+        iterate_batches,
+        linear_to_lora_layers,
+        load_adapters,
+        load_dataset,
+        save_adapter,
+        train,
+    )
+
+__version__ = "0.1.0"
+
+# Public names that are imported at their first use, and where they live.
+_LAZY = {
+    "models": "",
+    "tuner": "",
+    "load": "models",
+    "load_model": "models",
+    "generate": "generate",
+    "stream_generate": "generate",
+    "CacheDataset": "tuner",
+    "ChatDataset": "tuner",
+    "CompletionsDataset": "tuner",
+    "LoRALinear": "tuner",
+    "TextDataset": "tuner",
+    "TrainingArgs": "tuner",
+    "TrainingCallback": "tuner",
+    "evaluate": "tuner",
+    "iterate_batches": "tuner",
+    "linear_to_lora_layers": "tuner",
+    "load_adapters": "tuner",
+    "load_dataset": "tuner",
+    "save_adapter": "tuner",
+    "train": "tuner",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'pyloss' has no attribute {name!r}")
+    home = _LAZY[name]
+    value = getattr(importlib.import_module(f"pyloss.{home}"), name) if home else importlib.import_module(f"pyloss.{name}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})
+
+
+def set_num_threads(n: int) -> None:
+    """Sets how many threads kernels may use; at first PYLOSS_NUM_THREADS, OMP_NUM_THREADS, or all processors this process may use."""
+    _core.set_num_threads(n)
+
+
+def get_num_threads() -> int:
+    """How many threads kernels may use."""
+    return int(_core.num_threads())
+
+
+def info() -> dict[str, Any]:
+    """What is in use: version, instruction set and those available, threads, NumPy, and bytes of reused buffers."""
+    import numpy
+
+    return {
+        "version": __version__,
+        "isa": _core.isa(),
+        "isas": _core.isas(),
+        "threads": get_num_threads(),
+        "numpy": numpy.__version__,
+        "buffers": _core.buffer_stats(),
+    }
+
+
+__all__ = [
+    "FormatError",
+    "Tensor",
+    "Weight",
+    "autograd",
+    "checkpoint",
+    "get_num_threads",
+    "grad",
+    "info",
+    "linear_cross_entropy",
+    "nn",
+    "optim",
+    "random",
+    "set_num_threads",
+    "softmax_cross_entropy",
+    "value_and_grad",
+    *_LAZY,
+]

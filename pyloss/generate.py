@@ -1,0 +1,122 @@
+"""Generation: choosing tokens, and the loop that streams them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from . import random
+
+_PREFILL = 512  # prompt tokens per forward pass: bounds the memory of long prompts
+
+
+@dataclass
+class GenerationStep:
+    """One generated token: `text` is what it adds to the answer; `finish_reason` is None, "stop" or "length"."""
+
+    text: str
+    token: int
+    finish_reason: str | None
+    prompt_tokens: int
+    prompt_tps: float
+    generation_tokens: int
+    generation_tps: float
+
+
+def make_sampler(
+    temperature: float = 0.0, top_p: float = 1.0, min_p: float = 0.0, top_k: int = 0, generator: np.random.Generator | None = None
+) -> Callable[[np.ndarray], int]:
+    """A function from logits [V] to a token id.
+
+    Temperature 0 takes the largest. Otherwise the candidates are narrowed to the `top_k` largest (0: all), to the smallest set whose probabilities sum to
+    `top_p`, and to those of at least `min_p` times the largest probability, and one is drawn.
+    """
+    for name, value, low, high in (("temperature", temperature, 0, np.inf), ("top_p", top_p, 0, 1), ("min_p", min_p, 0, 1), ("top_k", top_k, 0, np.inf)):
+        if not low <= value <= high:
+            raise ValueError(f"{name} must be in [{low}, {high}], not {value!r}")
+    if temperature == 0:
+        return lambda logits: int(np.argmax(logits))
+    draws = generator or random.generator()
+
+    def sample(logits: np.ndarray) -> int:
+        order = np.argsort(-logits, kind="stable")
+        if top_k:
+            order = order[:top_k]
+        scores = logits[order].astype(np.float64) / temperature
+        p = np.exp(scores - scores[0])
+        p /= p.sum()
+        keep = np.ones(len(p), bool)
+        if 0 < top_p < 1:
+            keep &= np.cumsum(p) - p < top_p
+        if min_p:
+            keep &= p >= min_p * p[0]
+        order, p = order[keep], p[keep]
+        place = int(np.searchsorted(np.cumsum(p), draws.random() * p.sum(), side="right"))
+        return int(order[min(place, len(order) - 1)])
+
+    return sample
+
+
+def generate_tokens(model: Any, prompt: Sequence[int], sampler: Callable[[np.ndarray], int] | None = None) -> Iterator[int]:
+    """Token ids after `prompt` (token ids, at least one), without end, one forward pass each."""
+    ids = np.asarray(prompt)
+    if ids.ndim != 1 or not ids.size:
+        raise ValueError("the prompt must hold at least one token")
+    sampler = sampler or make_sampler()
+    cache = model.make_cache()
+    for begin in range(0, len(ids), _PREFILL):
+        logits = model.step(ids[begin : begin + _PREFILL], cache)
+    while True:
+        token = sampler(logits)
+        yield token
+        logits = model.step(np.array([token], np.int32), cache)
+
+
+def stream_generate(
+    model: Any,
+    tokenizer: Any,
+    prompt: str | Sequence[int],
+    max_tokens: int = 256,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    top_k: int = 0,
+    seed: int | None = None,
+) -> Iterator[GenerationStep]:
+    """Generates after `prompt` (a text, encoded as it stands, or token ids), yielding each token as it comes.
+
+    Ends with the tokenizer's end tokens, whose text is not part of the answer, or after `max_tokens`. The same `seed` gives the same answer.
+    """
+    from .models.tokenizer import StreamDecoder
+
+    if max_tokens < 1:
+        raise ValueError(f"max_tokens must be at least 1, not {max_tokens}")
+    ids = tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+    generator = None if seed is None else np.random.Generator(np.random.PCG64(seed))
+    tokens = generate_tokens(model, ids, make_sampler(temperature, top_p, min_p, top_k, generator))
+    decoder = StreamDecoder(tokenizer, skip_special_tokens=True)
+    begin = time.perf_counter()
+    first = begin
+    for count in range(1, max_tokens + 1):
+        token = next(tokens)
+        now = time.perf_counter()
+        if count == 1:
+            first = now
+        stop = token in tokenizer.eos_token_ids
+        reason = "stop" if stop else "length" if count == max_tokens else None
+        text = "" if stop else decoder.add(token)
+        if reason:
+            text += decoder.flush()
+        speed = (count - 1) / (now - first) if count > 1 else 0.0
+        yield GenerationStep(text, token, reason, len(ids), len(ids) / max(first - begin, 1e-9), count, speed)
+        if reason:
+            return
+
+
+def generate(model: Any, tokenizer: Any, prompt: str | Sequence[int], **options: Any) -> str:
+    """The whole answer of `stream_generate`."""
+    return "".join(step.text for step in stream_generate(model, tokenizer, prompt, **options))

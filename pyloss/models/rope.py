@@ -1,0 +1,29 @@
+"""Rotary position tables."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .config import ModelConfig, llama3_factors
+
+
+class RopeTable:
+    """cos and sin of the rotary angles, float32 [positions, head_dim / 2], grown as longer sequences come."""
+
+    def __init__(self, config: ModelConfig):
+        scaling = config.rope_scaling or {"rope_type": "default"}
+        frequencies = config.rope_theta ** -(np.arange(0, config.head_dim, 2) / config.head_dim)
+        if scaling["rope_type"] == "linear":
+            frequencies = frequencies / scaling["factor"]
+        elif scaling["rope_type"] == "llama3":
+            frequencies = frequencies / llama3_factors(scaling, config.rope_theta, config.head_dim)
+        self._frequencies = frequencies
+        self._cos = self._sin = np.empty((0, len(frequencies)), np.float32)
+
+    def upto(self, positions: int) -> tuple[np.ndarray, np.ndarray]:
+        """Tables of at least the first `positions` positions."""
+        if positions > len(self._cos):
+            # Doubled, so that generation does not rebuild it at every token; float64 angles, since float32 ones lose digits far out.
+            angles = np.arange(max(positions, 2 * len(self._cos), 256))[:, None] * self._frequencies
+            self._cos, self._sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+        return self._cos, self._sin

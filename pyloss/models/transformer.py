@@ -1,0 +1,214 @@
+"""The decoder-only transformer, driven by its config; computed on packed sequences, so that padding costs nothing.
+
+Names of modules and parameters are Hugging Face's, which adapters are saved under.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .. import ops
+from ..autograd import checkpoint, data
+from ..nn import Embedding, Linear, Module, RMSNorm
+from ..weights import Weight
+from .config import ModelConfig
+from .rope import RopeTable
+
+
+@dataclass
+class Packing:
+    """Where the tokens of a packed batch stand: int32 `offsets` [S + 1] of the sequences and `positions` [N], and the rotary tables."""
+
+    offsets: np.ndarray
+    positions: np.ndarray
+    cos: np.ndarray
+    sin: np.ndarray
+
+
+class KVCache:
+    """Keys and values of one sequence, per layer float32 [capacity, kv heads * head_dim], grown by doubling."""
+
+    def __init__(self, layers: int):
+        self.length = 0
+        self._keys: list[np.ndarray | None] = [None] * layers
+        self._values: list[np.ndarray | None] = [None] * layers
+
+    def append(self, layer: int, keys: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Adds [n, D] after `length` in one layer; returns all so far. `length` moves on when the last layer is done."""
+        end = self.length + len(keys)
+        both = []
+        for store, new in ((self._keys, keys), (self._values, values)):
+            old = store[layer]
+            if old is None or len(old) < end:
+                grown = np.empty((max(end, 2 * self.length, 64), new.shape[1]), np.float32)
+                if old is not None:
+                    grown[: self.length] = old[: self.length]
+                store[layer] = old = grown
+            old[self.length : end] = new
+            both.append(old[:end])
+        return both[0], both[1]
+
+
+class Attention(Module):
+    """Causal grouped-query attention with rotary positions: x [N, hidden] -> [N, hidden]."""
+
+    def __init__(self, config: ModelConfig, q_proj: Linear, k_proj: Linear, v_proj: Linear, o_proj: Linear):
+        super().__init__()
+        self.q_proj, self.k_proj, self.v_proj, self.o_proj = q_proj, k_proj, v_proj, o_proj
+        self._head_dim = config.head_dim
+        self._scale = config.head_dim**-0.5
+
+    def __call__(self, x: Any, packing: Packing, cache: KVCache | None = None, layer: int = 0) -> Any:
+        def rotated(projected: Any) -> Any:
+            return ops.rope(projected, packing.positions, packing.cos, packing.sin, in_place=True)
+
+        q, k, v = rotated(self.q_proj(x)), rotated(self.k_proj(x)), self.v_proj(x)
+        k_offsets = None
+        if cache is not None:
+            k, v = cache.append(layer, data(k), data(v))
+            k_offsets = np.array([0, len(k)], np.int32)
+        return self.o_proj(ops.attention(q, k, v, packing.offsets, self._head_dim, self._scale, k_offsets))
+
+
+class MLP(Module):
+    """down(silu(gate(x)) * up(x))"""
+
+    def __init__(self, gate_proj: Linear, up_proj: Linear, down_proj: Linear):
+        super().__init__()
+        self.gate_proj, self.up_proj, self.down_proj = gate_proj, up_proj, down_proj
+
+    def __call__(self, x: Any) -> Any:
+        return self.down_proj(ops.swiglu(self.gate_proj(x), self.up_proj(x)))
+
+
+class DecoderLayer(Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, self_attn: Attention, mlp: MLP, input_layernorm: RMSNorm, post_attention_layernorm: RMSNorm):
+        super().__init__()
+        self.self_attn, self.mlp = self_attn, mlp
+        self.input_layernorm, self.post_attention_layernorm = input_layernorm, post_attention_layernorm
+
+    def __call__(self, x: Any, packing: Packing, cache: KVCache | None = None, layer: int = 0) -> Any:
+        x = ops.add(x, self.self_attn(self.input_layernorm(x), packing, cache, layer))
+        return ops.add(x, self.mlp(self.post_attention_layernorm(x)))
+
+
+class Decoder(Module):
+    """Embedding, layers and the last norm."""
+
+    def __init__(self, embed_tokens: Embedding, layers: list[DecoderLayer], norm: RMSNorm):
+        super().__init__()
+        self.embed_tokens, self.layers, self.norm = embed_tokens, layers, norm
+
+
+class Model(Module):
+    """A causal language model.
+
+    `model(tokens)` gives logits for a batch; `hidden` and `head_weight` are for losses that never hold all logits; `step` is for generation.
+    """
+
+    def __init__(self, config: ModelConfig, decoder: Decoder, lm_head: Linear | None):
+        super().__init__()
+        self.config = config
+        self.model = decoder
+        self.lm_head = lm_head
+        self.adapter_config: dict[str, Any] | None = None
+        self._rope = RopeTable(config)
+        self._checkpoint = False
+
+    @property
+    def layers(self) -> list[DecoderLayer]:
+        """The decoder layers, first to last."""
+        return self.model.layers
+
+    @property
+    def vocab_size(self) -> int:
+        return self.config.vocab_size
+
+    @property
+    def head_weight(self) -> np.ndarray | Weight:
+        """The output head [V, hidden]; the embedding's table where they are tied."""
+        return self.model.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
+
+    def set_grad_checkpoint(self, on: bool = True) -> None:
+        """Keep only the inputs of layers for the backward pass, and compute each layer again there."""
+        self._checkpoint = on
+
+    def _pack(self, lengths: np.ndarray, past: int = 0) -> Packing:
+        offsets = np.concatenate(([0], np.cumsum(lengths))).astype(np.int32)
+        if offsets[-1] == 0:
+            positions = np.empty(0, np.int32)
+        else:
+            positions = (np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths) + past).astype(np.int32)
+        cos, sin = self._rope.upto(int(lengths.max(initial=0)) + past)
+        return Packing(offsets, positions, cos, sin)
+
+    def _run(self, tokens: np.ndarray, packing: Packing, cache: KVCache | None = None) -> Any:
+        x = self.model.embed_tokens(tokens)
+        for i, layer in enumerate(self.model.layers):
+            if self._checkpoint and cache is None:
+                x = checkpoint(lambda value, layer=layer: layer(value, packing), x)
+            else:
+                x = layer(x, packing, cache, i)
+        return self.model.norm(x)
+
+    def hidden(self, tokens: Any, offsets: Any) -> Any:
+        """Last hidden states [N, hidden] of packed token ids [N]; int32 `offsets` [S + 1] bound the sequences, from 0 to N."""
+        tokens, offsets = self._tokens(tokens, 1), ops.i32(offsets, "offsets")
+        lengths = np.diff(offsets)
+        if offsets.ndim != 1 or not len(offsets) or offsets[0] != 0 or offsets[-1] != len(tokens) or (lengths < 0).any():
+            raise ValueError(f"offsets must begin with 0, never decrease and end with the number of tokens, {len(tokens)}; got {offsets}")
+        return self._run(tokens, self._pack(lengths))
+
+    def head(self, x: Any) -> Any:
+        """Hidden states [..., hidden] -> logits [..., V]."""
+        return self.model.embed_tokens.as_linear(x) if self.lm_head is None else self.lm_head(x)
+
+    def __call__(self, tokens: Any) -> Any:
+        """Logits [B, T, V] of token ids [B, T], each row a sequence of its own."""
+        tokens = self._tokens(tokens, 2)
+        batch, length = tokens.shape
+        x = self._run(tokens.reshape(-1), self._pack(np.full(batch, length)))
+        return self.head(x).reshape(batch, length, self.vocab_size)
+
+    def step(self, tokens: Any, cache: KVCache) -> np.ndarray:
+        """Logits [V] after token ids [n], n >= 1, which continue the sequence in `cache`."""
+        tokens = self._tokens(tokens, 1)
+        if not len(tokens):
+            raise ValueError("step needs at least one token")
+        packing = self._pack(np.array([len(tokens)]), cache.length)
+        x = data(self._run(tokens, packing, cache))
+        cache.length += len(tokens)
+        return data(self.head(x[-1:]))[0]
+
+    def make_cache(self) -> KVCache:
+        """An empty key-value cache for `step`."""
+        return KVCache(len(self.layers))
+
+    def _tokens(self, tokens: Any, ndim: int) -> np.ndarray:
+        array = ops.i32(tokens, "tokens")
+        if array.ndim != ndim:
+            raise ValueError(f"tokens must have {ndim} dimension{'s' * (ndim > 1)}, got shape {array.shape}")
+        outside = (array < 0) | (array >= self.vocab_size)
+        if outside.any():
+            where = tuple(int(i) for i in np.argwhere(outside)[0])
+            shown = where[0] if ndim == 1 else where
+            raise ValueError(f"token id {array[where]} at position {shown} is outside the vocabulary [0, {self.vocab_size})")
+        return array
+
+    def fuse(self, dequantize: bool = False) -> Model:
+        """Merges all adapters into their base layers; see `LoRALinear.fuse`."""
+        from ..tuner.utils import fuse_adapters
+
+        fuse_adapters(self, dequantize)
+        return self
+
+    def save(self, path: Any, tokenizer: Any = None) -> None:
+        """Writes a Hugging Face folder: config.json, float32 model.safetensors and, where given, the tokenizer's files."""
+        from .saving import save_model
+
+        save_model(self, path, tokenizer)

@@ -1,0 +1,252 @@
+"""Modules: named parameters, frozen or trained, and the plain layers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from . import ops, random
+from .autograd import Tape, run_backward
+from .weights import Weight
+
+
+class Module:
+    """A tree of parameters.
+
+    float32 ndarray attributes are parameters; `Module` attributes, and lists and dicts of modules, are submodules; attributes whose names begin with `_`
+    are neither. Parameters are trained unless frozen; a `Weight` (a stored matrix) is never trained.
+    """
+
+    def __init__(self) -> None:
+        self._frozen: set[str] = set()
+        self._training = True
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError(f"{type(self).__name__} has no forward computation")
+
+    def children(self) -> Iterator[tuple[str, Module]]:
+        """The submodules of this module with their names, such as `("layers.0", ...)`."""
+        for name, value in vars(self).items():
+            if name.startswith("_"):
+                continue
+            if isinstance(value, Module):
+                yield name, value
+            elif isinstance(value, list | tuple | dict):
+                for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+                    if isinstance(item, Module):
+                        yield f"{name}.{key}", item
+
+    def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
+        """This module and all below it, with dotted names; this one's name is `prefix`."""
+        yield prefix, self
+        for name, child in self.children():
+            yield from child.named_modules(f"{prefix}.{name}" if prefix else name)
+
+    def modules(self) -> Iterator[Module]:
+        """This module and all below it."""
+        return (module for _, module in self.named_modules())
+
+    def set_module(self, path: str, module: Module) -> None:
+        """Puts `module` in the place of the submodule with the dotted name `path`."""
+        *parents, last = path.split(".")
+        owner: Any = self
+        for part in parents:
+            owner = owner[int(part)] if isinstance(owner, list) else owner[part] if isinstance(owner, dict) else getattr(owner, part)
+        if isinstance(owner, list):
+            owner[int(last)] = module
+        elif isinstance(owner, dict):
+            owner[last] = module
+        else:
+            setattr(owner, last, module)
+
+    def _own(self) -> Iterator[tuple[str, np.ndarray]]:
+        for name, value in vars(self).items():
+            if isinstance(value, np.ndarray) and not name.startswith("_"):
+                yield name, value
+
+    def parameters(self) -> dict[str, np.ndarray]:
+        """All parameters by dotted name, without the stored matrices."""
+        return {_join(path, name): value for path, module in self.named_modules() for name, value in module._own()}
+
+    def trainable_parameters(self) -> dict[str, np.ndarray]:
+        """The parameters that are not frozen, by dotted name; a shared array appears once."""
+        found: dict[str, np.ndarray] = {}
+        seen: set[int] = set()
+        for path, module in self.named_modules():
+            for name, value in module._own():
+                if name not in module._frozen and id(value) not in seen:
+                    seen.add(id(value))
+                    found[_join(path, name)] = value
+        return found
+
+    def stored(self) -> dict[str, Weight]:
+        """The stored matrices by dotted name."""
+        return {
+            _join(path, name): value
+            for path, module in self.named_modules()
+            for name, value in vars(module).items()
+            if isinstance(value, Weight)
+        }
+
+    def freeze(self, *, recurse: bool = True, keys: Iterable[str] | None = None) -> Module:
+        """Excludes parameters from training: all, or those with the names `keys`; in this module alone with `recurse=False`."""
+        wanted = None if keys is None else set(keys)
+        for module in self.modules() if recurse else (self,):
+            names = {name for name, _ in module._own()}
+            module._frozen |= names if wanted is None else names & wanted
+        return self
+
+    def unfreeze(self, *, recurse: bool = True, keys: Iterable[str] | None = None) -> Module:
+        """The opposite of `freeze`."""
+        wanted = None if keys is None else set(keys)
+        for module in self.modules() if recurse else (self,):
+            module._frozen -= set(module._frozen) if wanted is None else wanted
+        return self
+
+    @property
+    def training(self) -> bool:
+        """Whether dropout acts."""
+        return self._training
+
+    def train(self, mode: bool = True) -> Module:
+        """Switches to training, or with `mode=False` to evaluation."""
+        for module in self.modules():
+            module._training = mode
+        return self
+
+    def eval(self) -> Module:
+        """Switches to evaluation: no dropout."""
+        return self.train(False)
+
+    def load_weights(self, weights: dict[str, np.ndarray], strict: bool = True) -> Module:
+        """Copies `weights` into the parameters of the same names.
+
+        ValueError, with nothing changed, for names that don't exist, shapes that differ, and with `strict` for parameters that are missing.
+        """
+        own = self.parameters()
+        problems = [f"{k}: no such parameter" for k in weights if k not in own]
+        problems += [
+            f"{k}: shape {np.shape(v)}, expected {own[k].shape}" for k, v in weights.items() if k in own and np.shape(v) != own[k].shape
+        ]
+        problems += [f"{k}: missing" for k in own if strict and k not in weights]
+        if problems:
+            shown = "\n  ".join(problems[:20])
+            more = f"\n  and {len(problems) - 20} more" if len(problems) > 20 else ""
+            raise ValueError(f"these weights do not fit the model:\n  {shown}{more}")
+        for name, value in weights.items():
+            own[name][...] = value
+        return self
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
+
+
+def uniform(shape: tuple[int, ...], bound: float) -> np.ndarray:
+    """float32 in [-bound, bound), from the library's random state."""
+    return random.generator().uniform(-bound, bound, shape).astype(np.float32)
+
+
+class Linear(Module):
+    """x [..., in] -> x weight^T + bias, [..., out].
+
+    `weight` [out, in] is an ndarray (trained unless frozen) or a stored float `Weight` (never trained).
+    """
+
+    def __init__(self, input_dims: int, output_dims: int, bias: bool = True):
+        super().__init__()
+        bound = 1 / math.sqrt(input_dims)
+        self.weight: np.ndarray | Weight = uniform((output_dims, input_dims), bound)
+        self.bias: np.ndarray | None = uniform((output_dims,), bound) if bias else None
+
+    @staticmethod
+    def from_weight(weight: np.ndarray | Weight, bias: np.ndarray | None = None) -> Linear:
+        """A layer over existing arrays, without a copy; quantised weights make a `QuantizedLinear`."""
+        quantised = isinstance(weight, Weight) and weight.format not in ("f32", "bf16", "f16")
+        cls = QuantizedLinear if quantised else Linear
+        layer = cls.__new__(cls)
+        Module.__init__(layer)
+        layer.weight, layer.bias = weight, bias
+        return layer
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out features, in features)"""
+        return (self.weight.shape[0], self.weight.shape[1])
+
+    def __call__(self, x: Any) -> Any:
+        return ops.linear(x, self.weight, self.bias)
+
+    def __repr__(self) -> str:
+        kind = self.weight.format if isinstance(self.weight, Weight) else "float32"
+        return f"{type(self).__name__}(in={self.shape[1]}, out={self.shape[0]}, bias={self.bias is not None}, {kind})"
+
+
+class QuantizedLinear(Linear):
+    """A `Linear` whose weight is stored in a group-quantised format; made by `Linear.from_weight`."""
+
+    weight: Weight
+
+
+class Embedding(Module):
+    """Token ids [...] -> rows of weight [V, D], [..., D]."""
+
+    def __init__(self, num_embeddings: int, dims: int):
+        super().__init__()
+        self.weight: np.ndarray | Weight = (random.generator().standard_normal((num_embeddings, dims)) / math.sqrt(dims)).astype(np.float32)
+
+    @staticmethod
+    def from_weight(weight: np.ndarray | Weight) -> Embedding:
+        """A layer over an existing table, without a copy; quantised tables make a `QuantizedEmbedding`."""
+        quantised = isinstance(weight, Weight) and weight.format not in ("f32", "bf16", "f16")
+        cls = QuantizedEmbedding if quantised else Embedding
+        layer = cls.__new__(cls)
+        Module.__init__(layer)
+        layer.weight = weight
+        return layer
+
+    def __call__(self, ids: Any) -> Any:
+        return ops.embedding(ids, self.weight)
+
+    def as_linear(self, x: Any) -> Any:
+        """x [..., D] against the table as a tied head: [..., V]."""
+        return ops.linear(x, self.weight)
+
+
+class QuantizedEmbedding(Embedding):
+    """An `Embedding` whose table is stored in a group-quantised format."""
+
+    weight: Weight
+
+
+class RMSNorm(Module):
+    """x / rms(x) * weight along the last axis."""
+
+    def __init__(self, dims: int, eps: float = 1e-5):
+        super().__init__()
+        self.weight = np.ones(dims, np.float32)
+        self.eps = eps
+
+    def __call__(self, x: Any) -> Any:
+        return ops.rms_norm(x, self.weight, self.eps)
+
+
+def value_and_grad(model: Module, function: Callable) -> Callable:
+    """A function that returns `(value, grads)` of `function` for the trainable parameters of `model`.
+
+    `function` returns a scalar or a tuple whose first element is one. `grads` is a flat dict keyed like `model.trainable_parameters()`,
+    with zeros for parameters that took no part.
+    """
+
+    def wrapped(*args: Any, **kwargs: Any) -> tuple[Any, dict[str, np.ndarray]]:
+        parameters = model.trainable_parameters()
+        with Tape() as tape:
+            leaves = {name: tape.watch(array) for name, array in parameters.items()}
+            value = run_backward(tape, function(*args, **kwargs))
+        grads = {name: leaf.grad if leaf.grad is not None else np.zeros_like(parameters[name]) for name, leaf in leaves.items()}
+        return value, grads
+
+    return wrapped

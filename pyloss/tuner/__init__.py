@@ -1,0 +1,33 @@
+"""Fine-tuning: adapters, datasets, the trainer. Names and signatures are those of mlx-lm's tuner."""
+
+from .adapters import save_adapter
+from .args import TrainingArgs, TrainingResult
+from .callbacks import TrainingCallback
+from .datasets import CacheDataset, ChatDataset, CompletionsDataset, ConcatenatedDataset, TextDataset, create_dataset, load_dataset
+from .lora import LoRALinear
+from .losses import default_loss
+from .trainer import evaluate, iterate_batches, train
+from .utils import linear_to_lora_layers, load_adapters, print_trainable_parameters, remove_lora_layers
+
+__all__ = [
+    "CacheDataset",
+    "ChatDataset",
+    "CompletionsDataset",
+    "ConcatenatedDataset",
+    "LoRALinear",
+    "TextDataset",
+    "TrainingArgs",
+    "TrainingCallback",
+    "TrainingResult",
+    "create_dataset",
+    "default_loss",
+    "evaluate",
+    "iterate_batches",
+    "linear_to_lora_layers",
+    "load_adapters",
+    "load_dataset",
+    "print_trainable_parameters",
+    "remove_lora_layers",
+    "save_adapter",
+    "train",
+]
