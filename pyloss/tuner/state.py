@@ -33,7 +33,7 @@ CONFIG_FILE = "adapter_config.json"
 BEST_FILE = "best_adapters.safetensors"
 STATE_FILE = "trainer_state.safetensors"
 PROBE_FILE = ".pyloss_probe.json"
-FORMAT = "pyloss trainer state 1"
+STATE_KEY = "pyloss_trainer_state_1"
 #: what of the config decides whether an adapter fits it
 ADAPTER_KEYS = ("fine_tune_type", "num_layers", "lora_parameters")
 
@@ -105,8 +105,8 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> Non
     tensors: Arrays = {}
     tree = {field.name: getattr(checkpoint, field.name) for field in fields(checkpoint)}
     tree["progress"] = asdict(checkpoint.progress)
-    state = json.dumps(_pack(tree, "", tensors))
-    write_safetensors(path, tensors, {"format": FORMAT, "state": state})
+    # One key: safetensors writes several in any order, and equal states should be equal files.
+    write_safetensors(path, tensors, {STATE_KEY: json.dumps(_pack(tree, "", tensors))})
 
 
 def state_path(path: str | os.PathLike[str]) -> Path:
@@ -128,11 +128,11 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         )
     try:
         with safe_open(file, framework="numpy") as opened:
-            metadata = opened.metadata() or {}
-            if metadata.get("format") != FORMAT:
-                raise FormatError(file, "metadata", f"format is {metadata.get('format')!r}, expected {FORMAT!r}")
+            text = (opened.metadata() or {}).get(STATE_KEY)
+            if text is None:
+                raise FormatError(file, "metadata", f"not a trainer state of this version: has no {STATE_KEY!r}")
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a dict)
-        tree = _unpack(json.loads(metadata["state"]), tensors)
+        tree = _unpack(json.loads(text), tensors)
         tree["progress"] = Progress(**tree["progress"])
         return Checkpoint(**tree)
     except FormatError:

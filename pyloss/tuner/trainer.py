@@ -7,6 +7,7 @@ whenever Ctrl-C arrives, what is in memory is the state of a whole number of ite
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -348,8 +349,8 @@ class _Run:
                 if args.keep_best:
                     self.best = {name: array.copy() for name, array in self.parameters.items()}
                     if self.folder is not None:
-                        metadata = {"iteration": str(p.iteration), "val_loss": repr(value)}
-                        write_safetensors(self.folder / checkpoints.BEST_FILE, self.best, metadata)
+                        told = json.dumps({"iteration": p.iteration, "val_loss": value})
+                        write_safetensors(self.folder / checkpoints.BEST_FILE, self.best, {"validation": told})
             else:
                 p.not_improved += 1
         info = {"iteration": p.iteration, "val_loss": value, "val_time": time.perf_counter() - begun}
