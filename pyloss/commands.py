@@ -61,17 +61,16 @@ def train(flags: Flags) -> int:
 
 
 def _train(config: SimpleNamespace, model: Any, optimizer: Optimizer, train_set: Any, valid_set: Any) -> None:
+    from pyloss.models.safetensors import read_safetensors
     from pyloss.tuner.trainer import TrainingArgs
     from pyloss.tuner.trainer import train as run
     from pyloss.tuner.utils import linear_to_lora_layers
 
-    if config.num_layers > len(model.layers):
-        raise ValueError(f"num_layers is {config.num_layers}; the model has {len(model.layers)} layers (-1 takes all)")
     pyloss.random.seed(config.seed)
-    model.freeze()
     linear_to_lora_layers(model, config.num_layers, config.lora_parameters)
     if config.resume_adapter_file:
-        weights = state.read_adapter(config.resume_adapter_file)
+        tensors = read_safetensors(config.resume_adapter_file).tensors
+        weights = {name: tensor.array() for name, tensor in tensors.items()}
         state.restore_arrays(model.trainable_parameters(), weights, config.resume_adapter_file)
         _say(f"starting from the adapter in {config.resume_adapter_file}")
     folder = Path(config.adapter_path)

@@ -36,7 +36,8 @@ def estimate_memory(
     - 80 MB for the interpreter and the libraries.
     """
     trainable = sum(int(array.size) for array in model.trainable_parameters().values())
-    weights: int = sum(int(array.nbytes) for array in model.parameters().values()) - 4 * trainable
+    stored = model.stored().values() if hasattr(model, "stored") else ()
+    weights: int = sum(int(array.nbytes) for array in (*model.parameters().values(), *stored)) - 4 * trainable
     copies = 2 + optimizer_slots + int(accumulate) + int(keep_best)
     total = BASE_BYTES + max(weights, 0) + 4 * trainable * copies
     config = getattr(model, "config", None)

@@ -27,9 +27,9 @@ import numpy as np
 
 from pyloss.errors import FormatError
 from pyloss.files import read_json, write_json, write_safetensors
+from pyloss.tuner.adapters import CONFIG_FILE
+from pyloss.tuner.adapters import MLX_FILE as ADAPTER_FILE
 
-ADAPTER_FILE = "adapters.safetensors"
-CONFIG_FILE = "adapter_config.json"
 BEST_FILE = "best_adapters.safetensors"
 STATE_FILE = "trainer_state.safetensors"
 PROBE_FILE = ".pyloss_probe.json"
@@ -139,17 +139,6 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         raise
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise FormatError(file, None, f"not a readable trainer state: {error}") from error
-
-
-def read_adapter(path: str | os.PathLike[str]) -> Arrays:
-    """The tensors of an adapter's safetensors file. FormatError for a damaged one, OSError if it cannot be read."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise FormatError(path, None, f"not a readable safetensors file: {error}") from error
 
 
 def restore_arrays(target: Mapping[str, np.ndarray], saved: Mapping[str, np.ndarray], where: str) -> None:

@@ -26,7 +26,7 @@ from pyloss.tuner.batching import iterate_batches
 
 @pytest.fixture(autouse=True)
 def numpy_gradients(monkeypatch):
-    monkeypatch.setattr(nn, "value_and_grad", tiny_value_and_grad, raising=False)
+    monkeypatch.setattr(nn, "value_and_grad", tiny_value_and_grad)
 
 
 def scheduled():

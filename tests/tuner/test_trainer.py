@@ -19,7 +19,7 @@ from pyloss.tuner.trainer import train
 
 @pytest.fixture(autouse=True)
 def numpy_gradients(monkeypatch):
-    monkeypatch.setattr(nn, "value_and_grad", tiny_value_and_grad, raising=False)
+    monkeypatch.setattr(nn, "value_and_grad", tiny_value_and_grad)
 
 
 def in_order(rows):
