@@ -22,9 +22,12 @@ _local = threading.local()
 class Node:
     """One recorded operation (or a leaf): where its gradient gathers, and how it goes on from there."""
 
-    __slots__ = ("parents", "vjp", "again", "cache", "grad", "owned")
+    __slots__ = ("root", "parents", "vjp", "again", "cache", "grad", "owned")
 
-    def __init__(self, parents: tuple[Node | None, ...] = (), vjp: Callable | None = None, again: Callable | None = None):
+    def __init__(
+        self, root: object, parents: tuple[Node | None, ...] = (), vjp: Callable | None = None, again: Callable | None = None
+    ):
+        self.root = root  # of the tape it was recorded by; to others its Tensor is a constant
         self.parents = parents
         self.vjp = vjp
         self.again = again  # computes the output again, instead of keeping it
@@ -47,7 +50,7 @@ def _added(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         out = _core.empty(a.shape)
         _core.add(a, b, out)
         return out
-    return a + b
+    return np.asarray(a + b)  # of arrays without dimensions NumPy makes a scalar, which nothing can be added into
 
 
 def _add_into(a: np.ndarray, b: np.ndarray) -> None:
@@ -82,16 +85,21 @@ class Gradients:
 
 
 class Tape:
-    """Records operations while it is entered; `watch` makes ndarrays leaves by identity."""
+    """Records operations while it is entered; `watch` makes ndarrays leaves by identity.
 
-    def __init__(self) -> None:
+    `within` another tape, its Tensors are known here too. A `probing` tape only finds out whether there is anything to record.
+    """
+
+    def __init__(self, within: Tape | None = None, probing: bool = False) -> None:
+        self.root: object = object() if within is None else within.root
+        self.probing = probing
         self.nodes: list[Node] = []
         self.leaves: dict[int, Node] = {}
         self._watched: list[np.ndarray] = []
 
     def watch(self, array: np.ndarray) -> Node:
         """Operations that are given this very array record a gradient for it."""
-        leaf = Node()
+        leaf = Node(self.root)
         self.leaves[id(array)] = leaf
         self._watched.append(array)  # keeps the identity valid
         return leaf
@@ -135,10 +143,12 @@ def current_tape() -> Tape | None:
 
 
 def _node_of(x: Any) -> Node | None:
-    if isinstance(x, Tensor):
-        return x._node
     tape = current_tape()
-    return tape.leaves.get(id(x)) if tape is not None else None
+    if tape is None:
+        return None
+    if isinstance(x, Tensor):
+        return x._node if x._node is not None and x._node.root is tape.root else None
+    return tape.leaves.get(id(x))
 
 
 def recording(*inputs: Any) -> bool:
@@ -150,7 +160,9 @@ def record(output: np.ndarray, inputs: Sequence[Any], vjp: Callable, again: Call
     """The Tensor of an operation's output. `again()`, where given, returns the output anew for those who keep it."""
     tape = current_tape()
     assert tape is not None
-    node = Node(tuple(_node_of(x) for x in inputs), vjp, again)
+    if tape.probing:
+        return Tensor(output, Node(tape.root))
+    node = Node(tape.root, tuple(_node_of(x) for x in inputs), vjp, again)
     tape.nodes.append(node)
     return Tensor(output, node)
 
@@ -192,7 +204,7 @@ def _elementwise(function: Callable, partials: Callable, a: Any, b: Any) -> Tens
     def vjp(dy: np.ndarray, grads: Gradients) -> None:
         for i, (value, partial) in enumerate(zip((x, y), partials(x, y, out), strict=True)):
             if grads.wanted(i):
-                grads.put(i, np.ascontiguousarray(_unbroadcast(dy * partial, np.shape(value)).astype(value.dtype, copy=False)))
+                grads.put(i, np.asarray(_unbroadcast(dy * partial, np.shape(value)), value.dtype, order="C"))
 
     return record(out, (a, b), vjp)
 
@@ -263,7 +275,9 @@ class Tensor:
         return _elementwise(np.divide, lambda a, b, y: (1 / b, -y / b), other, self)
 
     def __pow__(self, other: float) -> Any:
-        return _elementwise(np.power, lambda a, b, y: (b * a ** (b - 1), 0), self, other)
+        if isinstance(other, Tensor):
+            raise TypeError("an exponent must be a number or a plain array: it gets no gradient")
+        return _elementwise(np.power, lambda a, b, y: (b * a ** np.where(b == 0, 1, b - 1), 0), self, other)
 
     def __neg__(self) -> Any:
         return self * -1
@@ -277,7 +291,9 @@ class Tensor:
         shape = self.shape
 
         def vjp(dy: np.ndarray, grads: Gradients) -> None:
-            grads.put(0, np.ascontiguousarray(np.broadcast_to(dy.reshape(kept), shape)))
+            dx = np.empty(shape, dy.dtype)
+            dx[...] = dy.reshape(kept)
+            grads.put(0, dx)
 
         return record(out, (self,), vjp)
 
@@ -297,12 +313,20 @@ def _tree_map(function: Callable, tree: Any) -> Any:
     if isinstance(tree, dict):
         return {k: _tree_map(function, v) for k, v in tree.items()}
     if isinstance(tree, list | tuple):
-        return type(tree)(_tree_map(function, v) for v in tree)
+        mapped = (_tree_map(function, v) for v in tree)
+        return type(tree)(*mapped) if hasattr(tree, "_fields") else type(tree)(mapped)
     return function(tree)
 
 
 def _plain(value: Any) -> Any:
     return _tree_map(lambda v: v.data[()] if isinstance(v, Tensor) else v, value)
+
+
+def leaf_gradient(leaf: Node, array: np.ndarray) -> np.ndarray:
+    """The gradient that gathered at the leaf of `array`, of its type, for the caller alone; zeros where there is none."""
+    if leaf.grad is None:
+        return np.zeros_like(array)
+    return leaf.grad.astype(array.dtype, copy=not leaf.owned)
 
 
 def run_backward(tape: Tape, result: Any) -> Any:
@@ -324,27 +348,27 @@ def value_and_grad(function: Callable, argnums: int | Sequence[int] = 0) -> Call
     """
     positions = (argnums,) if isinstance(argnums, int) else tuple(argnums)
 
-    def leaf(value: Any) -> Tensor:
+    def leaf(value: Any, root: object) -> Tensor:
         array = np.asarray(value)
         if array.dtype not in (np.float32, np.float64):
             if array.dtype.kind not in "fiub" and array.dtype.name != "bfloat16":
                 raise TypeError(f"cannot differentiate with respect to an array of dtype {array.dtype}; it must hold real numbers")
             array = array.astype(np.float32)
-        return Tensor(array, Node())
+        return Tensor(array, Node(root))
 
     def wrapped(*args: Any, **kwargs: Any) -> tuple[Any, Any]:
         for i in positions:
             if not -len(args) <= i < len(args):
                 raise ValueError(f"argnums names argument {i}, but the function was called with {len(args)} arguments")
-        traced = list(args)
+        traced, tape = list(args), Tape()
         for i in positions:
-            traced[i] = _tree_map(leaf, args[i])
-        with Tape() as tape:
+            traced[i] = _tree_map(lambda value: leaf(value, tape.root), args[i])
+        with tape:
             value = run_backward(tape, function(*traced, **kwargs))
 
         def gradient(t: Tensor) -> np.ndarray:
             assert t._node is not None
-            return np.zeros_like(t.data) if t._node.grad is None else t._node.grad
+            return leaf_gradient(t._node, t.data)
 
         grads = tuple(_tree_map(gradient, traced[i]) for i in positions)
         return value, grads[0] if isinstance(argnums, int) else grads
@@ -363,23 +387,29 @@ def checkpoint(function: Callable, x: Any) -> Any:
     outer = current_tape()
     if outer is None:
         return function(x)
-    kept, state = keep(x), random.state()
-    with _no_tape():
-        out = data(function(data(x)))
+    traced, kept, state = _node_of(x) is not None, keep(x), random.state()
+    with Tape(within=outer, probing=True) as probe:
+        probe.leaves = outer.leaves
+        result = function(Tensor(data(x), Node(probe.root)) if traced else data(x))
+    if not isinstance(result, Tensor):
+        return result
+    out = result.data
+    del result
 
     def vjp(dy: np.ndarray, grads: Gradients) -> None:
         later = random.state()
         random.set_state(state)
-        with Tape() as tape:
-            leaf = Node() if grads.wanted(0) else None
-            for array in outer._watched:
-                tape.watch(array)
-            result = function(Tensor(kept(), leaf))
-            tape.backward(result, dy)
-        random.set_state(later)
+        try:
+            with Tape(within=outer) as tape:
+                leaf = Node(tape.root) if grads.wanted(0) else None
+                for array in outer._watched:
+                    tape.watch(array)
+                tape.backward(function(Tensor(kept(), leaf) if leaf is not None else kept()), dy)
+        finally:
+            random.set_state(later)
         for key, node in tape.leaves.items():
             if node.grad is not None:
-                outer.leaves[key].add(node.grad, own=True)
+                outer.leaves[key].add(node.grad, own=node.owned)
         if leaf is not None and leaf.grad is not None:
             grads.put(0, leaf.grad, own=leaf.owned)
 

@@ -7,14 +7,17 @@ from typing import Any
 import numpy as np
 
 from . import _core, ops
-from .autograd import Gradients, Tensor, data, record, recording
+from .autograd import Gradients, data, record, recording
 from .weights import Weight
 
 _REDUCTIONS = ("none", "sum", "mean")
 
 
-def _row_labels(labels: Any, shape: tuple[int, ...], vocabulary: int, ignore_index: int) -> np.ndarray:
-    """Labels as the kernels take them: int32 [N] in [0, V), -1 where ignored."""
+def _row_labels(labels: Any, weights: Any, shape: tuple[int, ...], vocabulary: int, ignore_index: int) -> np.ndarray:
+    """Labels as the kernels take them: int32 [N] in [0, V), -1 where ignored.
+
+    A row of weight 0 is ignored as well: it stays out even when its loss is not finite.
+    """
     array = np.asarray(labels)
     if array.dtype.kind not in "iu" and array.size:
         raise TypeError(f"labels must be integers, not {array.dtype}")
@@ -26,6 +29,10 @@ def _row_labels(labels: Any, shape: tuple[int, ...], vocabulary: int, ignore_ind
         where = tuple(int(i) for i in np.argwhere(outside)[0])
         shown = where[0] if len(where) == 1 else where
         raise ValueError(f"label {array[where]} at position {shown} is outside [0, {vocabulary}) and not ignore_index {ignore_index}")
+    if weights is not None:
+        if np.shape(weights) != shape:
+            raise ValueError(f"weights have shape {np.shape(weights)}, expected one per label: {shape}")
+        ignored = ignored | (np.asarray(weights) == 0)
     return np.where(ignored, -1, array).astype(np.int32).reshape(-1)
 
 
@@ -36,12 +43,8 @@ def _reduced(loss: Any, rows: np.ndarray, shape: tuple[int, ...], weights: Any, 
     dtype = data(loss).dtype
     counted = (rows != -1).astype(dtype)
     if weights is not None:
-        w = np.asarray(weights, dtype)
-        if w.shape != shape:
-            raise ValueError(f"weights have shape {w.shape}, expected one per label: {shape}")
-        counted = counted * w.reshape(-1)
-        # A row that does not count stays out even when its loss is not finite.
-        loss = loss * counted if isinstance(loss, Tensor) else np.where(counted == 0, 0, loss * counted).astype(dtype)
+        counted = np.where(rows == -1, 0, np.asarray(weights, dtype).reshape(-1)).astype(dtype)
+        loss = loss * counted
     if reduction == "none":
         return loss.reshape(shape)
     total = loss.sum(dtype=np.float64).astype(dtype) if isinstance(loss, np.ndarray) else loss.sum()
@@ -65,7 +68,7 @@ def softmax_cross_entropy(
     double = source.dtype == np.float64
     array = np.require(source, np.float64, "CA") if double else ops.f32(logits, "logits")
     shape, vocabulary = array.shape[:-1], array.shape[-1]
-    rows = _row_labels(labels, shape, vocabulary, ignore_index)
+    rows = _row_labels(labels, weights, shape, vocabulary, ignore_index)
     kernel, kind = (_core.softmax_cross_entropy_f64, "f64") if double else (_core.softmax_cross_entropy_f32, "f32")
     loss = _core.empty((len(rows),), kind)
     kernel(array, rows, None, loss, None)
@@ -94,5 +97,5 @@ def linear_cross_entropy(
         raise ValueError(f"weight must be [V, D], got shape {np.shape(data(weight))}")
     if np.shape(data(hidden))[-1:] != tuple(weight.shape[1:]):
         raise ValueError(f"hidden has shape {np.shape(data(hidden))}, which does not end in weight's {weight.shape[1]}")
-    rows = _row_labels(labels, shape, weight.shape[0], ignore_index)
+    rows = _row_labels(labels, weights, shape, weight.shape[0], ignore_index)
     return _reduced(ops.head_cross_entropy(hidden, weight, rows), rows, shape, weights, reduction)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from . import ops, random
-from .autograd import Tape, run_backward
+from .autograd import Tape, leaf_gradient, run_backward
 from .weights import Weight
 
 
@@ -246,7 +246,6 @@ def value_and_grad(model: Module, function: Callable) -> Callable:
         with Tape() as tape:
             leaves = {name: tape.watch(array) for name, array in parameters.items()}
             value = run_backward(tape, function(*args, **kwargs))
-        grads = {name: leaf.grad if leaf.grad is not None else np.zeros_like(parameters[name]) for name, leaf in leaves.items()}
-        return value, grads
+        return value, {name: leaf_gradient(leaf, parameters[name]) for name, leaf in leaves.items()}
 
     return wrapped

@@ -6,6 +6,7 @@ while a gradient is recorded.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -254,7 +255,7 @@ def attention(
     `offsets` int32 [S + 1] bounds the sequences in q, and `k_offsets` in k and v (the same where absent). The last query of a sequence
     sees all its keys. No gradient with `k_offsets`.
     """
-    qd, kd, vd = (f32(t).reshape(t.shape[0], -1, head_dim) for t in (q, k, v))
+    qd, kd, vd = (f32(t).reshape(t.shape[0], t.shape[1] // head_dim, head_dim) for t in (q, k, v))
     o, lse = empty(*qd.shape), empty(*qd.shape[:2])
     _core.attention_forward(qd, kd, vd, offsets, offsets if k_offsets is None else k_offsets, scale, o, lse)
     flat = (qd.shape[0], qd.shape[1] * head_dim)
@@ -267,7 +268,7 @@ def attention(
         dq, dk, dv = (empty(*t.shape) for t in (qd, kd, vd))
         _core.attention_grad(dy.reshape(o.shape), qd, kd, vd, o, lse, offsets, scale, dq, dk, dv)
         for i, d in enumerate((dq, dk, dv)):
-            grads.put(i, d.reshape(d.shape[0], -1))
+            grads.put(i, d.reshape(d.shape[0], d.shape[1] * head_dim))
 
     return record(o.reshape(flat), (q, k, v), vjp)
 
@@ -383,8 +384,8 @@ def head_cross_entropy(hidden: Array, weight: Array | Weight, labels: np.ndarray
     def spread(values: np.ndarray) -> np.ndarray:
         if dense:
             return values
-        out = empty(len(labels), *values.shape[1:])
-        _core.scatter_add_rows(values.reshape(len(counted), -1), counted, out.reshape(len(labels), -1))
+        out, width = empty(len(labels), *values.shape[1:]), math.prod(values.shape[1:])
+        _core.scatter_add_rows(values.reshape(len(counted), width), counted, out.reshape(len(labels), width))
         return out
 
     if not traced:

@@ -41,12 +41,12 @@ def default_loss(model: Any, batch: Any, lengths: Any) -> tuple[Any, float]:
     last target costs anything, and the head is computed for targets alone.
     """
     batch, weights = np.asarray(batch), target_weights(batch, lengths)
+    if not (weights > 0).any():
+        return np.float32(0), 0.0
     counts = weights.shape[1] - np.argmax(weights[:, ::-1] > 0, axis=1)  # up to the last target of each row
     counts[~(weights > 0).any(axis=1)] = 0
     used = np.maximum(counts - 1, 0)  # inputs: all but the last target
     total = float(weights.sum(dtype=np.float64))
-    if not used.any():
-        return np.float32(0), total
     inside = np.arange(batch.shape[1] - 1) < used[:, None]
     tokens, targets = batch[:, :-1][inside], batch[:, 1:][inside]
     shares = (weights[:, 1:][inside] / total).astype(np.float32)

@@ -84,7 +84,9 @@ def load_adapters(model: Any, adapter_path: str | os.PathLike[str]) -> Any:
     problems, layers = [], {}
     for name, (a, b) in adapter.matrices.items():
         base = modules.get(name)
-        if not isinstance(base, Linear):
+        if isinstance(base, LoRALinear):
+            problems.append(f"{name}: has an adapter already; fuse() or remove_lora_layers() first")
+        elif not isinstance(base, Linear):
             problems.append(f"{name}: the model has no such linear layer")
         elif a.shape != (base.shape[1], a.shape[1]) or b.shape != (a.shape[1], base.shape[0]):
             expected = f"({base.shape[1]}, r) and (r, {base.shape[0]})"
