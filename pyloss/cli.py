@@ -176,9 +176,7 @@ def _generate_parser(commands: Any) -> None:
     add("--max-tokens", "-m", type=int, default=100, help="(default: 100)")
     add("--temp", type=float, default=0.0, help="sampling temperature; 0 takes the likeliest token (default: 0)")
     add("--top-p", type=float, default=1.0, help="sample from the likeliest tokens of this probability (default: 1)")
-    add(
-        "--min-p", type=float, default=0.0, help="leave out tokens less likely than this part of the first (default: 0)"
-    )
+    add("--min-p", type=float, default=0.0, help="leave out tokens less likely than this part of the first (default: 0)")
     add("--top-k", type=int, default=0, help="sample from the K likeliest tokens, 0 for all (default: 0)")
     add("--seed", type=int, help="seed of the sampling")
     add("--extra-eos-token", nargs="+", default=(), metavar="TOKEN", help="further tokens that end the answer")

@@ -12,6 +12,7 @@ from typing import Any
 
 import pyloss
 import pyloss.random
+from pyloss import models
 from pyloss.optim import Optimizer, Schedule, WarmUp, build_optimizer, build_schedule
 from pyloss.tuner import state
 from pyloss.tuner.callbacks import get_reporting_callbacks
@@ -41,7 +42,7 @@ def train(flags: Flags) -> int:
     if config.resume and config.resume_adapter_file:
         raise ValueError("--resume continues a run as it was, --resume-adapter-file starts a new one: give one of them")
     optimizer = _optimizer(config)
-    model, tokenizer = pyloss.load(config.model)
+    model, tokenizer = models.load(config.model)
     train_set, valid_set, test_set = load_dataset(config, tokenizer)
     if config.preview:
         from pyloss.tuner.preview import preview
@@ -91,14 +92,15 @@ def _evaluate(config: SimpleNamespace, model: Any, dataset: Any) -> None:
 
     loss = measure(model, dataset, config.batch_size, config.test_batches, config.max_seq_length)
     perplexity = math.exp(loss) if loss < 700 else math.inf
-    print(f"loss {loss:.4f}, perplexity {perplexity:.4f}, {len(dataset)} samples")
+    count = len(dataset) if config.test_batches == -1 else min(len(dataset), config.test_batches * config.batch_size)
+    print(f"loss {loss:.4f}, perplexity {perplexity:.4f}, {count} samples")
 
 
 def evaluate(flags: Flags) -> int:
     adapter, split = flags.pop("adapter_path"), flags.pop("split")
     config = merge_config(flags, flags.get("config"))
     config.train, config.test = split == "train", split == "test"
-    model, tokenizer = pyloss.load(config.model, adapter_path=adapter)
+    model, tokenizer = models.load(config.model, adapter_path=adapter)
     found = dict(zip(("train", "valid", "test"), load_dataset(config, tokenizer), strict=True))
     if not found[split]:
         raise ValueError(f"no {split} data in {config.data!r}")
@@ -115,9 +117,7 @@ def _prompt_ids(flags: Flags, tokenizer: Any) -> list[int]:
         try:
             options = json.loads(flags["chat_template_config"])
         except json.JSONDecodeError as error:
-            raise ValueError(
-                f"--chat-template-config is {flags['chat_template_config']!r}: not JSON: {error}"
-            ) from None
+            raise ValueError(f"--chat-template-config is {flags['chat_template_config']!r}: not JSON: {error}") from None
         if not isinstance(options, dict):
             raise ValueError(f"--chat-template-config is {flags['chat_template_config']!r}; a JSON object is needed")
     if flags["ignore_chat_template"] or not tokenizer.chat_template:
@@ -139,7 +139,7 @@ def generate(flags: Flags) -> int:
     for name in ("top_p", "min_p"):
         if not 0 <= flags[name] <= 1:
             raise ValueError(f"--{name.replace('_', '-')} is {flags[name]}; it must be between 0 and 1")
-    model, tokenizer = pyloss.load(flags["model"], adapter_path=flags["adapter_path"])
+    model, tokenizer = models.load(flags["model"], adapter_path=flags["adapter_path"])
     for token in flags["extra_eos_token"]:
         ids = tokenizer.encode(token, add_special_tokens=False)
         if len(ids) != 1:
@@ -168,10 +168,8 @@ def generate(flags: Flags) -> int:
 def fuse(flags: Flags) -> int:
     for name in ("export_gguf", "gguf_path", "upload_repo", "hf_path"):
         if flags[name]:
-            raise ValueError(
-                f"--{name.replace('_', '-')} is not available yet; --save-path writes a Hugging Face folder"
-            )
-    model, tokenizer = pyloss.load(flags["model"], adapter_path=flags["adapter_path"])
+            raise ValueError(f"--{name.replace('_', '-')} is not available yet; --save-path writes a Hugging Face folder")
+    model, tokenizer = models.load(flags["model"], adapter_path=flags["adapter_path"])
     model.fuse(dequantize=flags["dequantize"])
     model.save(flags["save_path"], tokenizer)
     _say(f"saved the fused model to {flags['save_path']}")

@@ -109,9 +109,7 @@ class Optimizer:
                 self.state[name] = {slot: np.zeros(parameter.size, np.float32) for slot in self.slots}
             self._apply(grad, parameter, self.state[name], rate, float(grad_scale), first)
 
-    def _apply(
-        self, grad: np.ndarray, parameter: np.ndarray, slots: Arrays, rate: float, scale: float, first: bool
-    ) -> None:
+    def _apply(self, grad: np.ndarray, parameter: np.ndarray, slots: Arrays, rate: float, scale: float, first: bool) -> None:
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
@@ -133,9 +131,7 @@ class Optimizer:
             slot, _, name = key.partition(".")
             if slot not in self.slots or not name:
                 kept = ", ".join(self.slots)
-                raise ValueError(
-                    f"optimizer state has {key!r}; {type(self).__name__} keeps {kept or 'nothing'} for each"
-                )
+                raise ValueError(f"optimizer state has {key!r}; {type(self).__name__} keeps {kept or 'nothing'} for each")
             loaded.setdefault(name, {})[slot] = np.array(value, np.float32).reshape(-1)
         for name, slots in loaded.items():
             if missing := set(self.slots) - set(slots):
@@ -168,9 +164,7 @@ class AdamW(Optimizer):
         self.weight_decay = _in_range("weight_decay", weight_decay, 0)
         self.bias_correction = bool(bias_correction)
 
-    def _apply(
-        self, grad: np.ndarray, parameter: np.ndarray, slots: Arrays, rate: float, scale: float, first: bool
-    ) -> None:
+    def _apply(self, grad: np.ndarray, parameter: np.ndarray, slots: Arrays, rate: float, scale: float, first: bool) -> None:
         beta1, beta2 = self.betas
         bias1, bias2 = (1 - beta1**self.step, 1 - beta2**self.step) if self.bias_correction else (1.0, 1.0)
         settings = (rate, beta1, beta2, self.eps, self.weight_decay, bias1, bias2, scale)
@@ -213,9 +207,7 @@ class SGD(Optimizer):
         if self.nesterov and (self.momentum == 0 or self.dampening != 0):
             raise ValueError(f"nesterov=True needs momentum above 0 and dampening 0, not {momentum} and {dampening}")
 
-    def _apply(
-        self, grad: np.ndarray, parameter: np.ndarray, slots: Arrays, rate: float, scale: float, first: bool
-    ) -> None:
+    def _apply(self, grad: np.ndarray, parameter: np.ndarray, slots: Arrays, rate: float, scale: float, first: bool) -> None:
         dampening = 0.0 if first or self.momentum == 0 else self.dampening
         settings = (rate, self.momentum, dampening, self.weight_decay, int(self.nesterov), scale)
         _core.sgd(grad, *settings, parameter, slots.get("buf"))
@@ -239,9 +231,7 @@ class Lion(Optimizer):
         self.betas = _in_betas(betas)
         self.weight_decay = _in_range("weight_decay", weight_decay, 0)
 
-    def _apply(
-        self, grad: np.ndarray, parameter: np.ndarray, slots: Arrays, rate: float, scale: float, first: bool
-    ) -> None:
+    def _apply(self, grad: np.ndarray, parameter: np.ndarray, slots: Arrays, rate: float, scale: float, first: bool) -> None:
         _core.lion(grad, rate, *self.betas, self.weight_decay, scale, parameter, slots["m"])
 
 

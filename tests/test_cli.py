@@ -9,11 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
-
-sys.path.insert(0, str(Path(__file__).parent / "tuner"))
-
 from fake import FakeTokenizer
+from safetensors.numpy import load_file, save_file
 from tiny_training import Tiny, tiny_loss, tiny_value_and_grad
 
 import pyloss
@@ -77,7 +74,7 @@ def world(monkeypatch, tmp_path):
     monkeypatch.setattr(utils, "linear_to_lora_layers", to_lora)
     monkeypatch.setattr(utils, "load_adapters", load_adapters)
     monkeypatch.setattr(sys.modules["pyloss.generate"], "stream_generate", stream_generate)
-    monkeypatch.setattr(pyloss, "load", load, raising=False)
+    monkeypatch.setattr(pyloss.models, "load", load)
     monkeypatch.setattr(pyloss, "info", lambda: {"version": "0", "isa": "avx2"})
     monkeypatch.setattr(nn, "value_and_grad", tiny_value_and_grad)
     monkeypatch.setattr(evaluation, "evaluate", measure)
@@ -263,7 +260,7 @@ def test_debugging_shows_the_traceback(world, capsys, monkeypatch):
 
 
 def test_a_fault_of_ours_is_not_disguised_as_bad_input(world, monkeypatch):
-    monkeypatch.setattr(pyloss, "load", lambda *a, **k: 1 / 0)
+    monkeypatch.setattr(pyloss.models, "load", lambda *a, **k: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         main(TRAIN)
 

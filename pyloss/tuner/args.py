@@ -4,45 +4,52 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-
-
-def _option(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text})
 
 
 @dataclass
 class TrainingArgs:
     """The settings of `train`; the names and defaults of mlx-lm's, and further ones from `max_grad_norm` on."""
 
-    batch_size: int = _option(4, "Samples in a batch.")
-    iters: int = _option(100, "Batches to train on.")
-    val_batches: int = _option(25, "Batches of a validation; -1 takes all validation data, 0 none.")
-    steps_per_report: int = _option(10, "Iterations between reports of the training loss.")
-    steps_per_eval: int = _option(200, "Iterations between validations.")
-    steps_per_save: int = _option(100, "Iterations between saves.")
-    max_seq_length: int = _option(2048, "Tokens of a sample that are used.")
-    adapter_file: str | os.PathLike[str] | None = _option(
-        "adapters.safetensors", "Where the adapter is saved, the other files beside it; None saves nothing."
-    )
-    grad_checkpoint: bool = _option(False, "Recompute activations in the backward pass: less memory, more time.")
-    grad_accumulation_steps: int = _option(1, "Batches whose gradients are put together for one update.")
-    clear_cache_threshold: int = _option(0, "Accepted for mlx-lm's sake; there is no such cache here.")
-    max_grad_norm: float | None = _option(None, "Scale gradients down to this norm.")
-    seed: int | None = _option(None, "Seed of batch order and dropout; None takes one from pyloss.random.")
-    patience: int | None = _option(None, "Stop after so many validations in a row without a lower loss.")
-    keep_best: bool = _option(True, "End with the adapter of the lowest validation loss rather than the last one.")
-    resume: bool | str | os.PathLike[str] = _option(
-        False,
-        "Continue a stopped run: True for the one beside adapter_file, or the path of a trainer state or its folder.",
-    )
-    adapter_config: Mapping[str, Any] | None = _option(
-        None, "What adapter_config.json says; None takes the model's `adapter_config`."
-    )
-    progress: bool = _option(True, "Print the plan, progress and reports.")
+    #: Samples in a batch.
+    batch_size: int = 4
+    #: Batches to train on.
+    iters: int = 100
+    #: Batches of a validation; -1 takes all validation data, 0 none.
+    val_batches: int = 25
+    #: Iterations between reports of the training loss.
+    steps_per_report: int = 10
+    #: Iterations between validations.
+    steps_per_eval: int = 200
+    #: Iterations between saves.
+    steps_per_save: int = 100
+    #: Tokens of a sample that are used.
+    max_seq_length: int = 2048
+    #: Where the adapter is saved, the other files beside it; None saves nothing.
+    adapter_file: str | os.PathLike[str] | None = "adapters.safetensors"
+    #: Recompute activations in the backward pass: less memory, more time.
+    grad_checkpoint: bool = False
+    #: Batches whose gradients are put together for one update.
+    grad_accumulation_steps: int = 1
+    #: Accepted for mlx-lm's sake; there is no such cache here.
+    clear_cache_threshold: int = 0
+    #: Scale gradients down to this norm.
+    max_grad_norm: float | None = None
+    #: Seed of batch order and dropout; None takes one from pyloss.random.
+    seed: int | None = None
+    #: Stop after so many validations in a row without a lower loss.
+    patience: int | None = None
+    #: End with the adapter of the lowest validation loss rather than the last one.
+    keep_best: bool = True
+    #: Continue a stopped run: True for the one beside adapter_file, or the path of a trainer state or its folder.
+    resume: bool | str | os.PathLike[str] = False
+    #: What adapter_config.json says; None takes the model's `adapter_config`.
+    adapter_config: Mapping[str, Any] | None = None
+    #: Print the plan, progress and reports.
+    progress: bool = True
 
     def __post_init__(self) -> None:
         least = {"batch_size": 1, "iters": 0, "val_batches": -1, "steps_per_report": 1, "steps_per_eval": 1}

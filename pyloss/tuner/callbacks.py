@@ -136,9 +136,7 @@ def get_reporting_callbacks(
     names = [name.strip().lower() for name in (report_to or "").split(",") if name.strip()]
     for name in names:
         if name not in SERVICES:
-            raise ValueError(
-                f"report_to: {name!r} is not known; allowed: {', '.join(SERVICES)}, or several with commas"
-            )
+            raise ValueError(f"report_to: {name!r} is not known; allowed: {', '.join(SERVICES)}, or several with commas")
     callback: TrainingCallback | None = None
     for name in names:
         callback = SERVICES[name](project_name, log_dir, config, callback)

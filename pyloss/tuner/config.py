@@ -46,11 +46,7 @@ def _number(least: float, below: float | None = None, above: bool = False) -> Ca
     allowed += "" if below is None else f" and below {below:g}"
 
     def check(value: Any) -> float:
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, (int, float))
-            or not (least < value if above else least <= value)
-        ):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not (least < value if above else least <= value):
             raise Refused(allowed)
         if below is not None and value >= below:
             raise Refused(allowed)

@@ -87,9 +87,7 @@ def size_text(size: float) -> str:
     return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
 
 
-def describe_plan(
-    model: Any, optimizer: Any, args: Any, batches: Any, longest: int, first_iteration: int = 0
-) -> list[str]:
+def describe_plan(model: Any, optimizer: Any, args: Any, batches: Any, longest: int, first_iteration: int = 0) -> list[str]:
     """The lines that a run prints before it starts.
 
     `batches` is its iterator (a user's own says less), `longest` the number of tokens of the longest row.

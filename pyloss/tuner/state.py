@@ -27,9 +27,10 @@ import numpy as np
 
 from pyloss.errors import FormatError
 from pyloss.files import read_json, write_json, write_safetensors
-from pyloss.tuner.adapters import CONFIG_FILE
-from pyloss.tuner.adapters import MLX_FILE as ADAPTER_FILE
+from pyloss.tuner import adapters
 
+ADAPTER_FILE = adapters.MLX_FILE
+CONFIG_FILE = adapters.CONFIG_FILE
 BEST_FILE = "best_adapters.safetensors"
 STATE_FILE = "trainer_state.safetensors"
 PROBE_FILE = ".pyloss_probe.json"
@@ -131,7 +132,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
             text = (opened.metadata() or {}).get(STATE_KEY)
             if text is None:
                 raise FormatError(file, "metadata", f"not a trainer state of this version: has no {STATE_KEY!r}")
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a dict)
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}
         tree = _unpack(json.loads(text), tensors)
         tree["progress"] = Progress(**tree["progress"])
         return Checkpoint(**tree)
@@ -184,9 +185,7 @@ def prepare_folder(folder: Path, config: Mapping[str, Any] | None, resuming: boo
             write_json(folder / f"previous_{CONFIG_FILE}", old)
             moved.append(ADAPTER_FILE)
         if moved:
-            notes.append(
-                f"{folder} holds an earlier run: starting afresh, and keeping its {', '.join(moved)} as previous_*"
-            )
+            notes.append(f"{folder} holds an earlier run: starting afresh, and keeping its {', '.join(moved)} as previous_*")
     if config is not None:
         write_json(folder / CONFIG_FILE, config, sort_keys=True)
     return notes

@@ -409,6 +409,4 @@ class _Run:
         if not self.ending:  # else the state is saved, and what is in memory is no longer the last iteration's
             self.save_state()
             self.save_adapter()
-        return (
-            f"interrupted after iteration {done}: saved to {self.folder}; resume=True (--resume) continues from there"
-        )
+        return f"interrupted after iteration {done}: saved to {self.folder}; resume=True (--resume) continues from there"

@@ -46,9 +46,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path, stop, a
     whole, seen, result = run(tmp_path / "whole", optimizer=scheduled(), iters=20, **settings)
     _, first, _ = run(tmp_path / "parts", optimizer=scheduled(), iters=stop, **settings)
     pyloss.random.seed(4711)
-    resumed, second, again = run(
-        tmp_path / "parts", Tiny(seed=77), scheduled(), iters=20, resume=True, **settings, seed=99
-    )
+    resumed, second, again = run(tmp_path / "parts", Tiny(seed=77), scheduled(), iters=20, resume=True, **settings, seed=99)
     on_time = {i: value for i, value in first.losses.items() if i % 3 == 0}
     assert on_time | second.losses == seen.losses
     assert second.val_losses.items() <= seen.val_losses.items()
@@ -141,7 +139,7 @@ def test_ctrl_c_while_a_run_ends_keeps_the_state_from_before(tmp_path):
 
 def test_sigint_while_things_change_waits_for_them(tmp_path):
     done = []
-    with pytest.raises(KeyboardInterrupt), state.uninterrupted():  # noqa: PT012
+    with pytest.raises(KeyboardInterrupt), state.uninterrupted():
         signal.raise_signal(signal.SIGINT)
         done.append(1)
     assert done == [1]

@@ -70,17 +70,13 @@ def test_four_batches_of_one_equal_one_of_four(tmp_path):
     big, seen_big, _ = run(None, Tiny(noise=0), data=data, val=None, iterate=in_order(4), iters=2)
     assert result.updates == 2
     close(small, big)
-    assert [i["train_loss"] for i in seen_small.train] == pytest.approx(
-        [i["train_loss"] for i in seen_big.train], rel=1e-5
-    )
+    assert [i["train_loss"] for i in seen_small.train] == pytest.approx([i["train_loss"] for i in seen_big.train], rel=1e-5)
     assert seen_small.train[-1]["trained_tokens"] == seen_big.train[-1]["trained_tokens"]
 
 
 def test_gradients_left_over_at_the_end_are_applied():
     data = samples(6)
-    rest, _, result = run(
-        None, Tiny(noise=0), data=data, val=None, iterate=in_order(1), iters=6, grad_accumulation_steps=4
-    )
+    rest, _, result = run(None, Tiny(noise=0), data=data, val=None, iterate=in_order(1), iters=6, grad_accumulation_steps=4)
     assert result.updates == 2
     whole = Tiny(noise=0)
     optimizer = optim.AdamW(0.05)
@@ -170,7 +166,7 @@ def test_the_best_adapter_is_kept_in_the_model_and_on_disk(tmp_path):
             kept[val_info["iteration"]] = {n: a.copy() for n, a in model.arrays.items()}
 
     model = Tiny()
-    _, seen, result = run(tmp_path, model, loss=rising, steps_per_eval=2, iters=10, callback=Watch())
+    _, _, result = run(tmp_path, model, loss=rising, steps_per_eval=2, iters=10, callback=Watch())
     assert (result.best_iteration, result.best_loss) == (4, 1.0)
     assert not result.stopped_early
     for name, array in model.arrays.items():
@@ -193,7 +189,7 @@ def test_without_keep_best_the_last_adapter_stays(tmp_path):
 
 def test_patience_stops_the_run(tmp_path):
     rising.calls = 0
-    _, seen, result = run(tmp_path, loss=rising, steps_per_eval=2, iters=100, patience=3)
+    _, _, result = run(tmp_path, loss=rising, steps_per_eval=2, iters=100, patience=3)
     assert result.stopped_early
     assert result.iterations == 10
     assert result.best_iteration == 4

@@ -14,7 +14,11 @@ VOCABULARY = 11
 
 
 class Tiny:
-    adapter_config = {"fine_tune_type": "lora", "num_layers": 1, "lora_parameters": {"rank": 1, "scale": 1.0}}
+    adapter_config = {  # noqa: RUF012
+        "fine_tune_type": "lora",
+        "num_layers": 1,
+        "lora_parameters": {"rank": 1, "scale": 1.0},
+    }
 
     def __init__(self, seed=0, noise=0.1, vocabulary=VOCABULARY):
         rng = np.random.default_rng(seed)
@@ -122,9 +126,7 @@ class Recorder(TrainingCallback):
         return {info["iteration"]: info["val_loss"] for info in self.val}
 
 
-def run(
-    folder, model=None, optimizer=None, val=True, loss=tiny_loss, callback=None, data=None, iterate=None, **settings
-):
+def run(folder, model=None, optimizer=None, val=True, loss=tiny_loss, callback=None, data=None, iterate=None, **settings):
     """Train a tiny model; gives the model, what was reported and the result."""
     model = model or Tiny()
     optimizer = optimizer or optim.AdamW(0.05)
@@ -137,9 +139,7 @@ def run(
         "steps_per_save": 5,
         "seed": 3,
     }
-    args = TrainingArgs(
-        **defaults | {"adapter_file": folder and folder / "adapters.safetensors", "progress": False} | settings
-    )
+    args = TrainingArgs(**defaults | {"adapter_file": folder and folder / "adapters.safetensors", "progress": False} | settings)
     extra = {"iterate_batches": iterate} if iterate else {}
     valid = samples(5, 9) if val is True else val or None
     result = train(model, optimizer, data or samples(), valid, args, loss, training_callback=callback, **extra)
