@@ -1,0 +1,271 @@
+"""Matrix products against float64: every operation, weight format, shape class and instruction set."""
+
+import itertools
+
+import numpy as np
+import pytest
+from kernel_checks import assert_close, on_threads
+
+from pyloss import _core
+from pyloss.weights import FORMATS, Weight
+
+pytestmark = pytest.mark.usefixtures("isa")
+
+SIZES = [0, 1, 2, 3, 4, 5, 7, 13, 14, 15, 31, 33, 96, 97, 385]
+RANKS = [1, 8, 33]
+QUANTISED = ["q8_0", "q4_0", "q4_1"]
+
+
+def shapes(size):
+    """(m, n, k) with `size` in every place, beside sizes of the other places that change; "long" has more than one block of packed A."""
+    if size == "long":
+        return [(1100, 33, 31), (7, 40, 1601), (3, 1, 1601), (97, 385, 385)]
+    rng = np.random.default_rng(size)
+    found = []
+    for place in (0, 0, 0, 1, 1, 2, 2):
+        shape = [int(v) for v in rng.choice(SIZES, 3)]
+        shape[place] = size
+        found.append(tuple(shape))
+    return found
+
+
+def normal(rng, *shape):
+    return rng.standard_normal(shape).astype(np.float32)
+
+
+def wide(x):
+    return x.astype(np.float64)
+
+
+def near(got, want, terms):
+    """Sums of `terms` products of standard normals: an element may cancel, so the error is measured against the sum's size."""
+    assert got.shape == want.shape
+    size = np.sqrt(terms + 1) + np.abs(want)
+    assert (np.abs(got - want) <= 4e-7 * size * (4 + np.sqrt(np.sqrt(terms)))).all(), np.abs((got - want) / size).max()
+
+
+@pytest.mark.parametrize("size", [*SIZES, "long"])
+def test_plain_products(memory, rng, size):
+    for m, n, k in shapes(size):
+        check_products(memory, rng, m, n, k)
+
+
+def check_products(memory, rng, m, n, k):
+    a, b, c0 = normal(rng, m, k), normal(rng, k, n), normal(rng, m, n)
+    product = wide(a) @ wide(b)
+    arguments = {
+        "matmul_nn": (a, b),
+        "matmul_nt": (a, b.T),
+        "matmul_tn": (a.T, b),
+    }
+    for name, (left, right) in arguments.items():
+        left, right = memory.put(left), memory.put(right)
+        c = memory.new((m, n))
+        getattr(_core, name)(left, right, 1.0, 0, c)
+        near(c, product, k)
+        c = memory.put(c0)
+        getattr(_core, name)(left, right, -0.75, 1, c)
+        near(c, c0 - 0.75 * product, k + 1)
+
+
+@pytest.mark.parametrize("size", [*SIZES, "long"])
+def test_linear_and_adapter_over_a_float_matrix(memory, rng, size):
+    for (m, n, k), r in zip(shapes(size), itertools.cycle(RANKS)):
+        x, w, bias = memory.put(normal(rng, m, k)), memory.put(normal(rng, n, k)), memory.put(normal(rng, n))
+        a, b = memory.put(normal(rng, k, r)), memory.put(normal(rng, r, n))
+        check_linear(memory, x, w, w, bias, a, b, 0.5)
+        check_gradient(memory, normal(rng, m, n), w, w, a, b, 0.5, normal(rng, m, k))
+
+
+def check_linear(memory, x, weight, dense, bias, a, b, scale):
+    """The forward operations, with every combination of what may be absent."""
+    (m, k), n, r = x.shape, len(dense), len(b)
+    plain = wide(x) @ wide(dense).T
+    hidden = wide(x) @ wide(a)
+    y = memory.new((m, n))
+    _core.linear_forward(x, weight, None, None, None, 0.0, y)
+    near(y, plain, k)
+    y = memory.new((m, n))
+    _core.linear_forward(x, weight, bias, None, None, 0.0, y)
+    near(y, plain + bias, k)
+    given = memory.put(hidden / np.sqrt(k + 1))
+    y = memory.new((m, n))
+    _core.linear_forward(x, weight, bias, given, b, scale, y)
+    near(y, plain + bias + scale * wide(given) @ wide(b), k + r)
+    for offset in (None, bias):
+        y, h = memory.new((m, n)), memory.new((m, r))
+        _core.lora_forward(x, weight, offset, a, b, scale, h, y)
+        if n:  # without outputs nobody asks for h
+            near(h, hidden, k)
+        near(y, plain + (0 if offset is None else bias) + scale * hidden @ wide(b), k + r * k)
+
+
+def check_gradient(memory, dy, weight, dense, a, b, scale, dx0):
+    (m, n), k, r = dy.shape, dense.shape[1], len(b)
+    dy = memory.put(dy)
+    plain, dh_want = wide(dy) @ wide(dense), scale * wide(dy) @ wide(b).T
+    given = memory.put(dh_want / np.sqrt(n + 1))
+    for accumulate in (0, 1):
+        start = accumulate * dx0
+        dx = memory.put(dx0)
+        _core.linear_input_grad(dy, weight, None, None, accumulate, dx)
+        near(dx, start + plain, n + 1)
+        dx = memory.put(dx0)
+        _core.linear_input_grad(dy, weight, given, a, accumulate, dx)
+        near(dx, start + plain + wide(given) @ wide(a).T, n + r + 1)
+        dx, dh = memory.put(dx0), memory.new((m, r))
+        _core.lora_input_grad(dy, weight, a, b, scale, accumulate, dh, dx)
+        if k:
+            near(dh, dh_want, n)
+        near(dx, start + plain + dh_want @ wide(a).T, n + r * n + 1)
+
+
+def unaligned(weight):
+    """The same matrix at an address that is 2 past a multiple of 64, as in a mapped file, with nothing readable promised after it."""
+    step = 4 if weight.format == "f32" else 2
+    store = np.zeros(weight.raw.size + 128, np.uint8)
+    begin = -store.ctypes.data % 64 + step
+    place = store[begin : begin + weight.raw.size]
+    place[...] = weight.raw
+    moved = Weight(place, weight.format, weight.shape, weight.head_dim)
+    assert np.shares_memory(moved.raw, store)
+    return moved
+
+
+@pytest.mark.parametrize("head_dim", [0, 6, 32])
+@pytest.mark.parametrize("format", list(FORMATS))
+@pytest.mark.parametrize(("n", "k"), [(96, 32), (192, 416)])
+def test_every_format(memory, rng, format, head_dim, n, k):
+    weight = unaligned(Weight.quantize(normal(rng, n, k), format, head_dim))
+    dense = weight.dequantize()
+    for m, r in [(1, 1), (4, 8), (5, 1), (5, 8), (5, 33), (14, 1), (33, 8)]:
+        x, bias = memory.put(normal(rng, m, k)), memory.put(normal(rng, n))
+        a, b = memory.put(normal(rng, k, r)), memory.put(normal(rng, r, n))
+        check_linear(memory, x, weight.handle, dense, bias, a, b, -1.5)
+        check_gradient(memory, normal(rng, m, n), weight.handle, dense, a, b, -1.5, normal(rng, m, k))
+
+
+@pytest.mark.parametrize("format", ["f32", "bf16", "f16"])
+@pytest.mark.parametrize(("n", "k"), [(7, 33), (34, 5), (1, 1), (97, 31)])
+def test_float_formats_have_no_blocks(memory, rng, format, n, k):
+    weight = unaligned(Weight.quantize(normal(rng, n, k), format))
+    dense, bias = weight.dequantize(), memory.put(normal(rng, n))
+    for m in (3, 15):
+        a, b = memory.put(normal(rng, k, 2)), memory.put(normal(rng, 2, n))
+        check_linear(memory, memory.put(normal(rng, m, k)), weight.handle, dense, bias, a, b, 2.0)
+        check_gradient(memory, normal(rng, m, n), weight.handle, dense, a, b, 2.0, normal(rng, m, k))
+
+
+@pytest.mark.parametrize("format", QUANTISED)
+def test_any_code_of_a_quantised_block(memory, rng, format):
+    """Random bytes as codes, with scales that are finite: codes at the ends of their range, as rounding seldom makes them."""
+    n, k = 34, 96
+    weight = Weight.quantize(normal(rng, n, k), format)
+    blocks = weight.raw.reshape(-1, FORMATS[format].bytes)
+    blocks[:, 4 if format == "q4_1" else 2 :] = rng.integers(0, 256, blocks[:, 4 if format == "q4_1" else 2 :].shape)
+    eye, y = np.eye(k, dtype=np.float32), memory.new((k, n))
+    _core.linear_forward(eye, weight.handle, None, None, None, 0.0, y)
+    assert_close(y, wide(weight.dequantize()).T)
+    few = memory.new((3, n))
+    _core.linear_forward(eye[:3], weight.handle, None, None, None, 0.0, few)
+    assert_close(few, wide(weight.dequantize()).T[:3])
+
+
+@pytest.mark.parametrize(("m", "n", "k"), [(1, 385, 97), (3, 200, 1000), (5, 33, 31), (70, 385, 97), (333, 97, 500), (1100, 33, 31)])
+def test_threads_give_the_same_bits(rng, m, n, k):
+    x, w, bias = normal(rng, m, k), normal(rng, n, k), normal(rng, n)
+    a, b, dy = normal(rng, k, 8), normal(rng, 8, n), normal(rng, m, n)
+
+    def run():
+        h, y, dh, dx = (np.empty(s, np.float32) for s in ((m, 8), (m, n), (m, 8), (m, k)))
+        _core.lora_forward(x, w, bias, a, b, 0.5, h, y)
+        _core.lora_input_grad(dy, w, a, b, 0.5, 0, dh, dx)
+        dw, plain, given = np.empty((n, k), np.float32), np.empty((m, k), np.float32), np.empty((m, n), np.float32)
+        _core.matmul_tn(dy, x, 1.0, 0, dw)
+        _core.matmul_nn(dy, w, 1.0, 0, plain)
+        _core.linear_forward(x, w, bias, h, b, 0.5, given)
+        return h, y, dh, dx, dw, plain, given
+
+    on_threads(run)
+
+
+@pytest.mark.parametrize("format", ["f32", "f16", "q8_0", "q4_1"])
+def test_a_row_does_not_depend_on_its_neighbours(rng, format):
+    """Where the same path is taken (at most four rows, or more), a row's bits are its own: packing sequences changes nothing."""
+    n, k, r = 97, 416, 8
+    weight = Weight.quantize(normal(rng, n, k), format)
+    x, a, b, bias, dy = normal(rng, 40, k), normal(rng, k, r), normal(rng, r, n), normal(rng, n), normal(rng, 40, n)
+
+    def run(rows):
+        count = len(x[rows])
+        h, y, dh, dx = (np.empty((count, c), np.float32) for c in (r, n, r, k))
+        _core.lora_forward(x[rows].copy(), weight.handle, bias, a, b, 0.5, h, y)
+        _core.lora_input_grad(dy[rows].copy(), weight.handle, a, b, 0.5, 0, dh, dx)
+        return h, y, dh, dx
+
+    whole = run(slice(None))
+    for rows in (slice(0, 5), slice(3, 17), slice(9, 39), slice(31, 40)):
+        for part, want in zip(run(rows), whole, strict=True):
+            assert part.tobytes() == want[rows].tobytes()
+    few = run(slice(0, 4))
+    for rows in (slice(0, 1), slice(1, 3), slice(2, 4)):
+        for part, want in zip(run(rows)[:2], few[:2], strict=True):
+            assert part.tobytes() == want[rows].tobytes()
+
+
+@pytest.mark.parametrize("m", [3, 5, 29])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_what_is_not_finite_stays_in_its_row_and_column(memory, rng, m, bad):
+    n, k, row, column = 41, 67, 2, 37
+    x, w, dy = normal(rng, m, k), normal(rng, n, k), normal(rng, m, n)
+    x[row, 5] = dy[row, 7] = bad
+
+    def spoiled(y):
+        return set(zip(*np.nonzero(~np.isfinite(y)), strict=True))
+
+    y, dx = memory.new((m, n)), memory.new((m, k))
+    _core.linear_forward(memory.put(x), memory.put(w), None, None, None, 0.0, y)
+    assert spoiled(y) == {(row, j) for j in range(n)}
+    _core.linear_input_grad(memory.put(dy), memory.put(w), None, None, 0, dx)
+    assert spoiled(dx) == {(row, j) for j in range(k)}
+    dw = memory.new((n, k))
+    _core.matmul_tn(memory.put(dy), memory.put(np.nan_to_num(x, posinf=0)), 1.0, 0, dw)
+    assert spoiled(dw) == {(7, j) for j in range(k)}
+    w[column, 1] = bad
+    _core.linear_forward(memory.put(normal(rng, m, k)), memory.put(w), None, None, None, 0.0, y)
+    assert spoiled(y) == {(i, column) for i in range(m)}
+
+
+def test_storing_ignores_what_was_there(rng):
+    """accumulate=0 over NaN gives numbers, also without a depth to sum over."""
+    for k in (0, 3):
+        c = np.full((6, 5), np.nan, np.float32)
+        _core.matmul_nn(normal(rng, 6, k), normal(rng, k, 5), 1.0, 0, c)
+        assert np.isfinite(c).all()
+
+
+@pytest.mark.parametrize("m", [2, 30])
+def test_leading_axes_are_rows(rng, m):
+    x, w = normal(rng, m, 3, 33), normal(rng, 7, 33)
+    y, flat = np.empty((m, 3, 7), np.float32), np.empty((3 * m, 7), np.float32)
+    _core.linear_forward(x, w, None, None, None, 0.0, y)
+    _core.linear_forward(x.reshape(-1, 33), w, None, None, None, 0.0, flat)
+    assert (y.reshape(flat.shape) == flat).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("linear_forward", lambda f: (f(3, 4), f(5, 6), None, None, None, 0.0, f(3, 5))),
+        ("linear_forward", lambda f: (f(3, 4), f(5, 4), f(4), None, None, 0.0, f(3, 5))),
+        ("linear_forward", lambda f: (f(3, 4), f(5, 4), None, None, None, 0.0, f(4, 5))),
+        ("lora_forward", lambda f: (f(3, 4), f(5, 4), None, f(4, 2), f(3, 5), 1.0, f(3, 2), f(3, 5))),
+        ("lora_input_grad", lambda f: (f(3, 5), f(5, 4), f(4, 2), f(2, 6), 1.0, 0, f(3, 2), f(3, 4))),
+        ("matmul_nn", lambda f: (f(3, 4), f(5, 6), 1.0, 0, f(3, 6))),
+        ("matmul_nt", lambda f: (f(3, 4), f(6, 5), 1.0, 0, f(3, 6))),
+        ("matmul_tn", lambda f: (f(4, 3), f(5, 6), 1.0, 0, f(3, 6))),
+    ],
+)
+def test_sizes_that_do_not_fit(name, arguments):
+    with pytest.raises(ValueError, match=name):
+        getattr(_core, name)(*arguments(lambda *shape: np.zeros(shape, np.float32)))
