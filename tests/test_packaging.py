@@ -66,7 +66,7 @@ def built(tmp_path_factory):
     (archive,) = folder.glob("*.tar.gz")
     with tarfile.open(archive) as tar:
         names = tar.getnames()
-        tar.extractall(folder, filter="data")
+        tar.extractall(folder, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
     source = folder / archive.name.removesuffix(".tar.gz")
     build("wheel", source)
     (wheel,) = folder.glob("*.whl")
