@@ -1,19 +1,17 @@
 /* Attention: causal, grouped-query, over packed sequences, without the matrix of all scores.
  *
- * The queries of the heads that share a key-value head are stacked: row r of a sequence is query r / group, head r % group, so that
- * a key-value head is one plain problem of n * group rows against m keys, and dk, dv sum over the group by themselves.
+ * The queries of the heads that share a key-value head are stacked: row r of a sequence is query r / group, head r % group, so
+ * that a key-value head is one plain problem of n * group rows against m keys, and dk, dv sum over the group by themselves.
  * Tiles hold the scores transposed, [keys][rows]: what runs along the keys (maximum, sum, mask) is then vertical, lanes being
- * rows. The forward pass carries a running maximum and sum per row (online softmax, Milakov and Gimelshein 2018; FlashAttention-2,
- * Dao 2023) and saves the log-sum-exp; the backward pass recomputes the probabilities from it, with five products a tile.
- * A piece of the backward pass is a range of rows that owns its dq and adds to dk, dv of its own, which are summed at the end in
- * the order of the rows. Few rows against many keys (generation) are cut along the keys instead and read them in place. */
+ * rows. The forward pass carries a running maximum and sum per row (online softmax, Milakov and Gimelshein 2018;
+ * FlashAttention-2, Dao 2023) and saves the log-sum-exp; the backward pass recomputes the probabilities from it, with five
+ * products a tile. A piece of the backward pass is a range of rows that owns its dq and adds to dk, dv of its own, which are
+ * summed at the end in the order of the rows. Few rows against many keys (generation) are cut along the keys instead and read
+ * them in place. */
+
+#include "attention_tile.tpl.h"
 
 enum {
-#if PL_BYTES == 64 || defined(__aarch64__)
-    ATTN_ROWS = 8, /* rows of the register tile, two vectors wide */
-#else
-    ATTN_ROWS = 6,
-#endif
     ATTN_Q = 64,               /* rows (lanes) of a tile of scores */
     ATTN_K = 64,               /* keys of a tile of scores */
     ATTN_FORWARD_ROWS = 128,   /* rows of a piece of the forward pass: several tiles share packed keys */
@@ -36,6 +34,7 @@ typedef struct {
     int64_t heads, kv_heads, group, d;
     int64_t width; /* d rounded up to whole vectors */
     float scale;
+    double share; /* pieces per squared length in the backward pass; 0 in the forward pass */
     const float *q, *k, *v, *saved_o, *saved_lse, *d_o;
     float *o, *lse, *dq, *dk, *dv;
     int64_t sequences;
@@ -48,67 +47,16 @@ typedef struct {
 } attn;
 
 /* Whether the rows of this sequence are cut along the keys. */
-INLINE int attn_is_few(const attn *g, const attn_piece *p) { return !g->dq && p->n * g->group <= ATTN_FEW_ROWS && p->m > ATTN_K; }
-
-/* ---- Products of tiles */
-
-/* C = A B + factor C (no C when factor is NULL), C [rows, nv LANES]. Element (i, k) of A is a[i * lda + k], or a[i + k * lda]
- * by column. rows, nv and by_column are constants in every instance. */
-INLINE void attn_tile(const int rows, const int nv, const int by_column, int64_t depth, const float *a, int64_t lda, const float *b,
-                      int64_t ldb, float *c, int64_t ldc, const float *factor) {
-    vf acc[ATTN_ROWS][2];
-#pragma GCC unroll 8
-    for (int i = 0; i < rows; i++)
-#pragma GCC unroll 2
-        for (int j = 0; j < nv; j++) acc[i][j] = factor ? vf_load(c + i * ldc + j * LANES) * factor[i] : vf_set1(0);
-    for (int64_t k = 0; k < depth; k++) {
-        vf b0 = vf_load(b + k * ldb), b1 = nv == 2 ? vf_load(b + k * ldb + LANES) : b0;
-#pragma GCC unroll 8
-        for (int i = 0; i < rows; i++) {
-            vf x = vf_set1(by_column ? a[k * lda + i] : a[i * lda + k]);
-            acc[i][0] += x * b0;
-            if (nv == 2) acc[i][1] += x * b1;
-        }
-    }
-#pragma GCC unroll 8
-    for (int i = 0; i < rows; i++)
-#pragma GCC unroll 2
-        for (int j = 0; j < nv; j++) vf_store(c + i * ldc + j * LANES, acc[i][j]);
+INLINE int attn_is_few(const attn *g, const attn_piece *p) {
+    return g->share == 0 && p->n * g->group <= ATTN_FEW_ROWS && p->m > ATTN_K;
 }
 
-INLINE void attn_panel(const int nv, const int by_column, int64_t rows, int64_t depth, const float *a, int64_t lda, const float *b,
-                       int64_t ldb, float *c, int64_t ldc, const float *factor) {
-    int64_t i = 0, step = by_column ? 1 : lda;
-#define ATTN_TILE(r)                                                                                                     \
-    attn_tile(r, nv, by_column, depth, a + i * step, lda, b, ldb, c + i * ldc, ldc, factor ? factor + i : NULL), i += (r)
-    while (i + ATTN_ROWS <= rows) ATTN_TILE(ATTN_ROWS);
-    if (i + 4 <= rows) ATTN_TILE(4);
-    if (i + 2 <= rows) ATTN_TILE(2);
-    if (i < rows) ATTN_TILE(1);
-#undef ATTN_TILE
-}
-
-/* As attn_tile for any number of rows, and of columns in whole vectors. */
-INLINE void attn_product(const int by_column, int64_t rows, int64_t columns, int64_t depth, const float *a, int64_t lda, const float *b,
-                         int64_t ldb, float *c, int64_t ldc, const float *factor) {
-    int64_t j = 0;
-    for (; j + 2 * LANES <= columns; j += 2 * LANES) attn_panel(2, by_column, rows, depth, a, lda, b + j, ldb, c + j, ldc, factor);
-    if (j < columns) attn_panel(1, by_column, rows, depth, a, lda, b + j, ldb, c + j, ldc, factor);
-}
-static void product_by_row(int64_t rows, int64_t columns, int64_t depth, const float *a, int64_t lda, const float *b, int64_t ldb,
-                           float *c, int64_t ldc, const float *factor) {
-    attn_product(0, rows, columns, depth, a, lda, b, ldb, c, ldc, factor);
-}
-static void product_by_column(int64_t rows, int64_t columns, int64_t depth, const float *a, int64_t lda, const float *b, int64_t ldb,
-                              float *c, int64_t ldc, const float *factor) {
-    attn_product(1, rows, columns, depth, a, lda, b, ldb, c, ldc, factor);
-}
-
-static const float attn_ones[ATTN_K] = {[0 ... ATTN_K - 1] = 1};
+static const float attn_ones[ATTN_Q] = {[0 ... ATTN_Q - 1] = 1};
+_Static_assert(ATTN_K <= ATTN_Q, "attn_ones serves keys and rows");
 
 /* ---- Rows in and out */
 
-/* What a worker keeps packed; `row` arrays are [rows][width], `t` arrays [rows / ATTN_Q][width][ATTN_Q]. */
+/* What a worker keeps at hand. Rows are packed as [rows][width], and transposed (_t) as [rows / ATTN_Q][width][ATTN_Q]. */
 typedef struct {
     float *k, *v;     /* [ATTN_K][width] */
     float *s, *ds;    /* [ATTN_K][ATTN_Q] */
@@ -121,21 +69,29 @@ typedef struct {
 static int64_t attn_scratch_size(int64_t width, int64_t rows) {
     return (2 * ATTN_K + 5 * rows) * width + 2 * ATTN_K * ATTN_Q + 4 * rows;
 }
+INLINE float *attn_take(float **p, int64_t n) {
+    float *taken = *p;
+    *p += n;
+    return taken;
+}
 static attn_scratch attn_scratch_at(float *p, int64_t width, int64_t rows) {
     attn_scratch x;
-    float **blocks[] = {&x.k, &x.v}, **tiles_[] = {&x.s, &x.ds}, **rows_[] = {&x.q, &x.q_t, &x.d_o, &x.d_o_t, &x.acc};
-    float **vectors[] = {&x.max, &x.sum, &x.factor};
-    for (int i = 0; i < 2; i++, p += ATTN_K * width) *blocks[i] = p;
-    for (int i = 0; i < 2; i++, p += ATTN_K * ATTN_Q) *tiles_[i] = p;
-    for (int i = 0; i < 5; i++, p += rows * width) *rows_[i] = p;
-    for (int i = 0; i < 3; i++, p += rows) *vectors[i] = p;
+    float **packed[] = {&x.q, &x.q_t, &x.d_o, &x.d_o_t, &x.acc};
+    x.k = attn_take(&p, ATTN_K * width);
+    x.v = attn_take(&p, ATTN_K * width);
+    x.s = attn_take(&p, ATTN_K * ATTN_Q);
+    x.ds = attn_take(&p, ATTN_K * ATTN_Q);
+    for (int i = 0; i < 5; i++) *packed[i] = attn_take(&p, rows * width);
+    x.max = attn_take(&p, rows);
+    x.sum = attn_take(&p, rows);
+    x.factor = attn_take(&p, rows);
     x.visible = (int32_t *)p;
     return x;
 }
 
-/* Row r of the stack at `p`, the first head of the first token; `heads` per token, `group` of them stacked. */
-INLINE const float *attn_row(const float *p, int64_t r, int64_t heads, int64_t group, int64_t d) {
-    return p + (r / group * heads + r % group) * d;
+/* Where row `row` of a piece stands among the heads of all tokens: in q, o and do times d, in lse as it is. */
+INLINE int64_t attn_at(const attn *g, const attn_piece *p, int64_t row) {
+    return (p->query + row / g->group) * g->heads + p->kv_head * g->group + row % g->group;
 }
 /* to[0, width) = factor from[0, d), padded with 0. */
 INLINE void attn_pad_row(float *to, const float *from, int64_t d, int64_t width, float factor) {
@@ -162,11 +118,10 @@ static void attn_transpose(const float *rows, int64_t count, int64_t width, floa
 }
 
 /* Packs rows [row, row + rows) of q or do, as rows and transposed. */
-static void attn_pack_rows(const attn *g, const attn_piece *p, const float *from, int64_t row, int64_t rows, float factor, float *to,
-                           float *t) {
-    const float *base = from + (p->query * g->heads + p->kv_head * g->group) * g->d;
+static void attn_pack_rows(const attn *g, const attn_piece *p, const float *from, int64_t row, int64_t rows, float factor,
+                           float *to, float *t) {
     for (int64_t r = 0; r < rows; r++)
-        attn_pad_row(to + r * g->width, attn_row(base, row + r, g->heads, g->group, g->d), g->d, g->width, factor);
+        attn_pad_row(to + r * g->width, from + attn_at(g, p, row + r) * g->d, g->d, g->width, factor);
     for (int64_t r = 0; r < rows; r += ATTN_Q)
         attn_transpose(to + r * g->width, at_most(rows - r, ATTN_Q), g->width, t + r * g->width);
 }
@@ -216,7 +171,7 @@ static void attn_softmax(const attn_scratch *x, int64_t row, int64_t columns, in
 
 /* o and lse of a row from its unnormalised sum of values. */
 static void attn_finish_row(const attn *g, const attn_piece *p, int64_t row, const float *acc, float max, float sum) {
-    int64_t at = (p->query + row / g->group) * g->heads + p->kv_head * g->group + row % g->group;
+    int64_t at = attn_at(g, p, row);
     attn_trim_row(g->o + at * g->d, acc, g->d, sum == 0 ? 0 : 1 / sum);
     g->lse[at] = sum == 0 ? -INFINITY : max + logf(sum);
 }
@@ -237,9 +192,9 @@ static void attn_forward_rows(const attn *g, const attn_piece *p, float *scratch
             int64_t rows = at_most(p->rows - r, ATTN_Q), columns = round_up(rows, LANES);
             int64_t keys = at_most(x.visible[r + rows - 1] - key, ATTN_K);
             if (keys <= 0) continue;
-            product_by_row(keys, columns, g->d, x.k, width, x.q_t + r * width, ATTN_Q, x.s, ATTN_Q, NULL);
+            attn_by_row((attn_product){keys, columns, g->d, x.k, width, x.q_t + r * width, ATTN_Q, x.s, ATTN_Q, NULL});
             attn_softmax(&x, r, columns, key, keys);
-            product_by_column(rows, width, keys, x.s, ATTN_Q, x.v, width, x.acc + r * width, width, x.factor);
+            attn_by_column((attn_product){rows, width, keys, x.s, ATTN_Q, x.v, width, x.acc + r * width, width, x.factor});
         }
     }
     for (int64_t r = 0; r < p->rows; r++) attn_finish_row(g, p, p->row + r, x.acc + r * width, x.max[r], x.sum[r]);
@@ -249,7 +204,7 @@ static void attn_forward_rows(const attn *g, const attn_piece *p, float *scratch
 
 INLINE int64_t attn_few_stride(const attn *g) { return g->width + 2; }
 
-/* Scores of one row against `keys` keys `stride` apart. LANES keys at once, so that their dot products end in one transposition. */
+/* Scores of one row against `keys` keys `stride` apart; LANES keys at once, so that their dot products end in a transposition. */
 static void attn_few_scores(const float *q, const float *k, int64_t stride, int64_t d, int64_t keys, float *s) {
     for (int64_t j = 0; j < keys; j += LANES) {
         vf v[LANES];
@@ -279,9 +234,9 @@ static void attn_forward_keys(const attn *g, const attn_piece *p, float *scratch
     /* Less than attn_scratch_size gives. */
     float *s = scratch, *q = s + ATTN_FEW_ROWS * ATTN_FEW_KEYS, *packed = q + width, *out = g->partial + p->partial;
     int64_t at = ((p->key + p->from) * g->kv_heads + p->kv_head) * g->d;
-    const float *base = g->q + (p->query * g->heads + p->kv_head * g->group) * g->d, *values = g->v + at;
+    const float *values = g->v + at;
     for (int64_t r = 0; r < p->rows; r++) {
-        attn_pad_row(q, attn_row(base, r, g->heads, g->group, g->d), g->d, width, g->scale);
+        attn_pad_row(q, g->q + attn_at(g, p, r) * g->d, g->d, width, g->scale);
         float *row = s + r * ATTN_FEW_KEYS, *last = out + r * attn_few_stride(g) + width;
         attn_few_scores(q, g->k + at, stride, g->d, keys, row);
         int64_t seen = attn_visible(g, p, r) - p->from, whole = round_up(keys, LANES);
@@ -301,13 +256,15 @@ static void attn_forward_keys(const attn *g, const attn_piece *p, float *scratch
         values = packed;
         value_stride = width;
     }
-    product_by_row(p->rows, width, keys, s, ATTN_FEW_KEYS, values, value_stride, out, attn_few_stride(g), NULL);
+    attn_by_row((attn_product){p->rows, width, keys, s, ATTN_FEW_KEYS, values, value_stride, out, attn_few_stride(g), NULL});
 }
 
 static void attn_forward_piece(const void *context, int64_t begin, int64_t end, int worker) {
     const attn *g = context;
     float *scratch = g->scratch + worker * g->scratch_size;
-    for (const attn_piece *p = g->piece + begin; p < g->piece + end; p++) {
+    for (int64_t i = begin; i < end; i++) {
+        /* From the last rows of a sequence to the first: what is long goes first, so that threads end together. */
+        const attn_piece *p = g->piece + g->first[g->sequences] - 1 - i;
         if (attn_is_few(g, p)) attn_forward_keys(g, p, scratch);
         else attn_forward_rows(g, p, scratch);
     }
@@ -351,13 +308,13 @@ static void attn_softmax_grad(const attn_scratch *x, int64_t row, int64_t column
 
 /* One batch of packed rows against all the keys that they see. */
 static void attn_grad_rows(const attn *g, const attn_piece *p, int64_t row, int64_t rows, const attn_scratch *x) {
-    int64_t width = g->width, first_head = p->query * g->heads + p->kv_head * g->group;
+    int64_t width = g->width;
     attn_pack_rows(g, p, g->q, row, rows, g->scale, x->q, x->q_t);
     attn_pack_rows(g, p, g->d_o, row, rows, 1, x->d_o, x->d_o_t);
     attn_set_visible(g, p, row, rows, x->visible);
     memset(x->acc, 0, (size_t)(rows * width) * sizeof *x->acc);
     for (int64_t r = 0; r < rows; r++) {
-        int64_t at = first_head + (row + r) / g->group * g->heads + (row + r) % g->group, i = 0;
+        int64_t at = attn_at(g, p, row + r), i = 0;
         const float *o = g->saved_o + at * g->d, *d_o = x->d_o + r * width;
         vf dot = vf_set1(0);
         for (; i + LANES <= g->d; i += LANES) dot += vf_load(o + i) * vf_load(d_o + i);
@@ -369,7 +326,6 @@ static void attn_grad_rows(const attn *g, const attn_piece *p, int64_t row, int6
         x->max[r] = INFINITY; /* lanes past the rows have probability 0 */
         x->sum[r] = 0;
     }
-    float *dk = g->partial + p->partial, *dv = dk + p->to * width;
     int64_t seen = x->visible[rows - 1];
     for (int64_t key = 0; key < seen; key += ATTN_K) {
         attn_pack_keys(g, p, key, at_most(seen - key, ATTN_K), x);
@@ -377,18 +333,17 @@ static void attn_grad_rows(const attn *g, const attn_piece *p, int64_t row, int6
             int64_t count = at_most(rows - r, ATTN_Q), columns = round_up(count, LANES), at = r * width;
             int64_t keys = at_most(x->visible[r + count - 1] - key, ATTN_K);
             if (keys <= 0) continue;
-            product_by_row(keys, columns, g->d, x->k, width, x->q_t + at, ATTN_Q, x->s, ATTN_Q, NULL);
-            product_by_row(keys, columns, g->d, x->v, width, x->d_o_t + at, ATTN_Q, x->ds, ATTN_Q, NULL);
+            float *dk = g->partial + p->partial + key * width, *dv = dk + p->to * width;
+            attn_by_row((attn_product){keys, columns, g->d, x->k, width, x->q_t + at, ATTN_Q, x->s, ATTN_Q, NULL});
+            attn_by_row((attn_product){keys, columns, g->d, x->v, width, x->d_o_t + at, ATTN_Q, x->ds, ATTN_Q, NULL});
             attn_softmax_grad(x, r, columns, key, keys);
-            product_by_row(keys, width, count, x->s, ATTN_Q, x->d_o + at, width, dv + key * width, width, attn_ones);
-            product_by_row(keys, width, count, x->ds, ATTN_Q, x->q + at, width, dk + key * width, width, attn_ones);
-            product_by_column(count, width, keys, x->ds, ATTN_Q, x->k, width, x->acc + at, width, attn_ones);
+            attn_by_row((attn_product){keys, width, count, x->s, ATTN_Q, x->d_o + at, width, dv, width, attn_ones});
+            attn_by_row((attn_product){keys, width, count, x->ds, ATTN_Q, x->q + at, width, dk, width, attn_ones});
+            attn_by_column((attn_product){count, width, keys, x->ds, ATTN_Q, x->k, width, x->acc + at, width, attn_ones});
         }
     }
-    for (int64_t r = 0; r < rows; r++) {
-        int64_t at = first_head + (row + r) / g->group * g->heads + (row + r) % g->group;
-        attn_trim_row(g->dq + at * g->d, x->acc + r * width, g->d, g->scale);
-    }
+    for (int64_t r = 0; r < rows; r++)
+        attn_trim_row(g->dq + attn_at(g, p, row + r) * g->d, x->acc + r * width, g->d, g->scale);
 }
 
 static void attn_grad_piece(const void *context, int64_t begin, int64_t end, int worker) {
@@ -433,36 +388,35 @@ static void attn_join_tokens(const void *context, int64_t begin, int64_t end, in
 
 /* ---- Cutting the work, and the two kernels */
 
-/* The pieces of one key-value head of sequence s; written where `to` is not NULL. Returns their number, and adds up what their
- * own results take. `share` is the number of pieces for a unit of work in the backward pass, 0 in the forward pass. */
-static int64_t attn_cut(const attn *g, int64_t s, int64_t kv_head, double share, attn_piece *to, int64_t *partial) {
+/* The pieces of one key-value head of sequence s, written where `to` is not NULL. Returns their number, and adds what their own
+ * results take to `partial`. */
+static int64_t attn_cut(const attn *g, int64_t s, int64_t kv_head, attn_piece *to, int64_t *partial) {
     attn_piece p = {.query = g->q_offsets[s], .key = g->k_offsets[s], .kv_head = kv_head};
     p.n = g->q_offsets[s + 1] - p.query;
     p.m = g->k_offsets[s + 1] - p.key;
-    int64_t rows = p.n * g->group, count, cut_keys = attn_is_few(g, &p);
+    int64_t rows = p.n * g->group, count, few = attn_is_few(g, &p);
     if (rows == 0) return 0;
-    if (cut_keys) count = (p.m + ATTN_FEW_KEYS - 1) / ATTN_FEW_KEYS;
-    else if (share == 0) count = (rows + ATTN_FORWARD_ROWS - 1) / ATTN_FORWARD_ROWS;
-    else count = at_most((int64_t)ceil(share * (double)p.n * (double)p.n), (rows + ATTN_Q - 1) / ATTN_Q);
+    if (few) count = (p.m + ATTN_FEW_KEYS - 1) / ATTN_FEW_KEYS;
+    else if (g->share == 0) count = (rows + ATTN_FORWARD_ROWS - 1) / ATTN_FORWARD_ROWS;
+    else count = at_most((int64_t)ceil(g->share * (double)p.n * (double)p.n), (rows + ATTN_Q - 1) / ATTN_Q);
     for (int64_t c = 0; c < count; c++) {
-        int64_t end = rows;
-        if (cut_keys) {
+        p.partial = *partial;
+        if (few) {
             p.rows = rows;
             p.from = c * ATTN_FEW_KEYS;
             p.to = at_most(p.m, p.from + ATTN_FEW_KEYS);
-            p.partial = *partial;
             *partial += rows * attn_few_stride(g);
         } else {
-            /* The backward pass cuts the triangle into equal areas. */
-            if (share == 0) end = at_most(rows, (c + 1) * ATTN_FORWARD_ROWS);
-            else if (c + 1 < count) end = at_most(rows, round_up((int64_t)((double)rows * sqrt((double)(c + 1) / (double)count)), ATTN_Q));
+            int64_t end = (c + 1) * ATTN_FORWARD_ROWS;
+            /* The triangle in equal areas. */
+            if (g->share != 0) end = round_up((int64_t)((double)rows * sqrt((double)(c + 1) / (double)count)), ATTN_Q);
+            if (c + 1 == count || end > rows) end = rows;
+            p.row += p.rows;
             p.rows = end - p.row;
             p.to = p.rows ? attn_visible(g, &p, end - 1) : 0;
-            p.partial = *partial;
-            if (share != 0) *partial += 2 * p.to * g->width;
+            if (g->share != 0) *partial += 2 * p.to * g->width;
         }
         if (to) to[c] = p;
-        p.row = cut_keys ? 0 : end;
     }
     return count;
 }
@@ -475,7 +429,7 @@ static void attn_release(attn *g) {
 }
 
 /* Lists the pieces and takes the memory. */
-static pl_status attn_prepare(attn *g, int64_t rows_kept, double share) {
+static pl_status attn_prepare(attn *g, int64_t rows_kept) {
     int64_t partial = 0, count = 0;
     g->scratch_size = round_up(attn_scratch_size(g->width, rows_kept), 16);
     g->scratch = pl_acquire((size_t)(g->scratch_size * pl_num_threads()) * sizeof *g->scratch);
@@ -483,7 +437,7 @@ static pl_status attn_prepare(attn *g, int64_t rows_kept, double share) {
     if (!g->scratch || !g->first) return PL_NO_MEMORY;
     for (int64_t s = 0; s < g->sequences; s++) {
         g->first[s] = count;
-        for (int64_t h = 0; h < g->kv_heads; h++) count += attn_cut(g, s, h, share, NULL, &partial);
+        for (int64_t h = 0; h < g->kv_heads; h++) count += attn_cut(g, s, h, NULL, &partial);
     }
     g->first[g->sequences] = count;
     g->piece = pl_acquire((size_t)count * sizeof *g->piece);
@@ -492,12 +446,13 @@ static pl_status attn_prepare(attn *g, int64_t rows_kept, double share) {
     partial = 0;
     attn_piece *to = g->piece;
     for (int64_t s = 0; s < g->sequences; s++)
-        for (int64_t h = 0; h < g->kv_heads; h++) to += attn_cut(g, s, h, share, to, &partial);
+        for (int64_t h = 0; h < g->kv_heads; h++) to += attn_cut(g, s, h, to, &partial);
     return PL_OK;
 }
 
 static attn attn_of(const pl_call *call) {
-    attn g = {.heads = PL_DIM(call, 'H'), .kv_heads = PL_DIM(call, 'G'), .d = PL_DIM(call, 'D'), .sequences = PL_DIM(call, 'S') - 1};
+    attn g = {.heads = PL_DIM(call, 'H'), .kv_heads = PL_DIM(call, 'G'), .d = PL_DIM(call, 'D')};
+    g.sequences = PL_DIM(call, 'S') - 1;
     g.group = g.kv_heads ? g.heads / g.kv_heads : 0;
     g.width = round_up(g.d, LANES);
     return g;
@@ -514,7 +469,7 @@ static pl_status attention_forward(const pl_call *call) {
     g.scale = (float)call->arg[5].f;
     g.o = call->arg[6].out;
     g.lse = call->arg[7].out;
-    pl_status status = attn_prepare(&g, ATTN_FORWARD_ROWS, 0);
+    pl_status status = attn_prepare(&g, ATTN_FORWARD_ROWS);
     if (status == PL_OK) {
         int64_t count = g.first[g.sequences];
         pl_parallel(count, 1, attn_forward_piece, &g);
@@ -547,7 +502,8 @@ static pl_status attention_grad(const pl_call *call) {
         double n = (double)(g.q_offsets[s + 1] - g.q_offsets[s]);
         work += n * n * (double)g.kv_heads;
     }
-    pl_status status = attn_prepare(&g, ATTN_GRAD_ROWS, work > 0 ? ATTN_GRAD_PIECES / work : 1);
+    g.share = work > 0 ? ATTN_GRAD_PIECES / work : 1;
+    pl_status status = attn_prepare(&g, ATTN_GRAD_ROWS);
     if (status == PL_OK) {
         pl_parallel(g.first[g.sequences], 1, attn_grad_piece, &g);
         pl_parallel(PL_DIM(call, 'N'), ATTN_K, attn_join_tokens, &g);

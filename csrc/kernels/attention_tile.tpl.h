@@ -1,0 +1,61 @@
+/* The products of attention's tiles: small matrices that lie in the cache, multiplied as they lie. */
+
+#if PL_BYTES == 64 || defined(__aarch64__)
+enum { ATTN_ROWS = 8 }; /* rows of the register tile, two vectors wide */
+#else
+enum { ATTN_ROWS = 6 };
+#endif
+
+/* C = A B + factor C (no C when factor is NULL). Element (i, k) of A is a[i * lda + k], or a[i + k * lda] by column. */
+typedef struct {
+    int64_t rows, columns, depth; /* columns of B and C in whole vectors */
+    const float *a;
+    int64_t lda;
+    const float *b;
+    int64_t ldb;
+    float *c;
+    int64_t ldc;
+    const float *factor; /* per row */
+} attn_product;
+
+/* Rows [i, i + rows) and nv vectors of columns from j. rows, nv and by_column are constants in every instance. */
+INLINE void attn_tile(const attn_product *t, const int rows, const int nv, const int by_column, int64_t i0, int64_t j) {
+    int64_t lda = t->lda, ldb = t->ldb, ldc = t->ldc;
+    const float *a = t->a + i0 * (by_column ? 1 : lda), *b = t->b + j;
+    float *c = t->c + i0 * ldc + j;
+    vf acc[ATTN_ROWS][2];
+#pragma GCC unroll 8
+    for (int i = 0; i < rows; i++)
+#pragma GCC unroll 2
+        for (int l = 0; l < nv; l++) acc[i][l] = t->factor ? vf_load(c + i * ldc + l * LANES) * t->factor[i0 + i] : vf_set1(0);
+    for (int64_t k = 0; k < t->depth; k++) {
+        vf b0 = vf_load(b + k * ldb), b1 = nv == 2 ? vf_load(b + k * ldb + LANES) : b0;
+#pragma GCC unroll 8
+        for (int i = 0; i < rows; i++) {
+            vf x = vf_set1(by_column ? a[k * lda + i] : a[i * lda + k]);
+            acc[i][0] += x * b0;
+            if (nv == 2) acc[i][1] += x * b1;
+        }
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < rows; i++)
+#pragma GCC unroll 2
+        for (int l = 0; l < nv; l++) vf_store(c + i * ldc + l * LANES, acc[i][l]);
+}
+
+INLINE void attn_panel(const attn_product *t, const int nv, const int by_column, int64_t j) {
+    int64_t i = 0;
+    for (; i + ATTN_ROWS <= t->rows; i += ATTN_ROWS) attn_tile(t, ATTN_ROWS, nv, by_column, i, j);
+    int64_t rest = t->rows - i;
+    if (rest & 4) attn_tile(t, 4, nv, by_column, i, j);
+    if (rest & 2) attn_tile(t, 2, nv, by_column, i + (rest & 4), j);
+    if (rest & 1) attn_tile(t, 1, nv, by_column, i + (rest & 6), j);
+}
+
+INLINE void attn_multiply(const attn_product *t, const int by_column) {
+    int64_t j = 0;
+    for (; j + 2 * LANES <= t->columns; j += 2 * LANES) attn_panel(t, 2, by_column, j);
+    if (j < t->columns) attn_panel(t, 1, by_column, j);
+}
+static void attn_by_row(attn_product t) { attn_multiply(&t, 0); }
+static void attn_by_column(attn_product t) { attn_multiply(&t, 1); }
