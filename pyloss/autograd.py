@@ -353,7 +353,8 @@ def value_and_grad(function: Callable, argnums: int | Sequence[int] = 0) -> Call
         if array.dtype not in (np.float32, np.float64):
             if array.dtype.kind not in "fiub" and array.dtype.name != "bfloat16":
                 raise TypeError(f"cannot differentiate with respect to an array of dtype {array.dtype}; it must hold real numbers")
-            array = array.astype(np.float32)
+            native = array.dtype.newbyteorder("=")
+            array = array.astype(native if native == np.float64 else np.float32)
         return Tensor(array, Node(root))
 
     def wrapped(*args: Any, **kwargs: Any) -> tuple[Any, Any]:

@@ -65,7 +65,7 @@ def softmax_cross_entropy(
     source = data(logits)
     if source.ndim < 1 or source.shape[-1] < 1:
         raise ValueError(f"logits must be [..., V] with V at least 1, got shape {source.shape}")
-    double = source.dtype == np.float64
+    double = source.dtype.newbyteorder("=") == np.float64
     array = np.require(source, np.float64, "CA") if double else ops.f32(logits, "logits")
     shape, vocabulary = array.shape[:-1], array.shape[-1]
     rows = _row_labels(labels, weights, shape, vocabulary, ignore_index)
