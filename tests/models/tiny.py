@@ -1,0 +1,174 @@
+"""A random Llama small enough for NumPy: written as a Hugging Face folder or as GGUF, and computed in float64."""
+
+import json
+
+import ml_dtypes
+import numpy as np
+from safetensors.numpy import save_file
+
+SIZES = {
+    "vocab_size": 29,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 1000.0,
+    "max_position_embeddings": 512,
+}
+TYPES = {"f32": np.float32, "f16": np.float16, "bf16": ml_dtypes.bfloat16}
+
+
+def config(tied=True, bias=False, **changes):
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_act": "silu",
+        "tie_word_embeddings": tied,
+        "attention_bias": bias,
+        "mlp_bias": bias,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        **SIZES,
+        **changes,
+    }
+
+
+def tensors(c, seed=0):
+    """float32 arrays under Hugging Face's names."""
+    rng = np.random.default_rng(seed)
+    hidden, inner = c["hidden_size"], c["intermediate_size"]
+    width, kv = c["num_attention_heads"] * c["head_dim"], c["num_key_value_heads"] * c["head_dim"]
+    out = {"model.embed_tokens.weight": rng.standard_normal((c["vocab_size"], hidden))}
+    for i in range(c["num_hidden_layers"]):
+        at = f"model.layers.{i}"
+        for name, rows, columns in (
+            ("self_attn.q_proj", width, hidden), ("self_attn.k_proj", kv, hidden), ("self_attn.v_proj", kv, hidden),
+            ("self_attn.o_proj", hidden, width), ("mlp.gate_proj", inner, hidden), ("mlp.up_proj", inner, hidden), ("mlp.down_proj", hidden, inner),
+        ):  # fmt: skip
+            out[f"{at}.{name}.weight"] = rng.standard_normal((rows, columns)) / np.sqrt(columns) * 1.5
+            if c["attention_bias" if "attn" in name else "mlp_bias"]:
+                out[f"{at}.{name}.bias"] = rng.standard_normal(rows) / 2
+        for name in ("input_layernorm", "post_attention_layernorm"):
+            out[f"{at}.{name}.weight"] = rng.uniform(0.5, 1.5, hidden)
+    out["model.norm.weight"] = rng.uniform(0.5, 1.5, hidden)
+    if not c["tie_word_embeddings"]:
+        out["lm_head.weight"] = rng.standard_normal((c["vocab_size"], hidden))
+    return {name: array.astype(np.float32) for name, array in out.items()}
+
+
+def write_folder(folder, seed=0, dtype="f32", change=None, **options):
+    """config.json and model.safetensors in `folder`; gives (config, arrays as stored). `change` may alter the dict of arrays first."""
+    c = config(**options)
+    arrays = {name: array.astype(TYPES[dtype]) for name, array in tensors(c, seed).items()}
+    if change:
+        change(arrays)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(c))
+    save_file(arrays, folder / "model.safetensors", {"format": "pt"})
+    return c, {name: array.astype(np.float32) for name, array in arrays.items()}
+
+
+GGUF_NAMES = {
+    "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
+    "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
+}  # fmt: skip
+
+
+def gguf_name(name):
+    module, kind = name.rsplit(".", 1)
+    whole = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+    if module in whole:
+        return f"{whole[module]}.{kind}"
+    _, _, layer, inner = module.split(".", 3)
+    return f"blk.{layer}.{GGUF_NAMES[inner]}.{kind}"
+
+
+def interleaved(array, head_dim):
+    """The row order in which llama.cpp's converter stores q and k."""
+    return array.reshape(-1, 2, head_dim // 2, *array.shape[1:]).swapaxes(1, 2).reshape(array.shape)
+
+
+def write_gguf(path, seed=0, format="F32", **options):
+    """The same model as a GGUF file whose matrices are in `format`; gives (config, arrays as stored)."""
+    import gguf
+
+    kind = gguf.GGMLQuantizationType[format]
+    c = config(**options)
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(c["max_position_embeddings"])
+    writer.add_embedding_length(c["hidden_size"])
+    writer.add_block_count(c["num_hidden_layers"])
+    writer.add_feed_forward_length(c["intermediate_size"])
+    writer.add_head_count(c["num_attention_heads"])
+    writer.add_head_count_kv(c["num_key_value_heads"])
+    writer.add_layer_norm_rms_eps(c["rms_norm_eps"])
+    writer.add_rope_freq_base(c["rope_theta"])
+    writer.add_rope_dimension_count(c["head_dim"])
+    stored = {}
+    for name, array in tensors(c, seed).items():
+        rotary = ".q_proj." in name or ".k_proj." in name
+        placed = interleaved(array, c["head_dim"]) if rotary else array
+        if array.ndim == 2:
+            packed = gguf.quants.quantize(placed, kind)
+            writer.add_tensor(gguf_name(name), packed, raw_dtype=kind)
+            # Rows are quantised one by one, so their order does not matter.
+            stored[name] = gguf.quants.dequantize(gguf.quants.quantize(array, kind), kind).astype(np.float32)
+        else:
+            writer.add_tensor(gguf_name(name), np.ascontiguousarray(placed))
+            stored[name] = array
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return c, stored
+
+
+def logits(c, arrays, tokens):
+    """Logits [T, V] of one sequence, in float64 and with T x T attention."""
+    w = {name: array.astype(np.float64) for name, array in arrays.items()}
+
+    def norm(x, name):
+        return x / np.sqrt((x * x).mean(-1, keepdims=True) + c["rms_norm_eps"]) * w[f"{name}.weight"]
+
+    def linear(x, name):
+        return x @ w[f"{name}.weight"].T + w.get(f"{name}.bias", 0)
+
+    d, n = c["head_dim"], len(tokens)
+    angles = np.arange(n)[:, None] * c["rope_theta"] ** -(np.arange(0, d, 2) / d)
+    cos, sin = np.cos(angles)[:, None], np.sin(angles)[:, None]
+
+    def heads(x, rotate=True):
+        x = x.reshape(n, -1, d)
+        a, b = x[..., : d // 2], x[..., d // 2 :]
+        return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1) if rotate else x
+
+    x = w["model.embed_tokens.weight"][tokens]
+    share = c["num_attention_heads"] // c["num_key_value_heads"]
+    for i in range(c["num_hidden_layers"]):
+        at = f"model.layers.{i}"
+        y = norm(x, f"{at}.input_layernorm")
+        q, k = heads(linear(y, f"{at}.self_attn.q_proj")), heads(linear(y, f"{at}.self_attn.k_proj"))
+        v = heads(linear(y, f"{at}.self_attn.v_proj"), rotate=False)
+        k, v = np.repeat(k, share, axis=1), np.repeat(v, share, axis=1)
+        scores = np.einsum("nhd,mhd->hnm", q, k) / np.sqrt(d)
+        scores = np.where(np.tril(np.ones((n, n), bool)), scores, -np.inf)
+        p = np.exp(scores - scores.max(-1, keepdims=True))
+        p /= p.sum(-1, keepdims=True)
+        x = x + linear(np.einsum("hnm,mhd->nhd", p, v).reshape(n, -1), f"{at}.self_attn.o_proj")
+        y = norm(x, f"{at}.post_attention_layernorm")
+        gate = linear(y, f"{at}.mlp.gate_proj")
+        x = x + linear(gate / (1 + np.exp(-gate)) * linear(y, f"{at}.mlp.up_proj"), f"{at}.mlp.down_proj")
+    head = w["model.embed_tokens.weight"] if c["tie_word_embeddings"] else w["lm_head.weight"]
+    return norm(x, "model.norm") @ head.T
+
+
+def load_tiny(folder, **options):
+    """A tiny model over a new folder."""
+    from pyloss.models import load_model
+
+    write_folder(folder, **options)
+    return load_model(folder)
