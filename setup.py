@@ -25,8 +25,9 @@ if X86:
     ISA_FLAGS["avx512"] += ["-mprefer-vector-width=512"]
 
 
-def headers(*folders):
-    return [os.path.join(f, n) for f in folders for n in sorted(os.listdir(f)) if n.endswith((".h", ".def"))]
+def included(*folders):
+    """What the sources include, and the kernels of every machine: the source distribution takes its C files from here."""
+    return [os.path.join(f, n) for f in folders for n in sorted(os.listdir(f)) if n.endswith((".h", ".def")) or n.startswith("isa_")]
 
 
 class BuildKernels(build_ext):
@@ -49,10 +50,11 @@ if LIMITED:
 core = Extension(
     "pyloss._core",
     sources=["csrc/binding/module.c", "csrc/binding/spec.c", "csrc/core/buffers.c", "csrc/core/cpu.c", "csrc/core/threads.c"],
-    depends=headers("csrc", "csrc/binding", "csrc/kernels"),
+    depends=included("csrc", "csrc/binding", "csrc/kernels"),
     include_dirs=[numpy.get_include()],
     define_macros=macros,
     extra_compile_args=CFLAGS,
+    libraries=["m"],
     extra_link_args=LDFLAGS,
     py_limited_api=LIMITED,
 )

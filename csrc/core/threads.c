@@ -2,6 +2,7 @@
 #include "../pyloss.h"
 
 #include <pthread.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #if defined(__x86_64__)
@@ -110,7 +111,11 @@ void pl_parallel(int64_t n, int64_t grain, pl_range_fn fn, const void *context) 
     atomic_store_explicit(&pool.pending, pool.started, memory_order_relaxed);
     if (pool.started) announce();
     run_pieces(0);
-    while (atomic_load_explicit(&pool.pending, memory_order_acquire)) RELAX();
+    /* On a busy machine the last worker may be waiting for this very processor. */
+    for (int i = 0; atomic_load_explicit(&pool.pending, memory_order_acquire); i++) {
+        if (i < SPINS) RELAX();
+        else sched_yield();
+    }
     inside = 0;
     pthread_mutex_unlock(&pool.caller);
 }

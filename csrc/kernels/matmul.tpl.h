@@ -195,44 +195,49 @@ static void pack_a(const gemm *g, int64_t row, int rows, int mr, int64_t k0, int
     }
 }
 
+/* Elements [begin, begin + n) of a stored row, n <= 32: where they lie if they are floats, else expanded into `run`. */
+INLINE const float *stored_run(const pl_weight *w, int64_t row, int64_t begin, int64_t n, float *run) {
+    const uint8_t *p = pl_weight_row(w, row);
+    if (w->format == PL_W_F32 && n == 32) return (const float *)p + begin;
+    decode_run(w->format, p, begin, n, run);
+    return run;
+}
+
 /* Columns [j0, j0 + n) and depth [k0, k0 + kc) of B as panels [n / width][kc][width] times `scale`, padded with 0. For a
  * quantised B, k0 (transposed) or j0 (not) is a multiple of 32. */
 static void pack_b(const pl_weight *w, int transposed, int64_t j0, int64_t n, int64_t k0, int64_t kc, int width, float scale, float *dst) {
-    float run[LANES][32];
-    vf factor = vf_set1(scale);
+    float run[LANES][32] = {{0}};
+    const vf factor = vf_set1(scale);
+    const int64_t padded = (n + width - 1) / width * width;
     if (transposed) {
-        for (int64_t j = 0; j < n; j += LANES) {
+        for (int64_t j = 0; j < padded; j += LANES) {
             float *panel = dst + j / width * width * kc + j % width;
             for (int64_t k = 0; k < kc; k += 32) {
                 int64_t depth = kc - k < 32 ? kc - k : 32;
+                const float *source[LANES];
                 for (int i = 0; i < LANES; i++) {
-                    if (j + i < n) decode_run(w->format, pl_weight_row(w, j0 + j + i), k0 + k, depth, run[i]);
-                    else memset(run[i], 0, sizeof run[i]);
+                    if (j + i < n) source[i] = stored_run(w, j0 + j + i, k0 + k, depth, run[i]);
+                    else source[i] = memset(run[i], 0, sizeof run[i]);
                 }
                 for (int64_t at = 0; at < depth; at += LANES) {
                     vf v[LANES];
-                    for (int i = 0; i < LANES; i++) v[i] = vf_load(run[i] + at);
+                    for (int i = 0; i < LANES; i++) v[i] = vf_load(source[i] + at);
                     transpose(v);
                     int64_t end = depth - at < LANES ? depth - at : LANES;
                     for (int64_t l = 0; l < end; l++) vf_store(panel + (k + at + l) * width, v[l] * factor);
                 }
             }
         }
-        /* The columns between the last vector and the end of the last panel. */
-        for (int64_t j = (n + LANES - 1) / LANES * LANES; j % width; j += LANES)
-            for (int64_t k = 0; k < kc; k++) vf_store(dst + j / width * width * kc + j % width + k * width, vf_set1(0));
         return;
     }
-    int64_t padded = (n + width - 1) / width * width;
     for (int64_t k = 0; k < kc; k++) {
-        const uint8_t *row = pl_weight_row(w, k0 + k);
         for (int64_t j = 0; j < padded; j += 32) {
             int64_t count = n - j < 32 ? (n - j < 0 ? 0 : n - j) : 32;
             if (count < 32) memset(run[0], 0, sizeof run[0]);
-            if (count) decode_run(w->format, row, j0 + j, count, run[0]);
+            const float *source = count ? stored_run(w, k0 + k, j0 + j, count, run[0]) : run[0];
             for (int64_t at = 0; at < 32 && j + at < padded; at += LANES) {
                 int64_t col = j + at;
-                vf_store(dst + col / width * width * kc + k * width + col % width, vf_load(run[0] + at) * factor);
+                vf_store(dst + col / width * width * kc + k * width + col % width, vf_load(source + at) * factor);
             }
         }
     }
@@ -402,7 +407,7 @@ static pl_status gemm_run(const gemm *g) {
     for (s.row0 = 0; s.row0 < g->m; s.row0 += s.rows) {
         s.rows = g->m - s.row0 < tallest ? g->m - s.row0 : tallest;
         int64_t used = (s.rows + s.mr - 1) / s.mr, most = used / 9 + 1; /* a piece of fewer rows would not pay for packing B */
-        int64_t wanted = (8 * pl_num_threads() + s.column_pieces - 1) / s.column_pieces;
+        int64_t wanted = (3 * pl_num_threads() + s.column_pieces - 1) / s.column_pieces;
         s.row_pieces = wanted < most ? wanted : most;
         s.rows_per_piece = (used + s.row_pieces - 1) / s.row_pieces * s.mr;
         s.row_pieces = (s.rows + s.rows_per_piece - 1) / s.rows_per_piece;

@@ -1,0 +1,136 @@
+"""`make bench`: measures pyloss and its peers in one run, prints the README's tables and draws its picture.
+
+    python benchmarks/run.py [--quick] [--picture docs/benchmark.svg]
+
+Each step measurement is a process of its own, so that its peak memory is its own; the programs take turns, and the best of the rounds counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from common import WORK, environment, machine, run_json, table
+
+import pyloss
+
+MODEL = "smollm2-135m"
+
+
+def float_folder() -> Path:
+    """SmolLM2-135M as a float32 Hugging Face folder: the same weights for everybody."""
+    folder = WORK / "smollm2-f32"
+    if not (folder / "config.json").exists():
+        model, tokenizer = pyloss.load(MODEL)
+        model.save(folder, tokenizer)
+    return folder
+
+
+def matmul(quick: bool) -> str:
+    rows = run_json("matmul.py", "5" if quick else "40")
+    cells = [
+        (r["weight"], r["format"], r["direction"], f"{r['pyloss']:.0f}", f"{r['torch']:.0f}", f"{r['pyloss'] / r['torch']:.2f}") for r in rows
+    ]
+    return table(("weight (in x out)", "stored as", "direction", "pyloss, GFLOP/s", "torch.mm (f32), GFLOP/s", "ratio"), cells)
+
+
+def steps(quick: bool) -> tuple[str, list[dict]]:
+    """LoRA steps at batch 4 x 256."""
+    folder = str(float_folder())
+    programs = [
+        ("torch + PEFT, eager", "step_peft.py", folder, 0),
+        ("pyloss, float32 base", "step_pyloss.py", folder, 0),
+        ("pyloss, Q4_1 base", "step_pyloss.py", MODEL, 0),
+        ("torch + PEFT, checkpointing", "step_peft.py", folder, 1),
+        ("pyloss, float32 base, checkpointing", "step_pyloss.py", folder, 1),
+        ("pyloss, Q4_1 base, checkpointing", "step_pyloss.py", MODEL, 1),
+    ]
+    best: dict[str, dict] = {}
+    for _ in range(1 if quick else 3):
+        for name, script, model, checkpoint in programs:
+            got = run_json(script, model, "4", "256", str(checkpoint), "3" if quick else "5")
+            if name not in best or got["tokens_per_s"] > best[name]["tokens_per_s"]:
+                best[name] = {**got, "name": name, "peak_gb": min(got["peak_gb"], best.get(name, got)["peak_gb"])}
+    peer = best["torch + PEFT, eager"]
+    rows = [
+        (
+            name,
+            f"{b['tokens_per_s']:.0f}",
+            f"{b['tokens_per_s'] / peer['tokens_per_s']:.2f}",
+            f"{b['peak_gb']:.2f}",
+            f"{b['loss']:.4f}",
+        )
+        for name, b in best.items()
+    ]
+    return table(("LoRA step, batch 4 x 256", "tokens/s", "of PEFT", "peak memory, GB", "loss after 5 steps"), rows), list(best.values())
+
+
+def imports(quick: bool) -> str:
+    """Best wall time of a fresh interpreter, less the time of an empty one."""
+
+    def seconds(code: str) -> float:
+        best = float("inf")
+        for _ in range(2 if quick else 7):
+            begin = time.perf_counter()
+            subprocess.run([sys.executable, "-c", code], env=environment(), check=True)
+            best = min(best, time.perf_counter() - begin)
+        return best
+
+    empty = seconds("pass")
+    names = {"import numpy": "import numpy", "import pyloss": "import pyloss", "torch + transformers + PEFT": "import torch, transformers, peft"}
+    return table(("import", "seconds"), [(name, f"{seconds(code) - empty:.3f}") for name, code in names.items()])
+
+
+def generation(quick: bool) -> str:
+    got = run_json("generate_pyloss.py", MODEL, "256", "20" if quick else "64")
+    return table(
+        ("generation, Q4_1, one sequence", "tokens/s"),
+        [("reading a prompt of 256", f"{got['prompt_tokens_per_s']:.0f}"), ("generating", f"{got['tokens_per_s']:.0f}")],
+    )
+
+
+def draw(results: list[dict], path: Path) -> None:
+    """Speed and memory of the LoRA step as two rows of bars."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "pyloss"  # the same file for the same figures
+    import matplotlib.pyplot as plt
+
+    names = [r["name"] for r in results][::-1]
+    colors = ["#c44e52" if "PEFT" in name else "#4c72b0" for name in names]
+    figure, axes = plt.subplots(1, 2, figsize=(9, 2.6), sharey=True)
+    for axis, key, title in ((axes[0], "tokens_per_s", "tokens/s (more is better)"), (axes[1], "peak_gb", "peak memory, GB (less is better)")):
+        bars = axis.barh(names, [r[key] for r in results][::-1], color=colors)
+        axis.bar_label(bars, fmt="%.0f" if key == "tokens_per_s" else "%.2f", padding=3, fontsize=8)
+        axis.set_title(title, fontsize=9)
+        axis.margins(x=0.15)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.tick_params(labelsize=8)
+    figure.suptitle("A LoRA step of SmolLM2-135M, batch 4 x 256, 2 CPU threads", fontsize=10)
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="few runs: to see that everything works")
+    parser.add_argument("--picture", type=Path, help="where to draw the picture (SVG)")
+    options = parser.parse_args()
+    WORK.mkdir(parents=True, exist_ok=True)
+    print(machine(), flush=True)
+    step_table, results = steps(options.quick)
+    print(f"\n{step_table}", flush=True)
+    print(f"\n{matmul(options.quick)}", flush=True)
+    print(f"\n{generation(options.quick)}", flush=True)
+    print(f"\n{imports(options.quick)}", flush=True)
+    if options.picture:
+        draw(results, options.picture)
+        print(f"\ndrew {options.picture}")
+
+
+if __name__ == "__main__":
+    main()

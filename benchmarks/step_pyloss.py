@@ -1,0 +1,34 @@
+"""One LoRA training step of SmolLM2-135M with pyloss: MODEL BATCH TOKENS CHECKPOINT STEPS; prints JSON."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+
+import numpy as np
+
+import pyloss
+
+
+def main(path: str, batch: int, tokens: int, checkpoint: int, steps: int) -> None:
+    model = pyloss.load_model(path)
+    pyloss.linear_to_lora_layers(model, -1, {"rank": 8, "scale": 2.0})
+    model.train().set_grad_checkpoint(bool(checkpoint))
+    optimizer = pyloss.optim.AdamW(1e-4)
+    ids = np.random.default_rng(0).integers(0, model.vocab_size, (batch, tokens + 1)).astype(np.int32)
+    lengths = np.full((batch, 2), (0, tokens + 1), np.int32)
+    step = pyloss.nn.value_and_grad(model, pyloss.tuner.default_loss)
+    best = float("inf")
+    for _ in range(steps):
+        begin = time.perf_counter()
+        (loss, _), grads = step(model, ids, lengths)
+        optimizer.update(model, grads)
+        best = min(best, time.perf_counter() - begin)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    print(json.dumps({"tokens_per_s": batch * tokens / best, "peak_gb": peak, "loss": float(loss)}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], *map(int, sys.argv[2:6]))
