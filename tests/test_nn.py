@@ -1,0 +1,228 @@
+"""Modules: the tree and its names, freezing, loading weights, and gradients of models."""
+
+import numpy as np
+import pytest
+
+import pyloss
+from pyloss import nn, ops
+from pyloss.autograd import Tensor
+from pyloss.weights import Weight
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(3, 4)
+        self.layers = [nn.Linear(4, 4, bias=False), nn.RMSNorm(4)]
+        self.parts = {"a": nn.Linear(4, 2), "b": (nn.Embedding(5, 4),)[0]}
+        self.bias = np.zeros(2, np.float32)
+        self._hidden = nn.Linear(9, 9)
+        self.stored = Weight.quantize(np.ones((2, 32), np.float32), "q4_0")
+        self.number, self.text, self.numbers = 3, "text", [1, 2]
+
+    stored_weight = property(lambda self: self.stored)
+
+    def __call__(self, x):
+        for layer in (self.first, *self.layers, self.parts["a"]):
+            x = layer(x)
+        return x + self.bias if isinstance(x, np.ndarray) else x + Tensor(self.bias)
+
+
+class Plain(nn.Module):
+    def __init__(self, **attributes):
+        super().__init__()
+        vars(self).update(attributes)
+
+
+NAMES = [
+    "bias", "first.weight", "first.bias", "layers.0.weight", "layers.1.weight", "parts.a.weight", "parts.a.bias", "parts.b.weight",
+]  # fmt: skip
+
+
+def test_names():
+    net = Net()
+    assert sorted(net.parameters()) == sorted(NAMES)
+    assert [name for name, _ in net.named_modules()] == ["", "first", "layers.0", "layers.1", "parts.a", "parts.b"]
+    assert [name for name, _ in net.children()] == ["first", "layers.0", "layers.1", "parts.a", "parts.b"]
+    assert [name for name, _ in net.named_modules("net")][:2] == ["net", "net.first"]
+    assert net.parameters()["layers.0.weight"] is net.layers[0].weight
+    assert nn.Module.stored(net) == {"stored": net.stored_weight}
+    assert net.trainable_parameters().keys() == net.parameters().keys()
+
+
+def test_freezing():
+    net = Net()
+    assert net.freeze() is net and net.trainable_parameters() == {}
+    net.layers[0].unfreeze()
+    assert list(net.trainable_parameters()) == ["layers.0.weight"]
+    net.unfreeze()
+    net.freeze(keys=["bias"])
+    assert sorted(net.trainable_parameters()) == sorted(n for n in NAMES if not n.endswith("bias"))
+    net.unfreeze(keys=["bias"], recurse=False)
+    assert "bias" in net.trainable_parameters() and "first.bias" not in net.trainable_parameters()
+    net.freeze(recurse=False)
+    assert "bias" not in net.trainable_parameters() and "first.weight" in net.trainable_parameters()
+    net.unfreeze()
+    assert sorted(net.trainable_parameters()) == sorted(NAMES)
+    net.freeze(keys=["no such name"])
+    assert sorted(net.trainable_parameters()) == sorted(NAMES)
+
+
+def test_modes():
+    net = Net()
+    assert net.training and net.eval() is net
+    assert not any(m.training for m in net.modules())
+    net.train()
+    assert all(m.training for m in net.modules())
+    net.layers[1].eval()
+    assert [m.training for m in net.layers] == [True, False]
+
+
+@pytest.mark.parametrize("path", ["first", "layers.1", "parts.a", "inner.layers.0.deep"])
+def test_set_module(path):
+    net = Net()
+    net.inner = Plain(layers=[Plain(deep=nn.RMSNorm(2))])
+    new = nn.RMSNorm(7)
+    net.set_module(path, new)
+    assert dict(net.named_modules())[path] is new
+    assert sum(m is new for m in net.modules()) == 1
+
+
+@pytest.mark.parametrize("path", ["layers.9", "nowhere.deep", "parts.z.deep", "layers.x"])
+def test_set_module_in_a_place_that_does_not_exist(path):
+    with pytest.raises((AttributeError, LookupError, ValueError)):
+        Net().set_module(path, nn.RMSNorm(2))
+
+
+def test_load_weights():
+    net, rng = Net(), np.random.default_rng(0)
+    arrays = dict(net.parameters())
+    new = {name: rng.standard_normal(a.shape) for name, a in arrays.items()}
+    assert net.load_weights(new) is net
+    for name, array in net.parameters().items():
+        assert array is arrays[name], "the array is kept, whose identity optimisers and tapes know"
+        np.testing.assert_array_equal(array, new[name].astype(np.float32))
+    net.load_weights({"bias": np.ones(2)}, strict=False)
+    assert (net.bias == 1).all()
+
+
+def test_load_weights_lists_all_that_is_wrong_and_changes_nothing():
+    net = Net()
+    before = {name: a.copy() for name, a in net.parameters().items()}
+    new = {name: a + 1 for name, a in before.items() if name not in ("bias", "first.bias")}
+    new["layers.0.weight"] = np.zeros((4, 3))
+    new["parts.a.bias"] = np.float32(0)
+    new["strange"] = np.zeros(1)
+    with pytest.raises(ValueError) as caught:
+        net.load_weights(new)
+    lines = str(caught.value).splitlines()[1:]
+    assert [line.strip() for line in lines] == [
+        "strange: no such parameter",
+        "layers.0.weight: shape (4, 3), expected (4, 4)",
+        "parts.a.bias: shape (), expected (2,)",
+        "bias: missing",
+        "first.bias: missing",
+    ]
+    for name, array in net.parameters().items():
+        np.testing.assert_array_equal(array, before[name])
+    with pytest.raises(ValueError, match="strange") as caught:
+        net.load_weights(new, strict=False)
+    assert "missing" not in str(caught.value)
+    with pytest.raises(ValueError, match="and 10 more"):
+        net.load_weights({f"n{i}": np.zeros(1) for i in range(30)}, strict=False)
+
+
+def test_a_shared_array_is_trained_once():
+    shared = np.array([1.0, 2.0], np.float32)
+    model = Plain(a=Plain(w=shared), b=Plain(w=shared))
+    assert list(model.trainable_parameters()) == ["a.w"]
+    assert sorted(model.parameters()) == ["a.w", "b.w"]
+    x = np.array([3.0, 5.0], np.float32)
+    _, grads = nn.value_and_grad(model, lambda: ops.add(ops.swiglu(model.a.w, x), ops.swiglu(x, model.b.w)).sum())()
+
+    def f(w):
+        return w / (1 + np.exp(-w)) * x + x / (1 + np.exp(-x)) * w
+
+    w = shared.astype(np.float64)
+    np.testing.assert_allclose(grads["a.w"], (f(w + 1e-6) - f(w - 1e-6)) / 2e-6, rtol=1e-5)
+    # Frozen in one place alone, it is still trained through the other.
+    model.a.freeze()
+    assert list(model.trainable_parameters()) == ["b.w"]
+
+
+def test_value_and_grad_of_a_model():
+    net, x = Net(), np.random.default_rng(1).standard_normal((6, 3)).astype(np.float32)
+    net.freeze()
+    net.first.unfreeze()
+    net.layers[1].unfreeze()
+    net.parts["b"].unfreeze()
+
+    def f(x, *, factor):
+        y = net(x)
+        return (y * y).sum() * factor, y, "more"
+
+    (value, y, more), grads = nn.value_and_grad(net, f)(x, factor=2.0)
+    assert value == pytest.approx(2 * (net(x).astype(np.float64) ** 2).sum(), rel=1e-6)
+    assert type(y) is np.ndarray and more == "more"
+    assert sorted(grads) == ["first.bias", "first.weight", "layers.1.weight", "parts.b.weight"]
+    assert not grads["parts.b.weight"].any() and grads["parts.b.weight"].shape == (5, 4)
+    for name, gradient in grads.items():
+        array = net.parameters()[name]
+        place = np.unravel_index(np.abs(gradient).argmax(), array.shape)
+        before, ends = array[place], []
+        for sign in (1, -1):
+            array[place] = before + sign * 1e-2
+            ends.append(2 * float((net(x).astype(np.float64) ** 2).sum()))
+        array[place] = before
+        assert (ends[0] - ends[1]) / 2e-2 == pytest.approx(gradient[place], rel=2e-2, abs=1e-6)
+
+
+def test_a_model_without_anything_to_train():
+    value, grads = nn.value_and_grad(Net().freeze(), lambda: np.float32(2))()
+    assert value == 2 and grads == {}
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_linear(bias):
+    layer = nn.Linear(33, 5, bias=bias)
+    assert layer.shape == (5, 33) and (layer.bias is not None) == bias
+    assert 0 < np.abs(layer.weight).max() <= 1 / np.sqrt(33) and np.abs(layer.weight).max() > 0.9 / np.sqrt(33)
+    x = np.random.default_rng(0).standard_normal((2, 3, 33))
+    want = x @ layer.weight.T.astype(float) + (layer.bias if bias else 0)
+    np.testing.assert_allclose(layer(x), want, atol=1e-5)
+    assert repr(layer) == f"Linear(in=33, out=5, bias={bias}, float32)"
+
+
+@pytest.mark.parametrize(("format", "quantised"), [("f32", False), ("bf16", False), ("f16", False), ("q8_0", True), ("q4_0", True), ("q4_1", True)])
+def test_layers_over_stored_matrices(format, quantised):
+    weight = Weight.quantize(np.random.default_rng(0).standard_normal((6, 32)), format)
+    linear, table = nn.Linear.from_weight(weight), nn.Embedding.from_weight(weight)
+    assert type(linear) is (nn.QuantizedLinear if quantised else nn.Linear)
+    assert type(table) is (nn.QuantizedEmbedding if quantised else nn.Embedding)
+    assert linear.weight is weight and linear.parameters() == {} and linear.nn_stored() == {} if hasattr(linear, "nn_stored") else True
+    assert list(linear.stored()) == ["weight"] and list(table.stored()) == ["weight"]
+    x, dense = np.random.default_rng(1).standard_normal((5, 32)).astype(np.float32), weight.dequantize()
+    np.testing.assert_allclose(linear(x), x.astype(float) @ dense.T, atol=1e-4)
+    np.testing.assert_allclose(table.as_linear(x), linear(x))
+    np.testing.assert_allclose(table([[5, 0]]), dense[[[5, 0]]], rtol=1e-6)
+
+
+def test_norm_and_embedding():
+    norm, table = nn.RMSNorm(4, eps=0.5), nn.Embedding(7, 3)
+    x = np.array([[1.0, 2.0, 3.0, 4.0]], np.float32)
+    np.testing.assert_allclose(norm(x), x / np.sqrt(7.5 + 0.5), rtol=1e-6)
+    assert table.weight.shape == (7, 3) and (table(np.array([6, 6])) == table.weight[[6, 6]]).all()
+
+
+def test_a_seed_gives_the_same_weights():
+    made = []
+    for seed in (1, 1, 2):
+        pyloss.random.seed(seed)
+        made.append((nn.Linear(4, 4).weight, nn.Embedding(4, 4).weight))
+    assert all((a == b).all() for a, b in zip(made[0], made[1], strict=True))
+    assert all((a != b).any() for a, b in zip(made[0], made[2], strict=True))
+
+
+def test_a_module_without_a_forward():
+    with pytest.raises(NotImplementedError, match="Plain"):
+        Plain()(1)
