@@ -2,6 +2,8 @@
 
 import os
 import platform
+import re
+import re
 import sysconfig
 
 import numpy
@@ -27,7 +29,8 @@ if X86:
 
 def included(*folders):
     """What the sources include, and the kernels of every machine: the source distribution takes its C files from here."""
-    return [os.path.join(f, n) for f in folders for n in sorted(os.listdir(f)) if n.endswith((".h", ".def")) or n.startswith("isa_")]
+    wanted = re.compile(r"isa_\w+\.c|.*\.(h|def)")
+    return [os.path.join(f, n) for f in folders for n in sorted(os.listdir(f)) if wanted.fullmatch(n)]
 
 
 class BuildKernels(build_ext):

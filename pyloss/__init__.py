@@ -14,25 +14,25 @@ from .errors import FormatError
 from .losses import linear_cross_entropy, softmax_cross_entropy
 from .weights import Weight
 
-if TYPE_CHECKING:
-    from . import models, tuner
-    from .generate import generate, stream_generate
-    from .models import load, load_model
+if TYPE_CHECKING:  # `as` makes them public to type checkers
+    from . import models as models, tuner as tuner
+    from .generate import generate as generate, stream_generate as stream_generate
+    from .models import load as load, load_model as load_model
     from .tuner import (
-        CacheDataset,
-        ChatDataset,
-        CompletionsDataset,
-        LoRALinear,
-        TextDataset,
-        TrainingArgs,
-        TrainingCallback,
-        evaluate,
-        iterate_batches,
-        linear_to_lora_layers,
-        load_adapters,
-        load_dataset,
-        save_adapter,
-        train,
+        CacheDataset as CacheDataset,
+        ChatDataset as ChatDataset,
+        CompletionsDataset as CompletionsDataset,
+        LoRALinear as LoRALinear,
+        TextDataset as TextDataset,
+        TrainingArgs as TrainingArgs,
+        TrainingCallback as TrainingCallback,
+        evaluate as evaluate,
+        iterate_batches as iterate_batches,
+        linear_to_lora_layers as linear_to_lora_layers,
+        load_adapters as load_adapters,
+        load_dataset as load_dataset,
+        save_adapter as save_adapter,
+        train as train,
     )
 
 __version__ = "0.1.0"
@@ -76,7 +76,7 @@ def __dir__() -> list[str]:
 
 
 def set_num_threads(n: int) -> None:
-    """Sets how many threads kernels may use; at first PYLOSS_NUM_THREADS, OMP_NUM_THREADS, or all processors this process may use."""
+    """Sets how many threads kernels may use; at first PYLOSS_NUM_THREADS, OMP_NUM_THREADS, or all processors allowed."""
     _core.set_num_threads(n)
 
 

@@ -181,6 +181,7 @@ def keep(x: Any) -> Callable[[], np.ndarray]:
 
     def get() -> np.ndarray:
         if node.cache is None:
+            assert node.again is not None
             node.cache = node.again()
         return node.cache
 
@@ -196,13 +197,13 @@ def _unbroadcast(grad: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 def _elementwise(function: Callable, partials: Callable, a: Any, b: Any) -> Tensor | np.ndarray:
     """A binary operation with broadcasting; `partials(a, b, y)` gives both derivatives."""
-    x, y = (v if np.isscalar(v) else data(v) for v in (a, b))
-    out = function(x, y)
+    operands: list[Any] = [v if np.isscalar(v) else data(v) for v in (a, b)]
+    out = function(*operands)
     if not recording(a, b):
         return out
 
     def vjp(dy: np.ndarray, grads: Gradients) -> None:
-        for i, (value, partial) in enumerate(zip((x, y), partials(x, y, out), strict=True)):
+        for i, (value, partial) in enumerate(zip(operands, partials(*operands, out), strict=True)):
             if grads.wanted(i):
                 grads.put(i, np.asarray(_unbroadcast(dy * partial, np.shape(value)), value.dtype, order="C"))
 
@@ -212,8 +213,8 @@ def _elementwise(function: Callable, partials: Callable, a: Any, b: Any) -> Tens
 class Tensor:
     """A traced array: what a function under `value_and_grad` computes with.
 
-    `+ - * / **` with arrays and numbers (NumPy broadcasting), `sum`, `mean`, `reshape`, and all of `pyloss`'s functions carry the gradient;
-    `.data` is the ndarray, for everything else.
+    `+ - * / **` with arrays and numbers (NumPy broadcasting), `sum`, `mean`, `reshape`, and all of `pyloss`'s functions carry the
+    gradient; `.data` is the ndarray, for everything else.
     """
 
     __slots__ = ("data", "_node")
@@ -342,9 +343,9 @@ def run_backward(tape: Tape, result: Any) -> Any:
 def value_and_grad(function: Callable, argnums: int | Sequence[int] = 0) -> Callable:
     """A function that returns `(value, gradients)` of `function`.
 
-    `function` returns a scalar, or a tuple whose first element is one (the others come back as they are). The gradients are those of the
-    arguments at `argnums`: float arrays, or dicts, lists and tuples of them; one gradient for an int, a tuple of gradients for a sequence.
-    float32 and float64 arguments keep their type; other numbers are computed in float32.
+    `function` returns a scalar, or a tuple whose first element is one (the others come back as they are). The gradients are those
+    of the arguments at `argnums`: float arrays, or dicts, lists and tuples of them; one gradient for an int, a tuple of gradients
+    for a sequence. float32 and float64 arguments keep their type; other numbers are computed in float32.
     """
     positions = (argnums,) if isinstance(argnums, int) else tuple(argnums)
 
@@ -352,7 +353,7 @@ def value_and_grad(function: Callable, argnums: int | Sequence[int] = 0) -> Call
         array = np.asarray(value)
         if array.dtype not in (np.float32, np.float64):
             if array.dtype.kind not in "fiub" and array.dtype.name != "bfloat16":
-                raise TypeError(f"cannot differentiate with respect to an array of dtype {array.dtype}; it must hold real numbers")
+                raise TypeError(f"cannot differentiate with respect to dtype {array.dtype}; it must hold real numbers")
             native = array.dtype.newbyteorder("=")
             array = array.astype(native if native == np.float64 else np.float32)
         return Tensor(array, Node(root))

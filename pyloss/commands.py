@@ -63,8 +63,7 @@ def train(flags: Flags) -> int:
 
 def _train(config: SimpleNamespace, model: Any, optimizer: Optimizer, train_set: Any, valid_set: Any) -> None:
     from pyloss.models.safetensors import read_safetensors
-    from pyloss.tuner.trainer import TrainingArgs
-    from pyloss.tuner.trainer import train as run
+    from pyloss.tuner.trainer import TrainingArgs, train as run
     from pyloss.tuner.utils import linear_to_lora_layers
 
     pyloss.random.seed(config.seed)

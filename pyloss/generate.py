@@ -32,10 +32,15 @@ def make_sampler(
 ) -> Callable[[np.ndarray], int]:
     """A function from logits [V] to a token id.
 
-    Temperature 0 takes the largest. Otherwise the candidates are narrowed to the `top_k` largest (0: all), to the smallest set whose probabilities sum to
-    `top_p`, and to those of at least `min_p` times the largest probability, and one is drawn.
+    Temperature 0 takes the largest. Otherwise the candidates are narrowed to the `top_k` largest (0: all), to the smallest set
+    whose probabilities sum to `top_p`, and to those of at least `min_p` times the largest probability, and one is drawn.
     """
-    for name, value, low, high in (("temperature", temperature, 0, np.inf), ("top_p", top_p, 0, 1), ("min_p", min_p, 0, 1), ("top_k", top_k, 0, np.inf)):
+    for name, value, low, high in (
+        ("temperature", temperature, 0, np.inf),
+        ("top_p", top_p, 0, 1),
+        ("min_p", min_p, 0, 1),
+        ("top_k", top_k, 0, np.inf),
+    ):
         if not low <= value <= high:
             raise ValueError(f"{name} must be in [{low}, {high}], not {value!r}")
     if temperature == 0:
@@ -89,7 +94,8 @@ def stream_generate(
 ) -> Iterator[GenerationStep]:
     """Generates after `prompt` (a text, encoded as it stands, or token ids), yielding each token as it comes.
 
-    Ends with the tokenizer's end tokens, whose text is not part of the answer, or after `max_tokens`. The same `seed` gives the same answer.
+    Ends with the tokenizer's end tokens, whose text is not part of the answer, or after `max_tokens`. The same `seed` gives the
+    same answer.
     """
     from .models.tokenizer import StreamDecoder
 

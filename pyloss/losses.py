@@ -28,7 +28,9 @@ def _row_labels(labels: Any, weights: Any, shape: tuple[int, ...], vocabulary: i
     if outside.any():
         where = tuple(int(i) for i in np.argwhere(outside)[0])
         shown = where[0] if len(where) == 1 else where
-        raise ValueError(f"label {array[where]} at position {shown} is outside [0, {vocabulary}) and not ignore_index {ignore_index}")
+        raise ValueError(
+            f"label {array[where]} at position {shown} is outside [0, {vocabulary}) and not ignore_index {ignore_index}"
+        )
     if weights is not None:
         if np.shape(weights) != shape:
             raise ValueError(f"weights have shape {np.shape(weights)}, expected one per label: {shape}")
@@ -37,7 +39,7 @@ def _row_labels(labels: Any, weights: Any, shape: tuple[int, ...], vocabulary: i
 
 
 def _reduced(loss: Any, rows: np.ndarray, shape: tuple[int, ...], weights: Any, reduction: str) -> Any:
-    """Per-row losses [N] to the result: weighted, then as `reduction` says; "mean" divides by the sum of the counted rows' weights."""
+    """Per-row losses [N] to the result: weighted, then as `reduction` says; "mean" divides by the counted rows' weights."""
     if reduction not in _REDUCTIONS:
         raise ValueError(f"reduction must be one of {', '.join(map(repr, _REDUCTIONS))}, not {reduction!r}")
     dtype = data(loss).dtype
@@ -50,7 +52,9 @@ def _reduced(loss: Any, rows: np.ndarray, shape: tuple[int, ...], weights: Any, 
     total = loss.sum(dtype=np.float64).astype(dtype) if isinstance(loss, np.ndarray) else loss.sum()
     if reduction == "sum":
         return total
-    return total * dtype.type(1 / max(float(counted.sum(dtype=np.float64)), np.finfo(np.float64).tiny)) if counted.any() else total * 0
+    if not counted.any():
+        return total * 0
+    return total * dtype.type(1 / max(float(counted.sum(dtype=np.float64)), np.finfo(np.float64).tiny))
 
 
 def softmax_cross_entropy(
@@ -58,15 +62,16 @@ def softmax_cross_entropy(
 ) -> Any:
     """-log softmax(logits)[label] along the last axis.
 
-    `logits` [..., V]: float64 is computed in float64, other real types in float32. `labels` integers [...] in [0, V); rows whose label is `ignore_index` give 0.
-    `weights` [...] multiplies each row's loss. `reduction` is "none" ([...]), "sum", or "mean" over the counted rows' weights. -inf logits are masked
-    vocabulary: probability 0. Raises TypeError and ValueError naming the argument; for a label its position and value.
+    `logits` [..., V]: float64 is computed in float64, other real types in float32. `labels` integers [...] in [0, V); rows whose
+    label is `ignore_index` give 0. `weights` [...] multiplies each row's loss. `reduction` is "none" ([...]), "sum", or "mean"
+    over the counted rows' weights. -inf logits are masked vocabulary: probability 0. Raises TypeError and ValueError naming the
+    argument; for a label its position and value.
     """
     source = data(logits)
     if source.ndim < 1 or source.shape[-1] < 1:
         raise ValueError(f"logits must be [..., V] with V at least 1, got shape {source.shape}")
     double = source.dtype.newbyteorder("=") == np.float64
-    array = np.require(source, np.float64, "CA") if double else ops.f32(logits, "logits")
+    array = np.require(source, np.float64, ["C", "A"]) if double else ops.f32(logits, "logits")
     shape, vocabulary = array.shape[:-1], array.shape[-1]
     rows = _row_labels(labels, weights, shape, vocabulary, ignore_index)
     kernel, kind = (_core.softmax_cross_entropy_f64, "f64") if double else (_core.softmax_cross_entropy_f32, "f32")
@@ -89,8 +94,8 @@ def linear_cross_entropy(
 ) -> Any:
     """`softmax_cross_entropy(hidden @ weight.T, labels)` without all logits at once.
 
-    `hidden` float32 [..., D]; `weight` [V, D], an array or a stored `Weight`; `labels` [...]. Rows without a label are not computed.
-    The other arguments are those of `softmax_cross_entropy`.
+    `hidden` float32 [..., D]; `weight` [V, D], an array or a stored `Weight`; `labels` [...]. Rows without a label are not
+    computed. The other arguments are those of `softmax_cross_entropy`.
     """
     shape = np.shape(data(hidden))[:-1]
     if not isinstance(weight, Weight) and np.ndim(data(weight)) != 2:

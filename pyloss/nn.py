@@ -16,8 +16,8 @@ from .weights import Weight
 class Module:
     """A tree of parameters.
 
-    float32 ndarray attributes are parameters; `Module` attributes, and lists and dicts of modules, are submodules; attributes whose names begin with `_`
-    are neither. Parameters are trained unless frozen; a `Weight` (a stored matrix) is never trained.
+    float32 ndarray attributes are parameters; `Module` attributes, and lists and dicts of modules, are submodules; attributes
+    whose names begin with `_` are neither. Parameters are trained unless frozen; a `Weight` (a stored matrix) is never trained.
     """
 
     def __init__(self) -> None:
@@ -54,7 +54,10 @@ class Module:
         *parents, last = path.split(".")
         owner: Any = self
         for part in parents:
-            owner = owner[int(part)] if isinstance(owner, list) else owner[part] if isinstance(owner, dict) else getattr(owner, part)
+            if isinstance(owner, list):
+                owner = owner[int(part)]
+            else:
+                owner = owner[part] if isinstance(owner, dict) else getattr(owner, part)
         if isinstance(owner, list):
             owner[int(last)] = module
         elif isinstance(owner, dict):
@@ -124,12 +127,15 @@ class Module:
     def load_weights(self, weights: dict[str, np.ndarray], strict: bool = True) -> Module:
         """Copies `weights` into the parameters of the same names.
 
-        ValueError, with nothing changed, for names that don't exist, shapes that differ, and with `strict` for parameters that are missing.
+        ValueError, with nothing changed, for names that don't exist, shapes that differ, and with `strict` for parameters that
+        are missing.
         """
         own = self.parameters()
         problems = [f"{k}: no such parameter" for k in weights if k not in own]
         problems += [
-            f"{k}: shape {np.shape(v)}, expected {own[k].shape}" for k, v in weights.items() if k in own and np.shape(v) != own[k].shape
+            f"{k}: shape {np.shape(v)}, expected {own[k].shape}"
+            for k, v in weights.items()
+            if k in own and np.shape(v) != own[k].shape
         ]
         problems += [f"{k}: missing" for k in own if strict and k not in weights]
         if problems:
@@ -196,7 +202,8 @@ class Embedding(Module):
 
     def __init__(self, num_embeddings: int, dims: int):
         super().__init__()
-        self.weight: np.ndarray | Weight = (random.generator().standard_normal((num_embeddings, dims)) / math.sqrt(dims)).astype(np.float32)
+        values = random.generator().standard_normal((num_embeddings, dims)) / math.sqrt(dims)
+        self.weight: np.ndarray | Weight = values.astype(np.float32)
 
     @staticmethod
     def from_weight(weight: np.ndarray | Weight) -> Embedding:
@@ -237,8 +244,8 @@ class RMSNorm(Module):
 def value_and_grad(model: Module, function: Callable) -> Callable:
     """A function that returns `(value, grads)` of `function` for the trainable parameters of `model`.
 
-    `function` returns a scalar or a tuple whose first element is one. `grads` is a flat dict keyed like `model.trainable_parameters()`,
-    with zeros for parameters that took no part.
+    `function` returns a scalar or a tuple whose first element is one. `grads` is a flat dict keyed like
+    `model.trainable_parameters()`, with zeros for parameters that took no part.
     """
 
     def wrapped(*args: Any, **kwargs: Any) -> tuple[Any, dict[str, np.ndarray]]:

@@ -1,7 +1,7 @@
 """The differentiable operations of models: each a kernel call and the kernel call of its gradient.
 
-Arrays are float32 unless said otherwise; leading axes are free ("[..., D]"). Operations take ndarrays or Tensors, and return a Tensor only
-while a gradient is recorded.
+Arrays are float32 unless said otherwise; leading axes are free ("[..., D]"). Operations take ndarrays or Tensors, and return a
+Tensor only while a gradient is recorded.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def f32(x: Array, name: str = "x") -> np.ndarray:
         return array
     if array.dtype.kind not in "fiu" and array.dtype.name != "bfloat16":
         raise TypeError(f"{name} must hold real numbers, not {array.dtype}")
-    return np.require(array, np.float32, "CA")
+    return np.require(array, np.float32, ["C", "A"])
 
 
 def i32(x: Any, name: str = "ids") -> np.ndarray:
@@ -44,7 +44,7 @@ def i32(x: Any, name: str = "ids") -> np.ndarray:
         raise TypeError(f"{name} must hold integers, not {array.dtype}")
     if array.dtype.itemsize > 4 and array.size and not -(2**31) <= int(array.min()) <= int(array.max()) < 2**31:
         raise ValueError(f"{name} must lie within the 32-bit integers, got values from {array.min()} to {array.max()}")
-    return np.require(array, np.int32, "CA")
+    return np.require(array, np.int32, ["C", "A"])
 
 
 def _matrix(weight: Array | Weight) -> Any:
@@ -196,7 +196,7 @@ def embedding(ids: Any, weight: Array | Weight) -> Array:
 
 
 def rms_norm(x: Array, weight: Array, eps: float = 1e-5) -> Array:
-    """x / sqrt(mean(x^2) + eps) * weight along the last axis (Zhang & Sennrich, arXiv:1910.07467). Cheap: recomputed, not kept."""
+    """x / sqrt(mean(x^2) + eps) * weight along the last axis (Zhang & Sennrich, arXiv:1910.07467). Recomputed, not kept."""
     xd, w = f32(x), f32(weight, "weight")
     y, rstd = empty(*xd.shape), empty(xd.size // max(xd.shape[-1], 1))
     _core.rms_norm_forward(xd, w, eps, y, rstd)
@@ -225,8 +225,8 @@ def rms_norm(x: Array, weight: Array, eps: float = 1e-5) -> Array:
 def rope(x: Array, positions: np.ndarray, cos: np.ndarray, sin: np.ndarray, in_place: bool = False) -> Array:
     """Rotates the halves of each head of x [N, heads * D] by the angles of its position (Su et al., arXiv:2104.09864).
 
-    `cos`, `sin` [P, D/2] are the tables of positions 0..P-1, `positions` int32 [N]. `in_place` overwrites x: for fresh values that
-    nobody else reads.
+    `cos`, `sin` [P, D/2] are the tables of positions 0..P-1, `positions` int32 [N]. `in_place` overwrites x: for fresh values
+    that nobody else reads.
     """
     xd, head_dim = f32(x), 2 * cos.shape[1]
     y = xd if in_place else empty(*xd.shape)
@@ -250,10 +250,10 @@ def rope(x: Array, positions: np.ndarray, cos: np.ndarray, sin: np.ndarray, in_p
 def attention(
     q: Array, k: Array, v: Array, offsets: np.ndarray, head_dim: int, scale: float, k_offsets: np.ndarray | None = None
 ) -> Array:
-    """Causal grouped-query attention over packed sequences: q [N, H * D], k and v [M, G * D], H a multiple of G; gives [N, H * D].
+    """Causal grouped-query attention over packed sequences: q [N, H * D], k and v [M, G * D], H a multiple of G.
 
-    `offsets` int32 [S + 1] bounds the sequences in q, and `k_offsets` in k and v (the same where absent). The last query of a sequence
-    sees all its keys. No gradient with `k_offsets`.
+    `offsets` int32 [S + 1] bounds the sequences in q, and `k_offsets` in k and v (the same where absent). The last query of a
+    sequence sees all its keys. No gradient with `k_offsets`.
     """
     qd, kd, vd = (f32(t).reshape(t.shape[0], t.shape[1] // head_dim, head_dim) for t in (q, k, v))
     o, lse = empty(*qd.shape), empty(*qd.shape[:2])
@@ -359,7 +359,7 @@ def _head_chunks(hidden: np.ndarray, weight: Array | Weight) -> Iterator[tuple[s
 
 
 def head_cross_entropy(hidden: Array, weight: Array | Weight, labels: np.ndarray) -> Array:
-    """Softmax cross entropy of the logits hidden weight^T, per row: hidden [N, D], weight [V, D], labels int32 [N] in [0, V) or -1.
+    """Softmax cross entropy of the logits hidden weight^T, per row: hidden [N, D], weight [V, D], labels [N] in [0, V) or -1.
 
     Loss float32 [N], 0 where the label is -1. The logits exist a chunk of rows at a time; rows without a label are not computed.
     The gradient of hidden is ready after the forward pass, up to each row's upstream factor.

@@ -44,7 +44,7 @@ _GGUF_NAMES = {
 def resolve_model(name: str | os.PathLike[str]) -> Path:
     """The path of a model: a GGUF file, a folder, or the name of an embedded model or one on the Hugging Face hub.
 
-    Raises FileNotFoundError saying what may be given; for an embedded model whose package is missing, the command that installs it.
+    Raises FileNotFoundError saying what may be given; for an embedded model whose package is missing, what installs it.
     """
     text = os.fspath(name)
     path = Path(text).expanduser()
@@ -61,7 +61,9 @@ def resolve_model(name: str | os.PathLike[str]) -> Path:
     if len(parts) == 2 and all(parts) and not text.startswith((".", "~")):
         return _from_hub(text)
     names = ", ".join(_EMBEDDED)
-    raise FileNotFoundError(f"no model at {text!r}: give a .gguf file, a Hugging Face folder, owner/name on the hub, or one of: {names}")
+    raise FileNotFoundError(
+        f"no model at {text!r}: give a .gguf file, a Hugging Face folder, owner/name on the hub, or one of: {names}"
+    )
 
 
 def _from_hub(name: str) -> Path:
@@ -78,8 +80,9 @@ def _from_hub(name: str) -> Path:
 def load(path: str | os.PathLike[str], adapter_path: str | os.PathLike[str] | None = None) -> tuple[Model, Tokenizer]:
     """A model, its parameters frozen, and its tokenizer.
 
-    `path` is a GGUF file, a Hugging Face folder, or a name (`resolve_model`); weights are mapped from the file, not copied. `adapter_path` is a folder with
-    an adapter to load on top. Raises FileNotFoundError, FormatError for malformed files, ValueError for what is not supported.
+    `path` is a GGUF file, a Hugging Face folder, or a name (`resolve_model`); weights are mapped from the file, not copied.
+    `adapter_path` is a folder with an adapter to load on top. Raises FileNotFoundError, FormatError for malformed files,
+    ValueError for what is not supported.
     """
     from .tokenizer import Tokenizer
 

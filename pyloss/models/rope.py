@@ -23,7 +23,7 @@ class RopeTable:
     def upto(self, positions: int) -> tuple[np.ndarray, np.ndarray]:
         """Tables of at least the first `positions` positions."""
         if positions > len(self._cos):
-            # Doubled, so that generation does not rebuild it at every token; float64 angles, since float32 ones lose digits far out.
+            # Doubled, so that generation does not rebuild it at every token; float64 angles, as float32 ones lose digits far out.
             angles = np.arange(max(positions, 2 * len(self._cos), 256))[:, None] * self._frequencies
             self._cos, self._sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
         return self._cos, self._sin

@@ -19,7 +19,9 @@ def save_model(model: Model, path: str | os.PathLike[str], tokenizer: Any = None
     """
     adapters = [name for name, module in model.named_modules() if hasattr(module, "from_base")]
     if adapters:
-        raise ValueError(f"the model has {len(adapters)} unfused adapters ({adapters[0]}, ...): call model.fuse() before saving it")
+        raise ValueError(
+            f"the model has {len(adapters)} unfused adapters ({adapters[0]}, ...): call model.fuse() before saving it"
+        )
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, np.ndarray] = {name: weight.dequantize() for name, weight in model.stored().items()}

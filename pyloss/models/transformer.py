@@ -20,7 +20,7 @@ from .rope import RopeTable
 
 @dataclass
 class Packing:
-    """Where the tokens of a packed batch stand: int32 `offsets` [S + 1] of the sequences and `positions` [N], and the rotary tables."""
+    """Where the tokens of a packed batch stand: int32 `offsets` [S + 1] of the sequences, `positions` [N], rotary tables."""
 
     offsets: np.ndarray
     positions: np.ndarray
@@ -108,7 +108,8 @@ class Decoder(Module):
 class Model(Module):
     """A causal language model.
 
-    `model(tokens)` gives logits for a batch; `hidden` and `head_weight` are for losses that never hold all logits; `step` is for generation.
+    `model(tokens)` gives logits for a batch; `hidden` and `head_weight` are for losses that never hold all logits; `step` is for
+    generation.
     """
 
     def __init__(self, config: ModelConfig, decoder: Decoder, lm_head: Linear | None):
@@ -161,7 +162,9 @@ class Model(Module):
         tokens, offsets = self._tokens(tokens, 1), ops.i32(offsets, "offsets")
         lengths = np.diff(offsets)
         if offsets.ndim != 1 or not len(offsets) or offsets[0] != 0 or offsets[-1] != len(tokens) or (lengths < 0).any():
-            raise ValueError(f"offsets must begin with 0, never decrease and end with the number of tokens, {len(tokens)}; got {offsets}")
+            raise ValueError(
+                f"offsets must begin with 0, never decrease and end with the number of tokens, {len(tokens)}; got {offsets}"
+            )
         return self._run(tokens, self._pack(lengths))
 
     def head(self, x: Any) -> Any:

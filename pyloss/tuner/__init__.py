@@ -3,7 +3,15 @@
 from .adapters import save_adapter
 from .args import TrainingArgs, TrainingResult
 from .callbacks import TrainingCallback
-from .datasets import CacheDataset, ChatDataset, CompletionsDataset, ConcatenatedDataset, TextDataset, create_dataset, load_dataset
+from .datasets import (
+    CacheDataset,
+    ChatDataset,
+    CompletionsDataset,
+    ConcatenatedDataset,
+    TextDataset,
+    create_dataset,
+    load_dataset,
+)
 from .lora import LoRALinear
 from .losses import default_loss
 from .trainer import evaluate, iterate_batches, train

@@ -1,8 +1,8 @@
 """Adapters on disk: mlx-lm's layout, which is pyloss's own, and PEFT's.
 
-mlx-lm: adapters.safetensors with `<module>.lora_a` [in, r] and `.lora_b` [r, out]; adapter_config.json with `fine_tune_type`, `num_layers` and
-`lora_parameters`. PEFT: adapter_model.safetensors with `base_model.model.<module>.lora_A.weight` [r, in] and `.lora_B.weight` [out, r];
-adapter_config.json with `peft_type`, `r`, `lora_alpha`, `target_modules`.
+mlx-lm: adapters.safetensors with `<module>.lora_a` [in, r] and `.lora_b` [r, out]; adapter_config.json with `fine_tune_type`,
+`num_layers` and `lora_parameters`. PEFT: adapter_model.safetensors with `base_model.model.<module>.lora_A.weight` [r, in] and
+`.lora_B.weight` [out, r]; adapter_config.json with `peft_type`, `r`, `lora_alpha`, `target_modules`.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ class Adapter:
 def read_adapter(folder: str | os.PathLike[str]) -> Adapter:
     """The adapter in `folder`, in mlx-lm's or PEFT's layout.
 
-    Raises FileNotFoundError naming what is missing, FormatError for files that cannot be understood, ValueError for an adapter that uses
-    what pyloss does not have.
+    Raises FileNotFoundError naming what is missing, FormatError for files that cannot be understood, ValueError for an adapter
+    that uses what pyloss does not have.
     """
     place = Path(folder)
     if not (place / CONFIG_FILE).is_file():
@@ -153,8 +153,8 @@ def lora_modules(model: Module) -> dict[str, LoRALinear]:
 def save_adapter(model: Module, folder: str | os.PathLike[str], format: str = "mlx", base_model: str | None = None) -> None:
     """Writes the model's adapter into `folder`, in the layout "mlx" (pyloss's own) or "peft".
 
-    `base_model` is the name that PEFT's config gives the base by. Raises ValueError when the model has no adapter or the format cannot say what
-    the adapter does, OSError naming the file that cannot be written.
+    `base_model` is the name that PEFT's config gives the base by. Raises ValueError when the model has no adapter or the format
+    cannot say what the adapter does, OSError naming the file that cannot be written.
     """
     layers = lora_modules(model)
     if not layers:

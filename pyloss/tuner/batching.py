@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -81,7 +83,7 @@ class BatchIterator(Iterator[Batch]):
         bounds = list(range(0, len(order), batch_size)) + [len(order)]
         if len(bounds) > 2 and bounds[-1] - bounds[-2] < size:
             del bounds[-2]  # a rest too small to give each worker a row joins the batch before
-        self._batches = [order[a + rank : b : size] for a, b in zip(bounds, bounds[1:])]
+        self._batches = [order[a + rank : b : size] for a, b in pairwise(bounds)]
         self._permutation = self._shuffled()
 
     def _usable(self, vocab_size: int | None) -> list[int]:
@@ -136,12 +138,12 @@ class BatchIterator(Iterator[Batch]):
     def _collate(self, samples: list[Sample]) -> Batch:
         width = max(len(s.tokens) for s in samples)
         batch = np.zeros((len(samples), width), np.int32)
-        for row, sample in zip(batch, samples):
+        for row, sample in zip(batch, samples, strict=True):
             row[: len(sample.tokens)] = sample.tokens
         if all(s.is_span for s in samples):
             return batch, np.array([(s.offset, len(s.tokens)) for s in samples], np.int32)
         weights = np.zeros(batch.shape, np.float32)
-        for line, sample in zip(weights, samples):
+        for line, sample in zip(weights, samples, strict=True):
             line[: len(sample.tokens)] = sample.weights
         return batch, weights
 

@@ -323,7 +323,7 @@ def load_custom_hf_dataset(args: Any, tokenizer: Any) -> tuple[Any, Any, Any]:
         collection.append([create_dataset(r, tokenizer, config) if len(r) else [] for r in rows])
     if not collection:
         raise ValueError("hf_dataset is empty, and must name at least one dataset")
-    found = collection[0] if len(collection) == 1 else [ConcatenatedDataset(parts) for parts in zip(*collection)]
+    found = collection[0] if len(collection) == 1 else [ConcatenatedDataset(parts) for parts in zip(*collection, strict=True)]
     return found[0], found[1], found[2]
 
 

@@ -20,7 +20,9 @@ class LoRALinear(Module):
     multiplies the product as it is (PEFT's lora_alpha / r).
     """
 
-    def __init__(self, input_dims: int, output_dims: int, r: int = 8, dropout: float = 0.0, scale: float = 20.0, bias: bool = False):
+    def __init__(
+        self, input_dims: int, output_dims: int, r: int = 8, dropout: float = 0.0, scale: float = 20.0, bias: bool = False
+    ):
         super().__init__()
         self._attach(Linear(input_dims, output_dims, bias), r, dropout, scale)
 
@@ -28,7 +30,8 @@ class LoRALinear(Module):
     def from_base(cls, linear: Linear, r: int = 8, dropout: float = 0.0, scale: float = 20.0) -> LoRALinear:
         """The adapter over an existing layer, which is shared, not copied, and frozen.
 
-        Raises TypeError for a layer that is not a `Linear`, ValueError for a rank below 1 or above both dimensions or a dropout outside [0, 1).
+        Raises TypeError for a layer that is not a `Linear`, ValueError for a rank below 1 or above both dimensions or a dropout
+        outside [0, 1).
         """
         if not isinstance(linear, Linear):
             raise TypeError(f"LoRALinear goes over a Linear, not {type(linear).__name__}")
@@ -62,8 +65,8 @@ class LoRALinear(Module):
     def fuse(self, dequantize: bool = False) -> Linear:
         """The base with the adapter merged into its weight, as a plain layer.
 
-        A float base keeps its type; over a quantised base the sum is quantised again to the base's format, or left in float32 with
-        `dequantize=True`. Warns when rounding loses most of the adapter.
+        A float base keeps its type; over a quantised base the sum is quantised again to the base's format, or left in float32
+        with `dequantize=True`. Warns when rounding loses most of the adapter.
         """
         base = self.linear.weight
         delta = self.delta()
@@ -77,7 +80,8 @@ class LoRALinear(Module):
         kept = _kept(base, stored, delta)
         if kept < 0.5:
             warnings.warn(
-                f"storing the fused weight as {base.format} keeps {max(kept, 0):.0%} of the adapter; fuse(dequantize=True) keeps all of it",
+                f"storing the fused weight as {base.format} keeps {max(kept, 0):.0%} of the adapter; "
+                "fuse(dequantize=True) keeps all of it",
                 stacklevel=2,
             )
         return Linear.from_weight(stored, self.linear.bias)

@@ -12,8 +12,8 @@ from .. import ops
 def target_weights(batch: Any, lengths: Any) -> np.ndarray:
     """The weight of every token as a target, float32 [B, T]; column 0 is 0, since nothing comes before it.
 
-    `lengths` is integer [B, 2] = (first target token, number of tokens): tokens `first <= i < number` weigh 1; or it is float [B, T], the weights themselves.
-    Raises ValueError for other shapes, and for weights that are negative or not finite.
+    `lengths` is integer [B, 2] = (first target token, number of tokens): tokens `first <= i < number` weigh 1; or it is float
+    [B, T], the weights themselves. Raises ValueError for other shapes, and for weights that are negative or not finite.
     """
     batch, lengths = np.asarray(batch), np.asarray(lengths)
     if batch.ndim != 2:
@@ -28,7 +28,8 @@ def target_weights(batch: Any, lengths: Any) -> np.ndarray:
             raise ValueError("loss weights must be finite and not negative")
     else:
         raise ValueError(
-            f"lengths must be integers [B, 2] = ({rows}, 2), or float weights [B, T] = {batch.shape}; got {lengths.dtype} of shape {lengths.shape}"
+            f"lengths must be integers [B, 2] = ({rows}, 2), or float weights [B, T] = {batch.shape}; "
+            f"got {lengths.dtype} of shape {lengths.shape}"
         )
     weights[:, :1] = 0
     return weights
@@ -37,8 +38,8 @@ def target_weights(batch: Any, lengths: Any) -> np.ndarray:
 def default_loss(model: Any, batch: Any, lengths: Any) -> tuple[Any, float]:
     """The mean cross entropy of the target tokens, weighted, and the sum of the weights.
 
-    `batch` int32 [B, T] padded ids; `lengths` as in `target_weights`. Computed on the real tokens end to end: neither padding nor anything after a row's
-    last target costs anything, and the head is computed for targets alone.
+    `batch` int32 [B, T] padded ids; `lengths` as in `target_weights`. Computed on the real tokens end to end: neither padding nor
+    anything after a row's last target costs anything, and the head is computed for targets alone.
     """
     batch, weights = np.asarray(batch), target_weights(batch, lengths)
     if not (weights > 0).any():

@@ -20,7 +20,7 @@ def preview(dataset: Any, tokenizer: Any, n: int = 1, max_seq_length: int | None
     cache = dataset if isinstance(dataset, CacheDataset) else CacheDataset(dataset)
     if not len(cache):
         raise ValueError("the dataset is empty: there is nothing to show")
-    first, last = (a + b for a, b in zip(MARKS, _COLOURS)) if color else MARKS
+    first, last = (a + b for a, b in zip(MARKS, _COLOURS, strict=True)) if color else MARKS
     blocks = []
     for i in range(min(n, len(cache))):
         whole = cache.sample(i)
@@ -33,7 +33,7 @@ def preview(dataset: Any, tokenizer: Any, n: int = 1, max_seq_length: int | None
         if not any(trained):
             lines[0] += ": nothing to train on, the sample is skipped"
         text = ""
-        for is_target, run in groupby(zip(trained, sample.tokens), key=lambda pair: pair[0]):
+        for is_target, run in groupby(zip(trained, sample.tokens, strict=True), key=lambda pair: pair[0]):
             part = _visible(tokenizer.decode([token for _, token in run]))
             text += first + part + last if is_target else part
         blocks.append("\n".join([*lines, text]))

@@ -49,9 +49,9 @@ def _matches(model: Any, num_layers: int, keys: Any) -> dict[str, Linear]:
 def linear_to_lora_layers(model: Any, num_layers: int, config: Mapping[str, Any], use_dora: bool = False) -> None:
     """Puts LoRA adapters over linear layers of the last `num_layers` layers (-1: all).
 
-    `config`: `rank`, `scale`, and optionally `dropout` (0) and `keys`, names within a layer ("self_attn.q_proj") or of the whole model ("lm_head"); without
-    keys every linear layer of the layers gets one. Raises ValueError for keys that match nothing, with the nearest names, and for a rank, scale or dropout
-    that cannot be. The base is frozen.
+    `config`: `rank`, `scale`, and optionally `dropout` (0) and `keys`, names within a layer ("self_attn.q_proj") or of the whole
+    model ("lm_head"); without keys every linear layer of the layers gets one. Raises ValueError for keys that match nothing, with
+    the nearest names, and for a rank, scale or dropout that cannot be. The base is frozen.
     """
     if use_dora:
         raise ValueError("DoRA is not available yet; use_dora must be False")
@@ -65,7 +65,8 @@ def linear_to_lora_layers(model: Any, num_layers: int, config: Mapping[str, Any]
     keys = config.get("keys")
     rank, scale, dropout = config["rank"], config["scale"], config.get("dropout", 0.0)
     layers = {
-        name: LoRALinear.from_base(module, r=rank, dropout=dropout, scale=scale) for name, module in _matches(model, num_layers, keys).items()
+        name: LoRALinear.from_base(module, r=rank, dropout=dropout, scale=scale)
+        for name, module in _matches(model, num_layers, keys).items()
     }
     model.freeze()
     for name, layer in layers.items():
@@ -77,7 +78,8 @@ def linear_to_lora_layers(model: Any, num_layers: int, config: Mapping[str, Any]
 def load_adapters(model: Any, adapter_path: str | os.PathLike[str]) -> Any:
     """Puts the adapter in the folder `adapter_path` (mlx-lm's or PEFT's layout) over the model's layers.
 
-    Raises ValueError listing every name and shape that does not fit, with the model left as it was; and as `adapters.read_adapter`.
+    Raises ValueError listing every name and shape that does not fit, with the model left as it was; and as
+    `adapters.read_adapter`.
     """
     adapter = read_adapter(adapter_path)
     modules = dict(model.named_modules())

@@ -182,7 +182,7 @@ def test_damage_is_named(read, changes, what, message):
 def test_gguf_switches_come_from_the_tensors():
     config = ModelConfig.from_gguf(GGUF, EMBEDDING)
     assert config.tie_word_embeddings and not config.attention_bias and not config.mlp_bias
-    more = {**EMBEDDING, **{n: None for n in ("output.weight", "blk.0.attn_q.bias", "blk.0.ffn_gate.bias")}}
+    more = {**EMBEDDING, **dict.fromkeys(("output.weight", "blk.0.attn_q.bias", "blk.0.ffn_gate.bias"))}
     config = ModelConfig.from_gguf(GGUF, more)
     assert not config.tie_word_embeddings and config.attention_bias and config.mlp_bias
 

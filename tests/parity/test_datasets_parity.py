@@ -9,9 +9,9 @@ pytest.importorskip("mlx_lm", reason="needs mlx-lm (pip install mlx-lm, on Linux
 tokenizers = pytest.importorskip("tokenizers")
 transformers = pytest.importorskip("transformers")
 
-from mlx_lm.tuner import datasets as theirs  # noqa: E402
+from mlx_lm.tuner import datasets as theirs
 
-from pyloss.tuner import datasets as ours  # noqa: E402
+from pyloss.tuner import datasets as ours
 
 TEMPLATE = (
     "{% if tools %}<s>tools {{ tools | length }}<e>\n{% endif %}"

@@ -18,8 +18,7 @@ from safetensors.numpy import load_file
 from tiny_training import Recorder, Tiny, run, samples, tiny_loss, tiny_value_and_grad
 
 import pyloss
-from pyloss import FormatError, nn, optim
-from pyloss import files as file_writing
+from pyloss import FormatError, files as file_writing, nn, optim
 from pyloss.tuner import state
 from pyloss.tuner.batching import iterate_batches
 
