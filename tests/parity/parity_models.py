@@ -1,0 +1,116 @@
+"""Models, adapters and comparisons that the parity tests share."""
+
+import numpy as np
+import pytest
+
+import pyloss
+
+torch = pytest.importorskip("torch", reason="compares with torch (parity extra)")
+transformers = pytest.importorskip("transformers", reason="compares with transformers (parity extra)")
+
+# On busy machines its threads wait for each other far longer than they compute.
+torch.set_num_threads(1)
+
+TINY = {
+    "vocab_size": 300,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 512,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": True,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+# Scaled already at the length of the test sequences, unlike Llama 3's own numbers.
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+
+LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+def make_tiny(seed=0, family="Llama", **changes):
+    """A small random transformers model in float32; norms and biases are random too, which transformers begins as ones and zeros."""
+    values = {**TINY, **changes}
+    theta, scaling = values.pop("rope_theta"), values.pop("rope_scaling", None) or {"rope_type": "default"}
+    config = getattr(transformers, f"{family}Config")(**values, rope_parameters={"rope_theta": theta, **scaling})
+    model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            spread = 0.1 if parameter.ndim == 1 else 1.5 / parameter.shape[1] ** 0.5
+            parameter.normal_(1.0 if "norm" in name else 0.0, spread, generator=generator)
+    model.tie_weights()
+    return model
+
+
+def torch_logits(model, ids):
+    """float32 [T, V] of one sequence."""
+    with torch.no_grad():
+        return model(torch.tensor(np.asarray(ids)[None], dtype=torch.long)).logits[0].float().numpy()
+
+
+def our_logits(model, ids):
+    return pyloss.autograd.data(model(np.asarray(ids)[None]))[0]
+
+
+def mlx_logits(model, ids):
+    mx = pytest.importorskip("mlx.core", reason="compares with mlx (parity extra)")
+    return np.array(model(mx.array(np.asarray(ids)[None].astype(np.int32))).astype(mx.float32))[0]
+
+
+def add_adapter(model, seed=0, rank=8, scale=2.0, keys=None, num_layers=-1, size=0.02):
+    """Puts an adapter with both halves filled over the model."""
+    pyloss.tuner.linear_to_lora_layers(model, num_layers, {"rank": rank, "scale": scale, "dropout": 0.0, "keys": keys})
+    rng = np.random.default_rng(seed)
+    for name, array in model.trainable_parameters().items():
+        array[...] = rng.uniform(-1, 1, array.shape) / np.sqrt(array.shape[0]) if name.endswith("a") else rng.normal(0, size, array.shape)
+    return model
+
+
+def peft_twin(ours, base):
+    """PEFT's adapter over the transformers model `base`, with the values of the one in `ours`."""
+    peft = pytest.importorskip("peft", reason="compares with PEFT (parity extra)")
+    layers = pyloss.tuner.adapters.lora_modules(ours)
+    (rank,) = {layer.lora_a.shape[1] for layer in layers.values()}
+    (scale,) = {layer.scale for layer in layers.values()}
+    config = peft.LoraConfig(r=rank, lora_alpha=scale * rank, lora_dropout=0.0, target_modules=sorted(layers))
+    model = peft.get_peft_model(base, config)
+    found = peft_matrices(model)
+    assert sorted(found) == sorted(ours.trainable_parameters())
+    with torch.no_grad():
+        for name, array in ours.trainable_parameters().items():
+            found[name].copy_(torch.from_numpy(array.T))
+    return model
+
+
+def peft_matrices(model):
+    """PEFT's trained matrices by our names; each is the transpose of ours."""
+    return {
+        name.removeprefix("base_model.model.").replace("lora_A.default.weight", "lora_a").replace("lora_B.default.weight", "lora_b"): p
+        for name, p in model.named_parameters()
+        if p.requires_grad
+    }
+
+
+def torch_loss(model, batch, weights):
+    """The weighted mean cross entropy of padded rows, straight from its definition: weights [B, T] of tokens as targets."""
+    ids, weights = torch.tensor(batch, dtype=torch.long), torch.tensor(weights[:, 1:])
+    logits = model(input_ids=ids[:, :-1]).logits
+    losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+    return (losses * weights.flatten()).sum() / weights.sum()
+
+
+def relative(ours, theirs):
+    """|ours - theirs| / |theirs| as vectors."""
+    ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+    return np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)

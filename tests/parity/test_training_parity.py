@@ -1,0 +1,133 @@
+"""Training steps against PEFT and torch.optim from the same adapter and the same batches."""
+
+import numpy as np
+import pytest
+from parity_models import TINY, add_adapter, make_tiny, peft_matrices, peft_twin, relative, torch, torch_loss, transformers
+
+import pyloss
+from pyloss.tuner.losses import target_weights
+
+STEPS = 20
+RATE, DECAY = 5e-4, 0.1
+TEXT = (
+    "The old harbour lies between two hills, and in the evening the boats come home with nets full of silver fish. "
+    "def area(width, height):\n    '''The area of a rectangle.'''\n    return width * height\n"
+    "Wasser gefriert bei null Grad Celsius; les oiseaux chantent avant la pluie, 3 x 7 = 21 and 6 x 7 = 42. "
+)
+
+
+def make_batches(tokens, count, seed=0):
+    """`(batch, lengths)` of two rows, 20 to 40 tokens each with padding after the shorter; every third batch trains on ends of rows alone."""
+    rng = np.random.default_rng(seed)
+    for step in range(count):
+        sizes = rng.integers(20, 41, 2)
+        batch = np.zeros((2, sizes.max() + 3), np.int32)
+        for row, n in zip(batch, sizes, strict=True):
+            begin = rng.integers(0, len(tokens) - n)
+            row[:n] = tokens[begin : begin + n]
+        first = rng.integers(5, 15, 2) if step % 3 == 2 else np.zeros(2, int)
+        yield batch, np.stack([first, sizes], axis=1).astype(np.int32)
+
+
+def begin_adapter(model, **options):
+    """As training begins: the second half zero."""
+    return add_adapter(model, size=0.0, **options)
+
+
+def train_ours(model, batches, **options):
+    optimizer = pyloss.optim.AdamW(RATE, weight_decay=DECAY, **options)
+    step = pyloss.nn.value_and_grad(model, pyloss.tuner.default_loss)
+    losses = []
+    for batch, lengths in batches:
+        (loss, _), grads = step(model, batch, lengths)
+        optimizer.update(model, grads)
+        losses.append(float(loss))
+    return losses
+
+
+def train_peft(model, batches):
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=RATE, weight_decay=DECAY)
+    losses = []
+    for batch, lengths in batches:
+        loss = torch_loss(model, batch, target_weights(batch, lengths))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def test_losses_of_twenty_steps(smollm2_gguf, smollm2_folder, record_property):
+    """Over the Q4_1 weights here, over the same weights in float32 there."""
+    ours, tokenizer = pyloss.load(smollm2_gguf)
+    begin_adapter(ours)
+    base = transformers.AutoModelForCausalLM.from_pretrained(smollm2_folder, dtype=torch.float32)
+    theirs = peft_twin(ours, base)
+    before = {name: array.copy() for name, array in ours.trainable_parameters().items()}
+    batches = list(make_batches(tokenizer.encode(TEXT), STEPS))
+    found, expected = train_ours(ours, batches), train_peft(theirs, batches)
+    difference = np.max(np.abs(np.subtract(found, expected)) / expected)
+    record_property("largest relative difference", float(difference))
+    np.testing.assert_allclose(found, expected, rtol=1e-3)
+    assert np.mean(found[-5:]) < 0.8 * np.mean(found[:5])  # the steps changed something
+    # Adam divides by the gradient's own size, so that rounding alone turns single small elements: the change is compared as a whole.
+    after, matrices = ours.trainable_parameters(), peft_matrices(theirs)
+    changes = [np.concatenate([(end[n] - before[n]).ravel() for n in before]) for end in (after, {n: p.detach().numpy().T for n, p in matrices.items()})]
+    assert relative(*changes) < 0.02
+
+
+def test_checkpointing_changes_no_bit(smollm2_gguf):
+    runs = []
+    for on in (False, True):
+        model, tokenizer = pyloss.load(smollm2_gguf)
+        begin_adapter(model)
+        model.set_grad_checkpoint(on)
+        losses = train_ours(model, make_batches(tokenizer.encode(TEXT), 3))
+        runs.append((losses, model.trainable_parameters()))
+    assert runs[0][0] == runs[1][0]
+    for name, array in runs[0][1].items():
+        np.testing.assert_array_equal(array, runs[1][1][name], err_msg=name)
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """(our model, the same in PEFT, token ids), with an adapter as training begins."""
+    make_tiny(attention_bias=True).save_pretrained(tmp_path)
+    ours = begin_adapter(pyloss.load_model(tmp_path), rank=4)
+    base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    return ours, peft_twin(ours, base), np.random.default_rng(0).integers(0, TINY["vocab_size"], 60)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_float_weights(tiny, checkpointing):
+    ours, theirs, tokens = tiny
+    ours.set_grad_checkpoint(checkpointing)
+    rng = np.random.default_rng(3)
+    batches = []
+    for batch, lengths in make_batches(tokens, STEPS):
+        weights = rng.choice(np.array([0.0, 0.25, 1.0, 3.0], np.float32), batch.shape)
+        weights[np.arange(batch.shape[1]) >= lengths[:, 1:]] = 0
+        batches.append((batch, weights))
+    np.testing.assert_allclose(train_ours(ours, batches), train_peft(theirs, batches), rtol=1e-4)
+
+
+def test_train_accumulates_as_one_larger_batch(tiny, tmp_path):
+    """`pyloss.train` with two batches an update, against torch on the tokens of both together: every token weighs the same."""
+    ours, theirs, tokens = tiny
+    batches = list(make_batches(tokens, 2 * STEPS))
+    args = pyloss.TrainingArgs(
+        batch_size=2, iters=2 * STEPS, grad_accumulation_steps=2, adapter_file=tmp_path / "adapters.safetensors", seed=0, progress=False
+    )
+    optimizer = pyloss.optim.AdamW(RATE, weight_decay=DECAY)
+    pyloss.train(ours, optimizer, [None] * 8, args=args, iterate_batches=lambda *unused, **options: iter(batches))
+    assert optimizer.step == STEPS
+
+    joined = []
+    for (first, first_lengths), (second, second_lengths) in zip(batches[::2], batches[1::2], strict=True):
+        both = np.zeros((4, max(first.shape[1], second.shape[1])), np.int32)
+        both[:2, : first.shape[1]], both[2:, : second.shape[1]] = first, second
+        joined.append((both, np.concatenate([first_lengths, second_lengths])))
+    train_peft(theirs, joined)
+    matrices = peft_matrices(theirs)
+    for name, array in ours.trainable_parameters().items():
+        assert relative(array, matrices[name].detach().numpy().T) < 1e-3, name
