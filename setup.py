@@ -3,7 +3,6 @@
 import os
 import platform
 import re
-import re
 import sysconfig
 
 import numpy
