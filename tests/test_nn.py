@@ -17,10 +17,8 @@ class Net(nn.Module):
         self.parts = {"a": nn.Linear(4, 2), "b": (nn.Embedding(5, 4),)[0]}
         self.bias = np.zeros(2, np.float32)
         self._hidden = nn.Linear(9, 9)
-        self.stored = Weight.quantize(np.ones((2, 32), np.float32), "q4_0")
+        self.matrix = Weight.quantize(np.ones((2, 32), np.float32), "q4_0")
         self.number, self.text, self.numbers = 3, "text", [1, 2]
-
-    stored_weight = property(lambda self: self.stored)
 
     def __call__(self, x):
         for layer in (self.first, *self.layers, self.parts["a"]):
@@ -46,7 +44,7 @@ def test_names():
     assert [name for name, _ in net.children()] == ["first", "layers.0", "layers.1", "parts.a", "parts.b"]
     assert [name for name, _ in net.named_modules("net")][:2] == ["net", "net.first"]
     assert net.parameters()["layers.0.weight"] is net.layers[0].weight
-    assert nn.Module.stored(net) == {"stored": net.stored_weight}
+    assert net.stored() == {"matrix": net.matrix}
     assert net.trainable_parameters().keys() == net.parameters().keys()
 
 
@@ -199,7 +197,7 @@ def test_layers_over_stored_matrices(format, quantised):
     linear, table = nn.Linear.from_weight(weight), nn.Embedding.from_weight(weight)
     assert type(linear) is (nn.QuantizedLinear if quantised else nn.Linear)
     assert type(table) is (nn.QuantizedEmbedding if quantised else nn.Embedding)
-    assert linear.weight is weight and linear.parameters() == {} and linear.nn_stored() == {} if hasattr(linear, "nn_stored") else True
+    assert linear.weight is weight and linear.parameters() == {}
     assert list(linear.stored()) == ["weight"] and list(table.stored()) == ["weight"]
     x, dense = np.random.default_rng(1).standard_normal((5, 32)).astype(np.float32), weight.dequantize()
     np.testing.assert_allclose(linear(x), x.astype(float) @ dense.T, atol=1e-4)
