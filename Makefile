@@ -58,7 +58,7 @@ sanitize: $(VENV)/done-install $(VENV)/done-test
 	    PYTHONPATH="$$PWD" $(CURDIR)/$(BIN)/pytest -q -p no:cacheprovider $(CURDIR)/tests/csrc
 
 bench: $(VENV)/done-install $(VENV)/done-model $(VENV)/done-bench
-	$(BIN)/python -m benchmarks
+	$(BIN)/python benchmarks/run.py --picture docs/benchmark.svg
 
 clean:
 	rm -rf build dist *.egg-info pyloss/_core*.so $(VENV)/done-install .mypy_cache .ruff_cache .pytest_cache .hypothesis

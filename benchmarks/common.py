@@ -61,6 +61,7 @@ def machine() -> str:
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        name = next((line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")), name)
+        models = (line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name"))
+        name = next(models, name)
     versions = f"pyloss {pyloss.__version__}, torch {torch.__version__.split('+')[0]}, NumPy {numpy.__version__}"
     return f"{name}, {THREADS} threads, {pyloss.info()['isa']}; Python {platform.python_version()}, {versions}"

@@ -27,8 +27,16 @@ def main(runs: int) -> None:
         for name, weight in (("f32", w), ("q4_1", Weight.quantize(w, "q4_1").handle)):
             n = max(3, runs * 576 * 1536 // (inputs * outputs))
             for direction, ours, theirs in (
-                ("forward", lambda w=weight: _core.linear_forward(x, w, None, None, None, 0.0, y), lambda: torch.mm(tx, tw.t(), out=ty)),
-                ("input gradient", lambda w=weight: _core.linear_input_grad(dy, w, None, None, 0, dx), lambda: torch.mm(tdy, tw, out=tdx)),
+                (
+                    "forward",
+                    lambda w=weight: _core.linear_forward(x, w, None, None, None, 0.0, y),
+                    lambda: torch.mm(tx, tw.t(), out=ty),
+                ),
+                (
+                    "input gradient",
+                    lambda w=weight: _core.linear_input_grad(dy, w, None, None, 0, dx),
+                    lambda: torch.mm(tdy, tw, out=tdx),
+                ),
             ):
                 seconds = best_of(n, ours, theirs)
                 flops = 2 * TOKENS * inputs * outputs

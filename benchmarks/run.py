@@ -2,7 +2,8 @@
 
     python benchmarks/run.py [--quick] [--picture docs/benchmark.svg]
 
-Each step measurement is a process of its own, so that its peak memory is its own; the programs take turns, and the best of the rounds counts.
+Each step measurement is a process of its own, so that its peak memory is its own; the programs take turns, and the best of the
+rounds counts.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ def float_folder() -> Path:
 def matmul(quick: bool) -> str:
     rows = run_json("matmul.py", "5" if quick else "40")
     cells = [
-        (r["weight"], r["format"], r["direction"], f"{r['pyloss']:.0f}", f"{r['torch']:.0f}", f"{r['pyloss'] / r['torch']:.2f}") for r in rows
+        (r["weight"], r["format"], r["direction"], f"{r['pyloss']:.0f}", f"{r['torch']:.0f}", f"{r['pyloss'] / r['torch']:.2f}")
+        for r in rows
     ]
     return table(("weight (in x out)", "stored as", "direction", "pyloss, GFLOP/s", "torch.mm (f32), GFLOP/s", "ratio"), cells)
 
@@ -65,7 +67,8 @@ def steps(quick: bool) -> tuple[str, list[dict]]:
         )
         for name, b in best.items()
     ]
-    return table(("LoRA step, batch 4 x 256", "tokens/s", "of PEFT", "peak memory, GB", "loss after 5 steps"), rows), list(best.values())
+    heads = ("LoRA step, batch 4 x 256", "tokens/s", "of PEFT", "peak memory, GB", "loss after 5 steps")
+    return table(heads, rows), list(best.values())
 
 
 def imports(quick: bool) -> str:
@@ -80,7 +83,11 @@ def imports(quick: bool) -> str:
         return best
 
     empty = seconds("pass")
-    names = {"import numpy": "import numpy", "import pyloss": "import pyloss", "torch + transformers + PEFT": "import torch, transformers, peft"}
+    names = {
+        "import numpy": "import numpy",
+        "import pyloss": "import pyloss",
+        "torch + transformers + PEFT": "import torch, transformers, peft",
+    }
     return table(("import", "seconds"), [(name, f"{seconds(code) - empty:.3f}") for name, code in names.items()])
 
 
@@ -103,7 +110,10 @@ def draw(results: list[dict], path: Path) -> None:
     names = [r["name"] for r in results][::-1]
     colors = ["#c44e52" if "PEFT" in name else "#4c72b0" for name in names]
     figure, axes = plt.subplots(1, 2, figsize=(9, 2.6), sharey=True)
-    for axis, key, title in ((axes[0], "tokens_per_s", "tokens/s (more is better)"), (axes[1], "peak_gb", "peak memory, GB (less is better)")):
+    for axis, key, title in (
+        (axes[0], "tokens_per_s", "tokens/s (more is better)"),
+        (axes[1], "peak_gb", "peak memory, GB (less is better)"),
+    ):
         bars = axis.barh(names, [r[key] for r in results][::-1], color=colors)
         axis.bar_label(bars, fmt="%.0f" if key == "tokens_per_s" else "%.2f", padding=3, fontsize=8)
         axis.set_title(title, fontsize=9)

@@ -2,8 +2,8 @@
 
     python examples/demo.py [--out build/demo] [--iters 200]
 
-Fine-tunes the embedded SmolLM2-135M on `examples/data` (spoken requests to JSON tool calls) and counts exact answers on requests whose
-phrasings are not in the training data.
+Fine-tunes the embedded SmolLM2-135M on `examples/data` (spoken requests to JSON tool calls) and counts exact answers on requests
+whose phrasings are not in the training data.
 """
 
 import argparse
