@@ -1,0 +1,281 @@
+"""Adapters and fused models written here and read by mlx-lm, PEFT and transformers, and the other way round."""
+
+import json
+
+import numpy as np
+import pytest
+from parity_models import LINEARS, TINY, add_adapter, make_tiny, mlx_logits, our_logits, torch, torch_logits, transformers
+
+import pyloss
+from pyloss.files import write_json
+from pyloss.tuner.adapters import lora_modules
+
+KEYS = ["self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj"]
+IDS = np.random.default_rng(0).integers(0, TINY["vocab_size"], 50)
+
+
+@pytest.fixture
+def mlx_lm():
+    return pytest.importorskip("mlx_lm", reason="compares with mlx-lm (parity extra)")
+
+
+@pytest.fixture
+def peft():
+    return pytest.importorskip("peft", reason="compares with PEFT (parity extra)")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A tiny model, with a tokenizer's files from nowhere: only weights and configuration matter here."""
+    place = tmp_path / "base"
+    make_tiny(tie_word_embeddings=False, mlp_bias=True).save_pretrained(place)
+    return place
+
+
+def base_of(folder):
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def load_mlx(mlx_lm, folder, adapter=None):
+    """What `mlx_lm.load` does, without the tokenizer that the tiny models lack."""
+    from mlx_lm.tuner.utils import load_adapters
+    from mlx_lm.utils import load_model
+
+    model, _ = load_model(folder)
+    if adapter is not None:
+        load_adapters(model, str(adapter))
+    model.eval()
+    return model
+
+
+# The embedded model ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def adapted(smollm2_gguf):
+    """(model with a filled adapter over the GGUF weights, tokenizer, token ids, logits)."""
+    model, tokenizer = pyloss.load(smollm2_gguf)
+    plain = our_logits(model, ids := tokenizer.encode("The quick brown fox jumps over the lazy dog, and then it"))
+    add_adapter(model)
+    logits = our_logits(model, ids)
+    assert np.abs(logits - plain).max() > 1  # the adapter shows
+    return model, tokenizer, ids, logits
+
+
+def test_mlx_lm_loads_an_adapter_saved_here(mlx_lm, adapted, smollm2_folder, tmp_path):
+    model, _, ids, logits = adapted
+    pyloss.save_adapter(model, tmp_path)
+    theirs, tokenizer = mlx_lm.load(str(smollm2_folder), adapter_path=str(tmp_path))
+    assert tokenizer.encode("The quick brown fox") == ids[:4]
+    np.testing.assert_allclose(mlx_logits(theirs, ids), logits, rtol=0, atol=2e-3)
+
+
+def test_peft_loads_an_adapter_saved_here(peft, adapted, smollm2_torch, tmp_path):
+    model, _, ids, logits = adapted
+    pyloss.save_adapter(model, tmp_path, format="peft", base_model="smollm2")
+    theirs = peft.PeftModel.from_pretrained(smollm2_torch, tmp_path)
+    np.testing.assert_allclose(torch_logits(theirs, ids), logits, rtol=0, atol=1e-3)
+
+
+def test_an_adapter_saved_by_peft_loads_here(peft, adapted, smollm2_gguf, smollm2_torch, tmp_path):
+    _, _, ids, _ = adapted
+    theirs = peft.get_peft_model(smollm2_torch, peft.LoraConfig(r=6, lora_alpha=9, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM"))
+    fill(theirs)
+    theirs.save_pretrained(tmp_path)
+    model, _ = pyloss.load(smollm2_gguf, adapter_path=tmp_path)
+    assert len(lora_modules(model)) == 60
+    np.testing.assert_allclose(our_logits(model, ids), torch_logits(theirs, ids), rtol=0, atol=1e-3)
+
+
+def test_a_fused_model_elsewhere(mlx_lm, smollm2_gguf, tmp_path):
+    model, tokenizer = pyloss.load(smollm2_gguf)
+    add_adapter(model, size=0.01)
+    ids = tokenizer.encode("Once upon a time")
+    before = our_logits(model, ids)
+    model.fuse(dequantize=True).save(tmp_path, tokenizer)
+    np.testing.assert_allclose(our_logits(model, ids), before, rtol=0, atol=1e-3)
+    theirs = base_of(tmp_path)
+    np.testing.assert_allclose(torch_logits(theirs, ids), before, rtol=0, atol=1e-3)
+    mlx_model, _ = mlx_lm.load(str(tmp_path))
+    np.testing.assert_allclose(mlx_logits(mlx_model, ids), before, rtol=0, atol=2e-3)
+    expected = theirs.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=16, pad_token_id=2)[0, len(ids) :].tolist()
+    found = [step.token for step in pyloss.stream_generate(model, tokenizer, ids, max_tokens=16)]
+    assert found == expected
+    again, _ = pyloss.load(tmp_path)
+    np.testing.assert_allclose(our_logits(again, ids), our_logits(model, ids), rtol=0, atol=1e-4)
+
+
+# Every layout and option, over a tiny model ------------------------------------------------------------------------
+
+
+def fill(model, seed=0):
+    """Random second halves, which PEFT begins as zeros."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(0, 0.3, generator=generator)
+
+
+@pytest.mark.parametrize(("keys", "num_layers"), [(None, -1), (KEYS, -1), (KEYS, 1), ([*KEYS, "lm_head"], 1)], ids=["all", "some", "last", "head"])
+def test_mlx_lm_loads_each_choice_of_layers(mlx_lm, folder, tmp_path, keys, num_layers):
+    model = pyloss.load_model(folder)
+    plain = our_logits(model, IDS)
+    add_adapter(model, keys=keys, num_layers=num_layers, size=0.3)
+    pyloss.save_adapter(model, tmp_path / "adapter")
+    logits = our_logits(model, IDS)
+    assert np.abs(logits - plain).max() > 0.1
+    np.testing.assert_allclose(mlx_logits(load_mlx(mlx_lm, folder, tmp_path / "adapter"), IDS), logits, rtol=0, atol=1e-4)
+    again = pyloss.tuner.load_adapters(pyloss.load_model(folder), tmp_path / "adapter")
+    np.testing.assert_array_equal(our_logits(again, IDS), logits)
+
+
+@pytest.mark.parametrize("keys", [KEYS, [*KEYS, "lm_head"]], ids=["layers", "head"])
+def test_peft_loads_each_choice_of_layers(peft, folder, tmp_path, keys):
+    """In one layer alone too, which PEFT is told by full names."""
+    model = add_adapter(pyloss.load_model(folder), keys=keys, num_layers=1, size=0.3, scale=1.7)
+    pyloss.save_adapter(model, tmp_path / "adapter", format="peft")
+    theirs = peft.PeftModel.from_pretrained(base_of(folder), tmp_path / "adapter")
+    np.testing.assert_allclose(torch_logits(theirs, IDS), our_logits(model, IDS), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"target_modules": list(LINEARS)},
+        {"target_modules": "all-linear", "lora_alpha": 3},
+        {"target_modules": ["q_proj"], "layers_to_transform": [1]},
+        {"target_modules": ["v_proj", "gate_proj"], "use_rslora": True},
+        {"target_modules": ["o_proj"], "lora_dropout": 0.3},
+        {"target_modules": r".*\.0\.mlp\.(up|gate)_proj", "init_lora_weights": "gaussian"},
+    ],
+    ids=["linears", "all-linear", "one layer", "rslora", "dropout", "pattern"],
+)
+def test_adapters_of_peft_load_here_and_go_on_to_mlx_lm(peft, mlx_lm, folder, tmp_path, options):
+    theirs = peft.get_peft_model(base_of(folder), peft.LoraConfig(**{"r": 4, "lora_alpha": 10, **options})).eval()
+    fill(theirs)
+    expected = torch_logits(theirs, IDS)
+    assert np.abs(expected - torch_logits(base_of(folder), IDS)).max() > 0.1
+    theirs.save_pretrained(tmp_path / "peft")
+    model = pyloss.tuner.load_adapters(pyloss.load_model(folder), tmp_path / "peft")
+    np.testing.assert_allclose(our_logits(model, IDS), expected, rtol=0, atol=1e-4)
+    pyloss.save_adapter(model, tmp_path / "mlx")
+    np.testing.assert_allclose(mlx_logits(load_mlx(mlx_lm, folder, tmp_path / "mlx"), IDS), expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("use_dora", {"use_dora": True}),
+        ("alpha_pattern", {"alpha_pattern": {"q_proj": 3}}),
+        ("rank_pattern", {"rank_pattern": {"q_proj": 2}}),
+        ("modules_to_save", {"modules_to_save": ["lm_head"]}),
+        ("bias", {"bias": "lora_only"}),
+        ("lora_bias", {"lora_bias": True}),
+        ("trainable_token_indices", {"trainable_token_indices": [3, 4]}),
+        ("target_parameters", {"target_parameters": ["model.layers.0.mlp.up_proj.weight"]}),
+        ("layer_replication", {"layer_replication": [[0, 2], [0, 2]]}),
+        ("embed_tokens", {"target_modules": ["q_proj", "embed_tokens"]}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_peft_has_and_we_have_not_is_refused_by_name(peft, folder, tmp_path, name, options):
+    theirs = peft.get_peft_model(base_of(folder), peft.LoraConfig(**{"r": 4, "target_modules": ["q_proj", "v_proj"], **options}))
+    theirs.save_pretrained(tmp_path / "peft")
+    model = pyloss.load_model(folder)
+    with pytest.raises(ValueError, match=rf"peft.*{name}"):
+        pyloss.tuner.load_adapters(model, tmp_path / "peft")
+    assert not lora_modules(model)
+
+
+def test_other_methods_of_peft_are_refused_by_name(peft, folder, tmp_path):
+    theirs = peft.get_peft_model(base_of(folder), peft.IA3Config(target_modules=["k_proj"], feedforward_modules=[]))
+    theirs.save_pretrained(tmp_path / "peft")
+    with pytest.raises(ValueError, match="IA3"):
+        pyloss.tuner.load_adapters(pyloss.load_model(folder), tmp_path / "peft")
+
+
+@pytest.mark.parametrize("keys", [None, KEYS], ids=["default keys", "keys"])
+def test_an_adapter_saved_by_mlx_lm_loads_here(mlx_lm, folder, tmp_path, keys):
+    """Written as mlx_lm.lora does: all its arguments in adapter_config.json, the matrices from the model."""
+    import mlx.core as mx
+    from mlx.utils import tree_flatten
+    from mlx_lm.tuner.utils import linear_to_lora_layers
+    from mlx_lm.utils import save_config
+
+    theirs = load_mlx(mlx_lm, folder)
+    theirs.freeze()
+    parameters = {"rank": 5, "scale": 3.0, "dropout": 0.1, **({} if keys is None else {"keys": keys})}
+    linear_to_lora_layers(theirs, 1, parameters)
+    weights = dict(tree_flatten(theirs.trainable_parameters()))
+    weights = {name: mx.random.normal(value.shape, scale=0.3, key=mx.random.key(i)) for i, (name, value) in enumerate(weights.items())}
+    theirs.load_weights(list(weights.items()), strict=False)
+    theirs.eval()
+    adapter = tmp_path / "mlx"
+    adapter.mkdir()
+    mx.save_safetensors(str(adapter / "adapters.safetensors"), weights)
+    settings = {"model": str(folder), "fine_tune_type": "lora", "num_layers": 1, "lora_parameters": parameters, "seed": 0, "resume_adapter_file": None}
+    save_config(settings, adapter / "adapter_config.json")
+    model = pyloss.tuner.load_adapters(pyloss.load_model(folder), adapter)
+    assert len(lora_modules(model)) == (7 if keys is None else 3)
+    np.testing.assert_allclose(our_logits(model, IDS), mlx_logits(theirs, IDS), rtol=0, atol=1e-4)
+    pyloss.save_adapter(model, tmp_path / "again")
+    assert json.loads((tmp_path / "again" / "adapter_config.json").read_text())["lora_parameters"] == parameters
+    np.testing.assert_allclose(mlx_logits(load_mlx(mlx_lm, folder, tmp_path / "again"), IDS), mlx_logits(theirs, IDS), rtol=0, atol=0)
+
+
+def test_dora_of_mlx_lm_is_refused_by_name(tmp_path, folder):
+    write_json(tmp_path / "adapter_config.json", {"fine_tune_type": "dora", "num_layers": 1, "lora_parameters": {"rank": 1, "scale": 1.0, "dropout": 0.0}})
+    with pytest.raises(ValueError, match="dora"):
+        pyloss.tuner.load_adapters(pyloss.load_model(folder), tmp_path)
+
+
+@pytest.mark.parametrize("stored", ["float32", "bfloat16"])
+def test_a_fused_tiny_model_elsewhere(mlx_lm, tmp_path, stored):
+    """Biases, an own head and adapters over part of the layers; a base stored in bfloat16 is rounded to it when it is fused."""
+    base = tmp_path / "base"
+    make_tiny(tie_word_embeddings=False, attention_bias=True, mlp_bias=True).to(getattr(torch, stored)).save_pretrained(base)
+    model = add_adapter(pyloss.load_model(base), keys=[*KEYS, "lm_head"], num_layers=1, size=0.3)
+    before = our_logits(model, IDS)
+    model.fuse().save(tmp_path / "fused")
+    fused = our_logits(model, IDS)
+    np.testing.assert_allclose(fused, before, rtol=0, atol=1e-4 if stored == "float32" else 0.2)
+    np.testing.assert_allclose(torch_logits(base_of(tmp_path / "fused"), IDS), fused, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(mlx_logits(load_mlx(mlx_lm, tmp_path / "fused"), IDS), fused, rtol=0, atol=1e-4)
+
+
+# mlx-lm's loss -----------------------------------------------------------------------------------------------------
+
+
+def losses(mlx_lm, folder, batch, lengths, their_lengths=None):
+    """(ours, its number of tokens, mlx-lm's, its number of tokens)."""
+    import mlx.core as mx
+    from mlx_lm.tuner.trainer import default_loss
+
+    value, count = pyloss.tuner.default_loss(pyloss.load_model(folder), batch, lengths)
+    lengths = lengths if their_lengths is None else their_lengths
+    theirs, their_count = default_loss(load_mlx(mlx_lm, folder), mx.array(batch), mx.array(lengths))
+    return float(value), count, theirs.item(), their_count.item()
+
+
+def test_mlx_loss(mlx_lm, folder):
+    """Rows as long as the batch, with and without a masked beginning: nothing stands after their last token."""
+    batch = IDS[:48].reshape(2, 24).astype(np.int32)
+    lengths = np.array([[0, 24], [9, 24]], np.int32)
+    ours, count, theirs, their_count = losses(mlx_lm, folder, batch, lengths)
+    assert count == their_count == 23 + 15
+    assert ours == pytest.approx(theirs, rel=1e-5)
+
+
+def test_mlx_loss_ends_one_token_late(mlx_lm, folder):
+    """On a row with padding mlx-lm trains on the first padding token as well; ours ends with the last token."""
+    batch = np.zeros((2, 24), np.int32)
+    batch[0], batch[1, :11] = IDS[:24], IDS[24:35]
+    lengths = np.array([[0, 24], [4, 11]], np.int32)
+    ours, count, theirs, their_count = losses(mlx_lm, folder, batch, lengths)
+    assert (count, their_count) == (23 + 7, 23 + 8)
+    assert abs(ours - theirs) > 1e-3
+    # Told one token less, it gives what ours gives: the difference is that token alone.
+    ours, count, theirs, their_count = losses(mlx_lm, folder, batch, lengths, lengths - [0, 1])
+    assert count == their_count == 30
+    assert ours == pytest.approx(theirs, rel=1e-5)
