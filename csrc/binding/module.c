@@ -17,15 +17,14 @@ enum {
 
 static pl_spec specs[OP_COUNT];
 static const pl_table *table; /* the kernels in use */
-static struct {
-    int64_t calls, nanoseconds, bytes;
-} profile[OP_COUNT];
+static struct { int64_t calls, nanoseconds, bytes; } profile[OP_COUNT];
 static int profiling;
 
 static pl_kernel kernel_of(const pl_table *t, int op) {
     switch (op) {
 #define PL_OP(name, spec) \
-    case OP_##name: return t->name;
+    case OP_##name: \
+        return t->name;
 #include "../ops.def"
 #undef PL_OP
     }
@@ -179,7 +178,8 @@ static PyObject *py_buffer_stats(PyObject *self, PyObject *unused) {
     (void)self, (void)unused;
     pl_buffer_stats s;
     pl_buffers_stats(&s);
-    return Py_BuildValue("{s:n,s:n,s:n}", "in_use", (Py_ssize_t)s.in_use, "cached", (Py_ssize_t)s.cached, "peak", (Py_ssize_t)s.peak);
+    return Py_BuildValue("{s:n,s:n,s:n}", "in_use", (Py_ssize_t)s.in_use, "cached", (Py_ssize_t)s.cached, "peak",
+                         (Py_ssize_t)s.peak);
 }
 
 static PyObject *py_trim(PyObject *self, PyObject *unused) {
@@ -195,7 +195,8 @@ static PyObject *py_profile(PyObject *self, PyObject *args) {
     PyObject *dict = PyDict_New();
     for (int i = 0; dict && i < OP_COUNT; i++) {
         if (!profile[i].calls) continue;
-        PyObject *row = Py_BuildValue("(LdL)", (long long)profile[i].calls, 1e-9 * (double)profile[i].nanoseconds, (long long)profile[i].bytes);
+        PyObject *row = Py_BuildValue("(LdL)", (long long)profile[i].calls, 1e-9 * (double)profile[i].nanoseconds,
+                                      (long long)profile[i].bytes);
         if (!row || PyDict_SetItemString(dict, specs[i].name, row)) Py_CLEAR(dict);
         Py_XDECREF(row);
     }
@@ -217,7 +218,8 @@ static PyMethodDef methods[] = {
     {"set_num_threads", py_set_num_threads, METH_VARARGS, "Sets the number of threads."},
     {"buffer_stats", py_buffer_stats, METH_NOARGS, "Bytes in use, cached, and the peak in use, of reused buffers."},
     {"trim", py_trim, METH_NOARGS, "Gives cached buffers back to the system."},
-    {"profile", py_profile, METH_VARARGS, "profile(on): switches timing, clears it and returns {op: (calls, seconds, bytes)} so far."},
+    {"profile", py_profile, METH_VARARGS,
+     "profile(on): switches timing, clears it and returns {op: (calls, seconds, bytes)} so far."},
     {NULL, NULL, 0, NULL}};
 
 static int module_exec(PyObject *module) {
@@ -249,8 +251,10 @@ static PyModuleDef_Slot slots[] = {
 #ifdef Py_mod_gil
     {Py_mod_gil, Py_MOD_GIL_NOT_USED},
 #endif
-    {0, NULL}};
+    {0, NULL},
+};
 
-static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_core", "The C core of pyloss.", 0, methods, slots, NULL, NULL, NULL};
+static struct PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT, "_core", "The C core of pyloss.", 0, methods, slots, NULL, NULL, NULL};
 
 PyMODINIT_FUNC PyInit__core(void) { return PyModuleDef_Init(&definition); }

@@ -144,7 +144,10 @@ static PyArrayObject *plain_array(const pl_spec *spec, const pl_param *p, PyObje
     PyArrayObject *array = (PyArrayObject *)object;
     if (PyArray_TYPE(array) != npy) {
         PyErr_Format(PyExc_TypeError, "%s: %s must have dtype %s, not %S", spec->name, p->name,
-                     npy == NPY_UINT8 ? "u8" : npy == NPY_FLOAT32 ? "f32" : types[p->type].name, (PyObject *)PyArray_DESCR(array));
+                     npy == NPY_UINT8     ? "u8"
+                     : npy == NPY_FLOAT32 ? "f32"
+                                          : types[p->type].name,
+                     (PyObject *)PyArray_DESCR(array));
         return NULL;
     }
     if (!PyArray_ISCARRAY_RO(array)) {
@@ -250,8 +253,8 @@ static int check_indices(const pl_spec *spec, const pl_param *p, const int32_t *
     int32_t lowest = p->below_ignored ? -1 : 0;
     for (int64_t i = 0; i < n; i++)
         if (values[i] < lowest || values[i] >= limit) {
-            PyErr_Format(PyExc_ValueError, "%s: %s at position %lld is %d, outside [0, %lld)%s", spec->name, p->name, (long long)i,
-                         (int)values[i], (long long)limit, p->below_ignored ? " and not ignored" : "");
+            PyErr_Format(PyExc_ValueError, "%s: %s at position %lld is %d, outside [0, %lld)%s", spec->name, p->name,
+                         (long long)i, (int)values[i], (long long)limit, p->below_ignored ? " and not ignored" : "");
             return -1;
         }
     return 0;
@@ -262,7 +265,8 @@ static int check_offsets(const pl_spec *spec, const pl_param *p, const int32_t *
     int good = n > 0 && values[0] == 0 && values[n - 1] == end;
     for (int64_t i = 1; i < n && good; i++) good = values[i] >= values[i - 1];
     if (good) return 0;
-    PyErr_Format(PyExc_ValueError, "%s: %s must begin with 0, never decrease and end with %lld", spec->name, p->name, (long long)end);
+    PyErr_Format(PyExc_ValueError, "%s: %s must begin with 0, never decrease and end with %lld", spec->name, p->name,
+                 (long long)end);
     return -1;
 }
 
@@ -297,8 +301,8 @@ int pl_spec_check(const pl_spec *spec, PyObject *const *args, Py_ssize_t nargs, 
     for (int i = 0; i < spec->constraints; i++) {
         int64_t a = call->dim[spec->multiple[i] - 'A'], b = call->dim[spec->of[i] - 'A'];
         if (b ? a % b : a) {
-            PyErr_Format(PyExc_ValueError, "%s: %c = %lld is not a multiple of %c = %lld in \"%s\"", spec->name, spec->multiple[i],
-                         (long long)a, spec->of[i], (long long)b, spec->text);
+            PyErr_Format(PyExc_ValueError, "%s: %c = %lld is not a multiple of %c = %lld in \"%s\"", spec->name,
+                         spec->multiple[i], (long long)a, spec->of[i], (long long)b, spec->text);
             return -1;
         }
     }

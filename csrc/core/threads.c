@@ -159,6 +159,4 @@ static void after_fork_child(void) {
     pool.started = 0;
     inside = 0;
 }
-__attribute__((constructor)) static void watch_fork(void) {
-    pthread_atfork(before_fork, after_fork_parent, after_fork_child);
-}
+__attribute__((constructor)) static void watch_fork(void) { pthread_atfork(before_fork, after_fork_parent, after_fork_child); }

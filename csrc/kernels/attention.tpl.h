@@ -12,13 +12,13 @@
 #include "attention_tile.tpl.h"
 
 enum {
-    ATTN_Q = 64,               /* rows (lanes) of a tile of scores */
-    ATTN_K = 64,               /* keys of a tile of scores */
-    ATTN_FORWARD_ROWS = 128,   /* rows of a piece of the forward pass: several tiles share packed keys */
-    ATTN_GRAD_ROWS = 256,      /* rows that the backward pass keeps packed */
-    ATTN_GRAD_PIECES = 48,     /* of about equal work, over all sequences and heads */
-    ATTN_FEW_ROWS = 8,         /* up to here rows are cut along the keys */
-    ATTN_FEW_KEYS = 256        /* keys of such a piece */
+    ATTN_Q = 64,             /* rows (lanes) of a tile of scores */
+    ATTN_K = 64,             /* keys of a tile of scores */
+    ATTN_FORWARD_ROWS = 128, /* rows of a piece of the forward pass: several tiles share packed keys */
+    ATTN_GRAD_ROWS = 256,    /* rows that the backward pass keeps packed */
+    ATTN_GRAD_PIECES = 48,   /* of about equal work, over all sequences and heads */
+    ATTN_FEW_ROWS = 8,       /* up to here rows are cut along the keys */
+    ATTN_FEW_KEYS = 256      /* keys of such a piece */
 };
 
 /* Rows [row, row + rows) of a key-value head of a sequence, against its keys [from, to). */
@@ -58,8 +58,8 @@ _Static_assert(ATTN_K <= ATTN_Q, "attn_ones serves keys and rows");
 
 /* What a worker keeps at hand. Rows are packed as [rows][width], and transposed (_t) as [rows / ATTN_Q][width][ATTN_Q]. */
 typedef struct {
-    float *k, *v;     /* [ATTN_K][width] */
-    float *s, *ds;    /* [ATTN_K][ATTN_Q] */
+    float *k, *v;  /* [ATTN_K][width] */
+    float *s, *ds; /* [ATTN_K][ATTN_Q] */
     float *q, *q_t, *d_o, *d_o_t, *acc;
     float *max, *sum; /* per row; the log-sum-exp and o . do in the backward pass */
     float *factor;
@@ -342,8 +342,7 @@ static void attn_grad_rows(const attn *g, const attn_piece *p, int64_t row, int6
             attn_by_column((attn_product){count, width, keys, x->ds, ATTN_Q, x->k, width, x->acc + at, width, attn_ones});
         }
     }
-    for (int64_t r = 0; r < rows; r++)
-        attn_trim_row(g->dq + attn_at(g, p, row + r) * g->d, x->acc + r * width, g->d, g->scale);
+    for (int64_t r = 0; r < rows; r++) attn_trim_row(g->dq + attn_at(g, p, row + r) * g->d, x->acc + r * width, g->d, g->scale);
 }
 
 static void attn_grad_piece(const void *context, int64_t begin, int64_t end, int worker) {

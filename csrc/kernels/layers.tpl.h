@@ -369,7 +369,8 @@ static void dropout_piece(const void *context, int64_t begin, int64_t end, int w
         return;
     }
     uint64_t state = (uint64_t)c->arg[1].i, a = next_word(&state), b = next_word(&state);
-    dropout_constants k = {{(uint32_t)a, (uint32_t)(a >> 32), (uint32_t)b}, p > 0 ? (uint32_t)(p * 0x1p32) : 0, (float)(1 / (1 - p))};
+    dropout_constants k = {
+        {(uint32_t)a, (uint32_t)(a >> 32), (uint32_t)b}, p > 0 ? (uint32_t)(p * 0x1p32) : 0, (float)(1 / (1 - p))};
     map(dropout_lanes, 1, (const float *[]){c->arg[0].in}, 1, (float *[]){y}, begin, end, &k);
 }
 static pl_status dropout(const pl_call *c) {

@@ -4,9 +4,7 @@
  * blocks (any n <= 32 for the float formats). */
 INLINE void decode_run(int format, const uint8_t *row, int64_t begin, int64_t n, float *out) {
     switch (format) {
-    case PL_W_F32:
-        memcpy(out, row + 4 * begin, 4 * (size_t)n);
-        return;
+    case PL_W_F32: memcpy(out, row + 4 * begin, 4 * (size_t)n); return;
     case PL_W_BF16: {
         const uint8_t *p = row + 2 * begin;
         int64_t i = 0;
