@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ CONFIG_FILE = "adapter_config.json"
 MLX_FILE = "adapters.safetensors"
 PEFT_FILE = "adapter_model.safetensors"
 _PEFT_PREFIX = "base_model.model."
+_PEFT_BASE = ".base_layer.weight"
 
 # PEFT's settings that change what an adapter computes, with the values that mean "not used".
 _PEFT_INACTIVE = {
@@ -52,6 +53,7 @@ class Adapter:
     scale: float
     dropout: float
     config: dict[str, Any]  # as mlx-lm writes it
+    bases: dict[str, np.ndarray] = field(default_factory=dict)  # copies of base weights, which PEFT adds for an adapted head
 
 
 def read_adapter(folder: str | os.PathLike[str]) -> Adapter:
@@ -126,6 +128,7 @@ def _read_peft(place: Path, config: dict[str, Any]) -> Adapter:
         if not name.startswith(_PEFT_PREFIX):
             raise FormatError(place / PEFT_FILE, name, f"expected names that begin with {_PEFT_PREFIX}")
     stripped = {name[len(_PEFT_PREFIX) :]: array for name, array in arrays.items()}
+    bases = {name.removesuffix(_PEFT_BASE): stripped.pop(name) for name in list(stripped) if name.endswith(_PEFT_BASE)}
     pairs = _pairs(place / PEFT_FILE, stripped, ".lora_A.weight", ".lora_B.weight")
     alpha, rank = _number(source, config, "lora_alpha"), _number(source, config, "r")
     ranks = {a.shape[0] for a, _ in pairs.values()}
@@ -134,7 +137,7 @@ def _read_peft(place: Path, config: dict[str, Any]) -> Adapter:
     scale = alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
     dropout = _number(source, config, "lora_dropout", 0.0)
     matrices = {name: (np.ascontiguousarray(a.T), np.ascontiguousarray(b.T)) for name, (a, b) in pairs.items()}
-    return Adapter(str(place), matrices, scale, dropout, mlx_config(sorted(matrices), -1, int(rank), scale, dropout))
+    return Adapter(str(place), matrices, scale, dropout, mlx_config(sorted(matrices), -1, int(rank), scale, dropout), bases)
 
 
 def mlx_config(keys: list[str] | None, num_layers: int, rank: int, scale: float, dropout: float) -> dict[str, Any]:

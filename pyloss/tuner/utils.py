@@ -7,7 +7,10 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from ..nn import Linear, Module
+from ..weights import Weight
 from .adapters import lora_modules, mlx_config, read_adapter
 from .lora import LoRALinear
 
@@ -97,6 +100,9 @@ def load_adapters(model: Any, adapter_path: str | os.PathLike[str]) -> Any:
             layers[name] = LoRALinear.from_base(base, r=a.shape[1], dropout=adapter.dropout, scale=adapter.scale)
             layers[name].lora_a[...] = a
             layers[name].lora_b[...] = b
+    for name, weight in adapter.bases.items():
+        if reason := _other_base(modules.get(name), weight):
+            problems.append(f"{name}: {reason}")
     if problems:
         more = f"\n  and {len(problems) - 20} more" if len(problems) > 20 else ""
         raise ValueError(f"the adapter in {adapter.path} is not one for this model:\n  " + "\n  ".join(problems[:20]) + more)
@@ -107,6 +113,17 @@ def load_adapters(model: Any, adapter_path: str | os.PathLike[str]) -> Any:
         model.set_module(name, layer)
     model.adapter_config = adapter.config
     return model
+
+
+def _other_base(module: Any, weight: np.ndarray) -> str | None:
+    """Why a base weight that came with an adapter is not the one of `module`, or a form of it that quantising makes."""
+    if not isinstance(module, Linear) or weight.shape != module.shape:
+        found = module.shape if isinstance(module, Linear) else "no such linear layer"
+        return f"the adapter was made over a weight of shape {weight.shape}; the model has {found}"
+    own = module.weight.dequantize() if isinstance(module.weight, Weight) else module.weight
+    if np.linalg.norm(weight - own) > 0.25 * np.linalg.norm(own):
+        return "the adapter was made over another weight than the model's"
+    return None
 
 
 def fuse_adapters(model: Module, dequantize: bool = False) -> None:

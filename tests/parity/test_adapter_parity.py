@@ -5,9 +5,10 @@ import json
 import numpy as np
 import pytest
 from parity_models import LINEARS, TINY, add_adapter, make_tiny, mlx_logits, our_logits, torch, torch_logits, transformers
+from safetensors.numpy import load_file
 
 import pyloss
-from pyloss.files import write_json
+from pyloss.files import write_json, write_safetensors
 from pyloss.tuner.adapters import lora_modules
 
 KEYS = ["self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj"]
@@ -146,10 +147,11 @@ def test_peft_loads_each_choice_of_layers(peft, folder, tmp_path, keys):
         {"target_modules": "all-linear", "lora_alpha": 3},
         {"target_modules": ["q_proj"], "layers_to_transform": [1]},
         {"target_modules": ["v_proj", "gate_proj"], "use_rslora": True},
+        {"target_modules": ["q_proj", "lm_head"]},
         {"target_modules": ["o_proj"], "lora_dropout": 0.3},
         {"target_modules": r".*\.0\.mlp\.(up|gate)_proj", "init_lora_weights": "gaussian"},
     ],
-    ids=["linears", "all-linear", "one layer", "rslora", "dropout", "pattern"],
+    ids=["linears", "all-linear", "one layer", "rslora", "head", "dropout", "pattern"],
 )
 def test_adapters_of_peft_load_here_and_go_on_to_mlx_lm(peft, mlx_lm, folder, tmp_path, options):
     theirs = peft.get_peft_model(base_of(folder), peft.LoraConfig(**{"r": 4, "lora_alpha": 10, **options})).eval()
@@ -161,6 +163,23 @@ def test_adapters_of_peft_load_here_and_go_on_to_mlx_lm(peft, mlx_lm, folder, tm
     np.testing.assert_allclose(our_logits(model, IDS), expected, rtol=0, atol=1e-4)
     pyloss.save_adapter(model, tmp_path / "mlx")
     np.testing.assert_allclose(mlx_logits(load_mlx(mlx_lm, folder, tmp_path / "mlx"), IDS), expected, rtol=0, atol=1e-4)
+
+
+def test_an_adapted_head_comes_with_its_base_from_peft(peft, folder, tmp_path):
+    """PEFT saves a copy of the base of an adapted head: passed over when it is the model's own or a quantised form of it, else refused."""
+    theirs = peft.get_peft_model(base_of(folder), peft.LoraConfig(r=4, target_modules=["lm_head"]))
+    theirs.save_pretrained(tmp_path)
+    arrays = load_file(tmp_path / "adapter_model.safetensors")
+    name = "base_model.model.lm_head.base_layer.weight"
+    base = arrays[name]
+    model = pyloss.load_model(folder)
+    for other, reason in ((base[:-1], "shape"), (base[::-1], "another weight")):
+        write_safetensors(tmp_path / "adapter_model.safetensors", {**arrays, name: np.ascontiguousarray(other)})
+        with pytest.raises(ValueError, match=f"lm_head: .*{reason}"):
+            pyloss.tuner.load_adapters(model, tmp_path)
+        assert not lora_modules(model)
+    write_safetensors(tmp_path / "adapter_model.safetensors", {**arrays, name: pyloss.Weight.quantize(base, "q4_0").dequantize()})
+    assert list(lora_modules(pyloss.tuner.load_adapters(model, tmp_path))) == ["lm_head"]
 
 
 @pytest.mark.parametrize(
