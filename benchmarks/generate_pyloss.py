@@ -9,7 +9,7 @@ import time
 import numpy as np
 
 import pyloss
-from pyloss.generate import generate_tokens
+from pyloss.generation import generate_tokens
 
 
 def main(path: str, prompt: int, new: int) -> None:

@@ -16,7 +16,7 @@ from .weights import Weight
 
 if TYPE_CHECKING:  # `as` makes them public to type checkers
     from . import models as models, tuner as tuner
-    from .generate import generate as generate, stream_generate as stream_generate
+    from .generation import generate as generate, stream_generate as stream_generate
     from .models import load as load, load_model as load_model
     from .tuner import (
         CacheDataset as CacheDataset,
@@ -43,8 +43,8 @@ _LAZY = {
     "tuner": "",
     "load": "models",
     "load_model": "models",
-    "generate": "generate",
-    "stream_generate": "generate",
+    "generate": "generation",
+    "stream_generate": "generation",
     "CacheDataset": "tuner",
     "ChatDataset": "tuner",
     "CompletionsDataset": "tuner",

@@ -130,7 +130,7 @@ def _prompt_ids(flags: Flags, tokenizer: Any) -> list[int]:
 
 
 def generate(flags: Flags) -> int:
-    from pyloss.generate import stream_generate
+    from pyloss.generation import stream_generate
 
     for name, least in (("max_tokens", 1), ("temp", 0), ("top_k", 0)):
         if flags[name] < least:

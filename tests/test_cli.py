@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 from tiny_training import Tiny, tiny_loss, tiny_value_and_grad
 
 import pyloss
-import pyloss.generate
+import pyloss.generation
 from pyloss import nn
 from pyloss.cli import main
 from pyloss.tuner import evaluation, trainer, utils
@@ -73,7 +73,7 @@ def world(monkeypatch, tmp_path):
     evaluate, train = evaluation.evaluate, trainer.train
     monkeypatch.setattr(utils, "linear_to_lora_layers", to_lora)
     monkeypatch.setattr(utils, "load_adapters", load_adapters)
-    monkeypatch.setattr(sys.modules["pyloss.generate"], "stream_generate", stream_generate)
+    monkeypatch.setattr(sys.modules["pyloss.generation"], "stream_generate", stream_generate)
     monkeypatch.setattr(pyloss.models, "load", load)
     monkeypatch.setattr(pyloss, "info", lambda: {"version": "0", "isa": "avx2"})
     monkeypatch.setattr(nn, "value_and_grad", tiny_value_and_grad)

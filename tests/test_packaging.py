@@ -170,7 +170,7 @@ before = set(sys.modules)
 import pyloss
 new = set(sys.modules) - before
 print(*sorted({m.split(".")[0] for m in new} - set(sys.stdlib_module_names)))
-print(*sorted(m for m in new if m.startswith(("pyloss.models", "pyloss.tuner", "pyloss.cli", "pyloss.generate"))))
+print(*sorted(m for m in new if m.startswith(("pyloss.models", "pyloss.tuner", "pyloss.cli", "pyloss.generation"))))
 """
     packages, *later = python(script).splitlines()
     assert packages.split() == ["numpy", "pyloss"]

@@ -18,7 +18,7 @@ from parity_models import (
 )
 
 import pyloss
-from pyloss.generate import generate
+from pyloss.generation import generate
 from pyloss.tuner.losses import target_weights
 
 TEXTS = [
