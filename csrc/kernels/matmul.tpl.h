@@ -331,34 +331,36 @@ static void multiply_pieces(const void *context, int64_t begin, int64_t end, int
     }
 }
 
-/* Few rows against W transposed: every row of W is expanded once, a run at a time, and multiplied with all rows of A. */
-static void multiply_few(const void *context, int64_t begin, int64_t end, int worker) {
-    (void)worker;
-    const gemm *g = context;
+/* Few rows against W transposed: every row of W is expanded once, a run at a time, and multiplied with all rows of A.
+ * The number of rows and the format are constants in every instance, so that sums and expanded runs live in registers. */
+INLINE void few_rows(const gemm *g, int64_t begin, int64_t end, const int m, const int format) {
     const float *h = g->h_given ? g->h_given : g->h;
     for (int64_t o = begin; o < end; o++) {
         const uint8_t *row = pl_weight_row(&g->b, o);
         vf acc[SMALL_M][32 / LANES];
-        memset(acc, 0, sizeof acc);
-        float rest[SMALL_M] = {0};
+#pragma GCC unroll 4
+        for (int i = 0; i < m; i++)
+#pragma GCC unroll 8
+            for (int l = 0; l < 32 / LANES; l++) acc[i][l] = vf_set1(0);
         int64_t k = 0;
         for (; k + 32 <= g->k; k += 32) {
             float run[32];
-            decode_run(g->b.format, row, k, 32, run);
-            for (int i = 0; i < g->m; i++)
+            decode_run(format, row, k, 32, run);
+#pragma GCC unroll 4
+            for (int i = 0; i < m; i++)
 #pragma GCC unroll 8
                 for (int l = 0; l < 32 / LANES; l++) acc[i][l] += vf_load(run + l * LANES) * vf_load(g->a + i * g->k + k + l * LANES);
         }
-        if (k < g->k) {
-            float run[32];
-            decode_run(g->b.format, row, k, g->k - k, run);
-            for (int i = 0; i < g->m; i++)
-                for (int64_t l = 0; l < g->k - k; l++) rest[i] += run[l] * g->a[i * g->k + k + l];
-        }
-        for (int i = 0; i < g->m; i++) {
+        float tail[32] = {0};
+        if (k < g->k) decode_run(format, row, k, g->k - k, tail);
+#pragma GCC unroll 4
+        for (int i = 0; i < m; i++) {
             vf total = acc[i][0];
+#pragma GCC unroll 8
             for (int l = 1; l < 32 / LANES; l++) total += acc[i][l];
-            float y = (vf_sum(total) + rest[i]) * g->alpha + (g->bias ? g->bias[o] : 0);
+            float sum = vf_sum(total);
+            for (int64_t l = 0; l < g->k - k; l++) sum += tail[l] * g->a[i * g->k + k + l];
+            float y = sum * g->alpha + (g->bias ? g->bias[o] : 0);
             for (int64_t j = 0; j < g->rank; j++) {
                 const float *u = (const float *)g->u.data;
                 y += g->u_scale * h[i * g->rank + j] * (g->u_transposed ? u[o * g->rank + j] : u[j * g->n + o]);
@@ -366,6 +368,28 @@ static void multiply_few(const void *context, int64_t begin, int64_t end, int wo
             float *c = g->c + i * g->n + o;
             *c = g->accumulate ? *c + y : y;
         }
+    }
+}
+
+INLINE void few_rows_of(const gemm *g, int64_t begin, int64_t end, const int format) {
+    switch (g->m) {
+    case 1: few_rows(g, begin, end, 1, format); return;
+    case 2: few_rows(g, begin, end, 2, format); return;
+    case 3: few_rows(g, begin, end, 3, format); return;
+    default: few_rows(g, begin, end, SMALL_M, format);
+    }
+}
+
+static void multiply_few(const void *context, int64_t begin, int64_t end, int worker) {
+    (void)worker;
+    const gemm *g = context;
+    switch (g->b.format) {
+    case PL_W_F32: few_rows_of(g, begin, end, PL_W_F32); return;
+    case PL_W_BF16: few_rows_of(g, begin, end, PL_W_BF16); return;
+    case PL_W_F16: few_rows_of(g, begin, end, PL_W_F16); return;
+    case PL_W_Q8_0: few_rows_of(g, begin, end, PL_W_Q8_0); return;
+    case PL_W_Q4_0: few_rows_of(g, begin, end, PL_W_Q4_0); return;
+    default: few_rows_of(g, begin, end, PL_W_Q4_1);
     }
 }
 

@@ -24,7 +24,6 @@ typedef double vd __attribute__((vector_size(PL_BYTES)));
 typedef int64_t vl __attribute__((vector_size(PL_BYTES)));
 typedef uint16_t vh __attribute__((vector_size(PL_BYTES / 2))); /* LANES 16-bit values */
 typedef uint8_t vq __attribute__((vector_size(PL_BYTES / 4)));  /* LANES bytes */
-typedef int8_t vqs __attribute__((vector_size(PL_BYTES / 4)));
 
 INLINE vf vf_set1(float a) { return a - (vf){0}; }
 INLINE vd vd_set1(double a) { return a - (vd){0}; }
@@ -174,14 +173,53 @@ INLINE vd vd_exp(vd x) {
 #endif
 }
 
-/* LANES stored values as floats. */
-INLINE vf vf_from_bf16(const uint8_t *p) {
-    vh h;
-    memcpy(&h, p, sizeof h);
-    return (vf)(__builtin_convertvector(h, vi) << 16);
+/* LANES unsigned bytes, signed bytes, or 16-bit values as int32. GCC 12 converts such vectors lane by lane if left to itself. */
+INLINE vi vi_from_u8(const uint8_t *p) {
+#if PL_BYTES == 64
+    return (vi)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p));
+#elif PL_BYTES == 32
+    return (vi)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p));
+#elif defined(__x86_64__)
+    int32_t bytes;
+    memcpy(&bytes, p, sizeof bytes);
+    const __m128i zero = _mm_setzero_si128();
+    return (vi)_mm_unpacklo_epi16(_mm_unpacklo_epi8(_mm_cvtsi32_si128(bytes), zero), zero);
+#else
+    vq bytes;
+    memcpy(&bytes, p, sizeof bytes);
+    return __builtin_convertvector(bytes, vi);
+#endif
+}
+INLINE vi vi_from_i8(const uint8_t *p) {
+#if PL_BYTES == 64
+    return (vi)_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p));
+#elif PL_BYTES == 32
+    return (vi)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p));
+#else
+    return (vi_from_u8(p) << 24) >> 24;
+#endif
+}
+INLINE vi vi_from_u16(const uint8_t *p) {
+#if PL_BYTES == 64
+    return (vi)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p));
+#elif PL_BYTES == 32
+    return (vi)_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p));
+#elif defined(__x86_64__)
+    return (vi)_mm_unpacklo_epi16(_mm_loadl_epi64((const __m128i *)p), _mm_setzero_si128());
+#else
+    vh halves;
+    memcpy(&halves, p, sizeof halves);
+    return __builtin_convertvector(halves, vi);
+#endif
 }
 
+/* LANES stored values as floats. */
+INLINE vf vf_from_bf16(const uint8_t *p) { return (vf)(vi_from_u16(p) << 16); }
+
 INLINE float f32_from_f16(uint16_t h) {
+#if PL_BYTES >= 32
+    return _cvtsh_ss(h);
+#else
     uint32_t sign = (uint32_t)(h & 0x8000) << 16, rest = (uint32_t)(h & 0x7fff) << 13, bits;
     float f;
     if (rest >= 0x0f800000) bits = sign | (rest + 0x70000000); /* inf and NaN */
@@ -194,6 +232,7 @@ INLINE float f32_from_f16(uint16_t h) {
     }
     memcpy(&f, &bits, 4);
     return f;
+#endif
 }
 
 INLINE vf vf_from_f16(const uint8_t *p) {
@@ -214,17 +253,11 @@ INLINE vf vf_from_f16(const uint8_t *p) {
 #endif
 }
 
-INLINE vf vf_from_i8(const uint8_t *p) {
-    vqs q;
-    memcpy(&q, p, sizeof q);
-    return __builtin_convertvector(__builtin_convertvector(q, vi), vf);
-}
+INLINE vf vf_from_i8(const uint8_t *p) { return __builtin_convertvector(vi_from_i8(p), vf); }
 
 /* The low and the high nibbles of LANES bytes. */
 INLINE void vf_from_nibbles(const uint8_t *p, vf *low, vf *high) {
-    vq q;
-    memcpy(&q, p, sizeof q);
-    vi wide = __builtin_convertvector(q, vi);
+    vi wide = vi_from_u8(p);
     *low = __builtin_convertvector(wide & 15, vf);
     *high = __builtin_convertvector(wide >> 4, vf);
 }
