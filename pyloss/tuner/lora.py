@@ -63,7 +63,7 @@ class LoRALinear(Module):
         return (self.scale * self.lora_b.T) @ self.lora_a.T
 
     def fuse(self, dequantize: bool = False) -> Linear:
-        """The base with the adapter merged into its weight, as a plain layer.
+        """The base with the adapter merged into its weight, as a plain layer, frozen as its base was.
 
         A float base keeps its type; over a quantised base the sum is quantised again to the base's format, or left in float32
         with `dequantize=True`. Warns when rounding loses most of the adapter.
@@ -71,11 +71,11 @@ class LoRALinear(Module):
         base = self.linear.weight
         delta = self.delta()
         if not isinstance(base, Weight):
-            return Linear.from_weight(base + delta, self.linear.bias)
+            return self._plain(base + delta)
         fused = base.dequantize()
         fused += delta
         if base.format == "f32" or (dequantize and isinstance(base, Weight) and base.format not in ("bf16", "f16")):
-            return Linear.from_weight(Weight.quantize(fused, "f32"), self.linear.bias)
+            return self._plain(Weight.quantize(fused, "f32"))
         stored = Weight.quantize(fused, base.format, base.head_dim)
         kept = _kept(base, stored, delta)
         if kept < 0.5:
@@ -84,7 +84,12 @@ class LoRALinear(Module):
                 "fuse(dequantize=True) keeps all of it",
                 stacklevel=2,
             )
-        return Linear.from_weight(stored, self.linear.bias)
+        return self._plain(stored)
+
+    def _plain(self, weight: np.ndarray | Weight) -> Linear:
+        layer = Linear.from_weight(weight, self.linear.bias)
+        layer.freeze()
+        return layer
 
     def __repr__(self) -> str:
         return f"LoRALinear(r={self.lora_a.shape[1]}, scale={self.scale}, dropout={self.dropout}, base={self.linear!r})"
