@@ -12,7 +12,7 @@
 #define RELAX() __asm__ volatile("yield")
 #endif
 
-enum { MAX_THREADS = 256, SPINS = 4000 };
+enum { MAX_THREADS = 256, SPINS = 4000, CLOSED = 1 << 30 };
 
 static struct {
     pthread_mutex_t caller; /* held by the thread whose job runs */
@@ -22,7 +22,7 @@ static struct {
     int started; /* worker threads, beside the caller */
     _Atomic int wanted;
     _Atomic uint64_t generation;
-    _Atomic int pending;
+    _Atomic int joined; /* workers in the running job, and CLOSED when it takes no more */
     _Atomic int64_t next;
     int64_t n, grain;
     pl_range_fn fn;
@@ -30,7 +30,7 @@ static struct {
     pthread_t thread[MAX_THREADS];
     uint64_t first_generation;
     _Atomic int stop;
-} pool = {.caller = PTHREAD_MUTEX_INITIALIZER, .lock = PTHREAD_MUTEX_INITIALIZER, .wake = PTHREAD_COND_INITIALIZER};
+} pool = {.caller = PTHREAD_MUTEX_INITIALIZER, .lock = PTHREAD_MUTEX_INITIALIZER, .wake = PTHREAD_COND_INITIALIZER, .joined = CLOSED};
 
 static _Thread_local int inside;
 static _Thread_local int call_threads; /* what pl_num_threads() says during a call */
@@ -42,6 +42,14 @@ static void run_pieces(int worker) {
         int64_t end = begin + pool.grain < pool.n ? begin + pool.grain : pool.n;
         pool.fn(pool.context, begin, end, worker);
     }
+}
+
+/* A worker that wakes late finds the job closed: nobody waits for a thread that the system has not scheduled. */
+static int join_job(void) {
+    int joined = atomic_load_explicit(&pool.joined, memory_order_acquire);
+    while (!(joined & CLOSED))
+        if (atomic_compare_exchange_weak_explicit(&pool.joined, &joined, joined + 1, memory_order_acq_rel, memory_order_acquire)) return 1;
+    return 0;
 }
 
 static void *worker_main(void *argument) {
@@ -58,10 +66,11 @@ static void *worker_main(void *argument) {
             pool.sleepers--;
             pthread_mutex_unlock(&pool.lock);
         }
-        seen++;
+        seen = atomic_load_explicit(&pool.generation, memory_order_acquire);
         if (atomic_load_explicit(&pool.stop, memory_order_acquire)) return NULL;
+        if (!join_job()) continue;
         run_pieces(worker);
-        atomic_fetch_sub_explicit(&pool.pending, 1, memory_order_release);
+        atomic_fetch_sub_explicit(&pool.joined, 1, memory_order_release);
     }
 }
 
@@ -108,11 +117,12 @@ void pl_parallel(int64_t n, int64_t grain, pl_range_fn fn, const void *context) 
     pool.fn = fn;
     pool.context = context;
     atomic_store_explicit(&pool.next, 0, memory_order_relaxed);
-    atomic_store_explicit(&pool.pending, pool.started, memory_order_relaxed);
+    atomic_store_explicit(&pool.joined, 0, memory_order_release);
     if (pool.started) announce();
     run_pieces(0);
-    /* On a busy machine the last worker may be waiting for this very processor. */
-    for (int i = 0; atomic_load_explicit(&pool.pending, memory_order_acquire); i++) {
+    atomic_fetch_or_explicit(&pool.joined, CLOSED, memory_order_acq_rel);
+    /* On a busy machine a worker may be waiting for this very processor. */
+    for (int i = 0; atomic_load_explicit(&pool.joined, memory_order_acquire) != CLOSED; i++) {
         if (i < SPINS) RELAX();
         else sched_yield();
     }
@@ -157,6 +167,7 @@ static void after_fork_child(void) {
     pool.wake = wake;
     pool.sleepers = 0;
     pool.started = 0;
+    pool.joined = CLOSED;
     inside = 0;
 }
 __attribute__((constructor)) static void watch_fork(void) { pthread_atfork(before_fork, after_fork_parent, after_fork_child); }
