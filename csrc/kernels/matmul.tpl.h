@@ -111,13 +111,25 @@ INLINE void tile_body(const tile_args *t, const int mr, const int nv) {
 typedef void (*tile_fn)(const tile_args *t);
 #define TILE(mr, nv) \
     static void tile_##mr##x##nv(const tile_args *t) { tile_body(t, mr, nv); }
-TILE(1, 1) TILE(1, 2) TILE(2, 1) TILE(2, 2) TILE(4, 1) TILE(4, 2)
+TILE(1, 1)
+TILE(1, 2)
+TILE(2, 1)
+TILE(2, 2)
+TILE(4, 1)
+TILE(4, 2)
 #if PL_BYTES == 64
-TILE(8, 1) TILE(8, 2) TILE(14, 1) TILE(14, 2)
+TILE(8, 1)
+TILE(8, 2)
+TILE(14, 1)
+TILE(14, 2)
 #elif PL_BYTES == 16 && defined(__aarch64__)
-TILE(8, 1) TILE(8, 2) TILE(12, 1) TILE(12, 2)
+TILE(8, 1)
+TILE(8, 2)
+TILE(12, 1)
+TILE(12, 2)
 #else
-TILE(6, 1) TILE(6, 2)
+TILE(6, 1)
+TILE(6, 2)
 #endif
 #undef TILE
 
@@ -205,7 +217,8 @@ INLINE const float *stored_run(const pl_weight *w, int64_t row, int64_t begin, i
 
 /* Columns [j0, j0 + n) and depth [k0, k0 + kc) of B as panels [n / width][kc][width] times `scale`, padded with 0. For a
  * quantised B, k0 (transposed) or j0 (not) is a multiple of 32. */
-static void pack_b(const pl_weight *w, int transposed, int64_t j0, int64_t n, int64_t k0, int64_t kc, int width, float scale, float *dst) {
+static void pack_b(const pl_weight *w, int transposed, int64_t j0, int64_t n, int64_t k0, int64_t kc, int width, float scale,
+                   float *dst) {
     float run[LANES][32] = {{0}};
     const vf factor = vf_set1(scale);
     const int64_t padded = (n + width - 1) / width * width;
@@ -246,14 +259,14 @@ static void pack_b(const pl_weight *w, int transposed, int64_t j0, int64_t n, in
 /* The state of one block of A, [row0, row0 + rows) x [k0, k0 + depth). */
 typedef struct {
     const gemm *g;
-    int mr, kernel;         /* rows of a panel and its entry in tiles */
+    int mr, kernel; /* rows of a panel and its entry in tiles */
     int64_t row0, rows, k0, depth;
-    int64_t chunk;          /* depth of packed B: even parts of at most KC, a multiple of 32 */
-    int last;               /* the last block over k: bias and the low-rank branch join here */
-    float *packed_a;        /* [panels][panel_stride] */
-    float *packed_h;        /* [panels][h_stride] */
-    const float *packed_p;  /* [rank / width][depth][width] */
-    float *packed_b;        /* per worker */
+    int64_t chunk;         /* depth of packed B: even parts of at most KC, a multiple of 32 */
+    int last;              /* the last block over k: bias and the low-rank branch join here */
+    float *packed_a;       /* [panels][panel_stride] */
+    float *packed_h;       /* [panels][h_stride] */
+    const float *packed_p; /* [rank / width][depth][width] */
+    float *packed_b;       /* per worker */
     int64_t panel_stride, h_stride, b_stride;
     int64_t row_pieces, rows_per_piece, column_pieces;
 } block;
@@ -274,8 +287,15 @@ static void pack_panels(const void *context, int64_t begin, int64_t end, int wor
         if (g->rank && !g->h_given) {
             int width = panel_width(g->rank);
             for (int64_t j = 0; j < g->rank; j += width) {
-                tile_args t = {.k = s->depth, .ldb = width, .a = a, .b = s->packed_p + j * s->depth, .c = g->h + row * g->rank + j,
-                               .ldc = g->rank, .rows = rows, .cols = (int)(g->rank - j < width ? g->rank - j : width), .add = s->k0 > 0};
+                tile_args t = {.k = s->depth,
+                               .ldb = width,
+                               .a = a,
+                               .b = s->packed_p + j * s->depth,
+                               .c = g->h + row * g->rank + j,
+                               .ldc = g->rank,
+                               .rows = rows,
+                               .cols = (int)(g->rank - j < width ? g->rank - j : width),
+                               .add = s->k0 > 0};
                 tiles[s->kernel].fn[width / LANES - 1](&t);
             }
         }
@@ -349,7 +369,8 @@ INLINE void few_rows(const gemm *g, int64_t begin, int64_t end, const int m, con
 #pragma GCC unroll 4
             for (int i = 0; i < m; i++)
 #pragma GCC unroll 8
-                for (int l = 0; l < 32 / LANES; l++) acc[i][l] += vf_load(run + l * LANES) * vf_load(g->a + i * g->k + k + l * LANES);
+                for (int l = 0; l < 32 / LANES; l++)
+                    acc[i][l] += vf_load(run + l * LANES) * vf_load(g->a + i * g->k + k + l * LANES);
         }
         float tail[32] = {0};
         if (k < g->k) decode_run(format, row, k, g->k - k, tail);
@@ -399,7 +420,8 @@ static void small_h(const gemm *g) {
     for (int64_t i = 0; i < g->m; i++)
         for (int64_t j = 0; j < g->rank; j++) {
             double sum = 0;
-            for (int64_t k = 0; k < g->k; k++) sum += (double) g->a[i * g->k + k] * (g->p_transposed ? p[j * g->k + k] : p[k * g->rank + j]);
+            for (int64_t k = 0; k < g->k; k++)
+                sum += (double)g->a[i * g->k + k] * (g->p_transposed ? p[j * g->k + k] : p[k * g->rank + j]);
             g->h[i * g->rank + j] = (float)sum * g->h_scale;
         }
 }
@@ -458,7 +480,14 @@ INLINE pl_weight float_matrix(const float *data, int64_t rows, int64_t cols) {
 /* y [n, o] = x [n, i] W^T + bias + scale h b. */
 static pl_status linear_forward(const pl_call *call) {
     int64_t n = PL_DIM(call, 'N'), i = PL_DIM(call, 'I'), o = PL_DIM(call, 'O'), r = PL_DIM(call, 'R');
-    gemm g = {.m = n, .n = o, .k = i, .a = call->arg[0].in, .b = call->arg[1].w, .b_transposed = 1, .bias = call->arg[2].in, .alpha = 1,
+    gemm g = {.m = n,
+              .n = o,
+              .k = i,
+              .a = call->arg[0].in,
+              .b = call->arg[1].w,
+              .b_transposed = 1,
+              .bias = call->arg[2].in,
+              .alpha = 1,
               .c = call->arg[6].out};
     if (call->arg[3].in && call->arg[4].in) {
         g.rank = r;
@@ -472,16 +501,34 @@ static pl_status linear_forward(const pl_call *call) {
 /* h [n, r] = x a; y [n, o] = x W^T + bias + scale h b. */
 static pl_status lora_forward(const pl_call *call) {
     int64_t n = PL_DIM(call, 'N'), i = PL_DIM(call, 'I'), o = PL_DIM(call, 'O'), r = PL_DIM(call, 'R');
-    gemm g = {.m = n, .n = o, .k = i, .a = call->arg[0].in, .b = call->arg[1].w, .b_transposed = 1, .bias = call->arg[2].in, .alpha = 1,
-              .c = call->arg[7].out, .rank = r, .h = call->arg[6].out, .p = float_matrix(call->arg[3].in, i, r), .h_scale = 1,
-              .u = float_matrix(call->arg[4].in, r, o), .u_scale = (float)call->arg[5].f};
+    gemm g = {.m = n,
+              .n = o,
+              .k = i,
+              .a = call->arg[0].in,
+              .b = call->arg[1].w,
+              .b_transposed = 1,
+              .bias = call->arg[2].in,
+              .alpha = 1,
+              .c = call->arg[7].out,
+              .rank = r,
+              .h = call->arg[6].out,
+              .p = float_matrix(call->arg[3].in, i, r),
+              .h_scale = 1,
+              .u = float_matrix(call->arg[4].in, r, o),
+              .u_scale = (float)call->arg[5].f};
     return gemm_run(&g);
 }
 
 /* dx [n, i] (+)= dy [n, o] W + dh a^T. */
 static pl_status linear_input_grad(const pl_call *call) {
     int64_t n = PL_DIM(call, 'N'), i = PL_DIM(call, 'I'), o = PL_DIM(call, 'O'), r = PL_DIM(call, 'R');
-    gemm g = {.m = n, .n = i, .k = o, .a = call->arg[0].in, .b = call->arg[1].w, .alpha = 1, .accumulate = call->arg[4].i != 0,
+    gemm g = {.m = n,
+              .n = i,
+              .k = o,
+              .a = call->arg[0].in,
+              .b = call->arg[1].w,
+              .alpha = 1,
+              .accumulate = call->arg[4].i != 0,
               .c = call->arg[5].out};
     if (call->arg[2].in && call->arg[3].in) {
         g.rank = r;
@@ -496,18 +543,38 @@ static pl_status linear_input_grad(const pl_call *call) {
 /* dh [n, r] = scale dy b^T; dx [n, i] (+)= dy W + dh a^T. */
 static pl_status lora_input_grad(const pl_call *call) {
     int64_t n = PL_DIM(call, 'N'), i = PL_DIM(call, 'I'), o = PL_DIM(call, 'O'), r = PL_DIM(call, 'R');
-    gemm g = {.m = n, .n = i, .k = o, .a = call->arg[0].in, .b = call->arg[1].w, .alpha = 1, .accumulate = call->arg[5].i != 0,
-              .c = call->arg[7].out, .rank = r, .h = call->arg[6].out, .p = float_matrix(call->arg[3].in, r, o), .p_transposed = 1,
-              .h_scale = (float)call->arg[4].f, .u = float_matrix(call->arg[2].in, i, r), .u_transposed = 1, .u_scale = 1};
+    gemm g = {.m = n,
+              .n = i,
+              .k = o,
+              .a = call->arg[0].in,
+              .b = call->arg[1].w,
+              .alpha = 1,
+              .accumulate = call->arg[5].i != 0,
+              .c = call->arg[7].out,
+              .rank = r,
+              .h = call->arg[6].out,
+              .p = float_matrix(call->arg[3].in, r, o),
+              .p_transposed = 1,
+              .h_scale = (float)call->arg[4].f,
+              .u = float_matrix(call->arg[2].in, i, r),
+              .u_transposed = 1,
+              .u_scale = 1};
     return gemm_run(&g);
 }
 
 /* c (+)= alpha a b, with a as [m, k] or [k, m] and b as [k, n] or [n, k]. */
 INLINE pl_status plain_product(const pl_call *call, int a_transposed, int b_transposed) {
     int64_t m = PL_DIM(call, 'M'), n = PL_DIM(call, 'N'), k = PL_DIM(call, 'K');
-    gemm g = {.m = m, .n = n, .k = k, .a = call->arg[0].in, .a_transposed = a_transposed,
-              .b = float_matrix(call->arg[1].in, b_transposed ? n : k, b_transposed ? k : n), .b_transposed = b_transposed,
-              .alpha = (float)call->arg[2].f, .accumulate = call->arg[3].i != 0, .c = call->arg[4].out};
+    gemm g = {.m = m,
+              .n = n,
+              .k = k,
+              .a = call->arg[0].in,
+              .a_transposed = a_transposed,
+              .b = float_matrix(call->arg[1].in, b_transposed ? n : k, b_transposed ? k : n),
+              .b_transposed = b_transposed,
+              .alpha = (float)call->arg[2].f,
+              .accumulate = call->arg[3].i != 0,
+              .c = call->arg[4].out};
     return gemm_run(&g);
 }
 static pl_status matmul_nn(const pl_call *call) { return plain_product(call, 0, 0); }

@@ -126,7 +126,7 @@ INLINE double vd_hmax(vd v) {
  * on [-ln2/2, ln2/2]; the power of two is applied in two halves so that subnormal results are right. */
 INLINE vf vf_exp(vf x) {
     vf c = vf_min(vf_set1(89.0f), vf_max(vf_set1(-104.0f), x)); /* in this order a NaN stays one */
-    vf magic = vf_set1(12582912.0f); /* 1.5 * 2^23: adding it rounds to an integer in the low bits */
+    vf magic = vf_set1(12582912.0f);                            /* 1.5 * 2^23: adding it rounds to an integer in the low bits */
     vf shifted = c * 1.44269504088896341f + magic;
     vf k = shifted - magic;
     vf r = c - k * 0.693359375f;
