@@ -30,7 +30,8 @@ static struct {
     pthread_t thread[MAX_THREADS];
     uint64_t first_generation;
     _Atomic int stop;
-} pool = {.caller = PTHREAD_MUTEX_INITIALIZER, .lock = PTHREAD_MUTEX_INITIALIZER, .wake = PTHREAD_COND_INITIALIZER, .joined = CLOSED};
+} pool = {
+    .caller = PTHREAD_MUTEX_INITIALIZER, .lock = PTHREAD_MUTEX_INITIALIZER, .wake = PTHREAD_COND_INITIALIZER, .joined = CLOSED};
 
 static _Thread_local int inside;
 static _Thread_local int call_threads; /* what pl_num_threads() says during a call */
@@ -48,7 +49,8 @@ static void run_pieces(int worker) {
 static int join_job(void) {
     int joined = atomic_load_explicit(&pool.joined, memory_order_acquire);
     while (!(joined & CLOSED))
-        if (atomic_compare_exchange_weak_explicit(&pool.joined, &joined, joined + 1, memory_order_acq_rel, memory_order_acquire)) return 1;
+        if (atomic_compare_exchange_weak_explicit(&pool.joined, &joined, joined + 1, memory_order_acq_rel, memory_order_acquire))
+            return 1;
     return 0;
 }
 
