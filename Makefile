@@ -30,7 +30,7 @@ demo: $(VENV)/done-install $(VENV)/done-model
 	$(BIN)/python examples/demo.py
 
 # Comparisons with other libraries are part of the tests; where the libraries are missing they are skipped with a message.
-test: $(VENV)/done-install $(VENV)/done-test $(VENV)/done-model $(if $(filter true,$(CI)),$(VENV)/done-parity)
+test: $(VENV)/done-install $(VENV)/done-test $(VENV)/done-model $(if $(filter true,$(CI)),$(VENV)/done-parity $(VENV)/done-hub)
 	$(BIN)/pytest -q -rs $(TESTS)
 
 parity: $(VENV)/done-install $(VENV)/done-test $(VENV)/done-model $(VENV)/done-parity
@@ -109,7 +109,8 @@ EXTRA = import re, importlib.metadata as m; \
     found = [r for r in m.requires("pyloss") if "extra == \"$*\"" in r and not r.startswith("pyloss")]; \
     print(*(re.sub(r"(;| and) extra == .*", "", r) for r in found), sep="\n")
 
-$(VENV)/done-test $(VENV)/done-parity $(VENV)/done-bench $(VENV)/done-lint: $(VENV)/done-%: pyproject.toml | $(VENV)/done-install
+EXTRAS := $(addprefix $(VENV)/done-,test parity hub bench lint)
+$(EXTRAS): $(VENV)/done-%: pyproject.toml | $(VENV)/done-install
 	@echo 'Installing what $* needs'
 	@$(BIN)/python -c '$(EXTRA)' > $(VENV)/require-$*.txt
 	@$(PIP) install -r $(VENV)/require-$*.txt
