@@ -11,7 +11,7 @@ import pytest
 
 import pyloss
 from pyloss import _core, nn, ops
-from pyloss.autograd import Tape, Tensor, checkpoint, current_tape, grad, keep, value_and_grad
+from pyloss.autograd import Tape, Tensor, checkpoint, current_tape, grad, keep, record, value_and_grad
 
 Pair = namedtuple("Pair", "a b")
 
@@ -470,6 +470,34 @@ def test_backward_frees_what_was_saved(rng):
         assert saved[0]() is None
     finally:
         gc.enable()
+
+
+def test_backward_frees_as_it_goes_and_what_outlives_it_keeps_nothing(rng):
+    x, w = rng.standard_normal((64, 64)).astype(np.float32), rng.standard_normal((64, 64)).astype(np.float32)
+    saved, outliving, alive_at_the_first_layer = [], [], []
+
+    def f(x, w):
+        y = _look(x, lambda: alive_at_the_first_layer.append(sum(r() is not None for r in saved)))
+        for _ in range(5):
+            y = ops.add(y, y)
+            saved.append(weakref.ref(y.data))
+            y = ops.linear(y, w)
+        outliving.append(y)
+        return y.sum()
+
+    value_and_grad(f, (0, 1))(x, w)
+    assert alive_at_the_first_layer == [0]
+    assert [r() for r in saved] == [None] * 5 and len(outliving) == 1
+
+
+def _look(x, look):
+    """The identity, which calls `look` when its gradient is asked for."""
+
+    def vjp(dy, grads):
+        look()
+        grads.put(0, dy, own=False)
+
+    return record(x.data, (x,), vjp)
 
 
 def test_an_error_leaves_no_tape_and_no_memory(rng):
