@@ -1,11 +1,6 @@
 """The embedded model for the parity tests: as its GGUF file, and as a Hugging Face folder of the same weights in float32."""
 
-import sys
-from pathlib import Path
-
 import pytest
-
-sys.path.append(str(Path(__file__).parent))  # parity_models
 
 
 @pytest.fixture(scope="session")

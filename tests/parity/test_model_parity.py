@@ -18,7 +18,6 @@ from parity_models import (
 )
 
 import pyloss
-from pyloss.generation import generate
 from pyloss.tuner.losses import target_weights
 
 TEXTS = [
@@ -168,7 +167,7 @@ def test_generation_ends_where_transformers_ends(smollm2, smollm2_folder, smollm
     assert [step.token for step in steps] == theirs
     assert len(theirs) < 44 and steps[-1].finish_reason == "stop"
     answer = "".join(step.text for step in steps)
-    assert answer == theirs_tokenizer.decode(theirs, skip_special_tokens=True) == generate(model, tokenizer, ids, max_tokens=44)
+    assert answer == theirs_tokenizer.decode(theirs, skip_special_tokens=True) == pyloss.generate(model, tokenizer, ids, max_tokens=44)
 
 
 def padded(rows):

@@ -57,8 +57,8 @@ def train_peft(model, batches):
     return losses
 
 
-def test_losses_of_twenty_steps(smollm2_gguf, smollm2_folder, record_property):
-    """Over the Q4_1 weights here, over the same weights in float32 there."""
+def test_losses_of_twenty_steps(smollm2_gguf, smollm2_folder):
+    """Over the Q4_1 weights here, over the same weights in float32 there; without weight decay, losses would differ by 1e-3."""
     ours, tokenizer = pyloss.load(smollm2_gguf)
     begin_adapter(ours)
     base = transformers.AutoModelForCausalLM.from_pretrained(smollm2_folder, dtype=torch.float32)
@@ -66,14 +66,12 @@ def test_losses_of_twenty_steps(smollm2_gguf, smollm2_folder, record_property):
     before = {name: array.copy() for name, array in ours.trainable_parameters().items()}
     batches = list(make_batches(tokenizer.encode(TEXT), STEPS))
     found, expected = train_ours(ours, batches), train_peft(theirs, batches)
-    difference = np.max(np.abs(np.subtract(found, expected)) / expected)
-    record_property("largest relative difference", float(difference))
-    np.testing.assert_allclose(found, expected, rtol=1e-3)
+    np.testing.assert_allclose(found, expected, rtol=2e-4)
     assert np.mean(found[-5:]) < 0.8 * np.mean(found[:5])  # the steps changed something
     # Adam divides by the gradient's own size, so that rounding alone turns single small elements: the change is compared as a whole.
     after, matrices = ours.trainable_parameters(), peft_matrices(theirs)
     changes = [np.concatenate([(end[n] - before[n]).ravel() for n in before]) for end in (after, {n: p.detach().numpy().T for n, p in matrices.items()})]
-    assert relative(*changes) < 0.02
+    assert relative(*changes) < 2e-3
 
 
 def test_checkpointing_changes_no_bit(smollm2_gguf):
