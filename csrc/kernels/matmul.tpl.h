@@ -351,6 +351,15 @@ static void multiply_pieces(const void *context, int64_t begin, int64_t end, int
     }
 }
 
+/* The low-rank branch of one element of C. Not inlined: the compiler would fuse or split its products differently in every
+ * instance of few_rows, and a row's bits would depend on how many rows come with it. */
+static __attribute__((noinline)) float few_branch(const gemm *g, const float *h, int64_t o) {
+    const float *u = (const float *)g->u.data;
+    float sum = 0;
+    for (int64_t j = 0; j < g->rank; j++) sum += g->u_scale * h[j] * (g->u_transposed ? u[o * g->rank + j] : u[j * g->n + o]);
+    return sum;
+}
+
 /* Few rows against W transposed: every row of W is expanded once, a run at a time, and multiplied with all rows of A.
  * The number of rows and the format are constants in every instance, so that sums and expanded runs live in registers. */
 INLINE void few_rows(const gemm *g, int64_t begin, int64_t end, const int m, const int format) {
@@ -382,10 +391,7 @@ INLINE void few_rows(const gemm *g, int64_t begin, int64_t end, const int m, con
             float sum = vf_sum(total);
             for (int64_t l = 0; l < g->k - k; l++) sum += tail[l] * g->a[i * g->k + k + l];
             float y = sum * g->alpha + (g->bias ? g->bias[o] : 0);
-            for (int64_t j = 0; j < g->rank; j++) {
-                const float *u = (const float *)g->u.data;
-                y += g->u_scale * h[i * g->rank + j] * (g->u_transposed ? u[o * g->rank + j] : u[j * g->n + o]);
-            }
+            if (g->rank) y += few_branch(g, h + i * g->rank, o);
             float *c = g->c + i * g->n + o;
             *c = g->accumulate ? *c + y : y;
         }
