@@ -86,7 +86,8 @@ void *pl_acquire(size_t bytes) {
             return NULL;
         }
 #ifdef MADV_HUGEPAGE
-        if (align == HUGE_PAGE) madvise(h, whole, MADV_HUGEPAGE);
+        /* Whole huge pages only: the last one would be resident for a small rest. */
+        if (align == HUGE_PAGE) madvise(h, (size + ALIGN) / HUGE_PAGE * HUGE_PAGE, MADV_HUGEPAGE);
 #endif
         h->size = size;
         h->class_index = index;
