@@ -1,4 +1,4 @@
-"""Matrix multiplication on the layer shapes of SmolLM2-135M, against torch.mm: prints JSON."""
+"""Matrix multiplication on the layer shapes of SmolLM2-135M, with pyloss or torch.mm: LIBRARY CALLS; prints GFLOP/s as JSON."""
 
 from __future__ import annotations
 
@@ -6,46 +6,42 @@ import json
 import sys
 
 import numpy as np
-import torch
 from common import THREADS, best_of
-
-from pyloss import Weight, _core, set_num_threads
 
 TOKENS = 1024
 SHAPES = ((576, 1536), (1536, 576), (576, 576), (576, 49152))
 
 
-def main(runs: int) -> None:
-    torch.set_num_threads(THREADS)
-    set_num_threads(THREADS)
+def products(library: str, x: np.ndarray, w: np.ndarray, dy: np.ndarray):
+    """Yields (stored format, direction, function) of the two products of a layer x [T, I], w [O, I], dy [T, O]."""
+    y, dx = np.empty_like(dy), np.empty_like(x)
+    if library == "torch":
+        import torch
+
+        torch.set_num_threads(THREADS)
+        tx, tw, tdy, ty, tdx = (torch.from_numpy(a) for a in (x, w, dy, y, dx))
+        yield "f32", "forward", lambda: torch.mm(tx, tw.t(), out=ty)
+        yield "f32", "input gradient", lambda: torch.mm(tdy, tw, out=tdx)
+        return
+    import pyloss
+    from pyloss import _core
+
+    pyloss.set_num_threads(THREADS)
+    for name, weight in (("f32", w), ("q4_1", pyloss.Weight.quantize(w, "q4_1").handle)):
+        yield name, "forward", lambda weight=weight: _core.linear_forward(x, weight, None, None, None, 0.0, y)
+        yield name, "input gradient", lambda weight=weight: _core.linear_input_grad(dy, weight, None, None, 0, dx)
+
+
+def main(library: str, calls: int) -> None:
     rng = np.random.default_rng(0)
-    rows = []
+    speeds = {}
     for inputs, outputs in SHAPES:
         x, w, dy = (rng.standard_normal(s, dtype=np.float32) for s in ((TOKENS, inputs), (outputs, inputs), (TOKENS, outputs)))
-        y, dx = np.empty_like(dy), np.empty_like(x)
-        tx, tw, tdy, ty, tdx = (torch.from_numpy(a) for a in (x, w, dy, np.empty_like(y), np.empty_like(dx)))
-        for name, weight in (("f32", w), ("q4_1", Weight.quantize(w, "q4_1").handle)):
-            n = max(3, runs * 576 * 1536 // (inputs * outputs))
-            for direction, ours, theirs in (
-                (
-                    "forward",
-                    lambda w=weight: _core.linear_forward(x, w, None, None, None, 0.0, y),
-                    lambda: torch.mm(tx, tw.t(), out=ty),
-                ),
-                (
-                    "input gradient",
-                    lambda w=weight: _core.linear_input_grad(dy, w, None, None, 0, dx),
-                    lambda: torch.mm(tdy, tw, out=tdx),
-                ),
-            ):
-                seconds = best_of(n, ours, theirs)
-                flops = 2 * TOKENS * inputs * outputs
-                rows.append(
-                    {"weight": f"{inputs}x{outputs}", "format": name, "direction": direction}
-                    | dict(zip(("pyloss", "torch"), (flops / s / 1e9 for s in seconds), strict=True))
-                )
-    print(json.dumps(rows))
+        n = max(3, calls * 576 * 1536 // (inputs * outputs))
+        for name, direction, function in products(library, x, w, dy):
+            speeds[f"{inputs}x{outputs} {name} {direction}"] = 2 * TOKENS * inputs * outputs / best_of(n, function)[0] / 1e9
+    print(json.dumps(speeds))
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 30)
+    main(sys.argv[1], int(sys.argv[2]))

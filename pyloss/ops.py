@@ -19,7 +19,7 @@ from .weights import Weight
 Array = Any  # numpy.ndarray or Tensor
 
 # Head and loss go through the vocabulary a few rows at a time, in about this many bytes of logits.
-_LOGITS_BYTES = 44 << 20
+_LOGITS_BYTES = 66 << 20
 
 
 def empty(*shape: int) -> np.ndarray:
@@ -348,11 +348,13 @@ def dropout(x: Array, p: float, seed: int) -> Array:
 
 def _head_chunks(hidden: np.ndarray, weight: Array | Weight) -> Iterator[tuple[slice, np.ndarray]]:
     """(rows, logits [n, V]) of hidden [N, D] against the head's weight [V, D], a bounded part at a time, in one buffer."""
-    vocabulary = weight.shape[0]
-    n = max(_LOGITS_BYTES // (4 * vocabulary) // 16 * 16, 16)
-    matrix, logits = _matrix(weight), empty(min(n, len(hidden)), vocabulary)
-    for begin in range(0, len(hidden), n):
-        rows = slice(begin, min(begin + n, len(hidden)))
+    vocabulary, total = weight.shape[0], len(hidden)
+    most = max(_LOGITS_BYTES // (4 * vocabulary) // 16 * 16, 16)
+    parts = max(-(-total // most), 1)
+    n = min(-(-total // parts) + 15, most) // 16 * 16 if total > 16 else total  # even parts: a short one would waste the head's packing
+    matrix, logits = _matrix(weight), empty(min(n, total), vocabulary)
+    for begin in range(0, total, max(n, 1)):
+        rows = slice(begin, min(begin + n, total))
         part = logits[: rows.stop - begin]
         _core.linear_forward(hidden[rows], matrix, None, None, None, 0.0, part)
         yield rows, part

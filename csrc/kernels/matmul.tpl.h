@@ -16,7 +16,7 @@ enum { MR = 6 };
 #endif
 enum {
     NR = 2 * LANES,  /* columns of a tile */
-    KC = 384,        /* depth of a packed panel of B */
+    KC = 576,        /* depth of a packed panel of B */
     KS = 4 * KC,     /* depth of packed A */
     MS = 1024,       /* rows of packed A, about */
     NB = 96,         /* columns of a piece of work: a multiple of 32 (quantised blocks) and of every NR */
@@ -43,10 +43,11 @@ typedef struct {
     float h_scale, u_scale;
 } gemm;
 
-/* One tile: rows of packed A (stride mr) times columns of B (row stride ldb), then the continuation. */
+/* One tile: rows of packed A times columns of B (row stride ldb), then the continuation. */
 typedef struct {
     int64_t k, ldb, k2;
     const float *a, *b, *a2, *b2;
+    int64_t a_stride; /* rows of a packed panel; the tile may compute fewer */
     const float *bias;
     float *c;
     int64_t ldc;
@@ -72,7 +73,7 @@ INLINE void tile_body(const tile_args *t, const int mr, const int nv) {
                 acc[i][0] += x * b0;
                 if (nv == 2) acc[i][1] += x * b1;
             }
-            a += mr;
+            a += t->a_stride;
             b += ldb;
         }
         a = t->a2;
@@ -149,6 +150,34 @@ static const struct {
              {6, {tile_6x1, tile_6x2}}
 #endif
 };
+
+/* The entry of `tiles` for so many rows. */
+static int tile_kernel(int64_t rows) {
+    int kernel = 0;
+    while (tiles[kernel].mr < rows && tiles[kernel].mr < MR) kernel++;
+    return kernel;
+}
+
+static void run_tile(const tile_args *t, int width) { tiles[tile_kernel(t->rows)].fn[width / LANES - 1](t); }
+
+/* A full panel of rows times at most LANES / 2 columns (ldb is LANES / 2), as adapters of small rank have: whole vectors would
+ * spend half their lanes on padding. */
+static void tile_narrow(const tile_args *t) {
+    typedef float half __attribute__((vector_size(PL_BYTES / 2)));
+    half acc[MR] = {{0}};
+    const float *a = t->a, *b = t->b;
+    for (int64_t k = 0; k < t->k; k++, a += MR, b += LANES / 2) {
+        half y;
+        memcpy(&y, b, sizeof y);
+#pragma GCC unroll 14
+        for (int i = 0; i < MR; i++) acc[i] += a[i] * y;
+    }
+#pragma GCC unroll 14
+    for (int i = 0; i < MR; i++) {
+        if (i >= t->rows) break;
+        for (int j = 0; j < t->cols; j++) t->c[i * t->ldc + j] = acc[i][j] + (t->add ? t->c[i * t->ldc + j] : 0);
+    }
+}
 
 /* Transposes LANES vectors in place by swapping off-diagonal blocks of halving size. */
 INLINE void transpose(vf v[LANES]) {
@@ -259,7 +288,7 @@ static void pack_b(const pl_weight *w, int transposed, int64_t j0, int64_t n, in
 /* The state of one block of A, [row0, row0 + rows) x [k0, k0 + depth). */
 typedef struct {
     const gemm *g;
-    int mr, kernel; /* rows of a panel and its entry in tiles */
+    int mr; /* rows of a panel */
     int64_t row0, rows, k0, depth;
     int64_t chunk;         /* depth of packed B: even parts of at most KC, a multiple of 32 */
     int last;              /* the last block over k: bias and the low-rank branch join here */
@@ -273,6 +302,8 @@ typedef struct {
 
 static int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 static int panel_width(int64_t columns) { return columns <= LANES ? LANES : NR; }
+/* The same for H, which has a narrower tile over full panels. */
+static int h_width(int64_t rank, int mr) { return mr == MR && LANES >= 8 && rank <= LANES / 2 ? LANES / 2 : panel_width(rank); }
 
 /* Packs panels of A, and computes and packs their rows of H. */
 static void pack_panels(const void *context, int64_t begin, int64_t end, int worker) {
@@ -285,18 +316,20 @@ static void pack_panels(const void *context, int64_t begin, int64_t end, int wor
         float *a = s->packed_a + panel * s->panel_stride;
         pack_a(g, row, rows, s->mr, s->k0, s->depth, a);
         if (g->rank && !g->h_given) {
-            int width = panel_width(g->rank);
+            int width = h_width(g->rank, s->mr);
             for (int64_t j = 0; j < g->rank; j += width) {
                 tile_args t = {.k = s->depth,
                                .ldb = width,
                                .a = a,
+                               .a_stride = s->mr,
                                .b = s->packed_p + j * s->depth,
                                .c = g->h + row * g->rank + j,
                                .ldc = g->rank,
                                .rows = rows,
                                .cols = (int)(g->rank - j < width ? g->rank - j : width),
                                .add = s->k0 > 0};
-                tiles[s->kernel].fn[width / LANES - 1](&t);
+                if (width < LANES) tile_narrow(&t);
+                else run_tile(&t, width);
             }
         }
         if (g->rank && s->last) {
@@ -333,6 +366,7 @@ static void multiply_pieces(const void *context, int64_t begin, int64_t end, int
                     tile_args t = {.k = depth,
                                    .ldb = direct ? g->n : width,
                                    .a = s->packed_a + panel * s->panel_stride + k * s->mr,
+                                   .a_stride = s->mr,
                                    .b = direct ? b + j : b + j * depth,
                                    .k2 = finish ? g->rank : 0,
                                    .a2 = s->packed_h + panel * s->h_stride,
@@ -343,7 +377,7 @@ static void multiply_pieces(const void *context, int64_t begin, int64_t end, int
                                    .rows = (int)(last - row < s->mr ? last - row : s->mr),
                                    .cols = (int)(n - j < width ? n - j : width),
                                    .add = g->accumulate || s->k0 + k > 0};
-                    tiles[s->kernel].fn[width / LANES - 1](&t);
+                    run_tile(&t, width);
                 }
             }
             k += depth;
@@ -439,15 +473,13 @@ static pl_status gemm_run(const gemm *g) {
         pl_parallel(g->n, 1 + 32768 / (g->k + 1), multiply_few, g);
         return PL_OK;
     }
-    int kernel = (int)(sizeof tiles / sizeof tiles[0]) - 1;
-    while (kernel > 0 && tiles[kernel - 1].mr >= g->m) kernel--;
-    block s = {.g = g, .mr = tiles[kernel].mr, .kernel = kernel};
+    block s = {.g = g, .mr = tiles[tile_kernel(g->m)].mr};
     int64_t deepest = g->k < KS ? g->k : KS, tallest = g->m < MS + s.mr ? g->m : round_up(MS, s.mr);
     int64_t panels = (tallest + s.mr - 1) / s.mr, width = panel_width(g->n);
     s.panel_stride = round_up(deepest * s.mr + PANEL_SPILL, 16);
     s.h_stride = round_up(g->rank * s.mr + PANEL_SPILL, 16);
     s.b_stride = round_up(NB, width) * (KC + g->rank);
-    int64_t p_size = g->rank && !g->h_given ? round_up(g->rank, NR) * deepest : 0;
+    int64_t p_size = g->rank && !g->h_given ? round_up(round_up(g->rank, NR) * deepest + PANEL_SPILL, 16) : 0;
     float *scratch = pl_acquire(4 * (size_t)(panels * (s.panel_stride + s.h_stride) + p_size + pl_num_threads() * s.b_stride));
     if (!scratch) return PL_NO_MEMORY;
     s.packed_a = scratch;
@@ -469,7 +501,7 @@ static pl_status gemm_run(const gemm *g) {
             int64_t chunks = s.depth ? (s.depth + KC - 1) / KC : 1;
             s.chunk = round_up((s.depth + chunks - 1) / chunks, 32);
             s.last = s.k0 + s.depth == g->k;
-            if (p_size) pack_b(&g->p, g->p_transposed, 0, g->rank, s.k0, s.depth, panel_width(g->rank), g->h_scale, packed_p);
+            if (p_size) pack_b(&g->p, g->p_transposed, 0, g->rank, s.k0, s.depth, h_width(g->rank, s.mr), g->h_scale, packed_p);
             pl_parallel(used, 4, pack_panels, &s);
             pl_parallel(s.row_pieces * s.column_pieces, 1, multiply_pieces, &s);
             s.k0 += s.depth;
