@@ -31,7 +31,7 @@ def float_folder() -> Path:
 
 
 def matmul(quick: bool) -> str:
-    """Each library in processes of its own, since torch's waiting threads keep the processors busy for a while after every call."""
+    """Each library in processes of its own: torch's waiting threads keep the processors busy for a while after a call."""
     best: dict[str, dict[str, float]] = {"torch": {}, "pyloss": {}}
     for _ in range(1 if quick else 4):
         for library, found in best.items():

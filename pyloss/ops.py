@@ -351,9 +351,10 @@ def _head_chunks(hidden: np.ndarray, weight: Array | Weight) -> Iterator[tuple[s
     vocabulary, total = weight.shape[0], len(hidden)
     most = max(_LOGITS_BYTES // (4 * vocabulary) // 16 * 16, 16)
     parts = max(-(-total // most), 1)
-    n = min(-(-total // parts) + 15, most) // 16 * 16 if total > 16 else total  # even parts: a short one would waste the head's packing
+    # Even parts: a short last one would pack the whole head for few rows.
+    n = max(min(-(-total // parts) + 15, most), 16) // 16 * 16
     matrix, logits = _matrix(weight), empty(min(n, total), vocabulary)
-    for begin in range(0, total, max(n, 1)):
+    for begin in range(0, total, n):
         rows = slice(begin, min(begin + n, total))
         part = logits[: rows.stop - begin]
         _core.linear_forward(hidden[rows], matrix, None, None, None, 0.0, part)
