@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 from . import _core, autograd, nn, optim, random
@@ -60,6 +61,12 @@ _LAZY = {
     "save_adapter": "tuner",
     "train": "tuner",
 }
+
+
+if os.environ.get("PYLOSS_PROFILE", "0") not in ("", "0"):
+    from . import profiling
+
+    profiling.start()
 
 
 def __getattr__(name: str) -> Any:

@@ -19,7 +19,7 @@ from .weights import Weight
 Array = Any  # numpy.ndarray or Tensor
 
 # Head and loss go through the vocabulary a few rows at a time, in about this many bytes of logits.
-_LOGITS_BYTES = 66 << 20
+LOGITS_BYTES = 66 << 20
 
 
 def empty(*shape: int) -> np.ndarray:
@@ -349,7 +349,7 @@ def dropout(x: Array, p: float, seed: int) -> Array:
 def _head_chunks(hidden: np.ndarray, weight: Array | Weight) -> Iterator[tuple[slice, np.ndarray]]:
     """(rows, logits [n, V]) of hidden [N, D] against the head's weight [V, D], a bounded part at a time, in one buffer."""
     vocabulary, total = weight.shape[0], len(hidden)
-    most = max(_LOGITS_BYTES // (4 * vocabulary) // 16 * 16, 16)
+    most = max(LOGITS_BYTES // (4 * vocabulary) // 16 * 16, 16)
     parts = max(-(-total // most), 1)
     # Even parts: a short last one would pack the whole head for few rows.
     n = max(min(-(-total // parts) + 15, most), 16) // 16 * 16

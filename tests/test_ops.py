@@ -299,7 +299,7 @@ def head_reference(x, w, labels):
 @pytest.mark.parametrize("chunks", ["one chunk", "many chunks"])
 def test_head_cross_entropy(rng, monkeypatch, labels, v, d, chunks):
     if chunks == "many chunks":
-        monkeypatch.setattr(ops, "_LOGITS_BYTES", 1)  # 16 rows each
+        monkeypatch.setattr(ops, "LOGITS_BYTES", 1)  # 16 rows each
     labels = np.array(labels, np.int32)
     x, w = normal(rng, len(labels), d), normal(rng, v, d)
     check(rng, lambda x, w: ops.head_cross_entropy(x, w, labels), lambda x, w: head_reference(x, w, labels), x, w)
@@ -310,7 +310,7 @@ def test_chunks_do_not_change_a_bit(rng, monkeypatch):
     labels = rng.integers(0, 29, 48).astype(np.int32)
     f = value_and_grad(lambda x: ops.head_cross_entropy(x, w, labels).sum())
     whole = f(x)
-    monkeypatch.setattr(ops, "_LOGITS_BYTES", 1)
+    monkeypatch.setattr(ops, "LOGITS_BYTES", 1)
     parts = f(x)
     assert whole[0] == parts[0] and whole[1].tobytes() == parts[1].tobytes()
 

@@ -6,10 +6,12 @@ import math
 import sys
 from typing import Any
 
-#: logits of this many tokens exist at a time in the fused head + loss
-HEAD_CHUNK_TOKENS = 256
+from pyloss.ops import LOGITS_BYTES
+
 #: interpreter, libraries and the allocator's slack
 BASE_BYTES = 80_000_000
+#: panels of a matrix product
+PACKED_BYTES = 16_000_000
 
 
 def estimate_memory(
@@ -29,10 +31,10 @@ def estimate_memory(
     - the stored weights as they are in the file (mapped pages count once they have been read);
     - `4 P (2 + slots + accumulate + keep_best)`: parameters, gradients, optimiser state, accumulated gradients, and
       the copy of the best adapter;
-    - activations kept for the backward pass: `4 N (6H + 2K + 3I)` for each of the T layers; with checkpointing
-      `4 N H` for each and one layer's in full;
-    - what one layer works on, forward and backward: `8 N max(I, H)`;
-    - the head: `8 * 256 * V`, logits and their gradient for a chunk of tokens; and `8 N H` of hidden states;
+    - activations kept for the backward pass: `4 N (4H + 2K + 2I)` for each of the T layers (input, queries, attention's output and
+      the sum after it; keys and values; gate and up); with checkpointing `4 N H` for each and one layer's in full;
+    - what one layer works on, forward and backward: `4 N (4I + 3H + 10K)`, and 16 MB of packed matrices;
+    - the head: `4 V` for each token of a chunk (`ops.LOGITS_BYTES` at most), and `8 N H` of hidden states;
     - 80 MB for the interpreter and the libraries.
     """
     trainable = sum(int(array.size) for array in model.trainable_parameters().values())
@@ -51,10 +53,11 @@ def estimate_memory(
     vocabulary = int(getattr(config, "vocab_size", 0) or 0)
     layers = _trained_layers(model)
     tokens = batch_size * max_len
-    layer = 4 * tokens * (6 * hidden + 2 * key_value_heads * head_dim + 3 * inner)
+    key_values = key_value_heads * head_dim
+    layer = 4 * tokens * (4 * hidden + 2 * key_values + 2 * inner)
     kept = layers * 4 * tokens * hidden + layer if grad_checkpoint else layers * layer
-    work = 8 * tokens * max(inner, hidden)
-    head = 8 * min(HEAD_CHUNK_TOKENS, tokens) * vocabulary + 8 * tokens * hidden
+    work = 4 * tokens * (4 * inner + 3 * hidden + 10 * key_values) + PACKED_BYTES
+    head = min(LOGITS_BYTES, 4 * tokens * vocabulary) + 8 * tokens * hidden
     return total + kept + work + head
 
 

@@ -1,0 +1,25 @@
+"""`PYLOSS_PROFILE=1`: time and bytes of every operation of the core, printed when the process ends."""
+
+from __future__ import annotations
+
+import atexit
+import sys
+
+from . import _core
+
+
+def report() -> str:
+    """A table of calls, milliseconds and gigabytes of arguments per operation since profiling began, slowest first; starts anew."""
+    rows = sorted(_core.profile(True).items(), key=lambda item: -item[1][1])
+    total = sum(seconds for _, (_, seconds, _) in rows)
+    lines = [f"{'operation':28s} {'calls':>8s} {'ms':>10s} {'share':>6s} {'GB':>8s} {'GB/s':>7s}"]
+    for name, (calls, seconds, size) in rows:
+        speed = size / seconds / 1e9 if seconds else 0.0
+        lines.append(f"{name:28s} {calls:8d} {seconds * 1e3:10.1f} {seconds / max(total, 1e-12):6.1%} {size / 1e9:8.2f} {speed:7.1f}")
+    return "\n".join([*lines, f"{'all':28s} {'':8s} {total * 1e3:10.1f}"])
+
+
+def start() -> None:
+    """Times operations from now on, and prints the report at the end of the process."""
+    _core.profile(True)
+    atexit.register(lambda: print(report(), file=sys.stderr))
