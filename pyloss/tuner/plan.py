@@ -31,8 +31,8 @@ def estimate_memory(
     - the stored weights as they are in the file (mapped pages count once they have been read);
     - `4 P (2 + slots + accumulate + keep_best)`: parameters, gradients, optimiser state, accumulated gradients, and
       the copy of the best adapter;
-    - activations kept for the backward pass: `4 N (4H + 2K + 2I)` for each of the T layers (input, queries, attention's output and
-      the sum after it; keys and values; gate and up); with checkpointing `4 N H` for each and one layer's in full;
+    - activations kept for the backward pass: `4 N (4H + 2K + 2I)` for each of the T layers (input, queries, attention's
+      output and the sum after it; keys and values; gate and up); with checkpointing `4 N H` for each and one layer's in full;
     - what one layer works on, forward and backward: `4 N (4I + 3H + 10K)`, and 16 MB of packed matrices;
     - the head: `4 V` for each token of a chunk (`ops.LOGITS_BYTES` at most), and `8 N H` of hidden states;
     - 80 MB for the interpreter and the libraries.
