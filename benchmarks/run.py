@@ -57,7 +57,7 @@ def steps(quick: bool) -> tuple[str, list[dict]]:
         ("pyloss, Q4_1 base, checkpointing", "step_pyloss.py", MODEL, 1),
     ]
     best: dict[str, dict] = {}
-    for _ in range(1 if quick else 4):
+    for _ in range(1 if quick else 3):
         for name, script, model, checkpoint in programs:
             got = run_json(script, model, "4", "256", str(checkpoint), "3" if quick else "5")
             if name not in best or got["tokens_per_s"] > best[name]["tokens_per_s"]:
