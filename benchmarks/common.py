@@ -28,6 +28,12 @@ def best_of(runs: int, *functions: Callable[[], object]) -> list[float]:
     return best
 
 
+def peak_gb() -> float:
+    """The peak resident memory of this process; not getrusage's, which a new process inherits from the one that started it."""
+    status = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 1e6
+
+
 def environment(**extra: str) -> dict[str, str]:
     """The environment of a measured process: the same number of threads for everybody, nothing from a network."""
     threads = {name: str(THREADS) for name in ("PYLOSS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")}

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import time
 
 import numpy as np
 import torch
-from common import THREADS
+from common import THREADS, peak_gb
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
@@ -37,8 +36,7 @@ def main(folder: str, batch: int, tokens: int, checkpoint: int, steps: int) -> N
         optimizer.step()
         optimizer.zero_grad()
         best = min(best, time.perf_counter() - begin)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    print(json.dumps({"tokens_per_s": batch * tokens / best, "peak_gb": peak, "loss": loss.item()}))
+    print(json.dumps({"tokens_per_s": batch * tokens / best, "peak_gb": peak_gb(), "loss": loss.item()}))
 
 
 if __name__ == "__main__":

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import time
 
 import numpy as np
+from common import peak_gb
 
 import pyloss
 
@@ -26,8 +26,7 @@ def main(path: str, batch: int, tokens: int, checkpoint: int, steps: int) -> Non
         (loss, _), grads = step(model, ids, lengths)
         optimizer.update(model, grads)
         best = min(best, time.perf_counter() - begin)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    print(json.dumps({"tokens_per_s": batch * tokens / best, "peak_gb": peak, "loss": float(loss)}))
+    print(json.dumps({"tokens_per_s": batch * tokens / best, "peak_gb": peak_gb(), "loss": float(loss)}))
 
 
 if __name__ == "__main__":
