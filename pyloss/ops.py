@@ -82,11 +82,11 @@ def linear(x: Array, weight: Array | Weight, bias: Array | None = None) -> Array
     inputs = (x, _frozen(weight), bias)
     if not recording(*(v for v in inputs if v is not None)):
         return y
-    kept = keep(x)
+    kept, shape = keep(x), xd.shape
 
     def vjp(dy: np.ndarray, grads: Gradients) -> None:
         if grads.wanted(0):
-            dx, accumulate = _into(grads, 0, xd_shape)
+            dx, accumulate = _into(grads, 0, shape)
             _core.linear_input_grad(dy, w, None, None, accumulate, dx)
             grads.put(0, dx)
         if grads.wanted(1):
@@ -94,7 +94,6 @@ def linear(x: Array, weight: Array | Weight, bias: Array | None = None) -> Array
         if grads.wanted(2):
             grads.put(2, _column_sum(dy))
 
-    xd_shape = xd.shape
     del xd
     return record(y, inputs, vjp)
 

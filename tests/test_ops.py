@@ -10,12 +10,9 @@ from pyloss.autograd import value_and_grad
 from pyloss.weights import FORMATS, Weight
 
 
-@pytest.fixture(params=_core.isas(), autouse=True)
-def isa(request):
-    before = _core.isa()
-    _core.use_isa(request.param)
-    yield request.param
-    _core.use_isa(before)
+@pytest.fixture(autouse=True)
+def every_isa(isa):
+    """All tests here run on each instruction set."""
 
 
 @pytest.fixture
