@@ -60,10 +60,10 @@ def _onehot(labels, v):
 
 def _label_loss(log_s, labels):
     """-log of the label's share, given log s of every class: log(1 + others / own), which keeps its digits when it is small."""
-    others = np.where(_onehot(labels, log_s.shape[-1]) > 0, -np.inf, log_s)
-    loss = np.logaddexp(0, _logsumexp(others)[..., 0] - _at(log_s, labels))
-    # A label that is masked costs infinitely much, and where the row holds nothing else its share is 0/0.
     own = _at(log_s, labels)
+    others = np.where(_onehot(labels, log_s.shape[-1]) > 0, -np.inf, log_s - own[..., None])
+    loss = np.logaddexp(0, _logsumexp(others)[..., 0])
+    # A label that is masked costs infinitely much, and where the row holds nothing else its share is 0/0.
     bad = np.isnan(log_s).any(-1) | (log_s == np.inf).any(-1) | (log_s == -np.inf).all(-1)
     return np.where(bad, np.nan, np.where(own == -np.inf, np.inf, loss))
 

@@ -111,7 +111,7 @@ def test_one_gradient_without_the_other(rng, loss, only):
     np.testing.assert_array_equal(alone, both[only])
 
 
-@pytest.mark.parametrize("types", itertools.permutations(DTYPES.values(), 2), ids=lambda t: "-".join(np.dtype(d).name for d in t))
+@pytest.mark.parametrize("types", list(itertools.permutations(DTYPES.values(), 2)), ids=lambda t: "-".join(np.dtype(d).name for d in t))
 @pytest.mark.parametrize("name", ["kl_div_loss", "js_div_loss"])
 def test_student_and_teacher_of_different_types(rng, name, types):
     """Each gradient has its argument's type; the arithmetic is float64 if one of them is."""
@@ -199,7 +199,7 @@ def options_in_pairs():
 
 
 @pytest.mark.parametrize("masked", [False, True], ids=["", "masked"])
-@pytest.mark.parametrize("options", options_in_pairs(), ids="-".join)
+@pytest.mark.parametrize("options", list(options_in_pairs()), ids="-".join)
 def test_cross_entropy_options_in_pairs(rng, dtype, options, masked):
     loss = Loss("softmax_cross_entropy")
     logits = (3 * rng.standard_normal((7, 6))).astype(dtype)
