@@ -22,7 +22,7 @@ def some_labels(rng, shape):
 
 
 def _targets(rng, shape):
-    return rng.choice([0.0, 0.25, 1.0], shape)
+    return rng.choice([0.0, 0.25, 1.0], shape).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class Loss:
     other: Callable | None = None
     options: dict[str, Any] = field(default_factory=dict)
     rows: bool = True  # one value a row; else one an element
+    own_type: bool = False  # the result has the type of the logits
     shiftable: bool = True  # a constant added to a row of logits changes nothing
 
     def __str__(self):
@@ -47,6 +48,10 @@ class Loss:
     def out_shape(self, shape):
         return tuple(shape[:-1]) if self.rows else tuple(shape)
 
+    def result_type(self, dtype):
+        """The type of what is given for logits of this one."""
+        return np.dtype(dtype) if self.own_type else result_type(dtype)
+
     def weights(self, rng, shape):
         """One weight a row (an element); some are 0."""
         weights = rng.uniform(0.5, 2, self.out_shape(shape))
@@ -57,6 +62,7 @@ class Loss:
 
     def formula(self, *arguments, reduction="none", upstream=1.0, **options):
         """(loss, gradients) in float64"""
+        upstream = np.asarray(upstream, self.result_type(arguments[0].dtype))
         return loss_formulas.reduced(self.name, arguments, {**self.options, **options}, reduction, upstream)
 
     def gradients(self, *arguments, upstream=1.0, **options):
@@ -85,7 +91,7 @@ LOSSES = [
     Loss("js_div_loss", **_pair, options={"beta": 0.2, "temperature": 0.5}),
 ]
 BCE = Loss("binary_cross_entropy_with_logits", other=_targets, rows=False, shiftable=False)
-MAPS = [Loss("stablemax", rows=False, shiftable=False), Loss("log_stablemax", rows=False, shiftable=False)]
+MAPS = [Loss(name, rows=False, own_type=True, shiftable=False) for name in ("stablemax", "log_stablemax")]
 PLAIN = [loss for loss in LOSSES if not loss.options]  # one of each
 EVERY = [*LOSSES, BCE, *MAPS]
 
@@ -98,6 +104,11 @@ def result_type(dtype):
 def tolerance(dtype):
     """The relative error allowed to what is computed for logits of this type, whatever the number of classes."""
     return 1e-12 if result_type(dtype) == np.float64 else 16 * float(np.finfo(np.float32).eps)
+
+
+def assert_value(loss, got, want, dtype, scale=1.0):
+    """What the loss or map gives for logits of `dtype`."""
+    (assert_gradient if loss.own_type else assert_loss)(np.asarray(got), np.asarray(want), dtype, scale)
 
 
 def assert_loss(got, want, dtype, scale=1.0):

@@ -94,7 +94,8 @@ def softmax_cross_entropy(
 @_quiet
 def focal_loss(logits, labels, *, gamma=2.0, alpha=None, weights=None, ignore_index=IGNORE, upstream=None):
     x, (labels, counted) = _f64(logits), _labels(labels, ignore_index)
-    alpha = np.float64(1 if alpha is None else alpha)
+    alpha = _f64(1 if alpha is None else alpha)
+    alpha = alpha[labels] if alpha.ndim else alpha
     cost = _label_loss(x, labels)  # -log p
     p, rest = np.exp(-cost), -np.expm1(-cost)
     loss = alpha * rest**gamma * cost
@@ -172,7 +173,8 @@ def binary_cross_entropy_with_logits(logits, targets, *, weights=None, upstream=
     loss = _times(t, np.logaddexp(0, -x)) + _times(1 - t, np.logaddexp(0, x))
     sigmoid = np.exp(-np.logaddexp(0, -x))
     weight, scale = _rows(weights, upstream, loss.shape)
-    return _times(weight, loss), (_times(scale, np.where(t == 1, -np.exp(-np.logaddexp(0, x)), sigmoid - t)),)
+    by_x = np.where(t == 1, -np.exp(-np.logaddexp(0, x)), sigmoid - t)
+    return _times(weight, loss), (_times(scale, by_x), _times(scale, -x))  # and by the targets
 
 
 def reduced(name, arguments, options, reduction="none", upstream=1.0):

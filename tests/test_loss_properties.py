@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
-from loss_cases import BCE, EVERY, LOSSES, MAPS, Loss, result_type
+from loss_cases import BCE, EVERY, LOSSES, MAPS, Loss
 
 import pyloss
 
@@ -117,7 +117,7 @@ def test_a_row_alone_is_the_row_among_others(loss, case, dtype):
     want, slopes = loss.gradients(*arguments)
     for row in range(shape[0]):
         got, gradients = loss.gradients(*(a[row : row + 1] for a in arguments))
-        assert got.dtype == result_type(dtype) and got.tobytes() == want[row].tobytes()
+        assert got.dtype == loss.result_type(dtype) and got.tobytes() == want[row].tobytes()
         for gradient, slope in zip(gradients, slopes):
             assert gradient.tobytes() == slope[row].tobytes()
 

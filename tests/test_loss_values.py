@@ -16,6 +16,7 @@ from loss_cases import (
     Loss,
     assert_gradient,
     assert_loss,
+    assert_value,
     layouts,
     some_labels,
 )
@@ -44,7 +45,7 @@ def compare(loss, arguments, upstream, reduction=None, **options):
     dtype = arguments[0].dtype
     alone = loss(*arguments, **options)
     got, gradients = loss.gradients(*arguments, upstream=upstream, **options)
-    assert_loss(alone, want, dtype, 1 + np.abs(want).max(initial=0) if reduction in ("sum", "mean") else 1)
+    assert_value(loss, alone, want, dtype, 1 + np.abs(want).max(initial=0) if reduction in ("sum", "mean") else 1)
     assert np.asarray(got).tobytes() == np.asarray(alone).tobytes()
     scale = np.abs(upstream).max(initial=0)
     for gradient, slope, x in zip(gradients, slopes, arguments):
@@ -111,7 +112,9 @@ def test_one_gradient_without_the_other(rng, loss, only):
     np.testing.assert_array_equal(alone, both[only])
 
 
-@pytest.mark.parametrize("types", list(itertools.permutations(DTYPES.values(), 2)), ids=lambda t: "-".join(np.dtype(d).name for d in t))
+@pytest.mark.parametrize(
+    "types", list(itertools.permutations(DTYPES.values(), 2)), ids=lambda t: "-".join(np.dtype(d).name for d in t)
+)
 @pytest.mark.parametrize("name", ["kl_div_loss", "js_div_loss"])
 def test_student_and_teacher_of_different_types(rng, name, types):
     """Each gradient has its argument's type; the arithmetic is float64 if one of them is."""
@@ -169,7 +172,7 @@ def test_no_rows(rng, loss, dtype, shape):
         assert np.shape(total) == () and total == 0 and all(g.shape == shape for g in gradients)
 
 
-@pytest.mark.parametrize("kind", [list, np.int32, np.uint8, bool])
+@pytest.mark.parametrize("kind", [list, np.int32, np.uint8])
 @pytest.mark.parametrize("loss", EVERY, ids=str)
 def test_whatever_asarray_takes(rng, loss, kind):
     arguments = loss.arguments(rng, (3, 5))
@@ -177,7 +180,7 @@ def test_whatever_asarray_takes(rng, loss, kind):
     given = [x.tolist() for x in whole] if kind is list else [x.astype(kind) for x in whole]
     got = loss(*given, *arguments[loss.logits :])
     want, _ = loss.formula(*(np.asarray(x) for x in given), *arguments[loss.logits :])
-    assert_loss(got, want, np.float64 if kind is list else np.float32)
+    assert_value(loss, got, want, np.float64 if kind is list else np.float32)
 
 
 # Options
@@ -282,4 +285,42 @@ def test_bfloat16_is_not_rounded_on_the_way(rng):
         for loss in EVERY:
             arguments = loss.arguments(rng, (3, 200), dtype)
             wide = [x.astype(np.float32) for x in arguments[: loss.logits]]
-            np.testing.assert_array_equal(loss(*arguments), loss(*wide, *arguments[loss.logits :]), err_msg=str(loss))
+            want = loss(*wide, *arguments[loss.logits :])
+            np.testing.assert_array_equal(loss(*arguments), want.astype(dtype) if loss.own_type else want, err_msg=str(loss))
+
+
+def test_targets_have_a_gradient_too(rng, dtype):
+    """The logits and the targets of the elementwise loss, each of its own type."""
+    x, t = (3 * rng.standard_normal((4, 9))).astype(dtype), rng.uniform(size=(4, 9)).astype(np.float32)
+    upstream = rng.standard_normal((4, 9)).astype(np.float32)
+    dx, dt = pyloss.grad(lambda x, t: (BCE(x, t) * upstream).sum(), (0, 1))(x, t)
+    _, (slope, by_target) = BCE.formula(x, t, upstream=upstream)
+    assert_gradient(dx, slope, dtype)
+    assert_gradient(dt, by_target, np.float32)
+
+
+def test_focal_loss_with_a_weight_for_every_class(rng, dtype):
+    """alpha[label] multiplies the loss, and is no part of what a mean divides by."""
+    logits, labels, alpha = (
+        (3 * rng.standard_normal((6, 5))).astype(dtype),
+        np.array([0, 4, IGNORE, 2, 1, 4]),
+        np.array([0.1, 2, 1, 0, 0.5]),
+    )
+    compare(Loss("focal_loss"), (logits, labels), np.float32(0.7), "mean", alpha=alpha)
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 7), (2, 3, 5, 7), (5, 7)], ids=str)
+def test_accuracy(rng, dtype, shape):
+    """Without a softmax; a sequence without labels has none, and of equal logits the first is the answer."""
+    logits, labels = rng.integers(-3, 3, shape).astype(dtype), some_labels(rng, shape)
+    labels[..., :2] = np.argmax(logits[..., :2, :], axis=-1)
+    labels.reshape(-1, shape[-2])[-1] = IGNORE
+    if len(shape) > 2:
+        labels.reshape(-1, shape[-2])[0] = np.argmax(logits.reshape(-1, *shape[-2:])[0], axis=-1)
+    tokens, sequences = pyloss.compute_accuracy(logits, labels)
+    counted, right = labels != IGNORE, np.argmax(logits, axis=-1) == labels
+    with np.errstate(invalid="ignore"):
+        np.testing.assert_allclose(tokens, (counted & right).sum(-1) / counted.sum(-1))
+    want = np.where(counted.any(-1), (right | ~counted).all(-1), np.nan)
+    np.testing.assert_array_equal(sequences, want)
+    assert np.isnan(tokens.reshape(-1)[-1]) and (len(shape) == 2 or sequences.reshape(-1)[0] == 1)

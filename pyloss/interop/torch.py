@@ -28,7 +28,19 @@ import torch
 from .. import losses
 from ..autograd import Node, Tape, Tensor, data, leaf_gradient, value_and_grad
 
-_DIFFERENTIABLE = ("logits", "x", "logits_q", "logits_p", "hidden", "weight", "hidden_q", "weight_q", "hidden_p", "weight_p")
+_DIFFERENTIABLE = (
+    "logits",
+    "targets",
+    "x",
+    "logits_q",
+    "logits_p",
+    "hidden",
+    "weight",
+    "hidden_q",
+    "weight_q",
+    "hidden_p",
+    "weight_p",
+)
 
 
 def _array(name: str, tensor: torch.Tensor) -> np.ndarray:
@@ -99,7 +111,7 @@ class _Loss(torch.autograd.Function):  # type: ignore[misc]
             if recorded is None:  # a second time through the same graph
                 arrays = [_array(name, tensor) for name, tensor in zip(ctx.names, saved, strict=True)]
                 recorded = _Recorded(ctx.call, arrays, ctx.wanted)
-            gradients = map(_tensor, recorded.gradients(np.ascontiguousarray(upstream.numpy())))
+            gradients = map(_tensor, recorded.gradients(np.ascontiguousarray(_array("upstream", upstream))))
         found: list[torch.Tensor | None] = [None] * (3 + len(ctx.names))
         for i, gradient in zip(ctx.wanted, gradients, strict=True):
             found[3 + i] = gradient
