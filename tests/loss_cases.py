@@ -125,7 +125,7 @@ def assert_gradient(got, want, dtype, scale=1.0):
     rounding = 0.51 * float(info.eps) if info.bits == 16 else 0.0
     largest = np.abs(want).max(axis=-1, keepdims=True, initial=0.0, where=np.isfinite(want))
     limit = (
-        tolerance(dtype) * np.maximum(largest, scale * 1e-3)
+        tolerance(dtype) * np.maximum(largest, scale / 4)
         + (rounding + tolerance(dtype)) * np.abs(want)
         + float(info.smallest_subnormal)
     )

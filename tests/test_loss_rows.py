@@ -32,7 +32,7 @@ def compare(loss, *arguments, **options):
     assert_loss(got, want, dtype)
     size = np.where(np.isfinite(want), np.abs(want), 1)
     for gradient, slope, x in zip(gradients, slopes, arguments):
-        assert_gradient(gradient, slope, x.dtype, (1e3 * np.maximum(size, 1))[..., None])
+        assert_gradient(gradient, slope, x.dtype, np.maximum(size, 1)[..., None])
     return got, gradients
 
 
@@ -74,13 +74,13 @@ def test_masked_vocabulary_of_divergences(rng, loss, dtype, masked, v):
     want, (slope_q, slope_p) = loss.formula(q, p)
     got, (dq, dp) = loss.gradients(q, p)
     assert_loss(got, want, dtype)
-    assert_gradient(dq, slope_q, dtype, 1e3)
+    assert_gradient(dq, slope_q, dtype)
     assert (dq[q == -np.inf].astype(np.float32) == 0).all() or loss.name == "kl_div_loss"
     if loss.name == "kl_div_loss" and masked in ("q", "apart"):
         # The teacher wants what the student cannot say: infinite, and the student's gradient is still Q - P.
         assert np.isinf(want).any() and np.isfinite(dq.astype(np.float32)).all()
     else:
-        assert_gradient(dp, slope_p, dtype, 1e3 * np.maximum(want, 1)[:, None])
+        assert_gradient(dp, slope_p, dtype, np.maximum(want, 1)[:, None])
         assert np.isfinite(dp.astype(np.float32)).all() and (dp[p == -np.inf].astype(np.float32) == 0).all()
 
 
@@ -95,7 +95,7 @@ def test_masked_vocabulary_of_class_losses(rng, loss, dtype, v):
     got, (gradient,) = loss.gradients(x, labels)
     assert_loss(got, want, dtype)
     assert got[5] == np.inf and np.isfinite(got[:5]).all() and got[4] == 0
-    assert_gradient(gradient[:5], slope[:5], dtype, 1e3)
+    assert_gradient(gradient[:5], slope[:5], dtype)
     gradient = gradient.astype(np.float32)
     assert (gradient[:5][x[:5] == -np.inf] == 0).all()
     assert not np.isnan(gradient).any()
@@ -159,8 +159,8 @@ def test_focal_loss_of_a_certain_row_is_zero_and_flat(dtype):
 @pytest.mark.parametrize("v", [1, 7, 64, 3000])
 @pytest.mark.parametrize("loss", EVERY, ids=str)
 def test_a_row_that_has_no_loss_is_alone(rng, loss, dtype, v, bad):
-    """NaN (and +inf, which has no probability) makes its own row NaN, wherever in the row it is; the others keep their bits."""
-    if bad == np.inf and (loss is BCE or loss.options.get("softcap")):
+    """NaN (and +inf, where it is no probability) makes its own row NaN, wherever in the row it is; the others keep their bits."""
+    if bad == np.inf and (loss is BCE or "softcap" in loss.options or "stablemax" in loss.name):
         return
     arguments = loss.arguments(rng, (7, v), dtype)
     if loss.logits == 1 and loss.other is not None and loss is not BCE:
@@ -207,8 +207,9 @@ def maps_are_right(x):
         "rtol": tolerance(x.dtype) + (float(info.eps) / 2 if info.bits == 16 else 0),
         "atol": float(info.smallest_subnormal) + 1e-15,
     }
-    for got, want in ((pyloss.stablemax(x), shares), (pyloss.log_stablemax(x), np.log(shares))):
-        np.testing.assert_allclose(got.astype(np.float64), want, **close)
+    np.testing.assert_allclose(pyloss.stablemax(x).astype(np.float64), shares, **close)
+    close["atol"] += tolerance(x.dtype)  # of the logarithm of a share near 1, a difference
+    np.testing.assert_allclose(pyloss.log_stablemax(x).astype(np.float64), np.log(shares), **close)
 
 
 def test_stablemax_where_its_pieces_meet(dtype):

@@ -47,9 +47,13 @@ def compare(loss, arguments, upstream, reduction=None, **options):
     got, gradients = loss.gradients(*arguments, upstream=upstream, **options)
     assert_value(loss, alone, want, dtype, 1 + np.abs(want).max(initial=0) if reduction in ("sum", "mean") else 1)
     assert np.asarray(got).tobytes() == np.asarray(alone).tobytes()
-    scale = np.abs(upstream).max(initial=0)
+    scale = np.abs(upstream).max(initial=0) / ({**loss.options, **options}.get("temperature", 1))
+    if reduction == "mean":
+        scale /= max(np.size(arguments[0]) / arguments[0].shape[-1], 1)
+    if loss.logits == 2:  # differences of log probabilities, which are about as large as the loss
+        scale *= 1 + np.abs(loss.formula(*arguments, **options)[0]).max(initial=0)
     for gradient, slope, x in zip(gradients, slopes, arguments):
-        assert_gradient(gradient, slope, x.dtype, scale if reduction != "mean" else scale / max(np.size(x) / x.shape[-1], 1))
+        assert_gradient(gradient, slope, x.dtype, scale)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
