@@ -120,9 +120,11 @@ class Call:
     each row's scaled by `factors` (None: 1).
     """
 
-    def __init__(self, run: Callable, shape: tuple[int, ...], dtype: np.dtype, weights: np.ndarray | None, out: np.ndarray | None):
+    def __init__(
+        self, run: Callable, shape: tuple[int, ...], dtype: np.dtype, weights: np.ndarray | None, out: np.ndarray | None
+    ):
         self.run, self.shape, self.dtype = run, shape, dtype
-        self.weights = None if weights is None else np.ascontiguousarray(weights, dtype)
+        self.weights = None if weights is None else np.asarray(weights, dtype, order="C")
         self.out = out
         self.values: np.ndarray | None = None
 
@@ -149,7 +151,7 @@ class Call:
         if self.weights is not None:
             factors = np.where(self.weights == 0, 0, factors * self.weights)
         loss = self._new()
-        found = self.run(np.ascontiguousarray(factors), wanted, loss)
+        found = self.run(np.asarray(factors, order="C"), wanted, loss)
         if self.values is None:
             self.values = self._weighted(loss)
         return found

@@ -70,8 +70,9 @@ static void argmax_piece(const void *context, int64_t begin, int64_t end, int wo
     int32_t *index = job->call->arg[1].out;
     char *scratch = job->scratch + (size_t)worker * job->stride;
     for (int64_t i = begin; i < end; i++)
-        index[i] = (int32_t)(job->call->wide ? row_argmax_f64(&job->call->arg[0].rows, i, PL_DIM(job->call, 'V'), (double *)scratch)
-                                             : row_argmax_f32(&job->call->arg[0].rows, i, PL_DIM(job->call, 'V'), (float *)scratch));
+        index[i] =
+            (int32_t)(job->call->wide ? row_argmax_f64(&job->call->arg[0].rows, i, PL_DIM(job->call, 'V'), (double *)scratch)
+                                      : row_argmax_f32(&job->call->arg[0].rows, i, PL_DIM(job->call, 'V'), (float *)scratch));
 }
 static pl_status argmax(const pl_call *c) { return run_rows(c, 1, &c->arg[0].rows, NULL, argmax_piece); }
 

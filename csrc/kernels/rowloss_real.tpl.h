@@ -28,8 +28,7 @@ static const REAL *TYPED(fetch)(const pl_rows *rows, int64_t i, int64_t begin, i
         if (sizeof(REAL) == 4) return (const REAL *)row + begin;
         for (int64_t j = 0; j < n; j++) buffer[j] = (REAL)((const float *)row)[begin + j];
         return buffer;
-    case PL_F64: /* never where the computed type is float32 */
-        return (const REAL *)row + begin;
+    case PL_F64: /* never where the computed type is float32 */ return (const REAL *)row + begin;
     default: break;
     }
     const uint16_t *p = (const uint16_t *)row + begin;
@@ -40,7 +39,8 @@ static const REAL *TYPED(fetch)(const pl_rows *rows, int64_t i, int64_t begin, i
         if (m < LANES) source = memcpy(part, p + j, (size_t)m * 2);
         vf v = rows->type == PL_BF16 ? vf_from_bf16(source) : vf_from_f16(source);
         if (sizeof(REAL) == 4 && m == LANES) memcpy(buffer + j, &v, sizeof v);
-        else for (int64_t l = 0; l < m; l++) buffer[j + l] = (REAL)v[l];
+        else
+            for (int64_t l = 0; l < m; l++) buffer[j + l] = (REAL)v[l];
     }
     return buffer;
 }
@@ -61,7 +61,8 @@ static void TYPED(put)(const pl_rows *rows, int64_t i, int64_t begin, int64_t n,
         vf v = {0};
         int64_t m = n - j < LANES ? n - j : LANES;
         if (sizeof(REAL) == 4 && m == LANES) memcpy(&v, values + j, sizeof v);
-        else for (int64_t l = 0; l < m; l++) v[l] = (float)values[j + l];
+        else
+            for (int64_t l = 0; l < m; l++) v[l] = (float)values[j + l];
         uint16_t part[LANES], *to = m < LANES ? part : p + j;
         if (rows->type == PL_BF16) vf_to_bf16(to, v);
         else vf_to_f16(to, v);
@@ -178,7 +179,8 @@ typedef struct {
 } TYPED(reading);
 
 /* One walk over row i; the total is taken anew relative to each larger maximum. `kept` (or NULL) has room for the row. */
-INLINE void TYPED(take_statistics)(TYPED(family) f, TYPED(reading) how, int64_t i, int64_t n, REAL *kept, TYPED(row_statistics) *row) {
+INLINE void TYPED(take_statistics)(TYPED(family) f, TYPED(reading) how, int64_t i, int64_t n, REAL *kept,
+                                   TYPED(row_statistics) *row) {
     REAL buffer[TYPED(MIN_BLOCK) + WIDTH], shift = f.shifted ? (REAL)-INFINITY : 0;
     double total = 0;
     int64_t size = TYPED(block_size)(n);
@@ -203,8 +205,8 @@ INLINE void TYPED(take_statistics)(TYPED(family) f, TYPED(reading) how, int64_t 
                     continue;
                 }
                 /* As long as all logits are -inf they add e^(-inf - 0) = 0. */
-                block_total += TYPED(block_sum)(f, x, m, block_shift == (REAL)-INFINITY ? 0 : block_shift, how.scale, how.with_slope,
-                                                kept ? kept + at : NULL);
+                block_total += TYPED(block_sum)(f, x, m, block_shift == (REAL)-INFINITY ? 0 : block_shift, how.scale,
+                                                how.with_slope, kept ? kept + at : NULL);
                 if (how.with_mean) TYPED(block_mean)(x, m, row);
             }
         /* e^-inf drops what only -inf logits left, but keeps a NaN. */
@@ -219,8 +221,8 @@ INLINE void TYPED(take_statistics)(TYPED(family) f, TYPED(reading) how, int64_t 
 
 /* What makes probabilities (times `by`) of the weights that were kept of a block. */
 INLINE V TYPED(block_factor)(const TYPED(row_statistics) *row, int64_t block, REAL scale, double by) {
-    double relative = row->block_shift[block] == row->shift
-                          ? 1 : exp(((double)row->block_shift[block] - (double)row->shift) * (double)scale);
+    double relative =
+        row->block_shift[block] == row->shift ? 1 : exp(((double)row->block_shift[block] - (double)row->shift) * (double)scale);
     return VEC(set1)((REAL)(relative * by / row->total));
 }
 
@@ -240,8 +242,9 @@ INLINE void TYPED(scale_block)(const REAL *kept, int64_t n, V factor, REAL *to, 
 }
 
 /* The gradient of row i: slope (by_p p + [not masked] by_mean + [label] by_label). */
-INLINE void TYPED(class_gradient)(TYPED(family) f, TYPED(reading) how, const row_job *job, int64_t i, const TYPED(row_statistics) *row,
-                                  const REAL *kept, double by_p, double by_mean, double by_label) {
+INLINE void TYPED(class_gradient)(TYPED(family) f, TYPED(reading) how, const row_job *job, int64_t i,
+                                  const TYPED(row_statistics) *row, const REAL *kept, double by_p, double by_mean,
+                                  double by_label) {
     const pl_call *c = job->call;
     const pl_rows *out = &c->arg[c->count - 1].rows;
     int64_t n = PL_DIM(c, 'V'), size = TYPED(block_size)(n), label = ((const int32_t *)c->arg[1].in)[i];
@@ -283,8 +286,8 @@ INLINE void TYPED(class_gradient)(TYPED(family) f, TYPED(reading) how, const row
 }
 
 /* Rows [begin, end) of a class loss. A row with label -1 gives 0 and gradient 0. */
-INLINE void TYPED(class_rows)(TYPED(family) f, TYPED(class_formula) formula, int mean_option, int softcap_option, const row_job *job,
-                              int64_t begin, int64_t end, int worker) {
+INLINE void TYPED(class_rows)(TYPED(family) f, TYPED(class_formula) formula, int mean_option, int softcap_option,
+                              const row_job *job, int64_t begin, int64_t end, int worker) {
     const pl_call *c = job->call;
     int64_t n = PL_DIM(c, 'V');
     const int32_t *labels = c->arg[1].in;
@@ -306,7 +309,8 @@ INLINE void TYPED(class_rows)(TYPED(family) f, TYPED(class_formula) formula, int
         V at_label = VEC(set1)(TYPED(fetch)(how.rows, i, labels[i], 1, at)[0]);
         if (how.softcap > 0) at_label = TYPED(capped)(at_label, how.softcap);
         if (how.softcap > 0 || how.with_mean) TYPED(take_statistics)(f, how, i, n, gradient ? scratch : NULL, &row);
-        else if (gradient) TYPED(take_statistics)(f, (TYPED(reading)){.rows = how.rows, .scale = 1, .with_slope = 1}, i, n, scratch, &row);
+        else if (gradient)
+            TYPED(take_statistics)(f, (TYPED(reading)){.rows = how.rows, .scale = 1, .with_slope = 1}, i, n, scratch, &row);
         else TYPED(take_statistics)(f, (TYPED(reading)){.rows = how.rows, .scale = 1, .with_slope = 1}, i, n, NULL, &row);
         double log_total = log(row.total);
         TYPED(class_row) r = {.log_p = ((double)f.log_weight(at_label)[0] - (double)row.shift) - log_total,
@@ -334,7 +338,8 @@ typedef struct {
 } TYPED(pair_side);
 
 /* gradient = factor (by - prob * sum) of one row, prob from its kept weights. */
-INLINE void TYPED(pair_gradient)(const row_job *job, const pl_rows *out, int64_t i, const TYPED(pair_side) *s, REAL scale, double factor) {
+INLINE void TYPED(pair_gradient)(const row_job *job, const pl_rows *out, int64_t i, const TYPED(pair_side) *s, REAL scale,
+                                 double factor) {
     int64_t n = PL_DIM(job->call, 'V'), size = TYPED(block_size)(n);
     REAL buffer[TYPED(MIN_BLOCK) + WIDTH];
     V by = VEC(set1)((REAL)factor);
@@ -348,10 +353,12 @@ INLINE void TYPED(pair_gradient)(const row_job *job, const pl_rows *out, int64_t
             REAL *g = to - begin;
             if (job->stream && to != buffer) {
                 for (; j < end && (uintptr_t)(g + j) % sizeof(V); j++) g[j] = s->by[j] * by[0] + s->kept[j] * prob[0];
-                for (; j + WIDTH <= end; j += WIDTH) VEC(stream)(g + j, VEC(load)(s->by + j) * by + VEC(load)(s->kept + j) * prob);
+                for (; j + WIDTH <= end; j += WIDTH)
+                    VEC(stream)(g + j, VEC(load)(s->by + j) * by + VEC(load)(s->kept + j) * prob);
             }
             for (; j < end; j += WIDTH)
-                TYPED(store)(g + j, TYPED(load)(s->by + j, end - j, 0) * by + TYPED(load)(s->kept + j, end - j, 0) * prob, end - j);
+                TYPED(store)(g + j, TYPED(load)(s->by + j, end - j, 0) * by + TYPED(load)(s->kept + j, end - j, 0) * prob,
+                             end - j);
         }
         TYPED(put)(out, i, begin, m, to);
     }
@@ -373,11 +380,13 @@ INLINE double TYPED(pair_walk)(TYPED(pair_formula) formula, const double *option
     q->sum = p->sum = 0;
     for (int64_t begin = 0; begin < n; begin += TYPED(MIN_BLOCK)) {
         int64_t m = n - begin < TYPED(MIN_BLOCK) ? n - begin : TYPED(MIN_BLOCK);
-        const REAL *xq = TYPED(fetch)(&c->arg[0].rows, i, begin, m, from_q), *xp = TYPED(fetch)(&c->arg[1].rows, i, begin, m, from_p);
+        const REAL *xq = TYPED(fetch)(&c->arg[0].rows, i, begin, m, from_q),
+                   *xp = TYPED(fetch)(&c->arg[1].rows, i, begin, m, from_p);
         REAL *to = q_direct && want_q ? TYPED(target)(out, i, begin, buffer) : buffer;
         for (int64_t at = begin, end; at < begin + m; at = end) {
             end = (at / size + 1) * size < begin + m ? (at / size + 1) * size : begin + m;
-            V factor_q = TYPED(block_factor)(&q->row, at / size, scale, 1), factor_p = TYPED(block_factor)(&p->row, at / size, scale, 1);
+            V factor_q = TYPED(block_factor)(&q->row, at / size, scale, 1),
+              factor_p = TYPED(block_factor)(&p->row, at / size, scale, 1);
             V sum = {0}, sum_q = {0}, sum_p = {0};
             for (int64_t j = at; j < end; j += WIDTH) {
                 int64_t left = end - j;
@@ -391,7 +400,8 @@ INLINE double TYPED(pair_walk)(TYPED(pair_formula) formula, const double *option
                 sum += e.loss;
                 if (want_q && q_direct) {
                     REAL *g = to + (j - begin);
-                    if (job->stream && to != buffer && left >= WIDTH && (uintptr_t)g % sizeof(V) == 0) VEC(stream)(g, e.by_q * by);
+                    if (job->stream && to != buffer && left >= WIDTH && (uintptr_t)g % sizeof(V) == 0)
+                        VEC(stream)(g, e.by_q * by);
                     else TYPED(store)(g, e.by_q * by, left);
                 } else if (want_q) {
                     sum_q += e.by_q;
@@ -411,7 +421,8 @@ INLINE double TYPED(pair_walk)(TYPED(pair_formula) formula, const double *option
     return total < 0 ? 0 : total; /* divergences are not negative; rounding of equal rows may be */
 }
 
-INLINE void TYPED(pair_rows)(TYPED(pair_formula) formula, const int q_direct, const row_job *job, int64_t begin, int64_t end, int worker) {
+INLINE void TYPED(pair_rows)(TYPED(pair_formula) formula, const int q_direct, const row_job *job, int64_t begin, int64_t end,
+                             int worker) {
     const pl_call *c = job->call;
     int64_t n = PL_DIM(c, 'V');
     const REAL *dloss = c->arg[c->count - 4].in;
@@ -503,7 +514,8 @@ INLINE void TYPED(map_rows)(TYPED(family) f, const int logarithm, const row_job 
                 for (int64_t j = 0; j < m; j += WIDTH) {
                     int64_t left = m - j;
                     V v = TYPED(load)(x + j, left, 0), d = g ? TYPED(load)(g + j, left, 0) : VEC(set1)(0);
-                    V factor = TYPED(block_factor)(&row, (at + j) / size, 1, 1), prob = TYPED(load)(kept + at + j, left, 0) * factor;
+                    V factor = TYPED(block_factor)(&row, (at + j) / size, 1, 1),
+                      prob = TYPED(load)(kept + at + j, left, 0) * factor;
                     V result = logarithm ? f.log_weight(v) - log_sum : prob;
                     if (pass) result = logarithm ? d - prob * less : prob * (d - less);
                     if (pass && f.slope) result *= f.slope(v);

@@ -4,7 +4,7 @@
 #ifdef PL_LOSS_TABLE
 PL_PAIR_LOSS(js_div, "beta:real", 0)
 #else
-INLINE void FORMULA(js_div)(FORMULA(pair_element) *e, const SCALAR *option) {
+INLINE void FORMULA(js_div)(FORMULA(pair_element) * e, const SCALAR *option) {
     V zero = v_set(0), beta = v_set(option[0]), rest = v_set(1 - option[0]), t = e->log_ratio;
     V share = v_select(t > zero, beta, rest);
     V larger = v_log1p(share * v_expm1(-v_abs(t))); /* log(m / max(p, q)) */
