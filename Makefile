@@ -32,6 +32,7 @@ demo: $(VENV)/done-install $(VENV)/done-model
 # Comparisons with other libraries are part of the tests; where the libraries are missing they are skipped with a message.
 test: $(VENV)/done-install $(VENV)/done-test $(VENV)/done-model $(if $(filter true,$(CI)),$(VENV)/done-parity $(VENV)/done-hub)
 	$(BIN)/pytest -q -rs $(TESTS)
+	$(if $(filter true,$(CI)),$(BIN)/pytest -q -rs -m slow $(TESTS))
 
 parity: $(VENV)/done-install $(VENV)/done-test $(VENV)/done-model $(VENV)/done-parity
 	$(BIN)/pytest -q -rs tests/parity

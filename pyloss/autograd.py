@@ -302,11 +302,11 @@ class Tensor:
         return self * -1
 
     def sum(self, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Any:
-        """The sum over an axis, several, or all."""
+        """The sum over an axis, several, or all; added up in float64."""
         shape = self.shape
         kept = np.empty(shape, np.bool_).sum(axis=axis, keepdims=True).shape if axis is not None else (1,) * self.ndim
         dims = kept if keepdims else np.empty(shape, np.bool_).sum(axis=axis).shape if axis is not None else ()
-        out = self._derived(dims, lambda x: np.asarray(x.sum(axis=axis, keepdims=keepdims)))
+        out = self._derived(dims, lambda x: np.asarray(x.sum(axis=axis, keepdims=keepdims, dtype=np.float64)).astype(x.dtype))
         if not recording(self):
             return out
 
