@@ -19,7 +19,7 @@ from .weights import Weight
 Array = Any  # numpy.ndarray or Tensor
 
 # Head and loss go through the vocabulary a few rows at a time, in about this many bytes of logits.
-LOGITS_BYTES = 66 << 20
+LOGITS_BYTES = 100 << 20
 
 
 def empty(*shape: int) -> np.ndarray:

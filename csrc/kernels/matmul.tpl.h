@@ -47,6 +47,7 @@ typedef struct {
     float *packed_b;       /* per worker */
     int64_t panel_stride, h_stride, b_stride;
     int64_t row_pieces, rows_per_piece, column_pieces;
+    int threads;
 } block;
 
 static int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
@@ -98,6 +99,18 @@ static void pack_panels(const void *context, int64_t begin, int64_t end, int wor
     }
 }
 
+/* The part of B after depth `k` of a piece: its next chunk, or the first of the piece that the worker is likely to get next. */
+static b_ahead next_chunk(const block *s, int64_t piece, int64_t k, int64_t tiles) {
+    const gemm *g = s->g;
+    if (k == s->depth) {
+        k = 0;
+        piece += s->threads;
+        if (piece >= s->row_pieces * s->column_pieces) return (b_ahead){0};
+    }
+    int64_t j0 = piece % s->column_pieces * NB, depth = s->depth - k < s->chunk ? s->depth - k : s->chunk;
+    return ahead_of(&g->b, g->b_transposed, j0, g->n - j0 < NB ? g->n - j0 : NB, s->k0 + k, depth, tiles);
+}
+
 /* Pieces of C: a range of packed panels times NB columns. */
 static void multiply_pieces(const void *context, int64_t begin, int64_t end, int worker) {
     const block *s = context;
@@ -119,6 +132,7 @@ static void multiply_pieces(const void *context, int64_t begin, int64_t end, int
             if (direct) b = (const float *)g->b.data + (s->k0 + k) * g->n + j0;
             else pack_b(&g->b, g->b_transposed, j0, n, s->k0 + k, depth, width, 1, packed_b);
             if (finish && g->rank) pack_b(&g->u, g->u_transposed, j0, n, 0, g->rank, width, 1, packed_u);
+            b_ahead ahead = next_chunk(s, piece, k + depth, (last - first + s->mr - 1) / s->mr * (padded / width));
             for (int64_t row = first; row < last; row += s->mr) {
                 const float *h = s->packed_h + row / s->mr * s->h_stride;
                 for (int64_t j = 0; j < padded; j += width) {
@@ -134,6 +148,7 @@ static void multiply_pieces(const void *context, int64_t begin, int64_t end, int
                                    .cols = (int)(n - j < width ? n - j : width),
                                    .add = g->accumulate || s->k0 + k > 0};
                     take_panel(s, row, rows_of_panel(s, row), k, &t);
+                    fetch_share(&ahead);
                     run_tile(&t, width);
                 }
             }
@@ -230,7 +245,7 @@ static pl_status gemm_run(const gemm *g) {
         pl_parallel(g->n, 1 + 32768 / (g->k + 1), multiply_few, g);
         return PL_OK;
     }
-    block s = {.g = g, .mr = tiles[tile_kernel(g->m)].mr};
+    block s = {.g = g, .threads = pl_num_threads(), .mr = tiles[tile_kernel(g->m)].mr};
     int64_t deepest = g->k < KS ? g->k : KS, tallest = g->m < MS + s.mr ? g->m : round_up(MS, s.mr);
     int64_t panels = (tallest + s.mr - 1) / s.mr, width = panel_width(g->n);
     /* Rows a multiple of a page apart share the same few lines of the first cache: these are packed. */
@@ -240,8 +255,7 @@ static pl_status gemm_run(const gemm *g) {
     s.h_stride = round_up(g->rank * s.mr + PANEL_SPILL, 16);
     s.b_stride = round_up(NB, width) * (KC + g->rank);
     int64_t p_size = g->rank && !g->h_given ? round_up(round_up(g->rank, NR) * deepest + PANEL_SPILL, 16) : 0;
-    float *scratch =
-        pl_acquire(4 * (size_t)(packed * s.panel_stride + panels * s.h_stride + p_size + pl_num_threads() * s.b_stride));
+    float *scratch = pl_acquire(4 * (size_t)(packed * s.panel_stride + panels * s.h_stride + p_size + s.threads * s.b_stride));
     if (!scratch) return PL_NO_MEMORY;
     s.packed_a = scratch;
     s.packed_h = s.packed_a + packed * s.panel_stride;
@@ -252,7 +266,7 @@ static pl_status gemm_run(const gemm *g) {
     for (s.row0 = 0; s.row0 < g->m; s.row0 += s.rows) {
         s.rows = g->m - s.row0 < tallest ? g->m - s.row0 : tallest;
         int64_t used = (s.rows + s.mr - 1) / s.mr, most = used / 9 + 1; /* a piece of fewer rows would not pay for packing B */
-        int64_t wanted = (3 * pl_num_threads() + s.column_pieces - 1) / s.column_pieces;
+        int64_t wanted = (3 * s.threads + s.column_pieces - 1) / s.column_pieces;
         s.row_pieces = wanted < most ? wanted : most;
         s.rows_per_piece = (used + s.row_pieces - 1) / s.row_pieces * s.mr;
         s.row_pieces = (s.rows + s.rows_per_piece - 1) / s.rows_per_piece;

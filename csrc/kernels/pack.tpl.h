@@ -115,3 +115,29 @@ static void pack_b(const pl_weight *w, int transposed, int64_t j0, int64_t n, in
         }
     }
 }
+
+/* A part of B that will be packed next, asked for from memory a share at a time while tiles keep the processor busy. */
+typedef struct {
+    const pl_weight *w;
+    int64_t row, end, first, line, lines, share;
+} b_ahead;
+
+/* The part that pack_b will be given, in `shares` shares. */
+static b_ahead ahead_of(const pl_weight *w, int transposed, int64_t j0, int64_t n, int64_t k0, int64_t kc, int64_t shares) {
+    int64_t elements = pl_block_elements(w->format), bytes = pl_block_bytes(w->format);
+    int64_t row = transposed ? j0 : k0, rows = transposed ? n : kc, from = transposed ? k0 : j0, count = transposed ? kc : n;
+    b_ahead a = {.w = w, .row = row, .end = row + rows, .first = from / elements * bytes};
+    a.lines = (count / elements * bytes + 63) / 64;
+    a.share = (rows * a.lines + shares - 1) / shares;
+    return a;
+}
+
+static void fetch_share(b_ahead *a) {
+    for (int64_t i = 0; i < a->share && a->row < a->end; i++) {
+        __builtin_prefetch(pl_weight_row(a->w, a->row) + a->first + 64 * a->line, 0, 2);
+        if (++a->line == a->lines) {
+            a->line = 0;
+            a->row++;
+        }
+    }
+}
