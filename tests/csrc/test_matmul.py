@@ -172,7 +172,9 @@ def test_any_code_of_a_quantised_block(memory, rng, format):
     assert_close(few, wide(weight.dequantize()).T[:3])
 
 
-@pytest.mark.parametrize(("m", "n", "k"), [(1, 385, 97), (3, 200, 1000), (5, 33, 31), (70, 385, 97), (333, 97, 500), (1100, 33, 31), (45, 1024, 2401)])
+@pytest.mark.parametrize(
+    ("m", "n", "k"), [(1, 385, 97), (3, 200, 1000), (5, 33, 31), (70, 385, 97), (333, 97, 500), (1100, 33, 31), (45, 1024, 2401)]
+)
 def test_threads_give_the_same_bits(rng, m, n, k):
     x, w, bias = normal(rng, m, k), normal(rng, n, k), normal(rng, n)
     a, b, dy = normal(rng, k, 8), normal(rng, 8, n), normal(rng, m, n)
