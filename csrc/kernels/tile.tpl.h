@@ -57,6 +57,11 @@ INLINE void tile_depth(vf acc[MR][2], a_reader a, const float *b, int64_t ldb, i
 #pragma GCC unroll 14
             for (int i = 0; i < mr; i++) __builtin_prefetch(a_at(&a, i, 1) + AHEAD);
         }
+        /* With few rows B is hardly used twice, and may come from memory in rows that lie far apart. */
+        if (mr < MR) {
+#pragma GCC unroll 2
+            for (int l = 0; l < nv; l++) __builtin_prefetch(b + 2 * LINE * ldb + l * LANES);
+        }
         vf b0 = vf_load(b), b1 = nv == 2 ? vf_load(b + LANES) : b0;
 #pragma GCC unroll 14
         for (int i = 0; i < mr; i++) {
