@@ -63,8 +63,8 @@ def of_torch(loss: str, heads: list, labels: np.ndarray, cut: bool) -> Callable:
         ((other, other_weight),) = teacher
 
         def forward():
-            losses = torch_losses(other @ other_weight.t(), index)
-            return losses["KL" if loss == "kl" else "JS"](hidden @ weight.t()).mean()
+            function = torch_losses()["KL" if loss == "kl" else "JS"]
+            return function(hidden @ weight.t(), other @ other_weight.t(), index).mean()
 
     def both():
         hidden.grad = None

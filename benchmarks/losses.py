@@ -3,8 +3,8 @@
     python benchmarks/losses.py [--quick]
 
 Every library runs in processes of its own, by turns, and the best of the rounds counts. The memory trip is what it takes to read
-each array of logits once and to write one gradient, measured beside them: no loss can be faster. Where a peer is not installed
-its column stays empty.
+each array of logits once and to write one gradient, measured beside them; all of them take turns over arrays that caches do not
+hold. Where a peer is not installed its column or row is missing.
 """
 
 from __future__ import annotations
