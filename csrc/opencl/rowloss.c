@@ -153,8 +153,9 @@ int pl_cl_row_loss(pl_cl_device *device, const char *name, const pl_call *call, 
         if (device->info->fp64) define(&l, " -DFP64");
         add_arrays(&l, line);
         add_scalars(&l, line);
-        /* A processor loads unaligned vectors as fast. */
+        /* A processor loads unaligned vectors as fast, and keeps a block in its nearest cache. */
         if (l.aligned && !is_cpu(device)) define(&l, " -DALIGNED");
+        if (!is_cpu(device)) define(&l, " -DUNROLLED");
         size_t group = (size_t)l.shape.group, groups = (size_t)rows;
         if (line->kind == ELEMENT) groups = ((size_t)(rows * v) + (size_t)l.shape.width * group - 1) / ((size_t)l.shape.width * group);
         int too_large = 0;

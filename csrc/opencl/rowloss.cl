@@ -36,7 +36,13 @@ typedef struct {
 } statistics;
 
 #ifdef WITH_CAP
-#define PREPARED(x) capped(x, softcap)
+/* c tanh(x / c), with -inf left as it is: a masked class stays masked. tanh |y| = -e / (2 + e), e = e^(-2|y|) - 1. */
+INLINE V capped(V x, V softcap) {
+    V y = v_abs(x) / softcap, e = v_expm1(v_set(-2) * y), t = -e / (v_set(2) + e) * softcap;
+    t = v_select(x < v_set(0), -t, t);
+    return v_select(x == LOWEST, x, t);
+}
+#define PREPARED(x) capped(x, v_set(softcap))
 #else
 #define PREPARED(x) (x)
 #endif
@@ -55,10 +61,10 @@ INLINE V weight_of(V x, REAL shift, REAL scale) {
         exact total = {0, 0}, sum_x = {0, 0}, count = {0, 0}; \
         EACH_BLOCK(begin, n) { \
             V x[BLOCK], high = v_set(LOWEST), sum = v_set(0), sum_b = v_set(0), count_b = v_set(0); \
-            _Pragma("unroll") for (int b = 0; b < BLOCK; b++) x[b] = v_set(LOWEST); \
+            UNROLL for (int b = 0; b < BLOCK; b++) x[b] = v_set(LOWEST); \
             EACH_VECTOR(b, i, begin, n) x[b] = PREPARED(FETCH(type)(row, i, n, LOWEST)); \
             if (SHIFTED) { \
-                _Pragma("unroll") for (int b = 0; b < BLOCK; b++) high = x[b] > high ? x[b] : high; \
+                UNROLL for (int b = 0; b < BLOCK; b++) high = x[b] > high ? x[b] : high; \
                 REAL block_high = max_of(high); \
                 if (block_high > shift) { \
                     rescale(&total, exp(((SCALAR)shift - (SCALAR)block_high) * scale)); \
@@ -67,7 +73,7 @@ INLINE V weight_of(V x, REAL shift, REAL scale) {
             } \
             /* As long as all logits are -inf they add e^(-inf - 0) = 0. */ \
             REAL taken_off = shift == LOWEST ? 0 : shift; \
-            _Pragma("unroll") for (int b = 0; b < BLOCK; b++) { \
+            UNROLL for (int b = 0; b < BLOCK; b++) { \
                 sum += weight_of(x[b], taken_off, scale); \
                 MEAN_OF(x[b]) \
             } \

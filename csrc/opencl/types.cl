@@ -3,7 +3,7 @@
  *   REAL    float or double: the arithmetic          WIDTH   2, 4, 8 or 16: elements of the vector type V
  *   FP64    where the device has doubles             GROUP   work-items of a work-group, a power of two
  *   INDEX   int or long: positions within a row      BLOCK   vectors that a work-item takes at once
- *   ALIGNED where all rows begin at whole vectors
+ *   ALIGNED where all rows begin at whole vectors    UNROLLED  where a block's vectors are to stay in registers
  *
  * Stored elements are f32, f64, f16 or bf16. Half precision needs no extension: vload_half and shifts read it.
  */
@@ -190,6 +190,11 @@ INLINE SCALAR reduce_max(SCALAR x, local SCALAR *memory) {
 /* A work-item takes BLOCK vectors at a time, each GROUP * WIDTH elements after the one before, so that the group's accesses to
  * memory lie side by side. FIRST is where a block's first vector lies; b counts the vectors. */
 #define STEP (GROUP * WIDTH)
+#ifdef UNROLLED
+#define UNROLL _Pragma("unroll")
+#else
+#define UNROLL
+#endif
 #define EACH_BLOCK(begin, n) for (INDEX begin = 0; begin < (n); begin += STEP * BLOCK)
 #define EACH_VECTOR(b, i, begin, n) \
-    _Pragma("unroll") for (int b = 0; b < BLOCK; b++) for (INDEX i = begin + b * STEP + LANE * WIDTH, once = 1; once && i < (n); once = 0)
+    UNROLL for (int b = 0; b < BLOCK; b++) for (INDEX i = begin + b * STEP + LANE * WIDTH, once = 1; once && i < (n); once = 0)
