@@ -44,6 +44,21 @@ static inline const uint8_t *pl_weight_row(const pl_weight *w, int64_t row) {
     return w->data + row * w->row_bytes;
 }
 
+/* Element types of arrays that are read and written as they are. */
+typedef enum { PL_F32, PL_F64, PL_F16, PL_BF16 } pl_float;
+
+/* Rows of floats, contiguous within a row. Row i begins at data + (i / inner) * outer_stride + (i % inner) * inner_stride, in
+ * bytes: every slice along the leading axes of an array of at most three dimensions is one. */
+typedef struct {
+    char *data; /* NULL for an optional argument that is absent */
+    int64_t inner, outer_stride, inner_stride;
+    pl_float type;
+} pl_rows;
+
+static inline char *pl_row(const pl_rows *r, int64_t i) {
+    return r->data + i / r->inner * r->outer_stride + i % r->inner * r->inner_stride;
+}
+
 enum { PL_MAX_ARGS = 20 };
 
 typedef union {
@@ -52,11 +67,14 @@ typedef union {
     int64_t i;
     double f;
     pl_weight w;
+    pl_rows rows;
 } pl_value;
 
 /* One call: arguments in the order of the specification, and the dimensions its letters were bound to. */
 typedef struct {
     pl_value arg[PL_MAX_ARGS];
+    int count; /* of arguments */
+    int wide;  /* a `float` argument is float64: arithmetic and `acc` arguments are too */
     int64_t dim[26];
 } pl_call;
 

@@ -12,7 +12,20 @@ from typing import TYPE_CHECKING, Any
 from . import _core, autograd, nn, optim, random
 from .autograd import Tensor, checkpoint, grad, value_and_grad
 from .errors import FormatError
-from .losses import linear_cross_entropy, softmax_cross_entropy
+from .losses import (
+    binary_cross_entropy_with_logits,
+    compute_accuracy,
+    focal_loss,
+    js_div_loss,
+    kl_div_loss,
+    linear_cross_entropy,
+    linear_js_div,
+    linear_kl_div,
+    log_stablemax,
+    softmax_cross_entropy,
+    stablemax,
+    stablemax_cross_entropy,
+)
 from .weights import Weight
 
 if TYPE_CHECKING:  # `as` makes them public to type checkers
@@ -111,16 +124,26 @@ __all__ = [
     "Tensor",
     "Weight",
     "autograd",
+    "binary_cross_entropy_with_logits",
     "checkpoint",
+    "compute_accuracy",
+    "focal_loss",
     "get_num_threads",
     "grad",
     "info",
+    "js_div_loss",
+    "kl_div_loss",
     "linear_cross_entropy",
+    "linear_js_div",
+    "linear_kl_div",
+    "log_stablemax",
     "nn",
     "optim",
     "random",
     "set_num_threads",
     "softmax_cross_entropy",
+    "stablemax",
+    "stablemax_cross_entropy",
     "value_and_grad",
     *_LAZY,
 ]

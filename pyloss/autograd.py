@@ -8,6 +8,7 @@ Saved values are dropped as soon as backward has used them.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -156,14 +157,16 @@ def recording(*inputs: Any) -> bool:
     return current_tape() is not None and any(_node_of(x) is not None for x in inputs)
 
 
-def record(output: np.ndarray, inputs: Sequence[Any], vjp: Callable, again: Callable | None = None) -> Tensor:
+def record(output: np.ndarray | Deferred, inputs: Sequence[Any], vjp: Callable, again: Callable | None = None) -> Tensor:
     """The Tensor of an operation's output. `again()`, where given, returns the output anew for those who keep it."""
     tape = current_tape()
     assert tape is not None
-    if tape.probing:
-        return Tensor(output, Node(tape.root))
-    node = Node(tape.root, tuple(_node_of(x) for x in inputs), vjp, again)
-    tape.nodes.append(node)
+    node = Node(tape.root) if tape.probing else Node(tape.root, tuple(_node_of(x) for x in inputs), vjp, again)
+    if not tape.probing:
+        tape.nodes.append(node)
+    if isinstance(output, Deferred):
+        output._node = node
+        return output
     return Tensor(output, node)
 
 
@@ -195,17 +198,27 @@ def _unbroadcast(grad: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return grad.sum(axis=axes, keepdims=True) if axes else grad
 
 
-def _elementwise(function: Callable, partials: Callable, a: Any, b: Any) -> Tensor | np.ndarray:
-    """A binary operation with broadcasting; `partials(a, b, y)` gives both derivatives."""
-    operands: list[Any] = [v if np.isscalar(v) else data(v) for v in (a, b)]
-    out = function(*operands)
+def _value(x: Any) -> Any:
+    return x if np.isscalar(x) else data(x)
+
+
+def _elementwise(function: Callable, partials: tuple[Callable, Callable], a: Any, b: Any) -> Any:
+    """A binary operation with broadcasting; `partials` are its derivatives, functions of both arguments and the result."""
     if not recording(a, b):
-        return out
+        return function(_value(a), _value(b))
+    a, b = (v if np.isscalar(v) or isinstance(v, Tensor) else np.asarray(v) for v in (a, b))
+    if isinstance(a, Deferred) or isinstance(b, Deferred):
+        shape = np.broadcast_shapes(*(v.shape if isinstance(v, Tensor) else np.shape(v) for v in (a, b)))
+        small = (v if np.isscalar(v) else np.ones((1,) * v.ndim, v.dtype) for v in (a, b))
+        out: Any = Deferred(shape, function(*small).dtype, lambda: np.asarray(function(_value(a), _value(b))))
+    else:
+        out = function(_value(a), _value(b))
 
     def vjp(dy: np.ndarray, grads: Gradients) -> None:
-        for i, (value, partial) in enumerate(zip(operands, partials(*operands, out), strict=True)):
+        for i, operand in enumerate((a, b)):
             if grads.wanted(i):
-                grads.put(i, np.asarray(_unbroadcast(dy * partial, np.shape(value)), value.dtype, order="C"))
+                partial = _value(partials[i](a, b, out))
+                grads.put(i, np.asarray(_unbroadcast(dy * partial, operand.shape), operand.dtype, order="C"))
 
     return record(out, (a, b), vjp)
 
@@ -254,42 +267,43 @@ class Tensor:
         return f"Tensor({self.data!r})"
 
     def __add__(self, other: Any) -> Any:
-        return _elementwise(np.add, lambda a, b, y: (1, 1), self, other)
+        return _elementwise(np.add, (lambda a, b, y: 1, lambda a, b, y: 1), self, other)
 
     __radd__ = __add__
 
     def __sub__(self, other: Any) -> Any:
-        return _elementwise(np.subtract, lambda a, b, y: (1, -1), self, other)
+        return _elementwise(np.subtract, (lambda a, b, y: 1, lambda a, b, y: -1), self, other)
 
     def __rsub__(self, other: Any) -> Any:
-        return _elementwise(np.subtract, lambda a, b, y: (1, -1), other, self)
+        return _elementwise(np.subtract, (lambda a, b, y: 1, lambda a, b, y: -1), other, self)
 
     def __mul__(self, other: Any) -> Any:
-        return _elementwise(np.multiply, lambda a, b, y: (b, a), self, other)
+        return _elementwise(np.multiply, (lambda a, b, y: b, lambda a, b, y: a), self, other)
 
     __rmul__ = __mul__
 
     def __truediv__(self, other: Any) -> Any:
-        return _elementwise(np.divide, lambda a, b, y: (1 / b, -y / b), self, other)
+        return _elementwise(np.divide, (_over, lambda a, b, y: -_value(y) / _value(b)), self, other)
 
     def __rtruediv__(self, other: Any) -> Any:
-        return _elementwise(np.divide, lambda a, b, y: (1 / b, -y / b), other, self)
+        return _elementwise(np.divide, (_over, lambda a, b, y: -_value(y) / _value(b)), other, self)
 
     def __pow__(self, other: float) -> Any:
         if isinstance(other, Tensor):
             raise TypeError("an exponent must be a number or a plain array: it gets no gradient")
-        return _elementwise(np.power, lambda a, b, y: (b * a ** np.where(b == 0, 1, b - 1), 0), self, other)
+        return _elementwise(np.power, (_power_slope, lambda a, b, y: 0), self, other)
 
     def __neg__(self) -> Any:
         return self * -1
 
     def sum(self, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Any:
         """The sum over an axis, several, or all."""
-        out = np.asarray(self.data.sum(axis=axis, keepdims=keepdims))
+        shape = self.shape
+        kept = np.empty(shape, np.bool_).sum(axis=axis, keepdims=True).shape if axis is not None else (1,) * self.ndim
+        dims = kept if keepdims else np.empty(shape, np.bool_).sum(axis=axis).shape if axis is not None else ()
+        out = self._derived(dims, lambda x: np.asarray(x.sum(axis=axis, keepdims=keepdims)))
         if not recording(self):
             return out
-        kept = self.data.sum(axis=axis, keepdims=True).shape if axis is not None else (1,) * self.ndim
-        shape = self.shape
 
         def vjp(dy: np.ndarray, grads: Gradients) -> None:
             dx = np.empty(shape, dy.dtype)
@@ -301,13 +315,72 @@ class Tensor:
     def mean(self, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Any:
         """The mean over an axis, several, or all."""
         total = self.sum(axis, keepdims)
-        return total * (np.size(data(total)) / max(self.size, 1))
+        return total * (math.prod(total.shape) / max(self.size, 1))
 
     def reshape(self, *shape: Any) -> Any:
         """The same elements in another shape."""
         before = self.shape
-        out = self.data.reshape(*shape)
+        out = self._derived(np.empty(before, np.bool_).reshape(*shape).shape, lambda x: x.reshape(*shape))
         return record(out, (self,), lambda dy, grads: grads.put(0, dy.reshape(before), own=False)) if recording(self) else out
+
+    def _derived(self, shape: tuple[int, ...], function: Callable[[np.ndarray], np.ndarray]) -> Any:
+        """`function` of the data: at once, or when it is asked for if the data are still to be computed."""
+        return function(self.data)
+
+
+class Deferred(Tensor):
+    """A Tensor whose data are computed when they are first read.
+
+    Backward never reads the data of a loss, so an operation that gives its result and its gradient together is called once, there.
+    """
+
+    __slots__ = ("_compute", "_dtype", "_shape")
+
+    def __init__(self, shape: tuple[int, ...], dtype: np.dtype, compute: Callable[[], np.ndarray]):
+        self._compute: Callable[[], np.ndarray] | None = compute
+        self._shape, self._dtype = shape, dtype
+        self._node = None
+
+    @property
+    def data(self) -> np.ndarray:  # type: ignore[override]
+        if self._compute is not None:
+            with _no_tape():
+                Tensor.data.__set__(self, self._compute())  # type: ignore[attr-defined]
+            self._compute = None
+        return Tensor.data.__get__(self)  # type: ignore[attr-defined]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self._shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self._dtype
+
+    @property
+    def ndim(self) -> int:
+        return len(self._shape)
+
+    @property
+    def size(self) -> int:
+        return math.prod(self._shape)
+
+    def __len__(self) -> int:
+        if not self._shape:
+            raise TypeError("len() of a Tensor without dimensions")
+        return self._shape[0]
+
+    def _derived(self, shape: tuple[int, ...], function: Callable[[np.ndarray], np.ndarray]) -> Any:
+        return Deferred(shape, self._dtype, lambda: function(self.data))
+
+
+def _over(a: Any, b: Any, y: Any) -> Any:
+    return 1 / _value(b)
+
+
+def _power_slope(a: Any, b: Any, y: Any) -> Any:
+    base, exponent = _value(a), _value(b)
+    return exponent * base ** np.where(exponent == 0, 1, exponent - 1)
 
 
 def _tree_map(function: Callable, tree: Any) -> Any:
@@ -333,10 +406,11 @@ def leaf_gradient(leaf: Node, array: np.ndarray) -> np.ndarray:
 def run_backward(tape: Tape, result: Any) -> Any:
     """Runs backward from a scalar result (or the first of a tuple); returns the result as plain arrays."""
     loss = result[0] if isinstance(result, tuple) else result
-    if np.size(data(loss)) != 1:
-        raise ValueError(f"the function must return a scalar to be differentiated, not an array of shape {np.shape(data(loss))}")
+    shape = loss.shape if isinstance(loss, Tensor) else np.shape(loss)
+    if math.prod(shape) != 1:
+        raise ValueError(f"the function must return a scalar to be differentiated, not an array of shape {shape}")
     if isinstance(loss, Tensor):
-        tape.backward(loss, np.ones_like(loss.data))
+        tape.backward(loss, np.ones(shape, loss.dtype))
     return _plain(result)
 
 
@@ -345,17 +419,17 @@ def value_and_grad(function: Callable, argnums: int | Sequence[int] = 0) -> Call
 
     `function` returns a scalar, or a tuple whose first element is one (the others come back as they are). The gradients are those
     of the arguments at `argnums`: float arrays, or dicts, lists and tuples of them; one gradient for an int, a tuple of gradients
-    for a sequence. float32 and float64 arguments keep their type; other numbers are computed in float32.
+    for a sequence. Floating arguments keep their type, which their gradients have too; other numbers are computed in float32.
     """
     positions = (argnums,) if isinstance(argnums, int) else tuple(argnums)
 
     def leaf(value: Any, root: object) -> Tensor:
         array = np.asarray(value)
-        if array.dtype not in (np.float32, np.float64):
+        if array.dtype not in (np.float32, np.float64, np.float16) and array.dtype.name != "bfloat16":
             if array.dtype.kind not in "fiub" and array.dtype.name != "bfloat16":
                 raise TypeError(f"cannot differentiate with respect to dtype {array.dtype}; it must hold real numbers")
             native = array.dtype.newbyteorder("=")
-            array = array.astype(native if native == np.float64 else np.float32)
+            array = array.astype(native if native.kind == "f" and native.itemsize <= 8 else np.float32)
         return Tensor(array, Node(root))
 
     def wrapped(*args: Any, **kwargs: Any) -> tuple[Any, Any]:

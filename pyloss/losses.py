@@ -1,4 +1,12 @@
-"""The public loss functions: argument checks, reductions, and the kernels of `csrc/kernels/rowloss.tpl.h`."""
+"""The public loss functions.
+
+Common to all: logits [..., V] in float64, float32, float16 or bfloat16 (ml_dtypes), in any memory layout; float64 is computed in
+float64, the others in float32 with sums in float64. Results [...] are float64 for float64 logits, else float32. Gradients are
+exact, for every logits argument, and of its type. `weights` [...] multiplies each row's loss; a row of weight 0 is left out even
+where its loss is not finite. `reduction` is "none", "sum", or "mean" over the counted rows' weights. `out` takes the result. -inf
+logits are masked vocabulary: probability 0 (except where said otherwise). A row with a NaN gives NaN and disturbs no other.
+TypeError and ValueError name the argument, what it was and what it may be; for a label its position and value.
+"""
 
 from __future__ import annotations
 
@@ -6,101 +14,272 @@ from typing import Any
 
 import numpy as np
 
-from . import _core, ops
-from .autograd import Gradients, data, record, recording
-from .weights import Weight
-
-_REDUCTIONS = ("none", "sum", "mean")
-
-
-def _row_labels(labels: Any, weights: Any, shape: tuple[int, ...], vocabulary: int, ignore_index: int) -> np.ndarray:
-    """Labels as the kernels take them: int32 [N] in [0, V), -1 where ignored.
-
-    A row of weight 0 is ignored as well: it stays out even when its loss is not finite.
-    """
-    array = np.asarray(labels)
-    if array.dtype.kind not in "iu" and array.size:
-        raise TypeError(f"labels must be integers, not {array.dtype}")
-    if array.shape != shape:
-        raise ValueError(f"labels have shape {array.shape}, expected one per row of logits: {shape}")
-    ignored = array == ignore_index
-    outside = ((array < 0) | (array >= vocabulary)) & ~ignored
-    if outside.any():
-        where = tuple(int(i) for i in np.argwhere(outside)[0])
-        shown = where[0] if len(where) == 1 else where
-        raise ValueError(
-            f"label {array[where]} at position {shown} is outside [0, {vocabulary}) and not ignore_index {ignore_index}"
-        )
-    if weights is not None:
-        if np.shape(weights) != shape:
-            raise ValueError(f"weights have shape {np.shape(weights)}, expected one per label: {shape}")
-        ignored = ignored | (np.asarray(weights) == 0)
-    return np.where(ignored, -1, array).astype(np.int32).reshape(-1)
-
-
-def _reduced(loss: Any, rows: np.ndarray, shape: tuple[int, ...], weights: Any, reduction: str) -> Any:
-    """Per-row losses [N] to the result: weighted, then as `reduction` says; "mean" divides by the counted rows' weights."""
-    if reduction not in _REDUCTIONS:
-        raise ValueError(f"reduction must be one of {', '.join(map(repr, _REDUCTIONS))}, not {reduction!r}")
-    dtype = data(loss).dtype
-    counted = (rows != -1).astype(dtype)
-    if weights is not None:
-        counted = np.where(rows == -1, 0, np.asarray(weights, dtype).reshape(-1)).astype(dtype)
-        loss = loss * counted
-    if reduction == "none":
-        return loss.reshape(shape)
-    total = loss.sum(dtype=np.float64).astype(dtype) if isinstance(loss, np.ndarray) else loss.sum()
-    if reduction == "sum":
-        return total
-    if not counted.any():
-        return total * 0
-    return total * dtype.type(1 / max(float(counted.sum(dtype=np.float64)), np.finfo(np.float64).tiny))
+from . import _core
+from .linear_losses import fused, head
+from .row_losses import class_loss, core_rows, counted_weight, finish, logit_rows, option, row_labels, row_map, row_weights, two_arrays
 
 
 def softmax_cross_entropy(
-    logits: Any, labels: Any, *, weights: Any = None, ignore_index: int = -100, reduction: str = "none"
+    logits: Any,
+    labels: Any,
+    *,
+    weights: Any = None,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    softcap: float | None = None,
+    reduction: str = "none",
+    out: Any = None,
 ) -> Any:
     """-log softmax(logits)[label] along the last axis.
 
-    `logits` [..., V]: float64 is computed in float64, other real types in float32. `labels` integers [...] in [0, V); rows whose
-    label is `ignore_index` give 0. `weights` [...] multiplies each row's loss. `reduction` is "none" ([...]), "sum", or "mean"
-    over the counted rows' weights. -inf logits are masked vocabulary: probability 0. Raises TypeError and ValueError naming the
-    argument; for a label its position and value.
+    `labels` integers [...] in [0, V); rows whose label is `ignore_index` give 0 and are not counted. `label_smoothing` e in [0, 1]
+    gives (1 - e) of the weight to the label and e to all classes evenly, those that are not masked (Szegedy et al.,
+    arXiv:1512.00567). `z_loss` >= 0 adds z_loss * log(sum exp)^2 (Chowdhery et al., arXiv:2204.02311). `softcap` c > 0 replaces
+    logits by c tanh(logits / c) (Gemma Team, arXiv:2408.00118); masked classes stay masked.
     """
-    source = data(logits)
-    if source.ndim < 1 or source.shape[-1] < 1:
-        raise ValueError(f"logits must be [..., V] with V at least 1, got shape {source.shape}")
-    double = source.dtype.newbyteorder("=") == np.float64
-    array = np.require(source, np.float64, ["C", "A"]) if double else ops.f32(logits, "logits")
-    shape, vocabulary = array.shape[:-1], array.shape[-1]
-    rows = _row_labels(labels, weights, shape, vocabulary, ignore_index)
-    kernel, kind = (_core.softmax_cross_entropy_f64, "f64") if double else (_core.softmax_cross_entropy_f32, "f32")
-    loss = _core.empty((len(rows),), kind)
-    kernel(array, rows, None, loss, None)
-    result: Any = loss
-    if recording(logits):
+    options = _softmax_options(label_smoothing, z_loss, softcap)
+    return class_loss(
+        "softmax_cross_entropy", logits, labels, options, weights=weights, ignore_index=ignore_index, reduction=reduction, out=out
+    )
 
-        def vjp(dy: np.ndarray, grads: Gradients) -> None:
-            dx = _core.empty(array.shape, kind)
-            kernel(array, rows, np.ascontiguousarray(dy), _core.empty((len(rows),), kind), dx)
-            grads.put(0, dx.astype(source.dtype, copy=False))
 
-        result = record(loss, (logits,), vjp)
-    return _reduced(result, rows, shape, weights, reduction)
+def _softmax_options(label_smoothing: float, z_loss: float, softcap: float | None) -> tuple[float, ...]:
+    return (
+        option("label_smoothing", label_smoothing, 0, 1, high_open=False),
+        option("z_loss", z_loss, 0),
+        0.0 if softcap is None else option("softcap", softcap, 0, low_open=True),
+    )
+
+
+def focal_loss(
+    logits: Any,
+    labels: Any,
+    *,
+    gamma: float = 2.0,
+    alpha: Any = None,
+    weights: Any = None,
+    ignore_index: int = -100,
+    reduction: str = "none",
+    out: Any = None,
+) -> Any:
+    """-alpha (1 - p)^gamma log p of the label's softmax probability p (Lin et al., arXiv:1708.02002).
+
+    `gamma` >= 0; `alpha` a number, or one per class [V]: it multiplies the loss, and does not count in a mean.
+    """
+
+    def by_class(vocabulary: int) -> np.ndarray:
+        values = np.asarray(alpha)
+        if values.dtype.kind not in "fiu":
+            raise TypeError(f"alpha must be a number or one per class, not {values.dtype}")
+        if values.shape not in ((), (vocabulary,)):
+            raise ValueError(f"alpha must be a number or one per class, ({vocabulary},), got shape {values.shape}")
+        if not (np.isfinite(values).all() and (values >= 0).all()):
+            raise ValueError("alpha must be finite and not negative")
+        return np.broadcast_to(values, (vocabulary,))
+
+    return class_loss(
+        "focal_loss",
+        logits,
+        labels,
+        (option("gamma", gamma, 0),),
+        weights=weights,
+        ignore_index=ignore_index,
+        by_class=None if alpha is None else by_class,
+        reduction=reduction,
+        out=out,
+    )
+
+
+def stablemax_cross_entropy(
+    logits: Any, labels: Any, *, weights: Any = None, ignore_index: int = -100, reduction: str = "none", out: Any = None
+) -> Any:
+    """-log stablemax(logits)[label] along the last axis (Prieto et al., arXiv:2501.04697); labels as in `softmax_cross_entropy`."""
+    return class_loss(
+        "stablemax_cross_entropy", logits, labels, (), weights=weights, ignore_index=ignore_index, reduction=reduction, out=out
+    )
+
+
+def stablemax(x: Any, *, out: Any = None) -> Any:
+    """s(x) / sum s(x) along the last axis, with s(x) = x + 1 for x >= 0 and 1 / (1 - x) below (Prieto et al., arXiv:2501.04697).
+
+    [..., V] to [..., V] of the same type.
+    """
+    return row_map("stablemax", x, out)
+
+
+def log_stablemax(x: Any, *, out: Any = None) -> Any:
+    """The logarithm of `stablemax(x)`, exact where that is small: log s(x) = sign(x) log(1 + |x|)."""
+    return row_map("log_stablemax", x, out)
+
+
+def kl_div_loss(
+    logits_q: Any, logits_p: Any, *, temperature: float = 1.0, weights: Any = None, reduction: str = "none", out: Any = None
+) -> Any:
+    """KL(P || Q) = sum P (log P - log Q) along the last axis, P = softmax(p / T) and Q = softmax(q / T).
+
+    `logits_q` (the student) and `logits_p` (the teacher) [..., V], types may differ; both have gradients. Nothing is multiplied by
+    T^2. Infinite where Q gives nothing to a class that P gives something.
+    """
+    options = (option("temperature", temperature, 0, low_open=True),)
+    names = ("logits_q", "logits_p")
+    return two_arrays(
+        "kl_div", names, (logits_q, logits_p), options, elementwise=False, weights=weights, reduction=reduction, out=out
+    )
+
+
+def js_div_loss(
+    logits_q: Any,
+    logits_p: Any,
+    *,
+    beta: float = 0.5,
+    temperature: float = 1.0,
+    weights: Any = None,
+    reduction: str = "none",
+    out: Any = None,
+) -> Any:
+    """The generalised Jensen-Shannon divergence beta KL(P || M) + (1 - beta) KL(Q || M), M = beta P + (1 - beta) Q.
+
+    P and Q as in `kl_div_loss`; `beta` in (0, 1). At most log 2 for beta = 1/2, and finite for all finite logits (Lin 1991; Agarwal
+    et al., arXiv:2306.13649).
+    """
+    options = _js_options(temperature, beta)
+    names = ("logits_q", "logits_p")
+    return two_arrays(
+        "js_div", names, (logits_q, logits_p), options, elementwise=False, weights=weights, reduction=reduction, out=out
+    )
+
+
+def _js_options(temperature: float, beta: float) -> tuple[float, ...]:
+    return option("temperature", temperature, 0, low_open=True), option("beta", beta, 0, 1, low_open=True)
+
+
+def binary_cross_entropy_with_logits(
+    logits: Any, targets: Any, *, weights: Any = None, reduction: str = "none", out: Any = None
+) -> Any:
+    """-t log sigmoid(x) - (1 - t) log(1 - sigmoid(x)) of each element: [...] and [...] to [...].
+
+    Both arguments have gradients; `weights` has one number per element.
+    """
+    return two_arrays(
+        "binary_cross_entropy",
+        ("logits", "targets"),
+        (logits, targets),
+        (),
+        elementwise=True,
+        weights=weights,
+        reduction=reduction,
+        out=out,
+    )
+
+
+def compute_accuracy(logits: Any, labels: Any, *, ignore_index: int = -100) -> tuple[np.ndarray, np.ndarray]:
+    """(token accuracy, sequence accuracy) of logits [..., T, V] for labels [..., T], both float64 [...].
+
+    The share of the labels that are the first largest logit of their row, and whether all of a sequence are (1.0 or 0.0). Rows with
+    `ignore_index` do not count; a sequence without labels gives NaN for both.
+    """
+    array = logit_rows(logits, "logits")
+    if array.ndim < 2:
+        raise ValueError(f"logits must be [..., T, V], got shape {array.shape}")
+    index = row_labels(labels, None, array.shape[:-1], array.shape[-1], ignore_index)
+    best = np.empty(len(index), np.int32)
+    _core.argmax(core_rows(array), best)
+    shape = array.shape[:-1]
+    counted = (index >= 0).reshape(shape).sum(axis=-1)
+    correct = ((best == index) & (index >= 0)).reshape(shape).sum(axis=-1)
+    known = counted > 0
+    tokens = np.where(known, correct / np.maximum(counted, 1), np.nan)
+    return tokens, np.where(known, correct == counted, np.nan)
 
 
 def linear_cross_entropy(
-    hidden: Any, weight: Any, labels: Any, *, weights: Any = None, ignore_index: int = -100, reduction: str = "none"
+    hidden: Any,
+    weight: Any,
+    labels: Any,
+    *,
+    weights: Any = None,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    softcap: float | None = None,
+    reduction: str = "none",
+    out: Any = None,
 ) -> Any:
     """`softmax_cross_entropy(hidden @ weight.T, labels)` without all logits at once.
 
-    `hidden` float32 [..., D]; `weight` [V, D], an array or a stored `Weight`; `labels` [...]. Rows without a label are not
-    computed. The other arguments are those of `softmax_cross_entropy`.
+    `hidden` [..., D]; `weight` [V, D]: an array, float16 and bfloat16 ones read as they are, or a stored `Weight`; `labels` [...].
+    Computed in float32. Rows without a label or with weight 0 are not computed. The other arguments are those of
+    `softmax_cross_entropy`. Loss and gradients together go through the logits once.
     """
-    shape = np.shape(data(hidden))[:-1]
-    if not isinstance(weight, Weight) and np.ndim(data(weight)) != 2:
-        raise ValueError(f"weight must be [V, D], got shape {np.shape(data(weight))}")
-    if np.shape(data(hidden))[-1:] != tuple(weight.shape[1:]):
-        raise ValueError(f"hidden has shape {np.shape(data(hidden))}, which does not end in weight's {weight.shape[1]}")
-    rows = _row_labels(labels, weights, shape, weight.shape[0], ignore_index)
-    return _reduced(ops.head_cross_entropy(hidden, weight, rows), rows, shape, weights, reduction)
+    options = _softmax_options(label_smoothing, z_loss, softcap)
+    top = head(hidden, weight)
+    shape = top.shape[:-1]
+    given = row_weights(weights, shape)
+    index = row_labels(labels, given, shape, top.vocabulary, ignore_index)
+    counted = np.flatnonzero(index >= 0).astype(np.int32)
+    targets, some = index[counted], len(counted) < len(index)
+
+    def kernel(part: slice, logits: Any, dloss: Any, loss: np.ndarray, slopes: Any) -> None:
+        _core.softmax_cross_entropy(logits[0], targets[part], *options, dloss, loss, slopes[0])
+
+    run = fused((top,), counted if some else None, kernel)
+    total, dtype = counted_weight(given, index >= 0), np.dtype(np.float32)
+    return finish(run, top.inputs(), shape, dtype, weights=given, total=total, reduction=reduction, out=out)
+
+
+def linear_kl_div(
+    hidden_q: Any,
+    weight_q: Any,
+    hidden_p: Any,
+    weight_p: Any,
+    *,
+    temperature: float = 1.0,
+    weights: Any = None,
+    reduction: str = "none",
+    out: Any = None,
+) -> Any:
+    """`kl_div_loss(hidden_q @ weight_q.T, hidden_p @ weight_p.T)` without all logits at once.
+
+    Student `hidden_q` [..., D] with `weight_q` [V, D], teacher `hidden_p` [..., E] with `weight_p` [V, E]; arrays and weights as in
+    `linear_cross_entropy`, all with gradients. Rows of weight 0 are not computed.
+    """
+    options = (option("temperature", temperature, 0, low_open=True),)
+    return _pair_of_heads("kl_div", (hidden_q, weight_q, hidden_p, weight_p), options, weights, reduction, out)
+
+
+def linear_js_div(
+    hidden_q: Any,
+    weight_q: Any,
+    hidden_p: Any,
+    weight_p: Any,
+    *,
+    beta: float = 0.5,
+    temperature: float = 1.0,
+    weights: Any = None,
+    reduction: str = "none",
+    out: Any = None,
+) -> Any:
+    """`js_div_loss(hidden_q @ weight_q.T, hidden_p @ weight_p.T)` without all logits at once; arguments as in `linear_kl_div`."""
+    options = _js_options(temperature, beta)
+    return _pair_of_heads("js_div", (hidden_q, weight_q, hidden_p, weight_p), options, weights, reduction, out)
+
+
+def _pair_of_heads(name: str, arguments: Any, options: tuple[float, ...], weights: Any, reduction: str, out: Any) -> Any:
+    q, p = head(*arguments[:2], "_q"), head(*arguments[2:], "_p")
+    if q.shape[:-1] != p.shape[:-1]:
+        raise ValueError(f"hidden_q and hidden_p must have the same leading shape, got {q.shape} and {p.shape}")
+    if q.vocabulary != p.vocabulary:
+        raise ValueError(f"weight_q and weight_p must have the same vocabulary, got {q.vocabulary} and {p.vocabulary}")
+    shape = q.shape[:-1]
+    given = row_weights(weights, shape)
+    used = np.full(len(q.rows), True) if given is None else (given != 0).reshape(-1)
+    counted = None if used.all() else np.flatnonzero(used).astype(np.int32)
+    walk = getattr(_core, name)
+
+    def kernel(part: slice, logits: Any, dloss: Any, loss: np.ndarray, slopes: Any) -> None:
+        walk(logits[0], logits[1], *options, dloss, loss, slopes[0], slopes[1])
+
+    run, total = fused((q, p), counted, kernel), counted_weight(given, used)
+    inputs, dtype = (*q.inputs(), *p.inputs()), np.dtype(np.float32)
+    return finish(run, inputs, shape, dtype, weights=given, total=total, reduction=reduction, out=out)

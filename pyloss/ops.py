@@ -7,7 +7,6 @@ Tensor only while a gradient is recorded.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -17,10 +16,6 @@ from .autograd import Gradients, Tensor, data, keep, record, recording
 from .weights import Weight
 
 Array = Any  # numpy.ndarray or Tensor
-
-# Head and loss go through the vocabulary a few rows at a time, in about this many bytes of logits.
-LOGITS_BYTES = 66 << 20
-
 
 def empty(*shape: int) -> np.ndarray:
     """An uninitialised float32 array over a reused buffer."""
@@ -47,7 +42,7 @@ def i32(x: Any, name: str = "ids") -> np.ndarray:
     return np.require(array, np.int32, ["C", "A"])
 
 
-def _matrix(weight: Array | Weight) -> Any:
+def matrix(weight: Array | Weight) -> Any:
     """A weight as the core takes it: a stored matrix's handle, or a float32 ndarray."""
     return weight.handle if isinstance(weight, Weight) else f32(weight, "weight")
 
@@ -56,7 +51,7 @@ def _out_features(weight: Array | Weight) -> int:
     return weight.shape[0]
 
 
-def _frozen(weight: Array | Weight) -> Array:
+def frozen(weight: Array | Weight) -> Array:
     """What the tape sees of a weight: stored matrices are never trained."""
     return None if isinstance(weight, Weight) else weight
 
@@ -76,10 +71,10 @@ def _column_sum(dy: np.ndarray) -> np.ndarray:
 
 def linear(x: Array, weight: Array | Weight, bias: Array | None = None) -> Array:
     """x [..., I] with weight [O, I] and bias [O]: x weight^T + bias, [..., O]."""
-    xd, w, b = f32(x), _matrix(weight), None if bias is None else f32(bias, "bias")
+    xd, w, b = f32(x), matrix(weight), None if bias is None else f32(bias, "bias")
     y = empty(*xd.shape[:-1], _out_features(weight))
     _core.linear_forward(xd, w, b, None, None, 0.0, y)
-    inputs = (x, _frozen(weight), bias)
+    inputs = (x, frozen(weight), bias)
     if not recording(*(v for v in inputs if v is not None)):
         return y
     kept, shape = keep(x), xd.shape
@@ -120,7 +115,7 @@ def lora_linear(
 
     `dropout` in [0, 1) acts on the adapter's input alone; its mask is a function of `seed`.
     """
-    xd, w, b = f32(x), _matrix(weight), None if bias is None else f32(bias, "bias")
+    xd, w, b = f32(x), matrix(weight), None if bias is None else f32(bias, "bias")
     ad, bd = f32(lora_a, "lora_a"), f32(lora_b, "lora_b")
     rows = xd.size // max(xd.shape[-1], 1)
     h, y = empty(rows, ad.shape[1]), empty(*xd.shape[:-1], _out_features(weight))
@@ -132,7 +127,7 @@ def lora_linear(
         del dropped
     else:
         _core.lora_forward(xd, w, b, ad, bd, scale, h, y)
-    inputs = (x, _frozen(weight), bias, lora_a, lora_b)
+    inputs = (x, frozen(weight), bias, lora_a, lora_b)
     if not recording(*(v for v in inputs if v is not None)):
         return y
     kept, shape = keep(x), xd.shape
@@ -179,10 +174,10 @@ def lora_linear(
 
 def embedding(ids: Any, weight: Array | Weight) -> Array:
     """Rows `ids` [...] (integers in [0, V)) of weight [V, D]: [..., D]."""
-    index, w = i32(ids), _matrix(weight)
+    index, w = i32(ids), matrix(weight)
     y = empty(*index.shape, weight.shape[1])
     _core.embedding_forward(index, w, y)
-    if not recording(_frozen(weight)):
+    if not recording(frozen(weight)):
         return y
     shape = weight.shape
 
@@ -345,69 +340,6 @@ def dropout(x: Array, p: float, seed: int) -> Array:
     return record(y, (x,), vjp)
 
 
-def _head_chunks(hidden: np.ndarray, weight: Array | Weight) -> Iterator[tuple[slice, np.ndarray]]:
-    """(rows, logits [n, V]) of hidden [N, D] against the head's weight [V, D], a bounded part at a time, in one buffer."""
-    vocabulary, total = weight.shape[0], len(hidden)
-    most = max(LOGITS_BYTES // (4 * vocabulary) // 16 * 16, 16)
-    parts = max(-(-total // most), 1)
-    # Even parts: a short last one would pack the whole head for few rows.
-    n = max(min(-(-total // parts) + 15, most), 16) // 16 * 16
-    matrix, logits = _matrix(weight), empty(min(n, total), vocabulary)
-    for begin in range(0, total, n):
-        rows = slice(begin, min(begin + n, total))
-        part = logits[: rows.stop - begin]
-        _core.linear_forward(hidden[rows], matrix, None, None, None, 0.0, part)
-        yield rows, part
-
-
-def head_cross_entropy(hidden: Array, weight: Array | Weight, labels: np.ndarray) -> Array:
-    """Softmax cross entropy of the logits hidden weight^T, per row: hidden [N, D], weight [V, D], labels [N] in [0, V) or -1.
-
-    Loss float32 [N], 0 where the label is -1. The logits exist a chunk of rows at a time; rows without a label are not computed.
-    The gradient of hidden is ready after the forward pass, up to each row's upstream factor.
-    """
-    xd = f32(hidden).reshape(-1, weight.shape[1])
-    if labels.shape != xd.shape[:1]:
-        raise ValueError(f"labels have shape {labels.shape}, expected one per row of hidden: {xd.shape[:1]}")
-    counted = np.flatnonzero(labels != -1).astype(np.int32)
-    dense = len(counted) == len(labels)
-    rows, targets = xd, labels
-    if not dense:
-        rows, targets = empty(len(counted), xd.shape[1]), labels[counted]
-        _core.gather_rows(xd, counted, rows)
-    traced = recording(*(v for v in (hidden, _frozen(weight)) if v is not None))
-    matrix, loss = _matrix(weight), empty(len(rows))
-    unit = empty(*rows.shape) if traced else None
-    for part, logits in _head_chunks(rows, weight):
-        _core.softmax_cross_entropy_f32(logits, targets[part], None, loss[part], logits if traced else None)
-        if unit is not None:
-            _core.linear_input_grad(logits, matrix, None, None, 0, unit[part])
-
-    def spread(values: np.ndarray) -> np.ndarray:
-        if dense:
-            return values
-        out, width = empty(len(labels), *values.shape[1:]), math.prod(values.shape[1:])
-        _core.scatter_add_rows(values.reshape(len(counted), width), counted, out.reshape(len(labels), width))
-        return out
-
-    if not traced:
-        return spread(loss)
-    shape = np.shape(data(hidden))
-
-    def vjp(dy: np.ndarray, grads: Gradients) -> None:
-        upstream = np.ascontiguousarray(dy if dense else dy[counted])
-        if grads.wanted(0):
-            grads.put(0, spread(unit * upstream[:, None]).reshape(shape))
-        if grads.wanted(1):
-            dw = np.zeros(weight.shape, np.float32)
-            for part, logits in _head_chunks(rows, weight):
-                _core.softmax_cross_entropy_f32(logits, targets[part], upstream[part], empty(len(logits)), logits)
-                _core.matmul_tn(logits, rows[part], 1.0, 1, dw)
-            grads.put(1, dw)
-
-    return record(spread(loss), (hidden, _frozen(weight)), vjp)
-
-
 __all__ = [
     "Tensor",
     "add",
@@ -415,7 +347,6 @@ __all__ = [
     "dropout",
     "embedding",
     "gather_rows",
-    "head_cross_entropy",
     "linear",
     "lora_linear",
     "rms_norm",

@@ -101,7 +101,7 @@ def test_a_tuple_comes_back_as_plain_values():
 @pytest.mark.parametrize(
     ("dtype", "kept"),
     [(np.float32, np.float32), (np.float64, np.float64), (np.int64, np.float32), (np.uint8, np.float32), (bool, np.float32),
-     (np.float16, np.float32), (ml_dtypes.bfloat16, np.float32), (">f4", np.float32), (">f8", np.float64)],
+     (np.float16, np.float16), (ml_dtypes.bfloat16, ml_dtypes.bfloat16), (">f4", np.float32), (">f8", np.float64)],
 )  # fmt: skip
 def test_types(dtype, kept):
     value, gradient = value_and_grad(lambda x: (x * x).sum())(np.array([1, 0, 1]).astype(dtype))

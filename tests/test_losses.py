@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from pyloss import linear_cross_entropy, ops, softmax_cross_entropy
+from pyloss import linear_cross_entropy, linear_losses, ops, softmax_cross_entropy
 from pyloss.autograd import grad, value_and_grad
 from pyloss.weights import FORMATS, Weight
 
@@ -116,7 +116,7 @@ def test_linear_cross_entropy_over_stored_matrices(rng, format):
 
 
 def test_both_losses_are_one(rng, monkeypatch):
-    monkeypatch.setattr(ops, "LOGITS_BYTES", 1)
+    monkeypatch.setattr(linear_losses, "LOGITS_BYTES", 1)
     hidden, weight = rng.standard_normal((4, 9, 33)).astype(np.float32), rng.standard_normal((17, 33)).astype(np.float32)
     labels, weights = rng.integers(0, 17, (4, 9)), rng.uniform(0, 1, (4, 9))
     labels[1] = IGNORE

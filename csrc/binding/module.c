@@ -82,12 +82,17 @@ static PyObject *py_empty(PyObject *self, PyObject *args) {
     PyObject *shape;
     const char *dtype = "f32";
     if (!PyArg_ParseTuple(args, "O!|s", &PyTuple_Type, &shape, &dtype)) return NULL;
-    int npy = !strcmp(dtype, "f32") ? NPY_FLOAT32 : !strcmp(dtype, "f64") ? NPY_FLOAT64 : !strcmp(dtype, "i32") ? NPY_INT32 : -1;
-    if (npy < 0) return PyErr_Format(PyExc_ValueError, "empty: dtype must be 'f32', 'f64' or 'i32', not '%s'", dtype);
+    static const struct {
+        const char *name;
+        int npy, bytes;
+    } kinds[] = {{"f32", NPY_FLOAT32, 4}, {"f64", NPY_FLOAT64, 8}, {"i32", NPY_INT32, 4}, {"f16", NPY_FLOAT16, 2}, {"u16", NPY_UINT16, 2}};
+    size_t kind = 0, count = sizeof kinds / sizeof *kinds;
+    while (kind < count && strcmp(kinds[kind].name, dtype)) kind++;
+    if (kind == count) return PyErr_Format(PyExc_ValueError, "empty: dtype must be f32, f64, i32, f16 or u16, not '%s'", dtype);
     npy_intp dims[8];
     Py_ssize_t ndim = PyTuple_Size(shape);
     if (ndim > 8) return PyErr_Format(PyExc_ValueError, "empty: at most 8 dimensions, got %zd", ndim);
-    double total = npy == NPY_FLOAT64 ? 8 : 4;
+    double total = kinds[kind].bytes;
     for (Py_ssize_t i = 0; i < ndim; i++) {
         long long n = PyLong_AsLongLong(PyTuple_GetItem(shape, i));
         if (n == -1 && PyErr_Occurred()) return NULL;
@@ -103,7 +108,7 @@ static PyObject *py_empty(PyObject *self, PyObject *args) {
         pl_release(data);
         return NULL;
     }
-    PyObject *array = PyArray_SimpleNewFromData((int)ndim, dims, npy, data);
+    PyObject *array = PyArray_SimpleNewFromData((int)ndim, dims, kinds[kind].npy, data);
     if (!array) {
         Py_DECREF(capsule);
         return NULL;

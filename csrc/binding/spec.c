@@ -11,7 +11,8 @@ static const struct {
     const char *name;
     int npy;
 } types[] = {{"f32", NPY_FLOAT32}, {"f64", NPY_FLOAT64}, {"i32", NPY_INT32}, {"i64", NPY_INT64},
-             {"u8", NPY_UINT8},    {"weight", -1},       {"int", -1},        {"real", -1}};
+             {"u8", NPY_UINT8},    {"weight", -1},       {"float", -1},      {"acc", -1},
+             {"int", -1},          {"real", -1}};
 
 static int malformed(const char *name, const char *at) {
     PyErr_Format(PyExc_SystemError, "specification of %s is malformed at '%s'", name, at);
@@ -161,9 +162,15 @@ static PyArrayObject *plain_array(const pl_spec *spec, const pl_param *p, PyObje
     return array;
 }
 
+/* Where an argument's memory begins and ends. */
+typedef struct {
+    const char *begin, *end;
+} extent;
+
 static int take_array(const pl_spec *spec, const pl_param *p, PyObject *object, pl_call *call, int index, uint32_t *bound,
-                      size_t *bytes) {
-    PyArrayObject *array = plain_array(spec, p, object, types[p->type].npy);
+                      extent *bytes) {
+    int npy = p->type == PL_T_ACC ? call->wide ? NPY_FLOAT64 : NPY_FLOAT32 : types[p->type].npy;
+    PyArrayObject *array = plain_array(spec, p, object, npy);
     if (!array) return -1;
     int ndim = PyArray_NDIM(array), leading = p->ndim > 0 && p->dim[0].rule == '*';
     if (leading ? ndim < p->ndim - 1 : ndim != p->ndim) {
@@ -180,13 +187,75 @@ static int take_array(const pl_spec *spec, const pl_param *p, PyObject *object, 
     for (int axis = leading; axis < p->ndim; axis++)
         if (match_dim(spec, p, axis, PyArray_DIM(array, leading ? first + axis - 1 : axis), call, bound)) return -1;
     call->arg[index].out = PyArray_DATA(array);
-    *bytes = (size_t)PyArray_NBYTES(array);
+    *bytes = (extent){PyArray_DATA(array), (char *)PyArray_DATA(array) + PyArray_NBYTES(array)};
+    return 0;
+}
+
+/* The element type of a `float` argument; -1 for others. bfloat16, which NumPy itself does not know, comes as its bits. */
+static int float_type(PyObject *object) {
+    if (!PyArray_Check(object)) return -1;
+    switch (PyArray_TYPE((PyArrayObject *)object)) {
+    case NPY_FLOAT32: return PL_F32;
+    case NPY_FLOAT64: return PL_F64;
+    case NPY_FLOAT16: return PL_F16;
+    case NPY_UINT16: return PL_BF16;
+    default: return -1;
+    }
+}
+
+static int take_rows(const pl_spec *spec, const pl_param *p, PyObject *object, pl_call *call, int index, uint32_t *bound,
+                     extent *bytes) {
+    int type = float_type(object);
+    if (type < 0) {
+        if (!PyArray_Check(object))
+            PyErr_Format(PyExc_TypeError, "%s: %s must be a numpy.ndarray, not %R", spec->name, p->name,
+                         (PyObject *)Py_TYPE(object));
+        else
+            PyErr_Format(PyExc_TypeError, "%s: %s must have dtype f32, f64, f16 or u16 (bf16), not %S", spec->name, p->name,
+                         (PyObject *)PyArray_DESCR((PyArrayObject *)object));
+        return -1;
+    }
+    PyArrayObject *array = (PyArrayObject *)object;
+    int ndim = PyArray_NDIM(array);
+    if (p->output) {
+        if (!plain_array(spec, p, object, PyArray_TYPE(array))) return -1;
+    } else if (!PyArray_ISALIGNED(array) || PyArray_ISBYTESWAPPED(array) ||
+               (ndim && PyArray_DIM(array, ndim - 1) > 1 && PyArray_STRIDE(array, ndim - 1) != PyArray_ITEMSIZE(array))) {
+        PyErr_Format(PyExc_ValueError, "%s: %s must be contiguous along its last axis, aligned and in native byte order", spec->name,
+                     p->name);
+        return -1;
+    }
+    if (ndim < 1 || (!p->output && ndim > 3)) {
+        PyErr_Format(PyExc_ValueError, "%s: %s has %d dimensions, expected 1 to 3", spec->name, p->name, ndim);
+        return -1;
+    }
+    int64_t rows = 1;
+    for (int i = 0; i < ndim - 1; i++) rows *= PyArray_DIM(array, i);
+    if (match_dim(spec, p, 0, rows, call, bound) || match_dim(spec, p, 1, PyArray_DIM(array, ndim - 1), call, bound)) return -1;
+    pl_rows *r = &call->arg[index].rows;
+    *r = (pl_rows){.data = PyArray_DATA(array), .inner = 1, .type = (pl_float)type};
+    int64_t width = PyArray_DIM(array, ndim - 1) * PyArray_ITEMSIZE(array);
+    if (p->output) {
+        r->outer_stride = width;
+    } else {
+        if (ndim == 2) r->outer_stride = PyArray_STRIDE(array, 0);
+        if (ndim == 3) {
+            r->outer_stride = PyArray_STRIDE(array, 0);
+            r->inner = PyArray_DIM(array, 1) ? PyArray_DIM(array, 1) : 1;
+            r->inner_stride = PyArray_STRIDE(array, 1);
+        }
+    }
+    if (PyArray_SIZE(array)) {
+        int64_t outer = (rows / r->inner - 1) * r->outer_stride, inner = (r->inner - 1) * r->inner_stride;
+        bytes->begin = r->data + (outer < 0 ? outer : 0) + (inner < 0 ? inner : 0);
+        bytes->end = r->data + (outer > 0 ? outer : 0) + (inner > 0 ? inner : 0) + width;
+    }
     return 0;
 }
 
 /* A float32 matrix, or the handle of a pyloss Weight: (bytes, format, rows, cols, head_dim). */
 static int take_weight(const pl_spec *spec, const pl_param *p, PyObject *object, pl_call *call, int index, uint32_t *bound,
-                       size_t *bytes) {
+                       extent *bytes) {
     pl_weight *w = &call->arg[index].w;
     memset(w, 0, sizeof *w);
     if (PyTuple_Check(object)) {
@@ -224,7 +293,7 @@ static int take_weight(const pl_spec *spec, const pl_param *p, PyObject *object,
                          (long long)PyArray_NBYTES(raw), (long long)w->rows, (long long)w->row_bytes);
             return -1;
         }
-        *bytes = (size_t)PyArray_NBYTES(raw);
+        *bytes = (extent){(const char *)w->data, (const char *)w->data + PyArray_NBYTES(raw)};
     } else {
         PyArrayObject *array = plain_array(spec, p, object, NPY_FLOAT32);
         if (!array) return -1;
@@ -237,7 +306,7 @@ static int take_weight(const pl_spec *spec, const pl_param *p, PyObject *object,
         w->cols = PyArray_DIM(array, 1);
         w->row_bytes = 4 * w->cols;
         w->data = PyArray_DATA(array);
-        *bytes = (size_t)PyArray_NBYTES(array);
+        *bytes = (extent){(const char *)w->data, (const char *)w->data + PyArray_NBYTES(array)};
     }
     return match_dim(spec, p, 0, w->rows, call, bound) || match_dim(spec, p, 1, w->cols, call, bound) ? -1 : 0;
 }
@@ -270,9 +339,14 @@ static int check_offsets(const pl_spec *spec, const pl_param *p, const int32_t *
     return -1;
 }
 
-/* Whether two arrays hold the same element at the same place, so that one may be written where the other was read. */
-static int same_layout(const pl_param *a, const pl_param *b) {
-    return a->type == b->type && a->ndim == b->ndim && !memcmp(a->dim, b->dim, sizeof a->dim);
+/* Whether two arguments hold the same element at the same place, so that one may be written where the other was read. */
+static int same_layout(const pl_spec *spec, const pl_call *call, int i, int j) {
+    const pl_param *a = &spec->param[i], *b = &spec->param[j];
+    if (a->type != b->type || a->ndim != b->ndim || memcmp(a->dim, b->dim, sizeof a->dim)) return 0;
+    if (a->type != PL_T_FLOAT) return 1;
+    const pl_rows *r = &call->arg[i].rows, *o = &call->arg[j].rows; /* outputs have one stride */
+    return r->type == o->type && (o->inner == 1 || o->outer_stride == o->inner * o->inner_stride) &&
+           r->outer_stride == (o->inner == 1 ? o->outer_stride : o->inner_stride);
 }
 
 int pl_spec_check(const pl_spec *spec, PyObject *const *args, Py_ssize_t nargs, pl_call *call) {
@@ -281,8 +355,11 @@ int pl_spec_check(const pl_spec *spec, PyObject *const *args, Py_ssize_t nargs, 
         return -1;
     }
     memset(call, 0, sizeof *call);
+    call->count = spec->count;
+    for (int i = 0; i < spec->count; i++)
+        if (spec->param[i].type == PL_T_FLOAT && float_type(args[i]) == PL_F64) call->wide = 1;
     uint32_t bound = 0;
-    size_t bytes[PL_MAX_ARGS] = {0};
+    extent bytes[PL_MAX_ARGS] = {{0}};
     for (int i = 0; i < spec->count; i++) {
         const pl_param *p = &spec->param[i];
         if (p->optional && args[i] == Py_None) continue;
@@ -294,6 +371,8 @@ int pl_spec_check(const pl_spec *spec, PyObject *const *args, Py_ssize_t nargs, 
             if (call->arg[i].f == -1 && PyErr_Occurred()) return -1;
         } else if (p->type == PL_T_WEIGHT) {
             if (take_weight(spec, p, args[i], call, i, &bound, &bytes[i])) return -1;
+        } else if (p->type == PL_T_FLOAT) {
+            if (take_rows(spec, p, args[i], call, i, &bound, &bytes[i])) return -1;
         } else if (take_array(spec, p, args[i], call, i, &bound, &bytes[i])) {
             return -1;
         }
@@ -310,15 +389,13 @@ int pl_spec_check(const pl_spec *spec, PyObject *const *args, Py_ssize_t nargs, 
         const pl_param *p = &spec->param[i];
         /* Before what has no bytes is left out: no offsets at all are wrong too. */
         if (p->offsets_to && call->arg[i].in && check_offsets(spec, p, call->arg[i].in, call)) return -1;
-        if (!bytes[i]) continue;
+        if (bytes[i].begin == bytes[i].end) continue;
         if (p->below && check_indices(spec, p, call->arg[i].in, call)) return -1;
         if (!p->output) continue;
-        const char *begin = call->arg[i].in;
         for (int j = 0; j < spec->count; j++) {
-            if (j == i || !bytes[j]) continue;
-            const char *other = spec->param[j].type == PL_T_WEIGHT ? (const char *)call->arg[j].w.data : call->arg[j].in;
-            if (begin >= other + bytes[j] || other >= begin + bytes[i]) continue;
-            if (p->in_place && !spec->param[j].output && same_layout(p, &spec->param[j]) && begin == other) continue;
+            if (j == i || bytes[j].begin == bytes[j].end) continue;
+            if (bytes[i].begin >= bytes[j].end || bytes[j].begin >= bytes[i].end) continue;
+            if (p->in_place && !spec->param[j].output && bytes[i].begin == bytes[j].begin && same_layout(spec, call, i, j)) continue;
             PyErr_Format(PyExc_ValueError, "%s: %s overlaps %s", spec->name, p->name, spec->param[j].name);
             return -1;
         }

@@ -7,7 +7,7 @@
 
 #include "../pyloss.h"
 
-typedef enum { PL_T_F32, PL_T_F64, PL_T_I32, PL_T_I64, PL_T_U8, PL_T_WEIGHT, PL_T_INT, PL_T_REAL } pl_type;
+typedef enum { PL_T_F32, PL_T_F64, PL_T_I32, PL_T_I64, PL_T_U8, PL_T_WEIGHT, PL_T_FLOAT, PL_T_ACC, PL_T_INT, PL_T_REAL } pl_type;
 
 enum { PL_MAX_DIMS = 4, PL_MAX_CONSTRAINTS = 2 };
 

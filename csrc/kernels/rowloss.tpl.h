@@ -1,7 +1,42 @@
-/* Losses of a row of logits: the row drivers of rowloss_real.tpl.h for float32 and float64, and the kernels over them.
+/* Losses of rows of logits: the row drivers (rowloss_real.tpl.h) and the formulas (losses/) for float32 and float64, and the
+ * kernels over them, one for each line of losses.def.
  *
  * VEC(f) is the primitive f of the computed type's vector, TYPED(f) a function of this type.
  */
+#define FORMULA(name) TYPED(name)
+#define SCALAR double
+#define v_set(a) VEC(set1)(a)
+#define v_exp(x) VEC(exp)(x)
+#define v_expm1(x) VEC(expm1)(x)
+#define v_log1p(x) VEC(log1p)(x)
+#define v_abs(x) VEC(abs)(x)
+#define v_select(mask, a, b) VEC(select)(mask, a, b)
+
+/* Gradients larger than this are stored past the caches: nobody finds them there any more. */
+enum { STREAM_BYTES = 24 << 20 };
+
+/* One call over its rows: what a piece of work on some worker needs. */
+typedef struct {
+    const pl_call *call;
+    char *scratch; /* per worker `stride` bytes, in parts of one padded row */
+    size_t stride, row;
+    int stream;
+} row_job;
+
+/* Runs `piece` over all rows with `parts` padded rows of scratch for each worker. `out` is the gradient that may be streamed. */
+static pl_status run_rows(const pl_call *c, int parts, const pl_rows *in, const pl_rows *out, pl_range_fn piece) {
+    int64_t n = PL_DIM(c, 'N'), v = PL_DIM(c, 'V'), size = c->wide ? 8 : 4;
+    if (n == 0 || v == 0) return PL_OK;
+    row_job job = {.call = c, .row = (size_t)((v * size + 127) / 64 * 64)};
+    job.stride = job.row * (size_t)parts;
+    job.stream = out && out->data && out->data != in->data && (double)n * (double)v * (double)size > STREAM_BYTES;
+    job.scratch = pl_acquire(job.stride * (size_t)pl_num_threads() + 64);
+    if (!job.scratch) return PL_NO_MEMORY;
+    pl_parallel(n, grain_of(v), piece, &job);
+    pl_release(job.scratch);
+    return PL_OK;
+}
+
 #define VEC(name) vf_##name
 #define TYPED(name) name##_f32
 typedef float real_f32;
@@ -19,3 +54,47 @@ enum { WIDTH_f64 = DLANES };
 #include "rowloss_real.tpl.h"
 #undef VEC
 #undef TYPED
+
+#undef FORMULA
+#undef SCALAR
+#undef v_set
+#undef v_exp
+#undef v_expm1
+#undef v_log1p
+#undef v_abs
+#undef v_select
+
+/* The position of the first largest element of each row, or of its first NaN, as numpy.argmax. */
+static void argmax_piece(const void *context, int64_t begin, int64_t end, int worker) {
+    const row_job *job = context;
+    int32_t *index = job->call->arg[1].out;
+    char *scratch = job->scratch + (size_t)worker * job->stride;
+    for (int64_t i = begin; i < end; i++)
+        index[i] = (int32_t)(job->call->wide ? row_argmax_f64(&job->call->arg[0].rows, i, PL_DIM(job->call, 'V'), (double *)scratch)
+                                             : row_argmax_f32(&job->call->arg[0].rows, i, PL_DIM(job->call, 'V'), (float *)scratch));
+}
+static pl_status argmax(const pl_call *c) { return run_rows(c, 1, &c->arg[0].rows, NULL, argmax_piece); }
+
+#define PL_LOSS_TABLE
+#define PL_CLASS_LOSS(name, family, options, mean_option, softcap_option) \
+    static pl_status name(const pl_call *c) { \
+        return run_rows(c, 1, &c->arg[0].rows, &c->arg[c->count - 1].rows, c->wide ? name##_rows_f64 : name##_rows_f32); \
+    }
+#define PL_PAIR_LOSS(name, options, q_sums_to_0) \
+    static pl_status name(const pl_call *c) { \
+        return run_rows(c, 4, &c->arg[0].rows, &c->arg[c->count - 2].rows, c->wide ? name##_rows_f64 : name##_rows_f32); \
+    }
+#define PL_ELEMENT_LOSS(name, options) \
+    static pl_status name(const pl_call *c) { \
+        return run_rows(c, 1, &c->arg[0].rows, NULL, c->wide ? name##_rows_f64 : name##_rows_f32); \
+    }
+#define PL_ROW_MAP(name, family, logarithm) \
+    static pl_status name(const pl_call *c) { \
+        return run_rows(c, 2, &c->arg[0].rows, NULL, c->wide ? name##_rows_f64 : name##_rows_f32); \
+    }
+#include "../losses.def"
+#undef PL_CLASS_LOSS
+#undef PL_PAIR_LOSS
+#undef PL_ELEMENT_LOSS
+#undef PL_ROW_MAP
+#undef PL_LOSS_TABLE

@@ -1,149 +1,573 @@
-/* The row drivers and the formulas of the row losses, for one computed type; included by rowloss.tpl.h for each.
+/* The row drivers for one computed type; included by rowloss.tpl.h for each.
  *
- * A class loss of a row x with label y is log sum_i w(x_i) - log w(x_y), with gradient w'(x_i)/w(x_i) (p_i - [i = y]) where
- * p_i = w(x_i) / sum w. A new one is its class_formula and a one-line kernel. A loss of two rows is to take_statistics of
- * each, then walk both. The first pass leaves w'(x) where the gradient goes, so that w is computed once.
+ * A row is walked in blocks that stay in the first-level cache. The first walk takes the statistics of its weights and keeps them
+ * in scratch, so that each is computed once; the next ones scale what was kept. Rows in other types than the computed one are
+ * converted block by block. Sums run in single vectors within a block only, in float64 from block to block, so that the longest
+ * rows keep their digits.
  */
 #define REAL TYPED(real)
 #define V TYPED(vector)
 #define WIDTH TYPED(WIDTH)
 
-typedef struct {
-    V (*weight)(V x, V shift);                    /* w(x), divided by e^shift if shifted */
-    V (*slope)(V x);                              /* w'(x) / w(x); NULL where it is 1 */
-    double (*log_weight)(double x, double shift); /* log of `weight` */
-    int shifted;                                  /* w grows like e^x: the largest logit is taken off first */
-} TYPED(class_formula);
-
-/* A row is walked in blocks that stay in the first-level cache between their maximum and their sum. Sums run in single
- * vectors within a block only, in float64 from block to block, so that the longest rows keep their digits. */
 enum { TYPED(MIN_BLOCK) = 1024, TYPED(MAX_BLOCKS) = 256 };
 
 INLINE int64_t TYPED(block_size)(int64_t n) {
     int64_t size = (n + TYPED(MAX_BLOCKS) - 1) / TYPED(MAX_BLOCKS);
-    return size < TYPED(MIN_BLOCK) ? TYPED(MIN_BLOCK) : size;
+    return size < TYPED(MIN_BLOCK) ? TYPED(MIN_BLOCK) : (size + WIDTH - 1) / WIDTH * WIDTH;
 }
 
-/* The sum of the weights is total * e^shift (shift is 0 if the formula is not shifted). */
+/* ---- rows in memory */
+
+static const int TYPED(native) = sizeof(REAL) == 4 ? PL_F32 : PL_F64;
+
+/* Elements [begin, begin + n) of a stored row: where they lie if they are of the computed type, else converted into `buffer`. */
+static const REAL *TYPED(fetch)(const pl_rows *rows, int64_t i, int64_t begin, int64_t n, REAL *buffer) {
+    const char *row = pl_row(rows, i);
+    switch (rows->type) {
+    case PL_F32:
+        if (sizeof(REAL) == 4) return (const REAL *)row + begin;
+        for (int64_t j = 0; j < n; j++) buffer[j] = (REAL)((const float *)row)[begin + j];
+        return buffer;
+    case PL_F64: /* never where the computed type is float32 */
+        return (const REAL *)row + begin;
+    default: break;
+    }
+    const uint16_t *p = (const uint16_t *)row + begin;
+    for (int64_t j = 0; j < n; j += LANES) {
+        uint16_t part[LANES] = {0};
+        int64_t m = n - j < LANES ? n - j : LANES;
+        const uint8_t *source = (const uint8_t *)(p + j);
+        if (m < LANES) source = memcpy(part, p + j, (size_t)m * 2);
+        vf v = rows->type == PL_BF16 ? vf_from_bf16(source) : vf_from_f16(source);
+        if (sizeof(REAL) == 4 && m == LANES) memcpy(buffer + j, &v, sizeof v);
+        else for (int64_t l = 0; l < m; l++) buffer[j + l] = (REAL)v[l];
+    }
+    return buffer;
+}
+
+/* Where n elements of a stored row are to be computed: in place, or in `buffer`, from where `put` converts them. */
+INLINE REAL *TYPED(target)(const pl_rows *rows, int64_t i, int64_t begin, REAL *buffer) {
+    return (int)rows->type == TYPED(native) ? (REAL *)pl_row(rows, i) + begin : buffer;
+}
+static void TYPED(put)(const pl_rows *rows, int64_t i, int64_t begin, int64_t n, const REAL *values) {
+    if ((int)rows->type == TYPED(native)) return;
+    char *row = pl_row(rows, i);
+    if (rows->type == PL_F32) {
+        for (int64_t j = 0; j < n; j++) ((float *)row)[begin + j] = (float)values[j];
+        return;
+    }
+    uint16_t *p = (uint16_t *)row + begin;
+    for (int64_t j = 0; j < n; j += LANES) {
+        vf v = {0};
+        int64_t m = n - j < LANES ? n - j : LANES;
+        if (sizeof(REAL) == 4 && m == LANES) memcpy(&v, values + j, sizeof v);
+        else for (int64_t l = 0; l < m; l++) v[l] = (float)values[j + l];
+        uint16_t part[LANES], *to = m < LANES ? part : p + j;
+        if (rows->type == PL_BF16) vf_to_bf16(to, v);
+        else vf_to_f16(to, v);
+        if (m < LANES) memcpy(p + j, part, (size_t)m * 2);
+    }
+}
+
+static void TYPED(put_zeros)(const pl_rows *rows, int64_t i, int64_t n) {
+    static const int bytes[] = {[PL_F32] = 4, [PL_F64] = 8, [PL_F16] = 2, [PL_BF16] = 2};
+    memset(pl_row(rows, i), 0, (size_t)(n * bytes[rows->type]));
+}
+
+/* The vector at p, of which n elements are to be used; and its storing. */
+INLINE V TYPED(load)(const REAL *p, int64_t n, REAL fill) { return n >= WIDTH ? VEC(load)(p) : VEC(load_part)(p, n, fill); }
+INLINE void TYPED(store)(REAL *p, V v, int64_t n) {
+    if (n >= WIDTH) VEC(store)(p, v);
+    else VEC(store_part)(p, v, n);
+}
+
+/* ---- formulas, and the weight families as the driver takes them */
+
+#include "../losses/formulas.h"
+#include "../losses.def"
+
+typedef struct {
+    V (*weight)(V x);
+    V (*slope)(V x); /* NULL where it is 1 */
+    V (*log_weight)(V x);
+    int shifted;
+} TYPED(family);
+
+#define FAMILY_softmax ((TYPED(family)){TYPED(softmax_weight), NULL, TYPED(softmax_log_weight), 1})
+#define FAMILY_stablemax ((TYPED(family)){TYPED(stablemax_weight), TYPED(stablemax_slope), TYPED(stablemax_log_weight), 0})
+
+/* c tanh(x / c), with -inf left as it is: a masked class stays masked. tanh |y| = -e / (2 + e), e = e^(-2|y|) - 1. */
+INLINE V TYPED(capped)(V x, REAL softcap) {
+    V y = VEC(abs)(x) / softcap, e = VEC(expm1)(y * -2), t = -e / (e + 2) * softcap;
+    t = VEC(select)(x < VEC(set1)(0), -t, t);
+    return VEC(select)(x == VEC(set1)((REAL)-INFINITY), x, t);
+}
+
+/* ---- statistics of a row of weights */
+
+/* The sum of the weights w(scale x) is total * e^(scale shift); shift is 0 if the family is not shifted. */
 typedef struct {
     REAL shift;
     double total;
-    REAL block_shift[TYPED(MAX_BLOCKS)]; /* what the weights kept of each block are relative to */
+    double sum_x; /* of the logits that are not -inf, and their number */
+    int64_t count;
+    REAL block_shift[TYPED(MAX_BLOCKS)]; /* what is kept of each block is relative to */
 } TYPED(row_statistics);
 
 INLINE REAL TYPED(block_max)(const REAL *x, int64_t n) {
     REAL lowest = (REAL)-INFINITY;
-    V a = VEC(set1)(lowest), b = a;
+    V a = VEC(set1)(lowest), b = a, c = a, d = a;
     int64_t i = 0;
-    for (; i + 2 * WIDTH <= n; i += 2 * WIDTH) {
+    for (; i + 4 * WIDTH <= n; i += 4 * WIDTH) {
         a = VEC(max)(VEC(load)(x + i), a);
         b = VEC(max)(VEC(load)(x + i + WIDTH), b);
+        c = VEC(max)(VEC(load)(x + i + 2 * WIDTH), c);
+        d = VEC(max)(VEC(load)(x + i + 3 * WIDTH), d);
     }
-    for (; i < n; i += WIDTH) a = VEC(max)(VEC(load_part)(x + i, n - i < WIDTH ? n - i : WIDTH, lowest), a);
-    return VEC(hmax)(VEC(max)(a, b));
+    for (; i < n; i += WIDTH) a = VEC(max)(TYPED(load)(x + i, n - i, lowest), a);
+    return VEC(hmax)(VEC(max)(VEC(max)(a, b), VEC(max)(c, d)));
 }
 
-/* w(x); and w'(x) for the gradient into `slopes`. */
-INLINE V TYPED(weigh)(TYPED(class_formula) f, V x, V shift, V *slopes) {
-    V w = f.weight(x, shift);
-    *slopes = f.slope ? w * f.slope(x) : w;
+/* w(scale (x - shift)), and what of it is kept for the gradient: itself, or times the slope. */
+INLINE V TYPED(weigh)(TYPED(family) f, V x, V shift, V scale, int with_slope, V *kept) {
+    V w = f.weight(f.shifted ? (x - shift) * scale : x);
+    *kept = with_slope && f.slope ? w * f.slope(x) : w;
     return w;
 }
 
-/* Sum of w(x); w'(x) into `kept` unless that is NULL (it may be x). */
-INLINE double TYPED(block_sum)(TYPED(class_formula) f, const REAL *x, int64_t n, REAL shift, REAL *kept) {
-    V s = VEC(set1)(shift), a = {0}, b = {0}, slopes;
+INLINE double TYPED(block_sum)(TYPED(family) f, const REAL *x, int64_t n, REAL shift, REAL scale, int with_slope, REAL *kept) {
+    V s = VEC(set1)(shift), by = VEC(set1)(scale), a = {0}, b = {0}, k;
     int64_t i = 0;
     for (; i + 2 * WIDTH <= n; i += 2 * WIDTH) {
-        a += TYPED(weigh)(f, VEC(load)(x + i), s, &slopes);
-        if (kept) VEC(store)(kept + i, slopes);
-        b += TYPED(weigh)(f, VEC(load)(x + i + WIDTH), s, &slopes);
-        if (kept) VEC(store)(kept + i + WIDTH, slopes);
+        a += TYPED(weigh)(f, VEC(load)(x + i), s, by, with_slope, &k);
+        if (kept) VEC(store)(kept + i, k);
+        b += TYPED(weigh)(f, VEC(load)(x + i + WIDTH), s, by, with_slope, &k);
+        if (kept) VEC(store)(kept + i + WIDTH, k);
     }
     double sum = (double)VEC(sum)(a + b);
     for (; i < n; i += WIDTH) {
         int64_t m = n - i < WIDTH ? n - i : WIDTH;
-        V w = TYPED(weigh)(f, VEC(load_part)(x + i, m, 0), s, &slopes);
+        V w = TYPED(weigh)(f, TYPED(load)(x + i, m, 0), s, by, with_slope, &k);
         for (int64_t j = 0; j < m; j++) sum += (double)w[j];
-        if (kept) VEC(store_part)(kept + i, slopes, m);
+        if (kept) TYPED(store)(kept + i, k, m);
     }
     return sum;
 }
 
-/* One pass over a row; the total is taken anew relative to each larger maximum. */
-INLINE void TYPED(take_statistics)(TYPED(class_formula) f, const REAL *x, int64_t n, REAL *kept, TYPED(row_statistics) *row) {
-    REAL shift = f.shifted ? (REAL)-INFINITY : 0;
+/* Adds a block's logits to the statistics, those that are not masked. */
+INLINE void TYPED(block_mean)(const REAL *x, int64_t n, TYPED(row_statistics) *row) {
+    V masked = VEC(set1)((REAL)-INFINITY), zero = {0}, one = VEC(set1)(1), sum = {0}, count = {0};
+    for (int64_t i = 0; i < n; i += WIDTH) {
+        V v = TYPED(load)(x + i, n - i, (REAL)-INFINITY);
+        sum += VEC(select)(v == masked, zero, v);
+        count += VEC(select)(v == masked, zero, one);
+    }
+    row->sum_x += (double)VEC(sum)(sum);
+    row->count += (int64_t)VEC(sum)(count);
+}
+
+INLINE void TYPED(cap_block)(const REAL *x, int64_t n, REAL softcap, REAL *to) {
+    for (int64_t i = 0; i < n; i += WIDTH) TYPED(store)(to + i, TYPED(capped)(TYPED(load)(x + i, n - i, 0), softcap), n - i);
+}
+
+/* How a row of logits is read: its storage, and what is done to each before anything else. */
+typedef struct {
+    const pl_rows *rows;
+    REAL softcap, scale; /* no cap where softcap is 0 */
+    int with_slope, with_mean;
+} TYPED(reading);
+
+/* One walk over row i; the total is taken anew relative to each larger maximum. `kept` (or NULL) has room for the row. */
+INLINE void TYPED(take_statistics)(TYPED(family) f, TYPED(reading) how, int64_t i, int64_t n, REAL *kept, TYPED(row_statistics) *row) {
+    REAL buffer[TYPED(MIN_BLOCK) + WIDTH], shift = f.shifted ? (REAL)-INFINITY : 0;
     double total = 0;
     int64_t size = TYPED(block_size)(n);
-    for (int64_t i = 0; i < n; i += size) {
-        int64_t m = n - i < size ? n - i : size;
-        REAL highest = f.shifted ? TYPED(block_max)(x + i, m) : 0;
-        if (highest > shift) {
-            /* e^-inf drops what only -inf logits left, but keeps a NaN. */
-            total *= (double)VEC(exp)(VEC(set1)(shift - highest))[0];
-            shift = highest;
-        }
-        row->block_shift[i / size] = shift;
-        /* As long as all logits are -inf they add e^(-inf - 0) = 0. */
-        total += TYPED(block_sum)(f, x + i, m, shift == (REAL)-INFINITY ? 0 : shift, kept ? kept + i : NULL);
+    row->sum_x = 0;
+    row->count = 0;
+    for (int64_t begin = 0; begin < n; begin += size) {
+        REAL block_shift = shift;
+        double block_total = 0;
+        /* A block of a very long row is converted in parts; its maximum has to be known first. */
+        for (int pass = f.shifted ? 0 : 1; pass < 2; pass++)
+            for (int64_t at = begin; at < begin + size && at < n; at += TYPED(MIN_BLOCK)) {
+                int64_t end = begin + size < n ? begin + size : n, m = end - at < TYPED(MIN_BLOCK) ? end - at : TYPED(MIN_BLOCK);
+                /* Unless the row is longer than that, the block is still there from the first pass. */
+                const REAL *x = TYPED(fetch)(how.rows, i, at, m, buffer);
+                if (how.softcap > 0) {
+                    TYPED(cap_block)(x, m, how.softcap, buffer);
+                    x = buffer;
+                }
+                if (pass == 0) {
+                    REAL highest = TYPED(block_max)(x, m);
+                    if (highest > block_shift) block_shift = highest;
+                    continue;
+                }
+                /* As long as all logits are -inf they add e^(-inf - 0) = 0. */
+                block_total += TYPED(block_sum)(f, x, m, block_shift == (REAL)-INFINITY ? 0 : block_shift, how.scale, how.with_slope,
+                                                kept ? kept + at : NULL);
+                if (how.with_mean) TYPED(block_mean)(x, m, row);
+            }
+        /* e^-inf drops what only -inf logits left, but keeps a NaN. */
+        if (block_shift > shift) total *= exp(((double)shift - (double)block_shift) * (double)how.scale);
+        shift = block_shift;
+        row->block_shift[begin / size] = shift;
+        total += block_total;
     }
     row->shift = shift;
     row->total = total;
 }
 
-/* dx = dloss w'(x) / sum w over a row, from the w'(x) that take_statistics kept in dx. */
-INLINE void TYPED(finish_grad)(const TYPED(row_statistics) *row, REAL dloss, int64_t n, REAL *dx) {
-    int64_t size = TYPED(block_size)(n);
-    for (int64_t begin = 0; begin < n; begin += size) {
-        int64_t i = begin, end = n - begin < size ? n : begin + size;
-        V relative = VEC(exp)(VEC(set1)(row->block_shift[begin / size] - row->shift));
-        V factor = relative * (REAL)((double)dloss / row->total);
-        for (; i + WIDTH <= end; i += WIDTH) VEC(store)(dx + i, VEC(load)(dx + i) * factor);
-        for (; i < end; i++) dx[i] *= factor[0];
+/* What makes probabilities (times `by`) of the weights that were kept of a block. */
+INLINE V TYPED(block_factor)(const TYPED(row_statistics) *row, int64_t block, REAL scale, double by) {
+    double relative = row->block_shift[block] == row->shift
+                          ? 1 : exp(((double)row->block_shift[block] - (double)row->shift) * (double)scale);
+    return VEC(set1)((REAL)(relative * by / row->total));
+}
+
+/* ---- class losses: arguments logits, labels, options..., dloss, loss, dlogits */
+
+typedef void (*TYPED(class_formula))(TYPED(class_row) *row, const double *option);
+
+/* to[i] = kept[i] * factor, past the caches if `stream`. */
+INLINE void TYPED(scale_block)(const REAL *kept, int64_t n, V factor, REAL *to, int stream) {
+    int64_t i = 0;
+    if (stream) {
+        for (; i < n && (uintptr_t)(to + i) % sizeof(V); i++) to[i] = kept[i] * factor[0];
+        for (; i + WIDTH <= n; i += WIDTH) VEC(stream)(to + i, VEC(load)(kept + i) * factor);
+    }
+    for (; i + WIDTH <= n; i += WIDTH) VEC(store)(to + i, VEC(load)(kept + i) * factor);
+    for (; i < n; i++) to[i] = kept[i] * factor[0];
+}
+
+/* The gradient of row i: slope (by_p p + [not masked] by_mean + [label] by_label). */
+INLINE void TYPED(class_gradient)(TYPED(family) f, TYPED(reading) how, const row_job *job, int64_t i, const TYPED(row_statistics) *row,
+                                  const REAL *kept, double by_p, double by_mean, double by_label) {
+    const pl_call *c = job->call;
+    const pl_rows *out = &c->arg[c->count - 1].rows;
+    int64_t n = PL_DIM(c, 'V'), size = TYPED(block_size)(n), label = ((const int32_t *)c->arg[1].in)[i];
+    REAL buffer[TYPED(MIN_BLOCK) + WIDTH], logits[TYPED(MIN_BLOCK) + WIDTH];
+    for (int64_t begin = 0; begin < n; begin += TYPED(MIN_BLOCK)) {
+        int64_t m = n - begin < TYPED(MIN_BLOCK) ? n - begin : TYPED(MIN_BLOCK);
+        REAL *to = TYPED(target)(out, i, begin, buffer);
+        const REAL *x = kept; /* not read */
+        int again = how.softcap > 0 || how.with_mean;
+        if (again) {
+            x = TYPED(fetch)(how.rows, i, begin, m, logits);
+            if (x != logits) x = memcpy(logits, x, (size_t)m * sizeof *x); /* the gradient may lie where the logits do */
+        }
+        for (int64_t at = begin, end; at < begin + m; at = end) {
+            end = (at / size + 1) * size < begin + m ? (at / size + 1) * size : begin + m;
+            TYPED(scale_block)(kept + at, end - at, TYPED(block_factor)(row, at / size, how.scale, by_p), to + (at - begin),
+                               job->stream && !again && to != buffer);
+        }
+        if (how.with_mean) {
+            V masked = VEC(set1)((REAL)-INFINITY), by = VEC(set1)((REAL)by_mean), zero = {0};
+            for (int64_t j = 0; j < m; j += WIDTH) {
+                V y = TYPED(load)(to + j, m - j, 0);
+                TYPED(store)(to + j, y + VEC(select)(TYPED(load)(x + j, m - j, 0) == masked, zero, by), m - j);
+            }
+        }
+        if (label >= begin && label < begin + m) {
+            REAL slope = 1;
+            if (f.slope) slope = f.slope(VEC(set1)(TYPED(fetch)(how.rows, i, label, 1, logits)[0]))[0];
+            to[label - begin] += (REAL)by_label * slope;
+        }
+        if (how.softcap > 0)
+            for (int64_t j = 0; j < m; j += WIDTH) {
+                V u = TYPED(load)(x + j, m - j, 0), t = TYPED(capped)(u, how.softcap) / how.softcap;
+                V slope = VEC(select)(u == VEC(set1)((REAL)-INFINITY), VEC(set1)(0), 1 - t * t);
+                TYPED(store)(to + j, TYPED(load)(to + j, m - j, 0) * slope, m - j);
+            }
+        TYPED(put)(out, i, begin, m, to);
     }
 }
 
-/* Rows [begin, end) of a class loss: logits [N,V], labels [N], dloss [N] or NULL (ones), loss [N], dlogits [N,V] or NULL.
- * A row with label -1 gives 0 and gradient 0. */
-INLINE void TYPED(class_rows)(TYPED(class_formula) f, const pl_call *c, int64_t begin, int64_t end) {
+/* Rows [begin, end) of a class loss. A row with label -1 gives 0 and gradient 0. */
+INLINE void TYPED(class_rows)(TYPED(family) f, TYPED(class_formula) formula, int mean_option, int softcap_option, const row_job *job,
+                              int64_t begin, int64_t end, int worker) {
+    const pl_call *c = job->call;
     int64_t n = PL_DIM(c, 'V');
     const int32_t *labels = c->arg[1].in;
-    const REAL *dloss = c->arg[2].in;
-    REAL *loss = c->arg[3].out;
+    const REAL *dloss = c->arg[c->count - 3].in;
+    REAL *loss = c->arg[c->count - 2].out, *scratch = (REAL *)(job->scratch + (size_t)worker * job->stride), at[1];
+    const pl_rows *out = &c->arg[c->count - 1].rows;
+    double option[PL_MAX_ARGS];
+    for (int o = 2; o < c->count - 3; o++) option[o - 2] = c->arg[o].f;
+    TYPED(reading) how = {.rows = &c->arg[0].rows, .scale = 1, .with_slope = 1};
+    if (softcap_option >= 0) how.softcap = (REAL)option[softcap_option];
+    if (mean_option >= 0) how.with_mean = option[mean_option] > 0;
     TYPED(row_statistics) row;
     for (int64_t i = begin; i < end; i++) {
-        const REAL *x = (const REAL *)c->arg[0].in + i * n;
-        REAL *dx = c->arg[4].out ? (REAL *)c->arg[4].out + i * n : NULL;
-        int64_t label = labels[i];
-        if (label < 0) {
-            loss[i] = 0;
-            if (dx) memset(dx, 0, (size_t)n * sizeof *dx);
-            continue;
-        }
-        REAL at_label = x[label], given = dloss ? dloss[i] : 1; /* dx may be x */
-        if (dx) TYPED(take_statistics)(f, x, n, dx, &row);
-        else TYPED(take_statistics)(f, x, n, NULL, &row);
-        loss[i] = (REAL)(log(row.total) - f.log_weight((double)at_label, (double)row.shift));
-        if (!dx) continue;
-        TYPED(finish_grad)(&row, given, n, dx);
-        dx[label] -= given * (f.slope ? f.slope(VEC(set1)(at_label))[0] : 1);
+        int gradient = out->data != NULL, silent = gradient && dloss && dloss[i] == 0;
+        if (labels[i] < 0) loss[i] = 0;
+        if (gradient && (labels[i] < 0 || silent)) TYPED(put_zeros)(out, i, n);
+        if (labels[i] < 0) continue;
+        gradient = gradient && !silent;
+        V at_label = VEC(set1)(TYPED(fetch)(how.rows, i, labels[i], 1, at)[0]);
+        if (how.softcap > 0) at_label = TYPED(capped)(at_label, how.softcap);
+        if (how.softcap > 0 || how.with_mean) TYPED(take_statistics)(f, how, i, n, gradient ? scratch : NULL, &row);
+        else if (gradient) TYPED(take_statistics)(f, (TYPED(reading)){.rows = how.rows, .scale = 1, .with_slope = 1}, i, n, scratch, &row);
+        else TYPED(take_statistics)(f, (TYPED(reading)){.rows = how.rows, .scale = 1, .with_slope = 1}, i, n, NULL, &row);
+        double log_total = log(row.total);
+        TYPED(class_row) r = {.log_p = ((double)f.log_weight(at_label)[0] - (double)row.shift) - log_total,
+                              .log_sum = log_total + (double)row.shift};
+        if (how.with_mean) r.mean_log_p = (row.sum_x / (double)row.count - (double)row.shift) - log_total;
+        formula(&r, option);
+        loss[i] = (REAL)r.loss;
+        if (!gradient) continue;
+        double given = dloss ? (double)dloss[i] : 1;
+        double by_p = given * (r.d_log_sum - r.d_log_p - r.d_mean_log_p), by_mean = 0;
+        if (how.with_mean) by_mean = given * r.d_mean_log_p / (double)row.count;
+        TYPED(class_gradient)(f, how, job, i, &row, scratch, by_p, by_mean, given * r.d_log_p);
     }
 }
 
-/* ---- softmax: w(x) = e^x */
+/* ---- pair losses: arguments q, p, temperature, options..., dloss, loss, dq, dp */
 
-INLINE V TYPED(softmax_weight)(V x, V shift) { return VEC(exp)(x - shift); }
-INLINE double TYPED(softmax_log_weight)(double x, double shift) { return x - shift; }
+typedef void (*TYPED(pair_formula))(TYPED(pair_element) *e, const double *option);
 
-/* loss = log sum exp(row) - row[label], dlogits = dloss (softmax(row) - onehot) */
-static void TYPED(softmax_cross_entropy_piece)(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
-    TYPED(class_rows)((TYPED(class_formula)){TYPED(softmax_weight), NULL, TYPED(softmax_log_weight), 1}, context, begin, end);
+/* What one of the two rows needs: its weights, its derivatives where they have to wait for their sum, and that sum. */
+typedef struct {
+    TYPED(row_statistics) row;
+    REAL *kept, *by;
+    double sum;
+} TYPED(pair_side);
+
+/* gradient = factor (by - prob * sum) of one row, prob from its kept weights. */
+INLINE void TYPED(pair_gradient)(const row_job *job, const pl_rows *out, int64_t i, const TYPED(pair_side) *s, REAL scale, double factor) {
+    int64_t n = PL_DIM(job->call, 'V'), size = TYPED(block_size)(n);
+    REAL buffer[TYPED(MIN_BLOCK) + WIDTH];
+    V by = VEC(set1)((REAL)factor);
+    for (int64_t begin = 0; begin < n; begin += TYPED(MIN_BLOCK)) {
+        int64_t m = n - begin < TYPED(MIN_BLOCK) ? n - begin : TYPED(MIN_BLOCK);
+        REAL *to = TYPED(target)(out, i, begin, buffer);
+        for (int64_t at = begin, end; at < begin + m; at = end) {
+            end = (at / size + 1) * size < begin + m ? (at / size + 1) * size : begin + m;
+            V prob = TYPED(block_factor)(&s->row, at / size, scale, -factor * s->sum);
+            int64_t j = at;
+            REAL *g = to - begin;
+            if (job->stream && to != buffer) {
+                for (; j < end && (uintptr_t)(g + j) % sizeof(V); j++) g[j] = s->by[j] * by[0] + s->kept[j] * prob[0];
+                for (; j + WIDTH <= end; j += WIDTH) VEC(stream)(g + j, VEC(load)(s->by + j) * by + VEC(load)(s->kept + j) * prob);
+            }
+            for (; j < end; j += WIDTH)
+                TYPED(store)(g + j, TYPED(load)(s->by + j, end - j, 0) * by + TYPED(load)(s->kept + j, end - j, 0) * prob, end - j);
+        }
+        TYPED(put)(out, i, begin, m, to);
+    }
 }
-static pl_status TYPED(softmax_cross_entropy)(const pl_call *c) {
-    pl_parallel(PL_DIM(c, 'N'), grain_of(PL_DIM(c, 'V')), TYPED(softmax_cross_entropy_piece), c);
-    return PL_OK;
+
+/* Row i after the statistics of both: the loss; by_q and by_p kept and summed where wanted. With q_direct, by_q is the gradient
+ * of q (they sum to 0) and goes where it belongs, times `direct`. */
+INLINE double TYPED(pair_walk)(TYPED(pair_formula) formula, const double *option, const row_job *job, int64_t i, REAL scale,
+                               TYPED(pair_side) *q, TYPED(pair_side) *p, const int want_q, const int want_p, const int q_direct,
+                               double direct) {
+    const pl_call *c = job->call;
+    const pl_rows *out = &c->arg[c->count - 2].rows;
+    int64_t n = PL_DIM(c, 'V'), size = TYPED(block_size)(n);
+    REAL from_q[TYPED(MIN_BLOCK) + WIDTH], from_p[TYPED(MIN_BLOCK) + WIDTH], buffer[TYPED(MIN_BLOCK) + WIDTH];
+    /* log(q / p) = scale ((x_q - max_q) - (x_p - max_p)) - (log total_q - log total_p): large common parts go first. */
+    V max_q = VEC(set1)(q->row.shift), max_p = VEC(set1)(p->row.shift), s = VEC(set1)(scale), by = VEC(set1)((REAL)direct);
+    V offset = VEC(set1)((REAL)(log(q->row.total) - log(p->row.total)));
+    double total = 0;
+    q->sum = p->sum = 0;
+    for (int64_t begin = 0; begin < n; begin += TYPED(MIN_BLOCK)) {
+        int64_t m = n - begin < TYPED(MIN_BLOCK) ? n - begin : TYPED(MIN_BLOCK);
+        const REAL *xq = TYPED(fetch)(&c->arg[0].rows, i, begin, m, from_q), *xp = TYPED(fetch)(&c->arg[1].rows, i, begin, m, from_p);
+        REAL *to = q_direct && want_q ? TYPED(target)(out, i, begin, buffer) : buffer;
+        for (int64_t at = begin, end; at < begin + m; at = end) {
+            end = (at / size + 1) * size < begin + m ? (at / size + 1) * size : begin + m;
+            V factor_q = TYPED(block_factor)(&q->row, at / size, scale, 1), factor_p = TYPED(block_factor)(&p->row, at / size, scale, 1);
+            V sum = {0}, sum_q = {0}, sum_p = {0};
+            for (int64_t j = at; j < end; j += WIDTH) {
+                int64_t left = end - j;
+                V x = TYPED(load)(xq + (j - begin), left, 0), y = TYPED(load)(xp + (j - begin), left, 0);
+                TYPED(pair_element) e = {.q = TYPED(load)(q->kept + j, left, 0) * factor_q,
+                                         .p = TYPED(load)(p->kept + j, left, 0) * factor_p,
+                                         .log_ratio = ((x - max_q) - (y - max_p)) * s - offset};
+                formula(&e, option);
+                if (left < WIDTH) /* lanes past the end hold log_ratio without probability: only a NaN row's may count */
+                    for (int64_t l = left; l < WIDTH; l++) e.loss[l] = e.by_q[l] = e.by_p[l] = 0;
+                sum += e.loss;
+                if (want_q && q_direct) {
+                    REAL *g = to + (j - begin);
+                    if (job->stream && to != buffer && left >= WIDTH && (uintptr_t)g % sizeof(V) == 0) VEC(stream)(g, e.by_q * by);
+                    else TYPED(store)(g, e.by_q * by, left);
+                } else if (want_q) {
+                    sum_q += e.by_q;
+                    TYPED(store)(q->by + j, e.by_q, left);
+                }
+                if (want_p) {
+                    sum_p += e.by_p;
+                    TYPED(store)(p->by + j, e.by_p, left);
+                }
+            }
+            total += (double)VEC(sum)(sum);
+            if (want_q && !q_direct) q->sum += (double)VEC(sum)(sum_q);
+            if (want_p) p->sum += (double)VEC(sum)(sum_p);
+        }
+        if (want_q && q_direct) TYPED(put)(out, i, begin, m, to);
+    }
+    return total < 0 ? 0 : total; /* divergences are not negative; rounding of equal rows may be */
 }
 
+INLINE void TYPED(pair_rows)(TYPED(pair_formula) formula, const int q_direct, const row_job *job, int64_t begin, int64_t end, int worker) {
+    const pl_call *c = job->call;
+    int64_t n = PL_DIM(c, 'V');
+    const REAL *dloss = c->arg[c->count - 4].in;
+    REAL *loss = c->arg[c->count - 3].out;
+    const pl_rows *dq = &c->arg[c->count - 2].rows, *dp = &c->arg[c->count - 1].rows;
+    double option[PL_MAX_ARGS], inverse = 1 / c->arg[2].f;
+    for (int o = 3; o < c->count - 4; o++) option[o - 3] = c->arg[o].f;
+    REAL scale = (REAL)inverse;
+    REAL *scratch[4];
+    for (int k = 0; k < 4; k++) scratch[k] = (REAL *)(job->scratch + (size_t)worker * job->stride + (size_t)k * job->row);
+    TYPED(pair_side) q = {.kept = scratch[0], .by = scratch[2]}, p = {.kept = scratch[1], .by = scratch[3]};
+    TYPED(reading) how_q = {.rows = &c->arg[0].rows, .scale = scale}, how_p = {.rows = &c->arg[1].rows, .scale = scale};
+    for (int64_t i = begin; i < end; i++) {
+        int silent = dloss && dloss[i] == 0, want_q = dq->data && !silent, want_p = dp->data && !silent;
+        if (dq->data && silent) TYPED(put_zeros)(dq, i, n);
+        if (dp->data && silent) TYPED(put_zeros)(dp, i, n);
+        TYPED(take_statistics)(FAMILY_softmax, how_q, i, n, q.kept, &q.row);
+        TYPED(take_statistics)(FAMILY_softmax, how_p, i, n, p.kept, &p.row);
+        double factor = (dloss ? (double)dloss[i] : 1) * inverse, total;
+        if (want_p) total = TYPED(pair_walk)(formula, option, job, i, scale, &q, &p, want_q, 1, q_direct, factor);
+        else if (want_q) total = TYPED(pair_walk)(formula, option, job, i, scale, &q, &p, 1, 0, q_direct, factor);
+        else total = TYPED(pair_walk)(formula, option, job, i, scale, &q, &p, 0, 0, q_direct, factor);
+        loss[i] = (REAL)total;
+        if (want_q && !q_direct) TYPED(pair_gradient)(job, dq, i, &q, scale, factor);
+        if (want_p) TYPED(pair_gradient)(job, dp, i, &p, scale, factor);
+    }
+}
+
+/* ---- element losses: arguments x, t, options..., dloss, loss, dx, dt */
+
+typedef void (*TYPED(element_formula))(TYPED(element) *e, const double *option);
+
+INLINE void TYPED(element_rows)(TYPED(element_formula) formula, const row_job *job, int64_t begin, int64_t end) {
+    const pl_call *c = job->call;
+    int64_t n = PL_DIM(c, 'V');
+    const pl_rows *dx = &c->arg[c->count - 2].rows, *dt = &c->arg[c->count - 1].rows;
+    double option[PL_MAX_ARGS];
+    for (int o = 2; o < c->count - 4; o++) option[o - 2] = c->arg[o].f;
+    REAL from_x[TYPED(MIN_BLOCK) + WIDTH], from_t[TYPED(MIN_BLOCK) + WIDTH], to_x[TYPED(MIN_BLOCK)], to_t[TYPED(MIN_BLOCK)];
+    for (int64_t i = begin; i < end; i++)
+        for (int64_t at = 0; at < n; at += TYPED(MIN_BLOCK)) {
+            int64_t m = n - at < TYPED(MIN_BLOCK) ? n - at : TYPED(MIN_BLOCK);
+            const REAL *x = TYPED(fetch)(&c->arg[0].rows, i, at, m, from_x), *t = TYPED(fetch)(&c->arg[1].rows, i, at, m, from_t);
+            const REAL *dloss = c->arg[c->count - 4].in ? (const REAL *)c->arg[c->count - 4].in + i * n + at : NULL;
+            REAL *loss = (REAL *)c->arg[c->count - 3].out + i * n + at;
+            for (int64_t j = 0; j < m; j += WIDTH) {
+                TYPED(element) e = {.x = TYPED(load)(x + j, m - j, 0), .t = TYPED(load)(t + j, m - j, 0)};
+                formula(&e, option);
+                V given = dloss ? TYPED(load)(dloss + j, m - j, 0) : VEC(set1)(1), zero = {0};
+                TYPED(store)(loss + j, e.loss, m - j);
+                TYPED(store)(to_x + j, VEC(select)(given == zero, zero, e.by_x * given), m - j);
+                TYPED(store)(to_t + j, VEC(select)(given == zero, zero, e.by_t * given), m - j);
+            }
+            for (int k = 0; k < 2; k++) {
+                const pl_rows *out = k ? dt : dx;
+                if (!out->data) continue;
+                const REAL *from = k ? to_t : to_x;
+                REAL *to = TYPED(target)(out, i, at, NULL);
+                if (to) memcpy(to, from, (size_t)m * sizeof *to);
+                else TYPED(put)(out, i, at, m, from);
+            }
+        }
+}
+
+/* ---- row maps: arguments x, dy, y, dx */
+
+/* y = w / sum w, dx = slope y (dy - sum y dy); or y = log(w / sum w), dx = slope (dy - w / sum w * sum dy). */
+INLINE void TYPED(map_rows)(TYPED(family) f, const int logarithm, const row_job *job, int64_t begin, int64_t end, int worker) {
+    const pl_call *c = job->call;
+    int64_t n = PL_DIM(c, 'V'), size = TYPED(block_size)(n);
+    const pl_rows *in = &c->arg[0].rows, *dy = &c->arg[1].rows, *y = &c->arg[2].rows, *dx = &c->arg[3].rows;
+    REAL *kept = (REAL *)(job->scratch + (size_t)worker * job->stride);
+    REAL from_x[TYPED(MIN_BLOCK) + WIDTH], from_dy[TYPED(MIN_BLOCK) + WIDTH], buffer[TYPED(MIN_BLOCK) + WIDTH];
+    TYPED(reading) how = {.rows = in, .scale = 1};
+    TYPED(row_statistics) row;
+    for (int64_t i = begin; i < end; i++) {
+        TYPED(take_statistics)(f, how, i, n, kept, &row);
+        V log_sum = VEC(set1)((REAL)(log(row.total) + (double)row.shift));
+        double dot = 0;
+        /* First y and the sum, then dx. */
+        for (int pass = 0; pass < (dx->data ? 2 : 1); pass++) {
+            const pl_rows *out = pass ? dx : y;
+            V less = VEC(set1)((REAL)dot);
+            for (int64_t at = 0; at < n; at += TYPED(MIN_BLOCK)) {
+                int64_t m = n - at < TYPED(MIN_BLOCK) ? n - at : TYPED(MIN_BLOCK);
+                const REAL *x = TYPED(fetch)(in, i, at, m, from_x), *g = dy->data ? TYPED(fetch)(dy, i, at, m, from_dy) : NULL;
+                REAL *to = out->data ? TYPED(target)(out, i, at, buffer) : buffer;
+                V sum = {0};
+                for (int64_t j = 0; j < m; j += WIDTH) {
+                    int64_t left = m - j;
+                    V v = TYPED(load)(x + j, left, 0), d = g ? TYPED(load)(g + j, left, 0) : VEC(set1)(0);
+                    V factor = TYPED(block_factor)(&row, (at + j) / size, 1, 1), prob = TYPED(load)(kept + at + j, left, 0) * factor;
+                    V result = logarithm ? f.log_weight(v) - log_sum : prob;
+                    if (pass) result = logarithm ? d - prob * less : prob * (d - less);
+                    if (pass && f.slope) result *= f.slope(v);
+                    sum += logarithm ? d : d * prob;
+                    TYPED(store)(to + j, result, left);
+                }
+                if (!pass) dot += (double)VEC(sum)(sum);
+                if (out->data) TYPED(put)(out, i, at, m, to);
+            }
+        }
+    }
+}
+
+/* The position of the first largest element of row i, or of its first NaN. */
+static int64_t TYPED(row_argmax)(const pl_rows *rows, int64_t i, int64_t n, REAL *buffer) {
+    int64_t best = 0;
+    REAL highest = (REAL)-INFINITY;
+    for (int64_t at = 0; at < n; at += TYPED(MIN_BLOCK)) {
+        int64_t m = n - at < TYPED(MIN_BLOCK) ? n - at : TYPED(MIN_BLOCK);
+        const REAL *x = TYPED(fetch)(rows, i, at, m, buffer);
+        V sum = {0};
+        for (int64_t j = 0; j < m; j += WIDTH) {
+            V v = TYPED(load)(x + j, m - j, 0);
+            sum += v - v; /* NaN where an element is NaN or infinite */
+        }
+        REAL block = TYPED(block_max)(x, m), odd = VEC(sum)(sum);
+        if (odd != odd)
+            for (int64_t j = 0; j < m; j++)
+                if (x[j] != x[j]) return at + j;
+        if (!(block > highest)) continue;
+        highest = block;
+        for (best = at; x[best - at] != block;) best++;
+    }
+    return best;
+}
+
+/* ---- the work of each line of the table */
+
+#define PL_LOSS_TABLE
+#define PL_CLASS_LOSS(name, family, options, mean_option, softcap_option) \
+    static void TYPED(name##_rows)(const void *job, int64_t begin, int64_t end, int worker) { \
+        TYPED(class_rows)(FAMILY_##family, TYPED(name), mean_option, softcap_option, job, begin, end, worker); \
+    }
+#define PL_PAIR_LOSS(name, options, q_sums_to_0) \
+    static void TYPED(name##_rows)(const void *job, int64_t begin, int64_t end, int worker) { \
+        TYPED(pair_rows)(TYPED(name), q_sums_to_0, job, begin, end, worker); \
+    }
+#define PL_ELEMENT_LOSS(name, options) \
+    static void TYPED(name##_rows)(const void *job, int64_t begin, int64_t end, int worker UNUSED) { \
+        TYPED(element_rows)(TYPED(name), job, begin, end); \
+    }
+#define PL_ROW_MAP(name, family, logarithm) \
+    static void TYPED(name##_rows)(const void *job, int64_t begin, int64_t end, int worker) { \
+        TYPED(map_rows)(FAMILY_##family, logarithm, job, begin, end, worker); \
+    }
+#include "../losses.def"
+#undef PL_CLASS_LOSS
+#undef PL_PAIR_LOSS
+#undef PL_ELEMENT_LOSS
+#undef PL_ROW_MAP
+#undef PL_LOSS_TABLE
+
+#undef FAMILY_softmax
+#undef FAMILY_stablemax
 #undef REAL
 #undef V
 #undef WIDTH

@@ -86,6 +86,9 @@ INLINE vf vf_min(vf a, vf b) {
 INLINE vd vd_max(vd a, vd b) { return vd_select(a > b, a, b); }
 INLINE vd vd_min(vd a, vd b) { return vd_select(a < b, a, b); }
 
+INLINE vf vf_abs(vf a) { return (vf)((vi)a & 0x7fffffff); }
+INLINE vd vd_abs(vd a) { return (vd)((vl)a & INT64_MAX); }
+
 INLINE vf vf_sqrt(vf a) {
 #if PL_BYTES == 64
     return (vf)_mm512_sqrt_ps((__m512)a);
@@ -122,11 +125,26 @@ INLINE double vd_hmax(vd v) {
     return m;
 }
 
-/* e^x within 1.5 ulp; 0 at -inf, inf above 88.7, NaN at NaN. Range reduction by ln 2 in two parts and a degree-6 polynomial
- * on [-ln2/2, ln2/2]; the power of two is applied in two halves so that subnormal results are right. */
+/* e^x within 1.5 ulp; 0 at -inf, inf above 88.7, NaN at NaN. */
 INLINE vf vf_exp(vf x) {
     vf c = vf_min(vf_set1(89.0f), vf_max(vf_set1(-104.0f), x)); /* in this order a NaN stays one */
-    vf magic = vf_set1(12582912.0f);                            /* 1.5 * 2^23: adding it rounds to an integer in the low bits */
+#if PL_BYTES == 64
+    /* x log2(e) = k + f with log2(e) in two parts, and a minimax polynomial of 2^f on [-1/2, 1/2]. */
+    vf k = (vf)_mm512_roundscale_ps((__m512)(c * 1.44269502f), 0);
+    /* Told explicitly: the product is used twice, and the compiler would round it. */
+    vf f = (vf)_mm512_fmsub_ps((__m512)c, _mm512_set1_ps(1.44269502f), (__m512)k);
+    f = f + c * 1.92596299e-8f;
+    vf p = f * 1.534581088e-4f + 1.339993121e-3f;
+    p = p * f + 9.618488961e-3f;
+    p = p * f + 5.550328777e-2f;
+    p = p * f + 2.402264689e-1f;
+    p = p * f + 6.931472057e-1f;
+    p = p * f + 1.0f;
+    return (vf)_mm512_scalef_ps((__m512)p, (__m512)k);
+#else
+    /* Range reduction by ln 2 in two parts and a degree-6 polynomial on [-ln2/2, ln2/2]; the power of two is applied in two
+     * halves so that subnormal results are right. */
+    vf magic = vf_set1(12582912.0f); /* 1.5 * 2^23: adding it rounds to an integer in the low bits */
     vf shifted = c * 1.44269504088896341f + magic;
     vf k = shifted - magic;
     vf r = c - k * 0.693359375f;
@@ -137,22 +155,13 @@ INLINE vf vf_exp(vf x) {
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = p * (r * r) + r + 1.0f;
-#if PL_BYTES == 64
-    return (vf)_mm512_scalef_ps((__m512)p, (__m512)k);
-#else
     vi n = (vi)shifted - (vi)magic, half = n >> 1;
     return p * (vf)((half + 127) << 23) * (vf)((n - half + 127) << 23);
 #endif
 }
 
-/* e^x in float64 within 1 ulp or so; the same scheme with the Taylor polynomial of degree 13. */
-INLINE vd vd_exp(vd x) {
-    vd c = vd_min(vd_set1(710.0), vd_max(vd_set1(-746.0), x));
-    vd magic = vd_set1(6755399441055744.0); /* 1.5 * 2^52 */
-    vd shifted = c * 1.4426950408889634074 + magic;
-    vd k = shifted - magic;
-    vd r = c - k * 6.93147180369123816490e-01;
-    r = r - k * 1.90821492927058770002e-10;
+/* (e^r - 1 - r) / r^2 on [-ln2/2, ln2/2]: the Taylor polynomial of e^r to degree 13. */
+INLINE vd vd_exp_tail(vd r) {
     vd p = r * (1.0 / 6227020800.0) + 1.0 / 479001600.0;
     p = p * r + 1.0 / 39916800.0;
     p = p * r + 1.0 / 3628800.0;
@@ -164,6 +173,18 @@ INLINE vd vd_exp(vd x) {
     p = p * r + 1.0 / 24.0;
     p = p * r + 1.0 / 6.0;
     p = p * r + 0.5;
+    return p;
+}
+
+/* e^x in float64 within 1 ulp or so; the same scheme. */
+INLINE vd vd_exp(vd x) {
+    vd c = vd_min(vd_set1(710.0), vd_max(vd_set1(-746.0), x));
+    vd magic = vd_set1(6755399441055744.0); /* 1.5 * 2^52 */
+    vd shifted = c * 1.4426950408889634074 + magic;
+    vd k = shifted - magic;
+    vd r = c - k * 6.93147180369123816490e-01;
+    r = r - k * 1.90821492927058770002e-10;
+    vd p = vd_exp_tail(r);
     p = p * (r * r) + r + 1.0;
 #if PL_BYTES == 64
     return (vd)_mm512_scalef_pd((__m512d)p, (__m512d)k);
@@ -172,6 +193,73 @@ INLINE vd vd_exp(vd x) {
     return p * (vd)((half + 1023) << 52) * (vd)((n - half + 1023) << 52);
 #endif
 }
+
+/* e^x - 1 within 2 ulp, for x from -inf to 80. */
+INLINE vf vf_expm1(vf x) {
+    vf c = vf_max(vf_set1(-80.0f), x), magic = vf_set1(12582912.0f);
+    vf shifted = c * 1.44269504088896341f + magic;
+    vf k = shifted - magic;
+    vf r = c - k * 0.693359375f;
+    r = r + k * 2.12194440e-4f;
+    vf p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * (r * r) + r;
+    vf two_k = (vf)(((vi)shifted - (vi)magic + 127) << 23);
+    return two_k * p + (two_k - 1.0f);
+}
+INLINE vd vd_expm1(vd x) {
+    vd c = vd_max(vd_set1(-80.0), x), magic = vd_set1(6755399441055744.0);
+    vd shifted = c * 1.4426950408889634074 + magic;
+    vd k = shifted - magic;
+    vd r = c - k * 6.93147180369123816490e-01;
+    r = r - k * 1.90821492927058770002e-10;
+    vd p = vd_exp_tail(r);
+    p = p * (r * r) + r;
+    vd two_k = (vd)(((vl)shifted - (vl)magic + 1023) << 52);
+    return two_k * p + (two_k - 1.0);
+}
+
+/* log(1 + x) within 2 ulp for x > -1; inf at inf. The exponent of 1 + x is taken off so that the rest f is in [sqrt(1/2) - 1,
+ * sqrt(2) - 1] (x itself where the exponent is 0, so that nothing is lost near 0); log(1 + f) = 2 atanh(f / (2 + f)). */
+INLINE vf vf_log1p(vf x) {
+    vf u = x + 1.0f;
+    vi bits = (vi)u + (0x3f800000 - 0x3f3504f3), k = (bits >> 23) - 127;
+    vf f = vf_select(k == 0, x, (vf)((bits & 0x7fffff) + 0x3f3504f3) - 1.0f);
+    vf s = f / (f + 2.0f), z = s * s;
+    vf p = z * 0.29581011f + 0.39987992f;
+    p = p * z + 0.66666696f;
+    vf y = s * (z * p) + (s + s);
+    y = y + __builtin_convertvector(k, vf) * 0.69314718f;
+    return vf_select(u - u == vf_set1(0), y, u);
+}
+INLINE vd vd_log1p(vd x) {
+    const int64_t half = 0x3fe6a09e667f3bcd; /* sqrt(1/2) */
+    vd u = x + 1.0;
+    vl bits = (vl)u + (0x3ff0000000000000 - half), k = (bits >> 52) - 1023;
+    vd f = vd_select(k == 0, x, (vd)((bits & 0xfffffffffffff) + half) - 1.0);
+    vd s = f / (f + 2.0), z = s * s, p = vd_set1(2.0 / 25);
+    for (int n = 23; n >= 3; n -= 2) p = p * z + 2.0 / n;
+    vd y = s * (z * p) + (s + s);
+    y = y + __builtin_convertvector(k, vd) * 0.693147180559945309417;
+    return vd_select(u - u == vd_set1(0), y, u);
+}
+
+/* Stores past the caches, for results larger than they are; p is aligned to a vector. */
+INLINE void vf_stream(float *p, vf v) {
+#if PL_BYTES == 64
+    _mm512_stream_ps(p, (__m512)v);
+#elif PL_BYTES == 32
+    _mm256_stream_ps(p, (__m256)v);
+#elif defined(__x86_64__)
+    _mm_stream_ps(p, (__m128)v);
+#else
+    vf_store(p, v);
+#endif
+}
+INLINE void vd_stream(double *p, vd v) { vf_stream((float *)p, (vf)v); }
 
 /* LANES unsigned bytes, signed bytes, or 16-bit values as int32. GCC 12 converts such vectors lane by lane if left to itself. */
 INLINE vi vi_from_u8(const uint8_t *p) {
@@ -250,6 +338,53 @@ INLINE vf vf_from_f16(const uint8_t *p) {
     memcpy(h, p, sizeof h);
     for (int i = 0; i < LANES; i++) v[i] = f32_from_f16(h[i]);
     return v;
+#endif
+}
+
+INLINE uint16_t bf16_from_f32(float f) {
+    uint32_t bits;
+    memcpy(&bits, &f, 4);
+    if (f != f) return (uint16_t)(bits >> 16 | 0x40);
+    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+INLINE uint16_t f16_from_f32(float f) {
+#if PL_BYTES >= 32
+    return _cvtss_sh(f, 0);
+#else
+    uint32_t bits, sign;
+    memcpy(&bits, &f, 4);
+    sign = bits >> 16 & 0x8000;
+    bits &= 0x7fffffff;
+    if (bits > 0x7f800000) return (uint16_t)(sign | 0x7e00);
+    if (bits >= 0x477ff000) return (uint16_t)(sign | 0x7c00);
+    if (bits < 0x38800000) { /* subnormal: adding 1/2 leaves its bits, rounded, at the end of the significand */
+        memcpy(&f, &bits, 4);
+        f += 0.5f;
+        memcpy(&bits, &f, 4);
+        return (uint16_t)(sign | (bits - 0x3f000000));
+    }
+    return (uint16_t)(sign | ((bits - 0x38000000 + 0xfff + (bits >> 13 & 1)) >> 13));
+#endif
+}
+
+/* LANES floats to 16 bits each, rounded to nearest even; NaN stays NaN. */
+INLINE void vf_to_bf16(uint16_t *p, vf v) {
+#if PL_BYTES == 64
+    vi bits = (vi)v, rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    vi nan = v != v;
+    rounded = (nan & (bits >> 16 | 0x40)) | (~nan & rounded);
+    _mm256_storeu_si256((__m256i *)p, _mm512_cvtepi32_epi16((__m512i)rounded));
+#else
+    for (int i = 0; i < LANES; i++) p[i] = bf16_from_f32(v[i]);
+#endif
+}
+INLINE void vf_to_f16(uint16_t *p, vf v) {
+#if PL_BYTES == 64
+    _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph((__m512)v, 0));
+#elif PL_BYTES == 32
+    _mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph((__m256)v, 0));
+#else
+    for (int i = 0; i < LANES; i++) p[i] = f16_from_f32(v[i]);
 #endif
 }
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import ops
+from ..losses import linear_cross_entropy
 
 
 def target_weights(batch: Any, lengths: Any) -> np.ndarray:
@@ -57,8 +57,8 @@ def default_loss(model: Any, batch: Any, lengths: Any) -> tuple[Any, float]:
     if (wrong & (shares > 0)).any():
         raise ValueError(f"target token id {targets[wrong & (shares > 0)][0]} is outside the vocabulary [0, {vocabulary})")
     labels = np.where(shares > 0, targets, -1).astype(np.int32)
-    losses = ops.head_cross_entropy(model.hidden(tokens, offsets), model.head_weight, labels)
-    value = losses * shares
-    return value.sum(), total
+    hidden = model.hidden(tokens, offsets)
+    value = linear_cross_entropy(hidden, model.head_weight, labels, weights=shares, ignore_index=-1, reduction="sum")
+    return value, total
 
 

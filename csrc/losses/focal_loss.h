@@ -1,0 +1,13 @@
+/* Focal loss (Lin et al., arXiv:1708.02002, equation 4): -(1 - p)^gamma log p of the label's probability p. */
+#ifdef PL_LOSS_TABLE
+PL_CLASS_LOSS(focal_loss, softmax, "gamma:real", -1, -1)
+#else
+INLINE void FORMULA(focal_loss)(FORMULA(class_row) *row, const SCALAR *option) {
+    SCALAR gamma = option[0], rest = -expm1(row->log_p), power = pow(rest, gamma);
+    row->loss = -power * row->log_p;
+    row->d_log_p = -power;
+    /* At p = 1 the limit of (1 - p)^(gamma - 1) log p is 0. */
+    if (gamma > 0 && rest > 0 && rest < 1) row->d_log_p += gamma * exp(row->log_p) * power / rest * row->log_p;
+    row->d_log_sum = row->d_mean_log_p = 0;
+}
+#endif

@@ -1,0 +1,44 @@
+/* What the formulas of row losses are written in. The text of losses/ compiles as C, once for float32 and once for float64
+ * vectors, and as OpenCL C; whoever includes it defines first:
+ *
+ *   FORMULA(name)  the name of a function or type for the computed type
+ *   V              some elements of a row at once (a vector, or one value)
+ *   SCALAR         one value, in the most exact type there is
+ *   v_set(a) v_exp(x) v_expm1(x) v_log1p(x) v_abs(x) v_select(mask, a, b)   on V; comparisons of V give the mask
+ *   INLINE         for functions
+ *
+ * A weight family turns logits into unnormalised probabilities w(x), so that probabilities are w(x) / sum w:
+ *   V weight(V x)        w(x)
+ *   V log_weight(V x)    log w(x)
+ *   V slope(V x)         w'(x) / w(x); the softmax has none, as it is 1
+ * In a shifted family w(x - s) = w(x) / w(s), so that the largest logit may be taken off first.
+ *
+ * A class loss is a function of its label's log-probability and of the row's statistics; a pair loss is a sum over the elements of
+ * two rows of probabilities; an element loss is one value per element.
+ */
+
+/* One row of a class loss: in, what the driver found; out, the loss and its derivatives by the three. */
+typedef struct {
+    SCALAR log_p;      /* of the label */
+    SCALAR log_sum;    /* log of the sum of the weights */
+    SCALAR mean_log_p; /* over the classes that are not masked; only where the table asks for it */
+    SCALAR loss, d_log_p, d_log_sum, d_mean_log_p;
+} FORMULA(class_row);
+
+/* One element of a pair loss with the probabilities p and q: in, these and log(q / p); out, its part of the loss, and p and q
+ * times the derivative of the whole loss by them; a multiple of p or q more makes no difference, and where the table says so by_q
+ * is taken such that it sums to 0 over a row. Where p or q is 0, log_ratio may be anything. */
+typedef struct {
+    V p, q, log_ratio;
+    V loss, by_p, by_q;
+} FORMULA(pair_element);
+
+/* One element of an element loss: logit x, target t; the loss and its derivatives. */
+typedef struct {
+    V x, t;
+    V loss, by_x, by_t;
+} FORMULA(element);
+
+/* softmax: w(x) = e^x, shifted */
+INLINE V FORMULA(softmax_weight)(V x) { return v_exp(x); }
+INLINE V FORMULA(softmax_log_weight)(V x) { return x; }

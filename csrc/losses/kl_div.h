@@ -1,0 +1,12 @@
+/* Kullback-Leibler divergence sum p log(p / q) from the student q to the teacher p, both softmax of logits / temperature (Hinton et
+ * al., arXiv:1503.02531). A class that q gives nothing makes it infinite if p gives it something. */
+#ifdef PL_LOSS_TABLE
+PL_PAIR_LOSS(kl_div, "", 1)
+#else
+INLINE void FORMULA(kl_div)(FORMULA(pair_element) *e, const SCALAR *option) {
+    (void)option;
+    e->loss = v_select(e->p == v_set(0), e->p, -e->p * e->log_ratio);
+    e->by_q = e->q - e->p;
+    e->by_p = e->loss;
+}
+#endif

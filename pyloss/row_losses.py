@@ -1,0 +1,313 @@
+"""What the row losses share: arrays as the core takes them, the one call for loss and gradient, weights, reductions, `out=`.
+
+The public functions with their checks and formulas are in `losses.py`; the mathematics is in `csrc/losses/`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from . import _core
+from .autograd import Deferred, Gradients, data, record, recording
+
+REDUCTIONS = ("none", "sum", "mean")
+
+
+def is_bfloat16(dtype: np.dtype) -> bool:
+    """ml_dtypes' type by its name: `import pyloss` does not import that package."""
+    return dtype.name == "bfloat16"
+
+
+def bits(array: np.ndarray) -> np.ndarray:
+    """The array as the core knows its type: bfloat16 as 16-bit integers."""
+    return array.view(np.uint16) if is_bfloat16(array.dtype) else array
+
+
+def new_like(array: np.ndarray) -> np.ndarray:
+    """An uninitialised contiguous array of the shape and type of `array`, over a reused buffer."""
+    kind = {"f8": "f64", "f4": "f32", "f2": "f16"}.get(array.dtype.str[1:], "u16")
+    out = _core.empty(array.shape, kind)
+    return out.view(array.dtype) if kind == "u16" else out
+
+
+def logit_rows(x: Any, name: str) -> np.ndarray:
+    """[..., V] as float64, float32, float16 or bfloat16 with V >= 1 contiguous values a row; copied only if it has to be.
+
+    Other real numbers become float32. Raises TypeError and ValueError naming the argument.
+    """
+    array = data(x)
+    if array.dtype.kind == "f" or is_bfloat16(array.dtype):
+        if array.dtype.itemsize > 8:
+            array = array.astype(np.float64)
+        elif not array.dtype.isnative:
+            array = array.astype(array.dtype.newbyteorder("="))
+    elif array.dtype.kind in "iu":
+        array = array.astype(np.float32)
+    else:
+        raise TypeError(f"{name} must hold real numbers, not {array.dtype}")
+    if array.ndim < 1 or array.shape[-1] < 1:
+        raise ValueError(f"{name} must be [..., V] with V at least 1, got shape {array.shape}")
+    if not array.flags.aligned or (array.shape[-1] > 1 and array.strides[-1] != array.itemsize):
+        array = np.require(array, requirements=["C", "A"])
+    return array
+
+
+def core_rows(array: np.ndarray) -> np.ndarray:
+    """`logit_rows`' result for the core, which takes at most two leading axes: others are joined, by a copy if need be."""
+    return bits(array if array.ndim <= 3 else array.reshape(-1, *array.shape[-2:]))
+
+
+def accumulator(*arrays: np.ndarray) -> np.dtype:
+    """The type of losses: float64 if any of the logits is, else float32."""
+    return np.dtype(np.float64 if any(a.dtype == np.float64 for a in arrays) else np.float32)
+
+
+def option(name: str, value: Any, low: float, high: float = math.inf, low_open: bool = False, high_open: bool = True) -> float:
+    """A number within bounds; TypeError or ValueError naming it otherwise."""
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+        raise TypeError(f"{name} must be a number, not {type(value).__name__}")
+    number = float(value)
+    inside = (number > low if low_open else number >= low) and (number < high if high_open else number <= high)
+    if not inside:
+        bounds = f"{'(' if low_open else '['}{low:g}, {high:g}{')' if high_open else ']'}"
+        raise ValueError(f"{name} must be in {bounds}, not {value!r}")
+    return number
+
+
+def row_weights(weights: Any, shape: tuple[int, ...]) -> np.ndarray | None:
+    """Weights, one per row of `shape`; they get no gradient."""
+    if weights is None:
+        return None
+    array = np.asarray(weights)
+    if array.dtype.kind not in "fiub" and not is_bfloat16(array.dtype):
+        raise TypeError(f"weights must hold real numbers, not {array.dtype}")
+    if array.shape != shape:
+        raise ValueError(f"weights have shape {array.shape}, expected one per row: {shape}")
+    return array
+
+
+def row_labels(labels: Any, weights: np.ndarray | None, shape: tuple[int, ...], vocabulary: int, ignore_index: int) -> np.ndarray:
+    """Labels as the kernels take them: int32 [N] in [0, V), -1 where ignored.
+
+    A row of weight 0 is ignored as well: it stays out even when its loss is not finite.
+    """
+    array = np.asarray(labels)
+    if array.dtype.kind not in "iu" and array.size:
+        raise TypeError(f"labels must be integers, not {array.dtype}")
+    if array.shape != shape:
+        raise ValueError(f"labels have shape {array.shape}, expected one per row of logits: {shape}")
+    ignored = array == ignore_index
+    outside = ((array < 0) | (array >= vocabulary)) & ~ignored
+    if outside.any():
+        where = tuple(int(i) for i in np.argwhere(outside)[0])
+        shown = where[0] if len(where) == 1 else where
+        raise ValueError(
+            f"label {array[where]} at position {shown} is outside [0, {vocabulary}) and not ignore_index {ignore_index}"
+        )
+    if weights is not None:
+        ignored = ignored | (weights == 0)
+    return np.where(ignored, -1, array).astype(np.int32).reshape(-1)
+
+
+class Call:
+    """One loss over some arrays: the kernel runs when its values or its gradients are first asked for, for both if it can.
+
+    `run(factors, wanted, loss)` fills `loss` and returns the gradients of the inputs that `wanted` marks (None for others),
+    each row's scaled by `factors` (None: 1).
+    """
+
+    def __init__(self, run: Callable, shape: tuple[int, ...], dtype: np.dtype, weights: np.ndarray | None, out: np.ndarray | None):
+        self.run, self.shape, self.dtype = run, shape, dtype
+        self.weights = None if weights is None else np.ascontiguousarray(weights, dtype)
+        self.out = out
+        self.values: np.ndarray | None = None
+
+    def _new(self) -> np.ndarray:
+        return _core.empty(self.shape, "f64" if self.dtype == np.float64 else "f32")
+
+    def _weighted(self, loss: np.ndarray) -> np.ndarray:
+        """A row of weight 0 gives 0 whatever its loss is."""
+        if self.weights is not None:
+            np.multiply(loss, self.weights, out=loss, where=self.weights != 0)
+            loss[self.weights == 0] = 0
+        return loss
+
+    def loss(self) -> np.ndarray:
+        if self.values is None:
+            direct = self.out is not None and self.out.flags.c_contiguous
+            loss = self.out if direct and self.out is not None else self._new()
+            self.run(None, (), loss)
+            self.values = self._weighted(loss)
+        return self.values
+
+    def gradients(self, dy: np.ndarray, wanted: Sequence[bool]) -> Sequence[np.ndarray | None]:
+        factors = np.asarray(dy, self.dtype, order="C")
+        if self.weights is not None:
+            factors = np.where(self.weights == 0, 0, factors * self.weights)
+        loss = self._new()
+        found = self.run(np.ascontiguousarray(factors), wanted, loss)
+        if self.values is None:
+            self.values = self._weighted(loss)
+        return found
+
+
+def finish(
+    run: Callable,
+    inputs: Sequence[Any],
+    shape: tuple[int, ...],
+    dtype: np.dtype,
+    *,
+    weights: np.ndarray | None,
+    total: float,
+    reduction: str,
+    out: Any,
+) -> Any:
+    """The result of a loss: per row [...] or reduced, recorded for the gradients of `inputs`, written to `out` where given.
+
+    `run` is `Call`'s, and "mean" divides by `total`.
+    """
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction must be one of {', '.join(map(repr, REDUCTIONS))}, not {reduction!r}")
+    traced = recording(*inputs)
+    if out is not None:
+        check_out(out, shape if reduction == "none" else (), dtype)
+        if traced:
+            raise ValueError("out cannot be used while a gradient is recorded")
+    call = Call(run, shape, dtype, weights, out if reduction == "none" else None)
+    result: Any
+    if traced:
+
+        def vjp(dy: np.ndarray, grads: Gradients) -> None:
+            wanted = [grads.wanted(i) for i in range(len(inputs))]
+            for i, gradient in enumerate(call.gradients(dy, wanted)):
+                if gradient is not None:
+                    grads.put(i, gradient)
+
+        result = record(Deferred(shape, dtype, call.loss), inputs, vjp)
+    else:
+        result = call.loss()
+    if reduction != "none":
+        result = result.sum(dtype=np.float64).astype(dtype) if isinstance(result, np.ndarray) else result.sum()
+    if reduction == "mean":
+        result = result * dtype.type(1 / total if total else 0)
+    if out is None or result is out:
+        return result
+    out[...] = result
+    return out
+
+
+def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype) -> None:
+    """Whether a result of this shape and type can be written to `out`; TypeError or ValueError otherwise."""
+    if not isinstance(out, np.ndarray):
+        raise TypeError(f"out must be a numpy.ndarray, not {type(out).__name__}")
+    if out.shape != shape:
+        raise ValueError(f"out has shape {out.shape}, expected {shape}")
+    if out.dtype != dtype:
+        raise ValueError(f"out has dtype {out.dtype}, expected {dtype}")
+    if not out.flags.writeable:
+        raise ValueError("out is read-only")
+
+
+def counted_weight(weights: np.ndarray | None, counted: np.ndarray) -> float:
+    """What a mean divides by: the weights of the rows that count (bool [N]), or their number."""
+    if weights is None:
+        return float(np.count_nonzero(counted))
+    return float(np.asarray(weights, np.float64).reshape(-1)[counted].sum())
+
+
+def flat(array: np.ndarray | None) -> np.ndarray | None:
+    """Per-row numbers [...] as the core takes them, [N]."""
+    return None if array is None else array.reshape(-1)
+
+
+def class_loss(
+    kernel: str,
+    logits: Any,
+    labels: Any,
+    options: Sequence[float],
+    *,
+    weights: Any,
+    ignore_index: int,
+    by_class: Callable[[int], np.ndarray] | None = None,
+    reduction: str,
+    out: Any,
+) -> Any:
+    """A loss of logits [..., V] with one label per row. `by_class(V)`: numbers [V] that multiply the loss of their label."""
+    array = logit_rows(logits, "logits")
+    shape, dtype, rows = array.shape[:-1], accumulator(array), core_rows(array)
+    weights = row_weights(weights, shape)
+    index = row_labels(labels, weights, shape, array.shape[-1], ignore_index)
+    total = counted_weight(weights, index >= 0)
+    if by_class is not None:
+        factors = by_class(array.shape[-1])[np.maximum(index, 0)].reshape(shape)
+        weights = factors if weights is None else factors * weights
+
+    def run(dloss: np.ndarray | None, wanted: Sequence[bool], loss: np.ndarray) -> list[np.ndarray | None]:
+        dx = new_like(array) if any(wanted) else None
+        getattr(_core, kernel)(rows, index, *options, flat(dloss), flat(loss), None if dx is None else bits(dx))
+        return [dx]
+
+    return finish(run, (logits,), shape, dtype, weights=weights, total=total, reduction=reduction, out=out)
+
+
+def two_arrays(
+    kernel: str,
+    names: tuple[str, str],
+    inputs: tuple[Any, Any],
+    options: Sequence[float],
+    *,
+    elementwise: bool,
+    weights: Any,
+    reduction: str,
+    out: Any,
+) -> Any:
+    """A loss of two arrays [..., V]: one value per row, or per element."""
+    a, b = (logit_rows(x, name) for x, name in zip(inputs, names, strict=True))
+    if a.shape != b.shape:
+        raise ValueError(f"{names[0]} and {names[1]} must have the same shape, got {a.shape} and {b.shape}")
+    shape, dtype = a.shape if elementwise else a.shape[:-1], accumulator(a, b)
+    weights = row_weights(weights, shape)
+    counted = np.full(math.prod(shape), True) if weights is None else (weights != 0).reshape(-1)
+    rows = core_rows(a), core_rows(b)
+
+    def arranged(values: np.ndarray | None) -> np.ndarray | None:
+        return values if elementwise or values is None else values.reshape(-1)
+
+    def run(dloss: np.ndarray | None, wanted: Sequence[bool], loss: np.ndarray) -> list[np.ndarray | None]:
+        found = [new_like(x) if want else None for x, want in zip((a, b), wanted or (False, False), strict=True)]
+        gradients = (None if g is None else bits(g) for g in found)
+        getattr(_core, kernel)(*rows, *options, arranged(dloss), arranged(loss), *gradients)
+        return found
+
+    total = counted_weight(weights, counted)
+    return finish(run, inputs, shape, dtype, weights=weights, total=total, reduction=reduction, out=out)
+
+
+def row_map(kernel: str, x: Any, out: Any) -> Any:
+    """A map of rows [..., V] to rows of the same type, with its gradient."""
+    array = logit_rows(x, "x")
+    rows = core_rows(array)
+    if out is not None:
+        check_out(out, array.shape, array.dtype)
+        if recording(x):
+            raise ValueError("out cannot be used while a gradient is recorded")
+    direct = out is not None and out.flags.c_contiguous and not np.shares_memory(out, array)
+    y = out if direct else new_like(array)
+    getattr(_core, kernel)(rows, None, bits(y), None)
+    if out is not None:
+        if not direct:
+            out[...] = y
+        return out
+    if not recording(x):
+        return y
+
+    def vjp(dy: np.ndarray, grads: Gradients) -> None:
+        dx = new_like(array)
+        getattr(_core, kernel)(rows, core_rows(logit_rows(dy, "dy")), None, bits(dx))
+        grads.put(0, dx)
+
+    return record(y, (x,), vjp)
