@@ -96,22 +96,6 @@ static int take_shape(device_array *a, PyObject *shape, const char *kind) {
     return 0;
 }
 
-/* Shares the memory of another array. */
-static int share(device_array *a, const device_array *base) {
-    if (a->bytes != base->bytes) {
-        PyErr_SetString(PyExc_ValueError, "DeviceArray: a view must have as many bytes as its base");
-        return -1;
-    }
-    a->buffer = base->buffer;
-    a->offset = base->offset;
-    __atomic_add_fetch(&a->buffer->references, 1, __ATOMIC_RELAXED);
-    if (a->kind == base->kind && base->host) {
-        a->host = Py_NewRef(base->host);
-        a->writes = base->writes;
-    }
-    return 0;
-}
-
 /* Over another library's memory: handles of context, queue and buffer, the offset in it, and its size. */
 static int adopt(device_array *a, PyObject *handles) {
     Py_ssize_t context, queue, memory, offset, size;
@@ -129,16 +113,33 @@ static int adopt(device_array *a, PyObject *handles) {
     return -1;
 }
 
-static int allocate(device_array *a, long index) {
+static int allocate(device_array *a, pl_cl_device *device) {
+    pl_cl_error error;
+    Py_BEGIN_ALLOW_THREADS
+    a->buffer = pl_cl_buffer_new(device, a->bytes, &error);
+    Py_END_ALLOW_THREADS
+    if (a->buffer) return 0;
+    raise(&error, "allocating an array", device->index);
+    return -1;
+}
+
+static int open_and_allocate(device_array *a, long index) {
     pl_cl_error error;
     pl_cl_device *device;
     Py_BEGIN_ALLOW_THREADS
     device = pl_cl_device_at((int)index, &error);
-    if (device) a->buffer = pl_cl_buffer_new(device, a->bytes, &error);
     Py_END_ALLOW_THREADS
-    if (a->buffer) return 0;
-    raise(&error, "allocating an array", device ? (int)index : -1);
+    if (device) return allocate(a, device);
+    raise(&error, "opening a device", -1);
     return -1;
+}
+
+static device_array *new_array(PyTypeObject *type) { return (device_array *)((allocfunc)PyType_GetSlot(type, Py_tp_alloc))(type, 0); }
+
+static PyObject *made(device_array *a, int failed) {
+    if (!failed) return (PyObject *)a;
+    Py_DECREF(a);
+    return NULL;
 }
 
 static PyObject *array_new(PyTypeObject *type, PyObject *args, PyObject *keywords) {
@@ -146,21 +147,38 @@ static PyObject *array_new(PyTypeObject *type, PyObject *args, PyObject *keyword
     PyObject *where, *shape;
     const char *kind;
     if (!PyArg_ParseTuple(args, "OO!s", &where, &PyTuple_Type, &shape, &kind)) return NULL;
-    allocfunc alloc = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
-    device_array *a = (device_array *)alloc(type, 0);
+    device_array *a = new_array(type);
     if (!a) return NULL;
-    int failed = take_shape(a, shape, kind);
-    if (!failed) {
-        if (is_device_array(where)) failed = share(a, (const device_array *)where);
-        else if (PyTuple_Check(where)) failed = adopt(a, where);
-        else {
-            long index = PyLong_AsLong(where);
-            failed = index == -1 && PyErr_Occurred() ? -1 : allocate(a, index);
-        }
+    if (take_shape(a, shape, kind)) return made(a, 1);
+    if (PyTuple_Check(where)) return made(a, adopt(a, where));
+    long index = PyLong_AsLong(where);
+    return made(a, (index == -1 && PyErr_Occurred()) || open_and_allocate(a, index));
+}
+
+static PyObject *array_fresh(PyObject *self, PyObject *args) {
+    PyObject *shape;
+    const char *kind;
+    if (!PyArg_ParseTuple(args, "O!s", &PyTuple_Type, &shape, &kind)) return NULL;
+    device_array *a = new_array(Py_TYPE(self));
+    if (!a) return NULL;
+    return made(a, take_shape(a, shape, kind) || allocate(a, ((device_array *)self)->buffer->device));
+}
+
+static PyObject *array_part(PyObject *self, PyObject *args) {
+    const device_array *base = (device_array *)self;
+    PyObject *shape;
+    Py_ssize_t offset;
+    if (!PyArg_ParseTuple(args, "O!n", &PyTuple_Type, &shape, &offset)) return NULL;
+    device_array *a = new_array(Py_TYPE(self));
+    if (!a || take_shape(a, shape, kinds[base->kind].name)) return a ? made(a, 1) : NULL;
+    if (offset < 0 || (size_t)offset > base->bytes || a->bytes > base->bytes - (size_t)offset) {
+        PyErr_SetString(PyExc_ValueError, "DeviceArray: a part must lie within the array");
+        return made(a, 1);
     }
-    if (!failed) return (PyObject *)a;
-    Py_DECREF(a);
-    return NULL;
+    a->buffer = base->buffer;
+    a->offset = base->offset + (size_t)offset;
+    __atomic_add_fetch(&a->buffer->references, 1, __ATOMIC_RELAXED);
+    return (PyObject *)a;
 }
 
 static void array_dealloc(PyObject *self) {
@@ -261,6 +279,14 @@ static PyObject *get_index(PyObject *self, void *unused) {
     (void)unused;
     return PyLong_FromLong(((device_array *)self)->buffer->device->index);
 }
+static PyObject *get_place(PyObject *self, void *unused) {
+    (void)unused;
+    return PyLong_FromVoidPtr(((device_array *)self)->buffer->device);
+}
+static PyObject *get_own(PyObject *self, void *unused) {
+    (void)unused;
+    return PyBool_FromLong(((device_array *)self)->buffer->device->own);
+}
 static PyObject *get_handles(PyObject *self, void *unused) {
     (void)unused;
     device_array *a = (device_array *)self;
@@ -272,6 +298,8 @@ static PyObject *get_handles(PyObject *self, void *unused) {
 static PyMethodDef array_methods[] = {
     {"write", array_write, METH_O, "Copies a C-contiguous ndarray of as many bytes here."},
     {"read", array_read, METH_O, "Copies the elements to a C-contiguous ndarray of as many bytes."},
+    {"fresh", array_fresh, METH_VARARGS, "fresh(shape, kind): a new array in memory of the same device and context."},
+    {"part", array_part, METH_VARARGS, "part(shape, offset): an array over its bytes from `offset` on."},
     {"wait", array_wait, METH_NOARGS, "Returns when the device has done all that was asked of it."},
     {NULL, NULL, 0, NULL}};
 static PyGetSetDef array_attributes[] = {
@@ -279,9 +307,11 @@ static PyGetSetDef array_attributes[] = {
     {"kind", get_kind, NULL, "The element type, as the specification of operations names it.", NULL},
     {"nbytes", get_nbytes, NULL, "Bytes of the elements.", NULL},
     {"index", get_index, NULL, "The number of the device.", NULL},
+    {"place", get_place, NULL, "A number that arrays in one context and queue share.", NULL},
+    {"own", get_own, NULL, "Whether its context is pyloss's own.", NULL},
     {"handles", get_handles, NULL, "Handles of context, queue and buffer, the offset in the buffer, and its size.", NULL},
     {NULL, NULL, NULL, NULL, NULL}};
-static PyType_Slot array_slots[] = {{Py_tp_doc, "DeviceArray(where, shape, kind): where is a device's number, an array to share, or handles."},
+static PyType_Slot array_slots[] = {{Py_tp_doc, "DeviceArray(where, shape, kind): where is a device's number, or handles."},
                                     {Py_tp_new, array_new},
                                     {Py_tp_dealloc, array_dealloc},
                                     {Py_tp_methods, array_methods},
