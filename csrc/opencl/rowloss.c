@@ -43,7 +43,7 @@ typedef struct {
     const pl_cl_place *place;
     pl_cl_shape shape;
     char macros[OPTIONS_SIZE];
-    int used, aligned;
+    int used, aligned, exact_out; /* exact_out: gradients are of the computed type */
     pl_cl_arguments arguments;
 } launch;
 
@@ -62,6 +62,7 @@ static void add_floats(launch *l, int index, const char *macro) {
     pl_float type = l->call->arg[index].rows.type;
     size_t vector = type_sizes[type] * (size_t)l->shape.width;
     define(l, " -D%s=%s", macro, type_names[type]);
+    if (macro[0] == 'O' && type != (l->call->wide ? PL_F64 : PL_F32)) l->exact_out = 0;
     if (l->place[index].offset % vector || (size_t)PL_DIM(l->call, 'V') * type_sizes[type] % vector) l->aligned = 0;
     pl_cl_add_buffer(&l->arguments, l->place[index].buffer, l->place[index].offset, type_sizes[type]);
 }
@@ -84,7 +85,7 @@ static int is_cpu(const pl_cl_device *device) { return (device->info->kind & CL_
 static pl_cl_shape shape_of(const launch *l, const loss_line *line) {
     int64_t v = PL_DIM(l->call, 'V');
     int cpu = is_cpu(l->device);
-    pl_cl_shape shape = {.width = cpu ? 16 : 4, .block = cpu ? 8 : 4};
+    pl_cl_shape shape = {.width = cpu ? 16 : 4, .block = cpu ? 32 : 4};
     if (pl_cl_forced_shape.width) shape.width = pl_cl_forced_shape.width;
     if (pl_cl_forced_shape.block) shape.block = pl_cl_forced_shape.block;
     if (line->kind == ELEMENT) shape.group = cpu ? 64 : 256;
@@ -142,11 +143,12 @@ int pl_cl_row_loss(pl_cl_device *device, const char *name, const pl_call *call, 
     if (line == end) return -1;
     int64_t rows = PL_DIM(call, 'N'), v = PL_DIM(call, 'V');
     if (!rows || !v) return 0;
-    launch l = {.device = device, .call = call, .place = place, .aligned = 1};
+    launch l = {.device = device, .call = call, .place = place};
     l.shape = shape_of(&l, line);
     if (call->wide && l.shape.width > 8) l.shape.width = 8;
     for (;;) {
         l.used = l.arguments.count = 0;
+        l.aligned = l.exact_out = 1;
         define(&l, "%s -DWIDTH=%d -DBLOCK=%d -DGROUP=%d", line->macros, l.shape.width, l.shape.block, l.shape.group);
         define(&l, call->wide ? " -DREAL=double -DREAL_F64" : " -DREAL=float");
         define(&l, v > INT32_MAX / 2 || line->kind == ELEMENT ? " -DINDEX=long" : " -DINDEX=int");
@@ -154,8 +156,9 @@ int pl_cl_row_loss(pl_cl_device *device, const char *name, const pl_call *call, 
         add_arrays(&l, line);
         add_scalars(&l, line);
         /* A processor loads unaligned vectors as fast, and keeps a block in its nearest cache. */
-        if (l.aligned && !is_cpu(device)) define(&l, " -DALIGNED");
-        if (!is_cpu(device)) define(&l, " -DUNROLLED");
+        if (is_cpu(device) && pl_cl_forced_shape.group < 2)
+            define(&l, "%s%s", call->wide ? "" : " -DPOLYNOMIALS", l.exact_out && line->kind == PAIR ? " -DKEEP" : "");
+        else define(&l, l.aligned ? " -DUNROLLED -DALIGNED" : " -DUNROLLED");
         size_t group = (size_t)l.shape.group, groups = (size_t)rows;
         if (line->kind == ELEMENT) groups = ((size_t)(rows * v) + (size_t)l.shape.width * group - 1) / ((size_t)l.shape.width * group);
         int too_large = 0;

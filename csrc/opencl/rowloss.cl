@@ -4,6 +4,7 @@
  *
  *   CLASS, PAIR, ELEMENT, MAP or ARGMAX   which     LOSS, FAMILY, ...   what the loss's line of losses.def says
  *   IN0, IN1, OUT0, OUT1   element types of inputs and outputs; no OUT where it is not wanted
+ *   KEEP    where computing again costs more than a trip over memory, and the gradients are of the computed type
  */
 #include "types.cl"
 #include "../losses/formulas.h"
@@ -248,6 +249,11 @@ kernel __attribute__((reqd_work_group_size(GROUP, 1, 1))) void row_loss(ARRAY(co
             lp += e.by_p;
 #if defined(OUT0) && Q_SUMS_TO_0
             if (given != 0) PUT(OUT0)(e.by_q * (REAL)factor, dq, i, n);
+#elif defined(OUT0) && defined(KEEP)
+            if (given != 0) PUT(OUT0)(e.by_q, dq, i, n);
+#endif
+#if defined(OUT1) && defined(KEEP)
+            if (given != 0) PUT(OUT1)(e.by_p, dp, i, n);
 #endif
         }
         add(&total, sum_of(l));
@@ -260,6 +266,19 @@ kernel __attribute__((reqd_work_group_size(GROUP, 1, 1))) void row_loss(ARRAY(co
     if (given == 0) return;
     /* gradient = factor (by - probability * sum) */
     const V all_q = v_set(group_sum(value_of(sum_q))), all_p = v_set(group_sum(value_of(sum_p)));
+#ifdef KEEP
+    /* What the formula gave is where the gradient goes. */
+    EACH_BLOCK(begin, n) EACH_VECTOR(b, i, begin, n) {
+#if defined(OUT0) && !Q_SUMS_TO_0
+        V prob_q = v_exp((FETCH(IN0)(xq, i, n, LOWEST) - q.shift) * scale) * by_q;
+        PUT(OUT0)((FETCH(OUT0)(dq, i, n, 0) - prob_q * all_q) * (REAL)factor, dq, i, n);
+#endif
+#ifdef OUT1
+        V prob_p = v_exp((FETCH(IN1)(xp, i, n, LOWEST) - p.shift) * scale) * by_p;
+        PUT(OUT1)((FETCH(OUT1)(dp, i, n, 0) - prob_p * all_p) * (REAL)factor, dp, i, n);
+#endif
+    }
+#else
     EACH_BLOCK(begin, n) {
         V x[BLOCK], y[BLOCK];
         EACH_VECTOR(b, i, begin, n) {
@@ -276,6 +295,7 @@ kernel __attribute__((reqd_work_group_size(GROUP, 1, 1))) void row_loss(ARRAY(co
 #endif
         }
     }
+#endif
 #endif
 }
 #endif

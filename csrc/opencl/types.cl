@@ -3,6 +3,7 @@
  *   REAL    float or double: the arithmetic          WIDTH   2, 4, 8 or 16: elements of the vector type V
  *   FP64    where the device has doubles             GROUP   work-items of a work-group, a power of two
  *   INDEX   int or long: positions within a row      BLOCK   vectors that a work-item takes at once
+ *   POLYNOMIALS where the driver's own exponentials are slow (REAL is float)
  *   ALIGNED where all rows begin at whole vectors    UNROLLED  where a block's vectors are to stay in registers
  *
  * Stored elements are f32, f64, f16 or bf16. Half precision needs no extension: vload_half and shifts read it.
@@ -21,16 +22,60 @@
 #define VF CAT(float, WIDTH)
 #define VU CAT(uint, WIDTH)
 #define INLINE static inline
+#define TO_V(x) CAT(convert_, V)(x)
+#define TO_VF(x) CAT(convert_, VF)(x)
 #define FORMULA(name) name
 #define v_set(a) ((V)((REAL)(a)))
+#define v_abs(x) fabs(x)
+#define v_select(mask, a, b) ((mask) ? (a) : (b))
+#ifndef POLYNOMIALS
 #define v_exp(x) exp(x)
 #define v_expm1(x) expm1(x)
 #define v_log1p(x) log1p(x)
-#define v_abs(x) fabs(x)
-#define v_select(mask, a, b) ((mask) ? (a) : (b))
+#else
+/* A processor's OpenCL takes care of the last bit at several times the cost: the float functions of kernels/vec.h instead. */
+#define VI CAT(int, WIDTH)
+#define AS_VI CAT(as_, VI)
+#define AS_V CAT(as_, V)
+#define ROUNDER 12582912.0f /* 1.5 * 2^23: adding it rounds to an integer in the low bits */
 
-#define TO_V(x) CAT(convert_, V)(x)
-#define TO_VF(x) CAT(convert_, VF)(x)
+/* (e^r - 1 - r) / r^2 for r = c - k ln 2, the k in *shifted. */
+INLINE V exp_tail(V c, V *shifted, V *r) {
+    *shifted = c * 1.44269504088896341f + ROUNDER;
+    V k = *shifted - ROUNDER;
+    *r = c - k * 0.693359375f;
+    *r = *r + k * 2.12194440e-4f;
+    V p = *r * 1.9875691500e-4f + 1.3981999507e-3f;
+    p = p * *r + 8.3334519073e-3f;
+    p = p * *r + 4.1665795894e-2f;
+    p = p * *r + 1.6666665459e-1f;
+    return p * *r + 5.0000001201e-1f;
+}
+INLINE V v_exp(V x) {
+    V c = x < -104.0f ? v_set(-104.0f) : x, shifted, r; /* in this order a NaN stays one */
+    c = c > 89.0f ? v_set(89.0f) : c;
+    V p = exp_tail(c, &shifted, &r);
+    VI n = AS_VI(shifted) - as_int(ROUNDER), low = n >> 1;
+    return (p * (r * r) + r + 1.0f) * AS_V((low + 127) << 23) * AS_V((n - low + 127) << 23);
+}
+/* For x up to 80. */
+INLINE V v_expm1(V x) {
+    V shifted, r, p = exp_tail(x < -80.0f ? v_set(-80.0f) : x, &shifted, &r);
+    V two_k = AS_V((AS_VI(shifted) - as_int(ROUNDER) + 127) << 23);
+    return two_k * (p * (r * r) + r) + (two_k - 1.0f);
+}
+INLINE V v_log1p(V x) {
+    V u = x + 1.0f;
+    VI bits = AS_VI(u) + (0x3f800000 - 0x3f3504f3), k = (bits >> 23) - 127;
+    V f = k == 0 ? x : AS_V((bits & 0x7fffff) + 0x3f3504f3) - 1.0f;
+    V s = f / (f + 2.0f), z = s * s;
+    V p = z * 0.29581011f + 0.39987992f;
+    p = p * z + 0.66666696f;
+    V y = s * (z * p) + (s + s) + TO_V(k) * 0.69314718f;
+    return u - u == 0.0f ? y : u;
+}
+#endif
+
 #define VLOAD CAT(vload, WIDTH)
 #define VSTORE CAT(vstore, WIDTH)
 
