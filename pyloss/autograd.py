@@ -234,12 +234,17 @@ class Tensor:
     gradient; `.data` is the ndarray, for everything else.
     """
 
-    __slots__ = ("data", "_node")
+    __slots__ = ("_data", "_node")
     __array_ufunc__ = None  # ndarray + Tensor is ours
 
     def __init__(self, data: np.ndarray, node: Node | None = None):
-        self.data = data
+        self._data = data
         self._node = node
+
+    @property
+    def data(self) -> np.ndarray:
+        """The ndarray."""
+        return self._data
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -335,7 +340,7 @@ class Tensor:
 class Deferred(Tensor):
     """A Tensor whose data are computed when they are first read.
 
-    Backward never reads the data of a loss, so an operation that gives its result and its gradient together is called once, there.
+    Backward does not read the data of a loss, so an operation that gives its result and its gradient together is called once.
     """
 
     __slots__ = ("_compute", "_dtype", "_shape")
@@ -346,12 +351,12 @@ class Deferred(Tensor):
         self._node = None
 
     @property
-    def data(self) -> np.ndarray:  # type: ignore[override]
+    def data(self) -> np.ndarray:
         if self._compute is not None:
             with _no_tape():
-                Tensor.data.__set__(self, self._compute())  # type: ignore[attr-defined]
+                self._data = self._compute()
             self._compute = None
-        return Tensor.data.__get__(self)  # type: ignore[attr-defined]
+        return self._data
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -55,9 +55,7 @@ def head(hidden: Any, weight: Any, suffix: str = "") -> Head:
         else:
             stored = ops.f32(weight, f"weight{suffix}")
     if source.shape[-1:] != tuple(stored.shape[1:]):
-        raise ValueError(
-            f"hidden{suffix} has shape {source.shape}, which does not end in weight{suffix}'s {stored.shape[1]}"
-        )
+        raise ValueError(f"hidden{suffix} has shape {source.shape}, which does not end in weight{suffix}'s {stored.shape[1]}")
     rows = ops.f32(hidden, f"hidden{suffix}").reshape(-1, stored.shape[1])
     return Head(hidden, weight, rows, stored)
 

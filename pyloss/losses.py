@@ -16,7 +16,18 @@ import numpy as np
 
 from . import _core, device
 from .linear_losses import fused, head
-from .row_losses import class_loss, core_rows, counted_weight, finish, logit_rows, option, row_labels, row_map, row_weights, two_arrays
+from .row_losses import (
+    class_loss,
+    core_rows,
+    counted_weight,
+    finish,
+    logit_rows,
+    option,
+    row_labels,
+    row_map,
+    row_weights,
+    two_arrays,
+)
 
 
 def softmax_cross_entropy(
@@ -33,8 +44,8 @@ def softmax_cross_entropy(
 ) -> Any:
     """-log softmax(logits)[label] along the last axis.
 
-    `labels` integers [...] in [0, V); rows whose label is `ignore_index` give 0 and are not counted. `label_smoothing` e in [0, 1]
-    gives (1 - e) of the weight to the label and e to all classes evenly, those that are not masked (Szegedy et al.,
+    `labels` integers [...] in [0, V); rows whose label is `ignore_index` give 0 and are not counted. `label_smoothing` e in
+    [0, 1] gives (1 - e) of the weight to the label and e to all classes evenly, those that are not masked (Szegedy et al.,
     arXiv:1512.00567). `z_loss` >= 0 adds z_loss * log(sum exp)^2 (Chowdhery et al., arXiv:2204.02311). `softcap` c > 0 replaces
     logits by c tanh(logits / c) (Gemma Team, arXiv:2408.00118); masked classes stay masked.
     """
@@ -94,7 +105,7 @@ def focal_loss(
 def stablemax_cross_entropy(
     logits: Any, labels: Any, *, weights: Any = None, ignore_index: int = -100, reduction: str = "none", out: Any = None
 ) -> Any:
-    """-log stablemax(logits)[label] along the last axis (Prieto et al., arXiv:2501.04697); labels as in `softmax_cross_entropy`."""
+    """-log stablemax(logits)[label] along the last axis (Prieto et al., arXiv:2501.04697); see `softmax_cross_entropy`."""
     return class_loss(
         "stablemax_cross_entropy", logits, labels, (), weights=weights, ignore_index=ignore_index, reduction=reduction, out=out
     )
@@ -118,8 +129,8 @@ def kl_div_loss(
 ) -> Any:
     """KL(P || Q) = sum P (log P - log Q) along the last axis, P = softmax(p / T) and Q = softmax(q / T).
 
-    `logits_q` (the student) and `logits_p` (the teacher) [..., V], types may differ; both have gradients. Nothing is multiplied by
-    T^2. Infinite where Q gives nothing to a class that P gives something.
+    `logits_q` (the student) and `logits_p` (the teacher) [..., V], types may differ; both have gradients. Nothing is
+    multiplied by T^2. Infinite where Q gives nothing to a class that P gives something.
     """
     options = (option("temperature", temperature, 0, low_open=True),)
     names = ("logits_q", "logits_p")
@@ -140,8 +151,8 @@ def js_div_loss(
 ) -> Any:
     """The generalised Jensen-Shannon divergence beta KL(P || M) + (1 - beta) KL(Q || M), M = beta P + (1 - beta) Q.
 
-    P and Q as in `kl_div_loss`; `beta` in (0, 1). At most log 2 for beta = 1/2, and finite for all finite logits (Lin 1991; Agarwal
-    et al., arXiv:2306.13649).
+    P and Q as in `kl_div_loss`; `beta` in (0, 1). At most log 2 for beta = 1/2, and finite for all finite logits (Lin 1991;
+    Agarwal et al., arXiv:2306.13649).
     """
     options = _js_options(temperature, beta)
     names = ("logits_q", "logits_p")
@@ -176,8 +187,8 @@ def binary_cross_entropy_with_logits(
 def compute_accuracy(logits: Any, labels: Any, *, ignore_index: int = -100) -> tuple[np.ndarray, np.ndarray]:
     """(token accuracy, sequence accuracy) of logits [..., T, V] for labels [..., T], both float64 [...].
 
-    The share of the labels that are the first largest logit of their row, and whether all of a sequence are (1.0 or 0.0). Rows with
-    `ignore_index` do not count; a sequence without labels gives NaN for both.
+    The share of the labels that are the first largest logit of their row, and whether all of a sequence are (1.0 or 0.0). Rows
+    with `ignore_index` do not count; a sequence without labels gives NaN for both.
     """
     array = logit_rows(logits, "logits")
     if array.ndim < 2:
@@ -208,8 +219,8 @@ def linear_cross_entropy(
 ) -> Any:
     """`softmax_cross_entropy(hidden @ weight.T, labels)` without all logits at once.
 
-    `hidden` [..., D]; `weight` [V, D]: an array, float16 and bfloat16 ones read as they are, or a stored `Weight`; `labels` [...].
-    Computed in float32. Rows without a label or with weight 0 are not computed. The other arguments are those of
+    `hidden` [..., D]; `weight` [V, D]: an array, float16 and bfloat16 ones read as they are, or a stored `Weight`; `labels`
+    [...]. Computed in float32. Rows without a label or with weight 0 are not computed. The other arguments are those of
     `softmax_cross_entropy`. Loss and gradients together go through the logits once.
     """
     options = _softmax_options(label_smoothing, z_loss, softcap)
@@ -241,8 +252,8 @@ def linear_kl_div(
 ) -> Any:
     """`kl_div_loss(hidden_q @ weight_q.T, hidden_p @ weight_p.T)` without all logits at once.
 
-    Student `hidden_q` [..., D] with `weight_q` [V, D], teacher `hidden_p` [..., E] with `weight_p` [V, E]; arrays and weights as in
-    `linear_cross_entropy`, all with gradients. Rows of weight 0 are not computed.
+    Student `hidden_q` [..., D] with `weight_q` [V, D], teacher `hidden_p` [..., E] with `weight_p` [V, E]; arrays and weights
+    as in `linear_cross_entropy`, all with gradients. Rows of weight 0 are not computed.
     """
     options = (option("temperature", temperature, 0, low_open=True),)
     return _pair_of_heads("kl_div", (hidden_q, weight_q, hidden_p, weight_p), options, weights, reduction, out)
@@ -266,7 +277,8 @@ def linear_js_div(
 
 
 def _pair_of_heads(name: str, arguments: Any, options: tuple[float, ...], weights: Any, reduction: str, out: Any) -> Any:
-    q, p = head(*arguments[:2], "_q"), head(*arguments[2:], "_p")
+    hidden_q, weight_q, hidden_p, weight_p = arguments
+    q, p = head(hidden_q, weight_q, "_q"), head(hidden_p, weight_p, "_p")
     if q.shape[:-1] != p.shape[:-1]:
         raise ValueError(f"hidden_q and hidden_p must have the same leading shape, got {q.shape} and {p.shape}")
     if q.vocabulary != p.vocabulary:

@@ -6,7 +6,6 @@ Tensor only while a gradient is recorded.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np

@@ -122,10 +122,12 @@ class Call:
     each row's scaled by `factors` (None: 1). With `like`, an array on a device, the loss is there too.
     """
 
-    def __init__(self, run: Callable, shape: tuple[int, ...], dtype: np.dtype, weights: np.ndarray | None, out: Any, like: Any):
+    def __init__(
+        self, run: Callable, shape: tuple[int, ...], dtype: np.dtype, weights: np.ndarray | None, out: Any, like: Any
+    ):
         self.like = like if isinstance(like, device.DeviceArray) else None
         self.run, self.shape, self.dtype = run, shape, dtype
-        self.weights = None if weights is None else np.ascontiguousarray(weights, dtype)
+        self.weights = None if weights is None else np.asarray(weights, dtype, order="C")
         self.out = out
         self.values: Any = None
 
@@ -157,7 +159,7 @@ class Call:
         if self.weights is not None:
             factors = np.where(self.weights == 0, 0, factors * self.weights)
         loss = self._new()
-        found = self.run(np.ascontiguousarray(factors), wanted, loss)
+        found = self.run(np.asarray(factors, order="C"), wanted, loss)
         if self.values is None:
             self.values = self._weighted(loss)
         return found

@@ -87,7 +87,8 @@ static PyObject *py_empty(PyObject *self, PyObject *args) {
     static const struct {
         const char *name;
         int npy, bytes;
-    } kinds[] = {{"f32", NPY_FLOAT32, 4}, {"f64", NPY_FLOAT64, 8}, {"i32", NPY_INT32, 4}, {"f16", NPY_FLOAT16, 2}, {"u16", NPY_UINT16, 2}};
+    } kinds[] = {
+        {"f32", NPY_FLOAT32, 4}, {"f64", NPY_FLOAT64, 8}, {"i32", NPY_INT32, 4}, {"f16", NPY_FLOAT16, 2}, {"u16", NPY_UINT16, 2}};
     size_t kind = 0, count = sizeof kinds / sizeof *kinds;
     while (kind < count && strcmp(kinds[kind].name, dtype)) kind++;
     if (kind == count) return PyErr_Format(PyExc_ValueError, "empty: dtype must be f32, f64, i32, f16 or u16, not '%s'", dtype);

@@ -10,9 +10,8 @@
 static const struct {
     const char *name;
     int npy;
-} types[] = {{"f32", NPY_FLOAT32}, {"f64", NPY_FLOAT64}, {"i32", NPY_INT32}, {"i64", NPY_INT64},
-             {"u8", NPY_UINT8},    {"weight", -1},       {"float", -1},      {"acc", -1},
-             {"int", -1},          {"real", -1}};
+} types[] = {{"f32", NPY_FLOAT32}, {"f64", NPY_FLOAT64}, {"i32", NPY_INT32}, {"i64", NPY_INT64}, {"u8", NPY_UINT8},
+             {"weight", -1},       {"float", -1},        {"acc", -1},        {"int", -1},        {"real", -1}};
 
 static int malformed(const char *name, const char *at) {
     PyErr_Format(PyExc_SystemError, "specification of %s is malformed at '%s'", name, at);
@@ -147,6 +146,7 @@ static PyArrayObject *plain_array(const pl_spec *spec, const pl_param *p, PyObje
         PyErr_Format(PyExc_TypeError, "%s: %s must have dtype %s, not %S", spec->name, p->name,
                      npy == NPY_UINT8     ? "u8"
                      : npy == NPY_FLOAT32 ? "f32"
+                     : npy == NPY_FLOAT64 ? "f64"
                                           : types[p->type].name,
                      (PyObject *)PyArray_DESCR(array));
         return NULL;
@@ -220,9 +220,10 @@ static int take_rows(const pl_spec *spec, const pl_param *p, PyObject *object, p
     if (p->output) {
         if (!plain_array(spec, p, object, PyArray_TYPE(array))) return -1;
     } else if (!PyArray_ISALIGNED(array) || PyArray_ISBYTESWAPPED(array) ||
-               (ndim && PyArray_DIM(array, ndim - 1) > 1 && PyArray_STRIDE(array, ndim - 1) != PyArray_ITEMSIZE(array))) {
-        PyErr_Format(PyExc_ValueError, "%s: %s must be contiguous along its last axis, aligned and in native byte order", spec->name,
-                     p->name);
+               (PyArray_SIZE(array) && ndim && PyArray_DIM(array, ndim - 1) > 1 &&
+                PyArray_STRIDE(array, ndim - 1) != PyArray_ITEMSIZE(array))) {
+        PyErr_Format(PyExc_ValueError, "%s: %s must be contiguous along its last axis, aligned and in native byte order",
+                     spec->name, p->name);
         return -1;
     }
     if (ndim < 1 || (!p->output && ndim > 3)) {
@@ -395,7 +396,8 @@ int pl_spec_check(const pl_spec *spec, PyObject *const *args, Py_ssize_t nargs, 
         for (int j = 0; j < spec->count; j++) {
             if (j == i || bytes[j].begin == bytes[j].end) continue;
             if (bytes[i].begin >= bytes[j].end || bytes[j].begin >= bytes[i].end) continue;
-            if (p->in_place && !spec->param[j].output && bytes[i].begin == bytes[j].begin && same_layout(spec, call, i, j)) continue;
+            if (p->in_place && !spec->param[j].output && bytes[i].begin == bytes[j].begin && same_layout(spec, call, i, j))
+                continue;
             PyErr_Format(PyExc_ValueError, "%s: %s overlaps %s", spec->name, p->name, spec->param[j].name);
             return -1;
         }

@@ -2,7 +2,7 @@
 #ifdef PL_LOSS_TABLE
 PL_CLASS_LOSS(focal_loss, softmax, "gamma:real", -1, -1)
 #else
-INLINE void FORMULA(focal_loss)(FORMULA(class_row) *row, const SCALAR *option) {
+INLINE void FORMULA(focal_loss)(FORMULA(class_row) * row, const SCALAR *option) {
     SCALAR gamma = option[0], rest = -expm1(row->log_p), power = pow(rest, gamma);
     row->loss = -power * row->log_p;
     row->d_log_p = -power;

@@ -3,7 +3,7 @@
 #ifdef PL_LOSS_TABLE
 PL_CLASS_LOSS(softmax_cross_entropy, softmax, "label_smoothing:real z_loss:real softcap:real", 0, 2)
 #else
-INLINE void FORMULA(softmax_cross_entropy)(FORMULA(class_row) *row, const SCALAR *option) {
+INLINE void FORMULA(softmax_cross_entropy)(FORMULA(class_row) * row, const SCALAR *option) {
     SCALAR smoothing = option[0], z = option[1];
     row->loss = (smoothing - 1) * row->log_p + z * row->log_sum * row->log_sum;
     if (smoothing > 0) row->loss -= smoothing * row->mean_log_p;

@@ -37,12 +37,6 @@ typedef struct {
 } statistics;
 
 #ifdef WITH_CAP
-/* c tanh(x / c), with -inf left as it is: a masked class stays masked. tanh |y| = -e / (2 + e), e = e^(-2|y|) - 1. */
-INLINE V capped(V x, V softcap) {
-    V y = v_abs(x) / softcap, e = v_expm1(v_set(-2) * y), t = -e / (v_set(2) + e) * softcap;
-    t = v_select(x < v_set(0), -t, t);
-    return v_select(x == LOWEST, x, t);
-}
 #define PREPARED(x) capped(x, v_set(softcap))
 #else
 #define PREPARED(x) (x)

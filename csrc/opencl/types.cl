@@ -28,6 +28,9 @@
 #define v_set(a) ((V)((REAL)(a)))
 #define v_abs(x) fabs(x)
 #define v_select(mask, a, b) ((mask) ? (a) : (b))
+#define v_max(a, b) v_select((a) > (b), a, b) /* b where either is NaN */
+#define v_min(a, b) v_select((a) < (b), a, b)
+#define v_log_grown(x, d) v_log1p((d) / (x))
 #ifndef POLYNOMIALS
 #define v_exp(x) exp(x)
 #define v_expm1(x) expm1(x)

@@ -5,7 +5,7 @@ import pytest
 import tiny
 
 import pyloss
-from pyloss import nn, ops
+from pyloss import nn
 from pyloss.models import load_model
 from pyloss.tuner import linear_to_lora_layers
 

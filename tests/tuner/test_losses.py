@@ -5,7 +5,7 @@ import pytest
 import tiny
 
 import pyloss
-from pyloss import linear_cross_entropy, nn, ops, softmax_cross_entropy
+from pyloss import linear_cross_entropy, nn, softmax_cross_entropy
 from pyloss.optim import AdamW
 from pyloss.tuner import linear_to_lora_layers
 from pyloss.tuner.losses import default_loss, target_weights
@@ -242,7 +242,7 @@ def test_training_steps_have_the_same_bits_with_any_number_of_threads(tmp_path, 
 
 def test_other_losses_train_a_head_of_their_own(model):
     """What hidden and head_weight are for: a loss on the packed states, without all logits."""
-    tokens, offsets = BATCH[0], np.array([0, 8])
+    tokens = BATCH[0]
 
     def loss():
         hidden = model.hidden(tokens[:-1], [0, 7])
