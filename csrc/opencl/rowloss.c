@@ -158,7 +158,8 @@ int pl_cl_row_loss(pl_cl_device *device, const char *name, const pl_call *call, 
         /* A processor loads unaligned vectors as fast, and keeps a block in its nearest cache. */
         if (is_cpu(device) && pl_cl_forced_shape.group < 2)
             define(&l, "%s%s", call->wide ? "" : " -DPOLYNOMIALS", l.exact_out && line->kind == PAIR ? " -DKEEP" : "");
-        else define(&l, l.aligned ? " -DUNROLLED -DALIGNED" : " -DUNROLLED");
+        else
+            define(&l, "%s%s", is_cpu(device) ? "" : " -DUNROLLED", l.aligned ? " -DALIGNED" : "");
         size_t group = (size_t)l.shape.group, groups = (size_t)rows;
         if (line->kind == ELEMENT) groups = ((size_t)(rows * v) + (size_t)l.shape.width * group - 1) / ((size_t)l.shape.width * group);
         int too_large = 0;
