@@ -155,11 +155,11 @@ int pl_cl_row_loss(pl_cl_device *device, const char *name, const pl_call *call, 
         if (device->info->fp64) define(&l, " -DFP64");
         add_arrays(&l, line);
         add_scalars(&l, line);
-        /* A processor loads unaligned vectors as fast, and keeps a block in its nearest cache. */
-        if (is_cpu(device) && pl_cl_forced_shape.group < 2)
-            define(&l, "%s%s", call->wide ? "" : " -DPOLYNOMIALS", l.exact_out && line->kind == PAIR ? " -DKEEP" : "");
-        else
-            define(&l, "%s%s", is_cpu(device) ? "" : " -DUNROLLED", l.aligned ? " -DALIGNED" : "");
+        int cpu = is_cpu(device), alone = cpu && l.shape.group == 1;
+        if (cpu && !call->wide) define(&l, " -DPOLYNOMIALS");
+        if (alone && l.exact_out && line->kind == PAIR) define(&l, " -DKEEP");
+        if (!alone && l.aligned) define(&l, " -DALIGNED"); /* a processor loads unaligned vectors as fast, */
+        if (!cpu) define(&l, " -DUNROLLED");               /* and keeps a block in its nearest cache */
         size_t group = (size_t)l.shape.group, groups = (size_t)rows;
         if (line->kind == ELEMENT) groups = ((size_t)(rows * v) + (size_t)l.shape.width * group - 1) / ((size_t)l.shape.width * group);
         int too_large = 0;
