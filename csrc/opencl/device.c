@@ -148,7 +148,7 @@ static pl_cl_buffer *make_buffer(pl_cl_device *device, cl_mem memory, size_t byt
     buffer->bytes = bytes;
     buffer->foreign = foreign;
     buffer->references = 1;
-    buffer->address = __atomic_fetch_add(&next_address, bytes + 4096, __ATOMIC_RELAXED);
+    buffer->address = __atomic_fetch_add(&next_address, (bytes / 4096 + 2) * 4096, __ATOMIC_RELAXED);
     return buffer;
 }
 
