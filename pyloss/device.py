@@ -1,8 +1,8 @@
 """OpenCL devices: which there are, arrays in their memory, and the calls of the core on either side.
 
 libOpenCL is opened at the first call that needs it. Functions of pyloss run where their arrays live; with a default device other
-than the cpu, NumPy arrays are copied there and results back. Errors of a device are `DeviceError`, or MemoryError where its memory
-is short; both leave it usable.
+than the cpu, NumPy arrays are copied there and results back. Errors of a device are `DeviceError`, or MemoryError where its
+memory is short; both leave it usable.
 """
 
 from __future__ import annotations
@@ -95,8 +95,8 @@ def _default_index() -> int:
 def set_default_device(device: str | Device) -> None:
     """Where functions of NumPy arrays run: "cpu" (at first, unless PYLOSS_DEVICE says otherwise) or "opencl:<number>".
 
-    Arrays are copied to that device and results back to NumPy. ValueError for a name that is no device, `DeviceError` where OpenCL
-    has none.
+    Arrays are copied to that device and results back to NumPy. ValueError for a name that is no device, `DeviceError` where
+    OpenCL has none.
     """
     global _default
     _default = _index(device)
@@ -119,15 +119,15 @@ def _kind(dtype: np.dtype) -> str:
         return "bf16"
     kind = _KINDS.get(dtype.str[1:])
     if kind is None:
-        raise TypeError(f"arrays of dtype {dtype} cannot be on a device; float64, float32, float16, bfloat16, integers and bool can")
+        raise TypeError(f"arrays of dtype {dtype} cannot be on a device; real floats, bfloat16, integers and bool can")
     return kind
 
 
 class DeviceArray(_core.DeviceArray):
     """An array in the memory of an OpenCL device: C-contiguous, made by `to_device` or by functions of such arrays.
 
-    It has `shape`, `dtype`, `ndim`, `size`, `nbytes`, `device`; `numpy()` copies it back, as numpy.asarray does. Work on a device is
-    queued: a result is waited for when it is copied back.
+    It has `shape`, `dtype`, `ndim`, `size`, `nbytes`, `device`; `numpy()` copies it back, as numpy.asarray does. Work on a device
+    is queued: a result is waited for when it is copied back.
     """
 
     __slots__ = ()
@@ -262,8 +262,8 @@ def empty(shape: tuple[int, ...], dtype: Any, device: int | DeviceArray) -> Devi
 def to_device(x: Any, device: str | Device | DeviceArray | None = None) -> Any:
     """Copies an array to a device: a NumPy array (or what numpy.asarray takes) to a `DeviceArray` of the same shape and type.
 
-    `device` is a name ("opencl:0", "cpu"), a `Device`, or an array that lies there; without it, the default device, or opencl:0 if
-    that is the cpu. "cpu" gives a NumPy array. An array that is there already comes back as it is. TypeError for types that no
+    `device` is a name ("opencl:0", "cpu"), a `Device`, or an array that lies there; without it, the default device, or opencl:0
+    if that is the cpu. "cpu" gives a NumPy array. An array that is there already comes back as it is. TypeError for types that no
     device holds, ValueError and `DeviceError` for devices that are not there, MemoryError where the array has no room.
     """
     source = array(x)
@@ -298,23 +298,27 @@ def zeros_like(x: DeviceArray) -> DeviceArray:
 
 
 def same_place(names: Sequence[str], arrays: Sequence[Any]) -> None:
-    """TypeError or ValueError unless all arrays (those that are not None) are on the host, or on one device."""
-    given = [(name, x) for name, x in zip(names, arrays, strict=True) if x is not None]
-    for name, x in given[1:]:
-        first_name, first = given[0]
-        places = [f"{n} is on opencl:{a.index}" if isinstance(a, DeviceArray) else f"{n} is a NumPy array" for n, a in (given[0], (name, x))]
+    """TypeError or ValueError unless all arrays are on the host, or on one device."""
+
+    def said(name: str, x: Any) -> str:
+        return f"{name} is on opencl:{x.index}" if isinstance(x, DeviceArray) else f"{name} is a NumPy array"
+
+    first_name, first = names[0], arrays[0]
+    for name, x in zip(names[1:], arrays[1:], strict=True):
+        both = f"{said(first_name, first)} and {said(name, x)}"
         if isinstance(x, DeviceArray) != isinstance(first, DeviceArray):
-            raise TypeError(f"{places[0]} and {places[1]}: move one with pyloss.to_device or .numpy()")
+            raise TypeError(f"{both}: move one with pyloss.to_device or .numpy()")
         if isinstance(x, DeviceArray) and x.place != first.place:
             if x.index != first.index:
-                raise ValueError(f"{places[0]} and {places[1]}: move one with pyloss.to_device")
+                raise ValueError(f"{both}: move one with pyloss.to_device")
             raise ValueError(f"{first_name} and {name} are on opencl:{x.index} in different OpenCL contexts or queues")
 
 
 def call(kernel: str, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
     """Runs an operation of the core where its arrays live: all on the host, or with any on a device, there.
 
-    Host arrays among those of a device, and all of them if the default device is one, are copied over, and back if they are outputs.
+    Host arrays among those of a device, and all of them if the default device is one, are copied over, and back if they are
+    outputs.
     """
     where: Any = next((x for x in (*inputs, *outputs) if isinstance(x, DeviceArray)), None)
     if where is None:

@@ -224,7 +224,7 @@ def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype, like: Any = Non
         raise ValueError(f"out has shape {out.shape}, expected {shape}")
     if out.dtype != dtype:
         raise ValueError(f"out has dtype {out.dtype}, expected {dtype}")
-    if not on_device and not out.flags.writeable:
+    if isinstance(out, np.ndarray) and not out.flags.writeable:
         raise ValueError("out is read-only")
 
 

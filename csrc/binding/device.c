@@ -18,13 +18,13 @@ static const struct {
     const char *name;
     int npy;
     size_t bytes;
-} kinds[] = {{"f32", NPY_FLOAT32, 4}, {"f64", NPY_FLOAT64, 8}, {"f16", NPY_FLOAT16, 2}, {"bf16", NPY_UINT16, 2}, {"i32", NPY_INT32, 4},
-             {"i64", NPY_INT64, 8},   {"i16", NPY_INT16, 2},   {"i8", NPY_INT8, 1},     {"u8", NPY_UINT8, 1},    {"u16", NPY_INT16, 2},
-             {"u32", NPY_UINT32, 4},  {"u64", NPY_UINT64, 8},  {"bool", NPY_BOOL, 1}};
+} kinds[] = {{"f32", NPY_FLOAT32, 4}, {"f64", NPY_FLOAT64, 8}, {"f16", NPY_FLOAT16, 2}, {"bf16", NPY_UINT16, 2},
+             {"i32", NPY_INT32, 4},   {"i64", NPY_INT64, 8},   {"i16", NPY_INT16, 2},   {"i8", NPY_INT8, 1},
+             {"u8", NPY_UINT8, 1},    {"u16", NPY_INT16, 2},   {"u32", NPY_UINT32, 4},  {"u64", NPY_UINT64, 8},
+             {"bool", NPY_BOOL, 1}};
 
 typedef struct {
-    PyObject_HEAD
-    pl_cl_buffer *buffer;
+    PyObject_HEAD pl_cl_buffer *buffer;
     size_t offset, bytes;
     int kind, ndim;
     npy_intp dims[MAX_NDIM];
@@ -44,9 +44,11 @@ static void raise(pl_cl_error *error, const char *operation, int index) {
     if (error->kind == PL_CL_NO_MEMORY) {
         PyErr_Format(PyExc_MemoryError, "%s on %s: %s", operation, where, error->text);
     } else {
-        PyObject *module = PyImport_ImportModule("pyloss.errors"), *type = module ? PyObject_GetAttrString(module, "DeviceError") : NULL;
+        PyObject *module = PyImport_ImportModule("pyloss.errors"),
+                 *type = module ? PyObject_GetAttrString(module, "DeviceError") : NULL;
         if (type)
-            PyErr_Format(type, "%s on %s: %s%s%s", operation, where, error->text, error->log ? "\n" : "", error->log ? error->log : "");
+            PyErr_Format(type, "%s on %s: %s%s%s", operation, where, error->text, error->log ? "\n" : "",
+                         error->log ? error->log : "");
         Py_XDECREF(type);
         Py_XDECREF(module);
     }
@@ -134,7 +136,9 @@ static int open_and_allocate(device_array *a, long index) {
     return -1;
 }
 
-static device_array *new_array(PyTypeObject *type) { return (device_array *)((allocfunc)PyType_GetSlot(type, Py_tp_alloc))(type, 0); }
+static device_array *new_array(PyTypeObject *type) {
+    return (device_array *)((allocfunc)PyType_GetSlot(type, Py_tp_alloc))(type, 0);
+}
 
 static PyObject *made(device_array *a, int failed) {
     if (!failed) return (PyObject *)a;
@@ -337,11 +341,11 @@ static pl_cl_device *common_device(const pl_spec *spec, PyObject *const *args, P
         pl_cl_device *other = ((device_array *)args[i])->buffer->device;
         if (device && device != other) {
             if (device->index == other->index)
-                PyErr_Format(PyExc_ValueError, "%s: %s and %s are on opencl:%d in different OpenCL contexts or queues", spec->name, first,
-                             spec->param[i].name, device->index);
+                PyErr_Format(PyExc_ValueError, "%s: %s and %s are on opencl:%d in different OpenCL contexts or queues",
+                             spec->name, first, spec->param[i].name, device->index);
             else
-                PyErr_Format(PyExc_ValueError, "%s: %s is on opencl:%d and %s on opencl:%d; move one with pyloss.to_device", spec->name,
-                             first, device->index, spec->param[i].name, other->index);
+                PyErr_Format(PyExc_ValueError, "%s: %s is on opencl:%d and %s on opencl:%d; move one with pyloss.to_device",
+                             spec->name, first, device->index, spec->param[i].name, other->index);
             return NULL;
         }
         if (!device) {
@@ -351,8 +355,9 @@ static pl_cl_device *common_device(const pl_spec *spec, PyObject *const *args, P
     }
     for (Py_ssize_t i = 0; i < nargs && i < spec->count; i++)
         if (PyArray_Check(args[i]) || PyTuple_Check(args[i])) {
-            PyErr_Format(PyExc_TypeError, "%s: %s is on opencl:%d and %s in host memory; move one with pyloss.to_device or .numpy()",
-                         spec->name, first, device->index, spec->param[i].name);
+            PyErr_Format(PyExc_TypeError,
+                         "%s: %s is on opencl:%d and %s in host memory; move one with pyloss.to_device or .numpy()", spec->name,
+                         first, device->index, spec->param[i].name);
             return NULL;
         }
     return device;
@@ -442,10 +447,10 @@ static PyObject *py_devices(PyObject *self, PyObject *unused) {
                            : d->kind & CL_DEVICE_TYPE_ACCELERATOR ? "accelerator"
                                                                   : "custom";
         PyObject *item =
-            Py_BuildValue("{s:s,s:s,s:s,s:s,s:s,s:L,s:L,s:L,s:n,s:n,s:O}", "name", d->name, "platform", d->platform_name, "vendor", d->vendor,
-                          "driver", d->driver, "kind", kind, "memory", (long long)d->global_memory, "max_allocation",
-                          (long long)d->max_allocation, "local_memory", (long long)d->local_memory, "max_group", (Py_ssize_t)d->max_group,
-                          "units", (Py_ssize_t)d->units, "fp64", d->fp64 ? Py_True : Py_False);
+            Py_BuildValue("{s:s,s:s,s:s,s:s,s:s,s:L,s:L,s:L,s:n,s:n,s:O}", "name", d->name, "platform", d->platform_name,
+                          "vendor", d->vendor, "driver", d->driver, "kind", kind, "memory", (long long)d->global_memory,
+                          "max_allocation", (long long)d->max_allocation, "local_memory", (long long)d->local_memory, "max_group",
+                          (Py_ssize_t)d->max_group, "units", (Py_ssize_t)d->units, "fp64", d->fp64 ? Py_True : Py_False);
         if (!item || PyList_Append(list, item)) Py_CLEAR(list);
         Py_XDECREF(item);
     }

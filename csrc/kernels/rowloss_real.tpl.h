@@ -160,7 +160,8 @@ INLINE void TYPED(block_mean)(const REAL *x, int64_t n, TYPED(row_statistics) *r
 }
 
 INLINE void TYPED(cap_block)(const REAL *x, int64_t n, REAL softcap, REAL *to) {
-    for (int64_t i = 0; i < n; i += WIDTH) TYPED(store)(to + i, TYPED(capped)(TYPED(load)(x + i, n - i, 0), VEC(set1)(softcap)), n - i);
+    for (int64_t i = 0; i < n; i += WIDTH)
+        TYPED(store)(to + i, TYPED(capped)(TYPED(load)(x + i, n - i, 0), VEC(set1)(softcap)), n - i);
 }
 
 /* How a row of logits is read: its storage, and what is done to each before anything else. */

@@ -102,7 +102,8 @@ enum {
     X(cl_int, SetKernelArg, (cl_kernel, cl_uint, size_t, const void *)) \
     X(cl_int, GetKernelWorkGroupInfo, (cl_kernel, cl_device_id, cl_uint, size_t, void *, size_t *)) \
     X(cl_int, EnqueueNDRangeKernel, \
-      (cl_command_queue, cl_kernel, cl_uint, const size_t *, const size_t *, const size_t *, cl_uint, const cl_event *, cl_event *)) \
+      (cl_command_queue, cl_kernel, cl_uint, const size_t *, const size_t *, const size_t *, cl_uint, const cl_event *, \
+       cl_event *)) \
     X(cl_int, Flush, (cl_command_queue)) \
     X(cl_int, Finish, (cl_command_queue))
 

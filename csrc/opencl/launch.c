@@ -31,8 +31,8 @@ static cl_int enqueue(pl_cl_device *device, cl_kernel kernel, const pl_cl_argume
     return code;
 }
 
-int pl_cl_launch(pl_cl_device *device, const char *name, const char *source, const char *options, const pl_cl_arguments *arguments,
-                 size_t groups, size_t group, int *too_large, pl_cl_error *error) {
+int pl_cl_launch(pl_cl_device *device, const char *name, const char *source, const char *options,
+                 const pl_cl_arguments *arguments, size_t groups, size_t group, int *too_large, pl_cl_error *error) {
     int failed = 0;
     size_t largest;
     /* What the owner of an out-of-order queue has put there may still be writing the arguments. */
@@ -62,5 +62,6 @@ int pl_cl_run(pl_cl_device *device, const char *name, const pl_call *call, const
         return pl_cl_refuse(error, PL_CL_UNSUPPORTED, "the device has no float64 arithmetic; use float32 arrays or the cpu");
     int failed = pl_cl_row_loss(device, name, call, place, error);
     if (failed >= 0) return failed;
-    return pl_cl_refuse(error, PL_CL_UNSUPPORTED, "this operation has no OpenCL kernel; move its arguments to the cpu with .numpy()");
+    return pl_cl_refuse(error, PL_CL_UNSUPPORTED,
+                        "this operation has no OpenCL kernel; move its arguments to the cpu with .numpy()");
 }

@@ -36,8 +36,7 @@ static int find_functions(void) {
     if (!handle) {
         if (given && *given)
             snprintf(library.reason, sizeof library.reason, "PYLOSS_OPENCL_LIBRARY=%s could not be loaded", given);
-        else
-            snprintf(library.reason, sizeof library.reason, "no libOpenCL.so.1 on this machine (Debian: ocl-icd-libopencl1)");
+        else snprintf(library.reason, sizeof library.reason, "no libOpenCL.so.1 on this machine (Debian: ocl-icd-libopencl1)");
         return -1;
     }
 #define X(result, name, parameters) \
@@ -107,7 +106,8 @@ static void list_devices(void) {
         }
     }
     if (!library.count)
-        snprintf(library.reason, sizeof library.reason, "libOpenCL has no device (for the processor itself, Debian: pocl-opencl-icd)");
+        snprintf(library.reason, sizeof library.reason,
+                 "libOpenCL has no device (for the processor itself, Debian: pocl-opencl-icd)");
 }
 
 int pl_cl_open(int *count, const char **reason, pl_cl_error *error) {
@@ -124,9 +124,10 @@ int pl_cl_open(int *count, const char **reason, pl_cl_error *error) {
     }
     pthread_mutex_unlock(&library.lock);
     if (forked)
-        return pl_cl_refuse(error, PL_CL_FORKED,
-                            "this process was forked from one that had already used OpenCL, whose driver does not survive that; start "
-                            "it anew (multiprocessing's \"spawn\"), or use OpenCL in the child processes alone");
+        return pl_cl_refuse(
+            error, PL_CL_FORKED,
+            "this process was forked from one that had already used OpenCL, whose driver does not survive that; start "
+            "it anew (multiprocessing's \"spawn\"), or use OpenCL in the child processes alone");
     *count = library.count;
     if (!library.count) *reason = library.reason;
     return 0;

@@ -83,8 +83,9 @@ static unsigned char *read_cache(const char *path, size_t *size) {
     file_header header;
     unsigned char *binary = NULL;
     struct stat status;
-    if (fread(&header, sizeof header, 1, file) == 1 && !memcmp(header.magic, MAGIC, sizeof MAGIC) && !fstat(fileno(file), &status) &&
-        header.size && header.size == (uint64_t)status.st_size - sizeof header && (binary = malloc(header.size))) {
+    if (fread(&header, sizeof header, 1, file) == 1 && !memcmp(header.magic, MAGIC, sizeof MAGIC) &&
+        !fstat(fileno(file), &status) && header.size && header.size == (uint64_t)status.st_size - sizeof header &&
+        (binary = malloc(header.size))) {
         if (fread(binary, 1, header.size, file) != header.size || hash(0, binary, header.size) != header.checksum) {
             free(binary);
             binary = NULL;
@@ -126,7 +127,8 @@ static void to_cache(cl_program program, const char *path) {
     size_t size = 0;
     if (pl_cl.GetProgramInfo(program, CL_PROGRAM_BINARY_SIZES, sizeof size, &size, NULL) || !size) return;
     unsigned char *binary = malloc(size);
-    if (binary && !pl_cl.GetProgramInfo(program, CL_PROGRAM_BINARIES, sizeof binary, &binary, NULL)) write_cache(path, binary, size);
+    if (binary && !pl_cl.GetProgramInfo(program, CL_PROGRAM_BINARIES, sizeof binary, &binary, NULL))
+        write_cache(path, binary, size);
     free(binary);
 }
 
@@ -189,7 +191,8 @@ cl_kernel pl_cl_kernel(pl_cl_device *device, const char *name, const char *sourc
         found->kernel = kernel;
         found->group = 1;
         snprintf(found->name, sizeof found->name, "%s", name);
-        pl_cl.GetKernelWorkGroupInfo(kernel, device->info->id, CL_KERNEL_WORK_GROUP_SIZE, sizeof found->group, &found->group, NULL);
+        pl_cl.GetKernelWorkGroupInfo(kernel, device->info->id, CL_KERNEL_WORK_GROUP_SIZE, sizeof found->group, &found->group,
+                                     NULL);
         found->next = program->kernels;
         program->kernels = found;
     }

@@ -161,9 +161,11 @@ int pl_cl_row_loss(pl_cl_device *device, const char *name, const pl_call *call, 
         if (!alone && l.aligned) define(&l, " -DALIGNED"); /* a processor loads unaligned vectors as fast, */
         if (!cpu) define(&l, " -DUNROLLED");               /* and keeps a block in its nearest cache */
         size_t group = (size_t)l.shape.group, groups = (size_t)rows;
-        if (line->kind == ELEMENT) groups = ((size_t)(rows * v) + (size_t)l.shape.width * group - 1) / ((size_t)l.shape.width * group);
+        if (line->kind == ELEMENT)
+            groups = ((size_t)(rows * v) + (size_t)l.shape.width * group - 1) / ((size_t)l.shape.width * group);
         int too_large = 0;
-        if (!pl_cl_launch(device, "row_loss", pl_cl_source_rowloss, l.macros, &l.arguments, groups, group, &too_large, error)) return 0;
+        if (!pl_cl_launch(device, "row_loss", pl_cl_source_rowloss, l.macros, &l.arguments, groups, group, &too_large, error))
+            return 0;
         if (!too_large) return 1;
         l.shape.group /= 2; /* the kernel needs more registers than so many work-items have */
     }

@@ -129,8 +129,8 @@ void pl_cl_add_scalar(pl_cl_arguments *to, const pl_cl_device *device, double va
 
 /* Enqueues a kernel over `groups` work-groups of `group` work-items. A group that is too large for the kernel is refused with
  * *too_large set, if that is not NULL. */
-int pl_cl_launch(pl_cl_device *device, const char *name, const char *source, const char *options, const pl_cl_arguments *arguments,
-                 size_t groups, size_t group, int *too_large, pl_cl_error *error);
+int pl_cl_launch(pl_cl_device *device, const char *name, const char *source, const char *options,
+                 const pl_cl_arguments *arguments, size_t groups, size_t group, int *too_large, pl_cl_error *error);
 
 /* Where an array argument lies; no buffer where it is absent. */
 typedef struct {

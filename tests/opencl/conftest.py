@@ -12,7 +12,6 @@ import pyloss
 from pyloss import _core
 
 
-
 def unavailable(reason):
     """Skips, except in CI, which has all that these tests need."""
     if os.environ.get("CI") == "true":
