@@ -297,6 +297,13 @@ def zeros_like(x: DeviceArray) -> DeviceArray:
     return to_device(np.zeros(x.shape, x.dtype), x)
 
 
+def on_host(x: Any, name: str) -> np.ndarray:
+    """The array of an operation that no device has yet; TypeError for one on a device, which is not copied behind one's back."""
+    if isinstance(x, DeviceArray):
+        raise TypeError(f"{name} is on opencl:{x.index}, where this function does not run yet; pass {name}.numpy()")
+    return np.asarray(x)
+
+
 def same_place(names: Sequence[str], arrays: Sequence[Any]) -> None:
     """TypeError or ValueError unless all arrays are on the host, or on one device."""
 
