@@ -7,9 +7,11 @@
 #define SCALAR double
 #define v_set(a) VEC(set1)(a)
 #define v_exp(x) VEC(exp)(x)
-#define v_expm1(x) VEC(expm1)(x)
 #define v_log1p(x) VEC(log1p)(x)
 #define v_abs(x) VEC(abs)(x)
+#define v_max(a, b) VEC(max)(a, b)
+#define v_min(a, b) VEC(min)(a, b)
+#define v_log_grown(x, more) VEC(log_grown)(x, more)
 #define v_select(mask, a, b) VEC(select)(mask, a, b)
 
 /* Gradients larger than this are stored past the caches: nobody finds them there any more. */
@@ -18,16 +20,18 @@ enum { STREAM_BYTES = 24 << 20 };
 /* One call over its rows: what a piece of work on some worker needs. */
 typedef struct {
     const pl_call *call;
-    char *scratch; /* per worker `stride` bytes, in parts of one padded row */
-    size_t stride, row;
+    char *scratch;      /* per worker */
+    size_t stride, row; /* bytes of all parts, and of one: a row of the computed type and a number for each of its blocks */
     int stream;
 } row_job;
+
+enum { ROW_BLOCK = 1024 };
 
 /* Runs `piece` over all rows with `parts` padded rows of scratch for each worker. `out` is the gradient that may be streamed. */
 static pl_status run_rows(const pl_call *c, int parts, const pl_rows *in, const pl_rows *out, pl_range_fn piece) {
     int64_t n = PL_DIM(c, 'N'), v = PL_DIM(c, 'V'), size = c->wide ? 8 : 4;
     if (n == 0 || v == 0) return PL_OK;
-    row_job job = {.call = c, .row = (size_t)((v * size + 127) / 64 * 64)};
+    row_job job = {.call = c, .row = (size_t)((v * size + 63) / 64 * 64 + (v / ROW_BLOCK + 16) * size / 64 * 64 + 64)};
     job.stride = job.row * (size_t)parts;
     job.stream = out && out->data && out->data != in->data && (double)n * (double)v * (double)size > STREAM_BYTES;
     job.scratch = pl_acquire(job.stride * (size_t)pl_num_threads() + 64);
@@ -59,9 +63,11 @@ enum { WIDTH_f64 = DLANES };
 #undef SCALAR
 #undef v_set
 #undef v_exp
-#undef v_expm1
 #undef v_log1p
 #undef v_abs
+#undef v_max
+#undef v_min
+#undef v_log_grown
 #undef v_select
 
 /* The position of the first largest element of each row, or of its first NaN, as numpy.argmax. */

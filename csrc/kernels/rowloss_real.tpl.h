@@ -9,45 +9,53 @@
 #define V TYPED(vector)
 #define WIDTH TYPED(WIDTH)
 
-enum { TYPED(MIN_BLOCK) = 1024, TYPED(MAX_BLOCKS) = 256 };
-
-INLINE int64_t TYPED(block_size)(int64_t n) {
-    int64_t size = (n + TYPED(MAX_BLOCKS) - 1) / TYPED(MAX_BLOCKS);
-    return size < TYPED(MIN_BLOCK) ? TYPED(MIN_BLOCK) : (size + WIDTH - 1) / WIDTH * WIDTH;
-}
-
 /* ---- rows in memory */
 
 static const int TYPED(native) = sizeof(REAL) == 4 ? PL_F32 : PL_F64;
 
+/* n 16-bit floats as the computed type. */
+INLINE void TYPED(widen)(const uint16_t *p, int64_t n, int bf16, REAL *to) {
+    int64_t j = 0;
+    for (; j + LANES <= n; j += LANES) {
+        vf v = bf16 ? vf_from_bf16((const uint8_t *)(p + j)) : vf_from_f16((const uint8_t *)(p + j));
+        if (sizeof(REAL) == 4) memcpy(to + j, &v, sizeof v);
+        else
+            for (int l = 0; l < LANES; l++) to[j + l] = (REAL)v[l];
+    }
+    if (j == n) return;
+    uint16_t part[LANES] = {0};
+    memcpy(part, p + j, (size_t)(n - j) * 2);
+    vf v = bf16 ? vf_from_bf16((const uint8_t *)part) : vf_from_f16((const uint8_t *)part);
+    for (int64_t l = 0; l < n - j; l++) to[j + l] = (REAL)v[l];
+}
+
 /* Elements [begin, begin + n) of a stored row: where they lie if they are of the computed type, else converted into `buffer`. */
 static const REAL *TYPED(fetch)(const pl_rows *rows, int64_t i, int64_t begin, int64_t n, REAL *buffer) {
     const char *row = pl_row(rows, i);
-    switch (rows->type) {
-    case PL_F32:
-        if (sizeof(REAL) == 4) return (const REAL *)row + begin;
+    if ((int)rows->type == TYPED(native)) return (const REAL *)row + begin;
+    if (rows->type == PL_BF16) TYPED(widen)((const uint16_t *)row + begin, n, 1, buffer);
+    else if (rows->type == PL_F16) TYPED(widen)((const uint16_t *)row + begin, n, 0, buffer);
+    else
         for (int64_t j = 0; j < n; j++) buffer[j] = (REAL)((const float *)row)[begin + j];
-        return buffer;
-    case PL_F64: /* never where the computed type is float32 */ return (const REAL *)row + begin;
-    default: break;
-    }
-    const uint16_t *p = (const uint16_t *)row + begin;
-    for (int64_t j = 0; j < n; j += LANES) {
-        uint16_t part[LANES] = {0};
-        int64_t m = n - j < LANES ? n - j : LANES;
-        const uint8_t *source = (const uint8_t *)(p + j);
-        if (m < LANES) source = memcpy(part, p + j, (size_t)m * 2);
-        vf v = rows->type == PL_BF16 ? vf_from_bf16(source) : vf_from_f16(source);
-        if (sizeof(REAL) == 4 && m == LANES) memcpy(buffer + j, &v, sizeof v);
-        else
-            for (int64_t l = 0; l < m; l++) buffer[j + l] = (REAL)v[l];
-    }
     return buffer;
 }
 
 /* Where n elements of a stored row are to be computed: in place, or in `buffer`, from where `put` converts them. */
 INLINE REAL *TYPED(target)(const pl_rows *rows, int64_t i, int64_t begin, REAL *buffer) {
     return (int)rows->type == TYPED(native) ? (REAL *)pl_row(rows, i) + begin : buffer;
+}
+INLINE void TYPED(narrow)(const REAL *values, int64_t n, int bf16, uint16_t *to) {
+    for (int64_t j = 0; j < n; j += LANES) {
+        vf v = {0};
+        int64_t m = n - j < LANES ? n - j : LANES;
+        if (sizeof(REAL) == 4 && m == LANES) memcpy(&v, values + j, sizeof v);
+        else
+            for (int64_t l = 0; l < m; l++) v[l] = (float)values[j + l];
+        uint16_t part[LANES], *at = m < LANES ? part : to + j;
+        if (bf16) vf_to_bf16(at, v);
+        else vf_to_f16(at, v);
+        if (m < LANES) memcpy(to + j, part, (size_t)m * 2);
+    }
 }
 static void TYPED(put)(const pl_rows *rows, int64_t i, int64_t begin, int64_t n, const REAL *values) {
     if ((int)rows->type == TYPED(native)) return;
@@ -56,18 +64,8 @@ static void TYPED(put)(const pl_rows *rows, int64_t i, int64_t begin, int64_t n,
         for (int64_t j = 0; j < n; j++) ((float *)row)[begin + j] = (float)values[j];
         return;
     }
-    uint16_t *p = (uint16_t *)row + begin;
-    for (int64_t j = 0; j < n; j += LANES) {
-        vf v = {0};
-        int64_t m = n - j < LANES ? n - j : LANES;
-        if (sizeof(REAL) == 4 && m == LANES) memcpy(&v, values + j, sizeof v);
-        else
-            for (int64_t l = 0; l < m; l++) v[l] = (float)values[j + l];
-        uint16_t part[LANES], *to = m < LANES ? part : p + j;
-        if (rows->type == PL_BF16) vf_to_bf16(to, v);
-        else vf_to_f16(to, v);
-        if (m < LANES) memcpy(p + j, part, (size_t)m * 2);
-    }
+    if (rows->type == PL_BF16) TYPED(narrow)(values, n, 1, (uint16_t *)row + begin);
+    else TYPED(narrow)(values, n, 0, (uint16_t *)row + begin);
 }
 
 static void TYPED(put_zeros)(const pl_rows *rows, int64_t i, int64_t n) {
@@ -112,7 +110,8 @@ typedef struct {
     double total;
     double sum_x; /* of the logits that are not -inf, and their number */
     int64_t count;
-    REAL block_shift[TYPED(MAX_BLOCKS)]; /* what is kept of each block is relative to */
+    REAL *kept;        /* the weights, [n], or NULL where they are not needed again */
+    REAL *block_shift; /* what is kept of each block is relative to, [blocks] */
 } TYPED(row_statistics);
 
 INLINE REAL TYPED(block_max)(const REAL *x, int64_t n) {
@@ -178,52 +177,48 @@ typedef struct {
     int with_slope, with_mean;
 } TYPED(reading);
 
-/* One walk over row i; the total is taken anew relative to each larger maximum. `kept` (or NULL) has room for the row. */
-INLINE void TYPED(take_statistics)(TYPED(family) f, TYPED(reading) how, int64_t i, int64_t n, REAL *kept,
-                                   TYPED(row_statistics) *row) {
-    REAL buffer[TYPED(MIN_BLOCK) + WIDTH], shift = f.shifted ? (REAL)-INFINITY : 0;
+/* One walk over row i; the total is taken anew relative to each larger maximum. `row` brings its arrays along. */
+INLINE void TYPED(take_statistics)(TYPED(family) f, TYPED(reading) how, int64_t i, int64_t n, TYPED(row_statistics) *row) {
+    REAL buffer[ROW_BLOCK], shift = f.shifted ? (REAL)-INFINITY : 0;
     double total = 0;
-    int64_t size = TYPED(block_size)(n);
     row->sum_x = 0;
     row->count = 0;
-    for (int64_t begin = 0; begin < n; begin += size) {
-        REAL block_shift = shift;
-        double block_total = 0;
-        /* A block of a very long row is converted in parts; its maximum has to be known first. */
-        for (int pass = f.shifted ? 0 : 1; pass < 2; pass++)
-            for (int64_t at = begin; at < begin + size && at < n; at += TYPED(MIN_BLOCK)) {
-                int64_t end = begin + size < n ? begin + size : n, m = end - at < TYPED(MIN_BLOCK) ? end - at : TYPED(MIN_BLOCK);
-                /* Unless the row is longer than that, the block is still there from the first pass. */
-                const REAL *x = TYPED(fetch)(how.rows, i, at, m, buffer);
-                if (how.softcap > 0) {
-                    TYPED(cap_block)(x, m, how.softcap, buffer);
-                    x = buffer;
-                }
-                if (pass == 0) {
-                    REAL highest = TYPED(block_max)(x, m);
-                    if (highest > block_shift) block_shift = highest;
-                    continue;
-                }
-                /* As long as all logits are -inf they add e^(-inf - 0) = 0. */
-                block_total += TYPED(block_sum)(f, x, m, block_shift == (REAL)-INFINITY ? 0 : block_shift, how.scale,
-                                                how.with_slope, kept ? kept + at : NULL);
-                if (how.with_mean) TYPED(block_mean)(x, m, row);
-            }
-        /* e^-inf drops what only -inf logits left, but keeps a NaN. */
-        if (block_shift > shift) total *= exp(((double)shift - (double)block_shift) * (double)how.scale);
-        shift = block_shift;
-        row->block_shift[begin / size] = shift;
-        total += block_total;
+    for (int64_t begin = 0; begin < n; begin += ROW_BLOCK) {
+        int64_t m = n - begin < ROW_BLOCK ? n - begin : ROW_BLOCK;
+        const REAL *x = TYPED(fetch)(how.rows, i, begin, m, buffer);
+        if (how.softcap > 0) {
+            TYPED(cap_block)(x, m, how.softcap, buffer);
+            x = buffer;
+        }
+        REAL highest = f.shifted ? TYPED(block_max)(x, m) : 0;
+        if (highest > shift) {
+            /* e^-inf drops what only -inf logits left, but keeps a NaN. */
+            total *= exp(((double)shift - (double)highest) * (double)how.scale);
+            shift = highest;
+        }
+        row->block_shift[begin / ROW_BLOCK] = shift;
+        /* As long as all logits are -inf they add e^(-inf - 0) = 0. */
+        total += TYPED(block_sum)(f, x, m, shift == (REAL)-INFINITY ? 0 : shift, how.scale, how.with_slope,
+                                  row->kept ? row->kept + begin : NULL);
+        if (how.with_mean) TYPED(block_mean)(x, m, row);
     }
     row->shift = shift;
     row->total = total;
 }
 
-/* What makes probabilities (times `by`) of the weights that were kept of a block. */
-INLINE V TYPED(block_factor)(const TYPED(row_statistics) *row, int64_t block, REAL scale, double by) {
-    double relative =
-        row->block_shift[block] == row->shift ? 1 : exp(((double)row->block_shift[block] - (double)row->shift) * (double)scale);
+/* What makes probabilities (times `by`) of the weights that were kept of the block that begins at `begin`. */
+INLINE V TYPED(block_factor)(const TYPED(row_statistics) *row, int64_t begin, REAL scale, double by) {
+    REAL shift = row->block_shift[begin / ROW_BLOCK];
+    double relative = shift == row->shift ? 1 : exp(((double)shift - (double)row->shift) * (double)scale);
     return VEC(set1)((REAL)(relative * by / row->total));
+}
+
+/* A worker's scratch: `part` is one padded row with the shifts of its blocks behind it. */
+INLINE REAL *TYPED(scratch)(const row_job *job, int worker, int part) {
+    return (REAL *)(job->scratch + (size_t)worker * job->stride + (size_t)part * job->row);
+}
+INLINE TYPED(row_statistics) TYPED(statistics_in)(REAL *scratch, int64_t n) {
+    return (TYPED(row_statistics)){.kept = scratch, .block_shift = scratch + (n + WIDTH - 1) / WIDTH * WIDTH};
 }
 
 /* ---- class losses: arguments logits, labels, options..., dloss, loss, dlogits */
@@ -243,42 +238,34 @@ INLINE void TYPED(scale_block)(const REAL *kept, int64_t n, V factor, REAL *to, 
 
 /* The gradient of row i: slope (by_p p + [not masked] by_mean + [label] by_label). */
 INLINE void TYPED(class_gradient)(TYPED(family) f, TYPED(reading) how, const row_job *job, int64_t i,
-                                  const TYPED(row_statistics) *row, const REAL *kept, double by_p, double by_mean,
-                                  double by_label) {
+                                  const TYPED(row_statistics) *row, double by_p, double by_mean, double by_label) {
     const pl_call *c = job->call;
     const pl_rows *out = &c->arg[c->count - 1].rows;
-    int64_t n = PL_DIM(c, 'V'), size = TYPED(block_size)(n), label = ((const int32_t *)c->arg[1].in)[i];
-    REAL buffer[TYPED(MIN_BLOCK) + WIDTH], logits[TYPED(MIN_BLOCK) + WIDTH];
-    for (int64_t begin = 0; begin < n; begin += TYPED(MIN_BLOCK)) {
-        int64_t m = n - begin < TYPED(MIN_BLOCK) ? n - begin : TYPED(MIN_BLOCK);
+    int64_t n = PL_DIM(c, 'V'), label = ((const int32_t *)c->arg[1].in)[i];
+    REAL buffer[ROW_BLOCK], logits[ROW_BLOCK], at_label = TYPED(fetch)(how.rows, i, label, 1, logits)[0];
+    int again = how.softcap > 0 || how.with_mean;
+    for (int64_t begin = 0; begin < n; begin += ROW_BLOCK) {
+        int64_t m = n - begin < ROW_BLOCK ? n - begin : ROW_BLOCK;
         REAL *to = TYPED(target)(out, i, begin, buffer);
-        const REAL *x = kept; /* not read */
-        int again = how.softcap > 0 || how.with_mean;
-        if (again) {
-            x = TYPED(fetch)(how.rows, i, begin, m, logits);
-            if (x != logits) x = memcpy(logits, x, (size_t)m * sizeof *x); /* the gradient may lie where the logits do */
+        if (again) { /* before the gradient, which may lie where the logits do */
+            const REAL *x = TYPED(fetch)(how.rows, i, begin, m, logits);
+            if (x != logits) memcpy(logits, x, (size_t)m * sizeof *x);
         }
-        for (int64_t at = begin, end; at < begin + m; at = end) {
-            end = (at / size + 1) * size < begin + m ? (at / size + 1) * size : begin + m;
-            TYPED(scale_block)(kept + at, end - at, TYPED(block_factor)(row, at / size, how.scale, by_p), to + (at - begin),
-                               job->stream && !again && to != buffer);
-        }
+        V factor = TYPED(block_factor)(row, begin, how.scale, by_p);
+        TYPED(scale_block)(row->kept + begin, m, factor, to, job->stream && !again && to != buffer);
         if (how.with_mean) {
             V masked = VEC(set1)((REAL)-INFINITY), by = VEC(set1)((REAL)by_mean), zero = {0};
             for (int64_t j = 0; j < m; j += WIDTH) {
-                V y = TYPED(load)(to + j, m - j, 0);
-                TYPED(store)(to + j, y + VEC(select)(TYPED(load)(x + j, m - j, 0) == masked, zero, by), m - j);
+                V x = TYPED(load)(logits + j, m - j, 0), y = TYPED(load)(to + j, m - j, 0);
+                TYPED(store)(to + j, y + VEC(select)(x == masked, zero, by), m - j);
             }
         }
-        if (label >= begin && label < begin + m) {
-            REAL slope = 1;
-            if (f.slope) slope = f.slope(VEC(set1)(TYPED(fetch)(how.rows, i, label, 1, logits)[0]))[0];
-            to[label - begin] += (REAL)by_label * slope;
-        }
+        if (label >= begin && label < begin + m)
+            to[label - begin] += (REAL)by_label * (f.slope ? f.slope(VEC(set1)(at_label))[0] : 1);
         if (how.softcap > 0)
             for (int64_t j = 0; j < m; j += WIDTH) {
-                V u = TYPED(load)(x + j, m - j, 0), t = TYPED(capped)(u, how.softcap) / how.softcap;
-                V slope = VEC(select)(u == VEC(set1)((REAL)-INFINITY), VEC(set1)(0), 1 - t * t);
+                V x = TYPED(load)(logits + j, m - j, 0), t = TYPED(capped)(x, how.softcap) / how.softcap;
+                V slope = VEC(select)(x == VEC(set1)((REAL)-INFINITY), VEC(set1)(0), 1 - t * t);
                 TYPED(store)(to + j, TYPED(load)(to + j, m - j, 0) * slope, m - j);
             }
         TYPED(put)(out, i, begin, m, to);
@@ -292,14 +279,13 @@ INLINE void TYPED(class_rows)(TYPED(family) f, TYPED(class_formula) formula, int
     int64_t n = PL_DIM(c, 'V');
     const int32_t *labels = c->arg[1].in;
     const REAL *dloss = c->arg[c->count - 3].in;
-    REAL *loss = c->arg[c->count - 2].out, *scratch = (REAL *)(job->scratch + (size_t)worker * job->stride), at[1];
+    REAL *loss = c->arg[c->count - 2].out, *scratch = TYPED(scratch)(job, worker, 0), at[1];
     const pl_rows *out = &c->arg[c->count - 1].rows;
     double option[PL_MAX_ARGS];
     for (int o = 2; o < c->count - 3; o++) option[o - 2] = c->arg[o].f;
     TYPED(reading) how = {.rows = &c->arg[0].rows, .scale = 1, .with_slope = 1};
     if (softcap_option >= 0) how.softcap = (REAL)option[softcap_option];
     if (mean_option >= 0) how.with_mean = option[mean_option] > 0;
-    TYPED(row_statistics) row;
     for (int64_t i = begin; i < end; i++) {
         int gradient = out->data != NULL, silent = gradient && dloss && dloss[i] == 0;
         if (labels[i] < 0) loss[i] = 0;
@@ -308,10 +294,17 @@ INLINE void TYPED(class_rows)(TYPED(family) f, TYPED(class_formula) formula, int
         gradient = gradient && !silent;
         V at_label = VEC(set1)(TYPED(fetch)(how.rows, i, labels[i], 1, at)[0]);
         if (how.softcap > 0) at_label = TYPED(capped)(at_label, how.softcap);
-        if (how.softcap > 0 || how.with_mean) TYPED(take_statistics)(f, how, i, n, gradient ? scratch : NULL, &row);
-        else if (gradient)
-            TYPED(take_statistics)(f, (TYPED(reading)){.rows = how.rows, .scale = 1, .with_slope = 1}, i, n, scratch, &row);
-        else TYPED(take_statistics)(f, (TYPED(reading)){.rows = how.rows, .scale = 1, .with_slope = 1}, i, n, NULL, &row);
+        /* The plain ways are instances of their own. */
+        TYPED(row_statistics) row = TYPED(statistics_in)(scratch, n);
+        TYPED(reading) plain = {.rows = how.rows, .scale = 1, .with_slope = 1};
+        if (how.softcap > 0 || how.with_mean) {
+            TYPED(take_statistics)(f, how, i, n, &row);
+        } else if (gradient) {
+            TYPED(take_statistics)(f, plain, i, n, &row);
+        } else {
+            row.kept = NULL;
+            TYPED(take_statistics)(f, plain, i, n, &row);
+        }
         double log_total = log(row.total);
         TYPED(class_row) r = {.log_p = ((double)f.log_weight(at_label)[0] - (double)row.shift) - log_total,
                               .log_sum = log_total + (double)row.shift};
@@ -322,7 +315,7 @@ INLINE void TYPED(class_rows)(TYPED(family) f, TYPED(class_formula) formula, int
         double given = dloss ? (double)dloss[i] : 1;
         double by_p = given * (r.d_log_sum - r.d_log_p - r.d_mean_log_p), by_mean = 0;
         if (how.with_mean) by_mean = given * r.d_mean_log_p / (double)row.count;
-        TYPED(class_gradient)(f, how, job, i, &row, scratch, by_p, by_mean, given * r.d_log_p);
+        TYPED(class_gradient)(f, how, job, i, &row, by_p, by_mean, given * r.d_log_p);
     }
 }
 
@@ -333,92 +326,96 @@ typedef void (*TYPED(pair_formula))(TYPED(pair_element) *e, const double *option
 /* What one of the two rows needs: its weights, its derivatives where they have to wait for their sum, and that sum. */
 typedef struct {
     TYPED(row_statistics) row;
-    REAL *kept, *by;
+    REAL *by;
     double sum;
 } TYPED(pair_side);
 
 /* gradient = factor (by - prob * sum) of one row, prob from its kept weights. */
 INLINE void TYPED(pair_gradient)(const row_job *job, const pl_rows *out, int64_t i, const TYPED(pair_side) *s, REAL scale,
                                  double factor) {
-    int64_t n = PL_DIM(job->call, 'V'), size = TYPED(block_size)(n);
-    REAL buffer[TYPED(MIN_BLOCK) + WIDTH];
+    int64_t n = PL_DIM(job->call, 'V');
+    REAL buffer[ROW_BLOCK];
     V by = VEC(set1)((REAL)factor);
-    for (int64_t begin = 0; begin < n; begin += TYPED(MIN_BLOCK)) {
-        int64_t m = n - begin < TYPED(MIN_BLOCK) ? n - begin : TYPED(MIN_BLOCK);
+    for (int64_t begin = 0; begin < n; begin += ROW_BLOCK) {
+        int64_t m = n - begin < ROW_BLOCK ? n - begin : ROW_BLOCK, j = 0;
         REAL *to = TYPED(target)(out, i, begin, buffer);
-        for (int64_t at = begin, end; at < begin + m; at = end) {
-            end = (at / size + 1) * size < begin + m ? (at / size + 1) * size : begin + m;
-            V prob = TYPED(block_factor)(&s->row, at / size, scale, -factor * s->sum);
-            int64_t j = at;
-            REAL *g = to - begin;
-            if (job->stream && to != buffer) {
-                for (; j < end && (uintptr_t)(g + j) % sizeof(V); j++) g[j] = s->by[j] * by[0] + s->kept[j] * prob[0];
-                for (; j + WIDTH <= end; j += WIDTH)
-                    VEC(stream)(g + j, VEC(load)(s->by + j) * by + VEC(load)(s->kept + j) * prob);
-            }
-            for (; j < end; j += WIDTH)
-                TYPED(store)(g + j, TYPED(load)(s->by + j, end - j, 0) * by + TYPED(load)(s->kept + j, end - j, 0) * prob,
-                             end - j);
+        const REAL *derivative = s->by + begin, *kept = s->row.kept + begin;
+        V prob = TYPED(block_factor)(&s->row, begin, scale, -factor * s->sum);
+        if (job->stream && to != buffer) {
+            for (; j < m && (uintptr_t)(to + j) % sizeof(V); j++) to[j] = derivative[j] * by[0] + kept[j] * prob[0];
+            for (; j + WIDTH <= m; j += WIDTH) VEC(stream)(to + j, VEC(load)(derivative + j) * by + VEC(load)(kept + j) * prob);
         }
+        for (; j + WIDTH <= m; j += WIDTH) VEC(store)(to + j, VEC(load)(derivative + j) * by + VEC(load)(kept + j) * prob);
+        for (; j < m; j++) to[j] = derivative[j] * by[0] + kept[j] * prob[0];
         TYPED(put)(out, i, begin, m, to);
     }
 }
 
-/* Row i after the statistics of both: the loss; by_q and by_p kept and summed where wanted. With q_direct, by_q is the gradient
- * of q (they sum to 0) and goes where it belongs, times `direct`. */
+/* What a walk over two rows is asked for. With q_direct, the table says that by_q sums to 0: it is q's gradient itself. */
+typedef struct {
+    int want_q, want_p, q_direct;
+} TYPED(pair_mode);
+
+/* `left` elements of the two rows at once; returns their part of the loss. */
+INLINE V TYPED(pair_step)(TYPED(pair_formula) formula, const double *option, TYPED(pair_mode) mode, const REAL *xq,
+                          const REAL *xp, const REAL *kept_q, const REAL *kept_p, int64_t left, const V constants[6], V *by_q,
+                          V *by_p) {
+    V max_q = constants[0], max_p = constants[1], scale = constants[2], offset = constants[3];
+    TYPED(pair_element) e = {.q = TYPED(load)(kept_q, left, 0) * constants[4], .p = TYPED(load)(kept_p, left, 0) * constants[5]};
+    /* log(q / p) = scale ((x_q - max_q) - (x_p - max_p)) - (log total_q - log total_p): large common parts go first. */
+    e.log_ratio = ((TYPED(load)(xq, left, 0) - max_q) - (TYPED(load)(xp, left, 0) - max_p)) * scale - offset;
+    formula(&e, option);
+    if (left < WIDTH) /* lanes past the end of a row may hold anything */
+        for (int64_t l = left; l < WIDTH; l++) e.loss[l] = e.by_q[l] = e.by_p[l] = 0;
+    if (mode.want_q) *by_q = e.by_q;
+    if (mode.want_p) *by_p = e.by_p;
+    return e.loss;
+}
+
+/* Row i after the statistics of both: the loss; by_q and by_p kept and summed where wanted, or the gradient of q itself, times
+ * `direct`. */
 INLINE double TYPED(pair_walk)(TYPED(pair_formula) formula, const double *option, const row_job *job, int64_t i, REAL scale,
-                               TYPED(pair_side) *q, TYPED(pair_side) *p, const int want_q, const int want_p, const int q_direct,
-                               double direct) {
+                               TYPED(pair_side) *q, TYPED(pair_side) *p, TYPED(pair_mode) mode, double direct) {
     const pl_call *c = job->call;
     const pl_rows *out = &c->arg[c->count - 2].rows;
-    int64_t n = PL_DIM(c, 'V'), size = TYPED(block_size)(n);
-    REAL from_q[TYPED(MIN_BLOCK) + WIDTH], from_p[TYPED(MIN_BLOCK) + WIDTH], buffer[TYPED(MIN_BLOCK) + WIDTH];
-    /* log(q / p) = scale ((x_q - max_q) - (x_p - max_p)) - (log total_q - log total_p): large common parts go first. */
-    V max_q = VEC(set1)(q->row.shift), max_p = VEC(set1)(p->row.shift), s = VEC(set1)(scale), by = VEC(set1)((REAL)direct);
-    V offset = VEC(set1)((REAL)(log(q->row.total) - log(p->row.total)));
+    int64_t n = PL_DIM(c, 'V');
+    REAL from_q[ROW_BLOCK], from_p[ROW_BLOCK], buffer[ROW_BLOCK];
+    V by = VEC(set1)((REAL)direct);
+    V constants[6] = {VEC(set1)(q->row.shift), VEC(set1)(p->row.shift), VEC(set1)(scale),
+                      VEC(set1)((REAL)(log(q->row.total) - log(p->row.total)))};
     double total = 0;
     q->sum = p->sum = 0;
-    for (int64_t begin = 0; begin < n; begin += TYPED(MIN_BLOCK)) {
-        int64_t m = n - begin < TYPED(MIN_BLOCK) ? n - begin : TYPED(MIN_BLOCK);
+    for (int64_t begin = 0; begin < n; begin += ROW_BLOCK) {
+        int64_t m = n - begin < ROW_BLOCK ? n - begin : ROW_BLOCK, j = 0;
         const REAL *xq = TYPED(fetch)(&c->arg[0].rows, i, begin, m, from_q),
                    *xp = TYPED(fetch)(&c->arg[1].rows, i, begin, m, from_p);
-        REAL *to = q_direct && want_q ? TYPED(target)(out, i, begin, buffer) : buffer;
-        for (int64_t at = begin, end; at < begin + m; at = end) {
-            end = (at / size + 1) * size < begin + m ? (at / size + 1) * size : begin + m;
-            V factor_q = TYPED(block_factor)(&q->row, at / size, scale, 1),
-              factor_p = TYPED(block_factor)(&p->row, at / size, scale, 1);
-            V sum = {0}, sum_q = {0}, sum_p = {0};
-            for (int64_t j = at; j < end; j += WIDTH) {
-                int64_t left = end - j;
-                V x = TYPED(load)(xq + (j - begin), left, 0), y = TYPED(load)(xp + (j - begin), left, 0);
-                TYPED(pair_element) e = {.q = TYPED(load)(q->kept + j, left, 0) * factor_q,
-                                         .p = TYPED(load)(p->kept + j, left, 0) * factor_p,
-                                         .log_ratio = ((x - max_q) - (y - max_p)) * s - offset};
-                formula(&e, option);
-                if (left < WIDTH) /* lanes past the end hold log_ratio without probability: only a NaN row's may count */
-                    for (int64_t l = left; l < WIDTH; l++) e.loss[l] = e.by_q[l] = e.by_p[l] = 0;
-                sum += e.loss;
-                if (want_q && q_direct) {
-                    REAL *g = to + (j - begin);
-                    if (job->stream && to != buffer && left >= WIDTH && (uintptr_t)g % sizeof(V) == 0)
-                        VEC(stream)(g, e.by_q * by);
-                    else TYPED(store)(g, e.by_q * by, left);
-                } else if (want_q) {
-                    sum_q += e.by_q;
-                    TYPED(store)(q->by + j, e.by_q, left);
-                }
-                if (want_p) {
-                    sum_p += e.by_p;
-                    TYPED(store)(p->by + j, e.by_p, left);
-                }
+        const REAL *kept_q = q->row.kept + begin, *kept_p = p->row.kept + begin;
+        REAL *to = mode.q_direct && mode.want_q ? TYPED(target)(out, i, begin, buffer) : q->by + begin, *to_p = p->by + begin;
+        int stream = mode.q_direct && mode.want_q && job->stream && to != buffer && (uintptr_t)to % sizeof(V) == 0;
+        constants[4] = TYPED(block_factor)(&q->row, begin, scale, 1);
+        constants[5] = TYPED(block_factor)(&p->row, begin, scale, 1);
+        V sum = {0}, sum_q = {0}, sum_p = {0}, by_q = {0}, by_p = {0};
+        for (; j < m; j += WIDTH) {
+            int64_t left = m - j;
+            sum += TYPED(pair_step)(formula, option, mode, xq + j, xp + j, kept_q + j, kept_p + j, left, constants, &by_q, &by_p);
+            if (mode.want_q && mode.q_direct) {
+                if (stream && left >= WIDTH) VEC(stream)(to + j, by_q * by);
+                else TYPED(store)(to + j, by_q * by, left);
+            } else if (mode.want_q) {
+                sum_q += by_q;
+                TYPED(store)(to + j, by_q, left);
             }
-            total += (double)VEC(sum)(sum);
-            if (want_q && !q_direct) q->sum += (double)VEC(sum)(sum_q);
-            if (want_p) p->sum += (double)VEC(sum)(sum_p);
+            if (mode.want_p) {
+                sum_p += by_p;
+                TYPED(store)(to_p + j, by_p, left);
+            }
         }
-        if (want_q && q_direct) TYPED(put)(out, i, begin, m, to);
+        total += (double)VEC(sum)(sum);
+        if (mode.want_q && !mode.q_direct) q->sum += (double)VEC(sum)(sum_q);
+        if (mode.want_p) p->sum += (double)VEC(sum)(sum_p);
+        if (mode.want_q && mode.q_direct) TYPED(put)(out, i, begin, m, to);
     }
-    return total < 0 ? 0 : total; /* divergences are not negative; rounding of equal rows may be */
+    return total < 0 ? 0 : total; /* a divergence is not negative, but rounding may be */
 }
 
 INLINE void TYPED(pair_rows)(TYPED(pair_formula) formula, const int q_direct, const row_job *job, int64_t begin, int64_t end,
@@ -431,20 +428,22 @@ INLINE void TYPED(pair_rows)(TYPED(pair_formula) formula, const int q_direct, co
     double option[PL_MAX_ARGS], inverse = 1 / c->arg[2].f;
     for (int o = 3; o < c->count - 4; o++) option[o - 3] = c->arg[o].f;
     REAL scale = (REAL)inverse;
-    REAL *scratch[4];
-    for (int k = 0; k < 4; k++) scratch[k] = (REAL *)(job->scratch + (size_t)worker * job->stride + (size_t)k * job->row);
-    TYPED(pair_side) q = {.kept = scratch[0], .by = scratch[2]}, p = {.kept = scratch[1], .by = scratch[3]};
+    TYPED(pair_side) q = {.row = TYPED(statistics_in)(TYPED(scratch)(job, worker, 0), n), .by = TYPED(scratch)(job, worker, 2)};
+    TYPED(pair_side) p = {.row = TYPED(statistics_in)(TYPED(scratch)(job, worker, 1), n), .by = TYPED(scratch)(job, worker, 3)};
     TYPED(reading) how_q = {.rows = &c->arg[0].rows, .scale = scale}, how_p = {.rows = &c->arg[1].rows, .scale = scale};
     for (int64_t i = begin; i < end; i++) {
         int silent = dloss && dloss[i] == 0, want_q = dq->data && !silent, want_p = dp->data && !silent;
         if (dq->data && silent) TYPED(put_zeros)(dq, i, n);
         if (dp->data && silent) TYPED(put_zeros)(dp, i, n);
-        TYPED(take_statistics)(FAMILY_softmax, how_q, i, n, q.kept, &q.row);
-        TYPED(take_statistics)(FAMILY_softmax, how_p, i, n, p.kept, &p.row);
+        TYPED(take_statistics)(FAMILY_softmax, how_q, i, n, &q.row);
+        TYPED(take_statistics)(FAMILY_softmax, how_p, i, n, &p.row);
         double factor = (dloss ? (double)dloss[i] : 1) * inverse, total;
-        if (want_p) total = TYPED(pair_walk)(formula, option, job, i, scale, &q, &p, want_q, 1, q_direct, factor);
-        else if (want_q) total = TYPED(pair_walk)(formula, option, job, i, scale, &q, &p, 1, 0, q_direct, factor);
-        else total = TYPED(pair_walk)(formula, option, job, i, scale, &q, &p, 0, 0, q_direct, factor);
+#define WALK(want_q, want_p) \
+    TYPED(pair_walk)(formula, option, job, i, scale, &q, &p, (TYPED(pair_mode)){want_q, want_p, q_direct}, factor)
+        if (want_p) total = WALK(want_q, 1);
+        else if (want_q) total = WALK(1, 0);
+        else total = WALK(0, 0);
+#undef WALK
         loss[i] = (REAL)total;
         if (want_q && !q_direct) TYPED(pair_gradient)(job, dq, i, &q, scale, factor);
         if (want_p) TYPED(pair_gradient)(job, dp, i, &p, scale, factor);
@@ -461,10 +460,10 @@ INLINE void TYPED(element_rows)(TYPED(element_formula) formula, const row_job *j
     const pl_rows *dx = &c->arg[c->count - 2].rows, *dt = &c->arg[c->count - 1].rows;
     double option[PL_MAX_ARGS];
     for (int o = 2; o < c->count - 4; o++) option[o - 2] = c->arg[o].f;
-    REAL from_x[TYPED(MIN_BLOCK) + WIDTH], from_t[TYPED(MIN_BLOCK) + WIDTH], to_x[TYPED(MIN_BLOCK)], to_t[TYPED(MIN_BLOCK)];
+    REAL from_x[ROW_BLOCK], from_t[ROW_BLOCK], to_x[ROW_BLOCK], to_t[ROW_BLOCK];
     for (int64_t i = begin; i < end; i++)
-        for (int64_t at = 0; at < n; at += TYPED(MIN_BLOCK)) {
-            int64_t m = n - at < TYPED(MIN_BLOCK) ? n - at : TYPED(MIN_BLOCK);
+        for (int64_t at = 0; at < n; at += ROW_BLOCK) {
+            int64_t m = n - at < ROW_BLOCK ? n - at : ROW_BLOCK;
             const REAL *x = TYPED(fetch)(&c->arg[0].rows, i, at, m, from_x), *t = TYPED(fetch)(&c->arg[1].rows, i, at, m, from_t);
             const REAL *dloss = c->arg[c->count - 4].in ? (const REAL *)c->arg[c->count - 4].in + i * n + at : NULL;
             REAL *loss = (REAL *)c->arg[c->count - 3].out + i * n + at;
@@ -492,30 +491,28 @@ INLINE void TYPED(element_rows)(TYPED(element_formula) formula, const row_job *j
 /* y = w / sum w, dx = slope y (dy - sum y dy); or y = log(w / sum w), dx = slope (dy - w / sum w * sum dy). */
 INLINE void TYPED(map_rows)(TYPED(family) f, const int logarithm, const row_job *job, int64_t begin, int64_t end, int worker) {
     const pl_call *c = job->call;
-    int64_t n = PL_DIM(c, 'V'), size = TYPED(block_size)(n);
+    int64_t n = PL_DIM(c, 'V');
     const pl_rows *in = &c->arg[0].rows, *dy = &c->arg[1].rows, *y = &c->arg[2].rows, *dx = &c->arg[3].rows;
-    REAL *kept = (REAL *)(job->scratch + (size_t)worker * job->stride);
-    REAL from_x[TYPED(MIN_BLOCK) + WIDTH], from_dy[TYPED(MIN_BLOCK) + WIDTH], buffer[TYPED(MIN_BLOCK) + WIDTH];
+    REAL from_x[ROW_BLOCK], from_dy[ROW_BLOCK], buffer[ROW_BLOCK];
     TYPED(reading) how = {.rows = in, .scale = 1};
-    TYPED(row_statistics) row;
+    TYPED(row_statistics) row = TYPED(statistics_in)(TYPED(scratch)(job, worker, 0), n);
     for (int64_t i = begin; i < end; i++) {
-        TYPED(take_statistics)(f, how, i, n, kept, &row);
+        TYPED(take_statistics)(f, how, i, n, &row);
         V log_sum = VEC(set1)((REAL)(log(row.total) + (double)row.shift));
         double dot = 0;
         /* First y and the sum, then dx. */
         for (int pass = 0; pass < (dx->data ? 2 : 1); pass++) {
             const pl_rows *out = pass ? dx : y;
             V less = VEC(set1)((REAL)dot);
-            for (int64_t at = 0; at < n; at += TYPED(MIN_BLOCK)) {
-                int64_t m = n - at < TYPED(MIN_BLOCK) ? n - at : TYPED(MIN_BLOCK);
+            for (int64_t at = 0; at < n; at += ROW_BLOCK) {
+                int64_t m = n - at < ROW_BLOCK ? n - at : ROW_BLOCK;
                 const REAL *x = TYPED(fetch)(in, i, at, m, from_x), *g = dy->data ? TYPED(fetch)(dy, i, at, m, from_dy) : NULL;
                 REAL *to = out->data ? TYPED(target)(out, i, at, buffer) : buffer;
-                V sum = {0};
+                V sum = {0}, factor = TYPED(block_factor)(&row, at, 1, 1);
                 for (int64_t j = 0; j < m; j += WIDTH) {
                     int64_t left = m - j;
                     V v = TYPED(load)(x + j, left, 0), d = g ? TYPED(load)(g + j, left, 0) : VEC(set1)(0);
-                    V factor = TYPED(block_factor)(&row, (at + j) / size, 1, 1),
-                      prob = TYPED(load)(kept + at + j, left, 0) * factor;
+                    V prob = TYPED(load)(row.kept + at + j, left, 0) * factor;
                     V result = logarithm ? f.log_weight(v) - log_sum : prob;
                     if (pass) result = logarithm ? d - prob * less : prob * (d - less);
                     if (pass && f.slope) result *= f.slope(v);
@@ -533,8 +530,8 @@ INLINE void TYPED(map_rows)(TYPED(family) f, const int logarithm, const row_job 
 static int64_t TYPED(row_argmax)(const pl_rows *rows, int64_t i, int64_t n, REAL *buffer) {
     int64_t best = 0;
     REAL highest = (REAL)-INFINITY;
-    for (int64_t at = 0; at < n; at += TYPED(MIN_BLOCK)) {
-        int64_t m = n - at < TYPED(MIN_BLOCK) ? n - at : TYPED(MIN_BLOCK);
+    for (int64_t at = 0; at < n; at += ROW_BLOCK) {
+        int64_t m = n - at < ROW_BLOCK ? n - at : ROW_BLOCK;
         const REAL *x = TYPED(fetch)(rows, i, at, m, buffer);
         V sum = {0};
         for (int64_t j = 0; j < m; j += WIDTH) {

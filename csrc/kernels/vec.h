@@ -247,6 +247,19 @@ INLINE vd vd_log1p(vd x) {
     return vd_select(u - u == vd_set1(0), y, u);
 }
 
+/* log((x + d) / x) for x > 0, x + d > 0: y = x + d is brought near x by a power of two 2^-k (from the difference of their bits), and
+ * then log(y / x) = k log 2 + 2 atanh((y - x) / (y + x)). With k = 0 y - x is d itself, so that small d lose nothing. */
+INLINE vf vf_log_grown(vf x, vf d) {
+    vf y = x + d;
+    vi k = ((vi)y - (vi)x + 0x4afb0d) >> 23;
+    y = (vf)((vi)y - (k << 23));
+    vf s = vf_select(k == 0, d, y - x) / (y + x), z = s * s;
+    vf p = z * 0.3001085f + 0.39975782f;
+    p = p * z + 0.66666751f;
+    return __builtin_convertvector(k, vf) * 0.69314718f + (s * (z * p) + (s + s));
+}
+INLINE vd vd_log_grown(vd x, vd d) { return vd_log1p(d / x); }
+
 /* Stores past the caches, for results larger than they are; p is aligned to a vector. */
 INLINE void vf_stream(float *p, vf v) {
 #if PL_BYTES == 64

@@ -4,7 +4,9 @@
  *   FORMULA(name)  the name of a function or type for the computed type
  *   V              some elements of a row at once (a vector, or one value)
  *   SCALAR         one value, in the most exact type there is
- *   v_set(a) v_exp(x) v_expm1(x) v_log1p(x) v_abs(x) v_select(mask, a, b)   on V; comparisons of V give the mask
+ *   v_set(a) v_exp(x) v_log1p(x) v_abs(x) v_max(a, b) v_min(a, b)   on V
+ *   v_log_grown(x, d)          log((x + d) / x) for x > 0, x + d > 0
+ *   v_select(mask, a, b)       comparisons of V give the mask
  *   INLINE         for functions
  *
  * A weight family turns logits into unnormalised probabilities w(x), so that probabilities are w(x) / sum w:
