@@ -214,6 +214,7 @@ def linear_cross_entropy(
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     softcap: float | None = None,
+    gradient_filter: float = 0.0,
     reduction: str = "none",
     out: Any = None,
 ) -> Any:
@@ -234,7 +235,7 @@ def linear_cross_entropy(
     def kernel(part: slice, logits: Any, dloss: Any, loss: np.ndarray, slopes: Any) -> None:
         _core.softmax_cross_entropy(logits[0], targets[part], *options, dloss, loss, slopes[0])
 
-    run = fused((top,), counted if some else None, kernel)
+    run = fused((top,), counted if some else None, _filter(gradient_filter), kernel)
     total, dtype = counted_weight(given, index >= 0), np.dtype(np.float32)
     return finish(run, top.inputs(), shape, dtype, weights=given, total=total, reduction=reduction, out=out)
 
@@ -247,6 +248,7 @@ def linear_kl_div(
     *,
     temperature: float = 1.0,
     weights: Any = None,
+    gradient_filter: float = 0.0,
     reduction: str = "none",
     out: Any = None,
 ) -> Any:
@@ -256,7 +258,7 @@ def linear_kl_div(
     as in `linear_cross_entropy`, all with gradients. Rows of weight 0 are not computed.
     """
     options = (option("temperature", temperature, 0, low_open=True),)
-    return _pair_of_heads("kl_div", (hidden_q, weight_q, hidden_p, weight_p), options, weights, reduction, out)
+    return _pair_of_heads("kl_div", (hidden_q, weight_q, hidden_p, weight_p), options, weights, gradient_filter, reduction, out)
 
 
 def linear_js_div(
@@ -268,15 +270,22 @@ def linear_js_div(
     beta: float = 0.5,
     temperature: float = 1.0,
     weights: Any = None,
+    gradient_filter: float = 0.0,
     reduction: str = "none",
     out: Any = None,
 ) -> Any:
     """`js_div_loss(hidden_q @ weight_q.T, hidden_p @ weight_p.T)` without all logits at once; arguments as in `linear_kl_div`."""
     options = _js_options(temperature, beta)
-    return _pair_of_heads("js_div", (hidden_q, weight_q, hidden_p, weight_p), options, weights, reduction, out)
+    return _pair_of_heads("js_div", (hidden_q, weight_q, hidden_p, weight_p), options, weights, gradient_filter, reduction, out)
 
 
-def _pair_of_heads(name: str, arguments: Any, options: tuple[float, ...], weights: Any, reduction: str, out: Any) -> Any:
+def _filter(gradient_filter: float) -> float:
+    return option("gradient_filter", gradient_filter, 0, 1)
+
+
+def _pair_of_heads(
+    name: str, arguments: Any, options: tuple[float, ...], weights: Any, gradient_filter: float, reduction: str, out: Any
+) -> Any:
     hidden_q, weight_q, hidden_p, weight_p = arguments
     q, p = head(hidden_q, weight_q, "_q"), head(hidden_p, weight_p, "_p")
     if q.shape[:-1] != p.shape[:-1]:
@@ -292,6 +301,6 @@ def _pair_of_heads(name: str, arguments: Any, options: tuple[float, ...], weight
     def kernel(part: slice, logits: Any, dloss: Any, loss: np.ndarray, slopes: Any) -> None:
         walk(logits[0], logits[1], *options, dloss, loss, slopes[0], slopes[1])
 
-    run, total = fused((q, p), counted, kernel), counted_weight(given, used)
+    run, total = fused((q, p), counted, _filter(gradient_filter), kernel), counted_weight(given, used)
     inputs, dtype = (*q.inputs(), *p.inputs()), np.dtype(np.float32)
     return finish(run, inputs, shape, dtype, weights=given, total=total, reduction=reduction, out=out)
