@@ -302,11 +302,16 @@ class Tensor:
         return self * -1
 
     def sum(self, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Any:
-        """The sum over an axis, several, or all."""
+        """The sum over an axis, several, or all; added up in float64."""
         shape = self.shape
         kept = np.empty(shape, np.bool_).sum(axis=axis, keepdims=True).shape if axis is not None else (1,) * self.ndim
         dims = kept if keepdims else np.empty(shape, np.bool_).sum(axis=axis).shape if axis is not None else ()
-        out = self._derived(dims, lambda x: np.asarray(x.sum(axis=axis, keepdims=keepdims)))
+
+        def total(x: np.ndarray) -> np.ndarray:
+            wide = np.float64 if x.dtype.itemsize < 8 and x.dtype.kind not in "iub" else None
+            return np.asarray(x.sum(axis=axis, keepdims=keepdims, dtype=wide), x.dtype if wide else None)
+
+        out = self._derived(dims, total)
         if not recording(self):
             return out
 

@@ -4,7 +4,7 @@
  *   FORMULA(name)  the name of a function or type for the computed type
  *   V              some elements of a row at once (a vector, or one value)
  *   SCALAR         one value, in the most exact type there is
- *   v_set(a) v_exp(x) v_log1p(x) v_abs(x) v_max(a, b) v_min(a, b)   on V
+ *   v_set(a) v_exp(x) v_log1p(x) v_abs(x) v_max(a, b) v_min(a, b)   on V; the last two give b if either is NaN
  *   v_log_grown(x, d)          log((x + d) / x) for x > 0, x + d > 0
  *   v_select(mask, a, b)       comparisons of V give the mask
  *   INLINE         for functions
