@@ -115,9 +115,13 @@ INLINE double vd_sum(vd v) {
     return v[0];
 }
 INLINE float vf_hmax(vf v) {
+#if PL_BYTES == 64
+    return _mm512_reduce_max_ps((__m512)v);
+#else
     float m = v[0];
     for (int i = 1; i < LANES; i++) m = v[i] > m ? v[i] : m;
     return m;
+#endif
 }
 INLINE double vd_hmax(vd v) {
     double m = v[0];
