@@ -17,8 +17,8 @@ from .autograd import data
 from .row_losses import is_bfloat16
 from .weights import Weight
 
-# Head and loss go through the rows in about this many bytes of logits, but not in fewer rows than FEW_ROWS while these take no more
-# than MOST_BYTES: each part of the rows reads and packs the whole head.
+# Head and loss go through the rows in about this many bytes of logits, but not in fewer rows than FEW_ROWS while these take no
+# more than MOST_BYTES: each part of the rows reads and packs the whole head.
 LOGITS_BYTES = 40 << 20
 FEW_ROWS = 126
 MOST_BYTES = 160 << 20
@@ -92,8 +92,8 @@ def fused(
     """`row_losses.Call`'s run for a loss of the logits of `heads`.
 
     `kernel(part, logits, dloss, loss, dlogits)` is the loss of some of the counted rows; dlogits[i] is logits[i]'s own buffer,
-    or None. `counted` int32 [M] are the rows to compute, None for all; the others give 0. Classes for which no row of a part has a
-    gradient above `gradient_filter` (of its own loss by its logits) are left out of the products with it.
+    or None. `counted` int32 [M] are the rows to compute, None for all; the others give 0. Classes for which no row of a part has
+    a gradient above `gradient_filter` (of its own loss by its logits) are left out of the products with it.
     """
     total = len(heads[0].rows) if counted is None else len(counted)
     parts = _parts(total, 4 * sum(h.vocabulary for h in heads))
@@ -136,7 +136,7 @@ def fused(
 
 
 def _classes(slopes: np.ndarray, scale: np.ndarray | None, gradient_filter: float) -> np.ndarray | None:
-    """int32 [M]: the classes for which a row's gradient is above the filter or NaN; None for all, as soon as they are half of them."""
+    """int32 [M]: the classes for which a row's gradient is above the filter or NaN; None for all, as soon as half of them are."""
     if not gradient_filter:
         return None
     bounds = np.full(len(slopes), gradient_filter, np.float32)

@@ -34,7 +34,8 @@ def estimate_memory(
     - activations kept for the backward pass: `4 N (4H + 2K + 2I)` for each of the T layers (input, queries, attention's
       output and the sum after it; keys and values; gate and up); with checkpointing `4 N H` for each and one layer's in full;
     - what one layer works on, forward and backward: `4 N (4I + 3H + 10K)`, and 16 MB of packed matrices;
-    - the head: `4 V` for each of the tokens that it is computed for at once (`linear_losses.rows_at_once`), and `8 N H` of hidden states;
+    - the head: `4 V` for each token that it is computed for at once (`linear_losses.rows_at_once`), and `8 N H` of hidden
+      states;
     - 80 MB for the interpreter and the libraries.
     """
     trainable = sum(int(array.size) for array in model.trainable_parameters().values())
