@@ -52,7 +52,7 @@ if LIMITED:
 core = Extension(
     "pyloss._core",
     sources=["csrc/binding/module.c", "csrc/binding/spec.c", "csrc/core/buffers.c", "csrc/core/cpu.c", "csrc/core/threads.c"],
-    depends=included("csrc", "csrc/binding", "csrc/kernels"),
+    depends=included("csrc", "csrc/binding", "csrc/kernels", "csrc/losses"),
     include_dirs=[numpy.get_include()],
     define_macros=macros,
     extra_compile_args=CFLAGS,

@@ -30,6 +30,7 @@ from .weights import Weight
 
 if TYPE_CHECKING:  # `as` makes them public to type checkers
     from . import models as models, tuner as tuner
+    from .act import ACTLossHead as ACTLossHead
     from .generation import generate as generate, stream_generate as stream_generate
     from .models import load as load, load_model as load_model
     from .tuner import (
@@ -55,6 +56,7 @@ __version__ = "0.1.0"
 _LAZY = {
     "models": "",
     "tuner": "",
+    "ACTLossHead": "act",
     "load": "models",
     "load_model": "models",
     "generate": "generation",

@@ -119,7 +119,7 @@ class Tape:
             return
         output._node.add(grad)
         nodes, self.nodes = self.nodes, []
-        with _no_tape():
+        with no_grad():
             while nodes:
                 node = nodes.pop()
                 if node.grad is not None and node.vjp is not None:
@@ -127,8 +127,8 @@ class Tape:
                 node.vjp = node.again = node.cache = node.grad = None
 
 
-class _no_tape:
-    """No recording inside."""
+class no_grad:
+    """A context in which nothing is recorded: what is computed inside is a constant to the tape around it."""
 
     def __enter__(self) -> None:
         self._outer = current_tape()
@@ -354,7 +354,7 @@ class Deferred(Tensor):
     @property
     def data(self) -> np.ndarray:
         if self._compute is not None:
-            with _no_tape():
+            with no_grad():
                 self._data = self._compute()
             self._compute = None
         return self._data

@@ -34,10 +34,10 @@ def new_like(array: np.ndarray) -> np.ndarray:
     return out.view(array.dtype) if kind == "u16" else out
 
 
-def logit_rows(x: Any, name: str) -> np.ndarray:
+def logit_rows(x: Any, name: str, elementwise: bool = False) -> np.ndarray:
     """[..., V] as float64, float32, float16 or bfloat16 with V >= 1 contiguous values a row; copied only if it has to be.
 
-    Other real numbers become float32. Raises TypeError and ValueError naming the argument.
+    V may be 0 if `elementwise`. Other real numbers become float32. Raises TypeError and ValueError naming the argument.
     """
     array = data(x)
     if array.dtype.kind == "f" or is_bfloat16(array.dtype):
@@ -49,7 +49,7 @@ def logit_rows(x: Any, name: str) -> np.ndarray:
         array = array.astype(np.float32)
     else:
         raise TypeError(f"{name} must hold real numbers, not {array.dtype}")
-    if array.ndim < 1 or array.shape[-1] < 1:
+    if array.ndim < 1 or (array.shape[-1] < 1 and not elementwise):
         raise ValueError(f"{name} must be [..., V] with V at least 1, got shape {array.shape}")
     if not array.flags.aligned or (array.shape[-1] > 1 and array.strides[-1] != array.itemsize):
         array = np.require(array, requirements=["C", "A"])
@@ -268,7 +268,7 @@ def two_arrays(
     out: Any,
 ) -> Any:
     """A loss of two arrays [..., V]: one value per row, or per element."""
-    a, b = (logit_rows(x, name) for x, name in zip(inputs, names, strict=True))
+    a, b = (logit_rows(x, name, elementwise) for x, name in zip(inputs, names, strict=True))
     if a.shape != b.shape:
         raise ValueError(f"{names[0]} and {names[1]} must have the same shape, got {a.shape} and {b.shape}")
     shape, dtype = a.shape if elementwise else a.shape[:-1], accumulator(a, b)

@@ -11,7 +11,7 @@ import pytest
 
 import pyloss
 from pyloss import _core, nn, ops
-from pyloss.autograd import Tape, Tensor, checkpoint, current_tape, grad, keep, record, value_and_grad
+from pyloss.autograd import Tape, Tensor, checkpoint, current_tape, grad, keep, no_grad, record, value_and_grad
 
 Pair = namedtuple("Pair", "a b")
 
@@ -498,6 +498,22 @@ def _look(x, look):
         grads.put(0, dy, own=False)
 
     return record(x.data, (x,), vjp)
+
+
+def test_what_is_computed_without_gradients_is_a_constant(rng):
+    x, w = rng.standard_normal((5, 7)).astype(np.float32), rng.standard_normal((3, 7)).astype(np.float32)
+
+    def f(a, b):
+        with no_grad():
+            constant = ops.linear(a, b)
+            assert type(constant) is np.ndarray and current_tape() is None
+        return (ops.linear(a, b) * constant).sum()
+
+    constant = ops.linear(x, w)
+    for gradient, wanted in zip(grad(f, (0, 1))(x, w), (constant @ w, constant.T @ x)):
+        np.testing.assert_allclose(gradient, wanted, rtol=1e-5, atol=1e-5)
+    with pytest.raises(RuntimeError, match="within"), no_grad():
+        raise RuntimeError("within")
 
 
 def test_an_error_leaves_no_tape_and_no_memory(rng):
