@@ -118,12 +118,11 @@ def fused(
             slopes = [out if any(w) else None for out, w in zip(logits, slots, strict=True)]
             scale = None if factors is None else factors[part]
             kernel(part, logits, scale, values[part], slopes)
-            for i, h in enumerate(heads):
-                if slopes[i] is None:
-                    continue
-                classes = _classes(logits[i], scale, gradient_filter)
-                to = None if dx[i] is None else dx[i][part]
-                _products(h, logits[i], rows[i][part], classes, to, dw[i], part.start > 0 or gradient_filter > 0)
+            for h, r, slope, to, into in zip(heads, rows, slopes, dx, dw, strict=True):
+                if slope is not None:
+                    classes = _classes(slope, scale, gradient_filter)
+                    add = part.start > 0 or gradient_filter > 0
+                    _products(h, slope, r[part], classes, None if to is None else to[part], into, add)
         if counted is not None:
             loss.reshape(-1)[...] = _spread(values, counted, loss.size)
         found: list[np.ndarray | None] = []
