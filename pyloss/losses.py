@@ -226,8 +226,8 @@ def linear_cross_entropy(
     at a time. The other arguments and the errors are those of `softmax_cross_entropy`.
 
     `gradient_filter` in [0, 1) leaves classes out of the gradient's products: those for which no row computed together has a
-    gradient of its loss by the logit above it, unless they are less than half (after Wijmans et al., arXiv:2411.09009, section 4.3,
-    whose threshold is 2**-12). The loss stays exact. With SmolLM2-135M on 1024 tokens of text, chat or documentation, the filter
+    gradient of its loss by the logit above it, as soon as these are more than half (after Wijmans et al., arXiv:2411.09009,
+    section 4.3, with 2**-12). The loss stays exact. With SmolLM2-135M on 1024 tokens of text, chat or documentation, the filter
 
         2**-12   keeps  8-13 % of the classes, 1.7 times as fast,    gradient off by 4-5 %   (cosine 0.999)
         2**-14         18-27 %                 1.5-1.6                               2 %     (0.9998)
