@@ -9,6 +9,8 @@
 #define PL_STR(a) PL_STR_(a)
 
 #include "quant.tpl.h"
+#include "tile.tpl.h"
+#include "pack.tpl.h"
 #include "matmul.tpl.h"
 #include "layers.tpl.h"
 #include "columns.tpl.h"

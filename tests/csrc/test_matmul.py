@@ -17,9 +17,10 @@ QUANTISED = ["q8_0", "q4_0", "q4_1"]
 
 
 def shapes(size):
-    """(m, n, k) with `size` in every place, beside sizes of the other places that change; "long" has more than one block of packed A."""
+    """(m, n, k) with `size` in every place, beside sizes of the other places that change; "long" has more than one block of A, and rows
+    a page apart, which are packed where others are read in place."""
     if size == "long":
-        return [(1100, 33, 31), (7, 40, 1601), (3, 1, 1601), (97, 385, 385)]
+        return [(1100, 33, 31), (7, 40, 1601), (3, 1, 1601), (97, 385, 385), (31, 1024, 40), (29, 40, 1024), (33, 97, 2401)]
     rng = np.random.default_rng(size)
     found = []
     for place in (0, 0, 0, 1, 1, 2, 2):
@@ -171,7 +172,9 @@ def test_any_code_of_a_quantised_block(memory, rng, format):
     assert_close(few, wide(weight.dequantize()).T[:3])
 
 
-@pytest.mark.parametrize(("m", "n", "k"), [(1, 385, 97), (3, 200, 1000), (5, 33, 31), (70, 385, 97), (333, 97, 500), (1100, 33, 31)])
+@pytest.mark.parametrize(
+    ("m", "n", "k"), [(1, 385, 97), (3, 200, 1000), (5, 33, 31), (70, 385, 97), (333, 97, 500), (1100, 33, 31), (45, 1024, 2401)]
+)
 def test_threads_give_the_same_bits(rng, m, n, k):
     x, w, bias = normal(rng, m, k), normal(rng, n, k), normal(rng, n)
     a, b, dy = normal(rng, k, 8), normal(rng, 8, n), normal(rng, m, n)

@@ -1,0 +1,143 @@
+/* Packing: the operands of a product in the order in which its tiles read them. */
+
+enum { PANEL_SPILL = 16 }; /* packing writes whole vectors past the end of a panel */
+
+/* Transposes LANES vectors in place by swapping off-diagonal blocks of halving size. */
+INLINE void transpose(vf v[LANES]) {
+#if defined(__clang__)
+    float from[LANES][LANES], to[LANES][LANES];
+    memcpy(from, v, sizeof from);
+    for (int i = 0; i < LANES; i++)
+        for (int j = 0; j < LANES; j++) to[j][i] = from[i][j];
+    memcpy(v, to, sizeof to);
+#else
+#pragma GCC unroll 4
+    for (int h = LANES / 2; h > 0; h /= 2) {
+        vi first, second;
+#pragma GCC unroll 16
+        for (int l = 0; l < LANES; l++) {
+            first[l] = l & h ? LANES + l - h : l;
+            second[l] = l & h ? LANES + l : l + h;
+        }
+#pragma GCC unroll 16
+        for (int i = 0; i < LANES; i++) {
+            if (i & h) continue;
+            vf a = v[i], b = v[i + h];
+            v[i] = __builtin_shuffle(a, b, first);
+            v[i + h] = __builtin_shuffle(a, b, second);
+        }
+    }
+#endif
+}
+
+/* The left operand [m, k] of a product, times a factor: rows of `stride` elements, or with `transposed` columns. */
+typedef struct {
+    const float *data;
+    int64_t stride;
+    int transposed;
+    float factor;
+} left;
+
+/* Rows [row, row + rows) of A, columns [k0, k0 + kc), as [kc][mr]; missing rows are 0. */
+static void pack_a(const left *m, int64_t row, int rows, int mr, int64_t k0, int64_t kc, float *dst) {
+    vf factor = vf_set1(m->factor);
+    if (m->transposed) {
+        for (int64_t k = 0; k < kc; k++, dst += mr) {
+            const float *a = m->data + (k0 + k) * m->stride + row;
+            for (int i = 0; i < mr; i += LANES) {
+                int n = rows - i < LANES ? rows - i : LANES;
+                vf_store(dst + i, (n <= 0 ? vf_set1(0) : n == LANES ? vf_load(a + i) : vf_load_part(a + i, n, 0)) * factor);
+            }
+        }
+        return;
+    }
+    enum { GROUPS = (MR + LANES - 1) / LANES };
+    for (int64_t k = 0; k < kc; k += LANES) {
+        int64_t depth = kc - k < LANES ? kc - k : LANES;
+        vf v[GROUPS][LANES];
+        int groups = (mr + LANES - 1) / LANES;
+        for (int i = 0; i < groups * LANES; i++) {
+            const float *a = m->data + (row + i) * m->stride + k0 + k;
+            v[i / LANES][i % LANES] = i >= rows ? vf_set1(0) : depth == LANES ? vf_load(a) : vf_load_part(a, depth, 0);
+        }
+        for (int i = 0; i < groups; i++) transpose(v[i]);
+        /* In order of k: the lanes past mr are overwritten by the next k. */
+        for (int64_t l = 0; l < depth; l++)
+            for (int i = 0; i < groups; i++) vf_store(dst + (k + l) * mr + i * LANES, v[i][l] * factor);
+    }
+}
+
+/* Elements [begin, begin + n) of a stored row, n <= 32: where they lie if they are floats, else expanded into `run`. */
+INLINE const float *stored_run(const pl_weight *w, int64_t row, int64_t begin, int64_t n, float *run) {
+    const uint8_t *p = pl_weight_row(w, row);
+    if (w->format == PL_W_F32 && n == 32) return (const float *)p + begin;
+    decode_run(w->format, p, begin, n, run);
+    return run;
+}
+
+/* Columns [j0, j0 + n) and depth [k0, k0 + kc) of B as panels [n / width][kc][width] times `scale`, padded with 0. For a
+ * quantised B, k0 (transposed) or j0 (not) is a multiple of 32. */
+static void pack_b(const pl_weight *w, int transposed, int64_t j0, int64_t n, int64_t k0, int64_t kc, int width, float scale,
+                   float *dst) {
+    float run[LANES][32] = {{0}};
+    const vf factor = vf_set1(scale);
+    const int64_t padded = (n + width - 1) / width * width;
+    if (transposed) {
+        for (int64_t j = 0; j < padded; j += LANES) {
+            float *panel = dst + j / width * width * kc + j % width;
+            for (int64_t k = 0; k < kc; k += 32) {
+                int64_t depth = kc - k < 32 ? kc - k : 32;
+                const float *source[LANES];
+                for (int i = 0; i < LANES; i++) {
+                    if (j + i < n) source[i] = stored_run(w, j0 + j + i, k0 + k, depth, run[i]);
+                    else source[i] = memset(run[i], 0, sizeof run[i]);
+                }
+                for (int64_t at = 0; at < depth; at += LANES) {
+                    vf v[LANES];
+                    for (int i = 0; i < LANES; i++) v[i] = vf_load(source[i] + at);
+                    transpose(v);
+                    int64_t end = depth - at < LANES ? depth - at : LANES;
+                    for (int64_t l = 0; l < end; l++) vf_store(panel + (k + at + l) * width, v[l] * factor);
+                }
+            }
+        }
+        return;
+    }
+    for (int64_t k = 0; k < kc; k++) {
+        for (int64_t j = 0; j < padded; j += 32) {
+            int64_t count = n - j < 32 ? (n - j < 0 ? 0 : n - j) : 32;
+            if (count < 32) memset(run[0], 0, sizeof run[0]);
+            const float *source = count ? stored_run(w, k0 + k, j0 + j, count, run[0]) : run[0];
+            for (int64_t at = 0; at < 32 && j + at < padded; at += LANES) {
+                int64_t col = j + at;
+                vf_store(dst + col / width * width * kc + k * width + col % width, vf_load(source + at) * factor);
+            }
+        }
+    }
+}
+
+/* A part of B that will be packed next, asked for from memory a share at a time while tiles keep the processor busy. */
+typedef struct {
+    const pl_weight *w;
+    int64_t row, end, first, line, lines, share;
+} b_ahead;
+
+/* The part that pack_b will be given, in `shares` shares. */
+static b_ahead ahead_of(const pl_weight *w, int transposed, int64_t j0, int64_t n, int64_t k0, int64_t kc, int64_t shares) {
+    int64_t elements = pl_block_elements(w->format), bytes = pl_block_bytes(w->format);
+    int64_t row = transposed ? j0 : k0, rows = transposed ? n : kc, from = transposed ? k0 : j0, count = transposed ? kc : n;
+    b_ahead a = {.w = w, .row = row, .end = row + rows, .first = from / elements * bytes};
+    a.lines = (count / elements * bytes + 63) / 64;
+    a.share = (rows * a.lines + shares - 1) / shares;
+    return a;
+}
+
+static void fetch_share(b_ahead *a) {
+    for (int64_t i = 0; i < a->share && a->row < a->end; i++) {
+        __builtin_prefetch(pl_weight_row(a->w, a->row) + a->first + 64 * a->line, 0, 2);
+        if (++a->line == a->lines) {
+            a->line = 0;
+            a->row++;
+        }
+    }
+}

@@ -1,0 +1,201 @@
+/* The tile of a matrix product: a few rows of A times one or two vectors of columns of B, summed in registers. */
+
+#if PL_BYTES == 64
+enum { MR = 14 }; /* 14 x 2 accumulators, two vectors of B and a broadcast fill 31 of 32 registers */
+#elif PL_BYTES == 16 && defined(__aarch64__)
+enum { MR = 12 };
+#else
+enum { MR = 6 };
+#endif
+enum { NR = 2 * LANES }; /* columns of a tile */
+
+/* One tile: rows of A times columns of B (row stride ldb), then the continuation, whose A is packed. */
+typedef struct {
+    int64_t k, ldb, k2;
+    const float *a, *b, *a2, *b2;
+    int in_place;     /* A is read as it lies, MR rows of it; else from a packed panel */
+    int64_t a_stride; /* in place: between rows; packed: rows of the panel, of which the tile may compute fewer */
+    const float *bias;
+    float *c;
+    int64_t ldc;
+    int rows, cols, add; /* valid part of the tile; add to C or store */
+} tile_args;
+
+/* Reads the rows of A, one depth after the other. In place, three rows share a pointer: p, p + stride and p + 2 stride are
+ * each one address of an instruction. */
+enum { A_POINTERS = (MR + 2) / 3 };
+typedef struct {
+    const float *p[A_POINTERS];
+    int64_t stride;
+} a_reader;
+
+INLINE a_reader a_begin(const float *a, int64_t stride, const int in_place) {
+    a_reader r = {{a}, stride};
+    if (in_place)
+        for (int i = 1; i < A_POINTERS; i++) r.p[i] = a + 3 * i * stride;
+    return r;
+}
+INLINE const float *a_at(const a_reader *r, int row, const int in_place) {
+    return in_place ? r->p[row / 3] + row % 3 * r->stride : r->p[0] + row;
+}
+INLINE void a_next(a_reader *r, const int in_place) {
+    if (in_place) {
+#pragma GCC unroll 5
+        for (int i = 0; i < A_POINTERS; i++) r->p[i]++;
+    } else {
+        r->p[0] += r->stride;
+    }
+}
+
+/* acc += A B over a depth. In place, so many lines at once are more than the processor foresees: they are fetched ahead. */
+INLINE void tile_depth(vf acc[MR][2], a_reader a, const float *b, int64_t ldb, int64_t depth, const int mr, const int nv,
+                       const int in_place) {
+    enum { LINE = 16, AHEAD = 3 * LINE };
+#pragma GCC unroll 1
+    for (int64_t k = 0; k < depth; k++) {
+        if (in_place && k % LINE == 0) {
+#pragma GCC unroll 14
+            for (int i = 0; i < mr; i++) __builtin_prefetch(a_at(&a, i, 1) + AHEAD);
+        }
+        /* With few rows B is hardly used twice, and may come from memory in rows that lie far apart. */
+        if (mr < MR) {
+#pragma GCC unroll 2
+            for (int l = 0; l < nv; l++) __builtin_prefetch(b + 2 * LINE * ldb + l * LANES);
+        }
+        vf b0 = vf_load(b), b1 = nv == 2 ? vf_load(b + LANES) : b0;
+#pragma GCC unroll 14
+        for (int i = 0; i < mr; i++) {
+            vf x = vf_set1(*a_at(&a, i, in_place));
+            acc[i][0] += x * b0;
+            if (nv == 2) acc[i][1] += x * b1;
+        }
+        a_next(&a, in_place);
+        b += ldb;
+    }
+}
+
+/* mr, nv and in_place are constants in every instance, so that the accumulators live in registers. */
+INLINE void tile_body(const tile_args *t, const int mr, const int nv, const int in_place) {
+    vf acc[MR][2];
+#pragma GCC unroll 14
+    for (int i = 0; i < mr; i++)
+#pragma GCC unroll 2
+        for (int j = 0; j < nv; j++) acc[i][j] = vf_set1(0);
+    tile_depth(acc, a_begin(t->a, t->a_stride, in_place), t->b, t->ldb, t->k, mr, nv, in_place);
+    tile_depth(acc, a_begin(t->a2, in_place ? mr : t->a_stride, 0), t->b2, nv * LANES, t->k2, mr, nv, 0);
+    if (t->cols == nv * LANES) {
+        vf bias0 = t->bias ? vf_load(t->bias) : vf_set1(0);
+        vf bias1 = t->bias && nv == 2 ? vf_load(t->bias + LANES) : vf_set1(0);
+#pragma GCC unroll 14
+        for (int i = 0; i < mr; i++) {
+            if (i >= t->rows) break;
+            float *c = t->c + i * t->ldc;
+            vf y0 = acc[i][0] + bias0;
+            vf_store(c, t->add ? vf_load(c) + y0 : y0);
+            if (nv == 2) {
+                vf y1 = acc[i][1] + bias1;
+                vf_store(c + LANES, t->add ? vf_load(c + LANES) + y1 : y1);
+            }
+        }
+        return;
+    }
+#pragma GCC unroll 14
+    for (int i = 0; i < mr; i++) {
+        if (i >= t->rows) break;
+        float *c = t->c + i * t->ldc, row[NR] = {0};
+        vf_store(row, acc[i][0]);
+        if (nv == 2) vf_store(row + LANES, acc[i][1]);
+        for (int j = 0; j < t->cols; j++) {
+            float y = row[j] + (t->bias ? t->bias[j] : 0);
+            c[j] = t->add ? c[j] + y : y;
+        }
+    }
+}
+
+typedef void (*tile_fn)(const tile_args *t);
+#define TILE(mr, nv) \
+    static void tile_##mr##x##nv(const tile_args *t) { tile_body(t, mr, nv, 0); }
+#define TILE_IN_PLACE(mr, nv) \
+    static void tile_##mr##x##nv##_in_place(const tile_args *t) { tile_body(t, mr, nv, 1); }
+TILE(1, 1)
+TILE(1, 2)
+TILE(2, 1)
+TILE(2, 2)
+TILE(4, 1)
+TILE(4, 2)
+#if PL_BYTES == 64
+TILE(8, 1)
+TILE(8, 2)
+TILE(14, 1)
+TILE(14, 2)
+TILE_IN_PLACE(14, 1)
+TILE_IN_PLACE(14, 2)
+#elif PL_BYTES == 16 && defined(__aarch64__)
+TILE(8, 1)
+TILE(8, 2)
+TILE(12, 1)
+TILE(12, 2)
+TILE_IN_PLACE(12, 1)
+TILE_IN_PLACE(12, 2)
+#else
+TILE(6, 1)
+TILE(6, 2)
+TILE_IN_PLACE(6, 1)
+TILE_IN_PLACE(6, 2)
+#endif
+#undef TILE
+#undef TILE_IN_PLACE
+
+static const struct {
+    int mr;
+    tile_fn fn[2];
+} tiles[] = {{1, {tile_1x1, tile_1x2}},
+             {2, {tile_2x1, tile_2x2}},
+             {4, {tile_4x1, tile_4x2}},
+#if PL_BYTES == 64
+             {8, {tile_8x1, tile_8x2}},
+             {14, {tile_14x1, tile_14x2}},
+             {14, {tile_14x1_in_place, tile_14x2_in_place}}
+#elif PL_BYTES == 16 && defined(__aarch64__)
+             {8, {tile_8x1, tile_8x2}},
+             {12, {tile_12x1, tile_12x2}},
+             {12, {tile_12x1_in_place, tile_12x2_in_place}}
+#else
+             {6, {tile_6x1, tile_6x2}},
+             {6, {tile_6x1_in_place, tile_6x2_in_place}}
+#endif
+};
+
+/* The entry of `tiles` for so many rows of packed A; the next after the last of these reads A in place. */
+static int tile_kernel(int64_t rows) {
+    int kernel = 0;
+    while (tiles[kernel].mr < rows && tiles[kernel].mr < MR) kernel++;
+    return kernel;
+}
+
+static void run_tile(const tile_args *t, int width) { tiles[tile_kernel(t->rows) + t->in_place].fn[width / LANES - 1](t); }
+
+/* A full panel of rows times at most LANES / 2 columns (ldb is LANES / 2), as adapters of small rank have: whole vectors would
+ * spend half their lanes on padding. */
+INLINE void tile_narrow_body(const tile_args *t, const int in_place) {
+    typedef float half __attribute__((vector_size(PL_BYTES / 2)));
+    half acc[MR] = {{0}};
+    a_reader a = a_begin(t->a, t->a_stride, in_place);
+    const float *b = t->b;
+    for (int64_t k = 0; k < t->k; k++, b += LANES / 2) {
+        half y;
+        memcpy(&y, b, sizeof y);
+#pragma GCC unroll 14
+        for (int i = 0; i < MR; i++) acc[i] += *a_at(&a, i, in_place) * y;
+        a_next(&a, in_place);
+    }
+#pragma GCC unroll 14
+    for (int i = 0; i < MR; i++) {
+        if (i >= t->rows) break;
+        for (int j = 0; j < t->cols; j++) t->c[i * t->ldc + j] = acc[i][j] + (t->add ? t->c[i * t->ldc + j] : 0);
+    }
+}
+static void tile_narrow(const tile_args *t) {
+    if (t->in_place) tile_narrow_body(t, 1);
+    else tile_narrow_body(t, 0);
+}
