@@ -9,7 +9,8 @@ import numpy
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-X86 = platform.machine().lower() in ("x86_64", "amd64")
+# PYLOSS_BASELINE_ONLY leaves out the wider instruction sets: a quick build, for a look at something.
+X86 = platform.machine().lower() in ("x86_64", "amd64") and not os.environ.get("PYLOSS_BASELINE_ONLY")
 # Limited API: one build serves every CPython from 3.10 on; free-threaded builds have none.
 LIMITED = not sysconfig.get_config_var("Py_GIL_DISABLED")
 

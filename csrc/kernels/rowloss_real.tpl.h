@@ -281,11 +281,12 @@ INLINE void TYPED(class_rows)(TYPED(family) f, TYPED(class_formula) formula, int
     if (softcap_option >= 0) how.softcap = (REAL)option[softcap_option];
     if (mean_option >= 0) how.with_mean = option[mean_option] > 0;
     for (int64_t i = begin; i < end; i++) {
-        int gradient = out->data != NULL, silent = gradient && dloss && dloss[i] == 0;
-        if (labels[i] < 0) loss[i] = 0;
-        if (gradient && (labels[i] < 0 || silent)) TYPED(put_zeros)(out, i, n);
-        if (labels[i] < 0) continue;
-        gradient = gradient && !silent;
+        int silent = out->data && (labels[i] < 0 || (dloss && dloss[i] == 0)), gradient = out->data && !silent;
+        if (labels[i] < 0) {
+            loss[i] = 0;
+            if (silent) TYPED(put_zeros)(out, i, n);
+            continue;
+        }
         V at_label = VEC(set1)(TYPED(fetch)(how.rows, i, labels[i], 1, at)[0]);
         if (how.softcap > 0) at_label = TYPED(capped)(at_label, VEC(set1)(how.softcap));
         /* The plain ways are instances of their own. */
@@ -305,6 +306,7 @@ INLINE void TYPED(class_rows)(TYPED(family) f, TYPED(class_formula) formula, int
         if (how.with_mean) r.mean_log_p = (row.sum_x / (double)row.count - (double)row.shift) - log_total;
         formula(&r, option);
         loss[i] = (REAL)r.loss;
+        if (silent) TYPED(put_zeros)(out, i, n); /* only now: it may lie where the logits do */
         if (!gradient) continue;
         double given = dloss ? (double)dloss[i] : 1;
         double by_p = given * (r.d_log_sum - r.d_log_p - r.d_mean_log_p), by_mean = 0;
@@ -427,8 +429,6 @@ INLINE void TYPED(pair_rows)(TYPED(pair_formula) formula, const int q_direct, co
     TYPED(reading) how_q = {.rows = &c->arg[0].rows, .scale = scale}, how_p = {.rows = &c->arg[1].rows, .scale = scale};
     for (int64_t i = begin; i < end; i++) {
         int silent = dloss && dloss[i] == 0, want_q = dq->data && !silent, want_p = dp->data && !silent;
-        if (dq->data && silent) TYPED(put_zeros)(dq, i, n);
-        if (dp->data && silent) TYPED(put_zeros)(dp, i, n);
         TYPED(take_statistics)(FAMILY_softmax, how_q, i, n, &q.row);
         TYPED(take_statistics)(FAMILY_softmax, how_p, i, n, &p.row);
         double factor = (dloss ? (double)dloss[i] : 1) * inverse, total;
@@ -439,6 +439,8 @@ INLINE void TYPED(pair_rows)(TYPED(pair_formula) formula, const int q_direct, co
         else total = WALK(0, 0);
 #undef WALK
         loss[i] = (REAL)total;
+        if (dq->data && silent) TYPED(put_zeros)(dq, i, n); /* only now: a gradient may lie where the logits do */
+        if (dp->data && silent) TYPED(put_zeros)(dp, i, n);
         if (want_q && !q_direct) TYPED(pair_gradient)(job, dq, i, &q, scale, factor);
         if (want_p) TYPED(pair_gradient)(job, dp, i, &p, scale, factor);
     }

@@ -1,0 +1,103 @@
+"""A head and a loss fused: LIBRARY LOSS TOKENS D V RUNS; prints JSON: seconds, and the memory it takes beyond what it is given.
+
+LIBRARY is pyloss, torch (logits first) or cce (cut-cross-entropy's torch_compile); LOSS is cross_entropy, kl or js. Float32; loss
+and the gradient of the (student's) hidden states.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from common import THREADS, best_of, peak_gb
+
+
+def arrays(tokens: int, d: int, v: int, heads: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    rng = np.random.default_rng(0)
+
+    def one() -> tuple[np.ndarray, np.ndarray]:
+        weight = rng.standard_normal((v, d), dtype=np.float32)
+        weight /= np.float32(np.sqrt(d))
+        return rng.standard_normal((tokens, d), dtype=np.float32), weight
+
+    return [one() for _ in range(heads)]
+
+
+def of_pyloss(loss: str, heads: list, labels: np.ndarray) -> Callable:
+    import pyloss
+
+    pyloss.set_num_threads(THREADS)
+    if loss == "cross_entropy":
+        ((hidden, weight),) = heads
+        both = pyloss.value_and_grad(lambda h: pyloss.linear_cross_entropy(h, weight, labels, reduction="mean"))
+    else:
+        (hidden, weight), (teacher, teacher_weight) = heads
+        function = pyloss.linear_kl_div if loss == "kl" else pyloss.linear_js_div
+        both = pyloss.value_and_grad(lambda h: function(h, weight, teacher, teacher_weight, reduction="mean"))
+    return lambda: both(hidden)
+
+
+def of_torch(loss: str, heads: list, labels: np.ndarray, cut: bool) -> Callable:
+    import torch
+    from loss_rows import torch_losses
+
+    torch.set_num_threads(THREADS)
+    (hidden, weight), *teacher = [tuple(map(torch.from_numpy, pair)) for pair in heads]
+    hidden, index = hidden.requires_grad_(), torch.from_numpy(labels)
+    if cut:
+        from cut_cross_entropy import linear_cross_entropy
+
+        def forward():
+            return linear_cross_entropy(hidden, weight, index, impl="torch_compile")
+
+    elif loss == "cross_entropy":
+
+        def forward():
+            return torch.nn.functional.cross_entropy(hidden @ weight.t(), index)
+
+    else:
+        ((other, other_weight),) = teacher
+
+        def forward():
+            losses = torch_losses(other @ other_weight.t(), index)
+            return losses["KL" if loss == "kl" else "JS"](hidden @ weight.t()).mean()
+
+    def both():
+        hidden.grad = None
+        forward().backward()
+
+    return both
+
+
+def resident_gb() -> float:
+    status = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) for line in status if line.startswith("VmRSS")) / 1e6
+
+
+def extra_mb(function: Callable) -> float:
+    """The peak of a call over what was resident before it, code and compiled kernels included there."""
+    if "pyloss" in sys.modules:
+        from pyloss import _core
+
+        _core.trim()  # buffers that are kept for reuse are extra memory too
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    before = resident_gb()
+    function()
+    return (peak_gb() - before) * 1e3
+
+
+def main(library: str, loss: str, tokens: int, d: int, v: int, runs: int) -> None:
+    heads = arrays(tokens, d, v, 1 if loss == "cross_entropy" else 2)
+    labels = np.random.default_rng(1).integers(0, v, tokens)
+    function = of_pyloss(loss, heads, labels) if library == "pyloss" else of_torch(loss, heads, labels, library == "cce")
+    seconds = best_of(runs, function)[0]
+    print(json.dumps({"seconds": seconds, "extra_mb": extra_mb(function)}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], *map(int, sys.argv[3:7]))

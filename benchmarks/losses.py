@@ -1,0 +1,140 @@
+"""`make bench-losses`: measures the losses of pyloss and its peers in one run and prints the README's tables of them.
+
+    python benchmarks/losses.py [--quick]
+
+Every library runs in processes of its own, by turns, and the best of the rounds counts. The memory trip is what it takes to read
+each array of logits once and to write one gradient, measured beside them: no loss can be faster. Where a peer is not installed
+its column stays empty.
+"""
+
+from __future__ import annotations
+
+import argparse
+from importlib.util import find_spec
+from pathlib import Path
+
+from common import WORK, machine, run_json, table
+from loss_rows import LOSSES
+
+SHAPES = ((512, 49152), (128, 151936))
+TRIPS = {  # what a loss reads and writes: forward, and with the gradient of the (student's) logits
+    "cross entropy": ("read 1", "read 1, write 1"),
+    "KL": ("read 2", "read 2, write 1"),
+    "JS": ("read 2", "read 2, write 1"),
+    "stablemax cross entropy": ("read 1", "read 1, write 1"),
+}
+PEERS = {"torch": "torch eager", "compile": "torch.compile", "mlx": "mlx-lm, CPU"}
+
+
+def compiled() -> dict[str, str]:
+    """Where torch.compile keeps its kernels, so that a second round does not compile them anew."""
+    return {"TORCHINDUCTOR_CACHE_DIR": str(WORK / "inductor")}
+
+
+def rows_table(rows: int, v: int, dtype: str, quick: bool) -> str:
+    """One shape and type."""
+    with_mlx = (rows, v, dtype) == (*SHAPES[0], "f32") and find_spec("mlx_lm") is not None
+    best: dict[str, dict[str, float]] = {library: {} for library in ("trip", "pyloss", "torch", "compile")}
+    rounds = 1 if quick else 3
+    for _ in range(rounds):
+        for library, found in best.items():
+            runs = "3" if quick else "10"
+            for work, ms in run_json("loss_rows.py", library, str(rows), str(v), dtype, runs, **compiled()).items():
+                found[work] = min(ms, found.get(work, ms))
+    if with_mlx:  # seconds a call: once is enough
+        best["mlx"] = run_json("loss_rows.py", "mlx", str(rows), str(v), dtype, "1")
+    lines = []
+    for loss in LOSSES:
+        for direction, trip in zip(("forward", "both"), TRIPS[loss], strict=True):
+            work, limit = f"{loss} {direction}", best["trip"][trip]
+            ours = best["pyloss"][work]
+            line = [
+                f"{loss}, {'loss + gradient' if direction == 'both' else 'loss'}",
+                f"{limit:.1f}",
+                f"{ours:.1f}",
+                f"{ours / limit:.2f}",
+            ]
+            for library in PEERS:
+                ms = best.get(library, {}).get(work)
+                line += ["", ""] if ms is None else [f"{ms:.1f}", f"{ms / ours:.1f}"]
+            lines.append(line)
+    heads = [f"{rows} x {v} {dtype}", "memory trip, ms", "pyloss, ms", "of the trip"]
+    for title in PEERS.values():
+        heads += [f"{title}, ms", "of pyloss"]
+    if not with_mlx:
+        heads, lines = heads[:-2], [line[:-2] for line in lines]
+    return table(heads, lines)
+
+
+def linear_table(quick: bool) -> str:
+    """The output head and the loss together."""
+    shape = ("2048", "576", "49152")
+    libraries = {"pyloss": "pyloss", "torch": "torch, logits first"}
+    if find_spec("cut_cross_entropy") and find_spec("triton"):
+        libraries["cce"] = "cut-cross-entropy, torch_compile"
+    best: dict[str, dict[str, float]] = {}
+    for _ in range(1 if quick else 3):
+        for library in libraries:
+            got = run_json("loss_linear.py", library, "cross_entropy", *shape, "1" if quick else "3", **compiled())
+            best[library] = {key: min(value, best.get(library, got)[key]) for key, value in got.items()}
+    ours = best["pyloss"]["seconds"]
+    lines = [
+        (title, f"{best[library]['seconds']:.2f}", f"{best[library]['seconds'] / ours:.2f}", f"{best[library]['extra_mb']:.0f}")
+        for library, title in libraries.items()
+    ]
+    heads = (
+        "linear cross entropy, 2048 tokens x 576 -> 49152, f32, loss + hidden gradient",
+        "s",
+        "of pyloss",
+        "extra memory, MB",
+    )
+    return table(heads, lines)
+
+
+def memory_table(quick: bool) -> str:
+    """Peak extra memory where the logits are 2.5 GB."""
+    d = 64 if quick else 576
+    free = next(
+        int(line.split()[1]) for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemAvailable")
+    )
+    lines = []
+    for loss, title in (("cross_entropy", "linear_cross_entropy"), ("kl", "linear_kl_div"), ("js", "linear_js_div")):
+        line = [title]
+        for library in ("pyloss", "torch"):
+            if library == "torch" and (free < 14e6 or loss != "cross_entropy"):
+                line += ["", ""]
+                continue
+            got = run_json("loss_linear.py", library, loss, "4096", str(d), "151936", "1")
+            line += [f"{got['extra_mb']:.0f}", f"{got['seconds']:.1f}"]
+        lines.append(line)
+    heads = (f"4096 tokens x {d} -> 151936, f32", "pyloss, extra MB", "s", "torch, logits first, extra MB", "s")
+    return table(heads, lines)
+
+
+def error_table(quick: bool) -> str:
+    """Errors against float64."""
+    lines = []
+    for work, found in run_json("loss_errors.py", "16" if quick else "128", "49152").items():
+        loss, dtype = work.rsplit(" ", 1)
+        columns = zip(found["pyloss"], found["torch"], strict=True)
+        lines.append([loss, dtype, *(f"{error:.1e}" for pair in columns for error in pair)])
+    names = [f"{what} {kind}" for what in ("loss", "gradient") for kind in ("max", "mean")]
+    heads = ["error against float64", "logits", *(f"{name}, {library}" for name in names for library in ("pyloss", "torch"))]
+    return table(heads, lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="few runs: to see that everything works")
+    options = parser.parse_args()
+    WORK.mkdir(parents=True, exist_ok=True)
+    print(machine(), flush=True)
+    for rows, v in SHAPES:
+        for dtype in ("f32", "bf16"):
+            print(f"\n{rows_table(rows, v, dtype, options.quick)}", flush=True)
+    for part in (linear_table, memory_table, error_table):
+        print(f"\n{part(options.quick)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,196 @@
+"""The losses in float64 NumPy, each written from its definition, with the gradients of its logits.
+
+A formula has the name and the arguments of pyloss's function and gives `(loss, gradients)`: every row's loss, weighted, and for
+each logits argument the gradient of `(upstream * loss).sum()`. `reduced` says what a `reduction` makes of them.
+Everything happens in the logarithm, so that no exponential leaves its range; -inf logits are masked vocabulary: their probability
+is 0, and 0 log 0 is 0.
+"""
+
+import inspect
+
+import numpy as np
+
+IGNORE = -100
+_quiet = np.errstate(divide="ignore", invalid="ignore")  # infinite and undefined losses are part of the definitions
+
+
+def _f64(x):
+    return np.asarray(x).astype(np.float64)
+
+
+def _logsumexp(x):
+    """log sum exp along the last axis, kept; -inf where everything is masked."""
+    top = x.max(-1, keepdims=True, initial=-np.inf)
+    return np.where(top == -np.inf, top, top + np.log(np.exp(x - np.where(top == -np.inf, 0, top)).sum(-1, keepdims=True)))
+
+
+@_quiet
+def log_softmax(x):
+    """log of the probabilities; NaN in a row where nothing is left of the vocabulary, or that holds NaN or +inf."""
+    x = _f64(x)
+    x = x - x.max(-1, keepdims=True, initial=np.finfo(np.float64).min)  # small numbers keep more digits
+    return x - _logsumexp(x)
+
+
+def _times(weight, x):
+    """weight * x, and 0 where the weight is."""
+    return np.where(weight == 0, 0.0, weight * x)
+
+
+def _rows(weights, upstream, shape, counted=True):
+    """The weight of each row in its loss, and in the gradients: a row that does not count gives 0, whatever it holds."""
+    weight = np.where(counted, 1.0 if weights is None else _f64(weights), 0.0) * np.ones(shape)
+    return weight, weight * (1.0 if upstream is None else _f64(upstream))
+
+
+def _at(x, labels):
+    return np.take_along_axis(x, labels[..., None], -1)[..., 0]
+
+
+def _labels(labels, ignore_index):
+    """(labels with 0 in the place of ignored ones, whether a row counts)"""
+    labels = np.asarray(labels)
+    counted = labels != ignore_index
+    return np.where(counted, labels, 0).astype(np.int64), counted
+
+
+def _onehot(labels, v):
+    return (np.arange(v) == labels[..., None]).astype(np.float64)
+
+
+def _label_loss(log_s, labels):
+    """-log of the label's share, given log s of every class: log(1 + others / own), which keeps its digits when it is small."""
+    own = _at(log_s, labels)
+    others = np.where(_onehot(labels, log_s.shape[-1]) > 0, -np.inf, log_s - own[..., None])
+    loss = np.logaddexp(0, _logsumexp(others)[..., 0])
+    # A label that is masked costs infinitely much, and where the row holds nothing else its share is 0/0.
+    bad = np.isnan(log_s).any(-1) | (log_s == np.inf).any(-1) | (log_s == -np.inf).all(-1)
+    return np.where(bad, np.nan, np.where(own == -np.inf, np.inf, loss))
+
+
+@_quiet
+def softmax_cross_entropy(
+    logits, labels, *, weights=None, ignore_index=IGNORE, label_smoothing=0.0, z_loss=0.0, softcap=None, upstream=None
+):
+    x, (labels, counted) = _f64(logits), _labels(labels, ignore_index)
+    masked = x == -np.inf
+    inner = 1.0
+    if softcap is not None:
+        inner = np.where(masked, 0.0, 1 - np.tanh(x / softcap) ** 2)
+        x = np.where(masked, -np.inf, softcap * np.tanh(x / softcap))
+    log_p, lse = log_softmax(x), _logsumexp(x)[..., 0]
+    # The label gets 1 - label_smoothing, and label_smoothing is spread over the classes that are not masked.
+    smooth = label_smoothing * np.where(masked, 0.0, 1 / np.maximum((~masked).sum(-1, keepdims=True), 1))
+    loss = (1 - label_smoothing) * _label_loss(x, labels) + _times(smooth, -log_p).sum(-1)
+    target = (1 - label_smoothing) * _onehot(labels, x.shape[-1]) + smooth
+    p = np.exp(log_p)
+    slope = p - target
+    if z_loss:
+        loss, slope = loss + z_loss * lse**2, slope + 2 * z_loss * lse[..., None] * p
+    weight, scale = _rows(weights, upstream, loss.shape, counted)
+    return _times(weight, loss), (_times(scale[..., None], slope * inner),)
+
+
+@_quiet
+def focal_loss(logits, labels, *, gamma=2.0, alpha=None, weights=None, ignore_index=IGNORE, upstream=None):
+    x, (labels, counted) = _f64(logits), _labels(labels, ignore_index)
+    alpha = _f64(1 if alpha is None else alpha)
+    alpha = alpha[labels] if alpha.ndim else alpha
+    cost = _label_loss(x, labels)  # -log p
+    p, rest = np.exp(-cost), -np.expm1(-cost)
+    loss = alpha * rest**gamma * cost
+    # d loss / d log p; the second term is p log p (1 - p)^(gamma - 1), which goes to 0 with 1 - p as (1 - p)^gamma does.
+    bend = np.where((rest == 0) | (p == 0), 0.0, gamma * p * cost * rest ** (gamma - 1))
+    slope = -alpha * (rest**gamma + bend)
+    weight, scale = _rows(weights, upstream, loss.shape, counted)
+    inner = _onehot(labels, x.shape[-1]) - np.exp(log_softmax(x))
+    return _times(weight, loss), (_times(scale[..., None], slope[..., None] * inner),)
+
+
+def _log_s(x):
+    """log of s(x) = x + 1 for x >= 0, 1 / (1 - x) below, and its derivative"""
+    return np.sign(x) * np.log1p(np.abs(x)), 1 / (1 + np.abs(x))
+
+
+@_quiet
+def log_stablemax(x, *, upstream=None):
+    log_s, slope = _log_s(_f64(x))
+    out = log_softmax(log_s)
+    dy = np.ones(out.shape) if upstream is None else _f64(upstream)
+    return out, (slope * (dy - np.exp(out) * dy.sum(-1, keepdims=True)),)
+
+
+@_quiet
+def stablemax(x, *, upstream=None):
+    log_s, slope = _log_s(_f64(x))
+    y = np.exp(log_softmax(log_s))
+    dy = np.ones(y.shape) if upstream is None else _f64(upstream)
+    return y, (slope * y * (dy - (dy * y).sum(-1, keepdims=True)),)
+
+
+@_quiet
+def stablemax_cross_entropy(logits, labels, *, weights=None, ignore_index=IGNORE, upstream=None):
+    x, (labels, counted) = _f64(logits), _labels(labels, ignore_index)
+    log_s, slope = _log_s(x)
+    loss = _label_loss(log_s, labels)
+    weight, scale = _rows(weights, upstream, loss.shape, counted)
+    inner = slope * (np.exp(log_softmax(log_s)) - _onehot(labels, x.shape[-1]))
+    return _times(weight, loss), (_times(scale[..., None], inner),)
+
+
+def _divergence(log_a, log_b):
+    """Each class's share in KL(a || b) over its probability: log a - log b, and 0 where a is 0."""
+    return np.where(log_a == -np.inf, 0.0, log_a - log_b)
+
+
+@_quiet
+def kl_div_loss(logits_q, logits_p, *, temperature=1.0, weights=None, upstream=None):
+    log_q, log_p = log_softmax(_f64(logits_q) / temperature), log_softmax(_f64(logits_p) / temperature)
+    q, p, ratio = np.exp(log_q), np.exp(log_p), _divergence(log_p, log_q)
+    loss = _times(p, ratio).sum(-1)
+    weight, scale = _rows(weights, upstream, loss.shape)
+    dp = np.where(p == 0, 0.0, p * (ratio - loss[..., None]))
+    return _times(weight, loss), tuple(_times(scale[..., None] / temperature, d) for d in (q - p, dp))
+
+
+@_quiet
+def js_div_loss(logits_q, logits_p, *, beta=0.5, temperature=1.0, weights=None, upstream=None):
+    log_q, log_p = log_softmax(_f64(logits_q) / temperature), log_softmax(_f64(logits_p) / temperature)
+    q, p = np.exp(log_q), np.exp(log_p)
+    log_m = np.logaddexp(np.log(beta) + log_p, np.log1p(-beta) + log_q)
+    to_q, to_p = _divergence(log_q, log_m), _divergence(log_p, log_m)
+    kl_q, kl_p = _times(q, to_q).sum(-1), _times(p, to_p).sum(-1)
+    loss = beta * kl_p + (1 - beta) * kl_q
+    weight, scale = _rows(weights, upstream, loss.shape)
+    # M's own gradient vanishes: sum (beta P + (1 - beta) Q) d log M = sum dM = 0.
+    dq, dp = (1 - beta) * q * (to_q - kl_q[..., None]), beta * p * (to_p - kl_p[..., None])
+    return _times(weight, loss), tuple(_times(scale[..., None] / temperature, d) for d in (dq, dp))
+
+
+@_quiet
+def binary_cross_entropy_with_logits(logits, targets, *, weights=None, upstream=None):
+    x, t = _f64(logits), _f64(targets)
+    loss = _times(t, np.logaddexp(0, -x)) + _times(1 - t, np.logaddexp(0, x))
+    sigmoid = np.exp(-np.logaddexp(0, -x))
+    weight, scale = _rows(weights, upstream, loss.shape)
+    by_x = np.where(t == 1, -np.exp(-np.logaddexp(0, x)), sigmoid - t)
+    return _times(weight, loss), (_times(scale, by_x), _times(scale, -x))  # and by the targets
+
+
+def reduced(name, arguments, options, reduction="none", upstream=1.0):
+    """(result, gradients) of the formula `name` under a reduction; `upstream` has the shape of the result.
+
+    "mean" divides by the weights of the rows that count, and is 0 where none does.
+    """
+    formula = globals()[name]
+    if reduction == "none":
+        return formula(*arguments, **options, upstream=upstream)
+    loss, _ = formula(*arguments, **options)
+    counted = (
+        _labels(arguments[1], options.get("ignore_index", IGNORE))[1]
+        if "ignore_index" in inspect.signature(formula).parameters
+        else True
+    )
+    total, _ = _rows(options.get("weights"), None, loss.shape, counted)
+    by = 1.0 if reduction == "sum" else max(total.sum(), np.finfo(np.float64).tiny)
+    return loss.sum() / by, formula(*arguments, **options, upstream=np.full(loss.shape, upstream / by))[1]

@@ -1,0 +1,196 @@
+"""The losses against PyTorch and its autograd, mlx-lm's tuner, and HRM's stablemax."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+from loss_cases import BCE, LOSSES, Loss, assert_gradient, some_labels
+from loss_formulas import IGNORE
+
+import pyloss
+
+SHAPE = (4, 3, 257)
+HARD = [1.0, 20.0, 1e3]  # scales of logits
+
+
+@pytest.fixture
+def torch():
+    return pytest.importorskip("torch", reason="compares with torch (parity extra)")
+
+
+@pytest.fixture
+def mlx():
+    mx = pytest.importorskip("mlx.core", reason="compares with mlx-lm (parity extra)")
+    pytest.importorskip("mlx_lm", reason="compares with mlx-lm (parity extra)")
+    with mx.stream(mx.cpu):
+        yield mx
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(31)
+
+
+def in_torch(torch, loss, *arguments, weights=None):
+    """The loss as people write it with torch.nn.functional, without reduction."""
+    F, options = torch.nn.functional, loss.options
+    if loss.logits == 2:
+        t = options.get("temperature", 1.0)
+        log_q, log_p = (F.log_softmax(x / t, -1) for x in arguments)
+        if loss.name == "kl_div_loss":
+            return F.kl_div(log_q, log_p, log_target=True, reduction="none").sum(-1)
+        beta = options.get("beta", 0.5)
+        log_m = torch.logaddexp(log_p + np.log(beta), log_q + np.log(1 - beta))
+        kl_p, kl_q = ((log.exp() * (log - log_m)).sum(-1) for log in (log_p, log_q))
+        return beta * kl_p + (1 - beta) * kl_q
+    x, other = arguments
+    if loss is BCE:
+        return F.binary_cross_entropy_with_logits(x, other.to(x.dtype), reduction="none")
+    v, shape = x.shape[-1], other.shape
+    if "softcap" in options:
+        x = options["softcap"] * torch.tanh(x / options["softcap"])
+    if loss.name == "stablemax_cross_entropy":
+        return in_hrm(torch, x, other)
+    cross = F.cross_entropy(
+        x.reshape(-1, v), other.reshape(-1), reduction="none", label_smoothing=options.get("label_smoothing", 0.0)
+    )
+    cross = cross.reshape(shape)
+    if loss.name == "focal_loss":
+        p = torch.exp(-cross)
+        alpha = options.get("alpha")
+        return (1 if alpha is None else alpha) * (1 - p) ** options.get("gamma", 2.0) * cross
+    return cross + options.get("z_loss", 0.0) * torch.where(other == IGNORE, 0, torch.logsumexp(x, -1) ** 2)
+
+
+def in_hrm(torch, x, labels):
+    """-log(s / sum s) of the label with s as HRM's losses.py defines it, epsilon and all."""
+    s = torch.where(x < 0, 1 / (1 - x + 1e-30), x + 1)
+    log_s = torch.log(s / s.sum(-1, keepdim=True))
+    return torch.where(labels == IGNORE, 0, -torch.gather(log_s, -1, labels.clamp(min=0)[..., None])[..., 0])
+
+
+def theirs_and_ours(torch, loss, arguments, upstream):
+    """((loss, gradients) of torch, those of pyloss), all ndarrays; torch computes in the type that it is given."""
+    tensors = [torch.from_numpy(np.asarray(a)) for a in arguments]
+    logits = [x.requires_grad_() for x in tensors[: loss.logits]]
+    out = in_torch(torch, loss, *logits, *tensors[loss.logits :])
+    gradients = torch.autograd.grad((out * torch.from_numpy(upstream)).sum(), logits)
+    return (out.detach().numpy(), [g.numpy() for g in gradients]), loss.gradients(*arguments, upstream=upstream)
+
+
+@pytest.mark.parametrize("scale", HARD)
+@pytest.mark.parametrize("loss", [*LOSSES, BCE], ids=str)
+def test_float64_equals_torch(torch, rng, loss, scale):
+    """To 1e-12 of each loss, and of the largest gradient of each row."""
+    if loss.name == "focal_loss" and scale > 1:
+        scale = 5.0  # beyond, 1 - exp(-loss) and its powers lose digits in torch
+    arguments = loss.arguments(rng, SHAPE, np.float64, scale)
+    upstream = rng.standard_normal(loss.out_shape(SHAPE))
+    (theirs, slopes), (ours, gradients) = theirs_and_ours(torch, loss, arguments, upstream)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-12, atol=1e-14)
+    # A divergence's gradient is a difference of ratios, which are as large as the logits.
+    size = scale * np.abs(upstream).max() if loss.logits == 2 else 0
+    for gradient, slope in zip(gradients, slopes):
+        np.testing.assert_allclose(gradient, slope, rtol=1e-12, atol=1e-12 * np.abs(slope).max() + 1e-14 * size)
+
+
+@pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16], ids=["bf16", "f16"])
+@pytest.mark.parametrize("loss", [*LOSSES, BCE], ids=str)
+def test_half_precision_equals_torch_in_float32(torch, rng, loss, dtype):
+    """The loss is that of torch on the same logits widened; the gradient is torch's, rounded once."""
+    arguments = loss.arguments(rng, SHAPE, dtype)
+    upstream = rng.standard_normal(loss.out_shape(SHAPE)).astype(np.float32)
+    wide = (*(x.astype(np.float64) for x in arguments[: loss.logits]), *arguments[loss.logits :])
+    (theirs, slopes), _ = theirs_and_ours(torch, loss, wide, upstream.astype(np.float64))
+    ours, gradients = loss.gradients(*arguments, upstream=upstream)
+    np.testing.assert_allclose(ours, theirs, rtol=2e-6, atol=2e-6)
+    for gradient, slope in zip(gradients, slopes):
+        assert_gradient(gradient, slope, dtype, np.abs(upstream).max())
+
+
+def test_bfloat16_is_at_least_as_exact_as_torch(torch, rng):
+    """Against float64, for cross entropy of bfloat16 logits, which torch also takes as they are."""
+    x, labels = rng.standard_normal((64, 5000)).astype(ml_dtypes.bfloat16), rng.integers(0, 5000, 64)
+    exact, (slope,) = Loss("softmax_cross_entropy").formula(x, labels)
+    ours, (gradient,) = Loss("softmax_cross_entropy").gradients(x, labels)
+    tensor = torch.from_numpy(x.view(np.int16)).view(torch.bfloat16).requires_grad_()
+    theirs = torch.nn.functional.cross_entropy(tensor, torch.from_numpy(labels), reduction="none")
+    (their_slope,) = torch.autograd.grad(theirs.sum(), tensor)
+    assert np.abs(ours - exact).max() <= np.abs(theirs.detach().double().numpy() - exact).max()
+    assert np.abs(gradient.astype(np.float64) - slope).max() <= np.abs(their_slope.double().numpy() - slope).max()
+
+
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+def test_reductions_equal_torch(torch, rng, reduction, smoothing):
+    x, labels = rng.standard_normal((7, 11)), some_labels(rng, (7, 11))
+    options = {"reduction": reduction, "label_smoothing": smoothing}
+    theirs = torch.nn.functional.cross_entropy(torch.from_numpy(x), torch.from_numpy(labels), **options)
+    np.testing.assert_allclose(pyloss.softmax_cross_entropy(x, labels, **options), theirs.numpy(), rtol=1e-12)
+
+
+def test_masked_vocabulary_as_torch(torch, rng):
+    x, labels = rng.standard_normal((5, 9)), np.array([0, 1, 2, 3, 4])
+    x[:, 6:] = -np.inf
+    loss = Loss("softmax_cross_entropy", other=some_labels)
+    (theirs, (slope,)), (ours, (gradient,)) = theirs_and_ours(torch, loss, (x, labels), np.ones(5))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-12)
+    np.testing.assert_allclose(gradient, slope, rtol=1e-12, atol=1e-15)
+
+
+# HRM
+
+
+@pytest.mark.parametrize("scale", HARD)
+def test_stablemax_equals_hrm_in_float64(torch, rng, scale):
+    """HRM computes these in float64 whatever the logits are."""
+    x, labels = scale * rng.standard_normal(SHAPE), some_labels(rng, SHAPE)
+    loss = Loss("stablemax_cross_entropy", other=some_labels)
+    upstream = rng.standard_normal(SHAPE[:-1])
+    (theirs, (slope,)), (ours, (gradient,)) = theirs_and_ours(torch, loss, (x, labels), upstream)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-12)
+    np.testing.assert_allclose(gradient, slope, rtol=1e-12, atol=1e-12 * np.abs(slope).max())
+    s = np.where(x < 0, 1 / (1 - x + 1e-30), x + 1)
+    shares = s / s.sum(-1, keepdims=True)
+    np.testing.assert_allclose(pyloss.stablemax(x), shares, rtol=1e-12)
+    np.testing.assert_allclose(pyloss.log_stablemax(x), np.log(shares), rtol=1e-12)
+
+
+def test_stablemax_has_a_gradient_where_hrms_has_none(torch):
+    """At exactly 1 the branch not taken, 1 / (1 - x), is infinite in float32, and 0 times infinity is NaN."""
+    x, labels = np.array([[1, 0.5, -1, 0]], np.float32), np.array([1])
+    loss = Loss("stablemax_cross_entropy", other=some_labels)
+    (theirs, (slope,)), (ours, (gradient,)) = theirs_and_ours(torch, loss, (x, labels), np.ones(1, np.float32))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+    assert np.isnan(slope[0, 0])
+    np.testing.assert_allclose(gradient, loss.formula(x, labels)[1][0], rtol=1e-6)
+
+
+# mlx-lm
+
+
+@pytest.mark.parametrize("name", ["kl_div_loss", "js_div_loss"])
+@pytest.mark.parametrize("scale", [1.0, 5.0])
+def test_divergences_equal_mlx_lm(mlx, rng, name, scale):
+    """Loss and the student's gradient; the same call with the import changed."""
+    from mlx_lm.tuner import losses
+
+    q, p = (scale * rng.standard_normal((2, *SHAPE))).astype(np.float32)
+    function, upstream = getattr(losses, name), rng.standard_normal(SHAPE[:-1]).astype(np.float32)
+    theirs = np.array(function(mlx.array(q), mlx.array(p)))
+    slope = np.array(mlx.grad(lambda x: (function(x, mlx.array(p)) * mlx.array(upstream)).sum())(mlx.array(q)))
+    ours, (gradient, _) = Loss(name, logits=2).gradients(q, p, upstream=upstream)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(gradient, slope, rtol=1e-3, atol=1e-5)
+
+
+def test_js_where_mlx_lm_overflows(mlx, rng):
+    """At scale 20 a log(1 + exp(.)) of float32 is infinite there."""
+    from mlx_lm.tuner import losses
+
+    q, p = (20 * rng.standard_normal((2, 4, 5000))).astype(np.float32)
+    p[:, 0] -= 200
+    q[:, 0] += 200  # e^89 is the first ratio that overflows
+    theirs = np.array(losses.js_div_loss(mlx.array(q), mlx.array(p)))
+    assert not np.isfinite(theirs).all()
+    loss = Loss("js_div_loss", logits=2)
+    np.testing.assert_allclose(loss(q, p), loss.formula(q, p)[0], rtol=1e-5, atol=1e-6)
