@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from . import _core
+from . import _core, device
 from .linear_losses import fused, head
 from .row_losses import (
     class_loss,
@@ -195,7 +195,7 @@ def compute_accuracy(logits: Any, labels: Any, *, ignore_index: int = -100) -> t
         raise ValueError(f"logits must be [..., T, V], got shape {array.shape}")
     index = row_labels(labels, None, array.shape[:-1], array.shape[-1], ignore_index)
     best = np.empty(len(index), np.int32)
-    _core.argmax(core_rows(array), best)
+    device.call("argmax", (core_rows(array),), (best,))
     shape = array.shape[:-1]
     counted = (index >= 0).reshape(shape).sum(axis=-1)
     correct = ((best == index) & (index >= 0)).reshape(shape).sum(axis=-1)
@@ -214,14 +214,27 @@ def linear_cross_entropy(
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     softcap: float | None = None,
+    gradient_filter: float = 0.0,
     reduction: str = "none",
     out: Any = None,
 ) -> Any:
     """`softmax_cross_entropy(hidden @ weight.T, labels)` without all logits at once.
 
-    `hidden` [..., D]; `weight` [V, D]: an array, float16 and bfloat16 ones read as they are, or a stored `Weight`; `labels`
-    [...]. Computed in float32. Rows without a label or with weight 0 are not computed. The other arguments are those of
-    `softmax_cross_entropy`. Loss and gradients together go through the logits once.
+    `hidden` [..., D]; `weight` [V, D]: an array, float16 and bfloat16 ones read as they are, or a stored `Weight`, which gets no
+    gradient; `labels` integers [...]. Computed in float32, a gradient has the type of its argument. Rows without a label or with
+    weight 0 are not computed, and may hold anything. Loss and gradients together go through the logits once, some 40 MB of them
+    at a time. The other arguments and the errors are those of `softmax_cross_entropy`.
+
+    `gradient_filter` in [0, 1) leaves classes out of the gradient's products: those for which no row computed together has a
+    gradient of its loss by the logit above it, as soon as these are more than half (after Wijmans et al., arXiv:2411.09009,
+    section 4.3, with 2**-12). The loss stays exact. With SmolLM2-135M on 1024 tokens of text, chat or documentation, the filter
+
+        2**-12   keeps  8-13 % of the classes, 1.7 times as fast,    gradient off by 4-5 %   (cosine 0.999)
+        2**-14         18-27 %                 1.5-1.6                               2 %     (0.9998)
+        2**-16         32-45 %                 1.3-1.4                               0.6-0.7 % (0.99997)
+
+    where a single row whose label was nearly certain may be off by more. What is left out adds up while a model knows nothing
+    yet: at random weights all of the softmax is below 2**-12. So it is for models that have learned, and exact by default.
     """
     options = _softmax_options(label_smoothing, z_loss, softcap)
     top = head(hidden, weight)
@@ -234,7 +247,7 @@ def linear_cross_entropy(
     def kernel(part: slice, logits: Any, dloss: Any, loss: np.ndarray, slopes: Any) -> None:
         _core.softmax_cross_entropy(logits[0], targets[part], *options, dloss, loss, slopes[0])
 
-    run = fused((top,), counted if some else None, kernel)
+    run = fused((top,), counted if some else None, _filter(gradient_filter), kernel)
     total, dtype = counted_weight(given, index >= 0), np.dtype(np.float32)
     return finish(run, top.inputs(), shape, dtype, weights=given, total=total, reduction=reduction, out=out)
 
@@ -247,16 +260,17 @@ def linear_kl_div(
     *,
     temperature: float = 1.0,
     weights: Any = None,
+    gradient_filter: float = 0.0,
     reduction: str = "none",
     out: Any = None,
 ) -> Any:
     """`kl_div_loss(hidden_q @ weight_q.T, hidden_p @ weight_p.T)` without all logits at once.
 
     Student `hidden_q` [..., D] with `weight_q` [V, D], teacher `hidden_p` [..., E] with `weight_p` [V, E]; arrays and weights
-    as in `linear_cross_entropy`, all with gradients. Rows of weight 0 are not computed.
+    and `gradient_filter` as in `linear_cross_entropy`; all four arguments have gradients. Rows of weight 0 are not computed.
     """
     options = (option("temperature", temperature, 0, low_open=True),)
-    return _pair_of_heads("kl_div", (hidden_q, weight_q, hidden_p, weight_p), options, weights, reduction, out)
+    return _pair_of_heads("kl_div", (hidden_q, weight_q, hidden_p, weight_p), options, weights, gradient_filter, reduction, out)
 
 
 def linear_js_div(
@@ -268,15 +282,22 @@ def linear_js_div(
     beta: float = 0.5,
     temperature: float = 1.0,
     weights: Any = None,
+    gradient_filter: float = 0.0,
     reduction: str = "none",
     out: Any = None,
 ) -> Any:
     """`js_div_loss(hidden_q @ weight_q.T, hidden_p @ weight_p.T)` without all logits at once; arguments as in `linear_kl_div`."""
     options = _js_options(temperature, beta)
-    return _pair_of_heads("js_div", (hidden_q, weight_q, hidden_p, weight_p), options, weights, reduction, out)
+    return _pair_of_heads("js_div", (hidden_q, weight_q, hidden_p, weight_p), options, weights, gradient_filter, reduction, out)
 
 
-def _pair_of_heads(name: str, arguments: Any, options: tuple[float, ...], weights: Any, reduction: str, out: Any) -> Any:
+def _filter(gradient_filter: float) -> float:
+    return option("gradient_filter", gradient_filter, 0, 1)
+
+
+def _pair_of_heads(
+    name: str, arguments: Any, options: tuple[float, ...], weights: Any, gradient_filter: float, reduction: str, out: Any
+) -> Any:
     hidden_q, weight_q, hidden_p, weight_p = arguments
     q, p = head(hidden_q, weight_q, "_q"), head(hidden_p, weight_p, "_p")
     if q.shape[:-1] != p.shape[:-1]:
@@ -292,6 +313,6 @@ def _pair_of_heads(name: str, arguments: Any, options: tuple[float, ...], weight
     def kernel(part: slice, logits: Any, dloss: Any, loss: np.ndarray, slopes: Any) -> None:
         walk(logits[0], logits[1], *options, dloss, loss, slopes[0], slopes[1])
 
-    run, total = fused((q, p), counted, kernel), counted_weight(given, used)
+    run, total = fused((q, p), counted, _filter(gradient_filter), kernel), counted_weight(given, used)
     inputs, dtype = (*q.inputs(), *p.inputs()), np.dtype(np.float32)
     return finish(run, inputs, shape, dtype, weights=given, total=total, reduction=reduction, out=out)

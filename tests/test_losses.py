@@ -6,9 +6,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from pyloss import linear_cross_entropy, linear_losses, ops, softmax_cross_entropy
+from pyloss import softmax_cross_entropy
 from pyloss.autograd import grad, value_and_grad
-from pyloss.weights import FORMATS, Weight
 
 REDUCTIONS = ["none", "sum", "mean"]
 IGNORE = -100
@@ -81,51 +80,6 @@ def test_softmax_cross_entropy(rng, shape, ignored, weighted, reduction):
         np.testing.assert_allclose(traced[1], got, rtol=2 * tolerance)
 
 
-@pytest.mark.parametrize("reduction", REDUCTIONS)
-@pytest.mark.parametrize(("shape", "ignored", "weighted"), [c for c in CASES if len(c[0]) > 1])
-def test_linear_cross_entropy(rng, shape, ignored, weighted, reduction):
-    hidden = rng.standard_normal((*shape[:-1], 3)).astype(np.float32).astype(np.float64)
-    weight = rng.standard_normal((shape[-1], 3)).astype(np.float32).astype(np.float64)
-    _, labels, weights = case(rng, shape, ignored, weighted)
-
-    def f(hidden, weight):
-        return reference(hidden @ weight.T, labels, weights, IGNORE, reduction)
-
-    want = f(hidden, weight)
-    upstream = rng.standard_normal(np.shape(want))
-    single = hidden.astype(np.float32), weight.astype(np.float32)
-    got = linear_cross_entropy(*single, labels, weights=weights, reduction=reduction)
-    assert np.shape(got) == np.shape(want) and np.asarray(got).dtype == np.float32
-    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
-    dh, dw = grad(
-        lambda h, w: (linear_cross_entropy(h, w, labels, weights=weights, reduction=reduction) * upstream.astype(np.float32)).sum(), (0, 1)
-    )(*single)
-    np.testing.assert_allclose(dh, differences(lambda h: f(h, weight), hidden, upstream), atol=2e-5, rtol=1e-4)
-    np.testing.assert_allclose(dw, differences(lambda w: f(hidden, w), weight, upstream), atol=2e-5, rtol=1e-4)
-
-
-@pytest.mark.parametrize("format", list(FORMATS))
-def test_linear_cross_entropy_over_stored_matrices(rng, format):
-    weight = Weight.quantize(rng.standard_normal((11, 32)), format)
-    hidden, labels = rng.standard_normal((6, 32)).astype(np.float32), np.array([0, 10, IGNORE, 3, 3, 7])
-    logits = hidden @ weight.dequantize().T
-    value, dh = value_and_grad(lambda h: linear_cross_entropy(h, weight, labels, reduction="mean"))(hidden)
-    want, dlogits = value_and_grad(lambda z: softmax_cross_entropy(z, labels, reduction="mean"))(logits.astype(np.float64))
-    assert value == pytest.approx(want, rel=1e-5)
-    np.testing.assert_allclose(dh, dlogits @ weight.dequantize(), atol=1e-5)
-
-
-def test_both_losses_are_one(rng, monkeypatch):
-    monkeypatch.setattr(linear_losses, "LOGITS_BYTES", 1)
-    hidden, weight = rng.standard_normal((4, 9, 33)).astype(np.float32), rng.standard_normal((17, 33)).astype(np.float32)
-    labels, weights = rng.integers(0, 17, (4, 9)), rng.uniform(0, 1, (4, 9))
-    labels[1] = IGNORE
-    for reduction in REDUCTIONS:
-        options = {"weights": weights, "reduction": reduction}
-        fused = linear_cross_entropy(hidden, weight, labels, **options)
-        np.testing.assert_allclose(fused, softmax_cross_entropy(ops.linear(hidden, weight), labels, **options), rtol=1e-5, atol=1e-5)
-
-
 # Types and layouts
 
 
@@ -137,14 +91,6 @@ def test_types_of_logits(rng, dtype):
     double = np.dtype(dtype).itemsize == 8
     assert got.dtype == (np.float64 if double else np.float32)
     np.testing.assert_allclose(got, reference(logits.astype(np.float64), labels, None, IGNORE, "none"), rtol=1e-14 if double else 1e-6, atol=1e-6)
-
-
-@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
-def test_half_precision_hidden_states(rng, dtype):
-    hidden, weight = rng.standard_normal((5, 6)).astype(dtype), rng.standard_normal((7, 6)).astype(dtype)
-    labels = rng.integers(0, 7, 5)
-    want = reference(hidden.astype(np.float64) @ weight.astype(np.float64).T, labels, None, IGNORE, "none")
-    np.testing.assert_allclose(linear_cross_entropy(hidden, weight, labels), want, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", [np.int8, np.uint8, np.int16, np.int32, np.uint32, np.int64, np.uint64, ">i4", list, "range"])
@@ -170,14 +116,12 @@ def test_strides_do_not_matter(rng):
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("weights", [None, np.ones(3)])
-@pytest.mark.parametrize("loss", ["softmax", "linear"])
-def test_all_rows_ignored(loss, weights, reduction):
-    table = np.ones((5, 4), np.float32)
+def test_all_rows_ignored(weights, reduction):
     options = {"weights": weights, "reduction": reduction}
 
     def f(x):
         labels = np.full(3, IGNORE)
-        out = softmax_cross_entropy(x, labels, **options) if loss == "softmax" else linear_cross_entropy(x, table, labels, **options)
+        out = softmax_cross_entropy(x, labels, **options)
         return out.sum(), out
 
     (total, out), gradient = value_and_grad(f)(np.full((3, 4), np.nan, np.float32))
@@ -240,12 +184,8 @@ def test_a_large_vocabulary_keeps_its_digits(rng):
     ],
 )
 def test_wrong_labels(labels, message):
-    for call in (
-        lambda: softmax_cross_entropy(np.zeros((2, 2, 7)), labels),
-        lambda: linear_cross_entropy(np.zeros((2, 2, 3)), np.zeros((7, 3)), labels),
-    ):
-        with pytest.raises(ValueError, match=message):
-            call()
+    with pytest.raises(ValueError, match=message):
+        softmax_cross_entropy(np.zeros((2, 2, 7)), labels)
 
 
 def test_a_position_in_one_dimension_is_a_number():
@@ -265,9 +205,6 @@ def test_a_position_in_one_dimension_is_a_number():
         (lambda: softmax_cross_entropy(np.zeros((2, 0)), [0, 1]), ValueError, "V at least 1"),
         (lambda: softmax_cross_entropy(np.zeros((2, 3)), [0, 1], weights=[1.0]), ValueError, r"weights have shape \(1,\).*\(2,\)"),
         (lambda: softmax_cross_entropy(np.zeros((2, 3)), [0, 1], reduction="avg"), ValueError, "'none', 'sum', 'mean', not 'avg'"),
-        (lambda: linear_cross_entropy(np.zeros((2, 3)), np.zeros((4, 5)), [0, 1]), ValueError, r"hidden has shape \(2, 3\).*5"),
-        (lambda: linear_cross_entropy(np.zeros((2, 3)), np.zeros(3), [0, 1]), ValueError, r"weight must be \[V, D\]"),
-        (lambda: linear_cross_entropy(np.zeros((2, 3), complex), np.zeros((4, 3)), [0, 1]), TypeError, "real numbers"),
     ],
 )  # fmt: skip
 def test_wrong_arguments(call, error, message):

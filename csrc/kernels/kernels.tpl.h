@@ -13,6 +13,7 @@
 #include "pack.tpl.h"
 #include "matmul.tpl.h"
 #include "layers.tpl.h"
+#include "columns.tpl.h"
 #include "attention.tpl.h"
 #include "rowloss.tpl.h"
 #include "optim.tpl.h"

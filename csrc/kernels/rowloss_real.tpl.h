@@ -95,13 +95,6 @@ typedef struct {
 #define FAMILY_softmax ((TYPED(family)){TYPED(softmax_weight), NULL, TYPED(softmax_log_weight), 1})
 #define FAMILY_stablemax ((TYPED(family)){TYPED(stablemax_weight), TYPED(stablemax_slope), TYPED(stablemax_log_weight), 0})
 
-/* c tanh(x / c), with -inf left as it is: a masked class stays masked. tanh |y| = -e / (2 + e), e = e^(-2|y|) - 1. */
-INLINE V TYPED(capped)(V x, REAL softcap) {
-    V y = VEC(abs)(x) / softcap, e = VEC(expm1)(y * -2), t = -e / (e + 2) * softcap;
-    t = VEC(select)(x < VEC(set1)(0), -t, t);
-    return VEC(select)(x == VEC(set1)((REAL)-INFINITY), x, t);
-}
-
 /* ---- statistics of a row of weights */
 
 /* The sum of the weights w(scale x) is total * e^(scale shift); shift is 0 if the family is not shifted. */
@@ -167,7 +160,8 @@ INLINE void TYPED(block_mean)(const REAL *x, int64_t n, TYPED(row_statistics) *r
 }
 
 INLINE void TYPED(cap_block)(const REAL *x, int64_t n, REAL softcap, REAL *to) {
-    for (int64_t i = 0; i < n; i += WIDTH) TYPED(store)(to + i, TYPED(capped)(TYPED(load)(x + i, n - i, 0), softcap), n - i);
+    for (int64_t i = 0; i < n; i += WIDTH)
+        TYPED(store)(to + i, TYPED(capped)(TYPED(load)(x + i, n - i, 0), VEC(set1)(softcap)), n - i);
 }
 
 /* How a row of logits is read: its storage, and what is done to each before anything else. */
@@ -264,7 +258,7 @@ INLINE void TYPED(class_gradient)(TYPED(family) f, TYPED(reading) how, const row
             to[label - begin] += (REAL)by_label * (f.slope ? f.slope(VEC(set1)(at_label))[0] : 1);
         if (how.softcap > 0)
             for (int64_t j = 0; j < m; j += WIDTH) {
-                V x = TYPED(load)(logits + j, m - j, 0), t = TYPED(capped)(x, how.softcap) / how.softcap;
+                V x = TYPED(load)(logits + j, m - j, 0), t = TYPED(capped)(x, VEC(set1)(how.softcap)) / how.softcap;
                 V slope = VEC(select)(x == VEC(set1)((REAL)-INFINITY), VEC(set1)(0), 1 - t * t);
                 TYPED(store)(to + j, TYPED(load)(to + j, m - j, 0) * slope, m - j);
             }
@@ -287,13 +281,14 @@ INLINE void TYPED(class_rows)(TYPED(family) f, TYPED(class_formula) formula, int
     if (softcap_option >= 0) how.softcap = (REAL)option[softcap_option];
     if (mean_option >= 0) how.with_mean = option[mean_option] > 0;
     for (int64_t i = begin; i < end; i++) {
-        int gradient = out->data != NULL, silent = gradient && dloss && dloss[i] == 0;
-        if (labels[i] < 0) loss[i] = 0;
-        if (gradient && (labels[i] < 0 || silent)) TYPED(put_zeros)(out, i, n);
-        if (labels[i] < 0) continue;
-        gradient = gradient && !silent;
+        int silent = out->data && (labels[i] < 0 || (dloss && dloss[i] == 0)), gradient = out->data && !silent;
+        if (labels[i] < 0) {
+            loss[i] = 0;
+            if (silent) TYPED(put_zeros)(out, i, n);
+            continue;
+        }
         V at_label = VEC(set1)(TYPED(fetch)(how.rows, i, labels[i], 1, at)[0]);
-        if (how.softcap > 0) at_label = TYPED(capped)(at_label, how.softcap);
+        if (how.softcap > 0) at_label = TYPED(capped)(at_label, VEC(set1)(how.softcap));
         /* The plain ways are instances of their own. */
         TYPED(row_statistics) row = TYPED(statistics_in)(scratch, n);
         TYPED(reading) plain = {.rows = how.rows, .scale = 1, .with_slope = 1};
@@ -311,6 +306,7 @@ INLINE void TYPED(class_rows)(TYPED(family) f, TYPED(class_formula) formula, int
         if (how.with_mean) r.mean_log_p = (row.sum_x / (double)row.count - (double)row.shift) - log_total;
         formula(&r, option);
         loss[i] = (REAL)r.loss;
+        if (silent) TYPED(put_zeros)(out, i, n); /* only now: it may lie where the logits do */
         if (!gradient) continue;
         double given = dloss ? (double)dloss[i] : 1;
         double by_p = given * (r.d_log_sum - r.d_log_p - r.d_mean_log_p), by_mean = 0;
@@ -433,8 +429,6 @@ INLINE void TYPED(pair_rows)(TYPED(pair_formula) formula, const int q_direct, co
     TYPED(reading) how_q = {.rows = &c->arg[0].rows, .scale = scale}, how_p = {.rows = &c->arg[1].rows, .scale = scale};
     for (int64_t i = begin; i < end; i++) {
         int silent = dloss && dloss[i] == 0, want_q = dq->data && !silent, want_p = dp->data && !silent;
-        if (dq->data && silent) TYPED(put_zeros)(dq, i, n);
-        if (dp->data && silent) TYPED(put_zeros)(dp, i, n);
         TYPED(take_statistics)(FAMILY_softmax, how_q, i, n, &q.row);
         TYPED(take_statistics)(FAMILY_softmax, how_p, i, n, &p.row);
         double factor = (dloss ? (double)dloss[i] : 1) * inverse, total;
@@ -445,6 +439,8 @@ INLINE void TYPED(pair_rows)(TYPED(pair_formula) formula, const int q_direct, co
         else total = WALK(0, 0);
 #undef WALK
         loss[i] = (REAL)total;
+        if (dq->data && silent) TYPED(put_zeros)(dq, i, n); /* only now: a gradient may lie where the logits do */
+        if (dp->data && silent) TYPED(put_zeros)(dp, i, n);
         if (want_q && !q_direct) TYPED(pair_gradient)(job, dq, i, &q, scale, factor);
         if (want_p) TYPED(pair_gradient)(job, dp, i, &p, scale, factor);
     }

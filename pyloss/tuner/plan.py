@@ -6,7 +6,7 @@ import math
 import sys
 from typing import Any
 
-from pyloss.linear_losses import LOGITS_BYTES
+from pyloss.linear_losses import rows_at_once
 
 #: interpreter, libraries and the allocator's slack
 BASE_BYTES = 80_000_000
@@ -34,7 +34,8 @@ def estimate_memory(
     - activations kept for the backward pass: `4 N (4H + 2K + 2I)` for each of the T layers (input, queries, attention's
       output and the sum after it; keys and values; gate and up); with checkpointing `4 N H` for each and one layer's in full;
     - what one layer works on, forward and backward: `4 N (4I + 3H + 10K)`, and 16 MB of packed matrices;
-    - the head: `4 V` for each token of a chunk (`linear_losses.LOGITS_BYTES` at most), and `8 N H` of hidden states;
+    - the head: `4 V` for each token that it is computed for at once (`linear_losses.rows_at_once`), and `8 N H` of hidden
+      states;
     - 80 MB for the interpreter and the libraries.
     """
     trainable = sum(int(array.size) for array in model.trainable_parameters().values())
@@ -57,7 +58,7 @@ def estimate_memory(
     layer = 4 * tokens * (4 * hidden + 2 * key_values + 2 * inner)
     kept = layers * 4 * tokens * hidden + layer if grad_checkpoint else layers * layer
     work = 4 * tokens * (4 * inner + 3 * hidden + 10 * key_values) + PACKED_BYTES
-    head = min(LOGITS_BYTES, 4 * tokens * vocabulary) + 8 * tokens * hidden
+    head = 4 * vocabulary * min(rows_at_once(4 * max(vocabulary, 1)), tokens) + 8 * tokens * hidden
     return total + kept + work + head
 
 
