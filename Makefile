@@ -42,7 +42,8 @@ lint: $(VENV)/done-install $(VENV)/done-lint
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(C_FILES)
-	for cc in $$(command -v gcc clang); do \
+	for cc in gcc clang; do \
+	    command -v $$cc > /dev/null || continue; \
 	    echo "$$cc -Werror"; \
 	    CC=$$cc PYLOSS_CFLAGS=-Werror $(BIN)/python setup.py -q build_ext -b build/lint/lib -t build/lint/$${cc##*/} --force || exit 1; \
 	done
