@@ -1,8 +1,8 @@
 """The row losses of one library: LIBRARY ROWS V DTYPE SECONDS; prints milliseconds as JSON, forward and loss with gradient.
 
-LIBRARY is pyloss, torch, compile (torch.compile), mlx (mlx-lm's tuner on the CPU), or trip: what it takes to read the logits
-once, and to read them and write one gradient, with the fastest plain operation of torch or of pyloss. Calls take turns over
-arrays that no cache holds all of: logits come from memory.
+LIBRARY is pyloss, opencl (pyloss on the first OpenCL device), torch, compile (torch.compile), mlx (mlx-lm's tuner on the CPU), or
+trip: what it takes to read the logits once, and to read them and write one gradient, with the fastest plain operation of torch or
+of pyloss. Calls take turns over arrays that no cache holds all of: logits come from memory.
 """
 
 from __future__ import annotations
@@ -100,8 +100,15 @@ def of_pyloss(inputs: Inputs) -> Work:
     turn = cycle(inputs)
     for name, loss in pyloss_losses().items():
         both = pyloss.value_and_grad(lambda *x, loss=loss: loss(*x).sum())
-        yield f"{name} forward", lambda: loss(*next(turn))
-        yield f"{name} both", lambda: both(*next(turn))
+        yield f"{name} forward", lambda: np.asarray(loss(*next(turn)))  # waits for a device
+        yield f"{name} both", lambda: float(both(*next(turn))[0])
+
+
+def of_opencl(inputs: Inputs) -> Work:
+    """On the first OpenCL device, the logits in its memory."""
+    import pyloss
+
+    return of_pyloss([(pyloss.to_device(q, "opencl:0"), pyloss.to_device(p, "opencl:0"), labels) for q, p, labels in inputs])
 
 
 def of_torch(inputs: Inputs, compiled: bool) -> Work:
@@ -178,6 +185,7 @@ def main(library: str, rows: int, v: int, dtype: str, seconds: float) -> None:
     inputs = [] if library == "trip" else [logits(rows, v, dtype, seed=seed) for seed in range(sets)]
     work = {
         "pyloss": lambda: of_pyloss(inputs),
+        "opencl": lambda: of_opencl(inputs),
         "torch": lambda: of_torch(inputs, False),
         "compile": lambda: of_torch(inputs, True),
         "mlx": lambda: of_mlx(inputs),

@@ -16,6 +16,8 @@ from pathlib import Path
 from common import WORK, machine, run_json, table
 from loss_rows import LOSSES
 
+import pyloss
+
 SHAPES = ((512, 49152), (128, 151936))
 TRIPS = {  # what a loss reads and writes: forward, and with the gradient of the (student's) logits
     "cross entropy": ("read 1", "read 1, write 1"),
@@ -23,7 +25,7 @@ TRIPS = {  # what a loss reads and writes: forward, and with the gradient of the
     "JS": ("read 2", "read 2, write 1"),
     "stablemax cross entropy": ("read 1", "read 1, write 1"),
 }
-PEERS = {"torch": "torch eager", "compile": "torch.compile", "mlx": "mlx-lm, CPU"}
+PEERS = {"torch": "torch eager", "compile": "torch.compile", "mlx": "mlx-lm, CPU", "opencl": "pyloss, OpenCL"}
 
 
 def compiled() -> dict[str, str]:
@@ -31,38 +33,36 @@ def compiled() -> dict[str, str]:
     return {"TORCHINDUCTOR_CACHE_DIR": str(WORK / "inductor")}
 
 
+def opencl() -> str:
+    """The name of the first OpenCL device, empty where there is none."""
+    return next((device.name for device in pyloss.devices() if device.id == "opencl:0"), "")
+
+
 def rows_table(rows: int, v: int, dtype: str, quick: bool) -> str:
     """One shape and type."""
-    with_mlx = (rows, v, dtype) == (*SHAPES[0], "f32") and find_spec("mlx_lm") is not None
-    best: dict[str, dict[str, float]] = {library: {} for library in ("trip", "pyloss", "torch", "compile")}
-    rounds = 1 if quick else 3
-    for _ in range(rounds):
+    libraries = ["trip", "pyloss", "torch", "compile", *(["opencl"] if opencl() else [])]
+    best: dict[str, dict[str, float]] = {library: {} for library in libraries}
+    for _ in range(1 if quick else 3):
         for library, found in best.items():
             seconds = "0.1" if quick else "1"
             for work, ms in run_json("loss_rows.py", library, str(rows), str(v), dtype, seconds, **compiled()).items():
                 found[work] = min(ms, found.get(work, ms))
-    if with_mlx:  # seconds a call: once is enough
+    if (rows, v, dtype) == (*SHAPES[0], "f32") and find_spec("mlx_lm"):  # seconds a call: once is enough
         best["mlx"] = run_json("loss_rows.py", "mlx", str(rows), str(v), dtype, "0")
+    peers = [library for library in PEERS if library in best]
+    heads = [f"{rows} x {v} {dtype}", "memory trip, ms", "pyloss, ms", "of the trip"]
+    for library in peers:
+        heads += [f"{PEERS[library]}, ms", "of pyloss"]
     lines = []
     for loss in LOSSES:
         for direction, trip in zip(("forward", "both"), TRIPS[loss], strict=True):
             work, limit = f"{loss} {direction}", best["trip"][trip]
             ours = best["pyloss"][work]
-            line = [
-                f"{loss}, {'loss + gradient' if direction == 'both' else 'loss'}",
-                f"{limit:.1f}",
-                f"{ours:.1f}",
-                f"{ours / limit:.2f}",
-            ]
-            for library in PEERS:
-                ms = best.get(library, {}).get(work)
-                line += ["", ""] if ms is None else [f"{ms:.1f}", f"{ms / ours:.1f}"]
+            what = f"{loss}, {'loss + gradient' if direction == 'both' else 'loss'}"
+            line = [what, f"{limit:.1f}", f"{ours:.1f}", f"{ours / limit:.2f}"]
+            for library in peers:
+                line += [f"{best[library][work]:.1f}", f"{best[library][work] / ours:.1f}"]
             lines.append(line)
-    heads = [f"{rows} x {v} {dtype}", "memory trip, ms", "pyloss, ms", "of the trip"]
-    for title in PEERS.values():
-        heads += [f"{title}, ms", "of pyloss"]
-    if not with_mlx:
-        heads, lines = heads[:-2], [line[:-2] for line in lines]
     return table(heads, lines)
 
 
@@ -128,7 +128,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few runs: to see that everything works")
     options = parser.parse_args()
     WORK.mkdir(parents=True, exist_ok=True)
-    print(machine(), flush=True)
+    print(machine() + (f"; OpenCL: {opencl()}" if opencl() else ""), flush=True)
     for rows, v in SHAPES:
         for dtype in ("f32", "bf16"):
             print(f"\n{rows_table(rows, v, dtype, options.quick)}", flush=True)
