@@ -10,10 +10,10 @@ CC := $(firstword $(foreach c,gcc cc clang,$(shell command -v $(c))) gcc)
 endif
 export CC
 
-CORE := setup.py pyproject.toml $(wildcard csrc/*.h csrc/*.def csrc/*/*.[ch])
+CORE := setup.py pyproject.toml $(wildcard csrc/*.h csrc/*.def csrc/*/*.[ch] csrc/*/*.cl)
 C_FILES := $(wildcard csrc/*.h csrc/*/*.[ch])
 
-.PHONY: help demo test parity lint sanitize bench clean
+.PHONY: help demo test parity lint sanitize bench bench-losses clean
 
 help:
 	@echo 'make demo      set up .venv, then fine-tune the embedded model on the example data (about ten minutes)'
@@ -21,7 +21,8 @@ help:
 	@echo 'make parity    install PyTorch, transformers, PEFT and mlx-lm too, then compare with them'
 	@echo 'make lint      ruff, mypy, clang-format, and the C core with warnings as errors'
 	@echo 'make sanitize  the tests of the C core under AddressSanitizer and UndefinedBehaviorSanitizer'
-	@echo 'make bench     measure pyloss and its peers; prints the tables of the README'
+	@echo 'make bench     measure pyloss and its peers; prints the tables of the README on training'
+	@echo 'make bench-losses   the same for the loss functions'
 	@echo 'make clean     remove what was built; .venv stays'
 	@echo
 	@echo 'PYTHON=python3.12 chooses the Python that .venv is made with, CC=clang the compiler.'
@@ -32,6 +33,7 @@ demo: $(VENV)/done-install $(VENV)/done-model
 # Comparisons with other libraries are part of the tests; where the libraries are missing they are skipped with a message.
 test: $(VENV)/done-install $(VENV)/done-test $(VENV)/done-model $(if $(filter true,$(CI)),$(VENV)/done-parity $(VENV)/done-hub)
 	$(BIN)/pytest -q -rs $(TESTS)
+	$(if $(filter true,$(CI)),$(BIN)/pytest -q -rs -m slow $(TESTS))
 
 parity: $(VENV)/done-install $(VENV)/done-test $(VENV)/done-model $(VENV)/done-parity
 	$(BIN)/pytest -q -rs tests/parity
@@ -40,7 +42,8 @@ lint: $(VENV)/done-install $(VENV)/done-lint
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(C_FILES)
-	for cc in $$(command -v gcc clang); do \
+	for cc in gcc clang; do \
+	    command -v $$cc > /dev/null || continue; \
 	    echo "$$cc -Werror"; \
 	    CC=$$cc PYLOSS_CFLAGS=-Werror $(BIN)/python setup.py -q build_ext -b build/lint/lib -t build/lint/$${cc##*/} --force || exit 1; \
 	done
@@ -59,6 +62,9 @@ sanitize: $(VENV)/done-install $(VENV)/done-test
 
 bench: $(VENV)/done-install $(VENV)/done-model $(VENV)/done-parity $(VENV)/done-bench
 	$(BIN)/python benchmarks/run.py --picture docs/benchmark.svg
+
+bench-losses: $(VENV)/done-install $(VENV)/done-parity $(VENV)/done-bench
+	$(BIN)/python benchmarks/losses.py
 
 clean:
 	rm -rf build dist *.egg-info pyloss/_core*.so $(VENV)/done-install .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -26,17 +26,47 @@ if X86:
     ISA_FLAGS["avx512"] = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c"]
     ISA_FLAGS["avx512"] += ["-mprefer-vector-width=512"]
 
+SOURCES = ["csrc/binding/module.c", "csrc/binding/spec.c", "csrc/binding/device.c"]
+SOURCES += ["csrc/core/buffers.c", "csrc/core/cpu.c", "csrc/core/threads.c"]
+SOURCES += [f"csrc/opencl/{stem}.c" for stem in ("library", "device", "program", "launch", "rowloss")]
+OPENCL_PROGRAMS = ["rowloss"]
+
 
 def included(*folders):
     """What the sources include, and the kernels of every machine: the source distribution takes its C files from here."""
-    wanted = re.compile(r"isa_\w+\.c|.*\.(h|def)")
+    wanted = re.compile(r"isa_\w+\.c|.*\.(h|def|cl)")
     return [os.path.join(f, n) for f in folders for n in sorted(os.listdir(f)) if wanted.fullmatch(n)]
 
 
+def flattened(path):
+    """An OpenCL source with what it includes in place: drivers read one text."""
+    with open(path, encoding="utf-8") as f:
+        for line in f:
+            include = re.match(r'#include "(.+)"', line)
+            if include:
+                yield from flattened(os.path.normpath(os.path.join(os.path.dirname(path), include[1])))
+            else:
+                yield line
+
+
+def embedded(folder, to):
+    """Writes the OpenCL programs of `folder` as constants of a C file: pl_cl_source_<stem>."""
+    os.makedirs(os.path.dirname(to), exist_ok=True)
+    with open(to, "w", encoding="utf-8") as f:
+        for stem in OPENCL_PROGRAMS:
+            f.write(f"const char pl_cl_source_{stem}[] =\n")
+            for line in flattened(f"{folder}/{stem}.cl"):
+                f.write('"' + line.rstrip("\n").replace("\\", "\\\\").replace('"', '\\"') + '\\n"\n')
+            f.write(";\n")
+    return to
+
+
 class BuildKernels(build_ext):
-    """Compiles the kernels once per instruction set, then the module that links them."""
+    """Compiles the kernels once per instruction set and the OpenCL programs' texts, then the module that links them."""
 
     def build_extension(self, ext):
+        texts = embedded("csrc/opencl", os.path.join(self.build_temp, "opencl_sources.c"))
+        ext.extra_objects += self.compiler.compile([texts], extra_postargs=CFLAGS)
         for isa, flags in ISA_FLAGS.items():
             ext.extra_objects += self.compiler.compile(
                 [f"csrc/kernels/isa_{isa}.c"],
@@ -52,12 +82,12 @@ if LIMITED:
 
 core = Extension(
     "pyloss._core",
-    sources=["csrc/binding/module.c", "csrc/binding/spec.c", "csrc/core/buffers.c", "csrc/core/cpu.c", "csrc/core/threads.c"],
-    depends=included("csrc", "csrc/binding", "csrc/kernels", "csrc/losses"),
+    sources=SOURCES,
+    depends=included("csrc", "csrc/binding", "csrc/kernels", "csrc/losses", "csrc/opencl"),
     include_dirs=[numpy.get_include()],
     define_macros=macros,
     extra_compile_args=CFLAGS,
-    libraries=["m"],
+    libraries=["m", "dl"],
     extra_link_args=LDFLAGS,
     py_limited_api=LIMITED,
 )

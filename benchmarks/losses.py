@@ -38,11 +38,11 @@ def rows_table(rows: int, v: int, dtype: str, quick: bool) -> str:
     rounds = 1 if quick else 3
     for _ in range(rounds):
         for library, found in best.items():
-            runs = "3" if quick else "10"
-            for work, ms in run_json("loss_rows.py", library, str(rows), str(v), dtype, runs, **compiled()).items():
+            seconds = "0.1" if quick else "1"
+            for work, ms in run_json("loss_rows.py", library, str(rows), str(v), dtype, seconds, **compiled()).items():
                 found[work] = min(ms, found.get(work, ms))
     if with_mlx:  # seconds a call: once is enough
-        best["mlx"] = run_json("loss_rows.py", "mlx", str(rows), str(v), dtype, "1")
+        best["mlx"] = run_json("loss_rows.py", "mlx", str(rows), str(v), dtype, "0")
     lines = []
     for loss in LOSSES:
         for direction, trip in zip(("forward", "both"), TRIPS[loss], strict=True):

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from . import _core, autograd, nn, optim, random
 from .autograd import Tensor, checkpoint, grad, value_and_grad
-from .errors import FormatError
+from .device import Device, DeviceArray, default_device, devices, set_default_device, to_device
+from .errors import DeviceError, FormatError
 from .losses import (
     binary_cross_entropy_with_logits,
     compute_accuracy,
@@ -122,12 +123,17 @@ def info() -> dict[str, Any]:
 
 
 __all__ = [
+    "Device",
+    "DeviceArray",
+    "DeviceError",
     "FormatError",
     "Tensor",
     "Weight",
     "autograd",
     "binary_cross_entropy_with_logits",
     "checkpoint",
+    "default_device",
+    "devices",
     "compute_accuracy",
     "focal_loss",
     "get_num_threads",
@@ -142,10 +148,12 @@ __all__ = [
     "nn",
     "optim",
     "random",
+    "set_default_device",
     "set_num_threads",
     "softmax_cross_entropy",
     "stablemax",
     "stablemax_cross_entropy",
+    "to_device",
     "value_and_grad",
     *_LAZY,
 ]

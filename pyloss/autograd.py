@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from . import _core, random
+from . import _core, device, random
 
 _local = threading.local()
 
@@ -46,7 +46,9 @@ class Node:
             _add_into(self.grad, grad)
 
 
-def _added(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def _added(a: Any, b: Any) -> Any:
+    if isinstance(a, device.DeviceArray) or isinstance(b, device.DeviceArray):
+        return a + b if isinstance(a, device.DeviceArray) else b + a
     if a.dtype == np.float32 and a.flags.c_contiguous and b.flags.c_contiguous and b.dtype == np.float32:
         out = _core.empty(a.shape)
         _core.add(a, b, out)
@@ -54,8 +56,10 @@ def _added(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.asarray(a + b)  # of arrays without dimensions NumPy makes a scalar, which nothing can be added into
 
 
-def _add_into(a: np.ndarray, b: np.ndarray) -> None:
-    if a.dtype == np.float32 and a.flags.c_contiguous and b.flags.c_contiguous and b.dtype == np.float32:
+def _add_into(a: Any, b: Any) -> None:
+    if isinstance(a, device.DeviceArray):
+        a.write(np.asarray(a) + np.asarray(b))
+    elif a.dtype == np.float32 and a.flags.c_contiguous and b.flags.c_contiguous and b.dtype == np.float32:
         _core.axpy(1.0, b, a)
     else:
         a += b
@@ -170,9 +174,9 @@ def record(output: np.ndarray | Deferred, inputs: Sequence[Any], vjp: Callable, 
     return Tensor(output, node)
 
 
-def data(x: Any) -> np.ndarray:
-    """The ndarray of a Tensor or array-like."""
-    return x.data if isinstance(x, Tensor) else np.asarray(x)
+def data(x: Any) -> Any:
+    """The array of a Tensor or array-like: an ndarray, or a DeviceArray of what is on a device."""
+    return x.data if isinstance(x, Tensor) else device.array(x)
 
 
 def keep(x: Any) -> Callable[[], np.ndarray]:
@@ -406,8 +410,11 @@ def _plain(value: Any) -> Any:
     return _tree_map(lambda v: v.data[()] if isinstance(v, Tensor) else v, value)
 
 
-def leaf_gradient(leaf: Node, array: np.ndarray) -> np.ndarray:
+def leaf_gradient(leaf: Node, array: Any) -> Any:
     """The gradient that gathered at the leaf of `array`, of its type, for the caller alone; zeros where there is none."""
+    if isinstance(array, device.DeviceArray):
+        found = device.zeros_like(array) if leaf.grad is None else leaf.grad
+        return device.to_device(found, array).astype(array.dtype, copy=not leaf.owned)
     if leaf.grad is None:
         return np.zeros_like(array)
     return leaf.grad.astype(array.dtype, copy=not leaf.owned)
@@ -434,7 +441,9 @@ def value_and_grad(function: Callable, argnums: int | Sequence[int] = 0) -> Call
     positions = (argnums,) if isinstance(argnums, int) else tuple(argnums)
 
     def leaf(value: Any, root: object) -> Tensor:
-        array = np.asarray(value)
+        array = device.array(value)
+        if isinstance(array, device.DeviceArray) and array.dtype.kind not in "fV":
+            raise TypeError(f"cannot differentiate with respect to dtype {array.dtype} on a device; it must be of a float type")
         if array.dtype not in (np.float32, np.float64, np.float16) and array.dtype.name != "bfloat16":
             if array.dtype.kind not in "fiub" and array.dtype.name != "bfloat16":
                 raise TypeError(f"cannot differentiate with respect to dtype {array.dtype}; it must hold real numbers")

@@ -23,3 +23,8 @@ class FormatError(ValueError):
 
     def __str__(self) -> str:
         return ": ".join(part for part in (self.path, self.what, self.reason) if part)
+
+
+class DeviceError(RuntimeError):
+    """What an OpenCL device or its driver could not do. The message names the operation, the device and OpenCL's error, and holds
+    the log of a program that could not be built. Too little memory is a `MemoryError` instead. The processor goes on working."""

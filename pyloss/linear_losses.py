@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import _core, ops
+from . import _core, device, ops
 from .autograd import data
 from .row_losses import is_bfloat16
 from .weights import Weight
@@ -52,7 +52,7 @@ def head(hidden: Any, weight: Any, suffix: str = "") -> Head:
     source = data(hidden)
     stored = weight
     if not isinstance(weight, Weight):
-        array = data(weight)
+        array = device.on_host(data(weight), f"weight{suffix}")
         if array.ndim != 2 or not array.size:
             raise ValueError(f"weight{suffix} must be [V, D] with V and D at least 1, got shape {array.shape}")
         if (array.dtype == np.float16 or is_bfloat16(array.dtype)) and array.dtype.isnative:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from . import _core
+from . import _core, device
 from .linear_losses import fused, head
 from .row_losses import (
     class_loss,
@@ -195,7 +195,7 @@ def compute_accuracy(logits: Any, labels: Any, *, ignore_index: int = -100) -> t
         raise ValueError(f"logits must be [..., T, V], got shape {array.shape}")
     index = row_labels(labels, None, array.shape[:-1], array.shape[-1], ignore_index)
     best = np.empty(len(index), np.int32)
-    _core.argmax(core_rows(array), best)
+    device.call("argmax", (core_rows(array),), (best,))
     shape = array.shape[:-1]
     counted = (index >= 0).reshape(shape).sum(axis=-1)
     correct = ((best == index) & (index >= 0)).reshape(shape).sum(axis=-1)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from . import _core
+from . import _core, device
 from .autograd import Gradients, Tensor, data, keep, record, recording
 from .weights import Weight
 
@@ -23,7 +23,7 @@ def empty(*shape: int) -> np.ndarray:
 
 def f32(x: Array, name: str = "x") -> np.ndarray:
     """The contiguous float32 ndarray of an argument; other real dtypes are converted."""
-    array = data(x)
+    array = device.on_host(data(x), name)
     if array.dtype == np.float32 and array.flags.carray:
         return array
     if array.dtype.kind not in "fiu" and array.dtype.name != "bfloat16":

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from . import _core
-from .autograd import Deferred, Gradients, data, record, recording
+from . import _core, device
+from .autograd import Deferred, Gradients, Tensor, data, record, recording
 
 REDUCTIONS = ("none", "sum", "mean")
 
@@ -22,25 +22,26 @@ def is_bfloat16(dtype: np.dtype) -> bool:
     return dtype.name == "bfloat16"
 
 
-def bits(array: np.ndarray) -> np.ndarray:
-    """The array as the core knows its type: bfloat16 as 16-bit integers."""
-    return array.view(np.uint16) if is_bfloat16(array.dtype) else array
-
-
-def new_like(array: np.ndarray) -> np.ndarray:
-    """An uninitialised contiguous array of the shape and type of `array`, over a reused buffer."""
+def new_like(array: Any) -> Any:
+    """An uninitialised contiguous array of the shape and type of `array`, where it is, over a reused buffer."""
+    if isinstance(array, device.DeviceArray):
+        return device.empty(array.shape, array.dtype, array)
     kind = {"f8": "f64", "f4": "f32", "f2": "f16"}.get(array.dtype.str[1:], "u16")
     out = _core.empty(array.shape, kind)
     return out.view(array.dtype) if kind == "u16" else out
 
 
-def logit_rows(x: Any, name: str, elementwise: bool = False) -> np.ndarray:
+def logit_rows(x: Any, name: str, elementwise: bool = False) -> Any:
     """[..., V] as float64, float32, float16 or bfloat16 with V >= 1 contiguous values a row; copied only if it has to be.
 
-    V may be 0 if `elementwise`. Other real numbers become float32. Raises TypeError and ValueError naming the argument.
+    V may be 0 if `elementwise`. Other real numbers become float32. Arrays on a device stay there. Raises TypeError and ValueError
+    naming the argument.
     """
     array = data(x)
-    if array.dtype.kind == "f" or is_bfloat16(array.dtype):
+    if isinstance(array, device.DeviceArray):
+        if array.kind not in ("f64", "f32", "f16", "bf16"):
+            raise TypeError(f"{name} on a device must be float64, float32, float16 or bfloat16, not {array.dtype}")
+    elif array.dtype.kind == "f" or is_bfloat16(array.dtype):
         if array.dtype.itemsize > 8:
             array = array.astype(np.float64)
         elif not array.dtype.isnative:
@@ -51,17 +52,19 @@ def logit_rows(x: Any, name: str, elementwise: bool = False) -> np.ndarray:
         raise TypeError(f"{name} must hold real numbers, not {array.dtype}")
     if array.ndim < 1 or (array.shape[-1] < 1 and not elementwise):
         raise ValueError(f"{name} must be [..., V] with V at least 1, got shape {array.shape}")
+    if isinstance(array, device.DeviceArray):
+        return array
     if not array.flags.aligned or (array.shape[-1] > 1 and array.strides[-1] != array.itemsize):
         array = np.require(array, requirements=["C", "A"])
     return array
 
 
-def core_rows(array: np.ndarray) -> np.ndarray:
+def core_rows(array: Any) -> Any:
     """`logit_rows`' result for the core, which takes at most two leading axes: others are joined, by a copy if need be."""
-    return bits(array if array.ndim <= 3 else array.reshape(-1, *array.shape[-2:]))
+    return array if array.ndim <= 3 else array.reshape(-1, *array.shape[-2:])
 
 
-def accumulator(*arrays: np.ndarray) -> np.dtype:
+def accumulator(*arrays: Any) -> np.dtype:
     """The type of losses: float64 if any of the logits is, else float32."""
     return np.dtype(np.float64 if any(a.dtype == np.float64 for a in arrays) else np.float32)
 
@@ -117,30 +120,36 @@ class Call:
     """One loss over some arrays: the kernel runs when its values or its gradients are first asked for, for both if it can.
 
     `run(factors, wanted, loss)` fills `loss` and returns the gradients of the inputs that `wanted` marks (None for others),
-    each row's scaled by `factors` (None: 1).
+    each row's scaled by `factors` (None: 1). With `like`, an array on a device, the loss is there too.
     """
 
     def __init__(
-        self, run: Callable, shape: tuple[int, ...], dtype: np.dtype, weights: np.ndarray | None, out: np.ndarray | None
+        self, run: Callable, shape: tuple[int, ...], dtype: np.dtype, weights: np.ndarray | None, out: Any, like: Any
     ):
+        self.like = like if isinstance(like, device.DeviceArray) else None
         self.run, self.shape, self.dtype = run, shape, dtype
         self.weights = None if weights is None else np.asarray(weights, dtype, order="C")
         self.out = out
-        self.values: np.ndarray | None = None
+        self.values: Any = None
 
-    def _new(self) -> np.ndarray:
+    def _new(self) -> Any:
+        if self.like is not None:
+            return device.empty(self.shape, self.dtype, self.like)
         return _core.empty(self.shape, "f64" if self.dtype == np.float64 else "f32")
 
-    def _weighted(self, loss: np.ndarray) -> np.ndarray:
+    def _weighted(self, loss: Any) -> Any:
         """A row of weight 0 gives 0 whatever its loss is."""
-        if self.weights is not None:
+        if isinstance(loss, device.DeviceArray):
+            if self.weights is not None:
+                loss.write(self._weighted(loss.numpy()))
+        elif self.weights is not None:
             np.multiply(loss, self.weights, out=loss, where=self.weights != 0)
             loss[self.weights == 0] = 0
         return loss
 
-    def loss(self) -> np.ndarray:
+    def loss(self) -> Any:
         if self.values is None:
-            direct = self.out is not None and self.out.flags.c_contiguous
+            direct = isinstance(self.out, device.DeviceArray) or (self.out is not None and self.out.flags.c_contiguous)
             loss = self.out if direct and self.out is not None else self._new()
             self.run(None, (), loss)
             self.values = self._weighted(loss)
@@ -167,6 +176,7 @@ def finish(
     total: float,
     reduction: str,
     out: Any,
+    like: Any = None,
 ) -> Any:
     """The result of a loss: per row [...] or reduced, recorded for the gradients of `inputs`, written to `out` where given.
 
@@ -176,10 +186,10 @@ def finish(
         raise ValueError(f"reduction must be one of {', '.join(map(repr, REDUCTIONS))}, not {reduction!r}")
     traced = recording(*inputs)
     if out is not None:
-        check_out(out, shape if reduction == "none" else (), dtype)
+        check_out(out, shape if reduction == "none" else (), dtype, like if reduction == "none" else None)
         if traced:
             raise ValueError("out cannot be used while a gradient is recorded")
-    call = Call(run, shape, dtype, weights, out if reduction == "none" else None)
+    call = Call(run, shape, dtype, weights, out if reduction == "none" else None, like)
     result: Any
     if traced:
 
@@ -193,7 +203,7 @@ def finish(
     else:
         result = call.loss()
     if reduction != "none":
-        result = result.sum(dtype=np.float64).astype(dtype) if isinstance(result, np.ndarray) else result.sum()
+        result = result.sum(dtype=np.float64).astype(dtype) if not isinstance(result, Tensor) else result.sum()
     if reduction == "mean":
         result = result * dtype.type(1 / total if total else 0)
     if out is None or result is out:
@@ -202,15 +212,19 @@ def finish(
     return out
 
 
-def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype) -> None:
-    """Whether a result of this shape and type can be written to `out`; TypeError or ValueError otherwise."""
-    if not isinstance(out, np.ndarray):
-        raise TypeError(f"out must be a numpy.ndarray, not {type(out).__name__}")
+def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype, like: Any = None) -> None:
+    """Whether a result of this shape and type, made of `like`, can be written to `out`; TypeError or ValueError otherwise."""
+    on_device = isinstance(like, device.DeviceArray)
+    if not isinstance(out, device.DeviceArray if on_device else np.ndarray):
+        wanted = "pyloss.DeviceArray, as the logits are" if on_device else "numpy.ndarray"
+        raise TypeError(f"out must be a {wanted}, not {type(out).__name__}")
+    if on_device:
+        device.same_place(("the logits", "out"), (like, out))
     if out.shape != shape:
         raise ValueError(f"out has shape {out.shape}, expected {shape}")
     if out.dtype != dtype:
         raise ValueError(f"out has dtype {out.dtype}, expected {dtype}")
-    if not out.flags.writeable:
+    if isinstance(out, np.ndarray) and not out.flags.writeable:
         raise ValueError("out is read-only")
 
 
@@ -221,7 +235,7 @@ def counted_weight(weights: np.ndarray | None, counted: np.ndarray) -> float:
     return float(np.asarray(weights, np.float64).reshape(-1)[counted].sum())
 
 
-def flat(array: np.ndarray | None) -> np.ndarray | None:
+def flat(array: Any) -> Any:
     """Per-row numbers [...] as the core takes them, [N]."""
     return None if array is None else array.reshape(-1)
 
@@ -250,10 +264,10 @@ def class_loss(
 
     def run(dloss: np.ndarray | None, wanted: Sequence[bool], loss: np.ndarray) -> list[np.ndarray | None]:
         dx = new_like(array) if any(wanted) else None
-        getattr(_core, kernel)(rows, index, *options, flat(dloss), flat(loss), None if dx is None else bits(dx))
+        device.call(kernel, (rows, index, *options, flat(dloss)), (flat(loss), dx))
         return [dx]
 
-    return finish(run, (logits,), shape, dtype, weights=weights, total=total, reduction=reduction, out=out)
+    return finish(run, (logits,), shape, dtype, weights=weights, total=total, reduction=reduction, out=out, like=array)
 
 
 def two_arrays(
@@ -269,6 +283,7 @@ def two_arrays(
 ) -> Any:
     """A loss of two arrays [..., V]: one value per row, or per element."""
     a, b = (logit_rows(x, name, elementwise) for x, name in zip(inputs, names, strict=True))
+    device.same_place(names, (a, b))
     if a.shape != b.shape:
         raise ValueError(f"{names[0]} and {names[1]} must have the same shape, got {a.shape} and {b.shape}")
     shape, dtype = a.shape if elementwise else a.shape[:-1], accumulator(a, b)
@@ -276,17 +291,16 @@ def two_arrays(
     counted = np.full(math.prod(shape), True) if weights is None else (weights != 0).reshape(-1)
     rows = core_rows(a), core_rows(b)
 
-    def arranged(values: np.ndarray | None) -> np.ndarray | None:
+    def arranged(values: Any) -> Any:
         return values if elementwise or values is None else values.reshape(-1)
 
     def run(dloss: np.ndarray | None, wanted: Sequence[bool], loss: np.ndarray) -> list[np.ndarray | None]:
         found = [new_like(x) if want else None for x, want in zip((a, b), wanted or (False, False), strict=True)]
-        gradients = (None if g is None else bits(g) for g in found)
-        getattr(_core, kernel)(*rows, *options, arranged(dloss), arranged(loss), *gradients)
+        device.call(kernel, (*rows, *options, arranged(dloss)), (arranged(loss), *found))
         return found
 
     total = counted_weight(weights, counted)
-    return finish(run, inputs, shape, dtype, weights=weights, total=total, reduction=reduction, out=out)
+    return finish(run, inputs, shape, dtype, weights=weights, total=total, reduction=reduction, out=out, like=a)
 
 
 def row_map(kernel: str, x: Any, out: Any) -> Any:
@@ -294,12 +308,14 @@ def row_map(kernel: str, x: Any, out: Any) -> Any:
     array = logit_rows(x, "x")
     rows = core_rows(array)
     if out is not None:
-        check_out(out, array.shape, array.dtype)
+        check_out(out, array.shape, array.dtype, array)
         if recording(x):
             raise ValueError("out cannot be used while a gradient is recorded")
-    direct = out is not None and out.flags.c_contiguous and not np.shares_memory(out, array)
+    direct = isinstance(out, device.DeviceArray) or (
+        out is not None and out.flags.c_contiguous and not np.shares_memory(out, array)
+    )
     y = out if direct else new_like(array)
-    getattr(_core, kernel)(rows, None, bits(y), None)
+    device.call(kernel, (rows, None), (y, None))
     if out is not None:
         if not direct:
             out[...] = y
@@ -309,7 +325,7 @@ def row_map(kernel: str, x: Any, out: Any) -> Any:
 
     def vjp(dy: np.ndarray, grads: Gradients) -> None:
         dx = new_like(array)
-        getattr(_core, kernel)(rows, core_rows(logit_rows(dy, "dy")), None, bits(dx))
+        device.call(kernel, (rows, core_rows(logit_rows(dy, "dy"))), (None, dx))
         grads.put(0, dx)
 
     return record(y, (x,), vjp)

@@ -76,7 +76,7 @@ def built(tmp_path_factory):
 def test_the_source_distribution_holds_all_of_the_core(built):
     _, _, names = built
     held = {name.split("/", 1)[1] for name in names if "/" in name}
-    files = [p for p in (ROOT / "csrc").rglob("*") if p.suffix in (".c", ".h", ".def")]
+    files = [p for p in (ROOT / "csrc").rglob("*") if p.suffix in (".c", ".h", ".def", ".cl")]
     assert {p.relative_to(ROOT).as_posix() for p in files} <= held
     assert {"LICENSE", "README.md", "pyloss/py.typed", "pyloss/_core.pyi"} <= held
 

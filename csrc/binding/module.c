@@ -1,4 +1,5 @@
 /* The extension module: one Python function per line of ops.def, threads, buffers, instruction sets, timing. */
+#include "device.h"
 #include "spec.h"
 
 #define PY_ARRAY_UNIQUE_SYMBOL pyloss_array_api
@@ -48,6 +49,7 @@ static int64_t call_bytes(PyObject *const *args, Py_ssize_t nargs) {
 }
 
 static PyObject *run(int op, PyObject *const *args, Py_ssize_t nargs) {
+    if (pl_device_call(args, nargs)) return pl_device_run(&specs[op], args, nargs);
     pl_call call;
     if (pl_spec_check(&specs[op], args, nargs, &call)) return NULL;
     pl_kernel kernel = kernel_of(table, op);
@@ -229,7 +231,6 @@ static PyMethodDef methods[] = {
     {NULL, NULL, 0, NULL}};
 
 static int module_exec(PyObject *module) {
-    (void)module;
     if (PyArray_ImportNumPyAPI()) return -1;
     static const struct {
         const char *name, *text;
@@ -240,6 +241,7 @@ static int module_exec(PyObject *module) {
     };
     for (int i = 0; i < OP_COUNT; i++)
         if (pl_spec_parse(&specs[i], texts[i].name, texts[i].text)) return -1;
+    if (pl_device_init(module)) return -1;
     int last = 0;
     while (pl_table_at(last + 1)) last++;
     table = pl_table_at(last);

@@ -7,6 +7,7 @@
 #define SCALAR double
 #define v_set(a) VEC(set1)(a)
 #define v_exp(x) VEC(exp)(x)
+#define v_expm1(x) VEC(expm1)(x)
 #define v_log1p(x) VEC(log1p)(x)
 #define v_abs(x) VEC(abs)(x)
 #define v_max(a, b) VEC(max)(a, b)
@@ -63,6 +64,7 @@ enum { WIDTH_f64 = DLANES };
 #undef SCALAR
 #undef v_set
 #undef v_exp
+#undef v_expm1
 #undef v_log1p
 #undef v_abs
 #undef v_max

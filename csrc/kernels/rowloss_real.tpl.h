@@ -95,13 +95,6 @@ typedef struct {
 #define FAMILY_softmax ((TYPED(family)){TYPED(softmax_weight), NULL, TYPED(softmax_log_weight), 1})
 #define FAMILY_stablemax ((TYPED(family)){TYPED(stablemax_weight), TYPED(stablemax_slope), TYPED(stablemax_log_weight), 0})
 
-/* c tanh(x / c), with -inf left as it is: a masked class stays masked. tanh |y| = -e / (2 + e), e = e^(-2|y|) - 1. */
-INLINE V TYPED(capped)(V x, REAL softcap) {
-    V y = VEC(abs)(x) / softcap, e = VEC(expm1)(y * -2), t = -e / (e + 2) * softcap;
-    t = VEC(select)(x < VEC(set1)(0), -t, t);
-    return VEC(select)(x == VEC(set1)((REAL)-INFINITY), x, t);
-}
-
 /* ---- statistics of a row of weights */
 
 /* The sum of the weights w(scale x) is total * e^(scale shift); shift is 0 if the family is not shifted. */
@@ -167,7 +160,8 @@ INLINE void TYPED(block_mean)(const REAL *x, int64_t n, TYPED(row_statistics) *r
 }
 
 INLINE void TYPED(cap_block)(const REAL *x, int64_t n, REAL softcap, REAL *to) {
-    for (int64_t i = 0; i < n; i += WIDTH) TYPED(store)(to + i, TYPED(capped)(TYPED(load)(x + i, n - i, 0), softcap), n - i);
+    for (int64_t i = 0; i < n; i += WIDTH)
+        TYPED(store)(to + i, TYPED(capped)(TYPED(load)(x + i, n - i, 0), VEC(set1)(softcap)), n - i);
 }
 
 /* How a row of logits is read: its storage, and what is done to each before anything else. */
@@ -264,7 +258,7 @@ INLINE void TYPED(class_gradient)(TYPED(family) f, TYPED(reading) how, const row
             to[label - begin] += (REAL)by_label * (f.slope ? f.slope(VEC(set1)(at_label))[0] : 1);
         if (how.softcap > 0)
             for (int64_t j = 0; j < m; j += WIDTH) {
-                V x = TYPED(load)(logits + j, m - j, 0), t = TYPED(capped)(x, how.softcap) / how.softcap;
+                V x = TYPED(load)(logits + j, m - j, 0), t = TYPED(capped)(x, VEC(set1)(how.softcap)) / how.softcap;
                 V slope = VEC(select)(x == VEC(set1)((REAL)-INFINITY), VEC(set1)(0), 1 - t * t);
                 TYPED(store)(to + j, TYPED(load)(to + j, m - j, 0) * slope, m - j);
             }
@@ -294,7 +288,7 @@ INLINE void TYPED(class_rows)(TYPED(family) f, TYPED(class_formula) formula, int
             continue;
         }
         V at_label = VEC(set1)(TYPED(fetch)(how.rows, i, labels[i], 1, at)[0]);
-        if (how.softcap > 0) at_label = TYPED(capped)(at_label, how.softcap);
+        if (how.softcap > 0) at_label = TYPED(capped)(at_label, VEC(set1)(how.softcap));
         /* The plain ways are instances of their own. */
         TYPED(row_statistics) row = TYPED(statistics_in)(scratch, n);
         TYPED(reading) plain = {.rows = how.rows, .scale = 1, .with_slope = 1};

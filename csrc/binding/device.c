@@ -1,0 +1,493 @@
+/* Device memory in Python: the type _core.DeviceArray (pyloss.device adds what users see of it), operations over such arrays, the
+ * list of devices, and OpenCL's errors as exceptions. */
+#include "device.h"
+
+#include "../opencl/runtime.h"
+
+#define NO_IMPORT_ARRAY
+#define PY_ARRAY_UNIQUE_SYMBOL pyloss_array_api
+#define NPY_NO_DEPRECATED_API NPY_1_7_API_VERSION
+#include <numpy/arrayobject.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { MAX_NDIM = 32 };
+
+/* Element types; `npy` is what the specification's checks take for it (bfloat16 goes as its bits). */
+static const struct {
+    const char *name;
+    int npy;
+    size_t bytes;
+} kinds[] = {{"f32", NPY_FLOAT32, 4}, {"f64", NPY_FLOAT64, 8}, {"f16", NPY_FLOAT16, 2}, {"bf16", NPY_UINT16, 2},
+             {"i32", NPY_INT32, 4},   {"i64", NPY_INT64, 8},   {"i16", NPY_INT16, 2},   {"i8", NPY_INT8, 1},
+             {"u8", NPY_UINT8, 1},    {"u16", NPY_INT16, 2},   {"u32", NPY_UINT32, 4},  {"u64", NPY_UINT64, 8},
+             {"bool", NPY_BOOL, 1}};
+
+typedef struct {
+    PyObject_HEAD pl_cl_buffer *buffer;
+    size_t offset, bytes;
+    int kind, ndim;
+    npy_intp dims[MAX_NDIM];
+    PyObject *host;  /* of index arrays: what was written, an ndarray, so that checking them needs no copy back */
+    unsigned writes; /* of the buffer, when `host` was the same */
+} device_array;
+
+static PyTypeObject *array_type;
+
+static int is_device_array(PyObject *object) { return PyObject_TypeCheck(object, array_type); }
+
+/* ---- errors */
+
+static void raise(pl_cl_error *error, const char *operation, int index) {
+    char where[200] = "OpenCL";
+    if (index >= 0) snprintf(where, sizeof where, "opencl:%d (%s)", index, pl_cl_info_at(index)->name);
+    if (error->kind == PL_CL_NO_MEMORY) {
+        PyErr_Format(PyExc_MemoryError, "%s on %s: %s", operation, where, error->text);
+    } else {
+        PyObject *module = PyImport_ImportModule("pyloss.errors"),
+                 *type = module ? PyObject_GetAttrString(module, "DeviceError") : NULL;
+        if (type)
+            PyErr_Format(type, "%s on %s: %s%s%s", operation, where, error->text, error->log ? "\n" : "",
+                         error->log ? error->log : "");
+        Py_XDECREF(type);
+        Py_XDECREF(module);
+    }
+    free(error->log);
+    error->log = NULL;
+}
+
+/* ---- the type */
+
+static int64_t items(const device_array *a) {
+    int64_t n = 1;
+    for (int i = 0; i < a->ndim; i++) n *= a->dims[i];
+    return n;
+}
+
+/* Fills kind, shape and bytes; -1 with an exception set. */
+static int take_shape(device_array *a, PyObject *shape, const char *kind) {
+    size_t count = sizeof kinds / sizeof *kinds, k = 0;
+    while (k < count && strcmp(kinds[k].name, kind)) k++;
+    if (k == count) {
+        PyErr_Format(PyExc_ValueError, "DeviceArray: there is no element type '%s'", kind);
+        return -1;
+    }
+    a->kind = (int)k;
+    Py_ssize_t ndim = PyTuple_Size(shape);
+    if (ndim > MAX_NDIM) {
+        PyErr_Format(PyExc_ValueError, "DeviceArray: at most %d dimensions, got %zd", (int)MAX_NDIM, ndim);
+        return -1;
+    }
+    a->ndim = (int)ndim;
+    double total = (double)kinds[k].bytes;
+    for (int i = 0; i < a->ndim; i++) {
+        long long n = PyLong_AsLongLong(PyTuple_GetItem(shape, i));
+        if (n == -1 && PyErr_Occurred()) return -1;
+        if (n < 0) {
+            PyErr_Format(PyExc_ValueError, "DeviceArray: size %lld along axis %d is negative", n, i);
+            return -1;
+        }
+        a->dims[i] = (npy_intp)n;
+        total *= (double)n;
+    }
+    if (total > 1e18) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    a->bytes = (size_t)items(a) * kinds[k].bytes;
+    return 0;
+}
+
+/* Over another library's memory: handles of context, queue and buffer, the offset in it, and its size. */
+static int adopt(device_array *a, PyObject *handles) {
+    Py_ssize_t context, queue, memory, offset, size;
+    if (!PyArg_ParseTuple(handles, "nnnnn", &context, &queue, &memory, &offset, &size)) return -1;
+    if (offset < 0 || size < offset || (size_t)(size - offset) < a->bytes) {
+        PyErr_Format(PyExc_ValueError, "DeviceArray: %zd bytes from %zd on do not hold the array's %zu", size, offset, a->bytes);
+        return -1;
+    }
+    pl_cl_error error;
+    pl_cl_device *device = pl_cl_device_of((cl_context)context, (cl_command_queue)queue, &error);
+    a->buffer = device ? pl_cl_buffer_of(device, (cl_mem)memory, (size_t)size, &error) : NULL;
+    a->offset = (size_t)offset;
+    if (a->buffer) return 0;
+    raise(&error, "taking an array", device ? device->index : -1);
+    return -1;
+}
+
+static int allocate(device_array *a, pl_cl_device *device) {
+    pl_cl_error error;
+    Py_BEGIN_ALLOW_THREADS
+    a->buffer = pl_cl_buffer_new(device, a->bytes, &error);
+    Py_END_ALLOW_THREADS
+    if (a->buffer) return 0;
+    raise(&error, "allocating an array", device->index);
+    return -1;
+}
+
+static int open_and_allocate(device_array *a, long index) {
+    pl_cl_error error;
+    pl_cl_device *device;
+    Py_BEGIN_ALLOW_THREADS
+    device = pl_cl_device_at((int)index, &error);
+    Py_END_ALLOW_THREADS
+    if (device) return allocate(a, device);
+    raise(&error, "opening a device", -1);
+    return -1;
+}
+
+static device_array *new_array(PyTypeObject *type) {
+    return (device_array *)((allocfunc)PyType_GetSlot(type, Py_tp_alloc))(type, 0);
+}
+
+static PyObject *made(device_array *a, int failed) {
+    if (!failed) return (PyObject *)a;
+    Py_DECREF(a);
+    return NULL;
+}
+
+static PyObject *array_new(PyTypeObject *type, PyObject *args, PyObject *keywords) {
+    (void)keywords;
+    PyObject *where, *shape;
+    const char *kind;
+    if (!PyArg_ParseTuple(args, "OO!s", &where, &PyTuple_Type, &shape, &kind)) return NULL;
+    device_array *a = new_array(type);
+    if (!a) return NULL;
+    if (take_shape(a, shape, kind)) return made(a, 1);
+    if (PyTuple_Check(where)) return made(a, adopt(a, where));
+    long index = PyLong_AsLong(where);
+    return made(a, (index == -1 && PyErr_Occurred()) || open_and_allocate(a, index));
+}
+
+static PyObject *array_fresh(PyObject *self, PyObject *args) {
+    PyObject *shape;
+    const char *kind;
+    if (!PyArg_ParseTuple(args, "O!s", &PyTuple_Type, &shape, &kind)) return NULL;
+    device_array *a = new_array(Py_TYPE(self));
+    if (!a) return NULL;
+    return made(a, take_shape(a, shape, kind) || allocate(a, ((device_array *)self)->buffer->device));
+}
+
+static PyObject *array_part(PyObject *self, PyObject *args) {
+    const device_array *base = (device_array *)self;
+    PyObject *shape;
+    Py_ssize_t offset;
+    if (!PyArg_ParseTuple(args, "O!n", &PyTuple_Type, &shape, &offset)) return NULL;
+    device_array *a = new_array(Py_TYPE(self));
+    if (!a || take_shape(a, shape, kinds[base->kind].name)) return a ? made(a, 1) : NULL;
+    if (offset < 0 || (size_t)offset > base->bytes || a->bytes > base->bytes - (size_t)offset) {
+        PyErr_SetString(PyExc_ValueError, "DeviceArray: a part must lie within the array");
+        return made(a, 1);
+    }
+    a->buffer = base->buffer;
+    a->offset = base->offset + (size_t)offset;
+    __atomic_add_fetch(&a->buffer->references, 1, __ATOMIC_RELAXED);
+    return (PyObject *)a;
+}
+
+static void array_dealloc(PyObject *self) {
+    device_array *a = (device_array *)self;
+    PyTypeObject *type = Py_TYPE(self);
+    pl_cl_buffer_release(a->buffer);
+    Py_CLEAR(a->host);
+    freefunc release = (freefunc)PyType_GetSlot(type, Py_tp_free);
+    release(self);
+    Py_DECREF(type);
+}
+
+/* A C-contiguous ndarray of as many bytes. */
+static PyArrayObject *same_bytes(device_array *a, PyObject *object, const char *operation) {
+    if (!PyArray_Check(object) || !PyArray_ISCARRAY_RO((PyArrayObject *)object) ||
+        (size_t)PyArray_NBYTES((PyArrayObject *)object) != a->bytes) {
+        PyErr_Format(PyExc_ValueError, "%s: needs a C-contiguous numpy.ndarray of %zu bytes", operation, a->bytes);
+        return NULL;
+    }
+    return (PyArrayObject *)object;
+}
+
+static PyObject *array_write(PyObject *self, PyObject *object) {
+    device_array *a = (device_array *)self;
+    PyArrayObject *from = same_bytes(a, object, "write");
+    if (!from) return NULL;
+    PyObject *host = NULL;
+    if (kinds[a->kind].npy == NPY_INT32 && !(host = PyArray_NewCopy(from, NPY_CORDER))) return NULL;
+    pl_cl_error error;
+    int failed;
+    const void *data = PyArray_DATA(from);
+    Py_BEGIN_ALLOW_THREADS
+    failed = pl_cl_write(a->buffer, a->offset, data, a->bytes, &error);
+    Py_END_ALLOW_THREADS
+    Py_CLEAR(a->host);
+    if (failed) {
+        Py_XDECREF(host);
+        raise(&error, "copying to the device", a->buffer->device->index);
+        return NULL;
+    }
+    a->host = host;
+    a->writes = a->buffer->writes;
+    Py_RETURN_NONE;
+}
+
+static PyObject *array_read(PyObject *self, PyObject *object) {
+    device_array *a = (device_array *)self;
+    PyArrayObject *to = same_bytes(a, object, "read");
+    if (!to) return NULL;
+    if (!PyArray_ISWRITEABLE(to)) return PyErr_Format(PyExc_ValueError, "read: the numpy.ndarray is read-only");
+    pl_cl_error error;
+    int failed;
+    void *data = PyArray_DATA(to);
+    Py_BEGIN_ALLOW_THREADS
+    failed = pl_cl_read(a->buffer, a->offset, data, a->bytes, &error);
+    Py_END_ALLOW_THREADS
+    if (failed) {
+        raise(&error, "copying from the device", a->buffer->device->index);
+        return NULL;
+    }
+    Py_RETURN_NONE;
+}
+
+static PyObject *array_wait(PyObject *self, PyObject *unused) {
+    (void)unused;
+    pl_cl_device *device = ((device_array *)self)->buffer->device;
+    pl_cl_error error;
+    int failed;
+    Py_BEGIN_ALLOW_THREADS
+    failed = pl_cl_finish(device, &error);
+    Py_END_ALLOW_THREADS
+    if (failed) {
+        raise(&error, "waiting", device->index);
+        return NULL;
+    }
+    Py_RETURN_NONE;
+}
+
+static PyObject *get_shape(PyObject *self, void *unused) {
+    (void)unused;
+    device_array *a = (device_array *)self;
+    PyObject *shape = PyTuple_New(a->ndim);
+    for (int i = 0; shape && i < a->ndim; i++) {
+        PyObject *n = PyLong_FromSsize_t(a->dims[i]);
+        if (!n || PyTuple_SetItem(shape, i, n)) Py_CLEAR(shape);
+    }
+    return shape;
+}
+static PyObject *get_kind(PyObject *self, void *unused) {
+    (void)unused;
+    return PyUnicode_FromString(kinds[((device_array *)self)->kind].name);
+}
+static PyObject *get_nbytes(PyObject *self, void *unused) {
+    (void)unused;
+    return PyLong_FromSize_t(((device_array *)self)->bytes);
+}
+static PyObject *get_index(PyObject *self, void *unused) {
+    (void)unused;
+    return PyLong_FromLong(((device_array *)self)->buffer->device->index);
+}
+static PyObject *get_place(PyObject *self, void *unused) {
+    (void)unused;
+    return PyLong_FromVoidPtr(((device_array *)self)->buffer->device);
+}
+static PyObject *get_own(PyObject *self, void *unused) {
+    (void)unused;
+    return PyBool_FromLong(((device_array *)self)->buffer->device->own);
+}
+static PyObject *get_handles(PyObject *self, void *unused) {
+    (void)unused;
+    device_array *a = (device_array *)self;
+    const pl_cl_device *device = a->buffer->device;
+    return Py_BuildValue("(nnnnn)", (Py_ssize_t)device->context, (Py_ssize_t)device->queue, (Py_ssize_t)a->buffer->memory,
+                         (Py_ssize_t)a->offset, (Py_ssize_t)a->buffer->bytes);
+}
+
+static PyMethodDef array_methods[] = {
+    {"write", array_write, METH_O, "Copies a C-contiguous ndarray of as many bytes here."},
+    {"read", array_read, METH_O, "Copies the elements to a C-contiguous ndarray of as many bytes."},
+    {"fresh", array_fresh, METH_VARARGS, "fresh(shape, kind): a new array in memory of the same device and context."},
+    {"part", array_part, METH_VARARGS, "part(shape, offset): an array over its bytes from `offset` on."},
+    {"wait", array_wait, METH_NOARGS, "Returns when the device has done all that was asked of it."},
+    {NULL, NULL, 0, NULL}};
+static PyGetSetDef array_attributes[] = {
+    {"shape", get_shape, NULL, "The sizes along the axes.", NULL},
+    {"kind", get_kind, NULL, "The element type, as the specification of operations names it.", NULL},
+    {"nbytes", get_nbytes, NULL, "Bytes of the elements.", NULL},
+    {"index", get_index, NULL, "The number of the device.", NULL},
+    {"place", get_place, NULL, "A number that arrays in one context and queue share.", NULL},
+    {"own", get_own, NULL, "Whether its context is pyloss's own.", NULL},
+    {"handles", get_handles, NULL, "Handles of context, queue and buffer, the offset in the buffer, and its size.", NULL},
+    {NULL, NULL, NULL, NULL, NULL}};
+static PyType_Slot array_slots[] = {{Py_tp_doc, "DeviceArray(where, shape, kind): where is a device's number, or handles."},
+                                    {Py_tp_new, array_new},
+                                    {Py_tp_dealloc, array_dealloc},
+                                    {Py_tp_methods, array_methods},
+                                    {Py_tp_getset, array_attributes},
+                                    {0, NULL}};
+static PyType_Spec array_spec = {"pyloss._core.DeviceArray", sizeof(device_array), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE,
+                                 array_slots};
+
+/* ---- operations */
+
+int pl_device_call(PyObject *const *args, Py_ssize_t nargs) {
+    for (Py_ssize_t i = 0; i < nargs; i++)
+        if (is_device_array(args[i])) return 1;
+    return 0;
+}
+
+/* All arrays of a call live on one device, in one context; that device, or NULL with an exception set. */
+static pl_cl_device *common_device(const pl_spec *spec, PyObject *const *args, Py_ssize_t nargs) {
+    pl_cl_device *device = NULL;
+    const char *first = NULL;
+    for (Py_ssize_t i = 0; i < nargs && i < spec->count; i++) {
+        if (!is_device_array(args[i])) continue;
+        pl_cl_device *other = ((device_array *)args[i])->buffer->device;
+        if (device && device != other) {
+            if (device->index == other->index)
+                PyErr_Format(PyExc_ValueError, "%s: %s and %s are on opencl:%d in different OpenCL contexts or queues",
+                             spec->name, first, spec->param[i].name, device->index);
+            else
+                PyErr_Format(PyExc_ValueError, "%s: %s is on opencl:%d and %s on opencl:%d; move one with pyloss.to_device",
+                             spec->name, first, device->index, spec->param[i].name, other->index);
+            return NULL;
+        }
+        if (!device) {
+            device = other;
+            first = spec->param[i].name;
+        }
+    }
+    for (Py_ssize_t i = 0; i < nargs && i < spec->count; i++)
+        if (PyArray_Check(args[i]) || PyTuple_Check(args[i])) {
+            PyErr_Format(PyExc_TypeError,
+                         "%s: %s is on opencl:%d and %s in host memory; move one with pyloss.to_device or .numpy()", spec->name,
+                         first, device->index, spec->param[i].name);
+            return NULL;
+        }
+    return device;
+}
+
+/* The elements of an index array on the host. */
+static PyObject *index_values(device_array *a) {
+    if (!a->host || a->writes != a->buffer->writes || a->buffer->foreign) {
+        PyObject *copy = PyArray_SimpleNew(a->ndim, a->dims, kinds[a->kind].npy);
+        PyObject *done = copy ? array_read((PyObject *)a, copy) : NULL;
+        if (!done) {
+            Py_XDECREF(copy);
+            return NULL;
+        }
+        Py_DECREF(done);
+        Py_XDECREF(a->host);
+        a->host = copy;
+        a->writes = a->buffer->writes;
+    }
+    return Py_NewRef(a->host);
+}
+
+/* What the specification is checked with in place of a device array: an ndarray of its type and shape at a number that stands for
+ * its place in device memory, which nobody reads; and for index arrays their values. */
+static PyObject *stand_in(const pl_param *p, device_array *a) {
+    if (p->below || p->offsets_to) return index_values(a);
+    void *place = (void *)(uintptr_t)(a->buffer->address + a->offset);
+    return PyArray_SimpleNewFromData(a->ndim, a->dims, kinds[a->kind].npy, place);
+}
+
+PyObject *pl_device_run(const pl_spec *spec, PyObject *const *args, Py_ssize_t nargs) {
+    if (nargs != spec->count) {
+        PyErr_Format(PyExc_TypeError, "%s takes %d arguments (%s), got %zd", spec->name, spec->count, spec->text, nargs);
+        return NULL;
+    }
+    pl_cl_device *device = common_device(spec, args, nargs);
+    if (!device) return NULL;
+    PyObject *checked[PL_MAX_ARGS] = {NULL};
+    pl_cl_place place[PL_MAX_ARGS] = {{NULL, 0}};
+    pl_call call;
+    pl_cl_error error;
+    int good = 1, failed = 0;
+    for (Py_ssize_t i = 0; i < nargs && good; i++) {
+        int on_device = is_device_array(args[i]);
+        device_array *a = (device_array *)args[i];
+        checked[i] = on_device ? stand_in(&spec->param[i], a) : Py_NewRef(args[i]);
+        good = checked[i] != NULL;
+        if (on_device) place[i] = (pl_cl_place){a->buffer, a->offset};
+    }
+    if (good && !pl_spec_check(spec, checked, nargs, &call)) {
+        Py_BEGIN_ALLOW_THREADS
+        failed = pl_cl_run(device, spec->name, &call, place, &error);
+        Py_END_ALLOW_THREADS
+        for (Py_ssize_t i = 0; i < nargs; i++)
+            if (spec->param[i].output && place[i].buffer) __atomic_add_fetch(&place[i].buffer->writes, 1, __ATOMIC_RELAXED);
+    } else {
+        good = 0;
+    }
+    for (Py_ssize_t i = 0; i < nargs; i++) Py_XDECREF(checked[i]);
+    if (!good) return NULL;
+    if (failed) {
+        raise(&error, spec->name, device->index);
+        return NULL;
+    }
+    Py_RETURN_NONE;
+}
+
+/* ---- the module's functions */
+
+static PyObject *py_devices(PyObject *self, PyObject *unused) {
+    (void)self, (void)unused;
+    pl_cl_error error;
+    int count, failed;
+    const char *reason;
+    Py_BEGIN_ALLOW_THREADS
+    failed = pl_cl_open(&count, &reason, &error);
+    Py_END_ALLOW_THREADS
+    if (failed) {
+        raise(&error, "listing devices", -1);
+        return NULL;
+    }
+    PyObject *list = PyList_New(0);
+    for (int i = 0; list && i < count; i++) {
+        const pl_cl_info *d = pl_cl_info_at(i);
+        const char *kind = d->kind & CL_DEVICE_TYPE_CPU           ? "cpu"
+                           : d->kind & CL_DEVICE_TYPE_GPU         ? "gpu"
+                           : d->kind & CL_DEVICE_TYPE_ACCELERATOR ? "accelerator"
+                                                                  : "custom";
+        PyObject *item =
+            Py_BuildValue("{s:s,s:s,s:s,s:s,s:s,s:L,s:L,s:L,s:n,s:n,s:O}", "name", d->name, "platform", d->platform_name,
+                          "vendor", d->vendor, "driver", d->driver, "kind", kind, "memory", (long long)d->global_memory,
+                          "max_allocation", (long long)d->max_allocation, "local_memory", (long long)d->local_memory, "max_group",
+                          (Py_ssize_t)d->max_group, "units", (Py_ssize_t)d->units, "fp64", d->fp64 ? Py_True : Py_False);
+        if (!item || PyList_Append(list, item)) Py_CLEAR(list);
+        Py_XDECREF(item);
+    }
+    if (!list) return NULL;
+    return Py_BuildValue("(Nz)", list, reason);
+}
+
+static PyObject *py_shape(PyObject *self, PyObject *args) {
+    (void)self;
+    pl_cl_shape shape = {0, 0, 0};
+    if (!PyArg_ParseTuple(args, "iii", &shape.group, &shape.width, &shape.block)) return NULL;
+    pl_cl_forced_shape = shape;
+    Py_RETURN_NONE;
+}
+
+static PyObject *py_opencl_trim(PyObject *self, PyObject *unused) {
+    (void)self, (void)unused;
+    Py_BEGIN_ALLOW_THREADS
+    pl_cl_trim();
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef functions[] = {
+    {"opencl_devices", py_devices, METH_NOARGS, "The OpenCL devices as dicts, and why there are none, or None."},
+    {"opencl_shape", py_shape, METH_VARARGS,
+     "opencl_shape(group, width, block): the shape of row kernels, 0 for the device's own; for tests and benchmarks."},
+    {"opencl_trim", py_opencl_trim, METH_NOARGS, "Gives kept device buffers back to their drivers."},
+    {NULL, NULL, 0, NULL}};
+
+int pl_device_init(PyObject *module) {
+    PyObject *type = PyType_FromSpec(&array_spec);
+    if (!type) return -1;
+    array_type = (PyTypeObject *)type; /* kept for the life of the process */
+    if (PyModule_AddObject(module, "DeviceArray", Py_NewRef(type))) {
+        Py_DECREF(type);
+        return -1;
+    }
+    return PyModule_AddFunctions(module, functions);
+}

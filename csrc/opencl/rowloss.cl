@@ -1,0 +1,425 @@
+/* The row drivers in OpenCL C over the formulas of losses/, which are the same text as in the C kernels: one work-group for each
+ * row. It walks its row once for the statistics of the weights, and again, from the cache where the row fits there, for sums over
+ * both rows and for gradients. A program is one of these kernels for one loss; besides what types.cl names it defines
+ *
+ *   CLASS, PAIR, ELEMENT, MAP or ARGMAX   which     LOSS, FAMILY, ...   what the loss's line of losses.def says
+ *   IN0, IN1, OUT0, OUT1   element types of inputs and outputs; no OUT where it is not wanted
+ *   KEEP    where computing again costs more than a trip over memory, and the gradients are of the computed type
+ */
+#include "types.cl"
+#include "../losses/formulas.h"
+#include "../losses.def"
+
+#define OF_FAMILY(what) CAT(FAMILY, what)
+#define STORED(type) CAT(stored_, type)
+#define FETCH(type) CAT(fetch_, type)
+#define PUT(type) CAT(put_, type)
+#define LOWEST (-(REAL)INFINITY) /* a logit that adds nothing to any sum: it fills the vector past a row's end */
+
+#define SHIFTED_softmax 1
+#define SHIFTED_stablemax 0
+#define SHIFTED CAT(SHIFTED_, FAMILY)
+#define SLOPED_softmax 0
+#define SLOPED_stablemax 1
+#define SLOPED CAT(SLOPED_, FAMILY)
+
+/* Where an argument's rows begin: a buffer and an offset in elements. */
+#define ARRAY(type, name) global type *name##_data, long name##_offset
+#define ROW(name, i) (name##_data + (name##_offset + (i)))
+
+#if defined(CLASS) || defined(PAIR) || defined(MAP)
+
+/* The sum of the weights w(scale x) is total * e^(scale shift); shift is 0 if the family is not shifted. */
+typedef struct {
+    REAL shift;
+    SCALAR total;
+    SCALAR sum_x, count; /* of the logits that are not masked; where WITH_MEAN is defined */
+} statistics;
+
+#ifdef WITH_CAP
+#define PREPARED(x) capped(x, v_set(softcap))
+#else
+#define PREPARED(x) (x)
+#endif
+
+INLINE V weight_of(V x, REAL shift, REAL scale) {
+#if SHIFTED
+    return OF_FAMILY(_weight)((x - shift) * scale);
+#else
+    return OF_FAMILY(_weight)(x);
+#endif
+}
+
+#define TAKE_STATISTICS(name, type) \
+    INLINE statistics name(const global STORED(type) *row, INDEX n, REAL scale, REAL softcap GROUP_PARAMETER) { \
+        REAL shift = SHIFTED ? LOWEST : 0; \
+        exact total = {0, 0}, sum_x = {0, 0}, count = {0, 0}; \
+        EACH_BLOCK(begin, n) { \
+            V x[BLOCK], high = v_set(LOWEST), sum = v_set(0), sum_b = v_set(0), count_b = v_set(0); \
+            UNROLL for (int b = 0; b < BLOCK; b++) x[b] = v_set(LOWEST); \
+            EACH_VECTOR(b, i, begin, n) x[b] = PREPARED(FETCH(type)(row, i, n, LOWEST)); \
+            if (SHIFTED) { \
+                UNROLL for (int b = 0; b < BLOCK; b++) high = x[b] > high ? x[b] : high; \
+                REAL block_high = max_of(high); \
+                if (block_high > shift) { \
+                    rescale(&total, exp(((SCALAR)shift - (SCALAR)block_high) * scale)); \
+                    shift = block_high; \
+                } \
+            } \
+            /* As long as all logits are -inf they add e^(-inf - 0) = 0. */ \
+            REAL taken_off = shift == LOWEST ? 0 : shift; \
+            UNROLL for (int b = 0; b < BLOCK; b++) { \
+                sum += weight_of(x[b], taken_off, scale); \
+                MEAN_OF(x[b]) \
+            } \
+            add(&total, sum_of(sum)); \
+            add(&sum_x, sum_of(sum_b)); \
+            add(&count, sum_of(count_b)); \
+        } \
+        statistics s; \
+        s.shift = SHIFTED ? (REAL)group_max((SCALAR)shift) : 0; \
+        if (SHIFTED && shift != s.shift) rescale(&total, exp(((SCALAR)shift - (SCALAR)s.shift) * scale)); \
+        s.total = group_sum(value_of(total)); \
+        s.sum_x = s.count = 0; \
+        GROUP_MEAN \
+        return s; \
+    }
+#ifdef WITH_MEAN
+#define MEAN_OF(x) \
+    sum_b += v_select(x == LOWEST, v_set(0), x); \
+    count_b += v_select(x == LOWEST, v_set(0), v_set(1));
+#define GROUP_MEAN \
+    s.sum_x = group_sum(value_of(sum_x)); \
+    s.count = group_sum(value_of(count));
+#else
+#define MEAN_OF(x)
+#define GROUP_MEAN
+#endif
+#if GROUP == 1
+#define GROUP_PARAMETER
+#define GROUP_ARGUMENT
+#else
+#define GROUP_PARAMETER , local SCALAR *group_memory
+#define GROUP_ARGUMENT , group_memory
+#endif
+
+TAKE_STATISTICS(statistics_of_0, IN0)
+#ifdef PAIR
+TAKE_STATISTICS(statistics_of_1, IN1)
+#endif
+
+/* A gradient of zeros: of rows that are ignored or whose dloss is 0. */
+#define PUT_ZEROS(type, row, n) \
+    EACH_BLOCK(begin, n) EACH_VECTOR(b, i, begin, n) PUT(type)(v_set(0), row, i, n)
+
+#endif
+
+#ifdef CLASS
+kernel __attribute__((reqd_work_group_size(GROUP, 1, 1))) void row_loss(ARRAY(const STORED(IN0), x), ARRAY(const int, labels),
+                                                                        ARRAY(const REAL, dloss), ARRAY(REAL, loss),
+#ifdef OUT0
+                                                                        ARRAY(STORED(OUT0), dx),
+#endif
+                                                                        long length, SCALAR option0, SCALAR option1, SCALAR option2,
+                                                                        SCALAR option3) {
+    GROUP_MEMORY
+    const INDEX n = (INDEX)length;
+    const long row = get_group_id(0);
+    const global STORED(IN0) *x = ROW(x, row * length);
+    const SCALAR option[4] = {option0, option1, option2, option3};
+    const int label = *ROW(labels, row);
+    const SCALAR given = dloss_data ? *ROW(dloss, row) : 1;
+#ifdef OUT0
+    global STORED(OUT0) *dx = ROW(dx, row * length);
+    if (label < 0 || given == 0) PUT_ZEROS(OUT0, dx, n);
+#endif
+    if (label < 0) {
+        if (LANE == 0) *ROW(loss, row) = 0;
+        return;
+    }
+#ifdef WITH_CAP
+    const REAL softcap = (REAL)option[SOFTCAP_OPTION];
+#else
+    const REAL softcap = 0;
+#endif
+    /* Read before any other work-item may write dx, which may be x. */
+    V raw = v_set(CAT(load1_, IN0)(x + label)), at_label = PREPARED(raw);
+    statistics s = statistics_of_0(x, n, 1, softcap GROUP_ARGUMENT);
+    SCALAR log_total = log(s.total);
+    class_row r = {0};
+    r.log_p = ((SCALAR)OF_FAMILY(_log_weight)(at_label).s0 - (SCALAR)s.shift) - log_total;
+    r.log_sum = log_total + (SCALAR)s.shift;
+#ifdef WITH_MEAN
+    r.mean_log_p = (s.sum_x / s.count - (SCALAR)s.shift) - log_total;
+#endif
+    LOSS(&r, option);
+    if (LANE == 0) *ROW(loss, row) = (REAL)r.loss;
+#ifdef OUT0
+    if (given == 0) return;
+    const V by_p = v_set(given * (r.d_log_sum - r.d_log_p - r.d_mean_log_p) / s.total);
+    const REAL by_label = (REAL)(given * r.d_log_p);
+#ifdef WITH_MEAN
+    const V by_mean = v_set(given * r.d_mean_log_p / s.count);
+#endif
+    EACH_BLOCK(begin, n) {
+        V raws[BLOCK];
+        EACH_VECTOR(b, i, begin, n) raws[b] = FETCH(IN0)(x, i, n, LOWEST);
+        EACH_VECTOR(b, i, begin, n) {
+            V z = PREPARED(raws[b]), g = weight_of(z, s.shift, 1) * by_p;
+#ifdef WITH_MEAN
+            g += v_select(z == LOWEST, v_set(0), by_mean);
+#endif
+            if (label >= i && label - i < WIDTH) {
+                REAL a[WIDTH];
+                VSTORE(g, 0, a);
+                a[label - i] += by_label;
+                g = VLOAD(0, a);
+            }
+#if SLOPED
+            g *= OF_FAMILY(_slope)(z);
+#endif
+#ifdef WITH_CAP
+            V t = z / softcap;
+            g *= v_select(z == LOWEST, v_set(0), v_set(1) - t * t);
+#endif
+            PUT(OUT0)(g, dx, i, n);
+        }
+    }
+#endif
+}
+#endif
+
+#ifdef PAIR
+/* The element at q = x, p = y of two rows whose statistics are known. */
+INLINE pair_element element_at(V x, V y, statistics q, statistics p, REAL scale, V by_q, V by_p, V offset, const SCALAR *option) {
+    pair_element e;
+    V over_q = (x - q.shift) * scale, over_p = (y - p.shift) * scale;
+    e.q = v_exp(over_q) * by_q;
+    e.p = v_exp(over_p) * by_p;
+    e.log_ratio = ((x - q.shift) - (y - p.shift)) * scale - offset;
+    LOSS(&e, option);
+    return e;
+}
+
+kernel __attribute__((reqd_work_group_size(GROUP, 1, 1))) void row_loss(ARRAY(const STORED(IN0), q), ARRAY(const STORED(IN1), p),
+                                                                        ARRAY(const REAL, dloss), ARRAY(REAL, loss),
+#ifdef OUT0
+                                                                        ARRAY(STORED(OUT0), dq),
+#endif
+#ifdef OUT1
+                                                                        ARRAY(STORED(OUT1), dp),
+#endif
+                                                                        long length, SCALAR inverse, SCALAR option0, SCALAR option1,
+                                                                        SCALAR option2, SCALAR option3) {
+    GROUP_MEMORY
+    const INDEX n = (INDEX)length;
+    const long row = get_group_id(0);
+    const global STORED(IN0) *xq = ROW(q, row * length);
+    const global STORED(IN1) *xp = ROW(p, row * length);
+    const SCALAR option[4] = {option0, option1, option2, option3};
+    const SCALAR given = dloss_data ? *ROW(dloss, row) : 1, factor = given * inverse;
+    const REAL scale = (REAL)inverse;
+    statistics q = statistics_of_0(xq, n, scale, 0 GROUP_ARGUMENT), p = statistics_of_1(xp, n, scale, 0 GROUP_ARGUMENT);
+    const V by_q = v_set(1 / q.total), by_p = v_set(1 / p.total), offset = v_set(log(q.total) - log(p.total));
+    exact total = {0, 0}, sum_q = {0, 0}, sum_p = {0, 0};
+#ifdef OUT0
+    global STORED(OUT0) *dq = ROW(dq, row * length);
+    if (given == 0) PUT_ZEROS(OUT0, dq, n);
+#endif
+#ifdef OUT1
+    global STORED(OUT1) *dp = ROW(dp, row * length);
+    if (given == 0) PUT_ZEROS(OUT1, dp, n);
+#endif
+    EACH_BLOCK(begin, n) {
+        V x[BLOCK], y[BLOCK], l = v_set(0), lq = v_set(0), lp = v_set(0);
+        EACH_VECTOR(b, i, begin, n) {
+            x[b] = FETCH(IN0)(xq, i, n, LOWEST);
+            y[b] = FETCH(IN1)(xp, i, n, LOWEST);
+        }
+        EACH_VECTOR(b, i, begin, n) {
+            pair_element e = element_at(x[b], y[b], q, p, scale, by_q, by_p, offset, option);
+            l += e.loss;
+            lq += e.by_q;
+            lp += e.by_p;
+#if defined(OUT0) && Q_SUMS_TO_0
+            if (given != 0) PUT(OUT0)(e.by_q * (REAL)factor, dq, i, n);
+#elif defined(OUT0) && defined(KEEP)
+            if (given != 0) PUT(OUT0)(e.by_q, dq, i, n);
+#endif
+#if defined(OUT1) && defined(KEEP)
+            if (given != 0) PUT(OUT1)(e.by_p, dp, i, n);
+#endif
+        }
+        add(&total, sum_of(l));
+        add(&sum_q, sum_of(lq));
+        add(&sum_p, sum_of(lp));
+    }
+    SCALAR all = group_sum(value_of(total));
+    if (LANE == 0) *ROW(loss, row) = all < 0 ? 0 : (REAL)all; /* divergences are not; rounding of equal rows may be */
+#if (defined(OUT0) && !Q_SUMS_TO_0) || defined(OUT1)
+    if (given == 0) return;
+    /* gradient = factor (by - probability * sum) */
+    const V all_q = v_set(group_sum(value_of(sum_q))), all_p = v_set(group_sum(value_of(sum_p)));
+#ifdef KEEP
+    /* What the formula gave is where the gradient goes. */
+    EACH_BLOCK(begin, n) EACH_VECTOR(b, i, begin, n) {
+#if defined(OUT0) && !Q_SUMS_TO_0
+        V prob_q = v_exp((FETCH(IN0)(xq, i, n, LOWEST) - q.shift) * scale) * by_q;
+        PUT(OUT0)((FETCH(OUT0)(dq, i, n, 0) - prob_q * all_q) * (REAL)factor, dq, i, n);
+#endif
+#ifdef OUT1
+        V prob_p = v_exp((FETCH(IN1)(xp, i, n, LOWEST) - p.shift) * scale) * by_p;
+        PUT(OUT1)((FETCH(OUT1)(dp, i, n, 0) - prob_p * all_p) * (REAL)factor, dp, i, n);
+#endif
+    }
+#else
+    EACH_BLOCK(begin, n) {
+        V x[BLOCK], y[BLOCK];
+        EACH_VECTOR(b, i, begin, n) {
+            x[b] = FETCH(IN0)(xq, i, n, LOWEST);
+            y[b] = FETCH(IN1)(xp, i, n, LOWEST);
+        }
+        EACH_VECTOR(b, i, begin, n) {
+            pair_element e = element_at(x[b], y[b], q, p, scale, by_q, by_p, offset, option);
+#if defined(OUT0) && !Q_SUMS_TO_0
+            PUT(OUT0)((e.by_q - e.q * all_q) * (REAL)factor, dq, i, n);
+#endif
+#ifdef OUT1
+            PUT(OUT1)((e.by_p - e.p * all_p) * (REAL)factor, dp, i, n);
+#endif
+        }
+    }
+#endif
+#endif
+}
+#endif
+
+#ifdef MAP
+kernel __attribute__((reqd_work_group_size(GROUP, 1, 1))) void row_loss(ARRAY(const STORED(IN0), x),
+#ifdef IN1
+                                                                        ARRAY(const STORED(IN1), dy),
+#endif
+#ifdef OUT0
+                                                                        ARRAY(STORED(OUT0), y),
+#endif
+#ifdef OUT1
+                                                                        ARRAY(STORED(OUT1), dx),
+#endif
+                                                                        long length) {
+    GROUP_MEMORY
+    const INDEX n = (INDEX)length;
+    const long row = get_group_id(0);
+    const global STORED(IN0) *x = ROW(x, row * length);
+    statistics s = statistics_of_0(x, n, 1, 0 GROUP_ARGUMENT);
+    const V by_p = v_set(1 / s.total), log_sum = v_set(log(s.total) + (SCALAR)s.shift);
+    exact dot = {0, 0};
+    EACH_BLOCK(begin, n) {
+        V sum = v_set(0);
+        EACH_VECTOR(b, i, begin, n) {
+            V v = FETCH(IN0)(x, i, n, LOWEST), prob = weight_of(v, s.shift, 1) * by_p;
+#ifdef OUT0
+            PUT(OUT0)(LOGARITHM ? OF_FAMILY(_log_weight)(v) - log_sum : prob, ROW(y, row * length), i, n);
+#endif
+#ifdef IN1
+            V d = FETCH(IN1)(ROW(dy, row * length), i, n, 0);
+            sum += LOGARITHM ? d : d * prob;
+#endif
+        }
+        add(&dot, sum_of(sum));
+    }
+#ifdef OUT1
+    const V all = v_set(group_sum(value_of(dot)));
+    EACH_BLOCK(begin, n) {
+        EACH_VECTOR(b, i, begin, n) {
+            V v = FETCH(IN0)(x, i, n, LOWEST), prob = weight_of(v, s.shift, 1) * by_p, d = v_set(0);
+#ifdef IN1
+            d = FETCH(IN1)(ROW(dy, row * length), i, n, 0);
+#endif
+            V g = LOGARITHM ? d - prob * all : prob * (d - all);
+#if SLOPED
+            g *= OF_FAMILY(_slope)(v);
+#endif
+            PUT(OUT1)(g, ROW(dx, row * length), i, n);
+        }
+    }
+#endif
+}
+#endif
+
+#ifdef ELEMENT
+/* All elements as one row that the work-groups share: `length` is their number. */
+kernel __attribute__((reqd_work_group_size(GROUP, 1, 1))) void row_loss(ARRAY(const STORED(IN0), x), ARRAY(const STORED(IN1), t),
+                                                                        ARRAY(const REAL, dloss), ARRAY(REAL, loss),
+#ifdef OUT0
+                                                                        ARRAY(STORED(OUT0), dx),
+#endif
+#ifdef OUT1
+                                                                        ARRAY(STORED(OUT1), dt),
+#endif
+                                                                        long length, SCALAR option0, SCALAR option1, SCALAR option2,
+                                                                        SCALAR option3) {
+    const SCALAR option[4] = {option0, option1, option2, option3};
+    const long i = get_global_id(0) * WIDTH, n = length;
+    if (i >= n) return;
+    element e;
+    e.x = FETCH(IN0)(ROW(x, 0), i, n, 0);
+    e.t = FETCH(IN1)(ROW(t, 0), i, n, 0);
+    LOSS(&e, option);
+    V given = v_set(1);
+    if (dloss_data) given = fetch_real(ROW(dloss, 0), i, n, 0);
+    put_real(e.loss, ROW(loss, 0), i, n);
+#ifdef OUT0
+    PUT(OUT0)(v_select(given == v_set(0), v_set(0), e.by_x * given), ROW(dx, 0), i, n);
+#endif
+#ifdef OUT1
+    PUT(OUT1)(v_select(given == v_set(0), v_set(0), e.by_t * given), ROW(dt, 0), i, n);
+#endif
+}
+#endif
+
+#ifdef ARGMAX
+/* Whether element a at i goes before b at j: a NaN before all, then the larger, then the earlier. */
+INLINE int comes_first(REAL a, long i, REAL b, long j) {
+    int odd_a = a != a, odd_b = b != b;
+    if (odd_a != odd_b) return odd_a;
+    if (!odd_a && a != b) return a > b;
+    return i < j;
+}
+
+kernel __attribute__((reqd_work_group_size(GROUP, 1, 1))) void row_loss(ARRAY(const STORED(IN0), x), ARRAY(int, index), long length) {
+    const INDEX n = (INDEX)length;
+    const long row = get_group_id(0);
+    const global STORED(IN0) *x = ROW(x, row * length);
+    REAL best = LOWEST;
+    long at = LONG_MAX;
+    EACH_BLOCK(begin, n) EACH_VECTOR(b, i, begin, n) {
+        V v = FETCH(IN0)(x, i, n, LOWEST);
+        REAL a[WIDTH];
+        REAL high = max_of(v);
+        /* Rarely: the best so far is beaten or met, or there is a NaN somewhere. */
+        if (!(high < best) || any(isnan(v))) {
+            VSTORE(v, 0, a);
+            for (int j = 0; j < WIDTH && i + j < n; j++)
+                if (comes_first(a[j], i + j, best, at)) {
+                    best = a[j];
+                    at = i + j;
+                }
+        }
+    }
+#if GROUP > 1
+    local REAL bests[GROUP];
+    local long ats[GROUP];
+    bests[LANE] = best;
+    ats[LANE] = at;
+    for (int h = GROUP / 2; h; h /= 2) {
+        barrier(CLK_LOCAL_MEM_FENCE);
+        if (LANE < h && comes_first(bests[LANE + h], ats[LANE + h], bests[LANE], ats[LANE])) {
+            bests[LANE] = bests[LANE + h];
+            ats[LANE] = ats[LANE + h];
+        }
+    }
+    at = ats[0]; /* of work-item 0, which wrote it */
+#endif
+    if (LANE == 0) *ROW(index, row) = (int)at;
+}
+#endif

@@ -1,0 +1,152 @@
+/* What csrc/opencl offers to the binding and to its own kernels' launchers: the library, devices, buffers, programs.
+ *
+ * Nothing here knows Python. A function that can fail fills a pl_cl_error and returns nonzero (or NULL). All functions may be
+ * called from any thread, without the GIL.
+ */
+#ifndef PYLOSS_CL_RUNTIME_H
+#define PYLOSS_CL_RUNTIME_H
+
+#include <pthread.h>
+
+#include "../pyloss.h"
+#include "cl.h"
+
+/* What went wrong: text without the device's name, which the binding adds. */
+typedef struct {
+    enum { PL_CL_FAILED = 1, PL_CL_NO_MEMORY, PL_CL_FORKED, PL_CL_UNSUPPORTED } kind;
+    char text[512];
+    char *log; /* of a failed build, malloc'd; NULL otherwise */
+} pl_cl_error;
+
+typedef struct pl_cl_program pl_cl_program;
+typedef struct pl_cl_buffer pl_cl_buffer;
+
+/* A device as it was found when the library was opened. */
+typedef struct {
+    cl_platform_id platform;
+    cl_device_id id;
+    char name[128], platform_name[128], vendor[96], driver[96], version[160], platform_version[160];
+    cl_bitfield kind; /* CL_DEVICE_TYPE_* */
+    cl_ulong global_memory, max_allocation, local_memory;
+    size_t max_group;
+    cl_uint units;
+    int fp64, usable; /* usable: available, with a compiler */
+} pl_cl_info;
+
+/* An opened device: one context and one in-order queue. Contexts of other libraries (pyopencl) are opened too, beside ours. */
+typedef struct pl_cl_device {
+    const pl_cl_info *info;
+    int index; /* of info */
+    cl_context context;
+    cl_command_queue queue;
+    int own;  /* the context is ours, not pyopencl's */
+    int wait; /* the queue's owner may run commands out of order: every call begins and ends with a wait */
+    struct pl_cl_device *next;
+    pthread_mutex_t launch;  /* held from the first clSetKernelArg to the enqueue */
+    pl_cl_program *programs; /* under it */
+    pthread_mutex_t memory;  /* for what follows */
+    pl_cl_buffer *idle;      /* released buffers, the latest first */
+    pl_cl_buffer *adopted;   /* over other libraries' memory, in use */
+    size_t idle_bytes, used_bytes, peak_bytes;
+} pl_cl_device;
+
+/* Device memory, reference-counted; `address` is a number range that no other buffer has, for the check of overlaps. */
+struct pl_cl_buffer {
+    pl_cl_device *device;
+    cl_mem memory;
+    size_t bytes;
+    uint64_t address;
+    int references, foreign;
+    unsigned writes; /* by kernels: what was copied to the host before is no longer the same */
+    pl_cl_buffer *next;
+};
+
+/* ---- library.c */
+
+/* Loads libOpenCL (or PYLOSS_OPENCL_LIBRARY) and lists its devices, once. A machine without either is no error: the count is
+ * 0 and *reason says why. Fails only after fork. */
+int pl_cl_open(int *count, const char **reason, pl_cl_error *error);
+const pl_cl_info *pl_cl_info_at(int index);
+/* Whether this process is the child of one that had opened the library: nothing of it may be touched. */
+int pl_cl_forked(void);
+const char *pl_cl_error_name(cl_int code);
+/* Fills `error` for `operation` that returned `code`; always 1. */
+int pl_cl_fail(pl_cl_error *error, const char *operation, cl_int code);
+int pl_cl_refuse(pl_cl_error *error, int kind, const char *format, ...) __attribute__((format(printf, 3, 4)));
+
+/* ---- device.c */
+
+/* The device in a context of ours; made at the first call. */
+pl_cl_device *pl_cl_device_at(int index, pl_cl_error *error);
+/* The same for a context and queue that another library made; `queue` may be NULL. */
+pl_cl_device *pl_cl_device_of(cl_context context, cl_command_queue queue, pl_cl_error *error);
+int pl_cl_finish(pl_cl_device *device, pl_cl_error *error);
+
+pl_cl_buffer *pl_cl_buffer_new(pl_cl_device *device, size_t bytes, pl_cl_error *error);
+/* Over another library's memory, which is kept alive; the same one for the same memory. */
+pl_cl_buffer *pl_cl_buffer_of(pl_cl_device *device, cl_mem memory, size_t bytes, pl_cl_error *error);
+void pl_cl_buffer_release(pl_cl_buffer *buffer);
+int pl_cl_write(pl_cl_buffer *to, size_t offset, const void *from, size_t bytes, pl_cl_error *error);
+int pl_cl_read(const pl_cl_buffer *from, size_t offset, void *to, size_t bytes, pl_cl_error *error);
+/* Gives a device's kept buffers back. */
+void pl_cl_free_idle(pl_cl_device *device);
+/* The same for all devices. */
+void pl_cl_trim(void);
+
+/* ---- program.c */
+
+/* The kernel `name` of the program made of `source`, a constant, with build `options`: from memory, from the cache on disk, or
+ * compiled. device->launch must be held: the kernel is for the holder alone. `*group` is its largest work-group. */
+cl_kernel pl_cl_kernel(pl_cl_device *device, const char *name, const char *source, const char *options, size_t *group,
+                       pl_cl_error *error);
+
+/* ---- launch.c */
+
+/* How row kernels are shaped: work-items of a group (0: by the row's length), elements of a vector, vectors at a time. */
+typedef struct {
+    int group, width, block;
+} pl_cl_shape;
+/* Overrides the choice by the kind of device, for tests and benchmarks; zeros leave it. */
+extern pl_cl_shape pl_cl_forced_shape;
+
+/* Arguments of a kernel, in order. */
+typedef struct {
+    int count;
+    struct {
+        size_t size;
+        union {
+            cl_mem memory;
+            int64_t i64;
+            double f64;
+            float f32;
+        } value;
+    } argument[32];
+} pl_cl_arguments;
+
+void pl_cl_add_buffer(pl_cl_arguments *to, const pl_cl_buffer *buffer, size_t offset, size_t item); /* and its offset in items */
+void pl_cl_add_i64(pl_cl_arguments *to, int64_t value);
+void pl_cl_add_scalar(pl_cl_arguments *to, const pl_cl_device *device, double value); /* in the device's most exact type */
+
+/* Enqueues a kernel over `groups` work-groups of `group` work-items. A group that is too large for the kernel is refused with
+ * *too_large set, if that is not NULL. */
+int pl_cl_launch(pl_cl_device *device, const char *name, const char *source, const char *options,
+                 const pl_cl_arguments *arguments, size_t groups, size_t group, int *too_large, pl_cl_error *error);
+
+/* Where an array argument lies; no buffer where it is absent. */
+typedef struct {
+    pl_cl_buffer *buffer;
+    size_t offset;
+} pl_cl_place;
+
+/* Runs the operation `name` of ops.def whose arguments, checked, live on `device`. */
+int pl_cl_run(pl_cl_device *device, const char *name, const pl_call *call, const pl_cl_place *place, pl_cl_error *error);
+
+/* ---- rowloss.c */
+
+/* -1 if `name` is no row loss. */
+int pl_cl_row_loss(pl_cl_device *device, const char *name, const pl_call *call, const pl_cl_place *place, pl_cl_error *error);
+
+/* The texts of the .cl files with what they include, written by setup.py. */
+extern const char pl_cl_source_rowloss[];
+
+#endif

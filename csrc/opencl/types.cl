@@ -1,0 +1,248 @@
+/* What the kernels compute with and how they read and write memory. Whoever builds a program defines
+ *
+ *   REAL    float or double: the arithmetic          WIDTH   2, 4, 8 or 16: elements of the vector type V
+ *   FP64    where the device has doubles             GROUP   work-items of a work-group, a power of two
+ *   INDEX   int or long: positions within a row      BLOCK   vectors that a work-item takes at once
+ *   POLYNOMIALS where the driver's own exponentials are slow (REAL is float)
+ *   ALIGNED where all rows begin at whole vectors    UNROLLED  where a block's vectors are to stay in registers
+ *
+ * Stored elements are f32, f64, f16 or bf16. Half precision needs no extension: vload_half and shifts read it.
+ */
+#define CAT_(a, b) a##b
+#define CAT(a, b) CAT_(a, b)
+
+#ifdef FP64
+#pragma OPENCL EXTENSION cl_khr_fp64 : enable
+#define SCALAR double /* the most exact type there is */
+#else
+#define SCALAR float
+#endif
+
+#define V CAT(REAL, WIDTH)
+#define VF CAT(float, WIDTH)
+#define VU CAT(uint, WIDTH)
+#define INLINE static inline
+#define TO_V(x) CAT(convert_, V)(x)
+#define TO_VF(x) CAT(convert_, VF)(x)
+#define FORMULA(name) name
+#define v_set(a) ((V)((REAL)(a)))
+#define v_abs(x) fabs(x)
+#define v_select(mask, a, b) ((mask) ? (a) : (b))
+#define v_max(a, b) v_select((a) > (b), a, b) /* b where either is NaN */
+#define v_min(a, b) v_select((a) < (b), a, b)
+#define v_log_grown(x, d) v_log1p((d) / (x))
+#ifndef POLYNOMIALS
+#define v_exp(x) exp(x)
+#define v_expm1(x) expm1(x)
+#define v_log1p(x) log1p(x)
+#else
+/* A processor's OpenCL takes care of the last bit at several times the cost: the float functions of kernels/vec.h instead. */
+#define VI CAT(int, WIDTH)
+#define AS_VI CAT(as_, VI)
+#define AS_V CAT(as_, V)
+#define ROUNDER 12582912.0f /* 1.5 * 2^23: adding it rounds to an integer in the low bits */
+
+/* (e^r - 1 - r) / r^2 for r = c - k ln 2, the k in *shifted. */
+INLINE V exp_tail(V c, V *shifted, V *r) {
+    *shifted = c * 1.44269504088896341f + ROUNDER;
+    V k = *shifted - ROUNDER;
+    *r = c - k * 0.693359375f;
+    *r = *r + k * 2.12194440e-4f;
+    V p = *r * 1.9875691500e-4f + 1.3981999507e-3f;
+    p = p * *r + 8.3334519073e-3f;
+    p = p * *r + 4.1665795894e-2f;
+    p = p * *r + 1.6666665459e-1f;
+    return p * *r + 5.0000001201e-1f;
+}
+INLINE V v_exp(V x) {
+    V c = x < -104.0f ? v_set(-104.0f) : x, shifted, r; /* in this order a NaN stays one */
+    c = c > 89.0f ? v_set(89.0f) : c;
+    V p = exp_tail(c, &shifted, &r);
+    VI n = AS_VI(shifted) - as_int(ROUNDER), low = n >> 1;
+    return (p * (r * r) + r + 1.0f) * AS_V((low + 127) << 23) * AS_V((n - low + 127) << 23);
+}
+/* For x up to 80. */
+INLINE V v_expm1(V x) {
+    V shifted, r, p = exp_tail(x < -80.0f ? v_set(-80.0f) : x, &shifted, &r);
+    V two_k = AS_V((AS_VI(shifted) - as_int(ROUNDER) + 127) << 23);
+    return two_k * (p * (r * r) + r) + (two_k - 1.0f);
+}
+INLINE V v_log1p(V x) {
+    V u = x + 1.0f;
+    VI bits = AS_VI(u) + (0x3f800000 - 0x3f3504f3), k = (bits >> 23) - 127;
+    V f = k == 0 ? x : AS_V((bits & 0x7fffff) + 0x3f3504f3) - 1.0f;
+    V s = f / (f + 2.0f), z = s * s;
+    V p = z * 0.29581011f + 0.39987992f;
+    p = p * z + 0.66666696f;
+    V y = s * (z * p) + (s + s) + TO_V(k) * 0.69314718f;
+    return u - u == 0.0f ? y : u;
+}
+#endif
+
+#define VLOAD CAT(vload, WIDTH)
+#define VSTORE CAT(vstore, WIDTH)
+
+/* The sum of a vector's elements, always in the same order. */
+INLINE REAL sum_of(V v) {
+    REAL a[WIDTH];
+    VSTORE(v, 0, a);
+    for (int h = WIDTH / 2; h; h /= 2)
+        for (int i = 0; i < h; i++) a[i] += a[i + h];
+    return a[0];
+}
+INLINE REAL max_of(V v) {
+    REAL a[WIDTH];
+    VSTORE(v, 0, a);
+    for (int h = WIDTH / 2; h; h /= 2)
+        for (int i = 0; i < h; i++) a[i] = a[i + h] > a[i] ? a[i + h] : a[i];
+    return a[0];
+}
+
+/* ---- stored elements: stored_T, load_T and store_T of a vector, load1_T and store1_T of one */
+
+typedef float stored_f32;
+typedef ushort stored_f16;
+typedef ushort stored_bf16;
+
+#ifdef ALIGNED
+#define VECTOR_AT(type, p) (*(const global CAT(type, WIDTH) *)(p))
+#define VECTOR_TO(type, v, p) (*(global CAT(type, WIDTH) *)(p) = (v))
+#else
+#define VECTOR_AT(type, p) VLOAD(0, p)
+#define VECTOR_TO(type, v, p) VSTORE(v, 0, p)
+#endif
+
+INLINE V load_f32(const global float *p) { return TO_V(VECTOR_AT(float, p)); }
+INLINE void store_f32(V v, global float *p) { VECTOR_TO(float, TO_VF(v), p); }
+INLINE REAL load1_f32(const global float *p) { return *p; }
+INLINE void store1_f32(REAL x, global float *p) { *p = (float)x; }
+
+#ifdef FP64
+typedef double stored_f64;
+INLINE V load_f64(const global double *p) { return TO_V(VECTOR_AT(double, p)); }
+INLINE void store_f64(V v, global double *p) { VECTOR_TO(double, CAT(CAT(convert_, CAT(double, WIDTH)), )(v), p); }
+INLINE REAL load1_f64(const global double *p) { return (REAL)*p; }
+INLINE void store1_f64(REAL x, global double *p) { *p = x; }
+#endif
+
+INLINE V load_f16(const global ushort *p) { return TO_V(CAT(vload_half, WIDTH)(0, (const global half *)p)); }
+INLINE void store_f16(V v, global ushort *p) { CAT(CAT(vstore_half, WIDTH), _rte)(TO_VF(v), 0, (global half *)p); }
+INLINE REAL load1_f16(const global ushort *p) { return vload_half(0, (const global half *)p); }
+INLINE void store1_f16(REAL x, global ushort *p) { vstore_half_rte((float)x, 0, (global half *)p); }
+
+INLINE VU bf16_bits(VF x) {
+    VU bits = CAT(as_, VU)(x);
+    VU rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
+    return x != x ? (bits >> 16 | 0x40u) : rounded;
+}
+INLINE V load_bf16(const global ushort *p) {
+    return TO_V(CAT(as_, VF)(CAT(convert_, VU)(VECTOR_AT(ushort, p)) << 16));
+}
+INLINE void store_bf16(V v, global ushort *p) { VECTOR_TO(ushort, CAT(convert_, CAT(ushort, WIDTH))(bf16_bits(TO_VF(v))), p); }
+INLINE REAL load1_bf16(const global ushort *p) { return as_float((uint)*p << 16); }
+INLINE void store1_bf16(REAL x, global ushort *p) { *p = (ushort)bf16_bits((VF)((float)x)).s0; }
+
+/* Elements [i, i + WIDTH) of a row of n, those past its end as `fill`; and the storing of those that are within. */
+#define ROW_ACCESS(type) \
+    INLINE V fetch_##type(const global stored_##type *row, INDEX i, INDEX n, REAL fill) { \
+        if (n - i >= WIDTH) return load_##type(row + i); \
+        REAL a[WIDTH]; \
+        for (int j = 0; j < WIDTH; j++) a[j] = fill; \
+        for (int j = 0; j < n - i; j++) a[j] = load1_##type(row + i + j); \
+        return VLOAD(0, a); \
+    } \
+    INLINE void put_##type(V v, global stored_##type *row, INDEX i, INDEX n) { \
+        if (n - i >= WIDTH) { \
+            store_##type(v, row + i); \
+            return; \
+        } \
+        REAL a[WIDTH]; \
+        VSTORE(v, 0, a); \
+        for (int j = 0; j < n - i; j++) store1_##type(a[j], row + i + j); \
+    }
+ROW_ACCESS(f32)
+ROW_ACCESS(f16)
+ROW_ACCESS(bf16)
+#ifdef FP64
+ROW_ACCESS(f64)
+#endif
+
+#ifdef REAL_F64
+#define fetch_real fetch_f64
+#define put_real put_f64
+#else
+#define fetch_real fetch_f32
+#define put_real put_f32
+#endif
+
+/* ---- sums that keep their digits: in doubles, or as a float and what was rounded off */
+
+typedef struct {
+    SCALAR sum, rest;
+} exact;
+
+INLINE void add(exact *to, REAL x) {
+#ifdef FP64
+    to->sum += x;
+#else
+    SCALAR sum = to->sum + x;
+    to->rest += fabs(to->sum) >= fabs(x) ? (to->sum - sum) + x : (x - sum) + to->sum;
+    to->sum = sum;
+#endif
+}
+INLINE void rescale(exact *to, SCALAR by) {
+    to->sum *= by;
+    to->rest *= by;
+}
+INLINE SCALAR value_of(exact x) {
+    /* The sum of what is not finite has no rest. */
+    return x.rest == x.rest ? x.sum + x.rest : x.sum;
+}
+
+/* ---- the work-group: all of its work-items call these, and all get the result */
+
+#if GROUP == 1
+#define GROUP_MEMORY
+#define group_sum(x) (x)
+#define group_max(x) (x)
+#define LANE 0
+#else
+#define GROUP_MEMORY local SCALAR group_memory[GROUP];
+#define LANE ((int)get_local_id(0))
+#define group_sum(x) reduce_sum(x, group_memory)
+#define group_max(x) reduce_max(x, group_memory)
+INLINE SCALAR reduce_sum(SCALAR x, local SCALAR *memory) {
+    memory[LANE] = x;
+    barrier(CLK_LOCAL_MEM_FENCE | CLK_GLOBAL_MEM_FENCE);
+    for (int h = GROUP / 2; h; h /= 2) {
+        if (LANE < h) memory[LANE] += memory[LANE + h];
+        barrier(CLK_LOCAL_MEM_FENCE);
+    }
+    x = memory[0];
+    barrier(CLK_LOCAL_MEM_FENCE);
+    return x;
+}
+INLINE SCALAR reduce_max(SCALAR x, local SCALAR *memory) {
+    memory[LANE] = x;
+    barrier(CLK_LOCAL_MEM_FENCE | CLK_GLOBAL_MEM_FENCE);
+    for (int h = GROUP / 2; h; h /= 2) {
+        if (LANE < h && memory[LANE + h] > memory[LANE]) memory[LANE] = memory[LANE + h];
+        barrier(CLK_LOCAL_MEM_FENCE);
+    }
+    x = memory[0];
+    barrier(CLK_LOCAL_MEM_FENCE);
+    return x;
+}
+#endif
+
+/* A work-item takes BLOCK vectors at a time, each GROUP * WIDTH elements after the one before, so that the group's accesses to
+ * memory lie side by side. FIRST is where a block's first vector lies; b counts the vectors. */
+#define STEP (GROUP * WIDTH)
+#ifdef UNROLLED
+#define UNROLL _Pragma("unroll")
+#else
+#define UNROLL
+#endif
+#define EACH_BLOCK(begin, n) for (INDEX begin = 0; begin < (n); begin += STEP * BLOCK)
+#define EACH_VECTOR(b, i, begin, n) \
+    UNROLL for (int b = 0; b < BLOCK; b++) for (INDEX i = begin + b * STEP + LANE * WIDTH, once = 1; once && i < (n); once = 0)
