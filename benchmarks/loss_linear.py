@@ -1,7 +1,8 @@
-"""A head and a loss fused: LIBRARY LOSS TOKENS D V RUNS; prints JSON: seconds, and the memory it takes beyond what it is given.
+"""A head and a loss fused: LIBRARY LOSS TOKENS D V RUNS [weight]; prints JSON: seconds, and the memory it takes beyond what it is
+given and gives.
 
 LIBRARY is pyloss, torch (logits first) or cce (cut-cross-entropy's torch_compile); LOSS is cross_entropy, kl or js. Float32; loss
-and the gradient of the (student's) hidden states.
+and the gradient of the (student's) hidden states, with `weight` (pyloss alone) of the (student's) head too.
 """
 
 from __future__ import annotations
@@ -27,18 +28,15 @@ def arrays(tokens: int, d: int, v: int, heads: int) -> list[tuple[np.ndarray, np
     return [one() for _ in range(heads)]
 
 
-def of_pyloss(loss: str, heads: list, labels: np.ndarray) -> Callable:
+def of_pyloss(loss: str, heads: list, labels: np.ndarray, with_weight: bool) -> Callable:
     import pyloss
 
     pyloss.set_num_threads(THREADS)
-    if loss == "cross_entropy":
-        ((hidden, weight),) = heads
-        both = pyloss.value_and_grad(lambda h: pyloss.linear_cross_entropy(h, weight, labels, reduction="mean"))
-    else:
-        (hidden, weight), (teacher, teacher_weight) = heads
-        function = pyloss.linear_kl_div if loss == "kl" else pyloss.linear_js_div
-        both = pyloss.value_and_grad(lambda h: function(h, weight, teacher, teacher_weight, reduction="mean"))
-    return lambda: both(hidden)
+    function = {"cross_entropy": pyloss.linear_cross_entropy, "kl": pyloss.linear_kl_div, "js": pyloss.linear_js_div}[loss]
+    hidden, weight = heads[0]
+    others = (labels,) if loss == "cross_entropy" else heads[1]
+    both = pyloss.value_and_grad(lambda h, w: function(h, w, *others, reduction="mean"), (0, 1) if with_weight else (0,))
+    return lambda: both(hidden, weight)
 
 
 def of_torch(loss: str, heads: list, labels: np.ndarray, cut: bool) -> Callable:
@@ -78,8 +76,8 @@ def resident_gb() -> float:
     return next(int(line.split()[1]) for line in status if line.startswith("VmRSS")) / 1e6
 
 
-def extra_mb(function: Callable) -> float:
-    """The peak of a call over what was resident before it, code and compiled kernels included there."""
+def extra_mb(function: Callable, results: int) -> float:
+    """The peak of a call over `results` bytes and what was resident before it, code and compiled kernels included there."""
     if "pyloss" in sys.modules:
         from pyloss import _core
 
@@ -88,16 +86,19 @@ def extra_mb(function: Callable) -> float:
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     before = resident_gb()
     function()
-    return (peak_gb() - before) * 1e3
+    return (peak_gb() - before) * 1e3 - results / 1e6
 
 
-def main(library: str, loss: str, tokens: int, d: int, v: int, runs: int) -> None:
+def main(library: str, loss: str, tokens: int, d: int, v: int, runs: int, with_weight: bool) -> None:
     heads = arrays(tokens, d, v, 1 if loss == "cross_entropy" else 2)
     labels = np.random.default_rng(1).integers(0, v, tokens)
-    function = of_pyloss(loss, heads, labels) if library == "pyloss" else of_torch(loss, heads, labels, library == "cce")
+    if library == "pyloss":
+        function = of_pyloss(loss, heads, labels, with_weight)
+    else:
+        function = of_torch(loss, heads, labels, library == "cce")
     seconds = best_of(runs, function)[0]
-    print(json.dumps({"seconds": seconds, "extra_mb": extra_mb(function)}))
+    print(json.dumps({"seconds": seconds, "extra_mb": extra_mb(function, 4 * d * (tokens + v * with_weight))}))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], *map(int, sys.argv[3:7]))
+    main(sys.argv[1], sys.argv[2], *map(int, sys.argv[3:7]), sys.argv[7:] == ["weight"])

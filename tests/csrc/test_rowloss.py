@@ -184,3 +184,31 @@ def test_threads_do_not_change_a_bit(rng, dtype):
         return loss, dx
 
     on_threads(both)
+
+
+def test_gradients_in_the_place_of_the_logits(rng, dtype):
+    """Of each loss, also of rows that have no label or no upstream gradient, whose losses are asked for all the same."""
+    q, p = (rng.standard_normal((6, 1500)).astype(dtype) for _ in range(2))
+    labels, dloss = np.array([3, -1, 1400, 0, 7, -1], np.int32), np.array([1, 2, 0, -1, 0, 0], dtype)
+
+    def called(kernel, arguments, where):
+        loss, gradients = np.empty(6, dtype), [np.empty_like(q) if w is None else w for w in where]
+        getattr(_core, kernel)(*arguments, dloss, loss, *gradients)
+        return [loss, *gradients]
+
+    def both(kernel, arguments, count):
+        want = called(kernel, arguments, [None] * count)
+        copies = [a.copy() if isinstance(a, np.ndarray) and a.dtype == dtype else a for a in arguments]
+        for got, apart in zip(called(kernel, copies, copies[:count]), want, strict=True):
+            np.testing.assert_array_equal(got, apart)
+
+    both("softmax_cross_entropy", (q, labels, *PLAIN), 1)
+    both("softmax_cross_entropy", (q, labels, 0.1, 0.01, 3.0), 1)
+    both("kl_div", (q, p, 2.0), 2)
+    both("js_div", (q, p, 2.0, 0.3), 2)
+    # Each in the other's place, too.
+    loss, *apart = called("js_div", (q, p, 2.0, 0.3), [None, None])
+    first, second = q.copy(), p.copy()
+    again, *swapped = called("js_div", (first, second, 2.0, 0.3), [second, first])
+    for got, want in zip([again, *swapped], [loss, *apart], strict=True):
+        np.testing.assert_array_equal(got, want)
