@@ -66,14 +66,14 @@ def head(hidden: Any, weight: Any, suffix: str = "") -> Head:
     return Head(hidden, weight, rows, stored)
 
 
-def rows_at_once(row_bytes: int) -> int:
-    """The most rows whose logits are held together, for so many bytes of logits a row."""
-    return max(LOGITS_BYTES // row_bytes, min(FEW_ROWS, MOST_BYTES // row_bytes), 16)
+def rows_at_once(row_bytes: int, logits_bytes: int | None = None) -> int:
+    """The most rows whose logits are held together, for so many bytes of logits a row; None: LOGITS_BYTES of them."""
+    return max((logits_bytes or LOGITS_BYTES) // row_bytes, min(FEW_ROWS, MOST_BYTES // row_bytes), 16)
 
 
-def _parts(total: int, row_bytes: int) -> list[slice]:
+def _parts(total: int, row_bytes: int, logits_bytes: int | None = None) -> list[slice]:
     """Rows in even parts of bounded size: a short last one would pack the whole head for few rows."""
-    most = rows_at_once(row_bytes)
+    most = rows_at_once(row_bytes, logits_bytes)
     count = -(-total // most)
     whole = -(-total // max(count, 1) // TILE_ROWS) * TILE_ROWS
     if whole <= most and 2 * (total - (count - 1) * whole) >= whole:
@@ -88,6 +88,7 @@ def fused(
     counted: np.ndarray | None,
     gradient_filter: float,
     kernel: Callable[[slice, Sequence[np.ndarray], np.ndarray | None, np.ndarray, Sequence[np.ndarray | None]], None],
+    logits_bytes: int | None = None,
 ) -> Callable:
     """`row_losses.Call`'s run for a loss of the logits of `heads`.
 
@@ -96,7 +97,7 @@ def fused(
     a gradient above `gradient_filter` (of its own loss by its logits) are left out of the products with it.
     """
     total = len(heads[0].rows) if counted is None else len(counted)
-    parts = _parts(total, 4 * sum(h.vocabulary for h in heads))
+    parts = _parts(total, 4 * sum(h.vocabulary for h in heads), logits_bytes)
 
     def run(dloss: np.ndarray | None, wanted: Sequence[bool], loss: np.ndarray) -> list[np.ndarray | None]:
         wanted = wanted or (False, False) * len(heads)

@@ -139,6 +139,11 @@ class Model(Module):
         """Keep only the inputs of layers for the backward pass, and compute each layer again there."""
         self._checkpoint = on
 
+    @property
+    def grad_checkpoint(self) -> bool:
+        """Whether layers are computed again for the backward pass."""
+        return self._checkpoint
+
     def _pack(self, lengths: np.ndarray, past: int = 0) -> Packing:
         offsets = np.concatenate(([0], np.cumsum(lengths))).astype(np.int32)
         if offsets[-1] == 0:

@@ -35,6 +35,11 @@ def target_weights(batch: Any, lengths: Any) -> np.ndarray:
     return weights
 
 
+def head_bytes(grad_checkpoint: bool) -> int | None:
+    """Bytes of logits at once in training: more are faster, but who checkpoints wants little memory (None: the least)."""
+    return None if grad_checkpoint else 100 << 20
+
+
 def default_loss(model: Any, batch: Any, lengths: Any) -> tuple[Any, float]:
     """The mean cross entropy of the target tokens, weighted, and the sum of the weights.
 
@@ -58,7 +63,10 @@ def default_loss(model: Any, batch: Any, lengths: Any) -> tuple[Any, float]:
         raise ValueError(f"target token id {targets[wrong & (shares > 0)][0]} is outside the vocabulary [0, {vocabulary})")
     labels = np.where(shares > 0, targets, -1).astype(np.int32)
     hidden = model.hidden(tokens, offsets)
-    value = linear_cross_entropy(hidden, model.head_weight, labels, weights=shares, ignore_index=-1, reduction="sum")
+    at_once = head_bytes(getattr(model, "grad_checkpoint", False))
+    value = linear_cross_entropy(
+        hidden, model.head_weight, labels, weights=shares, ignore_index=-1, reduction="sum", logits_bytes=at_once
+    )
     return value, total
 
 

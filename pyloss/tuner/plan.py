@@ -7,6 +7,7 @@ import sys
 from typing import Any
 
 from pyloss.linear_losses import rows_at_once
+from pyloss.tuner.losses import head_bytes
 
 #: interpreter, libraries and the allocator's slack
 BASE_BYTES = 80_000_000
@@ -58,7 +59,7 @@ def estimate_memory(
     layer = 4 * tokens * (4 * hidden + 2 * key_values + 2 * inner)
     kept = layers * 4 * tokens * hidden + layer if grad_checkpoint else layers * layer
     work = 4 * tokens * (4 * inner + 3 * hidden + 10 * key_values) + PACKED_BYTES
-    head = 4 * vocabulary * min(rows_at_once(4 * max(vocabulary, 1)), tokens) + 8 * tokens * hidden
+    head = 4 * vocabulary * min(rows_at_once(4 * max(vocabulary, 1), head_bytes(grad_checkpoint)), tokens) + 8 * tokens * hidden
     return total + kept + work + head
 
 
