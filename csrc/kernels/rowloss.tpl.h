@@ -26,19 +26,23 @@ typedef struct {
     int stream;
 } row_job;
 
-enum { ROW_BLOCK = 1024 };
+enum { ROW_BLOCK = 1024, PAGE_SKEW = 640 };
+static const int64_t float_bytes[] = {[PL_F32] = 4, [PL_F64] = 8, [PL_F16] = 2, [PL_BF16] = 2};
 
 /* Runs `piece` over all rows with `parts` padded rows of scratch for each worker. `out` is the gradient that may be streamed. */
 static pl_status run_rows(const pl_call *c, int parts, const pl_rows *in, const pl_rows *out, pl_range_fn piece) {
     int64_t n = PL_DIM(c, 'N'), v = PL_DIM(c, 'V'), size = c->wide ? 8 : 4;
     if (n == 0 || v == 0) return PL_OK;
-    row_job job = {.call = c, .row = (size_t)((v * size + 63) / 64 * 64 + (v / ROW_BLOCK + 16) * size / 64 * 64 + 64)};
+    /* Parts begin at different places of a page: stores hold up loads from the same place of another. */
+    size_t bytes = (size_t)((v + v / ROW_BLOCK + 64) * size);
+    row_job job = {.call = c, .row = (bytes + 4095) / 4096 * 4096 + PAGE_SKEW};
     job.stride = job.row * (size_t)parts;
     job.stream = out && out->data && out->data != in->data && (double)n * (double)v * (double)size > STREAM_BYTES;
-    job.scratch = pl_acquire(job.stride * (size_t)pl_num_threads() + 64);
-    if (!job.scratch) return PL_NO_MEMORY;
+    char *scratch = pl_acquire(job.stride * (size_t)pl_num_threads() + PAGE_SKEW);
+    if (!scratch) return PL_NO_MEMORY;
+    job.scratch = scratch + PAGE_SKEW;
     pl_parallel(n, grain_of(v), piece, &job);
-    pl_release(job.scratch);
+    pl_release(scratch);
     return PL_OK;
 }
 

@@ -69,8 +69,7 @@ static void TYPED(put)(const pl_rows *rows, int64_t i, int64_t begin, int64_t n,
 }
 
 static void TYPED(put_zeros)(const pl_rows *rows, int64_t i, int64_t n) {
-    static const int bytes[] = {[PL_F32] = 4, [PL_F64] = 8, [PL_F16] = 2, [PL_BF16] = 2};
-    memset(pl_row(rows, i), 0, (size_t)(n * bytes[rows->type]));
+    memset(pl_row(rows, i), 0, (size_t)(n * float_bytes[rows->type]));
 }
 
 /* The vector at p, of which n elements are to be used; and its storing. */
@@ -128,10 +127,13 @@ INLINE V TYPED(weigh)(TYPED(family) f, V x, V shift, V scale, int with_slope, V 
     return w;
 }
 
-INLINE double TYPED(block_sum)(TYPED(family) f, const REAL *x, int64_t n, REAL shift, REAL scale, int with_slope, REAL *kept) {
+/* The sum of a block's weights. Meanwhile the next block, stored at `next` in elements of `bytes`, is fetched from memory. */
+INLINE double TYPED(block_sum)(TYPED(family) f, const REAL *x, int64_t n, REAL shift, REAL scale, int with_slope, REAL *kept,
+                               const char *next, int64_t bytes) {
     V s = VEC(set1)(shift), by = VEC(set1)(scale), a = {0}, b = {0}, k;
     int64_t i = 0;
     for (; i + 2 * WIDTH <= n; i += 2 * WIDTH) {
+        for (int64_t line = 0; line < 2 * WIDTH * bytes; line += 64) __builtin_prefetch(next + i * bytes + line);
         a += TYPED(weigh)(f, VEC(load)(x + i), s, by, with_slope, &k);
         if (kept) VEC(store)(kept + i, k);
         b += TYPED(weigh)(f, VEC(load)(x + i + WIDTH), s, by, with_slope, &k);
@@ -175,6 +177,7 @@ typedef struct {
 INLINE void TYPED(take_statistics)(TYPED(family) f, TYPED(reading) how, int64_t i, int64_t n, TYPED(row_statistics) *row) {
     REAL buffer[ROW_BLOCK], shift = f.shifted ? (REAL)-INFINITY : 0;
     double total = 0;
+    int64_t bytes = float_bytes[how.rows->type];
     row->sum_x = 0;
     row->count = 0;
     for (int64_t begin = 0; begin < n; begin += ROW_BLOCK) {
@@ -193,7 +196,7 @@ INLINE void TYPED(take_statistics)(TYPED(family) f, TYPED(reading) how, int64_t 
         row->block_shift[begin / ROW_BLOCK] = shift;
         /* As long as all logits are -inf they add e^(-inf - 0) = 0. */
         total += TYPED(block_sum)(f, x, m, shift == (REAL)-INFINITY ? 0 : shift, how.scale, how.with_slope,
-                                  row->kept ? row->kept + begin : NULL);
+                                  row->kept ? row->kept + begin : NULL, pl_row(how.rows, i) + (begin + ROW_BLOCK) * bytes, bytes);
         if (how.with_mean) TYPED(block_mean)(x, m, row);
     }
     row->shift = shift;
