@@ -98,6 +98,8 @@ def row_labels(labels: Any, weights: np.ndarray | None, shape: tuple[int, ...], 
 
     A row of weight 0 is ignored as well: it stays out even when its loss is not finite.
     """
+    if isinstance(ignore_index, bool) or not isinstance(ignore_index, int | np.integer):
+        raise TypeError(f"ignore_index must be an integer, not {ignore_index!r}")
     array = np.asarray(labels)
     if array.dtype.kind not in "iu" and array.size:
         raise TypeError(f"labels must be integers, not {array.dtype}")

@@ -105,6 +105,14 @@ def test_bad_labels(name, labels, error, message):
         call(name, *arguments, labels)
 
 
+@pytest.mark.parametrize("name", [*CLASS, "linear_cross_entropy"])
+@pytest.mark.parametrize("bad", [None, 1.5, "none", True])
+def test_ignore_index_is_an_integer(name, bad):
+    arguments = (np.zeros((2, 3), np.float32), np.zeros((7, 3), np.float32)) if name.startswith("linear") else (np.zeros((2, 7)),)
+    with pytest.raises(TypeError, match=f"ignore_index must be an integer, not {bad!r}"):
+        call(name, *arguments, [0, 1], ignore_index=bad)
+
+
 # Options
 
 
