@@ -66,7 +66,7 @@ class BuildKernels(build_ext):
 
     def build_extension(self, ext):
         texts = embedded("csrc/opencl", os.path.join(self.build_temp, "opencl_sources.c"))
-        ext.extra_objects += self.compiler.compile([texts], extra_postargs=CFLAGS)
+        ext.extra_objects += self.compiler.compile([texts], output_dir=self.build_temp, extra_postargs=CFLAGS)
         for isa, flags in ISA_FLAGS.items():
             ext.extra_objects += self.compiler.compile(
                 [f"csrc/kernels/isa_{isa}.c"],
