@@ -1,0 +1,67 @@
+"""`build_model`: the transformer's modules over the tensors of a source, as its configuration says."""
+
+from __future__ import annotations
+
+from ..nn import Embedding, Linear, RMSNorm
+from .config import ModelConfig
+from .sources import Source
+from .transformer import MLP, Attention, Decoder, DecoderLayer, Model
+
+
+def build_model(config: ModelConfig, source: Source) -> Model:
+    """A model over the tensors of `source`, its parameters frozen, in evaluation mode.
+
+    Raises FormatError naming the first tensor that is missing or does not fit the configuration.
+    """
+    builder = _Builder(config, source)
+    embedding = Embedding.from_weight(source.matrix("model.embed_tokens", config.vocab_size, config.hidden_size))
+    layers = [builder.layer(f"model.layers.{i}") for i in range(config.num_hidden_layers)]
+    decoder = Decoder(embedding, layers, builder.norm("model.norm"))
+    head = None if config.tie_word_embeddings else builder.linear("lm_head", config.vocab_size, config.hidden_size)
+    model = Model(config, decoder, head)
+    model.freeze()
+    return model.eval()  # type: ignore[return-value]
+
+
+class _Builder:
+    """The parts of a model; `at` is the name of the module that is built."""
+
+    def __init__(self, config: ModelConfig, source: Source) -> None:
+        self.config = config
+        self.source = source
+
+    def linear(self, at: str, rows: int, cols: int, bias: bool = False, rotary: bool = False) -> Linear:
+        offset = self.source.array(f"{at}.bias", rows, rotary=rotary) if bias else None
+        return Linear.from_weight(self.source.matrix(at, rows, cols, rotary=rotary), offset)
+
+    def norm(self, at: str) -> RMSNorm:
+        layer = RMSNorm(self.config.hidden_size, self.config.rms_norm_eps)
+        layer.weight = self.source.array(f"{at}.weight", self.config.hidden_size)
+        return layer
+
+    def attention(self, at: str) -> Attention:
+        c = self.config
+        width, kv_width = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
+        return Attention(
+            c,
+            self.linear(f"{at}.q_proj", width, c.hidden_size, c.attention_bias, rotary=True),
+            self.linear(f"{at}.k_proj", kv_width, c.hidden_size, c.attention_bias, rotary=True),
+            self.linear(f"{at}.v_proj", kv_width, c.hidden_size, c.attention_bias),
+            self.linear(f"{at}.o_proj", c.hidden_size, width, c.attention_bias),
+        )
+
+    def mlp(self, at: str) -> MLP:
+        c = self.config
+        return MLP(
+            self.linear(f"{at}.gate_proj", c.intermediate_size, c.hidden_size, c.mlp_bias),
+            self.linear(f"{at}.up_proj", c.intermediate_size, c.hidden_size, c.mlp_bias),
+            self.linear(f"{at}.down_proj", c.hidden_size, c.intermediate_size, c.mlp_bias),
+        )
+
+    def layer(self, at: str) -> DecoderLayer:
+        return DecoderLayer(
+            self.attention(f"{at}.self_attn"),
+            self.mlp(f"{at}.mlp"),
+            self.norm(f"{at}.input_layernorm"),
+            self.norm(f"{at}.post_attention_layernorm"),
+        )

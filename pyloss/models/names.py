@@ -1,0 +1,29 @@
+"""Names of tensors: Hugging Face's, which the whole package uses, and what other file formats call them."""
+
+from __future__ import annotations
+
+# Modules by Hugging Face's names and by GGUF's; "{}" is the layer.
+_GGUF_NAMES = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+    "model.layers.{}.input_layernorm": "blk.{}.attn_norm",
+    "model.layers.{}.post_attention_layernorm": "blk.{}.ffn_norm",
+    "model.layers.{}.self_attn.q_proj": "blk.{}.attn_q",
+    "model.layers.{}.self_attn.k_proj": "blk.{}.attn_k",
+    "model.layers.{}.self_attn.v_proj": "blk.{}.attn_v",
+    "model.layers.{}.self_attn.o_proj": "blk.{}.attn_output",
+    "model.layers.{}.mlp.gate_proj": "blk.{}.ffn_gate",
+    "model.layers.{}.mlp.up_proj": "blk.{}.ffn_up",
+    "model.layers.{}.mlp.down_proj": "blk.{}.ffn_down",
+}
+
+
+def gguf_name(name: str) -> str:
+    """GGUF's name of the tensor `name`, such as "blk.0.attn_q.weight" of "model.layers.0.self_attn.q_proj.weight"."""
+    module, kind = name.rsplit(".", 1)
+    parts = module.split(".")
+    layer = parts[2] if module.startswith("model.layers.") else ""
+    if layer:
+        parts[2] = "{}"
+    return _GGUF_NAMES[".".join(parts)].format(layer) + f".{kind}"

@@ -1,0 +1,69 @@
+"""`Source`: a model file's tensors under Hugging Face's names and in its row order, checked for the shapes they must have."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pyloss.errors import FormatError
+from pyloss.models.names import gguf_name
+from pyloss.models.stored import StoredTensor, TensorFile
+from pyloss.weights import Weight
+
+
+class Source:
+    """What `building` asks for tensors; one subclass per file format.
+
+    `rotary` marks the rows of q and k, which a format may store in another order. A tensor that is missing or has another
+    shape than asked for is a FormatError naming it.
+    """
+
+    def __init__(self, file: TensorFile) -> None:
+        self.file = file
+
+    def has(self, name: str) -> bool:
+        """Whether there is a tensor `name`, such as "model.norm.weight"."""
+        return self._stored_name(name) in self.file
+
+    def array(self, name: str, *shape: int, rotary: bool = False) -> np.ndarray:
+        """The tensor `name`, a new float32 array."""
+        return self._find(name, *shape).array()
+
+    def matrix(self, name: str, rows: int, cols: int, rotary: bool = False) -> Weight:
+        """The weight of the layer `name`, such as "model.layers.0.mlp.up_proj", not copied."""
+        return self._find(f"{name}.weight", rows, cols).weight()
+
+    def _stored_name(self, name: str) -> str:
+        return name
+
+    def _find(self, name: str, *shape: int) -> StoredTensor:
+        tensor = self.file.tensor(self._stored_name(name))
+        if tensor.shape != shape:
+            raise FormatError(tensor.path, tensor.name, f"has shape {tensor.shape}, where the configuration gives {shape}")
+        return tensor
+
+
+class FolderSource(Source):
+    """A Hugging Face folder."""
+
+
+class GGUFSource(Source):
+    """A GGUF file. Its rows of q and k have the two halves of each head, of `head_dim` rows, interleaved."""
+
+    def __init__(self, file: TensorFile, head_dim: int) -> None:
+        super().__init__(file)
+        self._head_dim = head_dim
+
+    def array(self, name: str, *shape: int, rotary: bool = False) -> np.ndarray:
+        """See `Source`."""
+        array = super().array(name, *shape)
+        if rotary:
+            pairs = array.reshape(-1, self._head_dim // 2, 2)
+            array = np.ascontiguousarray(pairs.transpose(0, 2, 1)).reshape(shape)
+        return array
+
+    def matrix(self, name: str, rows: int, cols: int, rotary: bool = False) -> Weight:
+        """See `Source`."""
+        return self._find(f"{name}.weight", rows, cols).weight(self._head_dim if rotary else 0)
+
+    def _stored_name(self, name: str) -> str:
+        return gguf_name(name)

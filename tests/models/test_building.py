@@ -1,0 +1,88 @@
+"""Building models from a source: what is missing or does not fit is named."""
+
+import numpy as np
+import pytest
+import tiny
+
+from pyloss import FormatError, nn
+from pyloss.models import load_model
+
+
+def without(name):
+    return lambda arrays: arrays.pop(name)
+
+
+def reshaped(name, *shape):
+    def change(arrays):
+        arrays[name] = np.zeros(shape, arrays[name].dtype)
+
+    return change
+
+
+NAMES = list(tiny.tensors(tiny.config(tied=False, bias=True)))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_missing_tensor_is_named(tmp_path, name):
+    tiny.write_folder(tmp_path, tied=False, bias=True, change=without(name))
+    with pytest.raises(FormatError, match="missing") as caught:
+        load_model(tmp_path)
+    assert name in str(caught.value) and str(tmp_path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "expected"),
+    [
+        ("model.layers.1.self_attn.k_proj.weight", (32, 32), "(16, 32)"),
+        ("model.layers.0.mlp.down_proj.weight", (64, 32), "(32, 64)"),
+        ("model.layers.2.input_layernorm.weight", (31,), "(32,)"),
+        ("model.layers.2.self_attn.q_proj.bias", (32, 1), "(32,)"),
+        ("model.embed_tokens.weight", (30, 32), "(29, 32)"),
+        ("lm_head.weight", (29,), "(29, 32)"),
+        ("model.norm.weight", (1, 32), "(32,)"),
+    ],
+)
+def test_a_wrong_shape_is_named(tmp_path, name, shape, expected):
+    tiny.write_folder(tmp_path, tied=False, bias=True, change=reshaped(name, *shape))
+    with pytest.raises(FormatError) as caught:
+        load_model(tmp_path)
+    for part in (name, str(shape), expected, "configuration"):
+        assert part in str(caught.value)
+
+
+def test_missing_and_misshapen_tensors_of_a_gguf_file(tmp_path, monkeypatch):
+    pytest.importorskip("gguf")
+    whole = tiny.tensors
+    for change, message in (
+        (without("model.layers.1.mlp.up_proj.weight"), r"blk\.1\.ffn_up\.weight.*missing"),
+        (reshaped("model.layers.0.self_attn.v_proj.weight", 8, 32), r"blk\.0\.attn_v\.weight.*\(8, 32\).*\(16, 32\)"),
+    ):
+
+        def broken(c, seed=0, change=change):
+            arrays = whole(c, seed)
+            change(arrays)
+            return arrays
+
+        monkeypatch.setattr(tiny, "tensors", broken)
+        tiny.write_gguf(tmp_path / "model.gguf")
+        with pytest.raises(FormatError, match=message):
+            load_model(tmp_path / "model.gguf")
+
+
+def test_a_type_that_cannot_be_read_is_named(tmp_path):
+    def change(arrays):
+        arrays["model.norm.weight"] = arrays["model.norm.weight"].astype(np.float64)
+
+    tiny.write_folder(tmp_path, change=change)
+    with pytest.raises(FormatError, match=r"model\.norm\.weight.*F64"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize("format", ["Q4_1", "Q8_0"])
+def test_quantised_layers_say_so(tmp_path, format):
+    pytest.importorskip("gguf")
+    tiny.write_gguf(tmp_path / "model.gguf", format=format)
+    model = load_model(tmp_path / "model.gguf")
+    layer = model.layers[0].self_attn.q_proj
+    assert isinstance(layer, nn.QuantizedLinear) and isinstance(model.model.embed_tokens, nn.QuantizedEmbedding)
+    assert format.lower() in repr(layer)
