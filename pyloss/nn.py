@@ -215,12 +215,21 @@ class Embedding(Module):
         layer.weight = weight
         return layer
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(rows of the table, dimensions)"""
+        return (self.weight.shape[0], self.weight.shape[1])
+
     def __call__(self, ids: Any) -> Any:
         return ops.embedding(ids, self.weight)
 
     def as_linear(self, x: Any) -> Any:
         """x [..., D] against the table as a tied head: [..., V]."""
         return ops.linear(x, self.weight)
+
+    def __repr__(self) -> str:
+        kind = self.weight.format if isinstance(self.weight, Weight) else "float32"
+        return f"{type(self).__name__}(rows={self.shape[0]}, dims={self.shape[1]}, {kind})"
 
 
 class QuantizedEmbedding(Embedding):

@@ -209,7 +209,7 @@ class Model(Module):
         return array
 
     def fuse(self, dequantize: bool = False) -> Model:
-        """Merges all adapters into their base layers; see `LoRALinear.fuse`."""
+        """Merges all adapters into their base layers; see `tuner.adapter.Adapter.fuse`."""
         from ..tuner.utils import fuse_adapters
 
         fuse_adapters(self, dequantize)

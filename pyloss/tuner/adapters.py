@@ -20,6 +20,7 @@ from ..errors import FormatError
 from ..files import read_json, write_json, write_safetensors
 from ..models.safetensors import read_safetensors
 from ..nn import Module
+from .adapter import adapter_modules
 from .lora import LoRALinear
 
 CONFIG_FILE = "adapter_config.json"
@@ -45,7 +46,7 @@ _PEFT_INACTIVE = {
 
 
 @dataclass
-class Adapter:
+class StoredAdapter:
     """An adapter as read: matrices by module name, `lora_a` float32 [in, r] and `lora_b` [r, out], and how they act."""
 
     path: str
@@ -56,7 +57,7 @@ class Adapter:
     bases: dict[str, np.ndarray] = field(default_factory=dict)  # copies of base weights, which PEFT adds for an adapted head
 
 
-def read_adapter(folder: str | os.PathLike[str]) -> Adapter:
+def read_adapter(folder: str | os.PathLike[str]) -> StoredAdapter:
     """The adapter in `folder`, in mlx-lm's or PEFT's layout.
 
     Raises FileNotFoundError naming what is missing, FormatError for files that cannot be understood, ValueError for an adapter
@@ -99,7 +100,7 @@ def _number(path: Path, config: dict[str, Any], key: str, default: float | None 
     return float(value)
 
 
-def _read_mlx(place: Path, config: dict[str, Any]) -> Adapter:
+def _read_mlx(place: Path, config: dict[str, Any]) -> StoredAdapter:
     source = place / CONFIG_FILE
     kind = config.get("fine_tune_type", "lora")
     if kind != "lora":
@@ -111,10 +112,10 @@ def _read_mlx(place: Path, config: dict[str, Any]) -> Adapter:
         raise FileNotFoundError(f"no adapter in {place}: it has no {MLX_FILE}")
     pairs = _pairs(place / MLX_FILE, _arrays(place / MLX_FILE), ".lora_a", ".lora_b")
     scale, dropout = _number(source, parameters, "scale"), _number(source, parameters, "dropout", 0.0)
-    return Adapter(str(place), {name: (a, b) for name, (a, b) in pairs.items()}, scale, dropout, config)
+    return StoredAdapter(str(place), {name: (a, b) for name, (a, b) in pairs.items()}, scale, dropout, config)
 
 
-def _read_peft(place: Path, config: dict[str, Any]) -> Adapter:
+def _read_peft(place: Path, config: dict[str, Any]) -> StoredAdapter:
     source = place / CONFIG_FILE
     if config["peft_type"] != "LORA":
         raise ValueError(f"{source}: peft_type {config['peft_type']!r} is not supported; supported is 'LORA'")
@@ -137,7 +138,7 @@ def _read_peft(place: Path, config: dict[str, Any]) -> Adapter:
     scale = alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
     dropout = _number(source, config, "lora_dropout", 0.0)
     matrices = {name: (np.ascontiguousarray(a.T), np.ascontiguousarray(b.T)) for name, (a, b) in pairs.items()}
-    return Adapter(str(place), matrices, scale, dropout, mlx_config(sorted(matrices), -1, int(rank), scale, dropout), bases)
+    return StoredAdapter(str(place), matrices, scale, dropout, mlx_config(sorted(matrices), -1, int(rank), scale, dropout), bases)
 
 
 def mlx_config(keys: list[str] | None, num_layers: int, rank: int, scale: float, dropout: float) -> dict[str, Any]:
@@ -148,18 +149,13 @@ def mlx_config(keys: list[str] | None, num_layers: int, rank: int, scale: float,
     return {"fine_tune_type": "lora", "num_layers": num_layers, "lora_parameters": parameters}
 
 
-def lora_modules(model: Module) -> dict[str, LoRALinear]:
-    """The LoRA layers of a model by name."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, LoRALinear)}
-
-
 def save_adapter(model: Module, folder: str | os.PathLike[str], format: str = "mlx", base_model: str | None = None) -> None:
     """Writes the model's adapter into `folder`, in the layout "mlx" (pyloss's own) or "peft".
 
     `base_model` is the name that PEFT's config gives the base by. Raises ValueError when the model has no adapter or the format
     cannot say what the adapter does, OSError naming the file that cannot be written.
     """
-    layers = lora_modules(model)
+    layers: dict[str, Any] = adapter_modules(model)
     if not layers:
         raise ValueError("the model has no adapter; call linear_to_lora_layers first")
     place = Path(folder)
@@ -168,11 +164,13 @@ def save_adapter(model: Module, folder: str | os.PathLike[str], format: str = "m
         config = getattr(model, "adapter_config", None)
         if config is None:
             raise ValueError("the model does not know its adapter's settings; make it with linear_to_lora_layers")
-        arrays = {f"{name}.{half}": getattr(layer, half) for name, layer in layers.items() for half in ("lora_a", "lora_b")}
+        arrays = {f"{name}.{part}": getattr(layer, part) for name, layer in layers.items() for part in layer.matrices()}
         write_safetensors(place / MLX_FILE, arrays)
         write_json(place / CONFIG_FILE, json.loads(json.dumps(config)), sort_keys=True)
     elif format == "peft":
-        kinds = {(layer.lora_a.shape[1], layer.scale, layer.dropout) for layer in layers.values()}
+        if other := [name for name, layer in layers.items() if not isinstance(layer, LoRALinear)]:
+            raise ValueError(f"PEFT's layout is written for LoRA over linear layers alone; {other[0]} is another adapter")
+        kinds = {(layer.rank, layer.scale, layer.dropout) for layer in layers.values()}
         if len(kinds) > 1:
             raise ValueError(f"PEFT's layout takes one rank, scale and dropout for all layers; these have {sorted(kinds)}")
         rank, scale, dropout = kinds.pop()

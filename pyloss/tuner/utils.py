@@ -10,42 +10,41 @@ from typing import Any
 import numpy as np
 
 from ..nn import Linear, Module
-from ..weights import Weight
-from .adapters import lora_modules, mlx_config, read_adapter
-from .lora import LoRALinear
+from .adapter import Adapter, adapter_class, adapter_modules, dense, takes_adapter
+from .adapters import mlx_config, read_adapter
 
 
-def _matches(model: Any, num_layers: int, keys: Any) -> dict[str, Linear]:
-    """The linear layers to convert, by full name: `keys` are names within a layer, such as "self_attn.q_proj", or full names."""
+def _matches(model: Any, num_layers: int, keys: Any, kind: str = "lora") -> dict[str, Module]:
+    """The layers to convert, by full name: `keys` are names within a decoder layer, such as "self_attn.q_proj", or full names."""
     count = len(model.layers)
     if num_layers > count:
         raise ValueError(f"num_layers is {num_layers}, but the model has {count} layers; -1 takes all")
     chosen = set(range(count)) if num_layers < 0 else set(range(count - num_layers, count))
     found, known, used = {}, set(), set()
+    bases = {f"{name}.{adapter.base_name}" for name, adapter in adapter_modules(model).items()}
     for name, module in model.named_modules():
-        if not isinstance(module, Linear | LoRALinear):
+        if name in bases or not (takes_adapter(module, kind) or isinstance(module, Adapter)):
             continue
         parts = name.split(".")
         inner = ""
         if "layers" in parts[:-1]:
             at = parts.index("layers")
             inner = ".".join(parts[at + 2 :])
-            if inner.endswith(".linear") and isinstance(module, Linear):
-                continue  # the base of an adapter
         known |= {name, inner} - {""}
         by_inner = bool(inner) and (keys is None or inner in keys)
         by_name = keys is not None and name in keys
         if by_inner or by_name:
             used |= {inner, name}
         if by_name or (by_inner and int(parts[at + 1]) in chosen):
-            if isinstance(module, LoRALinear):
+            if isinstance(module, Adapter):
                 raise ValueError(f"{name} has an adapter already; fuse() or remove_lora_layers() first")
             found[name] = module
     unknown = [key for key in keys or () if key not in used]
     if unknown:
         near = {near for key in unknown for near in difflib.get_close_matches(key, known, 3, 0.5)}
         inner_names = sorted(n for n in known if not n.startswith("model."))
-        raise ValueError(f"no linear layer is named {', '.join(map(repr, unknown))}; did you mean {sorted(near) or inner_names}?")
+        names = ", ".join(map(repr, unknown))
+        raise ValueError(f"no layer that takes an adapter is named {names}; did you mean {sorted(near) or inner_names}?")
     return found
 
 
@@ -68,7 +67,7 @@ def linear_to_lora_layers(model: Any, num_layers: int, config: Mapping[str, Any]
     keys = config.get("keys")
     rank, scale, dropout = config["rank"], config["scale"], config.get("dropout", 0.0)
     layers = {
-        name: LoRALinear.from_base(module, r=rank, dropout=dropout, scale=scale)
+        name: adapter_class(module).from_base(module, r=rank, dropout=dropout, scale=scale)
         for name, module in _matches(model, num_layers, keys).items()
     }
     model.freeze()
@@ -89,15 +88,15 @@ def load_adapters(model: Any, adapter_path: str | os.PathLike[str]) -> Any:
     problems, layers = [], {}
     for name, (a, b) in adapter.matrices.items():
         base = modules.get(name)
-        if isinstance(base, LoRALinear):
+        if isinstance(base, Adapter):
             problems.append(f"{name}: has an adapter already; fuse() or remove_lora_layers() first")
         elif not isinstance(base, Linear):
-            problems.append(f"{name}: the model has no such linear layer")
+            problems.append(f"{name}: the model has no such layer")
         elif a.shape != (base.shape[1], a.shape[1]) or b.shape != (a.shape[1], base.shape[0]):
             expected = f"({base.shape[1]}, r) and (r, {base.shape[0]})"
             problems.append(f"{name}: lora_a {a.shape} and lora_b {b.shape}, expected {expected}")
         elif not problems:
-            layers[name] = LoRALinear.from_base(base, r=a.shape[1], dropout=adapter.dropout, scale=adapter.scale)
+            layers[name] = adapter_class(base).from_base(base, r=a.shape[1], dropout=adapter.dropout, scale=adapter.scale)
             layers[name].lora_a[...] = a
             layers[name].lora_b[...] = b
     for name, weight in adapter.bases.items():
@@ -118,24 +117,24 @@ def load_adapters(model: Any, adapter_path: str | os.PathLike[str]) -> Any:
 def _other_base(module: Any, weight: np.ndarray) -> str | None:
     """Why a base weight that came with an adapter is not the one of `module`, or a form of it that quantising makes."""
     if not isinstance(module, Linear) or weight.shape != module.shape:
-        found = module.shape if isinstance(module, Linear) else "no such linear layer"
+        found = module.shape if isinstance(module, Linear) else "no such layer"
         return f"the adapter was made over a weight of shape {weight.shape}; the model has {found}"
-    own = module.weight.dequantize() if isinstance(module.weight, Weight) else module.weight
+    own = dense(module.weight)
     if np.linalg.norm(weight - own) > 0.25 * np.linalg.norm(own):
         return "the adapter was made over another weight than the model's"
     return None
 
 
 def fuse_adapters(model: Module, dequantize: bool = False) -> None:
-    """Replaces every adapter by its fused layer; see `LoRALinear.fuse`."""
-    for name, layer in lora_modules(model).items():
+    """Replaces every adapter by its fused layer; see `Adapter.fuse`."""
+    for name, layer in adapter_modules(model).items():
         model.set_module(name, layer.fuse(dequantize))
 
 
 def remove_lora_layers(model: Module) -> Module:
     """Takes the adapters out again, leaving the bases."""
-    for name, layer in lora_modules(model).items():
-        model.set_module(name, layer.linear)
+    for name, layer in adapter_modules(model).items():
+        model.set_module(name, layer.base)
     return model
 
 

@@ -80,7 +80,7 @@ def add_adapter(model, seed=0, rank=8, scale=2.0, keys=None, num_layers=-1, size
 def peft_twin(ours, base):
     """PEFT's adapter over the transformers model `base`, with the values of the one in `ours`."""
     peft = pytest.importorskip("peft", reason="compares with PEFT (parity extra)")
-    layers = pyloss.tuner.adapters.lora_modules(ours)
+    layers = pyloss.tuner.adapter.adapter_modules(ours)
     (rank,) = {layer.lora_a.shape[1] for layer in layers.values()}
     (scale,) = {layer.scale for layer in layers.values()}
     config = peft.LoraConfig(r=rank, lora_alpha=scale * rank, lora_dropout=0.0, target_modules=sorted(layers))

@@ -9,7 +9,7 @@ from safetensors.numpy import load_file
 
 import pyloss
 from pyloss.files import write_json, write_safetensors
-from pyloss.tuner.adapters import lora_modules
+from pyloss.tuner.adapter import adapter_modules
 
 KEYS = ["self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj"]
 IDS = np.random.default_rng(0).integers(0, TINY["vocab_size"], 50)
@@ -84,7 +84,7 @@ def test_an_adapter_saved_by_peft_loads_here(peft, adapted, smollm2_gguf, smollm
     fill(theirs)
     theirs.save_pretrained(tmp_path)
     model, _ = pyloss.load(smollm2_gguf, adapter_path=tmp_path)
-    assert len(lora_modules(model)) == 60
+    assert len(adapter_modules(model)) == 60
     np.testing.assert_allclose(our_logits(model, ids), torch_logits(theirs, ids), rtol=0, atol=1e-3)
 
 
@@ -177,9 +177,9 @@ def test_an_adapted_head_comes_with_its_base_from_peft(peft, folder, tmp_path):
         write_safetensors(tmp_path / "adapter_model.safetensors", {**arrays, name: np.ascontiguousarray(other)})
         with pytest.raises(ValueError, match=f"lm_head: .*{reason}"):
             pyloss.tuner.load_adapters(model, tmp_path)
-        assert not lora_modules(model)
+        assert not adapter_modules(model)
     write_safetensors(tmp_path / "adapter_model.safetensors", {**arrays, name: pyloss.Weight.quantize(base, "q4_0").dequantize()})
-    assert list(lora_modules(pyloss.tuner.load_adapters(model, tmp_path))) == ["lm_head"]
+    assert list(adapter_modules(pyloss.tuner.load_adapters(model, tmp_path))) == ["lm_head"]
 
 
 @pytest.mark.parametrize(
@@ -204,7 +204,7 @@ def test_what_peft_has_and_we_have_not_is_refused_by_name(peft, folder, tmp_path
     model = pyloss.load_model(folder)
     with pytest.raises(ValueError, match=rf"peft.*{name}"):
         pyloss.tuner.load_adapters(model, tmp_path / "peft")
-    assert not lora_modules(model)
+    assert not adapter_modules(model)
 
 
 def test_other_methods_of_peft_are_refused_by_name(peft, folder, tmp_path):
@@ -236,7 +236,7 @@ def test_an_adapter_saved_by_mlx_lm_loads_here(mlx_lm, folder, tmp_path, keys):
     settings = {"model": str(folder), "fine_tune_type": "lora", "num_layers": 1, "lora_parameters": parameters, "seed": 0, "resume_adapter_file": None}
     save_config(settings, adapter / "adapter_config.json")
     model = pyloss.tuner.load_adapters(pyloss.load_model(folder), adapter)
-    assert len(lora_modules(model)) == (7 if keys is None else 3)
+    assert len(adapter_modules(model)) == (7 if keys is None else 3)
     np.testing.assert_allclose(our_logits(model, IDS), mlx_logits(theirs, IDS), rtol=0, atol=1e-4)
     pyloss.save_adapter(model, tmp_path / "again")
     assert json.loads((tmp_path / "again" / "adapter_config.json").read_text())["lora_parameters"] == parameters

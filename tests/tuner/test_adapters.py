@@ -8,7 +8,8 @@ import tiny
 from safetensors.numpy import load_file
 
 from pyloss.tuner import LoRALinear, linear_to_lora_layers, load_adapters, save_adapter
-from pyloss.tuner.adapters import lora_modules, read_adapter
+from pyloss.tuner.adapter import adapter_modules
+from pyloss.tuner.adapters import read_adapter
 
 LAYOUTS = {"mlx": "adapters.safetensors", "peft": "adapter_model.safetensors"}
 
@@ -29,9 +30,9 @@ def test_a_round_trip_keeps_every_bit(model, tmp_path, format):
     assert sorted(p.name for p in (tmp_path / "a" / "deep").iterdir()) == sorted([LAYOUTS[format], "adapter_config.json"])
     again = tiny.load_tiny(tmp_path / "model", bias=True)
     load_adapters(again, tmp_path / "a" / "deep")
-    layers = lora_modules(again)
-    assert layers.keys() == lora_modules(model).keys()
-    for name, layer in lora_modules(model).items():
+    layers = adapter_modules(again)
+    assert layers.keys() == adapter_modules(model).keys()
+    for name, layer in adapter_modules(model).items():
         assert layers[name].lora_a.tobytes() == layer.lora_a.tobytes() and layers[name].lora_b.tobytes() == layer.lora_b.tobytes()
         assert (layers[name].scale, layers[name].dropout) == (2.5, 0.125)
     # And what was loaded is saved as the same files again, whichever layout it came in.

@@ -197,8 +197,8 @@ def test_an_adapter_for_another_model_lists_all_that_does_not_fit(model, saved, 
         "model.layers.1.self_attn.q_proj: lora_a (33, 4) and lora_b (4, 32), expected (32, r) and (r, 32)",
         "model.layers.2.mlp.down_proj: lora_a (64, 4) and lora_b (4, 31), expected (64, r) and (r, 32)",
         "model.layers.2.self_attn.q_proj: lora_a (32, 4) and lora_b (5, 32)",
-        "model.layers.7.self_attn.q_proj: the model has no such linear layer",
-        "model.norm: the model has no such linear layer",
+        "model.layers.7.self_attn.q_proj: the model has no such layer",
+        "model.norm: the model has no such layer",
     ):
         assert part in text
     assert all(a is b for a, b in zip(model.modules(), modules, strict=True)) and model(TOKENS).tobytes() == logits.tobytes()

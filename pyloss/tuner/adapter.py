@@ -1,0 +1,193 @@
+"""What all adapters share: the base they go over, how they are made, found in a model and merged into the base again."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from abc import abstractmethod
+from typing import Any, ClassVar, NamedTuple, TypeVar
+
+import numpy as np
+
+from .. import random
+from ..nn import Module, uniform
+from ..weights import Weight
+
+A = TypeVar("A", bound="Adapter")
+
+#: The adapter of each kind over each type of layer; `Adapter`'s subclasses enter themselves.
+_CLASSES: dict[tuple[str, type[Module]], type[Adapter]] = {}
+
+
+class Fused(NamedTuple):
+    """A merged layer, and the share of the adapter's change that storing it left: 1 - |error|^2 / |change|^2."""
+
+    layer: Module
+    kept: float
+
+
+class Adapter(Module):
+    """A frozen base layer and the trained parameters that change what it computes.
+
+    `lora_a` begins uniform, `lora_b` zero, so that an adapter begins as its base. `scale` multiplies their product as it is
+    (PEFT's lora_alpha / r); `dropout` acts in training, on the adapter's branch alone.
+
+    A subclass says `kind`, `base_name` (the attribute that holds the base) and `base_type`, and has `shapes`, `merged` and the
+    forward computation. That enters it in the registry, see `adapter_class`.
+    """
+
+    kind: ClassVar[str]
+    base_name: ClassVar[str]
+    base_type: ClassVar[type[Module]]
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "kind" in vars(cls):
+            _CLASSES[cls.kind, cls.base_type] = cls
+
+    @classmethod
+    def from_base(cls: type[A], layer: Module, r: int = 8, dropout: float = 0.0, scale: float = 20.0) -> A:
+        """The adapter over an existing layer, which is shared, not copied, and frozen.
+
+        Raises TypeError for a layer of another type, ValueError for a rank below 1 or above both dimensions, a dropout outside
+        [0, 1) or a scale that is not finite.
+        """
+        adapter = cls.__new__(cls)
+        Module.__init__(adapter)
+        adapter._attach(layer, r, dropout, scale)
+        return adapter
+
+    def _attach(self, layer: Module, r: int, dropout: float, scale: float) -> None:
+        if not isinstance(layer, self.base_type):
+            article = "an" if self.base_type.__name__[0] in "AEIOU" else "a"
+            raise TypeError(f"{type(self).__name__} goes over {article} {self.base_type.__name__}, not {type(layer).__name__}")
+        most = max(layer.shape[-2:])  # type: ignore[attr-defined]
+        if isinstance(r, bool) or not isinstance(r, int | np.integer) or not 1 <= r <= most:
+            raise ValueError(f"rank must be an integer from 1 to {most}, the larger dimension, not {r!r}")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), not {dropout!r}")
+        if not math.isfinite(scale):
+            raise ValueError(f"scale must be a finite number, not {scale!r}")
+        setattr(self, self.base_name, layer)
+        layer.freeze()
+        self.dropout = float(dropout)
+        self.scale = float(scale)
+        self._rank = int(r)
+        self._initialise(self.shapes(layer, int(r)))
+
+    def _initialise(self, shapes: dict[str, tuple[int, ...]]) -> None:
+        """Makes the parameters, within mlx-lm's bounds: 1 / sqrt(in), for a table 1 / sqrt(rows)."""
+        shape = shapes["lora_a"]
+        self.lora_a = uniform(shape, 1 / math.sqrt(shape[0] if len(shape) == 2 else shape[-1]))
+        self.lora_b = np.zeros(shapes["lora_b"], np.float32)
+
+    @classmethod
+    @abstractmethod
+    def shapes(cls, layer: Any, r: int) -> dict[str, tuple[int, ...]]:
+        """The adapter's parameters over `layer`, by name, with their shapes."""
+
+    @abstractmethod
+    def merged(self, weight: np.ndarray) -> np.ndarray:
+        """The base's dense float32 `weight` with the adapter in it, a new array."""
+
+    @property
+    def base(self) -> Any:
+        """The layer below."""
+        return getattr(self, self.base_name)
+
+    @property
+    def rank(self) -> int:
+        return self._rank
+
+    def matrices(self) -> tuple[str, ...]:
+        """The names of the adapter's own parameters."""
+        return tuple(self.shapes(self.base, self.rank))
+
+    def _dropout(self) -> tuple[float, int]:
+        """The dropout that acts now and the seed of its mask."""
+        p = self.dropout if self.training else 0.0
+        return p, random.next_seed() if p else 0
+
+    def delta(self) -> np.ndarray:
+        """What the adapter adds to the base's weight: float32, of its shape."""
+        weight = dense(self.base.weight)
+        return self.merged(weight) - weight
+
+    def fuse(self, dequantize: bool = False) -> Any:
+        """The base with the adapter merged into its weight, as a plain layer, frozen as its base was.
+
+        A float base keeps its type, and the sum is computed in float32; over a quantised base the sum is quantised again to the
+        base's format, or left in float32 with `dequantize=True`. Warns when rounding loses most of the adapter.
+        """
+        layer, kept = self.fused(dequantize)
+        if kept < 0.5:
+            warnings.warn(lost(layer.weight.format, kept), stacklevel=2)  # type: ignore[attr-defined]
+        return layer
+
+    def fused(self, dequantize: bool = False) -> Fused:
+        """`fuse` with the share of the change that storing left, without a warning."""
+        base = self.base
+        stored, kept = merge(base.weight, self.merged, dequantize)
+        layer = base.from_weight(stored, base.bias) if hasattr(base, "bias") else base.from_weight(stored)
+        return Fused(layer.freeze(), kept)
+
+    def __repr__(self) -> str:
+        name = type(self).__name__
+        return f"{name}(r={self.rank}, scale={self.scale}, dropout={self.dropout}, base={self.base!r})"
+
+
+def dense(weight: np.ndarray | Weight) -> np.ndarray:
+    """A weight as a float32 array; a stored one is a copy."""
+    return weight.dequantize() if isinstance(weight, Weight) else weight
+
+
+def merge(base: np.ndarray | Weight, merged: Any, dequantize: bool) -> tuple[np.ndarray | Weight, float]:
+    """`merged(dense base)`, stored as the base is (or in float32 with `dequantize`, if that is quantised), and the share kept."""
+    if not isinstance(base, Weight):
+        return merged(base), 1.0
+    before = base.dequantize()
+    after = merged(before)
+    if base.format == "f32" or (dequantize and base.format not in ("bf16", "f16")):
+        return Weight.quantize(after, "f32"), 1.0
+    stored = Weight.quantize(after, base.format, base.head_dim)
+    return stored, _kept(before, after, stored)
+
+
+def _kept(before: np.ndarray, after: np.ndarray, stored: Weight) -> float:
+    change = np.subtract(after, before, dtype=np.float64)
+    size = float(np.sum(change**2))
+    if size == 0:
+        return 1.0
+    error = np.subtract(stored.dequantize(), after, dtype=np.float64)
+    return 1 - float(np.sum(error**2)) / size
+
+
+def lost(format: str, kept: float) -> str:
+    """The warning for a fused weight that keeps little."""
+    share = f"{max(kept, 0):.0%}"
+    return f"storing the fused weight as {format} keeps {share} of the adapter; fuse(dequantize=True) keeps all of it"
+
+
+def adapter_class(layer: Module, kind: str = "lora") -> type[Adapter]:
+    """The adapter class of a kind ("lora" or "dora") for a layer.
+
+    Raises ValueError for an unknown kind, TypeError for a layer that has no adapter of that kind.
+    """
+    known = sorted({k for k, _ in _CLASSES})
+    if kind not in known:
+        raise ValueError(f"the kind of adapter must be one of {known}, not {kind!r}")
+    for (of, base), cls in _CLASSES.items():
+        if of == kind and isinstance(layer, base):
+            return cls
+    bases = sorted(base.__name__ for of, base in _CLASSES if of == kind)
+    raise TypeError(f"a {kind} adapter goes over one of {bases}, not {type(layer).__name__}")
+
+
+def takes_adapter(layer: Any, kind: str = "lora") -> bool:
+    """Whether there is an adapter of that kind for a layer."""
+    return any(of == kind and isinstance(layer, base) for of, base in _CLASSES)
+
+
+def adapter_modules(model: Module) -> dict[str, Adapter]:
+    """The adapters of a model by name."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, Adapter)}
