@@ -99,6 +99,7 @@ Ctrl-C saves everything and says where; --resume continues from there.""",
     _setting(group, "--iters", "batches to train on", type=int)
     _setting(group, "--learning-rate", "step size of the optimiser", type=float)
     _setting(group, "--warmup", "updates over which the learning rate rises from 0", type=int)
+    _setting(group, "--loraplus-lr-ratio", "LoRA+: learning rate of the adapters' B, times that of the rest", type=float)
     _setting(group, "--optimizer", "adam, adamw, lion or sgd", metavar="NAME")
     _setting(group, "--grad-accumulation-steps", "batches whose gradients make one update", type=int)
     _setting(group, "--max-grad-norm", "scale gradients down to this norm (default: off)", type=float)

@@ -75,7 +75,8 @@ def _train(config: SimpleNamespace, model: Any, optimizer: Optimizer, train_set:
         _say(f"starting from the adapter in {config.resume_adapter_file}")
     folder = Path(config.adapter_path)
     shared = ["batch_size", "iters", "val_batches", "steps_per_report", "steps_per_eval", "max_seq_length", "seed"]
-    shared += ["grad_checkpoint", "grad_accumulation_steps", "max_grad_norm", "patience", "keep_best", "resume"]
+    shared += ["grad_checkpoint", "grad_accumulation_steps", "max_grad_norm", "loraplus_lr_ratio"]
+    shared += ["patience", "keep_best", "resume"]
     args = TrainingArgs(
         **{name: getattr(config, name) for name in shared},
         steps_per_save=config.save_every,

@@ -46,7 +46,10 @@ def _flat(array: np.ndarray) -> np.ndarray:
 class Optimizer:
     """What all optimisers share: the learning rate, the count of updates, the checks and the saved state.
 
-    `learning_rate` is a number, or a schedule: a function of the number of updates made so far.
+    `learning_rate` is a number, or a schedule: a function of the number of updates made so far. `rate_scales` multiplies it for
+    some parameters, as parameter groups of torch would: `{"lora_b": 16.0}` for those whose names end in `.lora_b` (LoRA+,
+    arXiv:2402.12354). Decoupled weight decay, which is a part of the rate, grows with it. Like the rate, it is no part of the
+    saved state.
     """
 
     #: names of the float32 arrays kept for each parameter
@@ -56,6 +59,7 @@ class Optimizer:
         self.step = 0
         self.state: dict[str, Arrays] = {}
         self.learning_rate = learning_rate
+        self.rate_scales = {}
 
     @property
     def learning_rate(self) -> float:
@@ -68,6 +72,16 @@ class Optimizer:
     def learning_rate(self, value: float | Schedule) -> None:
         self.schedule: Schedule | None = value if callable(value) else None
         self._rate = 0.0 if callable(value) else _in_range("learning_rate", value, 0)
+
+    @property
+    def rate_scales(self) -> dict[str, float]:
+        """Factors of the learning rate, by the last part of the parameters' names; others have 1."""
+        return dict(self._rate_scales)
+
+    @rate_scales.setter
+    def rate_scales(self, scales: Mapping[str, float]) -> None:
+        found = {name: _in_range(f"rate_scales[{name!r}]", scale, 0, open_high=True) for name, scale in scales.items()}
+        self._rate_scales = found
 
     def update(self, model: Any, grads: Mapping[str, Any], grad_scale: float = 1.0) -> None:
         """Apply `grads` to the model's trainable parameters, in place, and count one update.
@@ -107,7 +121,8 @@ class Optimizer:
             first = name not in self.state
             if first:
                 self.state[name] = {slot: np.zeros(parameter.size, np.float32) for slot in self.slots}
-            self._apply(grad, parameter, self.state[name], rate, float(grad_scale), first)
+            own_rate = rate * self._rate_scales.get(name.rpartition(".")[2], 1.0)
+            self._apply(grad, parameter, self.state[name], own_rate, float(grad_scale), first)
 
     def _apply(self, grad: np.ndarray, parameter: np.ndarray, slots: Arrays, rate: float, scale: float, first: bool) -> None:
         raise NotImplementedError

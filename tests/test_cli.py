@@ -213,6 +213,7 @@ def test_info_prints_what_is_in_use(world, capsys):
         ([*TRAIN, "--iters", "four"], ["--iters: invalid int value: 'four'"]),
         ([*TRAIN, "--batch-size", "0"], ["command line: batch_size is 0"]),
         ([*TRAIN, "--fine-tune-type", "dora"], ["dora is not available yet"]),
+        ([*TRAIN, "--loraplus-lr-ratio", "0"], ["loraplus_lr_ratio is 0.0; allowed: a number above 0"]),
         ([*TRAIN, "--optimizer", "muon"], ["muon is not available yet"]),
         ([*TRAIN, "--model", "missing"], ["no such model: missing"]),
         ([*TRAIN, "--data", "./nowhere"], ["nowhere", "no such folder"]),

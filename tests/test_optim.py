@@ -118,6 +118,37 @@ def test_a_wrong_shape_is_refused_before_anything_changes():
     refused(Holder(), some_grads(0) | {"c": np.zeros((5, 33), np.float32)}, r"'c' has shape \(5, 33\).*\(33, 5\)")
 
 
+@pytest.mark.parametrize(("kind", "formula", "options"), CASES)
+def test_scaled_rates_are_those_of_a_group_of_its_own(kind, formula, options):
+    """The rate of one parameter, weight decay and schedule included; the others and the learning rate stay as they are."""
+    model, schedule = Holder(), optim.cosine_decay(1e-2, 8)
+    expected = {name: array.astype(np.float64) for name, array in model.arrays.items()}
+    state = {name: {} for name in expected}
+    optimizer = kind(schedule, **options)
+    optimizer.rate_scales = {"lora_a": 16, "c.a": 3}
+    for t in range(1, 6):
+        grads = some_grads(t)
+        for name, grad in grads.items():
+            rate = schedule(t - 1) * (16 if name == "layers.0.lora_a" else 1)
+            expected[name] = formula(expected[name], grad.astype(np.float64), state[name], t, rate, **options)
+        optimizer.update(model, grads)
+    assert optimizer.learning_rate == schedule(4) and set(optimizer.state_dict()) == set(kind_state(optimizer))
+    for name, array in model.arrays.items():
+        np.testing.assert_allclose(array, expected[name], rtol=2e-5, atol=2e-6)
+
+
+def kind_state(optimizer):
+    return ["step", *(f"{slot}.{name}" for slot in optimizer.slots for name in SHAPES)]
+
+
+@pytest.mark.parametrize("scale", [-1, math.nan, math.inf, "x"])
+def test_scales_that_cannot_be(scale):
+    optimizer = optim.AdamW(1e-3)
+    with pytest.raises(ValueError):
+        optimizer.rate_scales = {"lora_b": scale}
+    assert optimizer.rate_scales == {}
+
+
 @pytest.mark.parametrize("bad", [np.zeros((3, 7)), np.zeros((7, 3), np.float32).T])
 def test_a_parameter_that_cannot_be_updated_in_place_is_refused(bad):
     model = Holder()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -38,6 +39,8 @@ class TrainingArgs:
     clear_cache_threshold: int = 0
     #: Scale gradients down to this norm.
     max_grad_norm: float | None = None
+    #: Learning rate of `lora_b` as a multiple of the other parameters' (LoRA+, arXiv:2402.12354).
+    loraplus_lr_ratio: float = 1.0
     #: Seed of batch order and dropout; None takes one from pyloss.random.
     seed: int | None = None
     #: Stop after so many validations in a row without a lower loss.
@@ -62,6 +65,8 @@ class TrainingArgs:
             raise ValueError(f"patience is {self.patience!r}; it must be at least 1, or None")
         if self.max_grad_norm is not None and not self.max_grad_norm > 0:
             raise ValueError(f"max_grad_norm is {self.max_grad_norm!r}; it must be above 0, or None")
+        if not 0 < self.loraplus_lr_ratio < math.inf:
+            raise ValueError(f"loraplus_lr_ratio is {self.loraplus_lr_ratio!r}; it must be a number above 0")
 
 
 @dataclass

@@ -175,6 +175,7 @@ SCHEMA: dict[str, Key] = {
     "train_on": Key(_optional(_one_of("last", "assistant", "all"))),
     "max_grad_norm": Key(_optional(_number(0, above=True))),
     "warmup": Key(_integer(0), 0),
+    "loraplus_lr_ratio": Key(_number(0, above=True), 1.0),
     "patience": Key(_optional(_integer(1))),
     "keep_best": Key(_boolean, True),
     "resume": Key(_boolean, False),
@@ -194,6 +195,7 @@ RENAMED = {
     "max_length": "max_seq_length",
     "gradient_accumulation_steps": "grad_accumulation_steps",
     "gradient_checkpointing": "grad_checkpoint",
+    "lora_plus_ratio": "loraplus_lr_ratio",
 }
 
 

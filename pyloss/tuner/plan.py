@@ -110,6 +110,8 @@ def describe_plan(model: Any, optimizer: Any, args: Any, batches: Any, longest: 
         lines.append(f"plan: warm-up over the first {warmup} updates ({warmup * accumulation} batches)")
         if warmup >= updates:
             lines[-1] += ": longer than the run, so the full learning rate is never reached"
+    for name, scale in optimizer.rate_scales.items():
+        lines.append(f"plan: the learning rate of {name} is {scale:g} times that of the others")
     report = getattr(batches, "report", None)
     if report is not None:
         epochs = args.iters / batches.batches_per_epoch

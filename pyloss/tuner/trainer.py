@@ -77,6 +77,10 @@ class _Run:
         self.parameters: dict[str, np.ndarray] = model.trainable_parameters()
         if not self.parameters:
             raise ValueError("the model has no trainable parameters: call linear_to_lora_layers or unfreeze() first")
+        if args.loraplus_lr_ratio != 1:
+            if not any(name.endswith("lora_b") for name in self.parameters):
+                raise ValueError("loraplus_lr_ratio multiplies the learning rate of lora_b; the model trains no such parameter")
+            optimizer.rate_scales = optimizer.rate_scales | {"lora_b": args.loraplus_lr_ratio}
         if train_dataset is None or (hasattr(train_dataset, "__len__") and not len(train_dataset)):
             raise ValueError("the training dataset is empty")
         empty = val_dataset is None or (hasattr(val_dataset, "__len__") and not len(val_dataset))
@@ -179,6 +183,7 @@ class _Run:
             "max_grad_norm",
             "steps_per_eval",
             "val_batches",
+            "loraplus_lr_ratio",
         )
         fixed = {} if self.optimizer.schedule is not None else {"learning_rate": self.optimizer.learning_rate}
         return {name: getattr(self.args, name) for name in names} | fixed
@@ -286,8 +291,8 @@ class _Run:
                 self.apply(p.iteration)
                 p.validated_at = -1
         self.validate()
-        last = {name: array.copy() for name, array in self.parameters.items()} if self.folder else {}
         if self.args.keep_best and self.best and p.best_iteration != p.iteration:
+            last = {name: array.copy() for name, array in self.parameters.items()} if self.folder else {}
             with uninterrupted():
                 checkpoints.restore_arrays(self.parameters, self.best, "the best adapter")
             self.say(f"kept the adapter of iteration {p.best_iteration}, val loss {p.best_loss:.4f} (the lowest)")

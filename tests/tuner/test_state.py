@@ -67,6 +67,15 @@ def test_the_best_adapter_and_patience_survive_a_resume(tmp_path):
     same_model(whole, resumed)
 
 
+def test_a_rate_of_its_own_for_lora_b_survives_a_resume(tmp_path, capsys):
+    whole, _, _ = run(tmp_path / "whole", optimizer=scheduled(), iters=9, loraplus_lr_ratio=5.0)
+    run(tmp_path / "parts", optimizer=scheduled(), iters=4, loraplus_lr_ratio=5.0)
+    resumed, _, _ = run(tmp_path / "parts", Tiny(seed=6), scheduled(), iters=9, resume=True, loraplus_lr_ratio=5.0)
+    same_model(whole, resumed)
+    run(tmp_path / "parts", Tiny(seed=6), scheduled(), iters=9, resume=True, progress=True)
+    assert "note: loraplus_lr_ratio is 1.0, and was 5.0 before" in capsys.readouterr().err
+
+
 def test_a_stateless_iterator_is_replayed(tmp_path):
     def generator(**options):
         yield from iterate_batches(**options)

@@ -123,6 +123,21 @@ def test_memory_estimate_grows_with_tokens_and_shrinks_with_checkpointing():
     assert 0.5e9 < big < 3e9
 
 
+def test_lora_plus_gives_lora_b_a_rate_of_its_own(capsys):
+    """Descent by plain gradients: the change of one update is the rate times the gradient."""
+    changes = []
+    for ratio in (1.0, 8.0):
+        before, model = Tiny(noise=0.0), Tiny(noise=0.0)
+        run(None, model, optim.SGD(0.01), val=None, iters=1, loraplus_lr_ratio=ratio, progress=ratio != 1)
+        changes.append({name: model.arrays[name] - array for name, array in before.arrays.items()})
+    np.testing.assert_array_equal(changes[1]["layers.0.lora_a"], changes[0]["layers.0.lora_a"])
+    np.testing.assert_allclose(changes[1]["layers.0.lora_b"], 8 * changes[0]["layers.0.lora_b"], rtol=1e-3, atol=1e-7)
+    assert "plan: the learning rate of lora_b is 8 times that of the others" in capsys.readouterr().err
+    model.arrays = {name.replace("lora_b", "weight"): array for name, array in model.arrays.items()}
+    with pytest.raises(ValueError, match="loraplus_lr_ratio .* trains no such parameter"):
+        run(None, model, loraplus_lr_ratio=2.0)
+
+
 def test_clipping_limits_the_update():
     seen = Recorder()
     model, start = Tiny(noise=0), Tiny(noise=0)
