@@ -321,6 +321,21 @@ def gather_rows(x: Array, rows: np.ndarray) -> Array:
     return record(y, (x,), vjp)
 
 
+def lengthen(x: Array, tail: np.ndarray, axis: int) -> Array:
+    """x with the constant `tail` behind it along an axis."""
+    xd = f32(x)
+    y = np.concatenate((xd, tail), axis)
+    if not recording(x):
+        return y
+    size = xd.shape[axis]
+    del xd
+
+    def vjp(dy: np.ndarray, grads: Gradients) -> None:
+        grads.put(0, np.ascontiguousarray(np.take(dy, range(size), axis)))
+
+    return record(y, (x,), vjp)
+
+
 def dropout(x: Array, p: float, seed: int) -> Array:
     """Zeroes each element with probability p in [0, 1) and scales the others by 1/(1 - p); the mask is a function of `seed`."""
     if not 0 <= p < 1:
@@ -346,6 +361,7 @@ __all__ = [
     "dropout",
     "embedding",
     "gather_rows",
+    "lengthen",
     "linear",
     "lora_linear",
     "rms_norm",

@@ -253,6 +253,12 @@ def test_elementwise(rng, shape):
     check(rng, lambda x: ops.add(ops.swiglu(x, x), ops.add(x, x)), lambda x: x / (1 + np.exp(-x)) * x + 2 * x, gate)
 
 
+@pytest.mark.parametrize(("shape", "tail", "axis"), [((3, 4), (3, 2), 1), ((3, 4), (5, 4), 0), ((2, 3, 4), (2, 1, 4), 1)])
+def test_lengthen(rng, shape, tail, axis):
+    fixed = rng.standard_normal(tail).astype(np.float32)
+    check(rng, lambda x: ops.lengthen(x, fixed, axis), lambda x: np.concatenate((x, fixed), axis), normal(rng, *shape))
+
+
 @pytest.mark.parametrize(("n", "d", "rows"), [(5, 7, [4, 0, 0, 2]), (3, 1, []), (1, 33, [0]), (7, 3, [6, 6, 6])])
 def test_gather_rows(rng, n, d, rows):
     rows = np.array(rows, np.int32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from abc import abstractmethod
@@ -9,7 +10,8 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 
-from .. import random
+from .. import ops, random
+from ..autograd import data
 from ..nn import Module, uniform
 from ..weights import Weight
 
@@ -33,12 +35,15 @@ class Adapter(Module):
     (PEFT's lora_alpha / r); `dropout` acts in training, on the adapter's branch alone.
 
     A subclass says `kind`, `base_name` (the attribute that holds the base) and `base_type`, and has `shapes`, `merged` and the
-    forward computation. That enters it in the registry, see `adapter_class`.
+    forward computation, which multiplies by `factors()`. That enters it in the registry, see `adapter_class`.
     """
 
     kind: ClassVar[str]
     base_name: ClassVar[str]
     base_type: ClassVar[type[Module]]
+    #: fixed factors, shaped as `lora_a` and `lora_b`, whose product is added to theirs; see `take_off_start`
+    origin_a: np.ndarray | None = None
+    origin_b: np.ndarray | None = None
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -102,6 +107,35 @@ class Adapter(Module):
     def matrices(self) -> tuple[str, ...]:
         """The names of the adapter's own parameters."""
         return tuple(self.shapes(self.base, self.rank))
+
+    def factors(self) -> tuple[Any, Any]:
+        """What the adapter multiplies by: `lora_a` and `lora_b`, lengthened by the fixed factors where it has them."""
+        if self.origin_a is None or self.origin_b is None:
+            return self.lora_a, self.lora_b
+        a_axis, b_axis = self._rank_axes()
+        return ops.lengthen(self.lora_a, self.origin_a, a_axis), ops.lengthen(self.lora_b, self.origin_b, b_axis)
+
+    def _rank_axes(self) -> tuple[int, int]:
+        """The axes of `lora_a` and `lora_b` that are as long as the rank."""
+        return (1, 0) if self.lora_a.ndim == 2 else (1, 2)
+
+    def take_off_start(self) -> None:
+        """Takes the product of `lora_a` and `lora_b`, as they are now, off whatever they become, by fixed factors beside them.
+
+        Adapters that begin with a part of the base's weight (PiSSA) thus need no base without that part.
+        """
+        self.origin_a, self.origin_b = self.lora_a.copy(), -self.lora_b
+        self.freeze(recurse=False, keys=("origin_a", "origin_b"))
+
+    def settled(self: A) -> A:
+        """This adapter as one without fixed factors, which files can hold: of twice the rank where it has them, else itself."""
+        if self.origin_a is None:
+            return self
+        adapter = copy.copy(self)
+        adapter.origin_a = adapter.origin_b = None
+        a, b = self.factors()
+        adapter.lora_a, adapter.lora_b, adapter._rank = data(a), data(b), 2 * self.rank
+        return adapter
 
     def _dropout(self) -> tuple[float, int]:
         """The dropout that acts now and the seed of its mask."""
@@ -186,6 +220,11 @@ def adapter_class(layer: Module, kind: str = "lora") -> type[Adapter]:
 def takes_adapter(layer: Any, kind: str = "lora") -> bool:
     """Whether there is an adapter of that kind for a layer."""
     return any(of == kind and isinstance(layer, base) for of, base in _CLASSES)
+
+
+def settled_adapters(model: Module) -> dict[str, Any]:
+    """The adapters of a model by name, as files can hold them; see `Adapter.settled`."""
+    return {name: adapter.settled() for name, adapter in adapter_modules(model).items()}
 
 
 def adapter_modules(model: Module) -> dict[str, Adapter]:

@@ -20,7 +20,7 @@ from ..errors import FormatError
 from ..files import read_json, write_json, write_safetensors
 from ..models.safetensors import read_safetensors
 from ..nn import Module
-from .adapter import adapter_modules
+from .adapter import settled_adapters
 from .lora import LoRALinear
 
 CONFIG_FILE = "adapter_config.json"
@@ -155,7 +155,7 @@ def save_adapter(model: Module, folder: str | os.PathLike[str], format: str = "m
     `base_model` is the name that PEFT's config gives the base by. Raises ValueError when the model has no adapter or the format
     cannot say what the adapter does, OSError naming the file that cannot be written.
     """
-    layers: dict[str, Any] = adapter_modules(model)
+    layers = settled_adapters(model)
     if not layers:
         raise ValueError("the model has no adapter; call linear_to_lora_layers first")
     place = Path(folder)

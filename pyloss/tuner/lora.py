@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from .. import ops
+from ..autograd import data
 from ..nn import Linear, Module
 from .adapter import Adapter
 
@@ -30,10 +31,12 @@ class LoRALinear(Adapter):
 
     def __call__(self, x: Any) -> Any:
         p, seed = self._dropout()
-        return ops.lora_linear(x, self.linear.weight, self.linear.bias, self.lora_a, self.lora_b, self.scale, p, seed)
+        a, b = self.factors()
+        return ops.lora_linear(x, self.linear.weight, self.linear.bias, a, b, self.scale, p, seed)
 
     def delta(self) -> np.ndarray:
-        return (self.scale * self.lora_b.T) @ self.lora_a.T
+        a, b = map(data, self.factors())
+        return (self.scale * b.T) @ a.T
 
     def merged(self, weight: np.ndarray) -> np.ndarray:
         return weight + self.delta()
