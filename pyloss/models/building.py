@@ -15,8 +15,8 @@ def build_model(config: ModelConfig, source: Source) -> Model:
     """
     builder = _Builder(config, source)
     embedding = Embedding.from_weight(source.matrix("model.embed_tokens", config.vocab_size, config.hidden_size))
-    layers = [builder.layer(f"model.layers.{i}") for i in range(config.num_hidden_layers)]
-    decoder = Decoder(embedding, layers, builder.norm("model.norm"))
+    layers = [builder.layer(i) for i in range(config.num_hidden_layers)]
+    decoder = Decoder(embedding, layers, builder.norm("model.norm", config.hidden_size))
     head = None if config.tie_word_embeddings else builder.linear("lm_head", config.vocab_size, config.hidden_size)
     model = Model(config, decoder, head)
     model.freeze()
@@ -34,20 +34,27 @@ class _Builder:
         offset = self.source.array(f"{at}.bias", rows, rotary=rotary) if bias else None
         return Linear.from_weight(self.source.matrix(at, rows, cols, rotary=rotary), offset)
 
-    def norm(self, at: str) -> RMSNorm:
-        layer = RMSNorm(self.config.hidden_size, self.config.rms_norm_eps)
-        layer.weight = self.source.array(f"{at}.weight", self.config.hidden_size)
+    def norm(self, at: str, dims: int) -> RMSNorm:
+        layer = RMSNorm(dims, self.config.rms_norm_eps)
+        layer.weight = self.source.array(f"{at}.weight", dims)
         return layer
 
     def attention(self, at: str) -> Attention:
-        c = self.config
+        c, family = self.config, self.config.family
         width, kv_width = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
+        bias = c.attention_bias or family.qkv_bias
+        q_norm = k_norm = None
+        if family.qk_norm:
+            q_norm = self.norm(f"{at}.q_norm", c.head_dim if family.qk_norm == "head" else width)
+            k_norm = self.norm(f"{at}.k_norm", c.head_dim if family.qk_norm == "head" else kv_width)
         return Attention(
             c,
-            self.linear(f"{at}.q_proj", width, c.hidden_size, c.attention_bias, rotary=True),
-            self.linear(f"{at}.k_proj", kv_width, c.hidden_size, c.attention_bias, rotary=True),
-            self.linear(f"{at}.v_proj", kv_width, c.hidden_size, c.attention_bias),
+            self.linear(f"{at}.q_proj", width, c.hidden_size, bias, rotary=True),
+            self.linear(f"{at}.k_proj", kv_width, c.hidden_size, bias, rotary=True),
+            self.linear(f"{at}.v_proj", kv_width, c.hidden_size, bias),
             self.linear(f"{at}.o_proj", c.hidden_size, width, c.attention_bias),
+            q_norm,
+            k_norm,
         )
 
     def mlp(self, at: str) -> MLP:
@@ -58,10 +65,11 @@ class _Builder:
             self.linear(f"{at}.down_proj", c.hidden_size, c.intermediate_size, c.mlp_bias),
         )
 
-    def layer(self, at: str) -> DecoderLayer:
+    def layer(self, i: int) -> DecoderLayer:
+        at, hidden = f"model.layers.{i}", self.config.hidden_size
         return DecoderLayer(
             self.attention(f"{at}.self_attn"),
             self.mlp(f"{at}.mlp"),
-            self.norm(f"{at}.input_layernorm"),
-            self.norm(f"{at}.post_attention_layernorm"),
+            self.norm(f"{at}.input_layernorm", hidden),
+            self.norm(f"{at}.post_attention_layernorm", hidden),
         )

@@ -13,23 +13,8 @@ import numpy as np
 
 from pyloss.errors import FormatError
 from pyloss.files import read_json
+from pyloss.models.families import FAMILIES, Family
 from pyloss.models.stored import StoredTensor
-
-
-@dataclass(frozen=True)
-class Family:
-    """What is particular to a model family beyond its numbers."""
-
-    architecture: str  # the class name transformers looks for
-    gguf: str  # general.architecture
-    sliding_window: int | None = None  # what transformers takes where config.json has no such key
-
-
-# A family with the same layers is one more line.
-FAMILIES = {
-    "llama": Family("LlamaForCausalLM", "llama"),
-    "mistral": Family("MistralForCausalLM", "llama", sliding_window=4096),
-}
 
 _LLAMA3_KEYS = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 _ROPE_KEYS = {"linear": ("factor",), "llama3": _LLAMA3_KEYS}
@@ -83,6 +68,11 @@ class ModelConfig:
             raise ValueError(f"head_dim must be even, got {self.head_dim}")
         _check_rope_scaling(self.rope_scaling)
 
+    @property
+    def family(self) -> Family:
+        """The record of `model_type`."""
+        return FAMILIES[self.model_type]
+
     @classmethod
     def from_hf(cls, path: str | os.PathLike[str]) -> ModelConfig:
         """Read a config.json.
@@ -98,6 +88,7 @@ class ModelConfig:
         if model_type not in FAMILIES:
             raise ValueError(f"{path}: model_type {model_type!r} is not supported; supported are {', '.join(FAMILIES)}")
         _refuse_options(path, content, read)
+        defaults = FAMILIES[model_type].defaults
         heads = read.get("num_attention_heads", int)
         hidden = read.get("hidden_size", int)
         theta, scaling = _read_rope(path, content, read)
@@ -105,7 +96,7 @@ class ModelConfig:
         if eos is not None and type(eos) is not int and not _is_ints(eos):
             raise FormatError(path, "eos_token_id", f"expected an integer or a list of them, got {eos!r}")
         values = {
-            name: read.get(name, type(field.default), field.default)
+            name: read.get(name, type(field.default), defaults.get(name, field.default))
             for name, field in _FIELDS.items()
             if type(field.default) in (int, float, bool) and name != "rope_theta"
         }
@@ -119,7 +110,7 @@ class ModelConfig:
             num_hidden_layers=read.get("num_hidden_layers", int),
             num_attention_heads=heads,
             num_key_value_heads=read.get("num_key_value_heads", int, heads),
-            head_dim=_head_dim(path, read.get("head_dim", int, None), hidden, heads),
+            head_dim=_head_dim(path, read.get("head_dim", int, defaults.get("head_dim")), hidden, heads),
             rope_theta=theta,
             rope_scaling=scaling,
             eos_token_id=eos,
@@ -142,6 +133,7 @@ class ModelConfig:
         if not known:
             supported = ", ".join(sorted({family.gguf for family in FAMILIES.values()}))
             raise ValueError(f"{path}: GGUF architecture {arch!r} is not supported; supported are {supported}")
+        model_type = known[0]
         if read.get(f"{arch}.expert_count", int, 0):
             raise ValueError(f"{path}: {arch}.expert_count: mixtures of experts are not supported")
         heads = read.get(f"{arch}.attention.head_count", int)
@@ -156,7 +148,7 @@ class ModelConfig:
             raise FormatError(path, "token_embd.weight", "this tensor is missing")
         return _checked(
             path,
-            model_type=known[0],
+            model_type=model_type,
             # The embedding has the last word: older files have no vocab_size.
             vocab_size=embedding.shape[0],
             hidden_size=hidden,
@@ -170,7 +162,7 @@ class ModelConfig:
             rope_scaling=_gguf_rope_scaling(path, arch, read, tensors.get("rope_freqs.weight"), theta, head_dim),
             max_position_embeddings=read.get(f"{arch}.context_length", int),
             tie_word_embeddings="output.weight" not in tensors,
-            attention_bias="blk.0.attn_q.bias" in tensors,
+            attention_bias="blk.0.attn_q.bias" in tensors and not FAMILIES[model_type].qkv_bias,
             mlp_bias="blk.0.ffn_gate.bias" in tensors,
             bos_token_id=read.get("tokenizer.ggml.bos_token_id", int, None),
             eos_token_id=read.get("tokenizer.ggml.eos_token_id", int, None),
@@ -180,7 +172,7 @@ class ModelConfig:
     def to_hf(self) -> dict[str, Any]:
         """The content of a config.json which transformers (4 and 5), mlx-lm and `from_hf` read."""
         return {
-            "architectures": [FAMILIES[self.model_type].architecture],
+            "architectures": [self.family.architecture],
             "hidden_act": "silu",
             "sliding_window": None,
             "torch_dtype": "float32",
@@ -241,10 +233,11 @@ def _refuse_options(path: str | os.PathLike[str], content: Mapping[str, Any], re
     partial = read.get("partial_rotary_factor", float, 1.0)
     if partial != 1.0:
         raise ValueError(f"{path}: partial_rotary_factor {partial} is not supported; supported is 1.0")
-    window = FAMILIES[content["model_type"]].sliding_window
-    if "sliding_window" in content:
-        window = read.get("sliding_window", int, None)
-    longest = read.get("max_position_embeddings", int, _FIELDS["max_position_embeddings"].default)
+    defaults = FAMILIES[content["model_type"]].defaults
+    window = read.get("sliding_window", int, None) if "sliding_window" in content else defaults.get("sliding_window")
+    if content["model_type"].startswith("qwen") and not read.get("use_sliding_window", bool, False):
+        window = None
+    longest = read.get("max_position_embeddings", int, defaults.get("max_position_embeddings", 2048))
     if window is not None and window < longest:
         raise ValueError(f"{path}: sliding_window {window} is not supported; supported is null")
     if "quantization_config" in content or "quantization" in content:
@@ -302,18 +295,29 @@ def _gguf_rope_scaling(
         return {"rope_type": "linear", "factor": _shortest(read.get(f"{arch}.rope.scaling.factor", float))}
     # Llama 3's scaling is stored as its result, one factor per frequency; its four numbers are found again and checked.
     stored = factors.array()
-    guess = {
-        "rope_type": "llama3",
-        "factor": _shortest(float(stored.max())),
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 8192,
-    }
     with np.errstate(all="ignore"):  # damaged numbers are not close to anything
+        guess = _llama3_scaling(stored.reshape(-1).astype(np.float64), theta, head_dim)
         same = stored.shape == (head_dim // 2,) and np.allclose(stored, llama3_factors(guess, theta, head_dim), 1e-3)
     if not same:
         raise FormatError(path, factors.name, "these are not the rotary factors of Llama 3, the only ones supported")
     return guess
+
+
+def _llama3_scaling(factors: np.ndarray, theta: float, head_dim: int) -> dict[str, Any]:
+    """The scaling that made `factors`, if it was one with the published models' two frequency factors."""
+    low, high, factor, original = 1.0, 4.0, _shortest(float(factors.max())), 8192
+    blended = np.flatnonzero((factors > 1.001) & (factors < 0.999 * factor))
+    if len(blended) and blended[0] < head_dim // 2:
+        wavelength = 2 * math.pi * theta ** (2 * blended[0] / head_dim)
+        smooth = (1 / factors[blended[0]] - 1 / factor) / (1 - 1 / factor)
+        original = round(wavelength * (low + smooth * (high - low)))
+    return {
+        "rope_type": "llama3",
+        "factor": factor,
+        "low_freq_factor": low,
+        "high_freq_factor": high,
+        "original_max_position_embeddings": original,
+    }
 
 
 def llama3_factors(scaling: Mapping[str, Any], theta: float, head_dim: int) -> np.ndarray:

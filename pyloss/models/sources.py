@@ -47,7 +47,7 @@ class FolderSource(Source):
 
 
 class GGUFSource(Source):
-    """A GGUF file. Its rows of q and k have the two halves of each head, of `head_dim` rows, interleaved."""
+    """A GGUF file. Where `head_dim` is not 0, its rows of q and k have the two halves of each head of that size interleaved."""
 
     def __init__(self, file: TensorFile, head_dim: int) -> None:
         super().__init__(file)
@@ -56,7 +56,7 @@ class GGUFSource(Source):
     def array(self, name: str, *shape: int, rotary: bool = False) -> np.ndarray:
         """See `Source`."""
         array = super().array(name, *shape)
-        if rotary:
+        if rotary and self._head_dim:
             pairs = array.reshape(-1, self._head_dim // 2, 2)
             array = np.ascontiguousarray(pairs.transpose(0, 2, 1)).reshape(shape)
         return array

@@ -53,19 +53,35 @@ class KVCache:
 
 
 class Attention(Module):
-    """Causal grouped-query attention with rotary positions: x [N, hidden] -> [N, hidden]."""
+    """Causal grouped-query attention with rotary positions: x [N, hidden] -> [N, hidden].
 
-    def __init__(self, config: ModelConfig, q_proj: Linear, k_proj: Linear, v_proj: Linear, o_proj: Linear):
+    `q_norm` and `k_norm` act before the rotation, on each head or on all heads together as their sizes say.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        q_proj: Linear,
+        k_proj: Linear,
+        v_proj: Linear,
+        o_proj: Linear,
+        q_norm: RMSNorm | None = None,
+        k_norm: RMSNorm | None = None,
+    ):
         super().__init__()
         self.q_proj, self.k_proj, self.v_proj, self.o_proj = q_proj, k_proj, v_proj, o_proj
+        self.q_norm, self.k_norm = q_norm, k_norm
         self._head_dim = config.head_dim
         self._scale = config.head_dim**-0.5
 
     def __call__(self, x: Any, packing: Packing, cache: KVCache | None = None, layer: int = 0) -> Any:
-        def rotated(projected: Any) -> Any:
+        def rotated(projected: Any, norm: RMSNorm | None) -> Any:
+            if norm is not None:
+                shape = projected.shape
+                projected = norm(projected.reshape(-1, len(norm.weight))).reshape(*shape)
             return ops.rope(projected, packing.positions, packing.cos, packing.sin, in_place=True)
 
-        q, k, v = rotated(self.q_proj(x)), rotated(self.k_proj(x)), self.v_proj(x)
+        q, k, v = rotated(self.q_proj(x), self.q_norm), rotated(self.k_proj(x), self.k_norm), self.v_proj(x)
         k_offsets = None
         if cache is not None:
             k, v = cache.append(layer, data(k), data(v))

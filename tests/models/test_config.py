@@ -132,7 +132,8 @@ def test_round_trip(read, tmp_path, changes):
         ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5"),
         ({"model_type": "mistral", "sliding_window": 4096}, "sliding_window 4096"),
-        ({"model_type": "mistral"}, "sliding_window 4096"),
+        ({"model_type": "mistral", "max_position_embeddings": ...}, "sliding_window 4096"),
+        ({"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 512}, "sliding_window 512"),
         ({"quantization_config": {"bits": 4}}, "quantised Hugging Face"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_type 'yarn' .* default, linear, llama3"),
         ({"rope_parameters": {"full": {"rope_theta": 1.0}}}, "per layer type"),
@@ -187,10 +188,21 @@ def test_gguf_switches_come_from_the_tensors():
     assert not config.tie_word_embeddings and config.attention_bias and config.mlp_bias
 
 
-def test_gguf_llama3_factors_are_turned_back_into_their_numbers():
-    factors = stored("rope_freqs.weight", llama3_factors(LLAMA3, 5e5, 64))
+def test_gguf_of_families():
+    for name in ("qwen2", "qwen3"):
+        metadata = {key.replace("llama.", f"{name}."): value for key, value in GGUF.items()} | {"general.architecture": name}
+        config = ModelConfig.from_gguf(metadata, {**EMBEDDING, "blk.0.attn_q.bias": None})
+        assert config.model_type == name and config.head_dim == 64
+        # That q, k and v have biases goes without saying for one of them.
+        assert config.attention_bias == (name == "qwen3")
+
+
+@pytest.mark.parametrize("original", [32, 4096, 8192])
+def test_gguf_llama3_factors_are_turned_back_into_their_numbers(original):
+    scaling = {**LLAMA3, "original_max_position_embeddings": original}
+    factors = stored("rope_freqs.weight", llama3_factors(scaling, 5e5, 64))
     metadata = {**GGUF, "llama.rope.freq_base": 5e5}
-    assert ModelConfig.from_gguf(metadata, {**EMBEDDING, "rope_freqs.weight": factors}).rope_scaling == LLAMA3
+    assert ModelConfig.from_gguf(metadata, {**EMBEDDING, "rope_freqs.weight": factors}).rope_scaling == scaling
     other = stored("rope_freqs.weight", np.linspace(1, 8, 32))
     with pytest.raises(FormatError, match=r"m.gguf: rope_freqs.weight: these are not the rotary factors of Llama 3"):
         ModelConfig.from_gguf(metadata, {**EMBEDDING, "rope_freqs.weight": other}, "m.gguf")

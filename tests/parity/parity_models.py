@@ -53,6 +53,50 @@ def make_tiny(seed=0, family="Llama", **changes):
     return model
 
 
+def write_gguf(model, path):
+    """Writes a transformers model as llama.cpp's converter does, with float32 matrices.
+
+    The rules are those of its conversion scripts: `llama` has the rotary pairs of q and k interleaved, Llama 3's scaling is a
+    tensor.
+    """
+    gguf = pytest.importorskip("gguf", reason="writes GGUF files with it")
+    config, arch = model.config, {"mistral": "llama"}.get(model.config.model_type, model.config.model_type)
+    rope = config.rope_parameters
+    writer = gguf.GGUFWriter(path, arch)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_key_length(config.head_dim)
+    writer.add_value_length(config.head_dim)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(rope["rope_theta"])
+    if rope["rope_type"] == "linear":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(rope["factor"])
+    if arch == "llama":
+        writer.add_rope_dimension_count(config.head_dim)
+    names = gguf.get_tensor_name_map(getattr(gguf.MODEL_ARCH, arch.upper()), config.num_hidden_layers)
+    for name, tensor in model.state_dict().items():
+        if name == "lm_head.weight" and config.tie_word_embeddings:
+            continue
+        array = tensor.float().numpy()
+        if arch == "llama" and (".q_proj." in name or ".k_proj." in name):
+            halves = array.reshape(-1, 2, config.head_dim // 2, *array.shape[1:])
+            array = np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(array.shape)
+        writer.add_tensor(names.get_name(name, try_suffixes=(".weight", ".bias")), array)
+    if rope["rope_type"] == "llama3":
+        plain = 1 / rope["rope_theta"] ** (np.arange(0, config.head_dim, 2) / config.head_dim)
+        scaled, _ = transformers.modeling_rope_utils.ROPE_INIT_FUNCTIONS["llama3"](config, device="cpu")
+        writer.add_tensor("rope_freqs.weight", (plain / scaled.numpy()).astype(np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
 def torch_logits(model, ids):
     """float32 [T, V] of one sequence."""
     with torch.no_grad():

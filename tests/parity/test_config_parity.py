@@ -9,6 +9,7 @@ transformers = pytest.importorskip("transformers", reason="compares with transfo
 pytest.importorskip("torch", reason="transformers computes rotary factors with it")
 
 from pyloss.models.config import ModelConfig, llama3_factors
+from pyloss.models.families import FAMILIES
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -44,6 +45,8 @@ def make(**changes):
         {"rope_scaling": LLAMA3},
         {"rope_scaling": {"rope_type": "linear", "factor": 2.0}},
         {"model_type": "mistral", "rope_theta": 1e6},
+        {"model_type": "qwen2", "rope_theta": 1e6, "head_dim": 16},
+        {"model_type": "qwen3", "tie_word_embeddings": False, "attention_bias": True},
         {"attention_bias": True, "mlp_bias": True, "rms_norm_eps": 1e-5, "bos_token_id": 1, "pad_token_id": 0},
     ],
 )
@@ -56,6 +59,27 @@ def test_transformers_reads_ours_and_we_read_what_it_writes(tmp_path, changes):
     assert getattr(theirs, "sliding_window", None) is None
     theirs.save_pretrained(tmp_path)
     assert ModelConfig.from_hf(tmp_path / "config.json") == config
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_what_transformers_takes_for_missing_keys(tmp_path, name):
+    content = {"model_type": name, "sliding_window": None}
+    numbers = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+    content |= {key: getattr(make(), key) for key in numbers}
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    ours, theirs = ModelConfig.from_hf(tmp_path / "config.json"), transformers.AutoConfig.from_pretrained(tmp_path)
+    assert theirs.rope_parameters["rope_theta"] == ours.rope_theta
+    for key in ("head_dim", "rms_norm_eps", "max_position_embeddings", "tie_word_embeddings"):
+        assert getattr(theirs, key, ours.hidden_size // ours.num_attention_heads) == getattr(ours, key), key
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_families_have_the_names_of_other_libraries(name):
+    gguf = pytest.importorskip("gguf")
+    family = FAMILIES[name]
+    assert transformers.AutoConfig.for_model(name).model_type == name
+    assert hasattr(transformers, family.architecture)
+    assert family.gguf in gguf.MODEL_ARCH_NAMES.values()
 
 
 def test_llama3_factors(tmp_path):

@@ -15,6 +15,7 @@ from parity_models import (
     torch_logits,
     torch_loss,
     transformers,
+    write_gguf,
 )
 
 import pyloss
@@ -40,15 +41,24 @@ VARIANTS = {
     "stored in bfloat16": {"stored": "bfloat16"},
     "stored in float16": {"stored": "float16", "tie_word_embeddings": False},
     "in shards": {"shards": "60KB"},
+    "qwen2": {"family": "Qwen2"},
+    "qwen3": {"family": "Qwen3", "tie_word_embeddings": False},
+    "qwen3 with biases": {"family": "Qwen3", "attention_bias": True},
 }
+GGUF = ("grouped", "biases", "llama3 rotary", "linear rotary", "qwen2", "qwen3")
+VARIANTS |= {f"{name}, gguf": {**VARIANTS[name], "gguf": True} for name in GGUF}
 
 
 @pytest.fixture(params=VARIANTS)
 def tiny(request, tmp_path):
     """(our model, transformers' model) of the same stored weights, computing in float32."""
     options = dict(VARIANTS[request.param])
-    stored, shards = getattr(torch, options.pop("stored", "float32")), options.pop("shards", "1GB")
-    make_tiny(**options).to(stored).save_pretrained(tmp_path, max_shard_size=shards)
+    stored, shards, gguf = getattr(torch, options.pop("stored", "float32")), options.pop("shards", "1GB"), options.pop("gguf", False)
+    model = make_tiny(**options)
+    if gguf:
+        write_gguf(model, tmp_path / "model.gguf")
+        return pyloss.load_model(tmp_path / "model.gguf"), model
+    model.to(stored).save_pretrained(tmp_path, max_shard_size=shards)
     assert (len(list(tmp_path.glob("*.safetensors"))) > 1) == (request.param == "in shards")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     return pyloss.load_model(tmp_path), theirs.eval()
