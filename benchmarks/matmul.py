@@ -28,8 +28,8 @@ def products(library: str, x: np.ndarray, w: np.ndarray, dy: np.ndarray):
 
     pyloss.set_num_threads(THREADS)
     for name, weight in (("f32", w), ("q4_1", pyloss.Weight.quantize(w, "q4_1").handle)):
-        yield name, "forward", lambda weight=weight: _core.linear_forward(x, weight, None, None, None, 0.0, y)
-        yield name, "input gradient", lambda weight=weight: _core.linear_input_grad(dy, weight, None, None, 0, dx)
+        yield name, "forward", lambda weight=weight: _core.linear_forward(x, weight, None, None, None, 0.0, None, y)
+        yield name, "input gradient", lambda weight=weight: _core.linear_input_grad(dy, weight, None, None, 0, None, dx)
 
 
 def main(library: str, calls: int) -> None:

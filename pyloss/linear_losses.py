@@ -115,7 +115,7 @@ def fused(
         for part in parts:
             logits = [b[: part.stop - part.start] for b in buffers]
             for h, r, out in zip(heads, rows, logits, strict=True):
-                _core.linear_forward(r[part], ops.matrix(h.stored), None, None, None, 0.0, out)
+                _core.linear_forward(r[part], ops.matrix(h.stored), None, None, None, 0.0, None, out)
             slopes = [out if any(w) else None for out, w in zip(logits, slots, strict=True)]
             scale = None if factors is None else factors[part]
             kernel(part, logits, scale, values[part], slopes)
@@ -159,7 +159,7 @@ def _products(
     weight = ops.matrix(head.stored)
     if classes is None:
         if dx is not None:
-            _core.linear_input_grad(slopes, weight, None, None, 0, dx)
+            _core.linear_input_grad(slopes, weight, None, None, 0, None, dx)
         if dw is not None:
             _core.matmul_tn(slopes, rows, 1.0, int(add), dw)
         return

@@ -72,7 +72,7 @@ def linear(x: Array, weight: Array | Weight, bias: Array | None = None) -> Array
     """x [..., I] with weight [O, I] and bias [O]: x weight^T + bias, [..., O]."""
     xd, w, b = f32(x), matrix(weight), None if bias is None else f32(bias, "bias")
     y = empty(*xd.shape[:-1], _out_features(weight))
-    _core.linear_forward(xd, w, b, None, None, 0.0, y)
+    _core.linear_forward(xd, w, b, None, None, 0.0, None, y)
     inputs = (x, frozen(weight), bias)
     if not recording(*(v for v in inputs if v is not None)):
         return y
@@ -81,7 +81,7 @@ def linear(x: Array, weight: Array | Weight, bias: Array | None = None) -> Array
     def vjp(dy: np.ndarray, grads: Gradients) -> None:
         if grads.wanted(0):
             dx, accumulate = _into(grads, 0, shape)
-            _core.linear_input_grad(dy, w, None, None, accumulate, dx)
+            _core.linear_input_grad(dy, w, None, None, accumulate, None, dx)
             grads.put(0, dx)
         if grads.wanted(1):
             _weight_grad(dy, f32(kept()), grads, 1)
@@ -122,10 +122,10 @@ def lora_linear(
         dropped = empty(*xd.shape)
         _core.dropout(xd, seed, dropout, dropped)
         _core.matmul_nn(dropped, ad, 1.0, 0, h)
-        _core.linear_forward(xd, w, b, h, bd, scale, y)
+        _core.linear_forward(xd, w, b, h, bd, scale, None, y)
         del dropped
     else:
-        _core.lora_forward(xd, w, b, ad, bd, scale, h, y)
+        _core.lora_forward(xd, w, b, ad, bd, scale, None, h, y)
     inputs = (x, frozen(weight), bias, lora_a, lora_b)
     if not recording(*(v for v in inputs if v is not None)):
         return y
@@ -141,11 +141,11 @@ def lora_linear(
                 branch = empty(*shape)
                 _core.matmul_nt(dh, ad, 1.0, 0, branch)
                 _core.dropout(branch, seed, dropout, branch)
-                _core.linear_input_grad(dy, w, None, None, accumulate, dx)
+                _core.linear_input_grad(dy, w, None, None, accumulate, None, dx)
                 _core.axpy(1.0, branch, dx)
                 del branch
             else:
-                _core.lora_input_grad(dy, w, ad, bd, scale, accumulate, dh, dx)
+                _core.lora_input_grad(dy, w, ad, bd, scale, accumulate, None, dh, dx)
             grads.put(0, dx)
         if grads.wanted(3) or grads.wanted(1):
             inner = f32(kept())

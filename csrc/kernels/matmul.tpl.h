@@ -21,7 +21,8 @@ typedef struct {
     left a;
     pl_weight b; /* [k, n], or [n, k] when b_transposed */
     int b_transposed;
-    const float *bias; /* [n] or NULL */
+    const float *b_rows; /* a factor for each row of B as it is stored, or NULL */
+    const float *bias;   /* [n] or NULL */
     int accumulate;
     float *c; /* [m, n] */
     /* The low-rank branch; absent when rank is 0. */
@@ -122,7 +123,8 @@ static void multiply_pieces(const void *context, int64_t begin, int64_t end, int
         int64_t first = piece / s->column_pieces * s->rows_per_piece;
         int64_t last = first + s->rows_per_piece < s->rows ? first + s->rows_per_piece : s->rows;
         /* With one panel of A, packing B would cost as much as using it. */
-        int direct = s->rows <= s->mr && !g->b_transposed && g->b.format == PL_W_F32 && !g->b.head_dim && n % width == 0;
+        int direct =
+            s->rows <= s->mr && !g->b_transposed && g->b.format == PL_W_F32 && !g->b.head_dim && !g->b_rows && n % width == 0;
         int64_t k = 0, depth;
         do {
             depth = s->depth - k < s->chunk ? s->depth - k : s->chunk;
@@ -130,8 +132,8 @@ static void multiply_pieces(const void *context, int64_t begin, int64_t end, int
             const float *b = packed_b;
             float *packed_u = packed_b + padded * depth;
             if (direct) b = (const float *)g->b.data + (s->k0 + k) * g->n + j0;
-            else pack_b(&g->b, g->b_transposed, j0, n, s->k0 + k, depth, width, 1, packed_b);
-            if (finish && g->rank) pack_b(&g->u, g->u_transposed, j0, n, 0, g->rank, width, 1, packed_u);
+            else pack_b(&g->b, g->b_transposed, j0, n, s->k0 + k, depth, width, 1, g->b_rows, packed_b);
+            if (finish && g->rank) pack_b(&g->u, g->u_transposed, j0, n, 0, g->rank, width, 1, NULL, packed_u);
             b_ahead ahead = next_chunk(s, piece, k + depth, (last - first + s->mr - 1) / s->mr * (padded / width));
             for (int64_t row = first; row < last; row += s->mr) {
                 const float *h = s->packed_h + row / s->mr * s->h_stride;
@@ -172,6 +174,7 @@ INLINE void few_rows(const gemm *g, int64_t begin, int64_t end, const int m, con
     const float *h = g->h_given ? g->h_given : g->h;
     for (int64_t o = begin; o < end; o++) {
         const uint8_t *row = pl_weight_row(&g->b, o);
+        const float factor = g->b_rows ? g->a.factor * g->b_rows[o] : g->a.factor;
         vf acc[SMALL_M][32 / LANES];
 #pragma GCC unroll 4
         for (int i = 0; i < m; i++)
@@ -196,7 +199,7 @@ INLINE void few_rows(const gemm *g, int64_t begin, int64_t end, const int m, con
             for (int l = 1; l < 32 / LANES; l++) total += acc[i][l];
             float sum = vf_sum(total);
             for (int64_t l = 0; l < g->k - k; l++) sum += tail[l] * g->a.data[i * g->a.stride + k + l];
-            float y = sum * g->a.factor + (g->bias ? g->bias[o] : 0);
+            float y = sum * factor + (g->bias ? g->bias[o] : 0);
             if (g->rank) y += few_branch(g, h + i * g->rank, o);
             float *c = g->c + i * g->n + o;
             *c = g->accumulate ? *c + y : y;
@@ -276,7 +279,8 @@ static pl_status gemm_run(const gemm *g) {
             int64_t chunks = s.depth ? (s.depth + KC - 1) / KC : 1;
             s.chunk = round_up((s.depth + chunks - 1) / chunks, 32);
             s.last = s.k0 + s.depth == g->k;
-            if (p_size) pack_b(&g->p, g->p_transposed, 0, g->rank, s.k0, s.depth, h_width(g->rank, s.mr), g->h_scale, packed_p);
+            if (p_size)
+                pack_b(&g->p, g->p_transposed, 0, g->rank, s.k0, s.depth, h_width(g->rank, s.mr), g->h_scale, NULL, packed_p);
             pl_parallel(used, 4, pack_panels, &s);
             pl_parallel(s.row_pieces * s.column_pieces, 1, multiply_pieces, &s);
             s.k0 += s.depth;
@@ -302,10 +306,11 @@ INLINE gemm layer(const pl_call *call, int backward, float *out) {
                   .c = out};
 }
 
-/* y [n, o] = x [n, i] W^T + bias + scale h b. */
+/* y [n, o] = x [n, i] (factor W)^T + bias + scale h b. */
 static pl_status linear_forward(const pl_call *call) {
-    gemm g = layer(call, 0, call->arg[6].out);
+    gemm g = layer(call, 0, call->arg[7].out);
     g.bias = call->arg[2].in;
+    g.b_rows = call->arg[6].in;
     if (call->arg[3].in && call->arg[4].in) {
         g.rank = PL_DIM(call, 'R');
         g.h_given = call->arg[3].in;
@@ -315,12 +320,13 @@ static pl_status linear_forward(const pl_call *call) {
     return gemm_run(&g);
 }
 
-/* h [n, r] = x a; y [n, o] = x W^T + bias + scale h b. */
+/* h [n, r] = x a; y [n, o] = x (factor W)^T + bias + scale h b. */
 static pl_status lora_forward(const pl_call *call) {
-    gemm g = layer(call, 0, call->arg[7].out);
+    gemm g = layer(call, 0, call->arg[8].out);
     g.bias = call->arg[2].in;
+    g.b_rows = call->arg[6].in;
     g.rank = PL_DIM(call, 'R');
-    g.h = call->arg[6].out;
+    g.h = call->arg[7].out;
     g.p = float_matrix(call->arg[3].in, g.k, g.rank);
     g.h_scale = 1;
     g.u = float_matrix(call->arg[4].in, g.rank, g.n);
@@ -328,9 +334,10 @@ static pl_status lora_forward(const pl_call *call) {
     return gemm_run(&g);
 }
 
-/* dx [n, i] (+)= dy [n, o] W + dh a^T. */
+/* dx [n, i] (+)= dy [n, o] (factor W) + dh a^T. */
 static pl_status linear_input_grad(const pl_call *call) {
-    gemm g = layer(call, 1, call->arg[5].out);
+    gemm g = layer(call, 1, call->arg[6].out);
+    g.b_rows = call->arg[5].in;
     g.accumulate = call->arg[4].i != 0;
     if (call->arg[2].in && call->arg[3].in) {
         g.rank = PL_DIM(call, 'R');
@@ -342,12 +349,13 @@ static pl_status linear_input_grad(const pl_call *call) {
     return gemm_run(&g);
 }
 
-/* dh [n, r] = scale dy b^T; dx [n, i] (+)= dy W + dh a^T. */
+/* dh [n, r] = scale dy b^T; dx [n, i] (+)= dy (factor W) + dh a^T. */
 static pl_status lora_input_grad(const pl_call *call) {
-    gemm g = layer(call, 1, call->arg[7].out);
+    gemm g = layer(call, 1, call->arg[8].out);
+    g.b_rows = call->arg[6].in;
     g.accumulate = call->arg[5].i != 0;
     g.rank = PL_DIM(call, 'R');
-    g.h = call->arg[6].out;
+    g.h = call->arg[7].out;
     g.p = float_matrix(call->arg[3].in, g.rank, g.k);
     g.p_transposed = 1;
     g.h_scale = (float)call->arg[4].f;

@@ -75,16 +75,18 @@ INLINE const float *stored_run(const pl_weight *w, int64_t row, int64_t begin, i
     return run;
 }
 
-/* Columns [j0, j0 + n) and depth [k0, k0 + kc) of B as panels [n / width][kc][width] times `scale`, padded with 0. For a
- * quantised B, k0 (transposed) or j0 (not) is a multiple of 32. */
+/* Columns [j0, j0 + n) and depth [k0, k0 + kc) of B as panels [n / width][kc][width] times `scale`, padded with 0; unless
+ * `rows` is NULL, each stored row times its element of that too. For a quantised B, k0 (transposed) or j0 (not) is a multiple
+ * of 32. */
 static void pack_b(const pl_weight *w, int transposed, int64_t j0, int64_t n, int64_t k0, int64_t kc, int width, float scale,
-                   float *dst) {
+                   const float *rows, float *dst) {
     float run[LANES][32] = {{0}};
-    const vf factor = vf_set1(scale);
+    vf factor = vf_set1(scale);
     const int64_t padded = (n + width - 1) / width * width;
     if (transposed) {
         for (int64_t j = 0; j < padded; j += LANES) {
             float *panel = dst + j / width * width * kc + j % width;
+            if (rows) factor = scale * vf_load_part(rows + j0 + j, n - j < 0 ? 0 : n - j < LANES ? n - j : LANES, 0);
             for (int64_t k = 0; k < kc; k += 32) {
                 int64_t depth = kc - k < 32 ? kc - k : 32;
                 const float *source[LANES];
@@ -104,6 +106,7 @@ static void pack_b(const pl_weight *w, int transposed, int64_t j0, int64_t n, in
         return;
     }
     for (int64_t k = 0; k < kc; k++) {
+        if (rows) factor = vf_set1(scale * rows[k0 + k]);
         for (int64_t j = 0; j < padded; j += 32) {
             int64_t count = n - j < 32 ? (n - j < 0 ? 0 : n - j) : 32;
             if (count < 32) memset(run[0], 0, sizeof run[0]);

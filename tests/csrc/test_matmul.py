@@ -84,21 +84,32 @@ def check_linear(memory, x, weight, dense, bias, a, b, scale):
     plain = wide(x) @ wide(dense).T
     hidden = wide(x) @ wide(a)
     y = memory.new((m, n))
-    _core.linear_forward(x, weight, None, None, None, 0.0, y)
+    _core.linear_forward(x, weight, None, None, None, 0.0, None, y)
     near(y, plain, k)
     y = memory.new((m, n))
-    _core.linear_forward(x, weight, bias, None, None, 0.0, y)
+    _core.linear_forward(x, weight, bias, None, None, 0.0, None, y)
     near(y, plain + bias, k)
     given = memory.put(hidden / np.sqrt(k + 1))
     y = memory.new((m, n))
-    _core.linear_forward(x, weight, bias, given, b, scale, y)
+    _core.linear_forward(x, weight, bias, given, b, scale, None, y)
     near(y, plain + bias + scale * wide(given) @ wide(b), k + r)
     for offset in (None, bias):
         y, h = memory.new((m, n)), memory.new((m, r))
-        _core.lora_forward(x, weight, offset, a, b, scale, h, y)
+        _core.lora_forward(x, weight, offset, a, b, scale, None, h, y)
         if n:  # without outputs nobody asks for h
             near(h, hidden, k)
         near(y, plain + (0 if offset is None else bias) + scale * hidden @ wide(b), k + r * k)
+    # A factor for each row of the weight, and none for the adapter.
+    factor, y, h = memory.put(factors(n)), memory.new((m, n)), memory.new((m, r))
+    _core.linear_forward(x, weight, bias, None, None, 0.0, factor, y)
+    near(y, plain * factor + bias, k)
+    _core.lora_forward(x, weight, None, a, b, scale, factor, h, y)
+    near(y, plain * factor + scale * hidden @ wide(b), k + r * k)
+
+
+def factors(n):
+    """Far from each other, so that none can stand for another."""
+    return np.linspace(-1.5, 2, n, dtype=np.float32)
 
 
 def check_gradient(memory, dy, weight, dense, a, b, scale, dx0):
@@ -109,16 +120,23 @@ def check_gradient(memory, dy, weight, dense, a, b, scale, dx0):
     for accumulate in (0, 1):
         start = accumulate * dx0
         dx = memory.put(dx0)
-        _core.linear_input_grad(dy, weight, None, None, accumulate, dx)
+        _core.linear_input_grad(dy, weight, None, None, accumulate, None, dx)
         near(dx, start + plain, n + 1)
         dx = memory.put(dx0)
-        _core.linear_input_grad(dy, weight, given, a, accumulate, dx)
+        _core.linear_input_grad(dy, weight, given, a, accumulate, None, dx)
         near(dx, start + plain + wide(given) @ wide(a).T, n + r + 1)
         dx, dh = memory.put(dx0), memory.new((m, r))
-        _core.lora_input_grad(dy, weight, a, b, scale, accumulate, dh, dx)
+        _core.lora_input_grad(dy, weight, a, b, scale, accumulate, None, dh, dx)
         if k:
             near(dh, dh_want, n)
         near(dx, start + plain + dh_want @ wide(a).T, n + r * n + 1)
+        factor, dx = memory.put(factors(n)), memory.put(dx0)
+        scaled = wide(dy) @ (wide(dense) * factor[:, None])
+        _core.linear_input_grad(dy, weight, None, None, accumulate, factor, dx)
+        near(dx, start + scaled, n + 1)
+        dx, dh = memory.put(dx0), memory.new((m, r))
+        _core.lora_input_grad(dy, weight, a, b, scale, accumulate, factor, dh, dx)
+        near(dx, start + scaled + dh_want @ wide(a).T, n + r * n + 1)
 
 
 def unaligned(weight):
@@ -165,10 +183,10 @@ def test_any_code_of_a_quantised_block(memory, rng, format):
     blocks = weight.raw.reshape(-1, FORMATS[format].bytes)
     blocks[:, 4 if format == "q4_1" else 2 :] = rng.integers(0, 256, blocks[:, 4 if format == "q4_1" else 2 :].shape)
     eye, y = np.eye(k, dtype=np.float32), memory.new((k, n))
-    _core.linear_forward(eye, weight.handle, None, None, None, 0.0, y)
+    _core.linear_forward(eye, weight.handle, None, None, None, 0.0, None, y)
     assert_close(y, wide(weight.dequantize()).T)
     few = memory.new((3, n))
-    _core.linear_forward(eye[:3], weight.handle, None, None, None, 0.0, few)
+    _core.linear_forward(eye[:3], weight.handle, None, None, None, 0.0, None, few)
     assert_close(few, wide(weight.dequantize()).T[:3])
 
 
@@ -181,12 +199,12 @@ def test_threads_give_the_same_bits(rng, m, n, k):
 
     def run():
         h, y, dh, dx = (np.empty(s, np.float32) for s in ((m, 8), (m, n), (m, 8), (m, k)))
-        _core.lora_forward(x, w, bias, a, b, 0.5, h, y)
-        _core.lora_input_grad(dy, w, a, b, 0.5, 0, dh, dx)
+        _core.lora_forward(x, w, bias, a, b, 0.5, None, h, y)
+        _core.lora_input_grad(dy, w, a, b, 0.5, 0, None, dh, dx)
         dw, plain, given = np.empty((n, k), np.float32), np.empty((m, k), np.float32), np.empty((m, n), np.float32)
         _core.matmul_tn(dy, x, 1.0, 0, dw)
         _core.matmul_nn(dy, w, 1.0, 0, plain)
-        _core.linear_forward(x, w, bias, h, b, 0.5, given)
+        _core.linear_forward(x, w, bias, h, b, 0.5, None, given)
         return h, y, dh, dx, dw, plain, given
 
     on_threads(run)
@@ -202,8 +220,8 @@ def test_a_row_does_not_depend_on_its_neighbours(rng, format):
     def run(rows):
         count = len(x[rows])
         h, y, dh, dx = (np.empty((count, c), np.float32) for c in (r, n, r, k))
-        _core.lora_forward(x[rows].copy(), weight.handle, bias, a, b, 0.5, h, y)
-        _core.lora_input_grad(dy[rows].copy(), weight.handle, a, b, 0.5, 0, dh, dx)
+        _core.lora_forward(x[rows].copy(), weight.handle, bias, a, b, 0.5, None, h, y)
+        _core.lora_input_grad(dy[rows].copy(), weight.handle, a, b, 0.5, 0, None, dh, dx)
         return h, y, dh, dx
 
     whole = run(slice(None))
@@ -227,15 +245,15 @@ def test_what_is_not_finite_stays_in_its_row_and_column(memory, rng, m, bad):
         return set(zip(*np.nonzero(~np.isfinite(y)), strict=True))
 
     y, dx = memory.new((m, n)), memory.new((m, k))
-    _core.linear_forward(memory.put(x), memory.put(w), None, None, None, 0.0, y)
+    _core.linear_forward(memory.put(x), memory.put(w), None, None, None, 0.0, None, y)
     assert spoiled(y) == {(row, j) for j in range(n)}
-    _core.linear_input_grad(memory.put(dy), memory.put(w), None, None, 0, dx)
+    _core.linear_input_grad(memory.put(dy), memory.put(w), None, None, 0, None, dx)
     assert spoiled(dx) == {(row, j) for j in range(k)}
     dw = memory.new((n, k))
     _core.matmul_tn(memory.put(dy), memory.put(np.nan_to_num(x, posinf=0)), 1.0, 0, dw)
     assert spoiled(dw) == {(7, j) for j in range(k)}
     w[column, 1] = bad
-    _core.linear_forward(memory.put(normal(rng, m, k)), memory.put(w), None, None, None, 0.0, y)
+    _core.linear_forward(memory.put(normal(rng, m, k)), memory.put(w), None, None, None, 0.0, None, y)
     assert spoiled(y) == {(i, column) for i in range(m)}
 
 
@@ -251,19 +269,20 @@ def test_storing_ignores_what_was_there(rng):
 def test_leading_axes_are_rows(rng, m):
     x, w = normal(rng, m, 3, 33), normal(rng, 7, 33)
     y, flat = np.empty((m, 3, 7), np.float32), np.empty((3 * m, 7), np.float32)
-    _core.linear_forward(x, w, None, None, None, 0.0, y)
-    _core.linear_forward(x.reshape(-1, 33), w, None, None, None, 0.0, flat)
+    _core.linear_forward(x, w, None, None, None, 0.0, None, y)
+    _core.linear_forward(x.reshape(-1, 33), w, None, None, None, 0.0, None, flat)
     assert (y.reshape(flat.shape) == flat).all()
 
 
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [
-        ("linear_forward", lambda f: (f(3, 4), f(5, 6), None, None, None, 0.0, f(3, 5))),
-        ("linear_forward", lambda f: (f(3, 4), f(5, 4), f(4), None, None, 0.0, f(3, 5))),
-        ("linear_forward", lambda f: (f(3, 4), f(5, 4), None, None, None, 0.0, f(4, 5))),
-        ("lora_forward", lambda f: (f(3, 4), f(5, 4), None, f(4, 2), f(3, 5), 1.0, f(3, 2), f(3, 5))),
-        ("lora_input_grad", lambda f: (f(3, 5), f(5, 4), f(4, 2), f(2, 6), 1.0, 0, f(3, 2), f(3, 4))),
+        ("linear_forward", lambda f: (f(3, 4), f(5, 6), None, None, None, 0.0, None, f(3, 5))),
+        ("linear_forward", lambda f: (f(3, 4), f(5, 4), f(4), None, None, 0.0, None, f(3, 5))),
+        ("linear_forward", lambda f: (f(3, 4), f(5, 4), None, None, None, 0.0, None, f(4, 5))),
+        ("lora_forward", lambda f: (f(3, 4), f(5, 4), None, f(4, 2), f(3, 5), 1.0, None, f(3, 2), f(3, 5))),
+        ("lora_input_grad", lambda f: (f(3, 5), f(5, 4), f(4, 2), f(2, 6), 1.0, 0, None, f(3, 2), f(3, 4))),
+        ("lora_input_grad", lambda f: (f(3, 5), f(5, 4), f(4, 2), f(2, 5), 1.0, 0, f(4), f(3, 2), f(3, 4))),
         ("matmul_nn", lambda f: (f(3, 4), f(5, 6), 1.0, 0, f(3, 6))),
         ("matmul_nt", lambda f: (f(3, 4), f(6, 5), 1.0, 0, f(3, 6))),
         ("matmul_tn", lambda f: (f(4, 3), f(5, 6), 1.0, 0, f(3, 6))),
