@@ -67,6 +67,7 @@ typedef union {
     int64_t i;
     double f;
     pl_weight w;
+    const pl_weight *stack; /* as many as its first dimension; of one format, shape and row order */
     pl_rows rows;
 } pl_value;
 

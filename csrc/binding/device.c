@@ -411,6 +411,7 @@ PyObject *pl_device_run(const pl_spec *spec, PyObject *const *args, Py_ssize_t n
         Py_BEGIN_ALLOW_THREADS
         failed = pl_cl_run(device, spec->name, &call, place, &error);
         Py_END_ALLOW_THREADS
+        pl_spec_release(spec, &call);
         for (Py_ssize_t i = 0; i < nargs; i++)
             if (spec->param[i].output && place[i].buffer) __atomic_add_fetch(&place[i].buffer->writes, 1, __ATOMIC_RELAXED);
     } else {

@@ -60,6 +60,7 @@ static PyObject *run(int op, PyObject *const *args, Py_ssize_t nargs) {
     status = kernel(&call);
     pl_leave_call();
     Py_END_ALLOW_THREADS
+    pl_spec_release(&specs[op], &call);
     if (profiling) {
         profile[op].calls++;
         profile[op].nanoseconds += nanoseconds() - begin;

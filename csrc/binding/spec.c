@@ -10,8 +10,9 @@
 static const struct {
     const char *name;
     int npy;
-} types[] = {{"f32", NPY_FLOAT32}, {"f64", NPY_FLOAT64}, {"i32", NPY_INT32}, {"i64", NPY_INT64}, {"u8", NPY_UINT8},
-             {"weight", -1},       {"float", -1},        {"acc", -1},        {"int", -1},        {"real", -1}};
+} types[] = {{"f32", NPY_FLOAT32}, {"f64", NPY_FLOAT64}, {"i32", NPY_INT32}, {"i64", NPY_INT64},
+             {"u8", NPY_UINT8},    {"weight", -1},       {"stack", -1},      {"float", -1},
+             {"acc", -1},          {"int", -1},          {"real", -1}};
 
 static int malformed(const char *name, const char *at) {
     PyErr_Format(PyExc_SystemError, "specification of %s is malformed at '%s'", name, at);
@@ -254,67 +255,142 @@ static int take_rows(const pl_spec *spec, const pl_param *p, PyObject *object, p
     return 0;
 }
 
-/* A float32 matrix, or the handle of a pyloss Weight: (bytes, format, rows, cols, head_dim). */
+/* The handle of a pyloss Weight: (bytes, format, rows, cols, head_dim). */
+static int take_handle(const pl_spec *spec, const pl_param *p, PyObject *object, pl_weight *w) {
+    if (PyTuple_Size(object) != 5) {
+        PyErr_Format(PyExc_TypeError, "%s: %s must be a tuple (bytes, format, rows, cols, head_dim)", spec->name, p->name);
+        return -1;
+    }
+    long long number[4];
+    for (int i = 0; i < 4; i++) {
+        number[i] = PyLong_AsLongLong(PyTuple_GetItem(object, i + 1));
+        if (number[i] == -1 && PyErr_Occurred()) return -1;
+    }
+    PyArrayObject *raw = plain_array(spec, p, PyTuple_GetItem(object, 0), NPY_UINT8);
+    if (!raw) return -1;
+    if (number[0] < 0 || number[0] >= PL_W_COUNT) {
+        PyErr_Format(PyExc_ValueError, "%s: %s has unknown format %lld", spec->name, p->name, number[0]);
+        return -1;
+    }
+    int64_t block = pl_block_elements((int)number[0]), limit = (int64_t)1 << 40;
+    if (number[1] < 0 || number[2] < 0 || number[1] > limit || number[2] > limit || number[2] % block ||
+        (number[3] && (number[3] < 0 || number[3] % 2 || number[1] % number[3]))) {
+        PyErr_Format(PyExc_ValueError, "%s: %s cannot be %lld rows of %lld in blocks of %lld with heads of %lld", spec->name,
+                     p->name, number[1], number[2], (long long)block, number[3]);
+        return -1;
+    }
+    w->format = (int)number[0];
+    w->rows = number[1];
+    w->cols = number[2];
+    w->head_dim = number[3];
+    w->row_bytes = w->cols / block * pl_block_bytes(w->format);
+    w->data = PyArray_DATA(raw);
+    /* In floating point first: the product of two bounded numbers may still pass 2^63. */
+    if ((double)w->rows * (double)w->row_bytes > 9e18 || PyArray_NBYTES(raw) != w->rows * w->row_bytes) {
+        PyErr_Format(PyExc_ValueError, "%s: %s has %lld bytes where %lld rows need %lld each", spec->name, p->name,
+                     (long long)PyArray_NBYTES(raw), (long long)w->rows, (long long)w->row_bytes);
+        return -1;
+    }
+    return 0;
+}
+
+static pl_weight float_weight(const char *data, int64_t rows, int64_t cols) {
+    return (pl_weight){.data = (const uint8_t *)data, .rows = rows, .cols = cols, .row_bytes = 4 * cols, .format = PL_W_F32};
+}
+
+/* A float32 array of so many dimensions. */
+static PyArrayObject *float_array(const pl_spec *spec, const pl_param *p, PyObject *object, int ndim) {
+    PyArrayObject *array = plain_array(spec, p, object, NPY_FLOAT32);
+    if (array && PyArray_NDIM(array) != ndim) {
+        PyErr_Format(PyExc_ValueError, "%s: %s has %d dimensions, expected %d", spec->name, p->name, PyArray_NDIM(array), ndim);
+        return NULL;
+    }
+    return array;
+}
+
+static extent weight_extent(const pl_weight *w) {
+    return (extent){(const char *)w->data, (const char *)w->data + w->rows * w->row_bytes};
+}
+
+/* A float32 matrix, or a handle. */
 static int take_weight(const pl_spec *spec, const pl_param *p, PyObject *object, pl_call *call, int index, uint32_t *bound,
                        extent *bytes) {
     pl_weight *w = &call->arg[index].w;
     memset(w, 0, sizeof *w);
     if (PyTuple_Check(object)) {
-        if (PyTuple_Size(object) != 5) {
-            PyErr_Format(PyExc_TypeError, "%s: %s must be a tuple (bytes, format, rows, cols, head_dim)", spec->name, p->name);
-            return -1;
-        }
-        long long number[4];
-        for (int i = 0; i < 4; i++) {
-            number[i] = PyLong_AsLongLong(PyTuple_GetItem(object, i + 1));
-            if (number[i] == -1 && PyErr_Occurred()) return -1;
-        }
-        PyArrayObject *raw = plain_array(spec, p, PyTuple_GetItem(object, 0), NPY_UINT8);
-        if (!raw) return -1;
-        if (number[0] < 0 || number[0] >= PL_W_COUNT) {
-            PyErr_Format(PyExc_ValueError, "%s: %s has unknown format %lld", spec->name, p->name, number[0]);
-            return -1;
-        }
-        int64_t block = pl_block_elements((int)number[0]), limit = (int64_t)1 << 40;
-        if (number[1] < 0 || number[2] < 0 || number[1] > limit || number[2] > limit || number[2] % block ||
-            (number[3] && (number[3] < 0 || number[3] % 2 || number[1] % number[3]))) {
-            PyErr_Format(PyExc_ValueError, "%s: %s cannot be %lld rows of %lld in blocks of %lld with heads of %lld", spec->name,
-                         p->name, number[1], number[2], (long long)block, number[3]);
-            return -1;
-        }
-        w->format = (int)number[0];
-        w->rows = number[1];
-        w->cols = number[2];
-        w->head_dim = number[3];
-        w->row_bytes = w->cols / block * pl_block_bytes(w->format);
-        w->data = PyArray_DATA(raw);
-        /* In floating point first: the product of two bounded numbers may still pass 2^63. */
-        if ((double)w->rows * (double)w->row_bytes > 9e18 || PyArray_NBYTES(raw) != w->rows * w->row_bytes) {
-            PyErr_Format(PyExc_ValueError, "%s: %s has %lld bytes where %lld rows need %lld each", spec->name, p->name,
-                         (long long)PyArray_NBYTES(raw), (long long)w->rows, (long long)w->row_bytes);
-            return -1;
-        }
-        *bytes = (extent){(const char *)w->data, (const char *)w->data + PyArray_NBYTES(raw)};
+        if (take_handle(spec, p, object, w)) return -1;
     } else {
-        PyArrayObject *array = plain_array(spec, p, object, NPY_FLOAT32);
+        PyArrayObject *array = float_array(spec, p, object, 2);
         if (!array) return -1;
-        if (PyArray_NDIM(array) != 2) {
-            PyErr_Format(PyExc_ValueError, "%s: %s has %d dimensions, expected 2", spec->name, p->name, PyArray_NDIM(array));
+        *w = float_weight(PyArray_DATA(array), PyArray_DIM(array, 0), PyArray_DIM(array, 1));
+    }
+    *bytes = weight_extent(w);
+    return match_dim(spec, p, 0, w->rows, call, bound) || match_dim(spec, p, 1, w->cols, call, bound) ? -1 : 0;
+}
+
+/* A float32 array [count, rows, cols], or a tuple of handles of one format, shape and row order. */
+static int take_stack(const pl_spec *spec, const pl_param *p, PyObject *object, pl_call *call, int index, uint32_t *bound,
+                      extent *bytes) {
+    PyArrayObject *array = NULL;
+    Py_ssize_t count;
+    if (PyTuple_Check(object)) {
+        count = PyTuple_Size(object);
+    } else {
+        array = float_array(spec, p, object, 3);
+        if (!array) return -1;
+        count = PyArray_DIM(array, 0);
+    }
+    if (count < 1 || count > PL_MAX_STACK) {
+        PyErr_Format(PyExc_ValueError, "%s: %s has %zd matrices, expected 1 to %d", spec->name, p->name, count, PL_MAX_STACK);
+        return -1;
+    }
+    pl_weight *w = PyMem_Calloc((size_t)count, sizeof *w);
+    if (!w) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    call->arg[index].stack = w; /* pl_spec_release frees it */
+    for (Py_ssize_t i = 0; i < count; i++) {
+        if (array) {
+            int64_t rows = PyArray_DIM(array, 1), cols = PyArray_DIM(array, 2);
+            w[i] = float_weight((const char *)PyArray_DATA(array) + 4 * i * rows * cols, rows, cols);
+        } else {
+            PyObject *handle = PyTuple_GetItem(object, i);
+            if (!PyTuple_Check(handle)) {
+                PyErr_Format(PyExc_TypeError, "%s: %s must be a float32 array or a tuple of handles, not of %R", spec->name,
+                             p->name, (PyObject *)Py_TYPE(handle));
+                return -1;
+            }
+            if (take_handle(spec, p, handle, &w[i])) return -1;
+        }
+        if (w[i].format != w->format || w[i].rows != w->rows || w[i].cols != w->cols || w[i].head_dim != w->head_dim) {
+            PyErr_Format(PyExc_ValueError, "%s: matrix %zd of %s is not of the format, shape and row order of the first",
+                         spec->name, i, p->name);
             return -1;
         }
-        w->format = PL_W_F32;
-        w->rows = PyArray_DIM(array, 0);
-        w->cols = PyArray_DIM(array, 1);
-        w->row_bytes = 4 * w->cols;
-        w->data = PyArray_DATA(array);
-        *bytes = (extent){(const char *)w->data, (const char *)w->data + PyArray_NBYTES(array)};
+        /* From the first byte to the last, whatever lies between: pl_spec_check looks closer. */
+        extent one = weight_extent(&w[i]);
+        if (i == 0 || one.begin < bytes->begin) bytes->begin = one.begin;
+        if (i == 0 || one.end > bytes->end) bytes->end = one.end;
     }
-    return match_dim(spec, p, 0, w->rows, call, bound) || match_dim(spec, p, 1, w->cols, call, bound) ? -1 : 0;
+    return match_dim(spec, p, 0, count, call, bound) || match_dim(spec, p, 1, w->rows, call, bound) ||
+                   match_dim(spec, p, 2, w->cols, call, bound)
+               ? -1
+               : 0;
+}
+
+void pl_spec_release(const pl_spec *spec, pl_call *call) {
+    for (int i = 0; i < spec->count; i++)
+        if (spec->param[i].type == PL_T_STACK) PyMem_Free((void *)call->arg[i].stack);
 }
 
 static int64_t param_items(const pl_param *p, const pl_call *call) {
     int64_t n = 1;
-    for (int i = 0; i < p->ndim; i++) n *= p->dim[i].letter ? call->dim[p->dim[i].letter - 'A'] : p->dim[i].size;
+    for (int i = 0; i < p->ndim; i++) {
+        const pl_dim_spec *d = &p->dim[i];
+        int64_t size = d->letter ? call->dim[d->letter - 'A'] : d->size;
+        n *= d->rule == '+' ? size + 1 : d->rule == '/' ? size / 2 : size;
+    }
     return n;
 }
 
@@ -350,12 +426,21 @@ static int same_layout(const pl_spec *spec, const pl_call *call, int i, int j) {
            r->outer_stride == (o->inner == 1 ? o->outer_stride : o->inner_stride);
 }
 
-int pl_spec_check(const pl_spec *spec, PyObject *const *args, Py_ssize_t nargs, pl_call *call) {
+/* Whether bytes that an output has are read by the argument whose bytes overlap them: a stack may have others between its matrices. */
+static int reads_bytes(const pl_param *p, const pl_value *value, const pl_call *call, extent bytes) {
+    if (p->type != PL_T_STACK) return 1;
+    for (int64_t i = 0; i < call->dim[p->dim[0].letter - 'A']; i++) {
+        extent one = weight_extent(&value->stack[i]);
+        if (bytes.begin < one.end && one.begin < bytes.end) return 1;
+    }
+    return 0;
+}
+
+static int check(const pl_spec *spec, PyObject *const *args, Py_ssize_t nargs, pl_call *call) {
     if (nargs != spec->count) {
         PyErr_Format(PyExc_TypeError, "%s takes %d arguments (%s), got %zd", spec->name, spec->count, spec->text, nargs);
         return -1;
     }
-    memset(call, 0, sizeof *call);
     call->count = spec->count;
     for (int i = 0; i < spec->count; i++)
         if (spec->param[i].type == PL_T_FLOAT && float_type(args[i]) == PL_F64) call->wide = 1;
@@ -372,6 +457,8 @@ int pl_spec_check(const pl_spec *spec, PyObject *const *args, Py_ssize_t nargs, 
             if (call->arg[i].f == -1 && PyErr_Occurred()) return -1;
         } else if (p->type == PL_T_WEIGHT) {
             if (take_weight(spec, p, args[i], call, i, &bound, &bytes[i])) return -1;
+        } else if (p->type == PL_T_STACK) {
+            if (take_stack(spec, p, args[i], call, i, &bound, &bytes[i])) return -1;
         } else if (p->type == PL_T_FLOAT) {
             if (take_rows(spec, p, args[i], call, i, &bound, &bytes[i])) return -1;
         } else if (take_array(spec, p, args[i], call, i, &bound, &bytes[i])) {
@@ -396,6 +483,7 @@ int pl_spec_check(const pl_spec *spec, PyObject *const *args, Py_ssize_t nargs, 
         for (int j = 0; j < spec->count; j++) {
             if (j == i || bytes[j].begin == bytes[j].end) continue;
             if (bytes[i].begin >= bytes[j].end || bytes[j].begin >= bytes[i].end) continue;
+            if (!reads_bytes(&spec->param[j], &call->arg[j], call, bytes[i])) continue;
             if (p->in_place && !spec->param[j].output && bytes[i].begin == bytes[j].begin && same_layout(spec, call, i, j))
                 continue;
             PyErr_Format(PyExc_ValueError, "%s: %s overlaps %s", spec->name, p->name, spec->param[j].name);
@@ -403,4 +491,11 @@ int pl_spec_check(const pl_spec *spec, PyObject *const *args, Py_ssize_t nargs, 
         }
     }
     return 0;
+}
+
+int pl_spec_check(const pl_spec *spec, PyObject *const *args, Py_ssize_t nargs, pl_call *call) {
+    memset(call, 0, sizeof *call);
+    if (!check(spec, args, nargs, call)) return 0;
+    pl_spec_release(spec, call);
+    return -1;
 }

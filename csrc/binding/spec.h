@@ -7,9 +7,21 @@
 
 #include "../pyloss.h"
 
-typedef enum { PL_T_F32, PL_T_F64, PL_T_I32, PL_T_I64, PL_T_U8, PL_T_WEIGHT, PL_T_FLOAT, PL_T_ACC, PL_T_INT, PL_T_REAL } pl_type;
+typedef enum {
+    PL_T_F32,
+    PL_T_F64,
+    PL_T_I32,
+    PL_T_I64,
+    PL_T_U8,
+    PL_T_WEIGHT,
+    PL_T_STACK,
+    PL_T_FLOAT,
+    PL_T_ACC,
+    PL_T_INT,
+    PL_T_REAL
+} pl_type;
 
-enum { PL_MAX_DIMS = 4, PL_MAX_CONSTRAINTS = 2 };
+enum { PL_MAX_DIMS = 4, PL_MAX_CONSTRAINTS = 2, PL_MAX_STACK = 1 << 16 };
 
 typedef struct {
     char letter; /* 0: the number `size` */
@@ -41,5 +53,7 @@ int pl_spec_parse(pl_spec *spec, const char *name, const char *text);
 
 /* Checks `args` and fills `call`; -1 with TypeError or ValueError set. Touches no array's data but index arrays. */
 int pl_spec_check(const pl_spec *spec, PyObject *const *args, Py_ssize_t nargs, pl_call *call);
+/* Frees what a checked call holds. */
+void pl_spec_release(const pl_spec *spec, pl_call *call);
 
 #endif

@@ -12,6 +12,7 @@
 #include "tile.tpl.h"
 #include "pack.tpl.h"
 #include "matmul.tpl.h"
+#include "experts.tpl.h"
 #include "layers.tpl.h"
 #include "columns.tpl.h"
 #include "attention.tpl.h"

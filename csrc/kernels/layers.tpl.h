@@ -158,7 +158,7 @@ static void column_sum_piece(const void *context, int64_t begin, int64_t end, in
 }
 static pl_status column_sum(const pl_call *c) { return sum_columns(c, PL_DIM(c, 'N'), c->arg[1].out, column_sum_piece); }
 
-/* ---- Root mean square norm */
+/* ---- Products of rows */
 
 /* Sum of a[i] b[i] (w[i], unless w is NULL); several sums side by side, so that long rows keep their digits. */
 INLINE float dot(const float *a, const float *b, const float *w, int64_t n) {
@@ -178,6 +178,69 @@ INLINE float dot(const float *a, const float *b, const float *w, int64_t n) {
     }
     return vf_sum((sum[0] + sum[1]) + (sum[2] + sum[3]));
 }
+
+/* n <= LANES elements of the sum of k rows, from x + the row's number times `stride` on. */
+INLINE void combine_lanes(const float *x, const int32_t *rows, int64_t k, int64_t stride, int add, float *y, int64_t n) {
+    vf sum = !add ? vf_set1(0) : n == LANES ? vf_load(y) : vf_load_part(y, n, 0.0f);
+    for (int64_t j = 0; j < k; j++) {
+        const float *from = x + rows[j] * stride;
+        sum += n == LANES ? vf_load(from) : vf_load_part(from, n, 0.0f);
+    }
+    vf_store_part(y, sum, n);
+}
+
+/* y[n,:] (+)= sum over k of x[rows[n,k],:], in the order of k   x [M,D], rows [N,K], y [N,D] */
+static void combine_rows_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
+    const pl_call *c = context;
+    int64_t d = PL_DIM(c, 'D'), k = PL_DIM(c, 'K');
+    for (int64_t n = begin; n < end; n++) {
+        const int32_t *rows = (const int32_t *)c->arg[1].in + n * k;
+        float *y = (float *)c->arg[3].out + n * d;
+        int64_t i = 0;
+        for (; i + LANES <= d; i += LANES)
+            combine_lanes((const float *)c->arg[0].in + i, rows, k, d, c->arg[2].i != 0, y + i, LANES);
+        if (i < d) combine_lanes((const float *)c->arg[0].in + i, rows, k, d, c->arg[2].i != 0, y + i, d - i);
+    }
+}
+static pl_status combine_rows(const pl_call *c) {
+    pl_parallel(PL_DIM(c, 'N'), grain_of(PL_DIM(c, 'D') * PL_DIM(c, 'K')), combine_rows_piece, c);
+    return PL_OK;
+}
+
+/* y[n,:] = factor[n] x[n,:] */
+static void scale_rows_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
+    const pl_call *c = context;
+    const float *factor = c->arg[1].in;
+    int64_t d = PL_DIM(c, 'D');
+    for (int64_t n = begin; n < end; n++) {
+        const float *x = (const float *)c->arg[0].in + n * d;
+        float *y = (float *)c->arg[2].out + n * d;
+        for (int64_t i = 0; i < d; i++) y[i] = factor[n] * x[i];
+    }
+}
+static pl_status scale_rows(const pl_call *c) {
+    pl_parallel(PL_DIM(c, 'N'), grain_of(PL_DIM(c, 'D')), scale_rows_piece, c);
+    return PL_OK;
+}
+
+/* dfactor[n] = dy[n,:] . x[n,:]; dx[n,:] = factor[n] dy[n,:] */
+static void scale_rows_grad_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
+    const pl_call *c = context;
+    const float *factor = c->arg[2].in;
+    int64_t d = PL_DIM(c, 'D');
+    for (int64_t n = begin; n < end; n++) {
+        const float *dy = (const float *)c->arg[0].in + n * d;
+        float *dx = (float *)c->arg[3].out + n * d;
+        ((float *)c->arg[4].out)[n] = dot(dy, (const float *)c->arg[1].in + n * d, NULL, d);
+        for (int64_t i = 0; i < d; i++) dx[i] = factor[n] * dy[i];
+    }
+}
+static pl_status scale_rows_grad(const pl_call *c) {
+    pl_parallel(PL_DIM(c, 'N'), grain_of(PL_DIM(c, 'D')), scale_rows_grad_piece, c);
+    return PL_OK;
+}
+
+/* ---- Root mean square norm */
 
 /* y = x rstd w, rstd = 1 / sqrt(mean(x^2) + eps)   x, y [N,D], w [D], rstd [N] */
 static void rms_norm_forward_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {

@@ -34,22 +34,30 @@ typedef struct {
     float h_scale, u_scale;
 } gemm;
 
-/* The state of one block of A, [row0, row0 + rows) x [k0, k0 + depth). */
+/* The state of one block of A, [row0, row0 + rows) x [k0, k0 + depth), which is one of a batch that is computed together. */
 typedef struct {
     const gemm *g;
-    int mr; /* rows of a panel */
+    int64_t first_panel, panels, first_piece, pieces; /* among those of the batch; none when k0 is past the product's depth */
+    int mr;                                           /* rows of a panel */
     int64_t row0, rows, k0, depth;
-    int64_t chunk;         /* depth of packed B: even parts of at most KC, a multiple of 32 */
-    int last;              /* the last block over k: bias and the low-rank branch join here */
-    int in_place;          /* whole panels of A are read where they lie, and only a last partial one is packed */
-    float *packed_a;       /* [panels, or 1 in place][panel_stride] */
-    float *packed_h;       /* [panels][h_stride] */
-    const float *packed_p; /* [rank / width][depth][width] */
-    float *packed_b;       /* per worker */
+    int64_t chunk;   /* depth of packed B: even parts of at most KC, a multiple of 32 */
+    int last;        /* the last block over k: bias and the low-rank branch join here */
+    int in_place;    /* whole panels of A are read where they lie, and only a last partial one is packed */
+    float *packed_a; /* [panels, or 1 in place][panel_stride] */
+    float *packed_h; /* [panels][h_stride] */
+    float *packed_p; /* [rank / width][depth][width] */
+    float *packed_b; /* per worker */
     int64_t panel_stride, h_stride, b_stride;
     int64_t row_pieces, rows_per_piece, column_pieces;
-    int threads;
 } block;
+
+enum { BATCH = 32 }; /* blocks computed together, at most */
+
+typedef struct {
+    block blocks[BATCH];
+    int count, threads;
+    int64_t panels, pieces; /* of all blocks */
+} batch;
 
 static int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 static int panel_width(int64_t columns) { return columns <= LANES ? LANES : NR; }
@@ -72,13 +80,22 @@ INLINE void take_panel(const block *s, int64_t row, int rows, int64_t k, tile_ar
 
 static int rows_of_panel(const block *s, int64_t row) { return (int)(s->rows - row < s->mr ? s->rows - row : s->mr); }
 
+static void pack_p(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
+    const batch *all = context;
+    for (const block *s = all->blocks + begin; s < all->blocks + end; s++) {
+        const gemm *g = s->g;
+        if (!s->panels || !g->rank || g->h_given) continue;
+        pack_b(&g->p, g->p_transposed, 0, g->rank, s->k0, s->depth, h_width(g->rank, s->mr), g->h_scale, NULL, s->packed_p);
+    }
+}
+
 /* Packs panels of A, and computes and packs their rows of H. */
-static void pack_panels(const void *context, int64_t begin, int64_t end, int worker) {
-    (void)worker;
-    const block *s = context;
-    const gemm *g = s->g;
-    for (int64_t panel = begin; panel < end; panel++) {
-        int64_t row = panel * s->mr, from = s->row0 + row;
+static void pack_panels(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
+    const block *s = ((const batch *)context)->blocks;
+    for (int64_t i = begin; i < end; i++) {
+        while (i >= s->first_panel + s->panels) s++;
+        const gemm *g = s->g;
+        int64_t panel = i - s->first_panel, row = panel * s->mr, from = s->row0 + row;
         tile_args t = {.add = s->k0 > 0, .k = s->depth, .ldc = g->rank};
         take_panel(s, row, rows_of_panel(s, row), 0, &t);
         if (!t.in_place) pack_a(&g->a, from, t.rows, s->mr, s->k0, s->depth, (float *)t.a);
@@ -100,26 +117,30 @@ static void pack_panels(const void *context, int64_t begin, int64_t end, int wor
     }
 }
 
-/* The part of B after depth `k` of a piece: its next chunk, or the first of the piece that the worker is likely to get next. */
-static b_ahead next_chunk(const block *s, int64_t piece, int64_t k, int64_t tiles) {
-    const gemm *g = s->g;
+/* The part of B after depth `k` of a piece of s: its next chunk, or the first of the piece that the worker is likely to get next. */
+static b_ahead next_chunk(const batch *all, const block *s, int64_t piece, int64_t k, int64_t tiles) {
     if (k == s->depth) {
         k = 0;
-        piece += s->threads;
-        if (piece >= s->row_pieces * s->column_pieces) return (b_ahead){0};
+        piece += all->threads;
+        if (piece >= all->pieces) return (b_ahead){0};
+        while (piece >= s->first_piece + s->pieces) s++;
     }
-    int64_t j0 = piece % s->column_pieces * NB, depth = s->depth - k < s->chunk ? s->depth - k : s->chunk;
+    const gemm *g = s->g;
+    int64_t j0 = (piece - s->first_piece) % s->column_pieces * NB, depth = s->depth - k < s->chunk ? s->depth - k : s->chunk;
     return ahead_of(&g->b, g->b_transposed, j0, g->n - j0 < NB ? g->n - j0 : NB, s->k0 + k, depth, tiles);
 }
 
 /* Pieces of C: a range of packed panels times NB columns. */
 static void multiply_pieces(const void *context, int64_t begin, int64_t end, int worker) {
-    const block *s = context;
-    const gemm *g = s->g;
-    float *packed_b = s->packed_b + worker * s->b_stride;
-    int width = panel_width(g->n);
-    for (int64_t piece = begin; piece < end; piece++) {
-        int64_t j0 = piece % s->column_pieces * NB, n = g->n - j0 < NB ? g->n - j0 : NB, padded = round_up(n, width);
+    const batch *all = context;
+    const block *s = all->blocks;
+    for (int64_t i = begin; i < end; i++) {
+        while (i >= s->first_piece + s->pieces) s++;
+        const gemm *g = s->g;
+        float *packed_b = s->packed_b + worker * s->b_stride;
+        int width = panel_width(g->n);
+        int64_t piece = i - s->first_piece, j0 = piece % s->column_pieces * NB;
+        int64_t n = g->n - j0 < NB ? g->n - j0 : NB, padded = round_up(n, width);
         int64_t first = piece / s->column_pieces * s->rows_per_piece;
         int64_t last = first + s->rows_per_piece < s->rows ? first + s->rows_per_piece : s->rows;
         /* With one panel of A, packing B would cost as much as using it. */
@@ -134,7 +155,7 @@ static void multiply_pieces(const void *context, int64_t begin, int64_t end, int
             if (direct) b = (const float *)g->b.data + (s->k0 + k) * g->n + j0;
             else pack_b(&g->b, g->b_transposed, j0, n, s->k0 + k, depth, width, 1, g->b_rows, packed_b);
             if (finish && g->rank) pack_b(&g->u, g->u_transposed, j0, n, 0, g->rank, width, 1, NULL, packed_u);
-            b_ahead ahead = next_chunk(s, piece, k + depth, (last - first + s->mr - 1) / s->mr * (padded / width));
+            b_ahead ahead = next_chunk(all, s, i, k + depth, (last - first + s->mr - 1) / s->mr * (padded / width));
             for (int64_t row = first; row < last; row += s->mr) {
                 const float *h = s->packed_h + row / s->mr * s->h_stride;
                 for (int64_t j = 0; j < padded; j += width) {
@@ -216,94 +237,171 @@ INLINE void few_rows_of(const gemm *g, int64_t begin, int64_t end, const int for
     }
 }
 
-static void multiply_few(const void *context, int64_t begin, int64_t end, int worker) {
-    (void)worker;
-    const gemm *g = context;
-    switch (g->b.format) {
-    case PL_W_F32: few_rows_of(g, begin, end, PL_W_F32); return;
-    case PL_W_BF16: few_rows_of(g, begin, end, PL_W_BF16); return;
-    case PL_W_F16: few_rows_of(g, begin, end, PL_W_F16); return;
-    case PL_W_Q8_0: few_rows_of(g, begin, end, PL_W_Q8_0); return;
-    case PL_W_Q4_0: few_rows_of(g, begin, end, PL_W_Q4_0); return;
-    default: few_rows_of(g, begin, end, PL_W_Q4_1);
-    }
-}
+/* Products of at most SMALL_M rows, each in so many pieces of its columns; larger ones are passed over. */
+typedef struct {
+    const gemm *groups;
+    int64_t columns, pieces;
+} few_job;
 
-/* H for few rows: P is [k, rank] in float32, as adapters store it. */
-static void small_h(const gemm *g) {
-    const float *p = (const float *)g->p.data;
-    for (int64_t i = 0; i < g->m; i++)
-        for (int64_t j = 0; j < g->rank; j++) {
-            double sum = 0;
-            for (int64_t k = 0; k < g->k; k++)
-                sum += (double)g->a.data[i * g->a.stride + k] * (g->p_transposed ? p[j * g->k + k] : p[k * g->rank + j]);
-            g->h[i * g->rank + j] = (float)sum * g->h_scale;
+INLINE int is_few(const gemm *g) { return g->m <= SMALL_M && g->b_transposed && !g->a.transposed; }
+
+static void multiply_few(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
+    const few_job *job = context;
+    for (int64_t piece = begin; piece < end; piece++) {
+        const gemm *g = job->groups + piece / job->pieces;
+        int64_t first = piece % job->pieces * job->columns, last = first + job->columns < g->n ? first + job->columns : g->n;
+        if (!g->m || !is_few(g)) continue;
+        switch (g->b.format) {
+        case PL_W_F32: few_rows_of(g, first, last, PL_W_F32); break;
+        case PL_W_BF16: few_rows_of(g, first, last, PL_W_BF16); break;
+        case PL_W_F16: few_rows_of(g, first, last, PL_W_F16); break;
+        case PL_W_Q8_0: few_rows_of(g, first, last, PL_W_Q8_0); break;
+        case PL_W_Q4_0: few_rows_of(g, first, last, PL_W_Q4_0); break;
+        default: few_rows_of(g, first, last, PL_W_Q4_1);
         }
+    }
 }
 
-static pl_status gemm_run(const gemm *g) {
-    if (g->m == 0 || g->n == 0) return PL_OK;
-    if (g->m <= SMALL_M && g->b_transposed && !g->a.transposed) {
-        if (g->rank && !g->h_given) small_h(g);
-        pl_parallel(g->n, 1 + 32768 / (g->k + 1), multiply_few, g);
-        return PL_OK;
+/* H for few rows: P is in float32, as adapters store it. */
+static void small_h(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
+    for (const gemm *g = (const gemm *)context + begin; g < (const gemm *)context + end; g++) {
+        if (!is_few(g) || !g->rank || g->h_given) continue;
+        const float *p = (const float *)g->p.data;
+        for (int64_t i = 0; i < g->m; i++)
+            for (int64_t j = 0; j < g->rank; j++) {
+                double sum = 0;
+                for (int64_t k = 0; k < g->k; k++)
+                    sum += (double)g->a.data[i * g->a.stride + k] * (g->p_transposed ? p[j * g->k + k] : p[k * g->rank + j]);
+                g->h[i * g->rank + j] = (float)sum * g->h_scale;
+            }
     }
-    block s = {.g = g, .threads = pl_num_threads(), .mr = tiles[tile_kernel(g->m)].mr};
-    int64_t deepest = g->k < KS ? g->k : KS, tallest = g->m < MS + s.mr ? g->m : round_up(MS, s.mr);
-    int64_t panels = (tallest + s.mr - 1) / s.mr, width = panel_width(g->n);
-    /* Rows a multiple of a page apart share the same few lines of the first cache: these are packed. */
-    s.in_place = s.mr == MR && !g->a.transposed && g->a.factor == 1 && g->a.stride % 1024;
-    int64_t packed = s.in_place ? 1 : panels;
-    s.panel_stride = round_up(deepest * s.mr + PANEL_SPILL, 16);
-    s.h_stride = round_up(g->rank * s.mr + PANEL_SPILL, 16);
-    s.b_stride = round_up(NB, width) * (KC + g->rank);
-    int64_t p_size = g->rank && !g->h_given ? round_up(round_up(g->rank, NR) * deepest + PANEL_SPILL, 16) : 0;
-    float *scratch = pl_acquire(4 * (size_t)(packed * s.panel_stride + panels * s.h_stride + p_size + s.threads * s.b_stride));
-    if (!scratch) return PL_NO_MEMORY;
-    s.packed_a = scratch;
-    s.packed_h = s.packed_a + packed * s.panel_stride;
-    float *packed_p = s.packed_h + panels * s.h_stride;
-    s.packed_p = packed_p;
-    s.packed_b = packed_p + p_size;
-    s.column_pieces = (g->n + NB - 1) / NB;
-    for (s.row0 = 0; s.row0 < g->m; s.row0 += s.rows) {
-        s.rows = g->m - s.row0 < tallest ? g->m - s.row0 : tallest;
-        int64_t used = (s.rows + s.mr - 1) / s.mr, most = used / 9 + 1; /* a piece of fewer rows would not pay for packing B */
-        int64_t wanted = (3 * s.threads + s.column_pieces - 1) / s.column_pieces;
-        s.row_pieces = wanted < most ? wanted : most;
-        s.rows_per_piece = (used + s.row_pieces - 1) / s.row_pieces * s.mr;
-        s.row_pieces = (s.rows + s.rows_per_piece - 1) / s.rows_per_piece;
-        s.k0 = 0;
-        do { /* also once for k = 0: bias and the low-rank branch remain */
-            s.depth = g->k - s.k0 < KS ? g->k - s.k0 : KS;
-            int64_t chunks = s.depth ? (s.depth + KC - 1) / KC : 1;
-            s.chunk = round_up((s.depth + chunks - 1) / chunks, 32);
-            s.last = s.k0 + s.depth == g->k;
-            if (p_size)
-                pack_b(&g->p, g->p_transposed, 0, g->rank, s.k0, s.depth, h_width(g->rank, s.mr), g->h_scale, NULL, packed_p);
-            pl_parallel(used, 4, pack_panels, &s);
-            pl_parallel(s.row_pieces * s.column_pieces, 1, multiply_pieces, &s);
-            s.k0 += s.depth;
-        } while (s.k0 < g->k);
+}
+
+/* The next blocks of the products from *group, *row0 on: one of some MS rows, or the products that have so many together. */
+static void fill_batch(batch *all, const gemm *groups, int64_t count, int64_t *group, int64_t *row0) {
+    int64_t rows = 0;
+    all->count = 0;
+    for (; *group < count && all->count < BATCH; ++*group) {
+        const gemm *g = groups + *group;
+        int mr = tiles[tile_kernel(g->m)].mr;
+        if (g->m == 0 || g->n == 0 || is_few(g)) continue;
+        int64_t left = g->m - *row0, most = left < MS + mr ? left : round_up(MS, mr);
+        if (all->count && rows + left >= MS + mr) break;
+        block *s = &all->blocks[all->count++];
+        *s = (block){.g = g, .mr = mr, .row0 = *row0, .rows = most, .column_pieces = (g->n + NB - 1) / NB};
+        /* Rows a multiple of a page apart share the same few lines of the first cache: these are packed. */
+        s->in_place = mr == MR && !g->a.transposed && g->a.factor == 1 && g->a.stride % 1024;
+        rows += most;
+        *row0 += most;
+        if (*row0 < g->m) break;
+        *row0 = 0;
+    }
+}
+
+/* Floats that a batch needs; with memory for them, where each block has its own. */
+static size_t place_batch(batch *all, float *scratch) {
+    size_t used = 0;
+    int64_t b_stride = 0;
+    for (block *s = all->blocks; s < all->blocks + all->count; s++) {
+        const gemm *g = s->g;
+        int64_t deepest = g->k < KS ? g->k : KS, panels = (s->rows + s->mr - 1) / s->mr;
+        int64_t b_size = round_up(NB, panel_width(g->n)) * (KC + g->rank);
+        b_stride = b_size > b_stride ? b_size : b_stride;
+        s->panel_stride = round_up(deepest * s->mr + PANEL_SPILL, 16);
+        s->h_stride = round_up(g->rank * s->mr + PANEL_SPILL, 16);
+        if (scratch) s->packed_a = scratch + used;
+        used += (size_t)((s->in_place ? 1 : panels) * s->panel_stride);
+        if (scratch) s->packed_h = scratch + used;
+        used += (size_t)(panels * s->h_stride);
+        if (scratch) s->packed_p = scratch + used;
+        if (g->rank && !g->h_given) used += (size_t)round_up(round_up(g->rank, NR) * deepest + PANEL_SPILL, 16);
+    }
+    for (block *s = all->blocks; scratch && s < all->blocks + all->count; s++) {
+        s->packed_b = scratch + used;
+        s->b_stride = b_stride;
+    }
+    return used + (size_t)(all->threads * b_stride);
+}
+
+/* Sets up the part of each block's depth from k0 on; 0 when nothing is left. */
+static int64_t begin_depth(batch *all, int64_t k0) {
+    int64_t columns = 0;
+    for (block *s = all->blocks; s < all->blocks + all->count; s++) columns += s->column_pieces;
+    all->panels = all->pieces = 0;
+    for (block *s = all->blocks; s < all->blocks + all->count; s++) {
+        const gemm *g = s->g;
+        int done = k0 > 0 && k0 >= g->k; /* once for k = 0 too: bias and the low-rank branch remain */
+        int64_t used = (s->rows + s->mr - 1) / s->mr, most = used / 9 + 1; /* a piece of fewer rows would not pay for packing B */
+        int64_t wanted = (3 * all->threads + columns - 1) / columns;
+        s->row_pieces = wanted < most ? wanted : most;
+        s->rows_per_piece = (used + s->row_pieces - 1) / s->row_pieces * s->mr;
+        s->row_pieces = (s->rows + s->rows_per_piece - 1) / s->rows_per_piece;
+        s->k0 = k0;
+        s->depth = done ? 0 : g->k - k0 < KS ? g->k - k0 : KS;
+        int64_t chunks = s->depth ? (s->depth + KC - 1) / KC : 1;
+        s->chunk = round_up((s->depth + chunks - 1) / chunks, 32);
+        s->last = k0 + s->depth == g->k;
+        s->first_panel = all->panels;
+        s->first_piece = all->pieces;
+        all->panels += s->panels = done ? 0 : used;
+        all->pieces += s->pieces = done ? 0 : s->row_pieces * s->column_pieces;
+    }
+    return all->panels;
+}
+
+/* Products that have nothing to do with each other, as those of experts; a large one and many small ones keep all threads busy. */
+static pl_status gemm_run_all(const gemm *groups, int64_t count) {
+    int64_t few = 0, columns = 0, narrowest = INT64_MAX;
+    for (const gemm *g = groups; g < groups + count; g++)
+        if (g->m && is_few(g)) {
+            few++;
+            columns = g->n > columns ? g->n : columns;
+            narrowest = 1 + 32768 / (g->k + 1) < narrowest ? 1 + 32768 / (g->k + 1) : narrowest;
+        }
+    if (few) {
+        few_job job = {groups, narrowest, (columns + narrowest - 1) / narrowest};
+        pl_parallel(count, 1, small_h, groups);
+        pl_parallel(count * job.pieces, 1, multiply_few, &job);
+    }
+    batch all = {.threads = pl_num_threads()};
+    float *scratch = NULL;
+    size_t held = 0;
+    for (int64_t group = 0, row0 = 0; group < count;) {
+        fill_batch(&all, groups, count, &group, &row0);
+        size_t needed = all.count ? place_batch(&all, NULL) : 0;
+        if (needed > held) {
+            pl_release(scratch);
+            scratch = pl_acquire(sizeof *scratch * needed);
+            if (!scratch) return PL_NO_MEMORY;
+            held = needed;
+        }
+        if (all.count) place_batch(&all, scratch);
+        for (int64_t k0 = 0; all.count && begin_depth(&all, k0); k0 += KS) {
+            pl_parallel(all.count, 1, pack_p, &all);
+            pl_parallel(all.panels, 4, pack_panels, &all);
+            pl_parallel(all.pieces, 1, multiply_pieces, &all);
+        }
     }
     pl_release(scratch);
     return PL_OK;
 }
 
+static pl_status gemm_run(const gemm *g) { return gemm_run_all(g, 1); }
+
 INLINE pl_weight float_matrix(const float *data, int64_t rows, int64_t cols) {
     return (pl_weight){.data = (const uint8_t *)data, .rows = rows, .cols = cols, .row_bytes = 4 * cols, .format = PL_W_F32};
 }
 
+/* x W^T, or backward x W, for x of so many rows. */
+INLINE gemm dense_product(const float *x, int64_t rows, const pl_weight *w, int backward, float *out) {
+    int64_t k = backward ? w->rows : w->cols;
+    return (gemm){
+        .m = rows, .n = backward ? w->cols : w->rows, .k = k, .a = {x, k, 0, 1}, .b = *w, .b_transposed = !backward, .c = out};
+}
+
 /* The product of a layer without its adapter: x W^T, or backward dy W; x or dy is the first argument, W the second. */
 INLINE gemm layer(const pl_call *call, int backward, float *out) {
-    int64_t i = PL_DIM(call, 'I'), o = PL_DIM(call, 'O'), k = backward ? o : i;
-    return (gemm){.m = PL_DIM(call, 'N'),
-                  .n = backward ? i : o,
-                  .k = k,
-                  .a = {call->arg[0].in, k, 0, 1},
-                  .b = call->arg[1].w,
-                  .b_transposed = !backward,
-                  .c = out};
+    return dense_product(call->arg[0].in, PL_DIM(call, 'N'), &call->arg[1].w, backward, out);
 }
 
 /* y [n, o] = x [n, i] (factor W)^T + bias + scale h b. */
