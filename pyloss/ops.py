@@ -241,16 +241,24 @@ def rope(x: Array, positions: np.ndarray, cos: np.ndarray, sin: np.ndarray, in_p
 
 
 def attention(
-    q: Array, k: Array, v: Array, offsets: np.ndarray, head_dim: int, scale: float, k_offsets: np.ndarray | None = None
+    q: Array,
+    k: Array,
+    v: Array,
+    offsets: np.ndarray,
+    head_dim: int,
+    scale: float,
+    k_offsets: np.ndarray | None = None,
+    window: int = 0,
 ) -> Array:
     """Causal grouped-query attention over packed sequences: q [N, H * D], k and v [M, G * D], H a multiple of G.
 
     `offsets` int32 [S + 1] bounds the sequences in q, and `k_offsets` in k and v (the same where absent). The last query of a
-    sequence sees all its keys. No gradient with `k_offsets`.
+    sequence sees all its keys. With a `window` above 0 a query sees the last `window` keys up to its own alone, and the cost
+    grows with the window instead of the length. No gradient with `k_offsets`.
     """
     qd, kd, vd = (f32(t).reshape(t.shape[0], t.shape[1] // head_dim, head_dim) for t in (q, k, v))
     o, lse = empty(*qd.shape), empty(*qd.shape[:2])
-    _core.attention_forward(qd, kd, vd, offsets, offsets if k_offsets is None else k_offsets, scale, o, lse)
+    _core.attention_forward(qd, kd, vd, offsets, offsets if k_offsets is None else k_offsets, scale, window, o, lse)
     flat = (qd.shape[0], qd.shape[1] * head_dim)
     if not recording(q, k, v):
         return o.reshape(flat)
@@ -259,7 +267,7 @@ def attention(
 
     def vjp(dy: np.ndarray, grads: Gradients) -> None:
         dq, dk, dv = (empty(*t.shape) for t in (qd, kd, vd))
-        _core.attention_grad(dy.reshape(o.shape), qd, kd, vd, o, lse, offsets, scale, dq, dk, dv)
+        _core.attention_grad(dy.reshape(o.shape), qd, kd, vd, o, lse, offsets, scale, window, dq, dk, dv)
         for i, d in enumerate((dq, dk, dv)):
             grads.put(i, d.reshape(d.shape[0], d.shape[1] * head_dim))
 

@@ -7,7 +7,7 @@
  * FlashAttention-2, Dao 2023) and saves the log-sum-exp; the backward pass recomputes the probabilities from it, with five
  * products a tile. A piece of the backward pass is a range of rows that owns its dq and adds to dk, dv of its own, which are
  * summed at the end in the order of the rows. Few rows against many keys (generation) are cut along the keys instead and read
- * them in place. */
+ * them in place. With a window a row sees its last keys alone, and tiles before all windows of their rows are not computed. */
 
 #include "attention_tile.tpl.h"
 
@@ -34,11 +34,12 @@ typedef struct {
     int64_t heads, kv_heads, group, d;
     int64_t width; /* d rounded up to whole vectors */
     float scale;
-    double share; /* pieces per squared length in the backward pass; 0 in the forward pass */
+    double share; /* pieces per area in the backward pass; 0 in the forward pass */
     const float *q, *k, *v, *saved_o, *saved_lse, *d_o;
     float *o, *lse, *dq, *dk, *dv;
     int64_t sequences;
     const int32_t *q_offsets, *k_offsets;
+    int64_t window; /* how many keys a row sees at most */
     attn_piece *piece;
     int64_t *first; /* the first piece of each sequence, and the number of pieces */
     float *partial;
@@ -63,11 +64,11 @@ typedef struct {
     float *q, *q_t, *d_o, *d_o_t, *acc;
     float *max, *sum; /* per row; the log-sum-exp and o . do in the backward pass */
     float *factor;
-    int32_t *visible; /* how many keys a row sees; negative when it is that far from seeing any */
+    int32_t *hidden, *visible; /* a row sees keys [hidden, visible); visible is negative when it is that far from seeing any */
 } attn_scratch;
 
 static int64_t attn_scratch_size(int64_t width, int64_t rows) {
-    return (2 * ATTN_K + 5 * rows) * width + 2 * ATTN_K * ATTN_Q + 4 * rows;
+    return (2 * ATTN_K + 5 * rows) * width + 2 * ATTN_K * ATTN_Q + 5 * rows;
 }
 INLINE float *attn_take(float **p, int64_t n) {
     float *taken = *p;
@@ -85,6 +86,7 @@ static attn_scratch attn_scratch_at(float *p, int64_t width, int64_t rows) {
     x.max = attn_take(&p, rows);
     x.sum = attn_take(&p, rows);
     x.factor = attn_take(&p, rows);
+    x.hidden = (int32_t *)attn_take(&p, rows);
     x.visible = (int32_t *)p;
     return x;
 }
@@ -135,11 +137,44 @@ static void attn_pack_keys(const attn *g, const attn_piece *p, int64_t key, int6
 }
 
 INLINE int64_t attn_visible(const attn *g, const attn_piece *p, int64_t row) { return p->m - p->n + row / g->group + 1; }
+INLINE int64_t attn_hidden(const attn *g, const attn_piece *p, int64_t row) {
+    int64_t hidden = attn_visible(g, p, row) - g->window;
+    return hidden > 0 ? hidden : 0;
+}
 
 /* For rows and the lanes past them in their last vector. */
-static void attn_set_visible(const attn *g, const attn_piece *p, int64_t row, int64_t rows, int32_t *visible) {
-    for (int64_t r = 0; r < rows; r++) visible[r] = (int32_t)attn_visible(g, p, row + r);
-    for (int64_t r = rows; r % LANES; r++) visible[r] = visible[rows - 1];
+static void attn_set_visible(const attn *g, const attn_piece *p, int64_t row, int64_t rows, const attn_scratch *x) {
+    for (int64_t r = 0; r < round_up(rows, LANES); r++) {
+        int64_t i = row + at_most(r, rows - 1);
+        x->visible[r] = (int32_t)attn_visible(g, p, i);
+        x->hidden[r] = (int32_t)attn_hidden(g, p, i);
+    }
+}
+
+/* The keys of a tile, from `key`, that any of its rows sees; none when the count is 0. */
+INLINE int64_t attn_keys(const attn_scratch *x, int64_t row, int64_t rows, int64_t key) {
+    int64_t keys = at_most(x->visible[row + rows - 1] - key, ATTN_K);
+    return keys < 0 || x->hidden[row] >= key + ATTN_K ? 0 : keys;
+}
+
+/* Whether a vector of rows does not see all keys [key, key + keys), and which of them each lane sees. */
+INLINE int attn_is_masked(const attn_scratch *x, int64_t row, int64_t key, int64_t keys) {
+    return x->visible[row] < key + keys || x->hidden[row + LANES - 1] > key;
+}
+typedef struct {
+    vi hidden, visible;
+} attn_mask;
+INLINE attn_mask attn_mask_at(const attn_scratch *x, int64_t row, int64_t key) {
+    attn_mask mask;
+    memcpy(&mask.hidden, x->hidden + row, sizeof mask.hidden);
+    memcpy(&mask.visible, x->visible + row, sizeof mask.visible);
+    mask.hidden -= (int32_t)key;
+    mask.visible -= (int32_t)key;
+    return mask;
+}
+INLINE vf attn_masked(const attn_mask *mask, int64_t j, vf seen, vf unseen) {
+    vi at = vi_set1((int32_t)j);
+    return vf_select((mask->visible > at) & (mask->hidden <= at), seen, unseen);
 }
 
 /* ---- Forward */
@@ -148,12 +183,10 @@ static void attn_set_visible(const attn *g, const attn_piece *p, int64_t row, in
 static void attn_softmax(const attn_scratch *x, int64_t row, int64_t columns, int64_t key, int64_t keys) {
     for (int64_t c = 0; c < columns; c += LANES) {
         float *s = x->s + c;
-        if (x->visible[row + c] < key + keys) {
-            vi visible;
-            memcpy(&visible, x->visible + row + c, sizeof visible);
-            visible -= (int32_t)key;
+        if (attn_is_masked(x, row + c, key, keys)) {
+            attn_mask mask = attn_mask_at(x, row + c, key);
             for (int64_t j = 0; j < keys; j++)
-                vf_store(s + j * ATTN_Q, vf_select(visible > vi_set1((int32_t)j), vf_load(s + j * ATTN_Q), vf_set1(-INFINITY)));
+                vf_store(s + j * ATTN_Q, attn_masked(&mask, j, vf_load(s + j * ATTN_Q), vf_set1(-INFINITY)));
         }
         vf before = vf_load(x->max + row + c), max = before;
         for (int64_t j = 0; j < keys; j++) max = vf_max(vf_load(s + j * ATTN_Q), max);
@@ -180,18 +213,18 @@ static void attn_forward_rows(const attn *g, const attn_piece *p, float *scratch
     int64_t width = g->width;
     attn_scratch x = attn_scratch_at(scratch, width, ATTN_FORWARD_ROWS);
     attn_pack_rows(g, p, g->q, p->row, p->rows, g->scale, x.q, x.q_t);
-    attn_set_visible(g, p, p->row, p->rows, x.visible);
+    attn_set_visible(g, p, p->row, p->rows, &x);
     memset(x.acc, 0, (size_t)(p->rows * width) * sizeof *x.acc);
     for (int64_t r = 0; r < ATTN_FORWARD_ROWS; r++) {
         x.max[r] = -FLT_MAX; /* finite: a row that has seen no key yet must not give inf - inf */
         x.sum[r] = 0;
     }
-    for (int64_t key = 0; key < p->to; key += ATTN_K) {
+    for (int64_t key = p->from; key < p->to; key += ATTN_K) {
         attn_pack_keys(g, p, key, at_most(p->to - key, ATTN_K), &x);
         for (int64_t r = 0; r < p->rows; r += ATTN_Q) {
             int64_t rows = at_most(p->rows - r, ATTN_Q), columns = round_up(rows, LANES);
-            int64_t keys = at_most(x.visible[r + rows - 1] - key, ATTN_K);
-            if (keys <= 0) continue;
+            int64_t keys = attn_keys(&x, r, rows, key);
+            if (keys == 0) continue;
             attn_by_row((attn_product){keys, columns, g->d, x.k, width, x.q_t + r * width, ATTN_Q, x.s, ATTN_Q, NULL});
             attn_softmax(&x, r, columns, key, keys);
             attn_by_column((attn_product){rows, width, keys, x.s, ATTN_Q, x.v, width, x.acc + r * width, width, x.factor});
@@ -239,8 +272,9 @@ static void attn_forward_keys(const attn *g, const attn_piece *p, float *scratch
         attn_pad_row(q, g->q + attn_at(g, p, r) * g->d, g->d, width, g->scale);
         float *row = s + r * ATTN_FEW_KEYS, *last = out + r * attn_few_stride(g) + width;
         attn_few_scores(q, g->k + at, stride, g->d, keys, row);
-        int64_t seen = attn_visible(g, p, r) - p->from, whole = round_up(keys, LANES);
+        int64_t seen = attn_visible(g, p, r) - p->from, hidden = attn_hidden(g, p, r) - p->from, whole = round_up(keys, LANES);
         for (int64_t j = seen < 0 ? 0 : seen; j < whole; j++) row[j] = -INFINITY;
+        for (int64_t j = 0; j < at_most(hidden, whole); j++) row[j] = -INFINITY;
         vf max = vf_set1(-FLT_MAX), sum = vf_set1(0);
         for (int64_t j = 0; j < whole; j += LANES) max = vf_max(vf_load(row + j), max);
         last[0] = vf_hmax(max);
@@ -292,14 +326,12 @@ static void attn_few_join(const attn *g, const attn_piece *p, int64_t count) {
 static void attn_softmax_grad(const attn_scratch *x, int64_t row, int64_t columns, int64_t key, int64_t keys) {
     for (int64_t c = 0; c < columns; c += LANES) {
         vf lse = vf_load(x->max + row + c), delta = vf_load(x->sum + row + c);
-        vi visible;
-        memcpy(&visible, x->visible + row + c, sizeof visible);
-        visible -= (int32_t)key;
-        int masked = x->visible[row + c] < key + keys;
+        attn_mask mask = attn_mask_at(x, row + c, key);
+        int masked = attn_is_masked(x, row + c, key, keys);
         for (int64_t j = 0; j < keys; j++) {
             float *s = x->s + j * ATTN_Q + c, *ds = x->ds + j * ATTN_Q + c;
             vf p = vf_exp(vf_load(s) - lse);
-            if (masked) p = vf_select(visible > vi_set1((int32_t)j), p, vf_set1(0));
+            if (masked) p = attn_masked(&mask, j, p, vf_set1(0));
             vf_store(s, p);
             vf_store(ds, p * (vf_load(ds) - delta));
         }
@@ -311,7 +343,7 @@ static void attn_grad_rows(const attn *g, const attn_piece *p, int64_t row, int6
     int64_t width = g->width;
     attn_pack_rows(g, p, g->q, row, rows, g->scale, x->q, x->q_t);
     attn_pack_rows(g, p, g->d_o, row, rows, 1, x->d_o, x->d_o_t);
-    attn_set_visible(g, p, row, rows, x->visible);
+    attn_set_visible(g, p, row, rows, x);
     memset(x->acc, 0, (size_t)(rows * width) * sizeof *x->acc);
     for (int64_t r = 0; r < rows; r++) {
         int64_t at = attn_at(g, p, row + r), i = 0;
@@ -327,13 +359,13 @@ static void attn_grad_rows(const attn *g, const attn_piece *p, int64_t row, int6
         x->sum[r] = 0;
     }
     int64_t seen = x->visible[rows - 1];
-    for (int64_t key = 0; key < seen; key += ATTN_K) {
+    for (int64_t key = x->hidden[0]; key < seen; key += ATTN_K) {
         attn_pack_keys(g, p, key, at_most(seen - key, ATTN_K), x);
         for (int64_t r = 0; r < rows; r += ATTN_Q) {
             int64_t count = at_most(rows - r, ATTN_Q), columns = round_up(count, LANES), at = r * width;
-            int64_t keys = at_most(x->visible[r + count - 1] - key, ATTN_K);
-            if (keys <= 0) continue;
-            float *dk = g->partial + p->partial + key * width, *dv = dk + p->to * width;
+            int64_t keys = attn_keys(x, r, count, key);
+            if (keys == 0) continue;
+            float *dk = g->partial + p->partial + (key - p->from) * width, *dv = dk + (p->to - p->from) * width;
             attn_by_row((attn_product){keys, columns, g->d, x->k, width, x->q_t + at, ATTN_Q, x->s, ATTN_Q, NULL});
             attn_by_row((attn_product){keys, columns, g->d, x->v, width, x->d_o_t + at, ATTN_Q, x->ds, ATTN_Q, NULL});
             attn_softmax_grad(x, r, columns, key, keys);
@@ -349,7 +381,7 @@ static void attn_grad_piece(const void *context, int64_t begin, int64_t end, int
     const attn *g = context;
     attn_scratch x = attn_scratch_at(g->scratch + worker * g->scratch_size, g->width, ATTN_GRAD_ROWS);
     for (const attn_piece *p = g->piece + begin; p < g->piece + end; p++) {
-        memset(g->partial + p->partial, 0, (size_t)(2 * p->to * g->width) * sizeof *g->partial);
+        memset(g->partial + p->partial, 0, (size_t)(2 * (p->to - p->from) * g->width) * sizeof *g->partial);
         for (int64_t r = 0; r < p->rows; r += ATTN_GRAD_ROWS)
             attn_grad_rows(g, p, p->row + r, at_most(p->rows - r, ATTN_GRAD_ROWS), &x);
     }
@@ -372,10 +404,10 @@ static void attn_join_tokens(const void *context, int64_t begin, int64_t end, in
             for (int64_t i = 0; i < g->d; i += LANES) {
                 vf dk = vf_set1(0), dv = vf_set1(0);
                 for (int64_t c = 0; c < count; c++) {
-                    if (key >= p[c].to) continue;
-                    const float *part = g->partial + p[c].partial + key * g->width + i;
+                    if (key < p[c].from || key >= p[c].to) continue;
+                    const float *part = g->partial + p[c].partial + (key - p[c].from) * g->width + i;
                     dk += vf_load(part);
-                    dv += vf_load(part + p[c].to * g->width);
+                    dv += vf_load(part + (p[c].to - p[c].from) * g->width);
                 }
                 int64_t at = (token * g->kv_heads + h) * g->d + i, lanes = at_most(g->d - i, LANES);
                 vf_store_part(g->dk + at, dk, lanes);
@@ -387,6 +419,17 @@ static void attn_join_tokens(const void *context, int64_t begin, int64_t end, in
 
 /* ---- Cutting the work, and the two kernels */
 
+/* Twice the scores that the first n queries of a sequence compute: a triangle, and a band past the window. */
+INLINE double attn_area(const attn *g, double n) {
+    double window = (double)g->window;
+    return n <= window ? n * n : window * (2 * n - window);
+}
+/* How many queries have that area. */
+INLINE double attn_queries(const attn *g, double area) {
+    double window = (double)g->window;
+    return area <= window * window ? sqrt(area) : (area / window + window) / 2;
+}
+
 /* The pieces of one key-value head of sequence s, written where `to` is not NULL. Returns their number, and adds what their own
  * results take to `partial`. */
 static int64_t attn_cut(const attn *g, int64_t s, int64_t kv_head, attn_piece *to, int64_t *partial) {
@@ -395,25 +438,33 @@ static int64_t attn_cut(const attn *g, int64_t s, int64_t kv_head, attn_piece *t
     p.m = g->k_offsets[s + 1] - p.key;
     int64_t rows = p.n * g->group, count, few = attn_is_few(g, &p);
     if (rows == 0) return 0;
-    if (few) count = (p.m + ATTN_FEW_KEYS - 1) / ATTN_FEW_KEYS;
+    int64_t first = attn_hidden(g, &p, 0);
+    double area = attn_area(g, (double)p.n);
+    if (few) count = (p.m - first + ATTN_FEW_KEYS - 1) / ATTN_FEW_KEYS;
     else if (g->share == 0) count = (rows + ATTN_FORWARD_ROWS - 1) / ATTN_FORWARD_ROWS;
-    else count = at_most((int64_t)ceil(g->share * (double)p.n * (double)p.n), (rows + ATTN_Q - 1) / ATTN_Q);
+    else count = at_most((int64_t)ceil(g->share * area), (rows + ATTN_Q - 1) / ATTN_Q);
     for (int64_t c = 0; c < count; c++) {
         p.partial = *partial;
         if (few) {
             p.rows = rows;
-            p.from = c * ATTN_FEW_KEYS;
+            p.from = first + c * ATTN_FEW_KEYS;
             p.to = at_most(p.m, p.from + ATTN_FEW_KEYS);
             *partial += rows * attn_few_stride(g);
         } else {
             int64_t end = (c + 1) * ATTN_FORWARD_ROWS;
-            /* The triangle in equal areas. */
-            if (g->share != 0) end = round_up((int64_t)((double)rows * sqrt((double)(c + 1) / (double)count)), ATTN_Q);
+            if (g->share != 0) {
+                double queries = attn_queries(g, area * (double)(c + 1) / (double)count);
+                end = round_up((int64_t)((double)g->group * queries), ATTN_Q);
+            }
             if (c + 1 == count || end > rows) end = rows;
             p.row += p.rows;
             p.rows = end - p.row;
-            p.to = p.rows ? attn_visible(g, &p, end - 1) : 0;
-            if (g->share != 0) *partial += 2 * p.to * g->width;
+            p.from = p.to = 0;
+            if (p.rows) {
+                p.from = attn_hidden(g, &p, p.row);
+                p.to = attn_visible(g, &p, end - 1);
+            }
+            if (g->share != 0) *partial += 2 * (p.to - p.from) * g->width;
         }
         if (to) to[c] = p;
     }
@@ -449,16 +500,17 @@ static pl_status attn_prepare(attn *g, int64_t rows_kept) {
     return PL_OK;
 }
 
-static attn attn_of(const pl_call *call) {
+static attn attn_of(const pl_call *call, int64_t window) {
     attn g = {.heads = PL_DIM(call, 'H'), .kv_heads = PL_DIM(call, 'G'), .d = PL_DIM(call, 'D')};
     g.sequences = PL_DIM(call, 'S') - 1;
     g.group = g.kv_heads ? g.heads / g.kv_heads : 0;
     g.width = round_up(g.d, LANES);
+    g.window = window > 0 && window < INT32_MAX ? window : INT32_MAX;
     return g;
 }
 
 static pl_status attention_forward(const pl_call *call) {
-    attn g = attn_of(call);
+    attn g = attn_of(call, call->arg[6].i);
     if (g.heads == 0) return PL_OK;
     g.q = call->arg[0].in;
     g.k = call->arg[1].in;
@@ -466,16 +518,16 @@ static pl_status attention_forward(const pl_call *call) {
     g.q_offsets = call->arg[3].in;
     g.k_offsets = call->arg[4].in;
     g.scale = (float)call->arg[5].f;
-    g.o = call->arg[6].out;
-    g.lse = call->arg[7].out;
+    g.o = call->arg[7].out;
+    g.lse = call->arg[8].out;
     pl_status status = attn_prepare(&g, ATTN_FORWARD_ROWS);
     if (status == PL_OK) {
-        int64_t count = g.first[g.sequences];
-        pl_parallel(count, 1, attn_forward_piece, &g);
-        /* Pieces cut along the keys come in runs that begin with key 0. */
-        for (int64_t c = 0, next; c < count; c = next) {
-            for (next = c + 1; next < count && g.piece[next].from > 0;) next++;
-            if (attn_is_few(&g, g.piece + c)) attn_few_join(&g, g.piece + c, next - c);
+        pl_parallel(g.first[g.sequences], 1, attn_forward_piece, &g);
+        for (int64_t s = 0; s < g.sequences; s++) {
+            const attn_piece *p = g.piece + g.first[s];
+            int64_t count = (g.first[s + 1] - g.first[s]) / g.kv_heads;
+            if (count == 0 || !attn_is_few(&g, p)) continue;
+            for (int64_t h = 0; h < g.kv_heads; h++) attn_few_join(&g, p + h * count, count);
         }
     }
     attn_release(&g);
@@ -483,7 +535,7 @@ static pl_status attention_forward(const pl_call *call) {
 }
 
 static pl_status attention_grad(const pl_call *call) {
-    attn g = attn_of(call);
+    attn g = attn_of(call, call->arg[8].i);
     if (g.heads == 0) return PL_OK;
     g.d_o = call->arg[0].in;
     g.q = call->arg[1].in;
@@ -493,13 +545,12 @@ static pl_status attention_grad(const pl_call *call) {
     g.saved_lse = call->arg[5].in;
     g.q_offsets = g.k_offsets = call->arg[6].in;
     g.scale = (float)call->arg[7].f;
-    g.dq = call->arg[8].out;
-    g.dk = call->arg[9].out;
-    g.dv = call->arg[10].out;
+    g.dq = call->arg[9].out;
+    g.dk = call->arg[10].out;
+    g.dv = call->arg[11].out;
     double work = 0;
     for (int64_t s = 0; s < g.sequences; s++) {
-        double n = (double)(g.q_offsets[s + 1] - g.q_offsets[s]);
-        work += n * n * (double)g.kv_heads;
+        work += attn_area(&g, (double)(g.q_offsets[s + 1] - g.q_offsets[s])) * (double)g.kv_heads;
     }
     g.share = work > 0 ? ATTN_GRAD_PIECES / work : 1;
     pl_status status = attn_prepare(&g, ATTN_GRAD_ROWS);

@@ -26,10 +26,11 @@ def pairs(q_offsets, k_offsets, heads, kv_heads):
             yield slice(q_offsets[s], q_offsets[s + 1]), slice(k_offsets[s], k_offsets[s + 1]), h, h // (heads // kv_heads)
 
 
-def probabilities(q, k, scale):
+def probabilities(q, k, scale, window=0):
     """Probabilities and log-sum-exp of one head; zeros and -inf where a query sees no key."""
     scores = scale * q @ k.T
-    seen = np.arange(len(k)) <= np.arange(len(q))[:, None] + len(k) - len(q)
+    ahead = np.arange(len(k)) - (np.arange(len(q))[:, None] + len(k) - len(q))
+    seen = (ahead <= 0) & ((ahead > -window) if window else True)
     scores = np.where(seen, scores, -np.inf)
     top = scores.max(axis=1, keepdims=True, initial=-1e30)
     e = np.exp(scores - top)
@@ -38,18 +39,18 @@ def probabilities(q, k, scale):
         return e / np.where(total == 0, 1, total), (np.log(total) + np.where(total == 0, 0, top))[:, 0]
 
 
-def reference(q, k, v, q_offsets, k_offsets, scale):
+def reference(q, k, v, q_offsets, k_offsets, scale, window=0):
     o, lse = np.zeros(q.shape), np.zeros(q.shape[:2])
     for i, j, h, g in pairs(q_offsets, k_offsets, q.shape[1], k.shape[1]):
-        p, lse[i, h] = probabilities(q[i, h], k[j, g], scale)
+        p, lse[i, h] = probabilities(q[i, h], k[j, g], scale, window)
         o[i, h] = p @ v[j, g]
     return o, lse
 
 
-def reference_grad(do, q, k, v, at, scale):
+def reference_grad(do, q, k, v, at, scale, window=0):
     dq, dk, dv = np.zeros(q.shape), np.zeros(k.shape), np.zeros(v.shape)
     for i, _, h, g in pairs(at, at, q.shape[1], k.shape[1]):
-        p, _ = probabilities(q[i, h], k[i, g], scale)
+        p, _ = probabilities(q[i, h], k[i, g], scale, window)
         dv[i, g] += p.T @ do[i, h]
         dp = do[i, h] @ v[i, g].T
         ds = scale * p * (dp - (p * dp).sum(axis=1, keepdims=True))
@@ -62,17 +63,17 @@ def normal(rng, *shape):
     return rng.standard_normal(shape).astype(np.float32).astype(np.float64)
 
 
-def forward(memory, q, k, v, q_offsets, k_offsets, scale):
+def forward(memory, q, k, v, q_offsets, k_offsets, scale, window=0):
     o, lse = memory.new(q.shape), memory.new(q.shape[:2])
     inputs = [memory.put(a) for a in (q, k, v)] + [memory.put(a, np.int32) for a in (q_offsets, k_offsets)]
-    _core.attention_forward(*inputs, scale, o, lse)
+    _core.attention_forward(*inputs, scale, window, o, lse)
     return o, lse
 
 
-def grad(memory, do, q, k, v, at, scale):
-    o, lse = forward(memory, q, k, v, at, at, scale)
+def grad(memory, do, q, k, v, at, scale, window=0):
+    o, lse = forward(memory, q, k, v, at, at, scale, window)
     out = [memory.new(a.shape) for a in (q, k, v)]
-    _core.attention_grad(*(memory.put(a) for a in (do, q, k, v)), o, lse, memory.put(at, np.int32), scale, *out)
+    _core.attention_grad(*(memory.put(a) for a in (do, q, k, v)), o, lse, memory.put(at, np.int32), scale, window, *out)
     return tuple(out)
 
 
@@ -84,15 +85,16 @@ def assert_near(got, want, limit):
         assert np.abs(got - want).max() <= limit * max(1, np.abs(want).max())
 
 
-def check(memory, rng, lengths, heads, kv_heads, d):
+def check(memory, rng, lengths, heads, kv_heads, d, window=0):
     at, scale = offsets(lengths), 1 / np.sqrt(d)
     n = int(at[-1])
     q, k, v, do = (normal(rng, n, h, d) for h in (heads, kv_heads, kv_heads, heads))
-    o, lse = forward(memory, q, k, v, at, at, scale)
-    want_o, want_lse = reference(q, k, v, at, at, scale)
+    o, lse = forward(memory, q, k, v, at, at, scale, window)
+    want_o, want_lse = reference(q, k, v, at, at, scale, window)
     assert_near(o, want_o, 3e-6)
     assert_near(lse, want_lse, 3e-6)
-    for got, want in zip(grad(memory, do, q, k, v, at, scale), reference_grad(do, q, k, v, at, scale), strict=True):
+    got_grads, want_grads = grad(memory, do, q, k, v, at, scale, window), reference_grad(do, q, k, v, at, scale, window)
+    for got, want in zip(got_grads, want_grads, strict=True):
         assert_near(got, want, 1e-5)
 
 
@@ -118,6 +120,44 @@ def test_no_heads_and_no_width(memory, rng):
     grad(memory, q, q, q, q, at, 1.0)
 
 
+# With a window
+
+WINDOWS = [1, 2, 17, 64, 100, 256, 1000]
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize(("heads", "kv_heads", "d"), [(9, 3, 64), (4, 1, 33)])
+def test_windows(memory, rng, window, heads, kv_heads, d):
+    check(memory, rng, [1, 300, 0, 63, 129], heads, kv_heads, d, window)
+
+
+def test_a_window_of_the_whole_sequence_changes_no_bit(memory, rng):
+    at = offsets([200, 33])
+    q, k, v, do = (normal(rng, at[-1], h, 16) for h in (4, 2, 2, 4))
+    plain, plain_grads = forward(memory, q, k, v, at, at, 0.25), grad(memory, do, q, k, v, at, 0.25)
+    for window in (0, -1, 200, 2**40):
+        for got, want in zip(forward(memory, q, k, v, at, at, 0.25, window), plain, strict=True):
+            assert (got == want).all()
+    for got, want in zip(grad(memory, do, q, k, v, at, 0.25, 200), plain_grads, strict=True):
+        assert_near(got, want.astype(np.float64), 1e-6)
+
+
+def test_what_lies_before_the_window_is_never_read(memory, rng):
+    """Keys and values there are NaN; what is out of reach of a tile's first row is not even computed with."""
+    at, window = offsets([700]), 100
+    q, k, v, do = (normal(rng, 700, h, 24) for h in (4, 2, 2, 4))
+    clean, clean_grads = forward(memory, q, k, v, at, at, 0.2, window), grad(memory, do, q, k, v, at, 0.2, window)
+    k[:64], v[:64] = np.nan, np.nan
+    for got, want in zip(forward(memory, q, k, v, at, at, 0.2, window), clean, strict=True):
+        assert (got[400:] == want[400:]).all()
+    for got, want in zip(grad(memory, do, q, k, v, at, 0.2, window), clean_grads, strict=True):
+        assert (got[500:] == want[500:]).all()
+    one, behind = offsets([1]), slice(100, 700)
+    whole, _ = forward(memory, q[:1], k, v, one, at, 0.2, window)
+    without, _ = forward(memory, q[:1], k[behind], v[behind], one, offsets([600]), 0.2, window)
+    assert (whole == without).all()
+
+
 # With a cache: fewer queries than keys, or (no key seen) more
 
 CACHED = [
@@ -134,13 +174,15 @@ CACHED = [
 
 
 @pytest.mark.parametrize(("n", "m"), CACHED)
-@pytest.mark.parametrize(("heads", "kv_heads", "d"), [(1, 1, 33), (9, 3, 64), (8, 8, 5), (16, 1, 128)])
-def test_queries_after_a_cache(memory, rng, n, m, heads, kv_heads, d):
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "d", "window"), [(1, 1, 33, 0), (9, 3, 64, 0), (9, 3, 64, 50), (8, 8, 5, 1), (8, 8, 5, 0), (16, 1, 128, 300)]
+)
+def test_queries_after_a_cache(memory, rng, n, m, heads, kv_heads, d, window):
     q_offsets, k_offsets, scale = offsets(n), offsets(m), 1 / np.sqrt(d)
     q = normal(rng, q_offsets[-1], heads, d)
     k, v = (normal(rng, k_offsets[-1], kv_heads, d) for _ in range(2))
-    o, lse = forward(memory, q, k, v, q_offsets, k_offsets, scale)
-    want_o, want_lse = reference(q, k, v, q_offsets, k_offsets, scale)
+    o, lse = forward(memory, q, k, v, q_offsets, k_offsets, scale, window)
+    want_o, want_lse = reference(q, k, v, q_offsets, k_offsets, scale, window)
     assert_near(o, want_o, 3e-6)
     blind = np.isneginf(want_lse)
     assert (np.isneginf(lse) == blind).all()
@@ -148,14 +190,15 @@ def test_queries_after_a_cache(memory, rng, n, m, heads, kv_heads, d):
     assert (o[blind] == 0).all()
 
 
-def test_generation_gives_what_one_pass_gives(memory, rng):
+@pytest.mark.parametrize("window", [0, 40])
+def test_generation_gives_what_one_pass_gives(memory, rng, window):
     """Queries that come in chunks of any size see the same keys."""
     q, k, v = (normal(rng, 200, h, 32) for h in (6, 2, 2))
-    whole, _ = forward(memory, q, k, v, offsets([200]), offsets([200]), 0.2)
+    whole, _ = forward(memory, q, k, v, offsets([200]), offsets([200]), 0.2, window)
     begin = 0
     for n in (90, 1, 1, 37, 2, 1, 68):
         end = begin + n
-        part, _ = forward(memory, q[begin:end], k[:end], v[:end], offsets([n]), offsets([end]), 0.2)
+        part, _ = forward(memory, q[begin:end], k[:end], v[:end], offsets([n]), offsets([end]), 0.2, window)
         assert_near(part, whole[begin:end].astype(np.float64), 2e-6)
         begin = end
 
@@ -234,9 +277,11 @@ def test_any_number_of_threads_gives_the_same_bits(memory, rng, lengths):
     q, k, v, do = (normal(rng, at[-1], h, 40) for h in (6, 2, 2, 6))
     on_threads(lambda: forward(memory, q, k, v, at, at, 0.2))
     on_threads(lambda: grad(memory, do, q, k, v, at, 0.2))
+    on_threads(lambda: grad(memory, do, q, k, v, at, 0.2, 30))
     keys = offsets([700] * len(lengths))
     k, v = (normal(rng, keys[-1], 2, 40) for _ in range(2))
     on_threads(lambda: forward(memory, q, k, v, at, keys, 0.2))
+    on_threads(lambda: forward(memory, q, k, v, at, keys, 0.2, 300))
 
 
 def test_long_sequence(memory, rng):

@@ -203,13 +203,13 @@ def test_half_dimensions():
 def test_offsets(offsets):
     offsets = i32(*offsets)
     with pytest.raises(ValueError, match="must begin with 0, never decrease and end with 4|offsets has size"):
-        _core.attention_forward(f32(4, 2, 8), f32(4, 1, 8), f32(4, 1, 8), offsets, offsets, 1.0, f32(4, 2, 8), f32(4, 2))
+        _core.attention_forward(f32(4, 2, 8), f32(4, 1, 8), f32(4, 1, 8), offsets, offsets, 1.0, 0, f32(4, 2, 8), f32(4, 2))
 
 
 def test_heads_must_share_evenly():
     offsets = i32(0, 4)
     with pytest.raises(ValueError, match="H = 3 is not a multiple of G = 2"):
-        _core.attention_forward(f32(4, 3, 8), f32(4, 2, 8), f32(4, 2, 8), offsets, offsets, 1.0, f32(4, 3, 8), f32(4, 3))
+        _core.attention_forward(f32(4, 3, 8), f32(4, 2, 8), f32(4, 2, 8), offsets, offsets, 1.0, 0, f32(4, 3, 8), f32(4, 3))
 
 
 # Weight handles: (bytes, format, rows, cols, head_dim)
