@@ -6,6 +6,7 @@ Tensor only while a gradient is recorded.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -276,20 +277,29 @@ def attention(
 
 def swiglu(gate: Array, up: Array) -> Array:
     """silu(gate) * up (Shazeer, arXiv:2002.05202). Cheap: recomputed, not kept."""
+    return _gated(gate, up, _core.swiglu_forward, _core.swiglu_grad)
+
+
+def geglu(gate: Array, up: Array) -> Array:
+    """gelu(gate) * up with GELU's tanh form (Shazeer, arXiv:2002.05202). Cheap: recomputed, not kept."""
+    return _gated(gate, up, _core.geglu_forward, _core.geglu_grad)
+
+
+def _gated(gate: Array, up: Array, forward: Callable, grad: Callable) -> Array:
     g, u = f32(gate), f32(up)
     y = empty(*g.shape)
-    _core.swiglu_forward(g, u, y)
+    forward(g, u, y)
     if not recording(gate, up):
         return y
 
     def again() -> np.ndarray:
         out = empty(*g.shape)
-        _core.swiglu_forward(g, u, out)
+        forward(g, u, out)
         return out
 
     def vjp(dy: np.ndarray, grads: Gradients) -> None:
         dg, du = empty(*g.shape), empty(*g.shape)
-        _core.swiglu_grad(dy, g, u, dg, du)
+        grad(dy, g, u, dg, du)
         grads.put(0, dg)
         grads.put(1, du)
 
@@ -369,6 +379,7 @@ __all__ = [
     "dropout",
     "embedding",
     "gather_rows",
+    "geglu",
     "lengthen",
     "linear",
     "lora_linear",

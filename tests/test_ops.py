@@ -203,7 +203,7 @@ def test_rope(rng, n, heads, half, in_place):
     check(rng, operation, lambda x: rotated(x, positions, cos.astype(float), sin.astype(float)), normal(rng, n, 2 * half * heads))
 
 
-def attention_reference(q, k, v, offsets, head_dim, scale):
+def attention_reference(q, k, v, offsets, head_dim, scale, window):
     groups = k.shape[1] // head_dim
     share = q.shape[1] // k.shape[1] if k.shape[1] else 1
     out = np.zeros(q.shape)
@@ -213,22 +213,24 @@ def attention_reference(q, k, v, offsets, head_dim, scale):
             other = slice(g * head_dim, (g + 1) * head_dim)
             scores = q[begin:end, own] @ k[begin:end, other].T * scale
             scores[np.triu_indices(end - begin, 1)] = -np.inf
+            scores[np.tril_indices(end - begin, -window)] = -np.inf
             p = np.exp(scores - scores.max(axis=1, keepdims=True, initial=-1e9))
             out[begin:end, own] = p / p.sum(axis=1, keepdims=True) @ v[begin:end, other]
     return out
 
 
+@pytest.mark.parametrize("window", [0, 1, 3])
 @pytest.mark.parametrize(
     ("lengths", "heads", "groups", "head_dim"),
     [([1], 1, 1, 2), ([5, 0, 3], 4, 2, 3), ([7], 3, 1, 4), ([], 2, 1, 4), ([0, 0], 2, 2, 3), ([2, 11], 2, 2, 5)],
 )
-def test_attention(rng, lengths, heads, groups, head_dim):
+def test_attention(rng, lengths, heads, groups, head_dim, window):
     offsets = np.cumsum([0, *lengths]).astype(np.int32)
     n = int(offsets[-1])
     check(
         rng,
-        lambda q, k, v: ops.attention(q, k, v, offsets, head_dim, 0.7),
-        lambda q, k, v: attention_reference(q, k, v, offsets, head_dim, 0.7),
+        lambda q, k, v: ops.attention(q, k, v, offsets, head_dim, 0.7, window=window),
+        lambda q, k, v: attention_reference(q, k, v, offsets, head_dim, 0.7, window or 99),
         normal(rng, n, heads * head_dim), normal(rng, n, groups * head_dim), normal(rng, n, groups * head_dim), tolerance=1e-4,
     )  # fmt: skip
 
@@ -248,6 +250,7 @@ def test_elementwise(rng, shape):
     gate, up = normal(rng, *shape), normal(rng, *shape)
     check(rng, ops.swiglu, lambda g, u: g / (1 + np.exp(-g)) * u, gate, up)
     check(rng, lambda x: ops.swiglu(x, x), lambda x: x / (1 + np.exp(-x)) * x, gate)
+    check(rng, ops.geglu, lambda g, u: g * (1 + np.tanh(np.sqrt(2 / np.pi) * (g + 0.044715 * g**3))) / 2 * u, gate, up)
     check(rng, ops.add, lambda a, b: a + b, gate, up)
     check(rng, lambda x: ops.add(x, x), lambda x: x + x, gate)
     check(rng, lambda x: ops.add(ops.swiglu(x, x), ops.add(x, x)), lambda x: x / (1 + np.exp(-x)) * x + 2 * x, gate)

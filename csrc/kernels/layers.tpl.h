@@ -319,34 +319,48 @@ static pl_status rope(const pl_call *c) {
 
 INLINE vf sigmoid(vf x) { return 1.0f / (1.0f + vf_exp(-x)); }
 
-INLINE void swiglu_lanes(vf *v, int64_t index UNUSED, const void *constants UNUSED) { v[0] = v[0] * sigmoid(v[0]) * v[1]; }
-
-/* y = silu(gate) up, silu(g) = g sigmoid(g) */
-static void swiglu_forward_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
-    const pl_call *c = context;
-    map(swiglu_lanes, 2, (const float *[]){c->arg[0].in, c->arg[1].in}, 1, (float *[]){c->arg[2].out}, begin, end, NULL);
+/* Activations of the form g sigmoid(z(g)): z, and g z'(g) for the gradient. */
+typedef struct {
+    vf z, slope;
+} activation;
+INLINE activation silu(vf g) { return (activation){g, g}; }
+/* The tanh form of GELU: 0.5 g (1 + tanh(u)) = g sigmoid(2 u), u = sqrt(2 / pi) (g + 0.044715 g^3). */
+INLINE activation gelu_tanh(vf g) {
+    vf near = vf_min(vf_set1(16.0f), vf_max(vf_set1(-16.0f), g)); /* beyond, the sigmoid is 0 or 1; a NaN stays one */
+    vf k = 1.5957691216057308f * near, cube = 0.044715f * near * near;
+    return (activation){k * (1.0f + cube), k * (1.0f + 3.0f * cube)};
 }
-static pl_status swiglu_forward(const pl_call *c) {
-    pl_parallel(PL_DIM(c, 'N'), PIECE, swiglu_forward_piece, c);
-    return PL_OK;
-}
 
-INLINE void swiglu_grad_lanes(vf *v, int64_t index UNUSED, const void *constants UNUSED) {
-    vf dy = v[0], gate = v[1], up = v[2], s = sigmoid(gate);
-    v[0] = dy * up * s * (1.0f + gate * (1.0f - s));
+/* y = act(gate) up; dgate = dy up s (1 + g z' (1 - s)), dup = dy gate s, s = sigmoid(z) */
+INLINE void gated_lanes(vf *v, activation a) { v[0] = v[0] * sigmoid(a.z) * v[1]; }
+INLINE void gated_grad_lanes(vf *v, activation a) {
+    vf dy = v[0], gate = v[1], up = v[2], s = sigmoid(a.z);
+    v[0] = dy * up * s * (1.0f + a.slope * (1.0f - s));
     v[1] = dy * gate * s;
 }
 
-/* dgate = dy up s (1 + gate (1 - s)), dup = dy gate s, s = sigmoid(gate) */
-static void swiglu_grad_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
-    const pl_call *c = context;
-    map(swiglu_grad_lanes, 3, (const float *[]){c->arg[0].in, c->arg[1].in, c->arg[2].in}, 2,
-        (float *[]){c->arg[3].out, c->arg[4].out}, begin, end, NULL);
-}
-static pl_status swiglu_grad(const pl_call *c) {
-    pl_parallel(PL_DIM(c, 'N'), PIECE, swiglu_grad_piece, c);
-    return PL_OK;
-}
+#define GATED_UNIT(name, act) \
+    INLINE void name##_lanes(vf *v, int64_t index UNUSED, const void *constants UNUSED) { gated_lanes(v, act(v[0])); } \
+    INLINE void name##_grad_lanes(vf *v, int64_t index UNUSED, const void *constants UNUSED) { gated_grad_lanes(v, act(v[1])); } \
+    static void name##_forward_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) { \
+        const pl_call *c = context; \
+        map(name##_lanes, 2, (const float *[]){c->arg[0].in, c->arg[1].in}, 1, (float *[]){c->arg[2].out}, begin, end, NULL); \
+    } \
+    static pl_status name##_forward(const pl_call *c) { \
+        pl_parallel(PL_DIM(c, 'N'), PIECE, name##_forward_piece, c); \
+        return PL_OK; \
+    } \
+    static void name##_grad_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) { \
+        const pl_call *c = context; \
+        map(name##_grad_lanes, 3, (const float *[]){c->arg[0].in, c->arg[1].in, c->arg[2].in}, 2, \
+            (float *[]){c->arg[3].out, c->arg[4].out}, begin, end, NULL); \
+    } \
+    static pl_status name##_grad(const pl_call *c) { \
+        pl_parallel(PL_DIM(c, 'N'), PIECE, name##_grad_piece, c); \
+        return PL_OK; \
+    }
+GATED_UNIT(swiglu, silu)
+GATED_UNIT(geglu, gelu_tanh)
 
 INLINE void add_lanes(vf *v, int64_t index UNUSED, const void *constants UNUSED) { v[0] += v[1]; }
 

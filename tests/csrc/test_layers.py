@@ -138,29 +138,44 @@ def silu_product(gate, up):
     return gate / (1 + np.exp(-gate)) * up
 
 
+def gelu_product(gate, up):
+    return 0.5 * gate * (1 + np.tanh(np.sqrt(2 / np.pi) * (gate + 0.044715 * gate**3))) * up
+
+
+GATED = [("swiglu", silu_product), ("geglu", gelu_product)]
+
+
+def gated(name):
+    return getattr(_core, f"{name}_forward"), getattr(_core, f"{name}_grad")
+
+
 @pytest.mark.parametrize("n", LENGTHS)
-def test_swiglu(memory, rng, n):
+@pytest.mark.parametrize(("name", "product"), GATED)
+def test_gated_units(memory, rng, n, name, product):
+    forward, grad = gated(name)
     gate, up, dy = 3 * normal(rng, n), normal(rng, n), normal(rng, n)
     gate, up, dy = (a.astype(np.float32).astype(np.float64) for a in (gate, up, dy))
     y, dgate, dup = (memory.new((n,)) for _ in range(3))
-    _core.swiglu_forward(memory.put(gate), memory.put(up), y)
-    assert_close(y, silu_product(gate, up))
+    forward(memory.put(gate), memory.put(up), y)
+    assert_close(y, product(gate, up))
     inputs = [memory.put(a) for a in (dy, gate, up)]
-    _core.swiglu_grad(*inputs, dgate, dup)
-    assert_close(dgate, element_gradient(lambda g: silu_product(g, up), gate, dy))
-    assert_close(dup, element_gradient(lambda u: silu_product(gate, u), up, dy))
-    _core.swiglu_grad(*inputs, inputs[1], inputs[2])
+    grad(*inputs, dgate, dup)
+    assert_close(dgate, element_gradient(lambda g: product(g, up), gate, dy))
+    assert_close(dup, element_gradient(lambda u: product(gate, u), up, dy))
+    grad(*inputs, inputs[1], inputs[2])
     assert (inputs[1] == dgate).all() and (inputs[2] == dup).all()
 
 
-def test_swiglu_far_out(memory):
-    gate = np.array([-1e4, -200, -89, -88, 88, 200, 1e4, 0, np.nan], np.float32)
+@pytest.mark.parametrize("name", ["swiglu", "geglu"])
+def test_gated_units_far_out(memory, name):
+    forward, grad = gated(name)
+    gate = np.array([-1e30, -1e4, -200, -89, -88, 88, 200, 1e4, 1e30, 0, np.nan], np.float32)
     ones = np.ones_like(gate)
     y, dgate, dup = (memory.new(gate.shape) for _ in range(3))
-    _core.swiglu_forward(gate, ones, y)
-    assert np.abs(y[:4]).max() < 1e-35 and (y[4:7] == gate[4:7]).all() and y[7] == 0 and np.isnan(y[8])
-    _core.swiglu_grad(ones, gate, ones, dgate, dup)
-    assert np.abs(dgate[:4]).max() < 1e-35 and (dgate[4:7] == 1).all() and dgate[7] == 0.5 and np.isnan(dgate[8])
+    forward(gate, ones, y)
+    assert np.abs(y[:5]).max() < 1e-35 and (y[5:9] == gate[5:9]).all() and y[9] == 0 and np.isnan(y[10])
+    grad(ones, gate, ones, dgate, dup)
+    assert np.abs(dgate[:5]).max() < 1e-35 and (dgate[5:9] == 1).all() and dgate[9] == 0.5 and np.isnan(dgate[10])
 
 
 @pytest.mark.parametrize("n", LENGTHS)
@@ -263,7 +278,7 @@ def test_threads_do_not_change_a_bit(rng):
         dtable, scattered, squares, gate = np.zeros_like(table), np.zeros_like(table), np.zeros(1), np.zeros_like(x)
         _core.rms_norm_forward(x, w, 1e-5, y, rstd)
         _core.rms_norm_grad(dy, x, w, rstd, dx, dw)
-        _core.swiglu_grad(dy, x, up, gate, dup)
+        _core.geglu_grad(dy, x, up, gate, dup)
         _core.embedding_forward(ids, table, rows)
         _core.embedding_grad(dy, ids, dtable)
         _core.scatter_add_rows(dy, ids, scattered)
