@@ -17,7 +17,8 @@ from pyloss.files import map_file
 from pyloss.models.stored import StoredTensor, TensorFile
 from pyloss.weights import FORMATS, row_bytes
 
-_TYPES = {
+#: ggml's tensor types by number
+GGML_TYPES = {
     0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0", 9: "Q8_1", 10: "Q2_K", 11: "Q3_K",
     12: "Q4_K", 13: "Q5_K", 14: "Q6_K", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S",
     20: "IQ4_NL", 21: "IQ3_S", 22: "IQ2_S", 23: "IQ4_XS", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64",
@@ -167,7 +168,7 @@ class _Reader:
         if min(shape) < 1:
             raise FormatError(self.path, name, f"shape {shape} has an empty dimension")
         kind = self.number(_U32, name)
-        return name, _TYPES.get(kind, f"ggml type {kind}"), shape, self.number(_U64, name)
+        return name, GGML_TYPES.get(kind, f"ggml type {kind}"), shape, self.number(_U64, name)
 
     def tensor_data(self, name: str, dtype: str, shape: tuple[int, ...], start: int) -> np.ndarray | None:
         size = 0

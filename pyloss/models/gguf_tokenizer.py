@@ -11,9 +11,11 @@ from tokenizers import decoders, models, pre_tokenizers, processors
 
 from pyloss.errors import FormatError
 
-_UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4  # of tokenizer.ggml.token_type; 1 is an ordinary token
+UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4  # of tokenizer.ggml.token_type; 1 is an ordinary token
 
-_SPECIAL = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
+# Keys tokenizer.ggml.*_token_id and the names of these tokens in transformers.
+
+SPECIAL = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
 
 # Tokens that end a turn, or a message to a tool; generation stops at them as at the end of the text.
 _ENDS = ("eos", "eot", "eom")
@@ -43,12 +45,13 @@ _SMOLLM = _Pre(None, digits=True)
 _LLAMA3 = _Pre(_llama3_pattern(r"\p{N}{1,3}"), ignore_merges=True, add_bos=True)
 _QWEN2 = _Pre(_llama3_pattern(r"\p{N}"))
 
+# By tokenizer.ggml.pre. Of several names of one, the first is what llama.cpp's converter writes.
 PRE_TOKENIZERS = {
     "gpt-2": _GPT2,
     "smollm": _SMOLLM,
+    "llama-bpe": _LLAMA3,
     "llama3": _LLAMA3,
     "llama-v3": _LLAMA3,
-    "llama-bpe": _LLAMA3,
     "qwen2": _QWEN2,
     "deepseek-r1-qwen": _QWEN2,
 }
@@ -84,12 +87,12 @@ def build_tokenizer(
         )
     except Exception as error:  # the library raises bare Exceptions
         raise FormatError(path, "tokenizer.ggml.merges", f"not the merges of this vocabulary: {error}") from error
-    backend.pre_tokenizer = _pre_tokenizer(pre)
+    backend.pre_tokenizer = pre_tokenizer(pre)
     backend.decoder = decoders.ByteLevel()
     _add_tokens(backend, metadata.get("tokenizer.ggml.token_type"), tokens, path)
 
-    ids = {key: _token_id(metadata, key, len(tokens), path) for key in {*_SPECIAL, *_ENDS}}
-    special = {text: tokens[index] for key, text in _SPECIAL.items() if (index := ids[key]) is not None}
+    ids = {key: _token_id(metadata, key, len(tokens), path) for key in {*SPECIAL, *_ENDS}}
+    special = {text: tokens[index] for key, text in SPECIAL.items() if (index := ids[key]) is not None}
     backend.post_processor = _post_processor(metadata, pre, special, vocabulary, path)
     return backend, special, {index for key in _ENDS if (index := ids[key]) is not None}
 
@@ -109,7 +112,8 @@ def _cuts(merges: list[str], path: str | os.PathLike[str]) -> list[tuple[str, in
     return cuts
 
 
-def _pre_tokenizer(pre: _Pre) -> Any:
+def pre_tokenizer(pre: _Pre) -> Any:
+    """What cuts text as `pre` says."""
     steps: list[Any] = [pre_tokenizers.Digits(individual_digits=True)] if pre.digits else []
     if pre.pattern is None:
         steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True))
@@ -124,9 +128,9 @@ def _add_tokens(backend: tokenizers.Tokenizer, kinds: Any, tokens: list[str], pa
     if not isinstance(kinds, list) or len(kinds) != len(tokens):
         raise FormatError(path, "tokenizer.ggml.token_type", f"expected a list of {len(tokens)} numbers, one per token")
     added = [
-        tokenizers.AddedToken(token, special=kind != _USER_DEFINED, normalized=False)
+        tokenizers.AddedToken(token, special=kind != USER_DEFINED, normalized=False)
         for token, kind in zip(tokens, kinds, strict=True)
-        if kind in (_UNKNOWN, _CONTROL, _USER_DEFINED) and token
+        if kind in (UNKNOWN, CONTROL, USER_DEFINED) and token
     ]
     backend.add_tokens(added)
 

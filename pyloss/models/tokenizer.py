@@ -32,9 +32,9 @@ class Tokenizer:
         special_tokens: names like "bos_token" to the token's text.
         eos_token_ids: further ids that end a generation, beside the eos token's.
         chat_template: Jinja source, or several by name ("default", "tool_use"), or None.
-        source: where all this came from, for errors.
+        source: the file or folder that all this came from.
 
-    Attributes: `special_tokens`, `chat_template`, and `eos_token_ids`, a set.
+    Attributes: `special_tokens`, `chat_template`, `source`, and `eos_token_ids`, a set.
 
     Raises:
         FormatError: a special token that is not in the vocabulary.
@@ -51,6 +51,7 @@ class Tokenizer:
         self.backend = backend
         self.special_tokens = dict(special_tokens)
         self.chat_template = chat_template
+        self.source = source
         for name, token in self.special_tokens.items():
             if backend.token_to_id(token) is None:
                 raise FormatError(source, name, f"{token!r} is not in the vocabulary")

@@ -172,3 +172,20 @@ def load_tiny(folder, **options):
 
     write_folder(folder, **options)
     return load_model(folder)
+
+
+def byte_tokenizer(pre="smollm", **changes):
+    """A byte-level tokenizer of `TOKENS` tokens, as GGUF metadata describes one; `changes` are its `tokenizer.ggml.*` keys."""
+    from tokenizers import pre_tokenizers
+
+    from pyloss.models.tokenizer import Tokenizer
+
+    tokens = ["<unk>", "<s>", "</s>", "<|eot|>", "<tool>", *sorted(pre_tokenizers.ByteLevel.alphabet()), "he", "ll", "hell", "hello", "Ġw", "12"]
+    values = {"model": "gpt2", "pre": pre, "tokens": tokens, "merges": ["h e", "l l", "he ll", "hell o", "Ġ w", "1 2"]}
+    values |= {"token_type": [3, 3, 3, 3, 4] + [1] * (len(tokens) - 5), "unknown_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "padding_token_id": 0}
+    values |= changes
+    template = "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}{% endfor %}"
+    return Tokenizer.from_gguf({"tokenizer.chat_template": template, **{f"tokenizer.ggml.{k}": v for k, v in values.items()}})
+
+
+TOKENS = 5 + 256 + 6

@@ -1,0 +1,112 @@
+"""GGUF files written here, run by llama.cpp: whole models, and adapters beside their base."""
+
+import llama_runner
+import numpy as np
+import pytest
+import tokenizers
+from parity_models import LLAMA3, add_adapter, make_tiny, our_logits
+
+import pyloss
+from pyloss.models import load_model
+from pyloss.models.gguf_writer import write_gguf
+from pyloss.models.tokenizer import Tokenizer
+from pyloss.tuner.adapter_gguf import write_lora_gguf
+
+PROMPT = "The quick brown fox jumps over the lazy dog, and then it"
+IDS = [int(i) for i in np.random.default_rng(0).integers(5, 260, 40)]
+TOKENS = 12
+
+
+@pytest.fixture(autouse=True)
+def llama_cpp():
+    llama_runner.require()
+
+
+def difference(model, ids, answer):
+    """The largest difference between the models' log probabilities of llama.cpp's likeliest tokens after `ids` and its answer."""
+    logits = our_logits(model, ids + answer.tokens[:-1])[len(ids) - 1 :].astype(np.float64)
+    logits -= logits.max(axis=1, keepdims=True)
+    logits -= np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    return max(abs(row[token] - value) for row, step in zip(logits, answer.logprobs) for token, value in step.items())
+
+
+def agree(model, ids, answer, atol=1e-3):
+    assert difference(model, ids, answer) < atol
+    assert [int(row.argmax()) for row in our_logits(model, ids + answer.tokens[:-1])[len(ids) - 1 :]] == answer.tokens
+
+
+# The embedded model ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def adapted(smollm2_gguf):
+    model, tokenizer = pyloss.load(smollm2_gguf)
+    return add_adapter(model, size=0.03), tokenizer
+
+
+def greedy(model, tokenizer, ids):
+    return [step.token for step in pyloss.stream_generate(model, tokenizer, ids, max_tokens=TOKENS)]
+
+
+def test_an_adapter_beside_its_base_and_fused(adapted, smollm2, tmp_path):
+    model, tokenizer = adapted
+    ids = tokenizer.encode(PROMPT)
+    write_gguf(smollm2[0], tmp_path / "base.gguf", tokenizer, "f32")
+    plain = llama_runner.run(tmp_path / "base.gguf", ids, TOKENS)
+    agree(smollm2[0], ids, plain)
+
+    write_lora_gguf(model, tmp_path / "lora.gguf")
+    beside = llama_runner.run(tmp_path / "base.gguf", ids, TOKENS, tmp_path / "lora.gguf")
+    assert beside.tokens != plain.tokens  # the adapter shows
+    agree(model, ids, beside)
+    assert beside.tokens == greedy(model, tokenizer, ids)
+
+    fused, _ = pyloss.load("smollm2-135m")
+    add_adapter(fused, size=0.03)
+    write_gguf(fused.fuse(dequantize=True), tmp_path / "fused.gguf", tokenizer, "f32")
+    agree(model, ids, llama_runner.run(tmp_path / "fused.gguf", ids, TOKENS))
+
+
+@pytest.mark.filterwarnings("ignore:storing the fused weight")
+def test_a_model_fused_into_its_own_formats(smollm2_gguf, tmp_path):
+    """Q4_1 and Q8_0 as stored; llama.cpp quantises what it multiplies them with, too."""
+    model, tokenizer = pyloss.load(smollm2_gguf)
+    write_gguf(add_adapter(model, size=0.1).fuse(), tmp_path / "fused.gguf", tokenizer)
+    ids = tokenizer.encode(PROMPT)
+    answer = llama_runner.run(tmp_path / "fused.gguf", ids, TOKENS)
+    again, _ = pyloss.load(tmp_path / "fused.gguf")
+    np.testing.assert_array_equal(our_logits(again, ids), our_logits(model, ids))
+    assert difference(again, ids, answer) < 0.7
+
+
+# Every family and option, over a tiny model ------------------------------------------------------------------------
+
+MODELS = {
+    "llama": {},
+    "llama-bias": {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": False, "rope_scaling": LLAMA3},
+    "llama-heads": {"head_dim": 32, "rope_scaling": {"rope_type": "linear", "factor": 4.0}},
+    "mistral": {"family": "Mistral", "sliding_window": None, "tie_word_embeddings": False},
+    "qwen2": {"family": "Qwen2"},
+    "qwen3": {"family": "Qwen3", "tie_word_embeddings": False},
+}
+
+
+def plain_tokenizer():
+    """Tokens that are ASCII letters; of broken UTF-8, llama.cpp's server says nothing until it is whole."""
+    words = {word: i for i, word in enumerate(["t", "x", "tx", *(f"t{i}" for i in range(3, 300))])}
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=words, merges=[("t", "x")]))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return Tokenizer(backend, {"eos_token": "tx"})
+
+
+@pytest.mark.parametrize("name", list(MODELS))
+def test_families(name, tmp_path):
+    make_tiny(**MODELS[name]).save_pretrained(tmp_path / "hf")
+    model, tokenizer = load_model(tmp_path / "hf"), plain_tokenizer()
+    write_gguf(model, tmp_path / "base.gguf", tokenizer)
+    agree(model, IDS, llama_runner.run(tmp_path / "base.gguf", IDS, TOKENS))
+    keys = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.o_proj", "mlp.down_proj", *([] if model.lm_head is None else ["lm_head"])]
+    add_adapter(model, keys=keys, size=0.2)
+    model.layers[0].mlp.down_proj.scale = 5.0
+    write_lora_gguf(model, tmp_path / "lora.gguf")
+    agree(model, IDS, llama_runner.run(tmp_path / "base.gguf", IDS, TOKENS, tmp_path / "lora.gguf"))
