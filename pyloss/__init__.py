@@ -27,6 +27,7 @@ from .losses import (
     stablemax,
     stablemax_cross_entropy,
 )
+from .weight_stack import WeightStack
 from .weights import Weight
 
 if TYPE_CHECKING:  # `as` makes them public to type checkers
@@ -129,6 +130,7 @@ __all__ = [
     "FormatError",
     "Tensor",
     "Weight",
+    "WeightStack",
     "autograd",
     "binary_cross_entropy_with_logits",
     "checkpoint",

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from . import ops, random
+from . import expert_ops, ops, random
 from .autograd import Tape, leaf_gradient, run_backward
+from .weight_stack import WeightStack
 from .weights import Weight
 
 
@@ -85,13 +86,13 @@ class Module:
                     found[_join(path, name)] = value
         return found
 
-    def stored(self) -> dict[str, Weight]:
-        """The stored matrices by dotted name."""
+    def stored(self) -> dict[str, Weight | WeightStack]:
+        """The stored matrices, and stacks of them, by dotted name."""
         return {
             _join(path, name): value
             for path, module in self.named_modules()
             for name, value in vars(module).items()
-            if isinstance(value, Weight)
+            if isinstance(value, Weight | WeightStack)
         }
 
     def freeze(self, *, recurse: bool = True, keys: Iterable[str] | None = None) -> Module:
@@ -195,6 +196,48 @@ class QuantizedLinear(Linear):
     """A `Linear` whose weight is stored in a group-quantised format; made by `Linear.from_weight`."""
 
     weight: Weight
+
+
+class SwitchLinear(Module):
+    """The linear layers of E experts, one for each row: x [M, in], its rows sorted by expert -> [M, out].
+
+    `weight` [E, out, in] is an ndarray (trained unless frozen) or a `WeightStack` of floats (never trained), `bias` [E, out].
+    """
+
+    def __init__(self, input_dims: int, output_dims: int, num_experts: int, bias: bool = True):
+        super().__init__()
+        self.weight: np.ndarray | WeightStack = uniform((num_experts, output_dims, input_dims), 1 / math.sqrt(input_dims))
+        self.bias: np.ndarray | None = np.zeros((num_experts, output_dims), np.float32) if bias else None
+
+    @staticmethod
+    def from_weight(weight: np.ndarray | WeightStack, bias: np.ndarray | None = None) -> SwitchLinear:
+        """A layer over existing arrays, without a copy; quantised weights make a `QuantizedSwitchLinear`."""
+        quantised = isinstance(weight, WeightStack) and weight.format not in ("f32", "bf16", "f16")
+        cls = QuantizedSwitchLinear if quantised else SwitchLinear
+        layer = cls.__new__(cls)
+        Module.__init__(layer)
+        layer.weight, layer.bias = weight, bias
+        return layer
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(experts, out features, in features)"""
+        return (self.weight.shape[0], self.weight.shape[1], self.weight.shape[2])
+
+    def __call__(self, x: Any, offsets: np.ndarray) -> Any:
+        """The rows [offsets[e], offsets[e + 1]) of x are those of expert e: int32 `offsets` [E + 1], see `expert_ops.route`."""
+        return expert_ops.expert_linear(x, self.weight, self.bias, offsets)
+
+    def __repr__(self) -> str:
+        experts, rows, cols = self.shape
+        kind = self.weight.format if isinstance(self.weight, WeightStack) else "float32"
+        return f"{type(self).__name__}(in={cols}, out={rows}, experts={experts}, bias={self.bias is not None}, {kind})"
+
+
+class QuantizedSwitchLinear(SwitchLinear):
+    """A `SwitchLinear` whose weights are stored in a group-quantised format; made by `SwitchLinear.from_weight`."""
+
+    weight: WeightStack
 
 
 class Embedding(Module):

@@ -13,6 +13,7 @@ import numpy as np
 
 from . import _core, device
 from .autograd import Gradients, Tensor, data, keep, record, recording
+from .weight_stack import WeightStack
 from .weights import Weight
 
 Array = Any  # numpy.ndarray or Tensor
@@ -42,18 +43,18 @@ def i32(x: Any, name: str = "ids") -> np.ndarray:
     return np.require(array, np.int32, ["C", "A"])
 
 
-def matrix(weight: Array | Weight) -> Any:
-    """A weight as the core takes it: a stored matrix's handle, or a float32 ndarray."""
-    return weight.handle if isinstance(weight, Weight) else f32(weight, "weight")
+def matrix(weight: Array | Weight | WeightStack) -> Any:
+    """A weight as the core takes it: the handle of what is stored, or a float32 ndarray."""
+    return weight.handle if isinstance(weight, Weight | WeightStack) else f32(weight, "weight")
 
 
 def _out_features(weight: Array | Weight) -> int:
     return weight.shape[0]
 
 
-def frozen(weight: Array | Weight) -> Array:
+def frozen(weight: Array | Weight | WeightStack) -> Array:
     """What the tape sees of a weight: stored matrices are never trained."""
-    return None if isinstance(weight, Weight) else weight
+    return None if isinstance(weight, Weight | WeightStack) else weight
 
 
 def _weight_grad(dy: np.ndarray, x: np.ndarray, grads: Gradients, i: int) -> None:

@@ -6,6 +6,7 @@ import pytest
 import pyloss
 from pyloss import nn, ops
 from pyloss.autograd import Tensor
+from pyloss.weight_stack import WeightStack
 from pyloss.weights import Weight
 
 
@@ -203,6 +204,30 @@ def test_layers_over_stored_matrices(format, quantised):
     np.testing.assert_allclose(linear(x), x.astype(float) @ dense.T, atol=1e-4)
     np.testing.assert_allclose(table.as_linear(x), linear(x))
     np.testing.assert_allclose(table([[5, 0]]), dense[[[5, 0]]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_switch_linear(bias):
+    layer = nn.SwitchLinear(33, 5, 3, bias=bias)
+    assert layer.shape == (3, 5, 33) and list(layer.trainable_parameters()) == ["weight", *(["bias"] if bias else [])]
+    assert 0.9 / np.sqrt(33) < np.abs(layer.weight).max() <= 1 / np.sqrt(33) and (not bias or not layer.bias.any())
+    assert repr(layer) == f"SwitchLinear(in=33, out=5, experts=3, bias={bias}, float32)"
+    if bias:
+        layer.bias[...] = np.arange(15).reshape(3, 5)
+    x, experts = np.random.default_rng(0).standard_normal((6, 33)).astype(np.float32), np.array([0, 0, 2, 2, 2, 2])
+    want = np.einsum("ni,noi->no", x.astype(float), layer.weight[experts]) + (layer.bias[experts] if bias else 0)
+    np.testing.assert_allclose(layer(x, np.array([0, 2, 2, 6], np.int32)), want, atol=1e-5)
+
+
+@pytest.mark.parametrize(("format", "quantised"), [("f32", False), ("bf16", False), ("q8_0", True), ("q4_1", True)])
+def test_experts_over_stored_matrices(format, quantised):
+    weight = WeightStack.quantize(np.random.default_rng(0).standard_normal((2, 6, 32)), format)
+    layer = nn.SwitchLinear.from_weight(weight)
+    assert type(layer) is (nn.QuantizedSwitchLinear if quantised else nn.SwitchLinear)
+    assert layer.weight is weight and layer.parameters() == {} and layer.stored() == {"weight": weight}
+    x = np.random.default_rng(1).standard_normal((5, 32)).astype(np.float32)
+    want = np.concatenate([x[:1] @ weight.matrices[0].dequantize().T, x[1:] @ weight.matrices[1].dequantize().T])
+    np.testing.assert_allclose(layer(x, np.array([0, 1, 5], np.int32)), want, atol=1e-4)
 
 
 def test_norm_and_embedding():

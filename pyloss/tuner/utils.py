@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -140,6 +141,6 @@ def remove_lora_layers(model: Module) -> Module:
 
 def print_trainable_parameters(model: Module) -> None:
     """Prints how many numbers of the model are trained."""
-    total = sum(p.size for p in model.parameters().values()) + sum(w.shape[0] * w.shape[1] for w in model.stored().values())
+    total = sum(p.size for p in model.parameters().values()) + sum(math.prod(w.shape) for w in model.stored().values())
     trained = sum(p.size for p in model.trainable_parameters().values())
     print(f"Trainable parameters: {trained / max(total, 1):.3%} ({trained / 1e6:.3f}M/{total / 1e6:.3f}M)")
