@@ -14,6 +14,7 @@
 #include "matmul.tpl.h"
 #include "experts.tpl.h"
 #include "layers.tpl.h"
+#include "norms.tpl.h"
 #include "columns.tpl.h"
 #include "attention.tpl.h"
 #include "rowloss.tpl.h"

@@ -158,6 +158,27 @@ static void column_sum_piece(const void *context, int64_t begin, int64_t end, in
 }
 static pl_status column_sum(const pl_call *c) { return sum_columns(c, PL_DIM(c, 'N'), c->arg[1].out, column_sum_piece); }
 
+/* out[j] = sum over n of dy[n,j] (y[n,j] - offset[j])   dy, y [N,D], offset [D] or NULL, out [D] */
+static void column_dot_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
+    const column_job *job = context;
+    const pl_call *c = job->call;
+    int64_t n = PL_DIM(c, 'N'), d = job->width;
+    const float *dy = c->arg[0].in, *y = c->arg[1].in, *offset = c->arg[2].in;
+    for (int64_t b = begin; b < end; b++) {
+        float *partial = job->partial + b * d;
+        int64_t last = at_most((b + 1) * BLOCK_ROWS, n);
+        memset(partial, 0, (size_t)d * sizeof *partial);
+        for (int64_t i = b * BLOCK_ROWS; i < last; i++) {
+            const float *from = dy + i * d, *with = y + i * d;
+            if (offset)
+                for (int64_t j = 0; j < d; j++) partial[j] += from[j] * (with[j] - offset[j]);
+            else
+                for (int64_t j = 0; j < d; j++) partial[j] += from[j] * with[j];
+        }
+    }
+}
+static pl_status column_dot(const pl_call *c) { return sum_columns(c, PL_DIM(c, 'N'), c->arg[3].out, column_dot_piece); }
+
 /* ---- Products of rows */
 
 /* Sum of a[i] b[i] (w[i], unless w is NULL); several sums side by side, so that long rows keep their digits. */

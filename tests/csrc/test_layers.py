@@ -213,6 +213,15 @@ def test_column_sum_of_many_rows_keeps_its_digits(memory, rng):
     assert np.abs(y / want - 1).max() < 1e-6
 
 
+@pytest.mark.parametrize(("n", "d"), SHAPES)
+def test_column_dot(memory, rng, n, d):
+    dy, y, offset, out = normal(rng, n, d), normal(rng, n, d), normal(rng, d), memory.new((d,))
+    for minus in (None, memory.put(offset)):
+        _core.column_dot(memory.put(dy), memory.put(y), minus, out)
+        want = dy * (y - (0 if minus is None else offset))
+        assert (np.abs(out - want.sum(axis=0)) <= 1e-6 * (1e-6 + np.abs(want).sum(axis=0))).all()
+
+
 # Dropout
 
 

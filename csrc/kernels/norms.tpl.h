@@ -1,0 +1,100 @@
+/* Row norms of stored matrices, alone and with an adapter, whose product is never formed. */
+
+typedef struct {
+    const pl_call *call;
+    float *row;      /* per worker [I] */
+    const float *wa; /* [R,O]: W a */
+    const float *gb; /* [R,O]: (a^T a) b */
+} norm_job;
+
+/* squares[o] = sum of w[o,:]^2   w [O,I] in any format */
+static void row_squares_piece(const void *context, int64_t begin, int64_t end, int worker) {
+    enum { SUMS = 8 };
+    const norm_job *job = context;
+    const pl_weight *w = &job->call->arg[0].w;
+    float *row = job->row + worker * w->cols;
+    for (int64_t o = begin; o < end; o++) {
+        double sum[SUMS] = {0};
+        decode_row(w, o, row);
+        int64_t i = 0;
+        for (; i + SUMS <= w->cols; i += SUMS)
+            for (int k = 0; k < SUMS; k++) sum[k] += (double)row[i + k] * row[i + k];
+        for (; i < w->cols; i++) sum[0] += (double)row[i] * row[i];
+        for (int k = 1; k < SUMS; k++) sum[0] += sum[k];
+        ((double *)job->call->arg[1].out)[o] = sum[0];
+    }
+}
+static pl_status row_squares(const pl_call *c) {
+    norm_job job = {.call = c, .row = pl_acquire(4 * (size_t)pl_num_threads() * (size_t)PL_DIM(c, 'I'))};
+    if (!job.row) return PL_NO_MEMORY;
+    pl_parallel(PL_DIM(c, 'O'), grain_of(PL_DIM(c, 'I')), row_squares_piece, &job);
+    pl_release(job.row);
+    return PL_OK;
+}
+
+/* |w[o,:] + scale (a b)[:,o]|^2, element by element. */
+static double summed_square(const pl_call *c, int64_t o, float *row) {
+    const float *a = c->arg[1].in, *b = c->arg[2].in;
+    int64_t rank = PL_DIM(c, 'R'), columns = PL_DIM(c, 'O');
+    double sum = 0;
+    decode_row(&c->arg[0].w, o, row);
+    for (int64_t i = 0; i < PL_DIM(c, 'I'); i++) {
+        double product = 0;
+        for (int64_t r = 0; r < rank; r++) product += (double)a[i * rank + r] * b[r * columns + o];
+        double element = row[i] + c->arg[3].f * product;
+        sum += element * element;
+    }
+    return sum;
+}
+
+static void adapted_norm_piece(const void *context, int64_t begin, int64_t end, int worker) {
+    const norm_job *job = context;
+    const pl_call *c = job->call;
+    const float *b = c->arg[2].in;
+    const double scale = c->arg[3].f, *squares = c->arg[4].in;
+    int64_t rank = PL_DIM(c, 'R'), columns = PL_DIM(c, 'O');
+    for (int64_t o = begin; o < end; o++) {
+        double total = squares[o], size = squares[o];
+        for (int64_t r = 0; r < rank; r++) {
+            int64_t i = r * columns + o;
+            double cross = 2 * scale * b[i] * job->wa[i], own = scale * scale * b[i] * job->gb[i];
+            total += cross + own;
+            size += fabs(cross) + fabs(own);
+        }
+        /* wa and gb are rounded: where an adapter takes most of a row away, what is left would be their rounding. */
+        if (!(8 * total >= size)) total = summed_square(c, o, job->row + worker * PL_DIM(c, 'I'));
+        ((float *)c->arg[5].out)[o] = (float)sqrt(total);
+    }
+}
+
+/* norm[o] = |w[o,:] + scale (a b)[:,o]|, from |w|^2 + 2 scale b . W a + scale^2 b . (a^T a) b
+ * w [O,I] in any format, a [I,R], b [R,O], squares [O] as row_squares gives them */
+static pl_status adapted_norm(const pl_call *c) {
+    enum { FEW = 16 }; /* up to this rank, expanding rows of W for SMALL_M columns of a at once is faster than packing them */
+    int64_t rank = PL_DIM(c, 'R'), o = PL_DIM(c, 'O'), depth = PL_DIM(c, 'I');
+    const float *a = c->arg[1].in;
+    float *scratch = pl_acquire(4 * (size_t)(2 * rank * o + rank * depth + rank * rank + pl_num_threads() * depth));
+    if (!scratch) return PL_NO_MEMORY;
+    float *wa = scratch, *gb = wa + rank * o, *columns = gb + rank * o, *g = columns + rank * depth, *row = g + rank * rank;
+    for (int64_t i = 0; i < depth; i++)
+        for (int64_t r = 0; r < rank; r++) columns[r * depth + i] = a[i * rank + r];
+    pl_status status = PL_OK;
+    int64_t step = rank <= FEW ? SMALL_M : rank;
+    for (int64_t r = 0; r < rank && status == PL_OK; r += step) {
+        gemm product = {.m = rank - r < step ? rank - r : step,
+                        .n = o,
+                        .k = depth,
+                        .a = {columns + r * depth, depth, 0, 1},
+                        .b = c->arg[0].w,
+                        .b_transposed = 1,
+                        .c = wa + r * o};
+        status = gemm_run(&product);
+    }
+    gemm inner = {.m = rank, .n = rank, .k = depth, .a = {a, rank, 1, 1}, .b = float_matrix(a, depth, rank), .c = g};
+    gemm outer = {.m = rank, .n = o, .k = rank, .a = {g, rank, 0, 1}, .b = float_matrix(c->arg[2].in, rank, o), .c = gb};
+    if (status == PL_OK) status = gemm_run(&inner);
+    if (status == PL_OK) status = gemm_run(&outer);
+    if (status == PL_OK) pl_parallel(o, grain_of(4 * rank), adapted_norm_piece, &(norm_job){c, row, wa, gb});
+    pl_release(scratch);
+    return status;
+}
