@@ -33,6 +33,7 @@ from .weights import Weight
 if TYPE_CHECKING:  # `as` makes them public to type checkers
     from . import models as models, tuner as tuner
     from .act import ACTLossHead as ACTLossHead
+    from .exporting import export as export
     from .generation import generate as generate, stream_generate as stream_generate
     from .models import load as load, load_model as load_model
     from .tuner import (
@@ -59,6 +60,7 @@ _LAZY = {
     "models": "",
     "tuner": "",
     "ACTLossHead": "act",
+    "export": "exporting",
     "load": "models",
     "load_model": "models",
     "generate": "generation",

@@ -201,9 +201,39 @@ def _fuse_parser(commands: Any) -> None:
     add("--adapter-path", default="adapters", help="folder of the adapter (default: adapters)")
     add("--save-path", default="fused_model", help="folder to write (default: fused_model)")
     add("--dequantize", "--de-quantize", action="store_true", help="keep the change in full: no quantised weights")
-    for flag in ("--export-gguf", "--gguf-path", "--upload-repo", "--hf-path"):
-        add(flag, help=argparse.SUPPRESS, nargs="?", const="yes")
+    add("--export-gguf", action="store_true", help="write a GGUF file in float16 too; `pyloss export` has more to choose")
+    add("--gguf-path", default="ggml-model-f16.gguf", metavar="FILE", help="its name (default: ggml-model-f16.gguf)")
+    for flag in ("--upload-repo", "--hf-path"):
+        add(flag, help=argparse.SUPPRESS)
     add("--trust-remote-code", action="store_true", help="accepted: no code of a model's folder is ever run")
+
+
+def _export_parser(commands: Any) -> None:
+    parser = commands.add_parser(
+        "export",
+        usage="pyloss export --to FORMAT --output PATH [options]",
+        help="write a model or an adapter for another program",
+        description="Write a model, with an adapter put into its weights, or an adapter alone, in another program's format.",
+        epilog="""examples:
+  pyloss export --adapter-path adapters --to peft --output peft_adapter
+                              the adapter for PEFT and transformers; --to mlx for mlx-lm
+  pyloss export --adapter-path adapters --to gguf --output model.gguf
+                              model and adapter as one file for llama.cpp
+  pyloss export --adapter-path adapters --to gguf --adapter-only --output lora.gguf
+                              the adapter alone, for llama.cpp's --lora
+  pyloss export --model some_folder --to gguf --type q8_0 --output model.gguf
+                              a model converted""",
+    )
+    parser.set_defaults(command="export")
+    add = parser.add_argument
+    add("--model", default=DEFAULT_MODEL, help=f"folder, .gguf file or known name (default: {DEFAULT_MODEL})")
+    add("--adapter-path", help="folder of an adapter, in mlx-lm's or PEFT's layout (default: none)")
+    add("--to", required=True, choices=("peft", "mlx", "gguf", "hf"), help="what to write")
+    add("--output", required=True, metavar="PATH", help="the file of gguf, the folder of the others")
+    add("--type", help="gguf: store matrices as f32, f16, bf16, q8_0, q4_0 or q4_1 (default: as they are)")
+    add("--adapter-only", action="store_true", help="gguf: the adapter alone")
+    add("--dequantize", "--de-quantize", action="store_true", help="keep the change in full: no quantised weights")
+    add("--name", help="the model's name in the file, or the base's in PEFT's configuration (default: --model)")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -221,6 +251,7 @@ def build_parser() -> argparse.ArgumentParser:
     _eval_parser(commands)
     _generate_parser(commands)
     _fuse_parser(commands)
+    _export_parser(commands)
     info = commands.add_parser("info", help="version, processor and threads in use", description="What is in use.")
     info.set_defaults(command="info")
     return parser

@@ -12,7 +12,7 @@ from typing import Any
 
 import pyloss
 import pyloss.random
-from pyloss import models
+from pyloss import exporting, models
 from pyloss.optim import Optimizer, Schedule, WarmUp, build_optimizer, build_schedule
 from pyloss.tuner import state
 from pyloss.tuner.callbacks import get_reporting_callbacks
@@ -166,13 +166,29 @@ def generate(flags: Flags) -> int:
 
 
 def fuse(flags: Flags) -> int:
-    for name in ("export_gguf", "gguf_path", "upload_repo", "hf_path"):
+    for name in ("upload_repo", "hf_path"):
         if flags[name]:
-            raise ValueError(f"--{name.replace('_', '-')} is not available yet; --save-path writes a Hugging Face folder")
+            raise ValueError(f"--{name.replace('_', '-')} is not available: nothing is uploaded; --save-path writes a folder")
     model, tokenizer = models.load(flags["model"], adapter_path=flags["adapter_path"])
     model.fuse(dequantize=flags["dequantize"])
     model.save(flags["save_path"], tokenizer)
     _say(f"saved the fused model to {flags['save_path']}")
+    if flags["export_gguf"]:
+        path = Path(flags["save_path"]) / flags["gguf_path"]
+        exporting.export(model, path, "gguf", tokenizer, type="f16")
+        _say(f"saved the fused model to {path}")
+    return 0
+
+
+def export(flags: Flags) -> int:
+    adapter, to, output = flags["adapter_path"], flags["to"], flags["output"]
+    if adapter is None and (flags["adapter_only"] or to in ("peft", "mlx")):
+        raise ValueError("--to peft, --to mlx and --adapter-only write an adapter: give its folder as --adapter-path")
+    model, tokenizer = models.load(flags["model"], adapter_path=adapter)
+    name = flags["name"] or (flags["model"] if to == "peft" else None)
+    options = {key: flags[key] for key in ("adapter_only", "type", "dequantize")}
+    exporting.export(model, output, to, tokenizer, **options, name=name)
+    _say(f"wrote {output}")
     return 0
 
 
@@ -187,5 +203,6 @@ COMMANDS: dict[str, Callable[[Flags], int]] = {
     "eval": evaluate,
     "generate": generate,
     "fuse": fuse,
+    "export": export,
     "info": info,
 }

@@ -196,7 +196,36 @@ def test_fuse_writes_the_model(world, capsys):
     assert main(["fuse", "--save-path", "out", "--dequantize"]) == 0
     assert world.loaded == [("smollm2-135m", "adapters")]
     assert world.model.calls == [("fuse", True), ("save", "out")]
-    fails(capsys, ["fuse", "--export-gguf"], "--export-gguf is not available yet")
+    fails(capsys, ["fuse", "--upload-repo", "me/mine"], "--upload-repo is not available")
+
+
+def test_fuse_writes_gguf_too(world, monkeypatch):
+    seen = []
+    monkeypatch.setattr("pyloss.exporting.export", lambda model, *args, **options: seen.append((*args[:2], options)))
+    assert main(["fuse", "--save-path", "out", "--export-gguf"]) == 0
+    assert main(["fuse", "--save-path", "out", "--export-gguf", "--gguf-path", "m.gguf"]) == 0
+    assert [str(path) for path, *_ in seen] == ["out/ggml-model-f16.gguf", "out/m.gguf"]
+    assert {(to, options["type"]) for _, to, options in seen} == {("gguf", "f16")}
+    assert world.model.calls == [("fuse", False), ("save", "out")]
+
+
+def test_export_hands_over_what_it_is_asked_for(world, monkeypatch, capsys):
+    seen = []
+    monkeypatch.setattr("pyloss.exporting.export", lambda model, *args, **options: seen.append((*args[:2], options)))
+    plain = {"adapter_only": False, "type": None, "dequantize": False, "name": None}
+    assert main(["export", "--to", "gguf", "--output", "m.gguf", "--type", "q8_0", "--dequantize"]) == 0
+    assert main(["export", "--to", "gguf", "--output", "l.gguf", "--adapter-path", "a", "--adapter-only", "--name", "n"]) == 0
+    assert main(["export", "--to", "peft", "--output", "p", "--adapter-path", "a", "--model", "owner/model"]) == 0
+    assert world.loaded == [("smollm2-135m", None), ("smollm2-135m", "a"), ("owner/model", "a")]
+    assert seen == [
+        ("m.gguf", "gguf", {**plain, "type": "q8_0", "dequantize": True}),
+        ("l.gguf", "gguf", {**plain, "adapter_only": True, "name": "n"}),
+        ("p", "peft", {**plain, "name": "owner/model"}),
+    ]
+    assert capsys.readouterr().err == "wrote m.gguf\nwrote l.gguf\nwrote p\n"
+    for flags in (["--to", "mlx"], ["--to", "peft"], ["--to", "gguf", "--adapter-only"]):
+        fails(capsys, ["export", *flags, "--output", "x"], "give its folder as --adapter-path")
+    fails(capsys, ["export", "--to", "onnx", "--output", "x"], "invalid choice: 'onnx'")
 
 
 def test_info_prints_what_is_in_use(world, capsys):
@@ -267,7 +296,7 @@ def test_a_fault_of_ours_is_not_disguised_as_bad_input(world, monkeypatch):
 
 
 def test_help_is_there_for_every_command(world, capsys):
-    for command in ("train", "eval", "generate", "fuse", "info"):
+    for command in ("train", "eval", "generate", "fuse", "export", "info"):
         assert main([command, "--help"]) == 0
         assert f"pyloss {command}" in capsys.readouterr().out
     assert main(["--help"]) == 0
