@@ -64,10 +64,13 @@ def train(flags: Flags) -> int:
 def _train(config: SimpleNamespace, model: Any, optimizer: Optimizer, train_set: Any, valid_set: Any) -> None:
     from pyloss.models.safetensors import read_safetensors
     from pyloss.tuner.trainer import TrainingArgs, train as run
-    from pyloss.tuner.utils import linear_to_lora_layers
+    from pyloss.tuner.utils import linear_to_lora_layers, unfreeze_layers
 
     pyloss.random.seed(config.seed)
-    linear_to_lora_layers(model, config.num_layers, config.lora_parameters)
+    if config.fine_tune_type == "full":
+        unfreeze_layers(model, config.num_layers, config.full_keys)
+    else:
+        linear_to_lora_layers(model, config.num_layers, config.lora_parameters, use_dora=config.fine_tune_type == "dora")
     if config.resume_adapter_file:
         tensors = read_safetensors(config.resume_adapter_file).tensors
         weights = {name: tensor.array() for name, tensor in tensors.items()}
@@ -81,7 +84,7 @@ def _train(config: SimpleNamespace, model: Any, optimizer: Optimizer, train_set:
         **{name: getattr(config, name) for name in shared},
         steps_per_save=config.save_every,
         adapter_file=folder / state.ADAPTER_FILE,
-        adapter_config=vars(config),
+        adapter_config=vars(config) | (model.adapter_config or {}),
     )
     callback = get_reporting_callbacks(config.report_to, config.project_name, str(folder), vars(config))
     run(model, optimizer, train_set, valid_set or None, args, training_callback=callback)

@@ -28,3 +28,9 @@ class FormatError(ValueError):
 class DeviceError(RuntimeError):
     """What an OpenCL device or its driver could not do. The message names the operation, the device and OpenCL's error, and holds
     the log of a program that could not be built. Too little memory is a `MemoryError` instead. The processor goes on working."""
+
+
+def listed(problems: list[str]) -> str:
+    """The problems as indented lines, each begun by a line break; long lists are cut."""
+    more = [f"and {len(problems) - 20} more"] if len(problems) > 20 else []
+    return "".join(f"\n  {problem}" for problem in problems[:20] + more)

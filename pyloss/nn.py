@@ -10,6 +10,7 @@ import numpy as np
 
 from . import expert_ops, ops, random
 from .autograd import Tape, leaf_gradient, run_backward
+from .errors import listed
 from .weight_stack import WeightStack
 from .weights import Weight
 
@@ -140,9 +141,7 @@ class Module:
         ]
         problems += [f"{k}: missing" for k in own if strict and k not in weights]
         if problems:
-            shown = "\n  ".join(problems[:20])
-            more = f"\n  and {len(problems) - 20} more" if len(problems) > 20 else ""
-            raise ValueError(f"these weights do not fit the model:\n  {shown}{more}")
+            raise ValueError(f"these weights do not fit the model:{listed(problems)}")
         for name, value in weights.items():
             own[name][...] = value
         return self

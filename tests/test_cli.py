@@ -44,7 +44,7 @@ class Model(Tiny):
 @pytest.fixture
 def world(monkeypatch, tmp_path):
     """The parts of the library that the commands call, replaced by small ones that note how they were called."""
-    seen = types.SimpleNamespace(model=None, loaded=[], lora=None, adapters=None, generated=None)
+    seen = types.SimpleNamespace(model=None, loaded=[], lora=None, dora=None, adapters=None, generated=None)
 
     def load(path, adapter_path=None):
         if path == "missing":
@@ -53,8 +53,8 @@ def world(monkeypatch, tmp_path):
         seen.model = Model()
         return seen.model, Tokenizer()
 
-    def to_lora(model, num_layers, config):
-        seen.lora = (num_layers, config)
+    def to_lora(model, num_layers, config, use_dora=False):
+        seen.lora, seen.dora = (num_layers, config), use_dora
 
     def load_adapters(model, path):
         seen.adapters = path
@@ -115,6 +115,20 @@ def test_train_writes_an_adapter_as_mlx_lm_lays_it_out(world, capsys, tmp_path):
     assert config.items() >= expected.items()
     assert config["lora_parameters"]["rank"] == 4
     assert set(load_file(tmp_path / "adapters" / "adapters.safetensors")) == set(world.model.arrays)
+
+
+def test_the_kind_of_fine_tuning(world, capsys, tmp_path, monkeypatch):
+    assert main([*TRAIN, "--fine-tune-type", "dora", "--alpha", "16", "--rslora", "--lora-keys", "mlp.up_proj"]) == 0
+    assert world.dora and world.lora[1] == {"rank": 8, "dropout": 0.0, "alpha": 16.0, "rslora": True, "keys": ["mlp.up_proj"]}
+
+    def unfreeze(model, num_layers, keys):
+        model.adapter_config = {"fine_tune_type": "full", "num_layers": num_layers, "lora_parameters": None, "full_keys": keys}
+
+    monkeypatch.setattr(utils, "unfreeze_layers", unfreeze)
+    flags = ["--fine-tune-type", "full", "--num-layers", "2", "--full-keys", "mlp", "--adapter-path", "full"]
+    assert main([*TRAIN, *flags]) == 0
+    config = json.loads((tmp_path / "full" / "adapter_config.json").read_text())
+    assert config.items() >= world.model.adapter_config.items() and config["lora_parameters"] is None
 
 
 def test_a_yaml_file_and_flags(world, tmp_path):
@@ -241,7 +255,8 @@ def test_info_prints_what_is_in_use(world, capsys):
         ([*TRAIN, "--itres", "4"], ["unrecognized arguments: --itres"]),
         ([*TRAIN, "--iters", "four"], ["--iters: invalid int value: 'four'"]),
         ([*TRAIN, "--batch-size", "0"], ["command line: batch_size is 0"]),
-        ([*TRAIN, "--fine-tune-type", "dora"], ["dora is not available yet"]),
+        ([*TRAIN, "--fine-tune-type", "ia3"], ["fine_tune_type is 'ia3'; allowed: lora, dora, full"]),
+        ([*TRAIN, "--full-keys", "mlp"], ["full_keys says what fine_tune_type full trains"]),
         ([*TRAIN, "--loraplus-lr-ratio", "0"], ["loraplus_lr_ratio is 0.0; allowed: a number above 0"]),
         ([*TRAIN, "--optimizer", "muon"], ["muon is not available yet"]),
         ([*TRAIN, "--model", "missing"], ["no such model: missing"]),

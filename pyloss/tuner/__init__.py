@@ -12,6 +12,7 @@ from .datasets import (
     create_dataset,
     load_dataset,
 )
+from .full import unfreeze_layers
 from .lora import LoRALinear
 from .losses import default_loss
 from .trainer import evaluate, iterate_batches, train
@@ -38,4 +39,5 @@ __all__ = [
     "remove_lora_layers",
     "save_adapter",
     "train",
+    "unfreeze_layers",
 ]

@@ -6,6 +6,7 @@ import copy
 import math
 import warnings
 from abc import abstractmethod
+from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
@@ -162,12 +163,16 @@ class Adapter(Module):
         """`fuse` with the share of the change that storing left, without a warning."""
         base = self.base
         stored, kept = merge(base.weight, self.merged, dequantize)
-        layer = base.from_weight(stored, base.bias) if hasattr(base, "bias") else base.from_weight(stored)
-        return Fused(layer.freeze(), kept)
+        return Fused(with_weight(base, stored).freeze(), kept)
 
     def __repr__(self) -> str:
         name = type(self).__name__
         return f"{name}(r={self.rank}, scale={self.scale}, dropout={self.dropout}, base={self.base!r})"
+
+
+def with_weight(layer: Any, weight: Any) -> Any:
+    """A layer of the same kind with another weight, stored or float32, and the same bias."""
+    return layer.from_weight(weight, layer.bias) if hasattr(layer, "bias") else layer.from_weight(weight)
 
 
 def dense(weight: np.ndarray | Weight) -> np.ndarray:
@@ -225,6 +230,22 @@ def takes_adapter(layer: Any, kind: str = "lora") -> bool:
 def settled_adapters(model: Module) -> dict[str, Any]:
     """The adapters of a model by name, as files can hold them; see `Adapter.settled`."""
     return {name: adapter.settled() for name, adapter in adapter_modules(model).items()}
+
+
+def fixed_factors(model: Module) -> dict[str, np.ndarray]:
+    """The fixed factors of a model's adapters by name; most have none."""
+    found = {name: adapter for name, adapter in adapter_modules(model).items() if adapter.origin_a is not None}
+    return {f"{name}.{part}": getattr(adapter, part) for name, adapter in found.items() for part in ("origin_a", "origin_b")}
+
+
+def settled_arrays(model: Module, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Trained parameters by name, of whatever moment, as files can hold them: with the fixed factors behind them."""
+    found, fixed = dict(arrays), fixed_factors(model)
+    for name, adapter in adapter_modules(model).items() if fixed else ():
+        for part, axis in zip(("a", "b"), adapter._rank_axes(), strict=True):
+            if (tail := fixed.get(f"{name}.origin_{part}")) is not None:
+                found[f"{name}.lora_{part}"] = np.concatenate((arrays[f"{name}.lora_{part}"], tail), axis)
+    return found
 
 
 def adapter_modules(model: Module) -> dict[str, Adapter]:

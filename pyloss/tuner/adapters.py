@@ -21,6 +21,7 @@ from ..files import read_json, write_json, write_safetensors
 from ..models.safetensors import read_safetensors
 from ..nn import Module
 from .adapter import settled_adapters
+from .full import is_full
 from .lora import LoRALinear
 
 CONFIG_FILE = "adapter_config.json"
@@ -155,8 +156,10 @@ def save_adapter(model: Module, folder: str | os.PathLike[str], format: str = "m
     `base_model` is the name that PEFT's config gives the base by. Raises ValueError when the model has no adapter or the format
     cannot say what the adapter does, OSError naming the file that cannot be written.
     """
-    layers = settled_adapters(model)
-    if not layers:
+    layers, full = settled_adapters(model), is_full(getattr(model, "adapter_config", None))
+    if full and format != "mlx":
+        raise ValueError(f"weights trained in full are saved in the layout 'mlx' or by model.save(folder), not as {format!r}")
+    if not (layers or full):
         raise ValueError("the model has no adapter; call linear_to_lora_layers first")
     place = Path(folder)
     place.mkdir(parents=True, exist_ok=True)
@@ -165,6 +168,7 @@ def save_adapter(model: Module, folder: str | os.PathLike[str], format: str = "m
         if config is None:
             raise ValueError("the model does not know its adapter's settings; make it with linear_to_lora_layers")
         arrays = {f"{name}.{part}": getattr(layer, part) for name, layer in layers.items() for part in layer.matrices()}
+        arrays = model.trainable_parameters() if full else arrays
         write_safetensors(place / MLX_FILE, arrays)
         write_json(place / CONFIG_FILE, json.loads(json.dumps(config)), sort_keys=True)
     elif format == "peft":

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from pyloss.optim import OPTIMIZERS, build_schedule
+from pyloss.tuner.settings import INITS, PEFT_NAMES, adapter_settings
 
 DEFAULT_MODEL = "smollm2-135m"
 LORA_DEFAULTS: dict[str, Any] = {"rank": 8, "dropout": 0.0, "scale": 20.0}
@@ -117,19 +118,37 @@ def _lr_schedule(value: Any) -> dict[str, Any]:
     return dict(value)
 
 
+def _ranks(value: Any) -> dict[str, int]:
+    try:
+        return {name: _integer(1)(rank) for name, rank in _mapping(value).items()}
+    except Refused:
+        raise Refused("a mapping of layer names to ranks such as {self_attn.q_proj: 16}") from None
+
+
 LORA_SCHEMA = {
     "rank": Key(_integer(1)),
     "scale": Key(_number(0, above=True)),
+    "alpha": Key(_number(0, above=True)),
+    "rslora": Key(_boolean),
     "dropout": Key(_number(0, below=1)),
     "keys": Key(_optional(_names)),
+    "rank_pattern": Key(_ranks),
+    "init": Key(_one_of(*INITS)),
+    "loftq_model": Key(_optional(_text)),
 }
 
 
+def _lora_over(base: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """`given` over `base`: a scale takes the place of an alpha, and an alpha that of a scale."""
+    other = {"scale": ("alpha", "rslora"), "alpha": ("scale",)}
+    dropped = {name for key in given for name in other.get(key, ())} - set(given)
+    return {key: value for key, value in base.items() if key not in dropped} | dict(given)
+
+
 def _lora_parameters(value: Any) -> dict[str, Any]:
-    given = _mapping(value)
-    if "alpha" in given:
-        raise Refused("rank, scale, dropout, keys (for alpha, give scale = alpha / rank)")
-    return LORA_DEFAULTS | _checked(given, LORA_SCHEMA, "lora_parameters.")
+    found = _lora_over(LORA_DEFAULTS, _checked(_mapping(value), LORA_SCHEMA, "lora_parameters."))
+    adapter_settings(found)
+    return found
 
 
 _NOT_YET = "is not available yet"
@@ -137,7 +156,7 @@ _NOT_YET = "is not available yet"
 SCHEMA: dict[str, Key] = {
     "model": Key(_text, DEFAULT_MODEL),
     "train": Key(_boolean, True),
-    "fine_tune_type": Key(_one_of("lora", refused={name: f"{name} {_NOT_YET}" for name in ("dora", "full")}), "lora"),
+    "fine_tune_type": Key(_one_of("lora", "dora", "full"), "lora"),
     "optimizer": Key(_one_of(*OPTIMIZERS, refused={n: f"{n} {_NOT_YET}" for n in ("muon", "adafactor")}), "adam"),
     "optimizer_config": Key(_optimizer_config, {}),
     "data": Key(_optional(_text)),
@@ -175,6 +194,7 @@ SCHEMA: dict[str, Key] = {
     "train_on": Key(_optional(_one_of("last", "assistant", "all"))),
     "max_grad_norm": Key(_optional(_number(0, above=True))),
     "warmup": Key(_integer(0), 0),
+    "full_keys": Key(_optional(_names)),
     "loraplus_lr_ratio": Key(_number(0, above=True), 1.0),
     "patience": Key(_optional(_integer(1))),
     "keep_best": Key(_boolean, True),
@@ -183,7 +203,8 @@ SCHEMA: dict[str, Key] = {
 }
 
 #: flags of the command line for what YAML files say under lora_parameters
-LORA_FLAGS = {"rank": "rank", "scale": "scale", "dropout": "dropout", "lora_keys": "keys"}
+LORA_FLAGS = {name: name for name in ("rank", "scale", "alpha", "rslora", "dropout", "init", "loftq_model")}
+LORA_FLAGS["lora_keys"] = "keys"
 
 #: names that other versions and other tools use, and what they are called here
 RENAMED = {
@@ -196,6 +217,7 @@ RENAMED = {
     "gradient_accumulation_steps": "grad_accumulation_steps",
     "gradient_checkpointing": "grad_checkpoint",
     "lora_plus_ratio": "loraplus_lr_ratio",
+    **PEFT_NAMES,
 }
 
 
@@ -257,7 +279,7 @@ def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
 def merge_config(flags: Mapping[str, Any], path: str | os.PathLike[str] | None = None) -> SimpleNamespace:
     """All settings: `flags` that are not None, else those of the YAML file `path`, else the defaults.
 
-    Flags named `rank`, `scale`, `dropout` and `lora_keys` go into `lora_parameters`, over those of the file.
+    The flags in `LORA_FLAGS` go into `lora_parameters`, over those of the file.
     """
     settings = {key: entry.default for key, entry in SCHEMA.items()}
     from_file = read_yaml(path) if path is not None else {}
@@ -265,10 +287,14 @@ def merge_config(flags: Mapping[str, Any], path: str | os.PathLike[str] | None =
     lora = {name: given.pop(flag) for flag, name in LORA_FLAGS.items() if flag in given}
     settings |= from_file | check_config(given, "command line")
     try:
-        settings["lora_parameters"] = settings["lora_parameters"] | _checked(lora, LORA_SCHEMA, "lora_parameters.")
+        lora = _checked(lora, LORA_SCHEMA, "lora_parameters.")
+        settings["lora_parameters"] = _lora_over(settings["lora_parameters"], lora)
+        adapter_settings(settings["lora_parameters"])
     except ValueError as error:
         raise ValueError(f"command line: {error}") from None
     settings["optimizer_config"] = dict(settings["optimizer_config"])
+    if settings["full_keys"] and settings["fine_tune_type"] != "full":
+        raise ValueError("full_keys says what fine_tune_type full trains; for adapters, lora_parameters has keys (--lora-keys)")
     if settings["lr_schedule"] and settings["warmup"]:
         raise ValueError("warmup is given twice: put it into lr_schedule, where a schedule is used")
     return SimpleNamespace(**settings)

@@ -63,6 +63,13 @@ def estimate_memory(
     return total + kept + work + head
 
 
+def count_parameters(model: Any) -> tuple[int, int]:
+    """How many numbers of a model are trained, and how many it has."""
+    stored = model.stored().values() if hasattr(model, "stored") else ()
+    trained = sum(math.prod(array.shape) for array in model.trainable_parameters().values())
+    return trained, sum(math.prod(array.shape) for array in (*model.parameters().values(), *stored))
+
+
 def _trained_layers(model: Any) -> int:
     """How many layers the backward pass goes through: from the first with a trainable parameter to the last."""
     count = len(getattr(model, "layers", ()))
@@ -119,9 +126,10 @@ def describe_plan(model: Any, optimizer: Any, args: Any, batches: Any, longest: 
             f"plan: {report.used} samples of up to {longest} tokens, {report.tokens} tokens an epoch "
             f"({report.targets} of them targets), {epochs:.2g} epochs"
         )
-    trainable = sum(array.size for array in model.trainable_parameters().values())
+    trainable, numbers = count_parameters(model)
     slots = len(getattr(optimizer, "slots", ()))
     sizes = (args.batch_size, longest, args.grad_checkpoint, slots, accumulation > 1, args.keep_best)
     peak = size_text(estimate_memory(model, *sizes))
-    lines.append(f"plan: {trainable:,} trainable parameters, about {peak} of memory at the peak")
+    share = f" ({trainable / numbers:.2%} of the model)" if numbers else ""
+    lines.append(f"plan: {trainable:,} trainable parameters{share}, about {peak} of memory at the peak")
     return lines

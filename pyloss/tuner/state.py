@@ -36,7 +36,7 @@ STATE_FILE = "trainer_state.safetensors"
 PROBE_FILE = ".pyloss_probe.json"
 STATE_KEY = "pyloss_trainer_state_1"
 #: what of the config decides whether an adapter fits it
-ADAPTER_KEYS = ("fine_tune_type", "num_layers", "lora_parameters")
+ADAPTER_KEYS = ("fine_tune_type", "num_layers", "lora_parameters", "full_keys")
 
 Arrays = dict[str, np.ndarray]
 

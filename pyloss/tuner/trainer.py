@@ -11,6 +11,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from pyloss import _core, nn
 from pyloss.files import write_safetensors
 from pyloss.optim import clip_scale, grad_norm
 from pyloss.tuner import state as checkpoints
+from pyloss.tuner.adapter import fixed_factors, settled_arrays
 from pyloss.tuner.args import TrainingArgs, TrainingResult
 from pyloss.tuner.batching import iterate_batches
 from pyloss.tuner.callbacks import ProgressReporter, TrainingCallback
@@ -77,6 +79,9 @@ class _Run:
         self.parameters: dict[str, np.ndarray] = model.trainable_parameters()
         if not self.parameters:
             raise ValueError("the model has no trainable parameters: call linear_to_lora_layers or unfreeze() first")
+        adapted = isinstance(model, nn.Module)  # not every model that has what training needs of one
+        self.fixed = fixed_factors(model) if adapted else {}
+        self.on_disk = partial(settled_arrays, model) if adapted else dict
         if args.loraplus_lr_ratio != 1:
             if not any(name.endswith("lora_b") for name in self.parameters):
                 raise ValueError("loraplus_lr_ratio multiplies the learning rate of lora_b; the model trains no such parameter")
@@ -164,7 +169,7 @@ class _Run:
         else:
             for _ in range(saved.progress.iteration):
                 next(self.batches)
-        checkpoints.restore_arrays(self.parameters, saved.model, "the run to resume")
+        checkpoints.restore_arrays(self.parameters | self.fixed, saved.model, "the run to resume")
         self.optimizer.load_state_dict(saved.optimizer)
         self.progress, self.best = saved.progress, saved.best
         self.accumulated = {name: np.array(array) for name, array in saved.accumulated.items()}
@@ -297,7 +302,7 @@ class _Run:
                 checkpoints.restore_arrays(self.parameters, self.best, "the best adapter")
             self.say(f"kept the adapter of iteration {p.best_iteration}, val loss {p.best_loss:.4f} (the lowest)")
             if self.folder is not None:
-                write_safetensors(self.folder / self.numbered(p.iteration), last)
+                write_safetensors(self.folder / self.numbered(p.iteration), self.on_disk(last))
                 self.say(f"the last one is in {self.folder / self.numbered(p.iteration)}")
         if self.folder is not None:
             self.save_adapter()
@@ -355,7 +360,7 @@ class _Run:
                     self.best = {name: array.copy() for name, array in self.parameters.items()}
                     if self.folder is not None:
                         told = json.dumps({"iteration": p.iteration, "val_loss": value})
-                        write_safetensors(self.folder / checkpoints.BEST_FILE, self.best, {"validation": told})
+                        write_safetensors(self.folder / checkpoints.BEST_FILE, self.on_disk(self.best), {"validation": told})
             else:
                 p.not_improved += 1
         info = {"iteration": p.iteration, "val_loss": value, "val_time": time.perf_counter() - begun}
@@ -376,7 +381,7 @@ class _Run:
         random, batches = self.marked
         checkpoint = Checkpoint(
             self.progress,
-            self.parameters,
+            self.parameters | self.fixed,
             self.optimizer.state_dict(),
             type(self.optimizer).__name__,
             self.accumulated,
@@ -391,7 +396,7 @@ class _Run:
 
     def save_adapter(self) -> None:
         assert self.args.adapter_file is not None
-        write_safetensors(self.args.adapter_file, self.parameters)
+        write_safetensors(self.args.adapter_file, self.on_disk(self.parameters))
 
     @staticmethod
     def numbered(iteration: int) -> str:
@@ -403,7 +408,7 @@ class _Run:
             return
         self.save_state()
         self.save_adapter()
-        write_safetensors(self.folder / self.numbered(self.progress.iteration), self.parameters)
+        write_safetensors(self.folder / self.numbered(self.progress.iteration), self.on_disk(self.parameters))
         self.say(f"iteration {self.progress.iteration}: saved {self.folder / self.numbered(self.progress.iteration)}")
 
     def interrupted(self) -> str:

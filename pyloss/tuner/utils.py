@@ -2,89 +2,76 @@
 
 from __future__ import annotations
 
-import difflib
-import math
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..errors import listed
+from ..files import read_json
+from ..models.loading import load_model
 from ..nn import Linear, Module
 from .adapter import Adapter, adapter_class, adapter_modules, dense, takes_adapter
-from .adapters import mlx_config, read_adapter
-
-
-def _matches(model: Any, num_layers: int, keys: Any, kind: str = "lora") -> dict[str, Module]:
-    """The layers to convert, by full name: `keys` are names within a decoder layer, such as "self_attn.q_proj", or full names."""
-    count = len(model.layers)
-    if num_layers > count:
-        raise ValueError(f"num_layers is {num_layers}, but the model has {count} layers; -1 takes all")
-    chosen = set(range(count)) if num_layers < 0 else set(range(count - num_layers, count))
-    found, known, used = {}, set(), set()
-    bases = {f"{name}.{adapter.base_name}" for name, adapter in adapter_modules(model).items()}
-    for name, module in model.named_modules():
-        if name in bases or not (takes_adapter(module, kind) or isinstance(module, Adapter)):
-            continue
-        parts = name.split(".")
-        inner = ""
-        if "layers" in parts[:-1]:
-            at = parts.index("layers")
-            inner = ".".join(parts[at + 2 :])
-        known |= {name, inner} - {""}
-        by_inner = bool(inner) and (keys is None or inner in keys)
-        by_name = keys is not None and name in keys
-        if by_inner or by_name:
-            used |= {inner, name}
-        if by_name or (by_inner and int(parts[at + 1]) in chosen):
-            if isinstance(module, Adapter):
-                raise ValueError(f"{name} has an adapter already; fuse() or remove_lora_layers() first")
-            found[name] = module
-    unknown = [key for key in keys or () if key not in used]
-    if unknown:
-        near = {near for key in unknown for near in difflib.get_close_matches(key, known, 3, 0.5)}
-        inner_names = sorted(n for n in known if not n.startswith("model."))
-        names = ", ".join(map(repr, unknown))
-        raise ValueError(f"no layer that takes an adapter is named {names}; did you mean {sorted(near) or inner_names}?")
-    return found
+from .adapters import CONFIG_FILE, MLX_FILE, read_adapter
+from .full import is_full, load_full, unfreeze_layers
+from .initial import loftq, pissa
+from .plan import count_parameters
+from .selection import select
+from .settings import adapter_settings
 
 
 def linear_to_lora_layers(model: Any, num_layers: int, config: Mapping[str, Any], use_dora: bool = False) -> None:
-    """Puts LoRA adapters over linear layers of the last `num_layers` layers (-1: all).
+    """Puts LoRA adapters, or with `use_dora` DoRA adapters, over layers of the last `num_layers` decoder layers (-1: all).
 
-    `config`: `rank`, `scale`, and optionally `dropout` (0) and `keys`, names within a layer ("self_attn.q_proj") or of the whole
-    model ("lm_head"); without keys every linear layer of the layers gets one. Raises ValueError for keys that match nothing, with
-    the nearest names, and for a rank, scale or dropout that cannot be. The base is frozen.
+    `config`: `rank`, `scale` or `alpha`, and optionally `dropout` (0) and `keys`, names within a decoder layer
+    ("self_attn.q_proj") or of the whole model ("lm_head", "model.embed_tokens"); without keys every layer there that takes an
+    adapter gets one: linear layers and experts. All that it may say is in `settings.adapter_settings`.
+    Raises ValueError for keys that match nothing, with the nearest names, and for a rank, scale or dropout that cannot be. The
+    base is frozen.
     """
-    if use_dora:
-        raise ValueError("DoRA is not available yet; use_dora must be False")
-    for key in ("rank", "scale"):
-        if key not in config:
-            hint = "; 'alpha' is not used here: scale is alpha / rank" if "alpha" in config and key == "scale" else ""
-            raise ValueError(f"the LoRA config needs {key!r}{hint}; it has {sorted(config)}")
-    unknown = set(config) - {"rank", "scale", "dropout", "keys"}
-    if unknown:
-        raise ValueError(f"unknown keys in the LoRA config: {sorted(unknown)}; known are rank, scale, dropout, keys")
-    keys = config.get("keys")
-    rank, scale, dropout = config["rank"], config["scale"], config.get("dropout", 0.0)
+    settings, kind = adapter_settings(config), "dora" if use_dora else "lora"
+    adapters = adapter_modules(model)
+    bases = {f"{name}.{adapter.base_name}" for name, adapter in adapters.items()}
+    modules = {name: module for name, module in model.named_modules() if name not in bases}
+    candidates = {name: module for name, module in modules.items() if takes_adapter(module, kind) or name in adapters}
+    what = "layer that takes a DoRA adapter" if use_dora else "layer that takes an adapter"
+    found = select(model, candidates, num_layers, settings.keys, what)
+    if twice := next((name for name in found if name in adapters), None):
+        raise ValueError(f"{twice} has an adapter already; fuse() or remove_lora_layers() first")
+    select(model, found, -1, settings.rank_pattern, "layer with an adapter, for rank_pattern,")
     layers = {
-        name: adapter_class(module).from_base(module, r=rank, dropout=dropout, scale=scale)
-        for name, module in _matches(model, num_layers, keys).items()
+        name: adapter_class(module, kind).from_base(
+            module, r=settings.rank_of(name), dropout=settings.dropout, scale=settings.scale
+        )
+        for name, module in found.items()
     }
+    if settings.init == "pissa":
+        pissa(layers)
+    elif settings.loftq_model is not None:
+        loftq(layers, dict(load_model(settings.loftq_model).named_modules()))
     model.freeze()
     for name, layer in layers.items():
         layer.train(model.training)
         model.set_module(name, layer)
-    model.adapter_config = mlx_config(None if keys is None else list(keys), num_layers, rank, scale, dropout)
+    model.adapter_config = {"fine_tune_type": kind, "num_layers": num_layers, "lora_parameters": settings.stored()}
 
 
 def load_adapters(model: Any, adapter_path: str | os.PathLike[str]) -> Any:
-    """Puts the adapter in the folder `adapter_path` (mlx-lm's or PEFT's layout) over the model's layers.
+    """Puts the adapter in the folder `adapter_path` (mlx-lm's or PEFT's layout) over the model's layers, trainable.
 
+    An adapter of full fine-tuning (mlx-lm's layout) replaces weights; see `full.load_full`.
     Raises ValueError listing every name and shape that does not fit, with the model left as it was; and as
     `adapters.read_adapter`.
     """
-    adapter = read_adapter(adapter_path)
+    place = Path(adapter_path)
+    if (place / CONFIG_FILE).is_file() and is_full(config := read_json(place / CONFIG_FILE)):
+        if not (place / MLX_FILE).is_file():
+            raise FileNotFoundError(f"no adapter in {place}: it has no {MLX_FILE}")
+        load_full(model, place / MLX_FILE, config)
+        return model
+    adapter = read_adapter(place)
     modules = dict(model.named_modules())
     problems, layers = [], {}
     for name, (a, b) in adapter.matrices.items():
@@ -104,8 +91,7 @@ def load_adapters(model: Any, adapter_path: str | os.PathLike[str]) -> Any:
         if reason := _other_base(modules.get(name), weight):
             problems.append(f"{name}: {reason}")
     if problems:
-        more = f"\n  and {len(problems) - 20} more" if len(problems) > 20 else ""
-        raise ValueError(f"the adapter in {adapter.path} is not one for this model:\n  " + "\n  ".join(problems[:20]) + more)
+        raise ValueError(f"the adapter in {adapter.path} is not one for this model:{listed(problems)}")
     if not layers:
         raise ValueError(f"the adapter in {adapter.path} has no matrices")
     for name, layer in layers.items():
@@ -141,6 +127,15 @@ def remove_lora_layers(model: Module) -> Module:
 
 def print_trainable_parameters(model: Module) -> None:
     """Prints how many numbers of the model are trained."""
-    total = sum(p.size for p in model.parameters().values()) + sum(math.prod(w.shape) for w in model.stored().values())
-    trained = sum(p.size for p in model.trainable_parameters().values())
+    trained, total = count_parameters(model)
     print(f"Trainable parameters: {trained / max(total, 1):.3%} ({trained / 1e6:.3f}M/{total / 1e6:.3f}M)")
+
+
+__all__ = [
+    "fuse_adapters",
+    "linear_to_lora_layers",
+    "load_adapters",
+    "print_trainable_parameters",
+    "remove_lora_layers",
+    "unfreeze_layers",
+]

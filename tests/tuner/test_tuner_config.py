@@ -130,14 +130,20 @@ def test_flags_go_before_the_file_and_the_file_before_defaults(written):
         ("lora_layers: 8", ["unknown key lora_layers", "did you mean num_layers?"]),
         ("gradient_accumulation_steps: 8", ["did you mean grad_accumulation_steps?"]),
         ("zzz: 8", ["unknown key zzz (value 8)", "allowed are model, train"]),
-        ("fine_tune_type: dora", ["fine_tune_type is 'dora'", "lora (dora is not available yet)"]),
-        ("fine_tune_type: full", ["full is not available yet"]),
+        ("fine_tune_type: ia3", ["fine_tune_type is 'ia3'", "lora, dora, full"]),
+        ("full_keys: [mlp]", ["full_keys says what fine_tune_type full trains", "--lora-keys"]),
+        ("lora_plus_ratio: 8", ["did you mean loraplus_lr_ratio?"]),
         ("optimizer: muon", ["optimizer is 'muon'", "adam, adamw, lion, sgd (muon is not available yet)"]),
         ("optimizer: adm", ["optimizer is 'adm'", "adam, adamw, lion, sgd"]),
         ("optimizer_config: {adm: {}}", ["optimizer_config is", "adam, adamw"]),
         ("lora_parameters: {rank: 0}", ["lora_parameters.rank is 0", "at least 1"]),
         ("lora_parameters: {rnk: 8}", ["unknown key lora_parameters.rnk", "did you mean lora_parameters.rank?"]),
-        ("lora_parameters: {alpha: 16}", ["scale = alpha / rank"]),
+        ("lora_parameters: {alpha: 16, scale: 2.0}", ["needs 'scale' or 'alpha'", "not both"]),
+        ("lora_parameters: {rslora: true}", ["must give 'alpha', not 'scale'"]),
+        ("lora_parameters: {lora_alpha: 16}", ["did you mean lora_parameters.alpha?"]),
+        ("lora_parameters: {init: olora}", ["lora_parameters.init is 'olora'", "default, pissa, loftq"]),
+        ("lora_parameters: {init: pissa, dropout: 0.1}", ["init 'pissa' needs dropout 0"]),
+        ("lora_parameters: {rank_pattern: {mlp.up_proj: x}}", ["rank_pattern is", "{self_attn.q_proj: 16}"]),
         ("lora_parameters: {dropout: 1.0}", ["lora_parameters.dropout is 1.0", "below 1"]),
         ("lora_parameters: {keys: q_proj}", ["lora_parameters.keys is 'q_proj'", "a list of layer names"]),
         ("lora_parameters: 8", ["lora_parameters is 8", "a mapping"]),
@@ -152,7 +158,7 @@ def test_a_bad_file_is_one_error_that_names_it(written, text, parts):
     with pytest.raises(ValueError) as raised:
         merge_config({}, path)
     message = str(raised.value)
-    assert message.startswith(str(path))
+    assert message.startswith((str(path), "full_keys"))
     for part in parts:
         assert part in message
 
@@ -162,6 +168,19 @@ def test_a_bad_flag_is_named_as_one():
         merge_config({"batch_size": 0})
     with pytest.raises(ValueError, match=r"command line: lora_parameters.rank is 0"):
         merge_config({"rank": 0})
+
+
+@pytest.mark.parametrize(
+    ("text", "flags", "expected"),
+    [
+        ("{alpha: 16}", {}, {"rank": 8, "dropout": 0.0, "alpha": 16.0}),
+        ("{alpha: 16, rslora: true, init: pissa}", {"rank": 4}, {"rank": 4, "dropout": 0.0, "alpha": 16.0, "rslora": True, "init": "pissa"}),
+        ("{alpha: 16, rslora: true}", {"scale": 3.0}, {"rank": 8, "dropout": 0.0, "scale": 3.0}),
+        ("{scale: 3.0}", {"alpha": 2.0}, {"rank": 8, "dropout": 0.0, "alpha": 2.0}),
+    ],
+)
+def test_scale_and_alpha_take_each_others_place(written, text, flags, expected):
+    assert merge_config(flags, written(f"lora_parameters: {text}")).lora_parameters == expected
 
 
 def test_warm_up_has_one_place(written):

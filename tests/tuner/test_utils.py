@@ -9,6 +9,7 @@ from safetensors.numpy import load_file, save_file
 
 from pyloss import FormatError, nn
 from pyloss.tuner import LoRALinear, linear_to_lora_layers, load_adapters, save_adapter
+from pyloss.tuner.adapter import adapter_modules
 from pyloss.tuner.utils import fuse_adapters, print_trainable_parameters, remove_lora_layers
 
 TOKENS = np.array([[3, 1, 4, 1, 5, 9, 2, 6]])
@@ -85,9 +86,20 @@ def test_keys_that_match_nothing(model, keys, message):
     ("config", "message"),
     [
         ({"scale": 1.0}, "needs 'rank'"),
-        ({"rank": 2}, "needs 'scale'"),
-        ({"rank": 2, "alpha": 4}, "scale is alpha / rank"),
-        ({**CONFIG, "layers": 3}, r"unknown keys .*\['layers'\]"),
+        ({"rank": 2}, "needs 'scale' or 'alpha'"),
+        ({**CONFIG, "alpha": 4}, "needs 'scale' or 'alpha' .* and not both"),
+        ({**CONFIG, "layers": 3}, "unknown key 'layers' in the LoRA config"),
+        ({**CONFIG, "ranks": 3}, "unknown key 'ranks' in the LoRA config: did you mean 'rank'"),
+        ({"lora_alpha": 4, "rank": 2}, "unknown key 'lora_alpha' in the LoRA config: did you mean 'alpha'"),
+        ({**CONFIG, "rslora": True}, "must give 'alpha', not 'scale'"),
+        ({"rank": 4, "alpha": 8, "rank_pattern": {"mlp.up_proj": 2}}, "rank_pattern needs 'scale'"),
+        ({**CONFIG, "rank_pattern": {"mlp.upproj": 2}}, r"for rank_pattern, is named 'mlp\.upproj'; did you mean .*mlp\.up_proj"),
+        ({**CONFIG, "rank_pattern": {"mlp.up_proj": 0}}, "rank must be"),
+        ({**CONFIG, "init": "olora"}, "init is 'olora'; it must be one of default, pissa, loftq"),
+        ({**CONFIG, "init": "loftq"}, "go together"),
+        ({**CONFIG, "loftq_model": "x"}, "go together"),
+        ({**CONFIG, "init": "pissa", "dropout": 0.1}, "init 'pissa' needs dropout 0"),
+        ({"rank": 0, "alpha": 8}, "rank must be"),
         ({**CONFIG, "rank": 0}, "rank must be"),
         ({**CONFIG, "rank": 65}, "rank must be"),
         ({**CONFIG, "dropout": 1}, "dropout must be"),
@@ -105,9 +117,34 @@ def test_more_layers_than_there_are(model):
         linear_to_lora_layers(model, 4, CONFIG)
 
 
-def test_dora_is_refused_by_name(model):
-    with pytest.raises(ValueError, match="DoRA"):
-        linear_to_lora_layers(model, 1, CONFIG, use_dora=True)
+@pytest.mark.parametrize(
+    ("config", "scale"),
+    [
+        ({"rank": 4, "scale": 3.0}, 3.0),
+        ({"rank": 4, "alpha": 8}, 2.0),
+        ({"rank": 4, "alpha": 8, "rslora": True}, 4.0),
+        ({"rank": np.int64(4), "alpha": 8, "rslora": False, "scale": None}, 2.0),
+    ],
+)
+def test_scale_and_alpha(model, tmp_path, config, scale):
+    """PEFT's definitions: alpha / r, and alpha / sqrt(r) for rsLoRA; a saved adapter has the scale."""
+    linear_to_lora_layers(model, 1, config)
+    assert {layer.scale for layer in adapter_modules(model).values()} == {scale}
+    save_adapter(model, tmp_path / "saved")
+    stored = json.loads((tmp_path / "saved" / "adapter_config.json").read_text())
+    assert stored["lora_parameters"] == {"rank": 4, "scale": scale, "dropout": 0.0} and stored["fine_tune_type"] == "lora"
+
+
+def test_ranks_by_name(model, tmp_path):
+    pattern = {"self_attn.q_proj": 2, "model.layers.2.mlp.down_proj": 7}
+    linear_to_lora_layers(model, 2, {**CONFIG, "rank_pattern": pattern})
+    ranks = {name: layer.rank for name, layer in adapter_modules(model).items() if layer.rank != 4}
+    assert ranks == {"model.layers.1.self_attn.q_proj": 2, "model.layers.2.self_attn.q_proj": 2, "model.layers.2.mlp.down_proj": 7}
+    randomise(model)
+    logits = model(TOKENS)
+    save_adapter(model, tmp_path / "saved")
+    remove_lora_layers(model)
+    assert load_adapters(model, tmp_path / "saved")(TOKENS).tobytes() == logits.tobytes()
 
 
 def test_twice_is_refused(model):

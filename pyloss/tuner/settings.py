@@ -1,0 +1,96 @@
+"""What a LoRA config says: rank and scale of each adapter, dropout, which layers get one, and how adapters begin."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from numbers import Integral
+from typing import Any
+
+from .selection import inner_name
+
+#: The keys of a config. mlx-lm has the first four.
+KEYS = ("rank", "scale", "dropout", "keys", "alpha", "rslora", "rank_pattern", "init", "loftq_model")
+INITS = ("default", "pissa", "loftq")
+
+#: PEFT's names for what is named otherwise here
+PEFT_NAMES = {
+    "r": "rank",
+    "lora_alpha": "alpha",
+    "lora_dropout": "dropout",
+    "use_rslora": "rslora",
+    "target_modules": "keys",
+    "init_lora_weights": "init",
+}
+
+
+@dataclass(frozen=True)
+class AdapterSettings:
+    """A config that has been understood: `scale` multiplies the product of `lora_a` and `lora_b`, whatever it was given as."""
+
+    rank: int
+    scale: float
+    dropout: float = 0.0
+    keys: tuple[str, ...] | None = None
+    rank_pattern: dict[str, int] = field(default_factory=dict)
+    init: str = "default"
+    loftq_model: str | None = None
+
+    def rank_of(self, name: str) -> int:
+        """The rank of the adapter over the layer of that full name."""
+        return self.rank_pattern.get(name, self.rank_pattern.get(inner_name(name)[0], self.rank))
+
+    def stored(self) -> dict[str, Any]:
+        """`lora_parameters` of adapter_config.json. The rank is that of the matrices in the file; see `Adapter.settled`."""
+        factor = 2 if self.init == "pissa" else 1
+        found: dict[str, Any] = {"rank": factor * int(self.rank), "scale": self.scale, "dropout": self.dropout}
+        if self.keys is not None:
+            found["keys"] = list(self.keys)
+        if self.rank_pattern:
+            found["rank_pattern"] = {name: factor * rank for name, rank in self.rank_pattern.items()}
+        if self.init != "default":
+            found["init"] = self.init
+        return found
+
+
+def adapter_settings(config: Mapping[str, Any]) -> AdapterSettings:
+    """The settings in a LoRA config: `rank`, and `scale` or `alpha`, and what else is wanted of
+
+    - `scale`: factor of the adapters' product, as in mlx-lm; or `alpha`, as in PEFT: scale = alpha / rank, and with `rslora`
+      scale = alpha / sqrt(rank) (arXiv:2312.03732);
+    - `dropout` (0), `keys` (names of layers; None for all);
+    - `rank_pattern`: ranks of some layers by name; goes with `scale`, which is the same for all;
+    - `init`: "default" (A uniform, B zero), "pissa" or "loftq" (see `initial.py`), which needs the float model, `loftq_model`.
+
+    Raises ValueError for keys that are unknown, missing, or contradict each other. Numbers are checked by the adapters.
+    """
+    for key in config:
+        if key not in KEYS:
+            near = PEFT_NAMES.get(key) or next(iter(difflib.get_close_matches(str(key), KEYS, 1, 0.5)), None)
+            ask = f": did you mean {near!r}?" if near else ";"
+            raise ValueError(f"unknown key {key!r} in the LoRA config{ask} known are {', '.join(KEYS)}")
+    given = {key: value for key, value in config.items() if value is not None}
+    if "rank" not in given:
+        raise ValueError(f"the LoRA config needs 'rank'; it has {sorted(given)}")
+    if ("scale" in given) == ("alpha" in given):
+        raise ValueError(f"the LoRA config needs 'scale' or 'alpha' (scale times rank), and not both; it has {sorted(given)}")
+    rank, pattern, init = given["rank"], dict(given.get("rank_pattern", {})), given.get("init", "default")
+    if given.get("rslora") and "alpha" not in given:
+        raise ValueError("rslora divides alpha by the square root of the rank: the LoRA config must give 'alpha', not 'scale'")
+    if pattern and "alpha" in given:
+        raise ValueError("rank_pattern needs 'scale', which is the same for all ranks, not 'alpha'")
+    if init not in INITS:
+        raise ValueError(f"init is {init!r}; it must be one of {', '.join(INITS)}")
+    if (init == "loftq") != ("loftq_model" in given):
+        raise ValueError("init 'loftq' and loftq_model, the float model that the base was quantised from, go together")
+    if init == "pissa" and given.get("dropout"):
+        raise ValueError("init 'pissa' needs dropout 0: dropout would drop the base's principal part, with which adapters begin")
+    if "scale" in given:
+        scale = given["scale"]
+    else:
+        divisor = max(int(rank), 1) if isinstance(rank, Integral) else 1  # an impossible rank is refused by the adapter
+        scale = given["alpha"] / (math.sqrt(divisor) if given.get("rslora") else divisor)
+    keys = None if given.get("keys") is None else tuple(given["keys"])
+    return AdapterSettings(rank, scale, given.get("dropout", 0.0), keys, pattern, init, given.get("loftq_model"))
