@@ -97,6 +97,16 @@ def imports(quick: bool) -> str:
     return table(("import", "seconds"), [(name, f"{seconds(code) - empty:.3f}") for name, code in names.items()])
 
 
+def experts(quick: bool) -> str:
+    """A mixture of experts costs its active work: against a dense layer with as much, forward and backward with LoRA."""
+    rows = []
+    for hidden, inner in ((768, 384), (1024, 512), (2048, 1024)):
+        got = run_json("experts_pyloss.py", str(hidden), str(inner), "3" if quick else "10")
+        times = (got["dense"], got["experts"], got["experts"] / got["dense"])
+        rows.append((f"{hidden}, 64 experts x {inner}, 8 active", f"{times[0]:.0f}", f"{times[1]:.0f}", f"{times[2]:.2f}"))
+    return table(("hidden size, experts (1024 tokens)", "dense layer, ms", "experts, ms", "ratio"), rows)
+
+
 def generation(quick: bool) -> str:
     got = run_json("generate_pyloss.py", MODEL, "256", "20" if quick else "64")
     return table(
@@ -141,6 +151,7 @@ def main() -> None:
     step_table, results = steps(options.quick)
     print(f"\n{step_table}", flush=True)
     print(f"\n{matmul(options.quick)}", flush=True)
+    print(f"\n{experts(options.quick)}", flush=True)
     print(f"\n{generation(options.quick)}", flush=True)
     print(f"\n{imports(options.quick)}", flush=True)
     if options.picture:

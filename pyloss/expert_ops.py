@@ -1,7 +1,7 @@
 """The differentiable operations of mixtures of experts: routing, and the products of rows with the matrices of their experts.
 
-A token's row goes to k of E experts. `route` sorts these M = N k visits by expert, once for all products of a block; `dispatch` makes
-the sorted rows, `expert_linear` and `expert_lora` multiply them, `combine` adds a token's results up. As `ops` otherwise.
+A token's row goes to k of E experts. `route` sorts these M = N k visits by expert, once for all products of a block. `dispatch`
+makes the sorted rows, `expert_linear` and `expert_lora` multiply them, `combine` adds a token's results up. As `ops` otherwise.
 """
 
 from __future__ import annotations

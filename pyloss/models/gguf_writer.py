@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ..files import replacing
+from ..weight_stack import WeightStack
 from ..weights import FORMATS, Weight, row_bytes
 from .config import ModelConfig, llama3_factors
 from .gguf import GGML_TYPES
@@ -147,7 +148,7 @@ def _tensors(model: Model, type: str | None) -> Iterator[GGUFTensor]:
     if c.rope_scaling and c.rope_scaling["rope_type"] == "llama3":
         factors = llama3_factors(c.rope_scaling, c.rope_theta, c.head_dim).astype(np.float32)
         yield GGUFTensor("rope_freqs.weight", factors.shape, "f32", lambda: factors.view(np.uint8))
-    values: dict[str, np.ndarray | Weight] = {**model.stored(), **model.parameters()}
+    values: dict[str, np.ndarray | Weight | WeightStack] = {**model.stored(), **model.parameters()}
     for name, value in values.items():
         head_dim = interleaved_head(c, name)
         if isinstance(value, np.ndarray) and value.ndim == 1:
@@ -160,25 +161,33 @@ def _reordered(vector: np.ndarray, head_dim: int) -> np.ndarray:
     return vector[stored_order(len(vector), head_dim)].view(np.uint8)
 
 
-def _matrix(name: str, value: np.ndarray | Weight, type: str | None, head_dim: int) -> GGUFTensor:
-    own = value.format if isinstance(value, Weight) else "f32"
+def _matrix(name: str, value: np.ndarray | Weight | WeightStack, type: str | None, head_dim: int) -> GGUFTensor:
+    """A matrix, or those of experts as one tensor of three dimensions."""
+    own = "f32" if isinstance(value, np.ndarray) else value.format
     kind = type or (own if own.upper() in GGML_TYPES.values() else "f16")
     if type and FORMATS[type].bytes < FORMATS[type].elements and name in ("model.embed_tokens.weight", "lm_head.weight"):
         kind = "q8_0"
-    if value.shape[1] % FORMATS[kind].elements:
+    if value.shape[-1] % FORMATS[kind].elements:
         kind = "f16"
 
     def data() -> np.ndarray:
-        if isinstance(value, np.ndarray):
-            return Weight.quantize(value, kind, head_dim).raw
-        if value.format != kind:
-            return Weight.quantize(value.dequantize(), kind, head_dim).raw
-        if value.head_dim == head_dim:
-            return value.raw
-        rows = value.raw.reshape(value.shape[0], -1)[np.argsort(stored_order(value.shape[0], value.head_dim))]
-        return rows[stored_order(value.shape[0], head_dim)]
+        if isinstance(value, Weight) or len(value.shape) == 2:
+            return _bytes(value, kind, head_dim)  # type: ignore[arg-type]
+        matrices = value.matrices if isinstance(value, WeightStack) else value
+        return np.concatenate([_bytes(matrix, kind, head_dim).reshape(-1) for matrix in matrices])
 
     return GGUFTensor(gguf_name(name), value.shape, kind, data)
+
+
+def _bytes(value: np.ndarray | Weight, kind: str, head_dim: int) -> np.ndarray:
+    if isinstance(value, np.ndarray):
+        return Weight.quantize(value, kind, head_dim).raw
+    if value.format != kind:
+        return Weight.quantize(value.dequantize(), kind, head_dim).raw
+    if value.head_dim == head_dim:
+        return value.raw
+    rows = value.raw.reshape(value.shape[0], -1)[np.argsort(stored_order(value.shape[0], value.head_dim))]
+    return rows[stored_order(value.shape[0], head_dim)]
 
 
 def interleaved_head(config: ModelConfig, name: str) -> int:

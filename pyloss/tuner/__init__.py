@@ -12,6 +12,7 @@ from .datasets import (
     create_dataset,
     load_dataset,
 )
+from .experts import LoRASwitchLinear
 from .full import unfreeze_layers
 from .lora import LoRALinear
 from .losses import default_loss
@@ -24,6 +25,7 @@ __all__ = [
     "CompletionsDataset",
     "ConcatenatedDataset",
     "LoRALinear",
+    "LoRASwitchLinear",
     "TextDataset",
     "TrainingArgs",
     "TrainingCallback",

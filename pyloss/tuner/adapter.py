@@ -14,6 +14,7 @@ import numpy as np
 from .. import ops, random
 from ..autograd import data
 from ..nn import Module, uniform
+from ..weight_stack import WeightStack
 from ..weights import Weight
 
 A = TypeVar("A", bound="Adapter")
@@ -175,30 +176,34 @@ def with_weight(layer: Any, weight: Any) -> Any:
     return layer.from_weight(weight, layer.bias) if hasattr(layer, "bias") else layer.from_weight(weight)
 
 
-def dense(weight: np.ndarray | Weight) -> np.ndarray:
+def dense(weight: np.ndarray | Weight | WeightStack) -> np.ndarray:
     """A weight as a float32 array; a stored one is a copy."""
-    return weight.dequantize() if isinstance(weight, Weight) else weight
+    return weight.dequantize() if isinstance(weight, Weight | WeightStack) else weight
 
 
 def merge(base: np.ndarray | Weight, merged: Any, dequantize: bool) -> tuple[np.ndarray | Weight, float]:
     """`merged(dense base)`, stored as the base is (or in float32 with `dequantize`, if that is quantised), and the share kept."""
     if not isinstance(base, Weight):
         return merged(base), 1.0
+    stored, change, error = merge_stored(base, merged, dequantize)
+    return stored, share_kept(change, error)
+
+
+def merge_stored(base: Weight, merged: Any, dequantize: bool) -> tuple[Weight, float, float]:
+    """`merge` of a stored matrix: what is stored, |change|^2 and |error|^2."""
     before = base.dequantize()
     after = merged(before)
     if base.format == "f32" or (dequantize and base.format not in ("bf16", "f16")):
-        return Weight.quantize(after, "f32"), 1.0
+        return Weight.quantize(after, "f32"), 1.0, 0.0
     stored = Weight.quantize(after, base.format, base.head_dim)
-    return stored, _kept(before, after, stored)
-
-
-def _kept(before: np.ndarray, after: np.ndarray, stored: Weight) -> float:
     change = np.subtract(after, before, dtype=np.float64)
-    size = float(np.sum(change**2))
-    if size == 0:
-        return 1.0
     error = np.subtract(stored.dequantize(), after, dtype=np.float64)
-    return 1 - float(np.sum(error**2)) / size
+    return stored, float(np.sum(change**2)), float(np.sum(error**2))
+
+
+def share_kept(change: float, error: float) -> float:
+    """The share of a change that storing left, of the squares of both norms."""
+    return 1 - error / change if change else 1.0
 
 
 def lost(format: str, kept: float) -> str:

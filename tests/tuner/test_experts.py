@@ -1,0 +1,148 @@
+"""Adapters over experts: what they compute over every kind of base, what they share, and what fusing leaves of them."""
+
+import warnings
+
+import numpy as np
+import pytest
+
+import pyloss
+from pyloss import nn
+from pyloss.tuner import LoRASwitchLinear
+from pyloss.tuner.adapter import adapter_class, dense
+from pyloss.weight_stack import WeightStack
+
+BASES = ["plain", "f32", "bf16", "q8_0", "q4_1"]
+EXPERTS, OUT, IN = 4, 12, 64
+OFFSETS = np.array([0, 3, 3, 4, 13], np.int32)
+EXPERT_OF_ROW = np.repeat(np.arange(EXPERTS), np.diff(OFFSETS))
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(8)
+
+
+def normal(rng, *shape):
+    return rng.standard_normal(shape).astype(np.float32)
+
+
+def make_base(rng, kind, bias=True):
+    values = normal(rng, EXPERTS, OUT, IN)
+    weight = values if kind == "plain" else WeightStack.quantize(values, kind)
+    return nn.SwitchLinear.from_weight(weight, normal(rng, EXPERTS, OUT) if bias else None)
+
+
+def trained(rng, base, size=1.0, **options):
+    layer = LoRASwitchLinear.from_base(base, **{"r": 4, "scale": 2.0, **options})
+    layer.lora_a[...] = rng.standard_normal(layer.lora_a.shape)
+    layer.lora_b[...] = size * rng.standard_normal(layer.lora_b.shape)
+    return layer
+
+
+def merged(layer):
+    """The float64 weights that a LoRA layer stands for."""
+    return dense(layer.linear.weight) + layer.scale * layer.lora_b.astype(np.float64) @ layer.lora_a
+
+
+def applied(x, weight, bias):
+    y = np.einsum("ni,noi->no", x.astype(np.float64), weight[EXPERT_OF_ROW])
+    return y if bias is None else y + bias[EXPERT_OF_ROW]
+
+
+@pytest.mark.parametrize("kind", BASES)
+def test_from_base_shares_and_begins_as_its_base(rng, kind):
+    base = make_base(rng, kind)
+    layer = adapter_class(base).from_base(base, r=3, scale=5.0)
+    assert type(layer) is LoRASwitchLinear and layer.linear is base and layer.base.weight is base.weight
+    assert layer.lora_a.shape == (EXPERTS, 3, IN) and layer.lora_b.shape == (EXPERTS, OUT, 3) and layer.rank == 3
+    assert 0.9 / 8 < np.abs(layer.lora_a).max() <= 1 / 8 and not layer.lora_b.any()
+    assert list(layer.trainable_parameters()) == ["lora_a", "lora_b"]
+    x = normal(rng, 13, IN)
+    np.testing.assert_array_equal(layer(x, OFFSETS), base(x, OFFSETS))
+
+
+@pytest.mark.parametrize("kind", BASES)
+@pytest.mark.parametrize("bias", [True, False])
+def test_forward_gradients_and_fuse(rng, kind, bias):
+    layer = trained(rng, make_base(rng, kind, bias))
+    x, dy = normal(rng, 13, IN), normal(rng, 13, OUT)
+    np.testing.assert_allclose(layer(x, OFFSETS), applied(x, merged(layer), layer.linear.bias), atol=2e-4)
+    np.testing.assert_allclose(layer.delta(), merged(layer) - dense(layer.linear.weight), rtol=1e-5, atol=1e-5)
+
+    _, grads = nn.value_and_grad(layer, lambda: (layer(x, OFFSETS) * dy).sum())()
+    slope = np.stack([dy[EXPERT_OF_ROW == e].T.astype(np.float64) @ x[EXPERT_OF_ROW == e] for e in range(EXPERTS)])  # d/dW
+    np.testing.assert_allclose(grads["lora_a"], 2 * layer.lora_b.swapaxes(1, 2) @ slope, atol=2e-3)
+    np.testing.assert_allclose(grads["lora_b"], 2 * slope @ layer.lora_a.swapaxes(1, 2), atol=2e-3)
+    assert not grads["lora_a"][1].any() and not grads["lora_b"][1].any()  # no rows
+
+    before = dense(layer.linear.weight).copy()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fused = layer.fuse()
+    np.testing.assert_array_equal(dense(layer.linear.weight), before)
+    assert isinstance(fused, nn.SwitchLinear) and fused.bias is layer.linear.bias and not fused.trainable_parameters()
+    assert isinstance(fused.weight, np.ndarray) if kind == "plain" else fused.weight.format == kind
+    steps = {"plain": 0, "f32": 0, "bf16": 2**-9, "q8_0": 1 / 250, "q4_1": 1 / 28}[kind]
+    assert np.abs(dense(fused.weight) - merged(layer)).max() <= steps * 2 * np.abs(merged(layer)).max() + 1e-5
+    if not steps:
+        np.testing.assert_allclose(fused(x, OFFSETS), layer(x, OFFSETS), atol=2e-4)
+
+
+@pytest.mark.parametrize("kind", ["q8_0", "q4_1"])
+def test_fusing_into_few_bits(rng, kind):
+    layer = trained(rng, make_base(rng, kind), size=1e-5)
+    with pytest.warns(UserWarning, match=rf"{kind} keeps \d+% of the adapter; fuse\(dequantize=True\)"):
+        layer.fuse()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fused, kept = layer.fused(dequantize=True)
+    assert kept == 1 and fused.weight.format == "f32" and type(fused) is nn.SwitchLinear
+    np.testing.assert_array_equal(dense(fused.weight), dense(layer.linear.weight) + layer.delta())
+    share = trained(rng, make_base(rng, kind)).fused().kept
+    assert 0.9 < share < 1
+
+
+def test_dropout_acts_in_training_alone_on_the_adapter_alone(rng):
+    layer, x = trained(rng, make_base(rng, "q4_1"), dropout=0.5), normal(rng, 13, IN)
+    pyloss.random.seed(1)
+    first, second = layer(x, OFFSETS), layer(x, OFFSETS)
+    assert (first != second).any()
+    pyloss.random.seed(1)
+    np.testing.assert_array_equal(layer(x, OFFSETS), first)
+    layer.eval()
+    whole = layer(x, OFFSETS)
+    np.testing.assert_allclose(whole, applied(x, merged(layer), layer.linear.bias), atol=2e-4)
+    layer.train()
+    mean = np.mean([layer(x, OFFSETS) for _ in range(2000)], axis=0)
+    branch = whole - layer.linear(x, OFFSETS)
+    assert np.abs(mean - whole).max() < 0.15 * np.abs(branch).max()
+
+
+@pytest.mark.parametrize("rank", [0, IN + 1, True])
+def test_ranks_that_cannot_be(rng, rank):
+    with pytest.raises(ValueError, match=f"rank must be an integer from 1 to {IN}"):
+        LoRASwitchLinear.from_base(make_base(rng, "plain"), r=rank)
+
+
+@pytest.mark.parametrize("base", [nn.Linear(3, 3), nn.Embedding(3, 3), None])
+def test_only_experts_take_it(base):
+    with pytest.raises(TypeError, match=f"LoRASwitchLinear goes over a SwitchLinear, not {type(base).__name__}"):
+        LoRASwitchLinear.from_base(base)
+
+
+def test_taking_off_the_start(rng):
+    """An adapter that takes its start off computes the base, and as files hold it the same."""
+    layer, x = trained(rng, make_base(rng, "plain")), normal(rng, 13, IN)
+    layer.take_off_start()
+    np.testing.assert_allclose(layer(x, OFFSETS), layer.linear(x, OFFSETS), atol=2e-3)
+    layer.lora_b[...] += normal(rng, *layer.lora_b.shape)
+    settled = layer.settled()
+    assert settled.rank == 8 and settled.lora_a.shape == (EXPERTS, 8, IN) and settled.lora_b.shape == (EXPERTS, OUT, 8)
+    np.testing.assert_allclose(settled(x, OFFSETS), layer(x, OFFSETS), atol=1e-3)
+    np.testing.assert_allclose(layer.fuse()(x, OFFSETS), layer(x, OFFSETS), atol=2e-3)
+
+
+def test_it_can_be_made_without_a_base():
+    layer = LoRASwitchLinear(6, 4, 3, r=2, bias=True)
+    assert layer.linear.shape == (3, 4, 6) and layer.bias is layer.linear.bias is not None and layer.scale == 20.0
+    assert "LoRASwitchLinear(r=2" in repr(layer) and list(layer.trainable_parameters()) == ["lora_a", "lora_b"]
