@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,6 +11,8 @@ from numbers import Integral
 from typing import Any
 
 from .selection import inner_name
+
+log = logging.getLogger("pyloss")
 
 #: The keys of a config. mlx-lm has the first four.
 KEYS = ("rank", "scale", "dropout", "keys", "alpha", "rslora", "rank_pattern", "init", "loftq_model")
@@ -59,7 +62,7 @@ def adapter_settings(config: Mapping[str, Any]) -> AdapterSettings:
     """The settings in a LoRA config: `rank`, and `scale` or `alpha`, and what else is wanted of
 
     - `scale`: factor of the adapters' product, as in mlx-lm; or `alpha`, as in PEFT: scale = alpha / rank, and with `rslora`
-      scale = alpha / sqrt(rank) (arXiv:2312.03732);
+      scale = alpha / sqrt(rank) (arXiv:2312.03732). Where both are, as in older files of mlx-lm's, scale counts;
     - `dropout` (0), `keys` (names of layers; None for all);
     - `rank_pattern`: ranks of some layers by name; goes with `scale`, which is the same for all;
     - `init`: "default" (A uniform, B zero), "pissa" or "loftq" (see `initial.py`), which needs the float model, `loftq_model`.
@@ -74,10 +77,12 @@ def adapter_settings(config: Mapping[str, Any]) -> AdapterSettings:
     given = {key: value for key, value in config.items() if value is not None}
     if "rank" not in given:
         raise ValueError(f"the LoRA config needs 'rank'; it has {sorted(given)}")
-    if ("scale" in given) == ("alpha" in given):
-        raise ValueError(f"the LoRA config needs 'scale' or 'alpha' (scale times rank), and not both; it has {sorted(given)}")
+    if not ("scale" in given or "alpha" in given):
+        raise ValueError(f"the LoRA config needs 'scale', or 'alpha', which is scale times rank; it has {sorted(given)}")
     rank, pattern, init = given["rank"], dict(given.get("rank_pattern", {})), given.get("init", "default")
-    if given.get("rslora") and "alpha" not in given:
+    if "scale" in given and "alpha" in given and not given.get("rslora"):
+        log.warning("the LoRA config has scale %s and alpha %s: scale is used, as in mlx-lm", given["scale"], given.pop("alpha"))
+    if given.get("rslora") and "scale" in given:
         raise ValueError("rslora divides alpha by the square root of the rank: the LoRA config must give 'alpha', not 'scale'")
     if pattern and "alpha" in given:
         raise ValueError("rank_pattern needs 'scale', which is the same for all ranks, not 'alpha'")
