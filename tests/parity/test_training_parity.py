@@ -57,6 +57,13 @@ def train_peft(model, batches):
     return losses
 
 
+def compare_changes(ours, before, theirs):
+    """The changes of training as a whole; `theirs` are torch's parameters by our names."""
+    after = ours.trainable_parameters()
+    changes = [np.concatenate([(end[n] - before[n]).ravel() for n in before]) for end in (after, {n: theirs[n] for n in before})]
+    return relative(*changes)
+
+
 def test_losses_of_twenty_steps(smollm2_gguf, smollm2_folder):
     """Over the Q4_1 weights here, over the same weights in float32 there; without weight decay, losses would differ by 1e-3."""
     ours, tokenizer = pyloss.load(smollm2_gguf)
@@ -69,9 +76,7 @@ def test_losses_of_twenty_steps(smollm2_gguf, smollm2_folder):
     np.testing.assert_allclose(found, expected, rtol=2e-4)
     assert np.mean(found[-5:]) < 0.8 * np.mean(found[:5])  # the steps changed something
     # Adam divides by the gradient's own size, so that rounding alone turns single small elements: the change is compared as a whole.
-    after, matrices = ours.trainable_parameters(), peft_matrices(theirs)
-    changes = [np.concatenate([(end[n] - before[n]).ravel() for n in before]) for end in (after, {n: p.detach().numpy().T for n, p in matrices.items()})]
-    assert relative(*changes) < 2e-3
+    assert compare_changes(ours, before, {name: p.detach().numpy().T for name, p in peft_matrices(theirs).items()}) < 2e-3
 
 
 def test_checkpointing_changes_no_bit(smollm2_gguf):
@@ -107,6 +112,43 @@ def test_float_weights(tiny, checkpointing):
         weights[np.arange(batch.shape[1]) >= lengths[:, 1:]] = 0
         batches.append((batch, weights))
     np.testing.assert_allclose(train_ours(ours, batches), train_peft(theirs, batches), rtol=1e-4)
+
+
+@pytest.mark.parametrize("keys", [None, ["self_attn", "mlp.down_proj", "model.embed_tokens", "model.norm"]])
+def test_full_fine_tuning(tmp_path, keys):
+    """All of the last layer, norms and biases included; or parts of it, with the table that the head shares."""
+    make_tiny(attention_bias=True).save_pretrained(tmp_path)
+    ours = pyloss.load_model(tmp_path)
+    pyloss.tuner.unfreeze_layers(ours, 1, keys)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    trained = dict(theirs.named_parameters())
+    assert set(ours.trainable_parameters()) <= set(trained)
+    for name, parameter in trained.items():
+        parameter.requires_grad_(name in ours.trainable_parameters())
+    before = {name: array.copy() for name, array in ours.trainable_parameters().items()}
+    batches = list(make_batches(np.random.default_rng(0).integers(0, TINY["vocab_size"], 60), STEPS))
+    found, expected = train_ours(ours, batches), train_peft(theirs, batches)
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    assert np.mean(found[-5:]) < 0.9 * np.mean(found[:5])
+    assert compare_changes(ours, before, {name: parameter.detach().numpy() for name, parameter in trained.items()}) < 5e-3
+
+
+def test_pissa(tmp_path):
+    """PEFT's PiSSA takes the principal part out of the base; here it stays, and is taken off beside it. Signs of vectors may differ."""
+    peft = pytest.importorskip("peft", reason="compares with PEFT (parity extra)")
+    make_tiny().save_pretrained(tmp_path)
+    ours = pyloss.load_model(tmp_path)
+    pyloss.tuner.linear_to_lora_layers(ours, -1, {"rank": 8, "scale": 2.0, "init": "pissa"})
+    base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    targets = sorted(pyloss.tuner.adapter.adapter_modules(ours))
+    config = peft.LoraConfig(r=8, lora_alpha=16, lora_dropout=0.0, target_modules=targets, init_lora_weights="pissa")
+    theirs = peft.get_peft_model(base, config)
+    matrices = peft_matrices(theirs)
+    for name in targets:
+        products = [(m[f"{name}.lora_a"] @ m[f"{name}.lora_b"]) for m in (ours.trainable_parameters(), {n: p.detach().numpy().T for n, p in matrices.items()})]
+        assert relative(*products) < 0.05, name
+    batches = list(make_batches(np.random.default_rng(0).integers(0, TINY["vocab_size"], 60), STEPS))
+    np.testing.assert_allclose(train_ours(ours, batches), train_peft(theirs, batches), rtol=2e-3)
 
 
 def test_train_accumulates_as_one_larger_batch(tiny, tmp_path):
