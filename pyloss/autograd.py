@@ -23,7 +23,7 @@ _local = threading.local()
 class Node:
     """One recorded operation (or a leaf): where its gradient gathers, and how it goes on from there."""
 
-    __slots__ = ("root", "parents", "vjp", "again", "cache", "grad", "owned")
+    __slots__ = ("root", "parents", "vjp", "again", "cache", "grad", "owned", "reads_output")
 
     def __init__(
         self, root: object, parents: tuple[Node | None, ...] = (), vjp: Callable | None = None, again: Callable | None = None
@@ -35,6 +35,7 @@ class Node:
         self.cache: np.ndarray | None = None
         self.grad: np.ndarray | None = None
         self.owned = False  # grad is a buffer of this node's own, which may be added into
+        self.reads_output = False  # vjp reads what the operation made: who overwrites that restores it before
 
     def add(self, grad: np.ndarray, own: bool = False) -> None:
         """Adds to the gradient; `own` says that nobody else will read `grad`."""
@@ -161,13 +162,26 @@ def recording(*inputs: Any) -> bool:
     return current_tape() is not None and any(_node_of(x) is not None for x in inputs)
 
 
-def record(output: np.ndarray | Deferred, inputs: Sequence[Any], vjp: Callable, again: Callable | None = None) -> Tensor:
+def reads_output(x: Any) -> bool:
+    """Whether the gradient of the operation that made x reads x, so that whoever overwrites it has to restore it."""
+    node = _node_of(x)
+    return node is not None and node.reads_output
+
+
+def record(
+    output: np.ndarray | Deferred,
+    inputs: Sequence[Any],
+    vjp: Callable,
+    again: Callable | None = None,
+    reads_output: bool = False,
+) -> Tensor:
     """The Tensor of an operation's output. `again()`, where given, returns the output anew for those who keep it."""
     tape = current_tape()
     assert tape is not None
     node = Node(tape.root) if tape.probing else Node(tape.root, tuple(_node_of(x) for x in inputs), vjp, again)
     if not tape.probing:
         tape.nodes.append(node)
+    node.reads_output = reads_output
     if isinstance(output, Deferred):
         output._node = node
         return output
@@ -335,7 +349,13 @@ class Tensor:
         """The same elements in another shape."""
         before = self.shape
         out = self._derived(np.empty(before, np.bool_).reshape(*shape).shape, lambda x: x.reshape(*shape))
-        return record(out, (self,), lambda dy, grads: grads.put(0, dy.reshape(before), own=False)) if recording(self) else out
+        if not recording(self):
+            return out
+
+        def vjp(dy: np.ndarray, grads: Gradients) -> None:
+            grads.put(0, dy.reshape(before), own=False)
+
+        return record(out, (self,), vjp, reads_output=reads_output(self))
 
     def _derived(self, shape: tuple[int, ...], function: Callable[[np.ndarray], np.ndarray]) -> Any:
         """`function` of the data: at once, or when it is asked for if the data are still to be computed."""

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from . import _core
+from .arrays import Array, column_sum, empty, f32, frozen, into, matrix
 from .autograd import Gradients, keep, record, recording
-from .ops import Array, _column_sum, _into, empty, f32, frozen, matrix
 from .weight_stack import WeightStack
 
 
@@ -92,7 +92,7 @@ def dispatch(x: Array, routing: Routing) -> Array:
     kept = keep(x)
 
     def vjp(dy: np.ndarray, grads: Gradients) -> None:
-        dx, accumulate = _into(grads, 0, shape)
+        dx, accumulate = into(grads, 0, shape)
         _core.combine_rows(dy, routing.visits, accumulate, dx)
         grads.put(0, dx)
 
@@ -149,7 +149,7 @@ def _weight_grad(dy: np.ndarray, x: np.ndarray, offsets: np.ndarray, alpha: floa
 def _bias_grad(dy: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     db = np.zeros((len(offsets) - 1, dy.shape[1]), np.float32)
     for expert in np.flatnonzero(np.diff(offsets)):
-        db[expert] = _column_sum(dy[offsets[expert] : offsets[expert + 1]])
+        db[expert] = column_sum(dy[offsets[expert] : offsets[expert + 1]])
     return db
 
 
@@ -165,7 +165,7 @@ def expert_linear(x: Array, weight: Array | WeightStack, bias: Array | None, off
 
     def vjp(dy: np.ndarray, grads: Gradients) -> None:
         if grads.wanted(0):
-            dx, accumulate = _into(grads, 0, shape)
+            dx, accumulate = into(grads, 0, shape)
             _core.experts_input_grad(dy, w, offsets, None, None, accumulate, None, dx)
             grads.put(0, dx)
         if grads.wanted(1):
@@ -214,7 +214,7 @@ def expert_lora(
             _core.experts_input_grad(dy, b, offsets, None, None, 0, None, dh)
             _core.scale(scale, dh, dh)
         if grads.wanted(0):
-            dx, accumulate = _into(grads, 0, shape)
+            dx, accumulate = into(grads, 0, shape)
             if dropout:
                 branch = empty(*shape)
                 _core.experts_input_grad(dh, a, offsets, None, None, 0, None, branch)

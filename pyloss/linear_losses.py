@@ -12,8 +12,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import _core, device, ops
+from . import _core, device
+from .arrays import empty, f32
 from .autograd import data
+from .projection import INPUTS, Backward, Product, Projection
 from .row_losses import is_bfloat16
 from .weights import Weight
 
@@ -27,43 +29,55 @@ FILTERED_COLUMNS = 2048  # classes that are gathered at once where the gradient 
 
 
 class Head(NamedTuple):
-    """Hidden states [..., D] and the weight [V, D] that makes logits of them, as given and as computed with."""
+    """Hidden states [..., D], as given and as computed with, and what makes logits of them."""
 
     hidden: Any
-    weight: Any
     rows: np.ndarray  # float32 [N, D]
-    stored: Any  # a stored matrix, or a float32 array
+    projection: Projection
+    trained: Any  # the weight as given
 
     @property
     def vocabulary(self) -> int:
-        return int(self.stored.shape[0])
+        return int(self.projection.weight.shape[0])
 
     @property
     def shape(self) -> tuple[int, ...]:
         return tuple(np.shape(data(self.hidden)))
 
-    def inputs(self) -> tuple[Any, Any]:
-        """What the tape sees: stored matrices are never trained."""
-        return self.hidden, ops.frozen(self.weight)
+    @property
+    def plain(self) -> bool:
+        """Whether the weight is all there is."""
+        return self.projection.bias is None and self.projection.lora_a is None
+
+    def inputs(self) -> tuple[Any, ...]:
+        """What the tape sees, SLOTS of them."""
+        return self.hidden, *self.projection._replace(weight=self.trained).inputs()
+
+
+SLOTS = 1 + INPUTS
 
 
 def head(hidden: Any, weight: Any, suffix: str = "") -> Head:
-    """Checks hidden states and weight; float16 and bfloat16 weights are read as they are. `suffix` ends the names in errors."""
+    """Checks hidden states and weight, see `linear_cross_entropy`. `suffix` ends the names in errors."""
     source = data(hidden)
-    stored = weight
-    if not isinstance(weight, Weight):
+    if hasattr(weight, "projection"):
+        projection = weight.projection()
+    elif isinstance(weight, Weight):
+        projection = Projection(weight)
+    else:
         array = device.on_host(data(weight), f"weight{suffix}")
         if array.ndim != 2 or not array.size:
             raise ValueError(f"weight{suffix} must be [V, D] with V and D at least 1, got shape {array.shape}")
         if (array.dtype == np.float16 or is_bfloat16(array.dtype)) and array.dtype.isnative:
             raw = np.ascontiguousarray(array).view(np.uint8).reshape(-1)
-            stored = Weight(raw, "f16" if array.dtype == np.float16 else "bf16", array.shape)
+            projection = Projection(Weight(raw, "f16" if array.dtype == np.float16 else "bf16", array.shape))
         else:
-            stored = ops.f32(weight, f"weight{suffix}")
-    if source.shape[-1:] != tuple(stored.shape[1:]):
-        raise ValueError(f"hidden{suffix} has shape {source.shape}, which does not end in weight{suffix}'s {stored.shape[1]}")
-    rows = ops.f32(hidden, f"hidden{suffix}").reshape(-1, stored.shape[1])
-    return Head(hidden, weight, rows, stored)
+            projection = Projection(f32(weight, f"weight{suffix}"))
+    width = projection.weight.shape[1]
+    if source.shape[-1:] != (width,):
+        raise ValueError(f"hidden{suffix} has shape {source.shape}, which does not end in weight{suffix}'s {width}")
+    rows = f32(hidden, f"hidden{suffix}").reshape(-1, width)
+    return Head(hidden, rows, projection, projection.weight if hasattr(weight, "projection") else weight)
 
 
 def rows_at_once(row_bytes: int, logits_bytes: int | None = None) -> int:
@@ -92,47 +106,72 @@ def fused(
 ) -> Callable:
     """`row_losses.Call`'s run for a loss of the logits of `heads`.
 
-    `kernel(part, logits, dloss, loss, dlogits)` is the loss of some of the counted rows; dlogits[i] is logits[i]'s own buffer,
-    or None. `counted` int32 [M] are the rows to compute, None for all; the others give 0. Classes for which no row of a part has
-    a gradient above `gradient_filter` (of its own loss by its logits) are left out of the products with it.
+    `kernel(part, logits, dloss, loss, dlogits)` is the loss of some of the counted rows; dlogits[i] may be logits[i]'s own
+    buffer, or None. `counted` int32 [M] are the rows to compute, None for all; the others give 0. Classes for which no row of a
+    part has a gradient above `gradient_filter` (of its own loss by its logits) are left out of the products with it.
     """
     total = len(heads[0].rows) if counted is None else len(counted)
     parts = _parts(total, 4 * sum(h.vocabulary for h in heads), logits_bytes)
 
     def run(dloss: np.ndarray | None, wanted: Sequence[bool], loss: np.ndarray) -> list[np.ndarray | None]:
-        wanted = wanted or (False, False) * len(heads)
+        wanted = wanted or (False,) * SLOTS * len(heads)
         rows, values, factors = [h.rows for h in heads], loss.reshape(-1), None if dloss is None else dloss.reshape(-1)
         if counted is not None:
-            rows, values = [_gathered(r, counted) for r in rows], ops.empty(total)
+            rows, values = [_gathered(r, counted) for r in rows], empty(total)
             factors = None if factors is None else np.ascontiguousarray(factors[counted])
-        slots = [(wanted[2 * i], wanted[2 * i + 1]) for i in range(len(heads))]
-        dx = [ops.empty(*r.shape) if w[0] else None for r, w in zip(rows, slots, strict=True)]
-        dw = [ops.empty(*h.stored.shape) if w[1] else None for h, w in zip(heads, slots, strict=True)]
-        for into in dw:
-            if into is not None and (gradient_filter or not parts):
-                into[...] = 0  # else the first part writes all of it
-        buffers = [ops.empty(max(p.stop - p.start for p in parts), h.vocabulary) for h in heads if parts]
+        slots = [tuple(wanted[SLOTS * i : SLOTS * (i + 1)]) for i in range(len(heads))]
+        most = max((p.stop - p.start for p in parts), default=0)
+        walks = [_Walk(h, r, w, most, gradient_filter) for h, r, w in zip(heads, rows, slots, strict=True)]
         for part in parts:
-            logits = [b[: part.stop - part.start] for b in buffers]
-            for h, r, out in zip(heads, rows, logits, strict=True):
-                _core.linear_forward(r[part], ops.matrix(h.stored), None, None, None, 0.0, None, out)
-            slopes = [out if any(w) else None for out, w in zip(logits, slots, strict=True)]
             scale = None if factors is None else factors[part]
+            logits, slopes = zip(*(walk.forward(part) for walk in walks), strict=True)
             kernel(part, logits, scale, values[part], slopes)
-            for h, r, slope, to, into in zip(heads, rows, slopes, dx, dw, strict=True):
-                if slope is not None:
-                    classes = _classes(slope, scale, gradient_filter)
-                    add = part.start > 0 or gradient_filter > 0
-                    _products(h, slope, r[part], classes, None if to is None else to[part], into, add)
+            for walk in walks:
+                walk.backward(part, scale)
         if counted is not None:
             loss.reshape(-1)[...] = _spread(values, counted, loss.size)
         found: list[np.ndarray | None] = []
-        for h, to, into in zip(heads, dx, dw, strict=True):
+        for h, walk in zip(heads, walks, strict=True):
+            to, *others = walk.end()
             full = None if to is None else to if counted is None else _spread(to, counted, len(h.rows))
-            found += [None if full is None else full.reshape(h.shape), into]
+            found += [None if full is None else full.reshape(h.shape), *others]
         return found
 
     return run
+
+
+class _Walk:
+    """One head's way through the parts of its rows [N, D]: their logits, then the gradients by what is `wanted`."""
+
+    def __init__(self, head: Head, rows: np.ndarray, wanted: tuple[bool, ...], most: int, gradient_filter: float):
+        self.head, self.rows, self.filter = head, rows, gradient_filter if head.plain else 0.0
+        self.product = Product(head.projection, rows)
+        self.buffer = empty(most, head.vocabulary)
+        # Only a gradient by a magnitude needs the logits again: else their slopes take their place.
+        self.slopes = empty(most, head.vocabulary) if wanted[-1] else self.buffer
+        dx = empty(*rows.shape) if wanted[0] else None
+        self.gradients = Backward(self.product, wanted, dx, zeroed=self.filter > 0) if any(wanted) else None
+
+    def forward(self, part: slice) -> tuple[np.ndarray, np.ndarray | None]:
+        """The logits of a part of the rows, and where their slopes go."""
+        count = part.stop - part.start
+        self.product.forward(self.buffer[:count], part)
+        return self.buffer[:count], None if self.gradients is None else self.slopes[:count]
+
+    def backward(self, part: slice, scale: np.ndarray | None) -> None:
+        if self.gradients is None:
+            return
+        count = part.stop - part.start
+        slopes = self.slopes[:count]
+        classes = _classes(slopes, scale, self.filter)
+        if classes is None:
+            self.gradients.add(slopes, self.buffer[:count], part)
+        else:
+            dx = self.gradients.dx
+            _products(self.product.weight, slopes, self.rows[part], classes, None if dx is None else dx[part], self.gradients.dw)
+
+    def end(self) -> list[np.ndarray | None]:
+        return [None] * SLOTS if self.gradients is None else self.gradients.end()
 
 
 def _classes(slopes: np.ndarray, scale: np.ndarray | None, gradient_filter: float) -> np.ndarray | None:
@@ -147,27 +186,14 @@ def _classes(slopes: np.ndarray, scale: np.ndarray | None, gradient_filter: floa
 
 
 def _products(
-    head: Head,
-    slopes: np.ndarray,
-    rows: np.ndarray,
-    classes: np.ndarray | None,
-    dx: np.ndarray | None,
-    dw: np.ndarray | None,
-    add: bool,
+    weight: Any, slopes: np.ndarray, rows: np.ndarray, classes: np.ndarray, dx: np.ndarray | None, dw: np.ndarray | None
 ) -> None:
-    """dx [N, D] = slopes weight and dw [V, D] (+)= slopes^T rows, over some of the classes, of slopes [N, V]."""
-    weight = ops.matrix(head.stored)
-    if classes is None:
-        if dx is not None:
-            _core.linear_input_grad(slopes, weight, None, None, 0, None, dx)
-        if dw is not None:
-            _core.matmul_tn(slopes, rows, 1.0, int(add), dw)
-        return
+    """dx [N, D] = slopes weight and dw [V, D] += slopes^T rows, over some of the classes, of slopes [N, V]."""
     if dx is not None and not len(classes):
         dx[...] = 0
     for begin in range(0, len(classes), FILTERED_COLUMNS):
         some = classes[begin : begin + FILTERED_COLUMNS]
-        gathered, vectors = ops.empty(len(rows), len(some)), ops.empty(len(some), rows.shape[1])
+        gathered, vectors = empty(len(rows), len(some)), empty(len(some), rows.shape[1])
         _core.gather_columns(slopes, some, gathered)
         if dx is not None:
             _core.embedding_forward(some, weight, vectors)
@@ -178,13 +204,13 @@ def _products(
 
 
 def _gathered(values: np.ndarray, counted: np.ndarray) -> np.ndarray:
-    out = ops.empty(len(counted), values.shape[1])
+    out = empty(len(counted), values.shape[1])
     _core.gather_rows(values, counted, out)
     return out
 
 
 def _spread(values: np.ndarray, counted: np.ndarray, total: int) -> np.ndarray:
     """Rows [M, ...] to where they were among `total`; the others are 0."""
-    out, width = ops.empty(total, *values.shape[1:]), math.prod(values.shape[1:])
+    out, width = empty(total, *values.shape[1:]), math.prod(values.shape[1:])
     _core.scatter_add_rows(values.reshape(len(counted), width), counted, out.reshape(total, width))
     return out

@@ -183,8 +183,12 @@ class Linear(Module):
         """(out features, in features)"""
         return (self.weight.shape[0], self.weight.shape[1])
 
+    def projection(self) -> ops.Projection:
+        """What the layer multiplies by; for a loss that makes its logits a few rows at a time."""
+        return ops.Projection(self.weight, self.bias)
+
     def __call__(self, x: Any) -> Any:
-        return ops.linear(x, self.weight, self.bias)
+        return ops.project(x, self.projection())
 
     def __repr__(self) -> str:
         kind = self.weight.format if isinstance(self.weight, Weight) else "float32"
@@ -265,9 +269,13 @@ class Embedding(Module):
     def __call__(self, ids: Any) -> Any:
         return ops.embedding(ids, self.weight)
 
+    def projection(self) -> ops.Projection:
+        """What `as_linear` multiplies by."""
+        return ops.Projection(self.weight)
+
     def as_linear(self, x: Any) -> Any:
         """x [..., D] against the table as a tied head: [..., V]."""
-        return ops.linear(x, self.weight)
+        return ops.project(x, self.projection())
 
     def __repr__(self) -> str:
         kind = self.weight.format if isinstance(self.weight, Weight) else "float32"

@@ -11,166 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from . import _core, device
-from .autograd import Gradients, Tensor, data, keep, record, recording
-from .weight_stack import WeightStack
+from . import _core
+from .arrays import Array, empty, f32, frozen, i32, matrix
+from .autograd import Gradients, Tensor, keep, reads_output, record, recording
+from .projection import Projection, linear, lora_linear, project
 from .weights import Weight
-
-Array = Any  # numpy.ndarray or Tensor
-
-def empty(*shape: int) -> np.ndarray:
-    """An uninitialised float32 array over a reused buffer."""
-    return _core.empty(shape)
-
-
-def f32(x: Array, name: str = "x") -> np.ndarray:
-    """The contiguous float32 ndarray of an argument; other real dtypes are converted."""
-    array = device.on_host(data(x), name)
-    if array.dtype == np.float32 and array.flags.carray:
-        return array
-    if array.dtype.kind not in "fiu" and array.dtype.name != "bfloat16":
-        raise TypeError(f"{name} must hold real numbers, not {array.dtype}")
-    return np.require(array, np.float32, ["C", "A"])
-
-
-def i32(x: Any, name: str = "ids") -> np.ndarray:
-    """The contiguous int32 ndarray of an integer argument."""
-    array = np.asarray(x)
-    if array.dtype.kind not in "iu" and array.size:
-        raise TypeError(f"{name} must hold integers, not {array.dtype}")
-    if array.dtype.itemsize > 4 and array.size and not -(2**31) <= int(array.min()) <= int(array.max()) < 2**31:
-        raise ValueError(f"{name} must lie within the 32-bit integers, got values from {array.min()} to {array.max()}")
-    return np.require(array, np.int32, ["C", "A"])
-
-
-def matrix(weight: Array | Weight | WeightStack) -> Any:
-    """A weight as the core takes it: the handle of what is stored, or a float32 ndarray."""
-    return weight.handle if isinstance(weight, Weight | WeightStack) else f32(weight, "weight")
-
-
-def _out_features(weight: Array | Weight) -> int:
-    return weight.shape[0]
-
-
-def frozen(weight: Array | Weight | WeightStack) -> Array:
-    """What the tape sees of a weight: stored matrices are never trained."""
-    return None if isinstance(weight, Weight | WeightStack) else weight
-
-
-def _weight_grad(dy: np.ndarray, x: np.ndarray, grads: Gradients, i: int) -> None:
-    """dW [O, I] = dy^T x."""
-    dw = empty(dy.shape[-1], x.shape[-1])
-    _core.matmul_tn(dy, x, 1.0, 0, dw)
-    grads.put(i, dw)
-
-
-def _column_sum(dy: np.ndarray) -> np.ndarray:
-    out = empty(dy.shape[-1])
-    _core.column_sum(dy, out)
-    return out
-
-
-def linear(x: Array, weight: Array | Weight, bias: Array | None = None) -> Array:
-    """x [..., I] with weight [O, I] and bias [O]: x weight^T + bias, [..., O]."""
-    xd, w, b = f32(x), matrix(weight), None if bias is None else f32(bias, "bias")
-    y = empty(*xd.shape[:-1], _out_features(weight))
-    _core.linear_forward(xd, w, b, None, None, 0.0, None, y)
-    inputs = (x, frozen(weight), bias)
-    if not recording(*(v for v in inputs if v is not None)):
-        return y
-    kept, shape = keep(x), xd.shape
-
-    def vjp(dy: np.ndarray, grads: Gradients) -> None:
-        if grads.wanted(0):
-            dx, accumulate = _into(grads, 0, shape)
-            _core.linear_input_grad(dy, w, None, None, accumulate, None, dx)
-            grads.put(0, dx)
-        if grads.wanted(1):
-            _weight_grad(dy, f32(kept()), grads, 1)
-        if grads.wanted(2):
-            grads.put(2, _column_sum(dy))
-
-    del xd
-    return record(y, inputs, vjp)
-
-
-def _into(grads: Gradients, i: int, shape: tuple[int, ...]) -> tuple[np.ndarray, int]:
-    """Where the gradient of input i goes: into what is there (1), or a new buffer (0)."""
-    partial = grads.partial(i)
-    if partial is not None and partial.dtype == np.float32 and partial.flags.c_contiguous:
-        return partial, 1
-    return empty(*shape), 0
-
-
-def lora_linear(
-    x: Array,
-    weight: Array | Weight,
-    bias: Array | None,
-    lora_a: Array,
-    lora_b: Array,
-    scale: float,
-    dropout: float = 0.0,
-    seed: int = 0,
-) -> Array:
-    """x W^T + bias + scale dropout(x) A B for x [..., I], A [I, r], B [r, O] (Hu et al., arXiv:2106.09685).
-
-    `dropout` in [0, 1) acts on the adapter's input alone; its mask is a function of `seed`.
-    """
-    xd, w, b = f32(x), matrix(weight), None if bias is None else f32(bias, "bias")
-    ad, bd = f32(lora_a, "lora_a"), f32(lora_b, "lora_b")
-    rows = xd.size // max(xd.shape[-1], 1)
-    h, y = empty(rows, ad.shape[1]), empty(*xd.shape[:-1], _out_features(weight))
-    if dropout:
-        dropped = empty(*xd.shape)
-        _core.dropout(xd, seed, dropout, dropped)
-        _core.matmul_nn(dropped, ad, 1.0, 0, h)
-        _core.linear_forward(xd, w, b, h, bd, scale, None, y)
-        del dropped
-    else:
-        _core.lora_forward(xd, w, b, ad, bd, scale, None, h, y)
-    inputs = (x, frozen(weight), bias, lora_a, lora_b)
-    if not recording(*(v for v in inputs if v is not None)):
-        return y
-    kept, shape = keep(x), xd.shape
-
-    def vjp(dy: np.ndarray, grads: Gradients) -> None:
-        dh = empty(*h.shape)
-        if dropout or not grads.wanted(0):
-            _core.matmul_nt(dy, bd, scale, 0, dh)
-        if grads.wanted(0):
-            dx, accumulate = _into(grads, 0, shape)
-            if dropout:
-                branch = empty(*shape)
-                _core.matmul_nt(dh, ad, 1.0, 0, branch)
-                _core.dropout(branch, seed, dropout, branch)
-                _core.linear_input_grad(dy, w, None, None, accumulate, None, dx)
-                _core.axpy(1.0, branch, dx)
-                del branch
-            else:
-                _core.lora_input_grad(dy, w, ad, bd, scale, accumulate, None, dh, dx)
-            grads.put(0, dx)
-        if grads.wanted(3) or grads.wanted(1):
-            inner = f32(kept())
-            if grads.wanted(1):
-                _weight_grad(dy, inner, grads, 1)
-            if grads.wanted(3):
-                if dropout:
-                    again = empty(*shape)
-                    _core.dropout(inner, seed, dropout, again)
-                    inner = again
-                # As [r, I]: the few rows of dh^T stay in registers while x streams by.
-                da = empty(h.shape[1], shape[-1])
-                _core.matmul_tn(dh, inner, 1.0, 0, da)
-                grads.put(3, np.ascontiguousarray(da.T))
-        if grads.wanted(2):
-            grads.put(2, _column_sum(dy))
-        if grads.wanted(4):
-            db = empty(*bd.shape)
-            _core.matmul_tn(h, dy, scale, 0, db)
-            grads.put(4, db)
-
-    del xd
-    return record(y, inputs, vjp)
 
 
 def embedding(ids: Any, weight: Array | Weight) -> Array:
@@ -221,10 +66,10 @@ def rope(x: Array, positions: np.ndarray, cos: np.ndarray, sin: np.ndarray, in_p
     """Rotates the halves of each head of x [N, heads * D] by the angles of its position (Su et al., arXiv:2104.09864).
 
     `cos`, `sin` [P, D/2] are the tables of positions 0..P-1, `positions` int32 [N]. `in_place` overwrites x: for fresh values
-    that nobody else reads.
+    that nobody else reads; the gradient turns them back for an operation that reads what it made.
     """
     xd, head_dim = f32(x), 2 * cos.shape[1]
-    y = xd if in_place else empty(*xd.shape)
+    y, restore = (xd, reads_output(x)) if in_place else (empty(*xd.shape), False)
 
     def rotate(source: np.ndarray, inverse: int, out: np.ndarray) -> None:
         heads = (source.shape[0], source.shape[1] // head_dim, head_dim)
@@ -237,6 +82,8 @@ def rope(x: Array, positions: np.ndarray, cos: np.ndarray, sin: np.ndarray, in_p
     def vjp(dy: np.ndarray, grads: Gradients) -> None:
         dx = empty(*dy.shape)
         rotate(dy, 1, dx)
+        if restore:
+            rotate(y, 1, y)
         grads.put(0, dx)
 
     return record(y, (x,), vjp)
@@ -374,6 +221,7 @@ def dropout(x: Array, p: float, seed: int) -> Array:
 
 
 __all__ = [
+    "Projection",
     "Tensor",
     "add",
     "attention",
@@ -384,6 +232,7 @@ __all__ = [
     "lengthen",
     "linear",
     "lora_linear",
+    "project",
     "rms_norm",
     "rope",
     "swiglu",

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from .. import ops
+from ..arrays import i32
 from ..autograd import checkpoint, data
 from ..nn import Embedding, Linear, Module, RMSNorm
 from ..weights import Weight
@@ -180,7 +181,7 @@ class Model(Module):
 
     def hidden(self, tokens: Any, offsets: Any) -> Any:
         """Last hidden states [N, hidden] of packed token ids [N]; int32 `offsets` [S + 1] bound the sequences, from 0 to N."""
-        tokens, offsets = self._tokens(tokens, 1), ops.i32(offsets, "offsets")
+        tokens, offsets = self._tokens(tokens, 1), i32(offsets, "offsets")
         lengths = np.diff(offsets)
         if offsets.ndim != 1 or not len(offsets) or offsets[0] != 0 or offsets[-1] != len(tokens) or (lengths < 0).any():
             raise ValueError(
@@ -214,7 +215,7 @@ class Model(Module):
         return KVCache(len(self.layers))
 
     def _tokens(self, tokens: Any, ndim: int) -> np.ndarray:
-        array = ops.i32(tokens, "tokens")
+        array = i32(tokens, "tokens")
         if array.ndim != ndim:
             raise ValueError(f"tokens must have {ndim} dimension{'s' * (ndim > 1)}, got shape {array.shape}")
         outside = (array < 0) | (array >= self.vocab_size)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from .. import _core, ops
+from ..arrays import empty, matrix
 from .adapter import Adapter
 
 #: vectors beyond the rank, and rounds, each a product with the matrix and one with its transpose
@@ -102,7 +103,7 @@ def principal(forward: Product, backward: Product, columns: int, rank: int, seed
 
 def _product(a: np.ndarray, b: np.ndarray, transposed: bool = False) -> np.ndarray:
     """a b, or a b^T: by the library's kernels, whose bits do not depend on the number of threads."""
-    out = ops.empty(len(a), len(b) if transposed else b.shape[1])
+    out = empty(len(a), len(b) if transposed else b.shape[1])
     (_core.matmul_nt if transposed else _core.matmul_nn)(a, b, 1.0, 0, out)
     return out
 
@@ -128,8 +129,8 @@ def _products(weight: Any) -> tuple[Product, Product]:
     """`x W^T` and `y W` of a matrix W, by the kernels that read it as it is stored."""
 
     def backward(y: np.ndarray) -> np.ndarray:
-        out = ops.empty(len(y), weight.shape[1])
-        _core.linear_input_grad(np.ascontiguousarray(y), ops.matrix(weight), None, None, 0, None, out)
+        out = empty(len(y), weight.shape[1])
+        _core.linear_input_grad(np.ascontiguousarray(y), matrix(weight), None, None, 0, None, out)
         return out
 
     return lambda x: ops.linear(np.ascontiguousarray(x), weight), backward

@@ -1,0 +1,245 @@
+"""Products of rows with the weight of a layer and its adapter: one arithmetic for layers and for fused heads."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from . import _core
+from .arrays import Array, column_sum, empty, f32, frozen, into, matrix
+from .autograd import Gradients, current_tape, keep, record, recording
+from .weights import Weight
+
+WHOLE = slice(None)
+FEW_DIGITS = 2.0**-10  # a factor below this leaves too little of y in y's digits to take it out again
+
+
+class Projection(NamedTuple):
+    """What a layer makes of rows x [..., I]: factor * (x weight^T + scale dropout(x) lora_a lora_b) + bias, [..., O].
+
+    `weight` [O, I] is stored or float32; `bias` [O], `lora_a` [I, R] and `lora_b` [R, O] may be absent (Hu et al.,
+    arXiv:2106.09685). `dropout` in [0, 1) acts on the adapter's input alone, its mask is a function of `seed`.
+
+    The factor is m / norm, both [O]: DoRA (Liu et al., arXiv:2402.09353), where `norm` are the row norms of weight +
+    scale (lora_a lora_b)^T, constants to the gradient (section 4.3). It multiplies the whole sum, also where dropout acts, as in
+    the paper and in mlx-lm (PEFT scales x weight^T through the dropped x). Rows whose norm is 0 are 0. Without m it is 1.
+    """
+
+    weight: Array | Weight
+    bias: Array | None = None
+    lora_a: Array | None = None
+    lora_b: Array | None = None
+    scale: float = 1.0
+    dropout: float = 0.0
+    seed: int = 0
+    m: Array | None = None
+    norm: np.ndarray | None = None
+
+    def inputs(self) -> tuple[Any, ...]:
+        """What the tape sees, INPUTS of them."""
+        return frozen(self.weight), self.bias, self.lora_a, self.lora_b, self.m
+
+
+INPUTS = 5
+
+
+class Product:
+    """A projection of float32 rows [N, I], all or a part of them at a time."""
+
+    __slots__ = ("_dropped", "a", "adapted", "b", "bias", "factor", "h", "projection", "rows", "scaled_b", "weight")
+
+    def __init__(self, projection: Projection, rows: np.ndarray):
+        p = self.projection = projection
+        self.rows: np.ndarray | None = rows
+        self.weight = matrix(p.weight)
+        self.bias = None if p.bias is None else f32(p.bias, "bias")
+        self.factor: np.ndarray | None = None
+        self.adapted = p.lora_a is not None
+        self._dropped: np.ndarray | None = None
+        if self.adapted:
+            self.a, self.b = f32(p.lora_a, "lora_a"), f32(p.lora_b, "lora_b")
+            self.h = empty(len(rows), self.a.shape[1])  # dropout(x) lora_a
+            self.scaled_b = self.b
+            if p.m is not None:
+                assert p.norm is not None
+                self.factor = _quotient(f32(p.m, "m"), p.norm)
+                self.scaled_b = self.b * self.factor
+
+    def dropped(self) -> np.ndarray:
+        """The rows as the adapter sees them."""
+        assert self.rows is not None
+        if not self.projection.dropout:
+            return self.rows
+        if self._dropped is None:
+            self._dropped = empty(*self.rows.shape)
+            _core.dropout(self.rows, self.projection.seed, self.projection.dropout, self._dropped)
+        return self._dropped
+
+    def forget_rows(self) -> None:
+        """Between forward and backward, where they are kept elsewhere or made again."""
+        self.rows = self._dropped = None
+
+    def forward(self, y: np.ndarray, part: slice = WHOLE) -> None:
+        """Writes the outputs [n, O] of the rows."""
+        assert self.rows is not None
+        p, x = self.projection, self.rows if part is WHOLE else self.rows[part]
+        if not self.adapted:
+            _core.linear_forward(x, self.weight, self.bias, None, None, 0.0, None, y)
+        elif p.dropout:
+            h = self.h[part]
+            _core.matmul_nn(self.dropped()[part], self.a, 1.0, 0, h)
+            _core.linear_forward(x, self.weight, self.bias, h, self.scaled_b, p.scale, self.factor, y)
+        else:
+            _core.lora_forward(x, self.weight, self.bias, self.a, self.scaled_b, p.scale, self.factor, self.h[part], y)
+
+
+class Backward:
+    """The gradients of a product by its rows and its projection's inputs, gathered over parts of the rows.
+
+    `wanted` has one entry for the rows and one for each of the inputs. `dx` [N, I] is where the rows' goes, if anywhere, with
+    `accumulate` added to what is there; with `zeroed` the others begin at 0 and may be added to from outside.
+    """
+
+    def __init__(
+        self, product: Product, wanted: Sequence[bool], dx: np.ndarray | None, accumulate: int = 0, zeroed: bool = False
+    ):
+        self.product, self.wanted, self.dx, self.accumulate = product, wanted, dx, accumulate
+        by_x, by_weight, _, by_a, by_b, _ = wanted
+        shape = product.projection.weight.shape
+        self.dw = empty(*shape) if by_weight else None
+        self.db = empty(*product.b.shape) if by_b else None
+        self.dh = empty(*product.h.shape) if product.adapted and (by_x or by_a) else None
+        self.dbias, self.dm = np.zeros(shape[0]), np.zeros(shape[0])
+        self.begun = False
+        if zeroed:
+            self._begin()
+
+    def _begin(self) -> None:
+        """Without rows, or for those who add to the gradients."""
+        self.begun = True
+        for gradient in (self.dw, self.db):
+            if gradient is not None:
+                gradient[...] = 0
+
+    def add(self, dy: np.ndarray, y: np.ndarray | None, part: slice = WHOLE) -> None:
+        """Takes in dy [n, O] of the rows; a gradient by m needs their outputs y."""
+        product, p = self.product, self.product.projection
+        by_x, by_weight, by_bias, _, by_b, by_m = self.wanted
+        dh = None if self.dh is None else self.dh[part]
+        fused = by_x and product.adapted and not p.dropout
+        if dh is not None and not fused:
+            _core.matmul_nt(dy, product.scaled_b, p.scale, 0, dh)
+        if self.dx is not None:
+            dx = self.dx[part]
+            if fused:
+                a, b = product.a, product.scaled_b
+                _core.lora_input_grad(dy, product.weight, a, b, p.scale, self.accumulate, product.factor, dh, dx)
+            else:
+                _core.linear_input_grad(dy, product.weight, None, None, self.accumulate, product.factor, dx)
+        if by_weight:
+            assert product.rows is not None
+            _core.matmul_tn(dy, product.rows[part], 1.0, int(self.begun), self.dw)
+        if by_b:
+            _core.matmul_tn(product.h[part], dy, p.scale, int(self.begun), self.db)
+        if by_bias:
+            self.dbias += column_sum(dy)
+        if by_m:
+            self.dm += self._by_m(dy, y, part)
+        self.begun = True
+
+    def _by_m(self, dy: np.ndarray, y: np.ndarray | None, part: slice) -> np.ndarray:
+        """float64 [O]: the sums over the rows of dy times what the factor multiplies, over the norm."""
+        product, p, column = self.product, self.product.projection, empty(dy.shape[-1])
+        assert p.norm is not None and product.factor is not None
+        _core.column_dot(dy, y, product.bias, column)
+        slope = _quotient(column.astype(np.float64), f32(p.m, "m"))
+        few = (np.abs(product.factor) < FEW_DIGITS) & (p.norm > 0)
+        if few.any():
+            assert product.rows is not None
+            sums = empty(*dy.shape)
+            _core.linear_forward(product.rows[part], product.weight, None, product.h[part], product.b, p.scale, None, sums)
+            _core.column_dot(dy, sums, None, column)
+            slope[few] = column[few] / p.norm[few]
+        return slope
+
+    def end(self) -> list[np.ndarray | None]:
+        """The gradients, in the order of `wanted`."""
+        product, p = self.product, self.product.projection
+        _, _, by_bias, by_a, _, by_m = self.wanted
+        if not self.begun:
+            self._begin()
+        if p.dropout and product.adapted and self.dx is not None:
+            branch = empty(*self.dx.shape)
+            _core.matmul_nt(self.dh, product.a, 1.0, 0, branch)
+            _core.dropout(branch, p.seed, p.dropout, branch)
+            _core.axpy(1.0, branch, self.dx)
+        da = None
+        if by_a:
+            # As [R, I]: the few rows of dh^T stay in registers while x streams by.
+            turned = empty(product.a.shape[1], product.a.shape[0])
+            _core.matmul_tn(self.dh, product.dropped(), 1.0, 0, turned)
+            da = np.ascontiguousarray(turned.T)
+        if product.factor is not None:
+            if self.dw is not None:
+                self.dw *= product.factor[:, None]
+            if self.db is not None:
+                self.db *= product.factor
+        dbias = self.dbias.astype(np.float32) if by_bias else None
+        return [self.dx, self.dw, dbias, da, self.db, self.dm.astype(np.float32) if by_m else None]
+
+
+def _quotient(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """a / b, and 0 where b is."""
+    return np.divide(a, b, out=np.zeros_like(a), where=b != 0)
+
+
+def project(x: Array, projection: Projection) -> Array:
+    """What `projection` makes of x [..., I]: [..., O]."""
+    xd = f32(x)
+    shape = xd.shape
+    flat = shape if len(shape) == 2 else (math.prod(shape[:-1]), shape[-1])
+    product = Product(projection, xd if shape is flat else xd.reshape(flat))
+    y = empty(*shape[:-1], projection.weight.shape[0])
+    product.forward(y)
+    if current_tape() is None or not recording(*(inputs := (x, *projection.inputs()))):
+        return y
+    by_m = recording(projection.m)
+    kept, output = keep(x), y if by_m else None
+    product.forget_rows()
+    del xd
+
+    def vjp(dy: np.ndarray, grads: Gradients) -> None:
+        wanted = [grads.wanted(i) for i in range(1 + INPUTS)]
+        if any(wanted[i] for i in (1, 3, 5)):
+            product.rows = f32(kept()).reshape(flat)
+        dx, accumulate = into(grads, 0, shape) if wanted[0] else (None, 0)
+        backward = Backward(product, wanted, None if dx is None else dx.reshape(flat), accumulate)
+        backward.add(dy, output)
+        _, *others = backward.end()
+        for i, gradient in enumerate((dx, *others)):
+            if gradient is not None:
+                grads.put(i, gradient)
+
+    return record(y, inputs, vjp, reads_output=by_m)
+
+
+def linear(x: Array, weight: Array | Weight, bias: Array | None = None) -> Array:
+    """x [..., I] with weight [O, I] and bias [O]: x weight^T + bias, [..., O]."""
+    return project(x, Projection(weight, bias))
+
+
+def lora_linear(
+    x: Array,
+    weight: Array | Weight,
+    bias: Array | None,
+    lora_a: Array,
+    lora_b: Array,
+    scale: float,
+    dropout: float = 0.0,
+    seed: int = 0,
+) -> Array:
+    """x W^T + bias + scale dropout(x) A B for x [..., I], A [I, R], B [R, O]; see `Projection`."""
+    return project(x, Projection(weight, bias, lora_a, lora_b, scale, dropout, seed))
