@@ -13,20 +13,56 @@
 typedef enum { PL_OK = 0, PL_NO_MEMORY = 1 } pl_status;
 
 /* How a stored matrix is laid out. The numbers are shared with pyloss/weights.py. */
-typedef enum { PL_W_F32 = 0, PL_W_BF16 = 1, PL_W_F16 = 2, PL_W_Q8_0 = 3, PL_W_Q4_0 = 4, PL_W_Q4_1 = 5, PL_W_COUNT } pl_format;
+typedef enum {
+    PL_W_F32 = 0,
+    PL_W_BF16,
+    PL_W_F16,
+    /* GGUF's blocks: scales and codes together */
+    PL_W_Q8_0,
+    PL_W_Q4_0,
+    PL_W_Q4_1,
+    PL_W_Q5_0,
+    PL_W_Q5_1,
+    PL_W_Q2_K,
+    PL_W_Q3_K,
+    PL_W_Q4_K,
+    PL_W_Q5_K,
+    PL_W_Q6_K,
+    /* codes alone, with a pl_groups beside them: mlx's affine formats of 2 to 8 bits, and four bits that index a table */
+    PL_W_AFFINE2,
+    PL_W_AFFINE3,
+    PL_W_AFFINE4,
+    PL_W_AFFINE5,
+    PL_W_AFFINE6,
+    PL_W_AFFINE8,
+    PL_W_NF4,
+    PL_W_COUNT
+} pl_format;
 
 /* Elements and bytes of one block of a format; a row is a whole number of blocks. */
-static inline int64_t pl_block_elements(int format) { return format <= PL_W_F16 ? 1 : 32; }
-static inline int64_t pl_block_bytes(int format) {
-    switch (format) {
-    case PL_W_F32: return 4;
-    case PL_W_BF16:
-    case PL_W_F16: return 2;
-    case PL_W_Q8_0: return 34;
-    case PL_W_Q4_0: return 18;
-    default: return 20;
-    }
-}
+typedef struct {
+    uint16_t elements, bytes;
+} pl_block_size;
+static const pl_block_size pl_blocks[PL_W_COUNT] = {
+    {1, 4},     {1, 2},     {1, 2},     {32, 34}, {32, 18}, {32, 20}, {32, 22}, {32, 24}, {256, 84}, {256, 110},
+    {256, 144}, {256, 176}, {256, 210}, {32, 8},  {32, 12}, {32, 16}, {32, 20}, {32, 24}, {32, 32},  {32, 16},
+};
+static inline int64_t pl_block_elements(int format) { return pl_blocks[format].elements; }
+static inline int64_t pl_block_bytes(int format) { return pl_blocks[format].bytes; }
+static inline int pl_has_groups(int format) { return format >= PL_W_AFFINE2; }
+
+/* The scales beside the codes of a matrix. Every `size` elements, counted through all rows from `first` on, share one scale (and one
+ * offset): `size` is a power of two and at least 32, `first` a multiple of 32. The arrays may lie at any address. */
+typedef struct {
+    int64_t size, first;
+    const uint8_t *scales, *offsets; /* affine: w = scale code + offset; PL_W_NF4: w = scale table[code] */
+    int scale_format;                /* PL_W_F32, PL_W_BF16 or PL_W_F16; meaningless with a map */
+    const uint8_t *table;            /* PL_W_NF4: 16 floats */
+    /* PL_W_NF4, scales that are themselves quantised: scale i is map[scales[i]] nested[i / nested_size] + nested_offset. */
+    const uint8_t *map, *nested; /* 256 floats, and floats; NULL without */
+    int64_t nested_size;         /* a power of two */
+    float nested_offset;
+} pl_groups;
 
 /* A matrix [rows, cols] in one of the formats. With head_dim > 0 each head of head_dim rows is stored with rotary pairs
  * interleaved (GGUF's llama order): row j < head_dim/2 of a head is stored row 2j, row head_dim/2 + j is stored row 2j + 1. */
@@ -34,14 +70,19 @@ typedef struct {
     const uint8_t *data;
     int64_t rows, cols, head_dim, row_bytes;
     int format;
+    pl_groups groups;
 } pl_weight;
 
-static inline const uint8_t *pl_weight_row(const pl_weight *w, int64_t row) {
+/* Which row of the stored matrix holds row `row`. */
+static inline int64_t pl_stored_row(const pl_weight *w, int64_t row) {
     if (w->head_dim > 0) {
         int64_t j = row % w->head_dim, half = w->head_dim / 2;
         row = row - j + (j < half ? 2 * j : 2 * (j - half) + 1);
     }
-    return w->data + row * w->row_bytes;
+    return row;
+}
+static inline const uint8_t *pl_weight_row(const pl_weight *w, int64_t row) {
+    return w->data + pl_stored_row(w, row) * w->row_bytes;
 }
 
 /* Element types of arrays that are read and written as they are. */

@@ -171,7 +171,7 @@ class Linear(Module):
     @staticmethod
     def from_weight(weight: np.ndarray | Weight, bias: np.ndarray | None = None) -> Linear:
         """A layer over existing arrays, without a copy; quantised weights make a `QuantizedLinear`."""
-        quantised = isinstance(weight, Weight) and weight.format not in ("f32", "bf16", "f16")
+        quantised = isinstance(weight, Weight) and not weight.is_float
         cls = QuantizedLinear if quantised else Linear
         layer = cls.__new__(cls)
         Module.__init__(layer)
@@ -254,7 +254,7 @@ class Embedding(Module):
     @staticmethod
     def from_weight(weight: np.ndarray | Weight) -> Embedding:
         """A layer over an existing table, without a copy; quantised tables make a `QuantizedEmbedding`."""
-        quantised = isinstance(weight, Weight) and weight.format not in ("f32", "bf16", "f16")
+        quantised = isinstance(weight, Weight) and not weight.is_float
         cls = QuantizedEmbedding if quantised else Embedding
         layer = cls.__new__(cls)
         Module.__init__(layer)

@@ -4,10 +4,11 @@ import itertools
 
 import numpy as np
 import pytest
+from stored_weights import stored
 
 from pyloss import _core, nn, ops
 from pyloss.autograd import value_and_grad
-from pyloss.weights import FORMATS, Weight
+from pyloss.weights import FORMATS
 
 
 @pytest.fixture(autouse=True)
@@ -123,15 +124,16 @@ def test_lora_linear_with_dropout(rng, n, i, o):
 @pytest.mark.parametrize("format", list(FORMATS))
 @pytest.mark.parametrize("head_dim", [0, 4])
 def test_every_stored_format(rng, format, head_dim):
-    weight = Weight.quantize(normal(rng, 12, 32), format, head_dim)
+    weight = stored(rng, 12, 32, format, head_dim)
+    cols = weight.shape[1]
     dense = weight.dequantize().astype(np.float64)
-    x, bias = normal(rng, 6, 32), normal(rng, 12)
-    a, b = normal(rng, 32, 2), normal(rng, 2, 12)
+    x, bias = normal(rng, 6, cols), normal(rng, 12)
+    a, b = normal(rng, cols, 2), normal(rng, 2, 12)
     check(rng, lambda x, bias: ops.linear(x, weight, bias), lambda x, bias: x @ dense.T + bias, x, bias)
     check(
         rng, lambda x, a, b: ops.lora_linear(x, weight, None, a, b, 2.0), lambda x, a, b: x @ dense.T + 2.0 * x @ a @ b, x, a, b
     )
-    factors = mask((6, 32), 0.5, 4)
+    factors = mask((6, cols), 0.5, 4)
     check(
         rng,
         lambda x, a, b: ops.lora_linear(x, weight, None, a, b, 2.0, 0.5, 4),

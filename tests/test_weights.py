@@ -4,10 +4,13 @@ import gguf
 import ml_dtypes
 import numpy as np
 import pytest
+from stored_weights import GGUF, GROUPED, stored
 
 from pyloss.weights import FORMATS, Weight
 
-QUANTISED = ["q4_0", "q4_1", "q8_0"]
+WRITTEN = [name for name in GGUF if FORMATS[name].encodes]
+QUANTISED = [name for name in WRITTEN if name.startswith("q")]
+AFFINE = [name for name in GROUPED if name != "nf4"]
 
 
 def ggml_type(name):
@@ -31,7 +34,7 @@ def matrices():
     }
 
 
-@pytest.mark.parametrize("format", list(FORMATS))
+@pytest.mark.parametrize("format", WRITTEN)
 @pytest.mark.parametrize("kind", list(matrices()))
 def test_quantising_is_bit_for_bit_the_reference(format, kind):
     matrix = matrices()[kind]
@@ -44,14 +47,14 @@ def test_quantising_is_bit_for_bit_the_reference(format, kind):
     np.testing.assert_array_equal(result, restored)
 
 
-@pytest.mark.parametrize("format", list(FORMATS))
+@pytest.mark.parametrize("format", GGUF)
 def test_any_stored_bytes_dequantise_as_the_reference(format):
     rng = np.random.default_rng(1)
     layout = FORMATS[format]
-    raw = rng.integers(0, 256, (8, 4 * 32 // layout.elements * layout.bytes), dtype=np.uint8)
+    raw = rng.integers(0, 256, (8, 512 // layout.elements * layout.bytes), dtype=np.uint8)
     with np.errstate(invalid="ignore"):
         expected = gguf.quants.dequantize(raw, ggml_type(format)).astype(np.float32)
-    result = Weight(raw.reshape(-1), format, (8, 128)).dequantize()
+    result = Weight(raw.reshape(-1), format, (8, 512)).dequantize()
     np.testing.assert_array_equal(result, expected)
 
 
@@ -67,16 +70,39 @@ def test_bfloat16_rounds_as_ml_dtypes_and_keeps_special_values():
 
 @pytest.mark.parametrize("format", list(FORMATS))
 def test_head_dim_gives_hugging_face_order(format):
-    heads, dim, columns = 3, 8, 64
-    matrix = np.random.default_rng(2).standard_normal((heads * dim, columns)).astype(np.float32)
-    # How llama.cpp's converter orders the rows of q and k.
-    stored = matrix.reshape(heads, 2, dim // 2, columns).swapaxes(1, 2).reshape(matrix.shape)
-    plain = Weight.quantize(matrix, format).dequantize()
-    weight = Weight(Weight.quantize(stored, format).raw, format, matrix.shape, head_dim=dim)
-    np.testing.assert_array_equal(weight.dequantize(), plain)
+    heads, dim, rng = 3, 8, np.random.default_rng(2)
+    plain = stored(rng, heads * dim, 64, format)
+    weight = Weight(plain.raw, format, plain.shape, head_dim=dim, groups=plain.groups)
+    # llama.cpp's converter orders the rows of q and k with the two halves of a head in turns.
+    expected = plain.dequantize().reshape(heads, dim // 2, 2, -1).swapaxes(1, 2).reshape(plain.shape)
+    np.testing.assert_array_equal(weight.dequantize(), expected)
     rows = np.array([[0, 5], [23, 8]])
-    np.testing.assert_array_equal(weight.rows(rows), plain[rows])
-    np.testing.assert_array_equal(Weight.quantize(matrix, format, head_dim=dim).raw, weight.raw)
+    np.testing.assert_array_equal(weight.rows(rows), expected[rows])
+    if weight.can_requantize:
+        matrix = rng.standard_normal(plain.shape).astype(np.float32)
+        ordered = matrix.reshape(heads, 2, dim // 2, -1).swapaxes(1, 2).reshape(matrix.shape)
+        again = weight.requantize(matrix)
+        np.testing.assert_array_equal(again.raw, plain.requantize(ordered).raw)
+        assert (again.format, again.head_dim, again.shape) == (format, dim, plain.shape)
+
+
+@pytest.mark.parametrize("head_dim", [0, 4])
+@pytest.mark.parametrize("format", list(FORMATS))
+def test_slices_are_rows_over_the_same_bytes(format, head_dim):
+    weight = stored(np.random.default_rng(6), 24, 96, format, head_dim)  # nf4's blocks of 64 straddle these rows
+    whole = weight.dequantize()
+    for begin, end in ((0, 24), (4, 20), (12, 12), (20, 24)):
+        part = weight.slice_rows(begin, end)
+        assert part.shape == (end - begin, weight.shape[1]) and (part.raw.size == 0 or np.shares_memory(part.raw, weight.raw))
+        np.testing.assert_array_equal(part.dequantize(), whole[begin:end])
+    inner = weight.slice_rows(4, 24).slice_rows(8, 16)
+    np.testing.assert_array_equal(inner.dequantize(), whole[12:20])
+    for begin, end in ((-1, 4), (4, 25), (8, 4)):
+        with pytest.raises(ValueError, match=rf"rows \[{begin}, {end}\) are not within the 24"):
+            weight.slice_rows(begin, end)
+    if head_dim:
+        with pytest.raises(ValueError, match="not whole heads of 4"):
+            weight.slice_rows(2, 8)
 
 
 def test_head_dim_row_by_row():
@@ -87,8 +113,7 @@ def test_head_dim_row_by_row():
 
 @pytest.mark.parametrize("format", list(FORMATS))
 def test_rows_are_rows(format):
-    matrix = np.random.default_rng(3).standard_normal((10, 64)).astype(np.float32)
-    weight = Weight.quantize(matrix, format)
+    weight = stored(np.random.default_rng(3), 10, 64, format)
     whole = weight.dequantize()
     for indices in ([3, 3, 0], np.array([[9], [1]]), 4, np.array([], np.int32), np.array([2], np.uint8)):
         np.testing.assert_array_equal(weight.rows(np.asarray(indices, dtype=np.int64)), whole[np.asarray(indices, int)])
@@ -128,13 +153,13 @@ def test_what_it_tells():
     assert weight.handle[0] is weight.raw
     assert weight.handle[1:] == (5, 4, 64, 2)
     assert repr(weight) == "Weight(q4_1, shape=(4, 64), 160 bytes, head_dim=2)"
-    assert [layout.code for layout in FORMATS.values()] == list(range(6))
+    assert [layout.code for layout in FORMATS.values()] == list(range(20))
 
 
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ((np.zeros(8, np.uint8), "q2_k", (1, 32)), ValueError, "format must be one of f32, .* got 'q2_k'"),
+        ((np.zeros(8, np.uint8), "iq1_s", (1, 32)), ValueError, "format must be one of f32, .* got 'iq1_s'"),
         ((np.zeros(8, np.float32), "f32", (1, 8)), TypeError, "uint8"),
         ((b"1234", "f32", (1, 1)), TypeError, "bytes"),
         ((np.zeros((2, 4), np.uint8), "f32", (1, 2)), ValueError, "flat"),
@@ -175,3 +200,121 @@ def test_what_cannot_be_quantised_is_refused(format, bad):
 def test_vanishing_scales_become_zero(format):
     matrix = np.linspace(-1e-39, 1e-39, 32, dtype=np.float32)[None]
     np.testing.assert_allclose(Weight.quantize(matrix, format).dequantize(), 0, atol=1e-38)
+
+
+def test_what_can_only_be_read_is_refused():
+    for format in ("q2_k", "q3_k", "q4_k", "q5_k", "q6_k"):
+        with pytest.raises(ValueError, match=f"{format} can be read but not written; what can be written: f32, .*q5_1, .*nf4"):
+            Weight.quantize(np.zeros((2, 256), np.float32), format)
+        assert not stored(np.random.default_rng(0), 2, 256, format).can_requantize
+
+
+@pytest.mark.parametrize("scale_format", ["f32", "f16", "bf16"])
+@pytest.mark.parametrize("size", [32, 64, 128])
+@pytest.mark.parametrize("format", AFFINE)
+def test_affine_errors_are_at_most_a_step(format, size, scale_format):
+    matrix = np.random.default_rng(7).standard_normal((6, 256)).astype(np.float32)
+    weight = Weight.quantize(matrix, format, group_size=size, scale_format=scale_format)
+    assert weight.groups.size == size and weight.raw.size == 6 * 256 * FORMATS[format].bits // 8
+    item = 4 if scale_format == "f32" else 2
+    assert weight.nbytes == weight.raw.size + 2 * item * 6 * 256 // size
+    blocks = matrix.reshape(-1, size)
+    step = (blocks.max(axis=1) - blocks.min(axis=1)) / (2 ** FORMATS[format].bits - 1)
+    error = np.abs(weight.dequantize().reshape(blocks.shape) - blocks).max(axis=1)
+    rounding = np.abs(blocks).max(axis=1) * {"f32": 1e-6, "f16": 2e-3, "bf16": 1.6e-2}[scale_format]
+    # Half a step, but for the end of the range that is cut where the step is changed so that 0 lies on one.
+    assert (error <= step * 1.01 + rounding).all()
+    again = weight.requantize(matrix)
+    assert again.raw.tobytes() == weight.raw.tobytes() and again.groups.scale_format == scale_format
+
+
+@pytest.mark.parametrize("double", [False, True])
+@pytest.mark.parametrize("size", [32, 64, 256])
+def test_nf4_is_the_nearest_quantile_of_the_block(size, double):
+    from pyloss.groups import NF4_TABLE
+
+    matrix = np.random.default_rng(8).standard_normal((40, 96)).astype(np.float32)
+    weight = Weight.quantize(matrix, "nf4", group_size=size, double=double)
+    blocks = matrix.reshape(-1, size)
+    scale = np.abs(blocks).max(axis=1, keepdims=True)
+    nearest = np.abs(blocks[:, :, None] / scale[:, :, None] - NF4_TABLE).argmin(axis=2)
+    codes = np.stack([weight.raw >> 4, weight.raw & 15], axis=1).reshape(blocks.shape)
+    assert (codes == nearest).all()
+    tolerance = 0.02 if double else 1e-6
+    np.testing.assert_allclose(weight.dequantize().reshape(blocks.shape), NF4_TABLE[nearest] * scale, atol=tolerance * scale.max())
+    assert weight.requantize(matrix).groups.double is double
+    per_block = 1 if double else 4
+    assert abs(weight.nbytes - weight.raw.size - per_block * len(blocks)) <= 4 * (1 + len(blocks) // 256)
+
+
+@pytest.mark.parametrize("format", GROUPED)
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_groups_of_what_is_not_finite_are_refused(format, bad):
+    matrix = np.zeros((2, 64), np.float32)
+    matrix[1, 7] = bad
+    with pytest.raises(ValueError, match=f"cannot be stored as {format}"):
+        Weight.quantize(matrix, format)
+    if format != "nf4":
+        with pytest.raises(ValueError, match="does not fit in f16"):
+            Weight.quantize(np.full((1, 64), 1e6, np.float32), format, scale_format="f16")
+
+
+@pytest.mark.parametrize("format", GROUPED)
+def test_groups_of_zeros_and_constants(format):
+    for value in (0.0, -0.25, 1e-39):
+        matrix = np.full((2, 64), value, np.float32)
+        np.testing.assert_allclose(Weight.quantize(matrix, format).dequantize(), matrix, rtol=1e-6, atol=1e-38)
+
+
+@pytest.mark.parametrize(
+    ("format", "shape", "options", "message"),
+    [
+        ("affine4", (2, 96), {"group_size": 64}, "multiple of the group size 64, got 96"),
+        ("affine4", (2, 48), {"group_size": 16}, "multiple of 32 values, got 48"),
+        ("affine4", (2, 64), {"group_size": 48}, "power of two of at least 32, got 48"),
+        ("nf4", (2, 64), {"group_size": 16}, "power of two of at least 32, got 16"),
+        ("nf4", (2, 48), {}, "multiple of 32 values, got 48"),
+    ],
+)
+def test_groups_that_do_not_fit(format, shape, options, message):
+    with pytest.raises(ValueError, match=message):
+        Weight.quantize(np.zeros(shape, np.float32), format, **options)
+
+
+@pytest.mark.parametrize(
+    ("format", "parts", "message"),
+    [
+        ("affine4", {"scales": np.zeros(3, np.uint8)}, "scales must hold 8 bytes, got 3"),
+        ("affine4", {"offsets": np.zeros(3, np.uint8)}, "offsets must hold 8 bytes, got 3"),
+        ("affine4", {"offsets": None}, "affine4 must come with offsets"),
+        ("affine4", {"table": np.zeros(64, np.uint8)}, "affine4 must come without table"),
+        ("affine4", {"scales": np.zeros(2, np.float32)}, "scales must be flat contiguous uint8, got float32"),
+        ("affine4", {"size": 48}, "power of two of at least 32 elements, got 48"),
+        ("affine4", {"first": 8}, "got 64 from 8"),
+        ("affine4", {"scale_format": "q8_0"}, "one of f32, bf16, f16, got 'q8_0'"),
+        ("nf4", {"table": None}, "nf4 must come with table"),
+        ("nf4", {"map": np.zeros(9, np.uint8)}, "map must hold 1024 bytes, got 9"),
+        ("nf4", {"nested": None}, "nf4 must come with nested"),
+        ("nf4", {"nested_size": 3}, "power of two of scales, got 3"),
+        ("nf4", {"map": None, "scales": np.zeros(8, np.uint8)}, "nf4 must come without nested"),
+    ],
+)
+def test_bad_groups_are_named(format, parts, message):
+    weight = Weight.quantize(np.ones((2, 64), np.float32), format)
+    with pytest.raises(ValueError, match=message):
+        Weight(weight.raw, format, weight.shape, groups=weight.groups._replace(**parts))
+
+
+def test_groups_come_with_their_formats():
+    weight = Weight.quantize(np.ones((2, 64), np.float32), "affine4")
+    with pytest.raises(ValueError, match="affine4 must come with groups"):
+        Weight(weight.raw, "affine4", (2, 64))
+    with pytest.raises(ValueError, match="f32 must come without groups"):
+        Weight(np.zeros(512, np.uint8), "f32", (2, 64), groups=weight.groups)
+    assert repr(weight) == "Weight(affine4 in groups of 64, shape=(2, 64), 80 bytes)"
+    assert not weight.is_float and Weight.quantize(np.ones((1, 1)), "bf16").is_float
+
+
+def test_an_empty_matrix_has_no_groups():
+    for format in GROUPED:
+        assert Weight.quantize(np.zeros((0, 64), np.float32), format).dequantize().shape == (0, 64)

@@ -255,10 +255,78 @@ static int take_rows(const pl_spec *spec, const pl_param *p, PyObject *object, p
     return 0;
 }
 
-/* The handle of a pyloss Weight: (bytes, format, rows, cols, head_dim). */
+/* Bytes of a weight: a flat uint8 array, or with `optional` None, which leaves NULL. */
+static int take_bytes(const pl_spec *spec, const pl_param *p, PyObject *object, int optional, const uint8_t **data,
+                      int64_t *size) {
+    *data = NULL;
+    *size = 0;
+    if (optional && object == Py_None) return 0;
+    PyArrayObject *array = plain_array(spec, p, object, NPY_UINT8);
+    if (!array) return -1;
+    *data = PyArray_DATA(array);
+    *size = PyArray_NBYTES(array);
+    return 0;
+}
+
+static int power_of_two(long long n) { return n > 0 && !(n & (n - 1)); }
+
+/* The scales beside a weight's codes: (size, first, scales, offsets, scale_format, table, map, nested, nested_size, nested_offset). */
+static int take_groups(const pl_spec *spec, const pl_param *p, PyObject *object, pl_weight *w) {
+    if (!PyTuple_Check(object) || PyTuple_Size(object) != 10) {
+        PyErr_Format(PyExc_TypeError, "%s: the groups of %s must be a tuple of 10", spec->name, p->name);
+        return -1;
+    }
+    pl_groups *g = &w->groups;
+    static const int number_at[] = {0, 1, 4, 8}, bytes_at[] = {2, 3, 5, 6, 7};
+    long long number[4];
+    for (int i = 0; i < 4; i++) {
+        number[i] = PyLong_AsLongLong(PyTuple_GetItem(object, number_at[i]));
+        if (number[i] == -1 && PyErr_Occurred()) return -1;
+    }
+    g->nested_offset = (float)PyFloat_AsDouble(PyTuple_GetItem(object, 9));
+    if (PyErr_Occurred()) return -1;
+    const uint8_t **data[] = {&g->scales, &g->offsets, &g->table, &g->map, &g->nested};
+    int64_t bytes[5];
+    for (int i = 0; i < 5; i++)
+        if (take_bytes(spec, p, PyTuple_GetItem(object, bytes_at[i]), i > 0, data[i], &bytes[i])) return -1;
+    const int64_t limit = (int64_t)1 << 40;
+    const int table = w->format == PL_W_NF4;
+    if (!power_of_two(number[0]) || number[0] < 32 || number[0] > limit || number[1] < 0 || number[1] > limit || number[1] % 32 ||
+        number[2] < PL_W_F32 || number[2] > PL_W_F16 || (g->map && (!power_of_two(number[3]) || number[3] > limit))) {
+        PyErr_Format(PyExc_ValueError, "%s: %s cannot have groups of %lld from %lld with scales of format %lld in groups of %lld",
+                     spec->name, p->name, number[0], number[1], number[2], number[3]);
+        return -1;
+    }
+    g->size = number[0];
+    g->first = number[1];
+    g->scale_format = (int)number[2];
+    g->nested_size = number[3];
+    if ((g->offsets != NULL) == table || (g->table != NULL) != table || (g->map && !table) ||
+        (g->map != NULL) != (g->nested != NULL)) {
+        PyErr_Format(PyExc_ValueError, "%s: %s has groups with other parts than its format %d has", spec->name, p->name,
+                     w->format);
+        return -1;
+    }
+    int64_t groups = (g->first + w->rows * w->cols + g->size - 1) / g->size;
+    int64_t item = g->map ? 1 : pl_block_bytes(g->scale_format),
+            outer = g->map ? (groups + g->nested_size - 1) / g->nested_size : 0;
+    const int64_t needed[] = {groups * item, table ? 0 : groups * item, table ? 64 : 0, g->map ? 1024 : 0, 4 * outer};
+    static const char *const names[] = {"scales", "offsets", "table", "map", "nested"};
+    for (int i = 0; i < 5; i++)
+        if (bytes[i] < needed[i]) {
+            PyErr_Format(PyExc_ValueError, "%s: the %s of %s have %lld bytes where %lld are needed", spec->name, names[i],
+                         p->name, (long long)bytes[i], (long long)needed[i]);
+            return -1;
+        }
+    return 0;
+}
+
+/* The handle of a pyloss Weight: (bytes, format, rows, cols, head_dim), and for the formats that have them the groups. */
 static int take_handle(const pl_spec *spec, const pl_param *p, PyObject *object, pl_weight *w) {
-    if (PyTuple_Size(object) != 5) {
-        PyErr_Format(PyExc_TypeError, "%s: %s must be a tuple (bytes, format, rows, cols, head_dim)", spec->name, p->name);
+    Py_ssize_t parts = PyTuple_Size(object);
+    if (parts != 5 && parts != 6) {
+        PyErr_Format(PyExc_TypeError, "%s: %s must be a tuple (bytes, format, rows, cols, head_dim) or with groups after these",
+                     spec->name, p->name);
         return -1;
     }
     long long number[4];
@@ -266,8 +334,8 @@ static int take_handle(const pl_spec *spec, const pl_param *p, PyObject *object,
         number[i] = PyLong_AsLongLong(PyTuple_GetItem(object, i + 1));
         if (number[i] == -1 && PyErr_Occurred()) return -1;
     }
-    PyArrayObject *raw = plain_array(spec, p, PyTuple_GetItem(object, 0), NPY_UINT8);
-    if (!raw) return -1;
+    int64_t size;
+    if (take_bytes(spec, p, PyTuple_GetItem(object, 0), 0, &w->data, &size)) return -1;
     if (number[0] < 0 || number[0] >= PL_W_COUNT) {
         PyErr_Format(PyExc_ValueError, "%s: %s has unknown format %lld", spec->name, p->name, number[0]);
         return -1;
@@ -284,14 +352,18 @@ static int take_handle(const pl_spec *spec, const pl_param *p, PyObject *object,
     w->cols = number[2];
     w->head_dim = number[3];
     w->row_bytes = w->cols / block * pl_block_bytes(w->format);
-    w->data = PyArray_DATA(raw);
     /* In floating point first: the product of two bounded numbers may still pass 2^63. */
-    if ((double)w->rows * (double)w->row_bytes > 9e18 || PyArray_NBYTES(raw) != w->rows * w->row_bytes) {
+    if ((double)w->rows * (double)w->row_bytes > 9e17 || size != w->rows * w->row_bytes) {
         PyErr_Format(PyExc_ValueError, "%s: %s has %lld bytes where %lld rows need %lld each", spec->name, p->name,
-                     (long long)PyArray_NBYTES(raw), (long long)w->rows, (long long)w->row_bytes);
+                     (long long)size, (long long)w->rows, (long long)w->row_bytes);
         return -1;
     }
-    return 0;
+    if (pl_has_groups(w->format) != (parts == 6)) {
+        PyErr_Format(PyExc_ValueError, "%s: %s of format %d must come %s groups", spec->name, p->name, w->format,
+                     parts == 6 ? "without" : "with");
+        return -1;
+    }
+    return parts == 6 ? take_groups(spec, p, PyTuple_GetItem(object, 5), w) : 0;
 }
 
 static pl_weight float_weight(const char *data, int64_t rows, int64_t cols) {

@@ -190,11 +190,12 @@ static __attribute__((noinline)) float few_branch(const gemm *g, const float *h,
 }
 
 /* Few rows against W transposed: every row of W is expanded once, a run at a time, and multiplied with all rows of A.
- * The number of rows and the format are constants in every instance, so that sums and expanded runs live in registers. */
+ * The number of rows and the format are constants in every instance, so that sums and expanded runs live in registers; the
+ * formats of the instance PL_W_COUNT are those that nobody meets often. */
 INLINE void few_rows(const gemm *g, int64_t begin, int64_t end, const int m, const int format) {
     const float *h = g->h_given ? g->h_given : g->h;
     for (int64_t o = begin; o < end; o++) {
-        const uint8_t *row = pl_weight_row(&g->b, o);
+        const int64_t row = pl_stored_row(&g->b, o);
         const float factor = g->b_rows ? g->a.factor * g->b_rows[o] : g->a.factor;
         vf acc[SMALL_M][32 / LANES];
 #pragma GCC unroll 4
@@ -204,7 +205,8 @@ INLINE void few_rows(const gemm *g, int64_t begin, int64_t end, const int m, con
         int64_t k = 0;
         for (; k + 32 <= g->k; k += 32) {
             float run[32];
-            decode_run(format, row, k, 32, run);
+            if (format == PL_W_COUNT) decoders[g->b.format](&g->b, row, k, 32, run);
+            else decode_run(format, &g->b, row, k, 32, run);
 #pragma GCC unroll 4
             for (int i = 0; i < m; i++)
 #pragma GCC unroll 8
@@ -212,7 +214,7 @@ INLINE void few_rows(const gemm *g, int64_t begin, int64_t end, const int m, con
                     acc[i][l] += vf_load(run + l * LANES) * vf_load(g->a.data + i * g->a.stride + k + l * LANES);
         }
         float tail[32] = {0};
-        if (k < g->k) decode_run(format, row, k, g->k - k, tail);
+        if (k < g->k) decoders[g->b.format](&g->b, row, k, g->k - k, tail);
 #pragma GCC unroll 4
         for (int i = 0; i < m; i++) {
             vf total = acc[i][0];
@@ -257,7 +259,13 @@ static void multiply_few(const void *context, int64_t begin, int64_t end, int wo
         case PL_W_F16: few_rows_of(g, first, last, PL_W_F16); break;
         case PL_W_Q8_0: few_rows_of(g, first, last, PL_W_Q8_0); break;
         case PL_W_Q4_0: few_rows_of(g, first, last, PL_W_Q4_0); break;
-        default: few_rows_of(g, first, last, PL_W_Q4_1);
+        case PL_W_Q4_1: few_rows_of(g, first, last, PL_W_Q4_1); break;
+        case PL_W_Q4_K: few_rows_of(g, first, last, PL_W_Q4_K); break;
+        case PL_W_Q6_K: few_rows_of(g, first, last, PL_W_Q6_K); break;
+        case PL_W_AFFINE4: few_rows_of(g, first, last, PL_W_AFFINE4); break;
+        case PL_W_AFFINE8: few_rows_of(g, first, last, PL_W_AFFINE8); break;
+        case PL_W_NF4: few_rows_of(g, first, last, PL_W_NF4); break;
+        default: few_rows_of(g, first, last, PL_W_COUNT);
         }
     }
 }

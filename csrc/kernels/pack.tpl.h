@@ -69,9 +69,8 @@ static void pack_a(const left *m, int64_t row, int rows, int mr, int64_t k0, int
 
 /* Elements [begin, begin + n) of a stored row, n <= 32: where they lie if they are floats, else expanded into `run`. */
 INLINE const float *stored_run(const pl_weight *w, int64_t row, int64_t begin, int64_t n, float *run) {
-    const uint8_t *p = pl_weight_row(w, row);
-    if (w->format == PL_W_F32 && n == 32) return (const float *)p + begin;
-    decode_run(w->format, p, begin, n, run);
+    if (w->format == PL_W_F32 && n == 32) return (const float *)pl_weight_row(w, row) + begin;
+    decoders[w->format](w, pl_stored_row(w, row), begin, n, run);
     return run;
 }
 
@@ -129,8 +128,8 @@ typedef struct {
 static b_ahead ahead_of(const pl_weight *w, int transposed, int64_t j0, int64_t n, int64_t k0, int64_t kc, int64_t shares) {
     int64_t elements = pl_block_elements(w->format), bytes = pl_block_bytes(w->format);
     int64_t row = transposed ? j0 : k0, rows = transposed ? n : kc, from = transposed ? k0 : j0, count = transposed ? kc : n;
-    b_ahead a = {.w = w, .row = row, .end = row + rows, .first = from / elements * bytes};
-    a.lines = (count / elements * bytes + 63) / 64;
+    b_ahead a = {.w = w, .row = row, .end = row + rows, .first = from * bytes / elements};
+    a.lines = (count * bytes / elements + 63) / 64;
     a.share = (rows * a.lines + shares - 1) / shares;
     return a;
 }

@@ -1,50 +1,164 @@
-/* Stored weights to float32: one decoder per format, for a run of elements of a row. */
+/* Stored weights to float32: one decoder per format, for a run of elements of a row.
+ *
+ * GGUF's blocks are ggml's; a block of 256 elements is read 32 at a time. Products of a scale and a code are exact in float32
+ * in all of them, so that fused and separate additions give the same bits. */
 
-/* Elements [begin, begin + n) of the stored row; begin is a multiple of the format's block, n <= 32 is a whole number of
- * blocks (any n <= 32 for the float formats). */
-INLINE void decode_run(int format, const uint8_t *row, int64_t begin, int64_t n, float *out) {
-    switch (format) {
-    case PL_W_F32: memcpy(out, row + 4 * begin, 4 * (size_t)n); return;
-    case PL_W_BF16: {
-        const uint8_t *p = row + 2 * begin;
-        int64_t i = 0;
-        for (; i + LANES <= n; i += LANES) vf_store(out + i, vf_from_bf16(p + 2 * i));
-        for (; i < n; i++) {
+INLINE float f16_at(const uint8_t *p) { return f32_from_f16((uint16_t)(p[0] | p[1] << 8)); }
+INLINE vf vf_from_codes(vi codes) { return __builtin_convertvector(codes, vf); }
+
+INLINE void decode_floats(const int format, const uint8_t *row, int64_t begin, int64_t n, float *out) {
+    if (format == PL_W_F32) {
+        memcpy(out, row + 4 * begin, 4 * (size_t)n);
+        return;
+    }
+    const uint8_t *p = row + 2 * begin;
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES) vf_store(out + i, format == PL_W_BF16 ? vf_from_bf16(p + 2 * i) : vf_from_f16(p + 2 * i));
+    for (; i < n; i++) {
+        if (format == PL_W_BF16) {
             uint32_t bits = (uint32_t)p[2 * i] << 16 | (uint32_t)p[2 * i + 1] << 24;
             memcpy(out + i, &bits, 4);
-        }
-        return;
-    }
-    case PL_W_F16: {
-        const uint8_t *p = row + 2 * begin;
-        int64_t i = 0;
-        for (; i + LANES <= n; i += LANES) vf_store(out + i, vf_from_f16(p + 2 * i));
-        for (; i < n; i++) out[i] = f32_from_f16((uint16_t)(p[2 * i] | p[2 * i + 1] << 8));
-        return;
-    }
-    }
-    /* The 32-element blocks of GGUF: a half-precision scale (and offset), then the codes. Elements 0..15 are the low
-     * nibbles, 16..31 the high ones. */
-    const uint8_t *p = row + begin / 32 * pl_block_bytes(format);
-    for (int64_t at = 0; at < n; at += 32, p += pl_block_bytes(format), out += 32) {
-        vf d = vf_set1(f32_from_f16((uint16_t)(p[0] | p[1] << 8)));
-        if (format == PL_W_Q8_0) {
-            for (int i = 0; i < 32; i += LANES) vf_store(out + i, vf_from_i8(p + 2 + i) * d);
-            continue;
-        }
-        vf offset = format == PL_W_Q4_1 ? vf_set1(f32_from_f16((uint16_t)(p[2] | p[3] << 8))) : d * -8.0f;
-        const uint8_t *codes = p + (format == PL_W_Q4_1 ? 4 : 2);
-        for (int i = 0; i < 16; i += LANES) {
-            vf low, high;
-            vf_from_nibbles(codes + i, &low, &high);
-            vf_store(out + i, low * d + offset);
-            vf_store(out + 16 + i, high * d + offset);
+        } else {
+            out[i] = f16_at(p + 2 * i);
         }
     }
 }
 
-/* A whole row as float32; cols is a whole number of blocks. */
+/* The 32-element blocks: a scale (and an offset), for 5 bits the fifth bits, then the codes. Elements 0..15 are the low nibbles,
+ * 16..31 the high ones. */
+INLINE void decode_block(const int format, const uint8_t *p, float *out) {
+    vf d = vf_set1(f16_at(p));
+    if (format == PL_W_Q8_0) {
+        for (int i = 0; i < 32; i += LANES) vf_store(out + i, vf_from_i8(p + 2 + i) * d);
+        return;
+    }
+    const int five = format == PL_W_Q5_0 || format == PL_W_Q5_1, given = format == PL_W_Q4_1 || format == PL_W_Q5_1;
+    vf offset = given ? vf_set1(f16_at(p + 2)) : d * (five ? -16.0f : -8.0f);
+    const uint8_t *fifth = p + (given ? 4 : 2), *codes = fifth + (five ? 4 : 0);
+    uint32_t bits;
+    memcpy(&bits, fifth, 4);
+    for (int i = 0; i < 16; i += LANES) {
+        vi both = vi_from_u8(codes + i), low = both & 15, high = both >> 4;
+        if (five) {
+            vi bit;
+            for (int l = 0; l < LANES; l++) bit[l] = 1 << l;
+            low |= (((int32_t)(bits >> i & 0xffff) & bit) == bit) & 16;
+            high |= (((int32_t)(bits >> (16 + i)) & bit) == bit) & 16;
+        }
+        vf_store(out + i, vf_from_codes(low) * d + offset);
+        vf_store(out + 16 + i, vf_from_codes(high) * d + offset);
+    }
+}
+
+/* Run `run` of the eight of a 256-element block of Q4_K or Q5_K: scales and offsets of 6 bits times two halves. */
+INLINE void decode_k_offset(const int format, const uint8_t *p, int run, float *out) {
+    const uint8_t *s = p + 4, *fifth = p + 16, *codes = p + (format == PL_W_Q5_K ? 48 : 16) + run / 2 * 32;
+    int scale = run < 4 ? s[run] & 63 : (s[run + 4] & 15) | s[run - 4] >> 6 << 4;
+    int offset = run < 4 ? s[run + 4] & 63 : s[run + 4] >> 4 | s[run] >> 6 << 4;
+    vf d = vf_set1(f16_at(p) * (float)scale), m = vf_set1(f16_at(p + 2) * (float)offset);
+    for (int i = 0; i < 32; i += LANES) {
+        vi q = vi_from_u8(codes + i) >> (run & 1) * 4 & 15;
+        if (format == PL_W_Q5_K) q |= (vi_from_u8(fifth + i) >> run & 1) << 4;
+        vf_store(out + i, vf_from_codes(q) * d - m);
+    }
+}
+
+/* The same for Q2_K, Q3_K and Q6_K, whose scales are those of 16 elements. */
+INLINE void decode_k_sixteens(const int format, const uint8_t *p, int run, float *out) {
+    const int half = run / 4, part = run % 4;
+    const float d = f16_at(p + (format == PL_W_Q2_K ? 80 : format == PL_W_Q3_K ? 108 : 208));
+    for (int i = 0; i < 32; i += LANES) {
+        const int group = 2 * run + i / 16;
+        int scale;
+        float offset = 0;
+        vi q;
+        if (format == PL_W_Q2_K) {
+            scale = p[group] & 15;
+            offset = f16_at(p + 82) * (float)(p[group] >> 4);
+            q = vi_from_u8(p + 16 + 32 * half + i) >> 2 * part & 3;
+        } else if (format == PL_W_Q3_K) {
+            const uint8_t *s = p + 96;
+            scale = ((s[group % 8] >> (group < 8 ? 0 : 4) & 15) | (s[8 + group % 4] >> group / 4 * 2 & 3) << 4) - 32;
+            q = (vi_from_u8(p + 32 + 32 * half + i) >> 2 * part & 3) - 4 + ((vi_from_u8(p + i) >> run & 1) << 2);
+        } else {
+            scale = (int8_t)p[192 + group];
+            q = vi_from_u8(p + 64 * half + 32 * (part & 1) + i) >> part / 2 * 4 & 15;
+            q = (q | (vi_from_u8(p + 128 + 32 * half + i) >> 2 * part & 3) << 4) - 32;
+        }
+        vf_store(out + i, vf_from_codes(q) * (d * (float)scale) - offset);
+    }
+}
+
+INLINE float float_at(const uint8_t *p, int format, int64_t i) {
+    float value;
+    if (format == PL_W_F32) {
+        memcpy(&value, p + 4 * i, 4);
+        return value;
+    }
+    if (format == PL_W_F16) return f16_at(p + 2 * i);
+    uint32_t bits = (uint32_t)p[2 * i] << 16 | (uint32_t)p[2 * i + 1] << 24;
+    memcpy(&value, &bits, 4);
+    return value;
+}
+
+/* 32 codes at p; `at` is the place of the first among all of the matrix. */
+INLINE void decode_grouped(const int format, const pl_groups *g, const uint8_t *p, int64_t at, float *out) {
+    const int64_t group = (g->first + at) >> __builtin_ctzll((unsigned long long)g->size);
+    vi codes[32 / LANES];
+    if (format == PL_W_NF4) {
+        float scale;
+        if (g->map) {
+            float outer = float_at(g->nested, PL_W_F32, group >> __builtin_ctzll((unsigned long long)g->nested_size));
+            /* volatile: rounded before the offset joins, as bitsandbytes does it; the compiler would fuse the two. */
+            volatile float product = float_at(g->map, PL_W_F32, g->scales[group]) * outer;
+            scale = product + g->nested_offset;
+        } else {
+            scale = float_at(g->scales, g->scale_format, group);
+        }
+        vi_from_codes(p, 4, 1, codes);
+        for (int l = 0; l < 32 / LANES; l++) vf_store(out + l * LANES, vf_lookup16(g->table, codes[l]) * scale);
+        return;
+    }
+    float scale = float_at(g->scales, g->scale_format, group), offset = float_at(g->offsets, g->scale_format, group);
+    vi_from_codes(p, (int)pl_block_bytes(format) / 4, 0, codes);
+    for (int l = 0; l < 32 / LANES; l++) vf_store(out + l * LANES, vf_from_codes(codes[l]) * scale + offset);
+}
+
+/* Elements [begin, begin + n) of row `row` as stored; begin is a multiple of 32 and n is 32, but for the float formats any n <= 32.
+ * The format is a constant. */
+INLINE void decode_run(const int format, const pl_weight *w, int64_t row, int64_t begin, int64_t n, float *out) {
+    const uint8_t *data = w->data + row * w->row_bytes;
+    if (format <= PL_W_F16) {
+        decode_floats(format, data, begin, n, out);
+        return;
+    }
+    const uint8_t *block = data + begin / pl_block_elements(format) * pl_block_bytes(format);
+    const int run = (int)(begin / 32 % 8);
+    if (pl_has_groups(format)) decode_grouped(format, &w->groups, block, row * w->cols + begin, out);
+    else if (format == PL_W_Q4_K || format == PL_W_Q5_K) decode_k_offset(format, block, run, out);
+    else if (format == PL_W_Q2_K || format == PL_W_Q3_K || format == PL_W_Q6_K) decode_k_sixteens(format, block, run, out);
+    else decode_block(format, block, out);
+}
+
+/* The same for a format that is not a constant. */
+typedef void (*decoder)(const pl_weight *w, int64_t row, int64_t begin, int64_t n, float *out);
+#define DECODER(name) \
+    static void decode_##name(const pl_weight *w, int64_t row, int64_t begin, int64_t n, float *out) { \
+        decode_run(PL_W_##name, w, row, begin, n, out); \
+    }
+#define EACH_FORMAT(X) \
+    X(F32) \
+    X(BF16) X(F16) X(Q8_0) X(Q4_0) X(Q4_1) X(Q5_0) X(Q5_1) X(Q2_K) X(Q3_K) X(Q4_K) X(Q5_K) X(Q6_K) X(AFFINE2) X(AFFINE3) \
+        X(AFFINE4) X(AFFINE5) X(AFFINE6) X(AFFINE8) X(NF4)
+EACH_FORMAT(DECODER)
+#define DECODER_ENTRY(name) [PL_W_##name] = decode_##name,
+static const decoder decoders[PL_W_COUNT] = {EACH_FORMAT(DECODER_ENTRY)};
+#undef DECODER
+#undef DECODER_ENTRY
+#undef EACH_FORMAT
+
+/* A whole row as float32. */
 INLINE void decode_row(const pl_weight *w, int64_t row, float *out) {
-    const uint8_t *p = pl_weight_row(w, row);
-    for (int64_t i = 0; i < w->cols; i += 32) decode_run(w->format, p, i, w->cols - i < 32 ? w->cols - i : 32, out + i);
+    const int64_t stored = pl_stored_row(w, row);
+    for (int64_t i = 0; i < w->cols; i += 32) decoders[w->format](w, stored, i, w->cols - i < 32 ? w->cols - i : 32, out + i);
 }

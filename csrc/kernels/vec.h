@@ -413,3 +413,75 @@ INLINE void vf_from_nibbles(const uint8_t *p, vf *low, vf *high) {
     *low = __builtin_convertvector(wide & 15, vf);
     *high = __builtin_convertvector(wide >> 4, vf);
 }
+
+/* Byte offsets that put code i of a stream of b-bit codes into the low 16 bits of lane i; 0x80 gives 0. */
+#define CODE_BYTES(b, i) (i) * (b) / 8, (i) * (b) % 8 + (b) > 8 ? (i) * (b) / 8 + 1 : 0x80, 0x80, 0x80
+#define CODE_LANES(b, i) CODE_BYTES(b, i), CODE_BYTES(b, i + 1), CODE_BYTES(b, i + 2), CODE_BYTES(b, i + 3)
+#define CODE_SHUFFLE(b) \
+    { CODE_LANES(b, 0), CODE_LANES(b, 4), CODE_LANES(b, 8), CODE_LANES(b, 12) }
+UNUSED static const uint8_t code_shuffle[9][64] = {{0},
+                                                   CODE_SHUFFLE(1),
+                                                   CODE_SHUFFLE(2),
+                                                   CODE_SHUFFLE(3),
+                                                   CODE_SHUFFLE(4),
+                                                   CODE_SHUFFLE(5),
+                                                   CODE_SHUFFLE(6),
+                                                   CODE_SHUFFLE(7),
+                                                   CODE_SHUFFLE(8)};
+#undef CODE_BYTES
+#undef CODE_LANES
+#undef CODE_SHUFFLE
+
+/* The first n <= 8 bytes at p as the low bytes of a word; n is a constant. */
+INLINE uint64_t load_bytes(const uint8_t *p, const int n) {
+    uint64_t low = 0, high = 0;
+    const int half = n == 8 ? 8 : n >= 4 ? 4 : n >= 2 ? 2 : n;
+    memcpy(&low, p, (size_t)half);
+    if (n > half) memcpy(&high, p + half, (size_t)(n - half));
+    return n > half ? low | high << (8 * half % 64) : low;
+}
+
+/* The 32 codes of `bits` bits (a constant) packed at p from the lowest bit of each byte on; with `high_first`, which is for 4 bits,
+ * from the highest. Reads 4 * bits bytes. */
+INLINE void vi_from_codes(const uint8_t *p, const int bits, const int high_first, vi out[32 / LANES]) {
+    const int mask = (1 << bits) - 1;
+#if PL_BYTES >= 32
+    vi shift;
+    for (int i = 0; i < LANES; i++) shift[i] = i * bits % 8 ^ (high_first ? 4 : 0);
+    for (int l = 0; l < 32 / LANES; l++, p += LANES / 8 * bits) {
+#if PL_BYTES == 64
+        __m128i window = _mm_maskz_loadu_epi8((__mmask16)((1u << 2 * bits) - 1), p);
+        __m512i spread = _mm512_shuffle_epi8(_mm512_broadcast_i32x4(window), _mm512_loadu_si512(code_shuffle[bits]));
+#else
+        __m128i window = _mm_cvtsi64_si128((long long)load_bytes(p, bits));
+        __m256i spread =
+            _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(window), _mm256_loadu_si256((const __m256i *)code_shuffle[bits]));
+#endif
+        out[l] = (vi)spread >> shift & mask;
+    }
+#else
+    for (int i = 0; i < 32; i += 8, p += bits) {
+        uint64_t word = load_bytes(p, bits);
+        for (int l = 0; l < 8; l += LANES) {
+            vi codes = vi_set1(0);
+            for (int j = 0; j < LANES; j++) codes[j] = (int)(word >> ((high_first ? (l + j) ^ 1 : l + j) * bits)) & mask;
+            out[(i + l) / LANES] = codes;
+        }
+    }
+#endif
+}
+
+/* table[code] for codes below 16; the table of 16 floats may lie at any address. */
+INLINE vf vf_lookup16(const uint8_t *table, vi code) {
+#if PL_BYTES == 64
+    return (vf)_mm512_permutexvar_ps((__m512i)code, _mm512_loadu_ps(table));
+#elif PL_BYTES == 32
+    __m256 low = _mm256_loadu_ps((const float *)table), high = _mm256_loadu_ps((const float *)(table + 32));
+    return vf_select(code > 7, (vf)_mm256_permutevar8x32_ps(high, (__m256i)code),
+                     (vf)_mm256_permutevar8x32_ps(low, (__m256i)code));
+#else
+    vf v;
+    for (int i = 0; i < LANES; i++) memcpy((char *)&v + 4 * i, table + 4 * code[i], 4);
+    return v;
+#endif
+}

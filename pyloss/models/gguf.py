@@ -15,7 +15,7 @@ import numpy as np
 from pyloss.errors import FormatError
 from pyloss.files import map_file
 from pyloss.models.stored import StoredTensor, TensorFile
-from pyloss.weights import FORMATS, row_bytes
+from pyloss.weights import SINGLE, row_bytes
 
 #: ggml's tensor types by number
 GGML_TYPES = {
@@ -172,7 +172,7 @@ class _Reader:
 
     def tensor_data(self, name: str, dtype: str, shape: tuple[int, ...], start: int) -> np.ndarray | None:
         size = 0
-        if dtype.lower() in FORMATS:
+        if dtype.lower() in SINGLE:
             try:
                 size = math.prod(shape[:-1]) * row_bytes(dtype.lower(), shape[-1])
             except ValueError as error:

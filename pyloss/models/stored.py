@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from pyloss.errors import FormatError
-from pyloss.weights import FORMATS, Weight
+from pyloss.weights import SINGLE, Weight
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,8 +48,8 @@ class StoredTensor:
         return Weight(data, self.dtype.lower(), (rows, columns)).dequantize().reshape(self.shape)
 
     def _readable(self) -> np.ndarray:
-        if self.data is None or self.dtype.lower() not in FORMATS:
-            known = ", ".join(name.upper() for name in FORMATS)
+        if self.data is None or self.dtype.lower() not in SINGLE:
+            known = ", ".join(name.upper() for name in SINGLE)
             raise FormatError(self.path, self.name, f"stored as {self.dtype}, and pyloss reads {known}")
         return self.data
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from pyloss import _core
+from pyloss.weights import FORMATS
 
 
 def f32(*shape):
@@ -212,13 +213,12 @@ def test_heads_must_share_evenly():
         _core.attention_forward(f32(4, 3, 8), f32(4, 2, 8), f32(4, 2, 8), offsets, offsets, 1.0, 0, f32(4, 3, 8), f32(4, 3))
 
 
-# Weight handles: (bytes, format, rows, cols, head_dim)
+# Weight handles: (bytes, format, rows, cols, head_dim[, groups])
 
-CODES = {"f32": 0, "bf16": 1, "f16": 2, "q8_0": 3, "q4_0": 4, "q4_1": 5}
-ROW_BYTES = {0: 256, 1: 128, 2: 128, 3: 68, 4: 36, 5: 40}  # of 64 columns
+PLAIN = {name: layout for name, layout in FORMATS.items() if not layout.bits}
 
 
-def embed(handle, rows=4, cols=64):
+def embed(handle, rows=4, cols=256):
     _core.embedding_forward(i32(0, rows - 1), handle, f32(2, cols))
 
 
@@ -226,20 +226,98 @@ def raw(size):
     return np.zeros(size, np.uint8)
 
 
-@pytest.mark.parametrize("code", CODES.values(), ids=CODES)
-def test_weight_sizes(code):
-    right = 4 * ROW_BYTES[code]
-    embed((raw(right), code, 4, 64, 0))
-    embed((raw(right), code, 4, 64, 2))
-    for size in (right - 1, right + 1, 0, 2 * right):
-        with pytest.raises(ValueError, match=f"w has {size} bytes where 4 rows need {ROW_BYTES[code]} each"):
-            embed((raw(size), code, 4, 64, 0))
+@pytest.mark.parametrize("layout", PLAIN.values(), ids=PLAIN)
+def test_weight_sizes(layout):
+    code, row = layout.code, 256 // layout.elements * layout.bytes
+    embed((raw(4 * row), code, 4, 256, 0))
+    embed((raw(4 * row), code, 4, 256, 2))
+    for size in (4 * row - 1, 4 * row + 1, 0, 8 * row):
+        with pytest.raises(ValueError, match=f"w has {size} bytes where 4 rows need {row} each"):
+            embed((raw(size), code, 4, 256, 0))
+    if layout.elements > 1:
+        with pytest.raises(ValueError, match=f"blocks of {layout.elements}"):
+            embed((raw(4 * row), code, 4, 256 + 16, 0))
+    with pytest.raises(ValueError, match="must come without groups"):
+        embed((raw(4 * row), code, 4, 256, 0, AFFINE))
+
+
+# Four rows of 256, in groups of 64: 16 of them.
+AFFINE = (64, 0, raw(32), raw(32), 1, None, None, None, 0, 0.0)
+NF4 = (64, 0, raw(64), None, 0, raw(64), None, None, 0, 0.0)
+DOUBLE = (64, 0, raw(16), None, 0, raw(64), raw(1024), raw(4), 256, 0.5)
+
+
+def grouped(groups, code=15, row=128):
+    return (raw(4 * row), code, 4, 256, 0, groups)
+
+
+def changed(groups, **parts):
+    names = ("size", "first", "scales", "offsets", "type", "table", "map", "nested", "nested_size", "nested_offset")
+    return tuple(parts.get(name, part) for name, part in zip(names, groups, strict=True))
+
+
+def test_weights_with_groups():
+    for code, row in zip(range(13, 19), (64, 96, 128, 160, 192, 256), strict=True):
+        embed(grouped(AFFINE, code, row))
+    embed(grouped(NF4, 19))
+    embed(grouped(DOUBLE, 19))
+    embed(grouped(changed(DOUBLE, first=64 * 16, scales=raw(32)), 19))
+    embed(grouped(changed(AFFINE, type=0, scales=raw(64), offsets=raw(64))))
 
 
 @pytest.mark.parametrize(
     ("handle", "error", "message"),
     [
-        ((raw(1024), 6, 4, 64, 0), ValueError, "unknown format 6"),
+        (grouped(AFFINE)[:5], ValueError, "must come with groups"),
+        (grouped(AFFINE, 20), ValueError, "unknown format 20"),
+        (grouped(AFFINE, 16), ValueError, "has 512 bytes where 4 rows need 160"),
+        (grouped(None), TypeError, "groups of w must be a tuple"),
+        (grouped(AFFINE[:9]), TypeError, "groups of w must be a tuple"),
+        (grouped(changed(AFFINE, size=0)), ValueError, "cannot have groups of 0"),
+        (grouped(changed(AFFINE, size=48)), ValueError, "groups of 48"),
+        (grouped(changed(AFFINE, size=16)), ValueError, "groups of 16"),
+        (grouped(changed(AFFINE, size=-64)), ValueError, "groups of -64"),
+        (grouped(changed(AFFINE, size=2**62)), ValueError, "groups of"),
+        (grouped(changed(AFFINE, first=-32)), ValueError, "from -32"),
+        (grouped(changed(AFFINE, first=16)), ValueError, "from 16"),
+        (grouped(changed(AFFINE, first=2**62)), ValueError, "from"),
+        (grouped(changed(AFFINE, first=64)), ValueError, "the scales of w have 32 bytes where 34 are needed"),
+        (grouped(changed(AFFINE, first=2**39)), ValueError, "the scales of w have 32 bytes"),
+        (grouped(changed(AFFINE, type=3)), ValueError, "format 3"),
+        (grouped(changed(AFFINE, type=-1)), ValueError, "format -1"),
+        (grouped(changed(AFFINE, type=0)), ValueError, "the scales of w have 32 bytes where 64"),
+        (grouped(changed(AFFINE, scales=raw(31))), ValueError, "the scales of w have 31 bytes where 32"),
+        (grouped(changed(AFFINE, offsets=raw(31))), ValueError, "the offsets of w have 31 bytes where 32"),
+        (grouped(changed(AFFINE, scales=None)), TypeError, "w must be a numpy.ndarray"),
+        (grouped(changed(AFFINE, scales=f32(64))), TypeError, "u8"),
+        (grouped(changed(AFFINE, scales=raw(64)[::2])), ValueError, "C-contiguous"),
+        (grouped(changed(AFFINE, offsets=None)), ValueError, "other parts"),
+        (grouped(changed(AFFINE, table=raw(64))), ValueError, "other parts"),
+        (grouped(changed(AFFINE, map=raw(1024), nested=raw(4), nested_size=256)), ValueError, "other parts"),
+        (grouped(changed(AFFINE, size="64")), TypeError, None),
+        (grouped(changed(AFFINE, nested_offset=None)), TypeError, None),
+        (grouped(NF4), ValueError, "other parts"),
+        (grouped(changed(NF4, table=raw(60)), 19), ValueError, "the table of w have 60 bytes where 64"),
+        (grouped(changed(NF4, table=None), 19), ValueError, "other parts"),
+        (grouped(changed(NF4, offsets=raw(64)), 19), ValueError, "other parts"),
+        (grouped(changed(NF4, map=raw(1024), nested_size=256), 19), ValueError, "other parts"),
+        (grouped(changed(NF4, nested=raw(1024), nested_size=256), 19), ValueError, "other parts"),
+        (grouped(changed(DOUBLE, map=raw(1020)), 19), ValueError, "the map of w have 1020 bytes"),
+        (grouped(changed(DOUBLE, nested=raw(0)), 19), ValueError, "the nested of w have 0 bytes where 4"),
+        (grouped(changed(DOUBLE, nested_size=8), 19), ValueError, "the nested of w have 4 bytes where 8"),
+        (grouped(changed(DOUBLE, nested_size=0), 19), ValueError, "in groups of 0"),
+        (grouped(changed(DOUBLE, nested_size=3), 19), ValueError, "in groups of 3"),
+    ],
+)  # fmt: skip
+def test_malformed_groups(handle, error, message):
+    with pytest.raises(error, match=message):
+        embed(handle)
+
+
+@pytest.mark.parametrize(
+    ("handle", "error", "message"),
+    [
+        ((raw(1024), 20, 4, 64, 0), ValueError, "unknown format 20"),
         ((raw(1024), -1, 4, 64, 0), ValueError, "unknown format -1"),
         ((raw(1024), 2**40, 4, 64, 0), ValueError, "unknown format"),
         ((raw(1024), 2**70, 4, 64, 0), OverflowError, None),
@@ -252,7 +330,7 @@ def test_weight_sizes(code):
         ((raw(1024), 0, 4, 64, 8), ValueError, "heads of 8"),
         ((raw(1024), 0, 4, 64, -2), ValueError, "heads of -2"),
         ((raw(1024), 0, 4, 64), TypeError, "must be a tuple"),
-        ((raw(1024), 0, 4, 64, 0, 0), TypeError, "must be a tuple"),
+        ((raw(1024), 0, 4, 64, 0, 0, 0), TypeError, "must be a tuple"),
         ((), TypeError, "must be a tuple"),
         ((raw(1024), "f32", 4, 64, 0), TypeError, None),
         ((raw(1024), 0.0, 4, 64, 0), TypeError, None),
@@ -271,10 +349,10 @@ def test_weight_sizes(code):
 )
 def test_malformed_weights(handle, error, message):
     if error is None:
-        embed(handle)
+        embed(handle, cols=64)
         return
     with pytest.raises(error, match=message):
-        embed(handle)
+        embed(handle, cols=64)
 
 
 def test_weights_over_foreign_memory():

@@ -4,7 +4,8 @@ import itertools
 
 import numpy as np
 import pytest
-from kernel_checks import assert_close, on_threads
+from kernel_checks import on_threads
+from stored_weights import K_HALVES, QUANTISED, stored
 
 from pyloss import _core
 from pyloss.weights import FORMATS, Weight
@@ -13,7 +14,6 @@ pytestmark = pytest.mark.usefixtures("isa")
 
 SIZES = [0, 1, 2, 3, 4, 5, 7, 13, 14, 15, 31, 33, 96, 97, 385]
 RANKS = [1, 8, 33]
-QUANTISED = ["q8_0", "q4_0", "q4_1"]
 
 
 def shapes(size):
@@ -140,28 +140,77 @@ def check_gradient(memory, dy, weight, dense, a, b, scale, dx0):
 
 
 def unaligned(weight):
-    """The same matrix at an address that is 2 past a multiple of 64, as in a mapped file, with nothing readable promised after it."""
+    """The same matrix at an address that is 2 past a multiple of 64, as in a mapped file, with nothing readable promised after it;
+    its scales at odd addresses."""
     step = 4 if weight.format == "f32" else 2
-    store = np.zeros(weight.raw.size + 128, np.uint8)
-    begin = -store.ctypes.data % 64 + step
-    place = store[begin : begin + weight.raw.size]
-    place[...] = weight.raw
-    moved = Weight(place, weight.format, weight.shape, weight.head_dim)
-    assert np.shares_memory(moved.raw, store)
-    return moved
+
+    def moved(raw, step):
+        store = np.zeros(raw.size + 128, np.uint8)
+        begin = -store.ctypes.data % 64 + step
+        place = store[begin : begin + raw.size]
+        place[...] = raw
+        return place
+
+    g = weight.groups
+    if g:
+        names = ("scales", "offsets", "table", "map", "nested")
+        g = g._replace(**{name: moved(array, 1) for name in names if (array := getattr(g, name)) is not None})
+    place = moved(weight.raw, step)
+    again = Weight(place, weight.format, weight.shape, weight.head_dim, g)
+    assert again.raw is place
+    return again
 
 
 @pytest.mark.parametrize("head_dim", [0, 6, 32])
 @pytest.mark.parametrize("format", list(FORMATS))
 @pytest.mark.parametrize(("n", "k"), [(96, 32), (192, 416)])
 def test_every_format(memory, rng, format, head_dim, n, k):
-    weight = unaligned(Weight.quantize(normal(rng, n, k), format, head_dim))
+    weight = unaligned(stored(rng, n, k, format, head_dim))
+    k = weight.shape[1]
     dense = weight.dequantize()
     for m, r in [(1, 1), (4, 8), (5, 1), (5, 8), (5, 33), (14, 1), (33, 8)]:
         x, bias = memory.put(normal(rng, m, k)), memory.put(normal(rng, n))
         a, b = memory.put(normal(rng, k, r)), memory.put(normal(rng, r, n))
         check_linear(memory, x, weight.handle, dense, bias, a, b, -1.5)
         check_gradient(memory, normal(rng, m, n), weight.handle, dense, a, b, -1.5, normal(rng, m, k))
+
+
+@pytest.mark.parametrize("format", [name for name in FORMATS if name != "nf4"])
+def test_the_bits_are_those_of_the_numpy_decoder(rng, format):
+    """With scales of 16 bits a product of scale and code is exact, so that there is one rounding however it is computed."""
+    check_bits(stored(rng, 34, 96, format, head_dim=2))
+
+
+@pytest.mark.parametrize("double", [False, True])
+@pytest.mark.parametrize("size", [32, 64, 256])
+def test_nf4_bits_are_those_of_the_numpy_decoder(rng, double, size):
+    check_bits(Weight.quantize(normal(rng, 34, 96), "nf4", group_size=size, double=double).slice_rows(3, 34))
+
+
+@pytest.mark.parametrize("scale_format", ["bf16", "f16", "f32"])
+@pytest.mark.parametrize("size", [32, 64, 128])
+def test_affine_groups(rng, size, scale_format):
+    for format in ("affine2", "affine3", "affine4", "affine5", "affine6", "affine8"):
+        weight = Weight.quantize(normal(rng, 20, 256), format, group_size=size, scale_format=scale_format)
+        check_bits(weight.slice_rows(5, 20), exact=scale_format != "f32")
+
+
+def check_bits(weight, exact=True):
+    """Every path that reads a stored matrix, against `dequantize`."""
+    n, k = weight.shape
+    dense = weight.dequantize()
+    eye, back = np.eye(k, dtype=np.float32), np.eye(n, dtype=np.float32)
+    forward, few = np.empty((k, n), np.float32), np.empty((3, n), np.float32)
+    embedded, gradient = np.empty((n, k), np.float32), np.empty((n, k), np.float32)
+    _core.linear_forward(eye, weight.handle, None, None, None, 0.0, None, forward)
+    _core.linear_forward(eye[:3], weight.handle, None, None, None, 0.0, None, few)
+    _core.embedding_forward(np.arange(n, dtype=np.int32), weight.handle, embedded)
+    _core.linear_input_grad(back, weight.handle, None, None, 0, None, gradient)
+    for got, want in ((forward, dense.T), (few, dense.T[:3]), (embedded, dense), (gradient, dense)):
+        if exact:
+            np.testing.assert_array_equal(got, want)
+        else:
+            np.testing.assert_allclose(got, want, rtol=0, atol=3e-7 * np.abs(dense).max())
 
 
 @pytest.mark.parametrize("format", ["f32", "bf16", "f16"])
@@ -176,18 +225,15 @@ def test_float_formats_have_no_blocks(memory, rng, format, n, k):
 
 
 @pytest.mark.parametrize("format", QUANTISED)
-def test_any_code_of_a_quantised_block(memory, rng, format):
+def test_any_code_of_a_quantised_block(rng, format):
     """Random bytes as codes, with scales that are finite: codes at the ends of their range, as rounding seldom makes them."""
-    n, k = 34, 96
-    weight = Weight.quantize(normal(rng, n, k), format)
-    blocks = weight.raw.reshape(-1, FORMATS[format].bytes)
-    blocks[:, 4 if format == "q4_1" else 2 :] = rng.integers(0, 256, blocks[:, 4 if format == "q4_1" else 2 :].shape)
-    eye, y = np.eye(k, dtype=np.float32), memory.new((k, n))
-    _core.linear_forward(eye, weight.handle, None, None, None, 0.0, None, y)
-    assert_close(y, wide(weight.dequantize()).T)
-    few = memory.new((3, n))
-    _core.linear_forward(eye[:3], weight.handle, None, None, None, 0.0, None, few)
-    assert_close(few, wide(weight.dequantize()).T[:3])
+    weight = stored(rng, 34, 96, format)
+    kept = {"q4_1": 4, "q5_1": 4}.get(format, 2)
+    if format not in K_HALVES:
+        blocks = weight.raw.reshape(-1, FORMATS[format].bytes)
+        codes = blocks if weight.groups else blocks[:, kept:]
+        codes[...] = rng.integers(0, 256, codes.shape)
+    check_bits(weight)
 
 
 @pytest.mark.parametrize(
@@ -210,11 +256,12 @@ def test_threads_give_the_same_bits(rng, m, n, k):
     on_threads(run)
 
 
-@pytest.mark.parametrize("format", ["f32", "f16", "q8_0", "q4_1"])
+@pytest.mark.parametrize("format", ["f32", "f16", "q8_0", "q4_1", "q5_0", "q4_k", "affine3", "affine4", "nf4"])
 def test_a_row_does_not_depend_on_its_neighbours(rng, format):
     """Where the same path is taken (at most four rows, or more), a row's bits are its own: packing sequences changes nothing."""
-    n, k, r = 97, 416, 8
-    weight = Weight.quantize(normal(rng, n, k), format)
+    n, r = 97, 8
+    weight = stored(rng, n, 416, format)
+    k = weight.shape[1]
     x, a, b, bias, dy = normal(rng, 40, k), normal(rng, k, r), normal(rng, r, n), normal(rng, n), normal(rng, 40, n)
 
     def run(rows):

@@ -143,10 +143,10 @@ def test_smollm2_opens_quickly(smollm2):
 
 
 def test_unsupported_types_are_an_error_when_asked_for(write):
-    file = read_gguf(write(gguf_file(ENTRIES, [*TENSORS, tensor_info("k", (1, 256), 10, 0)], DATA)))
-    assert file.tensor("k").dtype == "Q2_K"
+    file = read_gguf(write(gguf_file(ENTRIES, [*TENSORS, tensor_info("k", (1, 256), 16, 0)], DATA)))
+    assert file.tensor("k").dtype == "IQ2_XXS"
     for ask in (file.tensor("k").weight, file.tensor("k").array):
-        with pytest.raises(FormatError, match=r"model.gguf: k: stored as Q2_K, and pyloss reads F32, .*Q4_1"):
+        with pytest.raises(FormatError, match=r"model.gguf: k: stored as IQ2_XXS, and pyloss reads F32, .*Q4_1, .*Q6_K"):
             ask()
     unknown = read_gguf(write(gguf_file([], [tensor_info("k", (1, 256), 99, 0)], b"")))
     with pytest.raises(FormatError, match="ggml type 99"):
