@@ -140,22 +140,37 @@ INLINE void decode_run(const int format, const pl_weight *w, int64_t row, int64_
     else decode_block(format, block, out);
 }
 
-/* The same for a format that is not a constant. */
+/* The same for a format that is not a constant: decoders[format]. */
 typedef void (*decoder)(const pl_weight *w, int64_t row, int64_t begin, int64_t n, float *out);
 #define DECODER(name) \
     static void decode_##name(const pl_weight *w, int64_t row, int64_t begin, int64_t n, float *out) { \
         decode_run(PL_W_##name, w, row, begin, n, out); \
     }
-#define EACH_FORMAT(X) \
-    X(F32) \
-    X(BF16) X(F16) X(Q8_0) X(Q4_0) X(Q4_1) X(Q5_0) X(Q5_1) X(Q2_K) X(Q3_K) X(Q4_K) X(Q5_K) X(Q6_K) X(AFFINE2) X(AFFINE3) \
-        X(AFFINE4) X(AFFINE5) X(AFFINE6) X(AFFINE8) X(NF4)
-EACH_FORMAT(DECODER)
-#define DECODER_ENTRY(name) [PL_W_##name] = decode_##name,
-static const decoder decoders[PL_W_COUNT] = {EACH_FORMAT(DECODER_ENTRY)};
+DECODER(F32)
+DECODER(BF16)
+DECODER(F16)
+DECODER(Q8_0)
+DECODER(Q4_0)
+DECODER(Q4_1)
+DECODER(Q5_0)
+DECODER(Q5_1)
+DECODER(Q2_K)
+DECODER(Q3_K)
+DECODER(Q4_K)
+DECODER(Q5_K)
+DECODER(Q6_K)
+DECODER(AFFINE2)
+DECODER(AFFINE3)
+DECODER(AFFINE4)
+DECODER(AFFINE5)
+DECODER(AFFINE6)
+DECODER(AFFINE8)
+DECODER(NF4)
 #undef DECODER
-#undef DECODER_ENTRY
-#undef EACH_FORMAT
+static const decoder decoders[PL_W_COUNT] = {decode_F32,     decode_BF16,    decode_F16,     decode_Q8_0,    decode_Q4_0,
+                                             decode_Q4_1,    decode_Q5_0,    decode_Q5_1,    decode_Q2_K,    decode_Q3_K,
+                                             decode_Q4_K,    decode_Q5_K,    decode_Q6_K,    decode_AFFINE2, decode_AFFINE3,
+                                             decode_AFFINE4, decode_AFFINE5, decode_AFFINE6, decode_AFFINE8, decode_NF4};
 
 /* A whole row as float32. */
 INLINE void decode_row(const pl_weight *w, int64_t row, float *out) {

@@ -182,7 +182,10 @@ def dense(weight: np.ndarray | Weight | WeightStack) -> np.ndarray:
 
 
 def merge(base: np.ndarray | Weight, merged: Any, dequantize: bool) -> tuple[np.ndarray | Weight, float]:
-    """`merged(dense base)`, stored as the base is (or in float32 with `dequantize`, if that is quantised), and the share kept."""
+    """`merged(dense base)`, stored as the base is (or in float32 with `dequantize`, if that is quantised), and the share kept.
+
+    A format that cannot be written here makes float32 too, with a warning.
+    """
     if not isinstance(base, Weight):
         return merged(base), 1.0
     stored, change, error = merge_stored(base, merged, dequantize)
@@ -193,9 +196,11 @@ def merge_stored(base: Weight, merged: Any, dequantize: bool) -> tuple[Weight, f
     """`merge` of a stored matrix: what is stored, |change|^2 and |error|^2."""
     before = base.dequantize()
     after = merged(before)
-    if base.format == "f32" or (dequantize and base.format not in ("bf16", "f16")):
+    if not (dequantize or base.can_requantize):
+        warnings.warn(f"{base.format} can be read but not written here: weights fused over it are kept in float32", stacklevel=2)
+    if base.format == "f32" or not (base.is_float or (base.can_requantize and not dequantize)):
         return Weight.quantize(after, "f32"), 1.0, 0.0
-    stored = Weight.quantize(after, base.format, base.head_dim)
+    stored = base.requantize(after)
     change = np.subtract(after, before, dtype=np.float64)
     error = np.subtract(stored.dequantize(), after, dtype=np.float64)
     return stored, float(np.sum(change**2)), float(np.sum(error**2))

@@ -215,7 +215,7 @@ def test_heads_must_share_evenly():
 
 # Weight handles: (bytes, format, rows, cols, head_dim[, groups])
 
-PLAIN = {name: layout for name, layout in FORMATS.items() if not layout.bits}
+WHOLE = {name: layout for name, layout in FORMATS.items() if not layout.bits}
 
 
 def embed(handle, rows=4, cols=256):
@@ -226,7 +226,7 @@ def raw(size):
     return np.zeros(size, np.uint8)
 
 
-@pytest.mark.parametrize("layout", PLAIN.values(), ids=PLAIN)
+@pytest.mark.parametrize("layout", WHOLE.values(), ids=WHOLE)
 def test_weight_sizes(layout):
     code, row = layout.code, 256 // layout.elements * layout.bytes
     embed((raw(4 * row), code, 4, 256, 0))

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from kernel_checks import assert_close, on_threads
+from stored_weights import stored
 from test_matmul import near, normal, unaligned, wide
 
 from pyloss import _core
@@ -105,7 +106,7 @@ def test_deeper_and_wider_than_a_block(memory, rng):
 @pytest.mark.parametrize("format", list(FORMATS))
 def test_every_format(memory, rng, format):
     """Each matrix in memory of its own, as in a file with a tensor for each expert."""
-    stack = [unaligned(Weight.quantize(normal(rng, 64, 256), format)) for _ in range(4)]
+    stack = [unaligned(stored(rng, 64, 256, format)) for _ in range(4)]
     dense = np.stack([weight.dequantize() for weight in stack])
     for counts in ([0, 4, 1, 0], [17, 3, 0, 30]):
         check_experts(memory, rng, tuple(weight.handle for weight in stack), dense, counts, 8, -1.5)

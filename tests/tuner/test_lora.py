@@ -4,6 +4,7 @@ import warnings
 
 import numpy as np
 import pytest
+from stored_weights import stored
 
 import pyloss
 from pyloss import nn
@@ -156,3 +157,26 @@ def test_it_can_be_made_without_a_base():
     layer = LoRALinear(6, 4, r=2, bias=True)
     assert layer.linear.shape == (4, 6) and layer.linear.bias is not None and layer.scale == 20.0
     assert "r=2" in repr(layer) and list(layer.trainable_parameters()) == ["lora_a", "lora_b"]
+
+
+@pytest.mark.parametrize("format", ["q5_1", "affine3", "affine4", "nf4"])
+def test_fusing_keeps_groups_as_they_were(rng, format):
+    options = {"group_size": 32, "scale_format": "bf16", "double": False} if format[0] != "q" else {}
+    weight = Weight.quantize(rng.standard_normal((12, 64)).astype(np.float32), format, **options)
+    fused = trained(rng, nn.Linear.from_weight(weight)).fuse()
+    assert fused.weight.format == format and fused.weight.nbytes == weight.nbytes
+    if weight.groups:
+        old, new = weight.groups, fused.weight.groups
+        assert (new.size, new.scale_format, new.double) == (old.size, old.scale_format, old.double)
+
+
+def test_fusing_over_what_can_only_be_read_makes_floats(rng):
+    weight = stored(rng, 12, 256, "q4_k")
+    layer = trained(rng, nn.Linear.from_weight(weight))
+    with pytest.warns(UserWarning, match="q4_k can be read but not written here: weights fused over it are kept in float32"):
+        fused = layer.fuse()
+    assert fused.weight.format == "f32"
+    np.testing.assert_array_equal(dense(fused), weight.dequantize() + layer.delta())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert layer.fuse(dequantize=True).weight.format == "f32"
