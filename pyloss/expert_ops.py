@@ -1,19 +1,21 @@
 """The differentiable operations of mixtures of experts: routing, and the products of rows with the matrices of their experts.
 
 A token's row goes to k of E experts. `route` sorts these M = N k visits by expert, once for all products of a block. `dispatch`
-makes the sorted rows, `expert_linear` and `expert_lora` multiply them, `combine` adds a token's results up. As `ops` otherwise.
+makes the sorted rows, `expert_project` multiplies them, `combine` adds a token's results up. As `ops` otherwise.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from . import _core
-from .arrays import Array, column_sum, empty, f32, frozen, into, matrix
+from .arrays import Array, column_sum, empty, f32, into, matrix
 from .autograd import Gradients, keep, record, recording
-from .weight_stack import WeightStack
+from .projection import FEW_DIGITS, Projection, quotient
 
 
 @dataclass(frozen=True)
@@ -146,100 +148,148 @@ def _weight_grad(dy: np.ndarray, x: np.ndarray, offsets: np.ndarray, alpha: floa
     return dw
 
 
-def _bias_grad(dy: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    db = np.zeros((len(offsets) - 1, dy.shape[1]), np.float32)
+def _rows(offsets: np.ndarray) -> Iterator[tuple[int, slice]]:
+    """The experts that have rows, and which these are."""
     for expert in np.flatnonzero(np.diff(offsets)):
-        db[expert] = column_sum(dy[offsets[expert] : offsets[expert + 1]])
-    return db
+        yield int(expert), slice(offsets[expert], offsets[expert + 1])
 
 
-def expert_linear(x: Array, weight: Array | WeightStack, bias: Array | None, offsets: np.ndarray) -> Array:
-    """x [M, I] sorted by expert (int32 `offsets` [E + 1]), weight [E, O, I], bias [E, O]: each row times its own, [M, O]."""
-    xd, w, b = f32(x), matrix(weight), None if bias is None else f32(bias, "bias")
-    y = empty(len(xd), weight.shape[1])
-    _core.experts_forward(xd, w, b, offsets, None, None, 0.0, None, y)
-    inputs = (x, frozen(weight), bias)
-    if not recording(*(v for v in inputs if v is not None)):
+class _Product:
+    """What experts make of their rows, and the gradients; see `expert_project`."""
+
+    def __init__(self, projection: Projection, offsets: np.ndarray):
+        p = self.p = projection
+        self.offsets = offsets
+        self.weight, self.bias = matrix(p.weight), None if p.bias is None else f32(p.bias, "bias")
+        self.factor: np.ndarray | None = None
+        self.h: np.ndarray | None = None
+        if p.lora_a is not None:
+            self.a, self.b = f32(p.lora_a, "lora_a"), f32(p.lora_b, "lora_b")
+            self.scaled_b = self.b
+            if p.m is not None:
+                assert p.norm is not None
+                self.factor = quotient(f32(p.m, "m"), p.norm)
+                self.scaled_b = self.b * self.factor[:, :, None]
+
+    def _dropped(self, x: np.ndarray) -> np.ndarray:
+        """The rows as the adapter sees them."""
+        if not self.p.dropout:
+            return x
+        out = empty(*x.shape)
+        _core.dropout(x, self.p.seed, self.p.dropout, out)
+        return out
+
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        p, y = self.p, empty(len(x), self.p.weight.shape[1])
+        if p.lora_a is None:
+            _core.experts_forward(x, self.weight, self.bias, self.offsets, None, None, 0.0, None, y)
+            return y
+        self.h = empty(len(x), self.a.shape[1])
+        if p.dropout:
+            _core.experts_forward(self._dropped(x), self.a, None, self.offsets, None, None, 0.0, None, self.h)
+            self._forward_given(x, self.bias, self.scaled_b, self.factor, y)
+        else:
+            rest = (self.a, self.scaled_b, p.scale, self.factor, self.h, y)
+            _core.experts_lora_forward(x, self.weight, self.bias, self.offsets, *rest)
         return y
-    kept, shape = keep(x), xd.shape
 
-    def vjp(dy: np.ndarray, grads: Gradients) -> None:
-        if grads.wanted(0):
-            dx, accumulate = into(grads, 0, shape)
-            _core.experts_input_grad(dy, w, offsets, None, None, accumulate, None, dx)
-            grads.put(0, dx)
-        if grads.wanted(1):
-            grads.put(1, _weight_grad(dy, f32(kept()), offsets))
-        if grads.wanted(2):
-            grads.put(2, _bias_grad(dy, offsets))
+    def _forward_given(self, x: Any, bias: Any, b: np.ndarray, factor: np.ndarray | None, y: np.ndarray) -> None:
+        _core.experts_forward(x, self.weight, bias, self.offsets, self.h, b, self.p.scale, factor, y)
 
-    del xd
-    return record(y, inputs, vjp)
-
-
-def expert_lora(
-    x: Array,
-    weight: Array | WeightStack,
-    bias: Array | None,
-    offsets: np.ndarray,
-    lora_a: Array,
-    lora_b: Array,
-    scale: float,
-    dropout: float = 0.0,
-    seed: int = 0,
-) -> Array:
-    """`expert_linear` and, for each row, scale b[e] a[e] dropout(x) of its expert: lora_a [E, r, I], lora_b [E, O, r].
-
-    `dropout` in [0, 1) acts on the adapter's input alone; its mask is a function of `seed`.
-    """
-    xd, w, bd = f32(x), matrix(weight), None if bias is None else f32(bias, "bias")
-    a, b = f32(lora_a, "lora_a"), f32(lora_b, "lora_b")
-    h, y = empty(len(xd), a.shape[1]), empty(len(xd), weight.shape[1])
-    if dropout:
-        dropped = empty(*xd.shape)
-        _core.dropout(xd, seed, dropout, dropped)
-        _core.experts_forward(dropped, a, None, offsets, None, None, 0.0, None, h)
-        _core.experts_forward(xd, w, bd, offsets, h, b, scale, None, y)
-        del dropped
-    else:
-        _core.experts_lora_forward(xd, w, bd, offsets, a, b, scale, None, h, y)
-    inputs = (x, frozen(weight), bias, lora_a, lora_b)
-    if not recording(*(v for v in inputs if v is not None)):
-        return y
-    kept, shape = keep(x), xd.shape
-
-    def vjp(dy: np.ndarray, grads: Gradients) -> None:
-        dh = empty(*h.shape)
-        if dropout or not grads.wanted(0):
-            _core.experts_input_grad(dy, b, offsets, None, None, 0, None, dh)
-            _core.scale(scale, dh, dh)
-        if grads.wanted(0):
-            dx, accumulate = into(grads, 0, shape)
-            if dropout:
-                branch = empty(*shape)
-                _core.experts_input_grad(dh, a, offsets, None, None, 0, None, branch)
-                _core.dropout(branch, seed, dropout, branch)
-                _core.experts_input_grad(dy, w, offsets, None, None, accumulate, None, dx)
+    def by_rows(self, dy: np.ndarray, dx: np.ndarray | None, accumulate: int) -> np.ndarray | None:
+        """The gradient by the rows, into `dx` if that is wanted; gives the one by h, [M, R]."""
+        p, offsets, dh = self.p, self.offsets, None if self.h is None else empty(*self.h.shape)
+        if dh is not None and dx is not None and not p.dropout:
+            rest = (self.a, self.scaled_b, p.scale, accumulate, self.factor, dh, dx)
+            _core.experts_lora_input_grad(dy, self.weight, offsets, *rest)
+            return dh
+        if dh is not None:
+            _core.experts_input_grad(dy, self.scaled_b, offsets, None, None, 0, None, dh)
+            _core.scale(p.scale, dh, dh)
+        if dx is not None:
+            _core.experts_input_grad(dy, self.weight, offsets, None, None, accumulate, self.factor, dx)
+            if dh is not None:
+                branch = empty(*dx.shape)
+                _core.experts_input_grad(dh, self.a, offsets, None, None, 0, None, branch)
+                _core.dropout(branch, p.seed, p.dropout, branch)
                 _core.axpy(1.0, branch, dx)
-                del branch
-            else:
-                _core.experts_lora_input_grad(dy, w, offsets, a, b, scale, accumulate, None, dh, dx)
-            grads.put(0, dx)
-        if grads.wanted(1) or grads.wanted(3):
-            inner = f32(kept())
-            if grads.wanted(1):
-                grads.put(1, _weight_grad(dy, inner, offsets))
-            if grads.wanted(3):
-                if dropout:
-                    again = empty(*shape)
-                    _core.dropout(inner, seed, dropout, again)
-                    inner = again
-                grads.put(3, _weight_grad(dh, inner, offsets))
-        if grads.wanted(2):
-            grads.put(2, _bias_grad(dy, offsets))
-        if grads.wanted(4):
-            # As [E, r, O]: the few rows of h^T stay in registers while dy streams by.
-            grads.put(4, np.ascontiguousarray(_weight_grad(h, dy, offsets, scale).swapaxes(1, 2)))
+        return dh
 
+    def by_weight(self, dy: np.ndarray, x: np.ndarray) -> np.ndarray:
+        dw = _weight_grad(dy, x, self.offsets)
+        if self.factor is not None:
+            dw *= self.factor[:, :, None]
+        return dw
+
+    def by_a(self, dh: np.ndarray | None, x: np.ndarray) -> np.ndarray:
+        assert dh is not None
+        return _weight_grad(dh, self._dropped(x), self.offsets)
+
+    def by_b(self, dy: np.ndarray) -> np.ndarray:
+        assert self.h is not None
+        # As [E, R, O]: the few rows of h^T stay in registers while dy streams by.
+        db = np.ascontiguousarray(_weight_grad(self.h, dy, self.offsets, self.p.scale).swapaxes(1, 2))
+        if self.factor is not None:
+            db *= self.factor[:, :, None]
+        return db
+
+    def by_bias(self, dy: np.ndarray) -> np.ndarray:
+        dbias = np.zeros((len(self.offsets) - 1, dy.shape[1]), np.float32)
+        for expert, rows in _rows(self.offsets):
+            dbias[expert] = column_sum(dy[rows])
+        return dbias
+
+    def _dots(self, dy: np.ndarray, y: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
+        """The sums over an expert's rows of dy (y - bias), [E, O]."""
+        sums = np.zeros((len(self.offsets) - 1, dy.shape[1]), np.float32)
+        for expert, rows in _rows(self.offsets):
+            _core.column_dot(dy[rows], y[rows], None if bias is None else bias[expert], sums[expert])
+        return sums
+
+    def by_m(self, dy: np.ndarray, y: np.ndarray, x: Callable[[], np.ndarray]) -> np.ndarray:
+        """The sums over an expert's rows of dy times what the factor multiplies, over the norm."""
+        p, factor = self.p, self.factor
+        assert p.norm is not None and factor is not None
+        slope = quotient(self._dots(dy, y, self.bias), f32(p.m, "m"))
+        few = (np.abs(factor) < FEW_DIGITS) & (p.norm > 0)
+        if few.any():
+            whole = empty(*dy.shape)
+            self._forward_given(x(), None, self.b, None, whole)
+            slope[few] = self._dots(dy, whole, None)[few] / p.norm[few]
+        return slope
+
+
+def expert_project(x: Array, offsets: np.ndarray, projection: Projection) -> Array:
+    """What the experts make of their rows: those [offsets[e], offsets[e + 1]) of x [M, I] are expert e's (int32 [E + 1]); [M, O].
+
+    `projection` as for one layer, each with a leading axis of E experts and the adapter as mlx-lm stores it: weight [E, O, I]
+    (float32 or a `WeightStack`), bias, m and norm [E, O], lora_a [E, R, I], lora_b [E, O, R].
+    """
+    xd = f32(x)
+    product, shape = _Product(projection, offsets), xd.shape
+    y = product.forward(xd)
+    if not recording(*(inputs := (x, *projection.inputs()))):
+        return y
+    by_m = recording(projection.m)
+    kept, output = keep(x), y if by_m else None
     del xd
-    return record(y, inputs, vjp)
+
+    def vjp(dy: np.ndarray, grads: Gradients) -> None:
+        wanted = [grads.wanted(i) for i in range(6)]
+        dx, accumulate = into(grads, 0, shape) if wanted[0] else (None, 0)
+        dh = product.by_rows(dy, dx, accumulate) if wanted[0] or wanted[3] else None
+        if dx is not None:
+            grads.put(0, dx)
+        if wanted[1]:
+            grads.put(1, product.by_weight(dy, f32(kept())))
+        if wanted[2]:
+            grads.put(2, product.by_bias(dy))
+        if wanted[3]:
+            grads.put(3, product.by_a(dh, f32(kept())))
+        if wanted[4]:
+            grads.put(4, product.by_b(dy))
+        if wanted[5]:
+            assert output is not None
+            grads.put(5, product.by_m(dy, output, lambda: f32(kept())))
+
+    return record(y, inputs, vjp, reads_output=by_m)

@@ -11,6 +11,7 @@ import numpy as np
 from . import expert_ops, ops, random
 from .autograd import Tape, leaf_gradient, run_backward
 from .errors import listed
+from .projection import Projection
 from .weight_stack import WeightStack
 from .weights import Weight
 
@@ -229,7 +230,7 @@ class SwitchLinear(Module):
 
     def __call__(self, x: Any, offsets: np.ndarray) -> Any:
         """The rows [offsets[e], offsets[e + 1]) of x are those of expert e: int32 `offsets` [E + 1], see `expert_ops.route`."""
-        return expert_ops.expert_linear(x, self.weight, self.bias, offsets)
+        return expert_ops.expert_project(x, offsets, Projection(self.weight, self.bias))
 
     def __repr__(self) -> str:
         experts, rows, cols = self.shape

@@ -65,7 +65,7 @@ class Product:
             self.scaled_b = self.b
             if p.m is not None:
                 assert p.norm is not None
-                self.factor = _quotient(f32(p.m, "m"), p.norm)
+                self.factor = quotient(f32(p.m, "m"), p.norm)
                 self.scaled_b = self.b * self.factor
 
     def dropped(self) -> np.ndarray:
@@ -155,7 +155,7 @@ class Backward:
         product, p, column = self.product, self.product.projection, empty(dy.shape[-1])
         assert p.norm is not None and product.factor is not None
         _core.column_dot(dy, y, product.bias, column)
-        slope = _quotient(column.astype(np.float64), f32(p.m, "m"))
+        slope = quotient(column.astype(np.float64), f32(p.m, "m"))
         few = (np.abs(product.factor) < FEW_DIGITS) & (p.norm > 0)
         if few.any():
             assert product.rows is not None
@@ -191,7 +191,7 @@ class Backward:
         return [self.dx, self.dw, dbias, da, self.db, self.dm.astype(np.float32) if by_m else None]
 
 
-def _quotient(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def quotient(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """a / b, and 0 where b is."""
     return np.divide(a, b, out=np.zeros_like(a), where=b != 0)
 

@@ -6,6 +6,7 @@ import pytest
 import pyloss
 from pyloss import expert_ops
 from pyloss.autograd import data
+from pyloss.projection import Projection
 from pyloss.weight_stack import WeightStack
 
 N, K, E = 9, 3, 6
@@ -126,12 +127,12 @@ def test_products_of_experts(rng, stored, dropout):
     mask = pyloss.ops.dropout(np.ones_like(x), dropout, 5)
 
     def f(x, weight, bias, a, b):
-        return expert_ops.expert_lora(x, weight, bias, offsets, a, b, scale, dropout, 5)
+        return expert_ops.expert_project(x, offsets, Projection(weight, bias, a, b, scale, dropout, 5))
 
     branch = dense_forward(x * mask, offsets, np.zeros_like(w), np.zeros_like(bias), a, b, scale)
     plain = dense_forward(x, offsets, w, bias, a, np.zeros_like(b), scale)
     np.testing.assert_allclose(f(x, weight, bias, a, b), plain + branch, atol=2e-4)
-    np.testing.assert_allclose(expert_ops.expert_linear(x, weight, bias, offsets), plain, atol=1e-4)
+    np.testing.assert_allclose(expert_ops.expert_project(x, offsets, Projection(weight, bias)), plain, atol=1e-4)
 
     expert = np.repeat(np.arange(e), np.diff(offsets))
     onehot = (expert[:, None] == np.arange(e)).astype(np.float64)
@@ -157,7 +158,7 @@ def test_products_of_experts(rng, stored, dropout):
         np.testing.assert_allclose(grad, wanted[name], atol=3e-4, err_msg=name)
 
     def plain_loss(x, w, bias):
-        return (expert_ops.expert_linear(x, weight if stored else w, bias, offsets) * dy).sum()
+        return (expert_ops.expert_project(x, offsets, Projection(weight if stored else w, bias)) * dy).sum()
 
     _, (dx, dw, dbias) = pyloss.value_and_grad(plain_loss, argnums=(0, 1, 2))(x, w, bias)
     np.testing.assert_allclose(dx, np.einsum("no,noi->ni", dy6, w6[expert]), atol=1e-4)
@@ -171,9 +172,47 @@ def test_gradients_of_the_adapter_alone(rng):
     x, w, a, b = (normal(rng, *s) for s in ((8, 12), (3, 5, 12), (3, 2, 12), (3, 5, 2)))
 
     def loss(*inputs):
-        return (expert_ops.expert_lora(x if len(inputs) == 2 else inputs[2], w, None, offsets, *inputs[:2], 0.5) ** 2).sum()
+        rows = x if len(inputs) == 2 else inputs[2]
+        return (expert_ops.expert_project(rows, offsets, Projection(w, None, *inputs[:2], 0.5)) ** 2).sum()
 
     _, (da, db) = pyloss.value_and_grad(loss, argnums=(0, 1))(a, b)
     _, (da_too, db_too, _) = pyloss.value_and_grad(loss, argnums=(0, 1, 2))(a, b, x)
     np.testing.assert_allclose(da, da_too, rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(data(db), db_too)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+def test_magnitudes(rng, dropout):
+    """DoRA: each row of an expert's weight times m / norm. A magnitude may be 0, or too small to take y apart again."""
+    offsets, (o, i, r), scale = np.array([0, 4, 4, 5, 25], np.int32), (7, 32, 3), 1.5
+    e = len(offsets) - 1
+    shapes = ((25, i), (e, o, i), (e, o), (e, r, i), (e, o, r), (e, o), (25, o))
+    x, w, bias, a, b, m, dy = (normal(rng, *s) for s in shapes)
+    norm = np.linalg.norm(w + scale * b @ a, axis=2)
+    m[3, :2] = 0, 1e-6
+    mask = pyloss.ops.dropout(np.ones_like(x), dropout, 5)
+
+    def f(x, w, bias, a, b, m):
+        return expert_ops.expert_project(x, offsets, Projection(w, bias, a, b, scale, dropout, 5, m, norm))
+
+    expert = np.repeat(np.arange(e), np.diff(offsets))
+    onehot = (expert[:, None] == np.arange(e)).astype(np.float64)
+    x6, w6, a6, b6, dy6 = (v.astype(np.float64) for v in (x, w, a, b, dy))
+    h = np.einsum("ni,nri->nr", x6 * mask, a6[expert])
+    sums = np.einsum("ni,noi->no", x6, w6[expert]) + scale * np.einsum("nr,nor->no", h, b6[expert])
+    factor = (m / norm)[expert].astype(np.float64)
+    np.testing.assert_allclose(f(x, w, bias, a, b, m), factor * sums + bias[expert], atol=1e-4)
+    scaled = dy6 * factor
+    dh = scale * np.einsum("no,nor->nr", scaled, b6[expert])
+    wanted = {
+        "x": np.einsum("no,noi->ni", scaled, w6[expert]) + mask * np.einsum("nr,nri->ni", dh, a6[expert]),
+        "w": np.einsum("ne,no,ni->eoi", onehot, scaled, x6),
+        "bias": onehot.T @ dy6,
+        "a": np.einsum("ne,nr,ni->eri", onehot, dh, x6 * mask),
+        "b": scale * np.einsum("ne,no,nr->eor", onehot, scaled, h),
+        "m": onehot.T @ (dy6 * sums) / norm,
+    }
+    loss = lambda *arguments: (f(*arguments) * dy).sum()
+    _, grads = pyloss.value_and_grad(loss, argnums=range(6))(x, w, bias, a, b, m)
+    for (name, want), grad in zip(wanted.items(), grads, strict=True):
+        np.testing.assert_allclose(grad, want, atol=3e-4, err_msg=name)

@@ -10,6 +10,7 @@ import numpy as np
 from .. import expert_ops
 from ..autograd import data
 from ..nn import Module, SwitchLinear
+from ..projection import Projection
 from ..weight_stack import WeightStack
 from .adapter import Adapter, Fused, merge_stored, share_kept, with_weight
 
@@ -69,9 +70,8 @@ class LoRASwitchLinear(SwitchAdapter):
     kind = "lora"
 
     def __call__(self, x: Any, offsets: np.ndarray) -> Any:
-        p, seed = self._dropout()
-        a, b = self.factors()
-        return expert_ops.expert_lora(x, self.linear.weight, self.linear.bias, offsets, a, b, self.scale, p, seed)
+        projection = Projection(self.linear.weight, self.linear.bias, *self.factors(), self.scale, *self._dropout())
+        return expert_ops.expert_project(x, offsets, projection)
 
     def delta(self) -> np.ndarray:
         a, b = map(data, self.factors())
