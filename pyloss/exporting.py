@@ -55,7 +55,7 @@ def export(
         if given and to != "gguf":
             raise ValueError(f"{option} is for 'gguf' alone, not for {to!r}")
     if to in ("peft", "mlx"):
-        save_adapter(model, path, to, base_model=name)
+        save_adapter(model, path, to, base_model=name, one_rank=True)
     elif adapter_only:
         if type is not None:
             raise ValueError("type is for whole models: an adapter is written in float32")

@@ -114,10 +114,10 @@ class Adapter(Module):
         """What the adapter multiplies by: `lora_a` and `lora_b`, lengthened by the fixed factors where it has them."""
         if self.origin_a is None or self.origin_b is None:
             return self.lora_a, self.lora_b
-        a_axis, b_axis = self._rank_axes()
+        a_axis, b_axis = self.rank_axes()
         return ops.lengthen(self.lora_a, self.origin_a, a_axis), ops.lengthen(self.lora_b, self.origin_b, b_axis)
 
-    def _rank_axes(self) -> tuple[int, int]:
+    def rank_axes(self) -> tuple[int, int]:
         """The axes of `lora_a` and `lora_b` that are as long as the rank."""
         return (1, 0) if self.lora_a.ndim == 2 else (1, 2)
 
@@ -252,7 +252,7 @@ def settled_arrays(model: Module, arrays: Mapping[str, np.ndarray]) -> dict[str,
     """Trained parameters by name, of whatever moment, as files can hold them: with the fixed factors behind them."""
     found, fixed = dict(arrays), fixed_factors(model)
     for name, adapter in adapter_modules(model).items() if fixed else ():
-        for part, axis in zip(("a", "b"), adapter._rank_axes(), strict=True):
+        for part, axis in zip(("a", "b"), adapter.rank_axes(), strict=True):
             if (tail := fixed.get(f"{name}.origin_{part}")) is not None:
                 found[f"{name}.lora_{part}"] = np.concatenate((arrays[f"{name}.lora_{part}"], tail), axis)
     return found

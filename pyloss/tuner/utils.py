@@ -7,14 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from ..errors import listed
 from ..files import read_json
 from ..models.loading import load_model
-from ..nn import Linear, Module
-from .adapter import Adapter, adapter_class, adapter_modules, dense, takes_adapter
-from .adapters import CONFIG_FILE, MLX_FILE, read_adapter
+from ..nn import Module
+from .adapter import adapter_class, adapter_modules, takes_adapter
+from .adapters import CONFIG_FILE, MLX_FILE, put_adapter, read_adapter
 from .full import is_full, load_full, unfreeze_layers
 from .initial import loftq, pissa
 from .plan import count_parameters
@@ -71,45 +68,8 @@ def load_adapters(model: Any, adapter_path: str | os.PathLike[str]) -> Any:
             raise FileNotFoundError(f"no adapter in {place}: it has no {MLX_FILE}")
         load_full(model, place / MLX_FILE, config)
         return model
-    adapter = read_adapter(place)
-    modules = dict(model.named_modules())
-    problems, layers = [], {}
-    for name, (a, b) in adapter.matrices.items():
-        base = modules.get(name)
-        if isinstance(base, Adapter):
-            problems.append(f"{name}: has an adapter already; fuse() or remove_lora_layers() first")
-        elif not isinstance(base, Linear):
-            problems.append(f"{name}: the model has no such layer")
-        elif a.shape != (base.shape[1], a.shape[1]) or b.shape != (a.shape[1], base.shape[0]):
-            expected = f"({base.shape[1]}, r) and (r, {base.shape[0]})"
-            problems.append(f"{name}: lora_a {a.shape} and lora_b {b.shape}, expected {expected}")
-        elif not problems:
-            layers[name] = adapter_class(base).from_base(base, r=a.shape[1], dropout=adapter.dropout, scale=adapter.scale)
-            layers[name].lora_a[...] = a
-            layers[name].lora_b[...] = b
-    for name, weight in adapter.bases.items():
-        if reason := _other_base(modules.get(name), weight):
-            problems.append(f"{name}: {reason}")
-    if problems:
-        raise ValueError(f"the adapter in {adapter.path} is not one for this model:{listed(problems)}")
-    if not layers:
-        raise ValueError(f"the adapter in {adapter.path} has no matrices")
-    for name, layer in layers.items():
-        layer.train(model.training)
-        model.set_module(name, layer)
-    model.adapter_config = adapter.config
+    put_adapter(model, read_adapter(place))
     return model
-
-
-def _other_base(module: Any, weight: np.ndarray) -> str | None:
-    """Why a base weight that came with an adapter is not the one of `module`, or a form of it that quantising makes."""
-    if not isinstance(module, Linear) or weight.shape != module.shape:
-        found = module.shape if isinstance(module, Linear) else "no such layer"
-        return f"the adapter was made over a weight of shape {weight.shape}; the model has {found}"
-    own = dense(module.weight)
-    if np.linalg.norm(weight - own) > 0.25 * np.linalg.norm(own):
-        return "the adapter was made over another weight than the model's"
-    return None
 
 
 def fuse_adapters(model: Module, dequantize: bool = False) -> None:

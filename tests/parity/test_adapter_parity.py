@@ -8,7 +8,7 @@ from parity_models import LINEARS, TINY, add_adapter, make_tiny, mlx_logits, our
 from safetensors.numpy import load_file
 
 import pyloss
-from pyloss.files import write_json, write_safetensors
+from pyloss.files import write_safetensors
 from pyloss.tuner.adapter import adapter_modules
 
 KEYS = ["self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj"]
@@ -150,8 +150,10 @@ def test_peft_loads_each_choice_of_layers(peft, folder, tmp_path, keys):
         {"target_modules": ["q_proj", "lm_head"]},
         {"target_modules": ["o_proj"], "lora_dropout": 0.3},
         {"target_modules": r".*\.0\.mlp\.(up|gate)_proj", "init_lora_weights": "gaussian"},
+        {"target_modules": ["q_proj", "up_proj"], "rank_pattern": {"up_proj": 7, "1.self_attn.q_proj": 2}, "alpha_pattern": {"q_proj": 3}},
+        {"target_modules": ["v_proj", "up_proj"], "rank_pattern": {"up_proj": 7}, "use_rslora": True},
     ],
-    ids=["linears", "all-linear", "one layer", "rslora", "head", "dropout", "pattern"],
+    ids=["linears", "all-linear", "one layer", "rslora", "head", "dropout", "pattern", "ranks and alphas", "ranks and rslora"],
 )
 def test_adapters_of_peft_load_here_and_go_on_to_mlx_lm(peft, mlx_lm, folder, tmp_path, options):
     theirs = peft.get_peft_model(base_of(folder), peft.LoraConfig(**{"r": 4, "lora_alpha": 10, **options})).eval()
@@ -161,8 +163,11 @@ def test_adapters_of_peft_load_here_and_go_on_to_mlx_lm(peft, mlx_lm, folder, tm
     theirs.save_pretrained(tmp_path / "peft")
     model = pyloss.tuner.load_adapters(pyloss.load_model(folder), tmp_path / "peft")
     np.testing.assert_allclose(our_logits(model, IDS), expected, rtol=0, atol=1e-4)
-    pyloss.save_adapter(model, tmp_path / "mlx")
+    pyloss.export(model, tmp_path / "mlx", "mlx")
     np.testing.assert_allclose(mlx_logits(load_mlx(mlx_lm, folder, tmp_path / "mlx"), IDS), expected, rtol=0, atol=1e-4)
+    pyloss.export(model, tmp_path / "again", "peft")
+    again = peft.PeftModel.from_pretrained(base_of(folder), tmp_path / "again")
+    np.testing.assert_allclose(torch_logits(again, IDS), expected, rtol=0, atol=1e-4)
 
 
 def test_an_adapted_head_comes_with_its_base_from_peft(peft, folder, tmp_path):
@@ -185,16 +190,13 @@ def test_an_adapted_head_comes_with_its_base_from_peft(peft, folder, tmp_path):
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("use_dora", {"use_dora": True}),
-        ("alpha_pattern", {"alpha_pattern": {"q_proj": 3}}),
-        ("rank_pattern", {"rank_pattern": {"q_proj": 2}}),
         ("modules_to_save", {"modules_to_save": ["lm_head"]}),
         ("bias", {"bias": "lora_only"}),
         ("lora_bias", {"lora_bias": True}),
         ("trainable_token_indices", {"trainable_token_indices": [3, 4]}),
         ("target_parameters", {"target_parameters": ["model.layers.0.mlp.up_proj.weight"]}),
+        ("init_lora_weights", {"init_lora_weights": "pissa"}),
         ("layer_replication", {"layer_replication": [[0, 2], [0, 2]]}),
-        ("embed_tokens", {"target_modules": ["q_proj", "embed_tokens"]}),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -241,12 +243,6 @@ def test_an_adapter_saved_by_mlx_lm_loads_here(mlx_lm, folder, tmp_path, keys):
     pyloss.save_adapter(model, tmp_path / "again")
     assert json.loads((tmp_path / "again" / "adapter_config.json").read_text())["lora_parameters"] == parameters
     np.testing.assert_allclose(mlx_logits(load_mlx(mlx_lm, folder, tmp_path / "again"), IDS), mlx_logits(theirs, IDS), rtol=0, atol=0)
-
-
-def test_dora_of_mlx_lm_is_refused_by_name(tmp_path, folder):
-    write_json(tmp_path / "adapter_config.json", {"fine_tune_type": "dora", "num_layers": 1, "lora_parameters": {"rank": 1, "scale": 1.0, "dropout": 0.0}})
-    with pytest.raises(ValueError, match="dora"):
-        pyloss.tuner.load_adapters(pyloss.load_model(folder), tmp_path)
 
 
 @pytest.mark.parametrize("stored", ["float32", "bfloat16"])

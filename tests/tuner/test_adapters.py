@@ -46,8 +46,8 @@ def test_saving_over_an_older_adapter(model, tmp_path, format):
     save_adapter(model, tmp_path / "a", format)
     model.trainable_parameters()["model.layers.2.mlp.up_proj.lora_b"][...] = 7
     save_adapter(model, tmp_path / "a", format)
-    a, b = read_adapter(tmp_path / "a").matrices["model.layers.2.mlp.up_proj"]
-    assert (b == 7).all() and a.shape == (32, 3)
+    stored = read_adapter(tmp_path / "a").layers["model.layers.2.mlp.up_proj"]
+    assert (stored.arrays["lora_b"] == 7).all() and stored.arrays["lora_a"].shape == (32, 3) and stored.rank == 3
 
 
 def test_names_and_settings_of_the_mlx_layout(model, tmp_path):
@@ -76,27 +76,115 @@ def test_the_scale_of_peft(model, tmp_path, extra, scale):
     save_adapter(model, tmp_path / "a", "peft")
     path = tmp_path / "a" / "adapter_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **extra}))
-    assert read_adapter(tmp_path / "a").scale == pytest.approx(scale)
+    adapter = read_adapter(tmp_path / "a")
+    assert [layer.scale for layer in adapter.layers.values()] == [pytest.approx(scale)] * 14
+    assert adapter.config["lora_parameters"]["scale"] == pytest.approx(scale)
 
 
-def test_what_peft_cannot_say_and_pyloss_can(model, tmp_path):
-    base = model.model.layers[2].mlp.up_proj.linear
-    model.set_module("model.layers.2.mlp.up_proj", LoRALinear.from_base(base, r=5, scale=2.5, dropout=0.125))
-    with pytest.raises(ValueError, match="one rank, scale and dropout"):
-        save_adapter(model, tmp_path / "a", "peft")
-    assert not list((tmp_path / "a").glob("*"))
-    save_adapter(model, tmp_path / "a")
+@pytest.fixture
+def mixed(model):
+    """Layers of several ranks, scales and dropouts."""
+    for name, rank, scale in (("model.layers.2.mlp.up_proj", 5, 2.5), ("model.layers.1.self_attn.q_proj", 3, 0.5), ("model.layers.1.mlp.up_proj", 2, 4)):
+        base = dict(model.named_modules())[name].linear
+        layer = LoRALinear.from_base(base, r=rank, scale=scale, dropout=0.125)
+        layer.lora_b[...] = np.random.default_rng(rank).standard_normal(layer.lora_b.shape)
+        model.set_module(name, layer)
+    return model
+
+
+def test_ranks_and_scales_of_single_layers_in_peft(mixed, tmp_path):
+    save_adapter(mixed, tmp_path / "a", "peft")
+    config = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"]) == (3, 7.5)
+    assert config["rank_pattern"] == {"model.layers.1.mlp.up_proj": 2, "model.layers.2.mlp.up_proj": 5}
+    patterns = {"model.layers.1.self_attn.q_proj": 1.5, "model.layers.1.mlp.up_proj": 8, "model.layers.2.mlp.up_proj": 12.5}
+    assert config["alpha_pattern"] == patterns
     again = tiny.load_tiny(tmp_path / "model", bias=True)
     load_adapters(again, tmp_path / "a")
-    assert again.model.layers[2].mlp.up_proj.lora_a.shape == (32, 5)
+    for name, layer in adapter_modules(mixed).items():
+        found = dict(again.named_modules())[name]
+        assert (found.rank, found.scale) == (layer.rank, layer.scale)
+        assert found.lora_a.tobytes() == layer.lora_a.tobytes() and found.lora_b.tobytes() == layer.lora_b.tobytes()
+
+
+@pytest.mark.parametrize("one_rank", [False, True])
+def test_ranks_and_scales_of_single_layers_in_mlx(mixed, tmp_path, one_rank):
+    """The layout has one scale, and mlx-lm one rank: what the layers do is the same."""
+    save_adapter(mixed, tmp_path / "a", one_rank=one_rank)
+    again = tiny.load_tiny(tmp_path / "model", bias=True)
+    load_adapters(again, tmp_path / "a")
+    ranks = {name: layer.rank for name, layer in adapter_modules(again).items()}
+    assert set(ranks.values()) == ({5} if one_rank else {2, 3, 5})
+    assert again.adapter_config["lora_parameters"]["rank"] == (5 if one_rank else 3)
+    for name, layer in adapter_modules(mixed).items():
+        np.testing.assert_allclose(dict(again.named_modules())[name].delta(), layer.delta(), rtol=1e-5, atol=1e-6)
+
+
+def test_patterns_of_peft_are_regular_expressions_for_the_ends_of_names(model, tmp_path):
+    save_adapter(model, tmp_path / "a", "peft")
+    path = tmp_path / "a" / "adapter_config.json"
+    config = json.loads(path.read_text())
+    patterns = {"layers.1.mlp.up_proj": 6, r"self_attn\.[qk]_proj": 9, "q_proj": 1}
+    path.write_text(json.dumps({**config, "alpha_pattern": patterns, "rank_pattern": {"up_proj": 3}, "use_rslora": True}))
+    layers = read_adapter(tmp_path / "a").layers
+    scales = {"layers.1.mlp.up_proj": 6, "layers.2.mlp.up_proj": 7.5, "layers.2.self_attn.q_proj": 9, "layers.1.self_attn.k_proj": 9, "layers.1.self_attn.v_proj": 7.5}
+    assert {name: layers[f"model.{name}"].scale * np.sqrt(3) for name in scales} == pytest.approx(scales)
+    path.write_text(json.dumps({**config, "rank_pattern": {"up_proj": 4}}))
+    with pytest.raises(ValueError, match=r"model.layers.1.mlp.up_proj: rank 3, and the configuration gives 4\n"):
+        read_adapter(tmp_path / "a")
+    for pattern, message in (([], "expected an object"), ({"(": 1}, "expected regular expressions"), ({"up_proj": "x"}, "expected a number")):
+        path.write_text(json.dumps({**config, "alpha_pattern": pattern or 3}))
+        with pytest.raises(ValueError, match=message):
+            read_adapter(tmp_path / "a")
+
+
+INERT = {"peft_version": "9.1", "use_magic": False, "magic_config": None, "magic_strength": 3, "eva_config": {"rho": 2.0}, "auto_mapping": {"unsloth_fixed": True}}
+
+
+@pytest.mark.parametrize("setting", [{"use_magic": True}, {"magic_config": {"a": 1}}, {"use_qalora": True}, {"init_lora_weights": "pissa_niter_4"}, {"fan_in_fan_out": True}])
+def test_unknown_settings_are_refused_where_they_act(model, tmp_path, setting):
+    save_adapter(model, tmp_path / "a", "peft")
+    path = tmp_path / "a" / "adapter_config.json"
+    config = {**json.loads(path.read_text()), **INERT, "init_lora_weights": "gaussian"}
+    path.write_text(json.dumps(config))
+    assert len(read_adapter(tmp_path / "a").layers) == 14
+    path.write_text(json.dumps({**config, **setting}))
+    with pytest.raises(ValueError, match=f"{next(iter(setting))} = .* is not supported"):
+        read_adapter(tmp_path / "a")
+
+
+def test_every_tensor_that_does_not_fit_is_listed(model, tmp_path):
+    from safetensors.numpy import save_file
+
+    save_adapter(model, tmp_path / "a")
+    path = tmp_path / "a" / "adapters.safetensors"
+    arrays = load_file(path)
+    del arrays["model.layers.1.mlp.up_proj.lora_a"], arrays["model.layers.2.mlp.up_proj.lora_b"]
+    save_file({**arrays, "x.weight": np.zeros(3, np.float32), "model.layers.1.mlp.gate_proj.m": np.zeros(64, np.float32)}, path)
+    with pytest.raises(ValueError) as caught:
+        read_adapter(tmp_path / "a")
+    for line in (
+        "x.weight: is not a LoRA matrix; expected names that end in .lora_a, .lora_b, .m",
+        "model.layers.1.mlp.up_proj.lora_a: is missing, though its other half is there",
+        "model.layers.2.mlp.up_proj.lora_b: is missing, though its other half is there",
+    ):
+        assert line in str(caught.value)
+    save_file({**load_file(path), **{f"{n}.{h}": np.zeros((32, 3) if h == "lora_a" else (3, 64), np.float32) for n in ("model.layers.1.mlp.up_proj", "model.layers.2.mlp.up_proj") for h in ("lora_a", "lora_b")}}, path)
+    arrays = load_file(path)
+    del arrays["x.weight"]
+    save_file(arrays, path)
+    with pytest.raises(ValueError, match="model.layers.1.mlp.gate_proj: has magnitudes, and the configuration says LoRA"):
+        read_adapter(tmp_path / "a")
 
 
 def test_models_that_cannot_be_saved(model, tmp_path):
     with pytest.raises(ValueError, match="format must be 'mlx' or 'peft', not 'gguf'"):
         save_adapter(model, tmp_path / "a", "gguf")
-    model.adapter_config = None
-    with pytest.raises(ValueError, match="does not know its adapter's settings"):
-        save_adapter(model, tmp_path / "a")
+    model.adapter_config = None  # of adapters that were put in by hand
+    save_adapter(model, tmp_path / "a")
+    config = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
+    assert config["lora_parameters"].pop("keys") == sorted(adapter_modules(model))
+    assert config == {"fine_tune_type": "lora", "num_layers": -1, "lora_parameters": {"rank": 3, "scale": 2.5, "dropout": 0.125}}
     with pytest.raises(ValueError, match="the model has no adapter"):
         save_adapter(tiny.load_tiny(tmp_path / "other"), tmp_path / "a")
 
@@ -115,7 +203,7 @@ def test_adapters_in_half_precision_are_read(model, tmp_path):
     path = tmp_path / "a" / "adapters.safetensors"
     arrays = load_file(path)
     save_file({name: array.astype(np.float16) for name, array in arrays.items()}, path)
-    for name, (a, b) in read_adapter(tmp_path / "a").matrices.items():
-        for half, array in (("lora_a", a), ("lora_b", b)):
+    for name, layer in read_adapter(tmp_path / "a").layers.items():
+        for half, array in layer.arrays.items():
             assert array.dtype == np.float32
             np.testing.assert_array_equal(array, arrays[f"{name}.{half}"].astype(np.float16).astype(np.float32))
