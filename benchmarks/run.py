@@ -45,23 +45,29 @@ def matmul(quick: bool) -> str:
     return table(("weight (in x out)", "stored as", "direction", "pyloss, GFLOP/s", "torch.mm (f32), GFLOP/s", "ratio"), rows)
 
 
+def best_steps(programs: list[tuple[str, str, str, str, str]], shape: tuple[int, int], rounds: int, count: int) -> dict[str, dict]:
+    """The best step of each program (name, script, model, checkpointing, kind of adapter), in turns, and its least peak memory."""
+    best: dict[str, dict] = {}
+    for _ in range(rounds):
+        for name, script, model, checkpoint, kind in programs:
+            got = run_json(script, model, *map(str, shape), checkpoint, str(count), kind)
+            if name not in best or got["tokens_per_s"] > best[name]["tokens_per_s"]:
+                best[name] = {**got, "name": name, "peak_gb": min(got["peak_gb"], best.get(name, got)["peak_gb"])}
+    return best
+
+
 def steps(quick: bool) -> tuple[str, list[dict]]:
     """LoRA steps at batch 4 x 256."""
     folder = str(float_folder())
     programs = [
-        ("torch + PEFT, eager", "step_peft.py", folder, 0),
-        ("pyloss, float32 base", "step_pyloss.py", folder, 0),
-        ("pyloss, Q4_1 base", "step_pyloss.py", MODEL, 0),
-        ("torch + PEFT, checkpointing", "step_peft.py", folder, 1),
-        ("pyloss, float32 base, checkpointing", "step_pyloss.py", folder, 1),
-        ("pyloss, Q4_1 base, checkpointing", "step_pyloss.py", MODEL, 1),
+        ("torch + PEFT, eager", "step_peft.py", folder, "0", "lora"),
+        ("pyloss, float32 base", "step_pyloss.py", folder, "0", "lora"),
+        ("pyloss, Q4_1 base", "step_pyloss.py", MODEL, "0", "lora"),
+        ("torch + PEFT, checkpointing", "step_peft.py", folder, "1", "lora"),
+        ("pyloss, float32 base, checkpointing", "step_pyloss.py", folder, "1", "lora"),
+        ("pyloss, Q4_1 base, checkpointing", "step_pyloss.py", MODEL, "1", "lora"),
     ]
-    best: dict[str, dict] = {}
-    for _ in range(1 if quick else 3):
-        for name, script, model, checkpoint in programs:
-            got = run_json(script, model, "4", "256", str(checkpoint), "3" if quick else "5")
-            if name not in best or got["tokens_per_s"] > best[name]["tokens_per_s"]:
-                best[name] = {**got, "name": name, "peak_gb": min(got["peak_gb"], best.get(name, got)["peak_gb"])}
+    best = best_steps(programs, (4, 256), 1 if quick else 3, 3 if quick else 5)
     peer = best["torch + PEFT, eager"]
     rows = [
         (
@@ -75,6 +81,45 @@ def steps(quick: bool) -> tuple[str, list[dict]]:
     ]
     heads = ("LoRA step, batch 4 x 256", "tokens/s", "of PEFT", "peak memory, GB", "loss after 5 steps")
     return table(heads, rows), list(best.values())
+
+
+def adapters(quick: bool) -> str:
+    """DoRA and quantised bases beside LoRA over float32: the time of a step as a multiple of the same library's."""
+    folder = str(float_folder())
+    programs = [
+        ("torch + PEFT, LoRA", "step_peft.py", folder, "0", "lora"),
+        ("torch + PEFT, DoRA", "step_peft.py", folder, "0", "dora"),
+        ("pyloss, LoRA", "step_pyloss.py", folder, "0", "lora"),
+        ("pyloss, DoRA", "step_pyloss.py", folder, "0", "dora"),
+        ("pyloss, LoRA, Q4_1 base", "step_pyloss.py", MODEL, "0", "lora"),
+        ("pyloss, DoRA, Q4_1 base", "step_pyloss.py", MODEL, "0", "dora"),
+    ]
+    full = best_steps(programs, (4, 256), 1 if quick else 3, 2 if quick else 5)
+    short = best_steps(programs, (4, 48), 1 if quick else 3, 3 if quick else 10)
+    rows = []
+    for name, found in full.items():
+        cells = [name]
+        for best in (full, short):
+            peer = best[f"{name.split(',')[0]}, LoRA"]["tokens_per_s"]
+            cells += [f"{best[name]['tokens_per_s']:.0f}", f"{peer / best[name]['tokens_per_s']:.2f}"]
+        rows.append((*cells, f"{found['peak_gb']:.2f}", f"{found['base_gb']:.2f}"))
+    heads = ("step", "4 x 256, tokens/s", "time of LoRA's", "4 x 48, tokens/s", "time of LoRA's", "peak memory, GB", "of it the base, GB")
+    return table(heads, rows)
+
+
+def loading(quick: bool) -> str:
+    """Time of loading, and memory beyond the pages of the mapped files."""
+    models = [
+        ("pyloss, Q4_1 (GGUF)", "pyloss", MODEL),
+        ("pyloss, float32 (safetensors)", "pyloss", str(float_folder())),
+        ("transformers, float32 (safetensors)", "torch", str(float_folder())),
+    ]
+    rows = []
+    for name, library, path in models:
+        runs = [run_json("load.py", library, path) for _ in range(1 if quick else 3)]
+        best = min(run["seconds"] for run in runs)
+        rows.append((name, f"{best:.2f}", f"{runs[0]['weights_mb']:.0f}", f"{min(run['private_mb'] for run in runs):.0f}"))
+    return table(("loading", "seconds", "weights, MB", "private memory after a token, MB"), rows)
 
 
 def imports(quick: bool) -> str:
@@ -150,6 +195,8 @@ def main() -> None:
     print(machine(), flush=True)
     step_table, results = steps(options.quick)
     print(f"\n{step_table}", flush=True)
+    print(f"\n{adapters(options.quick)}", flush=True)
+    print(f"\n{loading(options.quick)}", flush=True)
     print(f"\n{matmul(options.quick)}", flush=True)
     print(f"\n{experts(options.quick)}", flush=True)
     print(f"\n{generation(options.quick)}", flush=True)

@@ -1,4 +1,4 @@
-"""One LoRA training step of SmolLM2-135M with torch + PEFT, eager: FOLDER BATCH TOKENS CHECKPOINT STEPS; prints JSON."""
+"""One training step of SmolLM2-135M with torch + PEFT, eager: FOLDER BATCH TOKENS CHECKPOINT STEPS lora|dora; prints JSON."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ from transformers import AutoModelForCausalLM
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
-def main(folder: str, batch: int, tokens: int, checkpoint: int, steps: int) -> None:
+def main(folder: str, batch: int, tokens: int, checkpoint: int, steps: int, kind: str) -> None:
     torch.set_num_threads(THREADS)
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    model = get_peft_model(model, LoraConfig(r=8, lora_alpha=16, lora_dropout=0.0, target_modules=PROJECTIONS))
+    base = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    adapter = LoraConfig(r=8, lora_alpha=16, lora_dropout=0.0, target_modules=PROJECTIONS, use_dora=kind == "dora")
+    model = get_peft_model(model, adapter)
     if checkpoint:
         model.gradient_checkpointing_enable()
         model.enable_input_require_grads()
@@ -36,8 +38,9 @@ def main(folder: str, batch: int, tokens: int, checkpoint: int, steps: int) -> N
         optimizer.step()
         optimizer.zero_grad()
         best = min(best, time.perf_counter() - begin)
-    print(json.dumps({"tokens_per_s": batch * tokens / best, "peak_gb": peak_gb(), "loss": loss.item()}))
+    found = {"tokens_per_s": batch * tokens / best, "peak_gb": peak_gb(), "base_gb": base / 1e9, "loss": loss.item()}
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], *map(int, sys.argv[2:6]))
+    main(sys.argv[1], *map(int, sys.argv[2:6]), sys.argv[6])

@@ -1,4 +1,4 @@
-"""One LoRA training step of SmolLM2-135M with pyloss: MODEL BATCH TOKENS CHECKPOINT STEPS; prints JSON."""
+"""One training step of SmolLM2-135M with pyloss: MODEL BATCH TOKENS CHECKPOINT STEPS lora|dora; prints JSON."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from common import peak_gb
 import pyloss
 
 
-def main(path: str, batch: int, tokens: int, checkpoint: int, steps: int) -> None:
+def main(path: str, batch: int, tokens: int, checkpoint: int, steps: int, kind: str) -> None:
     model = pyloss.load_model(path)
-    pyloss.linear_to_lora_layers(model, -1, {"rank": 8, "scale": 2.0})
+    base = sum(weight.nbytes for weight in model.stored().values())
+    pyloss.linear_to_lora_layers(model, -1, {"rank": 8, "scale": 2.0}, use_dora=kind == "dora")
     model.train().set_grad_checkpoint(bool(checkpoint))
     optimizer = pyloss.optim.AdamW(1e-4)
     ids = np.random.default_rng(0).integers(0, model.vocab_size, (batch, tokens + 1)).astype(np.int32)
@@ -26,8 +27,9 @@ def main(path: str, batch: int, tokens: int, checkpoint: int, steps: int) -> Non
         (loss, _), grads = step(model, ids, lengths)
         optimizer.update(model, grads)
         best = min(best, time.perf_counter() - begin)
-    print(json.dumps({"tokens_per_s": batch * tokens / best, "peak_gb": peak_gb(), "loss": float(loss)}))
+    found = {"tokens_per_s": batch * tokens / best, "peak_gb": peak_gb(), "base_gb": base / 1e9, "loss": float(loss)}
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], *map(int, sys.argv[2:6]))
+    main(sys.argv[1], *map(int, sys.argv[2:6]), sys.argv[6])
