@@ -45,8 +45,11 @@ def matmul(quick: bool) -> str:
     return table(("weight (in x out)", "stored as", "direction", "pyloss, GFLOP/s", "torch.mm (f32), GFLOP/s", "ratio"), rows)
 
 
-def best_steps(programs: list[tuple[str, str, str, str, str]], shape: tuple[int, int], rounds: int, count: int) -> dict[str, dict]:
-    """The best step of each program (name, script, model, checkpointing, kind of adapter), in turns, and its least peak memory."""
+Program = tuple[str, str, str, str, str]  # name, script, model, checkpointing, kind of adapter
+
+
+def best_steps(programs: list[Program], shape: tuple[int, int], rounds: int, count: int) -> dict[str, dict]:
+    """The best step of each program, which take turns, and its least peak memory."""
     best: dict[str, dict] = {}
     for _ in range(rounds):
         for name, script, model, checkpoint, kind in programs:
@@ -103,7 +106,8 @@ def adapters(quick: bool) -> str:
             peer = best[f"{name.split(',')[0]}, LoRA"]["tokens_per_s"]
             cells += [f"{best[name]['tokens_per_s']:.0f}", f"{peer / best[name]['tokens_per_s']:.2f}"]
         rows.append((*cells, f"{found['peak_gb']:.2f}", f"{found['base_gb']:.2f}"))
-    heads = ("step", "4 x 256, tokens/s", "time of LoRA's", "4 x 48, tokens/s", "time of LoRA's", "peak memory, GB", "of it the base, GB")
+    speeds = ("4 x 256, tokens/s", "time of LoRA's", "4 x 48, tokens/s", "time of LoRA's")
+    heads = ("step, rank 8", *speeds, "peak memory (4 x 256), GB", "the base's weights, GB")
     return table(heads, rows)
 
 
