@@ -35,6 +35,7 @@ def estimate_memory(
     - activations kept for the backward pass: `4 N (4H + 2K + 2I)` for each of the T layers (input, queries, attention's
       output and the sum after it; keys and values; gate and up); with checkpointing `4 N H` for each and one layer's in full;
     - what one layer works on, forward and backward: `4 N (4I + 3H + 10K)`, and 16 MB of packed matrices;
+    - where a table that the head shares is trained, the second part of its gradient: `4 V H`;
     - the head: `4 V` for each token that it is computed for at once (`linear_losses.rows_at_once`), and `8 N H` of hidden
       states;
     - 80 MB for the interpreter and the libraries.
@@ -53,6 +54,8 @@ def estimate_memory(
     head_dim = int(getattr(config, "head_dim", 0) or hidden // heads)
     inner = int(getattr(config, "intermediate_size", 0) or 4 * hidden)
     vocabulary = int(getattr(config, "vocab_size", 0) or 0)
+    if getattr(config, "tie_word_embeddings", False) and any(n.endswith("embed_tokens.weight") for n in model.trainable_parameters()):
+        total += 4 * vocabulary * hidden
     layers = _trained_layers(model)
     tokens = batch_size * max_len
     key_values = key_value_heads * head_dim
