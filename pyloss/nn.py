@@ -216,7 +216,7 @@ class SwitchLinear(Module):
     @staticmethod
     def from_weight(weight: np.ndarray | WeightStack, bias: np.ndarray | None = None) -> SwitchLinear:
         """A layer over existing arrays, without a copy; quantised weights make a `QuantizedSwitchLinear`."""
-        quantised = isinstance(weight, WeightStack) and weight.format not in ("f32", "bf16", "f16")
+        quantised = isinstance(weight, WeightStack) and not weight.is_float
         cls = QuantizedSwitchLinear if quantised else SwitchLinear
         layer = cls.__new__(cls)
         Module.__init__(layer)

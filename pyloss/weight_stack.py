@@ -42,6 +42,17 @@ class WeightStack:
             raise ValueError(f"array must have 3 dimensions, got shape {array.shape}")
         return cls([Weight.quantize(matrix, format) for matrix in array])
 
+    @classmethod
+    def from_rows(cls, weight: Weight, count: int) -> WeightStack:
+        """The matrices that lie one after the other in the rows of `weight`, [count * out, in], not copied."""
+        rows = weight.shape[0] // count
+        return cls([weight.slice_rows(i * rows, (i + 1) * rows) for i in range(count)])
+
+    @property
+    def is_float(self) -> bool:
+        """Whether the values are stored as floats, not quantised."""
+        return self.matrices[0].is_float
+
     @property
     def nbytes(self) -> int:
         """The size of the stored bytes."""
