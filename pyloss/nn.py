@@ -290,15 +290,17 @@ class QuantizedEmbedding(Embedding):
 
 
 class RMSNorm(Module):
-    """x / rms(x) * weight along the last axis."""
+    """x / rms(x) * (weight + offset) along the last axis."""
 
-    def __init__(self, dims: int, eps: float = 1e-5):
+    def __init__(self, dims: int, eps: float = 1e-5, offset: float = 0.0):
         super().__init__()
-        self.weight = np.ones(dims, np.float32)
+        self.weight = np.full(dims, 1 - offset, np.float32)
         self.eps = eps
+        self._offset = np.full(dims, offset, np.float32) if offset else None
 
     def __call__(self, x: Any) -> Any:
-        return ops.rms_norm(x, self.weight, self.eps)
+        weight = self.weight if self._offset is None else ops.add(self.weight, self._offset)
+        return ops.rms_norm(x, weight, self.eps)
 
 
 def value_and_grad(model: Module, function: Callable) -> Callable:

@@ -169,6 +169,22 @@ def add(a: Array, b: Array) -> Array:
     return record(y, (a, b), vjp)
 
 
+def scale(x: Array, factor: float) -> Array:
+    """factor * x."""
+    xd = f32(x)
+    y = empty(*xd.shape)
+    _core.scale(factor, xd, y)
+    if not recording(x):
+        return y
+
+    def vjp(dy: np.ndarray, grads: Gradients) -> None:
+        dx = empty(*dy.shape)
+        _core.scale(factor, dy, dx)
+        grads.put(0, dx)
+
+    return record(y, (x,), vjp)
+
+
 def gather_rows(x: Array, rows: np.ndarray) -> Array:
     """Rows `rows` int32 [M] of x [N, D]."""
     xd = f32(x)
@@ -235,5 +251,6 @@ __all__ = [
     "project",
     "rms_norm",
     "rope",
+    "scale",
     "swiglu",
 ]

@@ -93,6 +93,19 @@ def test_set_module_in_a_place_that_does_not_exist(path):
         Net().set_module(path, nn.RMSNorm(2))
 
 
+def test_a_norm_with_an_offset():
+    """The parameter is the weight without it, also for gradients."""
+    rng = np.random.default_rng(0)
+    x, plain, shifted = rng.standard_normal((5, 8)).astype(np.float32), nn.RMSNorm(8), nn.RMSNorm(8, offset=1.0)
+    assert (shifted.weight == 0).all()
+    weight = rng.standard_normal(8).astype(np.float32)
+    plain.weight, shifted.weight = weight + 1, weight
+    np.testing.assert_array_equal(shifted(x), plain(x))
+    (_, a), (_, b) = (nn.value_and_grad(norm, lambda norm=norm: (norm(x) * norm(x)).sum())() for norm in (plain, shifted))
+    np.testing.assert_array_equal(a["weight"], b["weight"])
+    assert set(shifted.parameters()) == {"weight"}
+
+
 def test_load_weights():
     net, rng = Net(), np.random.default_rng(0)
     arrays = dict(net.parameters())

@@ -250,6 +250,7 @@ def test_attention_over_a_cache(rng):
 @pytest.mark.parametrize("shape", [(0,), (1,), (7, 33), (3, 2, 5)])
 def test_elementwise(rng, shape):
     gate, up = normal(rng, *shape), normal(rng, *shape)
+    check(rng, lambda x: ops.scale(x, -2.5), lambda x: -2.5 * x, gate)
     check(rng, ops.swiglu, lambda g, u: g / (1 + np.exp(-g)) * u, gate, up)
     check(rng, lambda x: ops.swiglu(x, x), lambda x: x / (1 + np.exp(-x)) * x, gate)
     check(rng, ops.geglu, lambda g, u: g * (1 + np.tanh(np.sqrt(2 / np.pi) * (g + 0.044715 * g**3))) / 2 * u, gate, up)

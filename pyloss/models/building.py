@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..nn import Embedding, Linear, RMSNorm
 from .config import ModelConfig
 from .sources import Source
-from .transformer import MLP, Attention, Decoder, DecoderLayer, Model
+from .transformer import MLP, Attention, Decoder, DecoderLayer, Model, PostNormLayer
 
 
 def build_model(config: ModelConfig, source: Source) -> Model:
@@ -35,11 +35,11 @@ class _Builder:
         return Linear.from_weight(self.source.matrix(at, rows, cols, rotary=rotary), offset)
 
     def norm(self, at: str, dims: int) -> RMSNorm:
-        layer = RMSNorm(dims, self.config.rms_norm_eps)
-        layer.weight = self.source.array(f"{at}.weight", dims)
+        layer = RMSNorm(dims, self.config.rms_norm_eps, self.config.family.norm_offset)
+        layer.weight = self.source.norm(at, dims)
         return layer
 
-    def attention(self, at: str) -> Attention:
+    def attention(self, at: str, i: int) -> Attention:
         c, family = self.config, self.config.family
         width, kv_width = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
         bias = c.attention_bias or family.qkv_bias
@@ -49,6 +49,7 @@ class _Builder:
             k_norm = self.norm(f"{at}.k_norm", c.head_dim if family.qk_norm == "head" else kv_width)
         return Attention(
             c,
+            i,
             self.linear(f"{at}.q_proj", width, c.hidden_size, bias, rotary=True),
             self.linear(f"{at}.k_proj", kv_width, c.hidden_size, bias, rotary=True),
             self.linear(f"{at}.v_proj", kv_width, c.hidden_size, bias),
@@ -63,13 +64,14 @@ class _Builder:
             self.linear(f"{at}.gate_proj", c.intermediate_size, c.hidden_size, c.mlp_bias),
             self.linear(f"{at}.up_proj", c.intermediate_size, c.hidden_size, c.mlp_bias),
             self.linear(f"{at}.down_proj", c.hidden_size, c.intermediate_size, c.mlp_bias),
+            c.family.activation,
         )
 
     def layer(self, i: int) -> DecoderLayer:
-        at, hidden = f"model.layers.{i}", self.config.hidden_size
-        return DecoderLayer(
-            self.attention(f"{at}.self_attn"),
-            self.mlp(f"{at}.mlp"),
-            self.norm(f"{at}.input_layernorm", hidden),
-            self.norm(f"{at}.post_attention_layernorm", hidden),
-        )
+        at = f"model.layers.{i}"
+        cls: type[DecoderLayer] = DecoderLayer
+        names = ["input_layernorm", "post_attention_layernorm"]
+        if self.config.family.post_norms:
+            cls, names = PostNormLayer, [*names, "pre_feedforward_layernorm", "post_feedforward_layernorm"]
+        norms = [self.norm(f"{at}.{name}", self.config.hidden_size) for name in names]
+        return cls(self.attention(f"{at}.self_attn", i), self.mlp(f"{at}.mlp"), *norms)

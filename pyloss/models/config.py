@@ -26,6 +26,9 @@ class ModelConfig:
 
     `rope_scaling` is None or {"rope_type": "linear", "factor"} or {"rope_type": "llama3", "factor", "low_freq_factor",
     "high_freq_factor", "original_max_position_embeddings"}.
+    `sliding_window` is how many tokens a layer sees, up to its own: every layer, or those that `layer_types` calls
+    "sliding_attention" and not "full_attention". Where `rope_local_base_freq` is not None, it is their rotary base, unscaled.
+    Attention scores are divided by the square root of `query_pre_attn_scalar`, or of head_dim.
 
     Raises:
         ValueError: values that don't fit together (`from_hf` and `from_gguf` make it a FormatError naming the file).
@@ -46,6 +49,10 @@ class ModelConfig:
     tie_word_embeddings: bool = False
     attention_bias: bool = False
     mlp_bias: bool = False
+    sliding_window: int | None = None
+    layer_types: list[str] | None = None
+    rope_local_base_freq: float | None = None
+    query_pre_attn_scalar: int | None = None
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
     pad_token_id: int | None = None
@@ -56,9 +63,10 @@ class ModelConfig:
         for name in _SIZES:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("rms_norm_eps", "rope_theta"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
+        for name in ("rms_norm_eps", "rope_theta", "rope_local_base_freq", "query_pre_attn_scalar"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name} must be positive and finite, got {value}")
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
                 f"num_attention_heads {self.num_attention_heads} is not a multiple of "
@@ -67,11 +75,40 @@ class ModelConfig:
         if self.head_dim % 2:
             raise ValueError(f"head_dim must be even, got {self.head_dim}")
         _check_rope_scaling(self.rope_scaling)
+        self._check_windows()
+
+    def _check_windows(self) -> None:
+        """Makes configurations that say the same equal: no types where all layers are alike."""
+        if self.sliding_window is not None and self.sliding_window < 1:
+            raise ValueError(f"sliding_window must be at least 1, got {self.sliding_window}")
+        types = self.layer_types
+        if types is not None:
+            wrong = [kind for kind in types if kind not in LAYER_TYPES]
+            if wrong:
+                raise ValueError(f"layer_types must be of {', '.join(LAYER_TYPES)}, got {wrong[0]!r}")
+            if len(types) != self.num_hidden_layers:
+                raise ValueError(f"layer_types names {len(types)} layers, and num_hidden_layers is {self.num_hidden_layers}")
+        if self.sliding_window is None or (types is not None and LAYER_TYPES[1] not in types):
+            self.sliding_window = self.layer_types = None
+        elif types is not None and LAYER_TYPES[0] not in types:
+            self.layer_types = None
 
     @property
     def family(self) -> Family:
         """The record of `model_type`."""
         return FAMILIES[self.model_type]
+
+    def window(self, layer: int) -> int:
+        """How many tokens `layer` sees, up to its own; 0 when all."""
+        local = self.layer_types is None or self.layer_types[layer] == LAYER_TYPES[1]
+        return self.sliding_window if self.sliding_window is not None and local else 0
+
+    @property
+    def window_period(self) -> int | None:
+        """p where every p-th layer and no other has no window (1: none has; past the last layer: all have), if there is one."""
+        windows = [bool(self.window(i)) for i in range(self.num_hidden_layers)]
+        period = windows.index(False) + 1 if False in windows else self.num_hidden_layers + 1
+        return period if windows == [(i + 1) % period != 0 for i in range(len(windows))] else None
 
     @classmethod
     def from_hf(cls, path: str | os.PathLike[str]) -> ModelConfig:
@@ -82,16 +119,21 @@ class ModelConfig:
             FormatError: a missing key, a value of the wrong type, or values that don't fit together.
             OSError: the file cannot be read.
         """
-        content = read_json(path)
+        content = _text_part(path, read_json(path))
         read = _Values(path, content)
         model_type = read.get("model_type", str)
         if model_type not in FAMILIES:
             raise ValueError(f"{path}: model_type {model_type!r} is not supported; supported are {', '.join(FAMILIES)}")
-        _refuse_options(path, content, read)
-        defaults = FAMILIES[model_type].defaults
-        heads = read.get("num_attention_heads", int)
-        hidden = read.get("hidden_size", int)
-        theta, scaling = _read_rope(path, content, read)
+        family = FAMILIES[model_type]
+        _refuse_options(path, content, read, family)
+        defaults = family.defaults
+
+        def number(name: str) -> int:
+            return read.get(name, int, *([defaults[name]] if name in defaults else []))
+
+        heads, hidden, layers = number("num_attention_heads"), number("hidden_size"), number("num_hidden_layers")
+        theta, local_theta, scaling = _read_rope(path, read, family)
+        window, layer_types = _read_windows(path, content, read, family, layers)
         eos = content.get("eos_token_id")
         if eos is not None and type(eos) is not int and not _is_ints(eos):
             raise FormatError(path, "eos_token_id", f"expected an integer or a list of them, got {eos!r}")
@@ -104,15 +146,19 @@ class ModelConfig:
         return _checked(
             path,
             model_type=model_type,
-            vocab_size=read.get("vocab_size", int),
+            vocab_size=number("vocab_size"),
             hidden_size=hidden,
-            intermediate_size=read.get("intermediate_size", int),
-            num_hidden_layers=read.get("num_hidden_layers", int),
+            intermediate_size=number("intermediate_size"),
+            num_hidden_layers=layers,
             num_attention_heads=heads,
-            num_key_value_heads=read.get("num_key_value_heads", int, heads),
+            num_key_value_heads=read.get("num_key_value_heads", int, defaults.get("num_key_value_heads", heads)),
             head_dim=_head_dim(path, read.get("head_dim", int, defaults.get("head_dim")), hidden, heads),
             rope_theta=theta,
             rope_scaling=scaling,
+            sliding_window=window,
+            layer_types=layer_types,
+            rope_local_base_freq=local_theta,
+            query_pre_attn_scalar=number("query_pre_attn_scalar") if "query_pre_attn_scalar" in defaults else None,
             eos_token_id=eos,
             **values,
         )
@@ -134,6 +180,8 @@ class ModelConfig:
             supported = ", ".join(sorted({family.gguf for family in FAMILIES.values()}))
             raise ValueError(f"{path}: GGUF architecture {arch!r} is not supported; supported are {supported}")
         model_type = known[0]
+        family = FAMILIES[model_type]
+        _refuse_gguf_options(path, arch, read, family)
         if read.get(f"{arch}.expert_count", int, 0):
             raise ValueError(f"{path}: {arch}.expert_count: mixtures of experts are not supported")
         heads = read.get(f"{arch}.attention.head_count", int)
@@ -142,7 +190,14 @@ class ModelConfig:
         head_dim = _head_dim(path, read.get(f"{arch}.attention.key_length", int, rotary), hidden, heads)
         if (rotary or head_dim) != head_dim:
             raise ValueError(f"{path}: rope.dimension_count {rotary} of head size {head_dim}: partial is not supported")
-        theta = _shortest(read.get(f"{arch}.rope.freq_base", float, 10000.0))
+        theta = _shortest(read.get(f"{arch}.rope.freq_base", float, family.defaults.get("rope_theta", 10000.0)))
+        layers = read.get(f"{arch}.block_count", int)
+        local_theta = scalar = None
+        if "rope_local_base_freq" in family.defaults:
+            local_theta = _shortest(read.get(f"{arch}.rope.freq_base_swa", float, family.defaults["rope_local_base_freq"]))
+        if "query_pre_attn_scalar" in family.defaults:
+            scalar = gguf_query_scalar(layers, hidden, heads, head_dim)
+        window, layer_types = _read_gguf_windows(path, arch, read, family, layers)
         embedding = tensors.get("token_embd.weight")
         if embedding is None:
             raise FormatError(path, "token_embd.weight", "this tensor is missing")
@@ -153,7 +208,7 @@ class ModelConfig:
             vocab_size=embedding.shape[0],
             hidden_size=hidden,
             intermediate_size=read.get(f"{arch}.feed_forward_length", int),
-            num_hidden_layers=read.get(f"{arch}.block_count", int),
+            num_hidden_layers=layers,
             num_attention_heads=heads,
             num_key_value_heads=read.get(f"{arch}.attention.head_count_kv", int, heads),
             head_dim=head_dim,
@@ -162,8 +217,12 @@ class ModelConfig:
             rope_scaling=_gguf_rope_scaling(path, arch, read, tensors.get("rope_freqs.weight"), theta, head_dim),
             max_position_embeddings=read.get(f"{arch}.context_length", int),
             tie_word_embeddings="output.weight" not in tensors,
-            attention_bias="blk.0.attn_q.bias" in tensors and not FAMILIES[model_type].qkv_bias,
+            attention_bias="blk.0.attn_q.bias" in tensors and not family.qkv_bias,
             mlp_bias="blk.0.ffn_gate.bias" in tensors,
+            sliding_window=window,
+            layer_types=layer_types,
+            rope_local_base_freq=local_theta,
+            query_pre_attn_scalar=scalar,
             bos_token_id=read.get("tokenizer.ggml.bos_token_id", int, None),
             eos_token_id=read.get("tokenizer.ggml.eos_token_id", int, None),
             pad_token_id=read.get("tokenizer.ggml.padding_token_id", int, None),
@@ -171,16 +230,34 @@ class ModelConfig:
 
     def to_hf(self) -> dict[str, Any]:
         """The content of a config.json which transformers (4 and 5), mlx-lm and `from_hf` read."""
-        return {
-            "architectures": [self.family.architecture],
-            "hidden_act": "silu",
-            "sliding_window": None,
+        family, own = self.family, dataclasses.asdict(self)
+        content = {
+            "architectures": [family.architecture],
+            "hidden_act": family.activation,
             "torch_dtype": "float32",
-            **dataclasses.asdict(self),
+            **{name: value for name, value in own.items() if value is not None or name not in _PARTICULAR},
         }
+        if "use_sliding_window" in family.defaults:
+            content["use_sliding_window"] = self.sliding_window is not None
+        if "max_window_layers" in family.defaults or "sliding_window_pattern" in family.defaults:
+            content["layer_types"] = [LAYER_TYPES[self.window(i) > 0] for i in range(self.num_hidden_layers)]
+        if "sliding_window_pattern" in family.defaults:
+            # What mlx-lm reads in place of layer_types; null where it could not say the same.
+            content |= {"sliding_window_pattern": self.window_period, "hidden_activation": family.activation}
+        return content
 
 
 _FIELDS = {field.name: field for field in dataclasses.fields(ModelConfig)}
+LAYER_TYPES = ("full_attention", "sliding_attention")
+# Left out of config.json where they are None.
+_PARTICULAR = ("layer_types", "rope_local_base_freq", "query_pre_attn_scalar")
+# Options of some families that would change results, and the values that mean that they are not used.
+_NOT_SUPPORTED = {
+    "partial_rotary_factor": (1.0,),
+    "attn_logit_softcapping": (),
+    "final_logit_softcapping": (),
+    "use_bidirectional_attention": (False,),
+}
 _SIZES = [name for name, field in _FIELDS.items() if field.type == "int"]
 
 
@@ -225,45 +302,115 @@ def _head_dim(path: str | os.PathLike[str], given: int | None, hidden: int, head
     return hidden // heads
 
 
-def _refuse_options(path: str | os.PathLike[str], content: Mapping[str, Any], read: _Values) -> None:
+def _text_part(path: str | os.PathLike[str], content: dict[str, Any]) -> dict[str, Any]:
+    """The configuration of the language model in one that also has parts for images."""
+    kind = f"{content.get('model_type')}_text"
+    if kind not in FAMILIES:
+        return content
+    text = _Values(path, content).get("text_config", dict)
+    outer = {key: value for key, value in content.items() if key.endswith("_token_id") and value is not None}
+    return {**content, **text, **outer, "model_type": kind}
+
+
+def _refuse_options(path: str | os.PathLike[str], content: Mapping[str, Any], read: _Values, family: Family) -> None:
     """Options which would silently change the result if they were passed over."""
-    activation = read.get("hidden_act", str, "silu")
-    if activation not in ("silu", "swish"):
-        raise ValueError(f"{path}: hidden_act {activation!r} is not supported; supported is 'silu'")
-    partial = read.get("partial_rotary_factor", float, 1.0)
-    if partial != 1.0:
-        raise ValueError(f"{path}: partial_rotary_factor {partial} is not supported; supported is 1.0")
-    defaults = FAMILIES[content["model_type"]].defaults
-    window = read.get("sliding_window", int, None) if "sliding_window" in content else defaults.get("sliding_window")
-    if content["model_type"].startswith("qwen") and not read.get("use_sliding_window", bool, False):
-        window = None
-    longest = read.get("max_position_embeddings", int, defaults.get("max_position_embeddings", 2048))
-    if window is not None and window < longest:
-        raise ValueError(f"{path}: sliding_window {window} is not supported; supported is null")
+    key = "hidden_act" if family.activation == "silu" else "hidden_activation"
+    activation = read.get(key, str, family.activation)
+    if {"swish": "silu"}.get(activation, activation) != family.activation:
+        raise ValueError(f"{path}: {key} {activation!r} is not supported; supported is {family.activation!r}")
+    for key, neutral in _NOT_SUPPORTED.items():
+        if content.get(key) is not None and content[key] not in neutral:
+            supported = " or ".join(["null", *(str(value).lower() for value in neutral)])
+            raise ValueError(f"{path}: {key} {content[key]!r:.100} is not supported; supported is {supported}")
+    window = read.get("sliding_window", int, None)
+    longest = read.get("max_position_embeddings", int, _FIELDS["max_position_embeddings"].default)
+    if "sliding_window" not in family.defaults and window is not None and window < longest:
+        raise ValueError(f"{path}: sliding_window {window} is not supported for {content['model_type']}; supported is null")
     if "quantization_config" in content or "quantization" in content:
         raise ValueError(f"{path}: quantised Hugging Face and mlx folders are not supported; use the unquantised model")
 
 
+def _refuse_gguf_options(path: str | os.PathLike[str], arch: str, read: _Values, family: Family) -> None:
+    for key in ("attn_logit_softcapping", "final_logit_softcapping"):
+        if read.get(f"{arch}.{key}", float, 0.0):
+            raise ValueError(f"{path}: {arch}.{key} {read.content[f'{arch}.{key}']} is not supported; supported is 0")
+    window = read.get(f"{arch}.attention.sliding_window", int, 0)
+    if "sliding_window_pattern" not in family.defaults and 0 < window < read.get(f"{arch}.context_length", int):
+        # llama.cpp passes over it.
+        raise ValueError(f"{path}: {arch}.attention.sliding_window {window} is not supported; supported is 0")
+
+
+def _read_windows(
+    path: str | os.PathLike[str], content: Mapping[str, Any], read: _Values, family: Family, layers: int
+) -> tuple[int | None, list[str] | None]:
+    """sliding_window and layer_types, which families say in four ways."""
+    defaults = family.defaults
+    # A null is no window; a missing key is the family's own.
+    window = read.get("sliding_window", int, None) if "sliding_window" in content else defaults.get("sliding_window")
+    if "use_sliding_window" in defaults and not read.get("use_sliding_window", bool, False):
+        window = None
+    if "sliding_window" not in defaults or window is None:
+        return None, None
+    types = read.get("layer_types", list, None)
+    if "sliding_window_pattern" not in defaults and "max_window_layers" not in defaults:
+        return window, None
+    if types is None and "max_window_layers" in defaults:
+        first = read.get("max_window_layers", int, defaults["max_window_layers"])
+        types = [LAYER_TYPES[i >= first] for i in range(layers)]
+    elif types is None:
+        types = _periodic(path, read.get("sliding_window_pattern", int, defaults["sliding_window_pattern"]), layers)
+    return window, types
+
+
+def _periodic(path: str | os.PathLike[str], period: int, layers: int) -> list[str]:
+    if period < 1:
+        raise FormatError(path, "sliding_window_pattern", f"must be at least 1, got {period}")
+    return [LAYER_TYPES[(i + 1) % period != 0] for i in range(layers)]
+
+
+def _read_gguf_windows(
+    path: str | os.PathLike[str], arch: str, read: _Values, family: Family, layers: int
+) -> tuple[int | None, list[str] | None]:
+    window = read.get(f"{arch}.attention.sliding_window", int, 0)
+    if "sliding_window_pattern" not in family.defaults or not window:
+        return None, None
+    period = read.get(f"{arch}.attention.sliding_window_pattern", int, family.defaults["sliding_window_pattern"])
+    return window, _periodic(path, period, layers)
+
+
 def _read_rope(
-    path: str | os.PathLike[str], content: Mapping[str, Any], read: _Values
-) -> tuple[float, dict[str, Any] | None]:
-    """rope_theta and rope_scaling, from transformers 5's one `rope_parameters` or from the two keys before it."""
+    path: str | os.PathLike[str], read: _Values, family: Family
+) -> tuple[float, float | None, dict[str, Any] | None]:
+    """rope_theta, rope_local_base_freq and rope_scaling, from `rope_parameters` (transformers 5) or the keys before it."""
+    two = "rope_local_base_freq" in family.defaults
+    theta = read.get("rope_theta", float, family.defaults.get("rope_theta", _FIELDS["rope_theta"].default))
+    local = read.get("rope_local_base_freq", float, family.defaults["rope_local_base_freq"]) if two else None
+    scaling = read.get("rope_scaling", dict, None)
     nested = read.get("rope_parameters", dict, None)
-    source = read if nested is None else _Values(path, nested)
-    theta = source.get("rope_theta", float, read.get("rope_theta", float, _FIELDS["rope_theta"].default))
-    scaling = read.get("rope_scaling", dict, None) if nested is None else nested
+    if nested is not None:
+        if any(isinstance(value, dict) for value in nested.values()):
+            if not two or not set(nested) <= set(LAYER_TYPES):
+                raise ValueError(f"{path}: rope parameters per layer type are not supported: {', '.join(nested)}")
+            inner = _Values(path, _Values(path, nested).get(LAYER_TYPES[1], dict, {}))
+            if inner.get("rope_type", str, "default") != "default":
+                raise ValueError(f"{path}: rope_type {inner.content['rope_type']!r} of sliding_attention is not supported")
+            local = inner.get("rope_theta", float, local)
+            nested = _Values(path, nested).get(LAYER_TYPES[0], dict, {})
+        theta, scaling = _Values(path, nested).get("rope_theta", float, theta), nested
+    return theta, local, _rope_scaling(path, scaling)
+
+
+def _rope_scaling(path: str | os.PathLike[str], scaling: dict[str, Any] | None) -> dict[str, Any] | None:
     if scaling is None:
-        return theta, None
+        return None
     values = _Values(path, scaling)
     kind = values.get("rope_type", str, values.get("type", str, "default"))
     if kind == "default":
-        if any(isinstance(value, dict) for value in scaling.values()):
-            raise ValueError(f"{path}: rope parameters per layer type are not supported: {', '.join(scaling)}")
-        return theta, None
+        return None
     if kind not in _ROPE_KEYS:
         raise ValueError(f"{path}: rope_type {kind!r} is not supported; supported are default, {', '.join(_ROPE_KEYS)}")
     numbers = {key: values.get(key, int if key.startswith("original") else float) for key in _ROPE_KEYS[kind]}
-    return theta, {"rope_type": kind, **numbers}
+    return {"rope_type": kind, **numbers}
 
 
 def _check_rope_scaling(scaling: dict[str, Any] | None) -> None:
@@ -318,6 +465,11 @@ def _llama3_scaling(factors: np.ndarray, theta: float, head_dim: int) -> dict[st
         "high_freq_factor": high,
         "original_max_position_embeddings": original,
     }
+
+
+def gguf_query_scalar(layers: int, hidden: int, heads: int, head_dim: int) -> int:
+    """query_pre_attn_scalar, which GGUF does not store: llama.cpp knows the largest of the published models by its layers."""
+    return hidden // heads if layers == 62 else head_dim
 
 
 def llama3_factors(scaling: Mapping[str, Any], theta: float, head_dim: int) -> np.ndarray:

@@ -24,9 +24,28 @@ class Family:
     """q, k and v always have biases, and o has none."""
     qk_norm: str | None = None
     """RMS norms of q and k before the rotation: "head" over each head, "width" over all of them together."""
+    post_norms: bool = False
+    """Norms after attention and after the MLP too, and other names of the norms."""
+    norm_offset: float = 0.0
+    """What norms add to their weight; GGUF has the sum."""
+    activation: str = "silu"
+    """Of the MLP's gate, in transformers' name."""
+    scaled_embedding: bool = False
+    """Embeddings are multiplied by sqrt(hidden_size)."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
-    """What transformers takes where config.json lacks a key, unless that is `ModelConfig`'s own default."""
+    """What transformers takes where config.json lacks a key, unless that is `ModelConfig`'s own default.
 
+    A family has windows, a second rotary base or a pattern of layers when its key (sliding_window, use_sliding_window,
+    max_window_layers, sliding_window_pattern, rope_local_base_freq) is here.
+    """
+
+
+_QWEN = {
+    "max_position_embeddings": 32768,
+    "use_sliding_window": False,
+    "sliding_window": 4096,
+    "max_window_layers": 28,
+}
 
 # A family with the same layers is one more record.
 FAMILIES = {
@@ -37,8 +56,32 @@ FAMILIES = {
         gguf_interleaved=True,
         defaults={"sliding_window": 4096, "max_position_embeddings": 131072},
     ),
-    "qwen2": Family("Qwen2ForCausalLM", "qwen2", qkv_bias=True, defaults={"max_position_embeddings": 32768}),
-    "qwen3": Family(
-        "Qwen3ForCausalLM", "qwen3", qk_norm="head", defaults={"head_dim": 128, "max_position_embeddings": 32768}
+    "qwen2": Family("Qwen2ForCausalLM", "qwen2", qkv_bias=True, defaults=_QWEN),
+    "qwen3": Family("Qwen3ForCausalLM", "qwen3", qk_norm="head", defaults={"head_dim": 128, **_QWEN}),
+    "gemma3_text": Family(
+        "Gemma3ForCausalLM",
+        "gemma3",
+        qk_norm="head",
+        post_norms=True,
+        norm_offset=1.0,
+        activation="gelu_pytorch_tanh",
+        scaled_embedding=True,
+        # Published configurations rely on many of these.
+        defaults={
+            "vocab_size": 262208,
+            "hidden_size": 2304,
+            "intermediate_size": 9216,
+            "num_hidden_layers": 26,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 4,
+            "head_dim": 256,
+            "query_pre_attn_scalar": 256,
+            "max_position_embeddings": 131072,
+            "rope_theta": 1e6,
+            "rope_local_base_freq": 1e4,
+            "sliding_window": 4096,
+            "sliding_window_pattern": 6,
+            "tie_word_embeddings": True,
+        },
     ),
 }

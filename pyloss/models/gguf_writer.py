@@ -14,7 +14,7 @@ import numpy as np
 from ..files import replacing
 from ..weight_stack import WeightStack
 from ..weights import FORMATS, Weight, row_bytes
-from .config import ModelConfig, llama3_factors
+from .config import ModelConfig, gguf_query_scalar, llama3_factors
 from .gguf import GGML_TYPES
 from .gguf_vocabulary import vocabulary_metadata
 from .names import gguf_name
@@ -138,9 +138,28 @@ def _hyperparameters(c: ModelConfig) -> dict[str, Any]:
         "rope.dimension_count": c.head_dim,
         "rope.freq_base": float(c.rope_theta),
     }
+    values |= _windows(c)
+    said = gguf_query_scalar(c.num_hidden_layers, c.hidden_size, c.num_attention_heads, c.head_dim)
+    if c.query_pre_attn_scalar not in (None, said):
+        raise ValueError(f"query_pre_attn_scalar {c.query_pre_attn_scalar} cannot be written: llama.cpp takes {said}")
     if c.rope_scaling and c.rope_scaling["rope_type"] == "linear":
         values |= {"rope.scaling.type": "linear", "rope.scaling.factor": float(c.rope_scaling["factor"])}
     return {f"{c.family.gguf}.{key}": value for key, value in values.items()}
+
+
+def _windows(c: ModelConfig) -> dict[str, Any]:
+    if c.sliding_window is None:
+        return {}
+    if "sliding_window_pattern" not in c.family.defaults:
+        # llama.cpp gives this architecture no window, and is right as far as one would reach.
+        return {"context_length": min(c.sliding_window, c.max_position_embeddings)}
+    if c.window_period is None:
+        raise ValueError(f"llama.cpp reads layer_types that repeat with one full_attention at the end, got {c.layer_types}")
+    return {
+        "attention.sliding_window": c.sliding_window,
+        "attention.sliding_window_pattern": c.window_period,
+        "rope.freq_base_swa": c.rope_local_base_freq,
+    }
 
 
 def _tensors(model: Model, type: str | None) -> Iterator[GGUFTensor]:
@@ -152,16 +171,20 @@ def _tensors(model: Model, type: str | None) -> Iterator[GGUFTensor]:
     for name, value in values.items():
         head_dim = interleaved_head(c, name)
         if isinstance(value, np.ndarray) and value.ndim == 1:
-            yield GGUFTensor(gguf_name(name), value.shape, "f32", partial(_reordered, value, head_dim))
+            if name.endswith("norm.weight"):
+                value = value + np.float32(c.family.norm_offset)
+            yield GGUFTensor(gguf_name(name, c.family), value.shape, "f32", partial(_reordered, value, head_dim))
         else:
-            yield _matrix(name, value, type, head_dim)
+            yield _matrix(name, gguf_name(name, c.family), value, type, head_dim)
 
 
 def _reordered(vector: np.ndarray, head_dim: int) -> np.ndarray:
     return vector[stored_order(len(vector), head_dim)].view(np.uint8)
 
 
-def _matrix(name: str, value: np.ndarray | Weight | WeightStack, type: str | None, head_dim: int) -> GGUFTensor:
+def _matrix(
+    name: str, stored_name: str, value: np.ndarray | Weight | WeightStack, type: str | None, head_dim: int
+) -> GGUFTensor:
     """A matrix, or those of experts as one tensor of three dimensions."""
     own = "f32" if isinstance(value, np.ndarray) else value.format
     kind = type or (own if own.upper() in GGML_TYPES.values() else "f16")
@@ -176,7 +199,7 @@ def _matrix(name: str, value: np.ndarray | Weight | WeightStack, type: str | Non
         matrices = value.matrices if isinstance(value, WeightStack) else value
         return np.concatenate([_bytes(matrix, kind, head_dim).reshape(-1) for matrix in matrices])
 
-    return GGUFTensor(gguf_name(name), value.shape, kind, data)
+    return GGUFTensor(stored_name, value.shape, kind, data)
 
 
 def _bytes(value: np.ndarray | Weight, kind: str, head_dim: int) -> np.ndarray:

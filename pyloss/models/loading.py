@@ -92,4 +92,4 @@ def _load(place: Path) -> tuple[Model, TensorFile]:
         raise ValueError(f"{place}: give the folder that holds config.json and this file")
     file = read_gguf(place)
     config = ModelConfig.from_gguf(file.metadata, file.tensors, place)
-    return build_model(config, GGUFSource(file, config.head_dim if config.family.gguf_interleaved else 0)), file
+    return build_model(config, GGUFSource(file, config)), file

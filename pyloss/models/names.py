@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from .families import Family
+
 # Modules by Hugging Face's names and by GGUF's; "{}" is the layer.
 _GGUF_NAMES = {
     "model.embed_tokens": "token_embd",
     "model.norm": "output_norm",
     "lm_head": "output",
     "model.layers.{}.input_layernorm": "blk.{}.attn_norm",
-    "model.layers.{}.post_attention_layernorm": "blk.{}.ffn_norm",
     "model.layers.{}.self_attn.q_proj": "blk.{}.attn_q",
     "model.layers.{}.self_attn.k_proj": "blk.{}.attn_k",
     "model.layers.{}.self_attn.v_proj": "blk.{}.attn_v",
@@ -19,13 +20,21 @@ _GGUF_NAMES = {
     "model.layers.{}.mlp.up_proj": "blk.{}.ffn_up",
     "model.layers.{}.mlp.down_proj": "blk.{}.ffn_down",
 }
+# With norms after attention and MLP, post_attention_layernorm is what it says; without, it is the norm before the MLP.
+_POST_NORMS = {
+    "model.layers.{}.post_attention_layernorm": "blk.{}.post_attention_norm",
+    "model.layers.{}.pre_feedforward_layernorm": "blk.{}.ffn_norm",
+    "model.layers.{}.post_feedforward_layernorm": "blk.{}.post_ffw_norm",
+}
+_PRE_NORMS = {"model.layers.{}.post_attention_layernorm": "blk.{}.ffn_norm"}
 
 
-def gguf_name(name: str) -> str:
+def gguf_name(name: str, family: Family) -> str:
     """GGUF's name of the tensor `name`, such as "blk.0.attn_q.weight" of "model.layers.0.self_attn.q_proj.weight"."""
     module, kind = name.rsplit(".", 1)
     parts = module.split(".")
     layer = parts[2] if module.startswith("model.layers.") else ""
     if layer:
         parts[2] = "{}"
-    return _GGUF_NAMES[".".join(parts)].format(layer) + f".{kind}"
+    key, norms = ".".join(parts), _POST_NORMS if family.post_norms else _PRE_NORMS
+    return (norms.get(key) or _GGUF_NAMES[key]).format(layer) + f".{kind}"

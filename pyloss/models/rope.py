@@ -10,9 +10,12 @@ from .config import ModelConfig, llama3_factors
 class RopeTable:
     """cos and sin of the rotary angles, float32 [positions, head_dim / 2], grown as longer sequences come."""
 
-    def __init__(self, config: ModelConfig):
-        scaling = config.rope_scaling or {"rope_type": "default"}
-        frequencies = config.rope_theta ** -(np.arange(0, config.head_dim, 2) / config.head_dim)
+    def __init__(self, config: ModelConfig, local: bool = False):
+        """`local` is the table of layers with a window, where they have their own base."""
+        theta, scaling = config.rope_theta, config.rope_scaling or {"rope_type": "default"}
+        if local and config.rope_local_base_freq is not None:
+            theta, scaling = config.rope_local_base_freq, {"rope_type": "default"}
+        frequencies = theta ** -(np.arange(0, config.head_dim, 2) / config.head_dim)
         if scaling["rope_type"] == "linear":
             frequencies = frequencies / scaling["factor"]
         elif scaling["rope_type"] == "llama3":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from pyloss.errors import FormatError
+from pyloss.models.config import ModelConfig
 from pyloss.models.names import gguf_name
 from pyloss.models.stored import StoredTensor, TensorFile
 from pyloss.weights import Weight
@@ -28,6 +29,10 @@ class Source:
         """The tensor `name`, a new float32 array."""
         return self._find(name, *shape).array()
 
+    def norm(self, name: str, dims: int) -> np.ndarray:
+        """The weight of the norm `name`, such as "model.norm", a new float32 array."""
+        return self.array(f"{name}.weight", dims)
+
     def matrix(self, name: str, rows: int, cols: int, rotary: bool = False) -> Weight:
         """The weight of the layer `name`, such as "model.layers.0.mlp.up_proj", not copied."""
         return self._find(f"{name}.weight", rows, cols).weight()
@@ -43,15 +48,27 @@ class Source:
 
 
 class FolderSource(Source):
-    """A Hugging Face folder."""
+    """A Hugging Face folder, its model alone or beside the parts for other inputs, where names have a longer beginning."""
+
+    def _stored_name(self, name: str) -> str:
+        if "language_model.model.embed_tokens.weight" in self.file:
+            return f"language_model.{name}"
+        if "model.language_model.embed_tokens.weight" in self.file and name.startswith("model."):
+            return name.replace("model.", "model.language_model.", 1)
+        return name
 
 
 class GGUFSource(Source):
-    """A GGUF file. Where `head_dim` is not 0, its rows of q and k have the two halves of each head of that size interleaved."""
+    """A GGUF file. Families differ in whether rows of q and k have the two halves of each head interleaved, and in norms."""
 
-    def __init__(self, file: TensorFile, head_dim: int) -> None:
+    def __init__(self, file: TensorFile, config: ModelConfig) -> None:
         super().__init__(file)
-        self._head_dim = head_dim
+        self._family = config.family
+        self._head_dim = config.head_dim if self._family.gguf_interleaved else 0
+
+    def norm(self, name: str, dims: int) -> np.ndarray:
+        """See `Source`."""
+        return super().norm(name, dims) - np.float32(self._family.norm_offset)
 
     def array(self, name: str, *shape: int, rotary: bool = False) -> np.ndarray:
         """See `Source`."""
@@ -66,4 +83,4 @@ class GGUFSource(Source):
         return self._find(f"{name}.weight", rows, cols).weight(self._head_dim if rotary else 0)
 
     def _stored_name(self, name: str) -> str:
-        return gguf_name(name)
+        return gguf_name(name, self._family)

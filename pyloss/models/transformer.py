@@ -21,36 +21,45 @@ from .rope import RopeTable
 
 @dataclass
 class Packing:
-    """Where the tokens of a packed batch stand: int32 `offsets` [S + 1] of the sequences, `positions` [N], rotary tables."""
+    """Where the tokens of a packed batch stand: int32 `offsets` [S + 1] of the sequences and `positions` [N].
+
+    `rotary` has the tables (cos, sin) of layers without a window, and of those with one.
+    """
 
     offsets: np.ndarray
     positions: np.ndarray
-    cos: np.ndarray
-    sin: np.ndarray
+    rotary: tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 class KVCache:
-    """Keys and values of one sequence, per layer float32 [capacity, kv heads * head_dim], grown by doubling."""
+    """Keys and values of one sequence, per layer float32 [capacity, kv heads * head_dim].
 
-    def __init__(self, layers: int):
+    Grown by doubling; layers with a window (`windows`, 0 for none) give up what lies before it instead. `length` counts the
+    tokens of the sequence.
+    """
+
+    def __init__(self, windows: list[int]):
         self.length = 0
-        self._keys: list[np.ndarray | None] = [None] * layers
-        self._values: list[np.ndarray | None] = [None] * layers
+        self._windows = windows
+        self._held = [0] * len(windows)
+        self._stores: list[list[np.ndarray]] = [[] for _ in windows]
 
     def append(self, layer: int, keys: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Adds [n, D] after `length` in one layer; returns all so far. `length` moves on when the last layer is done."""
-        end = self.length + len(keys)
-        both = []
-        for store, new in ((self._keys, keys), (self._values, values)):
-            old = store[layer]
-            if old is None or len(old) < end:
-                grown = np.empty((max(end, 2 * self.length, 64), new.shape[1]), np.float32)
-                if old is not None:
-                    grown[: self.length] = old[: self.length]
-                store[layer] = old = grown
-            old[self.length : end] = new
-            both.append(old[:end])
-        return both[0], both[1]
+        """Adds [n, D] in one layer; returns what is held of all so far, the last ones. The caller moves `length` on."""
+        window, held = self._windows[layer], self._held[layer]
+        stores = self._stores[layer] or [np.empty((0, new.shape[1]), np.float32) for new in (keys, values)]
+        if held + len(keys) > len(stores[0]):
+            kept = min(held, window - 1) if window else held
+            room = max(kept + len(keys), 2 * kept, 64)
+            grown = [np.empty((room, store.shape[1]), np.float32) for store in stores]
+            for store, new in zip(stores, grown, strict=True):
+                new[:kept] = store[held - kept : held]
+            stores, held = grown, kept
+        end = held + len(keys)
+        for store, new in zip(stores, (keys, values), strict=True):
+            store[held:end] = new
+        self._stores[layer], self._held[layer] = stores, end
+        return stores[0][:end], stores[1][:end]
 
 
 class Attention(Module):
@@ -62,6 +71,7 @@ class Attention(Module):
     def __init__(
         self,
         config: ModelConfig,
+        layer: int,
         q_proj: Linear,
         k_proj: Linear,
         v_proj: Linear,
@@ -73,32 +83,39 @@ class Attention(Module):
         self.q_proj, self.k_proj, self.v_proj, self.o_proj = q_proj, k_proj, v_proj, o_proj
         self.q_norm, self.k_norm = q_norm, k_norm
         self._head_dim = config.head_dim
-        self._scale = config.head_dim**-0.5
+        self._scale = (config.query_pre_attn_scalar or config.head_dim) ** -0.5
+        self._window = config.window(layer)
 
     def __call__(self, x: Any, packing: Packing, cache: KVCache | None = None, layer: int = 0) -> Any:
         def rotated(projected: Any, norm: RMSNorm | None) -> Any:
             if norm is not None:
                 shape = projected.shape
                 projected = norm(projected.reshape(-1, len(norm.weight))).reshape(*shape)
-            return ops.rope(projected, packing.positions, packing.cos, packing.sin, in_place=True)
+            return ops.rope(projected, packing.positions, *packing.rotary[self._window > 0], in_place=True)
 
         q, k, v = rotated(self.q_proj(x), self.q_norm), rotated(self.k_proj(x), self.k_norm), self.v_proj(x)
         k_offsets = None
         if cache is not None:
             k, v = cache.append(layer, data(k), data(v))
             k_offsets = np.array([0, len(k)], np.int32)
-        return self.o_proj(ops.attention(q, k, v, packing.offsets, self._head_dim, self._scale, k_offsets))
+        mixed = ops.attention(q, k, v, packing.offsets, self._head_dim, self._scale, k_offsets, self._window)
+        return self.o_proj(mixed)
+
+
+# activation(gate) * up, by transformers' names of the activations.
+GATED_UNITS = {"silu": ops.swiglu, "gelu_pytorch_tanh": ops.geglu}
 
 
 class MLP(Module):
-    """down(silu(gate(x)) * up(x))"""
+    """down(activation(gate(x)) * up(x))"""
 
-    def __init__(self, gate_proj: Linear, up_proj: Linear, down_proj: Linear):
+    def __init__(self, gate_proj: Linear, up_proj: Linear, down_proj: Linear, activation: str = "silu"):
         super().__init__()
         self.gate_proj, self.up_proj, self.down_proj = gate_proj, up_proj, down_proj
+        self._gated = GATED_UNITS[activation]
 
     def __call__(self, x: Any) -> Any:
-        return self.down_proj(ops.swiglu(self.gate_proj(x), self.up_proj(x)))
+        return self.down_proj(self._gated(self.gate_proj(x), self.up_proj(x)))
 
 
 class DecoderLayer(Module):
@@ -112,6 +129,28 @@ class DecoderLayer(Module):
     def __call__(self, x: Any, packing: Packing, cache: KVCache | None = None, layer: int = 0) -> Any:
         x = ops.add(x, self.self_attn(self.input_layernorm(x), packing, cache, layer))
         return ops.add(x, self.mlp(self.post_attention_layernorm(x)))
+
+
+class PostNormLayer(DecoderLayer):
+    """x + norm(attention(norm(x))), then x + norm(mlp(norm(x)))."""
+
+    def __init__(
+        self,
+        self_attn: Attention,
+        mlp: MLP,
+        input_layernorm: RMSNorm,
+        post_attention_layernorm: RMSNorm,
+        pre_feedforward_layernorm: RMSNorm,
+        post_feedforward_layernorm: RMSNorm,
+    ):
+        super().__init__(self_attn, mlp, input_layernorm, post_attention_layernorm)
+        self.pre_feedforward_layernorm = pre_feedforward_layernorm
+        self.post_feedforward_layernorm = post_feedforward_layernorm
+
+    def __call__(self, x: Any, packing: Packing, cache: KVCache | None = None, layer: int = 0) -> Any:
+        mixed = self.self_attn(self.input_layernorm(x), packing, cache, layer)
+        x = ops.add(x, self.post_attention_layernorm(mixed))
+        return ops.add(x, self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x))))
 
 
 class Decoder(Module):
@@ -135,7 +174,7 @@ class Model(Module):
         self.model = decoder
         self.lm_head = lm_head
         self.adapter_config: dict[str, Any] | None = None
-        self._rope = RopeTable(config)
+        self._rope = (RopeTable(config), RopeTable(config, local=True))
         self._checkpoint = False
 
     @property
@@ -167,11 +206,13 @@ class Model(Module):
             positions = np.empty(0, np.int32)
         else:
             positions = (np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths) + past).astype(np.int32)
-        cos, sin = self._rope.upto(int(lengths.max(initial=0)) + past)
-        return Packing(offsets, positions, cos, sin)
+        longest = int(lengths.max(initial=0)) + past
+        return Packing(offsets, positions, (self._rope[0].upto(longest), self._rope[1].upto(longest)))
 
     def _run(self, tokens: np.ndarray, packing: Packing, cache: KVCache | None = None) -> Any:
         x = self.model.embed_tokens(tokens)
+        if self.config.family.scaled_embedding:
+            x = ops.scale(x, self.config.hidden_size**0.5)
         for i, layer in enumerate(self.model.layers):
             if self._checkpoint and cache is None:
                 x = checkpoint(lambda value, layer=layer: layer(value, packing), x)
@@ -212,7 +253,7 @@ class Model(Module):
 
     def make_cache(self) -> KVCache:
         """An empty key-value cache for `step`."""
-        return KVCache(len(self.layers))
+        return KVCache([self.config.window(i) for i in range(len(self.layers))])
 
     def _tokens(self, tokens: Any, ndim: int) -> np.ndarray:
         array = i32(tokens, "tokens")

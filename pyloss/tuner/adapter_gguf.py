@@ -39,7 +39,7 @@ def write_lora_gguf(model: Model, path: str | os.PathLike[str], name: str | None
     alpha = next((a.scale * a.rank for a in adapters.values() if a.scale), 1.0)
     tensors = []
     for module, adapter in adapters.items():
-        stem = gguf_name(f"{module}.weight")
+        stem = gguf_name(f"{module}.weight", model.config.family)
         a, b = _factors(adapter, interleaved_head(model.config, f"{module}.weight"))
         b = b * np.float32(adapter.scale * adapter.rank / alpha)
         for half, array in (("lora_a", a), ("lora_b", b)):

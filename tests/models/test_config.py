@@ -65,6 +65,7 @@ def stored(name, array):
     return StoredTensor("m.gguf", name, "F32", array.shape, array.view(np.uint8).reshape(-1))
 
 
+WINDOWED = {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 512}
 EMBEDDING = {"token_embd.weight": StoredTensor("m.gguf", "token_embd.weight", "Q8_0", (49152, 576), None)}
 
 
@@ -117,7 +118,66 @@ def test_rope_before_transformers_5(read):
     assert read(rope_scaling={"rope_type": "default"}).rope_scaling is None
 
 
-@pytest.mark.parametrize("changes", [{}, {"rope_scaling": LLAMA3}, {"eos_token_id": [2, 3], "model_type": "mistral"}])
+def windows(config):
+    return [config.window(i) for i in range(config.num_hidden_layers)]
+
+
+def test_windows(read):
+    assert windows(read(sliding_window=None)) == [0] * 30
+    assert windows(read(model_type="mistral", sliding_window=7)) == [7] * 30
+    assert windows(read(model_type="mistral")) == [4096] * 30
+    assert windows(read(model_type="mistral", sliding_window=None)) == [0] * 30
+    assert windows(read(model_type="qwen2", sliding_window=9)) == [0] * 30
+    assert windows(read(**WINDOWED)) == [0] * 28 + [512] * 2
+    assert windows(read(**WINDOWED, max_window_layers=3)) == [0] * 3 + [512] * 27
+    assert windows(read(**WINDOWED, layer_types=["sliding_attention"] + ["full_attention"] * 29)) == [512] + [0] * 29
+    assert windows(read(model_type="gemma3_text")) == ([4096] * 5 + [0]) * 5
+    assert windows(read(model_type="gemma3_text", sliding_window=3, sliding_window_pattern=2)) == [3, 0] * 15
+    assert windows(read(model_type="gemma3_text", sliding_window_pattern=1)) == [0] * 30
+
+
+def test_window_period(read):
+    def period(*types):
+        names = {"s": "sliding_attention", "f": "full_attention"}
+        return read(model_type="gemma3_text", num_hidden_layers=len(types[0]), layer_types=[names[t] for t in types[0]]).window_period
+
+    assert [period(types) for types in ("ssf", "ssfs", "ssfssf", "f", "ff", "s", "ss")] == [3, 3, 3, 1, 1, 2, 3]
+    assert [period(types) for types in ("ssff", "fs", "ssfsfs")] == [None] * 3
+
+
+def test_gemma_by_its_defaults(read):
+    published = {"model_type": "gemma3", "eos_token_id": [1, 106], "text_config": {"hidden_size": 2560, "num_hidden_layers": 34}}
+    text = dict.fromkeys(SMOLLM2, ...) | published
+    text["text_config"] |= {"rope_scaling": {"factor": 8.0, "rope_type": "linear"}, "sliding_window": 1024, "eos_token_id": 1}
+    config = read(**text)
+    assert (config.model_type, config.vocab_size, config.head_dim, config.num_attention_heads) == ("gemma3_text", 262208, 256, 8)
+    assert (config.num_key_value_heads, config.query_pre_attn_scalar, config.tie_word_embeddings) == (4, 256, True)
+    assert (config.rope_theta, config.rope_local_base_freq) == (1e6, 1e4)
+    assert config.rope_scaling == {"rope_type": "linear", "factor": 8.0} and config.eos_token_id == [1, 106]
+    assert windows(config) == ([1024] * 5 + [0]) * 5 + [1024] * 4
+
+
+def test_rope_per_layer_type(read):
+    local, full = {"rope_type": "default", "rope_theta": 5e3}, {"rope_type": "linear", "factor": 2.0, "rope_theta": 7e5}
+    config = read(model_type="gemma3_text", rope_parameters={"sliding_attention": local, "full_attention": full}, rope_theta=...)
+    assert (config.rope_theta, config.rope_local_base_freq) == (7e5, 5e3)
+    assert config.rope_scaling == {"rope_type": "linear", "factor": 2.0}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"rope_scaling": LLAMA3},
+        {"eos_token_id": [2, 3], "model_type": "mistral"},
+        {"model_type": "mistral", "sliding_window": 100},
+        {**WINDOWED, "max_window_layers": 3},
+        {"model_type": "qwen3"},
+        {"model_type": "gemma3_text", "sliding_window": 100},
+        {"model_type": "gemma3_text", "sliding_window": 100, "layer_types": ["full_attention"] + ["sliding_attention"] * 29},
+        {"model_type": "gemma3_text", "sliding_window_pattern": 1},
+    ],
+)
 def test_round_trip(read, tmp_path, changes):
     changes = {"sliding_window": None, **changes}
     config = read(**changes)
@@ -131,9 +191,16 @@ def test_round_trip(read, tmp_path, changes):
         ({"model_type": "gpt2"}, "model_type 'gpt2' is not supported; supported are llama, mistral"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5"),
-        ({"model_type": "mistral", "sliding_window": 4096}, "sliding_window 4096"),
-        ({"model_type": "mistral", "max_position_embeddings": ...}, "sliding_window 4096"),
-        ({"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 512}, "sliding_window 512"),
+        ({"sliding_window": 4096}, "sliding_window 4096 is not supported for llama"),
+        ({"model_type": "gemma3_text", "hidden_activation": "gelu"}, "hidden_activation 'gelu' .* 'gelu_pytorch_tanh'"),
+        ({"model_type": "gemma3_text", "attn_logit_softcapping": 50.0}, "attn_logit_softcapping 50.0 .* supported is null"),
+        ({"model_type": "gemma3_text", "final_logit_softcapping": 30.0}, "final_logit_softcapping 30.0"),
+        ({"model_type": "gemma3_text", "use_bidirectional_attention": True}, "use_bidirectional_attention True .* null or false"),
+        ({"model_type": "gemma3_text", "rope_parameters": {"other": {}}}, "per layer type"),
+        (
+            {"model_type": "gemma3_text", "rope_parameters": {"sliding_attention": {"rope_type": "linear", "factor": 2.0}}},
+            "'linear' of sliding_attention",
+        ),
         ({"quantization_config": {"bits": 4}}, "quantised Hugging Face"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_type 'yarn' .* default, linear, llama3"),
         ({"rope_parameters": {"full": {"rope_theta": 1.0}}}, "per layer type"),
@@ -170,6 +237,15 @@ def test_what_is_not_supported_is_named(read, changes, message):
         ({"num_hidden_layers": -1}, None, "num_hidden_layers must be at least 1, got -1"),
         ({"rms_norm_eps": 0}, None, "rms_norm_eps must be positive"),
         ({"rope_theta": float("nan")}, None, "rope_theta must be positive"),
+        ({"model_type": "mistral", "sliding_window": 0}, None, "sliding_window must be at least 1, got 0"),
+        ({"model_type": "mistral", "sliding_window": "all"}, "sliding_window", "expected int"),
+        ({**WINDOWED, "layer_types": ["sliding_attention"]}, None, "layer_types names 1 layers, and num_hidden_layers is 30"),
+        ({**WINDOWED, "layer_types": ["chunked_attention"] * 30}, None, "layer_types must be of .* got 'chunked_attention'"),
+        ({**WINDOWED, "layer_types": "full_attention"}, "layer_types", "expected list"),
+        ({"model_type": "gemma3_text", "sliding_window_pattern": 0}, "sliding_window_pattern", "at least 1, got 0"),
+        ({"model_type": "gemma3_text", "query_pre_attn_scalar": -1}, None, "query_pre_attn_scalar must be positive"),
+        ({"model_type": "gemma3_text", "rope_local_base_freq": 0}, None, "rope_local_base_freq must be positive"),
+        ({"model_type": "gemma3"}, "text_config", "missing"),
         ({"rope_theta": 10**400}, "rope_theta", "expected float, got int"),
     ],
 )
@@ -195,6 +271,21 @@ def test_gguf_of_families():
         assert config.model_type == name and config.head_dim == 64
         # That q, k and v have biases goes without saying for one of them.
         assert config.attention_bias == (name == "qwen3")
+
+
+def test_gguf_of_gemma():
+    metadata = {key.replace("llama.", "gemma3."): value for key, value in GGUF.items()} | {"general.architecture": "gemma3"}
+    config = ModelConfig.from_gguf({**metadata, "gemma3.attention.sliding_window": 512}, EMBEDDING)
+    assert windows(config) == ([512] * 5 + [0]) * 5
+    assert (config.rope_theta, config.rope_local_base_freq, config.query_pre_attn_scalar) == (1e5, 1e4, 64)
+    more = {"gemma3.attention.sliding_window": 8, "gemma3.attention.sliding_window_pattern": 2, "gemma3.rope.freq_base_swa": 5e3}
+    config = ModelConfig.from_gguf({**metadata, **more}, EMBEDDING)
+    assert windows(config) == [8, 0] * 15 and config.rope_local_base_freq == 5e3
+    assert windows(ModelConfig.from_gguf(metadata, EMBEDDING)) == [0] * 30
+    largest = {**metadata, "gemma3.block_count": 62, "gemma3.embedding_length": 900}
+    assert ModelConfig.from_gguf(largest, EMBEDDING).query_pre_attn_scalar == 100
+    with pytest.raises(ValueError, match="gemma3.final_logit_softcapping 30.0"):
+        ModelConfig.from_gguf({**metadata, "gemma3.final_logit_softcapping": 30.0}, EMBEDDING)
 
 
 @pytest.mark.parametrize("original", [32, 4096, 8192])
@@ -227,10 +318,11 @@ def test_gguf_linear_scaling():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"general.architecture": "mamba"}, "architecture 'mamba' is not supported; supported are llama"),
+        ({"general.architecture": "mamba"}, "architecture 'mamba' is not supported; supported are gemma3, llama"),
         ({"llama.expert_count": 8}, "mixtures of experts"),
         ({"llama.rope.scaling.type": "yarn"}, "scaling.type 'yarn'"),
         ({"llama.attention.key_length": 128}, "partial"),
+        ({"llama.attention.sliding_window": 4096}, "sliding_window 4096"),
         ({"llama.block_count": None}, "llama.block_count: this key is missing"),
         ({"llama.attention.head_count": [9, 9]}, "head_count: expected int, got list"),
         ({"llama.attention.head_count_kv": 2}, "not a multiple"),

@@ -5,6 +5,7 @@ import pytest
 import tiny
 
 from pyloss import FormatError
+from pyloss.models.config import ModelConfig
 from pyloss.models.gguf import read_gguf
 from pyloss.models.safetensors import read_safetensors
 from pyloss.models.sources import FolderSource, GGUFSource
@@ -17,8 +18,9 @@ def sources(tmp_path):
     """(arrays, [source of a folder, source of a GGUF file]) of one model."""
     pytest.importorskip("gguf")
     _, arrays = tiny.write_folder(tmp_path / "folder", bias=True)
-    c, _ = tiny.write_gguf(tmp_path / "model.gguf", bias=True)
-    return arrays, [FolderSource(read_safetensors(tmp_path / "folder")), GGUFSource(read_gguf(tmp_path / "model.gguf"), c["head_dim"])]
+    tiny.write_gguf(tmp_path / "model.gguf", bias=True)
+    file = read_gguf(tmp_path / "model.gguf")
+    return arrays, [FolderSource(read_safetensors(tmp_path / "folder")), GGUFSource(file, ModelConfig.from_gguf(file.metadata, file.tensors))]
 
 
 def test_arrays_and_matrices(sources):
@@ -31,7 +33,7 @@ def test_arrays_and_matrices(sources):
             assert not weight.raw.flags.owndata
             np.testing.assert_array_equal(weight.dequantize(), arrays[f"{name}.weight"])
             np.testing.assert_array_equal(source.array(f"{name}.bias", rows, rotary=rotary), arrays[f"{name}.bias"])
-        np.testing.assert_array_equal(source.array("model.norm.weight", 32), arrays["model.norm.weight"])
+        np.testing.assert_array_equal(source.norm("model.norm", 32), arrays["model.norm.weight"])
 
 
 def test_what_is_there(sources):

@@ -101,6 +101,20 @@ def test_the_cache_grows_over_many_tokens(model):
     np.testing.assert_allclose(logits, whole[-1], atol=5e-5)
 
 
+def test_the_cache_of_a_window_holds_what_can_be_seen(tmp_path):
+    model = tiny.load_tiny(tmp_path / "model", model_type="mistral", sliding_window=50)
+    rng = np.random.default_rng(0)
+    tokens, cache = rng.integers(0, 29, 400), model.make_cache()
+    whole = model(tokens[None])[0]
+    begin = 0
+    for n in (150, 1, 1, 20, 1, *[1] * 227):
+        logits = model.step(tokens[begin : begin + n], cache)
+        begin += n
+        np.testing.assert_allclose(logits, whole[begin - 1], atol=5e-5)
+    keys, values = cache.append(0, np.zeros((1, 16), np.float32), np.zeros((1, 16), np.float32))
+    assert begin == cache.length == 400 and 50 <= len(keys) == len(values) <= 150
+
+
 def loss(model, sequences):
     labels = np.concatenate([[*s[1:], -1] for s in sequences]).astype(np.int32)
     return pyloss.linear_cross_entropy(packed(model, sequences), model.head_weight, labels, ignore_index=-1).sum()

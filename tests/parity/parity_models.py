@@ -35,6 +35,9 @@ LLAMA3 = {
     "original_max_position_embeddings": 32,
 }
 
+# A window that the test sequences reach beyond, and seven layers: both kinds, and one more after the pattern.
+GEMMA3 = {"num_hidden_layers": 7, "sliding_window": 24, "query_pre_attn_scalar": 16, "rope_theta": 1e6}
+
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -42,13 +45,17 @@ def make_tiny(seed=0, family="Llama", **changes):
     """A small random transformers model in float32; norms and biases are random too, which transformers begins as ones and zeros."""
     values = {**TINY, **changes}
     theta, scaling = values.pop("rope_theta"), values.pop("rope_scaling", None) or {"rope_type": "default"}
-    config = getattr(transformers, f"{family}Config")(**values, rope_parameters={"rope_theta": theta, **scaling})
+    rope = {"rope_theta": theta, **scaling}
+    if family == "Gemma3":
+        rope = {"full_attention": rope, "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}
+    name = f"{family}TextConfig" if family == "Gemma3" else f"{family}Config"
+    config = getattr(transformers, name)(**values, rope_parameters=rope)
     model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             spread = 0.1 if parameter.ndim == 1 else 1.5 / parameter.shape[1] ** 0.5
-            parameter.normal_(1.0 if "norm" in name else 0.0, spread, generator=generator)
+            parameter.normal_(1.0 if "norm" in name and family != "Gemma3" else 0.0, spread, generator=generator)
     model.tie_weights()
     return model
 
@@ -57,11 +64,11 @@ def write_gguf(model, path):
     """Writes a transformers model as llama.cpp's converter does, with float32 matrices.
 
     The rules are those of its conversion scripts: `llama` has the rotary pairs of q and k interleaved, Llama 3's scaling is a
-    tensor.
+    tensor, norms of `gemma3` have 1 added and its query_pre_attn_scalar goes without saying.
     """
     gguf = pytest.importorskip("gguf", reason="writes GGUF files with it")
-    config, arch = model.config, {"mistral": "llama"}.get(model.config.model_type, model.config.model_type)
-    rope = config.rope_parameters
+    config, arch = model.config, {"mistral": "llama", "gemma3_text": "gemma3"}.get(model.config.model_type, model.config.model_type)
+    rope = config.rope_parameters.get("full_attention", config.rope_parameters)
     writer = gguf.GGUFWriter(path, arch)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
@@ -73,6 +80,8 @@ def write_gguf(model, path):
     writer.add_value_length(config.head_dim)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_freq_base(rope["rope_theta"])
+    if arch == "gemma3":
+        writer.add_sliding_window(config.sliding_window)
     if rope["rope_type"] == "linear":
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(rope["factor"])
@@ -83,6 +92,8 @@ def write_gguf(model, path):
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue
         array = tensor.float().numpy()
+        if arch == "gemma3" and name.endswith("norm.weight"):
+            array = array + 1
         if arch == "llama" and (".q_proj." in name or ".k_proj." in name):
             halves = array.reshape(-1, 2, config.head_dim // 2, *array.shape[1:])
             array = np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(array.shape)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from parity_models import (
+    GEMMA3,
     LINEARS,
     LLAMA3,
     add_adapter,
@@ -17,6 +18,7 @@ from parity_models import (
     transformers,
     write_gguf,
 )
+from safetensors.numpy import load_file, save_file
 
 import pyloss
 from pyloss.tuner.losses import target_weights
@@ -37,15 +39,22 @@ VARIANTS = {
     "biases": {"attention_bias": True, "mlp_bias": True},
     "llama3 rotary": {"rope_scaling": LLAMA3},
     "linear rotary": {"rope_scaling": {"rope_type": "linear", "factor": 4.0}},
-    "mistral": {"family": "Mistral", "sliding_window": None, "rope_theta": 1e6},
+    "mistral": {"family": "Mistral", "sliding_window": 24, "rope_theta": 1e6},
     "stored in bfloat16": {"stored": "bfloat16"},
     "stored in float16": {"stored": "float16", "tie_word_embeddings": False},
     "in shards": {"shards": "60KB"},
     "qwen2": {"family": "Qwen2"},
+    "qwen2 with windows": {"family": "Qwen2", "use_sliding_window": True, "sliding_window": 10, "max_window_layers": 1},
     "qwen3": {"family": "Qwen3", "tie_word_embeddings": False},
     "qwen3 with biases": {"family": "Qwen3", "attention_bias": True},
+    "gemma3": {"family": "Gemma3", **GEMMA3},
+    "gemma3 with scaled positions": {"family": "Gemma3", **GEMMA3, "rope_scaling": {"rope_type": "linear", "factor": 8.0}},
+    "gemma3 of other sizes": {
+        "family": "Gemma3", **GEMMA3, "query_pre_attn_scalar": 24, "attention_bias": True, "tie_word_embeddings": False,
+        "num_hidden_layers": 3, "layer_types": ["full_attention", "sliding_attention", "sliding_attention"],
+    },
 }
-GGUF = ("grouped", "biases", "llama3 rotary", "linear rotary", "qwen2", "qwen3")
+GGUF = ("grouped", "biases", "llama3 rotary", "linear rotary", "qwen2", "qwen3", "gemma3", "gemma3 with scaled positions")
 VARIANTS |= {f"{name}, gguf": {**VARIANTS[name], "gguf": True} for name in GGUF}
 
 
@@ -104,6 +113,28 @@ def test_logits_of_variants(tiny):
         expected = torch_logits(theirs, ids)
         assert expected.std() > 0.5  # differences show
         np.testing.assert_allclose(our_logits(ours, ids), expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("beginning", ["language_model.model.", "model.language_model."])
+def test_the_language_model_beside_one_for_images(tmp_path, beginning):
+    """Under both of the names that versions of transformers have given it."""
+    text = make_tiny(family="Gemma3", **GEMMA3)
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+    config = transformers.Gemma3Config(text_config=text.config.to_dict(), vision_config=vision, mm_tokens_per_image=4)
+    whole = transformers.Gemma3ForConditionalGeneration(config).eval()
+    whole.model.language_model.load_state_dict(text.model.state_dict())
+    whole.tie_weights()
+    whole.save_pretrained(tmp_path)
+    (file,) = tmp_path.glob("*.safetensors")
+    tensors = {name.replace("language_model.model.", beginning, 1): array for name, array in load_file(file).items()}
+    save_file(tensors, file)
+    assert f"{beginning}layers.0.self_attn.q_proj.weight" in tensors
+    ours = pyloss.load_model(tmp_path)
+    assert ours.config.model_type == "gemma3_text"
+    (ids,) = ragged(300, 40)
+    np.testing.assert_allclose(our_logits(ours, ids), torch_logits(text, ids), rtol=0, atol=1e-4)
+    ours.save(tmp_path / "text")
+    assert pyloss.load_model(tmp_path / "text").config == ours.config
 
 
 def test_rotary_scaling_matters_at_these_lengths(tmp_path):

@@ -1,0 +1,72 @@
+"""Every family, fused and saved here: the same answers from here, transformers and mlx-lm, and from a GGUF file written here."""
+
+import numpy as np
+import pytest
+import tiny
+from parity_models import GEMMA3, LLAMA3, add_adapter, make_tiny, mlx_logits, our_logits, torch, torch_logits, transformers
+
+import pyloss
+from pyloss.models.gguf_writer import write_gguf
+
+FAMILIES = {
+    "llama": {"rope_scaling": LLAMA3, "attention_bias": True},
+    "mistral": {"family": "Mistral", "sliding_window": 24, "tie_word_embeddings": False},
+    "qwen2": {"family": "Qwen2"},
+    "qwen2 with windows": {"family": "Qwen2", "use_sliding_window": True, "sliding_window": 24, "max_window_layers": 1},
+    "qwen3": {"family": "Qwen3", "tie_word_embeddings": False},
+    "gemma3": {"family": "Gemma3", **GEMMA3},
+}
+IDS = np.random.default_rng(0).integers(5, tiny.TOKENS, 60)
+WITHIN = IDS[:20]  # mlx-lm and llama.cpp know the windows of gemma3 alone
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request, tmp_path):
+    """(name, our model with a filled adapter)."""
+    make_tiny(**{"vocab_size": tiny.TOKENS, **FAMILIES[request.param]}).save_pretrained(tmp_path / "base")
+    model = pyloss.load_model(tmp_path / "base")
+    plain = our_logits(model, IDS)
+    add_adapter(model, size=0.2)
+    assert np.abs(our_logits(model, IDS) - plain).max() > 0.1  # the adapter shows
+    return request.param, model
+
+
+def greedy(model, count=60):
+    """Tokens by the cache, which are those that whole passes give."""
+    cache, tokens = model.make_cache(), []
+    logits = model.step(IDS, cache)
+    for _ in range(count):
+        tokens.append(int(logits.argmax()))
+        logits = model.step(tokens[-1:], cache)
+    whole = our_logits(model, [*IDS, *tokens])[len(IDS) - 1 : -1]
+    assert whole.argmax(axis=1).tolist() == tokens
+    return tokens
+
+
+def test_fused_and_saved(family, tmp_path):
+    name, model = family
+    tokens, logits, within = greedy(model), our_logits(model, IDS), our_logits(model, WITHIN)
+    model.fuse()
+    assert greedy(model) == tokens
+    model.save(tmp_path / "fused")
+    again = pyloss.load_model(tmp_path / "fused")
+    assert again.config == model.config
+    np.testing.assert_array_equal(our_logits(again, IDS), our_logits(model, IDS))
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "fused", dtype=torch.float32).eval()
+    np.testing.assert_allclose(torch_logits(theirs, IDS), logits, rtol=0, atol=2e-4)
+    utils = pytest.importorskip("mlx_lm.utils", reason="compares with mlx-lm (parity extra)")
+    mlx, _ = utils.load_model(tmp_path / "fused")
+    ids, expected = (IDS, logits) if name in ("llama", "qwen3", "gemma3") else (WITHIN, within)
+    np.testing.assert_allclose(mlx_logits(mlx, ids), expected, rtol=0, atol=2e-4)
+
+
+def test_written_as_gguf(family, tmp_path):
+    name, model = family
+    model.fuse()
+    write_gguf(model, tmp_path / "fused.gguf", tiny.byte_tokenizer())
+    again = pyloss.load_model(tmp_path / "fused.gguf")
+    ids = WITHIN if "windows" in name or name == "mistral" else IDS
+    np.testing.assert_allclose(our_logits(again, ids), our_logits(model, ids), rtol=0, atol=1e-5)
+    assert again.config.max_position_embeddings == (512 if ids is IDS else 24)
+    if name == "gemma3":
+        assert again.config == model.config
