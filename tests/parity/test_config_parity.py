@@ -20,6 +20,24 @@ LLAMA3 = {
 }
 
 
+GEMMA3 = {"rope_local_base_freq": 1e4, "query_pre_attn_scalar": 24}
+PATTERN = ["sliding_attention"] * 5 + ["full_attention", "sliding_attention"]
+
+
+def rotary_bases(theirs):
+    """rope_theta and rope_local_base_freq of transformers' configuration."""
+    rope = theirs.rope_parameters
+    if "full_attention" in rope:
+        return rope["full_attention"]["rope_theta"], rope["sliding_attention"]["rope_theta"]
+    return rope["rope_theta"], None
+
+
+def windows_of(theirs):
+    window = getattr(theirs, "sliding_window", None) or 0
+    types = getattr(theirs, "layer_types", None) or ["sliding_attention"] * theirs.num_hidden_layers
+    return [window if kind == "sliding_attention" else 0 for kind in types]
+
+
 def make(**changes):
     values = {
         "model_type": "llama",
@@ -47,6 +65,11 @@ def make(**changes):
         {"model_type": "mistral", "rope_theta": 1e6},
         {"model_type": "qwen2", "rope_theta": 1e6, "head_dim": 16},
         {"model_type": "qwen3", "tie_word_embeddings": False, "attention_bias": True},
+        {"model_type": "mistral", "sliding_window": 100},
+        {"model_type": "qwen2", "head_dim": 16, "sliding_window": 100, "layer_types": ["full_attention", "sliding_attention"]},
+        {"model_type": "gemma3_text", **GEMMA3, "sliding_window": 100, "layer_types": ["full_attention", "sliding_attention"]},
+        {"model_type": "gemma3_text", **GEMMA3, "sliding_window": 100, "num_hidden_layers": 7, "layer_types": PATTERN},
+        {"model_type": "gemma3_text", **GEMMA3, "rope_scaling": {"rope_type": "linear", "factor": 8.0}},
         {"attention_bias": True, "mlp_bias": True, "rms_norm_eps": 1e-5, "bos_token_id": 1, "pad_token_id": 0},
     ],
 )
@@ -56,19 +79,22 @@ def test_transformers_reads_ours_and_we_read_what_it_writes(tmp_path, changes):
     theirs = transformers.AutoConfig.from_pretrained(tmp_path)
     for name in ("vocab_size", "hidden_size", "head_dim", "num_key_value_heads", "tie_word_embeddings", "rms_norm_eps"):
         assert getattr(theirs, name) == getattr(config, name)
-    assert getattr(theirs, "sliding_window", None) is None
+    assert rotary_bases(theirs) == (config.rope_theta, config.rope_local_base_freq)
+    assert windows_of(theirs) == [config.window(i) for i in range(config.num_hidden_layers)]
+    assert getattr(theirs, "query_pre_attn_scalar", None) == config.query_pre_attn_scalar
     theirs.save_pretrained(tmp_path)
     assert ModelConfig.from_hf(tmp_path / "config.json") == config
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_what_transformers_takes_for_missing_keys(tmp_path, name):
-    content = {"model_type": name, "sliding_window": None}
+    content = {"model_type": name}
     numbers = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
     content |= {key: getattr(make(), key) for key in numbers}
     (tmp_path / "config.json").write_text(json.dumps(content))
     ours, theirs = ModelConfig.from_hf(tmp_path / "config.json"), transformers.AutoConfig.from_pretrained(tmp_path)
-    assert theirs.rope_parameters["rope_theta"] == ours.rope_theta
+    assert rotary_bases(theirs) == (ours.rope_theta, ours.rope_local_base_freq)
+    assert windows_of(theirs) == [ours.window(i) for i in range(ours.num_hidden_layers)]
     for key in ("head_dim", "rms_norm_eps", "max_position_embeddings", "tie_word_embeddings"):
         assert getattr(theirs, key, ours.hidden_size // ours.num_attention_heads) == getattr(ours, key), key
 
