@@ -54,7 +54,8 @@ def estimate_memory(
     head_dim = int(getattr(config, "head_dim", 0) or hidden // heads)
     inner = int(getattr(config, "intermediate_size", 0) or 4 * hidden)
     vocabulary = int(getattr(config, "vocab_size", 0) or 0)
-    if getattr(config, "tie_word_embeddings", False) and any(n.endswith("embed_tokens.weight") for n in model.trainable_parameters()):
+    table = any(name.endswith("embed_tokens.weight") for name in model.trainable_parameters())
+    if table and getattr(config, "tie_word_embeddings", False):
         total += 4 * vocabulary * hidden
     layers = _trained_layers(model)
     tokens = batch_size * max_len
