@@ -174,7 +174,7 @@ INLINE attn_mask attn_mask_at(const attn_scratch *x, int64_t row, int64_t key) {
 }
 INLINE vf attn_masked(const attn_mask *mask, int64_t j, vf seen, vf unseen) {
     vi at = vi_set1((int32_t)j);
-    return vf_select((mask->visible > at) & (mask->hidden <= at), seen, unseen);
+    return vf_select(vi_less(at, mask->visible) & ~vi_less(at, mask->hidden), seen, unseen);
 }
 
 /* ---- Forward */

@@ -454,7 +454,7 @@ INLINE void dropout_lanes(vf *v, int64_t index, const void *constants) {
     /* Pieces begin at multiples of LANES, so that all lanes share the upper half of their index. */
     x = mix_words((x + (uint32_t)index) ^ k->key[0]);
     x = mix_words((x ^ k->key[1]) + ((uint32_t)(index >> 32) ^ k->key[2]));
-    v[0] = vf_select((vi)(x >= k->drop_below), v[0] * k->scale, (vf){0});
+    v[0] = (vf)((vi)(x >= k->drop_below) & (vi)(v[0] * k->scale));
 }
 
 /* y = x / (1 - p) with probability 1 - p, else 0; of dy with the same seed and p it is the gradient */

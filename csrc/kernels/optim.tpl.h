@@ -85,7 +85,7 @@ INLINE void lion_lanes(vf *v, int64_t index UNUSED, const void *constants) {
     const lion_constants *k = constants;
     vf g = v[0] * k->grad_scale, p = v[1], m = v[2], mixed = k->beta1 * m + k->rest1 * g;
     /* 0 and NaN are their own signs. */
-    vf sign = vf_select(mixed > 0.0f, vf_set1(1.0f), vf_select(mixed < 0.0f, vf_set1(-1.0f), mixed));
+    vf sign = vf_select(vf_less(vf_set1(0), mixed), vf_set1(1), vf_select(vf_less(mixed, vf_set1(0)), vf_set1(-1), mixed));
     v[0] = p - k->decay * p - k->lr * sign;
     v[1] = k->beta2 * m + k->rest2 * g;
 }

@@ -7,12 +7,16 @@
 #define SCALAR double
 #define v_set(a) VEC(set1)(a)
 #define v_exp(x) VEC(exp)(x)
+#define v_decay(x) VEC(decay)(x)
 #define v_expm1(x) VEC(expm1)(x)
 #define v_log1p(x) VEC(log1p)(x)
+#define v_reciprocal(x) VEC(reciprocal)(x)
 #define v_abs(x) VEC(abs)(x)
 #define v_max(a, b) VEC(max)(a, b)
 #define v_min(a, b) VEC(min)(a, b)
 #define v_log_grown(x, more) VEC(log_grown)(x, more)
+#define v_less(a, b) VEC(less)(a, b)
+#define v_equal(a, b) VEC(equal)(a, b)
 #define v_select(mask, a, b) VEC(select)(mask, a, b)
 
 /* Gradients larger than this are stored past the caches: nobody finds them there any more. */
@@ -26,7 +30,7 @@ typedef struct {
     int stream;
 } row_job;
 
-enum { ROW_BLOCK = 1024, PAGE_SKEW = 640 };
+enum { ROW_BLOCK = 2048, AHEAD_BYTES = 256 << 10, PAGE_SKEW = 640 };
 static const int64_t float_bytes[] = {[PL_F32] = 4, [PL_F64] = 8, [PL_F16] = 2, [PL_BF16] = 2};
 
 /* Runs `piece` over all rows with `parts` padded rows of scratch for each worker. `out` is the gradient that may be streamed. */
@@ -41,7 +45,9 @@ static pl_status run_rows(const pl_call *c, int parts, const pl_rows *in, const 
     char *scratch = pl_acquire(job.stride * (size_t)pl_num_threads() + PAGE_SKEW);
     if (!scratch) return PL_NO_MEMORY;
     job.scratch = scratch + PAGE_SKEW;
-    pl_parallel(n, grain_of(v), piece, &job);
+    /* Some rows in a piece, so that there is a next one to fetch while a gradient is written. */
+    int64_t some = n / (8 * pl_num_threads()), least = grain_of(v);
+    pl_parallel(n, some > least ? some : least, piece, &job);
     pl_release(scratch);
     return PL_OK;
 }
@@ -68,12 +74,16 @@ enum { WIDTH_f64 = DLANES };
 #undef SCALAR
 #undef v_set
 #undef v_exp
+#undef v_decay
 #undef v_expm1
 #undef v_log1p
+#undef v_reciprocal
 #undef v_abs
 #undef v_max
 #undef v_min
 #undef v_log_grown
+#undef v_less
+#undef v_equal
 #undef v_select
 
 /* The position of the first largest element of each row, or of its first NaN, as numpy.argmax. */

@@ -56,9 +56,31 @@ INLINE vd vd_load_part(const double *p, int64_t n, double fill) {
 }
 INLINE void vd_store_part(double *p, vd v, int64_t n) { memcpy(p, &v, (size_t)n * sizeof *p); }
 
-/* mask ? a : b, lane by lane. */
-INLINE vf vf_select(vi mask, vf a, vf b) { return (vf)((mask & (vi)a) | (~mask & (vi)b)); }
-INLINE vd vd_select(vl mask, vd a, vd b) { return (vd)((mask & (vl)a) | (~mask & (vl)b)); }
+/* Comparisons, lane by lane, false where either is NaN; and mask ? a : b. Operators give vectors of -1 and 0, which GCC turns into
+ * the masks of AVX-512 and back. */
+#if PL_BYTES == 64
+typedef __mmask16 vf_mask;
+typedef __mmask8 vd_mask;
+INLINE vf_mask vf_less(vf a, vf b) { return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_LT_OQ); }
+INLINE vf_mask vf_equal(vf a, vf b) { return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_EQ_OQ); }
+INLINE vf_mask vi_less(vi a, vi b) { return _mm512_cmplt_epi32_mask((__m512i)a, (__m512i)b); }
+INLINE vf_mask vi_equal(vi a, vi b) { return _mm512_cmpeq_epi32_mask((__m512i)a, (__m512i)b); }
+INLINE vf vf_select(vf_mask mask, vf a, vf b) { return (vf)_mm512_mask_mov_ps((__m512)b, mask, (__m512)a); }
+INLINE vd_mask vd_less(vd a, vd b) { return _mm512_cmp_pd_mask((__m512d)a, (__m512d)b, _CMP_LT_OQ); }
+INLINE vd_mask vd_equal(vd a, vd b) { return _mm512_cmp_pd_mask((__m512d)a, (__m512d)b, _CMP_EQ_OQ); }
+INLINE vd vd_select(vd_mask mask, vd a, vd b) { return (vd)_mm512_mask_mov_pd((__m512d)b, mask, (__m512d)a); }
+#else
+typedef vi vf_mask;
+typedef vl vd_mask;
+INLINE vf_mask vf_less(vf a, vf b) { return a < b; }
+INLINE vf_mask vf_equal(vf a, vf b) { return a == b; }
+INLINE vf_mask vi_less(vi a, vi b) { return a < b; }
+INLINE vf_mask vi_equal(vi a, vi b) { return a == b; }
+INLINE vf vf_select(vf_mask mask, vf a, vf b) { return (vf)((mask & (vi)a) | (~mask & (vi)b)); }
+INLINE vd_mask vd_less(vd a, vd b) { return a < b; }
+INLINE vd_mask vd_equal(vd a, vd b) { return a == b; }
+INLINE vd vd_select(vd_mask mask, vd a, vd b) { return (vd)((mask & (vl)a) | (~mask & (vl)b)); }
+#endif
 
 /* The larger and the smaller; b where either is NaN. */
 INLINE vf vf_max(vf a, vf b) {
@@ -69,7 +91,7 @@ INLINE vf vf_max(vf a, vf b) {
 #elif defined(__x86_64__)
     return (vf)_mm_max_ps((__m128)a, (__m128)b);
 #else
-    return vf_select(a > b, a, b);
+    return vf_select(vf_less(b, a), a, b);
 #endif
 }
 INLINE vf vf_min(vf a, vf b) {
@@ -80,11 +102,11 @@ INLINE vf vf_min(vf a, vf b) {
 #elif defined(__x86_64__)
     return (vf)_mm_min_ps((__m128)a, (__m128)b);
 #else
-    return vf_select(a < b, a, b);
+    return vf_select(vf_less(a, b), a, b);
 #endif
 }
-INLINE vd vd_max(vd a, vd b) { return vd_select(a > b, a, b); }
-INLINE vd vd_min(vd a, vd b) { return vd_select(a < b, a, b); }
+INLINE vd vd_max(vd a, vd b) { return vd_select(vd_less(b, a), a, b); }
+INLINE vd vd_min(vd a, vd b) { return vd_select(vd_less(a, b), a, b); }
 
 INLINE vf vf_abs(vf a) { return (vf)((vi)a & 0x7fffffff); }
 INLINE vd vd_abs(vd a) { return (vd)((vl)a & INT64_MAX); }
@@ -129,43 +151,38 @@ INLINE double vd_hmax(vd v) {
     return m;
 }
 
-/* e^x within 1.5 ulp; 0 at -inf, inf above 88.7, NaN at NaN. */
-INLINE vf vf_exp(vf x) {
-    vf c = vf_min(vf_set1(89.0f), vf_max(vf_set1(-104.0f), x)); /* in this order a NaN stays one */
-#if PL_BYTES == 64
-    /* x log2(e) = k + f with log2(e) in two parts, and a minimax polynomial of 2^f on [-1/2, 1/2]. */
-    vf k = (vf)_mm512_roundscale_ps((__m512)(c * 1.44269502f), 0);
-    /* Told explicitly: the product is used twice, and the compiler would round it. */
-    vf f = (vf)_mm512_fmsub_ps((__m512)c, _mm512_set1_ps(1.44269502f), (__m512)k);
-    f = f + c * 1.92596299e-8f;
-    vf p = f * 1.534581088e-4f + 1.339993121e-3f;
-    p = p * f + 9.618488961e-3f;
-    p = p * f + 5.550328777e-2f;
-    p = p * f + 2.402264689e-1f;
-    p = p * f + 6.931472057e-1f;
-    p = p * f + 1.0f;
-    return (vf)_mm512_scalef_ps((__m512)p, (__m512)k);
-#else
-    /* Range reduction by ln 2 in two parts and a degree-6 polynomial on [-ln2/2, ln2/2]; the power of two is applied in two
-     * halves so that subnormal results are right. */
-    vf magic = vf_set1(12582912.0f); /* 1.5 * 2^23: adding it rounds to an integer in the low bits */
-    vf shifted = c * 1.44269504088896341f + magic;
-    vf k = shifted - magic;
-    vf r = c - k * 0.693359375f;
+/* x log2(e) or x / ln 2 to the nearest whole number k: adding 1.5 * 2^23 (2^52) rounds to an integer in the low bits. */
+typedef struct {
+    vf k;
+    vi n; /* the same as integers */
+} vf_whole;
+INLINE vf_whole vf_powers_of_two(vf x) {
+    vf magic = vf_set1(12582912.0f), shifted = x * 1.44269504088896341f + magic;
+    return (vf_whole){shifted - magic, (vi)shifted - (vi)magic};
+}
+typedef struct {
+    vd k;
+    vl n;
+} vd_whole;
+INLINE vd_whole vd_powers_of_two(vd x) {
+    vd magic = vd_set1(6755399441055744.0), shifted = x * 1.4426950408889634074 + magic;
+    return (vd_whole){shifted - magic, (vl)shifted - (vl)magic};
+}
+
+/* e^r - 1 for r = x - k ln 2 in [-ln2/2, ln2/2], ln 2 in two parts: minimax to degree 7, and Taylor's polynomial to degree 13. */
+INLINE vf vf_expm1_rest(vf x, vf k) {
+    vf r = x - k * 0.693359375f;
     r = r + k * 2.12194440e-4f;
     vf p = r * 1.9875691500e-4f + 1.3981999507e-3f;
     p = p * r + 8.3334519073e-3f;
     p = p * r + 4.1665795894e-2f;
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
-    p = p * (r * r) + r + 1.0f;
-    vi n = (vi)shifted - (vi)magic, half = n >> 1;
-    return p * (vf)((half + 127) << 23) * (vf)((n - half + 127) << 23);
-#endif
+    return p * (r * r) + r;
 }
-
-/* (e^r - 1 - r) / r^2 on [-ln2/2, ln2/2]: the Taylor polynomial of e^r to degree 13. */
-INLINE vd vd_exp_tail(vd r) {
+INLINE vd vd_expm1_rest(vd x, vd k) {
+    vd r = x - k * 6.93147180369123816490e-01;
+    r = r - k * 1.90821492927058770002e-10;
     vd p = r * (1.0 / 6227020800.0) + 1.0 / 479001600.0;
     p = p * r + 1.0 / 39916800.0;
     p = p * r + 1.0 / 3628800.0;
@@ -177,78 +194,101 @@ INLINE vd vd_exp_tail(vd r) {
     p = p * r + 1.0 / 24.0;
     p = p * r + 1.0 / 6.0;
     p = p * r + 0.5;
-    return p;
+    return p * (r * r) + r;
 }
+
+/* e^x within 2 ulp from -104 to 89; NaN at NaN. */
+INLINE vf vf_exp_between(vf x) {
+#if PL_BYTES == 64
+    /* x log2(e) = k + f with log2(e) in two parts, and a minimax polynomial of 2^f on [-1/2, 1/2]. */
+    vf k = (vf)_mm512_roundscale_ps((__m512)(x * 1.44269502f), 0);
+    /* Told explicitly: the product is used twice, and the compiler would round it. */
+    vf f = (vf)_mm512_fmsub_ps((__m512)x, _mm512_set1_ps(1.44269502f), (__m512)k);
+    f = f + x * 1.92596299e-8f;
+    vf p = f * 1.32647273e-3f + 9.67151299e-3f;
+    p = p * f + 5.55073358e-2f;
+    p = p * f + 2.40222424e-1f;
+    p = p * f + 6.93147004e-1f;
+    p = p * f + 1.0f;
+    return (vf)_mm512_scalef_ps((__m512)p, (__m512)k);
+#else
+    /* The power of two is applied in two halves so that subnormal results are right. */
+    vf_whole w = vf_powers_of_two(x);
+    vf p = vf_expm1_rest(x, w.k) + 1.0f;
+    vi half = w.n >> 1;
+    return p * (vf)((half + 127) << 23) * (vf)((w.n - half + 127) << 23);
+#endif
+}
+/* e^x; 0 at -inf, inf above 88.7. */
+INLINE vf vf_exp(vf x) {
+    return vf_exp_between(vf_min(vf_set1(89.0f), vf_max(vf_set1(-104.0f), x))); /* in this order a NaN stays one */
+}
+/* e^x for x <= 0. */
+INLINE vf vf_decay(vf x) { return vf_exp_between(vf_max(vf_set1(-104.0f), x)); }
 
 /* e^x in float64 within 1 ulp or so; the same scheme. */
 INLINE vd vd_exp(vd x) {
     vd c = vd_min(vd_set1(710.0), vd_max(vd_set1(-746.0), x));
-    vd magic = vd_set1(6755399441055744.0); /* 1.5 * 2^52 */
-    vd shifted = c * 1.4426950408889634074 + magic;
-    vd k = shifted - magic;
-    vd r = c - k * 6.93147180369123816490e-01;
-    r = r - k * 1.90821492927058770002e-10;
-    vd p = vd_exp_tail(r);
-    p = p * (r * r) + r + 1.0;
+    vd_whole w = vd_powers_of_two(c);
+    vd p = vd_expm1_rest(c, w.k) + 1.0;
 #if PL_BYTES == 64
-    return (vd)_mm512_scalef_pd((__m512d)p, (__m512d)k);
+    return (vd)_mm512_scalef_pd((__m512d)p, (__m512d)w.k);
 #else
-    vl n = (vl)shifted - (vl)magic, half = n >> 1;
-    return p * (vd)((half + 1023) << 52) * (vd)((n - half + 1023) << 52);
+    vl half = w.n >> 1;
+    return p * (vd)((half + 1023) << 52) * (vd)((w.n - half + 1023) << 52);
 #endif
 }
 
+INLINE vd vd_decay(vd x) { return vd_exp(x); }
+
 /* e^x - 1 within 2 ulp, for x from -inf to 80. */
 INLINE vf vf_expm1(vf x) {
-    vf c = vf_max(vf_set1(-80.0f), x), magic = vf_set1(12582912.0f);
-    vf shifted = c * 1.44269504088896341f + magic;
-    vf k = shifted - magic;
-    vf r = c - k * 0.693359375f;
-    r = r + k * 2.12194440e-4f;
-    vf p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * (r * r) + r;
-    vf two_k = (vf)(((vi)shifted - (vi)magic + 127) << 23);
-    return two_k * p + (two_k - 1.0f);
+    vf c = vf_max(vf_set1(-80.0f), x);
+    vf_whole w = vf_powers_of_two(c);
+    vf two_k = (vf)((w.n + 127) << 23);
+    return two_k * vf_expm1_rest(c, w.k) + (two_k - 1.0f);
 }
 INLINE vd vd_expm1(vd x) {
-    vd c = vd_max(vd_set1(-80.0), x), magic = vd_set1(6755399441055744.0);
-    vd shifted = c * 1.4426950408889634074 + magic;
-    vd k = shifted - magic;
-    vd r = c - k * 6.93147180369123816490e-01;
-    r = r - k * 1.90821492927058770002e-10;
-    vd p = vd_exp_tail(r);
-    p = p * (r * r) + r;
-    vd two_k = (vd)(((vl)shifted - (vl)magic + 1023) << 52);
-    return two_k * p + (two_k - 1.0);
+    vd c = vd_max(vd_set1(-80.0), x);
+    vd_whole w = vd_powers_of_two(c);
+    vd two_k = (vd)((w.n + 1023) << 52);
+    return two_k * vd_expm1_rest(c, w.k) + (two_k - 1.0);
 }
+
+/* 1 / x within 1 ulp for x >= 1; 0 at inf. */
+INLINE vf vf_reciprocal(vf x) {
+#if PL_BYTES == 64
+    __m512 r = _mm512_rcp14_ps((__m512)x), error = _mm512_fnmadd_ps((__m512)x, r, _mm512_set1_ps(1));
+    return (vf)_mm512_mask_fmadd_ps(r, _mm512_test_epi32_mask((__m512i)r, (__m512i)r), error, r);
+#else
+    return 1.0f / x;
+#endif
+}
+INLINE vd vd_reciprocal(vd x) { return 1.0 / x; }
 
 /* log(1 + x) within 2 ulp for x > -1; inf at inf. The exponent of 1 + x is taken off so that the rest f is in [sqrt(1/2) - 1,
  * sqrt(2) - 1] (x itself where the exponent is 0, so that nothing is lost near 0); log(1 + f) = 2 atanh(f / (2 + f)). */
 INLINE vf vf_log1p(vf x) {
     vf u = x + 1.0f;
     vi bits = (vi)u + (0x3f800000 - 0x3f3504f3), k = (bits >> 23) - 127;
-    vf f = vf_select(k == 0, x, (vf)((bits & 0x7fffff) + 0x3f3504f3) - 1.0f);
+    vf f = vf_select(vi_equal(k, vi_set1(0)), x, (vf)((bits & 0x7fffff) + 0x3f3504f3) - 1.0f);
     vf s = f / (f + 2.0f), z = s * s;
     vf p = z * 0.29581011f + 0.39987992f;
     p = p * z + 0.66666696f;
     vf y = s * (z * p) + (s + s);
     y = y + __builtin_convertvector(k, vf) * 0.69314718f;
-    return vf_select(u - u == vf_set1(0), y, u);
+    return vf_select(vf_equal(u - u, vf_set1(0)), y, u);
 }
 INLINE vd vd_log1p(vd x) {
     const int64_t half = 0x3fe6a09e667f3bcd; /* sqrt(1/2) */
     vd u = x + 1.0;
     vl bits = (vl)u + (0x3ff0000000000000 - half), k = (bits >> 52) - 1023;
-    vd f = vd_select(k == 0, x, (vd)((bits & 0xfffffffffffff) + half) - 1.0);
+    vd f = vd_select(vd_equal(__builtin_convertvector(k, vd), vd_set1(0)), x, (vd)((bits & 0xfffffffffffff) + half) - 1.0);
     vd s = f / (f + 2.0), z = s * s, p = vd_set1(2.0 / 25);
     for (int n = 23; n >= 3; n -= 2) p = p * z + 2.0 / n;
     vd y = s * (z * p) + (s + s);
     y = y + __builtin_convertvector(k, vd) * 0.693147180559945309417;
-    return vd_select(u - u == vd_set1(0), y, u);
+    return vd_select(vd_equal(u - u, vd_set1(0)), y, u);
 }
 
 /* log((x + d) / x) for x > 0, x + d > 0: y = x + d is brought near x by a power of two 2^-k (from the difference of their bits), and
@@ -257,7 +297,7 @@ INLINE vf vf_log_grown(vf x, vf d) {
     vf y = x + d;
     vi k = ((vi)y - (vi)x + 0x4afb0d) >> 23;
     y = (vf)((vi)y - (k << 23));
-    vf s = vf_select(k == 0, d, y - x) / (y + x), z = s * s;
+    vf s = vf_select(vi_equal(k, vi_set1(0)), d, y - x) / (y + x), z = s * s;
     vf p = z * 0.3001085f + 0.39975782f;
     p = p * z + 0.66666751f;
     return __builtin_convertvector(k, vf) * 0.69314718f + (s * (z * p) + (s + s));
@@ -395,6 +435,26 @@ INLINE void vf_to_bf16(uint16_t *p, vf v) {
     for (int i = 0; i < LANES; i++) p[i] = bf16_from_f32(v[i]);
 #endif
 }
+/* The same for 2 LANES floats. */
+INLINE void vf_to_bf16_twice(uint16_t *p, vf a, vf b) {
+#if PL_BYTES == 64
+    const __m512i half = _mm512_set1_epi32(0x7fff), one = _mm512_set1_epi32(1), odd = _mm512_set1_epi32(0x10000);
+    const __m512i quiet = _mm512_set1_epi32(0x400000);
+    __m512i x[2] = {(__m512i)a, (__m512i)b};
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; i++) {
+        __m512i up = _mm512_add_epi32(x[i], half);
+        up = _mm512_mask_add_epi32(up, _mm512_test_epi32_mask(x[i], odd), up, one);
+        x[i] = _mm512_mask_or_epi32(up, _mm512_cmp_ps_mask((__m512)x[i], (__m512)x[i], _CMP_UNORD_Q), x[i], quiet);
+    }
+    static const uint16_t odd_words[32] = {1,  3,  5,  7,  9,  11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31,
+                                           33, 35, 37, 39, 41, 43, 45, 47, 49, 51, 53, 55, 57, 59, 61, 63};
+    _mm512_storeu_si512(p, _mm512_permutex2var_epi16(x[0], _mm512_loadu_si512(odd_words), x[1]));
+#else
+    vf_to_bf16(p, a);
+    vf_to_bf16(p + LANES, b);
+#endif
+}
 INLINE void vf_to_f16(uint16_t *p, vf v) {
 #if PL_BYTES == 64
     _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph((__m512)v, 0));
@@ -477,7 +537,7 @@ INLINE vf vf_lookup16(const uint8_t *table, vi code) {
     return (vf)_mm512_permutexvar_ps((__m512i)code, _mm512_loadu_ps(table));
 #elif PL_BYTES == 32
     __m256 low = _mm256_loadu_ps((const float *)table), high = _mm256_loadu_ps((const float *)(table + 32));
-    return vf_select(code > 7, (vf)_mm256_permutevar8x32_ps(high, (__m256i)code),
+    return vf_select(vi_less(vi_set1(7), code), (vf)_mm256_permutevar8x32_ps(high, (__m256i)code),
                      (vf)_mm256_permutevar8x32_ps(low, (__m256i)code));
 #else
     vf v;

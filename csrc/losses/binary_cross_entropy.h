@@ -5,9 +5,9 @@ PL_ELEMENT_LOSS(binary_cross_entropy, "")
 INLINE void FORMULA(binary_cross_entropy)(FORMULA(element) * e, const SCALAR *option) {
     (void)option;
     V zero = v_set(0), one = v_set(1), size = v_abs(e->x), decay = v_exp(-size);
-    V share = v_select(e->x < zero, e->t, one - e->t);
-    e->loss = v_select(share == zero, zero, size * share) + v_log1p(decay);
-    e->by_x = v_select(e->x < zero, decay, one) / (one + decay) - e->t;
+    V share = v_select(v_less(e->x, zero), e->t, one - e->t);
+    e->loss = v_select(v_equal(share, zero), zero, size * share) + v_log1p(decay);
+    e->by_x = v_select(v_less(e->x, zero), decay, one) / (one + decay) - e->t;
     e->by_t = -e->x;
 }
 #endif

@@ -5,8 +5,9 @@
  *   V              some elements of a row at once (a vector, or one value)
  *   SCALAR         one value, in the most exact type there is
  *   v_set(a) v_exp(x) v_expm1(x) v_log1p(x) v_abs(x) v_max(a, b) v_min(a, b)   on V; the last two give b if either is NaN
+ *   v_decay(x) v_reciprocal(x)   e^x for x <= 0; 1/x for x >= 1
  *   v_log_grown(x, d)          log((x + d) / x) for x > 0, x + d > 0
- *   v_select(mask, a, b)       comparisons of V give the mask
+ *   v_less(a, b) v_equal(a, b) v_select(mask, a, b)   masks, and mask ? a : b
  *   INLINE         for functions
  *
  * A weight family turns logits into unnormalised probabilities w(x), so that probabilities are w(x) / sum w:
@@ -44,9 +45,9 @@ typedef struct {
 /* c tanh(x / c), with -inf left as it is: a masked class stays masked. tanh |y| = -e / (2 + e), e = e^(-2|y|) - 1. */
 INLINE V FORMULA(capped)(V x, V softcap) {
     V e = v_expm1(v_set(-2) * v_abs(x) / softcap), t = -e / (v_set(2) + e) * softcap;
-    return v_select(x == v_set(-INFINITY), x, v_select(x < v_set(0), -t, t));
+    return v_select(v_equal(x, v_set(-INFINITY)), x, v_select(v_less(x, v_set(0)), -t, t));
 }
 
 /* softmax: w(x) = e^x, shifted */
-INLINE V FORMULA(softmax_weight)(V x) { return v_exp(x); }
+INLINE V FORMULA(softmax_weight)(V x) { return v_decay(x); }
 INLINE V FORMULA(softmax_log_weight)(V x) { return x; }

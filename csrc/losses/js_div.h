@@ -6,12 +6,12 @@ PL_PAIR_LOSS(js_div, "beta:real", 0)
 #else
 INLINE void FORMULA(js_div)(FORMULA(pair_element) * e, const SCALAR *option) {
     V zero = v_set(0), beta = v_set(option[0]), rest = v_set(1 - option[0]);
-    V larger = v_max(e->q, e->p), share = v_select(e->q > e->p, beta, rest);
+    V larger = v_max(e->q, e->p), share = v_select(v_less(e->p, e->q), beta, rest);
     V log_mx = v_log_grown(larger, share * (v_min(e->p, e->q) - larger));
     /* In this order of arguments a NaN, of either row, goes on into both. */
     V log_mp = log_mx + v_max(zero, e->log_ratio), log_mq = log_mx - v_min(zero, e->log_ratio);
-    e->by_p = v_select(e->p == zero, e->p, -beta * e->p * log_mp);
-    e->by_q = v_select(e->q == zero, e->q, -rest * e->q * log_mq);
+    e->by_p = v_select(v_equal(e->p, zero), e->p, -beta * e->p * log_mp);
+    e->by_q = v_select(v_equal(e->q, zero), e->q, -rest * e->q * log_mq);
     e->loss = e->by_p + e->by_q;
 }
 #endif

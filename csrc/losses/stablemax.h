@@ -6,11 +6,11 @@ PL_ROW_MAP(log_stablemax, stablemax, 1)
 #else
 INLINE V FORMULA(stablemax_weight)(V x) {
     V y = v_set(1) + v_abs(x);
-    return v_select(x < v_set(0), v_set(1) / y, y);
+    return v_select(v_less(x, v_set(0)), v_reciprocal(y), y);
 }
 INLINE V FORMULA(stablemax_log_weight)(V x) {
     V y = v_log1p(v_abs(x));
-    return v_select(x < v_set(0), -y, y);
+    return v_select(v_less(x, v_set(0)), -y, y);
 }
-INLINE V FORMULA(stablemax_slope)(V x) { return v_set(1) / (v_set(1) + v_abs(x)); }
+INLINE V FORMULA(stablemax_slope)(V x) { return v_reciprocal(v_set(1) + v_abs(x)); }
 #endif

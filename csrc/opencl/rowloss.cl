@@ -27,6 +27,28 @@
 #define ARRAY(type, name) global type *name##_data, long name##_offset
 #define ROW(name, i) (name##_data + (name##_offset + (i)))
 
+/* The heads of the kernels. */
+#define KERNEL kernel __attribute__((reqd_work_group_size(GROUP, 1, 1))) void
+#ifdef OUT0
+#define OUT0_ARGUMENT(name) ARRAY(STORED(OUT0), name),
+#else
+#define OUT0_ARGUMENT(name)
+#endif
+#ifdef OUT1
+#define OUT1_ARGUMENT(name) ARRAY(STORED(OUT1), name),
+#else
+#define OUT1_ARGUMENT(name)
+#endif
+#ifdef IN1
+#define IN1_ARGUMENT(name) ARRAY(const STORED(IN1), name),
+#else
+#define IN1_ARGUMENT(name)
+#endif
+#define LOSS_ARGUMENTS ARRAY(const REAL, dloss), ARRAY(REAL, loss),
+#define OPTIONS SCALAR option0, SCALAR option1, SCALAR option2, SCALAR option3
+#define GIVEN_OPTIONS \
+    { option0, option1, option2, option3 }
+
 #if defined(CLASS) || defined(PAIR) || defined(MAP)
 
 /* The sum of the weights w(scale x) is total * e^(scale shift); shift is 0 if the family is not shifted. */
@@ -86,8 +108,8 @@ INLINE V weight_of(V x, REAL shift, REAL scale) {
     }
 #ifdef WITH_MEAN
 #define MEAN_OF(x) \
-    sum_b += v_select(x == LOWEST, v_set(0), x); \
-    count_b += v_select(x == LOWEST, v_set(0), v_set(1));
+    sum_b += v_select(v_equal(x, LOWEST), v_set(0), x); \
+    count_b += v_select(v_equal(x, LOWEST), v_set(0), v_set(1));
 #define GROUP_MEAN \
     s.sum_x = group_sum(value_of(sum_x)); \
     s.count = group_sum(value_of(count));
@@ -115,18 +137,13 @@ TAKE_STATISTICS(statistics_of_1, IN1)
 #endif
 
 #ifdef CLASS
-kernel __attribute__((reqd_work_group_size(GROUP, 1, 1))) void row_loss(ARRAY(const STORED(IN0), x), ARRAY(const int, labels),
-                                                                        ARRAY(const REAL, dloss), ARRAY(REAL, loss),
-#ifdef OUT0
-                                                                        ARRAY(STORED(OUT0), dx),
-#endif
-                                                                        long length, SCALAR option0, SCALAR option1, SCALAR option2,
-                                                                        SCALAR option3) {
+KERNEL row_loss(ARRAY(const STORED(IN0), x), ARRAY(const int, labels),
+                LOSS_ARGUMENTS OUT0_ARGUMENT(dx) long length, OPTIONS) {
     GROUP_MEMORY
     const INDEX n = (INDEX)length;
     const long row = get_group_id(0);
     const global STORED(IN0) *x = ROW(x, row * length);
-    const SCALAR option[4] = {option0, option1, option2, option3};
+    const SCALAR option[4] = GIVEN_OPTIONS;
     const int label = *ROW(labels, row);
     const SCALAR given = dloss_data ? *ROW(dloss, row) : 1;
 #ifdef OUT0
@@ -167,7 +184,7 @@ kernel __attribute__((reqd_work_group_size(GROUP, 1, 1))) void row_loss(ARRAY(co
         EACH_VECTOR(b, i, begin, n) {
             V z = PREPARED(raws[b]), g = weight_of(z, s.shift, 1) * by_p;
 #ifdef WITH_MEAN
-            g += v_select(z == LOWEST, v_set(0), by_mean);
+            g += v_select(v_equal(z, LOWEST), v_set(0), by_mean);
 #endif
             if (label >= i && label - i < WIDTH) {
                 REAL a[WIDTH];
@@ -180,7 +197,7 @@ kernel __attribute__((reqd_work_group_size(GROUP, 1, 1))) void row_loss(ARRAY(co
 #endif
 #ifdef WITH_CAP
             V t = z / softcap;
-            g *= v_select(z == LOWEST, v_set(0), v_set(1) - t * t);
+            g *= v_select(v_equal(z, LOWEST), v_set(0), v_set(1) - t * t);
 #endif
             PUT(OUT0)(g, dx, i, n);
         }
@@ -201,22 +218,14 @@ INLINE pair_element element_at(V x, V y, statistics q, statistics p, REAL scale,
     return e;
 }
 
-kernel __attribute__((reqd_work_group_size(GROUP, 1, 1))) void row_loss(ARRAY(const STORED(IN0), q), ARRAY(const STORED(IN1), p),
-                                                                        ARRAY(const REAL, dloss), ARRAY(REAL, loss),
-#ifdef OUT0
-                                                                        ARRAY(STORED(OUT0), dq),
-#endif
-#ifdef OUT1
-                                                                        ARRAY(STORED(OUT1), dp),
-#endif
-                                                                        long length, SCALAR inverse, SCALAR option0, SCALAR option1,
-                                                                        SCALAR option2, SCALAR option3) {
+KERNEL row_loss(ARRAY(const STORED(IN0), q), ARRAY(const STORED(IN1), p),
+                LOSS_ARGUMENTS OUT0_ARGUMENT(dq) OUT1_ARGUMENT(dp) long length, SCALAR inverse, OPTIONS) {
     GROUP_MEMORY
     const INDEX n = (INDEX)length;
     const long row = get_group_id(0);
     const global STORED(IN0) *xq = ROW(q, row * length);
     const global STORED(IN1) *xp = ROW(p, row * length);
-    const SCALAR option[4] = {option0, option1, option2, option3};
+    const SCALAR option[4] = GIVEN_OPTIONS;
     const SCALAR given = dloss_data ? *ROW(dloss, row) : 1, factor = given * inverse;
     const REAL scale = (REAL)inverse;
     statistics q = statistics_of_0(xq, n, scale, 0 GROUP_ARGUMENT), p = statistics_of_1(xp, n, scale, 0 GROUP_ARGUMENT);
@@ -295,17 +304,7 @@ kernel __attribute__((reqd_work_group_size(GROUP, 1, 1))) void row_loss(ARRAY(co
 #endif
 
 #ifdef MAP
-kernel __attribute__((reqd_work_group_size(GROUP, 1, 1))) void row_loss(ARRAY(const STORED(IN0), x),
-#ifdef IN1
-                                                                        ARRAY(const STORED(IN1), dy),
-#endif
-#ifdef OUT0
-                                                                        ARRAY(STORED(OUT0), y),
-#endif
-#ifdef OUT1
-                                                                        ARRAY(STORED(OUT1), dx),
-#endif
-                                                                        long length) {
+KERNEL row_loss(ARRAY(const STORED(IN0), x), IN1_ARGUMENT(dy) OUT0_ARGUMENT(y) OUT1_ARGUMENT(dx) long length) {
     GROUP_MEMORY
     const INDEX n = (INDEX)length;
     const long row = get_group_id(0);
@@ -348,17 +347,9 @@ kernel __attribute__((reqd_work_group_size(GROUP, 1, 1))) void row_loss(ARRAY(co
 
 #ifdef ELEMENT
 /* All elements as one row that the work-groups share: `length` is their number. */
-kernel __attribute__((reqd_work_group_size(GROUP, 1, 1))) void row_loss(ARRAY(const STORED(IN0), x), ARRAY(const STORED(IN1), t),
-                                                                        ARRAY(const REAL, dloss), ARRAY(REAL, loss),
-#ifdef OUT0
-                                                                        ARRAY(STORED(OUT0), dx),
-#endif
-#ifdef OUT1
-                                                                        ARRAY(STORED(OUT1), dt),
-#endif
-                                                                        long length, SCALAR option0, SCALAR option1, SCALAR option2,
-                                                                        SCALAR option3) {
-    const SCALAR option[4] = {option0, option1, option2, option3};
+KERNEL row_loss(ARRAY(const STORED(IN0), x), ARRAY(const STORED(IN1), t),
+                LOSS_ARGUMENTS OUT0_ARGUMENT(dx) OUT1_ARGUMENT(dt) long length, OPTIONS) {
+    const SCALAR option[4] = GIVEN_OPTIONS;
     const long i = get_global_id(0) * WIDTH, n = length;
     if (i >= n) return;
     element e;
@@ -369,10 +360,10 @@ kernel __attribute__((reqd_work_group_size(GROUP, 1, 1))) void row_loss(ARRAY(co
     if (dloss_data) given = fetch_real(ROW(dloss, 0), i, n, 0);
     put_real(e.loss, ROW(loss, 0), i, n);
 #ifdef OUT0
-    PUT(OUT0)(v_select(given == v_set(0), v_set(0), e.by_x * given), ROW(dx, 0), i, n);
+    PUT(OUT0)(v_select(v_equal(given, v_set(0)), v_set(0), e.by_x * given), ROW(dx, 0), i, n);
 #endif
 #ifdef OUT1
-    PUT(OUT1)(v_select(given == v_set(0), v_set(0), e.by_t * given), ROW(dt, 0), i, n);
+    PUT(OUT1)(v_select(v_equal(given, v_set(0)), v_set(0), e.by_t * given), ROW(dt, 0), i, n);
 #endif
 }
 #endif
@@ -386,7 +377,7 @@ INLINE int comes_first(REAL a, long i, REAL b, long j) {
     return i < j;
 }
 
-kernel __attribute__((reqd_work_group_size(GROUP, 1, 1))) void row_loss(ARRAY(const STORED(IN0), x), ARRAY(int, index), long length) {
+KERNEL row_loss(ARRAY(const STORED(IN0), x), ARRAY(int, index), long length) {
     const INDEX n = (INDEX)length;
     const long row = get_group_id(0);
     const global STORED(IN0) *x = ROW(x, row * length);

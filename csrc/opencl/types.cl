@@ -27,10 +27,14 @@
 #define FORMULA(name) name
 #define v_set(a) ((V)((REAL)(a)))
 #define v_abs(x) fabs(x)
+#define v_less(a, b) ((a) < (b))
+#define v_equal(a, b) ((a) == (b))
 #define v_select(mask, a, b) ((mask) ? (a) : (b))
-#define v_max(a, b) v_select((a) > (b), a, b) /* b where either is NaN */
-#define v_min(a, b) v_select((a) < (b), a, b)
+#define v_max(a, b) v_select(v_less(b, a), a, b) /* b where either is NaN */
+#define v_min(a, b) v_select(v_less(a, b), a, b)
 #define v_log_grown(x, d) v_log1p((d) / (x))
+#define v_decay(x) v_exp(x)
+#define v_reciprocal(x) (v_set(1) / (x))
 #ifndef POLYNOMIALS
 #define v_exp(x) exp(x)
 #define v_expm1(x) expm1(x)

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 
 import pyloss
-from pyloss import _core
 
 pytestmark = pytest.mark.usefixtures("device")
 
@@ -33,11 +32,11 @@ def both(function, *arrays):
     return host, (device[0], [g.numpy() for g in device[1]])
 
 
-def assert_same(host, device, dtype, slack=1.0):
-    """Within a few units of the type's last place, of each value and of the largest."""
+def assert_same(host, device, dtype, slack=1.0, least=1e-30):
+    """Within a few units of the type's last place, of each value and of the largest; a gradient's largest counts as `least` or more."""
     eps = {"float64": 2.2e-16, "float32": 1.2e-7, "float16": 9.8e-4, "bfloat16": 7.8e-3}[np.dtype(dtype).name]
     # The values are sums that may cancel.
-    for a, b, size in zip([host[0], *host[1]], [device[0], *device[1]], [1.0] + [1e-30] * len(host[1])):
+    for a, b, size in zip([host[0], *host[1]], [device[0], *device[1]], [1.0] + [least] * len(host[1])):
         a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
         limit = slack * 40 * eps * (np.abs(a) + np.abs(a).max(initial=size))
         assert (np.abs(a - b) <= limit).all(), np.abs(a - b).max()
@@ -52,7 +51,7 @@ def test_class_losses(rng, name, dtype):
         labels[0] = -100 if n > 1 else 0
         factors = rng.standard_normal(n).astype(np.float32)
         loss = CLASS_LOSSES[name]
-        assert_same(*both(lambda x: (loss(x, labels) * factors).sum(), x), dtype, 1e3 if v == 1 else 1)  # noqa: B023
+        assert_same(*both(lambda x: (loss(x, labels) * factors).sum(), x), dtype, least=1 if v == 1 else 1e-30)  # noqa: B023
 
 
 @pytest.mark.parametrize(("name", "dtype"), [*((name, "f4") for name in PAIR_LOSSES), ("js", "f8"), ("js", BF16)], ids=str)
@@ -180,15 +179,6 @@ def test_no_rows(device):
     x = pyloss.to_device(np.zeros((0, 7), np.float32))
     assert pyloss.softmax_cross_entropy(x, np.zeros(0, np.int64)).numpy().shape == (0,)
     assert pyloss.softmax_cross_entropy(x, np.zeros(0, np.int64), reduction="mean") == 0
-
-
-def test_the_gradient_may_take_the_place_of_the_logits(rng):
-    x, labels = rng.standard_normal((3, 1000)).astype(np.float32), np.array([1, 999, -1], np.int32)
-    place, loss, apart = pyloss.to_device(x), pyloss.to_device(np.zeros(3, np.float32)), pyloss.to_device(x * 0)
-    given = pyloss.to_device(labels)
-    _core.softmax_cross_entropy(place, given, 0.0, 0.0, 0.0, None, loss, apart)
-    _core.softmax_cross_entropy(place, given, 0.0, 0.0, 0.0, None, loss, place)
-    assert (place.numpy() == apart.numpy()).all()
 
 
 def test_gradients_add_up(rng):

@@ -1,0 +1,128 @@
+/* Pair losses of the computed type; included by rowloss_real.tpl.h. Arguments: q, p, temperature, options..., dloss, loss, dq, dp. */
+
+typedef void (*TYPED(pair_formula))(TYPED(pair_element) *e, const double *option);
+
+/* What one of the two rows needs: its weights, its derivatives where they have to wait for their sum, and that sum. */
+typedef struct {
+    TYPED(row_statistics) row;
+    REAL *by;
+    double sum;
+} TYPED(pair_side);
+
+/* gradient = factor (by - prob * sum) of one row, prob from its kept weights. */
+INLINE void TYPED(pair_gradient)(const row_job *job, const pl_rows *out, int64_t i, const TYPED(pair_side) *s, REAL scale,
+                                 double factor) {
+    int64_t n = PL_DIM(job->call, 'V');
+    REAL buffer[ROW_BLOCK];
+    V by = VEC(set1)((REAL)factor);
+    for (int64_t begin = 0; begin < n; begin += ROW_BLOCK) {
+        int64_t m = n - begin < ROW_BLOCK ? n - begin : ROW_BLOCK, j = 0;
+        REAL *to = TYPED(target)(out, i, begin, buffer);
+        const REAL *derivative = s->by + begin, *kept = s->row.kept + begin;
+        V prob = TYPED(block_factor)(&s->row, begin, scale, -factor * s->sum);
+        if (job->stream && to != buffer) {
+            for (; j < m && (uintptr_t)(to + j) % sizeof(V); j++) to[j] = derivative[j] * by[0] + kept[j] * prob[0];
+            for (; j + WIDTH <= m; j += WIDTH) VEC(stream)(to + j, VEC(load)(derivative + j) * by + VEC(load)(kept + j) * prob);
+        }
+        for (; j + WIDTH <= m; j += WIDTH) VEC(store)(to + j, VEC(load)(derivative + j) * by + VEC(load)(kept + j) * prob);
+        for (; j < m; j++) to[j] = derivative[j] * by[0] + kept[j] * prob[0];
+        TYPED(put)(out, i, begin, m, to);
+    }
+}
+
+/* What a walk over two rows is asked for. With q_direct, the table says that by_q sums to 0: it is q's gradient itself. */
+typedef struct {
+    int want_q, want_p, q_direct;
+} TYPED(pair_mode);
+
+/* `left` elements of the two rows at once; returns their part of the loss. */
+INLINE V TYPED(pair_step)(TYPED(pair_formula) formula, const double *option, TYPED(pair_mode) mode, const REAL *xq,
+                          const REAL *xp, const REAL *kept_q, const REAL *kept_p, int64_t left, const V constants[6], V *by_q,
+                          V *by_p) {
+    V max_q = constants[0], max_p = constants[1], scale = constants[2], offset = constants[3];
+    TYPED(pair_element) e = {.q = TYPED(load)(kept_q, left, 0) * constants[4], .p = TYPED(load)(kept_p, left, 0) * constants[5]};
+    /* log(q / p) = scale ((x_q - max_q) - (x_p - max_p)) - (log total_q - log total_p): large common parts go first. */
+    e.log_ratio = ((TYPED(load)(xq, left, 0) - max_q) - (TYPED(load)(xp, left, 0) - max_p)) * scale - offset;
+    formula(&e, option);
+    if (left < WIDTH) /* lanes past the end of a row may hold anything */
+        for (int64_t l = left; l < WIDTH; l++) e.loss[l] = e.by_q[l] = e.by_p[l] = 0;
+    if (mode.want_q) *by_q = e.by_q;
+    if (mode.want_p) *by_p = e.by_p;
+    return e.loss;
+}
+
+/* Row i after the statistics of both: the loss; by_q and by_p kept and summed where wanted, or the gradient of q itself, times
+ * `direct`. */
+INLINE double TYPED(pair_walk)(TYPED(pair_formula) formula, const double *option, const row_job *job, int64_t i, REAL scale,
+                               TYPED(pair_side) *q, TYPED(pair_side) *p, TYPED(pair_mode) mode, double direct) {
+    const pl_call *c = job->call;
+    const pl_rows *out = &c->arg[c->count - 2].rows;
+    int64_t n = PL_DIM(c, 'V');
+    REAL from_q[ROW_BLOCK], from_p[ROW_BLOCK], buffer[ROW_BLOCK];
+    V by = VEC(set1)((REAL)direct);
+    V constants[6] = {VEC(set1)(q->row.shift), VEC(set1)(p->row.shift), VEC(set1)(scale),
+                      VEC(set1)((REAL)(log(q->row.total) - log(p->row.total)))};
+    double total = 0;
+    q->sum = p->sum = 0;
+    for (int64_t begin = 0; begin < n; begin += ROW_BLOCK) {
+        int64_t m = n - begin < ROW_BLOCK ? n - begin : ROW_BLOCK, j = 0;
+        const REAL *xq = TYPED(fetch)(&c->arg[0].rows, i, begin, m, from_q),
+                   *xp = TYPED(fetch)(&c->arg[1].rows, i, begin, m, from_p);
+        const REAL *kept_q = q->row.kept + begin, *kept_p = p->row.kept + begin;
+        REAL *to = mode.q_direct && mode.want_q ? TYPED(target)(out, i, begin, buffer) : q->by + begin, *to_p = p->by + begin;
+        int stream = mode.q_direct && mode.want_q && job->stream && to != buffer && (uintptr_t)to % sizeof(V) == 0;
+        constants[4] = TYPED(block_factor)(&q->row, begin, scale, 1);
+        constants[5] = TYPED(block_factor)(&p->row, begin, scale, 1);
+        V sum = {0}, sum_q = {0}, sum_p = {0}, by_q = {0}, by_p = {0};
+#define STEP(left, store_q) \
+    do { \
+        sum += TYPED(pair_step)(formula, option, mode, xq + j, xp + j, kept_q + j, kept_p + j, left, constants, &by_q, &by_p); \
+        if (mode.want_q && !mode.q_direct) sum_q += by_q; \
+        if (mode.want_q) store_q; \
+        if (mode.want_p) sum_p += by_p; \
+        if (mode.want_p) TYPED(store)(to_p + j, by_p, left); \
+    } while (0)
+        if (stream)
+            for (; j + WIDTH <= m; j += WIDTH) STEP(WIDTH, VEC(stream)(to + j, by_q * by));
+        for (; j + WIDTH <= m; j += WIDTH) STEP(WIDTH, VEC(store)(to + j, mode.q_direct ? by_q * by : by_q));
+        if (j < m) STEP(m - j, TYPED(store)(to + j, mode.q_direct ? by_q * by : by_q, m - j));
+#undef STEP
+        total += (double)VEC(sum)(sum);
+        if (mode.want_q && !mode.q_direct) q->sum += (double)VEC(sum)(sum_q);
+        if (mode.want_p) p->sum += (double)VEC(sum)(sum_p);
+        if (mode.want_q && mode.q_direct) TYPED(put)(out, i, begin, m, to);
+    }
+    return total < 0 ? 0 : total; /* a divergence is not negative, but rounding may be */
+}
+
+INLINE void TYPED(pair_rows)(TYPED(pair_formula) formula, const int q_direct, const row_job *job, int64_t begin, int64_t end,
+                             int worker) {
+    const pl_call *c = job->call;
+    int64_t n = PL_DIM(c, 'V');
+    const REAL *dloss = c->arg[c->count - 4].in;
+    REAL *loss = c->arg[c->count - 3].out;
+    const pl_rows *dq = &c->arg[c->count - 2].rows, *dp = &c->arg[c->count - 1].rows;
+    double option[PL_MAX_ARGS], inverse = 1 / c->arg[2].f;
+    for (int o = 3; o < c->count - 4; o++) option[o - 3] = c->arg[o].f;
+    REAL scale = (REAL)inverse;
+    TYPED(pair_side) q = {.row = TYPED(statistics_in)(TYPED(scratch)(job, worker, 0), n), .by = TYPED(scratch)(job, worker, 2)};
+    TYPED(pair_side) p = {.row = TYPED(statistics_in)(TYPED(scratch)(job, worker, 1), n), .by = TYPED(scratch)(job, worker, 3)};
+    TYPED(reading) how_q = {.rows = &c->arg[0].rows, .scale = scale}, how_p = {.rows = &c->arg[1].rows, .scale = scale};
+    for (int64_t i = begin; i < end; i++) {
+        int silent = dloss && dloss[i] == 0, want_q = dq->data && !silent, want_p = dp->data && !silent;
+        TYPED(take_statistics)(FAMILY_softmax, how_q, i, n, &q.row);
+        TYPED(take_statistics)(FAMILY_softmax, how_p, i, n, &p.row);
+        double factor = (dloss ? (double)dloss[i] : 1) * inverse, total;
+#define WALK(want_q, want_p) \
+    TYPED(pair_walk)(formula, option, job, i, scale, &q, &p, (TYPED(pair_mode)){want_q, want_p, q_direct}, factor)
+        if (want_p) total = WALK(want_q, 1);
+        else if (want_q) total = WALK(1, 0);
+        else total = WALK(0, 0);
+#undef WALK
+        loss[i] = (REAL)total;
+        if (dq->data && silent) TYPED(put_zeros)(dq, i, n); /* only now: a gradient may lie where the logits do */
+        if (dp->data && silent) TYPED(put_zeros)(dp, i, n);
+        if (want_q && !q_direct) TYPED(pair_gradient)(job, dq, i, &q, scale, factor);
+        if (want_p) TYPED(pair_gradient)(job, dp, i, &p, scale, factor);
+    }
+}
