@@ -24,7 +24,7 @@ def f32(x: Array, name: str = "x") -> np.ndarray:
     array = device.on_host(data(x), name)
     if array.dtype == np.float32 and array.flags.carray:
         return array
-    if array.dtype.kind not in "fiu" and array.dtype.name != "bfloat16":
+    if array.dtype.kind not in "fiu" and not device.is_bfloat16(array.dtype):
         raise TypeError(f"{name} must hold real numbers, not {array.dtype}")
     return np.require(array, np.float32, ["C", "A"])
 

@@ -464,8 +464,8 @@ def value_and_grad(function: Callable, argnums: int | Sequence[int] = 0) -> Call
         array = device.array(value)
         if isinstance(array, device.DeviceArray) and array.dtype.kind not in "fV":
             raise TypeError(f"cannot differentiate with respect to dtype {array.dtype} on a device; it must be of a float type")
-        if array.dtype not in (np.float32, np.float64, np.float16) and array.dtype.name != "bfloat16":
-            if array.dtype.kind not in "fiub" and array.dtype.name != "bfloat16":
+        if array.dtype not in (np.float32, np.float64, np.float16) and not device.is_bfloat16(array.dtype):
+            if array.dtype.kind not in "fiub":
                 raise TypeError(f"cannot differentiate with respect to dtype {array.dtype}; it must hold real numbers")
             native = array.dtype.newbyteorder("=")
             array = array.astype(native if native.kind == "f" and native.itemsize <= 8 else np.float32)

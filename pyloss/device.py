@@ -114,8 +114,13 @@ def _bfloat16() -> np.dtype:
     return np.dtype(ml_dtypes.bfloat16)
 
 
+def is_bfloat16(dtype: np.dtype) -> bool:
+    """ml_dtypes' type by its name: `import pyloss` does not import that package."""
+    return dtype.name == "bfloat16"
+
+
 def _kind(dtype: np.dtype) -> str:
-    if dtype.name == "bfloat16":
+    if is_bfloat16(dtype):
         return "bf16"
     kind = _KINDS.get(dtype.str[1:])
     if kind is None:
@@ -343,4 +348,4 @@ def call(kernel: str, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
 
 def bits(array: Any) -> Any:
     """An array as the core takes it: bfloat16 ones, which NumPy itself does not know, as 16-bit integers."""
-    return array.view(np.uint16) if isinstance(array, np.ndarray) and array.dtype.name == "bfloat16" else array
+    return array.view(np.uint16) if isinstance(array, np.ndarray) and is_bfloat16(array.dtype) else array

@@ -16,7 +16,6 @@ from . import _core, device
 from .arrays import empty, f32
 from .autograd import data
 from .projection import INPUTS, Backward, Product, Projection
-from .row_losses import is_bfloat16
 from .weights import Weight
 
 # Head and loss go through the rows in about this many bytes of logits, but not in fewer rows than FEW_ROWS while these take no
@@ -68,7 +67,7 @@ def head(hidden: Any, weight: Any, suffix: str = "") -> Head:
         array = device.on_host(data(weight), f"weight{suffix}")
         if array.ndim != 2 or not array.size:
             raise ValueError(f"weight{suffix} must be [V, D] with V and D at least 1, got shape {array.shape}")
-        if (array.dtype == np.float16 or is_bfloat16(array.dtype)) and array.dtype.isnative:
+        if (array.dtype == np.float16 or device.is_bfloat16(array.dtype)) and array.dtype.isnative:
             raw = np.ascontiguousarray(array).view(np.uint8).reshape(-1)
             projection = Projection(Weight(raw, "f16" if array.dtype == np.float16 else "bf16", array.shape))
         else:

@@ -223,7 +223,7 @@ def linear_cross_entropy(
 
     `hidden` [..., D]; `weight` [V, D]: an array, float16 and bfloat16 ones read as they are, or a stored `Weight`, which gets no
     gradient; `labels` integers [...]. Computed in float32, a gradient has the type of its argument. Rows without a label or with
-    weight 0 are not computed, and may hold anything. Loss and gradients together go through the logits once, some 40 MB of them
+    weight 0 are not computed, and may hold anything. Loss and gradients together go through the logits once, a part of the rows
     at a time. The other arguments and the errors are those of `softmax_cross_entropy`.
 
     `logits_bytes` (40 MB by default) bounds the logits that exist at once; up to 100 MB are a little faster.

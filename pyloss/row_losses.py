@@ -17,11 +17,6 @@ from .autograd import Deferred, Gradients, Tensor, data, record, recording
 REDUCTIONS = ("none", "sum", "mean")
 
 
-def is_bfloat16(dtype: np.dtype) -> bool:
-    """ml_dtypes' type by its name: `import pyloss` does not import that package."""
-    return dtype.name == "bfloat16"
-
-
 def new_like(array: Any) -> Any:
     """An uninitialised contiguous array of the shape and type of `array`, where it is, over a reused buffer."""
     if isinstance(array, device.DeviceArray):
@@ -41,7 +36,7 @@ def logit_rows(x: Any, name: str, elementwise: bool = False) -> Any:
     if isinstance(array, device.DeviceArray):
         if array.kind not in ("f64", "f32", "f16", "bf16"):
             raise TypeError(f"{name} on a device must be float64, float32, float16 or bfloat16, not {array.dtype}")
-    elif array.dtype.kind == "f" or is_bfloat16(array.dtype):
+    elif array.dtype.kind == "f" or device.is_bfloat16(array.dtype):
         if array.dtype.itemsize > 8:
             array = array.astype(np.float64)
         elif not array.dtype.isnative:
@@ -86,7 +81,7 @@ def row_weights(weights: Any, shape: tuple[int, ...]) -> np.ndarray | None:
     if weights is None:
         return None
     array = np.asarray(weights)
-    if array.dtype.kind not in "fiub" and not is_bfloat16(array.dtype):
+    if array.dtype.kind not in "fiub" and not device.is_bfloat16(array.dtype):
         raise TypeError(f"weights must hold real numbers, not {array.dtype}")
     if array.shape != shape:
         raise ValueError(f"weights have shape {array.shape}, expected one per row: {shape}")
@@ -238,7 +233,7 @@ def counted_weight(weights: np.ndarray | None, counted: np.ndarray) -> float:
 
 
 def flat(array: Any) -> Any:
-    """Per-row numbers [...] as the core takes them, [N]."""
+    """Per-row numbers [...] as the core takes them, [N]; None stays None."""
     return None if array is None else array.reshape(-1)
 
 
@@ -293,12 +288,11 @@ def two_arrays(
     counted = np.full(math.prod(shape), True) if weights is None else (weights != 0).reshape(-1)
     rows = core_rows(a), core_rows(b)
 
-    def arranged(values: Any) -> Any:
-        return values if elementwise or values is None else values.reshape(-1)
-
     def run(dloss: np.ndarray | None, wanted: Sequence[bool], loss: np.ndarray) -> list[np.ndarray | None]:
         found = [new_like(x) if want else None for x, want in zip((a, b), wanted or (False, False), strict=True)]
-        device.call(kernel, (*rows, *options, arranged(dloss)), (arranged(loss), *found))
+        if not elementwise:
+            dloss, loss = flat(dloss), flat(loss)
+        device.call(kernel, (*rows, *options, dloss), (loss, *found))
         return found
 
     total = counted_weight(weights, counted)

@@ -388,6 +388,18 @@ static PyObject *stand_in(const pl_param *p, device_array *a) {
     return PyArray_SimpleNewFromData(a->ndim, a->dims, kinds[a->kind].npy, place);
 }
 
+/* The kernels of devices write before they have read everything, so that what may be done in place on the host is refused here. */
+static int results_apart(const pl_spec *spec, const pl_cl_place *place, Py_ssize_t nargs) {
+    for (Py_ssize_t i = 0; i < nargs; i++)
+        for (Py_ssize_t j = 0; j < nargs && spec->param[i].output && place[i].buffer; j++)
+            if (!spec->param[j].output && place[j].buffer == place[i].buffer && place[j].offset == place[i].offset) {
+                PyErr_Format(PyExc_ValueError, "%s: %s overlaps %s; on a device a result needs memory of its own", spec->name,
+                             spec->param[i].name, spec->param[j].name);
+                return 0;
+            }
+    return 1;
+}
+
 PyObject *pl_device_run(const pl_spec *spec, PyObject *const *args, Py_ssize_t nargs) {
     if (nargs != spec->count) {
         PyErr_Format(PyExc_TypeError, "%s takes %d arguments (%s), got %zd", spec->name, spec->count, spec->text, nargs);
@@ -407,7 +419,7 @@ PyObject *pl_device_run(const pl_spec *spec, PyObject *const *args, Py_ssize_t n
         good = checked[i] != NULL;
         if (on_device) place[i] = (pl_cl_place){a->buffer, a->offset};
     }
-    if (good && !pl_spec_check(spec, checked, nargs, &call)) {
+    if (good && results_apart(spec, place, nargs) && !pl_spec_check(spec, checked, nargs, &call)) {
         Py_BEGIN_ALLOW_THREADS
         failed = pl_cl_run(device, spec->name, &call, place, &error);
         Py_END_ALLOW_THREADS
