@@ -11,13 +11,14 @@ from .transformer import MLP, Attention, Decoder, DecoderLayer, Model, PostNormL
 def build_model(config: ModelConfig, source: Source) -> Model:
     """A model over the tensors of `source`, its parameters frozen, in evaluation mode.
 
-    Raises FormatError naming the first tensor that is missing or does not fit the configuration.
+    Raises FormatError naming the first tensor that is missing, or that the configuration does not account for.
     """
     builder = _Builder(config, source)
     embedding = Embedding.from_weight(source.matrix("model.embed_tokens", config.vocab_size, config.hidden_size))
     layers = [builder.layer(i) for i in range(config.num_hidden_layers)]
     decoder = Decoder(embedding, layers, builder.norm("model.norm", config.hidden_size))
     head = None if config.tie_word_embeddings else builder.linear("lm_head", config.vocab_size, config.hidden_size)
+    source.refuse_leftovers()
     model = Model(config, decoder, head)
     model.freeze()
     return model.eval()  # type: ignore[return-value]

@@ -10,6 +10,9 @@ from pyloss.models.names import gguf_name
 from pyloss.models.stored import StoredTensor, TensorFile
 from pyloss.weights import Weight
 
+# Rotary tables that some files have, which are computed.
+_TABLES = ("rotary_emb.inv_freq", "attn_rot_embd.weight")
+
 
 class Source:
     """What `building` asks for tensors; one subclass per file format.
@@ -36,6 +39,18 @@ class Source:
     def matrix(self, name: str, rows: int, cols: int, rotary: bool = False) -> Weight:
         """The weight of the layer `name`, such as "model.layers.0.mlp.up_proj", not copied."""
         return self._find(f"{name}.weight", rows, cols).weight()
+
+    def refuse_leftovers(self) -> None:
+        """FormatError for a tensor of a layer that nobody asked for: the configuration says less than the file holds."""
+        left = [name for name in self.file if name.startswith(self._layers()) and name not in self.file.asked]
+        left = [name for name in left if not name.endswith(_TABLES)]
+        if left:
+            others = f", and {len(left) - 1} others" if len(left) > 1 else ""
+            raise FormatError(self.file.path, left[0], f"no layer of this configuration has such a tensor{others}")
+
+    def _layers(self) -> str:
+        """How the names of layers' tensors begin."""
+        return self._stored_name("model.layers.")
 
     def _stored_name(self, name: str) -> str:
         return name
@@ -81,6 +96,9 @@ class GGUFSource(Source):
     def matrix(self, name: str, rows: int, cols: int, rotary: bool = False) -> Weight:
         """See `Source`."""
         return self._find(f"{name}.weight", rows, cols).weight(self._head_dim if rotary else 0)
+
+    def _layers(self) -> str:
+        return "blk."
 
     def _stored_name(self, name: str) -> str:
         return gguf_name(name, self._family)

@@ -56,14 +56,16 @@ class StoredTensor:
 
 @dataclass(frozen=True, eq=False)
 class TensorFile:
-    """A model file, or a folder of shards read as one: its metadata and its tensors by name."""
+    """A model file, or a folder of shards read as one: its metadata and its tensors by name; `asked` are those taken so far."""
 
     path: str
     metadata: dict[str, Any] = field(repr=False)
     tensors: dict[str, StoredTensor] = field(repr=False)
+    asked: set[str] = field(repr=False, default_factory=set)
 
     def tensor(self, name: str) -> StoredTensor:
         """The tensor `name`. Raises FormatError when the file has none of that name."""
+        self.asked.add(name)
         found = self.tensors.get(name)
         if found is None:
             raise FormatError(self.path, name, f"missing among the {len(self.tensors)} tensors of this file")

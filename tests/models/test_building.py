@@ -50,6 +50,37 @@ def test_a_wrong_shape_is_named(tmp_path, name, shape, expected):
         assert part in str(caught.value)
 
 
+def added(name, *shape):
+    def change(arrays):
+        arrays[name] = np.zeros(shape, np.float32)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.layers.1.self_attn.q_proj.bias",
+        "model.layers.3.mlp.up_proj.weight",
+        "model.layers.0.self_attn.q_norm.weight",
+        "model.layers.0.pre_feedforward_layernorm.weight",
+    ],
+)
+def test_a_tensor_that_the_configuration_has_no_place_for_is_named(tmp_path, name):
+    """It would be a silent wrong result else: fewer layers, or a layer without its biases."""
+    tiny.write_folder(tmp_path, change=added(name, 32))
+    with pytest.raises(FormatError, match="no layer of this configuration has such a tensor") as caught:
+        load_model(tmp_path)
+    assert name in str(caught.value)
+
+
+def test_what_may_be_left_over(tmp_path):
+    """Rotary tables, a head that is tied, and what lies beside the layers."""
+    for name in ("model.layers.0.self_attn.rotary_emb.inv_freq", "lm_head.weight", "vision.layers.0.weight"):
+        tiny.write_folder(tmp_path / name, change=added(name, 4))
+        load_model(tmp_path / name)
+
+
 def test_missing_and_misshapen_tensors_of_a_gguf_file(tmp_path, monkeypatch):
     pytest.importorskip("gguf")
     whole = tiny.tensors
