@@ -129,6 +129,9 @@ class Adapter(Module):
         self.origin_a, self.origin_b = self.lora_a.copy(), -self.lora_b
         self.freeze(recurse=False, keys=("origin_a", "origin_b"))
 
+    def begin_magnitude(self) -> None:
+        """Lets DoRA's `m` begin as the norms of the rows with the product in them, so that it changes nothing; LoRA has none."""
+
     def settled(self: A) -> A:
         """This adapter as one without fixed factors, which files can hold: of twice the rank where it has them, else itself."""
         if self.origin_a is None:
@@ -248,13 +251,20 @@ def fixed_factors(model: Module) -> dict[str, np.ndarray]:
     return {f"{name}.{part}": getattr(adapter, part) for name, adapter in found.items() for part in ("origin_a", "origin_b")}
 
 
-def settled_arrays(model: Module, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Trained parameters by name, of whatever moment, as files can hold them: with the fixed factors behind them."""
+def settled_arrays(model: Any, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Trained parameters by name, of whatever moment, as mlx-lm's files hold them.
+
+    That is with the fixed factors behind them, and with scales that are not the one of the model's `adapter_config`, which such
+    a file has for all layers, worked into `lora_b`.
+    """
     found, fixed = dict(arrays), fixed_factors(model)
-    for name, adapter in adapter_modules(model).items() if fixed else ():
+    common = ((getattr(model, "adapter_config", None) or {}).get("lora_parameters") or {}).get("scale")
+    for name, adapter in adapter_modules(model).items():
         for part, axis in zip(("a", "b"), adapter.rank_axes(), strict=True):
             if (tail := fixed.get(f"{name}.origin_{part}")) is not None:
                 found[f"{name}.lora_{part}"] = np.concatenate((arrays[f"{name}.lora_{part}"], tail), axis)
+        if common and adapter.scale != common and f"{name}.lora_b" in found:
+            found[f"{name}.lora_b"] = found[f"{name}.lora_b"] * np.float32(adapter.scale / common)
     return found
 
 

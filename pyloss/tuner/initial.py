@@ -33,6 +33,7 @@ def pissa(adapters: dict[str, Adapter], seed: int = 0) -> None:
     for name, adapter in adapters.items():
         _begin(name, adapter, [_products(matrix) for matrix in _matrices(adapter.base.weight)], seed)
         adapter.take_off_start()
+        adapter.begin_magnitude()
 
 
 def loftq(adapters: dict[str, Adapter], originals: dict[str, Any], seed: int = 0) -> None:
@@ -50,6 +51,7 @@ def loftq(adapters: dict[str, Adapter], originals: dict[str, Any], seed: int = 0
             raise ValueError(f"loftq_model is not the float model of this one: {name} is {tuple(stored.shape)} here, {found}")
         pairs = zip(_matrices(weight), _matrices(stored), strict=True)
         _begin(name, adapter, [_difference(_products(w), _products(q)) for w, q in pairs], seed)
+        adapter.begin_magnitude()
 
 
 def _begin(name: str, adapter: Adapter, products: list[tuple[Product, Product]], seed: int) -> None:
@@ -69,9 +71,6 @@ def _begin(name: str, adapter: Adapter, products: list[tuple[Product, Product]],
             adapter.lora_a[...], adapter.lora_b[...] = a / share, b / share
         else:
             adapter.lora_a[i], adapter.lora_b[i] = a.T / share, b.T / share
-    reset = getattr(adapter, "reset_magnitude", None)
-    if reset is not None:
-        reset()
 
 
 def principal(forward: Product, backward: Product, columns: int, rank: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

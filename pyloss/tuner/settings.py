@@ -31,7 +31,10 @@ PEFT_NAMES = {
 
 @dataclass(frozen=True)
 class AdapterSettings:
-    """A config that has been understood: `scale` multiplies the product of `lora_a` and `lora_b`, whatever it was given as."""
+    """A config that has been understood: `scale` multiplies the product of `lora_a` and `lora_b`, whatever it was given as.
+
+    With `alpha` it is that of layers of the rank `rank`, and layers of other ranks have their own.
+    """
 
     rank: int
     scale: float
@@ -40,6 +43,12 @@ class AdapterSettings:
     rank_pattern: dict[str, int] = field(default_factory=dict)
     init: str = "default"
     loftq_model: str | None = None
+    alpha: float | None = None
+    rslora: bool = False
+
+    def scale_of(self, name: str) -> float:
+        """The scale of the adapter over the layer of that full name."""
+        return self.scale if self.alpha is None else _scale(self.alpha, self.rank_of(name), self.rslora)
 
     def rank_of(self, name: str) -> int:
         """The rank of the adapter over the layer of that full name."""
@@ -64,7 +73,7 @@ def adapter_settings(config: Mapping[str, Any]) -> AdapterSettings:
     - `scale`: factor of the adapters' product, as in mlx-lm; or `alpha`, as in PEFT: scale = alpha / rank, and with `rslora`
       scale = alpha / sqrt(rank) (arXiv:2312.03732). Where both are, as in older files of mlx-lm's, scale counts;
     - `dropout` (0), `keys` (names of layers; None for all);
-    - `rank_pattern`: ranks of some layers by name; goes with `scale`, which is the same for all;
+    - `rank_pattern`: ranks of some layers by name, for which alpha gives scales of their own;
     - `init`: "default" (A uniform, B zero), "pissa" or "loftq" (see `initial.py`), which needs the float model, `loftq_model`.
 
     Raises ValueError for keys that are unknown, missing, or contradict each other. Numbers are checked by the adapters.
@@ -84,18 +93,20 @@ def adapter_settings(config: Mapping[str, Any]) -> AdapterSettings:
         log.warning("the LoRA config has scale %s and alpha %s: scale is used, as in mlx-lm", given["scale"], given.pop("alpha"))
     if given.get("rslora") and "scale" in given:
         raise ValueError("rslora divides alpha by the square root of the rank: the LoRA config must give 'alpha', not 'scale'")
-    if pattern and "alpha" in given:
-        raise ValueError("rank_pattern needs 'scale', which is the same for all ranks, not 'alpha'")
     if init not in INITS:
         raise ValueError(f"init is {init!r}; it must be one of {', '.join(INITS)}")
     if (init == "loftq") != ("loftq_model" in given):
         raise ValueError("init 'loftq' and loftq_model, the float model that the base was quantised from, go together")
     if init == "pissa" and given.get("dropout"):
         raise ValueError("init 'pissa' needs dropout 0: dropout would drop the base's principal part, with which adapters begin")
-    if "scale" in given:
-        scale = given["scale"]
-    else:
-        divisor = max(int(rank), 1) if isinstance(rank, Integral) else 1  # an impossible rank is refused by the adapter
-        scale = given["alpha"] / (math.sqrt(divisor) if given.get("rslora") else divisor)
+    alpha, rslora = given.get("alpha"), bool(given.get("rslora"))
+    scale = given["scale"] if alpha is None else _scale(alpha, rank, rslora)
     keys = None if given.get("keys") is None else tuple(given["keys"])
-    return AdapterSettings(rank, scale, given.get("dropout", 0.0), keys, pattern, init, given.get("loftq_model"))
+    chosen = (rank, scale, given.get("dropout", 0.0), keys, pattern, init, given.get("loftq_model"), alpha, rslora)
+    return AdapterSettings(*chosen)
+
+
+def _scale(alpha: float, rank: Any, rslora: bool) -> float:
+    """PEFT's scale. A rank that cannot be is refused by the adapter."""
+    divisor = max(int(rank), 1) if isinstance(rank, Integral) else 1
+    return alpha / (math.sqrt(divisor) if rslora else divisor)

@@ -40,7 +40,7 @@ def linear_to_lora_layers(model: Any, num_layers: int, config: Mapping[str, Any]
     select(model, found, -1, settings.rank_pattern, "layer with an adapter, for rank_pattern,")
     layers = {
         name: adapter_class(module, kind).from_base(
-            module, r=settings.rank_of(name), dropout=settings.dropout, scale=settings.scale
+            module, r=settings.rank_of(name), dropout=settings.dropout, scale=settings.scale_of(name)
         )
         for name, module in found.items()
     }

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import tiny
 from safetensors.numpy import load_file, save_file
+from tiny_training import samples
 
 from pyloss import FormatError, nn
-from pyloss.tuner import LoRALinear, linear_to_lora_layers, load_adapters, save_adapter
+from pyloss.optim import AdamW
+from pyloss.tuner import LoRALinear, TrainingArgs, linear_to_lora_layers, load_adapters, save_adapter, train
 from pyloss.tuner.adapter import adapter_modules
 from pyloss.tuner.utils import fuse_adapters, print_trainable_parameters, remove_lora_layers
 
@@ -91,7 +93,6 @@ def test_keys_that_match_nothing(model, keys, message):
         ({**CONFIG, "ranks": 3}, "unknown key 'ranks' in the LoRA config: did you mean 'rank'"),
         ({"lora_alpha": 4, "rank": 2}, "unknown key 'lora_alpha' in the LoRA config: did you mean 'alpha'"),
         ({**CONFIG, "rslora": True}, "must give 'alpha', not 'scale'"),
-        ({"rank": 4, "alpha": 8, "rank_pattern": {"mlp.up_proj": 2}}, "rank_pattern needs 'scale'"),
         ({**CONFIG, "rank_pattern": {"mlp.upproj": 2}}, r"for rank_pattern, is named 'mlp\.upproj'; did you mean .*mlp\.up_proj"),
         ({**CONFIG, "rank_pattern": {"mlp.up_proj": 0}}, "rank must be"),
         ({**CONFIG, "init": "olora"}, "init is 'olora'; it must be one of default, pissa, loftq"),
@@ -132,6 +133,24 @@ def test_scale_and_alpha(model, tmp_path, config, scale):
     save_adapter(model, tmp_path / "saved")
     stored = json.loads((tmp_path / "saved" / "adapter_config.json").read_text())
     assert stored["lora_parameters"] == {"rank": 4, "scale": scale, "dropout": 0.0} and stored["fine_tune_type"] == "lora"
+
+
+@pytest.mark.parametrize(("rslora", "scales"), [(False, (2.0, 4.0)), (True, (4.0, 32**0.5))])
+def test_alpha_gives_each_rank_its_scale(model, tmp_path, rslora, scales):
+    """PEFT's definition; files have one scale for all, so that others are worked into lora_b, by training as by save_adapter."""
+    linear_to_lora_layers(model, -1, {"rank": 4, "alpha": 8, "rslora": rslora, "rank_pattern": {"self_attn.q_proj": 2}})
+    found = {layer.rank: layer.scale for layer in adapter_modules(model).values()}
+    assert found == {4: scales[0], 2: pytest.approx(scales[1])}
+    randomise(model)
+    logits = model(TOKENS)
+    save_adapter(model, tmp_path / "saved")
+    args = TrainingArgs(iters=0, adapter_file=tmp_path / "trained" / "adapters.safetensors", progress=False)
+    train(model, AdamW(1e-3), samples(), None, args)
+    remove_lora_layers(model)
+    for folder in ("saved", "trained"):
+        np.testing.assert_allclose(load_adapters(model, tmp_path / folder)(TOKENS), logits, atol=1e-4)
+        assert {layer.scale for layer in adapter_modules(model).values()} == {scales[0]}
+        remove_lora_layers(model)
 
 
 def test_scale_counts_where_alpha_is_there_too(model, caplog):
