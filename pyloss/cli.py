@@ -235,7 +235,7 @@ def _export_parser(commands: Any) -> None:
     add("--adapter-path", help="folder of an adapter, in mlx-lm's or PEFT's layout (default: none)")
     add("--to", required=True, choices=("peft", "mlx", "gguf", "hf"), help="what to write")
     add("--output", required=True, metavar="PATH", help="the file of gguf, the folder of the others")
-    add("--type", help="gguf: store matrices as f32, f16, bf16, q8_0, q4_0 or q4_1 (default: as they are)")
+    add("--type", help="gguf: store matrices as f32, f16, bf16, q8_0, q5_0, q5_1, q4_0 or q4_1 (default: as they are)")
     add("--adapter-only", action="store_true", help="gguf: the adapter alone")
     add("--dequantize", "--de-quantize", action="store_true", help="keep the change in full: no quantised weights")
     add("--name", help="the model's name in the file, or the base's in PEFT's configuration (default: --model)")

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .tokenizer import Tokenizer
 
 #: what matrices can be converted to on the way
-TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1")
+TYPES = ("f32", "f16", "bf16", "q8_0", "q5_0", "q5_1", "q4_0", "q4_1")
 
 # general.file_type, llama.cpp's number of the type most of the file is in; of mixed K-quants the medium one.
 _FILE_TYPES = {

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tiny
 import tokenizers
+from stored_weights import GGUF, QUANTISED, stored
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 
 import pyloss
@@ -49,7 +50,7 @@ def test_a_folder_becomes_the_same_model(tmp_path, dtype, options):
     assert text.chat_template == tokenizer.chat_template
 
 
-@pytest.mark.parametrize("format", ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1"])
+@pytest.mark.parametrize("format", ["F32", "F16", "BF16", "Q8_0", "Q5_0", "Q5_1", "Q4_0", "Q4_1"])
 def test_a_gguf_file_keeps_its_bytes(tmp_path, format):
     tiny.write_gguf(tmp_path / "a.gguf", format=format, vocab_size=tiny.TOKENS, tied=False, bias=True)
     write_gguf(load_model(tmp_path / "a.gguf"), tmp_path / "b.gguf", tiny.byte_tokenizer(), name="a name")
@@ -73,12 +74,26 @@ def test_types_are_those_of_the_gguf_package(tmp_path, type):
     for name, array in arrays.items():
         tensor = tensors[tiny.gguf_name(name)]
         kind = gguf.GGMLQuantizationType[type.upper() if array.ndim == 2 else "F32"]
-        if type.startswith("q4") and "embed" in name:
+        if type.startswith(("q4", "q5")) and "embed" in name:
             kind = gguf.GGMLQuantizationType.Q8_0
         placed = tiny.interleaved(array, c["head_dim"]) if ".q_proj." in name or ".k_proj." in name else array
         assert tensor.tensor_type == kind, name
         expected = gguf.quants.quantize(placed, kind)
         assert np.asarray(tensor.data).tobytes() == expected.tobytes(), name
+
+
+@pytest.mark.parametrize("format", QUANTISED)
+def test_what_gguf_has_is_kept_and_the_rest_is_f16(tmp_path, format):
+    model = tiny_model(tmp_path / "hf", intermediate_size=256)
+    weight = stored(np.random.default_rng(0), 32, 256, format)
+    model.layers[0].mlp.down_proj = pyloss.nn.Linear.from_weight(weight)
+    write_gguf(model, tmp_path / "model.gguf", tiny.byte_tokenizer())
+    tensor = read_gguf(tmp_path / "model.gguf").tensors["blk.0.ffn_down.weight"]
+    if format in GGUF:
+        assert tensor.dtype == format.upper() and tensor.data.tobytes() == weight.raw.tobytes()
+    else:
+        assert tensor.dtype == "F16"
+        np.testing.assert_array_equal(tensor.array(), weight.dequantize().astype(np.float16))
 
 
 def test_rows_that_do_not_fit_blocks_are_f16(tmp_path):
@@ -248,7 +263,7 @@ def test_models_that_cannot_be_written(tmp_path):
     model = adapted(tmp_path / "hf")
     with pytest.raises(ValueError, match="unfused adapters"):
         write_gguf(model, tmp_path / "m.gguf", tiny.byte_tokenizer())
-    with pytest.raises(ValueError, match="type must be one of f32, f16, bf16, q8_0, q4_0, q4_1, got 'q2'"):
+    with pytest.raises(ValueError, match="type must be one of f32, f16, .*, q4_1, got 'q2'"):
         write_gguf(model, tmp_path / "m.gguf", tiny.byte_tokenizer(), "q2")
     with pytest.raises(FileNotFoundError, match="missing/m.gguf"):
         write_gguf(model.fuse(), tmp_path / "missing" / "m.gguf", tiny.byte_tokenizer())
