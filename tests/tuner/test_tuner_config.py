@@ -1,5 +1,6 @@
 """Settings from YAML files as written for mlx_lm.lora, from flags, and what is refused with which words."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,15 @@ def test_the_example_of_this_repository_is_read():
     if not path.exists():
         pytest.skip("the examples are not here")
     assert merge_config({}, path).data == "examples/data"
+
+
+def test_the_files_in_the_documentation_are_read(written):
+    page = (Path(__file__).parents[2] / "docs" / "fine_tuning.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```yaml\n(.*?)^```", page, re.M | re.S)
+    configs = [merge_config({}, written(block)) for block in blocks]
+    assert [config.fine_tune_type for config in configs] == ["dora", "lora", "lora", "full"]
+    assert configs[1].lora_parameters["rank_pattern"] == {"mlp.down_proj": 32, "lm_head": 4}
+    assert configs[2].lora_parameters["init"] == "loftq" and configs[3].full_keys == ["mlp", "input_layernorm", "model.norm"]
 
 
 @pytest.mark.parametrize("text", ["1e-5", "1E-5", "1.0e-5", "+1e-5", ".00001", "1e-05", "0.00001"])
