@@ -222,8 +222,9 @@ def linear_cross_entropy(
     """`softmax_cross_entropy(hidden @ weight.T, labels)` without all logits at once.
 
     `hidden` [..., D]; `weight` [V, D]: an array, float16 and bfloat16 ones read as they are, or a stored `Weight`, which gets no
-    gradient; `labels` integers [...]. Computed in float32, a gradient has the type of its argument. Rows without a label or with
-    weight 0 are not computed, and may hold anything. Loss and gradients together go through the logits once, a part of the rows
+    gradient, or a layer (`nn.Linear`, `nn.Embedding` as a tied head, an adapter over one) with all that it makes logits by;
+    `labels` integers [...]. Computed in float32, a gradient has the type of its argument. Rows without a label or with weight 0
+    are not computed, and may hold anything. Loss and gradients together go through the logits once, a part of the rows
     at a time. The other arguments and the errors are those of `softmax_cross_entropy`.
 
     `logits_bytes` (40 MB by default) bounds the logits that exist at once; up to 100 MB are a little faster.
@@ -238,6 +239,7 @@ def linear_cross_entropy(
 
     where a single row whose label was nearly certain may be off by more. What is left out adds up while a model knows nothing
     yet: at random weights all of the softmax is below 2**-12. So it is for models that have learned, and exact by default.
+    It is exact too for a layer with a bias or an adapter.
     """
     if logits_bytes is not None and (not isinstance(logits_bytes, int) or logits_bytes < 1):
         raise ValueError(f"logits_bytes must be a positive integer, not {logits_bytes!r}")

@@ -14,7 +14,7 @@ import numpy as np
 from . import _core
 from .arrays import Array, empty, f32, frozen, i32, matrix
 from .autograd import Gradients, Tensor, keep, reads_output, record, recording
-from .projection import Projection, linear, lora_linear, project
+from .projection import Projection, linear, lora_linear, project, quotient
 from .weights import Weight
 
 
@@ -28,11 +28,84 @@ def embedding(ids: Any, weight: Array | Weight) -> Array:
     shape = weight.shape
 
     def vjp(dy: np.ndarray, grads: Gradients) -> None:
-        dw = np.zeros(shape, np.float32)
-        _core.embedding_grad(dy, index, dw)
-        grads.put(0, dw)
+        grads.put(0, _scattered(dy, index, shape))
 
     return record(y, (weight,), vjp)
+
+
+def adapted_embedding(
+    ids: Any,
+    weight: Array | Weight,
+    lora_a: Array,
+    lora_b: Array,
+    scale: float,
+    dropout: float = 0.0,
+    seed: int = 0,
+    m: Array | None = None,
+) -> Array:
+    """Rows `ids` [...] of weight [V, D] with an adapter A [V, R], B [R, D]: W[ids] + scale dropout(A[ids] B), [..., D].
+
+    `dropout` in [0, 1) has a mask that is a function of `seed`. With m [V] rows are scaled by m[ids] over their norm without
+    dropout, which is a constant to the gradient; rows of norm 0 become 0 (Liu et al., arXiv:2402.09353).
+    """
+    index, w, ad, bd = i32(ids), matrix(weight), f32(lora_a, "lora_a"), f32(lora_b, "lora_b")
+    rows, flat = index.reshape(-1), (index.size, weight.shape[1])
+    h, sums = empty(len(rows), ad.shape[1]), empty(*flat)
+    _core.embedding_forward(rows, ad, h)
+    _core.embedding_forward(rows, w, sums)
+    norm = None if m is None else np.empty(len(rows))
+    if dropout:
+        branch = empty(*flat)
+        _core.matmul_nn(h, bd, scale, 0, branch)
+        if norm is not None:
+            whole = empty(*flat)
+            _core.add(sums, branch, whole)
+            _core.row_squares(whole, norm)
+        _core.dropout(branch, seed, dropout, branch)
+        _core.axpy(1.0, branch, sums)
+    else:
+        _core.matmul_nn(h, bd, scale, 1, sums)
+        if norm is not None:
+            _core.row_squares(sums, norm)
+    y, factor = sums, None
+    if norm is not None:
+        norm = np.sqrt(norm).astype(np.float32)
+        factor = quotient(f32(m, "m")[rows], norm)[:, None]
+        y = sums * factor
+    inputs = (frozen(weight), lora_a, lora_b, m)
+    if not recording(*inputs):
+        return y.reshape(*index.shape, flat[1])
+
+    def vjp(dy: np.ndarray, grads: Gradients) -> None:
+        dy = dy.reshape(flat)
+        if norm is not None and grads.wanted(3):
+            slope = quotient(np.einsum("nd,nd->n", dy, sums, dtype=np.float64), norm).astype(np.float32)
+            grads.put(3, _scattered(slope[:, None], rows, (weight.shape[0], 1)).reshape(-1))
+        if factor is not None:
+            dy = dy * factor
+        if grads.wanted(0):
+            grads.put(0, _scattered(dy, rows, weight.shape))
+        if dropout and (grads.wanted(1) or grads.wanted(2)):
+            dropped = empty(*flat)
+            _core.dropout(dy, seed, dropout, dropped)
+            dy = dropped
+        if grads.wanted(1):
+            dh = empty(*h.shape)
+            _core.matmul_nt(dy, bd, scale, 0, dh)
+            grads.put(1, _scattered(dh, rows, ad.shape))
+        if grads.wanted(2):
+            db = empty(*bd.shape)
+            _core.matmul_tn(h, dy, scale, 0, db)
+            grads.put(2, db)
+
+    return record(y.reshape(*index.shape, flat[1]), inputs, vjp)
+
+
+def _scattered(dy: np.ndarray, rows: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """The gradient [V, D] of a table whose `rows` got dy [N, D]."""
+    found = np.zeros(shape, np.float32)
+    _core.embedding_grad(dy, rows, found)
+    return found
 
 
 def rms_norm(x: Array, weight: Array, eps: float = 1e-5) -> Array:
@@ -203,6 +276,18 @@ def gather_rows(x: Array, rows: np.ndarray) -> Array:
     return record(y, (x,), vjp)
 
 
+def transposed(x: Array) -> Array:
+    """x^T of a matrix."""
+    y = np.ascontiguousarray(f32(x).T)
+    if not recording(x):
+        return y
+
+    def vjp(dy: np.ndarray, grads: Gradients) -> None:
+        grads.put(0, np.ascontiguousarray(dy.T))
+
+    return record(y, (x,), vjp)
+
+
 def lengthen(x: Array, tail: np.ndarray, axis: int) -> Array:
     """x with the constant `tail` behind it along an axis."""
     xd = f32(x)
@@ -239,6 +324,7 @@ def dropout(x: Array, p: float, seed: int) -> Array:
 __all__ = [
     "Projection",
     "Tensor",
+    "adapted_embedding",
     "add",
     "attention",
     "dropout",
@@ -253,4 +339,5 @@ __all__ = [
     "rope",
     "scale",
     "swiglu",
+    "transposed",
 ]

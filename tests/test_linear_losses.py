@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from loss_cases import DTYPES, REDUCTIONS
 from loss_formulas import IGNORE, reduced
+from stored_weights import stored
 
 import pyloss
 from pyloss import _core, linear_losses
@@ -188,8 +189,9 @@ def test_layouts(rng, name, dtype, change):
 @pytest.mark.parametrize("name", FORMULAS)
 def test_stored_matrices(rng, name, format, filtered):
     """The hidden states' gradients; a stored matrix has none, and the other head's still come."""
-    arrays, others = case(rng, name, (6,), v=11, d=32, e=64)
-    arrays = tuple(Weight.quantize(a, format) if i % 2 else a.astype(np.float32) for i, a in enumerate(arrays))
+    width = max(32, FORMATS[format].elements)
+    arrays, others = case(rng, name, (6,), v=11, d=width, e=2 * width)
+    arrays = tuple(stored(rng, *a.shape, format) if i % 2 else (a / 4).astype(np.float32) for i, a in enumerate(arrays))
     want, gradients = expected(name, arrays, others, {}, "sum")
     hidden = range(0, len(arrays), 2)
     got, found = computed(name, arrays, others, {"reduction": "sum", "gradient_filter": filtered}, hidden)

@@ -164,7 +164,7 @@ class Decoder(Module):
 class Model(Module):
     """A causal language model.
 
-    `model(tokens)` gives logits for a batch; `hidden` and `head_weight` are for losses that never hold all logits; `step` is for
+    `model(tokens)` gives logits for a batch; `hidden` and `head_layer` are for losses that never hold all logits; `step` is for
     generation.
     """
 
@@ -187,9 +187,20 @@ class Model(Module):
         return self.config.vocab_size
 
     @property
+    def head_layer(self) -> Any:
+        """The layer that makes logits, adapter and all: lm_head, or the embedding where they are tied."""
+        return self.model.embed_tokens if self.lm_head is None else self.lm_head
+
+    @property
     def head_weight(self) -> np.ndarray | Weight:
-        """The output head [V, hidden]; the embedding's table where they are tied."""
-        return self.model.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
+        """The output head [V, hidden]; the embedding's table where they are tied.
+
+        Raises ValueError where the head has an adapter, which the weight alone would leave out.
+        """
+        layer = self.head_layer
+        if not isinstance(layer, Linear | Embedding):
+            raise ValueError("the head has an adapter, so its weight is not all of it: use model.head_layer, or fuse() first")
+        return layer.weight
 
     def set_grad_checkpoint(self, on: bool = True) -> None:
         """Keep only the inputs of layers for the backward pass, and compute each layer again there."""
@@ -232,7 +243,7 @@ class Model(Module):
 
     def head(self, x: Any) -> Any:
         """Hidden states [..., hidden] -> logits [..., V]."""
-        return self.model.embed_tokens.as_linear(x) if self.lm_head is None else self.lm_head(x)
+        return ops.project(x, self.head_layer.projection())
 
     def __call__(self, tokens: Any) -> Any:
         """Logits [B, T, V] of token ids [B, T], each row a sequence of its own."""

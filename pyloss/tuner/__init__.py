@@ -12,9 +12,10 @@ from .datasets import (
     create_dataset,
     load_dataset,
 )
+from .dora import DoRAEmbedding, DoRALinear
 from .experts import LoRASwitchLinear
 from .full import unfreeze_layers
-from .lora import LoRALinear
+from .lora import LoRAEmbedding, LoRALinear
 from .losses import default_loss
 from .trainer import evaluate, iterate_batches, train
 from .utils import linear_to_lora_layers, load_adapters, print_trainable_parameters, remove_lora_layers
@@ -24,6 +25,9 @@ __all__ = [
     "ChatDataset",
     "CompletionsDataset",
     "ConcatenatedDataset",
+    "DoRAEmbedding",
+    "DoRALinear",
+    "LoRAEmbedding",
     "LoRALinear",
     "LoRASwitchLinear",
     "TextDataset",

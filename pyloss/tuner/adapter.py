@@ -46,6 +46,8 @@ class Adapter(Module):
     #: fixed factors, shaped as `lora_a` and `lora_b`, whose product is added to theirs; see `take_off_start`
     origin_a: np.ndarray | None = None
     origin_b: np.ndarray | None = None
+    #: the trained lengths of the rows, of kinds that have them
+    m: Any = None
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -101,6 +103,11 @@ class Adapter(Module):
     def base(self) -> Any:
         """The layer below."""
         return getattr(self, self.base_name)
+
+    @property
+    def shape(self) -> Any:
+        """The base's."""
+        return self.base.shape
 
     @property
     def rank(self) -> int:

@@ -2,20 +2,43 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any
 
 import numpy as np
 
 from .. import ops
 from ..autograd import data
-from ..nn import Linear, Module
+from ..nn import Embedding, Linear, Module
 from .adapter import Adapter
 
 
-class LoRALinear(Adapter):
-    """y = base(x) + scale * dropout(x) lora_a lora_b, over a float or quantised `Linear`: lora_a [in, r], lora_b [r, out]."""
+class DenseAdapter(Adapter):
+    """What adapters over one matrix share."""
 
-    kind, base_name, base_type = "lora", "linear", Linear
+    @abstractmethod
+    def product(self) -> np.ndarray:
+        """scale lora_a lora_b, as the base's weight lies: float32."""
+
+    @abstractmethod
+    def projection(self) -> ops.Projection:
+        """What rows are multiplied by, for a loss fused with a head."""
+
+    def delta(self) -> np.ndarray:
+        return self.product()
+
+    def merged(self, weight: np.ndarray) -> np.ndarray:
+        return weight + self.product()
+
+    def _magnitude(self) -> tuple[Any, np.ndarray | None]:
+        """m and the norms of the rows it is divided by."""
+        return None, None
+
+
+class LinearAdapter(DenseAdapter):
+    """Over a float or quantised `Linear`: lora_a [in, r], lora_b [r, out]."""
+
+    base_name, base_type = "linear", Linear
     linear: Linear
 
     def __init__(
@@ -29,14 +52,64 @@ class LoRALinear(Adapter):
         output_dims, input_dims = layer.shape
         return {"lora_a": (input_dims, r), "lora_b": (r, output_dims)}
 
-    def __call__(self, x: Any) -> Any:
+    def projection(self) -> ops.Projection:
         p, seed = self._dropout()
         a, b = self.factors()
-        return ops.lora_linear(x, self.linear.weight, self.linear.bias, a, b, self.scale, p, seed)
+        return ops.Projection(self.linear.weight, self.linear.bias, a, b, self.scale, p, seed, *self._magnitude())
 
-    def delta(self) -> np.ndarray:
+    def __call__(self, x: Any) -> Any:
+        return ops.project(x, self.projection())
+
+    def product(self) -> np.ndarray:
         a, b = map(data, self.factors())
         return (self.scale * b.T) @ a.T
 
-    def merged(self, weight: np.ndarray) -> np.ndarray:
-        return weight + self.delta()
+
+class EmbeddingAdapter(DenseAdapter):
+    """Over a float or quantised `Embedding` of V rows: lora_a [V, r], lora_b [r, D].
+
+    `layer(ids)` drops elements of the adapter's result, `as_linear(x)` of its input, as mlx-lm's do.
+    """
+
+    base_name, base_type = "embedding", Embedding
+    embedding: Embedding
+
+    def __init__(self, num_embeddings: int, dims: int, r: int = 8, dropout: float = 0.0, scale: float = 20.0):
+        Module.__init__(self)
+        self._attach(Embedding(num_embeddings, dims), r, dropout, scale)
+
+    @classmethod
+    def shapes(cls, layer: Embedding, r: int) -> dict[str, tuple[int, ...]]:
+        rows, dims = layer.shape
+        return {"lora_a": (rows, r), "lora_b": (r, dims)}
+
+    def projection(self) -> ops.Projection:
+        """What `as_linear` multiplies by."""
+        p, seed = self._dropout()
+        a, b = map(ops.transposed, self.factors())
+        return ops.Projection(self.embedding.weight, None, b, a, self.scale, p, seed, *self._magnitude())
+
+    def as_linear(self, x: Any) -> Any:
+        """x [..., D] against the adapted table, as a tied head: [..., V]."""
+        return ops.project(x, self.projection())
+
+    def __call__(self, ids: Any) -> Any:
+        p, seed = self._dropout()
+        a, b = self.factors()
+        return ops.adapted_embedding(ids, self.embedding.weight, a, b, self.scale, p, seed, self.m)
+
+    def product(self) -> np.ndarray:
+        a, b = map(data, self.factors())
+        return (self.scale * a) @ b
+
+
+class LoRALinear(LinearAdapter):
+    """y = base(x) + scale * dropout(x) lora_a lora_b."""
+
+    kind = "lora"
+
+
+class LoRAEmbedding(EmbeddingAdapter):
+    """y = base(ids) + scale * dropout(lora_a[ids] lora_b)."""
+
+    kind = "lora"

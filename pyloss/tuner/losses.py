@@ -57,7 +57,7 @@ def default_loss(model: Any, batch: Any, lengths: Any) -> tuple[Any, float]:
     tokens, targets = batch[:, :-1][inside], batch[:, 1:][inside]
     shares = (weights[:, 1:][inside] / total).astype(np.float32)
     offsets = np.concatenate(([0], np.cumsum(used[used > 0]))).astype(np.int32)
-    vocabulary = model.head_weight.shape[0]
+    vocabulary = model.head_layer.shape[0]
     wrong = (targets < 0) | (targets >= vocabulary)
     if (wrong & (shares > 0)).any():
         raise ValueError(f"target token id {targets[wrong & (shares > 0)][0]} is outside the vocabulary [0, {vocabulary})")
@@ -65,7 +65,7 @@ def default_loss(model: Any, batch: Any, lengths: Any) -> tuple[Any, float]:
     hidden = model.hidden(tokens, offsets)
     at_once = head_bytes(getattr(model, "grad_checkpoint", False))
     value = linear_cross_entropy(
-        hidden, model.head_weight, labels, weights=shares, ignore_index=-1, reduction="sum", logits_bytes=at_once
+        hidden, model.head_layer, labels, weights=shares, ignore_index=-1, reduction="sum", logits_bytes=at_once
     )
     return value, total
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from kernel_checks import on_threads
+from stored_weights import stored
 
 from pyloss import _core
 from pyloss.weights import FORMATS, Weight
@@ -29,9 +30,9 @@ def want(dense, a, b, scale):
 @pytest.mark.parametrize("head_dim", [0, 6])
 @pytest.mark.parametrize("format", list(FORMATS))
 def test_every_format(memory, rng, format, head_dim):
-    weight = Weight.quantize(normal(rng, 96, 416), format, head_dim)
+    weight = stored(rng, 96, 416, format, head_dim)
     for r in (1, 4, 7, 16, 17, 40):
-        a, b = normal(rng, 416, r), normal(rng, r, 96)
+        a, b = normal(rng, weight.shape[1], r), normal(rng, r, 96)
         norm = norms(memory, weight.handle, weight.dequantize(), a, b, -0.7)
         np.testing.assert_allclose(norm, want(weight.dequantize(), a, b, -0.7), rtol=1e-6)
 

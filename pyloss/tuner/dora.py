@@ -1,0 +1,86 @@
+"""DoRA layers: LoRA whose rows are scaled to a trained length (Liu et al., arXiv:2402.09353)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .. import _core
+from ..arrays import empty, matrix
+from ..autograd import data
+from ..projection import quotient
+from .adapter import Adapter
+from .lora import EmbeddingAdapter, LinearAdapter
+
+
+class Magnitude(Adapter):
+    """The trained lengths `m` of the rows of the adapted weight; they begin as the base's, so that the adapter does too.
+
+    The norms that m is divided by are constants to the gradient (section 4.3). They come from the base's and the factors alone,
+    and are computed again when one of these has changed, which is seen by comparing the factors themselves: whatever writes to
+    them, in place or not, there is nothing to be told. Over a base that is an array, which may be written to as well, they are
+    computed every time.
+    """
+
+    @classmethod
+    def shapes(cls, layer: Any, r: int) -> dict[str, tuple[int, ...]]:
+        return {**super().shapes(layer, r), "m": tuple(layer.shape[:-1])}
+
+    def _initialise(self, shapes: dict[str, tuple[int, ...]]) -> None:
+        super()._initialise(shapes)
+        self._squares: tuple[Any, np.ndarray] | None = None
+        self._norms: tuple[Any, tuple, np.ndarray] | None = None
+        self.m = np.sqrt(self.squares()).astype(np.float32)
+
+    def squares(self) -> np.ndarray:
+        """The base's squared row norms, float64 of the shape of `m`; kept for a base that is stored."""
+        weight = self.base.weight
+        if self._squares is None or self._squares[0] is not weight or isinstance(weight, np.ndarray):
+            self._squares = weight, self._row_squares(weight)
+        return self._squares[1]
+
+    def norms(self) -> np.ndarray:
+        """The row norms of the base's weight with the product in it, float32 of the shape of `m`."""
+        weight = self.base.weight
+        a, b = map(data, self.factors())
+        key = (self.scale, a.tobytes(), b.tobytes())
+        known = self._norms
+        if known is None or known[0] is not weight or known[1] != key or isinstance(weight, np.ndarray):
+            known = self._norms = weight, key, self._adapted_norms(weight, a, b)
+        return known[2]
+
+    def _row_squares(self, weight: Any) -> np.ndarray:
+        found = np.empty(weight.shape[0])
+        _core.row_squares(matrix(weight), found)
+        return found
+
+    def _adapted_norms(self, weight: Any, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        """Of `weight` [O, I] with a [I, R] and b [R, O]."""
+        found = empty(weight.shape[0])
+        _core.adapted_norm(matrix(weight), np.ascontiguousarray(a), np.ascontiguousarray(b), self.scale, self.squares(), found)
+        return found
+
+    def _magnitude(self) -> tuple[Any, np.ndarray | None]:
+        return self.m, self.norms()
+
+    def merged(self, weight: np.ndarray) -> np.ndarray:
+        return quotient(self.m, self.norms())[..., None] * super().merged(weight)  # type: ignore[safe-super]
+
+    def delta(self) -> np.ndarray:
+        return Adapter.delta(self)
+
+
+class DoRALinear(Magnitude, LinearAdapter):
+    """y = m / norm * (base(x) - bias + scale * dropout(x) lora_a lora_b) + bias, norm those of the rows of the adapted weight."""
+
+    kind = "dora"
+
+
+class DoRAEmbedding(Magnitude, EmbeddingAdapter):
+    """y = m[ids] / norm[ids] * (base(ids) + scale * dropout(lora_a[ids] lora_b)), also over a quantised table."""
+
+    kind = "dora"
+
+    def _adapted_norms(self, weight: Any, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return super()._adapted_norms(weight, b.T, a.T)
