@@ -169,11 +169,16 @@ def generate(flags: Flags) -> int:
 
 
 def fuse(flags: Flags) -> int:
+    from pyloss.tuner.utils import fuse_adapters
+
     for name in ("upload_repo", "hf_path"):
         if flags[name]:
             raise ValueError(f"--{name.replace('_', '-')} is not available: nothing is uploaded; --save-path writes a folder")
     model, tokenizer = models.load(flags["model"], adapter_path=flags["adapter_path"])
-    model.fuse(dequantize=flags["dequantize"])
+    kept = fuse_adapters(model, flags["dequantize"])
+    if kept and min(kept.values()) < 1:
+        mean, least = sum(kept.values()) / len(kept), min(kept, key=kept.__getitem__)
+        _say(f"storing the fused weights keeps {mean:.1%} of the adapter, {kept[least]:.1%} at worst ({least})")
     model.save(flags["save_path"], tokenizer)
     _say(f"saved the fused model to {flags['save_path']}")
     if flags["export_gguf"]:

@@ -23,6 +23,9 @@ A = TypeVar("A", bound="Adapter")
 _CLASSES: dict[tuple[str, type[Module]], type[Adapter]] = {}
 
 
+LITTLE = 0.5  # a smaller share of an adapter, left by storing it, is warned of
+
+
 class Fused(NamedTuple):
     """A merged layer, and the share of the adapter's change that storing it left: 1 - |error|^2 / |change|^2."""
 
@@ -166,7 +169,7 @@ class Adapter(Module):
         base's format, or left in float32 with `dequantize=True`. Warns when rounding loses most of the adapter.
         """
         layer, kept = self.fused(dequantize)
-        if kept < 0.5:
+        if kept < LITTLE:
             warnings.warn(lost(layer.weight.format, kept), stacklevel=2)  # type: ignore[attr-defined]
         return layer
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from ..files import read_json
 from ..models.loading import load_model
 from ..nn import Module
-from .adapter import adapter_class, adapter_modules, takes_adapter
+from .adapter import LITTLE, adapter_class, adapter_modules, lost, takes_adapter
 from .adapters import CONFIG_FILE, MLX_FILE, put_adapter, read_adapter
 from .full import is_full, load_full, unfreeze_layers
 from .initial import loftq, pissa
@@ -72,10 +73,21 @@ def load_adapters(model: Any, adapter_path: str | os.PathLike[str]) -> Any:
     return model
 
 
-def fuse_adapters(model: Module, dequantize: bool = False) -> None:
-    """Replaces every adapter by its fused layer; see `Adapter.fuse`."""
-    for name, layer in adapter_modules(model).items():
-        model.set_module(name, layer.fuse(dequantize))
+def fuse_adapters(model: Module, dequantize: bool = False) -> dict[str, float]:
+    """Replaces every adapter by its fused layer, see `Adapter.fuse`. Gives the share of each change that storing left, by name.
+
+    All or none are replaced, with one warning for those that keep little. An adapter over a table that is the head too changes
+    both, as it did before.
+    """
+    fused = {name: adapter.fused(dequantize) for name, adapter in adapter_modules(model).items()}
+    for name, (layer, _) in fused.items():
+        model.set_module(name, layer)
+    kept = {name: share for name, (_, share) in fused.items()}
+    if poor := [name for name, share in kept.items() if share < LITTLE]:
+        worst: Any = fused[min(poor, key=kept.__getitem__)].layer
+        others = f" ({len(poor)} of {len(kept)} layers lose most; this is the worst)" if len(kept) > 1 else ""
+        warnings.warn(lost(worst.weight.format, min(kept.values())) + others, stacklevel=2)
+    return kept
 
 
 def remove_lora_layers(model: Module) -> Module:

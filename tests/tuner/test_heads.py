@@ -10,7 +10,7 @@ from pyloss import linear_losses, nn
 from pyloss.tuner import linear_to_lora_layers
 from pyloss.tuner.adapter import adapter_modules
 from pyloss.tuner.losses import default_loss
-from pyloss.tuner.utils import remove_lora_layers
+from pyloss.tuner.utils import fuse_adapters, remove_lora_layers
 
 BATCH = np.random.default_rng(1).integers(0, 29, (4, 11))
 LENGTHS = np.array([[1, 11], [0, 8], [3, 5], [0, 11]])
@@ -78,6 +78,17 @@ def test_evaluation_generation_and_fusing(tmp_path, tied, use_dora):
     np.testing.assert_allclose(model(BATCH), logits, rtol=1e-3, atol=1e-3)
     assert (model(BATCH).argmax(axis=-1) == greedy).mean() > 0.95
     assert default_loss(model, BATCH, LENGTHS)[1] == count
+
+
+def test_fusing_a_model_reports_what_storing_left(tmp_path):
+    folder = tmp_path / "model"
+    model = adapted_model(folder, tied=True)
+    model.model.embed_tokens.embedding = nn.Embedding.from_weight(pyloss.Weight.quantize(model.model.embed_tokens.embedding.weight.dequantize(), "q4_0"))
+    model.model.embed_tokens.lora_b *= 1e-3
+    with pytest.warns(UserWarning, match=r"q4_0 keeps \d+% of the adapter.*\(1 of 4 layers lose most; this is the worst\)"):
+        kept = fuse_adapters(model)
+    assert kept.keys() == {"model.embed_tokens", *(f"model.layers.{i}.self_attn.q_proj" for i in range(3))}
+    assert kept.pop("model.embed_tokens") < 0.5 and set(kept.values()) == {1.0}
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
