@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from ..nn import Embedding, Linear, RMSNorm
+from ..nn import Embedding, Linear, RMSNorm, SwitchLinear
 from .config import ModelConfig
+from .experts import SparseMoe, SwitchGLU
+from .mixture import Mixture
 from .sources import Source
-from .transformer import MLP, Attention, Decoder, DecoderLayer, Model, PostNormLayer
+from .transformer import MLP, Attention, BlockSparseLayer, Decoder, DecoderLayer, Model, PostNormLayer
 
 
 def build_model(config: ModelConfig, source: Source) -> Model:
@@ -68,6 +70,13 @@ class _Builder:
             c.family.activation,
         )
 
+    def experts(self, at: str, mixture: Mixture) -> SparseMoe:
+        hidden, inner = self.config.hidden_size, mixture.size
+        shapes = {"gate_proj": (inner, hidden), "up_proj": (inner, hidden), "down_proj": (hidden, inner)}
+        stacks = [self.source.experts(f"{at}.switch_mlp.{name}", mixture.count, *shape) for name, shape in shapes.items()]
+        gate = self.linear(f"{at}.gate", mixture.count, hidden)
+        return SparseMoe(gate, SwitchGLU(*map(SwitchLinear.from_weight, stacks)), mixture.active, mixture.normalise)
+
     def layer(self, i: int) -> DecoderLayer:
         at = f"model.layers.{i}"
         cls: type[DecoderLayer] = DecoderLayer
@@ -75,4 +84,9 @@ class _Builder:
         if self.config.family.post_norms:
             cls, names = PostNormLayer, [*names, "pre_feedforward_layernorm", "post_feedforward_layernorm"]
         norms = [self.norm(f"{at}.{name}", self.config.hidden_size) for name in names]
-        return cls(self.attention(f"{at}.self_attn", i), self.mlp(f"{at}.mlp"), *norms)
+        mixture, experts = self.config.mixture, self.config.family.experts
+        if mixture is None or experts is None or i in mixture.dense_layers:
+            return cls(self.attention(f"{at}.self_attn", i), self.mlp(f"{at}.mlp"), *norms)
+        if experts.block == "block_sparse_moe":
+            cls = BlockSparseLayer
+        return cls(self.attention(f"{at}.self_attn", i), self.experts(f"{at}.{experts.block}", mixture), *norms)

@@ -14,6 +14,7 @@ import numpy as np
 from pyloss.errors import FormatError
 from pyloss.files import read_json
 from pyloss.models.families import FAMILIES, Family
+from pyloss.models.mixture import Mixture, read_gguf_mixture, read_hf_mixture
 from pyloss.models.stored import StoredTensor
 
 _LLAMA3_KEYS = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
@@ -29,6 +30,7 @@ class ModelConfig:
     `sliding_window` is how many tokens a layer sees, up to its own: every layer, or those that `layer_types` calls
     "sliding_attention" and not "full_attention". Where `rope_local_base_freq` is not None, it is their rotary base, unscaled.
     Attention scores are divided by the square root of `query_pre_attn_scalar`, or of head_dim.
+    Families of mixtures of experts have a `mixture`; `intermediate_size` is that of the MLPs they have beside, or of the experts.
 
     Raises:
         ValueError: values that don't fit together (`from_hf` and `from_gguf` make it a FormatError naming the file).
@@ -53,6 +55,7 @@ class ModelConfig:
     layer_types: list[str] | None = None
     rope_local_base_freq: float | None = None
     query_pre_attn_scalar: int | None = None
+    mixture: Mixture | None = None
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
     pad_token_id: int | None = None
@@ -132,6 +135,7 @@ class ModelConfig:
             return read.get(name, int, *([defaults[name]] if name in defaults else []))
 
         heads, hidden, layers = number("num_attention_heads"), number("hidden_size"), number("num_hidden_layers")
+        inner = number("intermediate_size")
         theta, local_theta, scaling = _read_rope(path, read, family)
         window, layer_types = _read_windows(path, content, read, family, layers)
         eos = content.get("eos_token_id")
@@ -148,7 +152,7 @@ class ModelConfig:
             model_type=model_type,
             vocab_size=number("vocab_size"),
             hidden_size=hidden,
-            intermediate_size=number("intermediate_size"),
+            intermediate_size=inner,
             num_hidden_layers=layers,
             num_attention_heads=heads,
             num_key_value_heads=read.get("num_key_value_heads", int, defaults.get("num_key_value_heads", heads)),
@@ -159,6 +163,7 @@ class ModelConfig:
             layer_types=layer_types,
             rope_local_base_freq=local_theta,
             query_pre_attn_scalar=number("query_pre_attn_scalar") if "query_pre_attn_scalar" in defaults else None,
+            mixture=read_hf_mixture(path, read, family, inner, layers),
             eos_token_id=eos,
             **values,
         )
@@ -175,15 +180,16 @@ class ModelConfig:
         """
         read = _Values(path, metadata)
         arch = read.get("general.architecture", str)
-        known = [name for name, family in FAMILIES.items() if family.gguf == arch]
+        sparse = read.get(f"{arch}.expert_count", int, 0) > 0
+        known = [name for name, family in FAMILIES.items() if family.gguf == arch and bool(family.experts) == sparse]
         if not known:
-            supported = ", ".join(sorted({family.gguf for family in FAMILIES.values()}))
-            raise ValueError(f"{path}: GGUF architecture {arch!r} is not supported; supported are {supported}")
+            supported = ", ".join(sorted({family.gguf for family in FAMILIES.values() if bool(family.experts) == sparse}))
+            kind = "architecture with experts" if sparse else "architecture"
+            raise ValueError(f"{path}: GGUF {kind} {arch!r} is not supported; supported are {supported}")
         model_type = known[0]
         family = FAMILIES[model_type]
         _refuse_gguf_options(path, arch, read, family)
-        if read.get(f"{arch}.expert_count", int, 0):
-            raise ValueError(f"{path}: {arch}.expert_count: mixtures of experts are not supported")
+        inner = read.get(f"{arch}.feed_forward_length", int)
         heads = read.get(f"{arch}.attention.head_count", int)
         hidden = read.get(f"{arch}.embedding_length", int)
         rotary = read.get(f"{arch}.rope.dimension_count", int, None)
@@ -207,7 +213,7 @@ class ModelConfig:
             # The embedding has the last word: older files have no vocab_size.
             vocab_size=embedding.shape[0],
             hidden_size=hidden,
-            intermediate_size=read.get(f"{arch}.feed_forward_length", int),
+            intermediate_size=inner,
             num_hidden_layers=layers,
             num_attention_heads=heads,
             num_key_value_heads=read.get(f"{arch}.attention.head_count_kv", int, heads),
@@ -223,6 +229,7 @@ class ModelConfig:
             layer_types=layer_types,
             rope_local_base_freq=local_theta,
             query_pre_attn_scalar=scalar,
+            mixture=read_gguf_mixture(path, arch, read, family, inner),
             bos_token_id=read.get("tokenizer.ggml.bos_token_id", int, None),
             eos_token_id=read.get("tokenizer.ggml.eos_token_id", int, None),
             pad_token_id=read.get("tokenizer.ggml.padding_token_id", int, None),
@@ -231,6 +238,7 @@ class ModelConfig:
     def to_hf(self) -> dict[str, Any]:
         """The content of a config.json which transformers (4 and 5), mlx-lm and `from_hf` read."""
         family, own = self.family, dataclasses.asdict(self)
+        del own["mixture"]
         content = {
             "architectures": [family.architecture],
             "hidden_act": family.activation,
@@ -244,7 +252,7 @@ class ModelConfig:
         if "sliding_window_pattern" in family.defaults:
             # What mlx-lm reads in place of layer_types; null where it could not say the same.
             content |= {"sliding_window_pattern": self.window_period, "hidden_activation": family.activation}
-        return content
+        return content | (self.mixture.to_hf(family) if self.mixture else {})
 
 
 _FIELDS = {field.name: field for field in dataclasses.fields(ModelConfig)}

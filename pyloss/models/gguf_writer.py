@@ -138,7 +138,7 @@ def _hyperparameters(c: ModelConfig) -> dict[str, Any]:
         "rope.dimension_count": c.head_dim,
         "rope.freq_base": float(c.rope_theta),
     }
-    values |= _windows(c)
+    values |= {**_windows(c), **(c.mixture.to_gguf(c.family) if c.mixture else {})}
     said = gguf_query_scalar(c.num_hidden_layers, c.hidden_size, c.num_attention_heads, c.head_dim)
     if c.query_pre_attn_scalar not in (None, said):
         raise ValueError(f"query_pre_attn_scalar {c.query_pre_attn_scalar} cannot be written: llama.cpp takes {said}")

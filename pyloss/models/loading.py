@@ -87,7 +87,7 @@ def _load(place: Path) -> tuple[Model, TensorFile]:
             raise FileNotFoundError(f"{place}: this folder has no config.json, so it is not a Hugging Face model")
         config = ModelConfig.from_hf(place / "config.json")
         file = read_safetensors(place)
-        return build_model(config, FolderSource(file)), file
+        return build_model(config, FolderSource(file, config)), file
     if place.suffix == ".safetensors":
         raise ValueError(f"{place}: give the folder that holds config.json and this file")
     file = read_gguf(place)

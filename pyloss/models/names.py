@@ -19,6 +19,16 @@ _GGUF_NAMES = {
     "model.layers.{}.mlp.gate_proj": "blk.{}.ffn_gate",
     "model.layers.{}.mlp.up_proj": "blk.{}.ffn_up",
     "model.layers.{}.mlp.down_proj": "blk.{}.ffn_down",
+    **{
+        f"model.layers.{{}}.{block}.{ours}": f"blk.{{}}.{theirs}"
+        for block in ("mlp", "block_sparse_moe")
+        for ours, theirs in {
+            "gate": "ffn_gate_inp",
+            "switch_mlp.gate_proj": "ffn_gate_exps",
+            "switch_mlp.up_proj": "ffn_up_exps",
+            "switch_mlp.down_proj": "ffn_down_exps",
+        }.items()
+    },
 }
 # With norms after attention and MLP, post_attention_layernorm is what it says; without, it is the norm before the MLP.
 _POST_NORMS = {
@@ -38,3 +48,13 @@ def gguf_name(name: str, family: Family) -> str:
         parts[2] = "{}"
     key, norms = ".".join(parts), _POST_NORMS if family.post_norms else _PRE_NORMS
     return (norms.get(key) or _GGUF_NAMES[key]).format(layer) + f".{kind}"
+
+
+def expert_name(name: str, family: Family, expert: int) -> str:
+    """Hugging Face's name of one expert's matrix of the stack `name`: "model.layers.0.mlp.experts.3.up_proj.weight" of
+    "model.layers.0.mlp.switch_mlp.up_proj.weight"."""
+    assert family.experts is not None
+    block, _, matrix = name.partition(".switch_mlp.")
+    part, *kind = matrix.split(".")
+    own = family.experts.matrices[("gate_proj", "up_proj", "down_proj").index(part)]
+    return ".".join([block, "experts", str(expert), own, *kind])

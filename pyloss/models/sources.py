@@ -6,8 +6,9 @@ import numpy as np
 
 from pyloss.errors import FormatError
 from pyloss.models.config import ModelConfig
-from pyloss.models.names import gguf_name
+from pyloss.models.names import expert_name, gguf_name
 from pyloss.models.stored import StoredTensor, TensorFile
+from pyloss.weight_stack import WeightStack
 from pyloss.weights import Weight
 
 # Rotary tables that some files have, which are computed.
@@ -40,6 +41,10 @@ class Source:
         """The weight of the layer `name`, such as "model.layers.0.mlp.up_proj", not copied."""
         return self._find(f"{name}.weight", rows, cols).weight()
 
+    def experts(self, name: str, count: int, rows: int, cols: int) -> WeightStack:
+        """The weights of the experts' layer `name`, such as "model.layers.0.mlp.switch_mlp.up_proj", not copied."""
+        return self._find(f"{name}.weight", count, rows, cols).stack()
+
     def refuse_leftovers(self) -> None:
         """FormatError for a tensor of a layer that nobody asked for: the configuration says less than the file holds."""
         left = [name for name in self.file if name.startswith(self._layers()) and name not in self.file.asked]
@@ -63,13 +68,36 @@ class Source:
 
 
 class FolderSource(Source):
-    """A Hugging Face folder, its model alone or beside the parts for other inputs, where names have a longer beginning."""
+    """A Hugging Face folder, its model alone or beside the parts for other inputs, where names have a longer beginning.
+
+    Experts may be stacked as mlx-lm has them, or each a tensor of its own, or stacked as in transformers 5's modules.
+    """
+
+    def __init__(self, file: TensorFile, config: ModelConfig) -> None:
+        super().__init__(file)
+        self._family = config.family
+
+    def experts(self, name: str, count: int, rows: int, cols: int) -> WeightStack:
+        """See `Source`."""
+        block, _, part = name.partition(".switch_mlp.")
+        if self.has(f"{name}.weight"):
+            return super().experts(name, count, rows, cols)
+        if part == "down_proj" and self.has(f"{block}.experts.down_proj"):
+            return self._find(f"{block}.experts.down_proj", count, rows, cols).stack()
+        if self.has(f"{block}.experts.gate_up_proj"):
+            both = self._find(f"{block}.experts.gate_up_proj", count, 2 * rows, cols).stack()
+            first = rows * (part == "up_proj")
+            return WeightStack([matrix.slice_rows(first, first + rows) for matrix in both.matrices])
+        names = [expert_name(name, self._family, expert) for expert in range(count)]
+        return WeightStack([self.matrix(one, rows, cols) for one in names])
 
     def _stored_name(self, name: str) -> str:
         if "language_model.model.embed_tokens.weight" in self.file:
             return f"language_model.{name}"
         if "model.language_model.embed_tokens.weight" in self.file and name.startswith("model."):
             return name.replace("model.", "model.language_model.", 1)
+        if ".block_sparse_moe." in name and name not in self.file:
+            return name.replace(".block_sparse_moe.", ".mlp.")  # the module's own name in transformers 5
         return name
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from pyloss.errors import FormatError
+from pyloss.weight_stack import WeightStack
 from pyloss.weights import SINGLE, Weight
 
 
@@ -38,6 +39,17 @@ class StoredTensor:
             raise FormatError(self.path, self.name, f"expected a matrix, got shape {self.shape}")
         try:
             return Weight(data, self.dtype.lower(), (self.shape[0], self.shape[1]), head_dim)
+        except ValueError as error:
+            raise FormatError(self.path, self.name, str(error)) from None
+
+    def stack(self) -> WeightStack:
+        """The matrices of a tensor of three dimensions, not copied. Raises FormatError as `weight`."""
+        data = self._readable()
+        if len(self.shape) != 3:
+            raise FormatError(self.path, self.name, f"expected a stack of matrices, got shape {self.shape}")
+        count, rows, cols = self.shape
+        try:
+            return WeightStack.from_rows(Weight(data, self.dtype.lower(), (count * rows, cols)), count)
         except ValueError as error:
             raise FormatError(self.path, self.name, str(error)) from None
 

@@ -16,6 +16,7 @@ from ..autograd import checkpoint, data
 from ..nn import Embedding, Linear, Module, RMSNorm
 from ..weights import Weight
 from .config import ModelConfig
+from .experts import SparseMoe
 from .rope import RopeTable
 
 
@@ -119,9 +120,11 @@ class MLP(Module):
 
 
 class DecoderLayer(Module):
-    """x + attention(norm(x)), then x + mlp(norm(x))."""
+    """x + attention(norm(x)), then x + mlp(norm(x)); the mlp may be a mixture of experts."""
 
-    def __init__(self, self_attn: Attention, mlp: MLP, input_layernorm: RMSNorm, post_attention_layernorm: RMSNorm):
+    def __init__(
+        self, self_attn: Attention, mlp: MLP | SparseMoe, input_layernorm: RMSNorm, post_attention_layernorm: RMSNorm
+    ):
         super().__init__()
         self.self_attn, self.mlp = self_attn, mlp
         self.input_layernorm, self.post_attention_layernorm = input_layernorm, post_attention_layernorm
@@ -129,6 +132,19 @@ class DecoderLayer(Module):
     def __call__(self, x: Any, packing: Packing, cache: KVCache | None = None, layer: int = 0) -> Any:
         x = ops.add(x, self.self_attn(self.input_layernorm(x), packing, cache, layer))
         return ops.add(x, self.mlp(self.post_attention_layernorm(x)))
+
+
+class BlockSparseLayer(DecoderLayer):
+    """A `DecoderLayer` whose mixture of experts has Mixtral's name."""
+
+    @property
+    def mlp(self) -> Any:
+        """The block."""
+        return self.block_sparse_moe
+
+    @mlp.setter
+    def mlp(self, block: MLP | SparseMoe) -> None:
+        self.block_sparse_moe = block
 
 
 class PostNormLayer(DecoderLayer):

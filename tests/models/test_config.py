@@ -319,7 +319,10 @@ def test_gguf_linear_scaling():
     ("changes", "message"),
     [
         ({"general.architecture": "mamba"}, "architecture 'mamba' is not supported; supported are gemma3, llama"),
-        ({"llama.expert_count": 8}, "mixtures of experts"),
+        ({"llama.expert_count": 8}, "llama.expert_used_count: this key is missing"),
+        ({"llama.expert_count": 8, "llama.expert_used_count": 9}, "cannot visit 9 of 8 experts"),
+        ({"llama.expert_count": 8, "llama.expert_used_count": 2, "llama.expert_shared_count": 1}, "expert_shared_count 1 is not supported"),
+        ({"general.architecture": "qwen2", "qwen2.expert_count": 8}, "architecture with experts 'qwen2' is not supported; supported are llama, "),
         ({"llama.rope.scaling.type": "yarn"}, "scaling.type 'yarn'"),
         ({"llama.attention.key_length": 128}, "partial"),
         ({"llama.attention.sliding_window": 4096}, "sliding_window 4096"),

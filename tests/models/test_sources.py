@@ -20,7 +20,8 @@ def sources(tmp_path):
     _, arrays = tiny.write_folder(tmp_path / "folder", bias=True)
     tiny.write_gguf(tmp_path / "model.gguf", bias=True)
     file = read_gguf(tmp_path / "model.gguf")
-    return arrays, [FolderSource(read_safetensors(tmp_path / "folder")), GGUFSource(file, ModelConfig.from_gguf(file.metadata, file.tensors))]
+    config = ModelConfig.from_gguf(file.metadata, file.tensors)
+    return arrays, [FolderSource(read_safetensors(tmp_path / "folder"), config), GGUFSource(file, config)]
 
 
 def test_arrays_and_matrices(sources):

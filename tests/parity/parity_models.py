@@ -38,6 +38,13 @@ LLAMA3 = {
 # A window that the test sequences reach beyond, and seven layers: both kinds, and one more after the pattern.
 GEMMA3 = {"num_hidden_layers": 7, "sliding_window": 24, "query_pre_attn_scalar": 16, "rope_theta": 1e6}
 
+# Mixtures of experts: the classes' names and the options of the tiny models.
+MIXTURES = {
+    "mixtral": {"family": "Mixtral", "num_local_experts": 5, "num_experts_per_tok": 2, "rope_theta": 1e6},
+    "qwen3_moe": {"family": "Qwen3Moe", "num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 32, "norm_topk_prob": True},
+    "olmoe": {"family": "Olmoe", "num_experts": 6, "num_experts_per_tok": 2, "intermediate_size": 32, "tie_word_embeddings": False},
+}
+
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -67,7 +74,8 @@ def write_gguf(model, path):
     tensor, norms of `gemma3` have 1 added and its query_pre_attn_scalar goes without saying.
     """
     gguf = pytest.importorskip("gguf", reason="writes GGUF files with it")
-    config, arch = model.config, {"mistral": "llama", "gemma3_text": "gemma3"}.get(model.config.model_type, model.config.model_type)
+    config, architectures = model.config, {"mistral": "llama", "mixtral": "llama", "gemma3_text": "gemma3", "qwen3_moe": "qwen3moe"}
+    arch = architectures.get(config.model_type, config.model_type)
     rope = config.rope_parameters.get("full_attention", config.rope_parameters)
     writer = gguf.GGUFWriter(path, arch)
     writer.add_context_length(config.max_position_embeddings)
@@ -80,6 +88,11 @@ def write_gguf(model, path):
     writer.add_value_length(config.head_dim)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_freq_base(rope["rope_theta"])
+    if experts := getattr(config, "num_local_experts", None):
+        writer.add_expert_count(experts)
+        writer.add_expert_used_count(config.num_experts_per_tok)
+    if arch == "qwen3moe":
+        writer.add_expert_feed_forward_length(config.moe_intermediate_size)
     if arch == "gemma3":
         writer.add_sliding_window(config.sliding_window)
     if rope["rope_type"] == "linear":
@@ -92,6 +105,12 @@ def write_gguf(model, path):
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue
         array = tensor.float().numpy()
+        if ".mlp.experts." in name:
+            block, halves = f"blk.{name.split('.')[2]}", np.split(array, 2, axis=1)
+            parts = {"down": array} if name.endswith("down_proj") else {"gate": halves[0], "up": halves[1]}
+            for part, value in parts.items():
+                writer.add_tensor(f"{block}.ffn_{part}_exps.weight", np.ascontiguousarray(value))
+            continue
         if arch == "gemma3" and name.endswith("norm.weight"):
             array = array + 1
         if arch == "llama" and (".q_proj." in name or ".k_proj." in name):

@@ -4,12 +4,13 @@ import llama_runner
 import numpy as np
 import pytest
 import tokenizers
-from parity_models import GEMMA3, LLAMA3, add_adapter, make_tiny, our_logits
+from parity_models import GEMMA3, LLAMA3, MIXTURES, add_adapter, make_tiny, our_logits
 
 import pyloss
 from pyloss.models import load_model
 from pyloss.models.gguf_writer import write_gguf
 from pyloss.models.tokenizer import Tokenizer
+from pyloss.tuner.adapter import adapter_modules
 from pyloss.tuner.adapter_gguf import write_lora_gguf
 
 PROMPT = "The quick brown fox jumps over the lazy dog, and then it"
@@ -89,6 +90,8 @@ MODELS = {
     "qwen2": {"family": "Qwen2"},
     "qwen3": {"family": "Qwen3", "tie_word_embeddings": False},
     "gemma3": {"family": "Gemma3", **GEMMA3, "rope_scaling": {"rope_type": "linear", "factor": 4.0}},
+    **MIXTURES,
+    "olmoe": {**MIXTURES["olmoe"], "num_key_value_heads": 4},  # llama.cpp has the norm of k as wide as that of q
 }
 
 
@@ -107,8 +110,9 @@ def test_families(name, tmp_path):
     write_gguf(model, tmp_path / "base.gguf", tokenizer)
     atol = 5e-3 if name == "gemma3" else 1e-3  # llama.cpp looks GELU up in a table of float16
     agree(model, IDS, llama_runner.run(tmp_path / "base.gguf", IDS, TOKENS), atol)
-    keys = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.o_proj", "mlp.down_proj", *([] if model.lm_head is None else ["lm_head"])]
-    add_adapter(model, keys=keys, size=0.2)
-    model.layers[0].mlp.down_proj.scale = 5.0
+    block = {"mixtral": "block_sparse_moe.switch_mlp"}.get(name, "mlp.switch_mlp" if name in MIXTURES else "mlp")
+    keys = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.o_proj", f"{block}.down_proj"]
+    add_adapter(model, keys=keys + ([] if model.lm_head is None else ["lm_head"]), size=0.2)
+    adapter_modules(model)[f"model.layers.0.{block}.down_proj"].scale = 5.0
     write_lora_gguf(model, tmp_path / "lora.gguf")
     agree(model, IDS, llama_runner.run(tmp_path / "base.gguf", IDS, TOKENS, tmp_path / "lora.gguf"), atol)

@@ -1,0 +1,202 @@
+"""Mixtures of experts, whole models: logits, gradients of adapters and saved models against transformers and mlx-lm."""
+
+import numpy as np
+import pytest
+import tiny as tiny_files
+from parity_models import (
+    MIXTURES,
+    add_adapter,
+    make_tiny,
+    mlx_logits,
+    our_logits,
+    relative,
+    torch,
+    torch_logits,
+    torch_loss,
+    transformers,
+    write_gguf,
+)
+from safetensors.numpy import load_file, save_file
+
+import pyloss
+from pyloss import nn
+from pyloss.models.gguf_writer import write_gguf as write_our_gguf
+from pyloss.tuner.adapter import adapter_modules
+from pyloss.tuner.losses import target_weights
+
+IDS = np.random.default_rng(0).integers(0, 300, 60)
+VARIANTS = {
+    **MIXTURES,
+    "mixtral with a window": {**MIXTURES["mixtral"], "sliding_window": 24},
+    "qwen3_moe with an MLP": {**MIXTURES["qwen3_moe"], "mlp_only_layers": [0], "norm_topk_prob": False},
+}
+
+
+@pytest.fixture(params=[*VARIANTS, *(f"{name}, gguf" for name in MIXTURES)])
+def tiny(request, tmp_path):
+    """(our model, transformers' model) of the same weights in float32."""
+    name, gguf, _ = request.param.partition(", gguf")
+    theirs = make_tiny(**VARIANTS[name])
+    if gguf:
+        write_gguf(theirs, tmp_path / "model.gguf")
+        return pyloss.load_model(tmp_path / "model.gguf"), theirs
+    theirs.save_pretrained(tmp_path)
+    return pyloss.load_model(tmp_path), theirs
+
+
+def test_logits_and_cache(tiny):
+    ours, theirs = tiny
+    expected = torch_logits(theirs, IDS)
+    assert expected.std() > 0.5
+    np.testing.assert_allclose(our_logits(ours, IDS), expected, rtol=0, atol=1e-4)
+    cache = ours.make_cache()
+    for begin, end in ((0, 20), (20, 21), (21, 23), (23, 60)):
+        np.testing.assert_allclose(ours.step(IDS[begin:end], cache), expected[end - 1], rtol=0, atol=1e-4)
+
+
+def merged(name, adapter):
+    """The adapter's base weight with the adapter in it, and how a gradient by that becomes one by lora_a and lora_b."""
+    a, b, scale = adapter.lora_a.astype(np.float64), adapter.lora_b.astype(np.float64), adapter.scale
+    weight = adapter.base.weight
+    dense = weight if isinstance(weight, np.ndarray) else weight.dequantize()
+    if a.ndim == 3:
+        return dense + scale * b @ a, lambda g: (scale * b.swapaxes(1, 2) @ g, scale * g @ a.swapaxes(1, 2))
+    return dense + scale * (a @ b).T, lambda g: (scale * g.T @ b.T, scale * (g @ a).T)
+
+
+def their_parameter(model, name):
+    """transformers' parameter for the module `name` here, and the rows of it that are this module's."""
+    parameters = dict(model.named_parameters())
+    name = name.replace("block_sparse_moe", "mlp")
+    if ".switch_mlp." not in name:
+        return parameters[f"{name}.weight"], slice(None)
+    block, part = name.split(".switch_mlp.")
+    if part == "down_proj":
+        return parameters[f"{block}.experts.down_proj"], slice(None)
+    both = parameters[f"{block}.experts.gate_up_proj"]
+    half = both.shape[1] // 2
+    return both, (slice(None), slice(0, half) if part == "gate_proj" else slice(half, None))
+
+
+def test_gradients_of_adapters(tiny):
+    """Over every linear layer, router and experts; transformers has the merged weights, in float64."""
+    ours, theirs = tiny
+    add_adapter(ours, size=0.1)
+    theirs.double().set_experts_implementation("eager")  # the others compute in float32 alone
+    adapters = adapter_modules(ours)
+    kinds = {type(adapter).__name__ for adapter in adapters.values()}
+    assert kinds == {"LoRALinear", "LoRASwitchLinear"} and any(name.endswith(".gate") for name in adapters)
+    back = {}
+    with torch.no_grad():
+        for name, adapter in adapters.items():
+            value, back[name] = merged(name, adapter)
+            parameter, rows = their_parameter(theirs, name)
+            parameter[rows] = torch.from_numpy(value)
+    batch = np.zeros((2, 40), np.int32)
+    batch[0], batch[1, :21] = IDS[:40], IDS[39:60]
+    lengths = np.array([[3, 40], [0, 21]], np.int32)
+    (loss, _), grads = nn.value_and_grad(ours, pyloss.tuner.default_loss)(ours, batch, lengths)
+    expected = torch_loss(theirs, batch, target_weights(batch, lengths).astype(np.float64))
+    expected.backward()
+    assert loss == pytest.approx(expected.item(), rel=1e-5)
+    for name in adapters:
+        parameter, rows = their_parameter(theirs, name)
+        by_a, by_b = back[name](parameter.grad[rows].numpy())
+        assert relative(grads[f"{name}.lora_a"], by_a) < 1e-4, name
+        assert relative(grads[f"{name}.lora_b"], by_b) < 1e-4, name
+
+
+def greedy(model, count=30):
+    cache, tokens = model.make_cache(), []
+    logits = model.step(IDS, cache)
+    for _ in range(count):
+        tokens.append(int(logits.argmax()))
+        logits = model.step(tokens[-1:], cache)
+    return tokens
+
+
+def test_fused_and_saved(tiny, tmp_path):
+    ours, _ = tiny
+    add_adapter(ours, size=0.2)
+    tokens, logits = greedy(ours), our_logits(ours, IDS)
+    ours.fuse().save(tmp_path / "fused")
+    again = pyloss.load_model(tmp_path / "fused")
+    assert again.config == ours.config and greedy(again) == tokens
+    np.testing.assert_array_equal(our_logits(again, IDS), our_logits(ours, IDS))
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "fused", dtype=torch.float32).eval()
+    np.testing.assert_allclose(torch_logits(theirs, IDS), logits, rtol=0, atol=2e-4)
+    if ours.config.sliding_window is None:  # mlx-lm knows none here
+        utils = pytest.importorskip("mlx_lm.utils", reason="compares with mlx-lm (parity extra)")
+        mlx, _ = utils.load_model(tmp_path / "fused")
+        np.testing.assert_allclose(mlx_logits(mlx, IDS), logits, rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+@pytest.mark.parametrize("type", ["f32", "q8_0"])
+def test_written_as_gguf(tmp_path, name, type):
+    make_tiny(**{**MIXTURES[name], "vocab_size": tiny_files.TOKENS}).save_pretrained(tmp_path)
+    ours = pyloss.load_model(tmp_path)
+    ids = IDS % tiny_files.TOKENS
+    write_our_gguf(ours, tmp_path / "model.gguf", tiny_files.byte_tokenizer(), type)
+    again = pyloss.load_model(tmp_path / "model.gguf")
+    assert again.config.mixture == ours.config.mixture
+    experts = [weight for name, weight in again.stored().items() if ".switch_mlp." in name]
+    assert len(experts) == 6 and {weight.format for weight in experts} == {type}
+    if type == "f32":
+        np.testing.assert_allclose(our_logits(again, ids), our_logits(ours, ids), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("qwen3_moe", {"mlp_only_layers": [0]}, r"experts in all layers of qwen3moe; here layers \[0\] have none"),
+        ("qwen3_moe", {"norm_topk_prob": False}, "weights that are normalised; norm_topk_prob is False"),
+        ("olmoe", {"norm_topk_prob": True}, "weights that are not normalised; norm_topk_prob is True"),
+    ],
+)
+def test_what_gguf_cannot_say(tmp_path, name, changes, message):
+    make_tiny(**{**MIXTURES[name], **changes, "vocab_size": tiny_files.TOKENS}).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        write_our_gguf(pyloss.load_model(tmp_path), tmp_path / "model.gguf", tiny_files.byte_tokenizer())
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+@pytest.mark.parametrize("layout", ["mlx-lm's stacks", "transformers 5's modules"])
+def test_stacked_tensors(tmp_path, name, layout):
+    theirs = make_tiny(**MIXTURES[name])
+    theirs.save_pretrained(tmp_path)
+    (file,) = tmp_path.glob("*.safetensors")
+    tensors = {key: value for key, value in load_file(file).items() if ".experts." not in key}
+    state = {key: value.numpy() for key, value in theirs.state_dict().items()}
+    stacks = {key: value for key, value in state.items() if ".experts." in key}
+    if layout == "mlx-lm's stacks":
+        block = "block_sparse_moe" if name == "mixtral" else "mlp"
+        for key, value in stacks.items():
+            at = key.split("mlp.experts.")[0] + f"{block}.switch_mlp"
+            halves = np.split(value, 2, axis=1)
+            parts = {"down_proj": value} if key.endswith("down_proj") else {"gate_proj": halves[0], "up_proj": halves[1]}
+            tensors |= {f"{at}.{part}.weight": np.ascontiguousarray(half) for part, half in parts.items()}
+    else:
+        tensors = {key.replace("block_sparse_moe", "mlp"): value for key, value in tensors.items()} | stacks
+    save_file(tensors, file)
+    ours = pyloss.load_model(tmp_path)
+    np.testing.assert_allclose(our_logits(ours, IDS), torch_logits(theirs, IDS), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_names_of_modules_are_those_of_mlx_lm(tmp_path, name):
+    utils = pytest.importorskip("mlx_lm.utils", reason="compares with mlx-lm (parity extra)")
+    tuner = pytest.importorskip("mlx_lm.tuner.utils")
+    from mlx.utils import tree_flatten
+
+    model = make_tiny(**MIXTURES[name])
+    model.save_pretrained(tmp_path)
+    pyloss.load_model(tmp_path).save(tmp_path / "saved")  # with the keys of config.json that mlx-lm needs
+    theirs, _ = utils.load_model(tmp_path / "saved")
+    theirs.freeze()
+    ours = pyloss.load_model(tmp_path)
+    config = {"rank": 4, "scale": 2.0, "dropout": 0.0}
+    tuner.linear_to_lora_layers(theirs, 1, config)
+    pyloss.tuner.linear_to_lora_layers(ours, 1, config)
+    found = {key: value.shape for key, value in ours.trainable_parameters().items()}
+    assert found == {key: tuple(value.shape) for key, value in tree_flatten(theirs.trainable_parameters())}
