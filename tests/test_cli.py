@@ -219,7 +219,7 @@ def test_fuse_writes_gguf_too_and_says_what_it_lost(world, monkeypatch, capsys):
     seen = []
     monkeypatch.setattr("pyloss.exporting.export", lambda model, *args, **options: seen.append((*args[:2], options)))
     assert main(["fuse", "--save-path", "out", "--export-gguf"]) == 0
-    assert "keeps 95.0% of the adapter, 90.0% at worst (a)" in capsys.readouterr().out
+    assert "keeps 95.0% of the adapter, 90.0% at worst (a)" in capsys.readouterr().err
     assert main(["fuse", "--save-path", "out", "--export-gguf", "--gguf-path", "m.gguf"]) == 0
     assert [str(path) for path, *_ in seen] == ["out/ggml-model-f16.gguf", "out/m.gguf"]
     assert {(to, options["type"]) for _, to, options in seen} == {("gguf", "f16")}
