@@ -1,4 +1,4 @@
-"""Building a `tokenizers.Tokenizer` from a GGUF file's vocabulary (byte-level BPE)."""
+"""Building a `tokenizers.Tokenizer` from a GGUF file's vocabulary: byte-level BPE here, SentencePiece's in its own module."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors
 
 from pyloss.errors import FormatError
+from pyloss.models.gguf_sentencepiece import sentencepiece_tokenizer
 
 UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4  # of tokenizer.ggml.token_type; 1 is an ordinary token
+_ADDED = (UNKNOWN, CONTROL, USER_DEFINED)
 
 # Keys tokenizer.ggml.*_token_id and the names of these tokens in transformers.
 
@@ -19,6 +21,11 @@ SPECIAL = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padd
 
 # Tokens that end a turn, or a message to a tool; generation stops at them as at the end of the text.
 _ENDS = ("eos", "eot", "eom")
+# Files often leave the key out; llama.cpp then knows these as what they say.
+_TURN_ENDS = ("<end_of_turn>", "<|im_end|>", "<|eot_id|>")
+
+# What llama.cpp takes where a file with SentencePiece's vocabulary has no such key.
+_SENTENCEPIECE_IDS = {"unknown": 0, "bos": 1, "eos": 2}
 
 
 class _Pre(NamedTuple):
@@ -67,18 +74,48 @@ def build_tokenizer(
         FormatError: keys that are missing or damaged.
     """
     kind = metadata.get("tokenizer.ggml.model")
-    if kind != "gpt2":
-        raise ValueError(f"{path}: tokenizer.ggml.model {kind!r} is not supported; supported is 'gpt2', byte-level BPE")
-    name = metadata.get("tokenizer.ggml.pre")
-    pre = PRE_TOKENIZERS.get(name) if isinstance(name, str) else None
-    if pre is None:
-        supported = ", ".join(PRE_TOKENIZERS)
-        raise ValueError(f"{path}: tokenizer.ggml.pre {name!r} is not supported; supported are {supported}")
+    if kind not in ("gpt2", "llama"):
+        raise ValueError(
+            f"{path}: tokenizer.ggml.model {kind!r} is not supported; supported are "
+            "'gpt2', byte-level BPE, and 'llama', SentencePiece's BPE"
+        )
     tokens = _texts(metadata, "tokens", path)
     vocabulary = {token: index for index, token in enumerate(tokens)}
     if len(vocabulary) != len(tokens):
         twice = next(token for index, token in enumerate(tokens) if vocabulary[token] != index)
         raise FormatError(path, "tokenizer.ggml.tokens", f"the token {twice!r} occurs twice")
+    kinds = metadata.get("tokenizer.ggml.token_type")
+    if not isinstance(kinds, list) or len(kinds) != len(tokens):
+        raise FormatError(path, "tokenizer.ggml.token_type", f"expected a list of {len(tokens)} numbers, one per token")
+    ids = {key: _token_id(metadata, key, len(tokens), path) for key in {*SPECIAL, *_ENDS}}
+    if kind == "llama":
+        ids |= {key: index for key, index in _SENTENCEPIECE_IDS.items() if ids[key] is None and index < len(tokens)}
+    special = {text: tokens[index] for key, text in SPECIAL.items() if (index := ids[key]) is not None}
+    if kind == "llama":
+        prefix, add_bos = _flag(metadata, "add_space_prefix", True, path), True
+        scores = metadata.get("tokenizer.ggml.scores")
+        backend = sentencepiece_tokenizer(tokens, scores, kinds, special.get("unk_token"), prefix, path)
+    else:
+        backend, add_bos = _byte_level(metadata, vocabulary, path)
+    _add_tokens(backend, kinds, tokens)
+    around = _around(metadata, add_bos, special, vocabulary, path)
+    if around is not None:
+        backend.post_processor = around
+    ends = {index for key in _ENDS if (index := ids[key]) is not None}
+    if ids["eot"] is None:
+        ends |= {vocabulary[text] for text in _TURN_ENDS if text in vocabulary and kinds[vocabulary[text]] in _ADDED}
+    return backend, special, ends
+
+
+def _byte_level(
+    metadata: Mapping[str, Any], vocabulary: dict[str, int], path: str | os.PathLike[str]
+) -> tuple[tokenizers.Tokenizer, bool]:
+    """The tokenizer, and whether it puts a bos token before texts where the file does not say."""
+    name = metadata.get("tokenizer.ggml.pre")
+    pre = PRE_TOKENIZERS.get(name) if isinstance(name, str) else None
+    if pre is None:
+        supported = ", ".join(PRE_TOKENIZERS)
+        raise ValueError(f"{path}: tokenizer.ggml.pre {name!r} is not supported; supported are {supported}")
     # Neither side of a merge is empty, so a first character that is a space belongs to the left one.
     merges = [(merge[:cut], merge[cut + 1 :]) for merge, cut in _cuts(_texts(metadata, "merges", path), path)]
     try:
@@ -89,12 +126,8 @@ def build_tokenizer(
         raise FormatError(path, "tokenizer.ggml.merges", f"not the merges of this vocabulary: {error}") from error
     backend.pre_tokenizer = pre_tokenizer(pre)
     backend.decoder = decoders.ByteLevel()
-    _add_tokens(backend, metadata.get("tokenizer.ggml.token_type"), tokens, path)
-
-    ids = {key: _token_id(metadata, key, len(tokens), path) for key in {*SPECIAL, *_ENDS}}
-    special = {text: tokens[index] for key, text in SPECIAL.items() if (index := ids[key]) is not None}
-    backend.post_processor = _post_processor(metadata, pre, special, vocabulary, path)
-    return backend, special, {index for key in _ENDS if (index := ids[key]) is not None}
+    backend.post_processor = processors.ByteLevel(trim_offsets=False)
+    return backend, pre.add_bos
 
 
 def _texts(metadata: Mapping[str, Any], key: str, path: str | os.PathLike[str]) -> list[str]:
@@ -123,14 +156,12 @@ def pre_tokenizer(pre: _Pre) -> Any:
     return pre_tokenizers.Sequence(steps)
 
 
-def _add_tokens(backend: tokenizers.Tokenizer, kinds: Any, tokens: list[str], path: str | os.PathLike[str]) -> None:
+def _add_tokens(backend: tokenizers.Tokenizer, kinds: list[Any], tokens: list[str]) -> None:
     """Make the tokens that are matched in the text before it is cut known as such."""
-    if not isinstance(kinds, list) or len(kinds) != len(tokens):
-        raise FormatError(path, "tokenizer.ggml.token_type", f"expected a list of {len(tokens)} numbers, one per token")
     added = [
         tokenizers.AddedToken(token, special=kind != USER_DEFINED, normalized=False)
         for token, kind in zip(tokens, kinds, strict=True)
-        if kind in (UNKNOWN, CONTROL, USER_DEFINED) and token
+        if kind in _ADDED and token
     ]
     backend.add_tokens(added)
 
@@ -146,26 +177,30 @@ def _token_id(metadata: Mapping[str, Any], key: str, count: int, path: str | os.
     return value
 
 
-def _post_processor(
+def _flag(metadata: Mapping[str, Any], key: str, default: bool, path: str | os.PathLike[str]) -> bool:
+    value = metadata.get(f"tokenizer.ggml.{key}", default)
+    if type(value) is not bool:
+        raise FormatError(path, f"tokenizer.ggml.{key}", f"expected true or false, got {value!r:.100}")
+    return value
+
+
+def _around(
     metadata: Mapping[str, Any],
-    pre: _Pre,
+    add_bos: bool,
     special: dict[str, str],
     vocabulary: dict[str, int],
     path: str | os.PathLike[str],
 ) -> Any:
-    """What puts the bos and eos tokens around a text."""
+    """What puts the bos and eos tokens around a text, if anything does."""
     single = ["$A"]
-    for key, name, default in (("add_bos_token", "bos_token", pre.add_bos), ("add_eos_token", "eos_token", False)):
-        wanted = metadata.get(f"tokenizer.ggml.{key}", default)
-        if type(wanted) is not bool:
-            raise FormatError(path, f"tokenizer.ggml.{key}", f"expected true or false, got {wanted!r:.100}")
-        if not wanted:
+    for key, name, default in (("add_bos_token", "bos_token", add_bos), ("add_eos_token", "eos_token", False)):
+        if not _flag(metadata, key, default, path):
             continue
         if name not in special:
             raise FormatError(path, f"tokenizer.ggml.{key}", f"is true, and the file names no {name}")
         single.insert(0 if name == "bos_token" else len(single), special[name])
     if len(single) == 1:
-        return processors.ByteLevel(trim_offsets=False)
+        return None
     return processors.TemplateProcessing(
         single=single, special_tokens=[(token, vocabulary[token]) for token in single if token != "$A"]
     )

@@ -94,7 +94,7 @@ class Tokenizer:
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any], path: str | os.PathLike[str] = "GGUF") -> Tokenizer:
-        """Build the tokenizer a GGUF file describes (byte-level BPE); `path` is for errors.
+        """Build the tokenizer a GGUF file describes (byte-level BPE, or SentencePiece's); `path` is for errors.
 
         Raises:
             ValueError: a kind of tokenizer, or of pre-tokenizer, that pyloss does not have.
@@ -266,14 +266,15 @@ class StreamDecoder:
         """The text that became certain with token `id`; often "" within a character of several tokens."""
         self._ids.append(id)
         text = self._tokenizer.decode(self._ids, self._skip)
-        # An unfinished character decodes to one final U+FFFD, which the next token may turn into the character.
-        certain = text.removesuffix("\ufffd")
+        # An unfinished character decodes to U+FFFD at the end, which the next token may turn into the character.
+        certain = text.rstrip("\ufffd")
         piece = certain[self._given :]
         self._given += len(piece)
         if certain == text:
-            # The last token stays as context for decoders that look at their left neighbour.
-            self._ids = [id]
-            self._given = len(self._tokenizer.decode(self._ids, self._skip))
+            # The last token stays as context for decoders that look at their left neighbour, unless it is part of a character.
+            alone = self._tokenizer.decode([id], self._skip)
+            if "\ufffd" not in alone:
+                self._ids, self._given = [id], len(alone)
         return piece
 
     def flush(self) -> str:

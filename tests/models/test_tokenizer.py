@@ -159,7 +159,7 @@ def test_only_str_is_text_and_only_ids_decode():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model": "llama"}, "m.gguf: tokenizer.ggml.model 'llama' is not supported; supported is 'gpt2'"),
+        ({"model": "t5"}, "m.gguf: tokenizer.ggml.model 't5' is not supported; supported are 'gpt2', byte-level BPE, and 'llama'"),
         ({"pre": "mystery"}, "m.gguf: tokenizer.ggml.pre 'mystery' is not supported; supported are gpt-2, smollm"),
         ({"pre": None}, "tokenizer.ggml.pre None"),
         ({"pre": ["smollm"]}, "tokenizer.ggml.pre"),
