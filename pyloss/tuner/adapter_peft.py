@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from ..files import write_json, write_safetensors
 from ..nn import Embedding
 from .adapter import Adapter
 from .adapter_mlx import mlx_config
+from .adapter_peft_experts import check_targets, peft_name, take_experts, whole_parameters
 from .stored_adapter import CONFIG_FILE, StoredAdapter, StoredLayer, arrays_of, check_kind, grouped, number
 
 PEFT_FILE = "adapter_model.safetensors"
@@ -42,7 +43,6 @@ _INACTIVE = {
     "layer_replication": (None, []),
     "lora_bias": (False, None),
     "modules_to_save": (None, []),
-    "target_parameters": (None, []),
     "trainable_token_indices": (None, [], {}),
     "alora_invocation_tokens": (None, []),
 }
@@ -63,15 +63,21 @@ def read_peft(place: Path, config: dict[str, Any]) -> StoredAdapter:
         raise FormatError(file, other[0], f"expected names that begin with {_PREFIX}")
     stripped = {name[len(_PREFIX) :]: array for name, array in arrays.items()}
     bases = {name.removesuffix(_BASE): stripped.pop(name) for name in list(stripped) if name.endswith(_BASE)}
-    kind = "dora" if config.get("use_dora") else "lora"
+    kind, dropout = "dora" if config.get("use_dora") else "lora", number(source, config, "lora_dropout", 0.0)
+    layers: dict[str, StoredLayer] = {}
+    targets = check_targets(source, config)
+    for name, parameter, parts in take_experts(file, stripped, targets, lambda p: _rank_and_scale(source, config, p)[0]):
+        layers[name] = StoredLayer(parts, _rank_and_scale(source, config, parameter)[1], dropout)
     found = grouped(file, stripped, _SUFFIXES, (2,))
     embeddings = {name.removesuffix(".lora_embedding_A") for name in stripped if name.endswith(".lora_embedding_A")}
     if kind == "dora" and embeddings:
         raise ValueError(f"{file}: {min(embeddings)}: PEFT's DoRA of an embedding scales its columns, and pyloss's its rows")
     check_kind(source, kind, found)
-    dropout, layers, problems = number(source, config, "lora_dropout", 0.0), {}, []
+    problems = []
     for name, parts in found.items():
-        rank, scale = _rank_and_scale(source, config, name)
+        weight = f"{name}.weight"  # where the layer is adapted as a parameter
+        whole = any(f".{weight}".endswith(f".{target}") for target in targets)
+        rank, scale = _rank_and_scale(source, config, weight if whole else name)
         if parts["lora_a"].shape[0] != rank:
             problems.append(f"{name}: rank {parts['lora_a'].shape[0]}, and the configuration gives {rank:g}")
         turned = {part: array if part == "m" else np.ascontiguousarray(array.T) for part, array in parts.items()}
@@ -120,8 +126,11 @@ def _of_module(source: Path, config: Mapping[str, Any], key: str, pattern: str, 
     return number(source, config, key) if chosen is None else number(source, patterns, chosen)
 
 
-def write_peft(place: Path, layers: Mapping[str, Adapter], base_model: str | None, tied: bool) -> None:
-    """Write adapters into the folder `place`; `tied`: the model's head is its embedding.
+def write_peft(
+    place: Path, layers: Mapping[str, Adapter], base_model: str | None, tied: bool, blocks: Container[str] = ()
+) -> None:
+    """Write adapters into the folder `place`; `tied`: the model's head is its embedding. `blocks` are the names of its
+    experts, such as "model.layers.0.mlp.switch_mlp".
 
     Raises ValueError for layers that the layout cannot say.
     """
@@ -129,11 +138,27 @@ def write_peft(place: Path, layers: Mapping[str, Adapter], base_model: str | Non
     if len(kinds) > 1:
         raise ValueError("PEFT's layout takes adapters of one kind; these are LoRA and DoRA")
     kind = kinds.pop()
-    arrays, embeddings = {}, False
+    experts = {name: layer for name, layer in layers.items() if layer.lora_a.ndim == 3}
+    if experts and kind == "dora":
+        raise ValueError(f"{next(iter(experts))}: PEFT has no DoRA over experts")
+    arrays: dict[str, np.ndarray] = {}
+    ranks: dict[str, int] = {}
+    alphas: dict[str, float] = {}
+    embeddings, parameters = False, []
+    for place_of, parameter, size, scale, pair in whole_parameters(experts):
+        arrays |= {f"{_PREFIX}{place_of}.lora_{half}.weight": np.ascontiguousarray(array) for half, array in pair.items()}
+        ranks[parameter], alphas[parameter] = size, _plain(scale * size)
+        parameters.append(parameter)
     for name, layer in layers.items():
-        at, embedding = f"{_PREFIX}{name}", isinstance(layer.base, Embedding)
-        if layer.lora_a.ndim == 3:
-            raise ValueError(f"{name}: adapters over experts cannot be written in PEFT's layout")
+        if name in experts:
+            continue
+        at, embedding = f"{_PREFIX}{peft_name(name)}", isinstance(layer.base, Embedding)
+        target = peft_name(name)
+        if f"{name.removesuffix('.gate')}.switch_mlp" in blocks:
+            # A router is a parameter of its block in transformers, and not a layer.
+            target += ".weight"
+            parameters.append(target)
+        ranks[target], alphas[target] = layer.rank, _plain(layer.scale * layer.rank)
         if embedding and kind == "dora":
             raise ValueError(f"{name}: PEFT's DoRA of an embedding scales its columns, and pyloss's its rows")
         for half, array in (("A", layer.lora_a), ("B", layer.lora_b)):
@@ -141,8 +166,6 @@ def write_peft(place: Path, layers: Mapping[str, Adapter], base_model: str | Non
         if kind == "dora":
             arrays[f"{at}.lora_magnitude_vector"] = getattr(layer, "m")  # noqa: B009  (of DoRA alone)
         embeddings |= embedding
-    ranks = {name: layer.rank for name, layer in layers.items()}
-    alphas = {name: _plain(layer.scale * layer.rank) for name, layer in layers.items()}
     rank, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))
     config = {
         "peft_type": "LORA",
@@ -151,15 +174,18 @@ def write_peft(place: Path, layers: Mapping[str, Adapter], base_model: str | Non
         "inference_mode": True,
         "r": rank,
         "lora_alpha": alpha,
-        "lora_dropout": max(layer.dropout for layer in layers.values()),
+        # PEFT has none over parameters.
+        "lora_dropout": 0.0 if parameters else max(layer.dropout for layer in layers.values()),
         "bias": "none",
         "fan_in_fan_out": False,
         "use_rslora": False,
         "use_dora": kind == "dora",
-        "target_modules": sorted(layers),
+        "target_modules": sorted(set(ranks) - set(parameters)),
         "rank_pattern": {name: value for name, value in ranks.items() if value != rank},
         "alpha_pattern": {name: value for name, value in alphas.items() if value != alpha},
     }
+    if parameters:
+        config["target_parameters"] = sorted(parameters)
     if embeddings and tied:
         config["ensure_weight_tying"] = True
     write_safetensors(place / PEFT_FILE, arrays, {"format": "pt"})

@@ -43,6 +43,9 @@ def put_adapter(model: Any, adapter: StoredAdapter) -> None:
     problems: list[str] = []
     layers: dict[str, Adapter] = {}
     for name, stored in adapter.layers.items():
+        # transformers calls Mixtral's blocks as it calls others'; their files and pyloss don't.
+        if name not in modules and (other := name.replace(".mlp.", ".block_sparse_moe.")) in modules:
+            name = other
         layer = _over(modules.get(name), adapter.kind, stored)
         if isinstance(layer, str):
             problems.append(f"{name}: {layer}")
@@ -124,4 +127,5 @@ def save_adapter(
     elif format == "mlx":
         write_mlx(place, layers, config, one_rank)
     else:
-        write_peft(place, layers, base_model, getattr(model, "lm_head", None) is None)
+        blocks = {name for name, _ in model.named_modules() if name.endswith(".switch_mlp")}
+        write_peft(place, layers, base_model, getattr(model, "lm_head", None) is None, blocks)
