@@ -84,10 +84,24 @@ def read_peft(place: Path, config: dict[str, Any]) -> StoredAdapter:
         layers[name] = StoredLayer(turned, scale, dropout)
     if problems:
         raise FormatError(source, None, f"does not fit the tensors:{listed(problems)}")
+    if tied := bool(config.get("ensure_weight_tying")):
+        _drop_twins(layers, bases, embeddings)
     scale = Counter(layer.scale for layer in layers.values()).most_common(1)[0][0] if layers else 1.0
     rank = max((layer.rank for layer in layers.values()), default=1)
     made = mlx_config(kind, sorted(layers), rank, scale, dropout)
-    return StoredAdapter(str(place), kind, layers, made, bases, set() if config.get("ensure_weight_tying") else embeddings)
+    return StoredAdapter(str(place), kind, layers, made, bases, set() if tied else embeddings)
+
+
+def _drop_twins(layers: dict[str, StoredLayer], bases: dict[str, np.ndarray], embeddings: set[str]) -> None:
+    """Leaves out heads whose adapter is an embedding's, transposed: PEFT writes both where the two are tied."""
+    for name in set(layers) - embeddings:
+        own = layers[name].arrays
+        for other in embeddings:
+            theirs = layers[other].arrays
+            if np.array_equal(own["lora_a"].T, theirs["lora_b"]) and np.array_equal(own["lora_b"].T, theirs["lora_a"]):
+                del layers[name]
+                bases.pop(name, None)
+                break
 
 
 def _refuse_settings(source: Path, config: Mapping[str, Any]) -> None:

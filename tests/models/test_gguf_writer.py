@@ -246,11 +246,25 @@ def test_a_lora_file_has_the_names_and_shapes_of_llama_cpp(tmp_path):
         np.testing.assert_allclose(7.5 / a.shape[0] * b @ a, delta, rtol=1e-4, atol=1e-5)
 
 
+def test_an_embedding_and_a_head_of_their_own(tmp_path):
+    model = adapted(tmp_path / "hf", ["model.embed_tokens", "lm_head"], tied=False)
+    write_lora_gguf(model, tmp_path / "lora.gguf")
+    tensors = read_gguf(tmp_path / "lora.gguf").tensors
+    table, head = model.model.embed_tokens, model.lm_head
+    # Rows of the table's lora_a are looked up; the head's are multiplied with.
+    for name, expected in (("token_embd", (table.lora_a, table.lora_b.T)), ("output", (head.lora_a.T, head.lora_b.T))):
+        for half, array in zip("ab", expected):
+            np.testing.assert_array_equal(tensors[f"{name}.weight.lora_{half}"].array(), array)
+
+
 def test_adapters_that_llama_cpp_does_not_have(tmp_path):
     with pytest.raises(ValueError, match="the model has no adapter"):
         write_lora_gguf(tiny_model(tmp_path / "hf"), tmp_path / "lora.gguf")
-    model = adapted(tmp_path / "hf")
-    model.layers[2].mlp.up_proj.kind = "dora"
+    model = adapted(tmp_path / "hf", ["model.embed_tokens"])
+    with pytest.raises(ValueError, match="model.embed_tokens: llama.cpp takes no adapter over a head that is the embedding"):
+        write_lora_gguf(model, tmp_path / "lora.gguf")
+    model = tiny_model(tmp_path / "hf")
+    linear_to_lora_layers(model, 1, {"rank": 3, "scale": 2.5, "keys": ["mlp.up_proj"]}, use_dora=True)
     with pytest.raises(ValueError, match="model.layers.2.mlp.up_proj: llama.cpp has no dora adapters; write the fused model"):
         write_lora_gguf(model, tmp_path / "lora.gguf")
     assert [path.name for path in tmp_path.iterdir()] == ["hf"]

@@ -245,6 +245,123 @@ def test_an_adapter_saved_by_mlx_lm_loads_here(mlx_lm, folder, tmp_path, keys):
     np.testing.assert_allclose(mlx_logits(load_mlx(mlx_lm, folder, tmp_path / "again"), IDS), mlx_logits(theirs, IDS), rtol=0, atol=0)
 
 
+# DoRA and embeddings -----------------------------------------------------------------------------------------------
+
+
+def tied_folder(tmp_path):
+    place = tmp_path / "tied"
+    make_tiny().save_pretrained(place)
+    return place
+
+
+def put_adapter(folder, kind, keys, num_layers=1, seed=0):
+    """A filled adapter of a kind; magnitudes are drawn around the norms that they begin as."""
+    model = pyloss.load_model(folder)
+    pyloss.tuner.linear_to_lora_layers(model, num_layers, {"rank": 3, "scale": 1.7, "keys": keys}, use_dora=kind == "dora")
+    rng = np.random.default_rng(seed)
+    for name, array in model.trainable_parameters().items():
+        if name.endswith(".m"):
+            array *= rng.uniform(0.5, 1.5, array.shape).astype(np.float32)
+        else:
+            array[...] = rng.normal(0, 0.3, array.shape)
+    return model
+
+
+EMBEDDING = "model.embed_tokens"
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "own head"])
+@pytest.mark.parametrize("keys", [KEYS, [EMBEDDING], [*KEYS, EMBEDDING]], ids=["layers", "embedding", "both"])
+def test_mlx_lm_does_what_our_adapters_do(mlx_lm, folder, tmp_path, kind, tied, keys):
+    base = tied_folder(tmp_path) if tied else folder
+    keys = keys if tied or keys == KEYS else [*keys, "lm_head"]
+    model = put_adapter(base, kind, keys)
+    logits = our_logits(model, IDS)
+    pyloss.save_adapter(model, tmp_path / "mlx")
+    theirs = load_mlx(mlx_lm, base, tmp_path / "mlx")
+    np.testing.assert_allclose(mlx_logits(theirs, IDS), logits, rtol=0, atol=2e-4)
+    again = pyloss.tuner.load_adapters(pyloss.load_model(base), tmp_path / "mlx")
+    np.testing.assert_array_equal(our_logits(again, IDS), logits)
+    again.fuse().save(tmp_path / "fused")
+    np.testing.assert_allclose(our_logits(again, IDS), logits, rtol=0, atol=2e-4)
+    np.testing.assert_allclose(torch_logits(base_of(tmp_path / "fused"), IDS), logits, rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "keys"),
+    [("dora", KEYS), ("dora", [*KEYS, "lm_head"]), ("lora", [EMBEDDING]), ("lora", [*KEYS, EMBEDDING, "lm_head"])],
+    ids=["dora", "dora head", "embedding", "all"],
+)
+def test_peft_does_what_our_adapters_do(peft, folder, tmp_path, kind, keys):
+    model = put_adapter(folder, kind, keys)
+    pyloss.save_adapter(model, tmp_path / "peft", format="peft")
+    theirs = peft.PeftModel.from_pretrained(base_of(folder), tmp_path / "peft")
+    np.testing.assert_allclose(torch_logits(theirs, IDS), our_logits(model, IDS), rtol=0, atol=2e-4)
+    again = pyloss.tuner.load_adapters(pyloss.load_model(folder), tmp_path / "peft")
+    np.testing.assert_array_equal(our_logits(again, IDS), our_logits(model, IDS))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"target_modules": list(LINEARS), "use_dora": True},
+        {"target_modules": ["q_proj", "up_proj"], "use_dora": True, "rank_pattern": {"up_proj": 6}, "use_rslora": True},
+        {"target_modules": ["embed_tokens", "q_proj"], "lora_alpha": 3},
+        {"target_modules": ["embed_tokens", "lm_head"], "rank_pattern": {"embed_tokens": 5}},
+    ],
+    ids=["dora", "dora ranks", "embedding", "embedding and head"],
+)
+def test_dora_and_embeddings_of_peft_load_here_and_go_on(peft, mlx_lm, folder, tmp_path, options):
+    theirs = peft.get_peft_model(base_of(folder), peft.LoraConfig(**{"r": 4, "lora_alpha": 10, **options})).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in theirs.named_parameters():
+            if "lora_magnitude" in name:
+                parameter.mul_(torch.rand(parameter.shape, generator=generator) + 0.5)
+            elif "lora" in name:
+                parameter.normal_(0, 0.3, generator=generator)
+    expected = torch_logits(theirs, IDS)
+    assert np.abs(expected - torch_logits(base_of(folder), IDS)).max() > 0.1
+    theirs.save_pretrained(tmp_path / "peft")
+    model = pyloss.tuner.load_adapters(pyloss.load_model(folder), tmp_path / "peft")
+    np.testing.assert_allclose(our_logits(model, IDS), expected, rtol=0, atol=2e-4)
+    pyloss.export(model, tmp_path / "mlx", "mlx")
+    np.testing.assert_allclose(mlx_logits(load_mlx(mlx_lm, folder, tmp_path / "mlx"), IDS), expected, rtol=0, atol=2e-4)
+    pyloss.export(model, tmp_path / "again", "peft")
+    again = peft.PeftModel.from_pretrained(base_of(folder), tmp_path / "again")
+    np.testing.assert_allclose(torch_logits(again, IDS), expected, rtol=0, atol=2e-4)
+
+
+def test_a_tied_embedding_and_peft(peft, tmp_path):
+    """PEFT adapts the head with the embedding when it is told to, and else leaves it; here, as in mlx-lm, they are one."""
+    base = tied_folder(tmp_path)
+    model = put_adapter(base, "lora", [EMBEDDING, "mlp.up_proj"])
+    pyloss.save_adapter(model, tmp_path / "peft", format="peft")
+    theirs = peft.PeftModel.from_pretrained(base_of(base), tmp_path / "peft")
+    np.testing.assert_allclose(torch_logits(theirs, IDS), our_logits(model, IDS), rtol=0, atol=2e-4)
+    options = {"r": 4, "target_modules": ["embed_tokens", "q_proj"]}
+    theirs = peft.get_peft_model(base_of(base), peft.LoraConfig(**options, ensure_weight_tying=True)).eval()
+    fill(theirs)
+    with torch.no_grad():
+        theirs.base_model.model.model.embed_tokens.lora_embedding_A["default"].normal_(0, 0.3)
+    theirs.save_pretrained(tmp_path / "theirs")
+    model = pyloss.tuner.load_adapters(pyloss.load_model(base), tmp_path / "theirs")
+    np.testing.assert_allclose(our_logits(model, IDS), torch_logits(theirs, IDS), rtol=0, atol=2e-4)
+    peft.get_peft_model(base_of(base), peft.LoraConfig(**options)).save_pretrained(tmp_path / "alone")
+    with pytest.raises(ValueError, match="model.embed_tokens: PEFT adapts the embedding and not the head"):
+        pyloss.tuner.load_adapters(pyloss.load_model(base), tmp_path / "alone")
+
+
+def test_dora_of_an_embedding_is_another_thing_in_peft(peft, folder, tmp_path):
+    with pytest.raises(ValueError, match="model.embed_tokens: PEFT's DoRA of an embedding scales its columns"):
+        pyloss.save_adapter(put_adapter(folder, "dora", [EMBEDDING]), tmp_path / "ours", format="peft")
+    theirs = peft.get_peft_model(base_of(folder), peft.LoraConfig(r=4, target_modules=["embed_tokens"], use_dora=True))
+    theirs.save_pretrained(tmp_path / "theirs")
+    with pytest.raises(ValueError, match="model.embed_tokens: PEFT's DoRA of an embedding scales its columns"):
+        pyloss.tuner.load_adapters(pyloss.load_model(folder), tmp_path / "theirs")
+
+
 @pytest.mark.parametrize("stored", ["float32", "bfloat16"])
 def test_a_fused_tiny_model_elsewhere(mlx_lm, tmp_path, stored):
     """Biases, an own head and adapters over part of the layers; a base stored in bfloat16 is rounded to it when it is fused."""

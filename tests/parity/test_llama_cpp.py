@@ -112,7 +112,7 @@ def test_families(name, tmp_path):
     agree(model, IDS, llama_runner.run(tmp_path / "base.gguf", IDS, TOKENS), atol)
     block = {"mixtral": "block_sparse_moe.switch_mlp"}.get(name, "mlp.switch_mlp" if name in MIXTURES else "mlp")
     keys = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.o_proj", f"{block}.down_proj"]
-    add_adapter(model, keys=keys + ([] if model.lm_head is None else ["lm_head"]), size=0.2)
+    add_adapter(model, keys=keys + ([] if model.lm_head is None else ["lm_head", "model.embed_tokens"]), size=0.2)
     adapter_modules(model)[f"model.layers.0.{block}.down_proj"].scale = 5.0
     write_lora_gguf(model, tmp_path / "lora.gguf")
     agree(model, IDS, llama_runner.run(tmp_path / "base.gguf", IDS, TOKENS, tmp_path / "lora.gguf"), atol)
