@@ -13,7 +13,7 @@ from .datasets import (
     load_dataset,
 )
 from .dora import DoRAEmbedding, DoRALinear
-from .experts import LoRASwitchLinear
+from .experts import DoRASwitchLinear, LoRASwitchLinear
 from .full import unfreeze_layers
 from .lora import LoRAEmbedding, LoRALinear
 from .losses import default_loss
@@ -27,6 +27,7 @@ __all__ = [
     "ConcatenatedDataset",
     "DoRAEmbedding",
     "DoRALinear",
+    "DoRASwitchLinear",
     "LoRAEmbedding",
     "LoRALinear",
     "LoRASwitchLinear",

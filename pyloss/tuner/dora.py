@@ -55,10 +55,10 @@ class Magnitude(Adapter):
         _core.row_squares(matrix(weight), found)
         return found
 
-    def _adapted_norms(self, weight: Any, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        """Of `weight` [O, I] with a [I, R] and b [R, O]."""
-        found = empty(weight.shape[0])
-        _core.adapted_norm(matrix(weight), np.ascontiguousarray(a), np.ascontiguousarray(b), self.scale, self.squares(), found)
+    def _adapted_norms(self, weight: Any, a: np.ndarray, b: np.ndarray, squares: np.ndarray | None = None) -> np.ndarray:
+        """Of `weight` [O, I], whose own are `squares`, with a [I, R] and b [R, O]."""
+        found, squares = empty(weight.shape[0]), self.squares() if squares is None else squares
+        _core.adapted_norm(matrix(weight), np.ascontiguousarray(a), np.ascontiguousarray(b), self.scale, squares, found)
         return found
 
     def _magnitude(self) -> tuple[Any, np.ndarray | None]:
@@ -82,5 +82,5 @@ class DoRAEmbedding(Magnitude, EmbeddingAdapter):
 
     kind = "dora"
 
-    def _adapted_norms(self, weight: Any, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        return super()._adapted_norms(weight, b.T, a.T)
+    def _adapted_norms(self, weight: Any, a: np.ndarray, b: np.ndarray, squares: np.ndarray | None = None) -> np.ndarray:
+        return super()._adapted_norms(weight, b.T, a.T, squares)

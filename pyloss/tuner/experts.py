@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -10,9 +10,11 @@ import numpy as np
 from .. import expert_ops
 from ..autograd import data
 from ..nn import Module, SwitchLinear
-from ..projection import Projection
+from ..projection import Projection, quotient
 from ..weight_stack import WeightStack
+from ..weights import Weight
 from .adapter import Adapter, Fused, merge_stored, share_kept, with_weight
+from .dora import Magnitude
 
 
 class SwitchAdapter(Adapter):
@@ -44,9 +46,20 @@ class SwitchAdapter(Adapter):
         experts, output_dims, input_dims = layer.shape
         return {"lora_a": (experts, r, input_dims), "lora_b": (experts, output_dims, r)}
 
-    @abstractmethod
+    def __call__(self, x: Any, offsets: np.ndarray) -> Any:
+        p, seed = self._dropout()
+        a, b = self.factors()
+        adapted = Projection(self.linear.weight, self.linear.bias, a, b, self.scale, p, seed, *self._magnitudes(offsets))
+        return expert_ops.expert_project(x, offsets, adapted)
+
+    def _magnitudes(self, offsets: np.ndarray) -> tuple[Any, np.ndarray | None]:
+        """m and the norms of the rows it is divided by, where an expert has rows of x."""
+        return None, None
+
     def merged_expert(self, expert: int, weight: np.ndarray) -> np.ndarray:
         """The base's dense float32 `weight` [out, in] of one expert with the adapter in it, a new array."""
+        a, b = map(data, self.factors())
+        return weight + (self.scale * b[expert]) @ a[expert]
 
     def merged(self, weight: np.ndarray) -> np.ndarray:
         return np.stack([self.merged_expert(expert, matrix) for expert, matrix in enumerate(weight)])
@@ -69,14 +82,56 @@ class LoRASwitchLinear(SwitchAdapter):
 
     kind = "lora"
 
-    def __call__(self, x: Any, offsets: np.ndarray) -> Any:
-        projection = Projection(self.linear.weight, self.linear.bias, *self.factors(), self.scale, *self._dropout())
-        return expert_ops.expert_project(x, offsets, projection)
-
     def delta(self) -> np.ndarray:
         a, b = map(data, self.factors())
         return np.matmul(self.scale * b, a)
 
-    def merged_expert(self, expert: int, weight: np.ndarray) -> np.ndarray:
+
+class DoRASwitchLinear(Magnitude, SwitchAdapter):
+    """LoRASwitchLinear with the rows of each expert's adapted weight scaled to trained lengths m [E, out]; see `DoRALinear`.
+
+    Norms are computed for the experts that have rows alone, and over stored experts again only when their factors have changed.
+    """
+
+    kind = "dora"
+
+    def _initialise(self, shapes: dict[str, tuple[int, ...]]) -> None:
+        self._known: dict[int, tuple[Any, ...]] = {}  # what the norms of an expert were computed from
+        self._found = np.zeros(self.linear.shape[:2], np.float32)
+        super()._initialise(shapes)
+
+    def norms(self) -> np.ndarray:
+        return self._norms_of(range(len(self._found)))
+
+    def _norms_of(self, experts: Iterable[int]) -> np.ndarray:
+        """`norms`, up to date for `experts`."""
+        weight = self.linear.weight
         a, b = map(data, self.factors())
-        return weight + (self.scale * b[expert]) @ a[expert]
+        for e in experts:
+            matrix = weight.matrices[e] if isinstance(weight, WeightStack) else weight[e]
+            key = (matrix, self.scale, a[e].tobytes(), b[e].tobytes())
+            known = self._known.get(e)
+            if known is None or known[0] is not matrix or known[1:] != key[1:]:
+                kept = isinstance(matrix, Weight)  # what is an array may be written to
+                squares = self.squares()[e] if kept else self._squares_of(matrix)
+                self._found[e] = self._adapted_norms(matrix, a[e].T, b[e].T, squares)
+                if kept:
+                    self._known[e] = key
+        return self._found
+
+    def _row_squares(self, weight: Any) -> np.ndarray:
+        return np.stack(list(map(self._squares_of, weight.matrices if isinstance(weight, WeightStack) else weight)))
+
+    def _squares_of(self, matrix: Any) -> np.ndarray:
+        return super()._row_squares(matrix)
+
+    def _magnitudes(self, offsets: np.ndarray) -> tuple[Any, np.ndarray | None]:
+        # A copy: what is recorded for the backward pass must not see later norms.
+        return self.m, self._norms_of(np.flatnonzero(np.diff(offsets)).tolist()).copy()
+
+    def merged_expert(self, expert: int, weight: np.ndarray) -> np.ndarray:
+        length = quotient(self.m[expert], self._norms_of([expert])[expert])
+        return length[:, None] * super().merged_expert(expert, weight)
+
+    def merged(self, weight: np.ndarray) -> np.ndarray:
+        return SwitchAdapter.merged(self, weight)
