@@ -29,11 +29,15 @@ INLINE void TYPED(class_gradient)(TYPED(family) f, TYPED(reading) how, const row
     for (int64_t begin = 0; begin < n; begin += ROW_BLOCK) {
         int64_t m = n - begin < ROW_BLOCK ? n - begin : ROW_BLOCK;
         REAL *to = TYPED(target)(out, i, begin, buffer);
+        V factor = TYPED(block_factor)(row, begin, how.scale, by_p);
+        if (to == buffer && !again && (label < begin || label >= begin + m)) {
+            TYPED(put)(out, i, begin, m, row->kept + begin, factor[0]);
+            continue;
+        }
         if (again) { /* before the gradient, which may lie where the logits do */
             const REAL *x = TYPED(fetch)(how.rows, i, begin, m, logits);
             if (x != logits) memcpy(logits, x, (size_t)m * sizeof *x);
         }
-        V factor = TYPED(block_factor)(row, begin, how.scale, by_p);
         const char *ahead = next && (begin + m) * bytes <= AHEAD_BYTES ? next + begin * bytes : NULL;
         TYPED(scale_block)(row->kept + begin, m, factor, to, job->stream && !again && to != buffer, ahead, bytes);
         if (how.with_mean) {
@@ -51,7 +55,7 @@ INLINE void TYPED(class_gradient)(TYPED(family) f, TYPED(reading) how, const row
                 V slope = VEC(select)(VEC(equal)(x, VEC(set1)((REAL)-INFINITY)), VEC(set1)(0), 1 - t * t);
                 TYPED(store)(to + j, TYPED(load)(to + j, m - j, 0) * slope, m - j);
             }
-        TYPED(put)(out, i, begin, m, to);
+        TYPED(put)(out, i, begin, m, to, 1);
     }
 }
 

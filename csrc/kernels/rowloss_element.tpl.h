@@ -29,7 +29,7 @@ INLINE void TYPED(element_rows)(TYPED(element_formula) formula, const row_job *j
                 const REAL *from = k ? to_t : to_x;
                 REAL *to = TYPED(target)(out, i, at, NULL);
                 if (to) memcpy(to, from, (size_t)m * sizeof *to);
-                else TYPED(put)(out, i, at, m, from);
+                else TYPED(put)(out, i, at, m, from, 1);
             }
         }
 }

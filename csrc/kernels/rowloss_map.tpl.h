@@ -32,7 +32,7 @@ INLINE void TYPED(map_rows)(TYPED(family) f, const int logarithm, const row_job 
                     TYPED(store)(to + j, result, left);
                 }
                 if (!pass) dot += (double)VEC(sum)(sum);
-                if (out->data) TYPED(put)(out, i, at, m, to);
+                if (out->data) TYPED(put)(out, i, at, m, to, 1);
             }
         }
     }

@@ -26,7 +26,7 @@ INLINE void TYPED(pair_gradient)(const row_job *job, const pl_rows *out, int64_t
         }
         for (; j + WIDTH <= m; j += WIDTH) VEC(store)(to + j, VEC(load)(derivative + j) * by + VEC(load)(kept + j) * prob);
         for (; j < m; j++) to[j] = derivative[j] * by[0] + kept[j] * prob[0];
-        TYPED(put)(out, i, begin, m, to);
+        TYPED(put)(out, i, begin, m, to, 1);
     }
 }
 
@@ -90,7 +90,7 @@ INLINE double TYPED(pair_walk)(TYPED(pair_formula) formula, const double *option
         total += (double)VEC(sum)(sum);
         if (mode.want_q && !mode.q_direct) q->sum += (double)VEC(sum)(sum_q);
         if (mode.want_p) p->sum += (double)VEC(sum)(sum_p);
-        if (mode.want_q && mode.q_direct) TYPED(put)(out, i, begin, m, to);
+        if (mode.want_q && mode.q_direct) TYPED(put)(out, i, begin, m, to, 1);
     }
     return total < 0 ? 0 : total; /* a divergence is not negative, but rounding may be */
 }

@@ -44,32 +44,34 @@ static const REAL *TYPED(fetch)(const pl_rows *rows, int64_t i, int64_t begin, i
 INLINE REAL *TYPED(target)(const pl_rows *rows, int64_t i, int64_t begin, REAL *buffer) {
     return (int)rows->type == TYPED(native) ? (REAL *)pl_row(rows, i) + begin : buffer;
 }
-INLINE void TYPED(narrow)(const REAL *values, int64_t n, int bf16, uint16_t *to) {
+INLINE void TYPED(narrow)(const REAL *values, int64_t n, REAL factor, int bf16, uint16_t *to) {
     int64_t j = 0;
+    vf by = vf_set1((float)factor);
     if (sizeof(REAL) == 4 && bf16)
         for (; j + 2 * LANES <= n; j += 2 * LANES)
-            vf_to_bf16_twice(to + j, vf_load((const float *)values + j), vf_load((const float *)values + j + LANES));
+            vf_to_bf16_twice(to + j, vf_load((const float *)values + j) * by, vf_load((const float *)values + j + LANES) * by);
     for (; j < n; j += LANES) {
         vf v = {0};
         int64_t m = n - j < LANES ? n - j : LANES;
-        if (sizeof(REAL) == 4 && m == LANES) memcpy(&v, values + j, sizeof v);
+        if (sizeof(REAL) == 4 && m == LANES) v = vf_load((const float *)values + j) * by;
         else
-            for (int64_t l = 0; l < m; l++) v[l] = (float)values[j + l];
+            for (int64_t l = 0; l < m; l++) v[l] = (float)(values[j + l] * factor);
         uint16_t part[LANES], *at = m < LANES ? part : to + j;
         if (bf16) vf_to_bf16(at, v);
         else vf_to_f16(at, v);
         if (m < LANES) memcpy(to + j, part, (size_t)m * 2);
     }
 }
-static void TYPED(put)(const pl_rows *rows, int64_t i, int64_t begin, int64_t n, const REAL *values) {
+/* Converts `values`, times `factor`, into a row of another type. */
+static void TYPED(put)(const pl_rows *rows, int64_t i, int64_t begin, int64_t n, const REAL *values, REAL factor) {
     if ((int)rows->type == TYPED(native)) return;
     char *row = pl_row(rows, i);
     if (rows->type == PL_F32) {
-        for (int64_t j = 0; j < n; j++) ((float *)row)[begin + j] = (float)values[j];
+        for (int64_t j = 0; j < n; j++) ((float *)row)[begin + j] = (float)(values[j] * factor);
         return;
     }
-    if (rows->type == PL_BF16) TYPED(narrow)(values, n, 1, (uint16_t *)row + begin);
-    else TYPED(narrow)(values, n, 0, (uint16_t *)row + begin);
+    if (rows->type == PL_BF16) TYPED(narrow)(values, n, factor, 1, (uint16_t *)row + begin);
+    else TYPED(narrow)(values, n, factor, 0, (uint16_t *)row + begin);
 }
 
 static void TYPED(put_zeros)(const pl_rows *rows, int64_t i, int64_t n) {
