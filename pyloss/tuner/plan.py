@@ -34,6 +34,8 @@ def estimate_memory(
       the copy of the best adapter;
     - activations kept for the backward pass: `4 N (4H + 2K + 2I)` for each of the T layers (input, queries, attention's
       output and the sum after it; keys and values; gate and up); with checkpointing `4 N H` for each and one layer's in full;
+    - what DoRA's magnitudes read again: `4 N H` for each trained one of an o_proj or down_proj, whose outputs nothing else
+      keeps; with checkpointing only one layer's;
     - what one layer works on, forward and backward: `4 N (4I + 3H + 10K)`, and 16 MB of packed matrices;
     - where a table that the head shares is trained, the second part of its gradient: `4 V H`;
     - the head: `4 V` for each token that it is computed for at once (`linear_losses.rows_at_once`), and `8 N H` of hidden
@@ -62,9 +64,11 @@ def estimate_memory(
     key_values = key_value_heads * head_dim
     layer = 4 * tokens * (4 * hidden + 2 * key_values + 2 * inner)
     kept = layers * 4 * tokens * hidden + layer if grad_checkpoint else layers * layer
+    outputs = sum(name.endswith(("o_proj.m", "down_proj.m")) for name in model.trainable_parameters())
+    kept += 4 * tokens * hidden * (outputs / max(layers, 1) if grad_checkpoint else outputs)
     work = 4 * tokens * (4 * inner + 3 * hidden + 10 * key_values) + PACKED_BYTES
     head = 4 * vocabulary * min(rows_at_once(4 * max(vocabulary, 1), head_bytes(grad_checkpoint)), tokens) + 8 * tokens * hidden
-    return total + kept + work + head
+    return int(total + kept + work + head)
 
 
 def count_parameters(model: Any) -> tuple[int, int]:

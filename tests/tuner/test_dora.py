@@ -11,6 +11,7 @@ from pyloss import _core, nn, ops
 from pyloss.tuner import DoRAEmbedding, DoRALinear, linear_to_lora_layers
 from pyloss.tuner.adapter import adapter_modules
 from pyloss.tuner.losses import default_loss
+from pyloss.tuner.plan import estimate_memory
 
 CLASSES = [DoRALinear, DoRAEmbedding]
 
@@ -165,3 +166,14 @@ def test_parameters_and_step_0_of_a_model(tmp_path):
     model.fuse()
     np.testing.assert_allclose(model(tokens), adapted_logits, rtol=1e-4, atol=1e-4)
     assert not np.allclose(adapted_logits, before, atol=1e-3)
+
+
+def test_the_estimate_of_memory_counts_what_magnitudes_keep(tmp_path):
+    found = []
+    for use_dora in (False, True):
+        model = tiny.load_tiny(tmp_path / "model")
+        linear_to_lora_layers(model, -1, {"rank": 4, "scale": 3.0}, use_dora=use_dora)
+        found.append([estimate_memory(model, 4, 100, grad_checkpoint=on) for on in (False, True)])
+    magnitudes = sum(layer.m.size for layer in adapter_modules(model).values())
+    whole, checkpointed = (b - a - 4 * 5 * magnitudes for a, b in zip(*found, strict=True))
+    assert whole == 3 * checkpointed == 3 * 2 * 4 * 400 * 32
