@@ -241,6 +241,35 @@ def _export_parser(commands: Any) -> None:
     add("--name", help="the model's name in the file, or the base's in PEFT's configuration (default: --model)")
 
 
+def _convert_parser(commands: Any) -> None:
+    parser = commands.add_parser(
+        "convert",
+        usage="pyloss convert --output FOLDER [options]",
+        help="write a model as a Hugging Face folder, quantised or not",
+        description="Write a model as a Hugging Face folder. The flags of mlx_lm.convert are taken too.",
+        epilog="""examples:
+  pyloss convert --model some_folder --quantize q4 --output quantised
+                              4 bits in groups of 64, as mlx-lm reads them
+  pyloss convert --model some_folder --quantize nf4 --output quantised
+                              QLoRA's NF4, as transformers reads it with bitsandbytes
+  pyloss convert --model model.gguf --dtype bfloat16 --dequantize --output floats
+                              a GGUF file as a plain folder""",
+    )
+    parser.set_defaults(command="convert")
+    add = parser.add_argument
+    add("--model", "--hf-path", default=DEFAULT_MODEL, help=f"folder, .gguf file or known name (default: {DEFAULT_MODEL})")
+    add("--output", "--mlx-path", required=True, metavar="FOLDER", help="folder to write")
+    text = "q2, q3, q4, q5, q6 or q8 (mlx's layout) or nf4 (bitsandbytes'); alone: q4, or what --q-bits says"
+    add("-q", "--quantize", nargs="?", const="", metavar="KIND", help=text)
+    add("--group-size", "--q-group-size", type=int, metavar="N", help="values that share a scale (default: 64)")
+    add("--q-bits", type=int, metavar="N", help="the same as --quantize qN")
+    add("--q-mode", default="affine", choices=("affine",), help=argparse.SUPPRESS)
+    add("--single-quant", action="store_true", help="nf4: do not quantise the scales too")
+    add("--dtype", choices=("float32", "float16", "bfloat16"), help="type of what is not quantised (default: the model's)")
+    add("-d", "--dequantize", action="store_true", help="write floats, whatever the model is stored as")
+    add("--trust-remote-code", action="store_true", help="accepted: no code of a model's folder is ever run")
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="pyloss",
@@ -257,6 +286,7 @@ def build_parser() -> argparse.ArgumentParser:
     _generate_parser(commands)
     _fuse_parser(commands)
     _export_parser(commands)
+    _convert_parser(commands)
     info = commands.add_parser("info", help="version, processor and threads in use", description="What is in use.")
     info.set_defaults(command="info")
     return parser

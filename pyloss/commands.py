@@ -200,6 +200,29 @@ def export(flags: Flags) -> int:
     return 0
 
 
+def convert(flags: Flags) -> int:
+    from pyloss.models import conversion, saving
+
+    kind, bits = flags["quantize"], flags["q_bits"]
+    if kind and bits and kind != f"q{bits}":
+        raise ValueError(f"--quantize {kind} and --q-bits {bits} say different things: give one of them")
+    if kind is None and (bits or flags["group_size"] or flags["single_quant"]):
+        raise ValueError("--q-bits, --group-size and --single-quant belong to --quantize")
+    if kind is not None and flags["dequantize"]:
+        raise ValueError("choose either --quantize or --dequantize")
+    model, tokenizer = models.load(flags["model"])
+    if kind is not None:
+        name = kind or f"q{bits or 4}"
+        left = conversion.quantise(model, name, flags["group_size"], flags["dtype"], double=not flags["single_quant"])
+        for layer, reason in left.items():
+            _say(f"not quantised: {layer} ({reason})")
+    elif flags["dequantize"]:
+        conversion.dequantise(model, flags["dtype"] or "float32")
+    saving.save_model(model, flags["output"], tokenizer, flags["dtype"])
+    _say(f"saved the model to {flags['output']}")
+    return 0
+
+
 def info(flags: Flags) -> int:
     for name, value in pyloss.info().items():
         print(f"{name}: {value}")
@@ -212,5 +235,6 @@ COMMANDS: dict[str, Callable[[Flags], int]] = {
     "generate": generate,
     "fuse": fuse,
     "export": export,
+    "convert": convert,
     "info": info,
 }

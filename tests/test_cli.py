@@ -245,6 +245,36 @@ def test_export_hands_over_what_it_is_asked_for(world, monkeypatch, capsys):
     fails(capsys, ["export", "--to", "onnx", "--output", "x"], "invalid choice: 'onnx'")
 
 
+def test_convert_quantises_and_saves(world, monkeypatch, capsys):
+    seen = []
+
+    def quantise(model, *args, **options):
+        seen.append((*args, options["double"]))
+        return {"lm_head": "for a reason"}
+
+    monkeypatch.setattr("pyloss.models.conversion.quantise", quantise)
+    monkeypatch.setattr("pyloss.models.conversion.dequantise", lambda model, dtype: seen.append(dtype))
+    monkeypatch.setattr("pyloss.models.saving.save_model", lambda model, *args: seen.append(args[::2]))
+    convert = ["convert", "--model", "m", "--output", "out"]
+    assert main([*convert, "--quantize", "q8", "--group-size", "32"]) == 0
+    assert main([*convert, "-q", "--q-bits", "3", "--dtype", "bfloat16"]) == 0
+    assert main(["convert", "-q", "nf4", "--single-quant", "--hf-path", "m", "--mlx-path", "out"]) == 0
+    assert main([*convert, "-q"]) == 0
+    assert main([*convert, "-d"]) == 0
+    assert main(convert) == 0
+    assert seen == [
+        ("q8", 32, None, True), ("out", None), ("q3", None, "bfloat16", True), ("out", "bfloat16"), ("nf4", None, None, False),
+        ("out", None), ("q4", None, None, True), ("out", None), "float32", ("out", None), ("out", None),
+    ]  # fmt: skip
+    assert world.loaded == [("m", None)] * 6
+    assert capsys.readouterr().err.startswith("not quantised: lm_head (for a reason)\nsaved the model to out\n")
+    fails(capsys, [*convert, "--group-size", "32"], "belong to --quantize")
+    fails(capsys, [*convert, "-q", "-d"], "choose either")
+    fails(capsys, [*convert, "-q", "q8", "--q-bits", "4"], "say different things")
+    fails(capsys, [*convert, "--dtype", "int8"], "invalid choice: 'int8'")
+    fails(capsys, ["convert"], "--output")
+
+
 def test_info_prints_what_is_in_use(world, capsys):
     assert main(["info"]) == 0
     assert capsys.readouterr().out == "version: 0\nisa: avx2\n"

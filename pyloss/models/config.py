@@ -334,8 +334,6 @@ def _refuse_options(path: str | os.PathLike[str], content: Mapping[str, Any], re
     longest = read.get("max_position_embeddings", int, _FIELDS["max_position_embeddings"].default)
     if "sliding_window" not in family.defaults and window is not None and window < longest:
         raise ValueError(f"{path}: sliding_window {window} is not supported for {content['model_type']}; supported is null")
-    if "quantization_config" in content or "quantization" in content:
-        raise ValueError(f"{path}: quantised Hugging Face and mlx folders are not supported; use the unquantised model")
 
 
 def _refuse_gguf_options(path: str | os.PathLike[str], arch: str, read: _Values, family: Family) -> None:

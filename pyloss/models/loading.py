@@ -7,9 +7,11 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..files import read_json
 from .building import build_model
 from .config import ModelConfig
 from .gguf import read_gguf
+from .quantised import Quantisation
 from .safetensors import read_safetensors
 from .sources import FolderSource, GGUFSource
 from .stored import TensorFile
@@ -86,8 +88,9 @@ def _load(place: Path) -> tuple[Model, TensorFile]:
         if not (place / "config.json").is_file():
             raise FileNotFoundError(f"{place}: this folder has no config.json, so it is not a Hugging Face model")
         config = ModelConfig.from_hf(place / "config.json")
+        quantisation = Quantisation(place / "config.json", read_json(place / "config.json"))
         file = read_safetensors(place)
-        return build_model(config, FolderSource(file, config)), file
+        return build_model(config, FolderSource(file, config, quantisation)), file
     if place.suffix == ".safetensors":
         raise ValueError(f"{place}: give the folder that holds config.json and this file")
     file = read_gguf(place)

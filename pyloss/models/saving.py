@@ -1,9 +1,10 @@
-"""Writing a model as a Hugging Face folder."""
+"""Writing a model as a Hugging Face folder: of floats, or quantised as mlx or bitsandbytes keep it."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,13 @@ import numpy as np
 
 from ..files import write_json, write_safetensors
 from ..weight_stack import WeightStack
-from ..weights import Weight
+from ..weights import FORMATS, Weight
 from .names import expert_name
+from .quantised import floats, layer_tensors, settings
 from .transformer import Model
+
+#: the formats of floats by the names that configurations give them
+DTYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 
 
 def refuse_adapters(model: Model) -> None:
@@ -25,31 +30,77 @@ def refuse_adapters(model: Model) -> None:
         )
 
 
-def _tensors(model: Model) -> Iterator[tuple[str, np.ndarray]]:
-    """float32 tensors by Hugging Face's names, each expert's matrix one."""
-    values: dict[str, Any] = {**model.stored(), **model.parameters()}
-    for name, value in values.items():
-        if len(value.shape) == 3:
-            matrices = value.matrices if isinstance(value, WeightStack) else value
-            for expert, matrix in enumerate(matrices):
-                yield expert_name(name, model.config.family, expert), _dense(matrix)
-        else:
-            yield name, _dense(value)
+def model_dtype(model: Model) -> str:
+    """The type of most of the floats and scales that the model stores, "float32" where there are none or GGUF's blocks."""
+    sizes: Counter[str] = Counter()
+    names = {format: name for name, format in DTYPES.items()}
+    for weight in model.stored().values():
+        first = weight.matrices[0] if isinstance(weight, WeightStack) else weight
+        if first.format != "nf4":
+            sizes[names.get(first.groups.scale_format if first.groups else first.format, "float32")] += weight.nbytes
+    return sizes.most_common(1)[0][0] if sizes else "float32"
 
 
-def _dense(value: np.ndarray | Weight) -> np.ndarray:
-    return value.dequantize() if isinstance(value, Weight) else value
+def save_model(model: Model, path: str | os.PathLike[str], tokenizer: Any = None, dtype: str | None = None) -> None:
+    """Writes config.json, model.safetensors and the tokenizer's files into the folder `path`.
 
+    Matrices in mlx's affine groups or in NF4 stay as they are, in the layout of mlx or bitsandbytes. Other quantised ones, which
+    are GGUF's, become float32; floats keep their type, and parameters take that of most matrices where it holds their values
+    exactly. With `dtype` ("float32", "float16" or "bfloat16") all floats are of that type.
 
-def save_model(model: Model, path: str | os.PathLike[str], tokenizer: Any = None) -> None:
-    """Writes config.json, model.safetensors (float32) and the tokenizer's files into the folder `path`.
-
-    Raises ValueError when the model has unfused adapters, OSError naming the path when it cannot be written.
+    Raises ValueError when the model has unfused adapters or is quantised both ways, OSError naming the path when it cannot be
+    written.
     """
     refuse_adapters(model)
+    if dtype is not None and dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
+    usual = dtype or model_dtype(model)
+    stored = model.stored()
+    grouped = {name.removesuffix(".weight"): weight for name, weight in stored.items() if FORMATS[weight.format].bits}
+    config = {**model.config.to_hf(), "torch_dtype": usual, **(settings(grouped, usual) if grouped else {})}
+    tensors: dict[str, np.ndarray] = {}
+    for name, weight in stored.items():
+        if FORMATS[weight.format].bits:
+            tensors |= layer_tensors(name.removesuffix(".weight"), weight, usual)
+        else:
+            tensors[name] = _floats(weight, DTYPES[dtype] if dtype else None)
+    for name, array in model.parameters().items():
+        tensors[name] = _parameter(array, DTYPES[usual], dtype is not None)
+    if "quantization" not in config:  # mlx keeps experts stacked
+        tensors = dict(_single_experts(tensors, model))
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
-    write_safetensors(folder / "model.safetensors", dict(_tensors(model)), {"format": "pt"})
-    write_json(folder / "config.json", model.config.to_hf())
+    write_safetensors(folder / "model.safetensors", tensors, _metadata(config))
+    write_json(folder / "config.json", config)
     if tokenizer is not None:
         tokenizer.save(folder)
+
+
+def _single_experts(tensors: dict[str, np.ndarray], model: Model) -> Iterator[tuple[str, np.ndarray]]:
+    """The tensors with each expert's matrix one of its own, as Hugging Face names them."""
+    for name, array in tensors.items():
+        if array.ndim == 3:
+            for expert, matrix in enumerate(array):
+                yield expert_name(name, model.config.family, expert), matrix
+        else:
+            yield name, array
+
+
+def _metadata(config: Mapping[str, Any]) -> dict[str, str]:
+    return {"format": "mlx" if "quantization" in config else "pt"}
+
+
+def _floats(weight: Weight | WeightStack, format: str | None) -> np.ndarray:
+    """A stored matrix as an array of floats in Hugging Face order: in `format`, else in its own, float32 for quantised ones."""
+    if isinstance(weight, WeightStack):
+        return np.stack([_floats(matrix, format) for matrix in weight.matrices])
+    format = format or (weight.format if weight.is_float else "f32")
+    if weight.format != format or weight.head_dim:
+        weight = Weight.quantize(weight.dequantize(), format)
+    return floats(weight.raw, format).reshape(weight.shape)
+
+
+def _parameter(array: np.ndarray, format: str, always: bool) -> np.ndarray:
+    flat = Weight.quantize(array.reshape(1, -1), format)
+    exact = always or np.array_equal(flat.dequantize().reshape(array.shape), array, equal_nan=True)
+    return floats(flat.raw, format).reshape(array.shape) if exact else array

@@ -7,6 +7,7 @@ import numpy as np
 from pyloss.errors import FormatError
 from pyloss.models.config import ModelConfig
 from pyloss.models.names import expert_name, gguf_name
+from pyloss.models.quantised import Quantisation
 from pyloss.models.stored import StoredTensor, TensorFile
 from pyloss.weight_stack import WeightStack
 from pyloss.weights import Weight
@@ -71,14 +72,27 @@ class FolderSource(Source):
     """A Hugging Face folder, its model alone or beside the parts for other inputs, where names have a longer beginning.
 
     Experts may be stacked as mlx-lm has them, or each a tensor of its own, or stacked as in transformers 5's modules.
+    `quantisation` is what the configuration says of quantised layers.
     """
 
-    def __init__(self, file: TensorFile, config: ModelConfig) -> None:
+    def __init__(self, file: TensorFile, config: ModelConfig, quantisation: Quantisation | None = None) -> None:
         super().__init__(file)
         self._family = config.family
+        self._quantisation = quantisation or Quantisation(file.path, {})
+
+    def matrix(self, name: str, rows: int, cols: int, rotary: bool = False) -> Weight:
+        """See `Source`."""
+        return self._quantised(name, rows, cols) or super().matrix(name, rows, cols, rotary)
+
+    def _quantised(self, name: str, *shape: int) -> Weight | None:
+        layer = self._stored_name(f"{name}.weight").removesuffix(".weight")
+        return self._quantisation.weight(self.file, layer, *shape)
 
     def experts(self, name: str, count: int, rows: int, cols: int) -> WeightStack:
         """See `Source`."""
+        whole = self._quantised(name, count, rows, cols)
+        if whole is not None:
+            return WeightStack([whole.slice_rows(rows * i, rows * (i + 1)) for i in range(count)])
         block, _, part = name.partition(".switch_mlp.")
         if self.has(f"{name}.weight"):
             return super().experts(name, count, rows, cols)

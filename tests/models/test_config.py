@@ -201,7 +201,6 @@ def test_round_trip(read, tmp_path, changes):
             {"model_type": "gemma3_text", "rope_parameters": {"sliding_attention": {"rope_type": "linear", "factor": 2.0}}},
             "'linear' of sliding_attention",
         ),
-        ({"quantization_config": {"bits": 4}}, "quantised Hugging Face"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_type 'yarn' .* default, linear, llama3"),
         ({"rope_parameters": {"full": {"rope_theta": 1.0}}}, "per layer type"),
     ],

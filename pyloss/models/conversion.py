@@ -1,0 +1,103 @@
+"""Quantising a model here, or undoing it: which layers, in which format."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from ..nn import Embedding, Linear, SwitchLinear
+from ..weight_stack import WeightStack
+from ..weights import FORMATS, Weight
+from .saving import DTYPES, model_dtype, refuse_adapters
+from .transformer import Model
+
+#: the names that quantisations have for users
+QUANTISATIONS = {f"q{layout.bits}": name for name, layout in FORMATS.items() if name.startswith("affine")} | {"nf4": "nf4"}
+
+
+def quantise(
+    model: Model, quantisation: str, group_size: int | None = None, dtype: str | None = None, double: bool = True
+) -> dict[str, str]:
+    """Stores the layers of `model` in place as `quantisation`: "q2" to "q8" (mlx's affine groups) or "nf4".
+
+    `group_size` is 64 unless given. `dtype` ("float32", "float16", "bfloat16") is what weights are rounded to before, and the
+    type of the affine groups' scales; without it that of the model's floats, float16 for one that is quantised already. `double`
+    quantises nf4's scales too.
+
+    Affine groups take every linear layer, expert and embedding; nf4 the linear layers but the head, as bitsandbytes does. Routers
+    and layers whose rows are no whole number of groups stay as they are. Returns the layers left, with the reason.
+
+    Raises ValueError for an unknown name, a group size that is no power of two of at least 32, unfused adapters, or values that
+    cannot be quantised.
+    """
+    format = QUANTISATIONS.get(quantisation)
+    if format is None:
+        raise ValueError(f"quantize must be one of {', '.join(QUANTISATIONS)}, not {quantisation!r}")
+    size = 64 if group_size is None else group_size
+    if size < 32 or size > 4096 or size & (size - 1):
+        raise ValueError(f"group_size must be a power of two from 32 to 4096, not {size}")
+    if dtype is not None and dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
+    refuse_adapters(model)
+    quantised = any(not weight.is_float for weight in _matrices(model.stored()))
+    floats = DTYPES[dtype or ("float16" if quantised else model_dtype(model))]
+    options: dict[str, Any] = {"group_size": size, "scale_format": floats, "double": double}
+    left = {}
+    for name, module in _layers(model):
+        reason = _left_out(name, module, format, size)
+        if reason:
+            left[name] = reason
+            continue
+        _replace(model, name, module, lambda matrix: _quantised(matrix, format, DTYPES[dtype] if dtype else None, options))
+    return left
+
+
+def dequantise(model: Model, dtype: str = "float32") -> None:
+    """Stores the quantised layers of `model` in place as floats of the type `dtype`."""
+    refuse_adapters(model)
+    for name, module in _layers(model):
+        weight = module.weight
+        if not isinstance(weight, np.ndarray) and not weight.is_float:
+            _replace(model, name, module, lambda matrix: Weight.quantize(matrix.dequantize(), DTYPES[dtype]))
+
+
+def _layers(model: Model) -> list[tuple[str, Any]]:
+    return [(name, module) for name, module in model.named_modules() if isinstance(module, Linear | Embedding | SwitchLinear)]
+
+
+def _replace(model: Model, name: str, module: Any, store: Callable[[Any], Weight]) -> None:
+    """The layer `name` with each of its matrices as `store` gives it."""
+    weight = module.weight
+    stacked = weight.matrices if isinstance(weight, WeightStack) else weight if len(weight.shape) == 3 else None
+    stored = store(weight) if stacked is None else WeightStack([store(matrix) for matrix in stacked])
+    bias = [module.bias] if getattr(module, "bias", None) is not None else []
+    model.set_module(name, type(module).from_weight(stored, *bias).freeze())
+
+
+def _matrices(stored: Mapping[str, Weight | WeightStack]) -> list[Weight]:
+    found: list[Weight] = []
+    for weight in stored.values():
+        found += weight.matrices if isinstance(weight, WeightStack) else [weight]
+    return found
+
+
+def _left_out(name: str, module: Any, format: str, size: int) -> str:
+    cols = module.weight.shape[-1]
+    if name.rsplit(".", 1)[-1] == "gate":
+        return "a router"
+    if format == "nf4":
+        if isinstance(module, Embedding) or name == "lm_head":
+            return "bitsandbytes keeps embeddings and heads as they are"
+        if isinstance(module, SwitchLinear):
+            return "bitsandbytes has no place for experts"
+        size = 32
+    return f"rows of {cols} values are no whole number of groups of {size}" if cols % size else ""
+
+
+def _quantised(weight: np.ndarray | Weight, format: str, rounded: str | None, options: dict[str, Any]) -> Weight:
+    values = weight.dequantize() if isinstance(weight, Weight) else weight
+    if rounded:
+        values = Weight.quantize(values, rounded).dequantize()
+    return Weight.quantize(values, format, **options)
