@@ -4,7 +4,8 @@ import json
 
 import numpy as np
 import pytest
-from parity_models import make_tiny
+import tokenizers
+from parity_models import MIXTURES, make_tiny
 
 import pyloss
 from pyloss.cli import main
@@ -46,15 +47,19 @@ def test_affine_groups_are_mlx_to_the_bit(bits, size, scale_format):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A tiny transformers model in bfloat16, with a tokenizer that mlx-lm can load."""
-    tokenizers = pytest.importorskip("tokenizers")
     place = tmp_path_factory.mktemp("tiny")
     import torch
 
     make_tiny(intermediate_size=128).to(torch.bfloat16).save_pretrained(place)
+    write_tokenizer(place)
+    return place
+
+
+def write_tokenizer(place):
+    """One that mlx-lm can load."""
     words = {f"w{i}": i for i in range(300)}
     tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="w0")).save(str(place / "tokenizer.json"))
     (place / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "w0"}))
-    return place
 
 
 def logits(place):
@@ -186,3 +191,19 @@ def test_every_gguf_type_reads_as_gguf_does(tmp_path, format):
         expected = gguf.quants.dequantize(data, kind).astype(np.float32)
     np.testing.assert_array_equal(tensor.weight().dequantize(), expected)
     assert np.shares_memory(tensor.weight().raw, tensor.data)
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe", "olmoe"])
+def test_mixtures_of_experts_both_ways_with_mlx_lm(tmp_path, family):
+    make_tiny(**MIXTURES[family]).save_pretrained(tmp_path / "first")
+    write_tokenizer(tmp_path / "first")
+    # mlx-lm does not read all that transformers 5 writes into config.json.
+    assert main(["convert", "--model", str(tmp_path / "first"), "--output", str(tmp_path / "float")]) == 0
+    mlx_lm.convert(str(tmp_path / "float"), str(tmp_path / "theirs"), quantize=True, q_group_size=32, dtype="float32")
+    flags = ["-q", "q6", "--group-size", "32", "--dtype", "float32"]
+    assert main(["convert", "--model", str(tmp_path / "float"), "--output", str(tmp_path / "ours"), *flags]) == 0
+    for name in ("theirs", "ours"):
+        theirs, _ = mlx_lm.load(str(tmp_path / name))
+        np.testing.assert_allclose(logits(tmp_path / name), np.array(theirs(mx.array(TOKENS))), atol=2e-4, err_msg=name)
+    stored = pyloss.models.load_model(tmp_path / "theirs").stored()
+    assert {weight.format for name, weight in stored.items() if "switch_mlp" in name} == {"affine4"}
