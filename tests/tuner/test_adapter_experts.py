@@ -75,6 +75,21 @@ def test_mlx_keeps_every_bit(tmp_path):
         assert found.lora_a.tobytes() == layer.lora_a.tobytes() and found.lora_b.tobytes() == layer.lora_b.tobytes()
 
 
+def test_dora_is_in_our_own_files_alone(tmp_path):
+    model = adapt(Model(), names(), kind="dora")
+    for layer in adapter_modules(model).values():
+        layer.m *= 1.5
+    save_adapter(model, tmp_path / "own")
+    again = adapter_modules(load_adapters(Model(), tmp_path / "own"))
+    for name, layer in adapter_modules(model).items():
+        assert all(getattr(again[name], part).tobytes() == getattr(layer, part).tobytes() for part in ("lora_a", "lora_b", "m"))
+    with pytest.raises(ValueError, match="switch_mlp.gate_proj: mlx-lm has no DoRA over experts"):
+        save_adapter(model, tmp_path / "mlx", one_rank=True)
+    with pytest.raises(ValueError, match="switch_mlp.gate_proj: PEFT has no DoRA over experts"):
+        save_adapter(model, tmp_path / "peft", "peft")
+    assert not list((tmp_path / "mlx").iterdir()) and not list((tmp_path / "peft").iterdir())
+
+
 @pytest.mark.parametrize("block", ["mlp", "block_sparse_moe"])
 @pytest.mark.parametrize("parts", [SHAPES, ["up_proj"], ["down_proj"], ["gate_proj", "down_proj"]], ids=len)
 def test_peft_has_gates_and_ups_in_one(tmp_path, block, parts):

@@ -1,0 +1,89 @@
+"""Adapters of experts between pyloss, PEFT and mlx-lm, for each family of mixtures."""
+
+import numpy as np
+import pytest
+from parity_models import MIXTURES, add_adapter, make_tiny, mlx_logits, our_logits, torch, torch_logits, transformers
+
+import pyloss
+from pyloss.tuner.adapter import adapter_modules
+
+peft = pytest.importorskip("peft", reason="compares with PEFT (parity extra)")
+
+IDS = np.random.default_rng(0).integers(0, 300, 40)
+
+
+@pytest.fixture(params=list(MIXTURES))
+def folder(request, tmp_path):
+    make_tiny(**MIXTURES[request.param]).save_pretrained(tmp_path / "base")
+    return tmp_path / "base"
+
+
+def base_of(folder):
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def fill(model):
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.normal_(0, 0.3, generator=generator)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"], "target_modules": ["q_proj"]},
+        {"target_parameters": ["experts.gate_up_proj"], "target_modules": [], "rank_pattern": {r"0.mlp.experts.gate_up_proj": 2}},
+        {"target_parameters": ["1.mlp.experts.down_proj", "mlp.gate.weight"], "target_modules": [], "alpha_pattern": {"mlp.gate.weight": 1}},
+    ],
+    ids=["all", "gates and ups", "downs and routers"],
+)
+def test_adapters_of_peft_load_here_and_go_on(folder, tmp_path, options):
+    theirs = peft.get_peft_model(base_of(folder), peft.LoraConfig(**{"r": 3, "lora_alpha": 4, **options})).eval()
+    fill(theirs)
+    expected = torch_logits(theirs, IDS)
+    assert np.abs(expected - torch_logits(base_of(folder), IDS)).max() > 0.1
+    theirs.save_pretrained(tmp_path / "peft")
+    model = pyloss.tuner.load_adapters(pyloss.load_model(folder), tmp_path / "peft")
+    np.testing.assert_allclose(our_logits(model, IDS), expected, rtol=0, atol=2e-4)
+    pyloss.export(model, tmp_path / "again", "peft")
+    again = peft.PeftModel.from_pretrained(base_of(folder), tmp_path / "again")
+    np.testing.assert_allclose(torch_logits(again, IDS), expected, rtol=0, atol=2e-4)
+
+
+def adapted(folder, mixed):
+    """A model with an adapter over every layer that takes one, routers too; `mixed`: one of another rank and scale."""
+    model = add_adapter(pyloss.load_model(folder), rank=3, size=0.2)
+    if mixed:
+        name, layer = next((name, layer) for name, layer in adapter_modules(model).items() if name.endswith("switch_mlp.up_proj"))
+        other = type(layer).from_base(layer.base, r=2, scale=0.7)
+        other.lora_b[...] = np.random.default_rng(1).normal(0, 0.2, other.lora_b.shape)
+        model.set_module(name, other)
+    return model
+
+
+@pytest.mark.parametrize("mixed", [False, True], ids=["one rank", "several ranks"])
+def test_our_adapters_in_peft(folder, tmp_path, mixed):
+    model = adapted(folder, mixed)
+    logits = our_logits(model, IDS)
+    pyloss.export(model, tmp_path / "peft", "peft")
+    theirs = peft.PeftModel.from_pretrained(base_of(folder), tmp_path / "peft")
+    np.testing.assert_allclose(torch_logits(theirs, IDS), logits, rtol=0, atol=2e-4)
+    again = pyloss.tuner.load_adapters(pyloss.load_model(folder), tmp_path / "peft")
+    np.testing.assert_allclose(our_logits(again, IDS), logits, rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize("mixed", [False, True], ids=["one rank", "several ranks"])
+def test_our_adapters_in_mlx_lm(folder, tmp_path, mixed):
+    pytest.importorskip("mlx_lm", reason="compares with mlx-lm (parity extra)")
+    from mlx_lm.tuner.utils import load_adapters
+    from mlx_lm.utils import load_model
+
+    pyloss.load_model(folder).save(tmp_path / "ours")  # with the keys of config.json that mlx-lm needs
+    model = adapted(folder, mixed)
+    pyloss.export(model, tmp_path / "mlx", "mlx")
+    theirs, _ = load_model(tmp_path / "ours")
+    load_adapters(theirs, str(tmp_path / "mlx"))
+    theirs.eval()
+    np.testing.assert_allclose(mlx_logits(theirs, IDS), our_logits(model, IDS), rtol=0, atol=5e-4)
