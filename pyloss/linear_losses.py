@@ -110,7 +110,8 @@ def fused(
     part has a gradient above `gradient_filter` (of its own loss by its logits) are left out of the products with it.
     """
     total = len(heads[0].rows) if counted is None else len(counted)
-    parts = _parts(total, 4 * sum(h.vocabulary for h in heads), logits_bytes)
+    # A magnitude's gradient needs the logits beside their slopes.
+    parts = _parts(total, 4 * sum(h.vocabulary * (1 + (h.projection.m is not None)) for h in heads), logits_bytes)
 
     def run(dloss: np.ndarray | None, wanted: Sequence[bool], loss: np.ndarray) -> list[np.ndarray | None]:
         wanted = wanted or (False,) * SLOTS * len(heads)
@@ -146,7 +147,7 @@ class _Walk:
         self.head, self.rows, self.filter = head, rows, gradient_filter if head.plain else 0.0
         self.product = Product(head.projection, rows)
         self.buffer = empty(most, head.vocabulary)
-        # Only a gradient by a magnitude needs the logits again: else their slopes take their place.
+        # Else the slopes take the logits' place.
         self.slopes = empty(most, head.vocabulary) if wanted[-1] else self.buffer
         dx = empty(*rows.shape) if wanted[0] else None
         self.gradients = Backward(self.product, wanted, dx, zeroed=self.filter > 0) if any(wanted) else None

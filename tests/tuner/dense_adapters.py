@@ -17,9 +17,11 @@ def dense(layer):
 
 
 def make_base(rng, cls, kind, rows=12, columns=64, bias=True):
-    """A layer over "plain", an array, or a stored matrix of a format, with a bias if it takes one."""
-    weight = rng.standard_normal((rows, columns)).astype(np.float32) if kind == "plain" else stored(rng, rows, columns, kind)
-    if cls.base_name == "embedding":
+    """A layer over "plain", an array, or a stored matrix of a format, with a bias and interleaved rows where it can have them."""
+    table = cls.base_name == "embedding"
+    head_dim = 0 if table or rows % 4 else 4
+    weight = rng.standard_normal((rows, columns)).astype(np.float32) if kind == "plain" else stored(rng, rows, columns, kind, head_dim)
+    if table:
         return nn.Embedding.from_weight(weight)
     return nn.Linear.from_weight(weight, rng.standard_normal(rows).astype(np.float32) if bias else None)
 

@@ -177,16 +177,34 @@ def test_bases_that_cannot_be(cls, bad):
         cls.from_base(bad)
 
 
-@pytest.mark.parametrize("rank", [0, -2, 65, 2.0, True])
+@pytest.mark.parametrize("rank", [0, -2, 65, 1.5, "8", True, None])
 @pytest.mark.parametrize("cls", CLASSES)
 def test_ranks_that_cannot_be(rng, cls, rank):
     with pytest.raises(ValueError, match="rank must be an integer from 1 to 64"):
         cls.from_base(make_base(rng, cls, "plain"), r=rank)
 
 
+@pytest.mark.parametrize("dropout", [1.0, -0.1, 2])
+@pytest.mark.parametrize("cls", CLASSES)
+def test_dropouts_that_cannot_be(rng, cls, dropout):
+    with pytest.raises(ValueError, match="dropout"):
+        cls.from_base(make_base(rng, cls, "plain"), dropout=dropout)
+
+
+@pytest.mark.parametrize("rank", [1, 12, 33, 64, np.int64(5)])
+@pytest.mark.parametrize("cls", CLASSES)
+def test_ranks_that_can(rng, cls, rank):
+    layer = trained(rng, cls, make_base(rng, cls, "q8_0"), r=rank)
+    for call, x in calls(layer, rng):
+        want = masked(layer, x, parameters(layer), 1.0, norms(layer))
+        np.testing.assert_allclose(call(x), want, rtol=1e-3, atol=1e-5 * np.abs(want).max())
+
+
 def test_they_can_be_made_without_a_base():
-    layer = DoRALinear(6, 4, r=2, bias=True)
-    assert layer.linear.shape == (4, 6) and layer.linear.bias is not None and layer.m.shape == (4,)
+    for cls in (LoRALinear, DoRALinear):
+        layer = cls(6, 4, r=2, bias=True)
+        assert layer.linear.shape == (4, 6) and layer.linear.bias is not None and layer.scale == 20.0
+        assert f"{cls.__name__}(r=2" in repr(layer) and list(layer.trainable_parameters()) == list(layer.matrices())
     table = DoRAEmbedding(10, 4, r=2)
     assert table.embedding.shape == (10, 4) and table.m.shape == (10,) and table.lora_a.shape == (10, 2)
     assert "DoRAEmbedding(r=2" in repr(table) and LoRAEmbedding(5, 4, r=1)(np.array([4])).shape == (1, 4)
