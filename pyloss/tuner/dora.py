@@ -61,6 +61,9 @@ class Magnitude(Adapter):
         _core.adapted_norm(matrix(weight), np.ascontiguousarray(a), np.ascontiguousarray(b), self.scale, squares, found)
         return found
 
+    def begin_magnitude(self) -> None:
+        self.m[...] = self.norms()
+
     def _magnitude(self) -> tuple[Any, np.ndarray | None]:
         return self.m, self.norms()
 

@@ -142,11 +142,13 @@ def mlx_logits(model, ids):
     return np.array(model(mx.array(np.asarray(ids)[None].astype(np.int32))).astype(mx.float32))[0]
 
 
-def add_adapter(model, seed=0, rank=8, scale=2.0, keys=None, num_layers=-1, size=0.02):
-    """Puts an adapter with both halves filled over the model."""
-    pyloss.tuner.linear_to_lora_layers(model, num_layers, {"rank": rank, "scale": scale, "dropout": 0.0, "keys": keys})
+def add_adapter(model, seed=0, rank=8, scale=2.0, keys=None, num_layers=-1, size=0.02, use_dora=False):
+    """Puts an adapter with both halves filled over the model; DoRA's lengths stay the base's."""
+    pyloss.tuner.linear_to_lora_layers(model, num_layers, {"rank": rank, "scale": scale, "dropout": 0.0, "keys": keys}, use_dora)
     rng = np.random.default_rng(seed)
     for name, array in model.trainable_parameters().items():
+        if name.endswith(".m"):
+            continue
         array[...] = rng.uniform(-1, 1, array.shape) / np.sqrt(array.shape[0]) if name.endswith("a") else rng.normal(0, size, array.shape)
     return model
 
@@ -157,7 +159,8 @@ def peft_twin(ours, base):
     layers = pyloss.tuner.adapter.adapter_modules(ours)
     (rank,) = {layer.lora_a.shape[1] for layer in layers.values()}
     (scale,) = {layer.scale for layer in layers.values()}
-    config = peft.LoraConfig(r=rank, lora_alpha=scale * rank, lora_dropout=0.0, target_modules=sorted(layers))
+    (kind,) = {layer.kind for layer in layers.values()}
+    config = peft.LoraConfig(r=rank, lora_alpha=scale * rank, lora_dropout=0.0, target_modules=sorted(layers), use_dora=kind == "dora")
     model = peft.get_peft_model(base, config)
     found = peft_matrices(model)
     assert sorted(found) == sorted(ours.trainable_parameters())
@@ -168,12 +171,10 @@ def peft_twin(ours, base):
 
 
 def peft_matrices(model):
-    """PEFT's trained matrices by our names; each is the transpose of ours."""
-    return {
-        name.removeprefix("base_model.model.").replace("lora_A.default.weight", "lora_a").replace("lora_B.default.weight", "lora_b"): p
-        for name, p in model.named_parameters()
-        if p.requires_grad
-    }
+    """PEFT's trained matrices by our names; each is the transpose of ours, and DoRA's lengths as they are."""
+    parts = {"lora_A": "lora_a", "lora_B": "lora_b", "lora_magnitude_vector": "m"}
+    found = {name.removeprefix("base_model.model."): p for name, p in model.named_parameters() if p.requires_grad}
+    return {".".join(parts.get(part, part) for part in name.removesuffix(".default.weight").split(".")): p for name, p in found.items()}
 
 
 def torch_loss(model, batch, weights):

@@ -10,7 +10,7 @@ from tiny_training import samples
 
 from pyloss import FormatError, nn
 from pyloss.optim import AdamW
-from pyloss.tuner import LoRALinear, TrainingArgs, linear_to_lora_layers, load_adapters, save_adapter, train
+from pyloss.tuner import LoRALinear, TrainingArgs, default_loss, linear_to_lora_layers, load_adapters, save_adapter, train
 from pyloss.tuner.adapter import adapter_modules
 from pyloss.tuner.utils import fuse_adapters, print_trainable_parameters, remove_lora_layers
 
@@ -190,6 +190,40 @@ def test_the_base_is_frozen(tmp_path):
     linear_to_lora_layers(model, 1, CONFIG)
     assert all(name.endswith(("lora_a", "lora_b")) for name in model.trainable_parameters())
     assert all(module.training for module in model.modules())
+
+
+def test_dora_has_a_length_for_each_row(model):
+    """mlx-lm's count: rank * (in + out) + out for each matrix; m begins as the norms, and the model as it was."""
+    before = model(TOKENS)
+    linear_to_lora_layers(model, 2, CONFIG, use_dora=True)
+    rows = 32 * 2 + 16 * 2 + 64 * 2 + 32
+    per_layer = 4 * ((32 + 32) * 2 + (32 + 16) * 2 + (32 + 64) * 3) + rows
+    assert sum(p.size for p in model.trainable_parameters().values()) == 2 * per_layer
+    layer = model.layers[2].mlp.up_proj
+    np.testing.assert_allclose(layer.m, np.linalg.norm(layer.base.weight.dequantize(), axis=1), rtol=1e-6)
+    np.testing.assert_allclose(model(TOKENS), before, atol=1e-4)
+    assert model.adapter_config["fine_tune_type"] == "dora"
+
+
+@pytest.mark.parametrize("use_dora", [False, True])
+@pytest.mark.parametrize("tied", [False, True])
+def test_embeddings_and_heads_by_name(tmp_path, use_dora, tied):
+    """mlx-lm's count: rank * (V + D); the adapter counts in the loss, and with a shared table also as the head."""
+    model = tiny.load_tiny(tmp_path, tied=tied)
+    keys = ["model.embed_tokens"] if tied else ["model.embed_tokens", "lm_head"]
+    linear_to_lora_layers(model, 1, {**CONFIG, "keys": keys}, use_dora)
+    count = 4 * (29 + 32) + (29 if use_dora else 0)
+    assert sum(p.size for p in model.trainable_parameters().values()) == count * len(keys)
+    batch, lengths = TOKENS.astype(np.int32), np.array([[0, 8]], np.int32)
+    before = float(default_loss(model, batch, lengths)[0])
+    randomise(model)
+    logits = np.asarray(model(TOKENS), np.float64)[0, :-1]
+    logits -= logits.max(-1, keepdims=True)
+    want = (np.log(np.exp(logits).sum(-1)) - logits[np.arange(7), TOKENS[0, 1:]]).mean()
+    assert float(default_loss(model, batch, lengths)[0]) == pytest.approx(want, rel=1e-4)
+    assert abs(want - before) > 1e-3
+    with pytest.raises(ValueError, match=r"did you mean .*embed_tokens"):
+        linear_to_lora_layers(model, 1, {**CONFIG, "keys": ["embed_tokens"]}, use_dora)
 
 
 def test_fusing_and_removing(model):
