@@ -1,9 +1,11 @@
-"""A SentencePiece BPE vocabulary of a GGUF file, as a `tokenizers.Tokenizer` that gives the same tokens."""
+"""SentencePiece's BPE vocabularies: of a GGUF file as a `tokenizers.Tokenizer` that gives the same tokens, and back."""
 
 from __future__ import annotations
 
 import math
 import os
+import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import tokenizers
@@ -11,7 +13,7 @@ from tokenizers import decoders, models, normalizers
 
 from pyloss.errors import FormatError
 
-NORMAL = 1  # of tokenizer.ggml.token_type
+UNKNOWN, USER_DEFINED, NORMAL, BYTE = 2, 4, 1, 6  # of tokenizer.ggml.token_type
 _SPACE = "▁"
 
 
@@ -60,8 +62,7 @@ def _merges(pieces: dict[str, float], path: str | os.PathLike[str]) -> list[tupl
     merges: list[tuple[str, str]] = []
     last: tuple[float, str] | None = None
     for piece, score in sorted(pieces.items(), key=lambda item: -item[1]):
-        cuts = [(piece[:i], piece[i:]) for i in range(len(piece) - 1, 0, -1)]
-        own = [(left, right) for left, right in cuts if left in pieces and right in pieces]
+        own = [(left, right) for left, right in _cuts(piece) if left in pieces and right in pieces]
         if not own:
             continue
         if last is not None and last[0] == score:
@@ -69,3 +70,86 @@ def _merges(pieces: dict[str, float], path: str | os.PathLike[str]) -> list[tupl
         last = (score, piece)
         merges += own
     return merges
+
+
+def _cuts(piece: str) -> Iterator[tuple[str, str]]:
+    return ((piece[:i], piece[i:]) for i in range(len(piece) - 1, 0, -1))
+
+
+def sentencepiece_metadata(content: dict[str, Any], tokens: list[str], kinds: list[int]) -> dict[str, Any]:
+    """The keys, without `tokenizer.ggml.`, of a tokenizer.json whose model is BPE with bytes for what is no piece.
+
+    `tokens` and `kinds` are those of the tokenizer by id. Raises ValueError for one that would give other tokens by scores.
+    """
+    model = content["model"]
+    for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "ignore_merges"):
+        if model.get(key):
+            raise refused(f"{key} = {model[key]!r} is not supported")
+    merges = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]]
+    scores: dict[str, float] = {}
+    for rank, (left, right) in enumerate(merges):
+        piece = left + right
+        if piece in scores and (rank == 0 or "".join(merges[rank - 1]) != piece):
+            raise refused(f"merges that make {piece!r} are not next to each other, and pieces have one score")
+        scores.setdefault(piece, -float(rank))
+    own_tokens, own_kinds = _pieces(model.get("unk_token"), tokens, kinds, scores)
+    pieces, known = {t for t, kind in zip(own_tokens, own_kinds, strict=True) if kind == NORMAL}, set(merges)
+    for piece in pieces:
+        for pair in _cuts(piece):
+            if pair[0] in pieces and pair[1] in pieces and pair not in known:
+                raise refused(f"{pair[0]!r} and {pair[1]!r} are pieces that it does not merge")
+    return {
+        "model": "llama",
+        "pre": "default",
+        "tokens": own_tokens,
+        "scores": [scores.get(token, -float(len(merges) + i)) for i, token in enumerate(own_tokens)],
+        "token_type": own_kinds,
+        "add_space_prefix": _space_prefix(content),
+    }
+
+
+def _pieces(
+    unknown: str | None, tokens: list[str], kinds: list[int], scores: dict[str, float]
+) -> tuple[list[str], list[int]]:
+    own_tokens, own_kinds = list(tokens), list(kinds)
+    bytes_ = {f"<0x{byte:02X}>" for byte in range(256)}
+    for i, token in enumerate(tokens):
+        if token == unknown:
+            own_kinds[i] = UNKNOWN
+        elif token in bytes_:
+            own_kinds[i] = BYTE
+        elif kinds[i] == USER_DEFINED and _SPACE in token:
+            # Text has no such character before it is normalised: this token comes of merges, or of spaces.
+            if token in scores:
+                own_kinds[i] = NORMAL
+            own_tokens[i] = token if token in scores else token.replace(_SPACE, " ")
+    return own_tokens, own_kinds
+
+
+def _space_prefix(content: dict[str, Any]) -> bool:
+    """Whether texts begin with a space of their own."""
+    replace = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
+    normalizers_, cuts = _flat(content["normalizer"], "normalizers"), _flat(content["pre_tokenizer"], "pretokenizers")
+    no_cut = [{"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False}]
+    if normalizers_ == [replace] and cuts in ([], no_cut):
+        return False
+    if normalizers_ == [{"type": "Prepend", "prepend": _SPACE}, replace] and cuts in ([], no_cut):
+        return True
+    if not normalizers_ and len(cuts) == 1 and cuts[0]["type"] == "Metaspace":
+        scheme = cuts[0].get("prepend_scheme")
+        if cuts[0]["replacement"] == _SPACE and cuts[0].get("split") is False:
+            if scheme == "first":
+                warnings.warn("after special tokens llama.cpp will put a space that this tokenizer does not", stacklevel=2)
+            return scheme != "never"
+    raise refused(f"its normalizer is {normalizers_} and its pre-tokenizer {cuts}, which SentencePiece's BPE has not")
+
+
+def _flat(node: dict[str, Any] | None, inner: str) -> list[dict[str, Any]]:
+    if node is None:
+        return []
+    return [step for part in node[inner] for step in _flat(part, inner)] if node["type"] == "Sequence" else [node]
+
+
+def refused(reason: str) -> ValueError:
+    """The error for a tokenizer that GGUF cannot describe."""
+    return ValueError(f"the tokenizer cannot be written as GGUF: {reason}")

@@ -1,4 +1,4 @@
-"""What a GGUF file says about a tokenizer: what the file it came from said, or what its parts say (byte-level BPE)."""
+"""What a GGUF file says about a tokenizer: what the file it came from said, or what its parts say (BPE)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .gguf import read_gguf
+from .gguf_sentencepiece import refused, sentencepiece_metadata
 from .gguf_tokenizer import CONTROL, PRE_TOKENIZERS, SPECIAL, USER_DEFINED, pre_tokenizer
 
 if TYPE_CHECKING:
@@ -20,8 +21,8 @@ _CHAT_TEMPLATE = "tokenizer.chat_template"
 def vocabulary_metadata(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
     """The `tokenizer.*` keys of a model whose output has `vocab_size` tokens.
 
-    Raises ValueError for a tokenizer that llama.cpp would not follow: another model than byte-level BPE, text that is cut in
-    a way without a name there, or more tokens than the model has.
+    Raises ValueError for a tokenizer that llama.cpp would not follow: another model than BPE, text that is cut in a way
+    without a name there, or more tokens than the model has.
     """
     source = Path(tokenizer.source)
     if source.suffix == ".gguf" and source.is_file():
@@ -45,28 +46,25 @@ def _chat_templates(template: str | dict[str, str] | None) -> dict[str, Any]:
     return {f"{_CHAT_TEMPLATE}s": list(others), _CHAT_TEMPLATE: template.get("default"), **named}
 
 
-def _refused(reason: str) -> ValueError:
-    return ValueError(f"the tokenizer cannot be written as GGUF: {reason}")
-
-
 def _convert(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
     backend = tokenizer.backend
     content = json.loads(backend.to_str())
     model = content["model"]
-    pre = _pre_name(content)
-    if not model["merges"]:
-        raise _refused("its model has no merges")
+    if model["type"] != "BPE":
+        raise refused(f"its model is {model['type']}; supported is BPE")
     tokens, kinds = _tokens(tokenizer, vocab_size)
-    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+    if model.get("byte_fallback"):
+        values = sentencepiece_metadata(content, tokens, kinds)
+    else:
+        merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+        values = {"model": "gpt2", "pre": _pre_name(content), "tokens": tokens, "token_type": kinds, "merges": merges}
+    if not model["merges"]:
+        raise refused("its model has no merges")
     special = tokenizer.special_tokens
     ids = {key: backend.token_to_id(special[name]) for key, name in SPECIAL.items() if name in special}
     ids |= _further_ends(tokenizer)
     return {
-        "tokenizer.ggml.model": "gpt2",
-        "tokenizer.ggml.pre": pre,
-        "tokenizer.ggml.tokens": tokens,
-        "tokenizer.ggml.token_type": kinds,
-        "tokenizer.ggml.merges": merges,
+        **{f"tokenizer.ggml.{key}": value for key, value in values.items()},
         **{f"tokenizer.ggml.{key}_token_id": value for key, value in ids.items()},
         **_added_around(content["post_processor"], tokenizer),
     }
@@ -75,20 +73,17 @@ def _convert(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
 def _pre_name(content: dict[str, Any]) -> str:
     """The name in `PRE_TOKENIZERS` of how text is cut."""
     model, normalizer = content["model"], content["normalizer"]
-    if model["type"] != "BPE" or model.get("byte_fallback"):
-        kind = "BPE over characters (SentencePiece's)" if model["type"] == "BPE" else model["type"]
-        raise _refused(f"its model is {kind}; supported is byte-level BPE")
     for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(key):
-            raise _refused(f"{key} = {model[key]!r} is not supported")
+            raise refused(f"{key} = {model[key]!r} is not supported")
     # llama.cpp leaves text as it is; almost all text is in NFC already.
     if normalizer is not None and normalizer["type"] != "NFC":
-        raise _refused(f"its normalizer is {normalizer['type']}; supported are none and NFC")
+        raise refused(f"its normalizer is {normalizer['type']}; supported are none and NFC")
     steps, ignore_merges = _steps(content["pre_tokenizer"]), bool(model.get("ignore_merges"))
     for name, pre in PRE_TOKENIZERS.items():
         if _steps(json.loads(pre_tokenizer(pre).__getstate__())) == steps and pre.ignore_merges == ignore_merges:
             return name
-    raise _refused(f"its pre-tokenizer is none of {', '.join(PRE_TOKENIZERS)}: {steps}")
+    raise refused(f"its pre-tokenizer is none of {', '.join(PRE_TOKENIZERS)}: {steps}")
 
 
 def _steps(node: dict[str, Any] | None) -> list[dict[str, Any]]:
@@ -110,7 +105,7 @@ def _tokens(tokenizer: Tokenizer, vocab_size: int) -> tuple[list[str], list[int]
         tokens[index], kinds[index] = text, _NORMAL
     for index, token in tokenizer.backend.get_added_tokens_decoder().items():
         if token.lstrip or token.rstrip or token.single_word:
-            raise _refused(f"{token.content!r} takes the text around it into account")
+            raise refused(f"{token.content!r} takes the text around it into account")
         kinds[index] = CONTROL if token.special else USER_DEFINED
     return tokens, kinds
 
@@ -136,12 +131,12 @@ def _added_around(processor: dict[str, Any] | None, tokenizer: Tokenizer) -> dic
         if step["type"] == "ByteLevel":
             continue
         if step["type"] != "TemplateProcessing":
-            raise _refused(f"its post-processor is {step['type']}")
+            raise refused(f"its post-processor is {step['type']}")
         pieces = [piece["SpecialToken"]["id"] if "SpecialToken" in piece else None for piece in step["single"]]
         text = pieces.index(None)
         before, after = pieces[:text], pieces[text + 1 :]
         for key, found in (("bos", before), ("eos", after)):
             if found and found != [tokenizer.special_tokens.get(f"{key}_token")]:
-                raise _refused(f"it puts {found} around texts, not its {key} token")
+                raise refused(f"it puts {found} around texts, not its {key} token")
             around[key] |= bool(found)
     return {f"tokenizer.ggml.add_{key}_token": value for key, value in around.items()}

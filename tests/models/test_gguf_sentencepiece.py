@@ -1,8 +1,10 @@
 """SentencePiece's BPE vocabularies in GGUF files: merges by scores, bytes, spaces, special tokens, damage."""
 
 import pytest
+import tokenizers
 
 from pyloss import FormatError
+from pyloss.models.gguf_vocabulary import vocabulary_metadata
 from pyloss.models.tokenizer import StreamDecoder, Tokenizer
 
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
@@ -79,6 +81,56 @@ def test_a_folder_saved_from_it_gives_the_same(tmp_path):
     again = Tokenizer.from_folder(tmp_path)
     for text in ("abc  a", " é<end_of_turn> ab", ""):
         assert again.encode(text) == tok.encode(text)
+
+
+@pytest.mark.parametrize("prefix", [True, False])
+def test_written_into_gguf_again(tmp_path, prefix):
+    tok = tokenizer(add_space_prefix=prefix)
+    tok.save(tmp_path)
+    metadata = vocabulary_metadata(Tokenizer.from_folder(tmp_path), len(TOKENS) + 1)
+    assert metadata["tokenizer.ggml.model"] == "llama" and metadata["tokenizer.ggml.add_space_prefix"] == prefix
+    kinds = metadata["tokenizer.ggml.token_type"]
+    assert kinds == [2, 3, 3, 3] + [6] * 256 + [1] * len(PIECES) + [4, 1, 5]
+    again = Tokenizer.from_gguf(metadata)
+    for text in ("abc  a", " é<end_of_turn> ab", "", "cabbbac a  a   a"):
+        assert again.encode(text) == tok.encode(text)
+
+
+def folder_tokenizer(merges=(("a", "b"), ("ab", "c"), ("a", "bc"), ("b", "c")), **changes):
+    words = {word: i for i, word in enumerate(["a", "b", "c", "ab", "bc", "abc", "▁"])}
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=words, merges=list(merges), byte_fallback=True))
+    backend.normalizer = tokenizers.normalizers.Replace(" ", "▁")
+    for key, value in changes.items():
+        setattr(backend, key, value)
+    return Tokenizer(backend, {})
+
+
+def test_kinds_of_folders():
+    space = tokenizers.pre_tokenizers.Metaspace
+
+    def prefix(**changes):
+        return vocabulary_metadata(folder_tokenizer(**changes), 7)["tokenizer.ggml.add_space_prefix"]
+
+    assert prefix() is False
+    assert prefix(pre_tokenizer=tokenizers.pre_tokenizers.Split(" ", "merged_with_previous")) is False
+    assert prefix(normalizer=None, pre_tokenizer=space(prepend_scheme="always", split=False)) is True
+    assert prefix(normalizer=None, pre_tokenizer=space(prepend_scheme="never", split=False)) is False
+    with pytest.warns(UserWarning, match="after special tokens"):
+        assert prefix(normalizer=None, pre_tokenizer=space(prepend_scheme="first", split=False)) is True
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"merges": [("a", "b"), ("b", "c"), ("a", "bc")]}, "'ab' and 'c' are pieces that it does not merge"),
+        ({"merges": [("ab", "c"), ("b", "c"), ("a", "bc"), ("a", "b")]}, "merges that make 'abc' are not next to each other"),
+        ({"normalizer": tokenizers.normalizers.NFKC()}, "its normalizer is .*NFKC"),
+        ({"normalizer": None, "pre_tokenizer": tokenizers.pre_tokenizers.Metaspace(split=True)}, "its pre-tokenizer .*Metaspace"),
+    ],
+)
+def test_folders_that_scores_cannot_describe(changes, message):
+    with pytest.raises(ValueError, match=f"the tokenizer cannot be written as GGUF: .*{message}"):
+        vocabulary_metadata(folder_tokenizer(**changes), 7)
 
 
 @pytest.mark.parametrize(

@@ -24,8 +24,9 @@ def require():
 
 
 def run(path, prompt, count, lora=None):
-    """The greedy continuation of token ids by `count` tokens; keys and values are kept in float32."""
-    task = {"path": str(path), "prompt": [int(i) for i in prompt], "count": count, "lora": str(lora) if lora else None}
+    """The greedy continuation of a text or of token ids by `count` tokens; keys and values are kept in float32."""
+    ids = prompt if isinstance(prompt, str) else [int(i) for i in prompt]
+    task = {"path": str(path), "prompt": ids, "count": count, "lora": str(lora) if lora else None}
     done = subprocess.run([sys.executable, __file__, json.dumps(task)], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
@@ -39,7 +40,8 @@ def _llama_cpp(task):
     f32 = llama_cpp.GGML_TYPE_F32
     llama = llama_cpp.Llama(task["path"], n_ctx=512, n_threads=1, n_threads_batch=1, lora_path=task["lora"], type_k=f32, type_v=f32, logits_all=True, verbose=False)
     tokens, logprobs = [], []
-    llama.eval(task["prompt"])
+    prompt = task["prompt"]
+    llama.eval(llama.tokenize(prompt.encode(), special=True) if isinstance(prompt, str) else prompt)
     while len(tokens) < task["count"]:
         logits = np.array(llama.scores[llama.n_tokens - 1], np.float64)
         logits -= logits.max() + np.log(np.exp(logits - logits.max()).sum())

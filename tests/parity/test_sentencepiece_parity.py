@@ -1,60 +1,20 @@
-"""SentencePiece's vocabularies in GGUF files against SentencePiece itself, whose model is trained here as Llama's and Gemma's were."""
+"""SentencePiece's vocabularies in GGUF files against SentencePiece itself."""
 
 import random
-from pathlib import Path
 
 import pytest
 from test_tokenizer_parity import PIECES, strings
+from trained_sentencepiece import KINDS, SIZE, gguf_metadata, train
 
-sentencepiece = pytest.importorskip("sentencepiece", reason="compares with SentencePiece (parity extra)")
-
+from pyloss.models.gguf_vocabulary import vocabulary_metadata
 from pyloss.models.tokenizer import StreamDecoder, Tokenizer
 
-USER_DEFINED = ["▁▁", "▁▁▁▁", "\n\n", "<b>", "</b>"]
 
-
-@pytest.fixture(scope="module", params=["llama", "gemma"])
+@pytest.fixture(scope="module", params=KINDS)
 def both(request, tmp_path_factory):
-    """(SentencePiece's processor, our tokenizer) of a vocabulary with the options of a family."""
-    folder = tmp_path_factory.mktemp("spm")
-    text = folder / "text.txt"
-    repository = Path(__file__).parents[2]
-    own = [path.read_text() for path in sorted([*repository.glob("*.md"), *repository.glob("docs/*.md")])]
-    text.write_text("\n".join([*own, *(piece.replace("\x00", "") for piece in PIECES)]))
-    gemma = request.param == "gemma"
-    sentencepiece.SentencePieceTrainer.train(
-        input=str(text), model_prefix=str(folder / "m"), model_type="bpe", vocab_size=900, character_coverage=0.99,
-        byte_fallback=True, split_digits=True, normalization_rule_name="identity", remove_extra_whitespaces=False,
-        allow_whitespace_only_pieces=True, add_dummy_prefix=not gemma, num_threads=1, minloglevel=2,
-        user_defined_symbols=USER_DEFINED if gemma else [], control_symbols=["<start_of_turn>", "<end_of_turn>"],
-    )  # fmt: skip
-    theirs = sentencepiece.SentencePieceProcessor(str(folder / "m.model"))
-    return theirs, Tokenizer.from_gguf(gguf_metadata(theirs, USER_DEFINED if gemma else [], not gemma), "m.gguf")
-
-
-def gguf_metadata(processor, user_defined, prefix):
-    """As llama.cpp's converter writes it."""
-    tokens, kinds = [], []
-    for index in range(processor.get_piece_size()):
-        kind = 2 if processor.is_unknown(index) else 3 if processor.is_control(index) else 6 if processor.is_byte(index) else 1
-        text = processor.id_to_piece(index)
-        if text in user_defined:
-            text, kind = text.replace("▁", " "), 4
-        tokens.append(text)
-        kinds.append(kind)
-    values = {
-        "model": "llama",
-        "pre": "default",
-        "tokens": tokens,
-        "scores": [processor.get_score(index) for index in range(len(tokens))],
-        "token_type": kinds,
-        "bos_token_id": processor.bos_id(),
-        "eos_token_id": processor.eos_id(),
-        "unknown_token_id": processor.unk_id(),
-        "add_space_prefix": prefix,
-        "add_bos_token": True,
-    }
-    return {f"tokenizer.ggml.{key}": value for key, value in values.items()}
+    """(SentencePiece's processor, our tokenizer) of one vocabulary."""
+    theirs = train(request.param, tmp_path_factory.mktemp("spm"), PIECES)
+    return theirs, Tokenizer.from_gguf(gguf_metadata(theirs, request.param), "m.gguf")
 
 
 def texts():
@@ -88,3 +48,11 @@ def test_special_tokens(both):
     assert ours.encode("a<end_of_turn>b") == [bos, *theirs.encode("a"), turn, *theirs.encode("b")]
     assert ours.eos_token_ids == {theirs.eos_id(), turn}
     assert ours.unk_token_id == theirs.unk_id()
+
+
+def test_a_folder_of_it_goes_back_into_gguf(both, tmp_path):
+    theirs, ours = both
+    ours.save(tmp_path)
+    again = Tokenizer.from_gguf(vocabulary_metadata(Tokenizer.from_folder(tmp_path), SIZE + 20))
+    for text in texts():
+        assert again.encode(text, add_special_tokens=False) == theirs.encode(text), text
