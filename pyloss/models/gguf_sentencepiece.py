@@ -59,17 +59,22 @@ def sentencepiece_tokenizer(
 
 
 def _merges(pieces: dict[str, float], path: str | os.PathLike[str]) -> list[tuple[str, str]]:
-    merges: list[tuple[str, str]] = []
-    last: tuple[float, str] | None = None
+    by_score: dict[float, list[tuple[str, str]]] = {}
     for piece, score in sorted(pieces.items(), key=lambda item: -item[1]):
         own = [(left, right) for left, right in _cuts(piece) if left in pieces and right in pieces]
-        if not own:
-            continue
-        if last is not None and last[0] == score:
-            raise ValueError(f"{path}: tokenizer.ggml.scores: {last[1]!r} and {piece!r} have the same, {score}, and no order")
-        last = (score, piece)
-        merges += own
-    return merges
+        if own:
+            by_score.setdefault(score, []).extend(own)
+    for score, group in by_score.items():
+        made = list(dict.fromkeys(left + right for left, right in group))
+        if len(made) > 1 and len(set("".join(made))) > 1:
+            raise ValueError(f"{path}: tokenizer.ggml.scores: {made[0]!r} and {made[1]!r} have the same, {score}, and no order")
+        # Of one score the leftmost pair is joined. In a run of one character that is the longest left part.
+        group.sort(key=_lengths, reverse=True)
+    return [pair for group in by_score.values() for pair in group]
+
+
+def _lengths(pair: tuple[str, str]) -> tuple[int, int]:
+    return len(pair[0]), len(pair[1])
 
 
 def _cuts(piece: str) -> Iterator[tuple[str, str]]:
@@ -85,13 +90,8 @@ def sentencepiece_metadata(content: dict[str, Any], tokens: list[str], kinds: li
     for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "ignore_merges"):
         if model.get(key):
             raise refused(f"{key} = {model[key]!r} is not supported")
-    merges = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]]
-    scores: dict[str, float] = {}
-    for rank, (left, right) in enumerate(merges):
-        piece = left + right
-        if piece in scores and (rank == 0 or "".join(merges[rank - 1]) != piece):
-            raise refused(f"merges that make {piece!r} are not next to each other, and pieces have one score")
-        scores.setdefault(piece, -float(rank))
+    merges = [(left, right) for left, right in (m.split(" ") if isinstance(m, str) else m for m in model["merges"])]
+    scores = _scores(merges)
     own_tokens, own_kinds = _pieces(model.get("unk_token"), tokens, kinds, scores)
     pieces, known = {t for t, kind in zip(own_tokens, own_kinds, strict=True) if kind == NORMAL}, set(merges)
     for piece in pieces:
@@ -106,6 +106,30 @@ def sentencepiece_metadata(content: dict[str, Any], tokens: list[str], kinds: li
         "token_type": own_kinds,
         "add_space_prefix": _space_prefix(content),
     }
+
+
+def _scores(merges: list[tuple[str, str]]) -> dict[str, float]:
+    """A score for each piece that merges make, in whose order they come; one for runs of a character that come mixed."""
+    scores: dict[str, float] = {}
+    scattered: set[str] = set()
+    spans: dict[str, list[int]] = {}
+    for rank, (left, right) in enumerate(merges):
+        piece = left + right
+        span = spans.setdefault(piece, [rank, rank])
+        if rank - span[1] > 1:
+            if len(set(piece)) > 1:
+                raise refused(f"merges that make {piece!r} are not next to each other, and pieces have one score")
+            scattered.add(piece[0])
+        span[1] = rank
+        scores.setdefault(piece, -float(rank))
+    for character in sorted(scattered):
+        runs = {piece: span for piece, span in spans.items() if set(piece) == {character}}
+        first, last = min(span[0] for span in runs.values()), max(span[1] for span in runs.values())
+        group = merges[first : last + 1]
+        if any(left + right not in runs for left, right in group) or group != sorted(group, key=_lengths, reverse=True):
+            raise refused(f"merges that make runs of {character!r} are in no order of scores")
+        scores |= dict.fromkeys(runs, -float(first))
+    return scores
 
 
 def _pieces(

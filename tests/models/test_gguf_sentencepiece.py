@@ -1,5 +1,6 @@
 """SentencePiece's BPE vocabularies in GGUF files: merges by scores, bytes, spaces, special tokens, damage."""
 
+import numpy as np
 import pytest
 import tokenizers
 
@@ -149,6 +150,34 @@ def test_damage_is_named(changes, what, message):
     with pytest.raises(FormatError, match=message) as caught:
         tokenizer(**changes)
     assert (caught.value.path, caught.value.what) == ("m.gguf", what)
+
+
+def joined(text, scores):
+    """SentencePiece's rule: of all neighbours that make a piece the pair with the highest score, the leftmost of several."""
+    parts = list(text)
+    while True:
+        pairs = [(-scores[a + b], i) for i, (a, b) in enumerate(zip(parts, parts[1:], strict=False)) if a + b in scores]
+        if not pairs:
+            return parts
+        _, i = min(pairs)
+        parts[i : i + 2] = ["".join(parts[i : i + 2])]
+
+
+def test_runs_of_one_score(tmp_path):
+    """As Llama's of spaces."""
+    runs = ["▁" * n for n in (3, 4, 5, 7, 12)]
+    tokens = [*TOKENS[: FIRST + len(PIECES)], *runs]
+    scores = dict(zip(PIECES, map(float, range(0, -len(PIECES), -1)), strict=True)) | dict.fromkeys(["▁▁", *runs], -1e9)
+    kinds = [2, 3, 3, 3] + [6] * 256 + [1] * (len(PIECES) + len(runs))
+    tok = tokenizer(tokens=tokens, token_type=kinds, scores=[scores.get(token, 0.0) for token in tokens])
+    tok.save(tmp_path)
+    again = Tokenizer.from_gguf(vocabulary_metadata(Tokenizer.from_folder(tmp_path), len(tokens)))
+    rng = np.random.default_rng(0)
+    texts = [" " * n for n in range(1, 40)] + ["".join(rng.choice(list("  abc"), 30)) for _ in range(100)]
+    for text in texts:
+        ids = tok.encode(text, add_special_tokens=False)
+        assert [tokens[i] for i in ids] == joined("▁" + text.replace(" ", "▁"), scores), text
+        assert again.encode(text, add_special_tokens=False) == ids
 
 
 def test_scores_without_an_order():
