@@ -86,7 +86,7 @@ def fuse_adapters(model: Module, dequantize: bool = False) -> dict[str, float]:
     if poor := [name for name, share in kept.items() if share < LITTLE]:
         worst: Any = fused[min(poor, key=kept.__getitem__)].layer
         others = f" ({len(poor)} of {len(kept)} layers lose most; this is the worst)" if len(kept) > 1 else ""
-        warnings.warn(lost(worst.weight.format, min(kept.values())) + others, stacklevel=2)
+        warnings.warn(lost(worst.weight.format, min(kept.values())) + others, stacklevel=3)
     return kept
 
 
