@@ -21,7 +21,7 @@ from ..files import write_json, write_safetensors
 from ..nn import Embedding
 from .adapter import Adapter
 from .adapter_mlx import mlx_config
-from .adapter_peft_experts import check_targets, peft_name, take_experts, whole_parameters
+from .adapter_peft_experts import check_targets, peft_name, take_experts, take_own_layers, whole_parameters
 from .stored_adapter import CONFIG_FILE, StoredAdapter, StoredLayer, arrays_of, check_kind, grouped, number
 
 PEFT_FILE = "adapter_model.safetensors"
@@ -68,6 +68,8 @@ def read_peft(place: Path, config: dict[str, Any]) -> StoredAdapter:
     targets = check_targets(source, config)
     for name, parameter, parts in take_experts(file, stripped, targets, lambda p: _rank_and_scale(source, config, p)[0]):
         layers[name] = StoredLayer(parts, _rank_and_scale(source, config, parameter)[1], dropout)
+    for name, scale, parts in take_own_layers(file, stripped, lambda module: _rank_and_scale(source, config, module)):
+        layers[name] = StoredLayer(parts, scale, dropout)
     found = grouped(file, stripped, _SUFFIXES, (2,))
     embeddings = {name.removesuffix(".lora_embedding_A") for name in stripped if name.endswith(".lora_embedding_A")}
     if kind == "dora" and embeddings:

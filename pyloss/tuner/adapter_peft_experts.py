@@ -18,6 +18,9 @@ from .adapter import Adapter
 
 _PARAMETERS = ("gate_up_proj", "down_proj")  # in the order in which PEFT wraps them, the first innermost
 _NAME = re.compile(r"(.+\.experts)((?:\.base_layer)*)\.lora_([AB])\.weight")
+# Before transformers 5 every expert had layers of its own.
+_OWN_NAME = re.compile(r"((.+)\.experts\.(\d+)\.(w1|w2|w3|gate_proj|up_proj|down_proj))\.lora_([AB])\.weight")
+_OWN_PARTS = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
 Matrices = dict[str, np.ndarray]
 
 
@@ -49,6 +52,38 @@ def take_experts(
             raise FormatError(file, module, f"has {there}, where target_parameters has {' and '.join(adapted) or 'none'} of it")
         for depth, parameter in enumerate(reversed(adapted)):
             yield from _layers(file, module, parameter, depths[depth], rank_of(f"{module}.{parameter}"))
+
+
+def take_own_layers(
+    file: Path, arrays: Matrices, rank_and_scale: Callable[[str], tuple[float, float]]
+) -> Iterator[tuple[str, float, Matrices]]:
+    """Takes the adapters of experts with layers of their own out of `arrays`: (layer's name, scale, `lora_a` and `lora_b`).
+
+    Raises FormatError for experts that are missing or of several ranks.
+    """
+    found: dict[str, dict[int, tuple[str, Matrices]]] = {}
+    for name in list(arrays):
+        if match := _OWN_NAME.fullmatch(name):
+            layer = f"{match[2]}.switch_mlp.{_OWN_PARTS.get(match[4], match[4])}"
+            found.setdefault(layer, {}).setdefault(int(match[3]), (match[1], {}))[1][match[5]] = arrays.pop(name)
+    for layer, experts in found.items():
+        if sorted(experts) != list(range(len(experts))):
+            missing = min(set(range(max(experts))) - set(experts))
+            raise FormatError(file, layer, f"has adapters for {len(experts)} experts, and none for expert {missing}")
+        _, scale = rank_and_scale(experts[0][0])
+        first: list[np.ndarray] = []
+        second: list[np.ndarray] = []
+        for _, (name, pair) in sorted(experts.items()):
+            rank, own = rank_and_scale(name)
+            shapes = {half: pair[half].shape for half in sorted(pair)}
+            fits = set(pair) == {"A", "B"} and pair["A"].ndim == pair["B"].ndim == 2
+            if not fits or not pair["A"].shape[0] == pair["B"].shape[1] == rank:
+                raise FormatError(file, name, f"matrices of shapes {shapes} are not a pair of rank {rank:g}")
+            if first and (pair["A"].shape, pair["B"].shape) != (first[0].shape, second[0].shape):
+                raise FormatError(file, name, f"matrices of shapes {shapes}, which are others than the first expert's")
+            first.append(pair["A"])
+            second.append(pair["B"] * np.float32(own / scale if scale else 0))
+        yield layer, scale, {"lora_a": np.stack(first), "lora_b": np.stack(second)}
 
 
 def _layers(file: Path, module: str, parameter: str, pair: Matrices, rank: float) -> Iterator[tuple[str, str, Matrices]]:

@@ -5,6 +5,7 @@ import pytest
 from parity_models import MIXTURES, add_adapter, make_tiny, mlx_logits, our_logits, torch, torch_logits, transformers
 
 import pyloss
+from pyloss.files import write_json, write_safetensors
 from pyloss.tuner.adapter import adapter_modules
 
 peft = pytest.importorskip("peft", reason="compares with PEFT (parity extra)")
@@ -87,3 +88,24 @@ def test_our_adapters_in_mlx_lm(folder, tmp_path, mixed):
     load_adapters(theirs, str(tmp_path / "mlx"))
     theirs.eval()
     np.testing.assert_allclose(mlx_logits(theirs, IDS), our_logits(model, IDS), rtol=0, atol=5e-4)
+
+
+def test_an_adapter_from_before_experts_were_stacked(tmp_path):
+    """PEFT converts such adapters of Mixtral's when it loads them."""
+    make_tiny(**MIXTURES["mixtral"]).save_pretrained(tmp_path / "base")
+    model = pyloss.load_model(tmp_path / "base")
+    rng, arrays = np.random.default_rng(0), {}
+    for i in range(len(model.layers)):
+        for name, ours in (("w1", "gate_proj"), ("w3", "up_proj"), ("w2", "down_proj")):
+            experts, rows, cols = getattr(model.layers[i].block_sparse_moe.switch_mlp, ours).shape
+            for expert in range(experts):
+                at = f"base_model.model.model.layers.{i}.block_sparse_moe.experts.{expert}.{name}.lora_"
+                arrays[f"{at}A.weight"] = rng.normal(0, 0.3, (3, cols)).astype(np.float32)
+                arrays[f"{at}B.weight"] = rng.normal(0, 0.3, (rows, 3)).astype(np.float32)
+    write_safetensors(tmp_path / "adapter_model.safetensors", arrays)
+    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 3, "lora_alpha": 6, "target_modules": ["w1", "w2", "w3"], "base_model_name_or_path": str(tmp_path / "base")}
+    write_json(tmp_path / "adapter_config.json", config)
+    theirs = peft.PeftModel.from_pretrained(base_of(tmp_path / "base"), tmp_path)
+    expected = torch_logits(theirs, IDS)
+    assert np.abs(expected - torch_logits(base_of(tmp_path / "base"), IDS)).max() > 0.1
+    np.testing.assert_allclose(our_logits(pyloss.tuner.load_adapters(model, tmp_path), IDS), expected, rtol=0, atol=2e-4)

@@ -125,6 +125,52 @@ def test_a_pair_from_peft_goes_back_as_it_came(tmp_path):
     assert again.keys() == arrays.keys() and all(again[name].tobytes() == arrays[name].tobytes() for name in arrays)
 
 
+def own_layers(block="block_sparse_moe", names=("w1", "w3", "w2")):
+    """Adapters as PEFT wrote them when every expert had layers of its own."""
+    rng, arrays = np.random.default_rng(2), {}
+    for expert in range(EXPERTS):
+        for name, (rows, cols) in zip(names, SHAPES.values()):
+            at = f"base_model.model.model.layers.0.{block}.experts.{expert}.{name}.lora_"
+            arrays |= {f"{at}A.weight": rng.standard_normal((2, cols), np.float32), f"{at}B.weight": rng.standard_normal((rows, 2), np.float32)}
+    return arrays
+
+
+def write_own(folder, arrays, **changes):
+    save_file(arrays, folder / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 3, "target_modules": ["w1", "w2", "w3"], **changes}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(("block", "names"), [("block_sparse_moe", ("w1", "w3", "w2")), ("mlp", tuple(SHAPES))])
+def test_experts_with_layers_of_their_own(tmp_path, block, names):
+    arrays = own_layers(block, names)
+    write_own(tmp_path, arrays, alpha_pattern={f"experts.3.{names[0]}": 6})
+    layers = adapter_modules(load_adapters(Model(block), tmp_path))
+    assert len(layers) == 3
+    for name, ours in zip(names, SHAPES):
+        for expert in range(EXPERTS):
+            a, b = (arrays[f"base_model.model.model.layers.0.{block}.experts.{expert}.{name}.lora_{half}.weight"] for half in "AB")
+            scale = 3.0 if (expert, name) == (3, names[0]) else 1.5
+            np.testing.assert_allclose(layers[f"model.layers.0.{block}.switch_mlp.{ours}"].delta()[expert], scale * b @ a, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "message"),
+    [
+        (lambda a: [a.pop(name) for name in list(a) if "experts.1.w1" in name], {}, "gate_proj: has adapters for 3 experts, and none for expert 1"),
+        (lambda a: a.pop("base_model.model.model.layers.0.block_sparse_moe.experts.2.w2.lora_B.weight"), {}, r"experts.2.w2: matrices of shapes \{'A': .*\} are not a pair of rank 2"),
+        (lambda a: None, {"rank_pattern": {"w3": 4}}, "experts.0.w3: matrices of shapes .* are not a pair of rank 4"),
+        (lambda a: [a.pop(name) for name in list(a) if "experts.3." in name], {}, r"gate_proj: lora_a \(3, 2, 6\) and lora_b .*expected \(4, r, 6\)"),
+    ],
+)
+def test_experts_of_their_own_that_do_not_fit(tmp_path, change, options, message):
+    arrays = own_layers()
+    change(arrays)
+    write_own(tmp_path, arrays, **options)
+    with pytest.raises(ValueError, match=message):
+        load_adapters(Model("block_sparse_moe"), tmp_path)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
