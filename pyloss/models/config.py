@@ -9,24 +9,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from pyloss.errors import FormatError
 from pyloss.files import read_json
 from pyloss.models.families import FAMILIES, Family
 from pyloss.models.mixture import Mixture, read_gguf_mixture, read_hf_mixture
+from pyloss.models.rope_scaling import check_scaling, read_gguf_scaling, read_hf_scaling
 from pyloss.models.stored import StoredTensor
-
-_LLAMA3_KEYS = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-_ROPE_KEYS = {"linear": ("factor",), "llama3": _LLAMA3_KEYS}
+from pyloss.models.values import Values, shortest
 
 
 @dataclass
 class ModelConfig:
     """The shape of a decoder-only transformer, in Hugging Face's names.
 
-    `rope_scaling` is None or {"rope_type": "linear", "factor"} or {"rope_type": "llama3", "factor", "low_freq_factor",
-    "high_freq_factor", "original_max_position_embeddings"}.
+    `rope_scaling` is None or {"rope_type": kind, ...} with the numbers of one of `rope_scaling.KEYS`.
     `sliding_window` is how many tokens a layer sees, up to its own: every layer, or those that `layer_types` calls
     "sliding_attention" and not "full_attention". Where `rope_local_base_freq` is not None, it is their rotary base, unscaled.
     Attention scores are divided by the square root of `query_pre_attn_scalar`, or of head_dim.
@@ -77,7 +73,7 @@ class ModelConfig:
             )
         if self.head_dim % 2:
             raise ValueError(f"head_dim must be even, got {self.head_dim}")
-        _check_rope_scaling(self.rope_scaling)
+        check_scaling(self.rope_scaling)
         self._check_windows()
 
     def _check_windows(self) -> None:
@@ -123,7 +119,7 @@ class ModelConfig:
             OSError: the file cannot be read.
         """
         content = _text_part(path, read_json(path))
-        read = _Values(path, content)
+        read = Values(path, content)
         model_type = read.get("model_type", str)
         if model_type not in FAMILIES:
             raise ValueError(f"{path}: model_type {model_type!r} is not supported; supported are {', '.join(FAMILIES)}")
@@ -178,7 +174,7 @@ class ModelConfig:
 
         Raises: as `from_hf`.
         """
-        read = _Values(path, metadata)
+        read = Values(path, metadata)
         arch = read.get("general.architecture", str)
         sparse = read.get(f"{arch}.expert_count", int, 0) > 0
         known = [name for name, family in FAMILIES.items() if family.gguf == arch and bool(family.experts) == sparse]
@@ -196,11 +192,11 @@ class ModelConfig:
         head_dim = _head_dim(path, read.get(f"{arch}.attention.key_length", int, rotary), hidden, heads)
         if (rotary or head_dim) != head_dim:
             raise ValueError(f"{path}: rope.dimension_count {rotary} of head size {head_dim}: partial is not supported")
-        theta = _shortest(read.get(f"{arch}.rope.freq_base", float, family.defaults.get("rope_theta", 10000.0)))
+        theta = shortest(read.get(f"{arch}.rope.freq_base", float, family.defaults.get("rope_theta", 10000.0)))
         layers = read.get(f"{arch}.block_count", int)
         local_theta = scalar = None
         if "rope_local_base_freq" in family.defaults:
-            local_theta = _shortest(read.get(f"{arch}.rope.freq_base_swa", float, family.defaults["rope_local_base_freq"]))
+            local_theta = shortest(read.get(f"{arch}.rope.freq_base_swa", float, family.defaults["rope_local_base_freq"]))
         if "query_pre_attn_scalar" in family.defaults:
             scalar = gguf_query_scalar(layers, hidden, heads, head_dim)
         window, layer_types = _read_gguf_windows(path, arch, read, family, layers)
@@ -218,9 +214,9 @@ class ModelConfig:
             num_attention_heads=heads,
             num_key_value_heads=read.get(f"{arch}.attention.head_count_kv", int, heads),
             head_dim=head_dim,
-            rms_norm_eps=_shortest(read.get(f"{arch}.attention.layer_norm_rms_epsilon", float)),
+            rms_norm_eps=shortest(read.get(f"{arch}.attention.layer_norm_rms_epsilon", float)),
             rope_theta=theta,
-            rope_scaling=_gguf_rope_scaling(path, arch, read, tensors.get("rope_freqs.weight"), theta, head_dim),
+            rope_scaling=read_gguf_scaling(path, arch, read, tensors.get("rope_freqs.weight"), theta, head_dim),
             max_position_embeddings=read.get(f"{arch}.context_length", int),
             tie_word_embeddings="output.weight" not in tensors,
             attention_bias="blk.0.attn_q.bias" in tensors and not family.qkv_bias,
@@ -269,28 +265,6 @@ _NOT_SUPPORTED = {
 _SIZES = [name for name, field in _FIELDS.items() if field.type == "int"]
 
 
-class _Values:
-    """Values of a parsed file, checked for their types."""
-
-    def __init__(self, path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
-        self.path = path
-        self.content = content
-
-    def get(self, key: str, kind: type, *default: Any) -> Any:
-        """`content[key]`, which must be of `kind`; a missing or null one is the `default` if there is one."""
-        value = self.content.get(key)
-        if value is None:
-            if default:
-                return default[0]
-            raise FormatError(self.path, key, "this key is missing")
-        # bool is an int to isinstance; and an integer is a fine float.
-        if type(value) is int and kind is float and abs(value) < 1 << 1000:
-            return float(value)
-        if type(value) is not kind:
-            raise FormatError(self.path, key, f"expected {kind.__name__}, got {type(value).__name__} {value!r:.100}")
-        return value
-
-
 def _is_ints(value: Any) -> bool:
     return isinstance(value, list) and all(type(item) is int for item in value)
 
@@ -315,12 +289,12 @@ def _text_part(path: str | os.PathLike[str], content: dict[str, Any]) -> dict[st
     kind = f"{content.get('model_type')}_text"
     if kind not in FAMILIES:
         return content
-    text = _Values(path, content).get("text_config", dict)
+    text = Values(path, content).get("text_config", dict)
     outer = {key: value for key, value in content.items() if key.endswith("_token_id") and value is not None}
     return {**content, **text, **outer, "model_type": kind}
 
 
-def _refuse_options(path: str | os.PathLike[str], content: Mapping[str, Any], read: _Values, family: Family) -> None:
+def _refuse_options(path: str | os.PathLike[str], content: Mapping[str, Any], read: Values, family: Family) -> None:
     """Options which would silently change the result if they were passed over."""
     key = "hidden_act" if family.activation == "silu" else "hidden_activation"
     activation = read.get(key, str, family.activation)
@@ -336,7 +310,7 @@ def _refuse_options(path: str | os.PathLike[str], content: Mapping[str, Any], re
         raise ValueError(f"{path}: sliding_window {window} is not supported for {content['model_type']}; supported is null")
 
 
-def _refuse_gguf_options(path: str | os.PathLike[str], arch: str, read: _Values, family: Family) -> None:
+def _refuse_gguf_options(path: str | os.PathLike[str], arch: str, read: Values, family: Family) -> None:
     for key in ("attn_logit_softcapping", "final_logit_softcapping"):
         if read.get(f"{arch}.{key}", float, 0.0):
             raise ValueError(f"{path}: {arch}.{key} {read.content[f'{arch}.{key}']} is not supported; supported is 0")
@@ -347,7 +321,7 @@ def _refuse_gguf_options(path: str | os.PathLike[str], arch: str, read: _Values,
 
 
 def _read_windows(
-    path: str | os.PathLike[str], content: Mapping[str, Any], read: _Values, family: Family, layers: int
+    path: str | os.PathLike[str], content: Mapping[str, Any], read: Values, family: Family, layers: int
 ) -> tuple[int | None, list[str] | None]:
     """sliding_window and layer_types, which families say in four ways."""
     defaults = family.defaults
@@ -375,7 +349,7 @@ def _periodic(path: str | os.PathLike[str], period: int, layers: int) -> list[st
 
 
 def _read_gguf_windows(
-    path: str | os.PathLike[str], arch: str, read: _Values, family: Family, layers: int
+    path: str | os.PathLike[str], arch: str, read: Values, family: Family, layers: int
 ) -> tuple[int | None, list[str] | None]:
     window = read.get(f"{arch}.attention.sliding_window", int, 0)
     if "sliding_window_pattern" not in family.defaults or not window:
@@ -385,7 +359,7 @@ def _read_gguf_windows(
 
 
 def _read_rope(
-    path: str | os.PathLike[str], read: _Values, family: Family
+    path: str | os.PathLike[str], read: Values, family: Family
 ) -> tuple[float, float | None, dict[str, Any] | None]:
     """rope_theta, rope_local_base_freq and rope_scaling, from `rope_parameters` (transformers 5) or the keys before it."""
     two = "rope_local_base_freq" in family.defaults
@@ -397,97 +371,15 @@ def _read_rope(
         if any(isinstance(value, dict) for value in nested.values()):
             if not two or not set(nested) <= set(LAYER_TYPES):
                 raise ValueError(f"{path}: rope parameters per layer type are not supported: {', '.join(nested)}")
-            inner = _Values(path, _Values(path, nested).get(LAYER_TYPES[1], dict, {}))
+            inner = Values(path, Values(path, nested).get(LAYER_TYPES[1], dict, {}))
             if inner.get("rope_type", str, "default") != "default":
                 raise ValueError(f"{path}: rope_type {inner.content['rope_type']!r} of sliding_attention is not supported")
             local = inner.get("rope_theta", float, local)
-            nested = _Values(path, nested).get(LAYER_TYPES[0], dict, {})
-        theta, scaling = _Values(path, nested).get("rope_theta", float, theta), nested
-    return theta, local, _rope_scaling(path, scaling)
-
-
-def _rope_scaling(path: str | os.PathLike[str], scaling: dict[str, Any] | None) -> dict[str, Any] | None:
-    if scaling is None:
-        return None
-    values = _Values(path, scaling)
-    kind = values.get("rope_type", str, values.get("type", str, "default"))
-    if kind == "default":
-        return None
-    if kind not in _ROPE_KEYS:
-        raise ValueError(f"{path}: rope_type {kind!r} is not supported; supported are default, {', '.join(_ROPE_KEYS)}")
-    numbers = {key: values.get(key, int if key.startswith("original") else float) for key in _ROPE_KEYS[kind]}
-    return {"rope_type": kind, **numbers}
-
-
-def _check_rope_scaling(scaling: dict[str, Any] | None) -> None:
-    if scaling is None:
-        return
-    keys = _ROPE_KEYS.get(scaling.get("rope_type", ""))
-    if keys is None or set(scaling) != {"rope_type", *keys}:
-        raise ValueError(f"rope_scaling must be None or of type {' or '.join(_ROPE_KEYS)} with its keys, got {scaling}")
-    if not all(0 < scaling[key] < math.inf for key in keys):
-        raise ValueError(f"rope_scaling must hold positive finite numbers, got {scaling}")
-    if scaling["rope_type"] == "llama3" and not scaling["low_freq_factor"] < scaling["high_freq_factor"]:
-        raise ValueError(f"rope_scaling's low_freq_factor must be below its high_freq_factor, got {scaling}")
-
-
-def _gguf_rope_scaling(
-    path: str | os.PathLike[str],
-    arch: str,
-    read: _Values,
-    factors: StoredTensor | None,
-    theta: float,
-    head_dim: int,
-) -> dict[str, Any] | None:
-    kind = read.get(f"{arch}.rope.scaling.type", str, "none")
-    if kind not in ("none", "linear"):
-        raise ValueError(f"{path}: {arch}.rope.scaling.type {kind!r} is not supported; supported are none, linear")
-    if factors is None:
-        if kind == "none":
-            return None
-        return {"rope_type": "linear", "factor": _shortest(read.get(f"{arch}.rope.scaling.factor", float))}
-    # Llama 3's scaling is stored as its result, one factor per frequency; its four numbers are found again and checked.
-    stored = factors.array()
-    with np.errstate(all="ignore"):  # damaged numbers are not close to anything
-        guess = _llama3_scaling(stored.reshape(-1).astype(np.float64), theta, head_dim)
-        same = stored.shape == (head_dim // 2,) and np.allclose(stored, llama3_factors(guess, theta, head_dim), 1e-3)
-    if not same:
-        raise FormatError(path, factors.name, "these are not the rotary factors of Llama 3, the only ones supported")
-    return guess
-
-
-def _llama3_scaling(factors: np.ndarray, theta: float, head_dim: int) -> dict[str, Any]:
-    """The scaling that made `factors`, if it was one with the published models' two frequency factors."""
-    low, high, factor, original = 1.0, 4.0, _shortest(float(factors.max())), 8192
-    blended = np.flatnonzero((factors > 1.001) & (factors < 0.999 * factor))
-    if len(blended) and blended[0] < head_dim // 2:
-        wavelength = 2 * math.pi * theta ** (2 * blended[0] / head_dim)
-        smooth = (1 / factors[blended[0]] - 1 / factor) / (1 - 1 / factor)
-        original = round(wavelength * (low + smooth * (high - low)))
-    return {
-        "rope_type": "llama3",
-        "factor": factor,
-        "low_freq_factor": low,
-        "high_freq_factor": high,
-        "original_max_position_embeddings": original,
-    }
+            nested = Values(path, nested).get(LAYER_TYPES[0], dict, {})
+        theta, scaling = Values(path, nested).get("rope_theta", float, theta), nested
+    return theta, local, read_hf_scaling(path, scaling)
 
 
 def gguf_query_scalar(layers: int, hidden: int, heads: int, head_dim: int) -> int:
     """query_pre_attn_scalar, which GGUF does not store: llama.cpp knows the largest of the published models by its layers."""
     return hidden // heads if layers == 62 else head_dim
-
-
-def llama3_factors(scaling: Mapping[str, Any], theta: float, head_dim: int) -> np.ndarray:
-    """By what Llama 3's `rope_scaling` divides each rotary frequency: float64 [head_dim / 2]."""
-    wavelength = 2 * math.pi * theta ** (np.arange(0, head_dim, 2) / head_dim)
-    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
-    turns = scaling["original_max_position_embeddings"] / wavelength
-    # Frequencies that turn often keep their speed, slow ones are divided by the factor, those between are blended.
-    smooth = np.clip((turns - low) / (high - low), 0, 1)
-    return 1 / ((1 - smooth) / scaling["factor"] + smooth)
-
-
-def _shortest(value: float) -> float:
-    """The shortest decimal that is this float32, so that GGUF's 9.999999747378752e-06 is 1e-05 again."""
-    return float(str(np.float32(value)))

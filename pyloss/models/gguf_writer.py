@@ -14,10 +14,11 @@ import numpy as np
 from ..files import replacing
 from ..weight_stack import WeightStack
 from ..weights import FORMATS, Weight, row_bytes
-from .config import ModelConfig, gguf_query_scalar, llama3_factors
+from .config import ModelConfig, gguf_query_scalar
 from .gguf import GGML_TYPES
 from .gguf_vocabulary import vocabulary_metadata
 from .names import gguf_name
+from .rope_scaling import gguf_scaling, llama3_factors
 from .saving import refuse_adapters
 from .transformer import Model
 
@@ -138,12 +139,10 @@ def _hyperparameters(c: ModelConfig) -> dict[str, Any]:
         "rope.dimension_count": c.head_dim,
         "rope.freq_base": float(c.rope_theta),
     }
-    values |= {**_windows(c), **(c.mixture.to_gguf(c.family) if c.mixture else {})}
+    values |= {**_windows(c), **gguf_scaling(c.rope_scaling), **(c.mixture.to_gguf(c.family) if c.mixture else {})}
     said = gguf_query_scalar(c.num_hidden_layers, c.hidden_size, c.num_attention_heads, c.head_dim)
     if c.query_pre_attn_scalar not in (None, said):
         raise ValueError(f"query_pre_attn_scalar {c.query_pre_attn_scalar} cannot be written: llama.cpp takes {said}")
-    if c.rope_scaling and c.rope_scaling["rope_type"] == "linear":
-        values |= {"rope.scaling.type": "linear", "rope.scaling.factor": float(c.rope_scaling["factor"])}
     return {f"{c.family.gguf}.{key}": value for key, value in values.items()}
 
 

@@ -10,7 +10,7 @@ from ..errors import FormatError
 from .families import Family
 
 if TYPE_CHECKING:
-    from .config import _Values
+    from .values import Values
 
 # What some mixtures have and these have not, with the values that mean that it is not used.
 _NOT_SUPPORTED_HF = {
@@ -73,7 +73,7 @@ class Mixture:
         return {"expert_count": self.count, "expert_used_count": self.active, **own}
 
 
-def read_hf_mixture(path: str | os.PathLike[str], read: _Values, family: Family, inner: int, layers: int) -> Mixture | None:
+def read_hf_mixture(path: str | os.PathLike[str], read: Values, family: Family, inner: int, layers: int) -> Mixture | None:
     """The mixture of a config.json; None for a family without experts. `inner` is its intermediate_size.
 
     Raises ValueError for an option that would change results, FormatError for what is missing or of a wrong type.
@@ -98,7 +98,7 @@ def read_hf_mixture(path: str | os.PathLike[str], read: _Values, family: Family,
     return _checked(path, count, active, inner, normalise, tuple(dense))
 
 
-def read_gguf_mixture(path: str | os.PathLike[str], arch: str, read: _Values, family: Family, inner: int) -> Mixture | None:
+def read_gguf_mixture(path: str | os.PathLike[str], arch: str, read: Values, family: Family, inner: int) -> Mixture | None:
     """The same of a GGUF file's metadata."""
     experts = family.experts
     if experts is None:

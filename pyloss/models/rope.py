@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from .config import ModelConfig, llama3_factors
+from .config import ModelConfig
+from .rope_scaling import rotary_frequencies
 
 
 class RopeTable:
@@ -12,21 +13,16 @@ class RopeTable:
 
     def __init__(self, config: ModelConfig, local: bool = False):
         """`local` is the table of layers with a window, where they have their own base."""
-        theta, scaling = config.rope_theta, config.rope_scaling or {"rope_type": "default"}
+        theta, scaling = config.rope_theta, config.rope_scaling
         if local and config.rope_local_base_freq is not None:
-            theta, scaling = config.rope_local_base_freq, {"rope_type": "default"}
-        frequencies = theta ** -(np.arange(0, config.head_dim, 2) / config.head_dim)
-        if scaling["rope_type"] == "linear":
-            frequencies = frequencies / scaling["factor"]
-        elif scaling["rope_type"] == "llama3":
-            frequencies = frequencies / llama3_factors(scaling, config.rope_theta, config.head_dim)
-        self._frequencies = frequencies
-        self._cos = self._sin = np.empty((0, len(frequencies)), np.float32)
+            theta, scaling = config.rope_local_base_freq, None
+        self._frequencies, self._scale = rotary_frequencies(theta, config.head_dim, scaling)
+        self._cos = self._sin = np.empty((0, len(self._frequencies)), np.float32)
 
     def upto(self, positions: int) -> tuple[np.ndarray, np.ndarray]:
         """Tables of at least the first `positions` positions."""
         if positions > len(self._cos):
             # Doubled, so that generation does not rebuild it at every token; float64 angles, as float32 ones lose digits far out.
             angles = np.arange(max(positions, 2 * len(self._cos), 256))[:, None] * self._frequencies
-            self._cos, self._sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+            self._cos, self._sin = ((self._scale * f(angles)).astype(np.float32) for f in (np.cos, np.sin))
         return self._cos, self._sin

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from pyloss.errors import FormatError
-from pyloss.models.config import ModelConfig, llama3_factors
+from pyloss.models.config import ModelConfig
+from pyloss.models.rope_scaling import llama3_factors
 from pyloss.models.stored import StoredTensor
 
 SMOLLM2 = {
@@ -42,6 +43,14 @@ LLAMA3 = {
     "low_freq_factor": 1.0,
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192,
+}
+YARN = {
+    "rope_type": "yarn",
+    "factor": 4.0,
+    "original_max_position_embeddings": 32768,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "attention_factor": 1.1386294361119891,
 }
 GGUF = {
     "general.architecture": "llama",
@@ -116,6 +125,9 @@ def test_rope_before_transformers_5(read):
     assert read(rope_scaling=LLAMA3).rope_scaling == LLAMA3
     assert read(rope_scaling={"type": "linear", "factor": 2}).rope_scaling == {"rope_type": "linear", "factor": 2.0}
     assert read(rope_scaling={"rope_type": "default"}).rope_scaling is None
+    yarn = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+    assert read(rope_scaling=yarn).rope_scaling == YARN
+    assert read(rope_scaling={**yarn, "attention_factor": 1.0, "mscale": None}).rope_scaling["attention_factor"] == 1.0
 
 
 def windows(config):
@@ -169,6 +181,7 @@ def test_rope_per_layer_type(read):
     [
         {},
         {"rope_scaling": LLAMA3},
+        {"rope_scaling": YARN},
         {"eos_token_id": [2, 3], "model_type": "mistral"},
         {"model_type": "mistral", "sliding_window": 100},
         {**WINDOWED, "max_window_layers": 3},
@@ -201,7 +214,9 @@ def test_round_trip(read, tmp_path, changes):
             {"model_type": "gemma3_text", "rope_parameters": {"sliding_attention": {"rope_type": "linear", "factor": 2.0}}},
             "'linear' of sliding_attention",
         ),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_type 'yarn' .* default, linear, llama3"),
+        ({"rope_scaling": {"rope_type": "dynamic", "factor": 4.0}}, "rope_type 'dynamic' .* default, linear, llama3, yarn"),
+        ({"rope_scaling": {**YARN, "mscale": 1.0}}, "mscale 1.0 of yarn"),
+        ({"rope_scaling": {**YARN, "truncate": False}}, "truncate False of yarn"),
         ({"rope_parameters": {"full": {"rope_theta": 1.0}}}, "per layer type"),
     ],
 )
@@ -229,6 +244,9 @@ def test_what_is_not_supported_is_named(read, changes, message):
         ({"rope_scaling": {**LLAMA3, "factor": "8"}}, "factor", "expected float"),
         ({"rope_scaling": {**LLAMA3, "factor": -1}}, None, "positive finite"),
         ({"rope_scaling": {**LLAMA3, "low_freq_factor": 4.0}}, None, "below"),
+        ({"rope_scaling": {**YARN, "beta_slow": 32}}, None, "beta_slow must be below its beta_fast"),
+        ({"rope_scaling": {**YARN, "factor": 0}}, None, "positive finite"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "original_max_position_embeddings", "missing"),
         ({"num_attention_heads": 7}, None, "hidden_size 576 is not a multiple of num_attention_heads 7"),
         ({"num_attention_heads": 0}, None, "num_attention_heads 0"),
         ({"num_key_value_heads": 2}, None, "num_attention_heads 9 is not a multiple of num_key_value_heads 2"),
@@ -298,15 +316,16 @@ def test_gguf_llama3_factors_are_turned_back_into_their_numbers(original):
         ModelConfig.from_gguf(metadata, {**EMBEDDING, "rope_freqs.weight": other}, "m.gguf")
 
 
-def test_llama3_factors_follow_the_published_cases():
-    factors = llama3_factors(LLAMA3, 5e5, 64)
-    wavelength = 2 * np.pi * 5e5 ** (np.arange(0, 64, 2) / 64)
-    np.testing.assert_allclose(factors[wavelength < 8192 / 4], 1)
-    np.testing.assert_allclose(factors[wavelength > 8192], 32)
-    between = (wavelength >= 8192 / 4) & (wavelength <= 8192)
-    smooth = (8192 / wavelength[between] - 1) / 3
-    np.testing.assert_allclose(1 / factors[between], (1 - smooth) / 32 + smooth)
-    assert between.any()
+def test_gguf_yarn():
+    metadata = {**GGUF, "llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 4.0}
+    metadata["llama.rope.scaling.original_context_length"] = 32768
+    scaling = ModelConfig.from_gguf(metadata, EMBEDDING).rope_scaling
+    assert scaling == {**YARN, "attention_factor": pytest.approx(1.13863, abs=1e-5)}
+    scaling = ModelConfig.from_gguf({**metadata, "llama.rope.scaling.yarn_beta_fast": 16.0}, EMBEDDING).rope_scaling
+    assert scaling["beta_fast"] == 16.0
+    for key in ("attn_factor", "yarn_ext_factor", "yarn_attn_factor"):
+        with pytest.raises(ValueError, match=f"m.gguf: llama.rope.scaling.{key} 0.5 is not supported"):
+            ModelConfig.from_gguf({**metadata, f"llama.rope.scaling.{key}": 0.5}, EMBEDDING, "m.gguf")
 
 
 def test_gguf_linear_scaling():
@@ -322,7 +341,7 @@ def test_gguf_linear_scaling():
         ({"llama.expert_count": 8, "llama.expert_used_count": 9}, "cannot visit 9 of 8 experts"),
         ({"llama.expert_count": 8, "llama.expert_used_count": 2, "llama.expert_shared_count": 1}, "expert_shared_count 1 is not supported"),
         ({"general.architecture": "qwen2", "qwen2.expert_count": 8}, "architecture with experts 'qwen2' is not supported; supported are llama, "),
-        ({"llama.rope.scaling.type": "yarn"}, "scaling.type 'yarn'"),
+        ({"llama.rope.scaling.type": "longrope"}, "scaling.type 'longrope'"),
         ({"llama.attention.key_length": 128}, "partial"),
         ({"llama.attention.sliding_window": 4096}, "sliding_window 4096"),
         ({"llama.block_count": None}, "llama.block_count: this key is missing"),

@@ -35,6 +35,7 @@ LLAMA3 = {
     "original_max_position_embeddings": 32,
 }
 
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "beta_fast": 4.0, "beta_slow": 1.0}
 # A window that the test sequences reach beyond, and seven layers: both kinds, and one more after the pattern.
 GEMMA3 = {"num_hidden_layers": 7, "sliding_window": 24, "query_pre_attn_scalar": 16, "rope_theta": 1e6}
 
@@ -95,9 +96,12 @@ def write_gguf(model, path):
         writer.add_expert_feed_forward_length(config.moe_intermediate_size)
     if arch == "gemma3":
         writer.add_sliding_window(config.sliding_window)
-    if rope["rope_type"] == "linear":
-        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+    if rope["rope_type"] in ("linear", "yarn"):
+        writer.add_rope_scaling_type(gguf.RopeScalingType(rope["rope_type"]))
         writer.add_rope_scaling_factor(rope["factor"])
+    if rope["rope_type"] == "yarn":
+        writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
+        writer.add_rope_scaling_yarn_beta_fast(rope["beta_fast"])
     if arch == "llama":
         writer.add_rope_dimension_count(config.head_dim)
     names = gguf.get_tensor_name_map(getattr(gguf.MODEL_ARCH, arch.upper()), config.num_hidden_layers)

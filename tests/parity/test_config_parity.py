@@ -8,8 +8,9 @@ import pytest
 transformers = pytest.importorskip("transformers", reason="compares with transformers")
 pytest.importorskip("torch", reason="transformers computes rotary factors with it")
 
-from pyloss.models.config import ModelConfig, llama3_factors
+from pyloss.models.config import ModelConfig
 from pyloss.models.families import FAMILIES
+from pyloss.models.rope_scaling import llama3_factors
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -38,6 +39,10 @@ def windows_of(theirs):
     return [window if kind == "sliding_attention" else 0 for kind in types]
 
 
+YARN = {**LLAMA3, "rope_type": "yarn", "beta_fast": 32.0, "beta_slow": 1.0, "attention_factor": 1.2}
+del YARN["low_freq_factor"], YARN["high_freq_factor"]
+
+
 def make(**changes):
     values = {
         "model_type": "llama",
@@ -63,6 +68,7 @@ def make(**changes):
         {"rope_scaling": LLAMA3},
         {"rope_scaling": {"rope_type": "linear", "factor": 2.0}},
         {"model_type": "mistral", "rope_theta": 1e6},
+        {"rope_scaling": YARN},
         {"model_type": "qwen2", "rope_theta": 1e6, "head_dim": 16},
         {"model_type": "qwen3", "tie_word_embeddings": False, "attention_bias": True},
         {"model_type": "mistral", "sliding_window": 100},
@@ -96,7 +102,8 @@ def test_what_transformers_takes_for_missing_keys(tmp_path, name):
     assert rotary_bases(theirs) == (ours.rope_theta, ours.rope_local_base_freq)
     assert windows_of(theirs) == [ours.window(i) for i in range(ours.num_hidden_layers)]
     for key in ("head_dim", "rms_norm_eps", "max_position_embeddings", "tie_word_embeddings"):
-        assert getattr(theirs, key, ours.hidden_size // ours.num_attention_heads) == getattr(ours, key), key
+        said = getattr(theirs, key, None)
+        assert (ours.hidden_size // ours.num_attention_heads if said is None else said) == getattr(ours, key), key
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -4,7 +4,7 @@ import llama_runner
 import numpy as np
 import pytest
 import tokenizers
-from parity_models import GEMMA3, LLAMA3, MIXTURES, add_adapter, make_tiny, our_logits
+from parity_models import GEMMA3, LLAMA3, MIXTURES, YARN, add_adapter, make_tiny, our_logits
 
 import pyloss
 from pyloss.models import load_model
@@ -87,7 +87,7 @@ MODELS = {
     "llama-bias": {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": False, "rope_scaling": LLAMA3},
     "llama-heads": {"head_dim": 32, "rope_scaling": {"rope_type": "linear", "factor": 4.0}},
     "mistral": {"family": "Mistral", "sliding_window": 100, "tie_word_embeddings": False},
-    "qwen2": {"family": "Qwen2"},
+    "qwen2": {"family": "Qwen2", "rope_scaling": YARN},
     "qwen3": {"family": "Qwen3", "tie_word_embeddings": False},
     "gemma3": {"family": "Gemma3", **GEMMA3, "rope_scaling": {"rope_type": "linear", "factor": 4.0}},
     **MIXTURES,

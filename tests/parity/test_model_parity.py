@@ -6,6 +6,7 @@ from parity_models import (
     GEMMA3,
     LINEARS,
     LLAMA3,
+    YARN,
     add_adapter,
     make_tiny,
     our_logits,
@@ -44,6 +45,7 @@ VARIANTS = {
     "stored in float16": {"stored": "float16", "tie_word_embeddings": False},
     "in shards": {"shards": "60KB"},
     "qwen2": {"family": "Qwen2"},
+    "yarn rotary": {"family": "Qwen2", "rope_scaling": YARN},
     "qwen2 with windows": {"family": "Qwen2", "use_sliding_window": True, "sliding_window": 10, "max_window_layers": 1},
     "qwen3": {"family": "Qwen3", "tie_word_embeddings": False},
     "qwen3 with biases": {"family": "Qwen3", "attention_bias": True},
@@ -54,7 +56,7 @@ VARIANTS = {
         "num_hidden_layers": 3, "layer_types": ["full_attention", "sliding_attention", "sliding_attention"],
     },
 }
-GGUF = ("grouped", "biases", "llama3 rotary", "linear rotary", "qwen2", "qwen3", "gemma3", "gemma3 with scaled positions")
+GGUF = ("grouped", "biases", "llama3 rotary", "linear rotary", "yarn rotary", "qwen2", "qwen3", "gemma3", "gemma3 with scaled positions")
 VARIANTS |= {f"{name}, gguf": {**VARIANTS[name], "gguf": True} for name in GGUF}
 
 
@@ -141,8 +143,9 @@ def test_rotary_scaling_matters_at_these_lengths(tmp_path):
     """Else the variants would pass without it."""
     (ids,) = ragged(300, 200)
     plain = torch_logits(make_tiny(), ids)
-    for name in ("llama3 rotary", "linear rotary"):
-        assert np.abs(torch_logits(make_tiny(**VARIANTS[name]), ids) - plain).max() > 0.1
+    for name in ("llama3 rotary", "linear rotary", "yarn rotary"):
+        scaling = VARIANTS[name]["rope_scaling"]
+        assert np.abs(torch_logits(make_tiny(rope_scaling=scaling), ids) - plain).max() > 0.1
 
 
 def test_rows_and_packed_sequences_of_variants(tiny):

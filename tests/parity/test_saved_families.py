@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import tiny
-from parity_models import GEMMA3, LLAMA3, add_adapter, make_tiny, mlx_logits, our_logits, torch, torch_logits, transformers
+from parity_models import GEMMA3, LLAMA3, YARN, add_adapter, make_tiny, mlx_logits, our_logits, torch, torch_logits, transformers
 
 import pyloss
 from pyloss.models.gguf_writer import write_gguf
@@ -11,7 +11,7 @@ from pyloss.models.gguf_writer import write_gguf
 FAMILIES = {
     "llama": {"rope_scaling": LLAMA3, "attention_bias": True},
     "mistral": {"family": "Mistral", "sliding_window": 24, "tie_word_embeddings": False},
-    "qwen2": {"family": "Qwen2"},
+    "qwen2": {"family": "Qwen2", "rope_scaling": {**YARN, "beta_fast": 32.0}},
     "qwen2 with windows": {"family": "Qwen2", "use_sliding_window": True, "sliding_window": 24, "max_window_layers": 1},
     "qwen3": {"family": "Qwen3", "tie_word_embeddings": False},
     "gemma3": {"family": "Gemma3", **GEMMA3},
@@ -56,7 +56,7 @@ def test_fused_and_saved(family, tmp_path):
     np.testing.assert_allclose(torch_logits(theirs, IDS), logits, rtol=0, atol=2e-4)
     utils = pytest.importorskip("mlx_lm.utils", reason="compares with mlx-lm (parity extra)")
     mlx, _ = utils.load_model(tmp_path / "fused")
-    ids, expected = (IDS, logits) if name in ("llama", "qwen3", "gemma3") else (WITHIN, within)
+    ids, expected = (IDS, logits) if name in ("llama", "qwen2", "qwen3", "gemma3") else (WITHIN, within)
     np.testing.assert_allclose(mlx_logits(mlx, ids), expected, rtol=0, atol=2e-4)
 
 
