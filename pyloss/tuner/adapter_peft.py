@@ -125,7 +125,7 @@ def _refuse_settings(source: Path, config: Mapping[str, Any]) -> None:
 
 def _rank_and_scale(source: Path, config: Mapping[str, Any], module: str) -> tuple[float, float]:
     rank, alpha = (_of_module(source, config, *keys, module) for keys in (("r", "rank_pattern"), ("lora_alpha", "alpha_pattern")))
-    if rank < 1:
+    if rank < 1 or rank != int(rank):
         raise FormatError(source, "r", f"expected a rank of 1 or more, got {rank:g}")
     return rank, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 

@@ -69,7 +69,9 @@ def grouped(
         if array.ndim + (parameter == "m") not in dimensions:
             problems.append(f"{name}: has shape {array.shape}, expected {_words(dimensions, parameter)}")
         ends[parameter] = suffix
-        found.setdefault(module, {})[parameter] = array
+        if parameter in found.setdefault(module, {}):
+            problems.append(f"{name}: another tensor says the same of this layer")
+        found[module][parameter] = array
     for module, parts in found.items():
         for half, other in (("lora_a", "lora_b"), ("lora_b", "lora_a")):
             if half not in parts:

@@ -153,6 +153,27 @@ def test_unknown_settings_are_refused_where_they_act(model, tmp_path, setting):
         read_adapter(tmp_path / "a")
 
 
+@pytest.mark.parametrize("rank", [0, -1, 2.5, "3", True, None, float("nan")])
+def test_ranks_that_cannot_be(model, tmp_path, rank):
+    save_adapter(model, tmp_path / "a", "peft")
+    path = tmp_path / "a" / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "r": rank}))
+    with pytest.raises(ValueError, match=r"adapter_config.json: r: expected a (rank of 1 or more|number), got"):
+        read_adapter(tmp_path / "a")
+
+
+def test_tensors_that_say_the_same(model, tmp_path):
+    from safetensors.numpy import save_file
+
+    save_adapter(model, tmp_path / "a", "peft")
+    path = tmp_path / "a" / "adapter_model.safetensors"
+    arrays = load_file(path)
+    name = "base_model.model.model.layers.1.mlp.up_proj.lora_A.weight"
+    save_file({**arrays, name.replace("A.weight", "embedding_A"): arrays[name]}, path)
+    with pytest.raises(ValueError, match="model.layers.1.mlp.up_proj.lora_.*: another tensor says the same of this layer"):
+        read_adapter(tmp_path / "a")
+
+
 def test_every_tensor_that_does_not_fit_is_listed(model, tmp_path):
     from safetensors.numpy import save_file
 
