@@ -205,7 +205,7 @@ def _fuse_parser(commands: Any) -> None:
     add("--model", default=DEFAULT_MODEL, help=f"folder, .gguf file or known name (default: {DEFAULT_MODEL})")
     add("--adapter-path", default="adapters", help="folder of the adapter (default: adapters)")
     add("--save-path", default="fused_model", help="folder to write (default: fused_model)")
-    add("--dequantize", "--de-quantize", action="store_true", help="keep the change in full: no quantised weights")
+    add("--dequantize", "--de-quantize", action="store_true", help="keep the change in full: fused layers are never quantised")
     add("--export-gguf", action="store_true", help="write a GGUF file in float16 too; `pyloss export` has more to choose")
     add("--gguf-path", default="ggml-model-f16.gguf", metavar="FILE", help="its name (default: ggml-model-f16.gguf)")
     for flag in ("--upload-repo", "--hf-path"):
@@ -237,7 +237,7 @@ def _export_parser(commands: Any) -> None:
     add("--output", required=True, metavar="PATH", help="the file of gguf, the folder of the others")
     add("--type", help="gguf: store matrices as f32, f16, bf16, q8_0, q5_0, q5_1, q4_0 or q4_1 (default: as they are)")
     add("--adapter-only", action="store_true", help="gguf: the adapter alone")
-    add("--dequantize", "--de-quantize", action="store_true", help="keep the change in full: no quantised weights")
+    add("--dequantize", "--de-quantize", action="store_true", help="keep the change in full: fused layers are never quantised")
     add("--name", help="the model's name in the file, or the base's in PEFT's configuration (default: --model)")
 
 

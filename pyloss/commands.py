@@ -175,7 +175,7 @@ def fuse(flags: Flags) -> int:
         if flags[name]:
             raise ValueError(f"--{name.replace('_', '-')} is not available: nothing is uploaded; --save-path writes a folder")
     model, tokenizer = models.load(flags["model"], adapter_path=flags["adapter_path"])
-    kept = fuse_adapters(model, flags["dequantize"])
+    kept = fuse_adapters(model, flags["dequantize"] or exporting.becomes_floats(model))
     if kept and min(kept.values()) < 1:
         mean, least = sum(kept.values()) / len(kept), min(kept, key=kept.__getitem__)
         _say(f"storing the fused weights keeps {mean:.1%} of the adapter, {kept[least]:.1%} at worst ({least})")

@@ -12,6 +12,7 @@ from .models.gguf_writer import write_gguf
 from .tuner.adapter import adapter_modules
 from .tuner.adapter_gguf import write_lora_gguf
 from .tuner.adapters import save_adapter
+from .weights import SINGLE
 
 if TYPE_CHECKING:
     from .models.tokenizer import Tokenizer
@@ -40,7 +41,8 @@ def export(
         tokenizer: goes with the model into "hf", where it may be missing, and "gguf".
         adapter_only: with "gguf", write the adapter alone, which llama.cpp loads beside the base model.
         type: with "gguf", what matrices are stored as (`gguf_writer.TYPES`); as they are without it.
-        dequantize: fuse into float32 where the base is quantised, so that nothing of the adapter is lost.
+        dequantize: fuse into float32 where the base is quantised, so that nothing of the adapter is lost. That is done anyway
+            where the file has no place for what the base is quantised in.
         name: the model's name in a GGUF file, or the base's in PEFT's configuration.
 
     Raises:
@@ -61,14 +63,19 @@ def export(
             raise ValueError("type is for whole models: an adapter is written in float32")
         write_lora_gguf(model, path, name)
     elif to == "hf":
-        with _fused(model, dequantize):
+        with _fused(model, dequantize or becomes_floats(model)):
             model.save(path, tokenizer)
     elif tokenizer is None:
         raise ValueError("a GGUF file holds the tokenizer too: give it")
     else:
-        with _fused(model, dequantize):
+        with _fused(model, dequantize or type is not None):
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             write_gguf(model, path, tokenizer, type, name)
+
+
+def becomes_floats(model: Any) -> bool:
+    """Whether a Hugging Face folder of the model has floats alone: of GGUF's quantised formats it has none."""
+    return all(weight.format in SINGLE for weight in model.stored().values())
 
 
 @contextmanager

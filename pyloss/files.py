@@ -136,6 +136,7 @@ def write_safetensors(
     # The library reads each array's memory from its first byte on, and trusts that it is contiguous.
     dense = {name: np.require(array, requirements="C") for name, array in tensors.items()}
     with replacing(path) as beside:
+        mode = beside.stat().st_mode & 0o7777
         try:
             save_file(dense, beside, metadata=dict(metadata) if metadata else None)
         except SafetensorError as error:
@@ -143,3 +144,4 @@ def write_safetensors(
             if system is None:
                 raise TypeError(f"tensors cannot be written as safetensors: {error}") from None
             raise OSError(int(system[1]), os.strerror(int(system[1]))) from error
+        os.chmod(beside, mode)  # the library puts a file of its own there, which nobody else may read

@@ -76,6 +76,7 @@ def world(monkeypatch, tmp_path):
     monkeypatch.setattr(utils, "load_adapters", load_adapters)
     monkeypatch.setattr(utils, "fuse_adapters", fuse)
     monkeypatch.setattr(sys.modules["pyloss.generation"], "stream_generate", stream_generate)
+    monkeypatch.setattr("pyloss.exporting.becomes_floats", lambda model: False)
     monkeypatch.setattr(pyloss.models, "load", load)
     monkeypatch.setattr(pyloss, "info", lambda: {"version": "0", "isa": "avx2"})
     monkeypatch.setattr(nn, "value_and_grad", tiny_value_and_grad)

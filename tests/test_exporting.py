@@ -57,6 +57,30 @@ def test_models(model, tmp_path):
     assert len(read_gguf(tmp_path / "lora.gguf").tensors) == 2 * 3 * 2
 
 
+@pytest.mark.parametrize("kept", [False, True])
+def test_over_a_quantised_base(tmp_path, kept, recwarn):
+    """Folders have no place for GGUF's formats, and neither has a GGUF file of another type: then nothing is lost."""
+    tiny.write_gguf(tmp_path / "base.gguf", format="Q4_0", vocab_size=tiny.TOKENS)
+    model = load_model(tmp_path / "base.gguf")
+    linear_to_lora_layers(model, -1, {"rank": 3, "scale": 1.5, "keys": ["mlp.up_proj"]})
+    for array in model.trainable_parameters().values():
+        array[...] = np.random.default_rng(0).normal(0, 0.05, array.shape)
+    before, tokenizer = logits(model), tiny.byte_tokenizer()
+    pyloss.export(model, tmp_path / "hf", "hf", tokenizer)
+    pyloss.export(model, tmp_path / "f32.gguf", "gguf", tokenizer, type="f32")
+    assert not recwarn.list
+    for place in ("hf", "f32.gguf"):
+        np.testing.assert_allclose(logits(load_model(tmp_path / place)), before, rtol=0, atol=1e-4)
+    if kept:
+        pyloss.export(model, tmp_path / "same.gguf", "gguf", tokenizer, dequantize=True)
+    else:
+        with pytest.warns(UserWarning, match="storing the fused weight as q4_0"):
+            pyloss.export(model, tmp_path / "same.gguf", "gguf", tokenizer)
+    kinds = {tensor.dtype for name, tensor in read_gguf(tmp_path / "same.gguf").tensors.items() if "ffn_up" in name}
+    assert kinds == {"F32" if kept else "Q4_0"}
+    assert (np.abs(logits(load_model(tmp_path / "same.gguf")) - before).max() < 1e-4) == kept
+
+
 def test_a_model_without_an_adapter_is_converted(plain, tmp_path):
     pyloss.export(plain, tmp_path / "m.gguf", "gguf", tiny.byte_tokenizer())
     np.testing.assert_array_equal(logits(load_model(tmp_path / "m.gguf")), logits(plain))

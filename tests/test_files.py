@@ -45,14 +45,15 @@ def test_write_replaces_and_leaves_nothing_beside(tmp_path):
     assert os.listdir(tmp_path) == ["file"]
 
 
-def test_the_new_file_has_usual_permissions_and_a_replaced_one_keeps_its_own(tmp_path):
+@pytest.mark.parametrize("write", [lambda path: files.write_bytes(path, b""), lambda path: files.write_safetensors(path, {})], ids=["bytes", "safetensors"])
+def test_the_new_file_has_usual_permissions_and_a_replaced_one_keeps_its_own(tmp_path, write):
     path = tmp_path / "file"
     umask = os.umask(0o022)
     try:
-        files.write_bytes(path, b"")
+        write(path)
         assert stat.S_IMODE(path.stat().st_mode) == 0o644
         path.chmod(0o640)
-        files.write_bytes(path, b"")
+        write(path)
         assert stat.S_IMODE(path.stat().st_mode) == 0o640
     finally:
         os.umask(umask)
