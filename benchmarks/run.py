@@ -17,6 +17,7 @@ from pathlib import Path
 from common import WORK, environment, machine, run_json, table
 
 import pyloss
+from pyloss.models import conversion
 
 MODEL = "smollm2-135m"
 
@@ -26,6 +27,16 @@ def float_folder() -> Path:
     folder = WORK / "smollm2-f32"
     if not (folder / "config.json").exists():
         model, tokenizer = pyloss.load(MODEL)
+        model.save(folder, tokenizer)
+    return folder
+
+
+def nf4_folder() -> Path:
+    """The same weights in QLoRA's NF4, as `pyloss convert --quantize nf4` writes them."""
+    folder = WORK / "smollm2-nf4"
+    if not (folder / "config.json").exists():
+        model, tokenizer = pyloss.load(float_folder())
+        conversion.quantise(model, "nf4")
         model.save(folder, tokenizer)
     return folder
 
@@ -96,6 +107,8 @@ def adapters(quick: bool) -> str:
         ("pyloss, DoRA", "step_pyloss.py", folder, "0", "dora"),
         ("pyloss, LoRA, Q4_1 base", "step_pyloss.py", MODEL, "0", "lora"),
         ("pyloss, DoRA, Q4_1 base", "step_pyloss.py", MODEL, "0", "dora"),
+        ("pyloss, LoRA, NF4 base", "step_pyloss.py", str(nf4_folder()), "0", "lora"),
+        ("pyloss, DoRA, NF4 base", "step_pyloss.py", str(nf4_folder()), "0", "dora"),
     ]
     full = best_steps(programs, (4, 256), 1 if quick else 3, 2 if quick else 5)
     short = best_steps(programs, (4, 48), 1 if quick else 3, 3 if quick else 10)
@@ -115,6 +128,7 @@ def loading(quick: bool) -> str:
     """Time of loading, and memory beyond the pages of the mapped files."""
     models = [
         ("pyloss, Q4_1 (GGUF)", "pyloss", MODEL),
+        ("pyloss, NF4 (safetensors)", "pyloss", str(nf4_folder())),
         ("pyloss, float32 (safetensors)", "pyloss", str(float_folder())),
         ("transformers, float32 (safetensors)", "torch", str(float_folder())),
     ]
