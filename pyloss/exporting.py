@@ -40,7 +40,8 @@ def export(
         to: "peft" or "mlx" write the model's adapter, "hf" a Hugging Face folder, "gguf" a file for llama.cpp.
         tokenizer: goes with the model into "hf", where it may be missing, and "gguf".
         adapter_only: with "gguf", write the adapter alone, which llama.cpp loads beside the base model.
-        type: with "gguf", what matrices are stored as (`gguf_writer.TYPES`); as they are without it.
+        type: with "gguf", what matrices are stored as (`gguf_writer.TYPES`); without it as they are, or "f16" where GGUF has
+            no name for that.
         dequantize: fuse into float32 where the base is quantised, so that nothing of the adapter is lost. That is done anyway
             where the file has no place for what the base is quantised in.
         name: the model's name in a GGUF file, or the base's in PEFT's configuration.
@@ -68,13 +69,14 @@ def export(
     elif tokenizer is None:
         raise ValueError("a GGUF file holds the tokenizer too: give it")
     else:
+        type = type if type is not None or becomes_floats(model) else "f16"
         with _fused(model, dequantize or type is not None):
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             write_gguf(model, path, tokenizer, type, name)
 
 
 def becomes_floats(model: Any) -> bool:
-    """Whether a Hugging Face folder of the model has floats alone: of GGUF's quantised formats it has none."""
+    """Whether the model stores floats and GGUF's formats alone; of these, Hugging Face folders have the floats."""
     return all(weight.format in SINGLE for weight in model.stored().values())
 
 

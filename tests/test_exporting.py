@@ -5,7 +5,7 @@ import pytest
 import tiny
 
 import pyloss
-from pyloss.models import load, load_model
+from pyloss.models import conversion, load, load_model
 from pyloss.models.gguf import read_gguf
 from pyloss.tuner import linear_to_lora_layers, load_adapters
 
@@ -79,6 +79,17 @@ def test_over_a_quantised_base(tmp_path, kept, recwarn):
     kinds = {tensor.dtype for name, tensor in read_gguf(tmp_path / "same.gguf").tensors.items() if "ffn_up" in name}
     assert kinds == {"F32" if kept else "Q4_0"}
     assert (np.abs(logits(load_model(tmp_path / "same.gguf")) - before).max() < 1e-4) == kept
+
+
+def test_over_a_base_in_a_format_that_gguf_does_not_have(plain, tmp_path, recwarn):
+    conversion.quantise(plain, "q4", 32)
+    linear_to_lora_layers(plain, -1, {"rank": 3, "scale": 1.5, "keys": ["mlp.up_proj"]})
+    for array in plain.trainable_parameters().values():
+        array[...] = np.random.default_rng(0).normal(0, 0.05, array.shape)
+    pyloss.export(plain, tmp_path / "m.gguf", "gguf", tiny.byte_tokenizer())
+    assert not recwarn.list
+    assert {t.dtype for t in read_gguf(tmp_path / "m.gguf").tensors.values() if len(t.shape) == 2} == {"F16"}
+    np.testing.assert_allclose(logits(load_model(tmp_path / "m.gguf")), logits(plain), rtol=0, atol=0.05)
 
 
 def test_a_model_without_an_adapter_is_converted(plain, tmp_path):
