@@ -38,6 +38,17 @@ _POST_NORMS = {
 }
 _PRE_NORMS = {"model.layers.{}.post_attention_layernorm": "blk.{}.ffn_norm"}
 
+# How names begin where the language model lies beside others for images, and how without these.
+_BESIDE_OTHERS = {"language_model.model.": "model.", "language_model.lm_head": "lm_head", "model.language_model.": "model."}
+
+
+def language_model_name(name: str) -> str:
+    """The name that the language model has for `name`, alone."""
+    for beside, alone in _BESIDE_OTHERS.items():
+        if name.startswith(beside):
+            return alone + name.removeprefix(beside)
+    return name
+
 
 def gguf_name(name: str, family: Family) -> str:
     """GGUF's name of the tensor `name`, such as "blk.0.attn_q.weight" of "model.layers.0.self_attn.q_proj.weight"."""

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..errors import listed
 from ..files import read_json, write_json, write_safetensors
+from ..models.names import language_model_name
 from ..nn import Module
 from .adapter import Adapter, adapter_class, dense, settled_adapters, takes_adapter
 from .adapter_mlx import MLX_FILE, read_mlx, write_mlx
@@ -42,19 +43,20 @@ def put_adapter(model: Any, adapter: StoredAdapter) -> None:
     modules = dict(model.named_modules())
     problems: list[str] = []
     layers: dict[str, Adapter] = {}
-    for name, stored in adapter.layers.items():
+    for said, stored in adapter.layers.items():
+        name = said if said in modules else language_model_name(said)
         # transformers calls Mixtral's blocks as it calls others'; their files and pyloss don't.
         if name not in modules and (other := name.replace(".mlp.", ".block_sparse_moe.")) in modules:
             name = other
         layer = _over(modules.get(name), adapter.kind, stored)
         if isinstance(layer, str):
             problems.append(f"{name}: {layer}")
-        elif name in adapter.untied and getattr(model, "lm_head", None) is None:
+        elif said in adapter.untied and getattr(model, "lm_head", None) is None:
             problems.append(f"{name}: PEFT adapts the embedding and not the head (ensure_weight_tying), and here they are one")
         else:
             layers[name] = layer
     for name, weight in adapter.bases.items():
-        if reason := _other_base(modules.get(name), weight):
+        if reason := _other_base(modules.get(language_model_name(name)), weight):
             problems.append(f"{name}: {reason}")
     if problems:
         raise ValueError(f"the adapter in {adapter.path} is not one for this model:{listed(problems)}")

@@ -3,7 +3,7 @@
 import pytest
 
 from pyloss.models.families import FAMILIES
-from pyloss.models.names import expert_name, gguf_name
+from pyloss.models.names import expert_name, gguf_name, language_model_name
 
 LAYER = (
     "input_layernorm", "post_attention_layernorm", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj",
@@ -12,6 +12,20 @@ LAYER = (
 QK_NORMS = ("self_attn.q_norm", "self_attn.k_norm")
 EXPERTS = ("gate", "switch_mlp.gate_proj", "switch_mlp.up_proj", "switch_mlp.down_proj")
 POST_NORMS = ("pre_feedforward_layernorm", "post_feedforward_layernorm")
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("language_model.model.layers.0.mlp.up_proj", "model.layers.0.mlp.up_proj"),
+        ("model.language_model.embed_tokens", "model.embed_tokens"),
+        ("language_model.lm_head", "lm_head"),
+        ("model.layers.0", "model.layers.0"),
+        ("vision_tower.model.layers.0", "vision_tower.model.layers.0"),
+    ],
+)
+def test_names_beside_a_model_for_images(name, expected):
+    assert language_model_name(name) == expected
 
 
 @pytest.mark.parametrize("name", FAMILIES)

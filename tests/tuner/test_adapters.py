@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import tiny
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from pyloss.tuner import LoRALinear, linear_to_lora_layers, load_adapters, save_adapter
 from pyloss.tuner.adapter import adapter_modules
@@ -172,6 +172,20 @@ def test_tensors_that_say_the_same(model, tmp_path):
     save_file({**arrays, name.replace("A.weight", "embedding_A"): arrays[name]}, path)
     with pytest.raises(ValueError, match="model.layers.1.mlp.up_proj.lora_.*: another tensor says the same of this layer"):
         read_adapter(tmp_path / "a")
+
+
+@pytest.mark.parametrize("format", list(LAYOUTS))
+@pytest.mark.parametrize("beginning", ["language_model.model.", "model.language_model."])
+def test_an_adapter_of_a_model_that_was_beside_others(model, tmp_path, format, beginning):
+    """Names that mlx-lm and PEFT give to the language model of a checkpoint which reads images too."""
+    save_adapter(model, tmp_path / "a", format)
+    file = tmp_path / "a" / LAYOUTS[format]
+    arrays = {name.replace("model.layers.", f"{beginning}layers."): array for name, array in load_file(file).items()}
+    save_file(arrays, file)
+    again = tiny.load_tiny(tmp_path / "model", bias=True)
+    load_adapters(again, tmp_path / "a")
+    ids = np.array([[1, 2, 3]])
+    np.testing.assert_array_equal(again(ids), model.eval()(ids))
 
 
 def test_every_tensor_that_does_not_fit_is_listed(model, tmp_path):
