@@ -131,6 +131,11 @@ def test_windows(memory, rng, window, heads, kv_heads, d):
     check(memory, rng, [1, 300, 0, 63, 129], heads, kv_heads, d, window)
 
 
+def test_wide_heads_with_a_window(memory, rng):
+    """Gemma's."""
+    check(memory, rng, [70, 5], 4, 1, 256, 33)
+
+
 def test_a_window_of_the_whole_sequence_changes_no_bit(memory, rng):
     at = offsets([200, 33])
     q, k, v, do = (normal(rng, at[-1], h, 16) for h in (4, 2, 2, 4))

@@ -1,11 +1,16 @@
 """Every family, fused and saved here: the same answers from here, transformers and mlx-lm, and from a GGUF file written here."""
 
+import json
+import re
+
 import numpy as np
 import pytest
 import tiny
 from parity_models import GEMMA3, LLAMA3, YARN, add_adapter, make_tiny, mlx_logits, our_logits, torch, torch_logits, transformers
+from safetensors.numpy import load_file, save_file
 
 import pyloss
+from pyloss import FormatError
 from pyloss.models.gguf_writer import write_gguf
 
 FAMILIES = {
@@ -70,3 +75,36 @@ def test_written_as_gguf(family, tmp_path):
     assert again.config.max_position_embeddings == (512 if ids is IDS else 24)
     if name == "gemma3":
         assert again.config == model.config
+
+
+def test_checkpointed_gradients_are_the_same(family):
+    _, model = family
+    batch, lengths = np.stack([IDS[:40], IDS[20:]]).astype(np.int32), np.array([[1, 40], [1, 31]], np.int32)
+    step = pyloss.nn.value_and_grad(model, pyloss.tuner.default_loss)
+    (loss, _), grads = step(model, batch, lengths)
+    model.set_grad_checkpoint(True)
+    (again, _), others = step(model, batch, lengths)
+    assert again == loss and all(np.array_equal(grads[name], others[name]) and grads[name].any() for name in grads)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_configuration_that_lies_is_named(name, tmp_path):
+    make_tiny(**FAMILIES[name]).save_pretrained(tmp_path)
+    (file,) = tmp_path.glob("*.safetensors")
+    content, tensors = json.loads((tmp_path / "config.json").read_text()), load_file(file)
+    for key, value in (("hidden_size", 128), ("intermediate_size", 64), ("num_attention_heads", 2), ("num_key_value_heads", 1),
+                       ("head_dim", 8), ("vocab_size", 299), ("num_hidden_layers", 1), ("num_hidden_layers", 9)):  # fmt: skip
+        changed = {**content, key: value}
+        if key == "num_hidden_layers":
+            changed["layer_types"] = None
+        (tmp_path / "config.json").write_text(json.dumps(changed))
+        with pytest.raises(FormatError, match="where the configuration gives|missing|no layer of this configuration"):
+            pyloss.load_model(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    for tensor in [tensor for tensor in tensors if ".layers.0." in tensor]:
+        save_file({other: array for other, array in tensors.items() if other != tensor}, file)
+        with pytest.raises(FormatError, match=f"{re.escape(tensor)}.*missing"):
+            pyloss.load_model(tmp_path)
+        save_file({**tensors, tensor: tensors[tensor][1:].copy()}, file)
+        with pytest.raises(FormatError, match=f"{re.escape(tensor)}.*where the configuration gives"):
+            pyloss.load_model(tmp_path)
