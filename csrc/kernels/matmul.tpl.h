@@ -230,13 +230,42 @@ INLINE void few_rows(const gemm *g, int64_t begin, int64_t end, const int m, con
     }
 }
 
-INLINE void few_rows_of(const gemm *g, int64_t begin, int64_t end, const int format) {
-    switch (g->m) {
-    case 1: few_rows(g, begin, end, 1, format); return;
-    case 2: few_rows(g, begin, end, 2, format); return;
-    case 3: few_rows(g, begin, end, 3, format); return;
-    default: few_rows(g, begin, end, SMALL_M, format);
+/* Every instance is a function of its own: in one that has them all, the compiler keeps sums on the stack. */
+typedef void (*few_fn)(const gemm *g, int64_t begin, int64_t end);
+#define FEW_ROWS(format, m) \
+    static __attribute__((noinline)) void few_##format##_##m(const gemm *g, int64_t begin, int64_t end) { \
+        few_rows(g, begin, end, m, PL_W_##format); \
     }
+#define FEW(format) \
+    FEW_ROWS(format, 1) \
+    FEW_ROWS(format, 2) \
+    FEW_ROWS(format, 3) \
+    FEW_ROWS(format, 4)
+FEW(F32)
+FEW(BF16)
+FEW(F16)
+FEW(Q8_0)
+FEW(Q4_0)
+FEW(Q4_1)
+FEW(Q4_K)
+FEW(Q6_K)
+FEW(AFFINE4)
+FEW(AFFINE8)
+FEW(NF4)
+FEW(COUNT)
+#undef FEW
+#undef FEW_ROWS
+
+static few_fn few_of(int format, int64_t m) {
+#define FEW(format) \
+    { few_##format##_1, few_##format##_2, few_##format##_3, few_##format##_4 }
+    static const few_fn own[PL_W_COUNT][SMALL_M] = {
+        [PL_W_F32] = FEW(F32),         [PL_W_BF16] = FEW(BF16),       [PL_W_F16] = FEW(F16),   [PL_W_Q8_0] = FEW(Q8_0),
+        [PL_W_Q4_0] = FEW(Q4_0),       [PL_W_Q4_1] = FEW(Q4_1),       [PL_W_Q4_K] = FEW(Q4_K), [PL_W_Q6_K] = FEW(Q6_K),
+        [PL_W_AFFINE4] = FEW(AFFINE4), [PL_W_AFFINE8] = FEW(AFFINE8), [PL_W_NF4] = FEW(NF4)};
+    static const few_fn others[SMALL_M] = FEW(COUNT);
+#undef FEW
+    return own[format][m - 1] ? own[format][m - 1] : others[m - 1];
 }
 
 /* Products of at most SMALL_M rows, each in so many pieces of its columns; larger ones are passed over. */
@@ -253,20 +282,7 @@ static void multiply_few(const void *context, int64_t begin, int64_t end, int wo
         const gemm *g = job->groups + piece / job->pieces;
         int64_t first = piece % job->pieces * job->columns, last = first + job->columns < g->n ? first + job->columns : g->n;
         if (!g->m || !is_few(g)) continue;
-        switch (g->b.format) {
-        case PL_W_F32: few_rows_of(g, first, last, PL_W_F32); break;
-        case PL_W_BF16: few_rows_of(g, first, last, PL_W_BF16); break;
-        case PL_W_F16: few_rows_of(g, first, last, PL_W_F16); break;
-        case PL_W_Q8_0: few_rows_of(g, first, last, PL_W_Q8_0); break;
-        case PL_W_Q4_0: few_rows_of(g, first, last, PL_W_Q4_0); break;
-        case PL_W_Q4_1: few_rows_of(g, first, last, PL_W_Q4_1); break;
-        case PL_W_Q4_K: few_rows_of(g, first, last, PL_W_Q4_K); break;
-        case PL_W_Q6_K: few_rows_of(g, first, last, PL_W_Q6_K); break;
-        case PL_W_AFFINE4: few_rows_of(g, first, last, PL_W_AFFINE4); break;
-        case PL_W_AFFINE8: few_rows_of(g, first, last, PL_W_AFFINE8); break;
-        case PL_W_NF4: few_rows_of(g, first, last, PL_W_NF4); break;
-        default: few_rows_of(g, first, last, PL_W_COUNT);
-        }
+        few_of(g->b.format, g->m)(g, first, last);
     }
 }
 

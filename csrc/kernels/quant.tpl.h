@@ -6,22 +6,27 @@
 INLINE float f16_at(const uint8_t *p) { return f32_from_f16((uint16_t)(p[0] | p[1] << 8)); }
 INLINE vf vf_from_codes(vi codes) { return __builtin_convertvector(codes, vf); }
 
-INLINE void decode_floats(const int format, const uint8_t *row, int64_t begin, int64_t n, float *out) {
+INLINE float float_at(const uint8_t *p, int format, int64_t i) {
+    float value;
     if (format == PL_W_F32) {
-        memcpy(out, row + 4 * begin, 4 * (size_t)n);
-        return;
+        memcpy(&value, p + 4 * i, 4);
+        return value;
     }
-    const uint8_t *p = row + 2 * begin;
+    if (format == PL_W_F16) return f16_at(p + 2 * i);
+    uint32_t bits = (uint32_t)p[2 * i] << 16 | (uint32_t)p[2 * i + 1] << 24;
+    memcpy(&value, &bits, 4);
+    return value;
+}
+
+/* Vectors where they fit: a copy of a length that is not known calls a function. */
+INLINE void decode_floats(const int format, const uint8_t *row, int64_t begin, int64_t n, float *out) {
+    const uint8_t *p = row + pl_block_bytes(format) * begin;
     int64_t i = 0;
-    for (; i + LANES <= n; i += LANES) vf_store(out + i, format == PL_W_BF16 ? vf_from_bf16(p + 2 * i) : vf_from_f16(p + 2 * i));
-    for (; i < n; i++) {
-        if (format == PL_W_BF16) {
-            uint32_t bits = (uint32_t)p[2 * i] << 16 | (uint32_t)p[2 * i + 1] << 24;
-            memcpy(out + i, &bits, 4);
-        } else {
-            out[i] = f16_at(p + 2 * i);
-        }
+    for (; i + LANES <= n; i += LANES) {
+        if (format == PL_W_F32) vf_store(out + i, vf_load((const float *)p + i));
+        else vf_store(out + i, format == PL_W_BF16 ? vf_from_bf16(p + 2 * i) : vf_from_f16(p + 2 * i));
     }
+    for (; i < n; i++) out[i] = float_at(p, format, i);
 }
 
 /* The 32-element blocks: a scale (and an offset), for 5 bits the fifth bits, then the codes. Elements 0..15 are the low nibbles,
@@ -87,18 +92,6 @@ INLINE void decode_k_sixteens(const int format, const uint8_t *p, int run, float
         }
         vf_store(out + i, vf_from_codes(q) * (d * (float)scale) - offset);
     }
-}
-
-INLINE float float_at(const uint8_t *p, int format, int64_t i) {
-    float value;
-    if (format == PL_W_F32) {
-        memcpy(&value, p + 4 * i, 4);
-        return value;
-    }
-    if (format == PL_W_F16) return f16_at(p + 2 * i);
-    uint32_t bits = (uint32_t)p[2 * i] << 16 | (uint32_t)p[2 * i + 1] << 24;
-    memcpy(&value, &bits, 4);
-    return value;
 }
 
 /* 32 codes at p; `at` is the place of the first among all of the matrix. */

@@ -520,11 +520,22 @@ INLINE void vi_from_codes(const uint8_t *p, const int bits, const int high_first
         out[l] = (vi)spread >> shift & mask;
     }
 #else
+    if (bits == 8) {
+        for (int l = 0; l < 32 / LANES; l++) out[l] = vi_from_u8(p + l * LANES);
+        return;
+    }
     for (int i = 0; i < 32; i += 8, p += bits) {
+        if (bits == 4) {
+            vi both = vi_from_u8(p), low = both & 15, high = both >> 4;
+            vi first = high_first ? high : low, second = high_first ? low : high;
+            out[i / LANES] = (vi){first[0], second[0], first[1], second[1]};
+            out[i / LANES + 1] = (vi){first[2], second[2], first[3], second[3]};
+            continue;
+        }
         uint64_t word = load_bytes(p, bits);
         for (int l = 0; l < 8; l += LANES) {
             vi codes = vi_set1(0);
-            for (int j = 0; j < LANES; j++) codes[j] = (int)(word >> ((high_first ? (l + j) ^ 1 : l + j) * bits)) & mask;
+            for (int j = 0; j < LANES; j++) codes[j] = (int)(word >> ((l + j) * bits)) & mask;
             out[(i + l) / LANES] = codes;
         }
     }
