@@ -112,9 +112,11 @@ INLINE void attn_trim_row(float *to, const float *from, int64_t d, float factor)
 static void attn_transpose(const float *rows, int64_t count, int64_t width, float *t) {
     for (int64_t r = 0; r < count; r += LANES)
         for (int64_t j = 0; j < width; j += LANES) {
+            static const float zeros[LANES];
+            const float *source[LANES];
+            for (int64_t l = 0; l < LANES; l++) source[l] = r + l < count ? rows + (r + l) * width + j : zeros;
             vf v[LANES];
-            for (int64_t l = 0; l < LANES; l++) v[l] = r + l < count ? vf_load(rows + (r + l) * width + j) : vf_set1(0);
-            transpose(v);
+            load_transposed(source, 0, v);
             for (int64_t l = 0; l < LANES; l++) vf_store(t + (j + l) * ATTN_Q + r, v[l]);
         }
 }
@@ -253,7 +255,12 @@ static void attn_few_scores(const float *q, const float *k, int64_t stride, int6
         }
         if (i < d)
             for (int l = 0; l < LANES; l++) v[l] += vf_load(q + i) * vf_load_part(row[l] + i, d - i, 0);
-        transpose(v);
+        float sums[LANES][LANES];
+        for (int l = 0; l < LANES; l++) {
+            vf_store(sums[l], v[l]);
+            row[l] = sums[l];
+        }
+        load_transposed(row, 0, v);
 #pragma GCC unroll 4
         for (int h = LANES / 2; h; h /= 2)
 #pragma GCC unroll 8

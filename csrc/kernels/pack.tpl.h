@@ -2,30 +2,41 @@
 
 enum { PANEL_SPILL = 16 }; /* packing writes whole vectors past the end of a panel */
 
-/* Transposes LANES vectors in place by swapping off-diagonal blocks of halving size. */
-INLINE void transpose(vf v[LANES]) {
+#if !defined(__clang__)
+/* Of each four lanes of a and b, the first or the last two taken in turn, `width` at a time. */
+INLINE vf interleave(vf a, vf b, const int last, const int width) {
+    vi from;
+#pragma GCC unroll 16
+    for (int l = 0; l < LANES; l++) {
+        int in_four = l % 4, at = width == 1 ? in_four / 2 : in_four % 2;
+        int of_b = width == 1 ? in_four % 2 : in_four / 2;
+        from[l] = l - in_four + at + 2 * last + of_b * LANES;
+    }
+    return __builtin_shuffle(a, b, from);
+}
+#endif
+
+/* v[k][i] = source[i][at + k]: LANES rows of LANES elements, transposed. Loads put the fours of rows four apart beside each other,
+ * which leaves transposing four by four within a vector. */
+INLINE void load_transposed(const float *const source[LANES], int64_t at, vf v[LANES]) {
 #if defined(__clang__)
-    float from[LANES][LANES], to[LANES][LANES];
-    memcpy(from, v, sizeof from);
+    float to[LANES][LANES];
     for (int i = 0; i < LANES; i++)
-        for (int j = 0; j < LANES; j++) to[j][i] = from[i][j];
+        for (int k = 0; k < LANES; k++) to[k][i] = source[i][at + k];
     memcpy(v, to, sizeof to);
 #else
 #pragma GCC unroll 4
-    for (int h = LANES / 2; h > 0; h /= 2) {
-        vi first, second;
-#pragma GCC unroll 16
-        for (int l = 0; l < LANES; l++) {
-            first[l] = l & h ? LANES + l - h : l;
-            second[l] = l & h ? LANES + l : l + h;
-        }
-#pragma GCC unroll 16
-        for (int i = 0; i < LANES; i++) {
-            if (i & h) continue;
-            vf a = v[i], b = v[i + h];
-            v[i] = __builtin_shuffle(a, b, first);
-            v[i + h] = __builtin_shuffle(a, b, second);
-        }
+    for (int row = 0; row < 4; row++)
+#pragma GCC unroll 4
+        for (int k = 0; k < LANES; k += 4) v[k + row] = vf_load_fours(source + row, at + k);
+#pragma GCC unroll 4
+    for (int k = 0; k < LANES; k += 4) {
+        vf low = interleave(v[k], v[k + 1], 0, 1), high = interleave(v[k], v[k + 1], 1, 1);
+        vf low2 = interleave(v[k + 2], v[k + 3], 0, 1), high2 = interleave(v[k + 2], v[k + 3], 1, 1);
+        v[k] = interleave(low, low2, 0, 2);
+        v[k + 1] = interleave(low, low2, 1, 2);
+        v[k + 2] = interleave(high, high2, 0, 2);
+        v[k + 3] = interleave(high, high2, 1, 2);
     }
 #endif
 }
@@ -52,15 +63,22 @@ static void pack_a(const left *m, int64_t row, int rows, int mr, int64_t k0, int
         return;
     }
     enum { GROUPS = (MR + LANES - 1) / LANES };
+    static const float zeros[LANES];
     for (int64_t k = 0; k < kc; k += LANES) {
         int64_t depth = kc - k < LANES ? kc - k : LANES;
         vf v[GROUPS][LANES];
         int groups = (mr + LANES - 1) / LANES;
-        for (int i = 0; i < groups * LANES; i++) {
-            const float *a = m->data + (row + i) * m->stride + k0 + k;
-            v[i / LANES][i % LANES] = i >= rows ? vf_set1(0) : depth == LANES ? vf_load(a) : vf_load_part(a, depth, 0);
+        for (int i = 0; i < groups; i++) {
+            const float *source[LANES];
+            float part[LANES][LANES];
+            if (depth < LANES) memset(part, 0, sizeof part);
+            for (int l = 0; l < LANES; l++) {
+                int at = i * LANES + l;
+                source[l] = at < rows ? m->data + (row + at) * m->stride + k0 + k : zeros;
+                if (depth < LANES) source[l] = memcpy(part[l], source[l], (size_t)depth * sizeof **part);
+            }
+            load_transposed(source, 0, v[i]);
         }
-        for (int i = 0; i < groups; i++) transpose(v[i]);
         /* In order of k: the lanes past mr are overwritten by the next k. */
         for (int64_t l = 0; l < depth; l++)
             for (int i = 0; i < groups; i++) vf_store(dst + (k + l) * mr + i * LANES, v[i][l] * factor);
@@ -95,8 +113,7 @@ static void pack_b(const pl_weight *w, int transposed, int64_t j0, int64_t n, in
                 }
                 for (int64_t at = 0; at < depth; at += LANES) {
                     vf v[LANES];
-                    for (int i = 0; i < LANES; i++) v[i] = vf_load(source[i] + at);
-                    transpose(v);
+                    load_transposed(source, at, v);
                     int64_t end = depth - at < LANES ? depth - at : LANES;
                     for (int64_t l = 0; l < end; l++) vf_store(panel + (k + at + l) * width, v[l] * factor);
                 }

@@ -42,6 +42,20 @@ INLINE vd vd_load(const double *p) {
 }
 INLINE void vd_store(double *p, vd v) { memcpy(p, &v, sizeof v); }
 
+/* Four floats of every fourth row, the first of them at rows[0][at], one after the other. */
+INLINE vf vf_load_fours(const float *const *rows, int64_t at) {
+#if PL_BYTES == 64
+    __m512 v = _mm512_castps128_ps512(_mm_loadu_ps(rows[0] + at));
+    v = _mm512_insertf32x4(v, _mm_loadu_ps(rows[4] + at), 1);
+    v = _mm512_insertf32x4(v, _mm_loadu_ps(rows[8] + at), 2);
+    return (vf)_mm512_insertf32x4(v, _mm_loadu_ps(rows[12] + at), 3);
+#elif PL_BYTES == 32
+    return (vf)_mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(rows[0] + at)), _mm_loadu_ps(rows[4] + at), 1);
+#else
+    return vf_load(rows[0] + at);
+#endif
+}
+
 /* The first n lanes; the others are `fill`. 0 <= n <= LANES. */
 INLINE vf vf_load_part(const float *p, int64_t n, float fill) {
     vf v = vf_set1(fill);
