@@ -128,6 +128,8 @@ class Backward:
         """Takes in dy [n, O] of the rows; a gradient by m needs their outputs y."""
         product, p = self.product, self.product.projection
         by_x, by_weight, by_bias, _, by_b, by_m = self.wanted
+        if by_m:  # first, while what was just made of dy and y is near
+            self.dm += self._by_m(dy, y, part)
         dh = None if self.dh is None else self.dh[part]
         fused = by_x and product.adapted and not p.dropout
         if dh is not None and not fused:
@@ -146,8 +148,6 @@ class Backward:
             _core.matmul_tn(product.h[part], dy, p.scale, int(self.begun), self.db)
         if by_bias:
             self.dbias += column_sum(dy)
-        if by_m:
-            self.dm += self._by_m(dy, y, part)
         self.begun = True
 
     def _by_m(self, dy: np.ndarray, y: np.ndarray | None, part: slice) -> np.ndarray:
