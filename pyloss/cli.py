@@ -6,6 +6,7 @@ import argparse
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -302,7 +303,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = vars(build_parser().parse_args(argv))
         from pyloss import commands
 
-        return commands.COMMANDS[arguments.pop("command")](arguments)
+        with warnings.catch_warnings():
+            warnings.showwarning = _warn
+            return commands.COMMANDS[arguments.pop("command")](arguments)
     except SystemExit as end:  # --help
         return int(end.code or 0)
     except KeyboardInterrupt as interrupt:
@@ -325,6 +328,11 @@ def _text(error: BaseException) -> str:
     if isinstance(error, MemoryError):
         return "out of memory; a smaller --batch-size or --max-seq-length, or --grad-checkpoint, needs less"
     return str(error) or type(error).__name__
+
+
+def _warn(message: Warning | str, *place: Any) -> None:
+    """Warnings as users of a command read them: without the place in the code."""
+    print(f"pyloss: warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 def _fail(error: BaseException, code: int, text: str) -> int:

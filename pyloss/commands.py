@@ -177,8 +177,8 @@ def fuse(flags: Flags) -> int:
     model, tokenizer = models.load(flags["model"], adapter_path=flags["adapter_path"])
     kept = fuse_adapters(model, flags["dequantize"] or exporting.becomes_floats(model))
     if kept and min(kept.values()) < 1:
-        mean, least = sum(kept.values()) / len(kept), min(kept, key=kept.__getitem__)
-        _say(f"storing the fused weights keeps {mean:.1%} of the adapter, {kept[least]:.1%} at worst ({least})")
+        mean, least = max(sum(kept.values()) / len(kept), 0), min(kept, key=kept.__getitem__)
+        _say(f"storing the fused weights keeps {mean:.1%} of the adapter, {max(kept[least], 0):.1%} at worst ({least})")
     model.save(flags["save_path"], tokenizer)
     _say(f"saved the fused model to {flags['save_path']}")
     if flags["export_gguf"]:

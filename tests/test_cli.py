@@ -5,6 +5,7 @@ import logging
 import subprocess
 import sys
 import types
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from tiny_training import Tiny, tiny_loss, tiny_value_and_grad
 
 import pyloss
 import pyloss.generation
-from pyloss import nn
+from pyloss import commands, nn
 from pyloss.cli import main
 from pyloss.tuner import evaluation, trainer, utils
 
@@ -367,6 +368,18 @@ def test_the_log_is_left_as_it_was(world):
     before = (list(log.handlers), log.level)
     main(["info"])
     assert (log.handlers, log.level) == before
+
+
+def test_warnings_are_lines_without_places_in_the_code(monkeypatch, capsys):
+    def command(flags):
+        warnings.warn("something\n  was lost", stacklevel=2)
+        return 0
+
+    monkeypatch.setitem(commands.COMMANDS, "info", command)
+    shown = warnings.showwarning
+    assert main(["info"]) == 0
+    assert capsys.readouterr().err == "pyloss: warning: something was lost\n"
+    assert warnings.showwarning is shown
 
 
 def test_python_m_pyloss_runs_the_command_line():
