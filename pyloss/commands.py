@@ -211,6 +211,8 @@ def convert(flags: Flags) -> int:
     if kind is not None and flags["dequantize"]:
         raise ValueError("choose either --quantize or --dequantize")
     model, tokenizer = models.load(flags["model"])
+    if Path(flags["output"]).resolve() == Path(flags["model"]).expanduser().resolve():
+        raise ValueError(f"--output {flags['output']} is the model itself: give another folder")
     if kind is not None:
         name = kind or f"q{bits or 4}"
         left = conversion.quantise(model, name, flags["group_size"], flags["dtype"], double=not flags["single_quant"])

@@ -26,6 +26,7 @@ NF4_TABLE = np.array(
     np.float32,
 )  # fmt: skip
 
+_MOST = 1 << 40  # elements of a group, as in the binding
 _SCALE_BYTES = {"f32": 4, "bf16": 2, "f16": 2}
 
 
@@ -59,7 +60,7 @@ class Groups(NamedTuple):
 
     def check(self, format: str, count: int) -> None:
         """Raises ValueError where the arrays do not fit `count` elements of `format`."""
-        if self.size < 32 or self.size & (self.size - 1) or self.first < 0 or self.first % 32:
+        if not 32 <= self.size <= _MOST or self.size & (self.size - 1) or self.first < 0 or self.first % 32:
             raise ValueError(f"groups must have a power of two of at least 32 elements, got {self.size} from {self.first}")
         if self.scale_format not in _SCALE_BYTES:
             raise ValueError(f"scales must be stored as one of {', '.join(_SCALE_BYTES)}, got {self.scale_format!r}")
@@ -68,7 +69,7 @@ class Groups(NamedTuple):
         if format == "nf4":
             needed["table"] = 64
             if self.double:
-                if self.nested_size < 1 or self.nested_size & (self.nested_size - 1):
+                if not 1 <= self.nested_size <= _MOST or self.nested_size & (self.nested_size - 1):
                     raise ValueError(f"nested groups must have a power of two of scales, got {self.nested_size}")
                 needed |= {"map": 1024, "nested": -(-groups // self.nested_size) * 4}
         else:

@@ -274,6 +274,7 @@ def test_convert_quantises_and_saves(world, monkeypatch, capsys):
     fails(capsys, [*convert, "-q", "-d"], "choose either")
     fails(capsys, [*convert, "-q", "q8", "--q-bits", "4"], "say different things")
     fails(capsys, [*convert, "--dtype", "int8"], "invalid choice: 'int8'")
+    fails(capsys, [*convert[:3], "--output", "./m"], "--output ./m is the model itself")
     fails(capsys, ["convert"], "--output")
 
 

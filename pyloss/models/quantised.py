@@ -58,7 +58,7 @@ class Quantisation:
         where = f"quantization of {layer}" if layer else "quantization"
         if mode != "affine":
             raise ValueError(f"{self.path}: {where} in mode {mode!r}; {_READS}")
-        if bits not in AFFINE_BITS:
+        if type(bits) is not int or bits not in AFFINE_BITS:
             raise FormatError(self.path, where, f"bits must be one of {', '.join(map(str, AFFINE_BITS))}, got {bits!r}")
         if type(size) is not int or size < 32 or size & (size - 1):
             raise FormatError(self.path, where, f"group_size must be a power of two of at least 32, got {size!r}")
@@ -152,7 +152,8 @@ def _state(tensor: StoredTensor) -> dict[str, Any]:
         numbers = [state["blocksize"], *state["shape"]]
         if "nested_blocksize" in state:
             numbers.append(state["nested_blocksize"])
-            float(state["nested_offset"])
+            if not math.isfinite(state["nested_offset"]):
+                raise ValueError(f"nested_offset {state['nested_offset']!r}")
         if state["quant_type"] != "nf4" or not all(type(n) is int and n > 0 for n in numbers):
             raise ValueError(f"quant_type {state['quant_type']!r} with sizes {numbers}")
     except (ValueError, KeyError, TypeError, RecursionError) as error:

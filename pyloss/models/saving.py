@@ -71,6 +71,7 @@ def save_model(model: Model, path: str | os.PathLike[str], tokenizer: Any = None
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
     write_safetensors(folder / "model.safetensors", tensors, _metadata(config))
+    (folder / "model.safetensors.index.json").unlink(missing_ok=True)  # of other files that were here before
     write_json(folder / "config.json", config)
     if tokenizer is not None:
         tokenizer.save(folder)

@@ -117,6 +117,15 @@ def test_floats_are_saved_in_their_type_or_another(tmp_path, name, format):
     assert not (tmp_path / "no").exists()
 
 
+def test_shards_that_were_there_before_are_not_read_again(tmp_path):
+    tiny.write_folder(tmp_path / "own")
+    model = load_model(tmp_path / "own")
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved" / "model.safetensors.index.json").write_text('{"weight_map": {"gone": "gone.safetensors"}}')
+    save_model(model, tmp_path / "saved")
+    same_weights(model, load_model(tmp_path / "saved"))
+
+
 def test_a_parameter_that_would_lose_digits_stays_float32(tmp_path):
     tiny.write_folder(tmp_path / "own", dtype="bf16")
     model = load_model(tmp_path / "own")
@@ -190,6 +199,7 @@ def test_a_folder_is_of_one_kind(tmp_path):
         ({"quantization": [4]}, FormatError, r"expected an object, got \[4\]"),
         ({"quantization": {}}, FormatError, "bits must be one of 2, 3, 4, 5, 6, 8, got None"),
         ({"quantization": {"bits": 7, "group_size": 64}}, FormatError, "bits must be one of .* got 7"),
+        ({"quantization": {"bits": 4.0, "group_size": 64}}, FormatError, "got 4.0"),
         ({"quantization": {"bits": 4}}, FormatError, "group_size must be .* got None"),
         ({"quantization": {"bits": 4, "group_size": 48}}, FormatError, "got 48"),
         ({"quantization": {"bits": 4, "group_size": "64"}}, FormatError, "got '64'"),
@@ -261,6 +271,9 @@ def state(**changes):
         (state(blocksize=0), {}, "not bitsandbytes' state"),
         (state(nested_blocksize="256"), {}, "not bitsandbytes' state"),
         (state(nested_offset=None), {}, "not bitsandbytes' state"),
+        (state(nested_offset=float("nan")), {}, "nested_offset nan"),
+        (state(blocksize=2**60), {}, "absmax: U8 of shape"),
+        (state(nested_blocksize=2**60), {}, "power of two of scales, got 1152921504606846976"),
         (state(nested_blocksize=3), {}, "nested_absmax: F32 of shape"),
         (put(f"{UP}.weight", lambda a: a[:-1]), {}, "does not hold 2048 codes of 4 bits"),
         (put(f"{UP}.weight.absmax", lambda a: a[:-1]), {}, r"absmax: U8 of shape"),
