@@ -98,6 +98,26 @@ def shifted(mask, x):
     return np.broadcast_to(mask, x.shape)
 
 
+@pytest.mark.parametrize("cls", CLASSES)
+def test_a_base_that_is_unfrozen_is_trained_too(rng, cls):
+    layer = trained(rng, cls, make_base(rng, cls, "plain"))
+    layer.unfreeze()
+    for call, x in calls(layer, rng):
+        p, norm = parameters(layer), norms(layer)
+        want = masked(layer, x, p, 1.0, norm)
+        dy = rng.standard_normal(want.shape).astype(np.float32)
+        _, grads = nn.value_and_grad(layer, lambda call=call, x=x, dy=dy: (call(x) * dy).sum())()
+        gradient, weight = grads[f"{cls.base_name}.weight"], layer.base.weight
+        for row, column in [(3, 0), (11, 63), (0, 7), (5, 5)]:
+            before = weight[row, column]
+            weight[row, column] = before + 1
+            numeric = ((masked(layer, x, p, 1.0, norm) - want) * dy).sum()
+            weight[row, column] = before
+            assert gradient[row, column] == pytest.approx(numeric, rel=1e-4, abs=1e-4)
+        if f"{cls.base_name}.bias" in grads:
+            np.testing.assert_allclose(grads[f"{cls.base_name}.bias"], dy.sum(axis=0), rtol=1e-5)
+
+
 @pytest.mark.parametrize("cls", EMBEDDINGS)
 def test_only_rows_that_were_read_get_a_gradient(rng, cls):
     layer = trained(rng, cls, make_base(rng, cls, "q8_0"))
