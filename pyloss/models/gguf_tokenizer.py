@@ -51,6 +51,14 @@ _GPT2 = _Pre(None)
 _SMOLLM = _Pre(None, digits=True)
 _LLAMA3 = _Pre(_llama3_pattern(r"\p{N}{1,3}"), ignore_merges=True, add_bos=True)
 _QWEN2 = _Pre(_llama3_pattern(r"\p{N}"))
+# Of Mistral's newer vocabularies: words are cut before a capital, too.
+_TEKKEN = _Pre(
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|"
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|"
+    r"\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    ignore_merges=True,
+    add_bos=True,
+)
 
 # By tokenizer.ggml.pre. Of several names of one, the first is what llama.cpp's converter writes.
 PRE_TOKENIZERS = {
@@ -61,6 +69,8 @@ PRE_TOKENIZERS = {
     "llama-v3": _LLAMA3,
     "qwen2": _QWEN2,
     "deepseek-r1-qwen": _QWEN2,
+    "tekken": _TEKKEN,
+    "olmo": _GPT2,
 }
 
 

@@ -124,7 +124,7 @@ def _qkv_biases():
 # Tokenizers --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("pre", ["gpt-2", "smollm", "llama-bpe", "qwen2"])
+@pytest.mark.parametrize("pre", ["gpt-2", "smollm", "llama-bpe", "qwen2", "tekken"])
 @pytest.mark.parametrize("around", [{}, {"add_bos_token": True}, {"add_bos_token": True, "add_eos_token": True}])
 def test_a_tokenizer_json_is_described_as_its_gguf_was(tmp_path, pre, around):
     tokenizer = tiny.byte_tokenizer(pre, eot_token_id=3, **{"add_bos_token": False, "add_eos_token": False, **around})

@@ -66,7 +66,7 @@ STRINGS = [
 
 
 @pytest.mark.parametrize("text", STRINGS)
-@pytest.mark.parametrize("pre", ["smollm", "gpt-2", "llama-bpe", "qwen2"])
+@pytest.mark.parametrize("pre", ["smollm", "gpt-2", "llama-bpe", "qwen2", "tekken", "olmo"])
 def test_text_survives(text, pre):
     tok = tokenizer(pre=pre)
     assert tok.decode(tok.encode(text, add_special_tokens=False)) == text
@@ -124,10 +124,16 @@ def pieces(pre, text):
         ("smollm", ["It", "'s", "Ġ", "1", "2", "3", "4", "Ġ", "Ġx", "'", "LL", "Ċ"]),
         ("llama-bpe", ["It", "'s", "Ġ", "123", "4", "Ġ", "Ġx", "'LL", "Ċ"]),
         ("qwen2", ["It", "'s", "Ġ", "1", "2", "3", "4", "Ġ", "Ġx", "'LL", "Ċ"]),
+        ("olmo", ["It", "'s", "Ġ1234", "Ġ", "Ġx", "'", "LL", "Ċ"]),
+        ("tekken", ["It", "'s", "Ġ", "1", "2", "3", "4", "Ġ", "Ġx", "'LL", "Ċ"]),
     ],
 )
 def test_text_is_cut_as_the_model_was_trained(pre, expected):
     assert pieces(pre, "It's 1234  x'LL\n") == expected
+
+
+def test_tekken_cuts_before_capitals():
+    assert pieces("tekken", "getHTTPResponse a/\nÉtéÀ") == ["get", "HTTPResponse", "Ġa", "/Ċ", "ÃītÃ©", "ÃĢ"]
 
 
 def test_smollm2_gives_its_published_ids():
