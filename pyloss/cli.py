@@ -266,6 +266,8 @@ def _convert_parser(commands: Any) -> None:
     add("--q-bits", type=int, metavar="N", help="the same as --quantize qN")
     add("--q-mode", default="affine", choices=("affine",), help=argparse.SUPPRESS)
     add("--single-quant", action="store_true", help="nf4: do not quantise the scales too")
+    add("--loftq-rank", type=int, metavar="N", help="leave out what adapters of this rank can begin with (--init loftq)")
+    add("--loftq-rounds", type=int, default=4, metavar="N", help="for --loftq-rank: how often (default: 4)")
     add("--dtype", choices=("float32", "float16", "bfloat16"), help="type of what is not quantised (default: the model's)")
     add("-d", "--dequantize", action="store_true", help="write floats, whatever the model is stored as")
     add("--trust-remote-code", action="store_true", help="accepted: no code of a model's folder is ever run")

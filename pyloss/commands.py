@@ -206,8 +206,11 @@ def convert(flags: Flags) -> int:
     kind, bits = flags["quantize"], flags["q_bits"]
     if kind and bits and kind != f"q{bits}":
         raise ValueError(f"--quantize {kind} and --q-bits {bits} say different things: give one of them")
-    if kind is None and (bits or flags["group_size"] or flags["single_quant"]):
-        raise ValueError("--q-bits, --group-size and --single-quant belong to --quantize")
+    if kind is None and (bits or flags["group_size"] or flags["single_quant"] or flags["loftq_rank"]):
+        raise ValueError("--q-bits, --group-size, --single-quant and --loftq-rank belong to --quantize")
+    for name in ("loftq_rank", "loftq_rounds"):
+        if flags[name] is not None and flags[name] < 1:
+            raise ValueError(f"--{name.replace('_', '-')} is {flags[name]}; it must be at least 1")
     if kind is not None and flags["dequantize"]:
         raise ValueError("choose either --quantize or --dequantize")
     model, tokenizer = models.load(flags["model"])
@@ -218,6 +221,11 @@ def convert(flags: Flags) -> int:
         left = conversion.quantise(model, name, flags["group_size"], flags["dtype"], double=not flags["single_quant"])
         for layer, reason in left.items():
             _say(f"not quantised: {layer} ({reason})")
+        if flags["loftq_rank"]:
+            from pyloss.tuner.initial import quantise_beside
+
+            originals = dict(models.load_model(flags["model"]).named_modules())
+            quantise_beside(model, originals, flags["loftq_rank"], flags["loftq_rounds"])
     elif flags["dequantize"]:
         conversion.dequantise(model, flags["dtype"] or "float32")
     saving.save_model(model, flags["output"], tokenizer, flags["dtype"])

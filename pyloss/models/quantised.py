@@ -12,7 +12,7 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -218,8 +218,11 @@ def _nf4_parts(weight: Weight, dtype: str) -> dict[str, np.ndarray]:
     return {**parts, _STATE: np.frombuffer(json.dumps(state).encode(), np.uint8)}
 
 
-def settings(layers: Mapping[str, Weight | WeightStack], dtype: str) -> dict[str, Any]:
-    """What config.json says of these quantised layers, by their names; ValueError for formats that no one folder holds."""
+def settings(layers: Mapping[str, Weight | WeightStack], dtype: str, plain: Sequence[str] = ()) -> dict[str, Any]:
+    """What config.json says of these quantised layers, by their names, beside those of floats, `plain`.
+
+    Raises ValueError for formats that no one folder holds.
+    """
     kinds = {"nf4" if weight.format == "nf4" else "affine" for weight in layers.values()}
     if len(kinds) > 1:
         raise ValueError("a folder holds layers in nf4 or in affine groups, not both")
@@ -234,6 +237,8 @@ def settings(layers: Mapping[str, Weight | WeightStack], dtype: str) -> dict[str
             "bnb_4bit_compute_dtype": dtype,
             "bnb_4bit_quant_storage": "uint8",
         }
+        if set(plain) - {"lm_head"}:  # else transformers would quantise them; without a list it leaves the head alone itself
+            content["llm_int8_skip_modules"] = sorted({*plain, "lm_head"})
         return {"quantization_config": content}
     each = {name: (FORMATS[weight.format].bits, _groups(weight).size) for name, weight in layers.items()}
     usual = Counter(each.values()).most_common(1)[0][0]

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..files import write_json, write_safetensors
+from ..nn import Linear
 from ..weight_stack import WeightStack
 from ..weights import FORMATS, Weight
 from .names import expert_name
@@ -57,7 +58,8 @@ def save_model(model: Model, path: str | os.PathLike[str], tokenizer: Any = None
     usual = dtype or model_dtype(model)
     stored = model.stored()
     grouped = {name.removesuffix(".weight"): weight for name, weight in stored.items() if FORMATS[weight.format].bits}
-    config = {**model.config.to_hf(), "torch_dtype": usual, **(settings(grouped, usual) if grouped else {})}
+    plain = [name for name, module in model.named_modules() if isinstance(module, Linear) and name not in grouped]
+    config = {**model.config.to_hf(), "torch_dtype": usual, **(settings(grouped, usual, plain) if grouped else {})}
     tensors: dict[str, np.ndarray] = {}
     for name, weight in stored.items():
         if FORMATS[weight.format].bits:

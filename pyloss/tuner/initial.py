@@ -13,7 +13,10 @@ import numpy as np
 
 from .. import _core, ops
 from ..arrays import empty, matrix
-from .adapter import Adapter
+from ..nn import Linear
+from ..weights import Weight
+from .adapter import Adapter, dense, with_weight
+from .selection import inner_name
 
 #: vectors beyond the rank, and rounds, each a product with the matrix and one with its transpose
 _EXTRA = 8
@@ -40,7 +43,7 @@ def loftq(adapters: dict[str, Adapter], originals: dict[str, Any], seed: int = 0
     """Begins adapters over quantised bases with the best product of the rank for what quantising lost: original - stored.
 
     `originals` has the layers of the float model, by the adapters' names. This is the last half of a step of LoftQ; the base,
-    which is a file's, stays as it is stored (quantising it anew, less the product, would give weights of no file).
+    which is a file's, stays as it is stored; `quantise_beside` is the first half, for files that are yet to be written.
     Raises ValueError for layers that the float model lacks or has in other shapes, and as `pissa`.
     """
     for name, adapter in adapters.items():
@@ -52,6 +55,25 @@ def loftq(adapters: dict[str, Adapter], originals: dict[str, Any], seed: int = 0
         pairs = zip(_matrices(weight), _matrices(stored), strict=True)
         _begin(name, adapter, [_difference(_products(w), _products(q)) for w, q in pairs], seed)
         adapter.begin_magnitude()
+
+
+def quantise_beside(model: Any, originals: dict[str, Any], rank: int, rounds: int, seed: int = 0) -> None:
+    """Quantises the linear layers of `model`'s decoder layers anew, leaving out what a product of the rank can say: LoftQ.
+
+    The layers are stored as quantised ones already, and stay in their formats. Each of the `rounds` takes the best product for
+    what quantising lost off the original and quantises the rest; `loftq` then begins adapters of that rank over the saved model.
+    """
+    for name, module in list(model.named_modules()):
+        stored, inside = getattr(module, "weight", None), inner_name(name)[0]
+        if not (inside and isinstance(module, Linear) and isinstance(stored, Weight)) or stored.is_float:
+            continue
+        weight = dense(originals[name].weight)
+        if rank > min(weight.shape):
+            raise ValueError(f"{name}: the rank must be at most {min(weight.shape)}, the smaller dimension, not {rank}")
+        for _ in range(rounds):
+            left, right = principal(*_difference(_products(weight), _products(stored)), weight.shape[1], rank, seed)
+            stored = stored.requantize(weight - left @ right)
+        model.set_module(name, with_weight(module, stored).freeze())
 
 
 def _begin(name: str, adapter: Adapter, products: list[tuple[Product, Product]], seed: int) -> None:
@@ -84,7 +106,7 @@ def principal(forward: Product, backward: Product, columns: int, rank: int, seed
     basis = block = _orthonormal(x)
     for _ in range(_ROUNDS):
         block = backward(forward(block))
-        for _ in range(2):  # the second time for what rounding left
+        for _ in range(2):  # as there
             block = block - _product(_product(block, basis, True), basis)
             block = _orthonormal(block)[: columns - len(basis)]
         if not len(block):
@@ -109,7 +131,7 @@ def _product(a: np.ndarray, b: np.ndarray, transposed: bool = False) -> np.ndarr
 
 def _orthonormal(rows: np.ndarray) -> np.ndarray:
     """Orthonormal rows that span the same space, the longest direction first; fewer, where that has fewer dimensions."""
-    for _ in range(2):
+    for _ in range(2):  # the second time for what rounding left
         squares, turns = np.linalg.eigh(_product(rows, rows, True).astype(np.float64))
         kept = squares > 1e-10 * squares[-1:].clip(1e-30)
         whitened = (turns[:, kept] / np.sqrt(squares[kept])).T[::-1]

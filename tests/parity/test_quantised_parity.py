@@ -10,6 +10,7 @@ from parity_models import MIXTURES, make_tiny
 import pyloss
 from pyloss.cli import main
 from pyloss.groups import dynamic_map
+from pyloss.models import conversion, saving
 from pyloss.quantization import FORMATS
 from pyloss.weights import Weight
 
@@ -156,6 +157,20 @@ def test_transformers_loads_what_is_written_as_nf4(bnb, folder, tmp_path, double
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     assert model.model.layers[1].mlp.up_proj.weight.quant_state.nested is double
     check_against_transformers(bnb, tmp_path, model)
+
+
+def test_layers_of_floats_among_nf4(bnb, folder, tmp_path):
+    """As full fine-tuning of a layer leaves a quantised model."""
+    import torch
+    import transformers
+
+    model = pyloss.models.load_model(folder)
+    conversion.quantise(model, "nf4", dtype="float32")
+    pyloss.tuner.unfreeze_layers(model, 1, ["mlp"])
+    saving.save_model(model, tmp_path, dtype="float32")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    assert type(theirs.model.layers[-1].mlp.up_proj) is torch.nn.Linear
+    check_against_transformers(bnb, tmp_path, theirs)
 
 
 def test_nf4_as_transformers_writes_it(bnb, folder, tmp_path):

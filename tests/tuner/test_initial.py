@@ -10,9 +10,10 @@ from test_full import TOKENS, load_quantised, train
 
 import pyloss
 from pyloss import nn
+from pyloss.models import conversion, load_model
 from pyloss.tuner import linear_to_lora_layers, load_adapters, save_adapter
 from pyloss.tuner.adapter import adapter_modules, dense
-from pyloss.tuner.initial import _difference, _products, principal
+from pyloss.tuner.initial import _difference, _products, principal, quantise_beside
 from pyloss.weights import Weight
 
 PISSA = {"rank": 4, "scale": 3.0, "init": "pissa"}
@@ -29,9 +30,8 @@ def spectrum(rng, rows, columns, decay):
     return ((u * decay ** np.arange(min(rows, columns))) @ v.T).astype(np.float32)
 
 
-@pytest.mark.parametrize(("rows", "columns"), [(40, 64), (64, 32), (120, 72), (56, 160)])
-@pytest.mark.parametrize("rank", [1, 8, 24])
-@pytest.mark.parametrize("decay", [0.9, 0.98])
+@pytest.mark.parametrize(("rows", "columns"), [(64, 32), (120, 72), (56, 160)])
+@pytest.mark.parametrize(("rank", "decay"), [(1, 0.98), (8, 0.9), (24, 0.98)])
 def test_principal_parts(rows, columns, rank, decay):
     matrix = spectrum(np.random.default_rng(rank), rows, columns, decay)
     want = best(matrix, rank)
@@ -174,6 +174,30 @@ def test_loftq_begins_with_what_quantising_lost(tmp_path):
     save_adapter(model, tmp_path / "saved")
     again = load_adapters(load_quantised(tmp_path, "Q4_0", seed=0), tmp_path / "saved")
     assert again(TOKENS).tobytes() == model(TOKENS).tobytes()
+
+
+@pytest.mark.parametrize("kind", ["q2", "nf4"])
+def test_quantised_beside_a_product_base_and_adapter_are_nearer(tmp_path, kind):
+    """Each round, as LoftQ's alternation; in files of a folder, in formats that are as they would be."""
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "head_dim": 16, "num_hidden_layers": 1}
+    original = tiny.load_tiny(tmp_path / "original", **sizes)
+    config = {"rank": 8, "scale": 2.0, "init": "loftq", "loftq_model": str(tmp_path / "original"), "keys": ["mlp.up_proj"]}
+    wanted, errors = original.layers[0].mlp.up_proj.weight.dequantize(), []
+    for rounds in (0, 1, 3):
+        model = tiny.load_tiny(tmp_path / "original", **sizes)
+        conversion.quantise(model, kind, group_size=32)
+        before = model.layers[0].mlp.up_proj.weight
+        quantise_beside(model, dict(original.named_modules()), 8, rounds)
+        model.save(tmp_path / str(rounds))
+        again = load_model(tmp_path / str(rounds))
+        stored = again.layers[0].mlp.up_proj.weight
+        assert (stored.format, stored.nbytes) == (before.format, before.nbytes)
+        linear_to_lora_layers(again, -1, config)
+        layer = again.layers[0].mlp.up_proj
+        errors.append(np.linalg.norm(stored.dequantize() + layer.delta() - wanted))
+    assert errors[0] > errors[1] > errors[2]
+    with pytest.raises(ValueError, match=r"layers\.0\..*_proj: the rank must be at most 32, the smaller dimension, not 40"):
+        quantise_beside(model, dict(original.named_modules()), 40, 1)
 
 
 @pytest.mark.parametrize(
