@@ -106,7 +106,7 @@ def principal(forward: Product, backward: Product, columns: int, rank: int, seed
     basis = block = _orthonormal(x)
     for _ in range(_ROUNDS):
         block = backward(forward(block))
-        for _ in range(2):  # as there
+        for _ in range(2):  # the second time for what rounding left
             block = block - _product(_product(block, basis, True), basis)
             block = _orthonormal(block)[: columns - len(basis)]
         if not len(block):
