@@ -117,3 +117,17 @@ def test_quantised_layers_say_so(tmp_path, format):
     layer = model.layers[0].self_attn.q_proj
     assert isinstance(layer, nn.QuantizedLinear) and isinstance(model.model.embed_tokens, nn.QuantizedEmbedding)
     assert format.lower() in repr(layer)
+
+
+@pytest.mark.parametrize("format", ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"])
+def test_a_gguf_file_of_k_quants(tmp_path, format):
+    pytest.importorskip("gguf")
+    sizes = {"hidden_size": 256, "intermediate_size": 256, "head_dim": 64}
+    c, arrays = tiny.write_gguf(tmp_path / "model.gguf", format=format, tied=False, **sizes)
+    model = load_model(tmp_path / "model.gguf")
+    assert {weight.format for weight in model.stored().values()} == {format.lower()}
+    tokens = np.array([3, 1, 4, 1, 5, 9, 2, 6])
+    expected = tiny.logits(c, arrays, tokens)
+    np.testing.assert_allclose(model(tokens[None])[0], expected, atol=2e-5 * np.abs(expected).max())
+    few = model(tokens[None, :3])[0]  # read by the product of few rows
+    np.testing.assert_allclose(few, expected[:3], atol=2e-5 * np.abs(expected).max())

@@ -5,6 +5,7 @@ import json
 import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
+from stored_weights import stored as random_weight
 
 SIZES = {
     "vocab_size": 29,
@@ -112,7 +113,14 @@ def write_gguf(path, seed=0, format="F32", **options):
     for name, array in tensors(c, seed).items():
         rotary = ".q_proj." in name or ".k_proj." in name
         placed = interleaved(array, c["head_dim"]) if rotary else array
-        if array.ndim == 2:
+        if array.ndim == 2 and format.endswith("_K"):  # which gguf only reads: random blocks of the size of the array's values
+            packed = random_weight(np.random.default_rng(len(name)), *array.shape, format.lower(), size=array.std()).raw
+            packed = packed.reshape(len(array), -1)
+            writer.add_tensor(gguf_name(name), packed, raw_dtype=kind)
+            stored[name] = gguf.quants.dequantize(packed, kind)
+            if rotary:
+                stored[name] = stored[name].reshape(-1, c["head_dim"] // 2, 2, array.shape[1]).swapaxes(1, 2).reshape(array.shape)
+        elif array.ndim == 2:
             packed = gguf.quants.quantize(placed, kind)
             writer.add_tensor(gguf_name(name), packed, raw_dtype=kind)
             # Rows are quantised one by one, so their order does not matter.
