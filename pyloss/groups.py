@@ -210,6 +210,26 @@ def _in_blocks(flat: Array, size: int, table: Array) -> tuple[Array, Array]:
     return codes.reshape(-1)[: flat.size], scale
 
 
+def encode_again(matrix: Array, format: str, groups: Groups) -> Array:
+    """Flat codes for float32 [out, in] under groups that a matrix of this shape has already."""
+    check_finite(matrix, format)
+    runs = matrix.reshape(-1, 32)
+    index = (groups.first + 32 * np.arange(len(runs))) // groups.size
+    codes = np.empty(runs.shape, np.uint8)
+    for part in _parts(runs):
+        scale = groups.scale_at(index[part])[:, None]
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            if groups.offsets is None:
+                values = np.nan_to_num(runs[part] / scale).clip(-1, 1)
+                codes[part] = np.searchsorted((NF4_TABLE[:-1] + NF4_TABLE[1:]) / np.float32(2), values)
+            else:
+                offset = _floats(groups.offsets, groups.scale_format)[index[part]][:, None]
+                steps = np.nan_to_num(np.rint((runs[part] - offset) / scale))
+                codes[part] = steps.clip(0, (1 << FORMATS[format].bits) - 1)
+    flat = codes.reshape(-1)
+    return flat[::2] << 4 | flat[1::2] if groups.offsets is None else _pack(flat, FORMATS[format].bits)
+
+
 def dynamic_map() -> Array:
     """The 256 values of bitsandbytes' signed dynamic 8-bit type (Dettmers et al., arXiv:2110.02861), sorted float32."""
     found = [0.0, 1.0]

@@ -156,22 +156,45 @@ def check_finite(values: Array, format: str) -> None:
 
 def _encode_blocks(blocks: Array, format: str) -> list[Array]:
     """float32 [n, 32] to the uint8 parts of each block, in their order."""
+    offset = None
     if format == "q8_0":
         scale = np.abs(blocks).max(axis=1, keepdims=True) / np.float32(127)
-        scaled = blocks * _inverse(scale)
+    elif format.endswith("_0"):
+        extreme = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=1, keepdims=True), axis=1)
+        scale = extreme / -np.float32((_highest(format) + 1) // 2)
+    else:
+        offset = blocks.min(axis=1, keepdims=True)
+        scale = (blocks.max(axis=1, keepdims=True) - offset) / np.float32(_highest(format))
+    stored = [_f16(scale)] if offset is None else [_f16(scale), _f16(offset)]
+    return [*stored, *_codes(blocks, format, scale, offset)]
+
+
+def encode_blocks_again(rows: Array, format: str, blocks: Array) -> Array:
+    """As `encode` for a format of 32-element blocks, with the scales and offsets of `blocks` uint8 [n * in / 32, block bytes]."""
+    offset = None if format.endswith("_0") else _half(blocks, 2)
+    head = 2 if offset is None else 4
+    codes = _codes(rows.reshape(-1, 32), format, _half(blocks, 0), offset)
+    return np.concatenate([blocks[:, :head], *codes], axis=1).reshape(len(rows), -1)
+
+
+def _highest(format: str) -> int:
+    return 31 if format.startswith("q5") else 15
+
+
+def _codes(blocks: Array, format: str, scale: Array, offset: Array | None) -> list[Array]:
+    """The codes of blocks float32 [n, 32] under scales (and offsets) float32 [n, 1], rounded as ggml does."""
+    if format == "q8_0":
+        scaled = (blocks * _inverse(scale)).clip(-127, 127)
         magnitude = np.abs(scaled)
         whole = np.floor(magnitude)
         rounded = np.copysign(whole + np.floor(2 * (magnitude - whole)), scaled)  # halves away from zero
-        return [_f16(scale), rounded.astype(np.int8).view(np.uint8)]
-    highest = 31 if format.startswith("q5") else 15
-    if format.endswith("_0"):
-        extreme = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=1, keepdims=True), axis=1)
-        middle = np.float32((highest + 1) // 2)
-        scale = extreme / -middle
-        return [_f16(scale), *_packed(blocks * _inverse(scale) + (middle + np.float32(0.5)), highest)]
-    lowest = blocks.min(axis=1, keepdims=True)
-    scale = (blocks.max(axis=1, keepdims=True) - lowest) / np.float32(highest)
-    return [_f16(scale), _f16(lowest), *_packed((blocks - lowest) * _inverse(scale) + np.float32(0.5), highest)]
+        return [rounded.astype(np.int8).view(np.uint8)]
+    highest = _highest(format)
+    if offset is None:
+        codes = blocks * _inverse(scale) + (np.float32((highest + 1) // 2) + np.float32(0.5))
+    else:
+        codes = (blocks - offset) * _inverse(scale) + np.float32(0.5)
+    return _packed(codes.clip(0, highest), highest)
 
 
 def _inverse(scale: Array) -> Array:

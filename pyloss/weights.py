@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from .groups import Groups, decode_rows, encode_affine, encode_nf4
-from .quantization import FLOATS, FORMATS, SINGLE, decode, encode, row_bytes
+from .groups import Groups, decode_rows, encode_affine, encode_again, encode_nf4
+from .quantization import FLOATS, FORMATS, SINGLE, decode, encode, encode_blocks_again, row_bytes
 
 __all__ = ["FORMATS", "SINGLE", "Groups", "Weight", "row_bytes"]
 
@@ -112,22 +112,38 @@ class Weight:
             raise ValueError(f"group_size must be a power of two of at least 32, got {size}")
         if format != "nf4" and array.shape[1] % size:
             raise ValueError(f"{format} needs rows of a multiple of the group size {size}, got {array.shape[1]}")
-        if head_dim:
-            array = array[np.argsort(_stored_rows(np.arange(len(array)), head_dim))]
-        matrix = np.ascontiguousarray(array, dtype=np.float32)
+        matrix = _in_stored_order(array, head_dim)
         if format == "nf4":
             codes, groups = encode_nf4(matrix, size, double)
         else:
             codes, groups = encode_affine(matrix, FORMATS[format].bits, size, scale_format)
         return cls(codes, format, matrix.shape, head_dim, groups)
 
-    def requantize(self, array: Array) -> Weight:
-        """`array` [out, in], stored as this matrix is. Raises ValueError as `quantize` does."""
+    def quantize_alike(self, array: Array) -> Weight:
+        """`array` [any, in], stored in the format of this matrix. Raises ValueError as `quantize` does."""
         g = self.groups
         if g is None:
             return Weight.quantize(array, self.format, self.head_dim)
         options: dict[str, Any] = {"group_size": g.size, "scale_format": g.scale_format, "double": g.double}
         return Weight.quantize(array, self.format, self.head_dim, **options)
+
+    def requantize(self, array: Array) -> Weight:
+        """`array` [out, in] of this matrix's shape, a change of it, stored as it is.
+
+        Under its own scales where that is nearer than with new ones: what changes by less than a step then stays as it was, and
+        does not take on the rounding of other steps too. Raises ValueError as `quantize` does.
+        """
+        g, fresh = self.groups, self.quantize_alike(array)
+        if self.is_float:
+            return fresh
+        matrix = _in_stored_order(array, self.head_dim)
+        if g is not None:
+            codes = encode_again(matrix, self.format, g)
+        else:
+            blocks = self.raw.reshape(-1, FORMATS[self.format].bytes)
+            codes = encode_blocks_again(matrix, self.format, blocks).reshape(-1)
+        again = Weight(codes, self.format, self.shape, self.head_dim, g)
+        return min((again, fresh), key=lambda stored: float(np.sum((stored.dequantize() - array) ** 2, dtype=np.float64)))
 
     def slice_rows(self, begin: int, end: int) -> Weight:
         """Rows [begin, end) over the same bytes; with `head_dim`, whole heads. Raises ValueError outside the matrix."""
@@ -205,6 +221,12 @@ def _check_shape(format: str, shape: tuple[int, ...], head_dim: int) -> tuple[in
     if head_dim < 0 or head_dim % 2 or (head_dim and out_features % head_dim):
         raise ValueError(f"head_dim must be 0 or an even divisor of the {out_features} rows, got {head_dim}")
     return out_features, in_features
+
+
+def _in_stored_order(array: Array, head_dim: int) -> Array:
+    """Rows in Hugging Face order as they lie in the file, float32."""
+    order = np.argsort(_stored_rows(np.arange(len(array)), head_dim)) if head_dim else slice(None)
+    return np.ascontiguousarray(array[order], dtype=np.float32)
 
 
 def _stored_rows(rows: Array, head_dim: int) -> Array:

@@ -224,7 +224,7 @@ def test_affine_errors_are_at_most_a_step(format, size, scale_format):
     rounding = np.abs(blocks).max(axis=1) * {"f32": 1e-6, "f16": 2e-3, "bf16": 1.6e-2}[scale_format]
     # Half a step, but for the end of the range that is cut where the step is changed so that 0 lies on one.
     assert (error <= step * 1.01 + rounding).all()
-    again = weight.requantize(matrix)
+    again = weight.quantize_alike(matrix)
     assert again.raw.tobytes() == weight.raw.tobytes() and again.groups.scale_format == scale_format
 
 
@@ -241,7 +241,9 @@ def test_nf4_is_the_nearest_quantile_of_the_block(size, double):
     codes = np.stack([weight.raw >> 4, weight.raw & 15], axis=1).reshape(blocks.shape)
     assert (codes == nearest).all()
     tolerance = 0.02 if double else 1e-6
-    np.testing.assert_allclose(weight.dequantize().reshape(blocks.shape), NF4_TABLE[nearest] * scale, atol=tolerance * scale.max())
+    np.testing.assert_allclose(
+        weight.dequantize().reshape(blocks.shape), NF4_TABLE[nearest] * scale, atol=tolerance * scale.max()
+    )
     assert weight.requantize(matrix).groups.double is double
     per_block = 1 if double else 4
     assert abs(weight.nbytes - weight.raw.size - per_block * len(blocks)) <= 4 * (1 + len(blocks) // 256)
@@ -318,3 +320,33 @@ def test_groups_come_with_their_formats():
 def test_an_empty_matrix_has_no_groups():
     for format in GROUPED:
         assert Weight.quantize(np.zeros((0, 64), np.float32), format).dequantize().shape == (0, 64)
+
+
+@pytest.mark.parametrize("head_dim", [0, 8])
+@pytest.mark.parametrize("format", [name for name, layout in FORMATS.items() if layout.encodes and name != "f32"])
+def test_a_small_change_leaves_a_matrix_as_it_was_and_a_large_one_takes_new_scales(format, head_dim):
+    rng = np.random.default_rng(9)
+    matrix = rng.standard_normal((16, 128)).astype(np.float32)
+    weight = Weight.quantize(matrix, format, head_dim)
+    before = weight.dequantize()
+    same = weight.requantize(before)
+    np.testing.assert_array_equal(same.dequantize(), before)
+    changed = before + 1e-4 * rng.standard_normal(before.shape).astype(np.float32)
+    error, change = (np.linalg.norm(x - changed) for x in (weight.requantize(changed).dequantize(), before))
+    assert error <= change
+    large = 40 * matrix[::-1]
+    np.testing.assert_array_equal(weight.requantize(large).dequantize(), Weight.quantize(large, format, head_dim).dequantize())
+
+
+@pytest.mark.parametrize(
+    "format", [name for name, layout in FORMATS.items() if layout.encodes and not layout.bits and layout.elements == 32]
+)
+def test_a_change_of_some_steps_is_followed_under_the_same_scales(format):
+    rng = np.random.default_rng(10)
+    weight = Weight.quantize(rng.standard_normal((4, 128)).astype(np.float32), format)
+    before = weight.dequantize()
+    changed = before + 0.1 * np.abs(before).max() * np.sign(rng.standard_normal(before.shape)).astype(np.float32) * (
+        rng.random(before.shape) < 0.1
+    )
+    error, change = (np.linalg.norm(x - changed) for x in (weight.requantize(changed).dequantize(), before))
+    assert error < 0.5 * change

@@ -189,7 +189,7 @@ def _in_order(weight: Weight) -> Weight:
     if not weight.head_dim and (weight.format != "nf4" or not g.first):
         return weight
     plain = Weight(weight.raw[:0], weight.format, (0, weight.shape[1]), groups=g._replace(first=0))
-    return plain.requantize(weight.dequantize())
+    return plain.quantize_alike(weight.dequantize())
 
 
 def floats(raw: np.ndarray, format: str) -> np.ndarray:
