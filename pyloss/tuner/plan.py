@@ -26,14 +26,15 @@ def estimate_memory(
 ) -> int:
     """An estimate of the peak memory of training, in bytes, for batches of `batch_size` rows of `max_len` tokens.
 
-    With N = batch_size * max_len tokens, hidden size H, key-value width K, feed-forward width I, vocabulary V, L layers
-    of which T, the last ones, are trained, and P trainable numbers, it is the sum of
+    With N = batch_size * max_len tokens, hidden size H, query width Q (mostly H), key-value width K, feed-forward width I,
+    vocabulary V, L layers of which T, the last ones, are trained, and P trainable numbers, it is the sum of
 
     - the stored weights as they are in the file (mapped pages count once they have been read);
     - `4 P (2 + slots + accumulate + keep_best)`: parameters, gradients, optimiser state, accumulated gradients, and
       the copy of the best adapter;
-    - activations kept for the backward pass: `4 N (4H + 2K + 2I)` for each of the T layers (input, queries, attention's
-      output and the sum after it; keys and values; gate and up); with checkpointing `4 N H` for each and one layer's in full;
+    - activations kept for the backward pass: `4 N (2H + 2Q + 2K + 2I)` for each of the T layers (input and the sum after
+      attention; queries and attention's output; keys and values; gate and up), `4 N (Q + K)` more where q and k have norms
+      and `8 N H` more for norms after attention and MLP; with checkpointing `4 N H` for each and one layer's in full;
     - what DoRA's magnitudes read again: `4 N H` for each trained one of an o_proj or down_proj, whose outputs nothing else
       keeps; with checkpointing only one layer's;
     - what one layer works on, forward and backward: `4 N (4I + 3H + 10K)`, and 16 MB of packed matrices;
@@ -62,7 +63,10 @@ def estimate_memory(
     layers = _trained_layers(model)
     tokens = batch_size * max_len
     key_values = key_value_heads * head_dim
-    layer = 4 * tokens * (4 * hidden + 2 * key_values + 2 * inner)
+    queries, family = heads * head_dim, getattr(config, "family", None)
+    layer = 4 * tokens * (2 * hidden + 2 * queries + 2 * key_values + 2 * inner)
+    if family is not None:
+        layer += 4 * tokens * (bool(family.qk_norm) * (queries + key_values) + family.post_norms * 2 * hidden)
     kept = layers * 4 * tokens * hidden + layer if grad_checkpoint else layers * layer
     outputs = sum(name.endswith(("o_proj.m", "down_proj.m")) for name in model.trainable_parameters())
     kept += 4 * tokens * hidden * (outputs / max(layers, 1) if grad_checkpoint else outputs)
