@@ -332,7 +332,7 @@ def _text(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
-def _warn(message: Warning | str, *place: Any) -> None:
+def _warn(message: Warning | str, category: Any, filename: str, lineno: int, file: Any = None, line: Any = None) -> None:
     """Warnings as users of a command read them: without the place in the code."""
     print(f"pyloss: warning: {' '.join(str(message).split())}", file=sys.stderr)
 
