@@ -306,7 +306,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from pyloss import commands
 
         with warnings.catch_warnings():
-            warnings.showwarning = _warn
+            warnings.showwarning = _warn  # type: ignore[assignment]
             return commands.COMMANDS[arguments.pop("command")](arguments)
     except SystemExit as end:  # --help
         return int(end.code or 0)
