@@ -66,8 +66,8 @@ def _train_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "train",
         usage="pyloss train [options]",
-        help="fine-tune a model with LoRA",
-        description="Fine-tune a language model with low-rank adapters (LoRA, and QLoRA over a quantised model).\n"
+        help="fine-tune a model: LoRA, DoRA or full",
+        description="Fine-tune a language model with adapters (LoRA and DoRA, QLoRA over a quantised model) or in full.\n"
         "The flags and YAML files are those of mlx_lm.lora; flags go before the file, the file before defaults.",
         epilog="""examples:
   pyloss train --data examples/data --mask-prompt --iters 200 --learning-rate 1e-3
@@ -86,7 +86,7 @@ Ctrl-C saves everything and says where; --resume continues from there.""",
     _setting(group, "--model", "a model's folder, a .gguf file, or a known name", metavar="PATH")
     _setting(group, "--config", "YAML file with any of these settings", "-c", metavar="FILE")
     _setting(group, "--adapter-path", "folder for the adapter and the state of the run", metavar="FOLDER")
-    _setting(group, "--fine-tune-type", "adapters (lora, dora) or the layers' own weights (full)", metavar="lora|dora|full")
+    _setting(group, "--fine-tune-type", "lora and dora train adapters, full the layers' own weights", metavar="lora|dora|full")
     group = parser.add_argument_group("data")
     _data_flags(group)
     _setting(group, "--preview", "print N decoded samples, trained tokens marked, and stop (N: 3)", **_PREVIEW)

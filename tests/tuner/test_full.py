@@ -13,6 +13,7 @@ import pyloss
 from pyloss import nn
 from pyloss.models import load_model
 from pyloss.tuner import linear_to_lora_layers, load_adapters, remove_lora_layers, save_adapter, unfreeze_layers
+from pyloss.weight_stack import WeightStack
 from pyloss.weights import Weight
 
 TOKENS = np.array([[3, 1, 4, 1, 5, 9, 2, 6]])
@@ -103,6 +104,18 @@ def test_stored_formats_are_converted_and_the_log_says_so(tmp_path, caplog, form
         model.layers[2].self_attn.q_proj.weight, stored["model.layers.2.self_attn.q_proj.weight"].dequantize()
     )
     assert len(model.trainable_parameters()) == 18
+
+
+def test_experts_are_trained_as_one_array(caplog):
+    matrices = np.random.default_rng(0).standard_normal((3, 4, 32)).astype(np.float32)
+    stack = WeightStack([Weight.quantize(matrix, "q8_0") for matrix in matrices])
+    model, layer = nn.Module(), nn.Module()
+    model.layers, layer.mlp = [layer], nn.SwitchLinear.from_weight(stack)
+    with caplog.at_level(logging.INFO, "pyloss"):
+        unfreeze_layers(model, 1)
+    weight = model.trainable_parameters()["layers.0.mlp.weight"]
+    np.testing.assert_array_equal(weight, stack.dequantize())
+    assert weight.shape == (3, 4, 32) and "of q8_0" in caplog.text
 
 
 def test_a_tied_table_gets_the_gradient_of_both_its_uses(tmp_path):

@@ -12,8 +12,9 @@ import pyloss
 from pyloss import nn
 from pyloss.models import conversion, load_model
 from pyloss.tuner import linear_to_lora_layers, load_adapters, save_adapter
-from pyloss.tuner.adapter import adapter_modules, dense
-from pyloss.tuner.initial import _difference, _products, principal, quantise_beside
+from pyloss.tuner.adapter import adapter_class, adapter_modules, dense
+from pyloss.tuner.initial import _difference, _products, pissa, principal, quantise_beside
+from pyloss.weight_stack import WeightStack
 from pyloss.weights import Weight
 
 PISSA = {"rank": 4, "scale": 3.0, "init": "pissa"}
@@ -220,23 +221,19 @@ def test_what_cannot_be_begun(tmp_path, monkeypatch, config, message):
     assert all(a is b for a, b in zip(model.modules(), before, strict=True))
 
 
-def test_a_stack_begins_matrix_by_matrix():
-    """Experts' adapters have A and B the other way round, one pair for each matrix."""
-    from pyloss.tuner.initial import _begin, _matrices
-
-    rng = np.random.default_rng(4)
-    stack = rng.standard_normal((3, 12, 10)).astype(np.float32)
-
-    class Stack(nn.Module):
-        base_name, rank, scale = "linear", 2, 4.0
-
-        def __init__(self):
-            super().__init__()
-            self.base = nn.Linear.from_weight(stack)
-            self.lora_a, self.lora_b = np.zeros((3, 2, 10), np.float32), np.zeros((3, 12, 2), np.float32)
-
-    adapter = Stack()
-    _begin("experts", adapter, [_products(matrix) for matrix in _matrices(stack)], 0)
-    for i in range(3):
-        np.testing.assert_allclose(4.0 * adapter.lora_b[i] @ adapter.lora_a[i], best(stack[i], 2), atol=1e-5)
-    assert len(list(_matrices(stack))) == 3
+@pytest.mark.parametrize("stored", [False, True])
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+def test_experts_begin_one_by_one(stored, kind):
+    """Their A and B lie the other way round, one pair for each matrix."""
+    values = np.random.default_rng(4).standard_normal((3, 12, 32)).astype(np.float32)
+    weight = WeightStack([Weight.quantize(matrix, "q8_0") for matrix in values]) if stored else values
+    layer = nn.SwitchLinear.from_weight(weight)
+    adapter = adapter_class(layer, kind).from_base(layer, r=2, scale=4.0)
+    pissa({"experts": adapter})
+    for i, matrix in enumerate(dense(weight)):
+        np.testing.assert_allclose(4.0 * adapter.lora_b[i] @ adapter.lora_a[i], best(matrix, 2), atol=1e-3)
+    np.testing.assert_allclose(adapter.delta(), 0, atol=1e-5)
+    adapter.lora_b *= 1.5
+    assert adapter.settled().rank == 4
+    np.testing.assert_allclose(adapter.settled().delta(), adapter.delta(), atol=1e-5)
+    assert np.abs(adapter.delta()).max() > 0.1
