@@ -484,21 +484,8 @@ typedef struct {
 } square_job;
 
 static void sum_squares_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
-    typedef float half_vf __attribute__((vector_size(PL_BYTES / 2)));
-    enum { SUMS = 4 };
     const square_job *job = context;
-    vd sum[SUMS] = {{0}};
-    int64_t i = begin;
-    for (; i + SUMS * DLANES <= end; i += SUMS * DLANES)
-        for (int k = 0; k < SUMS; k++) {
-            half_vf narrow;
-            memcpy(&narrow, job->x + i + k * DLANES, sizeof narrow);
-            vd wide = __builtin_convertvector(narrow, vd);
-            sum[k] += wide * wide;
-        }
-    double total = vd_sum((sum[0] + sum[1]) + (sum[2] + sum[3]));
-    for (; i < end; i++) total += (double)job->x[i] * (double)job->x[i];
-    job->partial[begin / PIECE] = total;
+    job->partial[begin / PIECE] = wide_dot(job->x + begin, job->x + begin, end - begin);
 }
 
 /* out[0] = sum of x^2 in float64 */

@@ -286,6 +286,24 @@ static void multiply_few(const void *context, int64_t begin, int64_t end, int wo
     }
 }
 
+/* a . b in float64, several sums side by side. */
+INLINE double wide_dot(const float *a, const float *b, int64_t n) {
+    typedef float half_vf __attribute__((vector_size(PL_BYTES / 2)));
+    enum { SUMS = 4 };
+    vd sum[SUMS] = {{0}};
+    int64_t i = 0;
+    for (; i + SUMS * DLANES <= n; i += SUMS * DLANES)
+        for (int l = 0; l < SUMS; l++) {
+            half_vf x, y;
+            memcpy(&x, a + i + l * DLANES, sizeof x);
+            memcpy(&y, b + i + l * DLANES, sizeof y);
+            sum[l] += __builtin_convertvector(x, vd) * __builtin_convertvector(y, vd);
+        }
+    double total = vd_sum((sum[0] + sum[1]) + (sum[2] + sum[3]));
+    for (; i < n; i++) total += (double)a[i] * b[i];
+    return total;
+}
+
 /* H for few rows: P is in float32, as adapters store it. */
 static void small_h(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
     for (const gemm *g = (const gemm *)context + begin; g < (const gemm *)context + end; g++) {
@@ -293,9 +311,11 @@ static void small_h(const void *context, int64_t begin, int64_t end, int worker 
         const float *p = (const float *)g->p.data;
         for (int64_t i = 0; i < g->m; i++)
             for (int64_t j = 0; j < g->rank; j++) {
+                const float *a = g->a.data + i * g->a.stride;
                 double sum = 0;
-                for (int64_t k = 0; k < g->k; k++)
-                    sum += (double)g->a.data[i * g->a.stride + k] * (g->p_transposed ? p[j * g->k + k] : p[k * g->rank + j]);
+                if (g->p_transposed) sum = wide_dot(a, p + j * g->k, g->k);
+                else
+                    for (int64_t k = 0; k < g->k; k++) sum += (double)a[k] * p[k * g->rank + j];
                 g->h[i * g->rank + j] = (float)sum * g->h_scale;
             }
     }

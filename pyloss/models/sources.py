@@ -92,7 +92,7 @@ class FolderSource(Source):
         """See `Source`."""
         whole = self._quantised(name, count, rows, cols)
         if whole is not None:
-            return WeightStack([whole.slice_rows(rows * i, rows * (i + 1)) for i in range(count)])
+            return WeightStack.from_rows(whole, count)
         block, _, part = name.partition(".switch_mlp.")
         if self.has(f"{name}.weight"):
             return super().experts(name, count, rows, cols)

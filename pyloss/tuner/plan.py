@@ -37,7 +37,8 @@ def estimate_memory(
       and `8 N H` more for norms after attention and MLP; with checkpointing `4 N H` for each and one layer's in full;
     - what DoRA's magnitudes read again: `4 N H` for each trained one of an o_proj or down_proj, whose outputs nothing else
       keeps; with checkpointing only one layer's;
-    - what one layer works on, forward and backward: `4 N (4I + 3H + 10K)`, and 16 MB of packed matrices;
+    - what one layer works on, forward and backward: `4 N (4I + 3H + 10K)`, and 16 MB of packed matrices; in a mixture of
+      experts I is the width of a token's experts together, and each of these k has rows of its own: `4 N (3 k H)` more;
     - where a table that the head shares is trained, the second part of its gradient: `4 V H`;
     - the head: `4 V` for each token that it is computed for at once (`linear_losses.rows_at_once`), and `8 N H` of hidden
       states;
@@ -56,6 +57,10 @@ def estimate_memory(
     key_value_heads = int(getattr(config, "num_key_value_heads", 0) or heads)
     head_dim = int(getattr(config, "head_dim", 0) or hidden // heads)
     inner = int(getattr(config, "intermediate_size", 0) or 4 * hidden)
+    mixture = getattr(config, "mixture", None)
+    visits = mixture.active if mixture is not None else 0
+    if mixture is not None:
+        inner = max(visits * mixture.size, inner if mixture.dense_layers else 0)
     vocabulary = int(getattr(config, "vocab_size", 0) or 0)
     table = any(name.endswith("embed_tokens.weight") for name in model.trainable_parameters())
     if table and getattr(config, "tie_word_embeddings", False):
@@ -70,7 +75,7 @@ def estimate_memory(
     kept = layers * 4 * tokens * hidden + layer if grad_checkpoint else layers * layer
     outputs = sum(name.endswith(("o_proj.m", "down_proj.m")) for name in model.trainable_parameters())
     kept += 4 * tokens * hidden * (outputs / max(layers, 1) if grad_checkpoint else outputs)
-    work = 4 * tokens * (4 * inner + 3 * hidden + 10 * key_values) + PACKED_BYTES
+    work = 4 * tokens * (4 * inner + 3 * hidden * (1 + visits) + 10 * key_values) + PACKED_BYTES
     head = 4 * vocabulary * min(rows_at_once(4 * max(vocabulary, 1), head_bytes(grad_checkpoint)), tokens) + 8 * tokens * hidden
     return int(total + kept + work + head)
 

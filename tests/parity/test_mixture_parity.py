@@ -99,6 +99,9 @@ def test_gradients_of_adapters(tiny):
     expected = torch_loss(theirs, batch, target_weights(batch, lengths).astype(np.float64))
     expected.backward()
     assert loss == pytest.approx(expected.item(), rel=1e-5)
+    ours.set_grad_checkpoint()
+    _, again = nn.value_and_grad(ours, pyloss.tuner.default_loss)(ours, batch, lengths)
+    assert all((again[name] == grad).all() for name, grad in grads.items())
     for name in adapters:
         parameter, rows = their_parameter(theirs, name)
         by_a, by_b = back[name](parameter.grad[rows].numpy())
@@ -106,9 +109,9 @@ def test_gradients_of_adapters(tiny):
         assert relative(grads[f"{name}.lora_b"], by_b) < 1e-4, name
 
 
-def greedy(model, count=30):
+def greedy(model, count=30, ids=IDS):
     cache, tokens = model.make_cache(), []
-    logits = model.step(IDS, cache)
+    logits = model.step(ids, cache)
     for _ in range(count):
         tokens.append(int(logits.argmax()))
         logits = model.step(tokens[-1:], cache)
@@ -144,6 +147,24 @@ def test_written_as_gguf(tmp_path, name, type):
     assert len(experts) == 6 and {weight.format for weight in experts} == {type}
     if type == "f32":
         np.testing.assert_allclose(our_logits(again, ids), our_logits(ours, ids), rtol=0, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:storing the fused weight")
+@pytest.mark.parametrize("name", MIXTURES)
+def test_fused_into_a_quantised_base(tmp_path, name):
+    """GGUF and back: experts requantised to the base's own format, the same tokens."""
+    make_tiny(**{**MIXTURES[name], "vocab_size": tiny_files.TOKENS}).save_pretrained(tmp_path)
+    write_our_gguf(pyloss.load_model(tmp_path), tmp_path / "base.gguf", tiny_files.byte_tokenizer(), "q8_0")
+    ours = add_adapter(pyloss.load_model(tmp_path / "base.gguf"), size=0.2)
+    before, ids = our_logits(ours, IDS % tiny_files.TOKENS), IDS % tiny_files.TOKENS
+    ours.fuse()
+    assert {weight.format for name, weight in ours.stored().items() if ".switch_mlp." in name} == {"q8_0"}
+    errors = np.linalg.norm(our_logits(ours, ids) - before, axis=1) / np.linalg.norm(before, axis=1)
+    assert np.median(errors) < 0.05  # few tokens visit another expert
+    write_our_gguf(ours, tmp_path / "fused.gguf", tiny_files.byte_tokenizer())
+    again = pyloss.load_model(tmp_path / "fused.gguf")
+    np.testing.assert_array_equal(our_logits(again, ids), our_logits(ours, ids))
+    assert greedy(again, ids=ids) == greedy(ours, ids=ids)
 
 
 @pytest.mark.parametrize(
