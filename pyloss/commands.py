@@ -218,7 +218,7 @@ def convert(flags: Flags) -> int:
         raise ValueError(f"--output {flags['output']} is the model itself: give another folder")
     if kind is not None:
         name = kind or f"q{bits or 4}"
-        left = conversion.quantise(model, name, flags["group_size"], flags["dtype"], double=not flags["single_quant"])
+        left = conversion.quantize_model(model, name, flags["group_size"], flags["dtype"], double=not flags["single_quant"])
         for layer, reason in left.items():
             _say(f"not quantised: {layer} ({reason})")
         if flags["loftq_rank"]:
@@ -227,7 +227,7 @@ def convert(flags: Flags) -> int:
             originals = dict(models.load_model(flags["model"]).named_modules())
             quantise_beside(model, originals, flags["loftq_rank"], flags["loftq_rounds"])
     elif flags["dequantize"]:
-        conversion.dequantise(model, flags["dtype"] or "float32")
+        conversion.dequantize_model(model, flags["dtype"] or "float32")
     saving.save_model(model, flags["output"], tokenizer, flags["dtype"])
     _say(f"saved the model to {flags['output']}")
     return 0

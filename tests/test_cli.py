@@ -254,8 +254,8 @@ def test_convert_quantises_and_saves(world, monkeypatch, capsys):
         seen.append((*args, options["double"]))
         return {"lm_head": "for a reason"}
 
-    monkeypatch.setattr("pyloss.models.conversion.quantise", quantise)
-    monkeypatch.setattr("pyloss.models.conversion.dequantise", lambda model, dtype: seen.append(dtype))
+    monkeypatch.setattr("pyloss.models.conversion.quantize_model", quantise)
+    monkeypatch.setattr("pyloss.models.conversion.dequantize_model", lambda model, dtype: seen.append(dtype))
     monkeypatch.setattr("pyloss.models.saving.save_model", lambda model, *args: seen.append(args[::2]))
     convert = ["convert", "--model", "m", "--output", "out"]
     assert main([*convert, "--quantize", "q8", "--group-size", "32"]) == 0

@@ -82,7 +82,7 @@ def test_over_a_quantised_base(tmp_path, kept, recwarn):
 
 
 def test_over_a_base_in_a_format_that_gguf_does_not_have(plain, tmp_path, recwarn):
-    conversion.quantise(plain, "q4", 32)
+    conversion.quantize_model(plain, "q4", 32)
     linear_to_lora_layers(plain, -1, {"rank": 3, "scale": 1.5, "keys": ["mlp.up_proj"]})
     for array in plain.trainable_parameters().values():
         array[...] = np.random.default_rng(0).normal(0, 0.05, array.shape)

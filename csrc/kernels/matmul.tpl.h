@@ -248,6 +248,7 @@ FEW(Q8_0)
 FEW(Q4_0)
 FEW(Q4_1)
 FEW(Q4_K)
+FEW(Q5_K)
 FEW(Q6_K)
 FEW(AFFINE4)
 FEW(AFFINE8)
@@ -260,9 +261,9 @@ static few_fn few_of(int format, int64_t m) {
 #define FEW(format) \
     { few_##format##_1, few_##format##_2, few_##format##_3, few_##format##_4 }
     static const few_fn own[PL_W_COUNT][SMALL_M] = {
-        [PL_W_F32] = FEW(F32),         [PL_W_BF16] = FEW(BF16),       [PL_W_F16] = FEW(F16),   [PL_W_Q8_0] = FEW(Q8_0),
-        [PL_W_Q4_0] = FEW(Q4_0),       [PL_W_Q4_1] = FEW(Q4_1),       [PL_W_Q4_K] = FEW(Q4_K), [PL_W_Q6_K] = FEW(Q6_K),
-        [PL_W_AFFINE4] = FEW(AFFINE4), [PL_W_AFFINE8] = FEW(AFFINE8), [PL_W_NF4] = FEW(NF4)};
+        [PL_W_F32] = FEW(F32),   [PL_W_BF16] = FEW(BF16),       [PL_W_F16] = FEW(F16),         [PL_W_Q8_0] = FEW(Q8_0),
+        [PL_W_Q4_0] = FEW(Q4_0), [PL_W_Q4_1] = FEW(Q4_1),       [PL_W_Q4_K] = FEW(Q4_K),       [PL_W_Q5_K] = FEW(Q5_K),
+        [PL_W_Q6_K] = FEW(Q6_K), [PL_W_AFFINE4] = FEW(AFFINE4), [PL_W_AFFINE8] = FEW(AFFINE8), [PL_W_NF4] = FEW(NF4)};
     static const few_fn others[SMALL_M] = FEW(COUNT);
 #undef FEW
     return own[format][m - 1] ? own[format][m - 1] : others[m - 1];

@@ -1,7 +1,8 @@
-"""Models and their files: `load`, `load_model`, `resolve_model`, and the transformer itself."""
+"""Models and their files: `load`, `load_model`, `resolve_model`, `quantize_model`, and the transformer itself."""
 
 from .config import ModelConfig
+from .conversion import dequantize_model, quantize_model
 from .loading import load, load_model, resolve_model
 from .transformer import Model
 
-__all__ = ["Model", "ModelConfig", "load", "load_model", "resolve_model"]
+__all__ = ["Model", "ModelConfig", "dequantize_model", "load", "load_model", "quantize_model", "resolve_model"]

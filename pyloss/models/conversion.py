@@ -17,7 +17,7 @@ from .transformer import Model
 QUANTISATIONS = {f"q{layout.bits}": name for name, layout in FORMATS.items() if name.startswith("affine")} | {"nf4": "nf4"}
 
 
-def quantise(
+def quantize_model(
     model: Model, quantisation: str, group_size: int | None = None, dtype: str | None = None, double: bool = True
 ) -> dict[str, str]:
     """Stores the layers of `model` in place as `quantisation`: "q2" to "q8" (mlx's affine groups) or "nf4".
@@ -54,7 +54,7 @@ def quantise(
     return left
 
 
-def dequantise(model: Model, dtype: str = "float32") -> None:
+def dequantize_model(model: Model, dtype: str = "float32") -> None:
     """Stores the quantised layers of `model` in place as floats of the type `dtype`."""
     refuse_adapters(model)
     for name, module in _layers(model):

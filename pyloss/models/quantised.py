@@ -47,6 +47,9 @@ class Quantisation:
         elif self.method == "bitsandbytes":
             if not (self.settings.get("load_in_4bit") or self.settings.get("_load_in_4bit")):
                 raise ValueError(f"{path}: quantised by bitsandbytes in 8 bits; {_READS}")
+            kind = self.settings.get("bnb_4bit_quant_type", "nf4")
+            if kind != "nf4":
+                raise ValueError(f"{path}: quantised by bitsandbytes as {kind!r}; {_READS}")
         elif self.method:
             raise ValueError(f"{path}: quantised by {self.method!r}; {_READS}")
 

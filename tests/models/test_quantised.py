@@ -22,7 +22,7 @@ def quantised(tmp_path, kind="q4", group_size=32, dtype="f32", tied=True, **opti
     """(model, folder) of a tiny model quantised and saved."""
     tiny.write_folder(tmp_path / "float", dtype=dtype, tied=tied, bias=True)
     model = load_model(tmp_path / "float")
-    conversion.quantise(model, kind, group_size, **options)
+    conversion.quantize_model(model, kind, group_size, **options)
     save_model(model, tmp_path / kind)
     return model, tmp_path / kind
 
@@ -63,7 +63,7 @@ def test_saving_and_loading_keeps_what_is_quantised(tmp_path, kind, dtype):
 def test_layers_may_differ(tmp_path):
     tiny.write_folder(tmp_path / "float")
     model = load_model(tmp_path / "float")
-    conversion.quantise(model, "q4", 32)
+    conversion.quantize_model(model, "q4", 32)
     dense = np.random.default_rng(0).standard_normal((64, 32)).astype(np.float32)
     model.set_module(UP, Linear.from_weight(Weight.quantize(dense, "affine8", group_size=32)))
     model.set_module("model.layers.1.mlp.up_proj", Linear.from_weight(Weight.quantize(dense, "bf16")))
@@ -81,10 +81,10 @@ def test_layers_may_differ(tmp_path):
 def test_which_layers_are_left(tmp_path):
     tiny.write_folder(tmp_path / "float", tied=False)
     model = load_model(tmp_path / "float")
-    left = conversion.quantise(model, "nf4")
+    left = conversion.quantize_model(model, "nf4")
     assert left.keys() == {"model.embed_tokens", "lm_head"} and "bitsandbytes" in left["lm_head"]
     model = load_model(tmp_path / "float")
-    left = conversion.quantise(model, "q4", 64)  # rows of 32, and of 64 in down_proj alone
+    left = conversion.quantize_model(model, "q4", 64)  # rows of 32, and of 64 in down_proj alone
     assert "rows of 32 values are no whole number of groups of 64" in left[UP]
     assert {name.rsplit(".", 2)[-2] for name, weight in model.stored().items() if not weight.is_float} == {"down_proj"}
 
@@ -92,11 +92,11 @@ def test_which_layers_are_left(tmp_path):
 def test_scales_have_the_type_of_the_model_or_the_one_asked_for(tmp_path):
     model, _ = quantised(tmp_path, dtype="bf16")
     assert model_dtype(model) == "bfloat16"
-    conversion.quantise(model, "q8", 32)
+    conversion.quantize_model(model, "q8", 32)
     assert model_dtype(model) == "float16", "of a model that is quantised already"
-    conversion.dequantise(model, "bfloat16")
+    conversion.dequantize_model(model, "bfloat16")
     assert {weight.format for weight in model.stored().values()} == {"bf16"}
-    conversion.quantise(model, "q4", 32, dtype="float32")
+    conversion.quantize_model(model, "q4", 32, dtype="float32")
     assert model_dtype(model) == "float32"
 
 
@@ -155,7 +155,7 @@ def test_fusing_keeps_the_folder_quantised(tmp_path):
         for name, array in model.trainable_parameters().items():
             array[...] = np.random.default_rng(len(name)).standard_normal(array.shape)
         with pytest.raises(ValueError, match="unfused adapters"):
-            conversion.quantise(model, kind)
+            conversion.quantize_model(model, kind)
         model.fuse()
         save_model(model, tmp_path / "fused")
         same_weights(model, load_model(tmp_path / "fused"))
@@ -174,7 +174,7 @@ def test_bad_options_are_named_and_nothing_changes(tmp_path, options, message):
     tiny.write_folder(tmp_path)
     model = load_model(tmp_path)
     with pytest.raises(ValueError, match=message):
-        conversion.quantise(model, **{"quantisation": "q4", **options})
+        conversion.quantize_model(model, **{"quantisation": "q4", **options})
     assert all(weight.is_float for weight in model.stored().values())
 
 
@@ -195,6 +195,11 @@ def test_a_folder_is_of_one_kind(tmp_path):
     [
         ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, ValueError, "quantised by 'gptq'; pyloss reads mlx's"),
         ({"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}}, ValueError, "in 8 bits"),
+        (
+            {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "fp4"}},
+            ValueError,
+            "as 'fp4'",
+        ),
         ({"quantization": {"group_size": 32, "bits": 4, "mode": "mxfp4"}}, ValueError, "in mode 'mxfp4'"),
         ({"quantization": [4]}, FormatError, r"expected an object, got \[4\]"),
         ({"quantization": {}}, FormatError, "bits must be one of 2, 3, 4, 5, 6, 8, got None"),

@@ -165,7 +165,7 @@ def test_layers_of_floats_among_nf4(bnb, folder, tmp_path):
     import transformers
 
     model = pyloss.models.load_model(folder)
-    conversion.quantise(model, "nf4", dtype="float32")
+    conversion.quantize_model(model, "nf4", dtype="float32")
     pyloss.tuner.unfreeze_layers(model, 1, ["mlp"])
     saving.save_model(model, tmp_path, dtype="float32")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)

@@ -186,7 +186,7 @@ def test_quantised_beside_a_product_base_and_adapter_are_nearer(tmp_path, kind):
     wanted, errors = original.layers[0].mlp.up_proj.weight.dequantize(), []
     for rounds in (0, 1, 3):
         model = tiny.load_tiny(tmp_path / "original", **sizes)
-        conversion.quantise(model, kind, group_size=32)
+        conversion.quantize_model(model, kind, group_size=32)
         before = model.layers[0].mlp.up_proj.weight
         quantise_beside(model, dict(original.named_modules()), 8, rounds)
         model.save(tmp_path / str(rounds))
