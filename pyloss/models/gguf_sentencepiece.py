@@ -12,8 +12,8 @@ import tokenizers
 from tokenizers import decoders, models, normalizers
 
 from pyloss.errors import FormatError
+from pyloss.models.gguf import BYTE, NORMAL, UNKNOWN, USER_DEFINED
 
-UNKNOWN, USER_DEFINED, NORMAL, BYTE = 2, 4, 1, 6  # of tokenizer.ggml.token_type
 _SPACE = "▁"
 
 

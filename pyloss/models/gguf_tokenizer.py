@@ -10,9 +10,10 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors
 
 from pyloss.errors import FormatError
+from pyloss.models.gguf import CONTROL, UNKNOWN, USER_DEFINED
 from pyloss.models.gguf_sentencepiece import sentencepiece_tokenizer
 
-UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4  # of tokenizer.ggml.token_type; 1 is an ordinary token
+# Tokens that are matched in the text before it is cut.
 _ADDED = (UNKNOWN, CONTROL, USER_DEFINED)
 
 # Keys tokenizer.ggml.*_token_id and the names of these tokens in transformers.

@@ -7,14 +7,13 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .gguf import read_gguf
+from .gguf import CONTROL, NORMAL, UNUSED, USER_DEFINED, read_gguf
 from .gguf_sentencepiece import refused, sentencepiece_metadata
-from .gguf_tokenizer import CONTROL, PRE_TOKENIZERS, SPECIAL, USER_DEFINED, pre_tokenizer
+from .gguf_tokenizer import PRE_TOKENIZERS, SPECIAL, pre_tokenizer
 
 if TYPE_CHECKING:
     from .tokenizer import Tokenizer
 
-_NORMAL, _UNUSED = 1, 5  # of tokenizer.ggml.token_type
 _CHAT_TEMPLATE = "tokenizer.chat_template"
 
 
@@ -100,9 +99,9 @@ def _tokens(tokenizer: Tokenizer, vocab_size: int) -> tuple[list[str], list[int]
     vocabulary = tokenizer.backend.get_vocab(with_added_tokens=True)
     if max(vocabulary.values()) >= vocab_size:
         raise ValueError(f"the tokenizer has ids up to {max(vocabulary.values())}, and the model {vocab_size} tokens")
-    tokens, kinds = [f"[PAD{i}]" for i in range(vocab_size)], [_UNUSED] * vocab_size
+    tokens, kinds = [f"[PAD{i}]" for i in range(vocab_size)], [UNUSED] * vocab_size
     for text, index in vocabulary.items():
-        tokens[index], kinds[index] = text, _NORMAL
+        tokens[index], kinds[index] = text, NORMAL
     for index, token in tokenizer.backend.get_added_tokens_decoder().items():
         if token.lstrip or token.rstrip or token.single_word:
             raise refused(f"{token.content!r} takes the text around it into account")
