@@ -119,6 +119,8 @@ def save_adapter(
     layers, full = settled_adapters(model), is_full(config)
     if full and format != "mlx":
         raise ValueError(f"weights trained in full are saved in the layout 'mlx' or by model.save(folder), not as {format!r}")
+    if full and not model.trainable_parameters():
+        raise ValueError("the model has no trainable weights to save; call unfreeze_layers first")
     if not (layers or full):
         raise ValueError("the model has no adapter; call linear_to_lora_layers first")
     place = Path(folder)

@@ -160,6 +160,8 @@ def test_saved_and_loaded_it_is_the_same_model(tmp_path, monkeypatch, quantised,
     np.testing.assert_allclose(load_model(tmp_path / "fused")(TOKENS), logits, atol=1e-5)
     with pytest.raises(ValueError, match=r"saved in the layout 'mlx' or by model\.save\(folder\), not as 'peft'"):
         save_adapter(model, tmp_path / "peft", format="peft")
+    with pytest.raises(ValueError, match="no trainable weights to save; call unfreeze_layers first"):
+        save_adapter(model.freeze(), tmp_path / "peft")
     assert not (tmp_path / "peft").exists()
 
 
