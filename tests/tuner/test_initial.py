@@ -143,18 +143,19 @@ def test_a_trained_pissa_adapter_is_saved_as_a_plain_one_over_the_original_base(
     np.testing.assert_allclose(model.fuse()(TOKENS), logits, atol=2e-4)
 
 
-def test_a_resumed_pissa_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path):
+@pytest.mark.parametrize(("init", "use_dora"), [("pissa", False), ("pissa", True), ("default", True)])
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path, init, use_dora):
     files = []
     for folder, parts in ((tmp_path / "whole", [8]), (tmp_path / "parts", [3, 8])):
+        pyloss.random.seed(5)
         for i, iters in enumerate(parts):
             model = tiny.load_tiny(tmp_path / "model")
-            linear_to_lora_layers(model, 1, PISSA)
-            if i:  # what an adapter began with comes from the state, not from doing it again
-                for layer in adapter_modules(model).values():
-                    layer.origin_a[...] = layer.origin_b[...] = 0
+            linear_to_lora_layers(model, 1, {**PISSA, "init": init}, use_dora)
+            for layer in adapter_modules(model).values() if i and init == "pissa" else ():
+                layer.origin_a[...] = layer.origin_b[...] = 0  # they come from the state, not from doing it again
             train(model, folder, iters, resume=i > 0)
         files.append(load_file(folder / "adapters.safetensors"))
-    assert len(files[0]) == 14
+    assert len(files[0]) == (21 if use_dora else 14)
     for name, array in files[0].items():
         np.testing.assert_array_equal(array, files[1][name])
 
