@@ -51,7 +51,7 @@ typedef struct {
     int64_t row_pieces, rows_per_piece, column_pieces;
 } block;
 
-enum { BATCH = 32 }; /* blocks computed together, at most */
+enum { BATCH = 64 }; /* blocks computed together, at most */
 
 typedef struct {
     block blocks[BATCH];
@@ -322,7 +322,8 @@ static void small_h(const void *context, int64_t begin, int64_t end, int worker 
     }
 }
 
-/* The next blocks of the products from *group, *row0 on: one of some MS rows, or the products that have so many together. */
+/* The next blocks of the products from *group, *row0 on: one of some MS rows, or whole products as long as they have few rows
+ * together, and packed ones no more elements than one block may have. */
 static void fill_batch(batch *all, const gemm *groups, int64_t count, int64_t *group, int64_t *row0) {
     int64_t rows = 0;
     all->count = 0;
@@ -331,11 +332,13 @@ static void fill_batch(batch *all, const gemm *groups, int64_t count, int64_t *g
         int mr = tiles[tile_kernel(g->m)].mr;
         if (g->m == 0 || g->n == 0 || is_few(g)) continue;
         int64_t left = g->m - *row0, most = left < MS + mr ? left : round_up(MS, mr);
-        if (all->count && rows + left >= MS + mr) break;
-        block *s = &all->blocks[all->count++];
-        *s = (block){.g = g, .mr = mr, .row0 = *row0, .rows = most, .column_pieces = (g->n + NB - 1) / NB};
         /* Rows a multiple of a page apart share the same few lines of the first cache: these are packed. */
-        s->in_place = mr == MR && !g->a.transposed && g->a.factor == 1 && g->a.stride % 1024;
+        int in_place = mr == MR && !g->a.transposed && g->a.factor == 1 && g->a.stride % 1024;
+        int64_t few = 4 * MS, fit = (int64_t)MS * KS / (g->k < 1 ? 1 : g->k < KS ? g->k : KS);
+        if (all->count && (left >= MS + mr || rows + left > (in_place || fit > few ? few : fit))) break;
+        block *s = &all->blocks[all->count++];
+        *s = (block){.g = g, .mr = mr, .row0 = *row0, .rows = most, .in_place = in_place};
+        s->column_pieces = (g->n + NB - 1) / NB;
         rows += most;
         *row0 += most;
         if (*row0 < g->m) break;
@@ -359,7 +362,8 @@ static size_t place_batch(batch *all, float *scratch) {
         if (scratch) s->packed_h = scratch + used;
         used += (size_t)(panels * s->h_stride);
         if (scratch) s->packed_p = scratch + used;
-        if (g->rank && !g->h_given) used += (size_t)round_up(round_up(g->rank, NR) * deepest + PANEL_SPILL, 16);
+        int64_t p_rows = round_up(g->rank, h_width(g->rank, s->mr));
+        if (g->rank && !g->h_given) used += (size_t)round_up(p_rows * deepest + PANEL_SPILL, 16);
     }
     for (block *s = all->blocks; scratch && s < all->blocks + all->count; s++) {
         s->packed_b = scratch + used;
