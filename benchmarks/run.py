@@ -17,7 +17,7 @@ from pathlib import Path
 from common import WORK, environment, machine, run_json, table
 
 import pyloss
-from pyloss.models import conversion
+from pyloss.models import quantize_model
 
 MODEL = "smollm2-135m"
 
@@ -36,7 +36,7 @@ def nf4_folder() -> Path:
     folder = WORK / "smollm2-nf4"
     if not (folder / "config.json").exists():
         model, tokenizer = pyloss.load(float_folder())
-        conversion.quantise(model, "nf4")
+        quantize_model(model, "nf4")
         model.save(folder, tokenizer)
     return folder
 
