@@ -140,6 +140,20 @@ def test_peft_loads_each_choice_of_layers(peft, folder, tmp_path, keys):
     np.testing.assert_allclose(torch_logits(theirs, IDS), our_logits(model, IDS), rtol=0, atol=1e-4)
 
 
+def check_the_way_round(peft, mlx_lm, folder, tmp_path, theirs, tolerance):
+    """The adapter of a PEFT model gives the same logits here, from here in mlx-lm, and back in PEFT."""
+    expected = torch_logits(theirs, IDS)
+    assert np.abs(expected - torch_logits(base_of(folder), IDS)).max() > 0.1
+    theirs.save_pretrained(tmp_path / "peft")
+    model = pyloss.tuner.load_adapters(pyloss.load_model(folder), tmp_path / "peft")
+    np.testing.assert_allclose(our_logits(model, IDS), expected, rtol=0, atol=tolerance)
+    pyloss.export(model, tmp_path / "mlx", "mlx")
+    np.testing.assert_allclose(mlx_logits(load_mlx(mlx_lm, folder, tmp_path / "mlx"), IDS), expected, rtol=0, atol=tolerance)
+    pyloss.export(model, tmp_path / "again", "peft")
+    again = peft.PeftModel.from_pretrained(base_of(folder), tmp_path / "again")
+    np.testing.assert_allclose(torch_logits(again, IDS), expected, rtol=0, atol=tolerance)
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -159,16 +173,7 @@ def test_peft_loads_each_choice_of_layers(peft, folder, tmp_path, keys):
 def test_adapters_of_peft_load_here_and_go_on_to_mlx_lm(peft, mlx_lm, folder, tmp_path, options):
     theirs = peft.get_peft_model(base_of(folder), peft.LoraConfig(**{"r": 4, "lora_alpha": 10, **options})).eval()
     fill(theirs)
-    expected = torch_logits(theirs, IDS)
-    assert np.abs(expected - torch_logits(base_of(folder), IDS)).max() > 0.1
-    theirs.save_pretrained(tmp_path / "peft")
-    model = pyloss.tuner.load_adapters(pyloss.load_model(folder), tmp_path / "peft")
-    np.testing.assert_allclose(our_logits(model, IDS), expected, rtol=0, atol=1e-4)
-    pyloss.export(model, tmp_path / "mlx", "mlx")
-    np.testing.assert_allclose(mlx_logits(load_mlx(mlx_lm, folder, tmp_path / "mlx"), IDS), expected, rtol=0, atol=1e-4)
-    pyloss.export(model, tmp_path / "again", "peft")
-    again = peft.PeftModel.from_pretrained(base_of(folder), tmp_path / "again")
-    np.testing.assert_allclose(torch_logits(again, IDS), expected, rtol=0, atol=1e-4)
+    check_the_way_round(peft, mlx_lm, folder, tmp_path, theirs, 1e-4)
 
 
 def test_an_adapted_head_comes_with_its_base_from_peft(peft, folder, tmp_path):
@@ -321,16 +326,7 @@ def test_dora_and_embeddings_of_peft_load_here_and_go_on(peft, mlx_lm, folder, t
                 parameter.mul_(torch.rand(parameter.shape, generator=generator) + 0.5)
             elif "lora" in name:
                 parameter.normal_(0, 0.3, generator=generator)
-    expected = torch_logits(theirs, IDS)
-    assert np.abs(expected - torch_logits(base_of(folder), IDS)).max() > 0.1
-    theirs.save_pretrained(tmp_path / "peft")
-    model = pyloss.tuner.load_adapters(pyloss.load_model(folder), tmp_path / "peft")
-    np.testing.assert_allclose(our_logits(model, IDS), expected, rtol=0, atol=2e-4)
-    pyloss.export(model, tmp_path / "mlx", "mlx")
-    np.testing.assert_allclose(mlx_logits(load_mlx(mlx_lm, folder, tmp_path / "mlx"), IDS), expected, rtol=0, atol=2e-4)
-    pyloss.export(model, tmp_path / "again", "peft")
-    again = peft.PeftModel.from_pretrained(base_of(folder), tmp_path / "again")
-    np.testing.assert_allclose(torch_logits(again, IDS), expected, rtol=0, atol=2e-4)
+    check_the_way_round(peft, mlx_lm, folder, tmp_path, theirs, 2e-4)
 
 
 def test_a_tied_embedding_and_peft(peft, tmp_path):
