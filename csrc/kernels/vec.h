@@ -138,12 +138,26 @@ INLINE vf vf_sqrt(vf a) {
 #endif
 }
 
+/* In one order everywhere: halves are added to each other. */
 INLINE float vf_sum(vf v) {
-    float s = 0;
+#if defined(__x86_64__)
+#if PL_BYTES == 64
+    __m256 half = _mm256_add_ps(_mm512_castps512_ps256((__m512)v), _mm512_extractf32x8_ps((__m512)v, 1));
+#elif PL_BYTES == 32
+    __m256 half = (__m256)v;
+#endif
+#if PL_BYTES >= 32
+    __m128 four = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+#else
+    __m128 four = (__m128)v;
+#endif
+    four = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(four, _mm_shuffle_ps(four, four, 1)));
+#else
     for (int h = LANES / 2; h; h /= 2)
         for (int i = 0; i < h; i++) v[i] += v[i + h];
-    s = v[0];
-    return s;
+    return v[0];
+#endif
 }
 INLINE double vd_sum(vd v) {
     for (int h = DLANES / 2; h; h /= 2)
