@@ -24,10 +24,11 @@ ISA_FLAGS = {"baseline": []}
 if X86:
     ISA_FLAGS["avx2"] = ["-mavx2", "-mfma", "-mf16c"]
     ISA_FLAGS["avx512"] = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c"]
-    ISA_FLAGS["avx512"] += ["-mprefer-vector-width=512"]
+    # Dots of bfloat16 are used where the processor has them; see pl_has_bf16_dots.
+    ISA_FLAGS["avx512"] += ["-mavx512bf16", "-mprefer-vector-width=512"]
 
 SOURCES = ["csrc/binding/module.c", "csrc/binding/spec.c", "csrc/binding/device.c"]
-SOURCES += ["csrc/core/buffers.c", "csrc/core/cpu.c", "csrc/core/threads.c"]
+SOURCES += ["csrc/core/buffers.c", "csrc/core/cpu.c", "csrc/core/precision.c", "csrc/core/threads.c"]
 SOURCES += [f"csrc/opencl/{stem}.c" for stem in ("library", "device", "program", "launch", "rowloss")]
 OPENCL_PROGRAMS = ["rowloss"]
 

@@ -142,6 +142,15 @@ extern const pl_table pl_table_avx512;
 const pl_table *pl_table_at(int index);
 /* Processors this process may use: affinity and cgroup quota. */
 int pl_cpu_count(void);
+/* Whether the processor has the dot products of bfloat16 pairs that come with AVX-512 (avx512_bf16). */
+int pl_has_bf16_dots(void);
+
+/* core/precision.c: how dense layers multiply, for the whole process. With PL_BFLOAT16 their inputs and weights are rounded to
+ * bfloat16 and the products summed in float32; PL_BFLOAT16_EMULATED never uses the instructions made for that. */
+typedef enum { PL_FLOAT32, PL_BFLOAT16, PL_BFLOAT16_EMULATED } pl_precision;
+extern const char *const pl_precision_names[]; /* NULL past the end */
+pl_precision pl_matmul_precision(void);
+void pl_set_matmul_precision(pl_precision precision);
 
 /* core/threads.c. Runs fn over [0, n) in pieces of at most grain items, on any thread, in any order; `worker` is below
  * pl_num_threads() and no two pieces run on one worker at once. Runs inline when nested, when n <= grain, or when

@@ -9,7 +9,7 @@ import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
-from . import _core, autograd, nn, optim, random
+from . import _core, autograd, nn, optim, precision, random
 from .autograd import Tensor, checkpoint, grad, value_and_grad
 from .device import Device, DeviceArray, default_device, devices, set_default_device, to_device
 from .errors import DeviceError, FormatError
@@ -27,6 +27,7 @@ from .losses import (
     stablemax,
     stablemax_cross_entropy,
 )
+from .precision import get_matmul_precision, set_matmul_precision
 from .weight_stack import WeightStack
 from .weights import Weight
 
@@ -112,7 +113,8 @@ def get_num_threads() -> int:
 
 
 def info() -> dict[str, Any]:
-    """What is in use: version, instruction set and those available, threads, NumPy, and bytes of reused buffers."""
+    """What is in use: version, instruction set and those available, threads, how layers multiply and what bfloat16 would be done
+    with, NumPy, and bytes of reused buffers."""
     import numpy
 
     return {
@@ -120,6 +122,8 @@ def info() -> dict[str, Any]:
         "isa": _core.isa(),
         "isas": _core.isas(),
         "threads": get_num_threads(),
+        "matmul_precision": get_matmul_precision(),
+        "bfloat16": "avx512_bf16" if precision.has_instructions() else "emulated",
         "numpy": numpy.__version__,
         "buffers": _core.buffer_stats(),
     }
@@ -140,6 +144,7 @@ __all__ = [
     "devices",
     "compute_accuracy",
     "focal_loss",
+    "get_matmul_precision",
     "get_num_threads",
     "grad",
     "info",
@@ -153,6 +158,7 @@ __all__ = [
     "optim",
     "random",
     "set_default_device",
+    "set_matmul_precision",
     "set_num_threads",
     "softmax_cross_entropy",
     "stablemax",

@@ -206,6 +206,19 @@ def test_wide_instructions_are_in_their_own_objects_only(built):
 
 
 @pytest.mark.skipif(not X86, reason="wide instructions are an x86 matter")
+def test_instructions_for_bfloat16_are_in_functions_for_processors_that_have_them(built):
+    if not shutil.which("objdump"):
+        unavailable("needs objdump: apt-get install binutils")
+    _, source, _ = built
+    (path,) = (source / "build").rglob("isa_avx512.o")
+    done = run("objdump", "-d", "--no-show-raw-insn", str(path))
+    bodies = re.split(r"^[0-9a-f]+ <(.+)>:$", done.stdout, flags=re.MULTILINE)
+    using = {name for name, body in zip(bodies[1::2], bodies[2::2], strict=True) if re.search(r"dpbf16ps|cvtne2?ps2?bf16", body)}
+    assert using
+    assert all("native_pairs" in name for name in using), using
+
+
+@pytest.mark.skipif(not X86, reason="wide instructions are an x86 matter")
 def test_an_object_of_kernels_shares_its_table_alone(built):
     """A function that two objects define could be taken from the wider one."""
     if not shutil.which("nm"):

@@ -183,6 +183,28 @@ static PyObject *py_set_num_threads(PyObject *self, PyObject *args) {
     Py_RETURN_NONE;
 }
 
+static PyObject *py_matmul_precision(PyObject *self, PyObject *unused) {
+    (void)self, (void)unused;
+    return PyUnicode_FromString(pl_precision_names[pl_matmul_precision()]);
+}
+
+static PyObject *py_set_matmul_precision(PyObject *self, PyObject *args) {
+    (void)self;
+    const char *name;
+    if (!PyArg_ParseTuple(args, "s", &name)) return NULL;
+    for (int i = 0; pl_precision_names[i]; i++)
+        if (!strcmp(pl_precision_names[i], name)) {
+            pl_set_matmul_precision((pl_precision)i);
+            Py_RETURN_NONE;
+        }
+    return PyErr_Format(PyExc_ValueError, "the precision of matrix products must be float32 or bfloat16, not '%s'", name);
+}
+
+static PyObject *py_has_bf16_dots(PyObject *self, PyObject *unused) {
+    (void)self, (void)unused;
+    return PyBool_FromLong(pl_has_bf16_dots());
+}
+
 static PyObject *py_buffer_stats(PyObject *self, PyObject *unused) {
     (void)self, (void)unused;
     pl_buffer_stats s;
@@ -225,6 +247,10 @@ static PyMethodDef methods[] = {
     {"use_isa", py_use_isa, METH_VARARGS, "Switches the kernels of the whole process; for tests and benchmarks."},
     {"num_threads", py_num_threads, METH_NOARGS, "Threads that kernels may use."},
     {"set_num_threads", py_set_num_threads, METH_VARARGS, "Sets the number of threads."},
+    {"matmul_precision", py_matmul_precision, METH_NOARGS, "How dense layers multiply."},
+    {"set_matmul_precision", py_set_matmul_precision, METH_VARARGS,
+     "Sets how dense layers multiply: float32, bfloat16, or bfloat16-emulated, which is for tests."},
+    {"has_bf16_dots", py_has_bf16_dots, METH_NOARGS, "Whether the processor has instructions for dots of bfloat16."},
     {"buffer_stats", py_buffer_stats, METH_NOARGS, "Bytes in use, cached, and the peak in use, of reused buffers."},
     {"trim", py_trim, METH_NOARGS, "Gives cached buffers back to the system."},
     {"profile", py_profile, METH_VARARGS,

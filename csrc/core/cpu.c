@@ -24,6 +24,14 @@ const pl_table *pl_table_at(int index) {
     return index >= 0 && index < n ? found[index] : NULL;
 }
 
+int pl_has_bf16_dots(void) {
+#ifdef PL_X86
+    return __builtin_cpu_supports("avx512bf16") != 0;
+#else
+    return 0;
+#endif
+}
+
 int pl_cpu_count(void) {
     long n = sysconf(_SC_NPROCESSORS_ONLN);
 #ifdef __linux__

@@ -5,7 +5,8 @@
  * B, P and U are stored matrices in any format, read as they are or transposed. Panels of `mr` rows of A are read where they lie,
  * or packed once where tiles would be slow to read them; the columns of B are packed (and expanded, when quantised) KC deep
  * beside the tile that uses them. The low-rank branch H U of an adapter runs as a continuation of the inner loop over k, so it
- * joins a tile before the tile is stored. Each element of C is summed in one order whatever the threads, so its bits depend on
+ * joins a tile before the tile is stored. On request A and B are rounded to bfloat16 as they are packed, A once for the product,
+ * while sums and the low-rank branch stay float32. Each element of C is summed in one order whatever the threads, so its bits depend on
  * nothing else. */
 
 enum {
@@ -24,6 +25,7 @@ typedef struct {
     const float *b_rows; /* a factor for each row of B as it is stored, or NULL */
     const float *bias;   /* [n] or NULL */
     int accumulate;
+    int form; /* of A and B while they are multiplied; other than FLOATS is for an A that is neither transposed nor has a factor */
     float *c; /* [m, n] */
     /* The low-rank branch; absent when rank is 0. */
     int64_t rank;
@@ -47,7 +49,8 @@ typedef struct {
     float *packed_h; /* [panels][h_stride] */
     float *packed_p; /* [rank / width][depth][width] */
     float *packed_b; /* per worker */
-    int64_t panel_stride, h_stride, b_stride;
+    float *pairs;    /* [rows, up to whole panels][pairs_stride]: A in words, unless these are floats */
+    int64_t panel_stride, h_stride, b_stride, pairs_stride;
     int64_t row_pieces, rows_per_piece, column_pieces;
 } block;
 
@@ -78,6 +81,14 @@ INLINE void take_panel(const block *s, int64_t row, int rows, int64_t k, tile_ar
     }
 }
 
+/* The same in pairs. */
+INLINE void take_pairs(const block *s, int64_t row, int rows, int64_t k, tile_args *t) {
+    t->rows = rows;
+    t->in_place = 1;
+    t->a = s->pairs + row * s->pairs_stride + words_of(PAIRS, k);
+    t->a_stride = s->pairs_stride;
+}
+
 static int rows_of_panel(const block *s, int64_t row) { return (int)(s->rows - row < s->mr ? s->rows - row : s->mr); }
 
 static void pack_p(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
@@ -96,10 +107,14 @@ static void pack_panels(const void *context, int64_t begin, int64_t end, int wor
         while (i >= s->first_panel + s->panels) s++;
         const gemm *g = s->g;
         int64_t panel = i - s->first_panel, row = panel * s->mr, from = s->row0 + row;
+        const int with_h = g->rank && !g->h_given;
         tile_args t = {.add = s->k0 > 0, .k = s->depth, .ldc = g->rank};
         take_panel(s, row, rows_of_panel(s, row), 0, &t);
-        if (!t.in_place) pack_a(&g->a, from, t.rows, s->mr, s->k0, s->depth, (float *)t.a);
-        if (g->rank && !g->h_given) {
+        if (!t.in_place && (with_h || g->form == FLOATS)) pack_a(&g->a, from, t.rows, s->mr, s->k0, s->depth, (float *)t.a);
+        if (g->form != FLOATS)
+            (g->form == PAIRS ? pack_a_pairs : pack_a_native_pairs)(&g->a, from, t.rows, s->k0, s->depth, s->pairs_stride,
+                                                                    s->pairs + row * s->pairs_stride);
+        if (with_h) {
             int width = h_width(g->rank, s->mr);
             for (int64_t j = 0; j < g->rank; j += width) {
                 t.ldb = width;
@@ -144,24 +159,25 @@ static void multiply_pieces(const void *context, int64_t begin, int64_t end, int
         int64_t first = piece / s->column_pieces * s->rows_per_piece;
         int64_t last = first + s->rows_per_piece < s->rows ? first + s->rows_per_piece : s->rows;
         /* With one panel of A, packing B would cost as much as using it. */
-        int direct =
-            s->rows <= s->mr && !g->b_transposed && g->b.format == PL_W_F32 && !g->b.head_dim && !g->b_rows && n % width == 0;
+        int direct = s->rows <= s->mr && !g->b_transposed && g->b.format == PL_W_F32 && !g->b.head_dim && !g->b_rows &&
+                     n % width == 0 && g->form == FLOATS;
         int64_t k = 0, depth;
         do {
             depth = s->depth - k < s->chunk ? s->depth - k : s->chunk;
             int finish = s->last && k + depth == s->depth;
+            const int64_t words = words_of(g->form, depth);
             const float *b = packed_b;
-            float *packed_u = packed_b + padded * depth;
+            float *packed_u = packed_b + padded * words;
             if (direct) b = (const float *)g->b.data + (s->k0 + k) * g->n + j0;
-            else pack_b(&g->b, g->b_transposed, j0, n, s->k0 + k, depth, width, 1, g->b_rows, packed_b);
+            else b_packers[g->form](&g->b, g->b_transposed, j0, n, s->k0 + k, depth, width, 1, g->b_rows, packed_b);
             if (finish && g->rank) pack_b(&g->u, g->u_transposed, j0, n, 0, g->rank, width, 1, NULL, packed_u);
             b_ahead ahead = next_chunk(all, s, i, k + depth, (last - first + s->mr - 1) / s->mr * (padded / width));
             for (int64_t row = first; row < last; row += s->mr) {
                 const float *h = s->packed_h + row / s->mr * s->h_stride;
                 for (int64_t j = 0; j < padded; j += width) {
-                    tile_args t = {.k = depth,
+                    tile_args t = {.k = words,
                                    .ldb = direct ? g->n : width,
-                                   .b = direct ? b + j : b + j * depth,
+                                   .b = direct ? b + j : b + j * words,
                                    .k2 = finish ? g->rank : 0,
                                    .a2 = h,
                                    .b2 = packed_u + j * g->rank,
@@ -170,9 +186,14 @@ static void multiply_pieces(const void *context, int64_t begin, int64_t end, int
                                    .ldc = g->n,
                                    .cols = (int)(n - j < width ? n - j : width),
                                    .add = g->accumulate || s->k0 + k > 0};
-                    take_panel(s, row, rows_of_panel(s, row), k, &t);
                     fetch_share(&ahead);
-                    run_tile(&t, width);
+                    if (g->form == FLOATS) {
+                        take_panel(s, row, rows_of_panel(s, row), k, &t);
+                        run_tile(&t, width);
+                    } else {
+                        take_pairs(s, row, rows_of_panel(s, row), k, &t);
+                        run_tile_of_pairs(&t, width, g->form);
+                    }
                 }
             }
             k += depth;
@@ -189,11 +210,11 @@ static void fill_batch(batch *all, const gemm *groups, int64_t count, int64_t *g
     all->count = 0;
     for (; *group < count && all->count < BATCH; ++*group) {
         const gemm *g = groups + *group;
-        int mr = tiles[tile_kernel(g->m)].mr;
+        int mr = g->form == FLOATS ? tiles[tile_kernel(g->m)].mr : MR;
         if (g->m == 0 || g->n == 0 || is_few(g)) continue;
         int64_t left = g->m - *row0, most = left < MS + mr ? left : round_up(MS, mr);
         /* Rows a multiple of a page apart share the same few lines of the first cache: these are packed. */
-        int in_place = mr == MR && !g->a.transposed && g->a.factor == 1 && g->a.stride % 1024;
+        int in_place = g->form != FLOATS || (mr == MR && !g->a.transposed && g->a.factor == 1 && g->a.stride % 1024);
         int64_t few = 4 * MS, fit = (int64_t)MS * KS / (g->k < 1 ? 1 : g->k < KS ? g->k : KS);
         if (all->count && (left >= MS + mr || rows + left > (in_place || fit > few ? few : fit))) break;
         block *s = &all->blocks[all->count++];
@@ -224,6 +245,11 @@ static size_t place_batch(batch *all, float *scratch) {
         if (scratch) s->packed_p = scratch + used;
         int64_t p_rows = round_up(g->rank, h_width(g->rank, s->mr));
         if (g->rank && !g->h_given) used += (size_t)round_up(p_rows * deepest + PANEL_SPILL, 16);
+        if (g->form == FLOATS) continue;
+        /* An odd number of lines, so that rows lie in different parts of the first cache. */
+        s->pairs_stride = round_up(words_of(g->form, deepest), 16) | 16;
+        if (scratch) s->pairs = scratch + used;
+        used += (size_t)(panels * s->mr * s->pairs_stride);
     }
     for (block *s = all->blocks; scratch && s < all->blocks + all->count; s++) {
         s->packed_b = scratch + used;
@@ -301,11 +327,24 @@ INLINE pl_weight float_matrix(const float *data, int64_t rows, int64_t cols) {
     return (pl_weight){.data = (const uint8_t *)data, .rows = rows, .cols = cols, .row_bytes = 4 * cols, .format = PL_W_F32};
 }
 
+/* How a layer with so many rows multiplies: few rows wait for the weight to come from memory, and gain nothing. */
+static int layer_form(int64_t rows) {
+    const pl_precision precision = pl_matmul_precision();
+    if (precision == PL_FLOAT32 || rows <= SMALL_M) return FLOATS;
+    return precision == PL_BFLOAT16 && NATIVE_PAIRS_COMPILED && pl_has_bf16_dots() ? NATIVE_PAIRS : PAIRS;
+}
+
 /* x W^T, or backward x W, for x of so many rows. */
 INLINE gemm dense_product(const float *x, int64_t rows, const pl_weight *w, int backward, float *out) {
     int64_t k = backward ? w->rows : w->cols;
-    return (gemm){
-        .m = rows, .n = backward ? w->cols : w->rows, .k = k, .a = {x, k, 0, 1}, .b = *w, .b_transposed = !backward, .c = out};
+    return (gemm){.m = rows,
+                  .n = backward ? w->cols : w->rows,
+                  .k = k,
+                  .a = {x, k, 0, 1},
+                  .b = *w,
+                  .b_transposed = !backward,
+                  .form = layer_form(rows),
+                  .c = out};
 }
 
 /* The product of a layer without its adapter: x W^T, or backward dy W; x or dy is the first argument, W the second. */

@@ -9,9 +9,15 @@ enum { MR = 6 };
 #endif
 enum { NR = 2 * LANES }; /* columns of a tile */
 
+/* How the operands of a product lie packed: float32; or rounded to bfloat16, two depths to a word (see vec.h), whose dots are
+ * summed by float32 instructions or by the ones for them. */
+enum { FLOATS, PAIRS, NATIVE_PAIRS };
+
+INLINE int64_t words_of(int form, int64_t depth) { return form == FLOATS ? depth : (depth + 1) / 2; }
+
 /* One tile: rows of A times columns of B (row stride ldb), then the continuation, whose A is packed. */
 typedef struct {
-    int64_t k, ldb, k2;
+    int64_t k, ldb, k2; /* depths, k in words */
     const float *a, *b, *a2, *b2;
     int in_place;     /* A is read as it lies, MR rows of it; else from a packed panel */
     int64_t a_stride; /* in place: between rows; packed: rows of the panel, of which the tile may compute fewer */
@@ -47,9 +53,15 @@ INLINE void a_next(a_reader *r, const int in_place) {
     }
 }
 
+INLINE vi word_at(const float *p) {
+    int32_t word;
+    memcpy(&word, p, sizeof word);
+    return vi_set1(word);
+}
+
 /* acc += A B over a depth. In place, so many lines at once are more than the processor foresees: they are fetched ahead. */
 INLINE void tile_depth(vf acc[MR][2], a_reader a, const float *b, int64_t ldb, int64_t depth, const int mr, const int nv,
-                       const int in_place) {
+                       const int in_place, const int form) {
     enum { LINE = 16, AHEAD = 3 * LINE };
 #pragma GCC unroll 1
     for (int64_t k = 0; k < depth; k++) {
@@ -65,6 +77,12 @@ INLINE void tile_depth(vf acc[MR][2], a_reader a, const float *b, int64_t ldb, i
         vf b0 = vf_load(b), b1 = nv == 2 ? vf_load(b + LANES) : b0;
 #pragma GCC unroll 14
         for (int i = 0; i < mr; i++) {
+            if (form != FLOATS) {
+                vi x = word_at(a_at(&a, i, in_place));
+                acc[i][0] = vf_add_dots(acc[i][0], x, (vi)b0, form == NATIVE_PAIRS);
+                if (nv == 2) acc[i][1] = vf_add_dots(acc[i][1], x, (vi)b1, form == NATIVE_PAIRS);
+                continue;
+            }
             vf x = vf_set1(*a_at(&a, i, in_place));
             acc[i][0] += x * b0;
             if (nv == 2) acc[i][1] += x * b1;
@@ -74,15 +92,15 @@ INLINE void tile_depth(vf acc[MR][2], a_reader a, const float *b, int64_t ldb, i
     }
 }
 
-/* mr, nv and in_place are constants in every instance, so that the accumulators live in registers. */
-INLINE void tile_body(const tile_args *t, const int mr, const int nv, const int in_place) {
+/* mr, nv, in_place and form are constants in every instance, so that the accumulators live in registers. */
+INLINE void tile_body(const tile_args *t, const int mr, const int nv, const int in_place, const int form) {
     vf acc[MR][2];
 #pragma GCC unroll 14
     for (int i = 0; i < mr; i++)
 #pragma GCC unroll 2
         for (int j = 0; j < nv; j++) acc[i][j] = vf_set1(0);
-    tile_depth(acc, a_begin(t->a, t->a_stride, in_place), t->b, t->ldb, t->k, mr, nv, in_place);
-    tile_depth(acc, a_begin(t->a2, in_place ? mr : t->a_stride, 0), t->b2, nv * LANES, t->k2, mr, nv, 0);
+    tile_depth(acc, a_begin(t->a, t->a_stride, in_place), t->b, t->ldb, t->k, mr, nv, in_place, form);
+    tile_depth(acc, a_begin(t->a2, in_place ? mr : t->a_stride, 0), t->b2, nv * LANES, t->k2, mr, nv, 0, FLOATS);
     if (t->cols == nv * LANES) {
         vf bias0 = t->bias ? vf_load(t->bias) : vf_set1(0);
         vf bias1 = t->bias && nv == 2 ? vf_load(t->bias + LANES) : vf_set1(0);
@@ -114,9 +132,9 @@ INLINE void tile_body(const tile_args *t, const int mr, const int nv, const int 
 
 typedef void (*tile_fn)(const tile_args *t);
 #define TILE(mr, nv) \
-    static void tile_##mr##x##nv(const tile_args *t) { tile_body(t, mr, nv, 0); }
+    static void tile_##mr##x##nv(const tile_args *t) { tile_body(t, mr, nv, 0, FLOATS); }
 #define TILE_IN_PLACE(mr, nv) \
-    static void tile_##mr##x##nv##_in_place(const tile_args *t) { tile_body(t, mr, nv, 1); }
+    static void tile_##mr##x##nv##_in_place(const tile_args *t) { tile_body(t, mr, nv, 1, FLOATS); }
 TILE(1, 1)
 TILE(1, 2)
 TILE(2, 1)
@@ -174,6 +192,17 @@ static int tile_kernel(int64_t rows) {
 }
 
 static void run_tile(const tile_args *t, int width) { tiles[tile_kernel(t->rows) + t->in_place].fn[width / LANES - 1](t); }
+
+/* Tiles of pairs read MR rows of A in place, whatever part of them is valid. */
+static void tile_pairs_x1(const tile_args *t) { tile_body(t, MR, 1, 1, PAIRS); }
+static void tile_pairs_x2(const tile_args *t) { tile_body(t, MR, 2, 1, PAIRS); }
+static void tile_native_pairs_x1(const tile_args *t) { tile_body(t, MR, 1, 1, NATIVE_PAIRS); }
+static void tile_native_pairs_x2(const tile_args *t) { tile_body(t, MR, 2, 1, NATIVE_PAIRS); }
+
+static void run_tile_of_pairs(const tile_args *t, int width, int form) {
+    static const tile_fn fn[2][2] = {{tile_pairs_x1, tile_pairs_x2}, {tile_native_pairs_x1, tile_native_pairs_x2}};
+    fn[form == NATIVE_PAIRS][width / LANES - 1](t);
+}
 
 /* A full panel of rows times at most LANES / 2 columns (ldb is LANES / 2), as adapters of small rank have: whole vectors would
  * spend half their lanes on padding. */

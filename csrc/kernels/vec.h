@@ -452,13 +452,16 @@ INLINE uint16_t f16_from_f32(float f) {
 #endif
 }
 
+/* The bits of v rounded to bfloat16, in the upper half of each lane; the lower half is anything. */
+INLINE vi vi_rounded_to_bf16(vf v) {
+    vi bits = (vi)v, nan = v != v;
+    return (nan & (bits | 0x400000)) | (~nan & (bits + 0x7fff + (bits >> 16 & 1)));
+}
+
 /* LANES floats to 16 bits each, rounded to nearest even; NaN stays NaN. */
 INLINE void vf_to_bf16(uint16_t *p, vf v) {
 #if PL_BYTES == 64
-    vi bits = (vi)v, rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-    vi nan = v != v;
-    rounded = (nan & (bits >> 16 | 0x40)) | (~nan & rounded);
-    _mm256_storeu_si256((__m256i *)p, _mm512_cvtepi32_epi16((__m512i)rounded));
+    _mm256_storeu_si256((__m256i *)p, _mm512_cvtepi32_epi16((__m512i)(vi_rounded_to_bf16(v) >> 16)));
 #else
     for (int i = 0; i < LANES; i++) p[i] = bf16_from_f32(v[i]);
 #endif
@@ -482,6 +485,48 @@ INLINE void vf_to_bf16_twice(uint16_t *p, vf a, vf b) {
     vf_to_bf16(p, a);
     vf_to_bf16(p + LANES, b);
 #endif
+}
+
+/* Pairs of bfloat16: a word holds two of them, the first in its upper half. With `native`, a constant, the instructions for them are
+ * used, where the processor has them (pl_has_bf16_dots) and this file is compiled for one that may. Without, the same numbers come
+ * of float32 arithmetic: a product of two bfloat16 is exact there. Only numbers below 2^-126 differ, which the instructions take
+ * as 0. */
+#if defined(__AVX512BF16__) && PL_BYTES == 64
+enum { NATIVE_PAIRS_COMPILED = 1 };
+#else
+enum { NATIVE_PAIRS_COMPILED = 0 };
+#endif
+
+/* The pairs (a[i], b[i]), rounded to nearest even. */
+INLINE vi vi_pair(vf a, vf b, const int native UNUSED) {
+#if defined(__AVX512BF16__) && PL_BYTES == 64
+    if (native) {
+        static const uint16_t order[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                                           8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+        return (vi)_mm512_permutexvar_epi16(_mm512_loadu_si512(order), (__m512i)_mm512_cvtne2ps_pbh((__m512)a, (__m512)b));
+    }
+#endif
+    return (vi_rounded_to_bf16(a) & -0x10000) | (vi_rounded_to_bf16(b) >> 16 & 0xffff);
+}
+/* The pairs of 2 LANES floats that follow each other in a and b. */
+INLINE vi vi_pairs_in_order(vf a, vf b, const int native UNUSED) {
+#if defined(__AVX512BF16__) && PL_BYTES == 64
+    if (native) return (vi)_mm512_rol_epi32((__m512i)_mm512_cvtne2ps_pbh((__m512)b, (__m512)a), 16);
+#endif
+    uint16_t both[2 * LANES];
+    vf_to_bf16_twice(both, a, b);
+    vi pairs;
+    memcpy(&pairs, both, sizeof pairs);
+    return pairs << 16 | (pairs >> 16 & 0xffff);
+}
+/* sum + a.first b.first, and then + a.second b.second, each rounded to float32. */
+INLINE vf vf_add_dots(vf sum, vi a, vi b, const int native UNUSED) {
+#if defined(__AVX512BF16__) && PL_BYTES == 64
+    if (native) return (vf)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
+#endif
+    sum += (vf)(a & -0x10000) * (vf)(b & -0x10000);
+    sum += (vf)(a << 16) * (vf)(b << 16);
+    return sum;
 }
 INLINE void vf_to_f16(uint16_t *p, vf v) {
 #if PL_BYTES == 64
