@@ -13,7 +13,7 @@ export CC
 CORE := setup.py pyproject.toml $(wildcard csrc/*.h csrc/*.def csrc/*/*.[ch] csrc/*/*.cl)
 C_FILES := $(wildcard csrc/*.h csrc/*/*.[ch])
 
-.PHONY: help demo test parity lint sanitize bench bench-losses clean
+.PHONY: help demo test parity lint sanitize bench bench-train bench-losses clean
 
 help:
 	@echo 'make demo      set up .venv, then fine-tune the embedded model on the example data (about ten minutes)'
@@ -21,8 +21,9 @@ help:
 	@echo 'make parity    install PyTorch, transformers, PEFT and mlx-lm too, then compare with them'
 	@echo 'make lint      ruff, mypy, clang-format, and the C core with warnings as errors'
 	@echo 'make sanitize  the tests of the C core under AddressSanitizer and UndefinedBehaviorSanitizer'
-	@echo 'make bench     measure pyloss and its peers; prints the tables of the README on training'
-	@echo 'make bench-losses   the same for the loss functions'
+	@echo 'make bench-train   measure training and generation with pyloss and its peers; prints the tables of the README (25 minutes)'
+	@echo 'make bench-losses  the same for the loss functions'
+	@echo 'make bench     the same for matrix products, experts, loading and imports'
 	@echo 'make clean     remove what was built; .venv stays'
 	@echo
 	@echo 'PYTHON=python3.12 chooses the Python that .venv is made with, CC=clang the compiler.'
@@ -61,7 +62,10 @@ sanitize: $(VENV)/done-install $(VENV)/done-test
 	    PYTHONPATH="$$PWD" $(CURDIR)/$(BIN)/pytest -q -p no:cacheprovider $(CURDIR)/tests/csrc
 
 bench: $(VENV)/done-install $(VENV)/done-model $(VENV)/done-parity $(VENV)/done-bench
-	$(BIN)/python benchmarks/run.py --picture docs/benchmark.svg
+	$(BIN)/python benchmarks/run.py
+
+bench-train: $(VENV)/done-install $(VENV)/done-model $(VENV)/done-parity $(VENV)/done-bench
+	$(BIN)/python benchmarks/train.py --picture docs/benchmark.svg
 
 bench-losses: $(VENV)/done-install $(VENV)/done-parity $(VENV)/done-bench
 	$(BIN)/python benchmarks/losses.py

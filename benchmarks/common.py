@@ -28,16 +28,30 @@ def best_of(runs: int, *functions: Callable[[], object]) -> list[float]:
     return best
 
 
+def _status(key: str) -> float:
+    status = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) for line in status if line.startswith(key)) / 1e6
+
+
 def peak_gb() -> float:
     """The peak resident memory of this process; not getrusage's, which a new process inherits from the one that started it."""
-    status = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 1e6
+    return _status("VmHWM")
+
+
+def resident_gb() -> float:
+    """The resident memory of this process now."""
+    return _status("VmRSS")
 
 
 def environment(**extra: str) -> dict[str, str]:
     """The environment of a measured process: the same number of threads for everybody, nothing from a network."""
     threads = {name: str(THREADS) for name in ("PYLOSS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")}
     return {**os.environ, **threads, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", **extra}
+
+
+def compiled() -> dict[str, str]:
+    """Where torch.compile keeps its kernels, so that a second round does not compile them anew."""
+    return {"TORCHINDUCTOR_CACHE_DIR": str(WORK / "inductor")}
 
 
 def run_json(script: str, *arguments: str, **extra_environment: str) -> dict:

@@ -1,4 +1,4 @@
-"""Prompt reading and generation speed of a model, one sequence: MODEL PROMPT_TOKENS NEW_TOKENS; prints JSON."""
+"""Prompt reading and generation speed of a model with pyloss, one sequence: MODEL PROMPT_TOKENS NEW_TOKENS; prints JSON."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from common import THREADS, best_of, peak_gb
+from common import THREADS, best_of, peak_gb, resident_gb
 
 
 def arrays(tokens: int, d: int, v: int, heads: int) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -69,11 +69,6 @@ def of_torch(loss: str, heads: list, labels: np.ndarray, cut: bool) -> Callable:
         forward().backward()
 
     return both
-
-
-def resident_gb() -> float:
-    status = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) for line in status if line.startswith("VmRSS")) / 1e6
 
 
 def extra_mb(function: Callable, results: int) -> float:

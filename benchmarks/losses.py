@@ -13,7 +13,7 @@ import argparse
 from importlib.util import find_spec
 from pathlib import Path
 
-from common import WORK, machine, run_json, table
+from common import WORK, compiled, machine, run_json, table
 from loss_rows import LOSSES
 
 import pyloss
@@ -26,11 +26,6 @@ TRIPS = {  # what a loss reads and writes: forward, and with the gradient of the
     "stablemax cross entropy": ("read 1", "read 1, write 1"),
 }
 PEERS = {"torch": "torch eager", "compile": "torch.compile", "mlx": "mlx-lm, CPU", "opencl": "pyloss, OpenCL"}
-
-
-def compiled() -> dict[str, str]:
-    """Where torch.compile keeps its kernels, so that a second round does not compile them anew."""
-    return {"TORCHINDUCTOR_CACHE_DIR": str(WORK / "inductor")}
 
 
 def opencl() -> str:

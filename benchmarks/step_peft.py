@@ -1,46 +1,56 @@
-"""One training step of SmolLM2-135M with torch + PEFT, eager: FOLDER BATCH TOKENS CHECKPOINT STEPS lora|dora; prints JSON."""
+"""Steps of a model with torch + PEFT, as its users write them; the flags are step_work's, and --compile for torch.compile."""
 
 from __future__ import annotations
 
-import json
-import sys
-import time
-
 import numpy as np
+import step_work
 import torch
-from common import THREADS, peak_gb
+from common import THREADS
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
-def main(folder: str, batch: int, tokens: int, checkpoint: int, steps: int, kind: str) -> None:
+def main() -> None:
+    parser = step_work.parser(__doc__)
+    parser.add_argument("--compile", action="store_true", help="torch.compile")
+    options = parser.parse_args()
     torch.set_num_threads(THREADS)
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32)
     base = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    adapter = LoraConfig(r=8, lora_alpha=16, lora_dropout=0.0, target_modules=PROJECTIONS, use_dora=kind == "dora")
+    vocabulary = model.config.vocab_size
+    rank, alpha = step_work.RANK, step_work.RANK * step_work.SCALE
+    adapter = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=PROJECTIONS, use_dora=options.kind == "dora")
     model = get_peft_model(model, adapter)
-    if checkpoint:
+    if options.checkpoint:
         model.gradient_checkpointing_enable()
         model.enable_input_require_grads()
-    model.train()
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
-    vocabulary = model.config.vocab_size
-    ids = torch.from_numpy(np.random.default_rng(0).integers(0, vocabulary, (batch, tokens + 1)))
-    best = float("inf")
-    for _ in range(steps):
-        begin = time.perf_counter()
-        logits = model(input_ids=ids[:, :-1]).logits
-        loss = torch.nn.functional.cross_entropy(logits.view(-1, vocabulary), ids[:, 1:].reshape(-1))
+    model.train(not options.evaluate)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=step_work.RATE)
+    run = torch.compile(model) if options.compile else model
+
+    def loss_of(batch: step_work.Batch) -> torch.Tensor:
+        steps = np.arange(batch.ids.shape[1])
+        first, end = batch.lengths[:, :1], batch.lengths[:, 1:]
+        labels = torch.from_numpy(np.where((steps >= first) & (steps < end), batch.ids, -100)[:, 1:]).long()
+        mask = torch.from_numpy((steps < end)[:, :-1]).long() if batch.padded else None
+        logits = run(input_ids=torch.from_numpy(batch.ids[:, :-1]).long(), attention_mask=mask).logits
+        return torch.nn.functional.cross_entropy(logits.view(-1, vocabulary), labels.reshape(-1))
+
+    def step(batch: step_work.Batch) -> float:
+        if options.evaluate:
+            with torch.no_grad():
+                return loss_of(batch).item()
+        loss = loss_of(batch)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        best = min(best, time.perf_counter() - begin)
-    found = {"tokens_per_s": batch * tokens / best, "peak_gb": peak_gb(), "base_gb": base / 1e9, "loss": loss.item()}
-    print(json.dumps(found))
+        return loss.item()
+
+    step_work.measure(options, vocabulary, base, step)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], *map(int, sys.argv[2:6]), sys.argv[6])
+    main()

@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from pyloss.tuner.config import DEFAULT_MODEL, LORA_DEFAULTS, SCHEMA
@@ -42,6 +42,17 @@ def _setting(group: Any, flag: str, text: str, *more: str, **options: Any) -> No
     else:
         options.setdefault("metavar", {int: "N", float: "X"}.get(options.get("type", str), "TEXT"))
     group.add_argument(flag, *more, help=text, **options)
+
+
+def _model_flags(add: Callable[..., Any], *more: str, adapter: str | None = None, adapter_path: str | None = None) -> None:
+    """Add --model, under `more` names, and where `adapter` says what for, --adapter-path with its default."""
+    add("--model", *more, default=DEFAULT_MODEL, help=f"folder, .gguf file or known name (default: {DEFAULT_MODEL})")
+    if adapter:
+        add("--adapter-path", default=adapter_path, help=adapter)
+
+
+def _ignored_flag(add: Callable[..., Any]) -> None:
+    add("--trust-remote-code", action="store_true", help="accepted: no code of a model's folder is ever run")
 
 
 def _data_flags(group: Any) -> None:
@@ -175,8 +186,7 @@ def _generate_parser(commands: Any) -> None:
     )
     parser.set_defaults(command="generate")
     add = parser.add_argument
-    add("--model", default=DEFAULT_MODEL, help=f"folder, .gguf file or known name (default: {DEFAULT_MODEL})")
-    add("--adapter-path", help="folder of an adapter (default: none)")
+    _model_flags(add, adapter="folder of an adapter (default: none)")
     add("--prompt", "-p", default="hello", help="the user's message; - reads it from standard input (default: hello)")
     add("--system-prompt", help="the system message of the chat template")
     add("--prefill-response", help="how the answer begins")
@@ -190,7 +200,7 @@ def _generate_parser(commands: Any) -> None:
     add("--ignore-chat-template", action="store_true", help="take the prompt as it is")
     add("--chat-template-config", metavar="JSON", help="further arguments of the chat template, as a JSON object")
     add("--verbose", type=_truth, default=True, metavar="T|F", help="print the speed behind the answer (default: T)")
-    add("--trust-remote-code", action="store_true", help="accepted: no code of a model's folder is ever run")
+    _ignored_flag(add)
 
 
 def _fuse_parser(commands: Any) -> None:
@@ -203,15 +213,14 @@ def _fuse_parser(commands: Any) -> None:
     )
     parser.set_defaults(command="fuse")
     add = parser.add_argument
-    add("--model", default=DEFAULT_MODEL, help=f"folder, .gguf file or known name (default: {DEFAULT_MODEL})")
-    add("--adapter-path", default="adapters", help="folder of the adapter (default: adapters)")
+    _model_flags(add, adapter="folder of the adapter (default: adapters)", adapter_path="adapters")
     add("--save-path", default="fused_model", help="folder to write (default: fused_model)")
     add("--dequantize", "--de-quantize", action="store_true", help="keep the change in full: fused layers are never quantised")
     add("--export-gguf", action="store_true", help="write a GGUF file in float16 too; `pyloss export` has more to choose")
     add("--gguf-path", default="ggml-model-f16.gguf", metavar="FILE", help="its name (default: ggml-model-f16.gguf)")
     for flag in ("--upload-repo", "--hf-path"):
         add(flag, help=argparse.SUPPRESS)
-    add("--trust-remote-code", action="store_true", help="accepted: no code of a model's folder is ever run")
+    _ignored_flag(add)
 
 
 def _export_parser(commands: Any) -> None:
@@ -232,8 +241,7 @@ def _export_parser(commands: Any) -> None:
     )
     parser.set_defaults(command="export")
     add = parser.add_argument
-    add("--model", default=DEFAULT_MODEL, help=f"folder, .gguf file or known name (default: {DEFAULT_MODEL})")
-    add("--adapter-path", help="folder of an adapter, in mlx-lm's or PEFT's layout (default: none)")
+    _model_flags(add, adapter="folder of an adapter, in mlx-lm's or PEFT's layout (default: none)")
     add("--to", required=True, choices=("peft", "mlx", "gguf", "hf"), help="what to write")
     add("--output", required=True, metavar="PATH", help="the file of gguf, the folder of the others")
     add("--type", help="gguf: store matrices as f32, f16, bf16, q8_0, q5_0, q5_1, q4_0 or q4_1 (default: as they are)")
@@ -258,7 +266,7 @@ def _convert_parser(commands: Any) -> None:
     )
     parser.set_defaults(command="convert")
     add = parser.add_argument
-    add("--model", "--hf-path", default=DEFAULT_MODEL, help=f"folder, .gguf file or known name (default: {DEFAULT_MODEL})")
+    _model_flags(add, "--hf-path")
     add("--output", "--mlx-path", required=True, metavar="FOLDER", help="folder to write")
     text = "q2, q3, q4, q5, q6 or q8 (mlx's layout) or nf4 (bitsandbytes'); alone: q4, or what --q-bits says"
     add("-q", "--quantize", nargs="?", const="", metavar="KIND", help=text)
@@ -270,7 +278,29 @@ def _convert_parser(commands: Any) -> None:
     add("--loftq-rounds", type=int, default=4, metavar="N", help="for --loftq-rank: how often (default: 4)")
     add("--dtype", choices=("float32", "float16", "bfloat16"), help="type of what is not quantised (default: the model's)")
     add("-d", "--dequantize", action="store_true", help="write floats, whatever the model is stored as")
-    add("--trust-remote-code", action="store_true", help="accepted: no code of a model's folder is ever run")
+    _ignored_flag(add)
+
+
+def _bench_parser(commands: Any) -> None:
+    parser = commands.add_parser(
+        "bench",
+        usage="pyloss bench [options]",
+        help="what this machine gives",
+        description="Measure the speed of memory, of matrix products and of a training step on this machine.",
+        epilog="""examples:
+  pyloss bench
+  pyloss bench --model model.gguf --batch-size 1 --max-seq-length 2048 --grad-checkpoint --train-tokens 500000""",
+    )
+    parser.set_defaults(command="bench")
+    add = parser.add_argument
+    text = f"folder, .gguf file or known name (default: {DEFAULT_MODEL}, or where that is missing random weights of its shape)"
+    add("--model", help=text)
+    add("--fine-tune-type", choices=("lora", "dora"), default="lora", help="adapters to train (default: lora)")
+    add("--rank", type=int, default=8, metavar="N", help="rank of the adapters (default: 8)")
+    add("--batch-size", type=int, default=4, metavar="N", help="samples in a batch (default: 4)")
+    add("--max-seq-length", type=int, default=256, metavar="N", help="tokens of each (default: 256)")
+    add("--grad-checkpoint", action="store_true", help="recompute activations: less memory, more time")
+    add("--train-tokens", type=int, default=1_000_000, metavar="N", help="say how long so many tokens take (default: 1000000)")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -290,6 +320,7 @@ def build_parser() -> argparse.ArgumentParser:
     _fuse_parser(commands)
     _export_parser(commands)
     _convert_parser(commands)
+    _bench_parser(commands)
     info = commands.add_parser("info", help="version, processor and threads in use", description="What is in use.")
     info.set_defaults(command="info")
     return parser

@@ -10,13 +10,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+
 import pyloss
 import pyloss.random
 from pyloss import exporting, models
 from pyloss.optim import Optimizer, Schedule, WarmUp, build_optimizer, build_schedule
 from pyloss.tuner import state
 from pyloss.tuner.callbacks import get_reporting_callbacks
-from pyloss.tuner.config import merge_config
+from pyloss.tuner.config import DEFAULT_MODEL, merge_config
 from pyloss.tuner.datasets import load_dataset
 
 Flags = dict[str, Any]
@@ -233,6 +235,41 @@ def convert(flags: Flags) -> int:
     return 0
 
 
+def bench(flags: Flags) -> int:
+    from pyloss import measuring
+    from pyloss.models.synthetic import random_model
+    from pyloss.tuner.plan import size_text
+
+    for name in ("rank", "batch_size", "max_seq_length", "train_tokens"):
+        if flags[name] < 1:
+            raise ValueError(f"--{name.replace('_', '-')} is {flags[name]}; it must be at least 1")
+    title = flags["model"] or DEFAULT_MODEL
+    try:
+        model = models.load_model(title)
+    except FileNotFoundError:
+        if flags["model"]:
+            raise
+        model, title = random_model(format="q4_1"), "random weights of SmolLM2-135M's shape"
+    found = pyloss.info()
+    print(f"pyloss {found['version']}: {found['isa']} (of {', '.join(found['isas'])}), {found['threads']} threads")
+    print(f"memory: {measuring.memory_speed() / 1e9:.0f} GB/s", flush=True)
+    batch, tokens = flags["batch_size"], flags["max_seq_length"]
+    weights: dict[str, Any] = measuring.typical_weights(model)
+    weights = {"f32": np.ones(next(iter(weights.values())).shape, np.float32)} | weights
+    print(f"products of {batch * tokens} tokens with a layer's weights, forward and backward:")
+    for format, weight in weights.items():
+        speed = measuring.product_speed(weight, batch * tokens)
+        print(f"  {format}, {weight.shape[1]} to {weight.shape[0]}: {speed / 1e9:.0f} GFLOP/s", flush=True)
+    config, dora = {"rank": flags["rank"], "scale": 2.0}, flags["fine_tune_type"] == "dora"
+    step = measuring.training_step(model, config, dora, flags["grad_checkpoint"])
+    speed, peak = measuring.step_speed(step, model.vocab_size, batch, tokens)
+    options = ", checkpointing" if flags["grad_checkpoint"] else ""
+    print(f"{'DoRA' if dora else 'LoRA'} step of {title}, rank {flags['rank']}, {batch} x {tokens} tokens{options}:")
+    print(f"  {speed:.0f} tokens/s, peak memory {size_text(peak)}")
+    print(f"  {flags['train_tokens']:,} tokens take about {flags['train_tokens'] / speed / 60:.1f} minutes")
+    return 0
+
+
 def info(flags: Flags) -> int:
     for name, value in pyloss.info().items():
         print(f"{name}: {value}")
@@ -246,5 +283,6 @@ COMMANDS: dict[str, Callable[[Flags], int]] = {
     "fuse": fuse,
     "export": export,
     "convert": convert,
+    "bench": bench,
     "info": info,
 }

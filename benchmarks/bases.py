@@ -1,0 +1,52 @@
+"""The models that are measured: SmolLM2-135M's weights in each form, written once, so that all libraries read the same ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from common import WORK
+
+import pyloss
+from pyloss.models import quantize_model
+
+MODEL = "smollm2-135m"  # Q4_1, as the package brings it
+
+
+def float_folder() -> str:
+    """A float32 Hugging Face folder."""
+    folder = WORK / "smollm2-f32"
+    if not (folder / "config.json").exists():
+        model, tokenizer = pyloss.load(MODEL)
+        model.save(folder, tokenizer)
+    return str(folder)
+
+
+def nf4_folder() -> str:
+    """The same in QLoRA's NF4, as `pyloss convert --quantize nf4` writes it and transformers reads it with bitsandbytes."""
+    folder = WORK / "smollm2-nf4"
+    if not (folder / "config.json").exists():
+        model, tokenizer = pyloss.load(float_folder())
+        quantize_model(model, "nf4")
+        model.save(folder, tokenizer)
+    return str(folder)
+
+
+def q8_file() -> str:
+    """The same as a Q8_0 GGUF file."""
+    path = WORK / "smollm2-q8_0.gguf"
+    if not path.exists():
+        model, tokenizer = pyloss.load(float_folder())
+        pyloss.export(model, path, "gguf", tokenizer, type="q8_0")
+    return str(path)
+
+
+def q4_file() -> str:
+    """The embedded GGUF file."""
+    return str(pyloss.models.resolve_model(MODEL))
+
+
+def documents() -> str:
+    """Text to read: this project's pages, one after another."""
+    root = Path(__file__).resolve().parent.parent
+    pages = [root / "README.md", root / "CONTRIBUTING.md", *sorted((root / "docs").glob("*.md"))]
+    return "\n".join(page.read_text(encoding="utf-8") for page in pages)

@@ -1,0 +1,83 @@
+"""What the programs that measure steps of training or evaluation share: flags, batches, and the loop around a library's own step.
+
+They print JSON: `tokens_per_s` (tokens that are no padding), `peak_gb` and `base_gb` (the base's weights), `loss`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from common import peak_gb
+
+RANK, SCALE, RATE = 8, 2.0, 1e-4
+
+
+class Batch(NamedTuple):
+    """`ids` int32 [B, T], padded with 0; `lengths` int32 [B, 2] = (first target token, number of tokens)."""
+
+    ids: np.ndarray
+    lengths: np.ndarray
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that something follows, padding aside."""
+        return int((self.lengths[:, 1] - 1).sum())
+
+    @property
+    def padded(self) -> bool:
+        return bool((self.lengths[:, 1] < self.ids.shape[1]).any())
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """The flags of a step."""
+    parser = argparse.ArgumentParser(description=description.split("\n")[0])
+    add = parser.add_argument
+    add("model")
+    add("--kind", choices=("lora", "dora"), default="lora", help="of adapter")
+    add("--checkpoint", action="store_true", help="recompute activations")
+    add("--evaluate", action="store_true", help="the loss alone, without gradients")
+    add("--batch", type=int, default=4, help="sequences")
+    add("--tokens", type=int, default=256, help="of each sequence, drawn at random")
+    add("--chat", help="conversations instead, of chat.py's file; --batch of them at a time")
+    add("--grouped", action="store_true", help="conversations of like length in a batch")
+    add("--passes", type=int, default=5, help="steps, or passes over the conversations; the best counts")
+    return parser
+
+
+def batches(options: argparse.Namespace, vocabulary: int) -> list[Batch]:
+    """The batches of one pass."""
+    if not options.chat:
+        ids = np.random.default_rng(0).integers(0, vocabulary, (options.batch, options.tokens + 1)).astype(np.int32)
+        return [Batch(ids, np.full((options.batch, 2), (0, options.tokens + 1), np.int32))]
+    stored = np.load(options.chat)
+    lengths = stored["lengths"]
+    rows = np.split(stored["tokens"], np.cumsum(lengths[:, 1])[:-1])
+    order = np.argsort(lengths[:, 1], kind="stable") if options.grouped else np.arange(len(rows))
+    found = []
+    for begin in range(0, len(rows), options.batch):
+        some = order[begin : begin + options.batch]
+        ids = np.zeros((len(some), lengths[some, 1].max()), np.int32)
+        for line, row in zip(ids, some, strict=True):
+            line[: lengths[row, 1]] = rows[row]
+        found.append(Batch(ids, lengths[some]))
+    return found
+
+
+def measure(options: argparse.Namespace, vocabulary: int, base_bytes: int, step: Callable[[Batch], float]) -> None:
+    """Runs the passes and prints the best. The smallest of several batches runs once more, before the clock starts."""
+    work = batches(options, vocabulary)
+    if len(work) > 1:
+        step(min(work, key=lambda batch: batch.ids.size))
+    best = float("inf")
+    for _ in range(options.passes):
+        begin = time.perf_counter()
+        for batch in work:
+            loss = step(batch)
+        best = min(best, time.perf_counter() - begin)
+    speed = sum(batch.tokens for batch in work) / best
+    print(json.dumps({"tokens_per_s": speed, "peak_gb": peak_gb(), "base_gb": base_bytes / 1e9, "loss": loss}))

@@ -1,0 +1,110 @@
+"""What this machine gives: speeds of memory and of matrix products, and of a training step. `pyloss bench` prints them."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from . import _core, nn
+from .arrays import Array, empty, matrix
+from .optim import AdamW
+from .weight_stack import WeightStack
+from .weights import Weight
+
+#: more than caches hold
+MEMORY_BYTES = 128 << 20
+
+
+def best_seconds(function: Callable[[], Any], seconds: float) -> float:
+    """The shortest of the calls that fit into about so many seconds, two at least; the first counts only if it fills them."""
+
+    def once() -> float:
+        begin = time.perf_counter()
+        function()
+        return time.perf_counter() - begin
+
+    first = once()
+    if first >= seconds:
+        return first
+    end, best = time.perf_counter() + seconds, min(once(), once())
+    while time.perf_counter() < end:
+        best = min(best, once())
+    return best
+
+
+def memory_speed(seconds: float = 0.5, size: int = MEMORY_BYTES) -> float:
+    """Bytes a second that kernels read from memory: `size` of them at a time."""
+    array, total = np.ones(max(size // 4, 1), np.float32), np.empty(1)
+    return array.nbytes / best_seconds(lambda: _core.sum_squares(array, total), seconds)
+
+
+def product_speed(weight: Array | Weight, tokens: int, seconds: float = 0.5) -> float:
+    """FLOP a second of x [tokens, I] times a weight [O, I], float32 or stored, and of the gradient by x."""
+    rows, cols = weight.shape
+    rng, stored = np.random.default_rng(0), matrix(weight)
+    x, dy = (rng.standard_normal((tokens, size), dtype=np.float32) for size in (cols, rows))
+    y, dx = empty(tokens, rows), empty(tokens, cols)
+
+    def both() -> None:
+        _core.linear_forward(x, stored, None, None, None, 0.0, None, y)
+        _core.linear_input_grad(dy, stored, None, None, 0, None, dx)
+
+    return 4 * tokens * rows * cols / best_seconds(both, seconds)
+
+
+def typical_weights(model: Any) -> dict[str, Weight]:
+    """A matrix in each format that the model stores, of the shape that most numbers in it have; the most used format first."""
+    first: dict[tuple[str, tuple[int, ...]], Weight] = {}
+    numbers: dict[tuple[str, tuple[int, ...]], int] = {}
+    for weight in model.stored().values():
+        one = weight.matrices[0] if isinstance(weight, WeightStack) else weight
+        key = one.format, one.shape
+        first.setdefault(key, one)
+        numbers[key] = numbers.get(key, 0) + math.prod(weight.shape)
+    found: dict[str, Weight] = {}
+    for key in sorted(numbers, key=numbers.__getitem__, reverse=True):
+        found.setdefault(key[0], first[key])
+    return found
+
+
+def training_step(
+    model: Any, config: Mapping[str, Any], use_dora: bool = False, grad_checkpoint: bool = False, learning_rate: float = 1e-4
+) -> Callable[[np.ndarray, np.ndarray], float]:
+    """Puts adapters over all layers of `model`, and gives a function of a batch and its lengths (see `tuner.default_loss`) that
+    does one update of them with AdamW and returns the loss. `config` is that of `linear_to_lora_layers`."""
+    from .tuner import default_loss, linear_to_lora_layers
+
+    linear_to_lora_layers(model, -1, config, use_dora)
+    model.train().set_grad_checkpoint(grad_checkpoint)
+    optimizer, gradients = AdamW(learning_rate), nn.value_and_grad(model, default_loss)
+
+    def step(batch: np.ndarray, lengths: np.ndarray) -> float:
+        (loss, _), grads = gradients(model, batch, lengths)
+        optimizer.update(model, grads)
+        return float(loss)
+
+    return step
+
+
+class Step(NamedTuple):
+    """How fast a model trains: tokens a second, and the peak of the process's memory in bytes."""
+
+    tokens_per_second: float
+    peak_memory: int
+
+
+def step_speed(
+    step: Callable[[np.ndarray, np.ndarray], float], vocabulary: int, batch: int, tokens: int, seconds: float = 5.0
+) -> Step:
+    """The best of some steps over `batch` rows of `tokens` random tokens each."""
+    from .tuner.plan import peak_memory
+
+    ids = np.random.default_rng(0).integers(0, vocabulary, (batch, tokens + 1)).astype(np.int32)
+    lengths = np.full((batch, 2), (0, tokens + 1), np.int32)
+    best = best_seconds(lambda: step(ids, lengths), seconds)
+    return Step(batch * tokens / best, peak_memory())
+

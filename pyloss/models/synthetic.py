@@ -1,0 +1,68 @@
+"""A model of random weights: what is measured where no file of a model is at hand."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..weight_stack import WeightStack
+from ..weights import Weight
+from .building import build_model
+from .config import ModelConfig
+from .sources import Source
+from .transformer import Model
+
+#: SmolLM2-135M's shape
+SMALL = ModelConfig(
+    "llama",
+    vocab_size=49152,
+    hidden_size=576,
+    intermediate_size=1536,
+    num_hidden_layers=30,
+    num_attention_heads=9,
+    num_key_value_heads=3,
+    head_dim=64,
+    tie_word_embeddings=True,
+)
+
+
+class RandomSource(Source):
+    """Tensors of whatever is asked for: random matrices that keep the size of what they multiply, norms 1."""
+
+    def __init__(self, format: str) -> None:
+        self._format = format
+        self._drawn: dict[tuple[int, int], Weight] = {}
+
+    def has(self, name: str) -> bool:
+        """See `Source`."""
+        return True
+
+    def array(self, name: str, *shape: int, rotary: bool = False) -> np.ndarray:
+        """See `Source`: zeros, since what is asked for are biases."""
+        return np.zeros(shape, np.float32)
+
+    def norm(self, name: str, dims: int) -> np.ndarray:
+        """See `Source`."""
+        return np.ones(dims, np.float32)
+
+    def matrix(self, name: str, rows: int, cols: int, rotary: bool = False) -> Weight:
+        """See `Source`. Layers have bytes of their own, as in a file: a shared matrix would stay in the cache."""
+        if (rows, cols) not in self._drawn:
+            values = np.random.default_rng(0).standard_normal((rows, cols), dtype=np.float32) / np.float32(np.sqrt(cols))
+            self._drawn[rows, cols] = Weight.quantize(values, self._format)
+        drawn = self._drawn[rows, cols]
+        return Weight(drawn.raw.copy(), drawn.format, drawn.shape, groups=drawn.groups)
+
+    def experts(self, name: str, count: int, rows: int, cols: int) -> WeightStack:
+        """See `Source`."""
+        return WeightStack([self.matrix(name, rows, cols) for _ in range(count)])
+
+    def refuse_leftovers(self) -> None:
+        """Nothing is left of nothing."""
+
+
+def random_model(config: ModelConfig = SMALL, format: str = "f32") -> Model:
+    """A model of this shape whose matrices are stored in `format`, its parameters frozen; the same numbers each time.
+
+    Raises ValueError for a format that cannot be written, or whose groups do not divide the model's sizes.
+    """
+    return build_model(config, RandomSource(format))
