@@ -93,15 +93,16 @@ class Gradients:
 class Tape:
     """Records operations while it is entered; `watch` makes ndarrays leaves by identity.
 
-    `within` another tape, its Tensors are known here too. A `probing` tape only finds out whether there is anything to record.
+    `within` another tape, its Tensors and leaves are known here too. A `probing` tape only finds out whether there is anything to
+    record.
     """
 
     def __init__(self, within: Tape | None = None, probing: bool = False) -> None:
         self.root: object = object() if within is None else within.root
         self.probing = probing
         self.nodes: list[Node] = []
-        self.leaves: dict[int, Node] = {}
-        self._watched: list[np.ndarray] = []
+        self.leaves: dict[int, Node] = {} if within is None else within.leaves
+        self._watched: list[np.ndarray] = [] if within is None else within._watched
 
     def watch(self, array: np.ndarray) -> Node:
         """Operations that are given this very array record a gradient for it."""
@@ -379,8 +380,7 @@ class Deferred(Tensor):
     def data(self) -> np.ndarray:
         if self._compute is not None:
             with no_grad():
-                self._data = self._compute()
-            self._compute = None
+                self.settle(self._compute())
         return self._data
 
     @property
@@ -403,6 +403,10 @@ class Deferred(Tensor):
         if not self._shape:
             raise TypeError("len() of a Tensor without dimensions")
         return self._shape[0]
+
+    def settle(self, data: np.ndarray) -> None:
+        """Gives the data to whoever reads them from now on, where backward found them on its way."""
+        self._data, self._compute = data, None
 
     def _derived(self, shape: tuple[int, ...], function: Callable[[np.ndarray], np.ndarray]) -> Any:
         return Deferred(shape, self._dtype, lambda: function(self.data))
@@ -504,7 +508,6 @@ def checkpoint(function: Callable, x: Any) -> Any:
         return function(x)
     traced, kept, state = _node_of(x) is not None, keep(x), random.state()
     with Tape(within=outer, probing=True) as probe:
-        probe.leaves = outer.leaves
         result = function(Tensor(data(x), Node(probe.root)) if traced else data(x))
     if not isinstance(result, Tensor):
         return result
@@ -517,15 +520,48 @@ def checkpoint(function: Callable, x: Any) -> Any:
         try:
             with Tape(within=outer) as tape:
                 leaf = Node(tape.root) if grads.wanted(0) else None
-                for array in outer._watched:
-                    tape.watch(array)
                 tape.backward(function(Tensor(kept(), leaf) if leaf is not None else kept()), dy)
         finally:
             random.set_state(later)
-        for key, node in tape.leaves.items():
-            if node.grad is not None:
-                outer.leaves[key].add(node.grad, own=node.owned)
         if leaf is not None and leaf.grad is not None:
             grads.put(0, leaf.grad, own=leaf.owned)
 
     return record(out, (x,), vjp)
+
+
+def sum_in_parts(function: Callable, parts: Sequence[Any]) -> Any:
+    """The sum of the scalars `function(part)`, float32, of which memory holds one at a time.
+
+    Backward goes forward and back through one part before the next begins, so that what operations save is a part's. Until then
+    nothing is computed, unless the value is read: a loss of which backward is all that is asked for costs nothing twice.
+    """
+
+    def total(visit: Callable[[Any], Any]) -> np.ndarray:
+        return np.asarray(sum(float(visit(part)) for part in parts), np.float32)
+
+    outer = current_tape()
+    if outer is None:
+        return total(function)
+    seed = random.next_seed()
+
+    def walk(visit: Callable[[Any], Any]) -> np.ndarray:
+        """The sum, with the same random numbers every time."""
+        later = random.state()
+        random.seed(seed)
+        try:
+            return total(visit)
+        finally:
+            random.set_state(later)
+
+    def vjp(dy: np.ndarray, grads: Gradients) -> None:
+        def back(part: Any) -> Any:
+            with Tape(within=outer) as tape:
+                value = function(part)
+                if isinstance(value, Tensor):
+                    tape.backward(value, np.asarray(dy, value.dtype).reshape(value.shape))
+            return value
+
+        out.settle(walk(back))
+
+    out = Deferred((), np.dtype(np.float32), lambda: walk(function))
+    return record(out, (), vjp)

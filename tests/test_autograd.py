@@ -11,7 +11,7 @@ import pytest
 
 import pyloss
 from pyloss import _core, nn, ops
-from pyloss.autograd import Tape, Tensor, checkpoint, current_tape, grad, keep, no_grad, record, value_and_grad
+from pyloss.autograd import Tape, Tensor, checkpoint, current_tape, grad, keep, no_grad, record, sum_in_parts, value_and_grad
 
 Pair = namedtuple("Pair", "a b")
 
@@ -389,6 +389,92 @@ def test_a_checkpoint_without_anything_to_train_is_not_recorded(rng):
 def test_a_checkpoint_outside_of_a_tape_is_the_function(rng):
     x = rng.standard_normal(4).astype(np.float32)
     np.testing.assert_array_equal(checkpoint(lambda v: ops.add(v, v), x), 2 * x)
+
+
+# Sums in parts
+
+
+def in_parts(stack, x, wrap=lambda block, x: block(x)):
+    return sum_in_parts(lambda part: through(stack, part, wrap), x)
+
+
+@pytest.mark.parametrize("wrap", [lambda block, x: block(x), checkpoint])
+@pytest.mark.parametrize("loss", [lambda y: y, lambda y: y * 3 + 1, lambda y: y + float(y) * 0, lambda y: y * y])
+def test_a_sum_in_parts_is_the_sum(rng, wrap, loss):
+    stack, x = Stack(rng, 0.0), rng.standard_normal((3, 5, 7)).astype(np.float32)
+    value, grads = nn.value_and_grad(stack, lambda: loss(in_parts(stack, x, wrap)))()
+    want, wanted = nn.value_and_grad(stack, lambda: loss(through(stack, x[0], wrap) + through(stack, x[1], wrap) + through(stack, x[2], wrap)))()
+    assert value == pytest.approx(want, rel=1e-5) and value.dtype == np.float32
+    for name, gradient in wanted.items():
+        assert gradient.any()
+        np.testing.assert_allclose(grads[name], gradient, rtol=1e-4, atol=1e-4 * np.abs(gradient).max(), err_msg=name)
+
+
+@pytest.mark.parametrize("read", [False, True])
+def test_parts_are_computed_once_for_value_and_gradient(read):
+    model, runs = Scale(np.arange(3, dtype=np.float32)), []
+
+    def f():
+        value = sum_in_parts(lambda part: (runs.append(part), ops.add(model.weight, np.full(3, part, np.float32)).sum())[1], [1, 2])
+        if read:
+            assert float(value) == value.item() == 15
+        return value
+
+    value, grads = nn.value_and_grad(model, f)()
+    assert value == 15 and (grads["weight"] == 2).all()
+    assert runs == [1, 2] * (1 + read)
+    assert sum_in_parts(lambda part: part, [1.5, 2]) == 3.5 and sum_in_parts(float, []) == 0
+
+
+def test_parts_meet_the_same_random_numbers_forward_and_back(rng):
+    """The value that is read first, without a gradient, is that of the gradient; and what follows draws others."""
+    stack, x = Stack(rng, 0.4), rng.standard_normal((3, 5, 7)).astype(np.float32)
+    read, drawn, results = [], [], []
+    for reads in (True, False):
+        pyloss.random.seed(5)
+
+        def f(reads=reads):
+            value = in_parts(stack, x)
+            read.extend([float(value)] if reads else [])
+            drawn.append(pyloss.random.next_seed())
+            return value
+
+        results.append((nn.value_and_grad(stack, f)(), pyloss.random.state()))
+    ((value, grads), state), ((again, others), after) = results
+    assert value == again == read[0] and state == after and drawn[0] == drawn[1]
+    for name, gradient in grads.items():
+        assert (others[name] == gradient).all()
+    in_parts(Stack(rng, 0.0), x)
+    assert pyloss.random.state() == state, "outside of a tape nothing is drawn but what the parts draw"
+
+
+def test_a_gradient_by_what_parts_close_over(rng):
+    x, y = (rng.standard_normal((4, 6)).astype(np.float32) for _ in range(2))
+
+    def f(x, y, total):
+        double = y * 2
+        return total(lambda part: ops.swiglu(x * 3, double * part).sum(), [1.0, 2.0, -0.5]) * 2
+
+    plain = grad(lambda x, y: f(x, y, lambda g, parts: g(parts[0]) + g(parts[1]) + g(parts[2])), (0, 1))(x, y)
+    for a, b in zip(plain, grad(lambda x, y: f(x, y, sum_in_parts), (0, 1))(x, y), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_memory_holds_one_part_at_a_time(rng):
+    x, weight = rng.standard_normal((6000, 64)).astype(np.float32), rng.standard_normal((64, 64)).astype(np.float32)
+    peaks = []
+
+    def chain(part, w):
+        for _ in range(4):
+            part = ops.linear(part, w)
+        return part.sum()
+
+    for count in (1, 6):
+        _core.trim()
+        before = buffers()
+        grad(lambda w, count=count: sum_in_parts(lambda part: chain(part, w), np.split(x, count)))(weight)
+        peaks.append(_core.buffer_stats()["peak"] - before)
+    assert peaks[1] < peaks[0] / 3  # a sixth, and the buffers of a product
 
 
 # Memory and errors

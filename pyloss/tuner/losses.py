@@ -6,7 +6,12 @@ from typing import Any
 
 import numpy as np
 
+from ..autograd import sum_in_parts
 from ..losses import linear_cross_entropy
+
+# Gradients of a batch gather over parts of about this many tokens, so that memory holds what one part's backward needs: products
+# of fewer rows would be slower, those of more are hardly faster.
+PART_TOKENS = 512
 
 
 def target_weights(batch: Any, lengths: Any) -> np.ndarray:
@@ -54,19 +59,39 @@ def default_loss(model: Any, batch: Any, lengths: Any) -> tuple[Any, float]:
     used = np.maximum(counts - 1, 0)  # inputs: all but the last target
     total = float(weights.sum(dtype=np.float64))
     inside = np.arange(batch.shape[1] - 1) < used[:, None]
-    tokens, targets = batch[:, :-1][inside], batch[:, 1:][inside]
-    shares = (weights[:, 1:][inside] / total).astype(np.float32)
-    offsets = np.concatenate(([0], np.cumsum(used[used > 0]))).astype(np.int32)
+    targets, shares = batch[:, 1:], (weights[:, 1:] / total).astype(np.float32)
     vocabulary = model.head_layer.shape[0]
-    wrong = (targets < 0) | (targets >= vocabulary)
-    if (wrong & (shares > 0)).any():
-        raise ValueError(f"target token id {targets[wrong & (shares > 0)][0]} is outside the vocabulary [0, {vocabulary})")
-    labels = np.where(shares > 0, targets, -1).astype(np.int32)
-    hidden = model.hidden(tokens, offsets)
+    wrong = inside & (shares > 0) & ((targets < 0) | (targets >= vocabulary))
+    if wrong.any():
+        raise ValueError(f"target token id {targets[wrong][0]} is outside the vocabulary [0, {vocabulary})")
     at_once = head_bytes(getattr(model, "grad_checkpoint", False))
-    value = linear_cross_entropy(
-        hidden, model.head_layer, labels, weights=shares, ignore_index=-1, reduction="sum", logits_bytes=at_once
-    )
-    return value, total
+
+    def loss(rows: np.ndarray) -> Any:
+        """The share of some rows."""
+        real, factors = inside[rows], shares[rows][inside[rows]]
+        offsets = np.concatenate(([0], np.cumsum(used[rows]))).astype(np.int32)
+        labels = np.where(factors > 0, targets[rows][real], -1).astype(np.int32)
+        hidden = model.hidden(batch[rows, :-1][real], offsets)
+        return linear_cross_entropy(
+            hidden, model.head_layer, labels, weights=factors, ignore_index=-1, reduction="sum", logits_bytes=at_once
+        )
+
+    parts = parts_of_rows(used)
+    return loss(parts[0]) if len(parts) == 1 else sum_in_parts(loss, parts), total
 
 
+def parts_of_rows(lengths: Any) -> list[np.ndarray]:
+    """The rows of a batch, those of so many tokens that are not empty, in parts of about PART_TOKENS or the longest row.
+
+    The parts are of like size, since the largest decides on memory, and the smallest are the slowest.
+    """
+    lengths = np.asarray(lengths)
+    count = int(lengths.sum() // max(PART_TOKENS, lengths.max(initial=0)))
+    parts: list[list[int]] = [[] for _ in range(max(count, 1))]
+    loads = [0] * len(parts)
+    for row in np.argsort(-lengths, kind="stable"):
+        if lengths[row]:
+            least = loads.index(min(loads))
+            parts[least].append(int(row))
+            loads[least] += int(lengths[row])
+    return [np.array(sorted(part)) for part in parts]

@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 from pyloss.linear_losses import rows_at_once
-from pyloss.tuner.losses import head_bytes
+from pyloss.tuner.losses import head_bytes, parts_of_rows
 
 #: interpreter, libraries and the allocator's slack
 BASE_BYTES = 80_000_000
@@ -26,8 +26,9 @@ def estimate_memory(
 ) -> int:
     """An estimate of the peak memory of training, in bytes, for batches of `batch_size` rows of `max_len` tokens.
 
-    With N = batch_size * max_len tokens, hidden size H, query width Q (mostly H), key-value width K, feed-forward width I,
-    vocabulary V, L layers of which T, the last ones, are trained, and P trainable numbers, it is the sum of
+    With N tokens in the largest part of a batch (`losses.parts_of_rows`), hidden size H, query width Q (mostly H), key-value
+    width K, feed-forward width I, vocabulary V, L layers of which T, the last ones, are trained, and P trainable numbers, it is
+    the sum of
 
     - the stored weights as they are in the file (mapped pages count once they have been read);
     - `4 P (2 + slots + accumulate + keep_best)`: parameters, gradients, optimiser state, accumulated gradients, and
@@ -66,7 +67,7 @@ def estimate_memory(
     if table and getattr(config, "tie_word_embeddings", False):
         total += 4 * vocabulary * hidden
     layers = _trained_layers(model)
-    tokens = batch_size * max_len
+    tokens = max_len * max(map(len, parts_of_rows([max_len] * batch_size)))
     key_values = key_value_heads * head_dim
     queries, family = heads * head_dim, getattr(config, "family", None)
     layer = 4 * tokens * (2 * hidden + 2 * queries + 2 * key_values + 2 * inner)

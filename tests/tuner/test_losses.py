@@ -5,10 +5,10 @@ import pytest
 import tiny
 
 import pyloss
-from pyloss import linear_cross_entropy, nn, softmax_cross_entropy
+from pyloss import _core, linear_cross_entropy, nn, softmax_cross_entropy
 from pyloss.optim import AdamW
-from pyloss.tuner import linear_to_lora_layers
-from pyloss.tuner.losses import default_loss, target_weights
+from pyloss.tuner import linear_to_lora_layers, losses
+from pyloss.tuner.losses import default_loss, parts_of_rows, target_weights
 
 BATCH = np.array([[3, 1, 4, 1, 5, 9, 2, 6], [2, 7, 1, 8, 28, 0, 0, 0], [1, 6, 0, 0, 0, 0, 0, 0]], np.int32)
 LENGTHS = np.array([[3, 8], [1, 5], [0, 2]], np.int32)
@@ -149,6 +149,43 @@ def test_a_gradient_against_differences_of_the_reference(tiny_model):
         assert (grads[f"{name}.{half}"] * direction).sum() == pytest.approx((ends[0] - ends[1]) / 2e-6, rel=1e-3)
 
 
+# Parts
+
+
+@pytest.mark.parametrize("lengths", [[256] * 4, [20, 1000, 300, 37, 512, 5], [1] * 3, [0, 7, 0], [600], [511, 513], [2000, 30, 40], list(range(100))])
+def test_parts_hold_every_row_once_and_are_of_like_size(lengths):
+    parts = parts_of_rows(lengths)
+    assert sorted(np.concatenate(parts)) == [i for i, n in enumerate(lengths) if n]
+    loads = [sum(lengths[i] for i in part) for part in parts]
+    assert len(parts) == max(sum(lengths) // max(losses.PART_TOKENS, *lengths), 1)
+    assert max(loads) < 2 * max(losses.PART_TOKENS, *lengths) and 2 * min(loads) >= max(loads)
+
+
+@pytest.mark.parametrize("checkpoint", [False, True])
+@pytest.mark.parametrize("kind", ["spans", "whole rows", "weights", "weights with holes"])
+def test_a_batch_in_parts_has_the_value_and_gradients_of_the_whole(model, monkeypatch, kind, checkpoint):
+    model.set_grad_checkpoint(checkpoint)
+    want = step(model, BATCH, WEIGHTS[kind])
+    monkeypatch.setattr(losses, "PART_TOKENS", 2)
+    assert_same(step(model, BATCH, WEIGHTS[kind]), want)
+    value, total = default_loss(model, BATCH, WEIGHTS[kind])
+    assert value == step(model, BATCH, WEIGHTS[kind])[0][0] and total == want[0][1]
+
+
+def test_a_larger_batch_takes_no_more_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(losses, "PART_TOKENS", 64)
+    model = tiny.load_tiny(tmp_path / "model")
+    linear_to_lora_layers(model, 2, {"rank": 2, "scale": 2.0})
+    peaks = []
+    for rows in (2, 16):
+        batch = np.random.default_rng(0).integers(0, 29, (rows, 65)).astype(np.int32)
+        _core.trim()
+        before = _core.buffer_stats()["in_use"]
+        step(model, batch, np.tile([0, 65], (rows, 1)))
+        peaks.append(_core.buffer_stats()["peak"] - before)
+    assert peaks[1] < 1.2 * peaks[0]
+
+
 # Padding and edges
 
 
@@ -207,8 +244,10 @@ def test_accumulating_by_tokens_is_the_whole_batch(model):
 
 
 @pytest.mark.parametrize("format", ["Q4_1", "F32"])
-def test_training_steps_have_the_same_bits_with_any_number_of_threads(tmp_path, format):
+@pytest.mark.parametrize("part_tokens", [100, 512])
+def test_training_steps_have_the_same_bits_with_any_number_of_threads(tmp_path, monkeypatch, format, part_tokens):
     pytest.importorskip("gguf")
+    monkeypatch.setattr(losses, "PART_TOKENS", part_tokens)
     # Wide enough that each kernel divides its work.
     sizes = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 8, "head_dim": 32, "num_key_value_heads": 4, "vocab_size": 600}
     tiny.write_gguf(tmp_path / "model.gguf", format=format, num_hidden_layers=2, **sizes)
