@@ -1,4 +1,4 @@
-"""Steps of a model with pyloss; the flags are step_work's."""
+"""Steps of a model with pyloss; the flags are step_work's, and --precision."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from pyloss.tuner.losses import default_loss
 
 
 def main() -> None:
-    options = step_work.parser(__doc__).parse_args()
+    parser = step_work.parser(__doc__)
+    parser.add_argument("--precision", default="float32", help="of the products of layers: float32 or bfloat16")
+    options = parser.parse_args()
+    pyloss.set_matmul_precision(options.precision)
     model = pyloss.load_model(options.model)
     base = sum(weight.nbytes for weight in model.stored().values())
     config = {"rank": step_work.RANK, "scale": step_work.SCALE}

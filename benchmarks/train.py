@@ -90,11 +90,12 @@ class Tables:
             once.append(eager("lora", name=", NF4 (bitsandbytes)")._replace(model=nf4_folder()))
         own = [ours(kind, base) for kind in NAMES for base in BASES]
         own += [ours("lora", base, "--checkpoint", name=RECOMPUTED) for base in ("f32", "q4_1")]
+        own += [ours("lora", base, "--precision", "bfloat16", name=", bfloat16 products") for base in ("f32", "q4_1")]
         passes = ("--passes", 1 if self.quick else 3)
         rounds = 1 if self.quick else 2
         found = measured([*peers, *own], *passes, rounds=rounds)
         found |= measured(once, *passes)
-        plain = [p for p in (*peers, *own) if "--checkpoint" not in p.flags]
+        plain = [p for p in (*peers, *own) if not {"--checkpoint", "--precision"} & {*p.flags}]
         short = measured(plain, "--tokens", 48, "--passes", 4)
         self.full = {p.name: found[p.name] for p in (*peers[:1], *once, *peers[1:], *own)}
         speeds = {name: f["tokens_per_s"] for name, f in short.items()}
@@ -234,7 +235,7 @@ def main() -> None:
             for text in getattr(tables, part)():
                 print(f"\n{text}", flush=True)
     if options.picture and tables.full:
-        shown = [name for name in tables.full if ("LoRA" in name and any(base in name for base in ("PEFT", "float32", "Q4_1")))]
+        shown = [name for name in tables.full if "LoRA" in name and any(base in name for base in ("PEFT", "float32", "Q4_1"))]
         draw([{**tables.full[name], "name": name} for name in shown], options.picture)
         print(f"\ndrew {options.picture}")
 

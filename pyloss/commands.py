@@ -14,7 +14,7 @@ import numpy as np
 
 import pyloss
 import pyloss.random
-from pyloss import exporting, models
+from pyloss import exporting, models, precision
 from pyloss.optim import Optimizer, Schedule, WarmUp, build_optimizer, build_schedule
 from pyloss.tuner import state
 from pyloss.tuner.callbacks import get_reporting_callbacks
@@ -258,8 +258,11 @@ def bench(flags: Flags) -> int:
     weights = {"f32": np.ones(next(iter(weights.values())).shape, np.float32)} | weights
     print(f"products of {batch * tokens} tokens with a layer's weights, forward and backward:")
     for format, weight in weights.items():
-        speed = measuring.product_speed(weight, batch * tokens)
-        print(f"  {format}, {weight.shape[1]} to {weight.shape[0]}: {speed / 1e9:.0f} GFLOP/s", flush=True)
+        speeds = [f"{measuring.product_speed(weight, batch * tokens) / 1e9:.0f} GFLOP/s"]
+        if precision.has_instructions():
+            with precision.matmul_precision("bfloat16"):
+                speeds.append(f"{measuring.product_speed(weight, batch * tokens) / 1e9:.0f} as bfloat16")
+        print(f"  {format}, {weight.shape[1]} to {weight.shape[0]}: {', '.join(speeds)}", flush=True)
     config, dora = {"rank": flags["rank"], "scale": 2.0}, flags["fine_tune_type"] == "dora"
     step = measuring.training_step(model, config, dora, flags["grad_checkpoint"])
     speed, peak = measuring.step_speed(step, model.vocab_size, batch, tokens)

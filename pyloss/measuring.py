@@ -37,9 +37,12 @@ def best_seconds(function: Callable[[], Any], seconds: float) -> float:
 
 
 def memory_speed(seconds: float = 0.5, size: int = MEMORY_BYTES) -> float:
-    """Bytes a second that kernels read from memory: `size` of them at a time."""
-    array, total = np.ones(max(size // 4, 1), np.float32), np.empty(1)
-    return array.nbytes / best_seconds(lambda: _core.sum_squares(array, total), seconds)
+    """Bytes a second that kernels read from memory, or read and write there, whichever are more: `size` of them in all."""
+    rows = empty(64, max(size // 256, 1))
+    rows[...] = 1
+    flat, largest = rows.reshape(-1), np.empty(len(rows), np.int32)
+    reading = best_seconds(lambda: _core.argmax(rows, largest), seconds / 2)
+    return rows.nbytes / min(reading, best_seconds(lambda: _core.scale(1.0, flat, flat), seconds / 2) / 2)
 
 
 def product_speed(weight: Array | Weight, tokens: int, seconds: float = 0.5) -> float:

@@ -301,7 +301,7 @@ def test_bench_says_what_the_machine_gives(monkeypatch, capsys):
     out = capsys.readouterr().out
     assert asked == ["smollm2-135m"]
     assert "memory: 1 GB/s" in out
-    assert "products of 10 tokens" in out and "  f32, 32 to 64: 0 GFLOP/s\n  q4_1, 32 to 64: 0 GFLOP/s\n" in out
+    assert "products of 10 tokens" in out and "\n  f32, 32 to 64: 0 GFLOP/s" in out and "\n  q4_1, 32 to 64: 0 GFLOP/s" in out
     assert "DoRA step of smollm2-135m, rank 2, 2 x 5 tokens, checkpointing:\n  40 tokens/s, peak memory " in out
     assert "2,400 tokens take about 1.0 minutes" in out
     assert model.layers[0].mlp.up_proj.lora_b.any() and model.grad_checkpoint
