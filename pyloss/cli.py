@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+from pyloss.precision import PRECISIONS
 from pyloss.tuner.config import DEFAULT_MODEL, LORA_DEFAULTS, SCHEMA
 
 #: what bad input raises; anything else is a fault of ours and shows its traceback
@@ -73,6 +74,11 @@ def _data_flags(group: Any) -> None:
     _setting(group, "--batch-size", "samples in a batch", type=int)
 
 
+def _precision_flag(group: Any) -> None:
+    text = "how layers multiply: float32 or bfloat16, which is quicker where `pyloss info` says avx512_bf16"
+    _setting(group, "--matmul-precision", text, metavar="NAME")
+
+
 def _train_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "train",
@@ -121,6 +127,7 @@ Ctrl-C saves everything and says where; --resume continues from there.""",
     _setting(group, "--grad-accumulation-steps", "batches whose gradients make one update", type=int)
     _setting(group, "--max-grad-norm", "scale gradients down to this norm (default: off)", type=float)
     _setting(group, "--grad-checkpoint", "recompute activations: less memory, more time", action="store_true")
+    _precision_flag(group)
     _setting(group, "--seed", "seed of the adapters, the order of the data and dropout", type=int)
     group = parser.add_argument_group("validation, saving, resuming")
     _setting(group, "--steps-per-report", "iterations between reports of the training loss", type=int)
@@ -167,6 +174,7 @@ def _eval_parser(commands: Any) -> None:
     _data_flags(parser)
     parser.add_argument("--split", choices=("train", "valid", "test"), default="test", help="(default: test)")
     _setting(parser, "--test-batches", "batches to measure, -1 for all", type=int)
+    _precision_flag(parser)
 
 
 def _truth(text: str) -> bool:
@@ -300,6 +308,7 @@ def _bench_parser(commands: Any) -> None:
     add("--batch-size", type=int, default=4, metavar="N", help="samples in a batch (default: 4)")
     add("--max-seq-length", type=int, default=256, metavar="N", help="tokens of each (default: 256)")
     add("--grad-checkpoint", action="store_true", help="recompute activations: less memory, more time")
+    add("--matmul-precision", default="float32", choices=PRECISIONS, help="of the step's products (default: float32)")
     add("--train-tokens", type=int, default=1_000_000, metavar="N", help="say how long so many tokens take (default: 1000000)")
 
 

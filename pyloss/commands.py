@@ -80,7 +80,7 @@ def _train(config: SimpleNamespace, model: Any, optimizer: Optimizer, train_set:
         _say(f"starting from the adapter in {config.resume_adapter_file}")
     folder = Path(config.adapter_path)
     shared = ["batch_size", "iters", "val_batches", "steps_per_report", "steps_per_eval", "max_seq_length", "seed"]
-    shared += ["grad_checkpoint", "grad_accumulation_steps", "max_grad_norm", "loraplus_lr_ratio"]
+    shared += ["matmul_precision", "grad_checkpoint", "grad_accumulation_steps", "max_grad_norm", "loraplus_lr_ratio"]
     shared += ["patience", "keep_best", "resume"]
     args = TrainingArgs(
         **{name: getattr(config, name) for name in shared},
@@ -95,7 +95,8 @@ def _train(config: SimpleNamespace, model: Any, optimizer: Optimizer, train_set:
 def _evaluate(config: SimpleNamespace, model: Any, dataset: Any) -> None:
     from pyloss.tuner.evaluation import evaluate as measure
 
-    loss = measure(model, dataset, config.batch_size, config.test_batches, config.max_seq_length)
+    with precision.matmul_precision(config.matmul_precision):
+        loss = measure(model, dataset, config.batch_size, config.test_batches, config.max_seq_length)
     perplexity = math.exp(loss) if loss < 700 else math.inf
     count = len(dataset) if config.test_batches == -1 else min(len(dataset), config.test_batches * config.batch_size)
     print(f"loss {loss:.4f}, perplexity {perplexity:.4f}, {count} samples")
@@ -265,8 +266,10 @@ def bench(flags: Flags) -> int:
         print(f"  {format}, {weight.shape[1]} to {weight.shape[0]}: {', '.join(speeds)}", flush=True)
     config, dora = {"rank": flags["rank"], "scale": 2.0}, flags["fine_tune_type"] == "dora"
     step = measuring.training_step(model, config, dora, flags["grad_checkpoint"])
-    speed, peak = measuring.step_speed(step, model.vocab_size, batch, tokens)
+    with precision.matmul_precision(flags["matmul_precision"]):
+        speed, peak = measuring.step_speed(step, model.vocab_size, batch, tokens)
     options = ", checkpointing" if flags["grad_checkpoint"] else ""
+    options += ", products in bfloat16" if flags["matmul_precision"] == "bfloat16" else ""
     print(f"{'DoRA' if dora else 'LoRA'} step of {title}, rank {flags['rank']}, {batch} x {tokens} tokens{options}:")
     print(f"  {speed:.0f} tokens/s, peak memory {size_text(peak)}")
     print(f"  {flags['train_tokens']:,} tokens take about {flags['train_tokens'] / speed / 60:.1f} minutes")

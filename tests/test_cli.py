@@ -284,6 +284,21 @@ def test_convert_quantises_and_saves(world, monkeypatch, capsys):
     fails(capsys, ["convert"], "--output")
 
 
+def test_the_precision_of_products_is_a_flag_and_a_key(world, capsys, tmp_path, monkeypatch):
+    assert main([*TRAIN, "--matmul-precision", "bfloat16"]) == 0
+    assert "plan: layers multiply in bfloat16" in capsys.readouterr().err
+    (tmp_path / "c.yaml").write_text("matmul_precision: bfloat16\n")
+    assert main([*TRAIN, "-c", "c.yaml"]) == 0
+    assert "plan: layers multiply in bfloat16" in capsys.readouterr().err
+    assert main(TRAIN) == 0
+    assert "layers multiply" not in capsys.readouterr().err
+    measured = []
+    monkeypatch.setattr(evaluation, "evaluate", lambda *arguments: measured.append(pyloss.get_matmul_precision()) or 1.0)
+    assert main(["eval", "--data", "data", "-c", "c.yaml"]) == main(["eval", "--data", "data"]) == 0
+    assert measured == ["bfloat16", "float32"]
+    assert pyloss.get_matmul_precision() == "float32"
+
+
 def test_bench_says_what_the_machine_gives(monkeypatch, capsys):
     model = random_model(ModelConfig("llama", tie_word_embeddings=True, **SIZES), "q4_1")
     asked = []
@@ -337,6 +352,7 @@ def test_info_prints_what_is_in_use(world, capsys):
         ([*TRAIN, "--fine-tune-type", "ia3"], ["fine_tune_type is 'ia3'; allowed: lora, dora, full"]),
         ([*TRAIN, "--full-keys", "mlp"], ["full_keys says what fine_tune_type full trains"]),
         ([*TRAIN, "--loraplus-lr-ratio", "0"], ["loraplus_lr_ratio is 0.0; allowed: a number above 0"]),
+        ([*TRAIN, "--matmul-precision", "bf16"], ["matmul_precision is 'bf16'; allowed: float32, bfloat16"]),
         ([*TRAIN, "--optimizer", "muon"], ["muon is not available yet"]),
         ([*TRAIN, "--model", "missing"], ["no such model: missing"]),
         ([*TRAIN, "--data", "./nowhere"], ["nowhere", "no such folder"]),

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from pyloss.precision import check_precision
+
 
 @dataclass
 class TrainingArgs:
@@ -33,6 +35,8 @@ class TrainingArgs:
     adapter_file: str | os.PathLike[str] | None = "adapters.safetensors"
     #: Recompute activations in the backward pass: less memory, more time.
     grad_checkpoint: bool = False
+    #: How layers multiply during the run, "float32" or "bfloat16" (see `pyloss.set_matmul_precision`); None leaves it as it is.
+    matmul_precision: str | None = None
     #: Batches whose gradients are put together for one update.
     grad_accumulation_steps: int = 1
     #: Accepted for mlx-lm's sake; there is no such cache here.
@@ -63,6 +67,8 @@ class TrainingArgs:
                 raise ValueError(f"{name} is {value!r}; it must be a whole number of at least {low}")
         if self.patience is not None and self.patience < 1:
             raise ValueError(f"patience is {self.patience!r}; it must be at least 1, or None")
+        if self.matmul_precision is not None:
+            check_precision(self.matmul_precision)
         if self.max_grad_norm is not None and not self.max_grad_norm > 0:
             raise ValueError(f"max_grad_norm is {self.max_grad_norm!r}; it must be above 0, or None")
         if not 0 < self.loraplus_lr_ratio < math.inf:

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from pyloss.optim import OPTIMIZERS, build_schedule
+from pyloss.precision import PRECISIONS
 from pyloss.tuner.settings import INITS, PEFT_NAMES, adapter_settings
 
 DEFAULT_MODEL = "smollm2-135m"
@@ -176,6 +177,7 @@ SCHEMA: dict[str, Key] = {
     "test_batches": Key(_integer(-1), 500),
     "max_seq_length": Key(_integer(2), 2048),
     "grad_checkpoint": Key(_boolean, False),
+    "matmul_precision": Key(_one_of(*PRECISIONS), "float32"),
     "grad_accumulation_steps": Key(_integer(1), 1),
     "clear_cache_threshold": Key(lambda value: value, 0),
     "lr_schedule": Key(_optional(_lr_schedule)),

@@ -7,6 +7,7 @@ import sys
 from typing import Any
 
 from pyloss.linear_losses import rows_at_once
+from pyloss.precision import get_matmul_precision, has_instructions
 from pyloss.tuner.losses import head_bytes, parts_of_rows
 
 #: interpreter, libraries and the allocator's slack
@@ -137,6 +138,9 @@ def describe_plan(model: Any, optimizer: Any, args: Any, batches: Any, longest: 
             lines[-1] += ": longer than the run, so the full learning rate is never reached"
     for name, scale in optimizer.rate_scales.items():
         lines.append(f"plan: the learning rate of {name} is {scale:g} times that of the others")
+    if get_matmul_precision() != "float32":
+        cost = "" if has_instructions() else "; this processor has no instructions for it, so it takes no less time than float32"
+        lines.append(f"plan: layers multiply in {get_matmul_precision()}{cost}")
     report = getattr(batches, "report", None)
     if report is not None:
         epochs = args.iters / batches.batches_per_epoch

@@ -21,6 +21,7 @@ import pyloss.random
 from pyloss import _core, nn
 from pyloss.files import write_safetensors
 from pyloss.optim import clip_scale, grad_norm
+from pyloss.precision import get_matmul_precision, matmul_precision
 from pyloss.tuner import state as checkpoints
 from pyloss.tuner.adapter import fixed_factors, settled_arrays
 from pyloss.tuner.args import TrainingArgs, TrainingResult
@@ -56,9 +57,9 @@ def train(
     FloatingPointError before the parameters are touched. ValueError: unusable data or arguments, or a state to resume
     that is another run's. OSError: files that cannot be written.
     """
-    return _Run(model, optimizer, train_dataset, val_dataset, args or TrainingArgs(), loss, iterate_batches).run(
-        training_callback
-    )
+    args = args or TrainingArgs()
+    with matmul_precision(args.matmul_precision):
+        return _Run(model, optimizer, train_dataset, val_dataset, args, loss, iterate_batches).run(training_callback)
 
 
 class _Run:
@@ -176,7 +177,9 @@ class _Run:
         pyloss.random.set_state(saved.random)
         now, before = self.settings(), saved.settings or {}
         return [f"resuming after iteration {self.progress.iteration}"] + [
-            f"note: {key} is {now[key]!r}, and was {before[key]!r} before" for key in now if now[key] != before.get(key)
+            f"note: {key} is {now[key]!r}, and was {was!r} before"
+            for key, was in before.items()
+            if key in now and now[key] != was
         ]
 
     def settings(self) -> dict[str, Any]:
@@ -191,7 +194,7 @@ class _Run:
             "loraplus_lr_ratio",
         )
         fixed = {} if self.optimizer.schedule is not None else {"learning_rate": self.optimizer.learning_rate}
-        return {name: getattr(self.args, name) for name in names} | fixed
+        return {name: getattr(self.args, name) for name in names} | fixed | {"matmul_precision": get_matmul_precision()}
 
     def plan(self) -> list[str]:
         longest = self.args.max_seq_length

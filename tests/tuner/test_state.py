@@ -76,6 +76,14 @@ def test_a_rate_of_its_own_for_lora_b_survives_a_resume(tmp_path, capsys):
     assert "note: loraplus_lr_ratio is 1.0, and was 5.0 before" in capsys.readouterr().err
 
 
+def test_a_resume_in_another_precision_is_said(tmp_path, capsys):
+    run(tmp_path, iters=2)
+    run(tmp_path, Tiny(seed=6), iters=4, resume=True, progress=True, matmul_precision="bfloat16")
+    assert "note: matmul_precision is 'bfloat16', and was 'float32' before" in capsys.readouterr().err
+    run(tmp_path, Tiny(seed=6), iters=6, resume=True, progress=True, matmul_precision="bfloat16")
+    assert "note:" not in capsys.readouterr().err
+
+
 def test_a_stateless_iterator_is_replayed(tmp_path):
     def generator(**options):
         yield from iterate_batches(**options)

@@ -8,7 +8,9 @@ import pytest
 from safetensors.numpy import load_file
 from tiny_training import VOCABULARY, Recorder, Tiny, run, samples, tiny_loss, tiny_value_and_grad
 
+import pyloss
 from pyloss import nn, optim
+from pyloss.precision import matmul_precision
 from pyloss.tuner.args import TrainingArgs
 from pyloss.tuner.batching import BatchIterator
 from pyloss.tuner.datasets import CacheDataset
@@ -305,6 +307,8 @@ def test_bad_arguments_are_refused():
         TrainingArgs(iters=1.5)
     with pytest.raises(ValueError, match="patience is 0"):
         TrainingArgs(patience=0)
+    with pytest.raises(ValueError, match="matmul precision is 'bf16'; it must be one of float32, bfloat16"):
+        TrainingArgs(matmul_precision="bf16")
     with pytest.raises(ValueError, match="training dataset is empty"):
         train(Tiny(), optim.SGD(0.1), [])
     frozen = Tiny()
@@ -321,6 +325,24 @@ def test_the_mode_of_the_model_comes_back_and_checkpointing_is_switched_on():
     model, _, _ = run(None, grad_checkpoint=True, iters=1)
     assert not model.training
     assert model.checkpointing
+
+
+def test_the_precision_is_that_of_the_run_and_comes_back(capsys):
+    seen = []
+
+    def loss(model, batch, lengths):
+        seen.append(pyloss.get_matmul_precision())
+        return tiny_loss(model, batch, lengths)
+
+    run(None, loss=loss, iters=1, matmul_precision="bfloat16", progress=True)
+    assert set(seen) == {"bfloat16"} and pyloss.get_matmul_precision() == "float32"
+    assert "plan: layers multiply in bfloat16" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="inside"), matmul_precision("bfloat16"):
+        run(None, loss=loss, iters=1)  # nothing said: as it is
+        assert seen[-1] == "bfloat16"
+        run(None, loss=loss, iters=1, matmul_precision="float32")
+        assert seen[-1] == "float32" and pyloss.get_matmul_precision() == "bfloat16"
+        raise ValueError("inside")
 
 
 def test_evaluate_weighs_by_tokens():
