@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -22,6 +22,13 @@ class Module:
     float32 ndarray attributes are parameters; `Module` attributes, and lists and dicts of modules, are submodules; attributes
     whose names begin with `_` are neither. Parameters are trained unless frozen; a `Weight` (a stored matrix) is never trained.
     """
+
+    #: changes whenever an attribute of any module is set: what holds for the modules as they were may not hold any more
+    assignments: ClassVar[object] = object()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        Module.assignments = object()
+        super().__setattr__(name, value)
 
     def __init__(self) -> None:
         self._frozen: set[str] = set()
@@ -56,6 +63,7 @@ class Module:
         """Puts `module` in the place of the submodule with the dotted name `path`."""
         *parents, last = path.split(".")
         owner: Any = self
+        Module.assignments = object()  # also where the owner is a list or a dict
         for part in parents:
             if isinstance(owner, list):
                 owner = owner[int(part)]

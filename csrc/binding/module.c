@@ -48,7 +48,24 @@ static int64_t call_bytes(PyObject *const *args, Py_ssize_t nargs) {
     return total;
 }
 
+static _Thread_local PyObject *recording; /* the list of this thread's calls, or NULL */
+
+/* Appends (op, *args) to the recording. */
+static int note_call(int op, PyObject *const *args, Py_ssize_t nargs) {
+    PyObject *number = PyLong_FromLong(op), *call = number ? PyTuple_New(nargs + 1) : NULL;
+    if (!call) {
+        Py_XDECREF(number);
+        return -1;
+    }
+    PyTuple_SetItem(call, 0, number);
+    for (Py_ssize_t i = 0; i < nargs; i++) PyTuple_SetItem(call, i + 1, Py_NewRef(args[i]));
+    int failed = PyList_Append(recording, call);
+    Py_DECREF(call);
+    return failed;
+}
+
 static PyObject *run(int op, PyObject *const *args, Py_ssize_t nargs) {
+    if (recording && note_call(op, args, nargs)) return NULL;
     if (pl_device_call(args, nargs)) return pl_device_run(&specs[op], args, nargs);
     pl_call call;
     if (pl_spec_check(&specs[op], args, nargs, &call)) return NULL;
@@ -236,6 +253,38 @@ static PyObject *py_profile(PyObject *self, PyObject *args) {
     return dict;
 }
 
+static PyObject *py_record(PyObject *self, PyObject *args) {
+    (void)self;
+    int on;
+    if (!PyArg_ParseTuple(args, "p", &on)) return NULL;
+    PyObject *fresh = on ? PyList_New(0) : NULL;
+    if (on && !fresh) return NULL;
+    PyObject *calls = recording ? recording : Py_NewRef(Py_None);
+    recording = fresh;
+    return calls;
+}
+
+static PyObject *py_replay(PyObject *self, PyObject *calls) {
+    (void)self;
+    if (!PyList_Check(calls)) return PyErr_Format(PyExc_TypeError, "replay: the calls must be a list, not %R", Py_TYPE(calls));
+    for (Py_ssize_t i = 0; i < PyList_Size(calls); i++) {
+        PyObject *call = PyList_GetItem(calls, i), *args[PL_MAX_ARGS], *done;
+        Py_ssize_t n = PyTuple_Check(call) ? PyTuple_Size(call) - 1 : -1;
+        long op = n >= 0 && n <= PL_MAX_ARGS ? PyLong_AsLong(PyTuple_GetItem(call, 0)) : -1;
+        if (op < 0 || op >= OP_COUNT) {
+            PyErr_Clear();
+            return PyErr_Format(PyExc_ValueError, "replay: call %zd is not one that was recorded", i);
+        }
+        for (Py_ssize_t j = 0; j < n; j++) args[j] = PyTuple_GetItem(call, j + 1);
+        Py_INCREF(call); /* the list may change while the call runs */
+        done = run((int)op, args, n);
+        Py_DECREF(call);
+        if (!done) return NULL;
+        Py_DECREF(done);
+    }
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef methods[] = {
 #define PL_OP(name, spec) {#name, (PyCFunction)(void (*)(void))py_##name, METH_FASTCALL, spec},
 #include "../ops.def"
@@ -255,6 +304,9 @@ static PyMethodDef methods[] = {
     {"trim", py_trim, METH_NOARGS, "Gives cached buffers back to the system."},
     {"profile", py_profile, METH_VARARGS,
      "profile(on): switches timing, clears it and returns {op: (calls, seconds, bytes)} so far."},
+    {"record", py_record, METH_VARARGS,
+     "record(on): begins (again) or ends recording this thread's calls; returns those so far, or None if it did not record."},
+    {"replay", py_replay, METH_O, "replay(calls): runs recorded calls again, on the same arrays, checked as ever."},
     {NULL, NULL, 0, NULL}};
 
 static int module_exec(PyObject *module) {

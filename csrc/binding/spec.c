@@ -100,6 +100,10 @@ int pl_spec_parse(pl_spec *spec, const char *name, const char *text) {
         if (*s == '^') {
             p->offsets_to = s[1];
             s += 2;
+            if (*s == '~') {
+                p->offsets_before = 1;
+                s++;
+            }
         }
         if (*s && *s != ' ') return malformed(name, s);
     }
@@ -480,11 +484,11 @@ static int check_indices(const pl_spec *spec, const pl_param *p, const int32_t *
 
 static int check_offsets(const pl_spec *spec, const pl_param *p, const int32_t *values, const pl_call *call) {
     int64_t n = param_items(p, call), end = call->dim[p->offsets_to - 'A'];
-    int good = n > 0 && values[0] == 0 && values[n - 1] == end;
+    int good = n > 0 && values[0] == 0 && (values[n - 1] == end || (p->offsets_before && values[n - 1] < end));
     for (int64_t i = 1; i < n && good; i++) good = values[i] >= values[i - 1];
     if (good) return 0;
-    PyErr_Format(PyExc_ValueError, "%s: %s must begin with 0, never decrease and end with %lld", spec->name, p->name,
-                 (long long)end);
+    PyErr_Format(PyExc_ValueError, "%s: %s must begin with 0, never decrease and end with %s%lld", spec->name, p->name,
+                 p->offsets_before ? "at most " : "", (long long)end);
     return -1;
 }
 

@@ -35,9 +35,10 @@ typedef struct {
     int output, optional, in_place;
     int ndim;
     pl_dim_spec dim[PL_MAX_DIMS];
-    char below;        /* index values in [0, below) */
-    int below_ignored; /* and -1 */
-    char offsets_to;   /* offsets ending at this dimension */
+    char below;         /* index values in [0, below) */
+    int below_ignored;  /* and -1 */
+    char offsets_to;    /* offsets ending at this dimension */
+    int offsets_before; /* or before it */
 } pl_param;
 
 typedef struct {

@@ -98,6 +98,16 @@ static pl_status gather_rows(const pl_call *c) {
     return PL_OK;
 }
 
+/* y[rows[m],:] = x[m,:], the last m where several are the same   x [M,D], rows [M], y [N,D]: other rows stay */
+static pl_status put_rows(const pl_call *c) {
+    const float *x = c->arg[0].in;
+    const int32_t *rows = c->arg[1].in;
+    float *y = c->arg[2].out;
+    int64_t d = PL_DIM(c, 'D');
+    for (int64_t i = 0; i < PL_DIM(c, 'M'); i++) memcpy(y + rows[i] * d, x + i * d, (size_t)d * sizeof *y);
+    return PL_OK;
+}
+
 /* dx[n,:] = sum of dy[m,:] over rows[m] = n   dy [M,D], rows [M], dx [N,D] is overwritten; a row not named is 0 */
 static void zero_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
     const row_sum_job *job = context;

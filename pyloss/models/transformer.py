@@ -15,6 +15,7 @@ from ..arrays import i32
 from ..autograd import checkpoint, data
 from ..nn import Embedding, Linear, Module, RMSNorm
 from ..weights import Weight
+from .cache import KVCache, NextToken
 from .config import ModelConfig
 from .experts import SparseMoe
 from .rope import RopeTable
@@ -30,37 +31,6 @@ class Packing:
     offsets: np.ndarray
     positions: np.ndarray
     rotary: tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
-
-
-class KVCache:
-    """Keys and values of one sequence, per layer float32 [capacity, kv heads * head_dim].
-
-    Grown by doubling; layers with a window (`windows`, 0 for none) give up what lies before it instead. `length` counts the
-    tokens of the sequence.
-    """
-
-    def __init__(self, windows: list[int]):
-        self.length = 0
-        self._windows = windows
-        self._held = [0] * len(windows)
-        self._stores: list[list[np.ndarray]] = [[] for _ in windows]
-
-    def append(self, layer: int, keys: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Adds [n, D] in one layer; returns what is held of all so far, the last ones. The caller moves `length` on."""
-        window, held = self._windows[layer], self._held[layer]
-        stores = self._stores[layer] or [np.empty((0, new.shape[1]), np.float32) for new in (keys, values)]
-        if held + len(keys) > len(stores[0]):
-            kept = min(held, window - 1) if window else held
-            room = max(kept + len(keys), 2 * kept, 64)
-            grown = [np.empty((room, store.shape[1]), np.float32) for store in stores]
-            for store, new in zip(stores, grown, strict=True):
-                new[:kept] = store[held - kept : held]
-            stores, held = grown, kept
-        end = held + len(keys)
-        for store, new in zip(stores, (keys, values), strict=True):
-            store[held:end] = new
-        self._stores[layer], self._held[layer] = stores, end
-        return stores[0][:end], stores[1][:end]
 
 
 class Attention(Module):
@@ -97,8 +67,7 @@ class Attention(Module):
         q, k, v = rotated(self.q_proj(x), self.q_norm), rotated(self.k_proj(x), self.k_norm), self.v_proj(x)
         k_offsets = None
         if cache is not None:
-            k, v = cache.append(layer, data(k), data(v))
-            k_offsets = np.array([0, len(k)], np.int32)
+            k, v, k_offsets = cache.append(layer, data(k), data(v))
         mixed = ops.attention(q, k, v, packing.offsets, self._head_dim, self._scale, k_offsets, self._window)
         return self.o_proj(mixed)
 
@@ -233,8 +202,10 @@ class Model(Module):
             positions = np.empty(0, np.int32)
         else:
             positions = (np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths) + past).astype(np.int32)
-        longest = int(lengths.max(initial=0)) + past
-        return Packing(offsets, positions, (self._rope[0].upto(longest), self._rope[1].upto(longest)))
+        return Packing(offsets, positions, self._rotary(int(lengths.max(initial=0)) + past))
+
+    def _rotary(self, longest: int) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+        return self._rope[0].upto(longest), self._rope[1].upto(longest)
 
     def _run(self, tokens: np.ndarray, packing: Packing, cache: KVCache | None = None) -> Any:
         x = self.model.embed_tokens(tokens)
@@ -273,10 +244,27 @@ class Model(Module):
         tokens = self._tokens(tokens, 1)
         if not len(tokens):
             raise ValueError("step needs at least one token")
-        packing = self._pack(np.array([len(tokens)]), cache.length)
+        cache.reserve(len(tokens))
+        if len(tokens) == 1:
+            logits = self._next(tokens, cache).copy()
+        else:
+            logits = self._last(tokens, self._pack(np.array([len(tokens)]), cache.length), cache)
+        cache.advance(len(tokens))
+        return logits
+
+    def _last(self, tokens: np.ndarray, packing: Packing, cache: KVCache) -> np.ndarray:
         x = data(self._run(tokens, packing, cache))
-        cache.length += len(tokens)
         return data(self.head(x[-1:]))[0]
+
+    def _next(self, tokens: np.ndarray, cache: KVCache) -> np.ndarray:
+        """The logits after one token, which the next such step may overwrite: its calls are the same at every step."""
+        rotary = self._rotary(cache.length + 1)
+        state = (self, Module.assignments, *rotary[0], *rotary[1])
+        if cache.next is None or not cache.next.holds(state):
+            cache.next = NextToken(state)
+        step = cache.next
+        step.token[:], step.position[:] = tokens, cache.length
+        return step.replay(lambda: self._last(step.token, Packing(step.offsets, step.position, rotary), cache))
 
     def make_cache(self) -> KVCache:
         """An empty key-value cache for `step`."""

@@ -552,6 +552,59 @@ def test_empty_of_zero_elements_and_a_huge_axis():
         pass
 
 
+@pytest.mark.parametrize(("bounds", "good"), [((0, 4), True), ((0, 2), True), ((0, 5), False), ((1, 2), False)])
+def test_offsets_of_a_part(bounds, good):
+    """Keys may be the first of a store with room for more."""
+
+    def attend():
+        _core.attention_forward(f32(1, 2, 8), f32(4, 1, 8), f32(4, 1, 8), i32(0, 1), i32(*bounds), 1.0, 0, f32(1, 2, 8), f32(1, 2))
+
+    if good:
+        return attend()
+    with pytest.raises(ValueError, match="k_offsets must begin with 0, never decrease and end with at most 4"):
+        attend()
+
+
+# Recorded calls
+
+
+def test_recorded_calls_run_again_on_the_same_arrays():
+    x, y, z = np.ones(4, np.float32), f32(4), f32(4)
+    assert _core.record(True) is None
+    _core.add(x, x, y)
+    with pytest.raises(ValueError, match="y has size"):
+        _core.add(x, x, f32(3))
+    other = threading.Thread(target=lambda: _core.scale(3.0, x, f32(4)))
+    other.start()
+    other.join()
+    _core.scale(2.0, y, z)
+    calls = _core.record(False)
+    assert _core.record(False) is None
+    _core.add(x, x, y)
+    assert len(calls) == 3 and calls[0][1] is x and calls[2][1:] == (2.0, y, z)
+    del calls[1]
+    x[:] = 5
+    assert _core.replay(calls) is None
+    assert z.tolist() == [20.0] * 4
+
+
+@pytest.mark.parametrize(
+    ("calls", "error", "message"),
+    [
+        ((), TypeError, "the calls must be a list"),
+        ([None], ValueError, "call 0 is not one that was recorded"),
+        ([()], ValueError, "call 0 is not one that was recorded"),
+        ([("add",)], ValueError, "call 0 is not one that was recorded"),
+        ([(10**6,)], ValueError, "call 0 is not one that was recorded"),
+        ([(0, *range(30))], ValueError, "call 0 is not one that was recorded"),
+        ([(0,)], TypeError, "takes"),
+    ],
+)
+def test_calls_that_were_not_recorded(calls, error, message):
+    with pytest.raises(error, match=message):
+        _core.replay(calls)
+
+
 # The module
 
 

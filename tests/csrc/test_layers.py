@@ -57,6 +57,15 @@ def test_gather_and_scatter_add_rows(memory, rng, n, d):
     assert_close(dx, want, n)
 
 
+@pytest.mark.parametrize(("n", "d"), SHAPES)
+def test_put_rows(memory, rng, n, d):
+    x, rows, y = normal(rng, n, d), rng.permutation(2 * n)[:n], memory.new((2 * n, d))
+    y[...] = want = normal(rng, 2 * n, d)
+    _core.put_rows(memory.put(x), memory.put(rows, np.int32), y)
+    want[rows] = x
+    assert (y == want).all()
+
+
 def test_scatter_of_no_rows_gives_zeros(memory):
     dx = memory.new((4, 3))
     _core.scatter_add_rows(np.zeros((0, 3), np.float32), np.zeros(0, np.int32), dx)
