@@ -30,7 +30,7 @@ typedef struct {
     int stream;
 } row_job;
 
-enum { ROW_BLOCK = 2048, AHEAD_BYTES = 256 << 10, PAGE_SKEW = 640 };
+enum { ROW_BLOCK = 2048, AHEAD_BYTES = 4096, PAGE_SKEW = 640 };
 static const int64_t float_bytes[] = {[PL_F32] = 4, [PL_F64] = 8, [PL_F16] = 2, [PL_BF16] = 2};
 
 /* Runs `piece` over all rows with `parts` padded rows of scratch for each worker. `out` is the gradient that may be streamed. */
@@ -45,7 +45,7 @@ static pl_status run_rows(const pl_call *c, int parts, const pl_rows *in, const 
     char *scratch = pl_acquire(job.stride * (size_t)pl_num_threads() + PAGE_SKEW);
     if (!scratch) return PL_NO_MEMORY;
     job.scratch = scratch + PAGE_SKEW;
-    /* Some rows in a piece, so that there is a next one to fetch while a gradient is written. */
+    /* Some rows in a piece, so that there is a next one while whose statistics are taken a gradient is written. */
     int64_t some = n / (8 * pl_num_threads()), least = grain_of(v);
     pl_parallel(n, some > least ? some : least, piece, &job);
     pl_release(scratch);
@@ -101,11 +101,11 @@ static pl_status argmax(const pl_call *c) { return run_rows(c, 1, &c->arg[0].row
 #define PL_LOSS_TABLE
 #define PL_CLASS_LOSS(name, family, options, mean_option, softcap_option) \
     static pl_status name(const pl_call *c) { \
-        return run_rows(c, 1, &c->arg[0].rows, &c->arg[c->count - 1].rows, c->wide ? name##_rows_f64 : name##_rows_f32); \
+        return run_rows(c, 2, &c->arg[0].rows, &c->arg[c->count - 1].rows, c->wide ? name##_rows_f64 : name##_rows_f32); \
     }
 #define PL_PAIR_LOSS(name, options, q_sums_to_0) \
     static pl_status name(const pl_call *c) { \
-        return run_rows(c, 4, &c->arg[0].rows, &c->arg[c->count - 2].rows, c->wide ? name##_rows_f64 : name##_rows_f32); \
+        return run_rows(c, 6, &c->arg[0].rows, &c->arg[c->count - 2].rows, c->wide ? name##_rows_f64 : name##_rows_f32); \
     }
 #define PL_ELEMENT_LOSS(name, options) \
     static pl_status name(const pl_call *c) { \

@@ -9,7 +9,7 @@ INLINE void TYPED(map_rows)(TYPED(family) f, const int logarithm, const row_job 
     TYPED(reading) how = {.rows = in, .scale = 1};
     TYPED(row_statistics) row = TYPED(statistics_in)(TYPED(scratch)(job, worker, 0), n);
     for (int64_t i = begin; i < end; i++) {
-        TYPED(take_statistics)(f, how, i, n, &row);
+        TYPED(take_statistics)(f, how, i, n, &row, NULL, 0, 1);
         V log_sum = VEC(set1)((REAL)(log(row.total) + (double)row.shift));
         double dot = 0;
         /* First y and the sum, then dx. */

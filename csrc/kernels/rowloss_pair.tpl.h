@@ -9,30 +9,24 @@ typedef struct {
     double sum;
 } TYPED(pair_side);
 
-/* gradient = factor (by - prob * sum) of one row, prob from its kept weights. */
-INLINE void TYPED(pair_gradient)(const row_job *job, const pl_rows *out, int64_t i, const TYPED(pair_side) *s, REAL scale,
-                                 double factor) {
-    int64_t n = PL_DIM(job->call, 'V');
-    REAL buffer[ROW_BLOCK];
-    V by = VEC(set1)((REAL)factor);
-    for (int64_t begin = 0; begin < n; begin += ROW_BLOCK) {
-        int64_t m = n - begin < ROW_BLOCK ? n - begin : ROW_BLOCK, j = 0;
-        REAL *to = TYPED(target)(out, i, begin, buffer);
-        const REAL *derivative = s->by + begin, *kept = s->row.kept + begin;
-        V prob = TYPED(block_factor)(&s->row, begin, scale, -factor * s->sum);
-        if (job->stream && to != buffer) {
-            for (; j < m && (uintptr_t)(to + j) % sizeof(V); j++) to[j] = derivative[j] * by[0] + kept[j] * prob[0];
-            for (; j + WIDTH <= m; j += WIDTH) VEC(stream)(to + j, VEC(load)(derivative + j) * by + VEC(load)(kept + j) * prob);
-        }
-        for (; j + WIDTH <= m; j += WIDTH) VEC(store)(to + j, VEC(load)(derivative + j) * by + VEC(load)(kept + j) * prob);
-        for (; j < m; j++) to[j] = derivative[j] * by[0] + kept[j] * prob[0];
-        TYPED(put)(out, i, begin, m, to, 1);
-    }
+/* The gradient of row i: factor (by - prob * sum), prob from the kept weights. Where by sums to 0 it is the gradient itself. */
+INLINE TYPED(unwritten) TYPED(pair_gradient)(const row_job *job, const pl_rows *out, int64_t i, const TYPED(pair_side) *s,
+                                             REAL scale, double factor, int direct) {
+    return (TYPED(unwritten)){.out = out,
+                              .i = i,
+                              .n = PL_DIM(job->call, 'V'),
+                              .values = s->by,
+                              .by_values = factor,
+                              .weights = direct ? NULL : &s->row,
+                              .scale = scale,
+                              .by_weights = -factor * s->sum,
+                              .special_at = -1,
+                              .stream = job->stream};
 }
 
-/* What a walk over two rows is asked for. With q_direct, the table says that by_q sums to 0: it is q's gradient itself. */
+/* What a walk over two rows is asked for. */
 typedef struct {
-    int want_q, want_p, q_direct;
+    int want_q, want_p;
 } TYPED(pair_mode);
 
 /* `left` elements of the two rows at once; returns their part of the loss. */
@@ -51,15 +45,11 @@ INLINE V TYPED(pair_step)(TYPED(pair_formula) formula, const double *option, TYP
     return e.loss;
 }
 
-/* Row i after the statistics of both: the loss; by_q and by_p kept and summed where wanted, or the gradient of q itself, times
- * `direct`. */
-INLINE double TYPED(pair_walk)(TYPED(pair_formula) formula, const double *option, const row_job *job, int64_t i, REAL scale,
-                               TYPED(pair_side) *q, TYPED(pair_side) *p, TYPED(pair_mode) mode, double direct) {
-    const pl_call *c = job->call;
-    const pl_rows *out = &c->arg[c->count - 2].rows;
+/* Row i after the statistics of both: the loss; by_q and by_p kept and summed where wanted. */
+INLINE double TYPED(pair_walk)(TYPED(pair_formula) formula, const double *option, const pl_call *c, int64_t i, REAL scale,
+                               TYPED(pair_side) *q, TYPED(pair_side) *p, TYPED(pair_mode) mode) {
     int64_t n = PL_DIM(c, 'V');
-    REAL from_q[ROW_BLOCK], from_p[ROW_BLOCK], buffer[ROW_BLOCK];
-    V by = VEC(set1)((REAL)direct);
+    REAL from_q[ROW_BLOCK], from_p[ROW_BLOCK];
     V constants[6] = {VEC(set1)(q->row.shift), VEC(set1)(p->row.shift), VEC(set1)(scale),
                       VEC(set1)((REAL)(log(q->row.total) - log(p->row.total)))};
     double total = 0;
@@ -69,32 +59,29 @@ INLINE double TYPED(pair_walk)(TYPED(pair_formula) formula, const double *option
         const REAL *xq = TYPED(fetch)(&c->arg[0].rows, i, begin, m, from_q),
                    *xp = TYPED(fetch)(&c->arg[1].rows, i, begin, m, from_p);
         const REAL *kept_q = q->row.kept + begin, *kept_p = p->row.kept + begin;
-        REAL *to = mode.q_direct && mode.want_q ? TYPED(target)(out, i, begin, buffer) : q->by + begin, *to_p = p->by + begin;
-        int stream = mode.q_direct && mode.want_q && job->stream && to != buffer && (uintptr_t)to % sizeof(V) == 0;
+        REAL *to_q = q->by + begin, *to_p = p->by + begin;
         constants[4] = TYPED(block_factor)(&q->row, begin, scale, 1);
         constants[5] = TYPED(block_factor)(&p->row, begin, scale, 1);
         V sum = {0}, sum_q = {0}, sum_p = {0}, by_q = {0}, by_p = {0};
-#define STEP(left, store_q) \
+#define STEP(left) \
     do { \
         sum += TYPED(pair_step)(formula, option, mode, xq + j, xp + j, kept_q + j, kept_p + j, left, constants, &by_q, &by_p); \
-        if (mode.want_q && !mode.q_direct) sum_q += by_q; \
-        if (mode.want_q) store_q; \
+        if (mode.want_q) sum_q += by_q; \
+        if (mode.want_q) TYPED(store)(to_q + j, by_q, left); \
         if (mode.want_p) sum_p += by_p; \
         if (mode.want_p) TYPED(store)(to_p + j, by_p, left); \
     } while (0)
-        if (stream)
-            for (; j + WIDTH <= m; j += WIDTH) STEP(WIDTH, VEC(stream)(to + j, by_q * by));
-        for (; j + WIDTH <= m; j += WIDTH) STEP(WIDTH, VEC(store)(to + j, mode.q_direct ? by_q * by : by_q));
-        if (j < m) STEP(m - j, TYPED(store)(to + j, mode.q_direct ? by_q * by : by_q, m - j));
+        for (; j + WIDTH <= m; j += WIDTH) STEP(WIDTH);
+        if (j < m) STEP(m - j);
 #undef STEP
         total += (double)VEC(sum)(sum);
-        if (mode.want_q && !mode.q_direct) q->sum += (double)VEC(sum)(sum_q);
+        if (mode.want_q) q->sum += (double)VEC(sum)(sum_q);
         if (mode.want_p) p->sum += (double)VEC(sum)(sum_p);
-        if (mode.want_q && mode.q_direct) TYPED(put)(out, i, begin, m, to, 1);
     }
     return total < 0 ? 0 : total; /* a divergence is not negative, but rounding may be */
 }
 
+/* With q_direct, the table says that by_q sums to 0. */
 INLINE void TYPED(pair_rows)(TYPED(pair_formula) formula, const int q_direct, const row_job *job, int64_t begin, int64_t end,
                              int worker) {
     const pl_call *c = job->call;
@@ -105,16 +92,23 @@ INLINE void TYPED(pair_rows)(TYPED(pair_formula) formula, const int q_direct, co
     double option[PL_MAX_ARGS], inverse = 1 / c->arg[2].f;
     for (int o = 3; o < c->count - 4; o++) option[o - 3] = c->arg[o].f;
     REAL scale = (REAL)inverse;
-    TYPED(pair_side) q = {.row = TYPED(statistics_in)(TYPED(scratch)(job, worker, 0), n), .by = TYPED(scratch)(job, worker, 2)};
-    TYPED(pair_side) p = {.row = TYPED(statistics_in)(TYPED(scratch)(job, worker, 1), n), .by = TYPED(scratch)(job, worker, 3)};
+#define SIDE(first) \
+    {.row = TYPED(statistics_in)(TYPED(scratch)(job, worker, first), n), .by = TYPED(scratch)(job, worker, first + 1)}
+    TYPED(pair_side) p = SIDE(0), turns[2] = {SIDE(2), SIDE(4)}; /* q's gradient waits while the next row has the other turn */
+#undef SIDE
+    if (q_direct) /* nothing needs its weights once the walk has been there */
+        for (int t = 0; t < 2; t++) turns[t].by = turns[t].row.kept;
+    TYPED(unwritten) late = {0};
+    int turn = 0;
     TYPED(reading) how_q = {.rows = &c->arg[0].rows, .scale = scale}, how_p = {.rows = &c->arg[1].rows, .scale = scale};
     for (int64_t i = begin; i < end; i++) {
         int silent = dloss && dloss[i] == 0, want_q = dq->data && !silent, want_p = dp->data && !silent;
-        TYPED(take_statistics)(FAMILY_softmax, how_q, i, n, &q.row);
-        TYPED(take_statistics)(FAMILY_softmax, how_p, i, n, &p.row);
+        TYPED(pair_side) *q = &turns[turn];
+        TYPED(take_statistics)(FAMILY_softmax, how_q, i, n, &q->row, &late, 0, 2);
+        TYPED(take_statistics)(FAMILY_softmax, how_p, i, n, &p.row, &late, 1, 2);
+        late.out = NULL;
         double factor = (dloss ? (double)dloss[i] : 1) * inverse, total;
-#define WALK(want_q, want_p) \
-    TYPED(pair_walk)(formula, option, job, i, scale, &q, &p, (TYPED(pair_mode)){want_q, want_p, q_direct}, factor)
+#define WALK(want_q, want_p) TYPED(pair_walk)(formula, option, c, i, scale, q, &p, (TYPED(pair_mode)){want_q, want_p})
         if (want_p) total = WALK(want_q, 1);
         else if (want_q) total = WALK(1, 0);
         else total = WALK(0, 0);
@@ -122,7 +116,14 @@ INLINE void TYPED(pair_rows)(TYPED(pair_formula) formula, const int q_direct, co
         loss[i] = (REAL)total;
         if (dq->data && silent) TYPED(put_zeros)(dq, i, n); /* only now: a gradient may lie where the logits do */
         if (dp->data && silent) TYPED(put_zeros)(dp, i, n);
-        if (want_q && !q_direct) TYPED(pair_gradient)(job, dq, i, &q, scale, factor);
-        if (want_p) TYPED(pair_gradient)(job, dp, i, &p, scale, factor);
+        if (want_p) {
+            TYPED(unwritten) now = TYPED(pair_gradient)(job, dp, i, &p, scale, factor, 0);
+            TYPED(write_row)(&now);
+        }
+        if (!want_q) continue;
+        late = TYPED(pair_gradient)(job, dq, i, q, scale, factor, q_direct);
+        turn ^= 1;
+        if (!job->stream) TYPED(write_row)(&late);
     }
+    TYPED(write_row)(&late);
 }

@@ -112,6 +112,15 @@ typedef struct {
     REAL *block_shift; /* what is kept of each block is relative to, [blocks] */
 } TYPED(row_statistics);
 
+/* What makes probabilities (times `by`) of the weights that were kept of the block that begins at `begin`. */
+INLINE V TYPED(block_factor)(const TYPED(row_statistics) *row, int64_t begin, REAL scale, double by) {
+    REAL shift = row->block_shift[begin / ROW_BLOCK];
+    double relative = shift == row->shift ? 1 : exp(((double)shift - (double)row->shift) * (double)scale);
+    return VEC(set1)((REAL)(relative * by / row->total));
+}
+
+#include "rowloss_write.tpl.h"
+
 INLINE REAL TYPED(block_max)(const REAL *x, int64_t n) {
     REAL lowest = (REAL)-INFINITY;
     V a = VEC(set1)(lowest), b = a, c = a, d = a;
@@ -133,13 +142,15 @@ INLINE V TYPED(weigh)(TYPED(family) f, V x, V shift, V scale, int with_slope, V 
     return w;
 }
 
-/* The sum of a block's weights. Meanwhile the next block, stored at `next` in elements of `bytes`, is fetched from memory. */
+/* The sum of a block's weights. Meanwhile what lies at `next`, in elements of `bytes`, is fetched into the second-level cache (the
+ * first has no room left), and `late` written. */
 INLINE double TYPED(block_sum)(TYPED(family) f, const REAL *x, int64_t n, REAL shift, REAL scale, int with_slope, REAL *kept,
-                               const char *next, int64_t bytes) {
+                               const char *next, int64_t bytes, const TYPED(unwritten_part) *late) {
     V s = VEC(set1)(shift), by = VEC(set1)(scale), a = {0}, b = {0}, k;
     int64_t i = 0;
     for (; i + 2 * WIDTH <= n; i += 2 * WIDTH) {
-        for (int64_t line = 0; line < 2 * WIDTH * bytes; line += 64) __builtin_prefetch(next + i * bytes + line);
+        for (int64_t line = 0; line < 2 * WIDTH * bytes; line += 64) __builtin_prefetch(next + i * bytes + line, 0, 2);
+        TYPED(write_two)(late, i);
         a += TYPED(weigh)(f, VEC(load)(x + i), s, by, with_slope, &k);
         if (kept) VEC(store)(kept + i, k);
         b += TYPED(weigh)(f, VEC(load)(x + i + WIDTH), s, by, with_slope, &k);
@@ -179,8 +190,10 @@ typedef struct {
     int with_slope, with_mean;
 } TYPED(reading);
 
-/* One walk over row i; the total is taken anew relative to each larger maximum. `row` brings its arrays along. */
-INLINE void TYPED(take_statistics)(TYPED(family) f, TYPED(reading) how, int64_t i, int64_t n, TYPED(row_statistics) *row) {
+/* One walk over row i; the total is taken anew relative to each larger maximum. `row` brings its arrays along. Meanwhile `late`,
+ * which may be NULL, is written, or its half where this is one of two walks. */
+INLINE void TYPED(take_statistics)(TYPED(family) f, TYPED(reading) how, int64_t i, int64_t n, TYPED(row_statistics) *row,
+                                   const TYPED(unwritten) *late, int walk, int walks) {
     REAL buffer[ROW_BLOCK], shift = f.shifted ? (REAL)-INFINITY : 0;
     double total = 0;
     int64_t bytes = float_bytes[how.rows->type];
@@ -200,20 +213,21 @@ INLINE void TYPED(take_statistics)(TYPED(family) f, TYPED(reading) how, int64_t 
             shift = highest;
         }
         row->block_shift[begin / ROW_BLOCK] = shift;
+        TYPED(unwritten_part) part = {0};
+        int write = late && late->out;
+        if (write) {
+            part = TYPED(begin_writing)(late, begin, m);
+            TYPED(share_writing)(&part, walk, walks);
+        }
         /* As long as all logits are -inf they add e^(-inf - 0) = 0. */
         total += TYPED(block_sum)(f, x, m, shift == (REAL)-INFINITY ? 0 : shift, how.scale, how.with_slope,
-                                  row->kept ? row->kept + begin : NULL, pl_row(how.rows, i) + (begin + ROW_BLOCK) * bytes, bytes);
+                                  row->kept ? row->kept + begin : NULL,
+                                  pl_row(how.rows, i) + (begin + ROW_BLOCK) * bytes + AHEAD_BYTES, bytes, &part);
+        if (write && walk == walks - 1) TYPED(end_writing)(late, &part, begin, m);
         if (how.with_mean) TYPED(block_mean)(x, m, row);
     }
     row->shift = shift;
     row->total = total;
-}
-
-/* What makes probabilities (times `by`) of the weights that were kept of the block that begins at `begin`. */
-INLINE V TYPED(block_factor)(const TYPED(row_statistics) *row, int64_t begin, REAL scale, double by) {
-    REAL shift = row->block_shift[begin / ROW_BLOCK];
-    double relative = shift == row->shift ? 1 : exp(((double)shift - (double)row->shift) * (double)scale);
-    return VEC(set1)((REAL)(relative * by / row->total));
 }
 
 /* A worker's scratch: `part` is one padded row with the shifts of its blocks behind it. */

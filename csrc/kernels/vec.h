@@ -332,6 +332,30 @@ INLINE vf vf_log_grown(vf x, vf d) {
 }
 INLINE vd vd_log_grown(vd x, vd d) { return vd_log1p(d / x); }
 
+/* a b + c in one rounding where there is an instruction for it, two where not: the same bits wherever it is inlined. */
+INLINE vf vf_fma(vf a, vf b, vf c) {
+#if PL_BYTES == 64
+    return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif PL_BYTES == 32
+    return (vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__aarch64__)
+    return (vf)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+#else
+    return a * b + c;
+#endif
+}
+INLINE vd vd_fma(vd a, vd b, vd c) {
+#if PL_BYTES == 64
+    return (vd)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
+#elif PL_BYTES == 32
+    return (vd)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
+#elif defined(__aarch64__)
+    return (vd)vfmaq_f64((float64x2_t)c, (float64x2_t)a, (float64x2_t)b);
+#else
+    return a * b + c;
+#endif
+}
+
 /* Stores past the caches, for results larger than they are; p is aligned to a vector. */
 INLINE void vf_stream(float *p, vf v) {
 #if PL_BYTES == 64
@@ -466,9 +490,8 @@ INLINE void vf_to_bf16(uint16_t *p, vf v) {
     for (int i = 0; i < LANES; i++) p[i] = bf16_from_f32(v[i]);
 #endif
 }
-/* The same for 2 LANES floats. */
-INLINE void vf_to_bf16_twice(uint16_t *p, vf a, vf b) {
 #if PL_BYTES == 64
+INLINE __m512i bf16_of_two(vf a, vf b) {
     const __m512i half = _mm512_set1_epi32(0x7fff), one = _mm512_set1_epi32(1), odd = _mm512_set1_epi32(0x10000);
     const __m512i quiet = _mm512_set1_epi32(0x400000);
     __m512i x[2] = {(__m512i)a, (__m512i)b};
@@ -480,10 +503,23 @@ INLINE void vf_to_bf16_twice(uint16_t *p, vf a, vf b) {
     }
     static const uint16_t odd_words[32] = {1,  3,  5,  7,  9,  11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31,
                                            33, 35, 37, 39, 41, 43, 45, 47, 49, 51, 53, 55, 57, 59, 61, 63};
-    _mm512_storeu_si512(p, _mm512_permutex2var_epi16(x[0], _mm512_loadu_si512(odd_words), x[1]));
+    return _mm512_permutex2var_epi16(x[0], _mm512_loadu_si512(odd_words), x[1]);
+}
+#endif
+/* The same for 2 LANES floats; and past the caches, where p is aligned to a vector. */
+INLINE void vf_to_bf16_twice(uint16_t *p, vf a, vf b) {
+#if PL_BYTES == 64
+    _mm512_storeu_si512(p, bf16_of_two(a, b));
 #else
     vf_to_bf16(p, a);
     vf_to_bf16(p + LANES, b);
+#endif
+}
+INLINE void vf_stream_bf16_twice(uint16_t *p, vf a, vf b) {
+#if PL_BYTES == 64
+    _mm512_stream_si512((__m512i *)p, bf16_of_two(a, b));
+#else
+    vf_to_bf16_twice(p, a, b);
 #endif
 }
 
