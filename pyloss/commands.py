@@ -252,27 +252,26 @@ def bench(flags: Flags) -> int:
             raise
         model, title = random_model(format="q4_1"), "random weights of SmolLM2-135M's shape"
     found = pyloss.info()
-    print(f"pyloss {found['version']}: {found['isa']} (of {', '.join(found['isas'])}), {found['threads']} threads")
-    print(f"memory: {measuring.memory_speed() / 1e9:.0f} GB/s", flush=True)
-    batch, tokens = flags["batch_size"], flags["max_seq_length"]
+    print(f"pyloss {found['version']}: {found['isa']} (of {', '.join(found['isas'])}), {found['threads']} threads", flush=True)
     weights: dict[str, Any] = measuring.typical_weights(model)
-    weights = {"f32": np.ones(next(iter(weights.values())).shape, np.float32)} | weights
-    print(f"products of {batch * tokens} tokens with a layer's weights, forward and backward:")
-    for format, weight in weights.items():
+    batch, tokens = flags["batch_size"], flags["max_seq_length"]
+    config, dora = {"rank": flags["rank"], "scale": 2.0}, flags["fine_tune_type"] == "dora"
+    step = measuring.training_step(model, config, dora, flags["grad_checkpoint"])
+    with precision.matmul_precision(flags["matmul_precision"]):
+        speed, peak = measuring.step_speed(step, model.vocab_size, batch, tokens)  # first: the others need memory of their own
+    options = ", checkpointing" if flags["grad_checkpoint"] else ""
+    options += ", products in bfloat16" if flags["matmul_precision"] == "bfloat16" else ""
+    print(f"{'DoRA' if dora else 'LoRA'} step of {title}, rank {flags['rank']}, {batch} x {tokens} tokens{options}:")
+    print(f"  {speed:.0f} tokens/s, peak memory {size_text(peak)}")
+    print(f"  {flags['train_tokens']:,} tokens take about {flags['train_tokens'] / speed / 60:.1f} minutes", flush=True)
+    print(f"memory: {measuring.memory_speed() / 1e9:.0f} GB/s")
+    print(f"products of {batch * tokens} tokens with weights, forward and backward:")
+    for format, weight in ({"f32": np.ones(next(iter(weights.values())).shape, np.float32)} | weights).items():
         speeds = [f"{measuring.product_speed(weight, batch * tokens) / 1e9:.0f} GFLOP/s"]
         if precision.has_instructions():
             with precision.matmul_precision("bfloat16"):
                 speeds.append(f"{measuring.product_speed(weight, batch * tokens) / 1e9:.0f} as bfloat16")
         print(f"  {format}, {weight.shape[1]} to {weight.shape[0]}: {', '.join(speeds)}", flush=True)
-    config, dora = {"rank": flags["rank"], "scale": 2.0}, flags["fine_tune_type"] == "dora"
-    step = measuring.training_step(model, config, dora, flags["grad_checkpoint"])
-    with precision.matmul_precision(flags["matmul_precision"]):
-        speed, peak = measuring.step_speed(step, model.vocab_size, batch, tokens)
-    options = ", checkpointing" if flags["grad_checkpoint"] else ""
-    options += ", products in bfloat16" if flags["matmul_precision"] == "bfloat16" else ""
-    print(f"{'DoRA' if dora else 'LoRA'} step of {title}, rank {flags['rank']}, {batch} x {tokens} tokens{options}:")
-    print(f"  {speed:.0f} tokens/s, peak memory {size_text(peak)}")
-    print(f"  {flags['train_tokens']:,} tokens take about {flags['train_tokens'] / speed / 60:.1f} minutes")
     return 0
 
 

@@ -17,6 +17,8 @@ from .weights import Weight
 
 #: more than caches hold
 MEMORY_BYTES = 128 << 20
+#: of a table of words, which would need much memory for its products
+MOST_ROWS = 8192
 
 
 def best_seconds(function: Callable[[], Any], seconds: float) -> float:
@@ -60,7 +62,10 @@ def product_speed(weight: Array | Weight, tokens: int, seconds: float = 0.5) -> 
 
 
 def typical_weights(model: Any) -> dict[str, Weight]:
-    """A matrix in each format that the model stores, of the shape that most numbers in it have; the most used format first."""
+    """A matrix in each format that the model stores, of the shape that most numbers in it have; the most used format first.
+
+    Of one with more rows than MOST_ROWS it is those.
+    """
     first: dict[tuple[str, tuple[int, ...]], Weight] = {}
     numbers: dict[tuple[str, tuple[int, ...]], int] = {}
     for weight in model.stored().values():
@@ -70,7 +75,9 @@ def typical_weights(model: Any) -> dict[str, Weight]:
         numbers[key] = numbers.get(key, 0) + math.prod(weight.shape)
     found: dict[str, Weight] = {}
     for key in sorted(numbers, key=numbers.__getitem__, reverse=True):
-        found.setdefault(key[0], first[key])
+        weight = first[key]
+        rows = min(weight.shape[0], MOST_ROWS - MOST_ROWS % (weight.head_dim or 1))
+        found.setdefault(weight.format, weight.slice_rows(0, rows))
     return found
 
 
