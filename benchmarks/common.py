@@ -28,19 +28,25 @@ def best_of(runs: int, *functions: Callable[[], object]) -> list[float]:
     return best
 
 
-def _status(key: str) -> float:
-    status = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) for line in status if line.startswith(key)) / 1e6
+def _listed_gb(path: str, key: str) -> float:
+    """A number of the lines "key: number kB"."""
+    lines = Path(path).read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(key)) / 1e6
 
 
 def peak_gb() -> float:
     """The peak resident memory of this process; not getrusage's, which a new process inherits from the one that started it."""
-    return _status("VmHWM")
+    return _listed_gb("/proc/self/status", "VmHWM")
 
 
 def resident_gb() -> float:
     """The resident memory of this process now."""
-    return _status("VmRSS")
+    return _listed_gb("/proc/self/status", "VmRSS")
+
+
+def free_gb() -> float:
+    """The memory of the machine that is free for use."""
+    return _listed_gb("/proc/meminfo", "MemAvailable")
 
 
 def environment(**extra: str) -> dict[str, str]:

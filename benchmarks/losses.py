@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import argparse
 from importlib.util import find_spec
-from pathlib import Path
 
 from bases import MODEL
-from common import WORK, compiled, machine, run_json, table
+from common import WORK, compiled, free_gb, machine, run_json, table
 from loss_rows import LOSSES
 
 import pyloss
@@ -90,14 +89,11 @@ def linear_table(quick: bool) -> str:
 def memory_table(quick: bool) -> str:
     """Peak extra memory where the logits are 2.5 GB."""
     d = 64 if quick else 576
-    free = next(
-        int(line.split()[1]) for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemAvailable")
-    )
     lines = []
     for loss, title in (("cross_entropy", "linear_cross_entropy"), ("kl", "linear_kl_div"), ("js", "linear_js_div")):
         line = [title]
         for library in ("pyloss", "torch"):
-            if library == "torch" and (free < 14e6 or loss != "cross_entropy"):
+            if library == "torch" and (free_gb() < 14 or loss != "cross_entropy"):
                 line += ["", ""]
                 continue
             got = run_json("loss_linear.py", library, loss, "4096", str(d), "151936", "1")

@@ -15,7 +15,7 @@ def draw(results: list[dict], path: Path) -> None:
 
     names = [r["name"] for r in results][::-1]
     colors = ["#c44e52" if "PEFT" in name else "#4c72b0" for name in names]
-    figure, axes = plt.subplots(1, 2, figsize=(9, 2.6), sharey=True)
+    figure, axes = plt.subplots(1, 2, figsize=(9, 0.8 + 0.3 * len(names)), sharey=True)
     for axis, key, title in (
         (axes[0], "tokens_per_s", "tokens/s (more is better)"),
         (axes[1], "peak_gb", "peak memory, GB (less is better)"),

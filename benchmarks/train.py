@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from bases import MODEL, float_folder, nf4_folder, q4_file, q8_file
 from chat import chat_file
-from common import WORK, compiled, machine, run_json, table
+from common import WORK, compiled, free_gb, machine, run_json, table
 from picture import draw
 
 AVX2 = {"PYLOSS_ISA": "avx2", "ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
@@ -48,12 +48,6 @@ def measured(programs: Sequence[Program], *flags: object, rounds: int = 1, **env
             if p.name not in best or got["tokens_per_s"] > best[p.name]["tokens_per_s"]:
                 best[p.name] = {**got, "peak_gb": min(got["peak_gb"], best.get(p.name, got)["peak_gb"])}
     return best
-
-
-def free_gb() -> float:
-    """Memory that is free for use."""
-    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")) / 1e6
 
 
 def eager(kind: str, *flags: str, name: str = "") -> Program:
@@ -132,7 +126,7 @@ class Tables:
         flags = ("--chat", chat_file(4 if self.quick else 16), "--passes", 1)
         peers = [eager("lora"), eager("lora", "--grouped", name=", batches of like lengths"), eager("dora")]
         own = [ours(kind, base) for kind in NAMES for base in ("f32", "q4_1")]
-        found = measured([*peers, *own], *flags)
+        found = measured([*peers, *own] if free_gb() > 18 else own, *flags)
         heads = ("training on conversations", "tokens/s", "of PEFT", *MEMORY[:1])
         return [table(heads, rows_of(found, peak))]
 
