@@ -10,13 +10,17 @@ static __attribute__((noinline)) float few_branch(const gemm *g, const float *h,
     return sum;
 }
 
+/* So far before their use bytes of quantised rows are asked for: the processor's own guesses end at every page. */
+enum { FEW_AHEAD = 2048 };
+
 /* Few rows against W transposed: every row of W is expanded once, a run at a time, and multiplied with all rows of A.
- * The number of rows and the format are constants in every instance, so that sums and expanded runs live in registers; the
- * formats of the instance PL_W_COUNT are those that nobody meets often. */
+ * The number of rows and the format are constants in every instance, so that sums and expanded runs live in registers. */
 INLINE void few_rows(const gemm *g, int64_t begin, int64_t end, const int m, const int format) {
     const float *h = g->h_given ? g->h_given : g->h;
     for (int64_t o = begin; o < end; o++) {
         const int64_t row = pl_stored_row(&g->b, o);
+        if (format > PL_W_F16)
+            for (int64_t i = 0; i < g->b.row_bytes; i += 64) __builtin_prefetch(g->b.data + row * g->b.row_bytes + FEW_AHEAD + i);
         const float factor = g->b_rows ? g->a.factor * g->b_rows[o] : g->a.factor;
         vf acc[SMALL_M][32 / LANES];
 #pragma GCC unroll 4
@@ -26,8 +30,7 @@ INLINE void few_rows(const gemm *g, int64_t begin, int64_t end, const int m, con
         int64_t k = 0;
         for (; k + 32 <= g->k; k += 32) {
             float run[32];
-            if (format == PL_W_COUNT) decoders[g->b.format](&g->b, row, k, 32, run);
-            else decode_run(format, &g->b, row, k, 32, run);
+            decode_run(format, &g->b, row, k, 32, run);
 #pragma GCC unroll 4
             for (int i = 0; i < m; i++)
 #pragma GCC unroll 8
@@ -68,27 +71,29 @@ FEW(F16)
 FEW(Q8_0)
 FEW(Q4_0)
 FEW(Q4_1)
+FEW(Q5_0)
+FEW(Q5_1)
+FEW(Q2_K)
+FEW(Q3_K)
 FEW(Q4_K)
 FEW(Q5_K)
 FEW(Q6_K)
+FEW(AFFINE2)
+FEW(AFFINE3)
 FEW(AFFINE4)
+FEW(AFFINE5)
+FEW(AFFINE6)
 FEW(AFFINE8)
 FEW(NF4)
-FEW(COUNT)
 #undef FEW
 #undef FEW_ROWS
 
-static few_fn few_of(int format, int64_t m) {
-#define FEW(format) \
-    { few_##format##_1, few_##format##_2, few_##format##_3, few_##format##_4 }
-    static const few_fn own[PL_W_COUNT][SMALL_M] = {
-        [PL_W_F32] = FEW(F32),   [PL_W_BF16] = FEW(BF16),       [PL_W_F16] = FEW(F16),         [PL_W_Q8_0] = FEW(Q8_0),
-        [PL_W_Q4_0] = FEW(Q4_0), [PL_W_Q4_1] = FEW(Q4_1),       [PL_W_Q4_K] = FEW(Q4_K),       [PL_W_Q5_K] = FEW(Q5_K),
-        [PL_W_Q6_K] = FEW(Q6_K), [PL_W_AFFINE4] = FEW(AFFINE4), [PL_W_AFFINE8] = FEW(AFFINE8), [PL_W_NF4] = FEW(NF4)};
-    static const few_fn others[SMALL_M] = FEW(COUNT);
+#define FEW(format) [PL_W_##format] = {few_##format##_1, few_##format##_2, few_##format##_3, few_##format##_4}
+static const few_fn few_of[PL_W_COUNT][SMALL_M] = {FEW(F32),     FEW(BF16),    FEW(F16),     FEW(Q8_0),    FEW(Q4_0),
+                                                   FEW(Q4_1),    FEW(Q5_0),    FEW(Q5_1),    FEW(Q2_K),    FEW(Q3_K),
+                                                   FEW(Q4_K),    FEW(Q5_K),    FEW(Q6_K),    FEW(AFFINE2), FEW(AFFINE3),
+                                                   FEW(AFFINE4), FEW(AFFINE5), FEW(AFFINE6), FEW(AFFINE8), FEW(NF4)};
 #undef FEW
-    return own[format][m - 1] ? own[format][m - 1] : others[m - 1];
-}
 
 /* Products of at most SMALL_M rows, each in so many pieces of its columns; larger ones are passed over. */
 typedef struct {
@@ -104,7 +109,7 @@ static void multiply_few(const void *context, int64_t begin, int64_t end, int wo
         const gemm *g = job->groups + piece / job->pieces;
         int64_t first = piece % job->pieces * job->columns, last = first + job->columns < g->n ? first + job->columns : g->n;
         if (!g->m || !is_few(g)) continue;
-        few_of(g->b.format, g->m)(g, first, last);
+        few_of[g->b.format][g->m - 1](g, first, last);
     }
 }
 
@@ -126,19 +131,54 @@ INLINE double wide_dot(const float *a, const float *b, int64_t n) {
     return total;
 }
 
+/* sum[0, n) = a P for n columns of P [k, stride], in float64. */
+static void wide_columns(const float *a, const float *p, int64_t k, int64_t stride, int64_t n, double *sum) {
+    int64_t i = 0;
+    for (int64_t j = 0; j < n; j++) sum[j] = 0;
+    for (; i + 4 <= k; i += 4, p += 4 * stride) {
+        const double x0 = a[i], x1 = a[i + 1], x2 = a[i + 2], x3 = a[i + 3];
+        const float *p1 = p + stride, *p2 = p1 + stride, *p3 = p2 + stride;
+        for (int64_t j = 0; j < n; j++) sum[j] += (x0 * p[j] + x1 * p1[j]) + (x2 * p2[j] + x3 * p3[j]);
+    }
+    for (; i < k; i++, p += stride)
+        for (int64_t j = 0; j < n; j++) sum[j] += (double)a[i] * p[j];
+}
+
 /* H for few rows: P is in float32, as adapters store it. */
 static void small_h(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
+    enum { COLUMNS = 64 };
     for (const gemm *g = (const gemm *)context + begin; g < (const gemm *)context + end; g++) {
         if (!is_few(g) || !g->rank || g->h_given) continue;
         const float *p = (const float *)g->p.data;
-        for (int64_t i = 0; i < g->m; i++)
-            for (int64_t j = 0; j < g->rank; j++) {
-                const float *a = g->a.data + i * g->a.stride;
-                double sum = 0;
-                if (g->p_transposed) sum = wide_dot(a, p + j * g->k, g->k);
-                else
-                    for (int64_t k = 0; k < g->k; k++) sum += (double)a[k] * p[k * g->rank + j];
-                g->h[i * g->rank + j] = (float)sum * g->h_scale;
+        for (int64_t i = 0; i < g->m; i++) {
+            const float *a = g->a.data + i * g->a.stride;
+            float *h = g->h + i * g->rank;
+            for (int64_t j = 0; j < g->rank && g->p_transposed; j++) h[j] = (float)wide_dot(a, p + j * g->k, g->k) * g->h_scale;
+            for (int64_t j = 0; j < g->rank && !g->p_transposed; j += COLUMNS) {
+                double sum[COLUMNS];
+                int64_t n = g->rank - j < COLUMNS ? g->rank - j : COLUMNS;
+                wide_columns(a, p + j, g->k, g->rank, n, sum);
+                for (int64_t l = 0; l < n; l++) h[j + l] = (float)sum[l] * g->h_scale;
             }
+        }
     }
+}
+
+/* The products of few rows among `groups`, each cut into long runs of rows of W, a few for each thread: memory is read best in
+ * one stream. */
+static void few_run_all(const gemm *groups, int64_t count) {
+    int64_t few = 0, columns = 0, narrowest = INT64_MAX;
+    for (const gemm *g = groups; g < groups + count; g++)
+        if (g->m && is_few(g)) {
+            int64_t least = 1 + 16384 / (g->k + 1); /* a shorter piece would not pay */
+            few++;
+            columns = g->n > columns ? g->n : columns;
+            narrowest = least < narrowest ? least : narrowest;
+        }
+    if (!few) return;
+    int64_t pieces = (4 * pl_num_threads() + few - 1) / few, even = (columns + pieces - 1) / pieces;
+    few_job job = {groups, even > narrowest ? even : narrowest, 0};
+    job.pieces = (columns + job.columns - 1) / job.columns;
+    pl_parallel(count, 1, small_h, groups);
+    pl_parallel(count * job.pieces, 1, multiply_few, &job);
 }

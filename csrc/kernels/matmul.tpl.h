@@ -286,18 +286,7 @@ static int64_t begin_depth(batch *all, int64_t k0) {
 
 /* Products that have nothing to do with each other, as those of experts; a large one and many small ones keep all threads busy. */
 static pl_status gemm_run_all(const gemm *groups, int64_t count) {
-    int64_t few = 0, columns = 0, narrowest = INT64_MAX;
-    for (const gemm *g = groups; g < groups + count; g++)
-        if (g->m && is_few(g)) {
-            few++;
-            columns = g->n > columns ? g->n : columns;
-            narrowest = 1 + 32768 / (g->k + 1) < narrowest ? 1 + 32768 / (g->k + 1) : narrowest;
-        }
-    if (few) {
-        few_job job = {groups, narrowest, (columns + narrowest - 1) / narrowest};
-        pl_parallel(count, 1, small_h, groups);
-        pl_parallel(count * job.pieces, 1, multiply_few, &job);
-    }
+    few_run_all(groups, count);
     batch all = {.threads = pl_num_threads()};
     float *scratch = NULL;
     size_t held = 0;
