@@ -56,6 +56,15 @@ def column_sum(x: np.ndarray) -> np.ndarray:
     return out
 
 
+def same_bits(x: np.ndarray, y: np.ndarray) -> bool:
+    """Whether two float32 arrays are the same to the bit."""
+    same = np.empty(1, np.uint8)
+    if x.shape != y.shape:
+        return False
+    _core.same_bits(f32(x).reshape(-1), f32(y).reshape(-1), same)
+    return bool(same[0])
+
+
 def into(grads: Gradients, i: int, shape: tuple[int, ...]) -> tuple[np.ndarray, int]:
     """Where the gradient of input i goes: into what is there (1), or a new buffer (0)."""
     partial = grads.partial(i)

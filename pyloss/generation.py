@@ -48,22 +48,42 @@ def make_sampler(
     draws = generator or random.generator()
 
     def sample(logits: np.ndarray) -> int:
-        order = np.argsort(-logits, kind="stable")
-        if top_k:
-            order = order[:top_k]
-        scores = logits[order].astype(np.float64) / temperature
-        p = np.exp(scores - scores[0])
-        p /= p.sum()
-        keep = np.ones(len(p), bool)
-        if 0 < top_p < 1:
-            keep &= np.cumsum(p) - p < top_p
+        tokens = _largest(logits, top_k) if top_k else np.arange(len(logits))
+        scores = logits[tokens].astype(np.float64) / temperature
+        p = np.exp(scores - scores.max())
+        whole = p.sum()
         if min_p:
-            keep &= p >= min_p * p[0]
-        order, p = order[keep], p[keep]
-        place = int(np.searchsorted(np.cumsum(p), draws.random() * p.sum(), side="right"))
-        return int(order[min(place, len(order) - 1)])
+            likely = np.flatnonzero(p >= min_p)
+            tokens, p = tokens[likely], p[likely]
+        if 0 < top_p < 1:
+            likely = _first_of(p, top_p * whole)
+            tokens, p = tokens[likely], p[likely]
+        sums = np.cumsum(p)
+        place = int(np.searchsorted(sums, draws.random() * sums[-1], side="right"))
+        return int(tokens[min(place, len(tokens) - 1)])
 
     return sample
+
+
+def _largest(values: np.ndarray, n: int) -> np.ndarray:
+    """Where the n largest are, largest first; of equal ones the first. Few of many need no sorting of all."""
+    if n >= len(values):
+        return np.argsort(-values, kind="stable")
+    least = np.partition(values, len(values) - n)[len(values) - n]
+    above = np.flatnonzero(values > least)
+    found = np.concatenate((above, np.flatnonzero(values == least)[: n - len(above)]))
+    return found[np.argsort(-values[found], kind="stable")]
+
+
+def _first_of(p: np.ndarray, wanted: float) -> np.ndarray:
+    """Where the fewest of the largest are whose sum is at least `wanted`: all if all are less."""
+    n = 64
+    while True:
+        largest = _largest(p, n)
+        before = np.cumsum(p[largest]) - p[largest]
+        if n >= len(p) or before[-1] >= wanted:
+            return largest[before < wanted]
+        n *= 8
 
 
 def generate_tokens(model: Any, prompt: Sequence[int], sampler: Callable[[np.ndarray], int] | None = None) -> Iterator[int]:

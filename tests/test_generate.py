@@ -10,6 +10,7 @@ import tiny
 from fake import END, SPECIALS, FakeTokenizer
 
 import pyloss
+from pyloss import generation
 from pyloss.generation import generate, generate_tokens, make_sampler, stream_generate
 
 LOGITS = np.array([0.5, 2.0, -1.0, 1.5, -np.inf, 2.0], np.float32)
@@ -50,6 +51,22 @@ def test_draws_follow_the_exact_probabilities(options, want):
     got, want, n = frequencies(**options), np.asarray(want, np.float64), 20_000
     assert (got[want == 0] == 0).all()
     np.testing.assert_array_less(np.abs(got - want), 4.5 * np.sqrt(want * (1 - want) / n) + 1e-9)
+
+
+@pytest.mark.parametrize("n", [1, 7, 64, 500, 2999, 3000, 4000])
+@pytest.mark.parametrize("kinds", [50, 10**6])
+def test_the_largest_are_those_of_a_stable_sort(n, kinds):
+    values = np.random.default_rng(n).integers(0, kinds, 3000).astype(np.float32)
+    np.testing.assert_array_equal(generation._largest(values, n), np.argsort(-values, kind="stable")[:n])
+
+
+@pytest.mark.parametrize("share", [1e-9, 0.01, 0.3, 0.9, 0.999, 1.0, 2.0])
+@pytest.mark.parametrize("kinds", [5, 10**6])
+def test_the_fewest_of_a_sum(share, kinds):
+    p = np.random.default_rng(1).integers(1, 1 + kinds, 3000).astype(np.float64)
+    order = np.argsort(-p, kind="stable")
+    want = order[: np.searchsorted(np.cumsum(p[order]), share * p.sum()) + 1]
+    np.testing.assert_array_equal(generation._first_of(p, share * p.sum()), want)
 
 
 def test_greedy_takes_the_first_largest():

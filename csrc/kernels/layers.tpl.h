@@ -98,6 +98,19 @@ static pl_status gather_rows(const pl_call *c) {
     return PL_OK;
 }
 
+/* Whether x and y [N] are the same bits: 1 or 0. */
+static void same_bits_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
+    const pl_call *c = context;
+    const float *x = c->arg[0].in, *y = c->arg[1].in;
+    uint8_t *same = c->arg[2].out;
+    if (memcmp(x + begin, y + begin, (size_t)(end - begin) * sizeof *x)) __atomic_store_n(same, 0, __ATOMIC_RELAXED);
+}
+static pl_status same_bits(const pl_call *c) {
+    *(uint8_t *)c->arg[2].out = 1;
+    pl_parallel(PL_DIM(c, 'N'), 8 * PIECE, same_bits_piece, c);
+    return PL_OK;
+}
+
 /* y[rows[m],:] = x[m,:], the last m where several are the same   x [M,D], rows [M], y [N,D]: other rows stay */
 static pl_status put_rows(const pl_call *c) {
     const float *x = c->arg[0].in;

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from .. import _core
-from ..arrays import empty, matrix
+from ..arrays import empty, matrix, same_bits
 from ..autograd import data
 from ..projection import quotient
 from .adapter import Adapter
@@ -30,7 +30,7 @@ class Magnitude(Adapter):
     def _initialise(self, shapes: dict[str, tuple[int, ...]]) -> None:
         super()._initialise(shapes)
         self._squares: tuple[Any, np.ndarray] | None = None
-        self._norms: tuple[Any, tuple, np.ndarray] | None = None
+        self._norms: tuple[Any, tuple[float, np.ndarray, np.ndarray], np.ndarray] | None = None
         self.m = np.sqrt(self.squares()).astype(np.float32)
 
     def squares(self) -> np.ndarray:
@@ -44,11 +44,13 @@ class Magnitude(Adapter):
         """The row norms of the base's weight with the product in it, float32 of the shape of `m`."""
         weight = self.base.weight
         a, b = map(data, self.factors())
-        key = (self.scale, a.tobytes(), b.tobytes())
         known = self._norms
-        if known is None or known[0] is not weight or known[1] != key or isinstance(weight, np.ndarray):
-            known = self._norms = weight, key, self._adapted_norms(weight, a, b)
+        if known is None or known[0] is not weight or isinstance(weight, np.ndarray) or not self._as_before(*known[1], a, b):
+            known = self._norms = weight, (self.scale, a.copy(), b.copy()), self._adapted_norms(weight, a, b)
         return known[2]
+
+    def _as_before(self, scale: float, old_a: np.ndarray, old_b: np.ndarray, a: np.ndarray, b: np.ndarray) -> bool:
+        return self.scale == scale and same_bits(old_a, a) and same_bits(old_b, b)
 
     def _row_squares(self, weight: Any) -> np.ndarray:
         found = np.empty(weight.shape[0])

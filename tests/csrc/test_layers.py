@@ -66,6 +66,22 @@ def test_put_rows(memory, rng, n, d):
     assert (y == want).all()
 
 
+@pytest.mark.parametrize("n", [0, 1, 63, 300_000])
+def test_same_bits(memory, rng, n):
+    def same(x, y):
+        out = memory.new((1,), np.uint8)
+        _core.same_bits(x, y, out)
+        return out[0]
+
+    x = normal(rng, n).astype(np.float32)
+    x[n // 2 : n // 2 + 1] = np.nan
+    assert same(memory.put(x), memory.put(x)) == 1
+    for at in {0, n // 2, n - 1} - {-1} if n else ():
+        y = x.copy()
+        y.view(np.uint32)[at] ^= 1 << 31
+        assert same(memory.put(x), memory.put(y)) == 0
+
+
 def test_scatter_of_no_rows_gives_zeros(memory):
     dx = memory.new((4, 3))
     _core.scatter_add_rows(np.zeros((0, 3), np.float32), np.zeros(0, np.int32), dx)
