@@ -25,10 +25,11 @@ def matmul(quick: bool) -> str:
                 found[key] = max(speed, found.get(key, 0.0))
     rows = []
     for key, speed in best["pyloss"].items():
-        weight, stored, direction = key.split(" ", 2)
-        peer = best["torch"][f"{weight} f32 {direction}"]
-        rows.append((weight, stored, direction, f"{speed:.0f}", f"{peer:.0f}", f"{speed / peer:.2f}"))
-    return table(("weight (in x out)", "stored as", "direction", "pyloss, GFLOP/s", "torch.mm (f32), GFLOP/s", "ratio"), rows)
+        weight, stored, precision, direction = key.split(" ", 3)
+        peer = best["torch"][f"{weight} f32 {precision} {direction}"]
+        rows.append((weight, stored, precision, direction, f"{speed:.0f}", f"{peer:.0f}", f"{speed / peer:.2f}"))
+    heads = ("weight (in x out)", "stored as", "product in", "direction", "pyloss, GFLOP/s", "torch.mm, GFLOP/s", "ratio")
+    return table(heads, rows)
 
 
 def loading(quick: bool) -> str:

@@ -19,6 +19,8 @@ from chat import chat_file
 from common import WORK, compiled, free_gb, machine, run_json, table
 from picture import draw
 
+from pyloss.precision import PRECISIONS
+
 AVX2 = {"PYLOSS_ISA": "avx2", "ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
 
 
@@ -166,6 +168,16 @@ class Tables:
         heads = ("Q4_1, one sequence", "reading a prompt of 256, tokens/s", peer_name, "generating, tokens/s", peer_name)
         return [table(heads, rows)]
 
+    def precision(self) -> list[str]:
+        """What products in bfloat16 do to the loss and to gradients."""
+        found = run_json("precision_pyloss.py", MODEL, "10" if self.quick else "100")
+        parts, steps = len(found["float32"]["train"]), found["steps"]
+        heads = [f"training loss, steps to {steps * (i + 1) // parts}" for i in range(parts)]
+        heads += ["validation loss before", "and after"]
+        rows = [(name, *(f"{v:.4f}" for v in found[name]["train"] + found[name]["valid"])) for name in PRECISIONS]
+        lines = [("bfloat16, from float32", f"{found['error']:.1%}"), ("batch, from the next", f"{found['between_batches']:.0%}")]
+        return [table(("LoRA, Q4_1, example data", *heads), rows), table(("difference of gradients", "of their length"), lines)]
+
     def limits(self) -> list[str]:
         """Where the time of a step goes, beside what its operations take at the machine's limits."""
         return [limit_table(run_json("step_limits.py", float_folder(), "--passes", "1" if self.quick else "4"))]
@@ -212,7 +224,7 @@ def limit_table(found: dict) -> str:
     return table((title, "calls", "ms", "limit, ms", "of the limit", "speed"), rows)
 
 
-PARTS = ("steps", "avx2", "long", "chat", "evaluation", "growth", "generation", "limits")
+PARTS = ("steps", "avx2", "long", "chat", "evaluation", "growth", "generation", "precision", "limits")
 
 
 def main() -> None:

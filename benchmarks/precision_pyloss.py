@@ -1,0 +1,77 @@
+"""What products in bfloat16 do to training: MODEL STEPS; prints JSON.
+
+Trains LoRA on the example data in either precision, everything else the same, and compares the gradients of both at the adapter
+that float32 ended with.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from itertools import islice, pairwise
+from pathlib import Path
+
+import numpy as np
+import step_work
+
+import pyloss
+from pyloss.precision import PRECISIONS, matmul_precision
+from pyloss.tuner.losses import default_loss
+
+DATA = Path(__file__).resolve().parents[1] / "examples" / "data"
+REPORTS = 5
+BATCHES = 8  # whose gradients are compared
+
+
+class Losses(pyloss.TrainingCallback):
+    def __init__(self) -> None:
+        self.train: list[float] = []
+        self.valid: list[float] = []
+
+    def on_train_loss_report(self, train_info: dict) -> None:
+        self.train.append(float(train_info["train_loss"]))
+
+    def on_val_loss_report(self, val_info: dict) -> None:
+        self.valid.append(float(val_info["val_loss"]))
+
+
+def trained(path: str, steps: int, precision: str):
+    """The model after so many steps, its training data, and its losses."""
+    pyloss.random.seed(0)
+    model, tokenizer = pyloss.load(path)
+    train, valid, _ = pyloss.load_dataset(DATA, tokenizer, mask_prompt=True)
+    pyloss.linear_to_lora_layers(model, -1, {"rank": step_work.RANK, "scale": step_work.SCALE})
+    every = max(steps // REPORTS, 1)
+    run = {"iters": steps, "val_batches": -1, "steps_per_report": every, "steps_per_eval": steps}
+    arguments = pyloss.TrainingArgs(**run, adapter_file=None, keep_best=False, seed=0, progress=False, matmul_precision=precision)
+    losses = Losses()
+    pyloss.train(model, pyloss.optim.AdamW(5e-4), train, valid, arguments, training_callback=losses)
+    return model, train, losses
+
+
+def gradient_errors(model, data) -> tuple[float, float]:
+    """How far gradients in bfloat16 are from those in float32, and one batch's from the next one's, as parts of their length."""
+    step, found = pyloss.nn.value_and_grad(model, default_loss), {}
+    for precision in PRECISIONS:
+        with matmul_precision(precision):
+            batches = islice(pyloss.iterate_batches(data, 4, 2048, loop=True, seed=1), BATCHES)
+            found[precision] = [np.concatenate([g.ravel() for g in step(model, *batch)[1].values()]) for batch in batches]
+    exact, rounded = (found[name] for name in PRECISIONS)
+
+    def difference(pairs) -> float:
+        return float(np.mean([np.linalg.norm(b - a) / np.linalg.norm(a) for a, b in pairs]))
+
+    return difference(zip(exact, rounded, strict=True)), difference(pairwise(exact))
+
+
+def main(path: str, steps: int) -> None:
+    answer: dict = {"steps": steps}
+    for precision in reversed(PRECISIONS):  # float32 last: the gradients are those of its adapter
+        model, data, losses = trained(path, steps, precision)
+        answer[precision] = {"train": losses.train, "valid": losses.valid}
+    answer["error"], answer["between_batches"] = gradient_errors(model, data)
+    print(json.dumps(answer))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]))
