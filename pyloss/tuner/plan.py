@@ -139,7 +139,7 @@ def describe_plan(model: Any, optimizer: Any, args: Any, batches: Any, longest: 
     for name, scale in optimizer.rate_scales.items():
         lines.append(f"plan: the learning rate of {name} is {scale:g} times that of the others")
     if get_matmul_precision() != "float32":
-        cost = "" if has_instructions() else "; this processor has no instructions for it, so it takes no less time than float32"
+        cost = "" if has_instructions() else "; this processor has no instructions for it, so it takes longer than float32"
         lines.append(f"plan: layers multiply in {get_matmul_precision()}{cost}")
     report = getattr(batches, "report", None)
     if report is not None:
