@@ -6,8 +6,8 @@
  * rows. The forward pass carries a running maximum and sum per row (online softmax, Milakov and Gimelshein 2018;
  * FlashAttention-2, Dao 2023) and saves the log-sum-exp; the backward pass recomputes the probabilities from it, with five
  * products a tile. A piece of the backward pass is a range of rows that owns its dq and adds to dk, dv of its own, which are
- * summed at the end in the order of the rows. Few rows against many keys (generation) are cut along the keys instead and read
- * them in place. With a window a row sees its last keys alone, and tiles before all windows of their rows are not computed. */
+ * summed at the end in the order of the rows. Few rows against many keys (generation) are cut along the keys instead, all heads
+ * together, and read them in place. With a window a row sees its last keys alone, and tiles before all windows of their rows are not computed. */
 
 #include "attention_tile.tpl.h"
 
@@ -18,7 +18,7 @@ enum {
     ATTN_GRAD_ROWS = 256,    /* rows that the backward pass keeps packed */
     ATTN_GRAD_PIECES = 48,   /* of about equal work, over all sequences and heads */
     ATTN_FEW_ROWS = 8,       /* up to here rows are cut along the keys */
-    ATTN_FEW_KEYS = 256      /* keys of such a piece */
+    ATTN_FEW_KEYS = 32       /* keys of such a piece, at most */
 };
 
 /* Rows [row, row + rows) of a key-value head of a sequence, against its keys [from, to). */
@@ -235,69 +235,100 @@ static void attn_forward_rows(const attn *g, const attn_piece *p, float *scratch
     for (int64_t r = 0; r < p->rows; r++) attn_finish_row(g, p, p->row + r, x.acc + r * width, x.max[r], x.sum[r]);
 }
 
-/* ---- Forward, few rows: a piece gives each row [width] sums of values, then a maximum and a sum of exponentials. */
+/* ---- Forward, few rows: a piece gives each row of each head [width] sums of values, then a maximum and a sum of exponentials. */
 
 INLINE int64_t attn_few_stride(const attn *g) { return g->width + 2; }
-
-/* Scores of one row against `keys` keys `stride` apart; LANES keys at once, so that their dot products end in a transposition. */
-static void attn_few_scores(const float *q, const float *k, int64_t stride, int64_t d, int64_t keys, float *s) {
-    for (int64_t j = 0; j < keys; j += LANES) {
-        vf v[LANES];
-#pragma GCC unroll 16
-        for (int l = 0; l < LANES; l++) v[l] = vf_set1(0);
-        const float *row[LANES];
-        for (int l = 0; l < LANES; l++) row[l] = k + at_most(j + l, keys - 1) * stride;
-        int64_t i = 0;
-        for (; i + LANES <= d; i += LANES) {
-            vf x = vf_load(q + i);
-#pragma GCC unroll 16
-            for (int l = 0; l < LANES; l++) v[l] += x * vf_load(row[l] + i);
-        }
-        if (i < d)
-            for (int l = 0; l < LANES; l++) v[l] += vf_load(q + i) * vf_load_part(row[l] + i, d - i, 0);
-        float sums[LANES][LANES];
-        for (int l = 0; l < LANES; l++) {
-            vf_store(sums[l], v[l]);
-            row[l] = sums[l];
-        }
-        load_transposed(row, 0, v);
-#pragma GCC unroll 4
-        for (int h = LANES / 2; h; h /= 2)
-#pragma GCC unroll 8
-            for (int l = 0; l < h; l++) v[l] += v[l + h];
-        vf_store(s + j, v[0]);
-    }
+static int64_t attn_few_size(const attn *g) {
+    return g->kv_heads * ATTN_FEW_ROWS * (ATTN_FEW_KEYS + g->width) + LANES * g->width;
 }
 
-static void attn_forward_keys(const attn *g, const attn_piece *p, float *scratch) {
-    int64_t width = g->width, stride = g->kv_heads * g->d, value_stride = stride, keys = p->to - p->from;
-    /* Less than attn_scratch_size gives. */
-    float *s = scratch, *q = s + ATTN_FEW_ROWS * ATTN_FEW_KEYS, *packed = q + width, *out = g->partial + p->partial;
-    int64_t at = ((p->key + p->from) * g->kv_heads + p->kv_head) * g->d;
-    const float *values = g->v + at;
-    for (int64_t r = 0; r < p->rows; r++) {
-        attn_pad_row(q, g->q + attn_at(g, p, r) * g->d, g->d, width, g->scale);
-        float *row = s + r * ATTN_FEW_KEYS, *last = out + r * attn_few_stride(g) + width;
-        attn_few_scores(q, g->k + at, stride, g->d, keys, row);
-        int64_t seen = attn_visible(g, p, r) - p->from, hidden = attn_hidden(g, p, r) - p->from, whole = round_up(keys, LANES);
-        for (int64_t j = seen < 0 ? 0 : seen; j < whole; j++) row[j] = -INFINITY;
-        for (int64_t j = 0; j < at_most(hidden, whole); j++) row[j] = -INFINITY;
-        vf max = vf_set1(-FLT_MAX), sum = vf_set1(0);
-        for (int64_t j = 0; j < whole; j += LANES) max = vf_max(vf_load(row + j), max);
-        last[0] = vf_hmax(max);
-        for (int64_t j = 0; j < whole; j += LANES) {
-            vf e = vf_exp(vf_load(row + j) - last[0]);
-            vf_store(row + j, e);
-            sum += e;
+/* Reads a word of every line in order: the heads read parts that lie apart, which the processor would not fetch ahead. */
+INLINE void attn_touch(const float *p, int64_t n) {
+    for (int64_t i = 0; i < n; i += 16) (void)*(const volatile float *)(p + i);
+}
+
+/* Scores of one row against LANES keys `stride` apart, of which `keys` are there; their dot products end in a transposition. */
+static void attn_few_scores(const float *q, const float *k, int64_t stride, int64_t d, int64_t keys, float *s) {
+    vf v[LANES];
+#pragma GCC unroll 16
+    for (int l = 0; l < LANES; l++) v[l] = vf_set1(0);
+    const float *row[LANES];
+    for (int l = 0; l < LANES; l++) row[l] = k + at_most(l, keys - 1) * stride;
+    int64_t i = 0;
+    for (; i + LANES <= d; i += LANES) {
+        vf x = vf_load(q + i);
+#pragma GCC unroll 16
+        for (int l = 0; l < LANES; l++) v[l] += x * vf_load(row[l] + i);
+    }
+    if (i < d)
+        for (int l = 0; l < LANES; l++) v[l] += vf_load(q + i) * vf_load_part(row[l] + i, d - i, 0);
+    float sums[LANES][LANES];
+    for (int l = 0; l < LANES; l++) {
+        vf_store(sums[l], v[l]);
+        row[l] = sums[l];
+    }
+    load_transposed(row, 0, v);
+#pragma GCC unroll 4
+    for (int h = LANES / 2; h; h /= 2)
+#pragma GCC unroll 8
+        for (int l = 0; l < h; l++) v[l] += v[l + h];
+    vf_store(s, v[0]);
+}
+
+/* Scores of a row, of which it sees some, to exponentials; their maximum and sum go to last[0] and last[1]. */
+static void attn_few_softmax(const attn *g, const attn_piece *p, int64_t r, float *s, float *last) {
+    int64_t seen = attn_visible(g, p, r) - p->from, hidden = attn_hidden(g, p, r) - p->from;
+    int64_t whole = round_up(p->to - p->from, LANES);
+    for (int64_t j = seen < 0 ? 0 : seen; j < whole; j++) s[j] = -INFINITY;
+    for (int64_t j = 0; j < at_most(hidden, whole); j++) s[j] = -INFINITY;
+    vf max = vf_set1(-FLT_MAX), sum = vf_set1(0);
+    for (int64_t j = 0; j < whole; j += LANES) max = vf_max(vf_load(s + j), max);
+    last[0] = vf_hmax(max);
+    for (int64_t j = 0; j < whole; j += LANES) {
+        vf e = vf_exp(vf_load(s + j) - last[0]);
+        vf_store(s + j, e);
+        sum += e;
+    }
+    last[1] = vf_sum(sum);
+}
+
+/* A piece of the keys, for all heads: row i of the piece is row i % rows of head i / rows. */
+static void attn_forward_keys(const attn *g, attn_piece p, float *scratch) {
+    int64_t width = g->width, stride = g->kv_heads * g->d, out_stride = attn_few_stride(g);
+    int64_t keys = p.to - p.from, all = p.rows * g->kv_heads, at = (p.key + p.from) * stride;
+    float *s = scratch, *q = s + all * ATTN_FEW_KEYS, *packed = q + all * width, *out = g->partial + p.partial;
+    const float *k = g->k + at, *v = g->v + at;
+    for (p.kv_head = 0; p.kv_head < g->kv_heads; p.kv_head++)
+        for (int64_t r = 0; r < p.rows; r++)
+            attn_pad_row(q + (p.kv_head * p.rows + r) * width, g->q + attn_at(g, &p, r) * g->d, g->d, width, g->scale);
+    for (int64_t j = 0; j < keys; j += LANES) {
+        attn_touch(k + j * stride, at_most(keys - j, LANES) * stride);
+        for (int64_t i = 0; i < all; i++)
+            attn_few_scores(q + i * width, k + j * stride + i / p.rows * g->d, stride, g->d, keys - j, s + i * ATTN_FEW_KEYS + j);
+    }
+    for (int64_t i = 0; i < all; i++) attn_few_softmax(g, &p, i % p.rows, s + i * ATTN_FEW_KEYS, out + i * out_stride + width);
+    for (int64_t j = 0; j < keys; j += LANES) {
+        int64_t n = at_most(keys - j, LANES);
+        attn_touch(v + j * stride, n * stride);
+        for (int64_t h = 0; h < g->kv_heads; h++) {
+            attn_product t = {p.rows,
+                              width,
+                              n,
+                              s + h * p.rows * ATTN_FEW_KEYS + j,
+                              ATTN_FEW_KEYS,
+                              v + j * stride + h * g->d,
+                              stride,
+                              out + h * p.rows * out_stride,
+                              out_stride,
+                              j ? attn_ones : NULL};
+            if (width != g->d) {
+                for (int64_t l = 0; l < n; l++) attn_pad_row(packed + l * width, t.b + l * stride, g->d, width, 1);
+                t.b = packed;
+                t.ldb = width;
+            }
+            attn_by_row(t);
         }
-        last[1] = vf_sum(sum);
     }
-    if (width != g->d) {
-        for (int64_t j = 0; j < keys; j++) attn_pad_row(packed + j * width, values + j * stride, g->d, width, 1);
-        values = packed;
-        value_stride = width;
-    }
-    attn_by_row((attn_product){p->rows, width, keys, s, ATTN_FEW_KEYS, values, value_stride, out, attn_few_stride(g), NULL});
 }
 
 static void attn_forward_piece(const void *context, int64_t begin, int64_t end, int worker) {
@@ -306,24 +337,26 @@ static void attn_forward_piece(const void *context, int64_t begin, int64_t end, 
     for (int64_t i = begin; i < end; i++) {
         /* From the last rows of a sequence to the first: what is long goes first, so that threads end together. */
         const attn_piece *p = g->piece + g->first[g->sequences] - 1 - i;
-        if (attn_is_few(g, p)) attn_forward_keys(g, p, scratch);
+        if (attn_is_few(g, p)) attn_forward_keys(g, *p, scratch);
         else attn_forward_rows(g, p, scratch);
     }
 }
 
-/* The pieces of a key-value head of a sequence, joined into its rows. */
-static void attn_few_join(const attn *g, const attn_piece *p, int64_t count) {
-    for (int64_t r = 0; r < p->rows; r++) {
+/* The pieces of a sequence, joined into the rows of its heads. */
+static void attn_few_join(const attn *g, attn_piece p, const attn_piece *piece, int64_t count) {
+    for (int64_t i = 0; i < p.rows * g->kv_heads; i++) {
         float *acc = g->scratch, max = -FLT_MAX, sum = 0;
+        int64_t at = i * attn_few_stride(g);
         memset(acc, 0, (size_t)g->width * sizeof *acc);
-        for (int64_t c = 0; c < count; c++) max = fmaxf(max, g->partial[p[c].partial + r * attn_few_stride(g) + g->width]);
+        for (int64_t c = 0; c < count; c++) max = fmaxf(max, g->partial[piece[c].partial + at + g->width]);
         for (int64_t c = 0; c < count; c++) {
-            const float *part = g->partial + p[c].partial + r * attn_few_stride(g);
+            const float *part = g->partial + piece[c].partial + at;
             float factor = expf(part[g->width] - max);
-            for (int64_t i = 0; i < g->width; i += LANES) vf_store(acc + i, vf_load(acc + i) + vf_load(part + i) * factor);
+            for (int64_t l = 0; l < g->width; l += LANES) vf_store(acc + l, vf_load(acc + l) + vf_load(part + l) * factor);
             sum += part[g->width + 1] * factor;
         }
-        attn_finish_row(g, p, r, acc, max, sum);
+        p.kv_head = i / p.rows;
+        attn_finish_row(g, &p, i % p.rows, acc, max, sum);
     }
 }
 
@@ -437,14 +470,14 @@ INLINE double attn_queries(const attn *g, double area) {
     return area <= window * window ? sqrt(area) : (area / window + window) / 2;
 }
 
-/* The pieces of one key-value head of sequence s, written where `to` is not NULL. Returns their number, and adds what their own
+/* The pieces of one key-value head of sequence s (of all with the first one, for few rows), written where `to` is not NULL. Returns their number, and adds what their own
  * results take to `partial`. */
 static int64_t attn_cut(const attn *g, int64_t s, int64_t kv_head, attn_piece *to, int64_t *partial) {
     attn_piece p = {.query = g->q_offsets[s], .key = g->k_offsets[s], .kv_head = kv_head};
     p.n = g->q_offsets[s + 1] - p.query;
     p.m = g->k_offsets[s + 1] - p.key;
     int64_t rows = p.n * g->group, count, few = attn_is_few(g, &p);
-    if (rows == 0) return 0;
+    if (rows == 0 || (few && kv_head)) return 0;
     int64_t first = attn_hidden(g, &p, 0);
     double area = attn_area(g, (double)p.n);
     if (few) count = (p.m - first + ATTN_FEW_KEYS - 1) / ATTN_FEW_KEYS;
@@ -456,7 +489,7 @@ static int64_t attn_cut(const attn *g, int64_t s, int64_t kv_head, attn_piece *t
             p.rows = rows;
             p.from = first + c * ATTN_FEW_KEYS;
             p.to = at_most(p.m, p.from + ATTN_FEW_KEYS);
-            *partial += rows * attn_few_stride(g);
+            *partial += rows * g->kv_heads * attn_few_stride(g);
         } else {
             int64_t end = (c + 1) * ATTN_FORWARD_ROWS;
             if (g->share != 0) {
@@ -488,7 +521,8 @@ static void attn_release(attn *g) {
 /* Lists the pieces and takes the memory. */
 static pl_status attn_prepare(attn *g, int64_t rows_kept) {
     int64_t partial = 0, count = 0;
-    g->scratch_size = round_up(attn_scratch_size(g->width, rows_kept), 16);
+    int64_t few = attn_few_size(g), rest = attn_scratch_size(g->width, rows_kept);
+    g->scratch_size = round_up(few > rest ? few : rest, 16);
     g->scratch = pl_acquire((size_t)(g->scratch_size * pl_num_threads()) * sizeof *g->scratch);
     g->first = pl_acquire((size_t)(g->sequences + 1) * sizeof *g->first);
     if (!g->scratch || !g->first) return PL_NO_MEMORY;
@@ -532,9 +566,8 @@ static pl_status attention_forward(const pl_call *call) {
         pl_parallel(g.first[g.sequences], 1, attn_forward_piece, &g);
         for (int64_t s = 0; s < g.sequences; s++) {
             const attn_piece *p = g.piece + g.first[s];
-            int64_t count = (g.first[s + 1] - g.first[s]) / g.kv_heads;
-            if (count == 0 || !attn_is_few(&g, p)) continue;
-            for (int64_t h = 0; h < g.kv_heads; h++) attn_few_join(&g, p + h * count, count);
+            int64_t count = g.first[s + 1] - g.first[s];
+            if (count && attn_is_few(&g, p)) attn_few_join(&g, *p, p, count);
         }
     }
     attn_release(&g);
