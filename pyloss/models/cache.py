@@ -10,17 +10,19 @@ import numpy as np
 from .. import _core
 from ..replay import Replay
 
-_LEAST = 64  # rows of the first stores
+_SPARE = 64  # rows that are free after a move
 
 
 class _Span:
     """The rows that layers of one window hold: `held` of `capacity`; those that come next go to the rows `to`.
 
-    `bounds` int32 [2] are 0 and how many there are with these.
+    `bounds` int32 [2] are 0 and how many there are with these. `store` [layers, 2, capacity, kv heads * head_dim] is one for
+    all of the layers, so that it lies in large pages, which are read a third faster.
     """
 
-    def __init__(self, window: int):
-        self.window, self.held, self.capacity = window, 0, 0
+    def __init__(self, window: int, layers: int):
+        self.window, self.layers, self.held, self.capacity = window, layers, 0, 0
+        self.store: np.ndarray | None = None
         self.bounds = np.zeros(2, np.int32)
         self.one = self.to = np.zeros(1, np.int32)
 
@@ -50,9 +52,8 @@ class KVCache:
     def __init__(self, windows: list[int]):
         self.length = 0
         self.next: NextToken | None = None
-        self._spans = {window: _Span(window) for window in windows}
-        self._of_layer = [self._spans[window] for window in windows]
-        self._stores: list[tuple[np.ndarray, ...]] = [()] * len(windows)
+        self._spans = {window: _Span(window, windows.count(window)) for window in windows}
+        self._places = [(self._spans[window], windows[:i].count(window)) for i, window in enumerate(windows)]
 
     def reserve(self, n: int) -> None:
         """Makes room for the next n tokens."""
@@ -65,27 +66,22 @@ class KVCache:
 
     def _move(self, span: _Span, n: int) -> None:
         kept = min(span.held, span.window - 1) if span.window else span.held
-        span.capacity = max(kept + n, 2 * kept, _LEAST)
-        for layer, stores in enumerate(self._stores):
-            if self._of_layer[layer] is span and stores:
-                self._stores[layer] = self._grown(stores, span, kept)
+        span.capacity = max(2 * kept, kept + n + _SPARE)
+        if span.store is not None:
+            grown = _core.empty((span.layers, 2, span.capacity, span.store.shape[-1]))
+            grown[:, :, :kept] = span.store[:, :, span.held - kept : span.held]
+            span.store = grown
         span.held = kept
         self.next = None
 
-    def _grown(self, stores: tuple[np.ndarray, ...], span: _Span, kept: int) -> tuple[np.ndarray, ...]:
-        grown = tuple(np.empty((span.capacity, store.shape[1]), np.float32) for store in stores)
-        for store, new in zip(stores, grown, strict=True):
-            new[:kept] = store[span.held - kept : span.held]
-        return grown
-
     def append(self, layer: int, keys: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Adds [n, D] in one layer; returns the stores of both, and int32 [2]: 0 and how many of their rows are in use."""
-        span = self._of_layer[layer]
-        if not self._stores[layer]:
-            self._stores[layer] = tuple(np.empty((span.capacity, new.shape[1]), np.float32) for new in (keys, values))
-        for store, new in zip(self._stores[layer], (keys, values), strict=True):
-            _core.put_rows(new, span.to, store)
-        k, v = self._stores[layer]
+        span, place = self._places[layer]
+        if span.store is None:
+            span.store = _core.empty((span.layers, 2, span.capacity, keys.shape[1]))
+        k, v = span.store[place]
+        _core.put_rows(keys, span.to, k)
+        _core.put_rows(values, span.to, v)
         return k, v, span.bounds
 
     def advance(self, n: int) -> None:
