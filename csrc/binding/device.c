@@ -332,35 +332,47 @@ int pl_device_call(PyObject *const *args, Py_ssize_t nargs) {
     return 0;
 }
 
+/* The arrays of a call as they are found, tuples (weights) included, and the device that all of them live on. */
+typedef struct {
+    const pl_spec *spec;
+    pl_cl_device *device;
+    const char *first, *host; /* names of the first argument on a device, and of one in host memory */
+} call_arrays;
+
+/* -1 with an exception set where two arrays are in different places. */
+static int find_arrays(call_arrays *found, const char *name, PyObject *object) {
+    if (PyTuple_Check(object)) {
+        for (Py_ssize_t i = 0; i < PyTuple_Size(object); i++)
+            if (find_arrays(found, name, PyTuple_GetItem(object, i))) return -1;
+        return 0;
+    }
+    if (PyArray_Check(object)) found->host = name;
+    if (!is_device_array(object)) return 0;
+    pl_cl_device *device = found->device, *other = ((device_array *)object)->buffer->device;
+    if (!device) {
+        found->device = other;
+        found->first = name;
+    } else if (device != other) {
+        if (device->index == other->index)
+            PyErr_Format(PyExc_ValueError, "%s: %s and %s are on opencl:%d in different OpenCL contexts or queues",
+                         found->spec->name, found->first, name, device->index);
+        else
+            PyErr_Format(PyExc_ValueError, "%s: %s is on opencl:%d and %s on opencl:%d; move one with pyloss.to_device",
+                         found->spec->name, found->first, device->index, name, other->index);
+        return -1;
+    }
+    return 0;
+}
+
 /* All arrays of a call live on one device, in one context; that device, or NULL with an exception set. */
 static pl_cl_device *common_device(const pl_spec *spec, PyObject *const *args, Py_ssize_t nargs) {
-    pl_cl_device *device = NULL;
-    const char *first = NULL;
-    for (Py_ssize_t i = 0; i < nargs && i < spec->count; i++) {
-        if (!is_device_array(args[i])) continue;
-        pl_cl_device *other = ((device_array *)args[i])->buffer->device;
-        if (device && device != other) {
-            if (device->index == other->index)
-                PyErr_Format(PyExc_ValueError, "%s: %s and %s are on opencl:%d in different OpenCL contexts or queues",
-                             spec->name, first, spec->param[i].name, device->index);
-            else
-                PyErr_Format(PyExc_ValueError, "%s: %s is on opencl:%d and %s on opencl:%d; move one with pyloss.to_device",
-                             spec->name, first, device->index, spec->param[i].name, other->index);
-            return NULL;
-        }
-        if (!device) {
-            device = other;
-            first = spec->param[i].name;
-        }
-    }
+    call_arrays found = {.spec = spec};
     for (Py_ssize_t i = 0; i < nargs && i < spec->count; i++)
-        if (PyArray_Check(args[i]) || PyTuple_Check(args[i])) {
-            PyErr_Format(PyExc_TypeError,
-                         "%s: %s is on opencl:%d and %s in host memory; move one with pyloss.to_device or .numpy()", spec->name,
-                         first, device->index, spec->param[i].name);
-            return NULL;
-        }
-    return device;
+        if (find_arrays(&found, spec->param[i].name, args[i])) return NULL;
+    if (!found.host) return found.device;
+    PyErr_Format(PyExc_TypeError, "%s: %s is on opencl:%d and %s in host memory; move one with pyloss.to_device or .numpy()",
+                 spec->name, found.first, found.device->index, found.host);
+    return NULL;
 }
 
 /* The elements of an index array on the host. */
@@ -380,10 +392,38 @@ static PyObject *index_values(device_array *a) {
     return Py_NewRef(a->host);
 }
 
+static int add_part(pl_cl_operation *operation, pl_cl_buffer *buffer) {
+    for (int i = operation->part_count; i--;)
+        if (operation->parts[i] == buffer) return 0;
+    int count = operation->part_count;
+    if (!(count & (count - 1))) { /* at 0, 1, 2, 4, ... */
+        void *grown = realloc(operation->parts, sizeof *operation->parts * (size_t)(count ? 2 * count : 1));
+        if (!grown) {
+            PyErr_NoMemory();
+            return -1;
+        }
+        operation->parts = grown;
+    }
+    operation->parts[operation->part_count++] = buffer;
+    return 0;
+}
+
 /* What the specification is checked with in place of a device array: an ndarray of its type and shape at a number that stands for
- * its place in device memory, which nobody reads; and for index arrays their values. */
-static PyObject *stand_in(const pl_param *p, device_array *a) {
+ * its place in device memory, which nobody reads; for index arrays their values. Of a weight, the same for each of its arrays,
+ * whose buffers the operation notes. */
+static PyObject *stand_in(const pl_param *p, PyObject *object, pl_cl_operation *operation) {
+    if (PyTuple_Check(object)) {
+        PyObject *parts = PyTuple_New(PyTuple_Size(object));
+        for (Py_ssize_t i = 0; parts && i < PyTuple_Size(object); i++) {
+            PyObject *part = stand_in(p, PyTuple_GetItem(object, i), operation);
+            if (!part || PyTuple_SetItem(parts, i, part)) Py_CLEAR(parts);
+        }
+        return parts;
+    }
+    if (!is_device_array(object)) return Py_NewRef(object);
+    device_array *a = (device_array *)object;
     if (p->below || p->offsets_to) return index_values(a);
+    if ((p->type == PL_T_WEIGHT || p->type == PL_T_STACK) && add_part(operation, a->buffer)) return NULL;
     void *place = (void *)(uintptr_t)(a->buffer->address + a->offset);
     return PyArray_SimpleNewFromData(a->ndim, a->dims, kinds[a->kind].npy, place);
 }
@@ -408,28 +448,31 @@ PyObject *pl_device_run(const pl_spec *spec, PyObject *const *args, Py_ssize_t n
     pl_cl_device *device = common_device(spec, args, nargs);
     if (!device) return NULL;
     PyObject *checked[PL_MAX_ARGS] = {NULL};
-    pl_cl_place place[PL_MAX_ARGS] = {{NULL, 0}};
     pl_call call;
     pl_cl_error error;
+    pl_cl_operation operation = {.device = device, .call = &call, .error = &error};
     int good = 1, failed = 0;
     for (Py_ssize_t i = 0; i < nargs && good; i++) {
-        int on_device = is_device_array(args[i]);
-        device_array *a = (device_array *)args[i];
-        checked[i] = on_device ? stand_in(&spec->param[i], a) : Py_NewRef(args[i]);
+        checked[i] = stand_in(&spec->param[i], args[i], &operation);
         good = checked[i] != NULL;
-        if (on_device) place[i] = (pl_cl_place){a->buffer, a->offset};
+        if (!is_device_array(args[i])) continue;
+        device_array *a = (device_array *)args[i];
+        operation.place[i] = (pl_cl_place){a->buffer, a->offset};
     }
-    if (good && results_apart(spec, place, nargs) && !pl_spec_check(spec, checked, nargs, &call)) {
+    if (good && (pl_cl_in_place(spec->name) || results_apart(spec, operation.place, nargs)) &&
+        !pl_spec_check(spec, checked, nargs, &call)) {
         Py_BEGIN_ALLOW_THREADS
-        failed = pl_cl_run(device, spec->name, &call, place, &error);
+        failed = pl_cl_run(spec->name, &operation);
         Py_END_ALLOW_THREADS
         pl_spec_release(spec, &call);
         for (Py_ssize_t i = 0; i < nargs; i++)
-            if (spec->param[i].output && place[i].buffer) __atomic_add_fetch(&place[i].buffer->writes, 1, __ATOMIC_RELAXED);
+            if (spec->param[i].output && operation.place[i].buffer)
+                __atomic_add_fetch(&operation.place[i].buffer->writes, 1, __ATOMIC_RELAXED);
     } else {
         good = 0;
     }
     for (Py_ssize_t i = 0; i < nargs; i++) Py_XDECREF(checked[i]);
+    free(operation.parts);
     if (!good) return NULL;
     if (failed) {
         raise(&error, spec->name, device->index);

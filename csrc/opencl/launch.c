@@ -1,54 +1,111 @@
-/* Enqueues kernels, and finds the launcher of an operation. */
+/* Puts launches together, enqueues kernels, and finds the launcher of an operation. */
 #include "runtime.h"
 
+#include <stdarg.h>
+#include <stdio.h>
 #include <string.h>
 
 pl_cl_shape pl_cl_forced_shape;
 
-void pl_cl_add_buffer(pl_cl_arguments *to, const pl_cl_buffer *buffer, size_t offset, size_t item) {
-    to->argument[to->count].size = sizeof(cl_mem);
-    to->argument[to->count++].value.memory = buffer ? buffer->memory : NULL;
-    pl_cl_add_i64(to, (int64_t)(offset / item));
+int pl_cl_is_cpu(const pl_cl_device *device) { return (device->info->kind & CL_DEVICE_TYPE_CPU) != 0; }
+
+pl_cl_place pl_cl_place_of(const pl_cl_operation *operation, const void *address) {
+    uint64_t at = (uint64_t)(uintptr_t)address;
+    for (int i = 0; i < operation->part_count; i++) {
+        pl_cl_buffer *buffer = operation->parts[i];
+        if (at >= buffer->address && at <= buffer->address + buffer->bytes)
+            return (pl_cl_place){buffer, (size_t)(at - buffer->address)};
+    }
+    return (pl_cl_place){NULL, 0};
 }
 
-void pl_cl_add_i64(pl_cl_arguments *to, int64_t value) {
-    to->argument[to->count].size = sizeof value;
-    to->argument[to->count++].value.i64 = value;
+/* ---- putting together */
+
+void pl_cl_define(pl_cl_launch *l, const char *format, ...) {
+    va_list given;
+    va_start(given, format);
+    l->used += vsnprintf(l->options + l->used, sizeof l->options - (size_t)l->used, format, given);
+    va_end(given);
 }
 
-void pl_cl_add_scalar(pl_cl_arguments *to, const pl_cl_device *device, double value) {
-    to->argument[to->count].size = device->info->fp64 ? sizeof(double) : sizeof(float);
-    if (device->info->fp64) to->argument[to->count++].value.f64 = value;
-    else to->argument[to->count++].value.f32 = (float)value;
+pl_cl_launch pl_cl_begin(const pl_cl_operation *operation, const char *source, pl_cl_shape shape, int wide) {
+    pl_cl_launch l = {.operation = operation, .source = source};
+    pl_cl_define(&l, "-DWIDTH=%d -DBLOCK=%d -DGROUP=%d ", shape.width, shape.block, shape.group);
+    pl_cl_define(&l, wide ? "-DREAL=double -DREAL_F64 " : "-DREAL=float ");
+    if (operation->device->info->fp64) pl_cl_define(&l, "-DFP64 ");
+    if (pl_cl_is_cpu(operation->device) && !wide) pl_cl_define(&l, "-DPOLYNOMIALS ");
+    return l;
 }
 
-static cl_int enqueue(pl_cl_device *device, cl_kernel kernel, const pl_cl_arguments *arguments, size_t groups, size_t group) {
+void pl_cl_add_place(pl_cl_launch *l, pl_cl_place place, size_t item) {
+    l->argument[l->count].size = sizeof(cl_mem);
+    l->argument[l->count++].value.memory = place.buffer ? place.buffer->memory : NULL;
+    pl_cl_add_i64(l, (int64_t)(place.offset / item));
+    pl_cl_align(l, place, item);
+}
+
+void pl_cl_align(pl_cl_launch *l, pl_cl_place place, size_t item) {
+    if (place.buffer && place.offset % item) l->misaligned = 1;
+}
+
+void pl_cl_add_array(pl_cl_launch *l, int index, size_t item) { pl_cl_add_place(l, l->operation->place[index], item); }
+
+void pl_cl_add_i64(pl_cl_launch *l, int64_t value) {
+    l->argument[l->count].size = sizeof value;
+    l->argument[l->count++].value.i64 = value;
+}
+
+void pl_cl_add_f32(pl_cl_launch *l, double value) {
+    l->argument[l->count].size = sizeof(float);
+    l->argument[l->count++].value.f32 = (float)value;
+}
+
+void pl_cl_add_scalar(pl_cl_launch *l, double value) {
+    if (!l->operation->device->info->fp64) {
+        pl_cl_add_f32(l, value);
+        return;
+    }
+    l->argument[l->count].size = sizeof(double);
+    l->argument[l->count++].value.f64 = value;
+}
+
+pl_cl_place pl_cl_scratch(const pl_cl_operation *operation, size_t bytes) {
+    return (pl_cl_place){pl_cl_buffer_new(operation->device, bytes, operation->error), 0};
+}
+
+/* ---- enqueueing */
+
+static cl_int enqueue(pl_cl_device *device, cl_kernel kernel, const pl_cl_launch *l, size_t groups, size_t group) {
     cl_int code = 0;
-    for (int i = 0; i < arguments->count && !code; i++)
-        code = pl_cl.SetKernelArg(kernel, (cl_uint)i, arguments->argument[i].size, &arguments->argument[i].value);
+    for (int i = 0; i < l->count && !code; i++)
+        code = pl_cl.SetKernelArg(kernel, (cl_uint)i, l->argument[i].size, &l->argument[i].value);
     size_t all = groups * group;
     if (!code) code = pl_cl.EnqueueNDRangeKernel(device->queue, kernel, 1, NULL, &all, &group, 0, NULL, NULL);
     return code;
 }
 
-int pl_cl_launch(pl_cl_device *device, const char *name, const char *source, const char *options,
-                 const pl_cl_arguments *arguments, size_t groups, size_t group, int *too_large, pl_cl_error *error) {
+int pl_cl_enqueue(pl_cl_launch *l, const char *name, size_t groups, size_t group, int *too_large) {
+    pl_cl_device *device = l->operation->device;
+    pl_cl_error *error = l->operation->error;
     int failed = 0;
     size_t largest;
+    if (!groups) return 0;
+    if (l->misaligned)
+        return pl_cl_refuse(error, PL_CL_UNSUPPORTED, "an array begins between two elements; copy it to memory of its own");
     /* What the owner of an out-of-order queue has put there may still be writing the arguments. */
     if (device->wait && pl_cl_finish(device, error)) return 1;
     pthread_mutex_lock(&device->launch);
-    cl_kernel kernel = pl_cl_kernel(device, name, source, options, &largest, error);
+    cl_kernel kernel = pl_cl_kernel(device, name, l->source, l->options, &largest, error);
     if (!kernel) {
         failed = 1;
     } else if (too_large && (*too_large = group > largest)) {
         failed = 1;
     } else {
-        cl_int code = enqueue(device, kernel, arguments, groups, group);
+        cl_int code = enqueue(device, kernel, l, groups, group);
         /* Drivers that allocate late find here that memory is short: the kept buffers may help. */
         if ((code == CL_MEM_OBJECT_ALLOCATION_FAILURE || code == CL_OUT_OF_RESOURCES) && device->idle) {
             pl_cl_free_idle(device);
-            code = enqueue(device, kernel, arguments, groups, group);
+            code = enqueue(device, kernel, l, groups, group);
         }
         if (!code) code = pl_cl.Flush(device->queue);
         if (code) failed = pl_cl_fail(error, "clEnqueueNDRangeKernel", code);
@@ -57,11 +114,26 @@ int pl_cl_launch(pl_cl_device *device, const char *name, const char *source, con
     return failed || (device->wait && pl_cl_finish(device, error));
 }
 
-int pl_cl_run(pl_cl_device *device, const char *name, const pl_call *call, const pl_cl_place *place, pl_cl_error *error) {
-    if (call->wide && !device->info->fp64)
-        return pl_cl_refuse(error, PL_CL_UNSUPPORTED, "the device has no float64 arithmetic; use float32 arrays or the cpu");
-    int failed = pl_cl_row_loss(device, name, call, place, error);
-    if (failed >= 0) return failed;
-    return pl_cl_refuse(error, PL_CL_UNSUPPORTED,
+/* ---- operations */
+
+int pl_cl_run(const char *name, const pl_cl_operation *operation) {
+    static int (*const families[])(const char *, const pl_cl_operation *) = {pl_cl_product,   pl_cl_element, pl_cl_layer,
+                                                                             pl_cl_attention, pl_cl_norm,    pl_cl_row_loss};
+    if (operation->call->wide && !operation->device->info->fp64)
+        return pl_cl_refuse(operation->error, PL_CL_UNSUPPORTED,
+                            "the device has no float64 arithmetic; use float32 arrays or the cpu");
+    for (size_t i = 0; i < sizeof families / sizeof *families; i++) {
+        int failed = families[i](name, operation);
+        if (failed >= 0) return failed;
+    }
+    return pl_cl_refuse(operation->error, PL_CL_UNSUPPORTED,
                         "this operation has no OpenCL kernel; move its arguments to the cpu with .numpy()");
+}
+
+int pl_cl_in_place(const char *name) {
+    static const char *const names[] = {"rope",    "swiglu_grad", "geglu_grad", "scale_rows", "scale_rows_grad",
+                                        "dropout", "add",         "scale"};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        if (!strcmp(names[i], name)) return 1;
+    return 0;
 }

@@ -80,6 +80,7 @@ static void read_device(cl_platform_id platform, cl_device_id id, pl_cl_info *in
     READ(CL_DEVICE_LOCAL_MEM_SIZE, info->local_memory);
     READ(CL_DEVICE_MAX_WORK_GROUP_SIZE, info->max_group);
     READ(CL_DEVICE_MAX_COMPUTE_UNITS, info->units);
+    READ(CL_DEVICE_NATIVE_VECTOR_WIDTH_FLOAT, info->vector);
     READ(CL_DEVICE_AVAILABLE, available);
     READ(CL_DEVICE_COMPILER_AVAILABLE, compiler);
     READ(CL_DEVICE_DOUBLE_FP_CONFIG, doubles); /* fails where the device knows no double at all */

@@ -23,12 +23,7 @@
 #define SLOPED_stablemax 1
 #define SLOPED CAT(SLOPED_, FAMILY)
 
-/* Where an argument's rows begin: a buffer and an offset in elements. */
-#define ARRAY(type, name) global type *name##_data, long name##_offset
-#define ROW(name, i) (name##_data + (name##_offset + (i)))
-
 /* The heads of the kernels. */
-#define KERNEL kernel __attribute__((reqd_work_group_size(GROUP, 1, 1))) void
 #ifdef OUT0
 #define OUT0_ARGUMENT(name) ARRAY(STORED(OUT0), name),
 #else
@@ -94,9 +89,9 @@ INLINE V weight_of(V x, REAL shift, REAL scale) {
                 sum += weight_of(x[b], taken_off, scale); \
                 MEAN_OF(x[b]) \
             } \
-            add(&total, sum_of(sum)); \
-            add(&sum_x, sum_of(sum_b)); \
-            add(&count, sum_of(count_b)); \
+            add_to(&total, sum_of(sum)); \
+            add_to(&sum_x, sum_of(sum_b)); \
+            add_to(&count, sum_of(count_b)); \
         } \
         statistics s; \
         s.shift = SHIFTED ? (REAL)group_max((SCALAR)shift) : 0; \
@@ -259,9 +254,9 @@ KERNEL row_loss(ARRAY(const STORED(IN0), q), ARRAY(const STORED(IN1), p),
             if (given != 0) PUT(OUT1)(e.by_p, dp, i, n);
 #endif
         }
-        add(&total, sum_of(l));
-        add(&sum_q, sum_of(lq));
-        add(&sum_p, sum_of(lp));
+        add_to(&total, sum_of(l));
+        add_to(&sum_q, sum_of(lq));
+        add_to(&sum_p, sum_of(lp));
     }
     SCALAR all = group_sum(value_of(total));
     if (LANE == 0) *ROW(loss, row) = all < 0 ? 0 : (REAL)all; /* divergences are not; rounding of equal rows may be */
@@ -324,7 +319,7 @@ KERNEL row_loss(ARRAY(const STORED(IN0), x), IN1_ARGUMENT(dy) OUT0_ARGUMENT(y) O
             sum += LOGARITHM ? d : d * prob;
 #endif
         }
-        add(&dot, sum_of(sum));
+        add_to(&dot, sum_of(sum));
     }
 #ifdef OUT1
     const V all = v_set(group_sum(value_of(dot)));

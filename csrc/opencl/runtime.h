@@ -29,8 +29,8 @@ typedef struct {
     cl_bitfield kind; /* CL_DEVICE_TYPE_* */
     cl_ulong global_memory, max_allocation, local_memory;
     size_t max_group;
-    cl_uint units;
-    int fp64, usable; /* usable: available, with a compiler */
+    cl_uint units, vector; /* vector: floats of the registers */
+    int fp64, usable;      /* usable: available, with a compiler */
 } pl_cl_info;
 
 /* An opened device: one context and one in-order queue. Contexts of other libraries (pyopencl) are opened too, beside ours. */
@@ -108,10 +108,35 @@ typedef struct {
 } pl_cl_shape;
 /* Overrides the choice by the kind of device, for tests and benchmarks; zeros leave it. */
 extern pl_cl_shape pl_cl_forced_shape;
+/* Whether a core is one work-item with whole vector registers, and not a lane of many. */
+int pl_cl_is_cpu(const pl_cl_device *device);
 
-/* Arguments of a kernel, in order. */
+/* Where an array argument lies; no buffer where it is absent. */
 typedef struct {
-    int count;
+    pl_cl_buffer *buffer;
+    size_t offset;
+} pl_cl_place;
+
+/* An operation of ops.def whose arguments, checked, live on a device. Index arrays have their values on the host, in `call`, too;
+ * what a weight points to are numbers that stand for places, see pl_cl_place_of. */
+typedef struct {
+    pl_cl_device *device;
+    const pl_call *call;
+    pl_cl_place place[PL_MAX_ARGS];
+    pl_cl_buffer **parts; /* of the arrays of weights, each once */
+    int part_count;
+    pl_cl_error *error;
+} pl_cl_operation;
+
+/* The place that an address inside a weight stands for. */
+pl_cl_place pl_cl_place_of(const pl_cl_operation *operation, const void *address);
+
+/* One launch as it is put together: build options, and arguments in their order. */
+typedef struct {
+    const pl_cl_operation *operation;
+    const char *source;
+    char options[512];
+    int used, count, misaligned; /* misaligned: an array that does not begin at one of its elements */
     struct {
         size_t size;
         union {
@@ -120,33 +145,66 @@ typedef struct {
             double f64;
             float f32;
         } value;
-    } argument[32];
-} pl_cl_arguments;
+    } argument[64];
+} pl_cl_launch;
 
-void pl_cl_add_buffer(pl_cl_arguments *to, const pl_cl_buffer *buffer, size_t offset, size_t item); /* and its offset in items */
-void pl_cl_add_i64(pl_cl_arguments *to, int64_t value);
-void pl_cl_add_scalar(pl_cl_arguments *to, const pl_cl_device *device, double value); /* in the device's most exact type */
+/* Begins with the options that types.cl needs. */
+pl_cl_launch pl_cl_begin(const pl_cl_operation *operation, const char *source, pl_cl_shape shape, int wide);
+void pl_cl_define(pl_cl_launch *l, const char *format, ...) __attribute__((format(printf, 2, 3)));
+void pl_cl_add_place(pl_cl_launch *l, pl_cl_place place, size_t item); /* a buffer, and the offset in it in items */
+void pl_cl_add_array(pl_cl_launch *l, int index, size_t item);         /* the same for an argument of the call */
+/* Notes that what lies there is read as elements of so many bytes. */
+void pl_cl_align(pl_cl_launch *l, pl_cl_place place, size_t item);
+void pl_cl_add_i64(pl_cl_launch *l, int64_t value);
+void pl_cl_add_f32(pl_cl_launch *l, double value);
+void pl_cl_add_scalar(pl_cl_launch *l, double value); /* in the device's most exact type */
 
 /* Enqueues a kernel over `groups` work-groups of `group` work-items. A group that is too large for the kernel is refused with
  * *too_large set, if that is not NULL. */
-int pl_cl_launch(pl_cl_device *device, const char *name, const char *source, const char *options,
-                 const pl_cl_arguments *arguments, size_t groups, size_t group, int *too_large, pl_cl_error *error);
+int pl_cl_enqueue(pl_cl_launch *l, const char *kernel, size_t groups, size_t group, int *too_large);
+/* Device memory for the time of an operation: no buffer where it fails. */
+pl_cl_place pl_cl_scratch(const pl_cl_operation *operation, size_t bytes);
 
-/* Where an array argument lies; no buffer where it is absent. */
+/* Runs an operation; refuses one without a kernel. */
+int pl_cl_run(const char *name, const pl_cl_operation *operation);
+/* Whether results of an operation may take the place of arguments, as its line in ops.def says. */
+int pl_cl_in_place(const char *name);
+
+/* ---- the families: rowloss.c, elements.c, layers.c, matmul.c, norms.c, attention.c. -1 if `name` is none of theirs. */
+
+int pl_cl_row_loss(const char *name, const pl_cl_operation *operation);
+int pl_cl_element(const char *name, const pl_cl_operation *operation);
+int pl_cl_layer(const char *name, const pl_cl_operation *operation);
+int pl_cl_product(const char *name, const pl_cl_operation *operation);
+int pl_cl_norm(const char *name, const pl_cl_operation *operation);
+int pl_cl_attention(const char *name, const pl_cl_operation *operation);
+
+/* Zeros to n floats. */
+int pl_cl_zero(const pl_cl_operation *operation, pl_cl_place to, int64_t n);
+
+/* A weight as quant.cl takes it: the build options of its format, and its arguments, the codes being at `data`. */
+void pl_cl_add_weight(pl_cl_launch *l, const pl_weight *w, pl_cl_place data);
+
+/* C (+)= bias + A B + u_scale H U, as in kernels/matmul.tpl.h; rank 0 leaves the last out. */
 typedef struct {
-    pl_cl_buffer *buffer;
-    size_t offset;
-} pl_cl_place;
-
-/* Runs the operation `name` of ops.def whose arguments, checked, live on `device`. */
-int pl_cl_run(pl_cl_device *device, const char *name, const pl_call *call, const pl_cl_place *place, pl_cl_error *error);
-
-/* ---- rowloss.c */
-
-/* -1 if `name` is no row loss. */
-int pl_cl_row_loss(pl_cl_device *device, const char *name, const pl_call *call, const pl_cl_place *place, pl_cl_error *error);
+    int64_t m, n, k;
+    pl_cl_place a;
+    int64_t a_row, a_k; /* the distances of A's elements along m and along k */
+    pl_weight b;        /* [k, n], or [n, k] when b_transposed */
+    pl_cl_place b_data; /* in place of b.data where B is no weight of the call */
+    int b_transposed;
+    pl_cl_place b_rows, bias, c;
+    double b_scale;
+    int accumulate;
+    int64_t rank;
+    pl_cl_place h, u; /* float32 [m, rank], and [rank, n] or [n, rank] when u_transposed */
+    int u_transposed;
+    double u_scale;
+} pl_cl_gemm;
+int pl_cl_gemm_run(const pl_cl_operation *operation, const pl_cl_gemm *g);
 
 /* The texts of the .cl files with what they include, written by setup.py. */
-extern const char pl_cl_source_rowloss[];
+extern const char pl_cl_source_rowloss[], pl_cl_source_elements[], pl_cl_source_layers[], pl_cl_source_matmul[],
+    pl_cl_source_stored[], pl_cl_source_attention[];
 
 #endif

@@ -1,6 +1,6 @@
 /* What the kernels compute with and how they read and write memory. Whoever builds a program defines
  *
- *   REAL    float or double: the arithmetic          WIDTH   2, 4, 8 or 16: elements of the vector type V
+ *   REAL    float or double: the arithmetic          WIDTH   1, 2, 4, 8 or 16: elements of the vector type V
  *   FP64    where the device has doubles             GROUP   work-items of a work-group, a power of two
  *   INDEX   int or long: positions within a row      BLOCK   vectors that a work-item takes at once
  *   POLYNOMIALS where the driver's own exponentials are slow (REAL is float)
@@ -18,9 +18,17 @@
 #define SCALAR float
 #endif
 
+#if WIDTH > 1
 #define V CAT(REAL, WIDTH)
 #define VF CAT(float, WIDTH)
+#define VI CAT(int, WIDTH)
 #define VU CAT(uint, WIDTH)
+#else
+#define V REAL
+#define VF float
+#define VI int
+#define VU uint
+#endif
 #define INLINE static inline
 #define TO_V(x) CAT(convert_, V)(x)
 #define TO_VF(x) CAT(convert_, VF)(x)
@@ -41,7 +49,6 @@
 #define v_log1p(x) log1p(x)
 #else
 /* A processor's OpenCL takes care of the last bit at several times the cost: the float functions of kernels/vec.h instead. */
-#define VI CAT(int, WIDTH)
 #define AS_VI CAT(as_, VI)
 #define AS_V CAT(as_, V)
 #define ROUNDER 12582912.0f /* 1.5 * 2^23: adding it rounds to an integer in the low bits */
@@ -83,8 +90,13 @@ INLINE V v_log1p(V x) {
 }
 #endif
 
+#if WIDTH > 1
 #define VLOAD CAT(vload, WIDTH)
 #define VSTORE CAT(vstore, WIDTH)
+#else
+#define VLOAD(i, p) ((p)[i])
+#define VSTORE(v, i, p) ((p)[i] = (v))
+#endif
 
 /* The sum of a vector's elements, always in the same order. */
 INLINE REAL sum_of(V v) {
@@ -121,6 +133,7 @@ INLINE void store_f32(V v, global float *p) { VECTOR_TO(float, TO_VF(v), p); }
 INLINE REAL load1_f32(const global float *p) { return *p; }
 INLINE void store1_f32(REAL x, global float *p) { *p = (float)x; }
 
+#if WIDTH > 1
 #ifdef FP64
 typedef double stored_f64;
 INLINE V load_f64(const global double *p) { return TO_V(VECTOR_AT(double, p)); }
@@ -145,6 +158,7 @@ INLINE V load_bf16(const global ushort *p) {
 INLINE void store_bf16(V v, global ushort *p) { VECTOR_TO(ushort, CAT(convert_, CAT(ushort, WIDTH))(bf16_bits(TO_VF(v))), p); }
 INLINE REAL load1_bf16(const global ushort *p) { return as_float((uint)*p << 16); }
 INLINE void store1_bf16(REAL x, global ushort *p) { *p = (ushort)bf16_bits((VF)((float)x)).s0; }
+#endif
 
 /* Elements [i, i + WIDTH) of a row of n, those past its end as `fill`; and the storing of those that are within. */
 #define ROW_ACCESS(type) \
@@ -165,10 +179,12 @@ INLINE void store1_bf16(REAL x, global ushort *p) { *p = (ushort)bf16_bits((VF)(
         for (int j = 0; j < n - i; j++) store1_##type(a[j], row + i + j); \
     }
 ROW_ACCESS(f32)
+#if WIDTH > 1
 ROW_ACCESS(f16)
 ROW_ACCESS(bf16)
 #ifdef FP64
 ROW_ACCESS(f64)
+#endif
 #endif
 
 #ifdef REAL_F64
@@ -185,7 +201,7 @@ typedef struct {
     SCALAR sum, rest;
 } exact;
 
-INLINE void add(exact *to, REAL x) {
+INLINE void add_to(exact *to, REAL x) {
 #ifdef FP64
     to->sum += x;
 #else
@@ -202,6 +218,18 @@ INLINE SCALAR value_of(exact x) {
     /* The sum of what is not finite has no rest. */
     return x.rest == x.rest ? x.sum + x.rest : x.sum;
 }
+
+/* Where an argument begins: a buffer and an offset in elements. */
+#define ARRAY(type, name) global type *name##_data, long name##_offset
+#define ROW(name, i) (name##_data + (name##_offset + (i)))
+#define KERNEL kernel __attribute__((reqd_work_group_size(GROUP, 1, 1))) void
+
+/* a b + c in one instruction where there is one. */
+#if defined(FP_FAST_FMAF) || defined(POLYNOMIALS)
+#define FMA(a, b, c) fma(a, b, c)
+#else
+#define FMA(a, b, c) mad(a, b, c)
+#endif
 
 /* ---- the work-group: all of its work-items call these, and all get the result */
 

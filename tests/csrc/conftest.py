@@ -3,6 +3,9 @@
 import numpy as np
 import pytest
 from kernel_checks import Memory
+from on_device import operations
+
+from pyloss import _core
 
 
 @pytest.fixture
@@ -15,3 +18,26 @@ def memory():
 @pytest.fixture
 def rng():
     return np.random.default_rng(7)
+
+
+#: formats whose decoders are tried in groups too; all are in the shape of a processor, and decode alike
+IN_GROUPS = ("f32", "f16", "q4_1", "q4_k", "affine4", "nf4")
+DEVICES = ["opencl", "opencl in groups"] if _core.opencl_devices()[0] else []
+
+
+@pytest.fixture(params=[*_core.isas(), *DEVICES])
+def place(request, monkeypatch):
+    """Each instruction set this machine can run, and the first OpenCL device as one more: its kernels in the shape of its kind, and in
+    the shape of GPUs, whose work-items share tiles."""
+    before = _core.isa()
+    if "groups" in request.param and request.node.callspec.params.get("format", "f32") not in IN_GROUPS:
+        pytest.skip("this format is decoded as others in groups are")
+    if request.param in DEVICES:
+        for name, function in operations("opencl:0").items():
+            monkeypatch.setattr(_core, name, function)
+        _core.opencl_shape(*((8, 4, 2) if request.param != "opencl" else (0, 0, 0)))
+    else:
+        _core.use_isa(request.param)
+    yield request.param
+    _core.use_isa(before)
+    _core.opencl_shape(0, 0, 0)

@@ -6,7 +6,7 @@ from kernel_checks import on_threads
 
 from pyloss import _core
 
-pytestmark = pytest.mark.usefixtures("isa")
+pytestmark = pytest.mark.usefixtures("place")
 
 LENGTHS = [0, 1, 7, 33, 65, 129, 257]
 HEADS = [(1, 1), (3, 1), (9, 3), (4, 4)]

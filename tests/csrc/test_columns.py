@@ -6,7 +6,7 @@ from kernel_checks import on_threads
 
 from pyloss import _core
 
-pytestmark = pytest.mark.usefixtures("isa")
+pytestmark = pytest.mark.usefixtures("place")
 
 SHAPES = [(0, 3), (1, 1), (2, 0), (3, 7), (5, 33), (2, 1023), (3, 1024), (1, 1025), (17, 4099)]
 

@@ -9,7 +9,7 @@ from test_matmul import near, normal, unaligned, wide
 from pyloss import _core
 from pyloss.weights import FORMATS, Weight
 
-pytestmark = pytest.mark.usefixtures("isa")
+pytestmark = pytest.mark.usefixtures("place")
 
 # Rows of each expert: none at all, one each, few and many, all to one, more than one block of A, more experts than one batch has.
 SPREADS = {

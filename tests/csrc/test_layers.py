@@ -6,7 +6,7 @@ from kernel_checks import assert_close, element_gradient, on_threads, row_gradie
 
 from pyloss import _core
 
-pytestmark = pytest.mark.usefixtures("isa")
+pytestmark = pytest.mark.usefixtures("place")
 
 SHAPES = [(0, 5), (1, 1), (3, 7), (7, 33), (33, 15), (70, 16), (65, 17), (1, 31), (2, 127), (4, 257), (5, 0)]
 LENGTHS = [0, 1, 3, 4, 5, 7, 8, 15, 16, 17, 33, 127, 1031, 8191, 8192, 8193, 20011]

@@ -10,7 +10,7 @@ from stored_weights import K_HALVES, QUANTISED, stored
 from pyloss import _core
 from pyloss.weights import FORMATS, Weight
 
-pytestmark = pytest.mark.usefixtures("isa")
+pytestmark = pytest.mark.usefixtures("place")
 
 SIZES = [0, 1, 2, 3, 4, 5, 7, 13, 14, 15, 31, 33, 96, 97, 385]
 RANKS = [1, 8, 33]

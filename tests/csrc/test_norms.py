@@ -8,7 +8,7 @@ from stored_weights import stored
 from pyloss import _core
 from pyloss.weights import FORMATS, Weight
 
-pytestmark = pytest.mark.usefixtures("isa")
+pytestmark = pytest.mark.usefixtures("place")
 
 
 def normal(rng, *shape):

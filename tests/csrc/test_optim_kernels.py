@@ -6,7 +6,7 @@ from kernel_checks import on_threads
 
 from pyloss import _core
 
-pytestmark = pytest.mark.usefixtures("isa")
+pytestmark = pytest.mark.usefixtures("place")
 
 LENGTHS = [0, 1, 3, 4, 5, 7, 8, 15, 16, 17, 33, 127, 1031, 8192, 8193]
 STEPS = 4

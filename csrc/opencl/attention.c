@@ -1,0 +1,78 @@
+/* Launches attention.cl. */
+#include "runtime.h"
+
+#include <string.h>
+
+/* Rows in the lanes of a processor's vectors, one a work-item elsewhere; fewer at a time where local memory is short of wide heads. */
+static pl_cl_shape shape_of(const pl_cl_operation *o) {
+    int cpu = pl_cl_is_cpu(o->device);
+    pl_cl_shape shape =
+        cpu ? (pl_cl_shape){1, o->device->info->vector >= 8 ? (int)o->device->info->vector : 8, 1} : (pl_cl_shape){64, 1, 1};
+    if (shape.width > 16) shape.width = 16;
+    if (pl_cl_forced_shape.group)
+        shape = (pl_cl_shape){pl_cl_forced_shape.group, pl_cl_forced_shape.group > 1 ? 1 : shape.width, 1};
+    while ((size_t)shape.group > o->device->info->max_group && shape.group > 1) shape.group /= 2;
+    return shape;
+}
+
+static int tile_of(const pl_cl_operation *o, pl_cl_shape shape) {
+    int64_t d = PL_DIM(o->call, 'D'), tile = 32;
+    if (shape.group > 1)
+        while (tile > 4 && (size_t)(2 * 4 * tile * (d + 1)) > o->device->info->local_memory / 2) tile /= 2;
+    return (int)tile;
+}
+
+static pl_cl_launch begin(const pl_cl_operation *o) {
+    pl_cl_shape shape = shape_of(o);
+    pl_cl_launch l = pl_cl_begin(o, pl_cl_source_attention, shape, 0);
+    pl_cl_define(&l, "-DD=%d -DTILE=%d ", (int)PL_DIM(o->call, 'D'), tile_of(o, shape));
+    return l;
+}
+
+/* A group for each block of `share` rows an offset counts, of each key-value head. */
+static int run(pl_cl_launch *l, const char *kernel, const int32_t *offsets, int64_t share, double scale, int64_t window) {
+    const pl_cl_operation *o = l->operation;
+    pl_cl_shape shape = shape_of(o);
+    int64_t sequences = PL_DIM(o->call, 'S') - 1, blocks = 0, rows = shape.group * shape.width;
+    for (int64_t s = 0; s < sequences; s++) blocks += ((offsets[s + 1] - offsets[s]) * share + rows - 1) / rows;
+    pl_cl_add_i64(l, sequences);
+    pl_cl_add_i64(l, PL_DIM(o->call, 'H'));
+    pl_cl_add_i64(l, PL_DIM(o->call, 'G'));
+    pl_cl_add_f32(l, scale);
+    pl_cl_add_i64(l, window > 0 && window < INT32_MAX ? window : INT32_MAX);
+    return pl_cl_enqueue(l, kernel, (size_t)(blocks * PL_DIM(o->call, 'G')), (size_t)shape.group, NULL);
+}
+
+static void add_arrays(pl_cl_launch *l, const int *index, int count) {
+    for (int i = 0; i < count; i++) pl_cl_add_array(l, index[i], 4);
+}
+
+static int attention_forward(const pl_cl_operation *o) {
+    const pl_value *v = o->call->arg;
+    pl_cl_launch l = begin(o);
+    add_arrays(&l, (const int[]){0, 1, 2, 3, 4, 7, 8}, 7);
+    return run(&l, "attention_forward", v[3].in, PL_DIM(o->call, 'H') / PL_DIM(o->call, 'G'), v[5].f, v[6].i);
+}
+
+static int attention_grad(const pl_cl_operation *o) {
+    const pl_value *v = o->call->arg;
+    pl_cl_place delta = pl_cl_scratch(o, sizeof(float) * (size_t)(PL_DIM(o->call, 'N') * PL_DIM(o->call, 'H')));
+    if (!delta.buffer) return 1;
+    pl_cl_launch rows = begin(o), keys = begin(o);
+    add_arrays(&rows, (const int[]){0, 1, 2, 3, 4, 5, 6, 9}, 8);
+    pl_cl_add_place(&rows, delta, 4);
+    add_arrays(&keys, (const int[]){0, 1, 2, 3, 5}, 5);
+    pl_cl_add_place(&keys, delta, 4);
+    add_arrays(&keys, (const int[]){6, 10, 11}, 3);
+    int failed = run(&rows, "attention_grad_rows", v[6].in, PL_DIM(o->call, 'H') / PL_DIM(o->call, 'G'), v[7].f, v[8].i) ||
+                 run(&keys, "attention_grad_keys", v[6].in, 1, v[7].f, v[8].i);
+    pl_cl_buffer_release(delta.buffer);
+    return failed;
+}
+
+int pl_cl_attention(const char *name, const pl_cl_operation *o) {
+    int forward = !strcmp(name, "attention_forward");
+    if (!forward && strcmp(name, "attention_grad")) return -1;
+    if (!PL_DIM(o->call, 'H')) return 0;
+    return forward ? attention_forward(o) : attention_grad(o);
+}

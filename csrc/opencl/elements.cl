@@ -1,0 +1,141 @@
+/* What is done element by element, one vector a work-item: gates, sums, dropout and the optimisers' updates; and the sum of
+ * squares. The formulas are those of kernels/layers.tpl.h and kernels/optim.tpl.h. */
+#define INDEX long
+#include "types.cl"
+
+#define IN(name) ARRAY(const float, name)
+#define OUT(name) ARRAY(float, name)
+#define GET(name) fetch_f32(ROW(name, 0), i, n, 0)
+#define PUT(name, v) put_f32(v, ROW(name, 0), i, n)
+/* This work-item's elements begin at i. */
+#define MINE \
+    const long i = (long)get_global_id(0) * WIDTH; \
+    if (i >= n) return
+
+INLINE V sigmoid(V x) { return v_set(1) / (v_set(1) + v_exp(-x)); }
+
+/* Activations of the form g sigmoid(z(g)): z, and g z'(g) for the gradient. */
+typedef struct {
+    V z, slope;
+} activation;
+INLINE activation silu(V g) {
+    activation a;
+    a.z = a.slope = g;
+    return a;
+}
+/* The tanh form of GELU: 0.5 g (1 + tanh(u)) = g sigmoid(2 u), u = sqrt(2 / pi) (g + 0.044715 g^3). */
+INLINE activation gelu_tanh(V g) {
+    V near = v_select(v_less(g, v_set(-16)), v_set(-16), g); /* beyond, the sigmoid is 0 or 1; a NaN stays one */
+    near = v_select(v_less(v_set(16), near), v_set(16), near);
+    V k = 1.5957691216057308f * near, cube = 0.044715f * near * near;
+    activation a;
+    a.z = k * (1.0f + cube);
+    a.slope = k * (1.0f + 3.0f * cube);
+    return a;
+}
+
+#define GATED_UNIT(name, act) \
+    KERNEL name##_forward(IN(gate), IN(up), OUT(y), long n) { \
+        MINE; \
+        V g = GET(gate); \
+        PUT(y, g * sigmoid(act(g).z) * GET(up)); \
+    } \
+    KERNEL name##_grad(IN(dy), IN(gate), IN(up), OUT(dgate), OUT(dup), long n) { \
+        MINE; \
+        V d = GET(dy), g = GET(gate), u = GET(up); \
+        activation a = act(g); \
+        V s = sigmoid(a.z); \
+        PUT(dgate, d * u * s * (1.0f + a.slope * (1.0f - s))); \
+        PUT(dup, d * g * s); \
+    }
+GATED_UNIT(swiglu, silu)
+GATED_UNIT(geglu, gelu_tanh)
+
+KERNEL add(IN(a), IN(b), OUT(y), long n) {
+    MINE;
+    PUT(y, GET(a) + GET(b));
+}
+KERNEL axpy(float alpha, IN(x), OUT(y), long n) {
+    MINE;
+    PUT(y, FMA(v_set(alpha), GET(x), GET(y)));
+}
+KERNEL scale(float alpha, IN(x), OUT(y), long n) {
+    MINE;
+    PUT(y, alpha * GET(x));
+}
+KERNEL zero(OUT(y), long n) {
+    MINE;
+    PUT(y, v_set(0));
+}
+
+/* ---- Dropout: a random word per element from (seed, index) alone */
+
+INLINE VU mix_words(VU x) {
+    x ^= x >> 16;
+    x *= 0x7feb352du;
+    x ^= x >> 15;
+    x *= 0x846ca68bu;
+    return x ^ x >> 16;
+}
+KERNEL dropout(IN(x), OUT(y), long key0, long key1, long key2, long drop_below, float factor, long n) {
+    MINE;
+    uint low[WIDTH];
+    for (int l = 0; l < WIDTH; l++) low[l] = (uint)i + (uint)l;
+    VU w = mix_words(VLOAD(0, low) ^ (uint)key0);
+    w = mix_words((w ^ (uint)key1) + ((uint)(i >> 32) ^ (uint)key2));
+    PUT(y, w >= (VU)((uint)drop_below) ? GET(x) * factor : v_set(0));
+}
+
+/* ---- Optimisers */
+
+KERNEL adamw(IN(grad), OUT(param), OUT(m), OUT(v), float lr, float decay, float grad_scale, float beta1, float rest1, float beta2,
+             float rest2, float eps, float inverse_bias1, float inverse_bias2, long n) {
+    MINE;
+    V g = GET(grad) * grad_scale, p = GET(param);
+    V mean = beta1 * GET(m) + rest1 * g, square = beta2 * GET(v) + rest2 * (g * g);
+    p -= decay * p;
+    p -= lr * (mean * inverse_bias1) / (sqrt(square * inverse_bias2) + eps);
+    PUT(param, p);
+    PUT(m, mean);
+    PUT(v, square);
+}
+KERNEL sgd(IN(grad), OUT(param), OUT(buf), float lr, float momentum, float fresh, float weight_decay, long nesterov,
+           float grad_scale, long n) {
+    MINE;
+    V p = GET(param), g = GET(grad) * grad_scale + weight_decay * p;
+    if (buf_data) {
+        V b = momentum * GET(buf) + fresh * g;
+        PUT(buf, b);
+        g = nesterov ? g + momentum * b : b;
+    }
+    PUT(param, p - lr * g);
+}
+KERNEL lion(IN(grad), OUT(param), OUT(m), float lr, float decay, float beta1, float rest1, float beta2, float rest2,
+            float grad_scale, long n) {
+    MINE;
+    V g = GET(grad) * grad_scale, p = GET(param), old = GET(m), mixed = beta1 * old + rest1 * g;
+    /* 0 and NaN are their own signs. */
+    V sign_of = v_select(v_less(v_set(0), mixed), v_set(1), v_select(v_less(mixed, v_set(0)), v_set(-1), mixed));
+    PUT(param, p - decay * p - lr * sign_of);
+    PUT(m, beta2 * old + rest2 * g);
+}
+
+/* ---- Sum of squares: a part for each work-group, then the parts in order */
+
+#ifdef FP64
+KERNEL squares_of_parts(IN(x), ARRAY(double, part), long n, long each) {
+    GROUP_MEMORY
+    const long begin = (long)get_group_id(0) * each, end = min(n, begin + each);
+    double sum = 0;
+    for (long i = begin + LANE * WIDTH; i < end; i += STEP)
+        for (long j = i; j < min(end, i + WIDTH); j++) sum += (double)*ROW(x, j) * *ROW(x, j);
+    sum = group_sum(sum);
+    if (LANE == 0) *ROW(part, get_group_id(0)) = sum;
+}
+KERNEL sum_of_parts(ARRAY(const double, part), ARRAY(double, out), long parts) {
+    if (LANE) return;
+    double sum = 0;
+    for (long j = 0; j < parts; j++) sum += *ROW(part, j);
+    *ROW(out, 0) = sum;
+}
+#endif

@@ -1,0 +1,148 @@
+/* Rows and columns of float32 matrices: norms, rotary positions, gathering and scattering of rows, sums over columns. A work-group
+ * has a row, or where rows are summed up a work-item some columns; the formulas are those of kernels/layers.tpl.h. */
+#define INDEX long
+#include "types.cl"
+
+#define IN(name) ARRAY(const float, name)
+#define OUT(name) ARRAY(float, name)
+#define INDICES(name) ARRAY(const int, name)
+#define MY_ROW const long row = get_group_id(0)
+#define EACH(i, n) for (long i = LANE * WIDTH; i < (n); i += STEP)
+#define GET(name, row) fetch_f32(ROW(name, (row) * d), i, d, 0)
+#define PUT(name, row, v) put_f32(v, ROW(name, (row) * d), i, d)
+
+/* The sum over a row of a b (w, where the row's `w_data` is not NULL), the same for all work-items. */
+#define ROW_DOT(to, a, b, w, d) \
+    { \
+        exact total = {0, 0}; \
+        EACH_BLOCK(begin, d) { \
+            V sum = v_set(0); \
+            EACH_VECTOR(block, i, begin, d) { \
+                V t = GET(a, row) * GET(b, row); \
+                sum += w##_data ? t * fetch_f32(w##_data + w##_offset, i, d, 0) : t; \
+            } \
+            add_to(&total, sum_of(sum)); \
+        } \
+        to = group_sum(value_of(total)); \
+    }
+constant int none_offset = 0;
+#define none_data ((const global float *)0)
+
+KERNEL rms_norm_forward(IN(x), IN(w), OUT(y), OUT(rstd), long d, float eps) {
+    GROUP_MEMORY
+    MY_ROW;
+    SCALAR squares;
+    ROW_DOT(squares, x, x, none, d)
+    const float r = (float)(1 / sqrt(squares / (SCALAR)d + (SCALAR)eps));
+    if (LANE == 0) *ROW(rstd, row) = r;
+    EACH(i, d) PUT(y, row, GET(x, row) * r * GET(w, 0));
+}
+
+KERNEL rms_norm_grad(IN(dy), IN(x), IN(w), IN(rstd), OUT(dx), long d) {
+    GROUP_MEMORY
+    MY_ROW;
+    SCALAR dot;
+    ROW_DOT(dot, dy, x, w, d)
+    const float r = *ROW(rstd, row), k = r * r * (float)(dot / (SCALAR)d);
+    EACH(i, d) PUT(dx, row, r * (GET(dy, row) * GET(w, 0) - k * GET(x, row)));
+}
+
+/* y = x turned, with `sign` -1 back; y may be x. */
+KERNEL rope(IN(x), INDICES(positions), IN(cosine), IN(sine), OUT(y), long heads, long half_dim, float sign) {
+    MY_ROW;
+    const long angle = *ROW(positions, row) * half_dim;
+    for (long h = 0; h < heads; h++) {
+        const long at = (row * heads + h) * 2 * half_dim;
+        for (long j = LANE; j < half_dim; j += GROUP) {
+            float a = *ROW(x, at + j), b = *ROW(x, at + half_dim + j);
+            float c = *ROW(cosine, angle + j), s = sign * *ROW(sine, angle + j);
+            *ROW(y, at + j) = a * c - b * s;
+            *ROW(y, at + half_dim + j) = b * c + a * s;
+        }
+    }
+}
+
+KERNEL gather_rows(IN(x), INDICES(rows), OUT(y), long d) {
+    MY_ROW;
+    const long from = *ROW(rows, row);
+    EACH(i, d) PUT(y, row, GET(x, from));
+}
+
+/* y[row,:] (+)= the sum of x[rows[row,k],:] in the order of k. */
+KERNEL combine_rows(IN(x), INDICES(rows), OUT(y), long count, long accumulate, long d) {
+    MY_ROW;
+    EACH(i, d) {
+        V sum = accumulate ? GET(y, row) : v_set(0);
+        for (long k = 0; k < count; k++) sum += GET(x, *ROW(rows, row * count + k));
+        PUT(y, row, sum);
+    }
+}
+
+KERNEL scale_rows(IN(x), IN(factor), OUT(y), long d) {
+    MY_ROW;
+    const float by = *ROW(factor, row);
+    EACH(i, d) PUT(y, row, by * GET(x, row));
+}
+
+KERNEL scale_rows_grad(IN(dy), IN(x), IN(factor), OUT(dx), OUT(dfactor), long d) {
+    GROUP_MEMORY
+    MY_ROW;
+    SCALAR dot;
+    ROW_DOT(dot, dy, x, none, d)
+    if (LANE == 0) *ROW(dfactor, row) = (float)dot;
+    const float by = *ROW(factor, row);
+    EACH(i, d) PUT(dx, row, by * GET(dy, row));
+}
+
+KERNEL gather_columns(IN(x), INDICES(columns), OUT(y), long v, long count) {
+    MY_ROW;
+    for (long j = LANE; j < count; j += GROUP) *ROW(y, row * count + j) = *ROW(x, row * v + *ROW(columns, j));
+}
+
+/* ---- Work-items with columns of their own: `columns` at a time, for all rows or a part of them */
+
+/* The first of a work-item's columns, and which part of the rows it has; parts follow each other in the groups. */
+#define MY_COLUMNS(d) \
+    const long across = ((d) + STEP - 1) / STEP, part = get_group_id(0) / across; \
+    const long i = (get_group_id(0) % across) * STEP + LANE * WIDTH; \
+    if (i >= (d)) return
+
+/* to[rows[m],:] += from[m,:] in the order of m, for the rows that fall to this part. */
+KERNEL add_rows(IN(from), INDICES(rows), OUT(to), long count, long parts, long d) {
+    MY_COLUMNS(d);
+    for (long m = 0; m < count; m++) {
+        const long row = *ROW(rows, m);
+        if (row % parts == part) PUT(to, row, GET(to, row) + GET(from, m));
+    }
+}
+
+/* out[part,:] = the sum over the part's rows of a, or a b, or a (b - offset), times rstd of the row where that is given. */
+KERNEL sum_columns(IN(a), IN(b), IN(offset), IN(rstd), OUT(out), long n, long each, long d) {
+    MY_COLUMNS(d);
+    V sum = v_set(0), minus = offset_data ? GET(offset, 0) : v_set(0);
+    for (long row = part * each; row < min(n, (part + 1) * each); row++) {
+        V v = GET(a, row);
+        if (b_data) v *= GET(b, row) - minus;
+        if (rstd_data) v *= *ROW(rstd, row);
+        sum += v;
+    }
+    PUT(out, part, sum);
+}
+
+/* out = the sum of the parts. */
+KERNEL join_columns(IN(parts), OUT(out), long count, long d) {
+    const long j = get_global_id(0);
+    if (j >= d) return;
+    exact sum = {0, 0};
+    for (long part = 0; part < count; part++) add_to(&sum, *ROW(parts, part * d + j));
+    *ROW(out, j) = (float)value_of(sum);
+}
+
+/* above[j] = 1 where some |x[i,j]| is above bound[i], or either is NaN. */
+KERNEL columns_above(IN(x), IN(bound), ARRAY(uchar, above), long n, long v) {
+    const long j = get_global_id(0);
+    if (j >= v) return;
+    int below = 1;
+    for (long row = 0; row < n; row++) below &= fabs(*ROW(x, row * v + j)) <= *ROW(bound, row);
+    *ROW(above, j) = !below;
+}

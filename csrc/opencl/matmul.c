@@ -1,0 +1,244 @@
+/* Launches matmul.cl: dense layers and those of experts, whose products run one after the other. The operations are those of
+ * kernels/matmul.tpl.h and kernels/experts.tpl.h. */
+#include "runtime.h"
+
+#include <string.h>
+
+static const pl_cl_place none = {NULL, 0};
+
+/* ---- one product */
+
+void pl_cl_add_weight(pl_cl_launch *l, const pl_weight *w, pl_cl_place data) {
+    static const char *const names[PL_W_COUNT] = {"F32",  "BF16", "F16",  "Q8_0", "Q4_0", "Q4_1", "Q5_0",
+                                                  "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"};
+    pl_cl_define(l, "-DBLOCK_ELEMENTS=%d -DBLOCK_BYTES=%d ", (int)pl_block_elements(w->format), (int)pl_block_bytes(w->format));
+    pl_cl_add_place(l, data, 1);
+    pl_cl_align(l, data,
+                w->format == PL_W_F32      ? 4
+                : pl_has_groups(w->format) ? 1
+                                           : 2); /* halves, if not in the codes, in the scales */
+    pl_cl_add_i64(l, w->cols);
+    pl_cl_add_i64(l, w->head_dim);
+    if (!pl_has_groups(w->format)) {
+        pl_cl_define(l, "-DFORMAT_%s ", names[w->format]);
+        return;
+    }
+    const pl_groups *g = &w->groups;
+    const pl_cl_operation *o = l->operation;
+    pl_cl_define(l, "-DGROUPED -DSCALE_F32=%d -DSCALE_F16=%d ", PL_W_F32, PL_W_F16);
+    if (w->format == PL_W_NF4) pl_cl_define(l, "-DNF4 ");
+    else pl_cl_define(l, "-DAFFINE=%d ", (int)pl_block_bytes(w->format) / 4);
+    const uint8_t *const parts[] = {g->scales, g->offsets, g->map, g->table, g->nested};
+    for (int i = 0; i < 5; i++) pl_cl_add_place(l, parts[i] ? pl_cl_place_of(o, parts[i]) : none, i < 2 ? 1 : 4);
+    for (int i = 0; i < 2; i++)
+        if (parts[i] && !g->map) pl_cl_align(l, pl_cl_place_of(o, parts[i]), (size_t)pl_block_bytes(g->scale_format));
+    pl_cl_add_i64(l, g->first);
+    pl_cl_add_i64(l, __builtin_ctzll((unsigned long long)g->size));
+    pl_cl_add_i64(l, g->map ? __builtin_ctzll((unsigned long long)g->nested_size) : 0);
+    pl_cl_add_i64(l, g->scale_format);
+    pl_cl_add_f32(l, g->nested_offset);
+}
+
+/* How the work-items of a group share a tile: so many rows and vectors of columns each, `across` work-items side by side. */
+typedef struct {
+    pl_cl_shape shape;
+    int rows, vectors, across, depth, flush;
+} tiling;
+
+static tiling tiling_of(const pl_cl_operation *o, int64_t m, int64_t n) {
+    enum { FLUSH = 512 };
+    const pl_cl_info *info = o->device->info;
+    if (pl_cl_is_cpu(o->device) && pl_cl_forced_shape.group <= 1) {
+        int width = info->vector >= 16 ? 16 : info->vector >= 8 ? 8 : 4, vectors = n <= width ? 1 : 2, depth = FLUSH;
+        while (depth > 32 && (size_t)(4 * depth * vectors * width) > info->local_memory / 2) depth /= 2;
+        return (tiling){{1, width, 1}, width == 16 ? 12 : 6, vectors, 1, depth, depth};
+    }
+    tiling t = {{256, 4, 1}, 8, 2, 16, 16, FLUSH};
+    int64_t tiles = ((m + 127) / 128) * ((n + 127) / 128);
+    if (n <= 16) t = (tiling){{128, 4, 1}, 2, 1, 4, 16, FLUSH};
+    else if (tiles < 2 * (int64_t)info->units) t = (tiling){{256, 4, 1}, 4, 1, 16, 16, FLUSH};
+    while ((size_t)t.shape.group > info->max_group ||
+           (pl_cl_forced_shape.group && t.shape.group > 8 * pl_cl_forced_shape.group)) {
+        t.shape.group /= 4;
+        t.across /= 2;
+    }
+    return t;
+}
+
+/* Sets up and enqueues the kernel in this tiling. */
+static int enqueue(const pl_cl_operation *o, const pl_cl_gemm *g, tiling t, int *too_large) {
+    pl_cl_launch l = pl_cl_begin(o, pl_cl_source_matmul, t.shape, 0);
+    pl_cl_define(&l, "-DTM=%d -DTN=%d -DACROSS=%d -DDEPTH=%d -DFLUSH=%d ", t.rows, t.vectors, t.across, t.depth, t.flush);
+    if (g->b_transposed) pl_cl_define(&l, "-DB_TRANSPOSED ");
+    if (g->a_k != 1) pl_cl_define(&l, "-DA_STRIDED ");
+    pl_cl_add_place(&l, g->a, 4);
+    pl_cl_add_weight(&l, &g->b, g->b_data);
+    const pl_cl_place places[] = {g->b_rows, g->bias, g->c, g->h, g->u};
+    for (int i = 0; i < 5; i++) pl_cl_add_place(&l, places[i], 4);
+    int64_t tile_n = t.across * t.vectors * t.shape.width, tile_m = t.shape.group / t.across * t.rows;
+    int64_t across = (g->n + tile_n - 1) / tile_n, down = (g->m + tile_m - 1) / tile_m, tiles = 1;
+    if (t.shape.group == 1) {
+        /* Enough groups that all cores end together; each expands its columns of B, which pays over many rows. */
+        int64_t wanted = (4 * (int64_t)o->device->info->units + across - 1) / across, most = down / 8 + 1;
+        int64_t parts = wanted < most ? wanted : most;
+        tiles = (down + parts - 1) / parts;
+    }
+    const int64_t numbers[] = {g->m, g->n, g->k, g->a_row, g->a_k};
+    for (int i = 0; i < 5; i++) pl_cl_add_i64(&l, numbers[i]);
+    pl_cl_add_f32(&l, g->b_scale);
+    pl_cl_add_i64(&l, g->accumulate);
+    pl_cl_add_i64(&l, g->rank);
+    pl_cl_add_i64(&l, g->u_transposed);
+    pl_cl_add_f32(&l, g->u_scale);
+    pl_cl_add_i64(&l, across);
+    pl_cl_add_i64(&l, tiles);
+    return pl_cl_enqueue(&l, "gemm", (size_t)(across * ((down + tiles - 1) / tiles)), (size_t)t.shape.group, too_large);
+}
+
+int pl_cl_gemm_run(const pl_cl_operation *o, const pl_cl_gemm *g) {
+    if (!g->m || !g->n) return 0;
+    tiling t = tiling_of(o, g->m, g->n);
+    for (;;) {
+        int too_large = 0;
+        if (!enqueue(o, g, t, &too_large)) return 0;
+        if (!too_large || t.across == 1) return 1;
+        t.shape.group /= 4; /* the kernel needs more registers than so many work-items have */
+        t.across /= 2;
+    }
+}
+
+/* ---- operations */
+
+/* Item `i` of a place, of so many bytes each. */
+static pl_cl_place at(pl_cl_place place, int64_t i, int64_t bytes) {
+    if (place.buffer) place.offset += (size_t)(i * bytes);
+    return place;
+}
+
+/* B as a float32 matrix. */
+static void set_matrix(pl_cl_gemm *g, pl_cl_place data, int64_t rows, int64_t cols, int transposed) {
+    g->b = (pl_weight){.rows = rows, .cols = cols, .row_bytes = 4 * cols, .format = PL_W_F32};
+    g->b_data = data;
+    g->b_transposed = transposed;
+}
+
+/* c [m, n] = scale a b, with a [m, k]. */
+static pl_cl_gemm float_product(int64_t m, int64_t n, int64_t k, pl_cl_place a, pl_cl_place b, int b_transposed, double scale,
+                                pl_cl_place c) {
+    pl_cl_gemm g = {.m = m, .n = n, .k = k, .a = a, .a_row = k, .a_k = 1, .c = c, .b_scale = scale};
+    set_matrix(&g, b, b_transposed ? n : k, b_transposed ? k : n, b_transposed);
+    return g;
+}
+
+/* The product of a layer without its adapter: x W^T, or backward dy W, for `rows` of x or dy. */
+static pl_cl_gemm layer(const pl_weight *w, pl_cl_place data, int64_t rows, int backward, pl_cl_place x, pl_cl_place factor,
+                        pl_cl_place out) {
+    int64_t k = backward ? w->rows : w->cols;
+    return (pl_cl_gemm){.m = rows,
+                        .n = backward ? w->cols : w->rows,
+                        .k = k,
+                        .a = x,
+                        .a_row = k,
+                        .a_k = 1,
+                        .b = *w,
+                        .b_data = data,
+                        .b_transposed = !backward,
+                        .b_rows = factor,
+                        .b_scale = 1,
+                        .c = out};
+}
+
+/* Joins scale h U to a product. */
+static void set_branch(pl_cl_gemm *g, int64_t rank, pl_cl_place h, pl_cl_place u, int transposed, double scale) {
+    g->rank = rank;
+    g->h = h;
+    g->u = u;
+    g->u_transposed = transposed;
+    g->u_scale = scale;
+}
+
+/* Which arguments a layer's operation has, and how its adapter is stored: -1 for those that it does not have. */
+typedef struct {
+    const char *name;
+    int backward, experts;
+    int x, bias, offsets, h, computes_h, p, u, scale, accumulate, factor, y;
+} layer_operation;
+
+static const layer_operation layers[] = {
+    /* name                    back exp x  bias off h  computes p  u  scale acc factor y */
+    {"linear_forward", 0, 0, 0, 2, -1, 3, 0, -1, 4, 5, -1, 6, 7},
+    {"lora_forward", 0, 0, 0, 2, -1, 7, 1, 3, 4, 5, -1, 6, 8},
+    {"linear_input_grad", 1, 0, 0, -1, -1, 2, 0, -1, 3, -1, 4, 5, 6},
+    {"lora_input_grad", 1, 0, 0, -1, -1, 7, 1, 3, 2, 4, 5, 6, 8},
+    {"experts_forward", 0, 1, 0, 2, 3, 4, 0, -1, 5, 6, -1, 7, 8},
+    {"experts_lora_forward", 0, 1, 0, 2, 3, 8, 1, 4, 5, 6, -1, 7, 9},
+    {"experts_input_grad", 1, 1, 0, -1, 2, 3, 0, -1, 4, -1, 5, 6, 7},
+    {"experts_lora_input_grad", 1, 1, 0, -1, 2, 8, 1, 4, 3, 5, 6, 7, 9},
+};
+
+static pl_cl_place place(const pl_cl_operation *o, int index) { return index < 0 ? none : o->place[index]; }
+
+/* The rows [begin, begin + rows) through matrix `e` of a layer's weight. */
+static int run_layer(const pl_cl_operation *o, const layer_operation *l, int64_t e, int64_t begin, int64_t rows) {
+    const pl_weight *w = l->experts ? o->call->arg[1].stack + e : &o->call->arg[1].w;
+    int64_t rank = PL_DIM(o->call, 'R'), k = l->backward ? w->rows : w->cols, n = l->backward ? w->cols : w->rows;
+    /* A float32 array is an argument of its own, whose matrices follow each other. */
+    pl_cl_place data = o->place[1].buffer ? at(o->place[1], e * w->rows, w->row_bytes) : pl_cl_place_of(o, w->data);
+    pl_cl_place x = at(place(o, l->x), begin * k, 4), y = at(place(o, l->y), begin * n, 4);
+    pl_cl_place h = at(place(o, l->h), begin * rank, 4), u = at(place(o, l->u), e * n * rank, 4);
+    double scale = l->scale < 0 ? 1 : o->call->arg[l->scale].f;
+    pl_cl_gemm g = layer(w, data, rows, l->backward, x, at(place(o, l->factor), e * w->rows, 4), y);
+    g.bias = at(place(o, l->bias), e * n, 4);
+    g.accumulate = l->accumulate >= 0 && o->call->arg[l->accumulate].i != 0;
+    if (l->computes_h) {
+        /* h = x a, or backward scale dy b^T; experts store both factors the other way round. */
+        pl_cl_place p = at(place(o, l->p), e * k * rank, 4);
+        pl_cl_gemm inner = float_product(rows, rank, k, x, p, l->backward != l->experts, l->backward ? scale : 1, h);
+        if (pl_cl_gemm_run(o, &inner)) return 1;
+    }
+    if (h.buffer && u.buffer) set_branch(&g, rank, h, u, l->backward != l->experts, l->backward ? 1 : scale);
+    return pl_cl_gemm_run(o, &g);
+}
+
+static int run_experts(const pl_cl_operation *o, const layer_operation *l) {
+    const int32_t *offsets = o->call->arg[l->offsets].in;
+    for (int64_t e = 0; e < PL_DIM(o->call, 'E'); e++)
+        if (offsets[e + 1] > offsets[e] && run_layer(o, l, e, offsets[e], offsets[e + 1] - offsets[e])) return 1;
+    return 0;
+}
+
+/* dw[e] = alpha dy^T x over the rows of the expert. */
+static int experts_weight_grad(const pl_cl_operation *o) {
+    const int32_t *offsets = o->call->arg[2].in;
+    int64_t out = PL_DIM(o->call, 'O'), in = PL_DIM(o->call, 'I');
+    for (int64_t e = 0; e < PL_DIM(o->call, 'E'); e++) {
+        pl_cl_gemm g = float_product(out, in, offsets[e + 1] - offsets[e], at(o->place[0], offsets[e] * out, 4),
+                                     at(o->place[1], offsets[e] * in, 4), 0, o->call->arg[3].f, at(o->place[4], e * out * in, 4));
+        g.a_row = 1;
+        g.a_k = out;
+        if (pl_cl_gemm_run(o, &g)) return 1;
+    }
+    return 0;
+}
+
+/* c (+)= alpha a b, with a as [m, k] or [k, m] and b as [k, n] or [n, k]. */
+static int plain_product(const pl_cl_operation *o, int a_transposed, int b_transposed) {
+    int64_t m = PL_DIM(o->call, 'M'), n = PL_DIM(o->call, 'N'), k = PL_DIM(o->call, 'K');
+    pl_cl_gemm g = float_product(m, n, k, o->place[0], o->place[1], b_transposed, o->call->arg[2].f, o->place[4]);
+    if (a_transposed) {
+        g.a_row = 1;
+        g.a_k = m;
+    }
+    g.accumulate = o->call->arg[3].i != 0;
+    return pl_cl_gemm_run(o, &g);
+}
+
+int pl_cl_product(const char *name, const pl_cl_operation *o) {
+    if (!strcmp(name, "matmul_nn")) return plain_product(o, 0, 0);
+    if (!strcmp(name, "matmul_nt")) return plain_product(o, 0, 1);
+    if (!strcmp(name, "matmul_tn")) return plain_product(o, 1, 0);
+    if (!strcmp(name, "experts_weight_grad")) return experts_weight_grad(o);
+    for (const layer_operation *l = layers; l < layers + sizeof layers / sizeof *layers; l++)
+        if (!strcmp(l->name, name)) return l->experts ? run_experts(o, l) : run_layer(o, l, 0, 0, PL_DIM(o->call, 'N'));
+    return -1;
+}
