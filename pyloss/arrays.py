@@ -14,14 +14,23 @@ from .weights import Weight
 Array = Any  # numpy.ndarray or Tensor
 
 
-def empty(*shape: int) -> np.ndarray:
-    """An uninitialised float32 array over a reused buffer."""
-    return _core.empty(shape)
+def empty(*shape: int, like: Any = None) -> Any:
+    """An uninitialised float32 array over a reused buffer; where `like` is, if that is on a device."""
+    return device.empty(shape, np.float32, like) if isinstance(like, device.DeviceArray) else _core.empty(shape)
 
 
-def f32(x: Array, name: str = "x") -> np.ndarray:
-    """The contiguous float32 ndarray of an argument; other real dtypes are converted."""
-    array = device.on_host(data(x), name)
+def zeros(*shape: int, like: Any = None) -> Any:
+    """float32 zeros, where `like` is."""
+    return device.beside(like, np.zeros(shape, np.float32))
+
+
+def f32(x: Array, name: str = "x") -> Any:
+    """The contiguous float32 array of an argument, where it is; other real dtypes are converted."""
+    array = data(x)
+    if isinstance(array, device.DeviceArray):
+        if array.kind not in ("f32", "f64", "f16", "bf16"):
+            raise TypeError(f"{name} on a device must hold floats, not {array.dtype}")
+        return array.astype(np.float32, copy=False)
     if array.dtype == np.float32 and array.flags.carray:
         return array
     if array.dtype.kind not in "fiu" and not device.is_bfloat16(array.dtype):
@@ -44,14 +53,24 @@ def matrix(weight: Array | Weight | WeightStack) -> Any:
     return weight.handle if isinstance(weight, Weight | WeightStack) else f32(weight, "weight")
 
 
+def place(matrix: Any) -> Any:
+    """An array where the core's form of a weight is: its bytes, those of a stack's first matrix, or itself."""
+    return place(matrix[0]) if isinstance(matrix, tuple) else matrix
+
+
 def frozen(weight: Array | Weight | WeightStack) -> Array:
     """What the tape sees of a weight: stored matrices are never trained."""
     return None if isinstance(weight, Weight | WeightStack) else weight
 
 
+def turned(x: Any) -> Any:
+    """x^T of a matrix, contiguous, where it is; by way of the host."""
+    return device.beside(x, np.ascontiguousarray(np.asarray(x).T))
+
+
 def column_sum(x: np.ndarray) -> np.ndarray:
     """The sum of the rows of x [..., D]: [D]."""
-    out = empty(x.shape[-1])
+    out = empty(x.shape[-1], like=x)
     _core.column_sum(x, out)
     return out
 
@@ -65,9 +84,10 @@ def same_bits(x: np.ndarray, y: np.ndarray) -> bool:
     return bool(same[0])
 
 
-def into(grads: Gradients, i: int, shape: tuple[int, ...]) -> tuple[np.ndarray, int]:
-    """Where the gradient of input i goes: into what is there (1), or a new buffer (0)."""
+def into(grads: Gradients, i: int, shape: tuple[int, ...], like: Any = None) -> tuple[Any, int]:
+    """Where the gradient of input i goes: into what is there (1), or a new buffer (0), where `like` is."""
     partial = grads.partial(i)
-    if partial is not None and partial.dtype == np.float32 and partial.flags.c_contiguous:
-        return partial, 1
-    return empty(*shape), 0
+    if partial is not None and partial.dtype == np.float32:
+        if isinstance(partial, device.DeviceArray) or partial.flags.c_contiguous:
+            return partial, 1
+    return empty(*shape, like=like), 0

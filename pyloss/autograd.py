@@ -47,7 +47,17 @@ class Node:
             _add_into(self.grad, grad)
 
 
+def _on_device(a: Any, b: Any) -> bool:
+    """Whether both are float32 in one place of device memory."""
+    both = isinstance(a, device.DeviceArray) and isinstance(b, device.DeviceArray)
+    return both and a.kind == b.kind == "f32" and a.place == b.place
+
+
 def _added(a: Any, b: Any) -> Any:
+    if _on_device(a, b):
+        there = device.empty(a.shape, np.float32, a)
+        _core.add(a, b, there)
+        return there
     if isinstance(a, device.DeviceArray) or isinstance(b, device.DeviceArray):
         return a + b if isinstance(a, device.DeviceArray) else b + a
     if a.dtype == np.float32 and a.flags.c_contiguous and b.flags.c_contiguous and b.dtype == np.float32:
@@ -58,7 +68,9 @@ def _added(a: Any, b: Any) -> Any:
 
 
 def _add_into(a: Any, b: Any) -> None:
-    if isinstance(a, device.DeviceArray):
+    if _on_device(a, b):
+        _core.axpy(1.0, b, a)
+    elif isinstance(a, device.DeviceArray):
         a.write(np.asarray(a) + np.asarray(b))
     elif a.dtype == np.float32 and a.flags.c_contiguous and b.flags.c_contiguous and b.dtype == np.float32:
         _core.axpy(1.0, b, a)

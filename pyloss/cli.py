@@ -119,6 +119,7 @@ Ctrl-C saves everything and says where; --resume continues from there.""",
     _setting(group, "--lora-keys", "layers that get adapters (default: all linear ones)", nargs="+", metavar="KEY")
     _setting(group, "--full-keys", "parts that full fine-tuning trains (default: all of the layers)", nargs="+", metavar="KEY")
     group = parser.add_argument_group("optimisation")
+    _setting(group, "--device", "where to compute: cpu or opencl:<number> (default: cpu)", metavar="NAME")
     _setting(group, "--iters", "batches to train on", type=int)
     _setting(group, "--learning-rate", "step size of the optimiser", type=float)
     _setting(group, "--warmup", "updates over which the learning rate rises from 0", type=int)

@@ -58,9 +58,16 @@ def train(flags: Flags) -> int:
         from pyloss.tuner.utils import load_adapters
 
         load_adapters(model, config.adapter_path)
+        _move(config, model)
     if config.test:
         _evaluate(config, model, test_set)
     return 0
+
+
+def _move(config: SimpleNamespace, model: Any) -> None:
+    """To the device that was asked for."""
+    if config.device:
+        pyloss.to_device(model, config.device)
 
 
 def _train(config: SimpleNamespace, model: Any, optimizer: Optimizer, train_set: Any, valid_set: Any) -> None:
@@ -78,6 +85,7 @@ def _train(config: SimpleNamespace, model: Any, optimizer: Optimizer, train_set:
         weights = {name: tensor.array() for name, tensor in tensors.items()}
         state.restore_arrays(model.trainable_parameters(), weights, config.resume_adapter_file)
         _say(f"starting from the adapter in {config.resume_adapter_file}")
+    _move(config, model)
     folder = Path(config.adapter_path)
     shared = ["batch_size", "iters", "val_batches", "steps_per_report", "steps_per_eval", "max_seq_length", "seed"]
     shared += ["matmul_precision", "grad_checkpoint", "grad_accumulation_steps", "max_grad_norm", "loraplus_lr_ratio"]

@@ -179,11 +179,32 @@ class DeviceArray(_core.DeviceArray):
         given = shape[0] if len(shape) == 1 and not isinstance(shape[0], int | np.integer) else shape
         return self.part(np.broadcast_to(np.empty((), np.bool_), self.shape).reshape(given).shape, 0)
 
+    def copy(self) -> DeviceArray:
+        """The same values in memory of their own, on the device."""
+        if self.kind != "f32":
+            return to_device(self.numpy(), self)
+        out = self.fresh(self.shape, "f32")
+        _core.scale(1.0, self, out)
+        return out
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        """Writes all elements, or rows along the first axis."""
+        to = self if key is ... else self[key] if isinstance(key, slice) and key.step in (None, 1) else None
+        if to is None:
+            raise TypeError("only all elements of an array on a device, or rows of it, can be written to")
+        here = isinstance(value, DeviceArray) and value.place == to.place
+        if here and value.kind == to.kind == "f32" and value.shape == to.shape:
+            _core.scale(1.0, value, to)
+        else:
+            whole = np.empty(to.shape, to.dtype)
+            whole[...] = np.asarray(value)
+            to.write(bits(whole))
+
     def astype(self, dtype: Any, copy: bool = True) -> DeviceArray:
         """The same values in another type (by way of the host), or in the same one."""
         dtype = np.dtype(dtype)
-        if dtype == self.dtype and not copy:
-            return self
+        if dtype == self.dtype:
+            return self.copy() if copy else self
         return to_device(self.numpy().astype(dtype), self)
 
     def sum(self, axis: Any = None, dtype: Any = None, keepdims: bool = False) -> Any:
@@ -200,9 +221,14 @@ class DeviceArray(_core.DeviceArray):
     __radd__ = __add__
 
     def __getitem__(self, key: Any) -> Any:
-        """Rows along the first axis, in the same memory; whatever else NumPy's indexing gives, as a copy."""
+        """A row or rows along the first axis, in the same memory; whatever else NumPy's indexing gives, as a copy."""
         if isinstance(key, tuple) and key == ():
             return self
+        if isinstance(key, int) and not isinstance(key, bool) and self.shape:
+            rows, rest = self.shape[0], self.shape[1:]
+            if not -rows <= key < rows:
+                raise IndexError(f"row {key} is not among the {rows} of the array")
+            return self.part(rest, key % rows * math.prod(rest) * self.dtype.itemsize)
         if isinstance(key, slice) and self.shape:
             begin, end, step = key.indices(self.shape[0])
             if step == 1:
@@ -267,10 +293,13 @@ def empty(shape: tuple[int, ...], dtype: Any, device: int | DeviceArray) -> Devi
 def to_device(x: Any, device: str | Device | DeviceArray | None = None) -> Any:
     """Copies an array to a device: a NumPy array (or what numpy.asarray takes) to a `DeviceArray` of the same shape and type.
 
+    A `Weight` comes back as one whose kernels read its bytes there; a `Module` has all its parameters and weights moved in place.
     `device` is a name ("opencl:0", "cpu"), a `Device`, or an array that lies there; without it, the default device, or opencl:0
     if that is the cpu. "cpu" gives a NumPy array. An array that is there already comes back as it is. TypeError for types that no
     device holds, ValueError and `DeviceError` for devices that are not there, MemoryError where the array has no room.
     """
+    if hasattr(x, "moved"):
+        return x.moved(lambda part: to_device(part, device))
     source = array(x)
     if device is None:
         default = _default_index()
@@ -300,6 +329,11 @@ def _upload(source: np.ndarray, where: int | DeviceArray) -> DeviceArray:
 def zeros_like(x: DeviceArray) -> DeviceArray:
     """Zeros of the shape and type of `x`, where it is."""
     return to_device(np.zeros(x.shape, x.dtype), x)
+
+
+def beside(like: Any, x: Any) -> Any:
+    """`x`, a NumPy array or None, where `like` is: copied if that is a device."""
+    return to_device(x, like) if x is not None and isinstance(like, DeviceArray) else x
 
 
 def on_host(x: Any, name: str) -> np.ndarray:

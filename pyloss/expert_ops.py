@@ -14,7 +14,8 @@ import numpy as np
 
 from . import _core
 from .arrays import Array, column_sum, empty, f32, into, matrix
-from .autograd import Gradients, keep, record, recording
+from .autograd import Gradients, data, keep, record, recording
+from .device import on_host
 from .projection import FEW_DIGITS, Projection, quotient
 
 
@@ -49,7 +50,7 @@ def route(logits: Array, k: int, normalise: bool) -> tuple[Routing, Array]:
 
     Raises ValueError for a `k` outside [1, E].
     """
-    source = f32(logits, "logits")
+    source = f32(on_host(data(logits), "logits of experts"), "logits")
     count = source.shape[1]
     if not 1 <= k <= count:
         raise ValueError(f"the experts of a token must be from 1 to {count}, not {k}")

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from pyloss.device import DeviceArray
 from pyloss.errors import FormatError
 
 PathLike = str | os.PathLike[str]
@@ -127,6 +128,7 @@ def write_safetensors(
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
+    tensors = {name: array.numpy() if isinstance(array, DeviceArray) else array for name, array in tensors.items()}
     for name, array in tensors.items():
         if not isinstance(name, str) or not isinstance(array, np.ndarray):
             raise TypeError(f"tensors must map str to numpy.ndarray, got {name!r}: {type(array).__name__}")

@@ -64,10 +64,11 @@ def head(hidden: Any, weight: Any, suffix: str = "") -> Head:
     elif isinstance(weight, Weight):
         projection = Projection(weight)
     else:
-        array = device.on_host(data(weight), f"weight{suffix}")
+        array = data(weight)
         if array.ndim != 2 or not array.size:
             raise ValueError(f"weight{suffix} must be [V, D] with V and D at least 1, got shape {array.shape}")
-        if (array.dtype == np.float16 or device.is_bfloat16(array.dtype)) and array.dtype.isnative:
+        half = array.dtype == np.float16 or device.is_bfloat16(array.dtype)
+        if half and array.dtype.isnative and not device.is_device_array(array):
             raw = np.ascontiguousarray(array).view(np.uint8).reshape(-1)
             projection = Projection(Weight(raw, "f16" if array.dtype == np.float16 else "bf16", array.shape))
         else:
@@ -140,16 +141,25 @@ def fused(
     return run
 
 
+def row_loss(name: str, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
+    """A loss of rows of logits, which say where it runs; on a device the other arrays are copied there, and results back."""
+    if device.is_device_array(inputs[0]):
+        device.call(name, inputs, outputs)
+    else:
+        getattr(_core, name)(*inputs, *outputs)
+
+
 class _Walk:
     """One head's way through the parts of its rows [N, D]: their logits, then the gradients by what is `wanted`."""
 
     def __init__(self, head: Head, rows: np.ndarray, wanted: tuple[bool, ...], most: int, gradient_filter: float):
         self.head, self.rows, self.filter = head, rows, gradient_filter if head.plain else 0.0
         self.product = Product(head.projection, rows)
-        self.buffer = empty(most, head.vocabulary)
-        # Else the slopes take the logits' place.
-        self.slopes = empty(most, head.vocabulary) if wanted[-1] else self.buffer
-        dx = empty(*rows.shape) if wanted[0] else None
+        self.buffer = empty(most, head.vocabulary, like=rows)
+        # Else the slopes take the logits' place, which losses on devices cannot give them.
+        apart = wanted[-1] or (any(wanted) and device.is_device_array(rows))
+        self.slopes = empty(most, head.vocabulary, like=rows) if apart else self.buffer
+        dx = empty(*rows.shape, like=rows) if wanted[0] else None
         self.gradients = Backward(self.product, wanted, dx, zeroed=self.filter > 0) if any(wanted) else None
 
     def forward(self, part: slice) -> tuple[np.ndarray, np.ndarray | None]:
@@ -179,8 +189,9 @@ def _classes(slopes: np.ndarray, scale: np.ndarray | None, gradient_filter: floa
     if not gradient_filter:
         return None
     bounds = np.full(len(slopes), gradient_filter, np.float32)
-    above = np.empty(slopes.shape[1], np.uint8)
-    _core.columns_above(slopes, bounds if scale is None else bounds * np.abs(scale), above)
+    above = device.beside(slopes, np.empty(slopes.shape[1], np.uint8))
+    _core.columns_above(slopes, device.beside(slopes, bounds if scale is None else bounds * np.abs(scale)), above)
+    above = np.asarray(above)
     classes = np.flatnonzero(above).astype(np.int32)
     return classes if 2 * len(classes) < len(above) else None
 
@@ -192,8 +203,8 @@ def _products(
     if dx is not None and not len(classes):
         dx[...] = 0
     for begin in range(0, len(classes), FILTERED_COLUMNS):
-        some = classes[begin : begin + FILTERED_COLUMNS]
-        gathered, vectors = empty(len(rows), len(some)), empty(len(some), rows.shape[1])
+        some = device.beside(rows, classes[begin : begin + FILTERED_COLUMNS])
+        gathered, vectors = empty(len(rows), len(some), like=rows), empty(len(some), rows.shape[1], like=rows)
         _core.gather_columns(slopes, some, gathered)
         if dx is not None:
             _core.embedding_forward(some, weight, vectors)
@@ -204,13 +215,14 @@ def _products(
 
 
 def _gathered(values: np.ndarray, counted: np.ndarray) -> np.ndarray:
-    out = empty(len(counted), values.shape[1])
-    _core.gather_rows(values, counted, out)
+    out = empty(len(counted), values.shape[1], like=values)
+    _core.gather_rows(values, device.beside(values, counted), out)
     return out
 
 
 def _spread(values: np.ndarray, counted: np.ndarray, total: int) -> np.ndarray:
     """Rows [M, ...] to where they were among `total`; the others are 0."""
-    out, width = empty(total, *values.shape[1:]), math.prod(values.shape[1:])
-    _core.scatter_add_rows(values.reshape(len(counted), width), counted, out.reshape(total, width))
+    out, width = empty(total, *values.shape[1:], like=values), math.prod(values.shape[1:])
+    rows = device.beside(values, counted)
+    _core.scatter_add_rows(values.reshape(len(counted), width), rows, out.reshape(total, width))
     return out

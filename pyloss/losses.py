@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from . import _core, device
-from .linear_losses import fused, head
+from . import device
+from .linear_losses import fused, head, row_loss
 from .row_losses import (
     class_loss,
     core_rows,
@@ -253,7 +253,7 @@ def linear_cross_entropy(
     targets, some = index[counted], len(counted) < len(index)
 
     def kernel(part: slice, logits: Any, dloss: Any, loss: np.ndarray, slopes: Any) -> None:
-        _core.softmax_cross_entropy(logits[0], targets[part], *options, dloss, loss, slopes[0])
+        row_loss("softmax_cross_entropy", (logits[0], targets[part], *options, dloss), (loss, slopes[0]))
 
     run = fused((top,), counted if some else None, _filter(gradient_filter), kernel, logits_bytes)
     total, dtype = counted_weight(given, index >= 0), np.dtype(np.float32)
@@ -316,10 +316,9 @@ def _pair_of_heads(
     given = row_weights(weights, shape)
     used = np.full(len(q.rows), True) if given is None else (given != 0).reshape(-1)
     counted = None if used.all() else np.flatnonzero(used).astype(np.int32)
-    walk = getattr(_core, name)
 
     def kernel(part: slice, logits: Any, dloss: Any, loss: np.ndarray, slopes: Any) -> None:
-        walk(logits[0], logits[1], *options, dloss, loss, slopes[0], slopes[1])
+        row_loss(name, (logits[0], logits[1], *options, dloss), (loss, slopes[0], slopes[1]))
 
     run, total = fused((q, p), counted, _filter(gradient_filter), kernel), counted_weight(given, used)
     inputs, dtype = (*q.inputs(), *p.inputs()), np.dtype(np.float32)

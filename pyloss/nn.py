@@ -10,6 +10,7 @@ import numpy as np
 
 from . import expert_ops, ops, random
 from .autograd import Tape, leaf_gradient, run_backward
+from .device import DeviceArray
 from .errors import listed
 from .projection import Projection
 from .weight_stack import WeightStack
@@ -76,9 +77,9 @@ class Module:
         else:
             setattr(owner, last, module)
 
-    def _own(self) -> Iterator[tuple[str, np.ndarray]]:
+    def _own(self) -> Iterator[tuple[str, Any]]:
         for name, value in vars(self).items():
-            if isinstance(value, np.ndarray) and not name.startswith("_"):
+            if isinstance(value, np.ndarray | DeviceArray) and not name.startswith("_"):
                 yield name, value
 
     def parameters(self) -> dict[str, np.ndarray]:
@@ -134,6 +135,17 @@ class Module:
     def eval(self) -> Module:
         """Switches to evaluation: no dropout."""
         return self.train(False)
+
+    def moved(self, put: Callable[[Any], Any]) -> Module:
+        """This module with what `put` makes of its arrays and weights in their place; what is shared stays so."""
+        known: dict[int, Any] = {}
+        for module in self.modules():
+            for name, value in list(vars(module).items()):
+                if isinstance(value, np.ndarray | DeviceArray | Weight | WeightStack):
+                    if id(value) not in known:
+                        known[id(value)] = value, value.moved(put) if hasattr(value, "moved") else put(value)
+                    setattr(module, name, known[id(value)][1])
+        return self
 
     def load_weights(self, weights: dict[str, np.ndarray], strict: bool = True) -> Module:
         """Copies `weights` into the parameters of the same names.

@@ -12,16 +12,18 @@ from typing import Any
 import numpy as np
 
 from . import _core
-from .arrays import Array, empty, f32, frozen, i32, matrix
-from .autograd import Gradients, Tensor, keep, reads_output, record, recording
+from .arrays import Array, empty, f32, frozen, i32, matrix, place, turned, zeros
+from .autograd import Gradients, Tensor, data, keep, reads_output, record, recording
+from .device import beside, on_host
 from .projection import Projection, linear, lora_linear, project, quotient
 from .weights import Weight
 
 
 def embedding(ids: Any, weight: Array | Weight) -> Array:
     """Rows `ids` [...] (integers in [0, V)) of weight [V, D]: [..., D]."""
-    index, w = i32(ids), matrix(weight)
-    y = empty(*index.shape, weight.shape[1])
+    w = matrix(weight)
+    index = beside(place(w), i32(ids))
+    y = empty(*index.shape, weight.shape[1], like=index)
     _core.embedding_forward(index, w, y)
     if not recording(frozen(weight)):
         return y
@@ -48,14 +50,17 @@ def adapted_embedding(
     `dropout` in [0, 1) has a mask that is a function of `seed`. With m [V] rows are scaled by m[ids] over their norm without
     dropout, which is a constant to the gradient; rows of norm 0 become 0 (Liu et al., arXiv:2402.09353).
     """
-    index, w, ad, bd = i32(ids), matrix(weight), f32(lora_a, "lora_a"), f32(lora_b, "lora_b")
+    w, ad, bd = matrix(weight), f32(lora_a, "lora_a"), f32(lora_b, "lora_b")
+    if m is not None:
+        on_host(data(m), "m")
+    index = beside(ad, i32(ids))
     rows, flat = index.reshape(-1), (index.size, weight.shape[1])
-    h, sums = empty(len(rows), ad.shape[1]), empty(*flat)
+    h, sums = empty(len(rows), ad.shape[1], like=ad), empty(*flat, like=ad)
     _core.embedding_forward(rows, ad, h)
     _core.embedding_forward(rows, w, sums)
     norm = None if m is None else np.empty(len(rows))
     if dropout:
-        branch = empty(*flat)
+        branch = empty(*flat, like=ad)
         _core.matmul_nn(h, bd, scale, 0, branch)
         if norm is not None:
             whole = empty(*flat)
@@ -86,15 +91,15 @@ def adapted_embedding(
         if grads.wanted(0):
             grads.put(0, _scattered(dy, rows, weight.shape))
         if dropout and (grads.wanted(1) or grads.wanted(2)):
-            dropped = empty(*flat)
+            dropped = empty(*flat, like=dy)
             _core.dropout(dy, seed, dropout, dropped)
             dy = dropped
         if grads.wanted(1):
-            dh = empty(*h.shape)
+            dh = empty(*h.shape, like=h)
             _core.matmul_nt(dy, bd, scale, 0, dh)
             grads.put(1, _scattered(dh, rows, ad.shape))
         if grads.wanted(2):
-            db = empty(*bd.shape)
+            db = empty(*bd.shape, like=bd)
             _core.matmul_tn(h, dy, scale, 0, db)
             grads.put(2, db)
 
@@ -103,7 +108,7 @@ def adapted_embedding(
 
 def _scattered(dy: np.ndarray, rows: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """The gradient [V, D] of a table whose `rows` got dy [N, D]."""
-    found = np.zeros(shape, np.float32)
+    found = zeros(*shape, like=dy)
     _core.embedding_grad(dy, rows, found)
     return found
 
@@ -111,7 +116,7 @@ def _scattered(dy: np.ndarray, rows: np.ndarray, shape: tuple[int, ...]) -> np.n
 def rms_norm(x: Array, weight: Array, eps: float = 1e-5) -> Array:
     """x / sqrt(mean(x^2) + eps) * weight along the last axis (Zhang & Sennrich, arXiv:1910.07467). Recomputed, not kept."""
     xd, w = f32(x), f32(weight, "weight")
-    y, rstd = empty(*xd.shape), empty(xd.size // max(xd.shape[-1], 1))
+    y, rstd = empty(*xd.shape, like=xd), empty(xd.size // max(xd.shape[-1], 1), like=xd)
     _core.rms_norm_forward(xd, w, eps, y, rstd)
     if not recording(x, weight):
         return y
@@ -120,13 +125,13 @@ def rms_norm(x: Array, weight: Array, eps: float = 1e-5) -> Array:
 
     def again() -> np.ndarray:
         source = f32(kept())
-        out = empty(*source.shape)
-        _core.rms_norm_forward(source, w, eps, out, empty(rstd.size))
+        out = empty(*source.shape, like=source)
+        _core.rms_norm_forward(source, w, eps, out, empty(rstd.size, like=source))
         return out
 
     def vjp(dy: np.ndarray, grads: Gradients) -> None:
         source = f32(kept())
-        dx, dw = empty(*source.shape), empty(*w.shape) if grads.wanted(1) else None
+        dx, dw = empty(*source.shape, like=source), empty(*w.shape, like=w) if grads.wanted(1) else None
         _core.rms_norm_grad(dy, source, w, rstd, dx, dw)
         grads.put(0, dx)
         if dw is not None:
@@ -142,7 +147,7 @@ def rope(x: Array, positions: np.ndarray, cos: np.ndarray, sin: np.ndarray, in_p
     that nobody else reads; the gradient turns them back for an operation that reads what it made.
     """
     xd, head_dim = f32(x), 2 * cos.shape[1]
-    y, restore = (xd, reads_output(x)) if in_place else (empty(*xd.shape), False)
+    y, restore = (xd, reads_output(x)) if in_place else (empty(*xd.shape, like=xd), False)
 
     def rotate(source: np.ndarray, inverse: int, out: np.ndarray) -> None:
         heads = (source.shape[0], source.shape[1] // head_dim, head_dim)
@@ -153,7 +158,7 @@ def rope(x: Array, positions: np.ndarray, cos: np.ndarray, sin: np.ndarray, in_p
         return y
 
     def vjp(dy: np.ndarray, grads: Gradients) -> None:
-        dx = empty(*dy.shape)
+        dx = empty(*dy.shape, like=dy)
         rotate(dy, 1, dx)
         if restore:
             rotate(y, 1, y)
@@ -179,7 +184,7 @@ def attention(
     grows with the window instead of the length. No gradient with `k_offsets`.
     """
     qd, kd, vd = (f32(t).reshape(t.shape[0], t.shape[1] // head_dim, head_dim) for t in (q, k, v))
-    o, lse = empty(*qd.shape), empty(*qd.shape[:2])
+    o, lse = empty(*qd.shape, like=qd), empty(*qd.shape[:2], like=qd)
     _core.attention_forward(qd, kd, vd, offsets, offsets if k_offsets is None else k_offsets, scale, window, o, lse)
     flat = (qd.shape[0], qd.shape[1] * head_dim)
     if not recording(q, k, v):
@@ -188,7 +193,7 @@ def attention(
         raise ValueError("attention over a cache has no gradient")
 
     def vjp(dy: np.ndarray, grads: Gradients) -> None:
-        dq, dk, dv = (empty(*t.shape) for t in (qd, kd, vd))
+        dq, dk, dv = (empty(*t.shape, like=t) for t in (qd, kd, vd))
         _core.attention_grad(dy.reshape(o.shape), qd, kd, vd, o, lse, offsets, scale, window, dq, dk, dv)
         for i, d in enumerate((dq, dk, dv)):
             grads.put(i, d.reshape(d.shape[0], d.shape[1] * head_dim))
@@ -208,18 +213,18 @@ def geglu(gate: Array, up: Array) -> Array:
 
 def _gated(gate: Array, up: Array, forward: Callable, grad: Callable) -> Array:
     g, u = f32(gate), f32(up)
-    y = empty(*g.shape)
+    y = empty(*g.shape, like=g)
     forward(g, u, y)
     if not recording(gate, up):
         return y
 
     def again() -> np.ndarray:
-        out = empty(*g.shape)
+        out = empty(*g.shape, like=g)
         forward(g, u, out)
         return out
 
     def vjp(dy: np.ndarray, grads: Gradients) -> None:
-        dg, du = empty(*g.shape), empty(*g.shape)
+        dg, du = empty(*g.shape, like=g), empty(*g.shape, like=g)
         grad(dy, g, u, dg, du)
         grads.put(0, dg)
         grads.put(1, du)
@@ -230,7 +235,7 @@ def _gated(gate: Array, up: Array, forward: Callable, grad: Callable) -> Array:
 def add(a: Array, b: Array) -> Array:
     """a + b of equal shapes."""
     ad, bd = f32(a), f32(b)
-    y = empty(*ad.shape)
+    y = empty(*ad.shape, like=ad)
     _core.add(ad, bd, y)
     if not recording(a, b):
         return y
@@ -245,13 +250,13 @@ def add(a: Array, b: Array) -> Array:
 def scale(x: Array, factor: float) -> Array:
     """factor * x."""
     xd = f32(x)
-    y = empty(*xd.shape)
+    y = empty(*xd.shape, like=xd)
     _core.scale(factor, xd, y)
     if not recording(x):
         return y
 
     def vjp(dy: np.ndarray, grads: Gradients) -> None:
-        dx = empty(*dy.shape)
+        dx = empty(*dy.shape, like=dy)
         _core.scale(factor, dy, dx)
         grads.put(0, dx)
 
@@ -261,7 +266,7 @@ def scale(x: Array, factor: float) -> Array:
 def gather_rows(x: Array, rows: np.ndarray) -> Array:
     """Rows `rows` int32 [M] of x [N, D]."""
     xd = f32(x)
-    y = empty(len(rows), xd.shape[1])
+    rows, y = beside(xd, rows), empty(len(rows), xd.shape[1], like=xd)
     _core.gather_rows(xd, rows, y)
     if not recording(x):
         return y
@@ -269,7 +274,7 @@ def gather_rows(x: Array, rows: np.ndarray) -> Array:
     del xd
 
     def vjp(dy: np.ndarray, grads: Gradients) -> None:
-        dx = empty(*shape)
+        dx = empty(*shape, like=dy)
         _core.scatter_add_rows(dy, rows, dx)
         grads.put(0, dx)
 
@@ -278,12 +283,12 @@ def gather_rows(x: Array, rows: np.ndarray) -> Array:
 
 def transposed(x: Array) -> Array:
     """x^T of a matrix."""
-    y = np.ascontiguousarray(f32(x).T)
+    y = turned(f32(x))
     if not recording(x):
         return y
 
     def vjp(dy: np.ndarray, grads: Gradients) -> None:
-        grads.put(0, np.ascontiguousarray(dy.T))
+        grads.put(0, turned(dy))
 
     return record(y, (x,), vjp)
 
@@ -291,14 +296,14 @@ def transposed(x: Array) -> Array:
 def lengthen(x: Array, tail: np.ndarray, axis: int) -> Array:
     """x with the constant `tail` behind it along an axis."""
     xd = f32(x)
-    y = np.concatenate((xd, tail), axis)
+    y = beside(xd, np.concatenate((np.asarray(xd), np.asarray(tail)), axis))
     if not recording(x):
         return y
     size = xd.shape[axis]
     del xd
 
     def vjp(dy: np.ndarray, grads: Gradients) -> None:
-        grads.put(0, np.ascontiguousarray(np.take(dy, range(size), axis)))
+        grads.put(0, beside(dy, np.ascontiguousarray(np.take(np.asarray(dy), range(size), axis))))
 
     return record(y, (x,), vjp)
 
@@ -308,13 +313,13 @@ def dropout(x: Array, p: float, seed: int) -> Array:
     if not 0 <= p < 1:
         raise ValueError(f"dropout must be in [0, 1), not {p}")
     xd = f32(x)
-    y = empty(*xd.shape)
+    y = empty(*xd.shape, like=xd)
     _core.dropout(xd, seed, p, y)
     if not recording(x):
         return y
 
     def vjp(dy: np.ndarray, grads: Gradients) -> None:
-        dx = empty(*dy.shape)
+        dx = empty(*dy.shape, like=dy)
         _core.dropout(dy, seed, p, dx)
         grads.put(0, dx)
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from . import _core
+from .device import DeviceArray, beside, to_device
 
 Schedule = Callable[[int], float]
 Arrays = dict[str, np.ndarray]
@@ -38,8 +39,10 @@ def _in_betas(betas: Sequence[float]) -> tuple[float, float]:
     )
 
 
-def _flat(array: np.ndarray) -> np.ndarray:
+def _flat(array: Any) -> Any:
     """A 1-D float32 view of `array` where that is possible, else a copy."""
+    if isinstance(array, DeviceArray):
+        return array.astype(np.float32, copy=False).reshape(-1)
     return np.ascontiguousarray(array, np.float32).reshape(-1)
 
 
@@ -101,11 +104,12 @@ class Optimizer:
                     + (f"; the nearest is {hint[0]!r}" if hint else f"; the model has {len(parameters)} of them")
                 )
             parameter = parameters[name]
-            array = np.asarray(grad)
+            there = isinstance(parameter, DeviceArray)
+            array = to_device(grad, parameter) if there else np.asarray(grad)
             if array.shape != parameter.shape:
                 raise ValueError(f"gradient for {name!r} has shape {array.shape}; the parameter has {parameter.shape}")
-            flags = parameter.flags
-            if parameter.dtype != np.float32 or not (flags.c_contiguous and flags.writeable):
+            flags = None if there else parameter.flags
+            if flags is not None and (parameter.dtype != np.float32 or not (flags.c_contiguous and flags.writeable)):
                 raise ValueError(
                     f"parameter {name!r} is {parameter.dtype}, contiguous: {flags.c_contiguous}, writable: "
                     f"{flags.writeable}; only writable C-contiguous float32 arrays can be updated in place"
@@ -121,6 +125,7 @@ class Optimizer:
             first = name not in self.state
             if first:
                 self.state[name] = {slot: np.zeros(parameter.size, np.float32) for slot in self.slots}
+            self.state[name] = {slot: beside(parameter, array) for slot, array in self.state[name].items()}
             own_rate = rate * self._rate_scales.get(name.rpartition(".")[2], 1.0)
             self._apply(grad, parameter, self.state[name], own_rate, float(grad_scale), first)
 
@@ -128,13 +133,13 @@ class Optimizer:
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
-        """A flat dict: `step`, and `"<slot>.<parameter>"` to the float32 array itself (flat, not a copy).
+        """A flat dict: `step`, and `"<slot>.<parameter>"` to the float32 array itself (flat, not a copy but of one on a device).
 
         The learning rate and the other settings are arguments of the constructor, not state.
         """
         flat: dict[str, Any] = {"step": self.step}
         for name, slots in self.state.items():
-            flat.update({f"{slot}.{name}": array for slot, array in slots.items()})
+            flat.update({f"{slot}.{name}": np.asarray(array) for slot, array in slots.items()})
         return flat
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -275,10 +280,15 @@ def build_optimizer(
 
 def grad_norm(grads: Mapping[str, Any]) -> float:
     """The Euclidean norm of all gradients together, summed in float64; nan or inf if any of them is."""
-    total, part = 0.0, np.zeros(1, np.float64)
-    for grad in grads.values():
-        _core.sum_squares(_flat(grad), part)
-        total += float(part[0])
+    total = 0.0
+    kinds = [isinstance(grad, DeviceArray) for grad in grads.values()]
+    parts = np.zeros(len(kinds), np.float64)
+    there = to_device(parts, next(g for g in grads.values() if isinstance(g, DeviceArray))) if any(kinds) else None
+    for i, grad in enumerate(grads.values()):
+        _core.sum_squares(_flat(grad), there[i : i + 1] if there is not None and kinds[i] else parts[i : i + 1])
+    read = parts if there is None else np.where(kinds, there.numpy(), parts)
+    for part in read:
+        total += float(part)
     return math.sqrt(total)
 
 

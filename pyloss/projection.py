@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import _core
-from .arrays import Array, column_sum, empty, f32, frozen, into, matrix
+from .arrays import Array, column_sum, empty, f32, frozen, into, matrix, place
 from .autograd import Gradients, current_tape, keep, record, recording
+from .device import DeviceArray, beside
 from .weights import Weight
 
 WHOLE = slice(None)
@@ -61,12 +62,12 @@ class Product:
         self._dropped: np.ndarray | None = None
         if self.adapted:
             self.a, self.b = f32(p.lora_a, "lora_a"), f32(p.lora_b, "lora_b")
-            self.h = empty(len(rows), self.a.shape[1])  # dropout(x) lora_a
+            self.h = empty(len(rows), self.a.shape[1], like=rows)  # dropout(x) lora_a
             self.scaled_b = self.b
             if p.m is not None:
                 assert p.norm is not None
                 self.factor = quotient(f32(p.m, "m"), p.norm)
-                self.scaled_b = self.b * self.factor
+                self.scaled_b = times(self.b, self.factor)
 
     def dropped(self) -> np.ndarray:
         """The rows as the adapter sees them."""
@@ -74,7 +75,7 @@ class Product:
         if not self.projection.dropout:
             return self.rows
         if self._dropped is None:
-            self._dropped = empty(*self.rows.shape)
+            self._dropped = empty(*self.rows.shape, like=self.rows)
             _core.dropout(self.rows, self.projection.seed, self.projection.dropout, self._dropped)
         return self._dropped
 
@@ -109,9 +110,9 @@ class Backward:
         self.product, self.wanted, self.dx, self.accumulate = product, wanted, dx, accumulate
         by_x, by_weight, _, by_a, by_b, _ = wanted
         shape = product.projection.weight.shape
-        self.dw = empty(*shape) if by_weight else None
-        self.db = empty(*product.b.shape) if by_b else None
-        self.dh = empty(*product.h.shape) if product.adapted and (by_x or by_a) else None
+        self.dw = empty(*shape, like=place(product.weight)) if by_weight else None
+        self.db = empty(*product.b.shape, like=product.b) if by_b else None
+        self.dh = empty(*product.h.shape, like=product.h) if product.adapted and (by_x or by_a) else None
         self.dbias, self.dm = np.zeros(shape[0]), np.zeros(shape[0])
         self.begun = False
         if zeroed:
@@ -147,22 +148,22 @@ class Backward:
         if by_b:
             _core.matmul_tn(product.h[part], dy, p.scale, int(self.begun), self.db)
         if by_bias:
-            self.dbias += column_sum(dy)
+            self.dbias += np.asarray(column_sum(dy))
         self.begun = True
 
     def _by_m(self, dy: np.ndarray, y: np.ndarray | None, part: slice) -> np.ndarray:
         """float64 [O]: the sums over the rows of dy times what the factor multiplies, over the norm."""
-        product, p, column = self.product, self.product.projection, empty(dy.shape[-1])
+        product, p, column = self.product, self.product.projection, empty(dy.shape[-1], like=dy)
         assert p.norm is not None and product.factor is not None
         _core.column_dot(dy, y, product.bias, column)
-        slope = quotient(column.astype(np.float64), f32(p.m, "m"))
-        few = (np.abs(product.factor) < FEW_DIGITS) & (p.norm > 0)
+        slope, norm = quotient(np.asarray(column).astype(np.float64), np.asarray(f32(p.m, "m"))), np.asarray(p.norm)
+        few = (np.abs(np.asarray(product.factor)) < FEW_DIGITS) & (norm > 0)
         if few.any():
             assert product.rows is not None
-            sums = empty(*dy.shape)
+            sums = empty(*dy.shape, like=dy)
             _core.linear_forward(product.rows[part], product.weight, None, product.h[part], product.b, p.scale, None, sums)
             _core.column_dot(dy, sums, None, column)
-            slope[few] = column[few] / p.norm[few]
+            slope[few] = np.asarray(column)[few] / norm[few]
         return slope
 
     def end(self) -> list[np.ndarray | None]:
@@ -172,28 +173,42 @@ class Backward:
         if not self.begun:
             self._begin()
         if p.dropout and product.adapted and self.dx is not None:
-            branch = empty(*self.dx.shape)
+            branch = empty(*self.dx.shape, like=self.dx)
             _core.matmul_nt(self.dh, product.a, 1.0, 0, branch)
             _core.dropout(branch, p.seed, p.dropout, branch)
             _core.axpy(1.0, branch, self.dx)
         da = None
-        if by_a:
+        if by_a and isinstance(self.dh, DeviceArray):
+            da = empty(*product.a.shape, like=self.dh)
+            _core.matmul_tn(product.dropped(), self.dh, 1.0, 0, da)
+        elif by_a:
             # As [R, I]: the few rows of dh^T stay in registers while x streams by.
             turned = empty(product.a.shape[1], product.a.shape[0])
             _core.matmul_tn(self.dh, product.dropped(), 1.0, 0, turned)
             da = np.ascontiguousarray(turned.T)
         if product.factor is not None:
             if self.dw is not None:
-                self.dw *= product.factor[:, None]
+                self.dw = times(self.dw, product.factor, rows=True)
             if self.db is not None:
-                self.db *= product.factor
-        dbias = self.dbias.astype(np.float32) if by_bias else None
-        return [self.dx, self.dw, dbias, da, self.db, self.dm.astype(np.float32) if by_m else None]
+                self.db = times(self.db, product.factor)
+        dbias, dm = (s.astype(np.float32) if by else None for s, by in ((self.dbias, by_bias), (self.dm, by_m)))
+        where = place(product.weight)
+        return [self.dx, self.dw, beside(where, dbias), da, self.db, beside(where, dm)]
 
 
-def quotient(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """a / b, and 0 where b is."""
+def quotient(a: Any, b: Any) -> Any:
+    """a / b, and 0 where b is, where a is."""
+    if isinstance(a, DeviceArray):
+        return beside(a, quotient(a.numpy(), np.asarray(b)))
     return np.divide(a, b, out=np.zeros_like(a), where=b != 0)
+
+
+def times(matrix: Any, factor: Any, rows: bool = False) -> Any:
+    """A matrix whose columns, or rows, are multiplied by a factor each, where it is; `matrix` may be overwritten on the host."""
+    if isinstance(matrix, DeviceArray):
+        scaled = np.asarray(matrix) * (np.asarray(factor)[:, None] if rows else np.asarray(factor))
+        return beside(matrix, scaled)
+    return matrix * (factor[:, None] if rows else factor)
 
 
 def project(x: Array, projection: Projection) -> Array:
@@ -202,7 +217,7 @@ def project(x: Array, projection: Projection) -> Array:
     shape = xd.shape
     flat = shape if len(shape) == 2 else (math.prod(shape[:-1]), shape[-1])
     product = Product(projection, xd if shape is flat else xd.reshape(flat))
-    y = empty(*shape[:-1], projection.weight.shape[0])
+    y = empty(*shape[:-1], projection.weight.shape[0], like=xd)
     product.forward(y)
     if current_tape() is None or not recording(*(inputs := (x, *projection.inputs()))):
         return y
@@ -215,7 +230,7 @@ def project(x: Array, projection: Projection) -> Array:
         wanted = [grads.wanted(i) for i in range(1 + INPUTS)]
         if any(wanted[i] for i in (1, 3, 5)):
             product.rows = f32(kept()).reshape(flat)
-        dx, accumulate = into(grads, 0, shape) if wanted[0] else (None, 0)
+        dx, accumulate = into(grads, 0, shape, dy) if wanted[0] else (None, 0)
         backward = Backward(product, wanted, None if dx is None else dx.reshape(flat), accumulate)
         backward.add(dy, output)
         _, *others = backward.end()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -47,6 +48,10 @@ class WeightStack:
         """The matrices that lie one after the other in the rows of `weight`, [count * out, in], not copied."""
         rows = weight.shape[0] // count
         return cls([weight.slice_rows(i * rows, (i + 1) * rows) for i in range(count)])
+
+    def moved(self, put: Callable[[Array], Any]) -> WeightStack:
+        """These matrices for kernels elsewhere, see `Weight.moved`."""
+        return WeightStack([matrix.moved(put) for matrix in self.matrices])
 
     @property
     def is_float(self) -> bool:

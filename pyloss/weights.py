@@ -6,6 +6,8 @@ writes them.
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -63,9 +65,19 @@ class Weight:
         self.head_dim = int(head_dim)
         self.groups = groups
         # What the C binding takes in place of an array.
-        self.handle: tuple[Any, ...] = (raw, FORMATS[format].code, out_features, in_features, self.head_dim)
-        if groups is not None:
-            self.handle += (groups.handle(),)
+        self.handle: tuple[Any, ...] = self.handle_of_host()
+
+    def handle_of_host(self) -> tuple[Any, ...]:
+        """The handle over the bytes in host memory."""
+        parts = (self.raw, FORMATS[self.format].code, *self.shape, self.head_dim)
+        return parts if self.groups is None else (*parts, self.groups.handle())
+
+    def moved(self, put: Callable[[Array], Any]) -> Weight:
+        """This matrix for kernels elsewhere: `put` makes the arrays that they read of its own, which it keeps for all else."""
+        again = copy.copy(self)
+        parts = self.handle_of_host()
+        again.handle = tuple(_put(part, put) for part in parts)
+        return again
 
     @classmethod
     def quantize(
@@ -211,6 +223,13 @@ class Weight:
         heads = f", head_dim={self.head_dim}" if self.head_dim else ""
         groups = f" in groups of {self.groups.size}" if self.groups else ""
         return f"Weight({self.format}{groups}, shape={self.shape}, {self.nbytes} bytes{heads})"
+
+
+def _put(part: Any, put: Callable[[Array], Any]) -> Any:
+    """A part of a handle with its arrays put elsewhere."""
+    if isinstance(part, tuple):
+        return tuple(_put(inner, put) for inner in part)
+    return put(part) if isinstance(part, np.ndarray) else part
 
 
 def _check_shape(format: str, shape: tuple[int, ...], head_dim: int) -> tuple[int, int]:

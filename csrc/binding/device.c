@@ -346,7 +346,7 @@ static int find_arrays(call_arrays *found, const char *name, PyObject *object) {
             if (find_arrays(found, name, PyTuple_GetItem(object, i))) return -1;
         return 0;
     }
-    if (PyArray_Check(object)) found->host = name;
+    if (PyArray_Check(object) && !found->host) found->host = name;
     if (!is_device_array(object)) return 0;
     pl_cl_device *device = found->device, *other = ((device_array *)object)->buffer->device;
     if (!device) {

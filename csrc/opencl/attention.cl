@@ -17,9 +17,9 @@ typedef struct {
     long head;             /* the key-value head */
 } place_of_work;
 
-/* The sequence and block that fall to this group: of `rows_each` rows of queries, or with `by_key` of keys. */
-INLINE place_of_work find_work(const global int *q_offsets, const global int *k_offsets, long sequences, long kv_heads, long heads,
-                               int by_key) {
+/* The sequence and block that fall to this group: of rows of queries, or with `by_key` of keys. */
+INLINE place_of_work find_work(const global int *q_offsets, const global int *k_offsets, long sequences, long kv_heads,
+                               long heads, int by_key) {
     place_of_work w;
     const long block = get_group_id(0) / kv_heads;
     w.head = get_group_id(0) % kv_heads;
@@ -114,8 +114,8 @@ INLINE V dot_row(const float *turned, TILE_POINTER row) {
     const long last_key = max(0L, keys_seen(&w, min((w.block + 1) * ITEM_ROWS, rows) - 1, share, window).visible)
 
 KERNEL attention_forward(ARRAY(const float, q), ARRAY(const float, k), ARRAY(const float, v), ARRAY(const int, q_offsets),
-                         ARRAY(const int, k_offsets), ARRAY(float, o), ARRAY(float, lse), long sequences, long heads, long kv_heads,
-                         float scale, long window) {
+                         ARRAY(const int, k_offsets), ARRAY(float, o), ARRAY(float, lse), long sequences, long heads,
+                         long kv_heads, float scale, long window) {
     TILE_MEMORY(k);
     TILE_MEMORY(v);
     const place_of_work w = find_work(ROW(q_offsets, 0), ROW(k_offsets, 0), sequences, kv_heads, heads, 0);

@@ -70,6 +70,13 @@ static int sum_squares(const pl_cl_operation *o, int64_t n) {
     return failed;
 }
 
+static int same_bits(const pl_cl_operation *o, int64_t n) {
+    pl_cl_launch l = begin(o);
+    for (int i = 0; i < 3; i++) pl_cl_add_array(&l, i, i < 2 ? 4 : 1);
+    pl_cl_add_i64(&l, n);
+    return pl_cl_enqueue(&l, "same_bits", 1, (size_t)shape_of(o).group, NULL);
+}
+
 static int adamw(const pl_cl_operation *o, int64_t n) {
     const pl_value *v = o->call->arg;
     double lr = v[1].f, beta1 = v[2].f, beta2 = v[3].f;
@@ -111,7 +118,8 @@ int pl_cl_element(const char *name, const pl_cl_operation *o) {
     static const struct {
         const char *name;
         int (*run)(const pl_cl_operation *, int64_t);
-    } special[] = {{"dropout", dropout}, {"sum_squares", sum_squares}, {"adamw", adamw}, {"sgd", sgd}, {"lion", lion}};
+    } special[] = {{"dropout", dropout}, {"sum_squares", sum_squares}, {"same_bits", same_bits}, {"adamw", adamw}, {"sgd", sgd},
+                   {"lion", lion}};
     int64_t n = PL_DIM(o->call, 'N');
     for (size_t i = 0; i < sizeof plain / sizeof *plain; i++) {
         if (strcmp(plain[i].name, name)) continue;

@@ -68,6 +68,15 @@ KERNEL zero(OUT(y), long n) {
     PUT(y, v_set(0));
 }
 
+/* Whether all elements are the same to the bit; for one work-group. */
+KERNEL same_bits(IN(x), IN(y), ARRAY(uchar, same), long n) {
+    GROUP_MEMORY
+    int differ = 0;
+    for (long i = LANE; i < n; i += GROUP) differ |= as_uint(*ROW(x, i)) != as_uint(*ROW(y, i));
+    const int any_differs = group_max((SCALAR)differ) > 0;
+    if (LANE == 0) *ROW(same, 0) = !any_differs;
+}
+
 /* ---- Dropout: a random word per element from (seed, index) alone */
 
 INLINE VU mix_words(VU x) {

@@ -103,19 +103,21 @@ static int gather_rows(const pl_cl_operation *o) {
     return run(&l, "gather_rows", dim(o, 'M'));
 }
 
-/* Row m of argument 0 into the row of argument 2 that argument 1 names. */
-static int add_rows(const pl_cl_operation *o, int64_t count) {
+/* Row m of argument 0 to the row of argument 2 that argument 1 names: added, or `put` in its place. */
+static int add_rows(const pl_cl_operation *o, int64_t count, int put) {
     int64_t parts = 4 * o->device->info->units;
     pl_cl_launch l = begin(o);
     ARRAYS(&l, 0, 1, 2);
+    pl_cl_add_i64(&l, put);
     pl_cl_add_i64(&l, count);
     pl_cl_add_i64(&l, parts);
     pl_cl_add_i64(&l, dim(o, 'D'));
     return run_columns(&l, "add_rows", dim(o, 'D'), parts);
 }
-static int embedding_grad(const pl_cl_operation *o) { return add_rows(o, dim(o, 'N')); }
+static int embedding_grad(const pl_cl_operation *o) { return add_rows(o, dim(o, 'N'), 0); }
+static int put_rows(const pl_cl_operation *o) { return add_rows(o, dim(o, 'M'), 1); }
 static int scatter_add_rows(const pl_cl_operation *o) {
-    return pl_cl_zero(o, o->place[2], dim(o, 'N') * dim(o, 'D')) || add_rows(o, dim(o, 'M'));
+    return pl_cl_zero(o, o->place[2], dim(o, 'N') * dim(o, 'D')) || add_rows(o, dim(o, 'M'), 0);
 }
 
 static int combine_rows(const pl_cl_operation *o) {
@@ -167,7 +169,7 @@ int pl_cl_layer(const char *name, const pl_cl_operation *o) {
     } all[] = {LAUNCHER(rms_norm_forward), LAUNCHER(rms_norm_grad), LAUNCHER(rope),          LAUNCHER(column_sum),
                LAUNCHER(column_dot),       LAUNCHER(gather_rows),   LAUNCHER(combine_rows),  LAUNCHER(embedding_grad),
                LAUNCHER(scatter_add_rows), LAUNCHER(scale_rows),    LAUNCHER(columns_above), LAUNCHER(scale_rows_grad),
-               LAUNCHER(gather_columns)};
+               LAUNCHER(gather_columns),   LAUNCHER(put_rows)};
 #undef LAUNCHER
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         if (!strcmp(all[i].name, name)) return all[i].run(o);

@@ -1,5 +1,5 @@
-/* Rows and columns of float32 matrices: norms, rotary positions, gathering and scattering of rows, sums over columns. A work-group
- * has a row, or where rows are summed up a work-item some columns; the formulas are those of kernels/layers.tpl.h. */
+/* Rows and columns of float32 matrices: norms, rotary positions, gathering and scattering of rows, sums over columns. A
+ * work-group has a row, or where rows are summed up a work-item some columns; the formulas are those of kernels/layers.tpl.h. */
 #define INDEX long
 #include "types.cl"
 
@@ -107,12 +107,12 @@ KERNEL gather_columns(IN(x), INDICES(columns), OUT(y), long v, long count) {
     const long i = (get_group_id(0) % across) * STEP + LANE * WIDTH; \
     if (i >= (d)) return
 
-/* to[rows[m],:] += from[m,:] in the order of m, for the rows that fall to this part. */
-KERNEL add_rows(IN(from), INDICES(rows), OUT(to), long count, long parts, long d) {
+/* to[rows[m],:] += from[m,:] in the order of m, or with `put` takes its place, for the rows that fall to this part. */
+KERNEL add_rows(IN(from), INDICES(rows), OUT(to), long put, long count, long parts, long d) {
     MY_COLUMNS(d);
     for (long m = 0; m < count; m++) {
         const long row = *ROW(rows, m);
-        if (row % parts == part) PUT(to, row, GET(to, row) + GET(from, m));
+        if (row % parts == part) PUT(to, row, put ? GET(from, m) : GET(to, row) + GET(from, m));
     }
 }
 

@@ -1,6 +1,6 @@
-/* Matrix products over weights as they are stored: the program of pl_cl_gemm. A work-group makes TILE_N columns of C for one tile of
- * rows, or on a processor (GROUP 1) for `tiles` of them, one after the other. Panels of B are expanded into local memory, those of A
- * too where work-items share them. The low-rank branch is a second product into the same tile.
+/* Matrix products over weights as they are stored: the program of pl_cl_gemm. A work-group makes TILE_N columns of C for one
+ * tile of rows, or on a processor (GROUP 1) for `tiles` of them, one after the other. Panels of B are expanded into local memory,
+ * those of A too where work-items share them. The low-rank branch is a second product into the same tile.
  *
  *   TM, TN   rows and vectors of columns of a work-item     ACROSS   work-items side by side, of GROUP
  *   DEPTH    of a panel in local memory                     FLUSH    products added up before they join C: long sums keep digits
@@ -23,21 +23,21 @@
 /* Runs of 8 along the depth, put across the panel; and runs of 8 columns, put as they are. */
 #define PANEL_OF_RUNS_ALONG(panel, width, r, run) \
     { \
-        const float8 v = run; \
-        float a[8]; \
-        vstore8(v, 0, a); \
-        for (int l = 0; l < 8; l++) panel[(r / (width) * 8 + l) * (width) + r % (width)] = a[l]; \
+        float eight[8]; \
+        vstore8(run, 0, eight); \
+        for (int l = 0; l < 8; l++) panel[(r / (width) * 8 + l) * (width) + r % (width)] = eight[l]; \
     }
 
 /* Columns [j, j + TILE_N) of rows [k, k + DEPTH) of B. */
-INLINE void load_b(const weight *w, long k, long depth, long j, long n, const global float *rows, float scale, local float *panel) {
+INLINE void load_b(const weight *w, long k, long depth, long j, long n, const global float *rows, float scale,
+                   local float *panel) {
 #ifdef B_TRANSPOSED
     EACH_RUN(r, TILE_N * (DEPTH / 8)) {
         const long column = j + r % TILE_N;
         if (r / TILE_N * 8 >= depth) break;
-        const float by = column < n ? (rows ? scale * rows[column] : scale) : 0.0f;
-        PANEL_OF_RUNS_ALONG(panel, TILE_N, r, by != 0 || column < n
-                            ? weight_run(w, stored_row(w, column), k + r / TILE_N * 8) * by : (float8)(0.0f))
+        float8 v = 0.0f;
+        if (column < n) v = weight_run(w, stored_row(w, column), k + r / TILE_N * 8) * (rows ? scale * rows[column] : scale);
+        PANEL_OF_RUNS_ALONG(panel, TILE_N, r, v)
     }
 #else
     EACH_RUN(r, DEPTH * (TILE_N / 8)) {
@@ -129,7 +129,8 @@ KERNEL gemm(ARRAY(const float, a), WEIGHT_PARAMETERS, ARRAY(const float, b_rows)
                     barrier(CLK_LOCAL_MEM_FENCE);
                     for (int d = 0; d < depth; d++) {
                         V b[TN];
-                        UNROLLED_LOOP for (int v = 0; v < TN; v++) b[v] = VLOAD(0, b_panel + d * TILE_N + (v * ACROSS + x) * WIDTH);
+                        UNROLLED_LOOP for (int v = 0; v < TN; v++)
+                            b[v] = VLOAD(0, b_panel + d * TILE_N + (v * ACROSS + x) * WIDTH);
                         UNROLLED_LOOP for (int r = 0; r < TM; r++)
                             UNROLLED_LOOP for (int v = 0; v < TN; v++)
                                 acc[r][v] = FMA((V)(a_panel[d * TILE_M + y * TM + r]), b[v], acc[r][v]);

@@ -69,10 +69,14 @@ INLINE float8 float_run(const global float *row, long i, long n) {
 }
 
 #if defined(FORMAT_F32)
-INLINE float8 decode(const weight *w, const global uchar *row, long at, long i) { return vload8(0, (const global float *)row + i); }
+INLINE float8 decode(const weight *w, const global uchar *row, long at, long i) {
+    return vload8(0, (const global float *)row + i);
+}
 INLINE float decode1(const global uchar *row, long i) { return ((const global float *)row)[i]; }
 #elif defined(FORMAT_F16)
-INLINE float8 decode(const weight *w, const global uchar *row, long at, long i) { return vload_half8(0, (const global half *)row + i); }
+INLINE float8 decode(const weight *w, const global uchar *row, long at, long i) {
+    return vload_half8(0, (const global half *)row + i);
+}
 INLINE float decode1(const global uchar *row, long i) { return half_at(row + 2 * i); }
 #elif defined(FORMAT_BF16)
 INLINE float8 decode(const weight *w, const global uchar *row, long at, long i) { return bf16_run(row + 2 * i); }

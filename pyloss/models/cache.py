@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 
 from .. import _core
+from ..arrays import empty
+from ..device import beside
 from ..replay import Replay
 
 _SPARE = 64  # rows that are free after a move
@@ -68,8 +70,10 @@ class KVCache:
         kept = min(span.held, span.window - 1) if span.window else span.held
         span.capacity = max(2 * kept, kept + n + _SPARE)
         if span.store is not None:
-            grown = _core.empty((span.layers, 2, span.capacity, span.store.shape[-1]))
-            grown[:, :, :kept] = span.store[:, :, span.held - kept : span.held]
+            grown = empty(span.layers, 2, span.capacity, span.store.shape[-1], like=span.store)
+            for layer in range(span.layers):
+                for store, new in zip(span.store[layer], grown[layer], strict=True):
+                    new[:kept] = store[span.held - kept : span.held]
             span.store = grown
         span.held = kept
         self.next = None
@@ -78,11 +82,11 @@ class KVCache:
         """Adds [n, D] in one layer; returns the stores of both, and int32 [2]: 0 and how many of their rows are in use."""
         span, place = self._places[layer]
         if span.store is None:
-            span.store = _core.empty((span.layers, 2, span.capacity, keys.shape[1]))
-        k, v = span.store[place]
-        _core.put_rows(keys, span.to, k)
-        _core.put_rows(values, span.to, v)
-        return k, v, span.bounds
+            span.store = empty(span.layers, 2, span.capacity, keys.shape[1], like=keys)
+        (k, v), to = span.store[place], beside(keys, span.to)
+        _core.put_rows(keys, to, k)
+        _core.put_rows(values, to, v)
+        return k, v, beside(keys, span.bounds)
 
     def advance(self, n: int) -> None:
         """All layers have the n tokens."""

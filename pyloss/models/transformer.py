@@ -13,6 +13,7 @@ import numpy as np
 from .. import ops
 from ..arrays import i32
 from ..autograd import checkpoint, data
+from ..device import beside
 from ..nn import Embedding, Linear, Module, RMSNorm
 from ..weights import Weight
 from .cache import KVCache, NextToken
@@ -31,6 +32,14 @@ class Packing:
     offsets: np.ndarray
     positions: np.ndarray
     rotary: tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+    def beside(self, x: Any) -> Packing:
+        """The same where the array `x` is."""
+        if isinstance(x, np.ndarray):
+            return self
+        known: dict[int, Any] = {}  # both tables are often the same
+        tables = tuple(tuple(known.setdefault(id(t), beside(x, t)) for t in pair) for pair in self.rotary)
+        return Packing(beside(x, self.offsets), beside(x, self.positions), tables)  # type: ignore[arg-type]
 
 
 class Attention(Module):
@@ -209,6 +218,7 @@ class Model(Module):
 
     def _run(self, tokens: np.ndarray, packing: Packing, cache: KVCache | None = None) -> Any:
         x = self.model.embed_tokens(tokens)
+        packing = packing.beside(data(x))
         if self.config.family.scaled_embedding:
             x = ops.scale(x, self.config.hidden_size**0.5)
         for i, layer in enumerate(self.model.layers):
@@ -254,7 +264,7 @@ class Model(Module):
 
     def _last(self, tokens: np.ndarray, packing: Packing, cache: KVCache) -> np.ndarray:
         x = data(self._run(tokens, packing, cache))
-        return data(self.head(x[-1:]))[0]
+        return np.asarray(data(self.head(x[-1:])))[0]
 
     def _next(self, tokens: np.ndarray, cache: KVCache) -> np.ndarray:
         """The logits after one token, which the next such step may overwrite: its calls are the same at every step."""

@@ -193,6 +193,7 @@ SCHEMA: dict[str, Key] = {
     "training_mode": Key(_one_of("normal"), "normal"),
     "config": Key(_optional(_text)),
     # ours
+    "device": Key(_optional(_text)),
     "train_on": Key(_optional(_one_of("last", "assistant", "all"))),
     "max_grad_norm": Key(_optional(_number(0, above=True))),
     "warmup": Key(_integer(0), 0),

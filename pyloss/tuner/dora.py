@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from .. import _core
-from ..arrays import empty, matrix, same_bits
+from ..arrays import empty, matrix, place, same_bits
 from ..autograd import data
+from ..device import DeviceArray, beside, on_host
 from ..projection import quotient
 from .adapter import Adapter
 from .lora import EmbeddingAdapter, LinearAdapter
@@ -36,14 +37,16 @@ class Magnitude(Adapter):
     def squares(self) -> np.ndarray:
         """The base's squared row norms, float64 of the shape of `m`; kept for a base that is stored."""
         weight = self.base.weight
-        if self._squares is None or self._squares[0] is not weight or isinstance(weight, np.ndarray):
+        if self._squares is None or self._squares[0] is not weight or isinstance(weight, np.ndarray | DeviceArray):
             self._squares = weight, self._row_squares(weight)
         return self._squares[1]
 
-    def norms(self) -> np.ndarray:
+    def norms(self) -> Any:
         """The row norms of the base's weight with the product in it, float32 of the shape of `m`."""
         weight = self.base.weight
         a, b = map(data, self.factors())
+        if isinstance(a, DeviceArray):
+            return self._adapted_norms(weight, a, b)
         known = self._norms
         if known is None or known[0] is not weight or isinstance(weight, np.ndarray) or not self._as_before(*known[1], a, b):
             known = self._norms = weight, (self.scale, a.copy(), b.copy()), self._adapted_norms(weight, a, b)
@@ -53,14 +56,17 @@ class Magnitude(Adapter):
         return self.scale == scale and same_bits(old_a, a) and same_bits(old_b, b)
 
     def _row_squares(self, weight: Any) -> np.ndarray:
-        found = np.empty(weight.shape[0])
-        _core.row_squares(matrix(weight), found)
+        stored = matrix(weight)
+        found = beside(place(stored), np.empty(weight.shape[0]))
+        _core.row_squares(stored, found)
         return found
 
-    def _adapted_norms(self, weight: Any, a: np.ndarray, b: np.ndarray, squares: np.ndarray | None = None) -> np.ndarray:
+    def _adapted_norms(self, weight: Any, a: Any, b: Any, squares: Any = None) -> Any:
         """Of `weight` [O, I], whose own are `squares`, with a [I, R] and b [R, O]."""
-        found, squares = empty(weight.shape[0]), self.squares() if squares is None else squares
-        _core.adapted_norm(matrix(weight), np.ascontiguousarray(a), np.ascontiguousarray(b), self.scale, squares, found)
+        found, squares = empty(weight.shape[0], like=a), self.squares() if squares is None else squares
+        if not isinstance(a, DeviceArray):
+            a, b = np.ascontiguousarray(a), np.ascontiguousarray(b)
+        _core.adapted_norm(matrix(weight), a, b, self.scale, squares, found)
         return found
 
     def begin_magnitude(self) -> None:
@@ -87,5 +93,6 @@ class DoRAEmbedding(Magnitude, EmbeddingAdapter):
 
     kind = "dora"
 
-    def _adapted_norms(self, weight: Any, a: np.ndarray, b: np.ndarray, squares: np.ndarray | None = None) -> np.ndarray:
+    def _adapted_norms(self, weight: Any, a: Any, b: Any, squares: Any = None) -> Any:
+        a, b = on_host(a, "lora_a of an embedding with DoRA"), on_host(b, "lora_b of an embedding with DoRA")
         return super()._adapted_norms(weight, b.T, a.T, squares)

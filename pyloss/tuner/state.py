@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from pyloss.device import DeviceArray
 from pyloss.errors import FormatError
 from pyloss.files import read_json, write_json, write_safetensors
 from pyloss.tuner import adapters
@@ -79,8 +80,8 @@ class Checkpoint:
 
 def _pack(value: Any, path: str, tensors: Arrays) -> Any:
     """`value` as JSON, its arrays moved to `tensors` under their path."""
-    if isinstance(value, np.ndarray):
-        tensors[path] = value
+    if isinstance(value, np.ndarray | DeviceArray):
+        tensors[path] = np.asarray(value)
         return {"__array__": path}
     if isinstance(value, np.generic):
         return value.item()

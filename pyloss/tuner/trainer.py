@@ -19,6 +19,8 @@ import numpy as np
 
 import pyloss.random
 from pyloss import _core, nn
+from pyloss.arrays import f32
+from pyloss.device import beside
 from pyloss.files import write_safetensors
 from pyloss.optim import clip_scale, grad_norm
 from pyloss.precision import get_matmul_precision, matmul_precision
@@ -259,10 +261,10 @@ class _Run:
             self.accumulated = dict(grads)
             return
         for name, grad in grads.items():
-            flat = np.ascontiguousarray(grad, np.float32).reshape(-1)
             if name not in self.accumulated:
-                self.accumulated[name] = np.zeros(np.shape(grad), np.float32)
-            _core.axpy(weight, flat, self.accumulated[name].reshape(-1))
+                self.accumulated[name] = np.zeros(grad.shape, np.float32)
+            to = self.accumulated[name] = beside(grad, self.accumulated[name])
+            _core.axpy(weight, f32(grad).reshape(-1), to.reshape(-1))
 
     def apply(self, iteration: int) -> None:
         """Update the parameters from what has been accumulated."""

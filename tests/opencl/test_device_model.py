@@ -1,0 +1,161 @@
+"""Models on a device: what they compute and how they are trained, beside the same on the processor."""
+
+import numpy as np
+import pytest
+from tiny import load_tiny, write_gguf
+
+import pyloss
+from pyloss import nn, optim
+from pyloss.models import load_model
+from pyloss.tuner.losses import default_loss
+from pyloss.tuner.utils import unfreeze_layers
+
+KEYS = ("self_attn.q_proj", "self_attn.v_proj", "mlp.up_proj", "mlp.down_proj")
+
+
+def batch(rng):
+    """Token ids of rows of several lengths, and the spans of their targets."""
+    return rng.integers(0, 29, (3, 21)).astype(np.int32), np.array([[1, 21], [7, 13], [1, 2]], np.int32)
+
+
+def adapted(model, dora=False, dropout=0.25):
+    pyloss.random.seed(3)
+    pyloss.linear_to_lora_layers(model, -1, {"rank": 4, "scale": 2.0, "dropout": dropout, "keys": KEYS}, use_dora=dora)
+    for module in model.modules():
+        if hasattr(module, "lora_b"):
+            module.lora_b[...] = np.random.default_rng(5).standard_normal(module.lora_b.shape) / 8
+    return model.train()
+
+
+def steps(model, rng, count=4):
+    """The losses and norms of gradients of some updates."""
+    optimizer, step = optim.AdamW(1e-2), nn.value_and_grad(model, default_loss)
+    tokens, lengths = batch(rng)
+    found = []
+    for _ in range(count):
+        (value, _), grads = step(model, tokens, lengths)
+        found.append((float(value), optim.grad_norm(grads)))
+        optimizer.update(model, grads)
+    return np.array(found)
+
+
+@pytest.mark.parametrize("dora", [False, True])
+@pytest.mark.parametrize("format", ["f32", "Q4_1", "Q8_0"])
+def test_steps_are_those_of_the_processor(device, tmp_path, format, dora):
+    def fresh(folder):
+        folder.mkdir()
+        if format == "f32":
+            return load_tiny(folder, bias=True)
+        write_gguf(folder / "tiny.gguf", format=format)
+        return load_model(folder / "tiny.gguf")
+
+    here, there = (adapted(fresh(tmp_path / name), dora) for name in ("here", "there"))
+    pyloss.to_device(there, device)
+    pyloss.random.seed(11)
+    want = steps(here, np.random.default_rng(1))
+    pyloss.random.seed(11)
+    np.testing.assert_allclose(steps(there, np.random.default_rng(1)), want, rtol=2e-5)
+    assert all(isinstance(array, pyloss.DeviceArray) for array in there.trainable_parameters().values())
+
+
+def test_checkpointing_changes_nothing(device, tmp_path):
+    results = []
+    for checkpoint in (False, True):
+        model = pyloss.to_device(adapted(load_tiny(tmp_path / str(checkpoint))), device)
+        model.set_grad_checkpoint(checkpoint)
+        pyloss.random.seed(1)
+        results.append(steps(model, np.random.default_rng(2), 2))
+    np.testing.assert_allclose(results[1], results[0], rtol=1e-6)
+
+
+def test_full_training_of_a_tied_model(device, tmp_path):
+    here, there = (load_tiny(tmp_path / name) for name in ("here", "there"))
+    for model in (here, there):
+        unfreeze_layers(model, -1, None)
+        model.train()
+    pyloss.to_device(there, device)
+    np.testing.assert_allclose(steps(there, np.random.default_rng(4)), steps(here, np.random.default_rng(4)), rtol=2e-5)
+
+
+def test_logits_and_generation(device, tmp_path):
+    here, there = (load_tiny(tmp_path / name) for name in ("here", "there"))
+    pyloss.to_device(there, device)
+    tokens = np.random.default_rng(0).integers(0, 29, (2, 9))
+    np.testing.assert_allclose(np.asarray(there(tokens)), here(tokens), atol=1e-5)
+    caches = here.make_cache(), there.make_cache()
+    for part in (tokens[0, :5], tokens[0, 5:6], tokens[0, 6:]):
+        np.testing.assert_allclose(there.step(part, caches[1]), here.step(part, caches[0]), atol=1e-5)
+
+
+def test_a_run_saves_and_resumes_anywhere(device, tmp_path):
+    """Trained on a device, resumed on the processor and the other way round; the adapter's file is the same kind of file."""
+    data = [{"text": text} for text in ("a b c d e f", "b c d", "hello world 12", "c d e f a b")]
+
+    class Tokens:
+        def __init__(self):
+            self.rng = np.random.default_rng(0)
+            self.rows = [self.rng.integers(0, 29, 5 + i).tolist() for i in range(len(data))]
+
+        def __len__(self):
+            return len(self.rows)
+
+        def __getitem__(self, i):
+            return self.rows[i]
+
+    def run(model, folder, iters, **options):
+        arguments = pyloss.TrainingArgs(
+            iters=iters, batch_size=2, adapter_file=folder / "adapters.safetensors", progress=False, steps_per_save=2, **options
+        )
+        pyloss.train(model, optim.AdamW(1e-2), Tokens(), None, arguments)
+        return {name: np.array(array) for name, array in model.trainable_parameters().items()}
+
+    def model(name, where):
+        return pyloss.to_device(adapted(load_tiny(tmp_path / name)), where)
+
+    want = run(model("a", "cpu"), tmp_path / "whole", 6, seed=5, grad_accumulation_steps=2)
+    run(model("b", device), tmp_path / "parts", 3, seed=5, grad_accumulation_steps=2)
+    run(model("c", "cpu"), tmp_path / "parts", 5, resume=True, grad_accumulation_steps=2)
+    got = run(model("d", device), tmp_path / "parts", 6, resume=True, grad_accumulation_steps=2)
+    for name, array in want.items():
+        np.testing.assert_allclose(got[name], array, atol=2e-5)
+    loaded = adapted(load_tiny(tmp_path / "e"))
+    saved = pyloss.models.safetensors.read_safetensors(tmp_path / "parts" / "adapters.safetensors").tensors
+    loaded.load_weights({name: tensor.array() for name, tensor in saved.items()}, strict=False)
+    for name, array in loaded.trainable_parameters().items():
+        np.testing.assert_array_equal(array, got[name])
+
+
+def test_what_moves_back_is_as_it_was(device, tmp_path):
+    model = load_tiny(tmp_path / "m")
+    before = {name: array.copy() for name, array in model.parameters().items()}
+    stored = {name: weight.dequantize() for name, weight in model.stored().items()}
+    assert pyloss.to_device(model, device) is model
+    assert pyloss.to_device(model, "cpu") is model
+    for name, array in model.parameters().items():
+        np.testing.assert_array_equal(array, before[name])
+    for name, weight in model.stored().items():
+        assert isinstance(weight.handle[0], np.ndarray)
+        np.testing.assert_array_equal(weight.dequantize(), stored[name])
+
+
+@pytest.mark.parametrize("options", [{}, {"gradient_filter": 0.01}, {"softcap": 5.0, "weights": np.arange(13.0)}])
+def test_losses_with_a_head(device, options):
+    rng = np.random.default_rng(3)
+    hidden, weight = rng.standard_normal((13, 24)).astype(np.float32), rng.standard_normal((50, 24)).astype(np.float32)
+    labels = rng.integers(0, 50, 13)
+    labels[4] = -100
+
+    def loss(h, w):
+        return pyloss.linear_cross_entropy(h, w, labels, reduction="mean", **options)
+
+    want, slopes = pyloss.value_and_grad(loss, (0, 1))(hidden, weight)
+    got, found = pyloss.value_and_grad(loss, (0, 1))(pyloss.to_device(hidden, device), pyloss.to_device(weight, device))
+    assert np.isclose(got, want, rtol=1e-6)
+    for a, b in zip(found, slopes, strict=True):
+        assert isinstance(a, pyloss.DeviceArray)
+        np.testing.assert_allclose(a.numpy(), b, atol=1e-6)
+
+
+def test_experts_are_refused_by_name(device):
+    with pytest.raises(TypeError, match="logits of experts is on opencl:0, where this function does not run yet"):
+        pyloss.expert_ops.route(pyloss.to_device(np.ones((2, 4), np.float32), device), 2, True)
