@@ -6,7 +6,7 @@ from tiny import load_tiny, write_gguf
 
 import pyloss
 from pyloss import nn, optim
-from pyloss.models import load_model
+from pyloss.models import dequantize_model, load_model
 from pyloss.tuner.losses import default_loss
 from pyloss.tuner.utils import unfreeze_layers
 
@@ -56,6 +56,32 @@ def test_steps_are_those_of_the_processor(device, tmp_path, format, dora):
     pyloss.random.seed(11)
     np.testing.assert_allclose(steps(there, np.random.default_rng(1)), want, rtol=2e-5)
     assert all(isinstance(array, pyloss.DeviceArray) for array in there.trainable_parameters().values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dora", [False, True])
+@pytest.mark.parametrize("base", ["q4_1", "f32"])
+def test_ten_steps_of_the_small_model(device, base, dora):
+    try:
+        here, there = (pyloss.load("smollm2-135m")[0] for _ in range(2))
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+    rng = np.random.default_rng(0)
+    tokens, lengths = rng.integers(0, here.vocab_size, (2, 48)).astype(np.int32), np.array([[1, 48], [9, 30]], np.int32)
+    losses = []
+    for model, where in ((here, "cpu"), (there, device)):
+        if base == "f32":
+            dequantize_model(model)
+        pyloss.random.seed(1)
+        pyloss.linear_to_lora_layers(model, -1, {"rank": 8, "scale": 2.0, "dropout": 0.05}, use_dora=dora)
+        pyloss.to_device(model, where).train()
+        optimizer, step = optim.AdamW(1e-3), nn.value_and_grad(model, default_loss)
+        for _ in range(10):
+            (value, _), grads = step(model, tokens, lengths)
+            optimizer.update(model, grads)
+            losses.append(float(value))
+    np.testing.assert_allclose(losses[10:], losses[:10], rtol=1e-4)
+    assert losses[9] < losses[0]
 
 
 def test_checkpointing_changes_nothing(device, tmp_path):
