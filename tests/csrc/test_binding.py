@@ -517,6 +517,28 @@ def test_buffer_stats():
     assert _core.buffer_stats()["cached"] == 0
 
 
+def test_buffers_of_changing_sizes_keep_what_is_written_and_stay_within_the_peak():
+    """Sizes on both sides of what is mapped and of huge pages: what is cached is given back, or becomes the size that is asked for."""
+    gc.collect()
+    _core.trim()
+    begin, rng, held = _core.buffer_stats()["in_use"], np.random.default_rng(0), []
+    for i in range(3000):
+        if len(held) == 12:
+            j = int(rng.integers(12))
+            value, a = held.pop(j)
+            assert (a[:: len(a) // 40 + 1] == value).all() and a[-1] == value
+            del a
+        a = _core.empty((int(2 ** rng.uniform(8, 21.5)),))
+        assert a.ctypes.data % 64 == 0
+        a[:: len(a) // 40 + 1], a[-1] = i, i
+        held.append((i, a))
+        stats = _core.buffer_stats()
+        assert stats["in_use"] + stats["cached"] <= stats["peak"]
+    del held, a
+    assert _core.buffer_stats()["in_use"] == begin
+    _core.trim()
+
+
 @pytest.mark.parametrize("shape", [(1 << 60,), (1 << 31, 1 << 31, 1 << 31), (1 << 48,), (1 << 62, 4)])
 def test_too_big(shape):
     peak = _core.buffer_stats()["peak"]
