@@ -106,12 +106,14 @@ class Tape:
     """Records operations while it is entered; `watch` makes ndarrays leaves by identity.
 
     `within` another tape, its Tensors and leaves are known here too. A `probing` tape only finds out whether there is anything to
-    record.
+    record. A `replaying` one runs a function again for its gradient alone: what nobody reads need not be computed, see `lazily`,
+    and what is cheap to compute again is kept, since backward follows at once.
     """
 
-    def __init__(self, within: Tape | None = None, probing: bool = False) -> None:
+    def __init__(self, within: Tape | None = None, probing: bool = False, replaying: bool = False) -> None:
         self.root: object = object() if within is None else within.root
-        self.probing = probing
+        self.probing, self.replaying = probing, replaying
+        self.memory: list[Any] | None = None  # of a checkpoint, see `remembered`
         self.nodes: list[Node] = []
         self.leaves: dict[int, Node] = {} if within is None else within.leaves
         self._watched: list[np.ndarray] = [] if within is None else within._watched
@@ -133,9 +135,12 @@ class Tape:
 
     def backward(self, output: Tensor, grad: np.ndarray) -> None:
         """Propagates `grad`, the gradient of `output`, to all leaves. Uses the tape up."""
-        if output._node is None:
-            return
-        output._node.add(grad)
+        if output._node is not None:
+            self.backward_from(output._node, grad)
+
+    def backward_from(self, node: Node, grad: np.ndarray) -> None:
+        """`backward` for the output of an operation, which need not be held any more."""
+        node.add(grad)
         nodes, self.nodes = self.nodes, []
         with no_grad():
             while nodes:
@@ -195,10 +200,29 @@ def record(
     if not tape.probing:
         tape.nodes.append(node)
     node.reads_output = reads_output
+    if tape.replaying:
+        node.again = None
     if isinstance(output, Deferred):
         output._node = node
         return output
     return Tensor(output, node)
+
+
+def lazily(shape: tuple[int, ...], compute: Callable[[], np.ndarray]) -> np.ndarray | Deferred:
+    """The float32 output of an operation that is recorded: `compute()`, or while a tape replays, when it is read, if it is."""
+    tape = current_tape()
+    return Deferred(shape, np.dtype(np.float32), compute) if tape is not None and tape.replaying else compute()
+
+
+def remembered(compute: Callable[[], Any]) -> Any:
+    """`compute()`, which a checkpoint that remembers keeps for its second run: for what costs much time for its memory."""
+    tape = current_tape()
+    if tape is None or tape.memory is None:
+        return compute()
+    if tape.replaying:
+        return tape.memory.pop(0)
+    tape.memory.append(compute())
+    return tape.memory[-1]
 
 
 def data(x: Any) -> Any:
@@ -210,6 +234,8 @@ def keep(x: Any) -> Callable[[], np.ndarray]:
     """Saves a value for backward: a function that gives it, computed again if that was recorded as cheap."""
     node = _node_of(x)
     if node is None or node.again is None:
+        if isinstance(x, Deferred):
+            return lambda: x.data
         value = data(x)
         return lambda: value
 
@@ -513,13 +539,18 @@ def grad(function: Callable, argnums: int | Sequence[int] = 0) -> Callable:
     return lambda *args, **kwargs: both(*args, **kwargs)[1]
 
 
-def checkpoint(function: Callable, x: Any) -> Any:
-    """`function(x)` without keeping what its operations save: backward runs it again (Chen et al., arXiv:1604.06174)."""
+def checkpoint(function: Callable, x: Any, remember: bool = False) -> Any:
+    """`function(x)` without keeping what its operations save: backward runs it again (Chen et al., arXiv:1604.06174).
+
+    With `remember` the values that operations find `remembered` worth it are kept.
+    """
     outer = current_tape()
     if outer is None:
         return function(x)
     traced, kept, state = _node_of(x) is not None, keep(x), random.state()
+    memory: list[Any] | None = [] if remember else None
     with Tape(within=outer, probing=True) as probe:
+        probe.memory = memory
         result = function(Tensor(data(x), Node(probe.root)) if traced else data(x))
     if not isinstance(result, Tensor):
         return result
@@ -530,9 +561,12 @@ def checkpoint(function: Callable, x: Any) -> Any:
         later = random.state()
         random.set_state(state)
         try:
-            with Tape(within=outer) as tape:
+            with Tape(within=outer, replaying=True) as tape:
+                tape.memory = memory
                 leaf = Node(tape.root) if grads.wanted(0) else None
-                tape.backward(function(Tensor(kept(), leaf) if leaf is not None else kept()), dy)
+                end = function(Tensor(kept(), leaf) if leaf is not None else kept())._node
+                if end is not None:
+                    tape.backward_from(end, dy)
         finally:
             random.set_state(later)
         if leaf is not None and leaf.grad is not None:

@@ -154,7 +154,7 @@ class _Walk:
 
     def __init__(self, head: Head, rows: np.ndarray, wanted: tuple[bool, ...], most: int, gradient_filter: float):
         self.head, self.rows, self.filter = head, rows, gradient_filter if head.plain else 0.0
-        self.product = Product(head.projection, rows)
+        self.product = Product(head.projection, len(rows), rows)
         self.buffer = empty(most, head.vocabulary, like=rows)
         # Else the slopes take the logits' place, which losses on devices cannot give them.
         apart = wanted[-1] or (any(wanted) and device.is_device_array(rows))

@@ -13,7 +13,7 @@ import numpy as np
 
 from . import _core
 from .arrays import Array, empty, f32, frozen, i32, matrix, place, turned, zeros
-from .autograd import Gradients, Tensor, data, keep, reads_output, record, recording
+from .autograd import Gradients, Tensor, data, keep, lazily, reads_output, record, recording, remembered
 from .device import beside, on_host
 from .projection import Projection, linear, lora_linear, project, quotient
 from .weights import Weight
@@ -184,8 +184,13 @@ def attention(
     grows with the window instead of the length. No gradient with `k_offsets`.
     """
     qd, kd, vd = (f32(t).reshape(t.shape[0], t.shape[1] // head_dim, head_dim) for t in (q, k, v))
-    o, lse = empty(*qd.shape, like=qd), empty(*qd.shape[:2], like=qd)
-    _core.attention_forward(qd, kd, vd, offsets, offsets if k_offsets is None else k_offsets, scale, window, o, lse)
+
+    def forward() -> tuple[np.ndarray, np.ndarray]:
+        o, lse = empty(*qd.shape, like=qd), empty(*qd.shape[:2], like=qd)
+        _core.attention_forward(qd, kd, vd, offsets, offsets if k_offsets is None else k_offsets, scale, window, o, lse)
+        return o, lse
+
+    o, lse = remembered(forward)
     flat = (qd.shape[0], qd.shape[1] * head_dim)
     if not recording(q, k, v):
         return o.reshape(flat)
@@ -201,50 +206,58 @@ def attention(
     return record(o.reshape(flat), (q, k, v), vjp)
 
 
-def swiglu(gate: Array, up: Array) -> Array:
-    """silu(gate) * up (Shazeer, arXiv:2002.05202). Cheap: recomputed, not kept."""
-    return _gated(gate, up, _core.swiglu_forward, _core.swiglu_grad)
+def swiglu(gate: Array, up: Array, in_place: bool = False) -> Array:
+    """silu(gate) * up (Shazeer, arXiv:2002.05202). Cheap: recomputed, not kept.
+
+    With `in_place` the gradient overwrites gate and up: for fresh values that nobody else reads.
+    """
+    return _gated(gate, up, in_place, _core.swiglu_forward, _core.swiglu_grad)
 
 
-def geglu(gate: Array, up: Array) -> Array:
-    """gelu(gate) * up with GELU's tanh form (Shazeer, arXiv:2002.05202). Cheap: recomputed, not kept."""
-    return _gated(gate, up, _core.geglu_forward, _core.geglu_grad)
+def geglu(gate: Array, up: Array, in_place: bool = False) -> Array:
+    """gelu(gate) * up with GELU's tanh form (Shazeer, arXiv:2002.05202), otherwise as `swiglu`."""
+    return _gated(gate, up, in_place, _core.geglu_forward, _core.geglu_grad)
 
 
-def _gated(gate: Array, up: Array, forward: Callable, grad: Callable) -> Array:
+def _gated(gate: Array, up: Array, in_place: bool, forward: Callable, grad: Callable) -> Array:
     g, u = f32(gate), f32(up)
-    y = empty(*g.shape, like=g)
-    forward(g, u, y)
-    if not recording(gate, up):
-        return y
+    # Kernels of devices do not write over what they read.
+    over = [in_place and isinstance(d, np.ndarray) and not reads_output(x) for x, d in ((gate, g), (up, u))]
 
     def again() -> np.ndarray:
         out = empty(*g.shape, like=g)
         forward(g, u, out)
         return out
 
+    if not recording(gate, up):
+        return again()
+
     def vjp(dy: np.ndarray, grads: Gradients) -> None:
-        dg, du = empty(*g.shape, like=g), empty(*g.shape, like=g)
+        dg, du = (x if may else empty(*x.shape, like=x) for x, may in zip((g, u), over, strict=True))
         grad(dy, g, u, dg, du)
         grads.put(0, dg)
         grads.put(1, du)
 
-    return record(y, (gate, up), vjp, again)
+    return record(lazily(g.shape, again), (gate, up), vjp, again)
 
 
 def add(a: Array, b: Array) -> Array:
     """a + b of equal shapes."""
-    ad, bd = f32(a), f32(b)
-    y = empty(*ad.shape, like=ad)
-    _core.add(ad, bd, y)
-    if not recording(a, b):
+
+    def total() -> np.ndarray:
+        ad, bd = f32(a), f32(b)
+        y = empty(*ad.shape, like=ad)
+        _core.add(ad, bd, y)
         return y
+
+    if not recording(a, b):
+        return total()
 
     def vjp(dy: np.ndarray, grads: Gradients) -> None:
         grads.put(0, dy, own=False)
         grads.put(1, dy, own=False)
 
-    return record(y, (a, b), vjp)
+    return record(lazily(np.shape(a), total), (a, b), vjp)
 
 
 def scale(x: Array, factor: float) -> Array:

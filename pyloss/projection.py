@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import _core
-from .arrays import Array, column_sum, empty, f32, frozen, into, matrix, place
-from .autograd import Gradients, current_tape, keep, record, recording
+from .arrays import Array, column_sum, empty, f32, frozen, into, matrix, place, zeros
+from .autograd import Gradients, Tensor, current_tape, data, keep, lazily, record, recording
 from .device import DeviceArray, beside
 from .weights import Weight
 
@@ -50,11 +50,13 @@ INPUTS = 5
 class Product:
     """A projection of float32 rows [N, I], all or a part of them at a time."""
 
-    __slots__ = ("_dropped", "a", "adapted", "b", "bias", "factor", "h", "projection", "rows", "scaled_b", "weight")
+    __slots__ = ("_dropped", "a", "adapted", "b", "bias", "factor", "h", "known_h", "projection", "rows", "scaled_b", "weight")
 
-    def __init__(self, projection: Projection, rows: np.ndarray):
+    def __init__(self, projection: Projection, count: int, rows: np.ndarray | None = None):
+        """Of `count` rows, which may be given later."""
         p = self.projection = projection
-        self.rows: np.ndarray | None = rows
+        self.rows = rows
+        self.known_h = False
         self.weight = matrix(p.weight)
         self.bias = None if p.bias is None else f32(p.bias, "bias")
         self.factor: np.ndarray | None = None
@@ -62,7 +64,7 @@ class Product:
         self._dropped: np.ndarray | None = None
         if self.adapted:
             self.a, self.b = f32(p.lora_a, "lora_a"), f32(p.lora_b, "lora_b")
-            self.h = empty(len(rows), self.a.shape[1], like=rows)  # dropout(x) lora_a
+            self.h = empty(count, self.a.shape[1], like=self.a)  # dropout(x) lora_a
             self.scaled_b = self.b
             if p.m is not None:
                 assert p.norm is not None
@@ -78,6 +80,15 @@ class Product:
             self._dropped = empty(*self.rows.shape, like=self.rows)
             _core.dropout(self.rows, self.projection.seed, self.projection.dropout, self._dropped)
         return self._dropped
+
+    def find_h(self) -> None:
+        """Computes h alone, to the bit as `forward` does."""
+        p, rows = self.projection, self.dropped()
+        if p.dropout:
+            _core.matmul_nn(rows, self.a, 1.0, 0, self.h)
+        else:
+            column, b = zeros(1, rows.shape[1], like=rows), zeros(len(self.b), 1, like=rows)
+            _core.lora_forward(rows, column, None, self.a, b, p.scale, None, self.h, empty(len(rows), 1, like=rows))
 
     def forget_rows(self) -> None:
         """Between forward and backward, where they are kept elsewhere or made again."""
@@ -213,26 +224,39 @@ def times(matrix: Any, factor: Any, rows: bool = False) -> Any:
 
 def project(x: Array, projection: Projection) -> Array:
     """What `projection` makes of x [..., I]: [..., O]."""
-    xd = f32(x)
-    shape = xd.shape
+    source = x if isinstance(x, Tensor) else f32(x)
+    shape = source.shape
     flat = shape if len(shape) == 2 else (math.prod(shape[:-1]), shape[-1])
-    product = Product(projection, xd if shape is flat else xd.reshape(flat))
-    y = empty(*shape[:-1], projection.weight.shape[0], like=xd)
-    product.forward(y)
-    if current_tape() is None or not recording(*(inputs := (x, *projection.inputs()))):
+    product = Product(projection, flat[0])
+
+    def rows() -> np.ndarray:
+        xd = f32(source)
+        return xd if shape is flat else xd.reshape(flat)
+
+    def forward() -> np.ndarray:
+        product.rows = rows()
+        y = empty(*shape[:-1], projection.weight.shape[0], like=product.rows)
+        product.forward(y)
+        product.known_h = True
+        product.forget_rows()
         return y
+
+    if current_tape() is None or not recording(*(inputs := (x, *projection.inputs()))):
+        return forward()
     by_m = recording(projection.m)
+    y = lazily((*shape[:-1], projection.weight.shape[0]), forward)
     kept, output = keep(x), y if by_m else None
-    product.forget_rows()
-    del xd
 
     def vjp(dy: np.ndarray, grads: Gradients) -> None:
         wanted = [grads.wanted(i) for i in range(1 + INPUTS)]
-        if any(wanted[i] for i in (1, 3, 5)):
+        made = None if output is None else data(output)
+        if any(wanted[i] for i in (1, 3, 5)) or (wanted[4] and not product.known_h):
             product.rows = f32(kept()).reshape(flat)
+        if wanted[4] and not product.known_h:
+            product.find_h()
         dx, accumulate = into(grads, 0, shape, dy) if wanted[0] else (None, 0)
         backward = Backward(product, wanted, None if dx is None else dx.reshape(flat), accumulate)
-        backward.add(dy, output)
+        backward.add(dy, made)
         _, *others = backward.end()
         for i, gradient in enumerate((dx, *others)):
             if gradient is not None:

@@ -8,7 +8,8 @@ from stored_weights import stored
 
 from pyloss import _core, nn, ops
 from pyloss.autograd import value_and_grad
-from pyloss.weights import FORMATS
+from pyloss.projection import Product, Projection
+from pyloss.weights import FORMATS, Weight
 
 
 @pytest.fixture(autouse=True)
@@ -328,3 +329,17 @@ def test_a_module_trains_everything_that_is_not_frozen(rng):
     arguments = [a.astype(np.float64) for a in (layer.weight, layer.bias, norm.weight)]
     for i, name in enumerate(("layer.weight", "layer.bias", "norm.weight")):
         np.testing.assert_allclose(grads[name], differences(reference, arguments, i, upstream), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 5, 14, 50])
+@pytest.mark.parametrize("depth", [32, 1536])
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_a_products_thin_part_alone_has_the_bits_of_the_whole(rows, depth, dropout):
+    """What a checkpoint needs of a product whose result nobody reads."""
+    rng = np.random.default_rng(rows)
+    x, w, a, b = (rng.standard_normal(shape).astype(np.float32) for shape in ((rows, depth), (64, depth), (depth, 8), (8, 64)))
+    for weight in (w, Weight.quantize(w, "q4_1")):
+        products = [Product(Projection(weight, None, a, b, 2.0, dropout, seed=3), rows, x) for _ in range(2)]
+        products[0].forward(np.empty((rows, 64), np.float32))
+        products[1].find_h()
+        assert products[0].h.any() and products[0].h.tobytes() == products[1].h.tobytes()

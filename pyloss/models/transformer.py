@@ -94,7 +94,11 @@ class MLP(Module):
         self._gated = GATED_UNITS[activation]
 
     def __call__(self, x: Any) -> Any:
-        return self.down_proj(self._gated(self.gate_proj(x), self.up_proj(x)))
+        return self.down_proj(self._gated(self.gate_proj(x), self.up_proj(x), in_place=True))
+
+
+# Up to here layers are checkpointed in halves, and attention is not computed again: a part of a batch, see tuner.losses.
+HALVES_TOKENS = 1024
 
 
 class DecoderLayer(Module):
@@ -107,9 +111,16 @@ class DecoderLayer(Module):
         self.self_attn, self.mlp = self_attn, mlp
         self.input_layernorm, self.post_attention_layernorm = input_layernorm, post_attention_layernorm
 
-    def __call__(self, x: Any, packing: Packing, cache: KVCache | None = None, layer: int = 0) -> Any:
-        x = ops.add(x, self.self_attn(self.input_layernorm(x), packing, cache, layer))
+    def mix(self, x: Any, packing: Packing, cache: KVCache | None = None, layer: int = 0) -> Any:
+        """The first half: tokens see each other."""
+        return ops.add(x, self.self_attn(self.input_layernorm(x), packing, cache, layer))
+
+    def feed(self, x: Any) -> Any:
+        """The second half: each row alone."""
         return ops.add(x, self.mlp(self.post_attention_layernorm(x)))
+
+    def __call__(self, x: Any, packing: Packing, cache: KVCache | None = None, layer: int = 0) -> Any:
+        return self.feed(self.mix(x, packing, cache, layer))
 
 
 class BlockSparseLayer(DecoderLayer):
@@ -141,9 +152,11 @@ class PostNormLayer(DecoderLayer):
         self.pre_feedforward_layernorm = pre_feedforward_layernorm
         self.post_feedforward_layernorm = post_feedforward_layernorm
 
-    def __call__(self, x: Any, packing: Packing, cache: KVCache | None = None, layer: int = 0) -> Any:
+    def mix(self, x: Any, packing: Packing, cache: KVCache | None = None, layer: int = 0) -> Any:
         mixed = self.self_attn(self.input_layernorm(x), packing, cache, layer)
-        x = ops.add(x, self.post_attention_layernorm(mixed))
+        return ops.add(x, self.post_attention_layernorm(mixed))
+
+    def feed(self, x: Any) -> Any:
         return ops.add(x, self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x))))
 
 
@@ -197,7 +210,10 @@ class Model(Module):
         return layer.weight
 
     def set_grad_checkpoint(self, on: bool = True) -> None:
-        """Keep only the inputs of layers for the backward pass, and compute each layer again there."""
+        """Keep only the inputs of layers for the backward pass, and compute each layer again there.
+
+        Of few tokens, where that is little memory, also the sums after attention and what attention made.
+        """
         self._checkpoint = on
 
     @property
@@ -222,10 +238,13 @@ class Model(Module):
         if self.config.family.scaled_embedding:
             x = ops.scale(x, self.config.hidden_size**0.5)
         for i, layer in enumerate(self.model.layers):
-            if self._checkpoint and cache is None:
-                x = checkpoint(lambda value, layer=layer: layer(value, packing), x)
-            else:
+            if not self._checkpoint or cache is not None:
                 x = layer(x, packing, cache, i)
+            elif len(tokens) <= HALVES_TOKENS:
+                x = checkpoint(lambda value, layer=layer: layer.mix(value, packing), x, remember=True)
+                x = checkpoint(layer.feed, x)
+            else:
+                x = checkpoint(lambda value, layer=layer: layer(value, packing), x)
         return self.model.norm(x)
 
     def hidden(self, tokens: Any, offsets: Any) -> Any:

@@ -40,9 +40,9 @@ def target_weights(batch: Any, lengths: Any) -> np.ndarray:
     return weights
 
 
-def head_bytes(grad_checkpoint: bool) -> int | None:
-    """Bytes of logits at once in training: more are faster, but who checkpoints wants little memory (None: the least)."""
-    return None if grad_checkpoint else 100 << 20
+def head_bytes(grad_checkpoint: bool) -> int:
+    """Bytes of logits at once in training: more are faster, but who checkpoints wants little memory."""
+    return (60 if grad_checkpoint else 100) << 20
 
 
 def default_loss(model: Any, batch: Any, lengths: Any) -> tuple[Any, float]:

@@ -5,8 +5,8 @@ import pytest
 import tiny
 
 import pyloss
-from pyloss import nn
-from pyloss.models import load_model
+from pyloss import _core, nn
+from pyloss.models import load_model, transformer
 from pyloss.tuner import linear_to_lora_layers
 
 SEQUENCES = [[5, 3, 28, 0, 7, 7, 11], [1], [2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24], [9, 9]]
@@ -121,10 +121,13 @@ def loss(model, sequences):
     return pyloss.linear_cross_entropy(packed(model, sequences), model.head_weight, labels, ignore_index=-1).sum()
 
 
+@pytest.mark.parametrize("halves", [True, False])
 @pytest.mark.parametrize("layers", [1, 3])
-@pytest.mark.parametrize("dropout", [0.0, 0.2])
-def test_checkpoints_change_no_bit(model, layers, dropout):
-    linear_to_lora_layers(model, layers, {"rank": 2, "scale": 3.0, "dropout": dropout})
+@pytest.mark.parametrize(("dropout", "dora"), [(0.0, False), (0.2, False), (0.0, True), (0.2, True)])
+def test_checkpoints_change_no_bit(model, monkeypatch, layers, dropout, dora, halves):
+    if not halves:
+        monkeypatch.setattr(transformer, "HALVES_TOKENS", 0)
+    linear_to_lora_layers(model, layers, {"rank": 2, "scale": 3.0, "dropout": dropout}, use_dora=dora)
     rng = np.random.default_rng(1)
     for name, array in model.trainable_parameters().items():
         if name.endswith("lora_b"):
@@ -138,6 +141,23 @@ def test_checkpoints_change_no_bit(model, layers, dropout):
     assert results[0][0] == results[1][0]
     for name, want in results[0][1].items():
         assert want.any() and want.tobytes() == results[1][1][name].tobytes(), name
+
+
+@pytest.mark.parametrize(("halves", "products", "mixings"), [(True, 7 + 5, 1), (False, 7 + 6, 2)])
+def test_a_checkpoint_computes_again_what_backward_reads_and_no_more(model, monkeypatch, halves, products, mixings):
+    """Neither the last product of a layer nor, in halves, that of attention, of which h alone; cheap values are made once."""
+    if not halves:
+        monkeypatch.setattr(transformer, "HALVES_TOKENS", 0)
+    linear_to_lora_layers(model, -1, {"rank": 2, "scale": 3.0})
+    model.set_grad_checkpoint()
+    _core.profile(True)
+    try:
+        nn.value_and_grad(model, lambda: loss(model, SEQUENCES))()
+    finally:
+        found = _core.profile(False)
+    layers = len(model.layers)
+    assert found["lora_forward"][0] == (products + 1 + halves) * layers and found["attention_forward"][0] == mixings * layers
+    assert found["swiglu_forward"][0] == 2 * layers and found["lora_input_grad"][0] == 7 * layers - 3
 
 
 def test_gradients_of_every_parameter_against_differences(tmp_path):

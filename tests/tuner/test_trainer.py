@@ -121,8 +121,10 @@ def test_memory_estimate_grows_with_tokens_and_shrinks_with_checkpointing():
     model.config, model.layers = Config(), [None] * 30
     small, big = estimate_memory(model, 1, 256), estimate_memory(model, 4, 256)
     assert small < big
-    assert estimate_memory(model, 4, 256, grad_checkpoint=True) < big / 2
-    assert 0.5e9 < big < 3e9
+    assert estimate_memory(model, 4, 256, grad_checkpoint=True) < 0.6 * big
+    assert estimate_memory(model, 1, 8192, grad_checkpoint=True) < estimate_memory(model, 1, 8192) / 4
+    assert 0.4e9 < big < 1e9
+    assert estimate_memory(model, 64, 256) == big, "a batch goes forward and back in parts of 512 tokens"
 
 
 def test_lora_plus_gives_lora_b_a_rate_of_its_own(capsys):
