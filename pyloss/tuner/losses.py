@@ -86,7 +86,7 @@ def parts_of_rows(lengths: Any) -> list[np.ndarray]:
     The parts are of like size, since the largest decides on memory, and the smallest are the slowest.
     """
     lengths = np.asarray(lengths)
-    count = int(lengths.sum() // max(PART_TOKENS, lengths.max(initial=0)))
+    count = int(lengths.sum() / max(PART_TOKENS, lengths.max(initial=0)) + 0.5)
     parts: list[list[int]] = [[] for _ in range(max(count, 1))]
     loads = [0] * len(parts)
     for row in np.argsort(-lengths, kind="stable"):

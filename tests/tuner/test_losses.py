@@ -157,8 +157,8 @@ def test_parts_hold_every_row_once_and_are_of_like_size(lengths):
     parts = parts_of_rows(lengths)
     assert sorted(np.concatenate(parts)) == [i for i, n in enumerate(lengths) if n]
     loads = [sum(lengths[i] for i in part) for part in parts]
-    assert len(parts) == max(sum(lengths) // max(losses.PART_TOKENS, *lengths), 1)
-    assert max(loads) < 2 * max(losses.PART_TOKENS, *lengths) and 2 * min(loads) >= max(loads)
+    assert len(parts) == max(int(sum(lengths) / max(losses.PART_TOKENS, *lengths) + 0.5), 1)
+    assert max(loads) <= 1.5 * max(losses.PART_TOKENS, *lengths) and 2 * min(loads) >= max(loads)
 
 
 @pytest.mark.parametrize("checkpoint", [False, True])
