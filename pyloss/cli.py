@@ -10,11 +10,12 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+from pyloss.errors import DeviceError
 from pyloss.precision import PRECISIONS
 from pyloss.tuner.config import DEFAULT_MODEL, LORA_DEFAULTS, SCHEMA
 
-#: what bad input raises; anything else is a fault of ours and shows its traceback
-BAD_INPUT = (ValueError, OSError, ImportError, NotImplementedError, MemoryError)
+#: what bad input raises, and what is missing on a machine; anything else is a fault of ours and shows its traceback
+BAD_INPUT = (ValueError, OSError, ImportError, NotImplementedError, MemoryError, DeviceError)
 
 
 class UsageError(ValueError):
@@ -74,6 +75,10 @@ def _data_flags(group: Any) -> None:
     _setting(group, "--batch-size", "samples in a batch", type=int)
 
 
+def _device_flag(group: Any) -> None:
+    _setting(group, "--device", "where to compute: cpu or opencl:<number> (default: cpu)", metavar="NAME")
+
+
 def _precision_flag(group: Any) -> None:
     text = "how layers multiply: float32 or bfloat16, which is quicker where `pyloss info` says avx512_bf16"
     _setting(group, "--matmul-precision", text, metavar="NAME")
@@ -119,7 +124,7 @@ Ctrl-C saves everything and says where; --resume continues from there.""",
     _setting(group, "--lora-keys", "layers that get adapters (default: all linear ones)", nargs="+", metavar="KEY")
     _setting(group, "--full-keys", "parts that full fine-tuning trains (default: all of the layers)", nargs="+", metavar="KEY")
     group = parser.add_argument_group("optimisation")
-    _setting(group, "--device", "where to compute: cpu or opencl:<number> (default: cpu)", metavar="NAME")
+    _device_flag(group)
     _setting(group, "--iters", "batches to train on", type=int)
     _setting(group, "--learning-rate", "step size of the optimiser", type=float)
     _setting(group, "--warmup", "updates over which the learning rate rises from 0", type=int)
@@ -175,6 +180,7 @@ def _eval_parser(commands: Any) -> None:
     _data_flags(parser)
     parser.add_argument("--split", choices=("train", "valid", "test"), default="test", help="(default: test)")
     _setting(parser, "--test-batches", "batches to measure, -1 for all", type=int)
+    _device_flag(parser)
     _precision_flag(parser)
 
 
@@ -196,6 +202,7 @@ def _generate_parser(commands: Any) -> None:
     parser.set_defaults(command="generate")
     add = parser.add_argument
     _model_flags(add, adapter="folder of an adapter (default: none)")
+    _device_flag(parser)
     add("--prompt", "-p", default="hello", help="the user's message; - reads it from standard input (default: hello)")
     add("--system-prompt", help="the system message of the chat template")
     add("--prefill-response", help="how the answer begins")

@@ -58,16 +58,16 @@ def train(flags: Flags) -> int:
         from pyloss.tuner.utils import load_adapters
 
         load_adapters(model, config.adapter_path)
-        _move(config, model)
+        _move(model, config.device)
     if config.test:
         _evaluate(config, model, test_set)
     return 0
 
 
-def _move(config: SimpleNamespace, model: Any) -> None:
+def _move(model: Any, device: str | None) -> None:
     """To the device that was asked for."""
-    if config.device:
-        pyloss.to_device(model, config.device)
+    if device:
+        pyloss.to_device(model, device)
 
 
 def _train(config: SimpleNamespace, model: Any, optimizer: Optimizer, train_set: Any, valid_set: Any) -> None:
@@ -85,7 +85,7 @@ def _train(config: SimpleNamespace, model: Any, optimizer: Optimizer, train_set:
         weights = {name: tensor.array() for name, tensor in tensors.items()}
         state.restore_arrays(model.trainable_parameters(), weights, config.resume_adapter_file)
         _say(f"starting from the adapter in {config.resume_adapter_file}")
-    _move(config, model)
+    _move(model, config.device)
     folder = Path(config.adapter_path)
     shared = ["batch_size", "iters", "val_batches", "steps_per_report", "steps_per_eval", "max_seq_length", "seed"]
     shared += ["matmul_precision", "grad_checkpoint", "grad_accumulation_steps", "max_grad_norm", "loraplus_lr_ratio"]
@@ -118,6 +118,7 @@ def evaluate(flags: Flags) -> int:
     found = dict(zip(("train", "valid", "test"), load_dataset(config, tokenizer), strict=True))
     if not found[split]:
         raise ValueError(f"no {split} data in {config.data!r}")
+    _move(model, config.device)
     _evaluate(config, model, found[split])
     return 0
 
@@ -159,6 +160,7 @@ def generate(flags: Flags) -> int:
         if len(ids) != 1:
             raise ValueError(f"--extra-eos-token {token!r} is {len(ids)} tokens; one that is a single token is needed")
         tokenizer.eos_token_ids.add(ids[0])
+    _move(model, flags["device"])
     last = None
     for last in stream_generate(
         model,

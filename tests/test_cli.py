@@ -216,6 +216,21 @@ def test_generate_streams_the_answer(world, capsys, monkeypatch):
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize("argv", [TRAIN, ["eval", "--data", "data"], ["generate"]])
+def test_the_model_is_moved_to_the_device(world, capsys, monkeypatch, argv):
+    moved = []
+    monkeypatch.setattr(pyloss, "to_device", lambda model, device: moved.append((model, device)))
+    assert main(argv) == 0 and not moved
+    assert main([*argv, "--device", "opencl:1"]) == 0
+    assert moved == [(world.model, "opencl:1")]
+
+    def missing(model, device):
+        raise pyloss.DeviceError("there is no OpenCL device")
+
+    monkeypatch.setattr(pyloss, "to_device", missing)
+    fails(capsys, [*argv, "--device", "opencl:1"], "there is no OpenCL device")
+
+
 def test_fuse_writes_the_model(world, capsys):
     assert main(["fuse", "--save-path", "out", "--dequantize"]) == 0
     assert world.loaded == [("smollm2-135m", "adapters")]
