@@ -64,6 +64,7 @@ SHIM = r"""
 #define REAL(type, name) ((type)dlsym(RTLD_NEXT, name))
 typedef int32_t (*info_fn)(void *, uint32_t, size_t, void *, size_t *);
 typedef int32_t (*build_fn)(void *, uint32_t, const void *, const char *, void *, void *);
+typedef int32_t (*run_fn)(void *, void *, uint32_t, const size_t *, const size_t *, const size_t *, uint32_t, const void *, void *);
 typedef void *(*buffer_fn)(void *, uint64_t, size_t, void *, int32_t *);
 int32_t clGetDeviceInfo(void *device, uint32_t what, size_t size, void *value, size_t *needed) {
     if (what == 0x1032 && getenv("SHIM_NO_FP64")) return -30;
@@ -72,6 +73,11 @@ int32_t clGetDeviceInfo(void *device, uint32_t what, size_t size, void *value, s
 int32_t clBuildProgram(void *program, uint32_t n, const void *devices, const char *options, void *notify, void *user) {
     if (getenv("SHIM_OPTIONS")) options = getenv("SHIM_OPTIONS");
     return REAL(build_fn, "clBuildProgram")(program, n, devices, options, notify, user);
+}
+int32_t clEnqueueNDRangeKernel(void *queue, void *kernel, uint32_t dims, const size_t *offset, const size_t *size, const size_t *group,
+                               uint32_t n, const void *events, void *event) {
+    if (getenv("SHIM_NO_KERNELS")) return -36;
+    return REAL(run_fn, "clEnqueueNDRangeKernel")(queue, kernel, dims, offset, size, group, n, events, event);
 }
 void *clCreateBuffer(void *context, uint64_t flags, size_t bytes, void *host, int32_t *code) {
     const char *most = getenv("SHIM_MOST_BYTES");
@@ -86,7 +92,8 @@ void *clCreateBuffer(void *context, uint64_t flags, size_t bytes, void *host, in
 
 @pytest.fixture(scope="session")
 def shim(device, tmp_path_factory):
-    """The path of a library for PYLOSS_OPENCL_LIBRARY that fails as SHIM_NO_FP64, SHIM_OPTIONS and SHIM_MOST_BYTES say."""
+    """The path of a library for PYLOSS_OPENCL_LIBRARY that fails as SHIM_NO_FP64, SHIM_OPTIONS, SHIM_MOST_BYTES and SHIM_NO_KERNELS
+    say."""
     compiler = shutil.which("gcc") or shutil.which("cc")
     if not compiler:
         unavailable("needs a C compiler")
