@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 TESTS ?= tests
+DEVICE ?= opencl:0
 
 ifeq ($(origin CC),default)
 CC := $(firstword $(foreach c,gcc cc clang,$(shell command -v $(c))) gcc)
@@ -13,7 +14,7 @@ export CC
 CORE := setup.py pyproject.toml $(wildcard csrc/*.h csrc/*.def csrc/*/*.[ch] csrc/*/*.cl)
 C_FILES := $(wildcard csrc/*.h csrc/*/*.[ch])
 
-.PHONY: help demo test parity lint sanitize bench bench-train bench-losses clean
+.PHONY: help demo test parity lint sanitize bench bench-train bench-losses bench-opencl clean
 
 help:
 	@echo 'make demo      set up .venv, then fine-tune the embedded model on the example data (about ten minutes)'
@@ -23,6 +24,7 @@ help:
 	@echo 'make sanitize  the tests of the C core under AddressSanitizer and UndefinedBehaviorSanitizer'
 	@echo 'make bench-train   measure training and generation with pyloss and its peers; prints the tables of the README (25 minutes)'
 	@echo 'make bench-losses  the same for the loss functions'
+	@echo 'make bench-opencl  an OpenCL device beside the C kernels: steps, products, losses, compiling; DEVICE=opencl:1 is another one'
 	@echo 'make bench     the same for matrix products, experts, loading and imports'
 	@echo 'make clean     remove what was built; .venv stays'
 	@echo
@@ -69,6 +71,9 @@ bench-train: $(VENV)/done-install $(VENV)/done-model $(VENV)/done-parity $(VENV)
 
 bench-losses: $(VENV)/done-install $(VENV)/done-parity $(VENV)/done-bench
 	$(BIN)/python benchmarks/losses.py
+
+bench-opencl: $(VENV)/done-install $(VENV)/done-model $(VENV)/done-parity $(VENV)/done-bench
+	$(BIN)/python benchmarks/opencl.py --device $(DEVICE)
 
 clean:
 	rm -rf build dist *.egg-info pyloss/_core*.so $(VENV)/done-install .mypy_cache .ruff_cache .pytest_cache .hypothesis

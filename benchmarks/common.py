@@ -51,8 +51,8 @@ def free_gb() -> float:
 
 def environment(**extra: str) -> dict[str, str]:
     """The environment of a measured process: the same number of threads for everybody, nothing from a network."""
-    threads = {name: str(THREADS) for name in ("PYLOSS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-    return {**os.environ, **threads, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", **extra}
+    names = ("PYLOSS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "POCL_MAX_PTHREAD_COUNT", "POCL_CPU_MAX_CU_COUNT")
+    return {**os.environ, **dict.fromkeys(names, str(THREADS)), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", **extra}
 
 
 def compiled() -> dict[str, str]:

@@ -1,8 +1,9 @@
 """The row losses of one library: LIBRARY ROWS V DTYPE SECONDS; prints milliseconds as JSON, forward and loss with gradient.
 
-LIBRARY is pyloss, opencl (pyloss on the first OpenCL device), torch, compile (torch.compile), mlx (mlx-lm's tuner on the CPU), or
+LIBRARY is pyloss, opencl:<number> (pyloss on that device), torch, compile (torch.compile), mlx (mlx-lm's tuner on the CPU), or
 trip: what it takes to read the logits once, and to read them and write one gradient, with the fastest plain operation of torch or
-of pyloss. Calls take turns over arrays that no cache holds all of: logits come from memory.
+of pyloss; trip-opencl:<number> is the same in that device's memory. Calls take turns over arrays that no cache holds all of:
+logits come from memory.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import cycle
 from typing import Any
 
@@ -100,15 +102,40 @@ def of_pyloss(inputs: Inputs) -> Work:
     turn = cycle(inputs)
     for name, loss in pyloss_losses().items():
         both = pyloss.value_and_grad(lambda *x, loss=loss: loss(*x).sum())
-        yield f"{name} forward", lambda: np.asarray(loss(*next(turn)))  # waits for a device
-        yield f"{name} both", lambda: float(both(*next(turn))[0])
+        yield f"{name} forward", lambda: waited(loss(*next(turn)))
+        yield f"{name} both", lambda: waited(both(*next(turn))[1])
 
 
-def of_opencl(inputs: Inputs) -> Work:
-    """On the first OpenCL device, the logits in its memory."""
+def waited(result: Any) -> Any:
+    """The result of work that may be queued on a device, when it is done."""
+    if hasattr(result, "wait"):
+        result.wait()
+    return result
+
+
+def of_opencl(inputs: Inputs, device: str) -> Work:
+    """On an OpenCL device, the logits in its memory."""
     import pyloss
 
-    return of_pyloss([(pyloss.to_device(q, "opencl:0"), pyloss.to_device(p, "opencl:0"), labels) for q, p, labels in inputs])
+    return of_pyloss([(pyloss.to_device(q, device), pyloss.to_device(p, device), labels) for q, p, labels in inputs])
+
+
+def of_device_memory(nbytes: int, device: str) -> Work:
+    """What `of_memory` measures with pyloss, in the memory of a device."""
+    import pyloss
+    from pyloss import _core
+
+    ones = np.ones(nbytes // 4, np.float32)
+    arrays = [pyloss.to_device(ones, device) for _ in range(3 * max(COLD // (3 * nbytes), 1))]
+    x, total = cycle(arrays), pyloss.to_device(np.zeros(1), device)
+
+    def run(operation: Callable, *arguments: Any) -> None:
+        operation(*arguments)
+        waited(arguments[-1])
+
+    yield "read 1", lambda: run(_core.sum_squares, next(x), total)
+    yield "read 1, write 1", lambda: run(_core.scale, 1.0, next(x), next(x))
+    yield "read 2, write 1", lambda: run(_core.add, next(x), next(x), next(x))
 
 
 def of_torch(inputs: Inputs, compiled: bool) -> Work:
@@ -181,18 +208,19 @@ def best_ms(function: Callable[[], object], seconds: float) -> float:
 
 def main(library: str, rows: int, v: int, dtype: str, seconds: float) -> None:
     nbytes = rows * v * np.dtype(DTYPES[dtype]).itemsize
-    sets = 1 if library in ("mlx", "trip") else max(COLD // (2 * nbytes), 1)
-    inputs = [] if library == "trip" else [logits(rows, v, dtype, seed=seed) for seed in range(sets)]
-    work = {
+    trip, _, device = library.partition("-") if library.startswith("trip") else ("", "", library)
+    sets = 1 if library == "mlx" else max(COLD // (2 * nbytes), 1)
+    inputs = [] if trip else [logits(rows, v, dtype, seed=seed) for seed in range(sets)]
+    hosts = {
         "pyloss": lambda: of_pyloss(inputs),
-        "opencl": lambda: of_opencl(inputs),
         "torch": lambda: of_torch(inputs, False),
         "compile": lambda: of_torch(inputs, True),
         "mlx": lambda: of_mlx(inputs),
         "trip": lambda: of_memory(nbytes),
-    }[library]()
+    }
+    on_device = partial(of_device_memory, nbytes, device) if trip else partial(of_opencl, inputs, device)
     times: dict[str, float] = {}
-    for name, function in work:
+    for name, function in hosts.get(library, on_device)():
         times[name] = min(best_ms(function, seconds), times.get(name, float("inf")))
     print(json.dumps(times))
 

@@ -25,7 +25,7 @@ TRIPS = {  # what a loss reads and writes: forward, and with the gradient of the
     "JS": ("read 2", "read 2, write 1"),
     "stablemax cross entropy": ("read 1", "read 1, write 1"),
 }
-PEERS = {"torch": "torch eager", "compile": "torch.compile", "mlx": "mlx-lm, CPU", "opencl": "pyloss, OpenCL"}
+PEERS = {"torch": "torch eager", "compile": "torch.compile", "mlx": "mlx-lm, CPU", "opencl:0": "pyloss, OpenCL"}
 
 
 def opencl() -> str:
@@ -35,7 +35,7 @@ def opencl() -> str:
 
 def rows_table(rows: int, v: int, dtype: str, quick: bool) -> str:
     """One shape and type."""
-    libraries = ["trip", "pyloss", "torch", "compile", *(["opencl"] if opencl() else [])]
+    libraries = ["trip", "pyloss", "torch", "compile", *(["opencl:0"] if opencl() else [])]
     best: dict[str, dict[str, float]] = {library: {} for library in libraries}
     for _ in range(1 if quick else 3):
         for library, found in best.items():

@@ -1,5 +1,6 @@
 """Matrix multiplication on the layer shapes of SmolLM2-135M, with pyloss or torch.mm: LIBRARY CALLS; prints GFLOP/s as JSON.
 
+LIBRARY is pyloss, torch, or opencl:<number> for pyloss on that device, where GPUs multiply large square matrices too.
 Products in float32 and in bfloat16: there pyloss rounds float32 rows and its weights while it multiplies and gives float32, and
 torch has all three in bfloat16.
 """
@@ -15,6 +16,7 @@ from common import THREADS, best_of
 
 TOKENS = 1024
 SHAPES = ((576, 1536), (1536, 576), (576, 576), (576, 49152))
+SQUARE = 4096
 
 
 def products(library: str, x: np.ndarray, w: np.ndarray, dy: np.ndarray):
@@ -33,6 +35,9 @@ def products(library: str, x: np.ndarray, w: np.ndarray, dy: np.ndarray):
     from pyloss import _core
     from pyloss.precision import PRECISIONS, matmul_precision
 
+    if library != "pyloss":
+        yield from device_products(library, x, w, dy)
+        return
     pyloss.set_num_threads(THREADS)
     for name, weight in (("f32", w), ("q4_1", pyloss.Weight.quantize(w, "q4_1").handle)):
         for precision in PRECISIONS:
@@ -41,15 +46,49 @@ def products(library: str, x: np.ndarray, w: np.ndarray, dy: np.ndarray):
                 yield name, precision, "input gradient", partial(_core.linear_input_grad, dy, weight, None, None, 0, None, dx)
 
 
+def device_products(device: str, x: np.ndarray, w: np.ndarray, dy: np.ndarray):
+    """The same on an OpenCL device, in float32: each call waits for the result."""
+    import pyloss
+    from pyloss import _core
+    from pyloss.arrays import matrix
+
+    tx, tw, tdy, y, dx = (pyloss.to_device(a, device) for a in (x, w, dy, np.zeros_like(dy), np.zeros_like(x)))
+
+    def forward(weight: object) -> pyloss.DeviceArray:
+        _core.linear_forward(tx, weight, None, None, None, 0.0, None, y)
+        y.wait()
+        return y
+
+    def input_gradient(weight: object) -> pyloss.DeviceArray:
+        _core.linear_input_grad(tdy, weight, None, None, 0, None, dx)
+        dx.wait()
+        return dx
+
+    for name, weight in (("f32", tw), ("q4_1", matrix(pyloss.to_device(pyloss.Weight.quantize(w, "q4_1"), device)))):
+        yield name, "float32", "forward", partial(forward, weight)
+        yield name, "float32", "input gradient", partial(input_gradient, weight)
+
+
+def sizes(library: str) -> list[tuple[int, int, int]]:
+    """The products that are measured: rows, inputs, outputs."""
+    found = [(TOKENS, *shape) for shape in SHAPES]
+    if ":" in library:
+        import pyloss
+
+        kind = next(d.kind for d in pyloss.devices() if d.id == library)
+        found += [(SQUARE, SQUARE, SQUARE)] if kind != "cpu" else []
+    return found
+
+
 def main(library: str, calls: int) -> None:
     rng = np.random.default_rng(0)
     speeds = {}
-    for inputs, outputs in SHAPES:
-        x, w, dy = (rng.standard_normal(s, dtype=np.float32) for s in ((TOKENS, inputs), (outputs, inputs), (TOKENS, outputs)))
+    for rows, inputs, outputs in sizes(library):
+        x, w, dy = (rng.standard_normal(s, dtype=np.float32) for s in ((rows, inputs), (outputs, inputs), (rows, outputs)))
         n = max(3, calls * 576 * 1536 // (inputs * outputs))
         for name, precision, direction, function in products(library, x, w, dy):
             key = f"{inputs}x{outputs} {name} {precision} {direction}"
-            speeds[key] = 2 * TOKENS * inputs * outputs / best_of(n, function)[0] / 1e9
+            speeds[key] = 2 * rows * inputs * outputs / best_of(n, function)[0] / 1e9
     print(json.dumps(speeds))
 
 

@@ -1,4 +1,4 @@
-"""Steps of a model with torch + PEFT, as its users write them; the flags are step_work's, and --compile for torch.compile."""
+"""Steps of a model with torch + PEFT, as users write them; flags: step_work's, --compile for torch.compile, and --device."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 def main() -> None:
     parser = step_work.parser(__doc__)
     parser.add_argument("--compile", action="store_true", help="torch.compile")
+    parser.add_argument("--device", default="cpu", help="as torch names it; on cuda products are float32's own, not TF32's")
     options = parser.parse_args()
+    torch.backends.cuda.matmul.allow_tf32 = False
     torch.set_num_threads(THREADS)
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32)
@@ -23,7 +25,7 @@ def main() -> None:
     vocabulary = model.config.vocab_size
     rank, alpha = step_work.RANK, step_work.RANK * step_work.SCALE
     adapter = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=PROJECTIONS, use_dora=options.kind == "dora")
-    model = get_peft_model(model, adapter)
+    model = get_peft_model(model, adapter).to(options.device)
     if options.checkpoint:
         model.gradient_checkpointing_enable()
         model.enable_input_require_grads()
@@ -34,9 +36,10 @@ def main() -> None:
     def loss_of(batch: step_work.Batch) -> torch.Tensor:
         steps = np.arange(batch.ids.shape[1])
         first, end = batch.lengths[:, :1], batch.lengths[:, 1:]
-        labels = torch.from_numpy(np.where((steps >= first) & (steps < end), batch.ids, -100)[:, 1:]).long()
-        mask = torch.from_numpy((steps < end)[:, :-1]).long() if batch.padded else None
-        logits = run(input_ids=torch.from_numpy(batch.ids[:, :-1]).long(), attention_mask=mask).logits
+        labels = torch.from_numpy(np.where((steps >= first) & (steps < end), batch.ids, -100)[:, 1:]).long().to(options.device)
+        mask = torch.from_numpy((steps < end)[:, :-1]).long().to(options.device) if batch.padded else None
+        ids = torch.from_numpy(batch.ids[:, :-1]).long().to(options.device)
+        logits = run(input_ids=ids, attention_mask=mask).logits
         return torch.nn.functional.cross_entropy(logits.view(-1, vocabulary), labels.reshape(-1))
 
     def step(batch: step_work.Batch) -> float:

@@ -22,9 +22,13 @@ def main() -> None:
     pyloss.to_device(model, options.device)
     if options.evaluate:
         model.eval()
+    there = next((a for a in model.parameters().values() if isinstance(a, pyloss.DeviceArray)), None)
 
     def step(batch: step_work.Batch) -> float:
-        return float(default_loss(model, *batch)[0]) if options.evaluate else train(*batch)
+        loss = float(default_loss(model, *batch)[0]) if options.evaluate else train(*batch)
+        if there is not None:
+            there.wait()  # the gradients and the update are still queued
+        return loss
 
     step_work.measure(options, model.vocab_size, base, step)
 

@@ -1,6 +1,7 @@
 """What the programs that measure steps of training or evaluation share: flags, batches, and the loop around a library's own step.
 
-They print JSON: `tokens_per_s` (tokens that are no padding), `peak_gb` and `base_gb` (the base's weights), `loss`.
+They print JSON: `tokens_per_s` (tokens that are no padding), `first_s` (of the first step, which may compile kernels), `peak_gb`
+and `base_gb` (the base's weights), `loss`.
 """
 
 from __future__ import annotations
@@ -71,13 +72,16 @@ def batches(options: argparse.Namespace, vocabulary: int) -> list[Batch]:
 def measure(options: argparse.Namespace, vocabulary: int, base_bytes: int, step: Callable[[Batch], float]) -> None:
     """Runs the passes and prints the best. The smallest of several batches runs once more, before the clock starts."""
     work = batches(options, vocabulary)
-    if len(work) > 1:
-        step(min(work, key=lambda batch: batch.ids.size))
-    best = float("inf")
-    for _ in range(options.passes):
+
+    def seconds(some: list[Batch]) -> tuple[float, float]:
         begin = time.perf_counter()
-        for batch in work:
+        for batch in some:
             loss = step(batch)
-        best = min(best, time.perf_counter() - begin)
+        return time.perf_counter() - begin, loss
+
+    first = seconds([min(work, key=lambda batch: batch.ids.size)])[0] if len(work) > 1 else None
+    passes = [seconds(work) for _ in range(options.passes)]
+    best, loss = min(passes)[0], passes[-1][1]
+    first = passes[0][0] if first is None else first
     speed = sum(batch.tokens for batch in work) / best
-    print(json.dumps({"tokens_per_s": speed, "peak_gb": peak_gb(), "base_gb": base_bytes / 1e9, "loss": loss}))
+    print(json.dumps({"tokens_per_s": speed, "first_s": first, "peak_gb": peak_gb(), "base_gb": base_bytes / 1e9, "loss": loss}))

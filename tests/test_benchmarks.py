@@ -7,12 +7,17 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+import pyloss
 from pyloss import _core
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 
+import loss_rows
+import matmul
+import opencl
 import step_limits
 import step_work
+import train
 
 
 @pytest.fixture
@@ -66,3 +71,43 @@ def test_the_work_of_products_and_attention():
     assert work("attention_forward", q, k, k, offsets, offsets, 1.0, 0, q, f(5, 4)) == 2 * 2 * seen * 4 * 8
     assert work("attention_grad", q, q, k, k, q, f(5, 4), offsets, 1.0, 2, q, k, k) == 2 * 5 * (5 + 3) * 4 * 8
     assert work("add", x, x, x) == 0
+
+
+def test_a_device_is_compared_with_the_c_kernels_of_the_same_base():
+    programs = [train.Program("a", train.OURS, ""), train.Program(opencl.on("a"), train.OURS, ""), train.Program("p", train.PEFT, "")]
+    speeds = (200.0, 150.0, 300.0)
+    found = {p.name: {"tokens_per_s": speed, "loss": 1.5} for p, speed in zip(programs, speeds, strict=True)}
+    assert opencl.step_rows(programs, found) == [
+        ("a", "200", "", "0.67", "1.5000"),
+        ("a, on the device", "150", "0.75", "0.50", "1.5000"),
+        ("p", "300", "", "1.00", "1.5000"),
+    ]
+    alone = opencl.step_rows(programs[:2], {p.name: found[p.name] for p in programs[:2]})
+    assert [row[2:] for row in alone] == [("", "1.5000"), ("0.75", "1.5000")]
+    keys = ("576x1536 q4_1 float32 forward", "4096x4096 f32 float32 input gradient")
+    assert opencl.product_rows(dict.fromkeys(keys, 50.0), {keys[0]: 100.0}) == [
+        ("576x1536, q4_1, forward", "50", "100", "0.50"),
+        ("4096x4096, f32, input gradient, 4096 rows", "50", "", ""),
+    ]
+
+
+def test_losses_are_compared_with_the_bytes_they_need():
+    assert opencl.gigabytes("read 2, write 1", 10**9) == 3 and opencl.gigabytes("read 1", 5 * 10**8) == 0.5
+    ms = {f"{loss} {direction}": 100.0 for loss in loss_rows.LOSSES for direction in ("forward", "both")}
+    rows = {name: cells for name, *cells in opencl.loss_rows(ms, 10**9, 40.0)}
+    assert rows["cross entropy, loss"] == ["100.00", "10", "0.25"]
+    assert rows["KL, loss + gradient"] == ["100.00", "30", "0.75"]
+
+
+def test_products_on_a_device_are_those_of_the_c_kernels():
+    if len(pyloss.devices()) == 1:
+        pytest.skip("no OpenCL device")
+    rng = np.random.default_rng(0)
+    x, w, dy = (rng.standard_normal(shape, dtype=np.float32) for shape in ((3, 64), (5, 64), (3, 5)))
+    stored = {"f32": w, "q4_1": pyloss.Weight.quantize(w, "q4_1").dequantize()}
+    seen = set()
+    for name, _, direction, function in matmul.products("opencl:0", x, w, dy):
+        want = x @ stored[name].T if direction == "forward" else dy @ stored[name]
+        np.testing.assert_allclose(function().numpy(), want, atol=1e-4)
+        seen.add((name, direction))
+    assert len(seen) == 4
