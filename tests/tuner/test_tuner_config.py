@@ -93,7 +93,8 @@ def test_the_files_in_the_documentation_are_read(written):
     page = (Path(__file__).parents[2] / "docs" / "fine_tuning.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```yaml\n(.*?)^```", page, re.M | re.S)
     configs = [merge_config({}, written(block)) for block in blocks]
-    assert [config.fine_tune_type for config in configs] == ["dora", "lora", "lora", "full"]
+    assert [config.fine_tune_type for config in configs] == ["dora", "lora", "lora", "full", "lora"]
+    assert [config.matmul_precision for config in configs] == ["float32"] * 4 + ["bfloat16"]
     assert configs[1].lora_parameters["rank_pattern"] == {"mlp.down_proj": 32, "lm_head": 4}
     assert configs[2].lora_parameters["init"] == "loftq" and configs[3].full_keys == ["mlp", "input_layernorm", "model.norm"]
 
