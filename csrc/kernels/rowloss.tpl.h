@@ -33,15 +33,16 @@ typedef struct {
 enum { ROW_BLOCK = 2048, AHEAD_BYTES = 4096, PAGE_SKEW = 640 };
 static const int64_t float_bytes[] = {[PL_F32] = 4, [PL_F64] = 8, [PL_F16] = 2, [PL_BF16] = 2};
 
-/* Runs `piece` over all rows with `parts` padded rows of scratch for each worker. `out` is the gradient that may be streamed. */
-static pl_status run_rows(const pl_call *c, int parts, const pl_rows *in, const pl_rows *out, pl_range_fn piece) {
+/* Runs `piece` over all rows with `parts` padded rows of scratch for each worker. `out` is the gradient that may be streamed, for
+ * which `waiting` more are needed. */
+static pl_status run_rows(const pl_call *c, int parts, int waiting, const pl_rows *in, const pl_rows *out, pl_range_fn piece) {
     int64_t n = PL_DIM(c, 'N'), v = PL_DIM(c, 'V'), size = c->wide ? 8 : 4;
     if (n == 0 || v == 0) return PL_OK;
     /* Parts begin at different places of a page: stores hold up loads from the same place of another. */
     size_t bytes = (size_t)((v + v / ROW_BLOCK + 64) * size);
     row_job job = {.call = c, .row = (bytes + 4095) / 4096 * 4096 + PAGE_SKEW};
-    job.stride = job.row * (size_t)parts;
-    job.stream = out && out->data && out->data != in->data && (double)n * (double)v * (double)size > STREAM_BYTES;
+    job.stream = out && out->data && out->data != in->data && n > 1 && (double)n * (double)v * (double)size > STREAM_BYTES;
+    job.stride = job.row * (size_t)(parts + (job.stream ? waiting : 0));
     char *scratch = pl_acquire(job.stride * (size_t)pl_num_threads() + PAGE_SKEW);
     if (!scratch) return PL_NO_MEMORY;
     job.scratch = scratch + PAGE_SKEW;
@@ -96,24 +97,24 @@ static void argmax_piece(const void *context, int64_t begin, int64_t end, int wo
             (int32_t)(job->call->wide ? row_argmax_f64(&job->call->arg[0].rows, i, PL_DIM(job->call, 'V'), (double *)scratch)
                                       : row_argmax_f32(&job->call->arg[0].rows, i, PL_DIM(job->call, 'V'), (float *)scratch));
 }
-static pl_status argmax(const pl_call *c) { return run_rows(c, 1, &c->arg[0].rows, NULL, argmax_piece); }
+static pl_status argmax(const pl_call *c) { return run_rows(c, 1, 0, &c->arg[0].rows, NULL, argmax_piece); }
 
 #define PL_LOSS_TABLE
 #define PL_CLASS_LOSS(name, family, options, mean_option, softcap_option) \
     static pl_status name(const pl_call *c) { \
-        return run_rows(c, 2, &c->arg[0].rows, &c->arg[c->count - 1].rows, c->wide ? name##_rows_f64 : name##_rows_f32); \
+        return run_rows(c, 1, 1, &c->arg[0].rows, &c->arg[c->count - 1].rows, c->wide ? name##_rows_f64 : name##_rows_f32); \
     }
 #define PL_PAIR_LOSS(name, options, q_sums_to_0) \
     static pl_status name(const pl_call *c) { \
-        return run_rows(c, 6, &c->arg[0].rows, &c->arg[c->count - 2].rows, c->wide ? name##_rows_f64 : name##_rows_f32); \
+        return run_rows(c, 4, 2, &c->arg[0].rows, &c->arg[c->count - 2].rows, c->wide ? name##_rows_f64 : name##_rows_f32); \
     }
 #define PL_ELEMENT_LOSS(name, options) \
     static pl_status name(const pl_call *c) { \
-        return run_rows(c, 1, &c->arg[0].rows, NULL, c->wide ? name##_rows_f64 : name##_rows_f32); \
+        return run_rows(c, 1, 0, &c->arg[0].rows, NULL, c->wide ? name##_rows_f64 : name##_rows_f32); \
     }
 #define PL_ROW_MAP(name, family, logarithm) \
     static pl_status name(const pl_call *c) { \
-        return run_rows(c, 2, &c->arg[0].rows, NULL, c->wide ? name##_rows_f64 : name##_rows_f32); \
+        return run_rows(c, 2, 0, &c->arg[0].rows, NULL, c->wide ? name##_rows_f64 : name##_rows_f32); \
     }
 #include "../losses.def"
 #undef PL_CLASS_LOSS

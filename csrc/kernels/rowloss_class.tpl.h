@@ -40,7 +40,7 @@ INLINE void TYPED(class_rows)(TYPED(family) f, TYPED(class_formula) formula, int
     TYPED(reading) how = {.rows = &c->arg[0].rows, .scale = 1, .with_slope = 1};
     if (softcap_option >= 0) how.softcap = (REAL)option[softcap_option];
     if (mean_option >= 0) how.with_mean = option[mean_option] > 0;
-    /* A gradient waits while the next row has the other turn. */
+    /* A streamed gradient waits while the next row has the other turn; the second is there only then. */
     TYPED(row_statistics) turns[2] = {TYPED(statistics_in)(TYPED(scratch)(job, worker, 0), n),
                                       TYPED(statistics_in)(TYPED(scratch)(job, worker, 1), n)};
     TYPED(unwritten) late = {0};
@@ -92,11 +92,11 @@ INLINE void TYPED(class_rows)(TYPED(family) f, TYPED(class_formula) formula, int
                                   .special = row->kept[labels[i]] * prob[0] +
                                              (REAL)by_label * (f.slope ? f.slope(VEC(set1)(label))[0] : 1),
                                   .stream = job->stream};
-        turn ^= 1;
         if (again) {
             TYPED(write_class_row)(how, &late, by_mean);
             late.out = NULL;
-        } else if (!job->stream) TYPED(write_row)(&late);
+        } else if (job->stream) turn ^= 1;
+        else TYPED(write_row)(&late);
     }
     TYPED(write_row)(&late);
 }

@@ -94,7 +94,8 @@ INLINE void TYPED(pair_rows)(TYPED(pair_formula) formula, const int q_direct, co
     REAL scale = (REAL)inverse;
 #define SIDE(first) \
     {.row = TYPED(statistics_in)(TYPED(scratch)(job, worker, first), n), .by = TYPED(scratch)(job, worker, first + 1)}
-    TYPED(pair_side) p = SIDE(0), turns[2] = {SIDE(2), SIDE(4)}; /* q's gradient waits while the next row has the other turn */
+    /* A streamed gradient of q waits while the next row has the other turn; the second is there only then. */
+    TYPED(pair_side) p = SIDE(0), turns[2] = {SIDE(2), SIDE(4)};
 #undef SIDE
     if (q_direct) /* nothing needs its weights once the walk has been there */
         for (int t = 0; t < 2; t++) turns[t].by = turns[t].row.kept;
@@ -122,8 +123,8 @@ INLINE void TYPED(pair_rows)(TYPED(pair_formula) formula, const int q_direct, co
         }
         if (!want_q) continue;
         late = TYPED(pair_gradient)(job, dq, i, q, scale, factor, q_direct);
-        turn ^= 1;
-        if (!job->stream) TYPED(write_row)(&late);
+        if (job->stream) turn ^= 1;
+        else TYPED(write_row)(&late);
     }
     TYPED(write_row)(&late);
 }
