@@ -2,6 +2,7 @@
  * everything but the table is static, so that no wide instruction leaks into a shared symbol. */
 #include "../pyloss.h"
 #include "vec.h"
+#include "narrow.h"
 
 #define PL_CAT_(a, b) a##b
 #define PL_CAT(a, b) PL_CAT_(a, b)

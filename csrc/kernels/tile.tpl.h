@@ -9,7 +9,7 @@ enum { MR = 6 };
 #endif
 enum { NR = 2 * LANES }; /* columns of a tile */
 
-/* How the operands of a product lie packed: float32; or rounded to bfloat16, two depths to a word (see vec.h), whose dots are
+/* How the operands of a product lie packed: float32; or rounded to bfloat16, two depths to a word (see narrow.h), whose dots are
  * summed by float32 instructions or by the ones for them. */
 enum { FLOATS, PAIRS, NATIVE_PAIRS };
 
