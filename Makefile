@@ -20,11 +20,11 @@ help:
 	@echo 'make demo      set up .venv, then fine-tune the embedded model on the example data (about ten minutes)'
 	@echo 'make test      set up .venv, then run the tests; TESTS=tests/test_optim.py runs one file'
 	@echo 'make parity    install PyTorch, transformers, PEFT and mlx-lm too, then compare with them'
-	@echo 'make lint      ruff, mypy, clang-format, and the C core with warnings as errors'
+	@echo 'make lint      ruff, mypy, clang-format, length of lines, and the C core with warnings as errors'
 	@echo 'make sanitize  the tests of the C core under AddressSanitizer and UndefinedBehaviorSanitizer'
-	@echo 'make bench-train   measure training and generation with pyloss and its peers; prints the tables of the README (25 minutes)'
+	@echo 'make bench-train   measure training and generation with pyloss and its peers; prints the README's tables (25 minutes)'
 	@echo 'make bench-losses  the same for the loss functions'
-	@echo 'make bench-opencl  an OpenCL device beside the C kernels: steps, products, losses, compiling; DEVICE=opencl:1 is another one'
+	@echo 'make bench-opencl  an OpenCL device beside the C kernels: steps, products, losses, compiling; DEVICE=opencl:1 is another'
 	@echo 'make bench     the same for matrix products, experts, loading and imports'
 	@echo 'make clean     remove what was built; .venv stays'
 	@echo
@@ -41,18 +41,22 @@ test: $(VENV)/done-install $(VENV)/done-test $(VENV)/done-model $(if $(filter tr
 parity: $(VENV)/done-install $(VENV)/done-test $(VENV)/done-model $(VENV)/done-parity
 	$(BIN)/pytest -q -rs tests/parity
 
+# clang-format breaks code that is longer than its limit, but neither comments nor what it does not format.
 lint: $(VENV)/done-install $(VENV)/done-lint
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(C_FILES)
+	! grep -nE '^.{131,}' $(C_FILES) $(wildcard csrc/*.def csrc/*/*.cl) Makefile | grep -vE ':\s*PL_OP\('
 	for cc in gcc clang; do \
 	    command -v $$cc > /dev/null || continue; \
 	    echo "$$cc -Werror"; \
-	    CC=$$cc PYLOSS_CFLAGS=-Werror $(BIN)/python setup.py -q build_ext -b build/lint/lib -t build/lint/$${cc##*/} --force || exit 1; \
+	    CC=$$cc PYLOSS_CFLAGS=-Werror \
+	        $(BIN)/python setup.py -q build_ext -b build/lint/lib -t build/lint/$${cc##*/} --force || exit 1; \
 	done
 
 # The interpreter is not instrumented, so the sanitizer is loaded before it; and what CPython never frees is not counted.
-# libstdc++ comes along for the exceptions inside NumPy. The tests run from the folder of that build, so that no process finds another.
+# libstdc++ comes along for the exceptions inside NumPy. The tests run from the folder of that build, so that no process finds
+# another.
 SANITIZE := -fsanitize=address,undefined
 sanitize: $(VENV)/done-install $(VENV)/done-test
 	rm -rf build/sanitize
@@ -88,14 +92,16 @@ $(VENV)/done-venv:
 	    missing="$$python $$python-venv $$python-dev"; \
 	else \
 	    if ! "$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 10))'; then \
-	        echo "pyloss needs Python 3.10 or newer, and $(PYTHON) is $$("$(PYTHON)" -V 2>&1). Name another one: make PYTHON=python3.12 ..." >&2; \
+	        echo "pyloss needs Python 3.10 or newer, and $(PYTHON) is $$("$(PYTHON)" -V 2>&1)." \
+	            "Name another one: make PYTHON=python3.12 ..." >&2; \
 	        exit 1; \
 	    fi; \
 	    "$(PYTHON)" -c 'import ensurepip, venv' 2> /dev/null || missing="$$missing $$python-venv"; \
 	    "$(PYTHON)" -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' \
 	        || missing="$$missing $$python-dev"; \
 	fi; \
-	printf '#include <stdlib.h>\nint main(void) { return 0; }\n' | $(CC) -x c -o /dev/null - 2> /dev/null || missing="$$missing gcc libc6-dev"; \
+	printf '#include <stdlib.h>\nint main(void) { return 0; }\n' | $(CC) -x c -o /dev/null - 2> /dev/null \
+	    || missing="$$missing gcc libc6-dev"; \
 	if [ -n "$$missing" ]; then \
 	    echo "To build pyloss this machine also needs:" >&2; \
 	    echo "    sudo apt-get install -y $$(echo $$missing)" >&2; \

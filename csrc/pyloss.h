@@ -51,8 +51,8 @@ static inline int64_t pl_block_elements(int format) { return pl_blocks[format].e
 static inline int64_t pl_block_bytes(int format) { return pl_blocks[format].bytes; }
 static inline int pl_has_groups(int format) { return format >= PL_W_AFFINE2; }
 
-/* The scales beside the codes of a matrix. Every `size` elements, counted through all rows from `first` on, share one scale (and one
- * offset): `size` is a power of two and at least 32, `first` a multiple of 32. The arrays may lie at any address. */
+/* The scales beside the codes of a matrix. Every `size` elements, counted through all rows from `first` on, share one scale (and
+ * one offset): `size` is a power of two and at least 32, `first` a multiple of 32. The arrays may lie at any address. */
 typedef struct {
     int64_t size, first;
     const uint8_t *scales, *offsets; /* affine: w = scale code + offset; PL_W_NF4: w = scale table[code] */

@@ -119,7 +119,7 @@ def assert_loss(got, want, dtype, scale=1.0):
 
 
 def assert_gradient(got, want, dtype, scale=1.0):
-    """Gradients of logits of `dtype`: the same type, right to its last digit, and to the tolerance of the row's largest or `scale`."""
+    """Gradients of logits of `dtype`: of that type, right to its last digit, to the tolerance of the row's largest or `scale`."""
     assert got.dtype == dtype and got.shape == want.shape
     info = ml_dtypes.finfo(np.dtype(dtype).newbyteorder("="))
     rounding = 0.51 * float(info.eps) if info.bits == 16 else 0.0

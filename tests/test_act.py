@@ -1,4 +1,4 @@
-"""The ACT loss head against HRM's formulas in float64 NumPy: values, metrics, gradients, padding rows, targets, and every error."""
+"""The ACT loss head against HRM's formulas in float64: values, metrics, gradients, padding rows, targets, and every error."""
 
 import dataclasses
 

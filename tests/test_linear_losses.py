@@ -1,4 +1,4 @@
-"""The losses of hidden states under an output head, against the unfused formulas in float64: values, gradients, skipping, errors."""
+"""The losses of hidden states under an output head, against the unfused formulas in float64: values, gradients, errors."""
 
 import ml_dtypes
 import numpy as np

@@ -1,4 +1,4 @@
-"""How the losses run: one call of the core for loss and gradient, the same bits on any threads, every instruction set, huge arrays."""
+"""How losses run: one call of the core for loss and gradient, the same bits on any threads, instruction sets, huge arrays."""
 
 import threading
 

@@ -138,7 +138,7 @@ def test_student_and_teacher_of_different_types(rng, name, types):
 @pytest.mark.parametrize("shape", [(6, 33), (2, 3, 130)], ids=str)
 @pytest.mark.parametrize("loss", EVERY, ids=str)
 def test_layouts_do_not_matter(rng, loss, dtype, shape):
-    """Whatever the strides, byte order and alignment of the logits: the bits of a C-contiguous copy, and nothing is written to."""
+    """Whatever the strides, byte order and alignment of the logits: the bits of a C-contiguous copy, and nothing is altered."""
     arguments = loss.arguments(rng, shape, dtype)
     logits, other = arguments[: loss.logits], arguments[loss.logits :]
     upstream = rng.standard_normal(loss.out_shape(shape)).astype(np.float32)

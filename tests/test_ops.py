@@ -43,7 +43,7 @@ def differences(f, arguments, i, upstream, step=1e-5):
 
 
 def check(rng, operation, reference, *arguments, tolerance=2e-5):
-    """Value and gradients of all arguments together, and of each alone; contiguous and strided; under a gradient that is not uniform."""
+    """Value and gradients of all arguments together, and of each alone; contiguous and strided; under an uneven gradient."""
     want = reference(*arguments)
     upstream = normal(rng, *want.shape)
     expected = [differences(reference, arguments, i, upstream) for i in range(len(arguments))]

@@ -428,7 +428,7 @@ static PyObject *stand_in(const pl_param *p, PyObject *object, pl_cl_operation *
     return PyArray_SimpleNewFromData(a->ndim, a->dims, kinds[a->kind].npy, place);
 }
 
-/* The kernels of devices write before they have read everything, so that what may be done in place on the host is refused here. */
+/* Kernels of devices write before they have read everything, so that what may be done in place on the host is refused here. */
 static int results_apart(const pl_spec *spec, const pl_cl_place *place, Py_ssize_t nargs) {
     for (Py_ssize_t i = 0; i < nargs; i++)
         for (Py_ssize_t j = 0; j < nargs && spec->param[i].output && place[i].buffer; j++)

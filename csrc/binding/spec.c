@@ -274,7 +274,8 @@ static int take_bytes(const pl_spec *spec, const pl_param *p, PyObject *object, 
 
 static int power_of_two(long long n) { return n > 0 && !(n & (n - 1)); }
 
-/* The scales beside a weight's codes: (size, first, scales, offsets, scale_format, table, map, nested, nested_size, nested_offset). */
+/* The scales beside a weight's codes:
+ * (size, first, scales, offsets, scale_format, table, map, nested, nested_size, nested_offset). */
 static int take_groups(const pl_spec *spec, const pl_param *p, PyObject *object, pl_weight *w) {
     if (!PyTuple_Check(object) || PyTuple_Size(object) != 10) {
         PyErr_Format(PyExc_TypeError, "%s: the groups of %s must be a tuple of 10", spec->name, p->name);
@@ -502,7 +503,8 @@ static int same_layout(const pl_spec *spec, const pl_call *call, int i, int j) {
            r->outer_stride == (o->inner == 1 ? o->outer_stride : o->inner_stride);
 }
 
-/* Whether bytes that an output has are read by the argument whose bytes overlap them: a stack may have others between its matrices. */
+/* Whether bytes that an output has are read by the argument whose bytes overlap them: a stack may have others
+ * between its matrices. */
 static int reads_bytes(const pl_param *p, const pl_value *value, const pl_call *call, extent bytes) {
     if (p->type != PL_T_STACK) return 1;
     for (int64_t i = 0; i < call->dim[p->dim[0].letter - 'A']; i++) {

@@ -7,7 +7,9 @@
  * FlashAttention-2, Dao 2023) and saves the log-sum-exp; the backward pass recomputes the probabilities from it, with five
  * products a tile. A piece of the backward pass is a range of rows that owns its dq and adds to dk, dv of its own, which are
  * summed at the end in the order of the rows. Few rows against many keys (generation) are cut along the keys instead, all heads
- * together, and read them in place. With a window a row sees its last keys alone, and tiles before all windows of their rows are not computed. */
+ * together, and read them in place. With a window a row sees its last keys alone, and tiles before all windows of their rows
+ * are not computed.
+ */
 
 #include "attention_tile.tpl.h"
 
@@ -235,7 +237,7 @@ static void attn_forward_rows(const attn *g, const attn_piece *p, float *scratch
     for (int64_t r = 0; r < p->rows; r++) attn_finish_row(g, p, p->row + r, x.acc + r * width, x.max[r], x.sum[r]);
 }
 
-/* ---- Forward, few rows: a piece gives each row of each head [width] sums of values, then a maximum and a sum of exponentials. */
+/* ---- Forward, few rows: a piece gives each row of each head [width] sums of values, a maximum and a sum of exponentials. */
 
 INLINE int64_t attn_few_stride(const attn *g) { return g->width + 2; }
 static int64_t attn_few_size(const attn *g) {
@@ -470,8 +472,8 @@ INLINE double attn_queries(const attn *g, double area) {
     return area <= window * window ? sqrt(area) : (area / window + window) / 2;
 }
 
-/* The pieces of one key-value head of sequence s (of all with the first one, for few rows), written where `to` is not NULL. Returns their number, and adds what their own
- * results take to `partial`. */
+/* The pieces of one key-value head of sequence s (of all with the first one, for few rows), written where `to` is not NULL.
+ * Returns their number, and adds what their own results take to `partial`. */
 static int64_t attn_cut(const attn *g, int64_t s, int64_t kv_head, attn_piece *to, int64_t *partial) {
     attn_piece p = {.query = g->q_offsets[s], .key = g->k_offsets[s], .kv_head = kv_head};
     p.n = g->q_offsets[s + 1] - p.query;

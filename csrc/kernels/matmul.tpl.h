@@ -6,8 +6,8 @@
  * or packed once where tiles would be slow to read them; the columns of B are packed (and expanded, when quantised) KC deep
  * beside the tile that uses them. The low-rank branch H U of an adapter runs as a continuation of the inner loop over k, so it
  * joins a tile before the tile is stored. On request A and B are rounded to bfloat16 as they are packed, A once for the product,
- * while sums and the low-rank branch stay float32. Each element of C is summed in one order whatever the threads, so its bits depend on
- * nothing else. */
+ * while sums and the low-rank branch stay float32. Each element of C is summed in one order whatever the threads, so its bits
+ * depend on nothing else. */
 
 enum {
     KC = 576,    /* depth of a packed panel of B */
@@ -25,7 +25,7 @@ typedef struct {
     const float *b_rows; /* a factor for each row of B as it is stored, or NULL */
     const float *bias;   /* [n] or NULL */
     int accumulate;
-    int form; /* of A and B while they are multiplied; other than FLOATS is for an A that is neither transposed nor has a factor */
+    int form; /* of A and B while they are multiplied; FLOATS alone if A is transposed or has a factor */
     float *c; /* [m, n] */
     /* The low-rank branch; absent when rank is 0. */
     int64_t rank;
@@ -132,7 +132,7 @@ static void pack_panels(const void *context, int64_t begin, int64_t end, int wor
     }
 }
 
-/* The part of B after depth `k` of a piece of s: its next chunk, or the first of the piece that the worker is likely to get next. */
+/* The part of B after depth `k` of a piece of s: its next chunk, or the first of the piece that is likely the worker's next. */
 static b_ahead next_chunk(const batch *all, const block *s, int64_t piece, int64_t k, int64_t tiles) {
     if (k == s->depth) {
         k = 0;
@@ -284,7 +284,7 @@ static int64_t begin_depth(batch *all, int64_t k0) {
     return all->panels;
 }
 
-/* Products that have nothing to do with each other, as those of experts; a large one and many small ones keep all threads busy. */
+/* Products that have nothing to do with each other, as those of experts; one large and many small keep all threads busy. */
 static pl_status gemm_run_all(const gemm *groups, int64_t count) {
     few_run_all(groups, count);
     batch all = {.threads = pl_num_threads()};

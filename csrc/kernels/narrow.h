@@ -167,10 +167,10 @@ INLINE void vf_stream_bf16_twice(uint16_t *p, vf a, vf b) {
 #endif
 }
 
-/* Pairs of bfloat16: a word holds two of them, the first in its upper half. With `native`, a constant, the instructions for them are
- * used, where the processor has them (pl_has_bf16_dots) and this file is compiled for one that may. Without, the same numbers come
- * of float32 arithmetic: a product of two bfloat16 is exact there. Only numbers below 2^-126 differ, which the instructions take
- * as 0. */
+/* Pairs of bfloat16: a word holds two of them, the first in its upper half. With `native`, a constant, the instructions for them
+ * are used, where the processor has them (pl_has_bf16_dots) and this file is compiled for one that may. Without, the same numbers
+ * come of float32 arithmetic: a product of two bfloat16 is exact there. Only numbers below 2^-126 differ, which the instructions
+ * take as 0. */
 #if defined(__AVX512BF16__) && PL_BYTES == 64
 enum { NATIVE_PAIRS_COMPILED = 1 };
 #else
@@ -245,8 +245,8 @@ INLINE uint64_t load_bytes(const uint8_t *p, const int n) {
     return n > half ? low | high << (8 * half % 64) : low;
 }
 
-/* The 32 codes of `bits` bits (a constant) packed at p from the lowest bit of each byte on; with `high_first`, which is for 4 bits,
- * from the highest. Reads 4 * bits bytes. */
+/* The 32 codes of `bits` bits (a constant) packed at p from the lowest bit of each byte on; with `high_first`, which is for 4
+ * bits, from the highest. Reads 4 * bits bytes. */
 INLINE void vi_from_codes(const uint8_t *p, const int bits, const int high_first, vi out[32 / LANES]) {
     const int mask = (1 << bits) - 1;
 #if PL_BYTES >= 32

@@ -16,8 +16,8 @@ INLINE vf interleave(vf a, vf b, const int last, const int width) {
 }
 #endif
 
-/* v[k][i] = source[i][at + k]: LANES rows of LANES elements, transposed. Loads put the fours of rows four apart beside each other,
- * which leaves transposing four by four within a vector. */
+/* v[k][i] = source[i][at + k]: LANES rows of LANES elements, transposed. Loads put the fours of rows four apart beside each
+ * other, which leaves transposing four by four within a vector. */
 INLINE void load_transposed(const float *const source[LANES], int64_t at, vf v[LANES]) {
 #if defined(__clang__)
     float to[LANES][LANES];
@@ -95,8 +95,8 @@ INLINE vi pairs_at(const float *row, int64_t n, const int native) {
     return vi_pairs_in_order(vf_load(row), vf_load(row + LANES), native);
 }
 
-/* Rows [row, row + rows) of A, columns [k0, k0 + kc), as pairs, `stride` words from row to row; a multiple of LANES is written of each.
- * Rows from there to MR are 0. A is neither transposed nor has it a factor. */
+/* Rows [row, row + rows) of A, columns [k0, k0 + kc), as pairs, `stride` words from row to row; a multiple of LANES is written of
+ * each. Rows from there to MR are 0. A is neither transposed nor has it a factor. */
 INLINE void pack_a_as_pairs(const left *m, int64_t row, int rows, int64_t k0, int64_t kc, int64_t stride, float *dst,
                             const int native) {
     const int64_t words = (kc + 1) / 2;
@@ -133,9 +133,9 @@ INLINE const float *pairs_of_run(const float *run, float factor, float *to, cons
     return to;
 }
 
-/* Columns [j0, j0 + n) and depth [k0, k0 + kc) of B as panels [n / width][kc in words][width] times `scale`, padded with 0; unless
- * `rows` is NULL, each stored row times its element of that too. For a quantised B, k0 (transposed) or j0 (not) is a multiple
- * of 32. `form` is a constant. */
+/* Columns [j0, j0 + n) and depth [k0, k0 + kc) of B as panels [n / width][kc in words][width] times `scale`, padded with 0;
+ * unless `rows` is NULL, each stored row times its element of that too. For a quantised B, k0 (transposed) or j0 (not) is a
+ * multiple of 32. `form` is a constant. */
 INLINE void pack_b_as(const int form, const pl_weight *w, int transposed, int64_t j0, int64_t n, int64_t k0, int64_t kc,
                       int width, float scale, const float *rows, float *dst) {
     const int pairs = form != FLOATS, native = form == NATIVE_PAIRS;

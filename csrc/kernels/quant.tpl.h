@@ -117,8 +117,8 @@ INLINE void decode_grouped(const int format, const pl_groups *g, const uint8_t *
     for (int l = 0; l < 32 / LANES; l++) vf_store(out + l * LANES, vf_from_codes(codes[l]) * scale + offset);
 }
 
-/* Elements [begin, begin + n) of row `row` as stored; begin is a multiple of 32 and n is 32, but for the float formats any n <= 32.
- * The format is a constant. */
+/* Elements [begin, begin + n) of row `row` as stored; begin is a multiple of 32 and n is 32, but for the float formats
+ * any n <= 32. The format is a constant. */
 INLINE void decode_run(const int format, const pl_weight *w, int64_t row, int64_t begin, int64_t n, float *out) {
     const uint8_t *data = w->data + row * w->row_bytes;
     if (format <= PL_W_F16) {

@@ -1,9 +1,10 @@
-/* Class losses of the computed type; included by rowloss_real.tpl.h. Arguments: logits, labels, options..., dloss, loss, dlogits. */
+/* Class losses of the computed type; included by rowloss_real.tpl.h.
+ * Arguments: logits, labels, options..., dloss, loss, dlogits. */
 
 typedef void (*TYPED(class_formula))(TYPED(class_row) *row, const double *option);
 
-/* What is left of the gradient slope (by_p p + [not masked] by_mean + [label] by_label) where logits are needed again: `u` is its first
- * and last term. The logits are read before their block is written, for the gradient may lie there. */
+/* What is left of the gradient slope (by_p p + [not masked] by_mean + [label] by_label) where logits are needed again: `u` is its
+ * first and last term. The logits are read before their block is written, for the gradient may lie there. */
 INLINE void TYPED(write_class_row)(TYPED(reading) how, const TYPED(unwritten) *u, double by_mean) {
     REAL gradient[ROW_BLOCK], logits[ROW_BLOCK];
     for (int64_t begin = 0; begin < u->n; begin += ROW_BLOCK) {

@@ -1,4 +1,5 @@
-/* Row maps of the computed type, and the largest element of a row; included by rowloss_real.tpl.h. Arguments of a map: x, dy, y, dx. */
+/* Row maps of the computed type, and the largest element of a row; included by rowloss_real.tpl.h.
+ * Arguments of a map: x, dy, y, dx. */
 
 /* y = w / sum w, dx = slope y (dy - sum y dy); or y = log(w / sum w), dx = slope (dy - w / sum w * sum dy). */
 INLINE void TYPED(map_rows)(TYPED(family) f, const int logarithm, const row_job *job, int64_t begin, int64_t end, int worker) {

@@ -1,4 +1,5 @@
-/* Pair losses of the computed type; included by rowloss_real.tpl.h. Arguments: q, p, temperature, options..., dloss, loss, dq, dp. */
+/* Pair losses of the computed type; included by rowloss_real.tpl.h.
+ * Arguments: q, p, temperature, options..., dloss, loss, dq, dp. */
 
 typedef void (*TYPED(pair_formula))(TYPED(pair_element) *e, const double *option);
 

@@ -142,8 +142,8 @@ INLINE V TYPED(weigh)(TYPED(family) f, V x, V shift, V scale, int with_slope, V 
     return w;
 }
 
-/* The sum of a block's weights. Meanwhile what lies at `next`, in elements of `bytes`, is fetched into the second-level cache (the
- * first has no room left), and `late` written. */
+/* The sum of a block's weights. Meanwhile what lies at `next`, in elements of `bytes`, is fetched into the second-level cache
+ * (the first has no room left), and `late` written. */
 INLINE double TYPED(block_sum)(TYPED(family) f, const REAL *x, int64_t n, REAL shift, REAL scale, int with_slope, REAL *kept,
                                const char *next, int64_t bytes, const TYPED(unwritten_part) *late) {
     V s = VEC(set1)(shift), by = VEC(set1)(scale), a = {0}, b = {0}, k;

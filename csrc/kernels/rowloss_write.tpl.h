@@ -1,7 +1,7 @@
 /* Gradients of a row on their way from scratch to memory; included by rowloss_real.tpl.h.
  *
- * Large gradients are streamed past the caches. That is bound by memory and taking statistics by arithmetic, so that the gradient of
- * one row is written piece by piece between the exponentials of the next.
+ * Large gradients are streamed past the caches. That is bound by memory and taking statistics by arithmetic, so that the gradient
+ * of one row is written piece by piece between the exponentials of the next.
  */
 
 /* A row's gradient: values * by_values + probabilities * by_weights, but `special` at one place. */
@@ -16,8 +16,8 @@ typedef struct {
     int stream;
 } TYPED(unwritten);
 
-/* A part of it. The first `whole` elements after `head` are written in steps of 2 WIDTH, of which a walk takes `count` elements from
- * `first` on, round about, a step in each 1 << pace of its own. */
+/* A part of it. The first `whole` elements after `head` are written in steps of 2 WIDTH, of which a walk takes `count` elements
+ * from `first` on, round about, a step in each 1 << pace of its own. */
 typedef struct {
     REAL *to;
     uint16_t *to_bf16;
@@ -61,8 +61,8 @@ INLINE TYPED(unwritten_part) TYPED(begin_writing)(const TYPED(unwritten) *u, int
     return part;
 }
 
-/* Leaves to a walk over a block of another row what it is to write: all, or half in each of two walks. All is written half a page off,
- * as stores hold up loads from the same place of another page. */
+/* Leaves to a walk over a block of another row what it is to write: all, or half in each of two walks. All is written half a page
+ * off, as stores hold up loads from the same place of another page. */
 INLINE void TYPED(share_writing)(TYPED(unwritten_part) *part, int walk, int walks) {
     const int64_t half_page = 2048 / sizeof(REAL), half = part->whole / (4 * WIDTH) * (2 * WIDTH);
     part->pace = walks - 1;

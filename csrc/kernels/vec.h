@@ -23,7 +23,7 @@ typedef int32_t vi __attribute__((vector_size(PL_BYTES)));
 typedef double vd __attribute__((vector_size(PL_BYTES)));
 typedef int64_t vl __attribute__((vector_size(PL_BYTES)));
 
-/* The intrinsics of the vector's width, and the types that they take: X86(max_ps) is _mm512_max_ps where vectors are that wide. */
+/* The intrinsics of the vector's width, and the types that they take: X86(max_ps) is _mm512_max_ps in vectors of 64 bytes. */
 #if PL_BYTES == 64
 #define X86(name) _mm512_##name
 typedef __m512 x86_ps;
@@ -82,8 +82,8 @@ INLINE vd vd_load_part(const double *p, int64_t n, double fill) {
 }
 INLINE void vd_store_part(double *p, vd v, int64_t n) { memcpy(p, &v, (size_t)n * sizeof *p); }
 
-/* Comparisons, lane by lane, false where either is NaN; and mask ? a : b. Operators give vectors of -1 and 0, which GCC turns into
- * the masks of AVX-512 and back. */
+/* Comparisons, lane by lane, false where either is NaN; and mask ? a : b. Operators give vectors of -1 and 0, which GCC turns
+ * into the masks of AVX-512 and back. */
 #if PL_BYTES == 64
 typedef __mmask16 vf_mask;
 typedef __mmask8 vd_mask;
@@ -319,8 +319,8 @@ INLINE vd vd_log1p(vd x) {
     return vd_select(vd_equal(u - u, vd_set1(0)), y, u);
 }
 
-/* log((x + d) / x) for x > 0, x + d > 0: y = x + d is brought near x by a power of two 2^-k (from the difference of their bits), and
- * then log(y / x) = k log 2 + 2 atanh((y - x) / (y + x)). With k = 0 y - x is d itself, so that small d lose nothing. */
+/* log((x + d) / x) for x > 0, x + d > 0: y = x + d is brought near x by a power of two 2^-k (from the difference of their bits),
+ * and then log(y / x) = k log 2 + 2 atanh((y - x) / (y + x)). With k = 0 y - x is d itself, so that small d lose nothing. */
 INLINE vf vf_log_grown(vf x, vf d) {
     vf y = x + d;
     vi k = ((vi)y - (vi)x + 0x4afb0d) >> 23;

@@ -16,8 +16,8 @@
  *   V slope(V x)         w'(x) / w(x); the softmax has none, as it is 1
  * In a shifted family w(x - s) = w(x) / w(s), so that the largest logit may be taken off first.
  *
- * A class loss is a function of its label's log-probability and of the row's statistics; a pair loss is a sum over the elements of
- * two rows of probabilities; an element loss is one value per element.
+ * A class loss is a function of its label's log-probability and of the row's statistics; a pair loss is a sum over the elements
+ * of two rows of probabilities; an element loss is one value per element.
  */
 
 /* One row of a class loss: in, what the driver found; out, the loss and its derivatives by the three. */

@@ -27,8 +27,8 @@ DEVICES = ["opencl", "opencl in groups"] if _core.opencl_devices()[0] else []
 
 @pytest.fixture(params=[*_core.isas(), *DEVICES])
 def place(request, monkeypatch):
-    """Each instruction set this machine can run, and the first OpenCL device as one more: its kernels in the shape of its kind, and in
-    the shape of GPUs, whose work-items share tiles."""
+    """Each instruction set this machine can run, and the first OpenCL device as one more: its kernels in the shape of its kind,
+    and in the shape of GPUs, whose work-items share tiles."""
     before = _core.isa()
     if "groups" in request.param and request.node.callspec.params.get("format", "f32") not in IN_GROUPS:
         pytest.skip("this format is decoded as others in groups are")

@@ -518,7 +518,7 @@ def test_buffer_stats():
 
 
 def test_buffers_of_changing_sizes_keep_what_is_written_and_stay_within_the_peak():
-    """Sizes on both sides of what is mapped and of huge pages: what is cached is given back, or becomes the size that is asked for."""
+    """Sizes on both sides of what is mapped and of huge pages: what is cached is given back, or becomes the size asked for."""
     gc.collect()
     _core.trim()
     begin, rng, held = _core.buffer_stats()["in_use"], np.random.default_rng(0), []

@@ -1,4 +1,4 @@
-"""Products of experts against float64: every operation and weight format, however the rows are spread, on every instruction set."""
+"""Products of experts against float64: every operation, weight format and instruction set, however the rows are spread."""
 
 import numpy as np
 import pytest

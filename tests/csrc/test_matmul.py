@@ -17,8 +17,8 @@ RANKS = [1, 8, 33]
 
 
 def shapes(size):
-    """(m, n, k) with `size` in every place, beside sizes of the other places that change; "long" has more than one block of A, and rows
-    a page apart, which are packed where others are read in place."""
+    """(m, n, k) with `size` in every place, beside sizes of the other places that change; "long" has more than one block of A,
+    and rows a page apart, which are packed where others are read in place."""
     if size == "long":
         return [(1100, 33, 31), (7, 40, 1601), (3, 1, 1601), (97, 385, 385), (31, 1024, 40), (29, 40, 1024), (33, 97, 2401)]
     rng = np.random.default_rng(size)
@@ -140,8 +140,8 @@ def check_gradient(memory, dy, weight, dense, a, b, scale, dx0):
 
 
 def unaligned(weight):
-    """The same matrix at an address that is 2 past a multiple of 64, as in a mapped file, with nothing readable promised after it;
-    its scales at odd addresses."""
+    """The same matrix at an address that is 2 past a multiple of 64, as in a mapped file, with nothing readable promised after
+    it; its scales at odd addresses."""
     step = 4 if weight.format == "f32" else 2
 
     def moved(raw, step):

@@ -1,5 +1,5 @@
-"""Products of layers in bfloat16: to the bit what rounding both operands and adding in float32, one depth after the other, gives, on
-every instruction set, with the instructions for it and without."""
+"""Products of layers in bfloat16: to the bit what rounding both operands and adding in float32, one depth after the other, gives,
+on every instruction set, with the instructions for it and without."""
 
 import ml_dtypes
 import numpy as np

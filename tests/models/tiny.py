@@ -61,7 +61,7 @@ def tensors(c, seed=0):
 
 
 def write_folder(folder, seed=0, dtype="f32", change=None, **options):
-    """config.json and model.safetensors in `folder`; gives (config, arrays as stored). `change` may alter the dict of arrays first."""
+    """config.json and model.safetensors in `folder`; gives (config, arrays as stored). `change` may alter the arrays first."""
     c = config(**options)
     arrays = {name: array.astype(TYPES[dtype]) for name, array in tensors(c, seed).items()}
     if change:

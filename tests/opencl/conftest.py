@@ -92,8 +92,8 @@ void *clCreateBuffer(void *context, uint64_t flags, size_t bytes, void *host, in
 
 @pytest.fixture(scope="session")
 def shim(device, tmp_path_factory):
-    """The path of a library for PYLOSS_OPENCL_LIBRARY that fails as SHIM_NO_FP64, SHIM_OPTIONS, SHIM_MOST_BYTES and SHIM_NO_KERNELS
-    say."""
+    """The path of a library for PYLOSS_OPENCL_LIBRARY that fails as SHIM_NO_FP64, SHIM_OPTIONS, SHIM_MOST_BYTES and
+    SHIM_NO_KERNELS say."""
     compiler = shutil.which("gcc") or shutil.which("cc")
     if not compiler:
         unavailable("needs a C compiler")

@@ -1,4 +1,4 @@
-"""The row losses on a device against those of the processor, whose own tests compare them with float64 formulas; and at the edges."""
+"""The row losses on a device against the processor's, whose own tests compare them with float64 formulas; and at the edges."""
 
 import ml_dtypes
 import numpy as np
@@ -33,7 +33,7 @@ def both(function, *arrays):
 
 
 def assert_same(host, device, dtype, slack=1.0, least=1e-30):
-    """Within a few units of the type's last place, of each value and of the largest; a gradient's largest counts as `least` or more."""
+    """Within a few units of the type's last place, of each value and of the largest; a gradient's counts as `least` or more."""
     eps = {"float64": 2.2e-16, "float32": 1.2e-7, "float16": 9.8e-4, "bfloat16": 7.8e-3}[np.dtype(dtype).name]
     # The values are sums that may cancel.
     for a, b, size in zip([host[0], *host[1]], [device[0], *device[1]], [1.0] + [least] * len(host[1])):

@@ -50,7 +50,7 @@ LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 
 
 def make_tiny(seed=0, family="Llama", **changes):
-    """A small random transformers model in float32; norms and biases are random too, which transformers begins as ones and zeros."""
+    """A small random transformers model in float32; norms and biases are random too, where transformers has ones and zeros."""
     values = {**TINY, **changes}
     theta, scaling = values.pop("rope_theta"), values.pop("rope_scaling", None) or {"rope_type": "default"}
     rope = {"rope_theta": theta, **scaling}

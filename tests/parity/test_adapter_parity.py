@@ -177,7 +177,7 @@ def test_adapters_of_peft_load_here_and_go_on_to_mlx_lm(peft, mlx_lm, folder, tm
 
 
 def test_an_adapted_head_comes_with_its_base_from_peft(peft, folder, tmp_path):
-    """PEFT saves a copy of the base of an adapted head: passed over when it is the model's own or a quantised form of it, else refused."""
+    """PEFT saves a copy of the base of an adapted head: passed over if it is the model's or that quantised, else refused."""
     theirs = peft.get_peft_model(base_of(folder), peft.LoraConfig(r=4, target_modules=["lm_head"]))
     theirs.save_pretrained(tmp_path)
     arrays = load_file(tmp_path / "adapter_model.safetensors")

@@ -1,4 +1,4 @@
-"""GGUF files of every supported type, written with the gguf package as llama.cpp's converter writes them, against transformers."""
+"""GGUF files of every supported type, written by the gguf package as llama.cpp's converter does, against transformers."""
 
 import numpy as np
 import pytest

@@ -17,7 +17,7 @@ TEXT = (
 
 
 def make_batches(tokens, count, seed=0):
-    """`(batch, lengths)` of two rows, 20 to 40 tokens each with padding after the shorter; every third batch trains on ends of rows alone."""
+    """`(batch, lengths)`: two rows of 20 to 40 tokens, the shorter one padded; every third batch trains on ends of rows alone."""
     rng = np.random.default_rng(seed)
     for step in range(count):
         sizes = rng.integers(20, 41, 2)
@@ -76,7 +76,7 @@ def test_losses_of_twenty_steps(smollm2_gguf, smollm2_folder, use_dora, toleranc
     found, expected = train_ours(ours, batches), train_peft(theirs, batches)
     np.testing.assert_allclose(found, expected, rtol=tolerance)
     assert np.mean(found[-5:]) < 0.8 * np.mean(found[:5])  # the steps changed something
-    # Adam divides by the gradient's own size, so that rounding alone turns single small elements: the change is compared as a whole.
+    # Adam divides by the gradient's own size, so that rounding turns single small elements: the change is compared as a whole.
     assert compare_changes(ours, before, {name: p.detach().numpy().T for name, p in peft_matrices(theirs).items()}) < 10 * tolerance
 
 
@@ -135,7 +135,7 @@ def test_full_fine_tuning(tmp_path, keys):
 
 
 def test_pissa(tmp_path):
-    """PEFT's PiSSA takes the principal part out of the base; here it stays, and is taken off beside it. Signs of vectors may differ."""
+    """PEFT's PiSSA takes the principal part out of the base; here it is taken off beside it. Signs of vectors may differ."""
     peft = pytest.importorskip("peft", reason="compares with PEFT (parity extra)")
     make_tiny().save_pretrained(tmp_path)
     ours = pyloss.load_model(tmp_path)

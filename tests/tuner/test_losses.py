@@ -16,7 +16,7 @@ LENGTHS = np.array([[3, 8], [1, 5], [0, 2]], np.int32)
 
 @pytest.fixture
 def tiny_model(tmp_path):
-    """The model with an adapter that does something, and (config, arrays) of the base with the adapter merged, for the reference."""
+    """The model with an adapter that does something, and (config, arrays) of the base with it merged, for the reference."""
     c, arrays = tiny.write_folder(tmp_path / "model", tied=False)
     from pyloss.models import load_model
 
