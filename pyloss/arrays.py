@@ -24,6 +24,11 @@ def zeros(*shape: int, like: Any = None) -> Any:
     return device.beside(like, np.zeros(shape, np.float32))
 
 
+def integers(shape: tuple[int, ...], like: Any) -> Any:
+    """An uninitialised int32 array where `like` is."""
+    return device.empty(shape, np.int32, like) if isinstance(like, device.DeviceArray) else _core.empty(shape, "i32")
+
+
 def f32(x: Array, name: str = "x") -> Any:
     """The contiguous float32 array of an argument, where it is; other real dtypes are converted."""
     array = data(x)

@@ -6,6 +6,7 @@ makes the sorted rows, `expert_project` multiplies them, `combine` adds a token'
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -13,79 +14,73 @@ from typing import Any
 import numpy as np
 
 from . import _core
-from .arrays import Array, column_sum, empty, f32, into, matrix
-from .autograd import Gradients, data, keep, record, recording
-from .device import on_host
-from .projection import FEW_DIGITS, Projection, quotient
+from .arrays import Array, empty, f32, integers, into, matrix, zeros
+from .autograd import Gradients, keep, record, recording
+from .device import DeviceArray, beside
+from .projection import FEW_DIGITS, Projection, quotient, times
 
 
 @dataclass(frozen=True)
 class Routing:
-    """Where the rows of N tokens go: visits sorted by expert, those of an expert in the order of their tokens."""
+    """Where the rows of N tokens go: visits sorted by expert, those of an expert in the order of their tokens.
 
-    tokens: np.ndarray
+    The arrays lie where the logits do; those on a device have their values on the host as well.
+    """
+
+    tokens: Any
     """int32 [M]: the token of each visit."""
-    visits: np.ndarray
+    visits: Any
     """int32 [N, k]: the visits of each token."""
-    offsets: np.ndarray
+    offsets: Any
     """int32 [E + 1]: visits [offsets[e], offsets[e + 1]) are those of expert e."""
 
 
-def _sorted_visits(experts: np.ndarray, count: int) -> tuple[Routing, np.ndarray]:
-    """The routing of tokens to `experts` [N, k], ascending in each row, of `count`; and the order of visits that it is."""
-    flat = experts.reshape(-1)
+def _sorted_visits(experts: Any, count: int) -> Routing:
+    """The routing of tokens to `experts` [N, k], ascending in each row, of `count`; sorted on the host."""
+    chosen = np.asarray(experts)
+    flat = chosen.reshape(-1)
     # Of 16-bit numbers NumPy sorts the digits.
     order = np.argsort(flat.astype(np.uint16) if count <= 1 << 16 else flat, kind="stable")
     places = np.empty(len(order), np.int32)
     places[order] = np.arange(len(order), dtype=np.int32)
     offsets = np.concatenate(([0], np.cumsum(np.bincount(flat, minlength=count)))).astype(np.int32)
-    tokens = (order // max(experts.shape[1], 1)).astype(np.int32)
-    return Routing(tokens, places.reshape(experts.shape), offsets), order
+    tokens = (order // max(chosen.shape[1], 1)).astype(np.int32)
+    return Routing(*(beside(experts, array) for array in (tokens, places.reshape(chosen.shape), offsets)))
 
 
 def route(logits: Array, k: int, normalise: bool) -> tuple[Routing, Array]:
     """Sends each token to the `k` experts of its largest logits [N, E]; the routing, and the weight of each visit, [M].
 
-    Weights are the softmax over all experts, and with `normalise` divided by their sum over a token's k. In float64.
+    Weights are the softmax over all experts, and with `normalise` divided by their sum over a token's k; computed in float64.
+    The numbers of the experts pass through the host, where they are sorted.
 
     Raises ValueError for a `k` outside [1, E].
     """
-    source = f32(on_host(data(logits), "logits of experts"), "logits")
-    count = source.shape[1]
+    source = f32(logits, "logits")
+    rows, count = source.shape
     if not 1 <= k <= count:
         raise ValueError(f"the experts of a token must be from 1 to {count}, not {k}")
-    chosen = np.argpartition(-source, k - 1, axis=1)[:, :k] if k < count else np.broadcast_to(np.arange(count), source.shape)
-    chosen = np.sort(chosen, axis=1)
-    routing, order = _sorted_visits(chosen, count)
-    wide = source.astype(np.float64)
-    with np.errstate(invalid="ignore"):  # what is not finite spoils its own token alone
-        powers = np.exp(wide - wide.max(axis=1, keepdims=True, initial=-np.inf))
-        of_chosen = np.take_along_axis(powers, chosen, axis=1)
-        weights = of_chosen / (of_chosen if normalise else powers).sum(axis=1, keepdims=True)
-        share = None if normalise else powers / powers.sum(axis=1, keepdims=True)
-    visit_weights = weights.reshape(-1)[order].astype(np.float32)
+    chosen = integers((rows, k), source)
+    _core.top_experts(source, chosen)
+    routing = _sorted_visits(chosen, count)
+    weights = empty(rows * k, like=source)
+    _core.visit_weights(source, chosen, routing.visits, int(normalise), weights)
     if not recording(logits):
-        return routing, visit_weights
+        return routing, weights
 
     def vjp(dy: np.ndarray, grads: Gradients) -> None:
-        slope = weights * dy[routing.visits]
-        mean = slope.sum(axis=1, keepdims=True)
-        if share is None:
-            dlogits = np.zeros(source.shape)
-            slope -= weights * mean
-        else:
-            dlogits = -share * mean
-        dlogits[np.arange(len(slope))[:, None], chosen] += slope
-        grads.put(0, dlogits.astype(np.float32))
+        dlogits = empty(*source.shape, like=source)
+        _core.visit_weights_grad(dy, source, chosen, routing.visits, int(normalise), dlogits)
+        grads.put(0, dlogits)
 
-    return routing, record(visit_weights, (logits,), vjp)
+    return routing, record(weights, (logits,), vjp)
 
 
 def dispatch(x: Array, routing: Routing) -> Array:
     """The rows of x [N, D] for each visit, [M, D]. Copied again for the backward pass, not kept."""
 
     def rows(source: np.ndarray) -> np.ndarray:
-        y = empty(len(routing.tokens), source.shape[1])
+        y = empty(len(routing.tokens), source.shape[1], like=source)
         _core.gather_rows(source, routing.tokens, y)
         return y
 
@@ -95,7 +90,7 @@ def dispatch(x: Array, routing: Routing) -> Array:
     kept = keep(x)
 
     def vjp(dy: np.ndarray, grads: Gradients) -> None:
-        dx, accumulate = into(grads, 0, shape)
+        dx, accumulate = into(grads, 0, shape, dy)
         _core.combine_rows(dy, routing.visits, accumulate, dx)
         grads.put(0, dx)
 
@@ -105,14 +100,14 @@ def dispatch(x: Array, routing: Routing) -> Array:
 def combine(x: Array, routing: Routing) -> Array:
     """The sum of each token's visits in x [M, D], [N, D]."""
     xd = f32(x)
-    y = empty(len(routing.visits), xd.shape[1])
+    y = empty(len(routing.visits), xd.shape[1], like=xd)
     _core.combine_rows(xd, routing.visits, 0, y)
     del xd
     if not recording(x):
         return y
 
     def vjp(dy: np.ndarray, grads: Gradients) -> None:
-        dx = empty(len(routing.tokens), dy.shape[1])
+        dx = empty(len(routing.tokens), dy.shape[1], like=dy)
         _core.gather_rows(dy, routing.tokens, dx)
         grads.put(0, dx)
 
@@ -123,7 +118,7 @@ def scale_rows(x: Array, factor: Array) -> Array:
     """Each row of x [M, D] times its factor [M]. Cheap: recomputed, not kept."""
 
     def scaled(source: np.ndarray) -> np.ndarray:
-        y = empty(*source.shape)
+        y = empty(*source.shape, like=source)
         _core.scale_rows(source, factors, y)
         return y
 
@@ -134,7 +129,7 @@ def scale_rows(x: Array, factor: Array) -> Array:
     kept = keep(x)
 
     def vjp(dy: np.ndarray, grads: Gradients) -> None:
-        dx, dfactor = empty(*dy.shape), empty(len(factors))
+        dx, dfactor = empty(*dy.shape, like=dy), empty(len(factors), like=dy)
         _core.scale_rows_grad(dy, f32(kept()), factors, dx, dfactor)
         grads.put(0, dx)
         grads.put(1, dfactor)
@@ -144,15 +139,17 @@ def scale_rows(x: Array, factor: Array) -> Array:
 
 def _weight_grad(dy: np.ndarray, x: np.ndarray, offsets: np.ndarray, alpha: float = 1.0) -> np.ndarray:
     """alpha dy^T x over the rows of each expert: [E, O, I] of dy [M, O] and x [M, I]."""
-    dw = empty(len(offsets) - 1, dy.shape[1], x.shape[1])
+    dw = empty(len(offsets) - 1, dy.shape[1], x.shape[1], like=dy)
     _core.experts_weight_grad(dy, x, offsets, alpha, dw)
     return dw
 
 
 def _rows(offsets: np.ndarray) -> Iterator[tuple[int, slice]]:
     """The experts that have rows, and which these are."""
-    for expert in np.flatnonzero(np.diff(offsets)):
-        yield int(expert), slice(offsets[expert], offsets[expert + 1])
+    bounds = np.asarray(offsets).tolist()
+    for expert, (begin, end) in enumerate(itertools.pairwise(bounds)):
+        if end > begin:
+            yield expert, slice(begin, end)
 
 
 class _Product:
@@ -170,22 +167,22 @@ class _Product:
             if p.m is not None:
                 assert p.norm is not None
                 self.factor = quotient(f32(p.m, "m"), p.norm)
-                self.scaled_b = self.b * self.factor[:, :, None]
+                self.scaled_b = times(self.b, self.factor, rows=True)
 
     def _dropped(self, x: np.ndarray) -> np.ndarray:
         """The rows as the adapter sees them."""
         if not self.p.dropout:
             return x
-        out = empty(*x.shape)
+        out = empty(*x.shape, like=x)
         _core.dropout(x, self.p.seed, self.p.dropout, out)
         return out
 
     def forward(self, x: np.ndarray) -> np.ndarray:
-        p, y = self.p, empty(len(x), self.p.weight.shape[1])
+        p, y = self.p, empty(len(x), self.p.weight.shape[1], like=x)
         if p.lora_a is None:
             _core.experts_forward(x, self.weight, self.bias, self.offsets, None, None, 0.0, None, y)
             return y
-        self.h = empty(len(x), self.a.shape[1])
+        self.h = empty(len(x), self.a.shape[1], like=x)
         if p.dropout:
             _core.experts_forward(self._dropped(x), self.a, None, self.offsets, None, None, 0.0, None, self.h)
             self._forward_given(x, self.bias, self.scaled_b, self.factor, y)
@@ -199,7 +196,7 @@ class _Product:
 
     def by_rows(self, dy: np.ndarray, dx: np.ndarray | None, accumulate: int) -> np.ndarray | None:
         """The gradient by the rows, into `dx` if that is wanted; gives the one by h, [M, R]."""
-        p, offsets, dh = self.p, self.offsets, None if self.h is None else empty(*self.h.shape)
+        p, offsets, dh = self.p, self.offsets, None if self.h is None else empty(*self.h.shape, like=dy)
         if dh is not None and dx is not None and not p.dropout:
             rest = (self.a, self.scaled_b, p.scale, accumulate, self.factor, dh, dx)
             _core.experts_lora_input_grad(dy, self.weight, offsets, *rest)
@@ -210,7 +207,7 @@ class _Product:
         if dx is not None:
             _core.experts_input_grad(dy, self.weight, offsets, None, None, accumulate, self.factor, dx)
             if dh is not None:
-                branch = empty(*dx.shape)
+                branch = empty(*dx.shape, like=dx)
                 _core.experts_input_grad(dh, self.a, offsets, None, None, 0, None, branch)
                 _core.dropout(branch, p.seed, p.dropout, branch)
                 _core.axpy(1.0, branch, dx)
@@ -218,9 +215,7 @@ class _Product:
 
     def by_weight(self, dy: np.ndarray, x: np.ndarray) -> np.ndarray:
         dw = _weight_grad(dy, x, self.offsets)
-        if self.factor is not None:
-            dw *= self.factor[:, :, None]
-        return dw
+        return dw if self.factor is None else times(dw, self.factor, rows=True)
 
     def by_a(self, dh: np.ndarray | None, x: np.ndarray) -> np.ndarray:
         assert dh is not None
@@ -228,21 +223,22 @@ class _Product:
 
     def by_b(self, dy: np.ndarray) -> np.ndarray:
         assert self.h is not None
-        # As [E, R, O]: the few rows of h^T stay in registers while dy streams by.
-        db = np.ascontiguousarray(_weight_grad(self.h, dy, self.offsets, self.p.scale).swapaxes(1, 2))
-        if self.factor is not None:
-            db *= self.factor[:, :, None]
-        return db
+        if isinstance(dy, DeviceArray):
+            db = _weight_grad(dy, self.h, self.offsets, self.p.scale)
+        else:
+            # As [E, R, O]: the few rows of h^T stay in registers while dy streams by.
+            db = np.ascontiguousarray(_weight_grad(self.h, dy, self.offsets, self.p.scale).swapaxes(1, 2))
+        return db if self.factor is None else times(db, self.factor, rows=True)
 
     def by_bias(self, dy: np.ndarray) -> np.ndarray:
-        dbias = np.zeros((len(self.offsets) - 1, dy.shape[1]), np.float32)
+        dbias = zeros(len(self.offsets) - 1, dy.shape[1], like=dy)
         for expert, rows in _rows(self.offsets):
-            dbias[expert] = column_sum(dy[rows])
+            _core.column_sum(dy[rows], dbias[expert])
         return dbias
 
     def _dots(self, dy: np.ndarray, y: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
         """The sums over an expert's rows of dy (y - bias), [E, O]."""
-        sums = np.zeros((len(self.offsets) - 1, dy.shape[1]), np.float32)
+        sums = zeros(len(self.offsets) - 1, dy.shape[1], like=dy)
         for expert, rows in _rows(self.offsets):
             _core.column_dot(dy[rows], y[rows], None if bias is None else bias[expert], sums[expert])
         return sums
@@ -254,7 +250,7 @@ class _Product:
         slope = quotient(self._dots(dy, y, self.bias), f32(p.m, "m"))
         few = (np.abs(factor) < FEW_DIGITS) & (p.norm > 0)
         if few.any():
-            whole = empty(*dy.shape)
+            whole = empty(*dy.shape, like=dy)
             self._forward_given(x(), None, self.b, None, whole)
             slope[few] = self._dots(dy, whole, None)[few] / p.norm[few]
         return slope
@@ -277,7 +273,7 @@ def expert_project(x: Array, offsets: np.ndarray, projection: Projection) -> Arr
 
     def vjp(dy: np.ndarray, grads: Gradients) -> None:
         wanted = [grads.wanted(i) for i in range(6)]
-        dx, accumulate = into(grads, 0, shape) if wanted[0] else (None, 0)
+        dx, accumulate = into(grads, 0, shape, dy) if wanted[0] else (None, 0)
         dh = product.by_rows(dy, dx, accumulate) if wanted[0] or wanted[3] else None
         if dx is not None:
             grads.put(0, dx)

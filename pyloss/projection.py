@@ -215,11 +215,15 @@ def quotient(a: Any, b: Any) -> Any:
 
 
 def times(matrix: Any, factor: Any, rows: bool = False) -> Any:
-    """A matrix whose columns, or rows, are multiplied by a factor each, where it is; `matrix` may be overwritten on the host."""
+    """A matrix whose columns are multiplied by a factor each, or with `rows` the rows of one or several; where it is."""
+    if rows:
+        scaled = empty(*matrix.shape, like=matrix)
+        flat = (factor.size, matrix.shape[-1])
+        _core.scale_rows(matrix.reshape(flat), factor.reshape(-1), scaled.reshape(flat))
+        return scaled
     if isinstance(matrix, DeviceArray):
-        scaled = np.asarray(matrix) * (np.asarray(factor)[:, None] if rows else np.asarray(factor))
-        return beside(matrix, scaled)
-    return matrix * (factor[:, None] if rows else factor)
+        return beside(matrix, np.asarray(matrix) * np.asarray(factor))
+    return matrix * factor
 
 
 def project(x: Array, projection: Projection) -> Array:

@@ -15,6 +15,7 @@
 #include "matmul.tpl.h"
 #include "experts.tpl.h"
 #include "layers.tpl.h"
+#include "routing.tpl.h"
 #include "norms.tpl.h"
 #include "columns.tpl.h"
 #include "attention.tpl.h"

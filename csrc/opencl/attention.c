@@ -3,7 +3,7 @@
 
 #include <string.h>
 
-/* Rows in the lanes of a processor's vectors, one a work-item elsewhere; fewer at a time where local memory is short of wide heads. */
+/* Rows in the lanes of a processor's vectors, one a work-item elsewhere. */
 static pl_cl_shape shape_of(const pl_cl_operation *o) {
     int cpu = pl_cl_is_cpu(o->device);
     pl_cl_shape shape =
@@ -15,6 +15,7 @@ static pl_cl_shape shape_of(const pl_cl_operation *o) {
     return shape;
 }
 
+/* Keys of a tile: fewer where local memory is short for wide heads. */
 static int tile_of(const pl_cl_operation *o, pl_cl_shape shape) {
     int64_t d = PL_DIM(o->call, 'D'), tile = 32;
     if (shape.group > 1)
@@ -43,14 +44,10 @@ static int run(pl_cl_launch *l, const char *kernel, const int32_t *offsets, int6
     return pl_cl_enqueue(l, kernel, (size_t)(blocks * PL_DIM(o->call, 'G')), (size_t)shape.group, NULL);
 }
 
-static void add_arrays(pl_cl_launch *l, const int *index, int count) {
-    for (int i = 0; i < count; i++) pl_cl_add_array(l, index[i], 4);
-}
-
 static int attention_forward(const pl_cl_operation *o) {
     const pl_value *v = o->call->arg;
     pl_cl_launch l = begin(o);
-    add_arrays(&l, (const int[]){0, 1, 2, 3, 4, 7, 8}, 7);
+    pl_cl_add_arrays(&l, "0123478", 4);
     return run(&l, "attention_forward", v[3].in, PL_DIM(o->call, 'H') / PL_DIM(o->call, 'G'), v[5].f, v[6].i);
 }
 
@@ -59,11 +56,11 @@ static int attention_grad(const pl_cl_operation *o) {
     pl_cl_place delta = pl_cl_scratch(o, sizeof(float) * (size_t)(PL_DIM(o->call, 'N') * PL_DIM(o->call, 'H')));
     if (!delta.buffer) return 1;
     pl_cl_launch rows = begin(o), keys = begin(o);
-    add_arrays(&rows, (const int[]){0, 1, 2, 3, 4, 5, 6, 9}, 8);
+    pl_cl_add_arrays(&rows, "01234569", 4);
     pl_cl_add_place(&rows, delta, 4);
-    add_arrays(&keys, (const int[]){0, 1, 2, 3, 5}, 5);
+    pl_cl_add_arrays(&keys, "01235", 4);
     pl_cl_add_place(&keys, delta, 4);
-    add_arrays(&keys, (const int[]){6, 10, 11}, 3);
+    pl_cl_add_arrays(&keys, "6ab", 4);
     int failed = run(&rows, "attention_grad_rows", v[6].in, PL_DIM(o->call, 'H') / PL_DIM(o->call, 'G'), v[7].f, v[8].i) ||
                  run(&keys, "attention_grad_keys", v[6].in, 1, v[7].f, v[8].i);
     pl_cl_buffer_release(delta.buffer);

@@ -112,6 +112,15 @@ INLINE V dot_row(const float *turned, TILE_POINTER row) {
     const VI visible = VLOAD(0, seen_memory), hidden = VLOAD(0, hidden_memory); \
     const long first_key = keys_seen(&w, w.block * ITEM_ROWS, share, window).hidden; \
     const long last_key = max(0L, keys_seen(&w, min((w.block + 1) * ITEM_ROWS, rows) - 1, share, window).visible)
+/* Has the keys from `key` on, with their values, at hand: `count` of them. */
+#define TAKE_KEYS(key) \
+    const int count = (int)min((long)TILE, last_key - key); \
+    const global float *keys = ROW(k, ((w.key + key) * kv_heads + w.head) * D); \
+    const global float *values = ROW(v, ((w.key + key) * kv_heads + w.head) * D); \
+    TILE_BARRIER; \
+    LOAD_TILE(k, keys, step, count); \
+    LOAD_TILE(v, values, step, count); \
+    TILE_BARRIER;
 
 KERNEL attention_forward(ARRAY(const float, q), ARRAY(const float, k), ARRAY(const float, v), ARRAY(const int, q_offsets),
                          ARRAY(const int, k_offsets), ARRAY(float, o), ARRAY(float, lse), long sequences, long heads,
@@ -126,13 +135,7 @@ KERNEL attention_forward(ARRAY(const float, q), ARRAY(const float, k), ARRAY(con
     for (int d = 0; d < D; d++) VSTORE(v_set(0), d, acc);
     V top = v_set(LOWEST), total = v_set(0);
     for (long key = first_key; key < last_key; key += TILE) {
-        const int count = (int)min((long)TILE, last_key - key);
-        const global float *keys = ROW(k, ((w.key + key) * kv_heads + w.head) * D);
-        const global float *values = ROW(v, ((w.key + key) * kv_heads + w.head) * D);
-        TILE_BARRIER;
-        LOAD_TILE(k, keys, step, count);
-        LOAD_TILE(v, values, step, count);
-        TILE_BARRIER;
+        TAKE_KEYS(key)
         V p[TILE], high = top;
         for (int j = 0; j < count; j++) {
             p[j] = v_select(SEES((int)(key + j)), dot_row(query, TILE_ROW(k, keys, step, j)), v_set(LOWEST));
@@ -181,13 +184,7 @@ KERNEL attention_grad_rows(ARRAY(const float, d_o), ARRAY(const float, q), ARRAY
     const V log_sum = VLOAD(0, lses), by = VLOAD(0, deltas);
     for (int d = 0; d < D; d++) VSTORE(v_set(0), d, acc);
     for (long key = first_key; key < last_key; key += TILE) {
-        const int count = (int)min((long)TILE, last_key - key);
-        const global float *keys = ROW(k, ((w.key + key) * kv_heads + w.head) * D);
-        const global float *values = ROW(v, ((w.key + key) * kv_heads + w.head) * D);
-        TILE_BARRIER;
-        LOAD_TILE(k, keys, step, count);
-        LOAD_TILE(v, values, step, count);
-        TILE_BARRIER;
+        TAKE_KEYS(key)
         V ds[TILE];
         for (int j = 0; j < count; j++) {
             const V p = v_exp(dot_row(query, TILE_ROW(k, keys, step, j)) - log_sum);

@@ -39,8 +39,7 @@ static int dropout(const pl_cl_operation *o, int64_t n) {
     if (p >= 1) return pl_cl_zero(o, o->place[3], n);
     uint64_t state = (uint64_t)o->call->arg[1].i, a = next_word(&state), b = next_word(&state);
     pl_cl_launch l = begin(o);
-    pl_cl_add_array(&l, 0, 4);
-    pl_cl_add_array(&l, 3, 4);
+    pl_cl_add_arrays(&l, "03", 4);
     pl_cl_add_i64(&l, (int64_t)(a & 0xffffffff));
     pl_cl_add_i64(&l, (int64_t)(a >> 32));
     pl_cl_add_i64(&l, (int64_t)(b & 0xffffffff));
@@ -72,7 +71,8 @@ static int sum_squares(const pl_cl_operation *o, int64_t n) {
 
 static int same_bits(const pl_cl_operation *o, int64_t n) {
     pl_cl_launch l = begin(o);
-    for (int i = 0; i < 3; i++) pl_cl_add_array(&l, i, i < 2 ? 4 : 1);
+    pl_cl_add_arrays(&l, "01", 4);
+    pl_cl_add_array(&l, 2, 1);
     pl_cl_add_i64(&l, n);
     return pl_cl_enqueue(&l, "same_bits", 1, (size_t)shape_of(o).group, NULL);
 }
@@ -81,7 +81,7 @@ static int adamw(const pl_cl_operation *o, int64_t n) {
     const pl_value *v = o->call->arg;
     double lr = v[1].f, beta1 = v[2].f, beta2 = v[3].f;
     pl_cl_launch l = begin(o);
-    for (int i = 0; i < 4; i++) pl_cl_add_array(&l, i ? 8 + i : 0, 4);
+    pl_cl_add_arrays(&l, "09ab", 4);
     const double given[] = {lr, lr * v[5].f, v[8].f, beta1, 1 - beta1, beta2, 1 - beta2, v[4].f, 1 / v[6].f, 1 / v[7].f};
     for (size_t i = 0; i < sizeof given / sizeof *given; i++) pl_cl_add_f32(&l, given[i]);
     return run(&l, "adamw", n);
@@ -90,7 +90,7 @@ static int adamw(const pl_cl_operation *o, int64_t n) {
 static int sgd(const pl_cl_operation *o, int64_t n) {
     const pl_value *v = o->call->arg;
     pl_cl_launch l = begin(o);
-    for (int i = 0; i < 3; i++) pl_cl_add_array(&l, i ? 6 + i : 0, 4);
+    pl_cl_add_arrays(&l, "078", 4);
     const double given[] = {v[1].f, v[2].f, 1 - v[3].f, v[4].f};
     for (size_t i = 0; i < sizeof given / sizeof *given; i++) pl_cl_add_f32(&l, given[i]);
     pl_cl_add_i64(&l, v[5].i != 0);
@@ -102,7 +102,7 @@ static int lion(const pl_cl_operation *o, int64_t n) {
     const pl_value *v = o->call->arg;
     double lr = v[1].f, beta1 = v[2].f, beta2 = v[3].f;
     pl_cl_launch l = begin(o);
-    for (int i = 0; i < 3; i++) pl_cl_add_array(&l, i ? 5 + i : 0, 4);
+    pl_cl_add_arrays(&l, "067", 4);
     const double given[] = {lr, lr * v[4].f, beta1, 1 - beta1, beta2, 1 - beta2, v[5].f};
     for (size_t i = 0; i < sizeof given / sizeof *given; i++) pl_cl_add_f32(&l, given[i]);
     return run(&l, "lion", n);

@@ -50,6 +50,10 @@ void pl_cl_align(pl_cl_launch *l, pl_cl_place place, size_t item) {
 
 void pl_cl_add_array(pl_cl_launch *l, int index, size_t item) { pl_cl_add_place(l, l->operation->place[index], item); }
 
+void pl_cl_add_arrays(pl_cl_launch *l, const char *numbers, size_t item) {
+    for (; *numbers; numbers++) pl_cl_add_array(l, *numbers <= '9' ? *numbers - '0' : *numbers - 'a' + 10, item);
+}
+
 void pl_cl_add_i64(pl_cl_launch *l, int64_t value) {
     l->argument[l->count].size = sizeof value;
     l->argument[l->count++].value.i64 = value;

@@ -33,11 +33,6 @@ static int run_columns(pl_cl_launch *l, const char *kernel, int64_t columns, int
     return pl_cl_enqueue(l, kernel, (size_t)((columns + step - 1) / step * parts), (size_t)shape.group, NULL);
 }
 
-static void add_arrays(pl_cl_launch *l, const int *index, int count) {
-    for (int i = 0; i < count; i++) pl_cl_add_array(l, index[i], 4);
-}
-#define ARRAYS(l, ...) add_arrays(l, (const int[]){__VA_ARGS__}, (int)(sizeof((const int[]){__VA_ARGS__}) / sizeof(int)))
-
 static int64_t dim(const pl_cl_operation *o, char letter) { return PL_DIM(o->call, letter); }
 
 /* out [d] = the sum over n rows of a (b - offset) rstd, as far as these are there. */
@@ -61,19 +56,45 @@ static int sum_columns(const pl_cl_operation *o, pl_cl_place a, pl_cl_place b, p
     return failed;
 }
 
-static int rms_norm_forward(const pl_cl_operation *o) {
+/* Kernels whose arguments are some of the call's, in this order: arrays of 4-byte elements and then of bytes by their numbers (see
+ * pl_cl_add_arrays), a flag, sizes by their letters, a number; -1 and "" where there are none. `over` is the size that a group has
+ * one of, or with `items` a work-item. */
+typedef struct {
+    const char *name, *arrays, *bytes;
+    int flag;
+    const char *sizes;
+    int real;
+    char over;
+    int items;
+} plain_kernel;
+
+static const plain_kernel plain[] = {
+    {"rms_norm_forward", "0134", "", -1, "D", 2, 'N', 0},
+    {"rms_norm_grad", "01234", "", -1, "D", -1, 'N', 0},
+    {"rope", "01235", "", 4, "HD", -1, 'N', 0},
+    {"gather_rows", "012", "", -1, "D", -1, 'M', 0},
+    {"combine_rows", "013", "", 2, "KD", -1, 'N', 0},
+    {"scale_rows", "012", "", -1, "D", -1, 'N', 0},
+    {"scale_rows_grad", "01234", "", -1, "D", -1, 'N', 0},
+    {"columns_above", "01", "2", -1, "NV", -1, 'V', 1},
+    {"gather_columns", "012", "", -1, "VM", -1, 'N', 0},
+    {"top_experts", "01", "", -1, "EKN", -1, 'N', 1},
+    {"visit_weights", "0124", "", 3, "EKN", -1, 'N', 1},
+    {"visit_weights_grad", "01235", "", 4, "EKN", -1, 'N', 1},
+};
+
+static int run_plain(const pl_cl_operation *o, const plain_kernel *k) {
     pl_cl_launch l = begin(o);
-    ARRAYS(&l, 0, 1, 3, 4);
-    pl_cl_add_i64(&l, dim(o, 'D'));
-    pl_cl_add_f32(&l, o->call->arg[2].f);
-    return run(&l, "rms_norm_forward", dim(o, 'N'));
+    pl_cl_add_arrays(&l, k->arrays, 4);
+    pl_cl_add_arrays(&l, k->bytes, 1);
+    if (k->flag >= 0) pl_cl_add_i64(&l, o->call->arg[k->flag].i != 0);
+    for (const char *size = k->sizes; *size; size++) pl_cl_add_i64(&l, dim(o, *size));
+    if (k->real >= 0) pl_cl_add_f32(&l, o->call->arg[k->real].f);
+    return k->items ? run_items(&l, k->name, dim(o, k->over)) : run(&l, k->name, dim(o, k->over));
 }
 
-static int rms_norm_grad(const pl_cl_operation *o) {
-    pl_cl_launch l = begin(o);
-    ARRAYS(&l, 0, 1, 2, 3, 4);
-    pl_cl_add_i64(&l, dim(o, 'D'));
-    if (run(&l, "rms_norm_grad", dim(o, 'N'))) return 1;
+/* The gradient by the weights, after that by the rows. */
+static int sum_norm_grad(const pl_cl_operation *o) {
     const pl_cl_place *p = o->place;
     return p[5].buffer ? sum_columns(o, p[0], p[1], (pl_cl_place){NULL, 0}, p[3], p[5], dim(o, 'N')) : 0;
 }
@@ -87,27 +108,11 @@ static int column_dot(const pl_cl_operation *o) {
     return sum_columns(o, o->place[0], o->place[1], o->place[2], (pl_cl_place){NULL, 0}, o->place[3], dim(o, 'N'));
 }
 
-static int rope(const pl_cl_operation *o) {
-    pl_cl_launch l = begin(o);
-    ARRAYS(&l, 0, 1, 2, 3, 5);
-    pl_cl_add_i64(&l, dim(o, 'H'));
-    pl_cl_add_i64(&l, dim(o, 'D') / 2);
-    pl_cl_add_f32(&l, o->call->arg[4].i ? -1 : 1);
-    return run(&l, "rope", dim(o, 'N'));
-}
-
-static int gather_rows(const pl_cl_operation *o) {
-    pl_cl_launch l = begin(o);
-    ARRAYS(&l, 0, 1, 2);
-    pl_cl_add_i64(&l, dim(o, 'D'));
-    return run(&l, "gather_rows", dim(o, 'M'));
-}
-
 /* Row m of argument 0 to the row of argument 2 that argument 1 names: added, or `put` in its place. */
 static int add_rows(const pl_cl_operation *o, int64_t count, int put) {
     int64_t parts = 4 * o->device->info->units;
     pl_cl_launch l = begin(o);
-    ARRAYS(&l, 0, 1, 2);
+    pl_cl_add_arrays(&l, "012", 4);
     pl_cl_add_i64(&l, put);
     pl_cl_add_i64(&l, count);
     pl_cl_add_i64(&l, parts);
@@ -120,58 +125,23 @@ static int scatter_add_rows(const pl_cl_operation *o) {
     return pl_cl_zero(o, o->place[2], dim(o, 'N') * dim(o, 'D')) || add_rows(o, dim(o, 'M'), 0);
 }
 
-static int combine_rows(const pl_cl_operation *o) {
-    pl_cl_launch l = begin(o);
-    ARRAYS(&l, 0, 1, 3);
-    pl_cl_add_i64(&l, dim(o, 'K'));
-    pl_cl_add_i64(&l, o->call->arg[2].i != 0);
-    pl_cl_add_i64(&l, dim(o, 'D'));
-    return run(&l, "combine_rows", dim(o, 'N'));
-}
-
-static int scale_rows(const pl_cl_operation *o) {
-    pl_cl_launch l = begin(o);
-    ARRAYS(&l, 0, 1, 2);
-    pl_cl_add_i64(&l, dim(o, 'D'));
-    return run(&l, "scale_rows", dim(o, 'N'));
-}
-
-static int scale_rows_grad(const pl_cl_operation *o) {
-    pl_cl_launch l = begin(o);
-    ARRAYS(&l, 0, 1, 2, 3, 4);
-    pl_cl_add_i64(&l, dim(o, 'D'));
-    return run(&l, "scale_rows_grad", dim(o, 'N'));
-}
-
-static int columns_above(const pl_cl_operation *o) {
-    pl_cl_launch l = begin(o);
-    ARRAYS(&l, 0, 1);
-    pl_cl_add_array(&l, 2, 1);
-    pl_cl_add_i64(&l, dim(o, 'N'));
-    pl_cl_add_i64(&l, dim(o, 'V'));
-    return run_items(&l, "columns_above", dim(o, 'V'));
-}
-
-static int gather_columns(const pl_cl_operation *o) {
-    pl_cl_launch l = begin(o);
-    ARRAYS(&l, 0, 1, 2);
-    pl_cl_add_i64(&l, dim(o, 'V'));
-    pl_cl_add_i64(&l, dim(o, 'M'));
-    return run(&l, "gather_columns", dim(o, 'N'));
-}
-
 int pl_cl_layer(const char *name, const pl_cl_operation *o) {
-#define LAUNCHER(name) \
-    { #name, name }
     static const struct {
         const char *name;
         int (*run)(const pl_cl_operation *);
-    } all[] = {LAUNCHER(rms_norm_forward), LAUNCHER(rms_norm_grad), LAUNCHER(rope),          LAUNCHER(column_sum),
-               LAUNCHER(column_dot),       LAUNCHER(gather_rows),   LAUNCHER(combine_rows),  LAUNCHER(embedding_grad),
-               LAUNCHER(scatter_add_rows), LAUNCHER(scale_rows),    LAUNCHER(columns_above), LAUNCHER(scale_rows_grad),
-               LAUNCHER(gather_columns),   LAUNCHER(put_rows)};
-#undef LAUNCHER
-    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
-        if (!strcmp(all[i].name, name)) return all[i].run(o);
-    return -1;
+    } special[] = {{"rms_norm_grad", sum_norm_grad},
+                   {"column_sum", column_sum},
+                   {"column_dot", column_dot},
+                   {"embedding_grad", embedding_grad},
+                   {"scatter_add_rows", scatter_add_rows},
+                   {"put_rows", put_rows}};
+    int known = 0;
+    for (size_t i = 0; i < sizeof plain / sizeof *plain; i++) {
+        if (strcmp(plain[i].name, name)) continue;
+        if (run_plain(o, &plain[i])) return 1;
+        known = 1;
+    }
+    for (size_t i = 0; i < sizeof special / sizeof *special; i++)
+        if (!strcmp(special[i].name, name)) return special[i].run(o);
+    return known ? 0 : -1;
 }

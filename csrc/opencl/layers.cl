@@ -47,10 +47,11 @@ KERNEL rms_norm_grad(IN(dy), IN(x), IN(w), IN(rstd), OUT(dx), long d) {
     EACH(i, d) PUT(dx, row, r * (GET(dy, row) * GET(w, 0) - k * GET(x, row)));
 }
 
-/* y = x turned, with `sign` -1 back; y may be x. */
-KERNEL rope(IN(x), INDICES(positions), IN(cosine), IN(sine), OUT(y), long heads, long half_dim, float sign) {
+/* y = x turned, with `inverse` back; y may be x. */
+KERNEL rope(IN(x), INDICES(positions), IN(cosine), IN(sine), OUT(y), long inverse, long heads, long d) {
     MY_ROW;
-    const long angle = *ROW(positions, row) * half_dim;
+    const long half_dim = d / 2, angle = *ROW(positions, row) * half_dim;
+    const float sign = inverse ? -1 : 1;
     for (long h = 0; h < heads; h++) {
         const long at = (row * heads + h) * 2 * half_dim;
         for (long j = LANE; j < half_dim; j += GROUP) {
@@ -69,7 +70,7 @@ KERNEL gather_rows(IN(x), INDICES(rows), OUT(y), long d) {
 }
 
 /* y[row,:] (+)= the sum of x[rows[row,k],:] in the order of k. */
-KERNEL combine_rows(IN(x), INDICES(rows), OUT(y), long count, long accumulate, long d) {
+KERNEL combine_rows(IN(x), INDICES(rows), OUT(y), long accumulate, long count, long d) {
     MY_ROW;
     EACH(i, d) {
         V sum = accumulate ? GET(y, row) : v_set(0);
@@ -145,4 +146,74 @@ KERNEL columns_above(IN(x), IN(bound), ARRAY(uchar, above), long n, long v) {
     int below = 1;
     for (long row = 0; row < n; row++) below &= fabs(*ROW(x, row * v + j)) <= *ROW(bound, row);
     *ROW(above, j) = !below;
+}
+
+/* ---- The routing of mixtures of experts: a work-item has a token; see kernels/routing.tpl.h */
+
+#define MY_TOKEN \
+    const long token = get_global_id(0); \
+    if (token >= n) return
+INLINE float ranked(float x) { return x == x ? x : -INFINITY; }
+
+KERNEL top_experts(IN(logits), ARRAY(int, chosen), long experts, long k, long n) {
+    MY_TOKEN;
+    const global float *x = ROW(logits, token * experts);
+    float last = INFINITY;
+    long last_at = -1, count = 0;
+    for (long i = 0; i < k && i < experts; i++) {
+        float best = -INFINITY;
+        long best_at = -1;
+        for (long e = 0; e < experts; e++) {
+            const float v = ranked(x[e]);
+            if ((v < last || (v == last && e > last_at)) && (best_at < 0 || v > best)) {
+                best = v;
+                best_at = e;
+            }
+        }
+        last = best;
+        last_at = best_at;
+    }
+    for (long e = 0; e < experts && count < k; e++) {
+        const float v = ranked(x[e]);
+        if (v > last || (v == last && e <= last_at)) *ROW(chosen, token * k + count++) = (int)e;
+    }
+    for (; count < k; count++) *ROW(chosen, token * k + count) = -1;
+}
+
+/* The share of a logit in the softmax of all, or of the chosen: e^(logit - top) / total. */
+typedef struct {
+    SCALAR top, total;
+} router_share;
+INLINE router_share router_share_of(const global float *x, long experts, const global int *chosen, long k, long normalise) {
+    router_share share;
+    float top = -INFINITY;
+    for (long e = 0; e < experts; e++) top = x[e] > top || x[e] != x[e] ? x[e] : top;
+    share.top = top;
+    share.total = 0;
+    for (long i = 0; i < (normalise ? k : experts); i++) share.total += exp((SCALAR)x[normalise ? chosen[i] : i] - share.top);
+    return share;
+}
+#define SHARE(e) (exp((SCALAR)x[e] - share.top) / share.total)
+
+KERNEL visit_weights(IN(logits), INDICES(chosen), INDICES(visits), OUT(weights), long normalise, long experts, long k, long n) {
+    MY_TOKEN;
+    const global float *x = ROW(logits, token * experts);
+    const global int *mine = ROW(chosen, token * k);
+    const router_share share = router_share_of(x, experts, mine, k, normalise);
+    for (long i = 0; i < k; i++) *ROW(weights, *ROW(visits, token * k + i)) = (float)SHARE(mine[i]);
+}
+
+KERNEL visit_weights_grad(IN(slope), IN(logits), INDICES(chosen), INDICES(visits), OUT(dlogits), long normalise, long experts,
+                          long k, long n) {
+    MY_TOKEN;
+    const global float *x = ROW(logits, token * experts);
+    const global int *mine = ROW(chosen, token * k);
+    const router_share share = router_share_of(x, experts, mine, k, normalise);
+    SCALAR mean = 0;
+    for (long i = 0; i < k; i++) mean += SHARE(mine[i]) * *ROW(slope, *ROW(visits, token * k + i));
+    for (long e = 0; e < experts; e++) *ROW(dlogits, token * experts + e) = normalise ? 0 : (float)(SHARE(e) * -mean);
+    for (long i = 0; i < k; i++) {
+        const SCALAR own = *ROW(slope, *ROW(visits, token * k + i)) - mean;
+        *ROW(dlogits, token * experts + mine[i]) = (float)(SHARE(mine[i]) * own);
+    }
 }

@@ -153,6 +153,8 @@ pl_cl_launch pl_cl_begin(const pl_cl_operation *operation, const char *source, p
 void pl_cl_define(pl_cl_launch *l, const char *format, ...) __attribute__((format(printf, 2, 3)));
 void pl_cl_add_place(pl_cl_launch *l, pl_cl_place place, size_t item); /* a buffer, and the offset in it in items */
 void pl_cl_add_array(pl_cl_launch *l, int index, size_t item);         /* the same for an argument of the call */
+/* The same for several, by their numbers: a character each, 0 to 9, then a for 10 and so on. */
+void pl_cl_add_arrays(pl_cl_launch *l, const char *numbers, size_t item);
 /* Notes that what lies there is read as elements of so many bytes. */
 void pl_cl_align(pl_cl_launch *l, pl_cl_place place, size_t item);
 void pl_cl_add_i64(pl_cl_launch *l, int64_t value);

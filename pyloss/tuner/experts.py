@@ -9,6 +9,7 @@ import numpy as np
 
 from .. import expert_ops
 from ..autograd import data
+from ..device import on_host
 from ..nn import Module, SwitchLinear
 from ..projection import Projection, quotient
 from ..weight_stack import WeightStack
@@ -107,6 +108,7 @@ class DoRASwitchLinear(Magnitude, SwitchAdapter):
         """`norms`, up to date for `experts`."""
         weight = self.linear.weight
         a, b = map(data, self.factors())
+        on_host(a, "lora_a of experts with DoRA")
         for e in experts:
             matrix = weight.matrices[e] if isinstance(weight, WeightStack) else weight[e]
             key = (matrix, self.scale, a[e].tobytes(), b[e].tobytes())

@@ -1,0 +1,118 @@
+/* The routing of mixtures of experts: the experts of a token's largest logits, and the softmax that its visits are weighted by, in
+ * float64. What is not finite spoils its own token alone. */
+
+/* chosen[n,:] = the experts of the K largest logits[n,:], ascending; of equal ones the first, and NaN comes last. Where there are
+ * fewer than K, the rest are -1. */
+static void top_experts_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
+    const pl_call *c = context;
+    int64_t experts = PL_DIM(c, 'E'), k = PL_DIM(c, 'K');
+    for (int64_t n = begin; n < end; n++) {
+        const float *x = (const float *)c->arg[0].in + n * experts;
+        int32_t *chosen = (int32_t *)c->arg[1].out + n * k;
+        /* Each pass finds the next one in the order of falling logits; what comes up to the last one is chosen. */
+        float last = INFINITY;
+        int64_t last_at = -1, count = 0;
+        for (int64_t i = 0; i < k && i < experts; i++) {
+            float best = -INFINITY;
+            int64_t best_at = -1;
+            for (int64_t e = 0; e < experts; e++) {
+                float v = x[e] == x[e] ? x[e] : -INFINITY;
+                if ((v < last || (v == last && e > last_at)) && (best_at < 0 || v > best)) best = v, best_at = e;
+            }
+            last = best;
+            last_at = best_at;
+        }
+        for (int64_t e = 0; e < experts && count < k; e++) {
+            float v = x[e] == x[e] ? x[e] : -INFINITY;
+            if (v > last || (v == last && e <= last_at)) chosen[count++] = (int32_t)e;
+        }
+        for (; count < k; count++) chosen[count] = -1;
+    }
+}
+static pl_status top_experts(const pl_call *c) {
+    pl_parallel(PL_DIM(c, 'N'), grain_of(PL_DIM(c, 'E') * PL_DIM(c, 'K')), top_experts_piece, c);
+    return PL_OK;
+}
+
+/* e^(x[i] - top) of the vector's elements from i on, 0 past n. */
+INLINE vd router_powers(const float *x, int64_t i, int64_t n, double top) {
+    double part[DLANES];
+    for (int64_t l = 0; l < DLANES; l++) part[l] = i + l < n ? x[i + l] : -INFINITY;
+    return vd_exp(vd_load(part) - top);
+}
+
+/* What the powers of a token's visits are of: e^(logit - top) / total. */
+typedef struct {
+    double top, total;
+} router_share;
+
+static router_share router_share_of(const float *x, int64_t experts, const int32_t *chosen, int64_t k, int normalise,
+                                    double *powers) {
+    router_share share = {-INFINITY, 0};
+    for (int64_t e = 0; e < experts; e++)
+        if (x[e] > share.top || x[e] != x[e]) share.top = x[e];
+    for (int64_t i = 0; i < k; i++) {
+        float own = x[chosen[i]];
+        powers[i] = vd_exp(vd_set1(own - share.top))[0];
+        if (normalise) share.total += powers[i];
+    }
+    for (int64_t e = 0; e < experts && !normalise; e += DLANES) {
+        vd v = router_powers(x, e, experts, share.top);
+        share.total += vd_sum(v);
+    }
+    return share;
+}
+
+typedef struct {
+    const pl_call *call;
+    double *powers; /* per worker [K] */
+} router_job;
+
+/* Runs `piece` over all tokens. */
+static pl_status run_router(const pl_call *c, pl_range_fn piece) {
+    router_job job = {c, pl_acquire(sizeof(double) * (size_t)(pl_num_threads() * PL_DIM(c, 'K') + 1))};
+    if (!job.powers) return PL_NO_MEMORY;
+    pl_parallel(PL_DIM(c, 'N'), grain_of(16 * PL_DIM(c, 'E')), piece, &job);
+    pl_release(job.powers);
+    return PL_OK;
+}
+
+/* weights[visits[n,i]] = the share of expert chosen[n,i] in the softmax of logits[n,:], or with `normalise` in that of the chosen. */
+static void visit_weights_piece(const void *context, int64_t begin, int64_t end, int worker) {
+    const router_job *job = context;
+    const pl_call *c = job->call;
+    int64_t experts = PL_DIM(c, 'E'), k = PL_DIM(c, 'K');
+    double *powers = job->powers + worker * k;
+    for (int64_t n = begin; n < end; n++) {
+        const int32_t *chosen = (const int32_t *)c->arg[1].in + n * k, *visits = (const int32_t *)c->arg[2].in + n * k;
+        const float *x = (const float *)c->arg[0].in + n * experts;
+        router_share share = router_share_of(x, experts, chosen, k, c->arg[3].i != 0, powers);
+        for (int64_t i = 0; i < k; i++) ((float *)c->arg[4].out)[visits[i]] = (float)(powers[i] / share.total);
+    }
+}
+static pl_status visit_weights(const pl_call *c) { return run_router(c, visit_weights_piece); }
+
+/* With weights w and their gradient d, and m the sum of w d over a token's visits: w (d - m) for the logits of the chosen, and for
+ * the others -w m, or 0 with `normalise`. */
+static void visit_weights_grad_piece(const void *context, int64_t begin, int64_t end, int worker) {
+    const router_job *job = context;
+    const pl_call *c = job->call;
+    int64_t experts = PL_DIM(c, 'E'), k = PL_DIM(c, 'K');
+    int normalise = c->arg[4].i != 0;
+    const float *slope = c->arg[0].in;
+    double *powers = job->powers + worker * k;
+    for (int64_t n = begin; n < end; n++) {
+        const int32_t *chosen = (const int32_t *)c->arg[2].in + n * k, *visits = (const int32_t *)c->arg[3].in + n * k;
+        const float *x = (const float *)c->arg[1].in + n * experts;
+        float *dx = (float *)c->arg[5].out + n * experts;
+        router_share share = router_share_of(x, experts, chosen, k, normalise, powers);
+        double mean = 0;
+        for (int64_t i = 0; i < k; i++) mean += powers[i] / share.total * slope[visits[i]];
+        for (int64_t e = 0; e < experts; e += DLANES) {
+            vd v = normalise ? vd_set1(0) : router_powers(x, e, experts, share.top) / share.total * -mean;
+            for (int64_t l = 0; l < DLANES && e + l < experts; l++) dx[e + l] = (float)v[l];
+        }
+        for (int64_t i = 0; i < k; i++) dx[chosen[i]] = (float)(powers[i] / share.total * (slope[visits[i]] - mean));
+    }
+}
+static pl_status visit_weights_grad(const pl_call *c) { return run_router(c, visit_weights_grad_piece); }
