@@ -10,7 +10,8 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from . import _core, autograd, nn, optim, precision, random
-from .autograd import Tensor, checkpoint, grad, value_and_grad
+from .autograd import Tensor, grad, value_and_grad
+from .checkpointing import checkpoint
 from .device import Device, DeviceArray, default_device, devices, set_default_device, to_device
 from .errors import DeviceError, FormatError
 from .losses import (

@@ -12,7 +12,8 @@ import numpy as np
 
 from .. import ops
 from ..arrays import i32
-from ..autograd import checkpoint, data
+from ..autograd import data
+from ..checkpointing import checkpoint
 from ..device import beside
 from ..nn import Embedding, Linear, Module, RMSNorm
 from ..weights import Weight

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..autograd import sum_in_parts
+from ..checkpointing import sum_in_parts
 from ..losses import linear_cross_entropy
 
 # Gradients of a batch gather over parts of about this many tokens, so that memory holds what one part's backward needs: products
