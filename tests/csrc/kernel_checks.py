@@ -1,10 +1,18 @@
-"""What the tests of the C kernels share: guarded unaligned memory, numeric gradients, tolerances, thread counts."""
+"""What the tests of the C core share: small arrays, guarded unaligned memory, numeric gradients, tolerances, thread counts."""
 
 import numpy as np
 
 from pyloss import _core
 
 GUARD = 64  # bytes on each side of an array
+
+
+def f32(*shape):
+    return np.zeros(shape, np.float32)
+
+
+def i32(*values):
+    return np.array(values, np.int32)
 
 
 class Memory:

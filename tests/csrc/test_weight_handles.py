@@ -1,0 +1,167 @@
+"""What the binding accepts and refuses as a weight: (bytes, format, rows, cols, head_dim[, groups])."""
+
+import numpy as np
+import pytest
+from kernel_checks import f32, i32
+
+from pyloss import _core
+from pyloss.weights import FORMATS
+
+WHOLE = {name: layout for name, layout in FORMATS.items() if not layout.bits}
+
+
+def embed(handle, rows=4, cols=256):
+    _core.embedding_forward(i32(0, rows - 1), handle, f32(2, cols))
+
+
+def raw(size):
+    return np.zeros(size, np.uint8)
+
+
+@pytest.mark.parametrize("layout", WHOLE.values(), ids=WHOLE)
+def test_weight_sizes(layout):
+    code, row = layout.code, 256 // layout.elements * layout.bytes
+    embed((raw(4 * row), code, 4, 256, 0))
+    embed((raw(4 * row), code, 4, 256, 2))
+    for size in (4 * row - 1, 4 * row + 1, 0, 8 * row):
+        with pytest.raises(ValueError, match=f"w has {size} bytes where 4 rows need {row} each"):
+            embed((raw(size), code, 4, 256, 0))
+    if layout.elements > 1:
+        with pytest.raises(ValueError, match=f"blocks of {layout.elements}"):
+            embed((raw(4 * row), code, 4, 256 + 16, 0))
+    with pytest.raises(ValueError, match="must come without groups"):
+        embed((raw(4 * row), code, 4, 256, 0, AFFINE))
+
+
+# Four rows of 256, in groups of 64: 16 of them.
+AFFINE = (64, 0, raw(32), raw(32), 1, None, None, None, 0, 0.0)
+NF4 = (64, 0, raw(64), None, 0, raw(64), None, None, 0, 0.0)
+DOUBLE = (64, 0, raw(16), None, 0, raw(64), raw(1024), raw(4), 256, 0.5)
+
+
+def grouped(groups, code=15, row=128):
+    return (raw(4 * row), code, 4, 256, 0, groups)
+
+
+def changed(groups, **parts):
+    names = ("size", "first", "scales", "offsets", "type", "table", "map", "nested", "nested_size", "nested_offset")
+    return tuple(parts.get(name, part) for name, part in zip(names, groups, strict=True))
+
+
+def test_weights_with_groups():
+    for code, row in zip(range(13, 19), (64, 96, 128, 160, 192, 256), strict=True):
+        embed(grouped(AFFINE, code, row))
+    embed(grouped(NF4, 19))
+    embed(grouped(DOUBLE, 19))
+    embed(grouped(changed(DOUBLE, first=64 * 16, scales=raw(32)), 19))
+    embed(grouped(changed(AFFINE, type=0, scales=raw(64), offsets=raw(64))))
+
+
+@pytest.mark.parametrize(
+    ("handle", "error", "message"),
+    [
+        (grouped(AFFINE)[:5], ValueError, "must come with groups"),
+        (grouped(AFFINE, 20), ValueError, "unknown format 20"),
+        (grouped(AFFINE, 16), ValueError, "has 512 bytes where 4 rows need 160"),
+        (grouped(None), TypeError, "groups of w must be a tuple"),
+        (grouped(AFFINE[:9]), TypeError, "groups of w must be a tuple"),
+        (grouped(changed(AFFINE, size=0)), ValueError, "cannot have groups of 0"),
+        (grouped(changed(AFFINE, size=48)), ValueError, "groups of 48"),
+        (grouped(changed(AFFINE, size=16)), ValueError, "groups of 16"),
+        (grouped(changed(AFFINE, size=-64)), ValueError, "groups of -64"),
+        (grouped(changed(AFFINE, size=2**62)), ValueError, "groups of"),
+        (grouped(changed(AFFINE, first=-32)), ValueError, "from -32"),
+        (grouped(changed(AFFINE, first=16)), ValueError, "from 16"),
+        (grouped(changed(AFFINE, first=2**62)), ValueError, "from"),
+        (grouped(changed(AFFINE, first=64)), ValueError, "the scales of w have 32 bytes where 34 are needed"),
+        (grouped(changed(AFFINE, first=2**39)), ValueError, "the scales of w have 32 bytes"),
+        (grouped(changed(AFFINE, type=3)), ValueError, "format 3"),
+        (grouped(changed(AFFINE, type=-1)), ValueError, "format -1"),
+        (grouped(changed(AFFINE, type=0)), ValueError, "the scales of w have 32 bytes where 64"),
+        (grouped(changed(AFFINE, scales=raw(31))), ValueError, "the scales of w have 31 bytes where 32"),
+        (grouped(changed(AFFINE, offsets=raw(31))), ValueError, "the offsets of w have 31 bytes where 32"),
+        (grouped(changed(AFFINE, scales=None)), TypeError, "w must be a numpy.ndarray"),
+        (grouped(changed(AFFINE, scales=f32(64))), TypeError, "u8"),
+        (grouped(changed(AFFINE, scales=raw(64)[::2])), ValueError, "C-contiguous"),
+        (grouped(changed(AFFINE, offsets=None)), ValueError, "other parts"),
+        (grouped(changed(AFFINE, table=raw(64))), ValueError, "other parts"),
+        (grouped(changed(AFFINE, map=raw(1024), nested=raw(4), nested_size=256)), ValueError, "other parts"),
+        (grouped(changed(AFFINE, size="64")), TypeError, None),
+        (grouped(changed(AFFINE, nested_offset=None)), TypeError, None),
+        (grouped(NF4), ValueError, "other parts"),
+        (grouped(changed(NF4, table=raw(60)), 19), ValueError, "the table of w have 60 bytes where 64"),
+        (grouped(changed(NF4, table=None), 19), ValueError, "other parts"),
+        (grouped(changed(NF4, offsets=raw(64)), 19), ValueError, "other parts"),
+        (grouped(changed(NF4, map=raw(1024), nested_size=256), 19), ValueError, "other parts"),
+        (grouped(changed(NF4, nested=raw(1024), nested_size=256), 19), ValueError, "other parts"),
+        (grouped(changed(DOUBLE, map=raw(1020)), 19), ValueError, "the map of w have 1020 bytes"),
+        (grouped(changed(DOUBLE, nested=raw(0)), 19), ValueError, "the nested of w have 0 bytes where 4"),
+        (grouped(changed(DOUBLE, nested_size=8), 19), ValueError, "the nested of w have 4 bytes where 8"),
+        (grouped(changed(DOUBLE, nested_size=0), 19), ValueError, "in groups of 0"),
+        (grouped(changed(DOUBLE, nested_size=3), 19), ValueError, "in groups of 3"),
+    ],
+)  # fmt: skip
+def test_malformed_groups(handle, error, message):
+    with pytest.raises(error, match=message):
+        embed(handle)
+
+
+@pytest.mark.parametrize(
+    ("handle", "error", "message"),
+    [
+        ((raw(1024), 20, 4, 64, 0), ValueError, "unknown format 20"),
+        ((raw(1024), -1, 4, 64, 0), ValueError, "unknown format -1"),
+        ((raw(1024), 2**40, 4, 64, 0), ValueError, "unknown format"),
+        ((raw(1024), 2**70, 4, 64, 0), OverflowError, None),
+        ((raw(1024), 0, -4, -64, 0), ValueError, "cannot be -4 rows"),
+        ((raw(1024), 0, 4, -64, 0), ValueError, "cannot be"),
+        ((raw(0), 0, 2**62, 4, 0), ValueError, "cannot be"),
+        ((raw(0), 0, 2**40, 2**40, 0), ValueError, "has 0 bytes"),
+        ((raw(136), 3, 4, 33, 0), ValueError, "blocks of 32"),
+        ((raw(1024), 0, 4, 64, 3), ValueError, "heads of 3"),
+        ((raw(1024), 0, 4, 64, 8), ValueError, "heads of 8"),
+        ((raw(1024), 0, 4, 64, -2), ValueError, "heads of -2"),
+        ((raw(1024), 0, 4, 64), TypeError, "must be a tuple"),
+        ((raw(1024), 0, 4, 64, 0, 0, 0), TypeError, "must be a tuple"),
+        ((), TypeError, "must be a tuple"),
+        ((raw(1024), "f32", 4, 64, 0), TypeError, None),
+        ((raw(1024), 0.0, 4, 64, 0), TypeError, None),
+        ((raw(1024), None, 4, 64, 0), TypeError, None),
+        ((f32(256), 0, 4, 64, 0), TypeError, "w must have dtype u8, not float32"),
+        ((bytes(1024), 0, 4, 64, 0), TypeError, "w must be a numpy.ndarray"),
+        ((memoryview(bytes(1024)), 0, 4, 64, 0), TypeError, "w must be a numpy.ndarray"),
+        ((None, 0, 4, 64, 0), TypeError, "w must be a numpy.ndarray"),
+        ((raw(2048)[::2], 0, 4, 64, 0), ValueError, "w must be C-contiguous"),
+        ((raw(1280), 0, 5, 64, 0), None, ""),
+        ((raw(1280), 0, 4, 80, 0), ValueError, "y has size 64 along axis 1"),
+        (f32(256), ValueError, "w has 1 dimensions, expected 2"),
+        (np.zeros((4, 64)), TypeError, "w must have dtype f32"),
+        ([0] * 5, TypeError, "w must be a numpy.ndarray"),
+    ],
+)
+def test_malformed_weights(handle, error, message):
+    if error is None:
+        embed(handle, cols=64)
+        return
+    with pytest.raises(error, match=message):
+        embed(handle, cols=64)
+
+
+def test_weights_over_foreign_memory():
+    buffer = np.arange(256, dtype=np.float32).tobytes()
+    y = f32(1, 64)
+    _core.embedding_forward(i32(3), (np.frombuffer(buffer, np.uint8), 0, 4, 64, 0), y)
+    assert (y[0] == np.arange(192, 256)).all()
+
+
+def test_rotary_rows_are_read_in_file_order():
+    w = np.arange(8, dtype=np.float32).reshape(8, 1)
+    y = f32(8, 1)
+    _core.embedding_forward(np.arange(8, dtype=np.int32), (w.view(np.uint8).ravel(), 0, 8, 1, 4), y)
+    assert y.ravel().tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
+
+
+def test_an_output_may_not_overlap_a_weight():
+    store = raw(1024)
+    with pytest.raises(ValueError, match="y overlaps w"):
+        _core.embedding_forward(i32(0), (store, 0, 4, 64, 0), store[:256].view(np.float32).reshape(1, 64))
