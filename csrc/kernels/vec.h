@@ -69,6 +69,31 @@ INLINE vf vf_load_fours(const float *const *rows, int64_t at) {
 }
 
 /* The first n lanes; the others are `fill`. 0 <= n <= LANES. */
+#if PL_BYTES == 64
+INLINE vf vf_load_part(const float *p, int64_t n, float fill) {
+    return (vf)_mm512_mask_loadu_ps(_mm512_set1_ps(fill), (__mmask16)((1u << n) - 1), p);
+}
+INLINE void vf_store_part(float *p, vf v, int64_t n) { _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), (__m512)v); }
+INLINE vd vd_load_part(const double *p, int64_t n, double fill) {
+    return (vd)_mm512_mask_loadu_pd(_mm512_set1_pd(fill), (__mmask8)((1u << n) - 1), p);
+}
+INLINE void vd_store_part(double *p, vd v, int64_t n) { _mm512_mask_storeu_pd(p, (__mmask8)((1u << n) - 1), (__m512d)v); }
+#elif PL_BYTES == 32
+INLINE __m256i first_floats(int64_t n) {
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+INLINE __m256i first_doubles(int64_t n) { return _mm256_cmpgt_epi64(_mm256_set1_epi64x(n), _mm256_setr_epi64x(0, 1, 2, 3)); }
+INLINE vf vf_load_part(const float *p, int64_t n, float fill) {
+    const __m256i mask = first_floats(n);
+    return (vf)_mm256_blendv_ps(_mm256_set1_ps(fill), _mm256_maskload_ps(p, mask), _mm256_castsi256_ps(mask));
+}
+INLINE void vf_store_part(float *p, vf v, int64_t n) { _mm256_maskstore_ps(p, first_floats(n), (__m256)v); }
+INLINE vd vd_load_part(const double *p, int64_t n, double fill) {
+    const __m256i mask = first_doubles(n);
+    return (vd)_mm256_blendv_pd(_mm256_set1_pd(fill), _mm256_maskload_pd(p, mask), _mm256_castsi256_pd(mask));
+}
+INLINE void vd_store_part(double *p, vd v, int64_t n) { _mm256_maskstore_pd(p, first_doubles(n), (__m256d)v); }
+#else
 INLINE vf vf_load_part(const float *p, int64_t n, float fill) {
     vf v = vf_set1(fill);
     memcpy(&v, p, (size_t)n * sizeof *p);
@@ -81,6 +106,7 @@ INLINE vd vd_load_part(const double *p, int64_t n, double fill) {
     return v;
 }
 INLINE void vd_store_part(double *p, vd v, int64_t n) { memcpy(p, &v, (size_t)n * sizeof *p); }
+#endif
 
 /* Comparisons, lane by lane, false where either is NaN; and mask ? a : b. Operators give vectors of -1 and 0, which GCC turns
  * into the masks of AVX-512 and back. */
