@@ -33,6 +33,11 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message} (see {self.prog} --help)")
 
 
+def _command(commands: Any, name: str, text: str, usage: str = "[options]", **parts: str) -> Any:
+    """Add a command: `text` in the list of all, `usage` behind its name, description and epilog in `parts`; gives its parser."""
+    return commands.add_parser(name, usage=f"pyloss {name} {usage}", help=text, **parts)
+
+
 def _setting(group: Any, flag: str, text: str, *more: str, **options: Any) -> None:
     """Add a flag of a key of `SCHEMA`. Flags have no default of their own: what was not given comes from the file."""
     key = options.get("dest") or flag.removeprefix("--").replace("-", "_")
@@ -85,10 +90,10 @@ def _precision_flag(group: Any) -> None:
 
 
 def _train_parser(commands: Any) -> None:
-    parser = commands.add_parser(
+    parser = _command(
+        commands,
         "train",
-        usage="pyloss train [options]",
-        help="fine-tune a model: LoRA, DoRA or full",
+        text="fine-tune a model: LoRA, DoRA or full",
         description="Fine-tune a language model with adapters (LoRA and DoRA, QLoRA over a quantised model) or in full.\n"
         "The flags and YAML files are those of mlx_lm.lora; flags go before the file, the file before defaults.",
         epilog="""examples:
@@ -103,7 +108,6 @@ def _train_parser(commands: Any) -> None:
 
 Ctrl-C saves everything and says where; --resume continues from there.""",
     )
-    parser.set_defaults(command="train")
     group = parser.add_argument_group("what to train")
     _setting(group, "--model", "a model's folder, a .gguf file, or a known name", metavar="PATH")
     _setting(group, "--config", "YAML file with any of these settings", "-c", metavar="FILE")
@@ -164,16 +168,15 @@ _PREVIEW: dict[str, Any] = {"nargs": "?", "const": 3, "type": int, "metavar": "N
 
 
 def _eval_parser(commands: Any) -> None:
-    parser = commands.add_parser(
+    parser = _command(
+        commands,
         "eval",
-        usage="pyloss eval [options]",
-        help="loss and perplexity on test data",
+        text="loss and perplexity on test data",
         description="Measure the loss and perplexity of a model, with or without an adapter.",
         epilog="""examples:
   pyloss eval --data examples/data --mask-prompt                            the model as it is
   pyloss eval --data examples/data --mask-prompt --adapter-path adapters    with the adapter""",
     )
-    parser.set_defaults(command="eval")
     _setting(parser, "--model", "a model's folder, a .gguf file, or a known name", metavar="PATH")
     parser.add_argument("--adapter-path", help="folder of an adapter (default: none)")
     _setting(parser, "--config", "YAML file with any of these settings", "-c", metavar="FILE")
@@ -189,17 +192,16 @@ def _truth(text: str) -> bool:
 
 
 def _generate_parser(commands: Any) -> None:
-    parser = commands.add_parser(
+    parser = _command(
+        commands,
         "generate",
-        usage="pyloss generate [options]",
-        help="answer a prompt",
+        text="answer a prompt",
         description="Generate text, as it comes, from a model with or without an adapter.",
         epilog="""examples:
   pyloss generate --prompt "What is a tensor?"
   pyloss generate --adapter-path adapters --prompt "Dim the lamp" --max-tokens 60
   echo "Hello" | pyloss generate --prompt - --temp 0.7 --seed 1""",
     )
-    parser.set_defaults(command="generate")
     add = parser.add_argument
     _model_flags(add, adapter="folder of an adapter (default: none)")
     _device_flag(parser)
@@ -220,14 +222,13 @@ def _generate_parser(commands: Any) -> None:
 
 
 def _fuse_parser(commands: Any) -> None:
-    parser = commands.add_parser(
+    parser = _command(
+        commands,
         "fuse",
-        usage="pyloss fuse [options]",
-        help="put an adapter into its model",
+        text="put an adapter into its model",
         description="Write a model with an adapter put into its weights.",
         epilog="example:\n  pyloss fuse --adapter-path adapters --save-path fused_model",
     )
-    parser.set_defaults(command="fuse")
     add = parser.add_argument
     _model_flags(add, adapter="folder of the adapter (default: adapters)", adapter_path="adapters")
     add("--save-path", default="fused_model", help="folder to write (default: fused_model)")
@@ -240,10 +241,11 @@ def _fuse_parser(commands: Any) -> None:
 
 
 def _export_parser(commands: Any) -> None:
-    parser = commands.add_parser(
+    parser = _command(
+        commands,
         "export",
-        usage="pyloss export --to FORMAT --output PATH [options]",
-        help="write a model or an adapter for another program",
+        usage="--to FORMAT --output PATH [options]",
+        text="write a model or an adapter for another program",
         description="Write a model, with an adapter put into its weights, or an adapter alone, in another program's format.",
         epilog="""examples:
   pyloss export --adapter-path adapters --to peft --output peft_adapter
@@ -255,7 +257,6 @@ def _export_parser(commands: Any) -> None:
   pyloss export --model some_folder --to gguf --type q8_0 --output model.gguf
                               a model converted""",
     )
-    parser.set_defaults(command="export")
     add = parser.add_argument
     _model_flags(add, adapter="folder of an adapter, in mlx-lm's or PEFT's layout (default: none)")
     add("--to", required=True, choices=("peft", "mlx", "gguf", "hf"), help="what to write")
@@ -267,10 +268,11 @@ def _export_parser(commands: Any) -> None:
 
 
 def _convert_parser(commands: Any) -> None:
-    parser = commands.add_parser(
+    parser = _command(
+        commands,
         "convert",
-        usage="pyloss convert --output FOLDER [options]",
-        help="write a model as a Hugging Face folder, quantised or not",
+        usage="--output FOLDER [options]",
+        text="write a model as a Hugging Face folder, quantised or not",
         description="Write a model as a Hugging Face folder. The flags of mlx_lm.convert are taken too.",
         epilog="""examples:
   pyloss convert --model some_folder --quantize q4 --output quantised
@@ -280,7 +282,6 @@ def _convert_parser(commands: Any) -> None:
   pyloss convert --model model.gguf --dtype bfloat16 --dequantize --output floats
                               a GGUF file as a plain folder""",
     )
-    parser.set_defaults(command="convert")
     add = parser.add_argument
     _model_flags(add, "--hf-path")
     add("--output", "--mlx-path", required=True, metavar="FOLDER", help="folder to write")
@@ -298,16 +299,15 @@ def _convert_parser(commands: Any) -> None:
 
 
 def _bench_parser(commands: Any) -> None:
-    parser = commands.add_parser(
+    parser = _command(
+        commands,
         "bench",
-        usage="pyloss bench [options]",
-        help="what this machine gives",
+        text="what this machine gives",
         description="Measure the speed of memory, of matrix products and of a training step on this machine.",
         epilog="""examples:
   pyloss bench
   pyloss bench --model model.gguf --batch-size 1 --max-seq-length 2048 --grad-checkpoint --train-tokens 500000""",
     )
-    parser.set_defaults(command="bench")
     add = parser.add_argument
     text = f"folder, .gguf file or known name (default: {DEFAULT_MODEL}, or where that is missing random weights of its shape)"
     add("--model", help=text)
@@ -330,7 +330,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 `pyloss COMMAND --help` explains a command. With PYLOSS_DEBUG=1 errors show where they come from.""",
     )
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
     _train_parser(commands)
     _eval_parser(commands)
     _generate_parser(commands)
@@ -338,8 +338,7 @@ def build_parser() -> argparse.ArgumentParser:
     _export_parser(commands)
     _convert_parser(commands)
     _bench_parser(commands)
-    info = commands.add_parser("info", help="version, processor and threads in use", description="What is in use.")
-    info.set_defaults(command="info")
+    commands.add_parser("info", help="version, processor and threads in use", description="What is in use.")
     return parser
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
@@ -15,6 +15,8 @@ from .errors import listed
 from .projection import Projection
 from .weight_stack import WeightStack
 from .weights import Weight
+
+M = TypeVar("M", bound="Module")
 
 
 class Module:
@@ -177,6 +179,16 @@ def uniform(shape: tuple[int, ...], bound: float) -> np.ndarray:
     return random.generator().uniform(-bound, bound, shape).astype(np.float32)
 
 
+def _over(plain: type[M], quantised: type[M], weight: np.ndarray | Weight | WeightStack, **more: Any) -> M:
+    """A `plain` layer over `weight` and `more` attributes, without a copy; a `quantised` one where the weight is stored so."""
+    cls = quantised if isinstance(weight, Weight | WeightStack) and not weight.is_float else plain
+    layer = cls.__new__(cls)
+    Module.__init__(layer)
+    for name, value in {"weight": weight, **more}.items():
+        setattr(layer, name, value)
+    return layer
+
+
 class Linear(Module):
     """x [..., in] -> x weight^T + bias, [..., out].
 
@@ -192,12 +204,7 @@ class Linear(Module):
     @staticmethod
     def from_weight(weight: np.ndarray | Weight, bias: np.ndarray | None = None) -> Linear:
         """A layer over existing arrays, without a copy; quantised weights make a `QuantizedLinear`."""
-        quantised = isinstance(weight, Weight) and not weight.is_float
-        cls = QuantizedLinear if quantised else Linear
-        layer = cls.__new__(cls)
-        Module.__init__(layer)
-        layer.weight, layer.bias = weight, bias
-        return layer
+        return _over(Linear, QuantizedLinear, weight, bias=bias)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -236,12 +243,7 @@ class SwitchLinear(Module):
     @staticmethod
     def from_weight(weight: np.ndarray | WeightStack, bias: np.ndarray | None = None) -> SwitchLinear:
         """A layer over existing arrays, without a copy; quantised weights make a `QuantizedSwitchLinear`."""
-        quantised = isinstance(weight, WeightStack) and not weight.is_float
-        cls = QuantizedSwitchLinear if quantised else SwitchLinear
-        layer = cls.__new__(cls)
-        Module.__init__(layer)
-        layer.weight, layer.bias = weight, bias
-        return layer
+        return _over(SwitchLinear, QuantizedSwitchLinear, weight, bias=bias)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -275,12 +277,7 @@ class Embedding(Module):
     @staticmethod
     def from_weight(weight: np.ndarray | Weight) -> Embedding:
         """A layer over an existing table, without a copy; quantised tables make a `QuantizedEmbedding`."""
-        quantised = isinstance(weight, Weight) and not weight.is_float
-        cls = QuantizedEmbedding if quantised else Embedding
-        layer = cls.__new__(cls)
-        Module.__init__(layer)
-        layer.weight = weight
-        return layer
+        return _over(Embedding, QuantizedEmbedding, weight)
 
     @property
     def shape(self) -> tuple[int, int]:
