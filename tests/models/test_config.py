@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from rope_settings import llama3
 
 from pyloss.errors import FormatError
 from pyloss.models.config import ModelConfig
@@ -37,13 +38,7 @@ SMOLLM2 = {
     "torch_dtype": "bfloat16",
     "vocab_size": 49152,
 }
-LLAMA3 = {
-    "rope_type": "llama3",
-    "factor": 32.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 8192,
-}
+LLAMA3 = llama3()
 YARN = {
     "rope_type": "yarn",
     "factor": 4.0,

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tiny
 import tokenizers
+from rope_settings import llama3
 from stored_weights import GGUF, QUANTISED, stored
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 
@@ -20,7 +21,7 @@ from pyloss.models.tokenizer import Tokenizer
 from pyloss.tuner import linear_to_lora_layers
 from pyloss.tuner.adapter_gguf import write_lora_gguf
 
-LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
+LLAMA3 = llama3(8.0, 64)
 IDS = np.arange(40)[None] * 7 % tiny.TOKENS
 
 

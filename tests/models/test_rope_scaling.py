@@ -2,16 +2,11 @@
 
 import numpy as np
 import pytest
+from rope_settings import llama3
 
 from pyloss.models.rope_scaling import gguf_scaling, llama3_factors, rotary_frequencies
 
-LLAMA3 = {
-    "rope_type": "llama3",
-    "factor": 32.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 8192,
-}
+LLAMA3 = llama3()
 YARN = {
     "rope_type": "yarn",
     "factor": 4.0,

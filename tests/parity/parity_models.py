@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from rope_settings import llama3
 
 import pyloss
 
@@ -27,13 +28,7 @@ TINY = {
     "eos_token_id": 2,
 }
 # Scaled already at the length of the test sequences, unlike Llama 3's own numbers.
-LLAMA3 = {
-    "rope_type": "llama3",
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 32,
-}
+LLAMA3 = llama3(8.0, 32)
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "beta_fast": 4.0, "beta_slow": 1.0}
 # A window that the test sequences reach beyond, and seven layers: both kinds, and one more after the pattern.
@@ -68,8 +63,10 @@ def make_tiny(seed=0, family="Llama", **changes):
     return model
 
 
-def write_gguf(model, path):
-    """Writes a transformers model as llama.cpp's converter does, with float32 matrices.
+def write_gguf(model, path, type_of=lambda name: "F32"):
+    """Writes a transformers model as llama.cpp's converter does, its matrices in the types that `type_of(name)` gives.
+
+    Those in `model` are then replaced by what the stored ones stand for; experts are always float32.
 
     The rules are those of its conversion scripts: `llama` has the rotary pairs of q and k interleaved, Llama 3's scaling is a
     tensor, norms of `gemma3` have 1 added and its query_pre_attn_scalar goes without saying.
@@ -85,8 +82,9 @@ def write_gguf(model, path):
     writer.add_feed_forward_length(config.intermediate_size)
     writer.add_head_count(config.num_attention_heads)
     writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_key_length(config.head_dim)
-    writer.add_value_length(config.head_dim)
+    if arch != "llama" or config.head_dim * config.num_attention_heads != config.hidden_size:
+        writer.add_key_length(config.head_dim)
+        writer.add_value_length(config.head_dim)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_freq_base(rope["rope_theta"])
     if experts := getattr(config, "num_local_experts", None):
@@ -104,6 +102,7 @@ def write_gguf(model, path):
         writer.add_rope_scaling_yarn_beta_fast(rope["beta_fast"])
     if arch == "llama":
         writer.add_rope_dimension_count(config.head_dim)
+        writer.add_vocab_size(config.vocab_size)
     names = gguf.get_tensor_name_map(getattr(gguf.MODEL_ARCH, arch.upper()), config.num_hidden_layers)
     for name, tensor in model.state_dict().items():
         if name == "lm_head.weight" and config.tie_word_embeddings:
@@ -117,10 +116,14 @@ def write_gguf(model, path):
             continue
         if arch == "gemma3" and name.endswith("norm.weight"):
             array = array + 1
+        kind = gguf.GGMLQuantizationType[type_of(name) if tensor.ndim == 2 else "F32"]
+        stored = gguf.quants.quantize(array, kind)
+        if tensor.ndim == 2:
+            tensor.copy_(torch.from_numpy(np.array(gguf.quants.dequantize(stored, kind))))
         if arch == "llama" and (".q_proj." in name or ".k_proj." in name):
-            halves = array.reshape(-1, 2, config.head_dim // 2, *array.shape[1:])
-            array = np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(array.shape)
-        writer.add_tensor(names.get_name(name, try_suffixes=(".weight", ".bias")), array)
+            halves = stored.reshape(-1, 2, config.head_dim // 2, *stored.shape[1:])
+            stored = np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(stored.shape)
+        writer.add_tensor(names.get_name(name, try_suffixes=(".weight", ".bias")), stored, raw_dtype=kind)
     if rope["rope_type"] == "llama3":
         plain = 1 / rope["rope_theta"] ** (np.arange(0, config.head_dim, 2) / config.head_dim)
         scaled, _ = transformers.modeling_rope_utils.ROPE_INIT_FUNCTIONS["llama3"](config, device="cpu")

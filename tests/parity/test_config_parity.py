@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from rope_settings import llama3
 
 transformers = pytest.importorskip("transformers", reason="compares with transformers")
 pytest.importorskip("torch", reason="transformers computes rotary factors with it")
@@ -12,13 +13,7 @@ from pyloss.models.config import ModelConfig
 from pyloss.models.families import FAMILIES
 from pyloss.models.rope_scaling import llama3_factors
 
-LLAMA3 = {
-    "rope_type": "llama3",
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 8192,
-}
+LLAMA3 = llama3(8.0)
 
 
 GEMMA3 = {"rope_local_base_freq": 1e4, "query_pre_attn_scalar": 24}
