@@ -47,7 +47,6 @@ def smollm2_folder(smollm2, smollm2_gguf, tmp_path_factory):
 @pytest.fixture
 def smollm2_torch(smollm2_folder):
     """The same weights in transformers; a new model for every test, which may change it."""
-    import torch
-    import transformers
+    from parity_models import torch_model
 
-    return transformers.AutoModelForCausalLM.from_pretrained(smollm2_folder, dtype=torch.float32).eval()
+    return torch_model(smollm2_folder)

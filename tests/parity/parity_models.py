@@ -134,10 +134,25 @@ def write_gguf(model, path, type_of=lambda name: "F32"):
     writer.close()
 
 
+def torch_model(folder):
+    """The model of a folder in transformers, in float32."""
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
 def torch_logits(model, ids):
     """float32 [T, V] of one sequence."""
     with torch.no_grad():
         return model(torch.tensor(np.asarray(ids)[None], dtype=torch.long)).logits[0].float().numpy()
+
+
+def greedy(model, ids, count):
+    """The `count` likeliest tokens after `ids`, one by one by the cache."""
+    cache, tokens = model.make_cache(), []
+    logits = model.step(ids, cache)
+    for _ in range(count):
+        tokens.append(int(logits.argmax()))
+        logits = model.step(tokens[-1:], cache)
+    return tokens
 
 
 def our_logits(model, ids):
@@ -175,6 +190,15 @@ def peft_twin(ours, base):
         for name, array in ours.trainable_parameters().items():
             found[name].copy_(torch.from_numpy(array.T))
     return model
+
+
+def fill_adapter(model, part="lora_B", seed=0):
+    """Random values for the matrices of PEFT's adapter with `part` in their names: it begins the second halves as zeros."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if part in name:
+                parameter.normal_(0, 0.3, generator=generator)
 
 
 def peft_matrices(model):

@@ -2,7 +2,16 @@
 
 import numpy as np
 import pytest
-from parity_models import MIXTURES, add_adapter, make_tiny, mlx_logits, our_logits, torch, torch_logits, transformers
+from parity_models import (
+    MIXTURES,
+    add_adapter,
+    fill_adapter,
+    make_tiny,
+    mlx_logits,
+    our_logits,
+    torch_logits,
+    torch_model,
+)
 
 import pyloss
 from pyloss.files import write_json, write_safetensors
@@ -19,18 +28,6 @@ def folder(request, tmp_path):
     return tmp_path / "base"
 
 
-def base_of(folder):
-    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-
-
-def fill(model):
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_" in name:
-                parameter.normal_(0, 0.3, generator=generator)
-
-
 @pytest.mark.parametrize(
     "options",
     [
@@ -41,15 +38,15 @@ def fill(model):
     ids=["all", "gates and ups", "downs and routers"],
 )
 def test_adapters_of_peft_load_here_and_go_on(folder, tmp_path, options):
-    theirs = peft.get_peft_model(base_of(folder), peft.LoraConfig(**{"r": 3, "lora_alpha": 4, **options})).eval()
-    fill(theirs)
+    theirs = peft.get_peft_model(torch_model(folder), peft.LoraConfig(**{"r": 3, "lora_alpha": 4, **options})).eval()
+    fill_adapter(theirs, "lora_")
     expected = torch_logits(theirs, IDS)
-    assert np.abs(expected - torch_logits(base_of(folder), IDS)).max() > 0.1
+    assert np.abs(expected - torch_logits(torch_model(folder), IDS)).max() > 0.1
     theirs.save_pretrained(tmp_path / "peft")
     model = pyloss.tuner.load_adapters(pyloss.load_model(folder), tmp_path / "peft")
     np.testing.assert_allclose(our_logits(model, IDS), expected, rtol=0, atol=2e-4)
     pyloss.export(model, tmp_path / "again", "peft")
-    again = peft.PeftModel.from_pretrained(base_of(folder), tmp_path / "again")
+    again = peft.PeftModel.from_pretrained(torch_model(folder), tmp_path / "again")
     np.testing.assert_allclose(torch_logits(again, IDS), expected, rtol=0, atol=2e-4)
 
 
@@ -69,7 +66,7 @@ def test_our_adapters_in_peft(folder, tmp_path, mixed):
     model = adapted(folder, mixed)
     logits = our_logits(model, IDS)
     pyloss.export(model, tmp_path / "peft", "peft")
-    theirs = peft.PeftModel.from_pretrained(base_of(folder), tmp_path / "peft")
+    theirs = peft.PeftModel.from_pretrained(torch_model(folder), tmp_path / "peft")
     np.testing.assert_allclose(torch_logits(theirs, IDS), logits, rtol=0, atol=2e-4)
     again = pyloss.tuner.load_adapters(pyloss.load_model(folder), tmp_path / "peft")
     np.testing.assert_allclose(our_logits(again, IDS), logits, rtol=0, atol=2e-4)
@@ -105,7 +102,7 @@ def test_an_adapter_from_before_experts_were_stacked(tmp_path):
     write_safetensors(tmp_path / "adapter_model.safetensors", arrays)
     config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 3, "lora_alpha": 6, "target_modules": ["w1", "w2", "w3"], "base_model_name_or_path": str(tmp_path / "base")}
     write_json(tmp_path / "adapter_config.json", config)
-    theirs = peft.PeftModel.from_pretrained(base_of(tmp_path / "base"), tmp_path)
+    theirs = peft.PeftModel.from_pretrained(torch_model(tmp_path / "base"), tmp_path)
     expected = torch_logits(theirs, IDS)
-    assert np.abs(expected - torch_logits(base_of(tmp_path / "base"), IDS)).max() > 0.1
+    assert np.abs(expected - torch_logits(torch_model(tmp_path / "base"), IDS)).max() > 0.1
     np.testing.assert_allclose(our_logits(pyloss.tuner.load_adapters(model, tmp_path), IDS), expected, rtol=0, atol=2e-4)

@@ -4,7 +4,18 @@ import json
 
 import numpy as np
 import pytest
-from parity_models import LINEARS, TINY, add_adapter, make_tiny, mlx_logits, our_logits, torch, torch_logits, transformers
+from parity_models import (
+    LINEARS,
+    TINY,
+    add_adapter,
+    fill_adapter,
+    make_tiny,
+    mlx_logits,
+    our_logits,
+    torch,
+    torch_logits,
+    torch_model,
+)
 from safetensors.numpy import load_file
 
 import pyloss
@@ -31,10 +42,6 @@ def folder(tmp_path):
     place = tmp_path / "base"
     make_tiny(tie_word_embeddings=False, mlp_bias=True).save_pretrained(place)
     return place
-
-
-def base_of(folder):
-    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
 def load_mlx(mlx_lm, folder, adapter=None):
@@ -81,7 +88,7 @@ def test_peft_loads_an_adapter_saved_here(peft, adapted, smollm2_torch, tmp_path
 def test_an_adapter_saved_by_peft_loads_here(peft, adapted, smollm2_gguf, smollm2_torch, tmp_path):
     _, _, ids, _ = adapted
     theirs = peft.get_peft_model(smollm2_torch, peft.LoraConfig(r=6, lora_alpha=9, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM"))
-    fill(theirs)
+    fill_adapter(theirs)
     theirs.save_pretrained(tmp_path)
     model, _ = pyloss.load(smollm2_gguf, adapter_path=tmp_path)
     assert len(adapter_modules(model)) == 60
@@ -95,7 +102,7 @@ def test_a_fused_model_elsewhere(mlx_lm, smollm2_gguf, tmp_path):
     before = our_logits(model, ids)
     model.fuse(dequantize=True).save(tmp_path, tokenizer)
     np.testing.assert_allclose(our_logits(model, ids), before, rtol=0, atol=1e-3)
-    theirs = base_of(tmp_path)
+    theirs = torch_model(tmp_path)
     np.testing.assert_allclose(torch_logits(theirs, ids), before, rtol=0, atol=1e-3)
     mlx_model, _ = mlx_lm.load(str(tmp_path))
     np.testing.assert_allclose(mlx_logits(mlx_model, ids), before, rtol=0, atol=2e-3)
@@ -107,15 +114,6 @@ def test_a_fused_model_elsewhere(mlx_lm, smollm2_gguf, tmp_path):
 
 
 # Every layout and option, over a tiny model ------------------------------------------------------------------------
-
-
-def fill(model, seed=0):
-    """Random second halves, which PEFT begins as zeros."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(0, 0.3, generator=generator)
 
 
 @pytest.mark.parametrize(("keys", "num_layers"), [(None, -1), (KEYS, -1), (KEYS, 1), ([*KEYS, "lm_head"], 1)], ids=["all", "some", "last", "head"])
@@ -136,21 +134,21 @@ def test_peft_loads_each_choice_of_layers(peft, folder, tmp_path, keys):
     """In one layer alone too, which PEFT is told by full names."""
     model = add_adapter(pyloss.load_model(folder), keys=keys, num_layers=1, size=0.3, scale=1.7)
     pyloss.save_adapter(model, tmp_path / "adapter", format="peft")
-    theirs = peft.PeftModel.from_pretrained(base_of(folder), tmp_path / "adapter")
+    theirs = peft.PeftModel.from_pretrained(torch_model(folder), tmp_path / "adapter")
     np.testing.assert_allclose(torch_logits(theirs, IDS), our_logits(model, IDS), rtol=0, atol=1e-4)
 
 
 def check_the_way_round(peft, mlx_lm, folder, tmp_path, theirs, tolerance):
     """The adapter of a PEFT model gives the same logits here, from here in mlx-lm, and back in PEFT."""
     expected = torch_logits(theirs, IDS)
-    assert np.abs(expected - torch_logits(base_of(folder), IDS)).max() > 0.1
+    assert np.abs(expected - torch_logits(torch_model(folder), IDS)).max() > 0.1
     theirs.save_pretrained(tmp_path / "peft")
     model = pyloss.tuner.load_adapters(pyloss.load_model(folder), tmp_path / "peft")
     np.testing.assert_allclose(our_logits(model, IDS), expected, rtol=0, atol=tolerance)
     pyloss.export(model, tmp_path / "mlx", "mlx")
     np.testing.assert_allclose(mlx_logits(load_mlx(mlx_lm, folder, tmp_path / "mlx"), IDS), expected, rtol=0, atol=tolerance)
     pyloss.export(model, tmp_path / "again", "peft")
-    again = peft.PeftModel.from_pretrained(base_of(folder), tmp_path / "again")
+    again = peft.PeftModel.from_pretrained(torch_model(folder), tmp_path / "again")
     np.testing.assert_allclose(torch_logits(again, IDS), expected, rtol=0, atol=tolerance)
 
 
@@ -171,14 +169,14 @@ def check_the_way_round(peft, mlx_lm, folder, tmp_path, theirs, tolerance):
     ids=["linears", "all-linear", "one layer", "rslora", "head", "dropout", "pattern", "ranks and alphas", "ranks and rslora", "parameter"],
 )
 def test_adapters_of_peft_load_here_and_go_on_to_mlx_lm(peft, mlx_lm, folder, tmp_path, options):
-    theirs = peft.get_peft_model(base_of(folder), peft.LoraConfig(**{"r": 4, "lora_alpha": 10, **options})).eval()
-    fill(theirs)
+    theirs = peft.get_peft_model(torch_model(folder), peft.LoraConfig(**{"r": 4, "lora_alpha": 10, **options})).eval()
+    fill_adapter(theirs)
     check_the_way_round(peft, mlx_lm, folder, tmp_path, theirs, 1e-4)
 
 
 def test_an_adapted_head_comes_with_its_base_from_peft(peft, folder, tmp_path):
     """PEFT saves a copy of the base of an adapted head: passed over if it is the model's or that quantised, else refused."""
-    theirs = peft.get_peft_model(base_of(folder), peft.LoraConfig(r=4, target_modules=["lm_head"]))
+    theirs = peft.get_peft_model(torch_model(folder), peft.LoraConfig(r=4, target_modules=["lm_head"]))
     theirs.save_pretrained(tmp_path)
     arrays = load_file(tmp_path / "adapter_model.safetensors")
     name = "base_model.model.lm_head.base_layer.weight"
@@ -206,7 +204,7 @@ def test_an_adapted_head_comes_with_its_base_from_peft(peft, folder, tmp_path):
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_what_peft_has_and_we_have_not_is_refused_by_name(peft, folder, tmp_path, name, options):
-    theirs = peft.get_peft_model(base_of(folder), peft.LoraConfig(**{"r": 4, "target_modules": ["q_proj", "v_proj"], **options}))
+    theirs = peft.get_peft_model(torch_model(folder), peft.LoraConfig(**{"r": 4, "target_modules": ["q_proj", "v_proj"], **options}))
     theirs.save_pretrained(tmp_path / "peft")
     model = pyloss.load_model(folder)
     with pytest.raises(ValueError, match=rf"peft.*{name}"):
@@ -215,7 +213,7 @@ def test_what_peft_has_and_we_have_not_is_refused_by_name(peft, folder, tmp_path
 
 
 def test_other_methods_of_peft_are_refused_by_name(peft, folder, tmp_path):
-    theirs = peft.get_peft_model(base_of(folder), peft.IA3Config(target_modules=["k_proj"], feedforward_modules=[]))
+    theirs = peft.get_peft_model(torch_model(folder), peft.IA3Config(target_modules=["k_proj"], feedforward_modules=[]))
     theirs.save_pretrained(tmp_path / "peft")
     with pytest.raises(ValueError, match="IA3"):
         pyloss.tuner.load_adapters(pyloss.load_model(folder), tmp_path / "peft")
@@ -290,7 +288,7 @@ def test_mlx_lm_does_what_our_adapters_do(mlx_lm, folder, tmp_path, kind, tied, 
     np.testing.assert_array_equal(our_logits(again, IDS), logits)
     again.fuse().save(tmp_path / "fused")
     np.testing.assert_allclose(our_logits(again, IDS), logits, rtol=0, atol=2e-4)
-    np.testing.assert_allclose(torch_logits(base_of(tmp_path / "fused"), IDS), logits, rtol=0, atol=2e-4)
+    np.testing.assert_allclose(torch_logits(torch_model(tmp_path / "fused"), IDS), logits, rtol=0, atol=2e-4)
 
 
 @pytest.mark.parametrize(
@@ -301,7 +299,7 @@ def test_mlx_lm_does_what_our_adapters_do(mlx_lm, folder, tmp_path, kind, tied, 
 def test_peft_does_what_our_adapters_do(peft, folder, tmp_path, kind, keys):
     model = put_adapter(folder, kind, keys)
     pyloss.save_adapter(model, tmp_path / "peft", format="peft")
-    theirs = peft.PeftModel.from_pretrained(base_of(folder), tmp_path / "peft")
+    theirs = peft.PeftModel.from_pretrained(torch_model(folder), tmp_path / "peft")
     np.testing.assert_allclose(torch_logits(theirs, IDS), our_logits(model, IDS), rtol=0, atol=2e-4)
     again = pyloss.tuner.load_adapters(pyloss.load_model(folder), tmp_path / "peft")
     np.testing.assert_array_equal(our_logits(again, IDS), our_logits(model, IDS))
@@ -318,7 +316,7 @@ def test_peft_does_what_our_adapters_do(peft, folder, tmp_path, kind, keys):
     ids=["dora", "dora ranks", "embedding", "embedding and head"],
 )
 def test_dora_and_embeddings_of_peft_load_here_and_go_on(peft, mlx_lm, folder, tmp_path, options):
-    theirs = peft.get_peft_model(base_of(folder), peft.LoraConfig(**{"r": 4, "lora_alpha": 10, **options})).eval()
+    theirs = peft.get_peft_model(torch_model(folder), peft.LoraConfig(**{"r": 4, "lora_alpha": 10, **options})).eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in theirs.named_parameters():
@@ -334,17 +332,17 @@ def test_a_tied_embedding_and_peft(peft, tmp_path):
     base = tied_folder(tmp_path)
     model = put_adapter(base, "lora", [EMBEDDING, "mlp.up_proj"])
     pyloss.save_adapter(model, tmp_path / "peft", format="peft")
-    theirs = peft.PeftModel.from_pretrained(base_of(base), tmp_path / "peft")
+    theirs = peft.PeftModel.from_pretrained(torch_model(base), tmp_path / "peft")
     np.testing.assert_allclose(torch_logits(theirs, IDS), our_logits(model, IDS), rtol=0, atol=2e-4)
     options = {"r": 4, "target_modules": ["embed_tokens", "q_proj"]}
-    theirs = peft.get_peft_model(base_of(base), peft.LoraConfig(**options, ensure_weight_tying=True)).eval()
-    fill(theirs)
+    theirs = peft.get_peft_model(torch_model(base), peft.LoraConfig(**options, ensure_weight_tying=True)).eval()
+    fill_adapter(theirs)
     with torch.no_grad():
         theirs.base_model.model.model.embed_tokens.lora_embedding_A["default"].normal_(0, 0.3)
     theirs.save_pretrained(tmp_path / "theirs")
     model = pyloss.tuner.load_adapters(pyloss.load_model(base), tmp_path / "theirs")
     np.testing.assert_allclose(our_logits(model, IDS), torch_logits(theirs, IDS), rtol=0, atol=2e-4)
-    peft.get_peft_model(base_of(base), peft.LoraConfig(**options)).save_pretrained(tmp_path / "alone")
+    peft.get_peft_model(torch_model(base), peft.LoraConfig(**options)).save_pretrained(tmp_path / "alone")
     with pytest.raises(ValueError, match="model.embed_tokens: PEFT adapts the embedding and not the head"):
         pyloss.tuner.load_adapters(pyloss.load_model(base), tmp_path / "alone")
 
@@ -352,7 +350,7 @@ def test_a_tied_embedding_and_peft(peft, tmp_path):
 def test_dora_of_an_embedding_is_another_thing_in_peft(peft, folder, tmp_path):
     with pytest.raises(ValueError, match="model.embed_tokens: PEFT's DoRA of an embedding scales its columns"):
         pyloss.save_adapter(put_adapter(folder, "dora", [EMBEDDING]), tmp_path / "ours", format="peft")
-    theirs = peft.get_peft_model(base_of(folder), peft.LoraConfig(r=4, target_modules=["embed_tokens"], use_dora=True))
+    theirs = peft.get_peft_model(torch_model(folder), peft.LoraConfig(r=4, target_modules=["embed_tokens"], use_dora=True))
     theirs.save_pretrained(tmp_path / "theirs")
     with pytest.raises(ValueError, match="model.embed_tokens: PEFT's DoRA of an embedding scales its columns"):
         pyloss.tuner.load_adapters(pyloss.load_model(folder), tmp_path / "theirs")
@@ -368,7 +366,7 @@ def test_a_fused_tiny_model_elsewhere(mlx_lm, tmp_path, stored):
     model.fuse().save(tmp_path / "fused")
     fused = our_logits(model, IDS)
     np.testing.assert_allclose(fused, before, rtol=0, atol=1e-4 if stored == "float32" else 0.2)
-    np.testing.assert_allclose(torch_logits(base_of(tmp_path / "fused"), IDS), fused, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(torch_logits(torch_model(tmp_path / "fused"), IDS), fused, rtol=0, atol=1e-4)
     # mlx-lm computes in the type of the weights.
     theirs = mlx_logits(load_mlx(mlx_lm, tmp_path / "fused"), IDS)
     np.testing.assert_allclose(theirs, fused, rtol=0, atol=1e-4 if stored == "float32" else 0.6)

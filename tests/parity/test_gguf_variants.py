@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from parity_models import make_tiny, our_logits, torch, torch_logits, transformers, write_gguf
+from parity_models import make_tiny, our_logits, torch, torch_logits, torch_model, write_gguf
 from rope_settings import llama3
 
 import pyloss
@@ -77,7 +77,7 @@ def test_a_hugging_face_folder_of_a_gguf_file(tmp_path):
     theirs = make_tiny(**SHAPE, attention_bias=True)
     ours = check(tmp_path, theirs, lambda name: "Q4_0")
     ours.save(tmp_path / "folder")
-    reread = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "folder", dtype=torch.float32)
+    reread = torch_model(tmp_path / "folder")
     for name, tensor in theirs.state_dict().items():
         assert torch.equal(tensor, reread.state_dict()[name]), name
 

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from parity_models import TINY, make_tiny, mlx_logits, our_logits, peft_matrices, torch, torch_logits, transformers
+from parity_models import TINY, make_tiny, mlx_logits, our_logits, peft_matrices, torch, torch_logits, torch_model
 
 import pyloss
 from pyloss.tuner import linear_to_lora_layers, load_adapters, save_adapter, unfreeze_layers
@@ -80,7 +80,7 @@ def test_mlx_lm_and_peft_load_what_began_otherwise(folder, tmp_path, config):
     for format in ("mlx", "peft"):
         save_adapter(model, tmp_path / format, format)
     np.testing.assert_allclose(mlx_logits(load_mlx(folder, tmp_path / "mlx"), IDS), logits, rtol=0, atol=2e-4)
-    base = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    base = torch_model(folder)
     theirs = peft.PeftModel.from_pretrained(base, tmp_path / "peft")
     np.testing.assert_allclose(torch_logits(theirs, IDS), logits, rtol=0, atol=2e-4)
 
@@ -90,7 +90,7 @@ def test_scales_are_pefts(folder):
     for rslora in (False, True):
         model = pyloss.load_model(folder)
         linear_to_lora_layers(model, -1, {"rank": 4, "alpha": 6, "rslora": rslora})
-        base = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        base = torch_model(folder)
         targets = sorted(adapter_modules(model))
         theirs = peft.get_peft_model(base, peft.LoraConfig(r=4, lora_alpha=6, use_rslora=rslora, target_modules=targets))
         scales = {m.scaling["default"] for m in theirs.modules() if hasattr(m, "lora_A")}
@@ -104,7 +104,7 @@ def test_lora_plus_updates_as_pefts_optimiser(folder):
 
     ours = pyloss.load_model(folder)
     linear_to_lora_layers(ours, -1, {"rank": 4, "scale": 2.0, "keys": ["self_attn.q_proj", "mlp.down_proj"]})
-    base = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    base = torch_model(folder)
     theirs = peft.get_peft_model(base, peft.LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "down_proj"]))
     optimizer = create_loraplus_optimizer(
         theirs, torch.optim.AdamW, lr=1e-2, loraplus_lr_ratio=16, loraplus_weight_decay=0.1, weight_decay=0.1

@@ -6,6 +6,7 @@ import tiny as tiny_files
 from parity_models import (
     MIXTURES,
     add_adapter,
+    greedy,
     make_tiny,
     mlx_logits,
     our_logits,
@@ -13,7 +14,7 @@ from parity_models import (
     torch,
     torch_logits,
     torch_loss,
-    transformers,
+    torch_model,
     write_gguf,
 )
 from safetensors.numpy import load_file, save_file
@@ -109,24 +110,15 @@ def test_gradients_of_adapters(tiny):
         assert relative(grads[f"{name}.lora_b"], by_b) < 1e-4, name
 
 
-def greedy(model, count=30, ids=IDS):
-    cache, tokens = model.make_cache(), []
-    logits = model.step(ids, cache)
-    for _ in range(count):
-        tokens.append(int(logits.argmax()))
-        logits = model.step(tokens[-1:], cache)
-    return tokens
-
-
 def test_fused_and_saved(tiny, tmp_path):
     ours, _ = tiny
     add_adapter(ours, size=0.2)
-    tokens, logits = greedy(ours), our_logits(ours, IDS)
+    tokens, logits = greedy(ours, IDS, 30), our_logits(ours, IDS)
     ours.fuse().save(tmp_path / "fused")
     again = pyloss.load_model(tmp_path / "fused")
-    assert again.config == ours.config and greedy(again) == tokens
+    assert again.config == ours.config and greedy(again, IDS, 30) == tokens
     np.testing.assert_array_equal(our_logits(again, IDS), our_logits(ours, IDS))
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "fused", dtype=torch.float32).eval()
+    theirs = torch_model(tmp_path / "fused")
     np.testing.assert_allclose(torch_logits(theirs, IDS), logits, rtol=0, atol=2e-4)
     if ours.config.sliding_window is None:  # mlx-lm knows none here
         utils = pytest.importorskip("mlx_lm.utils", reason="compares with mlx-lm (parity extra)")
@@ -164,7 +156,7 @@ def test_fused_into_a_quantised_base(tmp_path, name):
     write_our_gguf(ours, tmp_path / "fused.gguf", tiny_files.byte_tokenizer())
     again = pyloss.load_model(tmp_path / "fused.gguf")
     np.testing.assert_array_equal(our_logits(again, ids), our_logits(ours, ids))
-    assert greedy(again, ids=ids) == greedy(ours, ids=ids)
+    assert greedy(again, ids, 30) == greedy(ours, ids, 30)
 
 
 @pytest.mark.parametrize(

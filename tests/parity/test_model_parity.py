@@ -16,6 +16,7 @@ from parity_models import (
     torch,
     torch_logits,
     torch_loss,
+    torch_model,
     transformers,
     write_gguf,
 )
@@ -71,7 +72,7 @@ def tiny(request, tmp_path):
         return pyloss.load_model(tmp_path / "model.gguf"), model
     model.to(stored).save_pretrained(tmp_path, max_shard_size=shards)
     assert (len(list(tmp_path.glob("*.safetensors"))) > 1) == (request.param == "in shards")
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    theirs = torch_model(tmp_path)
     return pyloss.load_model(tmp_path), theirs.eval()
 
 
@@ -83,7 +84,7 @@ def ragged(vocabulary, *lengths, seed=0):
 @pytest.fixture(scope="module")
 def expected(smollm2, smollm2_folder):
     """(token ids, transformers' logits) of every text."""
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(smollm2_folder, dtype=torch.float32).eval()
+    theirs = torch_model(smollm2_folder)
     return [(ids, torch_logits(theirs, ids)) for ids in map(smollm2[1].encode, TEXTS)]
 
 

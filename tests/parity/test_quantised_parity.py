@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import tokenizers
-from parity_models import MIXTURES, make_tiny
+from parity_models import MIXTURES, make_tiny, torch_model
 
 import pyloss
 from pyloss.cli import main
@@ -149,12 +149,10 @@ def check_against_transformers(bnb, folder, model):
 
 @pytest.mark.parametrize("double", [True, False])
 def test_transformers_loads_what_is_written_as_nf4(bnb, folder, tmp_path, double):
-    import torch
-    import transformers
 
     flags = [] if double else ["--single-quant"]
     assert main(["convert", "--model", str(folder), "-q", "nf4", "--dtype", "float32", "--output", str(tmp_path), *flags]) == 0
-    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    model = torch_model(tmp_path)
     assert model.model.layers[1].mlp.up_proj.weight.quant_state.nested is double
     check_against_transformers(bnb, tmp_path, model)
 
@@ -162,13 +160,12 @@ def test_transformers_loads_what_is_written_as_nf4(bnb, folder, tmp_path, double
 def test_layers_of_floats_among_nf4(bnb, folder, tmp_path):
     """As full fine-tuning of a layer leaves a quantised model."""
     import torch
-    import transformers
 
     model = pyloss.models.load_model(folder)
     conversion.quantize_model(model, "nf4", dtype="float32")
     pyloss.tuner.unfreeze_layers(model, 1, ["mlp"])
     saving.save_model(model, tmp_path, dtype="float32")
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    theirs = torch_model(tmp_path)
     assert type(theirs.model.layers[-1].mlp.up_proj) is torch.nn.Linear
     check_against_transformers(bnb, tmp_path, theirs)
 

@@ -6,7 +6,18 @@ import re
 import numpy as np
 import pytest
 import tiny
-from parity_models import GEMMA3, LLAMA3, YARN, add_adapter, make_tiny, mlx_logits, our_logits, torch, torch_logits, transformers
+from parity_models import (
+    GEMMA3,
+    LLAMA3,
+    YARN,
+    add_adapter,
+    greedy,
+    make_tiny,
+    mlx_logits,
+    our_logits,
+    torch_logits,
+    torch_model,
+)
 from safetensors.numpy import load_file, save_file
 
 import pyloss
@@ -36,13 +47,9 @@ def family(request, tmp_path):
     return request.param, model
 
 
-def greedy(model, count=60):
+def checked(model, count=60):
     """Tokens by the cache, which are those that whole passes give."""
-    cache, tokens = model.make_cache(), []
-    logits = model.step(IDS, cache)
-    for _ in range(count):
-        tokens.append(int(logits.argmax()))
-        logits = model.step(tokens[-1:], cache)
+    tokens = greedy(model, IDS, count)
     whole = our_logits(model, [*IDS, *tokens])[len(IDS) - 1 : -1]
     assert whole.argmax(axis=1).tolist() == tokens
     return tokens
@@ -50,14 +57,14 @@ def greedy(model, count=60):
 
 def test_fused_and_saved(family, tmp_path):
     name, model = family
-    tokens, logits, within = greedy(model), our_logits(model, IDS), our_logits(model, WITHIN)
+    tokens, logits, within = checked(model), our_logits(model, IDS), our_logits(model, WITHIN)
     model.fuse()
-    assert greedy(model) == tokens
+    assert checked(model) == tokens
     model.save(tmp_path / "fused")
     again = pyloss.load_model(tmp_path / "fused")
     assert again.config == model.config
     np.testing.assert_array_equal(our_logits(again, IDS), our_logits(model, IDS))
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "fused", dtype=torch.float32).eval()
+    theirs = torch_model(tmp_path / "fused")
     np.testing.assert_allclose(torch_logits(theirs, IDS), logits, rtol=0, atol=2e-4)
     utils = pytest.importorskip("mlx_lm.utils", reason="compares with mlx-lm (parity extra)")
     mlx, _ = utils.load_model(tmp_path / "fused")

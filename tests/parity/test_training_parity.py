@@ -2,7 +2,17 @@
 
 import numpy as np
 import pytest
-from parity_models import TINY, add_adapter, make_tiny, peft_matrices, peft_twin, relative, torch, torch_loss, transformers
+from parity_models import (
+    TINY,
+    add_adapter,
+    make_tiny,
+    peft_matrices,
+    peft_twin,
+    relative,
+    torch,
+    torch_loss,
+    torch_model,
+)
 
 import pyloss
 from pyloss.tuner.losses import target_weights
@@ -69,7 +79,7 @@ def test_losses_of_twenty_steps(smollm2_gguf, smollm2_folder, use_dora, toleranc
     """Over the Q4_1 weights here, over the same weights in float32 there; without weight decay, losses would differ by 1e-3."""
     ours, tokenizer = pyloss.load(smollm2_gguf)
     begin_adapter(ours, use_dora=use_dora)
-    base = transformers.AutoModelForCausalLM.from_pretrained(smollm2_folder, dtype=torch.float32)
+    base = torch_model(smollm2_folder)
     theirs = peft_twin(ours, base)
     before = {name: array.copy() for name, array in ours.trainable_parameters().items()}
     batches = list(make_batches(tokenizer.encode(TEXT), STEPS))
@@ -98,7 +108,7 @@ def tiny(tmp_path):
     """(our model, the same in PEFT, token ids), with an adapter as training begins."""
     make_tiny(attention_bias=True).save_pretrained(tmp_path)
     ours = begin_adapter(pyloss.load_model(tmp_path), rank=4)
-    base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    base = torch_model(tmp_path)
     return ours, peft_twin(ours, base), np.random.default_rng(0).integers(0, TINY["vocab_size"], 60)
 
 
@@ -121,7 +131,7 @@ def test_full_fine_tuning(tmp_path, keys):
     make_tiny(attention_bias=True).save_pretrained(tmp_path)
     ours = pyloss.load_model(tmp_path)
     pyloss.tuner.unfreeze_layers(ours, 1, keys)
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    theirs = torch_model(tmp_path)
     trained = dict(theirs.named_parameters())
     assert set(ours.trainable_parameters()) <= set(trained)
     for name, parameter in trained.items():
@@ -140,7 +150,7 @@ def test_pissa(tmp_path):
     make_tiny().save_pretrained(tmp_path)
     ours = pyloss.load_model(tmp_path)
     pyloss.tuner.linear_to_lora_layers(ours, -1, {"rank": 8, "scale": 2.0, "init": "pissa"})
-    base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    base = torch_model(tmp_path)
     targets = sorted(pyloss.tuner.adapter.adapter_modules(ours))
     config = peft.LoraConfig(r=8, lora_alpha=16, lora_dropout=0.0, target_modules=targets, init_lora_weights="pissa")
     theirs = peft.get_peft_model(base, config)
