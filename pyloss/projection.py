@@ -27,6 +27,7 @@ class Projection(NamedTuple):
     The factor is m / norm, both [O]: DoRA (Liu et al., arXiv:2402.09353), where `norm` are the row norms of weight +
     scale (lora_a lora_b)^T, constants to the gradient (section 4.3). It multiplies the whole sum, also where dropout acts, as in
     the paper and in mlx-lm (PEFT scales x weight^T through the dropped x). Rows whose norm is 0 are 0. Without m it is 1.
+    `known` are the factor and lora_b times it, where they are known already.
     """
 
     weight: Array | Weight
@@ -38,6 +39,7 @@ class Projection(NamedTuple):
     seed: int = 0
     m: Array | None = None
     norm: np.ndarray | None = None
+    known: tuple[np.ndarray, np.ndarray] | None = None
 
     def inputs(self) -> tuple[Any, ...]:
         """What the tape sees, INPUTS of them."""
@@ -66,7 +68,9 @@ class Product:
             self.a, self.b = f32(p.lora_a, "lora_a"), f32(p.lora_b, "lora_b")
             self.h = empty(count, self.a.shape[1], like=self.a)  # dropout(x) lora_a
             self.scaled_b = self.b
-            if p.m is not None:
+            if p.known is not None:
+                self.factor, self.scaled_b = p.known
+            elif p.m is not None:
                 assert p.norm is not None
                 self.factor = quotient(f32(p.m, "m"), p.norm)
                 self.scaled_b = times(self.b, self.factor)

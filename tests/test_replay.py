@@ -6,6 +6,7 @@ import tiny
 
 import pyloss
 from pyloss import ops
+from pyloss.arrays import same_bits
 from pyloss.replay import Replay
 
 
@@ -72,6 +73,23 @@ def test_functions_that_do_more_are_called_every_time(function, x):
     assert not runs(lambda: function(x), x)
 
 
+def test_what_same_bits_decides_is_decided_again(x):
+    options = np.zeros(8, np.float32)
+    kept = [np.full(8, -1, np.float32), options]
+
+    def function():
+        if not same_bits(kept[0], options):
+            kept[:] = options.copy(), ops.scale(options, 3.0)
+        return ops.add(kept[1], x)
+
+    replay = Replay()
+    for i in range(20):
+        options[:] = i // 8
+        x[:] = i
+        np.testing.assert_array_equal(replay(function), 3 * (i // 8) + i)
+        assert replay.ready == (i % 8 >= 2)
+
+
 def in_place(made):
     made *= 2
     return ops.scale(made, 1.0)
@@ -94,11 +112,11 @@ FAMILIES = {"llama": {}, "mistral": {"sliding_window": 20}}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("adapter", [False, True])
+@pytest.mark.parametrize("adapter", [None, "lora", "dora"])
 def test_tokens_of_a_model_are_its_calls(tmp_path, family, adapter):
     model = tiny.load_tiny(tmp_path, model_type=family, **FAMILIES[family])
     if adapter:
-        pyloss.linear_to_lora_layers(model, -1, {"rank": 2, "scale": 2.0, "dropout": 0.0})
+        pyloss.linear_to_lora_layers(model, -1, {"rank": 2, "scale": 2.0, "dropout": 0.0}, use_dora=adapter == "dora")
         for name, parameter in model.trainable_parameters().items():
             parameter[...] = np.random.default_rng(len(name)).normal(0, 0.1, parameter.shape)
     tokens, cache, replayed = np.random.default_rng(0).integers(0, 29, 150), model.make_cache(), 0
@@ -117,7 +135,8 @@ def test_what_a_step_returns_stays(tmp_path):
     assert cache.next.replay.ready and all((a == b).all() for a, b in kept)
 
 
-def test_changes_of_the_model_between_tokens_count(tmp_path):
+@pytest.mark.parametrize("use_dora", [False, True])
+def test_changes_of_the_model_between_tokens_count(tmp_path, use_dora):
     model = tiny.load_tiny(tmp_path)
     cache, fresh = model.make_cache(), model.make_cache()
 
@@ -128,7 +147,7 @@ def test_changes_of_the_model_between_tokens_count(tmp_path):
         both(t)
     assert cache.next.replay.ready
     fresh.next = None
-    pyloss.linear_to_lora_layers(model, -1, {"rank": 2, "scale": 2.0, "dropout": 0.0})
+    pyloss.linear_to_lora_layers(model, -1, {"rank": 2, "scale": 2.0, "dropout": 0.0}, use_dora=use_dora)
     for name, parameter in model.trainable_parameters().items():
         parameter[...] = 0.1 * (1 + len(name) % 3)  # another adapter
     for t in range(6):
@@ -136,5 +155,10 @@ def test_changes_of_the_model_between_tokens_count(tmp_path):
         np.testing.assert_array_equal(got, want)
         fresh.next = None  # computed anew at every token
     assert cache.next.replay.ready
-    model.layers[0].self_attn.q_proj.lora_b[...] = 3  # written to in place
-    np.testing.assert_array_equal(*both(7))
+    for t, parameter in enumerate(model.layers[0].self_attn.q_proj.trainable_parameters().values()):
+        parameter[1:] = 3 + t  # written to in place
+        for _ in range(3):
+            got, want = both(t)
+            np.testing.assert_array_equal(got, want)
+            fresh.next = None
+        assert cache.next.replay.ready

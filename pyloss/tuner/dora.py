@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from .. import _core
-from ..arrays import empty, matrix, place, same_bits
-from ..autograd import data
+from ..arrays import empty, f32, matrix, place, same_bits
+from ..autograd import current_tape, data
 from ..device import DeviceArray, beside, on_host
-from ..projection import quotient
+from ..projection import quotient, times
 from .adapter import Adapter
 from .lora import EmbeddingAdapter, LinearAdapter
 
@@ -32,6 +32,7 @@ class Magnitude(Adapter):
         super()._initialise(shapes)
         self._squares: tuple[Any, np.ndarray] | None = None
         self._norms: tuple[Any, tuple[float, np.ndarray, np.ndarray], np.ndarray] | None = None
+        self._factors: tuple[Any, np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray]] | None = None
         self.m = np.sqrt(self.squares()).astype(np.float32)
 
     def squares(self) -> np.ndarray:
@@ -72,7 +73,7 @@ class Magnitude(Adapter):
     def begin_magnitude(self) -> None:
         self.m[...] = self.norms()
 
-    def _magnitude(self) -> tuple[Any, np.ndarray | None]:
+    def _magnitude(self) -> tuple[Any, ...]:
         return self.m, self.norms()
 
     def merged(self, weight: np.ndarray) -> np.ndarray:
@@ -86,6 +87,21 @@ class DoRALinear(Magnitude, LinearAdapter):
     """y = m / norm * (base(x) - bias + scale * dropout(x) lora_a lora_b) + bias, norm those of the rows of the adapted weight."""
 
     kind = "dora"
+
+    def _magnitude(self) -> tuple[Any, ...]:
+        m, norm = super()._magnitude()
+        return m, norm, self._known(norm)
+
+    def _known(self, norm: Any) -> tuple[np.ndarray, np.ndarray] | None:
+        """m / norm and lora_b times it: kept, as the norms are, where nothing is trained and every token asks for the same."""
+        m, b = self.m, self.factors()[1]
+        if current_tape() is not None or isinstance(norm, DeviceArray):
+            return None
+        kept = self._factors
+        if kept is None or kept[0] is not norm or not same_bits(kept[1], m) or not same_bits(kept[2], b):
+            factor = quotient(f32(m, "m"), norm)
+            kept = self._factors = norm, m.copy(), b.copy(), (factor, times(f32(b, "lora_b"), factor))
+        return kept[3]
 
 
 class DoRAEmbedding(Magnitude, EmbeddingAdapter):

@@ -30,8 +30,8 @@ class DenseAdapter(Adapter):
     def merged(self, weight: np.ndarray) -> np.ndarray:
         return weight + self.product()
 
-    def _magnitude(self) -> tuple[Any, np.ndarray | None]:
-        """m and the norms of the rows it is divided by."""
+    def _magnitude(self) -> tuple[Any, ...]:
+        """`Projection`'s m, norm and, where there is more, known."""
         return None, None
 
 

@@ -48,6 +48,7 @@ def changes(layer):
     rng = np.random.default_rng(1)
     yield "in place", lambda: layer.lora_a.__setitem__(..., rng.standard_normal(layer.lora_a.shape))
     yield "one element", lambda: layer.lora_b.__setitem__((0, 0), 7.0)
+    yield "length", lambda: layer.m.__imul__(2)
     yield "another array", lambda: setattr(layer, "lora_b", layer.lora_b + 1)
     yield "loaded", lambda: layer.load_weights({"lora_a": 2 * layer.lora_a}, strict=False)
     yield "updated", lambda: pyloss.optim.SGD(0.5).update(layer, {name: np.ones_like(p) for name, p in layer.trainable_parameters().items()})
