@@ -108,11 +108,11 @@ class Optimizer:
             array = to_device(grad, parameter) if there else np.asarray(grad)
             if array.shape != parameter.shape:
                 raise ValueError(f"gradient for {name!r} has shape {array.shape}; the parameter has {parameter.shape}")
-            flags = None if there else parameter.flags
-            if flags is not None and (parameter.dtype != np.float32 or not (flags.c_contiguous and flags.writeable)):
+            contiguous, writable = (True, True) if there else (parameter.flags.c_contiguous, parameter.flags.writeable)
+            if parameter.dtype != np.float32 or not (contiguous and writable):
                 raise ValueError(
-                    f"parameter {name!r} is {parameter.dtype}, contiguous: {flags.c_contiguous}, writable: "
-                    f"{flags.writeable}; only writable C-contiguous float32 arrays can be updated in place"
+                    f"parameter {name!r} is {parameter.dtype}, contiguous: {contiguous}, writable: "
+                    f"{writable}; only writable C-contiguous float32 arrays can be updated in place"
                 )
             slots = self.state.get(name)
             if slots is not None and any(slot.size != parameter.size for slot in slots.values()):

@@ -84,6 +84,12 @@ def test_ten_steps_of_the_small_model(device, base, dora):
     assert losses[9] < losses[0]
 
 
+def test_an_optimiser_updates_float32_alone(device):
+    parameter = pyloss.to_device(np.ones(3), device)
+    with pytest.raises(ValueError, match="'w' is float64, .* only writable C-contiguous float32 arrays"):
+        optim.SGD(0.1).update({"w": parameter}, {"w": np.ones(3)})
+
+
 def test_checkpointing_changes_nothing(device, tmp_path):
     results = []
     for checkpoint in (False, True):
