@@ -49,7 +49,9 @@ def default_loss(model: Any, batch: Any, lengths: Any) -> tuple[Any, float]:
     """The mean cross entropy of the target tokens, weighted, and the sum of the weights.
 
     `batch` int32 [B, T] padded ids; `lengths` as in `target_weights`. Computed on the real tokens end to end: neither padding nor
-    anything after a row's last target costs anything, and the head is computed for targets alone.
+    anything after a row's last target costs anything, and the head is computed for targets alone. (0, 0) without targets.
+
+    Raises ValueError as `target_weights` does, and for token ids outside the vocabulary.
     """
     batch, weights = np.asarray(batch), target_weights(batch, lengths)
     if not (weights > 0).any():
@@ -63,7 +65,9 @@ def default_loss(model: Any, batch: Any, lengths: Any) -> tuple[Any, float]:
     vocabulary = model.head_layer.shape[0]
     wrong = inside & (shares > 0) & ((targets < 0) | (targets >= vocabulary))
     if wrong.any():
-        raise ValueError(f"target token id {targets[wrong][0]} is outside the vocabulary [0, {vocabulary})")
+        row, column = map(int, np.argwhere(wrong)[0])
+        token = f"target token id {targets[row, column]} at position ({row}, {column + 1})"
+        raise ValueError(f"{token} is outside the vocabulary [0, {vocabulary})")
     at_once = head_bytes(getattr(model, "grad_checkpoint", False))
 
     def loss(rows: np.ndarray) -> Any:
