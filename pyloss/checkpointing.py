@@ -14,7 +14,9 @@ from .autograd import Deferred, Gradients, Node, Tape, Tensor, current_tape, dat
 def checkpoint(function: Callable, x: Any, remember: bool = False) -> Any:
     """`function(x)` without keeping what its operations save: backward runs it again (Chen et al., arXiv:1604.06174).
 
-    With `remember` the values that operations find `remembered` worth it are kept.
+    `function` takes the array or Tensor `x` and gives one of any shape. Parameters that it closes over get their gradients too,
+    and random numbers are the same both times. With `remember` what its operations pass through `autograd.remembered` is kept.
+    Outside of `value_and_grad` this is `function(x)`.
     """
     outer = current_tape()
     if outer is None:

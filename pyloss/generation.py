@@ -33,7 +33,8 @@ def make_sampler(
     """A function from logits [V] to a token id.
 
     Temperature 0 takes the largest. Otherwise the candidates are narrowed to the `top_k` largest (0: all), to the smallest set
-    whose probabilities sum to `top_p`, and to those of at least `min_p` times the largest probability, and one is drawn.
+    whose probabilities sum to `top_p` (0 or 1: all), and to those of at least `min_p` times the largest probability, and one is
+    drawn, by `generator` or the library's own. ValueError for numbers outside of these ranges.
     """
     for name, value, low, high in (
         ("temperature", temperature, 0, np.inf),

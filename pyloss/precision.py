@@ -26,7 +26,7 @@ def set_matmul_precision(precision: str) -> None:
     instructions take them as 0.
 
     It is for layers of any weight format, their adapters' bases, experts and output heads. Float32 stay: products of up to four
-    rows, adapters' own matrices, gradients by weights, attention, and what runs on a device.
+    rows, adapters' own matrices, gradients by weights, attention, and what runs on a device. ValueError for another name.
     """
     _core.set_matmul_precision(check_precision(precision))
 

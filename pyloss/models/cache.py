@@ -40,6 +40,7 @@ class NextToken:
     replay: Replay = field(default_factory=Replay)
 
     def holds(self, state: tuple[Any, ...]) -> bool:
+        """Whether these are the very objects that the calls were made with."""
         return len(state) == len(self.state) and all(a is b for a, b in zip(state, self.state, strict=True))
 
 

@@ -192,6 +192,7 @@ class Model(Module):
 
     @property
     def vocab_size(self) -> int:
+        """Tokens that there are logits for."""
         return self.config.vocab_size
 
     @property
