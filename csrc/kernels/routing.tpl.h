@@ -1,5 +1,5 @@
-/* The routing of mixtures of experts: the experts of a token's largest logits, and the softmax that its visits are weighted by, in
- * float64. What is not finite spoils its own token alone. */
+/* The routing of mixtures of experts: the experts of a token's largest logits, and the softmax that its visits are weighted by,
+ * in float64. What is not finite spoils its own token alone. */
 
 /* chosen[n,:] = the experts of the K largest logits[n,:], ascending; of equal ones the first, and NaN comes last. Where there are
  * fewer than K, the rest are -1. */
@@ -77,7 +77,8 @@ static pl_status run_router(const pl_call *c, pl_range_fn piece) {
     return PL_OK;
 }
 
-/* weights[visits[n,i]] = the share of expert chosen[n,i] in the softmax of logits[n,:], or with `normalise` in that of the chosen. */
+/* weights[visits[n,i]] = the share of expert chosen[n,i] in the softmax of logits[n,:], or with `normalise` in that of the
+ * chosen. */
 static void visit_weights_piece(const void *context, int64_t begin, int64_t end, int worker) {
     const router_job *job = context;
     const pl_call *c = job->call;
@@ -92,8 +93,8 @@ static void visit_weights_piece(const void *context, int64_t begin, int64_t end,
 }
 static pl_status visit_weights(const pl_call *c) { return run_router(c, visit_weights_piece); }
 
-/* With weights w and their gradient d, and m the sum of w d over a token's visits: w (d - m) for the logits of the chosen, and for
- * the others -w m, or 0 with `normalise`. */
+/* With weights w and their gradient d, and m the sum of w d over a token's visits: w (d - m) for the logits of the chosen, and
+ * for the others -w m, or 0 with `normalise`. */
 static void visit_weights_grad_piece(const void *context, int64_t begin, int64_t end, int worker) {
     const router_job *job = context;
     const pl_call *c = job->call;

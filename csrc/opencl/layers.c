@@ -56,9 +56,9 @@ static int sum_columns(const pl_cl_operation *o, pl_cl_place a, pl_cl_place b, p
     return failed;
 }
 
-/* Kernels whose arguments are some of the call's, in this order: arrays of 4-byte elements and then of bytes by their numbers (see
- * pl_cl_add_arrays), a flag, sizes by their letters, a number; -1 and "" where there are none. `over` is the size that a group has
- * one of, or with `items` a work-item. */
+/* Kernels whose arguments are some of the call's, in this order: arrays of 4-byte elements and then of bytes by their numbers
+ * (see pl_cl_add_arrays), a flag, sizes by their letters, a number; -1 and "" where there are none. `over` is the size that a
+ * group has one of, or with `items` a work-item. */
 typedef struct {
     const char *name, *arrays, *bytes;
     int flag;
