@@ -146,22 +146,29 @@ def rope(x: Array, positions: np.ndarray, cos: np.ndarray, sin: np.ndarray, in_p
     `cos`, `sin` [P, D/2] are the tables of positions 0..P-1, `positions` int32 [N]. `in_place` overwrites x: for fresh values
     that nobody else reads; the gradient turns them back for an operation that reads what it made.
     """
-    xd, head_dim = f32(x), 2 * cos.shape[1]
-    y, restore = (xd, reads_output(x)) if in_place else (empty(*xd.shape, like=xd), False)
+    head_dim = 2 * cos.shape[1]
+    source = x if isinstance(x, Tensor) else f32(x)
+    restore = in_place and reads_output(x)
 
     def rotate(source: np.ndarray, inverse: int, out: np.ndarray) -> None:
         heads = (source.shape[0], source.shape[1] // head_dim, head_dim)
         _core.rope(source.reshape(heads), positions, cos, sin, inverse, out.reshape(heads))
 
-    rotate(xd, 0, y)
-    if not recording(x):
+    def forward() -> np.ndarray:
+        xd = f32(source)
+        y = xd if in_place else empty(*xd.shape, like=xd)
+        rotate(xd, 0, y)
         return y
+
+    if not recording(x):
+        return forward()
+    y = lazily(source.shape, forward)
 
     def vjp(dy: np.ndarray, grads: Gradients) -> None:
         dx = empty(*dy.shape, like=dy)
         rotate(dy, 1, dx)
         if restore:
-            rotate(y, 1, y)
+            rotate(data(y), 1, data(y))
         grads.put(0, dx)
 
     return record(y, (x,), vjp)
@@ -183,27 +190,32 @@ def attention(
     sequence sees all its keys. With a `window` above 0 a query sees the last `window` keys up to its own alone, and the cost
     grows with the window instead of the length. No gradient with `k_offsets`.
     """
-    qd, kd, vd = (f32(t).reshape(t.shape[0], t.shape[1] // head_dim, head_dim) for t in (q, k, v))
+    q, k, v = (t if isinstance(t, Tensor) else f32(t) for t in (q, k, v))
+    grouped = 2 * k.shape[1] <= q.shape[1]  # what checkpoints remember with o: little beside q
 
-    def forward() -> tuple[np.ndarray, np.ndarray]:
+    def heads(x: Array) -> np.ndarray:
+        return f32(x).reshape(x.shape[0], x.shape[1] // head_dim, head_dim)
+
+    def forward() -> tuple[np.ndarray | None, ...]:
+        qd, kd, vd = heads(q), heads(k), heads(v)
         o, lse = empty(*qd.shape, like=qd), empty(*qd.shape[:2], like=qd)
         _core.attention_forward(qd, kd, vd, offsets, offsets if k_offsets is None else k_offsets, scale, window, o, lse)
-        return o, lse
+        return (o, lse, kd, vd) if grouped else (o, lse, None, None)
 
-    o, lse = remembered(forward)
-    flat = (qd.shape[0], qd.shape[1] * head_dim)
+    o, lse, kept_k, kept_v = remembered(forward)
     if not recording(q, k, v):
-        return o.reshape(flat)
+        return o.reshape(q.shape)
     if k_offsets is not None:
         raise ValueError("attention over a cache has no gradient")
 
     def vjp(dy: np.ndarray, grads: Gradients) -> None:
+        qd, kd, vd = heads(q), heads(k) if kept_k is None else kept_k, heads(v) if kept_v is None else kept_v
         dq, dk, dv = (empty(*t.shape, like=t) for t in (qd, kd, vd))
         _core.attention_grad(dy.reshape(o.shape), qd, kd, vd, o, lse, offsets, scale, window, dq, dk, dv)
         for i, d in enumerate((dq, dk, dv)):
             grads.put(i, d.reshape(d.shape[0], d.shape[1] * head_dim))
 
-    return record(o.reshape(flat), (q, k, v), vjp)
+    return record(o.reshape(q.shape), (q, k, v), vjp)
 
 
 def swiglu(gate: Array, up: Array, in_place: bool = False) -> Array:

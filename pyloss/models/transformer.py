@@ -214,7 +214,8 @@ class Model(Module):
     def set_grad_checkpoint(self, on: bool = True) -> None:
         """Keep only the inputs of layers for the backward pass, and compute each layer again there.
 
-        Of few tokens, where that is little memory, also the sums after attention and what attention made.
+        Of few tokens, where that is little memory, also the sums after attention, what attention made, and keys and values
+        that queries share.
         """
         self._checkpoint = on
 

@@ -38,7 +38,7 @@ def estimate_memory(
     - activations kept for the backward pass: `4 N (2H + 2Q + 2K + 2I)` for each of the T layers (input and the sum after
       attention; queries and attention's output; keys and values; gate and up), `4 N (Q + K)` more where q and k have norms
       and `8 N H` more for norms after attention and MLP; with checkpointing `4 N H` for each, `4 N (2H + Q)` while N is at most
-      `transformer.HALVES_TOKENS`, and one layer's in full;
+      `transformer.HALVES_TOKENS` and `8 N K` more then where queries share keys (`ops.attention`), and one layer's in full;
     - what DoRA's magnitudes read again: `4 N H` for each trained one of an o_proj or down_proj, whose outputs nothing else
       keeps; with checkpointing only one layer's;
     - what one layer works on, forward and backward: `4 N (4I + 3H + 10K)`, and 16 MB of packed matrices; in a mixture of
@@ -76,7 +76,8 @@ def estimate_memory(
     layer = 4 * tokens * (2 * hidden + 2 * queries + 2 * key_values + 2 * inner)
     if family is not None:
         layer += 4 * tokens * (bool(family.qk_norm) * (queries + key_values) + family.post_norms * 2 * hidden)
-    inputs = 4 * tokens * (2 * hidden + queries if tokens <= HALVES_TOKENS else hidden)
+    remembered = hidden + queries + (2 * key_values if 2 * key_values <= queries else 0)
+    inputs = 4 * tokens * (hidden + (remembered if tokens <= HALVES_TOKENS else 0))
     kept = layers * inputs + layer if grad_checkpoint else layers * layer
     outputs = sum(name.endswith(("o_proj.m", "down_proj.m")) for name in model.trainable_parameters())
     kept += 4 * tokens * hidden * (outputs / max(layers, 1) if grad_checkpoint else outputs)
