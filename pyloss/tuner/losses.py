@@ -6,12 +6,15 @@ from typing import Any
 
 import numpy as np
 
+from ..autograd import current_tape
 from ..checkpointing import sum_in_parts
 from ..losses import linear_cross_entropy
 
 # Gradients of a batch gather over parts of about this many tokens, so that memory holds what one part's backward needs: products
 # of fewer rows would be slower, those of more are hardly faster.
 PART_TOKENS = 512
+# Without gradients one layer's values are all there is at once: fewer parts expand and pack every weight less often.
+PARTS_TOGETHER = 2
 
 
 def target_weights(batch: Any, lengths: Any) -> np.ndarray:
@@ -80,17 +83,18 @@ def default_loss(model: Any, batch: Any, lengths: Any) -> tuple[Any, float]:
             hidden, model.head_layer, labels, weights=factors, ignore_index=-1, reduction="sum", logits_bytes=at_once
         )
 
-    parts = parts_of_rows(used)
+    parts = parts_of_rows(used, PARTS_TOGETHER if current_tape() is None else 1)
     return loss(parts[0]) if len(parts) == 1 else sum_in_parts(loss, parts), total
 
 
-def parts_of_rows(lengths: Any) -> list[np.ndarray]:
-    """The rows of a batch, those of so many tokens that are not empty, in parts of about PART_TOKENS or the longest row.
+def parts_of_rows(lengths: Any, together: int = 1) -> list[np.ndarray]:
+    """The rows of a batch, those of so many tokens that are not empty, in parts of about PART_TOKENS, or the longest row.
 
-    The parts are of like size, since the largest decides on memory, and the smallest are the slowest.
+    With `together` of these in one. The parts are of like size, since the largest decides on memory, and the smallest are the
+    slowest.
     """
     lengths = np.asarray(lengths)
-    count = int(lengths.sum() / max(PART_TOKENS, lengths.max(initial=0)) + 0.5)
+    count = int(lengths.sum() / max(together * PART_TOKENS, lengths.max(initial=0)) + 0.5)
     parts: list[list[int]] = [[] for _ in range(max(count, 1))]
     loads = [0] * len(parts)
     for row in np.argsort(-lengths, kind="stable"):

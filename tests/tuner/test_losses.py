@@ -153,12 +153,14 @@ def test_a_gradient_against_differences_of_the_reference(tiny_model):
 
 
 @pytest.mark.parametrize("lengths", [[256] * 4, [20, 1000, 300, 37, 512, 5], [1] * 3, [0, 7, 0], [600], [511, 513], [2000, 30, 40], list(range(100))])
-def test_parts_hold_every_row_once_and_are_of_like_size(lengths):
-    parts = parts_of_rows(lengths)
+@pytest.mark.parametrize("together", [1, 2])
+def test_parts_hold_every_row_once_and_are_of_like_size(lengths, together):
+    parts = parts_of_rows(lengths, together)
+    wanted = max(together * losses.PART_TOKENS, *lengths)
     assert sorted(np.concatenate(parts)) == [i for i, n in enumerate(lengths) if n]
     loads = [sum(lengths[i] for i in part) for part in parts]
-    assert len(parts) == max(int(sum(lengths) / max(losses.PART_TOKENS, *lengths) + 0.5), 1)
-    assert max(loads) <= 1.5 * max(losses.PART_TOKENS, *lengths) and 2 * min(loads) >= max(loads)
+    assert len(parts) == max(int(sum(lengths) / wanted + 0.5), 1)
+    assert max(loads) <= 1.5 * wanted and 2 * min(loads) >= max(loads)
 
 
 @pytest.mark.parametrize("checkpoint", [False, True])
@@ -168,6 +170,8 @@ def test_a_batch_in_parts_has_the_value_and_gradients_of_the_whole(model, monkey
     want = step(model, BATCH, WEIGHTS[kind])
     monkeypatch.setattr(losses, "PART_TOKENS", 2)
     assert_same(step(model, BATCH, WEIGHTS[kind]), want)
+    assert default_loss(model, BATCH, WEIGHTS[kind])[0] == pytest.approx(want[0][0], rel=1e-6)
+    monkeypatch.setattr(losses, "PARTS_TOGETHER", 1)  # the same parts, so the same bits
     value, total = default_loss(model, BATCH, WEIGHTS[kind])
     assert value == step(model, BATCH, WEIGHTS[kind])[0][0] and total == want[0][1]
 
