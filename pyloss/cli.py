@@ -321,6 +321,7 @@ def _bench_parser(commands: Any) -> None:
 
 
 def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands; what it parses has the command's name under `command`."""
     parser = Parser(
         prog="pyloss",
         description="Fine-tune language models on ordinary computers.",

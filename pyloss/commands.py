@@ -38,6 +38,7 @@ def _optimizer(config: SimpleNamespace) -> Optimizer:
 
 
 def train(flags: Flags) -> int:
+    """`pyloss train`: trains and tests, or shows what would be trained on."""
     config = merge_config(flags, flags.get("config"))
     if not (config.train or config.test):
         raise ValueError("nothing to do: train and test are both false")
@@ -111,6 +112,7 @@ def _evaluate(config: SimpleNamespace, model: Any, dataset: Any) -> None:
 
 
 def evaluate(flags: Flags) -> int:
+    """`pyloss eval`: prints loss and perplexity."""
     adapter, split = flags.pop("adapter_path"), flags.pop("split")
     config = merge_config(flags, flags.get("config"))
     config.train, config.test = split == "train", split == "test"
@@ -146,6 +148,7 @@ def _prompt_ids(flags: Flags, tokenizer: Any) -> list[int]:
 
 
 def generate(flags: Flags) -> int:
+    """`pyloss generate`: prints the answer as it comes."""
     from pyloss.generation import stream_generate
 
     for name, least in (("max_tokens", 1), ("temp", 0), ("top_k", 0)):
@@ -182,6 +185,7 @@ def generate(flags: Flags) -> int:
 
 
 def fuse(flags: Flags) -> int:
+    """`pyloss fuse`: writes a model with its adapter in its weights."""
     from pyloss.tuner.utils import fuse_adapters
 
     for name in ("upload_repo", "hf_path"):
@@ -202,6 +206,7 @@ def fuse(flags: Flags) -> int:
 
 
 def export(flags: Flags) -> int:
+    """`pyloss export`: writes a model or an adapter in another program's format."""
     adapter, to, output = flags["adapter_path"], flags["to"], flags["output"]
     if adapter is None and (flags["adapter_only"] or to in ("peft", "mlx")):
         raise ValueError("--to peft, --to mlx and --adapter-only write an adapter: give its folder as --adapter-path")
@@ -214,6 +219,7 @@ def export(flags: Flags) -> int:
 
 
 def convert(flags: Flags) -> int:
+    """`pyloss convert`: writes a model as a Hugging Face folder."""
     from pyloss.models import conversion, saving
 
     kind, bits = flags["quantize"], flags["q_bits"]
@@ -247,6 +253,7 @@ def convert(flags: Flags) -> int:
 
 
 def bench(flags: Flags) -> int:
+    """`pyloss bench`: measures this machine, and prints each figure when it is known."""
     from pyloss import measuring
     from pyloss.models.synthetic import random_model
     from pyloss.tuner.plan import size_text
@@ -286,6 +293,7 @@ def bench(flags: Flags) -> int:
 
 
 def info(flags: Flags) -> int:
+    """`pyloss info`: prints what is in use."""
     for name, value in pyloss.info().items():
         print(f"{name}: {value}")
     return 0

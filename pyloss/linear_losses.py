@@ -37,6 +37,7 @@ class Head(NamedTuple):
 
     @property
     def vocabulary(self) -> int:
+        """The number of classes."""
         return int(self.projection.weight.shape[0])
 
     @property

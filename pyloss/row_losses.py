@@ -145,6 +145,7 @@ class Call:
         return loss
 
     def loss(self) -> Any:
+        """The losses of the rows, weighted; computed once."""
         if self.values is None:
             direct = isinstance(self.out, device.DeviceArray) or (self.out is not None and self.out.flags.c_contiguous)
             loss = self.out if direct and self.out is not None else self._new()
@@ -153,6 +154,7 @@ class Call:
         return self.values
 
     def gradients(self, dy: np.ndarray, wanted: Sequence[bool]) -> Sequence[np.ndarray | None]:
+        """Those of the `wanted` arrays for the gradient `dy` of the losses."""
         factors = np.asarray(dy, self.dtype, order="C")
         if self.weights is not None:
             factors = np.where(self.weights == 0, 0, factors * self.weights)

@@ -112,30 +112,37 @@ class Tokenizer:
 
     @property
     def bos_token_id(self) -> int | None:
+        """The id of the token that begins a text, if there is one."""
         return self._id("bos_token")
 
     @property
     def eos_token_id(self) -> int | None:
+        """The id of the token that ends a text, if there is one."""
         return self._id("eos_token")
 
     @property
     def pad_token_id(self) -> int | None:
+        """The id of the padding token, if there is one."""
         return self._id("pad_token")
 
     @property
     def unk_token_id(self) -> int | None:
+        """The id of the token for what the vocabulary lacks, if there is one."""
         return self._id("unk_token")
 
     @property
     def bos_token(self) -> str | None:
+        """The token that begins a text, if there is one."""
         return self.special_tokens.get("bos_token")
 
     @property
     def eos_token(self) -> str | None:
+        """The token that ends a text, if there is one."""
         return self.special_tokens.get("eos_token")
 
     @property
     def pad_token(self) -> str | None:
+        """The padding token, if there is one."""
         return self.special_tokens.get("pad_token")
 
     @property

@@ -114,6 +114,7 @@ class Adapter(Module):
 
     @property
     def rank(self) -> int:
+        """The inner dimension of the product of lora_a and lora_b."""
         return self._rank
 
     def matrices(self) -> tuple[str, ...]:

@@ -30,6 +30,7 @@ class BatchReport:
 
     @property
     def text(self) -> str:
+        """The report as one line."""
         line = f"{self.used} of {self.samples} samples used: {self.tokens} tokens, {self.targets} of them targets"
         if self.cut:
             line += f"; {self.cut} longer than {self.max_seq_length} tokens and cut"
@@ -119,6 +120,7 @@ class BatchIterator(Iterator[Batch]):
 
     @property
     def batches_per_epoch(self) -> int:
+        """How many batches go once through the data."""
         return len(self._batches)
 
     def __iter__(self) -> BatchIterator:

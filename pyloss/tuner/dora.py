@@ -71,6 +71,7 @@ class Magnitude(Adapter):
         return found
 
     def begin_magnitude(self) -> None:
+        """Sets `m` to the row norms, so that the factor is 1."""
         self.m[...] = self.norms()
 
     def _magnitude(self) -> tuple[Any, ...]:

@@ -122,6 +122,7 @@ def peak_memory() -> int:
 
 
 def size_text(size: float) -> str:
+    """Bytes as people read them: MB, or GB from one on."""
     return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
 
 

@@ -27,6 +27,7 @@ class Records(list[Record]):
             self._lines.append(number)
 
     def where(self, index: int) -> str:
+        """The place of a record, for messages."""
         return f"{self.path}, line {self._lines[index]}"
 
 
@@ -93,5 +94,6 @@ def check_messages(record: Mapping[str, Any], key: str, where: str) -> None:
 
 
 def check_tools(record: Mapping[str, Any], where: str) -> None:
+    """ValueError, which says `where`, unless a record's tools are a list or absent."""
     if record.get("tools") is not None:
         field(record, "tools", list, where, "a list of tools")

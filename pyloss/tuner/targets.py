@@ -26,6 +26,7 @@ class Sample:
 
     @classmethod
     def from_spans(cls, tokens: Sequence[int], spans: Sequence[tuple[int, int]]) -> Sample:
+        """A sample whose tokens `first <= i < end` of each span weigh 1, the others and the first token 0."""
         weights = np.zeros(len(tokens), np.float32)
         for first, end in spans:
             weights[first:end] = 1
@@ -46,6 +47,7 @@ class Sample:
         return bool((self.weights[max(self.offset, 1) :] == 1).all())
 
     def cut(self, length: int) -> Sample:
+        """The first `length` tokens, weights and all."""
         return self if len(self.tokens) <= length else Sample(self.tokens[:length], self.weights[:length])
 
 
