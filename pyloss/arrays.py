@@ -21,7 +21,11 @@ def empty(*shape: int, like: Any = None) -> Any:
 
 def zeros(*shape: int, like: Any = None) -> Any:
     """float32 zeros, where `like` is."""
-    return device.beside(like, np.zeros(shape, np.float32))
+    if not isinstance(like, device.DeviceArray):
+        return np.zeros(shape, np.float32)
+    there = empty(*shape, like=like)
+    there.clear()
+    return there
 
 
 def integers(shape: tuple[int, ...], like: Any) -> Any:
@@ -69,8 +73,10 @@ def frozen(weight: Array | Weight | WeightStack) -> Array:
 
 
 def turned(x: Any) -> Any:
-    """x^T of a matrix, contiguous, where it is; by way of the host."""
-    return device.beside(x, np.ascontiguousarray(np.asarray(x).T))
+    """x^T of a float32 matrix, contiguous, where it is."""
+    y = empty(*x.shape[::-1], like=x)
+    _core.transpose(x, y)
+    return y
 
 
 def column_sum(x: np.ndarray) -> np.ndarray:

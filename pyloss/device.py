@@ -328,7 +328,9 @@ def _upload(source: np.ndarray, where: int | DeviceArray) -> DeviceArray:
 
 def zeros_like(x: DeviceArray) -> DeviceArray:
     """Zeros of the shape and type of `x`, where it is."""
-    return to_device(np.zeros(x.shape, x.dtype), x)
+    zeros = x.fresh(x.shape, x.kind)
+    zeros.clear()
+    return zeros
 
 
 def beside(like: Any, x: Any) -> Any:

@@ -17,7 +17,7 @@ from . import _core
 from .arrays import Array, empty, f32, integers, into, matrix, zeros
 from .autograd import Gradients, keep, record, recording
 from .device import DeviceArray, beside
-from .projection import FEW_DIGITS, Projection, quotient, times
+from .projection import FEW_DIGITS, Projection, few_digits, quotient, times
 
 
 @dataclass(frozen=True)
@@ -248,12 +248,15 @@ class _Product:
         p, factor = self.p, self.factor
         assert p.norm is not None and factor is not None
         slope = quotient(self._dots(dy, y, self.bias), f32(p.m, "m"))
-        few = (np.abs(factor) < FEW_DIGITS) & (p.norm > 0)
+        if not few_digits(factor):
+            return slope
+        slope, norm = np.asarray(slope), np.asarray(p.norm)
+        few = (np.abs(np.asarray(factor)) < FEW_DIGITS) & (norm > 0)
         if few.any():
             whole = empty(*dy.shape, like=dy)
             self._forward_given(x(), None, self.b, None, whole)
-            slope[few] = self._dots(dy, whole, None)[few] / p.norm[few]
-        return slope
+            slope[few] = np.asarray(self._dots(dy, whole, None))[few] / norm[few]
+        return beside(dy, slope)
 
 
 def expert_project(x: Array, offsets: np.ndarray, projection: Projection) -> Array:

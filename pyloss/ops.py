@@ -13,8 +13,8 @@ import numpy as np
 
 from . import _core
 from .arrays import Array, empty, f32, frozen, i32, matrix, place, turned, zeros
-from .autograd import Gradients, Tensor, data, keep, lazily, reads_output, record, recording, remembered
-from .device import beside, on_host
+from .autograd import Gradients, Tensor, keep, lazily, reads_output, record, recording, remembered
+from .device import beside
 from .projection import Projection, linear, lora_linear, project, quotient
 from .weights import Weight
 
@@ -51,43 +51,44 @@ def adapted_embedding(
     dropout, which is a constant to the gradient; rows of norm 0 become 0 (Liu et al., arXiv:2402.09353).
     """
     w, ad, bd = matrix(weight), f32(lora_a, "lora_a"), f32(lora_b, "lora_b")
-    if m is not None:
-        on_host(data(m), "m")
     index = beside(ad, i32(ids))
     rows, flat = index.reshape(-1), (index.size, weight.shape[1])
     h, sums = empty(len(rows), ad.shape[1], like=ad), empty(*flat, like=ad)
     _core.embedding_forward(rows, ad, h)
     _core.embedding_forward(rows, w, sums)
-    norm = None if m is None else np.empty(len(rows))
+    norm = None if m is None else empty(len(rows), like=ad)
     if dropout:
         branch = empty(*flat, like=ad)
         _core.matmul_nn(h, bd, scale, 0, branch)
         if norm is not None:
-            whole = empty(*flat)
+            whole = empty(*flat, like=ad)
             _core.add(sums, branch, whole)
-            _core.row_squares(whole, norm)
+            _core.row_norms(whole, norm)
         _core.dropout(branch, seed, dropout, branch)
         _core.axpy(1.0, branch, sums)
     else:
         _core.matmul_nn(h, bd, scale, 1, sums)
         if norm is not None:
-            _core.row_squares(sums, norm)
+            _core.row_norms(sums, norm)
     y, factor = sums, None
     if norm is not None:
-        norm = np.sqrt(norm).astype(np.float32)
-        factor = quotient(f32(m, "m")[rows], norm)[:, None]
-        y = sums * factor
+        lengths, y = empty(len(rows), 1, like=ad), empty(*flat, like=ad)
+        _core.embedding_forward(rows, f32(m, "m").reshape(-1, 1), lengths)
+        factor = quotient(lengths.reshape(-1), norm)
+        _core.scale_rows(sums, factor, y)
     inputs = (frozen(weight), lora_a, lora_b, m)
     if not recording(*inputs):
         return y.reshape(*index.shape, flat[1])
 
     def vjp(dy: np.ndarray, grads: Gradients) -> None:
         dy = dy.reshape(flat)
-        if norm is not None and grads.wanted(3):
-            slope = quotient(np.einsum("nd,nd->n", dy, sums, dtype=np.float64), norm).astype(np.float32)
-            grads.put(3, _scattered(slope[:, None], rows, (weight.shape[0], 1)).reshape(-1))
         if factor is not None:
-            dy = dy * factor
+            scaled, dots = empty(*flat, like=dy), empty(len(rows), like=dy)
+            _core.scale_rows_grad(dy, sums, factor, scaled, dots)
+            if grads.wanted(3):
+                slope = quotient(dots, norm)
+                grads.put(3, _scattered(slope.reshape(-1, 1), rows, (weight.shape[0], 1)).reshape(-1))
+            dy = scaled
         if grads.wanted(0):
             grads.put(0, _scattered(dy, rows, weight.shape))
         if dropout and (grads.wanted(1) or grads.wanted(2)):
@@ -313,7 +314,7 @@ def transposed(x: Array) -> Array:
         return y
 
     def vjp(dy: np.ndarray, grads: Gradients) -> None:
-        grads.put(0, turned(dy))
+        grads.put(0, turned(f32(dy)))
 
     return record(y, (x,), vjp)
 

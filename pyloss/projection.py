@@ -11,7 +11,7 @@ import numpy as np
 from . import _core
 from .arrays import Array, column_sum, empty, f32, frozen, into, matrix, place, zeros
 from .autograd import Gradients, Tensor, current_tape, data, keep, lazily, record, recording
-from .device import DeviceArray, beside
+from .device import DeviceArray, beside, empty as device_empty
 from .weights import Weight
 
 WHOLE = slice(None)
@@ -128,7 +128,8 @@ class Backward:
         self.dw = empty(*shape, like=place(product.weight)) if by_weight else None
         self.db = empty(*product.b.shape, like=product.b) if by_b else None
         self.dh = empty(*product.h.shape, like=product.h) if product.adapted and (by_x or by_a) else None
-        self.dbias, self.dm = np.zeros(shape[0]), np.zeros(shape[0])
+        self.dbias: Any = None
+        self.dm: Any = None
         self.begun = False
         if zeroed:
             self._begin()
@@ -145,7 +146,7 @@ class Backward:
         product, p = self.product, self.product.projection
         by_x, by_weight, by_bias, _, by_b, by_m = self.wanted
         if by_m:  # first, while what was just made of dy and y is near
-            self.dm += self._by_m(dy, y, part)
+            self.dm = _gathered(self.dm, self._by_m(dy, y, part))
         dh = None if self.dh is None else self.dh[part]
         fused = by_x and product.adapted and not p.dropout
         if dh is not None and not fused:
@@ -163,15 +164,19 @@ class Backward:
         if by_b:
             _core.matmul_tn(product.h[part], dy, p.scale, int(self.begun), self.db)
         if by_bias:
-            self.dbias += np.asarray(column_sum(dy))
+            self.dbias = _gathered(self.dbias, column_sum(dy))
         self.begun = True
 
     def _by_m(self, dy: np.ndarray, y: np.ndarray | None, part: slice) -> np.ndarray:
-        """float64 [O]: the sums over the rows of dy times what the factor multiplies, over the norm."""
+        """[O]: the sums over the rows of dy times what the factor multiplies, over the norm; float64 on the host."""
         product, p, column = self.product, self.product.projection, empty(dy.shape[-1], like=dy)
         assert p.norm is not None and product.factor is not None
         _core.column_dot(dy, y, product.bias, column)
-        slope, norm = quotient(np.asarray(column).astype(np.float64), np.asarray(f32(p.m, "m"))), np.asarray(p.norm)
+        there = isinstance(column, DeviceArray)
+        slope = quotient(column if there else column.astype(np.float64), f32(p.m, "m"))
+        if not few_digits(product.factor):
+            return slope
+        slope, norm = np.asarray(slope), np.asarray(p.norm)
         few = (np.abs(np.asarray(product.factor)) < FEW_DIGITS) & (norm > 0)
         if few.any():
             assert product.rows is not None
@@ -179,7 +184,7 @@ class Backward:
             _core.linear_forward(product.rows[part], product.weight, None, product.h[part], product.b, p.scale, None, sums)
             _core.column_dot(dy, sums, None, column)
             slope[few] = np.asarray(column)[few] / norm[few]
-        return slope
+        return beside(column, slope)
 
     def end(self) -> list[np.ndarray | None]:
         """The gradients, in the order of `wanted`."""
@@ -206,28 +211,51 @@ class Backward:
                 self.dw = times(self.dw, product.factor, rows=True)
             if self.db is not None:
                 self.db = times(self.db, product.factor)
-        dbias, dm = (s.astype(np.float32) if by else None for s, by in ((self.dbias, by_bias), (self.dm, by_m)))
-        where = place(product.weight)
-        return [self.dx, self.dw, beside(where, dbias), da, self.db, beside(where, dm)]
+        dbias, dm = (self._finished(total) if by else None for total, by in ((self.dbias, by_bias), (self.dm, by_m)))
+        return [self.dx, self.dw, dbias, da, self.db, dm]
+
+    def _finished(self, total: Any) -> Any:
+        """What `_gathered` made of the parts, in float32; zeros if there were none."""
+        if total is None:
+            return zeros(self.product.projection.weight.shape[0], like=place(self.product.weight))
+        return total.astype(np.float32, copy=False)
+
+
+def _gathered(total: Any, part: Any) -> Any:
+    """The sum so far, None at first, with one more part: in float64 on the host, in place on a device."""
+    if not isinstance(part, DeviceArray):
+        return part.astype(np.float64) if total is None else total + part
+    if total is None:
+        return part
+    _core.axpy(1.0, part, total)
+    return total
 
 
 def quotient(a: Any, b: Any) -> Any:
     """a / b, and 0 where b is, where a is."""
     if isinstance(a, DeviceArray):
-        return beside(a, quotient(a.numpy(), np.asarray(b)))
+        y = empty(*a.shape, like=a)
+        _core.ratio(a, beside(a, b), y)
+        return y
     return np.divide(a, b, out=np.zeros_like(a), where=b != 0)
 
 
 def times(matrix: Any, factor: Any, rows: bool = False) -> Any:
     """A matrix whose columns are multiplied by a factor each, or with `rows` the rows of one or several; where it is."""
+    scaled = empty(*matrix.shape, like=matrix)
     if rows:
-        scaled = empty(*matrix.shape, like=matrix)
         flat = (factor.size, matrix.shape[-1])
         _core.scale_rows(matrix.reshape(flat), factor.reshape(-1), scaled.reshape(flat))
-        return scaled
-    if isinstance(matrix, DeviceArray):
-        return beside(matrix, np.asarray(matrix) * np.asarray(factor))
-    return matrix * factor
+    else:
+        _core.scale_columns(matrix, factor, scaled)
+    return scaled
+
+
+def few_digits(factor: Any) -> bool:
+    """Whether a factor is below FEW_DIGITS: of a factor on a device this one byte is copied back."""
+    found = device_empty((1,), np.uint8, factor) if isinstance(factor, DeviceArray) else np.empty(1, np.uint8)
+    _core.any_below(factor, FEW_DIGITS, found)
+    return bool(np.asarray(found)[0])
 
 
 def project(x: Array, projection: Projection) -> Array:

@@ -58,6 +58,8 @@ static void raise(pl_cl_error *error, const char *operation, int index) {
 
 /* ---- the type */
 
+int64_t pl_device_bytes(PyObject *object) { return is_device_array(object) ? (int64_t)((device_array *)object)->bytes : 0; }
+
 static int64_t items(const device_array *a) {
     int64_t n = 1;
     for (int i = 0; i < a->ndim; i++) n *= a->dims[i];
@@ -207,6 +209,7 @@ static PyArrayObject *same_bytes(device_array *a, PyObject *object, const char *
 
 static PyObject *array_write(PyObject *self, PyObject *object) {
     device_array *a = (device_array *)self;
+    int64_t begin = pl_profile_begin();
     PyArrayObject *from = same_bytes(a, object, "write");
     if (!from) return NULL;
     PyObject *host = NULL;
@@ -225,22 +228,48 @@ static PyObject *array_write(PyObject *self, PyObject *object) {
     }
     a->host = host;
     a->writes = a->buffer->writes;
+    pl_profile_end(&pl_copied_to_devices, begin, (int64_t)a->bytes);
     Py_RETURN_NONE;
 }
+
+/* Whether the elements, of an index array, are known on the host. */
+static int known_on_host(const device_array *a) { return a->host && a->writes == a->buffer->writes && !a->buffer->foreign; }
 
 static PyObject *array_read(PyObject *self, PyObject *object) {
     device_array *a = (device_array *)self;
     PyArrayObject *to = same_bytes(a, object, "read");
     if (!to) return NULL;
     if (!PyArray_ISWRITEABLE(to)) return PyErr_Format(PyExc_ValueError, "read: the numpy.ndarray is read-only");
+    void *data = PyArray_DATA(to);
+    if (known_on_host(a)) {
+        memcpy(data, PyArray_DATA((PyArrayObject *)a->host), a->bytes);
+        Py_RETURN_NONE;
+    }
+    int64_t begin = pl_profile_begin();
     pl_cl_error error;
     int failed;
-    void *data = PyArray_DATA(to);
     Py_BEGIN_ALLOW_THREADS
     failed = pl_cl_read(a->buffer, a->offset, data, a->bytes, &error);
     Py_END_ALLOW_THREADS
     if (failed) {
         raise(&error, "copying from the device", a->buffer->device->index);
+        return NULL;
+    }
+    pl_profile_end(&pl_copied_from_devices, begin, (int64_t)a->bytes);
+    Py_RETURN_NONE;
+}
+
+static PyObject *array_clear(PyObject *self, PyObject *unused) {
+    (void)unused;
+    device_array *a = (device_array *)self;
+    pl_cl_error error;
+    int failed;
+    Py_BEGIN_ALLOW_THREADS
+    failed = pl_cl_clear(a->buffer, a->offset, a->bytes, &error);
+    Py_END_ALLOW_THREADS
+    Py_CLEAR(a->host);
+    if (failed) {
+        raise(&error, "clearing an array", a->buffer->device->index);
         return NULL;
     }
     Py_RETURN_NONE;
@@ -302,6 +331,7 @@ static PyObject *get_handles(PyObject *self, void *unused) {
 static PyMethodDef array_methods[] = {
     {"write", array_write, METH_O, "Copies a C-contiguous ndarray of as many bytes here."},
     {"read", array_read, METH_O, "Copies the elements to a C-contiguous ndarray of as many bytes."},
+    {"clear", array_clear, METH_NOARGS, "Makes all elements 0."},
     {"fresh", array_fresh, METH_VARARGS, "fresh(shape, kind): a new array in memory of the same device and context."},
     {"part", array_part, METH_VARARGS, "part(shape, offset): an array over its bytes from `offset` on."},
     {"wait", array_wait, METH_NOARGS, "Returns when the device has done all that was asked of it."},
@@ -377,7 +407,7 @@ static pl_cl_device *common_device(const pl_spec *spec, PyObject *const *args, P
 
 /* The elements of an index array on the host. */
 static PyObject *index_values(device_array *a) {
-    if (!a->host || a->writes != a->buffer->writes || a->buffer->foreign) {
+    if (!known_on_host(a)) {
         PyObject *copy = PyArray_SimpleNew(a->ndim, a->dims, kinds[a->kind].npy);
         PyObject *done = copy ? array_read((PyObject *)a, copy) : NULL;
         if (!done) {
@@ -462,7 +492,7 @@ PyObject *pl_device_run(const pl_spec *spec, PyObject *const *args, Py_ssize_t n
     if (good && (pl_cl_in_place(spec->name) || results_apart(spec, operation.place, nargs)) &&
         !pl_spec_check(spec, checked, nargs, &call)) {
         Py_BEGIN_ALLOW_THREADS
-        failed = pl_cl_run(spec->name, &operation);
+        failed = pl_cl_run(spec->name, &operation) || (pl_profiling && pl_cl_finish(device, &error));
         Py_END_ALLOW_THREADS
         pl_spec_release(spec, &call);
         for (Py_ssize_t i = 0; i < nargs; i++)
@@ -517,8 +547,10 @@ static PyObject *py_devices(PyObject *self, PyObject *unused) {
 static PyObject *py_shape(PyObject *self, PyObject *args) {
     (void)self;
     pl_cl_shape shape = {0, 0, 0};
-    if (!PyArg_ParseTuple(args, "iii", &shape.group, &shape.width, &shape.block)) return NULL;
+    int without_fp64 = 0;
+    if (!PyArg_ParseTuple(args, "iii|p", &shape.group, &shape.width, &shape.block, &without_fp64)) return NULL;
     pl_cl_forced_shape = shape;
+    pl_cl_without_fp64 = without_fp64;
     Py_RETURN_NONE;
 }
 
@@ -533,7 +565,8 @@ static PyObject *py_opencl_trim(PyObject *self, PyObject *unused) {
 static PyMethodDef functions[] = {
     {"opencl_devices", py_devices, METH_NOARGS, "The OpenCL devices as dicts, and why there are none, or None."},
     {"opencl_shape", py_shape, METH_VARARGS,
-     "opencl_shape(group, width, block): the shape of row kernels, 0 for the device's own; for tests and benchmarks."},
+     "opencl_shape(group, width, block, without_fp64=False): the shape of row kernels, 0 for the device's own, and whether to do "
+     "without float64; for tests and benchmarks."},
     {"opencl_trim", py_opencl_trim, METH_NOARGS, "Gives kept device buffers back to their drivers."},
     {NULL, NULL, 0, NULL}};
 

@@ -18,8 +18,9 @@ enum {
 
 static pl_spec specs[OP_COUNT];
 static const pl_table *table; /* the kernels in use */
-static struct { int64_t calls, nanoseconds, bytes; } profile[OP_COUNT];
-static int profiling;
+static pl_profile profile[OP_COUNT];
+pl_profile pl_copied_to_devices, pl_copied_from_devices;
+int pl_profiling;
 
 static pl_kernel kernel_of(const pl_table *t, int op) {
     switch (op) {
@@ -38,12 +39,21 @@ static int64_t nanoseconds(void) {
     return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
+int64_t pl_profile_begin(void) { return pl_profiling ? nanoseconds() : 0; }
+
+void pl_profile_end(pl_profile *entry, int64_t begin, int64_t bytes) {
+    if (!pl_profiling || !begin) return;
+    entry->calls++;
+    entry->nanoseconds += nanoseconds() - begin;
+    entry->bytes += bytes;
+}
+
 /* Bytes of all arguments, for the profile. */
 static int64_t call_bytes(PyObject *const *args, Py_ssize_t nargs) {
     int64_t total = 0;
     for (Py_ssize_t i = 0; i < nargs; i++) {
         PyObject *a = PyTuple_Check(args[i]) ? PyTuple_GetItem(args[i], 0) : args[i];
-        if (PyArray_Check(a)) total += PyArray_NBYTES((PyArrayObject *)a);
+        total += PyArray_Check(a) ? PyArray_NBYTES((PyArrayObject *)a) : pl_device_bytes(a);
     }
     return total;
 }
@@ -66,11 +76,15 @@ static int note_call(int op, PyObject *const *args, Py_ssize_t nargs) {
 
 static PyObject *run(int op, PyObject *const *args, Py_ssize_t nargs) {
     if (recording && note_call(op, args, nargs)) return NULL;
-    if (pl_device_call(args, nargs)) return pl_device_run(&specs[op], args, nargs);
+    int64_t begin = pl_profile_begin();
+    if (pl_device_call(args, nargs)) {
+        PyObject *done = pl_device_run(&specs[op], args, nargs);
+        if (done && begin) pl_profile_end(&profile[op], begin, call_bytes(args, nargs));
+        return done;
+    }
     pl_call call;
     if (pl_spec_check(&specs[op], args, nargs, &call)) return NULL;
     pl_kernel kernel = kernel_of(table, op);
-    int64_t begin = profiling ? nanoseconds() : 0;
     pl_status status;
     Py_BEGIN_ALLOW_THREADS
     pl_enter_call();
@@ -78,11 +92,7 @@ static PyObject *run(int op, PyObject *const *args, Py_ssize_t nargs) {
     pl_leave_call();
     Py_END_ALLOW_THREADS
     pl_spec_release(&specs[op], &call);
-    if (profiling) {
-        profile[op].calls++;
-        profile[op].nanoseconds += nanoseconds() - begin;
-        profile[op].bytes += call_bytes(args, nargs);
-    }
+    if (begin) pl_profile_end(&profile[op], begin, call_bytes(args, nargs));
     if (status == PL_NO_MEMORY) return PyErr_NoMemory();
     Py_RETURN_NONE;
 }
@@ -236,20 +246,28 @@ static PyObject *py_trim(PyObject *self, PyObject *unused) {
     Py_RETURN_NONE;
 }
 
+/* Enters what was counted, if anything, under a name, and forgets it. */
+static int profile_row(PyObject *dict, const char *name, pl_profile *entry) {
+    if (!entry->calls) return 0;
+    PyObject *row = Py_BuildValue("(LdL)", (long long)entry->calls, 1e-9 * (double)entry->nanoseconds, (long long)entry->bytes);
+    int failed = !row || PyDict_SetItemString(dict, name, row);
+    Py_XDECREF(row);
+    *entry = (pl_profile){0, 0, 0};
+    return failed;
+}
+
 static PyObject *py_profile(PyObject *self, PyObject *args) {
     (void)self;
     int on;
     if (!PyArg_ParseTuple(args, "p", &on)) return NULL;
     PyObject *dict = PyDict_New();
-    for (int i = 0; dict && i < OP_COUNT; i++) {
-        if (!profile[i].calls) continue;
-        PyObject *row = Py_BuildValue("(LdL)", (long long)profile[i].calls, 1e-9 * (double)profile[i].nanoseconds,
-                                      (long long)profile[i].bytes);
-        if (!row || PyDict_SetItemString(dict, specs[i].name, row)) Py_CLEAR(dict);
-        Py_XDECREF(row);
-    }
+    for (int i = 0; dict && i < OP_COUNT; i++)
+        if (profile_row(dict, specs[i].name, &profile[i])) Py_CLEAR(dict);
+    if (dict && (profile_row(dict, "copied to devices", &pl_copied_to_devices) ||
+                 profile_row(dict, "copied from devices", &pl_copied_from_devices)))
+        Py_CLEAR(dict);
     memset(profile, 0, sizeof profile);
-    profiling = on;
+    pl_profiling = on;
     return dict;
 }
 
@@ -303,7 +321,7 @@ static PyMethodDef methods[] = {
     {"buffer_stats", py_buffer_stats, METH_NOARGS, "Bytes in use, cached, and the peak in use, of reused buffers."},
     {"trim", py_trim, METH_NOARGS, "Gives cached buffers back to the system."},
     {"profile", py_profile, METH_VARARGS,
-     "profile(on): switches timing, clears it and returns {op: (calls, seconds, bytes)} so far."},
+     "profile(on): switches timing, clears it and returns {op: (calls, seconds, bytes)} so far, copies to and from devices too."},
     {"record", py_record, METH_VARARGS,
      "record(on): begins (again) or ends recording this thread's calls; returns those so far, or None if it did not record."},
     {"replay", py_replay, METH_O, "replay(calls): runs recorded calls again, on the same arrays, checked as ever."},

@@ -111,6 +111,20 @@ static pl_status same_bits(const pl_call *c) {
     return PL_OK;
 }
 
+/* Whether some |x[i]| is below the bound: 1 or 0. */
+static void any_below_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
+    const pl_call *c = context;
+    const float *x = c->arg[0].in, bound = (float)c->arg[1].f;
+    int found = 0;
+    for (int64_t i = begin; i < end; i++) found |= fabsf(x[i]) < bound;
+    if (found) __atomic_store_n((uint8_t *)c->arg[2].out, 1, __ATOMIC_RELAXED);
+}
+static pl_status any_below(const pl_call *c) {
+    *(uint8_t *)c->arg[2].out = 0;
+    pl_parallel(PL_DIM(c, 'N'), 8 * PIECE, any_below_piece, c);
+    return PL_OK;
+}
+
 /* y[rows[m],:] = x[m,:], the last m where several are the same   x [M,D], rows [M], y [N,D]: other rows stay */
 static pl_status put_rows(const pl_call *c) {
     const float *x = c->arg[0].in;
@@ -267,6 +281,40 @@ static pl_status scale_rows(const pl_call *c) {
     return PL_OK;
 }
 
+/* y[n,:] = factor x[n,:], element by element */
+static void scale_columns_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
+    const pl_call *c = context;
+    const float *factor = c->arg[1].in;
+    int64_t d = PL_DIM(c, 'D');
+    for (int64_t n = begin; n < end; n++) {
+        const float *x = (const float *)c->arg[0].in + n * d;
+        float *y = (float *)c->arg[2].out + n * d;
+        for (int64_t i = 0; i < d; i++) y[i] = factor[i] * x[i];
+    }
+}
+static pl_status scale_columns(const pl_call *c) {
+    pl_parallel(PL_DIM(c, 'N'), grain_of(PL_DIM(c, 'D')), scale_columns_piece, c);
+    return PL_OK;
+}
+
+/* y = x^T   x [N,D], y [D,N]; in blocks of rows, whose elements of some columns stay in the nearest cache */
+static void transpose_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
+    enum { BLOCK = 16 };
+    const pl_call *c = context;
+    int64_t n = PL_DIM(c, 'N'), d = PL_DIM(c, 'D');
+    for (int64_t block = begin; block < end; block++) {
+        const float *x = (const float *)c->arg[0].in + block * BLOCK * d;
+        float *y = (float *)c->arg[1].out + block * BLOCK;
+        int64_t rows = n - block * BLOCK < BLOCK ? n - block * BLOCK : BLOCK;
+        for (int64_t j = 0; j < d; j++)
+            for (int64_t i = 0; i < rows; i++) y[j * n + i] = x[i * d + j];
+    }
+}
+static pl_status transpose(const pl_call *c) {
+    pl_parallel((PL_DIM(c, 'N') + 15) / 16, grain_of(16 * PL_DIM(c, 'D')), transpose_piece, c);
+    return PL_OK;
+}
+
 /* dfactor[n] = dy[n,:] . x[n,:]; dx[n,:] = factor[n] dy[n,:] */
 static void scale_rows_grad_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
     const pl_call *c = context;
@@ -415,6 +463,20 @@ static void add_piece(const void *context, int64_t begin, int64_t end, int worke
 }
 static pl_status add(const pl_call *c) {
     pl_parallel(PL_DIM(c, 'N'), PIECE, add_piece, c);
+    return PL_OK;
+}
+
+INLINE void ratio_lanes(vf *v, int64_t index UNUSED, const void *constants UNUSED) {
+    v[0] = vf_select(vf_equal(v[1], vf_set1(0)), vf_set1(0), v[0] / v[1]);
+}
+
+/* y = a / b, 0 where b is */
+static void ratio_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
+    const pl_call *c = context;
+    map(ratio_lanes, 2, (const float *[]){c->arg[0].in, c->arg[1].in}, 1, (float *[]){c->arg[2].out}, begin, end, NULL);
+}
+static pl_status ratio(const pl_call *c) {
+    pl_parallel(PL_DIM(c, 'N'), PIECE, ratio_piece, c);
     return PL_OK;
 }
 

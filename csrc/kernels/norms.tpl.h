@@ -7,10 +7,9 @@ typedef struct {
     const float *gb; /* [R,O]: (a^T a) b */
 } norm_job;
 
-/* squares[o] = sum of w[o,:]^2   w [O,I] in any format */
-static void row_squares_piece(const void *context, int64_t begin, int64_t end, int worker) {
+/* squares[o] = sum of w[o,:]^2, or norms[o] = its root in float32   w [O,I] in any format */
+static void squared_rows(const norm_job *job, int64_t begin, int64_t end, int worker, double *squares, float *norms) {
     enum { SUMS = 8 };
-    const norm_job *job = context;
     const pl_weight *w = &job->call->arg[0].w;
     float *row = job->row + worker * w->cols;
     for (int64_t o = begin; o < end; o++) {
@@ -21,16 +20,25 @@ static void row_squares_piece(const void *context, int64_t begin, int64_t end, i
             for (int k = 0; k < SUMS; k++) sum[k] += (double)row[i + k] * row[i + k];
         for (; i < w->cols; i++) sum[0] += (double)row[i] * row[i];
         for (int k = 1; k < SUMS; k++) sum[0] += sum[k];
-        ((double *)job->call->arg[1].out)[o] = sum[0];
+        if (squares) squares[o] = sum[0];
+        else norms[o] = (float)sqrt(sum[0]);
     }
 }
-static pl_status row_squares(const pl_call *c) {
+static void row_squares_piece(const void *context, int64_t begin, int64_t end, int worker) {
+    squared_rows(context, begin, end, worker, ((const norm_job *)context)->call->arg[1].out, NULL);
+}
+static void row_norms_piece(const void *context, int64_t begin, int64_t end, int worker) {
+    squared_rows(context, begin, end, worker, NULL, ((const norm_job *)context)->call->arg[1].out);
+}
+static pl_status run_squared_rows(const pl_call *c, pl_range_fn piece) {
     norm_job job = {.call = c, .row = pl_acquire(4 * (size_t)pl_num_threads() * (size_t)PL_DIM(c, 'I'))};
     if (!job.row) return PL_NO_MEMORY;
-    pl_parallel(PL_DIM(c, 'O'), grain_of(PL_DIM(c, 'I')), row_squares_piece, &job);
+    pl_parallel(PL_DIM(c, 'O'), grain_of(PL_DIM(c, 'I')), piece, &job);
     pl_release(job.row);
     return PL_OK;
 }
+static pl_status row_squares(const pl_call *c) { return run_squared_rows(c, row_squares_piece); }
+static pl_status row_norms(const pl_call *c) { return run_squared_rows(c, row_norms_piece); }
 
 /* |w[o,:] + scale (a b)[:,o]|^2, element by element. */
 static double summed_square(const pl_call *c, int64_t o, float *row) {

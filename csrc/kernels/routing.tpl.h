@@ -77,8 +77,7 @@ static pl_status run_router(const pl_call *c, pl_range_fn piece) {
     return PL_OK;
 }
 
-/* weights[visits[n,i]] = the share of expert chosen[n,i] in the softmax of logits[n,:], or with `normalise` in that of the
- * chosen. */
+/* weights[visits[n,i]] = the share of chosen[n,i] in the softmax of logits[n,:], or with `normalise` of the chosen alone. */
 static void visit_weights_piece(const void *context, int64_t begin, int64_t end, int worker) {
     const router_job *job = context;
     const pl_call *c = job->call;

@@ -255,6 +255,16 @@ int pl_cl_read(const pl_cl_buffer *from, size_t offset, void *to, size_t bytes, 
     return code ? pl_cl_fail(error, "clEnqueueReadBuffer", code) : 0;
 }
 
+int pl_cl_clear(pl_cl_buffer *to, size_t offset, size_t bytes, pl_cl_error *error) {
+    if (refuse_forked(error)) return 1;
+    if (!bytes) return 0;
+    static const unsigned char zero;
+    __atomic_add_fetch(&to->writes, 1, __ATOMIC_RELAXED);
+    cl_int code = pl_cl.EnqueueFillBuffer(to->device->queue, to->memory, &zero, 1, offset, bytes, 0, NULL, NULL);
+    if (code) return pl_cl_fail(error, "clEnqueueFillBuffer", code);
+    return to->device->wait ? pl_cl_finish(to->device, error) : 0;
+}
+
 void pl_cl_trim(void) {
     if (pl_cl_forked()) return;
     pthread_mutex_lock(&devices_lock);

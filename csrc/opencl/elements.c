@@ -50,8 +50,6 @@ static int dropout(const pl_cl_operation *o, int64_t n) {
 
 static int sum_squares(const pl_cl_operation *o, int64_t n) {
     enum { PARTS = 128 };
-    if (!o->device->info->fp64)
-        return pl_cl_refuse(o->error, PL_CL_UNSUPPORTED, "the device has no float64 arithmetic, which this sum needs");
     pl_cl_place parts = pl_cl_scratch(o, PARTS * sizeof(double));
     if (!parts.buffer) return 1;
     pl_cl_shape shape = shape_of(o);
@@ -67,6 +65,15 @@ static int sum_squares(const pl_cl_operation *o, int64_t n) {
                  pl_cl_enqueue(&join, "sum_of_parts", 1, (size_t)shape.group, NULL);
     pl_cl_buffer_release(parts.buffer);
     return failed;
+}
+
+static int any_below(const pl_cl_operation *o, int64_t n) {
+    pl_cl_launch l = begin(o);
+    pl_cl_add_array(&l, 0, 4);
+    pl_cl_add_array(&l, 2, 1);
+    pl_cl_add_f32(&l, o->call->arg[1].f);
+    pl_cl_add_i64(&l, n);
+    return pl_cl_enqueue(&l, "any_below", 1, (size_t)shape_of(o).group, NULL);
 }
 
 static int same_bits(const pl_cl_operation *o, int64_t n) {
@@ -114,11 +121,16 @@ int pl_cl_element(const char *name, const pl_cl_operation *o) {
         const char *name;
         int factor, arrays;
     } plain[] = {{"swiglu_forward", 0, 3}, {"swiglu_grad", 0, 5}, {"geglu_forward", 0, 3}, {"geglu_grad", 0, 5}, {"add", 0, 3},
-                 {"axpy", 1, 2},           {"scale", 1, 2}};
+                 {"ratio", 0, 3},          {"axpy", 1, 2},        {"scale", 1, 2}};
     static const struct {
         const char *name;
         int (*run)(const pl_cl_operation *, int64_t);
-    } special[] = {{"dropout", dropout}, {"sum_squares", sum_squares}, {"same_bits", same_bits}, {"adamw", adamw}, {"sgd", sgd},
+    } special[] = {{"dropout", dropout},
+                   {"sum_squares", sum_squares},
+                   {"same_bits", same_bits},
+                   {"any_below", any_below},
+                   {"adamw", adamw},
+                   {"sgd", sgd},
                    {"lion", lion}};
     int64_t n = PL_DIM(o->call, 'N');
     for (size_t i = 0; i < sizeof plain / sizeof *plain; i++) {

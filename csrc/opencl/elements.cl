@@ -55,6 +55,11 @@ KERNEL add(IN(a), IN(b), OUT(y), long n) {
     MINE;
     PUT(y, GET(a) + GET(b));
 }
+KERNEL ratio(IN(a), IN(b), OUT(y), long n) {
+    MINE;
+    const V b = GET(b);
+    PUT(y, v_select(v_equal(b, v_set(0)), v_set(0), GET(a) / b));
+}
 KERNEL axpy(float alpha, IN(x), OUT(y), long n) {
     MINE;
     PUT(y, FMA(v_set(alpha), GET(x), GET(y)));
@@ -75,6 +80,15 @@ KERNEL same_bits(IN(x), IN(y), ARRAY(uchar, same), long n) {
     for (long i = LANE; i < n; i += GROUP) differ |= as_uint(*ROW(x, i)) != as_uint(*ROW(y, i));
     const int any_differs = group_max((SCALAR)differ) > 0;
     if (LANE == 0) *ROW(same, 0) = !any_differs;
+}
+
+/* Whether some |x[i]| is below the bound; for one work-group. */
+KERNEL any_below(IN(x), ARRAY(uchar, found), float bound, long n) {
+    GROUP_MEMORY
+    int below = 0;
+    for (long i = LANE; i < n; i += GROUP) below |= fabs(*ROW(x, i)) < bound;
+    const int any_is = group_max((SCALAR)below) > 0;
+    if (LANE == 0) *ROW(found, 0) = any_is;
 }
 
 /* ---- Dropout: a random word per element from (seed, index) alone */
@@ -131,20 +145,18 @@ KERNEL lion(IN(grad), OUT(param), OUT(m), float lr, float decay, float beta1, fl
 
 /* ---- Sum of squares: a part for each work-group, then the parts in order */
 
-#ifdef FP64
-KERNEL squares_of_parts(IN(x), ARRAY(double, part), long n, long each) {
+KERNEL squares_of_parts(IN(x), ARRAY(stored_wide, part), long n, long each) {
     GROUP_MEMORY
     const long begin = (long)get_group_id(0) * each, end = min(n, begin + each);
-    double sum = 0;
+    exact sum = {0, 0};
     for (long i = begin + LANE * WIDTH; i < end; i += STEP)
-        for (long j = i; j < min(end, i + WIDTH); j++) sum += (double)*ROW(x, j) * *ROW(x, j);
-    sum = group_sum(sum);
-    if (LANE == 0) *ROW(part, get_group_id(0)) = sum;
+        for (long j = i; j < min(end, i + WIDTH); j++) add_product(&sum, *ROW(x, j), *ROW(x, j));
+    sum = group_exact(sum);
+    if (LANE == 0) put_wide(sum, ROW(part, get_group_id(0)));
 }
-KERNEL sum_of_parts(ARRAY(const double, part), ARRAY(double, out), long parts) {
+KERNEL sum_of_parts(ARRAY(const stored_wide, part), ARRAY(stored_wide, out), long parts) {
     if (LANE) return;
-    double sum = 0;
-    for (long j = 0; j < parts; j++) sum += *ROW(part, j);
-    *ROW(out, 0) = sum;
+    exact sum = {0, 0};
+    for (long j = 0; j < parts; j++) add_exact(&sum, take_wide(ROW(part, j)));
+    put_wide(sum, ROW(out, 0));
 }
-#endif

@@ -6,6 +6,9 @@
 #include <string.h>
 
 pl_cl_shape pl_cl_forced_shape;
+int pl_cl_without_fp64;
+
+int pl_cl_fp64(const pl_cl_device *device) { return device->info->fp64 && !pl_cl_without_fp64; }
 
 int pl_cl_is_cpu(const pl_cl_device *device) { return (device->info->kind & CL_DEVICE_TYPE_CPU) != 0; }
 
@@ -32,7 +35,7 @@ pl_cl_launch pl_cl_begin(const pl_cl_operation *operation, const char *source, p
     pl_cl_launch l = {.operation = operation, .source = source};
     pl_cl_define(&l, "-DWIDTH=%d -DBLOCK=%d -DGROUP=%d ", shape.width, shape.block, shape.group);
     pl_cl_define(&l, wide ? "-DREAL=double -DREAL_F64 " : "-DREAL=float ");
-    if (operation->device->info->fp64) pl_cl_define(&l, "-DFP64 ");
+    if (pl_cl_fp64(operation->device)) pl_cl_define(&l, "-DFP64 ");
     if (pl_cl_is_cpu(operation->device) && !wide) pl_cl_define(&l, "-DPOLYNOMIALS ");
     return l;
 }
@@ -65,7 +68,7 @@ void pl_cl_add_f32(pl_cl_launch *l, double value) {
 }
 
 void pl_cl_add_scalar(pl_cl_launch *l, double value) {
-    if (!l->operation->device->info->fp64) {
+    if (!pl_cl_fp64(l->operation->device)) {
         pl_cl_add_f32(l, value);
         return;
     }
@@ -123,7 +126,7 @@ int pl_cl_enqueue(pl_cl_launch *l, const char *name, size_t groups, size_t group
 int pl_cl_run(const char *name, const pl_cl_operation *operation) {
     static int (*const families[])(const char *, const pl_cl_operation *) = {pl_cl_product,   pl_cl_element, pl_cl_layer,
                                                                              pl_cl_attention, pl_cl_norm,    pl_cl_row_loss};
-    if (operation->call->wide && !operation->device->info->fp64)
+    if (operation->call->wide && !pl_cl_fp64(operation->device))
         return pl_cl_refuse(operation->error, PL_CL_UNSUPPORTED,
                             "the device has no float64 arithmetic; use float32 arrays or the cpu");
     for (size_t i = 0; i < sizeof families / sizeof *families; i++) {
@@ -136,7 +139,7 @@ int pl_cl_run(const char *name, const pl_cl_operation *operation) {
 
 int pl_cl_in_place(const char *name) {
     static const char *const names[] = {"rope",    "swiglu_grad", "geglu_grad", "scale_rows", "scale_rows_grad",
-                                        "dropout", "add",         "scale"};
+                                        "dropout", "add",         "scale",      "ratio",      "scale_columns"};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++)
         if (!strcmp(names[i], name)) return 1;
     return 0;

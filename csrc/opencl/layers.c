@@ -75,6 +75,8 @@ static const plain_kernel plain[] = {
     {"gather_rows", "012", "", -1, "D", -1, 'M', 0},
     {"combine_rows", "013", "", 2, "KD", -1, 'N', 0},
     {"scale_rows", "012", "", -1, "D", -1, 'N', 0},
+    {"scale_columns", "012", "", -1, "D", -1, 'N', 0},
+    {"transpose", "01", "", -1, "DN", -1, 'N', 0},
     {"scale_rows_grad", "01234", "", -1, "D", -1, 'N', 0},
     {"columns_above", "01", "2", -1, "NV", -1, 'V', 1},
     {"gather_columns", "012", "", -1, "VM", -1, 'N', 0},

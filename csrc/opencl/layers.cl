@@ -85,6 +85,16 @@ KERNEL scale_rows(IN(x), IN(factor), OUT(y), long d) {
     EACH(i, d) PUT(y, row, by * GET(x, row));
 }
 
+KERNEL scale_columns(IN(x), IN(factor), OUT(y), long d) {
+    MY_ROW;
+    EACH(i, d) PUT(y, row, GET(factor, 0) * GET(x, row));
+}
+
+KERNEL transpose(IN(x), OUT(y), long d, long n) {
+    MY_ROW;
+    for (long j = LANE; j < d; j += GROUP) *ROW(y, j * n + row) = *ROW(x, row * d + j);
+}
+
 KERNEL scale_rows_grad(IN(dy), IN(x), IN(factor), OUT(dx), OUT(dfactor), long d) {
     GROUP_MEMORY
     MY_ROW;

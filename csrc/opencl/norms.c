@@ -32,11 +32,12 @@ static int embedding_forward(const pl_cl_operation *o) {
     return run(&l, "embedding_forward", PL_DIM(o->call, 'N'));
 }
 
-static int row_squares(const pl_cl_operation *o) {
+/* For row_squares and row_norms. */
+static int squared_rows(const pl_cl_operation *o, const char *name, size_t item) {
     pl_cl_launch l = begin(o);
     add_weight(&l, 0);
-    pl_cl_add_array(&l, 1, 8);
-    return run(&l, "row_squares", PL_DIM(o->call, 'O'));
+    pl_cl_add_array(&l, 1, item);
+    return run(&l, name, PL_DIM(o->call, 'O'));
 }
 
 static int adapted_norm(const pl_cl_operation *o) {
@@ -87,8 +88,7 @@ static int adapted_norm(const pl_cl_operation *o) {
     for (int i = 0; i < 3 && !failed; i++) failed = pl_cl_gemm_run(o, &products[i]);
     pl_cl_launch l = begin(o);
     add_weight(&l, 0);
-    pl_cl_add_array(&l, 1, 4);
-    pl_cl_add_array(&l, 2, 4);
+    pl_cl_add_arrays(&l, "12", 4);
     pl_cl_add_array(&l, 4, 8);
     pl_cl_add_place(&l, wa, 4);
     pl_cl_add_place(&l, gb, 4);
@@ -104,11 +104,7 @@ static int adapted_norm(const pl_cl_operation *o) {
 
 int pl_cl_norm(const char *name, const pl_cl_operation *o) {
     if (!strcmp(name, "embedding_forward")) return embedding_forward(o);
-    int (*norm)(const pl_cl_operation *) = !strcmp(name, "row_squares")    ? row_squares
-                                           : !strcmp(name, "adapted_norm") ? adapted_norm
-                                                                           : NULL;
-    if (!norm) return -1;
-    if (!o->device->info->fp64)
-        return pl_cl_refuse(o->error, PL_CL_UNSUPPORTED, "the device has no float64 arithmetic, which norms of rows need");
-    return norm(o);
+    if (!strcmp(name, "row_squares")) return squared_rows(o, name, 8);
+    if (!strcmp(name, "row_norms")) return squared_rows(o, name, 4);
+    return strcmp(name, "adapted_norm") ? -1 : adapted_norm(o);
 }

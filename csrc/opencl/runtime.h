@@ -88,6 +88,8 @@ pl_cl_buffer *pl_cl_buffer_of(pl_cl_device *device, cl_mem memory, size_t bytes,
 void pl_cl_buffer_release(pl_cl_buffer *buffer);
 int pl_cl_write(pl_cl_buffer *to, size_t offset, const void *from, size_t bytes, pl_cl_error *error);
 int pl_cl_read(const pl_cl_buffer *from, size_t offset, void *to, size_t bytes, pl_cl_error *error);
+/* Zeros to so many bytes. */
+int pl_cl_clear(pl_cl_buffer *to, size_t offset, size_t bytes, pl_cl_error *error);
 /* Gives a device's kept buffers back. */
 void pl_cl_free_idle(pl_cl_device *device);
 /* The same for all devices. */
@@ -108,6 +110,9 @@ typedef struct {
 } pl_cl_shape;
 /* Overrides the choice by the kind of device, for tests and benchmarks; zeros leave it. */
 extern pl_cl_shape pl_cl_forced_shape;
+/* Whether kernels may compute in float64; tests pretend with pl_cl_without_fp64 that no device can. */
+extern int pl_cl_without_fp64;
+int pl_cl_fp64(const pl_cl_device *device);
 /* Whether a core is one work-item with whole vector registers, and not a lane of many. */
 int pl_cl_is_cpu(const pl_cl_device *device);
 

@@ -16,52 +16,65 @@ KERNEL embedding_forward(ARRAY(const int, ids), WEIGHT_PARAMETERS, ARRAY(float, 
     }
 }
 
-#ifdef FP64
-/* squares[o] = the sum of w[o,:]^2 */
-KERNEL row_squares(WEIGHT_PARAMETERS, ARRAY(double, squares)) {
+/* The sum of w[o,:]^2, the group's row o. */
+INLINE exact squared_row(const weight *w, long o, local SCALAR *group_memory) {
+    const long row = stored_row(w, o);
+    exact sums[8];
+    for (int l = 0; l < 8; l++) sums[l].sum = sums[l].rest = 0;
+    for (long i = LANE * 8; i < w->cols; i += GROUP * 8) {
+        float run[8];
+        vstore8(weight_run(w, row, i), 0, run);
+        for (int l = 0; l < 8; l++) add_product(&sums[l], run[l], run[l]);
+    }
+    for (int h = 4; h; h /= 2)
+        for (int l = 0; l < h; l++) add_exact(&sums[l], sums[l + h]);
+    return group_exact(sums[0]);
+}
+KERNEL row_squares(WEIGHT_PARAMETERS, ARRAY(stored_wide, squares)) {
     GROUP_MEMORY
     TAKE_WEIGHT
-    const long o = get_group_id(0), row = stored_row(&w, o);
-    double8 sum = 0;
-    for (long i = LANE * 8; i < w.cols; i += GROUP * 8) {
-        const double8 v = convert_double8(weight_run(&w, row, i));
-        sum = fma(v, v, sum);
-    }
-    const double4 four = sum.lo + sum.hi;
-    const double2 two = four.lo + four.hi;
-    const double total = group_sum(two.x + two.y);
-    if (LANE == 0) *ROW(squares, o) = total;
+    const exact total = squared_row(&w, get_group_id(0), GROUP_POINTER);
+    if (LANE == 0) put_wide(total, ROW(squares, get_group_id(0)));
+}
+KERNEL row_norms(WEIGHT_PARAMETERS, ARRAY(float, norms)) {
+    GROUP_MEMORY
+    TAKE_WEIGHT
+    const exact total = squared_row(&w, get_group_id(0), GROUP_POINTER);
+    if (LANE == 0) *ROW(norms, get_group_id(0)) = (float)sqrt(value_of(total));
 }
 
 /* norm[o] = |w[o,:] + scale (a b)[:,o]| from wa = (w a)^T and gb = (a^T a) b, both [R,O]; see kernels/norms.tpl.h. */
-KERNEL adapted_norm(WEIGHT_PARAMETERS, ARRAY(const float, a), ARRAY(const float, b), ARRAY(const double, squares),
-                    ARRAY(const float, wa), ARRAY(const float, gb), ARRAY(float, norm), double scale, long rank, long columns) {
+KERNEL adapted_norm(WEIGHT_PARAMETERS, ARRAY(const float, a), ARRAY(const float, b), ARRAY(const stored_wide, squares),
+                    ARRAY(const float, wa), ARRAY(const float, gb), ARRAY(float, norm), SCALAR scale, long rank, long columns) {
     TAKE_WEIGHT
     const long o = get_global_id(0);
     if (o >= columns) return;
-    double total = *ROW(squares, o), size = total;
+    exact total = take_wide(ROW(squares, o));
+    SCALAR size = total.sum;
     for (long r = 0; r < rank; r++) {
-        const double factor = *ROW(b, r * columns + o);
-        const double cross = 2 * scale * factor * *ROW(wa, r * columns + o);
-        const double own = scale * scale * factor * *ROW(gb, r * columns + o);
-        total += cross + own;
+        const SCALAR factor = *ROW(b, r * columns + o);
+        const SCALAR cross = 2 * scale * factor * *ROW(wa, r * columns + o);
+        const SCALAR own = scale * scale * factor * *ROW(gb, r * columns + o);
+        add_to(&total, cross);
+        add_to(&total, own);
         size += fabs(cross) + fabs(own);
     }
     /* wa and gb are rounded: where an adapter takes most of a row away, what is left would be their rounding. */
-    if (!(8 * total >= size)) {
-        total = 0;
+    if (!(8 * value_of(total) >= size)) {
+        total.sum = total.rest = 0;
         const long row = stored_row(&w, o);
         for (long i = 0; i < w.cols; i += 8) {
             float run[8];
             vstore8(weight_run(&w, row, i), 0, run);
             for (long l = i; l < min(w.cols, i + 8); l++) {
-                double product = 0;
-                for (long r = 0; r < rank; r++) product += (double)*ROW(a, l * rank + r) * *ROW(b, r * columns + o);
-                const double element = run[l - i] + scale * product;
-                total += element * element;
+                exact product = {0, 0}, element = {run[l - i], 0};
+                for (long r = 0; r < rank; r++) add_product(&product, *ROW(a, l * rank + r), *ROW(b, r * columns + o));
+                add_product(&element, scale, product.sum);
+                element.rest += scale * product.rest;
+                const SCALAR sum = value_of(element);
+                add_product(&total, sum, sum);
             }
         }
     }
-    *ROW(norm, o) = (float)sqrt(total);
+    *ROW(norm, o) = (float)sqrt(value_of(total));
 }
-#endif

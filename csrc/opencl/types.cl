@@ -201,7 +201,7 @@ typedef struct {
     SCALAR sum, rest;
 } exact;
 
-INLINE void add_to(exact *to, REAL x) {
+INLINE void add_to(exact *to, SCALAR x) {
 #ifdef FP64
     to->sum += x;
 #else
@@ -209,6 +209,20 @@ INLINE void add_to(exact *to, REAL x) {
     to->rest += fabs(to->sum) >= fabs(x) ? (to->sum - sum) + x : (x - sum) + to->sum;
     to->sum = sum;
 #endif
+}
+/* Adds a b, with what its rounding takes off. */
+INLINE void add_product(exact *to, SCALAR a, SCALAR b) {
+#ifdef FP64
+    to->sum += a * b;
+#else
+    const SCALAR product = a * b;
+    add_to(to, product);
+    to->rest += fma(a, b, -product);
+#endif
+}
+INLINE void add_exact(exact *to, exact x) {
+    add_to(to, x.sum);
+    to->rest += x.rest;
 }
 INLINE void rescale(exact *to, SCALAR by) {
     to->sum *= by;
@@ -218,6 +232,47 @@ INLINE SCALAR value_of(exact x) {
     /* The sum of what is not finite has no rest. */
     return x.rest == x.rest ? x.sum + x.rest : x.sum;
 }
+
+/* Sums in float64 in memory. A device without such arithmetic makes their bits of the two floats, and two floats of the bits. */
+#ifdef FP64
+typedef double stored_wide;
+INLINE void put_wide(exact x, global stored_wide *p) { *p = value_of(x); }
+INLINE exact take_wide(const global stored_wide *p) {
+    exact x = {*p, 0};
+    return x;
+}
+#else
+typedef ulong stored_wide;
+INLINE void put_wide(exact x, global stored_wide *p) {
+    const float high = value_of(x), low = x.rest == x.rest ? (x.sum - high) + x.rest : 0;
+    if (high == 0 || high - high != 0) { /* 0, infinite or NaN */
+        const uint bits = as_uint(high);
+        *p = (ulong)(bits & 0x80000000u) << 32 | (high == 0 ? 0 : (ulong)0x7ff << 52 | (ulong)(bits & 0x7fffffu) << 29);
+        return;
+    }
+    const float size = fabs(high);
+    int exponent = ilogb(size);
+    long digits = ((long)ldexp(size, 30 - exponent) << 22) + (long)ldexp(high < 0 ? -low : low, 52 - exponent);
+    if (digits < 1L << 52) {
+        digits <<= 1;
+        exponent--;
+    }
+    *p = (ulong)(high < 0) << 63 | (((ulong)(exponent + 1023) << 52) + (ulong)(digits - (1L << 52)));
+}
+INLINE exact take_wide(const global stored_wide *p) {
+    const ulong bits = *p, digits = bits & (((ulong)1 << 52) - 1);
+    const int exponent = (int)(bits >> 52 & 0x7ff) - 1023;
+    const float sign = bits >> 63 ? -1 : 1;
+    exact x = {0, 0};
+    if (exponent == 1024) {
+        x.sum = digits ? NAN : sign * INFINITY;
+    } else if (exponent > -1023) {
+        x.sum = sign * ldexp((float)((digits | (ulong)1 << 52) >> 29), exponent - 23);
+        x.rest = sign * ldexp((float)(digits & 0x1fffffffu), exponent - 52);
+    }
+    return x;
+}
+#endif
 
 /* Where an argument begins: a buffer and an offset in elements. */
 #define ARRAY(type, name) global type *name##_data, long name##_offset
@@ -235,11 +290,15 @@ INLINE SCALAR value_of(exact x) {
 
 #if GROUP == 1
 #define GROUP_MEMORY
+#define GROUP_POINTER 0
+#define group_exact(x) (x)
 #define group_sum(x) (x)
 #define group_max(x) (x)
 #define LANE 0
 #else
-#define GROUP_MEMORY local SCALAR group_memory[GROUP];
+#define GROUP_MEMORY local SCALAR group_memory[2 * GROUP];
+#define GROUP_POINTER group_memory
+#define group_exact(x) reduce_exact(x, group_memory)
 #define LANE ((int)get_local_id(0))
 #define group_sum(x) reduce_sum(x, group_memory)
 #define group_max(x) reduce_max(x, group_memory)
@@ -251,6 +310,24 @@ INLINE SCALAR reduce_sum(SCALAR x, local SCALAR *memory) {
         barrier(CLK_LOCAL_MEM_FENCE);
     }
     x = memory[0];
+    barrier(CLK_LOCAL_MEM_FENCE);
+    return x;
+}
+INLINE exact reduce_exact(exact x, local SCALAR *memory) {
+    memory[LANE] = x.sum;
+    memory[GROUP + LANE] = x.rest;
+    barrier(CLK_LOCAL_MEM_FENCE | CLK_GLOBAL_MEM_FENCE);
+    for (int h = GROUP / 2; h; h /= 2) {
+        if (LANE < h) {
+            exact other = {memory[LANE + h], memory[GROUP + LANE + h]};
+            add_exact(&x, other);
+            memory[LANE] = x.sum;
+            memory[GROUP + LANE] = x.rest;
+        }
+        barrier(CLK_LOCAL_MEM_FENCE);
+    }
+    x.sum = memory[0];
+    x.rest = memory[GROUP];
     barrier(CLK_LOCAL_MEM_FENCE);
     return x;
 }

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
+from ..device import beside
 from .config import ModelConfig
 from .rope_scaling import rotary_frequencies
 
@@ -18,6 +21,7 @@ class RopeTable:
             theta, scaling = config.rope_local_base_freq, None
         self._frequencies, self._scale = rotary_frequencies(theta, config.head_dim, scaling)
         self._cos = self._sin = np.empty((0, len(self._frequencies)), np.float32)
+        self._there: tuple[Any, Any, Any] | None = None  # of which cos there are copies on a device, and these
 
     def upto(self, positions: int) -> tuple[np.ndarray, np.ndarray]:
         """Tables of at least the first `positions` positions."""
@@ -26,3 +30,11 @@ class RopeTable:
             angles = np.arange(max(positions, 2 * len(self._cos), 256))[:, None] * self._frequencies
             self._cos, self._sin = ((self._scale * f(angles)).astype(np.float32) for f in (np.cos, np.sin))
         return self._cos, self._sin
+
+    def beside(self, x: Any) -> tuple[Any, Any]:
+        """The tables as far as they have grown, where the array `x` is; copied to a device once."""
+        if isinstance(x, np.ndarray):
+            return self._cos, self._sin
+        if self._there is None or self._there[0] is not self._cos or self._there[1].place != x.place:
+            self._there = self._cos, beside(x, self._cos), beside(x, self._sin)
+        return self._there[1:]

@@ -5,6 +5,7 @@ Names of modules and parameters are Hugging Face's, which adapters are saved und
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,13 +35,11 @@ class Packing:
     positions: np.ndarray
     rotary: tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
-    def beside(self, x: Any) -> Packing:
-        """The same where the array `x` is."""
+    def beside(self, x: Any, tables: Sequence[RopeTable]) -> Packing:
+        """The same where the array `x` is, with what these `tables` have there."""
         if isinstance(x, np.ndarray):
             return self
-        known: dict[int, Any] = {}  # both tables are often the same
-        tables = tuple(tuple(known.setdefault(id(t), beside(x, t)) for t in pair) for pair in self.rotary)
-        return Packing(beside(x, self.offsets), beside(x, self.positions), tables)  # type: ignore[arg-type]
+        return Packing(beside(x, self.offsets), beside(x, self.positions), (tables[0].beside(x), tables[1].beside(x)))
 
 
 class Attention(Module):
@@ -237,7 +236,7 @@ class Model(Module):
 
     def _run(self, tokens: np.ndarray, packing: Packing, cache: KVCache | None = None) -> Any:
         x = self.model.embed_tokens(tokens)
-        packing = packing.beside(data(x))
+        packing = packing.beside(data(x), self._rope)
         if self.config.family.scaled_embedding:
             x = ops.scale(x, self.config.hidden_size**0.5)
         for i, layer in enumerate(self.model.layers):

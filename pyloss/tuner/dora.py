@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from .. import _core
-from ..arrays import empty, f32, matrix, place, same_bits
+from ..arrays import empty, f32, matrix, place, same_bits, turned
 from ..autograd import current_tape, data
-from ..device import DeviceArray, beside, on_host
+from ..device import DeviceArray, beside
 from ..projection import quotient, times
 from .adapter import Adapter
 from .lora import EmbeddingAdapter, LinearAdapter
@@ -56,9 +56,9 @@ class Magnitude(Adapter):
     def _as_before(self, scale: float, old_a: np.ndarray, old_b: np.ndarray, a: np.ndarray, b: np.ndarray) -> bool:
         return self.scale == scale and same_bits(old_a, a) and same_bits(old_b, b)
 
-    def _row_squares(self, weight: Any) -> np.ndarray:
+    def _row_squares(self, weight: Any) -> Any:
         stored = matrix(weight)
-        found = beside(place(stored), np.empty(weight.shape[0]))
+        found = beside(place(stored), np.empty(weight.shape[:-1]))
         _core.row_squares(stored, found)
         return found
 
@@ -111,5 +111,4 @@ class DoRAEmbedding(Magnitude, EmbeddingAdapter):
     kind = "dora"
 
     def _adapted_norms(self, weight: Any, a: Any, b: Any, squares: Any = None) -> Any:
-        a, b = on_host(a, "lora_a of an embedding with DoRA"), on_host(b, "lora_b of an embedding with DoRA")
-        return super()._adapted_norms(weight, b.T, a.T, squares)
+        return super()._adapted_norms(weight, turned(b), turned(a), squares)

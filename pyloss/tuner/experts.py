@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from .. import expert_ops
+from .. import _core, arrays, expert_ops
 from ..autograd import data
-from ..device import on_host
+from ..device import DeviceArray, beside
 from ..nn import Module, SwitchLinear
 from ..projection import Projection, quotient
 from ..weight_stack import WeightStack
@@ -108,7 +108,8 @@ class DoRASwitchLinear(Magnitude, SwitchAdapter):
         """`norms`, up to date for `experts`."""
         weight = self.linear.weight
         a, b = map(data, self.factors())
-        on_host(a, "lora_a of experts with DoRA")
+        if isinstance(a, DeviceArray):
+            return self._norms_there(experts, a, b)
         for e in experts:
             matrix = weight.matrices[e] if isinstance(weight, WeightStack) else weight[e]
             key = (matrix, self.scale, a[e].tobytes(), b[e].tobytes())
@@ -121,8 +122,19 @@ class DoRASwitchLinear(Magnitude, SwitchAdapter):
                     self._known[e] = key
         return self._found
 
-    def _row_squares(self, weight: Any) -> np.ndarray:
-        return np.stack(list(map(self._squares_of, weight.matrices if isinstance(weight, WeightStack) else weight)))
+    def _norms_there(self, experts: Iterable[int], a: Any, b: Any) -> Any:
+        """The same on a device; where there was nothing to compute, what makes a factor of 1."""
+        weight, squares, found = self.linear.weight, self.squares(), self.m.copy()
+        for e in experts:
+            one = weight.matrices[e] if isinstance(weight, WeightStack) else weight[e]
+            found[e][...] = self._adapted_norms(one, arrays.turned(a[e]), arrays.turned(b[e]), squares[e])
+        return found
+
+    def _row_squares(self, weight: Any) -> Any:
+        found = beside(arrays.place(arrays.matrix(weight)), np.empty(weight.shape[:2]))
+        for e, one in enumerate(weight.matrices if isinstance(weight, WeightStack) else weight):
+            _core.row_squares(arrays.matrix(one), found[e])
+        return found
 
     def _squares_of(self, matrix: Any) -> np.ndarray:
         return super()._row_squares(matrix)

@@ -82,6 +82,52 @@ def test_same_bits(memory, rng, n):
         assert same(memory.put(x), memory.put(y)) == 0
 
 
+@pytest.mark.parametrize("n", [0, 1, 63, 300_000])
+def test_any_below(memory, rng, n):
+    def found(x):
+        out = memory.new((1,), np.uint8)
+        _core.any_below(memory.put(x), 0.25, out)
+        return out[0]
+
+    x = np.sign(normal(rng, n)) * rng.uniform(0.25, 9, n)
+    x[n // 2 :: 7] = np.nan
+    assert found(x) == 0
+    for at in {0, n - 1} - {-1} if n else ():
+        y = x.copy()
+        y[at] = -0.2499
+        assert found(y) == 1
+
+
+@pytest.mark.parametrize("n", [0, 1, 31, 100_003])
+def test_ratio(memory, rng, n):
+    a, b = memory.put(normal(rng, n)), memory.put(normal(rng, n))
+    a[n // 3 :: 4], b[::5] = np.nan, 0
+
+    def run():
+        y = memory.new(n)
+        _core.ratio(a, b, y)
+        _core.ratio(a, b, same := memory.put(b))
+        np.testing.assert_array_equal(same, y)
+        return (y,)
+
+    np.testing.assert_array_equal(on_threads(run)[0], np.divide(a, b, out=np.zeros(n, np.float32), where=b != 0))
+
+
+@pytest.mark.parametrize(("n", "d"), [(0, 3), (3, 0), (1, 1), (5, 33), (33, 5), (700, 65)])
+def test_columns_and_turning(memory, rng, n, d):
+    x, factor = memory.put(normal(rng, n, d)), memory.put(normal(rng, d))
+
+    def run():
+        y, turned = memory.new((n, d)), memory.new((d, n))
+        _core.scale_columns(x, factor, y)
+        _core.transpose(x, turned)
+        return y, turned
+
+    y, turned = on_threads(run)
+    np.testing.assert_array_equal(y, x * factor)
+    np.testing.assert_array_equal(turned, x.T)
+
+
 def test_scatter_of_no_rows_gives_zeros(memory):
     dx = memory.new((4, 3))
     _core.scatter_add_rows(np.zeros((0, 3), np.float32), np.zeros(0, np.int32), dx)

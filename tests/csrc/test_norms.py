@@ -19,7 +19,11 @@ def norms(memory, weight, dense, a, b, scale):
     squares, norm = memory.new((len(dense),), np.float64), memory.new((len(dense),))
     _core.row_squares(weight, squares)
     _core.adapted_norm(weight, memory.put(a), memory.put(b), scale, squares, norm)
-    np.testing.assert_allclose(squares, (dense.astype(np.float64) ** 2).sum(axis=1), rtol=1e-14)
+    wide = dense.astype(np.float64)
+    np.testing.assert_allclose(squares, (wide**2).sum(axis=1), rtol=1e-14)
+    own = memory.new((len(dense),))
+    _core.row_norms(weight, own)
+    np.testing.assert_array_equal(own, np.sqrt(squares).astype(np.float32))
     return norm
 
 

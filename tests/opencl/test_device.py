@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import pyloss
+from pyloss import _core, profiling
 
 ROWS = """
 import numpy as np, pyloss
@@ -291,3 +292,21 @@ def test_the_core_is_not_linked_with_opencl():
     (core,) = Path(pyloss.__file__).parent.glob("_core*.so")
     listed = subprocess.run(["ldd", str(core)], capture_output=True, text=True)
     assert "libc" in listed.stdout and "OpenCL" not in listed.stdout
+
+
+def test_the_profile_says_what_moved(device):
+    _core.profile(True)
+    x = pyloss.to_device(np.ones((5, 3), np.float32), device)
+    y = x.copy()
+    ids = pyloss.to_device(np.arange(5, dtype=np.int32), device)
+    _core.gather_rows(x, ids, y)
+    y.numpy()
+    ids.numpy()  # known on the host
+    zeros = pyloss.device.zeros_like(x)
+    report = {line.split("  ")[0].strip(): line.split() for line in profiling.report().splitlines()}
+    _core.profile(False)
+    assert report["copied to devices"][3] == "2" and report["copied to devices"][5:] == ["80", "bytes"]
+    assert report["copied from devices"][3] == "1" and report["copied from devices"][5:] == ["60", "bytes"]
+    assert report["gather_rows"][1] == "1" and report["scale"][1] == "1"
+    assert not zeros.numpy().any()
+    assert not any("copied" in name for name in _core.profile(False))

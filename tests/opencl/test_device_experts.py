@@ -46,9 +46,9 @@ def adapted_experts(family, format, **options):
 
 
 @pytest.mark.parametrize("family", MODELS)
-@pytest.mark.parametrize(("format", "dropout"), [("f32", 0.0), ("q4_1", 0.25)])
-def test_ten_steps_are_those_of_the_processor(device, family, format, dropout):
-    here, there = (adapted_experts(family, format, dropout=dropout) for _ in range(2))
+@pytest.mark.parametrize(("format", "dropout", "dora"), [("f32", 0.0, False), ("q4_1", 0.25, False), ("q4_1", 0.0, True)])
+def test_ten_steps_are_those_of_the_processor(device, family, format, dropout, dora):
+    here, there = (adapted_experts(family, format, dropout=dropout, dora=dora) for _ in range(2))
     assert any(".switch_mlp.up_proj.lora_a" in name for name in here.trainable_parameters())
     assert any(".gate.lora_a" in name for name in here.trainable_parameters())  # the gradient of the routing is used
     pyloss.to_device(there, device)

@@ -5,7 +5,7 @@ import pytest
 from tiny import load_tiny, write_gguf
 
 import pyloss
-from pyloss import nn, optim
+from pyloss import _core, nn, optim
 from pyloss.models import dequantize_model, load_model
 from pyloss.tuner.losses import default_loss
 from pyloss.tuner.utils import unfreeze_layers
@@ -186,3 +186,56 @@ def test_losses_with_a_head(device, options):
     for a, b in zip(found, slopes, strict=True):
         assert isinstance(a, pyloss.DeviceArray)
         np.testing.assert_allclose(a.numpy(), b, atol=1e-6)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.25])
+@pytest.mark.parametrize("tied", [False, True])
+def test_dora_over_the_embedding(device, tmp_path, tied, dropout):
+    """The table's adapter, of a tied model as the head's too."""
+    here, there = (load_tiny(tmp_path / name, tie_word_embeddings=tied) for name in ("here", "there"))
+    for model in (here, there):
+        adapted(model, dora=True, dropout=dropout, keys=["model.embed_tokens", "mlp.up_proj"])
+    assert "model.embed_tokens.m" in here.trainable_parameters()
+    pyloss.to_device(there, device)
+    pyloss.random.seed(11)
+    want = steps(here, np.random.default_rng(1))
+    pyloss.random.seed(11)
+    np.testing.assert_allclose(steps(there, np.random.default_rng(1)), want, rtol=2e-5)
+    assert all(isinstance(array, pyloss.DeviceArray) for array in there.trainable_parameters().values())
+
+
+def test_magnitudes_of_few_digits(device, tmp_path):
+    """Rows that are scaled to nearly nothing, whose gradient by the length is found another way."""
+    results = []
+    for where in ("cpu", device):
+        model = adapted(load_tiny(tmp_path / where.replace(":", "")), dora=True, dropout=0.0)
+        for name, array in model.trainable_parameters().items():
+            if name.endswith(".m"):
+                array[::3] *= 1e-5
+        results.append(steps(pyloss.to_device(model, where), np.random.default_rng(2), 2))
+    np.testing.assert_allclose(results[1], results[0], rtol=2e-5)
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_a_step_moves_little(device, tmp_path, dora):
+    """Ids, labels and weights of tokens go in, losses and norms come out, however large the model is."""
+    model = pyloss.to_device(adapted(load_tiny(tmp_path / "m"), dora, 0.0), device)
+    steps(model, np.random.default_rng(1), 1)  # the optimiser's state begins
+    optimizer, step = optim.SGD(1e-2), nn.value_and_grad(model, default_loss)
+    tokens, lengths = batch(np.random.default_rng(1))
+
+    def moved():
+        _core.profile(True)
+        (_, _), grads = step(model, tokens, lengths)
+        optim.grad_norm(grads)
+        optimizer.update(model, grads)
+        found = _core.profile(False)
+        return found.get("copied to devices", (0, 0, 0))[2], found.get("copied from devices", (0, 0, 0))[2]
+
+    moved()
+    to, back = moved()
+    adapters = sum(array.nbytes for array in model.trainable_parameters().values())
+    rows, layers = tokens.size, len(model.layers)
+    assert 0 < to < 64 * rows + 8 * len(model.trainable_parameters()) and to < adapters / 2
+    # A loss for each row; a number for each gradient; with DoRA a byte for each layer with a magnitude.
+    assert 0 < back <= 8 * rows + 8 * len(model.trainable_parameters()) + len(KEYS) * layers
