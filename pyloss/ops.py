@@ -13,7 +13,7 @@ import numpy as np
 
 from . import _core
 from .arrays import Array, empty, f32, frozen, i32, matrix, place, turned, zeros
-from .autograd import Gradients, Tensor, keep, lazily, reads_output, record, recording, remembered
+from .autograd import Gradients, Tensor, data, keep, lazily, reads_output, record, recording, remembered
 from .device import beside
 from .projection import Projection, linear, lora_linear, project, quotient
 from .weights import Weight
