@@ -114,8 +114,10 @@ def get_num_threads() -> int:
 
 
 def info() -> dict[str, Any]:
-    """What is in use: version, instruction set and those available, threads, how layers multiply and what bfloat16 would be done
-    with, NumPy, and bytes of reused buffers."""
+    """What is in use: version, instruction set and those available, threads, how layers multiply, NumPy, bytes of reused buffers.
+
+    `bfloat16` says how products in that precision are or would be computed: by "avx512_bf16", or "emulated".
+    """
     import numpy
 
     return {

@@ -39,7 +39,7 @@ def best_seconds(function: Callable[[], Any], seconds: float) -> float:
 
 
 def memory_speed(seconds: float = 0.5, size: int = MEMORY_BYTES) -> float:
-    """Bytes a second that kernels read from memory, or read and write there, whichever are more: `size` of them in all."""
+    """Bytes a second that kernels move over an array of `size` bytes: only reading it, or reading and writing, whichever are more."""
     rows = empty(64, max(size // 256, 1))
     rows[...] = 1
     flat, largest = rows.reshape(-1), np.empty(len(rows), np.int32)
@@ -48,7 +48,7 @@ def memory_speed(seconds: float = 0.5, size: int = MEMORY_BYTES) -> float:
 
 
 def product_speed(weight: Array | Weight, tokens: int, seconds: float = 0.5) -> float:
-    """FLOP a second of x [tokens, I] times a weight [O, I], float32 or stored, and of the gradient by x."""
+    """FLOP a second of x [tokens, I] times the transpose of a weight [O, I], float32 or stored, and of the gradient by x."""
     rows, cols = weight.shape
     rng, stored = np.random.default_rng(0), matrix(weight)
     x, dy = (rng.standard_normal((tokens, size), dtype=np.float32) for size in (cols, rows))
