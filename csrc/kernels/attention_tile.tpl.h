@@ -1,10 +1,12 @@
-/* The products of attention's tiles: small matrices that lie in the cache, multiplied as they lie. */
+/* The products of attention's tiles: small matrices that lie in the cache, multiplied as they lie. Where the mask makes a triangle
+ * of A, the depths at which all rows of a register tile are 0 are left out. */
 
 #if PL_BYTES == 64 || defined(__aarch64__)
 enum { ATTN_ROWS = 8 }; /* rows of the register tile, two vectors wide */
 #else
 enum { ATTN_ROWS = 6 };
 #endif
+enum { ATTN_PANEL = 2 * LANES };
 
 /* C = A B + factor C (no C when factor is NULL). Element (i, k) of A is a[i * lda + k], or a[i + k * lda] by column. */
 typedef struct {
@@ -18,8 +20,10 @@ typedef struct {
     const float *factor; /* per row */
 } attn_product;
 
-/* Rows [i, i + rows) and nv vectors of columns from j. rows, nv and by_column are constants in every instance. */
-INLINE void attn_tile(const attn_product *t, const int rows, const int nv, const int by_column, int64_t i0, int64_t j) {
+/* Rows [i0, i0 + rows) and nv vectors of columns from j, at depths [from, to). rows, nv and by_column are constants in every
+ * instance. */
+INLINE void attn_tile(const attn_product *t, const int rows, const int nv, const int by_column, int64_t i0, int64_t j,
+                      int64_t from, int64_t to) {
     int64_t lda = t->lda, ldb = t->ldb, ldc = t->ldc;
     const float *a = t->a + i0 * (by_column ? 1 : lda), *b = t->b + j;
     float *c = t->c + i0 * ldc + j;
@@ -28,7 +32,7 @@ INLINE void attn_tile(const attn_product *t, const int rows, const int nv, const
     for (int i = 0; i < rows; i++)
 #pragma GCC unroll 2
         for (int l = 0; l < nv; l++) acc[i][l] = t->factor ? vf_load(c + i * ldc + l * LANES) * t->factor[i0 + i] : vf_set1(0);
-    for (int64_t k = 0; k < t->depth; k++) {
+    for (int64_t k = from; k < to; k++) {
         vf b0 = vf_load(b + k * ldb), b1 = nv == 2 ? vf_load(b + k * ldb + LANES) : b0;
 #pragma GCC unroll 8
         for (int i = 0; i < rows; i++) {
@@ -43,19 +47,40 @@ INLINE void attn_tile(const attn_product *t, const int rows, const int nv, const
         for (int l = 0; l < nv; l++) vf_store(c + i * ldc + l * LANES, acc[i][l]);
 }
 
-INLINE void attn_panel(const attn_product *t, const int nv, const int by_column, int64_t j) {
-    int64_t i = 0;
-    for (; i + ATTN_ROWS <= t->rows; i += ATTN_ROWS) attn_tile(t, ATTN_ROWS, nv, by_column, i, j);
-    int64_t rest = t->rows - i;
-    if (rest & 4) attn_tile(t, 4, nv, by_column, i, j);
-    if (rest & 2) attn_tile(t, 2, nv, by_column, i + (rest & 4), j);
-    if (rest & 1) attn_tile(t, 1, nv, by_column, i + (rest & 6), j);
+/* Where the rows of A are not 0: row i from depth first + i step on, and before depth until[i] - base when there is an `until`. Both
+ * grow with i. */
+typedef struct {
+    int64_t first, step;
+    const int32_t *until;
+    int64_t base;
+} attn_band;
+
+INLINE void attn_tile_in_band(const attn_product *t, const attn_band *band, const int rows, const int nv, const int by_column,
+                              int64_t i, int64_t j) {
+    int64_t from = band->first + i * band->step, to = t->depth;
+    if (band->until) to = at_most(band->until[i + rows - 1] - band->base, to);
+    attn_tile(t, rows, nv, by_column, i, j, from > 0 ? from : 0, to);
 }
 
-INLINE void attn_multiply(const attn_product *t, const int by_column) {
-    int64_t j = 0;
-    for (; j + 2 * LANES <= t->columns; j += 2 * LANES) attn_panel(t, 2, by_column, j);
-    if (j < t->columns) attn_panel(t, 1, by_column, j);
+INLINE void attn_panel(const attn_product *t, const attn_band *band, const int nv, const int by_column, int64_t j) {
+    int64_t i = 0;
+    for (; i + ATTN_ROWS <= t->rows; i += ATTN_ROWS) attn_tile_in_band(t, band, ATTN_ROWS, nv, by_column, i, j);
+    int64_t rest = t->rows - i;
+    if (rest & 4) attn_tile_in_band(t, band, 4, nv, by_column, i, j);
+    if (rest & 2) attn_tile_in_band(t, band, 2, nv, by_column, i + (rest & 4), j);
+    if (rest & 1) attn_tile_in_band(t, band, 1, nv, by_column, i + (rest & 6), j);
 }
-static void attn_by_row(attn_product t) { attn_multiply(&t, 0); }
-static void attn_by_column(attn_product t) { attn_multiply(&t, 1); }
+
+INLINE void attn_multiply(const attn_product *t, const attn_band *band, const int by_column) {
+    int64_t j = 0;
+    for (; j + ATTN_PANEL <= t->columns; j += ATTN_PANEL) attn_panel(t, band, 2, by_column, j);
+    if (j < t->columns) attn_panel(t, band, 1, by_column, j);
+}
+static void attn_by_row(attn_product t, int64_t first, int64_t step) {
+    attn_band band = {first, step, NULL, 0};
+    attn_multiply(&t, &band, 0);
+}
+static void attn_by_column(attn_product t, const int32_t *until, int64_t base) {
+    attn_band band = {0, 0, until, base};
+    attn_multiply(&t, &band, 1);
+}

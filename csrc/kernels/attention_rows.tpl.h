@@ -1,0 +1,202 @@
+/* What all of attention shares: its arguments, a piece of its work, rows packed for tiles and written back, and which keys a row
+ * sees. Tiles hold the scores transposed, [keys][rows]: what runs along the keys (maximum, sum, mask) is then vertical, lanes
+ * being rows. */
+
+enum {
+    ATTN_Q = 64,             /* rows (lanes) of a tile of scores */
+    ATTN_K = 64,             /* keys of a tile of scores */
+    ATTN_FORWARD_ROWS = 128, /* rows of a piece of the forward pass: several tiles share packed keys */
+    ATTN_GRAD_ROWS = 256,    /* rows that the backward pass keeps packed */
+    ATTN_GRAD_PIECES = 48,   /* of about equal work, over all sequences and heads */
+    ATTN_FEW_ROWS = 8,       /* up to here rows are cut along the keys */
+    ATTN_FEW_KEYS = 32       /* keys of such a piece, at most */
+};
+
+/* Rows [row, row + rows) of a key-value head of a sequence, against its keys [from, to). */
+typedef struct {
+    int64_t query, key; /* where the sequence begins in q and in k */
+    int64_t n, m;
+    int64_t kv_head;
+    int64_t row, rows, from, to;
+    int64_t partial; /* where its own results begin */
+} attn_piece;
+
+typedef struct {
+    int64_t heads, kv_heads, group, d;
+    int64_t width; /* d rounded up to whole vectors */
+    float scale;
+    double share; /* pieces per area in the backward pass; 0 in the forward pass */
+    const float *q, *k, *v, *saved_o, *saved_lse, *d_o;
+    float *o, *lse, *dq, *dk, *dv;
+    int64_t sequences;
+    const int32_t *q_offsets, *k_offsets;
+    int64_t window; /* how many keys a row sees at most */
+    attn_piece *piece;
+    int64_t *first; /* the first piece of each sequence, and the number of pieces */
+    float *partial;
+    float *scratch;
+    int64_t scratch_size; /* per worker */
+} attn;
+
+/* Whether the rows of this sequence are cut along the keys. */
+INLINE int attn_is_few(const attn *g, const attn_piece *p) {
+    return g->share == 0 && p->n * g->group <= ATTN_FEW_ROWS && p->m > ATTN_K;
+}
+
+static const float attn_ones[ATTN_Q] = {[0 ... ATTN_Q - 1] = 1};
+_Static_assert(ATTN_K <= ATTN_Q, "attn_ones serves keys and rows");
+
+/* ---- Rows in and out */
+
+/* What a worker keeps at hand. Rows are packed as [rows][width], and transposed (_t) as [rows / ATTN_Q][width][ATTN_Q]. */
+typedef struct {
+    float *k, *v;  /* [ATTN_K][width] */
+    float *s, *ds; /* [ATTN_K][ATTN_Q] */
+    float *q, *q_t, *d_o, *d_o_t, *acc;
+    float *max, *sum; /* per row; the log-sum-exp and o . do in the backward pass */
+    float *factor;
+    int64_t *at;               /* where a row stands among the heads of all tokens */
+    int32_t *hidden, *visible; /* a row sees keys [hidden, visible); visible is negative when it is that far from seeing any */
+} attn_scratch;
+
+static int64_t attn_scratch_size(int64_t width, int64_t rows) {
+    return (2 * ATTN_K + 5 * rows) * width + 2 * ATTN_K * ATTN_Q + 7 * rows;
+}
+INLINE float *attn_take(float **p, int64_t n) {
+    float *taken = *p;
+    *p += n;
+    return taken;
+}
+static attn_scratch attn_scratch_at(float *p, int64_t width, int64_t rows) {
+    attn_scratch x;
+    float **packed[] = {&x.q, &x.q_t, &x.d_o, &x.d_o_t, &x.acc};
+    x.k = attn_take(&p, ATTN_K * width);
+    x.v = attn_take(&p, ATTN_K * width);
+    x.s = attn_take(&p, ATTN_K * ATTN_Q);
+    x.ds = attn_take(&p, ATTN_K * ATTN_Q);
+    for (int i = 0; i < 5; i++) *packed[i] = attn_take(&p, rows * width);
+    x.max = attn_take(&p, rows);
+    x.sum = attn_take(&p, rows);
+    x.factor = attn_take(&p, rows);
+    x.at = (int64_t *)(void *)attn_take(&p, 2 * rows);
+    x.hidden = (int32_t *)attn_take(&p, rows);
+    x.visible = (int32_t *)p;
+    return x;
+}
+
+/* Where row `row` of a piece stands among the heads of all tokens: in q, o and do times d, in lse as it is. */
+INLINE int64_t attn_at(const attn *g, const attn_piece *p, int64_t row) {
+    return (p->query + row / g->group) * g->heads + p->kv_head * g->group + row % g->group;
+}
+/* to[0, width) = factor from[0, d), padded with 0. */
+INLINE void attn_pad_row(float *to, const float *from, int64_t d, int64_t width, float factor) {
+    int64_t i = 0;
+    for (; i + LANES <= d; i += LANES) vf_store(to + i, vf_load(from + i) * factor);
+    if (i < width) vf_store(to + i, vf_load_part(from + i, d - i, 0) * factor);
+}
+/* to[0, d) = factor from[0, d). */
+INLINE void attn_trim_row(float *to, const float *from, int64_t d, float factor) {
+    int64_t i = 0;
+    for (; i + LANES <= d; i += LANES) vf_store(to + i, vf_load(from + i) * factor);
+    if (i < d) vf_store_part(to + i, vf_load(from + i) * factor, d - i);
+}
+
+/* What belongs to rows [row, row + rows), and to the lanes past them in their last vector, which repeat the last row. */
+static void attn_set_rows(const attn *g, const attn_piece *p, int64_t row, int64_t rows, const attn_scratch *x) {
+    int64_t query = row / g->group, head = row % g->group;
+    for (int64_t r = 0; r < round_up(rows, LANES); r++) {
+        int64_t visible = p->m - p->n + query + 1, hidden = visible - g->window;
+        x->at[r] = (p->query + query) * g->heads + p->kv_head * g->group + head;
+        x->visible[r] = (int32_t)visible;
+        x->hidden[r] = hidden > 0 ? (int32_t)hidden : 0;
+        if (r >= rows - 1 || ++head < g->group) continue;
+        head = 0;
+        query++;
+    }
+}
+
+/* factor times rows of q or do, packed. */
+static void attn_pack_rows(const attn *g, const attn_scratch *x, const float *from, int64_t rows, float factor, float *to) {
+    for (int64_t r = 0; r < rows; r++) attn_pad_row(to + r * g->width, from + x->at[r] * g->d, g->d, g->width, factor);
+}
+
+/* The same, transposed. */
+static void attn_transpose_rows(const attn *g, const attn_scratch *x, const float *from, int64_t rows, float factor, float *to) {
+    for (int64_t r = 0; r < rows; r += LANES) {
+        float *t = to + r / ATTN_Q * ATTN_Q * g->width + r % ATTN_Q;
+        for (int64_t j = 0; j < g->width; j += LANES) {
+            float part[LANES][LANES] = {0};
+            const float *source[LANES];
+            vf v[LANES];
+            for (int64_t l = 0; l < LANES; l++) {
+                source[l] = from + x->at[r + l] * g->d + j;
+                if (j + LANES > g->d) source[l] = memcpy(part[l], source[l], (size_t)(g->d - j) * sizeof **part);
+            }
+            load_transposed(source, 0, v);
+            for (int64_t l = 0; l < LANES; l++) vf_store(t + (j + l) * ATTN_Q, v[l] * factor);
+        }
+    }
+}
+
+static void attn_pack_keys(const attn *g, const attn_piece *p, int64_t key, int64_t keys, const attn_scratch *x) {
+    for (int64_t j = 0; j < keys; j++) {
+        int64_t at = ((p->key + key + j) * g->kv_heads + p->kv_head) * g->d;
+        attn_pad_row(x->k + j * g->width, g->k + at, g->d, g->width, 1);
+        attn_pad_row(x->v + j * g->width, g->v + at, g->d, g->width, 1);
+    }
+}
+
+INLINE int64_t attn_visible(const attn *g, const attn_piece *p, int64_t row) { return p->m - p->n + row / g->group + 1; }
+INLINE int64_t attn_hidden(const attn *g, const attn_piece *p, int64_t row) {
+    int64_t hidden = attn_visible(g, p, row) - g->window;
+    return hidden > 0 ? hidden : 0;
+}
+
+/* The keys of a tile, from `key`, that any of its rows sees; none when the count is 0. */
+INLINE int64_t attn_keys(const attn_scratch *x, int64_t row, int64_t rows, int64_t key) {
+    int64_t keys = at_most(x->visible[row + rows - 1] - key, ATTN_K);
+    return keys < 0 || x->hidden[row] >= key + ATTN_K ? 0 : keys;
+}
+
+/* Scores past what the rows of a panel see are neither computed nor read: of `keys` keys of a tile those that the panel of column c
+ * needs, in whole tiles of the products, as is the last of its rows. */
+INLINE int64_t attn_panel_keys(const attn_scratch *x, int64_t row, int64_t columns, int64_t c, int64_t key, int64_t keys) {
+    int64_t end = at_most(round_up(c - c % ATTN_PANEL + ATTN_PANEL, ATTN_ROWS), columns);
+    int64_t seen = x->visible[row + end - 1] - key;
+    return seen <= 0 ? 0 : at_most(round_up(seen, ATTN_ROWS), keys);
+}
+
+/* s[keys][ATTN_Q] = a t, of a tile's keys or values and of its rows of q or do, transposed. */
+static void attn_scores(const attn_scratch *x, int64_t row, int64_t columns, int64_t key, int64_t keys, int64_t d, const float *a,
+                        int64_t width, const float *t, float *s) {
+    for (int64_t c = 0; c < columns; c += ATTN_PANEL) {
+        int64_t n = at_most(columns - c, ATTN_PANEL), needed = attn_panel_keys(x, row, columns, c, key, keys);
+        attn_by_row((attn_product){needed, n, d, a, width, t + c, ATTN_Q, s + c, ATTN_Q, NULL}, 0, 0);
+    }
+}
+
+/* Whether a vector of rows does not see all keys [key, key + keys), and which of them each lane sees. */
+INLINE int attn_is_masked(const attn_scratch *x, int64_t row, int64_t key, int64_t keys) {
+    return x->visible[row] < key + keys || x->hidden[row + LANES - 1] > key;
+}
+typedef struct {
+    vi hidden, visible;
+} attn_mask;
+INLINE attn_mask attn_mask_at(const attn_scratch *x, int64_t row, int64_t key) {
+    attn_mask mask;
+    memcpy(&mask.hidden, x->hidden + row, sizeof mask.hidden);
+    memcpy(&mask.visible, x->visible + row, sizeof mask.visible);
+    mask.hidden -= (int32_t)key;
+    mask.visible -= (int32_t)key;
+    return mask;
+}
+INLINE vf attn_masked(const attn_mask *mask, int64_t j, vf seen, vf unseen) {
+    vi at = vi_set1((int32_t)j);
+    return vf_select(vi_less(at, mask->visible) & ~vi_less(at, mask->hidden), seen, unseen);
+}
+
+/* o and lse of the row that stands at `at`, from its unnormalised sum of values. */
+static void attn_finish_row(const attn *g, int64_t at, const float *acc, float max, float sum) {
+    attn_trim_row(g->o + at * g->d, acc, g->d, sum == 0 ? 0 : 1 / sum);
+    g->lse[at] = sum == 0 ? -INFINITY : max + logf(sum);
+}
