@@ -4,13 +4,13 @@
  * that a key-value head is one plain problem of n * group rows against m keys, and dk, dv sum over the group by themselves.
  * Here the work is cut into pieces and the two kernels run them. A piece of the forward pass is a range of rows; of few rows
  * against many keys (generation) a range of keys. A piece of the backward pass is a range of rows that owns its dq and adds to
- * dk, dv of its own, which are summed at the end in the order of the rows. With a window a row sees its last keys alone, and tiles
- * before all windows of their rows are not computed. */
+ * dk, dv of its own, which are summed at the end in the order of the rows. With a window a row sees its last keys alone, and
+ * tiles before all windows of their rows are not computed. */
 
 #include "attention_tile.tpl.h"
-/* After the tile: what the rest shares. */
+
 #include "attention_rows.tpl.h"
-/* After the rows: each way to compute. */
+
 #include "attention_few.tpl.h"
 #include "attention_forward.tpl.h"
 #include "attention_grad.tpl.h"
@@ -40,7 +40,7 @@ static int64_t attn_cut(const attn *g, int64_t s, int64_t kv_head, attn_piece *t
     double area = attn_area(g, (double)p.n);
     if (few) count = (p.m - first + ATTN_FEW_KEYS - 1) / ATTN_FEW_KEYS;
     else if (g->share == 0) count = (rows + ATTN_FORWARD_ROWS - 1) / ATTN_FORWARD_ROWS;
-    else count = at_most((int64_t)ceil(g->share * area), (rows + ATTN_Q - 1) / ATTN_Q);
+    else count = at_most((int64_t)ceil(g->share * area), (rows + ATTN_GRAD_LEAST - 1) / ATTN_GRAD_LEAST);
     for (int64_t c = 0; c < count; c++) {
         p.partial = *partial;
         if (few) {

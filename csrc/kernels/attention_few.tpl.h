@@ -1,5 +1,5 @@
-/* Few rows against many keys, as in generation: a piece is a range of keys for all heads together, read in place. It gives each row
- * of each head [width] sums of values, then a maximum and a sum of exponentials; attn_few_join makes rows of them. */
+/* Few rows against many keys, as in generation: a piece is a range of keys for all heads together, read in place. It gives each
+ * row of each head [width] sums of values, then a maximum and a sum of exponentials; attn_few_join makes rows of them. */
 
 INLINE int64_t attn_few_stride(const attn *g) { return g->width + 2; }
 static int64_t attn_few_size(const attn *g) {

@@ -36,15 +36,16 @@ static void attn_forward_rows(const attn *g, const attn_piece *p, float *scratch
         x.sum[r] = 0;
     }
     for (int64_t key = p->from; key < p->to; key += ATTN_K) {
-        attn_pack_keys(g, p, key, at_most(p->to - key, ATTN_K), &x);
+        attn_keys near = attn_keys_at(g, p, key, at_most(p->to - key, ATTN_K), &x);
         for (int64_t r = 0; r < p->rows; r += ATTN_Q) {
             int64_t rows = at_most(p->rows - r, ATTN_Q), columns = round_up(rows, LANES);
-            int64_t keys = attn_keys(&x, r, rows, key);
+            int64_t keys = attn_keys_seen(&x, r, rows, key);
             if (keys == 0) continue;
-            attn_scores(&x, r, columns, key, keys, g->d, x.k, width, x.q_t + r * width, x.s);
+            attn_scores(&x, r, columns, key, keys, g->d, near.k, near.stride, x.q_t + r * width, x.s);
             attn_softmax(&x, r, columns, key, keys);
-            attn_by_column((attn_product){rows, width, keys, x.s, ATTN_Q, x.v, width, x.acc + r * width, width, x.factor},
-                           x.visible + r, key);
+            attn_by_column(
+                (attn_product){rows, width, keys, x.s, ATTN_Q, near.v, near.stride, x.acc + r * width, width, x.factor},
+                x.visible + r, key);
         }
     }
     for (int64_t r = 0; r < p->rows; r++) attn_finish_row(g, x.at[r], x.acc + r * width, x.max[r], x.sum[r]);

@@ -9,7 +9,7 @@ static void attn_softmax_grad(const attn_scratch *x, int64_t row, int64_t column
         int masked = attn_is_masked(x, row + c, key, keys);
         for (int64_t j = 0; j < keys; j++) {
             float *s = x->s + j * ATTN_Q + c, *ds = x->ds + j * ATTN_Q + c;
-            vf p = vf_exp(vf_load(s) - lse);
+            vf p = vf_decay(vf_load(s) - lse);
             if (masked) p = attn_masked(&mask, j, p, vf_set1(0));
             vf_store(s, p);
             vf_store(ds, p * (vf_load(ds) - delta));
@@ -41,22 +41,22 @@ static void attn_grad_rows(const attn *g, const attn_piece *p, int64_t row, int6
     }
     int64_t seen = x->visible[rows - 1];
     for (int64_t key = x->hidden[0]; key < seen; key += ATTN_K) {
-        attn_pack_keys(g, p, key, at_most(seen - key, ATTN_K), x);
+        attn_keys near = attn_keys_at(g, p, key, at_most(seen - key, ATTN_K), x);
         for (int64_t r = 0; r < rows; r += ATTN_Q) {
             int64_t count = at_most(rows - r, ATTN_Q), columns = round_up(count, LANES), at = r * width;
-            int64_t keys = attn_keys(x, r, count, key);
+            int64_t keys = attn_keys_seen(x, r, count, key);
             if (keys == 0) continue;
             float *dk = g->partial + p->partial + (key - p->from) * width, *dv = dk + (p->to - p->from) * width;
-            /* The first row of the tile that sees the tile's first key, if all rows did; another row for each key of group rows. */
+            /* The first row that sees the first key, from the tile's first row on: before the tile when that is negative. */
             int64_t first = (key - (p->m - p->n)) * g->group - (row + r);
-            attn_scores(x, r, columns, key, keys, g->d, x->k, width, x->q_t + at, x->s);
-            attn_scores(x, r, columns, key, keys, g->d, x->v, width, x->d_o_t + at, x->ds);
+            attn_scores(x, r, columns, key, keys, g->d, near.k, near.stride, x->q_t + at, x->s);
+            attn_scores(x, r, columns, key, keys, g->d, near.v, near.stride, x->d_o_t + at, x->ds);
             attn_softmax_grad(x, r, columns, key, keys);
             attn_by_row((attn_product){keys, width, count, x->s, ATTN_Q, x->d_o + at, width, dv, width, attn_ones}, first,
                         g->group);
             attn_by_row((attn_product){keys, width, count, x->ds, ATTN_Q, x->q + at, width, dk, width, attn_ones}, first,
                         g->group);
-            attn_by_column((attn_product){count, width, keys, x->ds, ATTN_Q, x->k, width, x->acc + at, width, attn_ones},
+            attn_by_column((attn_product){count, width, keys, x->ds, ATTN_Q, near.k, near.stride, x->acc + at, width, attn_ones},
                            x->visible + r, key);
         }
     }
@@ -73,6 +73,12 @@ static void attn_grad_piece(const void *context, int64_t begin, int64_t end, int
     }
 }
 
+INLINE void attn_add_row(float *to, const float *from, int64_t d) {
+    int64_t i = 0;
+    for (; i + LANES <= d; i += LANES) vf_store(to + i, vf_load(to + i) + vf_load(from + i));
+    if (i < d) vf_store_part(to + i, vf_load_part(to + i, d - i, 0) + vf_load(from + i), d - i);
+}
+
 /* dk and dv of tokens [begin, end): the sum over the pieces that see them. */
 static void attn_join_tokens(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
     const attn *g = context;
@@ -82,23 +88,20 @@ static void attn_join_tokens(const void *context, int64_t begin, int64_t end, in
         if (g->q_offsets[middle] <= begin) s = middle;
         else last = middle;
     }
-    for (int64_t token = begin; token < end; token++) {
+    int64_t stride = g->kv_heads * g->d;
+    memset(g->dk + begin * stride, 0, (size_t)((end - begin) * stride) * sizeof *g->dk);
+    memset(g->dv + begin * stride, 0, (size_t)((end - begin) * stride) * sizeof *g->dv);
+    for (int64_t token = begin, stop; token < end; token = stop) {
         while (g->q_offsets[s + 1] <= token) s++;
-        int64_t key = token - g->q_offsets[s], count = (g->first[s + 1] - g->first[s]) / g->kv_heads;
-        for (int64_t h = 0; h < g->kv_heads; h++) {
-            const attn_piece *p = g->piece + g->first[s] + h * count;
-            for (int64_t i = 0; i < g->d; i += LANES) {
-                vf dk = vf_set1(0), dv = vf_set1(0);
-                for (int64_t c = 0; c < count; c++) {
-                    if (key < p[c].from || key >= p[c].to) continue;
-                    const float *part = g->partial + p[c].partial + (key - p[c].from) * g->width + i;
-                    dk += vf_load(part);
-                    dv += vf_load(part + (p[c].to - p[c].from) * g->width);
-                }
-                int64_t at = (token * g->kv_heads + h) * g->d + i, lanes = at_most(g->d - i, LANES);
-                vf_store_part(g->dk + at, dk, lanes);
-                vf_store_part(g->dv + at, dv, lanes);
+        stop = at_most(end, g->q_offsets[s + 1]);
+        int64_t first = token - g->q_offsets[s], last = stop - g->q_offsets[s];
+        /* A piece after the other, each read in its order: they are many streams from memory. */
+        for (const attn_piece *p = g->piece + g->first[s]; p < g->piece + g->first[s + 1]; p++)
+            for (int64_t key = first > p->from ? first : p->from; key < at_most(last, p->to); key++) {
+                const float *part = g->partial + p->partial + (key - p->from) * g->width;
+                int64_t at = (p->key + key) * stride + p->kv_head * g->d;
+                attn_add_row(g->dk + at, part, g->d);
+                attn_add_row(g->dv + at, part + (p->to - p->from) * g->width, g->d);
             }
-        }
     }
 }

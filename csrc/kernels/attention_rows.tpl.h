@@ -5,9 +5,10 @@
 enum {
     ATTN_Q = 64,             /* rows (lanes) of a tile of scores */
     ATTN_K = 64,             /* keys of a tile of scores */
-    ATTN_FORWARD_ROWS = 128, /* rows of a piece of the forward pass: several tiles share packed keys */
+    ATTN_FORWARD_ROWS = 128, /* rows of a piece of the forward pass: several tiles share the keys in the cache */
     ATTN_GRAD_ROWS = 256,    /* rows that the backward pass keeps packed */
-    ATTN_GRAD_PIECES = 48,   /* of about equal work, over all sequences and heads */
+    ATTN_GRAD_PIECES = 24,   /* of about equal work, over all sequences and heads */
+    ATTN_GRAD_LEAST = 128,   /* rows of one, on average: fewer would be little beside summing their dk, dv */
     ATTN_FEW_ROWS = 8,       /* up to here rows are cut along the keys */
     ATTN_FEW_KEYS = 32       /* keys of such a piece, at most */
 };
@@ -48,9 +49,15 @@ _Static_assert(ATTN_K <= ATTN_Q, "attn_ones serves keys and rows");
 
 /* ---- Rows in and out */
 
+/* A tile of keys and values: rows of `width` floats, `stride` apart. */
+typedef struct {
+    const float *k, *v;
+    int64_t stride;
+} attn_keys;
+
 /* What a worker keeps at hand. Rows are packed as [rows][width], and transposed (_t) as [rows / ATTN_Q][width][ATTN_Q]. */
 typedef struct {
-    float *k, *v;  /* [ATTN_K][width] */
+    float *k, *v;  /* [ATTN_K][width], where they are not read in place */
     float *s, *ds; /* [ATTN_K][ATTN_Q] */
     float *q, *q_t, *d_o, *d_o_t, *acc;
     float *max, *sum; /* per row; the log-sum-exp and o . do in the backward pass */
@@ -138,12 +145,15 @@ static void attn_transpose_rows(const attn *g, const attn_scratch *x, const floa
     }
 }
 
-static void attn_pack_keys(const attn *g, const attn_piece *p, int64_t key, int64_t keys, const attn_scratch *x) {
+/* Keys and values [key, key + keys): in place, unless vectors would reach past a head. */
+static attn_keys attn_keys_at(const attn *g, const attn_piece *p, int64_t key, int64_t keys, const attn_scratch *x) {
+    int64_t stride = g->kv_heads * g->d, at = (p->key + key) * stride + p->kv_head * g->d;
+    if (g->width == g->d) return (attn_keys){g->k + at, g->v + at, stride};
     for (int64_t j = 0; j < keys; j++) {
-        int64_t at = ((p->key + key + j) * g->kv_heads + p->kv_head) * g->d;
-        attn_pad_row(x->k + j * g->width, g->k + at, g->d, g->width, 1);
-        attn_pad_row(x->v + j * g->width, g->v + at, g->d, g->width, 1);
+        attn_pad_row(x->k + j * g->width, g->k + at + j * stride, g->d, g->width, 1);
+        attn_pad_row(x->v + j * g->width, g->v + at + j * stride, g->d, g->width, 1);
     }
+    return (attn_keys){x->k, x->v, g->width};
 }
 
 INLINE int64_t attn_visible(const attn *g, const attn_piece *p, int64_t row) { return p->m - p->n + row / g->group + 1; }
@@ -153,13 +163,13 @@ INLINE int64_t attn_hidden(const attn *g, const attn_piece *p, int64_t row) {
 }
 
 /* The keys of a tile, from `key`, that any of its rows sees; none when the count is 0. */
-INLINE int64_t attn_keys(const attn_scratch *x, int64_t row, int64_t rows, int64_t key) {
+INLINE int64_t attn_keys_seen(const attn_scratch *x, int64_t row, int64_t rows, int64_t key) {
     int64_t keys = at_most(x->visible[row + rows - 1] - key, ATTN_K);
     return keys < 0 || x->hidden[row] >= key + ATTN_K ? 0 : keys;
 }
 
-/* Scores past what the rows of a panel see are neither computed nor read: of `keys` keys of a tile those that the panel of column c
- * needs, in whole tiles of the products, as is the last of its rows. */
+/* Scores past what the rows of a panel see are neither computed nor read: of `keys` keys of a tile those that the panel of column
+ * c needs, in whole tiles of the products, as is the last of its rows. */
 INLINE int64_t attn_panel_keys(const attn_scratch *x, int64_t row, int64_t columns, int64_t c, int64_t key, int64_t keys) {
     int64_t end = at_most(round_up(c - c % ATTN_PANEL + ATTN_PANEL, ATTN_ROWS), columns);
     int64_t seen = x->visible[row + end - 1] - key;
@@ -168,10 +178,10 @@ INLINE int64_t attn_panel_keys(const attn_scratch *x, int64_t row, int64_t colum
 
 /* s[keys][ATTN_Q] = a t, of a tile's keys or values and of its rows of q or do, transposed. */
 static void attn_scores(const attn_scratch *x, int64_t row, int64_t columns, int64_t key, int64_t keys, int64_t d, const float *a,
-                        int64_t width, const float *t, float *s) {
+                        int64_t stride, const float *t, float *s) {
     for (int64_t c = 0; c < columns; c += ATTN_PANEL) {
         int64_t n = at_most(columns - c, ATTN_PANEL), needed = attn_panel_keys(x, row, columns, c, key, keys);
-        attn_by_row((attn_product){needed, n, d, a, width, t + c, ATTN_Q, s + c, ATTN_Q, NULL}, 0, 0);
+        attn_by_row((attn_product){needed, n, d, a, stride, t + c, ATTN_Q, s + c, ATTN_Q, NULL}, 0, 0);
     }
 }
 

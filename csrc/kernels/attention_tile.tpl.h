@@ -1,5 +1,5 @@
-/* The products of attention's tiles: small matrices that lie in the cache, multiplied as they lie. Where the mask makes a triangle
- * of A, the depths at which all rows of a register tile are 0 are left out. */
+/* The products of attention's tiles: small matrices that lie in the cache, multiplied as they lie. Where the mask makes a
+ * triangle of A, the depths at which all rows of a register tile are 0 are left out. */
 
 #if PL_BYTES == 64 || defined(__aarch64__)
 enum { ATTN_ROWS = 8 }; /* rows of the register tile, two vectors wide */
@@ -47,8 +47,8 @@ INLINE void attn_tile(const attn_product *t, const int rows, const int nv, const
         for (int l = 0; l < nv; l++) vf_store(c + i * ldc + l * LANES, acc[i][l]);
 }
 
-/* Where the rows of A are not 0: row i from depth first + i step on, and before depth until[i] - base when there is an `until`. Both
- * grow with i. */
+/* Where the rows of A are not 0: row i from depth first + i step on, and before depth until[i] - base when there is an `until`.
+ * Both grow with i. */
 typedef struct {
     int64_t first, step;
     const int32_t *until;
