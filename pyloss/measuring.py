@@ -39,7 +39,7 @@ def best_seconds(function: Callable[[], Any], seconds: float) -> float:
 
 
 def memory_speed(seconds: float = 0.5, size: int = MEMORY_BYTES) -> float:
-    """Bytes a second that kernels move over an array of `size` bytes: only reading it, or reading and writing, whichever are more."""
+    """Bytes a second that kernels move over an array of `size` bytes: reading it, or reading and writing, whichever are more."""
     rows = empty(64, max(size // 256, 1))
     rows[...] = 1
     flat, largest = rows.reshape(-1), np.empty(len(rows), np.int32)
