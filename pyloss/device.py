@@ -338,13 +338,6 @@ def beside(like: Any, x: Any) -> Any:
     return to_device(x, like) if x is not None and isinstance(like, DeviceArray) else x
 
 
-def on_host(x: Any, name: str) -> np.ndarray:
-    """The array of an operation that no device has yet; TypeError for one on a device, which is not copied behind one's back."""
-    if isinstance(x, DeviceArray):
-        raise TypeError(f"{name} is on opencl:{x.index}, where this function does not run yet; pass {name}.numpy()")
-    return np.asarray(x)
-
-
 def same_place(names: Sequence[str], arrays: Sequence[Any]) -> None:
     """TypeError or ValueError unless all arrays are on the host, or on one device."""
 

@@ -5,7 +5,7 @@ import pytest
 from test_device_model import adapted, steps
 
 import pyloss
-from pyloss import expert_ops
+from pyloss import _core, expert_ops
 from pyloss.models import dequantize_model
 from pyloss.models.building import build_model
 from pyloss.models.config import ModelConfig
@@ -84,7 +84,11 @@ def test_generation(device):
 def test_routing_stays_there(device):
     logits = np.random.default_rng(6).standard_normal((7, 5)).astype(np.float32)
     here, weights = expert_ops.route(logits, 2, True)
-    there, got = expert_ops.route(pyloss.to_device(logits, device), 2, True)
+    put = pyloss.to_device(logits, device)
+    _core.profile(True)
+    there, got = expert_ops.route(put, 2, True)
+    copied = _core.profile(False)["copied from devices"]
+    assert (copied[0], copied[2]) == (1, 4 * 7 * 2)  # the chosen experts
     for name in ("tokens", "visits", "offsets"):
         array = getattr(there, name)
         assert isinstance(array, pyloss.DeviceArray)
