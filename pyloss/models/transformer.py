@@ -35,6 +35,10 @@ class Packing:
     positions: np.ndarray
     rotary: tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
+    def of_last(self) -> Packing:
+        """That of the last token alone, which sees all before it in a cache."""
+        return Packing(np.array([0, 1], np.int32), self.positions[-1:], self.rotary)
+
     def beside(self, x: Any, tables: Sequence[RopeTable]) -> Packing:
         """The same where the array `x` is, with what these `tables` have there."""
         if isinstance(x, np.ndarray):
@@ -45,7 +49,8 @@ class Packing:
 class Attention(Module):
     """Causal grouped-query attention with rotary positions: x [N, hidden] -> [N, hidden].
 
-    `q_norm` and `k_norm` act before the rotation, on each head or on all heads together as their sizes say.
+    `q_norm` and `k_norm` act before the rotation, on each head or on all heads together as their sizes say. Over a cache
+    `asked`, the packing of the last row alone, asks for that row: [1, hidden].
     """
 
     def __init__(
@@ -66,18 +71,21 @@ class Attention(Module):
         self._scale = (config.query_pre_attn_scalar or config.head_dim) ** -0.5
         self._window = config.window(layer)
 
-    def __call__(self, x: Any, packing: Packing, cache: KVCache | None = None, layer: int = 0) -> Any:
-        def rotated(projected: Any, norm: RMSNorm | None) -> Any:
+    def __call__(
+        self, x: Any, packing: Packing, cache: KVCache | None = None, layer: int = 0, asked: Packing | None = None
+    ) -> Any:
+        def rotated(projected: Any, norm: RMSNorm | None, where: Packing) -> Any:
             if norm is not None:
                 shape = projected.shape
                 projected = norm(projected.reshape(-1, len(norm.weight))).reshape(*shape)
-            return ops.rope(projected, packing.positions, *packing.rotary[self._window > 0], in_place=True)
+            return ops.rope(projected, where.positions, *where.rotary[self._window > 0], in_place=True)
 
-        q, k, v = rotated(self.q_proj(x), self.q_norm), rotated(self.k_proj(x), self.k_norm), self.v_proj(x)
-        k_offsets = None
+        queries, asked = (x, packing) if asked is None else (x[-1:], asked)
+        q, k = rotated(self.q_proj(queries), self.q_norm, asked), rotated(self.k_proj(x), self.k_norm, packing)
+        v, k_offsets = self.v_proj(x), None
         if cache is not None:
             k, v, k_offsets = cache.append(layer, data(k), data(v))
-        mixed = ops.attention(q, k, v, packing.offsets, self._head_dim, self._scale, k_offsets, self._window)
+        mixed = ops.attention(q, k, v, asked.offsets, self._head_dim, self._scale, k_offsets, self._window)
         return self.o_proj(mixed)
 
 
@@ -111,16 +119,19 @@ class DecoderLayer(Module):
         self.self_attn, self.mlp = self_attn, mlp
         self.input_layernorm, self.post_attention_layernorm = input_layernorm, post_attention_layernorm
 
-    def mix(self, x: Any, packing: Packing, cache: KVCache | None = None, layer: int = 0) -> Any:
-        """The first half: tokens see each other."""
-        return ops.add(x, self.self_attn(self.input_layernorm(x), packing, cache, layer))
+    def mix(self, x: Any, packing: Packing, cache: KVCache | None = None, layer: int = 0, asked: Packing | None = None) -> Any:
+        """The first half: tokens see each other. With `asked` of the last row alone, see `Attention`."""
+        mixed = self.self_attn(self.input_layernorm(x), packing, cache, layer, asked)
+        return ops.add(x if asked is None else x[-1:], mixed)
 
     def feed(self, x: Any) -> Any:
         """The second half: each row alone."""
         return ops.add(x, self.mlp(self.post_attention_layernorm(x)))
 
-    def __call__(self, x: Any, packing: Packing, cache: KVCache | None = None, layer: int = 0) -> Any:
-        return self.feed(self.mix(x, packing, cache, layer))
+    def __call__(
+        self, x: Any, packing: Packing, cache: KVCache | None = None, layer: int = 0, asked: Packing | None = None
+    ) -> Any:
+        return self.feed(self.mix(x, packing, cache, layer, asked))
 
 
 class BlockSparseLayer(DecoderLayer):
@@ -152,9 +163,9 @@ class PostNormLayer(DecoderLayer):
         self.pre_feedforward_layernorm = pre_feedforward_layernorm
         self.post_feedforward_layernorm = post_feedforward_layernorm
 
-    def mix(self, x: Any, packing: Packing, cache: KVCache | None = None, layer: int = 0) -> Any:
-        mixed = self.self_attn(self.input_layernorm(x), packing, cache, layer)
-        return ops.add(x, self.post_attention_layernorm(mixed))
+    def mix(self, x: Any, packing: Packing, cache: KVCache | None = None, layer: int = 0, asked: Packing | None = None) -> Any:
+        mixed = self.self_attn(self.input_layernorm(x), packing, cache, layer, asked)
+        return ops.add(x if asked is None else x[-1:], self.post_attention_layernorm(mixed))
 
     def feed(self, x: Any) -> Any:
         return ops.add(x, self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x))))
@@ -235,13 +246,15 @@ class Model(Module):
         return self._rope[0].upto(longest), self._rope[1].upto(longest)
 
     def _run(self, tokens: np.ndarray, packing: Packing, cache: KVCache | None = None) -> Any:
+        """The last hidden states [N, hidden]; over a cache those of the last token alone, [1, hidden]."""
         x = self.model.embed_tokens(tokens)
+        asked = packing.of_last().beside(data(x), self._rope) if cache is not None and len(tokens) > 1 else None
         packing = packing.beside(data(x), self._rope)
         if self.config.family.scaled_embedding:
             x = ops.scale(x, self.config.hidden_size**0.5)
         for i, layer in enumerate(self.model.layers):
             if not self._checkpoint or cache is not None:
-                x = layer(x, packing, cache, i)
+                x = layer(x, packing, cache, i, asked if i == len(self.model.layers) - 1 else None)
             elif len(tokens) <= HALVES_TOKENS:
                 x = checkpoint(lambda value, layer=layer: layer.mix(value, packing), x, remember=True)
                 x = checkpoint(layer.feed, x)
@@ -285,7 +298,7 @@ class Model(Module):
 
     def _last(self, tokens: np.ndarray, packing: Packing, cache: KVCache) -> np.ndarray:
         x = data(self._run(tokens, packing, cache))
-        return np.asarray(data(self.head(x[-1:])))[0]
+        return np.asarray(data(self.head(x)))[0]
 
     def _next(self, tokens: np.ndarray, cache: KVCache) -> np.ndarray:
         """The logits after one token, which the next such step may overwrite: its calls are the same at every step."""
