@@ -232,30 +232,49 @@ static PyObject *array_write(PyObject *self, PyObject *object) {
     Py_RETURN_NONE;
 }
 
-/* Whether the elements, of an index array, are known on the host. */
-static int known_on_host(const device_array *a) { return a->host && a->writes == a->buffer->writes && !a->buffer->foreign; }
+static int copy_back(device_array *a, void *to) {
+    int64_t begin = pl_profile_begin();
+    pl_cl_error error;
+    int failed;
+    Py_BEGIN_ALLOW_THREADS
+    failed = pl_cl_read(a->buffer, a->offset, to, a->bytes, &error);
+    Py_END_ALLOW_THREADS
+    if (failed) {
+        raise(&error, "copying from the device", a->buffer->device->index);
+        return -1;
+    }
+    pl_profile_end(&pl_copied_from_devices, begin, (int64_t)a->bytes);
+    return 0;
+}
+
+/* The elements of an index array on the host: copied back if they are not known there. */
+static PyObject *index_values(device_array *a) {
+    if (!a->host || a->writes != a->buffer->writes || a->buffer->foreign) {
+        PyObject *copy = PyArray_SimpleNew(a->ndim, a->dims, kinds[a->kind].npy);
+        if (!copy || copy_back(a, PyArray_DATA((PyArrayObject *)copy))) {
+            Py_XDECREF(copy);
+            return NULL;
+        }
+        Py_XDECREF(a->host);
+        a->host = copy;
+        a->writes = a->buffer->writes;
+    }
+    return Py_NewRef(a->host);
+}
 
 static PyObject *array_read(PyObject *self, PyObject *object) {
     device_array *a = (device_array *)self;
     PyArrayObject *to = same_bytes(a, object, "read");
     if (!to) return NULL;
     if (!PyArray_ISWRITEABLE(to)) return PyErr_Format(PyExc_ValueError, "read: the numpy.ndarray is read-only");
-    void *data = PyArray_DATA(to);
-    if (known_on_host(a)) {
-        memcpy(data, PyArray_DATA((PyArrayObject *)a->host), a->bytes);
-        Py_RETURN_NONE;
-    }
-    int64_t begin = pl_profile_begin();
-    pl_cl_error error;
-    int failed;
-    Py_BEGIN_ALLOW_THREADS
-    failed = pl_cl_read(a->buffer, a->offset, data, a->bytes, &error);
-    Py_END_ALLOW_THREADS
-    if (failed) {
-        raise(&error, "copying from the device", a->buffer->device->index);
+    if (kinds[a->kind].npy == NPY_INT32) {
+        PyObject *values = index_values(a);
+        if (!values) return NULL;
+        memcpy(PyArray_DATA(to), PyArray_DATA((PyArrayObject *)values), a->bytes);
+        Py_DECREF(values);
+    } else if (copy_back(a, PyArray_DATA(to))) {
         return NULL;
     }
-    pl_profile_end(&pl_copied_from_devices, begin, (int64_t)a->bytes);
     Py_RETURN_NONE;
 }
 
@@ -403,23 +422,6 @@ static pl_cl_device *common_device(const pl_spec *spec, PyObject *const *args, P
     PyErr_Format(PyExc_TypeError, "%s: %s is on opencl:%d and %s in host memory; move one with pyloss.to_device or .numpy()",
                  spec->name, found.first, found.device->index, found.host);
     return NULL;
-}
-
-/* The elements of an index array on the host. */
-static PyObject *index_values(device_array *a) {
-    if (!known_on_host(a)) {
-        PyObject *copy = PyArray_SimpleNew(a->ndim, a->dims, kinds[a->kind].npy);
-        PyObject *done = copy ? array_read((PyObject *)a, copy) : NULL;
-        if (!done) {
-            Py_XDECREF(copy);
-            return NULL;
-        }
-        Py_DECREF(done);
-        Py_XDECREF(a->host);
-        a->host = copy;
-        a->writes = a->buffer->writes;
-    }
-    return Py_NewRef(a->host);
 }
 
 static int add_part(pl_cl_operation *operation, pl_cl_buffer *buffer) {
