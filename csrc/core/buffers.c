@@ -1,6 +1,6 @@
 /* A cache of aligned buffers. A released buffer goes to the list of its size class (eighths of a power of two) and serves
- * the next request of that class; when the cache outgrows what was in use at the peak, the longest unused go back first. Large
- * ones are mapped, so that what goes back is the system's again: a heap would keep it, in pieces that fit nothing. */
+ * the next request of that class; when the cache outgrows what was in use at the peak and a little more, the longest unused go back
+ * first. Large ones are mapped, so that what goes back is the system's again: a heap would keep it, in pieces that fit nothing. */
 #define _GNU_SOURCE
 #include "../pyloss.h"
 
@@ -14,7 +14,7 @@ enum { MAPPED = 1 << 30 };
 enum { MAPPED = 128 << 10 };
 #endif
 
-enum { CLASSES = 8 * 64, ALIGN = 64, HUGE_PAGE = 2 << 20 };
+enum { CLASSES = 8 * 64, ALIGN = 64, HUGE_PAGE = 2 << 20, SPARE = 16 << 20 };
 
 typedef struct header {
     struct header *next, *older, *newer; /* the class list; the list by age */
@@ -117,8 +117,10 @@ void *pl_acquire(size_t bytes) {
     pthread_mutex_lock(&pool.lock);
     header *h = pool.free[index], *other = NULL;
     if (h) take(h);
-    /* Never hold more than the peak: what is cached beyond it serves no size that is asked for now. */
-    while (!h && pool.oldest && pool.stats.in_use + pool.stats.cached + size > pool.stats.peak) {
+    /* What is cached far beyond the peak serves no size that is asked for now; without any room to spare, work that repeats itself
+     * would have new pages cleared for the same sizes every time. */
+    const size_t most = pool.stats.peak + (pool.stats.peak < SPARE ? pool.stats.peak : SPARE);
+    while (!h && pool.oldest && pool.stats.in_use + pool.stats.cached + size > most) {
         if (!other && (other = similar(index, size))) take(other);
         else give_back(take(pool.oldest));
     }
