@@ -1,6 +1,7 @@
 /* A cache of aligned buffers. A released buffer goes to the list of its size class (eighths of a power of two) and serves
- * the next request of that class; when the cache outgrows what was in use at the peak and a little more, the longest unused go back
- * first. Large ones are mapped, so that what goes back is the system's again: a heap would keep it, in pieces that fit nothing. */
+ * the next request of that class; when the cache outgrows what was in use at the peak and a little more, the longest unused go
+ * back first. Large ones are mapped, so that what goes back is the system's again: a heap would keep it, in pieces that fit
+ * nothing. */
 #define _GNU_SOURCE
 #include "../pyloss.h"
 
@@ -117,8 +118,8 @@ void *pl_acquire(size_t bytes) {
     pthread_mutex_lock(&pool.lock);
     header *h = pool.free[index], *other = NULL;
     if (h) take(h);
-    /* What is cached far beyond the peak serves no size that is asked for now; without any room to spare, work that repeats itself
-     * would have new pages cleared for the same sizes every time. */
+    /* What is cached far beyond the peak serves no size that is asked for now; without any room to spare, work that repeats
+     * itself would have new pages cleared for the same sizes every time. */
     const size_t most = pool.stats.peak + (pool.stats.peak < SPARE ? pool.stats.peak : SPARE);
     while (!h && pool.oldest && pool.stats.in_use + pool.stats.cached + size > most) {
         if (!other && (other = similar(index, size))) take(other);
