@@ -1,4 +1,4 @@
-"""Prompt reading and generation speed of a model with pyloss, one sequence: MODEL PROMPT_TOKENS NEW_TOKENS; prints JSON."""
+"""Reading a prompt and generating with pyloss: MODEL PROMPT_TOKENS NEW_TOKENS [PRECISION]; prints tokens/s as JSON."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import pyloss
 from pyloss.generation import generate_tokens
 
 
-def main(path: str, prompt: int, new: int) -> None:
+def main(path: str, prompt: int, new: int, precision: str) -> None:
+    pyloss.set_matmul_precision(precision)
     model = pyloss.load_model(path)
     ids = np.random.default_rng(0).integers(0, model.vocab_size, prompt)
     best_prompt = best_token = float("inf")
@@ -29,4 +30,4 @@ def main(path: str, prompt: int, new: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), *(sys.argv[4:] or ["float32"]))

@@ -69,6 +69,12 @@ BASES: dict[str, tuple[str, Callable[[], str]]] = {
     "nf4": ("NF4", nf4_folder),
 }
 RECOMPUTED = ", checkpointing"
+BFLOAT16 = ", bfloat16 products"
+
+
+def rounded(base: str) -> Program:
+    """LoRA with the option that is no default."""
+    return ours("lora", base, "--precision", "bfloat16", name=BFLOAT16)
 
 
 class Tables:
@@ -86,7 +92,7 @@ class Tables:
             once.append(eager("lora", name=", NF4 (bitsandbytes)")._replace(model=nf4_folder()))
         own = [ours(kind, base) for kind in NAMES for base in BASES]
         own += [ours("lora", base, "--checkpoint", name=RECOMPUTED) for base in ("f32", "q4_1")]
-        own += [ours("lora", base, "--precision", "bfloat16", name=", bfloat16 products") for base in ("f32", "q4_1")]
+        own += [rounded(base) for base in ("f32", "q4_1")]
         passes = ("--passes", 1 if self.quick else 3)
         rounds = 1 if self.quick else 2
         found = measured([*peers, *own], *passes, rounds=rounds)
@@ -113,7 +119,7 @@ class Tables:
         """Longer sequences."""
         parts = []
         for batch, tokens, gb in ((2, 1024, 12), (1, 4096, 20)):
-            programs = [ours("lora", "f32"), ours("lora", "q4_1")]
+            programs = [ours("lora", "f32"), ours("lora", "q4_1"), rounded("f32")]
             if free_gb() > gb:
                 programs = [eager("lora"), *programs]
             found = measured(programs, "--batch", batch, "--tokens", tokens, "--passes", 1 if self.quick else 2)
@@ -134,7 +140,7 @@ class Tables:
 
     def evaluation(self) -> list[str]:
         """The loss alone: full batches, and the conversations."""
-        programs = [eager("lora"), ours("lora", "f32"), ours("lora", "q4_1")]
+        programs = [eager("lora"), ours("lora", "f32"), ours("lora", "q4_1"), rounded("f32")]
         full = measured(programs, "--evaluate", "--passes", 2 if self.quick else 3, rounds=1 if self.quick else 2)
         real = measured(programs, "--evaluate", "--chat", chat_file(4 if self.quick else 16), "--passes", 1)
         rows = [(*one, *two[1:]) for one, two in zip(rows_of(full), rows_of(real), strict=True)]
@@ -153,11 +159,13 @@ class Tables:
 
     def generation(self) -> list[str]:
         """One sequence over the same Q4_1 file."""
-        scripts = {"llama.cpp (xllamacpp)": "generate_llama.py"} if find_spec("xllamacpp") else {}
+        scripts: dict[str, tuple[str, ...]] = {"llama.cpp (xllamacpp)": ("generate_llama.py",)} if find_spec("xllamacpp") else {}
+        own = ("generate_pyloss.py",)
+        scripts |= {"pyloss": own, f"pyloss{BFLOAT16}": (*own, "bfloat16")}
         found: Found = {}
         for _ in range(1 if self.quick else 2):
-            for name, script in (scripts | {"pyloss": "generate_pyloss.py"}).items():
-                got = run_json(script, q4_file(), "256", "20" if self.quick else "64")
+            for name, (script, *more) in scripts.items():
+                got = run_json(script, q4_file(), "256", "20" if self.quick else "64", *more)
                 found[name] = {key: max(speed, found.get(name, got)[key]) for key, speed in got.items()}
         peer = found.get("llama.cpp (xllamacpp)")
         rows = []
