@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from ..device import to_device
 from ..files import replacing
 from ..weight_stack import WeightStack
 from ..weights import FORMATS, Weight, row_bytes
@@ -166,7 +167,8 @@ def _tensors(model: Model, type: str | None) -> Iterator[GGUFTensor]:
     if c.rope_scaling and c.rope_scaling["rope_type"] == "llama3":
         factors = llama3_factors(c.rope_scaling, c.rope_theta, c.head_dim).astype(np.float32)
         yield GGUFTensor("rope_freqs.weight", factors.shape, "f32", lambda: factors.view(np.uint8))
-    values: dict[str, np.ndarray | Weight | WeightStack] = {**model.stored(), **model.parameters()}
+    parameters = {name: to_device(array, "cpu") for name, array in model.parameters().items()}
+    values: dict[str, np.ndarray | Weight | WeightStack] = {**model.stored(), **parameters}
     for name, value in values.items():
         head_dim = interleaved_head(c, name)
         if isinstance(value, np.ndarray) and value.ndim == 1:

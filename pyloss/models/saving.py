@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ..device import to_device
 from ..files import write_json, write_safetensors
 from ..nn import Linear
 from ..weight_stack import WeightStack
@@ -67,7 +68,7 @@ def save_model(model: Model, path: str | os.PathLike[str], tokenizer: Any = None
         else:
             tensors[name] = _floats(weight, DTYPES[dtype] if dtype else None)
     for name, array in model.parameters().items():
-        tensors[name] = _parameter(array, DTYPES[usual], dtype is not None)
+        tensors[name] = _parameter(to_device(array, "cpu"), DTYPES[usual], dtype is not None)
     if "quantization" not in config:  # mlx keeps experts stacked
         tensors = dict(_single_experts(tensors, model))
     folder = Path(path)

@@ -13,6 +13,7 @@ import numpy as np
 
 from .. import ops, random
 from ..autograd import data
+from ..device import DeviceArray, to_device
 from ..nn import Module, uniform
 from ..weight_stack import WeightStack
 from ..weights import Weight
@@ -144,7 +145,9 @@ class Adapter(Module):
         """Lets DoRA's `m` begin as the norms of the rows with the product in them, so that it changes nothing; LoRA has none."""
 
     def settled(self: A) -> A:
-        """This adapter as one without fixed factors, which files can hold: of twice the rank where it has them, else itself."""
+        """This adapter as files can hold it: on the host, without fixed factors; itself if it is so, else of twice the rank."""
+        if isinstance(data(self.lora_a), DeviceArray):
+            return self._on_host().settled()
         if self.origin_a is None:
             return self
         adapter = copy.copy(self)
@@ -159,7 +162,10 @@ class Adapter(Module):
         return p, random.next_seed() if p else 0
 
     def delta(self) -> np.ndarray:
-        """What the adapter adds to the base's weight: float32, of its shape."""
+        """What the adapter adds to the base's weight: float32, of its shape, on the host."""
+        return (self._on_host() if isinstance(data(self.lora_a), DeviceArray) else self)._delta()
+
+    def _delta(self) -> np.ndarray:
         weight = dense(self.base.weight)
         return self.merged(weight) - weight
 
@@ -175,7 +181,21 @@ class Adapter(Module):
         return layer
 
     def fused(self, dequantize: bool = False) -> Fused:
-        """`fuse` with the share of the change that storing left, without a warning."""
+        """`fuse` with the share of the change that storing left, without a warning; the layer is where the adapter is."""
+        there = data(self.lora_a)
+        if not isinstance(there, DeviceArray):
+            return self._fused(dequantize)
+        layer, kept = self._on_host()._fused(dequantize)
+        return Fused(layer.moved(lambda part: to_device(part, there)), kept)
+
+    def _on_host(self: A) -> A:
+        """The same adapter over the same base with all arrays on the host; this one stays as it is."""
+        adapter = copy.copy(self)
+        setattr(adapter, self.base_name, copy.copy(self.base))
+        adapter.moved(lambda part: to_device(part, "cpu"))
+        return adapter
+
+    def _fused(self, dequantize: bool) -> Fused:
         base = self.base
         stored, kept = merge(base.weight, self.merged, dequantize)
         return Fused(with_weight(base, stored).freeze(), kept)

@@ -80,8 +80,8 @@ class Magnitude(Adapter):
     def merged(self, weight: np.ndarray) -> np.ndarray:
         return quotient(self.m, self.norms())[..., None] * super().merged(weight)  # type: ignore[safe-super]
 
-    def delta(self) -> np.ndarray:
-        return Adapter.delta(self)
+    def _delta(self) -> np.ndarray:
+        return Adapter._delta(self)
 
 
 class DoRALinear(Magnitude, LinearAdapter):

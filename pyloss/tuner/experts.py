@@ -65,11 +65,11 @@ class SwitchAdapter(Adapter):
     def merged(self, weight: np.ndarray) -> np.ndarray:
         return np.stack([self.merged_expert(expert, matrix) for expert, matrix in enumerate(weight)])
 
-    def fused(self, dequantize: bool = False) -> Fused:
-        """See `Adapter`. Stored experts are merged one after the other, so that one alone is dense at a time."""
+    def _fused(self, dequantize: bool) -> Fused:
+        """Stored experts are merged one after the other, so that one alone is dense at a time."""
         base = self.linear.weight
         if not isinstance(base, WeightStack):
-            return super().fused(dequantize)
+            return super()._fused(dequantize)
         matrices, change, error = [], 0.0, 0.0
         for expert, matrix in enumerate(base.matrices):
             stored, *sizes = merge_stored(matrix, lambda weight, e=expert: self.merged_expert(e, weight), dequantize)
@@ -83,7 +83,7 @@ class LoRASwitchLinear(SwitchAdapter):
 
     kind = "lora"
 
-    def delta(self) -> np.ndarray:
+    def _delta(self) -> np.ndarray:
         a, b = map(data, self.factors())
         return np.matmul(self.scale * b, a)
 

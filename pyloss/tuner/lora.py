@@ -24,7 +24,7 @@ class DenseAdapter(Adapter):
     def projection(self) -> ops.Projection:
         """What rows are multiplied by, for a loss fused with a head."""
 
-    def delta(self) -> np.ndarray:
+    def _delta(self) -> np.ndarray:
         return self.product()
 
     def merged(self, weight: np.ndarray) -> np.ndarray:
