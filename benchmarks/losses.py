@@ -1,6 +1,6 @@
 """`make bench-losses`: measures the losses of pyloss and its peers in one run and prints the README's tables of them.
 
-    python benchmarks/losses.py [--quick]
+    python benchmarks/losses.py [--quick] [--only PART ...]
 
 Every library runs in processes of its own, by turns, and the best of the rounds counts. The memory trip is what it takes to read
 each array of logits once and to write one gradient, measured beside them; all of them take turns over arrays that caches do not
@@ -10,6 +10,8 @@ hold. Where a peer is not installed its column or row is missing.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 
 from bases import MODEL
@@ -37,9 +39,11 @@ def rows_table(rows: int, v: int, dtype: str, quick: bool) -> str:
     """One shape and type."""
     libraries = ["trip", "pyloss", "torch", "compile", *(["opencl:0"] if opencl() else [])]
     best: dict[str, dict[str, float]] = {library: {} for library in libraries}
+    # Where its arrays lie in memory makes a process fast or slow: the trip, which says what memory can do, has more of them.
+    turns = ["trip", "pyloss", "trip", *libraries[2:], "trip"]
     for _ in range(1 if quick else 3):
-        for library, found in best.items():
-            seconds = "0.1" if quick else "1"
+        for library in turns:
+            found, seconds = best[library], "0.1" if quick else "1"
             for work, ms in run_json("loss_rows.py", library, str(rows), str(v), dtype, seconds, **compiled()).items():
                 found[work] = min(ms, found.get(work, ms))
     if (rows, v, dtype) == (*SHAPES[0], "f32") and find_spec("mlx_lm"):  # seconds a call: once is enough
@@ -128,17 +132,21 @@ def error_table(quick: bool) -> str:
     return table(heads, lines)
 
 
+PARTS: dict[str, Callable[[bool], str]] = {
+    f"{rows}x{v}-{dtype}": partial(rows_table, rows, v, dtype) for rows, v in SHAPES for dtype in ("f32", "bf16")
+} | {"linear": linear_table, "memory": memory_table, "filter": filter_table, "errors": error_table}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="few runs: to see that everything works")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, metavar="PART", help=", ".join(PARTS))
     options = parser.parse_args()
     WORK.mkdir(parents=True, exist_ok=True)
     print(machine() + (f"; OpenCL: {opencl()}" if opencl() else ""), flush=True)
-    for rows, v in SHAPES:
-        for dtype in ("f32", "bf16"):
-            print(f"\n{rows_table(rows, v, dtype, options.quick)}", flush=True)
-    for part in (linear_table, memory_table, filter_table, error_table):
-        print(f"\n{part(options.quick)}", flush=True)
+    for name, part in PARTS.items():
+        if name in options.only:
+            print(f"\n{part(options.quick)}", flush=True)
 
 
 if __name__ == "__main__":
