@@ -234,9 +234,9 @@ def linear_cross_entropy(
     section 4.3, with 2**-12). The loss stays exact. With SmolLM2-135M on 1024 tokens of chats or documentation, the filter
     (`make bench-losses` prints this)
 
-        2**-12   keeps  9-11 % of the classes, 1.9 times as fast,    gradient off by 4-5 %   (cosine 0.999)
-        2**-14         18-24 %                 1.6-1.7                               2 %     (0.9998)
-        2**-16         33-53 %                 1.3-1.4                               0.6-0.7 % (0.99997)
+        2**-12   keeps  9-11 % of the classes, 1.7-1.9 times as fast, gradient off by 4-5 %   (cosine 0.999)
+        2**-14         18-23 %                 1.5-1.7                                2 %     (0.9998)
+        2**-16         33-51 %                 1.2-1.5                                0.5-0.7 % (0.99997)
 
     where a single row whose label was nearly certain may be off by more. What is left out adds up while a model knows nothing
     yet: at random weights all of the softmax is below 2**-12. So it is for models that have learned, and exact by default.
