@@ -39,6 +39,17 @@ def steps(model, rng, count=4):
     return np.array(found)
 
 
+def same_steps(here, there, device, count=4, rtol=2e-5):
+    """Trains the second of two equal models on the device as the first on the processor; gives the losses and norms there."""
+    pyloss.to_device(there, device)
+    pyloss.random.seed(11)
+    want = steps(here, np.random.default_rng(1), count)
+    pyloss.random.seed(11)
+    np.testing.assert_allclose(steps(there, np.random.default_rng(1), count), want, rtol=rtol)
+    assert all(isinstance(array, pyloss.DeviceArray) for array in there.trainable_parameters().values())
+    return want
+
+
 @pytest.mark.parametrize("dora", [False, True])
 @pytest.mark.parametrize("format", ["f32", "Q4_1", "Q8_0"])
 def test_steps_are_those_of_the_processor(device, tmp_path, format, dora):
@@ -50,12 +61,7 @@ def test_steps_are_those_of_the_processor(device, tmp_path, format, dora):
         return load_model(folder / "tiny.gguf")
 
     here, there = (adapted(fresh(tmp_path / name), dora) for name in ("here", "there"))
-    pyloss.to_device(there, device)
-    pyloss.random.seed(11)
-    want = steps(here, np.random.default_rng(1))
-    pyloss.random.seed(11)
-    np.testing.assert_allclose(steps(there, np.random.default_rng(1)), want, rtol=2e-5)
-    assert all(isinstance(array, pyloss.DeviceArray) for array in there.trainable_parameters().values())
+    same_steps(here, there, device)
 
 
 @pytest.mark.slow
@@ -196,12 +202,7 @@ def test_dora_over_the_embedding(device, tmp_path, tied, dropout):
     for model in (here, there):
         adapted(model, dora=True, dropout=dropout, keys=["model.embed_tokens", "mlp.up_proj"])
     assert "model.embed_tokens.m" in here.trainable_parameters()
-    pyloss.to_device(there, device)
-    pyloss.random.seed(11)
-    want = steps(here, np.random.default_rng(1))
-    pyloss.random.seed(11)
-    np.testing.assert_allclose(steps(there, np.random.default_rng(1)), want, rtol=2e-5)
-    assert all(isinstance(array, pyloss.DeviceArray) for array in there.trainable_parameters().values())
+    same_steps(here, there, device)
 
 
 def test_magnitudes_of_few_digits(device, tmp_path):
