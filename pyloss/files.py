@@ -20,6 +20,36 @@ from pyloss.errors import FormatError
 PathLike = str | os.PathLike[str]
 
 
+def user_path(path: PathLike) -> Path:
+    """The path that a user means: the one way in for every path. Reading it twice gives the same path.
+
+    A leading `~` or `~name` is the home folder; where no user of that name is known it stays, as in a shell. Names that
+    are not UTF-8 are kept as Python has them (`os.fsdecode`).
+
+    Raises:
+        TypeError: neither text nor a path.
+        ValueError: an empty path, one with a null character, or `~` where no home folder is known.
+    """
+    try:
+        text = os.fsdecode(path)
+    except TypeError:
+        raise TypeError(f"a path is {path!r:.40}; it must be text or a path object") from None
+    if not text:
+        raise ValueError("a path is empty; it must name a file or a folder")
+    if "\0" in text:
+        raise ValueError(f"the path {text!r:.80} has a null character, which no name can have")
+    if not text.startswith("~"):
+        # pathlib turns "./~" into "~", which would be another place when the path is read again.
+        plain = Path(text)
+        return Path.cwd() / plain if str(plain).startswith("~") else plain
+    home = os.path.expanduser(text)
+    if home == text:
+        if text == "~" or text.startswith("~/"):
+            raise ValueError(f"the path {text!r} begins with ~, and no home folder is known: set HOME")
+        return Path.cwd() / text
+    return Path(home)
+
+
 @contextmanager
 def replacing(path: PathLike) -> Iterator[Path]:
     """Give the path of an empty file beside `path`; when the block ends well, it takes `path`'s place.
@@ -31,7 +61,7 @@ def replacing(path: PathLike) -> Iterator[Path]:
         OSError: of the kind that happened (a full disk, a missing or read-only folder), naming `path`.
     """
     # A symbolic link keeps pointing at what it points at; its target is what is replaced.
-    target = Path(os.path.realpath(path))
+    target = Path(os.path.realpath(user_path(path)))
     beside = target.with_name(f".{target.name[:100]}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
         try:
@@ -78,8 +108,9 @@ def write_json(path: PathLike, value: Any, sort_keys: bool = False) -> None:
         TypeError, ValueError: `value` is not JSON (NaN and infinities are not); nothing is written.
         OSError: naming `path`.
     """
-    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, sort_keys=sort_keys)
-    write_text(path, text + "\n")
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, sort_keys=sort_keys) + "\n"
+    # Names of files that are not UTF-8 hold lone surrogates; the escape of one is what JSON writes for it, too.
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def read_json(path: PathLike, kind: type = dict) -> Any:
@@ -90,7 +121,7 @@ def read_json(path: PathLike, kind: type = dict) -> Any:
         OSError: the file cannot be read.
     """
     try:
-        value = json.loads(Path(path).read_bytes().decode())
+        value = json.loads(user_path(path).read_bytes().decode())
     except UnicodeDecodeError as error:
         raise FormatError(path, f"byte {error.start}", "not UTF-8 text") from None
     except json.JSONDecodeError as error:
@@ -109,7 +140,7 @@ def map_file(path: PathLike) -> np.ndarray:
         FormatError: the file is empty.
         OSError: the file cannot be opened.
     """
-    with open(path, "rb") as file:
+    with open(user_path(path), "rb") as file:
         if os.fstat(file.fileno()).st_size == 0:
             raise FormatError(path, None, "the file is empty")
         return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), dtype=np.uint8)

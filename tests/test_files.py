@@ -7,6 +7,7 @@ import os
 import pickle
 import resource
 import stat
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -204,3 +205,53 @@ def test_safetensors_refuses_what_it_cannot_hold(tmp_path, tensors, metadata):
     with pytest.raises(TypeError):
         files.write_safetensors(tmp_path / "a.safetensors", tensors, metadata)
     assert os.listdir(tmp_path) == []
+
+
+def test_a_users_path_has_its_home_and_reads_the_same_twice(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    home = tmp_path / "home"
+    for given, meant in [
+        ("~", home),
+        ("~/a/b", home / "a/b"),
+        (Path("~/a"), home / "a"),
+        (b"~/a", home / "a"),
+        ("a/~", Path("a/~")),
+        ("a", Path("a")),
+        ("./~", tmp_path / "~"),
+        ("./~/a", tmp_path / "~/a"),
+        ("~nobody-of-this-name/a", tmp_path / "~nobody-of-this-name/a"),
+        (b"\xff/\xc3\xa4", Path("\udcff/ä")),
+    ]:
+        found = files.user_path(given)
+        assert found == meant
+        assert files.user_path(found) == found
+    assert os.fsencode(files.user_path(b"\xff")) == b"\xff"
+
+
+@pytest.mark.parametrize("wrong", ["", "a\0b", b""])
+def test_paths_that_no_file_can_have_are_refused(wrong):
+    with pytest.raises(ValueError, match="path"):
+        files.user_path(wrong)
+
+
+@pytest.mark.parametrize("wrong", [None, 3, ["a"]])
+def test_what_is_no_path_is_a_type_error(wrong):
+    with pytest.raises(TypeError, match="must be text or a path object"):
+        files.user_path(wrong)
+
+
+def test_files_are_read_and_written_at_the_users_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    files.write_json("~/a.json", {"a": 1})
+    assert files.read_json("~/a.json") == {"a": 1}
+    assert files.map_file("~/a.json")[0] == ord("{")
+    assert os.listdir(tmp_path) == ["a.json"]
+
+
+def test_json_holds_names_of_files_that_are_not_utf_8(tmp_path):
+    name = os.fsdecode(b"\xff\xc3\xa4")
+    files.write_json(tmp_path / "a.json", {"data": name})
+    assert files.read_json(tmp_path / "a.json") == json.loads((tmp_path / "a.json").read_bytes()) == {"data": name}
+    assert b'"\\udcff\xc3\xa4"' in (tmp_path / "a.json").read_bytes()
