@@ -15,6 +15,7 @@ import numpy as np
 import pyloss
 import pyloss.random
 from pyloss import exporting, models, precision
+from pyloss.models.special import encode_text
 from pyloss.optim import Optimizer, Schedule, WarmUp, build_optimizer, build_schedule
 from pyloss.tuner import state
 from pyloss.tuner.callbacks import get_reporting_callbacks
@@ -138,7 +139,7 @@ def _prompt_ids(flags: Flags, tokenizer: Any) -> list[int]:
         if not isinstance(options, dict):
             raise ValueError(f"--chat-template-config is {flags['chat_template_config']!r}; a JSON object is needed")
     if flags["ignore_chat_template"] or not tokenizer.chat_template:
-        return list(tokenizer.encode(text + (flags["prefill_response"] or "")))
+        return encode_text(tokenizer, text + (flags["prefill_response"] or ""))
     messages = [{"role": "user", "content": text}]
     if flags["system_prompt"] is not None:
         messages.insert(0, {"role": "system", "content": flags["system_prompt"]})

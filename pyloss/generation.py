@@ -113,16 +113,19 @@ def stream_generate(
     top_k: int = 0,
     seed: int | None = None,
 ) -> Iterator[GenerationStep]:
-    """Generates after `prompt` (a text, encoded as it stands, or token ids), yielding each token as it comes.
+    """Generates after `prompt` (a text or token ids), yielding each token as it comes.
+
+    A text gets the tokenizer's special tokens, the first one once where the text has it already, as those of chat templates.
 
     Ends with the tokenizer's end tokens, whose text is not part of the answer, or after `max_tokens`. The same `seed` gives the
     same answer.
     """
+    from .models.special import encode_text
     from .models.tokenizer import StreamDecoder
 
     if max_tokens < 1:
         raise ValueError(f"max_tokens must be at least 1, not {max_tokens}")
-    ids = tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+    ids = encode_text(tokenizer, prompt) if isinstance(prompt, str) else list(prompt)
     generator = None if seed is None else np.random.Generator(np.random.PCG64(seed))
     tokens = generate_tokens(model, ids, make_sampler(temperature, top_p, min_p, top_k, generator))
     decoder = StreamDecoder(tokenizer, skip_special_tokens=True)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
+from contextvars import ContextVar
 from datetime import datetime
 from functools import lru_cache
 from typing import Any, NoReturn
@@ -14,8 +16,13 @@ import jinja2.nodes
 import jinja2.sandbox
 import jinja2.utils
 
+from pyloss.models.chat_forms import settled, tools_of
+
 # Names under which applications pass a message's reasoning; templates read the first, and gpt-oss's the second.
 _REASONING = ("reasoning_content", "thinking", "reasoning")
+
+# What stands around the assistant's text; see `render_marked`.
+_marks: ContextVar[tuple[str, str]] = ContextVar("marks", default=("", ""))
 
 
 def render_chat(
@@ -25,31 +32,58 @@ def render_chat(
 
     Args:
         template: Jinja source.
-        messages: a non-empty list of dicts with "role" and "content"; keys whose value is None count as missing.
-        tools: a list of JSON schemas (dicts), or None.
+        messages: a non-empty list of dicts with "role" and "content"; keys whose value is None count as missing. Contents
+            are text or lists of parts, arguments of tool calls objects or JSON text: the template gets what it takes.
+        tools: a list of JSON schemas (dicts), JSON text of one, or None.
         variables: whatever else the template may read, as `bos_token`.
 
     Raises:
         TypeError: messages or tools of the wrong type.
-        ValueError: no messages, a template that is malformed, fails, or refuses these messages.
+        ValueError: no messages, tools that are not JSON, a template that is malformed, fails, or refuses these messages.
     """
     if not isinstance(messages, (list, tuple)) or not all(isinstance(message, Mapping) for message in messages):
         raise TypeError(f"messages must be a list of dicts with 'role' and 'content', got {messages!r:.200}")
     if not messages:
         raise ValueError("messages is empty; a conversation has at least one")
-    if tools is not None and not (isinstance(tools, (list, tuple)) and all(isinstance(t, Mapping) for t in tools)):
-        raise TypeError(f"tools must be a list of JSON schemas (dicts) or None, got {tools!r:.200}")
+    tools = tools_of(tools)
     compiled = _compile(template)
     try:
-        return compiled.render(
-            messages=[_message(message) for message in messages],
-            tools=_plain(tools),
-            documents=_plain(variables.pop("documents", None)),
-            add_generation_prompt=add_generation_prompt,
-            **_plain(variables),
-        )
+        documents = _plain(variables.pop("documents", None))
+        inputs = {"tools": _plain(tools), "add_generation_prompt": add_generation_prompt, **_plain(variables)}
+        plain = [_message(message) for message in messages]
+        return settled(plain, lambda form: compiled.render(messages=form, documents=documents, **inputs))[1]
     except Exception as error:  # a template is a program, and may fail in any way a program can
         raise ValueError(f"the chat template failed: {error or type(error).__name__}") from error
+
+
+def render_marked(template: str, messages: Any, *args: Any, **variables: Any) -> tuple[str, list[tuple[int, int]]]:
+    """The text of a conversation as `render_chat` gives it, and what `{% generation %}` marks of it.
+
+    The marks are (begin, end) of characters, in order. Raises what `render_chat` raises, and ValueError for a template that
+    cannot be followed since it computes with the text that it marks.
+    """
+    text = render_chat(template, messages, *args, **variables)
+    begin, end = [c for c in map(chr, range(0xE000, 0xF8FF)) if c not in text][:2]
+    token = _marks.set((begin, end))
+    try:
+        parts = re.split(f"([{begin}{end}])", render_chat(template, messages, *args, **variables))
+    finally:
+        _marks.reset(token)
+    position, opened = 0, 0
+    starts: list[int] = []
+    spans: list[tuple[int, int]] = []
+    for part in parts:
+        if part == begin:
+            starts.append(position)
+        elif part == end and starts:
+            opened = starts.pop()
+            if not starts and position > opened:
+                spans.append((opened, position))
+        elif part != end:
+            position += len(part)
+    if "".join(part for part in parts if part not in (begin, end)) != text:
+        raise ValueError("the chat template computes with what it marks as the assistant's text, so the marks are lost")
+    return text, spans
 
 
 def _message(message: Mapping[str, Any]) -> dict[str, Any]:
@@ -90,7 +124,7 @@ def _compile(template: str) -> jinja2.Template:
 
 
 class _Generation(jinja2.ext.Extension):
-    """`{% generation %}`: marks the assistant's text; here it only lets its content through, indented as it is."""
+    """`{% generation %}`: marks the assistant's text. Its content goes through indented as it is, between `_marks`."""
 
     tags = {"generation"}  # noqa: RUF012
 
@@ -101,7 +135,8 @@ class _Generation(jinja2.ext.Extension):
 
     @staticmethod
     def _content(caller: Any) -> str:
-        return caller()
+        begin, end = _marks.get()
+        return f"{begin}{caller()}{end}"
 
 
 class _Dict:

@@ -13,14 +13,15 @@ import tokenizers
 from pyloss.errors import FormatError
 from pyloss.files import read_json, write_json, write_text
 from pyloss.models.gguf_tokenizer import build_tokenizer
+from pyloss.models.positions import Positions
 
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 _TOKEN_FLAGS = ("lstrip", "rstrip", "single_word", "normalized", "special")
 
 # Arguments of transformers' apply_chat_template that are not variables of the template.
 _OTHER_ARGUMENTS = (
-    "continue_final_message", "return_dict", "return_tensors", "return_assistant_tokens_mask", "padding", "truncation",
-    "max_length", "tokenizer_kwargs", "sanitize_control_tokens",
+    "continue_final_message", "return_tensors", "padding", "truncation", "max_length", "tokenizer_kwargs",
+    "sanitize_control_tokens",
 )  # fmt: skip
 
 
@@ -191,15 +192,20 @@ class Tokenizer:
         add_generation_prompt: bool = False,
         tokenize: bool = True,
         chat_template: str | None = None,
+        return_dict: bool = False,
+        return_assistant_tokens_mask: bool = False,
         **kwargs: Any,
-    ) -> list[int] | str:
+    ) -> list[int] | str | dict[str, list[int]]:
         """A conversation as token ids, or with `tokenize=False` as text.
 
         Args:
-            messages: dicts with "role" and "content".
-            tools: JSON schemas (dicts).
+            messages: dicts with "role" and "content", which is text or a list of parts.
+            tools: JSON schemas (dicts), or JSON text of a list of them.
             add_generation_prompt: end with what makes the model answer.
             chat_template: Jinja source, or the name of one of several templates; default the tokenizer's.
+            return_dict: give the ids as `{"input_ids": [...]}`.
+            return_assistant_tokens_mask: with return_dict, also "assistant_masks": 1 for each token of the text that the
+                template marks with `{% generation %}`, else 0.
             kwargs: variables for the template.
 
         Raises:
@@ -210,11 +216,26 @@ class Tokenizer:
             if kwargs.pop(name, None):
                 raise ValueError(f"apply_chat_template has no option {name!r}")
         # Jinja is imported by those alone who render.
-        from pyloss.models.chat_template import render_chat
+        from pyloss.models.chat_template import render_chat, render_marked
 
+        if return_assistant_tokens_mask and not (return_dict and tokenize):
+            raise ValueError("return_assistant_tokens_mask needs return_dict=True and tokenize=True")
         template = self._template(chat_template, tools is not None)
-        text = render_chat(template, messages, tools, add_generation_prompt, **{**self.special_tokens, **kwargs})
-        return self.encode(text, add_special_tokens=False) if tokenize else text
+        given = (template, messages, tools, add_generation_prompt)
+        variables = {**self.special_tokens, **kwargs}
+        if return_assistant_tokens_mask:
+            text, spans = render_marked(*given, **variables)
+            positions = Positions(self, text)
+            mask = [0] * len(positions.ids)
+            for span in spans:
+                for k in range(*positions.tokens(*span)):
+                    mask[k] = 1
+            return {"input_ids": positions.ids, "assistant_masks": mask}
+        text = render_chat(*given, **variables)
+        if not tokenize:
+            return text
+        ids = self.encode(text, add_special_tokens=False)
+        return {"input_ids": ids} if return_dict else ids
 
     def _template(self, chosen: str | None, with_tools: bool) -> str:
         own = self.chat_template

@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pyloss.models.chat_forms import tools_of
+from pyloss.models.special import encode_text, end_id, is_ended
 from pyloss.tuner.records import Record, Records, check_messages, check_tools, field
-from pyloss.tuner.targets import TRAIN_ON, Sample, as_sample, chat_sample, eos_ids
+from pyloss.tuner.targets import TRAIN_ON, Sample, as_sample, chat_sample
 
 log = logging.getLogger("pyloss")
 
@@ -87,10 +89,10 @@ class TextDataset(_Dataset):
         field(record, self.text_key, str, where, repr(self.text_key))
 
     def _sample(self, record: Record) -> Sample:
-        tokens = list(self.tokenizer.encode(record[self.text_key]))
-        eos = self.tokenizer.eos_token_id
-        if eos is not None and tokens[-1:] != [eos]:
-            tokens.append(eos)
+        tokens = encode_text(self.tokenizer, record[self.text_key])
+        end = end_id(self.tokenizer)
+        if end is not None and not is_ended(self.tokenizer, tokens):
+            tokens.append(end)
         return Sample.from_spans(tokens, [(0, len(tokens))])
 
 
@@ -115,7 +117,7 @@ class ChatDataset(_Dataset):
         check_messages(record, self.chat_key, where)
 
     def _sample(self, record: Record) -> Sample:
-        return chat_sample(self.tokenizer, record[self.chat_key], record.get("tools"), self.train_on)
+        return chat_sample(self.tokenizer, record[self.chat_key], tools_of(record.get("tools")), self.train_on)
 
 
 class CompletionsDataset(_Dataset):
@@ -147,12 +149,11 @@ class CompletionsDataset(_Dataset):
             {"role": "user", "content": record[self.prompt_key]},
             {"role": "assistant", "content": record[self.completion_key]},
         ]
-        sample = chat_sample(self.tokenizer, messages, record.get("tools"), self.train_on)
-        ends = eos_ids(self.tokenizer)
-        # Two tokens: templates put a line break behind the end token.
-        if not ends or ends.intersection(sample.tokens[-2:]):
+        sample = chat_sample(self.tokenizer, messages, tools_of(record.get("tools")), self.train_on)
+        end = end_id(self.tokenizer)
+        if end is None or is_ended(self.tokenizer, sample.tokens):
             return sample
-        return Sample([*sample.tokens, self.tokenizer.eos_token_id], np.append(sample.weights, np.float32(1)))
+        return Sample([*sample.tokens, end], np.append(sample.weights, np.float32(1)))
 
 
 class ConcatenatedDataset:

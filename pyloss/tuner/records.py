@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pyloss.errors import FormatError
+from pyloss.models.chat_forms import tools_of
 
 Record = dict[str, Any]
 
@@ -94,6 +95,9 @@ def check_messages(record: Mapping[str, Any], key: str, where: str) -> None:
 
 
 def check_tools(record: Mapping[str, Any], where: str) -> None:
-    """ValueError, which says `where`, unless a record's tools are a list or absent."""
-    if record.get("tools") is not None:
-        field(record, "tools", list, where, "a list of tools")
+    """ValueError, which says `where`, unless a record's tools are a list, JSON text of one, or absent."""
+    try:
+        tools_of(record.get("tools"))
+    except (TypeError, ValueError):
+        wanted = "a list of objects, or JSON text of one"
+        raise ValueError(f"{where}: 'tools' is {kind_of(record['tools'])}, and must be {wanted}") from None

@@ -1,15 +1,15 @@
-"""Which tokens of a sample are trained: masks by position, found by rendering the chat template for message prefixes."""
+"""`Sample`: tokens and which of them are trained; those of a conversation by the turns of its assistant."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-Message = Mapping[str, Any]
+from pyloss.tuner.turns import Conversation, Message
 
 TRAIN_ON = ("last", "assistant", "all")
 
@@ -83,125 +83,25 @@ def _is_int(value: Any) -> bool:
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
-def eos_ids(tokenizer: Any) -> set[int]:
-    """The ids that end an answer."""
-    several = getattr(tokenizer, "eos_token_ids", None)  # transformers makes it up from eos_token_id: a number
-    ids = set(several) if isinstance(several, Iterable) else {several}
-    return {i for i in ids | {getattr(tokenizer, "eos_token_id", None)} if i is not None}
-
-
 def chat_sample(tokenizer: Any, messages: Sequence[Message], tools: Any, train_on: str) -> Sample:
     """The rendered conversation with its targets: all tokens, the last assistant turn or every assistant turn.
 
-    A turn is trained from the first token after the generation prompt to the last token of its end marker. Tokens after
-    the last target teach nothing and are left off. A conversation without an assistant turn has no targets.
-    Raises `ValueError` where the turn cannot be found in the rendering.
+    A turn is trained from the first token after the generation prompt to the last token of its end marker; where the
+    template marks the assistant's text with `{% generation %}`, what it marks of the turn. A turn that the template leaves
+    out is not trained. Tokens after the last target teach nothing and are left off. A conversation without an assistant
+    turn has no targets. Raises `ValueError` where the template refuses the conversation.
     """
-    template = _Template(tokenizer, messages, tools)
+    conversation = Conversation(tokenizer, messages, tools)
+    tokens = conversation.tokens
     if train_on == "all":
-        return Sample.from_spans(template.full, [(0, len(template.full))])
+        return Sample.from_spans(tokens, [(0, len(tokens))])
     turns = [i for i, m in enumerate(messages) if m["role"] == "assistant"]
-    spans = [template.turn(i) for i in (turns[-1:] if train_on == "last" else turns)]
-    tokens = template.full[: spans[-1][1]] if spans else template.full
-    return Sample.from_spans(tokens, spans)
-
-
-def _common(a: Sequence[Any], b: Sequence[Any]) -> int:
-    """The length of the longest common prefix."""
-    n = min(len(a), len(b))
-    return next((i for i in range(n) if a[i] != b[i]), n)
-
-
-class _Template:
-    """One conversation under its chat template, and where its turns lie in the tokens of the whole.
-
-    Templates may render a turn differently once other turns follow, or end the generation prompt in text that the whole
-    does not hold. So a prefix counts only where it is verified to be one; else the same boundary is looked for in the text.
-    """
-
-    def __init__(self, tokenizer: Any, messages: Sequence[Message], tools: Any):
-        if getattr(tokenizer, "chat_template", "?") is None:
-            raise ValueError(
-                "this tokenizer has no chat template: chat and completion records need one, {'text': ...} records do not"
-            )
-        self.tokenizer, self.messages, self.tools = tokenizer, messages, tools
-        self.full: list[int] = self._ids(len(messages))
-        self._text = ""
-
-    def turn(self, i: int) -> tuple[int, int]:
-        """The span (first, end) of message `i` in `full`."""
-        first = self._first(i)
-        return first, self._end(i, first)
-
-    def _render(self, n: int, prompt: bool, tokenize: bool) -> Any:
-        try:
-            return self.tokenizer.apply_chat_template(
-                list(self.messages[:n]), tools=self.tools, add_generation_prompt=prompt, tokenize=tokenize
-            )
-        except Exception as e:
-            raise ValueError(f"the chat template refuses the first {n} of {len(self.messages)} messages: {e}") from e
-
-    def _ids(self, n: int, prompt: bool = False) -> list[int]:
-        out = self._render(n, prompt, True)
-        return list(out["input_ids"] if isinstance(out, Mapping) else out)
-
-    def _first(self, i: int) -> int:
-        ids = self._ids(i, prompt=True) if i else self.full
-        if len(ids) < len(self.full) and self.full[: len(ids)] == ids:
-            return len(ids)
-        return self._token_at(self._begin(i))
-
-    def _begin(self, i: int) -> int:
-        """The character of the whole text at which message `i` begins, behind the generation prompt."""
-        start = self._render(i, True, False) if i else ""
-        before = self._render(i, False, False) if i else ""
-        same = _common(start, self.text)
-        if same >= len(before.rstrip()) > 0:
-            return same
-        content = self._content(i)
-        if content and self.text.count(content, same) == 1:
-            return self.text.index(content, same)
-        raise ValueError(self._differs(i, start, "the prompt before it"))
-
-    def _end(self, i: int, first: int) -> int:
-        if i == len(self.messages) - 1:
-            return len(self.full)
-        ids = self._ids(i + 1)
-        if len(ids) > first and self.full[: len(ids)] == ids:
-            return len(ids)
-        turn, tail, begin = self._render(i + 1, False, False), self._content(i)[-16:], self._begin(i)
-        # The turn may have lost its beginning (a thought, say) now that others follow: match what is left of it.
-        for k in range(begin, len(turn)):
-            if self.text.startswith(turn[k:], begin) and tail in turn[k:]:
-                return self._token_at(begin + len(turn) - k)
-        # Or it ends in another token than it does as the last turn.
-        if tail and tail in self.text[begin : _common(turn, self.text)]:
-            end = _common(ids, self.full)
-            return end + (end < len(self.full) and self.full[end] in eos_ids(self.tokenizer))
-        raise ValueError(self._differs(i, turn, "it"))
-
-    def _content(self, i: int) -> str:
-        content = self.messages[i].get("content")
-        return content.strip() if isinstance(content, str) else ""
-
-    @property
-    def text(self) -> str:
-        """The rendering of the whole as text, which must be what its tokens say."""
-        if not self._text:
-            text: str = self._render(len(self.messages), False, False)
-            if list(self.tokenizer.encode(text, add_special_tokens=False)) != self.full:
-                raise ValueError("the chat template's text and its tokens differ, so no answer can be found in it")
-            self._text = text
-        return self._text
-
-    def _token_at(self, position: int) -> int:
-        """The token that holds the character at `position`: one that straddles the boundary belongs to what follows."""
-        return _common(self.tokenizer.encode(self.text[:position], add_special_tokens=False), self.full)
-
-    def _differs(self, i: int, part: str, what: str) -> str:
-        at = _common(part, self.text)
-        return (
-            f"the answer in message {i} of {len(self.messages)} cannot be found in the chat template's rendering: "
-            f"{what}, rendered alone, goes on {part[at : at + 40]!r} at character {at} where the whole conversation "
-            f"has {self.text[at : at + 40]!r}; train on all tokens instead, or change the template"
-        )
+    marked = conversation.marked()
+    if marked is not None and train_on == "assistant":
+        weights = np.array(marked, np.float32)
+    else:
+        weights = Sample.from_spans(tokens, [conversation.turn(i) for i in (turns[-1:] if train_on == "last" else turns)]).weights
+        weights = weights if marked is None else weights * np.array(marked, np.float32)
+    weights[:1] = 0
+    used = int(np.flatnonzero(weights)[-1]) + 1 if weights.any() else len(tokens)
+    return Sample(tokens[:used], weights[:used])

@@ -460,8 +460,8 @@ def test_bad_calls_are_named():
         tok.apply_chat_template(CHAT, tools=["f"])
     with pytest.raises(ValueError, match="messages is empty"):
         tok.apply_chat_template([])
-    with pytest.raises(ValueError, match="no option 'return_dict'"):
-        tok.apply_chat_template(CHAT, return_dict=True)
+    with pytest.raises(ValueError, match="no option 'return_tensors'"):
+        tok.apply_chat_template(CHAT, return_tensors="np")
     with pytest.raises(ValueError, match="no bad roles"):
         tok.apply_chat_template([{"role": "bad", "content": ""}])
     tok.chat_template = None

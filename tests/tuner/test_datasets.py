@@ -117,10 +117,9 @@ def test_tokens_behind_the_last_target_are_left_off(tokenizer):
     assert sample.is_span and tokenizer.decode(sample.tokens).endswith(f"yes two{END}\n")
 
 
-def test_a_template_in_which_the_answer_cannot_be_found_is_refused():
-    message = "record 0: the answer in message 4 of 5 cannot be found .* goes on '4 True.* conversation has '5 False"
-    with pytest.raises(ValueError, match=message):
-        chat("last", shuffling)
+def test_a_template_of_which_no_prefix_is_one_and_that_does_not_repeat_the_contents():
+    # Nor has it a generation prompt: the turn begins behind the user's.
+    assert chat("assistant", shuffling) == ["ASSISTANT: YES ONE\n", "ASSISTANT: YES TWO\n"]
 
 
 def test_no_assistant_turn_means_no_targets():

@@ -1,0 +1,179 @@
+"""Forms of a conversation: contents as text or as parts, tool arguments as objects or as JSON text, tools as JSON text.
+
+Data have either form, and most chat templates take one alone: they fail with the other, or print it as Python or JSON
+writes it. So a conversation is rendered as it was given, and in the other forms where that shows.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import product
+from typing import Any
+
+Messages = list[dict[str, Any]]
+
+
+def settled(messages: Messages, render: Callable[[Messages], str]) -> tuple[Messages, str]:
+    """The messages in the form that suits a template, and their rendering.
+
+    Args:
+        messages: dicts with "role" and "content".
+        render: gives the text of messages, or raises where the template refuses them.
+
+    Raises:
+        ValueError: the template prints parts of a content as they are, and some are no text.
+        Exception: what `render` raises for the messages as they were given, where no form is taken.
+    """
+    mixed = {_is_list(message["content"]) for message in messages if message.get("content")} == {True, False}
+    best: tuple[int, Messages, str] | None = None
+    refusal: Exception | None = None
+    for form in _forms(messages):
+        try:
+            text = render(form)
+        except Exception as error:
+            refusal = refusal or error
+            continue
+        wrong = _misprints(text, form) + (_missing(text, form) if mixed else _missing(text, form, "user"))
+        if best is None or wrong < best[0]:
+            best = wrong, form, text
+        if not wrong:
+            break
+    if best is None:
+        assert refusal is not None
+        raise refusal
+    for message in best[1] if best[0] else ():
+        if _is_list(message.get("content")) and _printed(best[2], message["content"]):
+            kinds = {str(p.get("type") if isinstance(p, Mapping) else p) for p in message["content"]} - {"text"}
+            raise ValueError(f"the chat template takes text alone as content; these parts are none: {', '.join(sorted(kinds))}")
+    return best[1], best[2]
+
+
+def has_forms(messages: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether there is anything in the messages that another form says as well, beside contents that are text."""
+    return any(_is_list(m.get("content")) or next(_calls(m), None) is not None for m in messages)
+
+
+def tools_of(tools: Any) -> Any:
+    """Tools as a list of JSON schemas: JSON text of one, or of each, is read.
+
+    Raises TypeError for what is neither a list nor None, ValueError for text that is not JSON.
+    """
+    if isinstance(tools, str):
+        try:
+            tools = json.loads(tools)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"tools is {tools!r:.80}, which is not JSON: {error}") from None
+    if tools is None:
+        return None
+    if not _is_list(tools):
+        raise TypeError(f"tools must be a list of JSON schemas (dicts) or None, got {tools!r:.200}")
+    tools = [_as_object(tool) for tool in tools]
+    if wrong := [tool for tool in tools if not isinstance(tool, Mapping)]:
+        raise TypeError(f"tools must be a list of JSON schemas (dicts) or None, got {wrong[0]!r:.200} in it")
+    return tools
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, (list, tuple))
+
+
+def _forms(messages: Messages) -> Iterator[Messages]:
+    contents: list[Callable[[Any], Any]] = [_same, _as_text, _as_parts]
+    arguments: list[Callable[[Any], Any]] = [_same, _as_object, _as_json]
+    tried: list[Messages] = []
+    for content, argument in product(contents, arguments):
+        form = [_with_arguments({**m, "content": content(m["content"])} if "content" in m else m, argument) for m in messages]
+        if form not in tried:
+            tried.append(form)
+            yield form
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+def _as_text(content: Any) -> Any:
+    """The texts of a content's parts in one; parts of other kinds stay."""
+    if not _is_list(content):
+        return content
+    texts = [text for part in content if isinstance(text := part.get("text") if isinstance(part, Mapping) else part, str)]
+    return "".join(texts) if len(texts) == len(content) else content
+
+
+def _as_parts(content: Any) -> Any:
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+
+
+def _as_object(arguments: Any) -> Any:
+    """The object that is written as JSON text; anything else as it is."""
+    if not isinstance(arguments, str):
+        return arguments
+    try:
+        found = json.loads(arguments)
+    except (ValueError, RecursionError):
+        return arguments
+    return found if isinstance(found, dict) else arguments
+
+
+def _as_json(arguments: Any) -> Any:
+    return json.dumps(arguments, ensure_ascii=False) if isinstance(arguments, Mapping) else arguments
+
+
+def _calls(message: Mapping[str, Any]) -> Iterator[Any]:
+    """The arguments of a message's tool calls."""
+    calls = message.get("tool_calls")
+    for call in calls if isinstance(calls, (list, tuple)) else ():
+        inner = call.get("function") if isinstance(call, Mapping) else None
+        owner = inner if isinstance(inner, Mapping) else call
+        if isinstance(owner, Mapping) and isinstance(owner.get("arguments"), (str, Mapping)):
+            yield owner["arguments"]
+
+
+def _with_arguments(message: dict[str, Any], change: Callable[[Any], Any]) -> dict[str, Any]:
+    if change is _same or next(_calls(message), None) is None:
+        return message
+
+    def changed(call: Any) -> Any:
+        if not isinstance(call, Mapping):
+            return call
+        if isinstance(call.get("function"), Mapping):
+            return {**call, "function": changed(call["function"])}
+        return {**call, "arguments": change(call["arguments"])} if "arguments" in call else call
+
+    return {**message, "tool_calls": [changed(call) for call in message["tool_calls"]]}
+
+
+def _missing(text: str, messages: Messages, *roles: str) -> int:
+    """How many texts of contents are missing in the rendering; templates that take parts write nothing for text."""
+    count = 0
+    for message in messages:
+        if message.get("role") in roles or not roles:
+            content = message.get("content")
+            parts = content if isinstance(content, (list, tuple)) else [content]
+            texts = [part.get("text") if isinstance(part, Mapping) else part for part in parts]
+            count += sum(isinstance(part, str) and part.strip() not in text for part in texts)
+    return count
+
+
+def _misprints(text: str, messages: Messages) -> int:
+    """In how many places the text has contents or arguments as Python or JSON writes them, which no template means."""
+    count = 0
+    for message in messages:
+        content = message.get("content")
+        if _is_list(content):
+            count += _printed(text, content)
+        for arguments in _calls(message):
+            if isinstance(arguments, str):
+                count += 0 if _as_object(arguments) is arguments else _printed_json(text, arguments)
+            elif arguments and str(arguments) != json.dumps(arguments, ensure_ascii=False):
+                count += text.count(str(arguments))
+    return count
+
+
+def _printed(text: str, content: Any) -> int:
+    return (text.count(str(content)) + _printed_json(text, content)) if content else 0
+
+
+def _printed_json(text: str, value: Any) -> int:
+    return sum(text.count(form) for form in {json.dumps(value), json.dumps(value, ensure_ascii=False)})

@@ -1,0 +1,84 @@
+"""`Positions`: which tokens of a text hold which of its characters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import tokenizers
+
+
+class Positions:
+    """A text with its tokens, special tokens written out in it and none added.
+
+    Args:
+        tokenizer: pyloss's, or one with the same `encode`; the offsets of a `tokenizers.Tokenizer` behind it are used.
+        text: str.
+
+    `ids` are the tokens [n]. A token that lies across the border of a range belongs to the range.
+    """
+
+    def __init__(self, tokenizer: Any, text: str) -> None:
+        self._tokenizer, self._text = tokenizer, text
+        self.ids: list[int] = list(tokenizer.encode(text, add_special_tokens=False))
+        self._bounds = _bounds(tokenizer, text, self.ids)
+
+    def tokens(self, begin: int, end: int) -> tuple[int, int]:
+        """The range of tokens (first, end) that hold the characters `begin <= c < end`; an empty one at `begin == end`."""
+        if end <= begin:
+            first = self._first(begin)
+            return first, first
+        return self._first(begin), self._end(end)
+
+    def boundary(self, position: int) -> int:
+        """The last position up to `position` at which a token begins or ends."""
+        if self._bounds is not None:
+            begins, ends = self._bounds
+            inside = np.flatnonzero((begins < position) & (ends > position))
+            return int(begins[inside[0]]) if len(inside) else position
+        while position and self.ids[: len(part := self._encode(position))] != part:
+            position -= 1
+        return position
+
+    def _first(self, position: int) -> int:
+        if self._bounds is not None:
+            return int(np.searchsorted(self._bounds[1], position, "right"))
+        return common(self._encode(position), self.ids)
+
+    def _end(self, position: int) -> int:
+        if self._bounds is not None:
+            return int(np.searchsorted(self._bounds[0], position, "left"))
+        part = self._encode(position)
+        same = common(part, self.ids)
+        return min(same + (same < len(part)), len(self.ids))
+
+    def _encode(self, position: int) -> list[int]:
+        return list(self._tokenizer.encode(self._text[:position], add_special_tokens=False))
+
+
+def common(a: Sequence[Any], b: Sequence[Any]) -> int:
+    """The length of the longest common prefix."""
+    low, high = 0, min(len(a), len(b))
+    if a[:high] == b[:high]:
+        return high
+    while low < high:  # slices compare faster than a loop does
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if a[:middle] == b[:middle] else (low, middle - 1)
+    return low
+
+
+def _bounds(tokenizer: Any, text: str, ids: list[int]) -> tuple[np.ndarray, np.ndarray] | None:
+    """Where each token begins and ends, both [n] and ascending; None where the tokenizer does not say it."""
+    backends = [getattr(tokenizer, name, None) for name in ("backend_tokenizer", "backend")]
+    backend = next((b for b in backends if isinstance(b, tokenizers.Tokenizer)), None)
+    if backend is None:
+        return None
+    encoding = backend.encode(text, add_special_tokens=False)
+    if list(getattr(encoding, "ids", ())) != ids:
+        return None
+    offsets = np.array(encoding.offsets, np.int64).reshape(-1, 2)
+    ends = np.maximum.accumulate(offsets[:, 1])
+    # Some tokenizers leave spaces out of the offsets, or characters out of the tokens: they count to the next token.
+    begins = np.minimum(offsets[:, 0], np.concatenate(([0], ends[:-1])))
+    return np.maximum.accumulate(begins), ends

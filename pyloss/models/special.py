@@ -1,0 +1,34 @@
+"""The tokens that begin and end a text, each exactly once, whoever writes them: the text, its template or the tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+
+def eos_ids(tokenizer: Any) -> set[int]:
+    """The ids that end an answer."""
+    several = getattr(tokenizer, "eos_token_ids", None)  # transformers makes it up from eos_token_id: a number
+    ids = set(several) if isinstance(several, Iterable) else {several}
+    return {i for i in ids | {getattr(tokenizer, "eos_token_id", None)} if i is not None}
+
+
+def encode_text(tokenizer: Any, text: str) -> list[int]:
+    """The tokens of a text with the tokenizer's special tokens; the first token once where the text writes it already."""
+    ids = list(tokenizer.encode(text))
+    bos = getattr(tokenizer, "bos_token_id", None)
+    return ids[1:] if bos is not None and ids[:2] == [bos, bos] else ids
+
+
+def is_ended(tokenizer: Any, ids: list[int]) -> bool:
+    """Whether tokens end in an end token, with or without the white space that templates put behind it."""
+    ends = eos_ids(tokenizer)
+    if ends.intersection(ids[-1:]):
+        return True
+    return bool(ends.intersection(ids[-2:-1])) and not tokenizer.decode(ids[-1:]).strip()
+
+
+def end_id(tokenizer: Any) -> int | None:
+    """The id that ends a text: the tokenizer's own end token, or else the lowest of those that end an answer."""
+    own: int | None = getattr(tokenizer, "eos_token_id", None)
+    return own if own is not None else min(eos_ids(tokenizer), default=None)
