@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import os
-import sys
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from pyloss.errors import DeviceError
+from pyloss import console
+from pyloss.errors import DeviceError, nearest
 from pyloss.precision import PRECISIONS
 from pyloss.tuner.config import DEFAULT_MODEL, LORA_DEFAULTS, SCHEMA
 
@@ -23,7 +24,7 @@ class UsageError(ValueError):
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line like all others."""
+    """An argument parser whose errors are one line like all others, and whose help goes out like all text."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
@@ -31,6 +32,20 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (see {self.prog} --help)")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse does, but a command refuses what it does not know itself: its name and flags are at hand here."""
+        found, rest = super().parse_known_args(args, namespace)
+        if rest:
+            flags = [text for text in rest if text.startswith("-")]
+            known = [text for action in self._actions for text in action.option_strings if text.startswith("--")]
+            near = nearest(flags[0].partition("=")[0], known) if flags else None
+            self.error(f"unrecognized arguments: {' '.join(rest)}" + (f"; did you mean {near}?" if near else ""))
+        return found, rest
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        if message:
+            console.out(message, end="")
 
 
 def _command(commands: Any, name: str, text: str, usage: str = "[options]", **parts: str) -> Any:
@@ -343,52 +358,76 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+class _Lines(logging.Handler):
+    """The library's log as lines on standard error."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        console.say(self.format(record))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command. 0: done; 1: training failed; 2: bad input, said in one line on stderr; 130: Ctrl-C."""
-    log, handler = logging.getLogger("pyloss"), logging.StreamHandler(sys.stderr)
+    """Run one command.
+
+    0: done; 1: training failed, or the result could not be written to standard output; 2: bad input, said in one line on
+    standard error; 130: Ctrl-C.
+    """
+    console.begin()
+    code = _run(argv)
+    if not console.finish() and code == 0:
+        code = 1
+        # Who reads the beginning of an answer only, as `head` does, knows that there is more; a figure is wanted whole.
+        if console.why_lost() != os.strerror(errno.EPIPE):
+            console.say(f"pyloss: error: cannot write to standard output: {console.why_lost()}")
+    return code
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    log, handler = logging.getLogger("pyloss"), _Lines()
     level = log.level
     log.addHandler(handler)
     log.setLevel(logging.INFO)
+    command = ""
     try:
         arguments = vars(build_parser().parse_args(argv))
+        command = arguments.pop("command")
         from pyloss import commands
 
         with warnings.catch_warnings():
             warnings.showwarning = _warn  # type: ignore[assignment]
-            return commands.COMMANDS[arguments.pop("command")](arguments)
+            return commands.COMMANDS[command](arguments)
     except SystemExit as end:  # --help
         return int(end.code or 0)
     except KeyboardInterrupt as interrupt:
         return _fail(interrupt, 130, str(interrupt) or "interrupted")
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the flush at exit complains again
-        return 0
     except FloatingPointError as error:
         return _fail(error, 1, f"error: {error}")
     except BAD_INPUT as error:
-        return _fail(error, 2, f"error: {_text(error)}")
+        return _fail(error, 2, f"error: {_text(error, command)}")
     finally:
         log.removeHandler(handler)
         log.setLevel(level)
 
 
-def _text(error: BaseException) -> str:
+def _text(error: BaseException, command: str) -> str:
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
+        return f"{os.fsdecode(error.filename)}: {error.strerror}"
     if isinstance(error, MemoryError):
-        return "out of memory; a smaller --batch-size or --max-seq-length, or --grad-checkpoint, needs less"
+        options = {"train": "--batch-size or --max-seq-length, or --grad-checkpoint,", "eval": "--batch-size or --max-seq-length"}
+        options["bench"] = options["train"]
+        advice = f"; a smaller {options[command]} needs less" if command in options else ""
+        return f"out of memory{advice}" + (f" ({error})" if str(error) else "")
     return str(error) or type(error).__name__
 
 
 def _warn(message: Warning | str, category: Any, filename: str, lineno: int, file: Any = None, line: Any = None) -> None:
     """Warnings as users of a command read them: without the place in the code."""
-    print(f"pyloss: warning: {' '.join(str(message).split())}", file=sys.stderr)
+    console.say(f"pyloss: warning: {' '.join(str(message).split())}")
 
 
 def _fail(error: BaseException, code: int, text: str) -> int:
     if os.environ.get("PYLOSS_DEBUG") == "1":
         import traceback
 
-        traceback.print_exception(error)
-    print(f"pyloss: {' '.join(text.split())}", file=sys.stderr)
+        console.say("".join(traceback.format_exception(error)).rstrip())
+    console.say(f"pyloss: {' '.join(text.split())}")
     return code

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 import pyloss
 import pyloss.random
 from pyloss import exporting, models, precision
+from pyloss.console import lost, out, say
 from pyloss.models.special import encode_text
 from pyloss.optim import Optimizer, Schedule, WarmUp, build_optimizer, build_schedule
 from pyloss.tuner import state
@@ -23,10 +25,6 @@ from pyloss.tuner.config import DEFAULT_MODEL, merge_config
 from pyloss.tuner.datasets import load_dataset
 
 Flags = dict[str, Any]
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def _optimizer(config: SimpleNamespace) -> Optimizer:
@@ -52,7 +50,7 @@ def train(flags: Flags) -> int:
         from pyloss.tuner.preview import preview
 
         data = train_set if config.train else test_set
-        print(preview(data, tokenizer, config.preview, max_seq_length=config.max_seq_length))
+        out(preview(data, tokenizer, config.preview, max_seq_length=config.max_seq_length))
         return 0
     if config.train:
         _train(config, model, optimizer, train_set, valid_set)
@@ -86,7 +84,7 @@ def _train(config: SimpleNamespace, model: Any, optimizer: Optimizer, train_set:
         tensors = read_safetensors(config.resume_adapter_file).tensors
         weights = {name: tensor.array() for name, tensor in tensors.items()}
         state.restore_arrays(model.trainable_parameters(), weights, config.resume_adapter_file)
-        _say(f"starting from the adapter in {config.resume_adapter_file}")
+        say(f"starting from the adapter in {config.resume_adapter_file}")
     _move(model, config.device)
     folder = Path(config.adapter_path)
     shared = ["batch_size", "iters", "val_batches", "steps_per_report", "steps_per_eval", "max_seq_length", "seed"]
@@ -109,7 +107,7 @@ def _evaluate(config: SimpleNamespace, model: Any, dataset: Any) -> None:
         loss = measure(model, dataset, config.batch_size, config.test_batches, config.max_seq_length)
     perplexity = math.exp(loss) if loss < 700 else math.inf
     count = len(dataset) if config.test_batches == -1 else min(len(dataset), config.test_batches * config.batch_size)
-    print(f"loss {loss:.4f}, perplexity {perplexity:.4f}, {count} samples")
+    out(f"loss {loss:.4f}, perplexity {perplexity:.4f}, {count} samples")
 
 
 def evaluate(flags: Flags) -> int:
@@ -126,10 +124,36 @@ def evaluate(flags: Flags) -> int:
     return 0
 
 
+def _read_input() -> str:
+    """All of standard input, UTF-8 whatever the locale is."""
+    if sys.stdin is None:
+        raise ValueError("--prompt - reads standard input, which is closed")
+    try:
+        raw = getattr(sys.stdin, "buffer", None)
+        return str(sys.stdin.read() if raw is None else raw.read().decode())
+    except UnicodeDecodeError as error:
+        raise ValueError(f"standard input is not UTF-8 text (byte {error.start})") from None
+
+
+def _utf8(flags: Flags, *names: str) -> None:
+    """Read texts of the command line as UTF-8: a locale without it leaves escaped bytes in them."""
+
+    def read(text: str) -> str:
+        return text if text.isascii() or not any("\ud800" <= c <= "\udfff" for c in text) else os.fsencode(text).decode()
+
+    for name in names:
+        given = flags[name]
+        try:
+            if given:
+                flags[name] = read(given) if isinstance(given, str) else [read(text) for text in given]
+        except UnicodeError:
+            raise ValueError(f"--{name.replace('_', '-')} is not UTF-8 text") from None
+
+
 def _prompt_ids(flags: Flags, tokenizer: Any) -> list[int]:
     text = flags["prompt"].replace("\\n", "\n").replace("\\t", "\t")
     if text == "-":
-        text = sys.stdin.read()
+        text = _read_input()
     options: Flags = {}
     if flags["chat_template_config"]:
         try:
@@ -158,6 +182,7 @@ def generate(flags: Flags) -> int:
     for name in ("top_p", "min_p"):
         if not 0 <= flags[name] <= 1:
             raise ValueError(f"--{name.replace('_', '-')} is {flags[name]}; it must be between 0 and 1")
+    _utf8(flags, "prompt", "system_prompt", "prefill_response", "extra_eos_token", "chat_template_config")
     model, tokenizer = models.load(flags["model"], adapter_path=flags["adapter_path"])
     for token in flags["extra_eos_token"]:
         ids = tokenizer.encode(token, add_special_tokens=False)
@@ -177,11 +202,13 @@ def generate(flags: Flags) -> int:
         top_k=flags["top_k"],
         seed=flags["seed"],
     ):
-        print(last.text, end="", flush=True)
-    print()
+        out(last.text, end="", flush=True)
+        if lost():
+            return 0  # nobody reads on; `main` says that the answer was lost
+    out("")
     if flags["verbose"] and last is not None:
         speeds = f"prompt {last.prompt_tps:.1f} tokens/s, generation {last.generation_tps:.1f} tokens/s"
-        _say(f"[{speeds}, ended by {last.finish_reason}]")
+        say(f"[{speeds}, ended by {last.finish_reason}]")
     return 0
 
 
@@ -196,13 +223,13 @@ def fuse(flags: Flags) -> int:
     kept = fuse_adapters(model, flags["dequantize"] or exporting.becomes_floats(model))
     if kept and min(kept.values()) < 1:
         mean, least = max(sum(kept.values()) / len(kept), 0), min(kept, key=kept.__getitem__)
-        _say(f"storing the fused weights keeps {mean:.1%} of the adapter, {max(kept[least], 0):.1%} at worst ({least})")
+        say(f"storing the fused weights keeps {mean:.1%} of the adapter, {max(kept[least], 0):.1%} at worst ({least})")
     model.save(flags["save_path"], tokenizer)
-    _say(f"saved the fused model to {flags['save_path']}")
+    say(f"saved the fused model to {flags['save_path']}")
     if flags["export_gguf"]:
         path = Path(flags["save_path"]) / flags["gguf_path"]
         exporting.export(model, path, "gguf", tokenizer, type="f16")
-        _say(f"saved the fused model to {path}")
+        say(f"saved the fused model to {path}")
     return 0
 
 
@@ -215,7 +242,7 @@ def export(flags: Flags) -> int:
     name = flags["name"] or (flags["model"] if to == "peft" else None)
     options = {key: flags[key] for key in ("adapter_only", "type", "dequantize")}
     exporting.export(model, output, to, tokenizer, **options, name=name)
-    _say(f"wrote {output}")
+    say(f"wrote {output}")
     return 0
 
 
@@ -240,7 +267,7 @@ def convert(flags: Flags) -> int:
         name = kind or f"q{bits or 4}"
         left = conversion.quantize_model(model, name, flags["group_size"], flags["dtype"], double=not flags["single_quant"])
         for layer, reason in left.items():
-            _say(f"not quantised: {layer} ({reason})")
+            say(f"not quantised: {layer} ({reason})")
         if flags["loftq_rank"]:
             from pyloss.tuner.initial import quantise_beside
 
@@ -249,7 +276,7 @@ def convert(flags: Flags) -> int:
     elif flags["dequantize"]:
         conversion.dequantize_model(model, flags["dtype"] or "float32")
     saving.save_model(model, flags["output"], tokenizer, flags["dtype"])
-    _say(f"saved the model to {flags['output']}")
+    say(f"saved the model to {flags['output']}")
     return 0
 
 
@@ -270,7 +297,7 @@ def bench(flags: Flags) -> int:
             raise
         model, title = random_model(format="q4_1"), "random weights of SmolLM2-135M's shape"
     found = pyloss.info()
-    print(f"pyloss {found['version']}: {found['isa']} (of {', '.join(found['isas'])}), {found['threads']} threads", flush=True)
+    out(f"pyloss {found['version']}: {found['isa']} (of {', '.join(found['isas'])}), {found['threads']} threads", flush=True)
     weights: dict[str, Any] = measuring.typical_weights(model)
     batch, tokens = flags["batch_size"], flags["max_seq_length"]
     config, dora = {"rank": flags["rank"], "scale": 2.0}, flags["fine_tune_type"] == "dora"
@@ -279,24 +306,24 @@ def bench(flags: Flags) -> int:
         speed, peak = measuring.step_speed(step, model.vocab_size, batch, tokens)  # first: the others need memory of their own
     options = ", checkpointing" if flags["grad_checkpoint"] else ""
     options += ", products in bfloat16" if flags["matmul_precision"] == "bfloat16" else ""
-    print(f"{'DoRA' if dora else 'LoRA'} step of {title}, rank {flags['rank']}, {batch} x {tokens} tokens{options}:")
-    print(f"  {speed:.0f} tokens/s, peak memory {size_text(peak)}")
-    print(f"  {flags['train_tokens']:,} tokens take about {flags['train_tokens'] / speed / 60:.1f} minutes", flush=True)
-    print(f"memory: {measuring.memory_speed() / 1e9:.0f} GB/s")
-    print(f"products of {batch * tokens} tokens with weights, forward and backward:")
+    out(f"{'DoRA' if dora else 'LoRA'} step of {title}, rank {flags['rank']}, {batch} x {tokens} tokens{options}:")
+    out(f"  {speed:.0f} tokens/s, peak memory {size_text(peak)}")
+    out(f"  {flags['train_tokens']:,} tokens take about {flags['train_tokens'] / speed / 60:.1f} minutes", flush=True)
+    out(f"memory: {measuring.memory_speed() / 1e9:.0f} GB/s")
+    out(f"products of {batch * tokens} tokens with weights, forward and backward:")
     for format, weight in ({"f32": np.ones(next(iter(weights.values())).shape, np.float32)} | weights).items():
         speeds = [f"{measuring.product_speed(weight, batch * tokens) / 1e9:.0f} GFLOP/s"]
         if precision.has_instructions():
             with precision.matmul_precision("bfloat16"):
                 speeds.append(f"{measuring.product_speed(weight, batch * tokens) / 1e9:.0f} as bfloat16")
-        print(f"  {format}, {weight.shape[1]} to {weight.shape[0]}: {', '.join(speeds)}", flush=True)
+        out(f"  {format}, {weight.shape[1]} to {weight.shape[0]}: {', '.join(speeds)}", flush=True)
     return 0
 
 
 def info(flags: Flags) -> int:
     """`pyloss info`: prints what is in use."""
     for name, value in pyloss.info().items():
-        print(f"{name}: {value}")
+        out(f"{name}: {value}")
     return 0
 
 

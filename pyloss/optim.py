@@ -6,7 +6,6 @@ fused call of the C core per parameter. Schedules are plain functions of the num
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +15,7 @@ import numpy as np
 
 from . import _core
 from .device import DeviceArray, beside, to_device
+from .errors import nearest
 
 Schedule = Callable[[int], float]
 Arrays = dict[str, np.ndarray]
@@ -98,10 +98,10 @@ class Optimizer:
         work = []
         for name, grad in grads.items():
             if name not in parameters:
-                hint = difflib.get_close_matches(name, parameters, 1)
+                hint = nearest(name, parameters)
                 raise ValueError(
                     f"gradient for {name!r}, which is not a trainable parameter"
-                    + (f"; the nearest is {hint[0]!r}" if hint else f"; the model has {len(parameters)} of them")
+                    + (f"; the nearest is {hint!r}" if hint else f"; the model has {len(parameters)} of them")
                 )
             parameter = parameters[name]
             there = isinstance(parameter, DeviceArray)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import atexit
-import sys
 
-from . import _core
+from . import _core, console
 
 
 def report() -> str:
@@ -29,4 +28,4 @@ def report() -> str:
 def start() -> None:
     """Times operations from now on, and prints the report at the end of the process."""
     _core.profile(True)
-    atexit.register(lambda: print(report(), file=sys.stderr))
+    atexit.register(lambda: console.say(report()))

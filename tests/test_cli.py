@@ -360,8 +360,11 @@ def test_info_prints_what_is_in_use(world, capsys):
     ("argv", "parts"),
     [
         ([], ["COMMAND", "pyloss --help"]),
+        ([*TRAIN, "--zzz"], ["unrecognized arguments: --zzz (see pyloss train --help)"]),
+        (["generate", "--max-token=3", "--promt", "a"], ["--promt a; did you mean --prompt? (see pyloss generate --help)"]),
+        (["info", "extra"], ["unrecognized arguments: extra (see pyloss info --help)"]),
         (["trian"], ["invalid choice: 'trian'"]),
-        ([*TRAIN, "--itres", "4"], ["unrecognized arguments: --itres"]),
+        ([*TRAIN, "--itres", "4"], ["unrecognized arguments: --itres 4; did you mean --iters? (see pyloss train --help)"]),
         ([*TRAIN, "--iters", "four"], ["--iters: invalid int value: 'four'"]),
         ([*TRAIN, "--batch-size", "0"], ["command line: batch_size is 0"]),
         ([*TRAIN, "--fine-tune-type", "ia3"], ["fine_tune_type is 'ia3'; allowed: lora, dora, full"]),

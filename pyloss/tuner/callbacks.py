@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-import sys
 from typing import Any, TextIO
+
+from pyloss.console import Console
 
 Info = dict[str, Any]
 
@@ -29,7 +30,7 @@ class ProgressReporter(TrainingCallback):
 
     def __init__(self, total: int, done: int = 0, stream: TextIO | None = None) -> None:
         self.total = total
-        self.stream = stream if stream is not None else sys.stderr
+        self.stream: Any = Console(stream=stream)
         self.bar: Any = None
         if self.stream.isatty():
             try:
@@ -43,7 +44,8 @@ class ProgressReporter(TrainingCallback):
         if self.bar is not None:
             self.bar.write(text, file=self.stream)
         else:
-            print(text, file=self.stream, flush=True)
+            self.stream.write(text + "\n")
+            self.stream.flush()
 
     def advance(self, loss: float) -> None:
         """One more iteration is done; `loss` is that of its batch."""

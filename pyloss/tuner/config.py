@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
+from pyloss.errors import nearest
 from pyloss.optim import OPTIMIZERS, build_schedule
 from pyloss.precision import PRECISIONS
 from pyloss.tuner.settings import INITS, PEFT_NAMES, adapter_settings
@@ -219,7 +219,16 @@ RENAMED = {
     "max_length": "max_seq_length",
     "gradient_accumulation_steps": "grad_accumulation_steps",
     "gradient_checkpointing": "grad_checkpoint",
+    "gradient_clipping": "max_grad_norm",
     "lora_plus_ratio": "loraplus_lr_ratio",
+    "logging_steps": "steps_per_report",
+    "eval_steps": "steps_per_eval",
+    "save_steps": "save_every",
+    "max_steps": "iters",
+    "num_train_epochs": "iters",
+    "per_device_train_batch_size": "batch_size",
+    "use_dora": "fine_tune_type",
+    "warmup_steps": "warmup",
     **PEFT_NAMES,
 }
 
@@ -228,9 +237,10 @@ def _checked(given: Mapping[str, Any], schema: Mapping[str, Key], prefix: str = 
     result = {}
     for key, value in given.items():
         if key not in schema:
-            near = difflib.get_close_matches(str(key), schema, 1, 0.5)
-            hint = RENAMED.get(str(key)) or (near[0] if near else None)
-            ask = f": did you mean {prefix}{hint}?" if hint in schema else ";"
+            hint, place = RENAMED.get(str(key)) or nearest(str(key), schema), prefix
+            if not prefix and (hint or key) in LORA_SCHEMA:
+                hint, place = hint or key, "lora_parameters."
+            ask = f": did you mean {place}{hint}?" if hint in schema or place != prefix else ";"
             raise ValueError(f"unknown key {prefix}{key} (value {value!r}){ask} allowed are {', '.join(schema)}")
         try:
             result[key] = schema[key].check(value)

@@ -21,10 +21,12 @@ def inner_name(name: str) -> tuple[str, int | None]:
     return ".".join(parts[at + 2 :]), int(parts[at + 1])
 
 
-def nearest(names: Iterable[str], known: set[str]) -> list[str]:
-    """What `names`, which are unknown, may have been meant to be; all names within layers where nothing is near."""
-    near = {near for name in names for near in difflib.get_close_matches(name, known, 3, 0.5)}
-    return sorted(near) or sorted(name for name in known if not name.startswith("model."))
+def hints(names: Iterable[str], known: set[str]) -> str:
+    """What `names`, which are unknown, may have been meant to be, or all names within layers where nothing is near."""
+    near = {near for name in names for near in difflib.get_close_matches(name, known, 3, 0.6)}
+    if near:
+        return f"did you mean {sorted(near)}?"
+    return f"there are {sorted(name for name in known if not name.startswith('model.'))}"
 
 
 def select(
@@ -51,5 +53,5 @@ def select(
         if by_inner or (wanted is not None and name in wanted):
             found[name] = module
     if unknown := [key for key in keys or () if key not in known]:
-        raise ValueError(f"no {what} is named {', '.join(map(repr, unknown))}; did you mean {nearest(unknown, known)}?")
+        raise ValueError(f"no {what} is named {', '.join(map(repr, unknown))}; {hints(unknown, known)}")
     return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 import math
 from collections.abc import Mapping
@@ -10,6 +9,7 @@ from dataclasses import dataclass, field
 from numbers import Integral
 from typing import Any
 
+from ..errors import nearest
 from .selection import inner_name
 
 log = logging.getLogger("pyloss")
@@ -80,7 +80,7 @@ def adapter_settings(config: Mapping[str, Any]) -> AdapterSettings:
     """
     for key in config:
         if key not in KEYS:
-            near = PEFT_NAMES.get(key) or next(iter(difflib.get_close_matches(str(key), KEYS, 1, 0.5)), None)
+            near = PEFT_NAMES.get(key) or nearest(str(key), KEYS)
             ask = f": did you mean {near!r}?" if near else ";"
             raise ValueError(f"unknown key {key!r} in the LoRA config{ask} known are {', '.join(KEYS)}")
     given = {key: value for key, value in config.items() if value is not None}

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..console import out
 from ..files import read_json
 from ..models.loading import load_model
 from ..nn import Module
@@ -100,7 +101,7 @@ def remove_lora_layers(model: Module) -> Module:
 def print_trainable_parameters(model: Module) -> None:
     """Prints how many numbers of the model are trained."""
     trained, total = count_parameters(model)
-    print(f"Trainable parameters: {trained / max(total, 1):.3%} ({trained / 1e6:.3f}M/{total / 1e6:.3f}M)")
+    out(f"Trainable parameters: {trained / max(total, 1):.3%} ({trained / 1e6:.3f}M/{total / 1e6:.3f}M)")
 
 
 __all__ = [

@@ -74,7 +74,7 @@ def test_full_names_reach_past_num_layers(model, keys, names):
     [
         (["q_proj"], r"'q_proj'.*self_attn\.q_proj"),
         (["self_attn.qproj"], r"'self_attn\.qproj'.*self_attn\.q_proj"),
-        (["mlp.up_proj", "xyz"], r"'xyz'; did you mean .*mlp\.down_proj"),
+        (["mlp.up_proj", "xyz"], r"'xyz'; there are .*mlp\.down_proj"),
         (["input_layernorm", "lm_heads"], r"'input_layernorm', 'lm_heads'.*lm_head"),
     ],
 )
