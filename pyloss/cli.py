@@ -12,8 +12,10 @@ from typing import Any, NoReturn
 
 from pyloss import console
 from pyloss.errors import DeviceError, nearest
+from pyloss.numbers import shown
 from pyloss.precision import PRECISIONS
 from pyloss.tuner.config import DEFAULT_MODEL, LORA_DEFAULTS, SCHEMA
+from pyloss.tuner.config_file import MOST_DIGITS
 
 #: what bad input raises, and what is missing on a machine; anything else is a fault of ours and shows its traceback
 BAD_INPUT = (ValueError, OSError, ImportError, NotImplementedError, MemoryError, DeviceError)
@@ -48,6 +50,22 @@ class Parser(argparse.ArgumentParser):
             console.out(message, end="")
 
 
+def _whole(text: str) -> int:
+    if len(text) > MOST_DIGITS and text.strip().lstrip("+-").isdigit():
+        raise argparse.ArgumentTypeError(f"an integer of {len(text)} digits is out of range")
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{shown(text)} is not a whole number") from None
+
+
+def _real(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{shown(text)} is not a number") from None
+
+
 def _command(commands: Any, name: str, text: str, usage: str = "[options]", **parts: str) -> Any:
     """Add a command: `text` in the list of all, `usage` behind its name, description and epilog in `parts`; gives its parser."""
     return commands.add_parser(name, usage=f"pyloss {name} {usage}", help=text, **parts)
@@ -62,7 +80,7 @@ def _setting(group: Any, flag: str, text: str, *more: str, **options: Any) -> No
     if "action" in options:
         options["default"] = None
     else:
-        options.setdefault("metavar", {int: "N", float: "X"}.get(options.get("type", str), "TEXT"))
+        options.setdefault("metavar", {_whole: "N", _real: "X"}.get(options.get("type", str), "TEXT"))
     group.add_argument(flag, *more, help=text, **options)
 
 
@@ -91,8 +109,8 @@ def _data_flags(group: Any) -> None:
         "the last assistant turn, every assistant turn, or all tokens (default: all; last with --mask-prompt)",
         metavar="last|assistant|all",
     )
-    _setting(group, "--max-seq-length", "tokens of a sample that are used; longer ones are cut", type=int)
-    _setting(group, "--batch-size", "samples in a batch", type=int)
+    _setting(group, "--max-seq-length", "tokens of a sample that are used; longer ones are cut", type=_whole)
+    _setting(group, "--batch-size", "samples in a batch", type=_whole)
 
 
 def _device_flag(group: Any) -> None:
@@ -132,33 +150,33 @@ Ctrl-C saves everything and says where; --resume continues from there.""",
     _data_flags(group)
     _setting(group, "--preview", "print N decoded samples, trained tokens marked, and stop (N: 3)", **_PREVIEW)
     group = parser.add_argument_group("layers and adapters")
-    _setting(group, "--num-layers", "how many of the last layers are trained; -1 for all", type=int)
-    _setting(group, "--rank", "rank of the adapters", type=int)
-    _setting(group, "--scale", "factor of the adapters' output", type=float)
-    _setting(group, "--alpha", "in place of --scale: the factor times the rank, as PEFT has it", type=float)
+    _setting(group, "--num-layers", "how many of the last layers are trained; -1 for all", type=_whole)
+    _setting(group, "--rank", "rank of the adapters", type=_whole)
+    _setting(group, "--scale", "factor of the adapters' output", type=_real)
+    _setting(group, "--alpha", "in place of --scale: the factor times the rank, as PEFT has it", type=_real)
     _setting(group, "--rslora", "with --alpha: the factor is alpha over the root of the rank", action="store_true")
-    _setting(group, "--dropout", "dropout of the adapters' input", type=float)
+    _setting(group, "--dropout", "dropout of the adapters' input", type=_real)
     _setting(group, "--init", "how adapters begin: default, pissa or loftq", metavar="NAME")
     _setting(group, "--loftq-model", "for --init loftq: the float model that the base was quantised from", metavar="PATH")
     _setting(group, "--lora-keys", "layers that get adapters (default: all linear ones)", nargs="+", metavar="KEY")
     _setting(group, "--full-keys", "parts that full fine-tuning trains (default: all of the layers)", nargs="+", metavar="KEY")
     group = parser.add_argument_group("optimisation")
     _device_flag(group)
-    _setting(group, "--iters", "batches to train on", type=int)
-    _setting(group, "--learning-rate", "step size of the optimiser", type=float)
-    _setting(group, "--warmup", "updates over which the learning rate rises from 0", type=int)
-    _setting(group, "--loraplus-lr-ratio", "LoRA+: learning rate of the adapters' B, times that of the rest", type=float)
+    _setting(group, "--iters", "batches to train on", type=_whole)
+    _setting(group, "--learning-rate", "step size of the optimiser", type=_real)
+    _setting(group, "--warmup", "updates over which the learning rate rises from 0", type=_whole)
+    _setting(group, "--loraplus-lr-ratio", "LoRA+: learning rate of the adapters' B, times that of the rest", type=_real)
     _setting(group, "--optimizer", "adam, adamw, lion or sgd", metavar="NAME")
-    _setting(group, "--grad-accumulation-steps", "batches whose gradients make one update", type=int)
-    _setting(group, "--max-grad-norm", "scale gradients down to this norm (default: off)", type=float)
+    _setting(group, "--grad-accumulation-steps", "batches whose gradients make one update", type=_whole)
+    _setting(group, "--max-grad-norm", "scale gradients down to this norm (default: off)", type=_real)
     _setting(group, "--grad-checkpoint", "recompute activations: less memory, more time", action="store_true")
     _precision_flag(group)
-    _setting(group, "--seed", "seed of the adapters, the order of the data and dropout", type=int)
+    _setting(group, "--seed", "seed of the adapters, the order of the data and dropout", type=_whole)
     group = parser.add_argument_group("validation, saving, resuming")
-    _setting(group, "--steps-per-report", "iterations between reports of the training loss", type=int)
-    _setting(group, "--steps-per-eval", "iterations between validations", type=int)
-    _setting(group, "--val-batches", "batches of a validation, -1 for all, 0 for none", type=int)
-    _setting(group, "--patience", "stop after N validations in a row without a lower loss (default: off)", type=int)
+    _setting(group, "--steps-per-report", "iterations between reports of the training loss", type=_whole)
+    _setting(group, "--steps-per-eval", "iterations between validations", type=_whole)
+    _setting(group, "--val-batches", "batches of a validation, -1 for all, 0 for none", type=_whole)
+    _setting(group, "--patience", "stop after N validations in a row without a lower loss (default: off)", type=_whole)
     _setting(
         group,
         "--keep-last",
@@ -166,11 +184,11 @@ Ctrl-C saves everything and says where; --resume continues from there.""",
         action="store_false",
         dest="keep_best",
     )
-    _setting(group, "--save-every", "iterations between saves", type=int)
+    _setting(group, "--save-every", "iterations between saves", type=_whole)
     _setting(group, "--resume", "continue the run in --adapter-path where it stopped", action="store_true")
     _setting(group, "--resume-adapter-file", "start a new run from these adapter weights", metavar="FILE")
     _setting(group, "--test", "evaluate on the test data after training", action="store_true")
-    _setting(group, "--test-batches", "batches of the test, -1 for all", type=int)
+    _setting(group, "--test-batches", "batches of the test, -1 for all", type=_whole)
     group = parser.add_argument_group("reporting and compatibility")
     _setting(group, "--report-to", "also report to wandb, swanlab, or wandb,swanlab")
     _setting(group, "--project-name", "name of the project there")
@@ -179,7 +197,7 @@ Ctrl-C saves everything and says where; --resume continues from there.""",
     _setting(group, "--trust-remote-code", "accepted: no code of a model's folder is ever run", action="store_true")
 
 
-_PREVIEW: dict[str, Any] = {"nargs": "?", "const": 3, "type": int, "metavar": "N"}
+_PREVIEW: dict[str, Any] = {"nargs": "?", "const": 3, "type": _whole, "metavar": "N"}
 
 
 def _eval_parser(commands: Any) -> None:
@@ -197,7 +215,7 @@ def _eval_parser(commands: Any) -> None:
     _setting(parser, "--config", "YAML file with any of these settings", "-c", metavar="FILE")
     _data_flags(parser)
     parser.add_argument("--split", choices=("train", "valid", "test"), default="test", help="(default: test)")
-    _setting(parser, "--test-batches", "batches to measure, -1 for all", type=int)
+    _setting(parser, "--test-batches", "batches to measure, -1 for all", type=_whole)
     _device_flag(parser)
     _precision_flag(parser)
 
@@ -223,12 +241,12 @@ def _generate_parser(commands: Any) -> None:
     add("--prompt", "-p", default="hello", help="the user's message; - reads it from standard input (default: hello)")
     add("--system-prompt", help="the system message of the chat template")
     add("--prefill-response", help="how the answer begins")
-    add("--max-tokens", "-m", type=int, default=100, help="(default: 100)")
-    add("--temp", type=float, default=0.0, help="sampling temperature; 0 takes the likeliest token (default: 0)")
-    add("--top-p", type=float, default=1.0, help="sample from the likeliest tokens of this probability (default: 1)")
-    add("--min-p", type=float, default=0.0, help="leave out tokens less likely than this part of the first (default: 0)")
-    add("--top-k", type=int, default=0, help="sample from the K likeliest tokens, 0 for all (default: 0)")
-    add("--seed", type=int, help="seed of the sampling")
+    add("--max-tokens", "-m", type=_whole, default=100, help="(default: 100)")
+    add("--temp", type=_real, default=0.0, help="sampling temperature; 0 takes the likeliest token (default: 0)")
+    add("--top-p", type=_real, default=1.0, help="sample from the likeliest tokens of this probability (default: 1)")
+    add("--min-p", type=_real, default=0.0, help="leave out tokens less likely than this part of the first (default: 0)")
+    add("--top-k", type=_whole, default=0, help="sample from the K likeliest tokens, 0 for all (default: 0)")
+    add("--seed", type=_whole, help="seed of the sampling")
     add("--extra-eos-token", nargs="+", default=(), metavar="TOKEN", help="further tokens that end the answer")
     add("--ignore-chat-template", action="store_true", help="take the prompt as it is")
     add("--chat-template-config", metavar="JSON", help="further arguments of the chat template, as a JSON object")
@@ -302,12 +320,12 @@ def _convert_parser(commands: Any) -> None:
     add("--output", "--mlx-path", required=True, metavar="FOLDER", help="folder to write")
     text = "q2, q3, q4, q5, q6 or q8 (mlx's layout) or nf4 (bitsandbytes'); alone: q4, or what --q-bits says"
     add("-q", "--quantize", nargs="?", const="", metavar="KIND", help=text)
-    add("--group-size", "--q-group-size", type=int, metavar="N", help="values that share a scale (default: 64)")
-    add("--q-bits", type=int, metavar="N", help="the same as --quantize qN")
+    add("--group-size", "--q-group-size", type=_whole, metavar="N", help="values that share a scale (default: 64)")
+    add("--q-bits", type=_whole, metavar="N", help="the same as --quantize qN")
     add("--q-mode", default="affine", choices=("affine",), help=argparse.SUPPRESS)
     add("--single-quant", action="store_true", help="nf4: do not quantise the scales too")
-    add("--loftq-rank", type=int, metavar="N", help="leave out what adapters of this rank can begin with (--init loftq)")
-    add("--loftq-rounds", type=int, default=4, metavar="N", help="for --loftq-rank: how often (default: 4)")
+    add("--loftq-rank", type=_whole, metavar="N", help="leave out what adapters of this rank can begin with (--init loftq)")
+    add("--loftq-rounds", type=_whole, default=4, metavar="N", help="for --loftq-rank: how often (default: 4)")
     add("--dtype", choices=("float32", "float16", "bfloat16"), help="type of what is not quantised (default: the model's)")
     add("-d", "--dequantize", action="store_true", help="write floats, whatever the model is stored as")
     _ignored_flag(add)
@@ -327,12 +345,12 @@ def _bench_parser(commands: Any) -> None:
     text = f"folder, .gguf file or known name (default: {DEFAULT_MODEL}, or where that is missing random weights of its shape)"
     add("--model", help=text)
     add("--fine-tune-type", choices=("lora", "dora"), default="lora", help="adapters to train (default: lora)")
-    add("--rank", type=int, default=8, metavar="N", help="rank of the adapters (default: 8)")
-    add("--batch-size", type=int, default=4, metavar="N", help="samples in a batch (default: 4)")
-    add("--max-seq-length", type=int, default=256, metavar="N", help="tokens of each (default: 256)")
+    add("--rank", type=_whole, default=8, metavar="N", help="rank of the adapters (default: 8)")
+    add("--batch-size", type=_whole, default=4, metavar="N", help="samples in a batch (default: 4)")
+    add("--max-seq-length", type=_whole, default=256, metavar="N", help="tokens of each (default: 256)")
     add("--grad-checkpoint", action="store_true", help="recompute activations: less memory, more time")
     add("--matmul-precision", default="float32", choices=PRECISIONS, help="of the step's products (default: float32)")
-    add("--train-tokens", type=int, default=1_000_000, metavar="N", help="say how long so many tokens take (default: 1000000)")
+    add("--train-tokens", type=_whole, default=1_000_000, metavar="N", help="say how long so many tokens take (default: 1000000)")
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -18,6 +18,7 @@ import pyloss.random
 from pyloss import exporting, models, precision
 from pyloss.console import lost, out, say
 from pyloss.models.special import encode_text
+from pyloss.numbers import real, whole
 from pyloss.optim import Optimizer, Schedule, WarmUp, build_optimizer, build_schedule
 from pyloss.tuner import state
 from pyloss.tuner.callbacks import get_reporting_callbacks
@@ -25,6 +26,11 @@ from pyloss.tuner.config import DEFAULT_MODEL, merge_config
 from pyloss.tuner.datasets import load_dataset
 
 Flags = dict[str, Any]
+
+
+def _flag(name: str) -> str:
+    """A flag as it is written on the command line."""
+    return f"--{name.replace('_', '-')}"
 
 
 def _optimizer(config: SimpleNamespace) -> Optimizer:
@@ -147,7 +153,7 @@ def _utf8(flags: Flags, *names: str) -> None:
             if given:
                 flags[name] = read(given) if isinstance(given, str) else [read(text) for text in given]
         except UnicodeError:
-            raise ValueError(f"--{name.replace('_', '-')} is not UTF-8 text") from None
+            raise ValueError(f"{_flag(name)} is not UTF-8 text") from None
 
 
 def _prompt_ids(flags: Flags, tokenizer: Any) -> list[int]:
@@ -176,12 +182,10 @@ def generate(flags: Flags) -> int:
     """`pyloss generate`: prints the answer as it comes."""
     from pyloss.generation import stream_generate
 
-    for name, least in (("max_tokens", 1), ("temp", 0), ("top_k", 0)):
-        if flags[name] < least:
-            raise ValueError(f"--{name.replace('_', '-')} is {flags[name]}; it must be at least {least}")
-    for name in ("top_p", "min_p"):
-        if not 0 <= flags[name] <= 1:
-            raise ValueError(f"--{name.replace('_', '-')} is {flags[name]}; it must be between 0 and 1")
+    for name, least in (("max_tokens", 1), ("top_k", 0)) + ((("seed", 0),) if flags["seed"] is not None else ()):
+        whole(flags[name], _flag(name), least)
+    for name, most in (("temp", None), ("top_p", 1), ("min_p", 1)):
+        real(flags[name], _flag(name), 0, most)
     _utf8(flags, "prompt", "system_prompt", "prefill_response", "extra_eos_token", "chat_template_config")
     model, tokenizer = models.load(flags["model"], adapter_path=flags["adapter_path"])
     for token in flags["extra_eos_token"]:
@@ -218,7 +222,7 @@ def fuse(flags: Flags) -> int:
 
     for name in ("upload_repo", "hf_path"):
         if flags[name]:
-            raise ValueError(f"--{name.replace('_', '-')} is not available: nothing is uploaded; --save-path writes a folder")
+            raise ValueError(f"{_flag(name)} is not available: nothing is uploaded; --save-path writes a folder")
     model, tokenizer = models.load(flags["model"], adapter_path=flags["adapter_path"])
     kept = fuse_adapters(model, flags["dequantize"] or exporting.becomes_floats(model))
     if kept and min(kept.values()) < 1:
@@ -255,9 +259,9 @@ def convert(flags: Flags) -> int:
         raise ValueError(f"--quantize {kind} and --q-bits {bits} say different things: give one of them")
     if kind is None and (bits or flags["group_size"] or flags["single_quant"] or flags["loftq_rank"]):
         raise ValueError("--q-bits, --group-size, --single-quant and --loftq-rank belong to --quantize")
-    for name in ("loftq_rank", "loftq_rounds"):
-        if flags[name] is not None and flags[name] < 1:
-            raise ValueError(f"--{name.replace('_', '-')} is {flags[name]}; it must be at least 1")
+    for name in ("loftq_rank", "loftq_rounds", "group_size"):
+        if flags[name] is not None:
+            whole(flags[name], _flag(name), 1)
     if kind is not None and flags["dequantize"]:
         raise ValueError("choose either --quantize or --dequantize")
     model, tokenizer = models.load(flags["model"])
@@ -287,8 +291,7 @@ def bench(flags: Flags) -> int:
     from pyloss.tuner.plan import size_text
 
     for name in ("rank", "batch_size", "max_seq_length", "train_tokens"):
-        if flags[name] < 1:
-            raise ValueError(f"--{name.replace('_', '-')} is {flags[name]}; it must be at least 1")
+        whole(flags[name], _flag(name), 1)
     title = flags["model"] or DEFAULT_MODEL
     try:
         model = models.load_model(title)

@@ -16,27 +16,16 @@ import numpy as np
 from . import _core
 from .device import DeviceArray, beside, to_device
 from .errors import nearest
+from .numbers import real, shown, whole
 
 Schedule = Callable[[int], float]
 Arrays = dict[str, np.ndarray]
 
 
-def _in_range(name: str, value: Any, low: float, high: float = math.inf, *, open_high: bool = False) -> float:
-    """`value` as a float, or ValueError that says what is allowed."""
-    number = float(value)
-    if not (low <= number < high if open_high else low <= number <= high):
-        upper = "" if math.isinf(high) else f" and {'below' if open_high else 'at most'} {high:g}"
-        raise ValueError(f"{name} is {value!r}; it must be at least {low:g}{upper}")
-    return number
-
-
 def _in_betas(betas: Sequence[float]) -> tuple[float, float]:
     if len(betas) != 2:
         raise ValueError(f"betas is {betas!r}; it must be two numbers of at least 0 and below 1")
-    return (
-        _in_range("betas[0]", betas[0], 0, 1, open_high=True),
-        _in_range("betas[1]", betas[1], 0, 1, open_high=True),
-    )
+    return real(betas[0], "betas[0]", 0, below=1), real(betas[1], "betas[1]", 0, below=1)
 
 
 def _flat(array: Any) -> Any:
@@ -64,17 +53,26 @@ class Optimizer:
         self.learning_rate = learning_rate
         self.rate_scales = {}
 
+    def _rate_of(self, step: int) -> float:
+        """The rate of update `step`, counting from 0."""
+        if self.schedule is None:
+            return self._rate
+        try:
+            return real(self.schedule(step), f"the learning rate that the schedule has for update {step}", 0)
+        except OverflowError:
+            raise ValueError(f"the learning rate that the schedule has for update {step} is too large for a float") from None
+
     @property
     def learning_rate(self) -> float:
         """The rate of the latest update; before the first one, the rate that it will have."""
         if self.schedule is None:
             return self._rate
-        return float(self.schedule(max(self.step - 1, 0)))
+        return self._rate_of(max(self.step - 1, 0))
 
     @learning_rate.setter
     def learning_rate(self, value: float | Schedule) -> None:
         self.schedule: Schedule | None = value if callable(value) else None
-        self._rate = 0.0 if callable(value) else _in_range("learning_rate", value, 0)
+        self._rate = 0.0 if callable(value) else real(value, "learning_rate", 0)
 
     @property
     def rate_scales(self) -> dict[str, float]:
@@ -83,7 +81,7 @@ class Optimizer:
 
     @rate_scales.setter
     def rate_scales(self, scales: Mapping[str, float]) -> None:
-        found = {name: _in_range(f"rate_scales[{name!r}]", scale, 0, open_high=True) for name, scale in scales.items()}
+        found = {name: real(scale, f"rate_scales[{name!r}]", 0) for name, scale in scales.items()}
         self._rate_scales = found
 
     def update(self, model: Any, grads: Mapping[str, Any], grad_scale: float = 1.0) -> None:
@@ -119,7 +117,7 @@ class Optimizer:
                 raise ValueError(f"optimizer state of {name!r} has another size than the parameter {parameter.shape}")
             work.append((name, _flat(array), parameter.reshape(-1)))
 
-        rate = self._rate if self.schedule is None else float(self.schedule(self.step))
+        rate = self._rate_of(self.step)
         self.step += 1
         for name, grad, parameter in work:
             first = name not in self.state
@@ -180,8 +178,8 @@ class AdamW(Optimizer):
     ) -> None:
         super().__init__(learning_rate)
         self.betas = _in_betas(betas)
-        self.eps = _in_range("eps", eps, 0)
-        self.weight_decay = _in_range("weight_decay", weight_decay, 0)
+        self.eps = real(eps, "eps", 0)
+        self.weight_decay = real(weight_decay, "weight_decay", 0)
         self.bias_correction = bool(bias_correction)
 
     def _apply(self, grad: np.ndarray, parameter: np.ndarray, slots: Arrays, rate: float, scale: float, first: bool) -> None:
@@ -219,9 +217,9 @@ class SGD(Optimizer):
         nesterov: bool = False,
     ) -> None:
         super().__init__(learning_rate)
-        self.momentum = _in_range("momentum", momentum, 0)
-        self.weight_decay = _in_range("weight_decay", weight_decay, 0)
-        self.dampening = float(dampening)
+        self.momentum = real(momentum, "momentum", 0)
+        self.weight_decay = real(weight_decay, "weight_decay", 0)
+        self.dampening = real(dampening, "dampening")
         self.nesterov = bool(nesterov)
         self.slots = ("buf",) if self.momentum else ()
         if self.nesterov and (self.momentum == 0 or self.dampening != 0):
@@ -249,7 +247,7 @@ class Lion(Optimizer):
     ) -> None:
         super().__init__(learning_rate)
         self.betas = _in_betas(betas)
-        self.weight_decay = _in_range("weight_decay", weight_decay, 0)
+        self.weight_decay = real(weight_decay, "weight_decay", 0)
 
     def _apply(self, grad: np.ndarray, parameter: np.ndarray, slots: Arrays, rate: float, scale: float, first: bool) -> None:
         _core.lion(grad, rate, *self.betas, self.weight_decay, scale, parameter, slots["m"])
@@ -294,9 +292,9 @@ def grad_norm(grads: Mapping[str, Any]) -> float:
 
 def clip_scale(norm: float, max_norm: float | None) -> float:
     """The factor that brings gradients of norm `norm` down to `max_norm` (None: 1.0), as torch and mlx compute it."""
-    if max_norm is None:
+    if max_norm is None or max_norm == math.inf:
         return 1.0
-    return min(_in_range("max_norm", max_norm, 0) / (norm + 1e-6), 1.0)
+    return min(real(max_norm, "max_norm", 0) / (norm + 1e-6), 1.0)
 
 
 def clip_grad_norm(grads: Mapping[str, Any], max_norm: float) -> tuple[dict[str, np.ndarray], float]:
@@ -310,31 +308,30 @@ def clip_grad_norm(grads: Mapping[str, Any], max_norm: float) -> tuple[dict[str,
 
 
 def _in_steps(name: str, steps: Any) -> int:
-    if not float(steps).is_integer() or steps < 1:
-        raise ValueError(f"{name} is {steps!r}; it must be a whole number of at least 1")
-    return int(steps)
+    return whole(int(steps) if isinstance(steps, float) and steps.is_integer() else steps, name, 1)
 
 
 def linear_schedule(init: float, end: float, steps: int) -> Schedule:
     """From `init` to `end` in equal parts over `steps` updates, then `end`."""
-    count = _in_steps("steps", steps)
+    count, init, end = _in_steps("steps", steps), real(init, "init"), real(end, "end")
     return lambda step: end if step >= count else init + step * ((end - init) / count)
 
 
 def exponential_decay(init: float, decay_rate: float) -> Schedule:
     """`init * decay_rate ** step`."""
+    init, decay_rate = real(init, "init"), real(decay_rate, "decay_rate")
     return lambda step: init * decay_rate**step
 
 
 def step_decay(init: float, decay_rate: float, step_size: int) -> Schedule:
     """`init`, multiplied by `decay_rate` after every `step_size` updates."""
-    size = _in_steps("step_size", step_size)
+    size, init, decay_rate = _in_steps("step_size", step_size), real(init, "init"), real(decay_rate, "decay_rate")
     return lambda step: init * decay_rate ** (step // size)
 
 
 def cosine_decay(init: float, decay_steps: int, end: float = 0.0) -> Schedule:
     """From `init` down to `end` along half a cosine over `decay_steps` updates, then `end`."""
-    count = _in_steps("decay_steps", decay_steps)
+    count, init, end = _in_steps("decay_steps", decay_steps), real(init, "init"), real(end, "end")
     return lambda step: end + 0.5 * (1.0 + math.cos(math.pi / count * min(step, count))) * (init - end)
 
 
@@ -361,7 +358,8 @@ class WarmUp:
 
     def __init__(self, after: float | Schedule, warmup: int, init: float = 0.0) -> None:
         self.warmup = _in_steps("warmup", warmup)
-        follow: Schedule = after if callable(after) else lambda step: float(after)
+        rate = 0.0 if callable(after) else real(after, "after", 0)
+        follow: Schedule = after if callable(after) else lambda step: rate
         self._schedule = join_schedules([linear_schedule(init, follow(0), self.warmup), follow], [self.warmup + 1])
 
     def __call__(self, step: int) -> float:
@@ -388,23 +386,17 @@ def build_schedule(config: Mapping[str, Any]) -> Schedule:
     name, arguments = config.get("name"), config.get("arguments")
     if name not in SCHEDULES:
         raise ValueError(f"lr_schedule: name is {name!r}; allowed: {', '.join(SCHEDULES)}")
-    numbers = isinstance(arguments, (list, tuple)) and all(
-        isinstance(a, (int, float)) and not isinstance(a, bool) for a in arguments
-    )
     signature = inspect.signature(SCHEDULES[name])
     try:
-        if not numbers:
+        if not isinstance(arguments, (list, tuple)):
             raise TypeError("not a list of numbers")
-        signature.bind(*arguments)  # type: ignore[misc]
+        signature.bind(*arguments)
     except TypeError as error:
         wanted = ", ".join(str(p).split(":")[0] for p in signature.parameters.values())
-        raise ValueError(f"lr_schedule: arguments is {arguments!r}; {name} takes [{wanted}]") from error
+        raise ValueError(f"lr_schedule: arguments is {shown(arguments)}; {name} takes [{wanted}]") from error
     warmup, warmup_init = config.get("warmup") or 0, config.get("warmup_init") or 0.0
-    for key, value in (("warmup", warmup), ("warmup_init", warmup_init)):
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0:
-            raise ValueError(f"lr_schedule: {key} is {value!r}; it must be a number of at least 0")
     try:
         schedule = SCHEDULES[name](*arguments)  # type: ignore[misc]
-        return WarmUp(schedule, warmup, warmup_init) if warmup else schedule
-    except ValueError as error:
+        return WarmUp(schedule, warmup, real(warmup_init, "warmup_init", 0)) if warmup else schedule
+    except (TypeError, ValueError) as error:
         raise ValueError(f"lr_schedule: {error}") from error

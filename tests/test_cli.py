@@ -336,7 +336,7 @@ def test_bench_says_what_the_machine_gives(monkeypatch, capsys):
     assert "2,400 tokens take about 1.0 minutes" in out
     assert model.layers[0].mlp.up_proj.lora_b.any() and model.grad_checkpoint
     fails(capsys, ["bench", "--model", "missing"], "no such model: missing")
-    fails(capsys, ["bench", "--batch-size", "0"], "--batch-size is 0; it must be at least 1")
+    fails(capsys, ["bench", "--batch-size", "0"], "--batch-size is 0; it must be a whole number of at least 1")
 
 
 def test_bench_needs_no_model(monkeypatch, capsys):
@@ -365,11 +365,11 @@ def test_info_prints_what_is_in_use(world, capsys):
         (["info", "extra"], ["unrecognized arguments: extra (see pyloss info --help)"]),
         (["trian"], ["invalid choice: 'trian'"]),
         ([*TRAIN, "--itres", "4"], ["unrecognized arguments: --itres 4; did you mean --iters? (see pyloss train --help)"]),
-        ([*TRAIN, "--iters", "four"], ["--iters: invalid int value: 'four'"]),
+        ([*TRAIN, "--iters", "four"], ["--iters: 'four' is not a whole number"]),
         ([*TRAIN, "--batch-size", "0"], ["command line: batch_size is 0"]),
         ([*TRAIN, "--fine-tune-type", "ia3"], ["fine_tune_type is 'ia3'; allowed: lora, dora, full"]),
         ([*TRAIN, "--full-keys", "mlp"], ["full_keys says what fine_tune_type full trains"]),
-        ([*TRAIN, "--loraplus-lr-ratio", "0"], ["loraplus_lr_ratio is 0.0; allowed: a number above 0"]),
+        ([*TRAIN, "--loraplus-lr-ratio", "0"], ["loraplus_lr_ratio is 0.0; allowed: a finite number above 0"]),
         ([*TRAIN, "--matmul-precision", "bf16"], ["matmul_precision is 'bf16'; allowed: float32, bfloat16"]),
         ([*TRAIN, "--optimizer", "muon"], ["muon is not available yet"]),
         ([*TRAIN, "--model", "missing"], ["no such model: missing"]),
@@ -380,8 +380,11 @@ def test_info_prints_what_is_in_use(world, capsys):
         ([*TRAIN, "--resume", "--resume-adapter-file", "x"], ["give one of them"]),
         ([*TRAIN, "--report-to", "mlflow"], ["'mlflow' is not known"]),
         ([*TRAIN, "--adapter-path", "data/train.jsonl/x"], ["data/train.jsonl/x", "cannot make the adapter folder"]),
-        (["generate", "--max-tokens", "0"], ["--max-tokens is 0; it must be at least 1"]),
-        (["generate", "--top-p", "2"], ["--top-p is 2.0; it must be between 0 and 1"]),
+        (["generate", "--max-tokens", "0"], ["--max-tokens is 0; it must be a whole number of at least 1"]),
+        (["generate", "--top-p", "2"], ["--top-p is 2.0; it must be a finite number of at least 0 and of at most 1"]),
+        (["generate", "--temp", "nan"], ["--temp is nan"]),
+        (["generate", "--seed", "9" * 30], ["--seed is 999"]),
+        (["generate", "--top-k", "-1"], ["--top-k is -1"]),
         (["generate", "--chat-template-config", "{"], ["--chat-template-config", "not JSON"]),
         (["generate", "--extra-eos-token", "two"], ["'two' is 3 tokens"]),
         (["eval", "--data", "data", "--split", "nope"], ["invalid choice: 'nope'"]),

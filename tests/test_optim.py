@@ -144,7 +144,7 @@ def kind_state(optimizer):
 @pytest.mark.parametrize("scale", [-1, math.nan, math.inf, "x"])
 def test_scales_that_cannot_be(scale):
     optimizer = optim.AdamW(1e-3)
-    with pytest.raises(ValueError):
+    with pytest.raises((TypeError, ValueError), match="rate_scales"):
         optimizer.rate_scales = {"lora_b": scale}
     assert optimizer.rate_scales == {}
 
@@ -266,7 +266,10 @@ def test_mlx_lm_schedule_config():
         ({"name": "cosine", "arguments": [1]}, "name is 'cosine'; allowed: cosine_decay"),
         ({"name": "cosine_decay", "arguments": [1e-5]}, r"takes \[init, decay_steps, end"),
         ({"name": "cosine_decay"}, "arguments is None"),
-        ({"name": "cosine_decay", "arguments": ["1e-5", 3]}, "arguments is"),
+        ({"name": "cosine_decay", "arguments": ["1e-5", 3]}, "init is '1e-5'; it must be a finite number"),
+        ({"name": "linear_schedule", "arguments": [0, 10**400, 3]}, "end is an integer of 1329 bits; it must be a finite"),
+        ({"name": "step_decay", "arguments": [1e-3, 0.5, 2**63]}, "step_size is 9223372036854775808; it must be"),
+        ({"name": "exponential_decay", "arguments": "1e-3"}, "arguments is '1e-3'"),
         ({"name": "cosine_decay", "arguments": [1e-5, 3], "warm_up": 1}, "unknown key 'warm_up'"),
         ({"name": "cosine_decay", "arguments": [1e-5, 3], "warmup": "1"}, "warmup is '1'"),
         ({"name": "cosine_decay", "arguments": [1e-5, 0]}, "decay_steps is 0"),
@@ -275,3 +278,19 @@ def test_mlx_lm_schedule_config():
 def test_bad_schedule_configs_are_refused(config, match):
     with pytest.raises(ValueError, match=match):
         optim.build_schedule(config)
+
+
+@pytest.mark.parametrize("rate", [math.inf, math.nan, 10**400, -1e-3])
+def test_rates_that_no_step_can_have(rate):
+    with pytest.raises(ValueError, match="learning_rate is"):
+        optim.SGD(rate)
+    with pytest.raises(ValueError, match="learning rate that the schedule has for update 0 is"):
+        optim.SGD(lambda step: rate).update({"a": np.ones(2, np.float32)}, {"a": np.ones(2)})
+
+
+def test_a_schedule_that_grows_out_of_range():
+    optimizer = optim.SGD(optim.exponential_decay(1.0, 10.0))
+    optimizer.step = 400
+    with pytest.raises(ValueError, match="update 400 is too large for a float"):
+        optimizer.update({"a": np.ones(2, np.float32)}, {"a": np.ones(2)})
+    assert optimizer.step == 400

@@ -6,15 +6,17 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
 from pyloss.errors import nearest
+from pyloss.files import PathLike, user_path
+from pyloss.numbers import LARGEST, real, shown, whole
 from pyloss.optim import OPTIMIZERS, build_schedule
 from pyloss.precision import PRECISIONS
+from pyloss.tuner.config_file import read_yaml
 from pyloss.tuner.settings import INITS, PEFT_NAMES, adapter_settings
 
 DEFAULT_MODEL = "smollm2-135m"
@@ -35,24 +37,26 @@ class Key:
 
 def _integer(least: int) -> Callable[[Any], int]:
     def check(value: Any) -> int:
-        whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
-        if isinstance(value, bool) or not whole or value < least:
-            raise Refused(f"a whole number of at least {least}")
-        return int(value)
+        if isinstance(value, float) and value.is_integer():  # 1e3 is a float in YAML
+            value = int(value)
+        try:
+            return whole(value, "", least)
+        except (TypeError, ValueError):
+            text = f"a whole number of at least {least}"
+            raise Refused(text if not isinstance(value, int) or value <= LARGEST else f"{text} and at most {LARGEST}") from None
 
     return check
 
 
 def _number(least: float, below: float | None = None, above: bool = False) -> Callable[[Any], float]:
-    allowed = f"a number {'above' if above else 'of at least'} {least:g}"
+    allowed = f"a finite number {'above' if above else 'of at least'} {least:g}"
     allowed += "" if below is None else f" and below {below:g}"
 
     def check(value: Any) -> float:
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not (least < value if above else least <= value):
-            raise Refused(allowed)
-        if below is not None and value >= below:
-            raise Refused(allowed)
-        return float(value)
+        try:
+            return real(value, "", None if above else least, above=least if above else None, below=below)
+        except (TypeError, ValueError):
+            raise Refused(allowed) from None
 
     return check
 
@@ -64,9 +68,29 @@ def _boolean(value: Any) -> bool:
 
 
 def _text(value: Any) -> str:
-    if not isinstance(value, (str, os.PathLike)):
+    if not isinstance(value, str):
         raise Refused("text")
-    return os.fspath(value)
+    return value
+
+
+def _path(value: Any) -> str:
+    """A file or folder, the user's home put in."""
+    try:
+        return os.fspath(user_path(value))
+    except (TypeError, ValueError):
+        raise Refused("the path of a file or folder") from None
+
+
+def _place(value: Any) -> str:
+    """A path, or a name that is not one, such as a model's on the hub."""
+    if isinstance(value, str) and not value.startswith("~") and value:
+        return value
+    return _path(value)
+
+
+def _size(value: Any) -> int | str:
+    """As mlx-lm gives sizes of memory: a number of bytes, or text such as 2GB."""
+    return value if isinstance(value, str) else _integer(0)(value)
 
 
 def _optional(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -135,7 +159,7 @@ LORA_SCHEMA = {
     "keys": Key(_optional(_names)),
     "rank_pattern": Key(_ranks),
     "init": Key(_one_of(*INITS)),
-    "loftq_model": Key(_optional(_text)),
+    "loftq_model": Key(_optional(_place)),
 }
 
 
@@ -155,12 +179,12 @@ def _lora_parameters(value: Any) -> dict[str, Any]:
 _NOT_YET = "is not available yet"
 
 SCHEMA: dict[str, Key] = {
-    "model": Key(_text, DEFAULT_MODEL),
+    "model": Key(_place, DEFAULT_MODEL),
     "train": Key(_boolean, True),
     "fine_tune_type": Key(_one_of("lora", "dora", "full"), "lora"),
     "optimizer": Key(_one_of(*OPTIMIZERS, refused={n: f"{n} {_NOT_YET}" for n in ("muon", "adafactor")}), "adam"),
     "optimizer_config": Key(_optimizer_config, {}),
-    "data": Key(_optional(_text)),
+    "data": Key(_optional(_place)),
     "hf_dataset": Key(_optional(_hf_dataset)),
     "seed": Key(_integer(0), 0),
     "num_layers": Key(_integer(-1), 16),
@@ -170,8 +194,8 @@ SCHEMA: dict[str, Key] = {
     "learning_rate": Key(_number(0), 1e-5),
     "steps_per_report": Key(_integer(1), 10),
     "steps_per_eval": Key(_integer(1), 200),
-    "resume_adapter_file": Key(_optional(_text)),
-    "adapter_path": Key(_text, "adapters"),
+    "resume_adapter_file": Key(_optional(_path)),
+    "adapter_path": Key(_path, "adapters"),
     "save_every": Key(_integer(1), 100),
     "test": Key(_boolean, False),
     "test_batches": Key(_integer(-1), 500),
@@ -179,7 +203,7 @@ SCHEMA: dict[str, Key] = {
     "grad_checkpoint": Key(_boolean, False),
     "matmul_precision": Key(_one_of(*PRECISIONS), "float32"),
     "grad_accumulation_steps": Key(_integer(1), 1),
-    "clear_cache_threshold": Key(lambda value: value, 0),
+    "clear_cache_threshold": Key(_size, 0),
     "lr_schedule": Key(_optional(_lr_schedule)),
     "lora_parameters": Key(_lora_parameters, LORA_DEFAULTS),
     "mask_prompt": Key(_boolean, False),
@@ -191,7 +215,7 @@ SCHEMA: dict[str, Key] = {
     "project_name": Key(_optional(_text)),
     "trust_remote_code": Key(_boolean, False),
     "training_mode": Key(_one_of("normal"), "normal"),
-    "config": Key(_optional(_text)),
+    "config": Key(_optional(_path)),
     # ours
     "device": Key(_optional(_text)),
     "train_on": Key(_optional(_one_of("last", "assistant", "all"))),
@@ -241,11 +265,11 @@ def _checked(given: Mapping[str, Any], schema: Mapping[str, Key], prefix: str = 
             if not prefix and (hint or key) in LORA_SCHEMA:
                 hint, place = hint or key, "lora_parameters."
             ask = f": did you mean {place}{hint}?" if hint in schema or place != prefix else ";"
-            raise ValueError(f"unknown key {prefix}{key} (value {value!r}){ask} allowed are {', '.join(schema)}")
+            raise ValueError(f"unknown key {prefix}{key} (value {shown(value)}){ask} allowed are {', '.join(schema)}")
         try:
             result[key] = schema[key].check(value)
         except Refused as refusal:
-            raise ValueError(f"{prefix}{key} is {value!r}; allowed: {refusal}") from None
+            raise ValueError(f"{prefix}{key} is {shown(value)}; allowed: {refusal}") from None
     return result
 
 
@@ -257,45 +281,13 @@ def check_config(given: Mapping[str, Any], source: str) -> dict[str, Any]:
         raise ValueError(f"{source}: {error}") from None
 
 
-def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The settings in a YAML file, checked; those that are null are left out.
-
-    As in mlx-lm, `1e-5` is a number (YAML 1.1 takes it for text).
-    Raises FileNotFoundError, ImportError where PyYAML is missing, and ValueError naming the file for anything else.
-    """
-    try:
-        import yaml
-    except ImportError as error:
-        raise ImportError("reading a YAML configuration needs PyYAML: pip install PyYAML") from error
-
-    class Loader(yaml.SafeLoader):
-        pass
-
-    number = r"[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)[eE][-+]?[0-9]+$"
-    Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(number), list("-+0123456789."))
-    try:
-        with open(path, encoding="utf-8") as file:
-            content = yaml.load(file, Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark is not None else ""
-        raise ValueError(f"{path}{where}: not YAML: {getattr(error, 'problem', None) or error}") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 text (byte {error.start})") from error
-    if content is None:
-        return {}
-    if not isinstance(content, Mapping):
-        raise ValueError(f"{path}: holds a {type(content).__name__}; a mapping of settings is needed")
-    return check_config({key: value for key, value in content.items() if value is not None}, str(path))
-
-
-def merge_config(flags: Mapping[str, Any], path: str | os.PathLike[str] | None = None) -> SimpleNamespace:
+def merge_config(flags: Mapping[str, Any], path: PathLike | None = None) -> SimpleNamespace:
     """All settings: `flags` that are not None, else those of the YAML file `path`, else the defaults.
 
     The flags in `LORA_FLAGS` go into `lora_parameters`, over those of the file.
     """
     settings = {key: entry.default for key, entry in SCHEMA.items()}
-    from_file = read_yaml(path) if path is not None else {}
+    from_file = check_config(read_yaml(path), os.fspath(path)) if path is not None else {}
     given = {key: value for key, value in flags.items() if value is not None}
     lora = {name: given.pop(flag) for flag, name in LORA_FLAGS.items() if flag in given}
     settings |= from_file | check_config(given, "command line")

@@ -135,7 +135,7 @@ def test_flags_go_before_the_file_and_the_file_before_defaults(written):
         ("iters: 1.5", ["iters is 1.5", "whole number"]),
         ("iters: true", ["iters is True", "whole number"]),
         ("train: 'yes'", ["train is 'yes'", "true or false"]),
-        ("learning_rate: fast", ["learning_rate is 'fast'", "a number of at least 0"]),
+        ("learning_rate: fast", ["learning_rate is 'fast'", "a finite number of at least 0"]),
         ("learning_rate: .nan", ["learning_rate is nan"]),
         ("learning_rat: 1e-5", ["unknown key learning_rat (value 1e-05)", "did you mean learning_rate?", "batch_size"]),
         ("lora_layers: 8", ["unknown key lora_layers", "did you mean num_layers?"]),
