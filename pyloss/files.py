@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import mmap
 import os
 import re
 import secrets
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -114,18 +116,18 @@ def write_json(path: PathLike, value: Any, sort_keys: bool = False) -> None:
 
 
 def read_json(path: PathLike, kind: type = dict) -> Any:
-    """The JSON value in `path`, which must be of the Python type `kind`.
+    """The JSON value in `path`, which must be of the Python type `kind`; a byte order mark is passed over.
 
     Raises:
         FormatError: the file is not UTF-8 or not JSON (with the line), or holds another type.
         OSError: the file cannot be read.
     """
     try:
-        value = json.loads(user_path(path).read_bytes().decode())
-    except UnicodeDecodeError as error:
-        raise FormatError(path, f"byte {error.start}", "not UTF-8 text") from None
+        value = json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise FormatError(path, f"line {error.lineno} column {error.colno}", f"not JSON: {error.msg}") from None
+    except FormatError:
+        raise
     except (RecursionError, ValueError) as error:  # nested thousands deep; an integer of thousands of digits
         raise FormatError(path, None, f"not JSON that can be read: {error}") from None
     if not isinstance(value, kind):
@@ -133,17 +135,64 @@ def read_json(path: PathLike, kind: type = dict) -> Any:
     return value
 
 
+def read_text(path: PathLike) -> str:
+    """The UTF-8 text in `path`, without a byte order mark.
+
+    Raises:
+        FormatError: it is not a regular file, not UTF-8, or a Git LFS pointer.
+        OSError: the file cannot be read.
+    """
+    with open_regular(path) as file:
+        content = file.read()
+    _refuse_pointer(path, content[:_POINTER_BYTES])
+    try:
+        return content.removeprefix(codecs.BOM_UTF8).decode()
+    except UnicodeDecodeError as error:
+        raise FormatError(path, f"byte {error.start}", "not UTF-8 text") from None
+
+
 def map_file(path: PathLike) -> np.ndarray:
     """The bytes of `path` as a read-only uint8 array [size] over a memory map; nothing is read until it is touched.
 
     Raises:
-        FormatError: the file is empty.
+        FormatError: the file is empty, not a regular file, or a Git LFS pointer.
         OSError: the file cannot be opened.
     """
-    with open(user_path(path), "rb") as file:
+    with open_regular(path) as file:
         if os.fstat(file.fileno()).st_size == 0:
             raise FormatError(path, None, "the file is empty")
-        return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), dtype=np.uint8)
+        data = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), dtype=np.uint8)
+    _refuse_pointer(path, data[:_POINTER_BYTES].tobytes())
+    return data
+
+
+def open_regular(path: PathLike) -> BinaryIO:
+    """`path` opened for reading bytes.
+
+    Raises:
+        FormatError: it is not a regular file: a pipe would block, and a device may never end.
+        OSError: the file cannot be opened.
+    """
+    # Opening a pipe waits for its writer unless it is asked not to.
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+    descriptor = os.open(user_path(path), flags)
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        kinds = ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a pipe"), (stat.S_ISCHR, "a device"), (stat.S_ISBLK, "a device"))
+        kind = next((name for test, name in kinds if test(mode)), "no regular file")
+        raise FormatError(path, None, f"this is {kind}; expected a regular file")
+    return os.fdopen(descriptor, "rb")
+
+
+# What a clone without Git LFS has in the place of a large file.
+_POINTER = b"version https://git-lfs.github.com/spec/"
+_POINTER_BYTES = 64
+
+
+def _refuse_pointer(path: PathLike, start: bytes) -> None:
+    if start.removeprefix(codecs.BOM_UTF8).startswith(_POINTER):
+        raise FormatError(path, None, "this is a Git LFS pointer; the file itself was not downloaded: run git lfs pull")
 
 
 def write_safetensors(

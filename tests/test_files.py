@@ -255,3 +255,29 @@ def test_json_holds_names_of_files_that_are_not_utf_8(tmp_path):
     files.write_json(tmp_path / "a.json", {"data": name})
     assert files.read_json(tmp_path / "a.json") == json.loads((tmp_path / "a.json").read_bytes()) == {"data": name}
     assert b'"\\udcff\xc3\xa4"' in (tmp_path / "a.json").read_bytes()
+
+
+def read_by_mapping(path):
+    return files.map_file(path)
+
+
+@pytest.mark.parametrize("read", [files.read_json, files.read_text, read_by_mapping])
+def test_pipes_devices_and_folders_are_no_files(tmp_path, read):
+    os.mkfifo(tmp_path / "pipe")
+    for path, kind in ((tmp_path / "pipe", "a pipe"), (Path("/dev/zero"), "a device"), (tmp_path, "a folder")):
+        with pytest.raises(FormatError, match=f"^{path}: this is {kind}; expected a regular file$"):
+            read(path)
+
+
+@pytest.mark.parametrize("read", [files.read_json, files.read_text, read_by_mapping])
+def test_a_git_lfs_pointer_is_said_to_be_one(tmp_path, read):
+    path = tmp_path / "model"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\nsize 12345\n")
+    with pytest.raises(FormatError, match="this is a Git LFS pointer; the file itself was not downloaded: run git lfs pull"):
+        read(path)
+
+
+def test_a_byte_order_mark_is_passed_over(tmp_path):
+    (tmp_path / "a.json").write_bytes(b'\xef\xbb\xbf{"a": 1}')
+    assert files.read_json(tmp_path / "a.json") == {"a": 1}
+    assert files.read_text(tmp_path / "a.json") == '{"a": 1}'

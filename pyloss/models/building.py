@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
+
 from ..nn import Embedding, Linear, RMSNorm, SwitchLinear
+from ..weights import Weight
 from .config import ModelConfig
 from .experts import SparseMoe, SwitchGLU
 from .mixture import Mixture
@@ -15,11 +20,14 @@ def build_model(config: ModelConfig, source: Source) -> Model:
 
     Raises FormatError naming the first tensor that is missing, or that the configuration does not account for.
     """
+    source.refuse_missing_layers(config.num_hidden_layers)
     builder = _Builder(config, source)
-    embedding = Embedding.from_weight(source.matrix("model.embed_tokens", config.vocab_size, config.hidden_size))
+    table = source.matrix("model.embed_tokens", config.vocab_size, config.hidden_size)
+    embedding = Embedding.from_weight(table)
     layers = [builder.layer(i) for i in range(config.num_hidden_layers)]
     decoder = Decoder(embedding, layers, builder.norm("model.norm", config.hidden_size))
-    head = None if config.tie_word_embeddings else builder.linear("lm_head", config.vocab_size, config.hidden_size)
+    head = builder.head(table)
+    config = replace(config, tie_word_embeddings=head is None)
     source.refuse_leftovers()
     model = Model(config, decoder, head)
     model.freeze()
@@ -36,6 +44,17 @@ class _Builder:
     def linear(self, at: str, rows: int, cols: int, bias: bool = False, rotary: bool = False) -> Linear:
         offset = self.source.array(f"{at}.bias", rows, rotary=rotary) if bias else None
         return Linear.from_weight(self.source.matrix(at, rows, cols, rotary=rotary), offset)
+
+    def head(self, table: Weight) -> Linear | None:
+        """The output head; None where it is the embedding's `table`.
+
+        As in transformers, a head that the file has beside `tie_word_embeddings` counts if it differs from the table.
+        """
+        c = self.config
+        if c.tie_word_embeddings and not self.source.has("lm_head.weight"):
+            return None
+        weight = self.source.matrix("lm_head", c.vocab_size, c.hidden_size)
+        return None if c.tie_word_embeddings and _same(weight, table) else Linear.from_weight(weight)
 
     def norm(self, at: str, dims: int) -> RMSNorm:
         layer = RMSNorm(dims, self.config.rms_norm_eps, self.config.family.norm_offset)
@@ -73,8 +92,9 @@ class _Builder:
     def experts(self, at: str, mixture: Mixture) -> SparseMoe:
         hidden, inner = self.config.hidden_size, mixture.size
         shapes = {"gate_proj": (inner, hidden), "up_proj": (inner, hidden), "down_proj": (hidden, inner)}
-        stacks = [self.source.experts(f"{at}.switch_mlp.{name}", mixture.count, *shape) for name, shape in shapes.items()]
+        # The gate first: its shape bounds the number of experts, each of which may be a tensor of its own.
         gate = self.linear(f"{at}.gate", mixture.count, hidden)
+        stacks = [self.source.experts(f"{at}.switch_mlp.{name}", mixture.count, *shape) for name, shape in shapes.items()]
         return SparseMoe(gate, SwitchGLU(*map(SwitchLinear.from_weight, stacks)), mixture.active, mixture.normalise)
 
     def layer(self, i: int) -> DecoderLayer:
@@ -90,3 +110,14 @@ class _Builder:
         if experts.block == "block_sparse_moe":
             cls = BlockSparseLayer
         return cls(self.attention(f"{at}.self_attn", i), self.experts(f"{at}.{experts.block}", mixture), *norms)
+
+
+def _same(a: Weight, b: Weight) -> bool:
+    """Whether two matrices of the same shape hold the same values; a few rows at a time are made floats."""
+    if a.format == b.format and a.groups is None and b.groups is None and not (a.head_dim or b.head_dim):
+        return np.array_equal(a.raw, b.raw)
+    rows = a.shape[0]
+    return all(
+        np.array_equal(a.slice_rows(i, min(i + 1024, rows)).dequantize(), b.slice_rows(i, min(i + 1024, rows)).dequantize())
+        for i in range(0, rows, 1024)
+    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,10 +11,12 @@ from typing import Any
 from pyloss.errors import FormatError
 from pyloss.files import read_json
 from pyloss.models.families import FAMILIES, Family
+from pyloss.models.known_keys import refuse_gguf_keys, refuse_hf_keys, refuse_rope_keys
 from pyloss.models.mixture import Mixture, read_gguf_mixture, read_hf_mixture
-from pyloss.models.rope_scaling import check_scaling, read_gguf_scaling, read_hf_scaling
-from pyloss.models.stored import StoredTensor
+from pyloss.models.rope_scaling import check_rotary, check_scaling, read_gguf_scaling, read_hf_scaling
+from pyloss.models.stored import StoredTensor, layers_held
 from pyloss.models.values import Values, shortest
+from pyloss.numbers import LARGEST, real, shown, whole
 
 
 @dataclass
@@ -60,12 +61,10 @@ class ModelConfig:
         if self.model_type not in FAMILIES:
             raise ValueError(f"model_type {self.model_type!r} is not supported; supported are {', '.join(FAMILIES)}")
         for name in _SIZES:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+            whole(getattr(self, name), name, 1, _LIMITS.get(name))
         for name in ("rms_norm_eps", "rope_theta", "rope_local_base_freq", "query_pre_attn_scalar"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise ValueError(f"{name} must be positive and finite, got {value}")
+            if getattr(self, name) is not None:
+                real(getattr(self, name), name, above=0)
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
                 f"num_attention_heads {self.num_attention_heads} is not a multiple of "
@@ -74,17 +73,20 @@ class ModelConfig:
         if self.head_dim % 2:
             raise ValueError(f"head_dim must be even, got {self.head_dim}")
         check_scaling(self.rope_scaling)
+        check_rotary(self.rope_theta, self.head_dim, self.rope_scaling)
+        if self.rope_local_base_freq is not None:
+            check_rotary(self.rope_local_base_freq, self.head_dim, None)
         self._check_windows()
 
     def _check_windows(self) -> None:
         """Makes configurations that say the same equal: no types where all layers are alike."""
-        if self.sliding_window is not None and self.sliding_window < 1:
-            raise ValueError(f"sliding_window must be at least 1, got {self.sliding_window}")
+        if self.sliding_window is not None:
+            whole(self.sliding_window, "sliding_window", 1, _LIMITS["sliding_window"])
         types = self.layer_types
         if types is not None:
             wrong = [kind for kind in types if kind not in LAYER_TYPES]
             if wrong:
-                raise ValueError(f"layer_types must be of {', '.join(LAYER_TYPES)}, got {wrong[0]!r}")
+                raise ValueError(f"layer_types must be of {', '.join(LAYER_TYPES)}, got {shown(wrong[0])}")
             if len(types) != self.num_hidden_layers:
                 raise ValueError(f"layer_types names {len(types)} layers, and num_hidden_layers is {self.num_hidden_layers}")
         if self.sliding_window is None or (types is not None and LAYER_TYPES[1] not in types):
@@ -128,11 +130,13 @@ class ModelConfig:
         defaults = family.defaults
 
         def number(name: str) -> int:
-            return read.get(name, int, *([defaults[name]] if name in defaults else []))
+            value = read.get(name, int, *([defaults[name]] if name in defaults else []))
+            return read.whole(name, 1, _LIMITS.get(name)) if content.get(name) is not None else value
 
         heads, hidden, layers = number("num_attention_heads"), number("hidden_size"), number("num_hidden_layers")
         inner = number("intermediate_size")
-        theta, local_theta, scaling = _read_rope(path, read, family)
+        longest = read.get("max_position_embeddings", int, defaults.get("max_position_embeddings", 2048))
+        theta, local_theta, scaling = _read_rope(path, read, family, longest)
         window, layer_types = _read_windows(path, content, read, family, layers)
         eos = content.get("eos_token_id")
         if eos is not None and type(eos) is not int and not _is_ints(eos):
@@ -192,17 +196,22 @@ class ModelConfig:
         head_dim = _head_dim(path, read.get(f"{arch}.attention.key_length", int, rotary), hidden, heads)
         if (rotary or head_dim) != head_dim:
             raise ValueError(f"{path}: rope.dimension_count {rotary} of head size {head_dim}: partial is not supported")
+        if read.get(f"{arch}.attention.value_length", int, head_dim) != head_dim:
+            raise ValueError(f"{path}: {arch}.attention.value_length is not {head_dim}, the length of keys: not supported")
         theta = shortest(read.get(f"{arch}.rope.freq_base", float, family.defaults.get("rope_theta", 10000.0)))
         layers = read.get(f"{arch}.block_count", int)
+        embedding = tensors.get("token_embd.weight")
+        if embedding is None:
+            raise FormatError(path, "token_embd.weight", "this tensor is missing")
+        held = layers_held(tensors, "blk.")
+        if layers > held:
+            raise FormatError(path, f"{arch}.block_count", f"it is {layers}, and the file has tensors for {held} layers")
         local_theta = scalar = None
         if "rope_local_base_freq" in family.defaults:
             local_theta = shortest(read.get(f"{arch}.rope.freq_base_swa", float, family.defaults["rope_local_base_freq"]))
         if "query_pre_attn_scalar" in family.defaults:
             scalar = gguf_query_scalar(layers, hidden, heads, head_dim)
         window, layer_types = _read_gguf_windows(path, arch, read, family, layers)
-        embedding = tensors.get("token_embd.weight")
-        if embedding is None:
-            raise FormatError(path, "token_embd.weight", "this tensor is missing")
         return _checked(
             path,
             model_type=model_type,
@@ -255,14 +264,14 @@ _FIELDS = {field.name: field for field in dataclasses.fields(ModelConfig)}
 LAYER_TYPES = ("full_attention", "sliding_attention")
 # Left out of config.json where they are None.
 _PARTICULAR = ("layer_types", "rope_local_base_freq", "query_pre_attn_scalar")
-# Options of some families that would change results, and the values that mean that they are not used.
-_NOT_SUPPORTED = {
-    "partial_rotary_factor": (1.0,),
-    "attn_logit_softcapping": (),
-    "final_logit_softcapping": (),
-    "use_bidirectional_attention": (False,),
-}
 _SIZES = [name for name, field in _FIELDS.items() if field.type == "int"]
+# Far beyond any model. Counts size lists, and windows and sizes are 32-bit integers in the kernels.
+_LIMITS = {
+    **dict.fromkeys((*_SIZES, "sliding_window"), (1 << 31) - 1),
+    "num_hidden_layers": 1 << 16,
+    "head_dim": 1 << 16,
+    "max_position_embeddings": LARGEST,
+}
 
 
 def _is_ints(value: Any) -> bool:
@@ -300,10 +309,7 @@ def _refuse_options(path: str | os.PathLike[str], content: Mapping[str, Any], re
     activation = read.get(key, str, family.activation)
     if {"swish": "silu"}.get(activation, activation) != family.activation:
         raise ValueError(f"{path}: {key} {activation!r} is not supported; supported is {family.activation!r}")
-    for key, neutral in _NOT_SUPPORTED.items():
-        if content.get(key) is not None and content[key] not in neutral:
-            supported = " or ".join(["null", *(str(value).lower() for value in neutral)])
-            raise ValueError(f"{path}: {key} {content[key]!r:.100} is not supported; supported is {supported}")
+    refuse_hf_keys(path, content, family)
     window = read.get("sliding_window", int, None)
     longest = read.get("max_position_embeddings", int, _FIELDS["max_position_embeddings"].default)
     if "sliding_window" not in family.defaults and window is not None and window < longest:
@@ -311,9 +317,7 @@ def _refuse_options(path: str | os.PathLike[str], content: Mapping[str, Any], re
 
 
 def _refuse_gguf_options(path: str | os.PathLike[str], arch: str, read: Values, family: Family) -> None:
-    for key in ("attn_logit_softcapping", "final_logit_softcapping"):
-        if read.get(f"{arch}.{key}", float, 0.0):
-            raise ValueError(f"{path}: {arch}.{key} {read.content[f'{arch}.{key}']} is not supported; supported is 0")
+    refuse_gguf_keys(path, arch, read.content)
     window = read.get(f"{arch}.attention.sliding_window", int, 0)
     if "sliding_window_pattern" not in family.defaults and 0 < window < read.get(f"{arch}.context_length", int):
         # llama.cpp passes over it.
@@ -329,11 +333,15 @@ def _read_windows(
     window = read.get("sliding_window", int, None) if "sliding_window" in content else defaults.get("sliding_window")
     if "use_sliding_window" in defaults and not read.get("use_sliding_window", bool, False):
         window = None
-    if "sliding_window" not in defaults or window is None:
-        return None, None
     types = read.get("layer_types", list, None)
-    if "sliding_window_pattern" not in defaults and "max_window_layers" not in defaults:
-        return window, None
+    some = "sliding_window_pattern" in defaults or "max_window_layers" in defaults
+    if "sliding_window" not in defaults:
+        window = None
+    alike = LAYER_TYPES[window is not None]
+    if not some and types is not None and any(kind != alike for kind in types):
+        raise ValueError(f"{path}: layer_types {shown(types)} is not supported; supported is {alike!r} for all layers")
+    if window is None or not some:
+        return window, types if some else None
     if types is None and "max_window_layers" in defaults:
         first = read.get("max_window_layers", int, defaults["max_window_layers"])
         types = [LAYER_TYPES[i >= first] for i in range(layers)]
@@ -359,25 +367,31 @@ def _read_gguf_windows(
 
 
 def _read_rope(
-    path: str | os.PathLike[str], read: Values, family: Family
+    path: str | os.PathLike[str], read: Values, family: Family, longest: int
 ) -> tuple[float, float | None, dict[str, Any] | None]:
-    """rope_theta, rope_local_base_freq and rope_scaling, from `rope_parameters` (transformers 5) or the keys before it."""
+    """rope_theta, rope_local_base_freq and rope_scaling, from `rope_parameters` (transformers 5) or the keys before it.
+
+    As in transformers, `rope_scaling` goes before `rope_parameters`, and what either of them says before the keys outside.
+    `longest` is max_position_embeddings.
+    """
     two = "rope_local_base_freq" in family.defaults
     theta = read.get("rope_theta", float, family.defaults.get("rope_theta", _FIELDS["rope_theta"].default))
     local = read.get("rope_local_base_freq", float, family.defaults["rope_local_base_freq"]) if two else None
-    scaling = read.get("rope_scaling", dict, None)
-    nested = read.get("rope_parameters", dict, None)
-    if nested is not None:
-        if any(isinstance(value, dict) for value in nested.values()):
-            if not two or not set(nested) <= set(LAYER_TYPES):
-                raise ValueError(f"{path}: rope parameters per layer type are not supported: {', '.join(nested)}")
-            inner = Values(path, Values(path, nested).get(LAYER_TYPES[1], dict, {}))
-            if inner.get("rope_type", str, "default") != "default":
-                raise ValueError(f"{path}: rope_type {inner.content['rope_type']!r} of sliding_attention is not supported")
-            local = inner.get("rope_theta", float, local)
-            nested = Values(path, nested).get(LAYER_TYPES[0], dict, {})
-        theta, scaling = Values(path, nested).get("rope_theta", float, theta), nested
-    return theta, local, read_hf_scaling(path, scaling)
+    nested = read.get("rope_parameters", dict, {})
+    if any(isinstance(value, dict) for value in nested.values()):
+        if not two or not set(nested) <= set(LAYER_TYPES):
+            raise ValueError(f"{path}: rope parameters per layer type are not supported: {', '.join(map(shown, nested))}")
+        inner = Values(path, Values(path, nested).get(LAYER_TYPES[1], dict, {}))
+        if inner.get("rope_type", str, "default") != "default":
+            raise ValueError(f"{path}: rope_type {inner.content['rope_type']!r} of sliding_attention is not supported")
+        refuse_rope_keys(path, inner.content, set())
+        local = inner.get("rope_theta", float, local)
+        nested = Values(path, nested).get(LAYER_TYPES[0], dict, {})
+    scaling = read.get("rope_scaling", dict, {})
+    # Of two bases, one for each type of layers, rope_scaling changes what it names; else it stands in place of all.
+    scaling = {**nested, **scaling} if two else scaling or nested
+    theta = Values(path, scaling).get("rope_theta", float, theta)
+    return theta, local, read_hf_scaling(path, scaling, read.get("original_max_position_embeddings", float, None), longest)
 
 
 def gguf_query_scalar(layers: int, hidden: int, heads: int, head_dim: int) -> int:

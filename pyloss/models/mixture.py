@@ -7,29 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import FormatError
+from ..numbers import shown
 from .families import Family
 
 if TYPE_CHECKING:
     from .values import Values
-
-# What some mixtures have and these have not, with the values that mean that it is not used.
-_NOT_SUPPORTED_HF = {
-    "clip_qkv": (),
-    "router_jitter_noise": (0, 0.0),
-    "shared_expert_intermediate_size": (0,),
-    "num_shared_experts": (0,),
-    "n_shared_experts": (0,),
-}
-_NOT_SUPPORTED_GGUF = {
-    "attention.clamp_kqv": (0.0,),
-    "expert_shared_count": (0,),
-    "expert_shared_feed_forward_length": (0,),
-    "expert_group_count": (0, 1),
-    "expert_gating_func": (0, 1),  # softmax
-    "expert_weights_scale": (0.0, 1.0),
-    "interleave_moe_layer_step": (0, 1),
-    "leading_dense_block_count": (0,),
-}
 
 
 @dataclass
@@ -81,8 +63,6 @@ def read_hf_mixture(path: str | os.PathLike[str], read: Values, family: Family, 
     experts = family.experts
     if experts is None:
         return None
-    for key, neutral in _NOT_SUPPORTED_HF.items():
-        _refuse(path, key, read.content.get(key), neutral)
     defaults = family.defaults
     # transformers 5 writes num_local_experts for all of them.
     count = read.get("num_experts", int, read.get("num_local_experts", int, defaults["num_experts"]))
@@ -93,6 +73,9 @@ def read_hf_mixture(path: str | os.PathLike[str], read: Values, family: Family, 
         step, only = read.get("decoder_sparse_step", int, 1), read.get("mlp_only_layers", list, [])
         if step < 1:
             raise ValueError(f"{path}: decoder_sparse_step must be at least 1, got {step}")
+        if not all(type(i) is int for i in only):
+            raise FormatError(path, "mlp_only_layers", f"expected a list of layers, got {shown(only)}")
+        only = set(only)
         dense = [i for i in range(layers) if i in only or (i + 1) % step]
     active = read.get("num_experts_per_tok", int, defaults["num_experts_per_tok"])
     return _checked(path, count, active, inner, normalise, tuple(dense))
@@ -103,8 +86,6 @@ def read_gguf_mixture(path: str | os.PathLike[str], arch: str, read: Values, fam
     experts = family.experts
     if experts is None:
         return None
-    for key, neutral in _NOT_SUPPORTED_GGUF.items():
-        _refuse(path, f"{arch}.{key}", read.content.get(f"{arch}.{key}"), neutral)
     normalise = read.get(f"{arch}.expert_weights_norm", bool, experts.gguf_normalise)
     if experts.own_size:
         inner = read.get(f"{arch}.expert_feed_forward_length", int)
@@ -116,9 +97,3 @@ def _checked(path: str | os.PathLike[str], *values: Any) -> Mixture:
         return Mixture(*values)
     except ValueError as error:
         raise FormatError(path, None, str(error)) from None
-
-
-def _refuse(path: str | os.PathLike[str], key: str, value: Any, neutral: tuple[Any, ...]) -> None:
-    if value is not None and value not in neutral:
-        supported = " or ".join(["none", *map(str, neutral)])
-        raise ValueError(f"{path}: {key} {value!r:.100} is not supported; supported is {supported}")

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from pyloss.errors import FormatError
+from pyloss.models.known_keys import refuse_rope_keys
 from pyloss.models.stored import StoredTensor
 from pyloss.models.values import Values, shortest
 
@@ -68,26 +69,46 @@ def check_scaling(scaling: Mapping[str, Any] | None) -> None:
             raise ValueError(f"rope_scaling's {low} must be below its {high}, got {scaling}")
 
 
-def read_hf_scaling(path: str | os.PathLike[str], scaling: dict[str, Any] | None) -> dict[str, Any] | None:
-    """From the object that config.json has under `rope_scaling` or `rope_parameters`."""
-    if scaling is None:
-        return None
+# The last position that tables are made for, by far.
+_LAST_POSITION = 2.0**31
+
+
+def check_rotary(theta: float, head_dim: int, scaling: Mapping[str, Any] | None) -> None:
+    """Raises ValueError where angles, or what scales cos and sin, are no finite numbers."""
+    try:
+        with np.errstate(all="ignore"):
+            frequencies, scale = rotary_frequencies(theta, head_dim, scaling)
+            finite = np.isfinite(frequencies * _LAST_POSITION).all() and np.isfinite(np.float32(scale))
+    except (ArithmeticError, ValueError):  # logarithms and divisions of yarn
+        finite = False
+    if not finite:
+        kind = f"with {dict(scaling)}" if scaling else "alone"
+        raise ValueError(f"rope_theta {theta} {kind} gives rotary angles that are not finite")
+
+
+def read_hf_scaling(
+    path: str | os.PathLike[str], scaling: Mapping[str, Any], original: float | None, longest: int
+) -> dict[str, Any] | None:
+    """From the object that config.json has under `rope_scaling` or `rope_parameters`.
+
+    The length before scaling is, as in transformers, `original` of the configuration itself, else that of `scaling`, else
+    `longest`, max_position_embeddings.
+    """
     values = Values(path, scaling)
     kind = values.get("rope_type", str, values.get("type", str, "default"))
     if kind == "default":
         return None
     if kind not in KEYS:
         raise ValueError(f"{path}: rope_type {kind!r} is not supported; supported are default, {', '.join(KEYS)}")
-    for key, neutral in (("mscale", None), ("mscale_all_dim", None), ("truncate", True)):
-        if kind == "yarn" and scaling.get(key, neutral) not in (neutral, None):
-            raise ValueError(f"{path}: {key} {scaling[key]!r} of yarn is not supported")
+    refuse_rope_keys(path, scaling, {key for keys in KEYS.values() for key in keys})
     defaults: dict[str, float] = {}
     if kind == "yarn":
         defaults = {**_YARN, "attention_factor": _attention_factor(values.get("factor", float))}
-    numbers = {
-        key: values.get(key, int if key.startswith("original") else float, *([defaults[key]] if key in defaults else []))
-        for key in KEYS[kind]
-    }
+    defaults["original_max_position_embeddings"] = longest
+    numbers = {key: values.get(key, float, *([defaults[key]] if key in defaults else [])) for key in KEYS[kind]}
+    if "original_max_position_embeddings" in numbers:
+        length = numbers["original_max_position_embeddings"] if original is None else original
+        numbers["original_max_position_embeddings"] = int(length) if length == int(length) else length
     return {"rope_type": kind, **numbers}
 
 
@@ -104,25 +125,33 @@ def read_gguf_scaling(
 ) -> dict[str, Any] | None:
     """From a GGUF file's metadata and its tensor `rope_freqs.weight`, if it has one."""
     at = f"{arch}.rope.scaling"
-    kind = read.get(f"{at}.type", str, "none")
+    # llama.cpp takes a factor without a type as linear, scale_linear as the factor's older name, and 0 as none.
+    kind = read.get(f"{at}.type", str, "linear")
     if kind not in ("none", "linear", "yarn"):
         raise ValueError(f"{path}: {at}.type {kind!r} is not supported; supported are none, linear, yarn")
+    factor = shortest(read.get(f"{at}.factor", float, read.get(f"{arch}.rope.scale_linear", float, 0.0)))
+    if kind == "yarn" and not factor:
+        raise FormatError(path, f"{at}.factor", "this key is missing")
+    if kind == "none" or (kind == "linear" and factor in (0.0, 1.0)):
+        kind = "none"
+    extrapolated = (-1.0, 1.0) if kind == "yarn" else (-1.0, 0.0)
+    for key, neutral in (("attn_factor", (1.0,)), ("yarn_attn_factor", (1.0,)), ("yarn_ext_factor", extrapolated)):
+        if read.get(f"{at}.{key}", float, neutral[0]) not in neutral:
+            allowed = " or ".join(f"{value:g}" for value in neutral)
+            raise ValueError(f"{path}: {at}.{key} {read.content[f'{at}.{key}']} is not supported; supported is {allowed}")
     if factors is not None:
-        if kind == "yarn":
-            raise ValueError(f"{path}: {at}.type 'yarn' beside {factors.name} is not supported")
+        if kind != "none":
+            raise ValueError(f"{path}: {at}.type {kind!r} beside {factors.name} is not supported")
         return _read_llama3(path, factors, theta, head_dim)
     if kind == "none":
         return None
-    factor = shortest(read.get(f"{at}.factor", float))
     if kind == "linear":
         return {"rope_type": kind, "factor": factor}
-    for key in ("attn_factor", "yarn_ext_factor", "yarn_attn_factor"):
-        if read.get(f"{at}.{key}", float, 1.0) != 1.0:
-            raise ValueError(f"{path}: {at}.{key} {read.content[f'{at}.{key}']} is not supported; supported is 1")
+    longest = read.get(f"{arch}.context_length", int)
     return {
         "rope_type": kind,
         "factor": factor,
-        "original_max_position_embeddings": read.get(f"{at}.original_context_length", int),
+        "original_max_position_embeddings": read.get(f"{at}.original_context_length", int, longest),
         **{key: shortest(read.get(f"{at}.{name}", float, _YARN[key])) for key, name in _GGUF_YARN.items()},
         "attention_factor": _attention_factor(factor) if factor > 0 else 0.0,
     }
@@ -131,9 +160,16 @@ def read_gguf_scaling(
 def _read_llama3(path: str | os.PathLike[str], factors: StoredTensor, theta: float, head_dim: int) -> dict[str, Any]:
     """Llama 3's scaling is stored as its result, one factor per frequency; its four numbers are found again and checked."""
     stored = factors.array()
-    with np.errstate(all="ignore"):  # damaged numbers are not close to anything
-        guess = _llama3_scaling(stored.reshape(-1).astype(np.float64), theta, head_dim)
-        same = stored.shape == (head_dim // 2,) and np.allclose(stored, llama3_factors(guess, theta, head_dim), 1e-3)
+    if not (np.isfinite(stored) & (stored > 0)).all():
+        raise FormatError(path, factors.name, "these are rotary factors, and some are not positive or not finite")
+    same = False
+    if stored.shape == (head_dim // 2,):
+        with np.errstate(all="ignore"):  # damaged numbers are not close to anything
+            try:
+                guess = _llama3_scaling(stored.astype(np.float64), theta, head_dim)
+                same = np.allclose(stored, llama3_factors(guess, theta, head_dim), 1e-3)
+            except (ArithmeticError, ValueError):  # a length that is no finite number
+                same = False
     if not same:
         raise FormatError(path, factors.name, "these are not the rotary factors of Llama 3, the only ones supported")
     return guess

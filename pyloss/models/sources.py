@@ -8,12 +8,17 @@ from pyloss.errors import FormatError
 from pyloss.models.config import ModelConfig
 from pyloss.models.names import expert_name, gguf_name
 from pyloss.models.quantised import Quantisation
-from pyloss.models.stored import StoredTensor, TensorFile
+from pyloss.models.stored import StoredTensor, TensorFile, layers_held
 from pyloss.weight_stack import WeightStack
 from pyloss.weights import Weight
 
-# Rotary tables that some files have, which are computed.
-_TABLES = ("rotary_emb.inv_freq", "attn_rot_embd.weight")
+# Rotary tables that some files have: they are computed, and GGUF's factors belong to the configuration.
+_TABLES = ("rotary_emb.inv_freq", "attn_rot_embd.weight", "rope_freqs.weight")
+# How the names of tensors for images and sound begin, beside a language model's.
+_OTHER_INPUTS = (
+    "vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.", "vision_model.",
+    "audio_tower.", "v.", "mm.", "a.",
+)  # fmt: skip
 
 
 class Source:
@@ -47,12 +52,19 @@ class Source:
         return self._find(f"{name}.weight", count, rows, cols).stack()
 
     def refuse_leftovers(self) -> None:
-        """FormatError for a tensor of a layer that nobody asked for: the configuration says less than the file holds."""
-        left = [name for name in self.file if name.startswith(self._layers()) and name not in self.file.asked]
-        left = [name for name in left if not name.endswith(_TABLES)]
+        """FormatError for a tensor that nobody asked for: the configuration says less than the file holds."""
+        left = [name for name in self.file if name not in self.file.asked]
+        left = [name for name in left if not name.endswith(_TABLES) and not name.startswith(_OTHER_INPUTS)]
         if left:
             others = f", and {len(left) - 1} others" if len(left) > 1 else ""
-            raise FormatError(self.file.path, left[0], f"no layer of this configuration has such a tensor{others}")
+            raise FormatError(self.file.path, left[0], f"no part of this configuration has such a tensor{others}")
+
+    def refuse_missing_layers(self, layers: int) -> None:
+        """FormatError where the configuration has more `layers` than the file has tensors for."""
+        held = layers_held(self.file, self._layers())
+        if layers > held:
+            reason = f"it is {layers}, and the file has tensors for {held} layers"
+            raise FormatError(self.file.path, "num_hidden_layers", reason)
 
     def _layers(self) -> str:
         """How the names of layers' tensors begin."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -91,3 +91,9 @@ class TensorFile:
 
     def __len__(self) -> int:
         return len(self.tensors)
+
+
+def layers_held(names: Iterable[str], prefix: str) -> int:
+    """For how many layers there are tensors: names like "blk.3.attn_q.weight" of the `prefix` "blk."."""
+    layers = (name.removeprefix(prefix).split(".", 1)[0] for name in names if name.startswith(prefix))
+    return 1 + max((int(layer) for layer in layers if layer.isdecimal() and len(layer) < 10), default=-1)

@@ -33,8 +33,8 @@ class RandomSource(Source):
         self._drawn: dict[tuple[int, int], Weight] = {}
 
     def has(self, name: str) -> bool:
-        """See `Source`."""
-        return True
+        """See `Source`: nothing is there before it is asked for."""
+        return False
 
     def array(self, name: str, *shape: int, rotary: bool = False) -> np.ndarray:
         """See `Source`: zeros, since what is asked for are biases."""
@@ -55,6 +55,9 @@ class RandomSource(Source):
     def experts(self, name: str, count: int, rows: int, cols: int) -> WeightStack:
         """See `Source`."""
         return WeightStack([self.matrix(name, rows, cols) for _ in range(count)])
+
+    def refuse_missing_layers(self, layers: int) -> None:
+        """None are missing."""
 
     def refuse_leftovers(self) -> None:
         """Nothing is left of nothing."""

@@ -1,5 +1,8 @@
 """Building models from a source: what is missing or does not fit is named."""
 
+import json
+import resource
+
 import numpy as np
 import pytest
 import tiny
@@ -64,21 +67,71 @@ def added(name, *shape):
         "model.layers.3.mlp.up_proj.weight",
         "model.layers.0.self_attn.q_norm.weight",
         "model.layers.0.pre_feedforward_layernorm.weight",
+        "lm_head.bias",
+        "model.norm.bias",
+        "score.weight",
+        "model.embed_positions.weight",
     ],
 )
 def test_a_tensor_that_the_configuration_has_no_place_for_is_named(tmp_path, name):
     """It would be a silent wrong result else: fewer layers, or a layer without its biases."""
     tiny.write_folder(tmp_path, change=added(name, 32))
-    with pytest.raises(FormatError, match="no layer of this configuration has such a tensor") as caught:
+    with pytest.raises(FormatError, match="no part of this configuration has such a tensor") as caught:
         load_model(tmp_path)
     assert name in str(caught.value)
 
 
 def test_what_may_be_left_over(tmp_path):
-    """Rotary tables, a head that is tied, and what lies beside the layers."""
-    for name in ("model.layers.0.self_attn.rotary_emb.inv_freq", "lm_head.weight", "vision.layers.0.weight"):
+    """Rotary tables, and what reads images."""
+    for name in ("model.layers.0.self_attn.rotary_emb.inv_freq", "model.rotary_emb.inv_freq", "vision_tower.layers.0.weight"):
         tiny.write_folder(tmp_path / name, change=added(name, 4))
         load_model(tmp_path / name)
+
+
+TOKENS = [3, 1, 4, 1, 5]
+
+
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+def test_a_head_beside_tied_embeddings_counts_where_it_differs(tmp_path, dtype):
+    def change(arrays, last):
+        arrays["lm_head.weight"] = arrays["model.embed_tokens.weight"].copy()
+        arrays["lm_head.weight"][-1, -1] += last
+
+    for last in (0, 1):
+        c, arrays = tiny.write_folder(tmp_path, dtype=dtype, change=lambda arrays, last=last: change(arrays, last))
+        model = load_model(tmp_path)
+        assert (model.lm_head is None) == (not last) and model.config.tie_word_embeddings == (not last)
+        expected = tiny.logits({**c, "tie_word_embeddings": False}, arrays, TOKENS)
+        np.testing.assert_allclose(model([TOKENS])[0], expected, atol=1e-4)
+        # What is written of it says the same in one way.
+        model.save(tmp_path / "saved")
+        np.testing.assert_array_equal(load_model(tmp_path / "saved")([TOKENS]), model([TOKENS]))
+
+
+def test_a_head_of_another_shape_is_named_though_embeddings_are_tied(tmp_path):
+    tiny.write_folder(tmp_path, change=added("lm_head.weight", 4))
+    with pytest.raises(FormatError, match=r"lm_head.weight: has shape \(4,\)"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize("layers", [4, 1 << 16])
+def test_more_layers_than_the_file_has_are_named_with_it(tmp_path, layers):
+    tiny.write_folder(tmp_path)
+    config = tiny.config(num_hidden_layers=layers)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(FormatError, match=f"num_hidden_layers: it is {layers}, and the file has tensors for 3 layers"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize("key", ["num_hidden_layers", "head_dim", "vocab_size", "hidden_size", "intermediate_size", "num_attention_heads"])
+@pytest.mark.parametrize("value", [10**9, 10**30])
+def test_sizes_without_bound_are_refused_before_anything_is_made_of_them(tmp_path, key, value):
+    tiny.write_folder(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(tiny.config(**{key: value})))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(FormatError, match=str(tmp_path)):
+        load_model(tmp_path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000
 
 
 def test_missing_and_misshapen_tensors_of_a_gguf_file(tmp_path, monkeypatch):

@@ -70,7 +70,8 @@ def stored(name, array):
 
 
 WINDOWED = {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 512}
-EMBEDDING = {"token_embd.weight": StoredTensor("m.gguf", "token_embd.weight", "Q8_0", (49152, 576), None)}
+# The tensors that configurations are read with: the embedding, and those that tell how many layers there are.
+EMBEDDING = {"token_embd.weight": StoredTensor("m.gguf", "token_embd.weight", "Q8_0", (49152, 576), None), "blk.61.attn_norm.weight": None}
 
 
 @pytest.fixture
@@ -123,6 +124,62 @@ def test_rope_before_transformers_5(read):
     yarn = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
     assert read(rope_scaling=yarn).rope_scaling == YARN
     assert read(rope_scaling={**yarn, "attention_factor": 1.0, "mscale": None}).rope_scaling["attention_factor"] == 1.0
+
+
+@pytest.mark.parametrize("kind", ["yarn", "llama3"])
+def test_the_length_before_scaling_may_be_left_to_the_configuration(read, kind):
+    """Whole floats are lengths, too; right values as in transformers, see tests/parity/test_config_parity.py."""
+    scaling = {key: value for key, value in (YARN if kind == "yarn" else LLAMA3).items() if not key.startswith("original")}
+
+    def length(**changes):
+        return read(rope_scaling={**scaling, **changes.pop("inner", {})}, **changes).rope_scaling["original_max_position_embeddings"]
+
+    assert length() == 8192 and length(max_position_embeddings=4096) == 4096
+    assert length(inner={"original_max_position_embeddings": 4096.0}) == 4096
+    assert type(length(inner={"original_max_position_embeddings": 4096.0})) is int
+    assert length(inner={"original_max_position_embeddings": 1024}, original_max_position_embeddings=2048) == 2048
+
+
+def test_what_rope_scaling_says_goes_before_the_keys_outside(read):
+    assert read(rope_scaling={"rope_type": "linear", "factor": 2.0, "rope_theta": 5e5}).rope_theta == 5e5
+    assert read(rope_scaling={"rope_type": "default", "rope_theta": 5e5}, rope_theta=...).rope_theta == 5e5
+    config = read(rope_scaling={"type": "linear", "factor": 2.0}, rope_parameters={"rope_theta": 7e5, **LLAMA3})
+    assert config.rope_scaling == {"rope_type": "linear", "factor": 2.0} and config.rope_theta == 1e5
+
+
+HUGE = 10**400
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rope_theta": 1.0, "rope_scaling": YARN},
+        {"rope_theta": 5e-324},
+        {"rope_scaling": {**YARN, "beta_slow": 5e-324}},
+        {"rope_scaling": {**YARN, "factor": 1e-320}},
+        {"rope_scaling": {**YARN, "attention_factor": 1e300}},
+        {"rope_scaling": {**YARN, "original_max_position_embeddings": HUGE}},
+        {"rope_scaling": {**LLAMA3, "original_max_position_embeddings": HUGE}},
+        {"rope_scaling": {"rope_type": "linear", "factor": 5e-324}},
+        {"original_max_position_embeddings": HUGE, "rope_scaling": YARN},
+        {"model_type": "gemma3_text", "query_pre_attn_scalar": HUGE},
+        {"model_type": "gemma3_text", "rope_local_base_freq": HUGE},
+        {"model_type": "mistral", "sliding_window": 1 << 63},
+        {"model_type": "mistral", "sliding_window": 1 << 40},
+        {"max_position_embeddings": HUGE},
+        {"rms_norm_eps": HUGE},
+        {"head_dim": 10**9},
+        {"vocab_size": 10**12},
+        {"num_hidden_layers": 10**9},
+        {"num_hidden_layers": 10**9, "model_type": "gemma3_text"},
+        {"num_hidden_layers": 10**9, "model_type": "qwen3_moe", "decoder_sparse_step": 2},
+        {"model_type": "qwen3_moe", "mlp_only_layers": [{}]},
+        {"bos_token_id": HUGE},
+    ],
+)
+def test_arithmetic_stays_in_its_range(read, changes):
+    with pytest.raises(FormatError, match="config.json"):
+        read(**changes)
 
 
 def windows(config):
@@ -210,8 +267,8 @@ def test_round_trip(read, tmp_path, changes):
             "'linear' of sliding_attention",
         ),
         ({"rope_scaling": {"rope_type": "dynamic", "factor": 4.0}}, "rope_type 'dynamic' .* default, linear, llama3, yarn"),
-        ({"rope_scaling": {**YARN, "mscale": 1.0}}, "mscale 1.0 of yarn"),
-        ({"rope_scaling": {**YARN, "truncate": False}}, "truncate False of yarn"),
+        ({"rope_scaling": {**YARN, "mscale": 1.0}}, "mscale of rope_scaling 1.0 is not supported"),
+        ({"rope_scaling": {**YARN, "truncate": False}}, "truncate of rope_scaling False is not supported"),
         ({"rope_parameters": {"full": {"rope_theta": 1.0}}}, "per layer type"),
     ],
 )
@@ -225,40 +282,39 @@ def test_what_is_not_supported_is_named(read, changes, message):
 @pytest.mark.parametrize(
     ("changes", "what", "message"),
     [
-        ({"hidden_size": "576"}, "hidden_size", "expected int, got str '576'"),
-        ({"hidden_size": 576.0}, "hidden_size", "expected int, got float"),
-        ({"hidden_size": True}, "hidden_size", "expected int, got bool"),
+        ({"hidden_size": "576"}, "hidden_size", "the value is '576'; it must be a whole number"),
+        ({"hidden_size": 576.0}, "hidden_size", "the value is 576.0; it must be a whole number"),
+        ({"hidden_size": True}, "hidden_size", "the value is True; it must be a whole number"),
         ({"hidden_size": ...}, "hidden_size", "missing"),
         ({"vocab_size": None}, "vocab_size", "missing"),
         ({"model_type": ["llama"]}, "model_type", "expected str"),
         ({"tie_word_embeddings": 1}, "tie_word_embeddings", "expected bool"),
-        ({"rms_norm_eps": "1e-5"}, "rms_norm_eps", "expected float"),
+        ({"rms_norm_eps": "1e-5"}, "rms_norm_eps", "the value is '1e-5'; it must be a finite number"),
         ({"eos_token_id": ["a"]}, "eos_token_id", "integer or a list"),
         ({"rope_scaling": "llama3"}, "rope_scaling", "expected dict"),
         ({"rope_scaling": {"rope_type": "linear"}}, "factor", "missing"),
-        ({"rope_scaling": {**LLAMA3, "factor": "8"}}, "factor", "expected float"),
+        ({"rope_scaling": {**LLAMA3, "factor": "8"}}, "factor", "the value is '8'; it must be a finite number"),
         ({"rope_scaling": {**LLAMA3, "factor": -1}}, None, "positive finite"),
         ({"rope_scaling": {**LLAMA3, "low_freq_factor": 4.0}}, None, "below"),
         ({"rope_scaling": {**YARN, "beta_slow": 32}}, None, "beta_slow must be below its beta_fast"),
         ({"rope_scaling": {**YARN, "factor": 0}}, None, "positive finite"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "original_max_position_embeddings", "missing"),
         ({"num_attention_heads": 7}, None, "hidden_size 576 is not a multiple of num_attention_heads 7"),
-        ({"num_attention_heads": 0}, None, "num_attention_heads 0"),
+        ({"num_attention_heads": 0}, "num_attention_heads", "the value is 0; it must be a whole number from 1 to 2147483647"),
         ({"num_key_value_heads": 2}, None, "num_attention_heads 9 is not a multiple of num_key_value_heads 2"),
         ({"head_dim": 63}, None, "head_dim must be even"),
-        ({"num_hidden_layers": -1}, None, "num_hidden_layers must be at least 1, got -1"),
-        ({"rms_norm_eps": 0}, None, "rms_norm_eps must be positive"),
-        ({"rope_theta": float("nan")}, None, "rope_theta must be positive"),
-        ({"model_type": "mistral", "sliding_window": 0}, None, "sliding_window must be at least 1, got 0"),
-        ({"model_type": "mistral", "sliding_window": "all"}, "sliding_window", "expected int"),
+        ({"num_hidden_layers": -1}, "num_hidden_layers", "the value is -1; it must be a whole number from 1 to 65536"),
+        ({"rms_norm_eps": 0}, None, "rms_norm_eps is 0.0; it must be a finite number above 0"),
+        ({"rope_theta": float("nan")}, "rope_theta", "the value is nan; it must be a finite number"),
+        ({"model_type": "mistral", "sliding_window": 0}, None, "sliding_window is 0; it must be a whole number from 1 to"),
+        ({"model_type": "mistral", "sliding_window": "all"}, "sliding_window", "the value is 'all'; it must be a whole number"),
         ({**WINDOWED, "layer_types": ["sliding_attention"]}, None, "layer_types names 1 layers, and num_hidden_layers is 30"),
         ({**WINDOWED, "layer_types": ["chunked_attention"] * 30}, None, "layer_types must be of .* got 'chunked_attention'"),
         ({**WINDOWED, "layer_types": "full_attention"}, "layer_types", "expected list"),
         ({"model_type": "gemma3_text", "sliding_window_pattern": 0}, "sliding_window_pattern", "at least 1, got 0"),
-        ({"model_type": "gemma3_text", "query_pre_attn_scalar": -1}, None, "query_pre_attn_scalar must be positive"),
-        ({"model_type": "gemma3_text", "rope_local_base_freq": 0}, None, "rope_local_base_freq must be positive"),
+        ({"model_type": "gemma3_text", "query_pre_attn_scalar": -1}, "query_pre_attn_scalar", "the value is -1; it must be a whole number of at least 1"),
+        ({"model_type": "gemma3_text", "rope_local_base_freq": 0}, None, "rope_local_base_freq is 0.0; it must be a finite number above 0"),
         ({"model_type": "gemma3"}, "text_config", "missing"),
-        ({"rope_theta": 10**400}, "rope_theta", "expected float, got int"),
+        ({"rope_theta": 10**400}, "rope_theta", "the value is an integer of 1329 bits; it must be a finite number"),
     ],
 )
 def test_damage_is_named(read, changes, what, message):
@@ -316,6 +372,8 @@ def test_gguf_yarn():
     metadata["llama.rope.scaling.original_context_length"] = 32768
     scaling = ModelConfig.from_gguf(metadata, EMBEDDING).rope_scaling
     assert scaling == {**YARN, "attention_factor": pytest.approx(1.13863, abs=1e-5)}
+    without = {key: value for key, value in metadata.items() if not key.endswith("original_context_length")}
+    assert ModelConfig.from_gguf(without, EMBEDDING).rope_scaling["original_max_position_embeddings"] == 8192
     scaling = ModelConfig.from_gguf({**metadata, "llama.rope.scaling.yarn_beta_fast": 16.0}, EMBEDDING).rope_scaling
     assert scaling["beta_fast"] == 16.0
     for key in ("attn_factor", "yarn_ext_factor", "yarn_attn_factor"):
@@ -323,9 +381,44 @@ def test_gguf_yarn():
             ModelConfig.from_gguf({**metadata, f"llama.rope.scaling.{key}": 0.5}, EMBEDDING, "m.gguf")
 
 
-def test_gguf_linear_scaling():
-    metadata = {**GGUF, "llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 4.0}
-    assert ModelConfig.from_gguf(metadata, EMBEDDING).rope_scaling == {"rope_type": "linear", "factor": 4.0}
+@pytest.mark.parametrize(
+    ("said", "factor"),
+    [
+        ({"scaling.type": "linear", "scaling.factor": 4.0}, 4.0),
+        ({"scaling.factor": 4.0}, 4.0),
+        ({"scale_linear": 4.0}, 4.0),
+        ({"scaling.factor": 2.0, "scale_linear": 4.0}, 2.0),
+        ({"scaling.type": "none", "scaling.factor": 4.0}, None),
+        ({"scaling.type": "linear"}, None),
+        ({"scale_linear": 1.0}, None),
+        ({"scaling.factor": 0.0}, None),
+    ],
+)
+def test_gguf_linear_scaling(said, factor):
+    """As llama.cpp reads it: a factor alone is linear, scale_linear its older name, 0 and 1 no scaling."""
+    metadata = {**GGUF, **{f"llama.rope.{key}": value for key, value in said.items()}}
+    expected = factor and {"rope_type": "linear", "factor": factor}
+    assert ModelConfig.from_gguf(metadata, EMBEDDING).rope_scaling == expected
+
+
+def test_gguf_scaling_by_a_factor_beside_stored_factors_is_refused():
+    factors = stored("rope_freqs.weight", llama3_factors(LLAMA3, 5e5, 64))
+    with pytest.raises(ValueError, match="'linear' beside rope_freqs.weight is not supported"):
+        ModelConfig.from_gguf({**GGUF, "llama.rope.scale_linear": 2.0}, {**EMBEDDING, "rope_freqs.weight": factors})
+
+
+@pytest.mark.parametrize("wrong", [np.inf, np.nan, 0.0, -1.0])
+def test_gguf_stored_factors_are_positive_and_finite(wrong):
+    factors = llama3_factors(LLAMA3, 5e5, 64)
+    factors[20] = wrong
+    with pytest.raises(FormatError, match="rope_freqs.weight: these are rotary factors, and some are not positive or not finite"):
+        ModelConfig.from_gguf(GGUF, {**EMBEDDING, "rope_freqs.weight": stored("rope_freqs.weight", factors)})
+
+
+@pytest.mark.parametrize(("key", "value"), [("rope.freq_base", 5e-324), ("attention.layer_norm_rms_epsilon", 1e300), ("block_count", 10**9)])
+def test_gguf_arithmetic_stays_in_its_range(key, value):
+    with pytest.raises(FormatError):
+        ModelConfig.from_gguf({**GGUF, f"llama.{key}": value}, EMBEDDING)
 
 
 @pytest.mark.parametrize(
@@ -340,7 +433,7 @@ def test_gguf_linear_scaling():
         ({"llama.attention.key_length": 128}, "partial"),
         ({"llama.attention.sliding_window": 4096}, "sliding_window 4096"),
         ({"llama.block_count": None}, "llama.block_count: this key is missing"),
-        ({"llama.attention.head_count": [9, 9]}, "head_count: expected int, got list"),
+        ({"llama.attention.head_count": [9, 9]}, "head_count: the value is \\[9, 9\\]; it must be a whole number"),
         ({"llama.attention.head_count_kv": 2}, "not a multiple"),
     ],
 )

@@ -43,13 +43,13 @@ def test_what_config_json_says(tmp_path, content, mixture):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({**OLMOE, "clip_qkv": 8.0}, "clip_qkv 8.0 is not supported; supported is none"),
-        ({**MIXTRAL, "router_jitter_noise": 0.1}, "router_jitter_noise 0.1 is not supported; supported is none or 0"),
+        ({**OLMOE, "clip_qkv": 8.0}, "clip_qkv 8.0 is not supported; supported is null"),
+        ({**MIXTRAL, "router_jitter_noise": 0.1}, "router_jitter_noise 0.1 is not supported; supported is null or false"),
         ({**QWEN3, "shared_expert_intermediate_size": 24}, "shared_expert_intermediate_size 24"),
         ({**QWEN3, "num_experts_per_tok": 17}, "a token cannot visit 17 of 16 experts"),
         ({**QWEN3, "moe_intermediate_size": 0}, "of size 0"),
         ({**QWEN3, "decoder_sparse_step": 0}, "decoder_sparse_step must be at least 1, got 0"),
-        ({**MIXTRAL, "num_local_experts": "8"}, "num_local_experts: expected int"),
+        ({**MIXTRAL, "num_local_experts": "8"}, "num_local_experts: the value is '8'; it must be a whole number"),
     ],
 )
 def test_what_is_refused(tmp_path, content, message):

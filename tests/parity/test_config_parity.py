@@ -11,7 +11,7 @@ pytest.importorskip("torch", reason="transformers computes rotary factors with i
 
 from pyloss.models.config import ModelConfig
 from pyloss.models.families import FAMILIES
-from pyloss.models.rope_scaling import llama3_factors
+from pyloss.models.rope_scaling import llama3_factors, rotary_frequencies
 
 LLAMA3 = llama3(8.0)
 
@@ -118,3 +118,25 @@ def test_llama3_factors(tmp_path):
     inverse, _ = rope(theirs, device="cpu")
     plain = config.rope_theta ** (-np.arange(0, 32, 2) / 32)
     np.testing.assert_allclose(plain / llama3_factors(LLAMA3, config.rope_theta, 32), inverse.numpy(), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
+        {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 4096.0}},
+        {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4}, "original_max_position_embeddings": 2048},
+        {"rope_scaling": {"type": "linear", "factor": 4.0, "rope_theta": 1e4}},
+        {"rope_scaling": {"rope_type": "default", "rope_theta": 1e4}},
+        {"rope_scaling": {key: value for key, value in LLAMA3.items() if not key.startswith("original")}},
+        {"rope_scaling": LLAMA3, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
+    ],
+)
+def test_rotary_frequencies_of_whatever_is_left_out_or_said_twice(tmp_path, changes):
+    content = {key: value for key, value in make(max_position_embeddings=8192).to_hf().items() if key != "rope_scaling"}
+    (tmp_path / "config.json").write_text(json.dumps({**content, **changes}))
+    ours, theirs = ModelConfig.from_hf(tmp_path / "config.json"), transformers.AutoConfig.from_pretrained(tmp_path)
+    table = transformers.models.llama.modeling_llama.LlamaRotaryEmbedding(theirs)
+    frequencies, scale = rotary_frequencies(ours.rope_theta, ours.head_dim, ours.rope_scaling)
+    np.testing.assert_allclose(frequencies, table.inv_freq.numpy(), rtol=1e-5)
+    assert scale == pytest.approx(table.attention_scaling)

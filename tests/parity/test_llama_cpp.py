@@ -132,3 +132,14 @@ def test_families(name, tmp_path):
     adapter_modules(model)[f"model.layers.0.{block}.down_proj"].scale = 5.0
     write_lora_gguf(model, tmp_path / "lora.gguf")
     agree(model, IDS, llama_runner.run(tmp_path / "base.gguf", IDS, TOKENS, tmp_path / "lora.gguf"), atol)
+
+
+@pytest.mark.parametrize("said", [{"rope.scaling.factor": 4.0}, {"rope.scale_linear": 4.0}, {"rope.scaling.type": "none", "rope.scaling.factor": 4.0}], ids=str)
+def test_rotary_scaling_without_a_type(said, tmp_path, monkeypatch):
+    make_tiny().save_pretrained(tmp_path / "hf")
+    model = load_model(tmp_path / "hf")
+    monkeypatch.setattr("pyloss.models.gguf_writer.gguf_scaling", lambda scaling: said)
+    write_gguf(model, tmp_path / "m.gguf", plain_tokenizer())
+    answer = llama_runner.run(tmp_path / "m.gguf", IDS, TOKENS)
+    agree(load_model(tmp_path / "m.gguf"), IDS, answer)
+    assert (difference(model, IDS, answer) > 0.01) == ("rope.scaling.type" not in said)  # the factor shows

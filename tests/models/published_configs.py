@@ -1,0 +1,139 @@
+"""Configurations as publishers and tools write them, shortened in lists alone: `HF` config.json's, `GGUF` metadata's."""
+
+_LLAMA = {
+    "architectures": ["LlamaForCausalLM"], "attention_bias": False, "attention_dropout": 0.0, "bos_token_id": 1, "eos_token_id": 2,
+    "hidden_act": "silu", "hidden_size": 4096, "initializer_range": 0.02, "intermediate_size": 11008, "max_position_embeddings": 4096,
+    "model_type": "llama", "num_attention_heads": 32, "num_hidden_layers": 32, "num_key_value_heads": 32, "pretraining_tp": 1,
+    "rms_norm_eps": 1e-05, "rope_scaling": None, "tie_word_embeddings": False, "torch_dtype": "float16",
+    "transformers_version": "4.31.0.dev0", "use_cache": True, "vocab_size": 32000,
+}  # fmt: skip
+_LLAMA3 = {
+    **_LLAMA, "bos_token_id": 128000, "eos_token_id": [128001, 128008, 128009], "head_dim": 64, "hidden_size": 2048,
+    "intermediate_size": 8192, "max_position_embeddings": 131072, "mlp_bias": False, "num_hidden_layers": 16, "num_key_value_heads": 8,
+    "rope_scaling": {"factor": 32.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0, "original_max_position_embeddings": 8192, "rope_type": "llama3"},
+    "rope_theta": 500000.0, "tie_word_embeddings": True, "torch_dtype": "bfloat16", "vocab_size": 128256,
+}  # fmt: skip
+_SMOLLM2 = {
+    **_LLAMA, "hidden_size": 576, "initializer_range": 0.041666666666666664, "intermediate_size": 1536, "is_llama_config": True,
+    "max_position_embeddings": 8192, "mlp_bias": False, "num_attention_heads": 9, "num_hidden_layers": 30, "num_key_value_heads": 3,
+    "pad_token_id": 2, "rope_interleaved": False, "rope_theta": 100000, "tie_word_embeddings": True, "vocab_size": 49152,
+    "transformers.js_config": {"kv_cache_dtype": {"q4f16": "float16", "fp16": "float16"}},
+}  # fmt: skip
+_MISTRAL = {
+    "architectures": ["MistralForCausalLM"], "attention_dropout": 0.0, "bos_token_id": 1, "eos_token_id": 2, "head_dim": 128,
+    "hidden_act": "silu", "hidden_size": 4096, "initializer_range": 0.02, "intermediate_size": 14336, "max_position_embeddings": 32768,
+    "model_type": "mistral", "num_attention_heads": 32, "num_hidden_layers": 32, "num_key_value_heads": 8, "rms_norm_eps": 1e-05,
+    "rope_theta": 1000000.0, "sliding_window": None, "tie_word_embeddings": False, "torch_dtype": "bfloat16",
+    "transformers_version": "4.42.0.dev0", "use_cache": True, "vocab_size": 32768,
+}  # fmt: skip
+_QWEN2 = {
+    "architectures": ["Qwen2ForCausalLM"], "attention_dropout": 0.0, "bos_token_id": 151643, "eos_token_id": 151645,
+    "hidden_act": "silu", "hidden_size": 896, "initializer_range": 0.02, "intermediate_size": 4864, "max_position_embeddings": 32768,
+    "max_window_layers": 21, "model_type": "qwen2", "num_attention_heads": 14, "num_hidden_layers": 24, "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-06, "rope_theta": 1000000.0, "sliding_window": 32768, "tie_word_embeddings": True, "torch_dtype": "bfloat16",
+    "transformers_version": "4.43.1", "use_cache": True, "use_mrope": False, "use_sliding_window": False, "vocab_size": 151936,
+}  # fmt: skip
+_QWEN3 = {
+    **_QWEN2, "architectures": ["Qwen3ForCausalLM"], "attention_bias": False, "head_dim": 128, "hidden_size": 1024, "intermediate_size": 3072,
+    "max_position_embeddings": 40960, "max_window_layers": 28, "model_type": "qwen3", "num_attention_heads": 16, "num_hidden_layers": 28,
+    "num_key_value_heads": 8, "rope_scaling": None, "sliding_window": None,
+}  # fmt: skip
+_QWEN3_MOE = {
+    **_QWEN3, "architectures": ["Qwen3MoeForCausalLM"], "decoder_sparse_step": 1, "head_dim": 128, "hidden_size": 2048,
+    "intermediate_size": 6144, "max_window_layers": 48, "mlp_only_layers": [], "model_type": "qwen3_moe", "moe_intermediate_size": 768,
+    "norm_topk_prob": True, "num_attention_heads": 32, "num_experts": 128, "num_experts_per_tok": 8, "num_hidden_layers": 48,
+    "num_key_value_heads": 4, "output_router_logits": False, "router_aux_loss_coef": 0.001, "tie_word_embeddings": False,
+}  # fmt: skip
+_MIXTRAL = {
+    **_MISTRAL, "architectures": ["MixtralForCausalLM"], "model_type": "mixtral", "num_experts_per_tok": 2, "num_local_experts": 8,
+    "output_router_logits": False, "router_aux_loss_coef": 0.02, "router_jitter_noise": 0.0, "vocab_size": 32000,
+}  # fmt: skip
+_OLMOE = {
+    "architectures": ["OlmoeForCausalLM"], "attention_bias": False, "attention_dropout": 0.0, "clip_qkv": None, "eos_token_id": 50279,
+    "hidden_act": "silu", "hidden_size": 2048, "initializer_range": 0.02, "intermediate_size": 1024, "max_position_embeddings": 4096,
+    "model_type": "olmoe", "norm_topk_prob": False, "num_attention_heads": 16, "num_experts": 64, "num_experts_per_tok": 8,
+    "num_hidden_layers": 16, "num_key_value_heads": 16, "output_router_logits": False, "pad_token_id": 1, "rms_norm_eps": 1e-05,
+    "rope_scaling": None, "rope_theta": 10000.0, "router_aux_loss_coef": 0.01, "tie_word_embeddings": False, "torch_dtype": "bfloat16",
+    "transformers_version": "4.43.0.dev0", "use_cache": True, "vocab_size": 50304,
+}  # fmt: skip
+_GEMMA3_TEXT = {
+    "architectures": ["Gemma3ForCausalLM"], "attention_bias": False, "attention_dropout": 0.0, "attn_logit_softcapping": None,
+    "bos_token_id": 2, "cache_implementation": "hybrid", "eos_token_id": [1, 106], "final_logit_softcapping": None, "head_dim": 256,
+    "hidden_activation": "gelu_pytorch_tanh", "hidden_size": 1152, "initializer_range": 0.02, "intermediate_size": 6912,
+    "max_position_embeddings": 32768, "model_type": "gemma3_text", "num_attention_heads": 4, "num_hidden_layers": 26,
+    "num_key_value_heads": 1, "pad_token_id": 0, "query_pre_attn_scalar": 256, "rms_norm_eps": 1e-06, "rope_local_base_freq": 10000,
+    "rope_scaling": None, "rope_theta": 1000000, "sliding_window": 512, "sliding_window_pattern": 6, "torch_dtype": "bfloat16",
+    "transformers_version": "4.50.0.dev0", "use_cache": True, "vocab_size": 262144,
+}  # fmt: skip
+_GEMMA3 = {
+    "architectures": ["Gemma3ForConditionalGeneration"], "boi_token_index": 255999, "eoi_token_index": 256000, "eos_token_id": [1, 106],
+    "image_token_index": 262144, "initializer_range": 0.02, "mm_tokens_per_image": 256, "model_type": "gemma3", "torch_dtype": "bfloat16",
+    "text_config": {
+        "hidden_size": 2560, "intermediate_size": 10240, "model_type": "gemma3_text", "num_hidden_layers": 34,
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"}, "sliding_window": 1024,
+    },
+    "transformers_version": "4.50.0.dev0", "vision_config": {"hidden_size": 1152, "image_size": 896, "model_type": "siglip_vision_model"},
+}  # fmt: skip
+_BNB = {
+    "_load_in_4bit": True, "_load_in_8bit": False, "bnb_4bit_compute_dtype": "bfloat16", "bnb_4bit_quant_storage": "uint8",
+    "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "llm_int8_enable_fp32_cpu_offload": False,
+    "llm_int8_has_fp16_weight": False, "llm_int8_skip_modules": None, "llm_int8_threshold": 6.0, "load_in_4bit": True,
+    "load_in_8bit": False, "quant_method": "bitsandbytes",
+}  # fmt: skip
+_MLX = {"group_size": 64, "bits": 4, "mode": "affine"}
+
+HF = {
+    "llama-2": {**_LLAMA, "_name_or_path": "meta-llama/Llama-2-7b-hf", "max_length": 4096},
+    "llama-3.2": _LLAMA3,
+    "smollm2": _SMOLLM2,
+    "mistral": _MISTRAL,
+    "mistral with a window": {**_MISTRAL, "sliding_window": 4096},
+    "qwen2.5": _QWEN2,
+    "qwen2.5 with yarn": {**_QWEN2, "rope_scaling": {"factor": 4.0, "original_max_position_embeddings": 32768, "type": "yarn"}},
+    "qwen3": _QWEN3,
+    "qwen3-moe": _QWEN3_MOE,
+    "mixtral": _MIXTRAL,
+    "olmoe": _OLMOE,
+    "gemma3-1b": _GEMMA3_TEXT,
+    "gemma3-4b": _GEMMA3,
+    "by mlx": {**_LLAMA3, "quantization": _MLX, "quantization_config": _MLX, "dtype": "bfloat16"},
+    "by bitsandbytes and unsloth": {**_LLAMA3, "quantization_config": _BNB, "unsloth_version": "2024.9", "unsloth_fixed": True, "pad_token_id": 128004},
+    "with code beside": {**_QWEN2, "auto_map": {"AutoModelForCausalLM": "modeling_qwen2.Qwen2ForCausalLM"}},
+    "trained by transformers 4": {
+        **_LLAMA, "return_dict": True, "output_hidden_states": False, "torchscript": False, "use_bfloat16": False, "pruned_heads": {},
+        "is_decoder": False, "min_length": 0, "do_sample": False, "num_beams": 1, "temperature": 1.0, "top_k": 50, "id2label": {"0": "LABEL_0"},
+        "label2id": {"LABEL_0": 0}, "tokenizer_class": None, "task_specific_params": None, "problem_type": None, "sep_token_id": None,
+        "tie_encoder_decoder": False, "_attn_implementation_autoset": True,
+    },
+}  # fmt: skip
+
+
+def _gguf(arch, **own):
+    general = {
+        "general.architecture": arch, "general.type": "model", "general.name": "Model", "general.basename": "Model", "general.size_label": "1B",
+        "general.license": "apache-2.0", "general.languages": ["en"], "general.base_model.count": 1, "general.base_model.0.name": "Base",
+        "general.tags": ["text-generation"], "general.file_type": 15, "general.quantization_version": 2, "general.alignment": 32,
+        "quantize.imatrix.file": "imatrix.dat", "quantize.imatrix.dataset": "calibration.txt", "quantize.imatrix.entries_count": 224,
+        "quantize.imatrix.chunks_count": 128, "split.no": 0, "split.count": 0, "split.tensors.count": 290, "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "x", "tokenizer.ggml.fim_pre_token_id": 5, "tokenizer.chat_template": "", "tokenizer.ggml.add_bos_token": False,
+    }  # fmt: skip
+    usual = {
+        "vocab_size": 49152, "context_length": 8192, "embedding_length": 576, "block_count": 30, "feed_forward_length": 1536,
+        "attention.head_count": 9, "attention.head_count_kv": 3, "attention.layer_norm_rms_epsilon": 9.999999747378752e-06,
+        "rope.dimension_count": 64, "rope.freq_base": 100000.0, "attention.key_length": 64, "attention.value_length": 64,
+    }  # fmt: skip
+    return general | {f"{arch}.{key.replace('__', '.')}": value for key, value in {**usual, **own}.items()}
+
+
+GGUF = {
+    "llama": _gguf("llama"),
+    "llama of older converters": _gguf("llama", tensor_data_layout="Meta AI original pth"),
+    "mixtral": _gguf("llama", expert_count=8, expert_used_count=2),
+    "not a mixture, and said": _gguf("llama", expert_count=0, expert_used_count=0),
+    "yarn": _gguf("qwen2", rope__scaling__type="yarn", rope__scaling__factor=4.0, rope__scaling__original_context_length=32768, rope__scaling__finetuned=True),
+    "qwen3": _gguf("qwen3"),
+    "qwen3-moe": _gguf("qwen3moe", expert_count=128, expert_used_count=8, expert_feed_forward_length=768),
+    "olmoe": _gguf("olmoe", expert_count=64, expert_used_count=8),
+    "gemma3": _gguf("gemma3", attention__sliding_window=512, rope__scaling__type="linear", rope__scaling__factor=8.0),
+    "gemma3 with images": _gguf("gemma3", attention__sliding_window=1024, vision__block_count=27, mm__tokens_per_image=256),
+}
