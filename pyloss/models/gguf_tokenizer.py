@@ -115,6 +115,8 @@ def build_tokenizer(
     ends = {index for key in _ENDS if (index := ids[key]) is not None}
     if ids["eot"] is None:
         ends |= {vocabulary[text] for text in _TURN_ENDS if text in vocabulary and kinds[vocabulary[text]] in _ADDED}
+    if "eos_token" not in special and ends:  # texts are ended by it
+        special["eos_token"] = tokens[min(ends) if ids["eot"] is None else ids["eot"]]
     return backend, special, ends
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -11,12 +10,11 @@ from typing import Any
 import tokenizers
 
 from pyloss.errors import FormatError
-from pyloss.files import read_json, write_json, write_text
+from pyloss.files import write_json, write_text
 from pyloss.models.gguf_tokenizer import build_tokenizer
 from pyloss.models.positions import Positions
-
-_SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
-_TOKEN_FLAGS = ("lstrip", "rstrip", "single_word", "normalized", "special")
+from pyloss.models.tokenizer_folder import read_folder
+from pyloss.models.tokenizer_library import library
 
 # Arguments of transformers' apply_chat_template that are not variables of the template.
 _OTHER_ARGUMENTS = (
@@ -65,33 +63,14 @@ class Tokenizer:
         """Read tokenizer.json and what lies beside it.
 
         Beside it: tokenizer_config.json, special_tokens_map.json, chat_template.jinja or chat_template.json, and the
-        end tokens of generation_config.json (or else of config.json). All of these may be missing.
+        end tokens of generation_config.json and config.json. All of these may be missing. Where the tokenizer's own
+        files name no eos token, the first of the others' is it.
 
         Raises:
             FormatError: a file that cannot be understood.
             FileNotFoundError: there is no tokenizer.json.
         """
-        folder = Path(folder)
-        file = folder / "tokenizer.json"
-        if not file.is_file():
-            raise FileNotFoundError(f"{folder}: there is no tokenizer.json, the only kind of vocabulary supported")
-        try:
-            backend = tokenizers.Tokenizer.from_str(file.read_bytes().decode())
-            # A post-processor with a token that it does not list is noticed by the library at the first use.
-            backend.encode("a")
-        except (KeyboardInterrupt, SystemExit, OSError):
-            raise
-        except BaseException as error:  # the library raises bare Exceptions, and panics that are not even that
-            raise FormatError(file, None, f"not a tokenizer: {error}") from error
-        # A saved tokenizer may cut or pad what it encodes; here a text is encoded as it is.
-        backend.no_truncation()
-        backend.no_padding()
-        config_file = folder / "tokenizer_config.json"
-        config = _read_if_there(config_file)
-        special = {**_read_if_there(folder / "special_tokens_map.json"), **config}
-        _add_missing_tokens(backend, config.get("added_tokens_decoder"), config_file)
-        names = {name: _token_text(special[name], name, config_file) for name in _SPECIAL if special.get(name)}
-        return cls(backend, names, _end_ids(folder), _read_templates(folder, config, config_file), folder)
+        return cls(*read_folder(Path(folder)), folder)
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any], path: str | os.PathLike[str] = "GGUF") -> Tokenizer:
@@ -101,7 +80,8 @@ class Tokenizer:
             ValueError: a kind of tokenizer, or of pre-tokenizer, that pyloss does not have.
             FormatError: missing keys, or values that don't fit together.
         """
-        backend, special, ends = build_tokenizer(metadata, path)
+        with library(path):
+            backend, special, ends = build_tokenizer(metadata, path)
         template = metadata.get("tokenizer.chat_template")
         if template is not None and not isinstance(template, str):
             raise FormatError(path, "tokenizer.chat_template", f"expected text, got {type(template).__name__}")
@@ -164,11 +144,13 @@ class Tokenizer:
         Raises:
             TypeError: `text` is not str.
             ValueError: it holds half of a surrogate pair, which no UTF-8 text can.
+            FormatError: the tokenizer's file makes the library fail at this text.
         """
         if not isinstance(text, str):
             raise TypeError(f"text must be str, got {type(text).__name__}")
         try:
-            return self.backend.encode(text, add_special_tokens=add_special_tokens).ids
+            with library(self.source):
+                return self.backend.encode(text, add_special_tokens=add_special_tokens).ids
         except TypeError:
             text.encode()  # raises UnicodeEncodeError, a ValueError which says where
             raise
@@ -180,7 +162,8 @@ class Tokenizer:
         """
         try:
             listed = [int(item) for item in ids] if isinstance(ids, Iterable) else [int(ids)]
-            return self.backend.decode(listed, skip_special_tokens=skip_special_tokens)
+            with library(self.source):
+                return self.backend.decode(listed, skip_special_tokens=skip_special_tokens)
         except OverflowError:
             wrong = next(item for item in listed if not 0 <= item < 1 << 32)
             raise ValueError(f"ids must be token ids, which are not negative, got {wrong}") from None
@@ -310,74 +293,3 @@ class StreamDecoder:
         rest = self._tokenizer.decode(self._ids, self._skip)[self._given :]
         self._ids, self._given = [], 0
         return rest
-
-
-def _read_if_there(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.is_file() else {}
-
-
-def _token_text(token: Any, name: str, path: Path) -> str:
-    """A token as files give it: its text, or an object that has it under "content"."""
-    text = token.get("content") if isinstance(token, dict) else token
-    if not isinstance(text, str):
-        raise FormatError(path, name, f"expected a token's text, got {token!r:.100}")
-    return text
-
-
-def _add_missing_tokens(backend: tokenizers.Tokenizer, tokens: Any, path: Path) -> None:
-    """Tokens that only tokenizer_config.json has; they get their ids from their order, as in transformers."""
-    if tokens is None:
-        return
-    if not isinstance(tokens, dict) or not all(key.isdecimal() for key in tokens):
-        raise FormatError(path, "added_tokens_decoder", "expected an object of token ids")
-    for key in sorted(tokens, key=int):
-        text = _token_text(tokens[key], f"added_tokens_decoder {key}", path)
-        if backend.token_to_id(text) is not None:
-            continue
-        given = tokens[key] if isinstance(tokens[key], dict) else {}
-        flags = {name: bool(given.get(name)) for name in _TOKEN_FLAGS}
-        backend.add_tokens([tokenizers.AddedToken(text, **flags)])
-        if backend.token_to_id(text) != int(key):
-            reason = f"{text!r} got the id {backend.token_to_id(text)}: it does not follow the vocabulary"
-            raise FormatError(path, f"added_tokens_decoder {key}", reason)
-
-
-def _end_ids(folder: Path) -> list[int]:
-    for name in ("generation_config.json", "config.json"):
-        ids = _read_if_there(folder / name).get("eos_token_id")
-        if ids is None:
-            continue
-        listed = ids if isinstance(ids, list) else [ids]
-        if not all(type(item) is int for item in listed):
-            raise FormatError(folder / name, "eos_token_id", f"expected an integer or a list of them, got {ids!r:.100}")
-        return listed
-    return []
-
-
-def _read_templates(folder: Path, config: dict[str, Any], path: Path) -> str | dict[str, str] | None:
-    """The chat template from wherever the writer's version of transformers put it, newest place first."""
-    file = folder / "chat_template.jinja"
-    if file.is_file():
-        others = sorted((folder / "additional_chat_templates").glob("*.jinja"))
-        sources = {"default": _read_text(file), **{other.stem: _read_text(other) for other in others}}
-        return sources if others else sources["default"]
-    file = folder / "chat_template.json"
-    if file.is_file():
-        config, path = read_json(file), file
-    template = config.get("chat_template")
-    if template is None or isinstance(template, str):
-        return template
-    try:
-        named = {str(entry["name"]): entry["template"] for entry in template}
-    except (TypeError, KeyError):
-        named = {"": None}
-    if not all(isinstance(source, str) for source in named.values()):
-        raise FormatError(path, "chat_template", "expected text, or a list of objects with name and template")
-    return named
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_bytes().removeprefix(codecs.BOM_UTF8).decode()
-    except UnicodeDecodeError as error:
-        raise FormatError(path, f"byte {error.start}", "not UTF-8 text") from None

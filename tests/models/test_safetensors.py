@@ -111,6 +111,29 @@ def test_an_index_that_does_not_fit(tmp_path, weight_map, what, reason):
     assert caught.value.what == what
 
 
+def test_a_single_file_goes_before_an_index_beside_it(tmp_path):
+    """As in transformers, see tests/parity/test_folders_parity.py: the index is of older shards."""
+    sharded(tmp_path, {"a": "one.safetensors", "b": "two.safetensors", "c": "two.safetensors"})
+    save_file({"a": ARRAYS["a"] + 1}, tmp_path / "model.safetensors")
+    file = read_safetensors(tmp_path)
+    assert set(file) == {"a"}
+    np.testing.assert_array_equal(file.tensor("a").array(), ARRAYS["a"] + 1)
+
+
+def test_tensors_of_shards_that_the_index_does_not_name_are_there(tmp_path):
+    sharded(tmp_path, {"a": "one.safetensors", "b": "two.safetensors"})
+    assert set(read_safetensors(tmp_path)) == {"a", "b", "c"}
+
+
+def test_a_header_beyond_the_reference_s_limit_is_refused_unread(tmp_path):
+    path = tmp_path / "w.safetensors"
+    with open(path, "wb") as file:
+        file.write(struct.pack("<Q", 1 << 30))
+        file.truncate(8 + (1 << 30))  # a hole, which takes no disk
+    with pytest.raises(FormatError, match="header: a header of 1073741824 bytes; safetensors files have at most 100000000"):
+        read_safetensors(path)
+
+
 def test_an_empty_folder_says_what_is_missing(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"neither model.safetensors nor model.safetensors.index.json"):
         read_safetensors(tmp_path)
@@ -124,6 +147,11 @@ def test_an_empty_folder_says_what_is_missing(tmp_path):
         (b"", None, "empty"),
         (b"1234567", "header", "truncated"),
         (struct.pack("<Q", 1 << 62) + b"{}", "header", "truncated, or not a safetensors file"),
+        (struct.pack("<Q", 1 << 30), "header", "truncated, or not a safetensors file"),
+        (file_of(one(shape=[1 << 60] * 5000), bytes(8)), "w", "shape must be a list of at most 32 sizes"),
+        (file_of(one(shape=(1 << 63,)), bytes(8)), "w", "shape must be"),
+        (file_of(one(offsets=(0, 1 << 70)), bytes(8)), "w", "data_offsets must be"),
+        (file_of(one(dtype="F" * 10**6), bytes(8)), "w", "dtype must be one of .{1,200}$"),
         (file_of(b"{"), "header", "damaged"),
         (file_of(b"\xff"), "header", "damaged"),
         (file_of(b"[" * 100_000), "header", "damaged"),

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -234,6 +235,46 @@ def test_special_tokens_in_their_older_places(folder):
     assert (tok.bos_token_id, tok.eos_token_id, tok.pad_token_id) == (1, 2, None)
 
 
+def without_tokens(folder):
+    """The tokenizer's own files name no special token."""
+    (folder / "special_tokens_map.json").unlink()
+    edit(folder, **dict.fromkeys(["bos_token", "eos_token", "pad_token", "unk_token"], ...))
+
+
+@pytest.mark.parametrize("file", ["config.json", "generation_config.json"])
+@pytest.mark.parametrize("ids", [3, [3, 2], [-1, 9999, 3]])
+def test_an_end_token_that_one_file_names_alone_ends_texts(folder, file, ids):
+    without_tokens(folder)
+    edit(folder, file, eos_token_id=ids)
+    tok = Tokenizer.from_folder(folder)
+    assert (tok.eos_token_id, tok.eos_token) == (3, "<|eot|>")
+    assert tok.eos_token_ids == {index for index in ([ids] if ids == 3 else ids) if index >= 0}
+
+
+def test_end_tokens_of_several_files_are_joined(folder):
+    without_tokens(folder)
+    edit(folder, "config.json", eos_token_id=2)
+    edit(folder, "generation_config.json", eos_token_id=[3, 4])
+    tok = Tokenizer.from_folder(folder)
+    assert tok.eos_token_ids == {2, 3, 4} and tok.eos_token_id == 2
+    edit(folder, eos_token="<tool>")
+    tok = Tokenizer.from_folder(folder)
+    assert tok.eos_token_ids == {2, 3, 4} and tok.eos_token_id == 4
+    for name in ("config.json", "generation_config.json"):
+        edit(folder, name, eos_token_id=None)
+    edit(folder, "config.json", text_config={"eos_token_id": 3})
+    assert Tokenizer.from_folder(folder).eos_token_ids == {3, 4}
+    edit(folder, "config.json", text_config=..., eos_token_id=...)
+    edit(folder, eos_token=...)
+    assert Tokenizer.from_folder(folder).eos_token_id is None
+
+
+@pytest.mark.parametrize("key", ["eot", "eom"])
+def test_an_end_token_of_gguf_that_is_not_called_eos_ends_texts(key):
+    tok = tokenizer(eos_token_id=None, **{f"{key}_token_id": 3})
+    assert tok.eos_token_id == 3 and tok.eos_token_ids == {3}
+
+
 @pytest.mark.parametrize(("ids", "expected"), [([2, 3], {2, 3}), (3, {2, 3}), (None, {2})])
 def test_end_tokens_of_the_model(folder, ids, expected):
     edit(folder, "generation_config.json", eos_token_id=ids)
@@ -241,6 +282,46 @@ def test_end_tokens_of_the_model(folder, ids, expected):
     (folder / "generation_config.json").unlink()
     edit(folder, "config.json", eos_token_id=ids)
     assert Tokenizer.from_folder(folder).eos_token_ids == expected
+
+
+def test_special_tokens_that_the_vocabulary_lacks_are_added(folder):
+    """As transformers does, see tests/parity/test_tokenizer_parity.py."""
+    size = Tokenizer.from_folder(folder).vocab_size
+    without_tokens(folder)
+    edit(folder, pad_token="<pad>", unk_token="<none>", sep_token={"content": "<sep>"}, additional_special_tokens=["<x>", "<s>"])
+    tok = Tokenizer.from_folder(folder)
+    # In the order of transformers' names, not of the file.
+    assert tok.encode("<none><sep><pad><x>", add_special_tokens=False) == [size, size + 1, size + 2, size + 3]
+    assert (tok.unk_token_id, tok.pad_token_id, tok.vocab_size) == (size, size + 2, size + 4)
+
+
+def test_the_older_map_of_special_tokens_goes_before_a_configuration_without_added_tokens(folder):
+    edit(folder, pad_token="<tool>")
+    assert Tokenizer.from_folder(folder).pad_token == "<unk>"
+    edit(folder, added_tokens_decoder={})
+    assert Tokenizer.from_folder(folder).pad_token == "<tool>"
+
+
+def test_byte_order_marks_are_passed_over(folder):
+    before = Tokenizer.from_folder(folder)
+    (folder / "chat_template.jinja").write_text("hi")
+    for path in folder.iterdir():
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    after = Tokenizer.from_folder(folder)
+    assert after.encode("hello") == before.encode("hello") and after.chat_template == "hi"
+    assert after.special_tokens == before.special_tokens
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "config.json", "chat_template.jinja"])
+def test_what_is_no_file_or_only_points_to_one_is_said(folder, name):
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    with pytest.raises(FormatError, match=f"{name}: this is a Git LFS pointer"):
+        Tokenizer.from_folder(folder)
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    with pytest.raises(FormatError, match=f"{name}: this is a pipe"):
+        Tokenizer.from_folder(folder)
 
 
 def test_tokens_known_to_the_configuration_alone(folder):
@@ -298,7 +379,6 @@ def test_gguf_with_several_templates():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"eos_token": "<none>"}, "eos_token: '<none>' is not in the vocabulary"),
         ({"eos_token": 3}, "eos_token: expected a token's text, got 3"),
         ({"chat_template": 3}, "chat_template: expected text, or a list"),
         ({"chat_template": [{"name": "default"}]}, "chat_template: expected text, or a list"),
@@ -307,6 +387,7 @@ def test_gguf_with_several_templates():
     ],
 )
 def test_damaged_configurations_are_named(folder, changes, message):
+    (folder / "special_tokens_map.json").unlink()  # which goes before the configuration
     edit(folder, **changes)
     with pytest.raises(FormatError, match=message):
         Tokenizer.from_folder(folder)
@@ -350,6 +431,59 @@ def test_a_post_processor_with_an_unknown_token(folder):
     (folder / "tokenizer.json").write_text(json.dumps(content))
     with pytest.raises(FormatError, match=r"tokenizer.json: not a tokenizer"):
         Tokenizer.from_folder(folder)
+
+
+def change_backend(folder, **parts):
+    content = json.loads((folder / "tokenizer.json").read_text())
+    (folder / "tokenizer.json").write_text(json.dumps({**content, **parts}))
+
+
+FIXED = {"direction": "Right", "pad_to_multiple_of": None, "pad_id": 0, "pad_type_id": 0, "pad_token": "<s>"}
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"padding": {"strategy": {"Fixed": 200_000_000}, **FIXED}},
+        {"padding": {"strategy": "BatchLongest", **FIXED, "pad_to_multiple_of": 1 << 40}},
+        {"truncation": {"direction": "Right", "max_length": 1, "strategy": "LongestFirst", "stride": 5}},
+    ],
+)
+def test_padding_and_cutting_are_off_before_the_first_text(folder, parts):
+    before = Tokenizer.from_folder(folder).encode("hello")
+    change_backend(folder, **parts)
+    assert Tokenizer.from_folder(folder).encode("hello") == before
+
+
+def doubled(times, **pattern):
+    return {"type": "Sequence", "normalizers": [{"type": "Replace", "pattern": pattern or {"String": "a"}, "content": "aa"}] * times}
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"normalizer": doubled(60)}, "normalizer: its replacements, such as .* lengthen texts 128 times; supported is up to 64"),
+        ({"normalizer": doubled(20, Regex="")}, "lengthen texts"),
+        ({"decoder": {"type": "Sequence", "decoders": doubled(60)["normalizers"]}}, "decoder: its replacements"),
+        ({"normalizer": {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 1000}}, "1000 times"),
+    ],
+)
+def test_replacements_that_multiply_a_text_are_refused(folder, parts, message):
+    change_backend(folder, **parts)
+    with pytest.raises(FormatError, match=message):
+        Tokenizer.from_folder(folder)
+    change_backend(folder, normalizer=doubled(3), decoder=None)
+    Tokenizer.from_folder(folder)
+
+
+def test_a_failure_of_the_library_is_a_format_error(folder, capfd):
+    """Its panics are BaseExceptions, which nothing else would catch."""
+    change_backend(folder, pre_tokenizer={"type": "Split", "pattern": {"Regex": "(a|aa)+$"}, "behavior": "Isolated", "invert": False})
+    tok = Tokenizer.from_folder(folder)
+    with pytest.raises(FormatError, match=f"{folder}: the tokenizer failed: Onig: .*retry-limit-in-match"):
+        tok.encode("a" * 40 + "b")
+    capfd.readouterr()
+    assert len(tok.encode("b")) > 0
 
 
 # Streams
