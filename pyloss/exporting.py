@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .files import user_path
 from .models.gguf_writer import write_gguf
 from .tuner.adapter import adapter_modules
 from .tuner.adapter_gguf import write_lora_gguf
@@ -71,7 +71,7 @@ def export(
     else:
         type = type if type is not None or becomes_floats(model) else "f16"
         with _fused(model, dequantize or type is not None):
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            user_path(path).parent.mkdir(parents=True, exist_ok=True)
             write_gguf(model, path, tokenizer, type, name)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from pyloss.errors import FormatError
-from pyloss.files import map_file
+from pyloss.files import map_file, user_path
 from pyloss.models.stored import StoredTensor, TensorFile
 from pyloss.weights import SINGLE, row_bytes
 
@@ -47,7 +47,7 @@ def read_gguf(path: str | os.PathLike[str]) -> TensorFile:
         FormatError: not a GGUF file, or one that is truncated or damaged, naming the key or tensor and what is wrong.
         OSError: the file cannot be opened.
     """
-    return _Reader(os.fspath(path)).read()
+    return _Reader(os.fspath(user_path(path))).read()
 
 
 class _Reader:

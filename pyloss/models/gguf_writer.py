@@ -6,13 +6,12 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from ..device import to_device
-from ..files import replacing
+from ..files import replacing, user_path
 from ..weight_stack import WeightStack
 from ..weights import FORMATS, Weight, row_bytes
 from .config import ModelConfig, gguf_query_scalar
@@ -116,7 +115,7 @@ def write_gguf(
             used[tensor.format] += int(np.prod(tensor.shape))
     metadata = {
         "general.type": "model",
-        "general.name": name or Path(path).stem,
+        "general.name": name or user_path(path).stem,
         "general.file_type": _FILE_TYPES[used.most_common(1)[0][0]],
         "general.quantization_version": 2,
         **_hyperparameters(model.config),

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..files import read_json
+from ..files import read_json, user_path
 from .building import build_model
 from .config import ModelConfig
 from .gguf import read_gguf
@@ -28,8 +28,7 @@ def resolve_model(name: str | os.PathLike[str]) -> Path:
 
     Raises FileNotFoundError saying what may be given; for an embedded model whose package is missing, what installs it.
     """
-    text = os.fspath(name)
-    path = Path(text).expanduser()
+    path, text = user_path(name), os.fsdecode(name)
     if path.exists():
         return path
     if text in _EMBEDDED:

@@ -11,7 +11,7 @@ from typing import Any, TypeGuard
 import numpy as np
 
 from pyloss.errors import FormatError
-from pyloss.files import map_file, read_json
+from pyloss.files import map_file, read_json, user_path
 from pyloss.models.stored import StoredTensor, TensorFile
 from pyloss.numbers import shown
 
@@ -41,7 +41,7 @@ def read_safetensors(path: str | os.PathLike[str]) -> TensorFile:
         FormatError: a file that is truncated or damaged, or an index that does not fit its shards.
         OSError: a file cannot be opened; FileNotFoundError when a folder has neither of the two.
     """
-    path = Path(path)
+    path = user_path(path)
     if not path.is_dir():
         return _read_file(path)
     if (path / _SINGLE).exists():

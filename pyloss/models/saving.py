@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..device import to_device
-from ..files import write_json, write_safetensors
+from ..files import user_path, write_json, write_safetensors
 from ..nn import Linear
 from ..weight_stack import WeightStack
 from ..weights import FORMATS, Weight
@@ -71,7 +70,7 @@ def save_model(model: Model, path: str | os.PathLike[str], tokenizer: Any = None
         tensors[name] = _parameter(to_device(array, "cpu"), DTYPES[usual], dtype is not None)
     if "quantization" not in config:  # mlx keeps experts stacked
         tensors = dict(_single_experts(tensors, model))
-    folder = Path(path)
+    folder = user_path(path)
     folder.mkdir(parents=True, exist_ok=True)
     write_safetensors(folder / "model.safetensors", tensors, _metadata(config))
     (folder / "model.safetensors.index.json").unlink(missing_ok=True)  # of other files that were here before

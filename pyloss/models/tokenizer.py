@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import tokenizers
 
 from pyloss.errors import FormatError
-from pyloss.files import write_json, write_text
+from pyloss.files import user_path, write_json, write_text
 from pyloss.models.gguf_tokenizer import build_tokenizer
 from pyloss.models.positions import Positions
 from pyloss.models.tokenizer_folder import read_folder
@@ -70,7 +69,7 @@ class Tokenizer:
             FormatError: a file that cannot be understood.
             FileNotFoundError: there is no tokenizer.json.
         """
-        return cls(*read_folder(Path(folder)), folder)
+        return cls(*read_folder(user_path(folder)), folder)
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any], path: str | os.PathLike[str] = "GGUF") -> Tokenizer:
@@ -238,7 +237,7 @@ class Tokenizer:
 
         Raises OSError naming the file that could not be written.
         """
-        folder = Path(folder)
+        folder = user_path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         template = self.chat_template
         config: dict[str, Any] = {

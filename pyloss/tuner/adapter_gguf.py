@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..files import user_path
 from ..models.gguf_writer import GGUFTensor, interleaved_head, stored_order, write_gguf_file
 from ..models.names import gguf_name
 from ..nn import Embedding
@@ -47,7 +47,7 @@ def write_lora_gguf(model: Model, path: str | os.PathLike[str], name: str | None
             tensors.append(GGUFTensor(f"{stem}.{half}", array.shape, "f32", data.view))
     metadata: dict[str, Any] = {
         "general.type": "adapter",
-        "general.name": name or Path(path).stem,
+        "general.name": name or user_path(path).stem,
         "adapter.type": "lora",
         "adapter.lora.alpha": float(alpha),
     }

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..errors import listed
-from ..files import read_json, write_json, write_safetensors
+from ..files import read_json, user_path, write_json, write_safetensors
 from ..models.names import language_model_name
 from ..nn import Module
 from .adapter import Adapter, adapter_class, dense, settled_adapters, takes_adapter
@@ -27,7 +26,7 @@ def read_adapter(folder: str | os.PathLike[str]) -> StoredAdapter:
     Raises FileNotFoundError naming what is missing, FormatError for files that cannot be understood, ValueError for an adapter
     that uses what pyloss does not have.
     """
-    place = Path(folder)
+    place = user_path(folder)
     if not (place / CONFIG_FILE).is_file():
         found = "the folder does not exist" if not place.is_dir() else f"it has no {CONFIG_FILE}"
         raise FileNotFoundError(f"no adapter in {place}: {found}")
@@ -123,7 +122,7 @@ def save_adapter(
         raise ValueError("the model has no trainable weights to save; call unfreeze_layers first")
     if not (layers or full):
         raise ValueError("the model has no adapter; call linear_to_lora_layers first")
-    place = Path(folder)
+    place = user_path(folder)
     place.mkdir(parents=True, exist_ok=True)
     if full:
         write_safetensors(place / MLX_FILE, model.trainable_parameters())

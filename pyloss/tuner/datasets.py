@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pyloss.files import user_path
 from pyloss.models.chat_forms import tools_of
 from pyloss.models.special import encode_text, end_id, is_ended
 from pyloss.tuner.records import Record, Records, check_messages, check_tools, field
@@ -276,7 +277,7 @@ def load_local_dataset(data_path: Path | str, tokenizer: Any, config: Any) -> tu
     """
 
     def subset(names: tuple[str, ...]) -> Any:
-        path = next((p for p in (Path(data_path) / f"{n}.jsonl" for n in names) if p.exists()), None)
+        path = next((p for p in (user_path(data_path) / f"{n}.jsonl" for n in names) if p.exists()), None)
         records = [] if path is None else Records(path)
         if not isinstance(records, Records) or not records:
             return []
@@ -386,7 +387,7 @@ def _load_path(config: Any, tokenizer: Any) -> tuple[Any, Any, Any]:
     data = getattr(config, "data", None)
     if not data:
         raise ValueError("no data given: give a folder with train.jsonl, or the name of a dataset of the hub")
-    path = Path(data).expanduser()
+    path = user_path(data)
     if path.is_dir():
         if any((path / f"{n}.jsonl").exists() for names in SPLITS.values() for n in names):
             return load_local_dataset(path, tokenizer, config)

@@ -10,12 +10,12 @@ import logging
 import math
 import os
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..errors import listed
+from ..files import user_path
 from ..models.safetensors import read_safetensors
 from .adapter import adapter_modules, with_weight
 from .plan import size_text
@@ -83,7 +83,7 @@ def load_full(model: Any, path: str | os.PathLike[str], config: dict[str, Any]) 
         elif tensor.shape != tuple(own[name].shape):
             problems.append(f"{name}: has shape {tensor.shape}, expected {tuple(own[name].shape)}")
     if problems:
-        raise ValueError(f"the adapter in {Path(path).parent} is not one for this model:{listed(problems)}")
+        raise ValueError(f"the adapter in {user_path(path).parent} is not one for this model:{listed(problems)}")
     if not tensors:
         raise ValueError(f"{path} has no weights")
     arrays = {name: tensor.array() for name, tensor in tensors.items()}

@@ -27,7 +27,7 @@ import numpy as np
 
 from pyloss.device import DeviceArray
 from pyloss.errors import FormatError
-from pyloss.files import read_json, write_json, write_safetensors
+from pyloss.files import read_json, user_path, write_json, write_safetensors
 from pyloss.tuner import adapters
 
 ADAPTER_FILE = adapters.MLX_FILE
@@ -113,7 +113,8 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> Non
 
 def state_path(path: str | os.PathLike[str]) -> Path:
     """`path` if it names a safetensors file, else the state file in the folder `path`."""
-    return Path(path) if Path(path).suffix == ".safetensors" else Path(path) / STATE_FILE
+    path = user_path(path)
+    return path if path.suffix == ".safetensors" else path / STATE_FILE
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:

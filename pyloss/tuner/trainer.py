@@ -21,7 +21,7 @@ import pyloss.random
 from pyloss import _core, nn
 from pyloss.arrays import f32
 from pyloss.device import beside
-from pyloss.files import write_safetensors
+from pyloss.files import user_path, write_safetensors
 from pyloss.optim import clip_scale, grad_norm
 from pyloss.precision import get_matmul_precision, matmul_precision
 from pyloss.tuner import state as checkpoints
@@ -95,7 +95,7 @@ class _Run:
         self.val_data = None if empty or args.val_batches == 0 else own_data(val_dataset, make_batches)
         self.data = own_data(train_dataset, make_batches)
         self.value_and_grad = nn.value_and_grad(model, loss)
-        self.folder = None if args.adapter_file is None else Path(args.adapter_file).parent
+        self.folder = None if args.adapter_file is None else user_path(args.adapter_file).parent
         self.progress = Progress()
         self.accumulated: dict[str, np.ndarray] = {}
         self.best: dict[str, np.ndarray] = {}
@@ -139,7 +139,7 @@ class _Run:
         args, notes, saved = self.args, [], None
         place = None
         if args.resume:
-            place = self.folder if args.resume is True else Path(args.resume)
+            place = self.folder if args.resume is True else user_path(args.resume)
             if place is None:
                 raise ValueError("resume=True needs an adapter_file, beside which the trainer state lies")
             saved = checkpoints.load_checkpoint(place)

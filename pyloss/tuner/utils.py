@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from ..console import out
-from ..files import read_json
+from ..files import read_json, user_path
 from ..models.loading import load_model
 from ..nn import Module
 from .adapter import LITTLE, adapter_class, adapter_modules, lost, takes_adapter
@@ -64,7 +63,7 @@ def load_adapters(model: Any, adapter_path: str | os.PathLike[str]) -> Any:
     Raises ValueError listing every name and shape that does not fit, with the model left as it was; and as
     `adapters.read_adapter`.
     """
-    place = Path(adapter_path)
+    place = user_path(adapter_path)
     if (place / CONFIG_FILE).is_file() and is_full(config := read_json(place / CONFIG_FILE)):
         if not (place / MLX_FILE).is_file():
             raise FileNotFoundError(f"no adapter in {place}: it has no {MLX_FILE}")
