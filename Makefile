@@ -5,6 +5,9 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 TESTS ?= tests
 DEVICE ?= opencl:0
+# For `make fuzz`: executions of each target, and which targets (all of tests/fuzz/target_*.py).
+N ?= 100000
+TARGET ?=
 
 ifeq ($(origin CC),default)
 CC := $(firstword $(foreach c,gcc cc clang,$(shell command -v $(c))) gcc)
@@ -14,7 +17,7 @@ export CC
 CORE := setup.py pyproject.toml $(wildcard csrc/*.h csrc/*.def csrc/*/*.[ch] csrc/*/*.cl)
 C_FILES := $(wildcard csrc/*.h csrc/*/*.[ch])
 
-.PHONY: help demo test parity lint sanitize bench bench-train bench-losses bench-opencl clean
+.PHONY: help demo test parity lint sanitized sanitize fuzz fuzz-sanitize bench bench-train bench-losses bench-opencl clean
 
 help:
 	@echo 'make demo      set up .venv, then fine-tune the embedded model on the example data (about ten minutes)'
@@ -22,6 +25,8 @@ help:
 	@echo 'make parity    install PyTorch, transformers, PEFT and mlx-lm too, then compare with them'
 	@echo 'make lint      ruff, mypy, clang-format, length of lines, and the C core with warnings as errors'
 	@echo 'make sanitize  the tests of the C core under AddressSanitizer and UndefinedBehaviorSanitizer'
+	@echo 'make fuzz      malformed files, records, settings and arguments; N=100000 of each, TARGET=gguf for those of one kind'
+	@echo 'make fuzz-sanitize  the same under AddressSanitizer and UndefinedBehaviorSanitizer'
 	@echo 'make bench-train   measure training and generation with pyloss and its peers; prints the README's tables (25 minutes)'
 	@echo 'make bench-losses  the same for the loss functions'
 	@echo 'make bench-opencl  an OpenCL device beside the C kernels: steps, products, losses, compiling; DEVICE=opencl:1 is another'
@@ -58,14 +63,23 @@ lint: $(VENV)/done-install $(VENV)/done-lint
 # libstdc++ comes along for the exceptions inside NumPy. The tests run from the folder of that build, so that no process finds
 # another.
 SANITIZE := -fsanitize=address,undefined
-sanitize: $(VENV)/done-install $(VENV)/done-test
+SANITIZED := cd build/sanitize/lib && \
+    LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so.6)" \
+    ASAN_OPTIONS=detect_leaks=0:halt_on_error=1:allocator_may_return_null=1:quarantine_size_mb=16 \
+    UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 PYTHONPATH="$$PWD" $(CURDIR)/$(BIN)
+sanitized: $(VENV)/done-install $(VENV)/done-test
 	rm -rf build/sanitize
 	CC=gcc PYLOSS_CFLAGS="-O1 -g $(SANITIZE) -fno-sanitize-recover=undefined -fno-omit-frame-pointer" PYLOSS_LDFLAGS="$(SANITIZE)" \
 	    $(BIN)/python setup.py -q build --build-base build/sanitize --build-lib build/sanitize/lib
-	cd build/sanitize/lib && \
-	    LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so.6)" \
-	    ASAN_OPTIONS=detect_leaks=0:halt_on_error=1:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
-	    PYTHONPATH="$$PWD" $(CURDIR)/$(BIN)/pytest -q -p no:cacheprovider $(CURDIR)/tests/csrc
+
+sanitize: sanitized
+	$(SANITIZED)/pytest -q -p no:cacheprovider $(CURDIR)/tests/csrc
+
+fuzz: $(VENV)/done-install $(VENV)/done-test
+	$(BIN)/python tests/fuzz/run.py $(TARGET) -n $(N)
+
+fuzz-sanitize: sanitized
+	$(SANITIZED)/python $(CURDIR)/tests/fuzz/run.py $(TARGET) -n $(N)
 
 bench: $(VENV)/done-install $(VENV)/done-model $(VENV)/done-parity $(VENV)/done-bench
 	$(BIN)/python benchmarks/run.py

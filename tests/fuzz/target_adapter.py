@@ -1,0 +1,83 @@
+"""Adapter folders in mlx-lm's and in PEFT's layout whose configuration and tensors do not fit together or the model."""
+
+import tempfile
+from pathlib import Path
+
+import tiny_files
+from mutation import words_of
+from running import put_files
+from target_safetensors import broken
+
+import pyloss
+
+SOURCES = ("adapter_mlx", "adapter_peft", "adapter_peft_experts", "adapters", "stored_adapter", "settings", "full", "selection")
+WORDS = [
+    *words_of(*(tiny_files.TUNER / f"{name}.py" for name in SOURCES)),
+    "model.layers.0.self_attn.q_proj",
+    "q_proj",
+    "lm_head",
+    "(",
+    ".*",
+]
+_BASES = {}
+CASES = []
+
+
+def prepare():
+    """Adapters of each kind over models with an MLP and with experts."""
+    from pyloss.tuner import linear_to_lora_layers, save_adapter, unfreeze_layers
+
+    if CASES:
+        return
+    for family in ("llama", "mixtral"):
+        _BASES[family] = lambda family=family: tiny_files.model(family)
+    for family, dora, layout in (
+        ("llama", 0, "mlx"),
+        ("llama", 1, "mlx"),
+        ("llama", 0, "peft"),
+        ("llama", 1, "peft"),
+        ("mixtral", 0, "mlx"),
+        ("mixtral", 0, "peft"),
+        ("llama", 2, "mlx"),
+    ):
+        model = tiny_files.model(family)
+        pyloss.random.seed(1)
+        if dora == 2:
+            unfreeze_layers(model, 1, ["self_attn.q_proj"])
+        else:
+            linear_to_lora_layers(model, -1, {"rank": 2, "scale": 2.0, "dropout": 0.1}, use_dora=dora == 1)
+        with tempfile.TemporaryDirectory() as place:
+            save_adapter(model, place, layout)
+            CASES.append(
+                (
+                    family,
+                    {file.name: file.read_bytes() for file in sorted(Path(place).iterdir()) if not file.name.startswith(".")},
+                )
+            )
+
+
+def make(m):
+    family, files = m.pick(CASES)
+    files = dict(files)
+    tensors = next(name for name in files if name.endswith(".safetensors"))
+    if m.chance(0.55):
+        files["adapter_config.json"] = m.json(files["adapter_config.json"], WORDS)
+    else:
+        files[tensors] = broken(m, files[tensors])
+    if not m.pristine and m.chance(0.03):
+        files.pop(m.pick(list(files)))
+    return {"family": family.encode(), **files}
+
+
+def use(files, folder):
+    from pyloss.tuner import load_adapters
+    from pyloss.tuner.utils import fuse_adapters
+
+    files = dict(files)
+    model = _BASES[files.pop("family").decode()]()
+    put_files(folder, files)
+    with tiny_files.quiet():
+        load_adapters(model, folder)
+        tiny_files.exercise(model)
+        fuse_adapters(model)
+        tiny_files.exercise(model)

@@ -1,0 +1,50 @@
+"""Folders whose config.json (or generation_config.json) says what it should not."""
+
+import tiny_files
+from mutation import words_of
+from running import put_files
+
+from pyloss.models.families import FAMILIES
+
+WORDS = words_of(
+    *(tiny_files.MODELS / f"{n}.py" for n in ("config", "mixture", "rope_scaling", "families", "quantised", "loading"))
+)
+EXTRA = {
+    "rope_scaling": ({"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 32}, {"type": "linear", "factor": 2.0},
+                     {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32}),
+    "rope_parameters": ({"rope_theta": 100.0, "rope_type": "default"}, {"full_attention": {"rope_theta": 1e4}}),
+    "layer_types": (["full_attention", "sliding_attention"],),
+    "sliding_window": (4,),
+    "quantization": ({"group_size": 32, "bits": 4}, {"group_size": 64, "bits": 8, "mode": "affine"}),
+    "quantization_config": ({"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},),
+    "text_config": ({"hidden_size": 16},),
+    "tie_word_embeddings": (True, False),
+}  # fmt: skip
+
+
+def prepare():
+    for family in FAMILIES:
+        tiny_files.folder(family)
+    tiny_files.folder("llama", "affine4")
+    tiny_files.folder("llama", "nf4")
+
+
+def make(m):
+    family = m.pick(list(FAMILIES))
+    format = m.pick(("affine4", "nf4")) if family == "llama" and m.chance(0.3) else "f32"
+    files = {k: v for k, v in tiny_files.folder(family, format).items() if k in ("config.json", "model.safetensors")}
+    name = "config.json"
+    text = files[name].decode()
+    if m.chance(0.3) and not m.pristine:
+        key = m.pick(list(EXTRA))
+        text = text.rstrip().removesuffix("}") + f', "{key}": {m.dumps(m.pick(EXTRA[key])).decode()}}}'
+    files[name] = m.json(text, WORDS)
+    return files
+
+
+def use(files, folder):
+    from pyloss.models import load_model
+
+    put_files(folder, files)
+    with tiny_files.quiet():
+        tiny_files.exercise(load_model(folder))

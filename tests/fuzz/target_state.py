@@ -1,0 +1,86 @@
+"""Trainer states that a run is to continue from: other types, counters without sense, missing and foreign arrays."""
+
+import contextlib
+import json
+import struct
+import tempfile
+from pathlib import Path
+
+import tiny_files
+import tiny_training
+from mutation import words_of
+from running import put_files
+from target_safetensors import broken
+
+from pyloss import nn, optim
+from pyloss.tuner import state
+
+WORDS = words_of(
+    *(tiny_files.TUNER / f"{name}.py" for name in ("state", "trainer", "batching")), tiny_files.TUNER.parent / "optim.py"
+)
+OPTIMIZERS = {"adamw": lambda: optim.AdamW(0.05), "sgd": lambda: optim.SGD(0.05, momentum=0.9), "lion": lambda: optim.Lion(0.01)}
+SETTINGS = {"iters": 3, "steps_per_eval": 2, "steps_per_save": 2}
+ALLOWED = (FloatingPointError,)  # a run that goes on with infinite numbers says so, and stops
+CASES = []
+
+
+def prepare():
+    """The folders that runs of each optimiser leave, one of them in the middle of an accumulation."""
+    if CASES:
+        return
+    with _tiny():
+        _make_cases()
+
+
+@contextlib.contextmanager
+def _tiny():
+    """With the tiny model's gradient in the place of the tape's."""
+    before = nn.value_and_grad
+    tiny_training.install()
+    try:
+        yield
+    finally:
+        nn.value_and_grad = before
+
+
+def _make_cases():
+    for name, make_optimizer in OPTIMIZERS.items():
+        for accumulation in (1, 2):
+            with tempfile.TemporaryDirectory() as place, tiny_files.quiet():
+                settings = {**SETTINGS, "grad_accumulation_steps": accumulation}
+                tiny_training.run(Path(place), optimizer=make_optimizer(), **settings)
+                files = {file.name: file.read_bytes() for file in sorted(Path(place).iterdir()) if file.is_file()}
+                CASES.append((name, accumulation, files))
+
+
+def make(m):
+    name, accumulation, files = m.pick(CASES)
+    files = dict(files)
+    data = files[state.STATE_FILE]
+    if m.chance(0.75) or m.pristine:
+        size = struct.unpack_from("<Q", data)[0]
+        header = json.loads(data[8 : 8 + size])
+        key = next(iter(header["__metadata__"]))
+        inner = m.json(header["__metadata__"][key], WORDS + list(header))
+        header["__metadata__"] = {key: inner.decode("utf-8", "replace")}
+        text = json.dumps(header).encode()
+        files[state.STATE_FILE] = struct.pack("<Q", len(text)) + text + data[8 + size :]
+    elif m.chance(0.7):
+        files[state.STATE_FILE] = broken(m, data)
+    else:
+        files["adapter_config.json"] = m.json(files["adapter_config.json"], WORDS)
+    return {"with": f"{name} {accumulation}".encode(), **files}
+
+
+def use(files, folder):
+    files = dict(files)
+    name, accumulation = files.pop("with").decode().split()
+    put_files(folder, files)
+    with tiny_files.quiet(), _tiny():
+        tiny_training.run(
+            folder,
+            optimizer=OPTIMIZERS[name](),
+            resume=True,
+            **SETTINGS | {"iters": 5},
+            grad_accumulation_steps=int(accumulation),
+        )
