@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from .autograd import data, no_grad
+from .given import as_integers
 from .losses import binary_cross_entropy_with_logits, compute_accuracy, softmax_cross_entropy, stablemax_cross_entropy
 from .nn import Module
 
@@ -92,7 +93,7 @@ class ACTLossHead(Module):
         if isinstance(return_keys, str):
             raise TypeError(f"return_keys must be a sequence of names, not the string {return_keys!r}")
         new_carry, outputs = self.model(**model_kwargs)
-        labels = np.asarray(_given(new_carry.current_data, "labels", "new_carry.current_data"))
+        labels = as_integers(_given(new_carry.current_data, "labels", "new_carry.current_data"), "labels")
         logits = _given(outputs, "logits", "the model's outputs")
         if labels.ndim != 2 or np.ndim(data(logits)) != 3 or data(logits).shape[:2] != labels.shape:
             raise ValueError(f"logits must be [B, T, V] and labels [B, T], got shapes {data(logits).shape} and {labels.shape}")

@@ -8,6 +8,7 @@ import numpy as np
 
 from . import _core, device
 from .autograd import Gradients, data
+from .given import as_integers
 from .weight_stack import WeightStack
 from .weights import Weight
 
@@ -35,7 +36,7 @@ def integers(shape: tuple[int, ...], like: Any) -> Any:
 
 def f32(x: Array, name: str = "x") -> Any:
     """The contiguous float32 array of an argument, where it is; other real dtypes are converted."""
-    array = data(x)
+    array = data(x, name)
     if isinstance(array, device.DeviceArray):
         if array.kind not in ("f32", "f64", "f16", "bf16"):
             raise TypeError(f"{name} on a device must hold floats, not {array.dtype}")
@@ -49,10 +50,10 @@ def f32(x: Array, name: str = "x") -> Any:
 
 def i32(x: Any, name: str = "ids") -> np.ndarray:
     """The contiguous int32 ndarray of an integer argument."""
-    array = np.asarray(x)
-    if array.dtype.kind not in "iu" and array.size:
-        raise TypeError(f"{name} must hold integers, not {array.dtype}")
-    if array.dtype.itemsize > 4 and array.size and not -(2**31) <= int(array.min()) <= int(array.max()) < 2**31:
+    if isinstance(x, np.ndarray) and x.dtype == np.int32:
+        return np.require(x, np.int32, ["C", "A"])
+    array = as_integers(x, name)
+    if array.size and not -(2**31) <= int(array.min()) <= int(array.max()) < 2**31:
         raise ValueError(f"{name} must lie within the 32-bit integers, got values from {array.min()} to {array.max()}")
     return np.require(array, np.int32, ["C", "A"])
 

@@ -225,9 +225,9 @@ def remembered(compute: Callable[[], Any]) -> Any:
     return tape.memory[-1]
 
 
-def data(x: Any) -> Any:
-    """The array of a Tensor or array-like: an ndarray, or a DeviceArray of what is on a device."""
-    return x.data if isinstance(x, Tensor) else device.array(x)
+def data(x: Any, name: str = "the argument") -> Any:
+    """The array of a Tensor or array-like: an ndarray, or a DeviceArray of what is on a device. Errors call it `name`."""
+    return x.data if isinstance(x, Tensor) else device.array(x, name)
 
 
 def keep(x: Any) -> Callable[[], np.ndarray]:

@@ -17,6 +17,7 @@ import numpy as np
 
 from . import _core
 from .errors import DeviceError
+from .given import as_array
 
 _KINDS = {"f8": "f64", "f4": "f32", "f2": "f16", "i8": "i64", "i4": "i32", "i2": "i16", "i1": "i8"}
 _KINDS |= {"u8": "u64", "u4": "u32", "u2": "u16", "u1": "u8", "b1": "bool"}
@@ -272,11 +273,14 @@ def _number_of(device: Any) -> int:
     return names.index(device.name.strip()) if device.name.strip() in names else 0
 
 
-def array(x: Any) -> Any:
-    """`x` where it is: a DeviceArray as it is, a pyopencl array without a copy, anything else as a NumPy array."""
-    if isinstance(x, DeviceArray | np.ndarray):
+def array(x: Any, name: str = "the argument") -> Any:
+    """`x` where it is: a DeviceArray as it is, a pyopencl array without a copy, anything else as a NumPy array.
+
+    Errors, those of `given.as_array`, call it `name`.
+    """
+    if isinstance(x, DeviceArray):
         return x
-    return _from_pyopencl(x) if _is_pyopencl(x) else np.asarray(x)
+    return _from_pyopencl(x) if _is_pyopencl(x) else as_array(x, name)
 
 
 def is_device_array(x: Any) -> bool:

@@ -59,13 +59,13 @@ SLOTS = 1 + INPUTS
 
 def head(hidden: Any, weight: Any, suffix: str = "") -> Head:
     """Checks hidden states and weight, see `linear_cross_entropy`. `suffix` ends the names in errors."""
-    source = data(hidden)
+    source = data(hidden, f"hidden{suffix}")
     if hasattr(weight, "projection"):
         projection = weight.projection()
     elif isinstance(weight, Weight):
         projection = Projection(weight)
     else:
-        array = data(weight)
+        array = data(weight, f"weight{suffix}")
         if array.ndim != 2 or not array.size:
             raise ValueError(f"weight{suffix} must be [V, D] with V and D at least 1, got shape {array.shape}")
         half = array.dtype == np.float16 or device.is_bfloat16(array.dtype)

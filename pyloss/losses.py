@@ -15,14 +15,15 @@ from typing import Any
 import numpy as np
 
 from . import device
+from .given import as_array
 from .linear_losses import fused, head, row_loss
+from .numbers import real, whole
 from .row_losses import (
     class_loss,
     core_rows,
     counted_weight,
     finish,
     logit_rows,
-    option,
     row_labels,
     row_map,
     row_weights,
@@ -57,9 +58,9 @@ def softmax_cross_entropy(
 
 def _softmax_options(label_smoothing: float, z_loss: float, softcap: float | None) -> tuple[float, ...]:
     return (
-        option("label_smoothing", label_smoothing, 0, 1, high_open=False),
-        option("z_loss", z_loss, 0),
-        0.0 if softcap is None else option("softcap", softcap, 0, low_open=True),
+        real(label_smoothing, "label_smoothing", 0, 1),
+        real(z_loss, "z_loss", 0),
+        0.0 if softcap is None else real(softcap, "softcap", above=0),
     )
 
 
@@ -80,7 +81,7 @@ def focal_loss(
     """
 
     def by_class(vocabulary: int) -> np.ndarray:
-        values = np.asarray(alpha)
+        values = as_array(alpha, "alpha")
         if values.dtype.kind not in "fiu":
             raise TypeError(f"alpha must be a number or one per class, not {values.dtype}")
         if values.shape not in ((), (vocabulary,)):
@@ -93,7 +94,7 @@ def focal_loss(
         "focal_loss",
         logits,
         labels,
-        (option("gamma", gamma, 0),),
+        (real(gamma, "gamma", 0),),
         weights=weights,
         ignore_index=ignore_index,
         by_class=None if alpha is None else by_class,
@@ -132,7 +133,7 @@ def kl_div_loss(
     `logits_q` (the student) and `logits_p` (the teacher) [..., V], types may differ; both have gradients. Nothing is
     multiplied by T^2. Infinite where Q gives nothing to a class that P gives something.
     """
-    options = (option("temperature", temperature, 0, low_open=True),)
+    options = (real(temperature, "temperature", above=0),)
     names = ("logits_q", "logits_p")
     return two_arrays(
         "kl_div", names, (logits_q, logits_p), options, elementwise=False, weights=weights, reduction=reduction, out=out
@@ -151,18 +152,34 @@ def js_div_loss(
 ) -> Any:
     """The generalised Jensen-Shannon divergence beta KL(P || M) + (1 - beta) KL(Q || M), M = beta P + (1 - beta) Q.
 
-    P and Q as in `kl_div_loss`; `beta` in (0, 1). At most log 2 for beta = 1/2, and finite for all finite logits (Lin 1991;
-    Agarwal et al., arXiv:2306.13649).
+    P (the teacher) and Q (the student) as in `kl_div_loss`; `beta` in [0, 1]. At most log 2 for beta = 1/2, and finite for all
+    finite logits (Lin 1991; Agarwal et al., arXiv:2306.13649).
+
+    The formula itself is 0 at both ends of beta. There the loss is the divergence that GKD trains with, and that TRL's `beta`
+    means: `beta=0` is the forward KL(P || Q), which is `kl_div_loss(logits_q, logits_p)`; `beta=1` is the reverse KL(Q || P),
+    `kl_div_loss(logits_p, logits_q)`. Divided by beta (1 - beta), the formula comes to these.
     """
-    options = _js_options(temperature, beta)
-    names = ("logits_q", "logits_p")
+    kernel, order, options = _js_kernel(temperature, beta)
+    names, logits = ("logits_q", "logits_p"), (logits_q, logits_p)
+    first, second = order
     return two_arrays(
-        "js_div", names, (logits_q, logits_p), options, elementwise=False, weights=weights, reduction=reduction, out=out
+        kernel,
+        (names[first], names[second]),
+        (logits[first], logits[second]),
+        options,
+        elementwise=False,
+        weights=weights,
+        reduction=reduction,
+        out=out,
     )
 
 
-def _js_options(temperature: float, beta: float) -> tuple[float, ...]:
-    return option("temperature", temperature, 0, low_open=True), option("beta", beta, 0, 1, low_open=True)
+def _js_kernel(temperature: float, beta: float) -> tuple[str, tuple[int, int], tuple[float, ...]]:
+    """The kernel of `js_div_loss`, which of (q, p) it takes first and second, and its options."""
+    t, b = real(temperature, "temperature", above=0), real(beta, "beta", 0, 1)
+    if 0 < b < 1:
+        return "js_div", (0, 1), (t, b)
+    return "kl_div", (1, 0) if b else (0, 1), (t,)
 
 
 def binary_cross_entropy_with_logits(
@@ -242,8 +259,7 @@ def linear_cross_entropy(
     yet: at random weights all of the softmax is below 2**-12. So it is for models that have learned, and exact by default.
     It is exact too for a layer with a bias or an adapter.
     """
-    if logits_bytes is not None and (not isinstance(logits_bytes, int) or logits_bytes < 1):
-        raise ValueError(f"logits_bytes must be a positive integer, not {logits_bytes!r}")
+    at_once = None if logits_bytes is None else whole(logits_bytes, "logits_bytes", 1)
     options = _softmax_options(label_smoothing, z_loss, softcap)
     top = head(hidden, weight)
     shape = top.shape[:-1]
@@ -255,7 +271,7 @@ def linear_cross_entropy(
     def kernel(part: slice, logits: Any, dloss: Any, loss: np.ndarray, slopes: Any) -> None:
         row_loss("softmax_cross_entropy", (logits[0], targets[part], *options, dloss), (loss, slopes[0]))
 
-    run = fused((top,), counted if some else None, _filter(gradient_filter), kernel, logits_bytes)
+    run = fused((top,), counted if some else None, _filter(gradient_filter), kernel, at_once)
     total, dtype = counted_weight(given, index >= 0), np.dtype(np.float32)
     return finish(run, top.inputs(), shape, dtype, weights=given, total=total, reduction=reduction, out=out)
 
@@ -277,8 +293,8 @@ def linear_kl_div(
     Student `hidden_q` [..., D] with `weight_q` [V, D], teacher `hidden_p` [..., E] with `weight_p` [V, E]; arrays and weights
     and `gradient_filter` as in `linear_cross_entropy`; all four arguments have gradients. Rows of weight 0 are not computed.
     """
-    options = (option("temperature", temperature, 0, low_open=True),)
-    return _pair_of_heads("kl_div", (hidden_q, weight_q, hidden_p, weight_p), options, weights, gradient_filter, reduction, out)
+    kernel = "kl_div", (0, 1), (real(temperature, "temperature", above=0),)
+    return _pair_of_heads(kernel, (hidden_q, weight_q, hidden_p, weight_p), weights, gradient_filter, reduction, out)
 
 
 def linear_js_div(
@@ -294,18 +310,28 @@ def linear_js_div(
     reduction: str = "none",
     out: Any = None,
 ) -> Any:
-    """`js_div_loss(hidden_q @ weight_q.T, hidden_p @ weight_p.T)` without all logits at once; arguments as in `linear_kl_div`."""
-    options = _js_options(temperature, beta)
-    return _pair_of_heads("js_div", (hidden_q, weight_q, hidden_p, weight_p), options, weights, gradient_filter, reduction, out)
+    """`js_div_loss(hidden_q @ weight_q.T, hidden_p @ weight_p.T)` without all logits at once; arguments as in `linear_kl_div`.
+
+    `beta` in [0, 1] as in `js_div_loss`: 0 is the forward KL(P || Q), 1 the reverse KL(Q || P).
+    """
+    kernel = _js_kernel(temperature, beta)
+    return _pair_of_heads(kernel, (hidden_q, weight_q, hidden_p, weight_p), weights, gradient_filter, reduction, out)
 
 
 def _filter(gradient_filter: float) -> float:
-    return option("gradient_filter", gradient_filter, 0, 1)
+    return real(gradient_filter, "gradient_filter", 0, below=1)
 
 
 def _pair_of_heads(
-    name: str, arguments: Any, options: tuple[float, ...], weights: Any, gradient_filter: float, reduction: str, out: Any
+    loss: tuple[str, tuple[int, int], tuple[float, ...]],
+    arguments: Any,
+    weights: Any,
+    gradient_filter: float,
+    reduction: str,
+    out: Any,
 ) -> Any:
+    """A pair loss of two heads: `loss` is its kernel, which of (q, p) this takes first and second, and its options."""
+    name, (first, second), options = loss
     hidden_q, weight_q, hidden_p, weight_p = arguments
     q, p = head(hidden_q, weight_q, "_q"), head(hidden_p, weight_p, "_p")
     if q.shape[:-1] != p.shape[:-1]:
@@ -318,7 +344,7 @@ def _pair_of_heads(
     counted = None if used.all() else np.flatnonzero(used).astype(np.int32)
 
     def kernel(part: slice, logits: Any, dloss: Any, loss: np.ndarray, slopes: Any) -> None:
-        row_loss(name, (logits[0], logits[1], *options, dloss), (loss, slopes[0], slopes[1]))
+        row_loss(name, (logits[first], logits[second], *options, dloss), (loss, slopes[first], slopes[second]))
 
     run, total = fused((q, p), counted, _filter(gradient_filter), kernel), counted_weight(given, used)
     inputs, dtype = (*q.inputs(), *p.inputs()), np.dtype(np.float32)

@@ -13,8 +13,11 @@ import numpy as np
 
 from . import _core, device
 from .autograd import Deferred, Gradients, Tensor, data, record, recording
+from .given import as_array, as_integers
+from .numbers import SMALLEST, shown, whole
 
 REDUCTIONS = ("none", "sum", "mean")
+MOST_UNSIGNED = (1 << 64) - 1  # of labels
 
 
 def new_like(array: Any) -> Any:
@@ -32,7 +35,7 @@ def logit_rows(x: Any, name: str, elementwise: bool = False) -> Any:
     V may be 0 if `elementwise`. Other real numbers become float32. Arrays on a device stay there. Raises TypeError and ValueError
     naming the argument.
     """
-    array = data(x)
+    array = data(x, name)
     if isinstance(array, device.DeviceArray):
         if array.kind not in ("f64", "f32", "f16", "bf16"):
             raise TypeError(f"{name} on a device must be float64, float32, float16 or bfloat16, not {array.dtype}")
@@ -64,23 +67,11 @@ def accumulator(*arrays: Any) -> np.dtype:
     return np.dtype(np.float64 if any(a.dtype == np.float64 for a in arrays) else np.float32)
 
 
-def option(name: str, value: Any, low: float, high: float = math.inf, low_open: bool = False, high_open: bool = True) -> float:
-    """A number within bounds; TypeError or ValueError naming it otherwise."""
-    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
-        raise TypeError(f"{name} must be a number, not {type(value).__name__}")
-    number = float(value)
-    inside = (number > low if low_open else number >= low) and (number < high if high_open else number <= high)
-    if not inside:
-        bounds = f"{'(' if low_open else '['}{low:g}, {high:g}{')' if high_open else ']'}"
-        raise ValueError(f"{name} must be in {bounds}, not {value!r}")
-    return number
-
-
 def row_weights(weights: Any, shape: tuple[int, ...]) -> np.ndarray | None:
     """Weights, one per row of `shape`; they get no gradient."""
     if weights is None:
         return None
-    array = np.asarray(weights)
+    array = as_array(weights, "weights")
     if array.dtype.kind not in "fiub" and not device.is_bfloat16(array.dtype):
         raise TypeError(f"weights must hold real numbers, not {array.dtype}")
     if array.shape != shape:
@@ -91,26 +82,24 @@ def row_weights(weights: Any, shape: tuple[int, ...]) -> np.ndarray | None:
 def row_labels(labels: Any, weights: np.ndarray | None, shape: tuple[int, ...], vocabulary: int, ignore_index: int) -> np.ndarray:
     """Labels as the kernels take them: int32 [N] in [0, V), -1 where ignored.
 
-    A row of weight 0 is ignored as well: it stays out even when its loss is not finite.
+    A row of weight 0 is ignored as well: it stays out even when its loss is not finite. An `ignore_index` that the labels' own
+    type cannot hold ignores none.
     """
-    if isinstance(ignore_index, bool) or not isinstance(ignore_index, int | np.integer):
-        raise TypeError(f"ignore_index must be an integer, not {ignore_index!r}")
-    array = np.asarray(labels)
-    if array.dtype.kind not in "iu" and array.size:
-        raise TypeError(f"labels must be integers, not {array.dtype}")
+    sentinel = whole(ignore_index, "ignore_index", SMALLEST, MOST_UNSIGNED)
+    array = as_integers(labels, "labels")
     if array.shape != shape:
         raise ValueError(f"labels have shape {array.shape}, expected one per row of logits: {shape}")
-    ignored = array == ignore_index
+    ignored = array == sentinel
     outside = ((array < 0) | (array >= vocabulary)) & ~ignored
     if outside.any():
         where = tuple(int(i) for i in np.argwhere(outside)[0])
-        shown = where[0] if len(where) == 1 else where
-        raise ValueError(
-            f"label {array[where]} at position {shown} is outside [0, {vocabulary}) and not ignore_index {ignore_index}"
-        )
+        label = f"label {shown(int(array[where]))} at position {where[0] if len(where) == 1 else where}"
+        raise ValueError(f"{label} is outside [0, {vocabulary}) and not ignore_index {sentinel}")
     if weights is not None:
         ignored = ignored | (weights == 0)
-    return np.where(ignored, -1, array).astype(np.int32).reshape(-1)
+    # In the kernels' type before the sentinel: the labels' own may have no -1.
+    index = np.where(ignored, 0, array).astype(np.int32)
+    return np.where(ignored, np.int32(-1), index).reshape(-1)
 
 
 class Call:

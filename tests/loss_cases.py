@@ -89,6 +89,8 @@ LOSSES = [
     Loss("kl_div_loss", **_pair, options={"temperature": 2.0}),
     Loss("js_div_loss", **_pair),
     Loss("js_div_loss", **_pair, options={"beta": 0.2, "temperature": 0.5}),
+    Loss("js_div_loss", **_pair, options={"beta": 0}),
+    Loss("js_div_loss", **_pair, options={"beta": 1, "temperature": 2.0}),
 ]
 BCE = Loss("binary_cross_entropy_with_logits", other=_targets, rows=False, shiftable=False)
 MAPS = [Loss(name, rows=False, own_type=True, shiftable=False) for name in ("stablemax", "log_stablemax")]

@@ -155,6 +155,12 @@ def kl_div_loss(logits_q, logits_p, *, temperature=1.0, weights=None, upstream=N
 
 @_quiet
 def js_div_loss(logits_q, logits_p, *, beta=0.5, temperature=1.0, weights=None, upstream=None):
+    """At the ends of beta what TRL's GKD computes there: 0 is KL(P || Q), 1 is KL(Q || P)."""
+    if beta == 0:
+        return kl_div_loss(logits_q, logits_p, temperature=temperature, weights=weights, upstream=upstream)
+    if beta == 1:
+        loss, (dp, dq) = kl_div_loss(logits_p, logits_q, temperature=temperature, weights=weights, upstream=upstream)
+        return loss, (dq, dp)
     log_q, log_p = log_softmax(_f64(logits_q) / temperature), log_softmax(_f64(logits_p) / temperature)
     q, p = np.exp(log_q), np.exp(log_p)
     log_m = np.logaddexp(np.log(beta) + log_p, np.log1p(-beta) + log_q)

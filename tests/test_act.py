@@ -374,3 +374,24 @@ def test_labels_must_be_integers():
     case.carry.current_data["labels"] = np.zeros((B, T))
     with pytest.raises(TypeError, match="labels must be integers, not float64"):
         case.head()(carry=case.carry, batch=case.outputs())
+
+
+@pytest.mark.parametrize("dtype", ["i1", "i2", ">i4", "u1", "u8"])
+def test_labels_of_every_integer_type(dtype):
+    """Loss and metrics of int64 labels; unsigned ones have no -100, so all of them are valid. A function gets int64."""
+    case = Case(padded="ignore")
+    labels = case.carry.current_data["labels"]
+    if np.dtype(dtype).kind == "u":
+        labels = np.where(labels == IGNORE, 3, labels)
+    seen = []
+    head = ACTLossHead(
+        case.model, lambda x, y, ignore_index: seen.append(y.dtype) or softmax_cross_entropy(x, y), q_continue=False
+    )
+    results = []
+    for kind in ("i8", dtype):
+        case.carry.current_data["labels"] = labels.astype(kind)
+        results.append(
+            [*case.head()(carry=case.carry, batch=case.outputs())[1:3], *head(carry=case.carry, batch=case.outputs())[1:3]]
+        )
+    assert results[0] == results[1]
+    assert np.dtype(np.int64) == seen[0] and seen[1] in (np.dtype(np.int64), np.dtype(np.uint64))

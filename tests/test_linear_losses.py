@@ -24,6 +24,8 @@ OPTIONS = [
     ("linear_kl_div", {"temperature": 2.5}),
     ("linear_js_div", {}),
     ("linear_js_div", {"beta": 0.2, "temperature": 0.5}),
+    ("linear_js_div", {"beta": 0.0}),
+    ("linear_js_div", {"beta": 1.0, "temperature": 2.0}),
 ]
 
 
@@ -471,9 +473,9 @@ def test_no_more_than_a_part_is_held(rng):
 @pytest.mark.parametrize("bad", [-0.1, 1.0, np.nan, np.inf])
 def test_the_filter_is_a_share(rng, name, bad):
     arrays, others = case(rng, name)
-    with pytest.raises(ValueError, match=r"gradient_filter must be in \[0, 1\)"):
+    with pytest.raises(ValueError, match="gradient_filter is .*; it must be a finite number of at least 0 and below 1"):
         getattr(pyloss, name)(*arrays, *others, gradient_filter=bad)
-    with pytest.raises(TypeError, match="gradient_filter must be a number, not str"):
+    with pytest.raises(TypeError, match="gradient_filter is .a.; it must be a finite number"):
         getattr(pyloss, name)(*arrays, *others, gradient_filter="a")
 
 
@@ -496,9 +498,9 @@ Q4 = Weight.quantize(np.zeros((4, 32)), "q4_0")
         (lambda: pyloss.linear_cross_entropy(X, W, [0.0, 1.0]), TypeError, "labels must be integers, not float64"),
         (lambda: pyloss.linear_cross_entropy(X, W, [0, 1], weights=[1.0]), ValueError, r"weights have shape \(1,\)"),
         (lambda: pyloss.linear_cross_entropy(X, W, [0, 1], reduction="avg"), ValueError, "reduction must be one of"),
-        (lambda: pyloss.linear_cross_entropy(X, W, [0, 1], label_smoothing=1.5), ValueError, "label_smoothing must be in"),
-        (lambda: pyloss.linear_cross_entropy(X, W, [0, 1], z_loss=-1), ValueError, "z_loss must be in"),
-        (lambda: pyloss.linear_cross_entropy(X, W, [0, 1], softcap=0), ValueError, "softcap must be in"),
+        (lambda: pyloss.linear_cross_entropy(X, W, [0, 1], label_smoothing=1.5), ValueError, "label_smoothing is 1.5;"),
+        (lambda: pyloss.linear_cross_entropy(X, W, [0, 1], z_loss=-1), ValueError, "z_loss is -1;"),
+        (lambda: pyloss.linear_cross_entropy(X, W, [0, 1], softcap=0), ValueError, "softcap is 0;"),
         (lambda: pyloss.linear_cross_entropy(X, W, [0, 1], out=np.zeros(3, np.float32)), ValueError, r"out has shape \(3,\), expected \(2,\)"),
         (lambda: pyloss.linear_cross_entropy(X, W, [0, 1], out=np.zeros(2)), ValueError, "out has dtype float64"),
         (lambda: pyloss.linear_kl_div(X, W, X, np.zeros((5, 3))), ValueError, "weight_q and weight_p.*4 and 5"),
@@ -506,8 +508,8 @@ Q4 = Weight.quantize(np.zeros((4, 32)), "q4_0")
         (lambda: pyloss.linear_js_div(X, W, X, np.zeros((4, 2))), ValueError, r"hidden_p has shape \(2, 3\).*weight_p's 2"),
         (lambda: pyloss.linear_js_div(X, W, X, np.zeros(4)), ValueError, r"weight_p must be \[V, D\]"),
         (lambda: pyloss.linear_js_div(X, W, X, W.astype("U1")), TypeError, "weight_p must hold real numbers"),
-        (lambda: pyloss.linear_js_div(X, W, X, W, beta=1.0), ValueError, r"beta must be in \(0, 1\)"),
-        (lambda: pyloss.linear_kl_div(X, W, X, W, temperature=0), ValueError, "temperature must be in"),
+        (lambda: pyloss.linear_js_div(X, W, X, W, beta=1.5), ValueError, "beta is 1.5;"),
+        (lambda: pyloss.linear_kl_div(X, W, X, W, temperature=0), ValueError, "temperature is 0;"),
     ],
 )  # fmt: skip
 def test_wrong_arguments(call, error, message):

@@ -8,6 +8,7 @@ import numpy as np
 
 from ..autograd import current_tape
 from ..checkpointing import sum_in_parts
+from ..given import as_array, as_integers
 from ..losses import linear_cross_entropy
 
 # Gradients of a batch gather over parts of about this many tokens, so that memory holds what one part's backward needs: products
@@ -23,7 +24,7 @@ def target_weights(batch: Any, lengths: Any) -> np.ndarray:
     `lengths` is integer [B, 2] = (first target token, number of tokens): tokens `first <= i < number` weigh 1; or it is float
     [B, T], the weights themselves. Raises ValueError for other shapes, and for weights that are negative or not finite.
     """
-    batch, lengths = np.asarray(batch), np.asarray(lengths)
+    batch, lengths = as_array(batch, "batch"), as_array(lengths, "lengths")
     if batch.ndim != 2:
         raise ValueError(f"batch must be [B, T] token ids, got shape {batch.shape}")
     rows, columns = batch.shape
@@ -56,7 +57,7 @@ def default_loss(model: Any, batch: Any, lengths: Any) -> tuple[Any, float]:
 
     Raises ValueError as `target_weights` does, and for token ids outside the vocabulary.
     """
-    batch, weights = np.asarray(batch), target_weights(batch, lengths)
+    batch, weights = as_integers(batch, "batch"), target_weights(batch, lengths)
     if not (weights > 0).any():
         return np.float32(0), 0.0
     counts = weights.shape[1] - np.argmax(weights[:, ::-1] > 0, axis=1)  # up to the last target of each row
@@ -77,7 +78,7 @@ def default_loss(model: Any, batch: Any, lengths: Any) -> tuple[Any, float]:
         """The share of some rows."""
         real, factors = inside[rows], shares[rows][inside[rows]]
         offsets = np.concatenate(([0], np.cumsum(used[rows]))).astype(np.int32)
-        labels = np.where(factors > 0, targets[rows][real], -1).astype(np.int32)
+        labels = np.where(factors > 0, targets[rows][real].astype(np.int32), np.int32(-1))
         hidden = model.hidden(batch[rows, :-1][real], offsets)
         return linear_cross_entropy(
             hidden, model.head_layer, labels, weights=factors, ignore_index=-1, reduction="sum", logits_bytes=at_once

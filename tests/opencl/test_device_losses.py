@@ -19,6 +19,8 @@ CLASS_LOSSES = {
 PAIR_LOSSES = {
     "kl": lambda q, p, **k: pyloss.kl_div_loss(q, p, temperature=2.0, **k),
     "js": lambda q, p, **k: pyloss.js_div_loss(q, p, beta=0.3, temperature=2.0, **k),
+    "js_forward": lambda q, p, **k: pyloss.js_div_loss(q, p, beta=0, **k),
+    "js_reverse": lambda q, p, **k: pyloss.js_div_loss(q, p, beta=1, temperature=2.0, **k),
     "bce": pyloss.binary_cross_entropy_with_logits,
 }
 

@@ -187,3 +187,20 @@ def test_every_loss_has_its_name_here_and_its_signature():
         assert dict(inspect.signature(getattr(interop, name)).parameters) == ours
         assert getattr(interop, name).__doc__ == getattr(pyloss, name).__doc__
     assert BCE.name in interop.__all__
+
+
+INTEGERS = ["uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64"]
+
+
+@pytest.mark.parametrize("dtype", [getattr(torch, name) for name in INTEGERS if hasattr(torch, name)], ids=str)
+def test_labels_of_every_integer_type(rng, dtype):
+    """With an ignore_index that is a class, as torch itself computes it for int64."""
+    x, labels = torch.from_numpy(rng.standard_normal((4, 5))).requires_grad_(), torch.tensor([1, 0, 4, 0])
+    want = F.cross_entropy(x, labels, ignore_index=0)
+    (slope,) = torch.autograd.grad(want, x)
+    got = interop.softmax_cross_entropy(x, labels.to(dtype), ignore_index=0, reduction="mean")
+    (gradient,) = torch.autograd.grad(got, x)
+    np.testing.assert_allclose(got.item(), want.item(), rtol=1e-12)
+    np.testing.assert_allclose(gradient.numpy(), slope.numpy(), rtol=1e-12, atol=1e-15)
+    with pytest.raises(TypeError, match="labels must be integers, not bool"):
+        interop.softmax_cross_entropy(x, labels > 0)

@@ -39,6 +39,9 @@ def in_torch(torch, loss, *arguments, weights=None):
         if loss.name == "kl_div_loss":
             return F.kl_div(log_q, log_p, log_target=True, reduction="none").sum(-1)
         beta = options.get("beta", 0.5)
+        if beta in (0, 1):  # as in generalized_jsd_loss of TRL's GKDTrainer
+            input, target = (log_p, log_q) if beta else (log_q, log_p)
+            return F.kl_div(input, target, log_target=True, reduction="none").sum(-1)
         log_m = torch.logaddexp(log_p + np.log(beta), log_q + np.log(1 - beta))
         kl_p, kl_q = ((log.exp() * (log - log_m)).sum(-1) for log in (log_p, log_q))
         return beta * kl_p + (1 - beta) * kl_q

@@ -293,3 +293,19 @@ def test_other_losses_train_a_head_of_their_own(model):
 
     value, _ = nn.value_and_grad(model, loss)()
     assert value == pytest.approx(float(default_loss(model, BATCH[:1], np.array([[0, 8]]))[0]), rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["u1", "u2", "u8", "i1", "i8", ">i4"])
+def test_token_ids_of_every_integer_type(model, dtype):
+    """Positions without a target are marked with -1, which unsigned ids have no place for."""
+    want = step(model, BATCH, LENGTHS)
+    got = step(model, BATCH.astype(dtype), LENGTHS.astype(dtype))
+    assert got[0] == want[0]
+    for name, gradient in want[1].items():
+        np.testing.assert_array_equal(got[1][name], gradient)
+    with pytest.raises(TypeError, match="batch must be integers, not bool"):
+        default_loss(model, BATCH.astype(bool), LENGTHS)
+    wrong = BATCH.astype(np.uint64)
+    wrong[0, 5] = 2**63 + 9
+    with pytest.raises(ValueError, match=rf"target token id {2**63 + 9} at position \(0, 5\)"):
+        default_loss(model, wrong, LENGTHS)
