@@ -24,6 +24,7 @@ from pyloss.tuner import state
 from pyloss.tuner.callbacks import get_reporting_callbacks
 from pyloss.tuner.config import DEFAULT_MODEL, merge_config
 from pyloss.tuner.datasets import load_dataset
+from pyloss.tuner.system_prompt import system_prompt_of
 
 Flags = dict[str, Any]
 
@@ -156,7 +157,23 @@ def _utf8(flags: Flags, *names: str) -> None:
             raise ValueError(f"{_flag(name)} is not UTF-8 text") from None
 
 
-def _prompt_ids(flags: Flags, tokenizer: Any) -> list[int]:
+def _system_prompt(flags: Flags, model: Any) -> str | None:
+    """The system prompt that was given, or else the one that the adapter was trained with, which is said."""
+    if flags["no_system_prompt"] or flags["system_prompt"] is not None:
+        return None if flags["no_system_prompt"] else str(flags["system_prompt"])
+    prompt = system_prompt_of(getattr(model, "adapter_config", None))
+    if prompt is not None:
+        say(f"with the adapter's system prompt (--no-system-prompt leaves it out): {prompt}")
+    return prompt
+
+
+def _say_prompt(model: Any) -> None:
+    """Files of whole models have no place for the system prompt of the adapter in them."""
+    if (prompt := system_prompt_of(getattr(model, "adapter_config", None))) is not None:
+        say(f"the adapter was trained with this system prompt, which has to be given to the model: {prompt}")
+
+
+def _prompt_ids(flags: Flags, tokenizer: Any, model: Any) -> list[int]:
     text = flags["prompt"].replace("\\n", "\n").replace("\\t", "\t")
     if text == "-":
         text = _read_input()
@@ -171,8 +188,8 @@ def _prompt_ids(flags: Flags, tokenizer: Any) -> list[int]:
     if flags["ignore_chat_template"] or not tokenizer.chat_template:
         return encode_text(tokenizer, text + (flags["prefill_response"] or ""))
     messages = [{"role": "user", "content": text}]
-    if flags["system_prompt"] is not None:
-        messages.insert(0, {"role": "system", "content": flags["system_prompt"]})
+    if (system := _system_prompt(flags, model)) is not None:
+        messages.insert(0, {"role": "system", "content": system})
     options = {"add_generation_prompt": True} | options
     rendered = tokenizer.apply_chat_template(messages, tokenize=False, **options) + (flags["prefill_response"] or "")
     return list(tokenizer.encode(rendered, add_special_tokens=False))
@@ -187,6 +204,8 @@ def generate(flags: Flags) -> int:
     for name, most in (("temp", None), ("top_p", 1), ("min_p", 1)):
         real(flags[name], _flag(name), 0, most)
     _utf8(flags, "prompt", "system_prompt", "prefill_response", "extra_eos_token", "chat_template_config")
+    if flags["no_system_prompt"] and flags["system_prompt"] is not None:
+        raise ValueError("--system-prompt and --no-system-prompt contradict each other: give one of them")
     model, tokenizer = models.load(flags["model"], adapter_path=flags["adapter_path"])
     for token in flags["extra_eos_token"]:
         ids = tokenizer.encode(token, add_special_tokens=False)
@@ -198,7 +217,7 @@ def generate(flags: Flags) -> int:
     for last in stream_generate(
         model,
         tokenizer,
-        _prompt_ids(flags, tokenizer),
+        _prompt_ids(flags, tokenizer, model),
         max_tokens=flags["max_tokens"],
         temperature=flags["temp"],
         top_p=flags["top_p"],
@@ -230,6 +249,7 @@ def fuse(flags: Flags) -> int:
         say(f"storing the fused weights keeps {mean:.1%} of the adapter, {max(kept[least], 0):.1%} at worst ({least})")
     model.save(flags["save_path"], tokenizer)
     say(f"saved the fused model to {flags['save_path']}")
+    _say_prompt(model)
     if flags["export_gguf"]:
         path = Path(flags["save_path"]) / flags["gguf_path"]
         exporting.export(model, path, "gguf", tokenizer, type="f16")
@@ -247,6 +267,8 @@ def export(flags: Flags) -> int:
     options = {key: flags[key] for key in ("adapter_only", "type", "dequantize")}
     exporting.export(model, output, to, tokenizer, **options, name=name)
     say(f"wrote {output}")
+    if to in ("gguf", "hf"):
+        _say_prompt(model)
     return 0
 
 

@@ -79,7 +79,7 @@ def _is_list(value: Any) -> bool:
 
 
 def _forms(messages: Messages) -> Iterator[Messages]:
-    contents: list[Callable[[Any], Any]] = [_same, _as_text, _as_parts]
+    contents: list[Callable[[Any], Any]] = [_same, as_text, _as_parts]
     arguments: list[Callable[[Any], Any]] = [_same, _as_object, _as_json]
     tried: list[Messages] = []
     for content, argument in product(contents, arguments):
@@ -93,7 +93,7 @@ def _same(value: Any) -> Any:
     return value
 
 
-def _as_text(content: Any) -> Any:
+def as_text(content: Any) -> Any:
     """The texts of a content's parts in one; parts of other kinds stay."""
     if not _is_list(content):
         return content

@@ -12,6 +12,7 @@ from ..models.gguf_writer import GGUFTensor, interleaved_head, stored_order, wri
 from ..models.names import gguf_name
 from ..nn import Embedding
 from .adapter import Adapter, settled_adapters
+from .system_prompt import system_prompt_of
 
 if TYPE_CHECKING:
     from ..models.transformer import Model
@@ -51,6 +52,8 @@ def write_lora_gguf(model: Model, path: str | os.PathLike[str], name: str | None
         "adapter.type": "lora",
         "adapter.lora.alpha": float(alpha),
     }
+    if (prompt := system_prompt_of(model.adapter_config)) is not None:
+        metadata["pyloss.system_prompt"] = prompt
     write_gguf_file(path, model.config.family.gguf, metadata, tensors)
 
 

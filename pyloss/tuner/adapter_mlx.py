@@ -17,6 +17,7 @@ from ..errors import FormatError
 from ..files import write_json, write_safetensors
 from .adapter import Adapter
 from .stored_adapter import CONFIG_FILE, StoredAdapter, StoredLayer, arrays_of, check_kind, grouped, number
+from .system_prompt import checked
 
 MLX_FILE = "adapters.safetensors"
 _SUFFIXES = {".lora_a": "lora_a", ".lora_b": "lora_b", ".m": "m"}
@@ -32,6 +33,7 @@ def read_mlx(place: Path, config: dict[str, Any]) -> StoredAdapter:
     if not isinstance(parameters, dict):
         raise FormatError(source, "lora_parameters", f"expected an object, got {parameters!r}")
     scale, dropout = number(source, parameters, "scale"), number(source, parameters, "dropout", 0.0)
+    checked(config, source)
     layers = grouped(place / MLX_FILE, arrays_of(place, MLX_FILE), _SUFFIXES, (2, 3))
     check_kind(source, kind, layers)
     stored = {name: StoredLayer(arrays, scale, dropout) for name, arrays in layers.items()}

@@ -23,6 +23,7 @@ from .adapter import Adapter
 from .adapter_mlx import mlx_config
 from .adapter_peft_experts import check_targets, peft_name, take_experts, take_own_layers, whole_parameters
 from .stored_adapter import CONFIG_FILE, StoredAdapter, StoredLayer, arrays_of, check_kind, grouped, number
+from .system_prompt import KEY, checked
 
 PEFT_FILE = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
@@ -90,7 +91,7 @@ def read_peft(place: Path, config: dict[str, Any]) -> StoredAdapter:
         _drop_twins(layers, bases, embeddings)
     scale = Counter(layer.scale for layer in layers.values()).most_common(1)[0][0] if layers else 1.0
     rank = max((layer.rank for layer in layers.values()), default=1)
-    made = mlx_config(kind, sorted(layers), rank, scale, dropout)
+    made = mlx_config(kind, sorted(layers), rank, scale, dropout) | checked(config, source)
     return StoredAdapter(str(place), kind, layers, made, bases, set() if tied else embeddings)
 
 
@@ -143,10 +144,15 @@ def _of_module(source: Path, config: Mapping[str, Any], key: str, pattern: str, 
 
 
 def write_peft(
-    place: Path, layers: Mapping[str, Adapter], base_model: str | None, tied: bool, blocks: Container[str] = ()
+    place: Path,
+    layers: Mapping[str, Adapter],
+    base_model: str | None,
+    tied: bool,
+    blocks: Container[str] = (),
+    system_prompt: str | None = None,
 ) -> None:
     """Write adapters into the folder `place`; `tied`: the model's head is its embedding. `blocks` are the names of its
-    experts, such as "model.layers.0.mlp.switch_mlp".
+    experts, such as "model.layers.0.mlp.switch_mlp". The system prompt is a key of pyloss's own, which PEFT passes over.
 
     Raises ValueError for layers that the layout cannot say.
     """
@@ -202,6 +208,8 @@ def write_peft(
     }
     if parameters:
         config["target_parameters"] = sorted(parameters)
+    if system_prompt is not None:
+        config[KEY] = system_prompt
     if embeddings and tied:
         config["ensure_weight_tying"] = True
     write_safetensors(place / PEFT_FILE, arrays, {"format": "pt"})

@@ -16,6 +16,7 @@ from .adapter_mlx import MLX_FILE, read_mlx, write_mlx
 from .adapter_peft import read_peft, write_peft
 from .full import is_full
 from .stored_adapter import CONFIG_FILE, StoredAdapter, StoredLayer
+from .system_prompt import system_prompt_of
 
 __all__ = ["CONFIG_FILE", "MLX_FILE", "put_adapter", "read_adapter", "save_adapter"]
 
@@ -131,4 +132,4 @@ def save_adapter(
         write_mlx(place, layers, config, one_rank)
     else:
         blocks = {name for name, _ in model.named_modules() if name.endswith(".switch_mlp")}
-        write_peft(place, layers, base_model, getattr(model, "lm_head", None) is None, blocks)
+        write_peft(place, layers, base_model, getattr(model, "lm_head", None) is None, blocks, system_prompt_of(config))

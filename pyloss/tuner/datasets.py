@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyloss.files import user_path
-from pyloss.models.chat_forms import tools_of
+from pyloss.models.chat_forms import as_text, tools_of
 from pyloss.models.special import encode_text, end_id, is_ended
 from pyloss.tuner.records import Record, Records, check_messages, check_tools, field
 from pyloss.tuner.targets import TRAIN_ON, Sample, as_sample, chat_sample
@@ -75,6 +75,10 @@ class _Dataset:
         """Raises `ValueError` naming `where`, the keys found and those expected, if the record lacks what is needed."""
         raise NotImplementedError
 
+    def system_prompt(self) -> str | None:
+        """The system prompt that all records begin with, if they share one."""
+        return None
+
     def _sample(self, record: Record) -> Sample:
         raise NotImplementedError
 
@@ -116,6 +120,9 @@ class ChatDataset(_Dataset):
 
     def check(self, record: Mapping[str, Any], where: str) -> None:
         check_messages(record, self.chat_key, where)
+
+    def system_prompt(self) -> str | None:
+        return _shared(_system_prompt(self[i][self.chat_key]) for i in range(len(self)))
 
     def _sample(self, record: Record) -> Sample:
         return chat_sample(self.tokenizer, record[self.chat_key], tools_of(record.get("tools")), self.train_on)
@@ -187,6 +194,9 @@ class ConcatenatedDataset:
     def process(self, d: Record) -> Any:
         return self._data[d["_dataset"]].process(d)
 
+    def system_prompt(self) -> str | None:
+        return _shared(_prompt_of(part) for part in self._data if len(part))
+
 
 class CacheDataset:
     """Another dataset, each of its records tokenised when first asked for and then kept (8 bytes a token).
@@ -221,6 +231,26 @@ class CacheDataset:
 
     def itemlen(self, idx: int) -> int:
         return len(self._arrays(idx)[0])
+
+    def system_prompt(self) -> str | None:
+        return _prompt_of(self._data)
+
+
+def _prompt_of(dataset: Any) -> str | None:
+    prompt: str | None = dataset.system_prompt() if hasattr(dataset, "system_prompt") else None
+    return prompt
+
+
+def _system_prompt(messages: Sequence[Mapping[str, Any]]) -> str | None:
+    content = as_text(messages[0].get("content")) if messages and messages[0].get("role") == "system" else None
+    return content if isinstance(content, str) else None
+
+
+def _shared(prompts: Iterable[str | None]) -> str | None:
+    """The one that all are, or None; stops at the first that differs."""
+    rest = iter(prompts)
+    first = next(rest, None)
+    return first if first is not None and all(prompt == first for prompt in rest) else None
 
 
 def _as_offset(sample: Sample) -> tuple[list[int], int]:

@@ -34,6 +34,7 @@ from pyloss.tuner.evaluation import batches_of, evaluate, loss_and_weight, own_d
 from pyloss.tuner.losses import default_loss
 from pyloss.tuner.plan import describe_plan, peak_memory
 from pyloss.tuner.state import Checkpoint, Progress, uninterrupted
+from pyloss.tuner.system_prompt import remembered
 
 __all__ = ["TrainingArgs", "TrainingCallback", "TrainingResult", "default_loss", "evaluate", "iterate_batches", "train"]
 
@@ -93,6 +94,7 @@ class _Run:
             raise ValueError("the training dataset is empty")
         empty = val_dataset is None or (hasattr(val_dataset, "__len__") and not len(val_dataset))
         self.val_data = None if empty or args.val_batches == 0 else own_data(val_dataset, make_batches)
+        self.given = train_dataset
         self.data = own_data(train_dataset, make_batches)
         self.value_and_grad = nn.value_and_grad(model, loss)
         self.folder = None if args.adapter_file is None else user_path(args.adapter_file).parent
@@ -154,7 +156,10 @@ class _Run:
         self.batches = batches_of(self.make_batches, self.model, self.data, **options)
         if saved is not None:
             notes = self.restore(saved)
-        config = args.adapter_config or getattr(self.model, "adapter_config", None)
+        own = getattr(self.model, "adapter_config", None)
+        config = remembered(args.adapter_config or own, self.given)
+        if own is not None:
+            self.model.adapter_config = remembered(own, self.given)
         if self.folder is not None:
             here = place is not None and checkpoints.state_path(place).parent.resolve() == self.folder.resolve()
             notes += checkpoints.prepare_folder(self.folder, config, here)

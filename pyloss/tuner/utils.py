@@ -18,6 +18,7 @@ from .initial import loftq, pissa
 from .plan import count_parameters
 from .selection import select
 from .settings import adapter_settings
+from .system_prompt import checked
 
 
 def linear_to_lora_layers(model: Any, num_layers: int, config: Mapping[str, Any], use_dora: bool = False) -> None:
@@ -67,6 +68,7 @@ def load_adapters(model: Any, adapter_path: str | os.PathLike[str]) -> Any:
     if (place / CONFIG_FILE).is_file() and is_full(config := read_json(place / CONFIG_FILE)):
         if not (place / MLX_FILE).is_file():
             raise FileNotFoundError(f"no adapter in {place}: it has no {MLX_FILE}")
+        checked(config, place / CONFIG_FILE)
         load_full(model, place / MLX_FILE, config)
         return model
     put_adapter(model, read_adapter(place))
