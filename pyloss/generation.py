@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,7 +91,7 @@ def generate_tokens(model: Any, prompt: Sequence[int], sampler: Callable[[np.nda
     """Token ids after `prompt` (token ids, at least one), without end, one forward pass each."""
     ids = np.asarray(prompt)
     if ids.ndim != 1 or not ids.size:
-        raise ValueError("the prompt must hold at least one token")
+        raise ValueError(f"the prompt must hold at least one token, in one dimension; its shape is {ids.shape}")
     sampler = sampler or make_sampler()
     cache = model.make_cache()
     for begin in range(0, len(ids), _PREFILL):
@@ -125,6 +125,8 @@ def stream_generate(
 
     if max_tokens < 1:
         raise ValueError(f"max_tokens must be at least 1, not {max_tokens}")
+    if not isinstance(prompt, (str, Iterable)):
+        raise TypeError(f"the prompt must be a text or token ids, not {prompt!r:.40}")
     ids = encode_text(tokenizer, prompt) if isinstance(prompt, str) else list(prompt)
     generator = None if seed is None else np.random.Generator(np.random.PCG64(seed))
     tokens = generate_tokens(model, ids, make_sampler(temperature, top_p, min_p, top_k, generator))

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from pyloss.files import user_path
 from pyloss.models.chat_forms import as_text, tools_of
 from pyloss.models.special import encode_text, end_id, is_ended
-from pyloss.tuner.records import Record, Records, check_messages, check_tools, field
+from pyloss.tuner.records import Record, Records, check_messages, check_tools, field, keys_of
 from pyloss.tuner.targets import TRAIN_ON, Sample, as_sample, chat_sample
 
 log = logging.getLogger("pyloss")
@@ -295,9 +295,8 @@ def create_dataset(data: Any, tokenizer: Any, config: Any) -> _Dataset:
             raise ValueError(f"records of {text!r} have no prompt to mask: leave out mask_prompt and train_on")
         return TextDataset(data, tokenizer, text)
     where = data.where(0) if isinstance(data, Records) else "record 0"
-    found = ", ".join(repr(k) for k in data[0]) or "none"
     expected = f"{prompt!r} and {completion!r}, or {chat!r}, or {text!r}"
-    raise ValueError(f"{where}: the record's keys are {found}; expected {expected}")
+    raise ValueError(f"{where}: the record's keys are {keys_of(data[0])}; expected {expected}")
 
 
 def load_local_dataset(data_path: Path | str, tokenizer: Any, config: Any) -> tuple[Any, Any, Any]:
@@ -363,7 +362,9 @@ def _from_hub(name: str, **options: Any) -> Any:
     try:
         import datasets
     except ImportError as e:
-        raise ImportError(f'{name!r} is read with the package datasets: pip install "pyloss[hub]"') from e
+        no_folder = f"there is no folder {name!r}; if a dataset of the Hugging Face hub is meant, "
+        missing = "" if user_path(name).exists() else no_folder
+        raise ImportError(f'{missing}{name!r} is read with the package datasets: pip install "pyloss[hub]"') from e
     log.info("Loading the Hugging Face dataset %s", name)
     try:
         return datasets.load_dataset(name, **options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -33,30 +34,45 @@ class Records(list[Record]):
 
 
 def _read(path: Path) -> Iterator[tuple[int, Record]]:
+    if path.exists() and not path.is_file():  # opening a pipe would wait for its writer
+        raise FormatError(path, None, "is not a file")
     with open(path, "rb") as file:
         for number, raw in enumerate(file, 1):
             what = f"line {number}"
-            try:
-                line = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-            except UnicodeDecodeError as e:
-                raise FormatError(
-                    path, what, f"is not UTF-8: byte 0x{raw[e.start]:02x} at byte {e.start + 1}"
-                ) from None
-            if not line:
+            record = _parsed(path, what, raw)
+            if record is None:
                 continue
-            try:
-                record = json.loads(line)
-                if "\\u" in line:
-                    json.dumps(record, ensure_ascii=False).encode("utf-8")
-            except json.JSONDecodeError as e:
-                raise FormatError(path, what, f"is not valid JSON: {e.msg} at column {e.colno}") from None
-            except UnicodeEncodeError:
-                raise FormatError(path, what, "holds half of a surrogate pair (\\ud800 to \\udfff alone)") from None
-            except (RecursionError, ValueError) as e:
-                raise FormatError(path, what, f"is not JSON that can be read: {e}") from None
-            if not isinstance(record, dict):
-                raise FormatError(path, what, f'is {kind_of(record)}, and must be an object such as {{"text": ...}}')
-            yield number, record
+            if not isinstance(record[0], dict):
+                raise FormatError(path, what, f'is {kind_of(record[0])}, and must be an object such as {{"text": ...}}')
+            yield number, record[0]
+
+
+def _parsed(path: Path, what: str, raw: bytes) -> list[Any] | None:
+    """The JSON value of a line in a list, None for a blank one."""
+    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise FormatError(path, what, "is UTF-16 text, and must be UTF-8")
+    try:
+        # Files that were put together have a byte order mark inside.
+        line = raw.decode().strip().lstrip("\ufeff").strip()
+    except UnicodeDecodeError as e:
+        raise FormatError(path, what, f"is not UTF-8: byte 0x{raw[e.start]:02x} at byte {e.start + 1}") from None
+    if not line:
+        return None
+    if "\0" in line:
+        raise FormatError(path, what, f"holds a NUL byte at column {line.index(chr(0)) + 1}; in JSON it is written \\u0000")
+    try:
+        record = json.loads(line)
+        if "\\u" in line:
+            json.dumps(record, ensure_ascii=False).encode("utf-8")
+    except json.JSONDecodeError as e:
+        raise FormatError(path, what, f"is not valid JSON: {e.msg.removesuffix(' at')} at column {e.colno}") from None
+    except UnicodeEncodeError:
+        raise FormatError(path, what, "holds half of a surrogate pair (\\ud800 to \\udfff alone)") from None
+    except RecursionError:
+        raise FormatError(path, what, "is not JSON that can be read: it is nested too deep") from None
+    except ValueError:
+        raise FormatError(path, what, "is not JSON that can be read: it holds a whole number of thousands of digits") from None
+    return [record]
 
 
 def kind_of(value: Any) -> str:
@@ -64,11 +80,16 @@ def kind_of(value: Any) -> str:
     return "null" if value is None else _KINDS.get(type(value), f"of type {type(value).__name__}")
 
 
+def keys_of(record: Mapping[str, Any]) -> str:
+    """The first keys of a record, for messages."""
+    shown = [f"{key!r:.40}" for key, _ in zip(record, range(10), strict=False)]
+    return ", ".join([*shown, "..."] if len(record) > len(shown) else shown) or "none"
+
+
 def field(record: Mapping[str, Any], key: str, kind: type, where: str, expected: str) -> Any:
     """`record[key]`, which must be there and of `kind`; otherwise a `ValueError` that says what was found."""
     if key not in record:
-        found = ", ".join(repr(k) for k in record) or "none"
-        raise ValueError(f"{where}: the record has no {key!r}; its keys are {found}; expected {expected}")
+        raise ValueError(f"{where}: the record has no {key!r}; its keys are {keys_of(record)}; expected {expected}")
     value = record[key]
     if not isinstance(value, kind):
         raise ValueError(f"{where}: {key!r} is {kind_of(value)}, and must be {_KINDS[kind]}")
@@ -87,8 +108,7 @@ def check_messages(record: Mapping[str, Any], key: str, where: str) -> None:
         field(message, "role", str, at, "'role' and 'content'")
         content = message.get("content")
         if content is None and not message.get("tool_calls"):
-            found = ", ".join(repr(k) for k in message)
-            raise ValueError(f"{at} has no 'content' (and no 'tool_calls'); its keys are {found}")
+            raise ValueError(f"{at} has no 'content' (and no 'tool_calls'); its keys are {keys_of(message)}")
         if content is not None and not isinstance(content, (str, list)):
             raise ValueError(f"{at}: 'content' is {kind_of(content)}, and must be a string")
     check_tools(record, where)

@@ -40,7 +40,10 @@ class Conversation:
         self._tokenizer, self._tools = tokenizer, tools
         self._messages = [dict(message) for message in messages]
         if has_forms(self._messages):
-            self._messages = settled(self._messages, lambda form: str(self._apply(form, tokenize=False)))[0]
+            try:
+                self._messages = settled(self._messages, lambda form: str(self._apply(form, tokenize=False)))[0]
+            except RecursionError:
+                raise ValueError("the arguments of a tool call are nested too deep") from None
         self._ids = self._apply(self._messages, tokenize=True)
         self._positions: Positions | None = None
         self._text = ""

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from fake import END, START, FakeTokenizer, chatml, no_end, shuffling, thinking
+from tiny import byte_tokenizer
 
 from pyloss.errors import FormatError
 from pyloss.tuner import datasets as ds
@@ -259,13 +260,62 @@ def test_blank_lines_a_byte_order_mark_and_crlf_are_no_errors(folder, tokenizer)
         (b'{"text": "\\ud800"}', "surrogate"),
         (b'["text"]', "is a list, and must be an object"),
         (b"null", "is null"),
-        (b"[" * 100_000, "not JSON that can be read|not valid JSON"),
+        (b"[" * 100_000, "not JSON that can be read: it is nested too deep"),
+        (b'{"text": "a", "more": ' + b'{"a":' * 100_000, "it is nested too deep"),
+        (b'{"text": "\\u0041", "more": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "it is nested too deep"),
+        (b'{"text": "a", "id": ' + b"9" * 5000 + b"}", "a whole number of thousands of digits"),
+        (b'{"text": "a\0b"}', "a NUL byte at column 12"),
+        (b"\0\0\0\0", "a NUL byte at column 1"),
+        ("\ufeff{'text': 'a'}".encode("utf-16-le"), "is UTF-16 text, and must be UTF-8"),
+        (b'{"text": "\xed\xa0\x80"}', "not UTF-8: byte 0xed at byte 11"),
+        (b'{"a\\udfff": 1}', "surrogate"),
+        (b'{"text": "a\tb"}', "not valid JSON: Invalid control character at column 12"),
     ],
 )
 def test_a_line_that_is_no_record_names_file_and_line(folder, tokenizer, line, reason):
     path = folder(train=b'{"text": "fine"}\n\n' + line + b"\n")
     with pytest.raises(FormatError, match=f"train.jsonl: line 3: .*{reason}"):
         ds.load_dataset(path, tokenizer)
+
+
+def test_byte_order_marks_inside_of_a_file_are_no_errors(folder, tokenizer):
+    path = folder(train=b'{"text": "a"}\n\xef\xbb\xbf{"text": "b"}\n\xef\xbb\xbf\n{"text": "c\\u0000"}')
+    assert [r["text"] for r in ds.load_dataset(path, tokenizer)[0]] == ["a", "b", "c\0"]
+
+
+def test_a_pipe_is_not_waited_for(tmp_path, tokenizer):
+    import os
+
+    os.mkfifo(tmp_path / "train.jsonl")
+    with pytest.raises(FormatError, match="train.jsonl: is not a file"):
+        ds.load_dataset(tmp_path, tokenizer)
+    os.unlink(tmp_path / "train.jsonl")
+    (tmp_path / "train.jsonl").mkdir()
+    with pytest.raises(FormatError, match="train.jsonl: is not a file"):
+        ds.load_dataset(tmp_path, tokenizer)
+
+
+def test_a_record_of_many_keys_names_the_first(folder, tokenizer):
+    with pytest.raises(ValueError, match="'0', '1', '2', .*'9', ...; expected") as caught:
+        ds.load_dataset(folder(train=[{str(i) if i else "0": i for i in range(10_000)}]), tokenizer)
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("nested", ["tools", "arguments"])
+def test_records_nested_deeper_than_a_template_goes_are_refused_by_line(folder, tokenizer, nested):
+    deep = '{"a":' * 900 + "1" + "}" * 900
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    record = {"messages": turns, "tools": [{"x": "DEEP"}]}
+    if nested == "arguments":
+        record = {"messages": [turns[0], {**turns[1], "tool_calls": [{"function": {"name": "f", "arguments": "DEEP"}}]}]}
+    data = ds.load_dataset(folder(train=json.dumps(record).replace('"DEEP"', deep).encode()), byte_tokenizer())[0]
+    with pytest.raises(ValueError, match=r"train.jsonl, line 1: .*(refuses|nested too deep)"):
+        deeper(data.sample, 0, 100)
+
+
+def deeper(function, argument, calls):
+    """The function's value with so many calls on the stack: what was read at the limit of recursion is used past it."""
+    return deeper(function, argument, calls - 1) if calls else function(argument)
 
 
 @pytest.mark.parametrize(
@@ -384,7 +434,7 @@ def test_hub_names_reach_the_hubs_call(monkeypatch, tokenizer):
     assert asked == [("owner/name", {})]
 
 
-def test_without_the_hubs_package(monkeypatch, tokenizer):
+def test_without_the_hubs_package(monkeypatch, tokenizer, tmp_path):
     real = builtins.__import__
 
     def no_datasets(name, *args, **kwargs):
@@ -393,5 +443,10 @@ def test_without_the_hubs_package(monkeypatch, tokenizer):
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", no_datasets)
-    with pytest.raises(ImportError, match=r'pip install "pyloss\[hub\]"'):
-        ds.load_dataset("owner/name", tokenizer)
+    for name in ("owner/name", "nowhere"):
+        message = rf"there is no folder '{name}'; if a dataset of the Hugging Face hub is meant, .* pip install \"pyloss\[hub\]\""
+        with pytest.raises(ImportError, match=message):
+            ds.load_dataset(name, tokenizer)
+    (tmp_path / "data.parquet").write_bytes(b"")
+    with pytest.raises(ImportError, match=r"^'.*' is read with the package datasets"):
+        ds.load_dataset(tmp_path, tokenizer)
