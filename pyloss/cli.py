@@ -91,6 +91,10 @@ def _model_flags(add: Callable[..., Any], *more: str, adapter: str | None = None
         add("--adapter-path", default=adapter_path, help=adapter)
 
 
+#: of --overwrite
+_OVERWRITE = "replace what is there, which is otherwise kept in a folder previous-N beside"
+
+
 def _ignored_flag(add: Callable[..., Any]) -> None:
     add("--trust-remote-code", action="store_true", help="accepted: no code of a model's folder is ever run")
 
@@ -138,10 +142,14 @@ def _train_parser(commands: Any) -> None:
                               settings from a file, one of them changed
   pyloss train -c lora_config.yaml --resume
                               go on with a run that was stopped, as if it never had been
+  pyloss train --adapter-path adapters --data examples/data --mask-prompt --test
+                              only test the adapter that is there
 
+An earlier run in the adapter's folder moves to previous-1, previous-2, ... there, unless --overwrite is given.
 Ctrl-C saves everything and says where; --resume continues from there.""",
     )
     group = parser.add_argument_group("what to train")
+    _setting(group, "--train", "train; done anyway where --test is not given", action="store_true")
     _setting(group, "--model", "a model's folder, a .gguf file, or a known name", metavar="PATH")
     _setting(group, "--config", "YAML file with any of these settings", "-c", metavar="FILE")
     _setting(group, "--adapter-path", "folder for the adapter and the state of the run", metavar="FOLDER")
@@ -186,13 +194,13 @@ Ctrl-C saves everything and says where; --resume continues from there.""",
     )
     _setting(group, "--save-every", "iterations between saves", type=_whole)
     _setting(group, "--resume", "continue the run in --adapter-path where it stopped", action="store_true")
-    _setting(group, "--resume-adapter-file", "start a new run from these adapter weights", metavar="FILE")
-    _setting(group, "--test", "evaluate on the test data after training", action="store_true")
+    _setting(group, "--resume-adapter-file", "start a new run from these adapter weights, also those of a folder", metavar="FILE")
+    _setting(group, "--overwrite", _OVERWRITE, action="store_true")
+    _setting(group, "--test", "evaluate on the test data: after training, or without --train alone", action="store_true")
     _setting(group, "--test-batches", "batches of the test, -1 for all", type=_whole)
     group = parser.add_argument_group("reporting and compatibility")
     _setting(group, "--report-to", "also report to wandb, swanlab, or wandb,swanlab")
     _setting(group, "--project-name", "name of the project there")
-    _setting(group, "--train", "accepted: this command trains", action="store_true")
     _setting(group, "--clear-cache-threshold", "accepted: there is no such cache here", metavar="SIZE")
     _setting(group, "--trust-remote-code", "accepted: no code of a model's folder is ever run", action="store_true")
 
@@ -211,7 +219,7 @@ def _eval_parser(commands: Any) -> None:
   pyloss eval --data examples/data --mask-prompt --adapter-path adapters    with the adapter""",
     )
     _setting(parser, "--model", "a model's folder, a .gguf file, or a known name", metavar="PATH")
-    parser.add_argument("--adapter-path", help="folder of an adapter (default: none)")
+    parser.add_argument("--adapter-path", help="folder or file of an adapter (default: none)")
     _setting(parser, "--config", "YAML file with any of these settings", "-c", metavar="FILE")
     _data_flags(parser)
     parser.add_argument("--split", choices=("train", "valid", "test"), default="test", help="(default: test)")
@@ -236,7 +244,7 @@ def _generate_parser(commands: Any) -> None:
   echo "Hello" | pyloss generate --prompt - --temp 0.7 --seed 1""",
     )
     add = parser.add_argument
-    _model_flags(add, adapter="folder of an adapter (default: none)")
+    _model_flags(add, adapter="folder of an adapter, or a file such as adapters/0000100_adapters.safetensors (default: none)")
     _device_flag(parser)
     add("--prompt", "-p", default="hello", help="the user's message; - reads it from standard input (default: hello)")
     add("--system-prompt", metavar="TEXT", help="the system message (default: the one that the adapter was trained with, if any)")
@@ -266,6 +274,7 @@ def _fuse_parser(commands: Any) -> None:
     add = parser.add_argument
     _model_flags(add, adapter="folder of the adapter (default: adapters)", adapter_path="adapters")
     add("--save-path", default="fused_model", help="folder to write (default: fused_model)")
+    add("--overwrite", action="store_true", help=_OVERWRITE)
     add("--dequantize", "--de-quantize", action="store_true", help="keep the change in full: fused layers are never quantised")
     add("--export-gguf", action="store_true", help="write a GGUF file in float16 too; `pyloss export` has more to choose")
     add("--gguf-path", default="ggml-model-f16.gguf", metavar="FILE", help="its name (default: ggml-model-f16.gguf)")
@@ -295,6 +304,7 @@ def _export_parser(commands: Any) -> None:
     _model_flags(add, adapter="folder of an adapter, in mlx-lm's or PEFT's layout (default: none)")
     add("--to", required=True, choices=("peft", "mlx", "gguf", "hf"), help="what to write")
     add("--output", required=True, metavar="PATH", help="the file of gguf, the folder of the others")
+    add("--overwrite", action="store_true", help=_OVERWRITE)
     add("--type", help="gguf: store matrices as f32, f16, bf16, q8_0, q5_0, q5_1, q4_0 or q4_1 (default: as they are)")
     add("--adapter-only", action="store_true", help="gguf: the adapter alone")
     add("--dequantize", "--de-quantize", action="store_true", help="keep the change in full: fused layers are never quantised")
@@ -319,6 +329,7 @@ def _convert_parser(commands: Any) -> None:
     add = parser.add_argument
     _model_flags(add, "--hf-path")
     add("--output", "--mlx-path", required=True, metavar="FOLDER", help="folder to write")
+    add("--overwrite", action="store_true", help=_OVERWRITE)
     text = "q2, q3, q4, q5, q6 or q8 (mlx's layout) or nf4 (bitsandbytes'); alone: q4, or what --q-bits says"
     add("-q", "--quantize", nargs="?", const="", metavar="KIND", help=text)
     add("--group-size", "--q-group-size", type=_whole, metavar="N", help="values that share a scale (default: 64)")

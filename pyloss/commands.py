@@ -17,13 +17,17 @@ import pyloss
 import pyloss.random
 from pyloss import exporting, models, precision
 from pyloss.console import lost, out, say
+from pyloss.errors import counted
+from pyloss.files import user_path
 from pyloss.models.special import encode_text
 from pyloss.numbers import real, whole
 from pyloss.optim import Optimizer, Schedule, WarmUp, build_optimizer, build_schedule
 from pyloss.tuner import state
+from pyloss.tuner.batching import NoTargets
 from pyloss.tuner.callbacks import get_reporting_callbacks
 from pyloss.tuner.config import DEFAULT_MODEL, merge_config
 from pyloss.tuner.datasets import load_dataset
+from pyloss.tuner.run_folder import ADAPTER_FILE, portable
 from pyloss.tuner.system_prompt import system_prompt_of
 
 Flags = dict[str, Any]
@@ -65,9 +69,10 @@ def train(flags: Flags) -> int:
         from pyloss.tuner.utils import load_adapters
 
         load_adapters(model, config.adapter_path)
+        say(f"testing {config.model} with the adapter in {config.adapter_path}; --train trains")
         _move(model, config.device)
     if config.test:
-        _evaluate(config, model, test_set)
+        _evaluate(config, model, test_set, "test")
     return 0
 
 
@@ -78,43 +83,63 @@ def _move(model: Any, device: str | None) -> None:
 
 
 def _train(config: SimpleNamespace, model: Any, optimizer: Optimizer, train_set: Any, valid_set: Any) -> None:
-    from pyloss.models.safetensors import read_safetensors
     from pyloss.tuner.trainer import TrainingArgs, train as run
     from pyloss.tuner.utils import linear_to_lora_layers, unfreeze_layers
 
+    folder = user_path(config.adapter_path)
+    if folder.is_file():
+        advice = "training writes a folder (--resume-adapter-file reads a file)"
+        raise ValueError(f"--adapter-path {config.adapter_path} is a file: {advice}")
     pyloss.random.seed(config.seed)
     if config.fine_tune_type == "full":
         unfreeze_layers(model, config.num_layers, config.full_keys)
     else:
         linear_to_lora_layers(model, config.num_layers, config.lora_parameters, use_dora=config.fine_tune_type == "dora")
     if config.resume_adapter_file:
-        tensors = read_safetensors(config.resume_adapter_file).tensors
-        weights = {name: tensor.array() for name, tensor in tensors.items()}
-        state.restore_arrays(model.trainable_parameters(), weights, config.resume_adapter_file)
-        say(f"starting from the adapter in {config.resume_adapter_file}")
+        file = _adapter_file(config.resume_adapter_file)
+        state.restore_arrays(model.trainable_parameters(), _weights(file), str(file))
+        say(f"starting from the adapter in {file}")
     _move(model, config.device)
-    folder = Path(config.adapter_path)
     shared = ["batch_size", "iters", "val_batches", "steps_per_report", "steps_per_eval", "max_seq_length", "seed"]
     shared += ["matmul_precision", "grad_checkpoint", "grad_accumulation_steps", "max_grad_norm", "loraplus_lr_ratio"]
-    shared += ["patience", "keep_best", "resume"]
+    shared += ["patience", "keep_best", "resume", "overwrite"]
     args = TrainingArgs(
         **{name: getattr(config, name) for name in shared},
         steps_per_save=config.save_every,
-        adapter_file=folder / state.ADAPTER_FILE,
+        adapter_file=folder / ADAPTER_FILE,
         adapter_config=vars(config) | (model.adapter_config or {}),
     )
     callback = get_reporting_callbacks(config.report_to, config.project_name, str(folder), vars(config))
     run(model, optimizer, train_set, valid_set or None, args, training_callback=callback)
 
 
-def _evaluate(config: SimpleNamespace, model: Any, dataset: Any) -> None:
+def _adapter_file(path: str) -> Path:
+    """The file of --resume-adapter-file, which may be its folder."""
+    place = user_path(path)
+    file = place / ADAPTER_FILE if place.is_dir() else place
+    if not file.is_file():
+        found = f"the folder has no {ADAPTER_FILE}" if place.is_dir() else "no such file"
+        raise ValueError(f"--resume-adapter-file {path}: {found}; give an {ADAPTER_FILE}, a numbered one, or their folder")
+    return file
+
+
+def _weights(file: Path) -> dict[str, Any]:
+    from pyloss.models.safetensors import read_safetensors
+
+    return {name: tensor.array() for name, tensor in read_safetensors(file).tensors.items()}
+
+
+def _evaluate(config: SimpleNamespace, model: Any, dataset: Any, split: str) -> None:
     from pyloss.tuner.evaluation import evaluate as measure
 
     with precision.matmul_precision(config.matmul_precision):
-        loss = measure(model, dataset, config.batch_size, config.test_batches, config.max_seq_length)
+        try:
+            loss = measure(model, dataset, config.batch_size, config.test_batches, config.max_seq_length)
+        except NoTargets as error:
+            raise NoTargets(f"the {split} data: {error}") from None
     perplexity = math.exp(loss) if loss < 700 else math.inf
     count = len(dataset) if config.test_batches == -1 else min(len(dataset), config.test_batches * config.batch_size)
-    out(f"loss {loss:.4f}, perplexity {perplexity:.4f}, {count} samples")
+    out(f"loss {loss:.4f}, perplexity {perplexity:.4f}, {counted(count, 'sample')}")
 
 
 def evaluate(flags: Flags) -> int:
@@ -127,7 +152,7 @@ def evaluate(flags: Flags) -> int:
     if not found[split]:
         raise ValueError(f"no {split} data in {config.data!r}")
     _move(model, config.device)
-    _evaluate(config, model, found[split])
+    _evaluate(config, model, found[split], split)
     return 0
 
 
@@ -247,12 +272,12 @@ def fuse(flags: Flags) -> int:
     if kept and min(kept.values()) < 1:
         mean, least = max(sum(kept.values()) / len(kept), 0), min(kept, key=kept.__getitem__)
         say(f"storing the fused weights keeps {mean:.1%} of the adapter, {max(kept[least], 0):.1%} at worst ({least})")
-    model.save(flags["save_path"], tokenizer)
+    model.save(flags["save_path"], tokenizer, overwrite=flags["overwrite"])
     say(f"saved the fused model to {flags['save_path']}")
     _say_prompt(model)
     if flags["export_gguf"]:
         path = Path(flags["save_path"]) / flags["gguf_path"]
-        exporting.export(model, path, "gguf", tokenizer, type="f16")
+        exporting.export(model, path, "gguf", tokenizer, type="f16", overwrite=flags["overwrite"])
         say(f"saved the fused model to {path}")
     return 0
 
@@ -263,8 +288,9 @@ def export(flags: Flags) -> int:
     if adapter is None and (flags["adapter_only"] or to in ("peft", "mlx")):
         raise ValueError("--to peft, --to mlx and --adapter-only write an adapter: give its folder as --adapter-path")
     model, tokenizer = models.load(flags["model"], adapter_path=adapter)
-    name = flags["name"] or (flags["model"] if to == "peft" else None)
-    options = {key: flags[key] for key in ("adapter_only", "type", "dequantize")}
+    # A configuration that goes wherever the adapter goes says no place of this machine, unless --name does.
+    name = flags["name"] or (portable(flags["model"], "model") if to == "peft" else None)
+    options = {key: flags[key] for key in ("adapter_only", "type", "dequantize", "overwrite")}
     exporting.export(model, output, to, tokenizer, **options, name=name)
     say(f"wrote {output}")
     if to in ("gguf", "hf"):
@@ -301,7 +327,7 @@ def convert(flags: Flags) -> int:
             quantise_beside(model, originals, flags["loftq_rank"], flags["loftq_rounds"])
     elif flags["dequantize"]:
         conversion.dequantize_model(model, flags["dtype"] or "float32")
-    saving.save_model(model, flags["output"], tokenizer, flags["dtype"])
+    saving.save_model(model, flags["output"], tokenizer, flags["dtype"], flags["overwrite"])
     say(f"saved the model to {flags['output']}")
     return 0
 

@@ -1,4 +1,4 @@
-"""The exceptions pyloss adds to Python's own."""
+"""The exceptions pyloss adds to Python's own, and the wording that messages share."""
 
 from __future__ import annotations
 
@@ -43,3 +43,8 @@ def listed(problems: list[str]) -> str:
     """The problems as indented lines, each begun by a line break; long lists are cut."""
     more = [f"and {len(problems) - 20} more"] if len(problems) > 20 else []
     return "".join(f"\n  {problem}" for problem in problems[:20] + more)
+
+
+def counted(count: int, thing: str, plural: str = "") -> str:
+    """"1 update", "2 updates"; `plural` where an s does not make it."""
+    return f"{count} {thing if count == 1 else plural or thing + 's'}"

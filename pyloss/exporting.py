@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from .files import user_path
+from .keeping import output
 from .models.gguf_writer import write_gguf
 from .tuner.adapter import adapter_modules
 from .tuner.adapter_gguf import write_lora_gguf
@@ -32,6 +33,7 @@ def export(
     type: str | None = None,
     dequantize: bool = False,
     name: str | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Write `model` in a format of other programs. It stays as it is; of its adapters, the files get fused layers.
 
@@ -45,6 +47,7 @@ def export(
         dequantize: fuse into float32 where the base is quantised, so that nothing of the adapter is lost. That is done anyway
             where the file has no place for what the base is quantised in.
         name: the model's name in a GGUF file, or the base's in PEFT's configuration.
+        overwrite: replace what is there; otherwise it is kept in a folder `previous-N` beside.
 
     Raises:
         ValueError: an unknown format, arguments that do not go together, a model without an adapter where one is written, or
@@ -58,20 +61,20 @@ def export(
         if given and to != "gguf":
             raise ValueError(f"{option} is for 'gguf' alone, not for {to!r}")
     if to in ("peft", "mlx"):
-        save_adapter(model, path, to, base_model=name, one_rank=True)
+        save_adapter(model, path, to, base_model=name, one_rank=True, overwrite=overwrite)
     elif adapter_only:
         if type is not None:
             raise ValueError("type is for whole models: an adapter is written in float32")
-        write_lora_gguf(model, path, name)
+        with output(user_path(path), overwrite=overwrite):
+            write_lora_gguf(model, path, name)
     elif to == "hf":
         with _fused(model, dequantize or becomes_floats(model)):
-            model.save(path, tokenizer)
+            model.save(path, tokenizer, overwrite=overwrite)
     elif tokenizer is None:
         raise ValueError("a GGUF file holds the tokenizer too: give it")
     else:
         type = type if type is not None or becomes_floats(model) else "f16"
-        with _fused(model, dequantize or type is not None):
-            user_path(path).parent.mkdir(parents=True, exist_ok=True)
+        with _fused(model, dequantize or type is not None), output(user_path(path), overwrite=overwrite):
             write_gguf(model, path, tokenizer, type, name)
 
 

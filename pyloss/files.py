@@ -21,6 +21,9 @@ from pyloss.errors import FormatError
 
 PathLike = str | os.PathLike[str]
 
+#: the names of files on their way: .<name>.<process>.<random>.tmp
+_TEMPORARY = re.compile(r"\..+\.(\d{1,10})\.[0-9a-f]{8}\.tmp", re.DOTALL)
+
 
 def user_path(path: PathLike) -> Path:
     """The path that a user means: the one way in for every path. Reading it twice gives the same path.
@@ -64,7 +67,7 @@ def replacing(path: PathLike) -> Iterator[Path]:
     """
     # A symbolic link keeps pointing at what it points at; its target is what is replaced.
     target = Path(os.path.realpath(user_path(path)))
-    beside = target.with_name(f".{target.name[:100]}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    beside = target.with_name(f".{target.name[:100]}.{os.getpid()}.{secrets.token_hex(4)}.tmp")  # see _TEMPORARY
     try:
         try:
             os.close(os.open(beside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
@@ -90,6 +93,29 @@ def _flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def process_is_alive(pid: int) -> bool:
+    """Whether a process of this number runs on this host, whoever's it is."""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except (ProcessLookupError, OverflowError):
+        return False
+    return True
+
+
+def sweep(folder: Path) -> None:
+    """Remove the temporary files that `replacing` left in `folder` when its process was killed; those of live ones stay.
+
+    Call it with the folder's lock: a process of another host, which looks dead from here, does not write there then.
+    """
+    for name in os.listdir(folder):
+        match = _TEMPORARY.fullmatch(name)
+        if match and 0 < int(match[1]) < 1 << 31 and not process_is_alive(int(match[1])):
+            with suppress(OSError):
+                (folder / name).unlink()
 
 
 def write_bytes(path: PathLike, data: bytes) -> None:

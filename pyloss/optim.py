@@ -156,7 +156,7 @@ class Optimizer:
                 raise ValueError(f"optimizer state of {name!r} lacks {', '.join(sorted(missing))}")
         if "step" not in state:
             raise ValueError("optimizer state lacks 'step'")
-        self.step, self.state = int(state["step"]), loaded
+        self.step, self.state = whole(state["step"], "the step of the optimizer state", 0), loaded
 
 
 class AdamW(Optimizer):

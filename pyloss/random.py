@@ -23,8 +23,11 @@ def state() -> dict[str, int]:
 
 
 def set_state(state: dict[str, int]) -> None:
-    """Brings back what `state` returned."""
-    _state.update(seed=int(state["seed"]), counter=int(state["counter"]))
+    """Brings back what `state` returned. Raises ValueError for anything else."""
+    found = {name: state.get(name) if isinstance(state, dict) else None for name in _state}
+    if not all(isinstance(number, int) and number >= 0 for number in found.values()):
+        raise ValueError(f"the random state is {state!r:.80}; it must be what state() gave")
+    _state.update({name: int(number or 0) for name, number in found.items()})
 
 
 def next_seed() -> int:

@@ -41,8 +41,8 @@ class Model(Tiny):
         self.layers = [None] * 20
         self.calls = []
 
-    def save(self, path, tokenizer):
-        self.calls.append(("save", path))
+    def save(self, path, tokenizer, overwrite=False):
+        self.calls.append(("save", path) + ("overwrite",) * overwrite)
 
 
 @pytest.fixture
@@ -113,7 +113,7 @@ def fails(capsys, argv, *parts, code=2):
 
 
 def test_train_writes_an_adapter_as_mlx_lm_lays_it_out(world, capsys, tmp_path):
-    assert main([*TRAIN, "--mask-prompt", "--rank", "4", "--test", "--test-batches", "-1"]) == 0
+    assert main([*TRAIN, "--mask-prompt", "--rank", "4", "--train", "--test", "--test-batches", "-1"]) == 0
     out, err = capsys.readouterr()
     assert "plan: 4 batches of 2, 4 updates" in err
     assert "iteration 4/4: train loss" in err
@@ -165,9 +165,17 @@ def test_resume_continues_where_the_run_stopped(world, capsys):
 def test_a_run_can_start_from_an_adapter(world, capsys):
     start = {name: np.full_like(array, 0.25) for name, array in Model().arrays.items()}
     save_file(start, "start.safetensors")
-    assert main([*TRAIN, "--iters", "0", "--resume-adapter-file", "start.safetensors"]) == 0
+    argv = [*TRAIN, "--iters", "1", "--learning-rate", "0", "--val-batches", "0"]
+    assert main([*argv, "--resume-adapter-file", "start.safetensors"]) == 0
     for name, array in load_file("adapters/adapters.safetensors").items():
         np.testing.assert_array_equal(array, start[name])
+    # A folder stands for the adapter in it, which the new run sets aside.
+    assert main([*argv, "--resume-adapter-file", "adapters"]) == 0
+    assert "starting from the adapter in adapters/adapters.safetensors" in capsys.readouterr().err
+    for folder in ("adapters", "adapters/previous-1"):
+        for name, array in load_file(f"{folder}/adapters.safetensors").items():
+            np.testing.assert_array_equal(array, start[name])
+    fails(capsys, [*argv, "--resume-adapter-file", "data"], "data: the folder has no adapters.safetensors; give an adapters")
     Path("start.safetensors").write_bytes(b"broken")
     fails(capsys, [*TRAIN, "--resume-adapter-file", "start.safetensors"], "start.safetensors")
 
@@ -184,7 +192,7 @@ def test_preview_shows_targets_and_trains_nothing(world, capsys, tmp_path):
 def test_train_and_test_of_a_file_that_only_tests(world, capsys):
     Path("lora.yaml").write_text("train: false\ntest: true\ndata: data\nadapter_path: mine\n")
     assert main(["train", "-c", "lora.yaml"]) == 0
-    assert world.adapters == "mine"
+    assert world.adapters == "mine" and not Path("mine").exists()
     assert capsys.readouterr().out.startswith("loss ")
     Path("lora.yaml").write_text("train: false\ndata: data\n")
     fails(capsys, ["train", "-c", "lora.yaml"], "train and test are both false")
@@ -252,7 +260,7 @@ def test_fuse_writes_gguf_too_and_says_what_it_lost(world, monkeypatch, capsys):
 def test_export_hands_over_what_it_is_asked_for(world, monkeypatch, capsys):
     seen = []
     monkeypatch.setattr("pyloss.exporting.export", lambda model, *args, **options: seen.append((*args[:2], options)))
-    plain = {"adapter_only": False, "type": None, "dequantize": False, "name": None}
+    plain = {"adapter_only": False, "type": None, "dequantize": False, "name": None, "overwrite": False}
     assert main(["export", "--to", "gguf", "--output", "m.gguf", "--type", "q8_0", "--dequantize"]) == 0
     assert main(["export", "--to", "gguf", "--output", "l.gguf", "--adapter-path", "a", "--adapter-only", "--name", "n"]) == 0
     assert main(["export", "--to", "peft", "--output", "p", "--adapter-path", "a", "--model", "owner/model"]) == 0
@@ -277,7 +285,7 @@ def test_convert_quantises_and_saves(world, monkeypatch, capsys):
 
     monkeypatch.setattr("pyloss.models.conversion.quantize_model", quantise)
     monkeypatch.setattr("pyloss.models.conversion.dequantize_model", lambda model, dtype: seen.append(dtype))
-    monkeypatch.setattr("pyloss.models.saving.save_model", lambda model, *args: seen.append(args[::2]))
+    monkeypatch.setattr("pyloss.models.saving.save_model", lambda model, *args: seen.append((args[0], args[2])))
     convert = ["convert", "--model", "m", "--output", "out"]
     assert main([*convert, "--quantize", "q8", "--group-size", "32"]) == 0
     assert main([*convert, "-q", "--q-bits", "3", "--dtype", "bfloat16"]) == 0
@@ -411,7 +419,7 @@ def test_ctrl_c_ends_with_code_130_and_says_where_it_saved(world, capsys, monkey
 
     monkeypatch.setattr(nn, "value_and_grad", lambda model, loss: interrupted)
     fails(capsys, TRAIN, "interrupted after iteration 0: saved to adapters", "--resume", code=130)
-    assert set(load_file("adapters/adapters.safetensors")) == set(Model().arrays)
+    assert Path("adapters/trainer_state.safetensors").exists() and not Path("adapters/adapters.safetensors").exists()
 
 
 def test_debugging_shows_the_traceback(world, capsys, monkeypatch):

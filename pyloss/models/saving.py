@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..device import to_device
 from ..files import user_path, write_json, write_safetensors
+from ..keeping import make_folder, output
 from ..nn import Linear
 from ..weight_stack import WeightStack
 from ..weights import FORMATS, Weight
@@ -20,6 +22,15 @@ from .transformer import Model
 
 #: the formats of floats by the names that configurations give them
 DTYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
+
+
+_MODEL_FILES = (
+    "model.safetensors", "model-*.safetensors", "model.safetensors.index.json", "config.json", "generation_config.json",
+)  # fmt: skip
+_TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+    "merges.txt", "chat_template.jinja", "chat_template.json",
+)  # fmt: skip
 
 
 def refuse_adapters(model: Model) -> None:
@@ -42,12 +53,17 @@ def model_dtype(model: Model) -> str:
     return sizes.most_common(1)[0][0] if sizes else "float32"
 
 
-def save_model(model: Model, path: str | os.PathLike[str], tokenizer: Any = None, dtype: str | None = None) -> None:
+def save_model(
+    model: Model, path: str | os.PathLike[str], tokenizer: Any = None, dtype: str | None = None, overwrite: bool = False
+) -> None:
     """Writes config.json, model.safetensors and the tokenizer's files into the folder `path`.
 
     Matrices in mlx's affine groups or in NF4 stay as they are, in the layout of mlx or bitsandbytes. Other quantised ones, which
     are GGUF's, become float32; floats keep their type, and parameters take that of most matrices where it holds their values
     exactly. With `dtype` ("float32", "float16" or "bfloat16") all floats are of that type.
+
+    The files of a model that is there move into a folder `previous-N` beside, or are removed with `overwrite`; the tokenizer's
+    stay where `tokenizer` is None.
 
     Raises ValueError when the model has unfused adapters or is quantised both ways, OSError naming the path when it cannot be
     written.
@@ -71,12 +87,18 @@ def save_model(model: Model, path: str | os.PathLike[str], tokenizer: Any = None
     if "quantization" not in config:  # mlx keeps experts stacked
         tensors = dict(_single_experts(tensors, model))
     folder = user_path(path)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_safetensors(folder / "model.safetensors", tensors, _metadata(config))
-    (folder / "model.safetensors.index.json").unlink(missing_ok=True)  # of other files that were here before
-    write_json(folder / "config.json", config)
-    if tokenizer is not None:
-        tokenizer.save(folder)
+    make_folder(folder)
+    with output(folder, _model_files(folder, tokenizer is not None), overwrite):
+        write_safetensors(folder / "model.safetensors", tensors, _metadata(config))
+        write_json(folder / "config.json", config)
+        if tokenizer is not None:
+            tokenizer.save(folder)
+
+
+def _model_files(folder: Path, with_tokenizer: bool) -> list[str]:
+    """The names of the files in `folder` that are a model's: a new one beside another's shards would be neither."""
+    patterns = _MODEL_FILES + (_TOKENIZER_FILES if with_tokenizer else ())
+    return sorted({path.name for pattern in patterns for path in folder.glob(pattern)})
 
 
 def _single_experts(tensors: dict[str, np.ndarray], model: Model) -> Iterator[tuple[str, np.ndarray]]:

@@ -332,8 +332,11 @@ class Model(Module):
         fuse_adapters(self, dequantize)
         return self
 
-    def save(self, path: Any, tokenizer: Any = None) -> None:
-        """Writes a Hugging Face folder: config.json, float32 model.safetensors and, where given, the tokenizer's files."""
+    def save(self, path: Any, tokenizer: Any = None, overwrite: bool = False) -> None:
+        """Writes a Hugging Face folder: config.json, float32 model.safetensors and, where given, the tokenizer's files.
+
+        A model that is there is kept in a folder `previous-N` beside, or with `overwrite` replaced.
+        """
         from .saving import save_model
 
-        save_model(self, path, tokenizer)
+        save_model(self, path, tokenizer, overwrite=overwrite)

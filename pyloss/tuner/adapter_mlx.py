@@ -6,7 +6,6 @@ configuration has `fine_tune_type`, `num_layers` and `lora_parameters`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,15 +15,15 @@ import numpy as np
 from ..errors import FormatError
 from ..files import write_json, write_safetensors
 from .adapter import Adapter
-from .stored_adapter import CONFIG_FILE, StoredAdapter, StoredLayer, arrays_of, check_kind, grouped, number
+from .run_folder import with_own_keys
+from .stored_adapter import CONFIG_FILE, MLX_FILE, StoredAdapter, StoredLayer, arrays_of, check_kind, grouped, number
 from .system_prompt import checked
 
-MLX_FILE = "adapters.safetensors"
 _SUFFIXES = {".lora_a": "lora_a", ".lora_b": "lora_b", ".m": "m"}
 
 
-def read_mlx(place: Path, config: dict[str, Any]) -> StoredAdapter:
-    """The adapter in the folder `place`, whose configuration is `config`. Errors: see `adapters.read_adapter`."""
+def read_mlx(place: Path, config: dict[str, Any], file: str = MLX_FILE) -> StoredAdapter:
+    """The adapter in `file` of the folder `place`, whose configuration is `config`. Errors: see `adapters.read_adapter`."""
     source = place / CONFIG_FILE
     kind = config.get("fine_tune_type", "lora")
     if kind not in ("lora", "dora"):
@@ -34,14 +33,20 @@ def read_mlx(place: Path, config: dict[str, Any]) -> StoredAdapter:
         raise FormatError(source, "lora_parameters", f"expected an object, got {parameters!r}")
     scale, dropout = number(source, parameters, "scale"), number(source, parameters, "dropout", 0.0)
     checked(config, source)
-    layers = grouped(place / MLX_FILE, arrays_of(place, MLX_FILE), _SUFFIXES, (2, 3))
+    layers = grouped(place / file, arrays_of(place, file), _SUFFIXES, (2, 3))
     check_kind(source, kind, layers)
     stored = {name: StoredLayer(arrays, scale, dropout) for name, arrays in layers.items()}
     return StoredAdapter(str(place), kind, stored, config)
 
 
-def write_mlx(place: Path, layers: Mapping[str, Adapter], config: Mapping[str, Any] | None, one_rank: bool = False) -> None:
-    """Write adapters into the folder `place`.
+def write_mlx(
+    place: Path,
+    layers: Mapping[str, Adapter],
+    config: Mapping[str, Any] | None,
+    one_rank: bool = False,
+    old: Mapping[str, Any] | None = None,
+) -> None:
+    """Write adapters into the folder `place`. `old` is the configuration that was there, of which a user's own keys stay.
 
     The layout has one scale for all layers: other ones are worked into `lora_b`. With `one_rank` smaller ranks are filled up
     with zeros, as mlx-lm makes all layers of one rank. Without `config` one is made that names all layers.
@@ -70,7 +75,7 @@ def write_mlx(place: Path, layers: Mapping[str, Adapter], config: Mapping[str, A
                 array = _filled(array, layer.rank_axes()[part == "lora_b"], rank)
             arrays[f"{name}.{part}"] = array
     write_safetensors(place / MLX_FILE, arrays)
-    write_json(place / CONFIG_FILE, json.loads(json.dumps(config)), sort_keys=True)
+    write_json(place / CONFIG_FILE, with_own_keys(config, old or {}), sort_keys=True)
 
 
 def mlx_config(kind: str, keys: list[str], rank: int, scale: float, dropout: float) -> dict[str, Any]:

@@ -22,10 +22,9 @@ from ..nn import Embedding
 from .adapter import Adapter
 from .adapter_mlx import mlx_config
 from .adapter_peft_experts import check_targets, peft_name, take_experts, take_own_layers, whole_parameters
-from .stored_adapter import CONFIG_FILE, StoredAdapter, StoredLayer, arrays_of, check_kind, grouped, number
+from .stored_adapter import CONFIG_FILE, PEFT_FILE, StoredAdapter, StoredLayer, arrays_of, check_kind, grouped, number
 from .system_prompt import KEY, checked
 
-PEFT_FILE = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _BASE = ".base_layer.weight"
 _SUFFIXES = {
@@ -55,11 +54,11 @@ _PASSIVE = (
 _OTHER_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
-def read_peft(place: Path, config: dict[str, Any]) -> StoredAdapter:
-    """The adapter in the folder `place`, whose configuration is `config`. Errors: see `adapters.read_adapter`."""
-    source, file = place / CONFIG_FILE, place / PEFT_FILE
+def read_peft(place: Path, config: dict[str, Any], name: str = PEFT_FILE) -> StoredAdapter:
+    """The adapter in the file `name` of the folder `place`, with the configuration `config`. Errors: `adapters.read_adapter`."""
+    source, file = place / CONFIG_FILE, place / name
     _refuse_settings(source, config)
-    arrays = arrays_of(place, PEFT_FILE)
+    arrays = arrays_of(place, name)
     if other := [name for name in arrays if not name.startswith(_PREFIX)]:
         raise FormatError(file, other[0], f"expected names that begin with {_PREFIX}")
     stripped = {name[len(_PREFIX) :]: array for name, array in arrays.items()}

@@ -9,30 +9,34 @@ import numpy as np
 
 from ..errors import listed
 from ..files import read_json, user_path, write_json, write_safetensors
+from ..keeping import make_folder, output
 from ..models.names import language_model_name
 from ..nn import Module
 from .adapter import Adapter, adapter_class, dense, settled_adapters, takes_adapter
-from .adapter_mlx import MLX_FILE, read_mlx, write_mlx
+from .adapter_mlx import read_mlx, write_mlx
 from .adapter_peft import read_peft, write_peft
 from .full import is_full
-from .stored_adapter import CONFIG_FILE, StoredAdapter, StoredLayer
+from .run_folder import read_config, run_files, with_own_keys
+from .stored_adapter import CONFIG_FILE, MLX_FILE, PEFT_FILE, StoredAdapter, StoredLayer, adapter_place
 from .system_prompt import system_prompt_of
 
 __all__ = ["CONFIG_FILE", "MLX_FILE", "put_adapter", "read_adapter", "save_adapter"]
 
 
 def read_adapter(folder: str | os.PathLike[str]) -> StoredAdapter:
-    """The adapter in `folder`, in mlx-lm's or PEFT's layout.
+    """The adapter in `folder`, in mlx-lm's or PEFT's layout; or in a file of it, such as a numbered checkpoint.
 
     Raises FileNotFoundError naming what is missing, FormatError for files that cannot be understood, ValueError for an adapter
     that uses what pyloss does not have.
     """
-    place = user_path(folder)
+    place, file = adapter_place(folder)
     if not (place / CONFIG_FILE).is_file():
         found = "the folder does not exist" if not place.is_dir() else f"it has no {CONFIG_FILE}"
         raise FileNotFoundError(f"no adapter in {place}: {found}")
     config = read_json(place / CONFIG_FILE)
-    return read_peft(place, config) if "peft_type" in config else read_mlx(place, config)
+    if "peft_type" in config:
+        return read_peft(place, config, file or PEFT_FILE)
+    return read_mlx(place, config, file or MLX_FILE)
 
 
 def put_adapter(model: Any, adapter: StoredAdapter) -> None:
@@ -106,12 +110,16 @@ def save_adapter(
     format: str = "mlx",
     base_model: str | None = None,
     one_rank: bool = False,
+    overwrite: bool = False,
 ) -> None:
     """Writes the model's adapter into `folder`, in the layout "mlx" (pyloss's own) or "peft".
 
     `base_model` is the name that PEFT's config gives the base by. With `one_rank`, the layout "mlx" has all layers in the largest
-    rank, the others filled up with zeros: mlx-lm reads no other. Raises ValueError when the model has no adapter or the format
-    cannot say what the adapter does, OSError naming the file that cannot be written.
+    rank, the others filled up with zeros: mlx-lm reads no other. An adapter that is there already is kept, with all
+    files of its run, in a folder `previous-N` there, or with `overwrite` replaced.
+
+    Raises ValueError when the model has no adapter or the format cannot say what the adapter does, OSError naming the file that
+    cannot be written.
     """
     if format not in ("mlx", "peft"):
         raise ValueError(f"format must be 'mlx' or 'peft', not {format!r}")
@@ -124,12 +132,14 @@ def save_adapter(
     if not (layers or full):
         raise ValueError("the model has no adapter; call linear_to_lora_layers first")
     place = user_path(folder)
-    place.mkdir(parents=True, exist_ok=True)
-    if full:
-        write_safetensors(place / MLX_FILE, model.trainable_parameters())
-        write_json(place / CONFIG_FILE, config, sort_keys=True)
-    elif format == "mlx":
-        write_mlx(place, layers, config, one_rank)
-    else:
-        blocks = {name for name, _ in model.named_modules() if name.endswith(".switch_mlp")}
-        write_peft(place, layers, base_model, getattr(model, "lm_head", None) is None, blocks, system_prompt_of(config))
+    make_folder(place, "adapter folder")
+    old = read_config(place)
+    with output(place, [*run_files(place), CONFIG_FILE], overwrite):
+        if full:
+            write_safetensors(place / MLX_FILE, model.trainable_parameters())
+            write_json(place / CONFIG_FILE, with_own_keys(config or {}, old), sort_keys=True)
+        elif format == "mlx":
+            write_mlx(place, layers, config, one_rank, old)
+        else:
+            blocks = {name for name, _ in model.named_modules() if name.endswith(".switch_mlp")}
+            write_peft(place, layers, base_model, getattr(model, "lm_head", None) is None, blocks, system_prompt_of(config))

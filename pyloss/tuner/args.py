@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
+from pyloss.numbers import real, whole
 from pyloss.precision import check_precision
 
 
@@ -58,21 +56,22 @@ class TrainingArgs:
     #: Print the plan, progress and reports.
     progress: bool = True
 
+    #: Remove the files of an earlier run in the folder; otherwise they are kept in a folder `previous-N` there.
+    overwrite: bool = False
+
     def __post_init__(self) -> None:
         least = {"batch_size": 1, "iters": 0, "val_batches": -1, "steps_per_report": 1, "steps_per_eval": 1}
         least |= {"steps_per_save": 1, "max_seq_length": 2, "grad_accumulation_steps": 1}
         for name, low in least.items():
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < low:
-                raise ValueError(f"{name} is {value!r}; it must be a whole number of at least {low}")
-        if self.patience is not None and self.patience < 1:
-            raise ValueError(f"patience is {self.patience!r}; it must be at least 1, or None")
+            setattr(self, name, whole(getattr(self, name), name, low))
+        for name, low in (("patience", 1), ("seed", 0)):
+            if getattr(self, name) is not None:
+                setattr(self, name, whole(getattr(self, name), name, low))
         if self.matmul_precision is not None:
             check_precision(self.matmul_precision)
-        if self.max_grad_norm is not None and not self.max_grad_norm > 0:
-            raise ValueError(f"max_grad_norm is {self.max_grad_norm!r}; it must be above 0, or None")
-        if not 0 < self.loraplus_lr_ratio < math.inf:
-            raise ValueError(f"loraplus_lr_ratio is {self.loraplus_lr_ratio!r}; it must be a number above 0")
+        if self.max_grad_norm is not None:
+            self.max_grad_norm = real(self.max_grad_norm, "max_grad_norm", above=0)
+        self.loraplus_lr_ratio = real(self.loraplus_lr_ratio, "loraplus_lr_ratio", above=0)
 
 
 @dataclass

@@ -10,10 +10,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pyloss.errors import counted
 from pyloss.tuner.datasets import CacheDataset, log
 from pyloss.tuner.targets import Sample
 
 Batch = tuple[npt.NDArray[np.int32], npt.NDArray[Any]]
+
+
+class NoTargets(ValueError):
+    """There is no token in the data that a loss could be measured on."""
 
 
 @dataclass
@@ -106,8 +111,8 @@ class BatchIterator(Iterator[Batch]):
             report.targets += targets
         report.used = len(lengths)
         if not lengths:
-            raise ValueError(
-                f"none of the {report.samples} samples has a target within max_seq_length={self._window} tokens: "
+            raise NoTargets(
+                f"none of the {counted(report.samples, 'sample')} has a target within max_seq_length={self._window} tokens: "
                 "the prompts fill the window, or no answer is there to train on"
             )
         if (report.cut or report.skipped) and report.text not in self._dataset.said:
@@ -161,6 +166,8 @@ class BatchIterator(Iterator[Batch]):
         Raises `ValueError` for a state that lacks a key or was taken over other data, batch size or window.
         """
         own = self.state()
+        if not isinstance(state, Mapping):
+            raise ValueError(f"the state of the batches is {state!r:.80}; it must be what state() gave")
         bad = [k for k in own if not isinstance(state.get(k), int) or state[k] < 0]
         if bad:
             raise ValueError(
@@ -169,7 +176,8 @@ class BatchIterator(Iterator[Batch]):
         other = {k: state[k] for k, v in self._fingerprint().items() if state[k] != v}
         if other or state["position"] > len(self._batches):
             raise ValueError(
-                f"the state was taken over other data, batch size or window: it says {dict(state)!r}, here is {own!r}"
+                f"the state was taken over other data, batch size or window: it says {dict(state)!r}, here is {own!r}; "
+                "to go on with other data, start a new run from the adapter (--resume-adapter-file)"
             )
         self.seed, self._epoch, self._position = state["seed"], state["epoch"], state["position"]
         self._permutation = self._shuffled()

@@ -180,7 +180,7 @@ _NOT_YET = "is not available yet"
 
 SCHEMA: dict[str, Key] = {
     "model": Key(_place, DEFAULT_MODEL),
-    "train": Key(_boolean, True),
+    "train": Key(_optional(_boolean)),  # true where neither this nor test is said
     "fine_tune_type": Key(_one_of("lora", "dora", "full"), "lora"),
     "optimizer": Key(_one_of(*OPTIMIZERS, refused={n: f"{n} {_NOT_YET}" for n in ("muon", "adafactor")}), "adam"),
     "optimizer_config": Key(_optimizer_config, {}),
@@ -197,7 +197,7 @@ SCHEMA: dict[str, Key] = {
     "resume_adapter_file": Key(_optional(_path)),
     "adapter_path": Key(_path, "adapters"),
     "save_every": Key(_integer(1), 100),
-    "test": Key(_boolean, False),
+    "test": Key(_optional(_boolean)),
     "test_batches": Key(_integer(-1), 500),
     "max_seq_length": Key(_integer(2), 2048),
     "grad_checkpoint": Key(_boolean, False),
@@ -226,6 +226,7 @@ SCHEMA: dict[str, Key] = {
     "patience": Key(_optional(_integer(1))),
     "keep_best": Key(_boolean, True),
     "resume": Key(_boolean, False),
+    "overwrite": Key(_boolean, False),
     "preview": Key(_integer(0), 0),
 }
 
@@ -284,6 +285,8 @@ def check_config(given: Mapping[str, Any], source: str) -> dict[str, Any]:
 def merge_config(flags: Mapping[str, Any], path: PathLike | None = None) -> SimpleNamespace:
     """All settings: `flags` that are not None, else those of the YAML file `path`, else the defaults.
 
+    Where neither says `train`, it is true unless `test` is: who asks for a test alone gets a test alone.
+
     The flags in `LORA_FLAGS` go into `lora_parameters`, over those of the file.
     """
     settings = {key: entry.default for key, entry in SCHEMA.items()}
@@ -297,6 +300,9 @@ def merge_config(flags: Mapping[str, Any], path: PathLike | None = None) -> Simp
         adapter_settings(settings["lora_parameters"])
     except ValueError as error:
         raise ValueError(f"command line: {error}") from None
+    settings["test"] = bool(settings["test"])
+    if settings["train"] is None:
+        settings["train"] = not settings["test"]
     settings["optimizer_config"] = dict(settings["optimizer_config"])
     if settings["full_keys"] and settings["fine_tune_type"] != "full":
         raise ValueError("full_keys says what fine_tune_type full trains; for adapters, lora_parameters has keys (--lora-keys)")

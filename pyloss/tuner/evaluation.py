@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from pyloss.tuner.batching import iterate_batches
+from pyloss.tuner.batching import NoTargets, iterate_batches
 from pyloss.tuner.datasets import CacheDataset
 from pyloss.tuner.losses import default_loss
 
@@ -55,7 +55,8 @@ def evaluate(
 ) -> float:
     """The mean loss over the target tokens of `num_batches` batches of `dataset` (-1: all of them).
 
-    The model is in evaluation mode meanwhile. Raises ValueError for a dataset that is empty or has no target.
+    The model is in evaluation mode meanwhile. Raises ValueError for a dataset that is empty, and its
+    subclass NoTargets for one without a target.
     """
     if num_batches == 0 or num_batches < -1:
         raise ValueError(f"num_batches is {num_batches}; it must be at least 1, or -1 for all")
@@ -75,5 +76,5 @@ def evaluate(
     finally:
         model.train(was_training)
     if not weights:
-        raise ValueError("nothing to evaluate: the dataset has no batch with a target token")
+        raise NoTargets("nothing to evaluate: the dataset has no batch with a target token")
     return total / weights

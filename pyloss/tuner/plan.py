@@ -6,10 +6,13 @@ import math
 import sys
 from typing import Any
 
+from pyloss.errors import counted
 from pyloss.linear_losses import rows_at_once
 from pyloss.models.transformer import HALVES_TOKENS
 from pyloss.precision import get_matmul_precision, has_instructions
 from pyloss.tuner.losses import head_bytes, parts_of_rows
+
+_NO_BIAS = "{bias_correction: false}"
 
 #: interpreter, libraries and the allocator's slack
 BASE_BYTES = 80_000_000
@@ -126,21 +129,31 @@ def size_text(size: float) -> str:
     return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
 
 
-def describe_plan(model: Any, optimizer: Any, args: Any, batches: Any, longest: int, first_iteration: int = 0) -> list[str]:
-    """The lines that a run prints before it starts.
+def describe_plan(
+    model: Any, optimizer: Any, args: Any, batches: Any, longest: int, first_iteration: int = 0, validates: bool = False
+) -> list[str]:
+    """The lines that a run prints before it starts, what differs from mlx-lm's defaults included.
 
-    `batches` is its iterator (a user's own says less), `longest` the number of tokens of the longest row.
+    `batches` is its iterator (a user's own says less), `longest` the number of tokens of the longest row; `validates`: there is
+    validation data.
     """
     accumulation = args.grad_accumulation_steps
     updates = math.ceil(args.iters / accumulation)
-    first = f"plan: {args.iters} batches of {args.batch_size}, {updates} updates"
+    batch_count = counted(args.iters, "batch", "batches")
+    first = f"plan: {batch_count} of {args.batch_size}, {counted(updates, 'update')}"
     first += f" (one every {accumulation} batches)" if accumulation > 1 else ""
     lines = [first + (f", continuing after batch {first_iteration}" if first_iteration else "")]
     warmup = int(getattr(optimizer.schedule, "warmup", 0))
     if warmup:
-        lines.append(f"plan: warm-up over the first {warmup} updates ({warmup * accumulation} batches)")
+        span = "update" if warmup == 1 else f"{warmup} updates"
+        lines.append(f"plan: warm-up over the first {span} ({counted(warmup * accumulation, 'batch', 'batches')})")
         if warmup >= updates:
             lines[-1] += ": longer than the run, so the full learning rate is never reached"
+    if getattr(optimizer, "bias_correction", False):
+        name = type(optimizer).__name__
+        lines.append(f"plan: {name} with bias correction; mlx-lm's has none (optimizer_config: {{{name.lower()}: {_NO_BIAS}}})")
+    if validates and args.keep_best:
+        lines.append("plan: ends with the adapter of the lowest validation loss; mlx-lm's ends with the last (--keep-last)")
     for name, scale in optimizer.rate_scales.items():
         lines.append(f"plan: the learning rate of {name} is {scale:g} times that of the others")
     if get_matmul_precision() != "float32":
@@ -150,7 +163,7 @@ def describe_plan(model: Any, optimizer: Any, args: Any, batches: Any, longest: 
     if report is not None:
         epochs = args.iters / batches.batches_per_epoch
         lines.append(
-            f"plan: {report.used} samples of up to {longest} tokens, {report.tokens} tokens an epoch "
+            f"plan: {counted(report.used, 'sample')} of up to {longest} tokens, {report.tokens} tokens an epoch "
             f"({report.targets} of them targets), {epochs:.2g} epochs"
         )
     trainable, numbers = count_parameters(model)

@@ -9,6 +9,8 @@ In the adapter's folder:
 
 A resumed run reads the last of these alone. One file, replaced as a whole, cannot disagree with itself: whenever the
 process dies, there is one complete state of one iteration, and no order of several files to get right.
+
+What a fresh run does with an earlier one's files is in `run_folder.py`.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -27,17 +29,11 @@ import numpy as np
 
 from pyloss.device import DeviceArray
 from pyloss.errors import FormatError
-from pyloss.files import read_json, user_path, write_json, write_safetensors
-from pyloss.tuner import adapters
+from pyloss.files import user_path, write_safetensors
+from pyloss.numbers import real, whole
+from pyloss.tuner.run_folder import STATE_FILE
 
-ADAPTER_FILE = adapters.MLX_FILE
-CONFIG_FILE = adapters.CONFIG_FILE
-BEST_FILE = "best_adapters.safetensors"
-STATE_FILE = "trainer_state.safetensors"
-PROBE_FILE = ".pyloss_probe.json"
 STATE_KEY = "pyloss_trainer_state_1"
-#: what of the config decides whether an adapter fits it
-ADAPTER_KEYS = ("fine_tune_type", "num_layers", "lora_parameters", "full_keys")
 
 Arrays = dict[str, np.ndarray]
 
@@ -76,6 +72,8 @@ class Checkpoint:
     random: Any = None
     batches: Any = None
     settings: dict[str, Any] | None = None
+    #: fingerprint of the frozen weights, see `base.py`; None in states of earlier versions
+    base: str | None = None
 
 
 def _pack(value: Any, path: str, tensors: Arrays) -> Any:
@@ -113,8 +111,8 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> Non
 
 def state_path(path: str | os.PathLike[str]) -> Path:
     """`path` if it names a safetensors file, else the state file in the folder `path`."""
-    path = user_path(path)
-    return path if path.suffix == ".safetensors" else path / STATE_FILE
+    place = user_path(path)
+    return place if place.suffix == ".safetensors" else place / STATE_FILE
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
@@ -135,17 +133,51 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
             if text is None:
                 raise FormatError(file, "metadata", f"not a trainer state of this version: has no {STATE_KEY!r}")
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}
-        tree = _unpack(json.loads(text), tensors)
-        tree["progress"] = Progress(**tree["progress"])
-        return Checkpoint(**tree)
+        return _checkpoint(_unpack(json.loads(text), tensors))
     except FormatError:
         raise
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+    except (SafetensorError, KeyError, TypeError, ValueError, RecursionError, AttributeError) as error:
         raise FormatError(file, None, f"not a readable trainer state: {error}") from error
 
 
-def restore_arrays(target: Mapping[str, np.ndarray], saved: Mapping[str, np.ndarray], where: str) -> None:
-    """Copy `saved` into the arrays of `target`; ValueError, before any is changed, unless names and shapes agree."""
+def _checkpoint(tree: Any) -> Checkpoint:
+    """The checkpoint that the JSON of a state file says, every value of its type. TypeError or ValueError naming what is not."""
+    known = {field.name for field in fields(Checkpoint)}
+    if not isinstance(tree, dict) or not {"progress", "model", "optimizer", "optimizer_name"} <= set(tree) <= known:
+        raise ValueError(f"its parts are not {', '.join(sorted(known))}")
+    kinds = {"optimizer": dict, "optimizer_name": str, "settings": dict, "base": str}
+    for name, kind in kinds.items():
+        if not isinstance(tree.get(name), kind) and (tree.get(name) is not None or name not in ("settings", "base")):
+            raise TypeError(f"{name} is a {type(tree.get(name)).__name__}, expected a {kind.__name__}")
+    for name in ("model", "accumulated", "best"):
+        arrays = tree.setdefault(name, {})
+        if not isinstance(arrays, dict) or not all(_is_floats(array) for array in arrays.values()):
+            raise TypeError(f"{name} is not a mapping of names to arrays of floats")
+    return Checkpoint(**{**tree, "progress": _progress(tree["progress"])})
+
+
+def _is_floats(value: Any) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype.kind == "f"
+
+
+def _progress(said: Any) -> Progress:
+    if not isinstance(said, dict) or not set(said) <= {field.name for field in fields(Progress)}:
+        raise TypeError("progress is not a mapping of the counters of a run")
+    found = Progress()
+    for name, value in said.items():
+        default = getattr(found, name)
+        if isinstance(default, int):
+            setattr(found, name, whole(value, name, min(default, 0)))
+        elif value is not None or default is not None:
+            setattr(found, name, real(value, name))
+    for name in ("reported_at", "pending", "validated_at", "best_iteration"):
+        if getattr(found, name) > found.iteration:
+            raise ValueError(f"{name} is {getattr(found, name)}, after iteration {found.iteration}")
+    return found
+
+
+def check_arrays(target: Mapping[str, np.ndarray], saved: Mapping[str, np.ndarray], where: str) -> None:
+    """ValueError unless the names and shapes of `saved` are those of `target`."""
     if missing := sorted(set(target) ^ set(saved)):
         raise ValueError(
             f"{where} is of another model or adapter: {len(missing)} parameters are in one only, first {missing[0]!r}"
@@ -153,65 +185,34 @@ def restore_arrays(target: Mapping[str, np.ndarray], saved: Mapping[str, np.ndar
     for name, array in saved.items():
         if array.shape != target[name].shape:
             raise ValueError(f"{where}: {name!r} has shape {array.shape}, but {target[name].shape} in the model")
+
+
+def restore_arrays(target: Mapping[str, np.ndarray], saved: Mapping[str, np.ndarray], where: str) -> None:
+    """Copy `saved` into the arrays of `target`; ValueError, before any is changed, unless names and shapes agree."""
+    check_arrays(target, saved, where)
     for name, array in saved.items():
         target[name][...] = array
 
 
-def prepare_folder(folder: Path, config: Mapping[str, Any] | None, resuming: bool) -> list[str]:
-    """Make sure that `folder` can be written, and write `adapter_config.json` there. Gives notes for the user.
-
-    What an earlier run left and a fresh one cannot go with is renamed to `previous_...` before anything new is written:
-    its state and best adapter, and an adapter that the new config does not describe. The config thus never lies beside
-    another config's adapter.
-    Raises OSError naming the folder if it cannot be made or written, ValueError for a run to resume whose adapter is
-    configured otherwise.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OSError(error.errno or 0, f"cannot make the adapter folder: {error.strerror}", str(folder)) from error
-    write_json(folder / PROBE_FILE, {})
-    (folder / PROBE_FILE).unlink()
-    config = None if config is None else json.loads(json.dumps(config))
-    old: dict[str, Any] = {}
-    with suppress(FileNotFoundError, FormatError):
-        old = read_json(folder / CONFIG_FILE)
-    differing = [key for key in ADAPTER_KEYS if config and old and old.get(key) != config.get(key)]
-    if resuming and config and differing:
-        was = ", ".join(f"{key} {old.get(key)!r} (now {config.get(key)!r})" for key in differing)
-        raise ValueError(f"the run to resume in {folder} has {was}; give the same, or start without resume")
-    notes = []
-    if not resuming:
-        moved = [name for name in (STATE_FILE, BEST_FILE) if _set_aside(folder, name)]
-        if differing and _set_aside(folder, ADAPTER_FILE):
-            write_json(folder / f"previous_{CONFIG_FILE}", old)
-            moved.append(ADAPTER_FILE)
-        if moved:
-            notes.append(f"{folder} holds an earlier run: starting afresh, and keeping its {', '.join(moved)} as previous_*")
-    if config is not None:
-        write_json(folder / CONFIG_FILE, config, sort_keys=True)
-    return notes
-
-
-def _set_aside(folder: Path, name: str) -> bool:
-    """Rename a file to `previous_<name>`; False if there is none."""
-    with suppress(FileNotFoundError):
-        os.replace(folder / name, folder / f"previous_{name}")
-        return True
-    return False
-
-
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Put Ctrl-C off until the block has ended: for changes that are only right when made as a whole."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # Python delivers Ctrl-C to the main thread alone
-        return
+    """Put Ctrl-C off until the block has ended: for changes that are only right when made as a whole.
+
+    Where Python does not handle Ctrl-C, in other threads and in programs that brought a handler of their own from outside
+    Python, nothing can interrupt the block, and nothing is changed.
+    """
     seen: list[int] = []
-    previous = signal.signal(signal.SIGINT, lambda number, frame: seen.append(number))
+    previous = signal.getsignal(signal.SIGINT)
+    installed = previous is not None and threading.current_thread() is threading.main_thread()
+    if installed:
+        try:
+            signal.signal(signal.SIGINT, lambda number, frame: seen.append(number))
+        except ValueError:  # not the main interpreter, or a thread that Python takes for the main one and is not
+            installed = False
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, previous)
+        if installed:
+            signal.signal(signal.SIGINT, previous)
     if seen:
         signal.raise_signal(signal.SIGINT)

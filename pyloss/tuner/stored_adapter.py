@@ -11,9 +11,12 @@ from typing import Any
 import numpy as np
 
 from ..errors import FormatError, listed
+from ..files import PathLike, user_path
 from ..models.safetensors import read_safetensors
 
 CONFIG_FILE = "adapter_config.json"
+MLX_FILE = "adapters.safetensors"
+PEFT_FILE = "adapter_model.safetensors"
 
 
 @dataclass
@@ -40,6 +43,12 @@ class StoredAdapter:
     config: dict[str, Any]  # as mlx-lm writes it
     bases: dict[str, np.ndarray] = field(default_factory=dict)  # copies of base weights, which PEFT adds for an adapted head
     untied: set[str] = field(default_factory=set)  # embeddings whose adapter leaves a tied head as it is
+
+
+def adapter_place(path: PathLike) -> tuple[Path, str | None]:
+    """The folder of an adapter, and the name of the file in it where `path` is one: a numbered checkpoint, the best adapter."""
+    place = user_path(path)
+    return (place.parent, place.name) if place.suffix == ".safetensors" and not place.is_dir() else (place, None)
 
 
 def arrays_of(folder: Path, name: str) -> dict[str, np.ndarray]:

@@ -11,6 +11,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,18 +22,23 @@ import pyloss.random
 from pyloss import _core, nn
 from pyloss.arrays import f32
 from pyloss.device import beside
+from pyloss.errors import FormatError, counted
 from pyloss.files import user_path, write_safetensors
+from pyloss.keeping import make_folder
+from pyloss.locks import locked
 from pyloss.optim import clip_scale, grad_norm
 from pyloss.precision import get_matmul_precision, matmul_precision
 from pyloss.tuner import state as checkpoints
 from pyloss.tuner.adapter import fixed_factors, settled_arrays
 from pyloss.tuner.args import TrainingArgs, TrainingResult
-from pyloss.tuner.batching import iterate_batches
+from pyloss.tuner.base import fingerprint
+from pyloss.tuner.batching import NoTargets, iterate_batches
 from pyloss.tuner.callbacks import ProgressReporter, TrainingCallback
 from pyloss.tuner.datasets import CacheDataset
 from pyloss.tuner.evaluation import batches_of, evaluate, loss_and_weight, own_data
 from pyloss.tuner.losses import default_loss
 from pyloss.tuner.plan import describe_plan, peak_memory
+from pyloss.tuner.run_folder import BEST_FILE, STATE_FILE, numbered, prepare_folder
 from pyloss.tuner.state import Checkpoint, Progress, uninterrupted
 from pyloss.tuner.system_prompt import remembered
 
@@ -51,6 +57,10 @@ def train(
 ) -> TrainingResult:
     """Train the model's trainable parameters and save them; see `state.py` for the files.
 
+    The folder of `args.adapter_file` is locked meanwhile. A fresh run moves the files of an earlier one there into a folder
+    `previous-N` first, or with `args.overwrite` removes them; a resumed one goes on with them. Without iterations nothing is
+    written.
+
     `loss(model, batch, lengths)` gives `(loss, ntoks)` or a scalar; `iterate_batches` is called as mlx-lm calls it and
     yields what `loss` takes after the model. Validation comes at the start, every `steps_per_eval` iterations and at
     the end. With `keep_best` the run ends with the adapter of the lowest validation loss, in the model and in
@@ -58,7 +68,8 @@ def train(
 
     Ctrl-C saves and raises KeyboardInterrupt saying where. A loss or gradient that is not finite raises
     FloatingPointError before the parameters are touched. ValueError: unusable data or arguments, or a state to resume
-    that is another run's. OSError: files that cannot be written.
+    that is another run's or over another base. FormatError: a damaged state. OSError: files that cannot be written;
+    BlockingIOError names the process that trains there.
     """
     args = args or TrainingArgs()
     with matmul_precision(args.matmul_precision):
@@ -97,7 +108,9 @@ class _Run:
         self.given = train_dataset
         self.data = own_data(train_dataset, make_batches)
         self.value_and_grad = nn.value_and_grad(model, loss)
-        self.folder = None if args.adapter_file is None else user_path(args.adapter_file).parent
+        self.file = None if args.adapter_file is None or not (args.iters or args.resume) else user_path(args.adapter_file)
+        self.folder = None if self.file is None else self.file.parent
+        self.base: str | None = None
         self.progress = Progress()
         self.accumulated: dict[str, np.ndarray] = {}
         self.best: dict[str, np.ndarray] = {}
@@ -110,8 +123,12 @@ class _Run:
     # the run ----------------------------------------------------------------------------------------------------
 
     def run(self, callback: TrainingCallback | None) -> TrainingResult:
+        with ExitStack() as held:
+            return self.run_locked(callback, held)
+
+    def run_locked(self, callback: TrainingCallback | None, held: ExitStack) -> TrainingResult:
         args = self.args
-        notes = self.start()
+        notes = self.start(held)
         if args.grad_checkpoint:
             self.model.set_grad_checkpoint(True)
         was_training = getattr(self.model, "training", False)
@@ -136,10 +153,16 @@ class _Run:
         best = None if p.best_loss is None else p.best_iteration
         return TrainingResult(p.iteration, self.optimizer.step, p.trained_tokens, p.best_loss, best, stopped)
 
-    def start(self) -> list[str]:
-        """Begin afresh or take over a checkpoint; nothing is written before all that can be refused was checked."""
+    def start(self, held: ExitStack) -> list[str]:
+        """Begin afresh or take over a checkpoint; nothing is written before all that can be refused was checked.
+
+        The lock of the folder goes into `held`.
+        """
         args, notes, saved = self.args, [], None
         place = None
+        # Before anything is read there; but a folder is only made for a run that is not refused.
+        if there := self.folder is not None and self.folder.is_dir():
+            held.enter_context(locked(self.folder))
         if args.resume:
             place = self.folder if args.resume is True else user_path(args.resume)
             if place is None:
@@ -153,41 +176,72 @@ class _Run:
                 pyloss.random.seed(seed)
         options = {"batch_size": args.batch_size, "max_seq_length": args.max_seq_length, "loop": True}
         options |= {} if seed is None else {"seed": seed}
-        self.batches = batches_of(self.make_batches, self.model, self.data, **options)
-        if saved is not None:
-            notes = self.restore(saved)
+        try:
+            self.batches = batches_of(self.make_batches, self.model, self.data, **options)
+        except NoTargets as error:
+            raise NoTargets(f"the training data: {error}") from None
+        if self.folder is not None:
+            self.base = fingerprint(self.model, {*self.parameters, *self.fixed})
+        if saved is not None and place is not None:
+            notes = self.restore(saved, checkpoints.state_path(place))
         own = getattr(self.model, "adapter_config", None)
         config = remembered(args.adapter_config or own, self.given)
         if own is not None:
             self.model.adapter_config = remembered(own, self.given)
-        if self.folder is not None:
+        if self.folder is not None and self.file is not None:
+            if not there:
+                make_folder(self.folder, "adapter folder")
+                held.enter_context(locked(self.folder))
             here = place is not None and checkpoints.state_path(place).parent.resolve() == self.folder.resolve()
-            notes += checkpoints.prepare_folder(self.folder, config, here)
+            notes += prepare_folder(self.folder, self.file.name, config, here, args.overwrite)
         self.mark()
         if saved is None:
             self.save_state()
         return notes
 
-    def restore(self, saved: Checkpoint) -> list[str]:
+    def restore(self, saved: Checkpoint, file: Path) -> list[str]:
+        """Take over what the state `file` held."""
         name = type(self.optimizer).__name__
         if saved.optimizer_name != name:
             raise ValueError(f"the run to resume was trained with {saved.optimizer_name}, not with {name}")
-        if saved.batches is not None and hasattr(self.batches, "set_state"):
-            self.batches.set_state(saved.batches)
-        else:
-            for _ in range(saved.progress.iteration):
-                next(self.batches)
+        checkpoints.check_arrays(self.parameters | self.fixed, saved.model, "the run to resume")
+        if saved.base is not None and self.base is not None and saved.base != self.base:
+            raise ValueError(
+                "the run to resume was over another base model: its weights are not those of this one, though the shapes agree; "
+                "give the model that it began with, or start a new run from its adapter (--resume-adapter-file)"
+            )
+        try:
+            checkpoints.check_arrays(self.parameters if saved.best else {}, saved.best, f"{file}: best")
+            targets = {name: self.parameters[name] for name in saved.accumulated}
+            checkpoints.check_arrays(targets, saved.accumulated, f"{file}: accumulated")
+            self.restore_place(saved)
+            pyloss.random.set_state(saved.random)
+            self.optimizer.load_state_dict(saved.optimizer)
+        except (KeyError, TypeError, AttributeError, IndexError, OverflowError) as error:
+            raise FormatError(file, None, f"not a readable trainer state: {error}") from error
         checkpoints.restore_arrays(self.parameters | self.fixed, saved.model, "the run to resume")
-        self.optimizer.load_state_dict(saved.optimizer)
         self.progress, self.best = saved.progress, saved.best
         self.accumulated = {name: np.array(array) for name, array in saved.accumulated.items()}
-        pyloss.random.set_state(saved.random)
         now, before = self.settings(), saved.settings or {}
         return [f"resuming after iteration {self.progress.iteration}"] + [
             f"note: {key} is {now[key]!r}, and was {was!r} before"
             for key, was in before.items()
             if key in now and now[key] != was
         ]
+
+    def restore_place(self, saved: Checkpoint) -> None:
+        """Bring the batches to where the run stopped: by their state, or by taking as many of them."""
+        if saved.batches is not None and hasattr(self.batches, "set_state"):
+            self.batches.set_state(saved.batches)
+            return
+        # A run that is at its end needs no further batch; a state may say any number.
+        for taken in range(min(saved.progress.iteration, self.args.iters)):
+            try:
+                next(self.batches)
+            except StopIteration:
+                raise ValueError(
+                    f"the run to resume had {saved.progress.iteration} batches, and here are {taken} in all"
+                ) from None
 
     def settings(self) -> dict[str, Any]:
         """What should stay the same for a resumed run to be the same run."""
@@ -207,7 +261,8 @@ class _Run:
         longest = self.args.max_seq_length
         if isinstance(self.data, CacheDataset) and self.make_batches is iterate_batches:
             longest = min(longest, max(self.data.itemlen(i) for i in range(len(self.data))))
-        return describe_plan(self.model, self.optimizer, self.args, self.batches, longest, self.progress.iteration)
+        validates = self.val_data is not None
+        return describe_plan(self.model, self.optimizer, self.args, self.batches, longest, self.progress.iteration, validates)
 
     def loop(self) -> bool:
         """Iterate to the end; True if patience ended it before."""
@@ -222,7 +277,7 @@ class _Run:
             if done and done % args.steps_per_save == 0:
                 self.save()
             if args.patience is not None and self.progress.not_improved >= args.patience:
-                self.say(f"stopped: {self.progress.not_improved} validations in a row without a lower loss")
+                self.say(f"stopped: {counted(self.progress.not_improved, 'validation')} in a row without a lower loss")
                 return True
             if done >= args.iters:
                 return False
@@ -312,11 +367,13 @@ class _Run:
                 checkpoints.restore_arrays(self.parameters, self.best, "the best adapter")
             self.say(f"kept the adapter of iteration {p.best_iteration}, val loss {p.best_loss:.4f} (the lowest)")
             if self.folder is not None:
-                write_safetensors(self.folder / self.numbered(p.iteration), self.on_disk(last))
-                self.say(f"the last one is in {self.folder / self.numbered(p.iteration)}")
-        if self.folder is not None:
+                write_safetensors(self.folder / numbered(p.iteration), self.on_disk(last))
+                self.say(f"the last one is in {self.folder / numbered(p.iteration)}")
+        if p.iteration == 0:
+            self.say("nothing was trained, so no adapter is saved")
+        elif self.folder is not None:
             self.save_adapter()
-            self.say(f"saved the adapter to {self.args.adapter_file}")
+            self.say(f"saved the adapter to {self.file}")
 
     # reports ----------------------------------------------------------------------------------------------------
 
@@ -353,15 +410,11 @@ class _Run:
             return
         begun = time.perf_counter()
         args = self.args
-        value = evaluate(
-            self.model,
-            self.val_data,
-            args.batch_size,
-            args.val_batches,
-            args.max_seq_length,
-            self.loss,
-            self.make_batches,
-        )
+        sizes = (args.batch_size, args.val_batches, args.max_seq_length)
+        try:
+            value = evaluate(self.model, self.val_data, *sizes, self.loss, self.make_batches)
+        except NoTargets as error:
+            raise NoTargets(f"the validation data: {error}") from None
         with uninterrupted():
             p.validated_at = p.iteration
             if math.isfinite(value) and (p.best_loss is None or value < p.best_loss):
@@ -370,7 +423,7 @@ class _Run:
                     self.best = {name: array.copy() for name, array in self.parameters.items()}
                     if self.folder is not None:
                         told = json.dumps({"iteration": p.iteration, "val_loss": value})
-                        write_safetensors(self.folder / checkpoints.BEST_FILE, self.on_disk(self.best), {"validation": told})
+                        write_safetensors(self.folder / BEST_FILE, self.on_disk(self.best), {"validation": told})
             else:
                 p.not_improved += 1
         info = {"iteration": p.iteration, "val_loss": value, "val_time": time.perf_counter() - begun}
@@ -387,7 +440,7 @@ class _Run:
     def save_state(self) -> None:
         if self.folder is None:
             return
-        path = self.folder / checkpoints.STATE_FILE
+        path = self.folder / STATE_FILE
         random, batches = self.marked
         checkpoint = Checkpoint(
             self.progress,
@@ -399,18 +452,15 @@ class _Run:
             random,
             batches,
             self.settings(),
+            self.base,
         )
         with uninterrupted():
             checkpoints.save_checkpoint(path, checkpoint)
         self.saved_at = path
 
     def save_adapter(self) -> None:
-        assert self.args.adapter_file is not None
-        write_safetensors(self.args.adapter_file, self.on_disk(self.parameters))
-
-    @staticmethod
-    def numbered(iteration: int) -> str:
-        return f"{iteration:07d}_{checkpoints.ADAPTER_FILE}"
+        assert self.file is not None
+        write_safetensors(self.file, self.on_disk(self.parameters))
 
     def save(self) -> None:
         """A periodic save: the state first, so that what can be resumed is never behind the adapter beside it."""
@@ -418,15 +468,16 @@ class _Run:
             return
         self.save_state()
         self.save_adapter()
-        write_safetensors(self.folder / self.numbered(self.progress.iteration), self.on_disk(self.parameters))
-        self.say(f"iteration {self.progress.iteration}: saved {self.folder / self.numbered(self.progress.iteration)}")
+        write_safetensors(self.folder / numbered(self.progress.iteration), self.on_disk(self.parameters))
+        self.say(f"iteration {self.progress.iteration}: saved {self.folder / numbered(self.progress.iteration)}")
 
     def interrupted(self) -> str:
         """Save after Ctrl-C, and say where."""
         done = self.progress.iteration
         if self.folder is None:
-            return f"interrupted after iteration {done}; nothing is saved (adapter_file is None)"
+            return f"interrupted after iteration {done}; nothing is saved (adapter_file is None, or no iterations)"
         if not self.ending:  # else the state is saved, and what is in memory is no longer the last iteration's
             self.save_state()
-            self.save_adapter()
+            if done:
+                self.save_adapter()
         return f"interrupted after iteration {done}: saved to {self.folder}; resume=True (--resume) continues from there"

@@ -8,16 +8,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..console import out
-from ..files import read_json, user_path
+from ..files import read_json
 from ..models.loading import load_model
 from ..nn import Module
 from .adapter import LITTLE, adapter_class, adapter_modules, lost, takes_adapter
-from .adapters import CONFIG_FILE, MLX_FILE, put_adapter, read_adapter
+from .adapters import put_adapter, read_adapter
 from .full import is_full, load_full, unfreeze_layers
 from .initial import loftq, pissa
 from .plan import count_parameters
 from .selection import select
 from .settings import adapter_settings
+from .stored_adapter import CONFIG_FILE, MLX_FILE, adapter_place
 from .system_prompt import checked
 
 
@@ -60,18 +61,20 @@ def linear_to_lora_layers(model: Any, num_layers: int, config: Mapping[str, Any]
 def load_adapters(model: Any, adapter_path: str | os.PathLike[str]) -> Any:
     """Puts the adapter in the folder `adapter_path` (mlx-lm's or PEFT's layout) over the model's layers, trainable.
 
+    `adapter_path` may also be a file beside an adapter_config.json, such as `adapters/0000100_adapters.safetensors`.
     An adapter of full fine-tuning (mlx-lm's layout) replaces weights; see `full.load_full`.
     Raises ValueError listing every name and shape that does not fit, with the model left as it was; and as
     `adapters.read_adapter`.
     """
-    place = user_path(adapter_path)
+    place, name = adapter_place(adapter_path)
     if (place / CONFIG_FILE).is_file() and is_full(config := read_json(place / CONFIG_FILE)):
-        if not (place / MLX_FILE).is_file():
-            raise FileNotFoundError(f"no adapter in {place}: it has no {MLX_FILE}")
+        file = place / (name or MLX_FILE)
+        if not file.is_file():
+            raise FileNotFoundError(f"no adapter in {place}: it has no {file.name}")
         checked(config, place / CONFIG_FILE)
-        load_full(model, place / MLX_FILE, config)
+        load_full(model, file, config)
         return model
-    put_adapter(model, read_adapter(place))
+    put_adapter(model, read_adapter(adapter_path))
     return model
 
 

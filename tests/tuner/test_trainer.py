@@ -305,8 +305,12 @@ def test_token_ids_outside_the_vocabulary_are_refused():
 def test_bad_arguments_are_refused():
     with pytest.raises(ValueError, match="batch_size is 0; it must be a whole number of at least 1"):
         TrainingArgs(batch_size=0)
-    with pytest.raises(ValueError, match="iters is 1.5"):
-        TrainingArgs(iters=1.5)
+    for settings in ({"iters": 1.5}, {"iters": True}, {"batch_size": "4"}, {"max_grad_norm": "1"}, {"seed": 0.5}):
+        with pytest.raises(TypeError, match=f"{next(iter(settings))} is .*; it must be a"):
+            TrainingArgs(**settings)
+    for settings in ({"batch_size": 1 << 63}, {"patience": -(1 << 70)}, {"loraplus_lr_ratio": 10**400}, {"seed": 10**5000}):
+        with pytest.raises(ValueError, match=f"{next(iter(settings))} is .*; it must be a"):
+            TrainingArgs(**settings)
     with pytest.raises(ValueError, match="patience is 0"):
         TrainingArgs(patience=0)
     with pytest.raises(ValueError, match="matmul precision is 'bf16'; it must be one of float32, bfloat16"):
