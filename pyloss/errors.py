@@ -48,3 +48,8 @@ def listed(problems: list[str]) -> str:
 def counted(count: int, thing: str, plural: str = "") -> str:
     """"1 update", "2 updates"; `plural` where an s does not make it."""
     return f"{count} {thing if count == 1 else plural or thing + 's'}"
+
+
+def said(error: BaseException) -> str:
+    """What an exception says, or its type where it says nothing, as MemoryError does."""
+    return str(error) or type(error).__name__

@@ -13,10 +13,11 @@ from typing import Any, NoReturn
 import jinja2
 import jinja2.ext
 import jinja2.nodes
-import jinja2.sandbox
 import jinja2.utils
 
+from pyloss.errors import said
 from pyloss.models.chat_forms import settled, tools_of
+from pyloss.models.template_budget import BoundedSandbox, bounded, budget, render
 
 # Names under which applications pass a message's reasoning; templates read the first, and gpt-oss's the second.
 _REASONING = ("reasoning_content", "thinking", "reasoning")
@@ -51,9 +52,10 @@ def render_chat(
         documents = _plain(variables.pop("documents", None))
         inputs = {"tools": _plain(tools), "add_generation_prompt": add_generation_prompt, **_plain(variables)}
         plain = [_message(message) for message in messages]
-        return settled(plain, lambda form: compiled.render(messages=form, documents=documents, **inputs))[1]
+        with budget():
+            return settled(plain, lambda form: render(compiled, messages=form, documents=documents, **inputs))[1]
     except Exception as error:  # a template is a program, and may fail in any way a program can
-        raise ValueError(f"the chat template failed: {error or type(error).__name__}") from error
+        raise ValueError(f"the chat template failed: {said(error)}") from error
 
 
 def render_marked(template: str, messages: Any, *args: Any, **variables: Any) -> tuple[str, list[tuple[int, int]]]:
@@ -108,7 +110,7 @@ def _plain(value: Any) -> Any:
 
 @lru_cache(maxsize=16)
 def _compile(template: str) -> jinja2.Template:
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+    environment = BoundedSandbox(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
     )
     environment.filters["tojson"] = _tojson
@@ -116,11 +118,11 @@ def _compile(template: str) -> jinja2.Template:
         raise_exception=_raise_exception, strftime_now=_strftime_now, dict=_Dict(), namespace=_Namespace
     )
     try:
-        return environment.from_string(template)
+        return bounded(environment, template)
     except jinja2.TemplateSyntaxError as error:
         raise ValueError(f"the chat template is malformed at line {error.lineno}: {error.message}") from None
     except (RecursionError, MemoryError, SyntaxError, ValueError) as error:
-        raise ValueError(f"the chat template is malformed: {error or type(error).__name__}") from None
+        raise ValueError(f"the chat template is malformed: {said(error)}") from None
 
 
 class _Generation(jinja2.ext.Extension):

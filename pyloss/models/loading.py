@@ -84,7 +84,7 @@ def load_model(path: str | os.PathLike[str]) -> Model:
 
 def _load(place: Path) -> tuple[Model, TensorFile]:
     if place.is_dir():
-        if not (place / "config.json").is_file():
+        if not (place / "config.json").exists():
             raise FileNotFoundError(f"{place}: this folder has no config.json, so it is not a Hugging Face model")
         config = ModelConfig.from_hf(place / "config.json")
         quantisation = Quantisation(place / "config.json", read_json(place / "config.json"))

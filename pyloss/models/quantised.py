@@ -19,6 +19,7 @@ import numpy as np
 
 from pyloss.errors import FormatError
 from pyloss.models.stored import StoredTensor, TensorFile
+from pyloss.numbers import shown
 from pyloss.quantization import FORMATS
 from pyloss.weight_stack import WeightStack
 from pyloss.weights import Groups, Weight
@@ -40,7 +41,7 @@ class Quantisation:
         settings = content.get(key)
         self.settings: dict[str, Any] = {} if settings is None else settings
         if not isinstance(self.settings, dict):
-            raise FormatError(path, key, f"expected an object, got {settings!r}")
+            raise FormatError(path, key, f"expected an object, got {shown(settings)}")
         self.method = self.settings.get("quant_method", "mlx") if settings is not None else ""
         if self.method == "mlx":
             self.of("")
@@ -49,9 +50,9 @@ class Quantisation:
                 raise ValueError(f"{path}: quantised by bitsandbytes in 8 bits; {_READS}")
             kind = self.settings.get("bnb_4bit_quant_type", "nf4")
             if kind != "nf4":
-                raise ValueError(f"{path}: quantised by bitsandbytes as {kind!r}; {_READS}")
+                raise ValueError(f"{path}: quantised by bitsandbytes as {shown(kind)}; {_READS}")
         elif self.method:
-            raise ValueError(f"{path}: quantised by {self.method!r}; {_READS}")
+            raise ValueError(f"{path}: quantised by {shown(self.method)}; {_READS}")
 
     def of(self, layer: str) -> tuple[int, int]:
         """The bits and the group size of mlx's layer `layer`."""
@@ -60,11 +61,11 @@ class Quantisation:
         bits, size, mode = settings.get("bits"), settings.get("group_size"), settings.get("mode", "affine")
         where = f"quantization of {layer}" if layer else "quantization"
         if mode != "affine":
-            raise ValueError(f"{self.path}: {where} in mode {mode!r}; {_READS}")
+            raise ValueError(f"{self.path}: {where} in mode {shown(mode)}; {_READS}")
         if type(bits) is not int or bits not in AFFINE_BITS:
-            raise FormatError(self.path, where, f"bits must be one of {', '.join(map(str, AFFINE_BITS))}, got {bits!r}")
+            raise FormatError(self.path, where, f"bits must be one of {', '.join(map(str, AFFINE_BITS))}, got {shown(bits)}")
         if type(size) is not int or size < 32 or size & (size - 1):
-            raise FormatError(self.path, where, f"group_size must be a power of two of at least 32, got {size!r}")
+            raise FormatError(self.path, where, f"group_size must be a power of two of at least 32, got {shown(size)}")
         return bits, size
 
     def weight(self, file: TensorFile, layer: str, *shape: int) -> Weight | None:
@@ -157,9 +158,9 @@ def _state(tensor: StoredTensor) -> dict[str, Any]:
             numbers.append(state["nested_blocksize"])
             if not math.isfinite(state["nested_offset"]):
                 raise ValueError(f"nested_offset {state['nested_offset']!r}")
-        if state["quant_type"] != "nf4" or not all(type(n) is int and n > 0 for n in numbers):
+        if state["quant_type"] != "nf4" or not all(type(n) is int and 0 < n < 1 << 62 for n in numbers):
             raise ValueError(f"quant_type {state['quant_type']!r} with sizes {numbers}")
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, ArithmeticError, RecursionError) as error:
         raise FormatError(tensor.path, tensor.name, f"not bitsandbytes' state of an nf4 tensor: {error}") from None
     return state
 

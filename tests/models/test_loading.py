@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ import tiny
 from pyloss import FormatError
 from pyloss.models import load, load_model, loading
 from pyloss.models.safetensors import read_safetensors
+from pyloss.tuner.utils import load_adapters
 
 
 def test_an_architecture_that_is_not_known_is_named(tmp_path):
@@ -75,6 +77,35 @@ def test_folders_and_files_that_are_no_model(tmp_path):
     (tmp_path / "text.gguf").write_text("this is no model")
     with pytest.raises(FormatError, match="not a GGUF file"):
         load_model(tmp_path / "text.gguf")
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\nsize 12345\n"
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "model.gguf"])
+@pytest.mark.parametrize("kind", ["pointer", "pipe", "folder"])
+def test_files_that_are_something_else_are_said_to_be_it(tmp_path, name, kind):
+    tiny.write_folder(tmp_path)
+    (tmp_path / name).unlink(missing_ok=True)
+    if kind == "pointer":
+        (tmp_path / name).write_text(POINTER)
+    elif kind == "pipe":
+        os.mkfifo(tmp_path / name)
+    else:
+        (tmp_path / name).mkdir()
+    expected = {"pointer": "Git LFS pointer", "pipe": "a pipe", "folder": "a folder|no config.json"}[kind]
+    with pytest.raises((FormatError, FileNotFoundError), match=expected):
+        load_model(tmp_path / name if name == "model.gguf" else tmp_path)
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapters.safetensors"])
+def test_adapters_that_were_not_downloaded_are_said_to_be_so(tmp_path, name):
+    model = tiny.load_tiny(tmp_path / "model")
+    settings = {"fine_tune_type": "lora", "num_layers": 1, "lora_parameters": {"rank": 2, "scale": 1.0, "dropout": 0.0}}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
+    (tmp_path / name).write_text(POINTER)
+    with pytest.raises(FormatError, match=f"{name}: this is a Git LFS pointer"):
+        load_adapters(model, tmp_path)
 
 
 def test_home_is_expanded(tmp_path, monkeypatch):
