@@ -8,6 +8,9 @@ whose phrasings are not in the training data.
 
 import argparse
 import json
+import os
+import shutil
+import sys
 import time
 from pathlib import Path
 
@@ -79,6 +82,10 @@ def main():
     print(f"{options.out / 'fused'}: the same answer to {same} of 20 requests")
     print(f"adapter: {options.out / 'adapter'}")
     print(f"\nall in {time.perf_counter() - began:.0f} s")
+    folder = Path(sys.executable).parent
+    if (folder / "pyloss").exists() and shutil.which("pyloss") is None:
+        here = os.path.relpath(folder)
+        print(f"The command line is {here}/pyloss, or pyloss after `source {here}/activate`.")
     return 0 if same == 20 and right > len(records) // 2 else 1
 
 

@@ -122,7 +122,7 @@ def _device_flag(group: Any) -> None:
 
 
 def _precision_flag(group: Any) -> None:
-    text = "how layers multiply: float32 or bfloat16, which is quicker where `pyloss info` says avx512_bf16"
+    text = "how layers multiply: float32, or bfloat16, whose speed depends on the processor (`pyloss bench` measures it)"
     _setting(group, "--matmul-precision", text, metavar="NAME")
 
 
@@ -293,7 +293,7 @@ def _export_parser(commands: Any) -> None:
         epilog="""examples:
   pyloss export --adapter-path adapters --to peft --output peft_adapter
                               the adapter for PEFT and transformers; --to mlx for mlx-lm
-  pyloss export --adapter-path adapters --to gguf --output model.gguf
+  pyloss export --adapter-path adapters --to gguf --dequantize --type q8_0 --output model.gguf
                               model and adapter as one file for llama.cpp
   pyloss export --adapter-path adapters --to gguf --adapter-only --output lora.gguf
                               the adapter alone, for llama.cpp's --lora

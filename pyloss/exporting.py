@@ -7,13 +7,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from .files import user_path
+import numpy as np
+
+from .files import check_target, user_path
 from .keeping import output
-from .models.gguf_writer import write_gguf
-from .tuner.adapter import adapter_modules
+from .models.gguf_writer import TYPES, library, refuse_model, stored_as, write_gguf
+from .tuner.adapter import adapter_modules, dense, share_kept
 from .tuner.adapter_gguf import write_lora_gguf
 from .tuner.adapters import save_adapter
-from .weights import SINGLE
+from .tuner.utils import fuse_adapters, refuse_loss
+from .weights import SINGLE, Weight
 
 if TYPE_CHECKING:
     from .models.tokenizer import Tokenizer
@@ -21,6 +24,10 @@ if TYPE_CHECKING:
 
 #: the adapter for PEFT or mlx-lm; the model as a GGUF file or a Hugging Face folder
 FORMATS = ("peft", "mlx", "gguf", "hf")
+
+#: What keeps an adapter, on the command line and in Python.
+GGUF_WAYS = "--dequantize --type {0} (dequantize=True, type='{0}'), or --adapter-only, the adapter beside its base"
+HF_WAYS = "--dequantize (dequantize=True), or --to mlx or peft, the adapter beside its base"
 
 
 def export(
@@ -55,27 +62,34 @@ def export(
         ImportError: writing GGUF needs the `gguf` package.
         OSError: naming what cannot be written.
     """
-    if to not in FORMATS:
-        raise ValueError(f"to must be one of {', '.join(FORMATS)}, not {to!r}")
-    for option, given in (("adapter_only", adapter_only), ("type", type)):
-        if given and to != "gguf":
-            raise ValueError(f"{option} is for 'gguf' alone, not for {to!r}")
+    check_request(path, to, adapter_only=adapter_only, type=type, dequantize=dequantize)
     if to in ("peft", "mlx"):
         save_adapter(model, path, to, base_model=name, one_rank=True, overwrite=overwrite)
     elif adapter_only:
-        if type is not None:
-            raise ValueError("type is for whole models: an adapter is written in float32")
         with output(user_path(path), overwrite=overwrite):
             write_lora_gguf(model, path, name)
     elif to == "hf":
-        with _fused(model, dequantize or becomes_floats(model)):
+        with _fused(model, dequantize or becomes_floats(model), HF_WAYS):
             model.save(path, tokenizer, overwrite=overwrite)
     elif tokenizer is None:
         raise ValueError("a GGUF file holds the tokenizer too: give it")
     else:
         type = type if type is not None or becomes_floats(model) else "f16"
-        with _fused(model, dequantize or type is not None), output(user_path(path), overwrite=overwrite):
+        refuse_model(model, tokenizer)
+        ways = GGUF_WAYS.format({"q8_0": "f16", "f16": "f32", "bf16": "f32"}.get(type or "", "q8_0"))
+        kept = _fused(model, dequantize or type is not None, ways, gguf_type=type)
+        with kept, output(user_path(path), overwrite=overwrite):
             write_gguf(model, path, tokenizer, type, name)
+
+
+def _kept(name: str, adapter: Any, fused: Any, type: str) -> float:
+    """The share of an adapter's change that a GGUF file of `type` has."""
+    before, after = dense(adapter.base.weight), dense(fused.weight)
+    kind = stored_as(f"{name}.weight", after, type)
+    rows = after.reshape(-1, after.shape[-1])
+    error = Weight.quantize(rows, kind).dequantize() - rows
+    change = rows - before.reshape(rows.shape)
+    return share_kept(float(np.sum(change**2, dtype=np.float64)), float(np.sum(error**2, dtype=np.float64)))
 
 
 def becomes_floats(model: Any) -> bool:
@@ -83,13 +97,39 @@ def becomes_floats(model: Any) -> bool:
     return all(weight.format in SINGLE for weight in model.stored().values())
 
 
+def check_request(
+    path: str | os.PathLike[str], to: str, *, adapter_only: bool = False, type: str | None = None, dequantize: bool = False
+) -> None:
+    """Refuse what `export` can refuse without the model: options, a missing package, a place that cannot be written.
+
+    Raises as `export` does.
+    """
+    if to not in FORMATS:
+        raise ValueError(f"to must be one of {', '.join(FORMATS)}, not {to!r}")
+    for option, given in (("adapter_only", adapter_only), ("type", type)):
+        if given and to != "gguf":
+            raise ValueError(f"{option} is for 'gguf' alone, not for {to!r}")
+    if adapter_only and type is not None:
+        raise ValueError("type is for whole models: an adapter is written in float32")
+    if dequantize and (adapter_only or to in ("peft", "mlx")):
+        raise ValueError("dequantize is for whole models: an adapter alone is written as it is")
+    if type is not None and type not in TYPES:
+        raise ValueError(f"type must be one of {', '.join(TYPES)}, got {type!r}")
+    if to == "gguf":
+        library()
+    check_target(path, folder=to != "gguf")
+
+
 @contextmanager
-def _fused(model: Any, dequantize: bool) -> Iterator[None]:
-    """The adapters of the model fused, until the block ends."""
+def _fused(model: Any, dequantize: bool, ways: str, gguf_type: str | None = None) -> Iterator[None]:
+    """The adapters of the model fused, until the block ends. ValueError naming `ways` where the file would keep little."""
     adapters = adapter_modules(model)
     try:
         if adapters:
-            model.fuse(dequantize)
+            fuse_adapters(model, dequantize, ways)
+            if gguf_type is not None:
+                fused = {name: module for name, module in model.named_modules() if name in adapters}
+                refuse_loss({name: _kept(name, adapters[name], fused[name], gguf_type) for name in adapters}, ways)
         yield
     finally:
         for name, adapter in adapters.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import errno
 import json
 import mmap
 import os
@@ -53,6 +54,23 @@ def user_path(path: PathLike) -> Path:
             raise ValueError(f"the path {text!r} begins with ~, and no home folder is known: set HOME")
         return Path.cwd() / text
     return Path(home)
+
+
+def check_target(path: PathLike, folder: bool = False) -> None:
+    """Refuse a file, or with `folder` a folder, that is sure not to be writable, before work is done for it.
+
+    Folders above it that are missing will be made. Raises OSError naming the path.
+    """
+    place = user_path(path)
+    whole = Path(os.path.abspath(place))
+    if whole.is_dir() != folder and whole.exists():
+        number, what = (errno.ENOTDIR, "a file is there; a folder is needed") if folder else (errno.EISDIR, "it is a folder")
+        raise OSError(number, f"cannot write: {what}", os.fspath(place))
+    above = whole if folder and whole.is_dir() else next(path for path in whole.parents if os.path.lexists(path))
+    if not above.is_dir():
+        raise OSError(errno.ENOTDIR, f"cannot write: {above} is not a folder", os.fspath(place))
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise OSError(errno.EACCES, f"cannot write: no permission to write into {above}", os.fspath(place))
 
 
 @contextmanager

@@ -20,9 +20,10 @@ def check_precision(precision: str) -> str:
 def set_matmul_precision(precision: str) -> None:
     """Sets how layers multiply by their weights, forward and for the gradient of their input: "float32" (at first) or "bfloat16".
 
-    "bfloat16" rounds inputs and weights, once each, to bfloat16 (8 bits), and adds their products in float32. Processors with
-    `avx512_bf16` take about half the time for it; others compute the same numbers to the bit with float32 instructions, and
-    take up to 1.7 times as long as in float32 (`info()["bfloat16"]` says which). Only numbers below 2^-126 differ: the
+    "bfloat16" rounds inputs and weights, once each, to bfloat16 (8 bits), and adds their products in float32. With
+    `avx512_bf16` products took about half the time on an AMD EPYC (Zen 4), and more time than in float32 on an Intel Xeon with
+    `amx_bf16`; other processors compute the same numbers to the bit with float32 instructions, and take up to 1.7 times as
+    long as in float32 (`info()["bfloat16"]` says which, `pyloss bench` measures it). Only numbers below 2^-126 differ: the
     instructions take them as 0.
 
     It is for layers of any weight format, their adapters' bases, experts and output heads. Float32 stay: products of up to four

@@ -60,7 +60,7 @@ def world(monkeypatch, tmp_path):
     def to_lora(model, num_layers, config, use_dora=False):
         seen.lora, seen.dora = (num_layers, config), use_dora
 
-    def fuse(model, dequantize=False):
+    def fuse(model, dequantize=False, ways=None):
         model.calls.append(("fuse", dequantize))
         return {"a": 1.0 if dequantize else 0.9, "b": 1.0}
 
@@ -83,6 +83,7 @@ def world(monkeypatch, tmp_path):
     monkeypatch.setattr(utils, "load_adapters", load_adapters)
     monkeypatch.setattr(utils, "fuse_adapters", fuse)
     monkeypatch.setattr(sys.modules["pyloss.generation"], "stream_generate", stream_generate)
+    monkeypatch.setattr("pyloss.models.gguf_writer.refuse_model", lambda model, tokenizer: None)
     monkeypatch.setattr("pyloss.exporting.becomes_floats", lambda model: False)
     monkeypatch.setattr(pyloss.models, "load", load)
     monkeypatch.setattr(pyloss, "info", lambda: {"version": "0", "isa": "avx2"})
@@ -242,7 +243,7 @@ def test_the_model_is_moved_to_the_device(world, capsys, monkeypatch, argv):
 def test_fuse_writes_the_model(world, capsys):
     assert main(["fuse", "--save-path", "out", "--dequantize"]) == 0
     assert world.loaded == [("smollm2-135m", "adapters")]
-    assert world.model.calls == [("fuse", True), ("save", "out")]
+    assert world.model.calls == [("fuse", True), ("save", Path("out"))]
     fails(capsys, ["fuse", "--upload-repo", "me/mine"], "--upload-repo is not available")
 
 
@@ -254,7 +255,7 @@ def test_fuse_writes_gguf_too_and_says_what_it_lost(world, monkeypatch, capsys):
     assert main(["fuse", "--save-path", "out", "--export-gguf", "--gguf-path", "m.gguf"]) == 0
     assert [str(path) for path, *_ in seen] == ["out/ggml-model-f16.gguf", "out/m.gguf"]
     assert {(to, options["type"]) for _, to, options in seen} == {("gguf", "f16")}
-    assert world.model.calls == [("fuse", False), ("save", "out")]
+    assert world.model.calls == [("fuse", False), ("save", Path("out"))]
 
 
 def test_export_hands_over_what_it_is_asked_for(world, monkeypatch, capsys):

@@ -54,7 +54,7 @@ def test_training_goes_on_to_its_adapter(project, monkeypatch, tmp_path, number,
 
 def test_a_figure_that_nobody_got_is_no_success(project, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(sys, "stdout", Lost())
-    assert main([*TRAIN, "--adapter-path", str(tmp_path / "a"), "--test"]) == 1
+    assert main([*TRAIN, "--adapter-path", str(tmp_path / "a"), "--train", "--test"]) == 1
     assert load_file(tmp_path / "a" / "adapters.safetensors")
     for argv in (["eval", "--model", "base", "--data", "data"], ["info"], ["train", "--help"], [*TRAIN, "--preview"]):
         assert main(argv) == 1

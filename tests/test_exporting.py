@@ -74,11 +74,37 @@ def test_over_a_quantised_base(tmp_path, kept, recwarn):
     if kept:
         pyloss.export(model, tmp_path / "same.gguf", "gguf", tokenizer, dequantize=True)
     else:
-        with pytest.warns(UserWarning, match="storing the fused weight as q4_0"):
-            pyloss.export(model, tmp_path / "same.gguf", "gguf", tokenizer)
+        names = set(model.trainable_parameters())
+        for type in (None, "q4_0", "q4_1"):
+            with pytest.raises(ValueError, match=r"would keep 0% .*--dequantize --type q8_0 .*--adapter-only"):
+                pyloss.export(model, tmp_path / "same.gguf", "gguf", tokenizer, type=type)
+        assert set(model.trainable_parameters()) == names and not (tmp_path / "same.gguf").exists()
+        np.testing.assert_array_equal(logits(model), before)
+        for array in model.trainable_parameters().values():
+            array *= 2
+        before = logits(model)
+        pyloss.export(model, tmp_path / "same.gguf", "gguf", tokenizer, type="f16", dequantize=True)
+        moved = np.abs(logits(load_model(tmp_path / "base.gguf")) - before).max()
+        assert np.abs(logits(load_model(tmp_path / "same.gguf")) - before).max() < 0.05 * moved
+        return
     kinds = {tensor.dtype for name, tensor in read_gguf(tmp_path / "same.gguf").tensors.items() if "ffn_up" in name}
-    assert kinds == {"F32" if kept else "Q4_0"}
-    assert (np.abs(logits(load_model(tmp_path / "same.gguf")) - before).max() < 1e-4) == kept
+    assert kinds == {"F32"}
+    assert np.abs(logits(load_model(tmp_path / "same.gguf")) - before).max() < 1e-4
+
+
+def test_a_model_whose_adapter_was_lost_in_fusing_is_not_saved(tmp_path):
+    tiny.write_gguf(tmp_path / "base.gguf", format="Q4_0", vocab_size=tiny.TOKENS)
+    model = load_model(tmp_path / "base.gguf")
+    linear_to_lora_layers(model, -1, {"rank": 3, "scale": 1.5, "keys": ["mlp.up_proj"]})
+    for array in model.trainable_parameters().values():
+        array[...] = np.random.default_rng(0).normal(0, 0.05, array.shape)
+    with pytest.warns(UserWarning, match="storing the fused weight as q4_0"):
+        model.fuse()
+    with pytest.raises(ValueError, match=r"kept 0% of it.*fuse\(dequantize=True\)"):
+        model.save(tmp_path / "out")
+    with pytest.raises(ValueError, match="kept 0% of it"):
+        pyloss.export(model, tmp_path / "out.gguf", "gguf", tiny.byte_tokenizer())
+    assert [path.name for path in tmp_path.iterdir()] == ["base.gguf"]
 
 
 def test_over_a_base_in_a_format_that_gguf_does_not_have(plain, tmp_path, recwarn):
@@ -108,6 +134,8 @@ def test_a_model_without_an_adapter_is_converted(plain, tmp_path):
         ("peft", {"type": "f16"}, "type is for 'gguf' alone, not for 'peft'"),
         ("gguf", {"type": "f16", "adapter_only": True}, "type is for whole models"),
         ("gguf", {"type": "q3"}, "type must be one of f32, f16"),
+        ("gguf", {"dequantize": True, "adapter_only": True}, "dequantize is for whole models"),
+        ("mlx", {"dequantize": True}, "dequantize is for whole models"),
         ("gguf", {"tokenizer": None}, "a GGUF file holds the tokenizer too"),
     ],
 )

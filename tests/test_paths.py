@@ -92,7 +92,7 @@ def test_names_that_are_not_utf_8(made, tmp_path, monkeypatch, capsys):
         pytest.skip("this file system has no such names")
     base, data, run = (str(place / name) for name in ("base", "data", "run"))
     train = ["train", "--model", base, "--data", data, "--adapter-path", run, *TRAIN[5:]]
-    assert main([*train, "--test"]) == 0
+    assert main([*train, "--train", "--test"]) == 0
     assert load_file(place / "run" / "adapters.safetensors")
     assert json.loads((place / "run" / "adapter_config.json").read_bytes())["iters"] == 2
     assert main([*train, "--resume", "--iters", "3"]) == 0

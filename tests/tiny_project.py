@@ -28,7 +28,7 @@ def make(folder):
     linear_to_lora_layers(model, -1, {"rank": 2, "scale": 2.0})
     rng = np.random.default_rng(0)
     for array in model.trainable_parameters().values():
-        array[...] = rng.normal(0, 0.02, array.shape)
+        array[...] = rng.normal(0, 0.05, array.shape)
     save_adapter(model, folder / "adapters")
 
 

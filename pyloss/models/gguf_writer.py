@@ -44,6 +44,15 @@ class GGUFTensor(NamedTuple):
     data: Callable[[], np.ndarray]
 
 
+def library() -> Any:
+    """The `gguf` package. ImportError where it is missing names what installs it."""
+    try:
+        import gguf
+    except ImportError:
+        raise ImportError("writing GGUF files needs the gguf package: pip install 'pyloss[gguf]'") from None
+    return gguf
+
+
 def write_gguf_file(
     path: str | os.PathLike[str], architecture: str, metadata: Mapping[str, Any], tensors: Sequence[GGUFTensor]
 ) -> None:
@@ -55,10 +64,7 @@ def write_gguf_file(
         ImportError: the `gguf` package is missing; names what installs it.
         OSError: naming `path`.
     """
-    try:
-        import gguf
-    except ImportError:
-        raise ImportError("writing GGUF files needs the gguf package: pip install 'pyloss[gguf]'") from None
+    gguf = library()
     with replacing(path) as beside:
         writer = gguf.GGUFWriter(beside, architecture)
         try:
@@ -87,6 +93,12 @@ def _add_value(gguf: Any, writer: Any, key: str, value: Any) -> None:
         writer.add_key_value(key, value, kinds.ARRAY, many[type(value[0])])
     else:
         writer.add_key_value(key, value, one[type(value)])
+
+
+def refuse_model(model: Model, tokenizer: Tokenizer) -> None:
+    """Raises ValueError for a model or a tokenizer that GGUF cannot describe, before any work is done for the file."""
+    _hyperparameters(model.config)
+    vocabulary_metadata(tokenizer, model.config.vocab_size)
 
 
 def write_gguf(
@@ -182,16 +194,20 @@ def _reordered(vector: np.ndarray, head_dim: int) -> np.ndarray:
     return vector[stored_order(len(vector), head_dim)].view(np.uint8)
 
 
-def _matrix(
-    name: str, stored_name: str, value: np.ndarray | Weight | WeightStack, type: str | None, head_dim: int
-) -> GGUFTensor:
-    """A matrix, or those of experts as one tensor of three dimensions."""
+def stored_as(name: str, value: np.ndarray | Weight | WeightStack, type: str | None) -> str:
+    """The format that a file with `type` has the matrix `name` in; see `write_gguf`."""
     own = "f32" if isinstance(value, np.ndarray) else value.format
     kind = type or (own if own.upper() in GGML_TYPES.values() else "f16")
     if type and FORMATS[type].bytes < FORMATS[type].elements and name in ("model.embed_tokens.weight", "lm_head.weight"):
         kind = "q8_0"
-    if value.shape[-1] % FORMATS[kind].elements:
-        kind = "f16"
+    return "f16" if value.shape[-1] % FORMATS[kind].elements else kind
+
+
+def _matrix(
+    name: str, stored_name: str, value: np.ndarray | Weight | WeightStack, type: str | None, head_dim: int
+) -> GGUFTensor:
+    """A matrix, or those of experts as one tensor of three dimensions."""
+    kind = stored_as(name, value, type)
 
     def data() -> np.ndarray:
         if isinstance(value, Weight) or len(value.shape) == 2:

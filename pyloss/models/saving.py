@@ -34,11 +34,16 @@ _TOKENIZER_FILES = (
 
 
 def refuse_adapters(model: Model) -> None:
-    """Raises ValueError when the model has unfused adapters, which the files of models have no place for."""
+    """Raises ValueError for unfused adapters, which the files of models have no place for, and for those that fusing lost."""
     adapters = [name for name, module in model.named_modules() if hasattr(module, "from_base")]
     if adapters:
         raise ValueError(
             f"the model has {len(adapters)} unfused adapters ({adapters[0]}, ...): call model.fuse() before saving it"
+        )
+    if (kept := getattr(model, "kept_of_adapter", None)) is not None:
+        raise ValueError(
+            f"fusing the adapter into quantised weights kept {kept:.0%} of it: load model and adapter again, and call "
+            "model.fuse(dequantize=True) before saving, or save the adapter alone with save_adapter"
         )
 
 

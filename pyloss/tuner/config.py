@@ -282,14 +282,16 @@ def check_config(given: Mapping[str, Any], source: str) -> dict[str, Any]:
         raise ValueError(f"{source}: {error}") from None
 
 
-def merge_config(flags: Mapping[str, Any], path: PathLike | None = None) -> SimpleNamespace:
-    """All settings: `flags` that are not None, else those of the YAML file `path`, else the defaults.
+def merge_config(
+    flags: Mapping[str, Any], path: PathLike | None = None, defaults: Mapping[str, Any] | None = None
+) -> SimpleNamespace:
+    """All settings: `flags` that are not None, else those of the YAML file `path`, else `defaults`, else those of the schema.
 
     Where neither says `train`, it is true unless `test` is: who asks for a test alone gets a test alone.
 
     The flags in `LORA_FLAGS` go into `lora_parameters`, over those of the file.
     """
-    settings = {key: entry.default for key, entry in SCHEMA.items()}
+    settings = {key: entry.default for key, entry in SCHEMA.items()} | dict(defaults or {})
     from_file = check_config(read_yaml(path), os.fspath(path)) if path is not None else {}
     given = {key: value for key, value in flags.items() if value is not None}
     lora = {name: given.pop(flag) for flag, name in LORA_FLAGS.items() if flag in given}
