@@ -63,6 +63,7 @@ def main():
         max_seq_length=256,
         adapter_file=options.out / "adapter" / "adapters.safetensors",
         seed=0,
+        overwrite=True,  # a folder of this script's own
     )
     pyloss.train(model, pyloss.optim.AdamW(schedule), train, valid, arguments)
 
@@ -76,7 +77,7 @@ def main():
 
     print("\n== fused and loaded again")
     model.fuse(dequantize=True)
-    model.save(options.out / "fused", tokenizer)
+    model.save(options.out / "fused", tokenizer, overwrite=True)
     fused, fused_tokenizer = pyloss.load(options.out / "fused")
     same = sum(answer(fused, fused_tokenizer, record) == a for record, a in zip(records[:20], after[:20], strict=True))
     print(f"{options.out / 'fused'}: the same answer to {same} of 20 requests")

@@ -96,7 +96,7 @@ def prepare_folder(
     if resuming:
         differing = [key for key in ADAPTER_KEYS if new and old and old.get(key) != new.get(key)]
         if new and differing:
-            was = ", ".join(f"{key} {old.get(key)!r} (now {new.get(key)!r})" for key in differing)
+            was = ", ".join(f"{key} {old.get(key)!r:.200} (now {new.get(key)!r:.200})" for key in differing)
             raise ValueError(f"the run to resume in {folder} has {was}; give the same, or start without resume")
     elif overwrite:
         for name in run_files(folder, adapter):

@@ -93,7 +93,10 @@ def _pack(value: Any, path: str, tensors: Arrays) -> Any:
 def _unpack(value: Any, tensors: Arrays) -> Any:
     if isinstance(value, dict):
         if set(value) == {"__array__"}:
-            return tensors[value["__array__"]]
+            name = value["__array__"]
+            if not isinstance(name, str) or name not in tensors:
+                raise ValueError(f"it has no array {name!r:.80}")
+            return tensors[name]
         return {key: _unpack(item, tensors) for key, item in value.items()}
     if isinstance(value, list):
         return [_unpack(item, tensors) for item in value]

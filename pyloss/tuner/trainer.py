@@ -224,7 +224,7 @@ class _Run:
         self.accumulated = {name: np.array(array) for name, array in saved.accumulated.items()}
         now, before = self.settings(), saved.settings or {}
         return [f"resuming after iteration {self.progress.iteration}"] + [
-            f"note: {key} is {now[key]!r}, and was {was!r} before"
+            f"note: {key} is {now[key]!r}, and was {was!r:.80} before"
             for key, was in before.items()
             if key in now and now[key] != was
         ]

@@ -3,12 +3,8 @@
 import errno
 import json
 import os
-import random
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -258,57 +254,6 @@ def test_killed_while_a_run_of_another_configuration_takes_its_place(tmp_path):
         adapter = folder / "adapters.safetensors"
         if adapter.exists() and all(np.array_equal(old[n], a) for n, a in load_file(adapter).items()):
             assert (folder / "adapter_config.json").read_text() == config
-
-
-SCRIPT = """
-import sys, pathlib
-import tiny_training
-from pyloss import optim
-tiny_training.install()
-class Printing(tiny_training.Recorder):
-    def on_train_loss_report(self, info):
-        print(info["iteration"], repr(info["train_loss"]), flush=True)
-folder = pathlib.Path(sys.argv[1])
-print("begin", flush=True)
-tiny_training.run(folder, optimizer=optim.AdamW(0.05), iters=400, steps_per_save=2, steps_per_eval=3,
-                  callback=Printing(), resume="resume" in sys.argv)
-print("end", flush=True)
-"""
-
-
-def start_script(folder, *arguments):
-    package = str(Path(pyloss.__file__).parents[1])
-    paths = os.pathsep.join([package, str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
-    return subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(folder), *arguments],
-        stdout=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"PYTHONPATH": paths},
-    )
-
-
-def losses_of(output):
-    pairs = [line.split() for line in output.splitlines() if line[:1].isdigit() and line.endswith(tuple("0123456789"))]
-    return {int(pair[0]): float(pair[1]) for pair in pairs if len(pair) == 2}
-
-
-def test_killed_at_random_the_last_state_is_complete_and_the_run_continues(tmp_path):
-    """From outside and at random times, again and again."""
-    rng, seen, folder = random.Random(1), {}, tmp_path / "killed"
-    for _ in range(3):
-        process = start_script(folder, *(["resume"] if (folder / run_folder.STATE_FILE).exists() else []))
-        assert process.stdout.readline() == "begin\n"
-        time.sleep(0.15 + 0.25 * rng.random())
-        process.kill()
-        output, _ = process.communicate()
-        seen |= {i: value for i, value in losses_of(output).items() if i not in seen or seen[i] == value or 1 / 0}
-        check_files(folder)
-    whole, whole_seen, _ = run(tmp_path / "whole", optimizer=optim.AdamW(0.05), iters=400, steps_per_eval=3)
-    assert seen
-    assert seen.items() <= whole_seen.losses.items()
-    resumed, rest, _ = run(folder, Tiny(seed=8), optim.AdamW(0.05), iters=400, steps_per_eval=3, resume=True)
-    assert rest.losses.items() <= whole_seen.losses.items()
-    same_model(whole, resumed)
 
 
 def files_of(folder):

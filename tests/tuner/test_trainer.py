@@ -113,6 +113,26 @@ def test_the_plan_counts_warm_up_in_updates():
     assert any("never reached" in line for line in short)
 
 
+def test_the_plan_counts_one_as_one():
+    batches = BatchIterator(samples(1), 2, 64, loop=True)
+    optimizer = optim.AdamW(optim.WarmUp(0.1, 1))
+    text = "\n".join(describe_plan(Tiny(), optimizer, TrainingArgs(iters=1), batches, longest=9))
+    assert "plan: 1 batch of 4, 1 update\n" in text and "over the first update (1 batch)" in text and "plan: 1 sample of up" in text
+
+
+def test_the_plan_names_what_differs_from_mlx_lms_defaults():
+    def plan(optimizer, validates, **settings):
+        batches = BatchIterator(samples(), 2, 64, loop=True)
+        return "\n".join(describe_plan(Tiny(), optimizer, TrainingArgs(**settings), batches, 9, 0, validates))
+
+    corrected, best = "with bias correction; mlx-lm's has none", "ends with the adapter of the lowest validation loss"
+    text = plan(optim.Adam(0.1), True)
+    assert f"plan: Adam {corrected} (optimizer_config: {{adam: {{bias_correction: false}}}})" in text and best in text
+    assert corrected not in plan(optim.AdamW(0.1, bias_correction=False), True)
+    assert corrected not in plan(optim.SGD(0.1), True)
+    assert best not in plan(optim.Adam(0.1), False) and best not in plan(optim.Adam(0.1), True, keep_best=False)
+
+
 def test_memory_estimate_grows_with_tokens_and_shrinks_with_checkpointing():
     class Config:
         hidden_size, intermediate_size, num_attention_heads, num_key_value_heads, vocab_size = 576, 1536, 9, 3, 49152

@@ -193,6 +193,26 @@ def test_scale_and_alpha_take_each_others_place(written, text, flags, expected):
     assert merge_config(flags, written(f"lora_parameters: {text}")).lora_parameters == expected
 
 
+@pytest.mark.parametrize(
+    ("text", "flags", "train", "test"),
+    [
+        ("", {}, True, False),
+        ("", {"test": True}, False, True),
+        ("", {"test": True, "train": True}, True, True),
+        ("test: true", {}, False, True),
+        ("test: true", {"train": True}, True, True),
+        ("train: true\ntest: true", {}, True, True),
+        ("train: true", {"test": True}, True, True),
+        ("train: false", {"test": True}, False, True),
+        ("test: false", {}, True, False),
+        ("train: false", {}, False, False),
+    ],
+)
+def test_training_is_the_default_where_neither_it_nor_a_test_is_said(written, text, flags, train, test):
+    config = merge_config(flags, written(text))
+    assert (config.train, config.test) == (train, test)
+
+
 def test_warm_up_has_one_place(written):
     path = written("lr_schedule: {name: step_decay, arguments: [0.1, 0.5, 2]}")
     with pytest.raises(ValueError, match="warmup is given twice"):
