@@ -23,8 +23,8 @@ Arrays = dict[str, np.ndarray]
 
 
 def _in_betas(betas: Sequence[float]) -> tuple[float, float]:
-    if len(betas) != 2:
-        raise ValueError(f"betas is {betas!r}; it must be two numbers of at least 0 and below 1")
+    if isinstance(betas, str) or not hasattr(betas, "__len__") or len(betas) != 2:
+        raise ValueError(f"betas is {shown(betas)}; it must be two numbers of at least 0 and below 1")
     return real(betas[0], "betas[0]", 0, below=1), real(betas[1], "betas[1]", 0, below=1)
 
 

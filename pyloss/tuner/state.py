@@ -30,7 +30,7 @@ import numpy as np
 from pyloss.device import DeviceArray
 from pyloss.errors import FormatError
 from pyloss.files import user_path, write_safetensors
-from pyloss.numbers import real, whole
+from pyloss.numbers import real, shown, whole
 from pyloss.tuner.run_folder import STATE_FILE
 
 STATE_KEY = "pyloss_trainer_state_1"
@@ -151,7 +151,7 @@ def _checkpoint(tree: Any) -> Checkpoint:
     kinds = {"optimizer": dict, "optimizer_name": str, "settings": dict, "base": str}
     for name, kind in kinds.items():
         if not isinstance(tree.get(name), kind) and (tree.get(name) is not None or name not in ("settings", "base")):
-            raise TypeError(f"{name} is a {type(tree.get(name)).__name__}, expected a {kind.__name__}")
+            raise TypeError(f"{name} is {shown(tree.get(name))}; it must be {'text' if kind is str else 'a mapping'}")
     for name in ("model", "accumulated", "best"):
         arrays = tree.setdefault(name, {})
         if not isinstance(arrays, dict) or not all(_is_floats(array) for array in arrays.values()):
