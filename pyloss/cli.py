@@ -136,6 +136,7 @@ def _train_parser(commands: Any) -> None:
         epilog="""examples:
   pyloss train --data examples/data --mask-prompt --iters 200 --learning-rate 1e-3
                               train the embedded small model; the adapter goes to adapters/
+                              (the default rate is mlx-lm's 1e-5, and too low for so few iterations)
   pyloss train --data examples/data --mask-prompt --preview
                               show what would be trained on, and do nothing else
   pyloss train -c lora_config.yaml --iters 50
@@ -240,7 +241,8 @@ def _generate_parser(commands: Any) -> None:
         description="Generate text, as it comes, from a model with or without an adapter.",
         epilog="""examples:
   pyloss generate --prompt "What is a tensor?"
-  pyloss generate --adapter-path adapters --prompt "Dim the lamp" --max-tokens 60
+  pyloss generate --adapter-path adapters --prompt "turn off the lamp in the hall"
+                              with the system prompt that the adapter was trained with, if there was one
   echo "Hello" | pyloss generate --prompt - --temp 0.7 --seed 1""",
     )
     add = parser.add_argument
@@ -372,7 +374,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="Fine-tune language models on ordinary computers.",
         epilog="""a first run:
   pyloss train --data examples/data --mask-prompt --iters 100 --learning-rate 1e-3
-  pyloss generate --adapter-path adapters --prompt "Dim the lamp in the hall"
+  pyloss generate --adapter-path adapters --prompt "turn off the lamp in the hall"
 
 `pyloss COMMAND --help` explains a command. With PYLOSS_DEBUG=1 errors show where they come from.""",
     )

@@ -1,19 +1,49 @@
-"""The README's tour runs as it stands, in an empty folder beside a copy of the example data."""
+"""The README's tour runs as it stands, in an empty folder beside a copy of the example data; every command shown is one."""
 
+import argparse
 import re
+import shlex
 import shutil
 from pathlib import Path
 
 import pytest
 
 import pyloss
+from pyloss.cli import build_parser, main
 
 ROOT = Path(__file__).resolve().parent.parent
+PAGES = ["README.md", "examples/README.md", *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").glob("*.md"))]
+# What pages and help call the reader's own files.
+OWN = {"base_folder", "some_folder", "folder", "quantised", "my-model", "peft_adapter", "model.gguf", "base.gguf", "lora_config.yaml"}
+READS = ("model", "adapter_path", "config", "data", "loftq_model", "resume_adapter_file")
+WRITES = ("output", "save_path")
 
 
 def blocks(language):
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     return re.findall(rf"^```{language}\n(.*?)^```", text, re.M | re.S)
+
+
+def commands(text):
+    """The lines of a text that are commands of pyloss, as lists of arguments."""
+    lines = [m[1] for m in re.finditer(r"^ *(?:echo .*\| *)?pyloss ((?:train|eval|generate|fuse|export|convert|bench|info)\b.*)", text, re.M)]
+    lines += [m[1] for m in re.finditer(r"`pyloss ((?:train|eval|generate|fuse|export|convert|bench|info) [^`]*--model [^`]*)`", text)]
+    # Help explains what a line does beside it, two spaces or more away.
+    return [shlex.split(re.split(r" {2,}(?!-)|`", line)[0], comments=True) for line in lines]
+
+
+def helps():
+    parser = build_parser()
+    found = {"pyloss": parser}
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            found |= {f"pyloss {name}": sub for name, sub in action.choices.items()}
+    return found
+
+
+SHOWN = {page: commands((ROOT / page).read_text(encoding="utf-8")) for page in PAGES}
+SHOWN |= {f"{name} --help": commands(parser.epilog or "") for name, parser in helps().items()}
+SHOWN = {place: lines for place, lines in SHOWN.items() if lines}
 
 
 def test_the_tour_runs(tmp_path, monkeypatch):
@@ -30,14 +60,75 @@ def test_the_tour_runs(tmp_path, monkeypatch):
     for i, block in enumerate(tour):
         exec(compile(block, f"README.md, block {i + 1}", "exec"), names)
     assert (tmp_path / "adapters" / "adapters.safetensors").stat().st_size > 1 << 20
+    assert names["order"] == '{"tool":"light","room":"hall","state":"off"}'
     assert "Paris" in names["answer"]
 
 
 def test_the_commands_exist(capsys):
-    from pyloss.cli import main
-
-    commands = {line.split()[1] for block in blocks("sh") for line in block.splitlines() if line.startswith("pyloss ")}
-    assert commands >= {"train", "eval", "generate", "fuse", "export", "info"}
-    for command in commands:
+    shown = {line[0] for lines in SHOWN.values() for line in lines}
+    assert shown == {"train", "eval", "generate", "fuse", "export", "convert", "bench", "info"}
+    assert {line[0] for line in SHOWN["README.md"]} == shown
+    for command in shown:
         assert main([command, "--help"]) == 0
         assert "usage: pyloss" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("place", SHOWN)
+def test_every_command_shown_is_taken_and_names_what_is_there(place, monkeypatch):
+    """Flags and settings are read as the command reads them; what is read lies in the repository or was written before."""
+    from pyloss.tuner.config import merge_config
+
+    monkeypatch.chdir(ROOT)
+    own = set() if place in ("README.md", "pyloss --help") else OWN
+    written = {"adapters"} if place != "README.md" else set()
+    for line in SHOWN[place]:
+        flags = vars(build_parser().parse_args(line))
+        command = flags.pop("command")
+        for name in READS:
+            path = flags.get(name)
+            if path and not (command == "train" and name == "adapter_path") and path != "smollm2-135m":
+                assert path in own | written or Path(path).exists(), f"{place}: {line}: {path}"
+        if command in ("train", "eval") and not (flags["config"] and not Path(flags["config"]).exists()):
+            settings = merge_config({k: v for k, v in flags.items() if k not in ("split",)}, flags["config"])
+            if command == "train":
+                written.add(settings.adapter_path)
+        written |= {flags[name] for name in WRITES if flags.get(name)}
+
+
+def training(place):
+    """The flags of the lines that train."""
+    found = [vars(build_parser().parse_args(line)) for line in SHOWN[place] if line[0] == "train"]
+    return [flags for flags in found if flags["preview"] is None and not (flags["test"] and not flags["train"])]
+
+
+@pytest.mark.parametrize("place", ["README.md", "pyloss --help", "pyloss train --help"])
+def test_training_lines_train(place):
+    lines = [flags for flags in training(place) if flags["config"] is None]
+    # mlx-lm's default is 1e-5, with which an adapter of so few iterations is none.
+    assert lines and all((flags["learning_rate"] or 0) >= 2e-4 and (flags["iters"] or 1000) >= 50 for flags in lines), lines
+
+
+def test_the_readmes_training_lines_keep_each_others_adapters():
+    folders = [flags["adapter_path"] or "adapters" for flags in training("README.md")]
+    assert len(folders) == len(set(folders)) > 1
+
+
+@pytest.mark.slow
+def test_the_readmes_commands_run_one_after_the_other(tmp_path, monkeypatch, capsys):
+    try:
+        pyloss.models.resolve_model("smollm2-135m")
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    monkeypatch.chdir(tmp_path)
+    answers, losses = [], []
+    for line in SHOWN["README.md"]:
+        capsys.readouterr()
+        assert main(line) == 0, line
+        said = capsys.readouterr().out
+        if line[0] == "generate":
+            answers.append(said)
+        if line[0] == "eval":
+            losses.append(float(re.search(r"loss ([\d.]+)", said)[1]))
+    assert answers and all(answer.startswith('{"tool":"weather"') and "oslo" in answer for answer in answers), answers
+    assert max(losses) < 0.2, losses

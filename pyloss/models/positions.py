@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -21,8 +22,19 @@ class Positions:
 
     def __init__(self, tokenizer: Any, text: str) -> None:
         self._tokenizer, self._text = tokenizer, text
-        self.ids: list[int] = list(tokenizer.encode(text, add_special_tokens=False))
-        self._bounds = _bounds(tokenizer, text, self.ids)
+        backends = [getattr(tokenizer, name, None) for name in ("backend_tokenizer", "backend")]
+        backend = next((b for b in backends if isinstance(b, tokenizers.Tokenizer)), None)
+        encoding = None if backend is None else backend.encode(text, add_special_tokens=False)
+        if encoding is None or backend is not backends[1]:
+            # Others may do more than the library behind them: its offsets count where the tokens are the same.
+            self.ids = list(tokenizer.encode(text, add_special_tokens=False))
+        else:
+            self.ids = encoding.ids
+        self._encoding = encoding if encoding is not None and self.ids == encoding.ids else None
+
+    @cached_property
+    def _bounds(self) -> tuple[np.ndarray, np.ndarray] | None:
+        return None if self._encoding is None else _bounds(self._encoding.offsets)
 
     def tokens(self, begin: int, end: int) -> tuple[int, int]:
         """The range of tokens (first, end) that hold the characters `begin <= c < end`; an empty one at `begin == end`."""
@@ -68,16 +80,9 @@ def common(a: Sequence[Any], b: Sequence[Any]) -> int:
     return low
 
 
-def _bounds(tokenizer: Any, text: str, ids: list[int]) -> tuple[np.ndarray, np.ndarray] | None:
-    """Where each token begins and ends, both [n] and ascending; None where the tokenizer does not say it."""
-    backends = [getattr(tokenizer, name, None) for name in ("backend_tokenizer", "backend")]
-    backend = next((b for b in backends if isinstance(b, tokenizers.Tokenizer)), None)
-    if backend is None:
-        return None
-    encoding = backend.encode(text, add_special_tokens=False)
-    if list(getattr(encoding, "ids", ())) != ids:
-        return None
-    offsets = np.array(encoding.offsets, np.int64).reshape(-1, 2)
+def _bounds(given: Sequence[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
+    """Where each token begins and ends, both [n] and ascending, from the offsets as the tokenizer gives them."""
+    offsets = np.array(given, np.int64).reshape(-1, 2)
     ends = np.maximum.accumulate(offsets[:, 1])
     # Some tokenizers leave spaces out of the offsets, or characters out of the tokens: they count to the next token.
     begins = np.minimum(offsets[:, 0], np.concatenate(([0], ends[:-1])))

@@ -14,6 +14,7 @@ from typing import Any
 from pyloss.models.chat_forms import has_forms, settled
 from pyloss.models.positions import Positions, common
 from pyloss.models.special import eos_ids
+from pyloss.models.tokenizer import Tokenizer
 
 Message = Mapping[str, Any]
 
@@ -44,9 +45,12 @@ class Conversation:
                 self._messages = settled(self._messages, lambda form: str(self._apply(form, tokenize=False)))[0]
             except RecursionError:
                 raise ValueError("the arguments of a tool call are nested too deep") from None
-        self._ids = self._apply(self._messages, tokenize=True)
         self._positions: Positions | None = None
         self._text = ""
+        if isinstance(tokenizer, Tokenizer):
+            self._ids = self._located().ids
+        else:
+            self._ids = self._apply(self._messages, tokenize=True)
         self._renderings: dict[tuple[int, bool], str | None] = {}
 
     @property
@@ -91,7 +95,8 @@ class Conversation:
         if self._positions is None:
             self._text = self._apply(self._messages, tokenize=False)
             self._positions = Positions(self._tokenizer, self._text)
-            if self._positions.ids != self._ids:
+            # pyloss's own tokens are those of the text.
+            if not isinstance(self._tokenizer, Tokenizer) and self._positions.ids != self._ids:
                 raise ValueError("the chat template's text and its tokens differ, so no answer can be found in it")
         return self._positions
 
