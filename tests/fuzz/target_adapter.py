@@ -19,7 +19,7 @@ WORDS = [
     "(",
     ".*",
 ]
-_BASES = {}
+_MODELS = {}  # of each family: the model and its modules without adapters
 CASES = []
 
 
@@ -30,7 +30,8 @@ def prepare():
     if CASES:
         return
     for family in ("llama", "mixtral"):
-        _BASES[family] = lambda family=family: tiny_files.model(family)
+        model = tiny_files.model(family)
+        _MODELS[family] = model, {name: module for name, module in model.named_modules() if name}
     for family, dora, layout in (
         ("llama", 0, "mlx"),
         ("llama", 1, "mlx"),
@@ -69,12 +70,23 @@ def make(m):
     return {"family": family.encode(), **files}
 
 
+def _model(family, full):
+    """A model without an adapter: the same one, its layers put back, unless weights of its own are to change."""
+    if full:
+        return tiny_files.model(family)
+    model, modules = _MODELS[family]
+    for name, module in modules.items():
+        model.set_module(name, module)
+    model.adapter_config = None
+    return model
+
+
 def use(files, folder):
     from pyloss.tuner import load_adapters
     from pyloss.tuner.utils import fuse_adapters
 
     files = dict(files)
-    model = _BASES[files.pop("family").decode()]()
+    model = _model(files.pop("family").decode(), b"full" in files.get("adapter_config.json", b""))
     put_files(folder, files)
     with tiny_files.quiet():
         load_adapters(model, folder)

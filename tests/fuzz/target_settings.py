@@ -53,7 +53,8 @@ lr_schedule:
   warmup_init: 1e-7
   arguments: [1e-5, 100, 1e-7]
 """
-ODD = ["[" * 5000, "{" * 2000, ".inf", "-.inf", ".nan", "9" * 5000, "1e400", "0x" + "f" * 40, "2020-01-01", "!!binary aGk=", "!!set {a, b}", "~", "[]", "{}", "''",
+HEAVY = ["[" * 5000, "{" * 2000, "9" * 5000, "- " * 3000, "a: " * 500, "'" * 5000, "&x " * 1000]
+ODD = [".inf", "-.inf", ".nan", "1e400", "0x" + "f" * 40, "2020-01-01", "!!binary aGk=", "!!set {a, b}", "~", "[]", "{}", "''",
        "&a [*a]", "{*x: 1}", "? [a]", "18446744073709551616", "1_000", "0b1", "1:30", "yes", "off", "null", "\t", "!!python/name:os.system", "1e-5", "- 1", "a: b: c",
        "&a [x,x,x,x,x,x,x,x]", "!!timestamp x", "!!int x", "!!float x", "2001-99-99", "0o9", "1e", "=", "<<: 1", "!!omap [1]"]  # fmt: skip
 LAUGHS = (
@@ -193,7 +194,7 @@ def _yaml(m):
         kind = m.below(8)
         if colon and kind < 5:
             key = head.strip()
-            value = m.pick(ODD) if m.chance(0.5) else m.pick(VALUES)
+            value = m.pick(ODD) if m.chance(0.5) else m.pick(HEAVY) if m.chance(0.02) else m.pick(VALUES)
             if key in WORK and (value.strip().lstrip("+").isdecimal() or value.startswith("0") or "e" in value):
                 value = m.pick(("0", "-1", "1.5", "9" * 400, "18446744073709551616", "x", "[]", "~"))
             lines[at] = f"{head}: {value}"
