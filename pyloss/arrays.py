@@ -48,6 +48,18 @@ def f32(x: Array, name: str = "x") -> Any:
     return np.require(array, np.float32, ["C", "A"])
 
 
+def f32_matrix(x: Array, name: str = "x") -> Any:
+    """The contiguous float32 matrix of an argument, where it is. Raises as `f32`, and ValueError for another shape."""
+    return check_matrix(f32(x, name), name)
+
+
+def check_matrix(x: Any, name: str) -> Any:
+    """`x`, a Tensor or an array; ValueError unless it has two dimensions."""
+    if len(x.shape) != 2:
+        raise ValueError(f"{name} must be a matrix, got shape {tuple(x.shape)}")
+    return x
+
+
 def i32(x: Any, name: str = "ids") -> np.ndarray:
     """The contiguous int32 ndarray of an integer argument."""
     if isinstance(x, np.ndarray) and x.dtype == np.int32:
@@ -58,9 +70,22 @@ def i32(x: Any, name: str = "ids") -> np.ndarray:
     return np.require(array, np.int32, ["C", "A"])
 
 
+def index(x: Any, name: str, like: Any) -> Any:
+    """`i32` where `like` is; an array on a device stays as it is."""
+    return x if isinstance(x, device.DeviceArray) else device.beside(like, i32(x, name))
+
+
 def matrix(weight: Array | Weight | WeightStack) -> Any:
     """A weight as the core takes it: the handle of what is stored, or a float32 ndarray."""
     return weight.handle if isinstance(weight, Weight | WeightStack) else f32(weight, "weight")
+
+
+def table(weight: Array | Weight) -> tuple[Any, tuple[int, int]]:
+    """A matrix of rows to choose from, as the core takes it, and its shape. ValueError for another shape."""
+    if isinstance(weight, Weight):
+        return weight.handle, weight.shape
+    rows = f32_matrix(weight, "weight")
+    return rows, rows.shape
 
 
 def place(matrix: Any) -> Any:

@@ -6,31 +6,32 @@ Tensor only while a gradient is recorded.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from . import _core
-from .arrays import Array, empty, f32, frozen, i32, matrix, place, turned, zeros
+from .arrays import Array, check_matrix, empty, f32, f32_matrix, frozen, i32, index, place, table, turned, zeros
 from .autograd import Gradients, Tensor, data, keep, lazily, reads_output, record, recording, remembered
 from .device import beside
+from .numbers import real, whole
 from .projection import Projection, linear, lora_linear, project, quotient
 from .weights import Weight
 
 
 def embedding(ids: Any, weight: Array | Weight) -> Array:
     """Rows `ids` [...] (integers in [0, V)) of weight [V, D]: [..., D]."""
-    w = matrix(weight)
-    index = beside(place(w), i32(ids))
-    y = empty(*index.shape, weight.shape[1], like=index)
-    _core.embedding_forward(index, w, y)
+    w, shape = table(weight)
+    found = beside(place(w), i32(ids))
+    y = empty(*found.shape, shape[1], like=found)
+    _core.embedding_forward(found, w, y)
     if not recording(frozen(weight)):
         return y
-    shape = weight.shape
 
     def vjp(dy: np.ndarray, grads: Gradients) -> None:
-        grads.put(0, _scattered(dy, index, shape))
+        grads.put(0, _scattered(dy, found, shape))
 
     return record(y, (weight,), vjp)
 
@@ -50,9 +51,12 @@ def adapted_embedding(
     `dropout` in [0, 1) has a mask that is a function of `seed`. With m [V] rows are scaled by m[ids] over their norm without
     dropout, which is a constant to the gradient; rows of norm 0 become 0 (Liu et al., arXiv:2402.09353).
     """
-    w, ad, bd = matrix(weight), f32(lora_a, "lora_a"), f32(lora_b, "lora_b")
-    index = beside(ad, i32(ids))
-    rows, flat = index.reshape(-1), (index.size, weight.shape[1])
+    (w, shape), ad, bd = table(weight), f32_matrix(lora_a, "lora_a"), f32_matrix(lora_b, "lora_b")
+    if ad.shape != (shape[0], ad.shape[1]) or bd.shape != (ad.shape[1], shape[1]):
+        raise ValueError(f"lora_a {ad.shape} and lora_b {bd.shape} do not fit a weight of shape {tuple(shape)}")
+    scale, dropout = real(scale, "scale"), real(dropout, "dropout", 0, below=1)
+    found = beside(ad, i32(ids))
+    rows, flat = found.reshape(-1), (found.size, shape[1])
     h, sums = empty(len(rows), ad.shape[1], like=ad), empty(*flat, like=ad)
     _core.embedding_forward(rows, ad, h)
     _core.embedding_forward(rows, w, sums)
@@ -78,7 +82,7 @@ def adapted_embedding(
         _core.scale_rows(sums, factor, y)
     inputs = (frozen(weight), lora_a, lora_b, m)
     if not recording(*inputs):
-        return y.reshape(*index.shape, flat[1])
+        return y.reshape(*found.shape, flat[1])
 
     def vjp(dy: np.ndarray, grads: Gradients) -> None:
         dy = dy.reshape(flat)
@@ -87,10 +91,10 @@ def adapted_embedding(
             _core.scale_rows_grad(dy, sums, factor, scaled, dots)
             if grads.wanted(3):
                 slope = quotient(dots, norm)
-                grads.put(3, _scattered(slope.reshape(-1, 1), rows, (weight.shape[0], 1)).reshape(-1))
+                grads.put(3, _scattered(slope.reshape(-1, 1), rows, (shape[0], 1)).reshape(-1))
             dy = scaled
         if grads.wanted(0):
-            grads.put(0, _scattered(dy, rows, weight.shape))
+            grads.put(0, _scattered(dy, rows, shape))
         if dropout and (grads.wanted(1) or grads.wanted(2)):
             dropped = empty(*flat, like=dy)
             _core.dropout(dy, seed, dropout, dropped)
@@ -104,7 +108,7 @@ def adapted_embedding(
             _core.matmul_tn(h, dy, scale, 0, db)
             grads.put(2, db)
 
-    return record(y.reshape(*index.shape, flat[1]), inputs, vjp)
+    return record(y.reshape(*found.shape, flat[1]), inputs, vjp)
 
 
 def _scattered(dy: np.ndarray, rows: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -116,8 +120,10 @@ def _scattered(dy: np.ndarray, rows: np.ndarray, shape: tuple[int, ...]) -> np.n
 
 def rms_norm(x: Array, weight: Array, eps: float = 1e-5) -> Array:
     """x / sqrt(mean(x^2) + eps) * weight along the last axis (Zhang & Sennrich, arXiv:1910.07467). Recomputed, not kept."""
-    xd, w = f32(x), f32(weight, "weight")
-    y, rstd = empty(*xd.shape, like=xd), empty(xd.size // max(xd.shape[-1], 1), like=xd)
+    xd, w, eps = f32(x), f32(weight, "weight"), real(eps, "eps", 0)
+    if not xd.ndim or w.shape != xd.shape[-1:]:
+        raise ValueError(f"a weight of shape {w.shape} does not fit rows of x, which has shape {xd.shape}")
+    y, rstd = empty(*xd.shape, like=xd), empty(math.prod(xd.shape[:-1]), like=xd)
     _core.rms_norm_forward(xd, w, eps, y, rstd)
     if not recording(x, weight):
         return y
@@ -147,8 +153,11 @@ def rope(x: Array, positions: np.ndarray, cos: np.ndarray, sin: np.ndarray, in_p
     `cos`, `sin` [P, D/2] are the tables of positions 0..P-1, `positions` int32 [N]. `in_place` overwrites x: for fresh values
     that nobody else reads; the gradient turns them back for an operation that reads what it made.
     """
+    cos, sin = f32_matrix(cos, "cos"), f32_matrix(sin, "sin")
     head_dim = 2 * cos.shape[1]
-    source = x if isinstance(x, Tensor) else f32(x)
+    source = check_matrix(x if isinstance(x, Tensor) else f32(x), "x")
+    _check_heads(source, head_dim, "x")
+    positions = index(positions, "positions", cos)
     restore = in_place and reads_output(x)
 
     def rotate(source: np.ndarray, inverse: int, out: np.ndarray) -> None:
@@ -175,6 +184,11 @@ def rope(x: Array, positions: np.ndarray, cos: np.ndarray, sin: np.ndarray, in_p
     return record(y, (x,), vjp)
 
 
+def _check_heads(x: Any, head_dim: int, name: str) -> None:
+    if head_dim < 1 or x.shape[1] % head_dim:
+        raise ValueError(f"{name} has {x.shape[1]} columns, which are no whole number of heads of {head_dim}")
+
+
 def attention(
     q: Array,
     k: Array,
@@ -191,7 +205,10 @@ def attention(
     sequence sees all its keys. With a `window` above 0 a query sees the last `window` keys up to its own alone, and the cost
     grows with the window instead of the length. No gradient with `k_offsets`.
     """
-    q, k, v = (t if isinstance(t, Tensor) else f32(t) for t in (q, k, v))
+    q, k, v = (check_matrix(t if isinstance(t, Tensor) else f32(t, n), n) for t, n in ((q, "q"), (k, "k"), (v, "v")))
+    head_dim, window, scale = whole(head_dim, "head_dim", 1), whole(window, "window", 0), real(scale, "scale")
+    for given, name in ((q, "q"), (k, "k"), (v, "v")):
+        _check_heads(given, head_dim, name)
     grouped = 2 * k.shape[1] <= q.shape[1]  # what checkpoints remember with o: little beside q
 
     def heads(x: Array) -> np.ndarray:
@@ -233,7 +250,9 @@ def geglu(gate: Array, up: Array, in_place: bool = False) -> Array:
 
 
 def _gated(gate: Array, up: Array, in_place: bool, forward: Callable, grad: Callable) -> Array:
-    g, u = f32(gate), f32(up)
+    g, u = f32(gate, "gate"), f32(up, "up")
+    if g.shape != u.shape:
+        raise ValueError(f"gate and up must have one shape, got {g.shape} and {u.shape}")
     # Kernels of devices do not write over what they read.
     over = [in_place and isinstance(d, np.ndarray) and not reads_output(x) for x, d in ((gate, g), (up, u))]
 
@@ -256,6 +275,8 @@ def _gated(gate: Array, up: Array, in_place: bool, forward: Callable, grad: Call
 
 def add(a: Array, b: Array) -> Array:
     """a + b of equal shapes."""
+    if np.shape(a) != np.shape(b):
+        raise ValueError(f"a and b must have one shape, got {np.shape(a)} and {np.shape(b)}")
 
     def total() -> np.ndarray:
         ad, bd = f32(a), f32(b)
@@ -275,7 +296,7 @@ def add(a: Array, b: Array) -> Array:
 
 def scale(x: Array, factor: float) -> Array:
     """factor * x."""
-    xd = f32(x)
+    xd, factor = f32(x), real(factor, "factor")
     y = empty(*xd.shape, like=xd)
     _core.scale(factor, xd, y)
     if not recording(x):
@@ -291,8 +312,9 @@ def scale(x: Array, factor: float) -> Array:
 
 def gather_rows(x: Array, rows: np.ndarray) -> Array:
     """Rows `rows` int32 [M] of x [N, D]."""
-    xd = f32(x)
-    rows, y = beside(xd, rows), empty(len(rows), xd.shape[1], like=xd)
+    xd = f32_matrix(x)
+    rows = index(rows, "rows", xd)
+    y = empty(*rows.shape, xd.shape[1], like=xd)
     _core.gather_rows(xd, rows, y)
     if not recording(x):
         return y
@@ -309,7 +331,7 @@ def gather_rows(x: Array, rows: np.ndarray) -> Array:
 
 def transposed(x: Array) -> Array:
     """x^T of a matrix."""
-    y = turned(f32(x))
+    y = turned(f32_matrix(x))
     if not recording(x):
         return y
 
@@ -322,7 +344,8 @@ def transposed(x: Array) -> Array:
 def lengthen(x: Array, tail: np.ndarray, axis: int) -> Array:
     """x with the constant `tail` behind it along an axis."""
     xd = f32(x)
-    y = beside(xd, np.concatenate((np.asarray(xd), np.asarray(tail)), axis))
+    axis = whole(axis, "axis", -xd.ndim, xd.ndim - 1)
+    y = beside(xd, np.concatenate((np.asarray(xd), np.asarray(f32(tail, "tail"))), axis))
     if not recording(x):
         return y
     size = xd.shape[axis]
@@ -336,8 +359,7 @@ def lengthen(x: Array, tail: np.ndarray, axis: int) -> Array:
 
 def dropout(x: Array, p: float, seed: int) -> Array:
     """Zeroes each element with probability p in [0, 1) and scales the others by 1/(1 - p); the mask is a function of `seed`."""
-    if not 0 <= p < 1:
-        raise ValueError(f"dropout must be in [0, 1), not {p}")
+    p, seed = real(p, "dropout", 0, below=1), whole(seed, "seed")
     xd = f32(x)
     y = empty(*xd.shape, like=xd)
     _core.dropout(xd, seed, p, y)

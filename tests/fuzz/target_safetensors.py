@@ -34,7 +34,7 @@ def broken(m, data):
     changes = m.count()
     for _ in range(changes):
         entry, kind = header.get(m.pick(names)), m.below(12)
-        if not isinstance(entry, dict):
+        if not isinstance(entry, dict) or not isinstance(entry.get("shape"), list):
             continue
         if kind == 0:
             entry["dtype"] = m.pick(DTYPES) if m.chance(0.9) else m.value()

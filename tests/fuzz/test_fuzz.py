@@ -12,7 +12,7 @@ CASES = 500
 #: the least share of cases that the library takes: with fewer, most would not come past the first check
 ACCEPTED = 0.05
 #: targets with known findings; each leaves this list with the change that mends its last one
-LEFT = ("adapter", "config", "core", "index", "losses", "safetensors", "settings", "state", "tokenizer")
+LEFT = ("adapter", "config", "core", "index", "safetensors", "settings", "state", "tokenizer")
 
 
 @pytest.mark.parametrize("name", [name for name in run.TARGETS if name not in LEFT])
