@@ -141,6 +141,12 @@ def kind_state(optimizer):
     return ["step", *(f"{slot}.{name}" for slot in optimizer.slots for name in SHAPES)]
 
 
+@pytest.mark.parametrize("betas", [None, 0.9, "ab", (0.9,), (0.9, 0.99, 0.999)])
+def test_betas_are_two_numbers(betas):
+    with pytest.raises(ValueError, match="betas is .*; it must be two numbers of at least 0 and below 1"):
+        optim.AdamW(1e-3, betas)
+
+
 @pytest.mark.parametrize("scale", [-1, math.nan, math.inf, "x"])
 def test_scales_that_cannot_be(scale):
     optimizer = optim.AdamW(1e-3)

@@ -15,6 +15,7 @@ from .. import ops, random
 from ..autograd import data
 from ..device import DeviceArray, to_device
 from ..nn import Module, uniform
+from ..numbers import real, shown
 from ..weight_stack import WeightStack
 from ..weights import Weight
 
@@ -76,15 +77,12 @@ class Adapter(Module):
             raise TypeError(f"{type(self).__name__} goes over {article} {self.base_type.__name__}, not {type(layer).__name__}")
         most = max(layer.shape[-2:])  # type: ignore[attr-defined]
         if isinstance(r, bool) or not isinstance(r, int | np.integer) or not 1 <= r <= most:
-            raise ValueError(f"rank must be an integer from 1 to {most}, the larger dimension, not {r!r}")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1), not {dropout!r}")
-        if not math.isfinite(scale):
-            raise ValueError(f"scale must be a finite number, not {scale!r}")
+            raise ValueError(f"rank must be an integer from 1 to {most}, the larger dimension, not {shown(r)}")
+        dropout, scale = real(dropout, "dropout", 0, below=1), real(scale, "scale")
         setattr(self, self.base_name, layer)
         layer.freeze()
-        self.dropout = float(dropout)
-        self.scale = float(scale)
+        self.dropout = dropout
+        self.scale = scale
         self._rank = int(r)
         self._initialise(self.shapes(layer, int(r)))
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from numbers import Integral
 from typing import Any
 
 from ..errors import nearest
+from ..numbers import LARGEST, real, shown
 from .selection import inner_name
 
 log = logging.getLogger("pyloss")
@@ -76,7 +77,9 @@ def adapter_settings(config: Mapping[str, Any]) -> AdapterSettings:
     - `rank_pattern`: ranks of some layers by name, for which alpha gives scales of their own;
     - `init`: "default" (A uniform, B zero), "pissa" or "loftq" (see `initial.py`), which needs the float model, `loftq_model`.
 
-    Raises ValueError for keys that are unknown, missing, or contradict each other. Numbers are checked by the adapters.
+    Raises ValueError for keys that are unknown, missing, or contradict each other, and for numbers out of
+    range, TypeError for what is no number.
+    Ranks are checked by the adapters, which know how large they may be.
     """
     for key in config:
         if key not in KEYS:
@@ -88,7 +91,16 @@ def adapter_settings(config: Mapping[str, Any]) -> AdapterSettings:
         raise ValueError(f"the LoRA config needs 'rank'; it has {sorted(given)}")
     if not ("scale" in given or "alpha" in given):
         raise ValueError(f"the LoRA config needs 'scale', or 'alpha', which is scale times rank; it has {sorted(given)}")
-    rank, pattern, init = given["rank"], dict(given.get("rank_pattern", {})), given.get("init", "default")
+    for key in ("scale", "alpha"):
+        if key in given:
+            real(given[key], key)
+    pattern, keys = given.get("rank_pattern", {}), given.get("keys", ())
+    if not isinstance(pattern, Mapping):
+        raise TypeError(f"rank_pattern is {shown(pattern)}; it must be a mapping of layer names to ranks")
+    keys = list(keys) if isinstance(keys, Iterable) and not isinstance(keys, str) else keys
+    if not isinstance(keys, list) or not all(isinstance(name, str) for name in keys):
+        raise TypeError(f"keys is {shown(keys)}; it must be a list of layer names")
+    rank, pattern, init = given["rank"], dict(pattern), given.get("init", "default")
     if "scale" in given and "alpha" in given and not given.get("rslora"):
         log.warning("the LoRA config has scale %s and alpha %s: scale is used, as in mlx-lm", given["scale"], given.pop("alpha"))
     if given.get("rslora") and "scale" in given:
@@ -101,12 +113,13 @@ def adapter_settings(config: Mapping[str, Any]) -> AdapterSettings:
         raise ValueError("init 'pissa' needs dropout 0: dropout would drop the base's principal part, with which adapters begin")
     alpha, rslora = given.get("alpha"), bool(given.get("rslora"))
     scale = given["scale"] if alpha is None else _scale(alpha, rank, rslora)
-    keys = None if given.get("keys") is None else tuple(given["keys"])
-    chosen = (rank, scale, given.get("dropout", 0.0), keys, pattern, init, given.get("loftq_model"), alpha, rslora)
+    dropout = real(given.get("dropout", 0.0), "dropout", 0, below=1)
+    names = tuple(keys) if "keys" in given else None
+    chosen = (rank, scale, dropout, names, pattern, init, given.get("loftq_model"), alpha, rslora)
     return AdapterSettings(*chosen)
 
 
 def _scale(alpha: float, rank: Any, rslora: bool) -> float:
     """PEFT's scale. A rank that cannot be is refused by the adapter."""
-    divisor = max(int(rank), 1) if isinstance(rank, Integral) else 1
+    divisor = min(max(int(rank), 1), LARGEST) if isinstance(rank, Integral) else 1
     return alpha / (math.sqrt(divisor) if rslora else divisor)

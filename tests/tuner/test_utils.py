@@ -102,7 +102,10 @@ def test_keys_that_match_nothing(model, keys, message):
         ({"rank": 0, "alpha": 8}, "rank must be"),
         ({**CONFIG, "rank": 0}, "rank must be"),
         ({**CONFIG, "rank": 65}, "rank must be"),
-        ({**CONFIG, "dropout": 1}, "dropout must be"),
+        ({**CONFIG, "dropout": 1}, "dropout is 1; it must be .*below 1"),
+        ({**CONFIG, "scale": 10**400}, "scale is .*; it must be a finite number"),
+        ({"rank": 2, "alpha": 10**400}, "alpha is .*; it must be a finite number"),
+        ({"rank": 10**5000, "alpha": 8}, "rank must be .* not an integer of 16610 bits"),
     ],
 )
 def test_settings_that_cannot_be(model, config, message):
@@ -110,6 +113,12 @@ def test_settings_that_cannot_be(model, config, message):
     with pytest.raises(ValueError, match=message):
         linear_to_lora_layers(model, -1, config)
     assert dict(model.named_modules()) == before
+
+
+@pytest.mark.parametrize("wrong", [{"scale": "x"}, {"dropout": None, "alpha": "2"}, {"keys": 3}, {"keys": "lm_head"}, {"rank_pattern": [2]}])
+def test_settings_of_another_type(model, wrong):
+    with pytest.raises(TypeError, match="; it must be a "):
+        linear_to_lora_layers(model, -1, {"rank": 2, "scale": 1.0} | wrong)
 
 
 def test_more_layers_than_there_are(model):
