@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ from typing import Any
 import numpy as np
 
 from . import random
+from .console import out
+from .numbers import whole
 
 _PREFILL = 512  # prompt tokens per forward pass: bounds the memory of long prompts
 
@@ -28,14 +31,24 @@ class GenerationStep:
 
 
 def make_sampler(
-    temperature: float = 0.0, top_p: float = 1.0, min_p: float = 0.0, top_k: int = 0, generator: np.random.Generator | None = None
+    temp: float = 0.0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    min_tokens_to_keep: int = 1,
+    top_k: int = 0,
+    *,
+    generator: np.random.Generator | None = None,
+    temperature: float | None = None,
 ) -> Callable[[np.ndarray], int]:
-    """A function from logits [V] to a token id.
+    """A function from logits [V] to a token id. Names and order are mlx-lm's; `temperature` is another name of `temp`.
 
     Temperature 0 takes the largest. Otherwise the candidates are narrowed to the `top_k` largest (0: all), to the smallest set
-    whose probabilities sum to `top_p` (0 or 1: all), and to those of at least `min_p` times the largest probability, and one is
-    drawn, by `generator` or the library's own. ValueError for numbers outside of these ranges.
+    whose probabilities sum to `top_p` (0 or 1: all), and to those of at least `min_p` times the largest probability (at least
+    `min_tokens_to_keep` of them), and one is drawn
+    by `generator` or the library's own. ValueError for numbers outside of these ranges.
     """
+    temperature = temp if temperature is None else temperature
+    min_tokens_to_keep = whole(min_tokens_to_keep, "min_tokens_to_keep", 1)
     for name, value, low, high in (
         ("temperature", temperature, 0, np.inf),
         ("top_p", top_p, 0, 1),
@@ -55,6 +68,8 @@ def make_sampler(
         whole = p.sum()
         if min_p:
             likely = np.flatnonzero(p >= min_p)
+            if len(likely) < min_tokens_to_keep:
+                likely = _largest(p, min_tokens_to_keep)
             tokens, p = tokens[likely], p[likely]
         if 0 < top_p < 1:
             likely = _first_of(p, top_p * whole)
@@ -87,8 +102,17 @@ def _first_of(p: np.ndarray, wanted: float) -> np.ndarray:
         n *= 8
 
 
-def generate_tokens(model: Any, prompt: Sequence[int], sampler: Callable[[np.ndarray], int] | None = None) -> Iterator[int]:
-    """Token ids after `prompt` (token ids, at least one), without end, one forward pass each."""
+def generate_tokens(
+    model: Any,
+    prompt: Sequence[int],
+    sampler: Callable[[np.ndarray], Any] | None = None,
+    logits_processors: Sequence[Callable[[np.ndarray, np.ndarray], Any]] | None = None,
+) -> Iterator[int]:
+    """Token ids after `prompt` (token ids, at least one), without end, one forward pass each.
+
+    `logits_processors` are called in turn with all token ids so far and the logits [1, V], which they may change, as mlx-lm
+    calls them; `sampler` takes the logits [V] that come out.
+    """
     ids = np.asarray(prompt)
     if ids.ndim != 1 or not ids.size:
         raise ValueError(f"the prompt must hold at least one token, in one dimension; its shape is {ids.shape}")
@@ -96,8 +120,15 @@ def generate_tokens(model: Any, prompt: Sequence[int], sampler: Callable[[np.nda
     cache = model.make_cache()
     for begin in range(0, len(ids), _PREFILL):
         logits = model.step(ids[begin : begin + _PREFILL], cache)
+    known = list(ids)
     while True:
-        token = sampler(logits)
+        if logits_processors:
+            rows = np.array(logits, np.float32).reshape(1, -1)
+            for process in logits_processors:
+                rows = np.asarray(process(np.array(known), rows)).reshape(1, -1)
+            logits = rows[0]
+        token = int(np.asarray(sampler(logits)).reshape(-1)[0])
+        known.append(token)
         yield token
         logits = model.step(np.array([token], np.int32), cache)
 
@@ -112,28 +143,35 @@ def stream_generate(
     min_p: float = 0.0,
     top_k: int = 0,
     seed: int | None = None,
+    *,
+    sampler: Callable[[np.ndarray], Any] | None = None,
+    logits_processors: Sequence[Callable[[np.ndarray, np.ndarray], Any]] | None = None,
 ) -> Iterator[GenerationStep]:
     """Generates after `prompt` (a text or token ids), yielding each token as it comes.
 
     A text gets the tokenizer's special tokens, the first one once where the text has it already, as those of chat templates.
 
-    Ends with the tokenizer's end tokens, whose text is not part of the answer, or after `max_tokens`. The same `seed` gives the
-    same answer.
+    Ends with the tokenizer's end tokens, whose text is not part of the answer, or after `max_tokens` (-1: no limit). The same
+    `seed` gives the same answer. A `sampler`, of `make_sampler` or a function from logits [V] to a token id, takes the place of
+    `temperature` to `seed`; `logits_processors` as in `generate_tokens`.
     """
     from .models.special import encode_text
     from .models.tokenizer import StreamDecoder
 
-    if max_tokens < 1:
-        raise ValueError(f"max_tokens must be at least 1, not {max_tokens}")
+    if max_tokens != -1:
+        max_tokens = whole(max_tokens, "max_tokens", 1)
     if not isinstance(prompt, (str, Iterable)):
         raise TypeError(f"the prompt must be a text or token ids, not {prompt!r:.40}")
     ids = encode_text(tokenizer, prompt) if isinstance(prompt, str) else list(prompt)
     generator = None if seed is None else np.random.Generator(np.random.PCG64(seed))
-    tokens = generate_tokens(model, ids, make_sampler(temperature, top_p, min_p, top_k, generator))
+    own = make_sampler(temperature, top_p, min_p, top_k=top_k, generator=generator)
+    if sampler is not None and (temperature, top_p, min_p, top_k, seed) != (0.0, 1.0, 0.0, 0, None):
+        raise ValueError("sampler takes the place of temperature, top_p, min_p, top_k and seed: give one or the others")
+    tokens = generate_tokens(model, ids, sampler or own, logits_processors)
     decoder = StreamDecoder(tokenizer, skip_special_tokens=True)
     begin = time.perf_counter()
     first = begin
-    for count in range(1, max_tokens + 1):
+    for count in itertools.count(1):
         token = next(tokens)
         now = time.perf_counter()
         if count == 1:
@@ -149,6 +187,17 @@ def stream_generate(
             return
 
 
-def generate(model: Any, tokenizer: Any, prompt: str | Sequence[int], **options: Any) -> str:
-    """The whole answer of `stream_generate`."""
-    return "".join(step.text for step in stream_generate(model, tokenizer, prompt, **options))
+def generate(model: Any, tokenizer: Any, prompt: str | Sequence[int], verbose: bool = False, **options: Any) -> str:
+    """The whole answer of `stream_generate`; with `verbose` it is printed as it comes, and its speed behind it, as in mlx-lm."""
+    texts, step = [], None
+    if verbose:
+        out("=" * 10)
+    for step in stream_generate(model, tokenizer, prompt, **options):
+        texts.append(step.text)
+        if verbose:
+            out(step.text, end="", flush=True)
+    if verbose and step is not None:
+        out("\n" + "=" * 10)
+        out(f"Prompt: {step.prompt_tokens} tokens, {step.prompt_tps:.3f} tokens-per-sec")
+        out(f"Generation: {step.generation_tokens} tokens, {step.generation_tps:.3f} tokens-per-sec", flush=True)
+    return "".join(texts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar, TypeVar
 
@@ -149,13 +150,17 @@ class Module:
                     setattr(module, name, known[id(value)][1])
         return self
 
-    def load_weights(self, weights: dict[str, np.ndarray], strict: bool = True) -> Module:
-        """Copies `weights` into the parameters of the same names.
+    def load_weights(self, weights: Any, strict: bool = True) -> Module:
+        """Copies `weights` into the parameters of the same names: a dict, (name, array) pairs, or a safetensors file's path.
 
         ValueError, with nothing changed, for names that don't exist, shapes that differ, and with `strict` for parameters that
         are missing.
         """
-        own = self.parameters()
+        if isinstance(weights, str | os.PathLike):
+            from .models.safetensors import read_safetensors
+
+            weights = {name: tensor.array() for name, tensor in read_safetensors(weights).tensors.items()}
+        weights, own = dict(weights), self.parameters()
         problems = [f"{k}: no such parameter" for k in weights if k not in own]
         problems += [
             f"{k}: shape {np.shape(v)}, expected {own[k].shape}"

@@ -35,6 +35,31 @@ def _flat(array: Any) -> Any:
     return np.ascontiguousarray(array, np.float32).reshape(-1)
 
 
+class _State(dict[str, Any]):
+    """The arrays of each parameter; `state["step"]` and `state["learning_rate"]` are the optimiser's own, as in mlx."""
+
+    OWN = ("step", "learning_rate")
+
+    def __init__(self, owner: Optimizer, arrays: Mapping[str, Arrays]) -> None:
+        super().__init__()
+        self._owner = owner
+        for name, value in arrays.items():
+            self[name] = value
+
+    def __missing__(self, key: str) -> Any:
+        if key in self.OWN:
+            return getattr(self._owner, key)
+        raise KeyError(key)
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        if key == "step":
+            self._owner.step = whole(value, "state['step']", 0)
+        elif key == "learning_rate":
+            self._owner.learning_rate = value
+        else:
+            super().__setitem__(key, value)
+
+
 class Optimizer:
     """What all optimisers share: the learning rate, the count of updates, the checks and the saved state.
 
@@ -49,9 +74,18 @@ class Optimizer:
 
     def __init__(self, learning_rate: float | Schedule) -> None:
         self.step = 0
-        self.state: dict[str, Arrays] = {}
+        self.state = {}
         self.learning_rate = learning_rate
         self.rate_scales = {}
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """The arrays kept for each parameter, by name; `state["step"]` is `step`, and can be set, as in mlx."""
+        return self._state
+
+    @state.setter
+    def state(self, arrays: Mapping[str, Any]) -> None:
+        self._state = _State(self, arrays)
 
     def _rate_of(self, step: int) -> float:
         """The rate of update `step`, counting from 0."""

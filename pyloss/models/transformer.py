@@ -112,6 +112,8 @@ HALVES_TOKENS = 1024
 class DecoderLayer(Module):
     """x + attention(norm(x)), then x + mlp(norm(x)); the mlp may be a mixture of experts."""
 
+    recomputed = False  # what `tuner.trainer.grad_checkpoint` asks for
+
     def __init__(
         self, self_attn: Attention, mlp: MLP | SparseMoe, input_layernorm: RMSNorm, post_attention_layernorm: RMSNorm
     ):
@@ -229,11 +231,13 @@ class Model(Module):
         that queries share.
         """
         self._checkpoint = on
+        for layer in self.layers:
+            layer.recomputed = False
 
     @property
     def grad_checkpoint(self) -> bool:
         """Whether layers are computed again for the backward pass."""
-        return self._checkpoint
+        return self._checkpoint or any(layer.recomputed for layer in self.layers)
 
     def _pack(self, lengths: np.ndarray, past: int = 0) -> Packing:
         offsets = np.concatenate(([0], np.cumsum(lengths))).astype(np.int32)
@@ -254,7 +258,7 @@ class Model(Module):
         if self.config.family.scaled_embedding:
             x = ops.scale(x, self.config.hidden_size**0.5)
         for i, layer in enumerate(self.model.layers):
-            if not self._checkpoint or cache is not None:
+            if not self.grad_checkpoint or cache is not None:
                 x = layer(x, packing, cache, i, asked if i == len(self.model.layers) - 1 else None)
             elif len(tokens) <= HALVES_TOKENS:
                 x = checkpoint(lambda value, layer=layer: layer.mix(value, packing), x, remember=True)

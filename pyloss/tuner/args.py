@@ -13,7 +13,7 @@ from pyloss.precision import check_precision
 
 @dataclass
 class TrainingArgs:
-    """The settings of `train`; the names and defaults of mlx-lm's, and further ones from `max_grad_norm` on."""
+    """The settings of `train`; names, order and defaults of mlx-lm's, and further ones from `matmul_precision` on."""
 
     #: Samples in a batch.
     batch_size: int = 4
@@ -23,7 +23,7 @@ class TrainingArgs:
     val_batches: int = 25
     #: Iterations between reports of the training loss.
     steps_per_report: int = 10
-    #: Iterations between validations.
+    #: Iterations between validations; 0 validates at the start and at the end alone.
     steps_per_eval: int = 200
     #: Iterations between saves.
     steps_per_save: int = 100
@@ -33,12 +33,12 @@ class TrainingArgs:
     adapter_file: str | os.PathLike[str] | None = "adapters.safetensors"
     #: Recompute activations in the backward pass: less memory, more time.
     grad_checkpoint: bool = False
-    #: How layers multiply during the run, "float32" or "bfloat16" (see `pyloss.set_matmul_precision`); None leaves it as it is.
-    matmul_precision: str | None = None
     #: Batches whose gradients are put together for one update.
     grad_accumulation_steps: int = 1
     #: Accepted for mlx-lm's sake; there is no such cache here.
     clear_cache_threshold: int = 0
+    #: How layers multiply during the run, "float32" or "bfloat16" (see `pyloss.set_matmul_precision`); None leaves it as it is.
+    matmul_precision: str | None = None
     #: Scale gradients down to this norm.
     max_grad_norm: float | None = None
     #: Learning rate of `lora_b` as a multiple of the other parameters' (LoRA+, arXiv:2402.12354).
@@ -60,7 +60,7 @@ class TrainingArgs:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
-        least = {"batch_size": 1, "iters": 0, "val_batches": -1, "steps_per_report": 1, "steps_per_eval": 1}
+        least = {"batch_size": 1, "iters": 0, "val_batches": -1, "steps_per_report": 1, "steps_per_eval": 0}
         least |= {"steps_per_save": 1, "max_seq_length": 2, "grad_accumulation_steps": 1}
         for name, low in least.items():
             setattr(self, name, whole(getattr(self, name), name, low))

@@ -123,6 +123,7 @@ class SwanLabCallback(_ServiceCallback):
 
 
 SERVICES: dict[str, type[_ServiceCallback]] = {"wandb": WandBCallback, "swanlab": SwanLabCallback}
+SUPPORT_CALLBACK = SERVICES  # mlx-lm's name
 
 
 def get_reporting_callbacks(

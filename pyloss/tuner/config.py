@@ -193,7 +193,7 @@ SCHEMA: dict[str, Key] = {
     "val_batches": Key(_integer(-1), 25),
     "learning_rate": Key(_number(0), 1e-5),
     "steps_per_report": Key(_integer(1), 10),
-    "steps_per_eval": Key(_integer(1), 200),
+    "steps_per_eval": Key(_integer(0), 200),
     "resume_adapter_file": Key(_optional(_path)),
     "adapter_path": Key(_path, "adapters"),
     "save_every": Key(_integer(1), 100),

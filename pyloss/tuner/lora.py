@@ -113,3 +113,12 @@ class LoRAEmbedding(EmbeddingAdapter):
     """y = base(ids) + scale * dropout(lora_a[ids] lora_b)."""
 
     kind = "lora"
+
+
+def __getattr__(name: str) -> Any:
+    """`LoRASwitchLinear` is here too, as in mlx-lm; it lives in `experts`, which builds on this module."""
+    if name == "LoRASwitchLinear":
+        from .experts import LoRASwitchLinear
+
+        return LoRASwitchLinear
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,7 +9,9 @@ import numpy as np
 from ..autograd import current_tape
 from ..checkpointing import sum_in_parts
 from ..given import as_array, as_integers
-from ..losses import linear_cross_entropy
+from ..losses import js_div_loss, kl_div_loss, linear_cross_entropy
+
+__all__ = ["default_loss", "head_bytes", "js_div_loss", "kl_div_loss", "parts_of_rows", "target_weights"]
 
 # Gradients of a batch gather over parts of about this many tokens, so that memory holds what one part's backward needs: products
 # of fewer rows would be slower, those of more are hardly faster.

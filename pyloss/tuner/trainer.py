@@ -41,8 +41,28 @@ from pyloss.tuner.plan import describe_plan, peak_memory
 from pyloss.tuner.run_folder import BEST_FILE, STATE_FILE, numbered, prepare_folder
 from pyloss.tuner.state import Checkpoint, Progress, uninterrupted
 from pyloss.tuner.system_prompt import remembered
+from pyloss.tuner.wrapped import optimizer_name, own_optimizer
 
-__all__ = ["TrainingArgs", "TrainingCallback", "TrainingResult", "default_loss", "evaluate", "iterate_batches", "train"]
+__all__ = [
+    "TrainingArgs",
+    "TrainingCallback",
+    "TrainingResult",
+    "default_loss",
+    "evaluate",
+    "grad_checkpoint",
+    "iterate_batches",
+    "train",
+]
+
+
+def grad_checkpoint(layer: Any) -> None:
+    """As mlx-lm's: a model with this decoder layer computes its layers again for the backward pass, and keeps less meanwhile.
+
+    `TrainingArgs(grad_checkpoint=True)` and `model.set_grad_checkpoint()` do the same. TypeError for another object.
+    """
+    if not hasattr(layer, "recomputed"):
+        raise TypeError(f"grad_checkpoint takes a decoder layer, such as model.layers[0], not a {type(layer).__name__}")
+    layer.recomputed = True
 
 
 def train(
@@ -62,9 +82,9 @@ def train(
     written.
 
     `loss(model, batch, lengths)` gives `(loss, ntoks)` or a scalar; `iterate_batches` is called as mlx-lm calls it and
-    yields what `loss` takes after the model. Validation comes at the start, every `steps_per_eval` iterations and at
-    the end. With `keep_best` the run ends with the adapter of the lowest validation loss, in the model and in
-    `adapters.safetensors`; a resumed run goes on from the last one all the same.
+    yields what `loss` takes after the model. Validation comes at the start, every `steps_per_eval` iterations (0:
+    not in between) and at the end. With `keep_best` the run ends with the adapter of the lowest validation loss, in the model
+    and in `adapters.safetensors`; a resumed run goes on from the last one all the same.
 
     Ctrl-C saves and raises KeyboardInterrupt saying where. A loss or gradient that is not finite raises
     FloatingPointError before the parameters are touched. ValueError: unusable data or arguments, or a state to resume
@@ -89,7 +109,7 @@ class _Run:
         loss: Callable[..., Any],
         make_batches: Callable[..., Any],
     ) -> None:
-        self.model, self.optimizer, self.args = model, optimizer, args
+        self.model, self.optimizer, self.args = model, (optimizer := own_optimizer(optimizer)), args
         self.loss, self.make_batches = loss, make_batches
         self.parameters: dict[str, np.ndarray] = model.trainable_parameters()
         if not self.parameters:
@@ -201,7 +221,7 @@ class _Run:
 
     def restore(self, saved: Checkpoint, file: Path) -> list[str]:
         """Take over what the state `file` held."""
-        name = type(self.optimizer).__name__
+        name = optimizer_name(self.optimizer)
         if saved.optimizer_name != name:
             raise ValueError(f"the run to resume was trained with {saved.optimizer_name}, not with {name}")
         checkpoints.check_arrays(self.parameters | self.fixed, saved.model, "the run to resume")
@@ -272,7 +292,7 @@ class _Run:
             # All that is due after iteration `done`, in this order, also when a resumed run begins here.
             if done % args.steps_per_report == 0:
                 self.report()
-            if done % args.steps_per_eval == 0:
+            if not done or (args.steps_per_eval and done % args.steps_per_eval == 0):
                 self.validate()
             if done and done % args.steps_per_save == 0:
                 self.save()
@@ -446,7 +466,7 @@ class _Run:
             self.progress,
             self.parameters | self.fixed,
             self.optimizer.state_dict(),
-            type(self.optimizer).__name__,
+            optimizer_name(self.optimizer),
             self.accumulated,
             self.best,
             random,

@@ -11,6 +11,7 @@ from ..console import out
 from ..files import read_json
 from ..models.loading import load_model
 from ..nn import Module
+from ..optim import build_schedule
 from .adapter import LITTLE, adapter_class, adapter_modules, lost, takes_adapter
 from .adapters import put_adapter, read_adapter
 from .full import is_full, load_full, unfreeze_layers
@@ -123,6 +124,11 @@ def remove_lora_layers(model: Module) -> Module:
     return model
 
 
+def get_total_parameters(model: Module) -> int:
+    """How many numbers a model has, stored ones of few bits included."""
+    return count_parameters(model)[1]
+
+
 def print_trainable_parameters(model: Module) -> None:
     """Prints how many numbers of the model are trained."""
     trained, total = count_parameters(model)
@@ -130,7 +136,9 @@ def print_trainable_parameters(model: Module) -> None:
 
 
 __all__ = [
+    "build_schedule",
     "fuse_adapters",
+    "get_total_parameters",
     "linear_to_lora_layers",
     "load_adapters",
     "print_trainable_parameters",

@@ -48,8 +48,8 @@ def test_an_unknown_path_says_what_may_be_given(name):
 def test_the_hub_is_asked_for_owner_and_name(monkeypatch, tmp_path):
     asked = []
 
-    def snapshot_download(name, allow_patterns):
-        asked.append((name, allow_patterns))
+    def snapshot_download(name, allow_patterns, revision=None):
+        asked.append((name, allow_patterns, revision))
         if name == "some/model":
             return str(tmp_path)
         raise OSError("no network")
@@ -58,6 +58,8 @@ def test_the_hub_is_asked_for_owner_and_name(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
     assert loading.resolve_model("some/model") == tmp_path
     assert "*.safetensors" in asked[0][1] and "*.json" in asked[0][1]
+    assert loading.resolve_model("some/model", "v2") == tmp_path
+    assert [revision for *_, revision in asked] == [None, "v2"]
     with pytest.raises(FileNotFoundError, match=r"other/model.*no network"):
         load_model("other/model")
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
