@@ -113,6 +113,31 @@ def test_the_readmes_training_lines_keep_each_others_adapters():
     assert len(folders) == len(set(folders)) > 1
 
 
+def test_commands_on_the_readers_own_files_run(tmp_path, monkeypatch):
+    """Pages and help that convert, export and fuse: their lines one after the other, on a tiny model."""
+    pytest.importorskip("gguf", reason="needs the package gguf (test extra)")
+    from tiny import TOKENS, byte_tokenizer, load_tiny
+
+    monkeypatch.chdir(tmp_path)
+    for name in ("base_folder", "some_folder", "folder"):
+        sizes = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16}
+        model = load_tiny(tmp_path / name, vocab_size=TOKENS, **sizes)
+        byte_tokenizer().save(tmp_path / name)
+    pyloss.linear_to_lora_layers(model, -1, {"rank": 2, "scale": 2.0, "dropout": 0.0})
+    pyloss.save_adapter(model, "adapters")
+    pyloss.save_adapter(model, "peft_adapter", format="peft")
+    pyloss.export(pyloss.load("base_folder")[0], "model.gguf", "gguf", byte_tokenizer())
+    places = ["docs/formats.md", "pyloss fuse --help", "pyloss export --help", "pyloss convert --help"]
+    for line in (line for place in places for line in SHOWN[place]):
+        given = line if "--model" in line else [*line, "--model", "base_folder"]
+        flags = vars(build_parser().parse_args(given))
+        output = Path(flags.get("output") or flags["save_path"])
+        if output.is_dir():
+            shutil.rmtree(output)
+        assert main(given) == 0, line
+        assert output.exists(), line
+
+
 @pytest.mark.slow
 def test_the_readmes_commands_run_one_after_the_other(tmp_path, monkeypatch, capsys):
     try:

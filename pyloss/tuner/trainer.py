@@ -40,7 +40,7 @@ from pyloss.tuner.losses import default_loss
 from pyloss.tuner.plan import describe_plan, peak_memory
 from pyloss.tuner.run_folder import BEST_FILE, STATE_FILE, numbered, prepare_folder
 from pyloss.tuner.state import Checkpoint, Progress, uninterrupted
-from pyloss.tuner.system_prompt import remembered
+from pyloss.tuner.system_prompt import remembered, system_prompt_of
 from pyloss.tuner.wrapped import optimizer_name, own_optimizer
 
 __all__ = [
@@ -214,6 +214,8 @@ class _Run:
                 held.enter_context(locked(self.folder))
             here = place is not None and checkpoints.state_path(place).parent.resolve() == self.folder.resolve()
             notes += prepare_folder(self.folder, self.file.name, config, here, args.overwrite)
+            if system_prompt_of(config) is not None:
+                notes.append("the records share a system prompt, which is kept with the adapter")
         self.mark()
         if saved is None:
             self.save_state()
