@@ -105,3 +105,34 @@ def test_completions_get_one_end_token_where_only_others_than_the_tokenizers_own
 def test_a_template_that_refuses_says_why():
     with pytest.raises(ValueError, match=r"record 0: the chat template refuses this conversation: .*roles must alternate"):
         trained("{{ raise_exception('roles must alternate') }}", say("a", "b"))
+
+
+@pytest.mark.parametrize("make", [byte_tokenizer, FakeTokenizer])
+def test_records_of_parts_and_of_json_text(make):
+    def parts(text):
+        return [{"type": "text", "text": text}]
+
+    tokenizer = make()
+    if make is byte_tokenizer:
+        tokenizer.chat_template = "{% if tools %}{{ tools | length }}{% endif %}" + ROLES
+    plain = say("a", "b", "c", "d")
+    data = ChatDataset(
+        [
+            {"messages": plain, "tools": [{"name": "f"}, {"name": "g"}]},
+            {"messages": [{**m, "content": parts(m["content"])} for m in plain], "tools": '[{"name": "f"}, {"name": "g"}]'},
+            {"messages": [plain[0], {**plain[1], "content": parts("b")}, *plain[2:]], "tools": ['{"name": "f"}', '{"name": "g"}']},
+        ],
+        tokenizer,
+        train_on="assistant",
+    )
+    first, *others = map(data.sample, range(3))
+    assert first.weights.any()
+    for sample in others:
+        assert sample.tokens == first.tokens and sample.weights.tolist() == first.weights.tolist()
+
+
+def test_arguments_as_json_text_are_trained_as_the_template_means_them():
+    template = ROLES.replace("{{ m.content }}", "{{ m.content }}{% for c in m.tool_calls %}{{ c.function.arguments | tojson }}{% endfor %}")
+    for arguments in ({"a": "é"}, '{"a": "é"}'):
+        call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": arguments}}]}
+        assert trained(template, [*say("a"), call, *say("b", "c")]) == ['{"a": "é"}</s>', "c</s>"]
