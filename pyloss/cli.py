@@ -68,7 +68,7 @@ def _real(text: str) -> float:
 
 def _command(commands: Any, name: str, text: str, usage: str = "[options]", **parts: str) -> Any:
     """Add a command: `text` in the list of all, `usage` behind its name, description and epilog in `parts`; gives its parser."""
-    return commands.add_parser(name, usage=f"pyloss {name} {usage}", help=text, **parts)
+    return commands.add_parser(name, usage=f"%(prog)s {usage}", help=text, **parts)
 
 
 def _setting(group: Any, flag: str, text: str, *more: str, **options: Any) -> None:
@@ -367,10 +367,10 @@ def _bench_parser(commands: Any) -> None:
     add("--train-tokens", type=_whole, default=1_000_000, metavar="N", help="say how long so many tokens take (default: 1000000)")
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of all commands; what it parses has the command's name under `command`."""
+def build_parser(prog: str = "pyloss") -> argparse.ArgumentParser:
+    """The parser of all commands, started as `prog`; what it parses has the command's name under `command`."""
     parser = Parser(
-        prog="pyloss",
+        prog=prog,
         description="Fine-tune language models on ordinary computers.",
         epilog="""a first run:
   pyloss train --data examples/data --mask-prompt --iters 100 --learning-rate 1e-3
@@ -397,14 +397,14 @@ class _Lines(logging.Handler):
         console.say(self.format(record))
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command.
+def main(argv: Sequence[str] | None = None, prog: str = "pyloss") -> int:
+    """Run one command; `prog` is what help and errors call the program.
 
     0: done; 1: training failed, or the result could not be written to standard output; 2: bad input, said in one line on
     standard error; 130: Ctrl-C.
     """
     console.begin()
-    code = _run(argv)
+    code = _run(argv, prog)
     if not console.finish() and code == 0:
         code = 1
         # Who reads the beginning of an answer only, as `head` does, knows that there is more; a figure is wanted whole.
@@ -413,14 +413,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-def _run(argv: Sequence[str] | None) -> int:
+def _run(argv: Sequence[str] | None, prog: str) -> int:
     log, handler = logging.getLogger("pyloss"), _Lines()
     level = log.level
     log.addHandler(handler)
     log.setLevel(logging.INFO)
     command = ""
     try:
-        arguments = vars(build_parser().parse_args(argv))
+        arguments = vars(build_parser(prog).parse_args(argv))
         command = arguments.pop("command")
         from pyloss import commands
 

@@ -476,4 +476,16 @@ def test_python_m_pyloss_runs_the_command_line():
     paths = {"PYTHONPATH": str(Path(pyloss.__file__).parents[1])}
     done = subprocess.run([sys.executable, "-m", "pyloss", "nope"], capture_output=True, text=True, env=paths)
     assert done.returncode == 2
-    assert done.stderr.startswith("pyloss: error: ")
+    assert done.stderr.startswith("pyloss: error: ") and "(see python -m pyloss --help)" in done.stderr
+    done = subprocess.run([sys.executable, "-m", "pyloss", "eval", "--help"], capture_output=True, text=True, env=paths)
+    assert done.stdout.startswith("usage: python -m pyloss eval [options]\n")
+
+
+def test_too_little_memory_says_what_needs_less_of_it(world, capsys, monkeypatch):
+    def load(*arguments, **options):
+        raise MemoryError("Unable to allocate 7 GiB")
+
+    monkeypatch.setattr(pyloss.models, "load", load)
+    fails(capsys, TRAIN, "error: out of memory; a smaller --batch-size", "--grad-checkpoint, needs less (Unable to allocate 7 GiB)")
+    lines = fails(capsys, ["generate"], "error: out of memory (Unable to allocate 7 GiB)")
+    assert "batch-size" not in lines[-1]

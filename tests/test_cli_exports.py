@@ -114,3 +114,19 @@ def test_eval_measures_what_the_file_of_the_run_says_and_says_so(project, tmp_pa
     assert results[0] != results[1] == results[2]
     file.write_text("model: base\ndata: data\nadapter_path: none\n")
     refused(capsys, ["eval", "-c", str(file)], "no adapter in none")
+
+
+def test_what_is_no_adapter_is_said_to_be_so(project, tmp_path, capsys):
+    generate = ["generate", "--model", "base", "--max-tokens", "1", "--adapter-path"]
+    (tmp_path / "notes.txt").write_text("x")
+    refused(capsys, [*generate, "none"], "no adapter in none: the folder does not exist")
+    refused(capsys, [*generate, str(tmp_path / "notes.txt")], "notes.txt: it is a file, and neither a folder nor")
+    refused(capsys, [*generate, "data"], "no adapter in data: it has no adapter_config.json")
+    peft = str(tmp_path / "peft")
+    assert main(["export", "--model", "base", "--adapter-path", "adapters", "--to", "peft", "--output", peft]) == 0
+    capsys.readouterr()
+    texts = []
+    for path in (peft, "adapters"):
+        assert main([*generate[:-3], "--max-tokens", "8", "--adapter-path", path]) == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1]

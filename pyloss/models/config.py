@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pyloss.errors import FormatError
+from pyloss.errors import FormatError, counted
 from pyloss.files import read_json
 from pyloss.models.families import FAMILIES, Family
 from pyloss.models.known_keys import refuse_gguf_keys, refuse_hf_keys, refuse_rope_keys
@@ -205,7 +205,8 @@ class ModelConfig:
             raise FormatError(path, "token_embd.weight", "this tensor is missing")
         held = layers_held(tensors, "blk.")
         if layers > held:
-            raise FormatError(path, f"{arch}.block_count", f"it is {layers}, and the file has tensors for {held} layers")
+            reason = f"it is {layers}, and the file has tensors for {counted(held, 'layer')}"
+            raise FormatError(path, f"{arch}.block_count", reason)
         local_theta = scalar = None
         if "rope_local_base_freq" in family.defaults:
             local_theta = shortest(read.get(f"{arch}.rope.freq_base_swa", float, family.defaults["rope_local_base_freq"]))

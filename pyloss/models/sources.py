@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pyloss.errors import FormatError
+from pyloss.errors import FormatError, counted
 from pyloss.models.config import ModelConfig
 from pyloss.models.names import expert_name, gguf_name
 from pyloss.models.quantised import Quantisation
@@ -63,7 +63,7 @@ class Source:
         """FormatError where the configuration has more `layers` than the file has tensors for."""
         held = layers_held(self.file, self._layers())
         if layers > held:
-            reason = f"it is {layers}, and the file has tensors for {held} layers"
+            reason = f"it is {layers}, and the file has tensors for {counted(held, 'layer')}"
             raise FormatError(self.file.path, "num_hidden_layers", reason)
 
     def _layers(self) -> str:

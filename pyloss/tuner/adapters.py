@@ -31,7 +31,12 @@ def read_adapter(folder: str | os.PathLike[str]) -> StoredAdapter:
     """
     place, file = adapter_place(folder)
     if not (place / CONFIG_FILE).is_file():
-        found = "the folder does not exist" if not place.is_dir() else f"it has no {CONFIG_FILE}"
+        if place.is_dir():
+            found = f"it has no {CONFIG_FILE}"
+        elif place.exists():
+            found = "it is a file, and neither a folder nor the .safetensors file of an adapter"
+        else:
+            found = "the folder does not exist"
         raise FileNotFoundError(f"no adapter in {place}: {found}")
     config = read_json(place / CONFIG_FILE)
     if "peft_type" in config:

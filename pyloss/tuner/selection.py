@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Iterable
 from typing import Any
 
+from ..errors import counted
 from ..nn import Module
 
 
@@ -41,7 +42,7 @@ def select(
     """
     count = len(model.layers)
     if num_layers > count:
-        raise ValueError(f"num_layers is {num_layers}, but the model has {count} layers; -1 takes all")
+        raise ValueError(f"num_layers is {num_layers}, but the model has {counted(count, 'layer')}; -1 takes all")
     chosen = set(range(count)) if num_layers < 0 else set(range(count - num_layers, count))
     wanted = None if keys is None else set(keys)
     found: dict[str, Module] = {}
