@@ -113,7 +113,7 @@ def _compile(template: str) -> jinja2.Template:
     environment = BoundedSandbox(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
     )
-    environment.filters["tojson"] = _tojson
+    environment.add_filter("tojson", _tojson)
     environment.globals.update(
         raise_exception=_raise_exception, strftime_now=_strftime_now, dict=_Dict(), namespace=_Namespace
     )
@@ -181,4 +181,6 @@ def _raise_exception(message: str) -> NoReturn:
 
 
 def _strftime_now(format: str) -> str:
+    if len(format) > 200 or re.search(r"\d{3}", format):  # fields have widths
+        raise jinja2.exceptions.SecurityError("strftime_now takes formats of up to 200 characters, without wide fields")
     return datetime.now().strftime(format)

@@ -1,84 +1,252 @@
-"""A sandbox for chat templates whose loops and texts have an end: templates are programs, and come with strangers' models."""
+"""A sandbox for chat templates whose work has an end: templates are programs, and come with strangers' models.
+
+What loops and macros do is counted in steps, what expressions make in characters, and nothing is made that is larger than a
+conversation can be. The counts belong to one `budget`, in which a conversation is rendered.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+import re
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, NoReturn
 
 import jinja2
-import jinja2.nodes
+import jinja2.nodes as n
 import jinja2.sandbox
+from jinja2.visitor import NodeTransformer
 
-# Far more than templates take for conversations of thousands of turns: a second's work.
-MAX_STEPS = 1_000_000
-# Characters of a rendered conversation, and of a text or list that a template makes by multiplying.
-MAX_SIZE = 100_000_000
+# Far more than templates take for conversations of thousands of turns: about a second.
+MAX_STEPS = 500_000
+# Characters of a text, or items of a list; and those of all that are made for one conversation.
+MAX_SIZE = 10_000_000
+MAX_TOTAL = 100_000_000
+# Widths, counts and precisions that texts are formatted with.
+_MAX_WIDTH = 10_000
 _MAX_BITS = 1 << 16
 # What the call of a macro takes longer than a round of a loop.
 _CALL_STEPS = 10
-# No name that a template could write.
-_STEP = "count step"
+# What an item inside of a list or dict counts as, in characters.
+_ITEM = 64
 
-_left: ContextVar[list[int]] = ContextVar("steps that the conversation may still take")
+# Filters of `bounded` under names that no template could write.
+_STEP, _MADE, _JOIN = "count step", "count made", "join made"
+_WIDTHS = ("center", "indent", "wordwrap", "truncate", "batch", "slice", "tojson", "round")
+_WRITTEN_OUT = ("tojson", "string", "pprint", "format", "join", "urlencode", "xmlattr", "center", "indent", "upper", "lower")
+_LONG_WIDTH = re.compile(r"%[^a-zA-Z%]*(\d{5,}|\*)|\{[^{}]*(\d{5,}|\{)")
 
-
-@jinja2.pass_context  # else Jinja would compute it once, while it compiles
-def _count_step(context: Any, value: str, steps: int) -> str:
-    left = _left.get()
-    left[0] -= steps
-    if left[0] < 0:
-        raise jinja2.exceptions.SecurityError(f"its loops take more than {MAX_STEPS} steps")
-    return value
-
-
-class BoundedSandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
-    """Jinja's sandbox, in which each round of a loop and each call of a macro is counted."""
-
-    intercepted_binops = frozenset({"*", "**"})
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.filters[_STEP] = _count_step
-
-    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        """Products and powers, of which neither a text nor a number may become huge."""
-        for count, value in ((left, right), (right, left)):
-            if isinstance(count, int) and isinstance(value, str | list | tuple) and count * len(value) > MAX_SIZE:
-                raise jinja2.exceptions.SecurityError(f"it repeats a value to more than {MAX_SIZE} items")
-        if isinstance(left, int) and isinstance(right, int):
-            bits = left.bit_length() * right if operator == "**" else left.bit_length() + right.bit_length()
-            if bits > _MAX_BITS:
-                raise jinja2.exceptions.SecurityError(f"it computes an integer of more than {_MAX_BITS} bits")
-        return super().call_binop(context, operator, left, right)
-
-
-def bounded(environment: BoundedSandbox, source: str) -> jinja2.Template:
-    """The template of `source`, its steps counted. Raises what Jinja raises for malformed ones."""
-    tree = environment.parse(source)
-    node: Any
-    for node in tree.find_all((jinja2.nodes.For, jinja2.nodes.Macro, jinja2.nodes.CallBlock)):
-        if isinstance(node, jinja2.nodes.CallBlock) and isinstance(node.call.node, jinja2.nodes.ExtensionAttribute):
-            continue  # the block of a tag, which is no macro of the template's
-        steps = [jinja2.nodes.Const(1 if isinstance(node, jinja2.nodes.For) else _CALL_STEPS)]
-        step = jinja2.nodes.Filter(jinja2.nodes.Const(""), _STEP, steps, [], None, None)
-        step.set_environment(environment)
-        node.body.insert(0, jinja2.nodes.Output([step]).set_environment(environment))
-        if isinstance(node, jinja2.nodes.For) and node.test is not None:
-            # An item that the condition passes over is a step, too; the empty text is false.
-            node.test = jinja2.nodes.Or(step, node.test).set_environment(environment)
-    return environment.from_string(tree)
+# Steps and characters that are left.
+_left: ContextVar[list[int]] = ContextVar("what a conversation may still take")
 
 
 @contextmanager
 def budget() -> Iterator[None]:
-    """What is rendered inside takes its steps from one budget."""
-    token = _left.set([MAX_STEPS])
+    """What is rendered inside takes its steps and characters from one budget."""
+    token = _left.set([MAX_STEPS, MAX_TOTAL])
     try:
         yield
     finally:
         _left.reset(token)
+
+
+def _refuse(reason: str) -> NoReturn:
+    raise jinja2.exceptions.SecurityError(reason)
+
+
+def _take(steps: int) -> None:
+    left = _left.get()
+    left[0] -= steps
+    if left[0] < 0:
+        _refuse(f"its loops take more than {MAX_STEPS} steps")
+
+
+def _check(size: int) -> None:
+    if size > MAX_SIZE:
+        _refuse(f"it makes a text or list of more than {MAX_SIZE} characters or items")
+
+
+def _made(value: Any) -> Any:
+    """`value`, its size checked and counted."""
+    if isinstance(value, str | list | tuple):
+        _check(len(value))
+        left = _left.get()
+        left[1] -= len(value)
+        if left[1] < 0:
+            _refuse(f"it makes texts of more than {MAX_TOTAL} characters together")
+    return value
+
+
+def _check_written(value: Any) -> None:
+    """Refuses a list or dict that would be a huge text: the same one may stand in it many times over."""
+    if not isinstance(value, list | tuple | dict):
+        return
+    size, waiting = 0, [value]
+    while waiting:
+        item = waiting.pop()
+        size += len(item) if isinstance(item, str) else _ITEM
+        _check(size)
+        if isinstance(item, dict):
+            waiting += [*item, *item.values()]
+        elif isinstance(item, list | tuple):
+            _check(size + _ITEM * len(item))
+            waiting += item
+
+
+def _check_widths(values: Any) -> None:
+    for value in values:
+        if isinstance(value, int) and abs(value) > _MAX_WIDTH:
+            _refuse(f"it formats a text with a width or count of more than {_MAX_WIDTH}")
+
+
+def _check_format(text: Any) -> None:
+    if isinstance(text, str) and _LONG_WIDTH.search(text):
+        _refuse("it formats a text with a width of five digits, or one that is computed")
+
+
+def _check_call(name: str, text: str, args: tuple[Any, ...]) -> None:
+    """Of the method or filter `name` of a text: refuses what would be huge, before it is made."""
+    if name == "replace" and len(args) >= 2 and isinstance(args[0], str) and isinstance(args[1], str):
+        _check(len(text) + text.count(args[0]) * max(0, len(args[1]) - len(args[0])))
+    elif name == "join" and args and isinstance(args[0], list | tuple):
+        _check(sum(len(item) + len(text) for item in args[0] if isinstance(item, str)))
+    elif name == "format":
+        _check_format(text)
+    elif name not in ("count", "find", "index", "startswith", "endswith", "split", "rsplit"):
+        _check_widths(args)
+
+
+def _guarded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The filter `name` that refuses what would be huge, and counts what it makes."""
+    first = 1 if hasattr(function, "jinja_pass_arg") else 0
+
+    @functools.wraps(function)
+    def guarded(*args: Any, **kwargs: Any) -> Any:
+        value = args[first] if len(args) > first else None
+        given = (*args[first + 1 :], *kwargs.values())
+        if name in _WRITTEN_OUT:
+            _check_written(value)
+        if name in _WIDTHS:
+            _check_widths(given)
+        elif name == "format":
+            _check_format(value)
+        elif name == "replace" and isinstance(value, str):
+            _check_call(name, value, given)
+        return _made(function(*args, **kwargs))
+
+    return guarded
+
+
+@jinja2.pass_context  # else Jinja would compute these once, while it compiles
+def _count_step(context: Any, value: str, steps: int) -> str:
+    _take(steps)
+    return value
+
+
+@jinja2.pass_context
+def _count_made(context: Any, value: Any) -> Any:
+    _check_written(value)
+    return _made(value)
+
+
+@jinja2.pass_context
+def _join_made(context: Any, values: tuple[Any, ...]) -> str:
+    for value in values:
+        _check_written(value)
+    texts = [str(value) for value in values]
+    _check(sum(map(len, texts)))
+    return str(_made("".join(texts)))
+
+
+class BoundedSandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
+    """Jinja's sandbox, in which what templates of `bounded` do is counted."""
+
+    intercepted_binops = frozenset({"+", "*", "**", "%"})
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.globals.pop("lipsum")  # made-up text of any length
+        self.filters = {name: _guarded(name, function) for name, function in self.filters.items()}
+        self.filters |= {_STEP: _count_step, _MADE: _count_made, _JOIN: _join_made}
+
+    def add_filter(self, name: str, function: Callable[..., Any]) -> None:
+        """A filter of the name, counted as Jinja's own."""
+        self.filters[name] = _guarded(name, function)
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        """Sums, products, powers and formats, of which neither a text nor a number may become huge."""
+        if operator == "%":
+            _check_format(left)
+        for count, value in ((left, right), (right, left)):
+            if operator == "*" and isinstance(count, int) and isinstance(value, str | list | tuple):
+                _check(count * len(value))
+        if operator in ("*", "**") and isinstance(left, int) and isinstance(right, int):
+            bits = left.bit_length() * right if operator == "**" else left.bit_length() + right.bit_length()
+            if bits > _MAX_BITS:
+                _refuse(f"it computes an integer of more than {_MAX_BITS} bits")
+        return _made(super().call_binop(context, operator, left, right))
+
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        """What stands for `str.format` in newer versions of Jinja; older ones call it by `call`."""
+        wrapped = super().wrap_str_format(value)
+        if wrapped is None:
+            return None
+
+        def formatted(*args: Any, **kwargs: Any) -> str:
+            _check_format(value.__self__)
+            _check_written([*args, *kwargs.values()])
+            return wrapped(*args, **kwargs)
+
+        return formatted
+
+    def call(self, context: Any, called: Any, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        """Calls a function or method for a template."""
+        owner = getattr(called, "__self__", None)
+        if isinstance(owner, str):
+            _check_call(getattr(called, "__name__", ""), owner, (*args, *kwargs.values()))
+        return _made(super().call(context, called, *args, **kwargs))
+
+
+class _Counting(NodeTransformer):
+    """Puts counts of steps into loops and macros, and of characters around what is printed or joined."""
+
+    def _stepping(self, node: Any, steps: int) -> Any:
+        self.generic_visit(node)
+        step = n.Filter(n.Const(""), _STEP, [n.Const(steps)], [], None, None)
+        node.body.insert(0, n.Output([step]))
+        if isinstance(node, n.For) and node.test is not None:
+            # An item that the condition passes over is a step, too; the empty text is false.
+            node.test = n.Or(step, node.test)
+        return node
+
+    def visit_For(self, node: n.For) -> Any:
+        return self._stepping(node, 1)
+
+    def visit_Macro(self, node: n.Macro) -> Any:
+        return self._stepping(node, _CALL_STEPS)
+
+    def visit_CallBlock(self, node: n.CallBlock) -> Any:
+        if isinstance(node.call.node, n.ExtensionAttribute):  # the block of a tag, which is no macro of the template's
+            return self.generic_visit(node)
+        return self._stepping(node, _CALL_STEPS)
+
+    def visit_Output(self, node: n.Output) -> Any:
+        self.generic_visit(node)
+        node.nodes = [
+            item if isinstance(item, n.TemplateData) else n.Filter(item, _MADE, [], [], None, None) for item in node.nodes
+        ]
+        return node
+
+    def visit_Concat(self, node: n.Concat) -> Any:
+        self.generic_visit(node)
+        return n.Filter(n.Tuple(node.nodes, "load"), _JOIN, [], [], None, None)
+
+
+def bounded(environment: BoundedSandbox, source: str) -> jinja2.Template:
+    """The template of `source`, its work counted. Raises what Jinja raises for malformed ones."""
+    tree = _Counting().visit(environment.parse(source))
+    return environment.from_string(tree.set_environment(environment))
 
 
 def render(template: jinja2.Template, **variables: Any) -> str:
@@ -90,6 +258,5 @@ def render(template: jinja2.Template, **variables: Any) -> str:
     for piece in template.generate(**variables):
         pieces.append(piece)
         size += len(piece)
-        if size > MAX_SIZE:
-            raise jinja2.exceptions.SecurityError(f"its text has more than {MAX_SIZE} characters")
+        _check(size)
     return "".join(pieces)
