@@ -181,6 +181,6 @@ def _raise_exception(message: str) -> NoReturn:
 
 
 def _strftime_now(format: str) -> str:
-    if len(format) > 200 or re.search(r"\d{3}", format):  # fields have widths
-        raise jinja2.exceptions.SecurityError("strftime_now takes formats of up to 200 characters, without wide fields")
+    if not isinstance(format, str) or len(format) > 200 or re.search(r"\d{3}", format):  # fields have widths
+        raise jinja2.exceptions.SecurityError("strftime_now takes texts of up to 200 characters, without wide fields")
     return datetime.now().strftime(format)
