@@ -153,6 +153,34 @@ def test_missing_and_misshapen_tensors_of_a_gguf_file(tmp_path, monkeypatch):
             load_model(tmp_path / "model.gguf")
 
 
+@pytest.mark.parametrize("experts", [10**9, 2**31 - 1])
+def test_a_number_of_experts_is_compared_with_the_tensors_before_names_are_made(tmp_path, experts):
+    def gate(arrays):
+        arrays["model.layers.0.block_sparse_moe.gate.weight"] = np.zeros((4, 32), np.float32)
+
+    tiny.write_folder(tmp_path, change=gate)
+    config = tiny.config(model_type="mixtral", num_local_experts=experts, num_experts_per_tok=2)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(FormatError, match=f"gate.weight: has shape .4, 32., where the configuration gives .{experts}, 32."):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["output.bias", "output_norm.bias", "rope_factors_long.weight", "blk.0.attn_q.bias"])
+def test_a_tensor_of_a_gguf_file_that_nothing_reads_is_named(tmp_path, name):
+    gguf = pytest.importorskip("gguf")
+    add = gguf.GGUFWriter.write_header_to_file
+
+    def with_another(writer, *args):
+        writer.add_tensor(name, np.zeros(29, np.float32))
+        add(writer, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gguf.GGUFWriter, "write_header_to_file", with_another)
+        tiny.write_gguf(tmp_path / "model.gguf")
+    with pytest.raises(FormatError, match=name):
+        load_model(tmp_path / "model.gguf")
+
+
 def test_a_type_that_cannot_be_read_is_named(tmp_path):
     def change(arrays):
         arrays["model.norm.weight"] = arrays["model.norm.weight"].astype(np.float64)
