@@ -30,7 +30,7 @@ if X86:
 SOURCES = ["csrc/binding/module.c", "csrc/binding/spec.c", "csrc/binding/device.c"]
 SOURCES += ["csrc/core/buffers.c", "csrc/core/cpu.c", "csrc/core/precision.c", "csrc/core/threads.c"]
 OPENCL_FAMILIES = ["rowloss", "elements", "layers", "matmul", "norms", "attention"]
-SOURCES += [f"csrc/opencl/{stem}.c" for stem in ("library", "device", "program", "launch", *OPENCL_FAMILIES)]
+SOURCES += [f"csrc/opencl/{stem}.c" for stem in ("library", "device", "cache", "program", "launch", *OPENCL_FAMILIES)]
 OPENCL_PROGRAMS = ["rowloss", "elements", "layers", "matmul", "stored", "attention"]
 
 

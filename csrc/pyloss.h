@@ -118,6 +118,7 @@ typedef struct {
     int count; /* of arguments */
     int wide;  /* a `float` argument is float64: arithmetic and `acc` arguments are too */
     int64_t dim[26];
+    void *indices; /* what index arrays hold, the call's own copy */
 } pl_call;
 
 #define PL_DIM(call, letter) ((call)->dim[(letter) - 'A'])

@@ -83,12 +83,8 @@ static int take_shape(device_array *a, PyObject *shape, const char *kind) {
     a->ndim = (int)ndim;
     double total = (double)kinds[k].bytes;
     for (int i = 0; i < a->ndim; i++) {
-        long long n = PyLong_AsLongLong(PyTuple_GetItem(shape, i));
-        if (n == -1 && PyErr_Occurred()) return -1;
-        if (n < 0) {
-            PyErr_Format(PyExc_ValueError, "DeviceArray: size %lld along axis %d is negative", n, i);
-            return -1;
-        }
+        int64_t n;
+        if (pl_whole("DeviceArray", "a size of the shape", PyTuple_GetItem(shape, i), 0, INT64_MAX, &n)) return -1;
         a->dims[i] = (npy_intp)n;
         total *= (double)n;
     }
@@ -102,15 +98,20 @@ static int take_shape(device_array *a, PyObject *shape, const char *kind) {
 
 /* Over another library's memory: handles of context, queue and buffer, the offset in it, and its size. */
 static int adopt(device_array *a, PyObject *handles) {
-    Py_ssize_t context, queue, memory, offset, size;
-    if (!PyArg_ParseTuple(handles, "nnnnn", &context, &queue, &memory, &offset, &size)) return -1;
-    if (offset < 0 || size < offset || (size_t)(size - offset) < a->bytes) {
-        PyErr_Format(PyExc_ValueError, "DeviceArray: %zd bytes from %zd on do not hold the array's %zu", size, offset, a->bytes);
+    PyObject *given[5];
+    int64_t number[5]; /* context, queue, buffer, offset, size */
+    if (!PyArg_ParseTuple(handles, "OOOOO", &given[0], &given[1], &given[2], &given[3], &given[4])) return -1;
+    for (int i = 0; i < 5; i++)
+        if (pl_whole("DeviceArray", "a handle", given[i], i < 3 ? INT64_MIN : 0, INT64_MAX, &number[i])) return -1;
+    const int64_t offset = number[3], size = number[4];
+    if (size < offset || (size_t)(size - offset) < a->bytes) {
+        PyErr_Format(PyExc_ValueError, "DeviceArray: %lld bytes from %lld on do not hold the array's %zu", (long long)size,
+                     (long long)offset, a->bytes);
         return -1;
     }
     pl_cl_error error;
-    pl_cl_device *device = pl_cl_device_of((cl_context)context, (cl_command_queue)queue, &error);
-    a->buffer = device ? pl_cl_buffer_of(device, (cl_mem)memory, (size_t)size, &error) : NULL;
+    pl_cl_device *device = pl_cl_device_of((cl_context)(intptr_t)number[0], (cl_command_queue)(intptr_t)number[1], &error);
+    a->buffer = device ? pl_cl_buffer_of(device, (cl_mem)(intptr_t)number[2], (size_t)size, &error) : NULL;
     a->offset = (size_t)offset;
     if (a->buffer) return 0;
     raise(&error, "taking an array", device ? device->index : -1);
@@ -127,11 +128,11 @@ static int allocate(device_array *a, pl_cl_device *device) {
     return -1;
 }
 
-static int open_and_allocate(device_array *a, long index) {
+static int open_and_allocate(device_array *a, int index) {
     pl_cl_error error;
     pl_cl_device *device;
     Py_BEGIN_ALLOW_THREADS
-    device = pl_cl_device_at((int)index, &error);
+    device = pl_cl_device_at(index, &error);
     Py_END_ALLOW_THREADS
     if (device) return allocate(a, device);
     raise(&error, "opening a device", -1);
@@ -157,8 +158,8 @@ static PyObject *array_new(PyTypeObject *type, PyObject *args, PyObject *keyword
     if (!a) return NULL;
     if (take_shape(a, shape, kind)) return made(a, 1);
     if (PyTuple_Check(where)) return made(a, adopt(a, where));
-    long index = PyLong_AsLong(where);
-    return made(a, (index == -1 && PyErr_Occurred()) || open_and_allocate(a, index));
+    int64_t index;
+    return made(a, pl_whole("DeviceArray", "the device's number", where, 0, INT32_MAX, &index) || open_and_allocate(a, (int)index));
 }
 
 static PyObject *array_fresh(PyObject *self, PyObject *args) {
@@ -172,12 +173,13 @@ static PyObject *array_fresh(PyObject *self, PyObject *args) {
 
 static PyObject *array_part(PyObject *self, PyObject *args) {
     const device_array *base = (device_array *)self;
-    PyObject *shape;
-    Py_ssize_t offset;
-    if (!PyArg_ParseTuple(args, "O!n", &PyTuple_Type, &shape, &offset)) return NULL;
+    PyObject *shape, *place;
+    int64_t offset;
+    if (!PyArg_ParseTuple(args, "O!O", &PyTuple_Type, &shape, &place)) return NULL;
+    if (pl_whole("part", "the offset", place, 0, INT64_MAX, &offset)) return NULL;
     device_array *a = new_array(Py_TYPE(self));
     if (!a || take_shape(a, shape, kinds[base->kind].name)) return a ? made(a, 1) : NULL;
-    if (offset < 0 || (size_t)offset > base->bytes || a->bytes > base->bytes - (size_t)offset) {
+    if ((size_t)offset > base->bytes || a->bytes > base->bytes - (size_t)offset) {
         PyErr_SetString(PyExc_ValueError, "DeviceArray: a part must lie within the array");
         return made(a, 1);
     }
@@ -474,7 +476,7 @@ static int results_apart(const pl_spec *spec, const pl_cl_place *place, Py_ssize
 
 PyObject *pl_device_run(const pl_spec *spec, PyObject *const *args, Py_ssize_t nargs) {
     if (nargs != spec->count) {
-        PyErr_Format(PyExc_TypeError, "%s takes %d arguments (%s), got %zd", spec->name, spec->count, spec->text, nargs);
+        pl_spec_refuse_count(spec, nargs);
         return NULL;
     }
     pl_cl_device *device = common_device(spec, args, nargs);
@@ -510,6 +512,8 @@ PyObject *pl_device_run(const pl_spec *spec, PyObject *const *args, Py_ssize_t n
         raise(&error, spec->name, device->index);
         return NULL;
     }
+    const char *complaint = pl_cl_cache_complaint();
+    if (complaint && PyErr_WarnEx(PyExc_RuntimeWarning, complaint, 1)) return NULL;
     Py_RETURN_NONE;
 }
 
@@ -548,10 +552,13 @@ static PyObject *py_devices(PyObject *self, PyObject *unused) {
 
 static PyObject *py_shape(PyObject *self, PyObject *args) {
     (void)self;
-    pl_cl_shape shape = {0, 0, 0};
+    PyObject *given[3];
+    int64_t size[3];
     int without_fp64 = 0;
-    if (!PyArg_ParseTuple(args, "iii|p", &shape.group, &shape.width, &shape.block, &without_fp64)) return NULL;
-    pl_cl_forced_shape = shape;
+    if (!PyArg_ParseTuple(args, "OOO|p", &given[0], &given[1], &given[2], &without_fp64)) return NULL;
+    for (int i = 0; i < 3; i++)
+        if (pl_whole("opencl_shape", "a size", given[i], 0, 1 << 20, &size[i])) return NULL;
+    pl_cl_forced_shape = (pl_cl_shape){(int)size[0], (int)size[1], (int)size[2]};
     pl_cl_without_fp64 = without_fp64;
     Py_RETURN_NONE;
 }

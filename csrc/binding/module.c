@@ -125,9 +125,8 @@ static PyObject *py_empty(PyObject *self, PyObject *args) {
     if (ndim > 8) return PyErr_Format(PyExc_ValueError, "empty: at most 8 dimensions, got %zd", ndim);
     double total = kinds[kind].bytes;
     for (Py_ssize_t i = 0; i < ndim; i++) {
-        long long n = PyLong_AsLongLong(PyTuple_GetItem(shape, i));
-        if (n == -1 && PyErr_Occurred()) return NULL;
-        if (n < 0) return PyErr_Format(PyExc_ValueError, "empty: size %lld along axis %zd is negative", n, i);
+        int64_t n;
+        if (pl_whole("empty", "a size of the shape", PyTuple_GetItem(shape, i), 0, INT64_MAX, &n)) return NULL;
         dims[i] = (npy_intp)n;
         total *= (double)n;
     }
@@ -201,12 +200,11 @@ static PyObject *py_num_threads(PyObject *self, PyObject *unused) {
     return PyLong_FromLong(pl_num_threads());
 }
 
-static PyObject *py_set_num_threads(PyObject *self, PyObject *args) {
+static PyObject *py_set_num_threads(PyObject *self, PyObject *given) {
     (void)self;
-    int n;
-    if (!PyArg_ParseTuple(args, "i", &n)) return NULL;
-    if (n < 1) return PyErr_Format(PyExc_ValueError, "the number of threads must be at least 1, not %d", n);
-    pl_set_num_threads(n);
+    int64_t n;
+    if (pl_whole("set_num_threads", "the number of threads", given, 1, INT32_MAX, &n)) return NULL;
+    pl_set_num_threads((int)n);
     Py_RETURN_NONE;
 }
 
@@ -313,7 +311,7 @@ static PyMethodDef methods[] = {
     {"isa", py_isa, METH_NOARGS, "The instruction set in use."},
     {"use_isa", py_use_isa, METH_VARARGS, "Switches the kernels of the whole process; for tests and benchmarks."},
     {"num_threads", py_num_threads, METH_NOARGS, "Threads that kernels may use."},
-    {"set_num_threads", py_set_num_threads, METH_VARARGS, "Sets the number of threads."},
+    {"set_num_threads", py_set_num_threads, METH_O, "Sets the number of threads."},
     {"matmul_precision", py_matmul_precision, METH_NOARGS, "How dense layers multiply."},
     {"set_matmul_precision", py_set_matmul_precision, METH_VARARGS,
      "Sets how dense layers multiply: float32, bfloat16, or bfloat16-emulated, which is for tests."},

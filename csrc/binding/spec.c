@@ -5,6 +5,7 @@
 #define PY_ARRAY_UNIQUE_SYMBOL pyloss_array_api
 #define NPY_NO_DEPRECATED_API NPY_1_7_API_VERSION
 #include <numpy/arrayobject.h>
+#include <stdio.h>
 #include <string.h>
 
 static const struct {
@@ -13,6 +14,25 @@ static const struct {
 } types[] = {{"f32", NPY_FLOAT32}, {"f64", NPY_FLOAT64}, {"i32", NPY_INT32}, {"i64", NPY_INT64},
              {"u8", NPY_UINT8},    {"weight", -1},       {"stack", -1},      {"float", -1},
              {"acc", -1},          {"int", -1},          {"real", -1}};
+
+/* The types' names in messages, which are NumPy's. */
+static const char *dtype_name(int npy) {
+    switch (npy) {
+    case NPY_FLOAT32: return "float32";
+    case NPY_FLOAT64: return "float64";
+    case NPY_INT32: return "int32";
+    case NPY_INT64: return "int64";
+    case NPY_UINT8: return "uint8";
+    default: return "?";
+    }
+}
+
+/* What the letters of a specification stand for in a call: the argument that gave each its size, for messages. */
+typedef struct {
+    PyObject *const *args;
+    uint32_t bound; /* a bit for each letter */
+    int by[26];     /* the number of the argument */
+} letters;
 
 static int malformed(const char *name, const char *at) {
     PyErr_Format(PyExc_SystemError, "specification of %s is malformed at '%s'", name, at);
@@ -110,34 +130,68 @@ int pl_spec_parse(pl_spec *spec, const char *name, const char *text) {
     return 0;
 }
 
-/* The dimension `d` of argument `p` is `actual`: binds its letter, or compares with what it was bound to. */
-static int match_dim(const pl_spec *spec, const pl_param *p, int axis, int64_t actual, pl_call *call, uint32_t *bound) {
-    const pl_dim_spec *d = &p->dim[axis];
+/* The argument, and the axis of it, that gave a letter its size. */
+static int axis_of(const pl_spec *spec, const letters *l, char letter, const char **name) {
+    const pl_param *p = &spec->param[l->by[letter - 'A']];
+    int axis = 0;
+    while (axis < p->ndim - 1 && p->dim[axis].letter != letter) axis++;
+    *name = p->name;
+    return axis;
+}
+
+/* The shape of an array, or of what a handle or a tuple of handles stands for, as messages show it; a new reference. */
+static PyObject *shape_of(PyObject *object) {
+    if (!PyTuple_Check(object)) return PyObject_GetAttrString(object, "shape");
+    PyObject *first = PyTuple_Size(object) ? PyTuple_GetItem(object, 0) : object;
+    if (PyTuple_Check(first) && PyTuple_Size(first) > 3)
+        return Py_BuildValue("(nOO)", PyTuple_Size(object), PyTuple_GetItem(first, 2), PyTuple_GetItem(first, 3));
+    if (PyTuple_Size(object) > 3) return PyTuple_GetSlice(object, 2, 4);
+    return Py_NewRef(object);
+}
+
+/* Raises ValueError: argument `index` needs another size along an axis; -1. The axis counts as the user's array has it, and
+ * -1 says that it is all leading axes together. */
+static int wrong_size(const pl_spec *spec, int index, int axis, int64_t actual, int64_t expected, char letter, const letters *l) {
+    const int by = letter ? l->by[letter - 'A'] : index;
+    PyObject *mine = shape_of(l->args[index]), *other = mine ? shape_of(l->args[by]) : NULL;
+    char what[64];
+    if (axis < 0) snprintf(what, sizeof what, "its leading axes must make %lld rows", (long long)expected);
+    else snprintf(what, sizeof what, "its axis %d must be %lld", axis, (long long)expected);
+    if (other && by != index)
+        PyErr_Format(PyExc_ValueError, "%s: %s has shape %S; %s, not %lld, to go with %s of shape %S", spec->name,
+                     spec->param[index].name, mine, what, (long long)actual, spec->param[by].name, other);
+    else if (other)
+        PyErr_Format(PyExc_ValueError, "%s: %s has shape %S; %s, not %lld", spec->name, spec->param[index].name, mine, what,
+                     (long long)actual);
+    Py_XDECREF(mine);
+    Py_XDECREF(other);
+    return -1;
+}
+
+/* Dimension `i` of argument `index`, its axis `axis`, is `actual`: binds its letter, or compares with what it was bound to. */
+static int match_dim(const pl_spec *spec, int index, int i, int axis, int64_t actual, pl_call *call, letters *l) {
+    const pl_dim_spec *d = &spec->param[index].dim[i];
     int64_t expected = d->size;
     if (d->letter) {
-        int i = d->letter - 'A';
+        int letter = d->letter - 'A';
         int64_t implied = d->rule == '+' ? actual - 1 : d->rule == '/' ? 2 * actual : actual;
-        if (!(*bound >> i & 1)) {
+        if (!(l->bound >> letter & 1)) {
             if (implied < 0) implied = 0;
-            call->dim[i] = implied;
-            *bound |= 1u << i;
+            call->dim[letter] = implied;
+            l->bound |= 1u << letter;
+            l->by[letter] = index;
         }
-        expected = call->dim[i];
+        expected = call->dim[letter];
         expected = d->rule == '+' ? expected + 1 : d->rule == '/' ? expected / 2 : expected;
-        if (d->rule == '/' && call->dim[i] % 2) {
-            PyErr_Format(PyExc_ValueError, "%s: %c = %lld must be even in \"%s\"", spec->name, d->letter, (long long)call->dim[i],
-                         spec->text);
+        if (d->rule == '/' && call->dim[letter] % 2) {
+            const char *name;
+            int of = axis_of(spec, l, d->letter, &name);
+            PyErr_Format(PyExc_ValueError, "%s: axis %d of %s has size %lld; it must be even", spec->name, of, name,
+                         (long long)call->dim[letter]);
             return -1;
         }
     }
-    if (actual == expected) return 0;
-    if (d->letter)
-        PyErr_Format(PyExc_ValueError, "%s: %s has size %lld along axis %d where the other arguments give %lld (%c in \"%s\")",
-                     spec->name, p->name, (long long)actual, axis, (long long)expected, d->letter, spec->text);
-    else
-        PyErr_Format(PyExc_ValueError, "%s: %s has size %lld along axis %d, expected %lld", spec->name, p->name,
-                     (long long)actual, axis, (long long)expected);
-    return -1;
+    return actual == expected ? 0 : wrong_size(spec, index, axis, actual, expected, d->letter, l);
 }
 
 /* A plain array of the parameter's type: C-contiguous, aligned, native byte order, writeable if it is an output. */
@@ -148,11 +202,7 @@ static PyArrayObject *plain_array(const pl_spec *spec, const pl_param *p, PyObje
     }
     PyArrayObject *array = (PyArrayObject *)object;
     if (PyArray_TYPE(array) != npy) {
-        PyErr_Format(PyExc_TypeError, "%s: %s must have dtype %s, not %S", spec->name, p->name,
-                     npy == NPY_UINT8     ? "u8"
-                     : npy == NPY_FLOAT32 ? "f32"
-                     : npy == NPY_FLOAT64 ? "f64"
-                                          : types[p->type].name,
+        PyErr_Format(PyExc_TypeError, "%s: %s must have dtype %s, not %S", spec->name, p->name, dtype_name(npy),
                      (PyObject *)PyArray_DESCR(array));
         return NULL;
     }
@@ -172,8 +222,8 @@ typedef struct {
     const char *begin, *end;
 } extent;
 
-static int take_array(const pl_spec *spec, const pl_param *p, PyObject *object, pl_call *call, int index, uint32_t *bound,
-                      extent *bytes) {
+static int take_array(const pl_spec *spec, PyObject *object, pl_call *call, int index, letters *l, extent *bytes) {
+    const pl_param *p = &spec->param[index];
     int npy = p->type == PL_T_ACC ? call->wide ? NPY_FLOAT64 : NPY_FLOAT32 : types[p->type].npy;
     PyArrayObject *array = plain_array(spec, p, object, npy);
     if (!array) return -1;
@@ -187,10 +237,12 @@ static int take_array(const pl_spec *spec, const pl_param *p, PyObject *object, 
     int first = ndim - p->ndim + 1; /* with leading dimensions together: the axes before this one */
     if (leading) {
         for (int i = 0; i < first; i++) rows *= PyArray_DIM(array, i);
-        if (match_dim(spec, p, 0, rows, call, bound)) return -1;
+        if (match_dim(spec, index, 0, first == 1 ? 0 : -1, rows, call, l)) return -1;
     }
-    for (int axis = leading; axis < p->ndim; axis++)
-        if (match_dim(spec, p, axis, PyArray_DIM(array, leading ? first + axis - 1 : axis), call, bound)) return -1;
+    for (int i = leading; i < p->ndim; i++) {
+        int axis = leading ? first + i - 1 : i;
+        if (match_dim(spec, index, i, axis, PyArray_DIM(array, axis), call, l)) return -1;
+    }
     call->arg[index].out = PyArray_DATA(array);
     *bytes = (extent){PyArray_DATA(array), (char *)PyArray_DATA(array) + PyArray_NBYTES(array)};
     return 0;
@@ -208,15 +260,15 @@ static int float_type(PyObject *object) {
     }
 }
 
-static int take_rows(const pl_spec *spec, const pl_param *p, PyObject *object, pl_call *call, int index, uint32_t *bound,
-                     extent *bytes) {
+static int take_rows(const pl_spec *spec, PyObject *object, pl_call *call, int index, letters *l, extent *bytes) {
+    const pl_param *p = &spec->param[index];
     int type = float_type(object);
     if (type < 0) {
         if (!PyArray_Check(object))
             PyErr_Format(PyExc_TypeError, "%s: %s must be a numpy.ndarray, not %R", spec->name, p->name,
                          (PyObject *)Py_TYPE(object));
         else
-            PyErr_Format(PyExc_TypeError, "%s: %s must have dtype f32, f64, f16 or u16 (bf16), not %S", spec->name, p->name,
+            PyErr_Format(PyExc_TypeError, "%s: %s must have dtype float32, float64, float16, or uint16 for bfloat16, not %S", spec->name, p->name,
                          (PyObject *)PyArray_DESCR((PyArrayObject *)object));
         return -1;
     }
@@ -237,7 +289,9 @@ static int take_rows(const pl_spec *spec, const pl_param *p, PyObject *object, p
     }
     int64_t rows = 1;
     for (int i = 0; i < ndim - 1; i++) rows *= PyArray_DIM(array, i);
-    if (match_dim(spec, p, 0, rows, call, bound) || match_dim(spec, p, 1, PyArray_DIM(array, ndim - 1), call, bound)) return -1;
+    if (match_dim(spec, index, 0, ndim == 2 ? 0 : -1, rows, call, l) ||
+        match_dim(spec, index, 1, ndim - 1, PyArray_DIM(array, ndim - 1), call, l))
+        return -1;
     pl_rows *r = &call->arg[index].rows;
     *r = (pl_rows){.data = PyArray_DATA(array), .inner = 1, .type = (pl_float)type};
     int64_t width = PyArray_DIM(array, ndim - 1) * PyArray_ITEMSIZE(array);
@@ -272,7 +326,59 @@ static int take_bytes(const pl_spec *spec, const pl_param *p, PyObject *object, 
     return 0;
 }
 
+static PyObject *type_name(PyObject *object) { return PyObject_GetAttrString((PyObject *)Py_TYPE(object), "__name__"); }
+
+/* Replaces the exception of a conversion, TypeError or OverflowError, by one that says what the number may be; -1. */
+static int refuse_number(const char *operation, const char *name, const char *allowed, PyObject *object) {
+    if (PyErr_ExceptionMatches(PyExc_TypeError)) {
+        PyErr_Clear();
+        PyObject *type = type_name(object);
+        if (type) PyErr_Format(PyExc_TypeError, "%s: %s must be %s, not of type %S", operation, name, allowed, type);
+        Py_XDECREF(type);
+    } else if (PyErr_ExceptionMatches(PyExc_OverflowError)) {
+        PyErr_Clear();
+        PyObject *text = PyObject_Str(object);
+        if (text && PyUnicode_GetLength(text) <= 40) {
+            PyErr_Format(PyExc_ValueError, "%s: %s is %S; it must be %s", operation, name, text, allowed);
+        } else { /* Python does not write out more than some thousand digits */
+            PyErr_Clear();
+            PyErr_Format(PyExc_ValueError, "%s: %s is a number of more than 40 digits; it must be %s", operation, name, allowed);
+        }
+        Py_XDECREF(text);
+    }
+    return -1;
+}
+
+int pl_whole(const char *operation, const char *name, PyObject *object, int64_t low, int64_t high, int64_t *value) {
+    char allowed[96];
+    snprintf(allowed, sizeof allowed, "a whole number from %lld to %lld", (long long)low, (long long)high);
+    long long n = PyLong_AsLongLong(object);
+    if (n == -1 && PyErr_Occurred()) return refuse_number(operation, name, allowed, object);
+    if (n < low || n > high) {
+        PyErr_Format(PyExc_ValueError, "%s: %s is %lld; it must be %s", operation, name, n, allowed);
+        return -1;
+    }
+    *value = n;
+    return 0;
+}
+
+static int take_real(const char *operation, const char *name, PyObject *object, double *value) {
+    static const char allowed[] = "a finite number";
+    *value = PyFloat_AsDouble(object);
+    if (*value == -1 && PyErr_Occurred()) return refuse_number(operation, name, allowed, object);
+    if (*value - *value == 0) return 0;
+    PyErr_Format(PyExc_ValueError, "%s: %s is %S; it must be %s", operation, name, object, allowed);
+    return -1;
+}
+
 static int power_of_two(long long n) { return n > 0 && !(n & (n - 1)); }
+
+/* A number in the handle of a weight. */
+static int take_number(const pl_spec *spec, const pl_param *p, PyObject *handle, int i, int64_t *value) {
+    char name[48];
+    snprintf(name, sizeof name, "a number of %s", p->name);
+    return pl_whole(spec->name, name, PyTuple_GetItem(handle, i), INT64_MIN, INT64_MAX, value);
+}
 
 /* The scales beside a weight's codes:
  * (size, first, scales, offsets, scale_format, table, map, nested, nested_size, nested_offset). */
@@ -283,13 +389,12 @@ static int take_groups(const pl_spec *spec, const pl_param *p, PyObject *object,
     }
     pl_groups *g = &w->groups;
     static const int number_at[] = {0, 1, 4, 8}, bytes_at[] = {2, 3, 5, 6, 7};
-    long long number[4];
-    for (int i = 0; i < 4; i++) {
-        number[i] = PyLong_AsLongLong(PyTuple_GetItem(object, number_at[i]));
-        if (number[i] == -1 && PyErr_Occurred()) return -1;
-    }
-    g->nested_offset = (float)PyFloat_AsDouble(PyTuple_GetItem(object, 9));
-    if (PyErr_Occurred()) return -1;
+    int64_t number[4];
+    for (int i = 0; i < 4; i++)
+        if (take_number(spec, p, object, number_at[i], &number[i])) return -1;
+    double offset = PyFloat_AsDouble(PyTuple_GetItem(object, 9)); /* a file's, which may be anything */
+    if (offset == -1 && PyErr_Occurred()) return refuse_number(spec->name, p->name, "a number", PyTuple_GetItem(object, 9));
+    g->nested_offset = (float)offset;
     const uint8_t **data[] = {&g->scales, &g->offsets, &g->table, &g->map, &g->nested};
     int64_t bytes[5];
     for (int i = 0; i < 5; i++)
@@ -299,7 +404,8 @@ static int take_groups(const pl_spec *spec, const pl_param *p, PyObject *object,
     if (!power_of_two(number[0]) || number[0] < 32 || number[0] > limit || number[1] < 0 || number[1] > limit || number[1] % 32 ||
         number[2] < PL_W_F32 || number[2] > PL_W_F16 || (g->map && (!power_of_two(number[3]) || number[3] > limit))) {
         PyErr_Format(PyExc_ValueError, "%s: %s cannot have groups of %lld from %lld with scales of format %lld in groups of %lld",
-                     spec->name, p->name, number[0], number[1], number[2], number[3]);
+                     spec->name, p->name, (long long)number[0], (long long)number[1], (long long)number[2],
+                     (long long)number[3]);
         return -1;
     }
     g->size = number[0];
@@ -334,22 +440,20 @@ static int take_handle(const pl_spec *spec, const pl_param *p, PyObject *object,
                      spec->name, p->name);
         return -1;
     }
-    long long number[4];
-    for (int i = 0; i < 4; i++) {
-        number[i] = PyLong_AsLongLong(PyTuple_GetItem(object, i + 1));
-        if (number[i] == -1 && PyErr_Occurred()) return -1;
-    }
+    int64_t number[4];
+    for (int i = 0; i < 4; i++)
+        if (take_number(spec, p, object, i + 1, &number[i])) return -1;
     int64_t size;
     if (take_bytes(spec, p, PyTuple_GetItem(object, 0), 0, &w->data, &size)) return -1;
     if (number[0] < 0 || number[0] >= PL_W_COUNT) {
-        PyErr_Format(PyExc_ValueError, "%s: %s has unknown format %lld", spec->name, p->name, number[0]);
+        PyErr_Format(PyExc_ValueError, "%s: %s has unknown format %lld", spec->name, p->name, (long long)number[0]);
         return -1;
     }
     int64_t block = pl_block_elements((int)number[0]), limit = (int64_t)1 << 40;
     if (number[1] < 0 || number[2] < 0 || number[1] > limit || number[2] > limit || number[2] % block ||
         (number[3] && (number[3] < 0 || number[3] % 2 || number[1] % number[3]))) {
         PyErr_Format(PyExc_ValueError, "%s: %s cannot be %lld rows of %lld in blocks of %lld with heads of %lld", spec->name,
-                     p->name, number[1], number[2], (long long)block, number[3]);
+                     p->name, (long long)number[1], (long long)number[2], (long long)block, (long long)number[3]);
         return -1;
     }
     w->format = (int)number[0];
@@ -390,8 +494,8 @@ static extent weight_extent(const pl_weight *w) {
 }
 
 /* A float32 matrix, or a handle. */
-static int take_weight(const pl_spec *spec, const pl_param *p, PyObject *object, pl_call *call, int index, uint32_t *bound,
-                       extent *bytes) {
+static int take_weight(const pl_spec *spec, PyObject *object, pl_call *call, int index, letters *l, extent *bytes) {
+    const pl_param *p = &spec->param[index];
     pl_weight *w = &call->arg[index].w;
     memset(w, 0, sizeof *w);
     if (PyTuple_Check(object)) {
@@ -402,12 +506,12 @@ static int take_weight(const pl_spec *spec, const pl_param *p, PyObject *object,
         *w = float_weight(PyArray_DATA(array), PyArray_DIM(array, 0), PyArray_DIM(array, 1));
     }
     *bytes = weight_extent(w);
-    return match_dim(spec, p, 0, w->rows, call, bound) || match_dim(spec, p, 1, w->cols, call, bound) ? -1 : 0;
+    return match_dim(spec, index, 0, 0, w->rows, call, l) || match_dim(spec, index, 1, 1, w->cols, call, l) ? -1 : 0;
 }
 
 /* A float32 array [count, rows, cols], or a tuple of handles of one format, shape and row order. */
-static int take_stack(const pl_spec *spec, const pl_param *p, PyObject *object, pl_call *call, int index, uint32_t *bound,
-                      extent *bytes) {
+static int take_stack(const pl_spec *spec, PyObject *object, pl_call *call, int index, letters *l, extent *bytes) {
+    const pl_param *p = &spec->param[index];
     PyArrayObject *array = NULL;
     Py_ssize_t count;
     if (PyTuple_Check(object)) {
@@ -450,8 +554,8 @@ static int take_stack(const pl_spec *spec, const pl_param *p, PyObject *object, 
         if (i == 0 || one.begin < bytes->begin) bytes->begin = one.begin;
         if (i == 0 || one.end > bytes->end) bytes->end = one.end;
     }
-    return match_dim(spec, p, 0, count, call, bound) || match_dim(spec, p, 1, w->rows, call, bound) ||
-                   match_dim(spec, p, 2, w->cols, call, bound)
+    return match_dim(spec, index, 0, 0, count, call, l) || match_dim(spec, index, 1, 1, w->rows, call, l) ||
+                   match_dim(spec, index, 2, 2, w->cols, call, l)
                ? -1
                : 0;
 }
@@ -459,6 +563,7 @@ static int take_stack(const pl_spec *spec, const pl_param *p, PyObject *object, 
 void pl_spec_release(const pl_spec *spec, pl_call *call) {
     for (int i = 0; i < spec->count; i++)
         if (spec->param[i].type == PL_T_STACK) PyMem_Free((void *)call->arg[i].stack);
+    PyMem_Free(call->indices);
 }
 
 static int64_t param_items(const pl_param *p, const pl_call *call) {
@@ -493,6 +598,31 @@ static int check_offsets(const pl_spec *spec, const pl_param *p, const int32_t *
     return -1;
 }
 
+/* Copies the index arrays, and has the call read the copies: another thread may write to the arrays while the kernel runs, and
+ * what was checked must be what is read. */
+static int copy_indices(const pl_spec *spec, pl_call *call) {
+    size_t total = 0;
+    for (int i = 0; i < spec->count; i++) {
+        const pl_param *p = &spec->param[i];
+        if ((p->below || p->offsets_to) && call->arg[i].in) total += (size_t)param_items(p, call) * sizeof(int32_t);
+    }
+    if (!total) return 0;
+    char *to = call->indices = PyMem_Malloc(total);
+    if (!to) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    for (int i = 0; i < spec->count; i++) {
+        const pl_param *p = &spec->param[i];
+        if (!(p->below || p->offsets_to) || !call->arg[i].in) continue;
+        size_t bytes = (size_t)param_items(p, call) * sizeof(int32_t);
+        memcpy(to, call->arg[i].in, bytes);
+        call->arg[i].in = to;
+        to += bytes;
+    }
+    return 0;
+}
+
 /* Whether two arguments hold the same element at the same place, so that one may be written where the other was read. */
 static int same_layout(const pl_spec *spec, const pl_call *call, int i, int j) {
     const pl_param *a = &spec->param[i], *b = &spec->param[j];
@@ -514,43 +644,53 @@ static int reads_bytes(const pl_param *p, const pl_value *value, const pl_call *
     return 0;
 }
 
+/* Raises TypeError for a wrong number of arguments, with their names. */
+void pl_spec_refuse_count(const pl_spec *spec, Py_ssize_t nargs) {
+    char names[PL_MAX_ARGS * (sizeof spec->param->name + 2)] = "";
+    size_t used = 0;
+    for (int i = 0; i < spec->count; i++)
+        used += (size_t)snprintf(names + used, sizeof names - used, "%s%s", i ? ", " : "", spec->param[i].name);
+    PyErr_Format(PyExc_TypeError, "%s takes %d arguments (%s), got %zd", spec->name, spec->count, names, nargs);
+}
+
 static int check(const pl_spec *spec, PyObject *const *args, Py_ssize_t nargs, pl_call *call) {
     if (nargs != spec->count) {
-        PyErr_Format(PyExc_TypeError, "%s takes %d arguments (%s), got %zd", spec->name, spec->count, spec->text, nargs);
+        pl_spec_refuse_count(spec, nargs);
         return -1;
     }
     call->count = spec->count;
     for (int i = 0; i < spec->count; i++)
         if (spec->param[i].type == PL_T_FLOAT && float_type(args[i]) == PL_F64) call->wide = 1;
-    uint32_t bound = 0;
+    letters l = {.args = args};
     extent bytes[PL_MAX_ARGS] = {{0}};
     for (int i = 0; i < spec->count; i++) {
         const pl_param *p = &spec->param[i];
         if (p->optional && args[i] == Py_None) continue;
         if (p->type == PL_T_INT) {
-            call->arg[i].i = PyLong_AsLongLong(args[i]);
-            if (call->arg[i].i == -1 && PyErr_Occurred()) return -1;
+            if (pl_whole(spec->name, p->name, args[i], INT64_MIN, INT64_MAX, &call->arg[i].i)) return -1;
         } else if (p->type == PL_T_REAL) {
-            call->arg[i].f = PyFloat_AsDouble(args[i]);
-            if (call->arg[i].f == -1 && PyErr_Occurred()) return -1;
+            if (take_real(spec->name, p->name, args[i], &call->arg[i].f)) return -1;
         } else if (p->type == PL_T_WEIGHT) {
-            if (take_weight(spec, p, args[i], call, i, &bound, &bytes[i])) return -1;
+            if (take_weight(spec, args[i], call, i, &l, &bytes[i])) return -1;
         } else if (p->type == PL_T_STACK) {
-            if (take_stack(spec, p, args[i], call, i, &bound, &bytes[i])) return -1;
+            if (take_stack(spec, args[i], call, i, &l, &bytes[i])) return -1;
         } else if (p->type == PL_T_FLOAT) {
-            if (take_rows(spec, p, args[i], call, i, &bound, &bytes[i])) return -1;
-        } else if (take_array(spec, p, args[i], call, i, &bound, &bytes[i])) {
+            if (take_rows(spec, args[i], call, i, &l, &bytes[i])) return -1;
+        } else if (take_array(spec, args[i], call, i, &l, &bytes[i])) {
             return -1;
         }
     }
     for (int i = 0; i < spec->constraints; i++) {
         int64_t a = call->dim[spec->multiple[i] - 'A'], b = call->dim[spec->of[i] - 'A'];
         if (b ? a % b : a) {
-            PyErr_Format(PyExc_ValueError, "%s: %c = %lld is not a multiple of %c = %lld in \"%s\"", spec->name,
-                         spec->multiple[i], (long long)a, spec->of[i], (long long)b, spec->text);
+            const char *name, *other;
+            int axis = axis_of(spec, &l, spec->multiple[i], &name), of = axis_of(spec, &l, spec->of[i], &other);
+            PyErr_Format(PyExc_ValueError, "%s: axis %d of %s has size %lld; it must be a multiple of axis %d of %s, %lld", spec->name,
+                         axis, name, (long long)a, of, other, (long long)b);
             return -1;
         }
     }
+    if (copy_indices(spec, call)) return -1;
     for (int i = 0; i < spec->count; i++) {
         const pl_param *p = &spec->param[i];
         /* Before what has no bytes is left out: no offsets at all are wrong too. */

@@ -56,5 +56,10 @@ int pl_spec_parse(pl_spec *spec, const char *name, const char *text);
 int pl_spec_check(const pl_spec *spec, PyObject *const *args, Py_ssize_t nargs, pl_call *call);
 /* Frees what a checked call holds. */
 void pl_spec_release(const pl_spec *spec, pl_call *call);
+/* Raises TypeError for a call with `nargs` arguments, which are too few or too many. */
+void pl_spec_refuse_count(const pl_spec *spec, Py_ssize_t nargs);
+
+/* A Python integer from `low` to `high`; -1 with TypeError or ValueError set, which name the operation and the number. */
+int pl_whole(const char *operation, const char *name, PyObject *object, int64_t low, int64_t high, int64_t *value);
 
 #endif

@@ -95,6 +95,15 @@ void pl_cl_free_idle(pl_cl_device *device);
 /* The same for all devices. */
 void pl_cl_trim(void);
 
+/* ---- cache.c: compiled programs on disk. One thread at a time: device->launch is held. */
+
+/* The binary kept under a name, malloc'd; NULL where there is none, or none that can be trusted. */
+unsigned char *pl_cl_cache_read(const char *name, size_t *size);
+void pl_cl_cache_write(const char *name, const unsigned char *binary, size_t size);
+/* Why the cache cannot be used, once; NULL if it can, or if that has been said. */
+const char *pl_cl_cache_complaint(void);
+uint64_t pl_cl_hash(uint64_t h, const void *data, size_t bytes);
+
 /* ---- program.c */
 
 /* The kernel `name` of the program made of `source`, a constant, with build `options`: from memory, from the cache on disk, or

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -45,41 +46,109 @@ def test_good_arguments_give_none():
     [
         ({"x": [[0.0] * 4] * 3}, TypeError, "x must be a numpy.ndarray, not <class 'list'>"),
         ({"x": None}, TypeError, "x must be a numpy.ndarray"),
-        ({"x": np.zeros((3, 4))}, TypeError, "x must have dtype f32, not float64"),
-        ({"rstd": np.zeros(3, np.int32)}, TypeError, "rstd must have dtype f32, not int32"),
+        ({"x": np.zeros((3, 4))}, TypeError, "x must have dtype float32, not float64"),
+        ({"rstd": np.zeros(3, np.int32)}, TypeError, "rstd must have dtype float32, not int32"),
         ({"x": f32(3, 4).astype(">f4")}, ValueError, "x must be C-contiguous, aligned and in native byte order"),
         ({"x": f32(3, 8)[:, ::2]}, ValueError, "x must be C-contiguous"),
         ({"x": f32(4, 3).T}, ValueError, "x must be C-contiguous"),
         ({"w": unaligned(4)}, ValueError, "w must be C-contiguous, aligned"),
         ({"y": read_only(f32(3, 4))}, ValueError, "y is read-only"),
-        ({"w": f32(5)}, ValueError, "w has size 5 along axis 0 where the other arguments give 4"),
-        ({"y": f32(3, 5)}, ValueError, "y has size 5 along axis 1"),
-        ({"y": f32(2, 4)}, ValueError, "y has size 2 along axis 0"),
+        ({"w": f32(5)}, ValueError, "w has shape (5,); its axis 0 must be 4, not 5, to go with x of shape (3, 4)$"),
+        ({"y": f32(3, 5)}, ValueError, "y has shape (3, 5); its axis 1 must be 4, not 5, to go with x of shape (3, 4)$"),
+        ({"y": f32(2, 4)}, ValueError, "y has shape (2, 4); its axis 0 must be 3, not 2, to go with x of shape (3, 4)$"),
         ({"rstd": f32(3, 1)}, ValueError, "rstd has 2 dimensions, expected 1"),
         ({"x": np.zeros((), np.float32)}, ValueError, "x has 0 dimensions, expected at least 1"),
-        ({"eps": "small"}, TypeError, "real number"),
-        ({"eps": None}, TypeError, "real number"),
+        ({"x": f32(2, 3, 4)}, ValueError, "y has shape (3, 4); its axis 0 must be 6, not 3, to go with x of shape (2, 3, 4)$"),
+        ({"y": f32(2, 1, 4)}, ValueError, "y has shape (2, 1, 4); its leading axes must make 3 rows, not 2, to go with x of shape"),
+        ({"eps": "small"}, TypeError, "eps must be a finite number, not of type str"),
+        ({"eps": None}, TypeError, "eps must be a finite number, not of type NoneType"),
+        ({"eps": 1j}, TypeError, "eps must be a finite number, not of type complex"),
+        ({"eps": np.nan}, ValueError, "eps is nan; it must be a finite number"),
+        ({"eps": -np.inf}, ValueError, "eps is -inf; it must be a finite number"),
+        ({"eps": np.float32(np.inf)}, ValueError, "eps is inf; it must be a finite number"),
+        ({"eps": 10**400}, ValueError, "eps is a number of more than 40 digits; it must be a finite number"),
     ],
 )
 def test_bad_arguments(changed, error, message):
-    with pytest.raises(error, match=message.replace("(", r"\(")) as caught:
+    with pytest.raises(error, match=message.replace("(", r"\(").replace(")", r"\)")) as caught:
         rms(**changed)
-    if "eps" not in changed:
-        assert str(caught.value).startswith("rms_norm_forward: ")
+    assert str(caught.value).startswith("rms_norm_forward: ")
 
 
 def test_number_of_arguments():
-    with pytest.raises(TypeError, match="takes 5 arguments .* got 2"):
+    with pytest.raises(TypeError, match=r"^rms_norm_forward takes 5 arguments \(x, w, eps, y, rstd\), got 2$"):
         _core.rms_norm_forward(f32(1), f32(1))
     with pytest.raises(TypeError):
         _core.add(a=f32(1), b=f32(1), y=f32(1))
 
 
-def test_integers_are_integers():
-    for seed, error in ((0.5, TypeError), (1 << 63, OverflowError), ("1", TypeError)):
-        with pytest.raises(error):
-            _core.dropout(f32(2), seed, 0.5, f32(2))
+@pytest.mark.parametrize(
+    ("seed", "error", "message"),
+    [
+        (0.5, TypeError, "seed must be a whole number from -9223372036854775808 to 9223372036854775807, not of type float"),
+        ("1", TypeError, "seed must be a whole number .*, not of type str"),
+        (1 << 63, ValueError, "seed is 9223372036854775808; it must be a whole number from -9223372036854775808 to 92"),
+        (-(1 << 63) - 1, ValueError, "seed is -9223372036854775809; it must be"),
+        (1 << 20000, ValueError, "seed is a number of more than 40 digits; it must be a whole number"),
+        (np.uint64(2**64 - 1), ValueError, "seed is 18446744073709551615; it must be"),
+    ],
+    ids=["float", "text", "2^63", "below", "many digits", "uint64"],
+)
+def test_integers_are_integers_of_64_bits(seed, error, message):
+    with pytest.raises(error, match=f"^dropout: {message}"):
+        _core.dropout(f32(2), seed, 0.5, f32(2))
     _core.dropout(f32(2), np.int64(-1), np.float32(0.5), f32(2))
+
+
+def example(name, text):
+    """Arguments of an operation by its specification, every size 2 or as the line asks; scalars 1."""
+    made = []
+    kinds = {"f32": np.float32, "f64": np.float64, "i32": np.int32, "u8": np.uint8, "float": np.float32, "acc": np.float32}
+    for word in text.split():
+        if word == ">" or ":" not in word:
+            continue
+        label, _, rest = word.lstrip("=").partition(":")
+        kind, _, dims = re.split(r"[\^<]", rest)[0].partition("[")
+        if kind in ("int", "real"):
+            made.append((label, kind, 1))
+            continue
+        sizes = [{"+": 3, "/": 1}.get(d[1:2], 2) for d in dims.rstrip("]").replace("*", "").split(",")]
+        sizes = [int(d) if d.isdigit() else n for d, n in zip(dims.rstrip("]").split(","), sizes, strict=True)]
+        array = np.zeros(sizes, kinds.get(kind, np.float32))
+        if "^" in word:
+            array[-1] = 2
+        made.append((label, kind, array))
+    return made
+
+
+@pytest.mark.parametrize(("name", "text"), _core.ops(), ids=lambda value: value if " " not in value else "")
+def test_every_scalar_of_every_operation(name, text):
+    """What 64 bits or a float cannot hold, and what is not finite, is refused by the scalar's name."""
+    arguments = example(name, text)
+    for i, (label, kind, _) in enumerate(arguments):
+        bad = {"int": [1 << 63, -(1 << 64), 10**5000], "real": [np.nan, np.inf, -np.inf, 10**400]}.get(kind, [])
+        for value in bad:
+            given = [value if j == i else array for j, (_, _, array) in enumerate(arguments)]
+            with pytest.raises(ValueError, match=f"^{name}: {label} is .*; it must be a (whole|finite) number"):
+                getattr(_core, name)(*given)
+
+
+@pytest.mark.parametrize(("name", "text"), _core.ops(), ids=lambda value: value if " " not in value else "")
+def test_every_array_of_every_operation(name, text):
+    """Arrays of the wrong size, type or rank are refused in words, and not by the letters of the specification."""
+    arguments = example(name, text)
+    for i, (_, kind, array) in enumerate(arguments):
+        if kind in ("int", "real"):
+            continue
+        larger, deep = np.zeros([n + 1 for n in array.shape], array.dtype), np.zeros((2,) * 5, array.dtype)
+        for bad in (larger, deep, array.astype(np.complex64), array.tolist(), object()):
+            given = [bad if j == i else other for j, (_, _, other) in enumerate(arguments)]
+            try:
+                getattr(_core, name)(*given)
+            except (ValueError, TypeError) as error:
+                assert str(error).startswith(f"{name}: ") and "[*" not in str(error) and '"' not in str(error)
+            else:
+                assert bad is larger or bad is deep  # the only array with that letter
 
 
 def test_overlap():
@@ -123,7 +192,7 @@ def test_rows_of_any_float_type_and_stride():
     _core.stablemax_cross_entropy(x, np.zeros(12, np.int32), None, whole, None)
     _core.kl_div(x[::-2, 1:3], x[::-2, 1:3].astype(np.float64), 1.0, None, part, None, np.zeros((2, 2, 5)))
     assert (part == 0).all()
-    with pytest.raises(TypeError, match="loss must have dtype f64, not float32"):
+    with pytest.raises(TypeError, match="loss must have dtype float64, not float32"):
         _core.kl_div(x[0], x[0].astype(np.float64), 1.0, None, f32(4), None, None)
     narrow = f32(4)
     _core.stablemax_cross_entropy(x[::-2, 1:3], i32(0, 0, 0, 0), None, narrow, None)
@@ -133,7 +202,7 @@ def test_rows_of_any_float_type_and_stride():
 @pytest.mark.parametrize(
     ("x", "error", "message"),
     [
-        (np.zeros((2, 3), np.int32), TypeError, r"x must have dtype f32, f64, f16 or u16 \(bf16\), not int32"),
+        (np.zeros((2, 3), np.int32), TypeError, "x must have dtype float32, float64, float16, or uint16 for bfloat16, not int32"),
         ([[1.0]], TypeError, "x must be a numpy.ndarray, not <class 'list'>"),
         (np.zeros((3, 2), np.float32).T, ValueError, "x must be contiguous along its last axis"),
         (np.zeros((2, 3), ">f4"), ValueError, "native byte order"),
@@ -180,21 +249,21 @@ def test_labels():
     with pytest.raises(ValueError, match="labels at position 0 is 0"):
         _core.softmax_cross_entropy(f32(1, 0), i32(0), *PLAIN, None, f32(1), None)
     _core.softmax_cross_entropy(f32(1, 0), i32(-1), *PLAIN, None, f32(1), f32(1, 0))
-    with pytest.raises(TypeError, match="labels must have dtype i32, not int64"):
+    with pytest.raises(TypeError, match="labels must have dtype int32, not int64"):
         _core.softmax_cross_entropy(f32(1, 5), np.zeros(1, np.int64), *PLAIN, None, f32(1), None)
 
 
 def test_half_dimensions():
-    with pytest.raises(ValueError, match="D = 5 must be even"):
+    with pytest.raises(ValueError, match="axis 2 of x has size 5; it must be even"):
         _core.rope(f32(1, 1, 5), i32(0), f32(3, 2), f32(3, 2), 0, f32(1, 1, 5))
-    with pytest.raises(ValueError, match="cos has size 3 along axis 1 where the other arguments give 2"):
+    with pytest.raises(ValueError, match=r"cos has shape \(3, 3\); its axis 1 must be 2, not 3, to go with x of shape \(1, 1, 4\)"):
         _core.rope(f32(1, 1, 4), i32(0), f32(3, 3), f32(3, 3), 0, f32(1, 1, 4))
 
 
 @pytest.mark.parametrize("offsets", [(), (0, 3), (1, 4), (0, 3, 2, 4), (0, -1, 4), (0, 5)])
 def test_offsets(offsets):
     offsets = i32(*offsets)
-    with pytest.raises(ValueError, match="must begin with 0, never decrease and end with 4|offsets has size"):
+    with pytest.raises(ValueError, match="must begin with 0, never decrease and end with 4|offsets has shape"):
         _core.attention_forward(f32(4, 2, 8), f32(4, 1, 8), f32(4, 1, 8), offsets, offsets, 1.0, 0, f32(4, 2, 8), f32(4, 2))
 
 
@@ -213,8 +282,34 @@ def test_offsets_of_a_part(bounds, good):
 
 def test_heads_must_share_evenly():
     offsets = i32(0, 4)
-    with pytest.raises(ValueError, match="H = 3 is not a multiple of G = 2"):
+    with pytest.raises(ValueError, match="axis 1 of q has size 3; it must be a multiple of axis 1 of k, 2"):
         _core.attention_forward(f32(4, 3, 8), f32(4, 2, 8), f32(4, 2, 8), offsets, offsets, 1.0, 0, f32(4, 3, 8), f32(4, 3))
+
+
+def test_indices_that_change_while_the_kernel_runs():
+    """The kernel reads what was checked, and not what another thread writes into the array meanwhile."""
+    ids, table, rows = np.zeros(20_000, np.int32), np.ones((3, 64), np.float32), f32(20_000, 64)
+    done = threading.Event()
+
+    def change():
+        while not done.is_set():
+            ids[:] = 2**31 - 1
+            ids[:] = 0
+
+    writer = threading.Thread(target=change)
+    writer.start()
+    good = 0
+    try:
+        for _ in range(60):
+            try:
+                _core.embedding_forward(ids, table, rows)
+                good += 1
+            except ValueError as error:
+                assert "outside [0, 3)" in str(error)
+            assert ((rows == 1) | (rows == 0)).all()
+    finally:
+        done.set()
+        writer.join()
 
 
 # References
@@ -239,7 +334,7 @@ def test_recorded_calls_run_again_on_the_same_arrays():
     x, y, z = np.ones(4, np.float32), f32(4), f32(4)
     assert _core.record(True) is None
     _core.add(x, x, y)
-    with pytest.raises(ValueError, match="y has size"):
+    with pytest.raises(ValueError, match="y has shape"):
         _core.add(x, x, f32(3))
     other = threading.Thread(target=lambda: _core.scale(3.0, x, f32(4)))
     other.start()
