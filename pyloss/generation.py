@@ -12,7 +12,7 @@ import numpy as np
 
 from . import random
 from .console import out
-from .numbers import whole
+from .numbers import real, whole
 
 _PREFILL = 512  # prompt tokens per forward pass: bounds the memory of long prompts
 
@@ -49,14 +49,8 @@ def make_sampler(
     """
     temperature = temp if temperature is None else temperature
     min_tokens_to_keep = whole(min_tokens_to_keep, "min_tokens_to_keep", 1)
-    for name, value, low, high in (
-        ("temperature", temperature, 0, np.inf),
-        ("top_p", top_p, 0, 1),
-        ("min_p", min_p, 0, 1),
-        ("top_k", top_k, 0, np.inf),
-    ):
-        if not low <= value <= high:
-            raise ValueError(f"{name} must be in [{low}, {high}], not {value!r}")
+    temperature, top_p, min_p = real(temperature, "temperature", 0), real(top_p, "top_p", 0, 1), real(min_p, "min_p", 0, 1)
+    top_k = whole(top_k, "top_k", 0)
     if temperature == 0:
         return lambda logits: int(np.argmax(logits))
     draws = generator or random.generator()
@@ -65,14 +59,14 @@ def make_sampler(
         tokens = _largest(logits, top_k) if top_k else np.arange(len(logits))
         scores = logits[tokens].astype(np.float64) / temperature
         p = np.exp(scores - scores.max())
-        whole = p.sum()
+        total = p.sum()
         if min_p:
             likely = np.flatnonzero(p >= min_p)
             if len(likely) < min_tokens_to_keep:
                 likely = _largest(p, min_tokens_to_keep)
             tokens, p = tokens[likely], p[likely]
         if 0 < top_p < 1:
-            likely = _first_of(p, top_p * whole)
+            likely = _first_of(p, top_p * total)
             tokens, p = tokens[likely], p[likely]
         sums = np.cumsum(p)
         place = int(np.searchsorted(sums, draws.random() * sums[-1], side="right"))
@@ -163,7 +157,7 @@ def stream_generate(
     if not isinstance(prompt, (str, Iterable)):
         raise TypeError(f"the prompt must be a text or token ids, not {prompt!r:.40}")
     ids = encode_text(tokenizer, prompt) if isinstance(prompt, str) else list(prompt)
-    generator = None if seed is None else np.random.Generator(np.random.PCG64(seed))
+    generator = None if seed is None else np.random.Generator(np.random.PCG64(whole(seed, "seed", 0)))
     own = make_sampler(temperature, top_p, min_p, top_k=top_k, generator=generator)
     if sampler is not None and (temperature, top_p, min_p, top_k, seed) != (0.0, 1.0, 0.0, 0, None):
         raise ValueError("sampler takes the place of temperature, top_p, min_p, top_k and seed: give one or the others")

@@ -13,9 +13,10 @@ from . import expert_ops, ops, random
 from .autograd import Tape, leaf_gradient, run_backward
 from .device import DeviceArray
 from .errors import listed
+from .numbers import real, whole
 from .projection import Projection
 from .weight_stack import WeightStack
-from .weights import Weight
+from .weights import FORMATS, Weight
 
 M = TypeVar("M", bound="Module")
 
@@ -202,6 +203,7 @@ class Linear(Module):
 
     def __init__(self, input_dims: int, output_dims: int, bias: bool = True):
         super().__init__()
+        input_dims, output_dims = whole(input_dims, "input_dims", 1), whole(output_dims, "output_dims", 1)
         bound = 1 / math.sqrt(input_dims)
         self.weight: np.ndarray | Weight = uniform((output_dims, input_dims), bound)
         self.bias: np.ndarray | None = uniform((output_dims,), bound) if bias else None
@@ -228,10 +230,29 @@ class Linear(Module):
         return f"{type(self).__name__}(in={self.shape[1]}, out={self.shape[0]}, bias={self.bias is not None}, {kind})"
 
 
+def _affine(values: Any, group_size: int, bits: int) -> Weight:
+    """A matrix in mlx's format of so many bits; ValueError for sizes that it does not have."""
+    count = whole(bits, "bits")
+    if f"affine{count}" not in FORMATS:
+        known = ", ".join(name.removeprefix("affine") for name in FORMATS if name.startswith("affine"))
+        raise ValueError(f"bits is {bits}; it must be one of {known}")
+    return Weight.quantize(values, f"affine{count}", group_size=whole(group_size, "group_size", 1))
+
+
 class QuantizedLinear(Linear):
-    """A `Linear` whose weight is stored in a group-quantised format; made by `Linear.from_weight`."""
+    """A `Linear` whose weight is stored in a group-quantised format, which is never trained.
+
+    `QuantizedLinear(in, out)` begins with random values, stored as mlx.nn's layer of this name stores them: affine, in groups
+    of `group_size` along each row, `bits` to a value. `Linear.from_weight` makes one over a `Weight` of any quantised format.
+
+    Raises ValueError for sizes that the format does not have: `input_dims` must be a multiple of `group_size`.
+    """
 
     weight: Weight
+
+    def __init__(self, input_dims: int, output_dims: int, bias: bool = True, group_size: int = 64, bits: int = 4):
+        super().__init__(input_dims, output_dims, bias)
+        self.weight = _affine(self.weight, group_size, bits)
 
 
 class SwitchLinear(Module):
@@ -242,6 +263,8 @@ class SwitchLinear(Module):
 
     def __init__(self, input_dims: int, output_dims: int, num_experts: int, bias: bool = True):
         super().__init__()
+        input_dims, output_dims = whole(input_dims, "input_dims", 1), whole(output_dims, "output_dims", 1)
+        num_experts = whole(num_experts, "num_experts", 1)
         self.weight: np.ndarray | WeightStack = uniform((num_experts, output_dims, input_dims), 1 / math.sqrt(input_dims))
         self.bias: np.ndarray | None = np.zeros((num_experts, output_dims), np.float32) if bias else None
 
@@ -266,9 +289,19 @@ class SwitchLinear(Module):
 
 
 class QuantizedSwitchLinear(SwitchLinear):
-    """A `SwitchLinear` whose weights are stored in a group-quantised format; made by `SwitchLinear.from_weight`."""
+    """A `SwitchLinear` whose weights are stored in a group-quantised format, which is never trained.
+
+    Arguments and errors as for `QuantizedLinear`; `SwitchLinear.from_weight` makes one over a `WeightStack`.
+    """
 
     weight: WeightStack
+
+    def __init__(
+        self, input_dims: int, output_dims: int, num_experts: int, bias: bool = True, group_size: int = 64, bits: int = 4
+    ):
+        super().__init__(input_dims, output_dims, num_experts, bias)
+        drawn: Any = self.weight  # [E, out, in]
+        self.weight = WeightStack([_affine(matrix, group_size, bits) for matrix in drawn])
 
 
 class Embedding(Module):
@@ -276,6 +309,7 @@ class Embedding(Module):
 
     def __init__(self, num_embeddings: int, dims: int):
         super().__init__()
+        num_embeddings, dims = whole(num_embeddings, "num_embeddings", 1), whole(dims, "dims", 1)
         values = random.generator().standard_normal((num_embeddings, dims)) / math.sqrt(dims)
         self.weight: np.ndarray | Weight = values.astype(np.float32)
 
@@ -306,9 +340,16 @@ class Embedding(Module):
 
 
 class QuantizedEmbedding(Embedding):
-    """An `Embedding` whose table is stored in a group-quantised format."""
+    """An `Embedding` whose table is stored in a group-quantised format, which is never trained.
+
+    `group_size`, `bits` and the errors are those of `QuantizedLinear`; `Embedding.from_weight` makes one over a `Weight`.
+    """
 
     weight: Weight
+
+    def __init__(self, num_embeddings: int, dims: int, group_size: int = 64, bits: int = 4):
+        super().__init__(num_embeddings, dims)
+        self.weight = _affine(self.weight, group_size, bits)
 
 
 class RMSNorm(Module):
@@ -316,8 +357,9 @@ class RMSNorm(Module):
 
     def __init__(self, dims: int, eps: float = 1e-5, offset: float = 0.0):
         super().__init__()
+        dims, offset = whole(dims, "dims", 1), real(offset, "offset")
         self.weight = np.full(dims, 1 - offset, np.float32)
-        self.eps = eps
+        self.eps = real(eps, "eps", 0)
         self._offset = np.full(dims, offset, np.float32) if offset else None
 
     def __call__(self, x: Any) -> Any:

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import numpy as np
 
+from .numbers import whole
+
 _state = {"seed": 0, "counter": 0}
 
 
 def seed(value: int) -> None:
-    """Starts the sequence of seeds anew from `value` (an integer >= 0)."""
-    if not isinstance(value, int | np.integer) or value < 0:
-        raise ValueError(f"seed must be an integer >= 0, not {value!r}")
-    _state.update(seed=int(value), counter=0)
+    """Starts the sequence of seeds anew from `value`, an integer from 0 to 2^63 - 1; ValueError, or TypeError, for others."""
+    _state.update(seed=whole(value, "seed", 0), counter=0)
 
 
 def state() -> dict[str, int]:

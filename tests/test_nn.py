@@ -262,3 +262,44 @@ def test_a_seed_gives_the_same_weights():
 def test_a_module_without_a_forward():
     with pytest.raises(NotImplementedError, match="Plain"):
         Plain()(1)
+
+
+@pytest.mark.parametrize(("options", "format"), [({}, "affine4"), ({"bits": 8, "group_size": 32}, "affine8"), ({"bits": 2, "group_size": 128}, "affine2")])
+def test_quantised_layers_of_their_own(options, format):
+    """Stored as the name says, with mlx's defaults, and random as the plain layer is."""
+    x, size = np.random.default_rng(0).standard_normal((3, 256)).astype(np.float32), options.get("group_size", 64)
+    made = {}
+    for name, arguments in (("Linear", (256, 5)), ("Embedding", (5, 256)), ("SwitchLinear", (256, 5, 2))):
+        pyloss.random.seed(3)
+        plain = getattr(nn, name)(*arguments)
+        pyloss.random.seed(3)
+        made[name] = layer = getattr(nn, f"Quantized{name}")(*arguments, **options)
+        matrices = layer.weight.matrices if name == "SwitchLinear" else [layer.weight]
+        assert layer.weight.format == format and all(matrix.groups.size == size for matrix in matrices)
+        assert list(layer.trainable_parameters()) == (["bias"] if name != "Embedding" else [])
+        want = [Weight.quantize(matrix, format, group_size=size) for matrix in plain.weight.reshape(-1, 5, 256)]
+        for matrix, other in zip(matrices, want, strict=True):
+            np.testing.assert_array_equal(matrix.dequantize(), other.dequantize())
+    dense = made["Linear"].weight.dequantize()
+    np.testing.assert_allclose(made["Linear"](x), x @ dense.T.astype(float) + made["Linear"].bias, atol=1e-4)
+    np.testing.assert_allclose(made["Embedding"]([1, 4]), made["Embedding"].weight.dequantize()[[1, 4]], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: nn.QuantizedLinear(96, 5), ValueError, "rows of a multiple of the group size 64, got 96"),
+        (lambda: nn.QuantizedLinear(128, 5, bits=7), ValueError, "bits is 7; it must be one of 2, 3, 4, 5, 6, 8"),
+        (lambda: nn.QuantizedEmbedding(128, 64, group_size=48), ValueError, "group_size must be a power of two"),
+        (lambda: nn.QuantizedEmbedding(128, 64, bits="4"), TypeError, "bits is '4'; it must be a whole number"),
+        (lambda: nn.QuantizedSwitchLinear(128, 5, 0), ValueError, "num_experts is 0; it must be a whole number of at least 1"),
+        (lambda: nn.Linear(0, 5), ValueError, "input_dims is 0; it must be a whole number of at least 1"),
+        (lambda: nn.Linear(5, 1 << 70), ValueError, "output_dims is 1180591620717411303424; it must be"),
+        (lambda: nn.Linear(5, 2.0), TypeError, "output_dims is 2.0; it must be a whole number"),
+        (lambda: nn.Embedding(-1, 4), ValueError, "num_embeddings is -1; it must be"),
+        (lambda: nn.RMSNorm(4, eps=float("nan")), ValueError, "eps is nan; it must be a finite number of at least 0"),
+    ],
+)  # fmt: skip
+def test_sizes_that_layers_do_not_have(call, error, message):
+    with pytest.raises(error, match=message):
+        call()

@@ -27,6 +27,20 @@ static const char *dtype_name(int npy) {
     }
 }
 
+/* What an object is, for "not ...": its type's name, and None itself; a new reference. */
+static PyObject *kind_of(PyObject *object) {
+    if (object == Py_None) return PyUnicode_FromString("None");
+    return PyObject_GetAttrString((PyObject *)Py_TYPE(object), "__name__");
+}
+
+/* Raises TypeError: an argument is no array; -1. */
+static int no_array(const pl_spec *spec, const pl_param *p, const char *allowed, PyObject *object) {
+    PyObject *kind = kind_of(object);
+    if (kind) PyErr_Format(PyExc_TypeError, "%s: %s must be %s, not %S", spec->name, p->name, allowed, kind);
+    Py_XDECREF(kind);
+    return -1;
+}
+
 /* What the letters of a specification stand for in a call: the argument that gave each its size, for messages. */
 typedef struct {
     PyObject *const *args;
@@ -197,7 +211,7 @@ static int match_dim(const pl_spec *spec, int index, int i, int axis, int64_t ac
 /* A plain array of the parameter's type: C-contiguous, aligned, native byte order, writeable if it is an output. */
 static PyArrayObject *plain_array(const pl_spec *spec, const pl_param *p, PyObject *object, int npy) {
     if (!PyArray_Check(object)) {
-        PyErr_Format(PyExc_TypeError, "%s: %s must be a numpy.ndarray, not %R", spec->name, p->name, (PyObject *)Py_TYPE(object));
+        no_array(spec, p, "a numpy.ndarray", object);
         return NULL;
     }
     PyArrayObject *array = (PyArrayObject *)object;
@@ -264,9 +278,7 @@ static int take_rows(const pl_spec *spec, PyObject *object, pl_call *call, int i
     const pl_param *p = &spec->param[index];
     int type = float_type(object);
     if (type < 0) {
-        if (!PyArray_Check(object))
-            PyErr_Format(PyExc_TypeError, "%s: %s must be a numpy.ndarray, not %R", spec->name, p->name,
-                         (PyObject *)Py_TYPE(object));
+        if (!PyArray_Check(object)) no_array(spec, p, "a numpy.ndarray", object);
         else
             PyErr_Format(PyExc_TypeError, "%s: %s must have dtype float32, float64, float16, or uint16 for bfloat16, not %S", spec->name, p->name,
                          (PyObject *)PyArray_DESCR((PyArrayObject *)object));
@@ -326,15 +338,13 @@ static int take_bytes(const pl_spec *spec, const pl_param *p, PyObject *object, 
     return 0;
 }
 
-static PyObject *type_name(PyObject *object) { return PyObject_GetAttrString((PyObject *)Py_TYPE(object), "__name__"); }
-
 /* Replaces the exception of a conversion, TypeError or OverflowError, by one that says what the number may be; -1. */
 static int refuse_number(const char *operation, const char *name, const char *allowed, PyObject *object) {
     if (PyErr_ExceptionMatches(PyExc_TypeError)) {
         PyErr_Clear();
-        PyObject *type = type_name(object);
-        if (type) PyErr_Format(PyExc_TypeError, "%s: %s must be %s, not of type %S", operation, name, allowed, type);
-        Py_XDECREF(type);
+        PyObject *kind = kind_of(object);
+        if (kind) PyErr_Format(PyExc_TypeError, "%s: %s must be %s, not %S", operation, name, allowed, kind);
+        Py_XDECREF(kind);
     } else if (PyErr_ExceptionMatches(PyExc_OverflowError)) {
         PyErr_Clear();
         PyObject *text = PyObject_Str(object);
@@ -537,11 +547,8 @@ static int take_stack(const pl_spec *spec, PyObject *object, pl_call *call, int 
             w[i] = float_weight((const char *)PyArray_DATA(array) + 4 * i * rows * cols, rows, cols);
         } else {
             PyObject *handle = PyTuple_GetItem(object, i);
-            if (!PyTuple_Check(handle)) {
-                PyErr_Format(PyExc_TypeError, "%s: %s must be a float32 array or a tuple of handles, not of %R", spec->name,
-                             p->name, (PyObject *)Py_TYPE(handle));
-                return -1;
-            }
+            if (!PyTuple_Check(handle))
+                return no_array(spec, p, "a float32 array or a tuple of handles, each of them a tuple", handle);
             if (take_handle(spec, p, handle, &w[i])) return -1;
         }
         if (w[i].format != w->format || w[i].rows != w->rows || w[i].cols != w->cols || w[i].head_dim != w->head_dim) {

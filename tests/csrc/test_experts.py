@@ -218,7 +218,7 @@ def test_stacks_that_can_be():
         ({"w": None}, TypeError, "w must be a numpy.ndarray"),
         ({"w": ()}, ValueError, "w has 0 matrices, expected 1 to 65536"),
         ({"w": np.zeros((0, 5, 4), np.float32)}, ValueError, "w has 0 matrices"),
-        ({"w": handles((5, 4))[0]}, TypeError, "w must be a float32 array or a tuple of handles, not of <class 'numpy.ndarray'>"),
+        ({"w": handles((5, 4))[0]}, TypeError, "w must be a float32 array or a tuple of handles, each of them a tuple, not ndarray"),
         ({"w": handles((5, 4), (5, 4), (4, 4))}, ValueError, "matrix 2 of w is not of the format, shape"),
         ({"w": handles((5, 4), (5, 4)) + handles((5, 4), format="f16")}, ValueError, "matrix 2 of w is not of the format"),
         ({"w": (*handles((5, 4), (5, 4)), (np.zeros(3, np.uint8), 0, 5, 4, 0))}, ValueError, "w has 3 bytes where 5 rows need 16"),
