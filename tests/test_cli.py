@@ -199,6 +199,28 @@ def test_train_and_test_of_a_file_that_only_tests(world, capsys):
     fails(capsys, ["train", "-c", "lora.yaml"], "train and test are both false")
 
 
+def test_a_test_alone_touches_no_adapter(world, capsys):
+    """The command of mlx-lm's page on evaluating an adapter, and a file that says test: true alone."""
+    assert main(TRAIN) == 0 and capsys.readouterr().err
+    before = {path: path.read_bytes() for path in Path("adapters").rglob("*") if path.is_file()}
+    Path("test.yaml").write_text("data: data\ntest: true\n")
+    for argv in (["train", "--adapter-path", "adapters", "--data", "data", "--test"], ["train", "-c", "test.yaml"]):
+        world.adapters = None
+        assert main(argv) == 0
+        out, err = capsys.readouterr()
+        assert out.startswith("loss ") and "testing smollm2-135m with the adapter in adapters" in err and "plan:" not in err
+        assert world.adapters == "adapters"
+    assert {path: path.read_bytes() for path in Path("adapters").rglob("*") if path.is_file()} == before
+
+
+def test_overwrite_is_handed_on(world, tmp_path):
+    assert main([*TRAIN, "--overwrite"]) == main([*TRAIN, "--overwrite"]) == 0
+    assert not (tmp_path / "adapters" / "previous-1").exists()
+    assert main(TRAIN) == 0 and (tmp_path / "adapters" / "previous-1").is_dir()
+    assert main(["fuse", "--save-path", "out", "--dequantize", "--overwrite"]) == 0
+    assert world.model.calls[-1] == ("save", Path("out"), "overwrite")
+
+
 def test_eval_measures_a_split(world, capsys):
     assert main(["eval", "--data", "data", "--adapter-path", "mine", "--split", "valid"]) == 0
     assert world.loaded == [("smollm2-135m", "mine")]
