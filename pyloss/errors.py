@@ -5,6 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 
+# Characters of a FormatError's parts.
+_LONGEST_WHAT, _LONGEST_REASON = 200, 2000
+
+
+def cut(text: str, longest: int) -> str:
+    """`text`, its middle left out where it is longer than `longest`."""
+    half = longest // 2
+    return text if len(text) <= longest else f"{text[:half]} … {text[-half:]}"
+
 
 class FormatError(ValueError):
     """A file that is damaged, truncated, or not of the kind it should be.
@@ -17,10 +26,11 @@ class FormatError(ValueError):
 
     def __init__(self, path: str | os.PathLike[str], what: str | None, reason: str) -> None:
         self.path = os.fspath(path)
-        self.what = what
-        self.reason = reason
+        # Names and values of a damaged file may be as long as the file.
+        self.what = what if what is None else cut(what, _LONGEST_WHAT)
+        self.reason = cut(reason, _LONGEST_REASON)
         # All three stay in `args`, so that the error survives pickling between processes.
-        super().__init__(self.path, what, reason)
+        super().__init__(self.path, self.what, self.reason)
 
     def __str__(self) -> str:
         return ": ".join(part for part in (self.path, self.what, self.reason) if part)

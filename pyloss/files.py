@@ -159,6 +159,19 @@ def write_json(path: PathLike, value: Any, sort_keys: bool = False) -> None:
     write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
+_KINDS = {str: "a string", list: "a list", dict: "an object", bool: "true or false", int: "a number", float: "a number"}
+
+
+def kind_of(value: Any) -> str:
+    """What a JSON value is, in words."""
+    return "null" if value is None else _KINDS.get(type(value), f"of type {type(value).__name__}")
+
+
+def kind_named(kind: type) -> str:
+    """The words of `kind_of` for the values of a type."""
+    return _KINDS[kind]
+
+
 def read_json(path: PathLike, kind: type = dict) -> Any:
     """The JSON value in `path`, which must be of the Python type `kind`; a byte order mark is passed over.
 
@@ -175,7 +188,7 @@ def read_json(path: PathLike, kind: type = dict) -> Any:
     except (RecursionError, ValueError) as error:  # nested thousands deep; an integer of thousands of digits
         raise FormatError(path, None, f"not JSON that can be read: {error}") from None
     if not isinstance(value, kind):
-        raise FormatError(path, None, f"holds a JSON {type(value).__name__}, expected a {kind.__name__}")
+        raise FormatError(path, None, f"holds {kind_of(value)}, expected {kind_named(kind)}")
     return value
 
 

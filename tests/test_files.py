@@ -38,6 +38,12 @@ def test_format_error_says_where_what_and_why():
     assert str(pickle.loads(pickle.dumps(error))) == str(error)
 
 
+def test_names_and_values_as_long_as_a_file_are_cut_in_messages():
+    error = FormatError("a.gguf", "blk." * 50_000, "x" * 100_000 + " is too long")
+    assert error.what.startswith("blk.") and error.reason.endswith("is too long") and len(str(error)) < 2300
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
+
+
 def test_write_replaces_and_leaves_nothing_beside(tmp_path):
     path = tmp_path / "file"
     files.write_bytes(path, b"old")
@@ -132,7 +138,9 @@ def test_unwritable_folder(tmp_path):
         (b'{"a": 1,\n "b": }', "line 2 column 7: not JSON"),
         (b"", "line 1 column 1: not JSON"),
         (b'{"a": "\xff"}', "byte 7: not UTF-8"),
-        (b"[1]", "holds a JSON list, expected a dict"),
+        (b"[1]", "holds a list, expected an object"),
+        (b"null", "holds null, expected an object"),
+        (b"true", "holds true or false, expected an object"),
         (b"[" * 200_000, "not JSON that can be read"),
         (b'{"a": ' + b"1" * 10_000 + b"}", "not JSON that can be read"),
     ],

@@ -44,8 +44,9 @@ def settled(messages: Messages, render: Callable[[Messages], str]) -> tuple[Mess
         raise refusal
     for message in best[1] if best[0] else ():
         if _is_list(message.get("content")) and _printed(best[2], message["content"]):
-            kinds = {str(p.get("type") if isinstance(p, Mapping) else p) for p in message["content"]} - {"text"}
-            raise ValueError(f"the chat template takes text alone as content; these parts are none: {', '.join(sorted(kinds))}")
+            kinds = {str(p.get("type") if isinstance(p, Mapping) else p)[:40] for p in message["content"]} - {"text"}
+            found = ", ".join(sorted(kinds)[:10])
+            raise ValueError(f"the chat template takes text alone as content; these parts are none: {found}")
     return best[1], best[2]
 
 

@@ -124,7 +124,7 @@ class ModelConfig:
         read = Values(path, content)
         model_type = read.get("model_type", str)
         if model_type not in FAMILIES:
-            raise ValueError(f"{path}: model_type {model_type!r} is not supported; supported are {', '.join(FAMILIES)}")
+            raise ValueError(f"{path}: model_type {shown(model_type)} is not supported; supported are {', '.join(FAMILIES)}")
         family = FAMILIES[model_type]
         _refuse_options(path, content, read, family)
         defaults = family.defaults
@@ -140,7 +140,7 @@ class ModelConfig:
         window, layer_types = _read_windows(path, content, read, family, layers)
         eos = content.get("eos_token_id")
         if eos is not None and type(eos) is not int and not _is_ints(eos):
-            raise FormatError(path, "eos_token_id", f"expected an integer or a list of them, got {eos!r}")
+            raise FormatError(path, "eos_token_id", f"expected an integer or a list of them, got {shown(eos)}")
         values = {
             name: read.get(name, type(field.default), defaults.get(name, field.default))
             for name, field in _FIELDS.items()
@@ -185,7 +185,7 @@ class ModelConfig:
         if not known:
             supported = ", ".join(sorted({family.gguf for family in FAMILIES.values() if bool(family.experts) == sparse}))
             kind = "architecture with experts" if sparse else "architecture"
-            raise ValueError(f"{path}: GGUF {kind} {arch!r} is not supported; supported are {supported}")
+            raise ValueError(f"{path}: GGUF {kind} {shown(arch)} is not supported; supported are {supported}")
         model_type = known[0]
         family = FAMILIES[model_type]
         _refuse_gguf_options(path, arch, read, family)
@@ -309,7 +309,7 @@ def _refuse_options(path: str | os.PathLike[str], content: Mapping[str, Any], re
     key = "hidden_act" if family.activation == "silu" else "hidden_activation"
     activation = read.get(key, str, family.activation)
     if {"swish": "silu"}.get(activation, activation) != family.activation:
-        raise ValueError(f"{path}: {key} {activation!r} is not supported; supported is {family.activation!r}")
+        raise ValueError(f"{path}: {key} {shown(activation)} is not supported; supported is {family.activation!r}")
     refuse_hf_keys(path, content, family)
     window = read.get("sliding_window", int, None)
     longest = read.get("max_position_embeddings", int, _FIELDS["max_position_embeddings"].default)
@@ -384,7 +384,7 @@ def _read_rope(
             raise ValueError(f"{path}: rope parameters per layer type are not supported: {', '.join(map(shown, nested))}")
         inner = Values(path, Values(path, nested).get(LAYER_TYPES[1], dict, {}))
         if inner.get("rope_type", str, "default") != "default":
-            raise ValueError(f"{path}: rope_type {inner.content['rope_type']!r} of sliding_attention is not supported")
+            raise ValueError(f"{path}: rope_type {shown(inner.content['rope_type'])} of sliding_attention is not supported")
         refuse_rope_keys(path, inner.content, set())
         local = inner.get("rope_theta", float, local)
         nested = Values(path, nested).get(LAYER_TYPES[0], dict, {})

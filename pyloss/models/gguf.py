@@ -15,6 +15,7 @@ import numpy as np
 from pyloss.errors import FormatError
 from pyloss.files import map_file, user_path
 from pyloss.models.stored import StoredTensor, TensorFile
+from pyloss.numbers import shown
 from pyloss.weights import SINGLE, row_bytes
 
 #: ggml's tensor types by number
@@ -146,7 +147,7 @@ class _Reader:
 
     def tensors(self, count: int, alignment: Any) -> dict[str, StoredTensor]:
         if type(alignment) is not int or alignment <= 0 or alignment & (alignment - 1):
-            raise FormatError(self.path, "general.alignment", f"{alignment!r} is not a power of two")
+            raise FormatError(self.path, "general.alignment", f"{shown(alignment)} is not a power of two")
         found: list[tuple[str, str, tuple[int, ...], int]] = []
         for index in range(count):
             found.append(self.tensor_info(f"tensor {index} of {count}"))

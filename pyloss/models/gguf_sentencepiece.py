@@ -13,6 +13,7 @@ from tokenizers import decoders, models, normalizers
 
 from pyloss.errors import FormatError
 from pyloss.models.gguf import BYTE, NORMAL, UNKNOWN, USER_DEFINED
+from pyloss.numbers import shown
 
 _SPACE = "▁"
 
@@ -67,7 +68,8 @@ def _merges(pieces: dict[str, float], path: str | os.PathLike[str]) -> list[tupl
     for score, group in by_score.items():
         made = list(dict.fromkeys(left + right for left, right in group))
         if len(made) > 1 and len(set("".join(made))) > 1:
-            raise ValueError(f"{path}: tokenizer.ggml.scores: {made[0]!r} and {made[1]!r} have the same, {score}, and no order")
+            both = f"{shown(made[0])} and {shown(made[1])}"
+            raise ValueError(f"{path}: tokenizer.ggml.scores: {both} have the same, {score}, and no order")
         # Of one score the leftmost pair is joined. In a run of one character that is the longest left part.
         group.sort(key=_lengths, reverse=True)
     return [pair for group in by_score.values() for pair in group]
@@ -89,7 +91,7 @@ def sentencepiece_metadata(content: dict[str, Any], tokens: list[str], kinds: li
     model = content["model"]
     for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "ignore_merges"):
         if model.get(key):
-            raise refused(f"{key} = {model[key]!r} is not supported")
+            raise refused(f"{key} = {shown(model[key])} is not supported")
     merges = [(left, right) for left, right in (m.split(" ") if isinstance(m, str) else m for m in model["merges"])]
     scores = _scores(merges)
     own_tokens, own_kinds = _pieces(model.get("unk_token"), tokens, kinds, scores)
@@ -97,7 +99,7 @@ def sentencepiece_metadata(content: dict[str, Any], tokens: list[str], kinds: li
     for piece in pieces:
         for pair in _cuts(piece):
             if pair[0] in pieces and pair[1] in pieces and pair not in known:
-                raise refused(f"{pair[0]!r} and {pair[1]!r} are pieces that it does not merge")
+                raise refused(f"{shown(pair[0])} and {shown(pair[1])} are pieces that it does not merge")
     return {
         "model": "llama",
         "pre": "default",
@@ -118,7 +120,7 @@ def _scores(merges: list[tuple[str, str]]) -> dict[str, float]:
         span = spans.setdefault(piece, [rank, rank])
         if rank - span[1] > 1:
             if len(set(piece)) > 1:
-                raise refused(f"merges that make {piece!r} are not next to each other, and pieces have one score")
+                raise refused(f"merges that make {shown(piece)} are not next to each other, and pieces have one score")
             scattered.add(piece[0])
         span[1] = rank
         scores.setdefault(piece, -float(rank))

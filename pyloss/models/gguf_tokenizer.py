@@ -12,6 +12,7 @@ from tokenizers import decoders, models, pre_tokenizers, processors
 from pyloss.errors import FormatError
 from pyloss.models.gguf import CONTROL, UNKNOWN, USER_DEFINED
 from pyloss.models.gguf_sentencepiece import sentencepiece_tokenizer
+from pyloss.numbers import shown
 
 # Tokens that are matched in the text before it is cut.
 _ADDED = (UNKNOWN, CONTROL, USER_DEFINED)
@@ -87,14 +88,14 @@ def build_tokenizer(
     kind = metadata.get("tokenizer.ggml.model")
     if kind not in ("gpt2", "llama"):
         raise ValueError(
-            f"{path}: tokenizer.ggml.model {kind!r} is not supported; supported are "
+            f"{path}: tokenizer.ggml.model {shown(kind)} is not supported; supported are "
             "'gpt2', byte-level BPE, and 'llama', SentencePiece's BPE"
         )
     tokens = _texts(metadata, "tokens", path)
     vocabulary = {token: index for index, token in enumerate(tokens)}
     if len(vocabulary) != len(tokens):
         twice = next(token for index, token in enumerate(tokens) if vocabulary[token] != index)
-        raise FormatError(path, "tokenizer.ggml.tokens", f"the token {twice!r} occurs twice")
+        raise FormatError(path, "tokenizer.ggml.tokens", f"the token {shown(twice)} occurs twice")
     kinds = metadata.get("tokenizer.ggml.token_type")
     if not isinstance(kinds, list) or len(kinds) != len(tokens):
         raise FormatError(path, "tokenizer.ggml.token_type", f"expected a list of {len(tokens)} numbers, one per token")
@@ -128,7 +129,7 @@ def _byte_level(
     pre = PRE_TOKENIZERS.get(name) if isinstance(name, str) else None
     if pre is None:
         supported = ", ".join(PRE_TOKENIZERS)
-        raise ValueError(f"{path}: tokenizer.ggml.pre {name!r} is not supported; supported are {supported}")
+        raise ValueError(f"{path}: tokenizer.ggml.pre {shown(name)} is not supported; supported are {supported}")
     # Neither side of a merge is empty, so a first character that is a space belongs to the left one.
     merges = [(merge[:cut], merge[cut + 1 :]) for merge, cut in _cuts(_texts(metadata, "merges", path), path)]
     try:
@@ -154,7 +155,7 @@ def _cuts(merges: list[str], path: str | os.PathLike[str]) -> list[tuple[str, in
     cuts = [(merge, merge.find(" ", 1)) for merge in merges]
     for merge, cut in cuts:
         if cut < 0:
-            raise FormatError(path, "tokenizer.ggml.merges", f"expected two tokens with a space between, got {merge!r}")
+            raise FormatError(path, "tokenizer.ggml.merges", f"expected two tokens with a space between, got {shown(merge)}")
     return cuts
 
 

@@ -157,9 +157,9 @@ def _state(tensor: StoredTensor) -> dict[str, Any]:
         if "nested_blocksize" in state:
             numbers.append(state["nested_blocksize"])
             if not math.isfinite(state["nested_offset"]):
-                raise ValueError(f"nested_offset {state['nested_offset']!r}")
+                raise ValueError(f"nested_offset {shown(state['nested_offset'])}")
         if state["quant_type"] != "nf4" or not all(type(n) is int and 0 < n < 1 << 62 for n in numbers):
-            raise ValueError(f"quant_type {state['quant_type']!r} with sizes {numbers}")
+            raise ValueError(f"quant_type {shown(state['quant_type'])} with sizes {numbers}")
     except (ValueError, KeyError, TypeError, ArithmeticError, RecursionError) as error:
         raise FormatError(tensor.path, tensor.name, f"not bitsandbytes' state of an nf4 tensor: {error}") from None
     return state

@@ -13,6 +13,7 @@ from pyloss.errors import FormatError
 from pyloss.models.known_keys import refuse_rope_keys
 from pyloss.models.stored import StoredTensor
 from pyloss.models.values import Values, shortest
+from pyloss.numbers import shown
 
 # The numbers of each kind; those of yarn that follow from others are always written out.
 KEYS = {
@@ -99,7 +100,7 @@ def read_hf_scaling(
     if kind == "default":
         return None
     if kind not in KEYS:
-        raise ValueError(f"{path}: rope_type {kind!r} is not supported; supported are default, {', '.join(KEYS)}")
+        raise ValueError(f"{path}: rope_type {shown(kind)} is not supported; supported are default, {', '.join(KEYS)}")
     refuse_rope_keys(path, scaling, {key for keys in KEYS.values() for key in keys})
     defaults: dict[str, float] = {}
     if kind == "yarn":
@@ -128,7 +129,7 @@ def read_gguf_scaling(
     # llama.cpp takes a factor without a type as linear, scale_linear as the factor's older name, and 0 as none.
     kind = read.get(f"{at}.type", str, "linear")
     if kind not in ("none", "linear", "yarn"):
-        raise ValueError(f"{path}: {at}.type {kind!r} is not supported; supported are none, linear, yarn")
+        raise ValueError(f"{path}: {at}.type {shown(kind)} is not supported; supported are none, linear, yarn")
     factor = shortest(read.get(f"{at}.factor", float, read.get(f"{arch}.rope.scale_linear", float, 0.0)))
     if kind == "yarn" and not factor:
         raise FormatError(path, f"{at}.factor", "this key is missing")
@@ -141,7 +142,7 @@ def read_gguf_scaling(
             raise ValueError(f"{path}: {at}.{key} {read.content[f'{at}.{key}']} is not supported; supported is {allowed}")
     if factors is not None:
         if kind != "none":
-            raise ValueError(f"{path}: {at}.type {kind!r} beside {factors.name} is not supported")
+            raise ValueError(f"{path}: {at}.type {shown(kind)} beside {factors.name} is not supported")
         return _read_llama3(path, factors, theta, head_dim)
     if kind == "none":
         return None

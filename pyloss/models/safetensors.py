@@ -11,7 +11,7 @@ from typing import Any, TypeGuard
 import numpy as np
 
 from pyloss.errors import FormatError
-from pyloss.files import map_file, read_json, user_path
+from pyloss.files import kind_of, map_file, read_json, user_path
 from pyloss.models.stored import StoredTensor, TensorFile
 from pyloss.numbers import shown
 
@@ -90,7 +90,7 @@ def _read_file(path: Path) -> TensorFile:
     except (ValueError, RecursionError) as error:
         raise FormatError(path, "header", f"damaged, or not a safetensors file: {error}") from None
     if not isinstance(header, dict):
-        raise FormatError(path, "header", f"holds a JSON {type(header).__name__}, expected an object")
+        raise FormatError(path, "header", f"holds {kind_of(header)}, expected an object")
     metadata = header.pop("__metadata__", None) or {}
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise FormatError(path, "__metadata__", "expected an object of strings")

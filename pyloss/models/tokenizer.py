@@ -14,6 +14,7 @@ from pyloss.models.gguf_tokenizer import build_tokenizer
 from pyloss.models.positions import Positions
 from pyloss.models.tokenizer_folder import read_folder
 from pyloss.models.tokenizer_library import library
+from pyloss.numbers import shown
 
 # Arguments of transformers' apply_chat_template that are not variables of the template.
 _OTHER_ARGUMENTS = (
@@ -52,7 +53,7 @@ class Tokenizer:
         self.source = source
         for name, token in self.special_tokens.items():
             if backend.token_to_id(token) is None:
-                raise FormatError(source, name, f"{token!r} is not in the vocabulary")
+                raise FormatError(source, name, f"{shown(token)} is not in the vocabulary")
         self.eos_token_ids = set(eos_token_ids)
         if self.eos_token_id is not None:
             self.eos_token_ids.add(self.eos_token_id)

@@ -100,7 +100,7 @@ def _add_missing_tokens(backend: tokenizers.Tokenizer, tokens: Any, path: Path) 
         flags = {name: bool(given.get(name)) for name in _TOKEN_FLAGS}
         index = add_token(backend, tokenizers.AddedToken(text, **flags), path)
         if index != int(key):
-            reason = f"{text!r} got the id {index}: it does not follow the vocabulary"
+            reason = f"{shown(text)} got the id {index}: it does not follow the vocabulary"
             raise FormatError(path, f"added_tokens_decoder {key}", reason)
 
 

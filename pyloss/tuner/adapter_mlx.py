@@ -14,6 +14,7 @@ import numpy as np
 
 from ..errors import FormatError
 from ..files import write_json, write_safetensors
+from ..numbers import shown
 from .adapter import Adapter
 from .run_folder import with_own_keys
 from .stored_adapter import CONFIG_FILE, MLX_FILE, StoredAdapter, StoredLayer, arrays_of, check_kind, grouped, number
@@ -27,10 +28,10 @@ def read_mlx(place: Path, config: dict[str, Any], file: str = MLX_FILE) -> Store
     source = place / CONFIG_FILE
     kind = config.get("fine_tune_type", "lora")
     if kind not in ("lora", "dora"):
-        raise ValueError(f"{source}: fine_tune_type {kind!r} is not supported; supported are 'lora', 'dora' and 'full'")
+        raise ValueError(f"{source}: fine_tune_type {shown(kind)} is not supported; supported are 'lora', 'dora' and 'full'")
     parameters = config.get("lora_parameters")
     if not isinstance(parameters, dict):
-        raise FormatError(source, "lora_parameters", f"expected an object, got {parameters!r}")
+        raise FormatError(source, "lora_parameters", f"expected an object, got {shown(parameters)}")
     scale, dropout = number(source, parameters, "scale"), number(source, parameters, "dropout", 0.0)
     checked(config, source)
     layers = grouped(place / file, arrays_of(place, file), _SUFFIXES, (2, 3))

@@ -19,6 +19,7 @@ import numpy as np
 from ..errors import FormatError, listed
 from ..files import write_json, write_safetensors
 from ..nn import Embedding
+from ..numbers import shown
 from .adapter import Adapter
 from .adapter_mlx import mlx_config
 from .adapter_peft_experts import check_targets, peft_name, take_experts, take_own_layers, whole_parameters
@@ -109,17 +110,17 @@ def _drop_twins(layers: dict[str, StoredLayer], bases: dict[str, np.ndarray], em
 def _refuse_settings(source: Path, config: Mapping[str, Any]) -> None:
     """ValueError naming the first setting that would change what the adapter computes and is not here."""
     if config["peft_type"] != "LORA":
-        raise ValueError(f"{source}: peft_type {config['peft_type']!r} is not supported; supported is 'LORA'")
+        raise ValueError(f"{source}: peft_type {shown(config['peft_type'])} is not supported; supported is 'LORA'")
     for key, value in config.items():
         # The library's switches are named use_..., and what has settings of its own ..._config.
         switch = key not in _PASSIVE and ((key.startswith("use_") and value) or (key.endswith("_config") and value))
         if switch or value not in _INACTIVE.get(key, (value,)):
-            raise ValueError(f"{source}: {key} = {value!r} is not supported")
+            raise ValueError(f"{source}: {key} = {shown(value)} is not supported")
     start = config.get("init_lora_weights")
     if isinstance(start, str) and start.lower().startswith(_OTHER_BASE):
         raise ValueError(
-            f"{source}: init_lora_weights = {start!r} is not supported: the adapter goes over a base that was changed when it "
-            "began; save it with path_initial_model_for_weight_conversion"
+            f"{source}: init_lora_weights = {shown(start)} is not supported: the adapter goes over a base that was changed when "
+            "it began; save it with path_initial_model_for_weight_conversion"
         )
 
 
@@ -134,7 +135,7 @@ def _of_module(source: Path, config: Mapping[str, Any], key: str, pattern: str, 
     """A number of the configuration, or the one that `pattern` has for the layer: by a regular expression for the name's end."""
     patterns = config.get(pattern) or {}
     if not isinstance(patterns, dict):
-        raise FormatError(source, pattern, f"expected an object, got {patterns!r}")
+        raise FormatError(source, pattern, f"expected an object, got {shown(patterns)}")
     try:
         chosen = next((name for name in patterns if re.match(rf"(.*\.)?({name})$", module)), None)
     except re.error as error:

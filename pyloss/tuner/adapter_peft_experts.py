@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import FormatError
+from ..numbers import shown
 from .adapter import Adapter
 
 _PARAMETERS = ("gate_up_proj", "down_proj")  # in the order in which PEFT wraps them, the first innermost
@@ -29,7 +30,8 @@ def check_targets(source: Path, config: Mapping[str, Any]) -> list[str]:
     targets = config.get("target_parameters") or []
     known = isinstance(targets, list) and all(str(name).split(".")[-1] in (*_PARAMETERS, "weight") for name in targets)
     if not known:
-        raise ValueError(f"{source}: target_parameters = {targets!r} is not supported; supported are {', '.join(_PARAMETERS)}")
+        supported = ", ".join(_PARAMETERS)
+        raise ValueError(f"{source}: target_parameters = {shown(targets)} is not supported; supported are {supported}")
     return targets
 
 

@@ -101,7 +101,7 @@ def _parse(text: str) -> Any:
         raise
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         # PyYAML's own, for a tag on a value that is not of its type, or a date that is none.
-        raise _Wrong(f"a value that its tag does not fit: {error}") from error
+        raise _Wrong("a value that its tag does not fit (such as !!int x), or a date that is none") from error
 
 
 def _check(value: Any, key: str, counted: dict[int, int]) -> int:

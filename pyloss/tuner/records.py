@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from pyloss.errors import FormatError
+from pyloss.files import kind_named, kind_of
 from pyloss.models.chat_forms import tools_of
 
 Record = dict[str, Any]
-
-_KINDS = {str: "a string", list: "a list", dict: "an object", bool: "true or false", int: "a number", float: "a number"}
 
 
 class Records(list[Record]):
@@ -75,11 +74,6 @@ def _parsed(path: Path, what: str, raw: bytes) -> list[Any] | None:
     return [record]
 
 
-def kind_of(value: Any) -> str:
-    """What a JSON value is, in words."""
-    return "null" if value is None else _KINDS.get(type(value), f"of type {type(value).__name__}")
-
-
 def keys_of(record: Mapping[str, Any]) -> str:
     """The first keys of a record, for messages."""
     shown = [f"{key!r:.40}" for key, _ in zip(record, range(10), strict=False)]
@@ -92,7 +86,7 @@ def field(record: Mapping[str, Any], key: str, kind: type, where: str, expected:
         raise ValueError(f"{where}: the record has no {key!r}; its keys are {keys_of(record)}; expected {expected}")
     value = record[key]
     if not isinstance(value, kind):
-        raise ValueError(f"{where}: {key!r} is {kind_of(value)}, and must be {_KINDS[kind]}")
+        raise ValueError(f"{where}: {key!r} is {kind_of(value)}, and must be {kind_named(kind)}")
     return value
 
 

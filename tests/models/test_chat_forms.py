@@ -33,6 +33,13 @@ def test_contents_of_both_forms_in_one_conversation():
         assert render_chat(template, messages) == "user: a;assistant: b;"
 
 
+def test_parts_of_any_length_and_number_are_named_in_few_words():
+    messages = [{"role": "user", "content": [*part("a"), *({"type": f"{i}9" + "9" * 5000} for i in range(100))]}]
+    with pytest.raises(ValueError, match="these parts are none: 09") as error:
+        render_chat(AS_IT_IS, messages)
+    assert len(str(error.value)) < 600
+
+
 def test_parts_that_are_no_text_are_refused_where_they_would_be_printed():
     messages = [{"role": "user", "content": [*part("a"), {"type": "image", "image": "x.png"}]}]
     with pytest.raises(ValueError, match="takes text alone as content; these parts are none: image"):

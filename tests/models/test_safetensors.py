@@ -155,7 +155,7 @@ def test_an_empty_folder_says_what_is_missing(tmp_path):
         (file_of(b"{"), "header", "damaged"),
         (file_of(b"\xff"), "header", "damaged"),
         (file_of(b"[" * 100_000), "header", "damaged"),
-        (file_of([]), "header", "JSON list"),
+        (file_of([]), "header", "holds a list"),
         (file_of({"__metadata__": {"a": 1}}), "__metadata__", "object of strings"),
         (file_of({"w": 3}), "w", "expected an object"),
         (file_of(one(dtype="F31"), bytes(8)), "w", "dtype must be one of F64"),
