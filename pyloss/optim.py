@@ -416,10 +416,10 @@ def build_schedule(config: Mapping[str, Any]) -> Schedule:
     known = ("name", "arguments", "warmup", "warmup_init")
     for key in config:
         if key not in known:
-            raise ValueError(f"lr_schedule: unknown key {key!r}; allowed: {', '.join(known)}")
+            raise ValueError(f"lr_schedule: unknown key {shown(key)}; allowed: {', '.join(known)}")
     name, arguments = config.get("name"), config.get("arguments")
-    if name not in SCHEDULES:
-        raise ValueError(f"lr_schedule: name is {name!r}; allowed: {', '.join(SCHEDULES)}")
+    if not isinstance(name, str) or name not in SCHEDULES:
+        raise ValueError(f"lr_schedule: name is {shown(name)}; allowed: {', '.join(SCHEDULES)}")
     signature = inspect.signature(SCHEDULES[name])
     try:
         if not isinstance(arguments, (list, tuple)):

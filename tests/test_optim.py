@@ -270,6 +270,8 @@ def test_mlx_lm_schedule_config():
     ("config", "match"),
     [
         ({"name": "cosine", "arguments": [1]}, "name is 'cosine'; allowed: cosine_decay"),
+        ({"name": {"cosine_decay": 1}, "arguments": [1]}, "name is {'cosine_decay': 1}; allowed: cosine_decay"),
+        ({"name": ["cosine_decay"], "arguments": [1]}, "allowed: cosine_decay"),
         ({"name": "cosine_decay", "arguments": [1e-5]}, r"takes \[init, decay_steps, end"),
         ({"name": "cosine_decay"}, "arguments is None"),
         ({"name": "cosine_decay", "arguments": ["1e-5", 3]}, "init is '1e-5'; it must be a finite number"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 from ..errors import FormatError, listed
 from ..files import PathLike, user_path
 from ..models.safetensors import read_safetensors
+from ..models.values import Values
 
 CONFIG_FILE = "adapter_config.json"
 MLX_FILE = "adapters.safetensors"
@@ -108,7 +108,5 @@ def check_kind(path: Path, kind: str, layers: Mapping[str, Mapping[str, np.ndarr
 
 def number(path: Path, config: Mapping[str, Any], key: str, default: float | None = None) -> float:
     """A finite number of a configuration; FormatError naming the key for anything else."""
-    value = config.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise FormatError(path, key, f"expected a number, got {value!r}")
-    return float(value)
+    value: float = Values(path, config).get(key, float, *([] if default is None else [default]))
+    return value

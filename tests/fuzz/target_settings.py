@@ -239,7 +239,7 @@ def use(files, folder):
     put_files(folder, {**files, **_FILES, **(_ADAPTER if arguments[0] == "fuse" else {})})
     os.chdir(folder)
     # In this process alone: one parser for all cases, and no hub.
-    cli.build_parser = lambda: _PARSER[0]
+    cli.build_parser = lambda prog: _PARSER[0]
     sys.modules |= {"datasets": None, "huggingface_hub": None}
     run(arguments)
 

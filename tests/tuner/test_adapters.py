@@ -132,7 +132,7 @@ def test_patterns_of_peft_are_regular_expressions_for_the_ends_of_names(model, t
     path.write_text(json.dumps({**config, "rank_pattern": {"up_proj": 4}}))
     with pytest.raises(ValueError, match=r"model.layers.1.mlp.up_proj: rank 3, and the configuration gives 4\n"):
         read_adapter(tmp_path / "a")
-    for pattern, message in (([], "expected an object"), ({"(": 1}, "expected regular expressions"), ({"up_proj": "x"}, "expected a number")):
+    for pattern, message in (([], "expected an object"), ({"(": 1}, "expected regular expressions"), ({"up_proj": "x"}, "it must be a finite number"), ({"up_proj": 10**400}, "it must be a finite number")):
         path.write_text(json.dumps({**config, "alpha_pattern": pattern or 3}))
         with pytest.raises(ValueError, match=message):
             read_adapter(tmp_path / "a")
@@ -159,7 +159,7 @@ def test_ranks_that_cannot_be(model, tmp_path, rank):
     save_adapter(model, tmp_path / "a", "peft")
     path = tmp_path / "a" / "adapter_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "r": rank}))
-    with pytest.raises(ValueError, match=r"adapter_config.json: r: expected a (rank of 1 or more|number), got"):
+    with pytest.raises(ValueError, match=r"adapter_config.json: r: (expected a rank of 1 or more|the value is .* finite|this key is missing)"):
         read_adapter(tmp_path / "a")
 
 
