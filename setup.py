@@ -3,11 +3,17 @@
 import os
 import platform
 import re
+import sys
 import sysconfig
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+
+# A build by pip does not look for modules beside this file.
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "csrc"))
+import generate
 
 # PYLOSS_BASELINE_ONLY leaves out the wider instruction sets: a quick build, for a look at something.
 X86 = platform.machine().lower() in ("x86_64", "amd64") and not os.environ.get("PYLOSS_BASELINE_ONLY")
@@ -34,48 +40,48 @@ SOURCES += [f"csrc/opencl/{stem}.c" for stem in ("library", "device", "cache", "
 OPENCL_PROGRAMS = ["rowloss", "elements", "layers", "matmul", "stored", "attention"]
 
 
+def cores():
+    """How many sources are compiled side by side: a core each, the longest first."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def included(*folders):
     """What the sources include, and the kernels of every machine: the source distribution takes its C files from here."""
     wanted = re.compile(r"isa_\w+\.c|.*\.(h|def|cl)")
     return [os.path.join(f, n) for f in folders for n in sorted(os.listdir(f)) if wanted.fullmatch(n)]
 
 
-def flattened(path):
-    """An OpenCL source with what it includes in place: drivers read one text."""
-    with open(path, encoding="utf-8") as f:
-        for line in f:
-            include = re.match(r'#include "(.+)"', line)
-            if include:
-                yield from flattened(os.path.normpath(os.path.join(os.path.dirname(path), include[1])))
-            else:
-                yield line
-
-
-def embedded(folder, to):
-    """Writes the OpenCL programs of `folder` as constants of a C file: pl_cl_source_<stem>."""
-    os.makedirs(os.path.dirname(to), exist_ok=True)
-    with open(to, "w", encoding="utf-8") as f:
-        for stem in OPENCL_PROGRAMS:
-            f.write(f"const char pl_cl_source_{stem}[] =\n")
-            for line in flattened(f"{folder}/{stem}.cl"):
-                f.write('"' + line.rstrip("\n").replace("\\", "\\\\").replace('"', '\\"') + '\\n"\n')
-            f.write(";\n")
-    return to
-
-
 class BuildKernels(build_ext):
-    """Compiles the kernels once per instruction set and the OpenCL programs' texts, then the module that links them."""
+    """Writes what csrc/generate.py has, compiles the kernels once per instruction set, then the module that links them."""
+
+    def generate(self):
+        """Writes the generated C files; their folder, and the path of the one to compile."""
+        folder = os.path.join(self.build_temp, "generated")
+        os.makedirs(folder, exist_ok=True)
+        source, preprocessed = generate.table_source(os.path.join(folder, "table.c")), os.path.join(folder, "table.i")
+        self.compiler.preprocess(source, preprocessed, include_dirs=["csrc"], extra_postargs=["-P"])
+        with open(preprocessed, encoding="utf-8") as f:
+            generate.write_headers(generate.operations(f.read()), folder)
+        return folder, generate.write_programs(OPENCL_PROGRAMS, "csrc/opencl", folder)
 
     def build_extension(self, ext):
-        texts = embedded("csrc/opencl", os.path.join(self.build_temp, "opencl_sources.c"))
-        ext.extra_objects += self.compiler.compile([texts], output_dir=self.build_temp, extra_postargs=CFLAGS)
-        for isa, flags in ISA_FLAGS.items():
-            ext.extra_objects += self.compiler.compile(
-                [f"csrc/kernels/isa_{isa}.c"],
-                output_dir=self.build_temp,
-                extra_postargs=CFLAGS + flags,
+        folder, texts = self.generate()
+        include_dirs = [*ext.include_dirs, "csrc", folder]
+        jobs = [(f"csrc/kernels/isa_{isa}.c", CFLAGS + flags) for isa, flags in reversed(ISA_FLAGS.items())]
+        jobs += [(source, CFLAGS) for source in (*ext.sources, texts)]
+
+        def compiled(job):
+            source, flags = job
+            return self.compiler.compile(
+                [source], output_dir=self.build_temp, macros=ext.define_macros, include_dirs=include_dirs, extra_postargs=flags
             )
+
+        with ThreadPoolExecutor(cores()) as pool:
+            objects = [path for paths in pool.map(compiled, jobs) for path in paths]
+        # What is left for setuptools is to link.
+        sources, ext.sources, ext.extra_objects = ext.sources, [], objects
         super().build_extension(ext)
+        ext.sources = sources
 
 
 macros = [("NPY_TARGET_VERSION", "NPY_1_23_API_VERSION")]
@@ -85,7 +91,7 @@ if LIMITED:
 core = Extension(
     "pyloss._core",
     sources=SOURCES,
-    depends=included("csrc", "csrc/binding", "csrc/kernels", "csrc/losses", "csrc/opencl"),
+    depends=["csrc/generate.py", *included("csrc", "csrc/binding", "csrc/kernels", "csrc/losses", "csrc/opencl")],
     include_dirs=[numpy.get_include()],
     define_macros=macros,
     extra_compile_args=CFLAGS,

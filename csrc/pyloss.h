@@ -100,7 +100,7 @@ static inline char *pl_row(const pl_rows *r, int64_t i) {
     return r->data + i / r->inner * r->outer_stride + i % r->inner * r->inner_stride;
 }
 
-enum { PL_MAX_ARGS = 20 };
+enum { PL_MAX_ARGS = 20, PL_MAX_OPTIONS = 4 /* of a loss */ };
 
 typedef union {
     const void *in;
@@ -125,12 +125,17 @@ typedef struct {
 
 typedef pl_status (*pl_kernel)(const pl_call *call);
 
-/* The kernel table of one instruction set, filled from ops.def. */
+/* The operations by number, in the order of ops.def. */
+enum {
+#define PL_OP(name, spec) PL_OP_##name,
+#include "ops.def"
+    PL_OP_COUNT
+};
+
+/* The kernels of one instruction set. */
 typedef struct {
     const char *name;
-#define PL_OP(name, spec) pl_kernel name;
-#include "ops.def"
-#undef PL_OP
+    pl_kernel kernel[PL_OP_COUNT];
 } pl_table;
 
 extern const pl_table pl_table_baseline;

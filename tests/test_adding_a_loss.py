@@ -36,7 +36,15 @@ def test_the_page_adds_a_loss(tmp_path):
         path, start = tmp_path / name, f"\n{into} = [\n"
         before = path.read_text(encoding="utf-8") if path.exists() else ""
         assert not into or before.count(start) == 1
-        path.write_text(before.replace(start, start + text) if into else before + text, encoding="utf-8")
+        if into:
+            changed = before.replace(start, start + text)
+        elif name == "csrc/losses.def":  # below the other lines
+            lines = before.rindex('#include "losses/')
+            end = before.index("\n", lines) + 1
+            changed = before[:end] + text + before[end:]
+        else:
+            changed = before + text
+        path.write_text(changed, encoding="utf-8")
 
     def run(*arguments, **environment):
         done = subprocess.run(

@@ -462,10 +462,10 @@ static PyObject *stand_in(const pl_param *p, PyObject *object, pl_cl_operation *
     return PyArray_SimpleNewFromData(a->ndim, a->dims, kinds[a->kind].npy, place);
 }
 
-/* Kernels of devices write before they have read everything, so that what may be done in place on the host is refused here. */
+/* A result that ops.def does not let a device write in place has memory of its own there. */
 static int results_apart(const pl_spec *spec, const pl_cl_place *place, Py_ssize_t nargs) {
     for (Py_ssize_t i = 0; i < nargs; i++)
-        for (Py_ssize_t j = 0; j < nargs && spec->param[i].output && place[i].buffer; j++)
+        for (Py_ssize_t j = 0; j < nargs && spec->param[i].output && !spec->param[i].in_place_on_devices && place[i].buffer; j++)
             if (!spec->param[j].output && place[j].buffer == place[i].buffer && place[j].offset == place[i].offset) {
                 PyErr_Format(PyExc_ValueError, "%s: %s overlaps %s; on a device a result needs memory of its own", spec->name,
                              spec->param[i].name, spec->param[j].name);
@@ -474,7 +474,7 @@ static int results_apart(const pl_spec *spec, const pl_cl_place *place, Py_ssize
     return 1;
 }
 
-PyObject *pl_device_run(const pl_spec *spec, PyObject *const *args, Py_ssize_t nargs) {
+PyObject *pl_device_run(int op, const pl_spec *spec, PyObject *const *args, Py_ssize_t nargs) {
     if (nargs != spec->count) {
         pl_spec_refuse_count(spec, nargs);
         return NULL;
@@ -493,10 +493,9 @@ PyObject *pl_device_run(const pl_spec *spec, PyObject *const *args, Py_ssize_t n
         device_array *a = (device_array *)args[i];
         operation.place[i] = (pl_cl_place){a->buffer, a->offset};
     }
-    if (good && (pl_cl_in_place(spec->name) || results_apart(spec, operation.place, nargs)) &&
-        !pl_spec_check(spec, checked, nargs, &call)) {
+    if (good && results_apart(spec, operation.place, nargs) && !pl_spec_check(spec, checked, nargs, &call)) {
         Py_BEGIN_ALLOW_THREADS
-        failed = pl_cl_run(spec->name, &operation) || (pl_profiling && pl_cl_finish(device, &error));
+        failed = pl_cl_run(op, &operation) || (pl_profiling && pl_cl_finish(device, &error));
         Py_END_ALLOW_THREADS
         pl_spec_release(spec, &call);
         for (Py_ssize_t i = 0; i < nargs; i++)

@@ -21,6 +21,6 @@ void pl_profile_end(pl_profile *entry, int64_t begin, int64_t bytes);
 int64_t pl_device_bytes(PyObject *object);
 
 /* Checks a call as one on the host would be, and enqueues it on the device of its arrays; while calls are timed, waits for it. */
-PyObject *pl_device_run(const pl_spec *spec, PyObject *const *args, Py_ssize_t nargs);
+PyObject *pl_device_run(int op, const pl_spec *spec, PyObject *const *args, Py_ssize_t nargs);
 
 #endif

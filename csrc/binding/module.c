@@ -9,29 +9,11 @@
 #include <string.h>
 #include <time.h>
 
-enum {
-#define PL_OP(name, spec) OP_##name,
-#include "../ops.def"
-#undef PL_OP
-    OP_COUNT
-};
-
-static pl_spec specs[OP_COUNT];
+static pl_spec specs[PL_OP_COUNT];
 static const pl_table *table; /* the kernels in use */
-static pl_profile profile[OP_COUNT];
+static pl_profile profile[PL_OP_COUNT];
 pl_profile pl_copied_to_devices, pl_copied_from_devices;
 int pl_profiling;
-
-static pl_kernel kernel_of(const pl_table *t, int op) {
-    switch (op) {
-#define PL_OP(name, spec) \
-    case OP_##name: \
-        return t->name;
-#include "../ops.def"
-#undef PL_OP
-    }
-    return NULL;
-}
 
 static int64_t nanoseconds(void) {
     struct timespec t;
@@ -78,13 +60,13 @@ static PyObject *run(int op, PyObject *const *args, Py_ssize_t nargs) {
     if (recording && note_call(op, args, nargs)) return NULL;
     int64_t begin = pl_profile_begin();
     if (pl_device_call(args, nargs)) {
-        PyObject *done = pl_device_run(&specs[op], args, nargs);
+        PyObject *done = pl_device_run(op, &specs[op], args, nargs);
         if (done && begin) pl_profile_end(&profile[op], begin, call_bytes(args, nargs));
         return done;
     }
     pl_call call;
     if (pl_spec_check(&specs[op], args, nargs, &call)) return NULL;
-    pl_kernel kernel = kernel_of(table, op);
+    pl_kernel kernel = table->kernel[op];
     pl_status status;
     Py_BEGIN_ALLOW_THREADS
     pl_enter_call();
@@ -100,10 +82,9 @@ static PyObject *run(int op, PyObject *const *args, Py_ssize_t nargs) {
 #define PL_OP(name, spec) \
     static PyObject *py_##name(PyObject *self, PyObject *const *args, Py_ssize_t nargs) { \
         (void)self; \
-        return run(OP_##name, args, nargs); \
+        return run(PL_OP_##name, args, nargs); \
     }
 #include "../ops.def"
-#undef PL_OP
 
 static void release_capsule(PyObject *capsule) { pl_release(PyCapsule_GetPointer(capsule, "pyloss.buffer")); }
 
@@ -153,7 +134,7 @@ static PyObject *py_empty(PyObject *self, PyObject *args) {
 static PyObject *py_ops(PyObject *self, PyObject *unused) {
     (void)self, (void)unused;
     PyObject *list = PyList_New(0);
-    for (int i = 0; list && i < OP_COUNT; i++) {
+    for (int i = 0; list && i < PL_OP_COUNT; i++) {
         PyObject *item = Py_BuildValue("(ss)", specs[i].name, specs[i].text);
         if (!item || PyList_Append(list, item)) Py_CLEAR(list);
         Py_XDECREF(item);
@@ -259,7 +240,7 @@ static PyObject *py_profile(PyObject *self, PyObject *args) {
     int on;
     if (!PyArg_ParseTuple(args, "p", &on)) return NULL;
     PyObject *dict = PyDict_New();
-    for (int i = 0; dict && i < OP_COUNT; i++)
+    for (int i = 0; dict && i < PL_OP_COUNT; i++)
         if (profile_row(dict, specs[i].name, &profile[i])) Py_CLEAR(dict);
     if (dict && (profile_row(dict, "copied to devices", &pl_copied_to_devices) ||
                  profile_row(dict, "copied from devices", &pl_copied_from_devices)))
@@ -287,7 +268,7 @@ static PyObject *py_replay(PyObject *self, PyObject *calls) {
         PyObject *call = PyList_GetItem(calls, i), *args[PL_MAX_ARGS], *done;
         Py_ssize_t n = PyTuple_Check(call) ? PyTuple_Size(call) - 1 : -1;
         long op = n >= 0 && n <= PL_MAX_ARGS ? PyLong_AsLong(PyTuple_GetItem(call, 0)) : -1;
-        if (op < 0 || op >= OP_COUNT) {
+        if (op < 0 || op >= PL_OP_COUNT) {
             PyErr_Clear();
             return PyErr_Format(PyExc_ValueError, "replay: call %zd is not one that was recorded", i);
         }
@@ -304,7 +285,6 @@ static PyObject *py_replay(PyObject *self, PyObject *calls) {
 static PyMethodDef methods[] = {
 #define PL_OP(name, spec) {#name, (PyCFunction)(void (*)(void))py_##name, METH_FASTCALL, spec},
 #include "../ops.def"
-#undef PL_OP
     {"empty", py_empty, METH_VARARGS, "empty(shape, dtype='f32'): an uninitialised array over a reused aligned buffer."},
     {"ops", py_ops, METH_NOARGS, "All operations as (name, specification)."},
     {"isas", py_isas, METH_NOARGS, "The instruction sets this machine can run, best last."},
@@ -332,9 +312,8 @@ static int module_exec(PyObject *module) {
     } texts[] = {
 #define PL_OP(name, spec) {#name, spec},
 #include "../ops.def"
-#undef PL_OP
     };
-    for (int i = 0; i < OP_COUNT; i++)
+    for (int i = 0; i < PL_OP_COUNT; i++)
         if (pl_spec_parse(&specs[i], texts[i].name, texts[i].text)) return -1;
     if (pl_device_init(module)) return -1;
     int last = 0;

@@ -82,8 +82,12 @@ int pl_spec_parse(pl_spec *spec, const char *name, const char *text) {
         pl_param *p = &spec->param[spec->count++];
         p->output = output;
         if (*s == '=') {
-            p->in_place = 1;
+            p->in_place = p->in_place_on_devices = 1;
             s++;
+            if (*s == '~') {
+                p->in_place_on_devices = 0;
+                s++;
+            }
         }
         size_t n = strcspn(s, "?:");
         if (n == 0 || n >= sizeof p->name) return malformed(name, s);

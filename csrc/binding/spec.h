@@ -32,7 +32,9 @@ typedef struct {
 typedef struct {
     char name[24];
     pl_type type;
-    int output, optional, in_place;
+    int output, optional;
+    int in_place;            /* may be the same memory as an input */
+    int in_place_on_devices; /* there too */
     int ndim;
     pl_dim_spec dim[PL_MAX_DIMS];
     char below;         /* index values in [0, below) */

@@ -122,16 +122,17 @@ static void attn_forward_piece(const void *context, int64_t begin, int64_t end, 
 }
 
 static pl_status attention_forward(const pl_call *call) {
-    attn g = attn_of(call, call->arg[6].i);
+    const attention_forward_args args = attention_forward_args_of(call);
+    attn g = attn_of(call, args.window);
     if (g.heads == 0) return PL_OK;
-    g.q = call->arg[0].in;
-    g.k = call->arg[1].in;
-    g.v = call->arg[2].in;
-    g.q_offsets = call->arg[3].in;
-    g.k_offsets = call->arg[4].in;
-    g.scale = (float)call->arg[5].f;
-    g.o = call->arg[7].out;
-    g.lse = call->arg[8].out;
+    g.q = args.q;
+    g.k = args.k;
+    g.v = args.v;
+    g.q_offsets = args.q_offsets;
+    g.k_offsets = args.k_offsets;
+    g.scale = (float)args.scale;
+    g.o = args.o;
+    g.lse = args.lse;
     pl_status status = attn_prepare(&g, ATTN_FORWARD_ROWS);
     if (status == PL_OK) {
         pl_parallel(g.first[g.sequences], 1, attn_forward_piece, &g);
@@ -146,19 +147,20 @@ static pl_status attention_forward(const pl_call *call) {
 }
 
 static pl_status attention_grad(const pl_call *call) {
-    attn g = attn_of(call, call->arg[8].i);
+    const attention_grad_args args = attention_grad_args_of(call);
+    attn g = attn_of(call, args.window);
     if (g.heads == 0) return PL_OK;
-    g.d_o = call->arg[0].in;
-    g.q = call->arg[1].in;
-    g.k = call->arg[2].in;
-    g.v = call->arg[3].in;
-    g.saved_o = call->arg[4].in;
-    g.saved_lse = call->arg[5].in;
-    g.q_offsets = g.k_offsets = call->arg[6].in;
-    g.scale = (float)call->arg[7].f;
-    g.dq = call->arg[9].out;
-    g.dk = call->arg[10].out;
-    g.dv = call->arg[11].out;
+    g.d_o = args.d_o;
+    g.q = args.q;
+    g.k = args.k;
+    g.v = args.v;
+    g.saved_o = args.o;
+    g.saved_lse = args.lse;
+    g.q_offsets = g.k_offsets = args.offsets;
+    g.scale = (float)args.scale;
+    g.dq = args.dq;
+    g.dk = args.dk;
+    g.dv = args.dv;
     double work = 0;
     for (int64_t s = 0; s < g.sequences; s++) {
         work += attn_area(&g, (double)(g.q_offsets[s + 1] - g.q_offsets[s])) * (double)g.kv_heads;

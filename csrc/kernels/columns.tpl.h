@@ -5,11 +5,12 @@ enum { COLUMN_BLOCK = 1024 };
 /* above[j] = 1 where some |x[i,j]| is above bound[i], or either is NaN   x [N,V], bound [N] */
 static void columns_above_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
     const pl_call *c = context;
-    const float *bound = c->arg[1].in;
-    uint8_t *above = c->arg[2].out;
+    const columns_above_args args = columns_above_args_of(c);
+    const float *bound = args.bound;
+    uint8_t *above = args.above;
     int64_t n = PL_DIM(c, 'N'), v = PL_DIM(c, 'V');
     for (int64_t block = begin; block < end; block++) {
-        const float *x = (const float *)c->arg[0].in + block * COLUMN_BLOCK;
+        const float *x = args.x + block * COLUMN_BLOCK;
         int64_t width = v - block * COLUMN_BLOCK < COLUMN_BLOCK ? v - block * COLUMN_BLOCK : COLUMN_BLOCK;
         vi below[COLUMN_BLOCK / LANES];
         memset(below, 0xff, sizeof below);
@@ -30,11 +31,12 @@ static pl_status columns_above(const pl_call *c) {
 /* y[:,m] = x[:,columns[m]]   x [N,V], columns [M], y [N,M] */
 static void gather_columns_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
     const pl_call *c = context;
-    const int32_t *columns = c->arg[1].in;
+    const gather_columns_args args = gather_columns_args_of(c);
+    const int32_t *columns = args.columns;
     int64_t v = PL_DIM(c, 'V'), m = PL_DIM(c, 'M');
     for (int64_t i = begin; i < end; i++) {
-        const float *x = (const float *)c->arg[0].in + i * v;
-        float *y = (float *)c->arg[2].out + i * m;
+        const float *x = args.x + i * v;
+        float *y = args.y + i * m;
         for (int64_t j = 0; j < m; j++) y[j] = x[columns[j]];
     }
 }

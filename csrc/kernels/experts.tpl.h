@@ -27,11 +27,12 @@ static pl_status run_experts(const pl_call *call, const int32_t *offsets, int em
     return status;
 }
 
-/* The product of a layer without its adapter; x or dy is the first argument, w the second. */
-static gemm expert_layer(const expert_rows *r, int backward, const float *factor, float *out) {
-    const pl_weight *w = r->call->arg[1].stack + r->expert;
+/* The product of a layer without its adapter; x is dy on the way back. */
+static gemm expert_layer(const expert_rows *r, const float *x, const pl_weight *stack, int backward, const float *factor,
+                         float *out) {
+    const pl_weight *w = stack + r->expert;
     int64_t k = backward ? w->rows : w->cols, n = backward ? w->cols : w->rows;
-    gemm g = dense_product((const float *)r->call->arg[0].in + r->begin * k, r->rows, w, backward, out + r->begin * n);
+    gemm g = dense_product(x + r->begin * k, r->rows, w, backward, out + r->begin * n);
     if (factor) g.b_rows = factor + r->expert * w->rows;
     return g;
 }
@@ -39,83 +40,95 @@ static gemm expert_layer(const expert_rows *r, int backward, const float *factor
 /* y = x (factor[e] w[e])^T + bias[e] + scale h b[e]^T. */
 static gemm expert_forward_product(const expert_rows *r) {
     const pl_call *call = r->call;
-    gemm g = expert_layer(r, 0, call->arg[7].in, call->arg[8].out);
-    if (call->arg[2].in) g.bias = (const float *)call->arg[2].in + r->expert * g.n;
-    if (call->arg[4].in && call->arg[5].in) {
+    const experts_forward_args args = experts_forward_args_of(call);
+    gemm g = expert_layer(r, args.x, args.w, 0, args.factor, args.y);
+    if (args.bias) g.bias = args.bias + r->expert * g.n;
+    if (args.h && args.b) {
         g.rank = PL_DIM(call, 'R');
-        g.h_given = (const float *)call->arg[4].in + r->begin * g.rank;
-        g.u = float_matrix_at(call->arg[5].in, r->expert, g.n, g.rank);
+        g.h_given = args.h + r->begin * g.rank;
+        g.u = float_matrix_at(args.b, r->expert, g.n, g.rank);
         g.u_transposed = 1;
-        g.u_scale = (float)call->arg[6].f;
+        g.u_scale = (float)args.scale;
     }
     return g;
 }
-static pl_status experts_forward(const pl_call *call) { return run_experts(call, call->arg[3].in, 0, expert_forward_product); }
+static pl_status experts_forward(const pl_call *call) {
+    const experts_forward_args args = experts_forward_args_of(call);
+    return run_experts(call, args.offsets, 0, expert_forward_product);
+}
 
 /* h = x a[e]^T; y = x (factor[e] w[e])^T + bias[e] + scale h b[e]^T. */
 static gemm expert_lora_forward_product(const expert_rows *r) {
     const pl_call *call = r->call;
-    gemm g = expert_layer(r, 0, call->arg[7].in, call->arg[9].out);
-    if (call->arg[2].in) g.bias = (const float *)call->arg[2].in + r->expert * g.n;
+    const experts_lora_forward_args args = experts_lora_forward_args_of(call);
+    gemm g = expert_layer(r, args.x, args.w, 0, args.factor, args.y);
+    if (args.bias) g.bias = args.bias + r->expert * g.n;
     g.rank = PL_DIM(call, 'R');
-    g.h = (float *)call->arg[8].out + r->begin * g.rank;
-    g.p = float_matrix_at(call->arg[4].in, r->expert, g.rank, g.k);
+    g.h = args.h + r->begin * g.rank;
+    g.p = float_matrix_at(args.a, r->expert, g.rank, g.k);
     g.p_transposed = 1;
     g.h_scale = 1;
-    g.u = float_matrix_at(call->arg[5].in, r->expert, g.n, g.rank);
+    g.u = float_matrix_at(args.b, r->expert, g.n, g.rank);
     g.u_transposed = 1;
-    g.u_scale = (float)call->arg[6].f;
+    g.u_scale = (float)args.scale;
     return g;
 }
 static pl_status experts_lora_forward(const pl_call *call) {
-    return run_experts(call, call->arg[3].in, 0, expert_lora_forward_product);
+    const experts_lora_forward_args args = experts_lora_forward_args_of(call);
+    return run_experts(call, args.offsets, 0, expert_lora_forward_product);
 }
 
 /* dx (+)= dy (factor[e] w[e]) + dh a[e]. */
 static gemm expert_input_grad_product(const expert_rows *r) {
     const pl_call *call = r->call;
-    gemm g = expert_layer(r, 1, call->arg[6].in, call->arg[7].out);
-    g.accumulate = call->arg[5].i != 0;
-    if (call->arg[3].in && call->arg[4].in) {
+    const experts_input_grad_args args = experts_input_grad_args_of(call);
+    gemm g = expert_layer(r, args.dy, args.w, 1, args.factor, args.dx);
+    g.accumulate = args.accumulate != 0;
+    if (args.dh && args.a) {
         g.rank = PL_DIM(call, 'R');
-        g.h_given = (const float *)call->arg[3].in + r->begin * g.rank;
-        g.u = float_matrix_at(call->arg[4].in, r->expert, g.rank, g.n);
+        g.h_given = args.dh + r->begin * g.rank;
+        g.u = float_matrix_at(args.a, r->expert, g.rank, g.n);
         g.u_scale = 1;
     }
     return g;
 }
 static pl_status experts_input_grad(const pl_call *call) {
-    return run_experts(call, call->arg[2].in, 0, expert_input_grad_product);
+    const experts_input_grad_args args = experts_input_grad_args_of(call);
+    return run_experts(call, args.offsets, 0, expert_input_grad_product);
 }
 
 /* dh = scale dy b[e]; dx (+)= dy (factor[e] w[e]) + dh a[e]. */
 static gemm expert_lora_input_grad_product(const expert_rows *r) {
     const pl_call *call = r->call;
-    gemm g = expert_layer(r, 1, call->arg[7].in, call->arg[9].out);
-    g.accumulate = call->arg[6].i != 0;
+    const experts_lora_input_grad_args args = experts_lora_input_grad_args_of(call);
+    gemm g = expert_layer(r, args.dy, args.w, 1, args.factor, args.dx);
+    g.accumulate = args.accumulate != 0;
     g.rank = PL_DIM(call, 'R');
-    g.h = (float *)call->arg[8].out + r->begin * g.rank;
-    g.p = float_matrix_at(call->arg[4].in, r->expert, g.k, g.rank);
-    g.h_scale = (float)call->arg[5].f;
-    g.u = float_matrix_at(call->arg[3].in, r->expert, g.rank, g.n);
+    g.h = args.dh + r->begin * g.rank;
+    g.p = float_matrix_at(args.b, r->expert, g.k, g.rank);
+    g.h_scale = (float)args.scale;
+    g.u = float_matrix_at(args.a, r->expert, g.rank, g.n);
     g.u_scale = 1;
     return g;
 }
 static pl_status experts_lora_input_grad(const pl_call *call) {
-    return run_experts(call, call->arg[2].in, 0, expert_lora_input_grad_product);
+    const experts_lora_input_grad_args args = experts_lora_input_grad_args_of(call);
+    return run_experts(call, args.offsets, 0, expert_lora_input_grad_product);
 }
 
 /* dw[e] = alpha dy^T x, summed over the rows of the expert; 0 where it has none. */
 static gemm expert_weight_grad_product(const expert_rows *r) {
     const pl_call *call = r->call;
+    const experts_weight_grad_args args = experts_weight_grad_args_of(call);
     int64_t o = PL_DIM(call, 'O'), i = PL_DIM(call, 'I');
     return (gemm){.m = o,
                   .n = i,
                   .k = r->rows,
-                  .a = {(const float *)call->arg[0].in + r->begin * o, o, 1, (float)call->arg[3].f},
-                  .b = float_matrix((const float *)call->arg[1].in + r->begin * i, r->rows, i),
-                  .c = (float *)call->arg[4].out + r->expert * o * i};
+                  .a = {args.dy + r->begin * o, o, 1, (float)args.alpha},
+                  .b = float_matrix(args.x + r->begin * i, r->rows, i),
+                  .c = args.dw + r->expert * o * i};
 }
 static pl_status experts_weight_grad(const pl_call *call) {
-    return run_experts(call, call->arg[2].in, 1, expert_weight_grad_product);
+    const experts_weight_grad_args args = experts_weight_grad_args_of(call);
+    return run_experts(call, args.offsets, 1, expert_weight_grad_product);
 }

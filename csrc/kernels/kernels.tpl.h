@@ -1,6 +1,7 @@
 /* All kernels of one instruction set and their table. Included once by each isa_*.c, after PL_ISA and PL_BYTES are set;
  * everything but the table is static, so that no wide instruction leaks into a shared symbol. */
 #include "../pyloss.h"
+#include "args.h"
 #include "vec.h"
 #include "narrow.h"
 
@@ -23,8 +24,10 @@
 #include "optim.tpl.h"
 
 const pl_table PL_CAT(pl_table_, PL_ISA) = {
-    PL_STR(PL_ISA),
-#define PL_OP(name, spec) name,
+    .name = PL_STR(PL_ISA),
+    .kernel =
+        {
+#define PL_OP(name, spec) [PL_OP_##name] = name,
 #include "../ops.def"
-#undef PL_OP
+        },
 };

@@ -44,10 +44,11 @@ INLINE void map(lanes_fn f, int inputs, const float *const *in, int outputs, flo
 /* y[n,:] = w[ids[n],:]   ids [N], w [V,D] in any format, y [N,D] */
 static void embedding_forward_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
     const pl_call *c = context;
-    const int32_t *ids = c->arg[0].in;
-    float *y = c->arg[2].out;
+    const embedding_forward_args args = embedding_forward_args_of(c);
+    const int32_t *ids = args.ids;
+    float *y = args.y;
     int64_t d = PL_DIM(c, 'D');
-    for (int64_t i = begin; i < end; i++) decode_row(&c->arg[1].w, ids[i], y + i * d);
+    for (int64_t i = begin; i < end; i++) decode_row(args.w, ids[i], y + i * d);
 }
 static pl_status embedding_forward(const pl_call *c) {
     pl_parallel(PL_DIM(c, 'N'), grain_of(PL_DIM(c, 'D')), embedding_forward_piece, c);
@@ -80,16 +81,18 @@ static void add_rows(const row_sum_job *job) {
 
 /* dw[ids[n],:] += dy[n,:]   dy [N,D], ids [N], dw [V,D] is added to */
 static pl_status embedding_grad(const pl_call *c) {
-    add_rows(&(row_sum_job){c->arg[0].in, c->arg[1].in, c->arg[2].out, PL_DIM(c, 'N'), PL_DIM(c, 'D')});
+    const embedding_grad_args args = embedding_grad_args_of(c);
+    add_rows(&(row_sum_job){args.dy, args.ids, args.dw, PL_DIM(c, 'N'), PL_DIM(c, 'D')});
     return PL_OK;
 }
 
 /* y[m,:] = x[rows[m],:]   x [N,D], rows [M], y [M,D] */
 static void gather_rows_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
     const pl_call *c = context;
-    const float *x = c->arg[0].in;
-    const int32_t *rows = c->arg[1].in;
-    float *y = c->arg[2].out;
+    const gather_rows_args args = gather_rows_args_of(c);
+    const float *x = args.x;
+    const int32_t *rows = args.rows;
+    float *y = args.y;
     int64_t d = PL_DIM(c, 'D');
     for (int64_t i = begin; i < end; i++) memcpy(y + i * d, x + rows[i] * d, (size_t)d * sizeof *y);
 }
@@ -101,12 +104,14 @@ static pl_status gather_rows(const pl_call *c) {
 /* Whether x and y [N] are the same bits: 1 or 0. */
 static void same_bits_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
     const pl_call *c = context;
-    const float *x = c->arg[0].in, *y = c->arg[1].in;
-    uint8_t *same = c->arg[2].out;
+    const same_bits_args args = same_bits_args_of(c);
+    const float *x = args.x, *y = args.y;
+    uint8_t *same = args.same;
     if (memcmp(x + begin, y + begin, (size_t)(end - begin) * sizeof *x)) __atomic_store_n(same, 0, __ATOMIC_RELAXED);
 }
 static pl_status same_bits(const pl_call *c) {
-    *(uint8_t *)c->arg[2].out = 1;
+    const same_bits_args args = same_bits_args_of(c);
+    *args.same = 1;
     pl_parallel(PL_DIM(c, 'N'), 8 * PIECE, same_bits_piece, c);
     return PL_OK;
 }
@@ -114,22 +119,25 @@ static pl_status same_bits(const pl_call *c) {
 /* Whether some |x[i]| is below the bound: 1 or 0. */
 static void any_below_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
     const pl_call *c = context;
-    const float *x = c->arg[0].in, bound = (float)c->arg[1].f;
+    const any_below_args args = any_below_args_of(c);
+    const float *x = args.x, bound = (float)args.bound;
     int found = 0;
     for (int64_t i = begin; i < end; i++) found |= fabsf(x[i]) < bound;
-    if (found) __atomic_store_n((uint8_t *)c->arg[2].out, 1, __ATOMIC_RELAXED);
+    if (found) __atomic_store_n(args.found, 1, __ATOMIC_RELAXED);
 }
 static pl_status any_below(const pl_call *c) {
-    *(uint8_t *)c->arg[2].out = 0;
+    const any_below_args args = any_below_args_of(c);
+    *args.found = 0;
     pl_parallel(PL_DIM(c, 'N'), 8 * PIECE, any_below_piece, c);
     return PL_OK;
 }
 
 /* y[rows[m],:] = x[m,:], the last m where several are the same   x [M,D], rows [M], y [N,D]: other rows stay */
 static pl_status put_rows(const pl_call *c) {
-    const float *x = c->arg[0].in;
-    const int32_t *rows = c->arg[1].in;
-    float *y = c->arg[2].out;
+    const put_rows_args args = put_rows_args_of(c);
+    const float *x = args.x;
+    const int32_t *rows = args.rows;
+    float *y = args.y;
     int64_t d = PL_DIM(c, 'D');
     for (int64_t i = 0; i < PL_DIM(c, 'M'); i++) memcpy(y + rows[i] * d, x + i * d, (size_t)d * sizeof *y);
     return PL_OK;
@@ -141,7 +149,8 @@ static void zero_piece(const void *context, int64_t begin, int64_t end, int work
     memset(job->to + begin * job->width, 0, (size_t)((end - begin) * job->width) * sizeof *job->to);
 }
 static pl_status scatter_add_rows(const pl_call *c) {
-    row_sum_job job = {c->arg[0].in, c->arg[1].in, c->arg[2].out, PL_DIM(c, 'M'), PL_DIM(c, 'D')};
+    const scatter_add_rows_args args = scatter_add_rows_args_of(c);
+    row_sum_job job = {args.dy, args.rows, args.dx, PL_DIM(c, 'M'), PL_DIM(c, 'D')};
     pl_parallel(PL_DIM(c, 'N'), grain_of(job.width), zero_piece, &job);
     add_rows(&job);
     return PL_OK;
@@ -184,7 +193,7 @@ static pl_status sum_columns(const pl_call *call, int64_t rows, float *out, pl_r
 static void column_sum_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
     const column_job *job = context;
     int64_t n = PL_DIM(job->call, 'N'), d = job->width;
-    const float *x = job->call->arg[0].in;
+    const float *x = column_sum_args_of(job->call).x;
     for (int64_t b = begin; b < end; b++) {
         float *partial = job->partial + b * d;
         int64_t last = at_most((b + 1) * BLOCK_ROWS, n);
@@ -193,14 +202,18 @@ static void column_sum_piece(const void *context, int64_t begin, int64_t end, in
             for (int64_t j = 0; j < d; j++) partial[j] += x[i * d + j];
     }
 }
-static pl_status column_sum(const pl_call *c) { return sum_columns(c, PL_DIM(c, 'N'), c->arg[1].out, column_sum_piece); }
+static pl_status column_sum(const pl_call *c) {
+    const column_sum_args args = column_sum_args_of(c);
+    return sum_columns(c, PL_DIM(c, 'N'), args.y, column_sum_piece);
+}
 
 /* out[j] = sum over n of dy[n,j] (y[n,j] - offset[j])   dy, y [N,D], offset [D] or NULL, out [D] */
 static void column_dot_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
     const column_job *job = context;
     const pl_call *c = job->call;
+    const column_dot_args args = column_dot_args_of(c);
     int64_t n = PL_DIM(c, 'N'), d = job->width;
-    const float *dy = c->arg[0].in, *y = c->arg[1].in, *offset = c->arg[2].in;
+    const float *dy = args.dy, *y = args.y, *offset = args.offset;
     for (int64_t b = begin; b < end; b++) {
         float *partial = job->partial + b * d;
         int64_t last = at_most((b + 1) * BLOCK_ROWS, n);
@@ -214,7 +227,10 @@ static void column_dot_piece(const void *context, int64_t begin, int64_t end, in
         }
     }
 }
-static pl_status column_dot(const pl_call *c) { return sum_columns(c, PL_DIM(c, 'N'), c->arg[3].out, column_dot_piece); }
+static pl_status column_dot(const pl_call *c) {
+    const column_dot_args args = column_dot_args_of(c);
+    return sum_columns(c, PL_DIM(c, 'N'), args.out, column_dot_piece);
+}
 
 /* ---- Products of rows */
 
@@ -250,14 +266,14 @@ INLINE void combine_lanes(const float *x, const int32_t *rows, int64_t k, int64_
 /* y[n,:] (+)= sum over k of x[rows[n,k],:], in the order of k   x [M,D], rows [N,K], y [N,D] */
 static void combine_rows_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
     const pl_call *c = context;
+    const combine_rows_args args = combine_rows_args_of(c);
     int64_t d = PL_DIM(c, 'D'), k = PL_DIM(c, 'K');
     for (int64_t n = begin; n < end; n++) {
-        const int32_t *rows = (const int32_t *)c->arg[1].in + n * k;
-        float *y = (float *)c->arg[3].out + n * d;
+        const int32_t *rows = args.rows + n * k;
+        float *y = args.y + n * d;
         int64_t i = 0;
-        for (; i + LANES <= d; i += LANES)
-            combine_lanes((const float *)c->arg[0].in + i, rows, k, d, c->arg[2].i != 0, y + i, LANES);
-        if (i < d) combine_lanes((const float *)c->arg[0].in + i, rows, k, d, c->arg[2].i != 0, y + i, d - i);
+        for (; i + LANES <= d; i += LANES) combine_lanes(args.x + i, rows, k, d, args.accumulate != 0, y + i, LANES);
+        if (i < d) combine_lanes(args.x + i, rows, k, d, args.accumulate != 0, y + i, d - i);
     }
 }
 static pl_status combine_rows(const pl_call *c) {
@@ -268,11 +284,12 @@ static pl_status combine_rows(const pl_call *c) {
 /* y[n,:] = factor[n] x[n,:] */
 static void scale_rows_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
     const pl_call *c = context;
-    const float *factor = c->arg[1].in;
+    const scale_rows_args args = scale_rows_args_of(c);
+    const float *factor = args.factor;
     int64_t d = PL_DIM(c, 'D');
     for (int64_t n = begin; n < end; n++) {
-        const float *x = (const float *)c->arg[0].in + n * d;
-        float *y = (float *)c->arg[2].out + n * d;
+        const float *x = args.x + n * d;
+        float *y = args.y + n * d;
         for (int64_t i = 0; i < d; i++) y[i] = factor[n] * x[i];
     }
 }
@@ -284,11 +301,12 @@ static pl_status scale_rows(const pl_call *c) {
 /* y[n,:] = factor x[n,:], element by element */
 static void scale_columns_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
     const pl_call *c = context;
-    const float *factor = c->arg[1].in;
+    const scale_columns_args args = scale_columns_args_of(c);
+    const float *factor = args.factor;
     int64_t d = PL_DIM(c, 'D');
     for (int64_t n = begin; n < end; n++) {
-        const float *x = (const float *)c->arg[0].in + n * d;
-        float *y = (float *)c->arg[2].out + n * d;
+        const float *x = args.x + n * d;
+        float *y = args.y + n * d;
         for (int64_t i = 0; i < d; i++) y[i] = factor[i] * x[i];
     }
 }
@@ -301,10 +319,11 @@ static pl_status scale_columns(const pl_call *c) {
 static void transpose_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
     enum { BLOCK = 16 };
     const pl_call *c = context;
+    const transpose_args args = transpose_args_of(c);
     int64_t n = PL_DIM(c, 'N'), d = PL_DIM(c, 'D');
     for (int64_t block = begin; block < end; block++) {
-        const float *x = (const float *)c->arg[0].in + block * BLOCK * d;
-        float *y = (float *)c->arg[1].out + block * BLOCK;
+        const float *x = args.x + block * BLOCK * d;
+        float *y = args.y + block * BLOCK;
         int64_t rows = n - block * BLOCK < BLOCK ? n - block * BLOCK : BLOCK;
         for (int64_t j = 0; j < d; j++)
             for (int64_t i = 0; i < rows; i++) y[j * n + i] = x[i * d + j];
@@ -318,12 +337,13 @@ static pl_status transpose(const pl_call *c) {
 /* dfactor[n] = dy[n,:] . x[n,:]; dx[n,:] = factor[n] dy[n,:] */
 static void scale_rows_grad_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
     const pl_call *c = context;
-    const float *factor = c->arg[2].in;
+    const scale_rows_grad_args args = scale_rows_grad_args_of(c);
+    const float *factor = args.factor;
     int64_t d = PL_DIM(c, 'D');
     for (int64_t n = begin; n < end; n++) {
-        const float *dy = (const float *)c->arg[0].in + n * d;
-        float *dx = (float *)c->arg[3].out + n * d;
-        ((float *)c->arg[4].out)[n] = dot(dy, (const float *)c->arg[1].in + n * d, NULL, d);
+        const float *dy = args.dy + n * d;
+        float *dx = args.dx + n * d;
+        args.dfactor[n] = dot(dy, args.x + n * d, NULL, d);
         for (int64_t i = 0; i < d; i++) dx[i] = factor[n] * dy[i];
     }
 }
@@ -337,13 +357,14 @@ static pl_status scale_rows_grad(const pl_call *c) {
 /* y = x rstd w, rstd = 1 / sqrt(mean(x^2) + eps)   x, y [N,D], w [D], rstd [N] */
 static void rms_norm_forward_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
     const pl_call *c = context;
-    const float *w = c->arg[1].in;
-    float *rstd = c->arg[4].out;
+    const rms_norm_forward_args args = rms_norm_forward_args_of(c);
+    const float *w = args.w;
+    float *rstd = args.rstd;
     int64_t d = PL_DIM(c, 'D');
     for (int64_t i = begin; i < end; i++) {
-        const float *x = (const float *)c->arg[0].in + i * d;
-        float *y = (float *)c->arg[3].out + i * d;
-        float r = rstd[i] = 1.0f / sqrtf(dot(x, x, NULL, d) / (float)d + (float)c->arg[2].f);
+        const float *x = args.x + i * d;
+        float *y = args.y + i * d;
+        float r = rstd[i] = 1.0f / sqrtf(dot(x, x, NULL, d) / (float)d + (float)args.eps);
         for (int64_t j = 0; j < d; j++) y[j] = x[j] * r * w[j];
     }
 }
@@ -356,15 +377,16 @@ static pl_status rms_norm_forward(const pl_call *c) {
 static void rms_norm_grad_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
     const column_job *job = context;
     const pl_call *c = job->call;
-    const float *w = c->arg[2].in, *rstd = c->arg[3].in;
+    const rms_norm_grad_args args = rms_norm_grad_args_of(c);
+    const float *w = args.w, *rstd = args.rstd;
     int64_t n = PL_DIM(c, 'N'), d = job->width;
     for (int64_t b = begin; b < end; b++) {
         float *dw = job->partial ? job->partial + b * d : NULL;
         int64_t last = at_most((b + 1) * BLOCK_ROWS, n);
         if (dw) memset(dw, 0, (size_t)d * sizeof *dw);
         for (int64_t i = b * BLOCK_ROWS; i < last; i++) {
-            const float *dy = (const float *)c->arg[0].in + i * d, *x = (const float *)c->arg[1].in + i * d;
-            float *dx = (float *)c->arg[4].out + i * d;
+            const float *dy = args.dy + i * d, *x = args.x + i * d;
+            float *dx = args.dx + i * d;
             float r = rstd[i], k = r * r * (dot(dy, x, w, d) / (float)d);
             for (int64_t j = 0; j < d; j++) dx[j] = r * (dy[j] * w[j] - k * x[j]);
             if (dw)
@@ -372,7 +394,10 @@ static void rms_norm_grad_piece(const void *context, int64_t begin, int64_t end,
         }
     }
 }
-static pl_status rms_norm_grad(const pl_call *c) { return sum_columns(c, PL_DIM(c, 'N'), c->arg[5].out, rms_norm_grad_piece); }
+static pl_status rms_norm_grad(const pl_call *c) {
+    const rms_norm_grad_args args = rms_norm_grad_args_of(c);
+    return sum_columns(c, PL_DIM(c, 'N'), args.dw, rms_norm_grad_piece);
+}
 
 /* ---- Rotary positions */
 
@@ -387,15 +412,16 @@ INLINE void rope_step(const float *x, const float *cosine, const float *sine, fl
  * x, y [N,H,D], positions [N], cos, sin [P,D/2]; y may be x */
 static void rope_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
     const pl_call *call = context;
-    const int32_t *positions = call->arg[1].in;
-    float sign = call->arg[4].i ? -1.0f : 1.0f;
+    const rope_args args = rope_args_of(call);
+    const int32_t *positions = args.positions;
+    float sign = args.inverse ? -1.0f : 1.0f;
     int64_t heads = PL_DIM(call, 'H'), d = PL_DIM(call, 'D'), half = d / 2;
     for (int64_t i = begin; i < end; i++) {
-        const float *cosine = (const float *)call->arg[2].in + positions[i] * half;
-        const float *sine = (const float *)call->arg[3].in + positions[i] * half;
+        const float *cosine = args.cos + positions[i] * half;
+        const float *sine = args.sin + positions[i] * half;
         for (int64_t h = 0; h < heads; h++) {
-            const float *x = (const float *)call->arg[0].in + (i * heads + h) * d;
-            float *y = (float *)call->arg[5].out + (i * heads + h) * d;
+            const float *x = args.x + (i * heads + h) * d;
+            float *y = args.y + (i * heads + h) * d;
             int64_t j = 0;
             for (; j + LANES <= half; j += LANES) rope_step(x + j, cosine + j, sine + j, sign, half, y + j, LANES);
             if (j < half) rope_step(x + j, cosine + j, sine + j, sign, half, y + j, half - j);
@@ -435,17 +461,17 @@ INLINE void gated_grad_lanes(vf *v, activation a) {
     INLINE void name##_lanes(vf *v, int64_t index UNUSED, const void *constants UNUSED) { gated_lanes(v, act(v[0])); } \
     INLINE void name##_grad_lanes(vf *v, int64_t index UNUSED, const void *constants UNUSED) { gated_grad_lanes(v, act(v[1])); } \
     static void name##_forward_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) { \
-        const pl_call *c = context; \
-        map(name##_lanes, 2, (const float *[]){c->arg[0].in, c->arg[1].in}, 1, (float *[]){c->arg[2].out}, begin, end, NULL); \
+        const name##_forward_args args = name##_forward_args_of(context); \
+        map(name##_lanes, 2, (const float *[]){args.gate, args.up}, 1, (float *[]){args.y}, begin, end, NULL); \
     } \
     static pl_status name##_forward(const pl_call *c) { \
         pl_parallel(PL_DIM(c, 'N'), PIECE, name##_forward_piece, c); \
         return PL_OK; \
     } \
     static void name##_grad_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) { \
-        const pl_call *c = context; \
-        map(name##_grad_lanes, 3, (const float *[]){c->arg[0].in, c->arg[1].in, c->arg[2].in}, 2, \
-            (float *[]){c->arg[3].out, c->arg[4].out}, begin, end, NULL); \
+        const name##_grad_args args = name##_grad_args_of(context); \
+        map(name##_grad_lanes, 3, (const float *[]){args.dy, args.gate, args.up}, 2, (float *[]){args.dgate, args.dup}, begin, \
+            end, NULL); \
     } \
     static pl_status name##_grad(const pl_call *c) { \
         pl_parallel(PL_DIM(c, 'N'), PIECE, name##_grad_piece, c); \
@@ -459,7 +485,8 @@ INLINE void add_lanes(vf *v, int64_t index UNUSED, const void *constants UNUSED)
 /* y = a + b */
 static void add_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
     const pl_call *c = context;
-    map(add_lanes, 2, (const float *[]){c->arg[0].in, c->arg[1].in}, 1, (float *[]){c->arg[2].out}, begin, end, NULL);
+    const add_args args = add_args_of(c);
+    map(add_lanes, 2, (const float *[]){args.a, args.b}, 1, (float *[]){args.y}, begin, end, NULL);
 }
 static pl_status add(const pl_call *c) {
     pl_parallel(PL_DIM(c, 'N'), PIECE, add_piece, c);
@@ -473,7 +500,8 @@ INLINE void ratio_lanes(vf *v, int64_t index UNUSED, const void *constants UNUSE
 /* y = a / b, 0 where b is */
 static void ratio_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
     const pl_call *c = context;
-    map(ratio_lanes, 2, (const float *[]){c->arg[0].in, c->arg[1].in}, 1, (float *[]){c->arg[2].out}, begin, end, NULL);
+    const ratio_args args = ratio_args_of(c);
+    map(ratio_lanes, 2, (const float *[]){args.a, args.b}, 1, (float *[]){args.y}, begin, end, NULL);
 }
 static pl_status ratio(const pl_call *c) {
     pl_parallel(PL_DIM(c, 'N'), PIECE, ratio_piece, c);
@@ -485,8 +513,9 @@ INLINE void axpy_lanes(vf *v, int64_t index UNUSED, const void *constants) { v[0
 /* y += alpha x */
 static void axpy_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
     const pl_call *c = context;
-    float alpha = (float)c->arg[0].f, *y = c->arg[2].out;
-    map(axpy_lanes, 2, (const float *[]){c->arg[1].in, y}, 1, (float *[]){y}, begin, end, &alpha);
+    const axpy_args args = axpy_args_of(c);
+    float alpha = (float)args.alpha, *y = args.y;
+    map(axpy_lanes, 2, (const float *[]){args.x, y}, 1, (float *[]){y}, begin, end, &alpha);
 }
 static pl_status axpy(const pl_call *c) {
     pl_parallel(PL_DIM(c, 'N'), PIECE, axpy_piece, c);
@@ -498,8 +527,9 @@ INLINE void scale_lanes(vf *v, int64_t index UNUSED, const void *constants) { v[
 /* y = alpha x */
 static void scale_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
     const pl_call *c = context;
-    float alpha = (float)c->arg[0].f;
-    map(scale_lanes, 1, (const float *[]){c->arg[1].in}, 1, (float *[]){c->arg[2].out}, begin, end, &alpha);
+    const scale_args args = scale_args_of(c);
+    float alpha = (float)args.alpha;
+    map(scale_lanes, 1, (const float *[]){args.x}, 1, (float *[]){args.y}, begin, end, &alpha);
 }
 static pl_status scale(const pl_call *c) {
     pl_parallel(PL_DIM(c, 'N'), PIECE, scale_piece, c);
@@ -545,16 +575,17 @@ INLINE void dropout_lanes(vf *v, int64_t index, const void *constants) {
 /* y = x / (1 - p) with probability 1 - p, else 0; of dy with the same seed and p it is the gradient */
 static void dropout_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
     const pl_call *c = context;
-    double p = c->arg[2].f;
-    float *y = c->arg[3].out;
+    const dropout_args args = dropout_args_of(c);
+    double p = args.p;
+    float *y = args.y;
     if (p >= 1) {
         memset(y + begin, 0, (size_t)(end - begin) * sizeof *y);
         return;
     }
-    uint64_t state = (uint64_t)c->arg[1].i, a = next_word(&state), b = next_word(&state);
+    uint64_t state = (uint64_t)args.seed, a = next_word(&state), b = next_word(&state);
     dropout_constants k = {
         {(uint32_t)a, (uint32_t)(a >> 32), (uint32_t)b}, p > 0 ? (uint32_t)(p * 0x1p32) : 0, (float)(1 / (1 - p))};
-    map(dropout_lanes, 1, (const float *[]){c->arg[0].in}, 1, (float *[]){y}, begin, end, &k);
+    map(dropout_lanes, 1, (const float *[]){args.x}, 1, (float *[]){y}, begin, end, &k);
 }
 static pl_status dropout(const pl_call *c) {
     pl_parallel(PL_DIM(c, 'N'), PIECE, dropout_piece, c);
@@ -575,9 +606,10 @@ static void sum_squares_piece(const void *context, int64_t begin, int64_t end, i
 
 /* out[0] = sum of x^2 in float64 */
 static pl_status sum_squares(const pl_call *c) {
+    const sum_squares_args args = sum_squares_args_of(c);
     int64_t n = PL_DIM(c, 'N'), pieces = (n + PIECE - 1) / PIECE;
-    square_job job = {c->arg[0].in, pl_acquire((size_t)pieces * sizeof(double))};
-    double *out = c->arg[1].out;
+    square_job job = {args.x, pl_acquire((size_t)pieces * sizeof(double))};
+    double *out = args.out;
     if (!job.partial) return PL_NO_MEMORY;
     pl_parallel(n, PIECE, sum_squares_piece, &job);
     *out = 0;

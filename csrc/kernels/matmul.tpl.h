@@ -336,48 +336,46 @@ INLINE gemm dense_product(const float *x, int64_t rows, const pl_weight *w, int 
                   .c = out};
 }
 
-/* The product of a layer without its adapter: x W^T, or backward dy W; x or dy is the first argument, W the second. */
-INLINE gemm layer(const pl_call *call, int backward, float *out) {
-    return dense_product(call->arg[0].in, PL_DIM(call, 'N'), &call->arg[1].w, backward, out);
-}
-
 /* y [n, o] = x [n, i] (factor W)^T + bias + scale h b. */
 static pl_status linear_forward(const pl_call *call) {
-    gemm g = layer(call, 0, call->arg[7].out);
-    g.bias = call->arg[2].in;
-    g.b_rows = call->arg[6].in;
-    if (call->arg[3].in && call->arg[4].in) {
+    const linear_forward_args args = linear_forward_args_of(call);
+    gemm g = dense_product(args.x, PL_DIM(call, 'N'), args.w, 0, args.y);
+    g.bias = args.bias;
+    g.b_rows = args.factor;
+    if (args.h && args.b) {
         g.rank = PL_DIM(call, 'R');
-        g.h_given = call->arg[3].in;
-        g.u = float_matrix(call->arg[4].in, g.rank, g.n);
-        g.u_scale = (float)call->arg[5].f;
+        g.h_given = args.h;
+        g.u = float_matrix(args.b, g.rank, g.n);
+        g.u_scale = (float)args.scale;
     }
     return gemm_run(&g);
 }
 
 /* h [n, r] = x a; y [n, o] = x (factor W)^T + bias + scale h b. */
 static pl_status lora_forward(const pl_call *call) {
-    gemm g = layer(call, 0, call->arg[8].out);
-    g.bias = call->arg[2].in;
-    g.b_rows = call->arg[6].in;
+    const lora_forward_args args = lora_forward_args_of(call);
+    gemm g = dense_product(args.x, PL_DIM(call, 'N'), args.w, 0, args.y);
+    g.bias = args.bias;
+    g.b_rows = args.factor;
     g.rank = PL_DIM(call, 'R');
-    g.h = call->arg[7].out;
-    g.p = float_matrix(call->arg[3].in, g.k, g.rank);
+    g.h = args.h;
+    g.p = float_matrix(args.a, g.k, g.rank);
     g.h_scale = 1;
-    g.u = float_matrix(call->arg[4].in, g.rank, g.n);
-    g.u_scale = (float)call->arg[5].f;
+    g.u = float_matrix(args.b, g.rank, g.n);
+    g.u_scale = (float)args.scale;
     return gemm_run(&g);
 }
 
 /* dx [n, i] (+)= dy [n, o] (factor W) + dh a^T. */
 static pl_status linear_input_grad(const pl_call *call) {
-    gemm g = layer(call, 1, call->arg[6].out);
-    g.b_rows = call->arg[5].in;
-    g.accumulate = call->arg[4].i != 0;
-    if (call->arg[2].in && call->arg[3].in) {
+    const linear_input_grad_args args = linear_input_grad_args_of(call);
+    gemm g = dense_product(args.dy, PL_DIM(call, 'N'), args.w, 1, args.dx);
+    g.b_rows = args.factor;
+    g.accumulate = args.accumulate != 0;
+    if (args.dh && args.a) {
         g.rank = PL_DIM(call, 'R');
-        g.h_given = call->arg[2].in;
-        g.u = float_matrix(call->arg[3].in, g.n, g.rank);
+        g.h_given = args.dh;
+        g.u = float_matrix(args.a, g.n, g.rank);
         g.u_transposed = 1;
         g.u_scale = 1;
     }
@@ -386,33 +384,44 @@ static pl_status linear_input_grad(const pl_call *call) {
 
 /* dh [n, r] = scale dy b^T; dx [n, i] (+)= dy (factor W) + dh a^T. */
 static pl_status lora_input_grad(const pl_call *call) {
-    gemm g = layer(call, 1, call->arg[8].out);
-    g.b_rows = call->arg[6].in;
-    g.accumulate = call->arg[5].i != 0;
+    const lora_input_grad_args args = lora_input_grad_args_of(call);
+    gemm g = dense_product(args.dy, PL_DIM(call, 'N'), args.w, 1, args.dx);
+    g.b_rows = args.factor;
+    g.accumulate = args.accumulate != 0;
     g.rank = PL_DIM(call, 'R');
-    g.h = call->arg[7].out;
-    g.p = float_matrix(call->arg[3].in, g.rank, g.k);
+    g.h = args.dh;
+    g.p = float_matrix(args.b, g.rank, g.k);
     g.p_transposed = 1;
-    g.h_scale = (float)call->arg[4].f;
-    g.u = float_matrix(call->arg[2].in, g.n, g.rank);
+    g.h_scale = (float)args.scale;
+    g.u = float_matrix(args.a, g.n, g.rank);
     g.u_transposed = 1;
     g.u_scale = 1;
     return gemm_run(&g);
 }
 
 /* c (+)= alpha a b, with a as [m, k] or [k, m] and b as [k, n] or [n, k]. */
-INLINE pl_status plain_product(const pl_call *call, int a_transposed, int b_transposed) {
+INLINE pl_status plain_product(const pl_call *call, double alpha, const float *a, int a_transposed, const float *b,
+                               int b_transposed, int64_t accumulate, float *c) {
     int64_t m = PL_DIM(call, 'M'), n = PL_DIM(call, 'N'), k = PL_DIM(call, 'K');
     gemm g = {.m = m,
               .n = n,
               .k = k,
-              .a = {call->arg[0].in, a_transposed ? m : k, a_transposed, (float)call->arg[2].f},
-              .b = float_matrix(call->arg[1].in, b_transposed ? n : k, b_transposed ? k : n),
+              .a = {a, a_transposed ? m : k, a_transposed, (float)alpha},
+              .b = float_matrix(b, b_transposed ? n : k, b_transposed ? k : n),
               .b_transposed = b_transposed,
-              .accumulate = call->arg[3].i != 0,
-              .c = call->arg[4].out};
+              .accumulate = accumulate != 0,
+              .c = c};
     return gemm_run(&g);
 }
-static pl_status matmul_nn(const pl_call *call) { return plain_product(call, 0, 0); }
-static pl_status matmul_nt(const pl_call *call) { return plain_product(call, 0, 1); }
-static pl_status matmul_tn(const pl_call *call) { return plain_product(call, 1, 0); }
+static pl_status matmul_nn(const pl_call *call) {
+    const matmul_nn_args args = matmul_nn_args_of(call);
+    return plain_product(call, args.alpha, args.a, 0, args.b, 0, args.accumulate, args.c);
+}
+static pl_status matmul_nt(const pl_call *call) {
+    const matmul_nt_args args = matmul_nt_args_of(call);
+    return plain_product(call, args.alpha, args.a, 0, args.b, 1, args.accumulate, args.c);
+}
+static pl_status matmul_tn(const pl_call *call) {
+    const matmul_tn_args args = matmul_tn_args_of(call);
+    return plain_product(call, args.alpha, args.a, 1, args.b, 0, args.accumulate, args.c);
+}

@@ -1,5 +1,13 @@
 /* Row norms of stored matrices, alone and with an adapter, whose product is never formed. */
 
+/* The norms of stored rows: the matrix, and the one result that is asked for. */
+typedef struct {
+    const pl_weight *w;
+    double *squares;
+    float *norms;
+    float *row; /* per worker [I] */
+} squared_rows_job;
+
 typedef struct {
     const pl_call *call;
     float *row;      /* per worker [I] */
@@ -8,9 +16,10 @@ typedef struct {
 } norm_job;
 
 /* squares[o] = sum of w[o,:]^2, or norms[o] = its root in float32   w [O,I] in any format */
-static void squared_rows(const norm_job *job, int64_t begin, int64_t end, int worker, double *squares, float *norms) {
+static void squared_rows(const void *context, int64_t begin, int64_t end, int worker) {
     enum { SUMS = 8 };
-    const pl_weight *w = &job->call->arg[0].w;
+    const squared_rows_job *job = context;
+    const pl_weight *w = job->w;
     float *row = job->row + worker * w->cols;
     for (int64_t o = begin; o < end; o++) {
         double sum[SUMS] = {0};
@@ -20,36 +29,37 @@ static void squared_rows(const norm_job *job, int64_t begin, int64_t end, int wo
             for (int k = 0; k < SUMS; k++) sum[k] += (double)row[i + k] * row[i + k];
         for (; i < w->cols; i++) sum[0] += (double)row[i] * row[i];
         for (int k = 1; k < SUMS; k++) sum[0] += sum[k];
-        if (squares) squares[o] = sum[0];
-        else norms[o] = (float)sqrt(sum[0]);
+        if (job->squares) job->squares[o] = sum[0];
+        else job->norms[o] = (float)sqrt(sum[0]);
     }
 }
-static void row_squares_piece(const void *context, int64_t begin, int64_t end, int worker) {
-    squared_rows(context, begin, end, worker, ((const norm_job *)context)->call->arg[1].out, NULL);
-}
-static void row_norms_piece(const void *context, int64_t begin, int64_t end, int worker) {
-    squared_rows(context, begin, end, worker, NULL, ((const norm_job *)context)->call->arg[1].out);
-}
-static pl_status run_squared_rows(const pl_call *c, pl_range_fn piece) {
-    norm_job job = {.call = c, .row = pl_acquire(4 * (size_t)pl_num_threads() * (size_t)PL_DIM(c, 'I'))};
+static pl_status run_squared_rows(squared_rows_job job) {
+    job.row = pl_acquire(4 * (size_t)pl_num_threads() * (size_t)job.w->cols);
     if (!job.row) return PL_NO_MEMORY;
-    pl_parallel(PL_DIM(c, 'O'), grain_of(PL_DIM(c, 'I')), piece, &job);
+    pl_parallel(job.w->rows, grain_of(job.w->cols), squared_rows, &job);
     pl_release(job.row);
     return PL_OK;
 }
-static pl_status row_squares(const pl_call *c) { return run_squared_rows(c, row_squares_piece); }
-static pl_status row_norms(const pl_call *c) { return run_squared_rows(c, row_norms_piece); }
+static pl_status row_squares(const pl_call *c) {
+    const row_squares_args args = row_squares_args_of(c);
+    return run_squared_rows((squared_rows_job){.w = args.w, .squares = args.squares});
+}
+static pl_status row_norms(const pl_call *c) {
+    const row_norms_args args = row_norms_args_of(c);
+    return run_squared_rows((squared_rows_job){.w = args.w, .norms = args.norms});
+}
 
 /* |w[o,:] + scale (a b)[:,o]|^2, element by element. */
 static double summed_square(const pl_call *c, int64_t o, float *row) {
-    const float *a = c->arg[1].in, *b = c->arg[2].in;
+    const adapted_norm_args args = adapted_norm_args_of(c);
+    const float *a = args.a, *b = args.b;
     int64_t rank = PL_DIM(c, 'R'), columns = PL_DIM(c, 'O');
     double sum = 0;
-    decode_row(&c->arg[0].w, o, row);
+    decode_row(args.w, o, row);
     for (int64_t i = 0; i < PL_DIM(c, 'I'); i++) {
         double product = 0;
         for (int64_t r = 0; r < rank; r++) product += (double)a[i * rank + r] * b[r * columns + o];
-        double element = row[i] + c->arg[3].f * product;
+        double element = row[i] + args.scale * product;
         sum += element * element;
     }
     return sum;
@@ -58,8 +68,9 @@ static double summed_square(const pl_call *c, int64_t o, float *row) {
 static void adapted_norm_piece(const void *context, int64_t begin, int64_t end, int worker) {
     const norm_job *job = context;
     const pl_call *c = job->call;
-    const float *b = c->arg[2].in;
-    const double scale = c->arg[3].f, *squares = c->arg[4].in;
+    const adapted_norm_args args = adapted_norm_args_of(c);
+    const float *b = args.b;
+    const double scale = args.scale, *squares = args.squares;
     int64_t rank = PL_DIM(c, 'R'), columns = PL_DIM(c, 'O');
     for (int64_t o = begin; o < end; o++) {
         double total = squares[o], size = squares[o];
@@ -71,16 +82,17 @@ static void adapted_norm_piece(const void *context, int64_t begin, int64_t end, 
         }
         /* wa and gb are rounded: where an adapter takes most of a row away, what is left would be their rounding. */
         if (!(8 * total >= size)) total = summed_square(c, o, job->row + worker * PL_DIM(c, 'I'));
-        ((float *)c->arg[5].out)[o] = (float)sqrt(total);
+        args.norm[o] = (float)sqrt(total);
     }
 }
 
 /* norm[o] = |w[o,:] + scale (a b)[:,o]|, from |w|^2 + 2 scale b . W a + scale^2 b . (a^T a) b
  * w [O,I] in any format, a [I,R], b [R,O], squares [O] as row_squares gives them */
 static pl_status adapted_norm(const pl_call *c) {
+    const adapted_norm_args args = adapted_norm_args_of(c);
     enum { FEW = 16 }; /* up to this rank, expanding rows of W for SMALL_M columns of a at once is faster than packing them */
     int64_t rank = PL_DIM(c, 'R'), o = PL_DIM(c, 'O'), depth = PL_DIM(c, 'I');
-    const float *a = c->arg[1].in;
+    const float *a = args.a;
     float *scratch = pl_acquire(4 * (size_t)(2 * rank * o + rank * depth + rank * rank + pl_num_threads() * depth));
     if (!scratch) return PL_NO_MEMORY;
     float *wa = scratch, *gb = wa + rank * o, *columns = gb + rank * o, *g = columns + rank * depth, *row = g + rank * rank;
@@ -93,13 +105,13 @@ static pl_status adapted_norm(const pl_call *c) {
                         .n = o,
                         .k = depth,
                         .a = {columns + r * depth, depth, 0, 1},
-                        .b = c->arg[0].w,
+                        .b = *args.w,
                         .b_transposed = 1,
                         .c = wa + r * o};
         status = gemm_run(&product);
     }
     gemm inner = {.m = rank, .n = rank, .k = depth, .a = {a, rank, 1, 1}, .b = float_matrix(a, depth, rank), .c = g};
-    gemm outer = {.m = rank, .n = o, .k = rank, .a = {g, rank, 0, 1}, .b = float_matrix(c->arg[2].in, rank, o), .c = gb};
+    gemm outer = {.m = rank, .n = o, .k = rank, .a = {g, rank, 0, 1}, .b = float_matrix(args.b, rank, o), .c = gb};
     if (status == PL_OK) status = gemm_run(&inner);
     if (status == PL_OK) status = gemm_run(&outer);
     if (status == PL_OK) pl_parallel(o, grain_of(4 * rank), adapted_norm_piece, &(norm_job){c, row, wa, gb});

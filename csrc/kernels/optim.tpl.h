@@ -20,21 +20,22 @@ INLINE void adamw_lanes(vf *v, int64_t index UNUSED, const void *constants) {
 /* p -= lr wd p;  m = beta1 m + (1-beta1) g;  v = beta2 v + (1-beta2) g^2;  p -= lr (m / bias1) / (sqrt(v / bias2) + eps) */
 static void adamw_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
     const pl_call *c = context;
-    double lr = c->arg[1].f, beta1 = c->arg[2].f, beta2 = c->arg[3].f;
+    const adamw_args args = adamw_args_of(c);
+    double lr = args.lr, beta1 = args.beta1, beta2 = args.beta2;
     adamw_constants k = {
         .lr = (float)lr,
-        .decay = (float)(lr * c->arg[5].f),
-        .grad_scale = (float)c->arg[8].f,
+        .decay = (float)(lr * args.weight_decay),
+        .grad_scale = (float)args.grad_scale,
         .beta1 = (float)beta1,
         .rest1 = (float)(1 - beta1),
         .beta2 = (float)beta2,
         .rest2 = (float)(1 - beta2),
-        .eps = (float)c->arg[4].f,
-        .inverse_bias1 = (float)(1 / c->arg[6].f),
-        .inverse_bias2 = (float)(1 / c->arg[7].f),
+        .eps = (float)args.eps,
+        .inverse_bias1 = (float)(1 / args.bias1),
+        .inverse_bias2 = (float)(1 / args.bias2),
     };
-    float *p = c->arg[9].out, *m = c->arg[10].out, *v = c->arg[11].out;
-    map(adamw_lanes, 4, (const float *[]){c->arg[0].in, p, m, v}, 3, (float *[]){p, m, v}, begin, end, &k);
+    float *p = args.param, *m = args.m, *v = args.v;
+    map(adamw_lanes, 4, (const float *[]){args.grad, p, m, v}, 3, (float *[]){p, m, v}, begin, end, &k);
 }
 static pl_status adamw(const pl_call *c) {
     pl_parallel(PL_DIM(c, 'N'), PIECE, adamw_piece, c);
@@ -60,17 +61,18 @@ INLINE void sgd_momentum_lanes(vf *v, int64_t index UNUSED, const void *constant
 /* g += wd p;  buf = momentum buf + (1-dampening) g;  p -= lr (g + momentum buf if nesterov, else buf); without buf p -= lr g */
 static void sgd_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
     const pl_call *c = context;
+    const sgd_args args = sgd_args_of(c);
     sgd_constants k = {
-        .lr = (float)c->arg[1].f,
-        .momentum = (float)c->arg[2].f,
-        .fresh = (float)(1 - c->arg[3].f),
-        .weight_decay = (float)c->arg[4].f,
-        .nesterov = c->arg[5].i != 0,
-        .grad_scale = (float)c->arg[6].f,
+        .lr = (float)args.lr,
+        .momentum = (float)args.momentum,
+        .fresh = (float)(1 - args.dampening),
+        .weight_decay = (float)args.weight_decay,
+        .nesterov = args.nesterov != 0,
+        .grad_scale = (float)args.grad_scale,
     };
-    float *p = c->arg[7].out, *buf = c->arg[8].out;
-    if (buf) map(sgd_momentum_lanes, 3, (const float *[]){c->arg[0].in, p, buf}, 2, (float *[]){p, buf}, begin, end, &k);
-    else map(sgd_plain_lanes, 2, (const float *[]){c->arg[0].in, p}, 1, (float *[]){p}, begin, end, &k);
+    float *p = args.param, *buf = args.buf;
+    if (buf) map(sgd_momentum_lanes, 3, (const float *[]){args.grad, p, buf}, 2, (float *[]){p, buf}, begin, end, &k);
+    else map(sgd_plain_lanes, 2, (const float *[]){args.grad, p}, 1, (float *[]){p}, begin, end, &k);
 }
 static pl_status sgd(const pl_call *c) {
     pl_parallel(PL_DIM(c, 'N'), PIECE, sgd_piece, c);
@@ -93,18 +95,19 @@ INLINE void lion_lanes(vf *v, int64_t index UNUSED, const void *constants) {
 /* p -= lr wd p;  p -= lr sign(beta1 m + (1-beta1) g);  m = beta2 m + (1-beta2) g */
 static void lion_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
     const pl_call *c = context;
-    double lr = c->arg[1].f, beta1 = c->arg[2].f, beta2 = c->arg[3].f;
+    const lion_args args = lion_args_of(c);
+    double lr = args.lr, beta1 = args.beta1, beta2 = args.beta2;
     lion_constants k = {
         .lr = (float)lr,
-        .decay = (float)(lr * c->arg[4].f),
+        .decay = (float)(lr * args.weight_decay),
         .beta1 = (float)beta1,
         .rest1 = (float)(1 - beta1),
         .beta2 = (float)beta2,
         .rest2 = (float)(1 - beta2),
-        .grad_scale = (float)c->arg[5].f,
+        .grad_scale = (float)args.grad_scale,
     };
-    float *p = c->arg[6].out, *m = c->arg[7].out;
-    map(lion_lanes, 3, (const float *[]){c->arg[0].in, p, m}, 2, (float *[]){p, m}, begin, end, &k);
+    float *p = args.param, *m = args.m;
+    map(lion_lanes, 3, (const float *[]){args.grad, p, m}, 2, (float *[]){p, m}, begin, end, &k);
 }
 static pl_status lion(const pl_call *c) {
     pl_parallel(PL_DIM(c, 'N'), PIECE, lion_piece, c);

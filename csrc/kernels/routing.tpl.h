@@ -5,10 +5,11 @@
  * fewer than K, the rest are -1. */
 static void top_experts_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
     const pl_call *c = context;
+    const top_experts_args args = top_experts_args_of(c);
     int64_t experts = PL_DIM(c, 'E'), k = PL_DIM(c, 'K');
     for (int64_t n = begin; n < end; n++) {
-        const float *x = (const float *)c->arg[0].in + n * experts;
-        int32_t *chosen = (int32_t *)c->arg[1].out + n * k;
+        const float *x = args.logits + n * experts;
+        int32_t *chosen = args.chosen + n * k;
         /* Each pass finds the next one in the order of falling logits; what comes up to the last one is chosen. */
         float last = INFINITY;
         int64_t last_at = -1, count = 0;
@@ -81,13 +82,14 @@ static pl_status run_router(const pl_call *c, pl_range_fn piece) {
 static void visit_weights_piece(const void *context, int64_t begin, int64_t end, int worker) {
     const router_job *job = context;
     const pl_call *c = job->call;
+    const visit_weights_args args = visit_weights_args_of(c);
     int64_t experts = PL_DIM(c, 'E'), k = PL_DIM(c, 'K');
     double *powers = job->powers + worker * k;
     for (int64_t n = begin; n < end; n++) {
-        const int32_t *chosen = (const int32_t *)c->arg[1].in + n * k, *visits = (const int32_t *)c->arg[2].in + n * k;
-        const float *x = (const float *)c->arg[0].in + n * experts;
-        router_share share = router_share_of(x, experts, chosen, k, c->arg[3].i != 0, powers);
-        for (int64_t i = 0; i < k; i++) ((float *)c->arg[4].out)[visits[i]] = (float)(powers[i] / share.total);
+        const int32_t *chosen = args.chosen + n * k, *visits = args.visits + n * k;
+        const float *x = args.logits + n * experts;
+        router_share share = router_share_of(x, experts, chosen, k, args.normalise != 0, powers);
+        for (int64_t i = 0; i < k; i++) args.weights[visits[i]] = (float)(powers[i] / share.total);
     }
 }
 static pl_status visit_weights(const pl_call *c) { return run_router(c, visit_weights_piece); }
@@ -97,14 +99,15 @@ static pl_status visit_weights(const pl_call *c) { return run_router(c, visit_we
 static void visit_weights_grad_piece(const void *context, int64_t begin, int64_t end, int worker) {
     const router_job *job = context;
     const pl_call *c = job->call;
+    const visit_weights_grad_args args = visit_weights_grad_args_of(c);
     int64_t experts = PL_DIM(c, 'E'), k = PL_DIM(c, 'K');
-    int normalise = c->arg[4].i != 0;
-    const float *slope = c->arg[0].in;
+    int normalise = args.normalise != 0;
+    const float *slope = args.dweights;
     double *powers = job->powers + worker * k;
     for (int64_t n = begin; n < end; n++) {
-        const int32_t *chosen = (const int32_t *)c->arg[2].in + n * k, *visits = (const int32_t *)c->arg[3].in + n * k;
-        const float *x = (const float *)c->arg[1].in + n * experts;
-        float *dx = (float *)c->arg[5].out + n * experts;
+        const int32_t *chosen = args.chosen + n * k, *visits = args.visits + n * k;
+        const float *x = args.logits + n * experts;
+        float *dx = args.dlogits + n * experts;
         router_share share = router_share_of(x, experts, chosen, k, normalise, powers);
         double mean = 0;
         for (int64_t i = 0; i < k; i++) mean += powers[i] / share.total * slope[visits[i]];

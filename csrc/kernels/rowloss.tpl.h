@@ -33,6 +33,57 @@ typedef struct {
 enum { ROW_BLOCK = 2048, AHEAD_BYTES = 4096, PAGE_SKEW = 640 };
 static const int64_t float_bytes[] = {[PL_F32] = 4, [PL_F64] = 8, [PL_F16] = 2, [PL_BF16] = 2};
 
+/* The arguments of each kind of loss, whatever a loss calls its options; absent ones are NULL, rows with data NULL. `dloss` and
+ * `loss` are of the computed type. */
+typedef struct {
+    const pl_rows *logits;
+    const int32_t *labels;
+    const void *dloss;
+    void *loss;
+    const pl_rows *dlogits;
+    double option[PL_MAX_OPTIONS];
+} class_args;
+typedef struct {
+    const pl_rows *q, *p;
+    double temperature;
+    const void *dloss;
+    void *loss;
+    const pl_rows *dq, *dp;
+    double option[PL_MAX_OPTIONS];
+} pair_args;
+typedef struct {
+    const pl_rows *x, *t;
+    const void *dloss;
+    void *loss;
+    const pl_rows *dx, *dt;
+    double option[PL_MAX_OPTIONS];
+} element_args;
+
+#define PL_LOSS_TABLE
+#define PL_CLASS_LOSS(name, family, options, mean_option, softcap_option) \
+    static class_args name##_class_args(const pl_call *c) { \
+        const name##_args a = name##_args_of(c); \
+        class_args args = {a.logits, a.labels, a.dloss, a.loss, a.dlogits, {0}}; \
+        name##_options_of(c, args.option); \
+        return args; \
+    }
+#define PL_PAIR_LOSS(name, options, q_sums_to_0) \
+    static pair_args name##_pair_args(const pl_call *c) { \
+        const name##_args a = name##_args_of(c); \
+        pair_args args = {a.q, a.p, a.temperature, a.dloss, a.loss, a.dq, a.dp, {0}}; \
+        name##_options_of(c, args.option); \
+        return args; \
+    }
+#define PL_ELEMENT_LOSS(name, options) \
+    static element_args name##_element_args(const pl_call *c) { \
+        const name##_args a = name##_args_of(c); \
+        element_args args = {a.x, a.t, a.dloss, a.loss, a.dx, a.dt, {0}}; \
+        name##_options_of(c, args.option); \
+        return args; \
+    }
+#define PL_ROW_MAP(name, family, logarithm)
+#include "../losses.def"
+
 /* Runs `piece` over all rows with `parts` padded rows of scratch for each worker. `out` is the gradient that may be streamed, for
  * which `waiting` more are needed. */
 static pl_status run_rows(const pl_call *c, int parts, int waiting, const pl_rows *in, const pl_rows *out, pl_range_fn piece) {
@@ -90,35 +141,31 @@ enum { WIDTH_f64 = DLANES };
 /* The position of the first largest element of each row, or of its first NaN, as numpy.argmax. */
 static void argmax_piece(const void *context, int64_t begin, int64_t end, int worker) {
     const row_job *job = context;
-    int32_t *index = job->call->arg[1].out;
+    const argmax_args args = argmax_args_of(job->call);
     char *scratch = job->scratch + (size_t)worker * job->stride;
     for (int64_t i = begin; i < end; i++)
-        index[i] =
-            (int32_t)(job->call->wide ? row_argmax_f64(&job->call->arg[0].rows, i, PL_DIM(job->call, 'V'), (double *)scratch)
-                                      : row_argmax_f32(&job->call->arg[0].rows, i, PL_DIM(job->call, 'V'), (float *)scratch));
+        args.index[i] = (int32_t)(job->call->wide ? row_argmax_f64(args.x, i, PL_DIM(job->call, 'V'), (double *)scratch)
+                                                  : row_argmax_f32(args.x, i, PL_DIM(job->call, 'V'), (float *)scratch));
 }
-static pl_status argmax(const pl_call *c) { return run_rows(c, 1, 0, &c->arg[0].rows, NULL, argmax_piece); }
+static pl_status argmax(const pl_call *c) { return run_rows(c, 1, 0, argmax_args_of(c).x, NULL, argmax_piece); }
 
 #define PL_LOSS_TABLE
 #define PL_CLASS_LOSS(name, family, options, mean_option, softcap_option) \
     static pl_status name(const pl_call *c) { \
-        return run_rows(c, 1, 1, &c->arg[0].rows, &c->arg[c->count - 1].rows, c->wide ? name##_rows_f64 : name##_rows_f32); \
+        const name##_args args = name##_args_of(c); \
+        return run_rows(c, 1, 1, args.logits, args.dlogits, c->wide ? name##_rows_f64 : name##_rows_f32); \
     }
 #define PL_PAIR_LOSS(name, options, q_sums_to_0) \
     static pl_status name(const pl_call *c) { \
-        return run_rows(c, 4, 2, &c->arg[0].rows, &c->arg[c->count - 2].rows, c->wide ? name##_rows_f64 : name##_rows_f32); \
+        const name##_args args = name##_args_of(c); \
+        return run_rows(c, 4, 2, args.q, args.dq, c->wide ? name##_rows_f64 : name##_rows_f32); \
     }
 #define PL_ELEMENT_LOSS(name, options) \
     static pl_status name(const pl_call *c) { \
-        return run_rows(c, 1, 0, &c->arg[0].rows, NULL, c->wide ? name##_rows_f64 : name##_rows_f32); \
+        return run_rows(c, 1, 0, name##_args_of(c).x, NULL, c->wide ? name##_rows_f64 : name##_rows_f32); \
     }
 #define PL_ROW_MAP(name, family, logarithm) \
     static pl_status name(const pl_call *c) { \
-        return run_rows(c, 2, 0, &c->arg[0].rows, NULL, c->wide ? name##_rows_f64 : name##_rows_f32); \
+        return run_rows(c, 2, 0, name##_args_of(c).x, NULL, c->wide ? name##_rows_f64 : name##_rows_f32); \
     }
 #include "../losses.def"
-#undef PL_CLASS_LOSS
-#undef PL_PAIR_LOSS
-#undef PL_ELEMENT_LOSS
-#undef PL_ROW_MAP
-#undef PL_LOSS_TABLE

@@ -29,16 +29,14 @@ INLINE void TYPED(write_class_row)(TYPED(reading) how, const TYPED(unwritten) *u
 
 /* Rows [begin, end) of a class loss. A row with label -1 gives 0 and gradient 0. */
 INLINE void TYPED(class_rows)(TYPED(family) f, TYPED(class_formula) formula, int mean_option, int softcap_option,
-                              const row_job *job, int64_t begin, int64_t end, int worker) {
-    const pl_call *c = job->call;
-    int64_t n = PL_DIM(c, 'V');
-    const int32_t *labels = c->arg[1].in;
-    const REAL *dloss = c->arg[c->count - 3].in;
-    REAL *loss = c->arg[c->count - 2].out, at[1];
-    const pl_rows *out = &c->arg[c->count - 1].rows;
-    double option[PL_MAX_ARGS];
-    for (int o = 2; o < c->count - 3; o++) option[o - 2] = c->arg[o].f;
-    TYPED(reading) how = {.rows = &c->arg[0].rows, .scale = 1, .with_slope = 1};
+                              const class_args *args, const row_job *job, int64_t begin, int64_t end, int worker) {
+    int64_t n = PL_DIM(job->call, 'V');
+    const int32_t *labels = args->labels;
+    const REAL *dloss = args->dloss;
+    REAL *loss = args->loss, at[1];
+    const pl_rows *out = args->dlogits;
+    const double *option = args->option;
+    TYPED(reading) how = {.rows = args->logits, .scale = 1, .with_slope = 1};
     if (softcap_option >= 0) how.softcap = (REAL)option[softcap_option];
     if (mean_option >= 0) how.with_mean = option[mean_option] > 0;
     /* A streamed gradient waits while the next row has the other turn; the second is there only then. */

@@ -2,10 +2,9 @@
  * Arguments of a map: x, dy, y, dx. */
 
 /* y = w / sum w, dx = slope y (dy - sum y dy); or y = log(w / sum w), dx = slope (dy - w / sum w * sum dy). */
-INLINE void TYPED(map_rows)(TYPED(family) f, const int logarithm, const row_job *job, int64_t begin, int64_t end, int worker) {
-    const pl_call *c = job->call;
-    int64_t n = PL_DIM(c, 'V');
-    const pl_rows *in = &c->arg[0].rows, *dy = &c->arg[1].rows, *y = &c->arg[2].rows, *dx = &c->arg[3].rows;
+INLINE void TYPED(map_rows)(TYPED(family) f, const int logarithm, const pl_rows *in, const pl_rows *dy, const pl_rows *y,
+                            const pl_rows *dx, const row_job *job, int64_t begin, int64_t end, int worker) {
+    int64_t n = PL_DIM(job->call, 'V');
     REAL from_x[ROW_BLOCK], from_dy[ROW_BLOCK], buffer[ROW_BLOCK];
     TYPED(reading) how = {.rows = in, .scale = 1};
     TYPED(row_statistics) row = TYPED(statistics_in)(TYPED(scratch)(job, worker, 0), n);

@@ -47,9 +47,8 @@ INLINE V TYPED(pair_step)(TYPED(pair_formula) formula, const double *option, TYP
 }
 
 /* Row i after the statistics of both: the loss; by_q and by_p kept and summed where wanted. */
-INLINE double TYPED(pair_walk)(TYPED(pair_formula) formula, const double *option, const pl_call *c, int64_t i, REAL scale,
+INLINE double TYPED(pair_walk)(TYPED(pair_formula) formula, const pair_args *args, int64_t n, int64_t i, REAL scale,
                                TYPED(pair_side) *q, TYPED(pair_side) *p, TYPED(pair_mode) mode) {
-    int64_t n = PL_DIM(c, 'V');
     REAL from_q[ROW_BLOCK], from_p[ROW_BLOCK];
     V constants[6] = {VEC(set1)(q->row.shift), VEC(set1)(p->row.shift), VEC(set1)(scale),
                       VEC(set1)((REAL)(log(q->row.total) - log(p->row.total)))};
@@ -57,8 +56,7 @@ INLINE double TYPED(pair_walk)(TYPED(pair_formula) formula, const double *option
     q->sum = p->sum = 0;
     for (int64_t begin = 0; begin < n; begin += ROW_BLOCK) {
         int64_t m = n - begin < ROW_BLOCK ? n - begin : ROW_BLOCK, j = 0;
-        const REAL *xq = TYPED(fetch)(&c->arg[0].rows, i, begin, m, from_q),
-                   *xp = TYPED(fetch)(&c->arg[1].rows, i, begin, m, from_p);
+        const REAL *xq = TYPED(fetch)(args->q, i, begin, m, from_q), *xp = TYPED(fetch)(args->p, i, begin, m, from_p);
         const REAL *kept_q = q->row.kept + begin, *kept_p = p->row.kept + begin;
         REAL *to_q = q->by + begin, *to_p = p->by + begin;
         constants[4] = TYPED(block_factor)(&q->row, begin, scale, 1);
@@ -66,7 +64,8 @@ INLINE double TYPED(pair_walk)(TYPED(pair_formula) formula, const double *option
         V sum = {0}, sum_q = {0}, sum_p = {0}, by_q = {0}, by_p = {0};
 #define STEP(left) \
     do { \
-        sum += TYPED(pair_step)(formula, option, mode, xq + j, xp + j, kept_q + j, kept_p + j, left, constants, &by_q, &by_p); \
+        sum += TYPED(pair_step)(formula, args->option, mode, xq + j, xp + j, kept_q + j, kept_p + j, left, constants, &by_q, \
+                                &by_p); \
         if (mode.want_q) sum_q += by_q; \
         if (mode.want_q) TYPED(store)(to_q + j, by_q, left); \
         if (mode.want_p) sum_p += by_p; \
@@ -83,15 +82,13 @@ INLINE double TYPED(pair_walk)(TYPED(pair_formula) formula, const double *option
 }
 
 /* With q_direct, the table says that by_q sums to 0. */
-INLINE void TYPED(pair_rows)(TYPED(pair_formula) formula, const int q_direct, const row_job *job, int64_t begin, int64_t end,
-                             int worker) {
-    const pl_call *c = job->call;
-    int64_t n = PL_DIM(c, 'V');
-    const REAL *dloss = c->arg[c->count - 4].in;
-    REAL *loss = c->arg[c->count - 3].out;
-    const pl_rows *dq = &c->arg[c->count - 2].rows, *dp = &c->arg[c->count - 1].rows;
-    double option[PL_MAX_ARGS], inverse = 1 / c->arg[2].f;
-    for (int o = 3; o < c->count - 4; o++) option[o - 3] = c->arg[o].f;
+INLINE void TYPED(pair_rows)(TYPED(pair_formula) formula, const int q_direct, const pair_args *args, const row_job *job,
+                             int64_t begin, int64_t end, int worker) {
+    int64_t n = PL_DIM(job->call, 'V');
+    const REAL *dloss = args->dloss;
+    REAL *loss = args->loss;
+    const pl_rows *dq = args->dq, *dp = args->dp;
+    double inverse = 1 / args->temperature;
     REAL scale = (REAL)inverse;
 #define SIDE(first) \
     {.row = TYPED(statistics_in)(TYPED(scratch)(job, worker, first), n), .by = TYPED(scratch)(job, worker, first + 1)}
@@ -102,7 +99,7 @@ INLINE void TYPED(pair_rows)(TYPED(pair_formula) formula, const int q_direct, co
         for (int t = 0; t < 2; t++) turns[t].by = turns[t].row.kept;
     TYPED(unwritten) late = {0};
     int turn = 0;
-    TYPED(reading) how_q = {.rows = &c->arg[0].rows, .scale = scale}, how_p = {.rows = &c->arg[1].rows, .scale = scale};
+    TYPED(reading) how_q = {.rows = args->q, .scale = scale}, how_p = {.rows = args->p, .scale = scale};
     for (int64_t i = begin; i < end; i++) {
         int silent = dloss && dloss[i] == 0, want_q = dq->data && !silent, want_p = dp->data && !silent;
         TYPED(pair_side) *q = &turns[turn];
@@ -110,7 +107,7 @@ INLINE void TYPED(pair_rows)(TYPED(pair_formula) formula, const int q_direct, co
         TYPED(take_statistics)(FAMILY_softmax, how_p, i, n, &p.row, &late, 1, 2);
         late.out = NULL;
         double factor = (dloss ? (double)dloss[i] : 1) * inverse, total;
-#define WALK(want_q, want_p) TYPED(pair_walk)(formula, option, c, i, scale, q, &p, (TYPED(pair_mode)){want_q, want_p})
+#define WALK(want_q, want_p) TYPED(pair_walk)(formula, args, n, i, scale, q, &p, (TYPED(pair_mode)){want_q, want_p})
         if (want_p) total = WALK(want_q, 1);
         else if (want_q) total = WALK(1, 0);
         else total = WALK(0, 0);

@@ -248,26 +248,26 @@ INLINE TYPED(row_statistics) TYPED(statistics_in)(REAL *scratch, int64_t n) {
 #define PL_LOSS_TABLE
 #define PL_CLASS_LOSS(name, family, options, mean_option, softcap_option) \
     static void TYPED(name##_rows)(const void *job, int64_t begin, int64_t end, int worker) { \
-        TYPED(class_rows)(FAMILY_##family, TYPED(name), mean_option, softcap_option, job, begin, end, worker); \
+        const class_args args = name##_class_args(((const row_job *)job)->call); \
+        TYPED(class_rows)(FAMILY_##family, TYPED(name), name##_##mean_option, name##_##softcap_option, &args, job, begin, end, \
+                          worker); \
     }
 #define PL_PAIR_LOSS(name, options, q_sums_to_0) \
     static void TYPED(name##_rows)(const void *job, int64_t begin, int64_t end, int worker) { \
-        TYPED(pair_rows)(TYPED(name), q_sums_to_0, job, begin, end, worker); \
+        const pair_args args = name##_pair_args(((const row_job *)job)->call); \
+        TYPED(pair_rows)(TYPED(name), q_sums_to_0, &args, job, begin, end, worker); \
     }
 #define PL_ELEMENT_LOSS(name, options) \
     static void TYPED(name##_rows)(const void *job, int64_t begin, int64_t end, int worker UNUSED) { \
-        TYPED(element_rows)(TYPED(name), job, begin, end); \
+        const element_args args = name##_element_args(((const row_job *)job)->call); \
+        TYPED(element_rows)(TYPED(name), &args, job, begin, end); \
     }
 #define PL_ROW_MAP(name, family, logarithm) \
     static void TYPED(name##_rows)(const void *job, int64_t begin, int64_t end, int worker) { \
-        TYPED(map_rows)(FAMILY_##family, logarithm, job, begin, end, worker); \
+        const name##_args args = name##_args_of(((const row_job *)job)->call); \
+        TYPED(map_rows)(FAMILY_##family, logarithm, args.x, args.dy, args.y, args.dx, job, begin, end, worker); \
     }
 #include "../losses.def"
-#undef PL_CLASS_LOSS
-#undef PL_PAIR_LOSS
-#undef PL_ELEMENT_LOSS
-#undef PL_ROW_MAP
-#undef PL_LOSS_TABLE
 
 #undef FAMILY_softmax
 #undef FAMILY_stablemax

@@ -5,7 +5,7 @@
 PL_PAIR_LOSS(js_div, "beta:real", 0)
 #else
 INLINE void FORMULA(js_div)(FORMULA(pair_element) * e, const SCALAR *option) {
-    V zero = v_set(0), beta = v_set(option[0]), rest = v_set(1 - option[0]);
+    V zero = v_set(0), beta = v_set(option[js_div_beta]), rest = v_set(1 - option[js_div_beta]);
     V larger = v_max(e->q, e->p), share = v_select(v_less(e->p, e->q), beta, rest);
     V log_mx = v_log_grown(larger, share * (v_min(e->p, e->q) - larger));
     /* In this order of arguments a NaN, of either row, goes on into both. */

@@ -1,6 +1,6 @@
 /* Stablemax cross entropy (Prieto et al., arXiv:2501.04697, section 4): -log(s(x_label) / sum s(x)). */
 #ifdef PL_LOSS_TABLE
-PL_CLASS_LOSS(stablemax_cross_entropy, stablemax, "", -1, -1)
+PL_CLASS_LOSS(stablemax_cross_entropy, stablemax, "", none, none)
 #else
 INLINE void FORMULA(stablemax_cross_entropy)(FORMULA(class_row) * row, const SCALAR *option) {
     (void)option;

@@ -1,7 +1,7 @@
 /* Launches attention.cl. */
 #include "runtime.h"
-
-#include <string.h>
+#include "args.h"
+#include "places.h"
 
 /* Rows in the lanes of a processor's vectors, one a work-item elsewhere. */
 static pl_cl_shape shape_of(const pl_cl_operation *o) {
@@ -44,32 +44,28 @@ static int run(pl_cl_launch *l, const char *kernel, const int32_t *offsets, int6
     return pl_cl_enqueue(l, kernel, (size_t)(blocks * PL_DIM(o->call, 'G')), (size_t)shape.group, NULL);
 }
 
-static int attention_forward(const pl_cl_operation *o) {
-    const pl_value *v = o->call->arg;
+int pl_cl_launch_attention_forward(const pl_cl_operation *o) {
+    if (!PL_DIM(o->call, 'H')) return 0;
+    const attention_forward_args args = attention_forward_args_of(o->call);
+    const attention_forward_places at = attention_forward_places_of(o);
     pl_cl_launch l = begin(o);
-    pl_cl_add_arrays(&l, "0123478", 4);
-    return run(&l, "attention_forward", v[3].in, PL_DIM(o->call, 'H') / PL_DIM(o->call, 'G'), v[5].f, v[6].i);
+    pl_cl_add_places(&l, 4, at.q, at.k, at.v, at.q_offsets, at.k_offsets, at.o, at.lse);
+    int64_t share = PL_DIM(o->call, 'H') / PL_DIM(o->call, 'G');
+    return run(&l, "attention_forward", args.q_offsets, share, args.scale, args.window);
 }
 
-static int attention_grad(const pl_cl_operation *o) {
-    const pl_value *v = o->call->arg;
+int pl_cl_launch_attention_grad(const pl_cl_operation *o) {
+    if (!PL_DIM(o->call, 'H')) return 0;
+    const attention_grad_args args = attention_grad_args_of(o->call);
+    const attention_grad_places at = attention_grad_places_of(o);
     pl_cl_place delta = pl_cl_scratch(o, sizeof(float) * (size_t)(PL_DIM(o->call, 'N') * PL_DIM(o->call, 'H')));
     if (!delta.buffer) return 1;
     pl_cl_launch rows = begin(o), keys = begin(o);
-    pl_cl_add_arrays(&rows, "01234569", 4);
-    pl_cl_add_place(&rows, delta, 4);
-    pl_cl_add_arrays(&keys, "01235", 4);
-    pl_cl_add_place(&keys, delta, 4);
-    pl_cl_add_arrays(&keys, "6ab", 4);
-    int failed = run(&rows, "attention_grad_rows", v[6].in, PL_DIM(o->call, 'H') / PL_DIM(o->call, 'G'), v[7].f, v[8].i) ||
-                 run(&keys, "attention_grad_keys", v[6].in, 1, v[7].f, v[8].i);
+    pl_cl_add_places(&rows, 4, at.d_o, at.q, at.k, at.v, at.o, at.lse, at.offsets, at.dq, delta);
+    pl_cl_add_places(&keys, 4, at.d_o, at.q, at.k, at.v, at.lse, delta, at.offsets, at.dk, at.dv);
+    int64_t share = PL_DIM(o->call, 'H') / PL_DIM(o->call, 'G');
+    int failed = run(&rows, "attention_grad_rows", args.offsets, share, args.scale, args.window) ||
+                 run(&keys, "attention_grad_keys", args.offsets, 1, args.scale, args.window);
     pl_cl_buffer_release(delta.buffer);
     return failed;
-}
-
-int pl_cl_attention(const char *name, const pl_cl_operation *o) {
-    int forward = !strcmp(name, "attention_forward");
-    if (!forward && strcmp(name, "attention_grad")) return -1;
-    if (!PL_DIM(o->call, 'H')) return 0;
-    return forward ? attention_forward(o) : attention_grad(o);
 }

@@ -1,7 +1,7 @@
 /* Launches elements.cl. */
 #include "runtime.h"
-
-#include <string.h>
+#include "args.h"
+#include "places.h"
 
 static pl_cl_shape shape_of(const pl_cl_operation *o) {
     pl_cl_shape shape = pl_cl_is_cpu(o->device) ? (pl_cl_shape){64, 16, 1} : (pl_cl_shape){256, 4, 1};
@@ -34,32 +34,82 @@ static uint64_t next_word(uint64_t *state) { /* splitmix64, as in layers.tpl.h *
     return z ^ z >> 31;
 }
 
-static int dropout(const pl_cl_operation *o, int64_t n) {
-    double p = o->call->arg[2].f;
-    if (p >= 1) return pl_cl_zero(o, o->place[3], n);
-    uint64_t state = (uint64_t)o->call->arg[1].i, a = next_word(&state), b = next_word(&state);
+static int64_t elements(const pl_cl_operation *o) { return PL_DIM(o->call, 'N'); }
+
+/* A kernel of arrays alone. */
+static int map(const pl_cl_operation *o, const char *kernel, size_t count, const pl_cl_place *places) {
     pl_cl_launch l = begin(o);
-    pl_cl_add_arrays(&l, "03", 4);
+    pl_cl_add_each(&l, 4, count, places);
+    return run(&l, kernel, elements(o));
+}
+int pl_cl_launch_swiglu_forward(const pl_cl_operation *o) {
+    const swiglu_forward_places at = swiglu_forward_places_of(o);
+    return map(o, "swiglu_forward", 3, (pl_cl_place[]){at.gate, at.up, at.y});
+}
+int pl_cl_launch_swiglu_grad(const pl_cl_operation *o) {
+    const swiglu_grad_places at = swiglu_grad_places_of(o);
+    return map(o, "swiglu_grad", 5, (pl_cl_place[]){at.dy, at.gate, at.up, at.dgate, at.dup});
+}
+int pl_cl_launch_geglu_forward(const pl_cl_operation *o) {
+    const geglu_forward_places at = geglu_forward_places_of(o);
+    return map(o, "geglu_forward", 3, (pl_cl_place[]){at.gate, at.up, at.y});
+}
+int pl_cl_launch_geglu_grad(const pl_cl_operation *o) {
+    const geglu_grad_places at = geglu_grad_places_of(o);
+    return map(o, "geglu_grad", 5, (pl_cl_place[]){at.dy, at.gate, at.up, at.dgate, at.dup});
+}
+int pl_cl_launch_add(const pl_cl_operation *o) {
+    const add_places at = add_places_of(o);
+    return map(o, "add", 3, (pl_cl_place[]){at.a, at.b, at.y});
+}
+int pl_cl_launch_ratio(const pl_cl_operation *o) {
+    const ratio_places at = ratio_places_of(o);
+    return map(o, "ratio", 3, (pl_cl_place[]){at.a, at.b, at.y});
+}
+
+static int scaled_map(const pl_cl_operation *o, const char *kernel, double alpha, pl_cl_place x, pl_cl_place y) {
+    pl_cl_launch l = begin(o);
+    pl_cl_add_f32(&l, alpha);
+    pl_cl_add_places(&l, 4, x, y);
+    return run(&l, kernel, elements(o));
+}
+int pl_cl_launch_axpy(const pl_cl_operation *o) {
+    const axpy_places at = axpy_places_of(o);
+    return scaled_map(o, "axpy", axpy_args_of(o->call).alpha, at.x, at.y);
+}
+int pl_cl_launch_scale(const pl_cl_operation *o) {
+    const scale_places at = scale_places_of(o);
+    return scaled_map(o, "scale", scale_args_of(o->call).alpha, at.x, at.y);
+}
+
+int pl_cl_launch_dropout(const pl_cl_operation *o) {
+    const dropout_args args = dropout_args_of(o->call);
+    const dropout_places at = dropout_places_of(o);
+    if (args.p >= 1) return pl_cl_zero(o, at.y, elements(o));
+    uint64_t state = (uint64_t)args.seed, a = next_word(&state), b = next_word(&state);
+    pl_cl_launch l = begin(o);
+    pl_cl_add_places(&l, 4, at.x, at.y);
     pl_cl_add_i64(&l, (int64_t)(a & 0xffffffff));
     pl_cl_add_i64(&l, (int64_t)(a >> 32));
     pl_cl_add_i64(&l, (int64_t)(b & 0xffffffff));
-    pl_cl_add_i64(&l, p > 0 ? (int64_t)(uint32_t)(p * 0x1p32) : 0);
-    pl_cl_add_f32(&l, 1 / (1 - p));
-    return run(&l, "dropout", n);
+    pl_cl_add_i64(&l, args.p > 0 ? (int64_t)(uint32_t)(args.p * 0x1p32) : 0);
+    pl_cl_add_f32(&l, 1 / (1 - args.p));
+    return run(&l, "dropout", elements(o));
 }
 
-static int sum_squares(const pl_cl_operation *o, int64_t n) {
+int pl_cl_launch_sum_squares(const pl_cl_operation *o) {
     enum { PARTS = 128 };
+    const sum_squares_places at = sum_squares_places_of(o);
+    int64_t n = elements(o);
     pl_cl_place parts = pl_cl_scratch(o, PARTS * sizeof(double));
     if (!parts.buffer) return 1;
     pl_cl_shape shape = shape_of(o);
     pl_cl_launch l = begin(o), join = begin(o);
-    pl_cl_add_array(&l, 0, 4);
+    pl_cl_add_place(&l, at.x, 4);
     pl_cl_add_place(&l, parts, 8);
     pl_cl_add_i64(&l, n);
     pl_cl_add_i64(&l, (n + PARTS - 1) / PARTS);
-    pl_cl_add_place(&join, parts, 8);
-    pl_cl_add_array(&join, 1, 8);
+    pl_cl_add_places(&join, 8, parts, at.out);
     pl_cl_add_i64(&join, PARTS);
     int failed = pl_cl_enqueue(&l, "squares_of_parts", PARTS, (size_t)shape.group, NULL) ||
                  pl_cl_enqueue(&join, "sum_of_parts", 1, (size_t)shape.group, NULL);
@@ -67,80 +117,56 @@ static int sum_squares(const pl_cl_operation *o, int64_t n) {
     return failed;
 }
 
-static int any_below(const pl_cl_operation *o, int64_t n) {
+int pl_cl_launch_any_below(const pl_cl_operation *o) {
+    const any_below_places at = any_below_places_of(o);
     pl_cl_launch l = begin(o);
-    pl_cl_add_array(&l, 0, 4);
-    pl_cl_add_array(&l, 2, 1);
-    pl_cl_add_f32(&l, o->call->arg[1].f);
-    pl_cl_add_i64(&l, n);
+    pl_cl_add_place(&l, at.x, 4);
+    pl_cl_add_place(&l, at.found, 1);
+    pl_cl_add_f32(&l, any_below_args_of(o->call).bound);
+    pl_cl_add_i64(&l, elements(o));
     return pl_cl_enqueue(&l, "any_below", 1, (size_t)shape_of(o).group, NULL);
 }
 
-static int same_bits(const pl_cl_operation *o, int64_t n) {
+int pl_cl_launch_same_bits(const pl_cl_operation *o) {
+    const same_bits_places at = same_bits_places_of(o);
     pl_cl_launch l = begin(o);
-    pl_cl_add_arrays(&l, "01", 4);
-    pl_cl_add_array(&l, 2, 1);
-    pl_cl_add_i64(&l, n);
+    pl_cl_add_places(&l, 4, at.x, at.y);
+    pl_cl_add_place(&l, at.same, 1);
+    pl_cl_add_i64(&l, elements(o));
     return pl_cl_enqueue(&l, "same_bits", 1, (size_t)shape_of(o).group, NULL);
 }
 
-static int adamw(const pl_cl_operation *o, int64_t n) {
-    const pl_value *v = o->call->arg;
-    double lr = v[1].f, beta1 = v[2].f, beta2 = v[3].f;
-    pl_cl_launch l = begin(o);
-    pl_cl_add_arrays(&l, "09ab", 4);
-    const double given[] = {lr, lr * v[5].f, v[8].f, beta1, 1 - beta1, beta2, 1 - beta2, v[4].f, 1 / v[6].f, 1 / v[7].f};
-    for (size_t i = 0; i < sizeof given / sizeof *given; i++) pl_cl_add_f32(&l, given[i]);
-    return run(&l, "adamw", n);
+static void add_numbers(pl_cl_launch *l, size_t count, const double *numbers) {
+    for (size_t i = 0; i < count; i++) pl_cl_add_f32(l, numbers[i]);
 }
 
-static int sgd(const pl_cl_operation *o, int64_t n) {
-    const pl_value *v = o->call->arg;
+int pl_cl_launch_adamw(const pl_cl_operation *o) {
+    const adamw_args args = adamw_args_of(o->call);
+    const adamw_places at = adamw_places_of(o);
+    double lr = args.lr, beta1 = args.beta1, beta2 = args.beta2;
     pl_cl_launch l = begin(o);
-    pl_cl_add_arrays(&l, "078", 4);
-    const double given[] = {v[1].f, v[2].f, 1 - v[3].f, v[4].f};
-    for (size_t i = 0; i < sizeof given / sizeof *given; i++) pl_cl_add_f32(&l, given[i]);
-    pl_cl_add_i64(&l, v[5].i != 0);
-    pl_cl_add_f32(&l, v[6].f);
-    return run(&l, "sgd", n);
+    pl_cl_add_places(&l, 4, at.grad, at.param, at.m, at.v);
+    const double decay = lr * args.weight_decay, inverse1 = 1 / args.bias1, inverse2 = 1 / args.bias2;
+    add_numbers(&l, 10, (double[]){lr, decay, args.grad_scale, beta1, 1 - beta1, beta2, 1 - beta2, args.eps, inverse1, inverse2});
+    return run(&l, "adamw", elements(o));
 }
-
-static int lion(const pl_cl_operation *o, int64_t n) {
-    const pl_value *v = o->call->arg;
-    double lr = v[1].f, beta1 = v[2].f, beta2 = v[3].f;
+int pl_cl_launch_sgd(const pl_cl_operation *o) {
+    const sgd_args args = sgd_args_of(o->call);
+    const sgd_places at = sgd_places_of(o);
     pl_cl_launch l = begin(o);
-    pl_cl_add_arrays(&l, "067", 4);
-    const double given[] = {lr, lr * v[4].f, beta1, 1 - beta1, beta2, 1 - beta2, v[5].f};
-    for (size_t i = 0; i < sizeof given / sizeof *given; i++) pl_cl_add_f32(&l, given[i]);
-    return run(&l, "lion", n);
+    pl_cl_add_places(&l, 4, at.grad, at.param, at.buf);
+    add_numbers(&l, 4, (double[]){args.lr, args.momentum, 1 - args.dampening, args.weight_decay});
+    pl_cl_add_i64(&l, args.nesterov != 0);
+    pl_cl_add_f32(&l, args.grad_scale);
+    return run(&l, "sgd", elements(o));
 }
-
-int pl_cl_element(const char *name, const pl_cl_operation *o) {
-    /* Kernels that take the arguments as they come: arrays, or a factor and arrays. */
-    static const struct {
-        const char *name;
-        int factor, arrays;
-    } plain[] = {{"swiglu_forward", 0, 3}, {"swiglu_grad", 0, 5}, {"geglu_forward", 0, 3}, {"geglu_grad", 0, 5}, {"add", 0, 3},
-                 {"ratio", 0, 3},          {"axpy", 1, 2},        {"scale", 1, 2}};
-    static const struct {
-        const char *name;
-        int (*run)(const pl_cl_operation *, int64_t);
-    } special[] = {{"dropout", dropout},
-                   {"sum_squares", sum_squares},
-                   {"same_bits", same_bits},
-                   {"any_below", any_below},
-                   {"adamw", adamw},
-                   {"sgd", sgd},
-                   {"lion", lion}};
-    int64_t n = PL_DIM(o->call, 'N');
-    for (size_t i = 0; i < sizeof plain / sizeof *plain; i++) {
-        if (strcmp(plain[i].name, name)) continue;
-        pl_cl_launch l = begin(o);
-        if (plain[i].factor) pl_cl_add_f32(&l, o->call->arg[0].f);
-        for (int j = 0; j < plain[i].arrays; j++) pl_cl_add_array(&l, plain[i].factor + j, 4);
-        return run(&l, name, n);
-    }
-    for (size_t i = 0; i < sizeof special / sizeof *special; i++)
-        if (!strcmp(special[i].name, name)) return special[i].run(o, n);
-    return -1;
+int pl_cl_launch_lion(const pl_cl_operation *o) {
+    const lion_args args = lion_args_of(o->call);
+    const lion_places at = lion_places_of(o);
+    double lr = args.lr, beta1 = args.beta1, beta2 = args.beta2;
+    pl_cl_launch l = begin(o);
+    pl_cl_add_places(&l, 4, at.grad, at.param, at.m);
+    const double decay = lr * args.weight_decay;
+    add_numbers(&l, 7, (double[]){lr, decay, beta1, 1 - beta1, beta2, 1 - beta2, args.grad_scale});
+    return run(&l, "lion", elements(o));
 }

@@ -1,9 +1,8 @@
-/* Puts launches together, enqueues kernels, and finds the launcher of an operation. */
+/* Puts launches together, enqueues kernels, and calls the launcher of an operation. */
 #include "runtime.h"
 
 #include <stdarg.h>
 #include <stdio.h>
-#include <string.h>
 
 pl_cl_shape pl_cl_forced_shape;
 int pl_cl_without_fp64;
@@ -51,10 +50,8 @@ void pl_cl_align(pl_cl_launch *l, pl_cl_place place, size_t item) {
     if (place.buffer && place.offset % item) l->misaligned = 1;
 }
 
-void pl_cl_add_array(pl_cl_launch *l, int index, size_t item) { pl_cl_add_place(l, l->operation->place[index], item); }
-
-void pl_cl_add_arrays(pl_cl_launch *l, const char *numbers, size_t item) {
-    for (; *numbers; numbers++) pl_cl_add_array(l, *numbers <= '9' ? *numbers - '0' : *numbers - 'a' + 10, item);
+void pl_cl_add_each(pl_cl_launch *l, size_t item, size_t count, const pl_cl_place *places) {
+    for (size_t i = 0; i < count; i++) pl_cl_add_place(l, places[i], item);
 }
 
 void pl_cl_add_i64(pl_cl_launch *l, int64_t value) {
@@ -123,24 +120,13 @@ int pl_cl_enqueue(pl_cl_launch *l, const char *name, size_t groups, size_t group
 
 /* ---- operations */
 
-int pl_cl_run(const char *name, const pl_cl_operation *operation) {
-    static int (*const families[])(const char *, const pl_cl_operation *) = {pl_cl_product,   pl_cl_element, pl_cl_layer,
-                                                                             pl_cl_attention, pl_cl_norm,    pl_cl_row_loss};
+int pl_cl_run(int op, const pl_cl_operation *operation) {
+    static int (*const launchers[PL_OP_COUNT])(const pl_cl_operation *) = {
+#define PL_OP(name, spec) [PL_OP_##name] = pl_cl_launch_##name,
+#include "../ops.def"
+    };
     if (operation->call->wide && !pl_cl_fp64(operation->device))
         return pl_cl_refuse(operation->error, PL_CL_UNSUPPORTED,
                             "the device has no float64 arithmetic; use float32 arrays or the cpu");
-    for (size_t i = 0; i < sizeof families / sizeof *families; i++) {
-        int failed = families[i](name, operation);
-        if (failed >= 0) return failed;
-    }
-    return pl_cl_refuse(operation->error, PL_CL_UNSUPPORTED,
-                        "this operation has no OpenCL kernel; move its arguments to the cpu with .numpy()");
-}
-
-int pl_cl_in_place(const char *name) {
-    static const char *const names[] = {"rope",    "swiglu_grad", "geglu_grad", "scale_rows", "scale_rows_grad",
-                                        "dropout", "add",         "scale",      "ratio",      "scale_columns"};
-    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
-        if (!strcmp(names[i], name)) return 1;
-    return 0;
+    return launchers[op](operation);
 }

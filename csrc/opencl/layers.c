@@ -1,7 +1,7 @@
 /* Launches layers.cl. */
 #include "runtime.h"
-
-#include <string.h>
+#include "args.h"
+#include "places.h"
 
 enum { ROWS = 32 }; /* rows that add into one part of a sum over columns */
 
@@ -35,20 +35,18 @@ static int run_columns(pl_cl_launch *l, const char *kernel, int64_t columns, int
 
 static int64_t dim(const pl_cl_operation *o, char letter) { return PL_DIM(o->call, letter); }
 
-/* out [d] = the sum over n rows of a (b - offset) rstd, as far as these are there. */
+/* out [D] = the sum over the N rows of a (b - offset) rstd, as far as these are there. */
 static int sum_columns(const pl_cl_operation *o, pl_cl_place a, pl_cl_place b, pl_cl_place offset, pl_cl_place rstd,
-                       pl_cl_place out, int64_t n) {
-    int64_t d = dim(o, 'D'), parts = (n + ROWS - 1) / ROWS;
+                       pl_cl_place out) {
+    int64_t n = dim(o, 'N'), d = dim(o, 'D'), parts = (n + ROWS - 1) / ROWS;
     pl_cl_place partial = pl_cl_scratch(o, (size_t)(parts * d) * sizeof(float));
     if (!partial.buffer) return 1;
     pl_cl_launch l = begin(o), join = begin(o);
-    const pl_cl_place places[] = {a, b, offset, rstd, partial};
-    for (int i = 0; i < 5; i++) pl_cl_add_place(&l, places[i], 4);
+    pl_cl_add_places(&l, 4, a, b, offset, rstd, partial);
     pl_cl_add_i64(&l, n);
     pl_cl_add_i64(&l, ROWS);
     pl_cl_add_i64(&l, d);
-    pl_cl_add_place(&join, partial, 4);
-    pl_cl_add_place(&join, out, 4);
+    pl_cl_add_places(&join, 4, partial, out);
     pl_cl_add_i64(&join, parts);
     pl_cl_add_i64(&join, d);
     int failed = run_columns(&l, "sum_columns", d, parts) || run_items(&join, "join_columns", d);
@@ -56,94 +54,171 @@ static int sum_columns(const pl_cl_operation *o, pl_cl_place a, pl_cl_place b, p
     return failed;
 }
 
-/* Kernels whose arguments are some of the call's, in this order: arrays of 4-byte elements and then of bytes by their numbers
- * (see pl_cl_add_arrays), a flag, sizes by their letters, a number; -1 and "" where there are none. `over` is the size that a
- * group has one of, or with `items` a work-item. */
-typedef struct {
-    const char *name, *arrays, *bytes;
-    int flag;
-    const char *sizes;
-    int real;
-    char over;
-    int items;
-} plain_kernel;
+static const pl_cl_place absent = {NULL, 0};
 
-static const plain_kernel plain[] = {
-    {"rms_norm_forward", "0134", "", -1, "D", 2, 'N', 0},
-    {"rms_norm_grad", "01234", "", -1, "D", -1, 'N', 0},
-    {"rope", "01235", "", 4, "HD", -1, 'N', 0},
-    {"gather_rows", "012", "", -1, "D", -1, 'M', 0},
-    {"combine_rows", "013", "", 2, "KD", -1, 'N', 0},
-    {"scale_rows", "012", "", -1, "D", -1, 'N', 0},
-    {"scale_columns", "012", "", -1, "D", -1, 'N', 0},
-    {"transpose", "01", "", -1, "DN", -1, 'N', 0},
-    {"scale_rows_grad", "01234", "", -1, "D", -1, 'N', 0},
-    {"columns_above", "01", "2", -1, "NV", -1, 'V', 1},
-    {"gather_columns", "012", "", -1, "VM", -1, 'N', 0},
-    {"top_experts", "01", "", -1, "EKN", -1, 'N', 1},
-    {"visit_weights", "0124", "", 3, "EKN", -1, 'N', 1},
-    {"visit_weights_grad", "01235", "", 4, "EKN", -1, 'N', 1},
-};
+/* Sizes by their letters in ops.def. */
+static void add_sizes(pl_cl_launch *l, const char *letters) {
+    for (; *letters; letters++) pl_cl_add_i64(l, dim(l->operation, *letters));
+}
 
-static int run_plain(const pl_cl_operation *o, const plain_kernel *k) {
+int pl_cl_launch_rms_norm_forward(const pl_cl_operation *o) {
+    const rms_norm_forward_args args = rms_norm_forward_args_of(o->call);
+    const rms_norm_forward_places at = rms_norm_forward_places_of(o);
     pl_cl_launch l = begin(o);
-    pl_cl_add_arrays(&l, k->arrays, 4);
-    pl_cl_add_arrays(&l, k->bytes, 1);
-    if (k->flag >= 0) pl_cl_add_i64(&l, o->call->arg[k->flag].i != 0);
-    for (const char *size = k->sizes; *size; size++) pl_cl_add_i64(&l, dim(o, *size));
-    if (k->real >= 0) pl_cl_add_f32(&l, o->call->arg[k->real].f);
-    return k->items ? run_items(&l, k->name, dim(o, k->over)) : run(&l, k->name, dim(o, k->over));
+    pl_cl_add_places(&l, 4, at.x, at.w, at.y, at.rstd);
+    add_sizes(&l, "D");
+    pl_cl_add_f32(&l, args.eps);
+    return run(&l, "rms_norm_forward", dim(o, 'N'));
 }
 
-/* The gradient by the weights, after that by the rows. */
-static int sum_norm_grad(const pl_cl_operation *o) {
-    const pl_cl_place *p = o->place;
-    return p[5].buffer ? sum_columns(o, p[0], p[1], (pl_cl_place){NULL, 0}, p[3], p[5], dim(o, 'N')) : 0;
+int pl_cl_launch_rms_norm_grad(const pl_cl_operation *o) {
+    const rms_norm_grad_places at = rms_norm_grad_places_of(o);
+    pl_cl_launch l = begin(o);
+    pl_cl_add_places(&l, 4, at.dy, at.x, at.w, at.rstd, at.dx);
+    add_sizes(&l, "D");
+    if (run(&l, "rms_norm_grad", dim(o, 'N'))) return 1;
+    /* The gradient by the weights, after that by the rows. */
+    return at.dw.buffer ? sum_columns(o, at.dy, at.x, absent, at.rstd, at.dw) : 0;
 }
 
-static int column_sum(const pl_cl_operation *o) {
-    pl_cl_place none = {NULL, 0};
-    return sum_columns(o, o->place[0], none, none, none, o->place[1], dim(o, 'N'));
+int pl_cl_launch_rope(const pl_cl_operation *o) {
+    const rope_args args = rope_args_of(o->call);
+    const rope_places at = rope_places_of(o);
+    pl_cl_launch l = begin(o);
+    pl_cl_add_places(&l, 4, at.x, at.positions, at.cos, at.sin, at.y);
+    pl_cl_add_i64(&l, args.inverse != 0);
+    add_sizes(&l, "HD");
+    return run(&l, "rope", dim(o, 'N'));
 }
 
-static int column_dot(const pl_cl_operation *o) {
-    return sum_columns(o, o->place[0], o->place[1], o->place[2], (pl_cl_place){NULL, 0}, o->place[3], dim(o, 'N'));
+int pl_cl_launch_gather_rows(const pl_cl_operation *o) {
+    const gather_rows_places at = gather_rows_places_of(o);
+    pl_cl_launch l = begin(o);
+    pl_cl_add_places(&l, 4, at.x, at.rows, at.y);
+    add_sizes(&l, "D");
+    return run(&l, "gather_rows", dim(o, 'M'));
 }
 
-/* Row m of argument 0 to the row of argument 2 that argument 1 names: added, or `put` in its place. */
-static int add_rows(const pl_cl_operation *o, int64_t count, int put) {
+int pl_cl_launch_combine_rows(const pl_cl_operation *o) {
+    const combine_rows_args args = combine_rows_args_of(o->call);
+    const combine_rows_places at = combine_rows_places_of(o);
+    pl_cl_launch l = begin(o);
+    pl_cl_add_places(&l, 4, at.x, at.rows, at.y);
+    pl_cl_add_i64(&l, args.accumulate != 0);
+    add_sizes(&l, "KD");
+    return run(&l, "combine_rows", dim(o, 'N'));
+}
+
+int pl_cl_launch_scale_rows(const pl_cl_operation *o) {
+    const scale_rows_places at = scale_rows_places_of(o);
+    pl_cl_launch l = begin(o);
+    pl_cl_add_places(&l, 4, at.x, at.factor, at.y);
+    add_sizes(&l, "D");
+    return run(&l, "scale_rows", dim(o, 'N'));
+}
+
+int pl_cl_launch_scale_columns(const pl_cl_operation *o) {
+    const scale_columns_places at = scale_columns_places_of(o);
+    pl_cl_launch l = begin(o);
+    pl_cl_add_places(&l, 4, at.x, at.factor, at.y);
+    add_sizes(&l, "D");
+    return run(&l, "scale_columns", dim(o, 'N'));
+}
+
+int pl_cl_launch_transpose(const pl_cl_operation *o) {
+    const transpose_places at = transpose_places_of(o);
+    pl_cl_launch l = begin(o);
+    pl_cl_add_places(&l, 4, at.x, at.y);
+    add_sizes(&l, "DN");
+    return run(&l, "transpose", dim(o, 'N'));
+}
+
+int pl_cl_launch_scale_rows_grad(const pl_cl_operation *o) {
+    const scale_rows_grad_places at = scale_rows_grad_places_of(o);
+    pl_cl_launch l = begin(o);
+    pl_cl_add_places(&l, 4, at.dy, at.x, at.factor, at.dx, at.dfactor);
+    add_sizes(&l, "D");
+    return run(&l, "scale_rows_grad", dim(o, 'N'));
+}
+
+int pl_cl_launch_columns_above(const pl_cl_operation *o) {
+    const columns_above_places at = columns_above_places_of(o);
+    pl_cl_launch l = begin(o);
+    pl_cl_add_places(&l, 4, at.x, at.bound);
+    pl_cl_add_place(&l, at.above, 1);
+    add_sizes(&l, "NV");
+    return run_items(&l, "columns_above", dim(o, 'V'));
+}
+
+int pl_cl_launch_gather_columns(const pl_cl_operation *o) {
+    const gather_columns_places at = gather_columns_places_of(o);
+    pl_cl_launch l = begin(o);
+    pl_cl_add_places(&l, 4, at.x, at.columns, at.y);
+    add_sizes(&l, "VM");
+    return run(&l, "gather_columns", dim(o, 'N'));
+}
+
+int pl_cl_launch_top_experts(const pl_cl_operation *o) {
+    const top_experts_places at = top_experts_places_of(o);
+    pl_cl_launch l = begin(o);
+    pl_cl_add_places(&l, 4, at.logits, at.chosen);
+    add_sizes(&l, "EKN");
+    return run_items(&l, "top_experts", dim(o, 'N'));
+}
+
+int pl_cl_launch_visit_weights(const pl_cl_operation *o) {
+    const visit_weights_args args = visit_weights_args_of(o->call);
+    const visit_weights_places at = visit_weights_places_of(o);
+    pl_cl_launch l = begin(o);
+    pl_cl_add_places(&l, 4, at.logits, at.chosen, at.visits, at.weights);
+    pl_cl_add_i64(&l, args.normalise != 0);
+    add_sizes(&l, "EKN");
+    return run_items(&l, "visit_weights", dim(o, 'N'));
+}
+
+int pl_cl_launch_visit_weights_grad(const pl_cl_operation *o) {
+    const visit_weights_grad_args args = visit_weights_grad_args_of(o->call);
+    const visit_weights_grad_places at = visit_weights_grad_places_of(o);
+    pl_cl_launch l = begin(o);
+    pl_cl_add_places(&l, 4, at.dweights, at.logits, at.chosen, at.visits, at.dlogits);
+    pl_cl_add_i64(&l, args.normalise != 0);
+    add_sizes(&l, "EKN");
+    return run_items(&l, "visit_weights_grad", dim(o, 'N'));
+}
+
+int pl_cl_launch_column_sum(const pl_cl_operation *o) {
+    const column_sum_places at = column_sum_places_of(o);
+    return sum_columns(o, at.x, absent, absent, absent, at.y);
+}
+
+int pl_cl_launch_column_dot(const pl_cl_operation *o) {
+    const column_dot_places at = column_dot_places_of(o);
+    return sum_columns(o, at.dy, at.y, at.offset, absent, at.out);
+}
+
+/* Row m of `from`, for m < count, to the row of `to` that rows[m] names: added, or `put` in its place. */
+static int add_rows(const pl_cl_operation *o, pl_cl_place from, pl_cl_place rows, pl_cl_place to, int64_t count, int put) {
     int64_t parts = 4 * o->device->info->units;
     pl_cl_launch l = begin(o);
-    pl_cl_add_arrays(&l, "012", 4);
+    pl_cl_add_places(&l, 4, from, rows, to);
     pl_cl_add_i64(&l, put);
     pl_cl_add_i64(&l, count);
     pl_cl_add_i64(&l, parts);
     pl_cl_add_i64(&l, dim(o, 'D'));
     return run_columns(&l, "add_rows", dim(o, 'D'), parts);
 }
-static int embedding_grad(const pl_cl_operation *o) { return add_rows(o, dim(o, 'N'), 0); }
-static int put_rows(const pl_cl_operation *o) { return add_rows(o, dim(o, 'M'), 1); }
-static int scatter_add_rows(const pl_cl_operation *o) {
-    return pl_cl_zero(o, o->place[2], dim(o, 'N') * dim(o, 'D')) || add_rows(o, dim(o, 'M'), 0);
+
+int pl_cl_launch_embedding_grad(const pl_cl_operation *o) {
+    const embedding_grad_places at = embedding_grad_places_of(o);
+    return add_rows(o, at.dy, at.ids, at.dw, dim(o, 'N'), 0);
 }
 
-int pl_cl_layer(const char *name, const pl_cl_operation *o) {
-    static const struct {
-        const char *name;
-        int (*run)(const pl_cl_operation *);
-    } special[] = {{"rms_norm_grad", sum_norm_grad},
-                   {"column_sum", column_sum},
-                   {"column_dot", column_dot},
-                   {"embedding_grad", embedding_grad},
-                   {"scatter_add_rows", scatter_add_rows},
-                   {"put_rows", put_rows}};
-    int known = 0;
-    for (size_t i = 0; i < sizeof plain / sizeof *plain; i++) {
-        if (strcmp(plain[i].name, name)) continue;
-        if (run_plain(o, &plain[i])) return 1;
-        known = 1;
-    }
-    for (size_t i = 0; i < sizeof special / sizeof *special; i++)
-        if (!strcmp(special[i].name, name)) return special[i].run(o);
-    return known ? 0 : -1;
+int pl_cl_launch_put_rows(const pl_cl_operation *o) {
+    const put_rows_places at = put_rows_places_of(o);
+    return add_rows(o, at.x, at.rows, at.y, dim(o, 'M'), 1);
+}
+
+int pl_cl_launch_scatter_add_rows(const pl_cl_operation *o) {
+    const scatter_add_rows_places at = scatter_add_rows_places_of(o);
+    return pl_cl_zero(o, at.dx, dim(o, 'N') * dim(o, 'D')) || add_rows(o, at.dy, at.rows, at.dx, dim(o, 'M'), 0);
 }

@@ -1,8 +1,8 @@
 /* Launches matmul.cl: dense layers and those of experts, whose products run one after the other. The operations are those of
  * kernels/matmul.tpl.h and kernels/experts.tpl.h. */
 #include "runtime.h"
-
-#include <string.h>
+#include "args.h"
+#include "places.h"
 
 static const pl_cl_place none = {NULL, 0};
 
@@ -73,8 +73,7 @@ static int enqueue(const pl_cl_operation *o, const pl_cl_gemm *g, tiling t, int 
     if (g->a_k != 1) pl_cl_define(&l, "-DA_STRIDED ");
     pl_cl_add_place(&l, g->a, 4);
     pl_cl_add_weight(&l, &g->b, g->b_data);
-    const pl_cl_place places[] = {g->b_rows, g->bias, g->c, g->h, g->u};
-    for (int i = 0; i < 5; i++) pl_cl_add_place(&l, places[i], 4);
+    pl_cl_add_places(&l, 4, g->b_rows, g->bias, g->c, g->h, g->u);
     int64_t tile_n = t.across * t.vectors * t.shape.width, tile_m = t.shape.group / t.across * t.rows;
     int64_t across = (g->n + tile_n - 1) / tile_n, down = (g->m + tile_m - 1) / tile_m, tiles = 1;
     if (t.shape.group == 1) {
@@ -157,63 +156,199 @@ static void set_branch(pl_cl_gemm *g, int64_t rank, pl_cl_place h, pl_cl_place u
     g->u_scale = scale;
 }
 
-/* Which arguments a layer's operation has, and how its adapter is stored: -1 for those that it does not have. */
+/* A layer's arguments by their parts in the product, whatever the operation calls them. With `inner`, H is computed by it; experts
+ * store both factors the other way round, and come with offsets. */
 typedef struct {
-    const char *name;
-    int backward, experts;
-    int x, bias, offsets, h, computes_h, p, u, scale, accumulate, factor, y;
-} layer_operation;
-
-static const layer_operation layers[] = {
-    /* name                    back exp x  bias off h  computes p  u  scale acc factor y */
-    {"linear_forward", 0, 0, 0, 2, -1, 3, 0, -1, 4, 5, -1, 6, 7},
-    {"lora_forward", 0, 0, 0, 2, -1, 7, 1, 3, 4, 5, -1, 6, 8},
-    {"linear_input_grad", 1, 0, 0, -1, -1, 2, 0, -1, 3, -1, 4, 5, 6},
-    {"lora_input_grad", 1, 0, 0, -1, -1, 7, 1, 3, 2, 4, 5, 6, 8},
-    {"experts_forward", 0, 1, 0, 2, 3, 4, 0, -1, 5, 6, -1, 7, 8},
-    {"experts_lora_forward", 0, 1, 0, 2, 3, 8, 1, 4, 5, 6, -1, 7, 9},
-    {"experts_input_grad", 1, 1, 0, -1, 2, 3, 0, -1, 4, -1, 5, 6, 7},
-    {"experts_lora_input_grad", 1, 1, 0, -1, 2, 8, 1, 4, 3, 5, 6, 7, 9},
-};
-
-static pl_cl_place place(const pl_cl_operation *o, int index) { return index < 0 ? none : o->place[index]; }
+    const pl_weight *w; /* one, or a stack */
+    pl_cl_place codes;  /* of a float32 array, whose matrices follow each other; without a buffer for stored weights */
+    pl_cl_place x, bias, h, inner, outer, factor, y;
+    double scale;
+    int64_t accumulate;
+    const int32_t *offsets;
+} layer_args;
 
 /* The rows [begin, begin + rows) through matrix `e` of a layer's weight. */
-static int run_layer(const pl_cl_operation *o, const layer_operation *l, int64_t e, int64_t begin, int64_t rows) {
-    const pl_weight *w = l->experts ? o->call->arg[1].stack + e : &o->call->arg[1].w;
-    int64_t rank = PL_DIM(o->call, 'R'), k = l->backward ? w->rows : w->cols, n = l->backward ? w->cols : w->rows;
-    /* A float32 array is an argument of its own, whose matrices follow each other. */
-    pl_cl_place data = o->place[1].buffer ? at(o->place[1], e * w->rows, w->row_bytes) : pl_cl_place_of(o, w->data);
-    pl_cl_place x = at(place(o, l->x), begin * k, 4), y = at(place(o, l->y), begin * n, 4);
-    pl_cl_place h = at(place(o, l->h), begin * rank, 4), u = at(place(o, l->u), e * n * rank, 4);
-    double scale = l->scale < 0 ? 1 : o->call->arg[l->scale].f;
-    pl_cl_gemm g = layer(w, data, rows, l->backward, x, at(place(o, l->factor), e * w->rows, 4), y);
-    g.bias = at(place(o, l->bias), e * n, 4);
-    g.accumulate = l->accumulate >= 0 && o->call->arg[l->accumulate].i != 0;
-    if (l->computes_h) {
-        /* h = x a, or backward scale dy b^T; experts store both factors the other way round. */
-        pl_cl_place p = at(place(o, l->p), e * k * rank, 4);
-        pl_cl_gemm inner = float_product(rows, rank, k, x, p, l->backward != l->experts, l->backward ? scale : 1, h);
-        if (pl_cl_gemm_run(o, &inner)) return 1;
+static int run_layer(const pl_cl_operation *o, const layer_args *l, int backward, int64_t e, int64_t begin, int64_t rows) {
+    const pl_weight *w = l->w + e;
+    int64_t rank = PL_DIM(o->call, 'R'), k = backward ? w->rows : w->cols, n = backward ? w->cols : w->rows;
+    pl_cl_place data = l->codes.buffer ? at(l->codes, e * w->rows, w->row_bytes) : pl_cl_place_of(o, w->data);
+    pl_cl_place x = at(l->x, begin * k, 4), y = at(l->y, begin * n, 4);
+    pl_cl_place h = at(l->h, begin * rank, 4), outer = at(l->outer, e * n * rank, 4);
+    const int transposed = backward != (l->offsets != NULL);
+    pl_cl_gemm g = layer(w, data, rows, backward, x, at(l->factor, e * w->rows, 4), y);
+    g.bias = at(l->bias, e * n, 4);
+    g.accumulate = l->accumulate != 0;
+    if (l->inner.buffer) {
+        /* h = x a, or backward scale dy b^T. */
+        pl_cl_place inner = at(l->inner, e * k * rank, 4);
+        pl_cl_gemm product = float_product(rows, rank, k, x, inner, transposed, backward ? l->scale : 1, h);
+        if (pl_cl_gemm_run(o, &product)) return 1;
     }
-    if (h.buffer && u.buffer) set_branch(&g, rank, h, u, l->backward != l->experts, l->backward ? 1 : scale);
+    if (h.buffer && outer.buffer) set_branch(&g, rank, h, outer, transposed, backward ? 1 : l->scale);
     return pl_cl_gemm_run(o, &g);
 }
 
-static int run_experts(const pl_cl_operation *o, const layer_operation *l) {
-    const int32_t *offsets = o->call->arg[l->offsets].in;
-    for (int64_t e = 0; e < PL_DIM(o->call, 'E'); e++)
-        if (offsets[e + 1] > offsets[e] && run_layer(o, l, e, offsets[e], offsets[e + 1] - offsets[e])) return 1;
+/* All rows, or those of each expert that has some. */
+static int run_rows(const pl_cl_operation *o, const layer_args *l, int backward) {
+    if (!l->offsets) return run_layer(o, l, backward, 0, 0, PL_DIM(o->call, 'N'));
+    for (int64_t e = 0; e < PL_DIM(o->call, 'E'); e++) {
+        int64_t begin = l->offsets[e], rows = l->offsets[e + 1] - begin;
+        if (rows && run_layer(o, l, backward, e, begin, rows)) return 1;
+    }
     return 0;
 }
 
+int pl_cl_launch_linear_forward(const pl_cl_operation *o) {
+    const linear_forward_args args = linear_forward_args_of(o->call);
+    const linear_forward_places at = linear_forward_places_of(o);
+    const layer_args l = {
+        .w = args.w,
+        .codes = at.w,
+        .x = at.x,
+        .bias = at.bias,
+        .h = at.h,
+        .outer = at.b,
+        .factor = at.factor,
+        .y = at.y,
+        .scale = args.scale,
+    };
+    return run_rows(o, &l, 0);
+}
+
+int pl_cl_launch_lora_forward(const pl_cl_operation *o) {
+    const lora_forward_args args = lora_forward_args_of(o->call);
+    const lora_forward_places at = lora_forward_places_of(o);
+    const layer_args l = {
+        .w = args.w,
+        .codes = at.w,
+        .x = at.x,
+        .bias = at.bias,
+        .h = at.h,
+        .inner = at.a,
+        .outer = at.b,
+        .factor = at.factor,
+        .y = at.y,
+        .scale = args.scale,
+    };
+    return run_rows(o, &l, 0);
+}
+
+int pl_cl_launch_linear_input_grad(const pl_cl_operation *o) {
+    const linear_input_grad_args args = linear_input_grad_args_of(o->call);
+    const linear_input_grad_places at = linear_input_grad_places_of(o);
+    const layer_args l = {
+        .w = args.w,
+        .codes = at.w,
+        .x = at.dy,
+        .h = at.dh,
+        .outer = at.a,
+        .factor = at.factor,
+        .y = at.dx,
+        .accumulate = args.accumulate,
+    };
+    return run_rows(o, &l, 1);
+}
+
+int pl_cl_launch_lora_input_grad(const pl_cl_operation *o) {
+    const lora_input_grad_args args = lora_input_grad_args_of(o->call);
+    const lora_input_grad_places at = lora_input_grad_places_of(o);
+    const layer_args l = {
+        .w = args.w,
+        .codes = at.w,
+        .x = at.dy,
+        .h = at.dh,
+        .inner = at.b,
+        .outer = at.a,
+        .factor = at.factor,
+        .y = at.dx,
+        .scale = args.scale,
+        .accumulate = args.accumulate,
+    };
+    return run_rows(o, &l, 1);
+}
+
+int pl_cl_launch_experts_forward(const pl_cl_operation *o) {
+    const experts_forward_args args = experts_forward_args_of(o->call);
+    const experts_forward_places at = experts_forward_places_of(o);
+    const layer_args l = {
+        .w = args.w,
+        .codes = at.w,
+        .x = at.x,
+        .bias = at.bias,
+        .h = at.h,
+        .outer = at.b,
+        .factor = at.factor,
+        .y = at.y,
+        .scale = args.scale,
+        .offsets = args.offsets,
+    };
+    return run_rows(o, &l, 0);
+}
+
+int pl_cl_launch_experts_lora_forward(const pl_cl_operation *o) {
+    const experts_lora_forward_args args = experts_lora_forward_args_of(o->call);
+    const experts_lora_forward_places at = experts_lora_forward_places_of(o);
+    const layer_args l = {
+        .w = args.w,
+        .codes = at.w,
+        .x = at.x,
+        .bias = at.bias,
+        .h = at.h,
+        .inner = at.a,
+        .outer = at.b,
+        .factor = at.factor,
+        .y = at.y,
+        .scale = args.scale,
+        .offsets = args.offsets,
+    };
+    return run_rows(o, &l, 0);
+}
+
+int pl_cl_launch_experts_input_grad(const pl_cl_operation *o) {
+    const experts_input_grad_args args = experts_input_grad_args_of(o->call);
+    const experts_input_grad_places at = experts_input_grad_places_of(o);
+    const layer_args l = {
+        .w = args.w,
+        .codes = at.w,
+        .x = at.dy,
+        .h = at.dh,
+        .outer = at.a,
+        .factor = at.factor,
+        .y = at.dx,
+        .accumulate = args.accumulate,
+        .offsets = args.offsets,
+    };
+    return run_rows(o, &l, 1);
+}
+
+int pl_cl_launch_experts_lora_input_grad(const pl_cl_operation *o) {
+    const experts_lora_input_grad_args args = experts_lora_input_grad_args_of(o->call);
+    const experts_lora_input_grad_places at = experts_lora_input_grad_places_of(o);
+    const layer_args l = {
+        .w = args.w,
+        .codes = at.w,
+        .x = at.dy,
+        .h = at.dh,
+        .inner = at.b,
+        .outer = at.a,
+        .factor = at.factor,
+        .y = at.dx,
+        .scale = args.scale,
+        .accumulate = args.accumulate,
+        .offsets = args.offsets,
+    };
+    return run_rows(o, &l, 1);
+}
+
 /* dw[e] = alpha dy^T x over the rows of the expert. */
-static int experts_weight_grad(const pl_cl_operation *o) {
-    const int32_t *offsets = o->call->arg[2].in;
+int pl_cl_launch_experts_weight_grad(const pl_cl_operation *o) {
+    const experts_weight_grad_args args = experts_weight_grad_args_of(o->call);
+    const experts_weight_grad_places to = experts_weight_grad_places_of(o);
     int64_t out = PL_DIM(o->call, 'O'), in = PL_DIM(o->call, 'I');
     for (int64_t e = 0; e < PL_DIM(o->call, 'E'); e++) {
-        pl_cl_gemm g = float_product(out, in, offsets[e + 1] - offsets[e], at(o->place[0], offsets[e] * out, 4),
-                                     at(o->place[1], offsets[e] * in, 4), 0, o->call->arg[3].f, at(o->place[4], e * out * in, 4));
+        int64_t begin = args.offsets[e], rows = args.offsets[e + 1] - begin;
+        pl_cl_gemm g = float_product(out, in, rows, at(to.dy, begin * out, 4), at(to.x, begin * in, 4), 0, args.alpha,
+                                     at(to.dw, e * out * in, 4));
         g.a_row = 1;
         g.a_k = out;
         if (pl_cl_gemm_run(o, &g)) return 1;
@@ -222,23 +357,29 @@ static int experts_weight_grad(const pl_cl_operation *o) {
 }
 
 /* c (+)= alpha a b, with a as [m, k] or [k, m] and b as [k, n] or [n, k]. */
-static int plain_product(const pl_cl_operation *o, int a_transposed, int b_transposed) {
+static int plain_product(const pl_cl_operation *o, double alpha, pl_cl_place a, int a_transposed, pl_cl_place b, int b_transposed,
+                         int64_t accumulate, pl_cl_place c) {
     int64_t m = PL_DIM(o->call, 'M'), n = PL_DIM(o->call, 'N'), k = PL_DIM(o->call, 'K');
-    pl_cl_gemm g = float_product(m, n, k, o->place[0], o->place[1], b_transposed, o->call->arg[2].f, o->place[4]);
+    pl_cl_gemm g = float_product(m, n, k, a, b, b_transposed, alpha, c);
     if (a_transposed) {
         g.a_row = 1;
         g.a_k = m;
     }
-    g.accumulate = o->call->arg[3].i != 0;
+    g.accumulate = accumulate != 0;
     return pl_cl_gemm_run(o, &g);
 }
-
-int pl_cl_product(const char *name, const pl_cl_operation *o) {
-    if (!strcmp(name, "matmul_nn")) return plain_product(o, 0, 0);
-    if (!strcmp(name, "matmul_nt")) return plain_product(o, 0, 1);
-    if (!strcmp(name, "matmul_tn")) return plain_product(o, 1, 0);
-    if (!strcmp(name, "experts_weight_grad")) return experts_weight_grad(o);
-    for (const layer_operation *l = layers; l < layers + sizeof layers / sizeof *layers; l++)
-        if (!strcmp(l->name, name)) return l->experts ? run_experts(o, l) : run_layer(o, l, 0, 0, PL_DIM(o->call, 'N'));
-    return -1;
+int pl_cl_launch_matmul_nn(const pl_cl_operation *o) {
+    const matmul_nn_args args = matmul_nn_args_of(o->call);
+    const matmul_nn_places at = matmul_nn_places_of(o);
+    return plain_product(o, args.alpha, at.a, 0, at.b, 0, args.accumulate, at.c);
+}
+int pl_cl_launch_matmul_nt(const pl_cl_operation *o) {
+    const matmul_nt_args args = matmul_nt_args_of(o->call);
+    const matmul_nt_places at = matmul_nt_places_of(o);
+    return plain_product(o, args.alpha, at.a, 0, at.b, 1, args.accumulate, at.c);
+}
+int pl_cl_launch_matmul_tn(const pl_cl_operation *o) {
+    const matmul_tn_args args = matmul_tn_args_of(o->call);
+    const matmul_tn_places at = matmul_tn_places_of(o);
+    return plain_product(o, args.alpha, at.a, 1, at.b, 0, args.accumulate, at.c);
 }

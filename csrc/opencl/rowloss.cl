@@ -7,6 +7,7 @@
  *   KEEP    where computing again costs more than a trip over memory, and the gradients are of the computed type
  */
 #include "types.cl"
+#include "options.h"
 #include "../losses/formulas.h"
 #include "../losses.def"
 

@@ -166,9 +166,10 @@ typedef struct {
 pl_cl_launch pl_cl_begin(const pl_cl_operation *operation, const char *source, pl_cl_shape shape, int wide);
 void pl_cl_define(pl_cl_launch *l, const char *format, ...) __attribute__((format(printf, 2, 3)));
 void pl_cl_add_place(pl_cl_launch *l, pl_cl_place place, size_t item); /* a buffer, and the offset in it in items */
-void pl_cl_add_array(pl_cl_launch *l, int index, size_t item);         /* the same for an argument of the call */
-/* The same for several, by their numbers: a character each, 0 to 9, then a for 10 and so on. */
-void pl_cl_add_arrays(pl_cl_launch *l, const char *numbers, size_t item);
+/* The same for several, in their order. */
+void pl_cl_add_each(pl_cl_launch *l, size_t item, size_t count, const pl_cl_place *places);
+#define pl_cl_add_places(l, item, ...) \
+    pl_cl_add_each(l, item, sizeof((pl_cl_place[]){__VA_ARGS__}) / sizeof(pl_cl_place), (pl_cl_place[]){__VA_ARGS__})
 /* Notes that what lies there is read as elements of so many bytes. */
 void pl_cl_align(pl_cl_launch *l, pl_cl_place place, size_t item);
 void pl_cl_add_i64(pl_cl_launch *l, int64_t value);
@@ -181,19 +182,14 @@ int pl_cl_enqueue(pl_cl_launch *l, const char *kernel, size_t groups, size_t gro
 /* Device memory for the time of an operation: no buffer where it fails. */
 pl_cl_place pl_cl_scratch(const pl_cl_operation *operation, size_t bytes);
 
-/* Runs an operation; refuses one without a kernel. */
-int pl_cl_run(const char *name, const pl_cl_operation *operation);
-/* Whether results of an operation may take the place of arguments, as its line in ops.def says. */
-int pl_cl_in_place(const char *name);
+/* Runs the operation of this number (PL_OP_...). */
+int pl_cl_run(int op, const pl_cl_operation *operation);
 
-/* ---- the families: rowloss.c, elements.c, layers.c, matmul.c, norms.c, attention.c. -1 if `name` is none of theirs. */
-
-int pl_cl_row_loss(const char *name, const pl_cl_operation *operation);
-int pl_cl_element(const char *name, const pl_cl_operation *operation);
-int pl_cl_layer(const char *name, const pl_cl_operation *operation);
-int pl_cl_product(const char *name, const pl_cl_operation *operation);
-int pl_cl_norm(const char *name, const pl_cl_operation *operation);
-int pl_cl_attention(const char *name, const pl_cl_operation *operation);
+/* The launcher of each operation, in the file of its family: rowloss.c, elements.c, layers.c, matmul.c, norms.c, attention.c. They
+ * read arguments by name, from args.h and places.h, which csrc/generate.py writes. What an index array or a scalar holds is in
+ * <operation>_args, where an array lies in <operation>_places. Hidden, so that the linker reports one that is missing. */
+#define PL_OP(name, spec) __attribute__((visibility("hidden"))) int pl_cl_launch_##name(const pl_cl_operation *operation);
+#include "../ops.def"
 
 /* Zeros to n floats. */
 int pl_cl_zero(const pl_cl_operation *operation, pl_cl_place to, int64_t n);
