@@ -12,53 +12,39 @@
 
 typedef enum { PL_OK = 0, PL_NO_MEMORY = 1 } pl_status;
 
-/* How a stored matrix is laid out. The numbers are shared with pyloss/weights.py. */
+/* How a stored matrix is laid out: the lines of formats.def, by number. */
 typedef enum {
-    PL_W_F32 = 0,
-    PL_W_BF16,
-    PL_W_F16,
-    /* GGUF's blocks: scales and codes together */
-    PL_W_Q8_0,
-    PL_W_Q4_0,
-    PL_W_Q4_1,
-    PL_W_Q5_0,
-    PL_W_Q5_1,
-    PL_W_Q2_K,
-    PL_W_Q3_K,
-    PL_W_Q4_K,
-    PL_W_Q5_K,
-    PL_W_Q6_K,
-    /* codes alone, with a pl_groups beside them: mlx's affine formats of 2 to 8 bits, and four bits that index a table */
-    PL_W_AFFINE2,
-    PL_W_AFFINE3,
-    PL_W_AFFINE4,
-    PL_W_AFFINE5,
-    PL_W_AFFINE6,
-    PL_W_AFFINE8,
-    PL_W_NF4,
+#define PL_FORMAT(name, elements, bytes, decoder, kind) PL_W_##name,
+#include "formats.def"
     PL_W_COUNT
 } pl_format;
 
-/* Elements and bytes of one block of a format; a row is a whole number of blocks. */
 typedef struct {
-    uint16_t elements, bytes;
-} pl_block_size;
-static const pl_block_size pl_blocks[PL_W_COUNT] = {
-    {1, 4},     {1, 2},     {1, 2},     {32, 34}, {32, 18}, {32, 20}, {32, 22}, {32, 24}, {256, 84}, {256, 110},
-    {256, 144}, {256, 176}, {256, 210}, {32, 8},  {32, 12}, {32, 16}, {32, 20}, {32, 24}, {32, 32},  {32, 16},
+    const char *name;
+    uint16_t elements, bytes; /* of one block; a row is a whole number of blocks */
+    enum { PL_KIND_FLOATS, PL_KIND_BLOCKS, PL_KIND_AFFINE, PL_KIND_TABLE } kind;
+} pl_format_layout;
+static const pl_format_layout pl_formats[PL_W_COUNT] = {
+#define PL_FORMAT(name, elements, bytes, decoder, kind) {#name, elements, bytes, PL_KIND_##kind},
+#include "formats.def"
 };
-static inline int64_t pl_block_elements(int format) { return pl_blocks[format].elements; }
-static inline int64_t pl_block_bytes(int format) { return pl_blocks[format].bytes; }
-static inline int pl_has_groups(int format) { return format >= PL_W_AFFINE2; }
+static inline int64_t pl_block_elements(int format) { return pl_formats[format].elements; }
+static inline int64_t pl_block_bytes(int format) { return pl_formats[format].bytes; }
+static inline int pl_is_floats(int format) { return pl_formats[format].kind == PL_KIND_FLOATS; }
+static inline int pl_has_table(int format) { return pl_formats[format].kind == PL_KIND_TABLE; }
+/* Whether the scales lie beside the codes. */
+static inline int pl_has_groups(int format) { return pl_formats[format].kind == PL_KIND_AFFINE || pl_has_table(format); }
+/* Bits of a code, where codes are alone in their block. */
+static inline int pl_code_bits(int format) { return 8 * pl_formats[format].bytes / pl_formats[format].elements; }
 
 /* The scales beside the codes of a matrix. Every `size` elements, counted through all rows from `first` on, share one scale (and
  * one offset): `size` is a power of two and at least 32, `first` a multiple of 32. The arrays may lie at any address. */
 typedef struct {
     int64_t size, first;
-    const uint8_t *scales, *offsets; /* affine: w = scale code + offset; PL_W_NF4: w = scale table[code] */
-    int scale_format;                /* PL_W_F32, PL_W_BF16 or PL_W_F16; meaningless with a map */
-    const uint8_t *table;            /* PL_W_NF4: 16 floats */
-    /* PL_W_NF4, scales that are themselves quantised: scale i is map[scales[i]] nested[i / nested_size] + nested_offset. */
+    const uint8_t *scales, *offsets; /* affine: w = scale code + offset; by table: w = scale table[code] */
+    int scale_format;                /* of floats; meaningless with a map */
+    const uint8_t *table;            /* 16 floats, or NULL */
+    /* By table, scales that are themselves quantised: scale i is map[scales[i]] nested[i / nested_size] + nested_offset. */
     const uint8_t *map, *nested; /* 256 floats, and floats; NULL without */
     int64_t nested_size;         /* a power of two */
     float nested_offset;

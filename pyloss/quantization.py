@@ -9,41 +9,28 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from . import _core
+
 Array = np.ndarray[Any, Any]
 
 
 class Format(NamedTuple):
     """How a format is laid out along a row: `elements` values share a block of `bytes` bytes."""
 
-    code: int  # pyloss.h's number
+    code: int  # the core's number
     elements: int
     bytes: int
     encodes: bool = True  # whether it can be written here
     bits: int = 0  # of a code, where the scales lie beside the codes
 
 
+# The reference encoders of these search for scales at length, and gguf-py has none to compare with.
+_READ_ONLY = ("q2_k", "q3_k", "q4_k", "q5_k", "q6_k")
+
+#: the core's table, csrc/formats.def
 FORMATS: dict[str, Format] = {
-    "f32": Format(0, 1, 4),
-    "bf16": Format(1, 1, 2),
-    "f16": Format(2, 1, 2),
-    "q8_0": Format(3, 32, 34),
-    "q4_0": Format(4, 32, 18),
-    "q4_1": Format(5, 32, 20),
-    "q5_0": Format(6, 32, 22),
-    "q5_1": Format(7, 32, 24),
-    # The reference encoders of these search for scales at length, and gguf-py has none to compare with.
-    "q2_k": Format(8, 256, 84, encodes=False),
-    "q3_k": Format(9, 256, 110, encodes=False),
-    "q4_k": Format(10, 256, 144, encodes=False),
-    "q5_k": Format(11, 256, 176, encodes=False),
-    "q6_k": Format(12, 256, 210, encodes=False),
-    "affine2": Format(13, 32, 8, bits=2),
-    "affine3": Format(14, 32, 12, bits=3),
-    "affine4": Format(15, 32, 16, bits=4),
-    "affine5": Format(16, 32, 20, bits=5),
-    "affine6": Format(17, 32, 24, bits=6),
-    "affine8": Format(18, 32, 32, bits=8),
-    "nf4": Format(19, 32, 16, bits=4),
+    name.lower(): Format(code, elements, bytes, encodes=name.lower() not in _READ_ONLY, bits=bits)
+    for code, (name, elements, bytes, bits) in enumerate(_core.formats())
 }
 #: those of floats, and those that a single tensor of a file holds whole
 FLOATS = ("f32", "bf16", "f16")

@@ -142,6 +142,18 @@ static PyObject *py_ops(PyObject *self, PyObject *unused) {
     return list;
 }
 
+static PyObject *py_formats(PyObject *self, PyObject *unused) {
+    (void)self, (void)unused;
+    PyObject *list = PyList_New(0);
+    for (int i = 0; list && i < PL_W_COUNT; i++) {
+        const pl_format_layout *f = &pl_formats[i];
+        PyObject *item = Py_BuildValue("(siii)", f->name, f->elements, f->bytes, pl_has_groups(i) ? pl_code_bits(i) : 0);
+        if (!item || PyList_Append(list, item)) Py_CLEAR(list);
+        Py_XDECREF(item);
+    }
+    return list;
+}
+
 static PyObject *py_isas(PyObject *self, PyObject *unused) {
     (void)self, (void)unused;
     PyObject *list = PyList_New(0);
@@ -287,6 +299,8 @@ static PyMethodDef methods[] = {
 #include "../ops.def"
     {"empty", py_empty, METH_VARARGS, "empty(shape, dtype='f32'): an uninitialised array over a reused aligned buffer."},
     {"ops", py_ops, METH_NOARGS, "All operations as (name, specification)."},
+    {"formats", py_formats, METH_NOARGS,
+     "The formats of weights by number, as (name, elements and bytes of a block, bits of a code where the scales lie beside)."},
     {"isas", py_isas, METH_NOARGS, "The instruction sets this machine can run, best last."},
     {"isa", py_isa, METH_NOARGS, "The instruction set in use."},
     {"use_isa", py_use_isa, METH_VARARGS, "Switches the kernels of the whole process; for tests and benchmarks."},

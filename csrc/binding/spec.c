@@ -414,9 +414,10 @@ static int take_groups(const pl_spec *spec, const pl_param *p, PyObject *object,
     for (int i = 0; i < 5; i++)
         if (take_bytes(spec, p, PyTuple_GetItem(object, bytes_at[i]), i > 0, data[i], &bytes[i])) return -1;
     const int64_t limit = (int64_t)1 << 40;
-    const int table = w->format == PL_W_NF4;
+    const int table = pl_has_table(w->format);
     if (!power_of_two(number[0]) || number[0] < 32 || number[0] > limit || number[1] < 0 || number[1] > limit || number[1] % 32 ||
-        number[2] < PL_W_F32 || number[2] > PL_W_F16 || (g->map && (!power_of_two(number[3]) || number[3] > limit))) {
+        number[2] < 0 || number[2] >= PL_W_COUNT || !pl_is_floats((int)number[2]) ||
+        (g->map && (!power_of_two(number[3]) || number[3] > limit))) {
         PyErr_Format(PyExc_ValueError, "%s: %s cannot have groups of %lld from %lld with scales of format %lld in groups of %lld",
                      spec->name, p->name, (long long)number[0], (long long)number[1], (long long)number[2],
                      (long long)number[3]);

@@ -15,11 +15,11 @@ enum { FEW_AHEAD = 2048 };
 
 /* Few rows against W transposed: every row of W is expanded once, a run at a time, and multiplied with all rows of A.
  * The number of rows and the format are constants in every instance, so that sums and expanded runs live in registers. */
-INLINE void few_rows(const gemm *g, int64_t begin, int64_t end, const int m, const int format) {
+INLINE void few_rows(const gemm *g, int64_t begin, int64_t end, const int m, const int format, const decoder decode) {
     const float *h = g->h_given ? g->h_given : g->h;
     for (int64_t o = begin; o < end; o++) {
         const int64_t row = pl_stored_row(&g->b, o);
-        if (format > PL_W_F16)
+        if (!pl_is_floats(format))
             for (int64_t i = 0; i < g->b.row_bytes; i += 64) __builtin_prefetch(g->b.data + row * g->b.row_bytes + FEW_AHEAD + i);
         const float factor = g->b_rows ? g->a.factor * g->b_rows[o] : g->a.factor;
         vf acc[SMALL_M][32 / LANES];
@@ -30,7 +30,7 @@ INLINE void few_rows(const gemm *g, int64_t begin, int64_t end, const int m, con
         int64_t k = 0;
         for (; k + 32 <= g->k; k += 32) {
             float run[32];
-            decode_run(format, &g->b, row, k, 32, run);
+            decode(&g->b, row, k, 32, run);
 #pragma GCC unroll 4
             for (int i = 0; i < m; i++)
 #pragma GCC unroll 8
@@ -56,44 +56,16 @@ INLINE void few_rows(const gemm *g, int64_t begin, int64_t end, const int m, con
 
 /* Every instance is a function of its own: in one that has them all, the compiler keeps sums on the stack. */
 typedef void (*few_fn)(const gemm *g, int64_t begin, int64_t end);
-#define FEW_ROWS(format, m) \
-    static __attribute__((noinline)) void few_##format##_##m(const gemm *g, int64_t begin, int64_t end) { \
-        few_rows(g, begin, end, m, PL_W_##format); \
+#define FEW_ROWS(name, m) \
+    static __attribute__((noinline)) void few_##name##_##m(const gemm *g, int64_t begin, int64_t end) { \
+        few_rows(g, begin, end, m, PL_W_##name, run_##name); \
     }
-#define FEW(format) \
-    FEW_ROWS(format, 1) \
-    FEW_ROWS(format, 2) \
-    FEW_ROWS(format, 3) \
-    FEW_ROWS(format, 4)
-FEW(F32)
-FEW(BF16)
-FEW(F16)
-FEW(Q8_0)
-FEW(Q4_0)
-FEW(Q4_1)
-FEW(Q5_0)
-FEW(Q5_1)
-FEW(Q2_K)
-FEW(Q3_K)
-FEW(Q4_K)
-FEW(Q5_K)
-FEW(Q6_K)
-FEW(AFFINE2)
-FEW(AFFINE3)
-FEW(AFFINE4)
-FEW(AFFINE5)
-FEW(AFFINE6)
-FEW(AFFINE8)
-FEW(NF4)
-#undef FEW
-#undef FEW_ROWS
-
-#define FEW(format) [PL_W_##format] = {few_##format##_1, few_##format##_2, few_##format##_3, few_##format##_4}
-static const few_fn few_of[PL_W_COUNT][SMALL_M] = {FEW(F32),     FEW(BF16),    FEW(F16),     FEW(Q8_0),    FEW(Q4_0),
-                                                   FEW(Q4_1),    FEW(Q5_0),    FEW(Q5_1),    FEW(Q2_K),    FEW(Q3_K),
-                                                   FEW(Q4_K),    FEW(Q5_K),    FEW(Q6_K),    FEW(AFFINE2), FEW(AFFINE3),
-                                                   FEW(AFFINE4), FEW(AFFINE5), FEW(AFFINE6), FEW(AFFINE8), FEW(NF4)};
-#undef FEW
+#define PL_FORMAT(name, elements, bytes, decoder, kind) FEW_ROWS(name, 1) FEW_ROWS(name, 2) FEW_ROWS(name, 3) FEW_ROWS(name, 4)
+#include "../formats.def"
+static const few_fn few_of[PL_W_COUNT][SMALL_M] = {
+#define PL_FORMAT(name, elements, bytes, decoder, kind) {few_##name##_1, few_##name##_2, few_##name##_3, few_##name##_4},
+#include "../formats.def"
+};
 
 /* Products of at most SMALL_M rows, each in so many pieces of its columns; larger ones are passed over. */
 typedef struct {

@@ -18,9 +18,12 @@ INLINE float float_at(const uint8_t *p, int format, int64_t i) {
     return value;
 }
 
+/* The decoders of formats.def: decode_<decoder>(format, w, row, begin, n, out) gives the elements [begin, begin + n) of row `row` as
+ * stored. begin is a multiple of 32, and n is 32, but for floats any n <= 32. The format is a constant. */
+
 /* Vectors where they fit: a copy of a length that is not known calls a function. */
-INLINE void decode_floats(const int format, const uint8_t *row, int64_t begin, int64_t n, float *out) {
-    const uint8_t *p = row + pl_block_bytes(format) * begin;
+INLINE void decode_floats(const int format, const pl_weight *w, int64_t row, int64_t begin, int64_t n, float *out) {
+    const uint8_t *p = w->data + row * w->row_bytes + pl_block_bytes(format) * begin;
     int64_t i = 0;
     for (; i + LANES <= n; i += LANES) {
         if (format == PL_W_F32) vf_store(out + i, vf_load((const float *)p + i));
@@ -29,9 +32,15 @@ INLINE void decode_floats(const int format, const uint8_t *row, int64_t begin, i
     for (; i < n; i++) out[i] = float_at(p, format, i);
 }
 
+/* The block that element `begin` of a row is in. */
+INLINE const uint8_t *block_at(const int format, const pl_weight *w, int64_t row, int64_t begin) {
+    return w->data + row * w->row_bytes + begin / pl_block_elements(format) * pl_block_bytes(format);
+}
+
 /* The 32-element blocks: a scale (and an offset), for 5 bits the fifth bits, then the codes. Elements 0..15 are the low nibbles,
  * 16..31 the high ones. */
-INLINE void decode_block(const int format, const uint8_t *p, float *out) {
+INLINE void decode_block(const int format, const pl_weight *w, int64_t row, int64_t begin, int64_t n UNUSED, float *out) {
+    const uint8_t *p = block_at(format, w, row, begin);
     vf d = vf_set1(f16_at(p));
     if (format == PL_W_Q8_0) {
         for (int i = 0; i < 32; i += LANES) vf_store(out + i, vf_from_i8(p + 2 + i) * d);
@@ -55,8 +64,10 @@ INLINE void decode_block(const int format, const uint8_t *p, float *out) {
     }
 }
 
-/* Run `run` of the eight of a 256-element block of Q4_K or Q5_K: scales and offsets of 6 bits times two halves. */
-INLINE void decode_k_offset(const int format, const uint8_t *p, int run, float *out) {
+/* One run of the eight of a 256-element block of Q4_K or Q5_K: scales and offsets of 6 bits times two halves. */
+INLINE void decode_k_offset(const int format, const pl_weight *w, int64_t row, int64_t begin, int64_t n UNUSED, float *out) {
+    const uint8_t *p = block_at(format, w, row, begin);
+    const int run = (int)(begin / 32 % 8);
     const uint8_t *s = p + 4, *fifth = p + 16, *codes = p + (format == PL_W_Q5_K ? 48 : 16) + run / 2 * 32;
     int scale = run < 4 ? s[run] & 63 : (s[run + 4] & 15) | s[run - 4] >> 6 << 4;
     int offset = run < 4 ? s[run + 4] & 63 : s[run + 4] >> 4 | s[run] >> 6 << 4;
@@ -68,8 +79,10 @@ INLINE void decode_k_offset(const int format, const uint8_t *p, int run, float *
     }
 }
 
-/* The same for Q2_K, Q3_K and Q6_K, whose scales are those of 16 elements. */
-INLINE void decode_k_sixteens(const int format, const uint8_t *p, int run, float *out) {
+/* One run of Q2_K, Q3_K or Q6_K, where 16 elements share a scale. */
+INLINE void decode_k_sixteens(const int format, const pl_weight *w, int64_t row, int64_t begin, int64_t n UNUSED, float *out) {
+    const uint8_t *p = block_at(format, w, row, begin);
+    const int run = (int)(begin / 32 % 8);
     const int half = run / 4, part = run % 4;
     const float d = f16_at(p + (format == PL_W_Q2_K ? 80 : format == PL_W_Q3_K ? 108 : 208));
     for (int i = 0; i < 32; i += LANES) {
@@ -94,76 +107,51 @@ INLINE void decode_k_sixteens(const int format, const uint8_t *p, int run, float
     }
 }
 
-/* 32 codes at p; `at` is the place of the first among all of the matrix. */
-INLINE void decode_grouped(const int format, const pl_groups *g, const uint8_t *p, int64_t at, float *out) {
-    const int64_t group = (g->first + at) >> __builtin_ctzll((unsigned long long)g->size);
+/* The group of an element among those of the whole matrix. */
+INLINE int64_t group_of(const pl_weight *w, int64_t row, int64_t begin) {
+    return (w->groups.first + row * w->cols + begin) >> __builtin_ctzll((unsigned long long)w->groups.size);
+}
+
+INLINE void decode_table(const int format, const pl_weight *w, int64_t row, int64_t begin, int64_t n UNUSED, float *out) {
+    const pl_groups *g = &w->groups;
+    const int64_t group = group_of(w, row, begin);
     vi codes[32 / LANES];
-    if (format == PL_W_NF4) {
-        float scale;
-        if (g->map) {
-            float outer = float_at(g->nested, PL_W_F32, group >> __builtin_ctzll((unsigned long long)g->nested_size));
-            /* volatile: rounded before the offset joins, as bitsandbytes does it; the compiler would fuse the two. */
-            volatile float product = float_at(g->map, PL_W_F32, g->scales[group]) * outer;
-            scale = product + g->nested_offset;
-        } else {
-            scale = float_at(g->scales, g->scale_format, group);
-        }
-        vi_from_codes(p, 4, 1, codes);
-        for (int l = 0; l < 32 / LANES; l++) vf_store(out + l * LANES, vf_lookup16(g->table, codes[l]) * scale);
-        return;
+    float scale;
+    if (g->map) {
+        float outer = float_at(g->nested, PL_W_F32, group >> __builtin_ctzll((unsigned long long)g->nested_size));
+        /* volatile: rounded before the offset joins, as bitsandbytes does it; the compiler would fuse the two. */
+        volatile float product = float_at(g->map, PL_W_F32, g->scales[group]) * outer;
+        scale = product + g->nested_offset;
+    } else {
+        scale = float_at(g->scales, g->scale_format, group);
     }
+    vi_from_codes(block_at(format, w, row, begin), pl_code_bits(format), 1, codes);
+    for (int l = 0; l < 32 / LANES; l++) vf_store(out + l * LANES, vf_lookup16(g->table, codes[l]) * scale);
+}
+
+INLINE void decode_affine(const int format, const pl_weight *w, int64_t row, int64_t begin, int64_t n UNUSED, float *out) {
+    const pl_groups *g = &w->groups;
+    const int64_t group = group_of(w, row, begin);
+    vi codes[32 / LANES];
     float scale = float_at(g->scales, g->scale_format, group), offset = float_at(g->offsets, g->scale_format, group);
-    vi_from_codes(p, (int)pl_block_bytes(format) / 4, 0, codes);
+    vi_from_codes(block_at(format, w, row, begin), pl_code_bits(format), 0, codes);
     for (int l = 0; l < 32 / LANES; l++) vf_store(out + l * LANES, vf_from_codes(codes[l]) * scale + offset);
 }
 
-/* Elements [begin, begin + n) of row `row` as stored; begin is a multiple of 32 and n is 32, but for the float formats
- * any n <= 32. The format is a constant. */
-INLINE void decode_run(const int format, const pl_weight *w, int64_t row, int64_t begin, int64_t n, float *out) {
-    const uint8_t *data = w->data + row * w->row_bytes;
-    if (format <= PL_W_F16) {
-        decode_floats(format, data, begin, n, out);
-        return;
-    }
-    const uint8_t *block = data + begin / pl_block_elements(format) * pl_block_bytes(format);
-    const int run = (int)(begin / 32 % 8);
-    if (pl_has_groups(format)) decode_grouped(format, &w->groups, block, row * w->cols + begin, out);
-    else if (format == PL_W_Q4_K || format == PL_W_Q5_K) decode_k_offset(format, block, run, out);
-    else if (format == PL_W_Q2_K || format == PL_W_Q3_K || format == PL_W_Q6_K) decode_k_sixteens(format, block, run, out);
-    else decode_block(format, block, out);
-}
-
-/* The same for a format that is not a constant: decoders[format]. */
+/* Each format's decoder, to be inlined as run_<name>, and for a format that is not a constant as decoders[format]. */
 typedef void (*decoder)(const pl_weight *w, int64_t row, int64_t begin, int64_t n, float *out);
-#define DECODER(name) \
+#define PL_FORMAT(name, elements, bytes, decoder, kind) \
+    INLINE void run_##name(const pl_weight *w, int64_t row, int64_t begin, int64_t n, float *out) { \
+        decode_##decoder(PL_W_##name, w, row, begin, n, out); \
+    } \
     static void decode_##name(const pl_weight *w, int64_t row, int64_t begin, int64_t n, float *out) { \
-        decode_run(PL_W_##name, w, row, begin, n, out); \
+        run_##name(w, row, begin, n, out); \
     }
-DECODER(F32)
-DECODER(BF16)
-DECODER(F16)
-DECODER(Q8_0)
-DECODER(Q4_0)
-DECODER(Q4_1)
-DECODER(Q5_0)
-DECODER(Q5_1)
-DECODER(Q2_K)
-DECODER(Q3_K)
-DECODER(Q4_K)
-DECODER(Q5_K)
-DECODER(Q6_K)
-DECODER(AFFINE2)
-DECODER(AFFINE3)
-DECODER(AFFINE4)
-DECODER(AFFINE5)
-DECODER(AFFINE6)
-DECODER(AFFINE8)
-DECODER(NF4)
-#undef DECODER
-static const decoder decoders[PL_W_COUNT] = {decode_F32,     decode_BF16,    decode_F16,     decode_Q8_0,    decode_Q4_0,
-                                             decode_Q4_1,    decode_Q5_0,    decode_Q5_1,    decode_Q2_K,    decode_Q3_K,
-                                             decode_Q4_K,    decode_Q5_K,    decode_Q6_K,    decode_AFFINE2, decode_AFFINE3,
-                                             decode_AFFINE4, decode_AFFINE5, decode_AFFINE6, decode_AFFINE8, decode_NF4};
+#include "../formats.def"
+static const decoder decoders[PL_W_COUNT] = {
+#define PL_FORMAT(name, elements, bytes, decoder, kind) decode_##name,
+#include "../formats.def"
+};
 
 /* A whole row as float32. */
 INLINE void decode_row(const pl_weight *w, int64_t row, float *out) {

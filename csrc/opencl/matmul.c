@@ -9,8 +9,6 @@ static const pl_cl_place none = {NULL, 0};
 /* ---- one product */
 
 void pl_cl_add_weight(pl_cl_launch *l, const pl_weight *w, pl_cl_place data) {
-    static const char *const names[PL_W_COUNT] = {"F32",  "BF16", "F16",  "Q8_0", "Q4_0", "Q4_1", "Q5_0",
-                                                  "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"};
     pl_cl_define(l, "-DBLOCK_ELEMENTS=%d -DBLOCK_BYTES=%d ", (int)pl_block_elements(w->format), (int)pl_block_bytes(w->format));
     pl_cl_add_place(l, data, 1);
     pl_cl_align(l, data,
@@ -20,14 +18,14 @@ void pl_cl_add_weight(pl_cl_launch *l, const pl_weight *w, pl_cl_place data) {
     pl_cl_add_i64(l, w->cols);
     pl_cl_add_i64(l, w->head_dim);
     if (!pl_has_groups(w->format)) {
-        pl_cl_define(l, "-DFORMAT_%s ", names[w->format]);
+        pl_cl_define(l, "-DFORMAT_%s ", pl_formats[w->format].name);
         return;
     }
     const pl_groups *g = &w->groups;
     const pl_cl_operation *o = l->operation;
     pl_cl_define(l, "-DGROUPED -DSCALE_F32=%d -DSCALE_F16=%d ", PL_W_F32, PL_W_F16);
-    if (w->format == PL_W_NF4) pl_cl_define(l, "-DNF4 ");
-    else pl_cl_define(l, "-DAFFINE=%d ", (int)pl_block_bytes(w->format) / 4);
+    if (pl_has_table(w->format)) pl_cl_define(l, "-D%s ", pl_formats[w->format].name);
+    else pl_cl_define(l, "-DAFFINE=%d ", pl_code_bits(w->format));
     const uint8_t *const parts[] = {g->scales, g->offsets, g->map, g->table, g->nested};
     for (int i = 0; i < 5; i++) pl_cl_add_place(l, parts[i] ? pl_cl_place_of(o, parts[i]) : none, i < 2 ? 1 : 4);
     for (int i = 0; i < 2; i++)
