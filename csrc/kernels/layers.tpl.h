@@ -3,6 +3,7 @@
  * N counts rows (or elements where an operation has no rows), D is the width of a row. Work is cut into pieces that
  * depend on the shapes alone; where pieces add into one result, they add into own memory first, or each owns some columns.
  */
+#include "../random.h"
 
 /* Elements of a piece: 32 KB, so that small calls run inline. */
 enum { PIECE = 8192 };
@@ -554,13 +555,6 @@ INLINE vu mix_words(vu x) {
     return x ^ x >> 16;
 }
 
-INLINE uint64_t next_word(uint64_t *state) { /* splitmix64 */
-    uint64_t z = *state += 0x9e3779b97f4a7c15u;
-    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
-    return z ^ z >> 31;
-}
-
 INLINE void dropout_lanes(vf *v, int64_t index, const void *constants) {
     const dropout_constants *k = constants;
     static const uint32_t lane[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
@@ -582,7 +576,7 @@ static void dropout_piece(const void *context, int64_t begin, int64_t end, int w
         memset(y + begin, 0, (size_t)(end - begin) * sizeof *y);
         return;
     }
-    uint64_t state = (uint64_t)args.seed, a = next_word(&state), b = next_word(&state);
+    uint64_t state = (uint64_t)args.seed, a = pl_next_word(&state), b = pl_next_word(&state);
     dropout_constants k = {
         {(uint32_t)a, (uint32_t)(a >> 32), (uint32_t)b}, p > 0 ? (uint32_t)(p * 0x1p32) : 0, (float)(1 / (1 - p))};
     map(dropout_lanes, 1, (const float *[]){args.x}, 1, (float *[]){y}, begin, end, &k);

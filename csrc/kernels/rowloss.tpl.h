@@ -19,6 +19,10 @@
 #define v_equal(a, b) VEC(equal)(a, b)
 #define v_select(mask, a, b) VEC(select)(mask, a, b)
 
+/* What families.def says of a family, as constants. */
+#define PL_FAMILY(name, shifted, sloped) enum { name##_is_shifted = shifted, name##_is_sloped = sloped };
+#include "../families.def"
+
 /* Gradients larger than this are stored past the caches: nobody finds them there any more. */
 enum { STREAM_BYTES = 24 << 20 };
 

@@ -103,8 +103,8 @@ INLINE void TYPED(pair_rows)(TYPED(pair_formula) formula, const int q_direct, co
     for (int64_t i = begin; i < end; i++) {
         int silent = dloss && dloss[i] == 0, want_q = dq->data && !silent, want_p = dp->data && !silent;
         TYPED(pair_side) *q = &turns[turn];
-        TYPED(take_statistics)(FAMILY_softmax, how_q, i, n, &q->row, &late, 0, 2);
-        TYPED(take_statistics)(FAMILY_softmax, how_p, i, n, &p.row, &late, 1, 2);
+        TYPED(take_statistics)(FAMILY(softmax), how_q, i, n, &q->row, &late, 0, 2);
+        TYPED(take_statistics)(FAMILY(softmax), how_p, i, n, &p.row, &late, 1, 2);
         late.out = NULL;
         double factor = (dloss ? (double)dloss[i] : 1) * inverse, total;
 #define WALK(want_q, want_p) TYPED(pair_walk)(formula, args, n, i, scale, q, &p, (TYPED(pair_mode)){want_q, want_p})

@@ -97,8 +97,9 @@ typedef struct {
     int shifted;
 } TYPED(family);
 
-#define FAMILY_softmax ((TYPED(family)){TYPED(softmax_weight), NULL, TYPED(softmax_log_weight), 1})
-#define FAMILY_stablemax ((TYPED(family)){TYPED(stablemax_weight), TYPED(stablemax_slope), TYPED(stablemax_log_weight), 0})
+#define FAMILY(name) \
+    ((TYPED(family)){TYPED(name##_weight), name##_is_sloped ? TYPED(name##_slope) : NULL, TYPED(name##_log_weight), \
+                     name##_is_shifted})
 
 /* ---- statistics of a row of weights */
 
@@ -249,7 +250,7 @@ INLINE TYPED(row_statistics) TYPED(statistics_in)(REAL *scratch, int64_t n) {
 #define PL_CLASS_LOSS(name, family, options, mean_option, softcap_option) \
     static void TYPED(name##_rows)(const void *job, int64_t begin, int64_t end, int worker) { \
         const class_args args = name##_class_args(((const row_job *)job)->call); \
-        TYPED(class_rows)(FAMILY_##family, TYPED(name), name##_##mean_option, name##_##softcap_option, &args, job, begin, end, \
+        TYPED(class_rows)(FAMILY(family), TYPED(name), name##_##mean_option, name##_##softcap_option, &args, job, begin, end, \
                           worker); \
     }
 #define PL_PAIR_LOSS(name, options, q_sums_to_0) \
@@ -265,12 +266,11 @@ INLINE TYPED(row_statistics) TYPED(statistics_in)(REAL *scratch, int64_t n) {
 #define PL_ROW_MAP(name, family, logarithm) \
     static void TYPED(name##_rows)(const void *job, int64_t begin, int64_t end, int worker) { \
         const name##_args args = name##_args_of(((const row_job *)job)->call); \
-        TYPED(map_rows)(FAMILY_##family, logarithm, args.x, args.dy, args.y, args.dx, job, begin, end, worker); \
+        TYPED(map_rows)(FAMILY(family), logarithm, args.x, args.dy, args.y, args.dx, job, begin, end, worker); \
     }
 #include "../losses.def"
 
-#undef FAMILY_softmax
-#undef FAMILY_stablemax
+#undef FAMILY
 #undef REAL
 #undef V
 #undef WIDTH

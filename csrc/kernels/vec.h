@@ -223,17 +223,12 @@ INLINE vd_whole vd_powers_of_two(vd x) {
     return (vd_whole){shifted - magic, (vl)shifted - (vl)magic};
 }
 
-/* e^r - 1 for r = x - k ln 2 in [-ln2/2, ln2/2], ln 2 in two parts: minimax to degree 7, and Taylor's polynomial to degree 13. */
-INLINE vf vf_expm1_rest(vf x, vf k) {
-    vf r = x - k * 0.693359375f;
-    r = r + k * 2.12194440e-4f;
-    vf p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    return p * (r * r) + r;
-}
+#define V vf
+#define POLYNOMIAL(name) vf_##name
+#include "../polynomials.h"
+#undef V
+#undef POLYNOMIAL
+/* vf_expm1_rest in float64: Taylor's polynomial to degree 13. */
 INLINE vd vd_expm1_rest(vd x, vd k) {
     vd r = x - k * 6.93147180369123816490e-01;
     r = r - k * 1.90821492927058770002e-10;
@@ -327,9 +322,7 @@ INLINE vf vf_log1p(vf x) {
     vi bits = (vi)u + (0x3f800000 - 0x3f3504f3), k = (bits >> 23) - 127;
     vf f = vf_select(vi_equal(k, vi_set1(0)), x, (vf)((bits & 0x7fffff) + 0x3f3504f3) - 1.0f);
     vf s = f / (f + 2.0f), z = s * s;
-    vf p = z * 0.29581011f + 0.39987992f;
-    p = p * z + 0.66666696f;
-    vf y = s * (z * p) + (s + s);
+    vf y = s * (z * vf_atanh_rest(z)) + (s + s);
     y = y + __builtin_convertvector(k, vf) * 0.69314718f;
     return vf_select(vf_equal(u - u, vf_set1(0)), y, u);
 }

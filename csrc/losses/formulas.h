@@ -13,8 +13,8 @@
  * A weight family turns logits into unnormalised probabilities w(x), so that probabilities are w(x) / sum w:
  *   V weight(V x)        w(x)
  *   V log_weight(V x)    log w(x)
- *   V slope(V x)         w'(x) / w(x); the softmax has none, as it is 1
- * In a shifted family w(x - s) = w(x) / w(s), so that the largest logit may be taken off first.
+ *   V slope(V x)         w'(x) / w(x)
+ * families.def lists them, and says of which the largest logit is taken off first, and whose slope is not 1.
  *
  * A class loss is a function of its label's log-probability and of the row's statistics; a pair loss is a sum over the elements
  * of two rows of probabilities; an element loss is one value per element.
@@ -51,3 +51,7 @@ INLINE V FORMULA(capped)(V x, V softcap) {
 /* softmax: w(x) = e^x, shifted */
 INLINE V FORMULA(softmax_weight)(V x) { return v_decay(x); }
 INLINE V FORMULA(softmax_log_weight)(V x) { return x; }
+INLINE V FORMULA(softmax_slope)(V x) {
+    (void)x;
+    return v_set(1);
+}

@@ -2,6 +2,7 @@
 #include "runtime.h"
 #include "args.h"
 #include "places.h"
+#include "../random.h"
 
 static pl_cl_shape shape_of(const pl_cl_operation *o) {
     pl_cl_shape shape = pl_cl_is_cpu(o->device) ? (pl_cl_shape){64, 16, 1} : (pl_cl_shape){256, 4, 1};
@@ -25,13 +26,6 @@ int pl_cl_zero(const pl_cl_operation *o, pl_cl_place to, int64_t n) {
     pl_cl_launch l = begin(o);
     pl_cl_add_place(&l, to, 4);
     return run(&l, "zero", n);
-}
-
-static uint64_t next_word(uint64_t *state) { /* splitmix64, as in layers.tpl.h */
-    uint64_t z = *state += 0x9e3779b97f4a7c15u;
-    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
-    return z ^ z >> 31;
 }
 
 static int64_t elements(const pl_cl_operation *o) { return PL_DIM(o->call, 'N'); }
@@ -86,7 +80,7 @@ int pl_cl_launch_dropout(const pl_cl_operation *o) {
     const dropout_args args = dropout_args_of(o->call);
     const dropout_places at = dropout_places_of(o);
     if (args.p >= 1) return pl_cl_zero(o, at.y, elements(o));
-    uint64_t state = (uint64_t)args.seed, a = next_word(&state), b = next_word(&state);
+    uint64_t state = (uint64_t)args.seed, a = pl_next_word(&state), b = pl_next_word(&state);
     pl_cl_launch l = begin(o);
     pl_cl_add_places(&l, 4, at.x, at.y);
     pl_cl_add_i64(&l, (int64_t)(a & 0xffffffff));

@@ -7,6 +7,9 @@
  *   KEEP    where computing again costs more than a trip over memory, and the gradients are of the computed type
  */
 #include "types.cl"
+/* What families.def says of a family, as constants. */
+#define PL_FAMILY(name, shifted, sloped) enum { name##_is_shifted = shifted, name##_is_sloped = sloped };
+#include "../families.def"
 #include "options.h"
 #include "../losses/formulas.h"
 #include "../losses.def"
@@ -17,12 +20,8 @@
 #define PUT(type) CAT(put_, type)
 #define LOWEST (-(REAL)INFINITY) /* a logit that adds nothing to any sum: it fills the vector past a row's end */
 
-#define SHIFTED_softmax 1
-#define SHIFTED_stablemax 0
-#define SHIFTED CAT(SHIFTED_, FAMILY)
-#define SLOPED_softmax 0
-#define SLOPED_stablemax 1
-#define SLOPED CAT(SLOPED_, FAMILY)
+#define SHIFTED OF_FAMILY(_is_shifted)
+#define SLOPED OF_FAMILY(_is_sloped)
 
 /* The heads of the kernels. */
 #ifdef OUT0
@@ -61,11 +60,7 @@ typedef struct {
 #endif
 
 INLINE V weight_of(V x, REAL shift, REAL scale) {
-#if SHIFTED
-    return OF_FAMILY(_weight)((x - shift) * scale);
-#else
-    return OF_FAMILY(_weight)(x);
-#endif
+    return OF_FAMILY(_weight)(SHIFTED ? (x - shift) * scale : x);
 }
 
 #define TAKE_STATISTICS(name, type) \
@@ -188,9 +183,7 @@ KERNEL row_loss(ARRAY(const STORED(IN0), x), ARRAY(const int, labels),
                 a[label - i] += by_label;
                 g = VLOAD(0, a);
             }
-#if SLOPED
-            g *= OF_FAMILY(_slope)(z);
-#endif
+            if (SLOPED) g *= OF_FAMILY(_slope)(z);
 #ifdef WITH_CAP
             V t = z / softcap;
             g *= v_select(v_equal(z, LOWEST), v_set(0), v_set(1) - t * t);
@@ -331,9 +324,7 @@ KERNEL row_loss(ARRAY(const STORED(IN0), x), IN1_ARGUMENT(dy) OUT0_ARGUMENT(y) O
             d = FETCH(IN1)(ROW(dy, row * length), i, n, 0);
 #endif
             V g = LOGARITHM ? d - prob * all : prob * (d - all);
-#if SLOPED
-            g *= OF_FAMILY(_slope)(v);
-#endif
+            if (SLOPED) g *= OF_FAMILY(_slope)(v);
             PUT(OUT1)(g, ROW(dx, row * length), i, n);
         }
     }

@@ -53,39 +53,37 @@
 #define AS_V CAT(as_, V)
 #define ROUNDER 12582912.0f /* 1.5 * 2^23: adding it rounds to an integer in the low bits */
 
-/* (e^r - 1 - r) / r^2 for r = c - k ln 2, the k in *shifted. */
-INLINE V exp_tail(V c, V *shifted, V *r) {
-    *shifted = c * 1.44269504088896341f + ROUNDER;
-    V k = *shifted - ROUNDER;
-    *r = c - k * 0.693359375f;
-    *r = *r + k * 2.12194440e-4f;
-    V p = *r * 1.9875691500e-4f + 1.3981999507e-3f;
-    p = p * *r + 8.3334519073e-3f;
-    p = p * *r + 4.1665795894e-2f;
-    p = p * *r + 1.6666665459e-1f;
-    return p * *r + 5.0000001201e-1f;
+#define POLYNOMIAL(name) name
+#include "../polynomials.h"
+
+/* x log2(e) to the nearest whole number, which is *n too. */
+INLINE V powers_of_two(V x, VI *n) {
+    V shifted = x * 1.44269504088896341f + ROUNDER;
+    *n = AS_VI(shifted) - as_int(ROUNDER);
+    return shifted - ROUNDER;
 }
 INLINE V v_exp(V x) {
-    V c = x < -104.0f ? v_set(-104.0f) : x, shifted, r; /* in this order a NaN stays one */
+    V c = x < -104.0f ? v_set(-104.0f) : x; /* in this order a NaN stays one */
     c = c > 89.0f ? v_set(89.0f) : c;
-    V p = exp_tail(c, &shifted, &r);
-    VI n = AS_VI(shifted) - as_int(ROUNDER), low = n >> 1;
-    return (p * (r * r) + r + 1.0f) * AS_V((low + 127) << 23) * AS_V((n - low + 127) << 23);
+    VI n;
+    V p = expm1_rest(c, powers_of_two(c, &n)) + 1.0f;
+    VI low = n >> 1;
+    return p * AS_V((low + 127) << 23) * AS_V((n - low + 127) << 23);
 }
 /* For x up to 80. */
 INLINE V v_expm1(V x) {
-    V shifted, r, p = exp_tail(x < -80.0f ? v_set(-80.0f) : x, &shifted, &r);
-    V two_k = AS_V((AS_VI(shifted) - as_int(ROUNDER) + 127) << 23);
-    return two_k * (p * (r * r) + r) + (two_k - 1.0f);
+    V c = x < -80.0f ? v_set(-80.0f) : x;
+    VI n;
+    V rest = expm1_rest(c, powers_of_two(c, &n));
+    V two_k = AS_V((n + 127) << 23);
+    return two_k * rest + (two_k - 1.0f);
 }
 INLINE V v_log1p(V x) {
     V u = x + 1.0f;
     VI bits = AS_VI(u) + (0x3f800000 - 0x3f3504f3), k = (bits >> 23) - 127;
     V f = k == 0 ? x : AS_V((bits & 0x7fffff) + 0x3f3504f3) - 1.0f;
     V s = f / (f + 2.0f), z = s * s;
-    V p = z * 0.29581011f + 0.39987992f;
-    p = p * z + 0.66666696f;
-    V y = s * (z * p) + (s + s) + TO_V(k) * 0.69314718f;
+    V y = s * (z * atanh_rest(z)) + (s + s) + TO_V(k) * 0.69314718f;
     return u - u == 0.0f ? y : u;
 }
 #endif
