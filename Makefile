@@ -14,7 +14,7 @@ CC := $(firstword $(foreach c,gcc cc clang,$(shell command -v $(c))) gcc)
 endif
 export CC
 
-CORE := setup.py pyproject.toml $(wildcard csrc/*.h csrc/*.def csrc/*/*.[ch] csrc/*/*.cl)
+CORE := setup.py pyproject.toml $(wildcard csrc/*.py csrc/*.h csrc/*.def csrc/*/*.[ch] csrc/*/*.cl)
 C_FILES := $(wildcard csrc/*.h csrc/*/*.[ch])
 
 .PHONY: help demo test parity lint sanitized sanitize fuzz fuzz-sanitize bench bench-train bench-losses bench-opencl clean

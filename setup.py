@@ -21,6 +21,8 @@ X86 = platform.machine().lower() in ("x86_64", "amd64") and not os.environ.get("
 LIMITED = not sysconfig.get_config_var("Py_GIL_DISABLED")
 
 CFLAGS = ["-std=gnu11", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
+# Names and lines for debuggers and profilers; Python's own -g, values of variables too, takes half as long again.
+CFLAGS += ["-g1"]
 CFLAGS += ["-Wall", "-Wextra", "-Wno-psabi", "-pthread", *os.environ.get("PYLOSS_CFLAGS", "").split()]
 LDFLAGS = ["-pthread", *os.environ.get("PYLOSS_LDFLAGS", "").split()]
 if X86:
@@ -32,6 +34,9 @@ if X86:
     ISA_FLAGS["avx512"] = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c"]
     # Dots of bfloat16 are used where the processor has them; see pl_has_bf16_dots.
     ISA_FLAGS["avx512"] += ["-mavx512bf16", "-mprefer-vector-width=512"]
+
+# What kernels/kernels.tpl.h compiles of an instruction set at a time, the longest first.
+UNITS = ["products", "losses", "layers", "table"]
 
 SOURCES = ["csrc/binding/module.c", "csrc/binding/spec.c", "csrc/binding/device.c"]
 SOURCES += ["csrc/core/buffers.c", "csrc/core/cpu.c", "csrc/core/precision.c", "csrc/core/threads.c"]
@@ -67,13 +72,17 @@ class BuildKernels(build_ext):
     def build_extension(self, ext):
         folder, texts = self.generate()
         include_dirs = [*ext.include_dirs, "csrc", folder]
-        jobs = [(f"csrc/kernels/isa_{isa}.c", CFLAGS + flags) for isa, flags in reversed(ISA_FLAGS.items())]
-        jobs += [(source, CFLAGS) for source in (*ext.sources, texts)]
+        jobs = [
+            (f"csrc/kernels/isa_{isa}.c", [*flags, f"-DPL_UNIT_{unit.upper()}"], os.path.join(self.build_temp, unit))
+            for unit in UNITS
+            for isa, flags in reversed(ISA_FLAGS.items())
+        ]
+        jobs += [(source, [], self.build_temp) for source in (*ext.sources, texts)]
 
         def compiled(job):
-            source, flags = job
+            source, flags, to = job
             return self.compiler.compile(
-                [source], output_dir=self.build_temp, macros=ext.define_macros, include_dirs=include_dirs, extra_postargs=flags
+                [source], output_dir=to, macros=ext.define_macros, include_dirs=include_dirs, extra_postargs=CFLAGS + flags
             )
 
         with ThreadPoolExecutor(cores()) as pool:

@@ -54,7 +54,11 @@ def table_source(path: str) -> str:
     """Writes the C file whose preprocessed text `operations` reads: the tables with their macros replaced by words."""
     with open(path, "w", encoding="utf-8") as f:
         f.write('#define PL_OP(name, spec) OPERATION name spec\n#include "ops.def"\n#define PL_LOSS_TABLE\n')
-        for kind in ("CLASS_LOSS(name, family, options, mean, cap)", "PAIR_LOSS(name, options, sums)", "ELEMENT_LOSS(name, options)"):
+        for kind in (
+            "CLASS_LOSS(name, family, options, mean, cap)",
+            "PAIR_LOSS(name, options, sums)",
+            "ELEMENT_LOSS(name, options)",
+        ):
             f.write(f"#define PL_{kind} OPTIONS name options\n")
         f.write('#define PL_ROW_MAP(name, family, logarithm)\n#include "losses.def"\n')
     return path

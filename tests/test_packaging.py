@@ -76,7 +76,7 @@ def built(tmp_path_factory):
 def test_the_source_distribution_holds_all_of_the_core(built):
     _, _, names = built
     held = {name.split("/", 1)[1] for name in names if "/" in name}
-    files = [p for p in (ROOT / "csrc").rglob("*") if p.suffix in (".c", ".h", ".def", ".cl")]
+    files = [p for p in (ROOT / "csrc").rglob("*") if p.suffix in (".c", ".h", ".def", ".cl", ".py")]
     assert {p.relative_to(ROOT).as_posix() for p in files} <= held
     assert {"LICENSE", "README.md", "pyloss/py.typed", "pyloss/_core.pyi"} <= held
 
@@ -177,6 +177,11 @@ print(*sorted(m for m in new if m.startswith(("pyloss.models", "pyloss.tuner", "
     assert not later or later == [""], "imported before its first use"
 
 
+def objects_of(built):
+    """The object files that the wheel was linked from."""
+    return sorted((built[1] / "build").rglob("*.o"))
+
+
 def instructions(path):
     """The disassembly of an object file, one instruction a line."""
     done = run("objdump", "-d", "--no-show-raw-insn", str(path))
@@ -188,46 +193,48 @@ def instructions(path):
 def test_wide_instructions_are_in_their_own_objects_only(built):
     if not shutil.which("objdump"):
         unavailable("needs objdump: apt-get install binutils")
-    _, source, _ = built
-    objects = {p.stem: p for p in (source / "build").rglob("*.o")}
-    kernels = {n.removeprefix("isa_") for n in objects if n.startswith("isa_")}
+    objects = objects_of(built)
+    kernels = {p.stem.removeprefix("isa_") for p in objects if p.stem.startswith("isa_")}
     assert kernels == {"baseline", "avx2", "avx512"}
     avx512 = re.compile(r"%zmm|%k[0-7]\b|%[xy]mm(1[6-9]|2\d|3[01])\b")
-    assert any(avx512.search(i) for i in instructions(objects["isa_avx512"]))
-    avx2 = instructions(objects["isa_avx2"])
+    found = {path: instructions(path) for path in objects}
+    assert any(avx512.search(i) for path, text in found.items() if path.stem == "isa_avx512" for i in text)
+    avx2 = [i for path, text in found.items() if path.stem == "isa_avx2" for i in text]
     assert any("%ymm" in i for i in avx2)
     assert not [i for i in avx2 if avx512.search(i)]
-    for name, path in objects.items():
-        if name in ("isa_avx2", "isa_avx512"):
+    for path, text in found.items():
+        if path.stem in ("isa_avx2", "isa_avx512"):
             continue
         # Every instruction from AVX on has a name with a v; ver[rw] and vm* of old are nothing that a compiler writes.
-        wide = [i for i in instructions(path) if i.startswith("v") or avx512.search(i)]
-        assert not wide, f"{name}: {wide[:5]}"
+        wide = [i for i in text if i.startswith("v") or avx512.search(i)]
+        assert not wide, f"{path}: {wide[:5]}"
 
 
 @pytest.mark.skipif(not X86, reason="wide instructions are an x86 matter")
 def test_instructions_for_bfloat16_are_in_functions_for_processors_that_have_them(built):
     if not shutil.which("objdump"):
         unavailable("needs objdump: apt-get install binutils")
-    _, source, _ = built
-    (path,) = (source / "build").rglob("isa_avx512.o")
-    done = run("objdump", "-d", "--no-show-raw-insn", str(path))
-    bodies = re.split(r"^[0-9a-f]+ <(.+)>:$", done.stdout, flags=re.MULTILINE)
+    text = "".join(
+        run("objdump", "-d", "--no-show-raw-insn", str(path)).stdout for path in objects_of(built) if path.stem == "isa_avx512"
+    )
+    bodies = re.split(r"^[0-9a-f]+ <(.+)>:$", text, flags=re.MULTILINE)
     using = {name for name, body in zip(bodies[1::2], bodies[2::2], strict=True) if re.search(r"dpbf16ps|cvtne2?ps2?bf16", body)}
     assert using
     assert all("native_pairs" in name for name in using), using
 
 
 @pytest.mark.skipif(not X86, reason="wide instructions are an x86 matter")
-def test_an_object_of_kernels_shares_its_table_alone(built):
+def test_objects_of_kernels_share_what_has_their_instruction_set_in_its_name(built):
     """A function that two objects define could be taken from the wider one."""
     if not shutil.which("nm"):
         unavailable("needs nm: apt-get install binutils")
-    _, source, _ = built
     for isa in ("baseline", "avx2", "avx512"):
-        (path,) = (source / "build").rglob(f"isa_{isa}.o")
-        done = run("nm", "--defined-only", "--extern-only", "--format=posix", str(path))
-        assert [line.split()[0] for line in done.stdout.splitlines()] == [f"pl_table_{isa}"]
+        shared = set()
+        for path in objects_of(built):
+            if path.stem == f"isa_{isa}":
+                done = run("nm", "--defined-only", "--extern-only", "--format=posix", str(path))
+                shared |= {line.split()[0] for line in done.stdout.splitlines()}
+        assert shared == {f"pl_table_{isa}"} | {f"{name}_{isa}" for name, _ in _core.ops()}
 
 
 @pytest.mark.parametrize("isa", _core.isas())

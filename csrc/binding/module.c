@@ -5,6 +5,7 @@
 #define PY_ARRAY_UNIQUE_SYMBOL pyloss_array_api
 #define NPY_NO_DEPRECATED_API NPY_1_7_API_VERSION
 #include <numpy/arrayobject.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -335,8 +336,12 @@ static int module_exec(PyObject *module) {
     table = pl_table_at(last);
     const char *forced = getenv("PYLOSS_ISA");
     if (forced && *forced && !use_isa(forced)) {
-        PyErr_Format(PyExc_ImportError, "PYLOSS_ISA=%s: this machine can run baseline%s%s only", forced, last > 0 ? ", avx2" : "",
-                     last > 1 ? ", avx512" : "");
+        char possible[128] = "";
+        for (int i = 0; i <= last; i++) {
+            size_t used = strlen(possible);
+            snprintf(possible + used, sizeof possible - used, "%s%s", i ? ", " : "", pl_table_at(i)->name);
+        }
+        PyErr_Format(PyExc_ImportError, "PYLOSS_ISA=%s: this machine can run %s only", forced, possible);
         return -1;
     }
     return 0;

@@ -7,6 +7,7 @@
  * dk, dv of its own, which are summed at the end in the order of the rows. With a window a row sees its last keys alone, and
  * tiles before all windows of their rows are not computed. */
 
+#include "common.tpl.h"
 #include "attention_tile.tpl.h"
 
 #include "attention_rows.tpl.h"
@@ -121,7 +122,7 @@ static void attn_forward_piece(const void *context, int64_t begin, int64_t end, 
     }
 }
 
-static pl_status attention_forward(const pl_call *call) {
+pl_status KERNEL(attention_forward)(const pl_call *call) {
     const attention_forward_args args = attention_forward_args_of(call);
     attn g = attn_of(call, args.window);
     if (g.heads == 0) return PL_OK;
@@ -146,7 +147,7 @@ static pl_status attention_forward(const pl_call *call) {
     return status;
 }
 
-static pl_status attention_grad(const pl_call *call) {
+pl_status KERNEL(attention_grad)(const pl_call *call) {
     const attention_grad_args args = attention_grad_args_of(call);
     attn g = attn_of(call, args.window);
     if (g.heads == 0) return PL_OK;

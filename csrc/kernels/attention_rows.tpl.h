@@ -1,6 +1,7 @@
 /* What all of attention shares: its arguments, a piece of its work, rows packed for tiles and written back, and which keys a row
  * sees. Tiles hold the scores transposed, [keys][rows]: what runs along the keys (maximum, sum, mask) is then vertical, lanes
  * being rows. */
+#include "transposed.tpl.h"
 
 enum {
     ATTN_Q = 64,             /* rows (lanes) of a tile of scores */

@@ -1,4 +1,5 @@
 /* Some columns of a matrix: which matter, and those alone. */
+#include "common.tpl.h"
 
 enum { COLUMN_BLOCK = 1024 };
 
@@ -23,7 +24,7 @@ static void columns_above_piece(const void *context, int64_t begin, int64_t end,
         for (int64_t j = 0; j < width; j++) above[block * COLUMN_BLOCK + j] = !below[j / LANES][j % LANES];
     }
 }
-static pl_status columns_above(const pl_call *c) {
+pl_status KERNEL(columns_above)(const pl_call *c) {
     pl_parallel((PL_DIM(c, 'V') + COLUMN_BLOCK - 1) / COLUMN_BLOCK, 1, columns_above_piece, c);
     return PL_OK;
 }
@@ -40,7 +41,7 @@ static void gather_columns_piece(const void *context, int64_t begin, int64_t end
         for (int64_t j = 0; j < m; j++) y[j] = x[columns[j]];
     }
 }
-static pl_status gather_columns(const pl_call *c) {
+pl_status KERNEL(gather_columns)(const pl_call *c) {
     pl_parallel(PL_DIM(c, 'N'), grain_of(PL_DIM(c, 'M')), gather_columns_piece, c);
     return PL_OK;
 }

@@ -1,6 +1,7 @@
 /* Layers of experts: each row of x meets the matrix of one expert. The rows lie sorted by expert: those of expert e are
  * [offsets[e], offsets[e + 1]). The products of all experts run together, so that the cost is that of the rows, however they
  * are spread; an expert without rows is not touched. Adapters are stored as mlx-lm has them: a [E, R, I], b [E, O, R]. */
+#include "matmul.tpl.h"
 
 /* One expert's product: its number, where its rows begin and how many they are. */
 typedef struct {
@@ -52,7 +53,7 @@ static gemm expert_forward_product(const expert_rows *r) {
     }
     return g;
 }
-static pl_status experts_forward(const pl_call *call) {
+pl_status KERNEL(experts_forward)(const pl_call *call) {
     const experts_forward_args args = experts_forward_args_of(call);
     return run_experts(call, args.offsets, 0, expert_forward_product);
 }
@@ -73,7 +74,7 @@ static gemm expert_lora_forward_product(const expert_rows *r) {
     g.u_scale = (float)args.scale;
     return g;
 }
-static pl_status experts_lora_forward(const pl_call *call) {
+pl_status KERNEL(experts_lora_forward)(const pl_call *call) {
     const experts_lora_forward_args args = experts_lora_forward_args_of(call);
     return run_experts(call, args.offsets, 0, expert_lora_forward_product);
 }
@@ -92,7 +93,7 @@ static gemm expert_input_grad_product(const expert_rows *r) {
     }
     return g;
 }
-static pl_status experts_input_grad(const pl_call *call) {
+pl_status KERNEL(experts_input_grad)(const pl_call *call) {
     const experts_input_grad_args args = experts_input_grad_args_of(call);
     return run_experts(call, args.offsets, 0, expert_input_grad_product);
 }
@@ -111,7 +112,7 @@ static gemm expert_lora_input_grad_product(const expert_rows *r) {
     g.u_scale = 1;
     return g;
 }
-static pl_status experts_lora_input_grad(const pl_call *call) {
+pl_status KERNEL(experts_lora_input_grad)(const pl_call *call) {
     const experts_lora_input_grad_args args = experts_lora_input_grad_args_of(call);
     return run_experts(call, args.offsets, 0, expert_lora_input_grad_product);
 }
@@ -128,7 +129,7 @@ static gemm expert_weight_grad_product(const expert_rows *r) {
                   .b = float_matrix(args.x + r->begin * i, r->rows, i),
                   .c = args.dw + r->expert * o * i};
 }
-static pl_status experts_weight_grad(const pl_call *call) {
+pl_status KERNEL(experts_weight_grad)(const pl_call *call) {
     const experts_weight_grad_args args = experts_weight_grad_args_of(call);
     return run_experts(call, args.offsets, 1, expert_weight_grad_product);
 }

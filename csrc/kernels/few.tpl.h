@@ -85,24 +85,6 @@ static void multiply_few(const void *context, int64_t begin, int64_t end, int wo
     }
 }
 
-/* a . b in float64, several sums side by side. */
-INLINE double wide_dot(const float *a, const float *b, int64_t n) {
-    typedef float half_vf __attribute__((vector_size(PL_BYTES / 2)));
-    enum { SUMS = 4 };
-    vd sum[SUMS] = {{0}};
-    int64_t i = 0;
-    for (; i + SUMS * DLANES <= n; i += SUMS * DLANES)
-        for (int l = 0; l < SUMS; l++) {
-            half_vf x, y;
-            memcpy(&x, a + i + l * DLANES, sizeof x);
-            memcpy(&y, b + i + l * DLANES, sizeof y);
-            sum[l] += __builtin_convertvector(x, vd) * __builtin_convertvector(y, vd);
-        }
-    double total = vd_sum((sum[0] + sum[1]) + (sum[2] + sum[3]));
-    for (; i < n; i++) total += (double)a[i] * b[i];
-    return total;
-}
-
 /* sum[0, n) = a P for n columns of P [k, stride], in float64. */
 static void wide_columns(const float *a, const float *p, int64_t k, int64_t stride, int64_t n, double *sum) {
     int64_t i = 0;

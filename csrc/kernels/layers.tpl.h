@@ -4,41 +4,12 @@
  * depend on the shapes alone; where pieces add into one result, they add into own memory first, or each owns some columns.
  */
 #include "../random.h"
+#include "common.tpl.h"
+#include "map.tpl.h"
+#include "quant.tpl.h"
 
-/* Elements of a piece: 32 KB, so that small calls run inline. */
-enum { PIECE = 8192 };
 /* Rows that add into one partial result. */
 enum { BLOCK_ROWS = 32 };
-
-INLINE int64_t at_most(int64_t a, int64_t b) { return a < b ? a : b; }
-/* How many items of `size` elements make a piece. */
-INLINE int64_t grain_of(int64_t size) { return size >= PIECE ? 1 : PIECE / (size > 0 ? size : 1); }
-
-/* ---- Elementwise drivers, for optim.tpl.h too */
-
-enum { MAX_LANES_ARGS = 4 };
-
-/* What an elementwise kernel does with LANES elements: replaces v[..] by the outputs; `index` is that of the first element. */
-typedef void (*lanes_fn)(vf *v, int64_t index, const void *constants);
-
-INLINE void map_step(lanes_fn f, int inputs, const float *const *in, int outputs, float *const *out, int64_t i, int64_t n,
-                     const void *constants) {
-    vf v[MAX_LANES_ARGS];
-    for (int j = 0; j < inputs; j++) v[j] = n == LANES ? vf_load(in[j] + i) : vf_load_part(in[j] + i, n, 0.0f);
-    f(v, i, constants);
-    for (int j = 0; j < outputs; j++) {
-        if (n == LANES) vf_store(out[j] + i, v[j]);
-        else vf_store_part(out[j] + i, v[j], n);
-    }
-}
-
-/* Elements [begin, end). Outputs may be the same memory as inputs. */
-INLINE void map(lanes_fn f, int inputs, const float *const *in, int outputs, float *const *out, int64_t begin, int64_t end,
-                const void *constants) {
-    int64_t i = begin;
-    for (; i + LANES <= end; i += LANES) map_step(f, inputs, in, outputs, out, i, LANES, constants);
-    if (i < end) map_step(f, inputs, in, outputs, out, i, end - i, constants);
-}
 
 /* ---- Rows */
 
@@ -51,7 +22,7 @@ static void embedding_forward_piece(const void *context, int64_t begin, int64_t 
     int64_t d = PL_DIM(c, 'D');
     for (int64_t i = begin; i < end; i++) decode_row(args.w, ids[i], y + i * d);
 }
-static pl_status embedding_forward(const pl_call *c) {
+pl_status KERNEL(embedding_forward)(const pl_call *c) {
     pl_parallel(PL_DIM(c, 'N'), grain_of(PL_DIM(c, 'D')), embedding_forward_piece, c);
     return PL_OK;
 }
@@ -81,7 +52,7 @@ static void add_rows(const row_sum_job *job) {
 }
 
 /* dw[ids[n],:] += dy[n,:]   dy [N,D], ids [N], dw [V,D] is added to */
-static pl_status embedding_grad(const pl_call *c) {
+pl_status KERNEL(embedding_grad)(const pl_call *c) {
     const embedding_grad_args args = embedding_grad_args_of(c);
     add_rows(&(row_sum_job){args.dy, args.ids, args.dw, PL_DIM(c, 'N'), PL_DIM(c, 'D')});
     return PL_OK;
@@ -97,7 +68,7 @@ static void gather_rows_piece(const void *context, int64_t begin, int64_t end, i
     int64_t d = PL_DIM(c, 'D');
     for (int64_t i = begin; i < end; i++) memcpy(y + i * d, x + rows[i] * d, (size_t)d * sizeof *y);
 }
-static pl_status gather_rows(const pl_call *c) {
+pl_status KERNEL(gather_rows)(const pl_call *c) {
     pl_parallel(PL_DIM(c, 'M'), grain_of(PL_DIM(c, 'D')), gather_rows_piece, c);
     return PL_OK;
 }
@@ -110,7 +81,7 @@ static void same_bits_piece(const void *context, int64_t begin, int64_t end, int
     uint8_t *same = args.same;
     if (memcmp(x + begin, y + begin, (size_t)(end - begin) * sizeof *x)) __atomic_store_n(same, 0, __ATOMIC_RELAXED);
 }
-static pl_status same_bits(const pl_call *c) {
+pl_status KERNEL(same_bits)(const pl_call *c) {
     const same_bits_args args = same_bits_args_of(c);
     *args.same = 1;
     pl_parallel(PL_DIM(c, 'N'), 8 * PIECE, same_bits_piece, c);
@@ -126,7 +97,7 @@ static void any_below_piece(const void *context, int64_t begin, int64_t end, int
     for (int64_t i = begin; i < end; i++) found |= fabsf(x[i]) < bound;
     if (found) __atomic_store_n(args.found, 1, __ATOMIC_RELAXED);
 }
-static pl_status any_below(const pl_call *c) {
+pl_status KERNEL(any_below)(const pl_call *c) {
     const any_below_args args = any_below_args_of(c);
     *args.found = 0;
     pl_parallel(PL_DIM(c, 'N'), 8 * PIECE, any_below_piece, c);
@@ -134,7 +105,7 @@ static pl_status any_below(const pl_call *c) {
 }
 
 /* y[rows[m],:] = x[m,:], the last m where several are the same   x [M,D], rows [M], y [N,D]: other rows stay */
-static pl_status put_rows(const pl_call *c) {
+pl_status KERNEL(put_rows)(const pl_call *c) {
     const put_rows_args args = put_rows_args_of(c);
     const float *x = args.x;
     const int32_t *rows = args.rows;
@@ -149,7 +120,7 @@ static void zero_piece(const void *context, int64_t begin, int64_t end, int work
     const row_sum_job *job = context;
     memset(job->to + begin * job->width, 0, (size_t)((end - begin) * job->width) * sizeof *job->to);
 }
-static pl_status scatter_add_rows(const pl_call *c) {
+pl_status KERNEL(scatter_add_rows)(const pl_call *c) {
     const scatter_add_rows_args args = scatter_add_rows_args_of(c);
     row_sum_job job = {args.dy, args.rows, args.dx, PL_DIM(c, 'M'), PL_DIM(c, 'D')};
     pl_parallel(PL_DIM(c, 'N'), grain_of(job.width), zero_piece, &job);
@@ -203,7 +174,7 @@ static void column_sum_piece(const void *context, int64_t begin, int64_t end, in
             for (int64_t j = 0; j < d; j++) partial[j] += x[i * d + j];
     }
 }
-static pl_status column_sum(const pl_call *c) {
+pl_status KERNEL(column_sum)(const pl_call *c) {
     const column_sum_args args = column_sum_args_of(c);
     return sum_columns(c, PL_DIM(c, 'N'), args.y, column_sum_piece);
 }
@@ -228,7 +199,7 @@ static void column_dot_piece(const void *context, int64_t begin, int64_t end, in
         }
     }
 }
-static pl_status column_dot(const pl_call *c) {
+pl_status KERNEL(column_dot)(const pl_call *c) {
     const column_dot_args args = column_dot_args_of(c);
     return sum_columns(c, PL_DIM(c, 'N'), args.out, column_dot_piece);
 }
@@ -277,7 +248,7 @@ static void combine_rows_piece(const void *context, int64_t begin, int64_t end, 
         if (i < d) combine_lanes(args.x + i, rows, k, d, args.accumulate != 0, y + i, d - i);
     }
 }
-static pl_status combine_rows(const pl_call *c) {
+pl_status KERNEL(combine_rows)(const pl_call *c) {
     pl_parallel(PL_DIM(c, 'N'), grain_of(PL_DIM(c, 'D') * PL_DIM(c, 'K')), combine_rows_piece, c);
     return PL_OK;
 }
@@ -294,7 +265,7 @@ static void scale_rows_piece(const void *context, int64_t begin, int64_t end, in
         for (int64_t i = 0; i < d; i++) y[i] = factor[n] * x[i];
     }
 }
-static pl_status scale_rows(const pl_call *c) {
+pl_status KERNEL(scale_rows)(const pl_call *c) {
     pl_parallel(PL_DIM(c, 'N'), grain_of(PL_DIM(c, 'D')), scale_rows_piece, c);
     return PL_OK;
 }
@@ -311,7 +282,7 @@ static void scale_columns_piece(const void *context, int64_t begin, int64_t end,
         for (int64_t i = 0; i < d; i++) y[i] = factor[i] * x[i];
     }
 }
-static pl_status scale_columns(const pl_call *c) {
+pl_status KERNEL(scale_columns)(const pl_call *c) {
     pl_parallel(PL_DIM(c, 'N'), grain_of(PL_DIM(c, 'D')), scale_columns_piece, c);
     return PL_OK;
 }
@@ -330,7 +301,7 @@ static void transpose_piece(const void *context, int64_t begin, int64_t end, int
             for (int64_t i = 0; i < rows; i++) y[j * n + i] = x[i * d + j];
     }
 }
-static pl_status transpose(const pl_call *c) {
+pl_status KERNEL(transpose)(const pl_call *c) {
     pl_parallel((PL_DIM(c, 'N') + 15) / 16, grain_of(16 * PL_DIM(c, 'D')), transpose_piece, c);
     return PL_OK;
 }
@@ -348,7 +319,7 @@ static void scale_rows_grad_piece(const void *context, int64_t begin, int64_t en
         for (int64_t i = 0; i < d; i++) dx[i] = factor[n] * dy[i];
     }
 }
-static pl_status scale_rows_grad(const pl_call *c) {
+pl_status KERNEL(scale_rows_grad)(const pl_call *c) {
     pl_parallel(PL_DIM(c, 'N'), grain_of(PL_DIM(c, 'D')), scale_rows_grad_piece, c);
     return PL_OK;
 }
@@ -369,7 +340,7 @@ static void rms_norm_forward_piece(const void *context, int64_t begin, int64_t e
         for (int64_t j = 0; j < d; j++) y[j] = x[j] * r * w[j];
     }
 }
-static pl_status rms_norm_forward(const pl_call *c) {
+pl_status KERNEL(rms_norm_forward)(const pl_call *c) {
     pl_parallel(PL_DIM(c, 'N'), grain_of(PL_DIM(c, 'D')), rms_norm_forward_piece, c);
     return PL_OK;
 }
@@ -395,7 +366,7 @@ static void rms_norm_grad_piece(const void *context, int64_t begin, int64_t end,
         }
     }
 }
-static pl_status rms_norm_grad(const pl_call *c) {
+pl_status KERNEL(rms_norm_grad)(const pl_call *c) {
     const rms_norm_grad_args args = rms_norm_grad_args_of(c);
     return sum_columns(c, PL_DIM(c, 'N'), args.dw, rms_norm_grad_piece);
 }
@@ -429,7 +400,7 @@ static void rope_piece(const void *context, int64_t begin, int64_t end, int work
         }
     }
 }
-static pl_status rope(const pl_call *c) {
+pl_status KERNEL(rope)(const pl_call *c) {
     pl_parallel(PL_DIM(c, 'N'), grain_of(PL_DIM(c, 'H') * PL_DIM(c, 'D')), rope_piece, c);
     return PL_OK;
 }
@@ -465,7 +436,7 @@ INLINE void gated_grad_lanes(vf *v, activation a) {
         const name##_forward_args args = name##_forward_args_of(context); \
         map(name##_lanes, 2, (const float *[]){args.gate, args.up}, 1, (float *[]){args.y}, begin, end, NULL); \
     } \
-    static pl_status name##_forward(const pl_call *c) { \
+    pl_status KERNEL(name##_forward)(const pl_call *c) { \
         pl_parallel(PL_DIM(c, 'N'), PIECE, name##_forward_piece, c); \
         return PL_OK; \
     } \
@@ -474,7 +445,7 @@ INLINE void gated_grad_lanes(vf *v, activation a) {
         map(name##_grad_lanes, 3, (const float *[]){args.dy, args.gate, args.up}, 2, (float *[]){args.dgate, args.dup}, begin, \
             end, NULL); \
     } \
-    static pl_status name##_grad(const pl_call *c) { \
+    pl_status KERNEL(name##_grad)(const pl_call *c) { \
         pl_parallel(PL_DIM(c, 'N'), PIECE, name##_grad_piece, c); \
         return PL_OK; \
     }
@@ -489,7 +460,7 @@ static void add_piece(const void *context, int64_t begin, int64_t end, int worke
     const add_args args = add_args_of(c);
     map(add_lanes, 2, (const float *[]){args.a, args.b}, 1, (float *[]){args.y}, begin, end, NULL);
 }
-static pl_status add(const pl_call *c) {
+pl_status KERNEL(add)(const pl_call *c) {
     pl_parallel(PL_DIM(c, 'N'), PIECE, add_piece, c);
     return PL_OK;
 }
@@ -504,7 +475,7 @@ static void ratio_piece(const void *context, int64_t begin, int64_t end, int wor
     const ratio_args args = ratio_args_of(c);
     map(ratio_lanes, 2, (const float *[]){args.a, args.b}, 1, (float *[]){args.y}, begin, end, NULL);
 }
-static pl_status ratio(const pl_call *c) {
+pl_status KERNEL(ratio)(const pl_call *c) {
     pl_parallel(PL_DIM(c, 'N'), PIECE, ratio_piece, c);
     return PL_OK;
 }
@@ -518,7 +489,7 @@ static void axpy_piece(const void *context, int64_t begin, int64_t end, int work
     float alpha = (float)args.alpha, *y = args.y;
     map(axpy_lanes, 2, (const float *[]){args.x, y}, 1, (float *[]){y}, begin, end, &alpha);
 }
-static pl_status axpy(const pl_call *c) {
+pl_status KERNEL(axpy)(const pl_call *c) {
     pl_parallel(PL_DIM(c, 'N'), PIECE, axpy_piece, c);
     return PL_OK;
 }
@@ -532,7 +503,7 @@ static void scale_piece(const void *context, int64_t begin, int64_t end, int wor
     float alpha = (float)args.alpha;
     map(scale_lanes, 1, (const float *[]){args.x}, 1, (float *[]){args.y}, begin, end, &alpha);
 }
-static pl_status scale(const pl_call *c) {
+pl_status KERNEL(scale)(const pl_call *c) {
     pl_parallel(PL_DIM(c, 'N'), PIECE, scale_piece, c);
     return PL_OK;
 }
@@ -581,7 +552,7 @@ static void dropout_piece(const void *context, int64_t begin, int64_t end, int w
         {(uint32_t)a, (uint32_t)(a >> 32), (uint32_t)b}, p > 0 ? (uint32_t)(p * 0x1p32) : 0, (float)(1 / (1 - p))};
     map(dropout_lanes, 1, (const float *[]){args.x}, 1, (float *[]){y}, begin, end, &k);
 }
-static pl_status dropout(const pl_call *c) {
+pl_status KERNEL(dropout)(const pl_call *c) {
     pl_parallel(PL_DIM(c, 'N'), PIECE, dropout_piece, c);
     return PL_OK;
 }
@@ -599,7 +570,7 @@ static void sum_squares_piece(const void *context, int64_t begin, int64_t end, i
 }
 
 /* out[0] = sum of x^2 in float64 */
-static pl_status sum_squares(const pl_call *c) {
+pl_status KERNEL(sum_squares)(const pl_call *c) {
     const sum_squares_args args = sum_squares_args_of(c);
     int64_t n = PL_DIM(c, 'N'), pieces = (n + PIECE - 1) / PIECE;
     square_job job = {args.x, pl_acquire((size_t)pieces * sizeof(double))};

@@ -8,6 +8,10 @@
  * joins a tile before the tile is stored. On request A and B are rounded to bfloat16 as they are packed, A once for the product,
  * while sums and the low-rank branch stay float32. Each element of C is summed in one order whatever the threads, so its bits
  * depend on nothing else. */
+#ifndef PYLOSS_MATMUL_TPL_H
+#define PYLOSS_MATMUL_TPL_H
+#include "common.tpl.h"
+#include "pack.tpl.h"
 
 enum {
     KC = 576,    /* depth of a packed panel of B */
@@ -62,7 +66,6 @@ typedef struct {
     int64_t panels, pieces; /* of all blocks */
 } batch;
 
-static int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 static int panel_width(int64_t columns) { return columns <= LANES ? LANES : NR; }
 /* The same for H, which has a narrower tile over full panels. */
 static int h_width(int64_t rank, int mr) { return mr == MR && LANES >= 8 && rank <= LANES / 2 ? LANES / 2 : panel_width(rank); }
@@ -337,7 +340,7 @@ INLINE gemm dense_product(const float *x, int64_t rows, const pl_weight *w, int 
 }
 
 /* y [n, o] = x [n, i] (factor W)^T + bias + scale h b. */
-static pl_status linear_forward(const pl_call *call) {
+pl_status KERNEL(linear_forward)(const pl_call *call) {
     const linear_forward_args args = linear_forward_args_of(call);
     gemm g = dense_product(args.x, PL_DIM(call, 'N'), args.w, 0, args.y);
     g.bias = args.bias;
@@ -352,7 +355,7 @@ static pl_status linear_forward(const pl_call *call) {
 }
 
 /* h [n, r] = x a; y [n, o] = x (factor W)^T + bias + scale h b. */
-static pl_status lora_forward(const pl_call *call) {
+pl_status KERNEL(lora_forward)(const pl_call *call) {
     const lora_forward_args args = lora_forward_args_of(call);
     gemm g = dense_product(args.x, PL_DIM(call, 'N'), args.w, 0, args.y);
     g.bias = args.bias;
@@ -367,7 +370,7 @@ static pl_status lora_forward(const pl_call *call) {
 }
 
 /* dx [n, i] (+)= dy [n, o] (factor W) + dh a^T. */
-static pl_status linear_input_grad(const pl_call *call) {
+pl_status KERNEL(linear_input_grad)(const pl_call *call) {
     const linear_input_grad_args args = linear_input_grad_args_of(call);
     gemm g = dense_product(args.dy, PL_DIM(call, 'N'), args.w, 1, args.dx);
     g.b_rows = args.factor;
@@ -383,7 +386,7 @@ static pl_status linear_input_grad(const pl_call *call) {
 }
 
 /* dh [n, r] = scale dy b^T; dx [n, i] (+)= dy (factor W) + dh a^T. */
-static pl_status lora_input_grad(const pl_call *call) {
+pl_status KERNEL(lora_input_grad)(const pl_call *call) {
     const lora_input_grad_args args = lora_input_grad_args_of(call);
     gemm g = dense_product(args.dy, PL_DIM(call, 'N'), args.w, 1, args.dx);
     g.b_rows = args.factor;
@@ -413,15 +416,17 @@ INLINE pl_status plain_product(const pl_call *call, double alpha, const float *a
               .c = c};
     return gemm_run(&g);
 }
-static pl_status matmul_nn(const pl_call *call) {
+pl_status KERNEL(matmul_nn)(const pl_call *call) {
     const matmul_nn_args args = matmul_nn_args_of(call);
     return plain_product(call, args.alpha, args.a, 0, args.b, 0, args.accumulate, args.c);
 }
-static pl_status matmul_nt(const pl_call *call) {
+pl_status KERNEL(matmul_nt)(const pl_call *call) {
     const matmul_nt_args args = matmul_nt_args_of(call);
     return plain_product(call, args.alpha, args.a, 0, args.b, 1, args.accumulate, args.c);
 }
-static pl_status matmul_tn(const pl_call *call) {
+pl_status KERNEL(matmul_tn)(const pl_call *call) {
     const matmul_tn_args args = matmul_tn_args_of(call);
     return plain_product(call, args.alpha, args.a, 1, args.b, 0, args.accumulate, args.c);
 }
+
+#endif

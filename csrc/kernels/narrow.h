@@ -2,6 +2,8 @@
  *
  * What kernels read and write of them goes through here; what the bytes of a weight format mean is in quant.tpl.h.
  */
+#ifndef PYLOSS_NARROW_H
+#define PYLOSS_NARROW_H
 typedef uint16_t vh __attribute__((vector_size(PL_BYTES / 2))); /* LANES 16-bit values */
 typedef uint8_t vq __attribute__((vector_size(PL_BYTES / 4)));  /* LANES bytes */
 
@@ -300,3 +302,5 @@ INLINE vf vf_lookup16(const uint8_t *table, vi code) {
     return v;
 #endif
 }
+
+#endif

@@ -1,4 +1,5 @@
 /* Row norms of stored matrices, alone and with an adapter, whose product is never formed. */
+#include "matmul.tpl.h"
 
 /* The norms of stored rows: the matrix, and the one result that is asked for. */
 typedef struct {
@@ -40,11 +41,11 @@ static pl_status run_squared_rows(squared_rows_job job) {
     pl_release(job.row);
     return PL_OK;
 }
-static pl_status row_squares(const pl_call *c) {
+pl_status KERNEL(row_squares)(const pl_call *c) {
     const row_squares_args args = row_squares_args_of(c);
     return run_squared_rows((squared_rows_job){.w = args.w, .squares = args.squares});
 }
-static pl_status row_norms(const pl_call *c) {
+pl_status KERNEL(row_norms)(const pl_call *c) {
     const row_norms_args args = row_norms_args_of(c);
     return run_squared_rows((squared_rows_job){.w = args.w, .norms = args.norms});
 }
@@ -88,7 +89,7 @@ static void adapted_norm_piece(const void *context, int64_t begin, int64_t end, 
 
 /* norm[o] = |w[o,:] + scale (a b)[:,o]|, from |w|^2 + 2 scale b . W a + scale^2 b . (a^T a) b
  * w [O,I] in any format, a [I,R], b [R,O], squares [O] as row_squares gives them */
-static pl_status adapted_norm(const pl_call *c) {
+pl_status KERNEL(adapted_norm)(const pl_call *c) {
     const adapted_norm_args args = adapted_norm_args_of(c);
     enum { FEW = 16 }; /* up to this rank, expanding rows of W for SMALL_M columns of a at once is faster than packing them */
     int64_t rank = PL_DIM(c, 'R'), o = PL_DIM(c, 'O'), depth = PL_DIM(c, 'I');

@@ -1,4 +1,6 @@
 /* Optimisers: one fused update in place over a flat parameter [N]. g stands for grad * grad_scale. */
+#include "common.tpl.h"
+#include "map.tpl.h"
 
 typedef struct {
     float lr, decay, grad_scale;
@@ -37,7 +39,7 @@ static void adamw_piece(const void *context, int64_t begin, int64_t end, int wor
     float *p = args.param, *m = args.m, *v = args.v;
     map(adamw_lanes, 4, (const float *[]){args.grad, p, m, v}, 3, (float *[]){p, m, v}, begin, end, &k);
 }
-static pl_status adamw(const pl_call *c) {
+pl_status KERNEL(adamw)(const pl_call *c) {
     pl_parallel(PL_DIM(c, 'N'), PIECE, adamw_piece, c);
     return PL_OK;
 }
@@ -74,7 +76,7 @@ static void sgd_piece(const void *context, int64_t begin, int64_t end, int worke
     if (buf) map(sgd_momentum_lanes, 3, (const float *[]){args.grad, p, buf}, 2, (float *[]){p, buf}, begin, end, &k);
     else map(sgd_plain_lanes, 2, (const float *[]){args.grad, p}, 1, (float *[]){p}, begin, end, &k);
 }
-static pl_status sgd(const pl_call *c) {
+pl_status KERNEL(sgd)(const pl_call *c) {
     pl_parallel(PL_DIM(c, 'N'), PIECE, sgd_piece, c);
     return PL_OK;
 }
@@ -109,7 +111,7 @@ static void lion_piece(const void *context, int64_t begin, int64_t end, int work
     float *p = args.param, *m = args.m;
     map(lion_lanes, 3, (const float *[]){args.grad, p, m}, 2, (float *[]){p, m}, begin, end, &k);
 }
-static pl_status lion(const pl_call *c) {
+pl_status KERNEL(lion)(const pl_call *c) {
     pl_parallel(PL_DIM(c, 'N'), PIECE, lion_piece, c);
     return PL_OK;
 }

@@ -2,6 +2,8 @@
  *
  * GGUF's blocks are ggml's; a block of 256 elements is read 32 at a time. Products of a scale and a code are exact in float32
  * in all of them, so that fused and separate additions give the same bits. */
+#ifndef PYLOSS_QUANT_TPL_H
+#define PYLOSS_QUANT_TPL_H
 
 INLINE float f16_at(const uint8_t *p) { return f32_from_f16((uint16_t)(p[0] | p[1] << 8)); }
 INLINE vf vf_from_codes(vi codes) { return __builtin_convertvector(codes, vf); }
@@ -158,3 +160,5 @@ INLINE void decode_row(const pl_weight *w, int64_t row, float *out) {
     const int64_t stored = pl_stored_row(w, row);
     for (int64_t i = 0; i < w->cols; i += 32) decoders[w->format](w, stored, i, w->cols - i < 32 ? w->cols - i : 32, out + i);
 }
+
+#endif

@@ -1,5 +1,6 @@
 /* The routing of mixtures of experts: the experts of a token's largest logits, and the softmax that its visits are weighted by,
  * in float64. What is not finite spoils its own token alone. */
+#include "common.tpl.h"
 
 /* chosen[n,:] = the experts of the K largest logits[n,:], ascending; of equal ones the first, and NaN comes last. Where there are
  * fewer than K, the rest are -1. */
@@ -30,7 +31,7 @@ static void top_experts_piece(const void *context, int64_t begin, int64_t end, i
         for (; count < k; count++) chosen[count] = -1;
     }
 }
-static pl_status top_experts(const pl_call *c) {
+pl_status KERNEL(top_experts)(const pl_call *c) {
     pl_parallel(PL_DIM(c, 'N'), grain_of(PL_DIM(c, 'E') * PL_DIM(c, 'K')), top_experts_piece, c);
     return PL_OK;
 }
@@ -92,7 +93,7 @@ static void visit_weights_piece(const void *context, int64_t begin, int64_t end,
         for (int64_t i = 0; i < k; i++) args.weights[visits[i]] = (float)(powers[i] / share.total);
     }
 }
-static pl_status visit_weights(const pl_call *c) { return run_router(c, visit_weights_piece); }
+pl_status KERNEL(visit_weights)(const pl_call *c) { return run_router(c, visit_weights_piece); }
 
 /* With weights w and their gradient d, and m the sum of w d over a token's visits: w (d - m) for the logits of the chosen, and
  * for the others -w m, or 0 with `normalise`. */
@@ -118,4 +119,4 @@ static void visit_weights_grad_piece(const void *context, int64_t begin, int64_t
         for (int64_t i = 0; i < k; i++) dx[chosen[i]] = (float)(powers[i] / share.total * (slope[visits[i]] - mean));
     }
 }
-static pl_status visit_weights_grad(const pl_call *c) { return run_router(c, visit_weights_grad_piece); }
+pl_status KERNEL(visit_weights_grad)(const pl_call *c) { return run_router(c, visit_weights_grad_piece); }

@@ -3,6 +3,7 @@
  *
  * VEC(f) is the primitive f of the computed type's vector, TYPED(f) a function of this type.
  */
+#include "common.tpl.h"
 #define FORMULA(name) TYPED(name)
 #define SCALAR double
 #define v_set(a) VEC(set1)(a)
@@ -151,25 +152,25 @@ static void argmax_piece(const void *context, int64_t begin, int64_t end, int wo
         args.index[i] = (int32_t)(job->call->wide ? row_argmax_f64(args.x, i, PL_DIM(job->call, 'V'), (double *)scratch)
                                                   : row_argmax_f32(args.x, i, PL_DIM(job->call, 'V'), (float *)scratch));
 }
-static pl_status argmax(const pl_call *c) { return run_rows(c, 1, 0, argmax_args_of(c).x, NULL, argmax_piece); }
+pl_status KERNEL(argmax)(const pl_call *c) { return run_rows(c, 1, 0, argmax_args_of(c).x, NULL, argmax_piece); }
 
 #define PL_LOSS_TABLE
 #define PL_CLASS_LOSS(name, family, options, mean_option, softcap_option) \
-    static pl_status name(const pl_call *c) { \
+    pl_status KERNEL(name)(const pl_call *c) { \
         const name##_args args = name##_args_of(c); \
         return run_rows(c, 1, 1, args.logits, args.dlogits, c->wide ? name##_rows_f64 : name##_rows_f32); \
     }
 #define PL_PAIR_LOSS(name, options, q_sums_to_0) \
-    static pl_status name(const pl_call *c) { \
+    pl_status KERNEL(name)(const pl_call *c) { \
         const name##_args args = name##_args_of(c); \
         return run_rows(c, 4, 2, args.q, args.dq, c->wide ? name##_rows_f64 : name##_rows_f32); \
     }
 #define PL_ELEMENT_LOSS(name, options) \
-    static pl_status name(const pl_call *c) { \
+    pl_status KERNEL(name)(const pl_call *c) { \
         return run_rows(c, 1, 0, name##_args_of(c).x, NULL, c->wide ? name##_rows_f64 : name##_rows_f32); \
     }
 #define PL_ROW_MAP(name, family, logarithm) \
-    static pl_status name(const pl_call *c) { \
+    pl_status KERNEL(name)(const pl_call *c) { \
         return run_rows(c, 2, 0, name##_args_of(c).x, NULL, c->wide ? name##_rows_f64 : name##_rows_f32); \
     }
 #include "../losses.def"

@@ -3,6 +3,8 @@
  * PL_BYTES (16, 32 or 64) is set by isa_*.c. vf holds LANES floats, vi as many int32; vd holds DLANES doubles, vl as many
  * int64. Comparisons give -1 or 0 in each lane. All loads and stores may be unaligned.
  */
+#ifndef PYLOSS_VEC_H
+#define PYLOSS_VEC_H
 #include <float.h>
 #include <math.h>
 #include <stdint.h>
@@ -380,3 +382,5 @@ INLINE void vf_stream(float *p, vf v) {
 #endif
 }
 INLINE void vd_stream(double *p, vd v) { vf_stream((float *)p, (vf)v); }
+
+#endif
