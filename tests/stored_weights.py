@@ -21,7 +21,7 @@ def stored(rng, rows, cols, format, head_dim=0, size=1.0):
         # 16-bit scales, so that products with codes are exact however they are fused; nf4 blocks that straddle rows.
         options = {"group_size": 64 if format == "nf4" else 32, "scale_format": "f16"}
         return Weight.quantize(values, format, head_dim, **options)
-    blocks = rng.integers(0, 256, (rows * cols // 256, layout.bytes), dtype=np.uint8)
+    blocks = rng.integers(0, 256, (rows * cols // layout.elements, layout.bytes), dtype=np.uint8)
     for at in K_HALVES[format]:
         halves = size * K_SIZES[format] * rng.uniform(0.5, 1.5, len(blocks))
         blocks[:, at : at + 2] = halves.astype("<f2").view(np.uint8).reshape(-1, 2)
