@@ -1,6 +1,7 @@
-/* The kernels of one instruction set. Each isa_*.c includes this after it has set PL_ISA and PL_BYTES; setup.py compiles it once for
- * each unit, with PL_UNIT_<unit> defined, so that units are compiled side by side. Kernels have the instruction set in their names
- * (rope_avx2) and everything else is static, so that no wide instruction leaks into a shared symbol. */
+/* The kernels of one instruction set. Each isa_*.c sets PL_ISA and PL_BYTES and includes this.
+ * setup.py compiles each once per unit, with PL_UNIT_<unit> defined: units are compiled side by side.
+ * A kernel has its instruction set in its name (rope_avx2) and everything else is static, so that
+ * no wide instruction leaks into a shared symbol. */
 #include "../pyloss.h"
 
 #define PL_CAT_(a, b) a##b

@@ -20,8 +20,9 @@ INLINE float float_at(const uint8_t *p, int format, int64_t i) {
     return value;
 }
 
-/* The decoders of formats.def: decode_<decoder>(format, w, row, begin, n, out) gives the elements [begin, begin + n) of row `row` as
- * stored. begin is a multiple of 32, and n is 32, but for floats any n <= 32. The format is a constant. */
+/* The decoders of formats.def: decode_<decoder>(format, w, row, begin, n, out) expands elements
+ * [begin, begin + n) of row `row` as stored. `begin` is a multiple of 32. n is 32; for floats it is
+ * any n <= 32. The format is a constant. */
 
 /* Vectors where they fit: a copy of a length that is not known calls a function. */
 INLINE void decode_floats(const int format, const pl_weight *w, int64_t row, int64_t begin, int64_t n, float *out) {

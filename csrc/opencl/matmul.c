@@ -154,8 +154,8 @@ static void set_branch(pl_cl_gemm *g, int64_t rank, pl_cl_place h, pl_cl_place u
     g->u_scale = scale;
 }
 
-/* A layer's arguments by their parts in the product, whatever the operation calls them. With `inner`, H is computed by it; experts
- * store both factors the other way round, and come with offsets. */
+/* A layer's arguments by their parts in the product, whatever the operation calls them. With
+ * `inner`, H is computed from it. Experts have offsets, and store both factors transposed. */
 typedef struct {
     const pl_weight *w; /* one, or a stack */
     pl_cl_place codes;  /* of a float32 array, whose matrices follow each other; without a buffer for stored weights */

@@ -185,9 +185,10 @@ pl_cl_place pl_cl_scratch(const pl_cl_operation *operation, size_t bytes);
 /* Runs the operation of this number (PL_OP_...). */
 int pl_cl_run(int op, const pl_cl_operation *operation);
 
-/* The launcher of each operation, in the file of its family: rowloss.c, elements.c, layers.c, matmul.c, norms.c, attention.c. They
- * read arguments by name, from args.h and places.h, which csrc/generate.py writes. What an index array or a scalar holds is in
- * <operation>_args, where an array lies in <operation>_places. Hidden, so that the linker reports one that is missing. */
+/* The launcher of each operation, in the file of its family: rowloss.c, elements.c, layers.c,
+ * matmul.c, norms.c, attention.c. Launchers read arguments by name, from args.h and places.h, which
+ * csrc/generate.py writes: scalars and the values of index arrays from <operation>_args, the places
+ * of arrays from <operation>_places. They are hidden, so that the linker reports a missing one. */
 #define PL_OP(name, spec) __attribute__((visibility("hidden"))) int pl_cl_launch_##name(const pl_cl_operation *operation);
 #include "../ops.def"
 
