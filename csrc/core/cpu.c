@@ -10,7 +10,7 @@
 #endif
 
 const pl_table *pl_table_at(int index) {
-    const pl_table *found[4] = {&pl_table_baseline};
+    const pl_table *found[8] = {&pl_table_baseline};
     int n = 1;
 #ifdef PL_X86
     /* The compiler's run-time library also asks the operating system whether it saves the wide registers. */

@@ -11,7 +11,7 @@
  *   INLINE         for functions
  *
  * A weight family turns logits into unnormalised probabilities w(x), so that probabilities are w(x) / sum w:
- *   V weight(V x)        w(x)
+ *   V weight(V x)        w(x), and 0 at -inf: a masked class has no weight
  *   V log_weight(V x)    log w(x)
  *   V slope(V x)         w'(x) / w(x)
  * families.def lists them, and says of which the largest logit is taken off first, and whose slope is not 1.
