@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from pyloss import console
-from pyloss.errors import DeviceError, nearest
+from pyloss.errors import DeviceError, cut, nearest
 from pyloss.numbers import shown
 from pyloss.precision import PRECISIONS
 from pyloss.tuner.config import DEFAULT_MODEL, LORA_DEFAULTS, SCHEMA
@@ -442,7 +442,7 @@ def _run(argv: Sequence[str] | None, prog: str) -> int:
 
 def _text(error: BaseException, command: str) -> str:
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
-        return f"{os.fsdecode(error.filename)}: {error.strerror}"
+        return f"{cut(os.fsdecode(error.filename), 500)}: {error.strerror}"
     if isinstance(error, MemoryError):
         options = {"train": "--batch-size or --max-seq-length, or --grad-checkpoint,", "eval": "--batch-size or --max-seq-length"}
         options["bench"] = options["train"]

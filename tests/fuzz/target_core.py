@@ -13,7 +13,7 @@ from pyloss.weights import FORMATS
 TYPES = {"f32": np.float32, "f64": np.float64, "i32": np.int32, "i64": np.int64, "u8": np.uint8}
 ROWS = {"f64": np.float64, "f32": np.float32, "f16": np.float16, "bf16": np.uint16}
 SIZES = (0, 1, 2, 3, 4, 5, 8, 15, 16, 17, 32, 33)
-_PARAM = re.compile(r"(=?)(\w+)(\??):(\w+)(?:\[([^\]]*)\])?(?:<(\w)(~?))?(?:\^(\w)(~?))?$")
+_PARAM = re.compile(r"(=?~?)(\w+)(\??):(\w+)(?:\[([^\]]*)\])?(?:<(\w)(~?))?(?:\^(\w)(~?))?$")
 _OPS = []
 _SPEC = re.compile(r'\([^()]*\w:\w+[^()]*\)|in "[^"]*"')
 
@@ -106,7 +106,7 @@ def _argument(m, p, size, rng, memory, rows, wide, format):
     if p.type == "int":
         return m.pick((0, 1, 2, 5)) if m.chance(0.7) else m.pick((-1, 2**31, 2**63 - 1, -(2**63)))
     if p.type == "real":
-        return m.pick((0.0, 0.5, 1.0, 2.0)) if m.chance(0.8) else m.real()
+        return m.pick((0.0, 0.5, 1.0, 2.0)) if m.pristine or m.chance(0.8) else m.real()
     if p.type == "weight":
         values = _shape(m, p, size, split=False)
         if format is None:
@@ -170,7 +170,7 @@ def _other(m, value, arguments, memory):
         return m.pick((m.whole(), m.real(), str(m.whole()), None))
     if not isinstance(value, np.ndarray):
         return m.whole()
-    if kind == 3:
+    if kind == 3 and not value.dtype.hasobject:
         return value.astype(
             m.pick((np.float64, np.float32, np.float16, np.int32, np.int64, np.uint8, np.uint16, np.bool_, object, np.complex64))
         )

@@ -220,9 +220,8 @@ def make(m: Mutator):
             arguments += _flag(m, m.pick(_COMMANDS[command]))
         elif arguments:
             at = m.below(len(arguments))
-            arguments[at] = (
-                m.pick(VALUES + PATHS) if m.chance(0.5) and "1" not in arguments[at] else m.pick(("--x", "-1", "--help", ""))
-            )
+            works = at and arguments[at - 1].removeprefix("--").replace("-", "_") in WORK
+            arguments[at] = m.pick(VALUES + PATHS) if m.chance(0.5) and not works else m.pick(("--x", "-1", "--help", ""))
     if m.pristine:
         arguments = arguments if "-c" not in arguments else RIGHT[command]
     return {**files, "argv": json.dumps([command, *arguments]).encode()}
