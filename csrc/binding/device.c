@@ -159,7 +159,8 @@ static PyObject *array_new(PyTypeObject *type, PyObject *args, PyObject *keyword
     if (take_shape(a, shape, kind)) return made(a, 1);
     if (PyTuple_Check(where)) return made(a, adopt(a, where));
     int64_t index;
-    return made(a, pl_whole("DeviceArray", "the device's number", where, 0, INT32_MAX, &index) || open_and_allocate(a, (int)index));
+    return made(a,
+                pl_whole("DeviceArray", "the device's number", where, 0, INT32_MAX, &index) || open_and_allocate(a, (int)index));
 }
 
 static PyObject *array_fresh(PyObject *self, PyObject *args) {

@@ -284,8 +284,8 @@ static int take_rows(const pl_spec *spec, PyObject *object, pl_call *call, int i
     if (type < 0) {
         if (!PyArray_Check(object)) no_array(spec, p, "a numpy.ndarray", object);
         else
-            PyErr_Format(PyExc_TypeError, "%s: %s must have dtype float32, float64, float16, or uint16 for bfloat16, not %S", spec->name, p->name,
-                         (PyObject *)PyArray_DESCR((PyArrayObject *)object));
+            PyErr_Format(PyExc_TypeError, "%s: %s must have dtype float32, float64, float16, or uint16 for bfloat16, not %S",
+                         spec->name, p->name, (PyObject *)PyArray_DESCR((PyArrayObject *)object));
         return -1;
     }
     PyArrayObject *array = (PyArrayObject *)object;
@@ -419,8 +419,7 @@ static int take_groups(const pl_spec *spec, const pl_param *p, PyObject *object,
         number[2] < 0 || number[2] >= PL_W_COUNT || !pl_is_floats((int)number[2]) ||
         (g->map && (!power_of_two(number[3]) || number[3] > limit))) {
         PyErr_Format(PyExc_ValueError, "%s: %s cannot have groups of %lld from %lld with scales of format %lld in groups of %lld",
-                     spec->name, p->name, (long long)number[0], (long long)number[1], (long long)number[2],
-                     (long long)number[3]);
+                     spec->name, p->name, (long long)number[0], (long long)number[1], (long long)number[2], (long long)number[3]);
         return -1;
     }
     g->size = number[0];
@@ -697,8 +696,8 @@ static int check(const pl_spec *spec, PyObject *const *args, Py_ssize_t nargs, p
         if (b ? a % b : a) {
             const char *name, *other;
             int axis = axis_of(spec, &l, spec->multiple[i], &name), of = axis_of(spec, &l, spec->of[i], &other);
-            PyErr_Format(PyExc_ValueError, "%s: axis %d of %s has size %lld; it must be a multiple of axis %d of %s, %lld", spec->name,
-                         axis, name, (long long)a, of, other, (long long)b);
+            PyErr_Format(PyExc_ValueError, "%s: axis %d of %s has size %lld; it must be a multiple of axis %d of %s, %lld",
+                         spec->name, axis, name, (long long)a, of, other, (long long)b);
             return -1;
         }
     }
