@@ -194,7 +194,7 @@ Ctrl-C saves everything and says where; --resume continues from there.""",
         dest="keep_best",
     )
     _setting(group, "--save-every", "iterations between saves", type=_whole)
-    _setting(group, "--resume", "continue the run in --adapter-path where it stopped", action="store_true")
+    _setting(group, "--resume", "continue the run in --adapter-path where it stopped, with its settings", action="store_true")
     _setting(group, "--resume-adapter-file", "start a new run from these adapter weights, also those of a folder", metavar="FILE")
     _setting(group, "--overwrite", _OVERWRITE, action="store_true")
     _setting(group, "--test", "evaluate on the test data: after training, or without --train alone", action="store_true")

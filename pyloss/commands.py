@@ -25,9 +25,9 @@ from pyloss.optim import Optimizer, Schedule, WarmUp, build_optimizer, build_sch
 from pyloss.tuner import state
 from pyloss.tuner.batching import NoTargets
 from pyloss.tuner.callbacks import get_reporting_callbacks
-from pyloss.tuner.config import DEFAULT_MODEL, merge_config
-from pyloss.tuner.datasets import load_dataset
-from pyloss.tuner.run_folder import ADAPTER_FILE, portable
+from pyloss.tuner.config import DEFAULT_MODEL, merge_config, resumed_settings
+from pyloss.tuner.datasets import load_dataset, resolve_train_on
+from pyloss.tuner.run_folder import ADAPTER_FILE, portable, read_config
 from pyloss.tuner.system_prompt import system_prompt_of
 
 Flags = dict[str, Any]
@@ -50,6 +50,8 @@ def _optimizer(config: SimpleNamespace) -> Optimizer:
 def train(flags: Flags) -> int:
     """`pyloss train`: trains and tests, or shows what would be trained on."""
     config = merge_config(flags, flags.get("config"))
+    if config.train and config.resume:
+        config = _resumed(config, flags)
     if not (config.train or config.test):
         raise ValueError("nothing to do: train and test are both false")
     if config.resume and config.resume_adapter_file:
@@ -74,6 +76,24 @@ def train(flags: Flags) -> int:
     if config.test:
         _evaluate(config, model, test_set, "test")
     return 0
+
+
+def _trained_on(config: SimpleNamespace) -> str:
+    return resolve_train_on(config.train_on, config.mask_prompt)
+
+
+def _resumed(config: SimpleNamespace, flags: Flags) -> SimpleNamespace:
+    """The settings of --resume: those of the run in the folder where neither a flag nor the file says otherwise."""
+    saved = read_config(user_path(config.adapter_path))
+    settings = resumed_settings(saved) if "peft_type" not in saved else {}
+    config = merge_config(flags, flags.get("config"), settings)
+    before = SimpleNamespace(**{"mask_prompt": False, "train_on": None, **settings})
+    if settings and _trained_on(config) != (trained := _trained_on(before)):
+        raise ValueError(
+            f"the run to resume in {config.adapter_path} trains on {trained!r} tokens, and its losses are not those of "
+            f"{_trained_on(config)!r}; give the same (--train-on {trained}), or start a new run with --resume-adapter-file"
+        )
+    return config
 
 
 def _move(model: Any, device: str | None) -> None:
@@ -132,6 +152,7 @@ def _weights(file: Path) -> dict[str, Any]:
 def _evaluate(config: SimpleNamespace, model: Any, dataset: Any, split: str) -> None:
     from pyloss.tuner.evaluation import evaluate as measure
 
+    _note_other_targets(config)
     with precision.matmul_precision(config.matmul_precision):
         try:
             loss = measure(model, dataset, config.batch_size, config.test_batches, config.max_seq_length)
@@ -140,6 +161,17 @@ def _evaluate(config: SimpleNamespace, model: Any, dataset: Any, split: str) -> 
     perplexity = math.exp(loss) if loss < 700 else math.inf
     count = len(dataset) if config.test_batches == -1 else min(len(dataset), config.test_batches * config.batch_size)
     out(f"loss {loss:.4f}, perplexity {perplexity:.4f}, {counted(count, 'sample')}")
+
+
+def _note_other_targets(config: SimpleNamespace) -> None:
+    """Say where a loss is not comparable with those that the adapter's run reported."""
+    if config.adapter_path is None:
+        return
+    place = user_path(config.adapter_path)
+    saved = read_config(place.parent if place.is_file() else place)
+    trained = saved.get("train_on") or ("last" if saved.get("mask_prompt") else "all")
+    if "mask_prompt" in saved and trained != (measured := _trained_on(config)):
+        say(f"note: the adapter was trained on {trained!r} tokens, and this loss is that of {measured!r} (--train-on {trained})")
 
 
 def evaluate(flags: Flags) -> int:

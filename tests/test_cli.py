@@ -163,6 +163,38 @@ def test_resume_continues_where_the_run_stopped(world, capsys):
         np.testing.assert_array_equal(array, parts[name])
 
 
+def test_a_resumed_run_has_the_settings_of_the_run(world, capsys):
+    settings = ["--keep-last", "--learning-rate", "1e-3", "--mask-prompt", "--rank", "3", "--optimizer", "adamw"]
+    assert main([*TRAIN, *settings, "--iters", "6", "--adapter-path", "whole"]) == 0
+    assert main([*TRAIN, *settings, "--iters", "3", "--adapter-path", "parts"]) == 0
+    capsys.readouterr()
+    assert main(["train", "--resume", "--adapter-path", "parts", "--iters", "6"]) == 0
+    err = capsys.readouterr().err
+    assert "resuming after iteration 3" in err and "note:" not in err
+    whole, parts = (load_file(f"{name}/adapters.safetensors") for name in ("whole", "parts"))
+    assert whole.keys() == parts.keys()
+    for name, array in whole.items():
+        np.testing.assert_array_equal(array, parts[name])
+    config = json.loads(Path("parts/adapter_config.json").read_text())
+    assert config["mask_prompt"] and config["iters"] == 6 and config["lora_parameters"]["rank"] == 3
+    # Losses of other targets would be compared with those of the run.
+    other = ["train", "--resume", "--adapter-path", "parts", "--train-on", "assistant"]
+    fails(capsys, other, "trains on 'last' tokens", "'assistant'", "--train-on last", "--resume-adapter-file")
+    # A setting that somebody changed is not passed over.
+    Path("parts/adapter_config.json").write_text(json.dumps(config | {"batch_size": -1}))
+    fails(capsys, ["train", "--resume", "--adapter-path", "parts"], "the run to resume: batch_size is -1")
+
+
+def test_a_loss_of_other_targets_than_the_run_had_is_said_to_be_one(world, capsys):
+    assert main([*TRAIN, "--mask-prompt"]) == 0
+    for argv in ([*TRAIN, "--test"], ["eval", "--model", "tiny", "--data", "data", "--adapter-path", "adapters"]):
+        capsys.readouterr()
+        assert main(argv) == 0
+        assert "trained on 'last' tokens, and this loss is that of 'all' (--train-on last)" in capsys.readouterr().err
+        assert main([*argv, "--mask-prompt"]) == 0
+        assert "note:" not in capsys.readouterr().err
+
+
 def test_a_run_can_start_from_an_adapter(world, capsys):
     start = {name: np.full_like(array, 0.25) for name, array in Model().arrays.items()}
     save_file(start, "start.safetensors")

@@ -282,6 +282,19 @@ def check_config(given: Mapping[str, Any], source: str) -> dict[str, Any]:
         raise ValueError(f"{source}: {error}") from None
 
 
+#: what a run says of one call of the command, not of itself
+_OF_ONE_CALL = ("config", "adapter_path", "resume", "resume_adapter_file", "overwrite", "preview", "train", "test")
+
+
+def resumed_settings(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a run from its `adapter_config.json`: what a run that goes on takes where nothing else is said.
+
+    Raises ValueError for a value that cannot be, naming its key.
+    """
+    known = {key: value for key, value in saved.items() if key in SCHEMA and key not in _OF_ONE_CALL and value is not None}
+    return check_config(known, "the run to resume")
+
+
 def merge_config(
     flags: Mapping[str, Any], path: PathLike | None = None, defaults: Mapping[str, Any] | None = None
 ) -> SimpleNamespace:
