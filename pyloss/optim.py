@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from . import _core
-from .device import DeviceArray, beside, to_device
+from .device import DeviceArray, beside, is_bfloat16, to_device
 from .errors import nearest
+from .given import as_array
 from .numbers import real, shown, whole
 
 Schedule = Callable[[int], float]
@@ -33,6 +34,14 @@ def _flat(array: Any) -> Any:
     if isinstance(array, DeviceArray):
         return array.astype(np.float32, copy=False).reshape(-1)
     return np.ascontiguousarray(array, np.float32).reshape(-1)
+
+
+def _saved(value: Any, key: str) -> np.ndarray:
+    """A flat float32 copy of what a saved state has under `key`; ValueError for what is no array of numbers."""
+    array = as_array(value, f"optimizer state {shown(key)}")
+    if array.dtype.kind not in "fiu" and not is_bfloat16(array.dtype):
+        raise ValueError(f"optimizer state has {shown(value)} for {shown(key)}; it must be an array of numbers")
+    return np.array(array, np.float32).reshape(-1)
 
 
 class _State(dict[str, Any]):
@@ -183,8 +192,8 @@ class Optimizer:
             slot, _, name = key.partition(".")
             if slot not in self.slots or not name:
                 kept = ", ".join(self.slots)
-                raise ValueError(f"optimizer state has {key!r}; {type(self).__name__} keeps {kept or 'nothing'} for each")
-            loaded.setdefault(name, {})[slot] = np.array(value, np.float32).reshape(-1)
+                raise ValueError(f"optimizer state has {shown(key)}; {type(self).__name__} keeps {kept or 'nothing'} for each")
+            loaded.setdefault(name, {})[slot] = _saved(value, key)
         for name, slots in loaded.items():
             if missing := set(self.slots) - set(slots):
                 raise ValueError(f"optimizer state of {name!r} lacks {', '.join(sorted(missing))}")

@@ -193,6 +193,14 @@ def test_state_of_another_kind_of_optimizer_is_refused():
         optim.Adam(0.1).load_state_dict({})
 
 
+@pytest.mark.parametrize("value", ["\0", "float32", None, {"a": 1}, [1, "x"], [[1, 2], [3]], 1j, True])
+def test_a_state_that_holds_no_numbers_is_refused(value):
+    adam = optim.Adam(0.1)
+    adam.update(Holder(), some_grads(0))
+    with pytest.raises(ValueError, match=r"optimizer state.* 'v\.a'"):
+        optim.Adam(0.1).load_state_dict({**adam.state_dict(), "v.a": value})
+
+
 def test_state_of_another_size_is_refused():
     model, adam = Holder(), optim.Adam(0.1)
     adam.update(model, some_grads(0))

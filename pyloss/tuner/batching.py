@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyloss.errors import counted
+from pyloss.numbers import shown
 from pyloss.tuner.datasets import CacheDataset, log
 from pyloss.tuner.targets import Sample
 
@@ -170,13 +171,13 @@ class BatchIterator(Iterator[Batch]):
             raise ValueError(f"the state of the batches is {state!r:.80}; it must be what state() gave")
         bad = [k for k in own if not isinstance(state.get(k), int) or state[k] < 0]
         if bad:
-            raise ValueError(
-                f"the state of the batches is {dict(state)!r}: {', '.join(bad)} must be whole numbers >= 0"
-            )
+            found = ", ".join(f"{key} {shown(state.get(key))}" for key in bad)
+            raise ValueError(f"the state of the batches has {found}: {', '.join(bad)} must be whole numbers >= 0")
         other = {k: state[k] for k, v in self._fingerprint().items() if state[k] != v}
         if other or state["position"] > len(self._batches):
+            said, here = (", ".join(f"{key} {shown(place[key])}" for key in own) for place in (state, own))
             raise ValueError(
-                f"the state was taken over other data, batch size or window: it says {dict(state)!r}, here is {own!r}; "
+                f"the state was taken over other data, batch size or window: it says {said}, and here is {here}; "
                 "to go on with other data, start a new run from the adapter (--resume-adapter-file)"
             )
         self.seed, self._epoch, self._position = state["seed"], state["epoch"], state["position"]

@@ -71,6 +71,8 @@ def _sizes(m, params, multiples, format):
         for dim in p.dims:
             if dim.endswith("/2"):
                 size[dim[0]] += size[dim[0]] % 2
+        if p.type == "stack":
+            size[p.dims[0]] = max(size[p.dims[0]], 1)
         if p.below:
             size[p.below] = max(size[p.below], 1)
         if p.offsets:
@@ -183,9 +185,8 @@ def _other(m, value, arguments, memory):
         )
     if kind == 5:
         return m.pick((value[None], value.reshape(-1), value[..., None], value.T, value.reshape(-1)[:1], value.reshape(-1)[:0]))
-    if kind == 6:
-        wide = np.repeat(value, 2, -1) if value.ndim else value
-        return wide[..., ::2] if m.chance(0.5) else value[::-1] if value.ndim else value
+    if kind == 6 and value.ndim:
+        return np.repeat(value, 2, -1)[..., ::2] if m.chance(0.5) else value[::-1]
     if kind == 7:
         return value.astype(value.dtype.newbyteorder(">"))
     if kind == 8:

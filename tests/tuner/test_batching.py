@@ -168,6 +168,14 @@ def test_resumed_batches_are_the_same_ones(done):
     assert whole.state() == resumed.state()
 
 
+def test_a_state_of_any_size_is_refused_in_few_words():
+    batches = BatchIterator(rows_of([3, 4, 5]), 2, 100)
+    for key, value in (("tokens", [9] * 50_000), ("samples", 10**400), ("seed", "x" * 10_000), ("epoch", {"a": 1})):
+        with pytest.raises(ValueError, match=key) as error:
+            batches.set_state({**batches.state(), key: value})
+        assert len(str(error.value)) < 400
+
+
 def test_a_state_of_other_data_is_refused():
     state = BatchIterator(rows_of([3, 4, 5]), 2, 100).state()
     with pytest.raises(ValueError, match="taken over other data"):
