@@ -372,7 +372,8 @@ class _Run:
         """Save the last state, apply the gradients left over, validate, and choose the adapter to end with.
 
         The state is saved before all that is only done because the run ends here: resumed with more iterations, it then
-        does what a run with as many from the start would have done.
+        trains as a run with as many from the start would have. Only the best adapter is put in later: a resumed run must
+        not replace it by a worse one.
         """
         p = self.progress
         self.save_state()
@@ -382,7 +383,10 @@ class _Run:
             if p.pending:
                 self.apply(p.iteration)
                 p.validated_at = -1
+        before = p.best_loss
         self.validate()
+        if p.best_loss != before:
+            self.remember_best()
         if self.args.keep_best and self.best and p.best_iteration != p.iteration:
             last = {name: array.copy() for name, array in self.parameters.items()} if self.folder else {}
             with uninterrupted():
@@ -479,6 +483,16 @@ class _Run:
         with uninterrupted():
             checkpoints.save_checkpoint(path, checkpoint)
         self.saved_at = path
+
+    def remember_best(self) -> None:
+        """Put the best adapter, which the last validation found, into the state that is saved already."""
+        if self.saved_at is None or not self.args.keep_best:
+            return
+        saved = checkpoints.load_checkpoint(self.saved_at)
+        saved.best = self.best
+        saved.progress.best_loss, saved.progress.best_iteration = self.progress.best_loss, self.progress.best_iteration
+        with uninterrupted():
+            checkpoints.save_checkpoint(self.saved_at, saved)
 
     def save_adapter(self) -> None:
         assert self.file is not None

@@ -63,6 +63,26 @@ def test_the_best_adapter_and_patience_survive_a_resume(tmp_path):
     same_model(whole, resumed)
 
 
+def test_the_best_adapter_of_a_run_that_ended_survives_a_resume_that_is_worse(tmp_path):
+    """Its validation came only because the run ended, between those that a longer run has."""
+    model, _, first = run(tmp_path, iters=6, steps_per_eval=100)
+    assert first.best_iteration == 6
+    kept = load_file(tmp_path / "best_adapters.safetensors")
+
+    def rising(model, batch, lengths):
+        value, count = tiny_loss(model, batch, lengths)
+        return (value, count) if model.training else (value + 100, count)
+
+    for iters in (9, 12):
+        resumed, _, again = run(tmp_path, Tiny(seed=6), loss=rising, iters=iters, steps_per_eval=100, resume=True)
+        assert (again.best_iteration, again.best_loss) == (6, first.best_loss)
+        same_model(model, resumed)
+        for file in ("adapters", "best_adapters"):
+            saved = load_file(tmp_path / f"{file}.safetensors")
+            for name, array in kept.items():
+                np.testing.assert_array_equal(saved[name], array)
+
+
 def test_a_rate_of_its_own_for_lora_b_survives_a_resume(tmp_path, capsys):
     whole, _, _ = run(tmp_path / "whole", optimizer=scheduled(), iters=9, loraplus_lr_ratio=5.0)
     run(tmp_path / "parts", optimizer=scheduled(), iters=4, loraplus_lr_ratio=5.0)
