@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pyloss.errors import said
 from pyloss.files import user_path
 from pyloss.models.chat_forms import as_text, tools_of
 from pyloss.models.special import encode_text, end_id, is_ended
@@ -20,6 +21,7 @@ from pyloss.tuner.targets import TRAIN_ON, Sample, as_sample, chat_sample
 log = logging.getLogger("pyloss")
 
 SPLITS = {"train": ("train",), "valid": ("valid", "validation"), "test": ("test",)}
+_NO_SPLITS = "no train.jsonl, valid.jsonl or test.jsonl in this folder"
 _HUB_FILES = (".parquet", ".jsonl", ".json", ".csv", ".arrow")
 
 
@@ -359,16 +361,21 @@ def load_custom_hf_dataset(args: Any, tokenizer: Any) -> tuple[Any, Any, Any]:
 
 
 def _from_hub(name: str, **options: Any) -> Any:
+    there = user_path(name).is_dir()
     try:
         import datasets
     except ImportError as e:
-        no_folder = f"there is no folder {name!r}; if a dataset of the Hugging Face hub is meant, "
-        missing = "" if user_path(name).exists() else no_folder
-        raise ImportError(f'{missing}{name!r} is read with the package datasets: pip install "pyloss[hub]"') from e
+        missing = f"{name}: there is {_NO_SPLITS}" if there else f"there is no folder {name!r}"
+        meant = "its files are data in the hub's layout" if there else "a dataset of the Hugging Face hub is meant"
+        raise ImportError(f'{missing}; if {meant}, they are read with the package datasets: pip install "pyloss[hub]"') from e
     log.info("Loading the Hugging Face dataset %s", name)
     try:
         return datasets.load_dataset(name, **options)
-    except (OSError, datasets.exceptions.DatasetsError) as e:
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as e:
+        if there:
+            # The library's own text says no more than that it failed.
+            reason = said(e.__cause__ if isinstance(e.__cause__, Exception) else e)
+            raise ValueError(f"{name}: there is {_NO_SPLITS}, and as data in the hub's layout it fails: {reason:.300}") from e
         raise ValueError(
             f"no folder {name!r} with usable data, and no such dataset from the Hugging Face hub: {e}"
         ) from e
@@ -424,9 +431,7 @@ def _load_path(config: Any, tokenizer: Any) -> tuple[Any, Any, Any]:
             return load_local_dataset(path, tokenizer, config)
         if any(p.suffix in _HUB_FILES for p in path.rglob("*")):
             return load_hf_dataset(str(path), tokenizer, config)
-        raise ValueError(
-            f"{path}: no train.jsonl, valid.jsonl or test.jsonl in this folder, nor data in the hub's layout"
-        )
+        raise ValueError(f"{path}: {_NO_SPLITS}, nor data in the hub's layout")
     if path.exists():
         raise ValueError(f"{path} is a file: give the folder in which train.jsonl lies")
     if str(data).count("/") > 1 or str(data).endswith("/") or str(data)[0] in "./~\\":

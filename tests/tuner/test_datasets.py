@@ -448,5 +448,13 @@ def test_without_the_hubs_package(monkeypatch, tokenizer, tmp_path):
         with pytest.raises(ImportError, match=message):
             ds.load_dataset(name, tokenizer)
     (tmp_path / "data.parquet").write_bytes(b"")
-    with pytest.raises(ImportError, match=r"^'.*' is read with the package datasets"):
+    message = r"there is no train.jsonl, .* in this folder; if its files are data in the hub's layout, they are read with .* pip install"
+    with pytest.raises(ImportError, match=message):
+        ds.load_dataset(tmp_path, tokenizer)
+
+
+def test_a_folder_of_other_files_is_said_to_lack_the_splits(tokenizer, tmp_path):
+    pytest.importorskip("datasets", reason="needs the package datasets")
+    (tmp_path / "mine.jsonl").write_text('{"text": "a"}\n{"text": [1]}\n{broken\n')
+    with pytest.raises(ValueError, match=r"there is no train.jsonl, valid.jsonl or test.jsonl in this folder, and as data .* fails: .+"):
         ds.load_dataset(tmp_path, tokenizer)
