@@ -14,7 +14,7 @@ from pyloss.errors import FormatError
 from pyloss.files import read_text
 from pyloss.numbers import shown
 
-# By how much a tokenizer's replacements may lengthen a text. Published ones put one character for another.
+# How many times as long a tokenizer may make a text. Published ones put one character for another, and bytes for characters once.
 _MAX_GROWTH = 64
 
 
@@ -43,7 +43,7 @@ def read_backend(file: str | os.PathLike[str]) -> tokenizers.Tokenizer:
         # A saved tokenizer may cut or pad what it encodes, to any length; here a text is encoded as it is.
         backend.no_truncation()
         backend.no_padding()
-        for part in ("normalizer", "decoder"):
+        for part in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
             _check_growth(file, part, getattr(backend, part))
         # A post-processor with a token that it does not list is noticed by the library at the first use.
         backend.decode(backend.encode("a").ids)
@@ -59,26 +59,39 @@ def add_token(backend: tokenizers.Tokenizer, token: Any, source: str | os.PathLi
 
 
 def _check_growth(file: str | os.PathLike[str], part: str, component: Any) -> None:
-    """Replacements one after the other lengthen a text by the product of what each does."""
+    """Steps one after the other lengthen a text by the product of what each does."""
     if component is None:
         return
     growth = 1.0
     for step in _steps(json.loads(component.__getstate__())):
-        if step.get("type") == "Replace":
-            pattern = step["pattern"]
-            # A regular expression may match nothing, between any two characters.
-            whole, content = pattern.get("String"), step["content"]
-            growth *= max(1.0, len(content) / len(whole) if whole else len(content) + 1)
+        factor, what = _growth_of(step, part)
+        growth *= max(1.0, factor)
         if growth > _MAX_GROWTH:
-            reason = f"its replacements, such as {shown(pattern)} by {shown(content)}, lengthen texts {growth:.0f} times"
-            raise FormatError(file, part, f"{reason}; supported is up to {_MAX_GROWTH}")
+            raise FormatError(file, part, f"its {what}, lengthen texts {growth:.0f} times; supported is up to {_MAX_GROWTH}")
+
+
+def _growth_of(step: dict[str, Any], part: str) -> tuple[float, str]:
+    """How many times as long a step can make a text, and what to call such steps."""
+    kind = step.get("type")
+    if kind == "Replace":
+        pattern = step["pattern"]
+        # A regular expression may match nothing, between any two characters.
+        whole, content = pattern.get("String"), step["content"]
+        factor = len(content) / len(whole) if whole else len(content) + 1
+        return factor, f"replacements, such as {shown(pattern)} by {shown(content)}"
+    if kind == "ByteLevel" and part != "decoder":
+        # Two characters for one that is not ASCII, and a space before each piece.
+        return 3.0 if part == "pre_tokenizer" else 2.0, "steps, ByteLevel after ByteLevel"
+    if kind == "TemplateProcessing":
+        return sum("Sequence" in piece for piece in step["single"]), "template, which has the text many times"
+    return 1.0, "steps"
 
 
 def _steps(node: Any) -> Iterator[dict[str, Any]]:
-    """The steps of a normalizer or a decoder, first to last."""
+    """The steps of a part of a tokenizer, first to last."""
     if not isinstance(node, dict):
         return
-    inner = node.get("normalizers") or node.get("decoders")
+    inner = next((node[key] for key in ("normalizers", "pretokenizers", "processors", "decoders") if node.get(key)), None)
     if inner is None:
         yield node
     else:

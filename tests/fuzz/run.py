@@ -47,6 +47,9 @@ def main() -> int:
 
         def progress(report, name=name, begin=begin, said=said):
             now = time.monotonic()
+            for finding in list(report.findings.values())[len(said) - 1 :]:
+                said.append(now)
+                print(f"{name}: case {finding.cases[0]}: {finding.what}", file=sys.stderr, flush=True)
             if now - said[0] > 10:
                 said[0] = now
                 speed = report.executed / (now - begin)

@@ -65,7 +65,8 @@ def bad_text(error: BaseException) -> str | None:
         return None if isinstance(error, MemoryError) else "without a text"
     if len(text) > LONGEST:
         return f"a text of {len(text)} characters"
-    found = _NOT_SENTENCES.search(text)
+    # What a template fails with is in the words of Python, which it is written in.
+    found = _NOT_SENTENCES.search(text.split("the chat template failed: ")[0])
     return f"its text has {found[0]!r}" if found else None
 
 

@@ -476,6 +476,34 @@ def test_replacements_that_multiply_a_text_are_refused(folder, parts, message):
     Tokenizer.from_folder(folder)
 
 
+BYTE_STEP = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
+TEXT_HERE, START_HERE = {"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": "<s>", "type_id": 0}}
+
+
+def post(*pieces):
+    special = {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}}
+    return {"type": "TemplateProcessing", "single": list(pieces), "pair": [TEXT_HERE], "special_tokens": special}
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"pre_tokenizer": {"type": "Sequence", "pretokenizers": [BYTE_STEP] * 50}}, "pre_tokenizer: its steps, ByteLevel after ByteLevel"),
+        ({"normalizer": {"type": "Sequence", "normalizers": [{"type": "ByteLevel"}] * 30}}, "normalizer: its steps, ByteLevel"),
+        ({"post_processor": post(*[TEXT_HERE] * 5000)}, "post_processor: its template, .* lengthen texts 5000 times"),
+    ],
+)
+def test_steps_that_multiply_a_text_are_refused(folder, parts, message):
+    change_backend(folder, **parts)
+    with pytest.raises(FormatError, match=message):
+        Tokenizer.from_folder(folder)
+
+
+def test_one_byte_level_step_and_one_text_in_a_template_are_taken(folder):
+    change_backend(folder, pre_tokenizer={"type": "Sequence", "pretokenizers": [BYTE_STEP]}, post_processor=post(START_HERE, TEXT_HERE))
+    assert Tokenizer.from_folder(folder).encode("hello")[0] == 1
+
+
 def test_a_failure_of_the_library_is_a_format_error(folder, capfd):
     """Its panics are BaseExceptions, which nothing else would catch."""
     change_backend(folder, pre_tokenizer={"type": "Split", "pattern": {"Regex": "(a|aa)+$"}, "behavior": "Isolated", "invert": False})
