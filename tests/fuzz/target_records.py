@@ -68,11 +68,11 @@ def use(files, folder):
     put_files(folder, files)
     tokenizer = copy.copy(tiny_files.tokenizer())
     tokenizer.chat_template = TEMPLATES[asked.pop("template")]
-    train, _, _ = load_local_dataset(folder, tokenizer, SimpleNamespace(**asked))
+    train = CacheDataset(load_local_dataset(folder, tokenizer, SimpleNamespace(**asked))[0])
     for number in range(len(train)):
         sample = train.sample(number)
         assert len(sample.tokens) == len(sample.weights)
         assert all(0 <= token < len(tokenizer) for token in sample.tokens)
-    if train:
+    if len(train):
         with tiny_files.quiet():
-            next(iter(iterate_batches(CacheDataset(train), 2, 64)))
+            next(iter(iterate_batches(train, 2, 64)))
