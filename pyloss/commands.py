@@ -293,6 +293,16 @@ def generate(flags: Flags) -> int:
     return 0
 
 
+def _refuse_source(name: str, flags: Flags) -> None:
+    """ValueError where the flag `name` says that the result goes where the model or the adapter is."""
+    target = user_path(flags[name]).resolve()
+    for what, source in (("model", flags["model"]), ("adapter", flags.get("adapter_path"))):
+        place = None if source is None else user_path(source).resolve()
+        # The adapter's folder is the adapter, also where one file of it is named.
+        if place is not None and target in {place, *([place.parent] if what == "adapter" and place.is_file() else [])}:
+            raise ValueError(f"{_flag(name)} {flags[name]} is the {what} itself: give another place")
+
+
 def fuse(flags: Flags) -> int:
     """`pyloss fuse`: writes a model with its adapter in its weights."""
     from pyloss.models.gguf_writer import refuse_model
@@ -303,6 +313,7 @@ def fuse(flags: Flags) -> int:
             raise ValueError(f"{_flag(name)} is not available: nothing is uploaded; --save-path writes a folder")
     folder = user_path(flags["save_path"])
     check_target(folder, folder=True)
+    _refuse_source("save_path", flags)
     path = folder / user_path(flags["gguf_path"])
     if flags["export_gguf"]:
         exporting.check_request(path, "gguf", type="f16")
@@ -330,6 +341,7 @@ def export(flags: Flags) -> int:
         raise ValueError("--to peft, --to mlx and --adapter-only write an adapter: give its folder as --adapter-path")
     options = {key: flags[key] for key in ("adapter_only", "type", "dequantize")}
     exporting.check_request(output, to, **options)
+    _refuse_source("output", flags)
     model, tokenizer = models.load(flags["model"], adapter_path=adapter)
     # A configuration that goes wherever the adapter goes says no place of this machine, unless --name does.
     name = flags["name"] or (portable(flags["model"], "model") if to == "peft" else None)
@@ -355,9 +367,8 @@ def convert(flags: Flags) -> int:
     if kind is not None and flags["dequantize"]:
         raise ValueError("choose either --quantize or --dequantize")
     check_target(flags["output"], folder=True)
+    _refuse_source("output", flags)
     model, tokenizer = models.load(flags["model"])
-    if user_path(flags["output"]).resolve() == user_path(flags["model"]).resolve():
-        raise ValueError(f"--output {flags['output']} is the model itself: give another folder")
     if kind is not None:
         name = kind or f"q{bits or 4}"
         left = conversion.quantize_model(model, name, flags["group_size"], flags["dtype"], double=not flags["single_quant"])

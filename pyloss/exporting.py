@@ -116,6 +116,9 @@ def check_request(
     if type is not None and type not in TYPES:
         raise ValueError(f"type must be one of {', '.join(TYPES)}, got {type!r}")
     if to == "gguf":
+        if user_path(path).suffix in (".safetensors", ".json"):
+            name = os.fspath(path)
+            raise ValueError(f"a GGUF file is named {name!r}: programs read that ending as another format; .gguf is usual")
         library()
     check_target(path, folder=to != "gguf")
 

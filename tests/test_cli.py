@@ -2,6 +2,7 @@
 
 import json
 import logging
+import signal
 import subprocess
 import sys
 import types
@@ -475,6 +476,17 @@ def test_ctrl_c_ends_with_code_130_and_says_where_it_saved(world, capsys, monkey
     monkeypatch.setattr(nn, "value_and_grad", lambda model, loss: interrupted)
     fails(capsys, TRAIN, "interrupted after iteration 0: saved to adapters", "--resume", code=130)
     assert Path("adapters/trainer_state.safetensors").exists() and not Path("adapters/adapters.safetensors").exists()
+
+
+def test_sigterm_saves_as_ctrl_c_does(world, capsys, monkeypatch):
+    def terminated(*arguments):
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(nn, "value_and_grad", lambda model, loss: terminated)
+    before = signal.getsignal(signal.SIGTERM)
+    fails(capsys, TRAIN, "interrupted after iteration 0: saved to adapters", "--resume", code=143)
+    assert Path("adapters/trainer_state.safetensors").exists()
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_debugging_shows_the_traceback(world, capsys, monkeypatch):

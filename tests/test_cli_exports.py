@@ -83,6 +83,26 @@ def test_what_needs_no_model_is_refused_before_one_is_looked_for(project, capsys
     refused(capsys, [*argv, "--model", "none"], *parts)
 
 
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["fuse", "--model", "base", "--adapter-path", "adapters", "--save-path", "./base"], "--save-path ./base is the model"),
+        (["fuse", "--model", "base", "--save-path", "adapters", "--overwrite"], "--save-path adapters is the adapter"),
+        (["convert", "--model", "base", "--output", "../{name}/base", "-q", "q4"], "is the model itself"),
+        ([*EXPORT, "mlx", "--output", "adapters"], "--output adapters is the adapter itself"),
+        (["export", "--model", "base.gguf", "--to", "gguf", "--output", "base.gguf"], "--output base.gguf is the model itself"),
+        (
+            ["export", "--adapter-path", "adapters/adapters.safetensors", "--to", "peft", "--output", "adapters"],
+            "--output adapters is the adapter itself",
+        ),
+        ([*EXPORT, "gguf", "--adapter-only", "--output", "adapters/adapters.safetensors"], "another format; .gguf is usual"),
+        ([*EXPORT, "gguf", "--dequantize", "--output", "base/config.json"], "another format; .gguf is usual"),
+    ],
+)
+def test_no_command_writes_over_what_it_reads(project, capsys, argv, said):
+    refused(capsys, [text.format(name=project.name) for text in argv], said)
+
+
 def test_a_folder_without_permission(project, monkeypatch, capsys):
     monkeypatch.setattr("os.access", lambda path, mode: False)  # as root may do everything
     refused(capsys, ["convert", "--model", "none", "--output", "new/folder"], "new/folder", "no permission to write into")

@@ -175,9 +175,9 @@ class BatchIterator(Iterator[Batch]):
             raise ValueError(f"the state of the batches has {found}: {', '.join(bad)} must be whole numbers >= 0")
         other = {k: state[k] for k, v in self._fingerprint().items() if state[k] != v}
         if other or state["position"] > len(self._batches):
-            said, here = (", ".join(f"{key} {shown(place[key])}" for key in own) for place in (state, own))
+            said, here = (", ".join(f"{shown(place[key])} {key}" for key in self._fingerprint()) for place in (state, own))
             raise ValueError(
-                f"the state was taken over other data, batch size or window: it says {said}, and here is {here}; "
+                f"the state was taken over other data, batch size or window: it had {said}, and here are {here}; "
                 "to go on with other data, start a new run from the adapter (--resume-adapter-file)"
             )
         self.seed, self._epoch, self._position = state["seed"], state["epoch"], state["position"]

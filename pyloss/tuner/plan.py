@@ -142,7 +142,11 @@ def describe_plan(
     batch_count = counted(args.iters, "batch", "batches")
     first = f"plan: {batch_count} of {args.batch_size}, {counted(updates, 'update')}"
     first += f" (one every {accumulation} batches)" if accumulation > 1 else ""
-    lines = [first + (f", continuing after batch {first_iteration}" if first_iteration else "")]
+    if first_iteration >= args.iters > 0:
+        first += f", and the run is at batch {first_iteration}: nothing is left to train; a larger iters trains on"
+    elif first_iteration:
+        first += f", continuing after batch {first_iteration}"
+    lines = [first]
     warmup = int(getattr(optimizer.schedule, "warmup", 0))
     if warmup:
         span = "update" if warmup == 1 else f"{warmup} updates"

@@ -199,23 +199,26 @@ def restore_arrays(target: Mapping[str, np.ndarray], saved: Mapping[str, np.ndar
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Put Ctrl-C off until the block has ended: for changes that are only right when made as a whole.
+    """Put Ctrl-C and SIGTERM off until the block has ended: for changes that are only right when made as a whole.
 
-    Where Python does not handle Ctrl-C, in other threads and in programs that brought a handler of their own from outside
+    Where Python does not handle them, in other threads and in programs that brought a handler of their own from outside
     Python, nothing can interrupt the block, and nothing is changed.
     """
     seen: list[int] = []
-    previous = signal.getsignal(signal.SIGINT)
-    installed = previous is not None and threading.current_thread() is threading.main_thread()
-    if installed:
-        try:
-            signal.signal(signal.SIGINT, lambda number, frame: seen.append(number))
-        except ValueError:  # not the main interpreter, or a thread that Python takes for the main one and is not
-            installed = False
+    previous: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        for stop in (signal.SIGINT, signal.SIGTERM):
+            if (handler := signal.getsignal(stop)) is None:
+                continue
+            try:
+                signal.signal(stop, lambda number, frame: seen.append(number))
+                previous[stop] = handler
+            except ValueError:  # not the main interpreter, or a thread that Python takes for the main one and is not
+                break
     try:
         yield
     finally:
-        if installed:
-            signal.signal(signal.SIGINT, previous)
-    if seen:
-        signal.raise_signal(signal.SIGINT)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    for number in dict.fromkeys(seen):
+        signal.raise_signal(number)

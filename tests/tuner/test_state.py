@@ -83,6 +83,14 @@ def test_the_best_adapter_of_a_run_that_ended_survives_a_resume_that_is_worse(tm
                 np.testing.assert_array_equal(saved[name], array)
 
 
+def test_a_run_at_its_end_says_that_nothing_is_left(tmp_path, capsys):
+    whole, _, _ = run(tmp_path, iters=4)
+    resumed, _, result = run(tmp_path, Tiny(seed=6), iters=3, resume=True, progress=True)
+    assert "3 batches of 2, 3 updates, and the run is at batch 4: nothing is left to train" in capsys.readouterr().err
+    assert result.iterations == 4
+    same_model(whole, resumed)
+
+
 def test_a_rate_of_its_own_for_lora_b_survives_a_resume(tmp_path, capsys):
     whole, _, _ = run(tmp_path / "whole", optimizer=scheduled(), iters=9, loraplus_lr_ratio=5.0)
     run(tmp_path / "parts", optimizer=scheduled(), iters=4, loraplus_lr_ratio=5.0)
