@@ -14,6 +14,8 @@ from pyloss.numbers import shown
 MOST_BYTES = 1 << 20
 #: Aliases in a file, and values once they are put in: lists of lists of aliases can stand for any number of values.
 MOST_ALIASES, MOST_VALUES = 100, 100_000
+#: Keys and values that are written out; PyYAML takes a second or two for them.
+MOST_NODES = 20_000
 #: Python itself refuses to read decimals of more than 4300 digits, with a text about one of its own settings.
 MOST_DIGITS = 1000
 
@@ -65,9 +67,18 @@ def _parse(text: str) -> Any:
         raise ImportError("reading a YAML configuration needs PyYAML: pip install PyYAML") from error
 
     class Loader(yaml.SafeLoader):
-        aliases = 0
+        aliases = nodes = 0
+
+        def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
+            """Long scalars are text, except integers: the patterns of numbers take time with the square of the length."""
+            if kind is yaml.ScalarNode and implicit[0] and len(value) > MOST_DIGITS and not value.lstrip("+-").isdigit():
+                return self.DEFAULT_SCALAR_TAG
+            return super().resolve(kind, value, implicit)
 
         def compose_node(self, parent: Any, index: Any) -> Any:
+            self.nodes += 1
+            if self.nodes > MOST_NODES:
+                raise _Wrong(f"more than {MOST_NODES} keys and values, which no file of settings has")
             self.aliases += self.check_event(yaml.AliasEvent)
             if self.aliases > MOST_ALIASES:
                 raise _Wrong(f"more than {MOST_ALIASES} aliases")

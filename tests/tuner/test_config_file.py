@@ -55,6 +55,9 @@ def written(tmp_path):
         ("data: \0", ["not YAML"]),
         ("adapter_path: ''", ["adapter_path is ''", "the path of a file or folder"]),
         ("#" * (1 << 20) + "\n", ["larger than 1 MB"]),
+        ("[" + "a," * 100_000, ["more than 20000 keys and values"]),
+        ("learning_rate: " + "1" * 100_000 + "." + "1" * 100_000 + "e", ["learning_rate is '111"]),
+        ("learning_rate: " + "1" * 50_000 + "." + "1" * 50_000 + "e5", ["learning_rate is '111"]),
     ],
 )
 def test_what_is_refused(written, content, parts):
