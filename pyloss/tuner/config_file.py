@@ -73,7 +73,7 @@ def _parse(text: str) -> Any:
             """Long scalars are text, except integers: the patterns of numbers take time with the square of the length."""
             if kind is yaml.ScalarNode and implicit[0] and len(value) > MOST_DIGITS and not value.lstrip("+-").isdigit():
                 return self.DEFAULT_SCALAR_TAG
-            return super().resolve(kind, value, implicit)
+            return super().resolve(kind, value, implicit)  # type: ignore[no-untyped-call]
 
         def compose_node(self, parent: Any, index: Any) -> Any:
             self.nodes += 1
