@@ -474,7 +474,7 @@ def _text(error: BaseException, command: str) -> str:
         options["bench"] = options["train"]
         advice = f"; a smaller {options[command]} needs less" if command in options else ""
         return f"out of memory{advice}" + (f" ({error})" if str(error) else "")
-    return str(error) or type(error).__name__
+    return cut(str(error), 3000) or type(error).__name__  # values that were given may be of any length
 
 
 def _warn(message: Warning | str, category: Any, filename: str, lineno: int, file: Any = None, line: Any = None) -> None:

@@ -553,6 +553,15 @@ def test_arguments_of_any_length_are_cut_in_errors(capsys):
         assert len(lines[-1]) < 1200
 
 
+def test_errors_of_any_length_are_cut(capsys, monkeypatch):
+    def command(flags):
+        raise ValueError("--prompt " + "9" * 100_000 + " is no prompt")
+
+    monkeypatch.setitem(commands.COMMANDS, "info", command)
+    lines = fails(capsys, ["info"], "--prompt 999", "999 is no prompt")
+    assert len(lines[-1]) < 3200
+
+
 def test_too_little_memory_says_what_needs_less_of_it(world, capsys, monkeypatch):
     def load(*arguments, **options):
         raise MemoryError("Unable to allocate 7 GiB")
