@@ -100,7 +100,7 @@ def chat_sample(tokenizer: Any, messages: Sequence[Message], tools: Any, train_o
     if marked is not None and train_on == "assistant":
         weights = np.array(marked, np.float32)
     else:
-        weights = Sample.from_spans(tokens, [conversation.turn(i) for i in (turns[-1:] if train_on == "last" else turns)]).weights
+        weights = Sample.from_spans(tokens, conversation.turns(turns[-1:] if train_on == "last" else turns)).weights
         weights = weights if marked is None else weights * np.array(marked, np.float32)
     weights[:1] = 0
     used = int(np.flatnonzero(weights)[-1]) + 1 if weights.any() else len(tokens)

@@ -3,11 +3,13 @@
 Templates rewrite earlier turns, end the generation prompt in text that the whole does not hold, leave contents out. So a
 turn is looked for in the rendering of the whole conversation. Where the rendering of the messages before it, generation
 prompt included, is no prefix of that, both renderings are aligned at a point that they share: the end of an earlier
-content, found by rendering the conversation once more with a mark behind that content.
+content, found by rendering the conversation once more with a mark behind that content. That is two renderings a turn; of a
+conversation of many turns, two renderings of the whole give all of them, where the template writes all turns alike.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +19,9 @@ from pyloss.models.special import eos_ids
 from pyloss.models.tokenizer import Tokenizer
 
 Message = Mapping[str, Any]
+
+#: from so many turns on they are looked for together first
+MANY = 24
 
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 
@@ -57,6 +62,11 @@ class Conversation:
     def tokens(self) -> list[int]:
         """The tokens of the whole conversation."""
         return list(self._ids)
+
+    def turns(self, wanted: Sequence[int]) -> list[tuple[int, int]]:
+        """`turn` of several messages, in their order."""
+        together = self._alike(wanted) if len(wanted) >= MANY else None
+        return [self.turn(i) for i in wanted] if together is None else together
 
     def turn(self, i: int) -> tuple[int, int]:
         """The tokens (first, end) of message `i`: from behind the generation prompt to the end of what the template writes
@@ -134,6 +144,46 @@ class Conversation:
         if there + matched > opens:
             return min(here + matched, own)
         return self._behind(before[opens:], here, own)
+
+    def _alike(self, wanted: Sequence[int]) -> list[tuple[int, int]] | None:
+        """`turns` of a template that writes the generation prompt, the content and one end marker for each of them.
+
+        None where that is not so. The marker, and that this is right, is taken from some of the turns looked for alone.
+        """
+        positions, prompt = self._located(), self._generation_prompt()
+        marks = [c for c in map(chr, range(0xE000, 0xF8FF)) if c not in self._text][: len(wanted)]
+        marked = self._marked_at(wanted, marks, keep=True)
+        replaced = self._marked_at(wanted, marks, keep=False)
+        if not prompt or marked is None or replaced is None or "".join(marked) != self._text:
+            return None
+        begins, ends, at = [], [], 0
+        for piece, before in zip(marked[:-1], replaced[:-1], strict=True):
+            # Between two contents stands the same with and without them, and the generation prompt last.
+            if not piece.startswith(before) or not before.endswith(prompt):
+                return None
+            begins.append(at + len(before))
+            ends.append(at := at + len(piece))
+        tried = {0, 1, len(wanted) // 2, len(wanted) - 2}
+        alone = {k: (self._begin(wanted[k]), self._end(wanted[k])) for k in tried}
+        marker = self._text[ends[0] : max(alone[0][1] or 0, ends[0])]
+        if any(alone[k] != (begins[k], ends[k] + len(marker)) for k in tried):
+            return None
+        if not all(self._text.startswith(marker, end) for end in ends[:-1]):
+            return None
+        spans = [positions.tokens(b, e + len(marker)) for b, e in zip(begins[:-1], ends[:-1], strict=True)]
+        return [*spans, self.turn(wanted[-1])]
+
+    def _marked_at(self, wanted: Sequence[int], marks: Sequence[str], keep: bool) -> list[str] | None:
+        """The text with a mark at the end, or in place, of each content, split at the marks; None unless each is there once."""
+        messages = list(self._messages)
+        for i, mark in zip(wanted, marks, strict=False):
+            messages[i] = next(_varied(messages[i], mark, keep))
+        text = self._try(messages, False)
+        if text is None or len(marks) < len(wanted):
+            return None
+        found = re.split("[" + "".join(marks) + "]", text)
+        in_order = [c for c in text if c in set(marks)] == list(marks)
+        return found if in_order else None
 
     def _behind(self, prompt: str, low: int, high: int) -> int:
         """Behind the last `prompt` in these characters of the whole text, or `high` where there is none."""

@@ -9,6 +9,7 @@ transformers = pytest.importorskip("transformers")
 
 from pyloss.models.tokenizer import Tokenizer
 from pyloss.tuner.targets import chat_sample
+from pyloss.tuner.turns import MANY, Conversation
 
 SPECIAL = ["<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "<think>", "</think>"]
 SPECIAL += ["<AI>", "<用户>", "<reserved_106>", "<reserved_107>"]
@@ -117,6 +118,43 @@ def test_targets_are_what_the_template_would_mark(theirs, mine, name):
             assert texts(mine[0], tokens, whole) == texts(mine[0], tokens, mask), kind
             assert whole.tolist() == mask, kind
     assert seen >= 5
+
+
+#: the rounds of conversations of many turns, and how they end
+ROUNDS = {
+    "answers": (say("u and {}?", "a Then it is {}."), []),
+    "the same": (say("u yes", "a yes"), say("u yes", "a yes yes")),
+    "thoughts": (say("u and {}?", THOUGHT + "{}"), say("u last?", "a none")),
+    "empty ones between": (say("u and {}?", "a {}", "u or?", "a "), []),
+    "tools at the end": (say("u and {}?", "a Then {}."), [*say("u weather?"), CALLS, *say("t rain", "a It rains.")]),
+    "several in turn": (say("u and {}?", "a Then {}."), say("u so?", "a one", "u so?", THOUGHT + "two")),
+}
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_conversations_of_many_turns(theirs, mine, name):
+    """Turns that are found together, and those of templates that do not write them alike."""
+    for kind, (rounds, end) in ROUNDS.items():
+        messages = [m | {"content": m["content"].format(k)} for k in range(MANY) for m in rounds] + end
+        expected = oracle(theirs, name, messages, None)
+        if expected is None:
+            continue
+        tokens, mask = expected
+        found, weights = ours(mine[0], unmarked(name), messages, None)
+        assert tokens[: len(found)] == found, kind
+        assert weights.tolist() == mask[: len(found)] and not any(mask[len(found) :]), kind
+
+
+def test_a_template_renders_many_turns_a_few_times(mine, monkeypatch):
+    rounds, end = ROUNDS["answers"]
+    messages = [m | {"content": m["content"].format(k)} for k in range(200) for m in rounds] + end
+    tokenizer = mine[0]
+    tokenizer.chat_template = unmarked("qwen2.5")
+    conversation, rendered = Conversation(tokenizer, messages, None), []
+    apply = tokenizer.apply_chat_template
+    monkeypatch.setattr(tokenizer, "apply_chat_template", lambda *a, **k: rendered.append(1) or apply(*a, **k))
+    spans = conversation.turns([i for i, m in enumerate(messages) if m["role"] == "assistant"])
+    assert len(spans) == 200 and len(rendered) < 20
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
