@@ -130,6 +130,9 @@ def _nf4(file: TensorFile, layer: str, shape: tuple[int, ...]) -> Weight:
     try:
         if f"{layer}.weight.nested_absmax" not in file:
             groups = Groups(size, part("absmax", "F32", blocks), table=table)
+        elif "nested_blocksize" not in state:
+            reason = "it says no nested_blocksize, and the scales of this layer are quantised themselves"
+            raise FormatError(file.path, f"{layer}.{_STATE}", reason)
         else:
             inner = state["nested_blocksize"]
             groups = Groups(

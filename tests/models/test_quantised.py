@@ -257,6 +257,13 @@ def test_damaged_mlx_folders_are_named(tmp_path, change, config, message):
 STATE = f"{UP}.weight.quant_state.bitsandbytes__nf4"
 
 
+def without(key):
+    def changed(array):
+        return np.frombuffer(json.dumps({k: v for k, v in json.loads(array.tobytes()).items() if k != key}).encode(), np.uint8)
+
+    return put(STATE, changed)
+
+
 def state(**changes):
     def changed(array):
         return np.frombuffer(json.dumps({**json.loads(array.tobytes()), **changes}).encode(), np.uint8)
@@ -274,6 +281,8 @@ def state(**changes):
         (state(shape=[32, 64]), {}, r"says shape \[32, 64\], where the configuration gives \(64, 32\)"),
         (state(blocksize=33), {}, "absmax: U8 of shape .* for 2048 values in blocks of 33"),
         (state(blocksize=0), {}, "not bitsandbytes' state"),
+        (without("nested_blocksize"), {}, "says no nested_blocksize"),
+        (without("nested_offset"), {}, "not bitsandbytes' state of an nf4 tensor: 'nested_offset'"),
         (state(nested_blocksize="256"), {}, "not bitsandbytes' state"),
         (state(nested_offset=None), {}, "not bitsandbytes' state"),
         (state(nested_offset=float("nan")), {}, "nested_offset nan"),
