@@ -17,11 +17,13 @@ export CC
 CORE := setup.py pyproject.toml $(wildcard csrc/*.py csrc/*.h csrc/*.def csrc/*/*.[ch] csrc/*/*.cl)
 C_FILES := $(wildcard csrc/*.h csrc/*/*.[ch])
 
-.PHONY: help demo test parity lint sanitized sanitize fuzz fuzz-sanitize bench bench-train bench-losses bench-opencl clean
+.PHONY: help demo test test-all readme parity lint sanitized sanitize fuzz fuzz-sanitize bench bench-train bench-losses bench-opencl clean
 
 help:
 	@echo 'make demo      set up .venv, then fine-tune the embedded model on the example data (about ten minutes)'
-	@echo 'make test      set up .venv, then run the tests; TESTS=tests/test_optim.py runs one file'
+	@echo 'make test      set up .venv, then run a choice of the tests; TESTS=tests/test_optim.py runs all of one file'
+	@echo 'make test-all  install what results are compared with (PyTorch, mlx-lm, ...), then run every test'
+	@echo 'make readme    every command of the README one after the other, on the real model (a quarter of an hour)'
 	@echo 'make parity    install PyTorch, transformers, PEFT and mlx-lm too, then compare with them'
 	@echo 'make lint      ruff, mypy, clang-format, length of lines, and the C core with warnings as errors'
 	@echo 'make sanitize  the tests of the C core under AddressSanitizer and UndefinedBehaviorSanitizer'
@@ -38,10 +40,18 @@ help:
 demo: $(VENV)/done-install $(VENV)/done-model
 	$(BIN)/python examples/demo.py
 
-# Comparisons with other libraries are part of the tests; where the libraries are missing they are skipped with a message.
-test: $(VENV)/done-install $(VENV)/done-test $(VENV)/done-model $(if $(filter true,$(CI)),$(VENV)/done-parity $(VENV)/done-hub)
-	$(BIN)/pytest -q -rs $(TESTS)
-	$(if $(filter true,$(CI)),$(BIN)/pytest -q -rs -m slow $(TESTS))
+# Two processes, and each file in one of them. With all files, `make test` runs so many of a test's variants that each value of
+# each of its parameters occurs; comparisons with libraries that are not installed are skipped with a message.
+PYTEST := $(BIN)/pytest -q -rs -n 2 --dist loadscope
+
+test: $(VENV)/done-install $(VENV)/done-test $(VENV)/done-model
+	$(PYTEST) $(if $(filter tests,$(TESTS)),--each-value) $(TESTS)
+
+test-all: $(VENV)/done-install $(VENV)/done-test $(VENV)/done-model $(VENV)/done-parity $(VENV)/done-hub
+	$(PYTEST) -m '' $(TESTS)
+
+readme: $(VENV)/done-install $(VENV)/done-test $(VENV)/done-model
+	PYLOSS_README=1 $(BIN)/pytest -q -m slow tests/test_readme.py
 
 parity: $(VENV)/done-install $(VENV)/done-test $(VENV)/done-model $(VENV)/done-parity
 	$(BIN)/pytest -q -rs tests/parity

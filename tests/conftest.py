@@ -1,4 +1,4 @@
-"""What all tests need of the process."""
+"""What all tests need of the process, and the choice of `make test` among the variants of each test."""
 
 import signal
 
@@ -8,6 +8,40 @@ from pyloss import _core
 
 # A shell's background job starts with Ctrl-C ignored; the tests of Ctrl-C, and the processes they start, need Python's handler.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--each-value",
+        action="store_true",
+        help="of a test's variants run only so many that each value of each of its parameters occurs",
+    )
+
+
+# Last, so that the hooks of folders have left out what they never run.
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("each_value"):
+        return
+    variants = {}
+    for item in items:
+        variants.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    chosen = {item for group in variants.values() for item in covering(group)}
+    config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+    items[:] = [item for item in items if item in chosen]
+
+
+def covering(variants):
+    """A few of a test's variants that together have each value of each parameter; of equally good ones the first."""
+    # By identity, since what is compared need not be hashable; the variants share the objects they are made of.
+    values = [{(name, id(value)) for name, value in item.callspec.params.items()} for item in variants if hasattr(item, "callspec")]
+    missing = set().union(*values)
+    chosen = [] if missing else variants
+    while missing:
+        best = max(range(len(variants)), key=lambda i: (len(values[i] & missing), -i))
+        chosen.append(variants[best])
+        missing -= values[best]
+    return chosen
 
 
 @pytest.fixture(params=_core.isas())

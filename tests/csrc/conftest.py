@@ -23,6 +23,8 @@ def rng():
 #: formats whose decoders are tried in groups too; all are in the shape of a processor, and decode alike
 IN_GROUPS = ("f32", "f16", "q4_1", "q4_k", "affine4", "nf4")
 DEVICES = ["opencl", "opencl in groups"] if _core.opencl_devices()[0] else []
+# A processor's OpenCL compiles kernels in the shape of GPUs for minutes.
+IN_TURN = [pytest.param(name, marks=[pytest.mark.slow] if name == "opencl in groups" else []) for name in DEVICES]
 
 
 def pytest_collection_modifyitems(items):
@@ -35,7 +37,7 @@ def pytest_collection_modifyitems(items):
     items[:] = filter(wanted, items)
 
 
-@pytest.fixture(params=[*_core.isas(), *DEVICES])
+@pytest.fixture(params=[*_core.isas(), *IN_TURN])
 def place(request, monkeypatch):
     """Each instruction set this machine can run, and the first OpenCL device as one more: its kernels in the shape of its kind,
     and in the shape of GPUs, whose work-items share tiles."""

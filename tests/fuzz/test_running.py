@@ -37,7 +37,8 @@ def hang():
 
 
 def fill():
-    np.ones(80 << 20, np.uint8)
+    # Much more than the limit: in a process that ran many tests, what the child frees meanwhile counts against it.
+    np.ones(600 << 20, np.uint8)
 
 
 class Foreign(BaseException):

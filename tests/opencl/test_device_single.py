@@ -10,7 +10,7 @@ import pyloss
 from pyloss import _core
 
 
-@pytest.fixture(params=["items", "groups"])
+@pytest.fixture(params=["items", pytest.param("groups", marks=pytest.mark.slow)])
 def single(device, request):
     _core.opencl_shape(*((8, 4, 2) if request.param == "groups" else (0, 0, 0)), True)
     yield device
