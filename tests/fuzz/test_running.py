@@ -38,7 +38,7 @@ def hang():
 
 def fill():
     # Much more than the limit: in a process that ran many tests, what the child frees meanwhile counts against it.
-    np.ones(600 << 20, np.uint8)
+    np.ones(200 << 20, np.uint8)
 
 
 class Foreign(BaseException):
