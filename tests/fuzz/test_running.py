@@ -69,8 +69,9 @@ ANSWERS += [OSError(2, "no such file", "x"), DeviceError("no device"), UnicodeEn
 
 @pytest.mark.parametrize("what", FAULTS)
 def test_a_fault_is_caught_and_said_of_its_case(what, monkeypatch):
-    monkeypatch.setattr(running, "SECONDS", 0.5)
-    monkeypatch.setattr(running, "BLOCKED", 3.0)
+    # New memory can take the system a second to give.
+    monkeypatch.setattr(running, "SECONDS", 0.5 if FAULTS[what] is hang else 8.0)
+    monkeypatch.setattr(running, "BLOCKED", 3.0 if "blocked" in what else 30.0)
     monkeypatch.setattr(running, "MEGABYTES", 50)
     report = running.run(planted(FAULTS[what]), 20)
     (finding,) = report.findings.values()
