@@ -37,7 +37,6 @@ def hang():
 
 
 def fill():
-    # Much more than the limit: in a process that ran many tests, what the child frees meanwhile counts against it.
     np.ones(200 << 20, np.uint8)
 
 
@@ -65,6 +64,16 @@ FAULTS = {
 }
 ANSWERS = [ValueError("x is 3; it must be at least 4"), TypeError("x must be text"), FormatError("a", "b", "c"), MemoryError()]
 ANSWERS += [OSError(2, "no such file", "x"), DeviceError("no device"), UnicodeEncodeError("utf-8", "a", 0, 1, "no")]
+
+
+def test_memory_is_noticed_where_the_process_kept_as_much_free(monkeypatch):
+    monkeypatch.setattr(running, "SECONDS", 8.0)
+    monkeypatch.setattr(running, "MEGABYTES", 50)
+    kept = [np.ones(8000) for _ in range(6000)]
+    last = kept.pop()  # the heap ends behind it, so that what lies before stays the process's
+    kept.clear()
+    (finding,) = running.run(planted(fill), 20).findings.values()
+    assert finding.what.startswith("more than 50 MB") and len(last)
 
 
 @pytest.mark.parametrize("what", FAULTS)
