@@ -16,14 +16,30 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "csr
 import generate
 
 # PYLOSS_BASELINE_ONLY leaves out the wider instruction sets: a quick build, for a look at something.
-X86 = platform.machine().lower() in ("x86_64", "amd64") and not os.environ.get("PYLOSS_BASELINE_ONLY")
+X86 = platform.machine().lower() in ("x86_64", "amd64") and not os.environ.get(
+    "PYLOSS_BASELINE_ONLY"
+)
 # Limited API: one build serves every CPython from 3.10 on; free-threaded builds have none.
 LIMITED = not sysconfig.get_config_var("Py_GIL_DISABLED")
 
-CFLAGS = ["-std=gnu11", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
+CFLAGS = [
+    "-std=gnu11",
+    "-O3",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-ffp-contract=fast",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+]
 # Names and lines for debuggers and profilers; Python's own -g, values of variables too, takes half as long again.
 CFLAGS += ["-g1"]
-CFLAGS += ["-Wall", "-Wextra", "-Wno-psabi", "-pthread", *os.environ.get("PYLOSS_CFLAGS", "").split()]
+CFLAGS += [
+    "-Wall",
+    "-Wextra",
+    "-Wno-psabi",
+    "-pthread",
+    *os.environ.get("PYLOSS_CFLAGS", "").split(),
+]
 LDFLAGS = ["-pthread", *os.environ.get("PYLOSS_LDFLAGS", "").split()]
 if X86:
     CFLAGS.append("-DPL_X86")
@@ -39,9 +55,17 @@ if X86:
 UNITS = ["products", "losses", "layers", "table"]
 
 SOURCES = ["csrc/binding/module.c", "csrc/binding/spec.c", "csrc/binding/device.c"]
-SOURCES += ["csrc/core/buffers.c", "csrc/core/cpu.c", "csrc/core/precision.c", "csrc/core/threads.c"]
+SOURCES += [
+    "csrc/core/buffers.c",
+    "csrc/core/cpu.c",
+    "csrc/core/precision.c",
+    "csrc/core/threads.c",
+]
 OPENCL_FAMILIES = ["rowloss", "elements", "layers", "matmul", "norms", "attention"]
-SOURCES += [f"csrc/opencl/{stem}.c" for stem in ("library", "device", "cache", "program", "launch", *OPENCL_FAMILIES)]
+SOURCES += [
+    f"csrc/opencl/{stem}.c"
+    for stem in ("library", "device", "cache", "program", "launch", *OPENCL_FAMILIES)
+]
 OPENCL_PROGRAMS = ["rowloss", "elements", "layers", "matmul", "stored", "attention"]
 
 
@@ -53,7 +77,9 @@ def cores():
 def included(*folders):
     """What the sources include, and the kernels of every machine: the source distribution takes its C files from here."""
     wanted = re.compile(r"isa_\w+\.c|.*\.(h|def|cl)")
-    return [os.path.join(f, n) for f in folders for n in sorted(os.listdir(f)) if wanted.fullmatch(n)]
+    return [
+        os.path.join(f, n) for f in folders for n in sorted(os.listdir(f)) if wanted.fullmatch(n)
+    ]
 
 
 class BuildKernels(build_ext):
@@ -63,7 +89,10 @@ class BuildKernels(build_ext):
         """Writes the generated C files; their folder, and the path of the one to compile."""
         folder = os.path.join(self.build_temp, "generated")
         os.makedirs(folder, exist_ok=True)
-        source, preprocessed = generate.table_source(os.path.join(folder, "table.c")), os.path.join(folder, "table.i")
+        source, preprocessed = (
+            generate.table_source(os.path.join(folder, "table.c")),
+            os.path.join(folder, "table.i"),
+        )
         self.compiler.preprocess(source, preprocessed, include_dirs=["csrc"], extra_postargs=["-P"])
         with open(preprocessed, encoding="utf-8") as f:
             generate.write_headers(generate.operations(f.read()), folder)
@@ -73,7 +102,11 @@ class BuildKernels(build_ext):
         folder, texts = self.generate()
         include_dirs = [*ext.include_dirs, "csrc", folder]
         jobs = [
-            (f"csrc/kernels/isa_{isa}.c", [*flags, f"-DPL_UNIT_{unit.upper()}"], os.path.join(self.build_temp, unit))
+            (
+                f"csrc/kernels/isa_{isa}.c",
+                [*flags, f"-DPL_UNIT_{unit.upper()}"],
+                os.path.join(self.build_temp, unit),
+            )
             for unit in UNITS
             for isa, flags in reversed(ISA_FLAGS.items())
         ]
@@ -82,7 +115,11 @@ class BuildKernels(build_ext):
         def compiled(job):
             source, flags, to = job
             return self.compiler.compile(
-                [source], output_dir=to, macros=ext.define_macros, include_dirs=include_dirs, extra_postargs=CFLAGS + flags
+                [source],
+                output_dir=to,
+                macros=ext.define_macros,
+                include_dirs=include_dirs,
+                extra_postargs=CFLAGS + flags,
             )
 
         with ThreadPoolExecutor(cores()) as pool:
@@ -100,7 +137,10 @@ if LIMITED:
 core = Extension(
     "pyloss._core",
     sources=SOURCES,
-    depends=["csrc/generate.py", *included("csrc", "csrc/binding", "csrc/kernels", "csrc/losses", "csrc/opencl")],
+    depends=[
+        "csrc/generate.py",
+        *included("csrc", "csrc/binding", "csrc/kernels", "csrc/losses", "csrc/opencl"),
+    ],
     include_dirs=[numpy.get_include()],
     define_macros=macros,
     extra_compile_args=CFLAGS,

@@ -68,7 +68,9 @@ def weight(rng: np.random.Generator, rows: int, cols: int, format: str) -> Weigh
 class Arguments:
     """Random arguments of an operation, drawn by its line in ops.def."""
 
-    def __init__(self, spec: str, sizes: dict[str, int], floats: str, format: str, full: bool) -> None:
+    def __init__(
+        self, spec: str, sizes: dict[str, int], floats: str, format: str, full: bool
+    ) -> None:
         self.rng = np.random.default_rng(7)
         self.sizes, self.floats, self.format, self.full = sizes, FLOATS[floats], format, full
         self.wide = floats == "f64"
@@ -83,7 +85,9 @@ class Arguments:
         found = []
         for dim in dims.replace("*", "").split(","):
             size = self.sizes[dim[0]] if dim[0].isalpha() else int(dim)
-            found.append(size + 1 if dim.endswith("+1") else size // 2 if dim.endswith("/2") else size)
+            found.append(
+                size + 1 if dim.endswith("+1") else size // 2 if dim.endswith("/2") else size
+            )
         return tuple(found)
 
     def draw(self, name: str, optional: str, kind: str, dims: str, below: str, offsets: str) -> Any:
@@ -93,7 +97,11 @@ class Arguments:
         if kind == "int":
             return 12345 if name == "seed" else 11 if name == "window" else int(self.full)
         if kind == "real":
-            return 0.3 if self.full or name not in ("label_smoothing", "z_loss", "softcap", "gamma") else 0.0
+            return (
+                0.3
+                if self.full or name not in ("label_smoothing", "z_loss", "softcap", "gamma")
+                else 0.0
+            )
         shape = self.shape(dims)
         if kind == "weight":
             return weight(self.rng, *shape, self.format).handle
@@ -104,11 +112,17 @@ class Arguments:
             return np.concatenate([[0], inner, [self.sizes[offsets]]]).astype(np.int32)
         if below:
             limit, count = self.sizes[below], int(np.prod(shape))
-            drawn = self.rng.permutation(limit)[:count] if count <= limit else self.rng.integers(0, limit, count)
+            drawn = (
+                self.rng.permutation(limit)[:count]
+                if count <= limit
+                else self.rng.integers(0, limit, count)
+            )
             return drawn.reshape(shape).astype(np.int32)
         if kind in ("i32", "u8"):
             return np.zeros(shape, np.int32 if kind == "i32" else np.uint8)
-        type = {"f32": np.float32, "f64": np.float64, "float": self.floats}.get(kind, np.float64 if self.wide else np.float32)
+        type = {"f32": np.float32, "f64": np.float64, "float": self.floats}.get(
+            kind, np.float64 if self.wide else np.float32
+        )
         values = self.rng.standard_normal(shape)
         return (np.abs(values) if name in ("v", "squares", "rstd", "lse") else values).astype(type)
 
@@ -123,7 +137,10 @@ def moved(argument: Any, put: Callable[[np.ndarray], Any]) -> Any:
 def run_operation(name: str, arguments: Arguments, device: str) -> str:
     """The hash of an operation's outputs, as far as they are asked for."""
     if device == "cpu":
-        plain = [a.view(np.uint16) if getattr(a, "dtype", None) == ml_dtypes.bfloat16 else a for a in arguments.values]
+        plain = [
+            a.view(np.uint16) if getattr(a, "dtype", None) == ml_dtypes.bfloat16 else a
+            for a in arguments.values
+        ]
         getattr(_core, name)(*plain)
         return digest(arguments.outputs)
     there = [moved(a, lambda array: pyloss.to_device(array, device)) for a in arguments.values]
@@ -139,11 +156,20 @@ def variants(spec: str) -> Iterator[tuple[str, dict[str, int], str, str, bool, s
     product = stored or ",I]" in spec
     rows = (37, 3) if product else (37,)
     precisions = ("float32", "bfloat16") if product else ("float32",)
-    for type, format, n, full, precision in itertools.product(floats, formats, rows, (True, False), precisions):
+    for type, format, n, full, precision in itertools.product(
+        floats, formats, rows, (True, False), precisions
+    ):
         sizes = {**SIZES, "N": n, **({"V": 300, "D": 512} if "w:weight[V,D]" in spec else {})}
         if "rows:i32[M]<N" in spec or "rows:i32[N,K]<M" in spec:
             sizes |= {"M": 20, "N": 37} if "rows:i32[M]<N" in spec else {}
-        yield f"{type} {format} n={n} {'full' if full else 'bare'} {precision}", sizes, type, format, full, precision
+        yield (
+            f"{type} {format} n={n} {'full' if full else 'bare'} {precision}",
+            sizes,
+            type,
+            format,
+            full,
+            precision,
+        )
 
 
 def operations(device: str, wanted: Callable[[str], bool]) -> dict[str, str]:
@@ -156,7 +182,9 @@ def operations(device: str, wanted: Callable[[str], bool]) -> dict[str, str]:
             if device != "cpu" and precision != "float32":
                 continue
             pyloss.set_matmul_precision(precision)
-            found[f"{name} {label}"] = run_operation(name, Arguments(spec, sizes, floats, format, full), device)
+            found[f"{name} {label}"] = run_operation(
+                name, Arguments(spec, sizes, floats, format, full), device
+            )
         pyloss.set_matmul_precision("float32")
     return found
 
@@ -200,7 +228,9 @@ def train(model: Any, steps: int, kind: str, device: str = "cpu") -> str:
     pyloss.random.seed(1)
     config = {"rank": 6, "scale": 8.0, "dropout": 0.1}
     step = (
-        full_step(model) if kind == "full" else measuring.training_step(model, config, kind == "dora", kind == "checkpoint", 1e-3)
+        full_step(model)
+        if kind == "full"
+        else measuring.training_step(model, config, kind == "dora", kind == "checkpoint", 1e-3)
     )
     pyloss.to_device(model, device)
     rng, losses = np.random.default_rng(3), []
@@ -238,7 +268,9 @@ def record(path: str, model: str | None, wanted: Callable[[str], bool], places: 
         entries = operations("cpu", wanted) | (training(model) if wanted("training") else {})
         found |= {f"{isa}: {name}": bits for name, bits in entries.items()}
     if "opencl" in places and _core.opencl_devices()[0]:
-        entries = operations("opencl:0", wanted) | (training(None, "opencl:0") if wanted("training") else {})
+        entries = operations("opencl:0", wanted) | (
+            training(None, "opencl:0") if wanted("training") else {}
+        )
         found |= {f"opencl: {name}": bits for name, bits in entries.items()}
     Path(path).write_text(json.dumps(found, indent=1), encoding="utf-8")
     print(f"{len(found)} entries of {os.path.dirname(pyloss.__file__)} in {path}")
@@ -250,7 +282,10 @@ def compare(first: str, second: str) -> int:
     other = [name for name in a if name in b and a[name] != b[name]]
     for name in other:
         print("other bits:", name)
-    for path, names in ((first, [n for n in a if n not in b]), (second, [n for n in b if n not in a])):
+    for path, names in (
+        (first, [n for n in a if n not in b]),
+        (second, [n for n in b if n not in a]),
+    ):
         if names:
             print(f"{len(names)} entries are in {path} alone, such as {names[0]}")
     print(f"{sum(name in b for name in a)} entries compared, {len(other)} differ")
@@ -258,18 +293,31 @@ def compare(first: str, second: str) -> int:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", help="write a record here")
     parser.add_argument("--model", help="also train a stored model for two steps, as smollm2-135m")
-    parser.add_argument("--only", default="", help="a regular expression of the operations wanted; training is one more")
-    parser.add_argument("--places", default="baseline,avx2,avx512,opencl", help="instruction sets, and opencl")
+    parser.add_argument(
+        "--only",
+        default="",
+        help="a regular expression of the operations wanted; training is one more",
+    )
+    parser.add_argument(
+        "--places", default="baseline,avx2,avx512,opencl", help="instruction sets, and opencl"
+    )
     parser.add_argument("--compare", nargs=2, metavar="FILE", help="compare two records")
     options = parser.parse_args()
     if options.compare:
         return compare(*options.compare)
     if not options.out:
         parser.error("--out or --compare is needed")
-    record(options.out, options.model, lambda name: re.search(options.only, name) is not None, options.places.split(","))
+    record(
+        options.out,
+        options.model,
+        lambda name: re.search(options.only, name) is not None,
+        options.places.split(","),
+    )
     return 0
 
 

@@ -20,11 +20,16 @@ def conversations(count: int, seed: int = 0) -> list[dict]:
     words, rng, place, records = documents().split(), np.random.default_rng(seed), 0, []
     for share in rng.permutation((np.arange(count) + 0.5) / count):
         tokens = SHORTEST * (LONGEST / SHORTEST) ** share
-        size = max(int((tokens - 12) / 2.2), 2)  # 12 tokens of the template, 2.2 a word of such text
+        # 12 tokens of the template, 2.2 a word of such text
+        size = max(int((tokens - 12) / 2.2), 2)
         cut = min(max(round(size * rng.uniform(0.2, 0.8)), 1), size - 1)
         some = [words[(place + i) % len(words)] for i in range(size)]
         place += size
-        turns = (("system", ""), ("user", " ".join(some[:cut])), ("assistant", " ".join(some[cut:])))
+        turns = (
+            ("system", ""),
+            ("user", " ".join(some[:cut])),
+            ("assistant", " ".join(some[cut:])),
+        )
         records.append({"messages": [{"role": role, "content": text} for role, text in turns]})
     return records
 
@@ -37,5 +42,9 @@ def chat_file(count: int) -> str:
     path = WORK / f"chat-{count}.npz"
     path.parent.mkdir(parents=True, exist_ok=True)
     lengths = np.array([(sample.offset, len(sample.tokens)) for sample in samples], np.int32)
-    np.savez(path, tokens=np.concatenate([sample.tokens for sample in samples]).astype(np.int32), lengths=lengths)
+    np.savez(
+        path,
+        tokens=np.concatenate([sample.tokens for sample in samples]).astype(np.int32),
+        lengths=lengths,
+    )
     return str(path)

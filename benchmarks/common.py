@@ -51,8 +51,20 @@ def free_gb() -> float:
 
 def environment(**extra: str) -> dict[str, str]:
     """The environment of a measured process: the same number of threads for everybody, nothing from a network."""
-    names = ("PYLOSS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "POCL_MAX_PTHREAD_COUNT", "POCL_CPU_MAX_CU_COUNT")
-    return {**os.environ, **dict.fromkeys(names, str(THREADS)), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", **extra}
+    names = (
+        "PYLOSS_NUM_THREADS",
+        "OMP_NUM_THREADS",
+        "MKL_NUM_THREADS",
+        "POCL_MAX_PTHREAD_COUNT",
+        "POCL_CPU_MAX_CU_COUNT",
+    )
+    return {
+        **os.environ,
+        **dict.fromkeys(names, str(THREADS)),
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        **extra,
+    }
 
 
 def compiled() -> dict[str, str]:
@@ -63,7 +75,9 @@ def compiled() -> dict[str, str]:
 def run_json(script: str, *arguments: str, **extra_environment: str) -> dict:
     """Runs `benchmarks/<script>` in a process of its own and returns the JSON on the last line it prints."""
     command = [sys.executable, str(HERE / script), *arguments]
-    done = subprocess.run(command, env=environment(**extra_environment), capture_output=True, text=True)
+    done = subprocess.run(
+        command, env=environment(**extra_environment), capture_output=True, text=True
+    )
     if done.returncode:
         raise RuntimeError(f"{script} {' '.join(arguments)} failed:\n{done.stderr[-2000:]}")
     return json.loads(done.stdout.strip().splitlines()[-1])
@@ -87,7 +101,11 @@ def machine() -> str:
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        models = (line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name"))
+        models = (
+            line.split(":")[1].strip()
+            for line in cpuinfo.read_text().splitlines()
+            if line.startswith("model name")
+        )
         name = next(models, name)
     versions = f"pyloss {pyloss.__version__}, torch {torch.__version__.split('+')[0]}, NumPy {numpy.__version__}"
     return f"{name}, {THREADS} threads, {pyloss.info()['isa']}; Python {platform.python_version()}, {versions}"

@@ -34,7 +34,11 @@ def layers(hidden: int, inner: int):
     def switch(rows, cols):
         return adapted(nn.SwitchLinear(cols, rows, EXPERTS, bias=False))
 
-    dense = MLP(linear(ACTIVE * inner, hidden), linear(ACTIVE * inner, hidden), linear(hidden, ACTIVE * inner))
+    dense = MLP(
+        linear(ACTIVE * inner, hidden),
+        linear(ACTIVE * inner, hidden),
+        linear(hidden, ACTIVE * inner),
+    )
     experts = SwitchGLU(switch(inner, hidden), switch(inner, hidden), switch(hidden, inner))
     gate = nn.Linear(hidden, EXPERTS, bias=False)
     gate.freeze()
@@ -52,8 +56,17 @@ def main(hidden: int, inner: int, runs: int) -> None:
         model.before, model.layer = before, layer
         return lambda: nn.value_and_grad(model, lambda: (layer(before(x)) * dy).sum())()
 
-    names, steps = zip(*((name, step(layer)) for name, layer in layers(hidden, inner).items()), strict=True)
-    print(json.dumps({name: 1e3 * seconds for name, seconds in zip(names, best_of(runs, *steps), strict=True)}))
+    names, steps = zip(
+        *((name, step(layer)) for name, layer in layers(hidden, inner).items()), strict=True
+    )
+    print(
+        json.dumps(
+            {
+                name: 1e3 * seconds
+                for name, seconds in zip(names, best_of(runs, *steps), strict=True)
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

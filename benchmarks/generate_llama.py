@@ -19,7 +19,13 @@ def main(path: str, prompt: int, new: int) -> None:
     params.n_ctx, params.verbosity = 2 * (prompt + new), -1
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = THREADS
     ids = np.random.default_rng(0).integers(0, VOCABULARY, prompt).tolist()
-    request = {"prompt": ids, "max_tokens": new, "temperature": 0, "ignore_eos": True, "cache_prompt": False}
+    request = {
+        "prompt": ids,
+        "max_tokens": new,
+        "temperature": 0,
+        "ignore_eos": True,
+        "cache_prompt": False,
+    }
     server = xllamacpp.Server(params)
     times = [server.handle_completions(request)["timings"] for _ in range(3)]
     best = {ours: max(t[theirs] for t in times) for ours, theirs in NAMES.items()}

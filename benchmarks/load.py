@@ -40,7 +40,11 @@ def main(library: str, path: str) -> None:
         with torch.no_grad():
             model(input_ids=torch.tensor([[1]]))
         size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    print(json.dumps({"seconds": seconds, "weights_mb": size / 1e6, "private_mb": private_mb() - before}))
+    print(
+        json.dumps(
+            {"seconds": seconds, "weights_mb": size / 1e6, "private_mb": private_mb() - before}
+        )
+    )
 
 
 if __name__ == "__main__":

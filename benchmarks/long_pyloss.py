@@ -26,17 +26,31 @@ def run(model, iters: int, batch: np.ndarray, on_report, **settings) -> None:
         def on_train_loss_report(self, info: dict) -> None:
             on_report(info)
 
-    def batches(dataset: list, batch_size: int, max_seq_length: int, loop: bool = False) -> Iterator:
+    def batches(
+        dataset: list, batch_size: int, max_seq_length: int, loop: bool = False
+    ) -> Iterator:
         while True:
             yield batch, lengths
 
     pyloss.linear_to_lora_layers(model, -1, {"rank": 8, "scale": 2.0})
-    args = pyloss.TrainingArgs(iters=iters, adapter_file=None, progress=False, keep_best=False, **settings)
-    pyloss.train(model, pyloss.optim.AdamW(1e-4), [0], None, args, iterate_batches=batches, training_callback=Report())
+    args = pyloss.TrainingArgs(
+        iters=iters, adapter_file=None, progress=False, keep_best=False, **settings
+    )
+    pyloss.train(
+        model,
+        pyloss.optim.AdamW(1e-4),
+        [0],
+        None,
+        args,
+        iterate_batches=batches,
+        training_callback=Report(),
+    )
 
 
 def tokens(model, rows: int, length: int) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, model.vocab_size, (rows, length + 1)).astype(np.int32)
+    return (
+        np.random.default_rng(0).integers(0, model.vocab_size, (rows, length + 1)).astype(np.int32)
+    )
 
 
 def growth(path: str, accumulation: list[int]) -> list[tuple[int, float]]:
@@ -46,7 +60,13 @@ def growth(path: str, accumulation: list[int]) -> list[tuple[int, float]]:
         settings = {"grad_accumulation_steps": count, "steps_per_report": count}
         # One update of many batches; of few, the second is the first that finds its buffers.
         iters = count * (3 if count < 8 else 1)
-        run(model, iters, tokens(model, 4, 256), lambda info: speeds.append(info["tokens_per_second"]), **settings)
+        run(
+            model,
+            iters,
+            tokens(model, 4, 256),
+            lambda info: speeds.append(info["tokens_per_second"]),
+            **settings,
+        )
         found.append((count, max(speeds)))
     return found
 
@@ -65,4 +85,10 @@ def steps(count: int) -> dict[int, float]:
 
 if __name__ == "__main__":
     work, *arguments = sys.argv[1:]
-    print(json.dumps(growth(arguments[0], list(map(int, arguments[1:]))) if work == "growth" else steps(int(arguments[0]))))
+    print(
+        json.dumps(
+            growth(arguments[0], list(map(int, arguments[1:])))
+            if work == "growth"
+            else steps(int(arguments[0]))
+        )
+    )

@@ -30,14 +30,21 @@ def main(rows: int, v: int) -> None:
         q, p, labels = logits(rows, v, dtype)
         in_pyloss, in_torch = pyloss_losses(), torch_losses()
         for name, formula in zip(LOSSES, FORMULAS, strict=True):
-            exact, (slope, *_) = getattr(loss_formulas, formula)(q, p if formula.endswith("div_loss") else labels)
+            exact, (slope, *_) = getattr(loss_formulas, formula)(
+                q, p if formula.endswith("div_loss") else labels
+            )
             largest = np.abs(slope).max(-1, keepdims=True)
 
             def errors(loss: np.ndarray, gradient: np.ndarray) -> list[float]:
-                off = np.abs(loss.astype(np.float64) - exact), np.abs(gradient.astype(np.float64) - slope) / largest
+                off = (
+                    np.abs(loss.astype(np.float64) - exact),
+                    np.abs(gradient.astype(np.float64) - slope) / largest,
+                )
                 return [float(f(x)) for x in off for f in (np.max, np.mean)]
 
-            (_, loss), gradient = pyloss.value_and_grad(lambda x: (lambda y: (y.sum(), y))(in_pyloss[name](x, p, labels)))(q)
+            (_, loss), gradient = pyloss.value_and_grad(
+                lambda x: (lambda y: (y.sum(), y))(in_pyloss[name](x, p, labels))
+            )(q)
             x = tensor(q).clone().requires_grad_()
             theirs = in_torch[name](x, tensor(p), torch.from_numpy(labels))
             theirs.sum().backward()

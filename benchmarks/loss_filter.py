@@ -20,9 +20,14 @@ from pyloss import _core
 
 def texts(tokenizer) -> dict[str, list[int]]:
     """Token ids of each kind of text."""
-    lines = (HERE.parent / "examples" / "data" / "train.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (
+        (HERE.parent / "examples" / "data" / "train.jsonl").read_text(encoding="utf-8").splitlines()
+    )
     chats = (tokenizer.apply_chat_template(json.loads(line)["messages"]) for line in lines[:100])
-    return {"chat": [token for chat in chats for token in chat], "documentation": tokenizer.encode(documents())}
+    return {
+        "chat": [token for chat in chats for token in chat],
+        "documentation": tokenizer.encode(documents()),
+    }
 
 
 def kept_share(function) -> float:
@@ -42,10 +47,14 @@ def kept_share(function) -> float:
     return float(np.mean(seen))
 
 
-def measure(hidden: np.ndarray, weight, labels: np.ndarray, filters: list[float], runs: int) -> dict[str, dict[str, float]]:
+def measure(
+    hidden: np.ndarray, weight, labels: np.ndarray, filters: list[float], runs: int
+) -> dict[str, dict[str, float]]:
     def gradient(gradient_filter: float) -> np.ndarray:
         def loss(x):
-            return pyloss.linear_cross_entropy(x, weight, labels, gradient_filter=gradient_filter, reduction="mean")
+            return pyloss.linear_cross_entropy(
+                x, weight, labels, gradient_filter=gradient_filter, reduction="mean"
+            )
 
         return pyloss.value_and_grad(loss)(hidden)[1]
 

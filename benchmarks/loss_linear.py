@@ -32,10 +32,16 @@ def of_pyloss(loss: str, heads: list, labels: np.ndarray, with_weight: bool) -> 
     import pyloss
 
     pyloss.set_num_threads(THREADS)
-    function = {"cross_entropy": pyloss.linear_cross_entropy, "kl": pyloss.linear_kl_div, "js": pyloss.linear_js_div}[loss]
+    function = {
+        "cross_entropy": pyloss.linear_cross_entropy,
+        "kl": pyloss.linear_kl_div,
+        "js": pyloss.linear_js_div,
+    }[loss]
     hidden, weight = heads[0]
     others = (labels,) if loss == "cross_entropy" else heads[1]
-    both = pyloss.value_and_grad(lambda h, w: function(h, w, *others, reduction="mean"), (0, 1) if with_weight else (0,))
+    both = pyloss.value_and_grad(
+        lambda h, w: function(h, w, *others, reduction="mean"), (0, 1) if with_weight else (0,)
+    )
     return lambda: both(hidden, weight)
 
 
@@ -84,7 +90,9 @@ def extra_mb(function: Callable, results: int) -> float:
     return (peak_gb() - before) * 1e3 - results / 1e6
 
 
-def main(library: str, loss: str, tokens: int, d: int, v: int, runs: int, with_weight: bool) -> None:
+def main(
+    library: str, loss: str, tokens: int, d: int, v: int, runs: int, with_weight: bool
+) -> None:
     heads = arrays(tokens, d, v, 1 if loss == "cross_entropy" else 2)
     labels = np.random.default_rng(1).integers(0, v, tokens)
     if library == "pyloss":
@@ -92,7 +100,11 @@ def main(library: str, loss: str, tokens: int, d: int, v: int, runs: int, with_w
     else:
         function = of_torch(loss, heads, labels, library == "cce")
     seconds = best_of(runs, function)[0]
-    print(json.dumps({"seconds": seconds, "extra_mb": extra_mb(function, 4 * d * (tokens + v * with_weight))}))
+    print(
+        json.dumps(
+            {"seconds": seconds, "extra_mb": extra_mb(function, 4 * d * (tokens + v * with_weight))}
+        )
+    )
 
 
 if __name__ == "__main__":

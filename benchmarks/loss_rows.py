@@ -26,7 +26,9 @@ Work = Iterator[tuple[str, Callable[[], object]]]  # name of the work, function
 Inputs = list[tuple[Any, Any, Any]]  # student, teacher, labels
 
 
-def logits(rows: int, v: int, dtype: str, scale: float = 3.0, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def logits(
+    rows: int, v: int, dtype: str, scale: float = 3.0, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The student's and the teacher's logits, and labels."""
     rng = np.random.default_rng(seed)
     q, p = (scale * rng.standard_normal((rows, v), dtype=np.float32) for _ in range(2))
@@ -51,16 +53,22 @@ def torch_losses() -> dict[str, Callable]:
         return F.cross_entropy(x, labels, reduction="none")
 
     def kl(q: Any, p: Any, labels: Any) -> Any:
-        return F.kl_div(F.log_softmax(q, -1), F.log_softmax(p, -1), log_target=True, reduction="none").sum(-1)
+        return F.kl_div(
+            F.log_softmax(q, -1), F.log_softmax(p, -1), log_target=True, reduction="none"
+        ).sum(-1)
 
     def js(q: Any, p: Any, labels: Any) -> Any:
         log_q, log_p = F.log_softmax(q, -1), F.log_softmax(p, -1)
         log_m = torch.logaddexp(log_q, log_p) - 0.6931471805599453
-        return 0.5 * ((log_p.exp() * (log_p - log_m)).sum(-1) + (log_q.exp() * (log_q - log_m)).sum(-1))
+        return 0.5 * (
+            (log_p.exp() * (log_p - log_m)).sum(-1) + (log_q.exp() * (log_q - log_m)).sum(-1)
+        )
 
     def stablemax(x: Any, p: Any, labels: Any) -> Any:
         s = torch.where(x < 0, 1 / (1 - x + 1e-30), x + 1)
-        return -torch.gather(torch.log(s / s.sum(-1, keepdim=True)), -1, labels[:, None]).squeeze(-1)
+        return -torch.gather(torch.log(s / s.sum(-1, keepdim=True)), -1, labels[:, None]).squeeze(
+            -1
+        )
 
     return dict(zip(LOSSES, (cross_entropy, kl, js, stablemax), strict=True))
 
@@ -84,7 +92,9 @@ def mlx_losses() -> dict[str, Callable]:
 
     def stablemax(x: Any, p: Any, labels: Any) -> Any:
         s = mx.where(x < 0, 1 / (1 - x + 1e-30), x + 1)
-        return -mx.take_along_axis(mx.log(s / s.sum(-1, keepdims=True)), labels[:, None], -1).squeeze(-1)
+        return -mx.take_along_axis(
+            mx.log(s / s.sum(-1, keepdims=True)), labels[:, None], -1
+        ).squeeze(-1)
 
     functions = (
         lambda x, p, labels: nn.losses.cross_entropy(x, labels),
@@ -117,7 +127,12 @@ def of_opencl(inputs: Inputs, device: str) -> Work:
     """On an OpenCL device, the logits in its memory."""
     import pyloss
 
-    return of_pyloss([(pyloss.to_device(q, device), pyloss.to_device(p, device), labels) for q, p, labels in inputs])
+    return of_pyloss(
+        [
+            (pyloss.to_device(q, device), pyloss.to_device(p, device), labels)
+            for q, p, labels in inputs
+        ]
+    )
 
 
 def of_device_memory(nbytes: int, device: str) -> Work:
@@ -142,7 +157,12 @@ def of_torch(inputs: Inputs, compiled: bool) -> Work:
     import torch
 
     torch.set_num_threads(THREADS)
-    turn = cycle([(tensor(q).requires_grad_(), tensor(p), torch.from_numpy(labels)) for q, p, labels in inputs])
+    turn = cycle(
+        [
+            (tensor(q).requires_grad_(), tensor(p), torch.from_numpy(labels))
+            for q, p, labels in inputs
+        ]
+    )
     for name, loss in torch_losses().items():
         if compiled:
             torch._dynamo.reset()
@@ -218,7 +238,9 @@ def main(library: str, rows: int, v: int, dtype: str, seconds: float) -> None:
         "mlx": lambda: of_mlx(inputs),
         "trip": lambda: of_memory(nbytes),
     }
-    on_device = partial(of_device_memory, nbytes, device) if trip else partial(of_opencl, inputs, device)
+    on_device = (
+        partial(of_device_memory, nbytes, device) if trip else partial(of_opencl, inputs, device)
+    )
     times: dict[str, float] = {}
     for name, function in hosts.get(library, on_device)():
         times[name] = min(best_ms(function, seconds), times.get(name, float("inf")))

@@ -27,7 +27,12 @@ TRIPS = {  # what a loss reads and writes: forward, and with the gradient of the
     "JS": ("read 2", "read 2, write 1"),
     "stablemax cross entropy": ("read 1", "read 1, write 1"),
 }
-PEERS = {"torch": "torch eager", "compile": "torch.compile", "mlx": "mlx-lm, CPU", "opencl:0": "pyloss, OpenCL"}
+PEERS = {
+    "torch": "torch eager",
+    "compile": "torch.compile",
+    "mlx": "mlx-lm, CPU",
+    "opencl:0": "pyloss, OpenCL",
+}
 
 
 def opencl() -> str:
@@ -44,9 +49,12 @@ def rows_table(rows: int, v: int, dtype: str, quick: bool) -> str:
     for _ in range(1 if quick else 3):
         for library in turns:
             found, seconds = best[library], "0.1" if quick else "1"
-            for work, ms in run_json("loss_rows.py", library, str(rows), str(v), dtype, seconds, **compiled()).items():
+            for work, ms in run_json(
+                "loss_rows.py", library, str(rows), str(v), dtype, seconds, **compiled()
+            ).items():
                 found[work] = min(ms, found.get(work, ms))
-    if (rows, v, dtype) == (*SHAPES[0], "f32") and find_spec("mlx_lm"):  # seconds a call: once is enough
+    # seconds a call: once is enough
+    if (rows, v, dtype) == (*SHAPES[0], "f32") and find_spec("mlx_lm"):
         best["mlx"] = run_json("loss_rows.py", "mlx", str(rows), str(v), dtype, "0")
     peers = [library for library in PEERS if library in best]
     heads = [f"{rows} x {v} {dtype}", "memory trip, ms", "pyloss, ms", "of the trip"]
@@ -74,11 +82,25 @@ def linear_table(quick: bool) -> str:
     best: dict[str, dict[str, float]] = {}
     for _ in range(1 if quick else 3):
         for library in libraries:
-            got = run_json("loss_linear.py", library, "cross_entropy", *shape, "1" if quick else "3", **compiled())
-            best[library] = {key: min(value, best.get(library, got)[key]) for key, value in got.items()}
+            got = run_json(
+                "loss_linear.py",
+                library,
+                "cross_entropy",
+                *shape,
+                "1" if quick else "3",
+                **compiled(),
+            )
+            best[library] = {
+                key: min(value, best.get(library, got)[key]) for key, value in got.items()
+            }
     ours = best["pyloss"]["seconds"]
     lines = [
-        (title, f"{best[library]['seconds']:.2f}", f"{best[library]['seconds'] / ours:.2f}", f"{best[library]['extra_mb']:.0f}")
+        (
+            title,
+            f"{best[library]['seconds']:.2f}",
+            f"{best[library]['seconds'] / ours:.2f}",
+            f"{best[library]['extra_mb']:.0f}",
+        )
         for library, title in libraries.items()
     ]
     heads = (
@@ -94,7 +116,11 @@ def memory_table(quick: bool) -> str:
     """Peak extra memory where the logits are 2.5 GB."""
     d = 64 if quick else 576
     lines = []
-    for loss, title in (("cross_entropy", "linear_cross_entropy"), ("kl", "linear_kl_div"), ("js", "linear_js_div")):
+    for loss, title in (
+        ("cross_entropy", "linear_cross_entropy"),
+        ("kl", "linear_kl_div"),
+        ("js", "linear_js_div"),
+    ):
         line = [title]
         for library in ("pyloss", "torch"):
             if library == "torch" and (free_gb() < 14 or loss != "cross_entropy"):
@@ -103,20 +129,37 @@ def memory_table(quick: bool) -> str:
             got = run_json("loss_linear.py", library, loss, "4096", str(d), "151936", "1")
             line += [f"{got['extra_mb']:.0f}", f"{got['seconds']:.1f}"]
         lines.append(line)
-    heads = (f"4096 tokens x {d} -> 151936, f32", "pyloss, extra MB", "s", "torch, logits first, extra MB", "s")
+    heads = (
+        f"4096 tokens x {d} -> 151936, f32",
+        "pyloss, extra MB",
+        "s",
+        "torch, logits first, extra MB",
+        "s",
+    )
     return table(heads, lines)
 
 
 def filter_table(quick: bool) -> str:
     """What the gradient filter of the fused losses saves and costs."""
     exponents = (12, 14, 16)
-    found = run_json("loss_filter.py", MODEL, "1024", "1" if quick else "5", *(str(2.0**-n) for n in exponents))
+    found = run_json(
+        "loss_filter.py", MODEL, "1024", "1" if quick else "5", *(str(2.0**-n) for n in exponents)
+    )
     lines = []
     for kind, filters in found.items():
         for exponent, f in zip(exponents, filters.values(), strict=True):
-            cells = (f"{f['kept']:.0%}", f"{f['speedup']:.2f}", f"{f['error']:.1%}", f"{f['cosine']:.5f}")
+            cells = (
+                f"{f['kept']:.0%}",
+                f"{f['speedup']:.2f}",
+                f"{f['error']:.1%}",
+                f"{f['cosine']:.5f}",
+            )
             lines.append((f"2**-{exponent}, {kind}", *cells))
-    heads = ("linear_cross_entropy's gradient_filter, SmolLM2-135M, 1024 tokens", "classes kept", "times as fast")
+    heads = (
+        "linear_cross_entropy's gradient_filter, SmolLM2-135M, 1024 tokens",
+        "classes kept",
+        "times as fast",
+    )
     return table((*heads, "gradient off by", "cosine"), lines)
 
 
@@ -128,19 +171,29 @@ def error_table(quick: bool) -> str:
         columns = zip(found["pyloss"], found["torch"], strict=True)
         lines.append([loss, dtype, *(f"{error:.1e}" for pair in columns for error in pair)])
     names = [f"{what} {kind}" for what in ("loss", "gradient") for kind in ("max", "mean")]
-    heads = ["error against float64", "logits", *(f"{name}, {library}" for name in names for library in ("pyloss", "torch"))]
+    heads = [
+        "error against float64",
+        "logits",
+        *(f"{name}, {library}" for name in names for library in ("pyloss", "torch")),
+    ]
     return table(heads, lines)
 
 
 PARTS: dict[str, Callable[[bool], str]] = {
-    f"{rows}x{v}-{dtype}": partial(rows_table, rows, v, dtype) for rows, v in SHAPES for dtype in ("f32", "bf16")
+    f"{rows}x{v}-{dtype}": partial(rows_table, rows, v, dtype)
+    for rows, v in SHAPES
+    for dtype in ("f32", "bf16")
 } | {"linear": linear_table, "memory": memory_table, "filter": filter_table, "errors": error_table}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="few runs: to see that everything works")
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, metavar="PART", help=", ".join(PARTS))
+    parser.add_argument(
+        "--quick", action="store_true", help="few runs: to see that everything works"
+    )
+    parser.add_argument(
+        "--only", nargs="+", choices=PARTS, default=PARTS, metavar="PART", help=", ".join(PARTS)
+    )
     options = parser.parse_args()
     WORK.mkdir(parents=True, exist_ok=True)
     print(machine() + (f"; OpenCL: {opencl()}" if opencl() else ""), flush=True)

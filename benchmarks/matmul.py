@@ -27,7 +27,9 @@ def products(library: str, x: np.ndarray, w: np.ndarray, dy: np.ndarray):
 
         torch.set_num_threads(THREADS)
         for precision in ("float32", "bfloat16"):
-            tx, tw, tdy, ty, tdx = (torch.from_numpy(a).to(getattr(torch, precision)) for a in (x, w, dy, y, dx))
+            tx, tw, tdy, ty, tdx = (
+                torch.from_numpy(a).to(getattr(torch, precision)) for a in (x, w, dy, y, dx)
+            )
             yield "f32", precision, "forward", partial(torch.mm, tx, tw.t(), out=ty)
             yield "f32", precision, "input gradient", partial(torch.mm, tdy, tw, out=tdx)
         return
@@ -42,8 +44,18 @@ def products(library: str, x: np.ndarray, w: np.ndarray, dy: np.ndarray):
     for name, weight in (("f32", w), ("q4_1", pyloss.Weight.quantize(w, "q4_1").handle)):
         for precision in PRECISIONS:
             with matmul_precision(precision):
-                yield name, precision, "forward", partial(_core.linear_forward, x, weight, None, None, None, 0.0, None, y)
-                yield name, precision, "input gradient", partial(_core.linear_input_grad, dy, weight, None, None, 0, None, dx)
+                yield (
+                    name,
+                    precision,
+                    "forward",
+                    partial(_core.linear_forward, x, weight, None, None, None, 0.0, None, y),
+                )
+                yield (
+                    name,
+                    precision,
+                    "input gradient",
+                    partial(_core.linear_input_grad, dy, weight, None, None, 0, None, dx),
+                )
 
 
 def device_products(device: str, x: np.ndarray, w: np.ndarray, dy: np.ndarray):
@@ -52,7 +64,9 @@ def device_products(device: str, x: np.ndarray, w: np.ndarray, dy: np.ndarray):
     from pyloss import _core
     from pyloss.arrays import matrix
 
-    tx, tw, tdy, y, dx = (pyloss.to_device(a, device) for a in (x, w, dy, np.zeros_like(dy), np.zeros_like(x)))
+    tx, tw, tdy, y, dx = (
+        pyloss.to_device(a, device) for a in (x, w, dy, np.zeros_like(dy), np.zeros_like(x))
+    )
 
     def forward(weight: object) -> pyloss.DeviceArray:
         _core.linear_forward(tx, weight, None, None, None, 0.0, None, y)
@@ -64,7 +78,10 @@ def device_products(device: str, x: np.ndarray, w: np.ndarray, dy: np.ndarray):
         dx.wait()
         return dx
 
-    for name, weight in (("f32", tw), ("q4_1", matrix(pyloss.to_device(pyloss.Weight.quantize(w, "q4_1"), device)))):
+    for name, weight in (
+        ("f32", tw),
+        ("q4_1", matrix(pyloss.to_device(pyloss.Weight.quantize(w, "q4_1"), device))),
+    ):
         yield name, "float32", "forward", partial(forward, weight)
         yield name, "float32", "input gradient", partial(input_gradient, weight)
 
@@ -84,7 +101,10 @@ def main(library: str, calls: int) -> None:
     rng = np.random.default_rng(0)
     speeds = {}
     for rows, inputs, outputs in sizes(library):
-        x, w, dy = (rng.standard_normal(s, dtype=np.float32) for s in ((rows, inputs), (outputs, inputs), (rows, outputs)))
+        x, w, dy = (
+            rng.standard_normal(s, dtype=np.float32)
+            for s in ((rows, inputs), (outputs, inputs), (rows, outputs))
+        )
         n = max(3, calls * 576 * 1536 // (inputs * outputs))
         for name, precision, direction, function in products(library, x, w, dy):
             key = f"{inputs}x{outputs} {name} {precision} {direction}"

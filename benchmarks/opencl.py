@@ -21,7 +21,8 @@ from train import Found, Program, eager, measured, ours
 
 import pyloss
 
-CACHES = ("PYLOSS_CACHE", "POCL_CACHE_DIR", "CUDA_CACHE_PATH")  # pyloss's own, and what drivers keep beside it
+# pyloss's own, and what drivers keep beside it
+CACHES = ("PYLOSS_CACHE", "POCL_CACHE_DIR", "CUDA_CACHE_PATH")
 V = 49152
 
 
@@ -41,12 +42,28 @@ class Tables:
             programs = []
             for base in ("q4_1", "f32"):
                 here = ours("lora", base)
-                programs += [here, here._replace(name=on(here.name), flags=(*here.flags, "--device", self.device.id))]
+                programs += [
+                    here,
+                    here._replace(
+                        name=on(here.name), flags=(*here.flags, "--device", self.device.id)
+                    ),
+                ]
             if self.gpu and sees_cuda():
-                programs.append(eager("lora", "--device", "cuda", name=", float32 without TF32, on the card"))
+                programs.append(
+                    eager("lora", "--device", "cuda", name=", float32 without TF32, on the card")
+                )
             found = measured(programs, "--batch", batch, "--tokens", tokens, *passes, rounds=rounds)
-            ratios = ("of the C kernels", "of PEFT on the card") if programs[-1].peer else ("of the C kernels",)
-            heads = (f"LoRA step, {batch} x {tokens}", "tokens/s", *ratios, "loss after the last step")
+            ratios = (
+                ("of the C kernels", "of PEFT on the card")
+                if programs[-1].peer
+                else ("of the C kernels",)
+            )
+            heads = (
+                f"LoRA step, {batch} x {tokens}",
+                "tokens/s",
+                *ratios,
+                "loss after the last step",
+            )
             parts.append(table(heads, step_rows(programs, found)))
         return parts
 
@@ -60,16 +77,33 @@ class Tables:
                 cold, warm = (run_json("step_pyloss.py", path, *flags, **caches) for _ in range(2))
             usual = 4 * 256 / max(cold["tokens_per_s"], warm["tokens_per_s"])
             rows.append((name, f"{cold['first_s']:.1f}", f"{warm['first_s']:.1f}", f"{usual:.1f}"))
-        return [table(("the first step, LoRA, 4 x 256", "kernels to compile, s", "kernels kept, s", "a later step, s"), rows)]
+        return [
+            table(
+                (
+                    "the first step, LoRA, 4 x 256",
+                    "kernels to compile, s",
+                    "kernels kept, s",
+                    "a later step, s",
+                ),
+                rows,
+            )
+        ]
 
     def products(self) -> list[str]:
         """Matrix products."""
         best: dict[str, dict[str, float]] = {"pyloss": {}, self.device.id: {}}
         for _ in range(1 if self.quick else 2):
             for library, found in best.items():
-                for key, speed in run_json("matmul.py", library, "3" if self.quick else "10").items():
+                for key, speed in run_json(
+                    "matmul.py", library, "3" if self.quick else "10"
+                ).items():
                     found[key] = max(speed, found.get(key, 0.0))
-        heads = (f"products, {TOKENS} rows, inputs x outputs", "the device, GFLOP/s", "C kernels, GFLOP/s", "of the C kernels")
+        heads = (
+            f"products, {TOKENS} rows, inputs x outputs",
+            "the device, GFLOP/s",
+            "C kernels, GFLOP/s",
+            "of the C kernels",
+        )
         return [table(heads, product_rows(best[self.device.id], best["pyloss"]))]
 
     def losses(self) -> list[str]:
@@ -79,11 +113,18 @@ class Tables:
         trip: dict[str, float] = {}
         for _ in range(1 if self.quick else 2):
             for library, best in ((f"trip-{self.device.id}", trip), (self.device.id, found)):
-                for work, ms in run_json("loss_rows.py", library, str(rows), str(V), "f32", seconds).items():
+                for work, ms in run_json(
+                    "loss_rows.py", library, str(rows), str(V), "f32", seconds
+                ).items():
                     best[work] = min(ms, best.get(work, ms))
         nbytes = 4 * rows * V
         memory = max(gigabytes(work, nbytes) / ms * 1e3 for work, ms in trip.items())
-        heads = (f"losses, {rows} x {V} f32; memory {memory:.0f} GB/s", "ms", "GB/s", "of the memory's")
+        heads = (
+            f"losses, {rows} x {V} f32; memory {memory:.0f} GB/s",
+            "ms",
+            "GB/s",
+            "of the memory's",
+        )
         return [table(heads, loss_rows(found, nbytes, memory))]
 
 
@@ -106,7 +147,10 @@ def step_rows(programs: list[Program], found: Found) -> list[tuple[str, ...]]:
     rows = []
     for name, f in found.items():
         here = next((found[other] for other in found if on(other) == name), None)
-        ratios = [f"{f['tokens_per_s'] / other['tokens_per_s']:.2f}" if other else "" for other in (here, *peers)]
+        ratios = [
+            f"{f['tokens_per_s'] / other['tokens_per_s']:.2f}" if other else ""
+            for other in (here, *peers)
+        ]
         rows.append((name, f"{f['tokens_per_s']:.0f}", *ratios, f"{f['loss']:.4f}"))
     return rows
 
@@ -116,7 +160,9 @@ def product_rows(device: dict[str, float], host: dict[str, float]) -> list[tuple
     rows = []
     for key, speed in device.items():
         shape, stored, _, direction = key.split(" ", 3)
-        title = f"{shape}, {stored}, {direction}" + (f", {SQUARE} rows" if shape == f"{SQUARE}x{SQUARE}" else "")
+        title = f"{shape}, {stored}, {direction}" + (
+            f", {SQUARE} rows" if shape == f"{SQUARE}x{SQUARE}" else ""
+        )
         cells = (f"{host[key]:.0f}", f"{speed / host[key]:.2f}") if key in host else ("", "")
         rows.append((title, f"{speed:.0f}", *cells))
     return rows
@@ -131,10 +177,14 @@ def loss_rows(ms: dict[str, float], nbytes: int, memory: float) -> list[tuple[st
     """Speeds by the bytes that a loss cannot do without, from loss_rows.py's milliseconds; `memory` in GB/s."""
     rows = []
     for loss in LOSSES:
-        for direction, title, trip in zip(("forward", "both"), ("loss", "loss + gradient"), TRIPS[loss], strict=True):
+        for direction, title, trip in zip(
+            ("forward", "both"), ("loss", "loss + gradient"), TRIPS[loss], strict=True
+        ):
             spent = ms[f"{loss} {direction}"]
             speed = gigabytes(trip, nbytes) / spent * 1e3
-            rows.append((f"{loss}, {title}", f"{spent:.2f}", f"{speed:.0f}", f"{speed / memory:.2f}"))
+            rows.append(
+                (f"{loss}, {title}", f"{spent:.2f}", f"{speed:.0f}", f"{speed / memory:.2f}")
+            )
     return rows
 
 
@@ -144,12 +194,18 @@ PARTS = ("steps", "first", "products", "losses")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--device", default="opencl:0", help="opencl:<number> (default: opencl:0)")
-    parser.add_argument("--quick", action="store_true", help="few runs: to see that everything works")
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, metavar="PART", help=", ".join(PARTS))
+    parser.add_argument(
+        "--quick", action="store_true", help="few runs: to see that everything works"
+    )
+    parser.add_argument(
+        "--only", nargs="+", choices=PARTS, default=PARTS, metavar="PART", help=", ".join(PARTS)
+    )
     options = parser.parse_args()
     known = {device.id: device for device in pyloss.devices()[1:]}
     if options.device not in known:
-        parser.error(f"--device is {options.device!r}; this machine has {', '.join(known) or 'no OpenCL device'}")
+        parser.error(
+            f"--device is {options.device!r}; this machine has {', '.join(known) or 'no OpenCL device'}"
+        )
     device = known[options.device]
     WORK.mkdir(parents=True, exist_ok=True)
     print(f"{machine()}; {device.id}: {device.name} ({device.platform})", flush=True)

@@ -43,7 +43,14 @@ def trained(path: str, steps: int, precision: str):
     pyloss.linear_to_lora_layers(model, -1, {"rank": step_work.RANK, "scale": step_work.SCALE})
     every = max(steps // REPORTS, 1)
     run = {"iters": steps, "val_batches": -1, "steps_per_report": every, "steps_per_eval": steps}
-    arguments = pyloss.TrainingArgs(**run, adapter_file=None, keep_best=False, seed=0, progress=False, matmul_precision=precision)
+    arguments = pyloss.TrainingArgs(
+        **run,
+        adapter_file=None,
+        keep_best=False,
+        seed=0,
+        progress=False,
+        matmul_precision=precision,
+    )
     losses = Losses()
     pyloss.train(model, pyloss.optim.AdamW(5e-4), train, valid, arguments, training_callback=losses)
     return model, train, losses
@@ -55,7 +62,10 @@ def gradient_errors(model, data) -> tuple[float, float]:
     for precision in PRECISIONS:
         with matmul_precision(precision):
             batches = islice(pyloss.iterate_batches(data, 4, 2048, loop=True, seed=1), BATCHES)
-            found[precision] = [np.concatenate([g.ravel() for g in step(model, *batch)[1].values()]) for batch in batches]
+            found[precision] = [
+                np.concatenate([g.ravel() for g in step(model, *batch)[1].values()])
+                for batch in batches
+            ]
     exact, rounded = (found[name] for name in PRECISIONS)
 
     def difference(pairs) -> float:

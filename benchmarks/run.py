@@ -27,8 +27,26 @@ def matmul(quick: bool) -> str:
     for key, speed in best["pyloss"].items():
         weight, stored, precision, direction = key.split(" ", 3)
         peer = best["torch"][f"{weight} f32 {precision} {direction}"]
-        rows.append((weight, stored, precision, direction, f"{speed:.0f}", f"{peer:.0f}", f"{speed / peer:.2f}"))
-    heads = ("weight (in x out)", "stored as", "product in", "direction", "pyloss, GFLOP/s", "torch.mm, GFLOP/s", "ratio")
+        rows.append(
+            (
+                weight,
+                stored,
+                precision,
+                direction,
+                f"{speed:.0f}",
+                f"{peer:.0f}",
+                f"{speed / peer:.2f}",
+            )
+        )
+    heads = (
+        "weight (in x out)",
+        "stored as",
+        "product in",
+        "direction",
+        "pyloss, GFLOP/s",
+        "torch.mm, GFLOP/s",
+        "ratio",
+    )
     return table(heads, rows)
 
 
@@ -44,7 +62,14 @@ def loading(quick: bool) -> str:
     for name, library, path in models:
         runs = [run_json("load.py", library, path) for _ in range(1 if quick else 3)]
         best = min(run["seconds"] for run in runs)
-        rows.append((name, f"{best:.2f}", f"{runs[0]['weights_mb']:.0f}", f"{min(run['private_mb'] for run in runs):.0f}"))
+        rows.append(
+            (
+                name,
+                f"{best:.2f}",
+                f"{runs[0]['weights_mb']:.0f}",
+                f"{min(run['private_mb'] for run in runs):.0f}",
+            )
+        )
     return table(("loading", "seconds", "weights, MB", "private memory after a token, MB"), rows)
 
 
@@ -65,7 +90,10 @@ def imports(quick: bool) -> str:
         "import pyloss": "import pyloss",
         "torch + transformers + PEFT": "import torch, transformers, peft",
     }
-    return table(("import", "seconds"), [(name, f"{seconds(code) - empty:.3f}") for name, code in names.items()])
+    return table(
+        ("import", "seconds"),
+        [(name, f"{seconds(code) - empty:.3f}") for name, code in names.items()],
+    )
 
 
 def experts(quick: bool) -> str:
@@ -74,13 +102,24 @@ def experts(quick: bool) -> str:
     for hidden, inner in ((768, 384), (1024, 512), (2048, 1024)):
         got = run_json("experts_pyloss.py", str(hidden), str(inner), "3" if quick else "10")
         times = (got["dense"], got["experts"], got["experts"] / got["dense"])
-        rows.append((f"{hidden}, 64 experts x {inner}, 8 active", f"{times[0]:.0f}", f"{times[1]:.0f}", f"{times[2]:.2f}"))
-    return table(("hidden size, experts (1024 tokens)", "dense layer, ms", "experts, ms", "ratio"), rows)
+        rows.append(
+            (
+                f"{hidden}, 64 experts x {inner}, 8 active",
+                f"{times[0]:.0f}",
+                f"{times[1]:.0f}",
+                f"{times[2]:.2f}",
+            )
+        )
+    return table(
+        ("hidden size, experts (1024 tokens)", "dense layer, ms", "experts, ms", "ratio"), rows
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="few runs: to see that everything works")
+    parser.add_argument(
+        "--quick", action="store_true", help="few runs: to see that everything works"
+    )
     options = parser.parse_args()
     WORK.mkdir(parents=True, exist_ok=True)
     print(machine(), flush=True)

@@ -53,14 +53,20 @@ def work_of(name: str, spec: str, arguments: tuple) -> float:
     if name.startswith("attention"):
         window = next(a for a in arguments if isinstance(a, int))
         offsets = next(a for a in arguments if isinstance(a, np.ndarray) and a.dtype == np.int32)
-        return 2 * (5 if name.endswith("grad") else 2) * pairs(offsets, window) * size["H"] * size["D"]
+        return (
+            2 * (5 if name.endswith("grad") else 2) * pairs(offsets, window) * size["H"] * size["D"]
+        )
     if name.startswith("matmul"):
         return 2 * size["M"] * size["N"] * size["K"]
     if name == "adapted_norm":
         return 2 * size["O"] * size["I"] * size["R"]
     if {"N", "O", "I"} <= size.keys():
         given = [part.split(":")[0].rstrip("?") for part in spec.split() if ":" in part]
-        here = {key for key, value in zip(given, arguments, strict=False) if isinstance(value, np.ndarray)}
+        here = {
+            key
+            for key, value in zip(given, arguments, strict=False)
+            if isinstance(value, np.ndarray)
+        }
         low_rank = size.get("R", 0) * (size["I"] * ("a" in here) + size["O"] * ("b" in here))
         return 2 * size["N"] * (size["O"] * size["I"] + low_rank)
     return 0
@@ -84,7 +90,9 @@ def main() -> None:
     options = step_work.parser(__doc__).parse_args()
     model = pyloss.load_model(options.model)
     config = {"rank": step_work.RANK, "scale": step_work.SCALE}
-    step = measuring.training_step(model, config, options.kind == "dora", options.checkpoint, step_work.RATE)
+    step = measuring.training_step(
+        model, config, options.kind == "dora", options.checkpoint, step_work.RATE
+    )
     batch = step_work.batches(options, model.vocab_size)[0]
     step(*batch)
     best, operations = float("inf"), {}
@@ -96,8 +104,14 @@ def main() -> None:
         if seconds < best:
             best, operations = seconds, calls
     c = model.config
-    layers = [(c.intermediate_size, c.hidden_size), (c.hidden_size, c.intermediate_size), (c.hidden_size, c.hidden_size)]
-    matrix = max(measuring.product_speed(np.ones(shape, np.float32), 1024, seconds=1) for shape in layers)
+    layers = [
+        (c.intermediate_size, c.hidden_size),
+        (c.hidden_size, c.intermediate_size),
+        (c.hidden_size, c.hidden_size),
+    ]
+    matrix = max(
+        measuring.product_speed(np.ones(shape, np.float32), 1024, seconds=1) for shape in layers
+    )
     memory = measuring.memory_speed(1)
     count_work()
     step(*batch)  # in a step of its own: counting takes time
@@ -105,7 +119,12 @@ def main() -> None:
         name: [calls, 1e3 * seconds, FLOP.get(name, 0) / 1e9, MOVED.get(name, size) / 1e9]
         for name, (calls, seconds, size) in operations.items()
     }
-    found = {"step_ms": 1e3 * best, "matrix_gflops": matrix / 1e9, "memory_gb_s": memory / 1e9, "operations": work}
+    found = {
+        "step_ms": 1e3 * best,
+        "matrix_gflops": matrix / 1e9,
+        "memory_gb_s": memory / 1e9,
+        "operations": work,
+    }
     print(json.dumps(found))
 
 

@@ -15,7 +15,11 @@ PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 def main() -> None:
     parser = step_work.parser(__doc__)
     parser.add_argument("--compile", action="store_true", help="torch.compile")
-    parser.add_argument("--device", default="cpu", help="as torch names it; on cuda products are float32's own, not TF32's")
+    parser.add_argument(
+        "--device",
+        default="cpu",
+        help="as torch names it; on cuda products are float32's own, not TF32's",
+    )
     options = parser.parse_args()
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.set_num_threads(THREADS)
@@ -24,20 +28,36 @@ def main() -> None:
     base = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     vocabulary = model.config.vocab_size
     rank, alpha = step_work.RANK, step_work.RANK * step_work.SCALE
-    adapter = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=PROJECTIONS, use_dora=options.kind == "dora")
+    adapter = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=0.0,
+        target_modules=PROJECTIONS,
+        use_dora=options.kind == "dora",
+    )
     model = get_peft_model(model, adapter).to(options.device)
     if options.checkpoint:
         model.gradient_checkpointing_enable()
         model.enable_input_require_grads()
     model.train(not options.evaluate)
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=step_work.RATE)
+    optimizer = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad], lr=step_work.RATE
+    )
     run = torch.compile(model) if options.compile else model
 
     def loss_of(batch: step_work.Batch) -> torch.Tensor:
         steps = np.arange(batch.ids.shape[1])
         first, end = batch.lengths[:, :1], batch.lengths[:, 1:]
-        labels = torch.from_numpy(np.where((steps >= first) & (steps < end), batch.ids, -100)[:, 1:]).long().to(options.device)
-        mask = torch.from_numpy((steps < end)[:, :-1]).long().to(options.device) if batch.padded else None
+        labels = (
+            torch.from_numpy(np.where((steps >= first) & (steps < end), batch.ids, -100)[:, 1:])
+            .long()
+            .to(options.device)
+        )
+        mask = (
+            torch.from_numpy((steps < end)[:, :-1]).long().to(options.device)
+            if batch.padded
+            else None
+        )
         ids = torch.from_numpy(batch.ids[:, :-1]).long().to(options.device)
         logits = run(input_ids=ids, attention_mask=mask).logits
         return torch.nn.functional.cross_entropy(logits.view(-1, vocabulary), labels.reshape(-1))

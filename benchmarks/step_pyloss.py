@@ -11,18 +11,24 @@ from pyloss.tuner.losses import default_loss
 
 def main() -> None:
     parser = step_work.parser(__doc__)
-    parser.add_argument("--precision", default="float32", help="of the products of layers: float32 or bfloat16")
+    parser.add_argument(
+        "--precision", default="float32", help="of the products of layers: float32 or bfloat16"
+    )
     parser.add_argument("--device", default="cpu", help="cpu or opencl:<number>")
     options = parser.parse_args()
     pyloss.set_matmul_precision(options.precision)
     model = pyloss.load_model(options.model)
     base = sum(weight.nbytes for weight in model.stored().values())
     config = {"rank": step_work.RANK, "scale": step_work.SCALE}
-    train = measuring.training_step(model, config, options.kind == "dora", options.checkpoint, step_work.RATE)
+    train = measuring.training_step(
+        model, config, options.kind == "dora", options.checkpoint, step_work.RATE
+    )
     pyloss.to_device(model, options.device)
     if options.evaluate:
         model.eval()
-    there = next((a for a in model.parameters().values() if isinstance(a, pyloss.DeviceArray)), None)
+    there = next(
+        (a for a in model.parameters().values() if isinstance(a, pyloss.DeviceArray)), None
+    )
 
     def step(batch: step_work.Batch) -> float:
         loss = float(default_loss(model, *batch)[0]) if options.evaluate else train(*batch)

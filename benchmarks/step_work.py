@@ -46,14 +46,23 @@ def parser(description: str) -> argparse.ArgumentParser:
     add("--tokens", type=int, default=256, help="of each sequence, drawn at random")
     add("--chat", help="conversations instead, of chat.py's file; --batch of them at a time")
     add("--grouped", action="store_true", help="conversations of like length in a batch")
-    add("--passes", type=int, default=5, help="steps, or passes over the conversations; the best counts")
+    add(
+        "--passes",
+        type=int,
+        default=5,
+        help="steps, or passes over the conversations; the best counts",
+    )
     return parser
 
 
 def batches(options: argparse.Namespace, vocabulary: int) -> list[Batch]:
     """The batches of one pass."""
     if not options.chat:
-        ids = np.random.default_rng(0).integers(0, vocabulary, (options.batch, options.tokens + 1)).astype(np.int32)
+        ids = (
+            np.random.default_rng(0)
+            .integers(0, vocabulary, (options.batch, options.tokens + 1))
+            .astype(np.int32)
+        )
         return [Batch(ids, np.full((options.batch, 2), (0, options.tokens + 1), np.int32))]
     stored = np.load(options.chat)
     lengths = stored["lengths"]
@@ -69,7 +78,9 @@ def batches(options: argparse.Namespace, vocabulary: int) -> list[Batch]:
     return found
 
 
-def measure(options: argparse.Namespace, vocabulary: int, base_bytes: int, step: Callable[[Batch], float]) -> None:
+def measure(
+    options: argparse.Namespace, vocabulary: int, base_bytes: int, step: Callable[[Batch], float]
+) -> None:
     """Runs the passes and prints the best. The smallest of several batches runs once more, before the clock starts."""
     work = batches(options, vocabulary)
 
@@ -84,4 +95,14 @@ def measure(options: argparse.Namespace, vocabulary: int, base_bytes: int, step:
     best, loss = min(passes)[0], passes[-1][1]
     first = passes[0][0] if first is None else first
     speed = sum(batch.tokens for batch in work) / best
-    print(json.dumps({"tokens_per_s": speed, "first_s": first, "peak_gb": peak_gb(), "base_gb": base_bytes / 1e9, "loss": loss}))
+    print(
+        json.dumps(
+            {
+                "tokens_per_s": speed,
+                "first_s": first,
+                "peak_gb": peak_gb(),
+                "base_gb": base_bytes / 1e9,
+                "loss": loss,
+            }
+        )
+    )

@@ -41,19 +41,28 @@ PEFT, OURS = "step_peft.py", "step_pyloss.py"
 Found = dict[str, dict[str, float]]
 
 
-def measured(programs: Sequence[Program], *flags: object, rounds: int = 1, **environment: str) -> Found:
+def measured(
+    programs: Sequence[Program], *flags: object, rounds: int = 1, **environment: str
+) -> Found:
     """The fastest of each program's runs, which take turns, with its least peak memory."""
     best: Found = {}
     for _ in range(rounds):
         for p in programs:
-            got = run_json(p.script, p.model, *p.flags, *map(str, flags), **compiled(), **environment)
+            got = run_json(
+                p.script, p.model, *p.flags, *map(str, flags), **compiled(), **environment
+            )
             if p.name not in best or got["tokens_per_s"] > best[p.name]["tokens_per_s"]:
-                best[p.name] = {**got, "peak_gb": min(got["peak_gb"], best.get(p.name, got)["peak_gb"])}
+                best[p.name] = {
+                    **got,
+                    "peak_gb": min(got["peak_gb"], best.get(p.name, got)["peak_gb"]),
+                }
     return best
 
 
 def eager(kind: str, *flags: str, name: str = "") -> Program:
-    return Program(f"torch + PEFT, {NAMES[kind]}{name}", PEFT, float_folder(), ("--kind", kind, *flags))
+    return Program(
+        f"torch + PEFT, {NAMES[kind]}{name}", PEFT, float_folder(), ("--kind", kind, *flags)
+    )
 
 
 def ours(kind: str, base: str, *flags: str, name: str = "") -> Program:
@@ -105,14 +114,28 @@ class Tables:
             (*row[:3], f"{speeds[row[0]]:.0f}" if row[0] in speeds else "", *row[3:])
             for row in rows_of(self.full, peak, base_size, loss)
         ]
-        heads = ("step, 4 x 256", "tokens/s", "of PEFT, eager", "4 x 48, tokens/s", *MEMORY, "loss after the last step")
-        pairs = [(name, name.removesuffix(RECOMPUTED)) for name in self.full if name.endswith(RECOMPUTED)]
-        cost = [(name, f"{self.full[plain]['tokens_per_s'] / self.full[name]['tokens_per_s']:.2f}") for name, plain in pairs]
+        heads = (
+            "step, 4 x 256",
+            "tokens/s",
+            "of PEFT, eager",
+            "4 x 48, tokens/s",
+            *MEMORY,
+            "loss after the last step",
+        )
+        pairs = [
+            (name, name.removesuffix(RECOMPUTED)) for name in self.full if name.endswith(RECOMPUTED)
+        ]
+        cost = [
+            (name, f"{self.full[plain]['tokens_per_s'] / self.full[name]['tokens_per_s']:.2f}")
+            for name, plain in pairs
+        ]
         return [table(heads, lines), table(("checkpointing", "time of the step without"), cost)]
 
     def avx2(self) -> list[str]:
         """The same with both sides kept to AVX2."""
-        found = measured([eager("lora"), ours("lora", "f32"), ours("lora", "q4_1")], "--passes", 2, **AVX2)
+        found = measured(
+            [eager("lora"), ours("lora", "f32"), ours("lora", "q4_1")], "--passes", 2, **AVX2
+        )
         return [table(("step, 4 x 256, AVX2 on both sides", "tokens/s", "of PEFT"), rows_of(found))]
 
     def long(self) -> list[str]:
@@ -122,17 +145,33 @@ class Tables:
             programs = [ours("lora", "f32"), ours("lora", "q4_1"), rounded("f32")]
             if free_gb() > gb:
                 programs = [eager("lora"), *programs]
-            found = measured(programs, "--batch", batch, "--tokens", tokens, "--passes", 1 if self.quick else 2)
-            parts.append(table((f"step, {batch} x {tokens}", "tokens/s", "of PEFT", *MEMORY[:1]), rows_of(found, peak)))
+            found = measured(
+                programs, "--batch", batch, "--tokens", tokens, "--passes", 1 if self.quick else 2
+            )
+            parts.append(
+                table(
+                    (f"step, {batch} x {tokens}", "tokens/s", "of PEFT", *MEMORY[:1]),
+                    rows_of(found, peak),
+                )
+            )
         flags = ("--batch", 1, "--tokens", 1024 if self.quick else 8192, "--passes", 1)
         found = measured([ours("lora", "q4_1", "--checkpoint", name=RECOMPUTED)], *flags)
         heads = (f"step, 1 x {flags[3]}", "tokens/s", MEMORY[0])
-        return [*parts, table(heads, [(name, f"{f['tokens_per_s']:.0f}", peak(f)) for name, f in found.items()])]
+        return [
+            *parts,
+            table(
+                heads, [(name, f"{f['tokens_per_s']:.0f}", peak(f)) for name, f in found.items()]
+            ),
+        ]
 
     def chat(self) -> list[str]:
         """Conversations of 20 to 1000 tokens, four at a time, prompts masked."""
         flags = ("--chat", chat_file(4 if self.quick else 16), "--passes", 1)
-        peers = [eager("lora"), eager("lora", "--grouped", name=", batches of like lengths"), eager("dora")]
+        peers = [
+            eager("lora"),
+            eager("lora", "--grouped", name=", batches of like lengths"),
+            eager("dora"),
+        ]
         own = [ours(kind, base) for kind in NAMES for base in ("f32", "q4_1")]
         found = measured([*peers, *own] if free_gb() > 18 else own, *flags)
         heads = ("training on conversations", "tokens/s", "of PEFT", *MEMORY[:1])
@@ -141,39 +180,83 @@ class Tables:
     def evaluation(self) -> list[str]:
         """The loss alone: full batches, and the conversations."""
         programs = [eager("lora"), ours("lora", "f32"), ours("lora", "q4_1"), rounded("f32")]
-        full = measured(programs, "--evaluate", "--passes", 2 if self.quick else 3, rounds=1 if self.quick else 2)
-        real = measured(programs, "--evaluate", "--chat", chat_file(4 if self.quick else 16), "--passes", 1)
+        full = measured(
+            programs,
+            "--evaluate",
+            "--passes",
+            2 if self.quick else 3,
+            rounds=1 if self.quick else 2,
+        )
+        real = measured(
+            programs, "--evaluate", "--chat", chat_file(4 if self.quick else 16), "--passes", 1
+        )
         rows = [(*one, *two[1:]) for one, two in zip(rows_of(full), rows_of(real), strict=True)]
-        return [table(("evaluation", "4 x 256, tokens/s", "of PEFT", "conversations, tokens/s", "of PEFT"), rows)]
+        return [
+            table(
+                (
+                    "evaluation",
+                    "4 x 256, tokens/s",
+                    "of PEFT",
+                    "conversations, tokens/s",
+                    "of PEFT",
+                ),
+                rows,
+            )
+        ]
 
     def growth(self) -> list[str]:
         """Gradients of more and more batches in one update, and a long run of short steps."""
         counts = (1, 2) if self.quick else (1, 8, 64)
         speeds = run_json("long_pyloss.py", "growth", MODEL, *map(str, counts))
-        rows = [(f"{count * 1024}", f"{speed:.0f}", f"{speed / speeds[0][1]:.2f}") for count, speed in speeds]
+        rows = [
+            (f"{count * 1024}", f"{speed:.0f}", f"{speed / speeds[0][1]:.2f}")
+            for count, speed in speeds
+        ]
         steps = 1000 if self.quick else 10000
         memory = run_json("long_pyloss.py", "steps", str(steps))
-        shown = [(f"{count}", f"{memory[str(count)]:.1f}") for count in (steps // 10, steps // 2, steps)]
-        first = table(("tokens of an update, pyloss, LoRA, Q4_1, 4 x 256 at a time", "tokens/s", "of the first"), rows)
+        shown = [
+            (f"{count}", f"{memory[str(count)]:.1f}") for count in (steps // 10, steps // 2, steps)
+        ]
+        first = table(
+            (
+                "tokens of an update, pyloss, LoRA, Q4_1, 4 x 256 at a time",
+                "tokens/s",
+                "of the first",
+            ),
+            rows,
+        )
         return [first, table(("short steps of a tiny model, pyloss", "resident memory, MB"), shown)]
 
     def generation(self) -> list[str]:
         """One sequence over the same Q4_1 file."""
-        scripts: dict[str, tuple[str, ...]] = {"llama.cpp (xllamacpp)": ("generate_llama.py",)} if find_spec("xllamacpp") else {}
+        scripts: dict[str, tuple[str, ...]] = (
+            {"llama.cpp (xllamacpp)": ("generate_llama.py",)} if find_spec("xllamacpp") else {}
+        )
         own = ("generate_pyloss.py",)
         scripts |= {"pyloss": own, f"pyloss{BFLOAT16}": (*own, "bfloat16")}
         found: Found = {}
         for _ in range(1 if self.quick else 2):
             for name, (script, *more) in scripts.items():
                 got = run_json(script, q4_file(), "256", "20" if self.quick else "64", *more)
-                found[name] = {key: max(speed, found.get(name, got)[key]) for key, speed in got.items()}
+                found[name] = {
+                    key: max(speed, found.get(name, got)[key]) for key, speed in got.items()
+                }
         peer = found.get("llama.cpp (xllamacpp)")
         rows = []
         for name, f in found.items():
-            cells = [(f"{speed:.0f}", f"{speed / peer[key]:.2f}" if peer else "") for key, speed in f.items()]
+            cells = [
+                (f"{speed:.0f}", f"{speed / peer[key]:.2f}" if peer else "")
+                for key, speed in f.items()
+            ]
             rows.append((name, *cells[0], *cells[1]))
         peer_name = "of llama.cpp"
-        heads = ("Q4_1, one sequence", "reading a prompt of 256, tokens/s", peer_name, "generating, tokens/s", peer_name)
+        heads = (
+            "Q4_1, one sequence",
+            "reading a prompt of 256, tokens/s",
+            peer_name,
+            "generating, tokens/s",
+            peer_name,
+        )
         return [table(heads, rows)]
 
     def precision(self) -> list[str]:
@@ -182,13 +265,26 @@ class Tables:
         parts, steps = len(found["float32"]["train"]), found["steps"]
         heads = [f"training loss, steps to {steps * (i + 1) // parts}" for i in range(parts)]
         heads += ["validation loss before", "and after"]
-        rows = [(name, *(f"{v:.4f}" for v in found[name]["train"] + found[name]["valid"])) for name in PRECISIONS]
-        lines = [("bfloat16, from float32", f"{found['error']:.1%}"), ("batch, from the next", f"{found['between_batches']:.0%}")]
-        return [table(("LoRA, Q4_1, example data", *heads), rows), table(("difference of gradients", "of their length"), lines)]
+        rows = [
+            (name, *(f"{v:.4f}" for v in found[name]["train"] + found[name]["valid"]))
+            for name in PRECISIONS
+        ]
+        lines = [
+            ("bfloat16, from float32", f"{found['error']:.1%}"),
+            ("batch, from the next", f"{found['between_batches']:.0%}"),
+        ]
+        return [
+            table(("LoRA, Q4_1, example data", *heads), rows),
+            table(("difference of gradients", "of their length"), lines),
+        ]
 
     def limits(self) -> list[str]:
         """Where the time of a step goes, beside what its operations take at the machine's limits."""
-        return [limit_table(run_json("step_limits.py", float_folder(), "--passes", "1" if self.quick else "4"))]
+        return [
+            limit_table(
+                run_json("step_limits.py", float_folder(), "--passes", "1" if self.quick else "4")
+            )
+        ]
 
 
 def rows_of(found: Found, *more: Callable[[dict], str]) -> list[tuple[str, ...]]:
@@ -219,7 +315,9 @@ MEMORY = ("peak memory, GB", "the base's weights, GB")
 def limit_table(found: dict) -> str:
     """Limits are an operation's FLOP at the speed of a plain product or its bytes at that of memory, whichever takes longer."""
     rows, limits, spent, products, in_products = [], 0.0, 0.0, 0.0, 0.0
-    for name, (calls, ms, gflop, gigabytes) in sorted(found["operations"].items(), key=lambda item: -item[1][1]):
+    for name, (calls, ms, gflop, gigabytes) in sorted(
+        found["operations"].items(), key=lambda item: -item[1][1]
+    ):
         limit = 1e3 * max(gflop / found["matrix_gflops"], gigabytes / found["memory_gb_s"])
         limits, spent = limits + limit, spent + ms
         if gflop and not name.startswith("attention"):
@@ -228,20 +326,52 @@ def limit_table(found: dict) -> str:
         rows.append((name, calls, f"{ms:.1f}", f"{limit:.1f}", f"{limit / ms:.2f}", speed))
     between = found["step_ms"] - spent
     rows.append(("between operations (Python)", "", f"{between:.1f}", "0.0", "", ""))
-    rows.append(("all", "", f"{found['step_ms']:.1f}", f"{limits:.1f}", f"{limits / found['step_ms']:.2f}", ""))
+    rows.append(
+        (
+            "all",
+            "",
+            f"{found['step_ms']:.1f}",
+            f"{limits:.1f}",
+            f"{limits / found['step_ms']:.2f}",
+            "",
+        )
+    )
     share = f"{in_products / found['step_ms']:.0%} of all"
-    rows.append(("matrix products", "", f"{in_products:.1f}", f"{products:.1f}", f"{products / in_products:.2f}", share))
+    rows.append(
+        (
+            "matrix products",
+            "",
+            f"{in_products:.1f}",
+            f"{products:.1f}",
+            f"{products / in_products:.2f}",
+            share,
+        )
+    )
     title = f"LoRA, float32, 4 x 256; {found['matrix_gflops']:.0f} GFLOP/s, {found['memory_gb_s']:.0f} GB/s"
     return table((title, "calls", "ms", "limit, ms", "of the limit", "speed"), rows)
 
 
-PARTS = ("steps", "avx2", "long", "chat", "evaluation", "growth", "generation", "precision", "limits")
+PARTS = (
+    "steps",
+    "avx2",
+    "long",
+    "chat",
+    "evaluation",
+    "growth",
+    "generation",
+    "precision",
+    "limits",
+)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="few runs: to see that everything works")
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, metavar="PART", help=", ".join(PARTS))
+    parser.add_argument(
+        "--quick", action="store_true", help="few runs: to see that everything works"
+    )
+    parser.add_argument(
+        "--only", nargs="+", choices=PARTS, default=PARTS, metavar="PART", help=", ".join(PARTS)
+    )
     parser.add_argument("--picture", type=Path, help="where to draw the picture of the steps (SVG)")
     options = parser.parse_args()
     WORK.mkdir(parents=True, exist_ok=True)
@@ -252,7 +382,11 @@ def main() -> None:
             for text in getattr(tables, part)():
                 print(f"\n{text}", flush=True)
     if options.picture and tables.full:
-        shown = [name for name in tables.full if "LoRA" in name and any(base in name for base in ("PEFT", "float32", "Q4_1"))]
+        shown = [
+            name
+            for name in tables.full
+            if "LoRA" in name and any(base in name for base in ("PEFT", "float32", "Q4_1"))
+        ]
         draw([{**tables.full[name], "name": name} for name in shown], options.picture)
         print(f"\ndrew {options.picture}")
 

@@ -53,7 +53,9 @@ class Operation(NamedTuple):
 def table_source(path: str) -> str:
     """Writes the C file whose preprocessed text `operations` reads: the tables with their macros replaced by words."""
     with open(path, "w", encoding="utf-8") as f:
-        f.write('#define PL_OP(name, spec) OPERATION name spec\n#include "ops.def"\n#define PL_LOSS_TABLE\n')
+        f.write(
+            '#define PL_OP(name, spec) OPERATION name spec\n#include "ops.def"\n#define PL_LOSS_TABLE\n'
+        )
         for kind in (
             "CLASS_LOSS(name, family, options, mean, cap)",
             "PAIR_LOSS(name, options, sums)",
@@ -160,7 +162,10 @@ def flattened(path: str, generated: str) -> Iterator[str]:
             include = re.match(r'#include "(.+)"', line)
             if include:
                 beside = os.path.normpath(os.path.join(os.path.dirname(path), include[1]))
-                yield from flattened(beside if os.path.exists(beside) else os.path.join(generated, include[1]), generated)
+                yield from flattened(
+                    beside if os.path.exists(beside) else os.path.join(generated, include[1]),
+                    generated,
+                )
             else:
                 yield line
 
@@ -172,6 +177,8 @@ def write_programs(stems: Iterable[str], folder: str, generated: str) -> str:
         for stem in stems:
             f.write(f"const char pl_cl_source_{stem}[] =\n")
             for line in flattened(f"{folder}/{stem}.cl", generated):
-                f.write('"' + line.rstrip("\n").replace("\\", "\\\\").replace('"', '\\"') + '\\n"\n')
+                f.write(
+                    '"' + line.rstrip("\n").replace("\\", "\\\\").replace('"', '\\"') + '\\n"\n'
+                )
             f.write(";\n")
     return path

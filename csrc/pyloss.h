@@ -33,17 +33,22 @@ static inline int64_t pl_block_bytes(int format) { return pl_formats[format].byt
 static inline int pl_is_floats(int format) { return pl_formats[format].kind == PL_KIND_FLOATS; }
 static inline int pl_has_table(int format) { return pl_formats[format].kind == PL_KIND_TABLE; }
 /* Whether the scales lie beside the codes. */
-static inline int pl_has_groups(int format) { return pl_formats[format].kind == PL_KIND_AFFINE || pl_has_table(format); }
+static inline int pl_has_groups(int format) {
+    return pl_formats[format].kind == PL_KIND_AFFINE || pl_has_table(format);
+}
 /* Bits of a code, where codes are alone in their block. */
-static inline int pl_code_bits(int format) { return 8 * pl_formats[format].bytes / pl_formats[format].elements; }
+static inline int pl_code_bits(int format) {
+    return 8 * pl_formats[format].bytes / pl_formats[format].elements;
+}
 
 /* The scales beside the codes of a matrix. Every `size` elements, counted through all rows from `first` on, share one scale (and
  * one offset): `size` is a power of two and at least 32, `first` a multiple of 32. The arrays may lie at any address. */
 typedef struct {
     int64_t size, first;
-    const uint8_t *scales, *offsets; /* affine: w = scale code + offset; by table: w = scale table[code] */
-    int scale_format;                /* of floats; meaningless with a map */
-    const uint8_t *table;            /* 16 floats, or NULL */
+    const uint8_t *scales,
+        *offsets;         /* affine: w = scale code + offset; by table: w = scale table[code] */
+    int scale_format;     /* of floats; meaningless with a map */
+    const uint8_t *table; /* 16 floats, or NULL */
     /* By table, scales that are themselves quantised: scale i is map[scales[i]] nested[i / nested_size] + nested_offset. */
     const uint8_t *map, *nested; /* 256 floats, and floats; NULL without */
     int64_t nested_size;         /* a power of two */

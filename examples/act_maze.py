@@ -37,16 +37,30 @@ def make_mazes(rng, per_distance):
         # Each room opens a passage upwards or to the right, which makes a tree; a fifth of the passages is walled up again.
         free = np.zeros((4096, SIZE, SIZE), bool)
         free[:, ::2, ::2] = True
-        upwards, kept = rng.random((4096, ROOMS, ROOMS)) < 0.5, rng.random((4096, ROOMS, ROOMS)) < 0.8
+        upwards, kept = (
+            rng.random((4096, ROOMS, ROOMS)) < 0.5,
+            rng.random((4096, ROOMS, ROOMS)) < 0.8,
+        )
         upwards[:, :, -1], upwards[:, 0] = True, False
-        free[:, 1::2, ::2], free[:, ::2, 1::2] = (upwards & kept)[:, 1:], (~upwards & kept)[:, :, :-1]
+        free[:, 1::2, ::2], free[:, ::2, 1::2] = (
+            (upwards & kept)[:, 1:],
+            (~upwards & kept)[:, :, :-1],
+        )
         padded = np.zeros((4096, SIZE + 2, SIZE + 2), bool)
         reached = padded[:, 1:-1, 1:-1]
         row, column = 2 * rng.integers(0, ROOMS, (2, 4096))
         reached[np.arange(4096), row, column] = True
-        inputs, distance = np.where(reached, START, np.where(free, FREE, WALL)).astype(np.int32), np.zeros(4096, int)
+        inputs, distance = (
+            np.where(reached, START, np.where(free, FREE, WALL)).astype(np.int32),
+            np.zeros(4096, int),
+        )
         while True:
-            near = padded[:, :-2, 1:-1] | padded[:, 2:, 1:-1] | padded[:, 1:-1, :-2] | padded[:, 1:-1, 2:]
+            near = (
+                padded[:, :-2, 1:-1]
+                | padded[:, 2:, 1:-1]
+                | padded[:, 1:-1, :-2]
+                | padded[:, 1:-1, 2:]
+            )
             fresh = near & free & ~reached
             if not fresh.any():
                 break
@@ -56,10 +70,15 @@ def make_mazes(rng, per_distance):
         # Without this, far would mean that everything can be reached, and the answer could be guessed.
         fair = reached.sum((1, 2)) < 0.6 * free.sum((1, 2))
         for part, (low, high) in zip(parts, DISTANCES, strict=True):
-            found = np.flatnonzero(fair & (low <= distance) & (distance <= high))[: per_distance - len(part)]
+            found = np.flatnonzero(fair & (low <= distance) & (distance <= high))[
+                : per_distance - len(part)
+            ]
             part.extend((inputs[i].ravel(), labels[i].ravel(), distance[i]) for i in found)
     mazes = [maze for part in parts for maze in part]
-    inputs, labels, distance = (np.stack(values) for values in zip(*(mazes[i] for i in rng.permutation(len(mazes))), strict=True))
+    inputs, labels, distance = (
+        np.stack(values)
+        for values in zip(*(mazes[i] for i in rng.permutation(len(mazes))), strict=True)
+    )
     return {"inputs": inputs, "labels": labels}, distance
 
 
@@ -82,7 +101,11 @@ class MazeModel(nn.Module):
         super().__init__()
         self.embed = nn.Embedding(3, dims)
         self.share = nn.Linear(dims, dims)
-        self.gate, self.up, self.down = nn.Linear(5 * dims, hidden), nn.Linear(5 * dims, hidden), nn.Linear(hidden, dims)
+        self.gate, self.up, self.down = (
+            nn.Linear(5 * dims, hidden),
+            nn.Linear(5 * dims, hidden),
+            nn.Linear(hidden, dims),
+        )
         self.norm = nn.RMSNorm(dims)
         self.answer = nn.Linear(dims, 2)
         self.q_gate, self.q_up = nn.Linear(dims, dims), nn.Linear(dims, dims)
@@ -91,9 +114,15 @@ class MazeModel(nn.Module):
         for layer in (self.gate, self.up, self.down, self.q_gate, self.q_up):
             layer.weight *= 3**0.5
         self.embed.weight *= dims**0.5
-        for q in (self.q_halt, self.q_continue):  # as in HRM: an answer is thought wrong until it is known to be right
+        # as in HRM: an answer is thought wrong until it is known to be right
+        for q in (self.q_halt, self.q_continue):
             q.weight[:], q.bias[:] = 0, -5
-        self.dims, self._compares, self._exploration, self._rng = dims, q_continue, exploration, np.random.default_rng(0)
+        self.dims, self._compares, self._exploration, self._rng = (
+            dims,
+            q_continue,
+            exploration,
+            np.random.default_rng(0),
+        )
         cells = np.arange(SIZE * SIZE).reshape(SIZE, SIZE)
         around = np.pad(cells, 1, mode="edge")  # beyond the edge: the cell itself
         near = [cells, around[:-2, 1:-1], around[2:, 1:-1], around[1:-1, :-2], around[1:-1, 2:]]
@@ -103,7 +132,12 @@ class MazeModel(nn.Module):
         """Everything has halted: the first step takes in the whole batch."""
         count, cells = batch["inputs"].shape
         state = np.zeros((count, cells, self.dims), np.float32)
-        return Carry(state, np.zeros(count, int), np.ones(count, bool), {k: np.zeros_like(v) for k, v in batch.items()})
+        return Carry(
+            state,
+            np.zeros(count, int),
+            np.ones(count, bool),
+            {k: np.zeros_like(v) for k, v in batch.items()},
+        )
 
     def think(self, state, inputs):
         """One step: the new state [B, cells, dims], and both q logits [B]."""
@@ -115,9 +149,20 @@ class MazeModel(nn.Module):
             mean = self.share(state.reshape(count, cells, self.dims).mean(1))
             mixed = ops.add(ops.add(state, seen), ops.gather_rows(mean, own))
             window = ops.gather_rows(mixed, near).reshape(count * cells, 5 * self.dims)
-            state = self.norm(ops.add(state, self.down(ops.swiglu(self.gate(window), self.up(window)))))
-        votes = ops.swiglu(self.q_gate(state), self.q_up(state)).reshape(count, cells, self.dims).mean(1) * SIZE
-        return state.reshape(count, cells, self.dims), self.q_halt(votes).reshape(count), self.q_continue(votes).reshape(count)
+            state = self.norm(
+                ops.add(state, self.down(ops.swiglu(self.gate(window), self.up(window))))
+            )
+        votes = (
+            ops.swiglu(self.q_gate(state), self.q_up(state))
+            .reshape(count, cells, self.dims)
+            .mean(1)
+            * SIZE
+        )
+        return (
+            state.reshape(count, cells, self.dims),
+            self.q_halt(votes).reshape(count),
+            self.q_continue(votes).reshape(count),
+        )
 
     def next_q_logits(self, carry):
         """The q logits of the step to come, for the target of q_continue."""
@@ -127,20 +172,35 @@ class MazeModel(nn.Module):
         new = carry.halted
         current = {k: np.where(new[:, None], batch[k], v) for k, v in carry.current_data.items()}
         steps = np.where(new, 0, carry.steps) + 1
-        state, q_halt, q_continue = self.think(np.where(new[:, None, None], np.float32(0), carry.state), current["inputs"])
+        state, q_halt, q_continue = self.think(
+            np.where(new[:, None, None], np.float32(0), carry.state), current["inputs"]
+        )
         halted = data(q_halt) > (data(q_continue) if self._compares else 0)
         if self.training:  # now and then it has to think longer, and sees whether that helps
             explores = self._rng.random(len(steps)) < self._exploration
             halted &= steps >= explores * self._rng.integers(2, MAX_STEPS + 1, len(steps))
         halted |= steps >= MAX_STEPS
-        outputs = {"logits": self.answer(state), "q_halt_logits": q_halt, "q_continue_logits": q_continue}
+        outputs = {
+            "logits": self.answer(state),
+            "q_halt_logits": q_halt,
+            "q_continue_logits": q_continue,
+        }
         return Carry(data(state), steps, halted, current), outputs
 
 
 def train(head, mazes, updates, batch_size=32, learning_rate=2e-3, report=100):
     """Every step is an update. Yields `(update, metrics)`, sums over `report` updates; leaves the average of the late weights."""
-    rate = optim.build_schedule({"name": "cosine_decay", "warmup": 50, "arguments": [learning_rate, updates, learning_rate / 50]})
-    optimizer, rng = optim.AdamW(rate, betas=(0.9, 0.98), weight_decay=0.1), np.random.default_rng(1)
+    rate = optim.build_schedule(
+        {
+            "name": "cosine_decay",
+            "warmup": 50,
+            "arguments": [learning_rate, updates, learning_rate / 50],
+        }
+    )
+    optimizer, rng = (
+        optim.AdamW(rate, betas=(0.9, 0.98), weight_decay=0.1),
+        np.random.default_rng(1),
+    )
     average = {name: value.copy() for name, value in head.trainable_parameters().items()}
 
     def fresh():
@@ -210,8 +270,14 @@ def draw(path, history, groups, after):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--updates", type=int, default=3000)
-    parser.add_argument("--no-q-continue", action="store_true", help="halt where q_halt > 0 instead of q_halt > q_continue")
-    parser.add_argument("--out", type=Path, default=Path("build/act_maze.png"), help="where the picture goes")
+    parser.add_argument(
+        "--no-q-continue",
+        action="store_true",
+        help="halt where q_halt > 0 instead of q_halt > q_continue",
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("build/act_maze.png"), help="where the picture goes"
+    )
     options = parser.parse_args()
     began = time.perf_counter()
 
@@ -226,15 +292,31 @@ def main():
     for update, sums in train(head, mazes, options.updates):
         count = max(sums["count"], 1)
         values = update, sums["exact_accuracy"] / count, sums["steps"] / count
-        history = {name: [*past, value] for (name, past), value in zip(history.items(), values, strict=True)}
+        history = {
+            name: [*past, value]
+            for (name, past), value in zip(history.items(), values, strict=True)
+        }
         if update % 500 == 0:
-            print("update {}: {:.0%} of the mazes that halted are exact, after {:.1f} steps".format(*values), flush=True)
+            print(
+                "update {}: {:.0%} of the mazes that halted are exact, after {:.1f} steps".format(
+                    *values
+                ),
+                flush=True,
+            )
 
     after = evaluate(head, held_out)
     groups = [(low <= distance) & (distance <= high) for low, high in DISTANCES]
-    print("\nheld-out mazes    before training        after\nfarthest cell    exact     steps    exact     steps")
-    for name, group in [*zip((f"{low:2d} to {high:2d}" for low, high in DISTANCES), groups, strict=True), ("all", distance > 0)]:
-        cells = (f"{right[group].mean():9.1%} {steps[group].mean():8.2f}" for right, steps in (before, after))
+    print(
+        "\nheld-out mazes    before training        after\nfarthest cell    exact     steps    exact     steps"
+    )
+    for name, group in [
+        *zip((f"{low:2d} to {high:2d}" for low, high in DISTANCES), groups, strict=True),
+        ("all", distance > 0),
+    ]:
+        cells = (
+            f"{right[group].mean():9.1%} {steps[group].mean():8.2f}"
+            for right, steps in (before, after)
+        )
         print(f"{name:13s}", *cells)
     right, steps = after
     relation = np.corrcoef(distance, steps)[0, 1] if steps.std() else 0.0

@@ -31,14 +31,20 @@ def measure(model, tokenizer, test, records):
     began = time.perf_counter()
     loss = evaluate(model, test, batch_size=8)
     answers = [answer(model, tokenizer, record) for record in records]
-    right = sum(a == record["messages"][-1]["content"] for a, record in zip(answers, records, strict=True))
-    print(f"test loss {loss:.3f}, exact match {right}/{len(records)}   ({time.perf_counter() - began:.0f} s)")
+    right = sum(
+        a == record["messages"][-1]["content"] for a, record in zip(answers, records, strict=True)
+    )
+    print(
+        f"test loss {loss:.3f}, exact match {right}/{len(records)}   ({time.perf_counter() - began:.0f} s)"
+    )
     return answers, right
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, default=Path("build/demo"), help="where adapter and fused model go")
+    parser.add_argument(
+        "--out", type=Path, default=Path("build/demo"), help="where adapter and fused model go"
+    )
     parser.add_argument("--iters", type=int, default=200, help="training iterations")
     options = parser.parse_args()
     began = time.perf_counter()
@@ -46,14 +52,21 @@ def main():
     pyloss.random.seed(0)
     model, tokenizer = pyloss.load("smollm2-135m")
     train, valid, test = pyloss.load_dataset(HERE / "data", tokenizer, mask_prompt=True)
-    records = [json.loads(line) for line in (HERE / "data" / "test.jsonl").read_text(encoding="utf-8").splitlines()]
+    records = [
+        json.loads(line)
+        for line in (HERE / "data" / "test.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
 
     print("== the base model")
     before, _ = measure(model, tokenizer, test, records)
 
     print("\n== fine-tuning")
-    pyloss.linear_to_lora_layers(model, num_layers=-1, config={"rank": 8, "scale": 2.0, "dropout": 0.0})
-    schedule = pyloss.optim.build_schedule({"name": "cosine_decay", "warmup": 10, "arguments": [1e-3, options.iters, 1e-4]})
+    pyloss.linear_to_lora_layers(
+        model, num_layers=-1, config={"rank": 8, "scale": 2.0, "dropout": 0.0}
+    )
+    schedule = pyloss.optim.build_schedule(
+        {"name": "cosine_decay", "warmup": 10, "arguments": [1e-3, options.iters, 1e-4]}
+    )
     arguments = pyloss.TrainingArgs(
         iters=options.iters,
         batch_size=4,
@@ -79,7 +92,10 @@ def main():
     model.fuse(dequantize=True)
     model.save(options.out / "fused", tokenizer, overwrite=True)
     fused, fused_tokenizer = pyloss.load(options.out / "fused")
-    same = sum(answer(fused, fused_tokenizer, record) == a for record, a in zip(records[:20], after[:20], strict=True))
+    same = sum(
+        answer(fused, fused_tokenizer, record) == a
+        for record, a in zip(records[:20], after[:20], strict=True)
+    )
     print(f"{options.out / 'fused'}: the same answer to {same} of 20 requests")
     print(f"adapter: {options.out / 'adapter'}")
     print(f"\nall in {time.perf_counter() - began:.0f} s")

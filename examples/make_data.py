@@ -25,7 +25,11 @@ DEGREES = {
 }  # fmt: skip
 HOURS = {"five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10}
 MINUTES = {"o'clock": 0, "fifteen": 15, "thirty": 30, "forty five": 45}
-TIMES = {f"{h} {m}": f"{hour:02d}:{minute:02d}" for h, hour in HOURS.items() for m, minute in MINUTES.items()}
+TIMES = {
+    f"{h} {m}": f"{hour:02d}:{minute:02d}"
+    for h, hour in HOURS.items()
+    for m, minute in MINUTES.items()
+}
 
 
 def same(*words: str) -> dict[str, object]:
@@ -348,7 +352,9 @@ PHRASINGS: dict[str, dict[str, list[str]]] = {
 }
 
 
-def record(tool: str, phrasing: str, said: dict[str, str], values: dict[str, object]) -> dict[str, object]:
+def record(
+    tool: str, phrasing: str, said: dict[str, str], values: dict[str, object]
+) -> dict[str, object]:
     call = {"tool": tool, **{name: values[name] for name in ARGUMENTS[tool]}}
     return {
         "messages": [

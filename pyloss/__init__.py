@@ -94,7 +94,11 @@ def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module 'pyloss' has no attribute {name!r}")
     home = _LAZY[name]
-    value = getattr(importlib.import_module(f"pyloss.{home}"), name) if home else importlib.import_module(f"pyloss.{name}")
+    value = (
+        getattr(importlib.import_module(f"pyloss.{home}"), name)
+        if home
+        else importlib.import_module(f"pyloss.{name}")
+    )
     globals()[name] = value
     return value
 

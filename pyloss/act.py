@@ -13,7 +13,12 @@ import numpy as np
 
 from .autograd import data, no_grad
 from .given import as_integers
-from .losses import binary_cross_entropy_with_logits, compute_accuracy, softmax_cross_entropy, stablemax_cross_entropy
+from .losses import (
+    binary_cross_entropy_with_logits,
+    compute_accuracy,
+    softmax_cross_entropy,
+    stablemax_cross_entropy,
+)
 from .nn import Module
 
 IGNORE_INDEX = -100
@@ -56,14 +61,25 @@ class ACTLossHead(Module):
     the loss and the gradients of the batch without its padding. Metrics of halted sequences leave it out in both.
     """
 
-    def __init__(self, model: Any, loss_type: str | Callable, *, q_continue: bool = True, padded_rows: str = "reference") -> None:
+    def __init__(
+        self,
+        model: Any,
+        loss_type: str | Callable,
+        *,
+        q_continue: bool = True,
+        padded_rows: str = "reference",
+    ) -> None:
         super().__init__()
         if not callable(model):
             raise TypeError(f"model must be callable, not {type(model).__name__}")
         if not callable(loss_type) and loss_type not in tuple(_LOSSES):
-            raise ValueError(f"loss_type is {loss_type!r}; it must be {' or '.join(map(repr, _LOSSES))}, or a function")
+            raise ValueError(
+                f"loss_type is {loss_type!r}; it must be {' or '.join(map(repr, _LOSSES))}, or a function"
+            )
         if padded_rows not in _PADDED_ROWS:
-            raise ValueError(f"padded_rows is {padded_rows!r}; it must be {' or '.join(map(repr, _PADDED_ROWS))}")
+            raise ValueError(
+                f"padded_rows is {padded_rows!r}; it must be {' or '.join(map(repr, _PADDED_ROWS))}"
+            )
         if q_continue and hasattr(model, "next_q_logits") and not hasattr(model, "halt_max_steps"):
             raise ValueError("a model with next_q_logits must say its halt_max_steps")
         self.model = model
@@ -91,14 +107,22 @@ class ACTLossHead(Module):
         Raises ValueError naming what the model lacks or what has a wrong shape, and what the losses raise for wrong labels.
         """
         if isinstance(return_keys, str):
-            raise TypeError(f"return_keys must be a sequence of names, not the string {return_keys!r}")
+            raise TypeError(
+                f"return_keys must be a sequence of names, not the string {return_keys!r}"
+            )
         new_carry, outputs = self.model(**model_kwargs)
-        labels = as_integers(_given(new_carry.current_data, "labels", "new_carry.current_data"), "labels")
+        labels = as_integers(
+            _given(new_carry.current_data, "labels", "new_carry.current_data"), "labels"
+        )
         logits = _given(outputs, "logits", "the model's outputs")
         if labels.ndim != 2 or np.ndim(data(logits)) != 3 or data(logits).shape[:2] != labels.shape:
-            raise ValueError(f"logits must be [B, T, V] and labels [B, T], got shapes {data(logits).shape} and {labels.shape}")
+            raise ValueError(
+                f"logits must be [B, T, V] and labels [B, T], got shapes {data(logits).shape} and {labels.shape}"
+            )
         rows = labels.shape[:1]
-        q_halt = _per_row(_given(outputs, "q_halt_logits", "the model's outputs"), "q_halt_logits", rows)
+        q_halt = _per_row(
+            _given(outputs, "q_halt_logits", "the model's outputs"), "q_halt_logits", rows
+        )
         halted = data(_per_row(new_carry.halted, "new_carry.halted", rows)).astype(bool)
         steps = data(_per_row(new_carry.steps, "new_carry.steps", rows))
 
@@ -131,16 +155,28 @@ class ACTLossHead(Module):
         return new_carry, lm_loss + q_loss * 0.5, metrics, returned, bool(halted[kept].all())
 
     def _q_continue_loss(
-        self, new_carry: Any, outputs: Mapping[str, Any], q_halt: Any, steps: np.ndarray, kept: np.ndarray
+        self,
+        new_carry: Any,
+        outputs: Mapping[str, Any],
+        q_halt: Any,
+        steps: np.ndarray,
+        kept: np.ndarray,
     ) -> Any:
         rows = kept.shape
-        q_continue = _per_row(_given(outputs, "q_continue_logits", "the model's outputs"), "q_continue_logits", rows)
+        q_continue = _per_row(
+            _given(outputs, "q_continue_logits", "the model's outputs"), "q_continue_logits", rows
+        )
         if "target_q_continue" in outputs:
             target = data(_per_row(outputs["target_q_continue"], "target_q_continue", rows))
         elif hasattr(self.model, "next_q_logits"):
             with no_grad():
-                halt, go_on = (data(_per_row(q, "next_q_logits", rows)) for q in self.model.next_q_logits(new_carry))
-            target = _sigmoid(np.where(steps >= self.model.halt_max_steps, halt, np.maximum(halt, go_on)))
+                halt, go_on = (
+                    data(_per_row(q, "next_q_logits", rows))
+                    for q in self.model.next_q_logits(new_carry)
+                )
+            target = _sigmoid(
+                np.where(steps >= self.model.halt_max_steps, halt, np.maximum(halt, go_on))
+            )
         else:
             target = _sigmoid(np.maximum(data(q_halt), data(q_continue)))
         return _q_loss(q_continue, target, kept)
@@ -149,7 +185,9 @@ class ACTLossHead(Module):
 def _q_loss(q_logits: Any, target: np.ndarray, kept: np.ndarray) -> Any:
     """The binary cross entropy summed over the rows in `kept`."""
     dtype = np.float64 if data(q_logits).dtype == np.float64 else np.float32
-    return binary_cross_entropy_with_logits(q_logits, target.astype(dtype), weights=kept.astype(dtype), reduction="sum")
+    return binary_cross_entropy_with_logits(
+        q_logits, target.astype(dtype), weights=kept.astype(dtype), reduction="sum"
+    )
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:
@@ -159,13 +197,17 @@ def _sigmoid(x: np.ndarray) -> np.ndarray:
 
 def _given(values: Mapping[str, Any], name: str, owner: str) -> Any:
     if name not in values:
-        raise ValueError(f"{owner} must have {name!r}; given: {', '.join(map(repr, values)) or 'nothing'}")
+        raise ValueError(
+            f"{owner} must have {name!r}; given: {', '.join(map(repr, values)) or 'nothing'}"
+        )
     return values[name]
 
 
 def _per_row(x: Any, name: str, shape: tuple[int, ...]) -> Any:
     if np.shape(data(x)) != shape:
-        raise ValueError(f"{name} has shape {np.shape(data(x))}, expected one value per sequence: {shape}")
+        raise ValueError(
+            f"{name} has shape {np.shape(data(x))}, expected one value per sequence: {shape}"
+        )
     return x
 
 

@@ -17,7 +17,11 @@ Array = Any  # numpy.ndarray or Tensor
 
 def empty(*shape: int, like: Any = None) -> Any:
     """An uninitialised float32 array over a reused buffer; where `like` is, if that is on a device."""
-    return device.empty(shape, np.float32, like) if isinstance(like, device.DeviceArray) else _core.empty(shape)
+    return (
+        device.empty(shape, np.float32, like)
+        if isinstance(like, device.DeviceArray)
+        else _core.empty(shape)
+    )
 
 
 def zeros(*shape: int, like: Any = None) -> Any:
@@ -31,7 +35,11 @@ def zeros(*shape: int, like: Any = None) -> Any:
 
 def integers(shape: tuple[int, ...], like: Any) -> Any:
     """An uninitialised int32 array where `like` is."""
-    return device.empty(shape, np.int32, like) if isinstance(like, device.DeviceArray) else _core.empty(shape, "i32")
+    return (
+        device.empty(shape, np.int32, like)
+        if isinstance(like, device.DeviceArray)
+        else _core.empty(shape, "i32")
+    )
 
 
 def f32(x: Array, name: str = "x") -> Any:
@@ -66,7 +74,9 @@ def i32(x: Any, name: str = "ids") -> np.ndarray:
         return np.require(x, np.int32, ["C", "A"])
     array = as_integers(x, name)
     if array.size and not -(2**31) <= int(array.min()) <= int(array.max()) < 2**31:
-        raise ValueError(f"{name} must lie within the 32-bit integers, got values from {array.min()} to {array.max()}")
+        raise ValueError(
+            f"{name} must lie within the 32-bit integers, got values from {array.min()} to {array.max()}"
+        )
     return np.require(array, np.int32, ["C", "A"])
 
 

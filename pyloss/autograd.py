@@ -26,7 +26,11 @@ class Node:
     __slots__ = ("root", "parents", "vjp", "again", "cache", "grad", "owned", "reads_output")
 
     def __init__(
-        self, root: object, parents: tuple[Node | None, ...] = (), vjp: Callable | None = None, again: Callable | None = None
+        self,
+        root: object,
+        parents: tuple[Node | None, ...] = (),
+        vjp: Callable | None = None,
+        again: Callable | None = None,
     ):
         self.root = root  # of the tape it was recorded by; to others its Tensor is a constant
         self.parents = parents
@@ -35,7 +39,8 @@ class Node:
         self.cache: np.ndarray | None = None
         self.grad: np.ndarray | None = None
         self.owned = False  # grad is a buffer of this node's own, which may be added into
-        self.reads_output = False  # vjp reads what the operation made: who overwrites that restores it before
+        # vjp reads what the operation made: who overwrites that restores it before
+        self.reads_output = False
 
     def add(self, grad: np.ndarray, own: bool = False) -> None:
         """Adds to the gradient; `own` says that nobody else will read `grad`."""
@@ -60,11 +65,17 @@ def _added(a: Any, b: Any) -> Any:
         return there
     if isinstance(a, device.DeviceArray) or isinstance(b, device.DeviceArray):
         return a + b if isinstance(a, device.DeviceArray) else b + a
-    if a.dtype == np.float32 and a.flags.c_contiguous and b.flags.c_contiguous and b.dtype == np.float32:
+    if (
+        a.dtype == np.float32
+        and a.flags.c_contiguous
+        and b.flags.c_contiguous
+        and b.dtype == np.float32
+    ):
         out = _core.empty(a.shape)
         _core.add(a, b, out)
         return out
-    return np.asarray(a + b)  # of arrays without dimensions NumPy makes a scalar, which nothing can be added into
+    # of arrays without dimensions NumPy makes a scalar, which nothing can be added into
+    return np.asarray(a + b)
 
 
 def _add_into(a: Any, b: Any) -> None:
@@ -72,7 +83,12 @@ def _add_into(a: Any, b: Any) -> None:
         _core.axpy(1.0, b, a)
     elif isinstance(a, device.DeviceArray):
         a.write(np.asarray(a) + np.asarray(b))
-    elif a.dtype == np.float32 and a.flags.c_contiguous and b.flags.c_contiguous and b.dtype == np.float32:
+    elif (
+        a.dtype == np.float32
+        and a.flags.c_contiguous
+        and b.flags.c_contiguous
+        and b.dtype == np.float32
+    ):
         _core.axpy(1.0, b, a)
     else:
         a += b
@@ -110,7 +126,9 @@ class Tape:
     and what is cheap to compute again is kept, since backward follows at once.
     """
 
-    def __init__(self, within: Tape | None = None, probing: bool = False, replaying: bool = False) -> None:
+    def __init__(
+        self, within: Tape | None = None, probing: bool = False, replaying: bool = False
+    ) -> None:
         self.root: object = object() if within is None else within.root
         self.probing, self.replaying = probing, replaying
         self.memory: list[Any] | None = None  # of a checkpoint, see `remembered`
@@ -196,7 +214,11 @@ def record(
     """The Tensor of an operation's output. `again()`, where given, returns the output anew for those who keep it."""
     tape = current_tape()
     assert tape is not None
-    node = Node(tape.root) if tape.probing else Node(tape.root, tuple(_node_of(x) for x in inputs), vjp, again)
+    node = (
+        Node(tape.root)
+        if tape.probing
+        else Node(tape.root, tuple(_node_of(x) for x in inputs), vjp, again)
+    )
     if not tape.probing:
         tape.nodes.append(node)
     node.reads_output = reads_output
@@ -211,7 +233,11 @@ def record(
 def lazily(shape: tuple[int, ...], compute: Callable[[], np.ndarray]) -> np.ndarray | Deferred:
     """The float32 output of an operation that is recorded: `compute()`, or while a tape replays, when it is read, if it is."""
     tape = current_tape()
-    return Deferred(shape, np.dtype(np.float32), compute) if tape is not None and tape.replaying else compute()
+    return (
+        Deferred(shape, np.dtype(np.float32), compute)
+        if tape is not None and tape.replaying
+        else compute()
+    )
 
 
 def remembered(compute: Callable[[], Any]) -> Any:
@@ -265,9 +291,13 @@ def _elementwise(function: Callable, partials: tuple[Callable, Callable], a: Any
         return function(_value(a), _value(b))
     a, b = (v if np.isscalar(v) or isinstance(v, Tensor) else np.asarray(v) for v in (a, b))
     if isinstance(a, Deferred) or isinstance(b, Deferred):
-        shape = np.broadcast_shapes(*(v.shape if isinstance(v, Tensor) else np.shape(v) for v in (a, b)))
+        shape = np.broadcast_shapes(
+            *(v.shape if isinstance(v, Tensor) else np.shape(v) for v in (a, b))
+        )
         small = (v if np.isscalar(v) else np.ones((1,) * v.ndim, v.dtype) for v in (a, b))
-        out: Any = Deferred(shape, function(*small).dtype, lambda: np.asarray(function(_value(a), _value(b))))
+        out: Any = Deferred(
+            shape, function(*small).dtype, lambda: np.asarray(function(_value(a), _value(b)))
+        )
     else:
         out = function(_value(a), _value(b))
 
@@ -275,7 +305,10 @@ def _elementwise(function: Callable, partials: tuple[Callable, Callable], a: Any
         for i, operand in enumerate((a, b)):
             if grads.wanted(i):
                 partial = _value(partials[i](a, b, out))
-                grads.put(i, np.asarray(_unbroadcast(dy * partial, operand.shape), operand.dtype, order="C"))
+                grads.put(
+                    i,
+                    np.asarray(_unbroadcast(dy * partial, operand.shape), operand.dtype, order="C"),
+                )
 
     return record(out, (a, b), vjp)
 
@@ -365,12 +398,24 @@ class Tensor:
     def sum(self, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Any:
         """The sum over an axis, several, or all; added up in float64."""
         shape = self.shape
-        kept = np.empty(shape, np.bool_).sum(axis=axis, keepdims=True).shape if axis is not None else (1,) * self.ndim
-        dims = kept if keepdims else np.empty(shape, np.bool_).sum(axis=axis).shape if axis is not None else ()
+        kept = (
+            np.empty(shape, np.bool_).sum(axis=axis, keepdims=True).shape
+            if axis is not None
+            else (1,) * self.ndim
+        )
+        dims = (
+            kept
+            if keepdims
+            else np.empty(shape, np.bool_).sum(axis=axis).shape
+            if axis is not None
+            else ()
+        )
 
         def total(x: np.ndarray) -> np.ndarray:
             wide = np.float64 if x.dtype.itemsize < 8 and x.dtype.kind not in "iub" else None
-            return np.asarray(x.sum(axis=axis, keepdims=keepdims, dtype=wide), x.dtype if wide else None)
+            return np.asarray(
+                x.sum(axis=axis, keepdims=keepdims, dtype=wide), x.dtype if wide else None
+            )
 
         out = self._derived(dims, total)
         if not recording(self):
@@ -391,7 +436,9 @@ class Tensor:
     def reshape(self, *shape: Any) -> Any:
         """The same elements in another shape."""
         before = self.shape
-        out = self._derived(np.empty(before, np.bool_).reshape(*shape).shape, lambda x: x.reshape(*shape))
+        out = self._derived(
+            np.empty(before, np.bool_).reshape(*shape).shape, lambda x: x.reshape(*shape)
+        )
         if not recording(self):
             return out
 
@@ -491,7 +538,9 @@ def run_backward(tape: Tape, result: Any) -> Any:
     loss = result[0] if isinstance(result, tuple) else result
     shape = loss.shape if isinstance(loss, Tensor) else np.shape(loss)
     if math.prod(shape) != 1:
-        raise ValueError(f"the function must return a scalar to be differentiated, not an array of shape {shape}")
+        raise ValueError(
+            f"the function must return a scalar to be differentiated, not an array of shape {shape}"
+        )
     if isinstance(loss, Tensor):
         tape.backward(loss, np.ones(shape, loss.dtype))
     return _plain(result)
@@ -509,18 +558,28 @@ def value_and_grad(function: Callable, argnums: int | Sequence[int] = 0) -> Call
     def leaf(value: Any, root: object) -> Tensor:
         array = device.array(value)
         if isinstance(array, device.DeviceArray) and array.dtype.kind not in "fV":
-            raise TypeError(f"cannot differentiate with respect to dtype {array.dtype} on a device; it must be of a float type")
-        if array.dtype not in (np.float32, np.float64, np.float16) and not device.is_bfloat16(array.dtype):
+            raise TypeError(
+                f"cannot differentiate with respect to dtype {array.dtype} on a device; it must be of a float type"
+            )
+        if array.dtype not in (np.float32, np.float64, np.float16) and not device.is_bfloat16(
+            array.dtype
+        ):
             if array.dtype.kind not in "fiub":
-                raise TypeError(f"cannot differentiate with respect to dtype {array.dtype}; it must hold real numbers")
+                raise TypeError(
+                    f"cannot differentiate with respect to dtype {array.dtype}; it must hold real numbers"
+                )
             native = array.dtype.newbyteorder("=")
-            array = array.astype(native if native.kind == "f" and native.itemsize <= 8 else np.float32)
+            array = array.astype(
+                native if native.kind == "f" and native.itemsize <= 8 else np.float32
+            )
         return Tensor(array, Node(root))
 
     def wrapped(*args: Any, **kwargs: Any) -> tuple[Any, Any]:
         for i in positions:
             if not -len(args) <= i < len(args):
-                raise ValueError(f"argnums names argument {i}, but the function was called with {len(args)} arguments")
+                raise ValueError(
+                    f"argnums names argument {i}, but the function was called with {len(args)} arguments"
+                )
         traced, tape = list(args), Tape()
         for i in positions:
             traced[i] = _tree_map(lambda value: leaf(value, tape.root), args[i])

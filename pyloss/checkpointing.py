@@ -8,7 +8,18 @@ from typing import Any
 import numpy as np
 
 from . import random
-from .autograd import Deferred, Gradients, Node, Tape, Tensor, current_tape, data, keep, record, recording
+from .autograd import (
+    Deferred,
+    Gradients,
+    Node,
+    Tape,
+    Tensor,
+    current_tape,
+    data,
+    keep,
+    record,
+    recording,
+)
 
 
 def checkpoint(function: Callable, x: Any, remember: bool = False) -> Any:

@@ -55,7 +55,9 @@ def train(flags: Flags) -> int:
     if not (config.train or config.test):
         raise ValueError("nothing to do: train and test are both false")
     if config.resume and config.resume_adapter_file:
-        raise ValueError("--resume continues a run as it was, --resume-adapter-file starts a new one: give one of them")
+        raise ValueError(
+            "--resume continues a run as it was, --resume-adapter-file starts a new one: give one of them"
+        )
     optimizer = _optimizer(config)
     model, tokenizer = models.load(config.model)
     train_set, valid_set, test_set = load_dataset(config, tokenizer)
@@ -102,7 +104,9 @@ def _move(model: Any, device: str | None) -> None:
         pyloss.to_device(model, device)
 
 
-def _train(config: SimpleNamespace, model: Any, optimizer: Optimizer, train_set: Any, valid_set: Any) -> None:
+def _train(
+    config: SimpleNamespace, model: Any, optimizer: Optimizer, train_set: Any, valid_set: Any
+) -> None:
     from pyloss.tuner.trainer import TrainingArgs, train as run
     from pyloss.tuner.utils import linear_to_lora_layers, unfreeze_layers
 
@@ -114,14 +118,33 @@ def _train(config: SimpleNamespace, model: Any, optimizer: Optimizer, train_set:
     if config.fine_tune_type == "full":
         unfreeze_layers(model, config.num_layers, config.full_keys)
     else:
-        linear_to_lora_layers(model, config.num_layers, config.lora_parameters, use_dora=config.fine_tune_type == "dora")
+        linear_to_lora_layers(
+            model,
+            config.num_layers,
+            config.lora_parameters,
+            use_dora=config.fine_tune_type == "dora",
+        )
     if config.resume_adapter_file:
         file = _adapter_file(config.resume_adapter_file)
         state.restore_arrays(model.trainable_parameters(), _weights(file), str(file))
         say(f"starting from the adapter in {file}")
     _move(model, config.device)
-    shared = ["batch_size", "iters", "val_batches", "steps_per_report", "steps_per_eval", "max_seq_length", "seed"]
-    shared += ["matmul_precision", "grad_checkpoint", "grad_accumulation_steps", "max_grad_norm", "loraplus_lr_ratio"]
+    shared = [
+        "batch_size",
+        "iters",
+        "val_batches",
+        "steps_per_report",
+        "steps_per_eval",
+        "max_seq_length",
+        "seed",
+    ]
+    shared += [
+        "matmul_precision",
+        "grad_checkpoint",
+        "grad_accumulation_steps",
+        "max_grad_norm",
+        "loraplus_lr_ratio",
+    ]
     shared += ["patience", "keep_best", "resume", "overwrite"]
     args = TrainingArgs(
         **{name: getattr(config, name) for name in shared},
@@ -129,7 +152,9 @@ def _train(config: SimpleNamespace, model: Any, optimizer: Optimizer, train_set:
         adapter_file=folder / ADAPTER_FILE,
         adapter_config=vars(config) | (model.adapter_config or {}),
     )
-    callback = get_reporting_callbacks(config.report_to, config.project_name, str(folder), vars(config))
+    callback = get_reporting_callbacks(
+        config.report_to, config.project_name, str(folder), vars(config)
+    )
     run(model, optimizer, train_set, valid_set or None, args, training_callback=callback)
 
 
@@ -139,7 +164,9 @@ def _adapter_file(path: str) -> Path:
     file = place / ADAPTER_FILE if place.is_dir() else place
     if not file.is_file():
         found = f"the folder has no {ADAPTER_FILE}" if place.is_dir() else "no such file"
-        raise ValueError(f"--resume-adapter-file {path}: {found}; give an {ADAPTER_FILE}, a numbered one, or their folder")
+        raise ValueError(
+            f"--resume-adapter-file {path}: {found}; give an {ADAPTER_FILE}, a numbered one, or their folder"
+        )
     return file
 
 
@@ -155,11 +182,17 @@ def _evaluate(config: SimpleNamespace, model: Any, dataset: Any, split: str) -> 
     _note_other_targets(config)
     with precision.matmul_precision(config.matmul_precision):
         try:
-            loss = measure(model, dataset, config.batch_size, config.test_batches, config.max_seq_length)
+            loss = measure(
+                model, dataset, config.batch_size, config.test_batches, config.max_seq_length
+            )
         except NoTargets as error:
             raise NoTargets(f"the {split} data: {error}") from None
     perplexity = math.exp(loss) if loss < 700 else math.inf
-    count = len(dataset) if config.test_batches == -1 else min(len(dataset), config.test_batches * config.batch_size)
+    count = (
+        len(dataset)
+        if config.test_batches == -1
+        else min(len(dataset), config.test_batches * config.batch_size)
+    )
     out(f"loss {loss:.4f}, perplexity {perplexity:.4f}, {counted(count, 'sample')}")
 
 
@@ -171,7 +204,9 @@ def _note_other_targets(config: SimpleNamespace) -> None:
     saved = read_config(place.parent if place.is_file() else place)
     trained = saved.get("train_on") or ("last" if saved.get("mask_prompt") else "all")
     if "mask_prompt" in saved and trained != (measured := _trained_on(config)):
-        say(f"note: the adapter was trained on {trained!r} tokens, and this loss is that of {measured!r} (--train-on {trained})")
+        say(
+            f"note: the adapter was trained on {trained!r} tokens, and this loss is that of {measured!r} (--train-on {trained})"
+        )
 
 
 def evaluate(flags: Flags) -> int:
@@ -179,7 +214,9 @@ def evaluate(flags: Flags) -> int:
     split = flags.pop("split")
     config = merge_config(flags, flags.get("config"), {"adapter_path": None})
     config.train, config.test = split == "train", split == "test"
-    say(f"model {config.model}, adapter {config.adapter_path or 'none'}, data {config.data or 'hf_dataset'}, split {split}")
+    say(
+        f"model {config.model}, adapter {config.adapter_path or 'none'}, data {config.data or 'hf_dataset'}, split {split}"
+    )
     model, tokenizer = models.load(config.model, adapter_path=config.adapter_path)
     found = dict(zip(("train", "valid", "test"), load_dataset(config, tokenizer), strict=True))
     if not found[split]:
@@ -204,13 +241,19 @@ def _utf8(flags: Flags, *names: str) -> None:
     """Read texts of the command line as UTF-8: a locale without it leaves escaped bytes in them."""
 
     def read(text: str) -> str:
-        return text if text.isascii() or not any("\ud800" <= c <= "\udfff" for c in text) else os.fsencode(text).decode()
+        return (
+            text
+            if text.isascii() or not any("\ud800" <= c <= "\udfff" for c in text)
+            else os.fsencode(text).decode()
+        )
 
     for name in names:
         given = flags[name]
         try:
             if given:
-                flags[name] = read(given) if isinstance(given, str) else [read(text) for text in given]
+                flags[name] = (
+                    read(given) if isinstance(given, str) else [read(text) for text in given]
+                )
         except UnicodeError:
             raise ValueError(f"{_flag(name)} is not UTF-8 text") from None
 
@@ -228,7 +271,9 @@ def _system_prompt(flags: Flags, model: Any) -> str | None:
 def _say_prompt(model: Any) -> None:
     """Files of whole models have no place for the system prompt of the adapter in them."""
     if (prompt := system_prompt_of(getattr(model, "adapter_config", None))) is not None:
-        say(f"the adapter was trained with this system prompt, which has to be given to the model: {prompt}")
+        say(
+            f"the adapter was trained with this system prompt, which has to be given to the model: {prompt}"
+        )
 
 
 def _prompt_ids(flags: Flags, tokenizer: Any, model: Any) -> list[int]:
@@ -240,16 +285,22 @@ def _prompt_ids(flags: Flags, tokenizer: Any, model: Any) -> list[int]:
         try:
             options = json.loads(flags["chat_template_config"])
         except json.JSONDecodeError as error:
-            raise ValueError(f"--chat-template-config is {flags['chat_template_config']!r}: not JSON: {error}") from None
+            raise ValueError(
+                f"--chat-template-config is {flags['chat_template_config']!r}: not JSON: {error}"
+            ) from None
         if not isinstance(options, dict):
-            raise ValueError(f"--chat-template-config is {flags['chat_template_config']!r}; a JSON object is needed")
+            raise ValueError(
+                f"--chat-template-config is {flags['chat_template_config']!r}; a JSON object is needed"
+            )
     if flags["ignore_chat_template"] or not tokenizer.chat_template:
         return encode_text(tokenizer, text + (flags["prefill_response"] or ""))
     messages = [{"role": "user", "content": text}]
     if (system := _system_prompt(flags, model)) is not None:
         messages.insert(0, {"role": "system", "content": system})
     options = {"add_generation_prompt": True} | options
-    rendered = tokenizer.apply_chat_template(messages, tokenize=False, **options) + (flags["prefill_response"] or "")
+    rendered = tokenizer.apply_chat_template(messages, tokenize=False, **options) + (
+        flags["prefill_response"] or ""
+    )
     return list(tokenizer.encode(rendered, add_special_tokens=False))
 
 
@@ -257,18 +308,31 @@ def generate(flags: Flags) -> int:
     """`pyloss generate`: prints the answer as it comes."""
     from pyloss.generation import stream_generate
 
-    for name, least in (("max_tokens", 1), ("top_k", 0)) + ((("seed", 0),) if flags["seed"] is not None else ()):
+    for name, least in (("max_tokens", 1), ("top_k", 0)) + (
+        (("seed", 0),) if flags["seed"] is not None else ()
+    ):
         whole(flags[name], _flag(name), least)
     for name, most in (("temp", None), ("top_p", 1), ("min_p", 1)):
         real(flags[name], _flag(name), 0, most)
-    _utf8(flags, "prompt", "system_prompt", "prefill_response", "extra_eos_token", "chat_template_config")
+    _utf8(
+        flags,
+        "prompt",
+        "system_prompt",
+        "prefill_response",
+        "extra_eos_token",
+        "chat_template_config",
+    )
     if flags["no_system_prompt"] and flags["system_prompt"] is not None:
-        raise ValueError("--system-prompt and --no-system-prompt contradict each other: give one of them")
+        raise ValueError(
+            "--system-prompt and --no-system-prompt contradict each other: give one of them"
+        )
     model, tokenizer = models.load(flags["model"], adapter_path=flags["adapter_path"])
     for token in flags["extra_eos_token"]:
         ids = tokenizer.encode(token, add_special_tokens=False)
         if len(ids) != 1:
-            raise ValueError(f"--extra-eos-token {token!r} is {len(ids)} tokens; one that is a single token is needed")
+            raise ValueError(
+                f"--extra-eos-token {token!r} is {len(ids)} tokens; one that is a single token is needed"
+            )
         tokenizer.eos_token_ids.add(ids[0])
     _move(model, flags["device"])
     last = None
@@ -288,7 +352,9 @@ def generate(flags: Flags) -> int:
             return 0  # nobody reads on; `main` says that the answer was lost
     out("")
     if flags["verbose"] and last is not None:
-        speeds = f"prompt {last.prompt_tps:.1f} tokens/s, generation {last.generation_tps:.1f} tokens/s"
+        speeds = (
+            f"prompt {last.prompt_tps:.1f} tokens/s, generation {last.generation_tps:.1f} tokens/s"
+        )
         say(f"[{speeds}, ended by {last.finish_reason}]")
     return 0
 
@@ -299,8 +365,13 @@ def _refuse_source(name: str, flags: Flags) -> None:
     for what, source in (("model", flags["model"]), ("adapter", flags.get("adapter_path"))):
         place = None if source is None else user_path(source).resolve()
         # The adapter's folder is the adapter, also where one file of it is named.
-        if place is not None and target in {place, *([place.parent] if what == "adapter" and place.is_file() else [])}:
-            raise ValueError(f"{_flag(name)} {flags[name]} is the {what} itself: give another place")
+        if place is not None and target in {
+            place,
+            *([place.parent] if what == "adapter" and place.is_file() else []),
+        }:
+            raise ValueError(
+                f"{_flag(name)} {flags[name]} is the {what} itself: give another place"
+            )
 
 
 def fuse(flags: Flags) -> int:
@@ -310,7 +381,9 @@ def fuse(flags: Flags) -> int:
 
     for name in ("upload_repo", "hf_path"):
         if flags[name]:
-            raise ValueError(f"{_flag(name)} is not available: nothing is uploaded; --save-path writes a folder")
+            raise ValueError(
+                f"{_flag(name)} is not available: nothing is uploaded; --save-path writes a folder"
+            )
     folder = user_path(flags["save_path"])
     check_target(folder, folder=True)
     _refuse_source("save_path", flags)
@@ -324,7 +397,9 @@ def fuse(flags: Flags) -> int:
     kept = fuse_adapters(model, flags["dequantize"] or exporting.becomes_floats(model), ways)
     if kept and min(kept.values()) < 1:
         mean, least = max(sum(kept.values()) / len(kept), 0), min(kept, key=kept.__getitem__)
-        say(f"storing the fused weights keeps {mean:.1%} of the adapter, {max(kept[least], 0):.1%} at worst ({least})")
+        say(
+            f"storing the fused weights keeps {mean:.1%} of the adapter, {max(kept[least], 0):.1%} at worst ({least})"
+        )
     model.save(folder, tokenizer, overwrite=flags["overwrite"])
     say(f"saved the fused model to {folder}")
     _say_prompt(model)
@@ -338,14 +413,18 @@ def export(flags: Flags) -> int:
     """`pyloss export`: writes a model or an adapter in another program's format."""
     adapter, to, output = flags["adapter_path"], flags["to"], flags["output"]
     if adapter is None and (flags["adapter_only"] or to in ("peft", "mlx")):
-        raise ValueError("--to peft, --to mlx and --adapter-only write an adapter: give its folder as --adapter-path")
+        raise ValueError(
+            "--to peft, --to mlx and --adapter-only write an adapter: give its folder as --adapter-path"
+        )
     options = {key: flags[key] for key in ("adapter_only", "type", "dequantize")}
     exporting.check_request(output, to, **options)
     _refuse_source("output", flags)
     model, tokenizer = models.load(flags["model"], adapter_path=adapter)
     # A configuration that goes wherever the adapter goes says no place of this machine, unless --name does.
     name = flags["name"] or (portable(flags["model"], "model") if to == "peft" else None)
-    exporting.export(model, output, to, tokenizer, **options, name=name, overwrite=flags["overwrite"])
+    exporting.export(
+        model, output, to, tokenizer, **options, name=name, overwrite=flags["overwrite"]
+    )
     say(f"wrote {output}")
     if to in ("gguf", "hf"):
         _say_prompt(model)
@@ -358,9 +437,15 @@ def convert(flags: Flags) -> int:
 
     kind, bits = flags["quantize"], flags["q_bits"]
     if kind and bits and kind != f"q{bits}":
-        raise ValueError(f"--quantize {kind} and --q-bits {bits} say different things: give one of them")
-    if kind is None and (bits or flags["group_size"] or flags["single_quant"] or flags["loftq_rank"]):
-        raise ValueError("--q-bits, --group-size, --single-quant and --loftq-rank belong to --quantize")
+        raise ValueError(
+            f"--quantize {kind} and --q-bits {bits} say different things: give one of them"
+        )
+    if kind is None and (
+        bits or flags["group_size"] or flags["single_quant"] or flags["loftq_rank"]
+    ):
+        raise ValueError(
+            "--q-bits, --group-size, --single-quant and --loftq-rank belong to --quantize"
+        )
     for name in ("loftq_rank", "loftq_rounds", "group_size"):
         if flags[name] is not None:
             whole(flags[name], _flag(name), 1)
@@ -371,7 +456,9 @@ def convert(flags: Flags) -> int:
     model, tokenizer = models.load(flags["model"])
     if kind is not None:
         name = kind or f"q{bits or 4}"
-        left = conversion.quantize_model(model, name, flags["group_size"], flags["dtype"], double=not flags["single_quant"])
+        left = conversion.quantize_model(
+            model, name, flags["group_size"], flags["dtype"], double=not flags["single_quant"]
+        )
         for layer, reason in left.items():
             say(f"not quantised: {layer} ({reason})")
         if flags["loftq_rank"]:
@@ -402,25 +489,38 @@ def bench(flags: Flags) -> int:
             raise
         model, title = random_model(format="q4_1"), "random weights of SmolLM2-135M's shape"
     found = pyloss.info()
-    out(f"pyloss {found['version']}: {found['isa']} (of {', '.join(found['isas'])}), {found['threads']} threads", flush=True)
+    out(
+        f"pyloss {found['version']}: {found['isa']} (of {', '.join(found['isas'])}), {found['threads']} threads",
+        flush=True,
+    )
     weights: dict[str, Any] = measuring.typical_weights(model)
     batch, tokens = flags["batch_size"], flags["max_seq_length"]
     config, dora = {"rank": flags["rank"], "scale": 2.0}, flags["fine_tune_type"] == "dora"
     step = measuring.training_step(model, config, dora, flags["grad_checkpoint"])
     with precision.matmul_precision(flags["matmul_precision"]):
-        speed, peak = measuring.step_speed(step, model.vocab_size, batch, tokens)  # first: the others need memory of their own
+        # first: the others need memory of their own
+        speed, peak = measuring.step_speed(step, model.vocab_size, batch, tokens)
     options = ", checkpointing" if flags["grad_checkpoint"] else ""
     options += ", products in bfloat16" if flags["matmul_precision"] == "bfloat16" else ""
-    out(f"{'DoRA' if dora else 'LoRA'} step of {title}, rank {flags['rank']}, {batch} x {tokens} tokens{options}:")
+    out(
+        f"{'DoRA' if dora else 'LoRA'} step of {title}, rank {flags['rank']}, {batch} x {tokens} tokens{options}:"
+    )
     out(f"  {speed:.0f} tokens/s, peak memory {size_text(peak)}")
-    out(f"  {flags['train_tokens']:,} tokens take about {flags['train_tokens'] / speed / 60:.1f} minutes", flush=True)
+    out(
+        f"  {flags['train_tokens']:,} tokens take about {flags['train_tokens'] / speed / 60:.1f} minutes",
+        flush=True,
+    )
     out(f"memory: {measuring.memory_speed() / 1e9:.0f} GB/s")
     out(f"products of {batch * tokens} tokens with weights, forward and backward:")
-    for format, weight in ({"f32": np.ones(next(iter(weights.values())).shape, np.float32)} | weights).items():
+    for format, weight in (
+        {"f32": np.ones(next(iter(weights.values())).shape, np.float32)} | weights
+    ).items():
         speeds = [f"{measuring.product_speed(weight, batch * tokens) / 1e9:.0f} GFLOP/s"]
         if precision.has_instructions():
             with precision.matmul_precision("bfloat16"):
-                speeds.append(f"{measuring.product_speed(weight, batch * tokens) / 1e9:.0f} as bfloat16")
+                speeds.append(
+                    f"{measuring.product_speed(weight, batch * tokens) / 1e9:.0f} as bfloat16"
+                )
         out(f"  {format}, {weight.shape[1]} to {weight.shape[0]}: {', '.join(speeds)}", flush=True)
     return 0
 
@@ -430,7 +530,9 @@ def info(flags: Flags) -> int:
     for name, value in pyloss.info().items():
         out(f"{name}: {value}")
         if name == "bfloat16":
-            out("  measured: with it, steps were 1.6 times as fast on an AMD EPYC (Zen 4), 0.6 times on an Intel Xeon with")
+            out(
+                "  measured: with it, steps were 1.6 times as fast on an AMD EPYC (Zen 4), 0.6 times on an Intel Xeon with"
+            )
             out("  amx_bf16; `pyloss bench` compares both on this machine")
     return 0
 

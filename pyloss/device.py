@@ -52,7 +52,10 @@ def _host() -> Device:
 
 def devices() -> list[Device]:
     """All devices: "cpu", which is always there, then those that OpenCL lists."""
-    found = (Device(f"opencl:{i}", *(d[k] for k in ("name", "platform", "kind", "memory", "fp64"))) for i, d in _opencl())
+    found = (
+        Device(f"opencl:{i}", *(d[k] for k in ("name", "platform", "kind", "memory", "fp64")))
+        for i, d in _opencl()
+    )
     return [_host(), *found]
 
 
@@ -75,7 +78,9 @@ def _index(device: str | Device) -> int:
     if not found:
         raise DeviceError(f"there is no OpenCL device {name!r}: {reason}")
     if index >= len(found):
-        raise ValueError(f"there is no OpenCL device {name!r}; there are opencl:0 to opencl:{len(found) - 1}")
+        raise ValueError(
+            f"there is no OpenCL device {name!r}; there are opencl:0 to opencl:{len(found) - 1}"
+        )
     return index
 
 
@@ -125,7 +130,9 @@ def _kind(dtype: np.dtype) -> str:
         return "bf16"
     kind = _KINDS.get(dtype.str[1:])
     if kind is None:
-        raise TypeError(f"arrays of dtype {dtype} cannot be on a device; real floats, bfloat16, integers and bool can")
+        raise TypeError(
+            f"arrays of dtype {dtype} cannot be on a device; real floats, bfloat16, integers and bool can"
+        )
     return kind
 
 
@@ -177,8 +184,12 @@ class DeviceArray(_core.DeviceArray):
 
     def reshape(self, *shape: Any) -> DeviceArray:
         """The same elements, and memory, in another shape."""
-        given = shape[0] if len(shape) == 1 and not isinstance(shape[0], int | np.integer) else shape
-        return self.part(np.broadcast_to(np.empty((), np.bool_), self.shape).reshape(given).shape, 0)
+        given = (
+            shape[0] if len(shape) == 1 and not isinstance(shape[0], int | np.integer) else shape
+        )
+        return self.part(
+            np.broadcast_to(np.empty((), np.bool_), self.shape).reshape(given).shape, 0
+        )
 
     def copy(self) -> DeviceArray:
         """The same values in memory of their own, on the device."""
@@ -190,9 +201,17 @@ class DeviceArray(_core.DeviceArray):
 
     def __setitem__(self, key: Any, value: Any) -> None:
         """Writes all elements, or rows along the first axis."""
-        to = self if key is ... else self[key] if isinstance(key, slice) and key.step in (None, 1) else None
+        to = (
+            self
+            if key is ...
+            else self[key]
+            if isinstance(key, slice) and key.step in (None, 1)
+            else None
+        )
         if to is None:
-            raise TypeError("only all elements of an array on a device, or rows of it, can be written to")
+            raise TypeError(
+                "only all elements of an array on a device, or rows of it, can be written to"
+            )
         here = isinstance(value, DeviceArray) and value.place == to.place
         if here and value.kind == to.kind == "f32" and value.shape == to.shape:
             _core.scale(1.0, value, to)
@@ -257,7 +276,9 @@ def _is_pyopencl(x: Any) -> bool:
 
 def _from_pyopencl(x: Any) -> DeviceArray:
     if x.size and not x.flags.c_contiguous:
-        raise ValueError(f"a pyopencl array must be C-contiguous; this one of shape {x.shape} has strides {x.strides}")
+        raise ValueError(
+            f"a pyopencl array must be C-contiguous; this one of shape {x.shape} has strides {x.strides}"
+        )
     if x.queue is None:
         raise ValueError("a pyopencl array must have a queue: use array.with_queue(queue)")
     if x.base_data is None:
@@ -291,7 +312,11 @@ def is_device_array(x: Any) -> bool:
 def empty(shape: tuple[int, ...], dtype: Any, device: int | DeviceArray) -> DeviceArray:
     """An uninitialised array on the device with this number, or where another array is (its OpenCL context included)."""
     kind = _kind(np.dtype(dtype))
-    return device.fresh(tuple(shape), kind) if isinstance(device, DeviceArray) else DeviceArray(device, tuple(shape), kind)
+    return (
+        device.fresh(tuple(shape), kind)
+        if isinstance(device, DeviceArray)
+        else DeviceArray(device, tuple(shape), kind)
+    )
 
 
 def to_device(x: Any, device: str | Device | DeviceArray | None = None) -> Any:
@@ -346,7 +371,11 @@ def same_place(names: Sequence[str], arrays: Sequence[Any]) -> None:
     """TypeError or ValueError unless all arrays are on the host, or on one device."""
 
     def said(name: str, x: Any) -> str:
-        return f"{name} is on opencl:{x.index}" if isinstance(x, DeviceArray) else f"{name} is a NumPy array"
+        return (
+            f"{name} is on opencl:{x.index}"
+            if isinstance(x, DeviceArray)
+            else f"{name} is a NumPy array"
+        )
 
     first_name, first = names[0], arrays[0]
     for name, x in zip(names[1:], arrays[1:], strict=True):
@@ -356,7 +385,9 @@ def same_place(names: Sequence[str], arrays: Sequence[Any]) -> None:
         if isinstance(x, DeviceArray) and x.place != first.place:
             if x.index != first.index:
                 raise ValueError(f"{both}: move one with pyloss.to_device")
-            raise ValueError(f"{first_name} and {name} are on opencl:{x.index} in different OpenCL contexts or queues")
+            raise ValueError(
+                f"{first_name} and {name} are on opencl:{x.index} in different OpenCL contexts or queues"
+            )
 
 
 def call(kernel: str, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
@@ -381,4 +412,8 @@ def call(kernel: str, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
 
 def bits(array: Any) -> Any:
     """An array as the core takes it: bfloat16 ones, which NumPy itself does not know, as 16-bit integers."""
-    return array.view(np.uint16) if isinstance(array, np.ndarray) and is_bfloat16(array.dtype) else array
+    return (
+        array.view(np.uint16)
+        if isinstance(array, np.ndarray) and is_bfloat16(array.dtype)
+        else array
+    )

@@ -56,7 +56,7 @@ def listed(problems: list[str]) -> str:
 
 
 def counted(count: int, thing: str, plural: str = "") -> str:
-    """"1 update", "2 updates"; `plural` where an s does not make it."""
+    """ "1 update", "2 updates"; `plural` where an s does not make it."""
     return f"{count} {thing if count == 1 else plural or thing + 's'}"
 
 

@@ -45,7 +45,9 @@ def _sorted_visits(experts: Any, count: int) -> Routing:
     places[order] = np.arange(len(order), dtype=np.int32)
     offsets = np.concatenate(([0], np.cumsum(np.bincount(flat, minlength=count)))).astype(np.int32)
     tokens = (order // max(chosen.shape[1], 1)).astype(np.int32)
-    return Routing(*(beside(experts, array) for array in (tokens, places.reshape(chosen.shape), offsets)))
+    return Routing(
+        *(beside(experts, array) for array in (tokens, places.reshape(chosen.shape), offsets))
+    )
 
 
 def route(logits: Array, k: int, normalise: bool) -> tuple[Routing, Array]:
@@ -137,7 +139,9 @@ def scale_rows(x: Array, factor: Array) -> Array:
     return record(y, (x, factor), vjp, lambda: scaled(f32(kept())))
 
 
-def _weight_grad(dy: np.ndarray, x: np.ndarray, offsets: np.ndarray, alpha: float = 1.0) -> np.ndarray:
+def _weight_grad(
+    dy: np.ndarray, x: np.ndarray, offsets: np.ndarray, alpha: float = 1.0
+) -> np.ndarray:
     """alpha dy^T x over the rows of each expert: [E, O, I] of dy [M, O] and x [M, I]."""
     dw = empty(len(offsets) - 1, dy.shape[1], x.shape[1], like=dy)
     _core.experts_weight_grad(dy, x, offsets, alpha, dw)
@@ -184,19 +188,29 @@ class _Product:
             return y
         self.h = empty(len(x), self.a.shape[1], like=x)
         if p.dropout:
-            _core.experts_forward(self._dropped(x), self.a, None, self.offsets, None, None, 0.0, None, self.h)
+            _core.experts_forward(
+                self._dropped(x), self.a, None, self.offsets, None, None, 0.0, None, self.h
+            )
             self._forward_given(x, self.bias, self.scaled_b, self.factor, y)
         else:
             rest = (self.a, self.scaled_b, p.scale, self.factor, self.h, y)
             _core.experts_lora_forward(x, self.weight, self.bias, self.offsets, *rest)
         return y
 
-    def _forward_given(self, x: Any, bias: Any, b: np.ndarray, factor: np.ndarray | None, y: np.ndarray) -> None:
-        _core.experts_forward(x, self.weight, bias, self.offsets, self.h, b, self.p.scale, factor, y)
+    def _forward_given(
+        self, x: Any, bias: Any, b: np.ndarray, factor: np.ndarray | None, y: np.ndarray
+    ) -> None:
+        _core.experts_forward(
+            x, self.weight, bias, self.offsets, self.h, b, self.p.scale, factor, y
+        )
 
     def by_rows(self, dy: np.ndarray, dx: np.ndarray | None, accumulate: int) -> np.ndarray | None:
         """The gradient by the rows, into `dx` if that is wanted; gives the one by h, [M, R]."""
-        p, offsets, dh = self.p, self.offsets, None if self.h is None else empty(*self.h.shape, like=dy)
+        p, offsets, dh = (
+            self.p,
+            self.offsets,
+            None if self.h is None else empty(*self.h.shape, like=dy),
+        )
         if dh is not None and dx is not None and not p.dropout:
             rest = (self.a, self.scaled_b, p.scale, accumulate, self.factor, dh, dx)
             _core.experts_lora_input_grad(dy, self.weight, offsets, *rest)
@@ -205,7 +219,9 @@ class _Product:
             _core.experts_input_grad(dy, self.scaled_b, offsets, None, None, 0, None, dh)
             _core.scale(p.scale, dh, dh)
         if dx is not None:
-            _core.experts_input_grad(dy, self.weight, offsets, None, None, accumulate, self.factor, dx)
+            _core.experts_input_grad(
+                dy, self.weight, offsets, None, None, accumulate, self.factor, dx
+            )
             if dh is not None:
                 branch = empty(*dx.shape, like=dx)
                 _core.experts_input_grad(dh, self.a, offsets, None, None, 0, None, branch)
@@ -227,7 +243,9 @@ class _Product:
             db = _weight_grad(dy, self.h, self.offsets, self.p.scale)
         else:
             # As [E, R, O]: the few rows of h^T stay in registers while dy streams by.
-            db = np.ascontiguousarray(_weight_grad(self.h, dy, self.offsets, self.p.scale).swapaxes(1, 2))
+            db = np.ascontiguousarray(
+                _weight_grad(self.h, dy, self.offsets, self.p.scale).swapaxes(1, 2)
+            )
         return db if self.factor is None else times(db, self.factor, rows=True)
 
     def by_bias(self, dy: np.ndarray) -> np.ndarray:
@@ -240,7 +258,9 @@ class _Product:
         """The sums over an expert's rows of dy (y - bias), [E, O]."""
         sums = zeros(len(self.offsets) - 1, dy.shape[1], like=dy)
         for expert, rows in _rows(self.offsets):
-            _core.column_dot(dy[rows], y[rows], None if bias is None else bias[expert], sums[expert])
+            _core.column_dot(
+                dy[rows], y[rows], None if bias is None else bias[expert], sums[expert]
+            )
         return sums
 
     def by_m(self, dy: np.ndarray, y: np.ndarray, x: Callable[[], np.ndarray]) -> np.ndarray:

@@ -76,7 +76,9 @@ def export(
     else:
         type = type if type is not None or becomes_floats(model) else "f16"
         refuse_model(model, tokenizer)
-        ways = GGUF_WAYS.format({"q8_0": "f16", "f16": "f32", "bf16": "f32"}.get(type or "", "q8_0"))
+        ways = GGUF_WAYS.format(
+            {"q8_0": "f16", "f16": "f32", "bf16": "f32"}.get(type or "", "q8_0")
+        )
         kept = _fused(model, dequantize or type is not None, ways, gguf_type=type)
         with kept, output(user_path(path), overwrite=overwrite):
             write_gguf(model, path, tokenizer, type, name)
@@ -89,7 +91,9 @@ def _kept(name: str, adapter: Any, fused: Any, type: str) -> float:
     rows = after.reshape(-1, after.shape[-1])
     error = Weight.quantize(rows, kind).dequantize() - rows
     change = rows - before.reshape(rows.shape)
-    return share_kept(float(np.sum(change**2, dtype=np.float64)), float(np.sum(error**2, dtype=np.float64)))
+    return share_kept(
+        float(np.sum(change**2, dtype=np.float64)), float(np.sum(error**2, dtype=np.float64))
+    )
 
 
 def becomes_floats(model: Any) -> bool:
@@ -98,7 +102,12 @@ def becomes_floats(model: Any) -> bool:
 
 
 def check_request(
-    path: str | os.PathLike[str], to: str, *, adapter_only: bool = False, type: str | None = None, dequantize: bool = False
+    path: str | os.PathLike[str],
+    to: str,
+    *,
+    adapter_only: bool = False,
+    type: str | None = None,
+    dequantize: bool = False,
 ) -> None:
     """Refuse what `export` can refuse without the model: options, a missing package, a place that cannot be written.
 
@@ -118,7 +127,9 @@ def check_request(
     if to == "gguf":
         if user_path(path).suffix in (".safetensors", ".json"):
             name = os.fspath(path)
-            raise ValueError(f"a GGUF file is named {name!r}: programs read that ending as another format; .gguf is usual")
+            raise ValueError(
+                f"a GGUF file is named {name!r}: programs read that ending as another format; .gguf is usual"
+            )
         library()
     check_target(path, folder=to != "gguf")
 
@@ -132,7 +143,13 @@ def _fused(model: Any, dequantize: bool, ways: str, gguf_type: str | None = None
             fuse_adapters(model, dequantize, ways)
             if gguf_type is not None:
                 fused = {name: module for name, module in model.named_modules() if name in adapters}
-                refuse_loss({name: _kept(name, adapters[name], fused[name], gguf_type) for name in adapters}, ways)
+                refuse_loss(
+                    {
+                        name: _kept(name, adapters[name], fused[name], gguf_type)
+                        for name in adapters
+                    },
+                    ways,
+                )
         yield
     finally:
         for name, adapter in adapters.items():

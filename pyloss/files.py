@@ -51,7 +51,9 @@ def user_path(path: PathLike) -> Path:
     home = os.path.expanduser(text)
     if home == text:
         if text == "~" or text.startswith("~/"):
-            raise ValueError(f"the path {text!r} begins with ~, and no home folder is known: set HOME")
+            raise ValueError(
+                f"the path {text!r} begins with ~, and no home folder is known: set HOME"
+            )
         return Path.cwd() / text
     return Path(home)
 
@@ -64,13 +66,23 @@ def check_target(path: PathLike, folder: bool = False) -> None:
     place = user_path(path)
     whole = Path(os.path.abspath(place))
     if whole.is_dir() != folder and whole.exists():
-        number, what = (errno.ENOTDIR, "a file is there; a folder is needed") if folder else (errno.EISDIR, "it is a folder")
+        number, what = (
+            (errno.ENOTDIR, "a file is there; a folder is needed")
+            if folder
+            else (errno.EISDIR, "it is a folder")
+        )
         raise OSError(number, f"cannot write: {what}", os.fspath(place))
-    above = whole if folder and whole.is_dir() else next(path for path in whole.parents if os.path.lexists(path))
+    above = (
+        whole
+        if folder and whole.is_dir()
+        else next(path for path in whole.parents if os.path.lexists(path))
+    )
     if not above.is_dir():
         raise OSError(errno.ENOTDIR, f"cannot write: {above} is not a folder", os.fspath(place))
     if not os.access(above, os.W_OK | os.X_OK):
-        raise OSError(errno.EACCES, f"cannot write: no permission to write into {above}", os.fspath(place))
+        raise OSError(
+            errno.EACCES, f"cannot write: no permission to write into {above}", os.fspath(place)
+        )
 
 
 @contextmanager
@@ -85,7 +97,8 @@ def replacing(path: PathLike) -> Iterator[Path]:
     """
     # A symbolic link keeps pointing at what it points at; its target is what is replaced.
     target = Path(os.path.realpath(user_path(path)))
-    beside = target.with_name(f".{target.name[:100]}.{os.getpid()}.{secrets.token_hex(4)}.tmp")  # see _TEMPORARY
+    # see _TEMPORARY
+    beside = target.with_name(f".{target.name[:100]}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
         try:
             os.close(os.open(beside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
@@ -99,7 +112,9 @@ def replacing(path: PathLike) -> Iterator[Path]:
                 os.unlink(beside)
     except OSError as error:
         number = error.errno or 0
-        raise OSError(number, f"cannot write: {error.strerror or error}", os.fspath(path)) from error
+        raise OSError(
+            number, f"cannot write: {error.strerror or error}", os.fspath(path)
+        ) from error
     # The rename itself lasts only once the folder is flushed; some file systems cannot, and the data is safe anyway.
     with suppress(OSError):
         _flush(target.parent)
@@ -154,12 +169,21 @@ def write_json(path: PathLike, value: Any, sort_keys: bool = False) -> None:
         TypeError, ValueError: `value` is not JSON (NaN and infinities are not); nothing is written.
         OSError: naming `path`.
     """
-    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, sort_keys=sort_keys) + "\n"
+    text = (
+        json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, sort_keys=sort_keys) + "\n"
+    )
     # Names of files that are not UTF-8 hold lone surrogates; the escape of one is what JSON writes for it, too.
     write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
-_KINDS = {str: "a string", list: "a list", dict: "an object", bool: "true or false", int: "a number", float: "a number"}
+_KINDS = {
+    str: "a string",
+    list: "a list",
+    dict: "an object",
+    bool: "true or false",
+    int: "a number",
+    float: "a number",
+}
 
 
 def kind_of(value: Any) -> str:
@@ -182,10 +206,13 @@ def read_json(path: PathLike, kind: type = dict) -> Any:
     try:
         value = json.loads(read_text(path))
     except json.JSONDecodeError as error:
-        raise FormatError(path, f"line {error.lineno} column {error.colno}", f"not JSON: {error.msg}") from None
+        raise FormatError(
+            path, f"line {error.lineno} column {error.colno}", f"not JSON: {error.msg}"
+        ) from None
     except FormatError:
         raise
-    except (RecursionError, ValueError) as error:  # nested thousands deep; an integer of thousands of digits
+    # nested thousands deep; an integer of thousands of digits
+    except (RecursionError, ValueError) as error:
         raise FormatError(path, None, f"not JSON that can be read: {error}") from None
     if not isinstance(value, kind):
         raise FormatError(path, None, f"holds {kind_of(value)}, expected {kind_named(kind)}")
@@ -231,12 +258,22 @@ def open_regular(path: PathLike) -> BinaryIO:
         OSError: the file cannot be opened.
     """
     # Opening a pipe waits for its writer unless it is asked not to.
-    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+    flags = (
+        os.O_RDONLY
+        | getattr(os, "O_NONBLOCK", 0)
+        | getattr(os, "O_CLOEXEC", 0)
+        | getattr(os, "O_BINARY", 0)
+    )
     descriptor = os.open(user_path(path), flags)
     mode = os.fstat(descriptor).st_mode
     if not stat.S_ISREG(mode):
         os.close(descriptor)
-        kinds = ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a pipe"), (stat.S_ISCHR, "a device"), (stat.S_ISBLK, "a device"))
+        kinds = (
+            (stat.S_ISDIR, "a folder"),
+            (stat.S_ISFIFO, "a pipe"),
+            (stat.S_ISCHR, "a device"),
+            (stat.S_ISBLK, "a device"),
+        )
         kind = next((name for test, name in kinds if test(mode)), "no regular file")
         raise FormatError(path, None, f"this is {kind}; expected a regular file")
     return os.fdopen(descriptor, "rb")
@@ -249,7 +286,11 @@ _POINTER_BYTES = 64
 
 def _refuse_pointer(path: PathLike, start: bytes) -> None:
     if start.removeprefix(codecs.BOM_UTF8).startswith(_POINTER):
-        raise FormatError(path, None, "this is a Git LFS pointer; the file itself was not downloaded: run git lfs pull")
+        raise FormatError(
+            path,
+            None,
+            "this is a Git LFS pointer; the file itself was not downloaded: run git lfs pull",
+        )
 
 
 def write_safetensors(
@@ -265,10 +306,15 @@ def write_safetensors(
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
-    tensors = {name: array.numpy() if isinstance(array, DeviceArray) else array for name, array in tensors.items()}
+    tensors = {
+        name: array.numpy() if isinstance(array, DeviceArray) else array
+        for name, array in tensors.items()
+    }
     for name, array in tensors.items():
         if not isinstance(name, str) or not isinstance(array, np.ndarray):
-            raise TypeError(f"tensors must map str to numpy.ndarray, got {name!r}: {type(array).__name__}")
+            raise TypeError(
+                f"tensors must map str to numpy.ndarray, got {name!r}: {type(array).__name__}"
+            )
     for key, text in (metadata or {}).items():
         if not isinstance(key, str) or not isinstance(text, str):
             raise TypeError(f"metadata must map str to str, got {key!r}: {text!r}")
@@ -283,4 +329,5 @@ def write_safetensors(
             if system is None:
                 raise TypeError(f"tensors cannot be written as safetensors: {error}") from None
             raise OSError(int(system[1]), os.strerror(int(system[1]))) from error
-        os.chmod(beside, mode)  # the library puts a file of its own there, which nobody else may read
+        # the library puts a file of its own there, which nobody else may read
+        os.chmod(beside, mode)

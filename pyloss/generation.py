@@ -49,7 +49,11 @@ def make_sampler(
     """
     temperature = temp if temperature is None else temperature
     min_tokens_to_keep = whole(min_tokens_to_keep, "min_tokens_to_keep", 1)
-    temperature, top_p, min_p = real(temperature, "temperature", 0), real(top_p, "top_p", 0, 1), real(min_p, "min_p", 0, 1)
+    temperature, top_p, min_p = (
+        real(temperature, "temperature", 0),
+        real(top_p, "top_p", 0, 1),
+        real(min_p, "min_p", 0, 1),
+    )
     top_k = whole(top_k, "top_k", 0)
     if temperature == 0:
         return lambda logits: int(np.argmax(logits))
@@ -109,7 +113,9 @@ def generate_tokens(
     """
     ids = np.asarray(prompt)
     if ids.ndim != 1 or not ids.size:
-        raise ValueError(f"the prompt must hold at least one token, in one dimension; its shape is {ids.shape}")
+        raise ValueError(
+            f"the prompt must hold at least one token, in one dimension; its shape is {ids.shape}"
+        )
     sampler = sampler or make_sampler()
     cache = model.make_cache()
     for begin in range(0, len(ids), _PREFILL):
@@ -157,10 +163,14 @@ def stream_generate(
     if not isinstance(prompt, (str, Iterable)):
         raise TypeError(f"the prompt must be a text or token ids, not {prompt!r:.40}")
     ids = encode_text(tokenizer, prompt) if isinstance(prompt, str) else list(prompt)
-    generator = None if seed is None else np.random.Generator(np.random.PCG64(whole(seed, "seed", 0)))
+    generator = (
+        None if seed is None else np.random.Generator(np.random.PCG64(whole(seed, "seed", 0)))
+    )
     own = make_sampler(temperature, top_p, min_p, top_k=top_k, generator=generator)
     if sampler is not None and (temperature, top_p, min_p, top_k, seed) != (0.0, 1.0, 0.0, 0, None):
-        raise ValueError("sampler takes the place of temperature, top_p, min_p, top_k and seed: give one or the others")
+        raise ValueError(
+            "sampler takes the place of temperature, top_p, min_p, top_k and seed: give one or the others"
+        )
     tokens = generate_tokens(model, ids, sampler or own, logits_processors)
     decoder = StreamDecoder(tokenizer, skip_special_tokens=True)
     begin = time.perf_counter()
@@ -176,12 +186,16 @@ def stream_generate(
         if reason:
             text += decoder.flush()
         speed = (count - 1) / (now - first) if count > 1 else 0.0
-        yield GenerationStep(text, token, reason, len(ids), len(ids) / max(first - begin, 1e-9), count, speed)
+        yield GenerationStep(
+            text, token, reason, len(ids), len(ids) / max(first - begin, 1e-9), count, speed
+        )
         if reason:
             return
 
 
-def generate(model: Any, tokenizer: Any, prompt: str | Sequence[int], verbose: bool = False, **options: Any) -> str:
+def generate(
+    model: Any, tokenizer: Any, prompt: str | Sequence[int], verbose: bool = False, **options: Any
+) -> str:
     """The whole answer of `stream_generate`; with `verbose` it is printed as it comes, and its speed behind it, as in mlx-lm."""
     texts, step = [], None
     if verbose:
@@ -193,5 +207,8 @@ def generate(model: Any, tokenizer: Any, prompt: str | Sequence[int], verbose: b
     if verbose and step is not None:
         out("\n" + "=" * 10)
         out(f"Prompt: {step.prompt_tokens} tokens, {step.prompt_tps:.3f} tokens-per-sec")
-        out(f"Generation: {step.generation_tokens} tokens, {step.generation_tps:.3f} tokens-per-sec", flush=True)
+        out(
+            f"Generation: {step.generation_tokens} tokens, {step.generation_tps:.3f} tokens-per-sec",
+            flush=True,
+        )
     return "".join(texts)

@@ -22,7 +22,9 @@ def as_array(x: Any, name: str = "the argument") -> np.ndarray:
         return x
     ma = sys.modules.get("numpy.ma")  # NumPy imports it late: whoever has a masked array has it
     if ma is not None and ma.is_masked(x):
-        raise TypeError(f"masked elements cannot be read as {name}; give them values with .filled(value)")
+        raise TypeError(
+            f"masked elements cannot be read as {name}; give them values with .filled(value)"
+        )
     try:
         return np.asarray(x)
     except (MemoryError, DeviceError):
@@ -31,7 +33,9 @@ def as_array(x: Any, name: str = "the argument") -> np.ndarray:
         raise ValueError(f"{name} cannot be read as an array of one shape: {error}") from error
     except Exception as error:  # whatever a class's own __array__ comes to
         problem = f"{type(error).__name__}: {error}"
-        raise TypeError(f"{name} cannot be read as an array: {type(x).__name__} raises {problem}") from error
+        raise TypeError(
+            f"{name} cannot be read as an array: {type(x).__name__} raises {problem}"
+        ) from error
 
 
 def as_integers(x: Any, name: str) -> np.ndarray:
@@ -49,7 +53,9 @@ def as_integers(x: Any, name: str) -> np.ndarray:
         if large is None:
             raise TypeError(f"{name} must be integers, not {array.dtype}")
         return large
-    return array.astype(np.uint64 if array.dtype.kind == "u" and array.dtype.itemsize == 8 else np.int64, copy=False)
+    return array.astype(
+        np.uint64 if array.dtype.kind == "u" and array.dtype.itemsize == 8 else np.int64, copy=False
+    )
 
 
 def _large_integers(x: Any, array: np.ndarray) -> np.ndarray | None:
@@ -57,5 +63,8 @@ def _large_integers(x: Any, array: np.ndarray) -> np.ndarray | None:
     if isinstance(x, np.ndarray) or array.dtype.kind not in "fO":
         return None
     exact = np.asarray(x, object)
-    whole = all(isinstance(value, int | np.integer) and not isinstance(value, bool) for value in exact.reshape(-1))
+    whole = all(
+        isinstance(value, int | np.integer) and not isinstance(value, bool)
+        for value in exact.reshape(-1)
+    )
     return exact if whole else None

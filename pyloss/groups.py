@@ -55,33 +55,57 @@ class Groups(NamedTuple):
     def handle(self) -> tuple[Any, ...]:
         """What the C binding takes."""
         code = FORMATS[self.scale_format].code
-        parts = (self.size, self.first, self.scales, self.offsets, code, self.table, self.map, self.nested)
+        parts = (
+            self.size,
+            self.first,
+            self.scales,
+            self.offsets,
+            code,
+            self.table,
+            self.map,
+            self.nested,
+        )
         return (*parts, self.nested_size, self.nested_offset)
 
     def check(self, format: str, count: int) -> None:
         """Raises ValueError where the arrays do not fit `count` elements of `format`."""
-        if not 32 <= self.size <= _MOST or self.size & (self.size - 1) or self.first < 0 or self.first % 32:
-            raise ValueError(f"groups must have a power of two of at least 32 elements, got {self.size} from {self.first}")
+        if (
+            not 32 <= self.size <= _MOST
+            or self.size & (self.size - 1)
+            or self.first < 0
+            or self.first % 32
+        ):
+            raise ValueError(
+                f"groups must have a power of two of at least 32 elements, got {self.size} from {self.first}"
+            )
         if self.scale_format not in _SCALE_BYTES:
-            raise ValueError(f"scales must be stored as one of {', '.join(_SCALE_BYTES)}, got {self.scale_format!r}")
+            raise ValueError(
+                f"scales must be stored as one of {', '.join(_SCALE_BYTES)}, got {self.scale_format!r}"
+            )
         groups = -(-(self.first + count) // self.size)
         needed = {"scales": groups * (1 if self.double else _SCALE_BYTES[self.scale_format])}
         if format == "nf4":
             needed["table"] = 64
             if self.double:
                 if not 1 <= self.nested_size <= _MOST or self.nested_size & (self.nested_size - 1):
-                    raise ValueError(f"nested groups must have a power of two of scales, got {self.nested_size}")
+                    raise ValueError(
+                        f"nested groups must have a power of two of scales, got {self.nested_size}"
+                    )
                 needed |= {"map": 1024, "nested": -(-groups // self.nested_size) * 4}
         else:
             needed["offsets"] = needed["scales"]
         for name in ("scales", "offsets", "table", "map", "nested"):
             array = getattr(self, name)
             if (name in needed and array is None) or (name not in needed and array is not None):
-                raise ValueError(f"{format} must come {'with' if name in needed else 'without'} {name}")
+                raise ValueError(
+                    f"{format} must come {'with' if name in needed else 'without'} {name}"
+                )
             if array is None:
                 continue
             if array.dtype != np.uint8 or array.ndim != 1 or not array.flags.c_contiguous:
-                raise ValueError(f"{name} must be flat contiguous uint8, got {array.dtype} of shape {array.shape}")
+                raise ValueError(
+                    f"{name} must be flat contiguous uint8, got {array.dtype} of shape {array.shape}"
+                )
             if array.size < needed[name]:  # rows of a larger matrix have more
                 raise ValueError(f"{name} must hold {needed[name]} bytes, got {array.size}")
 
@@ -120,7 +144,10 @@ def decode_rows(codes: Array, format: str, groups: Groups, rows: Array) -> Array
         result = _floats(groups.table, "f32")[values] * scale
     else:
         assert groups.offsets is not None  # `check` saw to it
-        result = values.astype(np.float32) * scale + _floats(groups.offsets, groups.scale_format)[index][:, :, None]
+        result = (
+            values.astype(np.float32) * scale
+            + _floats(groups.offsets, groups.scale_format)[index][:, :, None]
+        )
     return result.reshape(len(codes), cols)
 
 
@@ -145,8 +172,13 @@ def encode_affine(matrix: Array, bits: int, size: int, scale_format: str) -> tup
         stream = codes[part.start * size // 8 * bits : part.stop * size // 8 * bits]
         stream[...], scales[part], offsets[part] = _affine(groups[part], bits)
     scale, offset = raw(scales, scale_format), raw(offsets, scale_format)
-    if not (np.isfinite(_floats(scale, scale_format)).all() and np.isfinite(_floats(offset, scale_format)).all()):
-        raise ValueError(f"array cannot be quantised: a group's scale or offset does not fit in {scale_format}")
+    if not (
+        np.isfinite(_floats(scale, scale_format)).all()
+        and np.isfinite(_floats(offset, scale_format)).all()
+    ):
+        raise ValueError(
+            f"array cannot be quantised: a group's scale or offset does not fit in {scale_format}"
+        )
     return codes, Groups(size, scale, scale_format, offset)
 
 
@@ -182,7 +214,9 @@ def _pack(codes: Array, bits: int) -> Array:
     return np.packbits(stream.reshape(-1), bitorder="little")
 
 
-def encode_nf4(matrix: Array, size: int, double: bool, nested_size: int = 256) -> tuple[Array, Groups]:
+def encode_nf4(
+    matrix: Array, size: int, double: bool, nested_size: int = 256
+) -> tuple[Array, Groups]:
     """float32 [out, in] to flat codes and their groups, as bitsandbytes' quantize_4bit does; in is a multiple of 32."""
     check_finite(matrix, "nf4")
     flat = matrix.reshape(-1)
@@ -194,7 +228,13 @@ def encode_nf4(matrix: Array, size: int, double: bool, nested_size: int = 256) -
     map = dynamic_map()
     inner, outer = _in_blocks(scale - offset, nested_size, map)
     return packed, Groups(
-        size, inner, table=table, map=raw(map), nested=raw(outer), nested_size=nested_size, nested_offset=float(offset)
+        size,
+        inner,
+        table=table,
+        map=raw(map),
+        nested=raw(outer),
+        nested_size=nested_size,
+        nested_offset=float(offset),
     )
 
 
@@ -203,7 +243,8 @@ def _in_blocks(flat: Array, size: int, table: Array) -> tuple[Array, Array]:
     blocks = np.pad(flat, (0, -flat.size % size)).reshape(-1, size)
     scale = np.abs(blocks).max(axis=1)
     codes = np.empty(blocks.shape, np.uint8)
-    bounds = (table[:-1] + table[1:]) / np.float32(2)  # of two equally near entries the lower is taken
+    # of two equally near entries the lower is taken
+    bounds = (table[:-1] + table[1:]) / np.float32(2)
     for part in _parts(blocks):
         inverse = np.float32(1) / np.maximum(scale[part], np.float32(1e-38))
         codes[part] = np.searchsorted(bounds, (blocks[part] * inverse[:, None]).clip(-1, 1))
@@ -221,13 +262,17 @@ def encode_again(matrix: Array, format: str, groups: Groups) -> Array:
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             if groups.offsets is None:
                 values = np.nan_to_num(runs[part] / scale).clip(-1, 1)
-                codes[part] = np.searchsorted((NF4_TABLE[:-1] + NF4_TABLE[1:]) / np.float32(2), values)
+                codes[part] = np.searchsorted(
+                    (NF4_TABLE[:-1] + NF4_TABLE[1:]) / np.float32(2), values
+                )
             else:
                 offset = _floats(groups.offsets, groups.scale_format)[index[part]][:, None]
                 steps = np.nan_to_num(np.rint((runs[part] - offset) / scale))
                 codes[part] = steps.clip(0, (1 << FORMATS[format].bits) - 1)
     flat = codes.reshape(-1)
-    return flat[::2] << 4 | flat[1::2] if groups.offsets is None else _pack(flat, FORMATS[format].bits)
+    return (
+        flat[::2] << 4 | flat[1::2] if groups.offsets is None else _pack(flat, FORMATS[format].bits)
+    )
 
 
 def dynamic_map() -> Array:
@@ -238,7 +283,9 @@ def dynamic_map() -> Array:
         count = 2**exponent
         start, step = np.float32(0.1), (np.float32(1) - np.float32(0.1)) / np.float32(count)
         i = np.arange(count + 1)
-        steps = np.where(i < (count + 1) // 2, start + np.float64(step) * i, 1 - np.float64(step) * (count - i))
+        steps = np.where(
+            i < (count + 1) // 2, start + np.float64(step) * i, 1 - np.float64(step) * (count - i)
+        )
         bounds = steps.astype(np.float32)
         means = (bounds[:-1] + bounds[1:]) / np.float32(2) * np.float32(10.0 ** (exponent - 6))
         found += [*means.tolist(), *(-means).tolist()]

@@ -27,7 +27,9 @@ def make_folder(folder: Path, kind: str = "folder") -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OSError(error.errno or 0, f"cannot make the {kind}: {error.strerror}", str(folder)) from error
+        raise OSError(
+            error.errno or 0, f"cannot make the {kind}: {error.strerror}", str(folder)
+        ) from error
 
 
 def set_aside(folder: Path, moved: Iterable[str], copied: Iterable[str] = ()) -> Path | None:
@@ -61,7 +63,9 @@ def _move(source: Path, target: Path, turn: Callable[[str], str]) -> None:
 
 def _begun(folder: Path, names: list[str]) -> Path:
     """The `previous-N.part` that a dead process began, unless it holds one of `names`; else the next one."""
-    found = {int(match[1]): match for name in os.listdir(folder) if (match := _NAME.fullmatch(name))}
+    found = {
+        int(match[1]): match for name in os.listdir(folder) if (match := _NAME.fullmatch(name))
+    }
     for match in found.values():
         if match[2] and not any(os.path.lexists(folder / match[0] / name) for name in names):
             return folder / match[0]
@@ -69,7 +73,9 @@ def _begun(folder: Path, names: list[str]) -> Path:
 
 
 @contextmanager
-def output(path: Path, names: Iterable[str] | None = None, overwrite: bool = False) -> Iterator[None]:
+def output(
+    path: Path, names: Iterable[str] | None = None, overwrite: bool = False
+) -> Iterator[None]:
     """Write an output in the block: the files `names` of the folder `path`, or without `names` the file `path`.
 
     The folder is made, and locked meanwhile. Files of these names that were there are set aside, which the log says, or with

@@ -67,23 +67,33 @@ def head(hidden: Any, weight: Any, suffix: str = "") -> Head:
     else:
         array = data(weight, f"weight{suffix}")
         if array.ndim != 2 or not array.size:
-            raise ValueError(f"weight{suffix} must be [V, D] with V and D at least 1, got shape {array.shape}")
+            raise ValueError(
+                f"weight{suffix} must be [V, D] with V and D at least 1, got shape {array.shape}"
+            )
         half = array.dtype == np.float16 or device.is_bfloat16(array.dtype)
         if half and array.dtype.isnative and not device.is_device_array(array):
             raw = np.ascontiguousarray(array).view(np.uint8).reshape(-1)
-            projection = Projection(Weight(raw, "f16" if array.dtype == np.float16 else "bf16", array.shape))
+            projection = Projection(
+                Weight(raw, "f16" if array.dtype == np.float16 else "bf16", array.shape)
+            )
         else:
             projection = Projection(f32(weight, f"weight{suffix}"))
     width = projection.weight.shape[1]
     if source.shape[-1:] != (width,):
-        raise ValueError(f"hidden{suffix} has shape {source.shape}, which does not end in weight{suffix}'s {width}")
+        raise ValueError(
+            f"hidden{suffix} has shape {source.shape}, which does not end in weight{suffix}'s {width}"
+        )
     rows = f32(hidden, f"hidden{suffix}").reshape(-1, width)
-    return Head(hidden, rows, projection, projection.weight if hasattr(weight, "projection") else weight)
+    return Head(
+        hidden, rows, projection, projection.weight if hasattr(weight, "projection") else weight
+    )
 
 
 def rows_at_once(row_bytes: int, logits_bytes: int | None = None) -> int:
     """The most rows whose logits are held together, for so many bytes of logits a row; None: LOGITS_BYTES of them."""
-    return max((logits_bytes or LOGITS_BYTES) // row_bytes, min(FEW_ROWS, MOST_BYTES // row_bytes), 16)
+    return max(
+        (logits_bytes or LOGITS_BYTES) // row_bytes, min(FEW_ROWS, MOST_BYTES // row_bytes), 16
+    )
 
 
 def _parts(total: int, row_bytes: int, logits_bytes: int | None = None) -> list[slice]:
@@ -102,7 +112,10 @@ def fused(
     heads: Sequence[Head],
     counted: np.ndarray | None,
     gradient_filter: float,
-    kernel: Callable[[slice, Sequence[np.ndarray], np.ndarray | None, np.ndarray, Sequence[np.ndarray | None]], None],
+    kernel: Callable[
+        [slice, Sequence[np.ndarray], np.ndarray | None, np.ndarray, Sequence[np.ndarray | None]],
+        None,
+    ],
     logits_bytes: int | None = None,
 ) -> Callable:
     """`row_losses.Call`'s run for a loss of the logits of `heads`.
@@ -113,17 +126,30 @@ def fused(
     """
     total = len(heads[0].rows) if counted is None else len(counted)
     # A magnitude's gradient needs the logits beside their slopes.
-    parts = _parts(total, 4 * sum(h.vocabulary * (1 + (h.projection.m is not None)) for h in heads), logits_bytes)
+    parts = _parts(
+        total,
+        4 * sum(h.vocabulary * (1 + (h.projection.m is not None)) for h in heads),
+        logits_bytes,
+    )
 
-    def run(dloss: np.ndarray | None, wanted: Sequence[bool], loss: np.ndarray) -> list[np.ndarray | None]:
+    def run(
+        dloss: np.ndarray | None, wanted: Sequence[bool], loss: np.ndarray
+    ) -> list[np.ndarray | None]:
         wanted = wanted or (False,) * SLOTS * len(heads)
-        rows, values, factors = [h.rows for h in heads], loss.reshape(-1), None if dloss is None else dloss.reshape(-1)
+        rows, values, factors = (
+            [h.rows for h in heads],
+            loss.reshape(-1),
+            None if dloss is None else dloss.reshape(-1),
+        )
         if counted is not None:
             rows, values = [_gathered(r, counted) for r in rows], empty(total)
             factors = None if factors is None else np.ascontiguousarray(factors[counted])
         slots = [tuple(wanted[SLOTS * i : SLOTS * (i + 1)]) for i in range(len(heads))]
         most = max((p.stop - p.start for p in parts), default=0)
-        walks = [_Walk(h, r, w, most, gradient_filter) for h, r, w in zip(heads, rows, slots, strict=True)]
+        walks = [
+            _Walk(h, r, w, most, gradient_filter)
+            for h, r, w in zip(heads, rows, slots, strict=True)
+        ]
         for part in parts:
             scale = None if factors is None else factors[part]
             logits, slopes = zip(*(walk.forward(part) for walk in walks), strict=True)
@@ -135,7 +161,9 @@ def fused(
         found: list[np.ndarray | None] = []
         for h, walk in zip(heads, walks, strict=True):
             to, *others = walk.end()
-            full = None if to is None else to if counted is None else _spread(to, counted, len(h.rows))
+            full = (
+                None if to is None else to if counted is None else _spread(to, counted, len(h.rows))
+            )
             found += [None if full is None else full.reshape(h.shape), *others]
         return found
 
@@ -153,7 +181,14 @@ def row_loss(name: str, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
 class _Walk:
     """One head's way through the parts of its rows [N, D]: their logits, then the gradients by what is `wanted`."""
 
-    def __init__(self, head: Head, rows: np.ndarray, wanted: tuple[bool, ...], most: int, gradient_filter: float):
+    def __init__(
+        self,
+        head: Head,
+        rows: np.ndarray,
+        wanted: tuple[bool, ...],
+        most: int,
+        gradient_filter: float,
+    ):
         self.head, self.rows, self.filter = head, rows, gradient_filter if head.plain else 0.0
         self.product = Product(head.projection, len(rows), rows)
         self.buffer = empty(most, head.vocabulary, like=rows)
@@ -161,7 +196,9 @@ class _Walk:
         apart = wanted[-1] or (any(wanted) and device.is_device_array(rows))
         self.slopes = empty(most, head.vocabulary, like=rows) if apart else self.buffer
         dx = empty(*rows.shape, like=rows) if wanted[0] else None
-        self.gradients = Backward(self.product, wanted, dx, zeroed=self.filter > 0) if any(wanted) else None
+        self.gradients = (
+            Backward(self.product, wanted, dx, zeroed=self.filter > 0) if any(wanted) else None
+        )
 
     def forward(self, part: slice) -> tuple[np.ndarray, np.ndarray | None]:
         """The logits of a part of the rows, and where their slopes go."""
@@ -179,33 +216,52 @@ class _Walk:
             self.gradients.add(slopes, self.buffer[:count], part)
         else:
             dx = self.gradients.dx
-            _products(self.product.weight, slopes, self.rows[part], classes, None if dx is None else dx[part], self.gradients.dw)
+            _products(
+                self.product.weight,
+                slopes,
+                self.rows[part],
+                classes,
+                None if dx is None else dx[part],
+                self.gradients.dw,
+            )
 
     def end(self) -> list[np.ndarray | None]:
         return [None] * SLOTS if self.gradients is None else self.gradients.end()
 
 
-def _classes(slopes: np.ndarray, scale: np.ndarray | None, gradient_filter: float) -> np.ndarray | None:
+def _classes(
+    slopes: np.ndarray, scale: np.ndarray | None, gradient_filter: float
+) -> np.ndarray | None:
     """int32 [M]: the classes for which a row's gradient is above the filter or NaN; None for all, as soon as half of them are."""
     if not gradient_filter:
         return None
     bounds = np.full(len(slopes), gradient_filter, np.float32)
     above = device.beside(slopes, np.empty(slopes.shape[1], np.uint8))
-    _core.columns_above(slopes, device.beside(slopes, bounds if scale is None else bounds * np.abs(scale)), above)
+    _core.columns_above(
+        slopes, device.beside(slopes, bounds if scale is None else bounds * np.abs(scale)), above
+    )
     above = np.asarray(above)
     classes = np.flatnonzero(above).astype(np.int32)
     return classes if 2 * len(classes) < len(above) else None
 
 
 def _products(
-    weight: Any, slopes: np.ndarray, rows: np.ndarray, classes: np.ndarray, dx: np.ndarray | None, dw: np.ndarray | None
+    weight: Any,
+    slopes: np.ndarray,
+    rows: np.ndarray,
+    classes: np.ndarray,
+    dx: np.ndarray | None,
+    dw: np.ndarray | None,
 ) -> None:
     """dx [N, D] = slopes weight and dw [V, D] += slopes^T rows, over some of the classes, of slopes [N, V]."""
     if dx is not None and not len(classes):
         dx[...] = 0
     for begin in range(0, len(classes), FILTERED_COLUMNS):
         some = device.beside(rows, classes[begin : begin + FILTERED_COLUMNS])
-        gathered, vectors = empty(len(rows), len(some), like=rows), empty(len(some), rows.shape[1], like=rows)
+        gathered, vectors = (
+            empty(len(rows), len(some), like=rows),
+            empty(len(some), rows.shape[1], like=rows),
+        )
         _core.gather_columns(slopes, some, gathered)
         if dx is not None:
             _core.embedding_forward(some, weight, vectors)

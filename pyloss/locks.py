@@ -57,13 +57,17 @@ def _take(path: Path) -> int:
             # A symbolic link there would be a stranger's way to have another file overwritten.
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
         except OSError as error:
-            raise OSError(error.errno or 0, f"cannot write here: {error.strerror}", str(path.parent)) from error
+            raise OSError(
+                error.errno or 0, f"cannot write here: {error.strerror}", str(path.parent)
+            ) from error
         try:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 if error.errno not in (errno.EWOULDBLOCK, errno.EACCES, *_NO_LOCKS):
-                    raise OSError(error.errno or 0, f"cannot lock: {error.strerror}", str(path)) from error
+                    raise OSError(
+                        error.errno or 0, f"cannot lock: {error.strerror}", str(path)
+                    ) from error
                 holder = _read(descriptor)
                 if error.errno not in _NO_LOCKS or _may_run(holder):
                     raise _busy(path, holder) from None
@@ -78,7 +82,11 @@ def _take(path: Path) -> int:
 
 
 def _write(descriptor: int) -> None:
-    said = {"pid": os.getpid(), "host": socket.gethostname(), "started": time.strftime("%Y-%m-%d %H:%M:%S %z")}
+    said = {
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+    }
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, json.dumps(said).encode() + b"\n", 0)
 

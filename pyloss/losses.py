@@ -52,11 +52,20 @@ def softmax_cross_entropy(
     """
     options = _softmax_options(label_smoothing, z_loss, softcap)
     return class_loss(
-        "softmax_cross_entropy", logits, labels, options, weights=weights, ignore_index=ignore_index, reduction=reduction, out=out
+        "softmax_cross_entropy",
+        logits,
+        labels,
+        options,
+        weights=weights,
+        ignore_index=ignore_index,
+        reduction=reduction,
+        out=out,
     )
 
 
-def _softmax_options(label_smoothing: float, z_loss: float, softcap: float | None) -> tuple[float, ...]:
+def _softmax_options(
+    label_smoothing: float, z_loss: float, softcap: float | None
+) -> tuple[float, ...]:
     return (
         real(label_smoothing, "label_smoothing", 0, 1),
         real(z_loss, "z_loss", 0),
@@ -85,7 +94,9 @@ def focal_loss(
         if values.dtype.kind not in "fiu":
             raise TypeError(f"alpha must be a number or one per class, not {values.dtype}")
         if values.shape not in ((), (vocabulary,)):
-            raise ValueError(f"alpha must be a number or one per class, ({vocabulary},), got shape {values.shape}")
+            raise ValueError(
+                f"alpha must be a number or one per class, ({vocabulary},), got shape {values.shape}"
+            )
         if not (np.isfinite(values).all() and (values >= 0).all()):
             raise ValueError("alpha must be finite and not negative")
         return np.broadcast_to(values, (vocabulary,))
@@ -104,11 +115,24 @@ def focal_loss(
 
 
 def stablemax_cross_entropy(
-    logits: Any, labels: Any, *, weights: Any = None, ignore_index: int = -100, reduction: str = "none", out: Any = None
+    logits: Any,
+    labels: Any,
+    *,
+    weights: Any = None,
+    ignore_index: int = -100,
+    reduction: str = "none",
+    out: Any = None,
 ) -> Any:
     """-log stablemax(logits)[label] along the last axis (Prieto et al., arXiv:2501.04697); see `softmax_cross_entropy`."""
     return class_loss(
-        "stablemax_cross_entropy", logits, labels, (), weights=weights, ignore_index=ignore_index, reduction=reduction, out=out
+        "stablemax_cross_entropy",
+        logits,
+        labels,
+        (),
+        weights=weights,
+        ignore_index=ignore_index,
+        reduction=reduction,
+        out=out,
     )
 
 
@@ -126,7 +150,13 @@ def log_stablemax(x: Any, *, out: Any = None) -> Any:
 
 
 def kl_div_loss(
-    logits_q: Any, logits_p: Any, *, temperature: float = 1.0, weights: Any = None, reduction: str = "none", out: Any = None
+    logits_q: Any,
+    logits_p: Any,
+    *,
+    temperature: float = 1.0,
+    weights: Any = None,
+    reduction: str = "none",
+    out: Any = None,
 ) -> Any:
     """KL(P || Q) = sum P (log P - log Q) along the last axis, P = softmax(p / T) and Q = softmax(q / T).
 
@@ -136,7 +166,14 @@ def kl_div_loss(
     options = (real(temperature, "temperature", above=0),)
     names = ("logits_q", "logits_p")
     return two_arrays(
-        "kl_div", names, (logits_q, logits_p), options, elementwise=False, weights=weights, reduction=reduction, out=out
+        "kl_div",
+        names,
+        (logits_q, logits_p),
+        options,
+        elementwise=False,
+        weights=weights,
+        reduction=reduction,
+        out=out,
     )
 
 
@@ -201,7 +238,9 @@ def binary_cross_entropy_with_logits(
     )
 
 
-def compute_accuracy(logits: Any, labels: Any, *, ignore_index: int = -100) -> tuple[np.ndarray, np.ndarray]:
+def compute_accuracy(
+    logits: Any, labels: Any, *, ignore_index: int = -100
+) -> tuple[np.ndarray, np.ndarray]:
     """(token accuracy, sequence accuracy) of logits [..., T, V] for labels [..., T], both float64 [...].
 
     The share of the labels that are the first largest logit of their row, and whether all of a sequence are (1.0 or 0.0). Rows
@@ -269,11 +308,15 @@ def linear_cross_entropy(
     targets, some = index[counted], len(counted) < len(index)
 
     def kernel(part: slice, logits: Any, dloss: Any, loss: np.ndarray, slopes: Any) -> None:
-        row_loss("softmax_cross_entropy", (logits[0], targets[part], *options, dloss), (loss, slopes[0]))
+        row_loss(
+            "softmax_cross_entropy", (logits[0], targets[part], *options, dloss), (loss, slopes[0])
+        )
 
     run = fused((top,), counted if some else None, _filter(gradient_filter), kernel, at_once)
     total, dtype = counted_weight(given, index >= 0), np.dtype(np.float32)
-    return finish(run, top.inputs(), shape, dtype, weights=given, total=total, reduction=reduction, out=out)
+    return finish(
+        run, top.inputs(), shape, dtype, weights=given, total=total, reduction=reduction, out=out
+    )
 
 
 def linear_kl_div(
@@ -294,7 +337,9 @@ def linear_kl_div(
     and `gradient_filter` as in `linear_cross_entropy`; all four arguments have gradients. Rows of weight 0 are not computed.
     """
     kernel = "kl_div", (0, 1), (real(temperature, "temperature", above=0),)
-    return _pair_of_heads(kernel, (hidden_q, weight_q, hidden_p, weight_p), weights, gradient_filter, reduction, out)
+    return _pair_of_heads(
+        kernel, (hidden_q, weight_q, hidden_p, weight_p), weights, gradient_filter, reduction, out
+    )
 
 
 def linear_js_div(
@@ -315,7 +360,9 @@ def linear_js_div(
     `beta` in [0, 1] as in `js_div_loss`: 0 is the forward KL(P || Q), 1 the reverse KL(Q || P).
     """
     kernel = _js_kernel(temperature, beta)
-    return _pair_of_heads(kernel, (hidden_q, weight_q, hidden_p, weight_p), weights, gradient_filter, reduction, out)
+    return _pair_of_heads(
+        kernel, (hidden_q, weight_q, hidden_p, weight_p), weights, gradient_filter, reduction, out
+    )
 
 
 def _filter(gradient_filter: float) -> float:
@@ -335,17 +382,30 @@ def _pair_of_heads(
     hidden_q, weight_q, hidden_p, weight_p = arguments
     q, p = head(hidden_q, weight_q, "_q"), head(hidden_p, weight_p, "_p")
     if q.shape[:-1] != p.shape[:-1]:
-        raise ValueError(f"hidden_q and hidden_p must have the same leading shape, got {q.shape} and {p.shape}")
+        raise ValueError(
+            f"hidden_q and hidden_p must have the same leading shape, got {q.shape} and {p.shape}"
+        )
     if q.vocabulary != p.vocabulary:
-        raise ValueError(f"weight_q and weight_p must have the same vocabulary, got {q.vocabulary} and {p.vocabulary}")
+        raise ValueError(
+            f"weight_q and weight_p must have the same vocabulary, got {q.vocabulary} and {p.vocabulary}"
+        )
     shape = q.shape[:-1]
     given = row_weights(weights, shape)
     used = np.full(len(q.rows), True) if given is None else (given != 0).reshape(-1)
     counted = None if used.all() else np.flatnonzero(used).astype(np.int32)
 
     def kernel(part: slice, logits: Any, dloss: Any, loss: np.ndarray, slopes: Any) -> None:
-        row_loss(name, (logits[first], logits[second], *options, dloss), (loss, slopes[first], slopes[second]))
+        row_loss(
+            name,
+            (logits[first], logits[second], *options, dloss),
+            (loss, slopes[first], slopes[second]),
+        )
 
-    run, total = fused((q, p), counted, _filter(gradient_filter), kernel), counted_weight(given, used)
+    run, total = (
+        fused((q, p), counted, _filter(gradient_filter), kernel),
+        counted_weight(given, used),
+    )
     inputs, dtype = (*q.inputs(), *p.inputs()), np.dtype(np.float32)
-    return finish(run, inputs, shape, dtype, weights=given, total=total, reduction=reduction, out=out)
+    return finish(
+        run, inputs, shape, dtype, weights=given, total=total, reduction=reduction, out=out
+    )

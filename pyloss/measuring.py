@@ -44,7 +44,9 @@ def memory_speed(seconds: float = 0.5, size: int = MEMORY_BYTES) -> float:
     rows[...] = 1
     flat, largest = rows.reshape(-1), np.empty(len(rows), np.int32)
     reading = best_seconds(lambda: _core.argmax(rows, largest), seconds / 2)
-    return rows.nbytes / min(reading, best_seconds(lambda: _core.scale(1.0, flat, flat), seconds / 2) / 2)
+    return rows.nbytes / min(
+        reading, best_seconds(lambda: _core.scale(1.0, flat, flat), seconds / 2) / 2
+    )
 
 
 def product_speed(weight: Array | Weight, tokens: int, seconds: float = 0.5) -> float:
@@ -82,7 +84,11 @@ def typical_weights(model: Any) -> dict[str, Weight]:
 
 
 def training_step(
-    model: Any, config: Mapping[str, Any], use_dora: bool = False, grad_checkpoint: bool = False, learning_rate: float = 1e-4
+    model: Any,
+    config: Mapping[str, Any],
+    use_dora: bool = False,
+    grad_checkpoint: bool = False,
+    learning_rate: float = 1e-4,
 ) -> Callable[[np.ndarray, np.ndarray], float]:
     """Puts adapters over all layers of `model`, and gives a function of a batch and its lengths (see `tuner.default_loss`) that
     does one update of them with AdamW and returns the loss. `config` is that of `linear_to_lora_layers`."""
@@ -108,7 +114,11 @@ class Step(NamedTuple):
 
 
 def step_speed(
-    step: Callable[[np.ndarray, np.ndarray], float], vocabulary: int, batch: int, tokens: int, seconds: float = 5.0
+    step: Callable[[np.ndarray, np.ndarray], float],
+    vocabulary: int,
+    batch: int,
+    tokens: int,
+    seconds: float = 5.0,
 ) -> Step:
     """The best of some steps over `batch` rows of `tokens` random tokens each."""
     from .tuner.plan import peak_memory
@@ -117,4 +127,3 @@ def step_speed(
     lengths = np.full((batch, 2), (0, tokens + 1), np.int32)
     best = best_seconds(lambda: step(ids, lengths), seconds)
     return Step(batch * tokens / best, peak_memory())
-

@@ -88,7 +88,11 @@ class Module:
 
     def parameters(self) -> dict[str, np.ndarray]:
         """All parameters by dotted name, without the stored matrices."""
-        return {_join(path, name): value for path, module in self.named_modules() for name, value in module._own()}
+        return {
+            _join(path, name): value
+            for path, module in self.named_modules()
+            for name, value in module._own()
+        }
 
     def trainable_parameters(self) -> dict[str, np.ndarray]:
         """The parameters that are not frozen, by dotted name; a shared array appears once."""
@@ -147,7 +151,10 @@ class Module:
             for name, value in list(vars(module).items()):
                 if isinstance(value, np.ndarray | DeviceArray | Weight | WeightStack):
                     if id(value) not in known:
-                        known[id(value)] = value, value.moved(put) if hasattr(value, "moved") else put(value)
+                        known[id(value)] = (
+                            value,
+                            value.moved(put) if hasattr(value, "moved") else put(value),
+                        )
                     setattr(module, name, known[id(value)][1])
         return self
 
@@ -160,7 +167,9 @@ class Module:
         if isinstance(weights, str | os.PathLike):
             from .models.safetensors import read_safetensors
 
-            weights = {name: tensor.array() for name, tensor in read_safetensors(weights).tensors.items()}
+            weights = {
+                name: tensor.array() for name, tensor in read_safetensors(weights).tensors.items()
+            }
         weights, own = dict(weights), self.parameters()
         problems = [f"{k}: no such parameter" for k in weights if k not in own]
         problems += [
@@ -185,7 +194,9 @@ def uniform(shape: tuple[int, ...], bound: float) -> np.ndarray:
     return random.generator().uniform(-bound, bound, shape).astype(np.float32)
 
 
-def _over(plain: type[M], quantised: type[M], weight: np.ndarray | Weight | WeightStack, **more: Any) -> M:
+def _over(
+    plain: type[M], quantised: type[M], weight: np.ndarray | Weight | WeightStack, **more: Any
+) -> M:
     """A `plain` layer over `weight` and `more` attributes, without a copy; a `quantised` one where the weight is stored so."""
     cls = quantised if isinstance(weight, Weight | WeightStack) and not weight.is_float else plain
     layer = cls.__new__(cls)
@@ -203,7 +214,10 @@ class Linear(Module):
 
     def __init__(self, input_dims: int, output_dims: int, bias: bool = True):
         super().__init__()
-        input_dims, output_dims = whole(input_dims, "input_dims", 1), whole(output_dims, "output_dims", 1)
+        input_dims, output_dims = (
+            whole(input_dims, "input_dims", 1),
+            whole(output_dims, "output_dims", 1),
+        )
         bound = 1 / math.sqrt(input_dims)
         self.weight: np.ndarray | Weight = uniform((output_dims, input_dims), bound)
         self.bias: np.ndarray | None = uniform((output_dims,), bound) if bias else None
@@ -234,7 +248,9 @@ def _affine(values: Any, group_size: int, bits: int) -> Weight:
     """A matrix in mlx's format of so many bits; ValueError for sizes that it does not have."""
     count = whole(bits, "bits")
     if f"affine{count}" not in FORMATS:
-        known = ", ".join(name.removeprefix("affine") for name in FORMATS if name.startswith("affine"))
+        known = ", ".join(
+            name.removeprefix("affine") for name in FORMATS if name.startswith("affine")
+        )
         raise ValueError(f"bits is {bits}; it must be one of {known}")
     return Weight.quantize(values, f"affine{count}", group_size=whole(group_size, "group_size", 1))
 
@@ -250,7 +266,14 @@ class QuantizedLinear(Linear):
 
     weight: Weight
 
-    def __init__(self, input_dims: int, output_dims: int, bias: bool = True, group_size: int = 64, bits: int = 4):
+    def __init__(
+        self,
+        input_dims: int,
+        output_dims: int,
+        bias: bool = True,
+        group_size: int = 64,
+        bits: int = 4,
+    ):
         super().__init__(input_dims, output_dims, bias)
         self.weight = _affine(self.weight, group_size, bits)
 
@@ -263,13 +286,22 @@ class SwitchLinear(Module):
 
     def __init__(self, input_dims: int, output_dims: int, num_experts: int, bias: bool = True):
         super().__init__()
-        input_dims, output_dims = whole(input_dims, "input_dims", 1), whole(output_dims, "output_dims", 1)
+        input_dims, output_dims = (
+            whole(input_dims, "input_dims", 1),
+            whole(output_dims, "output_dims", 1),
+        )
         num_experts = whole(num_experts, "num_experts", 1)
-        self.weight: np.ndarray | WeightStack = uniform((num_experts, output_dims, input_dims), 1 / math.sqrt(input_dims))
-        self.bias: np.ndarray | None = np.zeros((num_experts, output_dims), np.float32) if bias else None
+        self.weight: np.ndarray | WeightStack = uniform(
+            (num_experts, output_dims, input_dims), 1 / math.sqrt(input_dims)
+        )
+        self.bias: np.ndarray | None = (
+            np.zeros((num_experts, output_dims), np.float32) if bias else None
+        )
 
     @staticmethod
-    def from_weight(weight: np.ndarray | WeightStack, bias: np.ndarray | None = None) -> SwitchLinear:
+    def from_weight(
+        weight: np.ndarray | WeightStack, bias: np.ndarray | None = None
+    ) -> SwitchLinear:
         """A layer over existing arrays, without a copy; quantised weights make a `QuantizedSwitchLinear`."""
         return _over(SwitchLinear, QuantizedSwitchLinear, weight, bias=bias)
 
@@ -297,7 +329,13 @@ class QuantizedSwitchLinear(SwitchLinear):
     weight: WeightStack
 
     def __init__(
-        self, input_dims: int, output_dims: int, num_experts: int, bias: bool = True, group_size: int = 64, bits: int = 4
+        self,
+        input_dims: int,
+        output_dims: int,
+        num_experts: int,
+        bias: bool = True,
+        group_size: int = 64,
+        bits: int = 4,
     ):
         super().__init__(input_dims, output_dims, num_experts, bias)
         drawn: Any = self.weight  # [E, out, in]

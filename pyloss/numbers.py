@@ -98,10 +98,17 @@ def _whole_range(low: int | None, high: int | None) -> str:
     return "a whole number" if high is None else f"a whole number of at most {high}"
 
 
-def _real_range(low: float | None, high: float | None, above: float | None, below: float | None) -> str:
+def _real_range(
+    low: float | None, high: float | None, above: float | None, below: float | None
+) -> str:
     bounds = [
         f"{words} {bound:g}"
-        for words, bound in (("of at least", low), ("above", above), ("of at most", high), ("below", below))
+        for words, bound in (
+            ("of at least", low),
+            ("above", above),
+            ("of at most", high),
+            ("below", below),
+        )
         if bound is not None
     ]
     return " ".join(["a finite number", " and ".join(bounds)]).rstrip()

@@ -13,8 +13,31 @@ from typing import Any
 import numpy as np
 
 from . import _core
-from .arrays import Array, check_matrix, empty, f32, f32_matrix, frozen, i32, index, place, table, turned, zeros
-from .autograd import Gradients, Tensor, data, keep, lazily, reads_output, record, recording, remembered
+from .arrays import (
+    Array,
+    check_matrix,
+    empty,
+    f32,
+    f32_matrix,
+    frozen,
+    i32,
+    index,
+    place,
+    table,
+    turned,
+    zeros,
+)
+from .autograd import (
+    Gradients,
+    Tensor,
+    data,
+    keep,
+    lazily,
+    reads_output,
+    record,
+    recording,
+    remembered,
+)
 from .device import beside
 from .numbers import real, whole
 from .projection import Projection, linear, lora_linear, project, quotient
@@ -53,7 +76,9 @@ def adapted_embedding(
     """
     (w, shape), ad, bd = table(weight), f32_matrix(lora_a, "lora_a"), f32_matrix(lora_b, "lora_b")
     if ad.shape != (shape[0], ad.shape[1]) or bd.shape != (ad.shape[1], shape[1]):
-        raise ValueError(f"lora_a {ad.shape} and lora_b {bd.shape} do not fit a weight of shape {tuple(shape)}")
+        raise ValueError(
+            f"lora_a {ad.shape} and lora_b {bd.shape} do not fit a weight of shape {tuple(shape)}"
+        )
     scale, dropout = real(scale, "scale"), real(dropout, "dropout", 0, below=1)
     found = beside(ad, i32(ids))
     rows, flat = found.reshape(-1), (found.size, shape[1])
@@ -122,7 +147,9 @@ def rms_norm(x: Array, weight: Array, eps: float = 1e-5) -> Array:
     """x / sqrt(mean(x^2) + eps) * weight along the last axis (Zhang & Sennrich, arXiv:1910.07467). Recomputed, not kept."""
     xd, w, eps = f32(x), f32(weight, "weight"), real(eps, "eps", 0)
     if not xd.ndim or w.shape != xd.shape[-1:]:
-        raise ValueError(f"a weight of shape {w.shape} does not fit rows of x, which has shape {xd.shape}")
+        raise ValueError(
+            f"a weight of shape {w.shape} does not fit rows of x, which has shape {xd.shape}"
+        )
     y, rstd = empty(*xd.shape, like=xd), empty(math.prod(xd.shape[:-1]), like=xd)
     _core.rms_norm_forward(xd, w, eps, y, rstd)
     if not recording(x, weight):
@@ -138,7 +165,10 @@ def rms_norm(x: Array, weight: Array, eps: float = 1e-5) -> Array:
 
     def vjp(dy: np.ndarray, grads: Gradients) -> None:
         source = f32(kept())
-        dx, dw = empty(*source.shape, like=source), empty(*w.shape, like=w) if grads.wanted(1) else None
+        dx, dw = (
+            empty(*source.shape, like=source),
+            empty(*w.shape, like=w) if grads.wanted(1) else None,
+        )
         _core.rms_norm_grad(dy, source, w, rstd, dx, dw)
         grads.put(0, dx)
         if dw is not None:
@@ -147,7 +177,9 @@ def rms_norm(x: Array, weight: Array, eps: float = 1e-5) -> Array:
     return record(y, (x, weight), vjp, again)
 
 
-def rope(x: Array, positions: np.ndarray, cos: np.ndarray, sin: np.ndarray, in_place: bool = False) -> Array:
+def rope(
+    x: Array, positions: np.ndarray, cos: np.ndarray, sin: np.ndarray, in_place: bool = False
+) -> Array:
     """Rotates the halves of each head of x [N, heads * D] by the angles of its position (Su et al., arXiv:2104.09864).
 
     `cos`, `sin` [P, D/2] are the tables of positions 0..P-1, `positions` int32 [N]. `in_place` overwrites x: for fresh values
@@ -186,7 +218,9 @@ def rope(x: Array, positions: np.ndarray, cos: np.ndarray, sin: np.ndarray, in_p
 
 def _check_heads(x: Any, head_dim: int, name: str) -> None:
     if head_dim < 1 or x.shape[1] % head_dim:
-        raise ValueError(f"{name} has {x.shape[1]} columns, which are no whole number of heads of {head_dim}")
+        raise ValueError(
+            f"{name} has {x.shape[1]} columns, which are no whole number of heads of {head_dim}"
+        )
 
 
 def attention(
@@ -205,8 +239,15 @@ def attention(
     sequence sees all its keys. With a `window` above 0 a query sees the last `window` keys up to its own alone, and the cost
     grows with the window instead of the length. No gradient with `k_offsets`.
     """
-    q, k, v = (check_matrix(t if isinstance(t, Tensor) else f32(t, n), n) for t, n in ((q, "q"), (k, "k"), (v, "v")))
-    head_dim, window, scale = whole(head_dim, "head_dim", 1), whole(window, "window", 0), real(scale, "scale")
+    q, k, v = (
+        check_matrix(t if isinstance(t, Tensor) else f32(t, n), n)
+        for t, n in ((q, "q"), (k, "k"), (v, "v"))
+    )
+    head_dim, window, scale = (
+        whole(head_dim, "head_dim", 1),
+        whole(window, "window", 0),
+        real(scale, "scale"),
+    )
     for given, name in ((q, "q"), (k, "k"), (v, "v")):
         _check_heads(given, head_dim, name)
     grouped = 2 * k.shape[1] <= q.shape[1]  # what checkpoints remember with o: little beside q
@@ -217,7 +258,9 @@ def attention(
     def forward() -> tuple[np.ndarray | None, ...]:
         qd, kd, vd = heads(q), heads(k), heads(v)
         o, lse = empty(*qd.shape, like=qd), empty(*qd.shape[:2], like=qd)
-        _core.attention_forward(qd, kd, vd, offsets, offsets if k_offsets is None else k_offsets, scale, window, o, lse)
+        _core.attention_forward(
+            qd, kd, vd, offsets, offsets if k_offsets is None else k_offsets, scale, window, o, lse
+        )
         return (o, lse, kd, vd) if grouped else (o, lse, None, None)
 
     o, lse, kept_k, kept_v = remembered(forward)
@@ -227,9 +270,15 @@ def attention(
         raise ValueError("attention over a cache has no gradient")
 
     def vjp(dy: np.ndarray, grads: Gradients) -> None:
-        qd, kd, vd = heads(q), heads(k) if kept_k is None else kept_k, heads(v) if kept_v is None else kept_v
+        qd, kd, vd = (
+            heads(q),
+            heads(k) if kept_k is None else kept_k,
+            heads(v) if kept_v is None else kept_v,
+        )
         dq, dk, dv = (empty(*t.shape, like=t) for t in (qd, kd, vd))
-        _core.attention_grad(dy.reshape(o.shape), qd, kd, vd, o, lse, offsets, scale, window, dq, dk, dv)
+        _core.attention_grad(
+            dy.reshape(o.shape), qd, kd, vd, o, lse, offsets, scale, window, dq, dk, dv
+        )
         for i, d in enumerate((dq, dk, dv)):
             grads.put(i, d.reshape(d.shape[0], d.shape[1] * head_dim))
 
@@ -254,7 +303,10 @@ def _gated(gate: Array, up: Array, in_place: bool, forward: Callable, grad: Call
     if g.shape != u.shape:
         raise ValueError(f"gate and up must have one shape, got {g.shape} and {u.shape}")
     # Kernels of devices do not write over what they read.
-    over = [in_place and isinstance(d, np.ndarray) and not reads_output(x) for x, d in ((gate, g), (up, u))]
+    over = [
+        in_place and isinstance(d, np.ndarray) and not reads_output(x)
+        for x, d in ((gate, g), (up, u))
+    ]
 
     def again() -> np.ndarray:
         out = empty(*g.shape, like=g)
@@ -265,7 +317,9 @@ def _gated(gate: Array, up: Array, in_place: bool, forward: Callable, grad: Call
         return again()
 
     def vjp(dy: np.ndarray, grads: Gradients) -> None:
-        dg, du = (x if may else empty(*x.shape, like=x) for x, may in zip((g, u), over, strict=True))
+        dg, du = (
+            x if may else empty(*x.shape, like=x) for x, may in zip((g, u), over, strict=True)
+        )
         grad(dy, g, u, dg, du)
         grads.put(0, dg)
         grads.put(1, du)

@@ -25,7 +25,9 @@ Arrays = dict[str, np.ndarray]
 
 def _in_betas(betas: Sequence[float]) -> tuple[float, float]:
     if isinstance(betas, str) or not hasattr(betas, "__len__") or len(betas) != 2:
-        raise ValueError(f"betas is {shown(betas)}; it must be two numbers of at least 0 and below 1")
+        raise ValueError(
+            f"betas is {shown(betas)}; it must be two numbers of at least 0 and below 1"
+        )
     return real(betas[0], "betas[0]", 0, below=1), real(betas[1], "betas[1]", 0, below=1)
 
 
@@ -40,7 +42,9 @@ def _saved(value: Any, key: str) -> np.ndarray:
     """A flat float32 copy of what a saved state has under `key`; ValueError for what is no array of numbers."""
     array = as_array(value, f"optimizer state {shown(key)}")
     if array.dtype.kind not in "fiu" and not is_bfloat16(array.dtype):
-        raise ValueError(f"optimizer state has {shown(value)} for {shown(key)}; it must be an array of numbers")
+        raise ValueError(
+            f"optimizer state has {shown(value)} for {shown(key)}; it must be an array of numbers"
+        )
     return np.array(array, np.float32).reshape(-1)
 
 
@@ -101,9 +105,13 @@ class Optimizer:
         if self.schedule is None:
             return self._rate
         try:
-            return real(self.schedule(step), f"the learning rate that the schedule has for update {step}", 0)
+            return real(
+                self.schedule(step), f"the learning rate that the schedule has for update {step}", 0
+            )
         except OverflowError:
-            raise ValueError(f"the learning rate that the schedule has for update {step} is too large for a float") from None
+            raise ValueError(
+                f"the learning rate that the schedule has for update {step} is too large for a float"
+            ) from None
 
     @property
     def learning_rate(self) -> float:
@@ -142,14 +150,22 @@ class Optimizer:
                 hint = nearest(name, parameters)
                 raise ValueError(
                     f"gradient for {name!r}, which is not a trainable parameter"
-                    + (f"; the nearest is {hint!r}" if hint else f"; the model has {len(parameters)} of them")
+                    + (
+                        f"; the nearest is {hint!r}"
+                        if hint
+                        else f"; the model has {len(parameters)} of them"
+                    )
                 )
             parameter = parameters[name]
             there = isinstance(parameter, DeviceArray)
             array = to_device(grad, parameter) if there else np.asarray(grad)
             if array.shape != parameter.shape:
-                raise ValueError(f"gradient for {name!r} has shape {array.shape}; the parameter has {parameter.shape}")
-            contiguous, writable = (True, True) if there else (parameter.flags.c_contiguous, parameter.flags.writeable)
+                raise ValueError(
+                    f"gradient for {name!r} has shape {array.shape}; the parameter has {parameter.shape}"
+                )
+            contiguous, writable = (
+                (True, True) if there else (parameter.flags.c_contiguous, parameter.flags.writeable)
+            )
             if parameter.dtype != np.float32 or not (contiguous and writable):
                 raise ValueError(
                     f"parameter {name!r} is {parameter.dtype}, contiguous: {contiguous}, writable: "
@@ -157,7 +173,9 @@ class Optimizer:
                 )
             slots = self.state.get(name)
             if slots is not None and any(slot.size != parameter.size for slot in slots.values()):
-                raise ValueError(f"optimizer state of {name!r} has another size than the parameter {parameter.shape}")
+                raise ValueError(
+                    f"optimizer state of {name!r} has another size than the parameter {parameter.shape}"
+                )
             work.append((name, _flat(array), parameter.reshape(-1)))
 
         rate = self._rate_of(self.step)
@@ -165,12 +183,24 @@ class Optimizer:
         for name, grad, parameter in work:
             first = name not in self.state
             if first:
-                self.state[name] = {slot: np.zeros(parameter.size, np.float32) for slot in self.slots}
-            self.state[name] = {slot: beside(parameter, array) for slot, array in self.state[name].items()}
+                self.state[name] = {
+                    slot: np.zeros(parameter.size, np.float32) for slot in self.slots
+                }
+            self.state[name] = {
+                slot: beside(parameter, array) for slot, array in self.state[name].items()
+            }
             own_rate = rate * self._rate_scales.get(name.rpartition(".")[2], 1.0)
             self._apply(grad, parameter, self.state[name], own_rate, float(grad_scale), first)
 
-    def _apply(self, grad: np.ndarray, parameter: np.ndarray, slots: Arrays, rate: float, scale: float, first: bool) -> None:
+    def _apply(
+        self,
+        grad: np.ndarray,
+        parameter: np.ndarray,
+        slots: Arrays,
+        rate: float,
+        scale: float,
+        first: bool,
+    ) -> None:
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
@@ -192,7 +222,9 @@ class Optimizer:
             slot, _, name = key.partition(".")
             if slot not in self.slots or not name:
                 kept = ", ".join(self.slots)
-                raise ValueError(f"optimizer state has {shown(key)}; {type(self).__name__} keeps {kept or 'nothing'} for each")
+                raise ValueError(
+                    f"optimizer state has {shown(key)}; {type(self).__name__} keeps {kept or 'nothing'} for each"
+                )
             loaded.setdefault(name, {})[slot] = _saved(value, key)
         for name, slots in loaded.items():
             if missing := set(self.slots) - set(slots):
@@ -225,9 +257,19 @@ class AdamW(Optimizer):
         self.weight_decay = real(weight_decay, "weight_decay", 0)
         self.bias_correction = bool(bias_correction)
 
-    def _apply(self, grad: np.ndarray, parameter: np.ndarray, slots: Arrays, rate: float, scale: float, first: bool) -> None:
+    def _apply(
+        self,
+        grad: np.ndarray,
+        parameter: np.ndarray,
+        slots: Arrays,
+        rate: float,
+        scale: float,
+        first: bool,
+    ) -> None:
         beta1, beta2 = self.betas
-        bias1, bias2 = (1 - beta1**self.step, 1 - beta2**self.step) if self.bias_correction else (1.0, 1.0)
+        bias1, bias2 = (
+            (1 - beta1**self.step, 1 - beta2**self.step) if self.bias_correction else (1.0, 1.0)
+        )
         settings = (rate, beta1, beta2, self.eps, self.weight_decay, bias1, bias2, scale)
         _core.adamw(grad, *settings, parameter, slots["m"], slots["v"])
 
@@ -266,9 +308,19 @@ class SGD(Optimizer):
         self.nesterov = bool(nesterov)
         self.slots = ("buf",) if self.momentum else ()
         if self.nesterov and (self.momentum == 0 or self.dampening != 0):
-            raise ValueError(f"nesterov=True needs momentum above 0 and dampening 0, not {momentum} and {dampening}")
+            raise ValueError(
+                f"nesterov=True needs momentum above 0 and dampening 0, not {momentum} and {dampening}"
+            )
 
-    def _apply(self, grad: np.ndarray, parameter: np.ndarray, slots: Arrays, rate: float, scale: float, first: bool) -> None:
+    def _apply(
+        self,
+        grad: np.ndarray,
+        parameter: np.ndarray,
+        slots: Arrays,
+        rate: float,
+        scale: float,
+        first: bool,
+    ) -> None:
         dampening = 0.0 if first or self.momentum == 0 else self.dampening
         settings = (rate, self.momentum, dampening, self.weight_decay, int(self.nesterov), scale)
         _core.sgd(grad, *settings, parameter, slots.get("buf"))
@@ -292,7 +344,15 @@ class Lion(Optimizer):
         self.betas = _in_betas(betas)
         self.weight_decay = real(weight_decay, "weight_decay", 0)
 
-    def _apply(self, grad: np.ndarray, parameter: np.ndarray, slots: Arrays, rate: float, scale: float, first: bool) -> None:
+    def _apply(
+        self,
+        grad: np.ndarray,
+        parameter: np.ndarray,
+        slots: Arrays,
+        rate: float,
+        scale: float,
+        first: bool,
+    ) -> None:
         _core.lion(grad, rate, *self.betas, self.weight_decay, scale, parameter, slots["m"])
 
 
@@ -300,7 +360,10 @@ OPTIMIZERS: dict[str, type[Optimizer]] = {"adam": Adam, "adamw": AdamW, "lion": 
 
 
 def build_optimizer(
-    name: str, learning_rate: float | Schedule, config: Mapping[str, Any] | None = None, source: str = "optimizer"
+    name: str,
+    learning_rate: float | Schedule,
+    config: Mapping[str, Any] | None = None,
+    source: str = "optimizer",
 ) -> Optimizer:
     """The optimiser called `name` (any case) with the keyword arguments `config`; ValueError names what is allowed.
 
@@ -312,7 +375,9 @@ def build_optimizer(
     allowed = [p for p in inspect.signature(kind).parameters if p != "learning_rate"]
     for key in config or {}:
         if key not in allowed:
-            raise ValueError(f"{source}: {name} has no option {key!r}; allowed: {', '.join(allowed)}")
+            raise ValueError(
+                f"{source}: {name} has no option {key!r}; allowed: {', '.join(allowed)}"
+            )
     try:
         return kind(learning_rate, **(config or {}))
     except (TypeError, ValueError) as error:
@@ -324,9 +389,15 @@ def grad_norm(grads: Mapping[str, Any]) -> float:
     total = 0.0
     kinds = [isinstance(grad, DeviceArray) for grad in grads.values()]
     parts = np.zeros(len(kinds), np.float64)
-    there = to_device(parts, next(g for g in grads.values() if isinstance(g, DeviceArray))) if any(kinds) else None
+    there = (
+        to_device(parts, next(g for g in grads.values() if isinstance(g, DeviceArray)))
+        if any(kinds)
+        else None
+    )
     for i, grad in enumerate(grads.values()):
-        _core.sum_squares(_flat(grad), there[i : i + 1] if there is not None and kinds[i] else parts[i : i + 1])
+        _core.sum_squares(
+            _flat(grad), there[i : i + 1] if there is not None and kinds[i] else parts[i : i + 1]
+        )
     read = parts if there is None else np.where(kinds, there.numpy(), parts)
     for part in read:
         total += float(part)
@@ -340,7 +411,9 @@ def clip_scale(norm: float, max_norm: float | None) -> float:
     return min(real(max_norm, "max_norm", 0) / (norm + 1e-6), 1.0)
 
 
-def clip_grad_norm(grads: Mapping[str, Any], max_norm: float) -> tuple[dict[str, np.ndarray], float]:
+def clip_grad_norm(
+    grads: Mapping[str, Any], max_norm: float
+) -> tuple[dict[str, np.ndarray], float]:
     """Gradients scaled down so that their norm is at most `max_norm`, and the norm that they had."""
     norm = grad_norm(grads)
     scale = np.float32(clip_scale(norm, max_norm))
@@ -368,14 +441,20 @@ def exponential_decay(init: float, decay_rate: float) -> Schedule:
 
 def step_decay(init: float, decay_rate: float, step_size: int) -> Schedule:
     """`init`, multiplied by `decay_rate` after every `step_size` updates."""
-    size, init, decay_rate = _in_steps("step_size", step_size), real(init, "init"), real(decay_rate, "decay_rate")
+    size, init, decay_rate = (
+        _in_steps("step_size", step_size),
+        real(init, "init"),
+        real(decay_rate, "decay_rate"),
+    )
     return lambda step: init * decay_rate ** (step // size)
 
 
 def cosine_decay(init: float, decay_steps: int, end: float = 0.0) -> Schedule:
     """From `init` down to `end` along half a cosine over `decay_steps` updates, then `end`."""
     count, init, end = _in_steps("decay_steps", decay_steps), real(init, "init"), real(end, "end")
-    return lambda step: end + 0.5 * (1.0 + math.cos(math.pi / count * min(step, count))) * (init - end)
+    return lambda step: (
+        end + 0.5 * (1.0 + math.cos(math.pi / count * min(step, count))) * (init - end)
+    )
 
 
 def join_schedules(schedules: Sequence[Schedule], boundaries: Sequence[int]) -> Schedule:
@@ -403,7 +482,9 @@ class WarmUp:
         self.warmup = _in_steps("warmup", warmup)
         rate = 0.0 if callable(after) else real(after, "after", 0)
         follow: Schedule = after if callable(after) else lambda step: rate
-        self._schedule = join_schedules([linear_schedule(init, follow(0), self.warmup), follow], [self.warmup + 1])
+        self._schedule = join_schedules(
+            [linear_schedule(init, follow(0), self.warmup), follow], [self.warmup + 1]
+        )
 
     def __call__(self, step: int) -> float:
         return self._schedule(step)
@@ -436,7 +517,9 @@ def build_schedule(config: Mapping[str, Any]) -> Schedule:
         signature.bind(*arguments)
     except TypeError as error:
         wanted = ", ".join(str(p).split(":")[0] for p in signature.parameters.values())
-        raise ValueError(f"lr_schedule: arguments is {shown(arguments)}; {name} takes [{wanted}]") from error
+        raise ValueError(
+            f"lr_schedule: arguments is {shown(arguments)}; {name} takes [{wanted}]"
+        ) from error
     warmup, warmup_init = config.get("warmup") or 0, config.get("warmup_init") or 0.0
     try:
         schedule = SCHEDULES[name](*arguments)  # type: ignore[misc]

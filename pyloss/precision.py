@@ -13,7 +13,9 @@ PRECISIONS = ("float32", "bfloat16")
 def check_precision(precision: str) -> str:
     """The name of a precision; ValueError for anything else."""
     if precision not in PRECISIONS:
-        raise ValueError(f"matmul precision is {precision!r}; it must be one of {', '.join(PRECISIONS)}")
+        raise ValueError(
+            f"matmul precision is {precision!r}; it must be one of {', '.join(PRECISIONS)}"
+        )
     return precision
 
 

@@ -15,7 +15,8 @@ from .device import DeviceArray, beside, empty as device_empty
 from .weights import Weight
 
 WHOLE = slice(None)
-FEW_DIGITS = 2.0**-10  # a factor below this leaves too little of y in y's digits to take it out again
+# a factor below this leaves too little of y in y's digits to take it out again
+FEW_DIGITS = 2.0**-10
 
 
 class Projection(NamedTuple):
@@ -52,7 +53,20 @@ INPUTS = 5
 class Product:
     """A projection of float32 rows [N, I], all or a part of them at a time."""
 
-    __slots__ = ("_dropped", "a", "adapted", "b", "bias", "factor", "h", "known_h", "projection", "rows", "scaled_b", "weight")
+    __slots__ = (
+        "_dropped",
+        "a",
+        "adapted",
+        "b",
+        "bias",
+        "factor",
+        "h",
+        "known_h",
+        "projection",
+        "rows",
+        "scaled_b",
+        "weight",
+    )
 
     def __init__(self, projection: Projection, count: int, rows: np.ndarray | None = None):
         """Of `count` rows, which may be given later."""
@@ -92,7 +106,9 @@ class Product:
             _core.matmul_nn(rows, self.a, 1.0, 0, self.h)
         else:
             column, b = zeros(1, rows.shape[1], like=rows), zeros(len(self.b), 1, like=rows)
-            _core.lora_forward(rows, column, None, self.a, b, p.scale, None, self.h, empty(len(rows), 1, like=rows))
+            _core.lora_forward(
+                rows, column, None, self.a, b, p.scale, None, self.h, empty(len(rows), 1, like=rows)
+            )
 
     def forget_rows(self) -> None:
         """Between forward and backward, where they are kept elsewhere or made again."""
@@ -107,9 +123,21 @@ class Product:
         elif p.dropout:
             h = self.h[part]
             _core.matmul_nn(self.dropped()[part], self.a, 1.0, 0, h)
-            _core.linear_forward(x, self.weight, self.bias, h, self.scaled_b, p.scale, self.factor, y)
+            _core.linear_forward(
+                x, self.weight, self.bias, h, self.scaled_b, p.scale, self.factor, y
+            )
         else:
-            _core.lora_forward(x, self.weight, self.bias, self.a, self.scaled_b, p.scale, self.factor, self.h[part], y)
+            _core.lora_forward(
+                x,
+                self.weight,
+                self.bias,
+                self.a,
+                self.scaled_b,
+                p.scale,
+                self.factor,
+                self.h[part],
+                y,
+            )
 
 
 class Backward:
@@ -120,14 +148,21 @@ class Backward:
     """
 
     def __init__(
-        self, product: Product, wanted: Sequence[bool], dx: np.ndarray | None, accumulate: int = 0, zeroed: bool = False
+        self,
+        product: Product,
+        wanted: Sequence[bool],
+        dx: np.ndarray | None,
+        accumulate: int = 0,
+        zeroed: bool = False,
     ):
         self.product, self.wanted, self.dx, self.accumulate = product, wanted, dx, accumulate
         by_x, by_weight, _, by_a, by_b, _ = wanted
         shape = product.projection.weight.shape
         self.dw = empty(*shape, like=place(product.weight)) if by_weight else None
         self.db = empty(*product.b.shape, like=product.b) if by_b else None
-        self.dh = empty(*product.h.shape, like=product.h) if product.adapted and (by_x or by_a) else None
+        self.dh = (
+            empty(*product.h.shape, like=product.h) if product.adapted and (by_x or by_a) else None
+        )
         self.dbias: Any = None
         self.dm: Any = None
         self.begun = False
@@ -155,9 +190,13 @@ class Backward:
             dx = self.dx[part]
             if fused:
                 a, b = product.a, product.scaled_b
-                _core.lora_input_grad(dy, product.weight, a, b, p.scale, self.accumulate, product.factor, dh, dx)
+                _core.lora_input_grad(
+                    dy, product.weight, a, b, p.scale, self.accumulate, product.factor, dh, dx
+                )
             else:
-                _core.linear_input_grad(dy, product.weight, None, None, self.accumulate, product.factor, dx)
+                _core.linear_input_grad(
+                    dy, product.weight, None, None, self.accumulate, product.factor, dx
+                )
         if by_weight:
             assert product.rows is not None
             _core.matmul_tn(dy, product.rows[part], 1.0, int(self.begun), self.dw)
@@ -181,7 +220,16 @@ class Backward:
         if few.any():
             assert product.rows is not None
             sums = empty(*dy.shape, like=dy)
-            _core.linear_forward(product.rows[part], product.weight, None, product.h[part], product.b, p.scale, None, sums)
+            _core.linear_forward(
+                product.rows[part],
+                product.weight,
+                None,
+                product.h[part],
+                product.b,
+                p.scale,
+                None,
+                sums,
+            )
             _core.column_dot(dy, sums, None, column)
             slope[few] = np.asarray(column)[few] / norm[few]
         return beside(column, slope)
@@ -211,7 +259,10 @@ class Backward:
                 self.dw = times(self.dw, product.factor, rows=True)
             if self.db is not None:
                 self.db = times(self.db, product.factor)
-        dbias, dm = (self._finished(total) if by else None for total, by in ((self.dbias, by_bias), (self.dm, by_m)))
+        dbias, dm = (
+            self._finished(total) if by else None
+            for total, by in ((self.dbias, by_bias), (self.dm, by_m))
+        )
         return [self.dx, self.dw, dbias, da, self.db, dm]
 
     def _finished(self, total: Any) -> Any:
@@ -253,7 +304,11 @@ def times(matrix: Any, factor: Any, rows: bool = False) -> Any:
 
 def few_digits(factor: Any) -> bool:
     """Whether a factor is below FEW_DIGITS: of a factor on a device this one byte is copied back."""
-    found = device_empty((1,), np.uint8, factor) if isinstance(factor, DeviceArray) else np.empty(1, np.uint8)
+    found = (
+        device_empty((1,), np.uint8, factor)
+        if isinstance(factor, DeviceArray)
+        else np.empty(1, np.uint8)
+    )
     _core.any_below(factor, FEW_DIGITS, found)
     return bool(np.asarray(found)[0])
 

@@ -43,7 +43,9 @@ def row_bytes(format: str, in_features: int) -> int:
     if layout is None:
         raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
     if in_features % layout.elements:
-        raise ValueError(f"{format} needs rows of a multiple of {layout.elements} values, got {in_features}")
+        raise ValueError(
+            f"{format} needs rows of a multiple of {layout.elements} values, got {in_features}"
+        )
     return in_features // layout.elements * layout.bytes
 
 
@@ -94,8 +96,13 @@ def _decode_k(blocks: Array, format: str) -> Array:
         offset = np.concatenate([second & 63, mixed >> 4 | second >> 2 & 48], axis=1)
         codes = _shifted(blocks[:, -128:].reshape(n, 4, 32), [0, 4], 15).reshape(n, 8, 32)
         if format == "q5_k":
-            codes = codes | _shifted(blocks[:, None, 16:48], list(range(8)), 1).reshape(n, 8, 32) << 4
-        d, m = _half(blocks, 0) * scale.astype(np.float32), _half(blocks, 2) * offset.astype(np.float32)
+            codes = (
+                codes | _shifted(blocks[:, None, 16:48], list(range(8)), 1).reshape(n, 8, 32) << 4
+            )
+        d, m = (
+            _half(blocks, 0) * scale.astype(np.float32),
+            _half(blocks, 2) * offset.astype(np.float32),
+        )
         return codes.astype(np.float32) * d[:, :, None] - m[:, :, None]
     if format == "q2_k":
         codes = _shifted(blocks[:, 16:80].reshape(n, 2, 32), [0, 2, 4, 6], 3).reshape(n, 16, 16)
@@ -103,8 +110,15 @@ def _decode_k(blocks: Array, format: str) -> Array:
         m = _half(blocks, 82) * (blocks[:, :16] >> 4).astype(np.float32)
         return codes.astype(np.float32) * d[:, :, None] - m[:, :, None]
     if format == "q3_k":
-        codes = _shifted(blocks[:, 32:96].reshape(n, 2, 32), [0, 2, 4, 6], 3).reshape(n, 16, 16).astype(np.int8)
-        codes += 4 * _shifted(blocks[:, None, :32], list(range(8)), 1).reshape(n, 16, 16).astype(np.int8) - 4
+        codes = (
+            _shifted(blocks[:, 32:96].reshape(n, 2, 32), [0, 2, 4, 6], 3)
+            .reshape(n, 16, 16)
+            .astype(np.int8)
+        )
+        codes += (
+            4 * _shifted(blocks[:, None, :32], list(range(8)), 1).reshape(n, 16, 16).astype(np.int8)
+            - 4
+        )
         low = _shifted(blocks[:, None, 96:104], [0, 4], 15).reshape(n, 16)
         high = _shifted(blocks[:, None, 104:108], [0, 2, 4, 6], 3).reshape(n, 16)
         scale, d = (low | high << 4).astype(np.int8) - 32, _half(blocks, 108)
@@ -174,7 +188,8 @@ def _codes(blocks: Array, format: str, scale: Array, offset: Array | None) -> li
         scaled = (blocks * _inverse(scale)).clip(-127, 127)
         magnitude = np.abs(scaled)
         whole = np.floor(magnitude)
-        rounded = np.copysign(whole + np.floor(2 * (magnitude - whole)), scaled)  # halves away from zero
+        # halves away from zero
+        rounded = np.copysign(whole + np.floor(2 * (magnitude - whole)), scaled)
         return [rounded.astype(np.int8).view(np.uint8)]
     highest = _highest(format)
     if offset is None:
@@ -195,7 +210,9 @@ def _f16(values: Array) -> Array:
     half = values.astype("<f2")
     if not np.isfinite(half).all():
         block = int(np.argmin(np.isfinite(half).ravel()))
-        raise ValueError(f"array cannot be quantised: a scale of {values.ravel()[block]} does not fit in float16")
+        raise ValueError(
+            f"array cannot be quantised: a scale of {values.ravel()[block]} does not fit in float16"
+        )
     return half.view(np.uint8)
 
 
@@ -203,4 +220,6 @@ def _packed(codes: Array, highest: int) -> list[Array]:
     """The fifth bits, if there are any, and the nibbles."""
     whole = codes.astype(np.uint8).clip(0, highest)
     nibbles = whole[:, :16] & 15 | whole[:, 16:] << 4
-    return [np.packbits(whole >> 4, axis=1, bitorder="little"), nibbles] if highest > 15 else [nibbles]
+    return (
+        [np.packbits(whole >> 4, axis=1, bitorder="little"), nibbles] if highest > 15 else [nibbles]
+    )

@@ -9,12 +9,14 @@ import numpy as np
 
 from . import _core
 
-Calls = list[tuple[Any, ...]]  # as `_core.record` gives them: the number of the operation, and its arguments
+# as `_core.record` gives them: the number of the operation, and its arguments
+Calls = list[tuple[Any, ...]]
 
 _TRIES = 3
 # Where the outputs of each operation begin among what a recorded call holds.
 _OUTPUTS = [1 + text.split(">")[0].count(":") for _, text in _core.ops()]
-_DECIDING = [name for name, _ in _core.ops()].index("same_bits")  # the operation whose results choose what a function does next
+# the operation whose results choose what a function does next
+_DECIDING = [name for name, _ in _core.ops()].index("same_bits")
 
 
 class Replay:
@@ -75,7 +77,8 @@ class Replay:
 
 def _repeats(before: Calls, calls: Calls, result: np.ndarray) -> bool:
     """Whether a run made the calls of the one before, and `result` by them."""
-    made: tuple[dict[int, int], dict[int, int]] = ({}, {})  # the arrays that calls have made, numbered, by identity
+    # the arrays that calls have made, numbered, by identity
+    made: tuple[dict[int, int], dict[int, int]] = ({}, {})
 
     def same(x: Any, y: Any, output: bool) -> bool:
         if x is y:
@@ -89,7 +92,9 @@ def _repeats(before: Calls, calls: Calls, result: np.ndarray) -> bool:
         if number != made[1].get(id(other)):
             return False
         if number is not None:
-            return (x is root and y is other) or _address(x) - _address(root) == _address(y) - _address(other)
+            return (x is root and y is other) or _address(x) - _address(root) == _address(
+                y
+            ) - _address(other)
         if _address(x) == _address(y):
             return True
         if output:
@@ -102,7 +107,10 @@ def _repeats(before: Calls, calls: Calls, result: np.ndarray) -> bool:
         if one[0] != other[0] or len(one) != len(other):
             return False
         first = _OUTPUTS[one[0]]
-        if not all(same(x, y, i >= first) for i, (x, y) in enumerate(zip(one[1:], other[1:], strict=True), 1)):
+        if not all(
+            same(x, y, i >= first)
+            for i, (x, y) in enumerate(zip(one[1:], other[1:], strict=True), 1)
+        ):
             return False
     return id(_root(result)) in made[1]
 

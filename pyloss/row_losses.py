@@ -38,7 +38,9 @@ def logit_rows(x: Any, name: str, elementwise: bool = False) -> Any:
     array = data(x, name)
     if isinstance(array, device.DeviceArray):
         if array.kind not in ("f64", "f32", "f16", "bf16"):
-            raise TypeError(f"{name} on a device must be float64, float32, float16 or bfloat16, not {array.dtype}")
+            raise TypeError(
+                f"{name} on a device must be float64, float32, float16 or bfloat16, not {array.dtype}"
+            )
     elif array.dtype.kind == "f" or device.is_bfloat16(array.dtype):
         if array.dtype.itemsize > 8:
             array = array.astype(np.float64)
@@ -79,7 +81,13 @@ def row_weights(weights: Any, shape: tuple[int, ...]) -> np.ndarray | None:
     return array
 
 
-def row_labels(labels: Any, weights: np.ndarray | None, shape: tuple[int, ...], vocabulary: int, ignore_index: int) -> np.ndarray:
+def row_labels(
+    labels: Any,
+    weights: np.ndarray | None,
+    shape: tuple[int, ...],
+    vocabulary: int,
+    ignore_index: int,
+) -> np.ndarray:
     """Labels as the kernels take them: int32 [N] in [0, V), -1 where ignored.
 
     A row of weight 0 is ignored as well: it stays out even when its loss is not finite. An `ignore_index` that the labels' own
@@ -88,12 +96,16 @@ def row_labels(labels: Any, weights: np.ndarray | None, shape: tuple[int, ...], 
     sentinel = whole(ignore_index, "ignore_index", SMALLEST, MOST_UNSIGNED)
     array = as_integers(labels, "labels")
     if array.shape != shape:
-        raise ValueError(f"labels have shape {array.shape}, expected one per row of logits: {shape}")
+        raise ValueError(
+            f"labels have shape {array.shape}, expected one per row of logits: {shape}"
+        )
     ignored = array == sentinel
     outside = ((array < 0) | (array >= vocabulary)) & ~ignored
     if outside.any():
         where = tuple(int(i) for i in np.argwhere(outside)[0])
-        label = f"label {shown(int(array[where]))} at position {where[0] if len(where) == 1 else where}"
+        label = (
+            f"label {shown(int(array[where]))} at position {where[0] if len(where) == 1 else where}"
+        )
         raise ValueError(f"{label} is outside [0, {vocabulary}) and not ignore_index {sentinel}")
     if weights is not None:
         ignored = ignored | (weights == 0)
@@ -110,7 +122,13 @@ class Call:
     """
 
     def __init__(
-        self, run: Callable, shape: tuple[int, ...], dtype: np.dtype, weights: np.ndarray | None, out: Any, like: Any
+        self,
+        run: Callable,
+        shape: tuple[int, ...],
+        dtype: np.dtype,
+        weights: np.ndarray | None,
+        out: Any,
+        like: Any,
     ):
         self.like = like if isinstance(like, device.DeviceArray) else None
         self.run, self.shape, self.dtype = run, shape, dtype
@@ -136,7 +154,9 @@ class Call:
     def loss(self) -> Any:
         """The losses of the rows, weighted; computed once."""
         if self.values is None:
-            direct = isinstance(self.out, device.DeviceArray) or (self.out is not None and self.out.flags.c_contiguous)
+            direct = isinstance(self.out, device.DeviceArray) or (
+                self.out is not None and self.out.flags.c_contiguous
+            )
             loss = self.out if direct and self.out is not None else self._new()
             self.run(None, (), loss)
             self.values = self._weighted(loss)
@@ -171,10 +191,14 @@ def finish(
     `run` is `Call`'s, and "mean" divides by `total`.
     """
     if reduction not in REDUCTIONS:
-        raise ValueError(f"reduction must be one of {', '.join(map(repr, REDUCTIONS))}, not {reduction!r}")
+        raise ValueError(
+            f"reduction must be one of {', '.join(map(repr, REDUCTIONS))}, not {reduction!r}"
+        )
     traced = recording(*inputs)
     if out is not None:
-        check_out(out, shape if reduction == "none" else (), dtype, like if reduction == "none" else None)
+        check_out(
+            out, shape if reduction == "none" else (), dtype, like if reduction == "none" else None
+        )
         if traced:
             raise ValueError("out cannot be used while a gradient is recorded")
     call = Call(run, shape, dtype, weights, out if reduction == "none" else None, like)
@@ -191,7 +215,11 @@ def finish(
     else:
         result = call.loss()
     if reduction != "none":
-        result = result.sum(dtype=np.float64).astype(dtype) if not isinstance(result, Tensor) else result.sum()
+        result = (
+            result.sum(dtype=np.float64).astype(dtype)
+            if not isinstance(result, Tensor)
+            else result.sum()
+        )
     if reduction == "mean":
         result = result * dtype.type(1 / total if total else 0)
     if out is None or result is out:
@@ -250,12 +278,24 @@ def class_loss(
         factors = by_class(array.shape[-1])[np.maximum(index, 0)].reshape(shape)
         weights = factors if weights is None else factors * weights
 
-    def run(dloss: np.ndarray | None, wanted: Sequence[bool], loss: np.ndarray) -> list[np.ndarray | None]:
+    def run(
+        dloss: np.ndarray | None, wanted: Sequence[bool], loss: np.ndarray
+    ) -> list[np.ndarray | None]:
         dx = new_like(array) if any(wanted) else None
         device.call(kernel, (rows, index, *options, flat(dloss)), (flat(loss), dx))
         return [dx]
 
-    return finish(run, (logits,), shape, dtype, weights=weights, total=total, reduction=reduction, out=out, like=array)
+    return finish(
+        run,
+        (logits,),
+        shape,
+        dtype,
+        weights=weights,
+        total=total,
+        reduction=reduction,
+        out=out,
+        like=array,
+    )
 
 
 def two_arrays(
@@ -273,21 +313,38 @@ def two_arrays(
     a, b = (logit_rows(x, name, elementwise) for x, name in zip(inputs, names, strict=True))
     device.same_place(names, (a, b))
     if a.shape != b.shape:
-        raise ValueError(f"{names[0]} and {names[1]} must have the same shape, got {a.shape} and {b.shape}")
+        raise ValueError(
+            f"{names[0]} and {names[1]} must have the same shape, got {a.shape} and {b.shape}"
+        )
     shape, dtype = a.shape if elementwise else a.shape[:-1], accumulator(a, b)
     weights = row_weights(weights, shape)
     counted = np.full(math.prod(shape), True) if weights is None else (weights != 0).reshape(-1)
     rows = core_rows(a), core_rows(b)
 
-    def run(dloss: np.ndarray | None, wanted: Sequence[bool], loss: np.ndarray) -> list[np.ndarray | None]:
-        found = [new_like(x) if want else None for x, want in zip((a, b), wanted or (False, False), strict=True)]
+    def run(
+        dloss: np.ndarray | None, wanted: Sequence[bool], loss: np.ndarray
+    ) -> list[np.ndarray | None]:
+        found = [
+            new_like(x) if want else None
+            for x, want in zip((a, b), wanted or (False, False), strict=True)
+        ]
         if not elementwise:
             dloss, loss = flat(dloss), flat(loss)
         device.call(kernel, (*rows, *options, dloss), (loss, *found))
         return found
 
     total = counted_weight(weights, counted)
-    return finish(run, inputs, shape, dtype, weights=weights, total=total, reduction=reduction, out=out, like=a)
+    return finish(
+        run,
+        inputs,
+        shape,
+        dtype,
+        weights=weights,
+        total=total,
+        reduction=reduction,
+        out=out,
+        like=a,
+    )
 
 
 def row_map(kernel: str, x: Any, out: Any) -> Any:

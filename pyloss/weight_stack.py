@@ -28,8 +28,14 @@ class WeightStack:
             raise ValueError("a stack needs at least one matrix")
         first = self.matrices[0]
         for i, matrix in enumerate(self.matrices):
-            if (matrix.format, matrix.shape, matrix.head_dim) != (first.format, first.shape, first.head_dim):
-                raise ValueError(f"the matrices of a stack must be alike: the first is {first}, number {i} is {matrix}")
+            if (matrix.format, matrix.shape, matrix.head_dim) != (
+                first.format,
+                first.shape,
+                first.head_dim,
+            ):
+                raise ValueError(
+                    f"the matrices of a stack must be alike: the first is {first}, number {i} is {matrix}"
+                )
         self.format = first.format
         self.shape = (len(self.matrices), *first.shape)
         # What the C binding takes in place of an array.

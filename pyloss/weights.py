@@ -42,16 +42,27 @@ class Weight:
     __slots__ = ("format", "groups", "handle", "head_dim", "raw", "shape")
 
     def __init__(
-        self, raw: Array, format: str, shape: tuple[int, int], head_dim: int = 0, groups: Groups | None = None
+        self,
+        raw: Array,
+        format: str,
+        shape: tuple[int, int],
+        head_dim: int = 0,
+        groups: Groups | None = None,
     ) -> None:
         if not isinstance(raw, np.ndarray) or raw.dtype != np.uint8:
-            raise TypeError(f"raw must be a uint8 numpy.ndarray, got {getattr(raw, 'dtype', type(raw).__name__)}")
+            raise TypeError(
+                f"raw must be a uint8 numpy.ndarray, got {getattr(raw, 'dtype', type(raw).__name__)}"
+            )
         if raw.ndim != 1 or not raw.flags.c_contiguous:
-            raise ValueError(f"raw must be flat and contiguous, got shape {raw.shape} with strides {raw.strides}")
+            raise ValueError(
+                f"raw must be flat and contiguous, got shape {raw.shape} with strides {raw.strides}"
+            )
         out_features, in_features = _check_shape(format, shape, head_dim)
         expected = out_features * row_bytes(format, in_features)
         if raw.size != expected:
-            raise ValueError(f"raw must hold {expected} bytes for {format} of shape {shape}, got {raw.size}")
+            raise ValueError(
+                f"raw must hold {expected} bytes for {format} of shape {shape}, got {raw.size}"
+            )
         if (groups is not None) != bool(FORMATS[format].bits):
             raise ValueError(f"{format} must come {'without' if groups else 'with'} groups")
         if groups is not None:
@@ -119,11 +130,15 @@ class Weight:
         return cls(rows.reshape(-1), format, shape, head_dim)
 
     @classmethod
-    def _quantize_grouped(cls, array: Array, format: str, head_dim: int, size: int, scale_format: str, double: bool) -> Weight:
+    def _quantize_grouped(
+        cls, array: Array, format: str, head_dim: int, size: int, scale_format: str, double: bool
+    ) -> Weight:
         if size < 32 or size & (size - 1):
             raise ValueError(f"group_size must be a power of two of at least 32, got {size}")
         if format != "nf4" and array.shape[1] % size:
-            raise ValueError(f"{format} needs rows of a multiple of the group size {size}, got {array.shape[1]}")
+            raise ValueError(
+                f"{format} needs rows of a multiple of the group size {size}, got {array.shape[1]}"
+            )
         matrix = _in_stored_order(array, head_dim)
         if format == "nf4":
             codes, groups = encode_nf4(matrix, size, double)
@@ -136,7 +151,11 @@ class Weight:
         g = self.groups
         if g is None:
             return Weight.quantize(array, self.format, self.head_dim)
-        options: dict[str, Any] = {"group_size": g.size, "scale_format": g.scale_format, "double": g.double}
+        options: dict[str, Any] = {
+            "group_size": g.size,
+            "scale_format": g.scale_format,
+            "double": g.double,
+        }
         return Weight.quantize(array, self.format, self.head_dim, **options)
 
     def requantize(self, array: Array) -> Weight:
@@ -155,18 +174,29 @@ class Weight:
             blocks = self.raw.reshape(-1, FORMATS[self.format].bytes)
             codes = encode_blocks_again(matrix, self.format, blocks).reshape(-1)
         again = Weight(codes, self.format, self.shape, self.head_dim, g)
-        return min((again, fresh), key=lambda stored: float(np.sum((stored.dequantize() - array) ** 2, dtype=np.float64)))
+        return min(
+            (again, fresh),
+            key=lambda stored: float(np.sum((stored.dequantize() - array) ** 2, dtype=np.float64)),
+        )
 
     def slice_rows(self, begin: int, end: int) -> Weight:
         """Rows [begin, end) over the same bytes; with `head_dim`, whole heads. Raises ValueError outside the matrix."""
         out_features, in_features = self.shape
         if not 0 <= begin <= end <= out_features:
-            raise ValueError(f"rows [{begin}, {end}) are not within the {out_features} of this matrix")
+            raise ValueError(
+                f"rows [{begin}, {end}) are not within the {out_features} of this matrix"
+            )
         if self.head_dim and (begin % self.head_dim or end % self.head_dim):
             raise ValueError(f"rows [{begin}, {end}) are not whole heads of {self.head_dim}")
         width = row_bytes(self.format, in_features)
         groups = self.groups and self.groups._replace(first=self.groups.first + begin * in_features)
-        return Weight(self.raw[begin * width : end * width], self.format, (end - begin, in_features), self.head_dim, groups)
+        return Weight(
+            self.raw[begin * width : end * width],
+            self.format,
+            (end - begin, in_features),
+            self.head_dim,
+            groups,
+        )
 
     @property
     def is_float(self) -> bool:
@@ -181,7 +211,9 @@ class Weight:
     @property
     def nbytes(self) -> int:
         """The size of the stored bytes, scales included."""
-        return self.raw.size + (self.groups.nbytes(self.shape[0] * self.shape[1]) if self.groups else 0)
+        return self.raw.size + (
+            self.groups.nbytes(self.shape[0] * self.shape[1]) if self.groups else 0
+        )
 
     @property
     def dtype_name(self) -> str:
@@ -206,17 +238,22 @@ class Weight:
         outside = (flat < 0) | (flat >= self.shape[0])
         if outside.any():
             position = int(outside.argmax())
-            raise ValueError(f"index {flat[position]} at position {position} is outside [0, {self.shape[0]})")
+            raise ValueError(
+                f"index {flat[position]} at position {position} is outside [0, {self.shape[0]})"
+            )
         stored = self.raw.reshape(self.shape[0], row_bytes(self.format, self.shape[1]))
         result = np.empty((flat.size, self.shape[1]), np.float32)
         step = max(1, _CHUNK // max(1, self.shape[1]))
         for start in range(0, flat.size, step):
             where = _stored_rows(flat[start : start + step], self.head_dim)
-            with np.errstate(invalid="ignore"):  # a damaged file's infinite scale makes NaN, quietly as in the kernels
+            # a damaged file's infinite scale makes NaN, quietly as in the kernels
+            with np.errstate(invalid="ignore"):
                 if self.groups is None:
                     result[start : start + step] = decode(stored[where], self.format)
                 else:
-                    result[start : start + step] = decode_rows(stored[where], self.format, self.groups, where)
+                    result[start : start + step] = decode_rows(
+                        stored[where], self.format, self.groups, where
+                    )
         return result.reshape(*indices.shape, self.shape[1])
 
     def __repr__(self) -> str:
@@ -238,7 +275,9 @@ def _check_shape(format: str, shape: tuple[int, ...], head_dim: int) -> tuple[in
     out_features, in_features = int(shape[0]), int(shape[1])
     row_bytes(format, in_features)
     if head_dim < 0 or head_dim % 2 or (head_dim and out_features % head_dim):
-        raise ValueError(f"head_dim must be 0 or an even divisor of the {out_features} rows, got {head_dim}")
+        raise ValueError(
+            f"head_dim must be 0 or an even divisor of the {out_features} rows, got {head_dim}"
+        )
     return out_features, in_features
 
 

@@ -34,7 +34,11 @@ def pytest_collection_modifyitems(config, items):
 def covering(variants):
     """A few of a test's variants that together have each value of each parameter; of equally good ones the first."""
     # By identity, since what is compared need not be hashable; the variants share the objects they are made of.
-    values = [{(name, id(value)) for name, value in item.callspec.params.items()} for item in variants if hasattr(item, "callspec")]
+    values = [
+        {(name, id(value)) for name, value in item.callspec.params.items()}
+        for item in variants
+        if hasattr(item, "callspec")
+    ]
     missing = set().union(*values)
     chosen = [] if missing else variants
     while missing:

@@ -42,7 +42,9 @@ class Loss:
 
     def arguments(self, rng, shape, dtype=np.float64, scale=3.0):
         """Logits of the type, and the other arguments."""
-        logits = tuple((scale * rng.standard_normal(shape)).astype(dtype) for _ in range(self.logits))
+        logits = tuple(
+            (scale * rng.standard_normal(shape)).astype(dtype) for _ in range(self.logits)
+        )
         return logits if self.other is None else (*logits, self.other(rng, shape))
 
     def out_shape(self, shape):
@@ -63,7 +65,9 @@ class Loss:
     def formula(self, *arguments, reduction="none", upstream=1.0, **options):
         """(loss, gradients) in float64"""
         upstream = np.asarray(upstream, self.result_type(arguments[0].dtype))
-        return loss_formulas.reduced(self.name, arguments, {**self.options, **options}, reduction, upstream)
+        return loss_formulas.reduced(
+            self.name, arguments, {**self.options, **options}, reduction, upstream
+        )
 
     def gradients(self, *arguments, upstream=1.0, **options):
         """(loss, the gradients of `(upstream * loss).sum()`) from the tape."""
@@ -81,7 +85,12 @@ _classes, _pair = {"other": some_labels}, {"logits": 2}
 LOSSES = [
     Loss("softmax_cross_entropy", **_classes),
     Loss("softmax_cross_entropy", **_classes, options={"label_smoothing": 0.1}),
-    Loss("softmax_cross_entropy", **_classes, options={"z_loss": 1e-2, "softcap": 5.0}, shiftable=False),
+    Loss(
+        "softmax_cross_entropy",
+        **_classes,
+        options={"z_loss": 1e-2, "softcap": 5.0},
+        shiftable=False,
+    ),
     Loss("focal_loss", **_classes),
     Loss("focal_loss", **_classes, options={"gamma": 0.5, "alpha": 0.25}),
     Loss("stablemax_cross_entropy", **_classes, shiftable=False),
@@ -93,7 +102,10 @@ LOSSES = [
     Loss("js_div_loss", **_pair, options={"beta": 1, "temperature": 2.0}),
 ]
 BCE = Loss("binary_cross_entropy_with_logits", other=_targets, rows=False, shiftable=False)
-MAPS = [Loss(name, rows=False, own_type=True, shiftable=False) for name in ("stablemax", "log_stablemax")]
+MAPS = [
+    Loss(name, rows=False, own_type=True, shiftable=False)
+    for name in ("stablemax", "log_stablemax")
+]
 PLAIN = [loss for loss in LOSSES if not loss.options]  # one of each
 EVERY = [*LOSSES, BCE, *MAPS]
 
@@ -110,7 +122,9 @@ def tolerance(dtype):
 
 def assert_value(loss, got, want, dtype, scale=1.0):
     """What the loss or map gives for logits of `dtype`."""
-    (assert_gradient if loss.own_type else assert_loss)(np.asarray(got), np.asarray(want), dtype, scale)
+    (assert_gradient if loss.own_type else assert_loss)(
+        np.asarray(got), np.asarray(want), dtype, scale
+    )
 
 
 def assert_loss(got, want, dtype, scale=1.0):
@@ -144,7 +158,9 @@ def layouts(x):
     wide = np.zeros((*x.shape[:-1], 2 * x.shape[-1] + 1), x.dtype)
     first, second = wide.copy()[..., : x.shape[-1]], wide[..., 1::2]
     raw = np.zeros(x.nbytes + 1, np.uint8)[1:].view(np.uint8)
-    unaligned = np.frombuffer(memoryview(raw), x.dtype, x.size).reshape(x.shape) if x.size else x.copy()
+    unaligned = (
+        np.frombuffer(memoryview(raw), x.dtype, x.size).reshape(x.shape) if x.size else x.copy()
+    )
     first[...] = second[...] = x
     if x.size:
         raw[...] = np.frombuffer(np.ascontiguousarray(x).tobytes(), np.uint8)

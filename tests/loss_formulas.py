@@ -11,7 +11,8 @@ import inspect
 import numpy as np
 
 IGNORE = -100
-_quiet = np.errstate(divide="ignore", invalid="ignore")  # infinite and undefined losses are part of the definitions
+# infinite and undefined losses are part of the definitions
+_quiet = np.errstate(divide="ignore", invalid="ignore")
 
 
 def _f64(x):
@@ -21,14 +22,19 @@ def _f64(x):
 def _logsumexp(x):
     """log sum exp along the last axis, kept; -inf where everything is masked."""
     top = x.max(-1, keepdims=True, initial=-np.inf)
-    return np.where(top == -np.inf, top, top + np.log(np.exp(x - np.where(top == -np.inf, 0, top)).sum(-1, keepdims=True)))
+    return np.where(
+        top == -np.inf,
+        top,
+        top + np.log(np.exp(x - np.where(top == -np.inf, 0, top)).sum(-1, keepdims=True)),
+    )
 
 
 @_quiet
 def log_softmax(x):
     """log of the probabilities; NaN in a row where nothing is left of the vocabulary, or that holds NaN or +inf."""
     x = _f64(x)
-    x = x - x.max(-1, keepdims=True, initial=np.finfo(np.float64).min)  # small numbers keep more digits
+    # small numbers keep more digits
+    x = x - x.max(-1, keepdims=True, initial=np.finfo(np.float64).min)
     return x - _logsumexp(x)
 
 
@@ -70,7 +76,15 @@ def _label_loss(log_s, labels):
 
 @_quiet
 def softmax_cross_entropy(
-    logits, labels, *, weights=None, ignore_index=IGNORE, label_smoothing=0.0, z_loss=0.0, softcap=None, upstream=None
+    logits,
+    labels,
+    *,
+    weights=None,
+    ignore_index=IGNORE,
+    label_smoothing=0.0,
+    z_loss=0.0,
+    softcap=None,
+    upstream=None,
 ):
     x, (labels, counted) = _f64(logits), _labels(labels, ignore_index)
     masked = x == -np.inf
@@ -80,7 +94,9 @@ def softmax_cross_entropy(
         x = np.where(masked, -np.inf, softcap * np.tanh(x / softcap))
     log_p, lse = log_softmax(x), _logsumexp(x)[..., 0]
     # The label gets 1 - label_smoothing, and label_smoothing is spread over the classes that are not masked.
-    smooth = label_smoothing * np.where(masked, 0.0, 1 / np.maximum((~masked).sum(-1, keepdims=True), 1))
+    smooth = label_smoothing * np.where(
+        masked, 0.0, 1 / np.maximum((~masked).sum(-1, keepdims=True), 1)
+    )
     loss = (1 - label_smoothing) * _label_loss(x, labels) + _times(smooth, -log_p).sum(-1)
     target = (1 - label_smoothing) * _onehot(labels, x.shape[-1]) + smooth
     p = np.exp(log_p)
@@ -92,7 +108,9 @@ def softmax_cross_entropy(
 
 
 @_quiet
-def focal_loss(logits, labels, *, gamma=2.0, alpha=None, weights=None, ignore_index=IGNORE, upstream=None):
+def focal_loss(
+    logits, labels, *, gamma=2.0, alpha=None, weights=None, ignore_index=IGNORE, upstream=None
+):
     x, (labels, counted) = _f64(logits), _labels(labels, ignore_index)
     alpha = _f64(1 if alpha is None else alpha)
     alpha = alpha[labels] if alpha.ndim else alpha
@@ -145,23 +163,35 @@ def _divergence(log_a, log_b):
 
 @_quiet
 def kl_div_loss(logits_q, logits_p, *, temperature=1.0, weights=None, upstream=None):
-    log_q, log_p = log_softmax(_f64(logits_q) / temperature), log_softmax(_f64(logits_p) / temperature)
+    log_q, log_p = (
+        log_softmax(_f64(logits_q) / temperature),
+        log_softmax(_f64(logits_p) / temperature),
+    )
     q, p, ratio = np.exp(log_q), np.exp(log_p), _divergence(log_p, log_q)
     loss = _times(p, ratio).sum(-1)
     weight, scale = _rows(weights, upstream, loss.shape)
     dp = np.where(p == 0, 0.0, p * (ratio - loss[..., None]))
-    return _times(weight, loss), tuple(_times(scale[..., None] / temperature, d) for d in (q - p, dp))
+    return _times(weight, loss), tuple(
+        _times(scale[..., None] / temperature, d) for d in (q - p, dp)
+    )
 
 
 @_quiet
 def js_div_loss(logits_q, logits_p, *, beta=0.5, temperature=1.0, weights=None, upstream=None):
     """At the ends of beta what TRL's GKD computes there: 0 is KL(P || Q), 1 is KL(Q || P)."""
     if beta == 0:
-        return kl_div_loss(logits_q, logits_p, temperature=temperature, weights=weights, upstream=upstream)
+        return kl_div_loss(
+            logits_q, logits_p, temperature=temperature, weights=weights, upstream=upstream
+        )
     if beta == 1:
-        loss, (dp, dq) = kl_div_loss(logits_p, logits_q, temperature=temperature, weights=weights, upstream=upstream)
+        loss, (dp, dq) = kl_div_loss(
+            logits_p, logits_q, temperature=temperature, weights=weights, upstream=upstream
+        )
         return loss, (dq, dp)
-    log_q, log_p = log_softmax(_f64(logits_q) / temperature), log_softmax(_f64(logits_p) / temperature)
+    log_q, log_p = (
+        log_softmax(_f64(logits_q) / temperature),
+        log_softmax(_f64(logits_p) / temperature),
+    )
     q, p = np.exp(log_q), np.exp(log_p)
     log_m = np.logaddexp(np.log(beta) + log_p, np.log1p(-beta) + log_q)
     to_q, to_p = _divergence(log_q, log_m), _divergence(log_p, log_m)
@@ -199,4 +229,6 @@ def reduced(name, arguments, options, reduction="none", upstream=1.0):
     )
     total, _ = _rows(options.get("weights"), None, loss.shape, counted)
     by = 1.0 if reduction == "sum" else max(total.sum(), np.finfo(np.float64).tiny)
-    return loss.sum() / by, formula(*arguments, **options, upstream=np.full(loss.shape, upstream / by))[1]
+    return loss.sum() / by, formula(
+        *arguments, **options, upstream=np.full(loss.shape, upstream / by)
+    )[1]

@@ -67,7 +67,9 @@ def token_losses(kind, logits, labels):
         s = np.exp(logits - logits.max(-1, keepdims=True))
     else:
         s = np.where(logits < 0, 1 / (1 - np.minimum(logits, 0)), logits + 1)
-    p = np.take_along_axis(s, np.where(labels == IGNORE, 0, labels)[..., None], -1)[..., 0] / s.sum(-1)
+    p = np.take_along_axis(s, np.where(labels == IGNORE, 0, labels)[..., None], -1)[..., 0] / s.sum(
+        -1
+    )
     return np.where(labels == IGNORE, 0, -np.log(p))
 
 
@@ -90,7 +92,12 @@ def reference(kind, padded, logits, q_halt, q_continue, target, carry):
             metrics["q_halt_accuracy"] += (q_halt[i] >= 0) == (right == n)
             metrics["steps"] += carry.steps[i]
     loss = lm_loss + 0.5 * (q_halt_loss + q_continue_loss)
-    return loss, {**metrics, "lm_loss": lm_loss, "q_halt_loss": q_halt_loss, "q_continue_loss": q_continue_loss}
+    return loss, {
+        **metrics,
+        "lm_loss": lm_loss,
+        "q_halt_loss": q_halt_loss,
+        "q_continue_loss": q_continue_loss,
+    }
 
 
 def bootstrapped(halt, go_on, last=False):
@@ -103,14 +110,23 @@ class Case:
     def __init__(self, kind="stablemax_cross_entropy", padded="reference", target="none", seed=1):
         rng = np.random.default_rng(seed)
         self.kind, self.padded = kind, padded
-        self.logits, self.q_halt, self.q_continue = 3 * rng.standard_normal((B, T, V)), *(2 * rng.standard_normal((2, B)))
+        self.logits, self.q_halt, self.q_continue = (
+            3 * rng.standard_normal((B, T, V)),
+            *(2 * rng.standard_normal((2, B))),
+        )
         labels = rng.integers(0, V, (B, T))
         labels[0] = self.logits[0].argmax(-1)
         labels[1] = IGNORE
         labels[2, 1:3] = IGNORE
         halted = np.array([True, True, True, False, False, True])
-        self.carry = Carry(np.array([1, 4, 2, 3, 4, 4]), halted, {"labels": labels, "inputs": labels})
-        self.model, self.extra, self.target = Fixed(), {}, bootstrapped(self.q_halt, self.q_continue)
+        self.carry = Carry(
+            np.array([1, 4, 2, 3, 4, 4]), halted, {"labels": labels, "inputs": labels}
+        )
+        self.model, self.extra, self.target = (
+            Fixed(),
+            {},
+            bootstrapped(self.q_halt, self.q_continue),
+        )
         if target == "given":
             self.target = rng.uniform(0, 1, B)
             self.extra = {"target_q_continue": self.target}
@@ -123,7 +139,10 @@ class Case:
         return ACTLossHead(self.model, self.kind, padded_rows=self.padded, **options)
 
     def outputs(self, *values):
-        return dict(zip(("logits", "q_halt_logits", "q_continue_logits"), values or self.values), **self.extra)
+        return dict(
+            zip(("logits", "q_halt_logits", "q_continue_logits"), values or self.values),
+            **self.extra,
+        )
 
     @property
     def values(self):
@@ -147,13 +166,20 @@ def test_values_metrics_and_gradients(kind, padded, target, q_continue):
     assert np.shape(got) == () and got.dtype == np.float64
     assert got == pytest.approx(loss, rel=1e-12)
     assert list(got_metrics) == list(metrics) and got_metrics == pytest.approx(metrics, rel=1e-12)
-    assert {type(got_metrics[k]) for k in ("count", "exact_accuracy", "q_halt_accuracy", "steps")} == {int}
-    assert {type(got_metrics[k]) for k in ("accuracy", "lm_loss", "q_halt_loss", "q_continue_loss")} == {float}
+    assert {
+        type(got_metrics[k]) for k in ("count", "exact_accuracy", "q_halt_accuracy", "steps")
+    } == {int}
+    assert {
+        type(got_metrics[k]) for k in ("accuracy", "lm_loss", "q_halt_loss", "q_continue_loss")
+    } == {float}
     assert getattr(case.model, "calls", 0) == (target == "next step" and q_continue)
 
     upstream = 1.7
     (traced, traced_metrics), grads = value_and_grad(
-        lambda *values: (lambda out: (upstream * out[1], out[2]))(head(carry=case.carry, batch=case.outputs(*values))), (0, 1, 2)
+        lambda *values: (lambda out: (upstream * out[1], out[2]))(
+            head(carry=case.carry, batch=case.outputs(*values))
+        ),
+        (0, 1, 2),
     )(*case.values)
     assert traced == pytest.approx(upstream * loss, rel=1e-12) and traced_metrics == got_metrics
     for k, (value, gradient) in enumerate(zip(case.values, grads)):
@@ -165,22 +191,35 @@ def test_values_metrics_and_gradients(kind, padded, target, q_continue):
                 moved = [v.copy() for v in case.values]
                 moved[k][i] += sign * 1e-5
                 ends.append(exact(*moved)[0])
-            assert gradient[i] == pytest.approx(upstream * (ends[0] - ends[1]) / 2e-5, rel=1e-6, abs=1e-8), (k, i)
+            assert gradient[i] == pytest.approx(
+                upstream * (ends[0] - ends[1]) / 2e-5, rel=1e-6, abs=1e-8
+            ), (k, i)
 
 
 @pytest.mark.parametrize("kind", LOSSES)
 def test_ignored_padding_is_the_batch_without_it(kind):
     case = Case(kind, "ignore")
     full = np.array([0, 2, 3, 4, 5])
-    less = Carry(case.carry.steps[full], case.carry.halted[full], {"labels": case.carry.current_data["labels"][full]})
+    less = Carry(
+        case.carry.steps[full],
+        case.carry.halted[full],
+        {"labels": case.carry.current_data["labels"][full]},
+    )
 
     def run(carry, head):
-        return value_and_grad(lambda *v: (lambda o: (o[1], o[2]))(head(carry=carry, batch=case.outputs(*v))), (0, 1, 2))
+        return value_and_grad(
+            lambda *v: (lambda o: (o[1], o[2]))(head(carry=carry, batch=case.outputs(*v))),
+            (0, 1, 2),
+        )
 
     (loss, metrics), grads = run(case.carry, case.head())(*case.values)
     for padded in PADDED:
-        (want, want_metrics), want_grads = run(less, ACTLossHead(Fixed(), kind, padded_rows=padded))(*(v[full] for v in case.values))
-        assert loss == pytest.approx(want, rel=1e-14) and metrics == pytest.approx(want_metrics, rel=1e-14)
+        (want, want_metrics), want_grads = run(
+            less, ACTLossHead(Fixed(), kind, padded_rows=padded)
+        )(*(v[full] for v in case.values))
+        assert loss == pytest.approx(want, rel=1e-14) and metrics == pytest.approx(
+            want_metrics, rel=1e-14
+        )
         for gradient, wanted in zip(grads, want_grads):
             np.testing.assert_allclose(gradient[full], wanted, rtol=1e-14)
             assert not gradient[1].any()
@@ -190,16 +229,28 @@ def test_padding_as_in_the_reference_has_the_target_one():
     case = Case()
     case.carry.current_data["labels"][:] = IGNORE
     (loss, metrics), (logits, q_halt, _) = value_and_grad(
-        lambda *v: (lambda o: (o[1], o[2]))(case.head(q_continue=False)(carry=case.carry, batch=case.outputs(*v))), (0, 1, 2)
+        lambda *v: (lambda o: (o[1], o[2]))(
+            case.head(q_continue=False)(carry=case.carry, batch=case.outputs(*v))
+        ),
+        (0, 1, 2),
     )(*case.values)
-    assert loss == pytest.approx(0.5 * bce(case.q_halt, 1).sum(), rel=1e-12) and not logits.any() and (q_halt < 0).all()
+    assert (
+        loss == pytest.approx(0.5 * bce(case.q_halt, 1).sum(), rel=1e-12)
+        and not logits.any()
+        and (q_halt < 0).all()
+    )
     assert metrics["count"] == metrics["exact_accuracy"] == metrics["steps"] == 0
 
 
 @pytest.mark.parametrize("padded", PADDED)
 def test_all_halted(padded):
     case = Case(padded=padded)
-    for halted, expected in (([1] * 6, True), ([1, 1, 1, 1, 1, 0], False), ([0] * 6, False), ([1, 0, 1, 1, 1, 1], padded == "ignore")):
+    for halted, expected in (
+        ([1] * 6, True),
+        ([1, 1, 1, 1, 1, 0], False),
+        ([0] * 6, False),
+        ([1, 0, 1, 1, 1, 1], padded == "ignore"),
+    ):
         case.carry.halted = np.array(halted, bool)
         assert case.head()(carry=case.carry, batch=case.outputs())[-1] is expected
 
@@ -214,8 +265,14 @@ def test_a_batch_of_padding_alone_has_no_loss():
 
 def test_an_empty_batch():
     carry = Carry(np.zeros(0, int), np.zeros(0, bool), {"labels": np.zeros((0, T), int)})
-    batch = {"logits": np.zeros((0, T, V)), "q_halt_logits": np.zeros(0), "q_continue_logits": np.zeros(0)}
-    _, loss, metrics, _, all_halted = ACTLossHead(Fixed(), "stablemax_cross_entropy")(carry=carry, batch=batch)
+    batch = {
+        "logits": np.zeros((0, T, V)),
+        "q_halt_logits": np.zeros(0),
+        "q_continue_logits": np.zeros(0),
+    }
+    _, loss, metrics, _, all_halted = ACTLossHead(Fixed(), "stablemax_cross_entropy")(
+        carry=carry, batch=batch
+    )
     assert loss == 0 and not any(metrics.values()) and all_halted is True
 
 
@@ -223,16 +280,26 @@ def test_an_empty_batch():
 def test_other_types_are_computed_in_float32(dtype):
     case = Case()
     values = [v.astype(dtype) for v in case.values]
-    want, metrics = reference(case.kind, case.padded, *(v.astype(np.float64) for v in values), bootstrapped(*values[1:]), case.carry)
+    want, metrics = reference(
+        case.kind,
+        case.padded,
+        *(v.astype(np.float64) for v in values),
+        bootstrapped(*values[1:]),
+        case.carry,
+    )
     _, loss, got_metrics, _, _ = case.head()(carry=case.carry, batch=case.outputs(*values))
-    assert loss.dtype == np.float32 and loss == pytest.approx(want, rel=1e-5 if dtype == np.float32 else 1e-3)
+    assert loss.dtype == np.float32 and loss == pytest.approx(
+        want, rel=1e-5 if dtype == np.float32 else 1e-3
+    )
     assert got_metrics == pytest.approx(metrics, rel=1e-5 if dtype == np.float32 else 1e-3)
 
 
 def test_extreme_q_logits():
     case = Case()
     case.q_halt[:], case.q_continue[:] = [-1e4, 1e4, 0, 800, -800, 5], [1e4, -1e4, 0, -800, 800, 0]
-    loss, grads = value_and_grad(lambda *v: case.head()(carry=case.carry, batch=case.outputs(*v))[1], (0, 1, 2))(*case.values)
+    loss, grads = value_and_grad(
+        lambda *v: case.head()(carry=case.carry, batch=case.outputs(*v))[1], (0, 1, 2)
+    )(*case.values)
     assert np.isfinite(loss) and all(np.isfinite(g).all() for g in grads)
 
 
@@ -244,8 +311,13 @@ def test_a_function_as_loss_type():
         calls.append(ignore_index)
         return softmax_cross_entropy(logits, labels, ignore_index=ignore_index) * 0.5
 
-    outcomes = [ACTLossHead(Fixed(), kind)(carry=case.carry, batch=case.outputs())[2] for kind in (half, "softmax_cross_entropy")]
-    assert calls == [IGNORE] and outcomes[0].pop("lm_loss") == pytest.approx(outcomes[1].pop("lm_loss") / 2, rel=1e-14)
+    outcomes = [
+        ACTLossHead(Fixed(), kind)(carry=case.carry, batch=case.outputs())[2]
+        for kind in (half, "softmax_cross_entropy")
+    ]
+    assert calls == [IGNORE] and outcomes[0].pop("lm_loss") == pytest.approx(
+        outcomes[1].pop("lm_loss") / 2, rel=1e-14
+    )
     assert outcomes[0] == outcomes[1]
 
 
@@ -254,8 +326,12 @@ def test_outputs_are_detached_and_unknown_names_passed_over():
 
     def f(logits):
         batch = case.outputs(logits * 1, case.q_halt, case.q_continue)
-        _, loss, _, outputs, _ = case.head()(["logits", "q_halt_logits", "inputs"], carry=case.carry, batch=batch)
-        assert list(outputs) == ["logits", "q_halt_logits"] and all(type(v) is np.ndarray for v in outputs.values())
+        _, loss, _, outputs, _ = case.head()(
+            ["logits", "q_halt_logits", "inputs"], carry=case.carry, batch=batch
+        )
+        assert list(outputs) == ["logits", "q_halt_logits"] and all(
+            type(v) is np.ndarray for v in outputs.values()
+        )
         np.testing.assert_array_equal(outputs["logits"], data(logits))
         return loss
 
@@ -273,7 +349,11 @@ class Thinker(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.inner, self.head, self.q = nn.Linear(4, 4), nn.Linear(4, V), [nn.Linear(4, 1), nn.Linear(4, 1)]
+        self.inner, self.head, self.q = (
+            nn.Linear(4, 4),
+            nn.Linear(4, V),
+            [nn.Linear(4, 1), nn.Linear(4, 1)],
+        )
 
     def forward(self, state):
         state = ops.add(state, self.inner(state))
@@ -284,7 +364,9 @@ class Thinker(nn.Module):
 
     def __call__(self, carry):
         state, (halt, go_on) = self.forward(carry.current_data["state"])
-        following = Carry(carry.steps + 1, carry.halted, {**carry.current_data, "state": data(state)})
+        following = Carry(
+            carry.steps + 1, carry.halted, {**carry.current_data, "state": data(state)}
+        )
         logits = self.head(state).reshape(B, T, V)
         return following, {"logits": logits, "q_halt_logits": halt, "q_continue_logits": go_on}
 
@@ -307,7 +389,9 @@ def test_a_module_trains_and_the_next_step_is_a_constant():
         following, outputs = model(carry)
         return following, {**outputs, "target_q_continue": target}
 
-    want, wanted = nn.value_and_grad(model, lambda: ACTLossHead(given, "stablemax_cross_entropy")(carry=carry)[1])()
+    want, wanted = nn.value_and_grad(
+        model, lambda: ACTLossHead(given, "stablemax_cross_entropy")(carry=carry)[1]
+    )()
     assert loss == pytest.approx(want, rel=1e-6)
     for name, gradient in wanted.items():
         assert gradient.any()
@@ -346,19 +430,49 @@ def test_a_model_that_looks_ahead_must_know_its_last_step():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c, o: c.current_data.pop("labels"), "new_carry.current_data must have 'labels'; given: 'inputs'"),
-        (lambda c, o: o.pop("logits"), "the model's outputs must have 'logits'; given: 'q_halt_logits', 'q_continue_logits'"),
-        (lambda c, o: o.pop("q_halt_logits"), "outputs must have 'q_halt_logits'; given: 'logits', 'q_continue_logits'"),
+        (
+            lambda c, o: c.current_data.pop("labels"),
+            "new_carry.current_data must have 'labels'; given: 'inputs'",
+        ),
+        (
+            lambda c, o: o.pop("logits"),
+            "the model's outputs must have 'logits'; given: 'q_halt_logits', 'q_continue_logits'",
+        ),
+        (
+            lambda c, o: o.pop("q_halt_logits"),
+            "outputs must have 'q_halt_logits'; given: 'logits', 'q_continue_logits'",
+        ),
         (lambda c, o: o.pop("q_continue_logits"), "outputs must have 'q_continue_logits'"),
-        (lambda c, o: o.update(logits=np.zeros((B, T + 1, V))), r"got shapes \(6, 6, 7\) and \(6, 5\)"),
-        (lambda c, o: o.update(logits=np.zeros((B, V))), r"logits must be \[B, T, V\] and labels \[B, T\], got shapes \(6, 7\)"),
-        (lambda c, o: c.current_data.update(labels=np.zeros(B, int)), r"got shapes \(6, 5, 7\) and \(6,\)"),
-        (lambda c, o: o.update(q_halt_logits=np.zeros((B, 1))), r"q_halt_logits has shape \(6, 1\), expected one value per sequence: \(6,\)"),
-        (lambda c, o: o.update(q_continue_logits=np.zeros(2)), r"q_continue_logits has shape \(2,\)"),
-        (lambda c, o: o.update(target_q_continue=np.float64(1)), r"target_q_continue has shape \(\)"),
+        (
+            lambda c, o: o.update(logits=np.zeros((B, T + 1, V))),
+            r"got shapes \(6, 6, 7\) and \(6, 5\)",
+        ),
+        (
+            lambda c, o: o.update(logits=np.zeros((B, V))),
+            r"logits must be \[B, T, V\] and labels \[B, T\], got shapes \(6, 7\)",
+        ),
+        (
+            lambda c, o: c.current_data.update(labels=np.zeros(B, int)),
+            r"got shapes \(6, 5, 7\) and \(6,\)",
+        ),
+        (
+            lambda c, o: o.update(q_halt_logits=np.zeros((B, 1))),
+            r"q_halt_logits has shape \(6, 1\), expected one value per sequence: \(6,\)",
+        ),
+        (
+            lambda c, o: o.update(q_continue_logits=np.zeros(2)),
+            r"q_continue_logits has shape \(2,\)",
+        ),
+        (
+            lambda c, o: o.update(target_q_continue=np.float64(1)),
+            r"target_q_continue has shape \(\)",
+        ),
         (lambda c, o: setattr(c, "halted", np.ones(2, bool)), r"new_carry.halted has shape \(2,\)"),
         (lambda c, o: setattr(c, "steps", 3), r"new_carry.steps has shape \(\)"),
-        (lambda c, o: c.current_data["labels"].__setitem__((3, 2), 9), r"label 9 at position \(3, 2\) is outside \[0, 7\)"),
+        (
+            lambda c, o: c.current_data["labels"].__setitem__((3, 2), 9),
+            r"label 9 at position \(3, 2\) is outside \[0, 7\)",
+        ),
     ],
 )
 def test_wrong_outputs(change, message):
@@ -385,13 +499,18 @@ def test_labels_of_every_integer_type(dtype):
         labels = np.where(labels == IGNORE, 3, labels)
     seen = []
     head = ACTLossHead(
-        case.model, lambda x, y, ignore_index: seen.append(y.dtype) or softmax_cross_entropy(x, y), q_continue=False
+        case.model,
+        lambda x, y, ignore_index: seen.append(y.dtype) or softmax_cross_entropy(x, y),
+        q_continue=False,
     )
     results = []
     for kind in ("i8", dtype):
         case.carry.current_data["labels"] = labels.astype(kind)
         results.append(
-            [*case.head()(carry=case.carry, batch=case.outputs())[1:3], *head(carry=case.carry, batch=case.outputs())[1:3]]
+            [
+                *case.head()(carry=case.carry, batch=case.outputs())[1:3],
+                *head(carry=case.carry, batch=case.outputs())[1:3],
+            ]
         )
     assert results[0] == results[1]
     assert np.dtype(np.int64) == seen[0] and seen[1] in (np.dtype(np.int64), np.dtype(np.uint64))

@@ -11,7 +11,9 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "adding_a_loss.md"
-BLOCK = re.compile(r"^`([\w/.]+)`(?:, in `(\w+)`)?:\n\n```\w+\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(
+    r"^`([\w/.]+)`(?:, in `(\w+)`)?:\n\n```\w+\n(.*?)^```$", re.MULTILINE | re.DOTALL
+)
 
 
 def steps():
@@ -21,14 +23,20 @@ def steps():
 
 def test_a_header_and_a_line_are_all_that_the_core_needs():
     core = {name: text for name, _, text in steps() if name.startswith("csrc/")}
-    assert [name for name in core if not (ROOT / name).exists()] == ["csrc/losses/total_variation.h"]
+    assert [name for name in core if not (ROOT / name).exists()] == [
+        "csrc/losses/total_variation.h"
+    ]
     assert core["csrc/losses.def"].count("\n") == 1 and len(core) == 2
 
 
 def test_the_page_adds_a_loss(tmp_path):
-    pytest.importorskip("setuptools", reason="building needs setuptools: pip install 'pyloss[test]'")
+    pytest.importorskip(
+        "setuptools", reason="building needs setuptools: pip install 'pyloss[test]'"
+    )
     for name in ("csrc", "pyloss"):
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
+        shutil.copytree(
+            ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "*.so")
+        )
     (tmp_path / "tests").mkdir()
     for path in (ROOT / "setup.py", ROOT / "pyproject.toml", *(ROOT / "tests").glob("*loss_*.py")):
         shutil.copy(path, tmp_path / path.relative_to(ROOT))
@@ -59,9 +67,31 @@ def test_the_page_adds_a_loss(tmp_path):
         return done.stdout
 
     # A quick build: one instruction set, little optimisation.
-    run("setup.py", "-q", "build_ext", "--inplace", PYLOSS_BASELINE_ONLY="1", PYLOSS_CFLAGS="-O1", PYLOSS_ISA="")
-    found = run("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_loss_values.py", "-k", "total_variation", PYLOSS_ISA="")
+    run(
+        "setup.py",
+        "-q",
+        "build_ext",
+        "--inplace",
+        PYLOSS_BASELINE_ONLY="1",
+        PYLOSS_CFLAGS="-O1",
+        PYLOSS_ISA="",
+    )
+    found = run(
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "tests/test_loss_values.py",
+        "-k",
+        "total_variation",
+        PYLOSS_ISA="",
+    )
     passed = re.search(r"(\d+) passed", found)
     assert passed and int(passed[1]) > 100, found
-    where = run("-c", "import pyloss; print(pyloss.__file__, pyloss.total_variation_loss([[1, 1000]], [[1000, 1]]))", PYLOSS_ISA="")
+    where = run(
+        "-c",
+        "import pyloss; print(pyloss.__file__, pyloss.total_variation_loss([[1, 1000]], [[1000, 1]]))",
+        PYLOSS_ISA="",
+    )
     assert where.split()[0].startswith(str(tmp_path)) and where.split()[1] == "[1.]"

@@ -44,12 +44,15 @@ def numeric(f, x, step=1e-6):
 
 
 @pytest.mark.parametrize(
-    ("argnums", "expected"), [(0, 0), (1, 1), (-1, 2), (-3, 0), ((1,), (1,)), ((2, 0), (2, 0)), ([0, -1], (0, 2)), ((), ())]
+    ("argnums", "expected"),
+    [(0, 0), (1, 1), (-1, 2), (-3, 0), ((1,), (1,)), ((2, 0), (2, 0)), ([0, -1], (0, 2)), ((), ())],
 )
 def test_argnums(argnums, expected):
     arguments = np.array([2.0, 3.0]), np.array([5.0, 7.0]), np.array([11.0, 13.0])
     wanted = [arguments[1] * arguments[2], arguments[0] * arguments[2], arguments[0] * arguments[1]]
-    value, grads = value_and_grad(lambda a, b, c: (a * b * c).sum() if argnums != () else np.float64(383), argnums)(*arguments)
+    value, grads = value_and_grad(
+        lambda a, b, c: (a * b * c).sum() if argnums != () else np.float64(383), argnums
+    )(*arguments)
     assert value == 2 * 5 * 11 + 3 * 7 * 13 or argnums == ()
     if isinstance(argnums, int):
         np.testing.assert_allclose(grads, wanted[expected])
@@ -107,7 +110,9 @@ def test_types(dtype, kept):
 def test_float64_stays_float64_through_a_float32_operation():
     gradient = grad(lambda x: ops.swiglu(x, x).sum() + (x * x).sum())(np.array([0.5, 1.0]))
     assert gradient.dtype == np.float64
-    np.testing.assert_allclose(gradient, numeric(lambda x: (x * x / (1 + np.exp(-x)) + x * x).sum(), [0.5, 1.0]), rtol=1e-5)
+    np.testing.assert_allclose(
+        gradient, numeric(lambda x: (x * x / (1 + np.exp(-x)) + x * x).sum(), [0.5, 1.0]), rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("wrong", [np.ones(2, complex), np.array(["a"]), np.array([None]), "text"])
@@ -132,7 +137,13 @@ def test_numbers_without_dimensions():
 def test_unused_arguments_have_zero_gradients():
     a, b = np.ones((2, 3)), np.ones((0, 4), np.float32)
     value, (da, db) = value_and_grad(lambda a, b: np.float32(4), (0, 1))(a, b)
-    assert value == 4 and da.shape == a.shape and db.shape == b.shape and not da.any() and da.dtype == a.dtype
+    assert (
+        value == 4
+        and da.shape == a.shape
+        and db.shape == b.shape
+        and not da.any()
+        and da.dtype == a.dtype
+    )
 
 
 def test_arguments_are_not_touched_and_gradients_are_the_callers_alone(rng):
@@ -150,16 +161,36 @@ def test_arguments_are_not_touched_and_gradients_are_the_callers_alone(rng):
 # Operators
 
 
-@pytest.mark.parametrize(("left", "right"), [((3, 4), (3, 4)), ((3, 4), (4,)), ((3, 1), (1, 4)), ((2, 3, 1), (3, 4)), ((3,), ()), ((0, 4), (4,)), ((1, 1), ())])
+@pytest.mark.parametrize(
+    ("left", "right"),
+    [
+        ((3, 4), (3, 4)),
+        ((3, 4), (4,)),
+        ((3, 1), (1, 4)),
+        ((2, 3, 1), (3, 4)),
+        ((3,), ()),
+        ((0, 4), (4,)),
+        ((1, 1), ()),
+    ],
+)
 @pytest.mark.parametrize("name", ["add", "sub", "mul", "div"])
 def test_operators_against_differences(rng, name, left, right):
-    f = {"add": lambda a, b: a + b, "sub": lambda a, b: a - b, "mul": lambda a, b: a * b, "div": lambda a, b: a / b}[name]
+    f = {
+        "add": lambda a, b: a + b,
+        "sub": lambda a, b: a - b,
+        "mul": lambda a, b: a * b,
+        "div": lambda a, b: a / b,
+    }[name]
     a, b = rng.standard_normal(left), rng.uniform(0.5, 2, right)
     upstream = rng.standard_normal(np.broadcast_shapes(left, right))
     value, (da, db) = value_and_grad(lambda a, b: (f(a, b) * upstream).sum(), (0, 1))(a, b)
     np.testing.assert_allclose(value, (f(a, b) * upstream).sum())
-    np.testing.assert_allclose(da, numeric(lambda a: (f(a, b) * upstream).sum(), a), atol=1e-8, rtol=1e-6)
-    np.testing.assert_allclose(db, numeric(lambda b: (f(a, b) * upstream).sum(), b), atol=1e-8, rtol=1e-6)
+    np.testing.assert_allclose(
+        da, numeric(lambda a: (f(a, b) * upstream).sum(), a), atol=1e-8, rtol=1e-6
+    )
+    np.testing.assert_allclose(
+        db, numeric(lambda b: (f(a, b) * upstream).sum(), b), atol=1e-8, rtol=1e-6
+    )
     # One side traced, the other an array, in either order: NumPy must leave ndarray + Tensor to the Tensor.
     np.testing.assert_array_equal(grad(lambda t: (f(t, b) * upstream).sum())(a), da)
     np.testing.assert_array_equal(grad(lambda t: (upstream * f(a, t)).sum())(b), db)
@@ -183,7 +214,9 @@ def test_numbers_and_values_used_twice(rng, name):
     upstream = rng.standard_normal((3, 4))
     value, gradient = value_and_grad(lambda x: (f(x) * upstream).sum())(x)
     np.testing.assert_allclose(value, (f(x) * upstream).sum())
-    np.testing.assert_allclose(gradient, numeric(lambda x: (f(x) * upstream).sum(), x), atol=1e-7, rtol=1e-6)
+    np.testing.assert_allclose(
+        gradient, numeric(lambda x: (f(x) * upstream).sum(), x), atol=1e-7, rtol=1e-6
+    )
     single = grad(lambda x: (f(x) * upstream.astype(np.float32)).sum())(x.astype(np.float32))
     assert single.dtype == np.float32
     np.testing.assert_allclose(single, gradient, rtol=1e-4, atol=1e-4)
@@ -205,15 +238,25 @@ def test_reductions(rng, method, axis, keepdims):
     x = rng.standard_normal((2, 3, 5))
     want = getattr(x, method)(axis=axis, keepdims=keepdims)
     upstream = rng.standard_normal(want.shape)
-    value, gradient = value_and_grad(lambda t: (getattr(t, method)(axis, keepdims) * upstream).sum())(x)
+    value, gradient = value_and_grad(
+        lambda t: (getattr(t, method)(axis, keepdims) * upstream).sum()
+    )(x)
     np.testing.assert_allclose(value, (want * upstream).sum())
-    np.testing.assert_allclose(gradient, numeric(lambda x: (getattr(x, method)(axis=axis, keepdims=keepdims) * upstream).sum(), x), atol=1e-8)
+    np.testing.assert_allclose(
+        gradient,
+        numeric(lambda x: (getattr(x, method)(axis=axis, keepdims=keepdims) * upstream).sum(), x),
+        atol=1e-8,
+    )
 
 
 def test_the_gradient_of_a_sum_is_an_array_of_its_own():
     """A broadcast view would be read-only, and adding into it would fail."""
-    np.testing.assert_array_equal(grad(lambda x: x.sum() + x.sum() + (x * x).sum())(np.ones((1, 3))), [[4, 4, 4]])
-    np.testing.assert_array_equal(grad(lambda x: x.sum() + x.sum() + x.sum())(np.ones(1, np.float32)), [3])
+    np.testing.assert_array_equal(
+        grad(lambda x: x.sum() + x.sum() + (x * x).sum())(np.ones((1, 3))), [[4, 4, 4]]
+    )
+    np.testing.assert_array_equal(
+        grad(lambda x: x.sum() + x.sum() + x.sum())(np.ones(1, np.float32)), [3]
+    )
 
 
 def test_reshape_and_the_small_things(rng):
@@ -269,7 +312,9 @@ def test_two_threads_at_once(rng):
         start.wait()
         for _ in range(30):
             plain = value_and_grad(lambda a: (ops.linear(a, shared) * arrays[i]).sum())(arrays[i])
-            trained = nn.value_and_grad(model, lambda: (ops.linear(arrays[i], model.weight) * arrays[i]).sum())()
+            trained = nn.value_and_grad(
+                model, lambda: (ops.linear(arrays[i], model.weight) * arrays[i]).sum()
+            )()
             results[i] = plain[1], trained[1]["weight"]
 
     threads = [threading.Thread(target=work, args=(i,)) for i in range(2)]
@@ -287,7 +332,11 @@ def test_two_threads_at_once(rng):
 
 
 def test_cheap_values_are_computed_again_and_not_kept(rng):
-    x, norm, w = rng.standard_normal((64, 256)).astype(np.float32), np.ones(256, np.float32), rng.standard_normal((8, 256)).astype(np.float32)
+    x, norm, w = (
+        rng.standard_normal((64, 256)).astype(np.float32),
+        np.ones(256, np.float32),
+        rng.standard_normal((8, 256)).astype(np.float32),
+    )
     with Tape() as tape:
         leaf = tape.watch(norm)
         y = ops.rms_norm(x, norm)
@@ -322,7 +371,10 @@ def test_a_chain_of_cheap_values_is_computed_again(rng):
 
 
 def test_backward_frees_what_was_saved(rng):
-    x, w = rng.standard_normal((5, 7)).astype(np.float32), rng.standard_normal((11, 7)).astype(np.float32)
+    x, w = (
+        rng.standard_normal((5, 7)).astype(np.float32),
+        rng.standard_normal((11, 7)).astype(np.float32),
+    )
     saved = []
 
     def f(x):
@@ -339,7 +391,10 @@ def test_backward_frees_what_was_saved(rng):
 
 
 def test_backward_frees_as_it_goes_and_what_outlives_it_keeps_nothing(rng):
-    x, w = rng.standard_normal((64, 64)).astype(np.float32), rng.standard_normal((64, 64)).astype(np.float32)
+    x, w = (
+        rng.standard_normal((64, 64)).astype(np.float32),
+        rng.standard_normal((64, 64)).astype(np.float32),
+    )
     saved, outliving, alive_at_the_first_layer = [], [], []
 
     def f(x, w):
@@ -367,7 +422,10 @@ def _look(x, look):
 
 
 def test_what_is_computed_without_gradients_is_a_constant(rng):
-    x, w = rng.standard_normal((5, 7)).astype(np.float32), rng.standard_normal((3, 7)).astype(np.float32)
+    x, w = (
+        rng.standard_normal((5, 7)).astype(np.float32),
+        rng.standard_normal((3, 7)).astype(np.float32),
+    )
 
     def f(a, b):
         with no_grad():
@@ -383,7 +441,10 @@ def test_what_is_computed_without_gradients_is_a_constant(rng):
 
 
 def test_an_error_leaves_no_tape_and_no_memory(rng):
-    x, w = rng.standard_normal((5, 7)).astype(np.float32), rng.standard_normal((3, 7)).astype(np.float32)
+    x, w = (
+        rng.standard_normal((5, 7)).astype(np.float32),
+        rng.standard_normal((3, 7)).astype(np.float32),
+    )
     before = buffers()
 
     def broken(a):

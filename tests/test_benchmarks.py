@@ -42,7 +42,10 @@ def test_conversations_are_padded_to_the_longest_of_their_batch(chat):
 
 
 def test_grouped_conversations_are_of_like_lengths(chat):
-    assert [batch.lengths[:, 1].tolist() for batch in step_work.batches(options(chat, grouped=True), 49152)] == [[4, 5], [9]]
+    assert [
+        batch.lengths[:, 1].tolist()
+        for batch in step_work.batches(options(chat, grouped=True), 49152)
+    ] == [[4, 5], [9]]
 
 
 def test_full_batches_have_a_target_after_every_token():
@@ -68,15 +71,28 @@ def test_the_work_of_products_and_attention():
     offsets = np.array([0, 3, 5], np.int32)
     q, k = f(5, 4, 8), f(5, 2, 8)
     seen = 6 + 3
-    assert work("attention_forward", q, k, k, offsets, offsets, 1.0, 0, q, f(5, 4)) == 2 * 2 * seen * 4 * 8
-    assert work("attention_grad", q, q, k, k, q, f(5, 4), offsets, 1.0, 2, q, k, k) == 2 * 5 * (5 + 3) * 4 * 8
+    assert (
+        work("attention_forward", q, k, k, offsets, offsets, 1.0, 0, q, f(5, 4))
+        == 2 * 2 * seen * 4 * 8
+    )
+    assert (
+        work("attention_grad", q, q, k, k, q, f(5, 4), offsets, 1.0, 2, q, k, k)
+        == 2 * 5 * (5 + 3) * 4 * 8
+    )
     assert work("add", x, x, x) == 0
 
 
 def test_a_device_is_compared_with_the_c_kernels_of_the_same_base():
-    programs = [train.Program("a", train.OURS, ""), train.Program(opencl.on("a"), train.OURS, ""), train.Program("p", train.PEFT, "")]
+    programs = [
+        train.Program("a", train.OURS, ""),
+        train.Program(opencl.on("a"), train.OURS, ""),
+        train.Program("p", train.PEFT, ""),
+    ]
     speeds = (200.0, 150.0, 300.0)
-    found = {p.name: {"tokens_per_s": speed, "loss": 1.5} for p, speed in zip(programs, speeds, strict=True)}
+    found = {
+        p.name: {"tokens_per_s": speed, "loss": 1.5}
+        for p, speed in zip(programs, speeds, strict=True)
+    }
     assert opencl.step_rows(programs, found) == [
         ("a", "200", "", "0.67", "1.5000"),
         ("a, on the device", "150", "0.75", "0.50", "1.5000"),
@@ -92,8 +108,15 @@ def test_a_device_is_compared_with_the_c_kernels_of_the_same_base():
 
 
 def test_losses_are_compared_with_the_bytes_they_need():
-    assert opencl.gigabytes("read 2, write 1", 10**9) == 3 and opencl.gigabytes("read 1", 5 * 10**8) == 0.5
-    ms = {f"{loss} {direction}": 100.0 for loss in loss_rows.LOSSES for direction in ("forward", "both")}
+    assert (
+        opencl.gigabytes("read 2, write 1", 10**9) == 3
+        and opencl.gigabytes("read 1", 5 * 10**8) == 0.5
+    )
+    ms = {
+        f"{loss} {direction}": 100.0
+        for loss in loss_rows.LOSSES
+        for direction in ("forward", "both")
+    }
     rows = {name: cells for name, *cells in opencl.loss_rows(ms, 10**9, 40.0)}
     assert rows["cross entropy, loss"] == ["100.00", "10", "0.25"]
     assert rows["KL, loss + gradient"] == ["100.00", "30", "0.75"]
@@ -103,7 +126,9 @@ def test_products_on_a_device_are_those_of_the_c_kernels():
     if len(pyloss.devices()) == 1:
         pytest.skip("no OpenCL device")
     rng = np.random.default_rng(0)
-    x, w, dy = (rng.standard_normal(shape, dtype=np.float32) for shape in ((3, 64), (5, 64), (3, 5)))
+    x, w, dy = (
+        rng.standard_normal(shape, dtype=np.float32) for shape in ((3, 64), (5, 64), (3, 5))
+    )
     stored = {"f32": w, "q4_1": pyloss.Weight.quantize(w, "q4_1").dequantize()}
     seen = set()
     for name, _, direction, function in matmul.products("opencl:0", x, w, dy):

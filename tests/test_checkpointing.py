@@ -27,7 +27,10 @@ class Block(nn.Module):
     def __init__(self, rng, shared, dropout):
         super().__init__()
         self.norm = nn.RMSNorm(7)
-        self.up, self.down = (nn.Linear.from_weight(rng.standard_normal(s).astype(np.float32) / 3) for s in ((11, 7), (7, 11)))
+        self.up, self.down = (
+            nn.Linear.from_weight(rng.standard_normal(s).astype(np.float32) / 3)
+            for s in ((11, 7), (7, 11))
+        )
         self.shared = shared
         self._dropout = dropout
 
@@ -62,7 +65,11 @@ def test_a_checkpoint_changes_no_bit(rng, dropout, frozen):
         stack.blocks[0 if "first" in frozen else -1].freeze()
     x = rng.standard_normal((5, 7)).astype(np.float32)
     results = []
-    for wrap in (lambda block, x: block(x), checkpoint, lambda block, x: checkpoint(lambda y: checkpoint(block, y), x)):
+    for wrap in (
+        lambda block, x: block(x),
+        checkpoint,
+        lambda block, x: checkpoint(lambda y: checkpoint(block, y), x),
+    ):
         pyloss.random.seed(5)
         value, grads = nn.value_and_grad(stack, lambda wrap=wrap: through(stack, x, wrap))()
         results.append((value, grads, pyloss.random.state()))
@@ -71,7 +78,11 @@ def test_a_checkpoint_changes_no_bit(rng, dropout, frozen):
         assert grads.keys() == results[0][1].keys()
         for name, want in results[0][1].items():
             # The shared one's gradient gathers over the blocks in another order.
-            same = np.allclose(grads[name], want, rtol=1e-5) if name.endswith("shared") else (grads[name] == want).all()
+            same = (
+                np.allclose(grads[name], want, rtol=1e-5)
+                if name.endswith("shared")
+                else (grads[name] == want).all()
+            )
             assert same and want.any(), name
 
 
@@ -102,7 +113,10 @@ def test_a_gradient_that_reaches_a_parameter_twice_through_checkpoints():
 
 
 def test_a_checkpoint_without_anything_to_train_is_not_recorded(rng):
-    frozen, x = Block(rng, np.zeros(7, np.float32), 0.2), rng.standard_normal((7, 7)).astype(np.float32)
+    frozen, x = (
+        Block(rng, np.zeros(7, np.float32), 0.2),
+        rng.standard_normal((7, 7)).astype(np.float32),
+    )
     frozen.shared = np.zeros((7, 7), np.float32)
     runs = []
 
@@ -111,7 +125,9 @@ def test_a_checkpoint_without_anything_to_train_is_not_recorded(rng):
         return frozen(v)
 
     head = Scale(np.ones((7, 7), np.float32))
-    _, grads = nn.value_and_grad(head, lambda: (ops.add(checkpoint(counted, x), head.weight) * x).sum())()
+    _, grads = nn.value_and_grad(
+        head, lambda: (ops.add(checkpoint(counted, x), head.weight) * x).sum()
+    )()
     assert len(runs) == 1
     np.testing.assert_array_equal(grads["weight"], x)
 
@@ -169,15 +185,24 @@ def in_parts(stack, x, wrap=lambda block, x: block(x)):
 
 
 @pytest.mark.parametrize("wrap", [lambda block, x: block(x), checkpoint])
-@pytest.mark.parametrize("loss", [lambda y: y, lambda y: y * 3 + 1, lambda y: y + float(y) * 0, lambda y: y * y])
+@pytest.mark.parametrize(
+    "loss", [lambda y: y, lambda y: y * 3 + 1, lambda y: y + float(y) * 0, lambda y: y * y]
+)
 def test_a_sum_in_parts_is_the_sum(rng, wrap, loss):
     stack, x = Stack(rng, 0.0), rng.standard_normal((3, 5, 7)).astype(np.float32)
     value, grads = nn.value_and_grad(stack, lambda: loss(in_parts(stack, x, wrap)))()
-    want, wanted = nn.value_and_grad(stack, lambda: loss(through(stack, x[0], wrap) + through(stack, x[1], wrap) + through(stack, x[2], wrap)))()
+    want, wanted = nn.value_and_grad(
+        stack,
+        lambda: loss(
+            through(stack, x[0], wrap) + through(stack, x[1], wrap) + through(stack, x[2], wrap)
+        ),
+    )()
     assert value == pytest.approx(want, rel=1e-5) and value.dtype == np.float32
     for name, gradient in wanted.items():
         assert gradient.any()
-        np.testing.assert_allclose(grads[name], gradient, rtol=1e-4, atol=1e-4 * np.abs(gradient).max(), err_msg=name)
+        np.testing.assert_allclose(
+            grads[name], gradient, rtol=1e-4, atol=1e-4 * np.abs(gradient).max(), err_msg=name
+        )
 
 
 @pytest.mark.parametrize("read", [False, True])
@@ -185,7 +210,13 @@ def test_parts_are_computed_once_for_value_and_gradient(read):
     model, runs = Scale(np.arange(3, dtype=np.float32)), []
 
     def f():
-        value = sum_in_parts(lambda part: (runs.append(part), ops.add(model.weight, np.full(3, part, np.float32)).sum())[1], [1, 2])
+        value = sum_in_parts(
+            lambda part: (
+                runs.append(part),
+                ops.add(model.weight, np.full(3, part, np.float32)).sum(),
+            )[1],
+            [1, 2],
+        )
         if read:
             assert float(value) == value.item() == 15
         return value
@@ -215,7 +246,9 @@ def test_parts_meet_the_same_random_numbers_forward_and_back(rng):
     for name, gradient in grads.items():
         assert (others[name] == gradient).all()
     in_parts(Stack(rng, 0.0), x)
-    assert pyloss.random.state() == state, "outside of a tape nothing is drawn but what the parts draw"
+    assert pyloss.random.state() == state, (
+        "outside of a tape nothing is drawn but what the parts draw"
+    )
 
 
 def test_a_gradient_by_what_parts_close_over(rng):
@@ -225,13 +258,18 @@ def test_a_gradient_by_what_parts_close_over(rng):
         double = y * 2
         return total(lambda part: ops.swiglu(x * 3, double * part).sum(), [1.0, 2.0, -0.5]) * 2
 
-    plain = grad(lambda x, y: f(x, y, lambda g, parts: g(parts[0]) + g(parts[1]) + g(parts[2])), (0, 1))(x, y)
+    plain = grad(
+        lambda x, y: f(x, y, lambda g, parts: g(parts[0]) + g(parts[1]) + g(parts[2])), (0, 1)
+    )(x, y)
     for a, b in zip(plain, grad(lambda x, y: f(x, y, sum_in_parts), (0, 1))(x, y), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
 def test_memory_holds_one_part_at_a_time(rng):
-    x, weight = rng.standard_normal((6000, 64)).astype(np.float32), rng.standard_normal((64, 64)).astype(np.float32)
+    x, weight = (
+        rng.standard_normal((6000, 64)).astype(np.float32),
+        rng.standard_normal((64, 64)).astype(np.float32),
+    )
     peaks = []
 
     def chain(part, w):
@@ -242,6 +280,8 @@ def test_memory_holds_one_part_at_a_time(rng):
     for count in (1, 6):
         _core.trim()
         before = buffers()
-        grad(lambda w, count=count: sum_in_parts(lambda part: chain(part, w), np.split(x, count)))(weight)
+        grad(lambda w, count=count: sum_in_parts(lambda part: chain(part, w), np.split(x, count)))(
+            weight
+        )
         peaks.append(_core.buffer_stats()["peak"] - before)
     assert peaks[1] < peaks[0] / 3  # a sixth, and the buffers of a product

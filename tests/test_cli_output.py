@@ -48,7 +48,8 @@ class Lost(io.StringIO):
 def test_training_goes_on_to_its_adapter(project, monkeypatch, tmp_path, number, lines):
     monkeypatch.setattr(sys, "stderr", Lost(number, lines))
     monkeypatch.setattr(sys, "stdout", Lost(number))
-    assert main([*TRAIN, "--adapter-path", str(tmp_path / "a")]) == 0  # nothing was owed to standard output
+    # nothing was owed to standard output
+    assert main([*TRAIN, "--adapter-path", str(tmp_path / "a")]) == 0
     assert load_file(tmp_path / "a" / "adapters.safetensors")
 
 
@@ -56,7 +57,12 @@ def test_a_figure_that_nobody_got_is_no_success(project, monkeypatch, tmp_path, 
     monkeypatch.setattr(sys, "stdout", Lost())
     assert main([*TRAIN, "--adapter-path", str(tmp_path / "a"), "--train", "--test"]) == 1
     assert load_file(tmp_path / "a" / "adapters.safetensors")
-    for argv in (["eval", "--model", "base", "--data", "data"], ["info"], ["train", "--help"], [*TRAIN, "--preview"]):
+    for argv in (
+        ["eval", "--model", "base", "--data", "data"],
+        ["info"],
+        ["train", "--help"],
+        [*TRAIN, "--preview"],
+    ):
         assert main(argv) == 1
         assert "Traceback" not in capsys.readouterr().err
 
@@ -68,12 +74,24 @@ def test_an_answer_ends_quietly_with_its_reader(project, monkeypatch, capsys):
     assert "pyloss: " not in capsys.readouterr().err
     monkeypatch.setattr(sys, "stdout", Lost(errno.ENOSPC))
     assert main(generate) == 1
-    assert capsys.readouterr().err.endswith("pyloss: error: cannot write to standard output: No space left on device\n")
+    assert capsys.readouterr().err.endswith(
+        "pyloss: error: cannot write to standard output: No space left on device\n"
+    )
 
 
 def test_exports_do_not_depend_on_their_messages(project, monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "stderr", Lost())
-    export = ["export", "--model", "base", "--adapter-path", "adapters", "--to", "hf", "--output", str(tmp_path / "out")]
+    export = [
+        "export",
+        "--model",
+        "base",
+        "--adapter-path",
+        "adapters",
+        "--to",
+        "hf",
+        "--output",
+        str(tmp_path / "out"),
+    ]
     assert main(export) == 0
     assert (tmp_path / "out" / "model.safetensors").is_file()
 
@@ -93,15 +111,29 @@ def test_processes_whose_streams_are_closed_or_full(project, tmp_path):
 def test_a_full_disk(project):
     done = command("eval", "--model", "base", "--data", "data", redirect="> /dev/full")
     assert done.returncode == 1
-    assert done.stderr.endswith(b"pyloss: error: cannot write to standard output: No space left on device\n")
+    assert done.stderr.endswith(
+        b"pyloss: error: cannot write to standard output: No space left on device\n"
+    )
 
 
 @pytest.mark.parametrize(
-    "environment", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}]
+    "environment",
+    [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}],
 )
 def test_a_locale_that_lacks_characters(project, environment):
     done = command(
-        "generate", "--model", "base", "--max-tokens", "30", "--prompt", "naïve ☃", "--temp", "3", "--seed", "2", **environment
+        "generate",
+        "--model",
+        "base",
+        "--max-tokens",
+        "30",
+        "--prompt",
+        "naïve ☃",
+        "--temp",
+        "3",
+        "--seed",
+        "2",
+        **environment,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.isascii() and b"\\u" in done.stdout

@@ -37,7 +37,9 @@ def forget():
 def run(code, **options):
     """Run `code` in a process of its own."""
     program = "import sys\nfrom pyloss import console\n" + code
-    return subprocess.run([sys.executable, "-c", program], env=ENVIRONMENT, text=True, timeout=60, **options)
+    return subprocess.run(
+        [sys.executable, "-c", program], env=ENVIRONMENT, text=True, timeout=60, **options
+    )
 
 
 def test_results_and_lines_go_to_their_streams(capsys):
@@ -81,7 +83,11 @@ def test_a_process_without_streams(monkeypatch):
 
 @pytest.mark.parametrize(
     ("encoding", "text"),
-    [("ascii", "na\\xefve \\u2603 \\udcff"), ("latin-1", "naïve \\u2603 \\udcff"), ("utf-8", "naïve ☃ \\udcff")],
+    [
+        ("ascii", "na\\xefve \\u2603 \\udcff"),
+        ("latin-1", "naïve \\u2603 \\udcff"),
+        ("utf-8", "naïve ☃ \\udcff"),
+    ],
 )
 def test_characters_that_an_encoding_lacks_are_escapes(monkeypatch, encoding, text):
     raw = io.BytesIO()
@@ -115,7 +121,9 @@ def test_a_reader_that_leaves_ends_nothing(unbuffered):
     reading, writing = os.pipe()
     os.close(reading)
     program = [sys.executable, *unbuffered, "-c", code]
-    done = subprocess.run(program, env=ENVIRONMENT, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=60)
+    done = subprocess.run(
+        program, env=ENVIRONMENT, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=60
+    )
     os.close(writing)
     assert (done.returncode, done.stderr) == (0, "False Broken pipe\n")
 
@@ -124,11 +132,17 @@ def test_a_reader_that_leaves_ends_nothing(unbuffered):
 def test_a_full_disk_is_known_at_the_end():
     with open("/dev/full", "w") as full:
         done = run(
-            "console.out('a'); console.say(str(console.finish()) + console.why_lost())", stdout=full, stderr=subprocess.PIPE
+            "console.out('a'); console.say(str(console.finish()) + console.why_lost())",
+            stdout=full,
+            stderr=subprocess.PIPE,
         )
     assert (done.returncode, done.stderr) == (0, "FalseNo space left on device\n")
     with open("/dev/full", "w") as full:
-        done = run("console.say('a'); console.finish(); console.out('done')", stdout=subprocess.PIPE, stderr=full)
+        done = run(
+            "console.say('a'); console.finish(); console.out('done')",
+            stdout=subprocess.PIPE,
+            stderr=full,
+        )
     assert (done.returncode, done.stdout) == (0, "done\n")
 
 
@@ -137,6 +151,8 @@ def test_no_file_takes_the_place_of_a_closed_descriptor(tmp_path):
     code += "console.out('a result')\nconsole.say(str(console.lost()))\nassert file.fileno() > 2"
     program = [sys.executable, "-c", "from pyloss import console\n" + code]
     shell = ["sh", "-c", 'exec "$@" >&-', "sh", *program]
-    done = subprocess.run(shell, env=ENVIRONMENT, cwd=tmp_path, stderr=subprocess.PIPE, text=True, timeout=60)
+    done = subprocess.run(
+        shell, env=ENVIRONMENT, cwd=tmp_path, stderr=subprocess.PIPE, text=True, timeout=60
+    )
     assert (done.returncode, done.stderr) == (0, "True\n")
     assert (tmp_path / "file").read_text() == ""

@@ -33,7 +33,12 @@ def train(model, tokenizer, data, folder, iters, **options):
     sets = pyloss.load_dataset(data, tokenizer, mask_prompt=True)
     pyloss.linear_to_lora_layers(model, -1, {"rank": 4, "scale": 2.0, "dropout": 0.05})
     arguments = pyloss.TrainingArgs(
-        iters=iters, batch_size=2, val_batches=2, adapter_file=folder / "adapters.safetensors", progress=False, **options
+        iters=iters,
+        batch_size=2,
+        val_batches=2,
+        adapter_file=folder / "adapters.safetensors",
+        progress=False,
+        **options,
     )
     losses = []
 
@@ -41,7 +46,9 @@ def train(model, tokenizer, data, folder, iters, **options):
         def on_train_loss_report(self, info):
             losses.append(info["train_loss"])
 
-    pyloss.train(model, pyloss.optim.AdamW(2e-3), *sets[:2], arguments, training_callback=Callback())
+    pyloss.train(
+        model, pyloss.optim.AdamW(2e-3), *sets[:2], arguments, training_callback=Callback()
+    )
     return losses
 
 
@@ -55,7 +62,9 @@ def test_train_save_load_fuse(small_data, tmp_path):
     model, tokenizer = load()
     base_answer = answer(model, tokenizer, small_data)
     pyloss.random.seed(3)
-    losses = train(model, tokenizer, small_data, tmp_path / "a", 12, steps_per_report=4, keep_best=False)
+    losses = train(
+        model, tokenizer, small_data, tmp_path / "a", 12, steps_per_report=4, keep_best=False
+    )
     assert losses[-1] < 0.6 * losses[0], losses
     model.eval()
     tuned = answer(model, tokenizer, small_data)
@@ -79,7 +88,17 @@ def test_a_resumed_run_is_the_uninterrupted_one(small_data, tmp_path):
         for i, iters in enumerate(pieces):
             model, tokenizer = load()
             pyloss.random.seed(3)
-            train(model, tokenizer, small_data, folder, iters, steps_per_report=1, seed=7, resume=i > 0, keep_best=False)
+            train(
+                model,
+                tokenizer,
+                small_data,
+                folder,
+                iters,
+                steps_per_report=1,
+                seed=7,
+                resume=i > 0,
+                keep_best=False,
+            )
         results.append((folder / "adapters.safetensors").read_bytes())
     assert results[0] == results[1]
 
@@ -96,7 +115,9 @@ def test_threads_do_not_change_a_step(small_data):
         for threads in (1, 2):
             pyloss.set_num_threads(threads)
             pyloss.random.seed(5)
-            (loss, _), grads = pyloss.nn.value_and_grad(model, pyloss.tuner.default_loss)(model, *batch)
+            (loss, _), grads = pyloss.nn.value_and_grad(model, pyloss.tuner.default_loss)(
+                model, *batch
+            )
             results.append((float(loss), {name: grad.tobytes() for name, grad in grads.items()}))
     finally:
         pyloss.set_num_threads(before)

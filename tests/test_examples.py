@@ -17,7 +17,10 @@ _spec.loader.exec_module(make_data)
 
 @pytest.fixture(scope="module")
 def splits():
-    return {s: [json.loads(x) for x in (EXAMPLES / "data" / f"{s}.jsonl").open(encoding="utf-8")] for s in SPLITS}
+    return {
+        s: [json.loads(x) for x in (EXAMPLES / "data" / f"{s}.jsonl").open(encoding="utf-8")]
+        for s in SPLITS
+    }
 
 
 def asked(record):
@@ -26,7 +29,10 @@ def asked(record):
 
 def matcher(phrasings):
     """A pattern for whatever the phrasings can say, with every value of every split."""
-    said = {n: "|".join(map(re.escape, {**v, **make_data.NEW.get(n, {})})) for n, v in make_data.VALUES.items()}
+    said = {
+        n: "|".join(map(re.escape, {**v, **make_data.NEW.get(n, {})}))
+        for n, v in make_data.VALUES.items()
+    }
     alternatives = [re.sub(r"\{(\w+)\}", lambda m: f"(?:{said[m[1]]})", p) for p in phrasings]
     return re.compile("|".join(f"(?:{a})" for a in alternatives))
 
@@ -39,7 +45,9 @@ def test_the_files_are_what_the_generator_makes(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["make_data.py", str(tmp_path)])
     make_data.main()
     for split in SPLITS:
-        assert (tmp_path / f"{split}.jsonl").read_bytes() == (EXAMPLES / "data" / f"{split}.jsonl").read_bytes()
+        assert (tmp_path / f"{split}.jsonl").read_bytes() == (
+            EXAMPLES / "data" / f"{split}.jsonl"
+        ).read_bytes()
 
 
 def test_phrasings_of_one_split_are_in_no_other(splits):
@@ -53,7 +61,9 @@ def test_phrasings_of_one_split_are_in_no_other(splits):
 def test_a_request_has_one_answer(splits):
     """No request can be read as two calls: each is said by the phrasings of its own tool alone."""
     for tool, own in make_data.PHRASINGS.items():
-        others = matcher([p for t, o in make_data.PHRASINGS.items() if t != tool for s in SPLITS for p in o[s]])
+        others = matcher(
+            [p for t, o in make_data.PHRASINGS.items() if t != tool for s in SPLITS for p in o[s]]
+        )
         assert {*own} == {*SPLITS}
         for split in SPLITS:
             for record in splits[split]:

@@ -50,7 +50,9 @@ def test_route(rng, k, normalise):
     routing, weights = expert_ops.route(logits, k, normalise)
     chosen, want = weights_of(logits.astype(np.float64), k, normalise)
     np.testing.assert_allclose(weights[routing.visits], want, rtol=1e-6)
-    np.testing.assert_array_equal(routing.tokens[routing.visits], np.repeat(np.arange(N)[:, None], k, 1))
+    np.testing.assert_array_equal(
+        routing.tokens[routing.visits], np.repeat(np.arange(N)[:, None], k, 1)
+    )
     experts = np.repeat(np.arange(E), np.diff(routing.offsets))
     np.testing.assert_array_equal(experts[routing.visits], chosen)
     for e in range(E):  # the visits of an expert are in the order of their tokens
@@ -82,7 +84,11 @@ def test_no_tokens():
     routing, weights = expert_ops.route(np.zeros((0, E), np.float32), K, True)
     assert not routing.offsets.any() and len(routing.offsets) == E + 1
     x = expert_ops.dispatch(np.zeros((0, 5), np.float32), routing)
-    assert x.shape == (0, 5) and expert_ops.combine(x, routing).shape == (0, 5) and weights.shape == (0,)
+    assert (
+        x.shape == (0, 5)
+        and expert_ops.combine(x, routing).shape == (0, 5)
+        and weights.shape == (0,)
+    )
 
 
 def test_what_is_not_finite_stays_with_its_token(rng):
@@ -104,16 +110,22 @@ def test_rows_of_visits(rng):
     totals = factor[routing.visits].sum(1, keepdims=True)
     np.testing.assert_allclose(f(x, factor), x**2 * totals, rtol=1e-4, atol=1e-5)
     dy = normal(rng, N, 5)
-    _, (dx, dfactor) = pyloss.value_and_grad(lambda x, factor: (f(x, factor) * dy).sum(), argnums=(0, 1))(x, factor)
+    _, (dx, dfactor) = pyloss.value_and_grad(
+        lambda x, factor: (f(x, factor) * dy).sum(), argnums=(0, 1)
+    )(x, factor)
     np.testing.assert_allclose(dx, 2 * x * totals * dy, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(dfactor[routing.visits], np.repeat((x**2 * dy).sum(1)[:, None], K, 1), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        dfactor[routing.visits], np.repeat((x**2 * dy).sum(1)[:, None], K, 1), rtol=1e-4, atol=1e-5
+    )
 
 
 def dense_forward(x, offsets, w, bias, a, b, scale):
     counts = np.diff(offsets)
     parts = np.split(x.astype(np.float64), offsets[1:-1])
     merged = w.astype(np.float64) + scale * b.astype(np.float64) @ a
-    return np.concatenate([p @ m.T for p, m in zip(parts, merged, strict=True)]) + np.repeat(bias.astype(np.float64), counts, 0)
+    return np.concatenate([p @ m.T for p, m in zip(parts, merged, strict=True)]) + np.repeat(
+        bias.astype(np.float64), counts, 0
+    )
 
 
 @pytest.mark.parametrize("stored", [None, "f32", "q8_0"])
@@ -121,18 +133,24 @@ def dense_forward(x, offsets, w, bias, a, b, scale):
 def test_products_of_experts(rng, stored, dropout):
     offsets, (o, i, r), scale = np.array([0, 4, 4, 5, 25], np.int32), (7, 32, 3), 1.5
     e = len(offsets) - 1
-    x, w, bias, a, b, dy = (normal(rng, *s) for s in ((25, i), (e, o, i), (e, o), (e, r, i), (e, o, r), (25, o)))
+    x, w, bias, a, b, dy = (
+        normal(rng, *s) for s in ((25, i), (e, o, i), (e, o), (e, r, i), (e, o, r), (25, o))
+    )
     weight = WeightStack.quantize(w, stored) if stored else w
     w = weight.dequantize() if stored else w
     mask = pyloss.ops.dropout(np.ones_like(x), dropout, 5)
 
     def f(x, weight, bias, a, b):
-        return expert_ops.expert_project(x, offsets, Projection(weight, bias, a, b, scale, dropout, 5))
+        return expert_ops.expert_project(
+            x, offsets, Projection(weight, bias, a, b, scale, dropout, 5)
+        )
 
     branch = dense_forward(x * mask, offsets, np.zeros_like(w), np.zeros_like(bias), a, b, scale)
     plain = dense_forward(x, offsets, w, bias, a, np.zeros_like(b), scale)
     np.testing.assert_allclose(f(x, weight, bias, a, b), plain + branch, atol=2e-4)
-    np.testing.assert_allclose(expert_ops.expert_project(x, offsets, Projection(weight, bias)), plain, atol=1e-4)
+    np.testing.assert_allclose(
+        expert_ops.expert_project(x, offsets, Projection(weight, bias)), plain, atol=1e-4
+    )
 
     expert = np.repeat(np.arange(e), np.diff(offsets))
     onehot = (expert[:, None] == np.arange(e)).astype(np.float64)
@@ -140,11 +158,13 @@ def test_products_of_experts(rng, stored, dropout):
     x6, w6, a6, b6, dy6 = (v.astype(np.float64) for v in wide.values())
     dh = scale * np.einsum("no,nor->nr", dy6, b6[expert])
     wanted = {
-        "x": np.einsum("no,noi->ni", dy6, w6[expert]) + mask * np.einsum("nr,nri->ni", dh, a6[expert]),
+        "x": np.einsum("no,noi->ni", dy6, w6[expert])
+        + mask * np.einsum("nr,nri->ni", dh, a6[expert]),
         "w": np.einsum("ne,no,ni->eoi", onehot, dy6, x6),
         "bias": onehot.T @ dy6,
         "a": np.einsum("ne,nr,ni->eri", onehot, dh, x6 * mask),
-        "b": scale * np.einsum("ne,no,nr->eor", onehot, dy6, np.einsum("ni,nri->nr", x6 * mask, a6[expert])),
+        "b": scale
+        * np.einsum("ne,no,nr->eor", onehot, dy6, np.einsum("ni,nri->nr", x6 * mask, a6[expert])),
     }
     names = ["x", "bias", "a", "b"] + ([] if stored else ["w"])
     arguments = {"x": x, "bias": bias, "a": a, "b": b, "w": weight}
@@ -153,12 +173,16 @@ def test_products_of_experts(rng, stored, dropout):
         given = arguments | dict(zip(names, values, strict=True))
         return (f(given["x"], given["w"], given["bias"], given["a"], given["b"]) * dy).sum()
 
-    _, grads = pyloss.value_and_grad(loss, argnums=range(len(names)))(*(arguments[name] for name in names))
+    _, grads = pyloss.value_and_grad(loss, argnums=range(len(names)))(
+        *(arguments[name] for name in names)
+    )
     for name, grad in zip(names, grads, strict=True):
         np.testing.assert_allclose(grad, wanted[name], atol=3e-4, err_msg=name)
 
     def plain_loss(x, w, bias):
-        return (expert_ops.expert_project(x, offsets, Projection(weight if stored else w, bias)) * dy).sum()
+        return (
+            expert_ops.expert_project(x, offsets, Projection(weight if stored else w, bias)) * dy
+        ).sum()
 
     _, (dx, dw, dbias) = pyloss.value_and_grad(plain_loss, argnums=(0, 1, 2))(x, w, bias)
     np.testing.assert_allclose(dx, np.einsum("no,noi->ni", dy6, w6[expert]), atol=1e-4)
@@ -173,7 +197,9 @@ def test_gradients_of_the_adapter_alone(rng):
 
     def loss(*inputs):
         rows = x if len(inputs) == 2 else inputs[2]
-        return (expert_ops.expert_project(rows, offsets, Projection(w, None, *inputs[:2], 0.5)) ** 2).sum()
+        return (
+            expert_ops.expert_project(rows, offsets, Projection(w, None, *inputs[:2], 0.5)) ** 2
+        ).sum()
 
     _, (da, db) = pyloss.value_and_grad(loss, argnums=(0, 1))(a, b)
     _, (da_too, db_too, _) = pyloss.value_and_grad(loss, argnums=(0, 1, 2))(a, b, x)
@@ -193,7 +219,9 @@ def test_magnitudes(rng, dropout):
     mask = pyloss.ops.dropout(np.ones_like(x), dropout, 5)
 
     def f(x, w, bias, a, b, m):
-        return expert_ops.expert_project(x, offsets, Projection(w, bias, a, b, scale, dropout, 5, m, norm))
+        return expert_ops.expert_project(
+            x, offsets, Projection(w, bias, a, b, scale, dropout, 5, m, norm)
+        )
 
     expert = np.repeat(np.arange(e), np.diff(offsets))
     onehot = (expert[:, None] == np.arange(e)).astype(np.float64)
@@ -205,7 +233,8 @@ def test_magnitudes(rng, dropout):
     scaled = dy6 * factor
     dh = scale * np.einsum("no,nor->nr", scaled, b6[expert])
     wanted = {
-        "x": np.einsum("no,noi->ni", scaled, w6[expert]) + mask * np.einsum("nr,nri->ni", dh, a6[expert]),
+        "x": np.einsum("no,noi->ni", scaled, w6[expert])
+        + mask * np.einsum("nr,nri->ni", dh, a6[expert]),
         "w": np.einsum("ne,no,ni->eoi", onehot, scaled, x6),
         "bias": onehot.T @ dy6,
         "a": np.einsum("ne,nr,ni->eri", onehot, dh, x6 * mask),

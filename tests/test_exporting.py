@@ -24,7 +24,9 @@ def plain(tmp_path):
 
 @pytest.fixture
 def model(plain):
-    linear_to_lora_layers(plain, -1, {"rank": 3, "scale": 1.5, "keys": ["self_attn.q_proj", "mlp.up_proj"]})
+    linear_to_lora_layers(
+        plain, -1, {"rank": 3, "scale": 1.5, "keys": ["self_attn.q_proj", "mlp.up_proj"]}
+    )
     rng = np.random.default_rng(0)
     for array in plain.trainable_parameters().values():
         array[...] = rng.normal(0, 0.3, array.shape)
@@ -53,7 +55,9 @@ def test_models(model, tmp_path):
         np.testing.assert_allclose(logits(again), before, rtol=0, atol=1e-4)
         assert text.encode("hello w12") == tokenizer.encode("hello w12")
     assert read_gguf(tmp_path / "new" / "m.gguf").metadata["general.name"] == "mine"
-    assert {t.dtype for t in read_gguf(tmp_path / "half.gguf").tensors.values() if len(t.shape) == 2} == {"F16"}
+    assert {
+        t.dtype for t in read_gguf(tmp_path / "half.gguf").tensors.values() if len(t.shape) == 2
+    } == {"F16"}
     assert len(read_gguf(tmp_path / "lora.gguf").tensors) == 2 * 3 * 2
 
 
@@ -76,7 +80,9 @@ def test_over_a_quantised_base(tmp_path, kept, recwarn):
     else:
         names = set(model.trainable_parameters())
         for type in (None, "q4_0", "q4_1"):
-            with pytest.raises(ValueError, match=r"would keep 0% .*--dequantize --type q8_0 .*--adapter-only"):
+            with pytest.raises(
+                ValueError, match=r"would keep 0% .*--dequantize --type q8_0 .*--adapter-only"
+            ):
                 pyloss.export(model, tmp_path / "same.gguf", "gguf", tokenizer, type=type)
         assert set(model.trainable_parameters()) == names and not (tmp_path / "same.gguf").exists()
         np.testing.assert_array_equal(logits(model), before)
@@ -87,7 +93,11 @@ def test_over_a_quantised_base(tmp_path, kept, recwarn):
         moved = np.abs(logits(load_model(tmp_path / "base.gguf")) - before).max()
         assert np.abs(logits(load_model(tmp_path / "same.gguf")) - before).max() < 0.05 * moved
         return
-    kinds = {tensor.dtype for name, tensor in read_gguf(tmp_path / "same.gguf").tensors.items() if "ffn_up" in name}
+    kinds = {
+        tensor.dtype
+        for name, tensor in read_gguf(tmp_path / "same.gguf").tensors.items()
+        if "ffn_up" in name
+    }
     assert kinds == {"F32"}
     assert np.abs(logits(load_model(tmp_path / "same.gguf")) - before).max() < 1e-4
 
@@ -114,8 +124,12 @@ def test_over_a_base_in_a_format_that_gguf_does_not_have(plain, tmp_path, recwar
         array[...] = np.random.default_rng(0).normal(0, 0.05, array.shape)
     pyloss.export(plain, tmp_path / "m.gguf", "gguf", tiny.byte_tokenizer())
     assert not recwarn.list
-    assert {t.dtype for t in read_gguf(tmp_path / "m.gguf").tensors.values() if len(t.shape) == 2} == {"F16"}
-    np.testing.assert_allclose(logits(load_model(tmp_path / "m.gguf")), logits(plain), rtol=0, atol=0.05)
+    assert {
+        t.dtype for t in read_gguf(tmp_path / "m.gguf").tensors.values() if len(t.shape) == 2
+    } == {"F16"}
+    np.testing.assert_allclose(
+        logits(load_model(tmp_path / "m.gguf")), logits(plain), rtol=0, atol=0.05
+    )
 
 
 def test_a_model_without_an_adapter_is_converted(plain, tmp_path):
@@ -142,6 +156,8 @@ def test_a_model_without_an_adapter_is_converted(plain, tmp_path):
 def test_arguments_that_do_not_go_together(model, tmp_path, to, options, message):
     names = set(model.trainable_parameters())
     with pytest.raises(ValueError, match=message):
-        pyloss.export(model, tmp_path / "out", to, **{"tokenizer": tiny.byte_tokenizer(), **options})
+        pyloss.export(
+            model, tmp_path / "out", to, **{"tokenizer": tiny.byte_tokenizer(), **options}
+        )
     assert [path.name for path in tmp_path.iterdir()] == ["base"]
     assert set(model.trainable_parameters()) == names

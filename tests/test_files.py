@@ -40,7 +40,11 @@ def test_format_error_says_where_what_and_why():
 
 def test_names_and_values_as_long_as_a_file_are_cut_in_messages():
     error = FormatError("a.gguf", "blk." * 50_000, "x" * 100_000 + " is too long")
-    assert error.what.startswith("blk.") and error.reason.endswith("is too long") and len(str(error)) < 2300
+    assert (
+        error.what.startswith("blk.")
+        and error.reason.endswith("is too long")
+        and len(str(error)) < 2300
+    )
     assert str(pickle.loads(pickle.dumps(error))) == str(error)
 
 
@@ -52,7 +56,11 @@ def test_write_replaces_and_leaves_nothing_beside(tmp_path):
     assert os.listdir(tmp_path) == ["file"]
 
 
-@pytest.mark.parametrize("write", [lambda path: files.write_bytes(path, b""), lambda path: files.write_safetensors(path, {})], ids=["bytes", "safetensors"])
+@pytest.mark.parametrize(
+    "write",
+    [lambda path: files.write_bytes(path, b""), lambda path: files.write_safetensors(path, {})],
+    ids=["bytes", "safetensors"],
+)
 def test_the_new_file_has_usual_permissions_and_a_replaced_one_keeps_its_own(tmp_path, write):
     path = tmp_path / "file"
     umask = os.umask(0o022)
@@ -197,7 +205,9 @@ def test_safetensors_of_any_strides_and_types(tmp_path):
     assert read.metadata == {"format": "np"}
     assert set(read) == set(arrays)
     for name, array in arrays.items():
-        np.testing.assert_array_equal(read.tensor(name).array(), array.astype(np.float32), err_msg=name)
+        np.testing.assert_array_equal(
+            read.tensor(name).array(), array.astype(np.float32), err_msg=name
+        )
 
 
 @pytest.mark.parametrize(
@@ -261,7 +271,11 @@ def test_files_are_read_and_written_at_the_users_home(tmp_path, monkeypatch):
 def test_json_holds_names_of_files_that_are_not_utf_8(tmp_path):
     name = os.fsdecode(b"\xff\xc3\xa4")
     files.write_json(tmp_path / "a.json", {"data": name})
-    assert files.read_json(tmp_path / "a.json") == json.loads((tmp_path / "a.json").read_bytes()) == {"data": name}
+    assert (
+        files.read_json(tmp_path / "a.json")
+        == json.loads((tmp_path / "a.json").read_bytes())
+        == {"data": name}
+    )
     assert b'"\\udcff\xc3\xa4"' in (tmp_path / "a.json").read_bytes()
 
 
@@ -272,7 +286,11 @@ def read_by_mapping(path):
 @pytest.mark.parametrize("read", [files.read_json, files.read_text, read_by_mapping])
 def test_pipes_devices_and_folders_are_no_files(tmp_path, read):
     os.mkfifo(tmp_path / "pipe")
-    for path, kind in ((tmp_path / "pipe", "a pipe"), (Path("/dev/zero"), "a device"), (tmp_path, "a folder")):
+    for path, kind in (
+        (tmp_path / "pipe", "a pipe"),
+        (Path("/dev/zero"), "a device"),
+        (tmp_path, "a folder"),
+    ):
         with pytest.raises(FormatError, match=f"^{path}: this is {kind}; expected a regular file$"):
             read(path)
 
@@ -280,8 +298,13 @@ def test_pipes_devices_and_folders_are_no_files(tmp_path, read):
 @pytest.mark.parametrize("read", [files.read_json, files.read_text, read_by_mapping])
 def test_a_git_lfs_pointer_is_said_to_be_one(tmp_path, read):
     path = tmp_path / "model"
-    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\nsize 12345\n")
-    with pytest.raises(FormatError, match="this is a Git LFS pointer; the file itself was not downloaded: run git lfs pull"):
+    path.write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\nsize 12345\n"
+    )
+    with pytest.raises(
+        FormatError,
+        match="this is a Git LFS pointer; the file itself was not downloaded: run git lfs pull",
+    ):
         read(path)
 
 

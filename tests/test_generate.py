@@ -57,7 +57,9 @@ def test_draws_follow_the_exact_probabilities(options, want):
 @pytest.mark.parametrize("kinds", [50, 10**6])
 def test_the_largest_are_those_of_a_stable_sort(n, kinds):
     values = np.random.default_rng(n).integers(0, kinds, 3000).astype(np.float32)
-    np.testing.assert_array_equal(generation._largest(values, n), np.argsort(-values, kind="stable")[:n])
+    np.testing.assert_array_equal(
+        generation._largest(values, n), np.argsort(-values, kind="stable")[:n]
+    )
 
 
 @pytest.mark.parametrize("share", [1e-9, 0.01, 0.3, 0.9, 0.999, 1.0, 2.0])
@@ -76,7 +78,16 @@ def test_greedy_takes_the_first_largest():
 
 @pytest.mark.parametrize(
     ("options", "name"),
-    [({"temperature": -1}, "temperature"), ({"temperature": math.nan}, "temperature"), ({"top_p": 1.5}, "top_p"), ({"top_p": -0.1}, "top_p"), ({"min_p": 2}, "min_p"), ({"top_k": -1}, "top_k"), ({"top_k": 1 << 70}, "top_k"), ({"temperature": 10**400}, "temperature")],
+    [
+        ({"temperature": -1}, "temperature"),
+        ({"temperature": math.nan}, "temperature"),
+        ({"top_p": 1.5}, "top_p"),
+        ({"top_p": -0.1}, "top_p"),
+        ({"min_p": 2}, "min_p"),
+        ({"top_k": -1}, "top_k"),
+        ({"top_k": 1 << 70}, "top_k"),
+        ({"temperature": 10**400}, "temperature"),
+    ],
 )
 def test_options_outside_their_range(options, name):
     with pytest.raises(ValueError, match=f"{name} is .*; it must be"):
@@ -125,7 +136,10 @@ def test_a_long_prompt_is_read_in_parts(model):
 
 def test_the_same_seed_gives_the_same_answer(model):
     def run(seed):
-        return [s.token for s in stream_generate(model, FakeTokenizer(), "abc", 20, temperature=1.5, seed=seed)]
+        return [
+            s.token
+            for s in stream_generate(model, FakeTokenizer(), "abc", 20, temperature=1.5, seed=seed)
+        ]
 
     assert run(1) == run(1) != run(2)
     runs = []
@@ -150,7 +164,9 @@ def test_texts_join_to_the_whole_answer():
     assert [s.finish_reason for s in steps] == [None] * len(ids) + ["stop"]
     assert steps[-1].generation_tokens == len(ids) + 1 and steps[-1].prompt_tokens == 6
     assert steps[-1].prompt_tps > 0 and steps[-1].generation_tps > 0
-    assert generate(Scripted([*ids, SPECIALS[END]]), FakeTokenizer(), "prompt", max_tokens=100) == TEXT
+    assert (
+        generate(Scripted([*ids, SPECIALS[END]]), FakeTokenizer(), "prompt", max_tokens=100) == TEXT
+    )
 
 
 @pytest.mark.parametrize("n", [1, 4, 9])
@@ -174,7 +190,13 @@ def test_the_end_token_alone_and_as_the_last_allowed():
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"max_tokens": 0}, "max_tokens"), ({"temperature": -1.0}, "temperature"), ({"prompt": []}, "at least one token"), ({"prompt": ""}, "at least one token"), ({"prompt": [300]}, "outside the vocabulary")],
+    [
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"temperature": -1.0}, "temperature"),
+        ({"prompt": []}, "at least one token"),
+        ({"prompt": ""}, "at least one token"),
+        ({"prompt": [300]}, "outside the vocabulary"),
+    ],
 )
 def test_wrong_arguments(model, options, message):
     with pytest.raises(ValueError, match=message):
@@ -185,12 +207,26 @@ def test_under_a_tape_generation_is_not_recorded(model):
     prompt = [1, 2, 3]
     plain = generate(model, FakeTokenizer(), prompt, max_tokens=3)
     out = []
-    pyloss.value_and_grad(lambda x: (out.append(generate(model, FakeTokenizer(), prompt, max_tokens=3)), x.sum())[1])(np.ones(2))
+    pyloss.value_and_grad(
+        lambda x: (out.append(generate(model, FakeTokenizer(), prompt, max_tokens=3)), x.sum())[1]
+    )(np.ones(2))
     assert out == [plain]
 
 
-@pytest.mark.parametrize("first", ["pyloss.stream_generate", "pyloss.generate", "import_module('pyloss.generation')", "pyloss.tuner.train"])
+@pytest.mark.parametrize(
+    "first",
+    [
+        "pyloss.stream_generate",
+        "pyloss.generate",
+        "import_module('pyloss.generation')",
+        "pyloss.tuner.train",
+    ],
+)
 def test_the_package_gives_the_function_whatever_is_imported_first(first):
     """A submodule `pyloss.generate` would take the function's place in the package once it is imported."""
     code = f"from importlib import import_module; import pyloss; {first}; assert callable(pyloss.generate), pyloss.generate"
-    subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": ":".join(p for p in sys.path if p)})
+    subprocess.run(
+        [sys.executable, "-c", code],
+        check=True,
+        env={"PYTHONPATH": ":".join(p for p in sys.path if p)},
+    )

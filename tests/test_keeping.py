@@ -21,7 +21,11 @@ def write(folder, **contents):
 
 
 def tree(folder):
-    return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_text()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 def test_sets_are_kept_one_folder_each_and_none_is_lost(tmp_path):
@@ -63,7 +67,10 @@ def test_links_mean_what_they_meant(tmp_path):
         assert (tmp_path / "in" / "previous-1" / "link").read_text() == "content"
         1 / 0  # noqa: B018
     assert os.readlink(tmp_path / "in" / "link") == "../far"
-    assert keeping.set_aside(tmp_path / "in", ["link", "whole"]).joinpath("link").read_text() == "content"
+    assert (
+        keeping.set_aside(tmp_path / "in", ["link", "whole"]).joinpath("link").read_text()
+        == "content"
+    )
     assert (tmp_path / "far").read_text() == "content"
 
 
@@ -88,16 +95,22 @@ def test_a_file_and_being_told_to_replace_it(tmp_path, caplog):
     assert [record.getMessage() for record in caplog.records] == [
         f"kept what was there before (x.gguf) in {path.parent / 'previous-1'}"
     ]
-    with pytest.raises(IsADirectoryError, match="is a folder: give the name of a file"), keeping.output(tmp_path / "deep"):
+    with (
+        pytest.raises(IsADirectoryError, match="is a folder: give the name of a file"),
+        keeping.output(tmp_path / "deep"),
+    ):
         pass
 
 
 def test_one_writer_at_a_time(tmp_path):
     with locked(tmp_path):
-        with pytest.raises(BlockingIOError, match=rf"another run is writing here: process {os.getpid()} on "):
+        with pytest.raises(
+            BlockingIOError, match=rf"another run is writing here: process {os.getpid()} on "
+        ):
             with keeping.output(tmp_path, ["a"]):
                 pass
-        with keeping.output(tmp_path / "a"), keeping.output(tmp_path / "b"):  # files are others' business
+        # files are others' business
+        with keeping.output(tmp_path / "a"), keeping.output(tmp_path / "b"):
             with pytest.raises(BlockingIOError), keeping.output(tmp_path / "a"):
                 pass
     assert tree(tmp_path) == {}
@@ -117,7 +130,11 @@ def test_a_model_is_kept_whole_and_shards_do_not_mix(model, tmp_path):
     model.fuse()
     model.save(folder)
     kept = {path.name for path in (folder / "previous-1").iterdir()}
-    assert kept == {"model-00001-of-00002.safetensors", "model.safetensors.index.json", "config.json"}
+    assert kept == {
+        "model-00001-of-00002.safetensors",
+        "model.safetensors.index.json",
+        "config.json",
+    }
     assert {path.name for path in folder.iterdir()} == {
         "model.safetensors", "config.json", "README.md", "tokenizer.json", "previous-1",
     }  # fmt: skip
@@ -127,7 +144,11 @@ def test_a_model_is_kept_whole_and_shards_do_not_mix(model, tmp_path):
     # Over the files that the model itself is mapped from.
     again = pyloss.load_model(folder)
     again.save(folder)
-    assert (folder / "previous-2" / "model.safetensors").read_bytes() == first == (folder / "model.safetensors").read_bytes()
+    assert (
+        (folder / "previous-2" / "model.safetensors").read_bytes()
+        == first
+        == (folder / "model.safetensors").read_bytes()
+    )
 
 
 def test_a_model_that_is_refused_touches_nothing(model, tmp_path):
@@ -137,11 +158,17 @@ def test_a_model_that_is_refused_touches_nothing(model, tmp_path):
     assert tree(tmp_path / "fused") == {"config.json": "theirs"}
 
 
-@pytest.mark.parametrize(("to", "file"), [("mlx", "adapters.safetensors"), ("peft", "adapter_model.safetensors")])
+@pytest.mark.parametrize(
+    ("to", "file"), [("mlx", "adapters.safetensors"), ("peft", "adapter_model.safetensors")]
+)
 def test_adapters_are_kept_with_all_files_of_their_run(model, tmp_path, to, file):
     folder = tmp_path / "adapters"
     save_adapter(model, folder, to)
-    run = {"0000100_adapters.safetensors": "hundred", "trainer_state.safetensors": "state", "notes.txt": "mine"}
+    run = {
+        "0000100_adapters.safetensors": "hundred",
+        "trainer_state.safetensors": "state",
+        "notes.txt": "mine",
+    }
     write(folder, **run)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     pyloss.export(model, folder, "peft" if to == "mlx" else "mlx")
@@ -157,7 +184,9 @@ def test_gguf_files_are_kept(model, tmp_path):
     path = tmp_path / "lora.gguf"
     path.write_text("theirs")
     pyloss.export(model, path, "gguf", adapter_only=True)
-    assert (tmp_path / "previous-1" / "lora.gguf").read_text() == "theirs" and path.read_bytes()[:4] == b"GGUF"
+    assert (tmp_path / "previous-1" / "lora.gguf").read_text() == "theirs" and path.read_bytes()[
+        :4
+    ] == b"GGUF"
     pyloss.export(model, path, "gguf", tiny.byte_tokenizer(), type="f16")
     assert (tmp_path / "previous-2" / "lora.gguf").read_bytes()[:4] == b"GGUF"
     pyloss.export(model, path, "gguf", adapter_only=True, overwrite=True)

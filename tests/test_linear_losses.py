@@ -12,14 +12,21 @@ from pyloss import _core, linear_losses
 from pyloss.autograd import Tensor, value_and_grad
 from pyloss.weights import FORMATS, Weight
 
-FORMULAS = {"linear_cross_entropy": "softmax_cross_entropy", "linear_kl_div": "kl_div_loss", "linear_js_div": "js_div_loss"}
+FORMULAS = {
+    "linear_cross_entropy": "softmax_cross_entropy",
+    "linear_kl_div": "kl_div_loss",
+    "linear_js_div": "js_div_loss",
+}
 PAIRS = ["linear_kl_div", "linear_js_div"]
 OPTIONS = [
     ("linear_cross_entropy", {}),
     ("linear_cross_entropy", {"label_smoothing": 0.2}),
     ("linear_cross_entropy", {"z_loss": 1e-2}),
     ("linear_cross_entropy", {"softcap": 3.0}),
-    ("linear_cross_entropy", {"label_smoothing": 0.1, "z_loss": 1e-2, "softcap": 5.0, "ignore_index": 3}),
+    (
+        "linear_cross_entropy",
+        {"label_smoothing": 0.1, "z_loss": 1e-2, "softcap": 5.0, "ignore_index": 3},
+    ),
     ("linear_kl_div", {}),
     ("linear_kl_div", {"temperature": 2.5}),
     ("linear_js_div", {}),
@@ -56,7 +63,9 @@ def single(arrays):
 
 def f64(array):
     """What an argument holds, in float64."""
-    return (array.dequantize() if isinstance(array, Weight) else np.asarray(array)).astype(np.float64)
+    return (array.dequantize() if isinstance(array, Weight) else np.asarray(array)).astype(
+        np.float64
+    )
 
 
 def expected(name, arrays, others, options, reduction="none", upstream=1.0):
@@ -86,7 +95,9 @@ def computed(name, arrays, others, options, wanted, upstream=1.0):
 def assert_close(got, want, tolerance=1e-5):
     got = np.asarray(got, np.float64)
     assert got.shape == np.shape(want)
-    np.testing.assert_allclose(got, want, rtol=tolerance, atol=tolerance * (1 + np.abs(want).max(initial=0)))
+    np.testing.assert_allclose(
+        got, want, rtol=tolerance, atol=tolerance * (1 + np.abs(want).max(initial=0))
+    )
 
 
 # Values and gradients
@@ -122,8 +133,12 @@ def test_options(rng, name, options, weighted):
     upstream = rng.standard_normal((2, 3)).astype(np.float32)
     if "ignore_index" in options:
         others = (np.array([[0, 3, 1], [6, 6, 3]]),)
-    want, gradients = expected(name, single(arrays), others, {**options, **weights}, "none", upstream)
-    got, found = computed(name, single(arrays), others, {**options, **weights}, range(len(arrays)), upstream)
+    want, gradients = expected(
+        name, single(arrays), others, {**options, **weights}, "none", upstream
+    )
+    got, found = computed(
+        name, single(arrays), others, {**options, **weights}, range(len(arrays)), upstream
+    )
     assert_close(got, want)
     for gradient, exact in zip(found, gradients, strict=True):
         assert_close(gradient, exact)
@@ -162,7 +177,10 @@ def test_types(rng, name, kind, which):
     """Read as they are, computed in float32; a gradient has the type of its argument."""
     dtype = DTYPES[kind]
     (student, weight, *teacher), others = case(rng, name, (6,), d=32)
-    arrays = student.astype(dtype if which != "weight" else np.float32), weight.astype(dtype if which != "hidden" else np.float32)
+    arrays = (
+        student.astype(dtype if which != "weight" else np.float32),
+        weight.astype(dtype if which != "hidden" else np.float32),
+    )
     arrays = (*arrays, *single(teacher))
     want, gradients = expected(name, arrays, others, {}, "mean")
     got, found = computed(name, arrays, others, {"reduction": "mean"}, (0, 1))
@@ -173,7 +191,14 @@ def test_types(rng, name, kind, which):
         assert_close(gradient, exact, max(1e-5, float(ml_dtypes.finfo(argument.dtype).eps)))
 
 
-@pytest.mark.parametrize("change", [np.asfortranarray, lambda a: np.repeat(a, 2, -1)[..., ::2], lambda a: a.astype(a.dtype.newbyteorder())])
+@pytest.mark.parametrize(
+    "change",
+    [
+        np.asfortranarray,
+        lambda a: np.repeat(a, 2, -1)[..., ::2],
+        lambda a: a.astype(a.dtype.newbyteorder()),
+    ],
+)
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 @pytest.mark.parametrize("name", FORMULAS)
 def test_layouts(rng, name, dtype, change):
@@ -193,10 +218,15 @@ def test_stored_matrices(rng, name, format, filtered):
     """The hidden states' gradients; a stored matrix has none, and the other head's still come."""
     width = max(32, FORMATS[format].elements)
     arrays, others = case(rng, name, (6,), v=11, d=width, e=2 * width)
-    arrays = tuple(stored(rng, *a.shape, format) if i % 2 else (a / 4).astype(np.float32) for i, a in enumerate(arrays))
+    arrays = tuple(
+        stored(rng, *a.shape, format) if i % 2 else (a / 4).astype(np.float32)
+        for i, a in enumerate(arrays)
+    )
     want, gradients = expected(name, arrays, others, {}, "sum")
     hidden = range(0, len(arrays), 2)
-    got, found = computed(name, arrays, others, {"reduction": "sum", "gradient_filter": filtered}, hidden)
+    got, found = computed(
+        name, arrays, others, {"reduction": "sum", "gradient_filter": filtered}, hidden
+    )
     assert_close(got, want)
     for i, gradient in zip(hidden, found, strict=True):
         assert_close(gradient, gradients[i])
@@ -294,7 +324,9 @@ def test_the_same_bits_for_any_number_of_threads(rng, many_parts):
         results = []
         for threads in (1, 2, 3):
             pyloss.set_num_threads(threads)
-            loss, gradients = computed("linear_cross_entropy", arrays, others, {"gradient_filter": 1e-3}, (0, 1))
+            loss, gradients = computed(
+                "linear_cross_entropy", arrays, others, {"gradient_filter": 1e-3}, (0, 1)
+            )
             results.append((loss.tobytes(), *(g.tobytes() for g in gradients)))
     finally:
         pyloss.set_num_threads(before)
@@ -322,7 +354,9 @@ def rows_computed(monkeypatch, function):
 @pytest.mark.parametrize("name", FORMULAS)
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("reduction", REDUCTIONS)
-def test_a_row_of_weight_zero_is_not_computed_whatever_it_holds(rng, monkeypatch, name, bad, reduction):
+def test_a_row_of_weight_zero_is_not_computed_whatever_it_holds(
+    rng, monkeypatch, name, bad, reduction
+):
     arrays, _ = case(rng, name, (6,))
     arrays, others = single(arrays), (np.arange(6),) if name == "linear_cross_entropy" else ()
     weights = np.array([1, 0, 2, 0.5, 0, 1])
@@ -331,7 +365,9 @@ def test_a_row_of_weight_zero_is_not_computed_whatever_it_holds(rng, monkeypatch
     for hidden in arrays[::2]:
         hidden[[1, 4]] = bad
     options = {"weights": weights, "reduction": reduction}
-    n, (got, found) = rows_computed(monkeypatch, lambda: computed(name, arrays, others, options, range(len(arrays)), upstream))
+    n, (got, found) = rows_computed(
+        monkeypatch, lambda: computed(name, arrays, others, options, range(len(arrays)), upstream)
+    )
     assert n == 4 * len(arrays) // 2
     assert_close(got, want)
     for gradient, exact in zip(found, gradients, strict=True):
@@ -341,11 +377,18 @@ def test_a_row_of_weight_zero_is_not_computed_whatever_it_holds(rng, monkeypatch
 @pytest.mark.parametrize("ignore", [IGNORE, -1, 0, 99])
 def test_a_row_without_a_label_is_not_computed(rng, monkeypatch, many_parts, ignore):
     arrays, _ = case(rng, "linear_cross_entropy", (60,))
-    arrays, labels = single(arrays), np.where(np.arange(60) % 3 == 0, rng.integers(1, 7, 60), ignore)
+    arrays, labels = (
+        single(arrays),
+        np.where(np.arange(60) % 3 == 0, rng.integers(1, 7, 60), ignore),
+    )
     options = {"ignore_index": ignore, "reduction": "mean"}
-    want, gradients = expected("linear_cross_entropy", arrays, (labels,), {"ignore_index": ignore}, "mean")
+    want, gradients = expected(
+        "linear_cross_entropy", arrays, (labels,), {"ignore_index": ignore}, "mean"
+    )
     arrays[0][labels == ignore] = np.nan
-    n, (got, found) = rows_computed(monkeypatch, lambda: computed("linear_cross_entropy", arrays, (labels,), options, (0, 1)))
+    n, (got, found) = rows_computed(
+        monkeypatch, lambda: computed("linear_cross_entropy", arrays, (labels,), options, (0, 1))
+    )
     assert n == 20
     assert_close(got, want)
     for gradient, exact in zip(found, gradients, strict=True):
@@ -358,13 +401,18 @@ def test_a_row_without_a_label_is_not_computed(rng, monkeypatch, many_parts, ign
 def test_nothing_to_compute(rng, monkeypatch, name, reduction, filtered):
     """All rows ignored, or of weight 0."""
     arrays, others = case(rng, name, (3,))
-    arrays = [np.full(a.shape, np.nan, np.float32) if i % 2 == 0 else a.astype(np.float32) for i, a in enumerate(arrays)]
+    arrays = [
+        np.full(a.shape, np.nan, np.float32) if i % 2 == 0 else a.astype(np.float32)
+        for i, a in enumerate(arrays)
+    ]
     options = {"reduction": reduction, "gradient_filter": filtered}
     if name == "linear_cross_entropy":
         others = (np.full(3, IGNORE),)
     else:
         options["weights"] = np.zeros(3)
-    n, (got, found) = rows_computed(monkeypatch, lambda: computed(name, arrays, others, options, range(len(arrays))))
+    n, (got, found) = rows_computed(
+        monkeypatch, lambda: computed(name, arrays, others, options, range(len(arrays)))
+    )
     assert n == 0 and not np.any(got) and np.shape(got) == ((3,) if reduction == "none" else ())
     for argument, gradient in zip(arrays, found, strict=True):
         assert gradient.shape == argument.shape and not gradient.any()
@@ -377,7 +425,9 @@ def test_a_row_that_is_not_finite_stays_alone(rng):
     want = pyloss.linear_cross_entropy(hidden, weight, labels)
     hidden[2, 1] = np.nan
     for filtered in (0.0, 0.1):
-        got, (gradient,) = computed("linear_cross_entropy", (hidden, weight), (labels,), {"gradient_filter": filtered}, (0,))
+        got, (gradient,) = computed(
+            "linear_cross_entropy", (hidden, weight), (labels,), {"gradient_filter": filtered}, (0,)
+        )
         assert np.isnan(got).tolist() == [False, False, True, False, False]
         np.testing.assert_array_equal(got[[0, 1, 3, 4]], want[[0, 1, 3, 4]])
         assert np.isnan(gradient[2]).all() and np.isfinite(gradient[[0, 1, 3, 4]]).all()
@@ -408,7 +458,13 @@ def test_filtered_gradients(rng, monkeypatch, many_parts, name, reduction, filte
     options = {"weights": rng.uniform(0.1, 3, 20)}
     _, by_logits = expected_slopes(name, arrays, others)
     scale = scales(others, options["weights"], reduction)
-    got, found = computed(name, arrays, others, {**options, "reduction": reduction, "gradient_filter": filtered}, range(len(arrays)))
+    got, found = computed(
+        name,
+        arrays,
+        others,
+        {**options, "reduction": reduction, "gradient_filter": filtered},
+        range(len(arrays)),
+    )
     counted = np.flatnonzero(others[0] != IGNORE) if others else np.arange(20)
     want, _ = expected(name, arrays, others, options, reduction)
     assert_close(got, want)
@@ -446,7 +502,9 @@ def test_a_row_without_upstream_gradient_passes_no_filter(rng):
     (hidden, weight), _ = case(rng, "linear_cross_entropy", (2,), v=40)
     arrays, labels = single((9 * hidden, weight)), (np.array([3, 5]),)
     options, upstream = {"gradient_filter": 0.01}, np.array([0, 1], np.float32)
-    _, (alone,) = computed("linear_cross_entropy", (arrays[0][1:], arrays[1]), (labels[0][1:],), options, (0,))
+    _, (alone,) = computed(
+        "linear_cross_entropy", (arrays[0][1:], arrays[1]), (labels[0][1:],), options, (0,)
+    )
     losses, (both,) = computed("linear_cross_entropy", arrays, labels, options, (0,), upstream)
     assert_close(losses, expected("linear_cross_entropy", arrays, labels, {})[0])
     assert not both[0].any()
@@ -458,11 +516,16 @@ def test_a_row_without_upstream_gradient_passes_no_filter(rng):
 
 def test_no_more_than_a_part_is_held(rng):
     """Buffers of the core at their peak, beyond the results."""
-    hidden, weight = rng.standard_normal((1500, 8)).astype(np.float32), rng.standard_normal((20_000, 8)).astype(np.float32)
+    hidden, weight = (
+        rng.standard_normal((1500, 8)).astype(np.float32),
+        rng.standard_normal((20_000, 8)).astype(np.float32),
+    )
     labels = rng.integers(0, 20_000, 1500)
     _core.trim()
     before = _core.buffer_stats()["in_use"]
-    value_and_grad(lambda h: pyloss.linear_cross_entropy(h, weight, labels, reduction="mean"))(hidden)
+    value_and_grad(lambda h: pyloss.linear_cross_entropy(h, weight, labels, reduction="mean"))(
+        hidden
+    )
     assert _core.buffer_stats()["peak"] - before < 1.15 * linear_losses.LOGITS_BYTES
 
 
@@ -473,7 +536,10 @@ def test_no_more_than_a_part_is_held(rng):
 @pytest.mark.parametrize("bad", [-0.1, 1.0, np.nan, np.inf])
 def test_the_filter_is_a_share(rng, name, bad):
     arrays, others = case(rng, name)
-    with pytest.raises(ValueError, match="gradient_filter is .*; it must be a finite number of at least 0 and below 1"):
+    with pytest.raises(
+        ValueError,
+        match="gradient_filter is .*; it must be a finite number of at least 0 and below 1",
+    ):
         getattr(pyloss, name)(*arrays, *others, gradient_filter=bad)
     with pytest.raises(TypeError, match="gradient_filter is .a.; it must be a finite number"):
         getattr(pyloss, name)(*arrays, *others, gradient_filter="a")

@@ -28,7 +28,9 @@ with locked(Path(sys.argv[1])):
 @pytest.fixture
 def holder(tmp_path):
     """Another process that holds the lock."""
-    with subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout.readline() == "held\n"
         yield process
         process.kill()
@@ -44,7 +46,10 @@ def test_the_holder_is_named_and_a_dead_one_holds_nothing(tmp_path, holder):
     with pytest.raises(BlockingIOError) as raised, locked(tmp_path):
         pass
     said = str(raised.value)
-    assert f"process {holder.pid} on {socket.gethostname()}, started 20" in said and str(tmp_path) in said
+    assert (
+        f"process {holder.pid} on {socket.gethostname()}, started 20" in said
+        and str(tmp_path) in said
+    )
     holder.send_signal(signal.SIGKILL)
     holder.wait()
     assert json.loads((tmp_path / LOCK_FILE).read_text())["pid"] == holder.pid
@@ -106,7 +111,8 @@ def test_of_many_threads_one_holds_it(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("pid", "host", "free"), [("dead", None, True), ("own", None, True), ("alive", None, False), ("dead", "another", False)]
+    ("pid", "host", "free"),
+    [("dead", None, True), ("own", None, True), ("alive", None, False), ("dead", "another", False)],
 )
 def test_without_locks_of_the_file_system_the_file_counts(tmp_path, monkeypatch, pid, host, free):
     def refuse(descriptor, operation):
@@ -114,13 +120,20 @@ def test_without_locks_of_the_file_system_the_file_counts(tmp_path, monkeypatch,
 
     monkeypatch.setattr(locks.fcntl, "flock", refuse)
     number = {"dead": dead_pid, "own": os.getpid, "alive": os.getppid}[pid]()
-    said = {"pid": number, "host": host or socket.gethostname(), "started": "2026-01-01 10:00:00 +0000"}
+    said = {
+        "pid": number,
+        "host": host or socket.gethostname(),
+        "started": "2026-01-01 10:00:00 +0000",
+    }
     (tmp_path / LOCK_FILE).write_text(json.dumps(said))
     if free:
         with locked(tmp_path):
             assert (tmp_path / LOCK_FILE).exists()
     else:
-        with pytest.raises(BlockingIOError, match=f"process {number} on .*, started 2026-01-01"), locked(tmp_path):
+        with (
+            pytest.raises(BlockingIOError, match=f"process {number} on .*, started 2026-01-01"),
+            locked(tmp_path),
+        ):
             pass
 
 

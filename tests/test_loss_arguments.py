@@ -58,14 +58,19 @@ def test_bad_logits(loss, bad, error, message):
 
 
 def test_an_elementwise_loss_of_no_elements():
-    assert pyloss.binary_cross_entropy_with_logits(np.zeros((2, 0)), np.zeros((2, 0))).shape == (2, 0)
+    assert pyloss.binary_cross_entropy_with_logits(np.zeros((2, 0)), np.zeros((2, 0))).shape == (
+        2,
+        0,
+    )
 
 
 @pytest.mark.parametrize("name", PAIR)
 @pytest.mark.parametrize("shape", [(2, 4), (3, 3), (1, 3), (3,), (1, 2, 3)], ids=str)
 def test_pairs_of_different_shapes(name, shape):
     """Nothing is broadcast."""
-    with pytest.raises(ValueError, match="logits_q and logits_p must have the same shape, got") as error:
+    with pytest.raises(
+        ValueError, match="logits_q and logits_p must have the same shape, got"
+    ) as error:
         call(name, X, np.zeros(shape))
     assert str(X.shape) in str(error.value) and str(shape) in str(error.value)
 
@@ -83,11 +88,19 @@ def test_targets_of_another_shape(shape):
 @pytest.mark.parametrize(
     ("labels", "error", "message"),
     [
-        ([[0, 1], [7, 2]], ValueError, r"label 7 at position \(1, 0\) is outside \[0, 7\) and not ignore_index -100"),
+        (
+            [[0, 1], [7, 2]],
+            ValueError,
+            r"label 7 at position \(1, 0\) is outside \[0, 7\) and not ignore_index -100",
+        ),
         ([[0, -1], [9, 2]], ValueError, r"label -1 at position \(0, 1\) is outside \[0, 7\)"),
         ([[0, 2**40], [9, 2]], ValueError, r"label 1099511627776 at position \(0, 1\)"),
         ([[0, 2**32], [9, 2]], ValueError, r"label 4294967296 at position \(0, 1\)"),
-        (np.array([[0, 2**64 - 1], [9, 2]], np.uint64), ValueError, r"label 18446744073709551615 at position \(0, 1\)"),
+        (
+            np.array([[0, 2**64 - 1], [9, 2]], np.uint64),
+            ValueError,
+            r"label 18446744073709551615 at position \(0, 1\)",
+        ),
         ([0, 1], ValueError, r"labels have shape \(2,\), expected one per row of logits: \(2, 2\)"),
         ([[[0, 1], [2, 3]]], ValueError, r"labels have shape \(1, 2, 2\)"),
         ([[0.0, 1.0], [2.0, 3.0]], TypeError, "labels must be integers, not float64"),
@@ -95,11 +108,25 @@ def test_targets_of_another_shape(shape):
         ([["a", "b"], ["c", "d"]], TypeError, "labels must be integers, not <U1"),
         (np.zeros((2, 2), object), TypeError, "labels must be integers, not object"),
     ],
-    ids=["too large", "negative", "2^40", "2^32", "2^64", "shape", "rank", "float", "bool", "text", "object"],
+    ids=[
+        "too large",
+        "negative",
+        "2^40",
+        "2^32",
+        "2^64",
+        "shape",
+        "rank",
+        "float",
+        "bool",
+        "text",
+        "object",
+    ],
 )
 def test_bad_labels(name, labels, error, message):
     arguments = (
-        (np.zeros((2, 2, 3), np.float32), np.zeros((7, 3), np.float32)) if name.startswith("linear") else (np.zeros((2, 2, 7)),)
+        (np.zeros((2, 2, 3), np.float32), np.zeros((7, 3), np.float32))
+        if name.startswith("linear")
+        else (np.zeros((2, 2, 7)),)
     )
     with pytest.raises(error, match=message):
         call(name, *arguments, labels)
@@ -108,9 +135,14 @@ def test_bad_labels(name, labels, error, message):
 @pytest.mark.parametrize("name", [*CLASS, "linear_cross_entropy"])
 @pytest.mark.parametrize("bad", [None, 1.5, "none", True])
 def test_ignore_index_is_an_integer(name, bad):
-    arguments = (np.zeros((2, 3), np.float32), np.zeros((7, 3), np.float32)) if name.startswith("linear") else (np.zeros((2, 7)),)
+    arguments = (
+        (np.zeros((2, 3), np.float32), np.zeros((7, 3), np.float32))
+        if name.startswith("linear")
+        else (np.zeros((2, 7)),)
+    )
     with pytest.raises(
-        TypeError, match=f"ignore_index is {bad!r}; it must be a whole number from -9223372036854775808 to 18446744"
+        TypeError,
+        match=f"ignore_index is {bad!r}; it must be a whole number from -9223372036854775808 to 18446744",
     ):
         call(name, *arguments, [0, 1], ignore_index=bad)
 
@@ -135,16 +167,24 @@ UNIT = "of at least 0 and of at most 1"
 def test_options_out_of_range(name, option, bad, allowed):
     arguments = (X, LABELS) if name in CLASS else (X, X) if name in PAIR else (X, X, X, X)
     given = "an integer of 1329 bits" if bad == 10**400 else bad
-    with pytest.raises(ValueError, match=f"^{option} is {given}; it must be a finite number {allowed}$"):
+    with pytest.raises(
+        ValueError, match=f"^{option} is {given}; it must be a finite number {allowed}$"
+    ):
         call(name, *arguments, **{option: bad})
-    with pytest.raises(TypeError, match=f"^{option} is '0.5'; it must be a finite number {allowed}$"):
+    with pytest.raises(
+        TypeError, match=f"^{option} is '0.5'; it must be a finite number {allowed}$"
+    ):
         call(name, *arguments, **{option: "0.5"})
 
 
 @pytest.mark.parametrize(
     ("alpha", "error", "message"),
     [
-        ([0.5, 0.5], ValueError, r"alpha must be a number or one per class, \(3,\), got shape \(2,\)"),
+        (
+            [0.5, 0.5],
+            ValueError,
+            r"alpha must be a number or one per class, \(3,\), got shape \(2,\)",
+        ),
         (-0.5, ValueError, "alpha must be finite and not negative"),
         (np.nan, ValueError, "alpha must be finite and not negative"),
         ("a", TypeError, "alpha must be a number or one per class, not <U1"),
@@ -161,13 +201,37 @@ def test_bad_alpha(alpha, error, message):
     [
         ({"weights": [1.0]}, ValueError, r"weights have shape \(1,\), expected one per"),
         ({"weights": 2.0}, ValueError, r"weights have shape \(\), expected one per"),
-        ({"weights": np.zeros((2, 3, 1))}, ValueError, r"weights have shape \(2, 3, 1\), expected one per"),
-        ({"weights": np.zeros((2, 3), complex)}, TypeError, "weights must hold real numbers, not complex128"),
+        (
+            {"weights": np.zeros((2, 3, 1))},
+            ValueError,
+            r"weights have shape \(2, 3, 1\), expected one per",
+        ),
+        (
+            {"weights": np.zeros((2, 3), complex)},
+            TypeError,
+            "weights must hold real numbers, not complex128",
+        ),
         ({"weights": np.zeros(2, object)}, TypeError, "weights must hold real numbers, not object"),
-        ({"reduction": "avg"}, ValueError, "reduction must be one of 'none', 'sum', 'mean', not 'avg'"),
-        ({"reduction": None}, ValueError, "reduction must be one of 'none', 'sum', 'mean', not None"),
+        (
+            {"reduction": "avg"},
+            ValueError,
+            "reduction must be one of 'none', 'sum', 'mean', not 'avg'",
+        ),
+        (
+            {"reduction": None},
+            ValueError,
+            "reduction must be one of 'none', 'sum', 'mean', not None",
+        ),
     ],
-    ids=["weights shape", "weights 0-d", "weights rank", "weights complex", "weights object", "reduction", "no reduction"],
+    ids=[
+        "weights shape",
+        "weights 0-d",
+        "weights rank",
+        "weights complex",
+        "weights object",
+        "reduction",
+        "no reduction",
+    ],
 )
 def test_bad_weights_and_reductions(loss, options, error, message):
     with pytest.raises(error, match=message):
@@ -194,7 +258,10 @@ def test_out(rng, loss, reduction, kind):
     if loss in MAPS and reduction is not None:
         return
     dtype = {"f64": np.float64, "f32": np.float32, "bf16": ml_dtypes.bfloat16}[kind]
-    arguments, options = loss.arguments(rng, (2, 4, 5), dtype), {} if reduction is None else {"reduction": reduction}
+    arguments, options = (
+        loss.arguments(rng, (2, 4, 5), dtype),
+        {} if reduction is None else {"reduction": reduction},
+    )
     want = np.asarray(loss(*arguments, **options))
     for spread in (1, 2):
         block = np.full((*want.shape, spread), 7.0).astype(want.dtype)
@@ -237,7 +304,10 @@ def test_out_over_the_logits(rng, loss):
     """Right, or refused: never a result of what was already overwritten."""
     arguments = loss.arguments(rng, (3, 9))
     want = loss(*arguments)
-    for view in (lambda x: x if not loss.rows else x[:, 2], lambda x: x.reshape(-1)[: want.size].reshape(want.shape)):
+    for view in (
+        lambda x: x if not loss.rows else x[:, 2],
+        lambda x: x.reshape(-1)[: want.size].reshape(want.shape),
+    ):
         given = [a.copy() for a in arguments]
         try:
             got = loss(*given, out=view(given[0]))
@@ -278,5 +348,9 @@ def test_other_functions(call, error, message):
 
 def test_all_losses_are_listed_here():
     """A loss that joins the package joins these tests."""
-    public = {name for name in pyloss.__all__ if name.endswith(("entropy", "_loss", "_logits", "stablemax", "_div"))}
+    public = {
+        name
+        for name in pyloss.__all__
+        if name.endswith(("entropy", "_loss", "_logits", "stablemax", "_div"))
+    }
     assert public == {loss.name for loss in EVERY} | {"linear_cross_entropy", *LINEAR_PAIR}

@@ -39,7 +39,9 @@ def calls():
         lambda loss, *a: loss(*a).mean(),
         lambda loss, *a: loss(*a, reduction="sum"),
         lambda loss, *a: loss(*a, reduction="mean"),
-        lambda loss, *a: loss(*a, reduction="mean", weights=np.full(loss.out_shape((4, 9)), 0.5)) * 3,
+        lambda loss, *a: (
+            loss(*a, reduction="mean", weights=np.full(loss.out_shape((4, 9)), 0.5)) * 3
+        ),
         lambda loss, *a: (loss(*a) * np.arange(loss.out_shape((4, 9))[-1])).sum() / 7,
     ],
     ids=["sum()", "mean()", "sum", "mean", "weighted mean", "weighted sum()"],
@@ -87,7 +89,11 @@ def test_threads_do_not_change_a_bit(rng, loss, kind):
 
         def both(arguments=arguments, upstream=upstream):
             value, gradients = loss.gradients(*arguments, upstream=upstream)
-            totals = [] if loss.own_type else [np.asarray(loss(*arguments, reduction=r)) for r in ("sum", "mean")]
+            totals = (
+                []
+                if loss.own_type
+                else [np.asarray(loss(*arguments, reduction=r)) for r in ("sum", "mean")]
+            )
             return (np.asarray(value), *gradients, *totals)
 
         on_threads(both)
@@ -122,7 +128,9 @@ def test_several_python_threads_at_once(rng):
             loss, arguments = work[(first + i) % len(work)]
             got, gradients = loss.gradients(*arguments)
             want, slopes = wanted[(first + i) % len(work)]
-            same = got.tobytes() == want.tobytes() and all(a.tobytes() == b.tobytes() for a, b in zip(gradients, slopes))
+            same = got.tobytes() == want.tobytes() and all(
+                a.tobytes() == b.tobytes() for a, b in zip(gradients, slopes)
+            )
             if not same:
                 wrong.append(loss)
 
@@ -141,7 +149,9 @@ def free_memory():
     """Bytes that can be had without swapping."""
     try:
         with open("/proc/meminfo", encoding="ascii") as lines:
-            return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable"))
+            return next(
+                int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable")
+            )
     except OSError:
         return 0
 
@@ -163,7 +173,9 @@ def test_more_than_2_31_elements_without_their_memory(rng):
     rows, logits, labels = two_rows_seen_many_times(rng)
     got = pyloss.softmax_cross_entropy(logits, labels)
     for i, part in enumerate((np.s_[0, :3], np.s_[1, -3:])):
-        np.testing.assert_array_equal(got[part], pyloss.softmax_cross_entropy(rows[[i] * 3], labels[part]))
+        np.testing.assert_array_equal(
+            got[part], pyloss.softmax_cross_entropy(rows[[i] * 3], labels[part])
+        )
     assert np.count_nonzero(got) == 6
     assert _core.buffer_stats()["peak"] < 4 << 30
 
@@ -175,12 +187,20 @@ def test_more_than_2_31_elements_of_a_gradient(rng):
     loss = Loss("softmax_cross_entropy")
     _, (gradient,) = loss.gradients(logits, labels)
     for i, part in enumerate((np.s_[0, :3], np.s_[1, -3:])):
-        np.testing.assert_array_equal(gradient[part], loss.gradients(rows[[i] * 3], labels[part])[1][0])
-    assert not gradient[0, 3:].view(np.uint16)[:: ROWS // 64].any() and not gradient[1, :-3].view(np.uint16)[:: ROWS // 64].any()
+        np.testing.assert_array_equal(
+            gradient[part], loss.gradients(rows[[i] * 3], labels[part])[1][0]
+        )
+    assert (
+        not gradient[0, 3:].view(np.uint16)[:: ROWS // 64].any()
+        and not gradient[1, :-3].view(np.uint16)[:: ROWS // 64].any()
+    )
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(free_memory() < 12 << 30, reason="needs 12 GB of free memory: 4.3 of logits and 4.3 of gradients")
+@pytest.mark.skipif(
+    free_memory() < 12 << 30,
+    reason="needs 12 GB of free memory: 4.3 of logits and 4.3 of gradients",
+)
 def test_more_than_2_31_classes(rng):
     """One row. All logits are 0 but the first and the last, which are certain enough to hold half of the probability each."""
     v = 2**31 + 64

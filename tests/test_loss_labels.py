@@ -23,7 +23,9 @@ def rng():
 def arguments(name, rng, classes=5):
     """What comes before the labels, for rows [2, 3]."""
     if name.startswith("linear"):
-        return rng.standard_normal((2, 3, 4)).astype(np.float32), rng.standard_normal((classes, 4)).astype(np.float32)
+        return rng.standard_normal((2, 3, 4)).astype(np.float32), rng.standard_normal(
+            (classes, 4)
+        ).astype(np.float32)
     return (rng.standard_normal((2, 3, classes)),)
 
 
@@ -33,7 +35,12 @@ def test_every_type_gives_what_int64_gives(rng, name, dtype):
     """Loss, gradient and mean, with an `ignore_index` that is a class and with rows of weight 0."""
     first, *others = arguments(name, rng)
     loss, weights = getattr(pyloss, name), [[1, 0, 2], [1, 1, 0]]
-    for options in ({"ignore_index": 0}, {"weights": weights}, {"ignore_index": 2, "weights": weights}, {"ignore_index": 77}):
+    for options in (
+        {"ignore_index": 0},
+        {"weights": weights},
+        {"ignore_index": 2, "weights": weights},
+        {"ignore_index": 77},
+    ):
 
         def f(x, labels, options=options):
             each = loss(x, *others, labels, **options)
@@ -44,7 +51,9 @@ def test_every_type_gives_what_int64_gives(rng, name, dtype):
         np.testing.assert_array_equal(each, same)
         np.testing.assert_array_equal(slope, same_slope)
         assert float(mean) == float(same_mean)
-        left_out = (np.array(LABELS) == options.get("ignore_index")) | (np.array(options.get("weights", 1)) == 0)
+        left_out = (np.array(LABELS) == options.get("ignore_index")) | (
+            np.array(options.get("weights", 1)) == 0
+        )
         assert (each[left_out] == 0).all() and (each[~left_out] > 0).all()
 
 
@@ -52,7 +61,9 @@ def test_the_case_that_was_reported():
     x = np.array([[1.0, 2.0, 3.0], [1.0, 2.0, 3.0]])
     labels = np.array([1, 0], np.uint8)
     want, _ = formula(x, labels, ignore_index=0)
-    np.testing.assert_allclose(pyloss.softmax_cross_entropy(x, labels, ignore_index=0), want, rtol=1e-12)
+    np.testing.assert_allclose(
+        pyloss.softmax_cross_entropy(x, labels, ignore_index=0), want, rtol=1e-12
+    )
     assert want[1] == 0
     mean = pyloss.softmax_cross_entropy(x, labels, ignore_index=0, reduction="mean")
     np.testing.assert_allclose(mean, want[0], rtol=1e-12)
@@ -65,10 +76,14 @@ def test_bytes_as_labels_of_about_256_classes(rng, classes):
     labels = np.array([255, 7, 199], np.uint8)
     if classes > 255:
         np.testing.assert_array_equal(
-            pyloss.softmax_cross_entropy(x, labels), pyloss.softmax_cross_entropy(x, labels.astype(int))
+            pyloss.softmax_cross_entropy(x, labels),
+            pyloss.softmax_cross_entropy(x, labels.astype(int)),
         )
     else:
-        with pytest.raises(ValueError, match=rf"label 255 at position 0 is outside \[0, {classes}\) and not ignore_index -100"):
+        with pytest.raises(
+            ValueError,
+            match=rf"label 255 at position 0 is outside \[0, {classes}\) and not ignore_index -100",
+        ):
             pyloss.softmax_cross_entropy(x, labels)
     ignored = pyloss.softmax_cross_entropy(x, labels, ignore_index=255)
     assert ignored[0] == 0 and (ignored[1:] > 0).all()
@@ -103,7 +118,8 @@ def test_an_ignore_index_that_the_type_cannot_hold_ignores_nothing(rng, dtype, i
     x = rng.standard_normal((2, 3, 5))
     labels = np.array(LABELS, dtype)
     np.testing.assert_array_equal(
-        pyloss.softmax_cross_entropy(x, labels, ignore_index=index), pyloss.softmax_cross_entropy(x, labels, ignore_index=4)
+        pyloss.softmax_cross_entropy(x, labels, ignore_index=index),
+        pyloss.softmax_cross_entropy(x, labels, ignore_index=4),
     )
 
 
@@ -117,7 +133,10 @@ def test_an_ignore_index_that_only_uint64_holds(rng):
 
 @pytest.mark.parametrize("index", [-(2**63) - 1, 2**64, 10**400])
 def test_an_ignore_index_beyond_64_bits(index):
-    with pytest.raises(ValueError, match="ignore_index is .*; it must be a whole number from -9223372036854775808 to 18446744"):
+    with pytest.raises(
+        ValueError,
+        match="ignore_index is .*; it must be a whole number from -9223372036854775808 to 18446744",
+    ):
         pyloss.softmax_cross_entropy(np.zeros((1, 3)), [0], ignore_index=index)
 
 
@@ -132,7 +151,8 @@ def test_accuracy(rng, dtype):
 
 
 @pytest.mark.parametrize(
-    "labels", [np.array([True, False]), [True, False], np.array([1.0, 0.0]), np.array(["1", "0"]), [1, None]]
+    "labels",
+    [np.array([True, False]), [True, False], np.array([1.0, 0.0]), np.array(["1", "0"]), [1, None]],
 )
 @pytest.mark.parametrize("name", ["softmax_cross_entropy", "compute_accuracy"])
 def test_what_is_no_integer_is_refused(name, labels):

@@ -18,7 +18,11 @@ def cases(draw, rows=4):
     """(generator, shape, scale): rows and classes around the widths of vectors, logits from equal to far apart."""
     seed = draw(st.integers(0, 2**32 - 1))
     v = draw(st.sampled_from([1, 2, 3, 5, 8, 15, 16, 17, 31, 33, 64, 65, 257, 1030]))
-    return np.random.default_rng(seed), (draw(st.integers(1, rows)), v), draw(st.sampled_from([0.0, 1e-3, 1.0, 10.0, 300.0, 1e4]))
+    return (
+        np.random.default_rng(seed),
+        (draw(st.integers(1, rows)), v),
+        draw(st.sampled_from([0.0, 1e-3, 1.0, 10.0, 300.0, 1e4])),
+    )
 
 
 def pairs(draw_case, mask=0.0):
@@ -82,7 +86,14 @@ def test_gradients_of_softmax_losses_sum_to_0(loss, case):
     upstream = rng.standard_normal(shape[0])
     want, gradients = loss.gradients(*arguments, upstream=upstream)
     for gradient in gradients:
-        limit = 16 * EPS * (1 + np.abs(want)) * np.abs(upstream) / loss.options.get("temperature", 1) * np.sqrt(shape[1])
+        limit = (
+            16
+            * EPS
+            * (1 + np.abs(want))
+            * np.abs(upstream)
+            / loss.options.get("temperature", 1)
+            * np.sqrt(shape[1])
+        )
         assert (np.abs(gradient.sum(-1)) <= limit).all()
 
 

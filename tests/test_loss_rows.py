@@ -3,7 +3,19 @@
 import ml_dtypes
 import numpy as np
 import pytest
-from loss_cases import BCE, DTYPES, EVERY, LOSSES, MAPS, PLAIN, Loss, assert_gradient, assert_loss, result_type, tolerance
+from loss_cases import (
+    BCE,
+    DTYPES,
+    EVERY,
+    LOSSES,
+    MAPS,
+    PLAIN,
+    Loss,
+    assert_gradient,
+    assert_loss,
+    result_type,
+    tolerance,
+)
 from loss_formulas import IGNORE, log_softmax
 
 import pyloss
@@ -51,7 +63,10 @@ def test_long_rows_keep_their_digits(rng, loss, dtype):
     arguments = loss.arguments(rng, (2, 262_144), dtype, 0.5)
     want, _ = loss.formula(*arguments)
     np.testing.assert_allclose(
-        loss(*arguments), want, rtol=tolerance(dtype), atol=0 if loss.logits == 1 else tolerance(dtype) / 4
+        loss(*arguments),
+        want,
+        rtol=tolerance(dtype),
+        atol=0 if loss.logits == 1 else tolerance(dtype) / 4,
     )
     compare(loss, *arguments)
 
@@ -63,7 +78,11 @@ def test_masked_vocabulary_of_divergences(rng, loss, dtype, masked, v):
     """-inf is a probability of 0 in one, in the other, in both; whole blocks at the beginning and at the end too."""
     q, p = loss.arguments(rng, (5, v), dtype)
     mask = rng.uniform(size=(5, v)) < 0.5
-    mask[1], mask[2], mask[3] = np.arange(v) < v // 2, np.arange(v) >= v // 2, np.arange(v) != v // 3
+    mask[1], mask[2], mask[3] = (
+        np.arange(v) < v // 2,
+        np.arange(v) >= v // 2,
+        np.arange(v) != v // 3,
+    )
     mask[:, v // 3] = False
     if masked in ("q", "both"):
         q[mask] = -np.inf
@@ -85,7 +104,10 @@ def test_masked_vocabulary_of_divergences(rng, loss, dtype, masked, v):
         assert np.isinf(want).any() and np.isfinite(dq.astype(np.float32)).all()
     else:
         assert_gradient(dp, slope_p, dtype, np.maximum(want, 1)[:, None])
-        assert np.isfinite(dp.astype(np.float32)).all() and (dp[p == -np.inf].astype(np.float32) == 0).all()
+        assert (
+            np.isfinite(dp.astype(np.float32)).all()
+            and (dp[p == -np.inf].astype(np.float32) == 0).all()
+        )
 
 
 @pytest.mark.parametrize("v", [5, 64, 3001])
@@ -122,7 +144,9 @@ def test_equal_rows(rng, loss, dtype, scale, v):
     eps = np.finfo(result_type(dtype)).eps
     assert np.abs(got).max() <= 4 * eps
     for gradient in gradients:
-        assert np.abs(gradient.astype(np.float64)).max() <= 8 * eps / loss.options.get("temperature", 1)
+        assert np.abs(gradient.astype(np.float64)).max() <= 8 * eps / loss.options.get(
+            "temperature", 1
+        )
 
 
 @pytest.mark.parametrize("low", [-1e4, -np.inf])
@@ -226,7 +250,9 @@ def test_stablemax_where_its_pieces_meet(dtype):
 
 def test_stablemax_needs_no_epsilon(dtype):
     """Far out and next to zero the shares are right relatively, not just to an epsilon."""
-    maps_are_right(np.array([[-6e4, 6e4, 0, 1e-6, -1e-6], [-6e4, -6e4, -6e4, -5e4, -6e4]]).astype(dtype))
+    maps_are_right(
+        np.array([[-6e4, 6e4, 0, 1e-6, -1e-6], [-6e4, -6e4, -6e4, -5e4, -6e4]]).astype(dtype)
+    )
 
 
 # Elementwise
@@ -238,9 +264,14 @@ def test_binary_cross_entropy_far_out(dtype):
     for targets in (np.zeros(11), np.ones(11), np.full(11, 0.5)):
         want, (slope, _) = BCE.formula(x, targets)
         got, (gradient,) = BCE.gradients(x, targets)
-        np.testing.assert_allclose(got, want, rtol=tolerance(dtype), atol=np.finfo(np.float32).smallest_normal)
         np.testing.assert_allclose(
-            gradient.astype(np.float64), slope, rtol=max(tolerance(dtype), float(ml_dtypes.finfo(dtype).eps) / 2), atol=1e-7
+            got, want, rtol=tolerance(dtype), atol=np.finfo(np.float32).smallest_normal
+        )
+        np.testing.assert_allclose(
+            gradient.astype(np.float64),
+            slope,
+            rtol=max(tolerance(dtype), float(ml_dtypes.finfo(dtype).eps) / 2),
+            atol=1e-7,
         )
 
 
@@ -255,7 +286,10 @@ def test_js_gradients_at_scale_20_are_finite_and_the_same_every_time(rng):
         assert np.isfinite(first_loss).all() and all(np.isfinite(g).all() for g in first)
     q, p = q[:, :20_011], p[:, :20_011]
     for loss in (JS, KL):
-        bits = {b"".join(a.tobytes() for a in (got, *gradients)) for got, gradients in (loss.gradients(q, p) for _ in range(50))}
+        bits = {
+            b"".join(a.tobytes() for a in (got, *gradients))
+            for got, gradients in (loss.gradients(q, p) for _ in range(50))
+        }
         assert len(bits) == 1
 
 
@@ -268,7 +302,14 @@ def test_small_gradients_are_right_relatively(rng, loss, kind, v, scale):
     want, slopes = loss.formula(*arguments)
     _, gradients = loss.gradients(*arguments)
     # A divergence's gradient is a difference that may vanish: what it is a difference of counts there.
-    shares = sum(np.exp(log_softmax(x)) for x in arguments[:2]) * (1 + want[:, None]) if loss.logits == 2 else 0
+    shares = (
+        sum(np.exp(log_softmax(x)) for x in arguments[:2]) * (1 + want[:, None])
+        if loss.logits == 2
+        else 0
+    )
     for gradient, slope, x in zip(gradients, slopes, arguments):
         reach = x.max(-1, keepdims=True) - x
-        assert (np.abs(gradient - slope) <= np.finfo(kind).eps * (16 + 2 * reach) * (np.abs(slope) + shares) + 1e-37).all()
+        assert (
+            np.abs(gradient - slope)
+            <= np.finfo(kind).eps * (16 + 2 * reach) * (np.abs(slope) + shares) + 1e-37
+        ).all()

@@ -45,7 +45,13 @@ def compare(loss, arguments, upstream, reduction=None, **options):
     dtype = arguments[0].dtype
     alone = loss(*arguments, **options)
     got, gradients = loss.gradients(*arguments, upstream=upstream, **options)
-    assert_value(loss, alone, want, dtype, 1 + np.abs(want).max(initial=0) if reduction in ("sum", "mean") else 1)
+    assert_value(
+        loss,
+        alone,
+        want,
+        dtype,
+        1 + np.abs(want).max(initial=0) if reduction in ("sum", "mean") else 1,
+    )
     assert np.asarray(got).tobytes() == np.asarray(alone).tobytes()
     scale = np.abs(upstream).max(initial=0) / ({**loss.options, **options}.get("temperature", 1))
     if reduction == "mean":
@@ -72,7 +78,9 @@ def test_reductions_and_weights(rng, loss, dtype, weighted, reduction):
     compare(
         loss,
         arguments,
-        rng.standard_normal(loss.out_shape((2, 8, 13)) if reduction == "none" else ()).astype(np.float32),
+        rng.standard_normal(loss.out_shape((2, 8, 13)) if reduction == "none" else ()).astype(
+            np.float32
+        ),
         reduction,
         **options,
     )
@@ -98,11 +106,15 @@ def test_gradients_are_the_slopes_of_the_loss(rng, loss, reduction):
     if loss in MAPS and reduction is not None:
         return
     arguments = loss.arguments(rng, (5, 4), np.float64, 2.0)
-    options = {} if reduction is None else {"reduction": reduction, "weights": loss.weights(rng, (5, 4))}
+    options = (
+        {} if reduction is None else {"reduction": reduction, "weights": loss.weights(rng, (5, 4))}
+    )
     upstream = rng.standard_normal(np.shape(loss(*arguments, **options)))
     _, gradients = loss.gradients(*arguments, upstream=upstream, **options)
     for i, gradient in enumerate(gradients):
-        np.testing.assert_allclose(gradient, differences(loss, arguments, i, upstream, options, 1e-5), rtol=1e-6, atol=1e-9)
+        np.testing.assert_allclose(
+            gradient, differences(loss, arguments, i, upstream, options, 1e-5), rtol=1e-6, atol=1e-9
+        )
 
 
 @pytest.mark.parametrize("loss", [loss for loss in EVERY if loss.logits == 2], ids=str)
@@ -117,7 +129,9 @@ def test_one_gradient_without_the_other(rng, loss, only):
 
 
 @pytest.mark.parametrize(
-    "types", list(itertools.permutations(DTYPES.values(), 2)), ids=lambda t: "-".join(np.dtype(d).name for d in t)
+    "types",
+    list(itertools.permutations(DTYPES.values(), 2)),
+    ids=lambda t: "-".join(np.dtype(d).name for d in t),
 )
 @pytest.mark.parametrize("name", ["kl_div_loss", "js_div_loss"])
 def test_student_and_teacher_of_different_types(rng, name, types):
@@ -159,7 +173,9 @@ def test_broadcast_logits(rng, loss, dtype):
     logits = [np.broadcast_to(x[0], x.shape) for x in arguments[: loss.logits]]
     upstream = rng.standard_normal(loss.out_shape((4, 21))).astype(np.float32)
     got, gradients = loss.gradients(*logits, *arguments[loss.logits :], upstream=upstream)
-    want, slopes = loss.gradients(*(x.copy() for x in logits), *arguments[loss.logits :], upstream=upstream)
+    want, slopes = loss.gradients(
+        *(x.copy() for x in logits), *arguments[loss.logits :], upstream=upstream
+    )
     assert np.asarray(got).tobytes() == np.asarray(want).tobytes()
     for a, b in zip(gradients, slopes):
         assert a.tobytes() == b.tobytes()
@@ -170,7 +186,9 @@ def test_broadcast_logits(rng, loss, dtype):
 def test_no_rows(rng, loss, dtype, shape):
     arguments = loss.arguments(rng, shape, dtype)
     got, gradients = loss.gradients(*arguments)
-    assert np.shape(got) == loss.out_shape(shape) and all(g.shape == shape and g.dtype == dtype for g in gradients)
+    assert np.shape(got) == loss.out_shape(shape) and all(
+        g.shape == shape and g.dtype == dtype for g in gradients
+    )
     for reduction in ["sum", "mean"] if loss not in MAPS else []:
         total, gradients = loss.gradients(*arguments, reduction=reduction)
         assert np.shape(total) == () and total == 0 and all(g.shape == shape for g in gradients)
@@ -218,9 +236,15 @@ def test_cross_entropy_options_in_pairs(rng, dtype, options, masked):
     compare(loss, (logits, labels), upstream, **options)
 
 
-@pytest.mark.parametrize("options", [{"gamma": g, "alpha": a} for g in (0.0, 0.5, 1.0, 2.0, 5.0) for a in (None, 0.25)], ids=str)
 @pytest.mark.parametrize(
-    "extra", [{}, {"weights": np.array([1.0, 0.0, 2.0, 0.5])}, {"reduction": "mean"}], ids=["", "weights", "mean"]
+    "options",
+    [{"gamma": g, "alpha": a} for g in (0.0, 0.5, 1.0, 2.0, 5.0) for a in (None, 0.25)],
+    ids=str,
+)
+@pytest.mark.parametrize(
+    "extra",
+    [{}, {"weights": np.array([1.0, 0.0, 2.0, 0.5])}, {"reduction": "mean"}],
+    ids=["", "weights", "mean"],
 )
 def test_focal_loss_options(rng, dtype, options, extra):
     logits = (3 * rng.standard_normal((4, 9))).astype(dtype)
@@ -239,7 +263,12 @@ def test_divergence_options(rng, dtype, name, temperature, beta, weighted):
     if weighted:
         options["weights"] = np.array([0.5, 0.0, 2.0, 1.0])
     loss = Loss(name, logits=2)
-    compare(loss, loss.arguments(rng, (4, 50), dtype), rng.standard_normal(4).astype(np.float32), **options)
+    compare(
+        loss,
+        loss.arguments(rng, (4, 50), dtype),
+        rng.standard_normal(4).astype(np.float32),
+        **options,
+    )
 
 
 def test_defaults_say_what_they_mean(rng):
@@ -247,19 +276,33 @@ def test_defaults_say_what_they_mean(rng):
     logits, labels = rng.standard_normal((6, 11)), some_labels(rng, (6, 11))
     plain = pyloss.softmax_cross_entropy(logits, labels)
     same = pyloss.softmax_cross_entropy(
-        logits, labels, label_smoothing=0, z_loss=0, softcap=None, weights=np.ones(6), ignore_index=IGNORE
+        logits,
+        labels,
+        label_smoothing=0,
+        z_loss=0,
+        softcap=None,
+        weights=np.ones(6),
+        ignore_index=IGNORE,
     )
     np.testing.assert_array_equal(plain, same)
     np.testing.assert_allclose(pyloss.focal_loss(logits, labels, gamma=0), plain, rtol=1e-13)
     q, p = rng.standard_normal((2, 6, 11))
-    np.testing.assert_array_equal(pyloss.js_div_loss(q, p), pyloss.js_div_loss(q, p, beta=0.5, temperature=1))
+    np.testing.assert_array_equal(
+        pyloss.js_div_loss(q, p), pyloss.js_div_loss(q, p, beta=0.5, temperature=1)
+    )
 
 
 @pytest.mark.parametrize("loss", [loss for loss in PLAIN if loss.logits == 1], ids=str)
 @pytest.mark.parametrize("ignore", [-1, 0, 2, 99])
 def test_any_number_may_be_ignored(rng, loss, dtype, ignore):
     logits = rng.standard_normal((6, 3)).astype(dtype)
-    compare(loss, (logits, np.array([0, 1, 2, ignore, 1, ignore])), np.float32(2), "mean", ignore_index=ignore)
+    compare(
+        loss,
+        (logits, np.array([0, 1, 2, ignore, 1, ignore])),
+        np.float32(2),
+        "mean",
+        ignore_index=ignore,
+    )
 
 
 @pytest.mark.parametrize("loss", [loss for loss in PLAIN if loss.logits == 1], ids=str)
@@ -290,12 +333,17 @@ def test_bfloat16_is_not_rounded_on_the_way(rng):
             arguments = loss.arguments(rng, (3, 200), dtype)
             wide = [x.astype(np.float32) for x in arguments[: loss.logits]]
             want = loss(*wide, *arguments[loss.logits :])
-            np.testing.assert_array_equal(loss(*arguments), want.astype(dtype) if loss.own_type else want, err_msg=str(loss))
+            np.testing.assert_array_equal(
+                loss(*arguments), want.astype(dtype) if loss.own_type else want, err_msg=str(loss)
+            )
 
 
 def test_targets_have_a_gradient_too(rng, dtype):
     """The logits and the targets of the elementwise loss, each of its own type."""
-    x, t = (3 * rng.standard_normal((4, 9))).astype(dtype), rng.uniform(size=(4, 9)).astype(np.float32)
+    x, t = (
+        (3 * rng.standard_normal((4, 9))).astype(dtype),
+        rng.uniform(size=(4, 9)).astype(np.float32),
+    )
     upstream = rng.standard_normal((4, 9)).astype(np.float32)
     dx, dt = pyloss.grad(lambda x, t: (BCE(x, t) * upstream).sum(), (0, 1))(x, t)
     _, (slope, by_target) = BCE.formula(x, t, upstream=upstream)

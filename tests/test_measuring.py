@@ -8,7 +8,13 @@ from pyloss import _core, measuring
 from pyloss.models.config import ModelConfig
 from pyloss.models.synthetic import random_model
 
-SIZES = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 8}
+SIZES = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "head_dim": 8,
+}
 SIZES |= {"num_attention_heads": 4, "num_key_value_heads": 2}
 
 
@@ -51,13 +57,21 @@ def test_speeds_are_amounts_over_time(monkeypatch):
     weight = pyloss.Weight.quantize(np.ones((6, 32), np.float32), "q8_0")
     _core.profile(True)
     assert measuring.product_speed(weight, 10) == 2 * 2 * 10 * 6 * 32 / 0.5
-    assert {name: calls for name, (calls, _, _) in _core.profile(False).items()} == {"linear_forward": 1, "linear_input_grad": 1}
+    assert {name: calls for name, (calls, _, _) in _core.profile(False).items()} == {
+        "linear_forward": 1,
+        "linear_input_grad": 1,
+    }
 
 
 def test_a_step_trains(monkeypatch):
     monkeypatch.setattr(measuring, "best_seconds", lambda function, seconds: (function(), 0.5)[1])
     model = llama()
-    losses, step = [], measuring.training_step(model, {"rank": 2, "scale": 2.0}, use_dora=True, learning_rate=0.02)
+    losses, step = (
+        [],
+        measuring.training_step(
+            model, {"rank": 2, "scale": 2.0}, use_dora=True, learning_rate=0.02
+        ),
+    )
 
     def noted(batch, lengths):
         losses.append(step(batch, lengths))
@@ -71,7 +85,10 @@ def test_a_step_trains(monkeypatch):
 def test_typical_weights_are_one_of_each_format(monkeypatch):
     monkeypatch.setattr(measuring, "MOST_ROWS", 48)
     model = llama("q4_1")
-    model.set_module("model.embed_tokens", pyloss.nn.Embedding.from_weight(pyloss.Weight.quantize(np.ones((64, 32)), "q8_0")))
+    model.set_module(
+        "model.embed_tokens",
+        pyloss.nn.Embedding.from_weight(pyloss.Weight.quantize(np.ones((64, 32)), "q8_0")),
+    )
     weights = measuring.typical_weights(model)
     assert [(name, weight.format, weight.shape) for name, weight in weights.items()] == [
         ("q4_1", "q4_1", (48, 32)),

@@ -41,8 +41,21 @@ NAMES = [
 def test_names():
     net = Net()
     assert sorted(net.parameters()) == sorted(NAMES)
-    assert [name for name, _ in net.named_modules()] == ["", "first", "layers.0", "layers.1", "parts.a", "parts.b"]
-    assert [name for name, _ in net.children()] == ["first", "layers.0", "layers.1", "parts.a", "parts.b"]
+    assert [name for name, _ in net.named_modules()] == [
+        "",
+        "first",
+        "layers.0",
+        "layers.1",
+        "parts.a",
+        "parts.b",
+    ]
+    assert [name for name, _ in net.children()] == [
+        "first",
+        "layers.0",
+        "layers.1",
+        "parts.a",
+        "parts.b",
+    ]
     assert [name for name, _ in net.named_modules("net")][:2] == ["net", "net.first"]
     assert net.parameters()["layers.0.weight"] is net.layers[0].weight
     assert net.stored() == {"matrix": net.matrix}
@@ -96,12 +109,19 @@ def test_set_module_in_a_place_that_does_not_exist(path):
 def test_a_norm_with_an_offset():
     """The parameter is the weight without it, also for gradients."""
     rng = np.random.default_rng(0)
-    x, plain, shifted = rng.standard_normal((5, 8)).astype(np.float32), nn.RMSNorm(8), nn.RMSNorm(8, offset=1.0)
+    x, plain, shifted = (
+        rng.standard_normal((5, 8)).astype(np.float32),
+        nn.RMSNorm(8),
+        nn.RMSNorm(8, offset=1.0),
+    )
     assert (shifted.weight == 0).all()
     weight = rng.standard_normal(8).astype(np.float32)
     plain.weight, shifted.weight = weight + 1, weight
     np.testing.assert_array_equal(shifted(x), plain(x))
-    (_, a), (_, b) = (nn.value_and_grad(norm, lambda norm=norm: (norm(x) * norm(x)).sum())() for norm in (plain, shifted))
+    (_, a), (_, b) = (
+        nn.value_and_grad(norm, lambda norm=norm: (norm(x) * norm(x)).sum())()
+        for norm in (plain, shifted)
+    )
     np.testing.assert_array_equal(a["weight"], b["weight"])
     assert set(shifted.parameters()) == {"weight"}
 
@@ -150,7 +170,9 @@ def test_a_shared_array_is_trained_once():
     assert list(model.trainable_parameters()) == ["a.w"]
     assert sorted(model.parameters()) == ["a.w", "b.w"]
     x = np.array([3.0, 5.0], np.float32)
-    _, grads = nn.value_and_grad(model, lambda: ops.add(ops.swiglu(model.a.w, x), ops.swiglu(x, model.b.w)).sum())()
+    _, grads = nn.value_and_grad(
+        model, lambda: ops.add(ops.swiglu(model.a.w, x), ops.swiglu(x, model.b.w)).sum()
+    )()
 
     def f(w):
         return w / (1 + np.exp(-w)) * x + x / (1 + np.exp(-x)) * w
@@ -198,14 +220,26 @@ def test_a_model_without_anything_to_train():
 def test_linear(bias):
     layer = nn.Linear(33, 5, bias=bias)
     assert layer.shape == (5, 33) and (layer.bias is not None) == bias
-    assert 0 < np.abs(layer.weight).max() <= 1 / np.sqrt(33) and np.abs(layer.weight).max() > 0.9 / np.sqrt(33)
+    assert 0 < np.abs(layer.weight).max() <= 1 / np.sqrt(33) and np.abs(
+        layer.weight
+    ).max() > 0.9 / np.sqrt(33)
     x = np.random.default_rng(0).standard_normal((2, 3, 33))
     want = x @ layer.weight.T.astype(float) + (layer.bias if bias else 0)
     np.testing.assert_allclose(layer(x), want, atol=1e-5)
     assert repr(layer) == f"Linear(in=33, out=5, bias={bias}, float32)"
 
 
-@pytest.mark.parametrize(("format", "quantised"), [("f32", False), ("bf16", False), ("f16", False), ("q8_0", True), ("q4_0", True), ("q4_1", True)])
+@pytest.mark.parametrize(
+    ("format", "quantised"),
+    [
+        ("f32", False),
+        ("bf16", False),
+        ("f16", False),
+        ("q8_0", True),
+        ("q4_0", True),
+        ("q4_1", True),
+    ],
+)
 def test_layers_over_stored_matrices(format, quantised):
     weight = Weight.quantize(np.random.default_rng(0).standard_normal((6, 32)), format)
     linear, table = nn.Linear.from_weight(weight), nn.Embedding.from_weight(weight)
@@ -213,7 +247,10 @@ def test_layers_over_stored_matrices(format, quantised):
     assert type(table) is (nn.QuantizedEmbedding if quantised else nn.Embedding)
     assert linear.weight is weight and linear.parameters() == {}
     assert list(linear.stored()) == ["weight"] and list(table.stored()) == ["weight"]
-    x, dense = np.random.default_rng(1).standard_normal((5, 32)).astype(np.float32), weight.dequantize()
+    x, dense = (
+        np.random.default_rng(1).standard_normal((5, 32)).astype(np.float32),
+        weight.dequantize(),
+    )
     np.testing.assert_allclose(linear(x), x.astype(float) @ dense.T, atol=1e-4)
     np.testing.assert_allclose(table.as_linear(x), linear(x))
     np.testing.assert_allclose(table([[5, 0]]), dense[[[5, 0]]], rtol=1e-6)
@@ -222,24 +259,40 @@ def test_layers_over_stored_matrices(format, quantised):
 @pytest.mark.parametrize("bias", [True, False])
 def test_switch_linear(bias):
     layer = nn.SwitchLinear(33, 5, 3, bias=bias)
-    assert layer.shape == (3, 5, 33) and list(layer.trainable_parameters()) == ["weight", *(["bias"] if bias else [])]
-    assert 0.9 / np.sqrt(33) < np.abs(layer.weight).max() <= 1 / np.sqrt(33) and (not bias or not layer.bias.any())
+    assert layer.shape == (3, 5, 33) and list(layer.trainable_parameters()) == [
+        "weight",
+        *(["bias"] if bias else []),
+    ]
+    assert 0.9 / np.sqrt(33) < np.abs(layer.weight).max() <= 1 / np.sqrt(33) and (
+        not bias or not layer.bias.any()
+    )
     assert repr(layer) == f"SwitchLinear(in=33, out=5, experts=3, bias={bias}, float32)"
     if bias:
         layer.bias[...] = np.arange(15).reshape(3, 5)
-    x, experts = np.random.default_rng(0).standard_normal((6, 33)).astype(np.float32), np.array([0, 0, 2, 2, 2, 2])
-    want = np.einsum("ni,noi->no", x.astype(float), layer.weight[experts]) + (layer.bias[experts] if bias else 0)
+    x, experts = (
+        np.random.default_rng(0).standard_normal((6, 33)).astype(np.float32),
+        np.array([0, 0, 2, 2, 2, 2]),
+    )
+    want = np.einsum("ni,noi->no", x.astype(float), layer.weight[experts]) + (
+        layer.bias[experts] if bias else 0
+    )
     np.testing.assert_allclose(layer(x, np.array([0, 2, 2, 6], np.int32)), want, atol=1e-5)
 
 
-@pytest.mark.parametrize(("format", "quantised"), [("f32", False), ("bf16", False), ("q8_0", True), ("q4_1", True)])
+@pytest.mark.parametrize(
+    ("format", "quantised"), [("f32", False), ("bf16", False), ("q8_0", True), ("q4_1", True)]
+)
 def test_experts_over_stored_matrices(format, quantised):
     weight = WeightStack.quantize(np.random.default_rng(0).standard_normal((2, 6, 32)), format)
     layer = nn.SwitchLinear.from_weight(weight)
     assert type(layer) is (nn.QuantizedSwitchLinear if quantised else nn.SwitchLinear)
-    assert layer.weight is weight and layer.parameters() == {} and layer.stored() == {"weight": weight}
+    assert (
+        layer.weight is weight and layer.parameters() == {} and layer.stored() == {"weight": weight}
+    )
     x = np.random.default_rng(1).standard_normal((5, 32)).astype(np.float32)
-    want = np.concatenate([x[:1] @ weight.matrices[0].dequantize().T, x[1:] @ weight.matrices[1].dequantize().T])
+    want = np.concatenate(
+        [x[:1] @ weight.matrices[0].dequantize().T, x[1:] @ weight.matrices[1].dequantize().T]
+    )
     np.testing.assert_allclose(layer(x, np.array([0, 1, 5], np.int32)), want, atol=1e-4)
 
 
@@ -264,25 +317,51 @@ def test_a_module_without_a_forward():
         Plain()(1)
 
 
-@pytest.mark.parametrize(("options", "format"), [({}, "affine4"), ({"bits": 8, "group_size": 32}, "affine8"), ({"bits": 2, "group_size": 128}, "affine2")])
+@pytest.mark.parametrize(
+    ("options", "format"),
+    [
+        ({}, "affine4"),
+        ({"bits": 8, "group_size": 32}, "affine8"),
+        ({"bits": 2, "group_size": 128}, "affine2"),
+    ],
+)
 def test_quantised_layers_of_their_own(options, format):
     """Stored as the name says, with mlx's defaults, and random as the plain layer is."""
-    x, size = np.random.default_rng(0).standard_normal((3, 256)).astype(np.float32), options.get("group_size", 64)
+    x, size = (
+        np.random.default_rng(0).standard_normal((3, 256)).astype(np.float32),
+        options.get("group_size", 64),
+    )
     made = {}
-    for name, arguments in (("Linear", (256, 5)), ("Embedding", (5, 256)), ("SwitchLinear", (256, 5, 2))):
+    for name, arguments in (
+        ("Linear", (256, 5)),
+        ("Embedding", (5, 256)),
+        ("SwitchLinear", (256, 5, 2)),
+    ):
         pyloss.random.seed(3)
         plain = getattr(nn, name)(*arguments)
         pyloss.random.seed(3)
         made[name] = layer = getattr(nn, f"Quantized{name}")(*arguments, **options)
         matrices = layer.weight.matrices if name == "SwitchLinear" else [layer.weight]
-        assert layer.weight.format == format and all(matrix.groups.size == size for matrix in matrices)
+        assert layer.weight.format == format and all(
+            matrix.groups.size == size for matrix in matrices
+        )
         assert list(layer.trainable_parameters()) == (["bias"] if name != "Embedding" else [])
-        want = [Weight.quantize(matrix, format, group_size=size) for matrix in plain.weight.reshape(-1, 5, 256)]
+        want = [
+            Weight.quantize(matrix, format, group_size=size)
+            for matrix in plain.weight.reshape(-1, 5, 256)
+        ]
         for matrix, other in zip(matrices, want, strict=True):
             np.testing.assert_array_equal(matrix.dequantize(), other.dequantize())
     dense = made["Linear"].weight.dequantize()
-    np.testing.assert_allclose(made["Linear"](x), x @ dense.T.astype(float) + made["Linear"].bias, atol=1e-4)
-    np.testing.assert_allclose(made["Embedding"]([1, 4]), made["Embedding"].weight.dequantize()[[1, 4]], rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(
+        made["Linear"](x), x @ dense.T.astype(float) + made["Linear"].bias, atol=1e-4
+    )
+    np.testing.assert_allclose(
+        made["Embedding"]([1, 4]),
+        made["Embedding"].weight.dequantize()[[1, 4]],
+        rtol=1e-6,
+        atol=1e-7,
+    )
 
 
 @pytest.mark.parametrize(

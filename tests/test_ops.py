@@ -87,19 +87,43 @@ def test_linear(rng, n, i, o):
 
 
 def test_linear_with_more_leading_axes(rng):
-    check(rng, ops.linear, lambda x, w, b: x @ w.T + b, normal(rng, 2, 3, 5), normal(rng, 7, 5), normal(rng, 7))
+    check(
+        rng,
+        ops.linear,
+        lambda x, w, b: x @ w.T + b,
+        normal(rng, 2, 3, 5),
+        normal(rng, 7, 5),
+        normal(rng, 7),
+    )
     check(rng, ops.linear, lambda x, w: x @ w.T, normal(rng, 5), normal(rng, 3, 5))
 
 
 @pytest.mark.parametrize(("n", "i", "o"), [(1, 7, 3), (5, 33, 7), (0, 4, 3), (9, 3, 17)])
 @pytest.mark.parametrize("rank", [1, 3])
 def test_lora_linear(rng, n, i, o, rank):
-    arguments = normal(rng, n, i), normal(rng, o, i), normal(rng, o), normal(rng, i, rank), normal(rng, rank, o)
+    arguments = (
+        normal(rng, n, i),
+        normal(rng, o, i),
+        normal(rng, o),
+        normal(rng, i, rank),
+        normal(rng, rank, o),
+    )
     check(
-        rng, lambda x, w, bias, a, b: ops.lora_linear(x, w, bias, a, b, 1.5), lambda x, w, bias, a, b: x @ w.T + bias + 1.5 * x @ a @ b, *arguments
+        rng,
+        lambda x, w, bias, a, b: ops.lora_linear(x, w, bias, a, b, 1.5),
+        lambda x, w, bias, a, b: x @ w.T + bias + 1.5 * x @ a @ b,
+        *arguments,
     )
     x, w, _, a, b = arguments
-    check(rng, lambda x, w, a, b: ops.lora_linear(x, w, None, a, b, -0.5), lambda x, w, a, b: x @ w.T - 0.5 * x @ a @ b, x, w, a, b)
+    check(
+        rng,
+        lambda x, w, a, b: ops.lora_linear(x, w, None, a, b, -0.5),
+        lambda x, w, a, b: x @ w.T - 0.5 * x @ a @ b,
+        x,
+        w,
+        a,
+        b,
+    )
 
 
 def mask(shape, p, seed):
@@ -131,9 +155,20 @@ def test_every_stored_format(rng, format, head_dim):
     dense = weight.dequantize().astype(np.float64)
     x, bias = normal(rng, 6, cols), normal(rng, 12)
     a, b = normal(rng, cols, 2), normal(rng, 2, 12)
-    check(rng, lambda x, bias: ops.linear(x, weight, bias), lambda x, bias: x @ dense.T + bias, x, bias)
     check(
-        rng, lambda x, a, b: ops.lora_linear(x, weight, None, a, b, 2.0), lambda x, a, b: x @ dense.T + 2.0 * x @ a @ b, x, a, b
+        rng,
+        lambda x, bias: ops.linear(x, weight, bias),
+        lambda x, bias: x @ dense.T + bias,
+        x,
+        bias,
+    )
+    check(
+        rng,
+        lambda x, a, b: ops.lora_linear(x, weight, None, a, b, 2.0),
+        lambda x, a, b: x @ dense.T + 2.0 * x @ a @ b,
+        x,
+        a,
+        b,
     )
     factors = mask((6, cols), 0.5, 4)
     check(
@@ -155,7 +190,12 @@ def test_a_value_that_goes_into_several_layers_gathers_their_gradients(rng):
 
     def operation(x, w, a, b):
         y = ops.rms_norm(x, np.ones(5, np.float32))
-        parts = [ops.linear(y, w), ops.lora_linear(y, w, None, a, b, 0.5), ops.lora_linear(y, w, None, a, b, 0.5, 0.5, 3), ops.linear(y, w)]
+        parts = [
+            ops.linear(y, w),
+            ops.lora_linear(y, w, None, a, b, 0.5),
+            ops.lora_linear(y, w, None, a, b, 0.5, 0.5, 3),
+            ops.linear(y, w),
+        ]
         return ops.add(ops.add(parts[0], parts[1]), ops.add(parts[2], parts[3]))
 
     def reference(x, w, a, b):
@@ -201,10 +241,18 @@ def test_rope(rng, n, heads, half, in_place):
         out = ops.rope(fresh, positions, cos, sin, in_place=in_place)
         if n:
             array = fresh if isinstance(fresh, np.ndarray) else fresh.data
-            assert np.shares_memory(array, out if isinstance(out, np.ndarray) else out.data) == in_place
+            assert (
+                np.shares_memory(array, out if isinstance(out, np.ndarray) else out.data)
+                == in_place
+            )
         return out
 
-    check(rng, operation, lambda x: rotated(x, positions, cos.astype(float), sin.astype(float)), normal(rng, n, 2 * half * heads))
+    check(
+        rng,
+        operation,
+        lambda x: rotated(x, positions, cos.astype(float), sin.astype(float)),
+        normal(rng, n, 2 * half * heads),
+    )
 
 
 def attention_reference(q, k, v, offsets, head_dim, scale, window):
@@ -226,7 +274,14 @@ def attention_reference(q, k, v, offsets, head_dim, scale, window):
 @pytest.mark.parametrize("window", [0, 1, 3])
 @pytest.mark.parametrize(
     ("lengths", "heads", "groups", "head_dim"),
-    [([1], 1, 1, 2), ([5, 0, 3], 4, 2, 3), ([7], 3, 1, 4), ([], 2, 1, 4), ([0, 0], 2, 2, 3), ([2, 11], 2, 2, 5)],
+    [
+        ([1], 1, 1, 2),
+        ([5, 0, 3], 4, 2, 3),
+        ([7], 3, 1, 4),
+        ([], 2, 1, 4),
+        ([0, 0], 2, 2, 3),
+        ([2, 11], 2, 2, 5),
+    ],
 )
 def test_attention(rng, lengths, heads, groups, head_dim, window):
     offsets = np.cumsum([0, *lengths]).astype(np.int32)
@@ -246,7 +301,9 @@ def test_attention_over_a_cache(rng):
     last = ops.attention(q[4:], k, v, np.array([0, 2], np.int32), 2, 0.5, offsets)
     np.testing.assert_allclose(last, whole[4:], rtol=1e-5, atol=1e-6)
     with pytest.raises(ValueError, match="cache"):
-        value_and_grad(lambda q: ops.attention(q, k, v, np.array([0, 2], np.int32), 2, 0.5, offsets).sum())(q[4:])
+        value_and_grad(
+            lambda q: ops.attention(q, k, v, np.array([0, 2], np.int32), 2, 0.5, offsets).sum()
+        )(q[4:])
 
 
 @pytest.mark.parametrize("shape", [(0,), (1,), (7, 33), (3, 2, 5)])
@@ -255,19 +312,39 @@ def test_elementwise(rng, shape):
     check(rng, lambda x: ops.scale(x, -2.5), lambda x: -2.5 * x, gate)
     check(rng, ops.swiglu, lambda g, u: g / (1 + np.exp(-g)) * u, gate, up)
     check(rng, lambda x: ops.swiglu(x, x), lambda x: x / (1 + np.exp(-x)) * x, gate)
-    check(rng, ops.geglu, lambda g, u: g * (1 + np.tanh(np.sqrt(2 / np.pi) * (g + 0.044715 * g**3))) / 2 * u, gate, up)
+    check(
+        rng,
+        ops.geglu,
+        lambda g, u: g * (1 + np.tanh(np.sqrt(2 / np.pi) * (g + 0.044715 * g**3))) / 2 * u,
+        gate,
+        up,
+    )
     check(rng, ops.add, lambda a, b: a + b, gate, up)
     check(rng, lambda x: ops.add(x, x), lambda x: x + x, gate)
-    check(rng, lambda x: ops.add(ops.swiglu(x, x), ops.add(x, x)), lambda x: x / (1 + np.exp(-x)) * x + 2 * x, gate)
+    check(
+        rng,
+        lambda x: ops.add(ops.swiglu(x, x), ops.add(x, x)),
+        lambda x: x / (1 + np.exp(-x)) * x + 2 * x,
+        gate,
+    )
 
 
-@pytest.mark.parametrize(("shape", "tail", "axis"), [((3, 4), (3, 2), 1), ((3, 4), (5, 4), 0), ((2, 3, 4), (2, 1, 4), 1)])
+@pytest.mark.parametrize(
+    ("shape", "tail", "axis"), [((3, 4), (3, 2), 1), ((3, 4), (5, 4), 0), ((2, 3, 4), (2, 1, 4), 1)]
+)
 def test_lengthen(rng, shape, tail, axis):
     fixed = rng.standard_normal(tail).astype(np.float32)
-    check(rng, lambda x: ops.lengthen(x, fixed, axis), lambda x: np.concatenate((x, fixed), axis), normal(rng, *shape))
+    check(
+        rng,
+        lambda x: ops.lengthen(x, fixed, axis),
+        lambda x: np.concatenate((x, fixed), axis),
+        normal(rng, *shape),
+    )
 
 
-@pytest.mark.parametrize(("n", "d", "rows"), [(5, 7, [4, 0, 0, 2]), (3, 1, []), (1, 33, [0]), (7, 3, [6, 6, 6])])
+@pytest.mark.parametrize(
+    ("n", "d", "rows"), [(5, 7, [4, 0, 0, 2]), (3, 1, []), (1, 33, [0]), (7, 3, [6, 6, 6])]
+)
 def test_gather_rows(rng, n, d, rows):
     rows = np.array(rows, np.int32)
     check(rng, lambda x: ops.gather_rows(x, rows), lambda x: x[rows], normal(rng, n, d))
@@ -294,13 +371,23 @@ def test_dropout_of_everything_is_refused(p):
         ops.dropout(np.ones(3, np.float32), p, 0)
 
 
-@pytest.mark.parametrize("operation", [lambda x: ops.linear(x, np.ones((2, 2), np.float32)), lambda x: ops.swiglu(x, x), lambda x: ops.add(x, x)])
+@pytest.mark.parametrize(
+    "operation",
+    [
+        lambda x: ops.linear(x, np.ones((2, 2), np.float32)),
+        lambda x: ops.swiglu(x, x),
+        lambda x: ops.add(x, x),
+    ],
+)
 def test_arrays_without_numbers_are_refused(operation):
     with pytest.raises(TypeError, match="real numbers"):
         operation(np.full((2, 2), 1j))
 
 
-@pytest.mark.parametrize(("ids", "error"), [([0.5], TypeError), ([4], ValueError), ([-1], ValueError), ([2**40], ValueError)])
+@pytest.mark.parametrize(
+    ("ids", "error"),
+    [([0.5], TypeError), ([4], ValueError), ([-1], ValueError), ([2**40], ValueError)],
+)
 def test_ids_that_are_none(ids, error):
     with pytest.raises(error):
         ops.embedding(np.array(ids), np.ones((4, 2), np.float32))
@@ -329,7 +416,9 @@ def test_a_module_trains_everything_that_is_not_frozen(rng):
 
     arguments = [a.astype(np.float64) for a in (layer.weight, layer.bias, norm.weight)]
     for i, name in enumerate(("layer.weight", "layer.bias", "norm.weight")):
-        np.testing.assert_allclose(grads[name], differences(reference, arguments, i, upstream), rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(
+            grads[name], differences(reference, arguments, i, upstream), rtol=1e-3, atol=1e-4
+        )
 
 
 @pytest.mark.parametrize("rows", [1, 3, 5, 14, 50])
@@ -338,9 +427,14 @@ def test_a_module_trains_everything_that_is_not_frozen(rng):
 def test_a_products_thin_part_alone_has_the_bits_of_the_whole(rows, depth, dropout):
     """What a checkpoint needs of a product whose result nobody reads."""
     rng = np.random.default_rng(rows)
-    x, w, a, b = (rng.standard_normal(shape).astype(np.float32) for shape in ((rows, depth), (64, depth), (depth, 8), (8, 64)))
+    x, w, a, b = (
+        rng.standard_normal(shape).astype(np.float32)
+        for shape in ((rows, depth), (64, depth), (depth, 8), (8, 64))
+    )
     for weight in (w, Weight.quantize(w, "q4_1")):
-        products = [Product(Projection(weight, None, a, b, 2.0, dropout, seed=3), rows, x) for _ in range(2)]
+        products = [
+            Product(Projection(weight, None, a, b, 2.0, dropout, seed=3), rows, x) for _ in range(2)
+        ]
         products[0].forward(np.empty((rows, 64), np.float32))
         products[1].find_h()
         assert products[0].h.any() and products[0].h.tobytes() == products[1].h.tobytes()
@@ -362,8 +456,16 @@ class Odd:
 @pytest.mark.parametrize("place", ["logits", "labels", "weights"])
 def test_array_likes_that_raise_something_of_their_own(place):
     good = {"logits": X, "labels": [0, 1], "weights": [1.0, 1.0]}
-    for error in (KeyError("gone"), RuntimeError("on another device"), ZeroDivisionError(), RecursionError("deep")):
-        with pytest.raises(TypeError, match=f"{place} cannot be read as an array: Odd raises {type(error).__name__}") as caught:
+    for error in (
+        KeyError("gone"),
+        RuntimeError("on another device"),
+        ZeroDivisionError(),
+        RecursionError("deep"),
+    ):
+        with pytest.raises(
+            TypeError,
+            match=f"{place} cannot be read as an array: Odd raises {type(error).__name__}",
+        ) as caught:
             pyloss.softmax_cross_entropy(**(good | {place: Odd(error)}))
         assert caught.value.__cause__ is error
     with pytest.raises(MemoryError):
@@ -372,7 +474,9 @@ def test_array_likes_that_raise_something_of_their_own(place):
         pyloss.softmax_cross_entropy(**(good | {place: Odd(KeyboardInterrupt())}))
 
 
-@pytest.mark.parametrize(("place", "value"), [("logits", X), ("labels", [0, 1]), ("weights", [1.0, 1.0])])
+@pytest.mark.parametrize(
+    ("place", "value"), [("logits", X), ("labels", [0, 1]), ("weights", [1.0, 1.0])]
+)
 def test_masked_arrays_are_read_only_where_nothing_is_masked(place, value):
     """NumPy reads what is masked as if it were not: a label that somebody took out would count."""
     good = {"logits": X, "labels": [0, 1], "weights": [1.0, 1.0]}
@@ -380,5 +484,7 @@ def test_masked_arrays_are_read_only_where_nothing_is_masked(place, value):
     masked[1] = np.ma.masked
     want = pyloss.softmax_cross_entropy(**good)
     np.testing.assert_array_equal(pyloss.softmax_cross_entropy(**(good | {place: whole})), want)
-    with pytest.raises(TypeError, match=f"masked elements cannot be read as {place}; give them values with .filled"):
+    with pytest.raises(
+        TypeError, match=f"masked elements cannot be read as {place}; give them values with .filled"
+    ):
         pyloss.softmax_cross_entropy(**(good | {place: masked}))

@@ -15,7 +15,11 @@ REFUSED = [
     (lambda: ops.embedding(AT, ROW), ValueError, r"weight must be a matrix, got shape \(4,\)"),
     (lambda: ops.embedding(AT, [1.0, 2.0]), ValueError, "weight must be a matrix"),
     (lambda: ops.embedding(AT, "x"), TypeError, "weight"),
-    (lambda: ops.adapted_embedding(AT, TABLE, A[:4], B, 1.0), ValueError, r"lora_a \(4, 2\) and lora_b \(2, 4\) do not fit"),
+    (
+        lambda: ops.adapted_embedding(AT, TABLE, A[:4], B, 1.0),
+        ValueError,
+        r"lora_a \(4, 2\) and lora_b \(2, 4\) do not fit",
+    ),
     (lambda: ops.adapted_embedding(AT, TABLE, A, B[0], 1.0), ValueError, "lora_b must be a matrix"),
     (lambda: ops.adapted_embedding(AT, TABLE, A, B, "2"), TypeError, "scale"),
     (lambda: ops.adapted_embedding(AT, TABLE, A, B, 1.0, 1.5), ValueError, "dropout is 1.5"),
@@ -26,13 +30,21 @@ REFUSED = [
     (lambda: ops.rope(X, AT, 2j, COS), TypeError, "cos must hold real numbers"),
     (lambda: ops.rope(ROW, AT, COS, COS), ValueError, "x must be a matrix"),
     (lambda: ops.rope(X, AT, COS[:, :0], COS), ValueError, "no whole number of heads of 0"),
-    (lambda: ops.rope(np.ones((3, 6), np.float32), AT, COS, COS), ValueError, "no whole number of heads of 4"),
+    (
+        lambda: ops.rope(np.ones((3, 6), np.float32), AT, COS, COS),
+        ValueError,
+        "no whole number of heads of 4",
+    ),
     (lambda: ops.attention(X, X, X, BOUNDS, 0, 1.0), ValueError, "head_dim is 0"),
     (lambda: ops.attention(X, X, X, BOUNDS, 3, 1.0), ValueError, "q has 4 columns"),
     (lambda: ops.attention(X, ROW, X, BOUNDS, 4, 1.0), ValueError, "k must be a matrix"),
     (lambda: ops.attention(X, X, X, BOUNDS, 2.5, 1.0), TypeError, "head_dim"),
     (lambda: ops.attention(X, X, X, BOUNDS, 4, 1.0, window=2**63), ValueError, "window"),
-    (lambda: ops.swiglu(X, ROW), ValueError, r"gate and up must have one shape, got \(3, 4\) and \(4,\)"),
+    (
+        lambda: ops.swiglu(X, ROW),
+        ValueError,
+        r"gate and up must have one shape, got \(3, 4\) and \(4,\)",
+    ),
     (lambda: ops.geglu(X, X[:2]), ValueError, "gate and up must have one shape"),
     (lambda: ops.add(X, ROW), ValueError, r"a and b must have one shape, got \(3, 4\) and \(4,\)"),
     (lambda: ops.scale(X, "x"), TypeError, "factor"),
@@ -59,6 +71,8 @@ def test_rows_without_columns_have_norms_all_the_same():
 
 
 def test_a_list_of_rows_and_a_tail_of_another_type_are_taken():
-    np.testing.assert_array_equal(ops.gather_rows(TABLE * np.arange(5, dtype=np.float32)[:, None], [3, 1])[:, 0], [3, 1])
+    np.testing.assert_array_equal(
+        ops.gather_rows(TABLE * np.arange(5, dtype=np.float32)[:, None], [3, 1])[:, 0], [3, 1]
+    )
     longer = ops.lengthen(X, np.zeros((2, 4)), 0)
     assert longer.dtype == np.float32 and longer.shape == (5, 4)

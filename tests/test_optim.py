@@ -16,7 +16,9 @@ class Holder:
 
     def __init__(self, seed=0):
         rng = np.random.default_rng(seed)
-        self.arrays = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in SHAPES.items()}
+        self.arrays = {
+            name: rng.standard_normal(shape).astype(np.float32) for name, shape in SHAPES.items()
+        }
 
     def trainable_parameters(self):
         return self.arrays
@@ -27,7 +29,9 @@ def some_grads(seed):
     return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in SHAPES.items()}
 
 
-def adamw_float64(p, g, s, t, lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01, bias_correction=True):
+def adamw_float64(
+    p, g, s, t, lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01, bias_correction=True
+):
     b1, b2 = betas
     s["m"] = b1 * s.get("m", 0) + (1 - b1) * g
     s["v"] = b2 * s.get("v", 0) + (1 - b2) * g * g
@@ -73,7 +77,9 @@ def test_ten_updates_follow_the_formula(kind, formula, options, scale):
     for t in range(1, 11):
         grads = some_grads(t)
         for name, grad in grads.items():
-            expected[name] = formula(expected[name], grad.astype(np.float64) * scale, state[name], t, rate, **options)
+            expected[name] = formula(
+                expected[name], grad.astype(np.float64) * scale, state[name], t, rate, **options
+            )
         optimizer.update(model, grads, grad_scale=scale)
     assert optimizer.step == 10
     for name, array in arrays.items():
@@ -111,11 +117,19 @@ def refused(model, grads, match):
 
 
 def test_an_unknown_name_is_refused_before_anything_changes():
-    refused(Holder(), some_grads(0) | {"layers.0.lora_b": np.zeros(3, np.float32)}, "nearest is 'layers.0.lora_a'")
+    refused(
+        Holder(),
+        some_grads(0) | {"layers.0.lora_b": np.zeros(3, np.float32)},
+        "nearest is 'layers.0.lora_a'",
+    )
 
 
 def test_a_wrong_shape_is_refused_before_anything_changes():
-    refused(Holder(), some_grads(0) | {"c": np.zeros((5, 33), np.float32)}, r"'c' has shape \(5, 33\).*\(33, 5\)")
+    refused(
+        Holder(),
+        some_grads(0) | {"c": np.zeros((5, 33), np.float32)},
+        r"'c' has shape \(5, 33\).*\(33, 5\)",
+    )
 
 
 @pytest.mark.parametrize(("kind", "formula", "options"), CASES)
@@ -130,9 +144,13 @@ def test_scaled_rates_are_those_of_a_group_of_its_own(kind, formula, options):
         grads = some_grads(t)
         for name, grad in grads.items():
             rate = schedule(t - 1) * (16 if name == "layers.0.lora_a" else 1)
-            expected[name] = formula(expected[name], grad.astype(np.float64), state[name], t, rate, **options)
+            expected[name] = formula(
+                expected[name], grad.astype(np.float64), state[name], t, rate, **options
+            )
         optimizer.update(model, grads)
-    assert optimizer.learning_rate == schedule(4) and set(optimizer.state_dict()) == set(kind_state(optimizer))
+    assert optimizer.learning_rate == schedule(4) and set(optimizer.state_dict()) == set(
+        kind_state(optimizer)
+    )
     for name, array in model.arrays.items():
         np.testing.assert_allclose(array, expected[name], rtol=2e-5, atol=2e-6)
 
@@ -143,7 +161,9 @@ def kind_state(optimizer):
 
 @pytest.mark.parametrize("betas", [None, 0.9, "ab", (0.9,), (0.9, 0.99, 0.999)])
 def test_betas_are_two_numbers(betas):
-    with pytest.raises(ValueError, match="betas is .*; it must be two numbers of at least 0 and below 1"):
+    with pytest.raises(
+        ValueError, match="betas is .*; it must be two numbers of at least 0 and below 1"
+    ):
         optim.AdamW(1e-3, betas)
 
 
@@ -162,7 +182,9 @@ def test_a_parameter_that_cannot_be_updated_in_place_is_refused(bad):
     refused(model, some_grads(0), "'a' is .* only writable C-contiguous float32")
 
 
-@pytest.mark.parametrize("kind", [optim.AdamW, optim.SGD, optim.Lion, partial(optim.SGD, momentum=0.9, dampening=0.5)])
+@pytest.mark.parametrize(
+    "kind", [optim.AdamW, optim.SGD, optim.Lion, partial(optim.SGD, momentum=0.9, dampening=0.5)]
+)
 def test_saved_state_continues_to_the_same_bits(kind):
     schedule = optim.cosine_decay(0.01, 10)
     whole, split = Holder(), Holder()
@@ -193,7 +215,9 @@ def test_state_of_another_kind_of_optimizer_is_refused():
         optim.Adam(0.1).load_state_dict({})
 
 
-@pytest.mark.parametrize("value", ["\0", "float32", None, {"a": 1}, [1, "x"], [[1, 2], [3]], 1j, True])
+@pytest.mark.parametrize(
+    "value", ["\0", "float32", None, {"a": 1}, [1, "x"], [[1, 2], [3]], 1j, True]
+)
 def test_a_state_that_holds_no_numbers_is_refused(value):
     adam = optim.Adam(0.1)
     adam.update(Holder(), some_grads(0))
@@ -222,7 +246,9 @@ def test_learning_rate_is_that_of_the_latest_update():
 
 
 def test_unavailable_optimizers_are_refused_by_name():
-    with pytest.raises(ValueError, match="'muon' is not available; allowed: adam, adamw, lion, sgd"):
+    with pytest.raises(
+        ValueError, match="'muon' is not available; allowed: adam, adamw, lion, sgd"
+    ):
         optim.build_optimizer("muon", 0.1)
     with pytest.raises(ValueError, match="adamw has no option 'beta'; allowed: betas, eps"):
         optim.build_optimizer("adamw", 0.1, {"beta": 1})
@@ -252,9 +278,13 @@ def test_schedules_follow_their_closed_forms():
     step = optim.step_decay(0.1, 0.9, 10)
     assert [step(9), step(10), step(20)] == pytest.approx([0.1, 0.09, 0.081])
     cosine = optim.cosine_decay(0.1, 1000, 0.01)
-    assert [cosine(0), cosine(500), cosine(1000), cosine(5000)] == pytest.approx([0.1, 0.055, 0.01, 0.01])
+    assert [cosine(0), cosine(500), cosine(1000), cosine(5000)] == pytest.approx(
+        [0.1, 0.055, 0.01, 0.01]
+    )
     joined = optim.join_schedules([linear, lambda n: 7 + n, lambda n: 100 + n], [10, 12])
-    assert [joined(9), joined(10), joined(11), joined(12), joined(15)] == pytest.approx([0.009, 7, 8, 100, 103])
+    assert [joined(9), joined(10), joined(11), joined(12), joined(15)] == pytest.approx(
+        [0.009, 7, 8, 100, 103]
+    )
     with pytest.raises(ValueError, match="one boundary fewer"):
         optim.join_schedules([linear], [3])
     with pytest.raises(ValueError, match="steps is 0"):
@@ -262,7 +292,12 @@ def test_schedules_follow_their_closed_forms():
 
 
 def test_mlx_lm_schedule_config():
-    config = {"name": "cosine_decay", "warmup": 100, "warmup_init": 1e-7, "arguments": [1e-5, 1000, 1e-7]}
+    config = {
+        "name": "cosine_decay",
+        "warmup": 100,
+        "warmup_init": 1e-7,
+        "arguments": [1e-5, 1000, 1e-7],
+    }
     schedule = optim.build_schedule(config)
     after = optim.cosine_decay(1e-5, 1000, 1e-7)
     assert schedule(0) == 1e-7
@@ -278,13 +313,25 @@ def test_mlx_lm_schedule_config():
     ("config", "match"),
     [
         ({"name": "cosine", "arguments": [1]}, "name is 'cosine'; allowed: cosine_decay"),
-        ({"name": {"cosine_decay": 1}, "arguments": [1]}, "name is {'cosine_decay': 1}; allowed: cosine_decay"),
+        (
+            {"name": {"cosine_decay": 1}, "arguments": [1]},
+            "name is {'cosine_decay': 1}; allowed: cosine_decay",
+        ),
         ({"name": ["cosine_decay"], "arguments": [1]}, "allowed: cosine_decay"),
         ({"name": "cosine_decay", "arguments": [1e-5]}, r"takes \[init, decay_steps, end"),
         ({"name": "cosine_decay"}, "arguments is None"),
-        ({"name": "cosine_decay", "arguments": ["1e-5", 3]}, "init is '1e-5'; it must be a finite number"),
-        ({"name": "linear_schedule", "arguments": [0, 10**400, 3]}, "end is an integer of 1329 bits; it must be a finite"),
-        ({"name": "step_decay", "arguments": [1e-3, 0.5, 2**63]}, "step_size is 9223372036854775808; it must be"),
+        (
+            {"name": "cosine_decay", "arguments": ["1e-5", 3]},
+            "init is '1e-5'; it must be a finite number",
+        ),
+        (
+            {"name": "linear_schedule", "arguments": [0, 10**400, 3]},
+            "end is an integer of 1329 bits; it must be a finite",
+        ),
+        (
+            {"name": "step_decay", "arguments": [1e-3, 0.5, 2**63]},
+            "step_size is 9223372036854775808; it must be",
+        ),
         ({"name": "exponential_decay", "arguments": "1e-3"}, "arguments is '1e-3'"),
         ({"name": "cosine_decay", "arguments": [1e-5, 3], "warm_up": 1}, "unknown key 'warm_up'"),
         ({"name": "cosine_decay", "arguments": [1e-5, 3], "warmup": "1"}, "warmup is '1'"),

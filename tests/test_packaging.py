@@ -31,8 +31,19 @@ def unavailable(reason):
 
 
 def run(*command, cwd=None, **environment):
-    inherited = {k: v for k, v in os.environ.items() if k not in ("PYLOSS_ISA", "PYLOSS_NUM_THREADS", "OMP_NUM_THREADS", "PYTHONPATH")}
-    return subprocess.run(command, cwd=cwd, env={**inherited, **environment}, capture_output=True, text=True, timeout=300)
+    inherited = {
+        k: v
+        for k, v in os.environ.items()
+        if k not in ("PYLOSS_ISA", "PYLOSS_NUM_THREADS", "OMP_NUM_THREADS", "PYTHONPATH")
+    }
+    return subprocess.run(
+        command,
+        cwd=cwd,
+        env={**inherited, **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
 
 
 def python(script, **environment):
@@ -56,10 +67,17 @@ def built(tmp_path_factory):
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tree)
     for name in ("csrc", "pyloss"):
-        shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
+        shutil.copytree(
+            ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__", "*.so")
+        )
 
     def build(what, source):
-        done = run(sys.executable, "-c", f"import setuptools.build_meta as b; b.build_{what}({str(folder)!r})", cwd=source)
+        done = run(
+            sys.executable,
+            "-c",
+            f"import setuptools.build_meta as b; b.build_{what}({str(folder)!r})",
+            cwd=source,
+        )
         assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
 
     build("sdist", tree)
@@ -76,7 +94,9 @@ def built(tmp_path_factory):
 def test_the_source_distribution_holds_all_of_the_core(built):
     _, _, names = built
     held = {name.split("/", 1)[1] for name in names if "/" in name}
-    files = [p for p in (ROOT / "csrc").rglob("*") if p.suffix in (".c", ".h", ".def", ".cl", ".py")]
+    files = [
+        p for p in (ROOT / "csrc").rglob("*") if p.suffix in (".c", ".h", ".def", ".cl", ".py")
+    ]
     assert {p.relative_to(ROOT).as_posix() for p in files} <= held
     assert {"LICENSE", "README.md", "pyloss/py.typed", "pyloss/_core.pyi"} <= held
 
@@ -87,7 +107,10 @@ def test_the_wheel_is_small_complete_and_for_every_python(built):
     with zipfile.ZipFile(wheel) as z:
         names = set(z.namelist())
         (metadata,) = (z.read(n).decode() for n in names if n.endswith("/METADATA"))
-    wanted = {p.relative_to(ROOT).as_posix() for p in (ROOT / "pyloss").rglob("*.py")} | {"pyloss/py.typed", "pyloss/_core.pyi"}
+    wanted = {p.relative_to(ROOT).as_posix() for p in (ROOT / "pyloss").rglob("*.py")} | {
+        "pyloss/py.typed",
+        "pyloss/_core.pyi",
+    }
     assert wanted <= names
     assert not [n for n in names if n.startswith(("tests", "csrc"))]
     assert "License-Expression: MIT" in metadata
@@ -149,7 +172,18 @@ def test_the_wheel_runs_on_the_numpy_of_the_system(built, tmp_path):
     if version[0].split(".")[0] != "1" or (int(version[1]), int(version[2])) < (3, 10):
         unavailable(f"needs a NumPy 1 under {SYSTEM_PYTHON}: apt-get install python3-numpy")
     # The installer of another Python: the wheel is for all of them, and the system's may have none.
-    done = run(sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index", "--target", str(tmp_path / "site"), str(wheel))
+    done = run(
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "-q",
+        "--no-deps",
+        "--no-index",
+        "--target",
+        str(tmp_path / "site"),
+        str(wheel),
+    )
     assert done.returncode == 0, done.stderr
     done = run(SYSTEM_PYTHON, "-c", CALLS, cwd=tmp_path, PYTHONPATH=str(tmp_path / "site"))
     assert done.returncode == 0, done.stderr
@@ -198,7 +232,9 @@ def test_wide_instructions_are_in_their_own_objects_only(built):
     assert kernels == {"baseline", "avx2", "avx512"}
     avx512 = re.compile(r"%zmm|%k[0-7]\b|%[xy]mm(1[6-9]|2\d|3[01])\b")
     found = {path: instructions(path) for path in objects}
-    assert any(avx512.search(i) for path, text in found.items() if path.stem == "isa_avx512" for i in text)
+    assert any(
+        avx512.search(i) for path, text in found.items() if path.stem == "isa_avx512" for i in text
+    )
     avx2 = [i for path, text in found.items() if path.stem == "isa_avx2" for i in text]
     assert any("%ymm" in i for i in avx2)
     assert not [i for i in avx2 if avx512.search(i)]
@@ -215,10 +251,16 @@ def test_instructions_for_bfloat16_are_in_functions_for_processors_that_have_the
     if not shutil.which("objdump"):
         unavailable("needs objdump: apt-get install binutils")
     text = "".join(
-        run("objdump", "-d", "--no-show-raw-insn", str(path)).stdout for path in objects_of(built) if path.stem == "isa_avx512"
+        run("objdump", "-d", "--no-show-raw-insn", str(path)).stdout
+        for path in objects_of(built)
+        if path.stem == "isa_avx512"
     )
     bodies = re.split(r"^[0-9a-f]+ <(.+)>:$", text, flags=re.MULTILINE)
-    using = {name for name, body in zip(bodies[1::2], bodies[2::2], strict=True) if re.search(r"dpbf16ps|cvtne2?ps2?bf16", body)}
+    using = {
+        name
+        for name, body in zip(bodies[1::2], bodies[2::2], strict=True)
+        if re.search(r"dpbf16ps|cvtne2?ps2?bf16", body)
+    }
     assert using
     assert all("native_pairs" in name for name in using), using
 
@@ -250,7 +292,9 @@ def test_an_impossible_pyloss_isa_names_the_possible_ones():
     done = run(sys.executable, "-c", "import pyloss", PYLOSS_ISA="sse9")
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
-    assert last == f"ImportError: PYLOSS_ISA=sse9: this machine can run {', '.join(_core.isas())} only"
+    assert (
+        last == f"ImportError: PYLOSS_ISA=sse9: this machine can run {', '.join(_core.isas())} only"
+    )
 
 
 @pytest.mark.parametrize(

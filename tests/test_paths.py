@@ -54,7 +54,10 @@ def test_functions_that_take_a_path(home):
     assert Tokenizer.from_folder("~/text").encode("hello") == tokenizer.encode("hello")
     write_gguf(plain, "~/plain.gguf", tokenizer)
     assert read_gguf("~/plain.gguf").tensors and read_gguf("~/lora.gguf").tensors
-    assert read_safetensors("~/copy").tensors and read_safetensors("~/saved/adapters.safetensors").tensors
+    assert (
+        read_safetensors("~/copy").tensors
+        and read_safetensors("~/saved/adapters.safetensors").tensors
+    )
 
 
 def test_training_from_python(home):
@@ -62,23 +65,46 @@ def test_training_from_python(home):
     train, _, _ = pyloss.load_dataset("~/data", tokenizer)
     linear_to_lora_layers(model, 1, {"rank": 2, "scale": 2.0})
     options = {"batch_size": 2, "adapter_file": "~/run/adapters.safetensors", "progress": False}
-    pyloss.train(model, pyloss.optim.SGD(1e-3), train, None, pyloss.TrainingArgs(iters=1, **options))
+    pyloss.train(
+        model, pyloss.optim.SGD(1e-3), train, None, pyloss.TrainingArgs(iters=1, **options)
+    )
     assert load_checkpoint("~/run").progress.iteration == 1
-    pyloss.train(model, pyloss.optim.SGD(1e-3), train, None, pyloss.TrainingArgs(iters=2, resume="~/run", **options))
+    pyloss.train(
+        model,
+        pyloss.optim.SGD(1e-3),
+        train,
+        None,
+        pyloss.TrainingArgs(iters=2, resume="~/run", **options),
+    )
     assert load_checkpoint("~/run/trainer_state.safetensors").progress.iteration == 2
 
 
 def test_commands(home, capsys):
-    (home / "lora.yaml").write_text("data: ~/data\nmodel: ~/base\nadapter_path: ~/run\niters: 1\nbatch_size: 2\nnum_layers: 1\n")
+    (home / "lora.yaml").write_text(
+        "data: ~/data\nmodel: ~/base\nadapter_path: ~/run\niters: 1\nbatch_size: 2\nnum_layers: 1\n"
+    )
     assert main(["train", "-c", "~/lora.yaml"]) == 0
     assert (
-        main(["train", "-c", "~/lora.yaml", "--adapter-path", "~/two", "--resume-adapter-file", "~/run/adapters.safetensors"])
+        main(
+            [
+                "train",
+                "-c",
+                "~/lora.yaml",
+                "--adapter-path",
+                "~/two",
+                "--resume-adapter-file",
+                "~/run/adapters.safetensors",
+            ]
+        )
         == 0
     )
     assert main(["eval", "--model=~/base", "--data=~/data", "--adapter-path=~/run"]) == 0
     assert main(["generate", "--model=~/base", "--adapter-path=~/run", "--max-tokens=2"]) == 0
     assert main(["fuse", "--model=~/base", "--adapter-path=~/run", "--save-path=~/fused"]) == 0
-    assert main(["export", "--model=~/base", "--adapter-path=~/run", "--to=peft", "--output=~/peft"]) == 0
+    assert (
+        main(["export", "--model=~/base", "--adapter-path=~/run", "--to=peft", "--output=~/peft"])
+        == 0
+    )
     assert main(["convert", "--model=~/base", "--output=~/converted"]) == 0
     for name in ("run", "two", "fused", "peft", "converted"):
         assert (home / name).is_dir()
@@ -97,9 +123,27 @@ def test_names_that_are_not_utf_8(made, tmp_path, monkeypatch, capsys):
     assert json.loads((place / "run" / "adapter_config.json").read_bytes())["iters"] == 2
     assert main([*train, "--resume", "--iters", "3"]) == 0
     assert main(["eval", "--model", base, "--data", data, "--adapter-path", run]) == 0
-    assert main(["fuse", "--model", base, "--adapter-path", run, "--save-path", str(place / "fused")]) == 0
+    assert (
+        main(["fuse", "--model", base, "--adapter-path", run, "--save-path", str(place / "fused")])
+        == 0
+    )
     for to, name in (("peft", "peft"), ("hf", "hf"), ("gguf", "m.gguf")):
-        assert main(["export", "--model", base, "--adapter-path", run, "--to", to, "--output", str(place / name)]) == 0
+        assert (
+            main(
+                [
+                    "export",
+                    "--model",
+                    base,
+                    "--adapter-path",
+                    run,
+                    "--to",
+                    to,
+                    "--output",
+                    str(place / name),
+                ]
+            )
+            == 0
+        )
     assert main(["generate", "--model", str(place / "m.gguf"), "--max-tokens", "2"]) == 0
     capsys.readouterr()
     assert main(["eval", "--model", base, "--data", str(place / "none")]) == 2

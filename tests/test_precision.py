@@ -31,7 +31,9 @@ def test_the_setting_is_said_and_taken_back():
 
 @pytest.mark.parametrize("wrong", ["bf16", "bfloat16-emulated", "high", None, 16])
 def test_another_precision_is_refused(wrong):
-    with pytest.raises(ValueError, match=f"matmul precision is {wrong!r}; it must be one of float32, bfloat16"):
+    with pytest.raises(
+        ValueError, match=f"matmul precision is {wrong!r}; it must be one of float32, bfloat16"
+    ):
         pyloss.set_matmul_precision(wrong)
     assert pyloss.get_matmul_precision() == "float32"
 
@@ -48,7 +50,9 @@ def gradients(weight, m, dropout=0.0):
     norm = None if m is None else np.abs(m) + 1
 
     def f(x, a, b, *m):
-        return (project(x, Projection(weight, None, a, b, 0.5, dropout, 3, *m, norm=norm)) * dy).sum()
+        return (
+            project(x, Projection(weight, None, a, b, 0.5, dropout, 3, *m, norm=norm)) * dy
+        ).sum()
 
     arguments = [x, a, b] + ([] if m is None else [m])
     value, found = pyloss.value_and_grad(f, argnums=tuple(range(len(arguments))))(*arguments)
@@ -79,7 +83,9 @@ def test_heads_and_trained_weights():
     exact = float(pyloss.linear_cross_entropy(hidden, weight, labels).mean())
 
     def by_weight():
-        return pyloss.grad(lambda w: (project(hidden, Projection(w)) * normal(40, 96)).sum())(normal(96, 64))
+        return pyloss.grad(lambda w: (project(hidden, Projection(w)) * normal(40, 96)).sum())(
+            normal(96, 64)
+        )
 
     before = by_weight()
     with matmul_precision("bfloat16"):

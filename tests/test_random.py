@@ -51,7 +51,10 @@ def test_seeds_are_spread():
 @pytest.mark.parametrize("value", [-1, 1.5, "3", None, True, 1 << 63, 10**400])
 def test_what_is_no_seed(value):
     before = random.state()
-    with pytest.raises((ValueError, TypeError), match="seed is .*; it must be a whole number of at least 0|from 0 to 92"):
+    with pytest.raises(
+        (ValueError, TypeError),
+        match="seed is .*; it must be a whole number of at least 0|from 0 to 92",
+    ):
         random.seed(value)
     assert random.state() == before
 

@@ -13,9 +13,23 @@ import pyloss
 from pyloss.cli import build_parser, main
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ["README.md", "examples/README.md", *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").glob("*.md"))]
+PAGES = [
+    "README.md",
+    "examples/README.md",
+    *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").glob("*.md")),
+]
 # What pages and help call the reader's own files.
-OWN = {"base_folder", "some_folder", "folder", "quantised", "my-model", "peft_adapter", "model.gguf", "base.gguf", "lora_config.yaml"}
+OWN = {
+    "base_folder",
+    "some_folder",
+    "folder",
+    "quantised",
+    "my-model",
+    "peft_adapter",
+    "model.gguf",
+    "base.gguf",
+    "lora_config.yaml",
+}
 READS = ("model", "adapter_path", "config", "data", "loftq_model", "resume_adapter_file")
 WRITES = ("output", "save_path")
 
@@ -27,8 +41,21 @@ def blocks(language):
 
 def commands(text):
     """The lines of a text that are commands of pyloss, as lists of arguments."""
-    lines = [m[1] for m in re.finditer(r"^ *(?:echo .*\| *)?pyloss ((?:train|eval|generate|fuse|export|convert|bench|info)\b.*)", text, re.M)]
-    lines += [m[1] for m in re.finditer(r"`pyloss ((?:train|eval|generate|fuse|export|convert|bench|info) [^`]*--model [^`]*)`", text)]
+    lines = [
+        m[1]
+        for m in re.finditer(
+            r"^ *(?:echo .*\| *)?pyloss ((?:train|eval|generate|fuse|export|convert|bench|info)\b.*)",
+            text,
+            re.M,
+        )
+    ]
+    lines += [
+        m[1]
+        for m in re.finditer(
+            r"`pyloss ((?:train|eval|generate|fuse|export|convert|bench|info) [^`]*--model [^`]*)`",
+            text,
+        )
+    ]
     # Help explains what a line does beside it, two spaces or more away.
     return [shlex.split(re.split(r" {2,}(?!-)|`", line)[0], comments=True) for line in lines]
 
@@ -88,10 +115,18 @@ def test_every_command_shown_is_taken_and_names_what_is_there(place, monkeypatch
         command = flags.pop("command")
         for name in READS:
             path = flags.get(name)
-            if path and not (command == "train" and name == "adapter_path") and path != "smollm2-135m":
+            if (
+                path
+                and not (command == "train" and name == "adapter_path")
+                and path != "smollm2-135m"
+            ):
                 assert path in own | written or Path(path).exists(), f"{place}: {line}: {path}"
-        if command in ("train", "eval") and not (flags["config"] and not Path(flags["config"]).exists()):
-            settings = merge_config({k: v for k, v in flags.items() if k not in ("split",)}, flags["config"])
+        if command in ("train", "eval") and not (
+            flags["config"] and not Path(flags["config"]).exists()
+        ):
+            settings = merge_config(
+                {k: v for k, v in flags.items() if k not in ("split",)}, flags["config"]
+            )
             if command == "train":
                 written.add(settings.adapter_path)
         written |= {flags[name] for name in WRITES if flags.get(name)}
@@ -100,14 +135,20 @@ def test_every_command_shown_is_taken_and_names_what_is_there(place, monkeypatch
 def training(place):
     """The flags of the lines that train."""
     found = [vars(build_parser().parse_args(line)) for line in SHOWN[place] if line[0] == "train"]
-    return [flags for flags in found if flags["preview"] is None and not (flags["test"] and not flags["train"])]
+    return [
+        flags
+        for flags in found
+        if flags["preview"] is None and not (flags["test"] and not flags["train"])
+    ]
 
 
 @pytest.mark.parametrize("place", ["README.md", "pyloss --help", "pyloss train --help"])
 def test_training_lines_train(place):
     lines = [flags for flags in training(place) if flags["config"] is None]
     # mlx-lm's default is 1e-5, with which an adapter of so few iterations is none.
-    assert lines and all((flags["learning_rate"] or 0) >= 2e-4 and (flags["iters"] or 1000) >= 50 for flags in lines), lines
+    assert lines and all(
+        (flags["learning_rate"] or 0) >= 2e-4 and (flags["iters"] or 1000) >= 50 for flags in lines
+    ), lines
 
 
 def test_the_readmes_training_lines_keep_each_others_adapters():
@@ -129,7 +170,12 @@ def test_commands_on_the_readers_own_files_run(tmp_path, monkeypatch):
     pyloss.save_adapter(model, "adapters")
     pyloss.save_adapter(model, "peft_adapter", format="peft")
     pyloss.export(pyloss.load("base_folder")[0], "model.gguf", "gguf", byte_tokenizer())
-    places = ["docs/formats.md", "pyloss fuse --help", "pyloss export --help", "pyloss convert --help"]
+    places = [
+        "docs/formats.md",
+        "pyloss fuse --help",
+        "pyloss export --help",
+        "pyloss convert --help",
+    ]
     for line in (line for place in places for line in SHOWN[place]):
         given = line if "--model" in line else [*line, "--model", "base_folder"]
         flags = vars(build_parser().parse_args(given))
@@ -141,7 +187,9 @@ def test_commands_on_the_readers_own_files_run(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(os.environ.get("PYLOSS_README") != "1", reason="trains the real model three times: make readme")
+@pytest.mark.skipif(
+    os.environ.get("PYLOSS_README") != "1", reason="trains the real model three times: make readme"
+)
 def test_the_readmes_commands_run_one_after_the_other(tmp_path, monkeypatch, capsys):
     try:
         pyloss.models.resolve_model("smollm2-135m")
@@ -158,5 +206,7 @@ def test_the_readmes_commands_run_one_after_the_other(tmp_path, monkeypatch, cap
             answers.append(said)
         if line[0] == "eval":
             losses.append(float(re.search(r"loss ([\d.]+)", said)[1]))
-    assert answers and all(answer.startswith('{"tool":"weather"') and "oslo" in answer for answer in answers), answers
+    assert answers and all(
+        answer.startswith('{"tool":"weather"') and "oslo" in answer for answer in answers
+    ), answers
     assert max(losses) < 0.2, losses

@@ -116,7 +116,9 @@ FAMILIES = {"llama": {}, "mistral": {"sliding_window": 20}}
 def test_tokens_of_a_model_are_its_calls(tmp_path, family, adapter):
     model = tiny.load_tiny(tmp_path, model_type=family, **FAMILIES[family])
     if adapter:
-        pyloss.linear_to_lora_layers(model, -1, {"rank": 2, "scale": 2.0, "dropout": 0.0}, use_dora=adapter == "dora")
+        pyloss.linear_to_lora_layers(
+            model, -1, {"rank": 2, "scale": 2.0, "dropout": 0.0}, use_dora=adapter == "dora"
+        )
         for name, parameter in model.trainable_parameters().items():
             parameter[...] = np.random.default_rng(len(name)).normal(0, 0.1, parameter.shape)
     tokens, cache, replayed = np.random.default_rng(0).integers(0, 29, 150), model.make_cache(), 0
@@ -147,7 +149,9 @@ def test_changes_of_the_model_between_tokens_count(tmp_path, use_dora):
         both(t)
     assert cache.next.replay.ready
     fresh.next = None
-    pyloss.linear_to_lora_layers(model, -1, {"rank": 2, "scale": 2.0, "dropout": 0.0}, use_dora=use_dora)
+    pyloss.linear_to_lora_layers(
+        model, -1, {"rank": 2, "scale": 2.0, "dropout": 0.0}, use_dora=use_dora
+    )
     for name, parameter in model.trainable_parameters().items():
         parameter[...] = 0.1 * (1 + len(name) % 3)  # another adapter
     for t in range(6):

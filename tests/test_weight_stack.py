@@ -18,11 +18,17 @@ def test_a_stack_of_matrices(format):
     matrices = [Weight.quantize(matrix, format) for matrix in array]
     assert stack.shape == (3, 4, 64) and stack.format == format and len(stack.handle) == 3
     assert stack.nbytes == sum(matrix.nbytes for matrix in matrices)
-    np.testing.assert_array_equal(stack.dequantize(), np.stack([matrix.dequantize() for matrix in matrices]))
-    assert WeightStack(matrices).matrices == tuple(matrices) and stack.is_float == (format in ("f32", "bf16"))
+    np.testing.assert_array_equal(
+        stack.dequantize(), np.stack([matrix.dequantize() for matrix in matrices])
+    )
+    assert WeightStack(matrices).matrices == tuple(matrices) and stack.is_float == (
+        format in ("f32", "bf16")
+    )
     whole = Weight.quantize(array.reshape(12, 64), format)
     rows = WeightStack.from_rows(whole, 3)
-    assert rows.shape == (3, 4, 64) and all(np.shares_memory(matrix.raw, whole.raw) for matrix in rows.matrices)
+    assert rows.shape == (3, 4, 64) and all(
+        np.shares_memory(matrix.raw, whole.raw) for matrix in rows.matrices
+    )
     np.testing.assert_array_equal(rows.dequantize(), stack.dequantize())
     assert repr(stack) == f"WeightStack({format}, shape=(3, 4, 64), {stack.nbytes} bytes)"
 

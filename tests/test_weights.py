@@ -59,7 +59,9 @@ def test_any_stored_bytes_dequantise_as_the_reference(format):
 
 
 def test_bfloat16_rounds_as_ml_dtypes_and_keeps_special_values():
-    values = np.array([[1.00390625, 1.01171875, -0.0, np.inf, -np.inf, np.nan, 3.3e38, 1e-40]], np.float32)
+    values = np.array(
+        [[1.00390625, 1.01171875, -0.0, np.inf, -np.inf, np.nan, 3.3e38, 1e-40]], np.float32
+    )
     result = Weight.quantize(values, "bf16").dequantize()
     expected = values.astype(ml_dtypes.bfloat16).astype(np.float32)
     np.testing.assert_array_equal(result, expected)
@@ -74,7 +76,9 @@ def test_head_dim_gives_hugging_face_order(format):
     plain = stored(rng, heads * dim, 64, format)
     weight = Weight(plain.raw, format, plain.shape, head_dim=dim, groups=plain.groups)
     # llama.cpp's converter orders the rows of q and k with the two halves of a head in turns.
-    expected = plain.dequantize().reshape(heads, dim // 2, 2, -1).swapaxes(1, 2).reshape(plain.shape)
+    expected = (
+        plain.dequantize().reshape(heads, dim // 2, 2, -1).swapaxes(1, 2).reshape(plain.shape)
+    )
     np.testing.assert_array_equal(weight.dequantize(), expected)
     rows = np.array([[0, 5], [23, 8]])
     np.testing.assert_array_equal(weight.rows(rows), expected[rows])
@@ -89,11 +93,14 @@ def test_head_dim_gives_hugging_face_order(format):
 @pytest.mark.parametrize("head_dim", [0, 4])
 @pytest.mark.parametrize("format", list(FORMATS))
 def test_slices_are_rows_over_the_same_bytes(format, head_dim):
-    weight = stored(np.random.default_rng(6), 24, 96, format, head_dim)  # nf4's blocks of 64 straddle these rows
+    # nf4's blocks of 64 straddle these rows
+    weight = stored(np.random.default_rng(6), 24, 96, format, head_dim)
     whole = weight.dequantize()
     for begin, end in ((0, 24), (4, 20), (12, 12), (20, 24)):
         part = weight.slice_rows(begin, end)
-        assert part.shape == (end - begin, weight.shape[1]) and (part.raw.size == 0 or np.shares_memory(part.raw, weight.raw))
+        assert part.shape == (end - begin, weight.shape[1]) and (
+            part.raw.size == 0 or np.shares_memory(part.raw, weight.raw)
+        )
         np.testing.assert_array_equal(part.dequantize(), whole[begin:end])
     inner = weight.slice_rows(4, 24).slice_rows(8, 16)
     np.testing.assert_array_equal(inner.dequantize(), whole[12:20])
@@ -115,14 +122,23 @@ def test_head_dim_row_by_row():
 def test_rows_are_rows(format):
     weight = stored(np.random.default_rng(3), 10, 64, format)
     whole = weight.dequantize()
-    for indices in ([3, 3, 0], np.array([[9], [1]]), 4, np.array([], np.int32), np.array([2], np.uint8)):
-        np.testing.assert_array_equal(weight.rows(np.asarray(indices, dtype=np.int64)), whole[np.asarray(indices, int)])
+    for indices in (
+        [3, 3, 0],
+        np.array([[9], [1]]),
+        4,
+        np.array([], np.int32),
+        np.array([2], np.uint8),
+    ):
+        np.testing.assert_array_equal(
+            weight.rows(np.asarray(indices, dtype=np.int64)), whole[np.asarray(indices, int)]
+        )
 
 
 def test_more_values_than_one_chunk():
     matrix = np.random.default_rng(4).standard_normal((600, 4096)).astype(np.float32)
     np.testing.assert_array_equal(
-        Weight.quantize(matrix, "q8_0").raw, gguf.quants.quantize(matrix, ggml_type("q8_0")).reshape(-1)
+        Weight.quantize(matrix, "q8_0").raw,
+        gguf.quants.quantize(matrix, ggml_type("q8_0")).reshape(-1),
     )
     np.testing.assert_array_equal(Weight.quantize(matrix, "f32").dequantize(), matrix)
 
@@ -159,7 +175,11 @@ def test_what_it_tells():
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ((np.zeros(8, np.uint8), "iq1_s", (1, 32)), ValueError, "format must be one of f32, .* got 'iq1_s'"),
+        (
+            (np.zeros(8, np.uint8), "iq1_s", (1, 32)),
+            ValueError,
+            "format must be one of f32, .* got 'iq1_s'",
+        ),
         ((np.zeros(8, np.float32), "f32", (1, 8)), TypeError, "uint8"),
         ((b"1234", "f32", (1, 1)), TypeError, "bytes"),
         ((np.zeros((2, 4), np.uint8), "f32", (1, 2)), ValueError, "flat"),
@@ -204,7 +224,10 @@ def test_vanishing_scales_become_zero(format):
 
 def test_what_can_only_be_read_is_refused():
     for format in ("q2_k", "q3_k", "q4_k", "q5_k", "q6_k"):
-        with pytest.raises(ValueError, match=f"{format} can be read but not written; what can be written: f32, .*q5_1, .*nf4"):
+        with pytest.raises(
+            ValueError,
+            match=f"{format} can be read but not written; what can be written: f32, .*q5_1, .*nf4",
+        ):
             Weight.quantize(np.zeros((2, 256), np.float32), format)
         assert not stored(np.random.default_rng(0), 2, 256, format).can_requantize
 
@@ -242,11 +265,15 @@ def test_nf4_is_the_nearest_quantile_of_the_block(size, double):
     assert (codes == nearest).all()
     tolerance = 0.02 if double else 1e-6
     np.testing.assert_allclose(
-        weight.dequantize().reshape(blocks.shape), NF4_TABLE[nearest] * scale, atol=tolerance * scale.max()
+        weight.dequantize().reshape(blocks.shape),
+        NF4_TABLE[nearest] * scale,
+        atol=tolerance * scale.max(),
     )
     assert weight.requantize(matrix).groups.double is double
     per_block = 1 if double else 4
-    assert abs(weight.nbytes - weight.raw.size - per_block * len(blocks)) <= 4 * (1 + len(blocks) // 256)
+    assert abs(weight.nbytes - weight.raw.size - per_block * len(blocks)) <= 4 * (
+        1 + len(blocks) // 256
+    )
 
 
 @pytest.mark.parametrize("format", GROUPED)
@@ -265,7 +292,9 @@ def test_groups_of_what_is_not_finite_are_refused(format, bad):
 def test_groups_of_zeros_and_constants(format):
     for value in (0.0, -0.25, 1e-39):
         matrix = np.full((2, 64), value, np.float32)
-        np.testing.assert_allclose(Weight.quantize(matrix, format).dequantize(), matrix, rtol=1e-6, atol=1e-38)
+        np.testing.assert_allclose(
+            Weight.quantize(matrix, format).dequantize(), matrix, rtol=1e-6, atol=1e-38
+        )
 
 
 @pytest.mark.parametrize(
@@ -290,7 +319,11 @@ def test_groups_that_do_not_fit(format, shape, options, message):
         ("affine4", {"offsets": np.zeros(3, np.uint8)}, "offsets must hold 8 bytes, got 3"),
         ("affine4", {"offsets": None}, "affine4 must come with offsets"),
         ("affine4", {"table": np.zeros(64, np.uint8)}, "affine4 must come without table"),
-        ("affine4", {"scales": np.zeros(2, np.float32)}, "scales must be flat contiguous uint8, got float32"),
+        (
+            "affine4",
+            {"scales": np.zeros(2, np.float32)},
+            "scales must be flat contiguous uint8, got float32",
+        ),
         ("affine4", {"size": 48}, "power of two of at least 32 elements, got 48"),
         ("affine4", {"first": 8}, "got 64 from 8"),
         ("affine4", {"scale_format": "q8_0"}, "one of f32, bf16, f16, got 'q8_0'"),
@@ -323,8 +356,12 @@ def test_an_empty_matrix_has_no_groups():
 
 
 @pytest.mark.parametrize("head_dim", [0, 8])
-@pytest.mark.parametrize("format", [name for name, layout in FORMATS.items() if layout.encodes and name != "f32"])
-def test_a_small_change_leaves_a_matrix_as_it_was_and_a_large_one_takes_new_scales(format, head_dim):
+@pytest.mark.parametrize(
+    "format", [name for name, layout in FORMATS.items() if layout.encodes and name != "f32"]
+)
+def test_a_small_change_leaves_a_matrix_as_it_was_and_a_large_one_takes_new_scales(
+    format, head_dim
+):
     rng = np.random.default_rng(9)
     matrix = rng.standard_normal((16, 128)).astype(np.float32)
     weight = Weight.quantize(matrix, format, head_dim)
@@ -332,21 +369,32 @@ def test_a_small_change_leaves_a_matrix_as_it_was_and_a_large_one_takes_new_scal
     same = weight.requantize(before)
     np.testing.assert_array_equal(same.dequantize(), before)
     changed = before + 1e-4 * rng.standard_normal(before.shape).astype(np.float32)
-    error, change = (np.linalg.norm(x - changed) for x in (weight.requantize(changed).dequantize(), before))
+    error, change = (
+        np.linalg.norm(x - changed) for x in (weight.requantize(changed).dequantize(), before)
+    )
     assert error <= change
     large = 40 * matrix[::-1]
-    np.testing.assert_array_equal(weight.requantize(large).dequantize(), Weight.quantize(large, format, head_dim).dequantize())
+    np.testing.assert_array_equal(
+        weight.requantize(large).dequantize(), Weight.quantize(large, format, head_dim).dequantize()
+    )
 
 
 @pytest.mark.parametrize(
-    "format", [name for name, layout in FORMATS.items() if layout.encodes and not layout.bits and layout.elements == 32]
+    "format",
+    [
+        name
+        for name, layout in FORMATS.items()
+        if layout.encodes and not layout.bits and layout.elements == 32
+    ],
 )
 def test_a_change_of_some_steps_is_followed_under_the_same_scales(format):
     rng = np.random.default_rng(10)
     weight = Weight.quantize(rng.standard_normal((4, 128)).astype(np.float32), format)
     before = weight.dequantize()
-    changed = before + 0.1 * np.abs(before).max() * np.sign(rng.standard_normal(before.shape)).astype(np.float32) * (
-        rng.random(before.shape) < 0.1
+    changed = before + 0.1 * np.abs(before).max() * np.sign(
+        rng.standard_normal(before.shape)
+    ).astype(np.float32) * (rng.random(before.shape) < 0.1)
+    error, change = (
+        np.linalg.norm(x - changed) for x in (weight.requantize(changed).dequantize(), before)
     )
-    error, change = (np.linalg.norm(x - changed) for x in (weight.requantize(changed).dequantize(), before))
     assert error < 0.5 * change

@@ -32,11 +32,27 @@ def make(folder):
     save_adapter(model, folder / "adapters")
 
 
-TRAIN = ["train", "--model", "base", "--data", "data", "--iters", "2", "--batch-size", "2", "--num-layers", "1"]
+TRAIN = [
+    "train",
+    "--model",
+    "base",
+    "--data",
+    "data",
+    "--iters",
+    "2",
+    "--batch-size",
+    "2",
+    "--num-layers",
+    "1",
+]
 
 
 def command(*argv, redirect="", cwd=None, **environment):
     """Run `pyloss ARGV` in a process of its own, its streams redirected as a shell does it. Gives the finished process."""
-    where = {"PYTHONPATH": str(Path(pyloss.__file__).parents[1]), "PATH": os.environ["PATH"], "PYLOSS_NUM_THREADS": "1"}
+    where = {
+        "PYTHONPATH": str(Path(pyloss.__file__).parents[1]),
+        "PATH": os.environ["PATH"],
+        "PYLOSS_NUM_THREADS": "1",
+    }
     shell = ["sh", "-c", f'exec "$@" {redirect}', "sh", sys.executable, "-m", "pyloss", *argv]
     return subprocess.run(shell, capture_output=True, cwd=cwd, env=where | environment, timeout=120)

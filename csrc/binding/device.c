@@ -18,9 +18,10 @@ static const struct {
     const char *name;
     int npy;
     size_t bytes;
-} kinds[] = {{"f32", NPY_FLOAT32, 4}, {"f64", NPY_FLOAT64, 8}, {"f16", NPY_FLOAT16, 2}, {"bf16", NPY_UINT16, 2},
-             {"i32", NPY_INT32, 4},   {"i64", NPY_INT64, 8},   {"i16", NPY_INT16, 2},   {"i8", NPY_INT8, 1},
-             {"u8", NPY_UINT8, 1},    {"u16", NPY_INT16, 2},   {"u32", NPY_UINT32, 4},  {"u64", NPY_UINT64, 8},
+} kinds[] = {{"f32", NPY_FLOAT32, 4}, {"f64", NPY_FLOAT64, 8}, {"f16", NPY_FLOAT16, 2},
+             {"bf16", NPY_UINT16, 2}, {"i32", NPY_INT32, 4},   {"i64", NPY_INT64, 8},
+             {"i16", NPY_INT16, 2},   {"i8", NPY_INT8, 1},     {"u8", NPY_UINT8, 1},
+             {"u16", NPY_INT16, 2},   {"u32", NPY_UINT32, 4},  {"u64", NPY_UINT64, 8},
              {"bool", NPY_BOOL, 1}};
 
 typedef struct {
@@ -28,7 +29,8 @@ typedef struct {
     size_t offset, bytes;
     int kind, ndim;
     npy_intp dims[MAX_NDIM];
-    PyObject *host;  /* of index arrays: what was written, an ndarray, so that checking them needs no copy back */
+    PyObject *
+        host; /* of index arrays: what was written, an ndarray, so that checking them needs no copy back */
     unsigned writes; /* of the buffer, when `host` was the same */
 } device_array;
 
@@ -40,15 +42,16 @@ static int is_device_array(PyObject *object) { return PyObject_TypeCheck(object,
 
 static void raise(pl_cl_error *error, const char *operation, int index) {
     char where[200] = "OpenCL";
-    if (index >= 0) snprintf(where, sizeof where, "opencl:%d (%s)", index, pl_cl_info_at(index)->name);
+    if (index >= 0)
+        snprintf(where, sizeof where, "opencl:%d (%s)", index, pl_cl_info_at(index)->name);
     if (error->kind == PL_CL_NO_MEMORY) {
         PyErr_Format(PyExc_MemoryError, "%s on %s: %s", operation, where, error->text);
     } else {
         PyObject *module = PyImport_ImportModule("pyloss.errors"),
                  *type = module ? PyObject_GetAttrString(module, "DeviceError") : NULL;
         if (type)
-            PyErr_Format(type, "%s on %s: %s%s%s", operation, where, error->text, error->log ? "\n" : "",
-                         error->log ? error->log : "");
+            PyErr_Format(type, "%s on %s: %s%s%s", operation, where, error->text,
+                         error->log ? "\n" : "", error->log ? error->log : "");
         Py_XDECREF(type);
         Py_XDECREF(module);
     }
@@ -58,7 +61,9 @@ static void raise(pl_cl_error *error, const char *operation, int index) {
 
 /* ---- the type */
 
-int64_t pl_device_bytes(PyObject *object) { return is_device_array(object) ? (int64_t)((device_array *)object)->bytes : 0; }
+int64_t pl_device_bytes(PyObject *object) {
+    return is_device_array(object) ? (int64_t)((device_array *)object)->bytes : 0;
+}
 
 static int64_t items(const device_array *a) {
     int64_t n = 1;
@@ -77,14 +82,17 @@ static int take_shape(device_array *a, PyObject *shape, const char *kind) {
     a->kind = (int)k;
     Py_ssize_t ndim = PyTuple_Size(shape);
     if (ndim > MAX_NDIM) {
-        PyErr_Format(PyExc_ValueError, "DeviceArray: at most %d dimensions, got %zd", (int)MAX_NDIM, ndim);
+        PyErr_Format(PyExc_ValueError, "DeviceArray: at most %d dimensions, got %zd", (int)MAX_NDIM,
+                     ndim);
         return -1;
     }
     a->ndim = (int)ndim;
     double total = (double)kinds[k].bytes;
     for (int i = 0; i < a->ndim; i++) {
         int64_t n;
-        if (pl_whole("DeviceArray", "a size of the shape", PyTuple_GetItem(shape, i), 0, INT64_MAX, &n)) return -1;
+        if (pl_whole("DeviceArray", "a size of the shape", PyTuple_GetItem(shape, i), 0, INT64_MAX,
+                     &n))
+            return -1;
         a->dims[i] = (npy_intp)n;
         total *= (double)n;
     }
@@ -100,18 +108,24 @@ static int take_shape(device_array *a, PyObject *shape, const char *kind) {
 static int adopt(device_array *a, PyObject *handles) {
     PyObject *given[5];
     int64_t number[5]; /* context, queue, buffer, offset, size */
-    if (!PyArg_ParseTuple(handles, "OOOOO", &given[0], &given[1], &given[2], &given[3], &given[4])) return -1;
+    if (!PyArg_ParseTuple(handles, "OOOOO", &given[0], &given[1], &given[2], &given[3], &given[4]))
+        return -1;
     for (int i = 0; i < 5; i++)
-        if (pl_whole("DeviceArray", "a handle", given[i], i < 3 ? INT64_MIN : 0, INT64_MAX, &number[i])) return -1;
+        if (pl_whole("DeviceArray", "a handle", given[i], i < 3 ? INT64_MIN : 0, INT64_MAX,
+                     &number[i]))
+            return -1;
     const int64_t offset = number[3], size = number[4];
     if (size < offset || (size_t)(size - offset) < a->bytes) {
-        PyErr_Format(PyExc_ValueError, "DeviceArray: %lld bytes from %lld on do not hold the array's %zu", (long long)size,
-                     (long long)offset, a->bytes);
+        PyErr_Format(PyExc_ValueError,
+                     "DeviceArray: %lld bytes from %lld on do not hold the array's %zu",
+                     (long long)size, (long long)offset, a->bytes);
         return -1;
     }
     pl_cl_error error;
-    pl_cl_device *device = pl_cl_device_of((cl_context)(intptr_t)number[0], (cl_command_queue)(intptr_t)number[1], &error);
-    a->buffer = device ? pl_cl_buffer_of(device, (cl_mem)(intptr_t)number[2], (size_t)size, &error) : NULL;
+    pl_cl_device *device = pl_cl_device_of((cl_context)(intptr_t)number[0],
+                                           (cl_command_queue)(intptr_t)number[1], &error);
+    a->buffer =
+        device ? pl_cl_buffer_of(device, (cl_mem)(intptr_t)number[2], (size_t)size, &error) : NULL;
     a->offset = (size_t)offset;
     if (a->buffer) return 0;
     raise(&error, "taking an array", device ? device->index : -1);
@@ -159,8 +173,8 @@ static PyObject *array_new(PyTypeObject *type, PyObject *args, PyObject *keyword
     if (take_shape(a, shape, kind)) return made(a, 1);
     if (PyTuple_Check(where)) return made(a, adopt(a, where));
     int64_t index;
-    return made(a,
-                pl_whole("DeviceArray", "the device's number", where, 0, INT32_MAX, &index) || open_and_allocate(a, (int)index));
+    return made(a, pl_whole("DeviceArray", "the device's number", where, 0, INT32_MAX, &index) ||
+                       open_and_allocate(a, (int)index));
 }
 
 static PyObject *array_fresh(PyObject *self, PyObject *args) {
@@ -169,7 +183,8 @@ static PyObject *array_fresh(PyObject *self, PyObject *args) {
     if (!PyArg_ParseTuple(args, "O!s", &PyTuple_Type, &shape, &kind)) return NULL;
     device_array *a = new_array(Py_TYPE(self));
     if (!a) return NULL;
-    return made(a, take_shape(a, shape, kind) || allocate(a, ((device_array *)self)->buffer->device));
+    return made(a,
+                take_shape(a, shape, kind) || allocate(a, ((device_array *)self)->buffer->device));
 }
 
 static PyObject *array_part(PyObject *self, PyObject *args) {
@@ -204,7 +219,8 @@ static void array_dealloc(PyObject *self) {
 static PyArrayObject *same_bytes(device_array *a, PyObject *object, const char *operation) {
     if (!PyArray_Check(object) || !PyArray_ISCARRAY_RO((PyArrayObject *)object) ||
         (size_t)PyArray_NBYTES((PyArrayObject *)object) != a->bytes) {
-        PyErr_Format(PyExc_ValueError, "%s: needs a C-contiguous numpy.ndarray of %zu bytes", operation, a->bytes);
+        PyErr_Format(PyExc_ValueError, "%s: needs a C-contiguous numpy.ndarray of %zu bytes",
+                     operation, a->bytes);
         return NULL;
     }
     return (PyArrayObject *)object;
@@ -269,7 +285,8 @@ static PyObject *array_read(PyObject *self, PyObject *object) {
     device_array *a = (device_array *)self;
     PyArrayObject *to = same_bytes(a, object, "read");
     if (!to) return NULL;
-    if (!PyArray_ISWRITEABLE(to)) return PyErr_Format(PyExc_ValueError, "read: the numpy.ndarray is read-only");
+    if (!PyArray_ISWRITEABLE(to))
+        return PyErr_Format(PyExc_ValueError, "read: the numpy.ndarray is read-only");
     if (kinds[a->kind].npy == NPY_INT32) {
         PyObject *values = index_values(a);
         if (!values) return NULL;
@@ -346,35 +363,41 @@ static PyObject *get_handles(PyObject *self, void *unused) {
     (void)unused;
     device_array *a = (device_array *)self;
     const pl_cl_device *device = a->buffer->device;
-    return Py_BuildValue("(nnnnn)", (Py_ssize_t)device->context, (Py_ssize_t)device->queue, (Py_ssize_t)a->buffer->memory,
-                         (Py_ssize_t)a->offset, (Py_ssize_t)a->buffer->bytes);
+    return Py_BuildValue("(nnnnn)", (Py_ssize_t)device->context, (Py_ssize_t)device->queue,
+                         (Py_ssize_t)a->buffer->memory, (Py_ssize_t)a->offset,
+                         (Py_ssize_t)a->buffer->bytes);
 }
 
 static PyMethodDef array_methods[] = {
     {"write", array_write, METH_O, "Copies a C-contiguous ndarray of as many bytes here."},
     {"read", array_read, METH_O, "Copies the elements to a C-contiguous ndarray of as many bytes."},
     {"clear", array_clear, METH_NOARGS, "Makes all elements 0."},
-    {"fresh", array_fresh, METH_VARARGS, "fresh(shape, kind): a new array in memory of the same device and context."},
-    {"part", array_part, METH_VARARGS, "part(shape, offset): an array over its bytes from `offset` on."},
+    {"fresh", array_fresh, METH_VARARGS,
+     "fresh(shape, kind): a new array in memory of the same device and context."},
+    {"part", array_part, METH_VARARGS,
+     "part(shape, offset): an array over its bytes from `offset` on."},
     {"wait", array_wait, METH_NOARGS, "Returns when the device has done all that was asked of it."},
     {NULL, NULL, 0, NULL}};
 static PyGetSetDef array_attributes[] = {
     {"shape", get_shape, NULL, "The sizes along the axes.", NULL},
-    {"kind", get_kind, NULL, "The element type, as the specification of operations names it.", NULL},
+    {"kind", get_kind, NULL, "The element type, as the specification of operations names it.",
+     NULL},
     {"nbytes", get_nbytes, NULL, "Bytes of the elements.", NULL},
     {"index", get_index, NULL, "The number of the device.", NULL},
     {"place", get_place, NULL, "A number that arrays in one context and queue share.", NULL},
     {"own", get_own, NULL, "Whether its context is pyloss's own.", NULL},
-    {"handles", get_handles, NULL, "Handles of context, queue and buffer, the offset in the buffer, and its size.", NULL},
+    {"handles", get_handles, NULL,
+     "Handles of context, queue and buffer, the offset in the buffer, and its size.", NULL},
     {NULL, NULL, NULL, NULL, NULL}};
-static PyType_Slot array_slots[] = {{Py_tp_doc, "DeviceArray(where, shape, kind): where is a device's number, or handles."},
-                                    {Py_tp_new, array_new},
-                                    {Py_tp_dealloc, array_dealloc},
-                                    {Py_tp_methods, array_methods},
-                                    {Py_tp_getset, array_attributes},
-                                    {0, NULL}};
-static PyType_Spec array_spec = {"pyloss._core.DeviceArray", sizeof(device_array), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE,
-                                 array_slots};
+static PyType_Slot array_slots[] = {
+    {Py_tp_doc, "DeviceArray(where, shape, kind): where is a device's number, or handles."},
+    {Py_tp_new, array_new},
+    {Py_tp_dealloc, array_dealloc},
+    {Py_tp_methods, array_methods},
+    {Py_tp_getset, array_attributes},
+    {0, NULL}};
+static PyType_Spec array_spec = {"pyloss._core.DeviceArray", sizeof(device_array), 0,
+                                 Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE, array_slots};
 
 /* ---- operations */
 
@@ -388,7 +411,8 @@ int pl_device_call(PyObject *const *args, Py_ssize_t nargs) {
 typedef struct {
     const pl_spec *spec;
     pl_cl_device *device;
-    const char *first, *host; /* names of the first argument on a device, and of one in host memory */
+    const char *first,
+        *host; /* names of the first argument on a device, and of one in host memory */
 } call_arrays;
 
 /* -1 with an exception set where two arrays are in different places. */
@@ -406,11 +430,14 @@ static int find_arrays(call_arrays *found, const char *name, PyObject *object) {
         found->first = name;
     } else if (device != other) {
         if (device->index == other->index)
-            PyErr_Format(PyExc_ValueError, "%s: %s and %s are on opencl:%d in different OpenCL contexts or queues",
+            PyErr_Format(PyExc_ValueError,
+                         "%s: %s and %s are on opencl:%d in different OpenCL contexts or queues",
                          found->spec->name, found->first, name, device->index);
         else
-            PyErr_Format(PyExc_ValueError, "%s: %s is on opencl:%d and %s on opencl:%d; move one with pyloss.to_device",
-                         found->spec->name, found->first, device->index, name, other->index);
+            PyErr_Format(
+                PyExc_ValueError,
+                "%s: %s is on opencl:%d and %s on opencl:%d; move one with pyloss.to_device",
+                found->spec->name, found->first, device->index, name, other->index);
         return -1;
     }
     return 0;
@@ -422,8 +449,10 @@ static pl_cl_device *common_device(const pl_spec *spec, PyObject *const *args, P
     for (Py_ssize_t i = 0; i < nargs && i < spec->count; i++)
         if (find_arrays(&found, spec->param[i].name, args[i])) return NULL;
     if (!found.host) return found.device;
-    PyErr_Format(PyExc_TypeError, "%s: %s is on opencl:%d and %s in host memory; move one with pyloss.to_device or .numpy()",
-                 spec->name, found.first, found.device->index, found.host);
+    PyErr_Format(
+        PyExc_TypeError,
+        "%s: %s is on opencl:%d and %s in host memory; move one with pyloss.to_device or .numpy()",
+        spec->name, found.first, found.device->index, found.host);
     return NULL;
 }
 
@@ -432,7 +461,8 @@ static int add_part(pl_cl_operation *operation, pl_cl_buffer *buffer) {
         if (operation->parts[i] == buffer) return 0;
     int count = operation->part_count;
     if (!(count & (count - 1))) { /* at 0, 1, 2, 4, ... */
-        void *grown = realloc(operation->parts, sizeof *operation->parts * (size_t)(count ? 2 * count : 1));
+        void *grown =
+            realloc(operation->parts, sizeof *operation->parts * (size_t)(count ? 2 * count : 1));
         if (!grown) {
             PyErr_NoMemory();
             return -1;
@@ -458,7 +488,8 @@ static PyObject *stand_in(const pl_param *p, PyObject *object, pl_cl_operation *
     if (!is_device_array(object)) return Py_NewRef(object);
     device_array *a = (device_array *)object;
     if (p->below || p->offsets_to) return index_values(a);
-    if ((p->type == PL_T_WEIGHT || p->type == PL_T_STACK) && add_part(operation, a->buffer)) return NULL;
+    if ((p->type == PL_T_WEIGHT || p->type == PL_T_STACK) && add_part(operation, a->buffer))
+        return NULL;
     void *place = (void *)(uintptr_t)(a->buffer->address + a->offset);
     return PyArray_SimpleNewFromData(a->ndim, a->dims, kinds[a->kind].npy, place);
 }
@@ -466,10 +497,14 @@ static PyObject *stand_in(const pl_param *p, PyObject *object, pl_cl_operation *
 /* A result that ops.def does not let a device write in place has memory of its own there. */
 static int results_apart(const pl_spec *spec, const pl_cl_place *place, Py_ssize_t nargs) {
     for (Py_ssize_t i = 0; i < nargs; i++)
-        for (Py_ssize_t j = 0; j < nargs && spec->param[i].output && !spec->param[i].in_place_on_devices && place[i].buffer; j++)
-            if (!spec->param[j].output && place[j].buffer == place[i].buffer && place[j].offset == place[i].offset) {
-                PyErr_Format(PyExc_ValueError, "%s: %s overlaps %s; on a device a result needs memory of its own", spec->name,
-                             spec->param[i].name, spec->param[j].name);
+        for (Py_ssize_t j = 0; j < nargs && spec->param[i].output &&
+                               !spec->param[i].in_place_on_devices && place[i].buffer;
+             j++)
+            if (!spec->param[j].output && place[j].buffer == place[i].buffer &&
+                place[j].offset == place[i].offset) {
+                PyErr_Format(PyExc_ValueError,
+                             "%s: %s overlaps %s; on a device a result needs memory of its own",
+                             spec->name, spec->param[i].name, spec->param[j].name);
                 return 0;
             }
     return 1;
@@ -494,7 +529,8 @@ PyObject *pl_device_run(int op, const pl_spec *spec, PyObject *const *args, Py_s
         device_array *a = (device_array *)args[i];
         operation.place[i] = (pl_cl_place){a->buffer, a->offset};
     }
-    if (good && results_apart(spec, operation.place, nargs) && !pl_spec_check(spec, checked, nargs, &call)) {
+    if (good && results_apart(spec, operation.place, nargs) &&
+        !pl_spec_check(spec, checked, nargs, &call)) {
         Py_BEGIN_ALLOW_THREADS
         failed = pl_cl_run(op, &operation) || (pl_profiling && pl_cl_finish(device, &error));
         Py_END_ALLOW_THREADS
@@ -538,11 +574,12 @@ static PyObject *py_devices(PyObject *self, PyObject *unused) {
                            : d->kind & CL_DEVICE_TYPE_GPU         ? "gpu"
                            : d->kind & CL_DEVICE_TYPE_ACCELERATOR ? "accelerator"
                                                                   : "custom";
-        PyObject *item =
-            Py_BuildValue("{s:s,s:s,s:s,s:s,s:s,s:L,s:L,s:L,s:n,s:n,s:O}", "name", d->name, "platform", d->platform_name,
-                          "vendor", d->vendor, "driver", d->driver, "kind", kind, "memory", (long long)d->global_memory,
-                          "max_allocation", (long long)d->max_allocation, "local_memory", (long long)d->local_memory, "max_group",
-                          (Py_ssize_t)d->max_group, "units", (Py_ssize_t)d->units, "fp64", d->fp64 ? Py_True : Py_False);
+        PyObject *item = Py_BuildValue(
+            "{s:s,s:s,s:s,s:s,s:s,s:L,s:L,s:L,s:n,s:n,s:O}", "name", d->name, "platform",
+            d->platform_name, "vendor", d->vendor, "driver", d->driver, "kind", kind, "memory",
+            (long long)d->global_memory, "max_allocation", (long long)d->max_allocation,
+            "local_memory", (long long)d->local_memory, "max_group", (Py_ssize_t)d->max_group,
+            "units", (Py_ssize_t)d->units, "fp64", d->fp64 ? Py_True : Py_False);
         if (!item || PyList_Append(list, item)) Py_CLEAR(list);
         Py_XDECREF(item);
     }
@@ -555,7 +592,8 @@ static PyObject *py_shape(PyObject *self, PyObject *args) {
     PyObject *given[3];
     int64_t size[3];
     int without_fp64 = 0;
-    if (!PyArg_ParseTuple(args, "OOO|p", &given[0], &given[1], &given[2], &without_fp64)) return NULL;
+    if (!PyArg_ParseTuple(args, "OOO|p", &given[0], &given[1], &given[2], &without_fp64))
+        return NULL;
     for (int i = 0; i < 3; i++)
         if (pl_whole("opencl_shape", "a size", given[i], 0, 1 << 20, &size[i])) return NULL;
     pl_cl_forced_shape = (pl_cl_shape){(int)size[0], (int)size[1], (int)size[2]};
@@ -572,11 +610,14 @@ static PyObject *py_opencl_trim(PyObject *self, PyObject *unused) {
 }
 
 static PyMethodDef functions[] = {
-    {"opencl_devices", py_devices, METH_NOARGS, "The OpenCL devices as dicts, and why there are none, or None."},
+    {"opencl_devices", py_devices, METH_NOARGS,
+     "The OpenCL devices as dicts, and why there are none, or None."},
     {"opencl_shape", py_shape, METH_VARARGS,
-     "opencl_shape(group, width, block, without_fp64=False): the shape of row kernels, 0 for the device's own, and whether to do "
+     "opencl_shape(group, width, block, without_fp64=False): the shape of row kernels, 0 for the "
+     "device's own, and whether to do "
      "without float64; for tests and benchmarks."},
-    {"opencl_trim", py_opencl_trim, METH_NOARGS, "Gives kept device buffers back to their drivers."},
+    {"opencl_trim", py_opencl_trim, METH_NOARGS,
+     "Gives kept device buffers back to their drivers."},
     {NULL, NULL, 0, NULL}};
 
 int pl_device_init(PyObject *module) {

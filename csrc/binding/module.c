@@ -87,7 +87,9 @@ static PyObject *run(int op, PyObject *const *args, Py_ssize_t nargs) {
     }
 #include "../ops.def"
 
-static void release_capsule(PyObject *capsule) { pl_release(PyCapsule_GetPointer(capsule, "pyloss.buffer")); }
+static void release_capsule(PyObject *capsule) {
+    pl_release(PyCapsule_GetPointer(capsule, "pyloss.buffer"));
+}
 
 static PyObject *py_empty(PyObject *self, PyObject *args) {
     (void)self;
@@ -97,18 +99,25 @@ static PyObject *py_empty(PyObject *self, PyObject *args) {
     static const struct {
         const char *name;
         int npy, bytes;
-    } kinds[] = {
-        {"f32", NPY_FLOAT32, 4}, {"f64", NPY_FLOAT64, 8}, {"i32", NPY_INT32, 4}, {"f16", NPY_FLOAT16, 2}, {"u16", NPY_UINT16, 2}};
+    } kinds[] = {{"f32", NPY_FLOAT32, 4},
+                 {"f64", NPY_FLOAT64, 8},
+                 {"i32", NPY_INT32, 4},
+                 {"f16", NPY_FLOAT16, 2},
+                 {"u16", NPY_UINT16, 2}};
     size_t kind = 0, count = sizeof kinds / sizeof *kinds;
     while (kind < count && strcmp(kinds[kind].name, dtype)) kind++;
-    if (kind == count) return PyErr_Format(PyExc_ValueError, "empty: dtype must be f32, f64, i32, f16 or u16, not '%s'", dtype);
+    if (kind == count)
+        return PyErr_Format(PyExc_ValueError,
+                            "empty: dtype must be f32, f64, i32, f16 or u16, not '%s'", dtype);
     npy_intp dims[8];
     Py_ssize_t ndim = PyTuple_Size(shape);
-    if (ndim > 8) return PyErr_Format(PyExc_ValueError, "empty: at most 8 dimensions, got %zd", ndim);
+    if (ndim > 8)
+        return PyErr_Format(PyExc_ValueError, "empty: at most 8 dimensions, got %zd", ndim);
     double total = kinds[kind].bytes;
     for (Py_ssize_t i = 0; i < ndim; i++) {
         int64_t n;
-        if (pl_whole("empty", "a size of the shape", PyTuple_GetItem(shape, i), 0, INT64_MAX, &n)) return NULL;
+        if (pl_whole("empty", "a size of the shape", PyTuple_GetItem(shape, i), 0, INT64_MAX, &n))
+            return NULL;
         dims[i] = (npy_intp)n;
         total *= (double)n;
     }
@@ -125,7 +134,8 @@ static PyObject *py_empty(PyObject *self, PyObject *args) {
         Py_DECREF(capsule);
         return NULL;
     }
-    if (PyArray_SetBaseObject((PyArrayObject *)array, capsule)) { /* takes the capsule, also when it fails */
+    if (PyArray_SetBaseObject((PyArrayObject *)array,
+                              capsule)) { /* takes the capsule, also when it fails */
         Py_DECREF(array);
         return NULL;
     }
@@ -148,7 +158,8 @@ static PyObject *py_formats(PyObject *self, PyObject *unused) {
     PyObject *list = PyList_New(0);
     for (int i = 0; list && i < PL_W_COUNT; i++) {
         const pl_format_layout *f = &pl_formats[i];
-        PyObject *item = Py_BuildValue("(siii)", f->name, f->elements, f->bytes, pl_has_groups(i) ? pl_code_bits(i) : 0);
+        PyObject *item = Py_BuildValue("(siii)", f->name, f->elements, f->bytes,
+                                       pl_has_groups(i) ? pl_code_bits(i) : 0);
         if (!item || PyList_Append(list, item)) Py_CLEAR(list);
         Py_XDECREF(item);
     }
@@ -185,7 +196,8 @@ static PyObject *py_use_isa(PyObject *self, PyObject *args) {
     (void)self;
     const char *name;
     if (!PyArg_ParseTuple(args, "s", &name)) return NULL;
-    if (!use_isa(name)) return PyErr_Format(PyExc_ValueError, "this machine has no instruction set '%s'", name);
+    if (!use_isa(name))
+        return PyErr_Format(PyExc_ValueError, "this machine has no instruction set '%s'", name);
     Py_RETURN_NONE;
 }
 
@@ -216,7 +228,9 @@ static PyObject *py_set_matmul_precision(PyObject *self, PyObject *args) {
             pl_set_matmul_precision((pl_precision)i);
             Py_RETURN_NONE;
         }
-    return PyErr_Format(PyExc_ValueError, "the precision of matrix products must be float32 or bfloat16, not '%s'", name);
+    return PyErr_Format(PyExc_ValueError,
+                        "the precision of matrix products must be float32 or bfloat16, not '%s'",
+                        name);
 }
 
 static PyObject *py_has_bf16_dots(PyObject *self, PyObject *unused) {
@@ -228,8 +242,8 @@ static PyObject *py_buffer_stats(PyObject *self, PyObject *unused) {
     (void)self, (void)unused;
     pl_buffer_stats s;
     pl_buffers_stats(&s);
-    return Py_BuildValue("{s:n,s:n,s:n}", "in_use", (Py_ssize_t)s.in_use, "cached", (Py_ssize_t)s.cached, "peak",
-                         (Py_ssize_t)s.peak);
+    return Py_BuildValue("{s:n,s:n,s:n}", "in_use", (Py_ssize_t)s.in_use, "cached",
+                         (Py_ssize_t)s.cached, "peak", (Py_ssize_t)s.peak);
 }
 
 static PyObject *py_trim(PyObject *self, PyObject *unused) {
@@ -241,7 +255,8 @@ static PyObject *py_trim(PyObject *self, PyObject *unused) {
 /* Enters what was counted, if anything, under a name, and forgets it. */
 static int profile_row(PyObject *dict, const char *name, pl_profile *entry) {
     if (!entry->calls) return 0;
-    PyObject *row = Py_BuildValue("(LdL)", (long long)entry->calls, 1e-9 * (double)entry->nanoseconds, (long long)entry->bytes);
+    PyObject *row = Py_BuildValue("(LdL)", (long long)entry->calls,
+                                  1e-9 * (double)entry->nanoseconds, (long long)entry->bytes);
     int failed = !row || PyDict_SetItemString(dict, name, row);
     Py_XDECREF(row);
     *entry = (pl_profile){0, 0, 0};
@@ -276,14 +291,17 @@ static PyObject *py_record(PyObject *self, PyObject *args) {
 
 static PyObject *py_replay(PyObject *self, PyObject *calls) {
     (void)self;
-    if (!PyList_Check(calls)) return PyErr_Format(PyExc_TypeError, "replay: the calls must be a list, not %R", Py_TYPE(calls));
+    if (!PyList_Check(calls))
+        return PyErr_Format(PyExc_TypeError, "replay: the calls must be a list, not %R",
+                            Py_TYPE(calls));
     for (Py_ssize_t i = 0; i < PyList_Size(calls); i++) {
         PyObject *call = PyList_GetItem(calls, i), *args[PL_MAX_ARGS], *done;
         Py_ssize_t n = PyTuple_Check(call) ? PyTuple_Size(call) - 1 : -1;
         long op = n >= 0 && n <= PL_MAX_ARGS ? PyLong_AsLong(PyTuple_GetItem(call, 0)) : -1;
         if (op < 0 || op >= PL_OP_COUNT) {
             PyErr_Clear();
-            return PyErr_Format(PyExc_ValueError, "replay: call %zd is not one that was recorded", i);
+            return PyErr_Format(PyExc_ValueError, "replay: call %zd is not one that was recorded",
+                                i);
         }
         for (Py_ssize_t j = 0; j < n; j++) args[j] = PyTuple_GetItem(call, j + 1);
         Py_INCREF(call); /* the list may change while the call runs */
@@ -298,26 +316,35 @@ static PyObject *py_replay(PyObject *self, PyObject *calls) {
 static PyMethodDef methods[] = {
 #define PL_OP(name, spec) {#name, (PyCFunction)(void (*)(void))py_##name, METH_FASTCALL, spec},
 #include "../ops.def"
-    {"empty", py_empty, METH_VARARGS, "empty(shape, dtype='f32'): an uninitialised array over a reused aligned buffer."},
+    {"empty", py_empty, METH_VARARGS,
+     "empty(shape, dtype='f32'): an uninitialised array over a reused aligned buffer."},
     {"ops", py_ops, METH_NOARGS, "All operations as (name, specification)."},
     {"formats", py_formats, METH_NOARGS,
-     "The formats of weights by number, as (name, elements and bytes of a block, bits of a code where the scales lie beside)."},
+     "The formats of weights by number, as (name, elements and bytes of a block, bits of a code "
+     "where the scales lie beside)."},
     {"isas", py_isas, METH_NOARGS, "The instruction sets this machine can run, best last."},
     {"isa", py_isa, METH_NOARGS, "The instruction set in use."},
-    {"use_isa", py_use_isa, METH_VARARGS, "Switches the kernels of the whole process; for tests and benchmarks."},
+    {"use_isa", py_use_isa, METH_VARARGS,
+     "Switches the kernels of the whole process; for tests and benchmarks."},
     {"num_threads", py_num_threads, METH_NOARGS, "Threads that kernels may use."},
     {"set_num_threads", py_set_num_threads, METH_O, "Sets the number of threads."},
     {"matmul_precision", py_matmul_precision, METH_NOARGS, "How dense layers multiply."},
     {"set_matmul_precision", py_set_matmul_precision, METH_VARARGS,
-     "Sets how dense layers multiply: float32, bfloat16, or bfloat16-emulated, which is for tests."},
-    {"has_bf16_dots", py_has_bf16_dots, METH_NOARGS, "Whether the processor has instructions for dots of bfloat16."},
-    {"buffer_stats", py_buffer_stats, METH_NOARGS, "Bytes in use, cached, and the peak in use, of reused buffers."},
+     "Sets how dense layers multiply: float32, bfloat16, or bfloat16-emulated, which is for "
+     "tests."},
+    {"has_bf16_dots", py_has_bf16_dots, METH_NOARGS,
+     "Whether the processor has instructions for dots of bfloat16."},
+    {"buffer_stats", py_buffer_stats, METH_NOARGS,
+     "Bytes in use, cached, and the peak in use, of reused buffers."},
     {"trim", py_trim, METH_NOARGS, "Gives cached buffers back to the system."},
     {"profile", py_profile, METH_VARARGS,
-     "profile(on): switches timing, clears it and returns {op: (calls, seconds, bytes)} so far, copies to and from devices too."},
+     "profile(on): switches timing, clears it and returns {op: (calls, seconds, bytes)} so far, "
+     "copies to and from devices too."},
     {"record", py_record, METH_VARARGS,
-     "record(on): begins (again) or ends recording this thread's calls; returns those so far, or None if it did not record."},
-    {"replay", py_replay, METH_O, "replay(calls): runs recorded calls again, on the same arrays, checked as ever."},
+     "record(on): begins (again) or ends recording this thread's calls; returns those so far, or "
+     "None if it did not record."},
+    {"replay", py_replay, METH_O,
+     "replay(calls): runs recorded calls again, on the same arrays, checked as ever."},
     {NULL, NULL, 0, NULL}};
 
 static int module_exec(PyObject *module) {
@@ -339,9 +366,11 @@ static int module_exec(PyObject *module) {
         char possible[128] = "";
         for (int i = 0; i <= last; i++) {
             size_t used = strlen(possible);
-            snprintf(possible + used, sizeof possible - used, "%s%s", i ? ", " : "", pl_table_at(i)->name);
+            snprintf(possible + used, sizeof possible - used, "%s%s", i ? ", " : "",
+                     pl_table_at(i)->name);
         }
-        PyErr_Format(PyExc_ImportError, "PYLOSS_ISA=%s: this machine can run %s only", forced, possible);
+        PyErr_Format(PyExc_ImportError, "PYLOSS_ISA=%s: this machine can run %s only", forced,
+                     possible);
         return -1;
     }
     return 0;

@@ -36,7 +36,9 @@ static PyObject *kind_of(PyObject *object) {
 /* Raises TypeError: an argument is no array; -1. */
 static int no_array(const pl_spec *spec, const pl_param *p, const char *allowed, PyObject *object) {
     PyObject *kind = kind_of(object);
-    if (kind) PyErr_Format(PyExc_TypeError, "%s: %s must be %s, not %S", spec->name, p->name, allowed, kind);
+    if (kind)
+        PyErr_Format(PyExc_TypeError, "%s: %s must be %s, not %S", spec->name, p->name, allowed,
+                     kind);
     Py_XDECREF(kind);
     return -1;
 }
@@ -100,7 +102,9 @@ int pl_spec_parse(pl_spec *spec, const char *name, const char *text) {
         if (*s++ != ':') return malformed(name, s - 1);
         n = strcspn(s, " [");
         int type = 0;
-        while (type <= PL_T_REAL && !(strlen(types[type].name) == n && !memcmp(types[type].name, s, n))) type++;
+        while (type <= PL_T_REAL &&
+               !(strlen(types[type].name) == n && !memcmp(types[type].name, s, n)))
+            type++;
         if (type > PL_T_REAL) return malformed(name, s);
         p->type = (pl_type)type;
         s += n;
@@ -162,32 +166,38 @@ static PyObject *shape_of(PyObject *object) {
     if (!PyTuple_Check(object)) return PyObject_GetAttrString(object, "shape");
     PyObject *first = PyTuple_Size(object) ? PyTuple_GetItem(object, 0) : object;
     if (PyTuple_Check(first) && PyTuple_Size(first) > 3)
-        return Py_BuildValue("(nOO)", PyTuple_Size(object), PyTuple_GetItem(first, 2), PyTuple_GetItem(first, 3));
+        return Py_BuildValue("(nOO)", PyTuple_Size(object), PyTuple_GetItem(first, 2),
+                             PyTuple_GetItem(first, 3));
     if (PyTuple_Size(object) > 3) return PyTuple_GetSlice(object, 2, 4);
     return Py_NewRef(object);
 }
 
 /* Raises ValueError: argument `index` needs another size along an axis; -1. The axis counts as the user's array has it, and
  * -1 says that it is all leading axes together. */
-static int wrong_size(const pl_spec *spec, int index, int axis, int64_t actual, int64_t expected, char letter, const letters *l) {
+static int wrong_size(const pl_spec *spec, int index, int axis, int64_t actual, int64_t expected,
+                      char letter, const letters *l) {
     const int by = letter ? l->by[letter - 'A'] : index;
     PyObject *mine = shape_of(l->args[index]), *other = mine ? shape_of(l->args[by]) : NULL;
     char what[64];
-    if (axis < 0) snprintf(what, sizeof what, "its leading axes must make %lld rows", (long long)expected);
+    if (axis < 0)
+        snprintf(what, sizeof what, "its leading axes must make %lld rows", (long long)expected);
     else snprintf(what, sizeof what, "its axis %d must be %lld", axis, (long long)expected);
     if (other && by != index)
-        PyErr_Format(PyExc_ValueError, "%s: %s has shape %S; %s, not %lld, to go with %s of shape %S", spec->name,
-                     spec->param[index].name, mine, what, (long long)actual, spec->param[by].name, other);
+        PyErr_Format(PyExc_ValueError,
+                     "%s: %s has shape %S; %s, not %lld, to go with %s of shape %S", spec->name,
+                     spec->param[index].name, mine, what, (long long)actual, spec->param[by].name,
+                     other);
     else if (other)
-        PyErr_Format(PyExc_ValueError, "%s: %s has shape %S; %s, not %lld", spec->name, spec->param[index].name, mine, what,
-                     (long long)actual);
+        PyErr_Format(PyExc_ValueError, "%s: %s has shape %S; %s, not %lld", spec->name,
+                     spec->param[index].name, mine, what, (long long)actual);
     Py_XDECREF(mine);
     Py_XDECREF(other);
     return -1;
 }
 
 /* Dimension `i` of argument `index`, its axis `axis`, is `actual`: binds its letter, or compares with what it was bound to. */
-static int match_dim(const pl_spec *spec, int index, int i, int axis, int64_t actual, pl_call *call, letters *l) {
+static int match_dim(const pl_spec *spec, int index, int i, int axis, int64_t actual, pl_call *call,
+                     letters *l) {
     const pl_dim_spec *d = &spec->param[index].dim[i];
     int64_t expected = d->size;
     if (d->letter) {
@@ -204,8 +214,8 @@ static int match_dim(const pl_spec *spec, int index, int i, int axis, int64_t ac
         if (d->rule == '/' && call->dim[letter] % 2) {
             const char *name;
             int of = axis_of(spec, l, d->letter, &name);
-            PyErr_Format(PyExc_ValueError, "%s: axis %d of %s has size %lld; it must be even", spec->name, of, name,
-                         (long long)call->dim[letter]);
+            PyErr_Format(PyExc_ValueError, "%s: axis %d of %s has size %lld; it must be even",
+                         spec->name, of, name, (long long)call->dim[letter]);
             return -1;
         }
     }
@@ -213,19 +223,22 @@ static int match_dim(const pl_spec *spec, int index, int i, int axis, int64_t ac
 }
 
 /* A plain array of the parameter's type: C-contiguous, aligned, native byte order, writeable if it is an output. */
-static PyArrayObject *plain_array(const pl_spec *spec, const pl_param *p, PyObject *object, int npy) {
+static PyArrayObject *plain_array(const pl_spec *spec, const pl_param *p, PyObject *object,
+                                  int npy) {
     if (!PyArray_Check(object)) {
         no_array(spec, p, "a numpy.ndarray", object);
         return NULL;
     }
     PyArrayObject *array = (PyArrayObject *)object;
     if (PyArray_TYPE(array) != npy) {
-        PyErr_Format(PyExc_TypeError, "%s: %s must have dtype %s, not %S", spec->name, p->name, dtype_name(npy),
-                     (PyObject *)PyArray_DESCR(array));
+        PyErr_Format(PyExc_TypeError, "%s: %s must have dtype %s, not %S", spec->name, p->name,
+                     dtype_name(npy), (PyObject *)PyArray_DESCR(array));
         return NULL;
     }
     if (!PyArray_ISCARRAY_RO(array)) {
-        PyErr_Format(PyExc_ValueError, "%s: %s must be C-contiguous, aligned and in native byte order", spec->name, p->name);
+        PyErr_Format(PyExc_ValueError,
+                     "%s: %s must be C-contiguous, aligned and in native byte order", spec->name,
+                     p->name);
         return NULL;
     }
     if (p->output && !PyArray_ISWRITEABLE(array)) {
@@ -240,15 +253,16 @@ typedef struct {
     const char *begin, *end;
 } extent;
 
-static int take_array(const pl_spec *spec, PyObject *object, pl_call *call, int index, letters *l, extent *bytes) {
+static int take_array(const pl_spec *spec, PyObject *object, pl_call *call, int index, letters *l,
+                      extent *bytes) {
     const pl_param *p = &spec->param[index];
     int npy = p->type == PL_T_ACC ? call->wide ? NPY_FLOAT64 : NPY_FLOAT32 : types[p->type].npy;
     PyArrayObject *array = plain_array(spec, p, object, npy);
     if (!array) return -1;
     int ndim = PyArray_NDIM(array), leading = p->ndim > 0 && p->dim[0].rule == '*';
     if (leading ? ndim < p->ndim - 1 : ndim != p->ndim) {
-        PyErr_Format(PyExc_ValueError, "%s: %s has %d dimensions, expected %s%d", spec->name, p->name, ndim,
-                     leading ? "at least " : "", leading ? p->ndim - 1 : p->ndim);
+        PyErr_Format(PyExc_ValueError, "%s: %s has %d dimensions, expected %s%d", spec->name,
+                     p->name, ndim, leading ? "at least " : "", leading ? p->ndim - 1 : p->ndim);
         return -1;
     }
     int64_t rows = 1;
@@ -278,14 +292,17 @@ static int float_type(PyObject *object) {
     }
 }
 
-static int take_rows(const pl_spec *spec, PyObject *object, pl_call *call, int index, letters *l, extent *bytes) {
+static int take_rows(const pl_spec *spec, PyObject *object, pl_call *call, int index, letters *l,
+                     extent *bytes) {
     const pl_param *p = &spec->param[index];
     int type = float_type(object);
     if (type < 0) {
         if (!PyArray_Check(object)) no_array(spec, p, "a numpy.ndarray", object);
         else
-            PyErr_Format(PyExc_TypeError, "%s: %s must have dtype float32, float64, float16, or uint16 for bfloat16, not %S",
-                         spec->name, p->name, (PyObject *)PyArray_DESCR((PyArrayObject *)object));
+            PyErr_Format(
+                PyExc_TypeError,
+                "%s: %s must have dtype float32, float64, float16, or uint16 for bfloat16, not %S",
+                spec->name, p->name, (PyObject *)PyArray_DESCR((PyArrayObject *)object));
         return -1;
     }
     PyArrayObject *array = (PyArrayObject *)object;
@@ -295,12 +312,15 @@ static int take_rows(const pl_spec *spec, PyObject *object, pl_call *call, int i
     } else if (!PyArray_ISALIGNED(array) || PyArray_ISBYTESWAPPED(array) ||
                (PyArray_SIZE(array) && ndim && PyArray_DIM(array, ndim - 1) > 1 &&
                 PyArray_STRIDE(array, ndim - 1) != PyArray_ITEMSIZE(array))) {
-        PyErr_Format(PyExc_ValueError, "%s: %s must be contiguous along its last axis, aligned and in native byte order",
-                     spec->name, p->name);
+        PyErr_Format(
+            PyExc_ValueError,
+            "%s: %s must be contiguous along its last axis, aligned and in native byte order",
+            spec->name, p->name);
         return -1;
     }
     if (ndim < 1 || (!p->output && ndim > 3)) {
-        PyErr_Format(PyExc_ValueError, "%s: %s has %d dimensions, expected 1 to 3", spec->name, p->name, ndim);
+        PyErr_Format(PyExc_ValueError, "%s: %s has %d dimensions, expected 1 to 3", spec->name,
+                     p->name, ndim);
         return -1;
     }
     int64_t rows = 1;
@@ -322,7 +342,8 @@ static int take_rows(const pl_spec *spec, PyObject *object, pl_call *call, int i
         }
     }
     if (PyArray_SIZE(array)) {
-        int64_t outer = (rows / r->inner - 1) * r->outer_stride, inner = (r->inner - 1) * r->inner_stride;
+        int64_t outer = (rows / r->inner - 1) * r->outer_stride,
+                inner = (r->inner - 1) * r->inner_stride;
         bytes->begin = r->data + (outer < 0 ? outer : 0) + (inner < 0 ? inner : 0);
         bytes->end = r->data + (outer > 0 ? outer : 0) + (inner > 0 ? inner : 0) + width;
     }
@@ -330,8 +351,8 @@ static int take_rows(const pl_spec *spec, PyObject *object, pl_call *call, int i
 }
 
 /* Bytes of a weight: a flat uint8 array, or with `optional` None, which leaves NULL. */
-static int take_bytes(const pl_spec *spec, const pl_param *p, PyObject *object, int optional, const uint8_t **data,
-                      int64_t *size) {
+static int take_bytes(const pl_spec *spec, const pl_param *p, PyObject *object, int optional,
+                      const uint8_t **data, int64_t *size) {
     *data = NULL;
     *size = 0;
     if (optional && object == Py_None) return 0;
@@ -343,33 +364,42 @@ static int take_bytes(const pl_spec *spec, const pl_param *p, PyObject *object, 
 }
 
 /* Replaces the exception of a conversion, TypeError or OverflowError, by one that says what the number may be; -1. */
-static int refuse_number(const char *operation, const char *name, const char *allowed, PyObject *object) {
+static int refuse_number(const char *operation, const char *name, const char *allowed,
+                         PyObject *object) {
     if (PyErr_ExceptionMatches(PyExc_TypeError)) {
         PyErr_Clear();
         PyObject *kind = kind_of(object);
-        if (kind) PyErr_Format(PyExc_TypeError, "%s: %s must be %s, not %S", operation, name, allowed, kind);
+        if (kind)
+            PyErr_Format(PyExc_TypeError, "%s: %s must be %s, not %S", operation, name, allowed,
+                         kind);
         Py_XDECREF(kind);
     } else if (PyErr_ExceptionMatches(PyExc_OverflowError)) {
         PyErr_Clear();
         PyObject *text = PyObject_Str(object);
         if (text && PyUnicode_GetLength(text) <= 40) {
-            PyErr_Format(PyExc_ValueError, "%s: %s is %S; it must be %s", operation, name, text, allowed);
+            PyErr_Format(PyExc_ValueError, "%s: %s is %S; it must be %s", operation, name, text,
+                         allowed);
         } else { /* Python does not write out more than some thousand digits */
             PyErr_Clear();
-            PyErr_Format(PyExc_ValueError, "%s: %s is a number of more than 40 digits; it must be %s", operation, name, allowed);
+            PyErr_Format(PyExc_ValueError,
+                         "%s: %s is a number of more than 40 digits; it must be %s", operation,
+                         name, allowed);
         }
         Py_XDECREF(text);
     }
     return -1;
 }
 
-int pl_whole(const char *operation, const char *name, PyObject *object, int64_t low, int64_t high, int64_t *value) {
+int pl_whole(const char *operation, const char *name, PyObject *object, int64_t low, int64_t high,
+             int64_t *value) {
     char allowed[96];
-    snprintf(allowed, sizeof allowed, "a whole number from %lld to %lld", (long long)low, (long long)high);
+    snprintf(allowed, sizeof allowed, "a whole number from %lld to %lld", (long long)low,
+             (long long)high);
     long long n = PyLong_AsLongLong(object);
     if (n == -1 && PyErr_Occurred()) return refuse_number(operation, name, allowed, object);
     if (n < low || n > high) {
-        PyErr_Format(PyExc_ValueError, "%s: %s is %lld; it must be %s", operation, name, n, allowed);
+        PyErr_Format(PyExc_ValueError, "%s: %s is %lld; it must be %s", operation, name, n,
+                     allowed);
         return -1;
     }
     *value = n;
@@ -388,7 +418,8 @@ static int take_real(const char *operation, const char *name, PyObject *object, 
 static int power_of_two(long long n) { return n > 0 && !(n & (n - 1)); }
 
 /* A number in the handle of a weight. */
-static int take_number(const pl_spec *spec, const pl_param *p, PyObject *handle, int i, int64_t *value) {
+static int take_number(const pl_spec *spec, const pl_param *p, PyObject *handle, int i,
+                       int64_t *value) {
     char name[48];
     snprintf(name, sizeof name, "a number of %s", p->name);
     return pl_whole(spec->name, name, PyTuple_GetItem(handle, i), INT64_MIN, INT64_MAX, value);
@@ -398,7 +429,8 @@ static int take_number(const pl_spec *spec, const pl_param *p, PyObject *handle,
  * (size, first, scales, offsets, scale_format, table, map, nested, nested_size, nested_offset). */
 static int take_groups(const pl_spec *spec, const pl_param *p, PyObject *object, pl_weight *w) {
     if (!PyTuple_Check(object) || PyTuple_Size(object) != 10) {
-        PyErr_Format(PyExc_TypeError, "%s: the groups of %s must be a tuple of 10", spec->name, p->name);
+        PyErr_Format(PyExc_TypeError, "%s: the groups of %s must be a tuple of 10", spec->name,
+                     p->name);
         return -1;
     }
     pl_groups *g = &w->groups;
@@ -406,20 +438,27 @@ static int take_groups(const pl_spec *spec, const pl_param *p, PyObject *object,
     int64_t number[4];
     for (int i = 0; i < 4; i++)
         if (take_number(spec, p, object, number_at[i], &number[i])) return -1;
-    double offset = PyFloat_AsDouble(PyTuple_GetItem(object, 9)); /* a file's, which may be anything */
-    if (offset == -1 && PyErr_Occurred()) return refuse_number(spec->name, p->name, "a number", PyTuple_GetItem(object, 9));
+    double offset =
+        PyFloat_AsDouble(PyTuple_GetItem(object, 9)); /* a file's, which may be anything */
+    if (offset == -1 && PyErr_Occurred())
+        return refuse_number(spec->name, p->name, "a number", PyTuple_GetItem(object, 9));
     g->nested_offset = (float)offset;
     const uint8_t **data[] = {&g->scales, &g->offsets, &g->table, &g->map, &g->nested};
     int64_t bytes[5];
     for (int i = 0; i < 5; i++)
-        if (take_bytes(spec, p, PyTuple_GetItem(object, bytes_at[i]), i > 0, data[i], &bytes[i])) return -1;
+        if (take_bytes(spec, p, PyTuple_GetItem(object, bytes_at[i]), i > 0, data[i], &bytes[i]))
+            return -1;
     const int64_t limit = (int64_t)1 << 40;
     const int table = pl_has_table(w->format);
-    if (!power_of_two(number[0]) || number[0] < 32 || number[0] > limit || number[1] < 0 || number[1] > limit || number[1] % 32 ||
-        number[2] < 0 || number[2] >= PL_W_COUNT || !pl_is_floats((int)number[2]) ||
+    if (!power_of_two(number[0]) || number[0] < 32 || number[0] > limit || number[1] < 0 ||
+        number[1] > limit || number[1] % 32 || number[2] < 0 || number[2] >= PL_W_COUNT ||
+        !pl_is_floats((int)number[2]) ||
         (g->map && (!power_of_two(number[3]) || number[3] > limit))) {
-        PyErr_Format(PyExc_ValueError, "%s: %s cannot have groups of %lld from %lld with scales of format %lld in groups of %lld",
-                     spec->name, p->name, (long long)number[0], (long long)number[1], (long long)number[2], (long long)number[3]);
+        PyErr_Format(PyExc_ValueError,
+                     "%s: %s cannot have groups of %lld from %lld with scales of format %lld in "
+                     "groups of %lld",
+                     spec->name, p->name, (long long)number[0], (long long)number[1],
+                     (long long)number[2], (long long)number[3]);
         return -1;
     }
     g->size = number[0];
@@ -428,19 +467,20 @@ static int take_groups(const pl_spec *spec, const pl_param *p, PyObject *object,
     g->nested_size = number[3];
     if ((g->offsets != NULL) == table || (g->table != NULL) != table || (g->map && !table) ||
         (g->map != NULL) != (g->nested != NULL)) {
-        PyErr_Format(PyExc_ValueError, "%s: %s has groups with other parts than its format %d has", spec->name, p->name,
-                     w->format);
+        PyErr_Format(PyExc_ValueError, "%s: %s has groups with other parts than its format %d has",
+                     spec->name, p->name, w->format);
         return -1;
     }
     int64_t groups = (g->first + w->rows * w->cols + g->size - 1) / g->size;
     int64_t item = g->map ? 1 : pl_block_bytes(g->scale_format),
             outer = g->map ? (groups + g->nested_size - 1) / g->nested_size : 0;
-    const int64_t needed[] = {groups * item, table ? 0 : groups * item, table ? 64 : 0, g->map ? 1024 : 0, 4 * outer};
+    const int64_t needed[] = {groups * item, table ? 0 : groups * item, table ? 64 : 0,
+                              g->map ? 1024 : 0, 4 * outer};
     static const char *const names[] = {"scales", "offsets", "table", "map", "nested"};
     for (int i = 0; i < 5; i++)
         if (bytes[i] < needed[i]) {
-            PyErr_Format(PyExc_ValueError, "%s: the %s of %s have %lld bytes where %lld are needed", spec->name, names[i],
-                         p->name, (long long)bytes[i], (long long)needed[i]);
+            PyErr_Format(PyExc_ValueError, "%s: the %s of %s have %lld bytes where %lld are needed",
+                         spec->name, names[i], p->name, (long long)bytes[i], (long long)needed[i]);
             return -1;
         }
     return 0;
@@ -450,7 +490,9 @@ static int take_groups(const pl_spec *spec, const pl_param *p, PyObject *object,
 static int take_handle(const pl_spec *spec, const pl_param *p, PyObject *object, pl_weight *w) {
     Py_ssize_t parts = PyTuple_Size(object);
     if (parts != 5 && parts != 6) {
-        PyErr_Format(PyExc_TypeError, "%s: %s must be a tuple (bytes, format, rows, cols, head_dim) or with groups after these",
+        PyErr_Format(PyExc_TypeError,
+                     "%s: %s must be a tuple (bytes, format, rows, cols, head_dim) or with groups "
+                     "after these",
                      spec->name, p->name);
         return -1;
     }
@@ -460,14 +502,18 @@ static int take_handle(const pl_spec *spec, const pl_param *p, PyObject *object,
     int64_t size;
     if (take_bytes(spec, p, PyTuple_GetItem(object, 0), 0, &w->data, &size)) return -1;
     if (number[0] < 0 || number[0] >= PL_W_COUNT) {
-        PyErr_Format(PyExc_ValueError, "%s: %s has unknown format %lld", spec->name, p->name, (long long)number[0]);
+        PyErr_Format(PyExc_ValueError, "%s: %s has unknown format %lld", spec->name, p->name,
+                     (long long)number[0]);
         return -1;
     }
     int64_t block = pl_block_elements((int)number[0]), limit = (int64_t)1 << 40;
-    if (number[1] < 0 || number[2] < 0 || number[1] > limit || number[2] > limit || number[2] % block ||
+    if (number[1] < 0 || number[2] < 0 || number[1] > limit || number[2] > limit ||
+        number[2] % block ||
         (number[3] && (number[3] < 0 || number[3] % 2 || number[1] % number[3]))) {
-        PyErr_Format(PyExc_ValueError, "%s: %s cannot be %lld rows of %lld in blocks of %lld with heads of %lld", spec->name,
-                     p->name, (long long)number[1], (long long)number[2], (long long)block, (long long)number[3]);
+        PyErr_Format(PyExc_ValueError,
+                     "%s: %s cannot be %lld rows of %lld in blocks of %lld with heads of %lld",
+                     spec->name, p->name, (long long)number[1], (long long)number[2],
+                     (long long)block, (long long)number[3]);
         return -1;
     }
     w->format = (int)number[0];
@@ -477,27 +523,34 @@ static int take_handle(const pl_spec *spec, const pl_param *p, PyObject *object,
     w->row_bytes = w->cols / block * pl_block_bytes(w->format);
     /* In floating point first: the product of two bounded numbers may still pass 2^63. */
     if ((double)w->rows * (double)w->row_bytes > 9e17 || size != w->rows * w->row_bytes) {
-        PyErr_Format(PyExc_ValueError, "%s: %s has %lld bytes where %lld rows need %lld each", spec->name, p->name,
-                     (long long)size, (long long)w->rows, (long long)w->row_bytes);
+        PyErr_Format(PyExc_ValueError, "%s: %s has %lld bytes where %lld rows need %lld each",
+                     spec->name, p->name, (long long)size, (long long)w->rows,
+                     (long long)w->row_bytes);
         return -1;
     }
     if (pl_has_groups(w->format) != (parts == 6)) {
-        PyErr_Format(PyExc_ValueError, "%s: %s of format %d must come %s groups", spec->name, p->name, w->format,
-                     parts == 6 ? "without" : "with");
+        PyErr_Format(PyExc_ValueError, "%s: %s of format %d must come %s groups", spec->name,
+                     p->name, w->format, parts == 6 ? "without" : "with");
         return -1;
     }
     return parts == 6 ? take_groups(spec, p, PyTuple_GetItem(object, 5), w) : 0;
 }
 
 static pl_weight float_weight(const char *data, int64_t rows, int64_t cols) {
-    return (pl_weight){.data = (const uint8_t *)data, .rows = rows, .cols = cols, .row_bytes = 4 * cols, .format = PL_W_F32};
+    return (pl_weight){.data = (const uint8_t *)data,
+                       .rows = rows,
+                       .cols = cols,
+                       .row_bytes = 4 * cols,
+                       .format = PL_W_F32};
 }
 
 /* A float32 array of so many dimensions. */
-static PyArrayObject *float_array(const pl_spec *spec, const pl_param *p, PyObject *object, int ndim) {
+static PyArrayObject *float_array(const pl_spec *spec, const pl_param *p, PyObject *object,
+                                  int ndim) {
     PyArrayObject *array = plain_array(spec, p, object, NPY_FLOAT32);
     if (array && PyArray_NDIM(array) != ndim) {
-        PyErr_Format(PyExc_ValueError, "%s: %s has %d dimensions, expected %d", spec->name, p->name, PyArray_NDIM(array), ndim);
+        PyErr_Format(PyExc_ValueError, "%s: %s has %d dimensions, expected %d", spec->name, p->name,
+                     PyArray_NDIM(array), ndim);
         return NULL;
     }
     return array;
@@ -508,7 +561,8 @@ static extent weight_extent(const pl_weight *w) {
 }
 
 /* A float32 matrix, or a handle. */
-static int take_weight(const pl_spec *spec, PyObject *object, pl_call *call, int index, letters *l, extent *bytes) {
+static int take_weight(const pl_spec *spec, PyObject *object, pl_call *call, int index, letters *l,
+                       extent *bytes) {
     const pl_param *p = &spec->param[index];
     pl_weight *w = &call->arg[index].w;
     memset(w, 0, sizeof *w);
@@ -520,11 +574,15 @@ static int take_weight(const pl_spec *spec, PyObject *object, pl_call *call, int
         *w = float_weight(PyArray_DATA(array), PyArray_DIM(array, 0), PyArray_DIM(array, 1));
     }
     *bytes = weight_extent(w);
-    return match_dim(spec, index, 0, 0, w->rows, call, l) || match_dim(spec, index, 1, 1, w->cols, call, l) ? -1 : 0;
+    return match_dim(spec, index, 0, 0, w->rows, call, l) ||
+                   match_dim(spec, index, 1, 1, w->cols, call, l)
+               ? -1
+               : 0;
 }
 
 /* A float32 array [count, rows, cols], or a tuple of handles of one format, shape and row order. */
-static int take_stack(const pl_spec *spec, PyObject *object, pl_call *call, int index, letters *l, extent *bytes) {
+static int take_stack(const pl_spec *spec, PyObject *object, pl_call *call, int index, letters *l,
+                      extent *bytes) {
     const pl_param *p = &spec->param[index];
     PyArrayObject *array = NULL;
     Py_ssize_t count;
@@ -536,7 +594,8 @@ static int take_stack(const pl_spec *spec, PyObject *object, pl_call *call, int 
         count = PyArray_DIM(array, 0);
     }
     if (count < 1 || count > PL_MAX_STACK) {
-        PyErr_Format(PyExc_ValueError, "%s: %s has %zd matrices, expected 1 to %d", spec->name, p->name, count, PL_MAX_STACK);
+        PyErr_Format(PyExc_ValueError, "%s: %s has %zd matrices, expected 1 to %d", spec->name,
+                     p->name, count, PL_MAX_STACK);
         return -1;
     }
     pl_weight *w = PyMem_Calloc((size_t)count, sizeof *w);
@@ -548,16 +607,21 @@ static int take_stack(const pl_spec *spec, PyObject *object, pl_call *call, int 
     for (Py_ssize_t i = 0; i < count; i++) {
         if (array) {
             int64_t rows = PyArray_DIM(array, 1), cols = PyArray_DIM(array, 2);
-            w[i] = float_weight((const char *)PyArray_DATA(array) + 4 * i * rows * cols, rows, cols);
+            w[i] =
+                float_weight((const char *)PyArray_DATA(array) + 4 * i * rows * cols, rows, cols);
         } else {
             PyObject *handle = PyTuple_GetItem(object, i);
             if (!PyTuple_Check(handle))
-                return no_array(spec, p, "a float32 array or a tuple of handles, each of them a tuple", handle);
+                return no_array(
+                    spec, p, "a float32 array or a tuple of handles, each of them a tuple", handle);
             if (take_handle(spec, p, handle, &w[i])) return -1;
         }
-        if (w[i].format != w->format || w[i].rows != w->rows || w[i].cols != w->cols || w[i].head_dim != w->head_dim) {
-            PyErr_Format(PyExc_ValueError, "%s: matrix %zd of %s is not of the format, shape and row order of the first",
-                         spec->name, i, p->name);
+        if (w[i].format != w->format || w[i].rows != w->rows || w[i].cols != w->cols ||
+            w[i].head_dim != w->head_dim) {
+            PyErr_Format(
+                PyExc_ValueError,
+                "%s: matrix %zd of %s is not of the format, shape and row order of the first",
+                spec->name, i, p->name);
             return -1;
         }
         /* From the first byte to the last, whatever lies between: pl_spec_check looks closer. */
@@ -565,7 +629,8 @@ static int take_stack(const pl_spec *spec, PyObject *object, pl_call *call, int 
         if (i == 0 || one.begin < bytes->begin) bytes->begin = one.begin;
         if (i == 0 || one.end > bytes->end) bytes->end = one.end;
     }
-    return match_dim(spec, index, 0, 0, count, call, l) || match_dim(spec, index, 1, 1, w->rows, call, l) ||
+    return match_dim(spec, index, 0, 0, count, call, l) ||
+                   match_dim(spec, index, 1, 1, w->rows, call, l) ||
                    match_dim(spec, index, 2, 2, w->cols, call, l)
                ? -1
                : 0;
@@ -587,25 +652,29 @@ static int64_t param_items(const pl_param *p, const pl_call *call) {
     return n;
 }
 
-static int check_indices(const pl_spec *spec, const pl_param *p, const int32_t *values, const pl_call *call) {
+static int check_indices(const pl_spec *spec, const pl_param *p, const int32_t *values,
+                         const pl_call *call) {
     int64_t n = param_items(p, call), limit = call->dim[p->below - 'A'];
     int32_t lowest = p->below_ignored ? -1 : 0;
     for (int64_t i = 0; i < n; i++)
         if (values[i] < lowest || values[i] >= limit) {
-            PyErr_Format(PyExc_ValueError, "%s: %s at position %lld is %d, outside [0, %lld)%s", spec->name, p->name,
-                         (long long)i, (int)values[i], (long long)limit, p->below_ignored ? " and not ignored" : "");
+            PyErr_Format(PyExc_ValueError, "%s: %s at position %lld is %d, outside [0, %lld)%s",
+                         spec->name, p->name, (long long)i, (int)values[i], (long long)limit,
+                         p->below_ignored ? " and not ignored" : "");
             return -1;
         }
     return 0;
 }
 
-static int check_offsets(const pl_spec *spec, const pl_param *p, const int32_t *values, const pl_call *call) {
+static int check_offsets(const pl_spec *spec, const pl_param *p, const int32_t *values,
+                         const pl_call *call) {
     int64_t n = param_items(p, call), end = call->dim[p->offsets_to - 'A'];
-    int good = n > 0 && values[0] == 0 && (values[n - 1] == end || (p->offsets_before && values[n - 1] < end));
+    int good = n > 0 && values[0] == 0 &&
+               (values[n - 1] == end || (p->offsets_before && values[n - 1] < end));
     for (int64_t i = 1; i < n && good; i++) good = values[i] >= values[i - 1];
     if (good) return 0;
-    PyErr_Format(PyExc_ValueError, "%s: %s must begin with 0, never decrease and end with %s%lld", spec->name, p->name,
-                 p->offsets_before ? "at most " : "", (long long)end);
+    PyErr_Format(PyExc_ValueError, "%s: %s must begin with 0, never decrease and end with %s%lld",
+                 spec->name, p->name, p->offsets_before ? "at most " : "", (long long)end);
     return -1;
 }
 
@@ -615,7 +684,8 @@ static int copy_indices(const pl_spec *spec, pl_call *call) {
     size_t total = 0;
     for (int i = 0; i < spec->count; i++) {
         const pl_param *p = &spec->param[i];
-        if ((p->below || p->offsets_to) && call->arg[i].in) total += (size_t)param_items(p, call) * sizeof(int32_t);
+        if ((p->below || p->offsets_to) && call->arg[i].in)
+            total += (size_t)param_items(p, call) * sizeof(int32_t);
     }
     if (!total) return 0;
     char *to = call->indices = PyMem_Malloc(total);
@@ -646,7 +716,8 @@ static int same_layout(const pl_spec *spec, const pl_call *call, int i, int j) {
 
 /* Whether bytes that an output has are read by the argument whose bytes overlap them: a stack may have others
  * between its matrices. */
-static int reads_bytes(const pl_param *p, const pl_value *value, const pl_call *call, extent bytes) {
+static int reads_bytes(const pl_param *p, const pl_value *value, const pl_call *call,
+                       extent bytes) {
     if (p->type != PL_T_STACK) return 1;
     for (int64_t i = 0; i < call->dim[p->dim[0].letter - 'A']; i++) {
         extent one = weight_extent(&value->stack[i]);
@@ -660,8 +731,10 @@ void pl_spec_refuse_count(const pl_spec *spec, Py_ssize_t nargs) {
     char names[PL_MAX_ARGS * (sizeof spec->param->name + 2)] = "";
     size_t used = 0;
     for (int i = 0; i < spec->count; i++)
-        used += (size_t)snprintf(names + used, sizeof names - used, "%s%s", i ? ", " : "", spec->param[i].name);
-    PyErr_Format(PyExc_TypeError, "%s takes %d arguments (%s), got %zd", spec->name, spec->count, names, nargs);
+        used += (size_t)snprintf(names + used, sizeof names - used, "%s%s", i ? ", " : "",
+                                 spec->param[i].name);
+    PyErr_Format(PyExc_TypeError, "%s takes %d arguments (%s), got %zd", spec->name, spec->count,
+                 names, nargs);
 }
 
 static int check(const pl_spec *spec, PyObject *const *args, Py_ssize_t nargs, pl_call *call) {
@@ -678,7 +751,8 @@ static int check(const pl_spec *spec, PyObject *const *args, Py_ssize_t nargs, p
         const pl_param *p = &spec->param[i];
         if (p->optional && args[i] == Py_None) continue;
         if (p->type == PL_T_INT) {
-            if (pl_whole(spec->name, p->name, args[i], INT64_MIN, INT64_MAX, &call->arg[i].i)) return -1;
+            if (pl_whole(spec->name, p->name, args[i], INT64_MIN, INT64_MAX, &call->arg[i].i))
+                return -1;
         } else if (p->type == PL_T_REAL) {
             if (take_real(spec->name, p->name, args[i], &call->arg[i].f)) return -1;
         } else if (p->type == PL_T_WEIGHT) {
@@ -695,9 +769,12 @@ static int check(const pl_spec *spec, PyObject *const *args, Py_ssize_t nargs, p
         int64_t a = call->dim[spec->multiple[i] - 'A'], b = call->dim[spec->of[i] - 'A'];
         if (b ? a % b : a) {
             const char *name, *other;
-            int axis = axis_of(spec, &l, spec->multiple[i], &name), of = axis_of(spec, &l, spec->of[i], &other);
-            PyErr_Format(PyExc_ValueError, "%s: axis %d of %s has size %lld; it must be a multiple of axis %d of %s, %lld",
-                         spec->name, axis, name, (long long)a, of, other, (long long)b);
+            int axis = axis_of(spec, &l, spec->multiple[i], &name),
+                of = axis_of(spec, &l, spec->of[i], &other);
+            PyErr_Format(
+                PyExc_ValueError,
+                "%s: axis %d of %s has size %lld; it must be a multiple of axis %d of %s, %lld",
+                spec->name, axis, name, (long long)a, of, other, (long long)b);
             return -1;
         }
     }
@@ -705,7 +782,8 @@ static int check(const pl_spec *spec, PyObject *const *args, Py_ssize_t nargs, p
     for (int i = 0; i < spec->count; i++) {
         const pl_param *p = &spec->param[i];
         /* Before what has no bytes is left out: no offsets at all are wrong too. */
-        if (p->offsets_to && call->arg[i].in && check_offsets(spec, p, call->arg[i].in, call)) return -1;
+        if (p->offsets_to && call->arg[i].in && check_offsets(spec, p, call->arg[i].in, call))
+            return -1;
         if (bytes[i].begin == bytes[i].end) continue;
         if (p->below && check_indices(spec, p, call->arg[i].in, call)) return -1;
         if (!p->output) continue;
@@ -713,9 +791,11 @@ static int check(const pl_spec *spec, PyObject *const *args, Py_ssize_t nargs, p
             if (j == i || bytes[j].begin == bytes[j].end) continue;
             if (bytes[i].begin >= bytes[j].end || bytes[j].begin >= bytes[i].end) continue;
             if (!reads_bytes(&spec->param[j], &call->arg[j], call, bytes[i])) continue;
-            if (p->in_place && !spec->param[j].output && bytes[i].begin == bytes[j].begin && same_layout(spec, call, i, j))
+            if (p->in_place && !spec->param[j].output && bytes[i].begin == bytes[j].begin &&
+                same_layout(spec, call, i, j))
                 continue;
-            PyErr_Format(PyExc_ValueError, "%s: %s overlaps %s", spec->name, p->name, spec->param[j].name);
+            PyErr_Format(PyExc_ValueError, "%s: %s overlaps %s", spec->name, p->name,
+                         spec->param[j].name);
             return -1;
         }
     }

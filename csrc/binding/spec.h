@@ -62,6 +62,7 @@ void pl_spec_release(const pl_spec *spec, pl_call *call);
 void pl_spec_refuse_count(const pl_spec *spec, Py_ssize_t nargs);
 
 /* A Python integer from `low` to `high`; -1 with TypeError or ValueError set, which name the operation and the number. */
-int pl_whole(const char *operation, const char *name, PyObject *object, int64_t low, int64_t high, int64_t *value);
+int pl_whole(const char *operation, const char *name, PyObject *object, int64_t low, int64_t high,
+             int64_t *value);
 
 #endif

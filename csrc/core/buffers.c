@@ -90,7 +90,8 @@ static header *resized(header *h, size_t size) {
 static header *similar(int index, size_t size) {
     if (size < MAPPED || size >= 2 * HUGE_PAGE) return NULL;
     for (int distance = 1; distance <= 16; distance++) {
-        if (index + distance < CLASSES && pool.free[index + distance]) return pool.free[index + distance];
+        if (index + distance < CLASSES && pool.free[index + distance])
+            return pool.free[index + distance];
         header *smaller = pool.free[index - distance];
         if (smaller && smaller->size >= MAPPED) return smaller;
     }
@@ -180,4 +181,6 @@ void pl_buffers_stats(pl_buffer_stats *out) {
 /* A child of fork gets the lock in a known state. */
 static void lock_pool(void) { pthread_mutex_lock(&pool.lock); }
 static void unlock_pool(void) { pthread_mutex_unlock(&pool.lock); }
-__attribute__((constructor)) static void watch_fork(void) { pthread_atfork(lock_pool, unlock_pool, unlock_pool); }
+__attribute__((constructor)) static void watch_fork(void) {
+    pthread_atfork(lock_pool, unlock_pool, unlock_pool);
+}

@@ -7,5 +7,9 @@ const char *const pl_precision_names[] = {"float32", "bfloat16", "bfloat16-emula
 
 static _Atomic int chosen = PL_FLOAT32;
 
-pl_precision pl_matmul_precision(void) { return (pl_precision)atomic_load_explicit(&chosen, memory_order_relaxed); }
-void pl_set_matmul_precision(pl_precision precision) { atomic_store_explicit(&chosen, (int)precision, memory_order_relaxed); }
+pl_precision pl_matmul_precision(void) {
+    return (pl_precision)atomic_load_explicit(&chosen, memory_order_relaxed);
+}
+void pl_set_matmul_precision(pl_precision precision) {
+    atomic_store_explicit(&chosen, (int)precision, memory_order_relaxed);
+}

@@ -30,8 +30,10 @@ static struct {
     pthread_t thread[MAX_THREADS];
     uint64_t first_generation;
     _Atomic int stop;
-} pool = {
-    .caller = PTHREAD_MUTEX_INITIALIZER, .lock = PTHREAD_MUTEX_INITIALIZER, .wake = PTHREAD_COND_INITIALIZER, .joined = CLOSED};
+} pool = {.caller = PTHREAD_MUTEX_INITIALIZER,
+          .lock = PTHREAD_MUTEX_INITIALIZER,
+          .wake = PTHREAD_COND_INITIALIZER,
+          .joined = CLOSED};
 
 static _Thread_local int inside;
 static _Thread_local int call_threads; /* what pl_num_threads() says during a call */
@@ -49,7 +51,8 @@ static void run_pieces(int worker) {
 static int join_job(void) {
     int joined = atomic_load_explicit(&pool.joined, memory_order_acquire);
     while (!(joined & CLOSED))
-        if (atomic_compare_exchange_weak_explicit(&pool.joined, &joined, joined + 1, memory_order_acq_rel, memory_order_acquire))
+        if (atomic_compare_exchange_weak_explicit(&pool.joined, &joined, joined + 1,
+                                                  memory_order_acq_rel, memory_order_acquire))
             return 1;
     return 0;
 }
@@ -59,7 +62,9 @@ static void *worker_main(void *argument) {
     uint64_t seen = pool.first_generation;
     inside = 1;
     for (;;) {
-        for (int i = 0; i < SPINS && atomic_load_explicit(&pool.generation, memory_order_acquire) == seen; i++) RELAX();
+        for (int i = 0;
+             i < SPINS && atomic_load_explicit(&pool.generation, memory_order_acquire) == seen; i++)
+            RELAX();
         if (atomic_load_explicit(&pool.generation, memory_order_acquire) == seen) {
             pthread_mutex_lock(&pool.lock);
             pool.sleepers++;
@@ -109,7 +114,8 @@ void pl_parallel(int64_t n, int64_t grain, pl_range_fn fn, const void *context) 
     if (grain < 1) grain = 1;
     if (inside || n <= grain || pl_num_threads() == 1 || pthread_mutex_trylock(&pool.caller)) {
         /* The same pieces as in parallel, so that no result depends on where it ran. */
-        for (int64_t begin = 0; begin < n; begin += grain) fn(context, begin, begin + grain < n ? begin + grain : n, 0);
+        for (int64_t begin = 0; begin < n; begin += grain)
+            fn(context, begin, begin + grain < n ? begin + grain : n, 0);
         return;
     }
     adjust_workers();
@@ -153,7 +159,9 @@ int pl_num_threads(void) {
     return n;
 }
 
-void pl_set_num_threads(int n) { atomic_store(&pool.wanted, n < 1 ? 1 : n > MAX_THREADS ? MAX_THREADS : n); }
+void pl_set_num_threads(int n) {
+    atomic_store(&pool.wanted, n < 1 ? 1 : n > MAX_THREADS ? MAX_THREADS : n);
+}
 
 void pl_enter_call(void) { call_threads = pl_num_threads(); }
 void pl_leave_call(void) { call_threads = 0; }
@@ -172,4 +180,6 @@ static void after_fork_child(void) {
     pool.joined = CLOSED;
     inside = 0;
 }
-__attribute__((constructor)) static void watch_fork(void) { pthread_atfork(before_fork, after_fork_parent, after_fork_child); }
+__attribute__((constructor)) static void watch_fork(void) {
+    pthread_atfork(before_fork, after_fork_parent, after_fork_child);
+}

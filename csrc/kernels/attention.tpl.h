@@ -31,7 +31,8 @@ INLINE double attn_queries(const attn *g, double area) {
 
 /* The pieces of one key-value head of sequence s (of all with the first one, for few rows), written where `to` is not NULL.
  * Returns their number, and adds what their own results take to `partial`. */
-static int64_t attn_cut(const attn *g, int64_t s, int64_t kv_head, attn_piece *to, int64_t *partial) {
+static int64_t attn_cut(const attn *g, int64_t s, int64_t kv_head, attn_piece *to,
+                        int64_t *partial) {
     attn_piece p = {.query = g->q_offsets[s], .key = g->k_offsets[s], .kv_head = kv_head};
     p.n = g->q_offsets[s + 1] - p.query;
     p.m = g->k_offsets[s + 1] - p.key;
@@ -41,7 +42,9 @@ static int64_t attn_cut(const attn *g, int64_t s, int64_t kv_head, attn_piece *t
     double area = attn_area(g, (double)p.n);
     if (few) count = (p.m - first + ATTN_FEW_KEYS - 1) / ATTN_FEW_KEYS;
     else if (g->share == 0) count = (rows + ATTN_FORWARD_ROWS - 1) / ATTN_FORWARD_ROWS;
-    else count = at_most((int64_t)ceil(g->share * area), (rows + ATTN_GRAD_LEAST - 1) / ATTN_GRAD_LEAST);
+    else
+        count =
+            at_most((int64_t)ceil(g->share * area), (rows + ATTN_GRAD_LEAST - 1) / ATTN_GRAD_LEAST);
     for (int64_t c = 0; c < count; c++) {
         p.partial = *partial;
         if (few) {

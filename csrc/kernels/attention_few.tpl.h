@@ -12,7 +12,8 @@ INLINE void attn_touch(const float *p, int64_t n) {
 }
 
 /* Scores of one row against LANES keys `stride` apart, of which `keys` are there; their dot products end in a transposition. */
-static void attn_few_scores(const float *q, const float *k, int64_t stride, int64_t d, int64_t keys, float *s) {
+static void attn_few_scores(const float *q, const float *k, int64_t stride, int64_t d, int64_t keys,
+                            float *s) {
     vf v[LANES];
 #pragma GCC unroll 16
     for (int l = 0; l < LANES; l++) v[l] = vf_set1(0);
@@ -60,17 +61,21 @@ static void attn_few_softmax(const attn *g, const attn_piece *p, int64_t r, floa
 static void attn_forward_keys(const attn *g, attn_piece p, float *scratch) {
     int64_t width = g->width, stride = g->kv_heads * g->d, out_stride = attn_few_stride(g);
     int64_t keys = p.to - p.from, all = p.rows * g->kv_heads, at = (p.key + p.from) * stride;
-    float *s = scratch, *q = s + all * ATTN_FEW_KEYS, *packed = q + all * width, *out = g->partial + p.partial;
+    float *s = scratch, *q = s + all * ATTN_FEW_KEYS, *packed = q + all * width,
+          *out = g->partial + p.partial;
     const float *k = g->k + at, *v = g->v + at;
     for (p.kv_head = 0; p.kv_head < g->kv_heads; p.kv_head++)
         for (int64_t r = 0; r < p.rows; r++)
-            attn_pad_row(q + (p.kv_head * p.rows + r) * width, g->q + attn_at(g, &p, r) * g->d, g->d, width, g->scale);
+            attn_pad_row(q + (p.kv_head * p.rows + r) * width, g->q + attn_at(g, &p, r) * g->d,
+                         g->d, width, g->scale);
     for (int64_t j = 0; j < keys; j += LANES) {
         attn_touch(k + j * stride, at_most(keys - j, LANES) * stride);
         for (int64_t i = 0; i < all; i++)
-            attn_few_scores(q + i * width, k + j * stride + i / p.rows * g->d, stride, g->d, keys - j, s + i * ATTN_FEW_KEYS + j);
+            attn_few_scores(q + i * width, k + j * stride + i / p.rows * g->d, stride, g->d,
+                            keys - j, s + i * ATTN_FEW_KEYS + j);
     }
-    for (int64_t i = 0; i < all; i++) attn_few_softmax(g, &p, i % p.rows, s + i * ATTN_FEW_KEYS, out + i * out_stride + width);
+    for (int64_t i = 0; i < all; i++)
+        attn_few_softmax(g, &p, i % p.rows, s + i * ATTN_FEW_KEYS, out + i * out_stride + width);
     for (int64_t j = 0; j < keys; j += LANES) {
         int64_t n = at_most(keys - j, LANES);
         attn_touch(v + j * stride, n * stride);
@@ -86,7 +91,8 @@ static void attn_forward_keys(const attn *g, attn_piece p, float *scratch) {
                               out_stride,
                               j ? attn_ones : NULL};
             if (width != g->d) {
-                for (int64_t l = 0; l < n; l++) attn_pad_row(packed + l * width, t.b + l * stride, g->d, width, 1);
+                for (int64_t l = 0; l < n; l++)
+                    attn_pad_row(packed + l * width, t.b + l * stride, g->d, width, 1);
                 t.b = packed;
                 t.ldb = width;
             }
@@ -101,11 +107,13 @@ static void attn_few_join(const attn *g, attn_piece p, const attn_piece *piece, 
         float *acc = g->scratch, max = -FLT_MAX, sum = 0;
         int64_t at = i * attn_few_stride(g);
         memset(acc, 0, (size_t)g->width * sizeof *acc);
-        for (int64_t c = 0; c < count; c++) max = fmaxf(max, g->partial[piece[c].partial + at + g->width]);
+        for (int64_t c = 0; c < count; c++)
+            max = fmaxf(max, g->partial[piece[c].partial + at + g->width]);
         for (int64_t c = 0; c < count; c++) {
             const float *part = g->partial + piece[c].partial + at;
             float factor = expf(part[g->width] - max);
-            for (int64_t l = 0; l < g->width; l += LANES) vf_store(acc + l, vf_load(acc + l) + vf_load(part + l) * factor);
+            for (int64_t l = 0; l < g->width; l += LANES)
+                vf_store(acc + l, vf_load(acc + l) + vf_load(part + l) * factor);
             sum += part[g->width + 1] * factor;
         }
         p.kv_head = i / p.rows;

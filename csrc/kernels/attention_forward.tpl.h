@@ -2,14 +2,16 @@
  * Gimelshein 2018; FlashAttention-2, Dao 2023) and saves the log-sum-exp. */
 
 /* Scores [keys][ATTN_Q] to probabilities relative to the running maximum, and the factor that brings earlier sums to it. */
-static void attn_softmax(const attn_scratch *x, int64_t row, int64_t columns, int64_t key, int64_t all) {
+static void attn_softmax(const attn_scratch *x, int64_t row, int64_t columns, int64_t key,
+                         int64_t all) {
     for (int64_t c = 0; c < columns; c += LANES) {
         float *s = x->s + c;
         int64_t keys = attn_panel_keys(x, row, columns, c, key, all);
         if (attn_is_masked(x, row + c, key, keys)) {
             attn_mask mask = attn_mask_at(x, row + c, key);
             for (int64_t j = 0; j < keys; j++)
-                vf_store(s + j * ATTN_Q, attn_masked(&mask, j, vf_load(s + j * ATTN_Q), vf_set1(-INFINITY)));
+                vf_store(s + j * ATTN_Q,
+                         attn_masked(&mask, j, vf_load(s + j * ATTN_Q), vf_set1(-INFINITY)));
         }
         vf before = vf_load(x->max + row + c), max = before;
         for (int64_t j = 0; j < keys; j++) max = vf_max(vf_load(s + j * ATTN_Q), max);
@@ -41,12 +43,14 @@ static void attn_forward_rows(const attn *g, const attn_piece *p, float *scratch
             int64_t rows = at_most(p->rows - r, ATTN_Q), columns = round_up(rows, LANES);
             int64_t keys = attn_keys_seen(&x, r, rows, key);
             if (keys == 0) continue;
-            attn_scores(&x, r, columns, key, keys, g->d, near.k, near.stride, x.q_t + r * width, x.s);
+            attn_scores(&x, r, columns, key, keys, g->d, near.k, near.stride, x.q_t + r * width,
+                        x.s);
             attn_softmax(&x, r, columns, key, keys);
-            attn_by_column(
-                (attn_product){rows, width, keys, x.s, ATTN_Q, near.v, near.stride, x.acc + r * width, width, x.factor},
-                x.visible + r, key);
+            attn_by_column((attn_product){rows, width, keys, x.s, ATTN_Q, near.v, near.stride,
+                                          x.acc + r * width, width, x.factor},
+                           x.visible + r, key);
         }
     }
-    for (int64_t r = 0; r < p->rows; r++) attn_finish_row(g, x.at[r], x.acc + r * width, x.max[r], x.sum[r]);
+    for (int64_t r = 0; r < p->rows; r++)
+        attn_finish_row(g, x.at[r], x.acc + r * width, x.max[r], x.sum[r]);
 }

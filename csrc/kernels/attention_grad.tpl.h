@@ -1,7 +1,8 @@
 /* Backward: the probabilities are recomputed from the log-sum-exp, with five products a tile (FlashAttention-2, Dao 2023). */
 
 /* Scores and do . v to probabilities and the gradient of the scores, in place. */
-static void attn_softmax_grad(const attn_scratch *x, int64_t row, int64_t columns, int64_t key, int64_t all) {
+static void attn_softmax_grad(const attn_scratch *x, int64_t row, int64_t columns, int64_t key,
+                              int64_t all) {
     for (int64_t c = 0; c < columns; c += LANES) {
         int64_t keys = attn_panel_keys(x, row, columns, c, key, all);
         vf lse = vf_load(x->max + row + c), delta = vf_load(x->sum + row + c);
@@ -18,7 +19,8 @@ static void attn_softmax_grad(const attn_scratch *x, int64_t row, int64_t column
 }
 
 /* One batch of packed rows against all the keys that they see. */
-static void attn_grad_rows(const attn *g, const attn_piece *p, int64_t row, int64_t rows, const attn_scratch *x) {
+static void attn_grad_rows(const attn *g, const attn_piece *p, int64_t row, int64_t rows,
+                           const attn_scratch *x) {
     int64_t width = g->width;
     attn_set_rows(g, p, row, rows, x);
     attn_pack_rows(g, x, g->q, rows, g->scale, x->q);
@@ -43,31 +45,39 @@ static void attn_grad_rows(const attn *g, const attn_piece *p, int64_t row, int6
     for (int64_t key = x->hidden[0]; key < seen; key += ATTN_K) {
         attn_keys near = attn_keys_at(g, p, key, at_most(seen - key, ATTN_K), x);
         for (int64_t r = 0; r < rows; r += ATTN_Q) {
-            int64_t count = at_most(rows - r, ATTN_Q), columns = round_up(count, LANES), at = r * width;
+            int64_t count = at_most(rows - r, ATTN_Q), columns = round_up(count, LANES),
+                    at = r * width;
             int64_t keys = attn_keys_seen(x, r, count, key);
             if (keys == 0) continue;
-            float *dk = g->partial + p->partial + (key - p->from) * width, *dv = dk + (p->to - p->from) * width;
+            float *dk = g->partial + p->partial + (key - p->from) * width,
+                  *dv = dk + (p->to - p->from) * width;
             /* The first row that sees the first key, from the tile's first row on: before the tile when that is negative. */
             int64_t first = (key - (p->m - p->n)) * g->group - (row + r);
             attn_scores(x, r, columns, key, keys, g->d, near.k, near.stride, x->q_t + at, x->s);
             attn_scores(x, r, columns, key, keys, g->d, near.v, near.stride, x->d_o_t + at, x->ds);
             attn_softmax_grad(x, r, columns, key, keys);
-            attn_by_row((attn_product){keys, width, count, x->s, ATTN_Q, x->d_o + at, width, dv, width, attn_ones}, first,
-                        g->group);
-            attn_by_row((attn_product){keys, width, count, x->ds, ATTN_Q, x->q + at, width, dk, width, attn_ones}, first,
-                        g->group);
-            attn_by_column((attn_product){count, width, keys, x->ds, ATTN_Q, near.k, near.stride, x->acc + at, width, attn_ones},
+            attn_by_row((attn_product){keys, width, count, x->s, ATTN_Q, x->d_o + at, width, dv,
+                                       width, attn_ones},
+                        first, g->group);
+            attn_by_row((attn_product){keys, width, count, x->ds, ATTN_Q, x->q + at, width, dk,
+                                       width, attn_ones},
+                        first, g->group);
+            attn_by_column((attn_product){count, width, keys, x->ds, ATTN_Q, near.k, near.stride,
+                                          x->acc + at, width, attn_ones},
                            x->visible + r, key);
         }
     }
-    for (int64_t r = 0; r < rows; r++) attn_trim_row(g->dq + x->at[r] * g->d, x->acc + r * width, g->d, g->scale);
+    for (int64_t r = 0; r < rows; r++)
+        attn_trim_row(g->dq + x->at[r] * g->d, x->acc + r * width, g->d, g->scale);
 }
 
 static void attn_grad_piece(const void *context, int64_t begin, int64_t end, int worker) {
     const attn *g = context;
-    attn_scratch x = attn_scratch_at(g->scratch + worker * g->scratch_size, g->width, ATTN_GRAD_ROWS);
+    attn_scratch x =
+        attn_scratch_at(g->scratch + worker * g->scratch_size, g->width, ATTN_GRAD_ROWS);
     for (const attn_piece *p = g->piece + begin; p < g->piece + end; p++) {
-        memset(g->partial + p->partial, 0, (size_t)(2 * (p->to - p->from) * g->width) * sizeof *g->partial);
+        memset(g->partial + p->partial, 0,
+               (size_t)(2 * (p->to - p->from) * g->width) * sizeof *g->partial);
         for (int64_t r = 0; r < p->rows; r += ATTN_GRAD_ROWS)
             attn_grad_rows(g, p, p->row + r, at_most(p->rows - r, ATTN_GRAD_ROWS), &x);
     }
@@ -97,7 +107,8 @@ static void attn_join_tokens(const void *context, int64_t begin, int64_t end, in
         int64_t first = token - g->q_offsets[s], last = stop - g->q_offsets[s];
         /* A piece after the other, each read in its order: they are many streams from memory. */
         for (const attn_piece *p = g->piece + g->first[s]; p < g->piece + g->first[s + 1]; p++)
-            for (int64_t key = first > p->from ? first : p->from; key < at_most(last, p->to); key++) {
+            for (int64_t key = first > p->from ? first : p->from; key < at_most(last, p->to);
+                 key++) {
                 const float *part = g->partial + p->partial + (key - p->from) * g->width;
                 int64_t at = (p->key + key) * stride + p->kv_head * g->d;
                 attn_add_row(g->dk + at, part, g->d);

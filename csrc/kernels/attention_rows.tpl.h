@@ -4,14 +4,16 @@
 #include "transposed.tpl.h"
 
 enum {
-    ATTN_Q = 64,             /* rows (lanes) of a tile of scores */
-    ATTN_K = 64,             /* keys of a tile of scores */
-    ATTN_FORWARD_ROWS = 128, /* rows of a piece of the forward pass: several tiles share the keys in the cache */
-    ATTN_GRAD_ROWS = 256,    /* rows that the backward pass keeps packed */
-    ATTN_GRAD_PIECES = 24,   /* of about equal work, over all sequences and heads */
-    ATTN_GRAD_LEAST = 128,   /* rows of one, on average: fewer would be little beside summing their dk, dv */
-    ATTN_FEW_ROWS = 8,       /* up to here rows are cut along the keys */
-    ATTN_FEW_KEYS = 32       /* keys of such a piece, at most */
+    ATTN_Q = 64, /* rows (lanes) of a tile of scores */
+    ATTN_K = 64, /* keys of a tile of scores */
+    ATTN_FORWARD_ROWS =
+        128, /* rows of a piece of the forward pass: several tiles share the keys in the cache */
+    ATTN_GRAD_ROWS = 256,  /* rows that the backward pass keeps packed */
+    ATTN_GRAD_PIECES = 24, /* of about equal work, over all sequences and heads */
+    ATTN_GRAD_LEAST =
+        128, /* rows of one, on average: fewer would be little beside summing their dk, dv */
+    ATTN_FEW_ROWS = 8, /* up to here rows are cut along the keys */
+    ATTN_FEW_KEYS = 32 /* keys of such a piece, at most */
 };
 
 /* Rows [row, row + rows) of a key-value head of a sequence, against its keys [from, to). */
@@ -63,8 +65,9 @@ typedef struct {
     float *q, *q_t, *d_o, *d_o_t, *acc;
     float *max, *sum; /* per row; the log-sum-exp and o . do in the backward pass */
     float *factor;
-    int64_t *at;               /* where a row stands among the heads of all tokens */
-    int32_t *hidden, *visible; /* a row sees keys [hidden, visible); visible is negative when it is that far from seeing any */
+    int64_t *at; /* where a row stands among the heads of all tokens */
+    int32_t *hidden,
+        *visible; /* a row sees keys [hidden, visible); visible is negative when it is that far from seeing any */
 } attn_scratch;
 
 static int64_t attn_scratch_size(int64_t width, int64_t rows) {
@@ -110,7 +113,8 @@ INLINE void attn_trim_row(float *to, const float *from, int64_t d, float factor)
 }
 
 /* What belongs to rows [row, row + rows), and to the lanes past them in their last vector, which repeat the last row. */
-static void attn_set_rows(const attn *g, const attn_piece *p, int64_t row, int64_t rows, const attn_scratch *x) {
+static void attn_set_rows(const attn *g, const attn_piece *p, int64_t row, int64_t rows,
+                          const attn_scratch *x) {
     int64_t query = row / g->group, head = row % g->group;
     for (int64_t r = 0; r < round_up(rows, LANES); r++) {
         int64_t visible = p->m - p->n + query + 1, hidden = visible - g->window;
@@ -124,12 +128,15 @@ static void attn_set_rows(const attn *g, const attn_piece *p, int64_t row, int64
 }
 
 /* factor times rows of q or do, packed. */
-static void attn_pack_rows(const attn *g, const attn_scratch *x, const float *from, int64_t rows, float factor, float *to) {
-    for (int64_t r = 0; r < rows; r++) attn_pad_row(to + r * g->width, from + x->at[r] * g->d, g->d, g->width, factor);
+static void attn_pack_rows(const attn *g, const attn_scratch *x, const float *from, int64_t rows,
+                           float factor, float *to) {
+    for (int64_t r = 0; r < rows; r++)
+        attn_pad_row(to + r * g->width, from + x->at[r] * g->d, g->d, g->width, factor);
 }
 
 /* The same, transposed. */
-static void attn_transpose_rows(const attn *g, const attn_scratch *x, const float *from, int64_t rows, float factor, float *to) {
+static void attn_transpose_rows(const attn *g, const attn_scratch *x, const float *from,
+                                int64_t rows, float factor, float *to) {
     for (int64_t r = 0; r < rows; r += LANES) {
         float *t = to + r / ATTN_Q * ATTN_Q * g->width + r % ATTN_Q;
         for (int64_t j = 0; j < g->width; j += LANES) {
@@ -138,7 +145,8 @@ static void attn_transpose_rows(const attn *g, const attn_scratch *x, const floa
             vf v[LANES];
             for (int64_t l = 0; l < LANES; l++) {
                 source[l] = from + x->at[r + l] * g->d + j;
-                if (j + LANES > g->d) source[l] = memcpy(part[l], source[l], (size_t)(g->d - j) * sizeof **part);
+                if (j + LANES > g->d)
+                    source[l] = memcpy(part[l], source[l], (size_t)(g->d - j) * sizeof **part);
             }
             load_transposed(source, 0, v);
             for (int64_t l = 0; l < LANES; l++) vf_store(t + (j + l) * ATTN_Q, v[l] * factor);
@@ -147,7 +155,8 @@ static void attn_transpose_rows(const attn *g, const attn_scratch *x, const floa
 }
 
 /* Keys and values [key, key + keys): in place, unless vectors would reach past a head. */
-static attn_keys attn_keys_at(const attn *g, const attn_piece *p, int64_t key, int64_t keys, const attn_scratch *x) {
+static attn_keys attn_keys_at(const attn *g, const attn_piece *p, int64_t key, int64_t keys,
+                              const attn_scratch *x) {
     int64_t stride = g->kv_heads * g->d, at = (p->key + key) * stride + p->kv_head * g->d;
     if (g->width == g->d) return (attn_keys){g->k + at, g->v + at, stride};
     for (int64_t j = 0; j < keys; j++) {
@@ -157,7 +166,9 @@ static attn_keys attn_keys_at(const attn *g, const attn_piece *p, int64_t key, i
     return (attn_keys){x->k, x->v, g->width};
 }
 
-INLINE int64_t attn_visible(const attn *g, const attn_piece *p, int64_t row) { return p->m - p->n + row / g->group + 1; }
+INLINE int64_t attn_visible(const attn *g, const attn_piece *p, int64_t row) {
+    return p->m - p->n + row / g->group + 1;
+}
 INLINE int64_t attn_hidden(const attn *g, const attn_piece *p, int64_t row) {
     int64_t hidden = attn_visible(g, p, row) - g->window;
     return hidden > 0 ? hidden : 0;
@@ -171,18 +182,22 @@ INLINE int64_t attn_keys_seen(const attn_scratch *x, int64_t row, int64_t rows, 
 
 /* Scores past what the rows of a panel see are neither computed nor read: of `keys` keys of a tile those that the panel of column
  * c needs, in whole tiles of the products, as is the last of its rows. */
-INLINE int64_t attn_panel_keys(const attn_scratch *x, int64_t row, int64_t columns, int64_t c, int64_t key, int64_t keys) {
+INLINE int64_t attn_panel_keys(const attn_scratch *x, int64_t row, int64_t columns, int64_t c,
+                               int64_t key, int64_t keys) {
     int64_t end = at_most(round_up(c - c % ATTN_PANEL + ATTN_PANEL, ATTN_ROWS), columns);
     int64_t seen = x->visible[row + end - 1] - key;
     return seen <= 0 ? 0 : at_most(round_up(seen, ATTN_ROWS), keys);
 }
 
 /* s[keys][ATTN_Q] = a t, of a tile's keys or values and of its rows of q or do, transposed. */
-static void attn_scores(const attn_scratch *x, int64_t row, int64_t columns, int64_t key, int64_t keys, int64_t d, const float *a,
-                        int64_t stride, const float *t, float *s) {
+static void attn_scores(const attn_scratch *x, int64_t row, int64_t columns, int64_t key,
+                        int64_t keys, int64_t d, const float *a, int64_t stride, const float *t,
+                        float *s) {
     for (int64_t c = 0; c < columns; c += ATTN_PANEL) {
-        int64_t n = at_most(columns - c, ATTN_PANEL), needed = attn_panel_keys(x, row, columns, c, key, keys);
-        attn_by_row((attn_product){needed, n, d, a, stride, t + c, ATTN_Q, s + c, ATTN_Q, NULL}, 0, 0);
+        int64_t n = at_most(columns - c, ATTN_PANEL),
+                needed = attn_panel_keys(x, row, columns, c, key, keys);
+        attn_by_row((attn_product){needed, n, d, a, stride, t + c, ATTN_Q, s + c, ATTN_Q, NULL}, 0,
+                    0);
     }
 }
 

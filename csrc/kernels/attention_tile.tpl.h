@@ -22,8 +22,8 @@ typedef struct {
 
 /* Rows [i0, i0 + rows) and nv vectors of columns from j, at depths [from, to). rows, nv and by_column are constants in every
  * instance. */
-INLINE void attn_tile(const attn_product *t, const int rows, const int nv, const int by_column, int64_t i0, int64_t j,
-                      int64_t from, int64_t to) {
+INLINE void attn_tile(const attn_product *t, const int rows, const int nv, const int by_column,
+                      int64_t i0, int64_t j, int64_t from, int64_t to) {
     int64_t lda = t->lda, ldb = t->ldb, ldc = t->ldc;
     const float *a = t->a + i0 * (by_column ? 1 : lda), *b = t->b + j;
     float *c = t->c + i0 * ldc + j;
@@ -31,7 +31,9 @@ INLINE void attn_tile(const attn_product *t, const int rows, const int nv, const
 #pragma GCC unroll 8
     for (int i = 0; i < rows; i++)
 #pragma GCC unroll 2
-        for (int l = 0; l < nv; l++) acc[i][l] = t->factor ? vf_load(c + i * ldc + l * LANES) * t->factor[i0 + i] : vf_set1(0);
+        for (int l = 0; l < nv; l++)
+            acc[i][l] =
+                t->factor ? vf_load(c + i * ldc + l * LANES) * t->factor[i0 + i] : vf_set1(0);
     for (int64_t k = from; k < to; k++) {
         vf b0 = vf_load(b + k * ldb), b1 = nv == 2 ? vf_load(b + k * ldb + LANES) : b0;
 #pragma GCC unroll 8
@@ -55,16 +57,18 @@ typedef struct {
     int64_t base;
 } attn_band;
 
-INLINE void attn_tile_in_band(const attn_product *t, const attn_band *band, const int rows, const int nv, const int by_column,
-                              int64_t i, int64_t j) {
+INLINE void attn_tile_in_band(const attn_product *t, const attn_band *band, const int rows,
+                              const int nv, const int by_column, int64_t i, int64_t j) {
     int64_t from = band->first + i * band->step, to = t->depth;
     if (band->until) to = at_most(band->until[i + rows - 1] - band->base, to);
     attn_tile(t, rows, nv, by_column, i, j, from > 0 ? from : 0, to);
 }
 
-INLINE void attn_panel(const attn_product *t, const attn_band *band, const int nv, const int by_column, int64_t j) {
+INLINE void attn_panel(const attn_product *t, const attn_band *band, const int nv,
+                       const int by_column, int64_t j) {
     int64_t i = 0;
-    for (; i + ATTN_ROWS <= t->rows; i += ATTN_ROWS) attn_tile_in_band(t, band, ATTN_ROWS, nv, by_column, i, j);
+    for (; i + ATTN_ROWS <= t->rows; i += ATTN_ROWS)
+        attn_tile_in_band(t, band, ATTN_ROWS, nv, by_column, i, j);
     int64_t rest = t->rows - i;
     if (rest & 4) attn_tile_in_band(t, band, 4, nv, by_column, i, j);
     if (rest & 2) attn_tile_in_band(t, band, 2, nv, by_column, i + (rest & 4), j);

@@ -4,7 +4,8 @@
 enum { COLUMN_BLOCK = 1024 };
 
 /* above[j] = 1 where some |x[i,j]| is above bound[i], or either is NaN   x [N,V], bound [N] */
-static void columns_above_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
+static void columns_above_piece(const void *context, int64_t begin, int64_t end,
+                                int worker UNUSED) {
     const pl_call *c = context;
     const columns_above_args args = columns_above_args_of(c);
     const float *bound = args.bound;
@@ -12,7 +13,8 @@ static void columns_above_piece(const void *context, int64_t begin, int64_t end,
     int64_t n = PL_DIM(c, 'N'), v = PL_DIM(c, 'V');
     for (int64_t block = begin; block < end; block++) {
         const float *x = args.x + block * COLUMN_BLOCK;
-        int64_t width = v - block * COLUMN_BLOCK < COLUMN_BLOCK ? v - block * COLUMN_BLOCK : COLUMN_BLOCK;
+        int64_t width =
+            v - block * COLUMN_BLOCK < COLUMN_BLOCK ? v - block * COLUMN_BLOCK : COLUMN_BLOCK;
         vi below[COLUMN_BLOCK / LANES];
         memset(below, 0xff, sizeof below);
         for (int64_t i = 0; i < n; i++, x += v) {
@@ -21,7 +23,8 @@ static void columns_above_piece(const void *context, int64_t begin, int64_t end,
             for (; j + LANES <= width; j += LANES) below[j / LANES] &= vf_abs(vf_load(x + j)) <= b;
             if (j < width) below[j / LANES] &= vf_abs(vf_load_part(x + j, width - j, 0)) <= b;
         }
-        for (int64_t j = 0; j < width; j++) above[block * COLUMN_BLOCK + j] = !below[j / LANES][j % LANES];
+        for (int64_t j = 0; j < width; j++)
+            above[block * COLUMN_BLOCK + j] = !below[j / LANES][j % LANES];
     }
 }
 pl_status KERNEL(columns_above)(const pl_call *c) {
@@ -30,7 +33,8 @@ pl_status KERNEL(columns_above)(const pl_call *c) {
 }
 
 /* y[:,m] = x[:,columns[m]]   x [N,V], columns [M], y [N,M] */
-static void gather_columns_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
+static void gather_columns_piece(const void *context, int64_t begin, int64_t end,
+                                 int worker UNUSED) {
     const pl_call *c = context;
     const gather_columns_args args = gather_columns_args_of(c);
     const int32_t *columns = args.columns;

@@ -15,7 +15,8 @@ INLINE pl_weight float_matrix_at(const float *data, int64_t e, int64_t rows, int
 }
 
 /* Runs `product` of every expert that has rows, or with `empty` of every expert. */
-static pl_status run_experts(const pl_call *call, const int32_t *offsets, int empty, gemm (*product)(const expert_rows *)) {
+static pl_status run_experts(const pl_call *call, const int32_t *offsets, int empty,
+                             gemm (*product)(const expert_rows *)) {
     int64_t experts = PL_DIM(call, 'E'), count = 0;
     gemm *groups = pl_acquire((size_t)experts * sizeof *groups);
     if (!groups) return PL_NO_MEMORY;
@@ -29,8 +30,8 @@ static pl_status run_experts(const pl_call *call, const int32_t *offsets, int em
 }
 
 /* The product of a layer without its adapter; x is dy on the way back. */
-static gemm expert_layer(const expert_rows *r, const float *x, const pl_weight *stack, int backward, const float *factor,
-                         float *out) {
+static gemm expert_layer(const expert_rows *r, const float *x, const pl_weight *stack, int backward,
+                         const float *factor, float *out) {
     const pl_weight *w = stack + r->expert;
     int64_t k = backward ? w->rows : w->cols, n = backward ? w->cols : w->rows;
     gemm g = dense_product(x + r->begin * k, r->rows, w, backward, out + r->begin * n);

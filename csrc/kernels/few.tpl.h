@@ -6,7 +6,8 @@
 static __attribute__((noinline)) float few_branch(const gemm *g, const float *h, int64_t o) {
     const float *u = (const float *)g->u.data;
     float sum = 0;
-    for (int64_t j = 0; j < g->rank; j++) sum += g->u_scale * h[j] * (g->u_transposed ? u[o * g->rank + j] : u[j * g->n + o]);
+    for (int64_t j = 0; j < g->rank; j++)
+        sum += g->u_scale * h[j] * (g->u_transposed ? u[o * g->rank + j] : u[j * g->n + o]);
     return sum;
 }
 
@@ -15,12 +16,14 @@ enum { FEW_AHEAD = 2048 };
 
 /* Few rows against W transposed: every row of W is expanded once, a run at a time, and multiplied with all rows of A.
  * The number of rows and the format are constants in every instance, so that sums and expanded runs live in registers. */
-INLINE void few_rows(const gemm *g, int64_t begin, int64_t end, const int m, const int format, const decoder decode) {
+INLINE void few_rows(const gemm *g, int64_t begin, int64_t end, const int m, const int format,
+                     const decoder decode) {
     const float *h = g->h_given ? g->h_given : g->h;
     for (int64_t o = begin; o < end; o++) {
         const int64_t row = pl_stored_row(&g->b, o);
         if (!pl_is_floats(format))
-            for (int64_t i = 0; i < g->b.row_bytes; i += 64) __builtin_prefetch(g->b.data + row * g->b.row_bytes + FEW_AHEAD + i);
+            for (int64_t i = 0; i < g->b.row_bytes; i += 64)
+                __builtin_prefetch(g->b.data + row * g->b.row_bytes + FEW_AHEAD + i);
         const float factor = g->b_rows ? g->a.factor * g->b_rows[o] : g->a.factor;
         vf acc[SMALL_M][32 / LANES];
 #pragma GCC unroll 4
@@ -35,7 +38,8 @@ INLINE void few_rows(const gemm *g, int64_t begin, int64_t end, const int m, con
             for (int i = 0; i < m; i++)
 #pragma GCC unroll 8
                 for (int l = 0; l < 32 / LANES; l++)
-                    acc[i][l] += vf_load(run + l * LANES) * vf_load(g->a.data + i * g->a.stride + k + l * LANES);
+                    acc[i][l] += vf_load(run + l * LANES) *
+                                 vf_load(g->a.data + i * g->a.stride + k + l * LANES);
         }
         float tail[32];
         if (k < g->k) decoders[g->b.format](&g->b, row, k, g->k - k, tail);
@@ -45,7 +49,8 @@ INLINE void few_rows(const gemm *g, int64_t begin, int64_t end, const int m, con
 #pragma GCC unroll 8
             for (int l = 1; l < 32 / LANES; l++) total += acc[i][l];
             float sum = vf_sum(total);
-            for (int64_t l = 0; l < g->k - k; l++) sum += tail[l] * g->a.data[i * g->a.stride + k + l];
+            for (int64_t l = 0; l < g->k - k; l++)
+                sum += tail[l] * g->a.data[i * g->a.stride + k + l];
             float y = sum * factor + (g->bias ? g->bias[o] : 0);
             if (g->rank) y += few_branch(g, h + i * g->rank, o);
             float *c = g->c + i * g->n + o;
@@ -57,13 +62,16 @@ INLINE void few_rows(const gemm *g, int64_t begin, int64_t end, const int m, con
 /* Every instance is a function of its own: in one that has them all, the compiler keeps sums on the stack. */
 typedef void (*few_fn)(const gemm *g, int64_t begin, int64_t end);
 #define FEW_ROWS(name, m) \
-    static __attribute__((noinline)) void few_##name##_##m(const gemm *g, int64_t begin, int64_t end) { \
+    static __attribute__((noinline)) void few_##name##_##m(const gemm *g, int64_t begin, \
+                                                           int64_t end) { \
         few_rows(g, begin, end, m, PL_W_##name, run_##name); \
     }
-#define PL_FORMAT(name, elements, bytes, decoder, kind) FEW_ROWS(name, 1) FEW_ROWS(name, 2) FEW_ROWS(name, 3) FEW_ROWS(name, 4)
+#define PL_FORMAT(name, elements, bytes, decoder, kind) \
+    FEW_ROWS(name, 1) FEW_ROWS(name, 2) FEW_ROWS(name, 3) FEW_ROWS(name, 4)
 #include "../formats.def"
 static const few_fn few_of[PL_W_COUNT][SMALL_M] = {
-#define PL_FORMAT(name, elements, bytes, decoder, kind) {few_##name##_1, few_##name##_2, few_##name##_3, few_##name##_4},
+#define PL_FORMAT(name, elements, bytes, decoder, kind) \
+    {few_##name##_1, few_##name##_2, few_##name##_3, few_##name##_4},
 #include "../formats.def"
 };
 
@@ -79,20 +87,23 @@ static void multiply_few(const void *context, int64_t begin, int64_t end, int wo
     const few_job *job = context;
     for (int64_t piece = begin; piece < end; piece++) {
         const gemm *g = job->groups + piece / job->pieces;
-        int64_t first = piece % job->pieces * job->columns, last = first + job->columns < g->n ? first + job->columns : g->n;
+        int64_t first = piece % job->pieces * job->columns,
+                last = first + job->columns < g->n ? first + job->columns : g->n;
         if (!g->m || !is_few(g)) continue;
         few_of[g->b.format][g->m - 1](g, first, last);
     }
 }
 
 /* sum[0, n) = a P for n columns of P [k, stride], in float64. */
-static void wide_columns(const float *a, const float *p, int64_t k, int64_t stride, int64_t n, double *sum) {
+static void wide_columns(const float *a, const float *p, int64_t k, int64_t stride, int64_t n,
+                         double *sum) {
     int64_t i = 0;
     for (int64_t j = 0; j < n; j++) sum[j] = 0;
     for (; i + 4 <= k; i += 4, p += 4 * stride) {
         const double x0 = a[i], x1 = a[i + 1], x2 = a[i + 2], x3 = a[i + 3];
         const float *p1 = p + stride, *p2 = p1 + stride, *p3 = p2 + stride;
-        for (int64_t j = 0; j < n; j++) sum[j] += (x0 * p[j] + x1 * p1[j]) + (x2 * p2[j] + x3 * p3[j]);
+        for (int64_t j = 0; j < n; j++)
+            sum[j] += (x0 * p[j] + x1 * p1[j]) + (x2 * p2[j] + x3 * p3[j]);
     }
     for (; i < k; i++, p += stride)
         for (int64_t j = 0; j < n; j++) sum[j] += (double)a[i] * p[j];
@@ -107,7 +118,8 @@ static void small_h(const void *context, int64_t begin, int64_t end, int worker 
         for (int64_t i = 0; i < g->m; i++) {
             const float *a = g->a.data + i * g->a.stride;
             float *h = g->h + i * g->rank;
-            for (int64_t j = 0; j < g->rank && g->p_transposed; j++) h[j] = (float)wide_dot(a, p + j * g->k, g->k) * g->h_scale;
+            for (int64_t j = 0; j < g->rank && g->p_transposed; j++)
+                h[j] = (float)wide_dot(a, p + j * g->k, g->k) * g->h_scale;
             for (int64_t j = 0; j < g->rank && !g->p_transposed; j += COLUMNS) {
                 double sum[COLUMNS];
                 int64_t n = g->rank - j < COLUMNS ? g->rank - j : COLUMNS;

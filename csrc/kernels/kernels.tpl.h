@@ -11,7 +11,8 @@
 
 /* Hidden, so that the linker reports one that is missing. */
 #define KERNEL(name) PL_CAT(name##_, PL_ISA)
-#define PL_OP(name, spec) __attribute__((visibility("hidden"))) pl_status KERNEL(name)(const pl_call *call);
+#define PL_OP(name, spec) \
+    __attribute__((visibility("hidden"))) pl_status KERNEL(name)(const pl_call *call);
 #include "../ops.def"
 
 #ifdef PL_UNIT_TABLE

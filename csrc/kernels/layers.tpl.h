@@ -14,7 +14,8 @@ enum { BLOCK_ROWS = 32 };
 /* ---- Rows */
 
 /* y[n,:] = w[ids[n],:]   ids [N], w [V,D] in any format, y [N,D] */
-static void embedding_forward_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
+static void embedding_forward_piece(const void *context, int64_t begin, int64_t end,
+                                    int worker UNUSED) {
     const pl_call *c = context;
     const embedding_forward_args args = embedding_forward_args_of(c);
     const int32_t *ids = args.ids;
@@ -79,7 +80,8 @@ static void same_bits_piece(const void *context, int64_t begin, int64_t end, int
     const same_bits_args args = same_bits_args_of(c);
     const float *x = args.x, *y = args.y;
     uint8_t *same = args.same;
-    if (memcmp(x + begin, y + begin, (size_t)(end - begin) * sizeof *x)) __atomic_store_n(same, 0, __ATOMIC_RELAXED);
+    if (memcmp(x + begin, y + begin, (size_t)(end - begin) * sizeof *x))
+        __atomic_store_n(same, 0, __ATOMIC_RELAXED);
 }
 pl_status KERNEL(same_bits)(const pl_call *c) {
     const same_bits_args args = same_bits_args_of(c);
@@ -111,7 +113,8 @@ pl_status KERNEL(put_rows)(const pl_call *c) {
     const int32_t *rows = args.rows;
     float *y = args.y;
     int64_t d = PL_DIM(c, 'D');
-    for (int64_t i = 0; i < PL_DIM(c, 'M'); i++) memcpy(y + rows[i] * d, x + i * d, (size_t)d * sizeof *y);
+    for (int64_t i = 0; i < PL_DIM(c, 'M'); i++)
+        memcpy(y + rows[i] * d, x + i * d, (size_t)d * sizeof *y);
     return PL_OK;
 }
 
@@ -138,7 +141,8 @@ typedef struct {
 } column_job;
 
 /* Few enough partial rows to add in float64. */
-static void join_partials_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
+static void join_partials_piece(const void *context, int64_t begin, int64_t end,
+                                int worker UNUSED) {
     const column_job *job = context;
     for (int64_t j = begin; j < end; j++) {
         double sum = 0;
@@ -226,7 +230,8 @@ INLINE float dot(const float *a, const float *b, const float *w, int64_t n) {
 }
 
 /* n <= LANES elements of the sum of k rows, from x + the row's number times `stride` on. */
-INLINE void combine_lanes(const float *x, const int32_t *rows, int64_t k, int64_t stride, int add, float *y, int64_t n) {
+INLINE void combine_lanes(const float *x, const int32_t *rows, int64_t k, int64_t stride, int add,
+                          float *y, int64_t n) {
     vf sum = !add ? vf_set1(0) : n == LANES ? vf_load(y) : vf_load_part(y, n, 0.0f);
     for (int64_t j = 0; j < k; j++) {
         const float *from = x + rows[j] * stride;
@@ -244,7 +249,8 @@ static void combine_rows_piece(const void *context, int64_t begin, int64_t end, 
         const int32_t *rows = args.rows + n * k;
         float *y = args.y + n * d;
         int64_t i = 0;
-        for (; i + LANES <= d; i += LANES) combine_lanes(args.x + i, rows, k, d, args.accumulate != 0, y + i, LANES);
+        for (; i + LANES <= d; i += LANES)
+            combine_lanes(args.x + i, rows, k, d, args.accumulate != 0, y + i, LANES);
         if (i < d) combine_lanes(args.x + i, rows, k, d, args.accumulate != 0, y + i, d - i);
     }
 }
@@ -271,7 +277,8 @@ pl_status KERNEL(scale_rows)(const pl_call *c) {
 }
 
 /* y[n,:] = factor x[n,:], element by element */
-static void scale_columns_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
+static void scale_columns_piece(const void *context, int64_t begin, int64_t end,
+                                int worker UNUSED) {
     const pl_call *c = context;
     const scale_columns_args args = scale_columns_args_of(c);
     const float *factor = args.factor;
@@ -307,7 +314,8 @@ pl_status KERNEL(transpose)(const pl_call *c) {
 }
 
 /* dfactor[n] = dy[n,:] . x[n,:]; dx[n,:] = factor[n] dy[n,:] */
-static void scale_rows_grad_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
+static void scale_rows_grad_piece(const void *context, int64_t begin, int64_t end,
+                                  int worker UNUSED) {
     const pl_call *c = context;
     const scale_rows_grad_args args = scale_rows_grad_args_of(c);
     const float *factor = args.factor;
@@ -327,7 +335,8 @@ pl_status KERNEL(scale_rows_grad)(const pl_call *c) {
 /* ---- Root mean square norm */
 
 /* y = x rstd w, rstd = 1 / sqrt(mean(x^2) + eps)   x, y [N,D], w [D], rstd [N] */
-static void rms_norm_forward_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
+static void rms_norm_forward_piece(const void *context, int64_t begin, int64_t end,
+                                   int worker UNUSED) {
     const pl_call *c = context;
     const rms_norm_forward_args args = rms_norm_forward_args_of(c);
     const float *w = args.w;
@@ -346,7 +355,8 @@ pl_status KERNEL(rms_norm_forward)(const pl_call *c) {
 }
 
 /* dx = rstd (dy w - x rstd^2 mean(dy w x)), dw[j] = sum over n of dy x rstd   dw may be NULL, and is overwritten */
-static void rms_norm_grad_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
+static void rms_norm_grad_piece(const void *context, int64_t begin, int64_t end,
+                                int worker UNUSED) {
     const column_job *job = context;
     const pl_call *c = job->call;
     const rms_norm_grad_args args = rms_norm_grad_args_of(c);
@@ -373,7 +383,8 @@ pl_status KERNEL(rms_norm_grad)(const pl_call *c) {
 
 /* ---- Rotary positions */
 
-INLINE void rope_step(const float *x, const float *cosine, const float *sine, float sign, int64_t half, float *y, int64_t n) {
+INLINE void rope_step(const float *x, const float *cosine, const float *sine, float sign,
+                      int64_t half, float *y, int64_t n) {
     vf a = vf_load_part(x, n, 0.0f), b = vf_load_part(x + half, n, 0.0f);
     vf c = vf_load_part(cosine, n, 0.0f), s = sign * vf_load_part(sine, n, 0.0f);
     vf_store_part(y, a * c - b * s, n);
@@ -395,7 +406,8 @@ static void rope_piece(const void *context, int64_t begin, int64_t end, int work
             const float *x = args.x + (i * heads + h) * d;
             float *y = args.y + (i * heads + h) * d;
             int64_t j = 0;
-            for (; j + LANES <= half; j += LANES) rope_step(x + j, cosine + j, sine + j, sign, half, y + j, LANES);
+            for (; j + LANES <= half; j += LANES)
+                rope_step(x + j, cosine + j, sine + j, sign, half, y + j, LANES);
             if (j < half) rope_step(x + j, cosine + j, sine + j, sign, half, y + j, half - j);
         }
     }
@@ -416,7 +428,9 @@ typedef struct {
 INLINE activation silu(vf g) { return (activation){g, g}; }
 /* The tanh form of GELU: 0.5 g (1 + tanh(u)) = g sigmoid(2 u), u = sqrt(2 / pi) (g + 0.044715 g^3). */
 INLINE activation gelu_tanh(vf g) {
-    vf near = vf_min(vf_set1(16.0f), vf_max(vf_set1(-16.0f), g)); /* beyond, the sigmoid is 0 or 1; a NaN stays one */
+    vf near =
+        vf_min(vf_set1(16.0f),
+               vf_max(vf_set1(-16.0f), g)); /* beyond, the sigmoid is 0 or 1; a NaN stays one */
     vf k = 1.5957691216057308f * near, cube = 0.044715f * near * near;
     return (activation){k * (1.0f + cube), k * (1.0f + 3.0f * cube)};
 }
@@ -430,20 +444,27 @@ INLINE void gated_grad_lanes(vf *v, activation a) {
 }
 
 #define GATED_UNIT(name, act) \
-    INLINE void name##_lanes(vf *v, int64_t index UNUSED, const void *constants UNUSED) { gated_lanes(v, act(v[0])); } \
-    INLINE void name##_grad_lanes(vf *v, int64_t index UNUSED, const void *constants UNUSED) { gated_grad_lanes(v, act(v[1])); } \
-    static void name##_forward_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) { \
+    INLINE void name##_lanes(vf *v, int64_t index UNUSED, const void *constants UNUSED) { \
+        gated_lanes(v, act(v[0])); \
+    } \
+    INLINE void name##_grad_lanes(vf *v, int64_t index UNUSED, const void *constants UNUSED) { \
+        gated_grad_lanes(v, act(v[1])); \
+    } \
+    static void name##_forward_piece(const void *context, int64_t begin, int64_t end, \
+                                     int worker UNUSED) { \
         const name##_forward_args args = name##_forward_args_of(context); \
-        map(name##_lanes, 2, (const float *[]){args.gate, args.up}, 1, (float *[]){args.y}, begin, end, NULL); \
+        map(name##_lanes, 2, (const float *[]){args.gate, args.up}, 1, (float *[]){args.y}, begin, \
+            end, NULL); \
     } \
     pl_status KERNEL(name##_forward)(const pl_call *c) { \
         pl_parallel(PL_DIM(c, 'N'), PIECE, name##_forward_piece, c); \
         return PL_OK; \
     } \
-    static void name##_grad_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) { \
+    static void name##_grad_piece(const void *context, int64_t begin, int64_t end, \
+                                  int worker UNUSED) { \
         const name##_grad_args args = name##_grad_args_of(context); \
-        map(name##_grad_lanes, 3, (const float *[]){args.dy, args.gate, args.up}, 2, (float *[]){args.dgate, args.dup}, begin, \
-            end, NULL); \
+        map(name##_grad_lanes, 3, (const float *[]){args.dy, args.gate, args.up}, 2, \
+            (float *[]){args.dgate, args.dup}, begin, end, NULL); \
     } \
     pl_status KERNEL(name##_grad)(const pl_call *c) { \
         pl_parallel(PL_DIM(c, 'N'), PIECE, name##_grad_piece, c); \
@@ -473,14 +494,17 @@ INLINE void ratio_lanes(vf *v, int64_t index UNUSED, const void *constants UNUSE
 static void ratio_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
     const pl_call *c = context;
     const ratio_args args = ratio_args_of(c);
-    map(ratio_lanes, 2, (const float *[]){args.a, args.b}, 1, (float *[]){args.y}, begin, end, NULL);
+    map(ratio_lanes, 2, (const float *[]){args.a, args.b}, 1, (float *[]){args.y}, begin, end,
+        NULL);
 }
 pl_status KERNEL(ratio)(const pl_call *c) {
     pl_parallel(PL_DIM(c, 'N'), PIECE, ratio_piece, c);
     return PL_OK;
 }
 
-INLINE void axpy_lanes(vf *v, int64_t index UNUSED, const void *constants) { v[0] = v[1] + *(const float *)constants * v[0]; }
+INLINE void axpy_lanes(vf *v, int64_t index UNUSED, const void *constants) {
+    v[0] = v[1] + *(const float *)constants * v[0];
+}
 
 /* y += alpha x */
 static void axpy_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
@@ -494,7 +518,9 @@ pl_status KERNEL(axpy)(const pl_call *c) {
     return PL_OK;
 }
 
-INLINE void scale_lanes(vf *v, int64_t index UNUSED, const void *constants) { v[0] *= *(const float *)constants; }
+INLINE void scale_lanes(vf *v, int64_t index UNUSED, const void *constants) {
+    v[0] *= *(const float *)constants;
+}
 
 /* y = alpha x */
 static void scale_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
@@ -548,8 +574,9 @@ static void dropout_piece(const void *context, int64_t begin, int64_t end, int w
         return;
     }
     uint64_t state = (uint64_t)args.seed, a = pl_next_word(&state), b = pl_next_word(&state);
-    dropout_constants k = {
-        {(uint32_t)a, (uint32_t)(a >> 32), (uint32_t)b}, p > 0 ? (uint32_t)(p * 0x1p32) : 0, (float)(1 / (1 - p))};
+    dropout_constants k = {{(uint32_t)a, (uint32_t)(a >> 32), (uint32_t)b},
+                           p > 0 ? (uint32_t)(p * 0x1p32) : 0,
+                           (float)(1 / (1 - p))};
     map(dropout_lanes, 1, (const float *[]){args.x}, 1, (float *[]){y}, begin, end, &k);
 }
 pl_status KERNEL(dropout)(const pl_call *c) {

@@ -9,10 +9,11 @@ enum { MAX_LANES_ARGS = 4 };
 /* What an elementwise kernel does with LANES elements: replaces v[..] by the outputs; `index` is that of the first element. */
 typedef void (*lanes_fn)(vf *v, int64_t index, const void *constants);
 
-INLINE void map_step(lanes_fn f, int inputs, const float *const *in, int outputs, float *const *out, int64_t i, int64_t n,
-                     const void *constants) {
+INLINE void map_step(lanes_fn f, int inputs, const float *const *in, int outputs, float *const *out,
+                     int64_t i, int64_t n, const void *constants) {
     vf v[MAX_LANES_ARGS];
-    for (int j = 0; j < inputs; j++) v[j] = n == LANES ? vf_load(in[j] + i) : vf_load_part(in[j] + i, n, 0.0f);
+    for (int j = 0; j < inputs; j++)
+        v[j] = n == LANES ? vf_load(in[j] + i) : vf_load_part(in[j] + i, n, 0.0f);
     f(v, i, constants);
     for (int j = 0; j < outputs; j++) {
         if (n == LANES) vf_store(out[j] + i, v[j]);
@@ -21,8 +22,8 @@ INLINE void map_step(lanes_fn f, int inputs, const float *const *in, int outputs
 }
 
 /* Elements [begin, end). Outputs may be the same memory as inputs. */
-INLINE void map(lanes_fn f, int inputs, const float *const *in, int outputs, float *const *out, int64_t begin, int64_t end,
-                const void *constants) {
+INLINE void map(lanes_fn f, int inputs, const float *const *in, int outputs, float *const *out,
+                int64_t begin, int64_t end, const void *constants) {
     int64_t i = begin;
     for (; i + LANES <= end; i += LANES) map_step(f, inputs, in, outputs, out, i, LANES, constants);
     if (i < end) map_step(f, inputs, in, outputs, out, i, end - i, constants);

@@ -17,8 +17,8 @@ enum {
     KC = 576,    /* depth of a packed panel of B */
     KS = 4 * KC, /* depth of packed A */
     MS = 1024,   /* rows of packed A, about */
-    NB = 96,     /* columns of a piece of work: a multiple of 32 (quantised blocks) and of every NR */
-    SMALL_M = 4  /* up to here rows of B are read once and multiplied as they come */
+    NB = 96, /* columns of a piece of work: a multiple of 32 (quantised blocks) and of every NR */
+    SMALL_M = 4 /* up to here rows of B are read once and multiplied as they come */
 };
 
 typedef struct {
@@ -43,17 +43,19 @@ typedef struct {
 /* The state of one block of A, [row0, row0 + rows) x [k0, k0 + depth), which is one of a batch that is computed together. */
 typedef struct {
     const gemm *g;
-    int64_t first_panel, panels, first_piece, pieces; /* among those of the batch; none when k0 is past the product's depth */
-    int mr;                                           /* rows of a panel */
+    int64_t first_panel, panels, first_piece,
+        pieces; /* among those of the batch; none when k0 is past the product's depth */
+    int mr;     /* rows of a panel */
     int64_t row0, rows, k0, depth;
-    int64_t chunk;   /* depth of packed B: even parts of at most KC, a multiple of 32 */
-    int last;        /* the last block over k: bias and the low-rank branch join here */
-    int in_place;    /* whole panels of A are read where they lie, and only a last partial one is packed */
+    int64_t chunk; /* depth of packed B: even parts of at most KC, a multiple of 32 */
+    int last;      /* the last block over k: bias and the low-rank branch join here */
+    int in_place; /* whole panels of A are read where they lie, and only a last partial one is packed */
     float *packed_a; /* [panels, or 1 in place][panel_stride] */
     float *packed_h; /* [panels][h_stride] */
     float *packed_p; /* [rank / width][depth][width] */
     float *packed_b; /* per worker */
-    float *pairs;    /* [rows, up to whole panels][pairs_stride]: A in words, unless these are floats */
+    float
+        *pairs; /* [rows, up to whole panels][pairs_stride]: A in words, unless these are floats */
     int64_t panel_stride, h_stride, b_stride, pairs_stride;
     int64_t row_pieces, rows_per_piece, column_pieces;
 } block;
@@ -68,7 +70,9 @@ typedef struct {
 
 static int panel_width(int64_t columns) { return columns <= LANES ? LANES : NR; }
 /* The same for H, which has a narrower tile over full panels. */
-static int h_width(int64_t rank, int mr) { return mr == MR && LANES >= 8 && rank <= LANES / 2 ? LANES / 2 : panel_width(rank); }
+static int h_width(int64_t rank, int mr) {
+    return mr == MR && LANES >= 8 && rank <= LANES / 2 ? LANES / 2 : panel_width(rank);
+}
 
 /* The A of a tile: the panel at `row` of the block, from depth k on. */
 INLINE void take_panel(const block *s, int64_t row, int rows, int64_t k, tile_args *t) {
@@ -92,14 +96,17 @@ INLINE void take_pairs(const block *s, int64_t row, int rows, int64_t k, tile_ar
     t->a_stride = s->pairs_stride;
 }
 
-static int rows_of_panel(const block *s, int64_t row) { return (int)(s->rows - row < s->mr ? s->rows - row : s->mr); }
+static int rows_of_panel(const block *s, int64_t row) {
+    return (int)(s->rows - row < s->mr ? s->rows - row : s->mr);
+}
 
 static void pack_p(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
     const batch *all = context;
     for (const block *s = all->blocks + begin; s < all->blocks + end; s++) {
         const gemm *g = s->g;
         if (!s->panels || !g->rank || g->h_given) continue;
-        pack_b(&g->p, g->p_transposed, 0, g->rank, s->k0, s->depth, h_width(g->rank, s->mr), g->h_scale, NULL, s->packed_p);
+        pack_b(&g->p, g->p_transposed, 0, g->rank, s->k0, s->depth, h_width(g->rank, s->mr),
+               g->h_scale, NULL, s->packed_p);
     }
 }
 
@@ -113,10 +120,12 @@ static void pack_panels(const void *context, int64_t begin, int64_t end, int wor
         const int with_h = g->rank && !g->h_given;
         tile_args t = {.add = s->k0 > 0, .k = s->depth, .ldc = g->rank};
         take_panel(s, row, rows_of_panel(s, row), 0, &t);
-        if (!t.in_place && (with_h || g->form == FLOATS)) pack_a(&g->a, from, t.rows, s->mr, s->k0, s->depth, (float *)t.a);
+        if (!t.in_place && (with_h || g->form == FLOATS))
+            pack_a(&g->a, from, t.rows, s->mr, s->k0, s->depth, (float *)t.a);
         if (g->form != FLOATS)
-            (g->form == PAIRS ? pack_a_pairs : pack_a_native_pairs)(&g->a, from, t.rows, s->k0, s->depth, s->pairs_stride,
-                                                                    s->pairs + row * s->pairs_stride);
+            (g->form == PAIRS ? pack_a_pairs : pack_a_native_pairs)(
+                &g->a, from, t.rows, s->k0, s->depth, s->pairs_stride,
+                s->pairs + row * s->pairs_stride);
         if (with_h) {
             int width = h_width(g->rank, s->mr);
             for (int64_t j = 0; j < g->rank; j += width) {
@@ -136,7 +145,8 @@ static void pack_panels(const void *context, int64_t begin, int64_t end, int wor
 }
 
 /* The part of B after depth `k` of a piece of s: its next chunk, or the first of the piece that is likely the worker's next. */
-static b_ahead next_chunk(const batch *all, const block *s, int64_t piece, int64_t k, int64_t tiles) {
+static b_ahead next_chunk(const batch *all, const block *s, int64_t piece, int64_t k,
+                          int64_t tiles) {
     if (k == s->depth) {
         k = 0;
         piece += all->threads;
@@ -144,8 +154,10 @@ static b_ahead next_chunk(const batch *all, const block *s, int64_t piece, int64
         while (piece >= s->first_piece + s->pieces) s++;
     }
     const gemm *g = s->g;
-    int64_t j0 = (piece - s->first_piece) % s->column_pieces * NB, depth = s->depth - k < s->chunk ? s->depth - k : s->chunk;
-    return ahead_of(&g->b, g->b_transposed, j0, g->n - j0 < NB ? g->n - j0 : NB, s->k0 + k, depth, tiles);
+    int64_t j0 = (piece - s->first_piece) % s->column_pieces * NB,
+            depth = s->depth - k < s->chunk ? s->depth - k : s->chunk;
+    return ahead_of(&g->b, g->b_transposed, j0, g->n - j0 < NB ? g->n - j0 : NB, s->k0 + k, depth,
+                    tiles);
 }
 
 /* Pieces of C: a range of packed panels times NB columns. */
@@ -162,8 +174,8 @@ static void multiply_pieces(const void *context, int64_t begin, int64_t end, int
         int64_t first = piece / s->column_pieces * s->rows_per_piece;
         int64_t last = first + s->rows_per_piece < s->rows ? first + s->rows_per_piece : s->rows;
         /* With one panel of A, packing B would cost as much as using it. */
-        int direct = s->rows <= s->mr && !g->b_transposed && g->b.format == PL_W_F32 && !g->b.head_dim && !g->b_rows &&
-                     n % width == 0 && g->form == FLOATS;
+        int direct = s->rows <= s->mr && !g->b_transposed && g->b.format == PL_W_F32 &&
+                     !g->b.head_dim && !g->b_rows && n % width == 0 && g->form == FLOATS;
         int64_t k = 0, depth;
         do {
             depth = s->depth - k < s->chunk ? s->depth - k : s->chunk;
@@ -172,9 +184,13 @@ static void multiply_pieces(const void *context, int64_t begin, int64_t end, int
             const float *b = packed_b;
             float *packed_u = packed_b + padded * words;
             if (direct) b = (const float *)g->b.data + (s->k0 + k) * g->n + j0;
-            else b_packers[g->form](&g->b, g->b_transposed, j0, n, s->k0 + k, depth, width, 1, g->b_rows, packed_b);
-            if (finish && g->rank) pack_b(&g->u, g->u_transposed, j0, n, 0, g->rank, width, 1, NULL, packed_u);
-            b_ahead ahead = next_chunk(all, s, i, k + depth, (last - first + s->mr - 1) / s->mr * (padded / width));
+            else
+                b_packers[g->form](&g->b, g->b_transposed, j0, n, s->k0 + k, depth, width, 1,
+                                   g->b_rows, packed_b);
+            if (finish && g->rank)
+                pack_b(&g->u, g->u_transposed, j0, n, 0, g->rank, width, 1, NULL, packed_u);
+            b_ahead ahead = next_chunk(all, s, i, k + depth,
+                                       (last - first + s->mr - 1) / s->mr * (padded / width));
             for (int64_t row = first; row < last; row += s->mr) {
                 const float *h = s->packed_h + row / s->mr * s->h_stride;
                 for (int64_t j = 0; j < padded; j += width) {
@@ -208,7 +224,8 @@ static void multiply_pieces(const void *context, int64_t begin, int64_t end, int
 
 /* The next blocks of the products from *group, *row0 on: one of some MS rows, or whole products as long as they have few rows
  * together, and packed ones no more elements than one block may have. */
-static void fill_batch(batch *all, const gemm *groups, int64_t count, int64_t *group, int64_t *row0) {
+static void fill_batch(batch *all, const gemm *groups, int64_t count, int64_t *group,
+                       int64_t *row0) {
     int64_t rows = 0;
     all->count = 0;
     for (; *group < count && all->count < BATCH; ++*group) {
@@ -217,9 +234,11 @@ static void fill_batch(batch *all, const gemm *groups, int64_t count, int64_t *g
         if (g->m == 0 || g->n == 0 || is_few(g)) continue;
         int64_t left = g->m - *row0, most = left < MS + mr ? left : round_up(MS, mr);
         /* Rows a multiple of a page apart share the same few lines of the first cache: these are packed. */
-        int in_place = g->form != FLOATS || (mr == MR && !g->a.transposed && g->a.factor == 1 && g->a.stride % 1024);
+        int in_place = g->form != FLOATS ||
+                       (mr == MR && !g->a.transposed && g->a.factor == 1 && g->a.stride % 1024);
         int64_t few = 4 * MS, fit = (int64_t)MS * KS / (g->k < 1 ? 1 : g->k < KS ? g->k : KS);
-        if (all->count && (left >= MS + mr || rows + left > (in_place || fit > few ? few : fit))) break;
+        if (all->count && (left >= MS + mr || rows + left > (in_place || fit > few ? few : fit)))
+            break;
         block *s = &all->blocks[all->count++];
         *s = (block){.g = g, .mr = mr, .row0 = *row0, .rows = most, .in_place = in_place};
         s->column_pieces = (g->n + NB - 1) / NB;
@@ -268,8 +287,10 @@ static int64_t begin_depth(batch *all, int64_t k0) {
     all->panels = all->pieces = 0;
     for (block *s = all->blocks; s < all->blocks + all->count; s++) {
         const gemm *g = s->g;
-        int done = k0 > 0 && k0 >= g->k; /* once for k = 0 too: bias and the low-rank branch remain */
-        int64_t used = (s->rows + s->mr - 1) / s->mr, most = used / 9 + 1; /* a piece of fewer rows would not pay for packing B */
+        int done =
+            k0 > 0 && k0 >= g->k; /* once for k = 0 too: bias and the low-rank branch remain */
+        int64_t used = (s->rows + s->mr - 1) / s->mr,
+                most = used / 9 + 1; /* a piece of fewer rows would not pay for packing B */
         int64_t wanted = (3 * all->threads + columns - 1) / columns;
         s->row_pieces = wanted < most ? wanted : most;
         s->rows_per_piece = (used + s->row_pieces - 1) / s->row_pieces * s->mr;
@@ -316,18 +337,24 @@ static pl_status gemm_run_all(const gemm *groups, int64_t count) {
 static pl_status gemm_run(const gemm *g) { return gemm_run_all(g, 1); }
 
 INLINE pl_weight float_matrix(const float *data, int64_t rows, int64_t cols) {
-    return (pl_weight){.data = (const uint8_t *)data, .rows = rows, .cols = cols, .row_bytes = 4 * cols, .format = PL_W_F32};
+    return (pl_weight){.data = (const uint8_t *)data,
+                       .rows = rows,
+                       .cols = cols,
+                       .row_bytes = 4 * cols,
+                       .format = PL_W_F32};
 }
 
 /* How a layer with so many rows multiplies: few rows wait for the weight to come from memory, and gain nothing. */
 static int layer_form(int64_t rows) {
     const pl_precision precision = pl_matmul_precision();
     if (precision == PL_FLOAT32 || rows <= SMALL_M) return FLOATS;
-    return precision == PL_BFLOAT16 && NATIVE_PAIRS_COMPILED && pl_has_bf16_dots() ? NATIVE_PAIRS : PAIRS;
+    return precision == PL_BFLOAT16 && NATIVE_PAIRS_COMPILED && pl_has_bf16_dots() ? NATIVE_PAIRS
+                                                                                   : PAIRS;
 }
 
 /* x W^T, or backward x W, for x of so many rows. */
-INLINE gemm dense_product(const float *x, int64_t rows, const pl_weight *w, int backward, float *out) {
+INLINE gemm dense_product(const float *x, int64_t rows, const pl_weight *w, int backward,
+                          float *out) {
     int64_t k = backward ? w->rows : w->cols;
     return (gemm){.m = rows,
                   .n = backward ? w->cols : w->rows,
@@ -403,8 +430,8 @@ pl_status KERNEL(lora_input_grad)(const pl_call *call) {
 }
 
 /* c (+)= alpha a b, with a as [m, k] or [k, m] and b as [k, n] or [n, k]. */
-INLINE pl_status plain_product(const pl_call *call, double alpha, const float *a, int a_transposed, const float *b,
-                               int b_transposed, int64_t accumulate, float *c) {
+INLINE pl_status plain_product(const pl_call *call, double alpha, const float *a, int a_transposed,
+                               const float *b, int b_transposed, int64_t accumulate, float *c) {
     int64_t m = PL_DIM(call, 'M'), n = PL_DIM(call, 'N'), k = PL_DIM(call, 'K');
     gemm g = {.m = m,
               .n = n,

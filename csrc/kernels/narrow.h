@@ -103,7 +103,8 @@ INLINE uint16_t f16_from_f32(float f) {
     bits &= 0x7fffffff;
     if (bits > 0x7f800000) return (uint16_t)(sign | 0x7e00);
     if (bits >= 0x477ff000) return (uint16_t)(sign | 0x7c00);
-    if (bits < 0x38800000) { /* subnormal: adding 1/2 leaves its bits, rounded, at the end of the significand */
+    if (bits <
+        0x38800000) { /* subnormal: adding 1/2 leaves its bits, rounded, at the end of the significand */
         memcpy(&f, &bits, 4);
         f += 0.5f;
         memcpy(&bits, &f, 4);
@@ -122,7 +123,8 @@ INLINE vi vi_rounded_to_bf16(vf v) {
 /* LANES floats to 16 bits each, rounded to nearest even; NaN stays NaN. */
 INLINE void vf_to_bf16(uint16_t *p, vf v) {
 #if PL_BYTES == 64
-    _mm256_storeu_si256((__m256i *)p, _mm512_cvtepi32_epi16((__m512i)(vi_rounded_to_bf16(v) >> 16)));
+    _mm256_storeu_si256((__m256i *)p,
+                        _mm512_cvtepi32_epi16((__m512i)(vi_rounded_to_bf16(v) >> 16)));
 #else
     for (int i = 0; i < LANES; i++) p[i] = bf16_from_f32(v[i]);
 #endif
@@ -138,17 +140,20 @@ INLINE void vf_to_f16(uint16_t *p, vf v) {
 }
 #if PL_BYTES == 64
 INLINE __m512i bf16_of_two(vf a, vf b) {
-    const __m512i half = _mm512_set1_epi32(0x7fff), one = _mm512_set1_epi32(1), odd = _mm512_set1_epi32(0x10000);
+    const __m512i half = _mm512_set1_epi32(0x7fff), one = _mm512_set1_epi32(1),
+                  odd = _mm512_set1_epi32(0x10000);
     const __m512i quiet = _mm512_set1_epi32(0x400000);
     __m512i x[2] = {(__m512i)a, (__m512i)b};
 #pragma GCC unroll 2
     for (int i = 0; i < 2; i++) {
         __m512i up = _mm512_add_epi32(x[i], half);
         up = _mm512_mask_add_epi32(up, _mm512_test_epi32_mask(x[i], odd), up, one);
-        x[i] = _mm512_mask_or_epi32(up, _mm512_cmp_ps_mask((__m512)x[i], (__m512)x[i], _CMP_UNORD_Q), x[i], quiet);
+        x[i] = _mm512_mask_or_epi32(
+            up, _mm512_cmp_ps_mask((__m512)x[i], (__m512)x[i], _CMP_UNORD_Q), x[i], quiet);
     }
-    static const uint16_t odd_words[32] = {1,  3,  5,  7,  9,  11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31,
-                                           33, 35, 37, 39, 41, 43, 45, 47, 49, 51, 53, 55, 57, 59, 61, 63};
+    static const uint16_t odd_words[32] = {1,  3,  5,  7,  9,  11, 13, 15, 17, 19, 21,
+                                           23, 25, 27, 29, 31, 33, 35, 37, 39, 41, 43,
+                                           45, 47, 49, 51, 53, 55, 57, 59, 61, 63};
     return _mm512_permutex2var_epi16(x[0], _mm512_loadu_si512(odd_words), x[1]);
 }
 #endif
@@ -183,9 +188,11 @@ enum { NATIVE_PAIRS_COMPILED = 0 };
 INLINE vi vi_pair(vf a, vf b, const int native UNUSED) {
 #if defined(__AVX512BF16__) && PL_BYTES == 64
     if (native) {
-        static const uint16_t order[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
-                                           8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
-        return (vi)_mm512_permutexvar_epi16(_mm512_loadu_si512(order), (__m512i)_mm512_cvtne2ps_pbh((__m512)a, (__m512)b));
+        static const uint16_t order[32] = {0,  16, 1,  17, 2,  18, 3,  19, 4,  20, 5,
+                                           21, 6,  22, 7,  23, 8,  24, 9,  25, 10, 26,
+                                           11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+        return (vi)_mm512_permutexvar_epi16(_mm512_loadu_si512(order),
+                                            (__m512i)_mm512_cvtne2ps_pbh((__m512)a, (__m512)b));
     }
 #endif
     return (vi_rounded_to_bf16(a) & -0x10000) | (vi_rounded_to_bf16(b) >> 16 & 0xffff);
@@ -221,8 +228,10 @@ INLINE void vf_from_nibbles(const uint8_t *p, vf *low, vf *high) {
 }
 
 /* Byte offsets that put code i of a stream of b-bit codes into the low 16 bits of lane i; 0x80 gives 0. */
-#define CODE_BYTES(b, i) (i) * (b) / 8, (i) * (b) % 8 + (b) > 8 ? (i) * (b) / 8 + 1 : 0x80, 0x80, 0x80
-#define CODE_LANES(b, i) CODE_BYTES(b, i), CODE_BYTES(b, i + 1), CODE_BYTES(b, i + 2), CODE_BYTES(b, i + 3)
+#define CODE_BYTES(b, i) \
+    (i) * (b) / 8, (i) * (b) % 8 + (b) > 8 ? (i) * (b) / 8 + 1 : 0x80, 0x80, 0x80
+#define CODE_LANES(b, i) \
+    CODE_BYTES(b, i), CODE_BYTES(b, i + 1), CODE_BYTES(b, i + 2), CODE_BYTES(b, i + 3)
 #define CODE_SHUFFLE(b) \
     { CODE_LANES(b, 0), CODE_LANES(b, 4), CODE_LANES(b, 8), CODE_LANES(b, 12) }
 UNUSED static const uint8_t code_shuffle[9][64] = {{0},
@@ -249,7 +258,8 @@ INLINE uint64_t load_bytes(const uint8_t *p, const int n) {
 
 /* The 32 codes of `bits` bits (a constant) packed at p from the lowest bit of each byte on; with `high_first`, which is for 4
  * bits, from the highest. Reads 4 * bits bytes. */
-INLINE void vi_from_codes(const uint8_t *p, const int bits, const int high_first, vi out[32 / LANES]) {
+INLINE void vi_from_codes(const uint8_t *p, const int bits, const int high_first,
+                          vi out[32 / LANES]) {
     const int mask = (1 << bits) - 1;
 #if PL_BYTES >= 32
     vi shift;
@@ -257,11 +267,13 @@ INLINE void vi_from_codes(const uint8_t *p, const int bits, const int high_first
     for (int l = 0; l < 32 / LANES; l++, p += LANES / 8 * bits) {
 #if PL_BYTES == 64
         __m128i window = _mm_maskz_loadu_epi8((__mmask16)((1u << 2 * bits) - 1), p);
-        __m512i spread = _mm512_shuffle_epi8(_mm512_broadcast_i32x4(window), _mm512_loadu_si512(code_shuffle[bits]));
+        __m512i spread = _mm512_shuffle_epi8(_mm512_broadcast_i32x4(window),
+                                             _mm512_loadu_si512(code_shuffle[bits]));
 #else
         __m128i window = _mm_cvtsi64_si128((long long)load_bytes(p, bits));
         __m256i spread =
-            _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(window), _mm256_loadu_si256((const __m256i *)code_shuffle[bits]));
+            _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(window),
+                                _mm256_loadu_si256((const __m256i *)code_shuffle[bits]));
 #endif
         out[l] = (vi)spread >> shift & mask;
     }
@@ -293,7 +305,8 @@ INLINE vf vf_lookup16(const uint8_t *table, vi code) {
 #if PL_BYTES == 64
     return (vf)_mm512_permutexvar_ps((__m512i)code, _mm512_loadu_ps(table));
 #elif PL_BYTES == 32
-    __m256 low = _mm256_loadu_ps((const float *)table), high = _mm256_loadu_ps((const float *)(table + 32));
+    __m256 low = _mm256_loadu_ps((const float *)table),
+           high = _mm256_loadu_ps((const float *)(table + 32));
     return vf_select(vi_less(vi_set1(7), code), (vf)_mm256_permutevar8x32_ps(high, (__m256i)code),
                      (vf)_mm256_permutevar8x32_ps(low, (__m256i)code));
 #else

@@ -91,12 +91,16 @@ static void adapted_norm_piece(const void *context, int64_t begin, int64_t end, 
  * w [O,I] in any format, a [I,R], b [R,O], squares [O] as row_squares gives them */
 pl_status KERNEL(adapted_norm)(const pl_call *c) {
     const adapted_norm_args args = adapted_norm_args_of(c);
-    enum { FEW = 16 }; /* up to this rank, expanding rows of W for SMALL_M columns of a at once is faster than packing them */
+    enum {
+        FEW = 16
+    }; /* up to this rank, expanding rows of W for SMALL_M columns of a at once is faster than packing them */
     int64_t rank = PL_DIM(c, 'R'), o = PL_DIM(c, 'O'), depth = PL_DIM(c, 'I');
     const float *a = args.a;
-    float *scratch = pl_acquire(4 * (size_t)(2 * rank * o + rank * depth + rank * rank + pl_num_threads() * depth));
+    float *scratch = pl_acquire(
+        4 * (size_t)(2 * rank * o + rank * depth + rank * rank + pl_num_threads() * depth));
     if (!scratch) return PL_NO_MEMORY;
-    float *wa = scratch, *gb = wa + rank * o, *columns = gb + rank * o, *g = columns + rank * depth, *row = g + rank * rank;
+    float *wa = scratch, *gb = wa + rank * o, *columns = gb + rank * o, *g = columns + rank * depth,
+          *row = g + rank * rank;
     for (int64_t i = 0; i < depth; i++)
         for (int64_t r = 0; r < rank; r++) columns[r * depth + i] = a[i * rank + r];
     pl_status status = PL_OK;
@@ -111,11 +115,22 @@ pl_status KERNEL(adapted_norm)(const pl_call *c) {
                         .c = wa + r * o};
         status = gemm_run(&product);
     }
-    gemm inner = {.m = rank, .n = rank, .k = depth, .a = {a, rank, 1, 1}, .b = float_matrix(a, depth, rank), .c = g};
-    gemm outer = {.m = rank, .n = o, .k = rank, .a = {g, rank, 0, 1}, .b = float_matrix(args.b, rank, o), .c = gb};
+    gemm inner = {.m = rank,
+                  .n = rank,
+                  .k = depth,
+                  .a = {a, rank, 1, 1},
+                  .b = float_matrix(a, depth, rank),
+                  .c = g};
+    gemm outer = {.m = rank,
+                  .n = o,
+                  .k = rank,
+                  .a = {g, rank, 0, 1},
+                  .b = float_matrix(args.b, rank, o),
+                  .c = gb};
     if (status == PL_OK) status = gemm_run(&inner);
     if (status == PL_OK) status = gemm_run(&outer);
-    if (status == PL_OK) pl_parallel(o, grain_of(4 * rank), adapted_norm_piece, &(norm_job){c, row, wa, gb});
+    if (status == PL_OK)
+        pl_parallel(o, grain_of(4 * rank), adapted_norm_piece, &(norm_job){c, row, wa, gb});
     pl_release(scratch);
     return status;
 }

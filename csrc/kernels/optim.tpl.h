@@ -37,7 +37,8 @@ static void adamw_piece(const void *context, int64_t begin, int64_t end, int wor
         .inverse_bias2 = (float)(1 / args.bias2),
     };
     float *p = args.param, *m = args.m, *v = args.v;
-    map(adamw_lanes, 4, (const float *[]){args.grad, p, m, v}, 3, (float *[]){p, m, v}, begin, end, &k);
+    map(adamw_lanes, 4, (const float *[]){args.grad, p, m, v}, 3, (float *[]){p, m, v}, begin, end,
+        &k);
 }
 pl_status KERNEL(adamw)(const pl_call *c) {
     pl_parallel(PL_DIM(c, 'N'), PIECE, adamw_piece, c);
@@ -73,8 +74,11 @@ static void sgd_piece(const void *context, int64_t begin, int64_t end, int worke
         .grad_scale = (float)args.grad_scale,
     };
     float *p = args.param, *buf = args.buf;
-    if (buf) map(sgd_momentum_lanes, 3, (const float *[]){args.grad, p, buf}, 2, (float *[]){p, buf}, begin, end, &k);
-    else map(sgd_plain_lanes, 2, (const float *[]){args.grad, p}, 1, (float *[]){p}, begin, end, &k);
+    if (buf)
+        map(sgd_momentum_lanes, 3, (const float *[]){args.grad, p, buf}, 2, (float *[]){p, buf},
+            begin, end, &k);
+    else
+        map(sgd_plain_lanes, 2, (const float *[]){args.grad, p}, 1, (float *[]){p}, begin, end, &k);
 }
 pl_status KERNEL(sgd)(const pl_call *c) {
     pl_parallel(PL_DIM(c, 'N'), PIECE, sgd_piece, c);
@@ -89,7 +93,8 @@ INLINE void lion_lanes(vf *v, int64_t index UNUSED, const void *constants) {
     const lion_constants *k = constants;
     vf g = v[0] * k->grad_scale, p = v[1], m = v[2], mixed = k->beta1 * m + k->rest1 * g;
     /* 0 and NaN are their own signs. */
-    vf sign = vf_select(vf_less(vf_set1(0), mixed), vf_set1(1), vf_select(vf_less(mixed, vf_set1(0)), vf_set1(-1), mixed));
+    vf sign = vf_select(vf_less(vf_set1(0), mixed), vf_set1(1),
+                        vf_select(vf_less(mixed, vf_set1(0)), vf_set1(-1), mixed));
     v[0] = p - k->decay * p - k->lr * sign;
     v[1] = k->beta2 * m + k->rest2 * g;
 }

@@ -14,14 +14,18 @@ typedef struct {
 } left;
 
 /* Rows [row, row + rows) of A, columns [k0, k0 + kc), as [kc][mr]; missing rows are 0. */
-static void pack_a(const left *m, int64_t row, int rows, int mr, int64_t k0, int64_t kc, float *dst) {
+static void pack_a(const left *m, int64_t row, int rows, int mr, int64_t k0, int64_t kc,
+                   float *dst) {
     vf factor = vf_set1(m->factor);
     if (m->transposed) {
         for (int64_t k = 0; k < kc; k++, dst += mr) {
             const float *a = m->data + (k0 + k) * m->stride + row;
             for (int i = 0; i < mr; i += LANES) {
                 int n = rows - i < LANES ? rows - i : LANES;
-                vf_store(dst + i, (n <= 0 ? vf_set1(0) : n == LANES ? vf_load(a + i) : vf_load_part(a + i, n, 0)) * factor);
+                vf_store(dst + i, (n <= 0       ? vf_set1(0)
+                                   : n == LANES ? vf_load(a + i)
+                                                : vf_load_part(a + i, n, 0)) *
+                                      factor);
             }
         }
         return;
@@ -39,13 +43,15 @@ static void pack_a(const left *m, int64_t row, int rows, int mr, int64_t k0, int
             for (int l = 0; l < LANES; l++) {
                 int at = i * LANES + l;
                 source[l] = at < rows ? m->data + (row + at) * m->stride + k0 + k : zeros;
-                if (depth < LANES) source[l] = memcpy(part[l], source[l], (size_t)depth * sizeof **part);
+                if (depth < LANES)
+                    source[l] = memcpy(part[l], source[l], (size_t)depth * sizeof **part);
             }
             load_transposed(source, 0, v[i]);
         }
         /* In order of k: the lanes past mr are overwritten by the next k. */
         for (int64_t l = 0; l < depth; l++)
-            for (int i = 0; i < groups; i++) vf_store(dst + (k + l) * mr + i * LANES, v[i][l] * factor);
+            for (int i = 0; i < groups; i++)
+                vf_store(dst + (k + l) * mr + i * LANES, v[i][l] * factor);
     }
 }
 
@@ -61,28 +67,31 @@ INLINE vi pairs_at(const float *row, int64_t n, const int native) {
 
 /* Rows [row, row + rows) of A, columns [k0, k0 + kc), as pairs, `stride` words from row to row; a multiple of LANES is written of
  * each. Rows from there to MR are 0. A is neither transposed nor has it a factor. */
-INLINE void pack_a_as_pairs(const left *m, int64_t row, int rows, int64_t k0, int64_t kc, int64_t stride, float *dst,
-                            const int native) {
+INLINE void pack_a_as_pairs(const left *m, int64_t row, int rows, int64_t k0, int64_t kc,
+                            int64_t stride, float *dst, const int native) {
     const int64_t words = (kc + 1) / 2;
     for (int i = 0; i < MR; i++, dst += stride) {
         const float *a = m->data + (row + i) * m->stride + k0;
         if (i < rows)
-            for (int64_t k = 0; k < words; k += LANES) vf_store(dst + k, (vf)pairs_at(a + 2 * k, kc - 2 * k, native));
+            for (int64_t k = 0; k < words; k += LANES)
+                vf_store(dst + k, (vf)pairs_at(a + 2 * k, kc - 2 * k, native));
         else memset(dst, 0, (size_t)words * sizeof *dst);
     }
 }
 /* Instances of their own, so that the instructions for pairs are in nothing else. */
-static __attribute__((noinline)) void pack_a_pairs(const left *m, int64_t row, int rows, int64_t k0, int64_t kc, int64_t stride,
-                                                   float *dst) {
+static __attribute__((noinline)) void pack_a_pairs(const left *m, int64_t row, int rows, int64_t k0,
+                                                   int64_t kc, int64_t stride, float *dst) {
     pack_a_as_pairs(m, row, rows, k0, kc, stride, dst, 0);
 }
-static __attribute__((noinline)) void pack_a_native_pairs(const left *m, int64_t row, int rows, int64_t k0, int64_t kc,
-                                                          int64_t stride, float *dst) {
+static __attribute__((noinline)) void pack_a_native_pairs(const left *m, int64_t row, int rows,
+                                                          int64_t k0, int64_t kc, int64_t stride,
+                                                          float *dst) {
     pack_a_as_pairs(m, row, rows, k0, kc, stride, dst, 1);
 }
 
 /* Elements [begin, begin + n) of a stored row, n <= 32: where they lie if they are floats, else expanded into `run`. */
-INLINE const float *stored_run(const pl_weight *w, int64_t row, int64_t begin, int64_t n, float *run) {
+INLINE const float *stored_run(const pl_weight *w, int64_t row, int64_t begin, int64_t n,
+                               float *run) {
     if (w->format == PL_W_F32 && n == 32) return (const float *)pl_weight_row(w, row) + begin;
     decoders[w->format](w, pl_stored_row(w, row), begin, n, run);
     return run;
@@ -92,7 +101,8 @@ INLINE const float *stored_run(const pl_weight *w, int64_t row, int64_t begin, i
 INLINE const float *pairs_of_run(const float *run, float factor, float *to, const int native) {
     for (int i = 0; i < 32 / LANES / 2; i++) {
         const float *from = run + 2 * i * LANES;
-        vf_store(to + i * LANES, (vf)vi_pairs_in_order(vf_load(from) * factor, vf_load(from + LANES) * factor, native));
+        vf_store(to + i * LANES, (vf)vi_pairs_in_order(vf_load(from) * factor,
+                                                       vf_load(from + LANES) * factor, native));
     }
     return to;
 }
@@ -100,8 +110,9 @@ INLINE const float *pairs_of_run(const float *run, float factor, float *to, cons
 /* Columns [j0, j0 + n) and depth [k0, k0 + kc) of B as panels [n / width][kc in words][width] times `scale`, padded with 0;
  * unless `rows` is NULL, each stored row times its element of that too. For a quantised B, k0 (transposed) or j0 (not) is a
  * multiple of 32. `form` is a constant. */
-INLINE void pack_b_as(const int form, const pl_weight *w, int transposed, int64_t j0, int64_t n, int64_t k0, int64_t kc,
-                      int width, float scale, const float *rows, float *dst) {
+INLINE void pack_b_as(const int form, const pl_weight *w, int transposed, int64_t j0, int64_t n,
+                      int64_t k0, int64_t kc, int width, float scale, const float *rows,
+                      float *dst) {
     const int pairs = form != FLOATS, native = form == NATIVE_PAIRS;
     const int64_t words = words_of(form, kc);
     float run[LANES][32] = {{0}};
@@ -110,7 +121,12 @@ INLINE void pack_b_as(const int form, const pl_weight *w, int transposed, int64_
     if (transposed) {
         for (int64_t j = 0; j < padded; j += LANES) {
             float *panel = dst + j / width * width * words + j % width;
-            if (rows) factor = scale * vf_load_part(rows + j0 + j, n - j < 0 ? 0 : n - j < LANES ? n - j : LANES, 0);
+            if (rows)
+                factor = scale * vf_load_part(rows + j0 + j,
+                                              n - j < 0       ? 0
+                                              : n - j < LANES ? n - j
+                                                              : LANES,
+                                              0);
             for (int64_t k = 0; k < kc; k += 32) {
                 int64_t depth = kc - k < 32 ? kc - k : 32, count = words_of(form, depth);
                 const float *source[LANES];
@@ -118,14 +134,16 @@ INLINE void pack_b_as(const int form, const pl_weight *w, int transposed, int64_
                 for (int i = 0; i < LANES; i++) {
                     if (j + i < n) source[i] = stored_run(w, j0 + j + i, k0 + k, depth, run[i]);
                     else source[i] = memset(run[i], 0, sizeof run[i]);
-                    if (pairs && j + i < n) source[i] = pairs_of_run(source[i], factor[i], run[i], native);
+                    if (pairs && j + i < n)
+                        source[i] = pairs_of_run(source[i], factor[i], run[i], native);
                 }
                 for (int64_t at = 0; at < count; at += LANES) {
                     vf v[LANES];
                     load_transposed(source, at, v);
                     int64_t end = count - at < LANES ? count - at : LANES;
                     float *to = panel + (words_of(form, k) + at) * width;
-                    for (int64_t l = 0; l < end; l++) vf_store(to + l * width, pairs ? v[l] : v[l] * factor);
+                    for (int64_t l = 0; l < end; l++)
+                        vf_store(to + l * width, pairs ? v[l] : v[l] * factor);
                 }
             }
         }
@@ -139,31 +157,34 @@ INLINE void pack_b_as(const int form, const pl_weight *w, int transposed, int64_
         for (int64_t j = 0; j < padded; j += 32) {
             int64_t count = n - j < 32 ? (n - j < 0 ? 0 : n - j) : 32;
             if (count < 32) memset(run, 0, 2 * sizeof run[0]);
-            const float *source = count ? stored_run(w, k0 + k, j0 + j, count, run[0]) : run[0], *source2 = run[1];
+            const float *source = count ? stored_run(w, k0 + k, j0 + j, count, run[0]) : run[0],
+                        *source2 = run[1];
             if (second && count) source2 = stored_run(w, k0 + k + 1, j0 + j, count, run[1]);
             else if (pairs) memset(run[1], 0, sizeof run[1]);
             for (int64_t at = 0; at < 32 && j + at < padded; at += LANES) {
                 int64_t col = j + at;
                 vf v = vf_load(source + at) * factor;
                 if (pairs) v = (vf)vi_pair(v, vf_load(source2 + at) * factor2, native);
-                vf_store(dst + col / width * width * words + words_of(form, k) * width + col % width, v);
+                vf_store(
+                    dst + col / width * width * words + words_of(form, k) * width + col % width, v);
             }
         }
     }
 }
 
-typedef void (*b_packer)(const pl_weight *w, int transposed, int64_t j0, int64_t n, int64_t k0, int64_t kc, int width,
-                         float scale, const float *rows, float *dst);
-static void pack_b(const pl_weight *w, int transposed, int64_t j0, int64_t n, int64_t k0, int64_t kc, int width, float scale,
-                   const float *rows, float *dst) {
+typedef void (*b_packer)(const pl_weight *w, int transposed, int64_t j0, int64_t n, int64_t k0,
+                         int64_t kc, int width, float scale, const float *rows, float *dst);
+static void pack_b(const pl_weight *w, int transposed, int64_t j0, int64_t n, int64_t k0,
+                   int64_t kc, int width, float scale, const float *rows, float *dst) {
     pack_b_as(FLOATS, w, transposed, j0, n, k0, kc, width, scale, rows, dst);
 }
-static void pack_b_pairs(const pl_weight *w, int transposed, int64_t j0, int64_t n, int64_t k0, int64_t kc, int width,
-                         float scale, const float *rows, float *dst) {
+static void pack_b_pairs(const pl_weight *w, int transposed, int64_t j0, int64_t n, int64_t k0,
+                         int64_t kc, int width, float scale, const float *rows, float *dst) {
     pack_b_as(PAIRS, w, transposed, j0, n, k0, kc, width, scale, rows, dst);
 }
-static void pack_b_native_pairs(const pl_weight *w, int transposed, int64_t j0, int64_t n, int64_t k0, int64_t kc, int width,
-                                float scale, const float *rows, float *dst) {
+static void pack_b_native_pairs(const pl_weight *w, int transposed, int64_t j0, int64_t n,
+                                int64_t k0, int64_t kc, int width, float scale, const float *rows,
+                                float *dst) {
     pack_b_as(NATIVE_PAIRS, w, transposed, j0, n, k0, kc, width, scale, rows, dst);
 }
 static const b_packer b_packers[] = {pack_b, pack_b_pairs, pack_b_native_pairs};
@@ -175,9 +196,11 @@ typedef struct {
 } b_ahead;
 
 /* The part that pack_b will be given, in `shares` shares. */
-static b_ahead ahead_of(const pl_weight *w, int transposed, int64_t j0, int64_t n, int64_t k0, int64_t kc, int64_t shares) {
+static b_ahead ahead_of(const pl_weight *w, int transposed, int64_t j0, int64_t n, int64_t k0,
+                        int64_t kc, int64_t shares) {
     int64_t elements = pl_block_elements(w->format), bytes = pl_block_bytes(w->format);
-    int64_t row = transposed ? j0 : k0, rows = transposed ? n : kc, from = transposed ? k0 : j0, count = transposed ? kc : n;
+    int64_t row = transposed ? j0 : k0, rows = transposed ? n : kc, from = transposed ? k0 : j0,
+            count = transposed ? kc : n;
     b_ahead a = {.w = w, .row = row, .end = row + rows, .first = from * bytes / elements};
     a.lines = (count * bytes / elements + 63) / 64;
     a.share = (rows * a.lines + shares - 1) / shares;

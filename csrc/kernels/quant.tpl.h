@@ -25,31 +25,37 @@ INLINE float float_at(const uint8_t *p, int format, int64_t i) {
  * any n <= 32. The format is a constant. */
 
 /* Vectors where they fit: a copy of a length that is not known calls a function. */
-INLINE void decode_floats(const int format, const pl_weight *w, int64_t row, int64_t begin, int64_t n, float *out) {
+INLINE void decode_floats(const int format, const pl_weight *w, int64_t row, int64_t begin,
+                          int64_t n, float *out) {
     const uint8_t *p = w->data + row * w->row_bytes + pl_block_bytes(format) * begin;
     int64_t i = 0;
     for (; i + LANES <= n; i += LANES) {
         if (format == PL_W_F32) vf_store(out + i, vf_load((const float *)p + i));
-        else vf_store(out + i, format == PL_W_BF16 ? vf_from_bf16(p + 2 * i) : vf_from_f16(p + 2 * i));
+        else
+            vf_store(out + i,
+                     format == PL_W_BF16 ? vf_from_bf16(p + 2 * i) : vf_from_f16(p + 2 * i));
     }
     for (; i < n; i++) out[i] = float_at(p, format, i);
 }
 
 /* The block that element `begin` of a row is in. */
 INLINE const uint8_t *block_at(const int format, const pl_weight *w, int64_t row, int64_t begin) {
-    return w->data + row * w->row_bytes + begin / pl_block_elements(format) * pl_block_bytes(format);
+    return w->data + row * w->row_bytes +
+           begin / pl_block_elements(format) * pl_block_bytes(format);
 }
 
 /* The 32-element blocks: a scale (and an offset), for 5 bits the fifth bits, then the codes. Elements 0..15 are the low nibbles,
  * 16..31 the high ones. */
-INLINE void decode_block(const int format, const pl_weight *w, int64_t row, int64_t begin, int64_t n UNUSED, float *out) {
+INLINE void decode_block(const int format, const pl_weight *w, int64_t row, int64_t begin,
+                         int64_t n UNUSED, float *out) {
     const uint8_t *p = block_at(format, w, row, begin);
     vf d = vf_set1(f16_at(p));
     if (format == PL_W_Q8_0) {
         for (int i = 0; i < 32; i += LANES) vf_store(out + i, vf_from_i8(p + 2 + i) * d);
         return;
     }
-    const int five = format == PL_W_Q5_0 || format == PL_W_Q5_1, given = format == PL_W_Q4_1 || format == PL_W_Q5_1;
+    const int five = format == PL_W_Q5_0 || format == PL_W_Q5_1,
+              given = format == PL_W_Q4_1 || format == PL_W_Q5_1;
     vf offset = given ? vf_set1(f16_at(p + 2)) : d * (five ? -16.0f : -8.0f);
     const uint8_t *fifth = p + (given ? 4 : 2), *codes = fifth + (five ? 4 : 0);
     uint32_t bits;
@@ -68,10 +74,12 @@ INLINE void decode_block(const int format, const pl_weight *w, int64_t row, int6
 }
 
 /* One run of the eight of a 256-element block of Q4_K or Q5_K: scales and offsets of 6 bits times two halves. */
-INLINE void decode_k_offset(const int format, const pl_weight *w, int64_t row, int64_t begin, int64_t n UNUSED, float *out) {
+INLINE void decode_k_offset(const int format, const pl_weight *w, int64_t row, int64_t begin,
+                            int64_t n UNUSED, float *out) {
     const uint8_t *p = block_at(format, w, row, begin);
     const int run = (int)(begin / 32 % 8);
-    const uint8_t *s = p + 4, *fifth = p + 16, *codes = p + (format == PL_W_Q5_K ? 48 : 16) + run / 2 * 32;
+    const uint8_t *s = p + 4, *fifth = p + 16,
+                  *codes = p + (format == PL_W_Q5_K ? 48 : 16) + run / 2 * 32;
     int scale = run < 4 ? s[run] & 63 : (s[run + 4] & 15) | s[run - 4] >> 6 << 4;
     int offset = run < 4 ? s[run + 4] & 63 : s[run + 4] >> 4 | s[run] >> 6 << 4;
     vf d = vf_set1(f16_at(p) * (float)scale), m = vf_set1(f16_at(p + 2) * (float)offset);
@@ -83,7 +91,8 @@ INLINE void decode_k_offset(const int format, const pl_weight *w, int64_t row, i
 }
 
 /* One run of Q2_K, Q3_K or Q6_K, where 16 elements share a scale. */
-INLINE void decode_k_sixteens(const int format, const pl_weight *w, int64_t row, int64_t begin, int64_t n UNUSED, float *out) {
+INLINE void decode_k_sixteens(const int format, const pl_weight *w, int64_t row, int64_t begin,
+                              int64_t n UNUSED, float *out) {
     const uint8_t *p = block_at(format, w, row, begin);
     const int run = (int)(begin / 32 % 8);
     const int half = run / 4, part = run % 4;
@@ -99,8 +108,11 @@ INLINE void decode_k_sixteens(const int format, const pl_weight *w, int64_t row,
             q = vi_from_u8(p + 16 + 32 * half + i) >> 2 * part & 3;
         } else if (format == PL_W_Q3_K) {
             const uint8_t *s = p + 96;
-            scale = ((s[group % 8] >> (group < 8 ? 0 : 4) & 15) | (s[8 + group % 4] >> group / 4 * 2 & 3) << 4) - 32;
-            q = (vi_from_u8(p + 32 + 32 * half + i) >> 2 * part & 3) - 4 + ((vi_from_u8(p + i) >> run & 1) << 2);
+            scale = ((s[group % 8] >> (group < 8 ? 0 : 4) & 15) |
+                     (s[8 + group % 4] >> group / 4 * 2 & 3) << 4) -
+                    32;
+            q = (vi_from_u8(p + 32 + 32 * half + i) >> 2 * part & 3) - 4 +
+                ((vi_from_u8(p + i) >> run & 1) << 2);
         } else {
             scale = (int8_t)p[192 + group];
             q = vi_from_u8(p + 64 * half + 32 * (part & 1) + i) >> part / 2 * 4 & 15;
@@ -112,16 +124,19 @@ INLINE void decode_k_sixteens(const int format, const pl_weight *w, int64_t row,
 
 /* The group of an element among those of the whole matrix. */
 INLINE int64_t group_of(const pl_weight *w, int64_t row, int64_t begin) {
-    return (w->groups.first + row * w->cols + begin) >> __builtin_ctzll((unsigned long long)w->groups.size);
+    return (w->groups.first + row * w->cols + begin) >>
+           __builtin_ctzll((unsigned long long)w->groups.size);
 }
 
-INLINE void decode_table(const int format, const pl_weight *w, int64_t row, int64_t begin, int64_t n UNUSED, float *out) {
+INLINE void decode_table(const int format, const pl_weight *w, int64_t row, int64_t begin,
+                         int64_t n UNUSED, float *out) {
     const pl_groups *g = &w->groups;
     const int64_t group = group_of(w, row, begin);
     vi codes[32 / LANES];
     float scale;
     if (g->map) {
-        float outer = float_at(g->nested, PL_W_F32, group >> __builtin_ctzll((unsigned long long)g->nested_size));
+        float outer = float_at(g->nested, PL_W_F32,
+                               group >> __builtin_ctzll((unsigned long long)g->nested_size));
         /* volatile: rounded before the offset joins, as bitsandbytes does it; the compiler would fuse the two. */
         volatile float product = float_at(g->map, PL_W_F32, g->scales[group]) * outer;
         scale = product + g->nested_offset;
@@ -129,25 +144,31 @@ INLINE void decode_table(const int format, const pl_weight *w, int64_t row, int6
         scale = float_at(g->scales, g->scale_format, group);
     }
     vi_from_codes(block_at(format, w, row, begin), pl_code_bits(format), 1, codes);
-    for (int l = 0; l < 32 / LANES; l++) vf_store(out + l * LANES, vf_lookup16(g->table, codes[l]) * scale);
+    for (int l = 0; l < 32 / LANES; l++)
+        vf_store(out + l * LANES, vf_lookup16(g->table, codes[l]) * scale);
 }
 
-INLINE void decode_affine(const int format, const pl_weight *w, int64_t row, int64_t begin, int64_t n UNUSED, float *out) {
+INLINE void decode_affine(const int format, const pl_weight *w, int64_t row, int64_t begin,
+                          int64_t n UNUSED, float *out) {
     const pl_groups *g = &w->groups;
     const int64_t group = group_of(w, row, begin);
     vi codes[32 / LANES];
-    float scale = float_at(g->scales, g->scale_format, group), offset = float_at(g->offsets, g->scale_format, group);
+    float scale = float_at(g->scales, g->scale_format, group),
+          offset = float_at(g->offsets, g->scale_format, group);
     vi_from_codes(block_at(format, w, row, begin), pl_code_bits(format), 0, codes);
-    for (int l = 0; l < 32 / LANES; l++) vf_store(out + l * LANES, vf_from_codes(codes[l]) * scale + offset);
+    for (int l = 0; l < 32 / LANES; l++)
+        vf_store(out + l * LANES, vf_from_codes(codes[l]) * scale + offset);
 }
 
 /* Each format's decoder, to be inlined as run_<name>, and for a format that is not a constant as decoders[format]. */
 typedef void (*decoder)(const pl_weight *w, int64_t row, int64_t begin, int64_t n, float *out);
 #define PL_FORMAT(name, elements, bytes, decoder, kind) \
-    INLINE void run_##name(const pl_weight *w, int64_t row, int64_t begin, int64_t n, float *out) { \
+    INLINE void run_##name(const pl_weight *w, int64_t row, int64_t begin, int64_t n, \
+                           float *out) { \
         decode_##decoder(PL_W_##name, w, row, begin, n, out); \
     } \
-    static void decode_##name(const pl_weight *w, int64_t row, int64_t begin, int64_t n, float *out) { \
+    static void decode_##name(const pl_weight *w, int64_t row, int64_t begin, int64_t n, \
+                              float *out) { \
         run_##name(w, row, begin, n, out); \
     }
 #include "../formats.def"
@@ -159,7 +180,8 @@ static const decoder decoders[PL_W_COUNT] = {
 /* A whole row as float32. */
 INLINE void decode_row(const pl_weight *w, int64_t row, float *out) {
     const int64_t stored = pl_stored_row(w, row);
-    for (int64_t i = 0; i < w->cols; i += 32) decoders[w->format](w, stored, i, w->cols - i < 32 ? w->cols - i : 32, out + i);
+    for (int64_t i = 0; i < w->cols; i += 32)
+        decoders[w->format](w, stored, i, w->cols - i < 32 ? w->cols - i : 32, out + i);
 }
 
 #endif

@@ -19,7 +19,8 @@ static void top_experts_piece(const void *context, int64_t begin, int64_t end, i
             int64_t best_at = -1;
             for (int64_t e = 0; e < experts; e++) {
                 float v = x[e] == x[e] ? x[e] : -INFINITY;
-                if ((v < last || (v == last && e > last_at)) && (best_at < 0 || v > best)) best = v, best_at = e;
+                if ((v < last || (v == last && e > last_at)) && (best_at < 0 || v > best))
+                    best = v, best_at = e;
             }
             last = best;
             last_at = best_at;
@@ -48,8 +49,8 @@ typedef struct {
     double top, total;
 } router_share;
 
-static router_share router_share_of(const float *x, int64_t experts, const int32_t *chosen, int64_t k, int normalise,
-                                    double *powers) {
+static router_share router_share_of(const float *x, int64_t experts, const int32_t *chosen,
+                                    int64_t k, int normalise, double *powers) {
     router_share share = {-INFINITY, 0};
     for (int64_t e = 0; e < experts; e++)
         if (x[e] > share.top || x[e] != x[e]) share.top = x[e];
@@ -72,7 +73,8 @@ typedef struct {
 
 /* Runs `piece` over all tokens. */
 static pl_status run_router(const pl_call *c, pl_range_fn piece) {
-    router_job job = {c, pl_acquire(sizeof(double) * (size_t)(pl_num_threads() * PL_DIM(c, 'K') + 1))};
+    router_job job = {c,
+                      pl_acquire(sizeof(double) * (size_t)(pl_num_threads() * PL_DIM(c, 'K') + 1))};
     if (!job.powers) return PL_NO_MEMORY;
     pl_parallel(PL_DIM(c, 'N'), grain_of(16 * PL_DIM(c, 'E')), piece, &job);
     pl_release(job.powers);
@@ -113,10 +115,14 @@ static void visit_weights_grad_piece(const void *context, int64_t begin, int64_t
         double mean = 0;
         for (int64_t i = 0; i < k; i++) mean += powers[i] / share.total * slope[visits[i]];
         for (int64_t e = 0; e < experts; e += DLANES) {
-            vd v = normalise ? vd_set1(0) : router_powers(x, e, experts, share.top) / share.total * -mean;
+            vd v = normalise ? vd_set1(0)
+                             : router_powers(x, e, experts, share.top) / share.total * -mean;
             for (int64_t l = 0; l < DLANES && e + l < experts; l++) dx[e + l] = (float)v[l];
         }
-        for (int64_t i = 0; i < k; i++) dx[chosen[i]] = (float)(powers[i] / share.total * (slope[visits[i]] - mean));
+        for (int64_t i = 0; i < k; i++)
+            dx[chosen[i]] = (float)(powers[i] / share.total * (slope[visits[i]] - mean));
     }
 }
-pl_status KERNEL(visit_weights_grad)(const pl_call *c) { return run_router(c, visit_weights_grad_piece); }
+pl_status KERNEL(visit_weights_grad)(const pl_call *c) {
+    return run_router(c, visit_weights_grad_piece);
+}

@@ -21,7 +21,8 @@
 #define v_select(mask, a, b) VEC(select)(mask, a, b)
 
 /* What families.def says of a family, as constants. */
-#define PL_FAMILY(name, shifted, sloped) enum { name##_is_shifted = shifted, name##_is_sloped = sloped };
+#define PL_FAMILY(name, shifted, sloped) \
+    enum { name##_is_shifted = shifted, name##_is_sloped = sloped };
 #include "../families.def"
 
 /* Gradients larger than this are stored past the caches: nobody finds them there any more. */
@@ -30,8 +31,9 @@ enum { STREAM_BYTES = 24 << 20 };
 /* One call over its rows: what a piece of work on some worker needs. */
 typedef struct {
     const pl_call *call;
-    char *scratch;      /* per worker */
-    size_t stride, row; /* bytes of all parts, and of one: a row of the computed type and a number for each of its blocks */
+    char *scratch; /* per worker */
+    size_t stride,
+        row; /* bytes of all parts, and of one: a row of the computed type and a number for each of its blocks */
     int stream;
 } row_job;
 
@@ -91,13 +93,15 @@ typedef struct {
 
 /* Runs `piece` over all rows with `parts` padded rows of scratch for each worker. `out` is the gradient that may be streamed, for
  * which `waiting` more are needed. */
-static pl_status run_rows(const pl_call *c, int parts, int waiting, const pl_rows *in, const pl_rows *out, pl_range_fn piece) {
+static pl_status run_rows(const pl_call *c, int parts, int waiting, const pl_rows *in,
+                          const pl_rows *out, pl_range_fn piece) {
     int64_t n = PL_DIM(c, 'N'), v = PL_DIM(c, 'V'), size = c->wide ? 8 : 4;
     if (n == 0 || v == 0) return PL_OK;
     /* Parts begin at different places of a page: stores hold up loads from the same place of another. */
     size_t bytes = (size_t)((v + v / ROW_BLOCK + 64) * size);
     row_job job = {.call = c, .row = (bytes + 4095) / 4096 * 4096 + PAGE_SKEW};
-    job.stream = out && out->data && out->data != in->data && n > 1 && (double)n * (double)v * (double)size > STREAM_BYTES;
+    job.stream = out && out->data && out->data != in->data && n > 1 &&
+                 (double)n * (double)v * (double)size > STREAM_BYTES;
     job.stride = job.row * (size_t)(parts + (job.stream ? waiting : 0));
     char *scratch = pl_acquire(job.stride * (size_t)pl_num_threads() + PAGE_SKEW);
     if (!scratch) return PL_NO_MEMORY;
@@ -149,16 +153,21 @@ static void argmax_piece(const void *context, int64_t begin, int64_t end, int wo
     const argmax_args args = argmax_args_of(job->call);
     char *scratch = job->scratch + (size_t)worker * job->stride;
     for (int64_t i = begin; i < end; i++)
-        args.index[i] = (int32_t)(job->call->wide ? row_argmax_f64(args.x, i, PL_DIM(job->call, 'V'), (double *)scratch)
-                                                  : row_argmax_f32(args.x, i, PL_DIM(job->call, 'V'), (float *)scratch));
+        args.index[i] =
+            (int32_t)(job->call->wide
+                          ? row_argmax_f64(args.x, i, PL_DIM(job->call, 'V'), (double *)scratch)
+                          : row_argmax_f32(args.x, i, PL_DIM(job->call, 'V'), (float *)scratch));
 }
-pl_status KERNEL(argmax)(const pl_call *c) { return run_rows(c, 1, 0, argmax_args_of(c).x, NULL, argmax_piece); }
+pl_status KERNEL(argmax)(const pl_call *c) {
+    return run_rows(c, 1, 0, argmax_args_of(c).x, NULL, argmax_piece);
+}
 
 #define PL_LOSS_TABLE
 #define PL_CLASS_LOSS(name, family, options, mean_option, softcap_option) \
     pl_status KERNEL(name)(const pl_call *c) { \
         const name##_args args = name##_args_of(c); \
-        return run_rows(c, 1, 1, args.logits, args.dlogits, c->wide ? name##_rows_f64 : name##_rows_f32); \
+        return run_rows(c, 1, 1, args.logits, args.dlogits, \
+                        c->wide ? name##_rows_f64 : name##_rows_f32); \
     }
 #define PL_PAIR_LOSS(name, options, q_sums_to_0) \
     pl_status KERNEL(name)(const pl_call *c) { \
@@ -167,10 +176,12 @@ pl_status KERNEL(argmax)(const pl_call *c) { return run_rows(c, 1, 0, argmax_arg
     }
 #define PL_ELEMENT_LOSS(name, options) \
     pl_status KERNEL(name)(const pl_call *c) { \
-        return run_rows(c, 1, 0, name##_args_of(c).x, NULL, c->wide ? name##_rows_f64 : name##_rows_f32); \
+        return run_rows(c, 1, 0, name##_args_of(c).x, NULL, \
+                        c->wide ? name##_rows_f64 : name##_rows_f32); \
     }
 #define PL_ROW_MAP(name, family, logarithm) \
     pl_status KERNEL(name)(const pl_call *c) { \
-        return run_rows(c, 2, 0, name##_args_of(c).x, NULL, c->wide ? name##_rows_f64 : name##_rows_f32); \
+        return run_rows(c, 2, 0, name##_args_of(c).x, NULL, \
+                        c->wide ? name##_rows_f64 : name##_rows_f32); \
     }
 #include "../losses.def"

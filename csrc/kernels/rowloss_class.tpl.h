@@ -11,9 +11,12 @@ INLINE void TYPED(write_class_row)(TYPED(reading) how, const TYPED(unwritten) *u
         int64_t m = u->n - begin < ROW_BLOCK ? u->n - begin : ROW_BLOCK;
         const REAL *x = TYPED(fetch)(how.rows, u->i, begin, m, logits);
         TYPED(unwritten_part) part = TYPED(begin_writing)(u, begin, m);
-        for (int64_t j = 0; j < m; j += WIDTH) TYPED(store)(gradient + j, TYPED(gradient_at)(&part, j, m - j), m - j);
-        if (u->special_at >= begin && u->special_at < begin + m) gradient[u->special_at - begin] = u->special;
-        V masked = VEC(set1)((REAL)-INFINITY), by = VEC(set1)((REAL)by_mean), zero = {0}, one = VEC(set1)(1);
+        for (int64_t j = 0; j < m; j += WIDTH)
+            TYPED(store)(gradient + j, TYPED(gradient_at)(&part, j, m - j), m - j);
+        if (u->special_at >= begin && u->special_at < begin + m)
+            gradient[u->special_at - begin] = u->special;
+        V masked = VEC(set1)((REAL)-INFINITY), by = VEC(set1)((REAL)by_mean), zero = {0},
+          one = VEC(set1)(1);
         for (int64_t j = 0; j < m; j += WIDTH) {
             V v = TYPED(load)(x + j, m - j, 0), g = TYPED(load)(gradient + j, m - j, 0);
             if (how.with_mean) g += VEC(select)(VEC(equal)(v, masked), zero, by);
@@ -28,8 +31,9 @@ INLINE void TYPED(write_class_row)(TYPED(reading) how, const TYPED(unwritten) *u
 }
 
 /* Rows [begin, end) of a class loss. A row with label -1 gives 0 and gradient 0. */
-INLINE void TYPED(class_rows)(TYPED(family) f, TYPED(class_formula) formula, int mean_option, int softcap_option,
-                              const class_args *args, const row_job *job, int64_t begin, int64_t end, int worker) {
+INLINE void TYPED(class_rows)(TYPED(family) f, TYPED(class_formula) formula, int mean_option,
+                              int softcap_option, const class_args *args, const row_job *job,
+                              int64_t begin, int64_t end, int worker) {
     int64_t n = PL_DIM(job->call, 'V');
     const int32_t *labels = args->labels;
     const REAL *dloss = args->dloss;
@@ -45,7 +49,8 @@ INLINE void TYPED(class_rows)(TYPED(family) f, TYPED(class_formula) formula, int
     TYPED(unwritten) late = {0};
     int turn = 0;
     for (int64_t i = begin; i < end; i++) {
-        int silent = out->data && (labels[i] < 0 || (dloss && dloss[i] == 0)), gradient = out->data && !silent;
+        int silent = out->data && (labels[i] < 0 || (dloss && dloss[i] == 0)),
+            gradient = out->data && !silent;
         if (labels[i] < 0) {
             loss[i] = 0;
             if (silent) TYPED(put_zeros)(out, i, n);
@@ -68,9 +73,11 @@ INLINE void TYPED(class_rows)(TYPED(family) f, TYPED(class_formula) formula, int
             row = &unkept;
         }
         double log_total = log(row->total);
-        TYPED(class_row) r = {.log_p = ((double)f.log_weight(at_label)[0] - (double)row->shift) - log_total,
+        TYPED(class_row) r = {.log_p = ((double)f.log_weight(at_label)[0] - (double)row->shift) -
+                                       log_total,
                               .log_sum = log_total + (double)row->shift};
-        if (how.with_mean) r.mean_log_p = (row->sum_x / (double)row->count - (double)row->shift) - log_total;
+        if (how.with_mean)
+            r.mean_log_p = (row->sum_x / (double)row->count - (double)row->shift) - log_total;
         formula(&r, option);
         loss[i] = (REAL)r.loss;
         if (silent) TYPED(put_zeros)(out, i, n); /* only now: it may lie where the logits do */
@@ -88,8 +95,9 @@ INLINE void TYPED(class_rows)(TYPED(family) f, TYPED(class_formula) formula, int
                                   .scale = how.scale,
                                   .by_weights = by_p,
                                   .special_at = labels[i],
-                                  .special = row->kept[labels[i]] * prob[0] +
-                                             (REAL)by_label * (f.slope ? f.slope(VEC(set1)(label))[0] : 1),
+                                  .special =
+                                      row->kept[labels[i]] * prob[0] +
+                                      (REAL)by_label * (f.slope ? f.slope(VEC(set1)(label))[0] : 1),
                                   .stream = job->stream};
         if (again) {
             TYPED(write_class_row)(how, &late, by_mean);

@@ -2,8 +2,9 @@
  * Arguments of a map: x, dy, y, dx. */
 
 /* y = w / sum w, dx = slope y (dy - sum y dy); or y = log(w / sum w), dx = slope (dy - w / sum w * sum dy). */
-INLINE void TYPED(map_rows)(TYPED(family) f, const int logarithm, const pl_rows *in, const pl_rows *dy, const pl_rows *y,
-                            const pl_rows *dx, const row_job *job, int64_t begin, int64_t end, int worker) {
+INLINE void TYPED(map_rows)(TYPED(family) f, const int logarithm, const pl_rows *in,
+                            const pl_rows *dy, const pl_rows *y, const pl_rows *dx,
+                            const row_job *job, int64_t begin, int64_t end, int worker) {
     int64_t n = PL_DIM(job->call, 'V');
     REAL from_x[ROW_BLOCK], from_dy[ROW_BLOCK], buffer[ROW_BLOCK];
     TYPED(reading) how = {.rows = in, .scale = 1};
@@ -18,12 +19,14 @@ INLINE void TYPED(map_rows)(TYPED(family) f, const int logarithm, const pl_rows 
             V less = VEC(set1)((REAL)dot);
             for (int64_t at = 0; at < n; at += ROW_BLOCK) {
                 int64_t m = n - at < ROW_BLOCK ? n - at : ROW_BLOCK;
-                const REAL *x = TYPED(fetch)(in, i, at, m, from_x), *g = dy->data ? TYPED(fetch)(dy, i, at, m, from_dy) : NULL;
+                const REAL *x = TYPED(fetch)(in, i, at, m, from_x),
+                           *g = dy->data ? TYPED(fetch)(dy, i, at, m, from_dy) : NULL;
                 REAL *to = out->data ? TYPED(target)(out, i, at, buffer) : buffer;
                 V sum = {0}, factor = TYPED(block_factor)(&row, at, 1, 1);
                 for (int64_t j = 0; j < m; j += WIDTH) {
                     int64_t left = m - j;
-                    V v = TYPED(load)(x + j, left, 0), d = g ? TYPED(load)(g + j, left, 0) : VEC(set1)(0);
+                    V v = TYPED(load)(x + j, left, 0),
+                      d = g ? TYPED(load)(g + j, left, 0) : VEC(set1)(0);
                     V prob = TYPED(load)(row.kept + at + j, left, 0) * factor;
                     V result = logarithm ? f.log_weight(v) - log_sum : prob;
                     if (pass) result = logarithm ? d - prob * less : prob * (d - less);

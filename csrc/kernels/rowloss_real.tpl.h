@@ -17,7 +17,8 @@ static const int TYPED(native) = sizeof(REAL) == 4 ? PL_F32 : PL_F64;
 INLINE void TYPED(widen)(const uint16_t *p, int64_t n, int bf16, REAL *to) {
     int64_t j = 0;
     for (; j + LANES <= n; j += LANES) {
-        vf v = bf16 ? vf_from_bf16((const uint8_t *)(p + j)) : vf_from_f16((const uint8_t *)(p + j));
+        vf v =
+            bf16 ? vf_from_bf16((const uint8_t *)(p + j)) : vf_from_f16((const uint8_t *)(p + j));
         if (sizeof(REAL) == 4) memcpy(to + j, &v, sizeof v);
         else
             for (int l = 0; l < LANES; l++) to[j + l] = (REAL)v[l];
@@ -30,7 +31,8 @@ INLINE void TYPED(widen)(const uint16_t *p, int64_t n, int bf16, REAL *to) {
 }
 
 /* Elements [begin, begin + n) of a stored row: where they lie if they are of the computed type, else converted into `buffer`. */
-static const REAL *TYPED(fetch)(const pl_rows *rows, int64_t i, int64_t begin, int64_t n, REAL *buffer) {
+static const REAL *TYPED(fetch)(const pl_rows *rows, int64_t i, int64_t begin, int64_t n,
+                                REAL *buffer) {
     const char *row = pl_row(rows, i);
     if ((int)rows->type == TYPED(native)) return (const REAL *)row + begin;
     if (rows->type == PL_BF16) TYPED(widen)((const uint16_t *)row + begin, n, 1, buffer);
@@ -49,7 +51,8 @@ INLINE void TYPED(narrow)(const REAL *values, int64_t n, REAL factor, int bf16, 
     vf by = vf_set1((float)factor);
     if (sizeof(REAL) == 4 && bf16)
         for (; j + 2 * LANES <= n; j += 2 * LANES)
-            vf_to_bf16_twice(to + j, vf_load((const float *)values + j) * by, vf_load((const float *)values + j + LANES) * by);
+            vf_to_bf16_twice(to + j, vf_load((const float *)values + j) * by,
+                             vf_load((const float *)values + j + LANES) * by);
     for (; j < n; j += LANES) {
         vf v = {0};
         int64_t m = n - j < LANES ? n - j : LANES;
@@ -63,7 +66,8 @@ INLINE void TYPED(narrow)(const REAL *values, int64_t n, REAL factor, int bf16, 
     }
 }
 /* Converts `values`, times `factor`, into a row of another type. */
-static void TYPED(put)(const pl_rows *rows, int64_t i, int64_t begin, int64_t n, const REAL *values, REAL factor) {
+static void TYPED(put)(const pl_rows *rows, int64_t i, int64_t begin, int64_t n, const REAL *values,
+                       REAL factor) {
     if ((int)rows->type == TYPED(native)) return;
     char *row = pl_row(rows, i);
     if (rows->type == PL_F32) {
@@ -79,7 +83,9 @@ static void TYPED(put_zeros)(const pl_rows *rows, int64_t i, int64_t n) {
 }
 
 /* The vector at p, of which n elements are to be used; and its storing. */
-INLINE V TYPED(load)(const REAL *p, int64_t n, REAL fill) { return n >= WIDTH ? VEC(load)(p) : VEC(load_part)(p, n, fill); }
+INLINE V TYPED(load)(const REAL *p, int64_t n, REAL fill) {
+    return n >= WIDTH ? VEC(load)(p) : VEC(load_part)(p, n, fill);
+}
 INLINE void TYPED(store)(REAL *p, V v, int64_t n) {
     if (n >= WIDTH) VEC(store)(p, v);
     else VEC(store_part)(p, v, n);
@@ -98,8 +104,8 @@ typedef struct {
 } TYPED(family);
 
 #define FAMILY(name) \
-    ((TYPED(family)){TYPED(name##_weight), name##_is_sloped ? TYPED(name##_slope) : NULL, TYPED(name##_log_weight), \
-                     name##_is_shifted})
+    ((TYPED(family)){TYPED(name##_weight), name##_is_sloped ? TYPED(name##_slope) : NULL, \
+                     TYPED(name##_log_weight), name##_is_shifted})
 
 /* ---- statistics of a row of weights */
 
@@ -114,9 +120,11 @@ typedef struct {
 } TYPED(row_statistics);
 
 /* What makes probabilities (times `by`) of the weights that were kept of the block that begins at `begin`. */
-INLINE V TYPED(block_factor)(const TYPED(row_statistics) *row, int64_t begin, REAL scale, double by) {
+INLINE V TYPED(block_factor)(const TYPED(row_statistics) *row, int64_t begin, REAL scale,
+                             double by) {
     REAL shift = row->block_shift[begin / ROW_BLOCK];
-    double relative = shift == row->shift ? 1 : exp(((double)shift - (double)row->shift) * (double)scale);
+    double relative =
+        shift == row->shift ? 1 : exp(((double)shift - (double)row->shift) * (double)scale);
     return VEC(set1)((REAL)(relative * by / row->total));
 }
 
@@ -145,12 +153,14 @@ INLINE V TYPED(weigh)(TYPED(family) f, V x, V shift, V scale, int with_slope, V 
 
 /* The sum of a block's weights. Meanwhile what lies at `next`, in elements of `bytes`, is fetched into the second-level cache
  * (the first has no room left), and `late` written. */
-INLINE double TYPED(block_sum)(TYPED(family) f, const REAL *x, int64_t n, REAL shift, REAL scale, int with_slope, REAL *kept,
-                               const char *next, int64_t bytes, const TYPED(unwritten_part) *late) {
+INLINE double TYPED(block_sum)(TYPED(family) f, const REAL *x, int64_t n, REAL shift, REAL scale,
+                               int with_slope, REAL *kept, const char *next, int64_t bytes,
+                               const TYPED(unwritten_part) *late) {
     V s = VEC(set1)(shift), by = VEC(set1)(scale), a = {0}, b = {0}, k;
     int64_t i = 0;
     for (; i + 2 * WIDTH <= n; i += 2 * WIDTH) {
-        for (int64_t line = 0; line < 2 * WIDTH * bytes; line += 64) __builtin_prefetch(next + i * bytes + line, 0, 2);
+        for (int64_t line = 0; line < 2 * WIDTH * bytes; line += 64)
+            __builtin_prefetch(next + i * bytes + line, 0, 2);
         TYPED(write_two)(late, i);
         a += TYPED(weigh)(f, VEC(load)(x + i), s, by, with_slope, &k);
         if (kept) VEC(store)(kept + i, k);
@@ -181,7 +191,8 @@ INLINE void TYPED(block_mean)(const REAL *x, int64_t n, TYPED(row_statistics) *r
 
 INLINE void TYPED(cap_block)(const REAL *x, int64_t n, REAL softcap, REAL *to) {
     for (int64_t i = 0; i < n; i += WIDTH)
-        TYPED(store)(to + i, TYPED(capped)(TYPED(load)(x + i, n - i, 0), VEC(set1)(softcap)), n - i);
+        TYPED(store)(to + i, TYPED(capped)(TYPED(load)(x + i, n - i, 0), VEC(set1)(softcap)),
+                     n - i);
 }
 
 /* How a row of logits is read: its storage, and what is done to each before anything else. */
@@ -193,8 +204,9 @@ typedef struct {
 
 /* One walk over row i; the total is taken anew relative to each larger maximum. `row` brings its arrays along. Meanwhile `late`,
  * which may be NULL, is written, or its half where this is one of two walks. */
-INLINE void TYPED(take_statistics)(TYPED(family) f, TYPED(reading) how, int64_t i, int64_t n, TYPED(row_statistics) *row,
-                                   const TYPED(unwritten) *late, int walk, int walks) {
+INLINE void TYPED(take_statistics)(TYPED(family) f, TYPED(reading) how, int64_t i, int64_t n,
+                                   TYPED(row_statistics) *row, const TYPED(unwritten) *late,
+                                   int walk, int walks) {
     REAL buffer[ROW_BLOCK], shift = f.shifted ? (REAL)-INFINITY : 0;
     double total = 0;
     int64_t bytes = float_bytes[how.rows->type];
@@ -221,9 +233,10 @@ INLINE void TYPED(take_statistics)(TYPED(family) f, TYPED(reading) how, int64_t 
             TYPED(share_writing)(&part, walk, walks);
         }
         /* As long as all logits are -inf they add e^(-inf - 0) = 0. */
-        total += TYPED(block_sum)(f, x, m, shift == (REAL)-INFINITY ? 0 : shift, how.scale, how.with_slope,
-                                  row->kept ? row->kept + begin : NULL,
-                                  pl_row(how.rows, i) + (begin + ROW_BLOCK) * bytes + AHEAD_BYTES, bytes, &part);
+        total += TYPED(block_sum)(f, x, m, shift == (REAL)-INFINITY ? 0 : shift, how.scale,
+                                  how.with_slope, row->kept ? row->kept + begin : NULL,
+                                  pl_row(how.rows, i) + (begin + ROW_BLOCK) * bytes + AHEAD_BYTES,
+                                  bytes, &part);
         if (write && walk == walks - 1) TYPED(end_writing)(late, &part, begin, m);
         if (how.with_mean) TYPED(block_mean)(x, m, row);
     }
@@ -236,7 +249,8 @@ INLINE REAL *TYPED(scratch)(const row_job *job, int worker, int part) {
     return (REAL *)(job->scratch + (size_t)worker * job->stride + (size_t)part * job->row);
 }
 INLINE TYPED(row_statistics) TYPED(statistics_in)(REAL *scratch, int64_t n) {
-    return (TYPED(row_statistics)){.kept = scratch, .block_shift = scratch + (n + WIDTH - 1) / WIDTH * WIDTH};
+    return (TYPED(row_statistics)){.kept = scratch,
+                                   .block_shift = scratch + (n + WIDTH - 1) / WIDTH * WIDTH};
 }
 
 #include "rowloss_class.tpl.h"
@@ -250,8 +264,8 @@ INLINE TYPED(row_statistics) TYPED(statistics_in)(REAL *scratch, int64_t n) {
 #define PL_CLASS_LOSS(name, family, options, mean_option, softcap_option) \
     static void TYPED(name##_rows)(const void *job, int64_t begin, int64_t end, int worker) { \
         const class_args args = name##_class_args(((const row_job *)job)->call); \
-        TYPED(class_rows)(FAMILY(family), TYPED(name), name##_##mean_option, name##_##softcap_option, &args, job, begin, end, \
-                          worker); \
+        TYPED(class_rows)(FAMILY(family), TYPED(name), name##_##mean_option, \
+                          name##_##softcap_option, &args, job, begin, end, worker); \
     }
 #define PL_PAIR_LOSS(name, options, q_sums_to_0) \
     static void TYPED(name##_rows)(const void *job, int64_t begin, int64_t end, int worker) { \
@@ -259,14 +273,16 @@ INLINE TYPED(row_statistics) TYPED(statistics_in)(REAL *scratch, int64_t n) {
         TYPED(pair_rows)(TYPED(name), q_sums_to_0, &args, job, begin, end, worker); \
     }
 #define PL_ELEMENT_LOSS(name, options) \
-    static void TYPED(name##_rows)(const void *job, int64_t begin, int64_t end, int worker UNUSED) { \
+    static void TYPED(name##_rows)(const void *job, int64_t begin, int64_t end, \
+                                   int worker UNUSED) { \
         const element_args args = name##_element_args(((const row_job *)job)->call); \
         TYPED(element_rows)(TYPED(name), &args, job, begin, end); \
     }
 #define PL_ROW_MAP(name, family, logarithm) \
     static void TYPED(name##_rows)(const void *job, int64_t begin, int64_t end, int worker) { \
         const name##_args args = name##_args_of(((const row_job *)job)->call); \
-        TYPED(map_rows)(FAMILY(family), logarithm, args.x, args.dy, args.y, args.dx, job, begin, end, worker); \
+        TYPED(map_rows)(FAMILY(family), logarithm, args.x, args.dy, args.y, args.dx, job, begin, \
+                        end, worker); \
     }
 #include "../losses.def"
 

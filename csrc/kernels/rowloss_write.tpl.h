@@ -35,7 +35,8 @@ INLINE V TYPED(gradient_at)(const TYPED(unwritten_part) *part, int64_t j, int64_
     return part->values ? VEC(fma)(kept, part->prob, values) : kept * part->prob;
 }
 
-INLINE TYPED(unwritten_part) TYPED(begin_writing)(const TYPED(unwritten) *u, int64_t begin, int64_t n) {
+INLINE TYPED(unwritten_part)
+    TYPED(begin_writing)(const TYPED(unwritten) *u, int64_t begin, int64_t n) {
     TYPED(unwritten_part) part = {.stream = u->stream};
     if (u->values) {
         part.values = u->values + begin;
@@ -92,13 +93,15 @@ INLINE void TYPED(write_two)(const TYPED(unwritten_part) *part, int64_t i) {
 }
 
 /* What the steps leave: the head, what is behind them, and the special element. */
-static void TYPED(end_writing)(const TYPED(unwritten) *u, const TYPED(unwritten_part) *part, int64_t begin, int64_t n) {
+static void TYPED(end_writing)(const TYPED(unwritten) *u, const TYPED(unwritten_part) *part,
+                               int64_t begin, int64_t n) {
     REAL buffer[ROW_BLOCK];
     for (int side = 0; side < 2; side++) {
         int64_t from = side ? part->head + part->whole : 0, to = side ? n : part->head;
         if (from >= to) continue;
         REAL *at = part->to ? part->to : buffer;
-        for (int64_t j = from; j < to; j += WIDTH) TYPED(store)(at + j, TYPED(gradient_at)(part, j, to - j), to - j);
+        for (int64_t j = from; j < to; j += WIDTH)
+            TYPED(store)(at + j, TYPED(gradient_at)(part, j, to - j), to - j);
         TYPED(put)(u->out, u->i, begin + from, to - from, at + from, 1);
     }
     if (u->special_at < begin || u->special_at >= begin + n) return;

@@ -1,7 +1,9 @@
 /* The tile of a matrix product: a few rows of A times one or two vectors of columns of B, summed in registers. */
 
 #if PL_BYTES == 64
-enum { MR = 14 }; /* 14 x 2 accumulators, two vectors of B and a broadcast fill 31 of 32 registers */
+enum {
+    MR = 14
+}; /* 14 x 2 accumulators, two vectors of B and a broadcast fill 31 of 32 registers */
 #elif PL_BYTES == 16 && defined(__aarch64__)
 enum { MR = 12 };
 #else
@@ -13,14 +15,17 @@ enum { NR = 2 * LANES }; /* columns of a tile */
  * summed by float32 instructions or by the ones for them. */
 enum { FLOATS, PAIRS, NATIVE_PAIRS };
 
-INLINE int64_t words_of(int form, int64_t depth) { return form == FLOATS ? depth : (depth + 1) / 2; }
+INLINE int64_t words_of(int form, int64_t depth) {
+    return form == FLOATS ? depth : (depth + 1) / 2;
+}
 
 /* One tile: rows of A times columns of B (row stride ldb), then the continuation, whose A is packed. */
 typedef struct {
     int64_t k, ldb, k2; /* depths, k in words */
     const float *a, *b, *a2, *b2;
-    int in_place;     /* A is read as it lies, MR rows of it; else from a packed panel */
-    int64_t a_stride; /* in place: between rows; packed: rows of the panel, of which the tile may compute fewer */
+    int in_place; /* A is read as it lies, MR rows of it; else from a packed panel */
+    int64_t
+        a_stride; /* in place: between rows; packed: rows of the panel, of which the tile may compute fewer */
     const float *bias;
     float *c;
     int64_t ldc;
@@ -60,8 +65,8 @@ INLINE vi word_at(const float *p) {
 }
 
 /* acc += A B over a depth. In place, so many lines at once are more than the processor foresees: they are fetched ahead. */
-INLINE void tile_depth(vf acc[MR][2], a_reader a, const float *b, int64_t ldb, int64_t depth, const int mr, const int nv,
-                       const int in_place, const int form) {
+INLINE void tile_depth(vf acc[MR][2], a_reader a, const float *b, int64_t ldb, int64_t depth,
+                       const int mr, const int nv, const int in_place, const int form) {
     enum { LINE = 16, AHEAD = 3 * LINE };
 #pragma GCC unroll 1
     for (int64_t k = 0; k < depth; k++) {
@@ -93,14 +98,17 @@ INLINE void tile_depth(vf acc[MR][2], a_reader a, const float *b, int64_t ldb, i
 }
 
 /* mr, nv, in_place and form are constants in every instance, so that the accumulators live in registers. */
-INLINE void tile_body(const tile_args *t, const int mr, const int nv, const int in_place, const int form) {
+INLINE void tile_body(const tile_args *t, const int mr, const int nv, const int in_place,
+                      const int form) {
     vf acc[MR][2];
 #pragma GCC unroll 14
     for (int i = 0; i < mr; i++)
 #pragma GCC unroll 2
         for (int j = 0; j < nv; j++) acc[i][j] = vf_set1(0);
-    tile_depth(acc, a_begin(t->a, t->a_stride, in_place), t->b, t->ldb, t->k, mr, nv, in_place, form);
-    tile_depth(acc, a_begin(t->a2, in_place ? mr : t->a_stride, 0), t->b2, nv * LANES, t->k2, mr, nv, 0, FLOATS);
+    tile_depth(acc, a_begin(t->a, t->a_stride, in_place), t->b, t->ldb, t->k, mr, nv, in_place,
+               form);
+    tile_depth(acc, a_begin(t->a2, in_place ? mr : t->a_stride, 0), t->b2, nv * LANES, t->k2, mr,
+               nv, 0, FLOATS);
     if (t->cols == nv * LANES) {
         vf bias0 = t->bias ? vf_load(t->bias) : vf_set1(0);
         vf bias1 = t->bias && nv == 2 ? vf_load(t->bias + LANES) : vf_set1(0);
@@ -191,7 +199,9 @@ static int tile_kernel(int64_t rows) {
     return kernel;
 }
 
-static void run_tile(const tile_args *t, int width) { tiles[tile_kernel(t->rows) + t->in_place].fn[width / LANES - 1](t); }
+static void run_tile(const tile_args *t, int width) {
+    tiles[tile_kernel(t->rows) + t->in_place].fn[width / LANES - 1](t);
+}
 
 /* Tiles of pairs read MR rows of A in place, whatever part of them is valid. */
 static void tile_pairs_x1(const tile_args *t) { tile_body(t, MR, 1, 1, PAIRS); }
@@ -200,7 +210,8 @@ static void tile_native_pairs_x1(const tile_args *t) { tile_body(t, MR, 1, 1, NA
 static void tile_native_pairs_x2(const tile_args *t) { tile_body(t, MR, 2, 1, NATIVE_PAIRS); }
 
 static void run_tile_of_pairs(const tile_args *t, int width, int form) {
-    static const tile_fn fn[2][2] = {{tile_pairs_x1, tile_pairs_x2}, {tile_native_pairs_x1, tile_native_pairs_x2}};
+    static const tile_fn fn[2][2] = {{tile_pairs_x1, tile_pairs_x2},
+                                     {tile_native_pairs_x1, tile_native_pairs_x2}};
     fn[form == NATIVE_PAIRS][width / LANES - 1](t);
 }
 
@@ -221,7 +232,8 @@ INLINE void tile_narrow_body(const tile_args *t, const int in_place) {
 #pragma GCC unroll 14
     for (int i = 0; i < MR; i++) {
         if (i >= t->rows) break;
-        for (int j = 0; j < t->cols; j++) t->c[i * t->ldc + j] = acc[i][j] + (t->add ? t->c[i * t->ldc + j] : 0);
+        for (int j = 0; j < t->cols; j++)
+            t->c[i * t->ldc + j] = acc[i][j] + (t->add ? t->c[i * t->ldc + j] : 0);
     }
 }
 static void tile_narrow(const tile_args *t) {

@@ -34,7 +34,8 @@ INLINE void load_transposed(const float *const source[LANES], int64_t at, vf v[L
 #pragma GCC unroll 4
     for (int k = 0; k < LANES; k += 4) {
         vf low = interleave(v[k], v[k + 1], 0, 1), high = interleave(v[k], v[k + 1], 1, 1);
-        vf low2 = interleave(v[k + 2], v[k + 3], 0, 1), high2 = interleave(v[k + 2], v[k + 3], 1, 1);
+        vf low2 = interleave(v[k + 2], v[k + 3], 0, 1),
+           high2 = interleave(v[k + 2], v[k + 3], 1, 1);
         v[k] = interleave(low, low2, 0, 2);
         v[k + 1] = interleave(low, low2, 1, 2);
         v[k + 2] = interleave(high, high2, 0, 2);

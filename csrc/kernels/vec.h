@@ -64,7 +64,8 @@ INLINE vf vf_load_fours(const float *const *rows, int64_t at) {
     v = _mm512_insertf32x4(v, _mm_loadu_ps(rows[8] + at), 2);
     return (vf)_mm512_insertf32x4(v, _mm_loadu_ps(rows[12] + at), 3);
 #elif PL_BYTES == 32
-    return (vf)_mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(rows[0] + at)), _mm_loadu_ps(rows[4] + at), 1);
+    return (vf)_mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(rows[0] + at)),
+                                    _mm_loadu_ps(rows[4] + at), 1);
 #else
     return vf_load(rows[0] + at);
 #endif
@@ -75,26 +76,38 @@ INLINE vf vf_load_fours(const float *const *rows, int64_t at) {
 INLINE vf vf_load_part(const float *p, int64_t n, float fill) {
     return (vf)_mm512_mask_loadu_ps(_mm512_set1_ps(fill), (__mmask16)((1u << n) - 1), p);
 }
-INLINE void vf_store_part(float *p, vf v, int64_t n) { _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), (__m512)v); }
+INLINE void vf_store_part(float *p, vf v, int64_t n) {
+    _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), (__m512)v);
+}
 INLINE vd vd_load_part(const double *p, int64_t n, double fill) {
     return (vd)_mm512_mask_loadu_pd(_mm512_set1_pd(fill), (__mmask8)((1u << n) - 1), p);
 }
-INLINE void vd_store_part(double *p, vd v, int64_t n) { _mm512_mask_storeu_pd(p, (__mmask8)((1u << n) - 1), (__m512d)v); }
+INLINE void vd_store_part(double *p, vd v, int64_t n) {
+    _mm512_mask_storeu_pd(p, (__mmask8)((1u << n) - 1), (__m512d)v);
+}
 #elif PL_BYTES == 32
 INLINE __m256i first_floats(int64_t n) {
     return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
-INLINE __m256i first_doubles(int64_t n) { return _mm256_cmpgt_epi64(_mm256_set1_epi64x(n), _mm256_setr_epi64x(0, 1, 2, 3)); }
+INLINE __m256i first_doubles(int64_t n) {
+    return _mm256_cmpgt_epi64(_mm256_set1_epi64x(n), _mm256_setr_epi64x(0, 1, 2, 3));
+}
 INLINE vf vf_load_part(const float *p, int64_t n, float fill) {
     const __m256i mask = first_floats(n);
-    return (vf)_mm256_blendv_ps(_mm256_set1_ps(fill), _mm256_maskload_ps(p, mask), _mm256_castsi256_ps(mask));
+    return (vf)_mm256_blendv_ps(_mm256_set1_ps(fill), _mm256_maskload_ps(p, mask),
+                                _mm256_castsi256_ps(mask));
 }
-INLINE void vf_store_part(float *p, vf v, int64_t n) { _mm256_maskstore_ps(p, first_floats(n), (__m256)v); }
+INLINE void vf_store_part(float *p, vf v, int64_t n) {
+    _mm256_maskstore_ps(p, first_floats(n), (__m256)v);
+}
 INLINE vd vd_load_part(const double *p, int64_t n, double fill) {
     const __m256i mask = first_doubles(n);
-    return (vd)_mm256_blendv_pd(_mm256_set1_pd(fill), _mm256_maskload_pd(p, mask), _mm256_castsi256_pd(mask));
+    return (vd)_mm256_blendv_pd(_mm256_set1_pd(fill), _mm256_maskload_pd(p, mask),
+                                _mm256_castsi256_pd(mask));
 }
-INLINE void vd_store_part(double *p, vd v, int64_t n) { _mm256_maskstore_pd(p, first_doubles(n), (__m256d)v); }
+INLINE void vd_store_part(double *p, vd v, int64_t n) {
+    _mm256_maskstore_pd(p, first_doubles(n), (__m256d)v);
+}
 #else
 INLINE vf vf_load_part(const float *p, int64_t n, float fill) {
     vf v = vf_set1(fill);
@@ -119,10 +132,18 @@ INLINE vf_mask vf_less(vf a, vf b) { return _mm512_cmp_ps_mask((__m512)a, (__m51
 INLINE vf_mask vf_equal(vf a, vf b) { return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_EQ_OQ); }
 INLINE vf_mask vi_less(vi a, vi b) { return _mm512_cmplt_epi32_mask((__m512i)a, (__m512i)b); }
 INLINE vf_mask vi_equal(vi a, vi b) { return _mm512_cmpeq_epi32_mask((__m512i)a, (__m512i)b); }
-INLINE vf vf_select(vf_mask mask, vf a, vf b) { return (vf)_mm512_mask_mov_ps((__m512)b, mask, (__m512)a); }
-INLINE vd_mask vd_less(vd a, vd b) { return _mm512_cmp_pd_mask((__m512d)a, (__m512d)b, _CMP_LT_OQ); }
-INLINE vd_mask vd_equal(vd a, vd b) { return _mm512_cmp_pd_mask((__m512d)a, (__m512d)b, _CMP_EQ_OQ); }
-INLINE vd vd_select(vd_mask mask, vd a, vd b) { return (vd)_mm512_mask_mov_pd((__m512d)b, mask, (__m512d)a); }
+INLINE vf vf_select(vf_mask mask, vf a, vf b) {
+    return (vf)_mm512_mask_mov_ps((__m512)b, mask, (__m512)a);
+}
+INLINE vd_mask vd_less(vd a, vd b) {
+    return _mm512_cmp_pd_mask((__m512d)a, (__m512d)b, _CMP_LT_OQ);
+}
+INLINE vd_mask vd_equal(vd a, vd b) {
+    return _mm512_cmp_pd_mask((__m512d)a, (__m512d)b, _CMP_EQ_OQ);
+}
+INLINE vd vd_select(vd_mask mask, vd a, vd b) {
+    return (vd)_mm512_mask_mov_pd((__m512d)b, mask, (__m512d)a);
+}
 #else
 typedef vi vf_mask;
 typedef vl vd_mask;
@@ -170,7 +191,8 @@ INLINE vf vf_sqrt(vf a) {
 INLINE float vf_sum(vf v) {
 #if defined(__x86_64__)
 #if PL_BYTES == 64
-    __m256 half = _mm256_add_ps(_mm512_castps512_ps256((__m512)v), _mm512_extractf32x8_ps((__m512)v, 1));
+    __m256 half =
+        _mm256_add_ps(_mm512_castps512_ps256((__m512)v), _mm512_extractf32x8_ps((__m512)v, 1));
 #elif PL_BYTES == 32
     __m256 half = (__m256)v;
 #endif
@@ -272,7 +294,8 @@ INLINE vf vf_exp_between(vf x) {
 }
 /* e^x; 0 at -inf, inf above 88.7. */
 INLINE vf vf_exp(vf x) {
-    return vf_exp_between(vf_min(vf_set1(89.0f), vf_max(vf_set1(-104.0f), x))); /* in this order a NaN stays one */
+    return vf_exp_between(
+        vf_min(vf_set1(89.0f), vf_max(vf_set1(-104.0f), x))); /* in this order a NaN stays one */
 }
 /* e^x for x <= 0. */
 INLINE vf vf_decay(vf x) { return vf_exp_between(vf_max(vf_set1(-104.0f), x)); }
@@ -309,7 +332,8 @@ INLINE vd vd_expm1(vd x) {
 /* 1 / x within 1 ulp for x >= 1; 0 at inf. */
 INLINE vf vf_reciprocal(vf x) {
 #if PL_BYTES == 64
-    __m512 r = _mm512_rcp14_ps((__m512)x), error = _mm512_fnmadd_ps((__m512)x, r, _mm512_set1_ps(1));
+    __m512 r = _mm512_rcp14_ps((__m512)x),
+           error = _mm512_fnmadd_ps((__m512)x, r, _mm512_set1_ps(1));
     return (vf)_mm512_mask_fmadd_ps(r, _mm512_test_epi32_mask((__m512i)r, (__m512i)r), error, r);
 #else
     return 1.0f / x;
@@ -332,7 +356,8 @@ INLINE vd vd_log1p(vd x) {
     const int64_t half = 0x3fe6a09e667f3bcd; /* sqrt(1/2) */
     vd u = x + 1.0;
     vl bits = (vl)u + (0x3ff0000000000000 - half), k = (bits >> 52) - 1023;
-    vd f = vd_select(vd_equal(__builtin_convertvector(k, vd), vd_set1(0)), x, (vd)((bits & 0xfffffffffffff) + half) - 1.0);
+    vd f = vd_select(vd_equal(__builtin_convertvector(k, vd), vd_set1(0)), x,
+                     (vd)((bits & 0xfffffffffffff) + half) - 1.0);
     vd s = f / (f + 2.0), z = s * s, p = vd_set1(2.0 / 25);
     for (int n = 23; n >= 3; n -= 2) p = p * z + 2.0 / n;
     vd y = s * (z * p) + (s + s);

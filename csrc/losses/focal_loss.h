@@ -7,7 +7,8 @@ INLINE void FORMULA(focal_loss)(FORMULA(class_row) * row, const SCALAR *option) 
     row->loss = -power * row->log_p;
     row->d_log_p = -power;
     /* At p = 1 the limit of (1 - p)^(gamma - 1) log p is 0. */
-    if (gamma > 0 && rest > 0 && rest < 1) row->d_log_p += gamma * exp(row->log_p) * power / rest * row->log_p;
+    if (gamma > 0 && rest > 0 && rest < 1)
+        row->d_log_p += gamma * exp(row->log_p) * power / rest * row->log_p;
     row->d_log_sum = row->d_mean_log_p = 0;
 }
 #endif

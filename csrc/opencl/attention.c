@@ -7,10 +7,12 @@
 static pl_cl_shape shape_of(const pl_cl_operation *o) {
     int cpu = pl_cl_is_cpu(o->device);
     pl_cl_shape shape =
-        cpu ? (pl_cl_shape){1, o->device->info->vector >= 8 ? (int)o->device->info->vector : 8, 1} : (pl_cl_shape){64, 1, 1};
+        cpu ? (pl_cl_shape){1, o->device->info->vector >= 8 ? (int)o->device->info->vector : 8, 1}
+            : (pl_cl_shape){64, 1, 1};
     if (shape.width > 16) shape.width = 16;
     if (pl_cl_forced_shape.group)
-        shape = (pl_cl_shape){pl_cl_forced_shape.group, pl_cl_forced_shape.group > 1 ? 1 : shape.width, 1};
+        shape = (pl_cl_shape){pl_cl_forced_shape.group,
+                              pl_cl_forced_shape.group > 1 ? 1 : shape.width, 1};
     while ((size_t)shape.group > o->device->info->max_group && shape.group > 1) shape.group /= 2;
     return shape;
 }
@@ -19,7 +21,8 @@ static pl_cl_shape shape_of(const pl_cl_operation *o) {
 static int tile_of(const pl_cl_operation *o, pl_cl_shape shape) {
     int64_t d = PL_DIM(o->call, 'D'), tile = 32;
     if (shape.group > 1)
-        while (tile > 4 && (size_t)(2 * 4 * tile * (d + 1)) > o->device->info->local_memory / 2) tile /= 2;
+        while (tile > 4 && (size_t)(2 * 4 * tile * (d + 1)) > o->device->info->local_memory / 2)
+            tile /= 2;
     return (int)tile;
 }
 
@@ -31,17 +34,20 @@ static pl_cl_launch begin(const pl_cl_operation *o) {
 }
 
 /* A group for each block of `share` rows an offset counts, of each key-value head. */
-static int run(pl_cl_launch *l, const char *kernel, const int32_t *offsets, int64_t share, double scale, int64_t window) {
+static int run(pl_cl_launch *l, const char *kernel, const int32_t *offsets, int64_t share,
+               double scale, int64_t window) {
     const pl_cl_operation *o = l->operation;
     pl_cl_shape shape = shape_of(o);
     int64_t sequences = PL_DIM(o->call, 'S') - 1, blocks = 0, rows = shape.group * shape.width;
-    for (int64_t s = 0; s < sequences; s++) blocks += ((offsets[s + 1] - offsets[s]) * share + rows - 1) / rows;
+    for (int64_t s = 0; s < sequences; s++)
+        blocks += ((offsets[s + 1] - offsets[s]) * share + rows - 1) / rows;
     pl_cl_add_i64(l, sequences);
     pl_cl_add_i64(l, PL_DIM(o->call, 'H'));
     pl_cl_add_i64(l, PL_DIM(o->call, 'G'));
     pl_cl_add_f32(l, scale);
     pl_cl_add_i64(l, window > 0 && window < INT32_MAX ? window : INT32_MAX);
-    return pl_cl_enqueue(l, kernel, (size_t)(blocks * PL_DIM(o->call, 'G')), (size_t)shape.group, NULL);
+    return pl_cl_enqueue(l, kernel, (size_t)(blocks * PL_DIM(o->call, 'G')), (size_t)shape.group,
+                         NULL);
 }
 
 int pl_cl_launch_attention_forward(const pl_cl_operation *o) {
@@ -58,7 +64,8 @@ int pl_cl_launch_attention_grad(const pl_cl_operation *o) {
     if (!PL_DIM(o->call, 'H')) return 0;
     const attention_grad_args args = attention_grad_args_of(o->call);
     const attention_grad_places at = attention_grad_places_of(o);
-    pl_cl_place delta = pl_cl_scratch(o, sizeof(float) * (size_t)(PL_DIM(o->call, 'N') * PL_DIM(o->call, 'H')));
+    pl_cl_place delta =
+        pl_cl_scratch(o, sizeof(float) * (size_t)(PL_DIM(o->call, 'N') * PL_DIM(o->call, 'H')));
     if (!delta.buffer) return 1;
     pl_cl_launch rows = begin(o), keys = begin(o);
     pl_cl_add_places(&rows, 4, at.d_o, at.q, at.k, at.v, at.o, at.lse, at.offsets, at.dq, delta);

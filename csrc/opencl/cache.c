@@ -33,8 +33,8 @@ static atomic_int complained; /* 1 being written, 2 there, 3 taken */
 static void complain(const char *folder, const char *name, const char *reason) {
     int none = 0;
     if (!atomic_compare_exchange_strong(&complained, &none, 1)) return;
-    snprintf(complaint, sizeof complaint, "compiled OpenCL kernels are not kept: %s%s%s %s", folder, name ? "/" : "",
-             name ? name : "", reason);
+    snprintf(complaint, sizeof complaint, "compiled OpenCL kernels are not kept: %s%s%s %s", folder,
+             name ? "/" : "", name ? name : "", reason);
     atomic_store(&complained, 2);
 }
 
@@ -58,7 +58,8 @@ uint64_t pl_cl_hash(uint64_t h, const void *data, size_t bytes) {
 
 /* The path of the folder, made if need be: PYLOSS_CACHE, or pyloss in the user's cache folder. */
 static int folder_path(char *path) {
-    const char *given = getenv("PYLOSS_CACHE"), *user = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
+    const char *given = getenv("PYLOSS_CACHE"), *user = getenv("XDG_CACHE_HOME"),
+               *home = getenv("HOME");
     int n;
     if (given && *given) n = snprintf(path, PATH_SIZE, "%s/opencl", given);
     else if (user && *user) n = snprintf(path, PATH_SIZE, "%s/pyloss/opencl", user);
@@ -80,7 +81,8 @@ static int open_folder(char *path) {
     int folder = open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
     struct stat status;
     const char *reason = NULL;
-    if (folder < 0) reason = errno == ELOOP || errno == ENOTDIR ? "is a link or no folder" : "cannot be opened";
+    if (folder < 0)
+        reason = errno == ELOOP || errno == ENOTDIR ? "is a link or no folder" : "cannot be opened";
     else if (fstat(folder, &status)) reason = "cannot be examined";
     else reason = distrust(&status);
     if (!reason) return folder;
@@ -113,11 +115,13 @@ static int write_all(int file, const void *from, size_t bytes) {
 
 static unsigned char *read_binary(int file, const struct stat *status, size_t *size) {
     file_header header;
-    if (read_all(file, &header, sizeof header) || memcmp(header.magic, MAGIC, sizeof MAGIC) || !header.size ||
-        header.size > MOST || header.size != (uint64_t)status->st_size - sizeof header)
+    if (read_all(file, &header, sizeof header) || memcmp(header.magic, MAGIC, sizeof MAGIC) ||
+        !header.size || header.size > MOST ||
+        header.size != (uint64_t)status->st_size - sizeof header)
         return NULL;
     unsigned char *binary = malloc(header.size);
-    if (binary && (read_all(file, binary, header.size) || pl_cl_hash(0, binary, header.size) != header.checksum)) {
+    if (binary && (read_all(file, binary, header.size) ||
+                   pl_cl_hash(0, binary, header.size) != header.checksum)) {
         free(binary);
         return NULL;
     }
@@ -129,7 +133,8 @@ unsigned char *pl_cl_cache_read(const char *name, size_t *size) {
     char path[PATH_SIZE];
     int folder = open_folder(path);
     if (folder < 0) return NULL;
-    int file = openat(folder, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC); /* a pipe must not block */
+    int file = openat(folder, name,
+                      O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC); /* a pipe must not block */
     unsigned char *binary = NULL;
     struct stat status;
     if (file >= 0 && !fstat(file, &status)) {
@@ -160,7 +165,8 @@ void pl_cl_cache_write(const char *name, const unsigned char *binary, size_t siz
     int folder = open_folder(path);
     if (folder < 0) return;
     if (!random_name(name, beside, sizeof beside)) {
-        int file = openat(folder, beside, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
+        int file =
+            openat(folder, beside, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
         if (file >= 0) {
             file_header header = {.size = size, .checksum = pl_cl_hash(0, binary, size)};
             memcpy(header.magic, MAGIC, sizeof MAGIC);

@@ -73,7 +73,8 @@ enum {
     X(cl_int, GetPlatformInfo, (cl_platform_id, cl_uint, size_t, void *, size_t *)) \
     X(cl_int, GetDeviceIDs, (cl_platform_id, cl_bitfield, cl_uint, cl_device_id *, cl_uint *)) \
     X(cl_int, GetDeviceInfo, (cl_device_id, cl_uint, size_t, void *, size_t *)) \
-    X(cl_context, CreateContext, (const cl_properties *, cl_uint, const cl_device_id *, cl_context_notify, void *, cl_int *)) \
+    X(cl_context, CreateContext, \
+      (const cl_properties *, cl_uint, const cl_device_id *, cl_context_notify, void *, cl_int *)) \
     X(cl_int, RetainContext, (cl_context)) \
     X(cl_int, ReleaseContext, (cl_context)) \
     X(cl_command_queue, CreateCommandQueue, (cl_context, cl_device_id, cl_bitfield, cl_int *)) \
@@ -84,27 +85,35 @@ enum {
     X(cl_int, RetainMemObject, (cl_mem)) \
     X(cl_int, ReleaseMemObject, (cl_mem)) \
     X(cl_int, EnqueueReadBuffer, \
-      (cl_command_queue, cl_mem, cl_bool, size_t, size_t, void *, cl_uint, const cl_event *, cl_event *)) \
+      (cl_command_queue, cl_mem, cl_bool, size_t, size_t, void *, cl_uint, const cl_event *, \
+       cl_event *)) \
     X(cl_int, EnqueueWriteBuffer, \
-      (cl_command_queue, cl_mem, cl_bool, size_t, size_t, const void *, cl_uint, const cl_event *, cl_event *)) \
+      (cl_command_queue, cl_mem, cl_bool, size_t, size_t, const void *, cl_uint, const cl_event *, \
+       cl_event *)) \
     X(cl_int, EnqueueCopyBuffer, \
-      (cl_command_queue, cl_mem, cl_mem, size_t, size_t, size_t, cl_uint, const cl_event *, cl_event *)) \
+      (cl_command_queue, cl_mem, cl_mem, size_t, size_t, size_t, cl_uint, const cl_event *, \
+       cl_event *)) \
     X(cl_int, EnqueueFillBuffer, \
-      (cl_command_queue, cl_mem, const void *, size_t, size_t, size_t, cl_uint, const cl_event *, cl_event *)) \
-    X(cl_program, CreateProgramWithSource, (cl_context, cl_uint, const char **, const size_t *, cl_int *)) \
+      (cl_command_queue, cl_mem, const void *, size_t, size_t, size_t, cl_uint, const cl_event *, \
+       cl_event *)) \
+    X(cl_program, CreateProgramWithSource, \
+      (cl_context, cl_uint, const char **, const size_t *, cl_int *)) \
     X(cl_program, CreateProgramWithBinary, \
-      (cl_context, cl_uint, const cl_device_id *, const size_t *, const unsigned char **, cl_int *, cl_int *)) \
-    X(cl_int, BuildProgram, (cl_program, cl_uint, const cl_device_id *, const char *, cl_program_notify, void *)) \
+      (cl_context, cl_uint, const cl_device_id *, const size_t *, const unsigned char **, \
+       cl_int *, cl_int *)) \
+    X(cl_int, BuildProgram, \
+      (cl_program, cl_uint, const cl_device_id *, const char *, cl_program_notify, void *)) \
     X(cl_int, GetProgramInfo, (cl_program, cl_uint, size_t, void *, size_t *)) \
     X(cl_int, GetProgramBuildInfo, (cl_program, cl_device_id, cl_uint, size_t, void *, size_t *)) \
     X(cl_int, ReleaseProgram, (cl_program)) \
     X(cl_kernel, CreateKernel, (cl_program, const char *, cl_int *)) \
     X(cl_int, ReleaseKernel, (cl_kernel)) \
     X(cl_int, SetKernelArg, (cl_kernel, cl_uint, size_t, const void *)) \
-    X(cl_int, GetKernelWorkGroupInfo, (cl_kernel, cl_device_id, cl_uint, size_t, void *, size_t *)) \
+    X(cl_int, GetKernelWorkGroupInfo, \
+      (cl_kernel, cl_device_id, cl_uint, size_t, void *, size_t *)) \
     X(cl_int, EnqueueNDRangeKernel, \
-      (cl_command_queue, cl_kernel, cl_uint, const size_t *, const size_t *, const size_t *, cl_uint, const cl_event *, \
-       cl_event *)) \
+      (cl_command_queue, cl_kernel, cl_uint, const size_t *, const size_t *, const size_t *, \
+       cl_uint, const cl_event *, cl_event *)) \
     X(cl_int, Flush, (cl_command_queue)) \
     X(cl_int, Finish, (cl_command_queue))
 

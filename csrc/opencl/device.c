@@ -4,7 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-static pthread_mutex_t devices_lock = PTHREAD_MUTEX_INITIALIZER; /* of the list; taken before a device's own lock */
+static pthread_mutex_t devices_lock =
+    PTHREAD_MUTEX_INITIALIZER; /* of the list; taken before a device's own lock */
 static pl_cl_device *devices;
 static uint64_t next_address = (uint64_t)1 << 48; /* above every host address */
 
@@ -15,7 +16,8 @@ static int refuse_forked(pl_cl_error *error) {
 }
 
 /* Adds a device to the list; takes over the references to context and queue. */
-static pl_cl_device *add_device(int index, cl_context context, cl_command_queue queue, int wait, pl_cl_error *error) {
+static pl_cl_device *add_device(int index, cl_context context, cl_command_queue queue, int wait,
+                                pl_cl_error *error) {
     pl_cl_device *device = calloc(1, sizeof *device);
     if (!device) {
         pl_cl_fail(error, "opening the device", CL_OUT_OF_HOST_MEMORY);
@@ -57,7 +59,8 @@ pl_cl_device *pl_cl_device_at(int index, pl_cl_error *error) {
     const char *reason;
     if (pl_cl_open(&count, &reason, error)) return NULL;
     if (index < 0 || index >= count) {
-        pl_cl_refuse(error, PL_CL_FAILED, "there is no such device: %s", count ? "see pyloss.devices()" : reason);
+        pl_cl_refuse(error, PL_CL_FAILED, "there is no such device: %s",
+                     count ? "see pyloss.devices()" : reason);
         return NULL;
     }
     pthread_mutex_lock(&devices_lock);
@@ -75,7 +78,9 @@ pl_cl_device *pl_cl_device_of(cl_context context, cl_command_queue queue, pl_cl_
     cl_device_id id = NULL;
     cl_bitfield properties = 0;
     cl_int code = pl_cl.GetCommandQueueInfo(queue, CL_QUEUE_DEVICE, sizeof id, &id, NULL);
-    if (!code) code = pl_cl.GetCommandQueueInfo(queue, CL_QUEUE_PROPERTIES, sizeof properties, &properties, NULL);
+    if (!code)
+        code = pl_cl.GetCommandQueueInfo(queue, CL_QUEUE_PROPERTIES, sizeof properties, &properties,
+                                         NULL);
     if (code) {
         pl_cl_fail(error, "clGetCommandQueueInfo", code);
         return NULL;
@@ -83,14 +88,17 @@ pl_cl_device *pl_cl_device_of(cl_context context, cl_command_queue queue, pl_cl_
     for (int i = 0; i < count; i++)
         if (pl_cl_info_at(i)->id == id) index = i;
     if (index < 0) {
-        pl_cl_refuse(error, PL_CL_FAILED, "the array lives on a device that pyloss.devices() does not list");
+        pl_cl_refuse(error, PL_CL_FAILED,
+                     "the array lives on a device that pyloss.devices() does not list");
         return NULL;
     }
     pthread_mutex_lock(&devices_lock);
     pl_cl_device *device = devices;
     while (device && !(device->context == context && device->queue == queue)) device = device->next;
-    if (!device && !(code = pl_cl.RetainContext(context)) && !(code = pl_cl.RetainCommandQueue(queue)))
-        device = add_device(index, context, queue, (properties & CL_QUEUE_OUT_OF_ORDER_EXEC_MODE_ENABLE) != 0, error);
+    if (!device && !(code = pl_cl.RetainContext(context)) &&
+        !(code = pl_cl.RetainCommandQueue(queue)))
+        device = add_device(index, context, queue,
+                            (properties & CL_QUEUE_OUT_OF_ORDER_EXEC_MODE_ENABLE) != 0, error);
     pthread_mutex_unlock(&devices_lock);
     if (code) pl_cl_fail(error, "clRetainContext", code);
     return device;
@@ -148,14 +156,16 @@ static pl_cl_buffer *make_buffer(pl_cl_device *device, cl_mem memory, size_t byt
     buffer->bytes = bytes;
     buffer->foreign = foreign;
     buffer->references = 1;
-    buffer->address = __atomic_fetch_add(&next_address, (bytes / 4096 + 2) * 4096, __ATOMIC_RELAXED);
+    buffer->address =
+        __atomic_fetch_add(&next_address, (bytes / 4096 + 2) * 4096, __ATOMIC_RELAXED);
     return buffer;
 }
 
 pl_cl_buffer *pl_cl_buffer_new(pl_cl_device *device, size_t bytes, pl_cl_error *error) {
     if (refuse_forked(error)) return NULL;
     if (bytes > device->info->max_allocation) {
-        pl_cl_refuse(error, PL_CL_NO_MEMORY, "%zu bytes in one array are more than the device's limit of %llu", bytes,
+        pl_cl_refuse(error, PL_CL_NO_MEMORY,
+                     "%zu bytes in one array are more than the device's limit of %llu", bytes,
                      (unsigned long long)device->info->max_allocation);
         return NULL;
     }
@@ -167,7 +177,8 @@ pl_cl_buffer *pl_cl_buffer_new(pl_cl_device *device, size_t bytes, pl_cl_error *
         buffer->next = NULL;
     } else {
         /* Never hold more than the peak: what is kept beyond it serves no size that is asked for now. */
-        while (device->idle && device->used_bytes + device->idle_bytes + bytes > device->peak_bytes) drop_last_idle(device);
+        while (device->idle && device->used_bytes + device->idle_bytes + bytes > device->peak_bytes)
+            drop_last_idle(device);
     }
     device->used_bytes += buffer ? buffer->bytes : bytes;
     if (device->used_bytes > device->peak_bytes) device->peak_bytes = device->used_bytes;
@@ -192,7 +203,8 @@ pl_cl_buffer *pl_cl_buffer_new(pl_cl_device *device, size_t bytes, pl_cl_error *
     return NULL;
 }
 
-pl_cl_buffer *pl_cl_buffer_of(pl_cl_device *device, cl_mem memory, size_t bytes, pl_cl_error *error) {
+pl_cl_buffer *pl_cl_buffer_of(pl_cl_device *device, cl_mem memory, size_t bytes,
+                              pl_cl_error *error) {
     if (refuse_forked(error)) return NULL;
     cl_int code = 0;
     pthread_mutex_lock(&device->memory);
@@ -240,18 +252,22 @@ void pl_cl_buffer_release(pl_cl_buffer *buffer) {
     pthread_mutex_unlock(&device->memory);
 }
 
-int pl_cl_write(pl_cl_buffer *to, size_t offset, const void *from, size_t bytes, pl_cl_error *error) {
+int pl_cl_write(pl_cl_buffer *to, size_t offset, const void *from, size_t bytes,
+                pl_cl_error *error) {
     if (refuse_forked(error)) return 1;
     if (!bytes) return 0;
     __atomic_add_fetch(&to->writes, 1, __ATOMIC_RELAXED);
-    cl_int code = pl_cl.EnqueueWriteBuffer(to->device->queue, to->memory, CL_TRUE, offset, bytes, from, 0, NULL, NULL);
+    cl_int code = pl_cl.EnqueueWriteBuffer(to->device->queue, to->memory, CL_TRUE, offset, bytes,
+                                           from, 0, NULL, NULL);
     return code ? pl_cl_fail(error, "clEnqueueWriteBuffer", code) : 0;
 }
 
-int pl_cl_read(const pl_cl_buffer *from, size_t offset, void *to, size_t bytes, pl_cl_error *error) {
+int pl_cl_read(const pl_cl_buffer *from, size_t offset, void *to, size_t bytes,
+               pl_cl_error *error) {
     if (refuse_forked(error)) return 1;
     if (!bytes) return 0;
-    cl_int code = pl_cl.EnqueueReadBuffer(from->device->queue, from->memory, CL_TRUE, offset, bytes, to, 0, NULL, NULL);
+    cl_int code = pl_cl.EnqueueReadBuffer(from->device->queue, from->memory, CL_TRUE, offset, bytes,
+                                          to, 0, NULL, NULL);
     return code ? pl_cl_fail(error, "clEnqueueReadBuffer", code) : 0;
 }
 
@@ -260,7 +276,8 @@ int pl_cl_clear(pl_cl_buffer *to, size_t offset, size_t bytes, pl_cl_error *erro
     if (!bytes) return 0;
     static const unsigned char zero;
     __atomic_add_fetch(&to->writes, 1, __ATOMIC_RELAXED);
-    cl_int code = pl_cl.EnqueueFillBuffer(to->device->queue, to->memory, &zero, 1, offset, bytes, 0, NULL, NULL);
+    cl_int code = pl_cl.EnqueueFillBuffer(to->device->queue, to->memory, &zero, 1, offset, bytes, 0,
+                                          NULL, NULL);
     if (code) return pl_cl_fail(error, "clEnqueueFillBuffer", code);
     return to->device->wait ? pl_cl_finish(to->device, error) : 0;
 }

@@ -5,14 +5,17 @@
 #include "../random.h"
 
 static pl_cl_shape shape_of(const pl_cl_operation *o) {
-    pl_cl_shape shape = pl_cl_is_cpu(o->device) ? (pl_cl_shape){64, 16, 1} : (pl_cl_shape){256, 4, 1};
+    pl_cl_shape shape =
+        pl_cl_is_cpu(o->device) ? (pl_cl_shape){64, 16, 1} : (pl_cl_shape){256, 4, 1};
     if (pl_cl_forced_shape.group) shape.group = pl_cl_forced_shape.group;
     if (pl_cl_forced_shape.width) shape.width = pl_cl_forced_shape.width;
     while ((size_t)shape.group > o->device->info->max_group && shape.group > 1) shape.group /= 2;
     return shape;
 }
 
-static pl_cl_launch begin(const pl_cl_operation *o) { return pl_cl_begin(o, pl_cl_source_elements, shape_of(o), 0); }
+static pl_cl_launch begin(const pl_cl_operation *o) {
+    return pl_cl_begin(o, pl_cl_source_elements, shape_of(o), 0);
+}
 
 /* A kernel over n elements, the last argument. */
 static int run(pl_cl_launch *l, const char *kernel, int64_t n) {
@@ -31,7 +34,8 @@ int pl_cl_zero(const pl_cl_operation *o, pl_cl_place to, int64_t n) {
 static int64_t elements(const pl_cl_operation *o) { return PL_DIM(o->call, 'N'); }
 
 /* A kernel of arrays alone. */
-static int map(const pl_cl_operation *o, const char *kernel, size_t count, const pl_cl_place *places) {
+static int map(const pl_cl_operation *o, const char *kernel, size_t count,
+               const pl_cl_place *places) {
     pl_cl_launch l = begin(o);
     pl_cl_add_each(&l, 4, count, places);
     return run(&l, kernel, elements(o));
@@ -61,7 +65,8 @@ int pl_cl_launch_ratio(const pl_cl_operation *o) {
     return map(o, "ratio", 3, (pl_cl_place[]){at.a, at.b, at.y});
 }
 
-static int scaled_map(const pl_cl_operation *o, const char *kernel, double alpha, pl_cl_place x, pl_cl_place y) {
+static int scaled_map(const pl_cl_operation *o, const char *kernel, double alpha, pl_cl_place x,
+                      pl_cl_place y) {
     pl_cl_launch l = begin(o);
     pl_cl_add_f32(&l, alpha);
     pl_cl_add_places(&l, 4, x, y);
@@ -140,8 +145,11 @@ int pl_cl_launch_adamw(const pl_cl_operation *o) {
     double lr = args.lr, beta1 = args.beta1, beta2 = args.beta2;
     pl_cl_launch l = begin(o);
     pl_cl_add_places(&l, 4, at.grad, at.param, at.m, at.v);
-    const double decay = lr * args.weight_decay, inverse1 = 1 / args.bias1, inverse2 = 1 / args.bias2;
-    add_numbers(&l, 10, (double[]){lr, decay, args.grad_scale, beta1, 1 - beta1, beta2, 1 - beta2, args.eps, inverse1, inverse2});
+    const double decay = lr * args.weight_decay, inverse1 = 1 / args.bias1,
+                 inverse2 = 1 / args.bias2;
+    add_numbers(&l, 10,
+                (double[]){lr, decay, args.grad_scale, beta1, 1 - beta1, beta2, 1 - beta2, args.eps,
+                           inverse1, inverse2});
     return run(&l, "adamw", elements(o));
 }
 int pl_cl_launch_sgd(const pl_cl_operation *o) {

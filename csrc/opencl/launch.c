@@ -9,7 +9,9 @@ int pl_cl_without_fp64;
 
 int pl_cl_fp64(const pl_cl_device *device) { return device->info->fp64 && !pl_cl_without_fp64; }
 
-int pl_cl_is_cpu(const pl_cl_device *device) { return (device->info->kind & CL_DEVICE_TYPE_CPU) != 0; }
+int pl_cl_is_cpu(const pl_cl_device *device) {
+    return (device->info->kind & CL_DEVICE_TYPE_CPU) != 0;
+}
 
 pl_cl_place pl_cl_place_of(const pl_cl_operation *operation, const void *address) {
     uint64_t at = (uint64_t)(uintptr_t)address;
@@ -30,7 +32,8 @@ void pl_cl_define(pl_cl_launch *l, const char *format, ...) {
     va_end(given);
 }
 
-pl_cl_launch pl_cl_begin(const pl_cl_operation *operation, const char *source, pl_cl_shape shape, int wide) {
+pl_cl_launch pl_cl_begin(const pl_cl_operation *operation, const char *source, pl_cl_shape shape,
+                         int wide) {
     pl_cl_launch l = {.operation = operation, .source = source};
     pl_cl_define(&l, "-DWIDTH=%d -DBLOCK=%d -DGROUP=%d ", shape.width, shape.block, shape.group);
     pl_cl_define(&l, wide ? "-DREAL=double -DREAL_F64 " : "-DREAL=float ");
@@ -79,12 +82,15 @@ pl_cl_place pl_cl_scratch(const pl_cl_operation *operation, size_t bytes) {
 
 /* ---- enqueueing */
 
-static cl_int enqueue(pl_cl_device *device, cl_kernel kernel, const pl_cl_launch *l, size_t groups, size_t group) {
+static cl_int enqueue(pl_cl_device *device, cl_kernel kernel, const pl_cl_launch *l, size_t groups,
+                      size_t group) {
     cl_int code = 0;
     for (int i = 0; i < l->count && !code; i++)
         code = pl_cl.SetKernelArg(kernel, (cl_uint)i, l->argument[i].size, &l->argument[i].value);
     size_t all = groups * group;
-    if (!code) code = pl_cl.EnqueueNDRangeKernel(device->queue, kernel, 1, NULL, &all, &group, 0, NULL, NULL);
+    if (!code)
+        code =
+            pl_cl.EnqueueNDRangeKernel(device->queue, kernel, 1, NULL, &all, &group, 0, NULL, NULL);
     return code;
 }
 
@@ -95,7 +101,8 @@ int pl_cl_enqueue(pl_cl_launch *l, const char *name, size_t groups, size_t group
     size_t largest;
     if (!groups) return 0;
     if (l->misaligned)
-        return pl_cl_refuse(error, PL_CL_UNSUPPORTED, "an array begins between two elements; copy it to memory of its own");
+        return pl_cl_refuse(error, PL_CL_UNSUPPORTED,
+                            "an array begins between two elements; copy it to memory of its own");
     /* What the owner of an out-of-order queue has put there may still be writing the arguments. */
     if (device->wait && pl_cl_finish(device, error)) return 1;
     pthread_mutex_lock(&device->launch);
@@ -107,7 +114,8 @@ int pl_cl_enqueue(pl_cl_launch *l, const char *name, size_t groups, size_t group
     } else {
         cl_int code = enqueue(device, kernel, l, groups, group);
         /* Drivers that allocate late find here that memory is short: the kept buffers may help. */
-        if ((code == CL_MEM_OBJECT_ALLOCATION_FAILURE || code == CL_OUT_OF_RESOURCES) && device->idle) {
+        if ((code == CL_MEM_OBJECT_ALLOCATION_FAILURE || code == CL_OUT_OF_RESOURCES) &&
+            device->idle) {
             pl_cl_free_idle(device);
             code = enqueue(device, kernel, l, groups, group);
         }

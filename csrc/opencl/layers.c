@@ -13,7 +13,9 @@ static pl_cl_shape shape_of(const pl_cl_operation *o) {
     return shape;
 }
 
-static pl_cl_launch begin(const pl_cl_operation *o) { return pl_cl_begin(o, pl_cl_source_layers, shape_of(o), 0); }
+static pl_cl_launch begin(const pl_cl_operation *o) {
+    return pl_cl_begin(o, pl_cl_source_layers, shape_of(o), 0);
+}
 
 /* A kernel with a group for each row. */
 static int run(pl_cl_launch *l, const char *kernel, int64_t rows) {
@@ -30,14 +32,15 @@ static int run_items(pl_cl_launch *l, const char *kernel, int64_t n) {
 static int run_columns(pl_cl_launch *l, const char *kernel, int64_t columns, int64_t parts) {
     pl_cl_shape shape = shape_of(l->operation);
     int64_t step = (int64_t)shape.group * shape.width;
-    return pl_cl_enqueue(l, kernel, (size_t)((columns + step - 1) / step * parts), (size_t)shape.group, NULL);
+    return pl_cl_enqueue(l, kernel, (size_t)((columns + step - 1) / step * parts),
+                         (size_t)shape.group, NULL);
 }
 
 static int64_t dim(const pl_cl_operation *o, char letter) { return PL_DIM(o->call, letter); }
 
 /* out [D] = the sum over the N rows of a (b - offset) rstd, as far as these are there. */
-static int sum_columns(const pl_cl_operation *o, pl_cl_place a, pl_cl_place b, pl_cl_place offset, pl_cl_place rstd,
-                       pl_cl_place out) {
+static int sum_columns(const pl_cl_operation *o, pl_cl_place a, pl_cl_place b, pl_cl_place offset,
+                       pl_cl_place rstd, pl_cl_place out) {
     int64_t n = dim(o, 'N'), d = dim(o, 'D'), parts = (n + ROWS - 1) / ROWS;
     pl_cl_place partial = pl_cl_scratch(o, (size_t)(parts * d) * sizeof(float));
     if (!partial.buffer) return 1;
@@ -197,7 +200,8 @@ int pl_cl_launch_column_dot(const pl_cl_operation *o) {
 }
 
 /* Row m of `from`, for m < count, to the row of `to` that rows[m] names: added, or `put` in its place. */
-static int add_rows(const pl_cl_operation *o, pl_cl_place from, pl_cl_place rows, pl_cl_place to, int64_t count, int put) {
+static int add_rows(const pl_cl_operation *o, pl_cl_place from, pl_cl_place rows, pl_cl_place to,
+                    int64_t count, int put) {
     int64_t parts = 4 * o->device->info->units;
     pl_cl_launch l = begin(o);
     pl_cl_add_places(&l, 4, from, rows, to);
@@ -220,5 +224,6 @@ int pl_cl_launch_put_rows(const pl_cl_operation *o) {
 
 int pl_cl_launch_scatter_add_rows(const pl_cl_operation *o) {
     const scatter_add_rows_places at = scatter_add_rows_places_of(o);
-    return pl_cl_zero(o, at.dx, dim(o, 'N') * dim(o, 'D')) || add_rows(o, at.dy, at.rows, at.dx, dim(o, 'M'), 0);
+    return pl_cl_zero(o, at.dx, dim(o, 'N') * dim(o, 'D')) ||
+           add_rows(o, at.dy, at.rows, at.dx, dim(o, 'M'), 0);
 }

@@ -28,20 +28,25 @@ int pl_cl_forked(void) { return library.forked; }
 
 static int find_functions(void) {
     const char *given = getenv("PYLOSS_OPENCL_LIBRARY");
-    const char *const usual[] = {"libOpenCL.so.1", "libOpenCL.so", "/System/Library/Frameworks/OpenCL.framework/OpenCL", NULL};
+    const char *const usual[] = {"libOpenCL.so.1", "libOpenCL.so",
+                                 "/System/Library/Frameworks/OpenCL.framework/OpenCL", NULL};
     const char *const named[] = {given, NULL};
     void *handle = NULL;
     for (const char *const *name = given && *given ? named : usual; *name && !handle; name++)
         handle = dlopen(*name, RTLD_NOW | RTLD_LOCAL);
     if (!handle) {
         if (given && *given)
-            snprintf(library.reason, sizeof library.reason, "PYLOSS_OPENCL_LIBRARY=%s could not be loaded", given);
-        else snprintf(library.reason, sizeof library.reason, "no libOpenCL.so.1 on this machine (Debian: ocl-icd-libopencl1)");
+            snprintf(library.reason, sizeof library.reason,
+                     "PYLOSS_OPENCL_LIBRARY=%s could not be loaded", given);
+        else
+            snprintf(library.reason, sizeof library.reason,
+                     "no libOpenCL.so.1 on this machine (Debian: ocl-icd-libopencl1)");
         return -1;
     }
 #define X(result, name, parameters) \
     if (!(pl_cl.name = (result(*) parameters)dlsym(handle, "cl" #name))) { \
-        snprintf(library.reason, sizeof library.reason, "the OpenCL library has no cl%s: OpenCL 1.2 is needed", #name); \
+        snprintf(library.reason, sizeof library.reason, \
+                 "the OpenCL library has no cl%s: OpenCL 1.2 is needed", #name); \
         return -1; \
     }
     PL_CL_FUNCTIONS(X)
@@ -65,8 +70,10 @@ static void read_device(cl_platform_id platform, cl_device_id id, pl_cl_info *in
     memset(info, 0, sizeof *info);
     info->platform = platform;
     info->id = id;
-    pl_cl.GetPlatformInfo(platform, CL_PLATFORM_NAME, sizeof info->platform_name - 1, info->platform_name, NULL);
-    pl_cl.GetPlatformInfo(platform, CL_PLATFORM_VERSION, sizeof info->platform_version - 1, info->platform_version, NULL);
+    pl_cl.GetPlatformInfo(platform, CL_PLATFORM_NAME, sizeof info->platform_name - 1,
+                          info->platform_name, NULL);
+    pl_cl.GetPlatformInfo(platform, CL_PLATFORM_VERSION, sizeof info->platform_version - 1,
+                          info->platform_version, NULL);
     read_text(id, CL_DEVICE_NAME, info->name, sizeof info->name);
     read_text(id, CL_DEVICE_VENDOR, info->vendor, sizeof info->vendor);
     read_text(id, CL_DRIVER_VERSION, info->driver, sizeof info->driver);
@@ -94,13 +101,15 @@ static void list_devices(void) {
     cl_uint found = 0;
     cl_int code = pl_cl.GetPlatformIDs(MAX_PLATFORMS, platforms, &found);
     if (code && code != CL_PLATFORM_NOT_FOUND_KHR) {
-        snprintf(library.reason, sizeof library.reason, "clGetPlatformIDs: %s", pl_cl_error_name(code));
+        snprintf(library.reason, sizeof library.reason, "clGetPlatformIDs: %s",
+                 pl_cl_error_name(code));
         return;
     }
     for (cl_uint i = 0; i < found && i < MAX_PLATFORMS; i++) {
         cl_device_id ids[MAX_DEVICES];
         cl_uint n = 0;
-        if (pl_cl.GetDeviceIDs(platforms[i], CL_DEVICE_TYPE_ALL, MAX_DEVICES, ids, &n)) continue; /* a platform may have none */
+        if (pl_cl.GetDeviceIDs(platforms[i], CL_DEVICE_TYPE_ALL, MAX_DEVICES, ids, &n))
+            continue; /* a platform may have none */
         for (cl_uint j = 0; j < n && j < MAX_DEVICES && library.count < MAX_DEVICES; j++) {
             read_device(platforms[i], ids[j], &library.info[library.count]);
             library.count += library.info[library.count].usable;
@@ -127,7 +136,8 @@ int pl_cl_open(int *count, const char **reason, pl_cl_error *error) {
     if (forked)
         return pl_cl_refuse(
             error, PL_CL_FORKED,
-            "this process was forked from one that had already used OpenCL, whose driver does not survive that; start "
+            "this process was forked from one that had already used OpenCL, whose driver does not "
+            "survive that; start "
             "it anew (multiprocessing's \"spawn\"), or use OpenCL in the child processes alone");
     *count = library.count;
     if (!library.count) *reason = library.reason;
@@ -147,11 +157,12 @@ int pl_cl_refuse(pl_cl_error *error, int kind, const char *format, ...) {
 }
 
 int pl_cl_fail(pl_cl_error *error, const char *operation, cl_int code) {
-    int memory = code == CL_MEM_OBJECT_ALLOCATION_FAILURE || code == CL_OUT_OF_RESOURCES || code == CL_OUT_OF_HOST_MEMORY ||
-                 code == CL_INVALID_BUFFER_SIZE;
+    int memory = code == CL_MEM_OBJECT_ALLOCATION_FAILURE || code == CL_OUT_OF_RESOURCES ||
+                 code == CL_OUT_OF_HOST_MEMORY || code == CL_INVALID_BUFFER_SIZE;
     /* Drivers also report a kernel that crashed as "out of resources", when it is waited for. */
     if (code == CL_OUT_OF_RESOURCES && !strcmp(operation, "clFinish")) memory = 0;
-    return pl_cl_refuse(error, memory ? PL_CL_NO_MEMORY : PL_CL_FAILED, "%s: %s", operation, pl_cl_error_name(code));
+    return pl_cl_refuse(error, memory ? PL_CL_NO_MEMORY : PL_CL_FAILED, "%s: %s", operation,
+                        pl_cl_error_name(code));
 }
 
 const char *pl_cl_error_name(cl_int code) {

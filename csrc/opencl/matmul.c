@@ -9,7 +9,8 @@ static const pl_cl_place none = {NULL, 0};
 /* ---- one product */
 
 void pl_cl_add_weight(pl_cl_launch *l, const pl_weight *w, pl_cl_place data) {
-    pl_cl_define(l, "-DBLOCK_ELEMENTS=%d -DBLOCK_BYTES=%d ", (int)pl_block_elements(w->format), (int)pl_block_bytes(w->format));
+    pl_cl_define(l, "-DBLOCK_ELEMENTS=%d -DBLOCK_BYTES=%d ", (int)pl_block_elements(w->format),
+                 (int)pl_block_bytes(w->format));
     pl_cl_add_place(l, data, 1);
     pl_cl_align(l, data,
                 w->format == PL_W_F32      ? 4
@@ -27,9 +28,11 @@ void pl_cl_add_weight(pl_cl_launch *l, const pl_weight *w, pl_cl_place data) {
     if (pl_has_table(w->format)) pl_cl_define(l, "-D%s ", pl_formats[w->format].name);
     else pl_cl_define(l, "-DAFFINE=%d ", pl_code_bits(w->format));
     const uint8_t *const parts[] = {g->scales, g->offsets, g->map, g->table, g->nested};
-    for (int i = 0; i < 5; i++) pl_cl_add_place(l, parts[i] ? pl_cl_place_of(o, parts[i]) : none, i < 2 ? 1 : 4);
+    for (int i = 0; i < 5; i++)
+        pl_cl_add_place(l, parts[i] ? pl_cl_place_of(o, parts[i]) : none, i < 2 ? 1 : 4);
     for (int i = 0; i < 2; i++)
-        if (parts[i] && !g->map) pl_cl_align(l, pl_cl_place_of(o, parts[i]), (size_t)pl_block_bytes(g->scale_format));
+        if (parts[i] && !g->map)
+            pl_cl_align(l, pl_cl_place_of(o, parts[i]), (size_t)pl_block_bytes(g->scale_format));
     pl_cl_add_i64(l, g->first);
     pl_cl_add_i64(l, __builtin_ctzll((unsigned long long)g->size));
     pl_cl_add_i64(l, g->map ? __builtin_ctzll((unsigned long long)g->nested_size) : 0);
@@ -47,8 +50,12 @@ static tiling tiling_of(const pl_cl_operation *o, int64_t m, int64_t n) {
     enum { FLUSH = 512 };
     const pl_cl_info *info = o->device->info;
     if (pl_cl_is_cpu(o->device) && pl_cl_forced_shape.group <= 1) {
-        int width = info->vector >= 16 ? 16 : info->vector >= 8 ? 8 : 4, vectors = n <= width ? 1 : 2, depth = FLUSH;
-        while (depth > 32 && (size_t)(4 * depth * vectors * width) > info->local_memory / 2) depth /= 2;
+        int width = info->vector >= 16  ? 16
+                    : info->vector >= 8 ? 8
+                                        : 4,
+            vectors = n <= width ? 1 : 2, depth = FLUSH;
+        while (depth > 32 && (size_t)(4 * depth * vectors * width) > info->local_memory / 2)
+            depth /= 2;
         return (tiling){{1, width, 1}, width == 16 ? 12 : 6, vectors, 1, depth, depth};
     }
     tiling t = {{256, 4, 1}, 8, 2, 16, 16, FLUSH};
@@ -66,17 +73,20 @@ static tiling tiling_of(const pl_cl_operation *o, int64_t m, int64_t n) {
 /* Sets up and enqueues the kernel in this tiling. */
 static int enqueue(const pl_cl_operation *o, const pl_cl_gemm *g, tiling t, int *too_large) {
     pl_cl_launch l = pl_cl_begin(o, pl_cl_source_matmul, t.shape, 0);
-    pl_cl_define(&l, "-DTM=%d -DTN=%d -DACROSS=%d -DDEPTH=%d -DFLUSH=%d ", t.rows, t.vectors, t.across, t.depth, t.flush);
+    pl_cl_define(&l, "-DTM=%d -DTN=%d -DACROSS=%d -DDEPTH=%d -DFLUSH=%d ", t.rows, t.vectors,
+                 t.across, t.depth, t.flush);
     if (g->b_transposed) pl_cl_define(&l, "-DB_TRANSPOSED ");
     if (g->a_k != 1) pl_cl_define(&l, "-DA_STRIDED ");
     pl_cl_add_place(&l, g->a, 4);
     pl_cl_add_weight(&l, &g->b, g->b_data);
     pl_cl_add_places(&l, 4, g->b_rows, g->bias, g->c, g->h, g->u);
-    int64_t tile_n = t.across * t.vectors * t.shape.width, tile_m = t.shape.group / t.across * t.rows;
+    int64_t tile_n = t.across * t.vectors * t.shape.width,
+            tile_m = t.shape.group / t.across * t.rows;
     int64_t across = (g->n + tile_n - 1) / tile_n, down = (g->m + tile_m - 1) / tile_m, tiles = 1;
     if (t.shape.group == 1) {
         /* Enough groups that all cores end together; each expands its columns of B, which pays over many rows. */
-        int64_t wanted = (4 * (int64_t)o->device->info->units + across - 1) / across, most = down / 8 + 1;
+        int64_t wanted = (4 * (int64_t)o->device->info->units + across - 1) / across,
+                most = down / 8 + 1;
         int64_t parts = wanted < most ? wanted : most;
         tiles = (down + parts - 1) / parts;
     }
@@ -89,7 +99,8 @@ static int enqueue(const pl_cl_operation *o, const pl_cl_gemm *g, tiling t, int 
     pl_cl_add_f32(&l, g->u_scale);
     pl_cl_add_i64(&l, across);
     pl_cl_add_i64(&l, tiles);
-    return pl_cl_enqueue(&l, "gemm", (size_t)(across * ((down + tiles - 1) / tiles)), (size_t)t.shape.group, too_large);
+    return pl_cl_enqueue(&l, "gemm", (size_t)(across * ((down + tiles - 1) / tiles)),
+                         (size_t)t.shape.group, too_large);
 }
 
 int pl_cl_gemm_run(const pl_cl_operation *o, const pl_cl_gemm *g) {
@@ -113,23 +124,24 @@ static pl_cl_place at(pl_cl_place place, int64_t i, int64_t bytes) {
 }
 
 /* B as a float32 matrix. */
-static void set_matrix(pl_cl_gemm *g, pl_cl_place data, int64_t rows, int64_t cols, int transposed) {
+static void set_matrix(pl_cl_gemm *g, pl_cl_place data, int64_t rows, int64_t cols,
+                       int transposed) {
     g->b = (pl_weight){.rows = rows, .cols = cols, .row_bytes = 4 * cols, .format = PL_W_F32};
     g->b_data = data;
     g->b_transposed = transposed;
 }
 
 /* c [m, n] = scale a b, with a [m, k]. */
-static pl_cl_gemm float_product(int64_t m, int64_t n, int64_t k, pl_cl_place a, pl_cl_place b, int b_transposed, double scale,
-                                pl_cl_place c) {
+static pl_cl_gemm float_product(int64_t m, int64_t n, int64_t k, pl_cl_place a, pl_cl_place b,
+                                int b_transposed, double scale, pl_cl_place c) {
     pl_cl_gemm g = {.m = m, .n = n, .k = k, .a = a, .a_row = k, .a_k = 1, .c = c, .b_scale = scale};
     set_matrix(&g, b, b_transposed ? n : k, b_transposed ? k : n, b_transposed);
     return g;
 }
 
 /* The product of a layer without its adapter: x W^T, or backward dy W, for `rows` of x or dy. */
-static pl_cl_gemm layer(const pl_weight *w, pl_cl_place data, int64_t rows, int backward, pl_cl_place x, pl_cl_place factor,
-                        pl_cl_place out) {
+static pl_cl_gemm layer(const pl_weight *w, pl_cl_place data, int64_t rows, int backward,
+                        pl_cl_place x, pl_cl_place factor, pl_cl_place out) {
     int64_t k = backward ? w->rows : w->cols;
     return (pl_cl_gemm){.m = rows,
                         .n = backward ? w->cols : w->rows,
@@ -146,7 +158,8 @@ static pl_cl_gemm layer(const pl_weight *w, pl_cl_place data, int64_t rows, int 
 }
 
 /* Joins scale h U to a product. */
-static void set_branch(pl_cl_gemm *g, int64_t rank, pl_cl_place h, pl_cl_place u, int transposed, double scale) {
+static void set_branch(pl_cl_gemm *g, int64_t rank, pl_cl_place h, pl_cl_place u, int transposed,
+                       double scale) {
     g->rank = rank;
     g->h = h;
     g->u = u;
@@ -158,7 +171,8 @@ static void set_branch(pl_cl_gemm *g, int64_t rank, pl_cl_place h, pl_cl_place u
  * `inner`, H is computed from it. Experts have offsets, and store both factors transposed. */
 typedef struct {
     const pl_weight *w; /* one, or a stack */
-    pl_cl_place codes;  /* of a float32 array, whose matrices follow each other; without a buffer for stored weights */
+    pl_cl_place
+        codes; /* of a float32 array, whose matrices follow each other; without a buffer for stored weights */
     pl_cl_place x, bias, h, inner, outer, factor, y;
     double scale;
     int64_t accumulate;
@@ -166,10 +180,13 @@ typedef struct {
 } layer_args;
 
 /* The rows [begin, begin + rows) through matrix `e` of a layer's weight. */
-static int run_layer(const pl_cl_operation *o, const layer_args *l, int backward, int64_t e, int64_t begin, int64_t rows) {
+static int run_layer(const pl_cl_operation *o, const layer_args *l, int backward, int64_t e,
+                     int64_t begin, int64_t rows) {
     const pl_weight *w = l->w + e;
-    int64_t rank = PL_DIM(o->call, 'R'), k = backward ? w->rows : w->cols, n = backward ? w->cols : w->rows;
-    pl_cl_place data = l->codes.buffer ? at(l->codes, e * w->rows, w->row_bytes) : pl_cl_place_of(o, w->data);
+    int64_t rank = PL_DIM(o->call, 'R'), k = backward ? w->rows : w->cols,
+            n = backward ? w->cols : w->rows;
+    pl_cl_place data =
+        l->codes.buffer ? at(l->codes, e * w->rows, w->row_bytes) : pl_cl_place_of(o, w->data);
     pl_cl_place x = at(l->x, begin * k, 4), y = at(l->y, begin * n, 4);
     pl_cl_place h = at(l->h, begin * rank, 4), outer = at(l->outer, e * n * rank, 4);
     const int transposed = backward != (l->offsets != NULL);
@@ -179,10 +196,12 @@ static int run_layer(const pl_cl_operation *o, const layer_args *l, int backward
     if (l->inner.buffer) {
         /* h = x a, or backward scale dy b^T. */
         pl_cl_place inner = at(l->inner, e * k * rank, 4);
-        pl_cl_gemm product = float_product(rows, rank, k, x, inner, transposed, backward ? l->scale : 1, h);
+        pl_cl_gemm product =
+            float_product(rows, rank, k, x, inner, transposed, backward ? l->scale : 1, h);
         if (pl_cl_gemm_run(o, &product)) return 1;
     }
-    if (h.buffer && outer.buffer) set_branch(&g, rank, h, outer, transposed, backward ? 1 : l->scale);
+    if (h.buffer && outer.buffer)
+        set_branch(&g, rank, h, outer, transposed, backward ? 1 : l->scale);
     return pl_cl_gemm_run(o, &g);
 }
 
@@ -345,8 +364,9 @@ int pl_cl_launch_experts_weight_grad(const pl_cl_operation *o) {
     int64_t out = PL_DIM(o->call, 'O'), in = PL_DIM(o->call, 'I');
     for (int64_t e = 0; e < PL_DIM(o->call, 'E'); e++) {
         int64_t begin = args.offsets[e], rows = args.offsets[e + 1] - begin;
-        pl_cl_gemm g = float_product(out, in, rows, at(to.dy, begin * out, 4), at(to.x, begin * in, 4), 0, args.alpha,
-                                     at(to.dw, e * out * in, 4));
+        pl_cl_gemm g =
+            float_product(out, in, rows, at(to.dy, begin * out, 4), at(to.x, begin * in, 4), 0,
+                          args.alpha, at(to.dw, e * out * in, 4));
         g.a_row = 1;
         g.a_k = out;
         if (pl_cl_gemm_run(o, &g)) return 1;
@@ -355,8 +375,8 @@ int pl_cl_launch_experts_weight_grad(const pl_cl_operation *o) {
 }
 
 /* c (+)= alpha a b, with a as [m, k] or [k, m] and b as [k, n] or [n, k]. */
-static int plain_product(const pl_cl_operation *o, double alpha, pl_cl_place a, int a_transposed, pl_cl_place b, int b_transposed,
-                         int64_t accumulate, pl_cl_place c) {
+static int plain_product(const pl_cl_operation *o, double alpha, pl_cl_place a, int a_transposed,
+                         pl_cl_place b, int b_transposed, int64_t accumulate, pl_cl_place c) {
     int64_t m = PL_DIM(o->call, 'M'), n = PL_DIM(o->call, 'N'), k = PL_DIM(o->call, 'K');
     pl_cl_gemm g = float_product(m, n, k, a, b, b_transposed, alpha, c);
     if (a_transposed) {

@@ -11,7 +11,9 @@ static pl_cl_shape shape_of(const pl_cl_operation *o) {
     return shape;
 }
 
-static pl_cl_launch begin(const pl_cl_operation *o) { return pl_cl_begin(o, pl_cl_source_stored, shape_of(o), 0); }
+static pl_cl_launch begin(const pl_cl_operation *o) {
+    return pl_cl_begin(o, pl_cl_source_stored, shape_of(o), 0);
+}
 
 /* Where the codes of a weight lie: `place` has a buffer where it is a float32 array, an argument of its own. */
 static pl_cl_place codes_of(const pl_cl_operation *o, const pl_weight *w, pl_cl_place place) {
@@ -33,8 +35,8 @@ int pl_cl_launch_embedding_forward(const pl_cl_operation *o) {
 }
 
 /* For row_squares and row_norms, whose results have so many bytes. */
-static int squared_rows(const pl_cl_operation *o, const char *kernel, const pl_weight *w, pl_cl_place codes, pl_cl_place out,
-                        size_t item) {
+static int squared_rows(const pl_cl_operation *o, const char *kernel, const pl_weight *w,
+                        pl_cl_place codes, pl_cl_place out, size_t item) {
     pl_cl_launch l = begin(o);
     pl_cl_add_weight(&l, w, codes_of(o, w, codes));
     pl_cl_add_place(&l, out, item);
@@ -42,11 +44,13 @@ static int squared_rows(const pl_cl_operation *o, const char *kernel, const pl_w
 }
 int pl_cl_launch_row_squares(const pl_cl_operation *o) {
     const row_squares_places at = row_squares_places_of(o);
-    return squared_rows(o, "row_squares", row_squares_args_of(o->call).w, at.w, at.squares, sizeof(double));
+    return squared_rows(o, "row_squares", row_squares_args_of(o->call).w, at.w, at.squares,
+                        sizeof(double));
 }
 int pl_cl_launch_row_norms(const pl_cl_operation *o) {
     const row_norms_places at = row_norms_places_of(o);
-    return squared_rows(o, "row_norms", row_norms_args_of(o->call).w, at.w, at.norms, sizeof(float));
+    return squared_rows(o, "row_norms", row_norms_args_of(o->call).w, at.w, at.norms,
+                        sizeof(float));
 }
 
 int pl_cl_launch_adapted_norm(const pl_cl_operation *o) {
@@ -59,7 +63,8 @@ int pl_cl_launch_adapted_norm(const pl_cl_operation *o) {
     gb.offset += sizeof(float) * (size_t)(rank * out);
     inner.offset += sizeof(float) * (size_t)(2 * rank * out);
     pl_cl_place data = codes_of(o, args.w, at.w);
-    const pl_weight a = {.rows = in, .cols = rank, .format = PL_W_F32}, b = {.rows = rank, .cols = out, .format = PL_W_F32};
+    const pl_weight a = {.rows = in, .cols = rank, .format = PL_W_F32},
+                    b = {.rows = rank, .cols = out, .format = PL_W_F32};
     /* a^T w^T, a^T a, and (a^T a) b. */
     const pl_cl_gemm products[] = {
         {.m = rank,
@@ -73,8 +78,26 @@ int pl_cl_launch_adapted_norm(const pl_cl_operation *o) {
          .b_transposed = 1,
          .b_scale = 1,
          .c = wa},
-        {.m = rank, .n = rank, .k = in, .a = at.a, .a_row = 1, .a_k = rank, .b = a, .b_data = at.a, .b_scale = 1, .c = inner},
-        {.m = rank, .n = out, .k = rank, .a = inner, .a_row = rank, .a_k = 1, .b = b, .b_data = at.b, .b_scale = 1, .c = gb},
+        {.m = rank,
+         .n = rank,
+         .k = in,
+         .a = at.a,
+         .a_row = 1,
+         .a_k = rank,
+         .b = a,
+         .b_data = at.a,
+         .b_scale = 1,
+         .c = inner},
+        {.m = rank,
+         .n = out,
+         .k = rank,
+         .a = inner,
+         .a_row = rank,
+         .a_k = 1,
+         .b = b,
+         .b_data = at.b,
+         .b_scale = 1,
+         .c = gb},
     };
     int failed = 0;
     for (int i = 0; i < 3 && !failed; i++) failed = pl_cl_gemm_run(o, &products[i]);

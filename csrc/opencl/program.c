@@ -23,7 +23,8 @@ struct pl_cl_program {
 /* The name of a program in the cache: a hash of all that its binary depends on. */
 enum { NAME_SIZE = 40 };
 
-static void cache_name(const pl_cl_device *device, const char *source, const char *options, char *name) {
+static void cache_name(const pl_cl_device *device, const char *source, const char *options,
+                       char *name) {
     const pl_cl_info *info = device->info;
     const char *parts[] = {info->platform_name, info->platform_version, info->vendor, info->name,
                            info->version,       info->driver,           options,      source};
@@ -41,9 +42,11 @@ static cl_program from_cache(pl_cl_device *device, const char *name, const char 
     if (!binary) return NULL;
     const unsigned char *given = binary;
     cl_int code, status;
-    cl_program program = pl_cl.CreateProgramWithBinary(device->context, 1, &device->info->id, &size, &given, &status, &code);
+    cl_program program = pl_cl.CreateProgramWithBinary(device->context, 1, &device->info->id, &size,
+                                                       &given, &status, &code);
     free(binary);
-    if (program && (code || status || pl_cl.BuildProgram(program, 1, &device->info->id, options, NULL, NULL))) {
+    if (program && (code || status ||
+                    pl_cl.BuildProgram(program, 1, &device->info->id, options, NULL, NULL))) {
         pl_cl.ReleaseProgram(program);
         program = NULL;
     }
@@ -52,7 +55,8 @@ static cl_program from_cache(pl_cl_device *device, const char *name, const char 
 
 static void to_cache(cl_program program, const char *name) {
     size_t size = 0;
-    if (pl_cl.GetProgramInfo(program, CL_PROGRAM_BINARY_SIZES, sizeof size, &size, NULL) || !size) return;
+    if (pl_cl.GetProgramInfo(program, CL_PROGRAM_BINARY_SIZES, sizeof size, &size, NULL) || !size)
+        return;
     unsigned char *binary = malloc(size);
     if (binary && !pl_cl.GetProgramInfo(program, CL_PROGRAM_BINARIES, sizeof binary, &binary, NULL))
         pl_cl_cache_write(name, binary, size);
@@ -61,7 +65,8 @@ static void to_cache(cl_program program, const char *name) {
 
 /* ---- building */
 
-static cl_program build(pl_cl_device *device, const char *source, const char *options, pl_cl_error *error) {
+static cl_program build(pl_cl_device *device, const char *source, const char *options,
+                        pl_cl_error *error) {
     cl_int code;
     cl_program program = pl_cl.CreateProgramWithSource(device->context, 1, &source, NULL, &code);
     if (!program) {
@@ -72,16 +77,20 @@ static cl_program build(pl_cl_device *device, const char *source, const char *op
     if (!code) return program;
     pl_cl_fail(error, "clBuildProgram", code);
     size_t length = 0;
-    if (!pl_cl.GetProgramBuildInfo(program, device->info->id, CL_PROGRAM_BUILD_LOG, 0, NULL, &length) && length &&
-        (error->log = calloc(1, length + 1)))
-        pl_cl.GetProgramBuildInfo(program, device->info->id, CL_PROGRAM_BUILD_LOG, length, error->log, NULL);
+    if (!pl_cl.GetProgramBuildInfo(program, device->info->id, CL_PROGRAM_BUILD_LOG, 0, NULL,
+                                   &length) &&
+        length && (error->log = calloc(1, length + 1)))
+        pl_cl.GetProgramBuildInfo(program, device->info->id, CL_PROGRAM_BUILD_LOG, length,
+                                  error->log, NULL);
     pl_cl.ReleaseProgram(program);
     return NULL;
 }
 
-static pl_cl_program *find_program(pl_cl_device *device, const char *source, const char *options, pl_cl_error *error) {
+static pl_cl_program *find_program(pl_cl_device *device, const char *source, const char *options,
+                                   pl_cl_error *error) {
     pl_cl_program *found = device->programs;
-    while (found && (found->source != source || strcmp(found->options, options))) found = found->next;
+    while (found && (found->source != source || strcmp(found->options, options)))
+        found = found->next;
     if (found) return found;
     char in_cache[NAME_SIZE];
     cache_name(device, source, options, in_cache);
@@ -101,8 +110,8 @@ static pl_cl_program *find_program(pl_cl_device *device, const char *source, con
     return device->programs = found;
 }
 
-cl_kernel pl_cl_kernel(pl_cl_device *device, const char *name, const char *source, const char *options, size_t *group,
-                       pl_cl_error *error) {
+cl_kernel pl_cl_kernel(pl_cl_device *device, const char *name, const char *source,
+                       const char *options, size_t *group, pl_cl_error *error) {
     pl_cl_program *program = find_program(device, source, options, error);
     if (!program) return NULL;
     named_kernel *found = program->kernels;
@@ -118,8 +127,8 @@ cl_kernel pl_cl_kernel(pl_cl_device *device, const char *name, const char *sourc
         found->kernel = kernel;
         found->group = 1;
         snprintf(found->name, sizeof found->name, "%s", name);
-        pl_cl.GetKernelWorkGroupInfo(kernel, device->info->id, CL_KERNEL_WORK_GROUP_SIZE, sizeof found->group, &found->group,
-                                     NULL);
+        pl_cl.GetKernelWorkGroupInfo(kernel, device->info->id, CL_KERNEL_WORK_GROUP_SIZE,
+                                     sizeof found->group, &found->group, NULL);
         found->next = program->kernels;
         program->kernels = found;
     }

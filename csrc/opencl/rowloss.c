@@ -20,10 +20,12 @@ typedef struct {
     pl_cl_place dloss, loss; /* of the computed type */
     double temperature;      /* a pair loss's */
     double option[PL_MAX_OPTIONS];
-    int with_mean, softcap_option; /* a class loss's; softcap_option is -1 where nothing is capped */
+    int with_mean,
+        softcap_option; /* a class loss's; softcap_option is -1 where nothing is capped */
 } row_loss;
 
-static const char *const type_names[] = {[PL_F32] = "f32", [PL_F64] = "f64", [PL_F16] = "f16", [PL_BF16] = "bf16"};
+static const char *const type_names[] = {
+    [PL_F32] = "f32", [PL_F64] = "f64", [PL_F16] = "f16", [PL_BF16] = "bf16"};
 static const size_t type_sizes[] = {[PL_F32] = 4, [PL_F64] = 8, [PL_F16] = 2, [PL_BF16] = 2};
 
 /* One launch as it is put together. */
@@ -42,7 +44,8 @@ static void add_floats(loss_launch *l, floats array, const char *macro) {
     size_t vector = type_sizes[type] * (size_t)l->shape.width;
     pl_cl_define(&l->launch, " -D%s=%s", macro, type_names[type]);
     if (macro[0] == 'O' && type != (l->call->wide ? PL_F64 : PL_F32)) l->exact_out = 0;
-    if (array.place.offset % vector || (size_t)PL_DIM(l->call, 'V') * type_sizes[type] % vector) l->aligned = 0;
+    if (array.place.offset % vector || (size_t)PL_DIM(l->call, 'V') * type_sizes[type] % vector)
+        l->aligned = 0;
     pl_cl_add_place(&l->launch, array.place, type_sizes[type]);
 }
 
@@ -63,9 +66,11 @@ static pl_cl_shape shape_of(const pl_cl_operation *operation, kind_of_loss kind)
     if (kind == ELEMENT) shape.group = cpu ? 64 : 256;
     else if (cpu) shape.group = 1;
     else
-        for (shape.group = 32; shape.group < 1024 && shape.group * shape.width * shape.block < v;) shape.group *= 2;
+        for (shape.group = 32; shape.group < 1024 && shape.group * shape.width * shape.block < v;)
+            shape.group *= 2;
     if (pl_cl_forced_shape.group) shape.group = pl_cl_forced_shape.group;
-    while ((size_t)shape.group > operation->device->info->max_group && shape.group > 1) shape.group /= 2;
+    while ((size_t)shape.group > operation->device->info->max_group && shape.group > 1)
+        shape.group /= 2;
     return shape;
 }
 
@@ -78,7 +83,8 @@ static void add_arrays(loss_launch *l, const row_loss *given) {
         add_computed(l, given->loss);
         if (present(given->out[0])) add_floats(l, given->out[0], "OUT0");
         if (given->with_mean) pl_cl_define(&l->launch, " -DWITH_MEAN");
-        if (given->softcap_option >= 0) pl_cl_define(&l->launch, " -DWITH_CAP -DSOFTCAP_OPTION=%d", given->softcap_option);
+        if (given->softcap_option >= 0)
+            pl_cl_define(&l->launch, " -DWITH_CAP -DSOFTCAP_OPTION=%d", given->softcap_option);
         break;
     case PAIR:
     case ELEMENT:
@@ -99,7 +105,8 @@ static void add_arrays(loss_launch *l, const row_loss *given) {
 
 static void add_scalars(loss_launch *l, const row_loss *given) {
     const pl_call *c = l->call;
-    pl_cl_add_i64(&l->launch, given->kind == ELEMENT ? PL_DIM(c, 'N') * PL_DIM(c, 'V') : PL_DIM(c, 'V'));
+    pl_cl_add_i64(&l->launch,
+                  given->kind == ELEMENT ? PL_DIM(c, 'N') * PL_DIM(c, 'V') : PL_DIM(c, 'V'));
     if (given->kind == PAIR) pl_cl_add_scalar(&l->launch, 1 / given->temperature);
     if (given->kind == MAP || given->kind == ARGMAX) return;
     for (int i = 0; i < PL_MAX_OPTIONS; i++) pl_cl_add_scalar(&l->launch, given->option[i]);
@@ -115,16 +122,21 @@ static int run(const pl_cl_operation *operation, const row_loss *given) {
         l.aligned = l.exact_out = 1;
         l.launch = pl_cl_begin(operation, pl_cl_source_rowloss, l.shape, call->wide);
         pl_cl_define(&l.launch, "%s%s", given->macros,
-                     v > INT32_MAX / 2 || given->kind == ELEMENT ? " -DINDEX=long" : " -DINDEX=int");
+                     v > INT32_MAX / 2 || given->kind == ELEMENT ? " -DINDEX=long"
+                                                                 : " -DINDEX=int");
         add_arrays(&l, given);
         add_scalars(&l, given);
         int cpu = pl_cl_is_cpu(operation->device), alone = cpu && l.shape.group == 1;
         if (alone && l.exact_out && given->kind == PAIR) pl_cl_define(&l.launch, " -DKEEP");
-        if (!alone && l.aligned) pl_cl_define(&l.launch, " -DALIGNED"); /* a processor loads unaligned vectors as fast, */
-        if (!cpu) pl_cl_define(&l.launch, " -DUNROLLED");               /* and keeps a block in its nearest cache */
+        if (!alone && l.aligned)
+            pl_cl_define(&l.launch,
+                         " -DALIGNED"); /* a processor loads unaligned vectors as fast, */
+        if (!cpu)
+            pl_cl_define(&l.launch, " -DUNROLLED"); /* and keeps a block in its nearest cache */
         size_t group = (size_t)l.shape.group, groups = (size_t)rows;
         if (given->kind == ELEMENT)
-            groups = ((size_t)(rows * v) + (size_t)l.shape.width * group - 1) / ((size_t)l.shape.width * group);
+            groups = ((size_t)(rows * v) + (size_t)l.shape.width * group - 1) /
+                     ((size_t)l.shape.width * group);
         int too_large = 0;
         if (!pl_cl_enqueue(&l.launch, "row_loss", groups, group, &too_large)) return 0;
         if (!too_large) return 1;
@@ -149,7 +161,8 @@ static int run(const pl_cl_operation *operation, const row_loss *given) {
                           .out = {{args.dlogits, at.dlogits}}}; \
         name##_options_of(o->call, given.option); \
         given.with_mean = mean >= 0 && given.option[mean < 0 ? 0 : mean] > 0; \
-        given.softcap_option = softcap >= 0 && given.option[softcap < 0 ? 0 : softcap] > 0 ? softcap : -1; \
+        given.softcap_option = \
+            softcap >= 0 && given.option[softcap < 0 ? 0 : softcap] > 0 ? softcap : -1; \
         return run(o, &given); \
     }
 #define PL_PAIR_LOSS(name, options, q_sums_to_0) \
@@ -157,7 +170,8 @@ static int run(const pl_cl_operation *operation, const row_loss *given) {
         const name##_args args = name##_args_of(o->call); \
         const name##_places at = name##_places_of(o); \
         row_loss given = {.kind = PAIR, \
-                          .macros = "-DPAIR -DLOSS=" #name " -DFAMILY=softmax -DQ_SUMS_TO_0=" #q_sums_to_0, \
+                          .macros = "-DPAIR -DLOSS=" #name \
+                                    " -DFAMILY=softmax -DQ_SUMS_TO_0=" #q_sums_to_0, \
                           .in = {{args.q, at.q}, {args.p, at.p}}, \
                           .temperature = args.temperature, \
                           .dloss = at.dloss, \
@@ -192,6 +206,8 @@ static int run(const pl_cl_operation *operation, const row_loss *given) {
 
 int pl_cl_launch_argmax(const pl_cl_operation *o) {
     const argmax_places at = argmax_places_of(o);
-    return run(
-        o, &(row_loss){.kind = ARGMAX, .macros = "-DARGMAX", .in = {{argmax_args_of(o->call).x, at.x}}, .integers = at.index});
+    return run(o, &(row_loss){.kind = ARGMAX,
+                              .macros = "-DARGMAX",
+                              .in = {{argmax_args_of(o->call).x, at.x}},
+                              .integers = at.index});
 }

@@ -39,7 +39,7 @@ typedef struct pl_cl_device {
     int index; /* of info */
     cl_context context;
     cl_command_queue queue;
-    int own;  /* the context is ours, not pyopencl's */
+    int own; /* the context is ours, not pyopencl's */
     int wait; /* the queue's owner may run commands out of order: every call begins and ends with a wait */
     struct pl_cl_device *next;
     pthread_mutex_t launch;  /* held from the first clSetKernelArg to the enqueue */
@@ -72,7 +72,8 @@ int pl_cl_forked(void);
 const char *pl_cl_error_name(cl_int code);
 /* Fills `error` for `operation` that returned `code`; always 1. */
 int pl_cl_fail(pl_cl_error *error, const char *operation, cl_int code);
-int pl_cl_refuse(pl_cl_error *error, int kind, const char *format, ...) __attribute__((format(printf, 3, 4)));
+int pl_cl_refuse(pl_cl_error *error, int kind, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
 
 /* ---- device.c */
 
@@ -84,9 +85,11 @@ int pl_cl_finish(pl_cl_device *device, pl_cl_error *error);
 
 pl_cl_buffer *pl_cl_buffer_new(pl_cl_device *device, size_t bytes, pl_cl_error *error);
 /* Over another library's memory, which is kept alive; the same one for the same memory. */
-pl_cl_buffer *pl_cl_buffer_of(pl_cl_device *device, cl_mem memory, size_t bytes, pl_cl_error *error);
+pl_cl_buffer *pl_cl_buffer_of(pl_cl_device *device, cl_mem memory, size_t bytes,
+                              pl_cl_error *error);
 void pl_cl_buffer_release(pl_cl_buffer *buffer);
-int pl_cl_write(pl_cl_buffer *to, size_t offset, const void *from, size_t bytes, pl_cl_error *error);
+int pl_cl_write(pl_cl_buffer *to, size_t offset, const void *from, size_t bytes,
+                pl_cl_error *error);
 int pl_cl_read(const pl_cl_buffer *from, size_t offset, void *to, size_t bytes, pl_cl_error *error);
 /* Zeros to so many bytes. */
 int pl_cl_clear(pl_cl_buffer *to, size_t offset, size_t bytes, pl_cl_error *error);
@@ -108,8 +111,8 @@ uint64_t pl_cl_hash(uint64_t h, const void *data, size_t bytes);
 
 /* The kernel `name` of the program made of `source`, a constant, with build `options`: from memory, from the cache on disk, or
  * compiled. device->launch must be held: the kernel is for the holder alone. `*group` is its largest work-group. */
-cl_kernel pl_cl_kernel(pl_cl_device *device, const char *name, const char *source, const char *options, size_t *group,
-                       pl_cl_error *error);
+cl_kernel pl_cl_kernel(pl_cl_device *device, const char *name, const char *source,
+                       const char *options, size_t *group, pl_cl_error *error);
 
 /* ---- launch.c */
 
@@ -150,7 +153,8 @@ typedef struct {
     const pl_cl_operation *operation;
     const char *source;
     char options[512];
-    int used, count, misaligned; /* misaligned: an array that does not begin at one of its elements */
+    int used, count,
+        misaligned; /* misaligned: an array that does not begin at one of its elements */
     struct {
         size_t size;
         union {
@@ -163,13 +167,16 @@ typedef struct {
 } pl_cl_launch;
 
 /* Begins with the options that types.cl needs. */
-pl_cl_launch pl_cl_begin(const pl_cl_operation *operation, const char *source, pl_cl_shape shape, int wide);
+pl_cl_launch pl_cl_begin(const pl_cl_operation *operation, const char *source, pl_cl_shape shape,
+                         int wide);
 void pl_cl_define(pl_cl_launch *l, const char *format, ...) __attribute__((format(printf, 2, 3)));
-void pl_cl_add_place(pl_cl_launch *l, pl_cl_place place, size_t item); /* a buffer, and the offset in it in items */
+void pl_cl_add_place(pl_cl_launch *l, pl_cl_place place,
+                     size_t item); /* a buffer, and the offset in it in items */
 /* The same for several, in their order. */
 void pl_cl_add_each(pl_cl_launch *l, size_t item, size_t count, const pl_cl_place *places);
 #define pl_cl_add_places(l, item, ...) \
-    pl_cl_add_each(l, item, sizeof((pl_cl_place[]){__VA_ARGS__}) / sizeof(pl_cl_place), (pl_cl_place[]){__VA_ARGS__})
+    pl_cl_add_each(l, item, sizeof((pl_cl_place[]){__VA_ARGS__}) / sizeof(pl_cl_place), \
+                   (pl_cl_place[]){__VA_ARGS__})
 /* Notes that what lies there is read as elements of so many bytes. */
 void pl_cl_align(pl_cl_launch *l, pl_cl_place place, size_t item);
 void pl_cl_add_i64(pl_cl_launch *l, int64_t value);
@@ -189,7 +196,8 @@ int pl_cl_run(int op, const pl_cl_operation *operation);
  * matmul.c, norms.c, attention.c. Launchers read arguments by name, from args.h and places.h, which
  * csrc/generate.py writes: scalars and the values of index arrays from <operation>_args, the places
  * of arrays from <operation>_places. They are hidden, so that the linker reports a missing one. */
-#define PL_OP(name, spec) __attribute__((visibility("hidden"))) int pl_cl_launch_##name(const pl_cl_operation *operation);
+#define PL_OP(name, spec) \
+    __attribute__((visibility("hidden"))) int pl_cl_launch_##name(const pl_cl_operation *operation);
 #include "../ops.def"
 
 /* Zeros to n floats. */
@@ -217,7 +225,7 @@ typedef struct {
 int pl_cl_gemm_run(const pl_cl_operation *operation, const pl_cl_gemm *g);
 
 /* The texts of the .cl files with what they include, written by setup.py. */
-extern const char pl_cl_source_rowloss[], pl_cl_source_elements[], pl_cl_source_layers[], pl_cl_source_matmul[],
-    pl_cl_source_stored[], pl_cl_source_attention[];
+extern const char pl_cl_source_rowloss[], pl_cl_source_elements[], pl_cl_source_layers[],
+    pl_cl_source_matmul[], pl_cl_source_stored[], pl_cl_source_attention[];
 
 #endif

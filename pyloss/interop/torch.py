@@ -46,8 +46,12 @@ _DIFFERENTIABLE = (
 def _array(name: str, tensor: torch.Tensor) -> np.ndarray:
     """The tensor's own memory as an ndarray."""
     if tensor.device.type != "cpu" or tensor.layout != torch.strided:
-        what = f"on {tensor.device}" if tensor.device.type != "cpu" else f"of layout {tensor.layout}"
-        raise TypeError(f"{name} must be a dense tensor on the CPU, not one {what}; move it there with .cpu() or .to_dense()")
+        what = (
+            f"on {tensor.device}" if tensor.device.type != "cpu" else f"of layout {tensor.layout}"
+        )
+        raise TypeError(
+            f"{name} must be a dense tensor on the CPU, not one {what}; move it there with .cpu() or .to_dense()"
+        )
     tensor = tensor.detach()
     if tensor.dtype == torch.bfloat16:
         import ml_dtypes
@@ -85,7 +89,9 @@ class _Loss(torch.autograd.Function):  # type: ignore[misc]
     """A loss of differentiable tensors; all other arguments are in `call`, which takes and gives arrays."""
 
     @staticmethod
-    def forward(ctx: Any, call: Callable, names: tuple[str, ...], known: bool, *tensors: torch.Tensor) -> torch.Tensor:
+    def forward(
+        ctx: Any, call: Callable, names: tuple[str, ...], known: bool, *tensors: torch.Tensor
+    ) -> torch.Tensor:
         arrays = [_array(name, tensor) for name, tensor in zip(names, tensors, strict=True)]
         ctx.call, ctx.names, ctx.known = call, names, known
         ctx.wanted = tuple(i for i in range(len(tensors)) if ctx.needs_input_grad[3 + i])
@@ -101,17 +107,24 @@ class _Loss(torch.autograd.Function):  # type: ignore[misc]
 
     @staticmethod
     def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        if torch.is_grad_enabled():  # once_differentiable would take these gradients for constants, unless `upstream` is none
-            raise RuntimeError("the losses of pyloss have no second derivative: call backward without create_graph=True")
+        # once_differentiable would take these gradients for constants, unless `upstream` is none
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "the losses of pyloss have no second derivative: call backward without create_graph=True"
+            )
         saved = ctx.saved_tensors
         if ctx.known:
             gradients = saved if upstream.item() == 1 else [g * upstream.to(g.dtype) for g in saved]
         else:
             recorded, ctx.recorded = ctx.recorded, None
             if recorded is None:  # a second time through the same graph
-                arrays = [_array(name, tensor) for name, tensor in zip(ctx.names, saved, strict=True)]
+                arrays = [
+                    _array(name, tensor) for name, tensor in zip(ctx.names, saved, strict=True)
+                ]
                 recorded = _Recorded(ctx.call, arrays, ctx.wanted)
-            gradients = map(_tensor, recorded.gradients(np.ascontiguousarray(_array("upstream", upstream))))
+            gradients = map(
+                _tensor, recorded.gradients(np.ascontiguousarray(_array("upstream", upstream)))
+            )
         found: list[torch.Tensor | None] = [None] * (3 + len(ctx.names))
         for i, gradient in zip(ctx.wanted, gradients, strict=True):
             found[3 + i] = gradient
@@ -120,14 +133,18 @@ class _Loss(torch.autograd.Function):  # type: ignore[misc]
 
 def _for_torch(loss: Callable) -> Callable:
     signature = inspect.signature(loss)
-    signature = signature.replace(parameters=[p for p in signature.parameters.values() if p.name != "out"])
+    signature = signature.replace(
+        parameters=[p for p in signature.parameters.values() if p.name != "out"]
+    )
 
     @functools.wraps(loss)
     def function(*args: Any, **kwargs: Any) -> torch.Tensor:
         given = signature.bind(*args, **kwargs).arguments
         tensors = {name: value for name, value in given.items() if isinstance(value, torch.Tensor)}
         names = tuple(name for name in tensors if name in _DIFFERENTIABLE)
-        plain = {name: tensors.get(name, value) for name, value in given.items() if name not in names}
+        plain = {
+            name: tensors.get(name, value) for name, value in given.items() if name not in names
+        }
         for name, value in plain.items():
             if isinstance(value, torch.Tensor):
                 if value.requires_grad and torch.is_grad_enabled():

@@ -5,4 +5,12 @@ from .conversion import dequantize_model, quantize_model
 from .loading import load, load_model, resolve_model
 from .transformer import Model
 
-__all__ = ["Model", "ModelConfig", "dequantize_model", "load", "load_model", "quantize_model", "resolve_model"]
+__all__ = [
+    "Model",
+    "ModelConfig",
+    "dequantize_model",
+    "load",
+    "load_model",
+    "quantize_model",
+    "resolve_model",
+]

@@ -12,7 +12,15 @@ from .config import ModelConfig
 from .experts import SparseMoe, SwitchGLU
 from .mixture import Mixture
 from .sources import Source
-from .transformer import MLP, Attention, BlockSparseLayer, Decoder, DecoderLayer, Model, PostNormLayer
+from .transformer import (
+    MLP,
+    Attention,
+    BlockSparseLayer,
+    Decoder,
+    DecoderLayer,
+    Model,
+    PostNormLayer,
+)
 
 
 def build_model(config: ModelConfig, source: Source) -> Model:
@@ -41,7 +49,9 @@ class _Builder:
         self.config = config
         self.source = source
 
-    def linear(self, at: str, rows: int, cols: int, bias: bool = False, rotary: bool = False) -> Linear:
+    def linear(
+        self, at: str, rows: int, cols: int, bias: bool = False, rotary: bool = False
+    ) -> Linear:
         offset = self.source.array(f"{at}.bias", rows, rotary=rotary) if bias else None
         return Linear.from_weight(self.source.matrix(at, rows, cols, rotary=rotary), offset)
 
@@ -54,7 +64,9 @@ class _Builder:
         if c.tie_word_embeddings and not self.source.has("lm_head.weight"):
             return None
         weight = self.source.matrix("lm_head", c.vocab_size, c.hidden_size)
-        return None if c.tie_word_embeddings and _same(weight, table) else Linear.from_weight(weight)
+        return (
+            None if c.tie_word_embeddings and _same(weight, table) else Linear.from_weight(weight)
+        )
 
     def norm(self, at: str, dims: int) -> RMSNorm:
         layer = RMSNorm(dims, self.config.rms_norm_eps, self.config.family.norm_offset)
@@ -91,33 +103,60 @@ class _Builder:
 
     def experts(self, at: str, mixture: Mixture) -> SparseMoe:
         hidden, inner = self.config.hidden_size, mixture.size
-        shapes = {"gate_proj": (inner, hidden), "up_proj": (inner, hidden), "down_proj": (hidden, inner)}
+        shapes = {
+            "gate_proj": (inner, hidden),
+            "up_proj": (inner, hidden),
+            "down_proj": (hidden, inner),
+        }
         # The gate first: its shape bounds the number of experts, each of which may be a tensor of its own.
         gate = self.linear(f"{at}.gate", mixture.count, hidden)
-        stacks = [self.source.experts(f"{at}.switch_mlp.{name}", mixture.count, *shape) for name, shape in shapes.items()]
-        return SparseMoe(gate, SwitchGLU(*map(SwitchLinear.from_weight, stacks)), mixture.active, mixture.normalise)
+        stacks = [
+            self.source.experts(f"{at}.switch_mlp.{name}", mixture.count, *shape)
+            for name, shape in shapes.items()
+        ]
+        return SparseMoe(
+            gate,
+            SwitchGLU(*map(SwitchLinear.from_weight, stacks)),
+            mixture.active,
+            mixture.normalise,
+        )
 
     def layer(self, i: int) -> DecoderLayer:
         at = f"model.layers.{i}"
         cls: type[DecoderLayer] = DecoderLayer
         names = ["input_layernorm", "post_attention_layernorm"]
         if self.config.family.post_norms:
-            cls, names = PostNormLayer, [*names, "pre_feedforward_layernorm", "post_feedforward_layernorm"]
+            cls, names = (
+                PostNormLayer,
+                [*names, "pre_feedforward_layernorm", "post_feedforward_layernorm"],
+            )
         norms = [self.norm(f"{at}.{name}", self.config.hidden_size) for name in names]
         mixture, experts = self.config.mixture, self.config.family.experts
         if mixture is None or experts is None or i in mixture.dense_layers:
             return cls(self.attention(f"{at}.self_attn", i), self.mlp(f"{at}.mlp"), *norms)
         if experts.block == "block_sparse_moe":
             cls = BlockSparseLayer
-        return cls(self.attention(f"{at}.self_attn", i), self.experts(f"{at}.{experts.block}", mixture), *norms)
+        return cls(
+            self.attention(f"{at}.self_attn", i),
+            self.experts(f"{at}.{experts.block}", mixture),
+            *norms,
+        )
 
 
 def _same(a: Weight, b: Weight) -> bool:
     """Whether two matrices of the same shape hold the same values; a few rows at a time are made floats."""
-    if a.format == b.format and a.groups is None and b.groups is None and not (a.head_dim or b.head_dim):
+    if (
+        a.format == b.format
+        and a.groups is None
+        and b.groups is None
+        and not (a.head_dim or b.head_dim)
+    ):
         return np.array_equal(a.raw, b.raw)
     rows = a.shape[0]
     return all(
-        np.array_equal(a.slice_rows(i, min(i + 1024, rows)).dequantize(), b.slice_rows(i, min(i + 1024, rows)).dequantize())
+        np.array_equal(
+            a.slice_rows(i, min(i + 1024, rows)).dequantize(),
+            b.slice_rows(i, min(i + 1024, rows)).dequantize(),
+        )
         for i in range(0, rows, 1024)
     )

@@ -41,7 +41,9 @@ class NextToken:
 
     def holds(self, state: tuple[Any, ...]) -> bool:
         """Whether these are the very objects that the calls were made with."""
-        return len(state) == len(self.state) and all(a is b for a, b in zip(state, self.state, strict=True))
+        return len(state) == len(self.state) and all(
+            a is b for a, b in zip(state, self.state, strict=True)
+        )
 
 
 class KVCache:
@@ -56,7 +58,9 @@ class KVCache:
         self.length = 0
         self.next: NextToken | None = None
         self._spans = {window: _Span(window, windows.count(window)) for window in windows}
-        self._places = [(self._spans[window], windows[:i].count(window)) for i, window in enumerate(windows)]
+        self._places = [
+            (self._spans[window], windows[:i].count(window)) for i, window in enumerate(windows)
+        ]
 
     def reserve(self, n: int) -> None:
         """Makes room for the next n tokens."""
@@ -79,7 +83,9 @@ class KVCache:
         span.held = kept
         self.next = None
 
-    def append(self, layer: int, keys: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def append(
+        self, layer: int, keys: np.ndarray, values: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Adds [n, D] in one layer; returns the stores of both, and int32 [2]: 0 and how many of their rows are in use."""
         span, place = self._places[layer]
         if span.store is None:

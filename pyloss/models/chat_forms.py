@@ -25,7 +25,10 @@ def settled(messages: Messages, render: Callable[[Messages], str]) -> tuple[Mess
         ValueError: the template prints parts of a content as they are, and some are no text.
         Exception: what `render` raises for the messages as they were given, where no form is taken.
     """
-    mixed = {_is_list(message["content"]) for message in messages if message.get("content")} == {True, False}
+    mixed = {_is_list(message["content"]) for message in messages if message.get("content")} == {
+        True,
+        False,
+    }
     best: tuple[int, Messages, str] | None = None
     refusal: Exception | None = None
     for form in _forms(messages):
@@ -34,7 +37,9 @@ def settled(messages: Messages, render: Callable[[Messages], str]) -> tuple[Mess
         except Exception as error:
             refusal = refusal or error
             continue
-        wrong = _misprints(text, form) + (_missing(text, form) if mixed else _missing(text, form, "user"))
+        wrong = _misprints(text, form) + (
+            _missing(text, form) if mixed else _missing(text, form, "user")
+        )
         if best is None or wrong < best[0]:
             best = wrong, form, text
         if not wrong:
@@ -44,9 +49,13 @@ def settled(messages: Messages, render: Callable[[Messages], str]) -> tuple[Mess
         raise refusal
     for message in best[1] if best[0] else ():
         if _is_list(message.get("content")) and _printed(best[2], message["content"]):
-            kinds = {str(p.get("type") if isinstance(p, Mapping) else p)[:40] for p in message["content"]} - {"text"}
+            kinds = {
+                str(p.get("type") if isinstance(p, Mapping) else p)[:40] for p in message["content"]
+            } - {"text"}
             found = ", ".join(sorted(kinds)[:10])
-            raise ValueError(f"the chat template takes text alone as content; these parts are none: {found}")
+            raise ValueError(
+                f"the chat template takes text alone as content; these parts are none: {found}"
+            )
     return best[1], best[2]
 
 
@@ -71,7 +80,9 @@ def tools_of(tools: Any) -> Any:
         raise TypeError(f"tools must be a list of JSON schemas (dicts) or None, got {tools!r:.200}")
     tools = [_as_object(tool) for tool in tools]
     if wrong := [tool for tool in tools if not isinstance(tool, Mapping)]:
-        raise TypeError(f"tools must be a list of JSON schemas (dicts) or None, got {wrong[0]!r:.200} in it")
+        raise TypeError(
+            f"tools must be a list of JSON schemas (dicts) or None, got {wrong[0]!r:.200} in it"
+        )
     return tools
 
 
@@ -84,7 +95,12 @@ def _forms(messages: Messages) -> Iterator[Messages]:
     arguments: list[Callable[[Any], Any]] = [_same, _as_object, _as_json]
     tried: list[Messages] = []
     for content, argument in product(contents, arguments):
-        form = [_with_arguments({**m, "content": content(m["content"])} if "content" in m else m, argument) for m in messages]
+        form = [
+            _with_arguments(
+                {**m, "content": content(m["content"])} if "content" in m else m, argument
+            )
+            for m in messages
+        ]
         if form not in tried:
             tried.append(form)
             yield form
@@ -98,7 +114,11 @@ def as_text(content: Any) -> Any:
     """The texts of a content's parts in one; parts of other kinds stay."""
     if not _is_list(content):
         return content
-    texts = [text for part in content if isinstance(text := part.get("text") if isinstance(part, Mapping) else part, str)]
+    texts = [
+        text
+        for part in content
+        if isinstance(text := part.get("text") if isinstance(part, Mapping) else part, str)
+    ]
     return "".join(texts) if len(texts) == len(content) else content
 
 
@@ -118,7 +138,9 @@ def _as_object(arguments: Any) -> Any:
 
 
 def _as_json(arguments: Any) -> Any:
-    return json.dumps(arguments, ensure_ascii=False) if isinstance(arguments, Mapping) else arguments
+    return (
+        json.dumps(arguments, ensure_ascii=False) if isinstance(arguments, Mapping) else arguments
+    )
 
 
 def _calls(message: Mapping[str, Any]) -> Iterator[Any]:
@@ -177,4 +199,6 @@ def _printed(text: str, content: Any) -> int:
 
 
 def _printed_json(text: str, value: Any) -> int:
-    return sum(text.count(form) for form in {json.dumps(value), json.dumps(value, ensure_ascii=False)})
+    return sum(
+        text.count(form) for form in {json.dumps(value), json.dumps(value, ensure_ascii=False)}
+    )

@@ -27,7 +27,11 @@ _marks: ContextVar[tuple[str, str]] = ContextVar("marks", default=("", ""))
 
 
 def render_chat(
-    template: str, messages: Any, tools: Any = None, add_generation_prompt: bool = False, **variables: Any
+    template: str,
+    messages: Any,
+    tools: Any = None,
+    add_generation_prompt: bool = False,
+    **variables: Any,
 ) -> str:
     """The text of a conversation.
 
@@ -42,23 +46,35 @@ def render_chat(
         TypeError: messages or tools of the wrong type.
         ValueError: no messages, tools that are not JSON, a template that is malformed, fails, or refuses these messages.
     """
-    if not isinstance(messages, (list, tuple)) or not all(isinstance(message, Mapping) for message in messages):
-        raise TypeError(f"messages must be a list of dicts with 'role' and 'content', got {messages!r:.200}")
+    if not isinstance(messages, (list, tuple)) or not all(
+        isinstance(message, Mapping) for message in messages
+    ):
+        raise TypeError(
+            f"messages must be a list of dicts with 'role' and 'content', got {messages!r:.200}"
+        )
     if not messages:
         raise ValueError("messages is empty; a conversation has at least one")
     tools = tools_of(tools)
     compiled = _compile(template)
     try:
         documents = _plain(variables.pop("documents", None))
-        inputs = {"tools": _plain(tools), "add_generation_prompt": add_generation_prompt, **_plain(variables)}
+        inputs = {
+            "tools": _plain(tools),
+            "add_generation_prompt": add_generation_prompt,
+            **_plain(variables),
+        }
         plain = [_message(message) for message in messages]
         with budget():
-            return settled(plain, lambda form: render(compiled, messages=form, documents=documents, **inputs))[1]
+            return settled(
+                plain, lambda form: render(compiled, messages=form, documents=documents, **inputs)
+            )[1]
     except Exception as error:  # a template is a program, and may fail in any way a program can
         raise ValueError(f"the chat template failed: {said(error)}") from error
 
 
-def render_marked(template: str, messages: Any, *args: Any, **variables: Any) -> tuple[str, list[tuple[int, int]]]:
+def render_marked(
+    template: str, messages: Any, *args: Any, **variables: Any
+) -> tuple[str, list[tuple[int, int]]]:
     """The text of a conversation as `render_chat` gives it, and what `{% generation %}` marks of it.
 
     The marks are (begin, end) of characters, in order. Raises what `render_chat` raises, and ValueError for a template that
@@ -84,14 +100,20 @@ def render_marked(template: str, messages: Any, *args: Any, **variables: Any) ->
         elif part != end:
             position += len(part)
     if "".join(part for part in parts if part not in (begin, end)) != text:
-        raise ValueError("the chat template computes with what it marks as the assistant's text, so the marks are lost")
+        raise ValueError(
+            "the chat template computes with what it marks as the assistant's text, so the marks are lost"
+        )
     return text, spans
 
 
 def _message(message: Mapping[str, Any]) -> dict[str, Any]:
     plain = {key: value for key, value in _plain(message).items() if value is not None}
     reasoning = next((plain[key] for key in _REASONING if key in plain), None)
-    return plain if reasoning is None else {"thinking": reasoning, **plain, "reasoning_content": reasoning}
+    return (
+        plain
+        if reasoning is None
+        else {"thinking": reasoning, **plain, "reasoning_content": reasoning}
+    )
 
 
 def _plain(value: Any) -> Any:
@@ -99,13 +121,21 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {_plain(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(map(_plain, value)) if type(value) in (list, tuple) else list(map(_plain, value))
+        return (
+            type(value)(map(_plain, value))
+            if type(value) in (list, tuple)
+            else list(map(_plain, value))
+        )
     if value is None or type(value) in (str, int, float, bool):
         return value
     for kind in (str, int, float):
         if isinstance(value, kind):
             return kind.__str__(value) if kind is str else kind(value)
-    return _plain(value.item()) if callable(getattr(value, "item", None)) else f"<{type(value).__name__}>"
+    return (
+        _plain(value.item())
+        if callable(getattr(value, "item", None))
+        else f"<{type(value).__name__}>"
+    )
 
 
 @lru_cache(maxsize=16)
@@ -115,12 +145,17 @@ def _compile(template: str) -> jinja2.Template:
     )
     environment.add_filter("tojson", _tojson)
     environment.globals.update(
-        raise_exception=_raise_exception, strftime_now=_strftime_now, dict=_Dict(), namespace=_Namespace
+        raise_exception=_raise_exception,
+        strftime_now=_strftime_now,
+        dict=_Dict(),
+        namespace=_Namespace,
     )
     try:
         return bounded(environment, template)
     except jinja2.TemplateSyntaxError as error:
-        raise ValueError(f"the chat template is malformed at line {error.lineno}: {error.message}") from None
+        raise ValueError(
+            f"the chat template is malformed at line {error.lineno}: {error.message}"
+        ) from None
     except (RecursionError, MemoryError, SyntaxError, ValueError) as error:
         raise ValueError(f"the chat template is malformed: {said(error)}") from None
 
@@ -170,10 +205,16 @@ def _refuse_private(name: str) -> None:
 
 
 def _tojson(
-    value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: Any = None,
+    separators: Any = None,
+    sort_keys: bool = False,
 ) -> str:
     # Jinja's own escapes characters for HTML.
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
 
 
 def _raise_exception(message: str) -> NoReturn:
@@ -181,6 +222,9 @@ def _raise_exception(message: str) -> NoReturn:
 
 
 def _strftime_now(format: str) -> str:
-    if not isinstance(format, str) or len(format) > 200 or re.search(r"\d{3}", format):  # fields have widths
-        raise jinja2.exceptions.SecurityError("strftime_now takes texts of up to 200 characters, without wide fields")
+    # fields have widths
+    if not isinstance(format, str) or len(format) > 200 or re.search(r"\d{3}", format):
+        raise jinja2.exceptions.SecurityError(
+            "strftime_now takes texts of up to 200 characters, without wide fields"
+        )
     return datetime.now().strftime(format)

@@ -13,7 +13,12 @@ from pyloss.files import read_json
 from pyloss.models.families import FAMILIES, Family
 from pyloss.models.known_keys import refuse_gguf_keys, refuse_hf_keys, refuse_rope_keys
 from pyloss.models.mixture import Mixture, read_gguf_mixture, read_hf_mixture
-from pyloss.models.rope_scaling import check_rotary, check_scaling, read_gguf_scaling, read_hf_scaling
+from pyloss.models.rope_scaling import (
+    check_rotary,
+    check_scaling,
+    read_gguf_scaling,
+    read_hf_scaling,
+)
 from pyloss.models.stored import StoredTensor, layers_held
 from pyloss.models.values import Values, shortest
 from pyloss.numbers import LARGEST, real, shown, whole
@@ -59,7 +64,9 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         if self.model_type not in FAMILIES:
-            raise ValueError(f"model_type {self.model_type!r} is not supported; supported are {', '.join(FAMILIES)}")
+            raise ValueError(
+                f"model_type {self.model_type!r} is not supported; supported are {', '.join(FAMILIES)}"
+            )
         for name in _SIZES:
             whole(getattr(self, name), name, 1, _LIMITS.get(name))
         for name in ("rms_norm_eps", "rope_theta", "rope_local_base_freq", "query_pre_attn_scalar"):
@@ -86,9 +93,13 @@ class ModelConfig:
         if types is not None:
             wrong = [kind for kind in types if kind not in LAYER_TYPES]
             if wrong:
-                raise ValueError(f"layer_types must be of {', '.join(LAYER_TYPES)}, got {shown(wrong[0])}")
+                raise ValueError(
+                    f"layer_types must be of {', '.join(LAYER_TYPES)}, got {shown(wrong[0])}"
+                )
             if len(types) != self.num_hidden_layers:
-                raise ValueError(f"layer_types names {len(types)} layers, and num_hidden_layers is {self.num_hidden_layers}")
+                raise ValueError(
+                    f"layer_types names {len(types)} layers, and num_hidden_layers is {self.num_hidden_layers}"
+                )
         if self.sliding_window is None or (types is not None and LAYER_TYPES[1] not in types):
             self.sliding_window = self.layer_types = None
         elif types is not None and LAYER_TYPES[0] not in types:
@@ -124,23 +135,35 @@ class ModelConfig:
         read = Values(path, content)
         model_type = read.get("model_type", str)
         if model_type not in FAMILIES:
-            raise ValueError(f"{path}: model_type {shown(model_type)} is not supported; supported are {', '.join(FAMILIES)}")
+            raise ValueError(
+                f"{path}: model_type {shown(model_type)} is not supported; supported are {', '.join(FAMILIES)}"
+            )
         family = FAMILIES[model_type]
         _refuse_options(path, content, read, family)
         defaults = family.defaults
 
         def number(name: str) -> int:
             value = read.get(name, int, *([defaults[name]] if name in defaults else []))
-            return read.whole(name, 1, _LIMITS.get(name)) if content.get(name) is not None else value
+            return (
+                read.whole(name, 1, _LIMITS.get(name)) if content.get(name) is not None else value
+            )
 
-        heads, hidden, layers = number("num_attention_heads"), number("hidden_size"), number("num_hidden_layers")
+        heads, hidden, layers = (
+            number("num_attention_heads"),
+            number("hidden_size"),
+            number("num_hidden_layers"),
+        )
         inner = number("intermediate_size")
-        longest = read.get("max_position_embeddings", int, defaults.get("max_position_embeddings", 2048))
+        longest = read.get(
+            "max_position_embeddings", int, defaults.get("max_position_embeddings", 2048)
+        )
         theta, local_theta, scaling = _read_rope(path, read, family, longest)
         window, layer_types = _read_windows(path, content, read, family, layers)
         eos = content.get("eos_token_id")
         if eos is not None and type(eos) is not int and not _is_ints(eos):
-            raise FormatError(path, "eos_token_id", f"expected an integer or a list of them, got {shown(eos)}")
+            raise FormatError(
+                path, "eos_token_id", f"expected an integer or a list of them, got {shown(eos)}"
+            )
         values = {
             name: read.get(name, type(field.default), defaults.get(name, field.default))
             for name, field in _FIELDS.items()
@@ -155,14 +178,20 @@ class ModelConfig:
             intermediate_size=inner,
             num_hidden_layers=layers,
             num_attention_heads=heads,
-            num_key_value_heads=read.get("num_key_value_heads", int, defaults.get("num_key_value_heads", heads)),
-            head_dim=_head_dim(path, read.get("head_dim", int, defaults.get("head_dim")), hidden, heads),
+            num_key_value_heads=read.get(
+                "num_key_value_heads", int, defaults.get("num_key_value_heads", heads)
+            ),
+            head_dim=_head_dim(
+                path, read.get("head_dim", int, defaults.get("head_dim")), hidden, heads
+            ),
             rope_theta=theta,
             rope_scaling=scaling,
             sliding_window=window,
             layer_types=layer_types,
             rope_local_base_freq=local_theta,
-            query_pre_attn_scalar=number("query_pre_attn_scalar") if "query_pre_attn_scalar" in defaults else None,
+            query_pre_attn_scalar=number("query_pre_attn_scalar")
+            if "query_pre_attn_scalar" in defaults
+            else None,
             mixture=read_hf_mixture(path, read, family, inner, layers),
             eos_token_id=eos,
             **values,
@@ -170,7 +199,10 @@ class ModelConfig:
 
     @classmethod
     def from_gguf(
-        cls, metadata: Mapping[str, Any], tensors: Mapping[str, StoredTensor], path: str | os.PathLike[str] = "GGUF"
+        cls,
+        metadata: Mapping[str, Any],
+        tensors: Mapping[str, StoredTensor],
+        path: str | os.PathLike[str] = "GGUF",
     ) -> ModelConfig:
         """Read a GGUF file's `metadata`, and what its `tensors` tell of ties, biases and rotary factors.
 
@@ -181,11 +213,21 @@ class ModelConfig:
         read = Values(path, metadata)
         arch = read.get("general.architecture", str)
         sparse = read.get(f"{arch}.expert_count", int, 0) > 0
-        known = [name for name, family in FAMILIES.items() if family.gguf == arch and bool(family.experts) == sparse]
+        known = [
+            name
+            for name, family in FAMILIES.items()
+            if family.gguf == arch and bool(family.experts) == sparse
+        ]
         if not known:
-            supported = ", ".join(sorted({family.gguf for family in FAMILIES.values() if bool(family.experts) == sparse}))
+            supported = ", ".join(
+                sorted(
+                    {family.gguf for family in FAMILIES.values() if bool(family.experts) == sparse}
+                )
+            )
             kind = "architecture with experts" if sparse else "architecture"
-            raise ValueError(f"{path}: GGUF {kind} {shown(arch)} is not supported; supported are {supported}")
+            raise ValueError(
+                f"{path}: GGUF {kind} {shown(arch)} is not supported; supported are {supported}"
+            )
         model_type = known[0]
         family = FAMILIES[model_type]
         _refuse_gguf_options(path, arch, read, family)
@@ -193,12 +235,20 @@ class ModelConfig:
         heads = read.get(f"{arch}.attention.head_count", int)
         hidden = read.get(f"{arch}.embedding_length", int)
         rotary = read.get(f"{arch}.rope.dimension_count", int, None)
-        head_dim = _head_dim(path, read.get(f"{arch}.attention.key_length", int, rotary), hidden, heads)
+        head_dim = _head_dim(
+            path, read.get(f"{arch}.attention.key_length", int, rotary), hidden, heads
+        )
         if (rotary or head_dim) != head_dim:
-            raise ValueError(f"{path}: rope.dimension_count {rotary} of head size {head_dim}: partial is not supported")
+            raise ValueError(
+                f"{path}: rope.dimension_count {rotary} of head size {head_dim}: partial is not supported"
+            )
         if read.get(f"{arch}.attention.value_length", int, head_dim) != head_dim:
-            raise ValueError(f"{path}: {arch}.attention.value_length is not {head_dim}, the length of keys: not supported")
-        theta = shortest(read.get(f"{arch}.rope.freq_base", float, family.defaults.get("rope_theta", 10000.0)))
+            raise ValueError(
+                f"{path}: {arch}.attention.value_length is not {head_dim}, the length of keys: not supported"
+            )
+        theta = shortest(
+            read.get(f"{arch}.rope.freq_base", float, family.defaults.get("rope_theta", 10000.0))
+        )
         layers = read.get(f"{arch}.block_count", int)
         embedding = tensors.get("token_embd.weight")
         if embedding is None:
@@ -209,7 +259,11 @@ class ModelConfig:
             raise FormatError(path, f"{arch}.block_count", reason)
         local_theta = scalar = None
         if "rope_local_base_freq" in family.defaults:
-            local_theta = shortest(read.get(f"{arch}.rope.freq_base_swa", float, family.defaults["rope_local_base_freq"]))
+            local_theta = shortest(
+                read.get(
+                    f"{arch}.rope.freq_base_swa", float, family.defaults["rope_local_base_freq"]
+                )
+            )
         if "query_pre_attn_scalar" in family.defaults:
             scalar = gguf_query_scalar(layers, hidden, heads, head_dim)
         window, layer_types = _read_gguf_windows(path, arch, read, family, layers)
@@ -226,7 +280,9 @@ class ModelConfig:
             head_dim=head_dim,
             rms_norm_eps=shortest(read.get(f"{arch}.attention.layer_norm_rms_epsilon", float)),
             rope_theta=theta,
-            rope_scaling=read_gguf_scaling(path, arch, read, tensors.get("rope_freqs.weight"), theta, head_dim),
+            rope_scaling=read_gguf_scaling(
+                path, arch, read, tensors.get("rope_freqs.weight"), theta, head_dim
+            ),
             max_position_embeddings=read.get(f"{arch}.context_length", int),
             tie_word_embeddings="output.weight" not in tensors,
             attention_bias="blk.0.attn_q.bias" in tensors and not family.qkv_bias,
@@ -249,15 +305,24 @@ class ModelConfig:
             "architectures": [family.architecture],
             "hidden_act": family.activation,
             "torch_dtype": "float32",
-            **{name: value for name, value in own.items() if value is not None or name not in _PARTICULAR},
+            **{
+                name: value
+                for name, value in own.items()
+                if value is not None or name not in _PARTICULAR
+            },
         }
         if "use_sliding_window" in family.defaults:
             content["use_sliding_window"] = self.sliding_window is not None
         if "max_window_layers" in family.defaults or "sliding_window_pattern" in family.defaults:
-            content["layer_types"] = [LAYER_TYPES[self.window(i) > 0] for i in range(self.num_hidden_layers)]
+            content["layer_types"] = [
+                LAYER_TYPES[self.window(i) > 0] for i in range(self.num_hidden_layers)
+            ]
         if "sliding_window_pattern" in family.defaults:
             # What mlx-lm reads in place of layer_types; null where it could not say the same.
-            content |= {"sliding_window_pattern": self.window_period, "hidden_activation": family.activation}
+            content |= {
+                "sliding_window_pattern": self.window_period,
+                "hidden_activation": family.activation,
+            }
         return content | (self.mixture.to_hf(family) if self.mixture else {})
 
 
@@ -290,7 +355,9 @@ def _head_dim(path: str | os.PathLike[str], given: int | None, hidden: int, head
     if given is not None:
         return given
     if heads < 1 or hidden % heads:
-        raise FormatError(path, None, f"hidden_size {hidden} is not a multiple of num_attention_heads {heads}")
+        raise FormatError(
+            path, None, f"hidden_size {hidden} is not a multiple of num_attention_heads {heads}"
+        )
     return hidden // heads
 
 
@@ -300,38 +367,62 @@ def _text_part(path: str | os.PathLike[str], content: dict[str, Any]) -> dict[st
     if kind not in FAMILIES:
         return content
     text = Values(path, content).get("text_config", dict)
-    outer = {key: value for key, value in content.items() if key.endswith("_token_id") and value is not None}
+    outer = {
+        key: value
+        for key, value in content.items()
+        if key.endswith("_token_id") and value is not None
+    }
     return {**content, **text, **outer, "model_type": kind}
 
 
-def _refuse_options(path: str | os.PathLike[str], content: Mapping[str, Any], read: Values, family: Family) -> None:
+def _refuse_options(
+    path: str | os.PathLike[str], content: Mapping[str, Any], read: Values, family: Family
+) -> None:
     """Options which would silently change the result if they were passed over."""
     key = "hidden_act" if family.activation == "silu" else "hidden_activation"
     activation = read.get(key, str, family.activation)
     if {"swish": "silu"}.get(activation, activation) != family.activation:
-        raise ValueError(f"{path}: {key} {shown(activation)} is not supported; supported is {family.activation!r}")
+        raise ValueError(
+            f"{path}: {key} {shown(activation)} is not supported; supported is {family.activation!r}"
+        )
     refuse_hf_keys(path, content, family)
     window = read.get("sliding_window", int, None)
     longest = read.get("max_position_embeddings", int, _FIELDS["max_position_embeddings"].default)
     if "sliding_window" not in family.defaults and window is not None and window < longest:
-        raise ValueError(f"{path}: sliding_window {window} is not supported for {content['model_type']}; supported is null")
+        raise ValueError(
+            f"{path}: sliding_window {window} is not supported for {content['model_type']}; supported is null"
+        )
 
 
-def _refuse_gguf_options(path: str | os.PathLike[str], arch: str, read: Values, family: Family) -> None:
+def _refuse_gguf_options(
+    path: str | os.PathLike[str], arch: str, read: Values, family: Family
+) -> None:
     refuse_gguf_keys(path, arch, read.content)
     window = read.get(f"{arch}.attention.sliding_window", int, 0)
-    if "sliding_window_pattern" not in family.defaults and 0 < window < read.get(f"{arch}.context_length", int):
+    if "sliding_window_pattern" not in family.defaults and 0 < window < read.get(
+        f"{arch}.context_length", int
+    ):
         # llama.cpp passes over it.
-        raise ValueError(f"{path}: {arch}.attention.sliding_window {window} is not supported; supported is 0")
+        raise ValueError(
+            f"{path}: {arch}.attention.sliding_window {window} is not supported; supported is 0"
+        )
 
 
 def _read_windows(
-    path: str | os.PathLike[str], content: Mapping[str, Any], read: Values, family: Family, layers: int
+    path: str | os.PathLike[str],
+    content: Mapping[str, Any],
+    read: Values,
+    family: Family,
+    layers: int,
 ) -> tuple[int | None, list[str] | None]:
     """sliding_window and layer_types, which families say in four ways."""
     defaults = family.defaults
     # A null is no window; a missing key is the family's own.
-    window = read.get("sliding_window", int, None) if "sliding_window" in content else defaults.get("sliding_window")
+    window = (
+        read.get("sliding_window", int, None)
+        if "sliding_window" in content
+        else defaults.get("sliding_window")
+    )
     if "use_sliding_window" in defaults and not read.get("use_sliding_window", bool, False):
         window = None
     types = read.get("layer_types", list, None)
@@ -340,14 +431,20 @@ def _read_windows(
         window = None
     alike = LAYER_TYPES[window is not None]
     if not some and types is not None and any(kind != alike for kind in types):
-        raise ValueError(f"{path}: layer_types {shown(types)} is not supported; supported is {alike!r} for all layers")
+        raise ValueError(
+            f"{path}: layer_types {shown(types)} is not supported; supported is {alike!r} for all layers"
+        )
     if window is None or not some:
         return window, types if some else None
     if types is None and "max_window_layers" in defaults:
         first = read.get("max_window_layers", int, defaults["max_window_layers"])
         types = [LAYER_TYPES[i >= first] for i in range(layers)]
     elif types is None:
-        types = _periodic(path, read.get("sliding_window_pattern", int, defaults["sliding_window_pattern"]), layers)
+        types = _periodic(
+            path,
+            read.get("sliding_window_pattern", int, defaults["sliding_window_pattern"]),
+            layers,
+        )
     return window, types
 
 
@@ -363,7 +460,9 @@ def _read_gguf_windows(
     window = read.get(f"{arch}.attention.sliding_window", int, 0)
     if "sliding_window_pattern" not in family.defaults or not window:
         return None, None
-    period = read.get(f"{arch}.attention.sliding_window_pattern", int, family.defaults["sliding_window_pattern"])
+    period = read.get(
+        f"{arch}.attention.sliding_window_pattern", int, family.defaults["sliding_window_pattern"]
+    )
     return window, _periodic(path, period, layers)
 
 
@@ -376,15 +475,25 @@ def _read_rope(
     `longest` is max_position_embeddings.
     """
     two = "rope_local_base_freq" in family.defaults
-    theta = read.get("rope_theta", float, family.defaults.get("rope_theta", _FIELDS["rope_theta"].default))
-    local = read.get("rope_local_base_freq", float, family.defaults["rope_local_base_freq"]) if two else None
+    theta = read.get(
+        "rope_theta", float, family.defaults.get("rope_theta", _FIELDS["rope_theta"].default)
+    )
+    local = (
+        read.get("rope_local_base_freq", float, family.defaults["rope_local_base_freq"])
+        if two
+        else None
+    )
     nested = read.get("rope_parameters", dict, {})
     if any(isinstance(value, dict) for value in nested.values()):
         if not two or not set(nested) <= set(LAYER_TYPES):
-            raise ValueError(f"{path}: rope parameters per layer type are not supported: {', '.join(map(shown, nested))}")
+            raise ValueError(
+                f"{path}: rope parameters per layer type are not supported: {', '.join(map(shown, nested))}"
+            )
         inner = Values(path, Values(path, nested).get(LAYER_TYPES[1], dict, {}))
         if inner.get("rope_type", str, "default") != "default":
-            raise ValueError(f"{path}: rope_type {shown(inner.content['rope_type'])} of sliding_attention is not supported")
+            raise ValueError(
+                f"{path}: rope_type {shown(inner.content['rope_type'])} of sliding_attention is not supported"
+            )
         refuse_rope_keys(path, inner.content, set())
         local = inner.get("rope_theta", float, local)
         nested = Values(path, nested).get(LAYER_TYPES[0], dict, {})
@@ -392,7 +501,13 @@ def _read_rope(
     # Of two bases, one for each type of layers, rope_scaling changes what it names; else it stands in place of all.
     scaling = {**nested, **scaling} if two else scaling or nested
     theta = Values(path, scaling).get("rope_theta", float, theta)
-    return theta, local, read_hf_scaling(path, scaling, read.get("original_max_position_embeddings", float, None), longest)
+    return (
+        theta,
+        local,
+        read_hf_scaling(
+            path, scaling, read.get("original_max_position_embeddings", float, None), longest
+        ),
+    )
 
 
 def gguf_query_scalar(layers: int, hidden: int, heads: int, head_dim: int) -> int:

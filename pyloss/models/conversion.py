@@ -14,11 +14,17 @@ from .saving import DTYPES, model_dtype, refuse_adapters
 from .transformer import Model
 
 #: the names that quantisations have for users
-QUANTISATIONS = {f"q{layout.bits}": name for name, layout in FORMATS.items() if name.startswith("affine")} | {"nf4": "nf4"}
+QUANTISATIONS = {
+    f"q{layout.bits}": name for name, layout in FORMATS.items() if name.startswith("affine")
+} | {"nf4": "nf4"}
 
 
 def quantize_model(
-    model: Model, quantisation: str, group_size: int | None = None, dtype: str | None = None, double: bool = True
+    model: Model,
+    quantisation: str,
+    group_size: int | None = None,
+    dtype: str | None = None,
+    double: bool = True,
 ) -> dict[str, str]:
     """Stores the layers of `model` in place as `quantisation`: "q2" to "q8" (mlx's affine groups) or "nf4".
 
@@ -34,7 +40,9 @@ def quantize_model(
     """
     format = QUANTISATIONS.get(quantisation)
     if format is None:
-        raise ValueError(f"quantize must be one of {', '.join(QUANTISATIONS)}, not {quantisation!r}")
+        raise ValueError(
+            f"quantize must be one of {', '.join(QUANTISATIONS)}, not {quantisation!r}"
+        )
     size = 64 if group_size is None else group_size
     if size < 32 or size > 4096 or size & (size - 1):
         raise ValueError(f"group_size must be a power of two from 32 to 4096, not {size}")
@@ -50,7 +58,12 @@ def quantize_model(
         if reason:
             left[name] = reason
             continue
-        _replace(model, name, module, lambda matrix: _quantised(matrix, format, DTYPES[dtype] if dtype else None, options))
+        _replace(
+            model,
+            name,
+            module,
+            lambda matrix: _quantised(matrix, format, DTYPES[dtype] if dtype else None, options),
+        )
     return left
 
 
@@ -60,18 +73,35 @@ def dequantize_model(model: Model, dtype: str = "float32") -> None:
     for name, module in _layers(model):
         weight = module.weight
         if not isinstance(weight, np.ndarray) and not weight.is_float:
-            _replace(model, name, module, lambda matrix: Weight.quantize(matrix.dequantize(), DTYPES[dtype]))
+            _replace(
+                model,
+                name,
+                module,
+                lambda matrix: Weight.quantize(matrix.dequantize(), DTYPES[dtype]),
+            )
 
 
 def _layers(model: Model) -> list[tuple[str, Any]]:
-    return [(name, module) for name, module in model.named_modules() if isinstance(module, Linear | Embedding | SwitchLinear)]
+    return [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, Linear | Embedding | SwitchLinear)
+    ]
 
 
 def _replace(model: Model, name: str, module: Any, store: Callable[[Any], Weight]) -> None:
     """The layer `name` with each of its matrices as `store` gives it."""
     weight = module.weight
-    stacked = weight.matrices if isinstance(weight, WeightStack) else weight if len(weight.shape) == 3 else None
-    stored = store(weight) if stacked is None else WeightStack([store(matrix) for matrix in stacked])
+    stacked = (
+        weight.matrices
+        if isinstance(weight, WeightStack)
+        else weight
+        if len(weight.shape) == 3
+        else None
+    )
+    stored = (
+        store(weight) if stacked is None else WeightStack([store(matrix) for matrix in stacked])
+    )
     bias = [module.bias] if getattr(module, "bias", None) is not None else []
     model.set_module(name, type(module).from_weight(stored, *bias).freeze())
 
@@ -96,7 +126,9 @@ def _left_out(name: str, module: Any, format: str, size: int) -> str:
     return f"rows of {cols} values are no whole number of groups of {size}" if cols % size else ""
 
 
-def _quantised(weight: np.ndarray | Weight, format: str, rounded: str | None, options: dict[str, Any]) -> Weight:
+def _quantised(
+    weight: np.ndarray | Weight, format: str, rounded: str | None, options: dict[str, Any]
+) -> Weight:
     values = weight.dequantize() if isinstance(weight, Weight) else weight
     if rounded:
         values = Weight.quantize(values, rounded).dequantize()

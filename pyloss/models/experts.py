@@ -14,15 +14,21 @@ class SwitchGLU(Module):
     def __init__(self, gate_proj: SwitchLinear, up_proj: SwitchLinear, down_proj: SwitchLinear):
         super().__init__()
         if down_proj.bias is not None:
-            raise ValueError("down_proj of experts must be without a bias, which the weights of visits would pass over")
+            raise ValueError(
+                "down_proj of experts must be without a bias, which the weights of visits would pass over"
+            )
         self.gate_proj, self.up_proj, self.down_proj = gate_proj, up_proj, down_proj
 
     def __call__(self, x: Any, routing: expert_ops.Routing, weights: Any) -> Any:
         """x [N, hidden] -> the sum of its visits' results, each times its weight ([M], as `expert_ops.route` gives them)."""
         rows = expert_ops.dispatch(x, routing)
-        inner = ops.swiglu(self.gate_proj(rows, routing.offsets), self.up_proj(rows, routing.offsets))
+        inner = ops.swiglu(
+            self.gate_proj(rows, routing.offsets), self.up_proj(rows, routing.offsets)
+        )
         # Weighted before the last product, which is linear: its wide results need not be kept for the weights' gradient.
-        return expert_ops.combine(self.down_proj(expert_ops.scale_rows(inner, weights), routing.offsets), routing)
+        return expert_ops.combine(
+            self.down_proj(expert_ops.scale_rows(inner, weights), routing.offsets), routing
+        )
 
 
 class SparseMoe(Module):

@@ -75,7 +75,9 @@ FAMILIES = {
         defaults={"sliding_window": 4096, "max_position_embeddings": 131072},
     ),
     "qwen2": Family("Qwen2ForCausalLM", "qwen2", qkv_bias=True, defaults=_QWEN),
-    "qwen3": Family("Qwen3ForCausalLM", "qwen3", qk_norm="head", defaults={"head_dim": 128, **_QWEN}),
+    "qwen3": Family(
+        "Qwen3ForCausalLM", "qwen3", qk_norm="head", defaults={"head_dim": 128, **_QWEN}
+    ),
     "mixtral": Family(
         "MixtralForCausalLM",
         "llama",
@@ -111,7 +113,12 @@ FAMILIES = {
         "olmoe",
         qk_norm="width",
         experts=Experts(gguf_normalise=False),
-        defaults={"max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "num_experts": 64, "num_experts_per_tok": 8},
+        defaults={
+            "max_position_embeddings": 4096,
+            "rms_norm_eps": 1e-5,
+            "num_experts": 64,
+            "num_experts_per_tok": 8,
+        },
     ),
     "gemma3_text": Family(
         "Gemma3ForCausalLM",

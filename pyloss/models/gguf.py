@@ -30,7 +30,19 @@ GGML_TYPES = {
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 
 # Metadata value types: the scalars by their struct letters, then the two that have a length.
-_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+_SCALARS = {
+    0: "B",
+    1: "b",
+    2: "H",
+    3: "h",
+    4: "I",
+    5: "i",
+    6: "f",
+    7: "?",
+    10: "Q",
+    11: "q",
+    12: "d",
+}
 _STRING, _ARRAY = 8, 9
 
 _U32 = struct.Struct("<I")
@@ -63,12 +75,18 @@ class _Reader:
 
     def read(self) -> TensorFile:
         if bytes(self.buffer[:4]) != b"GGUF":
-            raise FormatError(self.path, None, f"not a GGUF file: it starts with {bytes(self.buffer[:4])!r}")
+            raise FormatError(
+                self.path, None, f"not a GGUF file: it starts with {bytes(self.buffer[:4])!r}"
+            )
         self.offset = 4
         version = self.number(_U32, "header")
         if version not in (2, 3):
             swapped = " (a big-endian file?)" if version & 0xFFFF == 0 else ""
-            raise FormatError(self.path, None, f"GGUF version {version}{swapped}, and pyloss reads versions 2 and 3")
+            raise FormatError(
+                self.path,
+                None,
+                f"GGUF version {version}{swapped}, and pyloss reads versions 2 and 3",
+            )
         tensor_count = self.number(_U64, "header")
         key_count = self.number(_U64, "header")
         metadata: dict[str, Any] = {}
@@ -101,7 +119,9 @@ class _Reader:
         try:
             return str(self.buffer[start : self.offset], "utf-8")
         except UnicodeDecodeError as error:
-            raise FormatError(self.path, what, f"not UTF-8 text at byte {start + error.start}") from None
+            raise FormatError(
+                self.path, what, f"not UTF-8 text at byte {start + error.start}"
+            ) from None
 
     def value(self, key: str) -> Any:
         kind = self.number(_U32, key)
@@ -119,7 +139,9 @@ class _Reader:
         # A vocabulary has tens of thousands of strings, so this loop does by hand what `string` does.
         buffer, unpack, offset, size = self.buffer, _U64.unpack_from, self.offset, self.size
         if count > (size - offset) // 8:
-            raise FormatError(self.path, key, f"truncated: {count} strings cannot fit in {size - offset} bytes")
+            raise FormatError(
+                self.path, key, f"truncated: {count} strings cannot fit in {size - offset} bytes"
+            )
         strings = []
         try:
             for _ in range(count):
@@ -133,21 +155,27 @@ class _Reader:
         except UnicodeDecodeError:
             raise FormatError(self.path, key, f"string {len(strings)} is not UTF-8 text") from None
         if len(strings) < count:
-            raise FormatError(self.path, key, f"truncated: the file ends in string {len(strings)} of {count}")
+            raise FormatError(
+                self.path, key, f"truncated: the file ends in string {len(strings)} of {count}"
+            )
         self.offset = offset
         return strings
 
     def scalars(self, key: str, kind: int, count: int) -> list[Any]:
         letter = _SCALARS.get(kind)
         if letter is None:
-            raise FormatError(self.path, key, f"value type {kind} is not one of GGUF's, or is an array of arrays")
+            raise FormatError(
+                self.path, key, f"value type {kind} is not one of GGUF's, or is an array of arrays"
+            )
         dtype = np.dtype("<" + letter)
         start = self.take(count * dtype.itemsize, key)
         return np.frombuffer(self.data, dtype, count, start).tolist() if count else []
 
     def tensors(self, count: int, alignment: Any) -> dict[str, StoredTensor]:
         if type(alignment) is not int or alignment <= 0 or alignment & (alignment - 1):
-            raise FormatError(self.path, "general.alignment", f"{shown(alignment)} is not a power of two")
+            raise FormatError(
+                self.path, "general.alignment", f"{shown(alignment)} is not a power of two"
+            )
         found: list[tuple[str, str, tuple[int, ...], int]] = []
         for index in range(count):
             found.append(self.tensor_info(f"tensor {index} of {count}"))
@@ -157,7 +185,11 @@ class _Reader:
             if name in tensors:
                 raise FormatError(self.path, name, "this tensor occurs twice")
             if offset % alignment:
-                raise FormatError(self.path, name, f"offset {offset} is not a multiple of the alignment {alignment}")
+                raise FormatError(
+                    self.path,
+                    name,
+                    f"offset {offset} is not a multiple of the alignment {alignment}",
+                )
             data = self.tensor_data(name, dtype, shape, base + offset)
             tensors[name] = StoredTensor(self.path, name, dtype, shape, data)
         return tensors
@@ -166,7 +198,9 @@ class _Reader:
         name = self.string(what)
         dimensions = self.number(_U32, name)
         if not 1 <= dimensions <= _MAX_DIMENSIONS:
-            raise FormatError(self.path, name, f"{dimensions} dimensions, expected 1 to {_MAX_DIMENSIONS}")
+            raise FormatError(
+                self.path, name, f"{dimensions} dimensions, expected 1 to {_MAX_DIMENSIONS}"
+            )
         # ggml counts dimensions from the innermost.
         shape = tuple(self.number(_U64, name) for _ in range(dimensions))[::-1]
         if min(shape) < 1:
@@ -174,7 +208,9 @@ class _Reader:
         kind = self.number(_U32, name)
         return name, GGML_TYPES.get(kind, f"ggml type {kind}"), shape, self.number(_U64, name)
 
-    def tensor_data(self, name: str, dtype: str, shape: tuple[int, ...], start: int) -> np.ndarray | None:
+    def tensor_data(
+        self, name: str, dtype: str, shape: tuple[int, ...], start: int
+    ) -> np.ndarray | None:
         size = 0
         if dtype.lower() in SINGLE:
             try:

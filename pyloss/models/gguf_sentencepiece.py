@@ -19,7 +19,12 @@ _SPACE = "▁"
 
 
 def sentencepiece_tokenizer(
-    tokens: list[str], scores: Any, kinds: list[Any], unknown: str | None, prefix: bool, path: str | os.PathLike[str]
+    tokens: list[str],
+    scores: Any,
+    kinds: list[Any],
+    unknown: str | None,
+    prefix: bool,
+    path: str | os.PathLike[str],
 ) -> tokenizers.Tokenizer:
     """The tokenizer, without special tokens and what is put around a text.
 
@@ -37,11 +42,19 @@ def sentencepiece_tokenizer(
         ValueError: two pieces of one score, which merges could not tell apart.
     """
     name = "tokenizer.ggml.scores"
-    if not isinstance(scores, list) or len(scores) != len(tokens) or not all(type(score) is float for score in scores):
+    if (
+        not isinstance(scores, list)
+        or len(scores) != len(tokens)
+        or not all(type(score) is float for score in scores)
+    ):
         raise FormatError(path, name, f"expected a list of {len(tokens)} numbers, one per token")
     if not all(map(math.isfinite, scores)):
         raise FormatError(path, name, "expected finite numbers")
-    pieces = {token: score for token, score, kind in zip(tokens, scores, kinds, strict=True) if kind == NORMAL and token}
+    pieces = {
+        token: score
+        for token, score, kind in zip(tokens, scores, kinds, strict=True)
+        if kind == NORMAL and token
+    }
     model = models.BPE(
         vocab={token: index for index, token in enumerate(tokens)},
         merges=_merges(pieces, path),
@@ -69,7 +82,9 @@ def _merges(pieces: dict[str, float], path: str | os.PathLike[str]) -> list[tupl
         made = list(dict.fromkeys(left + right for left, right in group))
         if len(made) > 1 and len(set("".join(made))) > 1:
             both = f"{shown(made[0])} and {shown(made[1])}"
-            raise ValueError(f"{path}: tokenizer.ggml.scores: {both} have the same, {score}, and no order")
+            raise ValueError(
+                f"{path}: tokenizer.ggml.scores: {both} have the same, {score}, and no order"
+            )
         # Of one score the leftmost pair is joined. In a run of one character that is the longest left part.
         group.sort(key=_lengths, reverse=True)
     return [pair for group in by_score.values() for pair in group]
@@ -83,7 +98,9 @@ def _cuts(piece: str) -> Iterator[tuple[str, str]]:
     return ((piece[:i], piece[i:]) for i in range(len(piece) - 1, 0, -1))
 
 
-def sentencepiece_metadata(content: dict[str, Any], tokens: list[str], kinds: list[int]) -> dict[str, Any]:
+def sentencepiece_metadata(
+    content: dict[str, Any], tokens: list[str], kinds: list[int]
+) -> dict[str, Any]:
     """The keys, without `tokenizer.ggml.`, of a tokenizer.json whose model is BPE with bytes for what is no piece.
 
     `tokens` and `kinds` are those of the tokenizer by id. Raises ValueError for one that would give other tokens by scores.
@@ -92,19 +109,29 @@ def sentencepiece_metadata(content: dict[str, Any], tokens: list[str], kinds: li
     for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "ignore_merges"):
         if model.get(key):
             raise refused(f"{key} = {shown(model[key])} is not supported")
-    merges = [(left, right) for left, right in (m.split(" ") if isinstance(m, str) else m for m in model["merges"])]
+    merges = [
+        (left, right)
+        for left, right in (m.split(" ") if isinstance(m, str) else m for m in model["merges"])
+    ]
     scores = _scores(merges)
     own_tokens, own_kinds = _pieces(model.get("unk_token"), tokens, kinds, scores)
-    pieces, known = {t for t, kind in zip(own_tokens, own_kinds, strict=True) if kind == NORMAL}, set(merges)
+    pieces, known = (
+        {t for t, kind in zip(own_tokens, own_kinds, strict=True) if kind == NORMAL},
+        set(merges),
+    )
     for piece in pieces:
         for pair in _cuts(piece):
             if pair[0] in pieces and pair[1] in pieces and pair not in known:
-                raise refused(f"{shown(pair[0])} and {shown(pair[1])} are pieces that it does not merge")
+                raise refused(
+                    f"{shown(pair[0])} and {shown(pair[1])} are pieces that it does not merge"
+                )
     return {
         "model": "llama",
         "pre": "default",
         "tokens": own_tokens,
-        "scores": [scores.get(token, -float(len(merges) + i)) for i, token in enumerate(own_tokens)],
+        "scores": [
+            scores.get(token, -float(len(merges) + i)) for i, token in enumerate(own_tokens)
+        ],
         "token_type": own_kinds,
         "add_space_prefix": _space_prefix(content),
     }
@@ -120,7 +147,9 @@ def _scores(merges: list[tuple[str, str]]) -> dict[str, float]:
         span = spans.setdefault(piece, [rank, rank])
         if rank - span[1] > 1:
             if len(set(piece)) > 1:
-                raise refused(f"merges that make {shown(piece)} are not next to each other, and pieces have one score")
+                raise refused(
+                    f"merges that make {shown(piece)} are not next to each other, and pieces have one score"
+                )
             scattered.add(piece[0])
         span[1] = rank
         scores.setdefault(piece, -float(rank))
@@ -128,7 +157,9 @@ def _scores(merges: list[tuple[str, str]]) -> dict[str, float]:
         runs = {piece: span for piece, span in spans.items() if set(piece) == {character}}
         first, last = min(span[0] for span in runs.values()), max(span[1] for span in runs.values())
         group = merges[first : last + 1]
-        if any(left + right not in runs for left, right in group) or group != sorted(group, key=_lengths, reverse=True):
+        if any(left + right not in runs for left, right in group) or group != sorted(
+            group, key=_lengths, reverse=True
+        ):
             raise refused(f"merges that make runs of {character!r} are in no order of scores")
         scores |= dict.fromkeys(runs, -float(first))
     return scores
@@ -155,8 +186,18 @@ def _pieces(
 def _space_prefix(content: dict[str, Any]) -> bool:
     """Whether texts begin with a space of their own."""
     replace = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
-    normalizers_, cuts = _flat(content["normalizer"], "normalizers"), _flat(content["pre_tokenizer"], "pretokenizers")
-    no_cut = [{"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False}]
+    normalizers_, cuts = (
+        _flat(content["normalizer"], "normalizers"),
+        _flat(content["pre_tokenizer"], "pretokenizers"),
+    )
+    no_cut = [
+        {
+            "type": "Split",
+            "pattern": {"String": " "},
+            "behavior": "MergedWithPrevious",
+            "invert": False,
+        }
+    ]
     if normalizers_ == [replace] and cuts in ([], no_cut):
         return False
     if normalizers_ == [{"type": "Prepend", "prepend": _SPACE}, replace] and cuts in ([], no_cut):
@@ -165,15 +206,24 @@ def _space_prefix(content: dict[str, Any]) -> bool:
         scheme = cuts[0].get("prepend_scheme")
         if cuts[0]["replacement"] == _SPACE and cuts[0].get("split") is False:
             if scheme == "first":
-                warnings.warn("after special tokens llama.cpp will put a space that this tokenizer does not", stacklevel=2)
+                warnings.warn(
+                    "after special tokens llama.cpp will put a space that this tokenizer does not",
+                    stacklevel=2,
+                )
             return scheme != "never"
-    raise refused(f"its normalizer is {normalizers_} and its pre-tokenizer {cuts}, which SentencePiece's BPE has not")
+    raise refused(
+        f"its normalizer is {normalizers_} and its pre-tokenizer {cuts}, which SentencePiece's BPE has not"
+    )
 
 
 def _flat(node: dict[str, Any] | None, inner: str) -> list[dict[str, Any]]:
     if node is None:
         return []
-    return [step for part in node[inner] for step in _flat(part, inner)] if node["type"] == "Sequence" else [node]
+    return (
+        [step for part in node[inner] for step in _flat(part, inner)]
+        if node["type"] == "Sequence"
+        else [node]
+    )
 
 
 def refused(reason: str) -> ValueError:

@@ -98,15 +98,27 @@ def build_tokenizer(
         raise FormatError(path, "tokenizer.ggml.tokens", f"the token {shown(twice)} occurs twice")
     kinds = metadata.get("tokenizer.ggml.token_type")
     if not isinstance(kinds, list) or len(kinds) != len(tokens):
-        raise FormatError(path, "tokenizer.ggml.token_type", f"expected a list of {len(tokens)} numbers, one per token")
+        raise FormatError(
+            path,
+            "tokenizer.ggml.token_type",
+            f"expected a list of {len(tokens)} numbers, one per token",
+        )
     ids = {key: _token_id(metadata, key, len(tokens), path) for key in {*SPECIAL, *_ENDS}}
     if kind == "llama":
-        ids |= {key: index for key, index in _SENTENCEPIECE_IDS.items() if ids[key] is None and index < len(tokens)}
-    special = {text: tokens[index] for key, text in SPECIAL.items() if (index := ids[key]) is not None}
+        ids |= {
+            key: index
+            for key, index in _SENTENCEPIECE_IDS.items()
+            if ids[key] is None and index < len(tokens)
+        }
+    special = {
+        text: tokens[index] for key, text in SPECIAL.items() if (index := ids[key]) is not None
+    }
     if kind == "llama":
         prefix, add_bos = _flag(metadata, "add_space_prefix", True, path), True
         scores = metadata.get("tokenizer.ggml.scores")
-        backend = sentencepiece_tokenizer(tokens, scores, kinds, special.get("unk_token"), prefix, path)
+        backend = sentencepiece_tokenizer(
+            tokens, scores, kinds, special.get("unk_token"), prefix, path
+        )
     else:
         backend, add_bos = _byte_level(metadata, vocabulary, path)
     _add_tokens(backend, kinds, tokens)
@@ -115,7 +127,11 @@ def build_tokenizer(
         backend.post_processor = around
     ends = {index for key in _ENDS if (index := ids[key]) is not None}
     if ids["eot"] is None:
-        ends |= {vocabulary[text] for text in _TURN_ENDS if text in vocabulary and kinds[vocabulary[text]] in _ADDED}
+        ends |= {
+            vocabulary[text]
+            for text in _TURN_ENDS
+            if text in vocabulary and kinds[vocabulary[text]] in _ADDED
+        }
     if "eos_token" not in special and ends:  # texts are ended by it
         special["eos_token"] = tokens[min(ends) if ids["eot"] is None else ids["eot"]]
     return backend, special, ends
@@ -129,15 +145,24 @@ def _byte_level(
     pre = PRE_TOKENIZERS.get(name) if isinstance(name, str) else None
     if pre is None:
         supported = ", ".join(PRE_TOKENIZERS)
-        raise ValueError(f"{path}: tokenizer.ggml.pre {shown(name)} is not supported; supported are {supported}")
+        raise ValueError(
+            f"{path}: tokenizer.ggml.pre {shown(name)} is not supported; supported are {supported}"
+        )
     # Neither side of a merge is empty, so a first character that is a space belongs to the left one.
-    merges = [(merge[:cut], merge[cut + 1 :]) for merge, cut in _cuts(_texts(metadata, "merges", path), path)]
+    merges = [
+        (merge[:cut], merge[cut + 1 :])
+        for merge, cut in _cuts(_texts(metadata, "merges", path), path)
+    ]
     try:
         backend = tokenizers.Tokenizer(
-            models.BPE(vocab=vocabulary, merges=merges, fuse_unk=False, ignore_merges=pre.ignore_merges)
+            models.BPE(
+                vocab=vocabulary, merges=merges, fuse_unk=False, ignore_merges=pre.ignore_merges
+            )
         )
     except Exception as error:  # the library raises bare Exceptions
-        raise FormatError(path, "tokenizer.ggml.merges", f"not the merges of this vocabulary: {error}") from error
+        raise FormatError(
+            path, "tokenizer.ggml.merges", f"not the merges of this vocabulary: {error}"
+        ) from error
     backend.pre_tokenizer = pre_tokenizer(pre)
     backend.decoder = decoders.ByteLevel()
     backend.post_processor = processors.ByteLevel(trim_offsets=False)
@@ -146,7 +171,11 @@ def _byte_level(
 
 def _texts(metadata: Mapping[str, Any], key: str, path: str | os.PathLike[str]) -> list[str]:
     values = metadata.get(f"tokenizer.ggml.{key}")
-    if not isinstance(values, list) or not values or not all(type(value) is str for value in values):
+    if (
+        not isinstance(values, list)
+        or not values
+        or not all(type(value) is str for value in values)
+    ):
         raise FormatError(path, f"tokenizer.ggml.{key}", "expected a list of texts")
     return values
 
@@ -155,7 +184,11 @@ def _cuts(merges: list[str], path: str | os.PathLike[str]) -> list[tuple[str, in
     cuts = [(merge, merge.find(" ", 1)) for merge in merges]
     for merge, cut in cuts:
         if cut < 0:
-            raise FormatError(path, "tokenizer.ggml.merges", f"expected two tokens with a space between, got {shown(merge)}")
+            raise FormatError(
+                path,
+                "tokenizer.ggml.merges",
+                f"expected two tokens with a space between, got {shown(merge)}",
+            )
     return cuts
 
 
@@ -180,7 +213,9 @@ def _add_tokens(backend: tokenizers.Tokenizer, kinds: list[Any], tokens: list[st
     backend.add_tokens(added)
 
 
-def _token_id(metadata: Mapping[str, Any], key: str, count: int, path: str | os.PathLike[str]) -> int | None:
+def _token_id(
+    metadata: Mapping[str, Any], key: str, count: int, path: str | os.PathLike[str]
+) -> int | None:
     name = f"tokenizer.ggml.{key}_token_id"
     value = metadata.get(name)
     # Files without such a token say so with -1, stored as unsigned.
@@ -191,10 +226,14 @@ def _token_id(metadata: Mapping[str, Any], key: str, count: int, path: str | os.
     return value
 
 
-def _flag(metadata: Mapping[str, Any], key: str, default: bool, path: str | os.PathLike[str]) -> bool:
+def _flag(
+    metadata: Mapping[str, Any], key: str, default: bool, path: str | os.PathLike[str]
+) -> bool:
     value = metadata.get(f"tokenizer.ggml.{key}", default)
     if type(value) is not bool:
-        raise FormatError(path, f"tokenizer.ggml.{key}", f"expected true or false, got {value!r:.100}")
+        raise FormatError(
+            path, f"tokenizer.ggml.{key}", f"expected true or false, got {value!r:.100}"
+        )
     return value
 
 
@@ -207,14 +246,20 @@ def _around(
 ) -> Any:
     """What puts the bos and eos tokens around a text, if anything does."""
     single = ["$A"]
-    for key, name, default in (("add_bos_token", "bos_token", add_bos), ("add_eos_token", "eos_token", False)):
+    for key, name, default in (
+        ("add_bos_token", "bos_token", add_bos),
+        ("add_eos_token", "eos_token", False),
+    ):
         if not _flag(metadata, key, default, path):
             continue
         if name not in special:
-            raise FormatError(path, f"tokenizer.ggml.{key}", f"is true, and the file names no {name}")
+            raise FormatError(
+                path, f"tokenizer.ggml.{key}", f"is true, and the file names no {name}"
+            )
         single.insert(0 if name == "bos_token" else len(single), special[name])
     if len(single) == 1:
         return None
     return processors.TemplateProcessing(
-        single=single, special_tokens=[(token, vocabulary[token]) for token in single if token != "$A"]
+        single=single,
+        special_tokens=[(token, vocabulary[token]) for token in single if token != "$A"],
     )

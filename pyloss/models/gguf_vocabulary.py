@@ -26,7 +26,11 @@ def vocabulary_metadata(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]
     source = Path(tokenizer.source)
     if source.suffix == ".gguf" and source.is_file():
         read = read_gguf(source).metadata
-        metadata = {key: value for key, value in read.items() if key.startswith("tokenizer.") and _CHAT_TEMPLATE not in key}
+        metadata = {
+            key: value
+            for key, value in read.items()
+            if key.startswith("tokenizer.") and _CHAT_TEMPLATE not in key
+        }
         # Numbers without which a file does well, -1 there, do not fit what is written here.
         metadata = {key: value for key, value in metadata.items() if value != 0xFFFFFFFF}
     else:
@@ -56,11 +60,19 @@ def _convert(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
         values = sentencepiece_metadata(content, tokens, kinds)
     else:
         merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
-        values = {"model": "gpt2", "pre": _pre_name(content), "tokens": tokens, "token_type": kinds, "merges": merges}
+        values = {
+            "model": "gpt2",
+            "pre": _pre_name(content),
+            "tokens": tokens,
+            "token_type": kinds,
+            "merges": merges,
+        }
     if not model["merges"]:
         raise refused("its model has no merges")
     special = tokenizer.special_tokens
-    ids = {key: backend.token_to_id(special[name]) for key, name in SPECIAL.items() if name in special}
+    ids = {
+        key: backend.token_to_id(special[name]) for key, name in SPECIAL.items() if name in special
+    }
     ids |= _further_ends(tokenizer)
     return {
         **{f"tokenizer.ggml.{key}": value for key, value in values.items()},
@@ -80,7 +92,10 @@ def _pre_name(content: dict[str, Any]) -> str:
         raise refused(f"its normalizer is {normalizer['type']}; supported are none and NFC")
     steps, ignore_merges = _steps(content["pre_tokenizer"]), bool(model.get("ignore_merges"))
     for name, pre in PRE_TOKENIZERS.items():
-        if _steps(json.loads(pre_tokenizer(pre).__getstate__())) == steps and pre.ignore_merges == ignore_merges:
+        if (
+            _steps(json.loads(pre_tokenizer(pre).__getstate__())) == steps
+            and pre.ignore_merges == ignore_merges
+        ):
             return name
     raise refused(f"its pre-tokenizer is none of {', '.join(PRE_TOKENIZERS)}: {steps}")
 
@@ -98,7 +113,9 @@ def _tokens(tokenizer: Tokenizer, vocab_size: int) -> tuple[list[str], list[int]
     """Texts and kinds by id, with unused ones where there is no token."""
     vocabulary = tokenizer.backend.get_vocab(with_added_tokens=True)
     if max(vocabulary.values()) >= vocab_size:
-        raise ValueError(f"the tokenizer has ids up to {max(vocabulary.values())}, and the model {vocab_size} tokens")
+        raise ValueError(
+            f"the tokenizer has ids up to {max(vocabulary.values())}, and the model {vocab_size} tokens"
+        )
     tokens, kinds = [f"[PAD{i}]" for i in range(vocab_size)], [UNUSED] * vocab_size
     for text, index in vocabulary.items():
         tokens[index], kinds[index] = text, NORMAL
@@ -116,7 +133,9 @@ def _further_ends(tokenizer: Tokenizer) -> dict[str, int]:
         text = tokenizer.backend.id_to_token(index) or ""
         key = "eom" if "eom" in text or "eot" in ends else "eot"
         if key in ends:
-            warnings.warn(f"GGUF has no name for a further token that ends an answer, {text!r}", stacklevel=2)
+            warnings.warn(
+                f"GGUF has no name for a further token that ends an answer, {text!r}", stacklevel=2
+            )
         else:
             ends[key] = index
     return ends
@@ -131,7 +150,10 @@ def _added_around(processor: dict[str, Any] | None, tokenizer: Tokenizer) -> dic
             continue
         if step["type"] != "TemplateProcessing":
             raise refused(f"its post-processor is {step['type']}")
-        pieces = [piece["SpecialToken"]["id"] if "SpecialToken" in piece else None for piece in step["single"]]
+        pieces = [
+            piece["SpecialToken"]["id"] if "SpecialToken" in piece else None
+            for piece in step["single"]
+        ]
         text = pieces.index(None)
         before, after = pieces[:text], pieces[text + 1 :]
         for key, found in (("bos", before), ("eos", after)):

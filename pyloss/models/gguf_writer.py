@@ -49,12 +49,17 @@ def library() -> Any:
     try:
         import gguf
     except ImportError:
-        raise ImportError("writing GGUF files needs the gguf package: pip install 'pyloss[gguf]'") from None
+        raise ImportError(
+            "writing GGUF files needs the gguf package: pip install 'pyloss[gguf]'"
+        ) from None
     return gguf
 
 
 def write_gguf_file(
-    path: str | os.PathLike[str], architecture: str, metadata: Mapping[str, Any], tensors: Sequence[GGUFTensor]
+    path: str | os.PathLike[str],
+    architecture: str,
+    metadata: Mapping[str, Any],
+    tensors: Sequence[GGUFTensor],
 ) -> None:
     """Write a GGUF file, wholly or not at all.
 
@@ -71,7 +76,9 @@ def write_gguf_file(
             for key, value in metadata.items():
                 _add_value(gguf, writer, key, value)
             for tensor in tensors:
-                size = int(np.prod(tensor.shape[:-1], dtype=np.int64)) * row_bytes(tensor.format, tensor.shape[-1])
+                size = int(np.prod(tensor.shape[:-1], dtype=np.int64)) * row_bytes(
+                    tensor.format, tensor.shape[-1]
+                )
                 kind = gguf.GGMLQuantizationType[tensor.format.upper()]
                 writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), size, kind)
             writer.write_header_to_file()
@@ -102,7 +109,11 @@ def refuse_model(model: Model, tokenizer: Tokenizer) -> None:
 
 
 def write_gguf(
-    model: Model, path: str | os.PathLike[str], tokenizer: Tokenizer, type: str | None = None, name: str | None = None
+    model: Model,
+    path: str | os.PathLike[str],
+    tokenizer: Tokenizer,
+    type: str | None = None,
+    name: str | None = None,
 ) -> None:
     """Write a model with its tokenizer as a GGUF file that llama.cpp runs, wholly or not at all.
 
@@ -151,10 +162,16 @@ def _hyperparameters(c: ModelConfig) -> dict[str, Any]:
         "rope.dimension_count": c.head_dim,
         "rope.freq_base": float(c.rope_theta),
     }
-    values |= {**_windows(c), **gguf_scaling(c.rope_scaling), **(c.mixture.to_gguf(c.family) if c.mixture else {})}
+    values |= {
+        **_windows(c),
+        **gguf_scaling(c.rope_scaling),
+        **(c.mixture.to_gguf(c.family) if c.mixture else {}),
+    }
     said = gguf_query_scalar(c.num_hidden_layers, c.hidden_size, c.num_attention_heads, c.head_dim)
     if c.query_pre_attn_scalar not in (None, said):
-        raise ValueError(f"query_pre_attn_scalar {c.query_pre_attn_scalar} cannot be written: llama.cpp takes {said}")
+        raise ValueError(
+            f"query_pre_attn_scalar {c.query_pre_attn_scalar} cannot be written: llama.cpp takes {said}"
+        )
     return {f"{c.family.gguf}.{key}": value for key, value in values.items()}
 
 
@@ -165,7 +182,9 @@ def _windows(c: ModelConfig) -> dict[str, Any]:
         # llama.cpp gives this architecture no window, and is right as far as one would reach.
         return {"context_length": min(c.sliding_window, c.max_position_embeddings)}
     if c.window_period is None:
-        raise ValueError(f"llama.cpp reads layer_types that repeat with one full_attention at the end, got {c.layer_types}")
+        raise ValueError(
+            f"llama.cpp reads layer_types that repeat with one full_attention at the end, got {c.layer_types}"
+        )
     return {
         "attention.sliding_window": c.sliding_window,
         "attention.sliding_window_pattern": c.window_period,
@@ -185,7 +204,9 @@ def _tensors(model: Model, type: str | None) -> Iterator[GGUFTensor]:
         if isinstance(value, np.ndarray) and value.ndim == 1:
             if name.endswith("norm.weight"):
                 value = value + np.float32(c.family.norm_offset)
-            yield GGUFTensor(gguf_name(name, c.family), value.shape, "f32", partial(_reordered, value, head_dim))
+            yield GGUFTensor(
+                gguf_name(name, c.family), value.shape, "f32", partial(_reordered, value, head_dim)
+            )
         else:
             yield _matrix(name, gguf_name(name, c.family), value, type, head_dim)
 
@@ -198,13 +219,21 @@ def stored_as(name: str, value: np.ndarray | Weight | WeightStack, type: str | N
     """The format that a file with `type` has the matrix `name` in; see `write_gguf`."""
     own = "f32" if isinstance(value, np.ndarray) else value.format
     kind = type or (own if own.upper() in GGML_TYPES.values() else "f16")
-    if type and FORMATS[type].bytes < FORMATS[type].elements and name in ("model.embed_tokens.weight", "lm_head.weight"):
+    if (
+        type
+        and FORMATS[type].bytes < FORMATS[type].elements
+        and name in ("model.embed_tokens.weight", "lm_head.weight")
+    ):
         kind = "q8_0"
     return "f16" if value.shape[-1] % FORMATS[kind].elements else kind
 
 
 def _matrix(
-    name: str, stored_name: str, value: np.ndarray | Weight | WeightStack, type: str | None, head_dim: int
+    name: str,
+    stored_name: str,
+    value: np.ndarray | Weight | WeightStack,
+    type: str | None,
+    head_dim: int,
 ) -> GGUFTensor:
     """A matrix, or those of experts as one tensor of three dimensions."""
     kind = stored_as(name, value, type)
@@ -225,7 +254,9 @@ def _bytes(value: np.ndarray | Weight, kind: str, head_dim: int) -> np.ndarray:
         return Weight.quantize(value.dequantize(), kind, head_dim).raw
     if value.head_dim == head_dim:
         return value.raw
-    rows = value.raw.reshape(value.shape[0], -1)[np.argsort(stored_order(value.shape[0], value.head_dim))]
+    rows = value.raw.reshape(value.shape[0], -1)[
+        np.argsort(stored_order(value.shape[0], value.head_dim))
+    ]
     return rows[stored_order(value.shape[0], head_dim)]
 
 

@@ -113,7 +113,9 @@ _ROPE_REFUSED: dict[str, tuple[Any, ...]] = {
 }
 
 
-def refuse_hf_keys(path: str | os.PathLike[str], content: Mapping[str, Any], family: Family) -> None:
+def refuse_hf_keys(
+    path: str | os.PathLike[str], content: Mapping[str, Any], family: Family
+) -> None:
     """Raises ValueError for a key of config.json that asks for what pyloss does not have; warns of unknown ones.
 
     transformers gives no meaning to a key that its class of the family does not know, and neither does pyloss; but a
@@ -125,17 +127,25 @@ def refuse_hf_keys(path: str | os.PathLike[str], content: Mapping[str, Any], fam
             _refuse(path, key, value, _HF_REFUSED[key])
         elif key in _HF_OF_SOME:
             where = _HF_OF_SOME[key]
-            if not (family.experts if where == "experts" else where in family.defaults) and value not in (*_OFF, []):
-                raise ValueError(f"{path}: {key} {shown(value)} is not supported for {content.get('model_type')}")
+            if not (
+                family.experts if where == "experts" else where in family.defaults
+            ) and value not in (*_OFF, []):
+                raise ValueError(
+                    f"{path}: {key} {shown(value)} is not supported for {content.get('model_type')}"
+                )
         elif key not in _HF_READ and key not in _HF_INERT and not key.endswith(_HF_INERT_ENDS):
             if not key.startswith("_") and value is not None:
                 unknown.append(key)
     if unknown:
-        names = ", ".join(map(shown, unknown[:8])) + (f" and {len(unknown) - 8} more" if len(unknown) > 8 else "")
+        names = ", ".join(map(shown, unknown[:8])) + (
+            f" and {len(unknown) - 8} more" if len(unknown) > 8 else ""
+        )
         warnings.warn(f"{path}: pyloss does not know and does not use: {names}", stacklevel=2)
 
 
-def refuse_rope_keys(path: str | os.PathLike[str], scaling: Mapping[str, Any], known: set[str]) -> None:
+def refuse_rope_keys(
+    path: str | os.PathLike[str], scaling: Mapping[str, Any], known: set[str]
+) -> None:
     """Raises ValueError for a key of rope_scaling other than `known` and the inert ones."""
     for key, value in scaling.items():
         if key in _ROPE_REFUSED:
@@ -199,8 +209,14 @@ def refuse_gguf_keys(path: str | os.PathLike[str], arch: str, metadata: Mapping[
         own = key.removeprefix(f"{arch}.")
         if own in _GGUF_REFUSED:
             _refuse(path, key, value, _GGUF_REFUSED[own])
-        elif own not in _GGUF_READ and own not in _GGUF_INERT and not own.startswith(_GGUF_INERT_BEGINS):
-            raise ValueError(f"{path}: {key} {shown(value)} is not known to pyloss, and might change results")
+        elif (
+            own not in _GGUF_READ
+            and own not in _GGUF_INERT
+            and not own.startswith(_GGUF_INERT_BEGINS)
+        ):
+            raise ValueError(
+                f"{path}: {key} {shown(value)} is not known to pyloss, and might change results"
+            )
 
 
 def _refuse(path: str | os.PathLike[str], key: str, value: Any, neutral: tuple[Any, ...]) -> None:

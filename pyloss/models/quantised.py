@@ -58,14 +58,26 @@ class Quantisation:
         """The bits and the group size of mlx's layer `layer`."""
         found = self.settings.get(layer)
         settings = found if isinstance(found, dict) else self.settings
-        bits, size, mode = settings.get("bits"), settings.get("group_size"), settings.get("mode", "affine")
+        bits, size, mode = (
+            settings.get("bits"),
+            settings.get("group_size"),
+            settings.get("mode", "affine"),
+        )
         where = f"quantization of {layer}" if layer else "quantization"
         if mode != "affine":
             raise ValueError(f"{self.path}: {where} in mode {shown(mode)}; {_READS}")
         if type(bits) is not int or bits not in AFFINE_BITS:
-            raise FormatError(self.path, where, f"bits must be one of {', '.join(map(str, AFFINE_BITS))}, got {shown(bits)}")
+            raise FormatError(
+                self.path,
+                where,
+                f"bits must be one of {', '.join(map(str, AFFINE_BITS))}, got {shown(bits)}",
+            )
         if type(size) is not int or size < 32 or size & (size - 1):
-            raise FormatError(self.path, where, f"group_size must be a power of two of at least 32, got {shown(size)}")
+            raise FormatError(
+                self.path,
+                where,
+                f"group_size must be a power of two of at least 32, got {shown(size)}",
+            )
         return bits, size
 
     def weight(self, file: TensorFile, layer: str, *shape: int) -> Weight | None:
@@ -75,11 +87,17 @@ class Quantisation:
         """
         if f"{layer}.scales" in file:
             if self.method != "mlx":
-                raise FormatError(file.path, f"{layer}.scales", "a quantised layer, and config.json has no quantization of mlx's")
+                raise FormatError(
+                    file.path,
+                    f"{layer}.scales",
+                    "a quantised layer, and config.json has no quantization of mlx's",
+                )
             return self._affine(file, layer, shape)
         if f"{layer}.{_STATE}" in file or f"{layer}.weight.absmax" in file:
             if self.method != "bitsandbytes":
-                reason = "a quantised layer, and config.json has no quantization_config of bitsandbytes'"
+                reason = (
+                    "a quantised layer, and config.json has no quantization_config of bitsandbytes'"
+                )
                 raise FormatError(file.path, f"{layer}.weight", reason)
             return _nf4(file, layer, shape)
         return None
@@ -92,11 +110,14 @@ class Quantisation:
             reason = f"rows of {cols} values, which are no multiple of the group size {size}"
             raise FormatError(file.path, f"{layer}.weight", reason)
         if scales.dtype not in ("F32", "F16", "BF16"):
-            raise FormatError(scales.path, scales.name, f"stored as {scales.dtype}, expected F32, F16 or BF16")
+            raise FormatError(
+                scales.path, scales.name, f"stored as {scales.dtype}, expected F32, F16 or BF16"
+            )
         what = f"{bits}-bit rows of {cols} in groups of {size}"
         codes = _bytes(file.tensor(f"{layer}.weight"), "U32", (*leading, cols * bits // 32), what)
         parts = (
-            _bytes(file.tensor(f"{layer}.{name}"), scales.dtype, (*leading, cols // size), what) for name in ("scales", "biases")
+            _bytes(file.tensor(f"{layer}.{name}"), scales.dtype, (*leading, cols // size), what)
+            for name in ("scales", "biases")
         )
         groups = Groups(size, next(parts), scales.dtype.lower(), next(parts))
         return Weight(codes, f"affine{bits}", (math.prod(leading), cols), groups=groups)
@@ -114,7 +135,9 @@ def _nf4(file: TensorFile, layer: str, shape: tuple[int, ...]) -> Weight:
     state = _state(file.tensor(f"{layer}.{_STATE}"))
     tensor = file.tensor(f"{layer}.weight")
     if tuple(state["shape"]) != shape:
-        reason = f"its quant_state says shape {state['shape']}, where the configuration gives {shape}"
+        reason = (
+            f"its quant_state says shape {state['shape']}, where the configuration gives {shape}"
+        )
         raise FormatError(tensor.path, tensor.name, reason)
     count, size = math.prod(shape), state["blocksize"]
     # Codes may be kept in words of another type (bnb_4bit_quant_storage).
@@ -131,7 +154,9 @@ def _nf4(file: TensorFile, layer: str, shape: tuple[int, ...]) -> Weight:
         if f"{layer}.weight.nested_absmax" not in file:
             groups = Groups(size, part("absmax", "F32", blocks), table=table)
         elif "nested_blocksize" not in state:
-            reason = "it says no nested_blocksize, and the scales of this layer are quantised themselves"
+            reason = (
+                "it says no nested_blocksize, and the scales of this layer are quantised themselves"
+            )
             raise FormatError(file.path, f"{layer}.{_STATE}", reason)
         else:
             inner = state["nested_blocksize"]
@@ -161,20 +186,29 @@ def _state(tensor: StoredTensor) -> dict[str, Any]:
             numbers.append(state["nested_blocksize"])
             if not math.isfinite(state["nested_offset"]):
                 raise ValueError(f"nested_offset {shown(state['nested_offset'])}")
-        if state["quant_type"] != "nf4" or not all(type(n) is int and 0 < n < 1 << 62 for n in numbers):
+        if state["quant_type"] != "nf4" or not all(
+            type(n) is int and 0 < n < 1 << 62 for n in numbers
+        ):
             raise ValueError(f"quant_type {shown(state['quant_type'])} with sizes {numbers}")
     except (ValueError, KeyError, TypeError, ArithmeticError, RecursionError) as error:
-        raise FormatError(tensor.path, tensor.name, f"not bitsandbytes' state of an nf4 tensor: {error}") from None
+        raise FormatError(
+            tensor.path, tensor.name, f"not bitsandbytes' state of an nf4 tensor: {error}"
+        ) from None
     return state
 
 
 def layer_tensors(layer: str, weight: Weight | WeightStack, dtype: str) -> dict[str, np.ndarray]:
     """The tensors of a quantised layer, as `Quantisation.weight` reads them; `dtype` is what bitsandbytes shall compute in."""
     matrices = weight.matrices if isinstance(weight, WeightStack) else (weight,)
-    parts = [_affine_parts(matrix) if matrix.format != "nf4" else _nf4_parts(matrix, dtype) for matrix in matrices]
+    parts = [
+        _affine_parts(matrix) if matrix.format != "nf4" else _nf4_parts(matrix, dtype)
+        for matrix in matrices
+    ]
     if isinstance(weight, WeightStack):
         if weight.format == "nf4":
-            raise ValueError(f"{layer}: experts in nf4 have no place in bitsandbytes' layout; quantise them to q4 or q8")
+            raise ValueError(
+                f"{layer}: experts in nf4 have no place in bitsandbytes' layout; quantise them to q4 or q8"
+            )
         return {f"{layer}.{name}": np.stack([part[name] for part in parts]) for name in parts[0]}
     return {f"{layer}.{name}": array for name, array in parts[0].items()}
 
@@ -185,7 +219,9 @@ def _affine_parts(weight: Weight) -> dict[str, np.ndarray]:
     assert g is not None and g.offsets is not None
     first = g.first // g.size
     own = slice(first, first + rows * weight.shape[1] // g.size)
-    scales, offsets = (floats(part, g.scale_format)[own].reshape(rows, -1) for part in (g.scales, g.offsets))
+    scales, offsets = (
+        floats(part, g.scale_format)[own].reshape(rows, -1) for part in (g.scales, g.offsets)
+    )
     return {"weight": weight.raw.reshape(rows, -1).view("<u4"), "scales": scales, "biases": offsets}
 
 
@@ -213,19 +249,30 @@ def _nf4_parts(weight: Weight, dtype: str) -> dict[str, np.ndarray]:
     g = whole.groups
     assert g is not None and g.table is not None
     blocks = -(-weight.shape[0] * weight.shape[1] // g.size)
-    state: dict[str, Any] = {"quant_type": "nf4", "blocksize": g.size, "dtype": dtype, "shape": list(weight.shape)}
+    state: dict[str, Any] = {
+        "quant_type": "nf4",
+        "blocksize": g.size,
+        "dtype": dtype,
+        "shape": list(weight.shape),
+    }
     parts = {"weight": whole.raw.reshape(-1, 1), "weight.quant_map": floats(g.table, "f32")}
     if g.map is None or g.nested is None:
         parts["weight.absmax"] = floats(g.scales, "f32")[:blocks]
     else:
-        state |= {"nested_blocksize": g.nested_size, "nested_dtype": "float32", "nested_offset": g.nested_offset}
+        state |= {
+            "nested_blocksize": g.nested_size,
+            "nested_dtype": "float32",
+            "nested_offset": g.nested_offset,
+        }
         parts["weight.absmax"] = g.scales[:blocks]
         parts["weight.nested_absmax"] = floats(g.nested, "f32")[: -(-blocks // g.nested_size)]
         parts["weight.nested_quant_map"] = floats(g.map, "f32")
     return {**parts, _STATE: np.frombuffer(json.dumps(state).encode(), np.uint8)}
 
 
-def settings(layers: Mapping[str, Weight | WeightStack], dtype: str, plain: Sequence[str] = ()) -> dict[str, Any]:
+def settings(
+    layers: Mapping[str, Weight | WeightStack], dtype: str, plain: Sequence[str] = ()
+) -> dict[str, Any]:
     """What config.json says of these quantised layers, by their names, beside those of floats, `plain`.
 
     Raises ValueError for formats that no one folder holds.
@@ -244,10 +291,13 @@ def settings(layers: Mapping[str, Weight | WeightStack], dtype: str, plain: Sequ
             "bnb_4bit_compute_dtype": dtype,
             "bnb_4bit_quant_storage": "uint8",
         }
-        if set(plain) - {"lm_head"}:  # else transformers would quantise them; without a list it leaves the head alone itself
+        # else transformers would quantise them; without a list it leaves the head alone itself
+        if set(plain) - {"lm_head"}:
             content["llm_int8_skip_modules"] = sorted({*plain, "lm_head"})
         return {"quantization_config": content}
-    each = {name: (FORMATS[weight.format].bits, _groups(weight).size) for name, weight in layers.items()}
+    each = {
+        name: (FORMATS[weight.format].bits, _groups(weight).size) for name, weight in layers.items()
+    }
     usual = Counter(each.values()).most_common(1)[0][0]
 
     def entry(bits: int, size: int) -> dict[str, Any]:

@@ -21,20 +21,27 @@ class RopeTable:
             theta, scaling = config.rope_local_base_freq, None
         self._frequencies, self._scale = rotary_frequencies(theta, config.head_dim, scaling)
         self._cos = self._sin = np.empty((0, len(self._frequencies)), np.float32)
-        self._there: tuple[Any, Any, Any] | None = None  # of which cos there are copies on a device, and these
+        # of which cos there are copies on a device, and these
+        self._there: tuple[Any, Any, Any] | None = None
 
     def upto(self, positions: int) -> tuple[np.ndarray, np.ndarray]:
         """Tables of at least the first `positions` positions."""
         if positions > len(self._cos):
             # Doubled, so that generation does not rebuild it at every token; float64 angles, as float32 ones lose digits far out.
             angles = np.arange(max(positions, 2 * len(self._cos), 256))[:, None] * self._frequencies
-            self._cos, self._sin = ((self._scale * f(angles)).astype(np.float32) for f in (np.cos, np.sin))
+            self._cos, self._sin = (
+                (self._scale * f(angles)).astype(np.float32) for f in (np.cos, np.sin)
+            )
         return self._cos, self._sin
 
     def beside(self, x: Any) -> tuple[Any, Any]:
         """The tables as far as they have grown, where the array `x` is; copied to a device once."""
         if isinstance(x, np.ndarray):
             return self._cos, self._sin
-        if self._there is None or self._there[0] is not self._cos or self._there[1].place != x.place:
+        if (
+            self._there is None
+            or self._there[0] is not self._cos
+            or self._there[1].place != x.place
+        ):
             self._there = self._cos, beside(x, self._cos), beside(x, self._sin)
         return self._there[1:]

@@ -19,12 +19,20 @@ from pyloss.numbers import shown
 KEYS = {
     "linear": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
-    "yarn": ("factor", "original_max_position_embeddings", "beta_fast", "beta_slow", "attention_factor"),
+    "yarn": (
+        "factor",
+        "original_max_position_embeddings",
+        "beta_fast",
+        "beta_slow",
+        "attention_factor",
+    ),
 }
 _YARN = {"beta_fast": 32.0, "beta_slow": 1.0}
 
 
-def rotary_frequencies(theta: float, head_dim: int, scaling: Mapping[str, Any] | None) -> tuple[np.ndarray, float]:
+def rotary_frequencies(
+    theta: float, head_dim: int, scaling: Mapping[str, Any] | None
+) -> tuple[np.ndarray, float]:
     """The angles by which each pair turns from one position to the next, float64 [head_dim / 2], and what scales cos and sin."""
     plain = theta ** -(np.arange(0, head_dim, 2) / head_dim)
     kind = scaling["rope_type"] if scaling else None
@@ -62,7 +70,9 @@ def check_scaling(scaling: Mapping[str, Any] | None) -> None:
         return
     keys = KEYS.get(scaling.get("rope_type", ""))
     if keys is None or set(scaling) != {"rope_type", *keys}:
-        raise ValueError(f"rope_scaling must be None or of type {' or '.join(KEYS)} with its keys, got {scaling}")
+        raise ValueError(
+            f"rope_scaling must be None or of type {' or '.join(KEYS)} with its keys, got {scaling}"
+        )
     if not all(0 < scaling[key] < math.inf for key in keys):
         raise ValueError(f"rope_scaling must hold positive finite numbers, got {scaling}")
     for low, high in (("low_freq_factor", "high_freq_factor"), ("beta_slow", "beta_fast")):
@@ -79,7 +89,9 @@ def check_rotary(theta: float, head_dim: int, scaling: Mapping[str, Any] | None)
     try:
         with np.errstate(all="ignore"):
             frequencies, scale = rotary_frequencies(theta, head_dim, scaling)
-            finite = np.isfinite(frequencies * _LAST_POSITION).all() and np.isfinite(np.float32(scale))
+            finite = np.isfinite(frequencies * _LAST_POSITION).all() and np.isfinite(
+                np.float32(scale)
+            )
     except (ArithmeticError, ValueError):  # logarithms and divisions of yarn
         finite = False
     if not finite:
@@ -100,16 +112,23 @@ def read_hf_scaling(
     if kind == "default":
         return None
     if kind not in KEYS:
-        raise ValueError(f"{path}: rope_type {shown(kind)} is not supported; supported are default, {', '.join(KEYS)}")
+        raise ValueError(
+            f"{path}: rope_type {shown(kind)} is not supported; supported are default, {', '.join(KEYS)}"
+        )
     refuse_rope_keys(path, scaling, {key for keys in KEYS.values() for key in keys})
     defaults: dict[str, float] = {}
     if kind == "yarn":
         defaults = {**_YARN, "attention_factor": _attention_factor(values.get("factor", float))}
     defaults["original_max_position_embeddings"] = longest
-    numbers = {key: values.get(key, float, *([defaults[key]] if key in defaults else [])) for key in KEYS[kind]}
+    numbers = {
+        key: values.get(key, float, *([defaults[key]] if key in defaults else []))
+        for key in KEYS[kind]
+    }
     if "original_max_position_embeddings" in numbers:
         length = numbers["original_max_position_embeddings"] if original is None else original
-        numbers["original_max_position_embeddings"] = int(length) if length == int(length) else length
+        numbers["original_max_position_embeddings"] = (
+            int(length) if length == int(length) else length
+        )
     return {"rope_type": kind, **numbers}
 
 
@@ -122,27 +141,44 @@ _GGUF_YARN = {"beta_fast": "yarn_beta_fast", "beta_slow": "yarn_beta_slow"}
 
 
 def read_gguf_scaling(
-    path: str | os.PathLike[str], arch: str, read: Values, factors: StoredTensor | None, theta: float, head_dim: int
+    path: str | os.PathLike[str],
+    arch: str,
+    read: Values,
+    factors: StoredTensor | None,
+    theta: float,
+    head_dim: int,
 ) -> dict[str, Any] | None:
     """From a GGUF file's metadata and its tensor `rope_freqs.weight`, if it has one."""
     at = f"{arch}.rope.scaling"
     # llama.cpp takes a factor without a type as linear, scale_linear as the factor's older name, and 0 as none.
     kind = read.get(f"{at}.type", str, "linear")
     if kind not in ("none", "linear", "yarn"):
-        raise ValueError(f"{path}: {at}.type {shown(kind)} is not supported; supported are none, linear, yarn")
-    factor = shortest(read.get(f"{at}.factor", float, read.get(f"{arch}.rope.scale_linear", float, 0.0)))
+        raise ValueError(
+            f"{path}: {at}.type {shown(kind)} is not supported; supported are none, linear, yarn"
+        )
+    factor = shortest(
+        read.get(f"{at}.factor", float, read.get(f"{arch}.rope.scale_linear", float, 0.0))
+    )
     if kind == "yarn" and not factor:
         raise FormatError(path, f"{at}.factor", "this key is missing")
     if kind == "none" or (kind == "linear" and factor in (0.0, 1.0)):
         kind = "none"
     extrapolated = (-1.0, 1.0) if kind == "yarn" else (-1.0, 0.0)
-    for key, neutral in (("attn_factor", (1.0,)), ("yarn_attn_factor", (1.0,)), ("yarn_ext_factor", extrapolated)):
+    for key, neutral in (
+        ("attn_factor", (1.0,)),
+        ("yarn_attn_factor", (1.0,)),
+        ("yarn_ext_factor", extrapolated),
+    ):
         if read.get(f"{at}.{key}", float, neutral[0]) not in neutral:
             allowed = " or ".join(f"{value:g}" for value in neutral)
-            raise ValueError(f"{path}: {at}.{key} {read.content[f'{at}.{key}']} is not supported; supported is {allowed}")
+            raise ValueError(
+                f"{path}: {at}.{key} {read.content[f'{at}.{key}']} is not supported; supported is {allowed}"
+            )
     if factors is not None:
         if kind != "none":
-            raise ValueError(f"{path}: {at}.type {shown(kind)} beside {factors.name} is not supported")
+            raise ValueError(
+                f"{path}: {at}.type {shown(kind)} beside {factors.name} is not supported"
+            )
         return _read_llama3(path, factors, theta, head_dim)
     if kind == "none":
         return None
@@ -153,16 +189,23 @@ def read_gguf_scaling(
         "rope_type": kind,
         "factor": factor,
         "original_max_position_embeddings": read.get(f"{at}.original_context_length", int, longest),
-        **{key: shortest(read.get(f"{at}.{name}", float, _YARN[key])) for key, name in _GGUF_YARN.items()},
+        **{
+            key: shortest(read.get(f"{at}.{name}", float, _YARN[key]))
+            for key, name in _GGUF_YARN.items()
+        },
         "attention_factor": _attention_factor(factor) if factor > 0 else 0.0,
     }
 
 
-def _read_llama3(path: str | os.PathLike[str], factors: StoredTensor, theta: float, head_dim: int) -> dict[str, Any]:
+def _read_llama3(
+    path: str | os.PathLike[str], factors: StoredTensor, theta: float, head_dim: int
+) -> dict[str, Any]:
     """Llama 3's scaling is stored as its result, one factor per frequency; its four numbers are found again and checked."""
     stored = factors.array()
     if not (np.isfinite(stored) & (stored > 0)).all():
-        raise FormatError(path, factors.name, "these are rotary factors, and some are not positive or not finite")
+        raise FormatError(
+            path, factors.name, "these are rotary factors, and some are not positive or not finite"
+        )
     same = False
     if stored.shape == (head_dim // 2,):
         with np.errstate(all="ignore"):  # damaged numbers are not close to anything
@@ -172,7 +215,11 @@ def _read_llama3(path: str | os.PathLike[str], factors: StoredTensor, theta: flo
             except (ArithmeticError, ValueError):  # a length that is no finite number
                 same = False
     if not same:
-        raise FormatError(path, factors.name, "these are not the rotary factors of Llama 3, the only ones supported")
+        raise FormatError(
+            path,
+            factors.name,
+            "these are not the rotary factors of Llama 3, the only ones supported",
+        )
     return guess
 
 
@@ -202,8 +249,12 @@ def gguf_scaling(scaling: Mapping[str, Any] | None) -> dict[str, Any]:
         return {}
     values = {"type": scaling["rope_type"], "factor": float(scaling["factor"])}
     if scaling["rope_type"] == "yarn":
-        if not math.isclose(scaling["attention_factor"], _attention_factor(scaling["factor"]), rel_tol=1e-6):
-            raise ValueError(f"attention_factor {scaling['attention_factor']} of yarn cannot be written: llama.cpp has its own")
+        if not math.isclose(
+            scaling["attention_factor"], _attention_factor(scaling["factor"]), rel_tol=1e-6
+        ):
+            raise ValueError(
+                f"attention_factor {scaling['attention_factor']} of yarn cannot be written: llama.cpp has its own"
+            )
         values["original_context_length"] = scaling["original_max_position_embeddings"]
         values |= {name: float(scaling[key]) for key, name in _GGUF_YARN.items()}
     return {f"rope.scaling.{key}": value for key, value in values.items()}

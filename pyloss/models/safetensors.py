@@ -63,10 +63,14 @@ def _read_shards(folder: Path) -> TensorFile:
     for name, shard in names.items():
         # Names with a folder in them could lead out of the model's.
         if not isinstance(shard, str) or Path(shard).name != shard:
-            raise FormatError(index, name, f"expected the name of a file in this folder, got {shown(shard)}")
+            raise FormatError(
+                index, name, f"expected the name of a file in this folder, got {shown(shard)}"
+            )
         if shard not in shards:
             if not (folder / shard).is_file():
-                raise FormatError(index, name, f"it is said to be in {shard}, and there is no such file")
+                raise FormatError(
+                    index, name, f"it is said to be in {shard}, and there is no such file"
+                )
             shards[shard] = _read_file(folder / shard)
         tensors[name] = shards[shard].tensor(name)
     for file in shards.values():
@@ -92,7 +96,9 @@ def _read_file(path: Path) -> TensorFile:
     if not isinstance(header, dict):
         raise FormatError(path, "header", f"holds {kind_of(header)}, expected an object")
     metadata = header.pop("__metadata__", None) or {}
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+    if not isinstance(metadata, dict) or not all(
+        isinstance(value, str) for value in metadata.values()
+    ):
         raise FormatError(path, "__metadata__", "expected an object of strings")
     body = data[8 + header_size :]
     tensors = {name: _tensor(path, name, entry, body) for name, entry in header.items()}
@@ -102,33 +108,53 @@ def _read_file(path: Path) -> TensorFile:
 
 def _tensor(path: Path, name: str, entry: Any, body: np.ndarray) -> StoredTensor:
     if not isinstance(entry, dict):
-        raise FormatError(path, name, f"expected an object with dtype, shape and data_offsets, got {shown(entry)}")
+        raise FormatError(
+            path, name, f"expected an object with dtype, shape and data_offsets, got {shown(entry)}"
+        )
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
     if not isinstance(dtype, str) or dtype not in _ITEM_BYTES:
-        raise FormatError(path, name, f"dtype must be one of {', '.join(_ITEM_BYTES)}, got {shown(dtype)}")
+        raise FormatError(
+            path, name, f"dtype must be one of {', '.join(_ITEM_BYTES)}, got {shown(dtype)}"
+        )
     if not _is_sizes(shape) or len(shape) > _MAX_DIMENSIONS:
-        raise FormatError(path, name, f"shape must be a list of at most {_MAX_DIMENSIONS} sizes, got {shown(shape)}")
+        raise FormatError(
+            path,
+            name,
+            f"shape must be a list of at most {_MAX_DIMENSIONS} sizes, got {shown(shape)}",
+        )
     if not _is_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise FormatError(path, name, f"data_offsets must be [start, end], got {shown(offsets)}")
     start, end = offsets
     if end > body.size:
-        raise FormatError(path, name, f"truncated: it ends at byte {end} of the data, which has {body.size}")
+        raise FormatError(
+            path, name, f"truncated: it ends at byte {end} of the data, which has {body.size}"
+        )
     expected = math.prod(shape) * _ITEM_BYTES[dtype]
     if end - start != expected:
-        raise FormatError(path, name, f"{dtype} of shape {shape} takes {expected} bytes, and it has {end - start}")
+        raise FormatError(
+            path, name, f"{dtype} of shape {shape} takes {expected} bytes, and it has {end - start}"
+        )
     return StoredTensor(os.fspath(path), name, dtype, tuple(shape), body[start:end])
 
 
 def _is_sizes(value: Any) -> TypeGuard[list[int]]:
-    return isinstance(value, list) and all(type(item) is int and 0 <= item < 1 << 63 for item in value)
+    return isinstance(value, list) and all(
+        type(item) is int and 0 <= item < 1 << 63 for item in value
+    )
 
 
 def _check_cover(path: Path, header: dict[str, Any], size: int) -> None:
     """The tensors must lie end to end and fill the data: a hole or an overlap means a damaged header."""
     position = 0
-    for start, end, name in sorted((*entry["data_offsets"], name) for name, entry in header.items()):
+    for start, end, name in sorted(
+        (*entry["data_offsets"], name) for name, entry in header.items()
+    ):
         if start != position:
-            raise FormatError(path, name, f"it starts at byte {start} of the data, expected {position}")
+            raise FormatError(
+                path, name, f"it starts at byte {start} of the data, expected {position}"
+            )
         position = end
     if position != size:
-        raise FormatError(path, None, f"damaged: the tensors take {position} bytes, and the data has {size}")
+        raise FormatError(
+            path, None, f"damaged: the tensors take {position} bytes, and the data has {size}"
+        )

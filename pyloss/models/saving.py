@@ -54,12 +54,18 @@ def model_dtype(model: Model) -> str:
     for weight in model.stored().values():
         first = weight.matrices[0] if isinstance(weight, WeightStack) else weight
         if first.format != "nf4":
-            sizes[names.get(first.groups.scale_format if first.groups else first.format, "float32")] += weight.nbytes
+            sizes[
+                names.get(first.groups.scale_format if first.groups else first.format, "float32")
+            ] += weight.nbytes
     return sizes.most_common(1)[0][0] if sizes else "float32"
 
 
 def save_model(
-    model: Model, path: str | os.PathLike[str], tokenizer: Any = None, dtype: str | None = None, overwrite: bool = False
+    model: Model,
+    path: str | os.PathLike[str],
+    tokenizer: Any = None,
+    dtype: str | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Writes config.json, model.safetensors and the tokenizer's files into the folder `path`.
 
@@ -78,9 +84,21 @@ def save_model(
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
     usual = dtype or model_dtype(model)
     stored = model.stored()
-    grouped = {name.removesuffix(".weight"): weight for name, weight in stored.items() if FORMATS[weight.format].bits}
-    plain = [name for name, module in model.named_modules() if isinstance(module, Linear) and name not in grouped]
-    config = {**model.config.to_hf(), "torch_dtype": usual, **(settings(grouped, usual, plain) if grouped else {})}
+    grouped = {
+        name.removesuffix(".weight"): weight
+        for name, weight in stored.items()
+        if FORMATS[weight.format].bits
+    }
+    plain = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, Linear) and name not in grouped
+    ]
+    config = {
+        **model.config.to_hf(),
+        "torch_dtype": usual,
+        **(settings(grouped, usual, plain) if grouped else {}),
+    }
     tensors: dict[str, np.ndarray] = {}
     for name, weight in stored.items():
         if FORMATS[weight.format].bits:
@@ -106,7 +124,9 @@ def _model_files(folder: Path, with_tokenizer: bool) -> list[str]:
     return sorted({path.name for pattern in patterns for path in folder.glob(pattern)})
 
 
-def _single_experts(tensors: dict[str, np.ndarray], model: Model) -> Iterator[tuple[str, np.ndarray]]:
+def _single_experts(
+    tensors: dict[str, np.ndarray], model: Model
+) -> Iterator[tuple[str, np.ndarray]]:
     """The tensors with each expert's matrix one of its own, as Hugging Face names them."""
     for name, array in tensors.items():
         if array.ndim == 3:

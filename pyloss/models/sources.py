@@ -54,10 +54,16 @@ class Source:
     def refuse_leftovers(self) -> None:
         """FormatError for a tensor that nobody asked for: the configuration says less than the file holds."""
         left = [name for name in self.file if name not in self.file.asked]
-        left = [name for name in left if not name.endswith(_TABLES) and not name.startswith(_OTHER_INPUTS)]
+        left = [
+            name
+            for name in left
+            if not name.endswith(_TABLES) and not name.startswith(_OTHER_INPUTS)
+        ]
         if left:
             others = f", and {len(left) - 1} others" if len(left) > 1 else ""
-            raise FormatError(self.file.path, left[0], f"no part of this configuration has such a tensor{others}")
+            raise FormatError(
+                self.file.path, left[0], f"no part of this configuration has such a tensor{others}"
+            )
 
     def refuse_missing_layers(self, layers: int) -> None:
         """FormatError where the configuration has more `layers` than the file has tensors for."""
@@ -76,7 +82,11 @@ class Source:
     def _find(self, name: str, *shape: int) -> StoredTensor:
         tensor = self.file.tensor(self._stored_name(name))
         if tensor.shape != shape:
-            raise FormatError(tensor.path, tensor.name, f"has shape {tensor.shape}, where the configuration gives {shape}")
+            raise FormatError(
+                tensor.path,
+                tensor.name,
+                f"has shape {tensor.shape}, where the configuration gives {shape}",
+            )
         return tensor
 
 
@@ -87,7 +97,9 @@ class FolderSource(Source):
     `quantisation` is what the configuration says of quantised layers.
     """
 
-    def __init__(self, file: TensorFile, config: ModelConfig, quantisation: Quantisation | None = None) -> None:
+    def __init__(
+        self, file: TensorFile, config: ModelConfig, quantisation: Quantisation | None = None
+    ) -> None:
         super().__init__(file)
         self._family = config.family
         self._quantisation = quantisation or Quantisation(file.path, {})
@@ -123,7 +135,8 @@ class FolderSource(Source):
         if "model.language_model.embed_tokens.weight" in self.file and name.startswith("model."):
             return name.replace("model.", "model.language_model.", 1)
         if ".block_sparse_moe." in name and name not in self.file:
-            return name.replace(".block_sparse_moe.", ".mlp.")  # the module's own name in transformers 5
+            # the module's own name in transformers 5
+            return name.replace(".block_sparse_moe.", ".mlp.")
         return name
 
 

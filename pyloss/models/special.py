@@ -8,7 +8,8 @@ from typing import Any
 
 def eos_ids(tokenizer: Any) -> set[int]:
     """The ids that end an answer."""
-    several = getattr(tokenizer, "eos_token_ids", None)  # transformers makes it up from eos_token_id: a number
+    # transformers makes it up from eos_token_id: a number
+    several = getattr(tokenizer, "eos_token_ids", None)
     ids = set(several) if isinstance(several, Iterable) else {several}
     return {i for i in ids | {getattr(tokenizer, "eos_token_id", None)} if i is not None}
 

@@ -46,10 +46,14 @@ class StoredTensor:
         """The matrices of a tensor of three dimensions, not copied. Raises FormatError as `weight`."""
         data = self._readable()
         if len(self.shape) != 3:
-            raise FormatError(self.path, self.name, f"expected a stack of matrices, got shape {self.shape}")
+            raise FormatError(
+                self.path, self.name, f"expected a stack of matrices, got shape {self.shape}"
+            )
         count, rows, cols = self.shape
         try:
-            return WeightStack.from_rows(Weight(data, self.dtype.lower(), (count * rows, cols)), count)
+            return WeightStack.from_rows(
+                Weight(data, self.dtype.lower(), (count * rows, cols)), count
+            )
         except ValueError as error:
             raise FormatError(self.path, self.name, str(error)) from None
 
@@ -62,7 +66,9 @@ class StoredTensor:
     def _readable(self) -> np.ndarray:
         if self.data is None or self.dtype.lower() not in SINGLE:
             known = ", ".join(name.upper() for name in SINGLE)
-            raise FormatError(self.path, self.name, f"stored as {self.dtype}, and pyloss reads {known}")
+            raise FormatError(
+                self.path, self.name, f"stored as {self.dtype}, and pyloss reads {known}"
+            )
         return self.data
 
 
@@ -80,7 +86,9 @@ class TensorFile:
         self.asked.add(name)
         found = self.tensors.get(name)
         if found is None:
-            raise FormatError(self.path, name, f"missing among the {len(self.tensors)} tensors of this file")
+            raise FormatError(
+                self.path, name, f"missing among the {len(self.tensors)} tensors of this file"
+            )
         return found
 
     def __contains__(self, name: object) -> bool:
@@ -95,5 +103,9 @@ class TensorFile:
 
 def layers_held(names: Iterable[str], prefix: str) -> int:
     """For how many layers there are tensors: names like "blk.3.attn_q.weight" of the `prefix` "blk."."""
-    layers = (name.removeprefix(prefix).split(".", 1)[0] for name in names if name.startswith(prefix))
-    return 1 + max((int(layer) for layer in layers if layer.isdecimal() and len(layer) < 10), default=-1)
+    layers = (
+        name.removeprefix(prefix).split(".", 1)[0] for name in names if name.startswith(prefix)
+    )
+    return 1 + max(
+        (int(layer) for layer in layers if layer.isdecimal() and len(layer) < 10), default=-1
+    )

@@ -47,7 +47,9 @@ class RandomSource(Source):
     def matrix(self, name: str, rows: int, cols: int, rotary: bool = False) -> Weight:
         """See `Source`. Layers have bytes of their own, as in a file: a shared matrix would stay in the cache."""
         if (rows, cols) not in self._drawn:
-            values = np.random.default_rng(0).standard_normal((rows, cols), dtype=np.float32) / np.float32(np.sqrt(cols))
+            values = np.random.default_rng(0).standard_normal(
+                (rows, cols), dtype=np.float32
+            ) / np.float32(np.sqrt(cols))
             self._drawn[rows, cols] = Weight.quantize(values, self._format)
         drawn = self._drawn[rows, cols]
         return Weight(drawn.raw.copy(), drawn.format, drawn.shape, groups=drawn.groups)

@@ -34,7 +34,19 @@ _ITEM = 64
 # Filters of `bounded` under names that no template could write.
 _STEP, _MADE, _JOIN = "count step", "count made", "join made"
 _WIDTHS = ("center", "indent", "wordwrap", "truncate", "batch", "slice", "tojson", "round")
-_WRITTEN_OUT = ("tojson", "string", "pprint", "format", "join", "urlencode", "xmlattr", "center", "indent", "upper", "lower")
+_WRITTEN_OUT = (
+    "tojson",
+    "string",
+    "pprint",
+    "format",
+    "join",
+    "urlencode",
+    "xmlattr",
+    "center",
+    "indent",
+    "upper",
+    "lower",
+)
 _LONG_WIDTH = re.compile(r"%[^a-zA-Z%]*(\d{5,}|\*)|\{[^{}]*(\d{5,}|\{)")
 
 # Steps and characters that are left.
@@ -107,7 +119,12 @@ def _check_format(text: Any) -> None:
 
 def _check_call(name: str, text: str, args: tuple[Any, ...]) -> None:
     """Of the method or filter `name` of a text: refuses what would be huge, before it is made."""
-    if name == "replace" and len(args) >= 2 and isinstance(args[0], str) and isinstance(args[1], str):
+    if (
+        name == "replace"
+        and len(args) >= 2
+        and isinstance(args[0], str)
+        and isinstance(args[1], str)
+    ):
         _check(len(text) + text.count(args[0]) * max(0, len(args[1]) - len(args[0])))
     elif name == "join" and args and isinstance(args[0], list | tuple):
         _check(sum(len(item) + len(text) for item in args[0] if isinstance(item, str)))
@@ -182,7 +199,11 @@ class BoundedSandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
             if operator == "*" and isinstance(count, int) and isinstance(value, str | list | tuple):
                 _check(count * len(value))
         if operator in ("*", "**") and isinstance(left, int) and isinstance(right, int):
-            bits = left.bit_length() * right if operator == "**" else left.bit_length() + right.bit_length()
+            bits = (
+                left.bit_length() * right
+                if operator == "**"
+                else left.bit_length() + right.bit_length()
+            )
             if bits > _MAX_BITS:
                 _refuse(f"it computes an integer of more than {_MAX_BITS} bits")
         return _made(super().call_binop(context, operator, left, right))
@@ -227,14 +248,16 @@ class _Counting(NodeTransformer):
         return self._stepping(node, _CALL_STEPS)
 
     def visit_CallBlock(self, node: n.CallBlock) -> Any:
-        if isinstance(node.call.node, n.ExtensionAttribute):  # the block of a tag, which is no macro of the template's
+        # the block of a tag, which is no macro of the template's
+        if isinstance(node.call.node, n.ExtensionAttribute):
             return self.generic_visit(node)
         return self._stepping(node, _CALL_STEPS)
 
     def visit_Output(self, node: n.Output) -> Any:
         self.generic_visit(node)
         node.nodes = [
-            item if isinstance(item, n.TemplateData) else n.Filter(item, _MADE, [], [], None, None) for item in node.nodes
+            item if isinstance(item, n.TemplateData) else n.Filter(item, _MADE, [], [], None, None)
+            for item in node.nodes
         ]
         return node
 

@@ -73,7 +73,9 @@ class Tokenizer:
         return cls(*read_folder(user_path(folder)), folder)
 
     @classmethod
-    def from_gguf(cls, metadata: Mapping[str, Any], path: str | os.PathLike[str] = "GGUF") -> Tokenizer:
+    def from_gguf(
+        cls, metadata: Mapping[str, Any], path: str | os.PathLike[str] = "GGUF"
+    ) -> Tokenizer:
         """Build the tokenizer a GGUF file describes (byte-level BPE, or SentencePiece's); `path` is for errors.
 
         Raises:
@@ -84,9 +86,15 @@ class Tokenizer:
             backend, special, ends = build_tokenizer(metadata, path)
         template = metadata.get("tokenizer.chat_template")
         if template is not None and not isinstance(template, str):
-            raise FormatError(path, "tokenizer.chat_template", f"expected text, got {type(template).__name__}")
+            raise FormatError(
+                path, "tokenizer.chat_template", f"expected text, got {type(template).__name__}"
+            )
         prefix = "tokenizer.chat_template."
-        named = {key.removeprefix(prefix): value for key, value in metadata.items() if key.startswith(prefix)}
+        named = {
+            key.removeprefix(prefix): value
+            for key, value in metadata.items()
+            if key.startswith(prefix)
+        }
         if named and template is not None:
             return cls(backend, special, ends, {"default": template, **named}, path)
         return cls(backend, special, ends, template, path)
@@ -166,7 +174,9 @@ class Tokenizer:
                 return self.backend.decode(listed, skip_special_tokens=skip_special_tokens)
         except OverflowError:
             wrong = next(item for item in listed if not 0 <= item < 1 << 32)
-            raise ValueError(f"ids must be token ids, which are not negative, got {wrong}") from None
+            raise ValueError(
+                f"ids must be token ids, which are not negative, got {wrong}"
+            ) from None
 
     def apply_chat_template(
         self,
@@ -202,7 +212,9 @@ class Tokenizer:
         from pyloss.models.chat_template import render_chat, render_marked
 
         if return_assistant_tokens_mask and not (return_dict and tokenize):
-            raise ValueError("return_assistant_tokens_mask needs return_dict=True and tokenize=True")
+            raise ValueError(
+                "return_assistant_tokens_mask needs return_dict=True and tokenize=True"
+            )
         template = self._template(chat_template, tools is not None)
         given = (template, messages, tools, add_generation_prompt)
         variables = {**self.special_tokens, **kwargs}
@@ -226,11 +238,15 @@ class Tokenizer:
             if chosen is None:
                 chosen = "tool_use" if with_tools and "tool_use" in own else "default"
                 if chosen not in own:
-                    raise ValueError(f"chat_template must be one of {', '.join(own)}: this tokenizer has no default")
+                    raise ValueError(
+                        f"chat_template must be one of {', '.join(own)}: this tokenizer has no default"
+                    )
             return own.get(chosen, chosen)
         template = own if chosen is None else chosen
         if template is None:
-            raise ValueError("this tokenizer has no chat template; give one as chat_template=, or set .chat_template")
+            raise ValueError(
+                "this tokenizer has no chat template; give one as chat_template=, or set .chat_template"
+            )
         return template
 
     def save(self, folder: str | os.PathLike[str]) -> None:
@@ -249,7 +265,9 @@ class Tokenizer:
             **self.special_tokens,
         }
         if isinstance(template, dict):
-            config["chat_template"] = [{"name": name, "template": source} for name, source in template.items()]
+            config["chat_template"] = [
+                {"name": name, "template": source} for name, source in template.items()
+            ]
         elif template is not None:
             config["chat_template"] = template
         write_text(folder / "tokenizer.json", self.backend.to_str(pretty=True))

@@ -14,7 +14,15 @@ from pyloss.models.tokenizer_library import add_token, library, read_backend
 from pyloss.numbers import shown, whole
 
 # In transformers' order, in which tokens that the vocabulary lacks get their ids.
-_SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_SPECIAL = (
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "sep_token",
+    "pad_token",
+    "cls_token",
+    "mask_token",
+)
 _FURTHER = ("additional_special_tokens", "extra_special_tokens")
 _TOKEN_FLAGS = ("lstrip", "rstrip", "single_word", "normalized", "special")
 
@@ -30,7 +38,9 @@ def read_folder(
     """
     file = folder / "tokenizer.json"
     if not file.exists():
-        raise FileNotFoundError(f"{folder}: there is no tokenizer.json, the only kind of vocabulary supported")
+        raise FileNotFoundError(
+            f"{folder}: there is no tokenizer.json, the only kind of vocabulary supported"
+        )
     backend = read_backend(file)
     config_file = folder / "tokenizer_config.json"
     config = _read_if_there(config_file)
@@ -54,11 +64,19 @@ def _special_tokens(
 
     The older special_tokens_map.json goes before the configuration, unless this one lists its added tokens.
     """
-    older = {key: value for key, value in _read_if_there(folder / "special_tokens_map.json").items() if value is not None}
+    older = {
+        key: value
+        for key, value in _read_if_there(folder / "special_tokens_map.json").items()
+        if value is not None
+    }
     said = {**older, **config} if "added_tokens_decoder" in config else {**config, **older}
     named = {name: said[name] for name in _SPECIAL if said.get(name)}
     for name, token in (*named.items(), *_further_tokens(said, path)):
-        flags = {flag: bool(token.get(flag)) for flag in _TOKEN_FLAGS} if isinstance(token, dict) else {}
+        flags = (
+            {flag: bool(token.get(flag)) for flag in _TOKEN_FLAGS}
+            if isinstance(token, dict)
+            else {}
+        )
         text = _token_text(token, name, path)
         add_token(backend, tokenizers.AddedToken(text, **{**flags, "special": True}), path)
     return {name: _token_text(token, name, path) for name, token in named.items()}
@@ -114,7 +132,9 @@ def _end_ids(folder: Path) -> list[int]:
         if ids is None:
             continue
         try:
-            found += [whole(item, "an end token") for item in (ids if isinstance(ids, list) else [ids])]
+            found += [
+                whole(item, "an end token") for item in (ids if isinstance(ids, list) else [ids])
+            ]
         except (TypeError, ValueError):
             reason = f"expected an integer or a list of them, got {shown(ids)}"
             raise FormatError(folder / name, "eos_token_id", reason) from None
@@ -122,7 +142,9 @@ def _end_ids(folder: Path) -> list[int]:
     return [index for index in dict.fromkeys(found) if 0 <= index < 1 << 32]
 
 
-def _read_templates(folder: Path, config: dict[str, Any], path: Path) -> str | dict[str, str] | None:
+def _read_templates(
+    folder: Path, config: dict[str, Any], path: Path
+) -> str | dict[str, str] | None:
     """The chat template from wherever the writer's version of transformers put it, newest place first."""
     file = folder / "chat_template.jinja"
     if file.exists():
@@ -140,5 +162,7 @@ def _read_templates(folder: Path, config: dict[str, Any], path: Path) -> str | d
     except (TypeError, KeyError):
         named = {"": None}
     if not all(isinstance(source, str) for source in named.values()):
-        raise FormatError(path, "chat_template", "expected text, or a list of objects with name and template")
+        raise FormatError(
+            path, "chat_template", "expected text, or a list of objects with name and template"
+        )
     return named

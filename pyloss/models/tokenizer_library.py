@@ -50,7 +50,9 @@ def read_backend(file: str | os.PathLike[str]) -> tokenizers.Tokenizer:
     return backend
 
 
-def add_token(backend: tokenizers.Tokenizer, token: Any, source: str | os.PathLike[str]) -> int | None:
+def add_token(
+    backend: tokenizers.Tokenizer, token: Any, source: str | os.PathLike[str]
+) -> int | None:
     """Adds an AddedToken where the vocabulary lacks it, and gives its id; None for an empty text, which is no token."""
     with library(source):
         if backend.token_to_id(token.content) is None:
@@ -67,7 +69,11 @@ def _check_growth(file: str | os.PathLike[str], part: str, component: Any) -> No
         factor, what = _growth_of(step, part)
         growth *= max(1.0, factor)
         if growth > _MAX_GROWTH:
-            raise FormatError(file, part, f"its {what}, lengthen texts {growth:.0f} times; supported is up to {_MAX_GROWTH}")
+            raise FormatError(
+                file,
+                part,
+                f"its {what}, lengthen texts {growth:.0f} times; supported is up to {_MAX_GROWTH}",
+            )
 
 
 def _growth_of(step: dict[str, Any], part: str) -> tuple[float, str]:
@@ -83,7 +89,9 @@ def _growth_of(step: dict[str, Any], part: str) -> tuple[float, str]:
         # Two characters for one that is not ASCII, and a space before each piece.
         return 3.0 if part == "pre_tokenizer" else 2.0, "steps, ByteLevel after ByteLevel"
     if kind == "TemplateProcessing":
-        return sum("Sequence" in piece for piece in step["single"]), "template, which has the text many times"
+        return sum(
+            "Sequence" in piece for piece in step["single"]
+        ), "template, which has the text many times"
     return 1.0, "steps"
 
 
@@ -91,7 +99,14 @@ def _steps(node: Any) -> Iterator[dict[str, Any]]:
     """The steps of a part of a tokenizer, first to last."""
     if not isinstance(node, dict):
         return
-    inner = next((node[key] for key in ("normalizers", "pretokenizers", "processors", "decoders") if node.get(key)), None)
+    inner = next(
+        (
+            node[key]
+            for key in ("normalizers", "pretokenizers", "processors", "decoders")
+            if node.get(key)
+        ),
+        None,
+    )
     if inner is None:
         yield node
     else:

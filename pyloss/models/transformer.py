@@ -43,7 +43,11 @@ class Packing:
         """The same where the array `x` is, with what these `tables` have there."""
         if isinstance(x, np.ndarray):
             return self
-        return Packing(beside(x, self.offsets), beside(x, self.positions), (tables[0].beside(x), tables[1].beside(x)))
+        return Packing(
+            beside(x, self.offsets),
+            beside(x, self.positions),
+            (tables[0].beside(x), tables[1].beside(x)),
+        )
 
 
 class Attention(Module):
@@ -72,20 +76,32 @@ class Attention(Module):
         self._window = config.window(layer)
 
     def __call__(
-        self, x: Any, packing: Packing, cache: KVCache | None = None, layer: int = 0, asked: Packing | None = None
+        self,
+        x: Any,
+        packing: Packing,
+        cache: KVCache | None = None,
+        layer: int = 0,
+        asked: Packing | None = None,
     ) -> Any:
         def rotated(projected: Any, norm: RMSNorm | None, where: Packing) -> Any:
             if norm is not None:
                 shape = projected.shape
                 projected = norm(projected.reshape(-1, len(norm.weight))).reshape(*shape)
-            return ops.rope(projected, where.positions, *where.rotary[self._window > 0], in_place=True)
+            return ops.rope(
+                projected, where.positions, *where.rotary[self._window > 0], in_place=True
+            )
 
         queries, asked = (x, packing) if asked is None else (x[-1:], asked)
-        q, k = rotated(self.q_proj(queries), self.q_norm, asked), rotated(self.k_proj(x), self.k_norm, packing)
+        q, k = (
+            rotated(self.q_proj(queries), self.q_norm, asked),
+            rotated(self.k_proj(x), self.k_norm, packing),
+        )
         v, k_offsets = self.v_proj(x), None
         if cache is not None:
             k, v, k_offsets = cache.append(layer, data(k), data(v))
-        mixed = ops.attention(q, k, v, asked.offsets, self._head_dim, self._scale, k_offsets, self._window)
+        mixed = ops.attention(
+            q, k, v, asked.offsets, self._head_dim, self._scale, k_offsets, self._window
+        )
         return self.o_proj(mixed)
 
 
@@ -96,7 +112,9 @@ GATED_UNITS = {"silu": ops.swiglu, "gelu_pytorch_tanh": ops.geglu}
 class MLP(Module):
     """down(activation(gate(x)) * up(x))"""
 
-    def __init__(self, gate_proj: Linear, up_proj: Linear, down_proj: Linear, activation: str = "silu"):
+    def __init__(
+        self, gate_proj: Linear, up_proj: Linear, down_proj: Linear, activation: str = "silu"
+    ):
         super().__init__()
         self.gate_proj, self.up_proj, self.down_proj = gate_proj, up_proj, down_proj
         self._gated = GATED_UNITS[activation]
@@ -115,13 +133,27 @@ class DecoderLayer(Module):
     recomputed = False  # what `tuner.trainer.grad_checkpoint` asks for
 
     def __init__(
-        self, self_attn: Attention, mlp: MLP | SparseMoe, input_layernorm: RMSNorm, post_attention_layernorm: RMSNorm
+        self,
+        self_attn: Attention,
+        mlp: MLP | SparseMoe,
+        input_layernorm: RMSNorm,
+        post_attention_layernorm: RMSNorm,
     ):
         super().__init__()
         self.self_attn, self.mlp = self_attn, mlp
-        self.input_layernorm, self.post_attention_layernorm = input_layernorm, post_attention_layernorm
+        self.input_layernorm, self.post_attention_layernorm = (
+            input_layernorm,
+            post_attention_layernorm,
+        )
 
-    def mix(self, x: Any, packing: Packing, cache: KVCache | None = None, layer: int = 0, asked: Packing | None = None) -> Any:
+    def mix(
+        self,
+        x: Any,
+        packing: Packing,
+        cache: KVCache | None = None,
+        layer: int = 0,
+        asked: Packing | None = None,
+    ) -> Any:
         """The first half: tokens see each other. With `asked` of the last row alone, see `Attention`."""
         mixed = self.self_attn(self.input_layernorm(x), packing, cache, layer, asked)
         return ops.add(x if asked is None else x[-1:], mixed)
@@ -131,7 +163,12 @@ class DecoderLayer(Module):
         return ops.add(x, self.mlp(self.post_attention_layernorm(x)))
 
     def __call__(
-        self, x: Any, packing: Packing, cache: KVCache | None = None, layer: int = 0, asked: Packing | None = None
+        self,
+        x: Any,
+        packing: Packing,
+        cache: KVCache | None = None,
+        layer: int = 0,
+        asked: Packing | None = None,
     ) -> Any:
         return self.feed(self.mix(x, packing, cache, layer, asked))
 
@@ -165,12 +202,21 @@ class PostNormLayer(DecoderLayer):
         self.pre_feedforward_layernorm = pre_feedforward_layernorm
         self.post_feedforward_layernorm = post_feedforward_layernorm
 
-    def mix(self, x: Any, packing: Packing, cache: KVCache | None = None, layer: int = 0, asked: Packing | None = None) -> Any:
+    def mix(
+        self,
+        x: Any,
+        packing: Packing,
+        cache: KVCache | None = None,
+        layer: int = 0,
+        asked: Packing | None = None,
+    ) -> Any:
         mixed = self.self_attn(self.input_layernorm(x), packing, cache, layer, asked)
         return ops.add(x if asked is None else x[-1:], self.post_attention_layernorm(mixed))
 
     def feed(self, x: Any) -> Any:
-        return ops.add(x, self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x))))
+        return ops.add(
+            x, self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)))
+        )
 
 
 class Decoder(Module):
@@ -194,7 +240,8 @@ class Model(Module):
         self.model = decoder
         self.lm_head = lm_head
         self.adapter_config: dict[str, Any] | None = None
-        self.kept_of_adapter: float | None = None  # the share that fusing into quantised weights left, where that is little
+        # the share that fusing into quantised weights left, where that is little
+        self.kept_of_adapter: float | None = None
         self._rope = (RopeTable(config), RopeTable(config, local=True))
         self._checkpoint = False
 
@@ -221,7 +268,9 @@ class Model(Module):
         """
         layer = self.head_layer
         if not isinstance(layer, Linear | Embedding):
-            raise ValueError("the head has an adapter, so its weight is not all of it: use model.head_layer, or fuse() first")
+            raise ValueError(
+                "the head has an adapter, so its weight is not all of it: use model.head_layer, or fuse() first"
+            )
         return layer.weight
 
     def set_grad_checkpoint(self, on: bool = True) -> None:
@@ -244,16 +293,24 @@ class Model(Module):
         if offsets[-1] == 0:
             positions = np.empty(0, np.int32)
         else:
-            positions = (np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths) + past).astype(np.int32)
+            positions = (np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths) + past).astype(
+                np.int32
+            )
         return Packing(offsets, positions, self._rotary(int(lengths.max(initial=0)) + past))
 
-    def _rotary(self, longest: int) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    def _rotary(
+        self, longest: int
+    ) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
         return self._rope[0].upto(longest), self._rope[1].upto(longest)
 
     def _run(self, tokens: np.ndarray, packing: Packing, cache: KVCache | None = None) -> Any:
         """The last hidden states [N, hidden]; over a cache those of the last token alone, [1, hidden]."""
         x = self.model.embed_tokens(tokens)
-        asked = packing.of_last().beside(data(x), self._rope) if cache is not None and len(tokens) > 1 else None
+        asked = (
+            packing.of_last().beside(data(x), self._rope)
+            if cache is not None and len(tokens) > 1
+            else None
+        )
         packing = packing.beside(data(x), self._rope)
         if self.config.family.scaled_embedding:
             x = ops.scale(x, self.config.hidden_size**0.5)
@@ -261,7 +318,9 @@ class Model(Module):
             if not self.grad_checkpoint or cache is not None:
                 x = layer(x, packing, cache, i, asked if i == len(self.model.layers) - 1 else None)
             elif len(tokens) <= HALVES_TOKENS:
-                x = checkpoint(lambda value, layer=layer: layer.mix(value, packing), x, remember=True)
+                x = checkpoint(
+                    lambda value, layer=layer: layer.mix(value, packing), x, remember=True
+                )
                 x = checkpoint(layer.feed, x)
             else:
                 x = checkpoint(lambda value, layer=layer: layer(value, packing), x)
@@ -271,7 +330,13 @@ class Model(Module):
         """Last hidden states [N, hidden] of packed token ids [N]; int32 `offsets` [S + 1] bound the sequences, from 0 to N."""
         tokens, offsets = self._tokens(tokens, 1), i32(offsets, "offsets")
         lengths = np.diff(offsets)
-        if offsets.ndim != 1 or not len(offsets) or offsets[0] != 0 or offsets[-1] != len(tokens) or (lengths < 0).any():
+        if (
+            offsets.ndim != 1
+            or not len(offsets)
+            or offsets[0] != 0
+            or offsets[-1] != len(tokens)
+            or (lengths < 0).any()
+        ):
             raise ValueError(
                 f"offsets must begin with 0, never decrease and end with the number of tokens, {len(tokens)}; got {offsets}"
             )
@@ -313,7 +378,9 @@ class Model(Module):
             cache.next = NextToken(state)
         step = cache.next
         step.token[:], step.position[:] = tokens, cache.length
-        return step.replay(lambda: self._last(step.token, Packing(step.offsets, step.position, rotary), cache))
+        return step.replay(
+            lambda: self._last(step.token, Packing(step.offsets, step.position, rotary), cache)
+        )
 
     def make_cache(self) -> KVCache:
         """An empty key-value cache for `step`."""
@@ -322,12 +389,16 @@ class Model(Module):
     def _tokens(self, tokens: Any, ndim: int) -> np.ndarray:
         array = i32(tokens, "tokens")
         if array.ndim != ndim:
-            raise ValueError(f"tokens must have {ndim} dimension{'s' * (ndim > 1)}, got shape {array.shape}")
+            raise ValueError(
+                f"tokens must have {ndim} dimension{'s' * (ndim > 1)}, got shape {array.shape}"
+            )
         outside = (array < 0) | (array >= self.vocab_size)
         if outside.any():
             where = tuple(int(i) for i in np.argwhere(outside)[0])
             shown = where[0] if ndim == 1 else where
-            raise ValueError(f"token id {array[where]} at position {shown} is outside the vocabulary [0, {self.vocab_size})")
+            raise ValueError(
+                f"token id {array[where]} at position {shown} is outside the vocabulary [0, {self.vocab_size})"
+            )
         return array
 
     def fuse(self, dequantize: bool = False) -> Model:

@@ -35,7 +35,9 @@ class Values:
             return self.real(key)
         if type(value) is not kind:
             raise FormatError(
-                self.path, key, f"expected {kind.__name__}, got {type(value).__name__} {numbers.shown(value)}"
+                self.path,
+                key,
+                f"expected {kind.__name__}, got {type(value).__name__} {numbers.shown(value)}",
             )
         return value
 

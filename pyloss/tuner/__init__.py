@@ -18,7 +18,12 @@ from .full import unfreeze_layers
 from .lora import LoRAEmbedding, LoRALinear
 from .losses import default_loss
 from .trainer import evaluate, iterate_batches, train
-from .utils import linear_to_lora_layers, load_adapters, print_trainable_parameters, remove_lora_layers
+from .utils import (
+    linear_to_lora_layers,
+    load_adapters,
+    print_trainable_parameters,
+    remove_lora_layers,
+)
 
 __all__ = [
     "CacheDataset",

@@ -60,7 +60,9 @@ class Adapter(Module):
             _CLASSES[cls.kind, cls.base_type] = cls
 
     @classmethod
-    def from_base(cls: type[A], layer: Module, r: int = 8, dropout: float = 0.0, scale: float = 20.0) -> A:
+    def from_base(
+        cls: type[A], layer: Module, r: int = 8, dropout: float = 0.0, scale: float = 20.0
+    ) -> A:
         """The adapter over an existing layer, which is shared, not copied, and frozen.
 
         Raises TypeError for a layer of another type, ValueError for a rank below 1 or above both dimensions, a dropout outside
@@ -74,10 +76,14 @@ class Adapter(Module):
     def _attach(self, layer: Module, r: int, dropout: float, scale: float) -> None:
         if not isinstance(layer, self.base_type):
             article = "an" if self.base_type.__name__[0] in "AEIOU" else "a"
-            raise TypeError(f"{type(self).__name__} goes over {article} {self.base_type.__name__}, not {type(layer).__name__}")
+            raise TypeError(
+                f"{type(self).__name__} goes over {article} {self.base_type.__name__}, not {type(layer).__name__}"
+            )
         most = max(layer.shape[-2:])  # type: ignore[attr-defined]
         if isinstance(r, bool) or not isinstance(r, int | np.integer) or not 1 <= r <= most:
-            raise ValueError(f"rank must be an integer from 1 to {most}, the larger dimension, not {shown(r)}")
+            raise ValueError(
+                f"rank must be an integer from 1 to {most}, the larger dimension, not {shown(r)}"
+            )
         dropout, scale = real(dropout, "dropout", 0, below=1), real(scale, "scale")
         setattr(self, self.base_name, layer)
         layer.freeze()
@@ -125,7 +131,9 @@ class Adapter(Module):
         if self.origin_a is None or self.origin_b is None:
             return self.lora_a, self.lora_b
         a_axis, b_axis = self.rank_axes()
-        return ops.lengthen(self.lora_a, self.origin_a, a_axis), ops.lengthen(self.lora_b, self.origin_b, b_axis)
+        return ops.lengthen(self.lora_a, self.origin_a, a_axis), ops.lengthen(
+            self.lora_b, self.origin_b, b_axis
+        )
 
     def rank_axes(self) -> tuple[int, int]:
         """The axes of `lora_a` and `lora_b` that are as long as the rank."""
@@ -200,12 +208,18 @@ class Adapter(Module):
 
     def __repr__(self) -> str:
         name = type(self).__name__
-        return f"{name}(r={self.rank}, scale={self.scale}, dropout={self.dropout}, base={self.base!r})"
+        return (
+            f"{name}(r={self.rank}, scale={self.scale}, dropout={self.dropout}, base={self.base!r})"
+        )
 
 
 def with_weight(layer: Any, weight: Any) -> Any:
     """A layer of the same kind with another weight, stored or float32, and the same bias."""
-    return layer.from_weight(weight, layer.bias) if hasattr(layer, "bias") else layer.from_weight(weight)
+    return (
+        layer.from_weight(weight, layer.bias)
+        if hasattr(layer, "bias")
+        else layer.from_weight(weight)
+    )
 
 
 def dense(weight: np.ndarray | Weight | WeightStack) -> np.ndarray:
@@ -213,7 +227,9 @@ def dense(weight: np.ndarray | Weight | WeightStack) -> np.ndarray:
     return weight.dequantize() if isinstance(weight, Weight | WeightStack) else weight
 
 
-def merge(base: np.ndarray | Weight, merged: Any, dequantize: bool) -> tuple[np.ndarray | Weight, float]:
+def merge(
+    base: np.ndarray | Weight, merged: Any, dequantize: bool
+) -> tuple[np.ndarray | Weight, float]:
     """`merged(dense base)`, stored as the base is (or in float32 with `dequantize`, if that is quantised), and the share kept.
 
     A format that cannot be written here makes float32 too, with a warning.
@@ -229,7 +245,10 @@ def merge_stored(base: Weight, merged: Any, dequantize: bool) -> tuple[Weight, f
     before = base.dequantize()
     after = merged(before)
     if not (dequantize or base.can_requantize):
-        warnings.warn(f"{base.format} can be read but not written here: weights fused over it are kept in float32", stacklevel=2)
+        warnings.warn(
+            f"{base.format} can be read but not written here: weights fused over it are kept in float32",
+            stacklevel=2,
+        )
     if base.format == "f32" or not (base.is_float or (base.can_requantize and not dequantize)):
         return Weight.quantize(after, "f32"), 1.0, 0.0
     stored = base.requantize(after)
@@ -276,8 +295,16 @@ def settled_adapters(model: Module) -> dict[str, Any]:
 
 def fixed_factors(model: Module) -> dict[str, np.ndarray]:
     """The fixed factors of a model's adapters by name; most have none."""
-    found = {name: adapter for name, adapter in adapter_modules(model).items() if adapter.origin_a is not None}
-    return {f"{name}.{part}": getattr(adapter, part) for name, adapter in found.items() for part in ("origin_a", "origin_b")}
+    found = {
+        name: adapter
+        for name, adapter in adapter_modules(model).items()
+        if adapter.origin_a is not None
+    }
+    return {
+        f"{name}.{part}": getattr(adapter, part)
+        for name, adapter in found.items()
+        for part in ("origin_a", "origin_b")
+    }
 
 
 def settled_arrays(model: Any, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -287,11 +314,15 @@ def settled_arrays(model: Any, arrays: Mapping[str, np.ndarray]) -> dict[str, np
     a file has for all layers, worked into `lora_b`.
     """
     found, fixed = dict(arrays), fixed_factors(model)
-    common = ((getattr(model, "adapter_config", None) or {}).get("lora_parameters") or {}).get("scale")
+    common = ((getattr(model, "adapter_config", None) or {}).get("lora_parameters") or {}).get(
+        "scale"
+    )
     for name, adapter in adapter_modules(model).items():
         for part, axis in zip(("a", "b"), adapter.rank_axes(), strict=True):
             if (tail := fixed.get(f"{name}.origin_{part}")) is not None:
-                found[f"{name}.lora_{part}"] = np.concatenate((arrays[f"{name}.lora_{part}"], tail), axis)
+                found[f"{name}.lora_{part}"] = np.concatenate(
+                    (arrays[f"{name}.lora_{part}"], tail), axis
+                )
         if common and adapter.scale != common and f"{name}.lora_b" in found:
             found[f"{name}.lora_b"] = found[f"{name}.lora_b"] * np.float32(adapter.scale / common)
     return found

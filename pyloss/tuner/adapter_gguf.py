@@ -33,9 +33,13 @@ def write_lora_gguf(model: Model, path: str | os.PathLike[str], name: str | None
         raise ValueError("the model has no adapter; call linear_to_lora_layers first")
     for module, adapter in adapters.items():
         if adapter.kind != "lora":
-            raise ValueError(f"{module}: llama.cpp has no {adapter.kind} adapters; write the fused model instead")
+            raise ValueError(
+                f"{module}: llama.cpp has no {adapter.kind} adapters; write the fused model instead"
+            )
         if isinstance(adapter.base, Embedding) and model.lm_head is None:
-            raise ValueError(f"{module}: llama.cpp takes no adapter over a head that is the embedding; write the fused model")
+            raise ValueError(
+                f"{module}: llama.cpp takes no adapter over a head that is the embedding; write the fused model"
+            )
     # One alpha for all: llama.cpp multiplies by alpha / rank, and 0 stands for "none given".
     alpha = next((a.scale * a.rank for a in adapters.values() if a.scale), 1.0)
     tensors = []

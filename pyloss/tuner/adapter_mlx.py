@@ -17,7 +17,16 @@ from ..files import write_json, write_safetensors
 from ..numbers import shown
 from .adapter import Adapter
 from .run_folder import with_own_keys
-from .stored_adapter import CONFIG_FILE, MLX_FILE, StoredAdapter, StoredLayer, arrays_of, check_kind, grouped, number
+from .stored_adapter import (
+    CONFIG_FILE,
+    MLX_FILE,
+    StoredAdapter,
+    StoredLayer,
+    arrays_of,
+    check_kind,
+    grouped,
+    number,
+)
 from .system_prompt import checked
 
 _SUFFIXES = {".lora_a": "lora_a", ".lora_b": "lora_b", ".m": "m"}
@@ -28,7 +37,9 @@ def read_mlx(place: Path, config: dict[str, Any], file: str = MLX_FILE) -> Store
     source = place / CONFIG_FILE
     kind = config.get("fine_tune_type", "lora")
     if kind not in ("lora", "dora"):
-        raise ValueError(f"{source}: fine_tune_type {shown(kind)} is not supported; supported are 'lora', 'dora' and 'full'")
+        raise ValueError(
+            f"{source}: fine_tune_type {shown(kind)} is not supported; supported are 'lora', 'dora' and 'full'"
+        )
     parameters = config.get("lora_parameters")
     if not isinstance(parameters, dict):
         raise FormatError(source, "lora_parameters", f"expected an object, got {shown(parameters)}")
@@ -79,7 +90,9 @@ def write_mlx(
     write_json(place / CONFIG_FILE, with_own_keys(config, old or {}), sort_keys=True)
 
 
-def mlx_config(kind: str, keys: list[str], rank: int, scale: float, dropout: float) -> dict[str, Any]:
+def mlx_config(
+    kind: str, keys: list[str], rank: int, scale: float, dropout: float
+) -> dict[str, Any]:
     """The configuration of adapters over the layers of the full names `keys`."""
     parameters = {"rank": rank, "scale": scale, "dropout": dropout, "keys": keys}
     return {"fine_tune_type": kind, "num_layers": -1, "lora_parameters": parameters}
@@ -87,4 +100,8 @@ def mlx_config(kind: str, keys: list[str], rank: int, scale: float, dropout: flo
 
 def _filled(array: np.ndarray, axis: int, length: int) -> np.ndarray:
     missing = length - array.shape[axis]
-    return np.pad(array, [(0, missing if i == axis else 0) for i in range(array.ndim)]) if missing else array
+    return (
+        np.pad(array, [(0, missing if i == axis else 0) for i in range(array.ndim)])
+        if missing
+        else array
+    )

@@ -22,8 +22,23 @@ from ..nn import Embedding
 from ..numbers import shown
 from .adapter import Adapter
 from .adapter_mlx import mlx_config
-from .adapter_peft_experts import check_targets, peft_name, take_experts, take_own_layers, whole_parameters
-from .stored_adapter import CONFIG_FILE, PEFT_FILE, StoredAdapter, StoredLayer, arrays_of, check_kind, grouped, number
+from .adapter_peft_experts import (
+    check_targets,
+    peft_name,
+    take_experts,
+    take_own_layers,
+    whole_parameters,
+)
+from .stored_adapter import (
+    CONFIG_FILE,
+    PEFT_FILE,
+    StoredAdapter,
+    StoredLayer,
+    arrays_of,
+    check_kind,
+    grouped,
+    number,
+)
 from .system_prompt import KEY, checked
 
 _PREFIX = "base_model.model."
@@ -63,18 +78,35 @@ def read_peft(place: Path, config: dict[str, Any], name: str = PEFT_FILE) -> Sto
     if other := [name for name in arrays if not name.startswith(_PREFIX)]:
         raise FormatError(file, other[0], f"expected names that begin with {_PREFIX}")
     stripped = {name[len(_PREFIX) :]: array for name, array in arrays.items()}
-    bases = {name.removesuffix(_BASE): stripped.pop(name) for name in list(stripped) if name.endswith(_BASE)}
-    kind, dropout = "dora" if config.get("use_dora") else "lora", number(source, config, "lora_dropout", 0.0)
+    bases = {
+        name.removesuffix(_BASE): stripped.pop(name)
+        for name in list(stripped)
+        if name.endswith(_BASE)
+    }
+    kind, dropout = (
+        "dora" if config.get("use_dora") else "lora",
+        number(source, config, "lora_dropout", 0.0),
+    )
     layers: dict[str, StoredLayer] = {}
     targets = check_targets(source, config)
-    for name, parameter, parts in take_experts(file, stripped, targets, lambda p: _rank_and_scale(source, config, p)[0]):
+    for name, parameter, parts in take_experts(
+        file, stripped, targets, lambda p: _rank_and_scale(source, config, p)[0]
+    ):
         layers[name] = StoredLayer(parts, _rank_and_scale(source, config, parameter)[1], dropout)
-    for name, scale, parts in take_own_layers(file, stripped, lambda module: _rank_and_scale(source, config, module)):
+    for name, scale, parts in take_own_layers(
+        file, stripped, lambda module: _rank_and_scale(source, config, module)
+    ):
         layers[name] = StoredLayer(parts, scale, dropout)
     found = grouped(file, stripped, _SUFFIXES, (2,))
-    embeddings = {name.removesuffix(".lora_embedding_A") for name in stripped if name.endswith(".lora_embedding_A")}
+    embeddings = {
+        name.removesuffix(".lora_embedding_A")
+        for name in stripped
+        if name.endswith(".lora_embedding_A")
+    }
     if kind == "dora" and embeddings:
-        raise ValueError(f"{file}: {min(embeddings)}: PEFT's DoRA of an embedding scales its columns, and pyloss's its rows")
+        raise ValueError(
+            f"{file}: {min(embeddings)}: PEFT's DoRA of an embedding scales its columns, and pyloss's its rows"
+        )
     check_kind(source, kind, found)
     problems = []
     for name, parts in found.items():
@@ -82,26 +114,37 @@ def read_peft(place: Path, config: dict[str, Any], name: str = PEFT_FILE) -> Sto
         whole = any(f".{weight}".endswith(f".{target}") for target in targets)
         rank, scale = _rank_and_scale(source, config, weight if whole else name)
         if parts["lora_a"].shape[0] != rank:
-            problems.append(f"{name}: rank {parts['lora_a'].shape[0]}, and the configuration gives {rank:g}")
-        turned = {part: array if part == "m" else np.ascontiguousarray(array.T) for part, array in parts.items()}
+            problems.append(
+                f"{name}: rank {parts['lora_a'].shape[0]}, and the configuration gives {rank:g}"
+            )
+        turned = {
+            part: array if part == "m" else np.ascontiguousarray(array.T)
+            for part, array in parts.items()
+        }
         layers[name] = StoredLayer(turned, scale, dropout)
     if problems:
         raise FormatError(source, None, f"does not fit the tensors:{listed(problems)}")
     if tied := bool(config.get("ensure_weight_tying")):
         _drop_twins(layers, bases, embeddings)
-    scale = Counter(layer.scale for layer in layers.values()).most_common(1)[0][0] if layers else 1.0
+    scale = (
+        Counter(layer.scale for layer in layers.values()).most_common(1)[0][0] if layers else 1.0
+    )
     rank = max((layer.rank for layer in layers.values()), default=1)
     made = mlx_config(kind, sorted(layers), rank, scale, dropout) | checked(config, source)
     return StoredAdapter(str(place), kind, layers, made, bases, set() if tied else embeddings)
 
 
-def _drop_twins(layers: dict[str, StoredLayer], bases: dict[str, np.ndarray], embeddings: set[str]) -> None:
+def _drop_twins(
+    layers: dict[str, StoredLayer], bases: dict[str, np.ndarray], embeddings: set[str]
+) -> None:
     """Leaves out heads whose adapter is an embedding's, transposed: PEFT writes both where the two are tied."""
     for name in set(layers) - embeddings:
         own = layers[name].arrays
         for other in embeddings:
             theirs = layers[other].arrays
-            if np.array_equal(own["lora_a"].T, theirs["lora_b"]) and np.array_equal(own["lora_b"].T, theirs["lora_a"]):
+            if np.array_equal(own["lora_a"].T, theirs["lora_b"]) and np.array_equal(
+                own["lora_b"].T, theirs["lora_a"]
+            ):
                 del layers[name]
                 bases.pop(name, None)
                 break
@@ -110,10 +153,14 @@ def _drop_twins(layers: dict[str, StoredLayer], bases: dict[str, np.ndarray], em
 def _refuse_settings(source: Path, config: Mapping[str, Any]) -> None:
     """ValueError naming the first setting that would change what the adapter computes and is not here."""
     if config["peft_type"] != "LORA":
-        raise ValueError(f"{source}: peft_type {shown(config['peft_type'])} is not supported; supported is 'LORA'")
+        raise ValueError(
+            f"{source}: peft_type {shown(config['peft_type'])} is not supported; supported is 'LORA'"
+        )
     for key, value in config.items():
         # The library's switches are named use_..., and what has settings of its own ..._config.
-        switch = key not in _PASSIVE and ((key.startswith("use_") and value) or (key.endswith("_config") and value))
+        switch = key not in _PASSIVE and (
+            (key.startswith("use_") and value) or (key.endswith("_config") and value)
+        )
         if switch or value not in _INACTIVE.get(key, (value,)):
             raise ValueError(f"{source}: {key} = {shown(value)} is not supported")
     start = config.get("init_lora_weights")
@@ -125,13 +172,18 @@ def _refuse_settings(source: Path, config: Mapping[str, Any]) -> None:
 
 
 def _rank_and_scale(source: Path, config: Mapping[str, Any], module: str) -> tuple[float, float]:
-    rank, alpha = (_of_module(source, config, *keys, module) for keys in (("r", "rank_pattern"), ("lora_alpha", "alpha_pattern")))
+    rank, alpha = (
+        _of_module(source, config, *keys, module)
+        for keys in (("r", "rank_pattern"), ("lora_alpha", "alpha_pattern"))
+    )
     if rank < 1 or rank != int(rank):
         raise FormatError(source, "r", f"expected a rank of 1 or more, got {rank:g}")
     return rank, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
-def _of_module(source: Path, config: Mapping[str, Any], key: str, pattern: str, module: str) -> float:
+def _of_module(
+    source: Path, config: Mapping[str, Any], key: str, pattern: str, module: str
+) -> float:
     """A number of the configuration, or the one that `pattern` has for the layer: by a regular expression for the name's end."""
     patterns = config.get(pattern) or {}
     if not isinstance(patterns, dict):
@@ -168,7 +220,10 @@ def write_peft(
     alphas: dict[str, float] = {}
     embeddings, parameters = False, []
     for place_of, parameter, size, scale, pair in whole_parameters(experts):
-        arrays |= {f"{_PREFIX}{place_of}.lora_{half}.weight": np.ascontiguousarray(array) for half, array in pair.items()}
+        arrays |= {
+            f"{_PREFIX}{place_of}.lora_{half}.weight": np.ascontiguousarray(array)
+            for half, array in pair.items()
+        }
         ranks[parameter], alphas[parameter] = size, _plain(scale * size)
         parameters.append(parameter)
     for name, layer in layers.items():
@@ -182,9 +237,13 @@ def write_peft(
             parameters.append(target)
         ranks[target], alphas[target] = layer.rank, _plain(layer.scale * layer.rank)
         if embedding and kind == "dora":
-            raise ValueError(f"{name}: PEFT's DoRA of an embedding scales its columns, and pyloss's its rows")
+            raise ValueError(
+                f"{name}: PEFT's DoRA of an embedding scales its columns, and pyloss's its rows"
+            )
         for half, array in (("A", layer.lora_a), ("B", layer.lora_b)):
-            arrays[f"{at}.lora_embedding_{half}" if embedding else f"{at}.lora_{half}.weight"] = np.ascontiguousarray(array.T)
+            arrays[f"{at}.lora_embedding_{half}" if embedding else f"{at}.lora_{half}.weight"] = (
+                np.ascontiguousarray(array.T)
+            )
         if kind == "dora":
             arrays[f"{at}.lora_magnitude_vector"] = getattr(layer, "m")  # noqa: B009  (of DoRA alone)
         embeddings |= embedding

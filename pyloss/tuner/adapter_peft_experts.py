@@ -17,10 +17,13 @@ from ..errors import FormatError
 from ..numbers import shown
 from .adapter import Adapter
 
-_PARAMETERS = ("gate_up_proj", "down_proj")  # in the order in which PEFT wraps them, the first innermost
+# in the order in which PEFT wraps them, the first innermost
+_PARAMETERS = ("gate_up_proj", "down_proj")
 _NAME = re.compile(r"(.+\.experts)((?:\.base_layer)*)\.lora_([AB])\.weight")
 # Before transformers 5 every expert had layers of its own.
-_OWN_NAME = re.compile(r"((.+)\.experts\.(\d+)\.(w1|w2|w3|gate_proj|up_proj|down_proj))\.lora_([AB])\.weight")
+_OWN_NAME = re.compile(
+    r"((.+)\.experts\.(\d+)\.(w1|w2|w3|gate_proj|up_proj|down_proj))\.lora_([AB])\.weight"
+)
 _OWN_PARTS = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
 Matrices = dict[str, np.ndarray]
 
@@ -28,10 +31,14 @@ Matrices = dict[str, np.ndarray]
 def check_targets(source: Path, config: Mapping[str, Any]) -> list[str]:
     """`target_parameters`; ValueError for parameters other than those of experts and the weights of layers."""
     targets = config.get("target_parameters") or []
-    known = isinstance(targets, list) and all(str(name).split(".")[-1] in (*_PARAMETERS, "weight") for name in targets)
+    known = isinstance(targets, list) and all(
+        str(name).split(".")[-1] in (*_PARAMETERS, "weight") for name in targets
+    )
     if not known:
         supported = ", ".join(_PARAMETERS)
-        raise ValueError(f"{source}: target_parameters = {shown(targets)} is not supported; supported are {supported}")
+        raise ValueError(
+            f"{source}: target_parameters = {shown(targets)} is not supported; supported are {supported}"
+        )
     return targets
 
 
@@ -48,12 +55,28 @@ def take_experts(
             depth = match[2].count(".base_layer")
             found.setdefault(match[1], {}).setdefault(depth, {})[match[3]] = arrays.pop(name)
     for module, depths in found.items():
-        adapted = [p for p in _PARAMETERS if any(f".{module}.{p}".endswith(f".{target}") for target in targets)]
-        if sorted(depths) != list(range(len(adapted))) or any(sorted(pair) != ["A", "B"] for pair in depths.values()):
-            there = f"tensors at {len(depths)} depths" if all(len(p) == 2 for p in depths.values()) else "half of a pair"
-            raise FormatError(file, module, f"has {there}, where target_parameters has {' and '.join(adapted) or 'none'} of it")
+        adapted = [
+            p
+            for p in _PARAMETERS
+            if any(f".{module}.{p}".endswith(f".{target}") for target in targets)
+        ]
+        if sorted(depths) != list(range(len(adapted))) or any(
+            sorted(pair) != ["A", "B"] for pair in depths.values()
+        ):
+            there = (
+                f"tensors at {len(depths)} depths"
+                if all(len(p) == 2 for p in depths.values())
+                else "half of a pair"
+            )
+            raise FormatError(
+                file,
+                module,
+                f"has {there}, where target_parameters has {' and '.join(adapted) or 'none'} of it",
+            )
         for depth, parameter in enumerate(reversed(adapted)):
-            yield from _layers(file, module, parameter, depths[depth], rank_of(f"{module}.{parameter}"))
+            yield from _layers(
+                file, module, parameter, depths[depth], rank_of(f"{module}.{parameter}")
+            )
 
 
 def take_own_layers(
@@ -67,11 +90,17 @@ def take_own_layers(
     for name in list(arrays):
         if match := _OWN_NAME.fullmatch(name):
             layer = f"{match[2]}.switch_mlp.{_OWN_PARTS.get(match[4], match[4])}"
-            found.setdefault(layer, {}).setdefault(int(match[3]), (match[1], {}))[1][match[5]] = arrays.pop(name)
+            found.setdefault(layer, {}).setdefault(int(match[3]), (match[1], {}))[1][match[5]] = (
+                arrays.pop(name)
+            )
     for layer, experts in found.items():
         if sorted(experts) != list(range(len(experts))):
             missing = min(set(range(max(experts))) - set(experts))
-            raise FormatError(file, layer, f"has adapters for {len(experts)} experts, and none for expert {missing}")
+            raise FormatError(
+                file,
+                layer,
+                f"has adapters for {len(experts)} experts, and none for expert {missing}",
+            )
         _, scale = rank_and_scale(experts[0][0])
         first: list[np.ndarray] = []
         second: list[np.ndarray] = []
@@ -80,20 +109,35 @@ def take_own_layers(
             shapes = {half: pair[half].shape for half in sorted(pair)}
             fits = set(pair) == {"A", "B"} and pair["A"].ndim == pair["B"].ndim == 2
             if not fits or not pair["A"].shape[0] == pair["B"].shape[1] == rank:
-                raise FormatError(file, name, f"matrices of shapes {shapes} are not a pair of rank {rank:g}")
+                raise FormatError(
+                    file, name, f"matrices of shapes {shapes} are not a pair of rank {rank:g}"
+                )
             if first and (pair["A"].shape, pair["B"].shape) != (first[0].shape, second[0].shape):
-                raise FormatError(file, name, f"matrices of shapes {shapes}, which are others than the first expert's")
+                raise FormatError(
+                    file,
+                    name,
+                    f"matrices of shapes {shapes}, which are others than the first expert's",
+                )
             first.append(pair["A"])
             second.append(pair["B"] * np.float32(own / scale if scale else 0))
         yield layer, scale, {"lora_a": np.stack(first), "lora_b": np.stack(second)}
 
 
-def _layers(file: Path, module: str, parameter: str, pair: Matrices, rank: float) -> Iterator[tuple[str, str, Matrices]]:
+def _layers(
+    file: Path, module: str, parameter: str, pair: Matrices, rank: float
+) -> Iterator[tuple[str, str, Matrices]]:
     a, b = pair["A"], pair["B"]
-    fits = a.ndim == b.ndim == 2 and a.shape[0] == b.shape[1] and rank >= 1 and a.shape[0] % int(rank) == 0
+    fits = (
+        a.ndim == b.ndim == 2
+        and a.shape[0] == b.shape[1]
+        and rank >= 1
+        and a.shape[0] % int(rank) == 0
+    )
     if not fits or (parameter == "gate_up_proj" and b.shape[0] % 2):
         shapes = f"lora_A {a.shape} and lora_B {b.shape}"
-        raise FormatError(file, f"{module}.{parameter}", f"{shapes} are not those of experts of rank {rank:g}")
+        raise FormatError(
+            file, f"{module}.{parameter}", f"{shapes} are not those of experts of rank {rank:g}"
+        )
     experts = a.shape[0] // int(rank)
     first = np.ascontiguousarray(a.reshape(experts, -1, a.shape[1]))
     second = np.ascontiguousarray(b.reshape(b.shape[0], -1, experts).transpose(2, 0, 1))
@@ -103,10 +147,16 @@ def _layers(file: Path, module: str, parameter: str, pair: Matrices, rank: float
         yield f"{switch}.down_proj", whole, {"lora_a": first, "lora_b": second}
     else:
         for name, rows in (("gate_proj", slice(None, half)), ("up_proj", slice(half, None))):
-            yield f"{switch}.{name}", whole, {"lora_a": first.copy(), "lora_b": np.ascontiguousarray(second[:, rows])}
+            yield (
+                f"{switch}.{name}",
+                whole,
+                {"lora_a": first.copy(), "lora_b": np.ascontiguousarray(second[:, rows])},
+            )
 
 
-def whole_parameters(layers: Mapping[str, Adapter]) -> Iterator[tuple[str, str, int, float, Matrices]]:
+def whole_parameters(
+    layers: Mapping[str, Adapter],
+) -> Iterator[tuple[str, str, int, float, Matrices]]:
     """The adapters of experts by parameter: (prefix of its tensors, its name, rank, scale, {"A": ..., "B": ...}).
 
     Gates and ups that do not share `lora_a` become a pair of both ranks together.
@@ -125,8 +175,17 @@ def whole_parameters(layers: Mapping[str, Adapter]) -> Iterator[tuple[str, str, 
         for depth, parameter in enumerate(reversed(list(pairs))):
             a, b, scale = pairs[parameter]
             experts, rank, _ = a.shape
-            flat = {"A": a.reshape(experts * rank, -1), "B": b.transpose(1, 2, 0).reshape(b.shape[1], -1)}
-            yield f"{block}.experts{'.base_layer' * depth}", f"{block}.experts.{parameter}", rank, scale, flat
+            flat = {
+                "A": a.reshape(experts * rank, -1),
+                "B": b.transpose(1, 2, 0).reshape(b.shape[1], -1),
+            }
+            yield (
+                f"{block}.experts{'.base_layer' * depth}",
+                f"{block}.experts.{parameter}",
+                rank,
+                scale,
+                flat,
+            )
 
 
 def peft_name(name: str) -> str:

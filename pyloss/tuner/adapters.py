@@ -17,7 +17,14 @@ from .adapter_mlx import read_mlx, write_mlx
 from .adapter_peft import read_peft, write_peft
 from .full import is_full
 from .run_folder import read_config, run_files, with_own_keys
-from .stored_adapter import CONFIG_FILE, MLX_FILE, PEFT_FILE, StoredAdapter, StoredLayer, adapter_place
+from .stored_adapter import (
+    CONFIG_FILE,
+    MLX_FILE,
+    PEFT_FILE,
+    StoredAdapter,
+    StoredLayer,
+    adapter_place,
+)
 from .system_prompt import system_prompt_of
 
 __all__ = ["CONFIG_FILE", "MLX_FILE", "put_adapter", "read_adapter", "save_adapter"]
@@ -55,20 +62,27 @@ def put_adapter(model: Any, adapter: StoredAdapter) -> None:
     for said, stored in adapter.layers.items():
         name = said if said in modules else language_model_name(said)
         # transformers calls Mixtral's blocks as it calls others'; their files and pyloss don't.
-        if name not in modules and (other := name.replace(".mlp.", ".block_sparse_moe.")) in modules:
+        if (
+            name not in modules
+            and (other := name.replace(".mlp.", ".block_sparse_moe.")) in modules
+        ):
             name = other
         layer = _over(modules.get(name), adapter.kind, stored)
         if isinstance(layer, str):
             problems.append(f"{name}: {layer}")
         elif said in adapter.untied and getattr(model, "lm_head", None) is None:
-            problems.append(f"{name}: PEFT adapts the embedding and not the head (ensure_weight_tying), and here they are one")
+            problems.append(
+                f"{name}: PEFT adapts the embedding and not the head (ensure_weight_tying), and here they are one"
+            )
         else:
             layers[name] = layer
     for name, weight in adapter.bases.items():
         if reason := _other_base(modules.get(language_model_name(name)), weight):
             problems.append(f"{name}: {reason}")
     if problems:
-        raise ValueError(f"the adapter in {adapter.path} is not one for this model:{listed(problems)}")
+        raise ValueError(
+            f"the adapter in {adapter.path} is not one for this model:{listed(problems)}"
+        )
     if not layers:
         raise ValueError(f"the adapter in {adapter.path} has no matrices")
     for name, layer in layers.items():
@@ -82,10 +96,18 @@ def _over(base: Any, kind: str, stored: StoredLayer) -> Adapter | str:
     if isinstance(base, Adapter):
         return "has an adapter already; fuse() or remove_lora_layers() first"
     if not takes_adapter(base, kind):
-        return "the model has no such layer" + ("" if base is None or kind == "lora" else f" that takes a {kind} adapter")
-    cls, found = adapter_class(base, kind), {part: array.shape for part, array in stored.arrays.items()}
+        return "the model has no such layer" + (
+            "" if base is None or kind == "lora" else f" that takes a {kind} adapter"
+        )
+    cls, found = (
+        adapter_class(base, kind),
+        {part: array.shape for part, array in stored.arrays.items()},
+    )
     if found != cls.shapes(base, stored.rank):
-        shapes = (", ".join("r" if n < 0 else str(n) for n in shape) for shape in cls.shapes(base, -1).values())
+        shapes = (
+            ", ".join("r" if n < 0 else str(n) for n in shape)
+            for shape in cls.shapes(base, -1).values()
+        )
         expected = " and ".join(f"({shape})" for shape in shapes)
         return f"{' and '.join(f'{part} {shape}' for part, shape in found.items())}, expected {expected}"
     try:
@@ -131,7 +153,9 @@ def save_adapter(
     config = getattr(model, "adapter_config", None)
     layers, full = settled_adapters(model), is_full(config)
     if full and format != "mlx":
-        raise ValueError(f"weights trained in full are saved in the layout 'mlx' or by model.save(folder), not as {format!r}")
+        raise ValueError(
+            f"weights trained in full are saved in the layout 'mlx' or by model.save(folder), not as {format!r}"
+        )
     if full and not model.trainable_parameters():
         raise ValueError("the model has no trainable weights to save; call unfreeze_layers first")
     if not (layers or full):
@@ -147,4 +171,11 @@ def save_adapter(
             write_mlx(place, layers, config, one_rank, old)
         else:
             blocks = {name for name, _ in model.named_modules() if name.endswith(".switch_mlp")}
-            write_peft(place, layers, base_model, getattr(model, "lm_head", None) is None, blocks, system_prompt_of(config))
+            write_peft(
+                place,
+                layers,
+                base_model,
+                getattr(model, "lm_head", None) is None,
+                blocks,
+                system_prompt_of(config),
+            )

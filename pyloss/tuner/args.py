@@ -60,7 +60,13 @@ class TrainingArgs:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
-        least = {"batch_size": 1, "iters": 0, "val_batches": -1, "steps_per_report": 1, "steps_per_eval": 0}
+        least = {
+            "batch_size": 1,
+            "iters": 0,
+            "val_batches": -1,
+            "steps_per_report": 1,
+            "steps_per_eval": 0,
+        }
         least |= {"steps_per_save": 1, "max_seq_length": 2, "grad_accumulation_steps": 1}
         for name, low in least.items():
             setattr(self, name, whole(getattr(self, name), name, low))

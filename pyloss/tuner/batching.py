@@ -41,7 +41,9 @@ class BatchReport:
         if self.cut:
             line += f"; {self.cut} longer than {self.max_seq_length} tokens and cut"
         if self.skipped:
-            line += f"; {self.skipped} skipped, having no target within {self.max_seq_length} tokens"
+            line += (
+                f"; {self.skipped} skipped, having no target within {self.max_seq_length} tokens"
+            )
         return line
 
 
@@ -72,9 +74,13 @@ class BatchIterator(Iterator[Batch]):
     ):
         rank, size = (0, 1) if comm_group is None else (comm_group.rank(), comm_group.size())
         if batch_size < 1 or batch_size % size:
-            raise ValueError(f"batch_size is {batch_size}, and must be a positive multiple of the {size} worker(s)")
+            raise ValueError(
+                f"batch_size is {batch_size}, and must be a positive multiple of the {size} worker(s)"
+            )
         if max_seq_length < 2:
-            raise ValueError(f"max_seq_length is {max_seq_length}, and must be at least 2: a token and its successor")
+            raise ValueError(
+                f"max_seq_length is {max_seq_length}, and must be at least 2: a token and its successor"
+            )
         if seed is not None and seed < 0:
             raise ValueError(f"seed is {seed}, and must be a whole number >= 0, or None")
         self._dataset = dataset if isinstance(dataset, CacheDataset) else CacheDataset(dataset)
@@ -85,7 +91,9 @@ class BatchIterator(Iterator[Batch]):
         self.report = BatchReport(samples=len(self._dataset), max_seq_length=max_seq_length)
         order = self._usable(vocab_size)
         if len(order) < size:
-            raise ValueError(f"{len(order)} usable sample(s) are too few for {size} workers: {self.report.text}")
+            raise ValueError(
+                f"{len(order)} usable sample(s) are too few for {size} workers: {self.report.text}"
+            )
         bounds = list(range(0, len(order), batch_size)) + [len(order)]
         if len(bounds) > 2 and bounds[-1] - bounds[-2] < size:
             del bounds[-2]  # a rest too small to give each worker a row joins the batch before
@@ -156,10 +164,19 @@ class BatchIterator(Iterator[Batch]):
 
     def state(self) -> dict[str, int]:
         """The place in the data, JSON-able: `seed`, `epoch`, `position` in it, and the counts that `set_state` compares."""
-        return {"seed": self.seed, "epoch": self._epoch, "position": self._position, **self._fingerprint()}
+        return {
+            "seed": self.seed,
+            "epoch": self._epoch,
+            "position": self._position,
+            **self._fingerprint(),
+        }
 
     def _fingerprint(self) -> dict[str, int]:
-        return {"batches": len(self._batches), "samples": self.report.used, "tokens": self.report.tokens}
+        return {
+            "batches": len(self._batches),
+            "samples": self.report.used,
+            "tokens": self.report.tokens,
+        }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Goes on from `state`: the next batches are those that would have followed it.
@@ -168,14 +185,21 @@ class BatchIterator(Iterator[Batch]):
         """
         own = self.state()
         if not isinstance(state, Mapping):
-            raise ValueError(f"the state of the batches is {state!r:.80}; it must be what state() gave")
+            raise ValueError(
+                f"the state of the batches is {state!r:.80}; it must be what state() gave"
+            )
         bad = [k for k in own if not isinstance(state.get(k), int) or state[k] < 0]
         if bad:
             found = ", ".join(f"{key} {shown(state.get(key))}" for key in bad)
-            raise ValueError(f"the state of the batches has {found}: {', '.join(bad)} must be whole numbers >= 0")
+            raise ValueError(
+                f"the state of the batches has {found}: {', '.join(bad)} must be whole numbers >= 0"
+            )
         other = {k: state[k] for k, v in self._fingerprint().items() if state[k] != v}
         if other or state["position"] > len(self._batches):
-            said, here = (", ".join(f"{shown(place[key])} {key}" for key in self._fingerprint()) for place in (state, own))
+            said, here = (
+                ", ".join(f"{shown(place[key])} {key}" for key in self._fingerprint())
+                for place in (state, own)
+            )
             raise ValueError(
                 f"the state was taken over other data, batch size or window: it had {said}, and here are {here}; "
                 "to go on with other data, start a new run from the adapter (--resume-adapter-file)"

@@ -37,7 +37,14 @@ class ProgressReporter(TrainingCallback):
                 from tqdm import tqdm
             except ImportError:
                 return
-            self.bar = tqdm(total=total, initial=done, file=self.stream, unit="it", dynamic_ncols=True, leave=False)
+            self.bar = tqdm(
+                total=total,
+                initial=done,
+                file=self.stream,
+                unit="it",
+                dynamic_ncols=True,
+                leave=False,
+            )
 
     def line(self, text: str) -> None:
         """Print one line, above the bar if there is one."""
@@ -64,7 +71,9 @@ class ProgressReporter(TrainingCallback):
 
     def on_val_loss_report(self, val_info: Info) -> None:
         i = val_info
-        self.line(f"iteration {i['iteration']}/{self.total}: val loss {i['val_loss']:.4f}, took {i['val_time']:.1f} s")
+        self.line(
+            f"iteration {i['iteration']}/{self.total}: val loss {i['val_loss']:.4f}, took {i['val_time']:.1f} s"
+        )
 
     def close(self) -> None:
         if self.bar is not None:
@@ -89,7 +98,9 @@ class _ServiceCallback(TrainingCallback):
         try:
             self.module: Any = importlib.import_module(self.service)
         except ImportError as error:
-            raise ImportError(f"reporting to {self.service} needs its package: pip install {self.service}") from error
+            raise ImportError(
+                f"reporting to {self.service} needs its package: pip install {self.service}"
+            ) from error
         self.wrapped_callback = wrapped_callback
         self.start(project_name, log_dir or ".", config or {})
 
@@ -111,7 +122,9 @@ class WandBCallback(_ServiceCallback):
     service = "wandb"
 
     def start(self, project_name: str | None, log_dir: str, config: Info) -> None:
-        self.module.init(project=project_name, name=os.path.basename(log_dir), dir=log_dir, config=config)
+        self.module.init(
+            project=project_name, name=os.path.basename(log_dir), dir=log_dir, config=config
+        )
 
 
 class SwanLabCallback(_ServiceCallback):
@@ -119,7 +132,12 @@ class SwanLabCallback(_ServiceCallback):
 
     def start(self, project_name: str | None, log_dir: str, config: Info) -> None:
         logdir = os.path.join(log_dir, "swanlog")
-        self.module.init(project=project_name, experiment_name=os.path.basename(log_dir), logdir=logdir, config=config)
+        self.module.init(
+            project=project_name,
+            experiment_name=os.path.basename(log_dir),
+            logdir=logdir,
+            config=config,
+        )
 
 
 SERVICES: dict[str, type[_ServiceCallback]] = {"wandb": WandBCallback, "swanlab": SwanLabCallback}
@@ -139,7 +157,9 @@ def get_reporting_callbacks(
     names = [name.strip().lower() for name in (report_to or "").split(",") if name.strip()]
     for name in names:
         if name not in SERVICES:
-            raise ValueError(f"report_to: {name!r} is not known; allowed: {', '.join(SERVICES)}, or several with commas")
+            raise ValueError(
+                f"report_to: {name!r} is not known; allowed: {', '.join(SERVICES)}, or several with commas"
+            )
     callback: TrainingCallback | None = None
     for name in names:
         callback = SERVICES[name](project_name, log_dir, config, callback)

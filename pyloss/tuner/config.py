@@ -43,18 +43,26 @@ def _integer(least: int) -> Callable[[Any], int]:
             return whole(value, "", least)
         except (TypeError, ValueError):
             text = f"a whole number of at least {least}"
-            raise Refused(text if not isinstance(value, int) or value <= LARGEST else f"{text} and at most {LARGEST}") from None
+            raise Refused(
+                text
+                if not isinstance(value, int) or value <= LARGEST
+                else f"{text} and at most {LARGEST}"
+            ) from None
 
     return check
 
 
-def _number(least: float, below: float | None = None, above: bool = False) -> Callable[[Any], float]:
+def _number(
+    least: float, below: float | None = None, above: bool = False
+) -> Callable[[Any], float]:
     allowed = f"a finite number {'above' if above else 'of at least'} {least:g}"
     allowed += "" if below is None else f" and below {below:g}"
 
     def check(value: Any) -> float:
         try:
-            return real(value, "", None if above else least, above=least if above else None, below=below)
+            return real(
+                value, "", None if above else least, above=least if above else None, below=below
+            )
         except (TypeError, ValueError):
             raise Refused(allowed) from None
 
@@ -116,7 +124,11 @@ def _mapping(value: Any) -> dict[str, Any]:
 
 
 def _names(value: Any) -> list[str]:
-    if not isinstance(value, (list, tuple)) or not value or not all(isinstance(item, str) for item in value):
+    if (
+        not isinstance(value, (list, tuple))
+        or not value
+        or not all(isinstance(item, str) for item in value)
+    ):
         raise Refused("a list of layer names such as [self_attn.q_proj, self_attn.v_proj]")
     return list(value)
 
@@ -182,7 +194,9 @@ SCHEMA: dict[str, Key] = {
     "model": Key(_place, DEFAULT_MODEL),
     "train": Key(_optional(_boolean)),  # true where neither this nor test is said
     "fine_tune_type": Key(_one_of("lora", "dora", "full"), "lora"),
-    "optimizer": Key(_one_of(*OPTIMIZERS, refused={n: f"{n} {_NOT_YET}" for n in ("muon", "adafactor")}), "adam"),
+    "optimizer": Key(
+        _one_of(*OPTIMIZERS, refused={n: f"{n} {_NOT_YET}" for n in ("muon", "adafactor")}), "adam"
+    ),
     "optimizer_config": Key(_optimizer_config, {}),
     "data": Key(_optional(_place)),
     "hf_dataset": Key(_optional(_hf_dataset)),
@@ -231,7 +245,9 @@ SCHEMA: dict[str, Key] = {
 }
 
 #: flags of the command line for what YAML files say under lora_parameters
-LORA_FLAGS = {name: name for name in ("rank", "scale", "alpha", "rslora", "dropout", "init", "loftq_model")}
+LORA_FLAGS = {
+    name: name for name in ("rank", "scale", "alpha", "rslora", "dropout", "init", "loftq_model")
+}
 LORA_FLAGS["lora_keys"] = "keys"
 
 #: names that other versions and other tools use, and what they are called here
@@ -258,7 +274,9 @@ RENAMED = {
 }
 
 
-def _checked(given: Mapping[str, Any], schema: Mapping[str, Key], prefix: str = "") -> dict[str, Any]:
+def _checked(
+    given: Mapping[str, Any], schema: Mapping[str, Key], prefix: str = ""
+) -> dict[str, Any]:
     result = {}
     for key, value in given.items():
         if key not in schema:
@@ -266,7 +284,9 @@ def _checked(given: Mapping[str, Any], schema: Mapping[str, Key], prefix: str = 
             if not prefix and (hint or key) in LORA_SCHEMA:
                 hint, place = hint or key, "lora_parameters."
             ask = f": did you mean {place}{hint}?" if hint in schema or place != prefix else ";"
-            raise ValueError(f"unknown key {prefix}{key} (value {shown(value)}){ask} allowed are {', '.join(schema)}")
+            raise ValueError(
+                f"unknown key {prefix}{key} (value {shown(value)}){ask} allowed are {', '.join(schema)}"
+            )
         try:
             result[key] = schema[key].check(value)
         except Refused as refusal:
@@ -283,7 +303,16 @@ def check_config(given: Mapping[str, Any], source: str) -> dict[str, Any]:
 
 
 #: what a run says of one call of the command, not of itself
-_OF_ONE_CALL = ("config", "adapter_path", "resume", "resume_adapter_file", "overwrite", "preview", "train", "test")
+_OF_ONE_CALL = (
+    "config",
+    "adapter_path",
+    "resume",
+    "resume_adapter_file",
+    "overwrite",
+    "preview",
+    "train",
+    "test",
+)
 
 
 def resumed_settings(saved: Mapping[str, Any]) -> dict[str, Any]:
@@ -291,12 +320,18 @@ def resumed_settings(saved: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises ValueError for a value that cannot be, naming its key.
     """
-    known = {key: value for key, value in saved.items() if key in SCHEMA and key not in _OF_ONE_CALL and value is not None}
+    known = {
+        key: value
+        for key, value in saved.items()
+        if key in SCHEMA and key not in _OF_ONE_CALL and value is not None
+    }
     return check_config(known, "the run to resume")
 
 
 def merge_config(
-    flags: Mapping[str, Any], path: PathLike | None = None, defaults: Mapping[str, Any] | None = None
+    flags: Mapping[str, Any],
+    path: PathLike | None = None,
+    defaults: Mapping[str, Any] | None = None,
 ) -> SimpleNamespace:
     """All settings: `flags` that are not None, else those of the YAML file `path`, else `defaults`, else those of the schema.
 
@@ -320,7 +355,9 @@ def merge_config(
         settings["train"] = not settings["test"]
     settings["optimizer_config"] = dict(settings["optimizer_config"])
     if settings["full_keys"] and settings["fine_tune_type"] != "full":
-        raise ValueError("full_keys says what fine_tune_type full trains; for adapters, lora_parameters has keys (--lora-keys)")
+        raise ValueError(
+            "full_keys says what fine_tune_type full trains; for adapters, lora_parameters has keys (--lora-keys)"
+        )
     if settings["lr_schedule"] and settings["warmup"]:
         raise ValueError("warmup is given twice: put it into lr_schedule, where a schedule is used")
     return SimpleNamespace(**settings)

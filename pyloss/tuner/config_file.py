@@ -64,21 +64,30 @@ def _parse(text: str) -> Any:
     try:
         import yaml
     except ImportError as error:
-        raise ImportError("reading a YAML configuration needs PyYAML: pip install PyYAML") from error
+        raise ImportError(
+            "reading a YAML configuration needs PyYAML: pip install PyYAML"
+        ) from error
 
     class Loader(yaml.SafeLoader):
         aliases = nodes = 0
 
         def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
             """Long scalars are text, except integers: the patterns of numbers take time with the square of the length."""
-            if kind is yaml.ScalarNode and implicit[0] and len(value) > MOST_DIGITS and not value.lstrip("+-").isdigit():
+            if (
+                kind is yaml.ScalarNode
+                and implicit[0]
+                and len(value) > MOST_DIGITS
+                and not value.lstrip("+-").isdigit()
+            ):
                 return self.DEFAULT_SCALAR_TAG
             return super().resolve(kind, value, implicit)  # type: ignore[no-untyped-call]
 
         def compose_node(self, parent: Any, index: Any) -> Any:
             self.nodes += 1
             if self.nodes > MOST_NODES:
-                raise _Wrong(f"more than {MOST_NODES} keys and values, which no file of settings has")
+                raise _Wrong(
+                    f"more than {MOST_NODES} keys and values, which no file of settings has"
+                )
             self.aliases += self.check_event(yaml.AliasEvent)
             if self.aliases > MOST_ALIASES:
                 raise _Wrong(f"more than {MOST_ALIASES} aliases")
@@ -93,7 +102,10 @@ def _parse(text: str) -> Any:
                         raise _Wrong(f"the key {shown(key.value)} is given twice", key.start_mark)
                     own.add(key.value)
             super().flatten_mapping(node)
-            named = {key.value if isinstance(key, yaml.ScalarNode) else id(key): (key, value) for key, value in node.value}
+            named = {
+                key.value if isinstance(key, yaml.ScalarNode) else id(key): (key, value)
+                for key, value in node.value
+            }
             node.value = list(named.values())
 
         def construct_yaml_int(self, node: Any) -> int:
@@ -102,17 +114,24 @@ def _parse(text: str) -> Any:
             return int(super().construct_yaml_int(node))
 
     number = r"[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)[eE][-+]?[0-9]+$"
-    Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(number), list("-+0123456789."))
+    Loader.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(number), list("-+0123456789.")
+    )
     Loader.add_constructor("tag:yaml.org,2002:int", Loader.construct_yaml_int)
     try:
         return yaml.load(text, Loader)
     except yaml.YAMLError as error:
-        raise _Wrong(f"not YAML: {getattr(error, 'problem', None) or error}", getattr(error, "problem_mark", None)) from error
+        raise _Wrong(
+            f"not YAML: {getattr(error, 'problem', None) or error}",
+            getattr(error, "problem_mark", None),
+        ) from error
     except _Wrong:
         raise
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         # PyYAML's own, for a tag on a value that is not of its type, or a date that is none.
-        raise _Wrong("a value that its tag does not fit (such as !!int x), or a date that is none") from error
+        raise _Wrong(
+            "a value that its tag does not fit (such as !!int x), or a date that is none"
+        ) from error
 
 
 def _check(value: Any, key: str, counted: dict[int, int]) -> int:
@@ -122,13 +141,17 @@ def _check(value: Any, key: str, counted: dict[int, int]) -> int:
     if value is None or isinstance(value, (str, int, float)):
         return 1
     if not isinstance(value, (list, dict)):
-        raise _Wrong(f"{key} is a {type(value).__name__}; it must be text, a number, true, false, a list or a mapping")
+        raise _Wrong(
+            f"{key} is a {type(value).__name__}; it must be text, a number, true, false, a list or a mapping"
+        )
     if id(value) in counted:
         if not counted[id(value)]:
             raise _Wrong(f"{key} holds itself")
         return counted[id(value)]
     counted[id(value)] = 0
-    total = 1 + sum(_check(item, key or shown(name).strip("'"), counted) for name, item in _parts(value))
+    total = 1 + sum(
+        _check(item, key or shown(name).strip("'"), counted) for name, item in _parts(value)
+    )
     if total > MOST_VALUES:
         raise _Wrong(f"{key or 'the file'} stands for more than {MOST_VALUES} values")
     counted[id(value)] = total

@@ -30,16 +30,22 @@ def resolve_train_on(train_on: str | None, mask_prompt: bool) -> str:
     if train_on is None:
         return "last" if mask_prompt else "all"
     if train_on not in TRAIN_ON:
-        raise ValueError(f"train_on is {train_on!r}, and must be one of {', '.join(map(repr, TRAIN_ON))}")
+        raise ValueError(
+            f"train_on is {train_on!r}, and must be one of {', '.join(map(repr, TRAIN_ON))}"
+        )
     if mask_prompt and train_on == "all":
-        raise ValueError("mask_prompt=True leaves the prompt untrained, but train_on='all' trains it: give one of them")
+        raise ValueError(
+            "mask_prompt=True leaves the prompt untrained, but train_on='all' trains it: give one of them"
+        )
     return train_on
 
 
 class _Dataset:
     """Records with a tokenizer. `dataset[i]` is the record as it was given."""
 
-    def __init__(self, data: Any, tokenizer: Any, mask_prompt: bool = False, train_on: str | None = None):
+    def __init__(
+        self, data: Any, tokenizer: Any, mask_prompt: bool = False, train_on: str | None = None
+    ):
         self._data = data
         self.tokenizer = tokenizer
         self.train_on = resolve_train_on(train_on, mask_prompt)
@@ -127,7 +133,9 @@ class ChatDataset(_Dataset):
         return _shared(_system_prompt(self[i][self.chat_key]) for i in range(len(self)))
 
     def _sample(self, record: Record) -> Sample:
-        return chat_sample(self.tokenizer, record[self.chat_key], tools_of(record.get("tools")), self.train_on)
+        return chat_sample(
+            self.tokenizer, record[self.chat_key], tools_of(record.get("tools")), self.train_on
+        )
 
 
 class CompletionsDataset(_Dataset):
@@ -209,7 +217,9 @@ class CacheDataset:
 
     def __init__(self, data: Any):
         self._data = data
-        self._kept: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]] | None] = [None] * len(data)
+        self._kept: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]] | None] = [
+            None
+        ] * len(data)
         self.said: set[str] = set()  # messages about this data that were given already
 
     def __len__(self) -> int:
@@ -244,7 +254,11 @@ def _prompt_of(dataset: Any) -> str | None:
 
 
 def _system_prompt(messages: Sequence[Mapping[str, Any]]) -> str | None:
-    content = as_text(messages[0].get("content")) if messages and messages[0].get("role") == "system" else None
+    content = (
+        as_text(messages[0].get("content"))
+        if messages and messages[0].get("role") == "system"
+        else None
+    )
     return content if isinstance(content, str) else None
 
 
@@ -294,7 +308,9 @@ def create_dataset(data: Any, tokenizer: Any, config: Any) -> _Dataset:
         return ChatDataset(data, tokenizer, chat, mask_prompt, train_on)
     if text in data[0]:
         if resolve_train_on(train_on, mask_prompt) != "all":
-            raise ValueError(f"records of {text!r} have no prompt to mask: leave out mask_prompt and train_on")
+            raise ValueError(
+                f"records of {text!r} have no prompt to mask: leave out mask_prompt and train_on"
+            )
         return TextDataset(data, tokenizer, text)
     where = data.where(0) if isinstance(data, Records) else "record 0"
     expected = f"{prompt!r} and {completion!r}, or {chat!r}, or {text!r}"
@@ -308,7 +324,9 @@ def load_local_dataset(data_path: Path | str, tokenizer: Any, config: Any) -> tu
     """
 
     def subset(names: tuple[str, ...]) -> Any:
-        path = next((p for p in (user_path(data_path) / f"{n}.jsonl" for n in names) if p.exists()), None)
+        path = next(
+            (p for p in (user_path(data_path) / f"{n}.jsonl" for n in names) if p.exists()), None
+        )
         records = [] if path is None else Records(path)
         if not isinstance(records, Records) or not records:
             return []
@@ -326,7 +344,8 @@ def load_hf_dataset(data_id: str, tokenizer: Any, config: Any) -> tuple[Any, Any
     splits = _from_hub(data_id)
     names = [next((n for n in names if n in splits), None) for names in SPLITS.values()]
     found: list[Any] = [
-        create_dataset(splits[n], tokenizer, config) if n is not None and len(splits[n]) else [] for n in names
+        create_dataset(splits[n], tokenizer, config) if n is not None and len(splits[n]) else []
+        for n in names
     ]
     return found[0], found[1], found[2]
 
@@ -341,8 +360,13 @@ def load_custom_hf_dataset(args: Any, tokenizer: Any) -> tuple[Any, Any, Any]:
     collection: list[list[Any]] = []
     for entry in [given] if isinstance(given, Mapping) else given:
         if not isinstance(entry, Mapping) or not isinstance(entry.get("path"), str):
-            raise ValueError(f"hf_dataset is {entry!r}, and must be a mapping with a 'path', or a list of such")
-        ours = {"mask_prompt": getattr(args, "mask_prompt", False), "train_on": getattr(args, "train_on", None)}
+            raise ValueError(
+                f"hf_dataset is {entry!r}, and must be a mapping with a 'path', or a list of such"
+            )
+        ours = {
+            "mask_prompt": getattr(args, "mask_prompt", False),
+            "train_on": getattr(args, "train_on", None),
+        }
         config = SimpleNamespace(**{**entry, **ours})
         wanted = {
             "train_split": entry.get("train_split", "train[:80%]") if args.train else None,
@@ -350,13 +374,19 @@ def load_custom_hf_dataset(args: Any, tokenizer: Any) -> tuple[Any, Any, Any]:
             "test_split": entry.get("test_split") if args.test else None,
         }
         if args.test and wanted["test_split"] is None:
-            raise ValueError(f"hf_dataset {entry['path']!r} has no 'test_split', and test is asked for")
+            raise ValueError(
+                f"hf_dataset {entry['path']!r} has no 'test_split', and test is asked for"
+            )
         options = entry.get("config") or {}
         rows = [_from_hub(entry["path"], split=s, **options) if s else [] for s in wanted.values()]
         collection.append([create_dataset(r, tokenizer, config) if len(r) else [] for r in rows])
     if not collection:
         raise ValueError("hf_dataset is empty, and must name at least one dataset")
-    found = collection[0] if len(collection) == 1 else [ConcatenatedDataset(parts) for parts in zip(*collection, strict=True)]
+    found = (
+        collection[0]
+        if len(collection) == 1
+        else [ConcatenatedDataset(parts) for parts in zip(*collection, strict=True)]
+    )
     return found[0], found[1], found[2]
 
 
@@ -366,8 +396,14 @@ def _from_hub(name: str, **options: Any) -> Any:
         import datasets
     except ImportError as e:
         missing = f"{name}: there is {_NO_SPLITS}" if there else f"there is no folder {name!r}"
-        meant = "its files are data in the hub's layout" if there else "a dataset of the Hugging Face hub is meant"
-        raise ImportError(f'{missing}; if {meant}, they are read with the package datasets: pip install "pyloss[hub]"') from e
+        meant = (
+            "its files are data in the hub's layout"
+            if there
+            else "a dataset of the Hugging Face hub is meant"
+        )
+        raise ImportError(
+            f'{missing}; if {meant}, they are read with the package datasets: pip install "pyloss[hub]"'
+        ) from e
     log.info("Loading the Hugging Face dataset %s", name)
     try:
         return datasets.load_dataset(name, **options)
@@ -375,7 +411,9 @@ def _from_hub(name: str, **options: Any) -> Any:
         if there:
             # The library's own text says no more than that it failed.
             reason = said(e.__cause__ if isinstance(e.__cause__, Exception) else e)
-            raise ValueError(f"{name}: there is {_NO_SPLITS}, and as data in the hub's layout it fails: {reason:.300}") from e
+            raise ValueError(
+                f"{name}: there is {_NO_SPLITS}, and as data in the hub's layout it fails: {reason:.300}"
+            ) from e
         raise ValueError(
             f"no folder {name!r} with usable data, and no such dataset from the Hugging Face hub: {e}"
         ) from e
@@ -415,7 +453,9 @@ def load_dataset(
     for name, split, needed in (("train", found[0], config.train), ("test", found[2], config.test)):
         if needed and len(split) == 0:
             place = getattr(config, "hf_dataset", None) or config.data
-            raise ValueError(f"no {name} data in {place!r}: {name}.jsonl (or the hub's split) is missing or empty")
+            raise ValueError(
+                f"no {name} data in {place!r}: {name}.jsonl (or the hub's split) is missing or empty"
+            )
     if config.train and len(found[1]) == 0:
         log.warning("No validation data found: training goes on without validation.")
     return found
@@ -424,7 +464,9 @@ def load_dataset(
 def _load_path(config: Any, tokenizer: Any) -> tuple[Any, Any, Any]:
     data = getattr(config, "data", None)
     if not data:
-        raise ValueError("no data given: give a folder with train.jsonl, or the name of a dataset of the hub")
+        raise ValueError(
+            "no data given: give a folder with train.jsonl, or the name of a dataset of the hub"
+        )
     path = user_path(data)
     if path.is_dir():
         if any((path / f"{n}.jsonl").exists() for names in SPLITS.values() for n in names):

@@ -32,13 +32,19 @@ class Magnitude(Adapter):
         super()._initialise(shapes)
         self._squares: tuple[Any, np.ndarray] | None = None
         self._norms: tuple[Any, tuple[float, np.ndarray, np.ndarray], np.ndarray] | None = None
-        self._factors: tuple[Any, np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray]] | None = None
+        self._factors: tuple[Any, np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray]] | None = (
+            None
+        )
         self.m = np.sqrt(self.squares()).astype(np.float32)
 
     def squares(self) -> np.ndarray:
         """The base's squared row norms, float64 of the shape of `m`; kept for a base that is stored."""
         weight = self.base.weight
-        if self._squares is None or self._squares[0] is not weight or isinstance(weight, np.ndarray | DeviceArray):
+        if (
+            self._squares is None
+            or self._squares[0] is not weight
+            or isinstance(weight, np.ndarray | DeviceArray)
+        ):
             self._squares = weight, self._row_squares(weight)
         return self._squares[1]
 
@@ -49,11 +55,22 @@ class Magnitude(Adapter):
         if isinstance(a, DeviceArray):
             return self._adapted_norms(weight, a, b)
         known = self._norms
-        if known is None or known[0] is not weight or isinstance(weight, np.ndarray) or not self._as_before(*known[1], a, b):
-            known = self._norms = weight, (self.scale, a.copy(), b.copy()), self._adapted_norms(weight, a, b)
+        if (
+            known is None
+            or known[0] is not weight
+            or isinstance(weight, np.ndarray)
+            or not self._as_before(*known[1], a, b)
+        ):
+            known = self._norms = (
+                weight,
+                (self.scale, a.copy(), b.copy()),
+                self._adapted_norms(weight, a, b),
+            )
         return known[2]
 
-    def _as_before(self, scale: float, old_a: np.ndarray, old_b: np.ndarray, a: np.ndarray, b: np.ndarray) -> bool:
+    def _as_before(
+        self, scale: float, old_a: np.ndarray, old_b: np.ndarray, a: np.ndarray, b: np.ndarray
+    ) -> bool:
         return self.scale == scale and same_bits(old_a, a) and same_bits(old_b, b)
 
     def _row_squares(self, weight: Any) -> Any:
@@ -64,7 +81,10 @@ class Magnitude(Adapter):
 
     def _adapted_norms(self, weight: Any, a: Any, b: Any, squares: Any = None) -> Any:
         """Of `weight` [O, I], whose own are `squares`, with a [I, R] and b [R, O]."""
-        found, squares = empty(weight.shape[0], like=a), self.squares() if squares is None else squares
+        found, squares = (
+            empty(weight.shape[0], like=a),
+            self.squares() if squares is None else squares,
+        )
         if not isinstance(a, DeviceArray):
             a, b = np.ascontiguousarray(a), np.ascontiguousarray(b)
         _core.adapted_norm(matrix(weight), a, b, self.scale, squares, found)
@@ -99,9 +119,19 @@ class DoRALinear(Magnitude, LinearAdapter):
         if current_tape() is not None or isinstance(norm, DeviceArray):
             return None
         kept = self._factors
-        if kept is None or kept[0] is not norm or not same_bits(kept[1], m) or not same_bits(kept[2], b):
+        if (
+            kept is None
+            or kept[0] is not norm
+            or not same_bits(kept[1], m)
+            or not same_bits(kept[2], b)
+        ):
             factor = quotient(f32(m, "m"), norm)
-            kept = self._factors = norm, m.copy(), b.copy(), (factor, times(f32(b, "lora_b"), factor))
+            kept = self._factors = (
+                norm,
+                m.copy(),
+                b.copy(),
+                (factor, times(f32(b, "lora_b"), factor)),
+            )
         return kept[3]
 
 

@@ -33,13 +33,19 @@ def batches_of(make: Callable[..., Any], model: Any, dataset: Any, **options: An
     wanted = {name: value for name, value in offered.items() if name in parameters}
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         mlx = ("dataset", "batch_size", "max_seq_length", "loop", "comm_group")
-        wanted = {name: value for name, value in offered.items() if name in mlx or name in parameters}
+        wanted = {
+            name: value for name, value in offered.items() if name in mlx or name in parameters
+        }
     return iter(make(**wanted))
 
 
 def own_data(dataset: Any, make: Callable[..., Any]) -> Any:
     """Our batches read a dataset through one cache, so that it is tokenised once; a user's get it untouched."""
-    return CacheDataset(dataset) if make is iterate_batches and not isinstance(dataset, CacheDataset) else dataset
+    return (
+        CacheDataset(dataset)
+        if make is iterate_batches and not isinstance(dataset, CacheDataset)
+        else dataset
+    )
 
 
 def evaluate(

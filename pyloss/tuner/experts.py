@@ -50,7 +50,16 @@ class SwitchAdapter(Adapter):
     def __call__(self, x: Any, offsets: np.ndarray) -> Any:
         p, seed = self._dropout()
         a, b = self.factors()
-        adapted = Projection(self.linear.weight, self.linear.bias, a, b, self.scale, p, seed, *self._magnitudes(offsets))
+        adapted = Projection(
+            self.linear.weight,
+            self.linear.bias,
+            a,
+            b,
+            self.scale,
+            p,
+            seed,
+            *self._magnitudes(offsets),
+        )
         return expert_ops.expert_project(x, offsets, adapted)
 
     def _magnitudes(self, offsets: np.ndarray) -> tuple[Any, np.ndarray | None]:
@@ -63,7 +72,9 @@ class SwitchAdapter(Adapter):
         return weight + (self.scale * b[expert]) @ a[expert]
 
     def merged(self, weight: np.ndarray) -> np.ndarray:
-        return np.stack([self.merged_expert(expert, matrix) for expert, matrix in enumerate(weight)])
+        return np.stack(
+            [self.merged_expert(expert, matrix) for expert, matrix in enumerate(weight)]
+        )
 
     def _fused(self, dequantize: bool) -> Fused:
         """Stored experts are merged one after the other, so that one alone is dense at a time."""
@@ -72,10 +83,14 @@ class SwitchAdapter(Adapter):
             return super()._fused(dequantize)
         matrices, change, error = [], 0.0, 0.0
         for expert, matrix in enumerate(base.matrices):
-            stored, *sizes = merge_stored(matrix, lambda weight, e=expert: self.merged_expert(e, weight), dequantize)
+            stored, *sizes = merge_stored(
+                matrix, lambda weight, e=expert: self.merged_expert(e, weight), dequantize
+            )
             matrices.append(stored)
             change, error = change + sizes[0], error + sizes[1]
-        return Fused(with_weight(self.linear, WeightStack(matrices)).freeze(), share_kept(change, error))
+        return Fused(
+            with_weight(self.linear, WeightStack(matrices)).freeze(), share_kept(change, error)
+        )
 
 
 class LoRASwitchLinear(SwitchAdapter):
@@ -97,7 +112,8 @@ class DoRASwitchLinear(Magnitude, SwitchAdapter):
     kind = "dora"
 
     def _initialise(self, shapes: dict[str, tuple[int, ...]]) -> None:
-        self._known: dict[int, tuple[Any, ...]] = {}  # what the norms of an expert were computed from
+        # what the norms of an expert were computed from
+        self._known: dict[int, tuple[Any, ...]] = {}
         self._found = np.zeros(self.linear.shape[:2], np.float32)
         super()._initialise(shapes)
 
@@ -127,7 +143,9 @@ class DoRASwitchLinear(Magnitude, SwitchAdapter):
         weight, squares, found = self.linear.weight, self.squares(), self.m.copy()
         for e in experts:
             one = weight.matrices[e] if isinstance(weight, WeightStack) else weight[e]
-            found[e][...] = self._adapted_norms(one, arrays.turned(a[e]), arrays.turned(b[e]), squares[e])
+            found[e][...] = self._adapted_norms(
+                one, arrays.turned(a[e]), arrays.turned(b[e]), squares[e]
+            )
         return found
 
     def _row_squares(self, weight: Any) -> Any:

@@ -51,15 +51,24 @@ def unfreeze_layers(model: Any, num_layers: int = -1, keys: Iterable[str] | None
             module = with_weight(module, stored.dequantize()).train(model.training)
             model.set_module(name, module)
         module.unfreeze(recurse=False)
-    converted = ", ".join(f"{size_text(size)} of {kind}" for kind, size in formats.items() if kind != "f32")
+    converted = ", ".join(
+        f"{size_text(size)} of {kind}" for kind, size in formats.items() if kind != "f32"
+    )
     if converted:
-        log.info("full fine-tuning trains in float32: of the stored weights it converts %s (the size in float32)", converted)
+        log.info(
+            "full fine-tuning trains in float32: of the stored weights it converts %s (the size in float32)",
+            converted,
+        )
     model.adapter_config = full_config(num_layers, keys)
 
 
 def full_config(num_layers: int, keys: list[str] | None) -> dict[str, Any]:
     """The part of adapter_config.json that says what was trained."""
-    config: dict[str, Any] = {"fine_tune_type": "full", "num_layers": num_layers, "lora_parameters": None}
+    config: dict[str, Any] = {
+        "fine_tune_type": "full",
+        "num_layers": num_layers,
+        "lora_parameters": None,
+    }
     return config if keys is None else config | {"full_keys": keys}
 
 
@@ -76,14 +85,19 @@ def load_full(model: Any, path: str | os.PathLike[str], config: dict[str, Any]) 
     """
     tensors = read_safetensors(path).tensors
     own: dict[str, Any] = {**model.parameters(), **model.stored()}
-    problems = [f"{name}: has an adapter; fuse() or remove_lora_layers() first" for name in adapter_modules(model)]
+    problems = [
+        f"{name}: has an adapter; fuse() or remove_lora_layers() first"
+        for name in adapter_modules(model)
+    ]
     for name, tensor in tensors.items():
         if name not in own:
             problems.append(f"{name}: the model has no such parameter")
         elif tensor.shape != tuple(own[name].shape):
             problems.append(f"{name}: has shape {tensor.shape}, expected {tuple(own[name].shape)}")
     if problems:
-        raise ValueError(f"the adapter in {user_path(path).parent} is not one for this model:{listed(problems)}")
+        raise ValueError(
+            f"the adapter in {user_path(path).parent} is not one for this model:{listed(problems)}"
+        )
     if not tensors:
         raise ValueError(f"{path} has no weights")
     arrays = {name: tensor.array() for name, tensor in tensors.items()}
@@ -92,7 +106,9 @@ def load_full(model: Any, path: str | os.PathLike[str], config: dict[str, Any]) 
     for name in model.stored():
         owner = name.rpartition(".")[0]
         if name in arrays:
-            modules[owner] = with_weight(modules[owner], arrays[name]).freeze().train(model.training)
+            modules[owner] = (
+                with_weight(modules[owner], arrays[name]).freeze().train(model.training)
+            )
             model.set_module(owner, modules[owner])
     for name, array in arrays.items():
         owner, _, attribute = name.rpartition(".")

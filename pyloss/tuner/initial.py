@@ -34,7 +34,9 @@ def pissa(adapters: dict[str, Adapter], seed: int = 0) -> None:
     Raises ValueError for a scale that is not above 0, or a rank above the smaller dimension.
     """
     for name, adapter in adapters.items():
-        _begin(name, adapter, [_products(matrix) for matrix in _matrices(adapter.base.weight)], seed)
+        _begin(
+            name, adapter, [_products(matrix) for matrix in _matrices(adapter.base.weight)], seed
+        )
         adapter.take_off_start()
         adapter.begin_magnitude()
 
@@ -51,13 +53,17 @@ def loftq(adapters: dict[str, Adapter], originals: dict[str, Any], seed: int = 0
         weight, stored = getattr(other, "weight", None), adapter.base.weight
         if weight is None or tuple(weight.shape) != tuple(stored.shape):
             found = "there is none there" if weight is None else f"{tuple(weight.shape)} there"
-            raise ValueError(f"loftq_model is not the float model of this one: {name} is {tuple(stored.shape)} here, {found}")
+            raise ValueError(
+                f"loftq_model is not the float model of this one: {name} is {tuple(stored.shape)} here, {found}"
+            )
         pairs = zip(_matrices(weight), _matrices(stored), strict=True)
         _begin(name, adapter, [_difference(_products(w), _products(q)) for w, q in pairs], seed)
         adapter.begin_magnitude()
 
 
-def quantise_beside(model: Any, originals: dict[str, Any], rank: int, rounds: int, seed: int = 0) -> None:
+def quantise_beside(
+    model: Any, originals: dict[str, Any], rank: int, rounds: int, seed: int = 0
+) -> None:
     """Quantises the linear layers of `model`'s decoder layers anew, leaving out what a product of the rank can say: LoftQ.
 
     The layers are stored as quantised ones already, and stay in their formats. Each of the `rounds` takes the best product for
@@ -65,13 +71,20 @@ def quantise_beside(model: Any, originals: dict[str, Any], rank: int, rounds: in
     """
     for name, module in list(model.named_modules()):
         stored, inside = getattr(module, "weight", None), inner_name(name)[0]
-        if not (inside and isinstance(module, Linear) and isinstance(stored, Weight)) or stored.is_float:
+        if (
+            not (inside and isinstance(module, Linear) and isinstance(stored, Weight))
+            or stored.is_float
+        ):
             continue
         weight = dense(originals[name].weight)
         if rank > min(weight.shape):
-            raise ValueError(f"{name}: the rank must be at most {min(weight.shape)}, the smaller dimension, not {rank}")
+            raise ValueError(
+                f"{name}: the rank must be at most {min(weight.shape)}, the smaller dimension, not {rank}"
+            )
         for _ in range(rounds):
-            left, right = principal(*_difference(_products(weight), _products(stored)), weight.shape[1], rank, seed)
+            left, right = principal(
+                *_difference(_products(weight), _products(stored)), weight.shape[1], rank, seed
+            )
             stored = stored.requantize(weight - left @ right)
         model.set_module(name, with_weight(module, stored).freeze())
 
@@ -79,14 +92,18 @@ def quantise_beside(model: Any, originals: dict[str, Any], rank: int, rounds: in
 def _begin(name: str, adapter: Adapter, products: list[tuple[Product, Product]], seed: int) -> None:
     rows, columns = adapter.base.weight.shape[-2:]
     if adapter.rank > min(rows, columns):
-        raise ValueError(f"{name}: init needs a rank of at most {min(rows, columns)}, the smaller dimension, not {adapter.rank}")
+        raise ValueError(
+            f"{name}: init needs a rank of at most {min(rows, columns)}, the smaller dimension, not {adapter.rank}"
+        )
     if adapter.scale <= 0:
         raise ValueError(f"{name}: init needs a scale above 0, not {adapter.scale}")
     share = np.sqrt(adapter.scale)
     for i, (forward, backward) in enumerate(products):
         left, right = principal(forward, backward, columns, adapter.rank, seed)
         if not left.any():
-            raise ValueError(f"{name}: nothing to begin with: the base's weight is the float model's own, or zero")
+            raise ValueError(
+                f"{name}: nothing to begin with: the base's weight is the float model's own, or zero"
+            )
         # A linear layer multiplies by its weight's transpose; of a table it takes rows.
         a, b = (left, right) if adapter.base_name == "embedding" else (right.T, left.T)
         if adapter.lora_a.ndim == 2:
@@ -95,14 +112,20 @@ def _begin(name: str, adapter: Adapter, products: list[tuple[Product, Product]],
             adapter.lora_a[i], adapter.lora_b[i] = a.T / share, b.T / share
 
 
-def principal(forward: Product, backward: Product, columns: int, rank: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def principal(
+    forward: Product, backward: Product, columns: int, rank: int, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
     """The best product of rank `rank` for a matrix W [rows, columns]: left [rows, rank] and right [rank, columns], float32.
 
     `forward(x [k, columns])` gives x W^T, `backward(y [k, rows])` gives y W. The singular values are shared out evenly: both
     sides have their roots. The rank is at most the smaller dimension.
     """
     count = min(rank + _EXTRA, columns)
-    x = np.random.Generator(np.random.PCG64(seed)).standard_normal((count, columns)).astype(np.float32)
+    x = (
+        np.random.Generator(np.random.PCG64(seed))
+        .standard_normal((count, columns))
+        .astype(np.float32)
+    )
     basis = block = _orthonormal(x)
     for _ in range(_ROUNDS):
         block = backward(forward(block))
@@ -157,5 +180,7 @@ def _products(weight: Any) -> tuple[Product, Product]:
     return lambda x: ops.linear(np.ascontiguousarray(x), weight), backward
 
 
-def _difference(one: tuple[Product, Product], other: tuple[Product, Product]) -> tuple[Product, Product]:
+def _difference(
+    one: tuple[Product, Product], other: tuple[Product, Product]
+) -> tuple[Product, Product]:
     return lambda x: one[0](x) - other[0](x), lambda y: one[1](y) - other[1](y)

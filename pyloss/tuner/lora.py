@@ -42,7 +42,13 @@ class LinearAdapter(DenseAdapter):
     linear: Linear
 
     def __init__(
-        self, input_dims: int, output_dims: int, r: int = 8, dropout: float = 0.0, scale: float = 20.0, bias: bool = False
+        self,
+        input_dims: int,
+        output_dims: int,
+        r: int = 8,
+        dropout: float = 0.0,
+        scale: float = 20.0,
+        bias: bool = False,
     ):
         Module.__init__(self)
         self._attach(Linear(input_dims, output_dims, bias), r, dropout, scale)
@@ -55,7 +61,9 @@ class LinearAdapter(DenseAdapter):
     def projection(self) -> ops.Projection:
         p, seed = self._dropout()
         a, b = self.factors()
-        return ops.Projection(self.linear.weight, self.linear.bias, a, b, self.scale, p, seed, *self._magnitude())
+        return ops.Projection(
+            self.linear.weight, self.linear.bias, a, b, self.scale, p, seed, *self._magnitude()
+        )
 
     def __call__(self, x: Any) -> Any:
         return ops.project(x, self.projection())
@@ -74,7 +82,9 @@ class EmbeddingAdapter(DenseAdapter):
     base_name, base_type = "embedding", Embedding
     embedding: Embedding
 
-    def __init__(self, num_embeddings: int, dims: int, r: int = 8, dropout: float = 0.0, scale: float = 20.0):
+    def __init__(
+        self, num_embeddings: int, dims: int, r: int = 8, dropout: float = 0.0, scale: float = 20.0
+    ):
         Module.__init__(self)
         self._attach(Embedding(num_embeddings, dims), r, dropout, scale)
 
@@ -87,7 +97,9 @@ class EmbeddingAdapter(DenseAdapter):
         """What `as_linear` multiplies by."""
         p, seed = self._dropout()
         a, b = map(ops.transposed, self.factors())
-        return ops.Projection(self.embedding.weight, None, b, a, self.scale, p, seed, *self._magnitude())
+        return ops.Projection(
+            self.embedding.weight, None, b, a, self.scale, p, seed, *self._magnitude()
+        )
 
     def as_linear(self, x: Any) -> Any:
         """x [..., D] against the adapted table, as a tied head: [..., V]."""

@@ -11,7 +11,14 @@ from ..checkpointing import sum_in_parts
 from ..given import as_array, as_integers
 from ..losses import js_div_loss, kl_div_loss, linear_cross_entropy
 
-__all__ = ["default_loss", "head_bytes", "js_div_loss", "kl_div_loss", "parts_of_rows", "target_weights"]
+__all__ = [
+    "default_loss",
+    "head_bytes",
+    "js_div_loss",
+    "kl_div_loss",
+    "parts_of_rows",
+    "target_weights",
+]
 
 # Gradients of a batch gather over parts of about this many tokens, so that memory holds what one part's backward needs: products
 # of fewer rows would be slower, those of more are hardly faster.
@@ -62,7 +69,8 @@ def default_loss(model: Any, batch: Any, lengths: Any) -> tuple[Any, float]:
     batch, weights = as_integers(batch, "batch"), target_weights(batch, lengths)
     if not (weights > 0).any():
         return np.float32(0), 0.0
-    counts = weights.shape[1] - np.argmax(weights[:, ::-1] > 0, axis=1)  # up to the last target of each row
+    # up to the last target of each row
+    counts = weights.shape[1] - np.argmax(weights[:, ::-1] > 0, axis=1)
     counts[~(weights > 0).any(axis=1)] = 0
     used = np.maximum(counts - 1, 0)  # inputs: all but the last target
     total = float(weights.sum(dtype=np.float64))
@@ -83,7 +91,13 @@ def default_loss(model: Any, batch: Any, lengths: Any) -> tuple[Any, float]:
         labels = np.where(factors > 0, targets[rows][real].astype(np.int32), np.int32(-1))
         hidden = model.hidden(batch[rows, :-1][real], offsets)
         return linear_cross_entropy(
-            hidden, model.head_layer, labels, weights=factors, ignore_index=-1, reduction="sum", logits_bytes=at_once
+            hidden,
+            model.head_layer,
+            labels,
+            weights=factors,
+            ignore_index=-1,
+            reduction="sum",
+            logits_bytes=at_once,
         )
 
     parts = parts_of_rows(used, PARTS_TOGETHER if current_tape() is None else 1)

@@ -53,7 +53,9 @@ def estimate_memory(
     """
     trainable = sum(int(array.size) for array in model.trainable_parameters().values())
     stored = model.stored().values() if hasattr(model, "stored") else ()
-    weights: int = sum(int(array.nbytes) for array in (*model.parameters().values(), *stored)) - 4 * trainable
+    weights: int = (
+        sum(int(array.nbytes) for array in (*model.parameters().values(), *stored)) - 4 * trainable
+    )
     copies = 2 + optimizer_slots + int(accumulate) + int(keep_best)
     total = BASE_BYTES + max(weights, 0) + 4 * trainable * copies
     config = getattr(model, "config", None)
@@ -78,14 +80,25 @@ def estimate_memory(
     queries, family = heads * head_dim, getattr(config, "family", None)
     layer = 4 * tokens * (2 * hidden + 2 * queries + 2 * key_values + 2 * inner)
     if family is not None:
-        layer += 4 * tokens * (bool(family.qk_norm) * (queries + key_values) + family.post_norms * 2 * hidden)
+        layer += (
+            4
+            * tokens
+            * (bool(family.qk_norm) * (queries + key_values) + family.post_norms * 2 * hidden)
+        )
     remembered = hidden + queries + (2 * key_values if 2 * key_values <= queries else 0)
     inputs = 4 * tokens * (hidden + (remembered if tokens <= HALVES_TOKENS else 0))
     kept = layers * inputs + layer if grad_checkpoint else layers * layer
-    outputs = sum(name.endswith(("o_proj.m", "down_proj.m")) for name in model.trainable_parameters())
+    outputs = sum(
+        name.endswith(("o_proj.m", "down_proj.m")) for name in model.trainable_parameters()
+    )
     kept += 4 * tokens * hidden * (outputs / max(layers, 1) if grad_checkpoint else outputs)
     work = 4 * tokens * (4 * inner + 3 * hidden * (1 + visits) + 10 * key_values) + PACKED_BYTES
-    head = 4 * vocabulary * min(rows_at_once(4 * max(vocabulary, 1), head_bytes(grad_checkpoint)), tokens) + 8 * tokens * hidden
+    head = (
+        4
+        * vocabulary
+        * min(rows_at_once(4 * max(vocabulary, 1), head_bytes(grad_checkpoint)), tokens)
+        + 8 * tokens * hidden
+    )
     return int(total + kept + work + head)
 
 
@@ -130,7 +143,13 @@ def size_text(size: float) -> str:
 
 
 def describe_plan(
-    model: Any, optimizer: Any, args: Any, batches: Any, longest: int, first_iteration: int = 0, validates: bool = False
+    model: Any,
+    optimizer: Any,
+    args: Any,
+    batches: Any,
+    longest: int,
+    first_iteration: int = 0,
+    validates: bool = False,
 ) -> list[str]:
     """The lines that a run prints before it starts, what differs from mlx-lm's defaults included.
 
@@ -150,18 +169,28 @@ def describe_plan(
     warmup = int(getattr(optimizer.schedule, "warmup", 0))
     if warmup:
         span = "update" if warmup == 1 else f"{warmup} updates"
-        lines.append(f"plan: warm-up over the first {span} ({counted(warmup * accumulation, 'batch', 'batches')})")
+        lines.append(
+            f"plan: warm-up over the first {span} ({counted(warmup * accumulation, 'batch', 'batches')})"
+        )
         if warmup >= updates:
             lines[-1] += ": longer than the run, so the full learning rate is never reached"
     if getattr(optimizer, "bias_correction", False):
         name = type(optimizer).__name__
-        lines.append(f"plan: {name} with bias correction; mlx-lm's has none (optimizer_config: {{{name.lower()}: {_NO_BIAS}}})")
+        lines.append(
+            f"plan: {name} with bias correction; mlx-lm's has none (optimizer_config: {{{name.lower()}: {_NO_BIAS}}})"
+        )
     if validates and args.keep_best:
-        lines.append("plan: ends with the adapter of the lowest validation loss; mlx-lm's ends with the last (--keep-last)")
+        lines.append(
+            "plan: ends with the adapter of the lowest validation loss; mlx-lm's ends with the last (--keep-last)"
+        )
     for name, scale in optimizer.rate_scales.items():
         lines.append(f"plan: the learning rate of {name} is {scale:g} times that of the others")
     if get_matmul_precision() != "float32":
-        cost = "" if has_instructions() else "; this processor has no instructions for it, so it takes longer than float32"
+        cost = (
+            ""
+            if has_instructions()
+            else "; this processor has no instructions for it, so it takes longer than float32"
+        )
         lines.append(f"plan: layers multiply in {get_matmul_precision()}{cost}")
     report = getattr(batches, "report", None)
     if report is not None:
@@ -172,8 +201,17 @@ def describe_plan(
         )
     trainable, numbers = count_parameters(model)
     slots = len(getattr(optimizer, "slots", ()))
-    sizes = (args.batch_size, longest, args.grad_checkpoint, slots, accumulation > 1, args.keep_best)
+    sizes = (
+        args.batch_size,
+        longest,
+        args.grad_checkpoint,
+        slots,
+        accumulation > 1,
+        args.keep_best,
+    )
     peak = size_text(estimate_memory(model, *sizes))
     share = f" ({trainable / numbers:.2%} of the model)" if numbers else ""
-    lines.append(f"plan: {trainable:,} trainable parameters{share}, about {peak} of memory at the peak")
+    lines.append(
+        f"plan: {trainable:,} trainable parameters{share}, about {peak} of memory at the peak"
+    )
     return lines

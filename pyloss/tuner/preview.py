@@ -11,7 +11,9 @@ MARKS = ("[+", "+]")
 _COLOURS = ("\x1b[32m", "\x1b[0m")
 
 
-def preview(dataset: Any, tokenizer: Any, n: int = 1, max_seq_length: int | None = None, color: bool = False) -> str:
+def preview(
+    dataset: Any, tokenizer: Any, n: int = 1, max_seq_length: int | None = None, color: bool = False
+) -> str:
     """The first `n` samples of `dataset` as text, the trained tokens between `[+` and `+]` (and green with `color`).
 
     Above each sample stands its number of tokens and of targets. With `max_seq_length`, samples are shown as they are cut.
@@ -33,7 +35,9 @@ def preview(dataset: Any, tokenizer: Any, n: int = 1, max_seq_length: int | None
         if not any(trained):
             lines[0] += ": nothing to train on, the sample is skipped"
         text = ""
-        for is_target, run in groupby(zip(trained, sample.tokens, strict=True), key=lambda pair: pair[0]):
+        for is_target, run in groupby(
+            zip(trained, sample.tokens, strict=True), key=lambda pair: pair[0]
+        ):
             part = _visible(tokenizer.decode([token for _, token in run]))
             text += first + part + last if is_target else part
         blocks.append("\n".join([*lines, text]))
@@ -41,4 +45,6 @@ def preview(dataset: Any, tokenizer: Any, n: int = 1, max_seq_length: int | None
 
 
 def _visible(text: str) -> str:
-    return "".join(c if c in "\n\t" or ord(c) >= 160 or c.isprintable() else f"\\x{ord(c):02x}" for c in text)
+    return "".join(
+        c if c in "\n\t" or ord(c) >= 160 or c.isprintable() else f"\\x{ord(c):02x}" for c in text
+    )

@@ -42,7 +42,11 @@ def _read(path: Path) -> Iterator[tuple[int, Record]]:
             if record is None:
                 continue
             if not isinstance(record[0], dict):
-                raise FormatError(path, what, f'is {kind_of(record[0])}, and must be an object such as {{"text": ...}}')
+                raise FormatError(
+                    path,
+                    what,
+                    f'is {kind_of(record[0])}, and must be an object such as {{"text": ...}}',
+                )
             yield number, record[0]
 
 
@@ -54,23 +58,39 @@ def _parsed(path: Path, what: str, raw: bytes) -> list[Any] | None:
         # Files that were put together have a byte order mark inside.
         line = raw.decode().strip().lstrip("\ufeff").strip()
     except UnicodeDecodeError as e:
-        raise FormatError(path, what, f"is not UTF-8: byte 0x{raw[e.start]:02x} at byte {e.start + 1}") from None
+        raise FormatError(
+            path, what, f"is not UTF-8: byte 0x{raw[e.start]:02x} at byte {e.start + 1}"
+        ) from None
     if not line:
         return None
     if "\0" in line:
-        raise FormatError(path, what, f"holds a NUL byte at column {line.index(chr(0)) + 1}; in JSON it is written \\u0000")
+        raise FormatError(
+            path,
+            what,
+            f"holds a NUL byte at column {line.index(chr(0)) + 1}; in JSON it is written \\u0000",
+        )
     try:
         record = json.loads(line)
         if "\\u" in line:
             json.dumps(record, ensure_ascii=False).encode("utf-8")
     except json.JSONDecodeError as e:
-        raise FormatError(path, what, f"is not valid JSON: {e.msg.removesuffix(' at')} at column {e.colno}") from None
+        raise FormatError(
+            path, what, f"is not valid JSON: {e.msg.removesuffix(' at')} at column {e.colno}"
+        ) from None
     except UnicodeEncodeError:
-        raise FormatError(path, what, "holds half of a surrogate pair (\\ud800 to \\udfff alone)") from None
+        raise FormatError(
+            path, what, "holds half of a surrogate pair (\\ud800 to \\udfff alone)"
+        ) from None
     except RecursionError:
-        raise FormatError(path, what, "is not JSON that can be read: it is nested too deep") from None
+        raise FormatError(
+            path, what, "is not JSON that can be read: it is nested too deep"
+        ) from None
     except ValueError:
-        raise FormatError(path, what, "is not JSON that can be read: it holds a whole number of thousands of digits") from None
+        raise FormatError(
+            path,
+            what,
+            "is not JSON that can be read: it holds a whole number of thousands of digits",
+        ) from None
     return [record]
 
 
@@ -83,7 +103,9 @@ def keys_of(record: Mapping[str, Any]) -> str:
 def field(record: Mapping[str, Any], key: str, kind: type, where: str, expected: str) -> Any:
     """`record[key]`, which must be there and of `kind`; otherwise a `ValueError` that says what was found."""
     if key not in record:
-        raise ValueError(f"{where}: the record has no {key!r}; its keys are {keys_of(record)}; expected {expected}")
+        raise ValueError(
+            f"{where}: the record has no {key!r}; its keys are {keys_of(record)}; expected {expected}"
+        )
     value = record[key]
     if not isinstance(value, kind):
         raise ValueError(f"{where}: {key!r} is {kind_of(value)}, and must be {kind_named(kind)}")
@@ -98,11 +120,15 @@ def check_messages(record: Mapping[str, Any], key: str, where: str) -> None:
     for i, message in enumerate(messages):
         at = f"{where}: {key}[{i}]"
         if not isinstance(message, Mapping):
-            raise ValueError(f"{at} is {kind_of(message)}, and must be an object with 'role' and 'content'")
+            raise ValueError(
+                f"{at} is {kind_of(message)}, and must be an object with 'role' and 'content'"
+            )
         field(message, "role", str, at, "'role' and 'content'")
         content = message.get("content")
         if content is None and not message.get("tool_calls"):
-            raise ValueError(f"{at} has no 'content' (and no 'tool_calls'); its keys are {keys_of(message)}")
+            raise ValueError(
+                f"{at} has no 'content' (and no 'tool_calls'); its keys are {keys_of(message)}"
+            )
         if content is not None and not isinstance(content, (str, list)):
             raise ValueError(f"{at}: 'content' is {kind_of(content)}, and must be a string")
     check_tools(record, where)
@@ -114,4 +140,6 @@ def check_tools(record: Mapping[str, Any], where: str) -> None:
         tools_of(record.get("tools"))
     except (TypeError, ValueError):
         wanted = "a list of objects, or JSON text of one"
-        raise ValueError(f"{where}: 'tools' is {kind_of(record['tools'])}, and must be {wanted}") from None
+        raise ValueError(
+            f"{where}: 'tools' is {kind_of(record['tools'])}, and must be {wanted}"
+        ) from None

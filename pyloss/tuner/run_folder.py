@@ -54,7 +54,11 @@ def portable(value: Any, key: str = "") -> Any:
         return [portable(item, key) for item in value]
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
-    if isinstance(value, str) and key in _PLACES and (os.path.isabs(value) or value.startswith("~")):
+    if (
+        isinstance(value, str)
+        and key in _PLACES
+        and (os.path.isabs(value) or value.startswith("~"))
+    ):
         return PurePath(value).name
     return value
 
@@ -81,7 +85,11 @@ def with_own_keys(config: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str
 
 
 def prepare_folder(
-    folder: Path, adapter: str, config: Mapping[str, Any] | None, resuming: bool, overwrite: bool = False
+    folder: Path,
+    adapter: str,
+    config: Mapping[str, Any] | None,
+    resuming: bool,
+    overwrite: bool = False,
 ) -> list[str]:
     """Begin a run in `folder`, which exists and is locked, and write `adapter_config.json`. Gives notes for the user.
 
@@ -96,8 +104,12 @@ def prepare_folder(
     if resuming:
         differing = [key for key in ADAPTER_KEYS if new and old and old.get(key) != new.get(key)]
         if new and differing:
-            was = ", ".join(f"{key} {old.get(key)!r:.200} (now {new.get(key)!r:.200})" for key in differing)
-            raise ValueError(f"the run to resume in {folder} has {was}; give the same, or start without resume")
+            was = ", ".join(
+                f"{key} {old.get(key)!r:.200} (now {new.get(key)!r:.200})" for key in differing
+            )
+            raise ValueError(
+                f"the run to resume in {folder} has {was}; give the same, or start without resume"
+            )
     elif overwrite:
         for name in run_files(folder, adapter):
             (folder / name).unlink(missing_ok=True)

@@ -31,7 +31,11 @@ def hints(names: Iterable[str], known: set[str]) -> str:
 
 
 def select(
-    model: Any, candidates: dict[str, Module], num_layers: int, keys: Iterable[str] | None, what: str
+    model: Any,
+    candidates: dict[str, Module],
+    num_layers: int,
+    keys: Iterable[str] | None,
+    what: str,
 ) -> dict[str, Module]:
     """Those of `candidates` (by full name) that are chosen.
 
@@ -42,7 +46,9 @@ def select(
     """
     count = len(model.layers)
     if num_layers > count:
-        raise ValueError(f"num_layers is {num_layers}, but the model has {counted(count, 'layer')}; -1 takes all")
+        raise ValueError(
+            f"num_layers is {num_layers}, but the model has {counted(count, 'layer')}; -1 takes all"
+        )
     chosen = set(range(count)) if num_layers < 0 else set(range(count - num_layers, count))
     wanted = None if keys is None else set(keys)
     found: dict[str, Module] = {}
@@ -54,5 +60,7 @@ def select(
         if by_inner or (wanted is not None and name in wanted):
             found[name] = module
     if unknown := [key for key in keys or () if key not in known]:
-        raise ValueError(f"no {what} is named {', '.join(map(repr, unknown))}; {hints(unknown, known)}")
+        raise ValueError(
+            f"no {what} is named {', '.join(map(repr, unknown))}; {hints(unknown, known)}"
+        )
     return found

@@ -134,24 +134,40 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         with safe_open(file, framework="numpy") as opened:
             text = (opened.metadata() or {}).get(STATE_KEY)
             if text is None:
-                raise FormatError(file, "metadata", f"not a trainer state of this version: has no {STATE_KEY!r}")
+                raise FormatError(
+                    file, "metadata", f"not a trainer state of this version: has no {STATE_KEY!r}"
+                )
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}
         return _checkpoint(_unpack(json.loads(text), tensors))
     except FormatError:
         raise
-    except (SafetensorError, KeyError, TypeError, ValueError, RecursionError, AttributeError) as error:
+    except (
+        SafetensorError,
+        KeyError,
+        TypeError,
+        ValueError,
+        RecursionError,
+        AttributeError,
+    ) as error:
         raise FormatError(file, None, f"not a readable trainer state: {error}") from error
 
 
 def _checkpoint(tree: Any) -> Checkpoint:
     """The checkpoint that the JSON of a state file says, every value of its type. TypeError or ValueError naming what is not."""
     known = {field.name for field in fields(Checkpoint)}
-    if not isinstance(tree, dict) or not {"progress", "model", "optimizer", "optimizer_name"} <= set(tree) <= known:
+    if (
+        not isinstance(tree, dict)
+        or not {"progress", "model", "optimizer", "optimizer_name"} <= set(tree) <= known
+    ):
         raise ValueError(f"its parts are not {', '.join(sorted(known))}")
     kinds = {"optimizer": dict, "optimizer_name": str, "settings": dict, "base": str}
     for name, kind in kinds.items():
-        if not isinstance(tree.get(name), kind) and (tree.get(name) is not None or name not in ("settings", "base")):
-            raise TypeError(f"{name} is {shown(tree.get(name))}; it must be {'text' if kind is str else 'a mapping'}")
+        if not isinstance(tree.get(name), kind) and (
+            tree.get(name) is not None or name not in ("settings", "base")
+        ):
+            raise TypeError(
+                f"{name} is {shown(tree.get(name))}; it must be {'text' if kind is str else 'a mapping'}"
+            )
     for name in ("model", "accumulated", "best"):
         arrays = tree.setdefault(name, {})
         if not isinstance(arrays, dict) or not all(_is_floats(array) for array in arrays.values()):
@@ -179,7 +195,9 @@ def _progress(said: Any) -> Progress:
     return found
 
 
-def check_arrays(target: Mapping[str, np.ndarray], saved: Mapping[str, np.ndarray], where: str) -> None:
+def check_arrays(
+    target: Mapping[str, np.ndarray], saved: Mapping[str, np.ndarray], where: str
+) -> None:
     """ValueError unless the names and shapes of `saved` are those of `target`."""
     if missing := sorted(set(target) ^ set(saved)):
         raise ValueError(
@@ -187,10 +205,14 @@ def check_arrays(target: Mapping[str, np.ndarray], saved: Mapping[str, np.ndarra
         )
     for name, array in saved.items():
         if array.shape != target[name].shape:
-            raise ValueError(f"{where}: {name!r} has shape {array.shape}, but {target[name].shape} in the model")
+            raise ValueError(
+                f"{where}: {name!r} has shape {array.shape}, but {target[name].shape} in the model"
+            )
 
 
-def restore_arrays(target: Mapping[str, np.ndarray], saved: Mapping[str, np.ndarray], where: str) -> None:
+def restore_arrays(
+    target: Mapping[str, np.ndarray], saved: Mapping[str, np.ndarray], where: str
+) -> None:
     """Copy `saved` into the arrays of `target`; ValueError, before any is changed, unless names and shapes agree."""
     check_arrays(target, saved, where)
     for name, array in saved.items():
@@ -213,7 +235,8 @@ def uninterrupted() -> Iterator[None]:
             try:
                 signal.signal(stop, lambda number, frame: seen.append(number))
                 previous[stop] = handler
-            except ValueError:  # not the main interpreter, or a thread that Python takes for the main one and is not
+            # not the main interpreter, or a thread that Python takes for the main one and is not
+            except ValueError:
                 break
     try:
         yield

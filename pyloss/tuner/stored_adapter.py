@@ -41,14 +41,20 @@ class StoredAdapter:
     kind: str
     layers: dict[str, StoredLayer]
     config: dict[str, Any]  # as mlx-lm writes it
-    bases: dict[str, np.ndarray] = field(default_factory=dict)  # copies of base weights, which PEFT adds for an adapted head
-    untied: set[str] = field(default_factory=set)  # embeddings whose adapter leaves a tied head as it is
+    # copies of base weights, which PEFT adds for an adapted head
+    bases: dict[str, np.ndarray] = field(default_factory=dict)
+    # embeddings whose adapter leaves a tied head as it is
+    untied: set[str] = field(default_factory=set)
 
 
 def adapter_place(path: PathLike) -> tuple[Path, str | None]:
     """The folder of an adapter, and the name of the file in it where `path` is one: a numbered checkpoint, the best adapter."""
     place = user_path(path)
-    return (place.parent, place.name) if place.suffix == ".safetensors" and not place.is_dir() else (place, None)
+    return (
+        (place.parent, place.name)
+        if place.suffix == ".safetensors" and not place.is_dir()
+        else (place, None)
+    )
 
 
 def arrays_of(folder: Path, name: str) -> dict[str, np.ndarray]:
@@ -59,7 +65,10 @@ def arrays_of(folder: Path, name: str) -> dict[str, np.ndarray]:
 
 
 def grouped(
-    path: Path, arrays: Mapping[str, np.ndarray], suffixes: Mapping[str, str], dimensions: tuple[int, ...]
+    path: Path,
+    arrays: Mapping[str, np.ndarray],
+    suffixes: Mapping[str, str],
+    dimensions: tuple[int, ...],
 ) -> dict[str, dict[str, np.ndarray]]:
     """`{module: {parameter: array}}` of tensors named `<module><suffix>`; `suffixes` gives the parameter of each.
 
@@ -72,11 +81,15 @@ def grouped(
     for name, array in arrays.items():
         suffix = next((s for s in suffixes if name.endswith(s)), None)
         if suffix is None:
-            problems.append(f"{name}: is not a LoRA matrix; expected names that end in {', '.join(suffixes)}")
+            problems.append(
+                f"{name}: is not a LoRA matrix; expected names that end in {', '.join(suffixes)}"
+            )
             continue
         parameter, module = suffixes[suffix], name[: -len(suffix)]
         if array.ndim + (parameter == "m") not in dimensions:
-            problems.append(f"{name}: has shape {array.shape}, expected {_words(dimensions, parameter)}")
+            problems.append(
+                f"{name}: has shape {array.shape}, expected {_words(dimensions, parameter)}"
+            )
         ends[parameter] = suffix
         if parameter in found.setdefault(module, {}):
             problems.append(f"{name}: another tensor says the same of this layer")
@@ -84,8 +97,12 @@ def grouped(
     for module, parts in found.items():
         for half, other in (("lora_a", "lora_b"), ("lora_b", "lora_a")):
             if half not in parts:
-                there = ends.get(half) or next(s for s, parameter in suffixes.items() if parameter == half)
-                reason = "is missing, though its other half is there" if other in parts else "is missing"
+                there = ends.get(half) or next(
+                    s for s, parameter in suffixes.items() if parameter == half
+                )
+                reason = (
+                    "is missing, though its other half is there" if other in parts else "is missing"
+                )
                 problems.append(f"{module}{there}: {reason}")
     if problems:
         raise FormatError(path, None, f"is not an adapter:{listed(problems)}")
@@ -102,8 +119,16 @@ def check_kind(path: Path, kind: str, layers: Mapping[str, Mapping[str, np.ndarr
     """FormatError when DoRA layers have no magnitudes, or LoRA layers have some."""
     wrong = [name for name, parts in layers.items() if ("m" in parts) != (kind == "dora")]
     if wrong:
-        reason = "has no magnitudes, which DoRA needs" if kind == "dora" else "has magnitudes, and the configuration says LoRA"
-        raise FormatError(path, None, f"does not fit the tensors:{listed([f'{name}: {reason}' for name in wrong])}")
+        reason = (
+            "has no magnitudes, which DoRA needs"
+            if kind == "dora"
+            else "has magnitudes, and the configuration says LoRA"
+        )
+        raise FormatError(
+            path,
+            None,
+            f"does not fit the tensors:{listed([f'{name}: {reason}' for name in wrong])}",
+        )
 
 
 def number(path: Path, config: Mapping[str, Any], key: str, default: float | None = None) -> float:

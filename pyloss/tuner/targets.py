@@ -48,7 +48,11 @@ class Sample:
 
     def cut(self, length: int) -> Sample:
         """The first `length` tokens, weights and all."""
-        return self if len(self.tokens) <= length else Sample(self.tokens[:length], self.weights[:length])
+        return (
+            self
+            if len(self.tokens) <= length
+            else Sample(self.tokens[:length], self.weights[:length])
+        )
 
 
 def as_sample(item: Any) -> Sample:
@@ -63,12 +67,20 @@ def as_sample(item: Any) -> Sample:
         tokens, targets = item
     else:
         tokens, targets = item, 0
-    if isinstance(tokens, (str, Mapping)) or np.ndim(tokens) != 1 or not all(_is_int(t) for t in tokens):
-        raise TypeError(f"a sample is a list of token ids or (tokens, offset), not {type(item).__name__} {item!r:.80}")
+    if (
+        isinstance(tokens, (str, Mapping))
+        or np.ndim(tokens) != 1
+        or not all(_is_int(t) for t in tokens)
+    ):
+        raise TypeError(
+            f"a sample is a list of token ids or (tokens, offset), not {type(item).__name__} {item!r:.80}"
+        )
     tokens = [int(t) for t in tokens]
     if np.ndim(targets) == 0:
         if not _is_int(targets) or targets < 0:
-            raise ValueError(f"the offset of a sample is {targets!r}, and must be a whole number >= 0")
+            raise ValueError(
+                f"the offset of a sample is {targets!r}, and must be a whole number >= 0"
+            )
         return Sample.from_spans(tokens, [(int(targets), len(tokens))])
     weights = np.array(targets, np.float32)
     if weights.shape != (len(tokens),) or not (np.isfinite(weights).all() and (weights >= 0).all()):
@@ -100,7 +112,9 @@ def chat_sample(tokenizer: Any, messages: Sequence[Message], tools: Any, train_o
     if marked is not None and train_on == "assistant":
         weights = np.array(marked, np.float32)
     else:
-        weights = Sample.from_spans(tokens, conversation.turns(turns[-1:] if train_on == "last" else turns)).weights
+        weights = Sample.from_spans(
+            tokens, conversation.turns(turns[-1:] if train_on == "last" else turns)
+        ).weights
         weights = weights if marked is None else weights * np.array(marked, np.float32)
     weights[:1] = 0
     used = int(np.flatnonzero(weights)[-1]) + 1 if weights.any() else len(tokens)

@@ -61,7 +61,9 @@ def grad_checkpoint(layer: Any) -> None:
     `TrainingArgs(grad_checkpoint=True)` and `model.set_grad_checkpoint()` do the same. TypeError for another object.
     """
     if not hasattr(layer, "recomputed"):
-        raise TypeError(f"grad_checkpoint takes a decoder layer, such as model.layers[0], not a {type(layer).__name__}")
+        raise TypeError(
+            f"grad_checkpoint takes a decoder layer, such as model.layers[0], not a {type(layer).__name__}"
+        )
     layer.recomputed = True
 
 
@@ -93,7 +95,9 @@ def train(
     """
     args = args or TrainingArgs()
     with matmul_precision(args.matmul_precision):
-        return _Run(model, optimizer, train_dataset, val_dataset, args, loss, iterate_batches).run(training_callback)
+        return _Run(model, optimizer, train_dataset, val_dataset, args, loss, iterate_batches).run(
+            training_callback
+        )
 
 
 class _Run:
@@ -113,22 +117,33 @@ class _Run:
         self.loss, self.make_batches = loss, make_batches
         self.parameters: dict[str, np.ndarray] = model.trainable_parameters()
         if not self.parameters:
-            raise ValueError("the model has no trainable parameters: call linear_to_lora_layers or unfreeze() first")
-        adapted = isinstance(model, nn.Module)  # not every model that has what training needs of one
+            raise ValueError(
+                "the model has no trainable parameters: call linear_to_lora_layers or unfreeze() first"
+            )
+        # not every model that has what training needs of one
+        adapted = isinstance(model, nn.Module)
         self.fixed = fixed_factors(model) if adapted else {}
         self.on_disk = partial(settled_arrays, model) if adapted else dict
         if args.loraplus_lr_ratio != 1:
             if not any(name.endswith("lora_b") for name in self.parameters):
-                raise ValueError("loraplus_lr_ratio multiplies the learning rate of lora_b; the model trains no such parameter")
+                raise ValueError(
+                    "loraplus_lr_ratio multiplies the learning rate of lora_b; the model trains no such parameter"
+                )
             optimizer.rate_scales = optimizer.rate_scales | {"lora_b": args.loraplus_lr_ratio}
         if train_dataset is None or (hasattr(train_dataset, "__len__") and not len(train_dataset)):
             raise ValueError("the training dataset is empty")
         empty = val_dataset is None or (hasattr(val_dataset, "__len__") and not len(val_dataset))
-        self.val_data = None if empty or args.val_batches == 0 else own_data(val_dataset, make_batches)
+        self.val_data = (
+            None if empty or args.val_batches == 0 else own_data(val_dataset, make_batches)
+        )
         self.given = train_dataset
         self.data = own_data(train_dataset, make_batches)
         self.value_and_grad = nn.value_and_grad(model, loss)
-        self.file = None if args.adapter_file is None or not (args.iters or args.resume) else user_path(args.adapter_file)
+        self.file = (
+            None
+            if args.adapter_file is None or not (args.iters or args.resume)
+            else user_path(args.adapter_file)
+        )
         self.folder = None if self.file is None else self.file.parent
         self.base: str | None = None
         self.progress = Progress()
@@ -171,7 +186,9 @@ class _Run:
                 self.display.close()
         p = self.progress
         best = None if p.best_loss is None else p.best_iteration
-        return TrainingResult(p.iteration, self.optimizer.step, p.trained_tokens, p.best_loss, best, stopped)
+        return TrainingResult(
+            p.iteration, self.optimizer.step, p.trained_tokens, p.best_loss, best, stopped
+        )
 
     def start(self, held: ExitStack) -> list[str]:
         """Begin afresh or take over a checkpoint; nothing is written before all that can be refused was checked.
@@ -186,7 +203,9 @@ class _Run:
         if args.resume:
             place = self.folder if args.resume is True else user_path(args.resume)
             if place is None:
-                raise ValueError("resume=True needs an adapter_file, beside which the trainer state lies")
+                raise ValueError(
+                    "resume=True needs an adapter_file, beside which the trainer state lies"
+                )
             saved = checkpoints.load_checkpoint(place)
         seed = args.seed
         if saved is None:
@@ -194,7 +213,11 @@ class _Run:
                 seed = pyloss.random.next_seed()
             else:
                 pyloss.random.seed(seed)
-        options = {"batch_size": args.batch_size, "max_seq_length": args.max_seq_length, "loop": True}
+        options = {
+            "batch_size": args.batch_size,
+            "max_seq_length": args.max_seq_length,
+            "loop": True,
+        }
         options |= {} if seed is None else {"seed": seed}
         try:
             self.batches = batches_of(self.make_batches, self.model, self.data, **options)
@@ -212,7 +235,10 @@ class _Run:
             if not there:
                 make_folder(self.folder, "adapter folder")
                 held.enter_context(locked(self.folder))
-            here = place is not None and checkpoints.state_path(place).parent.resolve() == self.folder.resolve()
+            here = (
+                place is not None
+                and checkpoints.state_path(place).parent.resolve() == self.folder.resolve()
+            )
             notes += prepare_folder(self.folder, self.file.name, config, here, args.overwrite)
             if system_prompt_of(config) is not None:
                 notes.append("the records share a system prompt, which is kept with the adapter")
@@ -225,7 +251,9 @@ class _Run:
         """Take over what the state `file` held."""
         name = optimizer_name(self.optimizer)
         if saved.optimizer_name != name:
-            raise ValueError(f"the run to resume was trained with {saved.optimizer_name}, not with {name}")
+            raise ValueError(
+                f"the run to resume was trained with {saved.optimizer_name}, not with {name}"
+            )
         checkpoints.check_arrays(self.parameters | self.fixed, saved.model, "the run to resume")
         if saved.base is not None and self.base is not None and saved.base != self.base:
             raise ValueError(
@@ -233,7 +261,9 @@ class _Run:
                 "give the model that it began with, or start a new run from its adapter (--resume-adapter-file)"
             )
         try:
-            checkpoints.check_arrays(self.parameters if saved.best else {}, saved.best, f"{file}: best")
+            checkpoints.check_arrays(
+                self.parameters if saved.best else {}, saved.best, f"{file}: best"
+            )
             targets = {name: self.parameters[name] for name in saved.accumulated}
             checkpoints.check_arrays(targets, saved.accumulated, f"{file}: accumulated")
             self.restore_place(saved)
@@ -276,15 +306,31 @@ class _Run:
             "val_batches",
             "loraplus_lr_ratio",
         )
-        fixed = {} if self.optimizer.schedule is not None else {"learning_rate": self.optimizer.learning_rate}
-        return {name: getattr(self.args, name) for name in names} | fixed | {"matmul_precision": get_matmul_precision()}
+        fixed = (
+            {}
+            if self.optimizer.schedule is not None
+            else {"learning_rate": self.optimizer.learning_rate}
+        )
+        return (
+            {name: getattr(self.args, name) for name in names}
+            | fixed
+            | {"matmul_precision": get_matmul_precision()}
+        )
 
     def plan(self) -> list[str]:
         longest = self.args.max_seq_length
         if isinstance(self.data, CacheDataset) and self.make_batches is iterate_batches:
             longest = min(longest, max(self.data.itemlen(i) for i in range(len(self.data))))
         validates = self.val_data is not None
-        return describe_plan(self.model, self.optimizer, self.args, self.batches, longest, self.progress.iteration, validates)
+        return describe_plan(
+            self.model,
+            self.optimizer,
+            self.args,
+            self.batches,
+            longest,
+            self.progress.iteration,
+            validates,
+        )
 
     def loop(self) -> bool:
         """Iterate to the end; True if patience ended it before."""
@@ -299,7 +345,9 @@ class _Run:
             if done and done % args.steps_per_save == 0:
                 self.save()
             if args.patience is not None and self.progress.not_improved >= args.patience:
-                self.say(f"stopped: {counted(self.progress.not_improved, 'validation')} in a row without a lower loss")
+                self.say(
+                    f"stopped: {counted(self.progress.not_improved, 'validation')} in a row without a lower loss"
+                )
                 return True
             if done >= args.iters:
                 return False
@@ -355,7 +403,9 @@ class _Run:
             scale = 1.0 if self.args.grad_accumulation_steps == 1 else 1.0 / p.pending_weight
             norm = grad_norm(self.accumulated) * scale
             if not math.isfinite(norm):
-                raise FloatingPointError(self.not_finite(f"the norm of the gradients is {norm}", iteration))
+                raise FloatingPointError(
+                    self.not_finite(f"the norm of the gradients is {norm}", iteration)
+                )
             p.grad_norm = norm
             scale *= clip_scale(norm, self.args.max_grad_norm)
             self.optimizer.update(self.model, self.accumulated, grad_scale=scale)
@@ -388,10 +438,16 @@ class _Run:
         if p.best_loss != before:
             self.remember_best()
         if self.args.keep_best and self.best and p.best_iteration != p.iteration:
-            last = {name: array.copy() for name, array in self.parameters.items()} if self.folder else {}
+            last = (
+                {name: array.copy() for name, array in self.parameters.items()}
+                if self.folder
+                else {}
+            )
             with uninterrupted():
                 checkpoints.restore_arrays(self.parameters, self.best, "the best adapter")
-            self.say(f"kept the adapter of iteration {p.best_iteration}, val loss {p.best_loss:.4f} (the lowest)")
+            self.say(
+                f"kept the adapter of iteration {p.best_iteration}, val loss {p.best_loss:.4f} (the lowest)"
+            )
             if self.folder is not None:
                 write_safetensors(self.folder / numbered(p.iteration), self.on_disk(last))
                 self.say(f"the last one is in {self.folder / numbered(p.iteration)}")
@@ -449,10 +505,16 @@ class _Run:
                     self.best = {name: array.copy() for name, array in self.parameters.items()}
                     if self.folder is not None:
                         told = json.dumps({"iteration": p.iteration, "val_loss": value})
-                        write_safetensors(self.folder / BEST_FILE, self.on_disk(self.best), {"validation": told})
+                        write_safetensors(
+                            self.folder / BEST_FILE, self.on_disk(self.best), {"validation": told}
+                        )
             else:
                 p.not_improved += 1
-        info = {"iteration": p.iteration, "val_loss": value, "val_time": time.perf_counter() - begun}
+        info = {
+            "iteration": p.iteration,
+            "val_loss": value,
+            "val_time": time.perf_counter() - begun,
+        }
         for reporter in self.reporters:
             reporter.on_val_loss_report(dict(info))
 
@@ -490,7 +552,10 @@ class _Run:
             return
         saved = checkpoints.load_checkpoint(self.saved_at)
         saved.best = self.best
-        saved.progress.best_loss, saved.progress.best_iteration = self.progress.best_loss, self.progress.best_iteration
+        saved.progress.best_loss, saved.progress.best_iteration = (
+            self.progress.best_loss,
+            self.progress.best_iteration,
+        )
         with uninterrupted():
             checkpoints.save_checkpoint(self.saved_at, saved)
 
@@ -504,15 +569,20 @@ class _Run:
             return
         self.save_state()
         self.save_adapter()
-        write_safetensors(self.folder / numbered(self.progress.iteration), self.on_disk(self.parameters))
-        self.say(f"iteration {self.progress.iteration}: saved {self.folder / numbered(self.progress.iteration)}")
+        write_safetensors(
+            self.folder / numbered(self.progress.iteration), self.on_disk(self.parameters)
+        )
+        self.say(
+            f"iteration {self.progress.iteration}: saved {self.folder / numbered(self.progress.iteration)}"
+        )
 
     def interrupted(self) -> str:
         """Save after Ctrl-C, and say where."""
         done = self.progress.iteration
         if self.folder is None:
             return f"interrupted after iteration {done}; nothing is saved (adapter_file is None, or no iterations)"
-        if not self.ending:  # else the state is saved, and what is in memory is no longer the last iteration's
+        # else the state is saved, and what is in memory is no longer the last iteration's
+        if not self.ending:
             self.save_state()
             if done:
                 self.save_adapter()

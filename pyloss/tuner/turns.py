@@ -47,7 +47,9 @@ class Conversation:
         self._messages = [dict(message) for message in messages]
         if has_forms(self._messages):
             try:
-                self._messages = settled(self._messages, lambda form: str(self._apply(form, tokenize=False)))[0]
+                self._messages = settled(
+                    self._messages, lambda form: str(self._apply(form, tokenize=False))
+                )[0]
             except RecursionError:
                 raise ValueError("the arguments of a tool call are nested too deep") from None
         self._positions: Positions | None = None
@@ -86,18 +88,28 @@ class Conversation:
         if not _has_marks(getattr(self._tokenizer, "chat_template", None), bool(self._tools)):
             return None
         try:
-            found = self._apply(self._messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
+            found = self._apply(
+                self._messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+            )
         except ValueError:
             return None
         return list(found["assistant_masks"])
 
-    def _apply(self, messages: Sequence[Message], *, prompt: bool = False, tokenize: bool, **options: Any) -> Any:
+    def _apply(
+        self, messages: Sequence[Message], *, prompt: bool = False, tokenize: bool, **options: Any
+    ) -> Any:
         try:
             out = self._tokenizer.apply_chat_template(
-                list(messages), tools=self._tools, add_generation_prompt=prompt, tokenize=tokenize, **options
+                list(messages),
+                tools=self._tools,
+                add_generation_prompt=prompt,
+                tokenize=tokenize,
+                **options,
             )
         except Exception as error:
-            raise ValueError(f"the chat template refuses this conversation: {error or type(error).__name__}") from error
+            raise ValueError(
+                f"the chat template refuses this conversation: {error or type(error).__name__}"
+            ) from error
         return list(out["input_ids"]) if isinstance(out, Mapping) and not options else out
 
     def _located(self) -> Positions:
@@ -107,7 +119,9 @@ class Conversation:
             self._positions = Positions(self._tokenizer, self._text)
             # pyloss's own tokens are those of the text.
             if not isinstance(self._tokenizer, Tokenizer) and self._positions.ids != self._ids:
-                raise ValueError("the chat template's text and its tokens differ, so no answer can be found in it")
+                raise ValueError(
+                    "the chat template's text and its tokens differ, so no answer can be found in it"
+                )
         return self._positions
 
     def _first(self, n: int, prompt: bool = False) -> str | None:
@@ -170,10 +184,15 @@ class Conversation:
             return None
         if not all(self._text.startswith(marker, end) for end in ends[:-1]):
             return None
-        spans = [positions.tokens(b, e + len(marker)) for b, e in zip(begins[:-1], ends[:-1], strict=True)]
+        spans = [
+            positions.tokens(b, e + len(marker))
+            for b, e in zip(begins[:-1], ends[:-1], strict=True)
+        ]
         return [*spans, self.turn(wanted[-1])]
 
-    def _marked_at(self, wanted: Sequence[int], marks: Sequence[str], keep: bool) -> list[str] | None:
+    def _marked_at(
+        self, wanted: Sequence[int], marks: Sequence[str], keep: bool
+    ) -> list[str] | None:
         """The text with a mark at the end, or in place, of each content, split at the marks; None unless each is there once."""
         messages = list(self._messages)
         for i, mark in zip(wanted, marks, strict=False):
@@ -217,7 +236,9 @@ class Conversation:
         here = self._content_end(self._messages, False, i, self._text)
         if here is None:
             return None
-        there = None if alone is None else self._content_end(self._messages[: i + 1], False, i, alone)
+        there = (
+            None if alone is None else self._content_end(self._messages[: i + 1], False, i, alone)
+        )
         if alone is None or there is None:
             # The template takes no conversation that ends here: what follows the last message's content is the pattern.
             alone, there = self._text, self._content_end(self._messages, False, last, self._text)
@@ -250,7 +271,9 @@ class Conversation:
                 return common(text, self._text)
         return None
 
-    def _content_end(self, messages: Sequence[Message], prompt: bool, j: int, text: str) -> int | None:
+    def _content_end(
+        self, messages: Sequence[Message], prompt: bool, j: int, text: str
+    ) -> int | None:
         """The character of `text`, the rendering of `messages`, at which the content of message `j` ends."""
         mark = self._mark()
         # In its place where the template cuts the content's end off.
@@ -274,7 +297,11 @@ def _varied(message: Message, mark: str, keep: bool) -> Iterator[dict[str, Any]]
     """`message` with the mark in one of its texts, at their end (`keep`) or in their place; the content first."""
     content = message.get("content")
     if isinstance(content, (list, tuple)):
-        texts = [k for k, part in enumerate(content) if isinstance(part, Mapping) and isinstance(part.get("text"), str)]
+        texts = [
+            k
+            for k, part in enumerate(content)
+            if isinstance(part, Mapping) and isinstance(part.get("text"), str)
+        ]
         parts = list(content)
         for k in texts[-1:] if keep else texts:
             parts[k] = {**parts[k], "text": parts[k]["text"] * keep + mark}

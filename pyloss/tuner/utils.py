@@ -23,7 +23,9 @@ from .stored_adapter import CONFIG_FILE, MLX_FILE, adapter_place
 from .system_prompt import checked
 
 
-def linear_to_lora_layers(model: Any, num_layers: int, config: Mapping[str, Any], use_dora: bool = False) -> None:
+def linear_to_lora_layers(
+    model: Any, num_layers: int, config: Mapping[str, Any], use_dora: bool = False
+) -> None:
     """Puts LoRA adapters, or with `use_dora` DoRA adapters, over layers of the last `num_layers` decoder layers (-1: all).
 
     `config`: `rank`, `scale` or `alpha`, and optionally `dropout` (0) and `keys`, names within a decoder layer
@@ -36,7 +38,11 @@ def linear_to_lora_layers(model: Any, num_layers: int, config: Mapping[str, Any]
     adapters = adapter_modules(model)
     bases = {f"{name}.{adapter.base_name}" for name, adapter in adapters.items()}
     modules = {name: module for name, module in model.named_modules() if name not in bases}
-    candidates = {name: module for name, module in modules.items() if takes_adapter(module, kind) or name in adapters}
+    candidates = {
+        name: module
+        for name, module in modules.items()
+        if takes_adapter(module, kind) or name in adapters
+    }
     what = "layer that takes a DoRA adapter" if use_dora else "layer that takes an adapter"
     found = select(model, candidates, num_layers, settings.keys, what)
     if twice := next((name for name in found if name in adapters), None):
@@ -44,7 +50,10 @@ def linear_to_lora_layers(model: Any, num_layers: int, config: Mapping[str, Any]
     select(model, found, -1, settings.rank_pattern, "layer with an adapter, for rank_pattern,")
     layers = {
         name: adapter_class(module, kind).from_base(
-            module, r=settings.rank_of(name), dropout=settings.dropout, scale=settings.scale_of(name)
+            module,
+            r=settings.rank_of(name),
+            dropout=settings.dropout,
+            scale=settings.scale_of(name),
         )
         for name, module in found.items()
     }
@@ -56,7 +65,11 @@ def linear_to_lora_layers(model: Any, num_layers: int, config: Mapping[str, Any]
     for name, layer in layers.items():
         layer.train(model.training)
         model.set_module(name, layer)
-    model.adapter_config = {"fine_tune_type": kind, "num_layers": num_layers, "lora_parameters": settings.stored()}
+    model.adapter_config = {
+        "fine_tune_type": kind,
+        "num_layers": num_layers,
+        "lora_parameters": settings.stored(),
+    }
 
 
 def load_adapters(model: Any, adapter_path: str | os.PathLike[str]) -> Any:
@@ -79,7 +92,9 @@ def load_adapters(model: Any, adapter_path: str | os.PathLike[str]) -> Any:
     return model
 
 
-def fuse_adapters(model: Module, dequantize: bool = False, ways: str | None = None) -> dict[str, float]:
+def fuse_adapters(
+    model: Module, dequantize: bool = False, ways: str | None = None
+) -> dict[str, float]:
     """Replaces every adapter by its fused layer, see `Adapter.fuse`. Gives the share of each change that storing left, by name.
 
     With `ways`, which keep the adapter, one that would keep little on the whole is refused instead (ValueError naming them).
@@ -97,7 +112,11 @@ def fuse_adapters(model: Module, dequantize: bool = False, ways: str | None = No
         model.set_module(name, layer)
     if poor := [name for name, share in kept.items() if share < LITTLE]:
         worst: Any = fused[min(poor, key=kept.__getitem__)].layer
-        others = f" ({len(poor)} of {len(kept)} layers lose most; this is the worst)" if len(kept) > 1 else ""
+        others = (
+            f" ({len(poor)} of {len(kept)} layers lose most; this is the worst)"
+            if len(kept) > 1
+            else ""
+        )
         warnings.warn(lost(worst.weight.format, min(kept.values())) + others, stacklevel=3)
     return kept
 
@@ -132,7 +151,9 @@ def get_total_parameters(model: Module) -> int:
 def print_trainable_parameters(model: Module) -> None:
     """Prints how many numbers of the model are trained."""
     trained, total = count_parameters(model)
-    out(f"Trainable parameters: {trained / max(total, 1):.3%} ({trained / 1e6:.3f}M/{total / 1e6:.3f}M)")
+    out(
+        f"Trainable parameters: {trained / max(total, 1):.3%} ({trained / 1e6:.3f}M/{total / 1e6:.3f}M)"
+    )
 
 
 __all__ = [

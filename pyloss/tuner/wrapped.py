@@ -24,7 +24,9 @@ class WrappedOptimizer:
         for name in ("update", "learning_rate"):
             if not hasattr(inner, name):
                 needs = "it needs update(model, grads) and learning_rate"
-                raise TypeError(f"the optimizer is a {type(inner).__name__} without {name!r}; {needs}")
+                raise TypeError(
+                    f"the optimizer is a {type(inner).__name__} without {name!r}; {needs}"
+                )
         self.inner = inner
         self.step = 0
         self.rate_scales: dict[str, float] = {}

@@ -24,7 +24,10 @@ def rng():
 IN_GROUPS = ("f32", "f16", "q4_1", "q4_k", "affine4", "nf4")
 DEVICES = ["opencl", "opencl in groups"] if _core.opencl_devices()[0] else []
 # A processor's OpenCL compiles kernels in the shape of GPUs for minutes.
-IN_TURN = [pytest.param(name, marks=[pytest.mark.slow] if name == "opencl in groups" else []) for name in DEVICES]
+IN_TURN = [
+    pytest.param(name, marks=[pytest.mark.slow] if name == "opencl in groups" else [])
+    for name in DEVICES
+]
 
 
 def pytest_collection_modifyitems(items):

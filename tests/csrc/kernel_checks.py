@@ -56,7 +56,9 @@ def assert_close(got, want, n=1, dtype=np.float32):
     largest = np.abs(want).max(axis=-1, keepdims=True) if want.ndim else np.abs(want)
     limit = tolerance(n, dtype) * (np.abs(want) + np.maximum(largest, 1e-3))
     excess = np.abs(got.astype(np.float64) - want) - limit
-    assert (excess <= 0).all(), f"off by {np.abs(got - want).max()} at {np.unravel_index(excess.argmax(), excess.shape)}"
+    assert (excess <= 0).all(), (
+        f"off by {np.abs(got - want).max()} at {np.unravel_index(excess.argmax(), excess.shape)}"
+    )
 
 
 def row_gradient(f, x, dy, step=1e-5):

@@ -37,13 +37,21 @@ class Copies:
     def take(self, argument, kind):
         if isinstance(argument, np.ndarray):
             return self.put(argument, kind)
-        return tuple(self.take(part, kind) for part in argument) if isinstance(argument, tuple) else argument
+        return (
+            tuple(self.take(part, kind) for part in argument)
+            if isinstance(argument, tuple)
+            else argument
+        )
 
     def back(self):
         for array, _, there, whole in self.known.values():
             begin, found = _first(array), there.numpy()
-            assert found[:begin].tobytes() == whole[:begin].tobytes(), "written before the beginning of an array"
-            assert found[-begin:].tobytes() == whole[-begin:].tobytes(), "written past the end of an array"
+            assert found[:begin].tobytes() == whole[:begin].tobytes(), (
+                "written before the beginning of an array"
+            )
+            assert found[-begin:].tobytes() == whole[-begin:].tobytes(), (
+                "written past the end of an array"
+            )
             if array.flags.writeable:
                 array.reshape(-1)[...] = found[begin:-begin]
 
@@ -75,7 +83,11 @@ def _moved(name, specification, where):
     def run(*arguments):
         # What is not as the core wants it gets the core's own error; and of arrays in each other's memory there are no copies.
         plain = list(_arrays(arguments))
-        if len(arguments) != len(kinds) or not all(a.flags.c_contiguous for a in plain) or _overlap(plain):
+        if (
+            len(arguments) != len(kinds)
+            or not all(a.flags.c_contiguous for a in plain)
+            or _overlap(plain)
+        ):
             return on_host(*arguments)
         copies = Copies(where)
         on_host(*(copies.take(a, kind) for a, kind in zip(arguments, kinds, strict=True)))

@@ -23,7 +23,12 @@ def pairs(q_offsets, k_offsets, heads, kv_heads):
     """Slices of the queries and keys of each sequence, and each head with the head of its keys."""
     for s in range(len(q_offsets) - 1):
         for h in range(heads):
-            yield slice(q_offsets[s], q_offsets[s + 1]), slice(k_offsets[s], k_offsets[s + 1]), h, h // (heads // kv_heads)
+            yield (
+                slice(q_offsets[s], q_offsets[s + 1]),
+                slice(k_offsets[s], k_offsets[s + 1]),
+                h,
+                h // (heads // kv_heads),
+            )
 
 
 def probabilities(q, k, scale, window=0):
@@ -36,7 +41,9 @@ def probabilities(q, k, scale, window=0):
     e = np.exp(scores - top)
     total = e.sum(axis=1, keepdims=True)
     with np.errstate(divide="ignore"):
-        return e / np.where(total == 0, 1, total), (np.log(total) + np.where(total == 0, 0, top))[:, 0]
+        return e / np.where(total == 0, 1, total), (np.log(total) + np.where(total == 0, 0, top))[
+            :, 0
+        ]
 
 
 def reference(q, k, v, q_offsets, k_offsets, scale, window=0):
@@ -65,7 +72,9 @@ def normal(rng, *shape):
 
 def forward(memory, q, k, v, q_offsets, k_offsets, scale, window=0):
     o, lse = memory.new(q.shape), memory.new(q.shape[:2])
-    inputs = [memory.put(a) for a in (q, k, v)] + [memory.put(a, np.int32) for a in (q_offsets, k_offsets)]
+    inputs = [memory.put(a) for a in (q, k, v)] + [
+        memory.put(a, np.int32) for a in (q_offsets, k_offsets)
+    ]
     _core.attention_forward(*inputs, scale, window, o, lse)
     return o, lse
 
@@ -73,7 +82,15 @@ def forward(memory, q, k, v, q_offsets, k_offsets, scale, window=0):
 def grad(memory, do, q, k, v, at, scale, window=0):
     o, lse = forward(memory, q, k, v, at, at, scale, window)
     out = [memory.new(a.shape) for a in (q, k, v)]
-    _core.attention_grad(*(memory.put(a) for a in (do, q, k, v)), o, lse, memory.put(at, np.int32), scale, window, *out)
+    _core.attention_grad(
+        *(memory.put(a) for a in (do, q, k, v)),
+        o,
+        lse,
+        memory.put(at, np.int32),
+        scale,
+        window,
+        *out,
+    )
     return tuple(out)
 
 
@@ -93,7 +110,10 @@ def check(memory, rng, lengths, heads, kv_heads, d, window=0):
     want_o, want_lse = reference(q, k, v, at, at, scale, window)
     assert_near(o, want_o, 3e-6)
     assert_near(lse, want_lse, 3e-6)
-    got_grads, want_grads = grad(memory, do, q, k, v, at, scale, window), reference_grad(do, q, k, v, at, scale, window)
+    got_grads, want_grads = (
+        grad(memory, do, q, k, v, at, scale, window),
+        reference_grad(do, q, k, v, at, scale, window),
+    )
     for got, want in zip(got_grads, want_grads, strict=True):
         assert_near(got, want, 1e-5)
 
@@ -151,7 +171,10 @@ def test_what_lies_before_the_window_is_never_read(memory, rng):
     """Keys and values there are NaN; what is out of reach of a tile's first row is not even computed with."""
     at, window = offsets([700]), 100
     q, k, v, do = (normal(rng, 700, h, 24) for h in (4, 2, 2, 4))
-    clean, clean_grads = forward(memory, q, k, v, at, at, 0.2, window), grad(memory, do, q, k, v, at, 0.2, window)
+    clean, clean_grads = (
+        forward(memory, q, k, v, at, at, 0.2, window),
+        grad(memory, do, q, k, v, at, 0.2, window),
+    )
     k[:64], v[:64] = np.nan, np.nan
     for got, want in zip(forward(memory, q, k, v, at, at, 0.2, window), clean, strict=True):
         assert (got[400:] == want[400:]).all()
@@ -180,7 +203,8 @@ CACHED = [
 
 @pytest.mark.parametrize(("n", "m"), CACHED)
 @pytest.mark.parametrize(
-    ("heads", "kv_heads", "d", "window"), [(1, 1, 33, 0), (9, 3, 64, 0), (9, 3, 64, 50), (8, 8, 5, 1), (8, 8, 5, 0), (16, 1, 128, 300)]
+    ("heads", "kv_heads", "d", "window"),
+    [(1, 1, 33, 0), (9, 3, 64, 0), (9, 3, 64, 50), (8, 8, 5, 1), (8, 8, 5, 0), (16, 1, 128, 300)],
 )
 def test_queries_after_a_cache(memory, rng, n, m, heads, kv_heads, d, window):
     q_offsets, k_offsets, scale = offsets(n), offsets(m), 1 / np.sqrt(d)
@@ -203,7 +227,9 @@ def test_generation_gives_what_one_pass_gives(memory, rng, window):
     begin = 0
     for n in (90, 1, 1, 37, 2, 1, 68):
         end = begin + n
-        part, _ = forward(memory, q[begin:end], k[:end], v[:end], offsets([n]), offsets([end]), 0.2, window)
+        part, _ = forward(
+            memory, q[begin:end], k[:end], v[:end], offsets([n]), offsets([end]), 0.2, window
+        )
         assert_near(part, whole[begin:end].astype(np.float64), 2e-6)
         begin = end
 
@@ -211,7 +237,9 @@ def test_generation_gives_what_one_pass_gives(memory, rng, window):
 # Numbers
 
 
-@pytest.mark.parametrize(("lengths", "heads", "kv_heads", "d"), [([4], 1, 1, 3), ([3, 0, 2], 2, 1, 5)])
+@pytest.mark.parametrize(
+    ("lengths", "heads", "kv_heads", "d"), [([4], 1, 1, 3), ([3, 0, 2], 2, 1, 5)]
+)
 def test_gradient_against_central_differences(memory, rng, lengths, heads, kv_heads, d):
     at, scale, step = offsets(lengths), 0.7, 1e-5
     arrays = [normal(rng, at[-1], h, d) for h in (heads, kv_heads, kv_heads)]
@@ -243,7 +271,9 @@ def test_large_scores(memory, rng, size):
     assert_near(lse, want_lse, 3e-7)
     # Probabilities come from the log-sum-exp, which float32 holds to half a unit in its last place.
     error = 1e-5 + 2 * np.spacing(np.float32(size))
-    for got, want in zip(grad(memory, do, q, k, v, at, scale), reference_grad(do, q, k, v, at, scale), strict=True):
+    for got, want in zip(
+        grad(memory, do, q, k, v, at, scale), reference_grad(do, q, k, v, at, scale), strict=True
+    ):
         assert_near(got, want, error)
 
 
@@ -251,7 +281,9 @@ def test_large_scores(memory, rng, size):
 @pytest.mark.parametrize("m", [33, 100])
 def test_nan_stays_in_its_sequence(memory, rng, which, m):
     q_offsets, k_offsets = offsets([20, 33, 1, 2, 40]), offsets([20, 33, 1, m, 40])
-    arrays = [normal(rng, at[-1], h, 17) for at, h in ((q_offsets, 4), (k_offsets, 2), (k_offsets, 2))]
+    arrays = [
+        normal(rng, at[-1], h, 17) for at, h in ((q_offsets, 4), (k_offsets, 2), (k_offsets, 2))
+    ]
     clean, clean_lse = forward(memory, *arrays, q_offsets, k_offsets, 0.25)
     for s in (1, 3):
         dirty = [a.copy() for a in arrays]

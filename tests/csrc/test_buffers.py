@@ -81,12 +81,15 @@ def test_what_repeats_itself_asks_the_system_for_nothing():
     faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(20):
         work()
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults < 300  # of 1,350 pages each time
+    # of 1,350 pages each time
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults < 300
     del held
     _core.trim()
 
 
-@pytest.mark.parametrize("shape", [(1 << 60,), (1 << 31, 1 << 31, 1 << 31), (1 << 48,), (1 << 62, 4)])
+@pytest.mark.parametrize(
+    "shape", [(1 << 60,), (1 << 31, 1 << 31, 1 << 31), (1 << 48,), (1 << 62, 4)]
+)
 def test_too_big(shape):
     peak = _core.buffer_stats()["peak"]
     with pytest.raises(MemoryError):

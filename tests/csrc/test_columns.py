@@ -13,7 +13,10 @@ SHAPES = [(0, 3), (1, 1), (2, 0), (3, 7), (5, 33), (2, 1023), (3, 1024), (1, 102
 
 @pytest.mark.parametrize(("n", "v"), SHAPES)
 def test_columns_above(memory, rng, n, v):
-    x, bound = rng.standard_normal((n, v)).astype(np.float32), rng.uniform(1, 4, n).astype(np.float32)
+    x, bound = (
+        rng.standard_normal((n, v)).astype(np.float32),
+        rng.uniform(1, 4, n).astype(np.float32),
+    )
     x[:, ::5] = bound[:, None]  # equal is not above
     x[:, 1::5] *= -1
     given = memory.put(x), memory.put(bound)
@@ -53,4 +56,6 @@ def test_gather_columns(memory, rng, n, v):
 
 def test_a_column_that_is_not_there():
     with pytest.raises(ValueError, match="columns"):
-        _core.gather_columns(np.zeros((2, 3), np.float32), np.array([3], np.int32), np.empty((2, 1), np.float32))
+        _core.gather_columns(
+            np.zeros((2, 3), np.float32), np.array([3], np.int32), np.empty((2, 1), np.float32)
+        )

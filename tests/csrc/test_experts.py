@@ -31,7 +31,9 @@ def offsets_of(memory, counts):
 def per_expert(x, matrices, counts):
     """float64 rows of x times the matrix of their expert."""
     parts = np.split(wide(x), np.cumsum(counts)[:-1])
-    return np.concatenate([part @ wide(matrix) for part, matrix in zip(parts, matrices, strict=True)])
+    return np.concatenate(
+        [part @ wide(matrix) for part, matrix in zip(parts, matrices, strict=True)]
+    )
 
 
 def repeated(values, counts):
@@ -45,7 +47,10 @@ def check_experts(memory, rng, weight, dense, counts, rank, scale):
     x, dy, bias = (memory.put(normal(rng, *s)) for s in ((n, i), (n, o), (e, o)))
     a, b = memory.put(normal(rng, e, rank, i)), memory.put(normal(rng, e, o, rank))
     factor = memory.put(rng.uniform(0.5, 1.5, (e, o)))
-    plain, hidden = per_expert(x, dense.transpose(0, 2, 1), counts), per_expert(x, a.transpose(0, 2, 1), counts)
+    plain, hidden = (
+        per_expert(x, dense.transpose(0, 2, 1), counts),
+        per_expert(x, a.transpose(0, 2, 1), counts),
+    )
     y = memory.new((n, o))
     _core.experts_forward(x, weight, None, offsets, None, None, 0.0, None, y)
     near(y, plain, i)
@@ -55,16 +60,32 @@ def check_experts(memory, rng, weight, dense, counts, rank, scale):
     given = memory.put(hidden / np.sqrt(i + 1))
     y = memory.new((n, o))
     _core.experts_forward(x, weight, bias, offsets, given, b, scale, None, y)
-    near(y, plain + repeated(bias, counts) + scale * per_expert(given, b.transpose(0, 2, 1), counts), i + rank)
+    near(
+        y,
+        plain + repeated(bias, counts) + scale * per_expert(given, b.transpose(0, 2, 1), counts),
+        i + rank,
+    )
     y, h = memory.new((n, o)), memory.new((n, rank))
     _core.experts_lora_forward(x, weight, bias, offsets, a, b, scale, None, h, y)
     near(h, hidden, i)
-    near(y, plain + repeated(bias, counts) + scale * per_expert(hidden, b.transpose(0, 2, 1), counts), i + rank * i)
+    near(
+        y,
+        plain + repeated(bias, counts) + scale * per_expert(hidden, b.transpose(0, 2, 1), counts),
+        i + rank * i,
+    )
     y = memory.new((n, o))
     _core.experts_lora_forward(x, weight, None, offsets, a, b, scale, factor, h, y)
-    near(y, plain * repeated(factor, counts) + scale * per_expert(hidden, b.transpose(0, 2, 1), counts), i + rank * i)
+    near(
+        y,
+        plain * repeated(factor, counts) + scale * per_expert(hidden, b.transpose(0, 2, 1), counts),
+        i + rank * i,
+    )
 
-    plain, dh_want, before = per_expert(dy, dense, counts), scale * per_expert(dy, b, counts), normal(rng, n, i)
+    plain, dh_want, before = (
+        per_expert(dy, dense, counts),
+        scale * per_expert(dy, b, counts),
+        normal(rng, n, i),
+    )
     given = memory.put(dh_want / np.sqrt(o + 1))
     for accumulate in (0, 1):
         dx = memory.put(before)
@@ -72,7 +93,11 @@ def check_experts(memory, rng, weight, dense, counts, rank, scale):
         near(dx, accumulate * before + plain, o + 1)
         dx = memory.put(before)
         _core.experts_input_grad(dy, weight, offsets, None, None, accumulate, factor, dx)
-        near(dx, accumulate * before + per_expert(dy * repeated(factor, counts), dense, counts), 2 * o + 1)
+        near(
+            dx,
+            accumulate * before + per_expert(dy * repeated(factor, counts), dense, counts),
+            2 * o + 1,
+        )
         dx = memory.put(before)
         _core.experts_input_grad(dy, weight, offsets, given, a, accumulate, None, dx)
         near(dx, accumulate * before + plain + per_expert(given, a, counts), o + rank + 1)
@@ -120,7 +145,9 @@ def test_threads_give_the_same_bits(rng):
     factor = normal(rng, e, o)
 
     def run():
-        h, y, dh, dx, dw = (np.empty(s, np.float32) for s in ((n, r), (n, o), (n, r), (n, i), (e, o, i)))
+        h, y, dh, dx, dw = (
+            np.empty(s, np.float32) for s in ((n, r), (n, o), (n, r), (n, i), (e, o, i))
+        )
         _core.experts_lora_forward(x, w, factor, offsets, a, b, 0.5, factor, h, y)
         _core.experts_lora_input_grad(dy, w, offsets, a, b, 0.5, 0, factor, dh, dx)
         _core.experts_weight_grad(dy, x, offsets, 1.0, dw)
@@ -140,7 +167,9 @@ def test_an_expert_computes_what_it_does_alone(rng):
         rows = slice(offsets[e], offsets[e + 1])
         inner, out = np.empty((counts[e], r), np.float32), np.empty((counts[e], o), np.float32)
         alone = np.array([0, counts[e]], np.int32)
-        _core.experts_lora_forward(x[rows], w[e : e + 1], None, alone, a[e : e + 1], b[e : e + 1], 0.5, None, inner, out)
+        _core.experts_lora_forward(
+            x[rows], w[e : e + 1], None, alone, a[e : e + 1], b[e : e + 1], 0.5, None, inner, out
+        )
         assert out.tobytes() == y[rows].tobytes() and inner.tobytes() == h[rows].tobytes()
 
 
@@ -159,7 +188,9 @@ def test_what_is_not_finite_stays_with_its_expert(rng, bad):
 # Rows of tokens and rows of experts
 
 
-@pytest.mark.parametrize(("n", "k", "d"), [(0, 2, 5), (1, 1, 1), (5, 2, 33), (40, 8, 100), (3, 3, 9000)])
+@pytest.mark.parametrize(
+    ("n", "k", "d"), [(0, 2, 5), (1, 1, 1), (5, 2, 33), (40, 8, 100), (3, 3, 9000)]
+)
 def test_rows(memory, rng, n, k, d):
     m = n * k
     rows = memory.put(rng.permutation(m).reshape(n, k), np.int32)
@@ -218,13 +249,41 @@ def test_stacks_that_can_be():
         ({"w": None}, TypeError, "w must be a numpy.ndarray"),
         ({"w": ()}, ValueError, "w has 0 matrices, expected 1 to 65536"),
         ({"w": np.zeros((0, 5, 4), np.float32)}, ValueError, "w has 0 matrices"),
-        ({"w": handles((5, 4))[0]}, TypeError, "w must be a float32 array or a tuple of handles, each of them a tuple, not ndarray"),
-        ({"w": handles((5, 4), (5, 4), (4, 4))}, ValueError, "matrix 2 of w is not of the format, shape"),
-        ({"w": handles((5, 4), (5, 4)) + handles((5, 4), format="f16")}, ValueError, "matrix 2 of w is not of the format"),
-        ({"w": (*handles((5, 4), (5, 4)), (np.zeros(3, np.uint8), 0, 5, 4, 0))}, ValueError, "w has 3 bytes where 5 rows need 16"),
-        ({"w": handles((5, 4), (5, 4))}, ValueError, "offsets has shape .4,.; its axis 0 must be 3, not 4, to go with w of shape .2, 5, 4."),
-        ({"w": np.zeros((3, 6, 4), np.float32)}, ValueError, "y has shape .6, 5.; its axis 1 must be 6"),
-        ({"offsets": np.array([0, 3, 2, 6], np.int32)}, ValueError, "offsets must begin with 0, never decrease and end with 6"),
+        (
+            {"w": handles((5, 4))[0]},
+            TypeError,
+            "w must be a float32 array or a tuple of handles, each of them a tuple, not ndarray",
+        ),
+        (
+            {"w": handles((5, 4), (5, 4), (4, 4))},
+            ValueError,
+            "matrix 2 of w is not of the format, shape",
+        ),
+        (
+            {"w": handles((5, 4), (5, 4)) + handles((5, 4), format="f16")},
+            ValueError,
+            "matrix 2 of w is not of the format",
+        ),
+        (
+            {"w": (*handles((5, 4), (5, 4)), (np.zeros(3, np.uint8), 0, 5, 4, 0))},
+            ValueError,
+            "w has 3 bytes where 5 rows need 16",
+        ),
+        (
+            {"w": handles((5, 4), (5, 4))},
+            ValueError,
+            "offsets has shape .4,.; its axis 0 must be 3, not 4, to go with w of shape .2, 5, 4.",
+        ),
+        (
+            {"w": np.zeros((3, 6, 4), np.float32)},
+            ValueError,
+            "y has shape .6, 5.; its axis 1 must be 6",
+        ),
+        (
+            {"offsets": np.array([0, 3, 2, 6], np.int32)},
+            ValueError,
+            "offsets must begin with 0, never decrease and end with 6",
+        ),
         ({"offsets": np.array([0, 2, 2, 5], np.int32)}, ValueError, "end with 6"),
         ({"offsets": np.array([1, 2, 2, 6], np.int32)}, ValueError, "begin with 0"),
     ],
@@ -246,4 +305,9 @@ def test_an_output_may_lie_between_the_matrices_but_not_over_one():
 
 def test_indices_of_rows_are_checked():
     with pytest.raises(ValueError, match="rows at position 1 is 4, outside"):
-        _core.combine_rows(np.zeros((4, 3), np.float32), np.array([[0, 4]], np.int32), 0, np.zeros((1, 3), np.float32))
+        _core.combine_rows(
+            np.zeros((4, 3), np.float32),
+            np.array([[0, 4]], np.int32),
+            0,
+            np.zeros((1, 3), np.float32),
+        )

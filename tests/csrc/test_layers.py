@@ -8,7 +8,19 @@ from pyloss import _core
 
 pytestmark = pytest.mark.usefixtures("place")
 
-SHAPES = [(0, 5), (1, 1), (3, 7), (7, 33), (33, 15), (70, 16), (65, 17), (1, 31), (2, 127), (4, 257), (5, 0)]
+SHAPES = [
+    (0, 5),
+    (1, 1),
+    (3, 7),
+    (7, 33),
+    (33, 15),
+    (70, 16),
+    (65, 17),
+    (1, 31),
+    (2, 127),
+    (4, 257),
+    (5, 0),
+]
 LENGTHS = [0, 1, 3, 4, 5, 7, 8, 15, 16, 17, 33, 127, 1031, 8191, 8192, 8193, 20011]
 
 
@@ -110,7 +122,9 @@ def test_ratio(memory, rng, n):
         np.testing.assert_array_equal(same, y)
         return (y,)
 
-    np.testing.assert_array_equal(on_threads(run)[0], np.divide(a, b, out=np.zeros(n, np.float32), where=b != 0))
+    np.testing.assert_array_equal(
+        on_threads(run)[0], np.divide(a, b, out=np.zeros(n, np.float32), where=b != 0)
+    )
 
 
 @pytest.mark.parametrize(("n", "d"), [(0, 3), (3, 0), (1, 1), (5, 33), (33, 5), (700, 65)])
@@ -185,7 +199,10 @@ def rotate(x, positions, cos, sin):
     return np.concatenate([a * c - b * s, b * c + a * s], axis=-1)
 
 
-@pytest.mark.parametrize(("n", "h", "d"), [(0, 2, 4), (1, 1, 2), (3, 2, 6), (5, 3, 64), (2, 1, 34), (7, 2, 30), (2, 2, 0)])
+@pytest.mark.parametrize(
+    ("n", "h", "d"),
+    [(0, 2, 4), (1, 1, 2), (3, 2, 6), (5, 3, 64), (2, 1, 34), (7, 2, 30), (2, 2, 0)],
+)
 def test_rope(memory, rng, n, h, d):
     x, dy, angles = normal(rng, n, h, d), normal(rng, n, h, d), normal(rng, 13, d // 2)
     cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
@@ -244,9 +261,19 @@ def test_gated_units_far_out(memory, name):
     ones = np.ones_like(gate)
     y, dgate, dup = (memory.new(gate.shape) for _ in range(3))
     forward(gate, ones, y)
-    assert np.abs(y[:5]).max() < 1e-35 and (y[5:9] == gate[5:9]).all() and y[9] == 0 and np.isnan(y[10])
+    assert (
+        np.abs(y[:5]).max() < 1e-35
+        and (y[5:9] == gate[5:9]).all()
+        and y[9] == 0
+        and np.isnan(y[10])
+    )
     grad(ones, gate, ones, dgate, dup)
-    assert np.abs(dgate[:5]).max() < 1e-35 and (dgate[5:9] == 1).all() and dgate[9] == 0.5 and np.isnan(dgate[10])
+    assert (
+        np.abs(dgate[:5]).max() < 1e-35
+        and (dgate[5:9] == 1).all()
+        and dgate[9] == 0.5
+        and np.isnan(dgate[10])
+    )
 
 
 @pytest.mark.parametrize("n", LENGTHS)
@@ -355,7 +382,12 @@ def test_threads_do_not_change_a_bit(rng):
     def run():
         y, dx, dup, rows, turned = (np.zeros_like(a) for a in (x, x, x, x, heads))
         rstd, dw, sums = np.zeros(n, np.float32), np.zeros(d, np.float32), np.zeros(d, np.float32)
-        dtable, scattered, squares, gate = np.zeros_like(table), np.zeros_like(table), np.zeros(1), np.zeros_like(x)
+        dtable, scattered, squares, gate = (
+            np.zeros_like(table),
+            np.zeros_like(table),
+            np.zeros(1),
+            np.zeros_like(x),
+        )
         _core.rms_norm_forward(x, w, 1e-5, y, rstd)
         _core.rms_norm_grad(dy, x, w, rstd, dx, dw)
         _core.geglu_grad(dy, x, up, gate, dup)
@@ -366,6 +398,20 @@ def test_threads_do_not_change_a_bit(rng):
         _core.column_sum(dy, sums)
         _core.sum_squares(dy, squares)
         _core.dropout(up, 3, 0.1, up_dropped := np.zeros_like(up))
-        return y, dx, dw, rstd, gate, dup, rows, dtable, scattered, turned, sums, squares, up_dropped
+        return (
+            y,
+            dx,
+            dw,
+            rstd,
+            gate,
+            dup,
+            rows,
+            dtable,
+            scattered,
+            turned,
+            sums,
+            squares,
+            up_dropped,
+        )
 
     on_threads(run)

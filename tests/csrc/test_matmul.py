@@ -20,7 +20,15 @@ def shapes(size):
     """(m, n, k) with `size` in every place, beside sizes of the other places that change; "long" has more than one block of A,
     and rows a page apart, which are packed where others are read in place."""
     if size == "long":
-        return [(1100, 33, 31), (7, 40, 1601), (3, 1, 1601), (97, 385, 385), (31, 1024, 40), (29, 40, 1024), (33, 97, 2401)]
+        return [
+            (1100, 33, 31),
+            (7, 40, 1601),
+            (3, 1, 1601),
+            (97, 385, 385),
+            (31, 1024, 40),
+            (29, 40, 1024),
+            (33, 97, 2401),
+        ]
     rng = np.random.default_rng(size)
     found = []
     for place in (0, 0, 0, 1, 1, 2, 2):
@@ -42,7 +50,9 @@ def near(got, want, terms):
     """Sums of `terms` products of standard normals: an element may cancel, so the error is measured against the sum's size."""
     assert got.shape == want.shape
     size = np.sqrt(terms + 1) + np.abs(want)
-    assert (np.abs(got - want) <= 4e-7 * size * (4 + np.sqrt(np.sqrt(terms)))).all(), np.abs((got - want) / size).max()
+    assert (np.abs(got - want) <= 4e-7 * size * (4 + np.sqrt(np.sqrt(terms)))).all(), np.abs(
+        (got - want) / size
+    ).max()
 
 
 @pytest.mark.parametrize("size", [*SIZES, "long"])
@@ -72,7 +82,11 @@ def check_products(memory, rng, m, n, k):
 @pytest.mark.parametrize("size", [*SIZES, "long"])
 def test_linear_and_adapter_over_a_float_matrix(memory, rng, size):
     for (m, n, k), r in zip(shapes(size), itertools.cycle(RANKS)):
-        x, w, bias = memory.put(normal(rng, m, k)), memory.put(normal(rng, n, k)), memory.put(normal(rng, n))
+        x, w, bias = (
+            memory.put(normal(rng, m, k)),
+            memory.put(normal(rng, n, k)),
+            memory.put(normal(rng, n)),
+        )
         a, b = memory.put(normal(rng, k, r)), memory.put(normal(rng, r, n))
         check_linear(memory, x, w, w, bias, a, b, 0.5)
         check_gradient(memory, normal(rng, m, n), w, w, a, b, 0.5, normal(rng, m, k))
@@ -154,7 +168,9 @@ def unaligned(weight):
     g = weight.groups
     if g:
         names = ("scales", "offsets", "table", "map", "nested")
-        g = g._replace(**{name: moved(array, 1) for name in names if (array := getattr(g, name)) is not None})
+        g = g._replace(
+            **{name: moved(array, 1) for name in names if (array := getattr(g, name)) is not None}
+        )
     place = moved(weight.raw, step)
     again = Weight(place, weight.format, weight.shape, weight.head_dim, g)
     assert again.raw is place
@@ -172,7 +188,9 @@ def test_every_format(memory, rng, format, head_dim, n, k):
         x, bias = memory.put(normal(rng, m, k)), memory.put(normal(rng, n))
         a, b = memory.put(normal(rng, k, r)), memory.put(normal(rng, r, n))
         check_linear(memory, x, weight.handle, dense, bias, a, b, -1.5)
-        check_gradient(memory, normal(rng, m, n), weight.handle, dense, a, b, -1.5, normal(rng, m, k))
+        check_gradient(
+            memory, normal(rng, m, n), weight.handle, dense, a, b, -1.5, normal(rng, m, k)
+        )
 
 
 @pytest.mark.parametrize("format", [name for name in FORMATS if name != "nf4"])
@@ -184,14 +202,20 @@ def test_the_bits_are_those_of_the_numpy_decoder(rng, format):
 @pytest.mark.parametrize("double", [False, True])
 @pytest.mark.parametrize("size", [32, 64, 256])
 def test_nf4_bits_are_those_of_the_numpy_decoder(rng, double, size):
-    check_bits(Weight.quantize(normal(rng, 34, 96), "nf4", group_size=size, double=double).slice_rows(3, 34))
+    check_bits(
+        Weight.quantize(normal(rng, 34, 96), "nf4", group_size=size, double=double).slice_rows(
+            3, 34
+        )
+    )
 
 
 @pytest.mark.parametrize("scale_format", ["bf16", "f16", "f32"])
 @pytest.mark.parametrize("size", [32, 64, 128])
 def test_affine_groups(rng, size, scale_format):
     for format in ("affine2", "affine3", "affine4", "affine5", "affine6", "affine8"):
-        weight = Weight.quantize(normal(rng, 20, 256), format, group_size=size, scale_format=scale_format)
+        weight = Weight.quantize(
+            normal(rng, 20, 256), format, group_size=size, scale_format=scale_format
+        )
         check_bits(weight.slice_rows(5, 20), exact=scale_format != "f32")
 
 
@@ -221,7 +245,9 @@ def test_float_formats_have_no_blocks(memory, rng, format, n, k):
     for m in (3, 15):
         a, b = memory.put(normal(rng, k, 2)), memory.put(normal(rng, 2, n))
         check_linear(memory, memory.put(normal(rng, m, k)), weight.handle, dense, bias, a, b, 2.0)
-        check_gradient(memory, normal(rng, m, n), weight.handle, dense, a, b, 2.0, normal(rng, m, k))
+        check_gradient(
+            memory, normal(rng, m, n), weight.handle, dense, a, b, 2.0, normal(rng, m, k)
+        )
 
 
 @pytest.mark.parametrize("format", QUANTISED)
@@ -237,7 +263,16 @@ def test_any_code_of_a_quantised_block(rng, format):
 
 
 @pytest.mark.parametrize(
-    ("m", "n", "k"), [(1, 385, 97), (3, 200, 1000), (5, 33, 31), (70, 385, 97), (333, 97, 500), (1100, 33, 31), (45, 1024, 2401)]
+    ("m", "n", "k"),
+    [
+        (1, 385, 97),
+        (3, 200, 1000),
+        (5, 33, 31),
+        (70, 385, 97),
+        (333, 97, 500),
+        (1100, 33, 31),
+        (45, 1024, 2401),
+    ],
 )
 def test_threads_give_the_same_bits(rng, m, n, k):
     x, w, bias = normal(rng, m, k), normal(rng, n, k), normal(rng, n)
@@ -247,7 +282,11 @@ def test_threads_give_the_same_bits(rng, m, n, k):
         h, y, dh, dx = (np.empty(s, np.float32) for s in ((m, 8), (m, n), (m, 8), (m, k)))
         _core.lora_forward(x, w, bias, a, b, 0.5, None, h, y)
         _core.lora_input_grad(dy, w, a, b, 0.5, 0, None, dh, dx)
-        dw, plain, given = np.empty((n, k), np.float32), np.empty((m, k), np.float32), np.empty((m, n), np.float32)
+        dw, plain, given = (
+            np.empty((n, k), np.float32),
+            np.empty((m, k), np.float32),
+            np.empty((m, n), np.float32),
+        )
         _core.matmul_tn(dy, x, 1.0, 0, dw)
         _core.matmul_nn(dy, w, 1.0, 0, plain)
         _core.linear_forward(x, w, bias, h, b, 0.5, None, given)
@@ -256,13 +295,21 @@ def test_threads_give_the_same_bits(rng, m, n, k):
     on_threads(run)
 
 
-@pytest.mark.parametrize("format", ["f32", "f16", "q8_0", "q4_1", "q5_0", "q4_k", "affine3", "affine4", "nf4"])
+@pytest.mark.parametrize(
+    "format", ["f32", "f16", "q8_0", "q4_1", "q5_0", "q4_k", "affine3", "affine4", "nf4"]
+)
 def test_a_row_does_not_depend_on_its_neighbours(rng, format):
     """Where the same path is taken (at most four rows, or more), a row's bits are its own: packing sequences changes nothing."""
     n, r = 97, 8
     weight = stored(rng, n, 416, format)
     k = weight.shape[1]
-    x, a, b, bias, dy = normal(rng, 40, k), normal(rng, k, r), normal(rng, r, n), normal(rng, n), normal(rng, 40, n)
+    x, a, b, bias, dy = (
+        normal(rng, 40, k),
+        normal(rng, k, r),
+        normal(rng, r, n),
+        normal(rng, n),
+        normal(rng, 40, n),
+    )
 
     def run(rows):
         count = len(x[rows])
@@ -300,7 +347,9 @@ def test_what_is_not_finite_stays_in_its_row_and_column(memory, rng, m, bad):
     _core.matmul_tn(memory.put(dy), memory.put(np.nan_to_num(x, posinf=0)), 1.0, 0, dw)
     assert spoiled(dw) == {(7, j) for j in range(k)}
     w[column, 1] = bad
-    _core.linear_forward(memory.put(normal(rng, m, k)), memory.put(w), None, None, None, 0.0, None, y)
+    _core.linear_forward(
+        memory.put(normal(rng, m, k)), memory.put(w), None, None, None, 0.0, None, y
+    )
     assert spoiled(y) == {(i, column) for i in range(m)}
 
 
@@ -327,9 +376,18 @@ def test_leading_axes_are_rows(rng, m):
         ("linear_forward", lambda f: (f(3, 4), f(5, 6), None, None, None, 0.0, None, f(3, 5))),
         ("linear_forward", lambda f: (f(3, 4), f(5, 4), f(4), None, None, 0.0, None, f(3, 5))),
         ("linear_forward", lambda f: (f(3, 4), f(5, 4), None, None, None, 0.0, None, f(4, 5))),
-        ("lora_forward", lambda f: (f(3, 4), f(5, 4), None, f(4, 2), f(3, 5), 1.0, None, f(3, 2), f(3, 5))),
-        ("lora_input_grad", lambda f: (f(3, 5), f(5, 4), f(4, 2), f(2, 6), 1.0, 0, None, f(3, 2), f(3, 4))),
-        ("lora_input_grad", lambda f: (f(3, 5), f(5, 4), f(4, 2), f(2, 5), 1.0, 0, f(4), f(3, 2), f(3, 4))),
+        (
+            "lora_forward",
+            lambda f: (f(3, 4), f(5, 4), None, f(4, 2), f(3, 5), 1.0, None, f(3, 2), f(3, 5)),
+        ),
+        (
+            "lora_input_grad",
+            lambda f: (f(3, 5), f(5, 4), f(4, 2), f(2, 6), 1.0, 0, None, f(3, 2), f(3, 4)),
+        ),
+        (
+            "lora_input_grad",
+            lambda f: (f(3, 5), f(5, 4), f(4, 2), f(2, 5), 1.0, 0, f(4), f(3, 2), f(3, 4)),
+        ),
         ("matmul_nn", lambda f: (f(3, 4), f(5, 6), 1.0, 0, f(3, 6))),
         ("matmul_nt", lambda f: (f(3, 4), f(6, 5), 1.0, 0, f(3, 6))),
         ("matmul_tn", lambda f: (f(4, 3), f(5, 6), 1.0, 0, f(3, 6))),

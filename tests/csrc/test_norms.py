@@ -45,13 +45,18 @@ def test_every_format(memory, rng, format, head_dim):
 def test_odd_sizes_of_a_float_matrix(memory, rng, o, i):
     for r in (1, 8, 19):
         w, a, b = normal(rng, o, i), normal(rng, i, r), normal(rng, r, o)
-        np.testing.assert_allclose(norms(memory, memory.put(w), w, a, b, 0.3), want(w, a, b, 0.3), rtol=1e-6)
+        np.testing.assert_allclose(
+            norms(memory, memory.put(w), w, a, b, 0.3), want(w, a, b, 0.3), rtol=1e-6
+        )
 
 
 def test_without_a_product_it_is_the_norm_of_the_base(memory, rng):
     w = normal(rng, 70, 576)
     norm = norms(memory, memory.put(w), w, normal(rng, 576, 8), np.zeros((8, 70), np.float32), 20.0)
-    assert norm.tobytes() == np.sqrt((w.astype(np.float64) ** 2).sum(axis=1)).astype(np.float32).tobytes()
+    assert (
+        norm.tobytes()
+        == np.sqrt((w.astype(np.float64) ** 2).sum(axis=1)).astype(np.float32).tobytes()
+    )
 
 
 @pytest.mark.parametrize("left", [1e-1, 1e-3, 0])
@@ -72,7 +77,11 @@ def test_what_is_not_finite_stays_in_its_row(memory, rng):
 
 
 def test_threads_give_the_same_bits(rng):
-    weight, a, b = Weight.quantize(normal(rng, 500, 416), "q4_1"), normal(rng, 416, 8), normal(rng, 8, 500)
+    weight, a, b = (
+        Weight.quantize(normal(rng, 500, 416), "q4_1"),
+        normal(rng, 416, 8),
+        normal(rng, 8, 500),
+    )
     dy, y, bias = normal(rng, 333, 97), normal(rng, 333, 97), normal(rng, 97)
 
     def run():

@@ -23,7 +23,9 @@ def normal(rng, n):
 
 
 @pytest.mark.parametrize("n", LENGTHS)
-@pytest.mark.parametrize(("decay", "scale", "corrected"), [(0.0, 1.0, True), (0.1, 0.25, True), (0.1, 1.0, False)])
+@pytest.mark.parametrize(
+    ("decay", "scale", "corrected"), [(0.0, 1.0, True), (0.1, 0.25, True), (0.1, 1.0, False)]
+)
 def test_adamw(memory, rng, n, decay, scale, corrected):
     lr, beta1, beta2, eps = 0.01, 0.9, 0.99, 1e-8
     p = normal(rng, n)
@@ -90,7 +92,9 @@ def test_nan_stays_in_its_element(memory):
         return memory.put(np.ones(37)), memory.put(np.zeros(37)), memory.put(np.zeros(37))
 
     for name, run in {
-        "adamw": lambda p, m, v: _core.adamw(grad, 0.1, 0.9, 0.99, 1e-8, 0.1, 0.1, 0.01, 1.0, p, m, v),
+        "adamw": lambda p, m, v: _core.adamw(
+            grad, 0.1, 0.9, 0.99, 1e-8, 0.1, 0.1, 0.01, 1.0, p, m, v
+        ),
         "sgd": lambda p, m, v: _core.sgd(grad, 0.1, 0.9, 0.0, 0.1, 0, 1.0, p, m),
         "lion": lambda p, m, v: _core.lion(grad, 0.1, 0.9, 0.99, 0.1, 1.0, p, m),
     }.items():
@@ -111,7 +115,13 @@ def test_threads_do_not_change_a_bit(rng):
     grad, start = rng.standard_normal((2, 50_021), dtype=np.float32)
 
     def run():
-        p, m, v, q, buf = start.copy(), np.zeros_like(grad), np.zeros_like(grad), start.copy(), np.zeros_like(grad)
+        p, m, v, q, buf = (
+            start.copy(),
+            np.zeros_like(grad),
+            np.zeros_like(grad),
+            start.copy(),
+            np.zeros_like(grad),
+        )
         _core.adamw(grad, 0.1, 0.9, 0.99, 1e-8, 0.1, 0.1, 0.01, 1.0, p, m, v)
         _core.sgd(grad, 0.1, 0.9, 0.0, 0.1, 1, 1.0, q, buf)
         _core.lion(grad, 0.1, 0.9, 0.99, 0.1, 1.0, q, buf)

@@ -88,7 +88,9 @@ def everything(rng, m, n, k, format="f32"):
     ea, eb = normal(rng, 2, 8, k), normal(rng, 2, n, 8)
 
     def run():
-        h, y, dh, dx, given, back = (np.empty(s, np.float32) for s in ((m, 8), (m, n), (m, 8), (m, k), (m, n), (m, k)))
+        h, y, dh, dx, given, back = (
+            np.empty(s, np.float32) for s in ((m, 8), (m, n), (m, 8), (m, k), (m, n), (m, k))
+        )
         _core.lora_forward(x, weight.handle, bias, a, b, 0.5, factor, h, y)
         dx[...] = start
         _core.lora_input_grad(dy, weight.handle, a, b, 0.5, 1, None, dh, dx)
@@ -169,7 +171,8 @@ def test_what_stays_float32(rng, format):
     sizes = np.abs(x) @ np.abs(dense).T, np.abs(dy) @ np.abs(dense)
     for got, want, size in zip(many(), before[1], sizes, strict=True):
         assert got.tobytes() != want.tobytes()
-        assert (np.abs(got - want) <= 1.01 * 2.0**-8 * size).all()  # two roundings of half a unit of 8 bits each
+        # two roundings of half a unit of 8 bits each
+        assert (np.abs(got - want) <= 1.01 * 2.0**-8 * size).all()
     _core.set_matmul_precision("float32")
     for got, want in zip(many(), before[1], strict=True):
         assert got.tobytes() == want.tobytes()
@@ -183,7 +186,9 @@ def test_a_row_does_not_depend_on_its_neighbours(rng, precision):
     y, dx = forward(x, weight.handle, out=(40, 97)), backward(dy, weight.handle, x.shape)
     for rows in (slice(0, 5), slice(3, 17), slice(9, 39), slice(31, 40)):
         some = x[rows].copy(), dy[rows].copy()
-        assert forward(some[0], weight.handle, out=(len(some[0]), 97)).tobytes() == y[rows].tobytes()
+        assert (
+            forward(some[0], weight.handle, out=(len(some[0]), 97)).tobytes() == y[rows].tobytes()
+        )
         assert backward(some[1], weight.handle, some[0].shape).tobytes() == dx[rows].tobytes()
 
 

@@ -71,8 +71,14 @@ def test_weights_and_their_gradient(memory, rng, n, experts, k, normalise):
 
 
 def test_an_expert_that_is_not_there(memory):
-    logits, visits, weights = memory.put(np.zeros((1, 3))), memory.put([[0]], np.int32), memory.new(1)
+    logits, visits, weights = (
+        memory.put(np.zeros((1, 3))),
+        memory.put([[0]], np.int32),
+        memory.new(1),
+    )
     with pytest.raises(ValueError, match="chosen"):
         _core.visit_weights(logits, memory.put([[3]], np.int32), visits, 1, weights)
     with pytest.raises(ValueError, match="visits"):
-        _core.visit_weights(logits, memory.put([[2]], np.int32), memory.put([[1]], np.int32), 1, weights)
+        _core.visit_weights(
+            logits, memory.put([[2]], np.int32), memory.put([[1]], np.int32), 1, weights
+        )

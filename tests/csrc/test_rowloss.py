@@ -10,7 +10,21 @@ pytestmark = pytest.mark.usefixtures("isa")
 
 
 PLAIN = (0.0, 0.0, 0.0)  # label_smoothing, z_loss, softcap
-SHAPES = [(0, 5), (1, 1), (4, 1), (3, 2), (5, 7), (3, 8), (4, 15), (4, 16), (4, 17), (3, 31), (3, 33), (2, 127), (2, 1023)]
+SHAPES = [
+    (0, 5),
+    (1, 1),
+    (4, 1),
+    (3, 2),
+    (5, 7),
+    (3, 8),
+    (4, 15),
+    (4, 16),
+    (4, 17),
+    (3, 31),
+    (3, 33),
+    (2, 127),
+    (2, 1023),
+]
 SHAPES += [(2, 1024), (2, 1025), (2, 2053)]
 
 
@@ -35,7 +49,9 @@ def run(memory, x, labels, dtype, dloss=None, gradient=True):
     loss = memory.new(len(x), dtype)
     dx = memory.new(x.shape, dtype) if gradient else None
     given = None if dloss is None else memory.put(dloss, dtype)
-    _core.softmax_cross_entropy(memory.put(x, dtype), memory.put(labels, np.int32), *PLAIN, given, loss, dx)
+    _core.softmax_cross_entropy(
+        memory.put(x, dtype), memory.put(labels, np.int32), *PLAIN, given, loss, dx
+    )
     return loss, dx
 
 
@@ -49,7 +65,11 @@ def test_loss_and_gradient(memory, rng, dtype, n, v):
     assert (np.abs(loss - want) <= tolerance(v, dtype) * (1 + np.abs(want))).all()
     slope = row_gradient(lambda x: cross_entropy(x, labels), x, dloss)
     assert (np.abs(dx - slope) <= tolerance(v, dtype) * np.abs(dloss)[:, None] + 1e-9).all()
-    exact = dloss[:, None] * np.where(labels < 0, 0, 1)[:, None] * (softmax(x) - np.eye(v)[np.maximum(labels, 0)])
+    exact = (
+        dloss[:, None]
+        * np.where(labels < 0, 0, 1)[:, None]
+        * (softmax(x) - np.eye(v)[np.maximum(labels, 0)])
+    )
     assert_close(dx, exact, v, dtype)
     # Without dloss it is 1; without dlogits the loss is the same; the gradient may take the place of the logits.
     again, plain = run(memory, x, labels, dtype)
@@ -57,7 +77,9 @@ def test_loss_and_gradient(memory, rng, dtype, n, v):
     _, ones = run(memory, x, labels, dtype, np.ones(n))
     assert (again == loss).all() and (alone == loss).all() and (plain == ones).all()
     place, again = memory.put(x, dtype), memory.new(n, dtype)
-    _core.softmax_cross_entropy(place, memory.put(labels, np.int32), *PLAIN, memory.put(dloss, dtype), again, place)
+    _core.softmax_cross_entropy(
+        place, memory.put(labels, np.int32), *PLAIN, memory.put(dloss, dtype), again, place
+    )
     assert (place == dx).all() and (again == loss).all()
 
 
@@ -94,7 +116,9 @@ def test_a_maximum_that_moves_from_block_to_block(memory, dtype, reach):
     exact = softmax(x) - np.eye(9001)[labels]
     others = np.arange(9001) != labels[:, None]
     # A difference of logits is rounded to its own size, which the exponential turns into a relative error.
-    limit = np.finfo(dtype).eps * (16 + 2 * reach) * np.abs(exact) + 4 * np.finfo(dtype).smallest_normal
+    limit = (
+        np.finfo(dtype).eps * (16 + 2 * reach) * np.abs(exact) + 4 * np.finfo(dtype).smallest_normal
+    )
     assert (np.abs(dx - exact) <= limit)[others].all()
     assert_close(dx, exact, 9001, dtype)
 
@@ -170,13 +194,21 @@ def test_small_probabilities_are_right_to_the_last_digits(memory, dtype):
 
 
 def test_vanishing_probabilities_are_zero_or_subnormal(memory, dtype):
-    x = np.linspace(4 * np.log(np.finfo(dtype).smallest_normal), np.log(np.finfo(dtype).smallest_normal), 1001).astype(dtype)
+    x = np.linspace(
+        4 * np.log(np.finfo(dtype).smallest_normal), np.log(np.finfo(dtype).smallest_normal), 1001
+    ).astype(dtype)
     _, dx = run(memory, np.stack([np.zeros_like(x), x], axis=1), np.zeros(len(x)), dtype)
-    assert np.abs(dx[:, 1] - np.exp(x.astype(np.longdouble))).max() <= 2 * np.finfo(dtype).smallest_subnormal
+    assert (
+        np.abs(dx[:, 1] - np.exp(x.astype(np.longdouble))).max()
+        <= 2 * np.finfo(dtype).smallest_subnormal
+    )
 
 
 def test_threads_do_not_change_a_bit(rng, dtype):
-    x, labels = rng.standard_normal((37, 5003)).astype(dtype), rng.integers(-1, 5003, 37).astype(np.int32)
+    x, labels = (
+        rng.standard_normal((37, 5003)).astype(dtype),
+        rng.integers(-1, 5003, 37).astype(np.int32),
+    )
 
     def both():
         loss, dx = np.zeros(37, dtype), np.zeros_like(x)
@@ -189,7 +221,10 @@ def test_threads_do_not_change_a_bit(rng, dtype):
 def test_gradients_in_the_place_of_the_logits(rng, dtype):
     """Of each loss, also of rows that have no label or no upstream gradient, whose losses are asked for all the same."""
     q, p = (rng.standard_normal((6, 1500)).astype(dtype) for _ in range(2))
-    labels, dloss = np.array([3, -1, 1400, 0, 7, -1], np.int32), np.array([1, 2, 0, -1, 0, 0], dtype)
+    labels, dloss = (
+        np.array([3, -1, 1400, 0, 7, -1], np.int32),
+        np.array([1, 2, 0, -1, 0, 0], dtype),
+    )
 
     def called(kernel, arguments, where):
         loss, gradients = np.empty(6, dtype), [np.empty_like(q) if w is None else w for w in where]
@@ -198,7 +233,9 @@ def test_gradients_in_the_place_of_the_logits(rng, dtype):
 
     def both(kernel, arguments, count):
         want = called(kernel, arguments, [None] * count)
-        copies = [a.copy() if isinstance(a, np.ndarray) and a.dtype == dtype else a for a in arguments]
+        copies = [
+            a.copy() if isinstance(a, np.ndarray) and a.dtype == dtype else a for a in arguments
+        ]
         for got, apart in zip(called(kernel, copies, copies[:count]), want, strict=True):
             np.testing.assert_array_equal(got, apart)
 

@@ -7,7 +7,8 @@ from pyloss import _core
 
 pytestmark = pytest.mark.usefixtures("isa")
 
-N, V = 60, 131_103  # 31 MB of float32; V is no multiple of a vector, so that every row has another alignment
+# 31 MB of float32; V is no multiple of a vector, so that every row has another alignment
+N, V = 60, 131_103
 FRAME = 64
 KINDS = {"f32": np.float32, "f64": np.float64, "f16": np.float16, "bf16": np.uint16}
 LOSSES = {
@@ -36,7 +37,9 @@ def run(name, arguments, upstream, rows, offset, kind, options):
     count = 2 if name in ("kl_div", "js_div") else 1
     frames = [framed(rows.stop - rows.start, dtype, offset) for _ in range(count)]
     loss = np.empty(rows.stop - rows.start, upstream.dtype)
-    getattr(_core, name)(*[a[rows] for a in arguments], *options, upstream[rows], loss, *[g for _, g in frames])
+    getattr(_core, name)(
+        *[a[rows] for a in arguments], *options, upstream[rows], loss, *[g for _, g in frames]
+    )
     for whole, gradient in frames:
         seen = gradient.copy()
         gradient[...] = 7
@@ -64,9 +67,15 @@ def test_same_bits_as_small_batches(rng, loss, kind):
         arguments = (x, labels)
     together = list(run(name, arguments, upstream, slice(0, N), 0, kind, LOSSES[loss]))
     for offset in (1, FRAME):
-        for a, b in zip(together, run(name, arguments, upstream, slice(0, N), offset, kind, LOSSES[loss]), strict=True):
+        for a, b in zip(
+            together,
+            run(name, arguments, upstream, slice(0, N), offset, kind, LOSSES[loss]),
+            strict=True,
+        ):
             assert a.tobytes() == b.tobytes()
     for begin in range(0, N, 10):
         rows = slice(begin, begin + 10)
-        for a, b in zip(together, run(name, arguments, upstream, rows, 0, kind, LOSSES[loss]), strict=True):
+        for a, b in zip(
+            together, run(name, arguments, upstream, rows, 0, kind, LOSSES[loss]), strict=True
+        ):
             assert a[rows].tobytes() == b.tobytes()

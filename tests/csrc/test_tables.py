@@ -15,7 +15,9 @@ CSRC = Path(__file__).parents[2] / "csrc"
 def test_blocks_have_the_sizes_of_ggml():
     gguf = pytest.importorskip("gguf")
     sizes = {kind.name: size for kind, size in gguf.GGML_QUANT_SIZES.items()}
-    found = {name: (elements, bytes) for name, elements, bytes, _ in _core.formats() if name in sizes}
+    found = {
+        name: (elements, bytes) for name, elements, bytes, _ in _core.formats() if name in sizes
+    }
     assert {"F32", "BF16", "F16", "Q8_0", "Q4_0", "Q6_K"} <= found.keys()
     assert found == {name: sizes[name] for name in found}
 
@@ -49,7 +51,9 @@ def generate(monkeypatch):
 
 
 def test_arguments_are_read_in_the_order_of_their_line(generate):
-    (operation,) = generate.operations('OPERATION f "x:f32[*N] n?:i32[M]<N " "rate:real w:weight[O,I] > =~y:float[*N,V]"')
+    (operation,) = generate.operations(
+        'OPERATION f "x:f32[*N] n?:i32[M]<N " "rate:real w:weight[O,I] > =~y:float[*N,V]"'
+    )
     assert [(a.name, a.type, a.output) for a in operation.arguments] == [
         ("x", "f32", False), ("n", "i32", False), ("rate", "real", False), ("w", "weight", False), ("y", "float", True)
     ]  # fmt: skip
@@ -60,14 +64,19 @@ def test_arguments_are_read_in_the_order_of_their_line(generate):
         ("y", "&call->arg[4].rows"),
     ]  # fmt: skip
     assert re.findall(r"\.(\w+) = (\S+),", generate.places_of(operation)) == [
-        (name, f"operation->place[{i}]") for i, name in enumerate(["x", "n", None, "w", "y"]) if name
+        (name, f"operation->place[{i}]")
+        for i, name in enumerate(["x", "n", None, "w", "y"])
+        if name
     ]
 
 
 def test_an_option_of_a_loss_has_a_number_of_its_own(generate):
     text = 'OPERATION focal "x:float[*N,V] gamma:real alpha:real dloss?:acc[N] > loss:acc[N]" OPTIONS focal "gamma:real alpha:real"'
     (operation,) = generate.operations(text)
-    assert generate.options_of(operation) == "enum { focal_none = -1, focal_gamma, focal_alpha, focal_options };\n"
+    assert (
+        generate.options_of(operation)
+        == "enum { focal_none = -1, focal_gamma, focal_alpha, focal_options };\n"
+    )
     assert re.findall(r"option\[(\w+)\] = (\S+);", generate.arguments_of(operation)) == [
         ("focal_gamma", "call->arg[1].f"), ("focal_alpha", "call->arg[2].f")
     ]  # fmt: skip

@@ -31,9 +31,14 @@ def test_number_of_threads(threads):
     threads(3)
     assert _core.num_threads() == 3
     for bad in (0, -1, 1 << 31, 1 << 70):
-        with pytest.raises(ValueError, match=f"the number of threads is {bad}; it must be a whole number from 1 to 2147483647"):
+        with pytest.raises(
+            ValueError,
+            match=f"the number of threads is {bad}; it must be a whole number from 1 to 2147483647",
+        ):
             threads(bad)
-    with pytest.raises(TypeError, match="the number of threads must be a whole number .*, not float"):
+    with pytest.raises(
+        TypeError, match="the number of threads must be a whole number .*, not float"
+    ):
         threads(2.0)
     threads(100_000)
     assert 1 <= _core.num_threads() <= 100_000

@@ -44,7 +44,18 @@ def grouped(groups, code=15, row=128):
 
 
 def changed(groups, **parts):
-    names = ("size", "first", "scales", "offsets", "type", "table", "map", "nested", "nested_size", "nested_offset")
+    names = (
+        "size",
+        "first",
+        "scales",
+        "offsets",
+        "type",
+        "table",
+        "map",
+        "nested",
+        "nested_size",
+        "nested_offset",
+    )
     return tuple(parts.get(name, part) for name, part in zip(names, groups, strict=True))
 
 
@@ -112,7 +123,11 @@ def test_malformed_groups(handle, error, message):
         ((raw(1024), 20, 4, 64, 0), ValueError, "unknown format 20"),
         ((raw(1024), -1, 4, 64, 0), ValueError, "unknown format -1"),
         ((raw(1024), 2**40, 4, 64, 0), ValueError, "unknown format"),
-        ((raw(1024), 2**70, 4, 64, 0), ValueError, "a number of w is 1180591620717411303424; it must be a whole number"),
+        (
+            (raw(1024), 2**70, 4, 64, 0),
+            ValueError,
+            "a number of w is 1180591620717411303424; it must be a whole number",
+        ),
         ((raw(1024), 0, -4, -64, 0), ValueError, "cannot be -4 rows"),
         ((raw(1024), 0, 4, -64, 0), ValueError, "cannot be"),
         ((raw(0), 0, 2**62, 4, 0), ValueError, "cannot be"),
@@ -133,7 +148,11 @@ def test_malformed_groups(handle, error, message):
         ((None, 0, 4, 64, 0), TypeError, "w must be a numpy.ndarray"),
         ((raw(2048)[::2], 0, 4, 64, 0), ValueError, "w must be C-contiguous"),
         ((raw(1280), 0, 5, 64, 0), None, ""),
-        ((raw(1280), 0, 4, 80, 0), ValueError, "its axis 1 must be 80, not 64, to go with w of shape"),
+        (
+            (raw(1280), 0, 4, 80, 0),
+            ValueError,
+            "its axis 1 must be 80, not 64, to go with w of shape",
+        ),
         (f32(256), ValueError, "w has 1 dimensions, expected 2"),
         (np.zeros((4, 64)), TypeError, "w must have dtype float32"),
         ([0] * 5, TypeError, "w must be a numpy.ndarray"),
@@ -164,4 +183,6 @@ def test_rotary_rows_are_read_in_file_order():
 def test_an_output_may_not_overlap_a_weight():
     store = raw(1024)
     with pytest.raises(ValueError, match="y overlaps w"):
-        _core.embedding_forward(i32(0), (store, 0, 4, 64, 0), store[:256].view(np.float32).reshape(1, 64))
+        _core.embedding_forward(
+            i32(0), (store, 0, 4, 64, 0), store[:256].view(np.float32).reshape(1, 64)
+        )

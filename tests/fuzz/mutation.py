@@ -16,10 +16,56 @@ from pathlib import Path
 from typing import Any
 
 #: integers at which types end, and sizes that nobody has
-WHOLE = [0, 1, -1, 2, 3, 7, 8, 16, 17, 31, 32, 63, 64, 127, 128, 255, 256, 1000, 65535, 65536, 10**6, 10**9, -(10**9), 10**12]
-WHOLE += [s * 2**e + d for e in (15, 16, 31, 32, 53, 62, 63, 64) for s in (1, -1) for d in (-1, 0, 1)] + [10**18, 10**30]
+WHOLE = [
+    0,
+    1,
+    -1,
+    2,
+    3,
+    7,
+    8,
+    16,
+    17,
+    31,
+    32,
+    63,
+    64,
+    127,
+    128,
+    255,
+    256,
+    1000,
+    65535,
+    65536,
+    10**6,
+    10**9,
+    -(10**9),
+    10**12,
+]
+WHOLE += [
+    s * 2**e + d for e in (15, 16, 31, 32, 53, 62, 63, 64) for s in (1, -1) for d in (-1, 0, 1)
+] + [10**18, 10**30]
 #: numbers at which arithmetic ends
-REAL = [0.0, -0.0, 0.5, 1.0, -1.0, 1.5, 2.0, 3.0, 1e-5, 1e-30, 1e-45, 1e-300, 5e-324, 1e30, 1e39, 1e300, 1.7e308, -1e300]
+REAL = [
+    0.0,
+    -0.0,
+    0.5,
+    1.0,
+    -1.0,
+    1.5,
+    2.0,
+    3.0,
+    1e-5,
+    1e-30,
+    1e-45,
+    1e-300,
+    5e-324,
+    1e30,
+    1e39,
+    1e300,
+    1.7e308,
+    -1e300,
+]
 REAL += [float("inf"), float("-inf"), float("nan"), 0.1, 0.999, 1e9, 1e18, 9007199254740993.0]
 #: texts that readers trip over
 TEXTS = [
@@ -42,10 +88,42 @@ TEXTS = [
     "../x",
     "/etc/passwd",
 ]
-TEXTS += ["%s%n", "{{ x }}", "{% for %}", "(a|aa)+$", "[", "\\", '"', "a" * 1000, "<s>", "</s>", "<|im_end|>", "<unk>", "▁", "Ġ"]
+TEXTS += [
+    "%s%n",
+    "{{ x }}",
+    "{% for %}",
+    "(a|aa)+$",
+    "[",
+    "\\",
+    '"',
+    "a" * 1000,
+    "<s>",
+    "</s>",
+    "<|im_end|>",
+    "<unk>",
+    "▁",
+    "Ġ",
+]
 #: JSON that Python's own types cannot say
-RAW = ["1" + "0" * 400, "-1" + "0" * 400, "9" * 5000, "1e999", "-1e999", "NaN", "Infinity", "-Infinity", "1.0", "1E5", "-0"]
-RAW += ["[" * 500 + "]" * 500, "[" * 5000 + "]" * 5000, '{"a":' * 2000 + "1" + "}" * 2000, "[" + "0," * 20000 + "0]"]
+RAW = [
+    "1" + "0" * 400,
+    "-1" + "0" * 400,
+    "9" * 5000,
+    "1e999",
+    "-1e999",
+    "NaN",
+    "Infinity",
+    "-Infinity",
+    "1.0",
+    "1E5",
+    "-0",
+]
+RAW += [
+    "[" * 500 + "]" * 500,
+    "[" * 5000 + "]" * 5000,
+    '{"a":' * 2000 + "1" + "}" * 2000,
+    "[" + "0," * 20000 + "0]",
+]
 RAW += ["[" + ("9" * 4000 + ",") * 20 + "1]", '"\\ud800"', '"\\u0000"', "tru", "'a'", ""]
 
 
@@ -54,7 +132,11 @@ def words_of(*files: Path) -> list[str]:
     found = set()
     for file in files:
         for node in ast.walk(ast.parse(file.read_text())):
-            if isinstance(node, ast.Constant) and isinstance(node.value, str) and re.fullmatch(r"[\w.|<>/-]{2,40}", node.value):
+            if (
+                isinstance(node, ast.Constant)
+                and isinstance(node.value, str)
+                and re.fullmatch(r"[\w.|<>/-]{2,40}", node.value)
+            ):
                 found.add(node.value)
     return sorted(found)
 
@@ -188,14 +270,25 @@ class Mutator:
         if isinstance(old, bool):
             return not old
         if isinstance(old, int):
-            return self.pick((old + 1, old - 1, -old, old * 2, old // 2, old * 1000, old + 2**32, self.whole()))
+            return self.pick(
+                (old + 1, old - 1, -old, old * 2, old // 2, old * 1000, old + 2**32, self.whole())
+            )
         if isinstance(old, float):
             return self.pick((-old, old * 2, old / 2, old * 1e10, old / 1e10, self.real()))
         if isinstance(old, str):
             if not old or self.chance(0.5):
                 return self.text(words)
             at = self.below(len(old))
-            return self.pick((old[:at], old[:at] + self.text() + old[at:], old * 2, old.upper(), old[at:], old + "\n"))
+            return self.pick(
+                (
+                    old[:at],
+                    old[:at] + self.text() + old[at:],
+                    old * 2,
+                    old.upper(),
+                    old[at:],
+                    old + "\n",
+                )
+            )
         return self.value(words)
 
     def dumps(self, tree: Any, ascii: bool = True) -> bytes:
@@ -235,7 +328,12 @@ class Mutator:
             elif kind == 5:
                 lines.insert(at, self.text(words))
             else:
-                lines[at] = self.pick(("  ", "\t", "- ", "? ", "&a ", "*a ", "!!python/object:os.system ", "<<: ")) + lines[at]
+                lines[at] = (
+                    self.pick(
+                        ("  ", "\t", "- ", "? ", "&a ", "*a ", "!!python/object:os.system ", "<<: ")
+                    )
+                    + lines[at]
+                )
         data = "\n".join(lines).encode("utf-8", "surrogatepass")
         return self.bytes(data, 1) if not self.pristine and self.chance(0.15) else data
 

@@ -33,10 +33,21 @@ def target(name: str):
 def main() -> int:
     """The exit status is the number of targets with findings."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("targets", nargs="*", default=TARGETS, choices=[*TARGETS, []], metavar="TARGET", help=", ".join(TARGETS))
-    parser.add_argument("-n", type=int, default=100_000, help="executions of each (default: 100000)")
+    parser.add_argument(
+        "targets",
+        nargs="*",
+        default=TARGETS,
+        choices=[*TARGETS, []],
+        metavar="TARGET",
+        help=", ".join(TARGETS),
+    )
+    parser.add_argument(
+        "-n", type=int, default=100_000, help="executions of each (default: 100000)"
+    )
     parser.add_argument("--first", type=int, default=0, help="the first case's number (default: 0)")
-    parser.add_argument("--case", type=int, help="run this case alone, in this process, and show its traceback")
+    parser.add_argument(
+        "--case", type=int, help="run this case alone, in this process, and show its traceback"
+    )
     parser.add_argument("--keep", type=Path, help="with --case: the folder for the case's files")
     arguments = parser.parse_args()
     if arguments.case is not None:
@@ -49,18 +60,25 @@ def main() -> int:
             now = time.monotonic()
             for finding in list(report.findings.values())[len(said) - 1 :]:
                 said.append(now)
-                print(f"{name}: case {finding.cases[0]}: {finding.what}", file=sys.stderr, flush=True)
+                print(
+                    f"{name}: case {finding.cases[0]}: {finding.what}", file=sys.stderr, flush=True
+                )
             if now - said[0] > 10:
                 said[0] = now
                 speed = report.executed / (now - begin)
                 print(
-                    f"{name}: {report.executed} cases, {speed:.0f}/s, {len(report.findings)} kinds", file=sys.stderr, flush=True
+                    f"{name}: {report.executed} cases, {speed:.0f}/s, {len(report.findings)} kinds",
+                    file=sys.stderr,
+                    flush=True,
                 )
 
         report = running.run(target(name), arguments.n, arguments.first, progress)
         now = os.times()
         used = sum(now[i] - cpu[i] for i in range(4))
-        print(f"{report}\n  {report.executed / (time.monotonic() - begin):.0f}/s, {used:.1f} s of processor time", flush=True)
+        print(
+            f"{report}\n  {report.executed / (time.monotonic() - begin):.0f}/s, {used:.1f} s of processor time",
+            flush=True,
+        )
         failed += bool(report.findings)
     return failed
 
@@ -73,8 +91,15 @@ def one(module, case: int, keep: Path | None) -> int:
     with tempfile.TemporaryDirectory() as place:
         folder = keep or Path(place)
         folder.mkdir(parents=True, exist_ok=True)
-        print(f"case {case}{' (pristine)' if m.pristine else ''}: {running._cut(repr(made))}", file=sys.stderr)
-        if keep and isinstance(made, dict) and all(isinstance(data, bytes) for data in made.values()):
+        print(
+            f"case {case}{' (pristine)' if m.pristine else ''}: {running._cut(repr(made))}",
+            file=sys.stderr,
+        )
+        if (
+            keep
+            and isinstance(made, dict)
+            and all(isinstance(data, bytes) for data in made.values())
+        ):
             running.put_files(folder, made)
         begin = time.process_time()
         module.use(made, folder)

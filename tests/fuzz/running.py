@@ -47,7 +47,8 @@ MEGABYTES = 1000 if SANITIZED else 200  # a case may take
 BATCH = 1000  # cases of one child
 
 #: what may answer a bad input; others are findings
-ANSWERS = (ValueError, TypeError, MemoryError, OSError, DeviceError)  # a FormatError is a ValueError
+# a FormatError is a ValueError
+ANSWERS = (ValueError, TypeError, MemoryError, OSError, DeviceError)
 
 # What only Python, or the core's tables, say: a sentence of ours names what was given and what is allowed.
 _NOT_SENTENCES = re.compile(
@@ -92,12 +93,22 @@ class Report:
     findings: dict[str, Finding] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        lines = [f"{self.target}: {self.executed} executions, {self.accepted} accepted, {len(self.findings)} kinds of findings"]
+        lines = [
+            f"{self.target}: {self.executed} executions, {self.accepted} accepted, {len(self.findings)} kinds of findings"
+        ]
         for finding in self.findings.values():
             first = f"python tests/fuzz/run.py {self.target} --case {finding.cases[0]}"
-            more = f" (and {len(finding.cases) - 1} more: {finding.cases[1:6]})" if len(finding.cases) > 1 else ""
+            more = (
+                f" (and {len(finding.cases) - 1} more: {finding.cases[1:6]})"
+                if len(finding.cases) > 1
+                else ""
+            )
             alone = "" if finding.alone else " — only after earlier cases of the same process"
-            lines += [f"  {finding.what}{alone}", f"    {first}{more}", *(f"      {line}" for line in finding.detail.split("\n"))]
+            lines += [
+                f"  {finding.what}{alone}",
+                f"    {first}{more}",
+                *(f"      {line}" for line in finding.detail.split("\n")),
+            ]
         return "\n".join(lines)
 
 
@@ -216,7 +227,10 @@ def _child(target: ModuleType, cases: range, place: mmap.mmap, out: int, folder:
         accepted += took
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
         if peak - before > MEGABYTES:
-            what, detail = what or f"more than {MEGABYTES} MB", f"{detail}\n{peak - before:.0f} MB more at the peak"
+            what, detail = (
+                what or f"more than {MEGABYTES} MB",
+                f"{detail}\n{peak - before:.0f} MB more at the peak",
+            )
         if what:
             os.write(out, json.dumps([case, what, detail]).encode() + b"\n")
         if peak - before > MEGABYTES:

@@ -10,7 +10,16 @@ from target_safetensors import broken
 
 import pyloss
 
-SOURCES = ("adapter_mlx", "adapter_peft", "adapter_peft_experts", "adapters", "stored_adapter", "settings", "full", "selection")
+SOURCES = (
+    "adapter_mlx",
+    "adapter_peft",
+    "adapter_peft_experts",
+    "adapters",
+    "stored_adapter",
+    "settings",
+    "full",
+    "selection",
+)
 WORDS = [
     *words_of(*(tiny_files.TUNER / f"{name}.py" for name in SOURCES)),
     "model.layers.0.self_attn.q_proj",
@@ -46,13 +55,19 @@ def prepare():
         if dora == 2:
             unfreeze_layers(model, 1, ["self_attn.q_proj"])
         else:
-            linear_to_lora_layers(model, -1, {"rank": 2, "scale": 2.0, "dropout": 0.1}, use_dora=dora == 1)
+            linear_to_lora_layers(
+                model, -1, {"rank": 2, "scale": 2.0, "dropout": 0.1}, use_dora=dora == 1
+            )
         with tempfile.TemporaryDirectory() as place:
             save_adapter(model, place, layout)
             CASES.append(
                 (
                     family,
-                    {file.name: file.read_bytes() for file in sorted(Path(place).iterdir()) if not file.name.startswith(".")},
+                    {
+                        file.name: file.read_bytes()
+                        for file in sorted(Path(place).iterdir())
+                        if not file.name.startswith(".")
+                    },
                 )
             )
 

@@ -7,7 +7,10 @@ from running import put_files
 from pyloss.models.families import FAMILIES
 
 WORDS = words_of(
-    *(tiny_files.MODELS / f"{n}.py" for n in ("config", "mixture", "rope_scaling", "families", "quantised", "loading"))
+    *(
+        tiny_files.MODELS / f"{n}.py"
+        for n in ("config", "mixture", "rope_scaling", "families", "quantised", "loading")
+    )
 )
 EXTRA = {
     "rope_scaling": ({"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 32}, {"type": "linear", "factor": 2.0},
@@ -32,12 +35,18 @@ def prepare():
 def make(m):
     family = m.pick(list(FAMILIES))
     format = m.pick(("affine4", "nf4")) if family == "llama" and m.chance(0.3) else "f32"
-    files = {k: v for k, v in tiny_files.folder(family, format).items() if k in ("config.json", "model.safetensors")}
+    files = {
+        k: v
+        for k, v in tiny_files.folder(family, format).items()
+        if k in ("config.json", "model.safetensors")
+    }
     name = "config.json"
     text = files[name].decode()
     if m.chance(0.3) and not m.pristine:
         key = m.pick(list(EXTRA))
-        text = text.rstrip().removesuffix("}") + f', "{key}": {m.dumps(m.pick(EXTRA[key])).decode()}}}'
+        text = (
+            text.rstrip().removesuffix("}") + f', "{key}": {m.dumps(m.pick(EXTRA[key])).decode()}}}'
+        )
     files[name] = m.json(text, WORDS)
     return files
 

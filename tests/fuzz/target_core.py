@@ -22,7 +22,17 @@ class Param:
     """One argument of a specification."""
 
     def __init__(self, text, output):
-        in_place, self.name, optional, self.type, dims, self.below, ignored, self.offsets, before = _PARAM.match(text).groups()
+        (
+            in_place,
+            self.name,
+            optional,
+            self.type,
+            dims,
+            self.below,
+            ignored,
+            self.offsets,
+            before,
+        ) = _PARAM.match(text).groups()
         self.output, self.in_place, self.optional = output, bool(in_place), bool(optional)
         self.dims = dims.split(",") if dims else []
         self.ignored, self.before = bool(ignored), bool(before)
@@ -114,16 +124,25 @@ def _argument(m, p, size, rng, memory, rows, wide, format):
         if format is None:
             return memory.put(rng.standard_normal(values))
         head = m.pick((0, 0, 2, 4))
-        return stored(rng, *values, format, head if head and values[0] % head == 0 and format not in ("nf4",) else 0).handle
+        return stored(
+            rng,
+            *values,
+            format,
+            head if head and values[0] % head == 0 and format not in ("nf4",) else 0,
+        ).handle
     if p.type == "stack":
         count, *values = _shape(m, p, size, split=False)
         if format is None or not count:
             return memory.put(rng.standard_normal((count, *values)))
         return tuple(stored(rng, *values, format).handle for _ in range(count))
     if p.type == "float":
-        dtype = rows.setdefault(p.name.removeprefix("d"), ROWS[m.pick(list(ROWS)) if m.chance(0.5) else "f32"])
+        dtype = rows.setdefault(
+            p.name.removeprefix("d"), ROWS[m.pick(list(ROWS)) if m.chance(0.5) else "f32"]
+        )
         values = rng.standard_normal(shape) * 3
-        return memory.put(values.astype(np.float32).view(np.uint32) >> 16 if dtype == np.uint16 else values, dtype)
+        return memory.put(
+            values.astype(np.float32).view(np.uint32) >> 16 if dtype == np.uint16 else values, dtype
+        )
     if p.type == "acc":
         return memory.put(rng.standard_normal(shape), np.float64 if wide() else np.float32)
     dtype = TYPES[p.type]
@@ -137,7 +156,11 @@ def _argument(m, p, size, rng, memory, rows, wide, format):
     if dtype == np.float32 and m.chance(0.05):
         values = rng.choice([0, np.inf, -np.inf, np.nan, 1e30, -1e30, 1e-40], shape)
     else:
-        values = rng.standard_normal(shape) if dtype in (np.float32, np.float64) else rng.integers(0, 3, shape)
+        values = (
+            rng.standard_normal(shape)
+            if dtype in (np.float32, np.float64)
+            else rng.integers(0, 3, shape)
+        )
     return memory.put(values, dtype)
 
 
@@ -174,7 +197,20 @@ def _other(m, value, arguments, memory):
         return m.whole()
     if kind == 3 and not value.dtype.hasobject:
         return value.astype(
-            m.pick((np.float64, np.float32, np.float16, np.int32, np.int64, np.uint8, np.uint16, np.bool_, object, np.complex64))
+            m.pick(
+                (
+                    np.float64,
+                    np.float32,
+                    np.float16,
+                    np.int32,
+                    np.int64,
+                    np.uint8,
+                    np.uint16,
+                    np.bool_,
+                    object,
+                    np.complex64,
+                )
+            )
         )
     if kind == 4 and value.ndim:
         axis = m.below(value.ndim)
@@ -184,7 +220,16 @@ def _other(m, value, arguments, memory):
             else np.concatenate([value] * 2, axis)
         )
     if kind == 5:
-        return m.pick((value[None], value.reshape(-1), value[..., None], value.T, value.reshape(-1)[:1], value.reshape(-1)[:0]))
+        return m.pick(
+            (
+                value[None],
+                value.reshape(-1),
+                value[..., None],
+                value.T,
+                value.reshape(-1)[:1],
+                value.reshape(-1)[:0],
+            )
+        )
     if kind == 6 and value.ndim:
         return np.repeat(value, 2, -1)[..., ::2] if m.chance(0.5) else value[::-1]
     if kind == 7:
@@ -208,7 +253,11 @@ def _other(m, value, arguments, memory):
         return m.pick([a for a in arguments if isinstance(a, np.ndarray)] or [None])
     if kind == 12 and value.size:
         # Memory that another argument has too, one element on.
-        others = [a for a in arguments if isinstance(a, np.ndarray) and a.dtype == value.dtype and a.size > value.size]
+        others = [
+            a
+            for a in arguments
+            if isinstance(a, np.ndarray) and a.dtype == value.dtype and a.size > value.size
+        ]
         if others:
             flat = m.pick(others).reshape(-1)
             return flat[1 : 1 + value.size].reshape(value.shape)
@@ -224,7 +273,17 @@ def _handle(m, handle):
     if isinstance(part, tuple) and m.chance(0.8):
         part = _handle(m, part)
     elif isinstance(part, np.ndarray):
-        part = m.pick((part[: m.below(len(part) + 1)], part[:0], part.astype(np.int32), part[::2], None, 5, part[1:]))
+        part = m.pick(
+            (
+                part[: m.below(len(part) + 1)],
+                part[:0],
+                part.astype(np.int32),
+                part[::2],
+                None,
+                5,
+                part[1:],
+            )
+        )
     else:
         part = m.pick((m.whole(), m.real(), None, "x", part, 2**40, 2**32, -1, 0))
     changed = (*handle[:at], part, *handle[at + 1 :])
@@ -242,7 +301,10 @@ def make(m):
         return np.float64 in rows.values()
 
     # Inputs first: their types say those of what is accumulated.
-    made = {p: _argument(m, p, size, rng, memory, rows, wide, format) for p in sorted(params, key=lambda p: p.type == "acc")}
+    made = {
+        p: _argument(m, p, size, rng, memory, rows, wide, format)
+        for p in sorted(params, key=lambda p: p.type == "acc")
+    }
     arguments = [made[p] for p in params]
     for p, number in zip(params, range(len(params))):
         if p.in_place and m.chance(0.2):  # where an input is
@@ -254,7 +316,9 @@ def make(m):
                 and a.shape == arguments[number].shape
                 and a.dtype == arguments[number].dtype
             ]
-            if like and not any(other.in_place and arguments[i] is like[0] for i, other in enumerate(params)):
+            if like and not any(
+                other.in_place and arguments[i] is like[0] for i, other in enumerate(params)
+            ):
                 arguments[number] = like[0]
     for _ in range(m.count() if m.chance(0.8) else 0):
         at = m.below(len(arguments))

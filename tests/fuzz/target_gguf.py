@@ -23,8 +23,25 @@ SOURCES = (
     "names",
 )
 WORDS = words_of(*(tiny_files.MODELS / f"{name}.py" for name in SOURCES))
-SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-KINDS = [(family, "f32") for family in FAMILIES] + [("llama", "q8_0"), ("llama", "q4_0"), ("qwen3", "bf16"), ("spm", "f32")]
+SCALARS = {
+    0: "B",
+    1: "b",
+    2: "H",
+    3: "h",
+    4: "I",
+    5: "i",
+    6: "f",
+    7: "?",
+    10: "Q",
+    11: "q",
+    12: "d",
+}
+KINDS = [(family, "f32") for family in FAMILIES] + [
+    ("llama", "q8_0"),
+    ("llama", "q4_0"),
+    ("qwen3", "bf16"),
+    ("spm", "f32"),
+]
 SETTINGS = [
     "rope.scaling.type",
     "rope.scaling.factor",
@@ -32,8 +49,19 @@ SETTINGS = [
     "rope.scaling.original_context_length",
     "rope.freq_base",
 ]
-SETTINGS += ["rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow", "rope.scaling.attn_factor", "attention.sliding_window"]
-SETTINGS += ["expert_count", "expert_used_count", "expert_feed_forward_length", "attention.key_length", "attention.value_length"]
+SETTINGS += [
+    "rope.scaling.yarn_beta_fast",
+    "rope.scaling.yarn_beta_slow",
+    "rope.scaling.attn_factor",
+    "attention.sliding_window",
+]
+SETTINGS += [
+    "expert_count",
+    "expert_used_count",
+    "expert_feed_forward_length",
+    "attention.key_length",
+    "attention.value_length",
+]
 SETTINGS += [
     "block_count",
     "embedding_length",
@@ -42,7 +70,12 @@ SETTINGS += [
     "attention.head_count_kv",
     "vocab_size",
 ]
-SETTINGS += ["context_length", "attention.layer_norm_rms_epsilon", "rope.dimension_count", "attention.sliding_window_pattern"]
+SETTINGS += [
+    "context_length",
+    "attention.layer_norm_rms_epsilon",
+    "rope.dimension_count",
+    "attention.sliding_window_pattern",
+]
 
 
 class Header:
@@ -69,7 +102,15 @@ class Header:
         name, kind = self.string(), self.take("<I")
         if kind == 9:
             inner, count = self.take("<IQ")
-            return [name, kind, inner, [self.string() if inner == 8 else self.take("<" + SCALARS[inner]) for _ in range(count)]]
+            return [
+                name,
+                kind,
+                inner,
+                [
+                    self.string() if inner == 8 else self.take("<" + SCALARS[inner])
+                    for _ in range(count)
+                ],
+            ]
         return [name, kind, None, self.string() if kind == 8 else self.take("<" + SCALARS[kind])]
 
     def tensor(self):
@@ -89,7 +130,11 @@ def _scalar(kind, value):
         except (OverflowError, TypeError, ValueError):
             return struct.pack("<" + letter, float("inf"))
     size = struct.calcsize(letter)
-    number = int(value) if isinstance(value, (int, bool)) or (isinstance(value, float) and abs(value) < 1e300) else 1
+    number = (
+        int(value)
+        if isinstance(value, (int, bool)) or (isinstance(value, float) and abs(value) < 1e300)
+        else 1
+    )
     return (number % (1 << 8 * size)).to_bytes(size, "little")
 
 
@@ -97,7 +142,12 @@ def _value(kind, inner, value, count=None):
     if kind == 9:
         items = value if isinstance(value, list) else [value]
         parts = [struct.pack("<IQ", inner or 4, len(items) if count is None else count)]
-        parts += [_string(x if isinstance(x, bytes) else str(x).encode()) if inner == 8 else _scalar(inner, x) for x in items]
+        parts += [
+            _string(x if isinstance(x, bytes) else str(x).encode())
+            if inner == 8
+            else _scalar(inner, x)
+            for x in items
+        ]
         return b"".join(parts)
     if kind == 8:
         return _string(value if isinstance(value, bytes) else str(value).encode(), count)
@@ -147,7 +197,10 @@ def written(file, lies):
     out = [
         b"GGUF",
         struct.pack(
-            "<IQQ", lies.get("version", file.version), lies.get("tensors", len(file.tensors)), lies.get("keys", len(file.keys))
+            "<IQQ",
+            lies.get("version", file.version),
+            lies.get("tensors", len(file.tensors)),
+            lies.get("keys", len(file.keys)),
         ),
     ]
     for number, (name, kind, inner, value) in enumerate(file.keys):
@@ -177,7 +230,9 @@ def make(m):
     if m.pristine or m.chance(0.12):
         return {"x.gguf": m.bytes(data)}
     file, lies = Header(data), {}
-    arch = next(value for name, _, _, value in file.keys if name == b"general.architecture").decode()
+    arch = next(
+        value for name, _, _, value in file.keys if name == b"general.architecture"
+    ).decode()
     for _ in range(m.count()):
         key, tensor, kind = m.pick(file.keys), m.pick(file.tensors), m.below(20)
         number = file.keys.index(key)
@@ -192,13 +247,23 @@ def make(m):
             else:
                 file.keys.append(new)
         elif kind == 5:
-            key[3] = m.text(WORDS).encode("utf-8", "surrogatepass") if key[1] == 8 else m.pick((m.whole(), m.real()))
+            key[3] = (
+                m.text(WORDS).encode("utf-8", "surrogatepass")
+                if key[1] == 8
+                else m.pick((m.whole(), m.real()))
+            )
         elif kind == 6:
-            key[1:] = [m.pick((*SCALARS, 8, 9, 13, 2**32 - 1)), m.pick((*SCALARS, 8, 9)), key[3] if m.chance(0.5) else m.whole()]
+            key[1:] = [
+                m.pick((*SCALARS, 8, 9, 13, 2**32 - 1)),
+                m.pick((*SCALARS, 8, 9)),
+                key[3] if m.chance(0.5) else m.whole(),
+            ]
             if isinstance(key[3], bytes) and key[1] not in (8, 9):
                 key[3] = 1
         elif kind == 7:
-            lies[m.pick((("name", number), ("count", number), "tensors", "keys"))] = m.whole() % 2**64
+            lies[m.pick((("name", number), ("count", number), "tensors", "keys"))] = (
+                m.whole() % 2**64
+            )
         elif kind == 8:
             lies[m.pick((("kind", number), "version"))] = m.whole() % 2**32
         elif kind == 9 and isinstance(key[3], list) and key[3]:
@@ -241,7 +306,11 @@ def make(m):
         elif kind == 16:
             tensor[3] = m.pick((tensor[3] + 32, tensor[3] - 32, m.whole(), m.pick(file.tensors)[3]))
         elif kind == 17:
-            tensor[0] = m.pick(file.tensors)[0] if m.chance(0.5) else m.text(WORDS).encode("utf-8", "surrogatepass")
+            tensor[0] = (
+                m.pick(file.tensors)[0]
+                if m.chance(0.5)
+                else m.text(WORDS).encode("utf-8", "surrogatepass")
+            )
         elif kind == 18:
             at = m.below(len(file.body) // 4 + 1) * 4
             file.body = (
@@ -256,7 +325,9 @@ def make(m):
                 size = len(file.body)
                 values = [m.real() for _ in range(4)]
                 file.tensors.append([b"rope_freqs.weight", [4], 0, -(-size // 32) * 32])
-                file.body += b"\0" * (-size % 32) + b"".join(_scalar(6, x) for x in values) + b"\0" * 16
+                file.body += (
+                    b"\0" * (-size % 32) + b"".join(_scalar(6, x) for x in values) + b"\0" * 16
+                )
     data = written(file, lies)
     return {"x.gguf": m.bytes(data, 1) if m.chance(0.05) else data}
 

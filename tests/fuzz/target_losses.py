@@ -15,7 +15,9 @@ LOSSES = [
     if inspect.isfunction(f) and f.__module__ == losses.__name__ and name[0] != "_"
 ]
 OPERATIONS = [
-    name for name, f in sorted(vars(ops).items()) if inspect.isfunction(f) and f.__module__ == ops.__name__ and name[0] != "_"
+    name
+    for name, f in sorted(vars(ops).items())
+    if inspect.isfunction(f) and f.__module__ == ops.__name__ and name[0] != "_"
 ]
 DTYPES = [np.float64, np.float32, np.float16, ml_dtypes.bfloat16]
 LABELS = [np.int64, np.int32, np.uint8, np.int8, np.uint16, np.uint64, np.int16]
@@ -34,7 +36,9 @@ def _options(m, parameters, rng, shape, v):
         if name in REAL and m.chance(0.3):
             options[name] = m.pick(REAL[name])
         elif name == "weights" and m.chance(0.3):
-            options[name] = rng.uniform(0, 2, shape[:-1] if v else shape).astype(m.pick((np.float32, np.float64)))
+            options[name] = rng.uniform(0, 2, shape[:-1] if v else shape).astype(
+                m.pick((np.float32, np.float64))
+            )
         elif name == "reduction" and m.chance(0.4):
             options[name] = m.pick(("none", "sum", "mean"))
         elif name == "ignore_index" and m.chance(0.3):
@@ -129,7 +133,9 @@ def _other(m, value):
         )
     if kind == 3:
         return (
-            value.astype(m.pick((np.float64, np.float16, np.int64, np.uint8, np.bool_, np.int32)), copy=True)
+            value.astype(
+                m.pick((np.float64, np.float16, np.int64, np.uint8, np.bool_, np.int32)), copy=True
+            )
             if value.dtype.kind == "f"
             and np.isfinite(value.astype(np.float64)).all()
             and (abs(value.astype(np.float64)) < 100).all()
@@ -154,7 +160,11 @@ def _other(m, value):
     if kind == 6 and value.dtype.kind in "iu":
         return value.astype(m.pick((np.float32, np.bool_, object, np.int8)))
     if kind == 7:
-        return m.pick((value[::-1], np.asfortranarray(value), np.repeat(value, 2, -1)[..., ::2])) if value.ndim else value
+        return (
+            m.pick((value[::-1], np.asfortranarray(value), np.repeat(value, 2, -1)[..., ::2]))
+            if value.ndim
+            else value
+        )
     if kind == 8:
         return value.tolist()
     if kind == 9:
@@ -175,7 +185,11 @@ def make(m):
             options[key] = _other(m, options[key])
         elif m.chance(0.1):
             names = [
-                p for p in inspect.signature(getattr({"losses": losses, "ops": ops}[module], name)).parameters if p not in options
+                p
+                for p in inspect.signature(
+                    getattr({"losses": losses, "ops": ops}[module], name)
+                ).parameters
+                if p not in options
             ]
             if names := names[len(positional) :]:
                 options[m.pick(names)] = _other(m, None)
@@ -194,11 +208,18 @@ def use(made, folder):
             return
         reduction = options.pop("reduction", "none")
         want, gradients = loss_formulas.reduced(name, positional, options, reduction)
-        logits = [i for i, p in enumerate(inspect.signature(function).parameters) if p.startswith("logits")]
+        logits = [
+            i
+            for i, p in enumerate(inspect.signature(function).parameters)
+            if p.startswith("logits")
+        ]
     _same(name, np.asarray(given), np.asarray(want), given.dtype)
     if logits and positional[0].size:
         got = pyloss.grad(
-            lambda *x: function(*x, *positional[len(logits) :], **options, reduction=reduction).sum(), tuple(range(len(logits)))
+            lambda *x: function(
+                *x, *positional[len(logits) :], **options, reduction=reduction
+            ).sum(),
+            tuple(range(len(logits))),
         )(*positional[: len(logits)])
         for one, wanted in zip(got, gradients):
             assert one.dtype == positional[0].dtype
@@ -211,5 +232,7 @@ def _same(what, got, want, dtype):
     limit = 1e-4 if dtype.itemsize > 2 else 2e-2
     both = np.isfinite(want)
     assert (np.isfinite(got) == both).all(), f"{what} is {got} where the formula gives {want}"
-    off = np.abs(got[both] - want[both]) - limit * (np.abs(want[both]) + np.abs(want[both]).max(initial=0) + 0.1)
+    off = np.abs(got[both] - want[both]) - limit * (
+        np.abs(want[both]) + np.abs(want[both]).max(initial=0) + 0.1
+    )
     assert (off <= 0).all(), f"{what} is {got} where the formula gives {want}"

@@ -8,7 +8,20 @@ from mutation import words_of
 from running import put_files
 
 WORDS = words_of(*(tiny_files.TUNER / f"{name}.py" for name in ("records", "datasets", "targets")))
-WORDS += ["system", "user", "assistant", "tool", "content", "role", "type", "text", "image_url", "function", "arguments", "name"]
+WORDS += [
+    "system",
+    "user",
+    "assistant",
+    "tool",
+    "content",
+    "role",
+    "type",
+    "text",
+    "image_url",
+    "function",
+    "arguments",
+    "name",
+]
 CALL = {"type": "function", "id": "1", "function": {"name": "f", "arguments": {"x": 1}}}
 RECORDS = [
     {"text": "hello world 12"},
@@ -35,7 +48,12 @@ def prepare():
 
 def make(m):
     kind = m.pick(RECORDS)
-    lines = [json.dumps(kind if m.chance(0.7) else m.pick(RECORDS[2:] if kind in RECORDS[2:] else [kind])) for _ in range(2)]
+    lines = [
+        json.dumps(
+            kind if m.chance(0.7) else m.pick(RECORDS[2:] if kind in RECORDS[2:] else [kind])
+        )
+        for _ in range(2)
+    ]
     at = m.below(len(lines))
     if not m.pristine:
         if m.chance(0.85):
@@ -51,10 +69,16 @@ def make(m):
         "train_on": m.pick((None, "last", "assistant", "all")),
         "template": 0 if m.pristine else m.below(len(TEMPLATES)),
     }
-    asked["mask_prompt"] = asked["mask_prompt"] and asked["train_on"] != "all" and "messages" in kind
+    asked["mask_prompt"] = (
+        asked["mask_prompt"] and asked["train_on"] != "all" and "messages" in kind
+    )
     if m.pristine:
         asked = {"mask_prompt": False, "train_on": None, "template": 2 if "messages" in kind else 0}
-    return {"train.jsonl": data, "valid.jsonl": lines[0].encode("utf-8", "replace"), "asked": json.dumps(asked).encode()}
+    return {
+        "train.jsonl": data,
+        "valid.jsonl": lines[0].encode("utf-8", "replace"),
+        "asked": json.dumps(asked).encode(),
+    }
 
 
 def use(files, folder):

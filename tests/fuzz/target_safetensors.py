@@ -15,8 +15,33 @@ KINDS = [
     ("llama", "affine4"),
     ("llama", "nf4"),
 ]
-DTYPES = ["F64", "F32", "F16", "BF16", "I64", "I32", "U32", "U8", "I8", "BOOL", "F8_E4M3", "f32", "F4", ""]
-LARGE = [[2**31, 2**31], [2**62, 4], [0, 2**63], [10**30] * 8, [65536] * 3000, [10**400, 0], [0], [1] * 3000, []]
+DTYPES = [
+    "F64",
+    "F32",
+    "F16",
+    "BF16",
+    "I64",
+    "I32",
+    "U32",
+    "U8",
+    "I8",
+    "BOOL",
+    "F8_E4M3",
+    "f32",
+    "F4",
+    "",
+]
+LARGE = [
+    [2**31, 2**31],
+    [2**62, 4],
+    [0, 2**63],
+    [10**30] * 8,
+    [65536] * 3000,
+    [10**400, 0],
+    [0],
+    [1] * 3000,
+    [],
+]
 
 
 def prepare():
@@ -42,14 +67,25 @@ def broken(m, data):
             entry["shape"] = m.pick(LARGE)
         elif kind == 2:
             entry["shape"] = m.pick(
-                (entry["shape"][::-1], entry["shape"] + [1], [*entry["shape"], 0], entry["shape"][1:], m.value())
+                (
+                    entry["shape"][::-1],
+                    entry["shape"] + [1],
+                    [*entry["shape"], 0],
+                    entry["shape"][1:],
+                    m.value(),
+                )
             )
         elif kind == 3:
-            entry["data_offsets"] = [m.whole(), m.whole()] if m.chance(0.5) else m.tree(entry["data_offsets"], count=1)
+            entry["data_offsets"] = (
+                [m.whole(), m.whole()] if m.chance(0.5) else m.tree(entry["data_offsets"], count=1)
+            )
         elif kind == 4:
             other = header.get(m.pick(names))
             if isinstance(other, dict):
-                entry["data_offsets"], other["data_offsets"] = other.get("data_offsets"), entry.get("data_offsets")
+                entry["data_offsets"], other["data_offsets"] = (
+                    other.get("data_offsets"),
+                    entry.get("data_offsets"),
+                )
         elif kind == 5:
             del header[m.pick([name for name in names if name in header])]
         elif kind == 6:
@@ -61,7 +97,11 @@ def broken(m, data):
             body = m.bytes(body, 1)
         elif kind == 9:  # numbers that are none
             at = m.below(len(body) // 4) * 4
-            body = body[:at] + struct.pack("<f", m.pick((0.0, -1.0, 3e38, float("inf"), float("nan")))) * 4 + body[at + 16 :]
+            body = (
+                body[:at]
+                + struct.pack("<f", m.pick((0.0, -1.0, 3e38, float("inf"), float("nan")))) * 4
+                + body[at + 16 :]
+            )
         else:
             m.tree(header, names, 1)
         names = [name for name in names if isinstance(header.get(name), dict)] or ["x"]
@@ -76,7 +116,10 @@ def broken(m, data):
 
 def make(m):
     files = tiny_files.folder(*m.pick(KINDS))
-    return {"config.json": files["config.json"], "model.safetensors": broken(m, files["model.safetensors"])}
+    return {
+        "config.json": files["config.json"],
+        "model.safetensors": broken(m, files["model.safetensors"]),
+    }
 
 
 def use(files, folder):

@@ -129,7 +129,20 @@ WORDS = [
 _COMMANDS, _FILES, _ADAPTER, _PARSER = {}, {}, {}, []
 COMMANDS = ("train", "eval", "generate", "fuse", "export", "convert", "info")
 RIGHT = {
-    "train": ["--model", "model", "--data", "data", "--iters", "1", "--num-layers", "-1", "--rank", "2", "--batch-size", "1"],
+    "train": [
+        "--model",
+        "model",
+        "--data",
+        "data",
+        "--iters",
+        "1",
+        "--num-layers",
+        "-1",
+        "--rank",
+        "2",
+        "--batch-size",
+        "1",
+    ],
     "eval": ["--model", "model", "--data", "data", "--split", "train"],
     "generate": ["--model", "model", "--prompt", "hello", "--max-tokens", "2"],
     "fuse": ["--model", "model", "--adapter-path", "adapter", "--save-path", "out"],
@@ -149,7 +162,11 @@ def prepare():
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             for name in COMMANDS:
-                _COMMANDS[name] = [a for a in action.choices[name]._actions if a.option_strings and a.dest != "help"]
+                _COMMANDS[name] = [
+                    a
+                    for a in action.choices[name]._actions
+                    if a.option_strings and a.dest != "help"
+                ]
     _PARSER.append(parser)
     target_adapter.prepare()
     model = {f"model/{name}": data for name, data in tiny_files.folder("llama").items()}
@@ -186,7 +203,9 @@ def _flag(m, action):
 def _yaml(m):
     if not m.pristine and m.chance(0.02):
         return LAUGHS.encode()
-    parts = [part for part in re.split(r"\n(?! )", BASE.rstrip()) if m.pristine or m.chance(0.35)] or ["iters: 1"]
+    parts = [
+        part for part in re.split(r"\n(?! )", BASE.rstrip()) if m.pristine or m.chance(0.35)
+    ] or ["iters: 1"]
     lines = "\n".join(parts).split("\n")
     for _ in range(m.count() if m.chance(0.8) else 0):
         at = m.below(len(lines))
@@ -194,9 +213,19 @@ def _yaml(m):
         kind = m.below(8)
         if colon and kind < 5:
             key = head.strip()
-            value = m.pick(ODD) if m.chance(0.5) else m.pick(HEAVY) if m.chance(0.02) else m.pick(VALUES)
-            if key in WORK and (value.strip().lstrip("+").isdecimal() or value.startswith("0") or "e" in value):
-                value = m.pick(("0", "-1", "1.5", "9" * 400, "18446744073709551616", "x", "[]", "~"))
+            value = (
+                m.pick(ODD)
+                if m.chance(0.5)
+                else m.pick(HEAVY)
+                if m.chance(0.02)
+                else m.pick(VALUES)
+            )
+            if key in WORK and (
+                value.strip().lstrip("+").isdecimal() or value.startswith("0") or "e" in value
+            ):
+                value = m.pick(
+                    ("0", "-1", "1.5", "9" * 400, "18446744073709551616", "x", "[]", "~")
+                )
             lines[at] = f"{head}: {value}"
         elif kind == 5:
             lines.append(f"{m.text(WORDS)}: {m.pick(ODD)}")
@@ -221,7 +250,11 @@ def make(m: Mutator):
         elif arguments:
             at = m.below(len(arguments))
             works = at and arguments[at - 1].removeprefix("--").replace("-", "_") in WORK
-            arguments[at] = m.pick(VALUES + PATHS) if m.chance(0.5) and not works else m.pick(("--x", "-1", "--help", ""))
+            arguments[at] = (
+                m.pick(VALUES + PATHS)
+                if m.chance(0.5) and not works
+                else m.pick(("--x", "-1", "--help", ""))
+            )
     if m.pristine:
         arguments = arguments if "-c" not in arguments else RIGHT[command]
     return {**files, "argv": json.dumps([command, *arguments]).encode()}

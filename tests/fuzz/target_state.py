@@ -16,9 +16,14 @@ from pyloss import nn, optim
 from pyloss.tuner import state
 
 WORDS = words_of(
-    *(tiny_files.TUNER / f"{name}.py" for name in ("state", "trainer", "batching")), tiny_files.TUNER.parent / "optim.py"
+    *(tiny_files.TUNER / f"{name}.py" for name in ("state", "trainer", "batching")),
+    tiny_files.TUNER.parent / "optim.py",
 )
-OPTIMIZERS = {"adamw": lambda: optim.AdamW(0.05), "sgd": lambda: optim.SGD(0.05, momentum=0.9), "lion": lambda: optim.Lion(0.01)}
+OPTIMIZERS = {
+    "adamw": lambda: optim.AdamW(0.05),
+    "sgd": lambda: optim.SGD(0.05, momentum=0.9),
+    "lion": lambda: optim.Lion(0.01),
+}
 SETTINGS = {"iters": 3, "steps_per_eval": 2, "steps_per_save": 2}
 ALLOWED = (FloatingPointError,)  # a run that goes on with infinite numbers says so, and stops
 CASES = []
@@ -49,7 +54,11 @@ def _make_cases():
             with tempfile.TemporaryDirectory() as place, tiny_files.quiet():
                 settings = {**SETTINGS, "grad_accumulation_steps": accumulation}
                 tiny_training.run(Path(place), optimizer=make_optimizer(), **settings)
-                files = {file.name: file.read_bytes() for file in sorted(Path(place).iterdir()) if file.is_file()}
+                files = {
+                    file.name: file.read_bytes()
+                    for file in sorted(Path(place).iterdir())
+                    if file.is_file()
+                }
                 CASES.append((name, accumulation, files))
 
 

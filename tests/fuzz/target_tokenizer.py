@@ -112,17 +112,25 @@ def make(m):
         template = (
             m.pick(TEMPLATES)
             if m.chance(0.6)
-            else m.lines(tiny_files.CHATML, ["{%", "%}", "{{", "}}", "endfor"]).decode("utf-8", "replace")
+            else m.lines(tiny_files.CHATML, ["{%", "%}", "{{", "}}", "endfor"]).decode(
+                "utf-8", "replace"
+            )
         )
         where = m.below(4)
         if where == 0:
-            files["chat_template.jinja"] = template.encode() if m.chance(0.8) else m.bytes(template.encode())
+            files["chat_template.jinja"] = (
+                template.encode() if m.chance(0.8) else m.bytes(template.encode())
+            )
         elif where == 1:
             files["chat_template.json"] = json.dumps({"chat_template": template}).encode()
         else:
             config = json.loads(files["tokenizer_config.json"])
-            config["chat_template"] = template if where == 2 else [{"name": "default", "template": template}]
-            files["tokenizer_config.json"] = m.json(json.dumps(config), WORDS) if m.chance(0.3) else json.dumps(config).encode()
+            config["chat_template"] = (
+                template if where == 2 else [{"name": "default", "template": template}]
+            )
+            files["tokenizer_config.json"] = (
+                m.json(json.dumps(config), WORDS) if m.chance(0.3) else json.dumps(config).encode()
+            )
     return files
 
 

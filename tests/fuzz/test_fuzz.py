@@ -32,8 +32,15 @@ for name in run.TARGETS:
 for name, case in {cases!r}:
     print(name, case, running.digest(run.target(name), case))
 """
-    environment = {**os.environ, "PYTHONHASHSEED": "7" if os.environ.get("PYTHONHASHSEED") != "7" else "8"}
-    other = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    environment = {
+        **os.environ,
+        "PYTHONHASHSEED": "7" if os.environ.get("PYTHONHASHSEED") != "7" else "8",
+    }
+    other = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+    )
     for name in run.TARGETS:
         run.target(name).prepare()
-    assert other.stdout.splitlines() == [f"{name} {case} {running.digest(run.target(name), case)}" for name, case in cases]
+    assert other.stdout.splitlines() == [
+        f"{name} {case} {running.digest(run.target(name), case)}" for name, case in cases
+    ]

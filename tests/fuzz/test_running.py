@@ -59,11 +59,22 @@ FAULTS = {
     "ValueError without a text": raising(ValueError()),
     "ValueError its text has 'NoneType'": raising(ValueError("'NoneType' object has no items")),
     "TypeError its text has 'a:f32['": raising(TypeError('add: N in "a:f32[*N] b:f32[*N]"')),
-    "TypeError its text has 'object has no attribute'": raising(TypeError("'int' object has no attribute 'x'")),
+    "TypeError its text has 'object has no attribute'": raising(
+        TypeError("'int' object has no attribute 'x'")
+    ),
     "ValueError a text of": raising(ValueError("z" * 5000)),
 }
-ANSWERS = [ValueError("x is 3; it must be at least 4"), TypeError("x must be text"), FormatError("a", "b", "c"), MemoryError()]
-ANSWERS += [OSError(2, "no such file", "x"), DeviceError("no device"), UnicodeEncodeError("utf-8", "a", 0, 1, "no")]
+ANSWERS = [
+    ValueError("x is 3; it must be at least 4"),
+    TypeError("x must be text"),
+    FormatError("a", "b", "c"),
+    MemoryError(),
+]
+ANSWERS += [
+    OSError(2, "no such file", "x"),
+    DeviceError("no device"),
+    UnicodeEncodeError("utf-8", "a", 0, 1, "no"),
+]
 
 
 def test_memory_is_noticed_where_the_process_kept_as_much_free(monkeypatch):
@@ -121,4 +132,6 @@ def test_mutations_reach_every_place_of_a_tree():
     changed = {mutation.Mutator("tree", case).json(text) for case in range(300)}
     assert len(changed) > 200
     for untouched in (b'"c": "text"', b'"b": null', b'"f": 2.5'):
-        assert any(untouched not in data for data in changed) and any(untouched in data for data in changed)
+        assert any(untouched not in data for data in changed) and any(
+            untouched in data for data in changed
+        )

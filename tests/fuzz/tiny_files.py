@@ -25,7 +25,13 @@ CHATML = (
 )
 SPECIAL = ["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"]
 MERGES = ["h e", "l l", "he ll", "hell o", "Ġ w", "1 2"]
-PROMPTS = ["", "hello world 123", "a<|im_end|>b</s>", "é 😀 日本\n\t x", "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaab"]
+PROMPTS = [
+    "",
+    "hello world 123",
+    "a<|im_end|>b</s>",
+    "é 😀 日本\n\t x",
+    "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaab",
+]
 
 
 @lru_cache(maxsize=1)
@@ -33,15 +39,39 @@ def tokens() -> list[str]:
     """The vocabulary: special tokens, the byte alphabet, a few merges."""
     from tokenizers import pre_tokenizers
 
-    return [*SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet()), "he", "ll", "hell", "hello", "Ġw", "12"]
+    return [
+        *SPECIAL,
+        *sorted(pre_tokenizers.ByteLevel.alphabet()),
+        "he",
+        "ll",
+        "hell",
+        "hello",
+        "Ġw",
+        "12",
+    ]
 
 
 def gguf_vocabulary() -> dict[str, Any]:
     """The `tokenizer.*` metadata of that vocabulary."""
     kinds = [3] * len(SPECIAL) + [1] * (len(tokens()) - len(SPECIAL))
-    values: dict[str, Any] = {"model": "gpt2", "pre": "smollm", "tokens": tokens(), "token_type": kinds, "merges": MERGES}
-    values |= {"unknown_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "padding_token_id": 0, "add_bos_token": False}
-    return {"tokenizer.chat_template": CHATML, **{f"tokenizer.ggml.{key}": value for key, value in values.items()}}
+    values: dict[str, Any] = {
+        "model": "gpt2",
+        "pre": "smollm",
+        "tokens": tokens(),
+        "token_type": kinds,
+        "merges": MERGES,
+    }
+    values |= {
+        "unknown_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "padding_token_id": 0,
+        "add_bos_token": False,
+    }
+    return {
+        "tokenizer.chat_template": CHATML,
+        **{f"tokenizer.ggml.{key}": value for key, value in values.items()},
+    }
 
 
 @lru_cache(maxsize=1)
@@ -67,7 +97,9 @@ def model(family: str, format: str = "f32", **changes: Any) -> Any:
 @lru_cache(maxsize=16)
 def folder(family: str, format: str = "f32") -> dict[str, bytes]:
     """The files of a Hugging Face folder (an mlx folder for "affine4")."""
-    changes: dict[str, Any] = {} if format == "f32" else {"hidden_size": 64, "intermediate_size": 64, "head_dim": 32}
+    changes: dict[str, Any] = (
+        {} if format == "f32" else {"hidden_size": 64, "intermediate_size": 64, "head_dim": 32}
+    )
     with tempfile.TemporaryDirectory() as place:
         model(family, format, **changes).save(place, tokenizer())
         return {file.name: file.read_bytes() for file in sorted(Path(place).iterdir())}
@@ -94,7 +126,9 @@ def exercise_tokenizer(tokenizer: Any) -> None:
         tokenizer.decode(ids)
         tokenizer.decode(ids, skip_special_tokens=True)
     tokenizer.decode([0, 10**6])
-    assert isinstance(tokenizer.eos_token_ids, set) and (tokenizer.bos_token_id is None or type(tokenizer.bos_token_id) is int)
+    assert isinstance(tokenizer.eos_token_ids, set) and (
+        tokenizer.bos_token_id is None or type(tokenizer.bos_token_id) is int
+    )
     if tokenizer.chat_template is not None:
         talk = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "12"}]
         tokenizer.apply_chat_template(talk[:1], add_generation_prompt=True)

@@ -122,7 +122,9 @@ def _gguf(arch, **own):
         "attention.head_count": 9, "attention.head_count_kv": 3, "attention.layer_norm_rms_epsilon": 9.999999747378752e-06,
         "rope.dimension_count": 64, "rope.freq_base": 100000.0, "attention.key_length": 64, "attention.value_length": 64,
     }  # fmt: skip
-    return general | {f"{arch}.{key.replace('__', '.')}": value for key, value in {**usual, **own}.items()}
+    return general | {
+        f"{arch}.{key.replace('__', '.')}": value for key, value in {**usual, **own}.items()
+    }
 
 
 GGUF = {
@@ -130,10 +132,25 @@ GGUF = {
     "llama of older converters": _gguf("llama", tensor_data_layout="Meta AI original pth"),
     "mixtral": _gguf("llama", expert_count=8, expert_used_count=2),
     "not a mixture, and said": _gguf("llama", expert_count=0, expert_used_count=0),
-    "yarn": _gguf("qwen2", rope__scaling__type="yarn", rope__scaling__factor=4.0, rope__scaling__original_context_length=32768, rope__scaling__finetuned=True),
+    "yarn": _gguf(
+        "qwen2",
+        rope__scaling__type="yarn",
+        rope__scaling__factor=4.0,
+        rope__scaling__original_context_length=32768,
+        rope__scaling__finetuned=True,
+    ),
     "qwen3": _gguf("qwen3"),
-    "qwen3-moe": _gguf("qwen3moe", expert_count=128, expert_used_count=8, expert_feed_forward_length=768),
+    "qwen3-moe": _gguf(
+        "qwen3moe", expert_count=128, expert_used_count=8, expert_feed_forward_length=768
+    ),
     "olmoe": _gguf("olmoe", expert_count=64, expert_used_count=8),
-    "gemma3": _gguf("gemma3", attention__sliding_window=512, rope__scaling__type="linear", rope__scaling__factor=8.0),
-    "gemma3 with images": _gguf("gemma3", attention__sliding_window=1024, vision__block_count=27, mm__tokens_per_image=256),
+    "gemma3": _gguf(
+        "gemma3",
+        attention__sliding_window=512,
+        rope__scaling__type="linear",
+        rope__scaling__factor=8.0,
+    ),
+    "gemma3 with images": _gguf(
+        "gemma3", attention__sliding_window=1024, vision__block_count=27, mm__tokens_per_image=256
+    ),
 }

@@ -76,14 +76,20 @@ def added(name, *shape):
 def test_a_tensor_that_the_configuration_has_no_place_for_is_named(tmp_path, name):
     """It would be a silent wrong result else: fewer layers, or a layer without its biases."""
     tiny.write_folder(tmp_path, change=added(name, 32))
-    with pytest.raises(FormatError, match="no part of this configuration has such a tensor") as caught:
+    with pytest.raises(
+        FormatError, match="no part of this configuration has such a tensor"
+    ) as caught:
         load_model(tmp_path)
     assert name in str(caught.value)
 
 
 def test_what_may_be_left_over(tmp_path):
     """Rotary tables, and what reads images."""
-    for name in ("model.layers.0.self_attn.rotary_emb.inv_freq", "model.rotary_emb.inv_freq", "vision_tower.layers.0.weight"):
+    for name in (
+        "model.layers.0.self_attn.rotary_emb.inv_freq",
+        "model.rotary_emb.inv_freq",
+        "vision_tower.layers.0.weight",
+    ):
         tiny.write_folder(tmp_path / name, change=added(name, 4))
         load_model(tmp_path / name)
 
@@ -98,9 +104,13 @@ def test_a_head_beside_tied_embeddings_counts_where_it_differs(tmp_path, dtype):
         arrays["lm_head.weight"][-1, -1] += last
 
     for last in (0, 1):
-        c, arrays = tiny.write_folder(tmp_path, dtype=dtype, change=lambda arrays, last=last: change(arrays, last))
+        c, arrays = tiny.write_folder(
+            tmp_path, dtype=dtype, change=lambda arrays, last=last: change(arrays, last)
+        )
         model = load_model(tmp_path)
-        assert (model.lm_head is None) == (not last) and model.config.tie_word_embeddings == (not last)
+        assert (model.lm_head is None) == (not last) and model.config.tie_word_embeddings == (
+            not last
+        )
         expected = tiny.logits({**c, "tie_word_embeddings": False}, arrays, TOKENS)
         np.testing.assert_allclose(model([TOKENS])[0], expected, atol=1e-4)
         # What is written of it says the same in one way.
@@ -119,11 +129,24 @@ def test_more_layers_than_the_file_has_are_named_with_it(tmp_path, layers):
     tiny.write_folder(tmp_path)
     config = tiny.config(num_hidden_layers=layers)
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(FormatError, match=f"num_hidden_layers: it is {layers}, and the file has tensors for 3 layers"):
+    with pytest.raises(
+        FormatError,
+        match=f"num_hidden_layers: it is {layers}, and the file has tensors for 3 layers",
+    ):
         load_model(tmp_path)
 
 
-@pytest.mark.parametrize("key", ["num_hidden_layers", "head_dim", "vocab_size", "hidden_size", "intermediate_size", "num_attention_heads"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "num_hidden_layers",
+        "head_dim",
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "num_attention_heads",
+    ],
+)
 @pytest.mark.parametrize("value", [10**9, 10**30])
 def test_sizes_without_bound_are_refused_before_anything_is_made_of_them(tmp_path, key, value):
     tiny.write_folder(tmp_path)
@@ -139,7 +162,10 @@ def test_missing_and_misshapen_tensors_of_a_gguf_file(tmp_path, monkeypatch):
     whole = tiny.tensors
     for change, message in (
         (without("model.layers.1.mlp.up_proj.weight"), r"blk\.1\.ffn_up\.weight.*missing"),
-        (reshaped("model.layers.0.self_attn.v_proj.weight", 8, 32), r"blk\.0\.attn_v\.weight.*\(8, 32\).*\(16, 32\)"),
+        (
+            reshaped("model.layers.0.self_attn.v_proj.weight", 8, 32),
+            r"blk\.0\.attn_v\.weight.*\(8, 32\).*\(16, 32\)",
+        ),
     ):
 
         def broken(c, seed=0, change=change):
@@ -161,11 +187,16 @@ def test_a_number_of_experts_is_compared_with_the_tensors_before_names_are_made(
     tiny.write_folder(tmp_path, change=gate)
     config = tiny.config(model_type="mixtral", num_local_experts=experts, num_experts_per_tok=2)
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(FormatError, match=f"gate.weight: has shape .4, 32., where the configuration gives .{experts}, 32."):
+    with pytest.raises(
+        FormatError,
+        match=f"gate.weight: has shape .4, 32., where the configuration gives .{experts}, 32.",
+    ):
         load_model(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["output.bias", "output_norm.bias", "rope_factors_long.weight", "blk.0.attn_q.bias"])
+@pytest.mark.parametrize(
+    "name", ["output.bias", "output_norm.bias", "rope_factors_long.weight", "blk.0.attn_q.bias"]
+)
 def test_a_tensor_of_a_gguf_file_that_nothing_reads_is_named(tmp_path, name):
     gguf = pytest.importorskip("gguf")
     add = gguf.GGUFWriter.write_header_to_file
@@ -196,7 +227,9 @@ def test_quantised_layers_say_so(tmp_path, format):
     tiny.write_gguf(tmp_path / "model.gguf", format=format)
     model = load_model(tmp_path / "model.gguf")
     layer = model.layers[0].self_attn.q_proj
-    assert isinstance(layer, nn.QuantizedLinear) and isinstance(model.model.embed_tokens, nn.QuantizedEmbedding)
+    assert isinstance(layer, nn.QuantizedLinear) and isinstance(
+        model.model.embed_tokens, nn.QuantizedEmbedding
+    )
     assert format.lower() in repr(layer)
 
 

@@ -18,8 +18,12 @@ def part(*texts):
     return [{"type": "text", "text": text} for text in texts]
 
 
-@pytest.mark.parametrize("template", [AS_IT_IS, JOINED, PARTS, EITHER, AS_IT_IS.replace("m.content", "m.content | trim")])
-@pytest.mark.parametrize("content", ["hi there", part("hi there"), part("hi ", "there"), ["hi ", "there"]])
+@pytest.mark.parametrize(
+    "template", [AS_IT_IS, JOINED, PARTS, EITHER, AS_IT_IS.replace("m.content", "m.content | trim")]
+)
+@pytest.mark.parametrize(
+    "content", ["hi there", part("hi there"), part("hi ", "there"), ["hi ", "there"]]
+)
 def test_contents_in_either_form(template, content):
     if template in (PARTS, EITHER) and isinstance(content, list) and isinstance(content[0], str):
         pytest.skip("plain strings in a list are no parts that such templates know")
@@ -34,7 +38,12 @@ def test_contents_of_both_forms_in_one_conversation():
 
 
 def test_parts_of_any_length_and_number_are_named_in_few_words():
-    messages = [{"role": "user", "content": [*part("a"), *({"type": f"{i}9" + "9" * 5000} for i in range(100))]}]
+    messages = [
+        {
+            "role": "user",
+            "content": [*part("a"), *({"type": f"{i}9" + "9" * 5000} for i in range(100))],
+        }
+    ]
     with pytest.raises(ValueError, match="these parts are none: 09") as error:
         render_chat(AS_IT_IS, messages)
     assert len(str(error.value)) < 600
@@ -42,7 +51,9 @@ def test_parts_of_any_length_and_number_are_named_in_few_words():
 
 def test_parts_that_are_no_text_are_refused_where_they_would_be_printed():
     messages = [{"role": "user", "content": [*part("a"), {"type": "image", "image": "x.png"}]}]
-    with pytest.raises(ValueError, match="takes text alone as content; these parts are none: image"):
+    with pytest.raises(
+        ValueError, match="takes text alone as content; these parts are none: image"
+    ):
         render_chat(AS_IT_IS, messages)
     assert render_chat(PARTS, messages) == "user: a;"
 
@@ -72,15 +83,23 @@ JSON = '{"city": "Ålesund", "days": 2}'
 def test_arguments_in_either_form(template, expected, arguments):
     call = {"name": "f", "arguments": arguments}
     call = call if template == FLAT else {"type": "function", "function": call}
-    messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    messages = [
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+    ]
     found = render_chat(template, messages)
-    assert found == "q" + expected.replace("Å", "\\u00c5" if template in (TEXT, PRINTED) and "\\u" in str(arguments) else "Å")
+    assert found == "q" + expected.replace(
+        "Å", "\\u00c5" if template in (TEXT, PRINTED) and "\\u" in str(arguments) else "Å"
+    )
 
 
 def test_arguments_that_are_no_object_stay():
     for arguments in ("not json", "[1]", "", "{", "[" * 100_000):
         call = {"function": {"name": "f", "arguments": arguments}}
-        assert render_chat(PRINTED, [{"role": "assistant", "content": "", "tool_calls": [call]}]) == "f=" + arguments
+        assert (
+            render_chat(PRINTED, [{"role": "assistant", "content": "", "tool_calls": [call]}])
+            == "f=" + arguments
+        )
 
 
 def test_a_template_that_refuses_everything_says_what_it_says_of_the_messages_as_given():
@@ -95,7 +114,12 @@ def test_tools_as_json_text():
     tokenizer = byte_tokenizer()
     for given in (tools, tuple(tools), json.dumps(tools), [json.dumps(tool) for tool in tools]):
         assert tools_of(given) == tools and render_chat(template, [{"role": "user"}], given) == "2b"
-        assert tokenizer.apply_chat_template([{"role": "user"}], given, chat_template=template, tokenize=False) == "2b"
+        assert (
+            tokenizer.apply_chat_template(
+                [{"role": "user"}], given, chat_template=template, tokenize=False
+            )
+            == "2b"
+        )
     assert tools_of(None) is tools_of("null") is None
     for bad in ("none", "[", "[" * 100_000):
         with pytest.raises(ValueError, match="tools is .* not JSON"):

@@ -28,7 +28,12 @@ def tensor_info(name, shape, kind, offset):
 
 def gguf_file(entries=(), tensors=(), data=b"", version=3, counts=None, align=32):
     tensor_count, key_count = counts or (len(tensors), len(entries))
-    header = b"GGUF" + struct.pack("<IQQ", version, tensor_count, key_count) + b"".join(entries) + b"".join(tensors)
+    header = (
+        b"GGUF"
+        + struct.pack("<IQQ", version, tensor_count, key_count)
+        + b"".join(entries)
+        + b"".join(tensors)
+    )
     return header + bytes(-len(header) % align) + data
 
 
@@ -76,7 +81,9 @@ def test_metadata_and_tensors(write, version):
     stored = file.tensor("w")
     assert (stored.name, stored.dtype, stored.shape) == ("w", "Q4_1", (4, 32))
     assert stored.data.tobytes() == Q4
-    np.testing.assert_array_equal(stored.weight().dequantize(), Weight.quantize(MATRIX, "q4_1").dequantize())
+    np.testing.assert_array_equal(
+        stored.weight().dequantize(), Weight.quantize(MATRIX, "q4_1").dequantize()
+    )
     np.testing.assert_array_equal(file.tensor("norm").array(), NORM)
 
 
@@ -111,7 +118,9 @@ def test_agrees_with_the_gguf_package(tmp_path):
 
 def compare(path):
     ours, theirs = read_gguf(path), gguf.GGUFReader(path)
-    fields = {key: field.contents() for key, field in theirs.fields.items() if not key.startswith("GGUF.")}
+    fields = {
+        key: field.contents() for key, field in theirs.fields.items() if not key.startswith("GGUF.")
+    }
     assert ours.metadata == fields
     assert list(ours) == [tensor.name for tensor in theirs.tensors]
     for tensor in theirs.tensors:
@@ -146,7 +155,10 @@ def test_unsupported_types_are_an_error_when_asked_for(write):
     file = read_gguf(write(gguf_file(ENTRIES, [*TENSORS, tensor_info("k", (1, 256), 16, 0)], DATA)))
     assert file.tensor("k").dtype == "IQ2_XXS"
     for ask in (file.tensor("k").weight, file.tensor("k").array):
-        with pytest.raises(FormatError, match=r"model.gguf: k: stored as IQ2_XXS, and pyloss reads F32, .*Q4_1, .*Q6_K"):
+        with pytest.raises(
+            FormatError,
+            match=r"model.gguf: k: stored as IQ2_XXS, and pyloss reads F32, .*Q4_1, .*Q6_K",
+        ):
             ask()
     unknown = read_gguf(write(gguf_file([], [tensor_info("k", (1, 256), 99, 0)], b"")))
     with pytest.raises(FormatError, match="ggml type 99"):
@@ -176,21 +188,45 @@ HUGE = 1 << 62
         (GOOD[:20], "header", "truncated"),
         (GOOD[:-1], "norm", "truncated: F32 of shape"),
         (gguf_file(ENTRIES, TENSORS, DATA, counts=(2, HUGE)), None, "truncated|value type"),
-        (gguf_file(ENTRIES, TENSORS, DATA, counts=(HUGE, len(ENTRIES))), None, "truncated|dimensions"),
+        (
+            gguf_file(ENTRIES, TENSORS, DATA, counts=(HUGE, len(ENTRIES))),
+            None,
+            "truncated|dimensions",
+        ),
         (gguf_file([entry("k", 8, struct.pack("<Q", HUGE))]), "k", "truncated"),
         (gguf_file([entry("k", 9, struct.pack("<IQ", 8, HUGE))]), "k", "strings cannot fit"),
-        (gguf_file([entry("k", 9, struct.pack("<IQ", 8, 1) + struct.pack("<Q", HUGE))]), "k", "ends in string 0 of 1"),
+        (
+            gguf_file([entry("k", 9, struct.pack("<IQ", 8, 1) + struct.pack("<Q", HUGE))]),
+            "k",
+            "ends in string 0 of 1",
+        ),
         (gguf_file([entry("k", 9, struct.pack("<IQ", 5, HUGE))]), "k", "truncated"),
         (gguf_file([entry("k", 9, struct.pack("<IQ", 9, 1))]), "k", "array of arrays"),
         (gguf_file([entry("k", 77, b"")]), "k", "value type 77"),
         (gguf_file([entry("k", 8, struct.pack("<Q", 1) + b"\xff")]), "k", "not UTF-8"),
-        (gguf_file([entry("k", 9, struct.pack("<IQQ", 8, 1, 1) + b"\xff")]), "k", "string 0 is not UTF-8"),
+        (
+            gguf_file([entry("k", 9, struct.pack("<IQQ", 8, 1, 1) + b"\xff")]),
+            "k",
+            "string 0 is not UTF-8",
+        ),
         (gguf_file([entry("k", 7, b"\1")] * 2), "k", "occurs twice"),
         (gguf_file([entry("split.count", 2, b"\2\0")]), "split.count", "join the parts"),
-        (gguf_file([entry("general.alignment", 4, struct.pack("<I", 0))]), "general.alignment", "power of two"),
-        (gguf_file([entry("general.alignment", 8, text("x"))]), "general.alignment", "power of two"),
+        (
+            gguf_file([entry("general.alignment", 4, struct.pack("<I", 0))]),
+            "general.alignment",
+            "power of two",
+        ),
+        (
+            gguf_file([entry("general.alignment", 8, text("x"))]),
+            "general.alignment",
+            "power of two",
+        ),
         (gguf_file([], [tensor_info("w", (8,), 0, 0)] * 2, bytes(64)), "w", "occurs twice"),
-        (gguf_file([], [tensor_info("w", (8,), 0, 4)], bytes(64)), "w", "multiple of the alignment"),
+        (
+            gguf_file([], [tensor_info("w", (8,), 0, 4)], bytes(64)),
+            "w",
+            "multiple of the alignment",
+        ),
         (gguf_file([], [tensor_info("w", (8,), 0, HUGE)], bytes(64)), "w", "truncated"),
         (gguf_file([], [tensor_info("w", (HUGE, HUGE), 0, 0)], bytes(64)), "w", "truncated"),
         (gguf_file([], [tensor_info("w", (1, 33), 3, 0)], bytes(64)), "w", "multiple of 32"),

@@ -25,7 +25,10 @@ def tokenizer(**changes):
         "eos_token_id": 2,
         **changes,
     }
-    return Tokenizer.from_gguf({f"tokenizer.ggml.{key}": value for key, value in values.items() if value is not None}, "m.gguf")
+    return Tokenizer.from_gguf(
+        {f"tokenizer.ggml.{key}": value for key, value in values.items() if value is not None},
+        "m.gguf",
+    )
 
 
 def pieces(tok, text):
@@ -36,7 +39,8 @@ def pieces(tok, text):
     ("text", "expected"),
     [
         ("a", ["▁a"]),
-        ("abc", ["▁a", "bc"]),  # the joined piece with the highest score first, whatever the left or right would give
+        # the joined piece with the highest score first, whatever the left or right would give
+        ("abc", ["▁a", "bc"]),
         ("cabc", ["▁", "c", "abc"]),
         ("bab", ["▁", "b", "ab"]),
         (" a", ["▁", "▁a"]),
@@ -59,7 +63,8 @@ def test_without_a_space_of_its_own():
 
 def test_special_tokens():
     tok = tokenizer(bos_token_id=None, eos_token_id=None)
-    assert (tok.bos_token_id, tok.eos_token_id, tok.unk_token_id) == (1, 2, 0)  # llama.cpp's where the file is silent
+    # llama.cpp's where the file is silent
+    assert (tok.bos_token_id, tok.eos_token_id, tok.unk_token_id) == (1, 2, 0)
     assert tok.encode("a") == [1, TOKENS.index("▁a")]
     assert tokenizer(add_bos_token=False, add_eos_token=True).encode("a") == [TOKENS.index("▁a"), 2]
     assert tok.eos_token_ids == {2, 3}
@@ -89,7 +94,10 @@ def test_written_into_gguf_again(tmp_path, prefix):
     tok = tokenizer(add_space_prefix=prefix)
     tok.save(tmp_path)
     metadata = vocabulary_metadata(Tokenizer.from_folder(tmp_path), len(TOKENS) + 1)
-    assert metadata["tokenizer.ggml.model"] == "llama" and metadata["tokenizer.ggml.add_space_prefix"] == prefix
+    assert (
+        metadata["tokenizer.ggml.model"] == "llama"
+        and metadata["tokenizer.ggml.add_space_prefix"] == prefix
+    )
     kinds = metadata["tokenizer.ggml.token_type"]
     assert kinds == [2, 3, 3, 3] + [6] * 256 + [1] * len(PIECES) + [4, 1, 5]
     again = Tokenizer.from_gguf(metadata)
@@ -99,7 +107,9 @@ def test_written_into_gguf_again(tmp_path, prefix):
 
 def folder_tokenizer(merges=(("a", "b"), ("ab", "c"), ("a", "bc"), ("b", "c")), **changes):
     words = {word: i for i, word in enumerate(["a", "b", "c", "ab", "bc", "abc", "▁"])}
-    backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=words, merges=list(merges), byte_fallback=True))
+    backend = tokenizers.Tokenizer(
+        tokenizers.models.BPE(vocab=words, merges=list(merges), byte_fallback=True)
+    )
     backend.normalizer = tokenizers.normalizers.Replace(" ", "▁")
     for key, value in changes.items():
         setattr(backend, key, value)
@@ -110,23 +120,43 @@ def test_kinds_of_folders():
     space = tokenizers.pre_tokenizers.Metaspace
 
     def prefix(**changes):
-        return vocabulary_metadata(folder_tokenizer(**changes), 7)["tokenizer.ggml.add_space_prefix"]
+        return vocabulary_metadata(folder_tokenizer(**changes), 7)[
+            "tokenizer.ggml.add_space_prefix"
+        ]
 
     assert prefix() is False
-    assert prefix(pre_tokenizer=tokenizers.pre_tokenizers.Split(" ", "merged_with_previous")) is False
-    assert prefix(normalizer=None, pre_tokenizer=space(prepend_scheme="always", split=False)) is True
-    assert prefix(normalizer=None, pre_tokenizer=space(prepend_scheme="never", split=False)) is False
+    assert (
+        prefix(pre_tokenizer=tokenizers.pre_tokenizers.Split(" ", "merged_with_previous")) is False
+    )
+    assert (
+        prefix(normalizer=None, pre_tokenizer=space(prepend_scheme="always", split=False)) is True
+    )
+    assert (
+        prefix(normalizer=None, pre_tokenizer=space(prepend_scheme="never", split=False)) is False
+    )
     with pytest.warns(UserWarning, match="after special tokens"):
-        assert prefix(normalizer=None, pre_tokenizer=space(prepend_scheme="first", split=False)) is True
+        assert (
+            prefix(normalizer=None, pre_tokenizer=space(prepend_scheme="first", split=False))
+            is True
+        )
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"merges": [("a", "b"), ("b", "c"), ("a", "bc")]}, "'ab' and 'c' are pieces that it does not merge"),
-        ({"merges": [("ab", "c"), ("b", "c"), ("a", "bc"), ("a", "b")]}, "merges that make 'abc' are not next to each other"),
+        (
+            {"merges": [("a", "b"), ("b", "c"), ("a", "bc")]},
+            "'ab' and 'c' are pieces that it does not merge",
+        ),
+        (
+            {"merges": [("ab", "c"), ("b", "c"), ("a", "bc"), ("a", "b")]},
+            "merges that make 'abc' are not next to each other",
+        ),
         ({"normalizer": tokenizers.normalizers.NFKC()}, "its normalizer is .*NFKC"),
-        ({"normalizer": None, "pre_tokenizer": tokenizers.pre_tokenizers.Metaspace(split=True)}, "its pre-tokenizer .*Metaspace"),
+        (
+            {"normalizer": None, "pre_tokenizer": tokenizers.pre_tokenizers.Metaspace(split=True)},
+            "its pre-tokenizer .*Metaspace",
+        ),
     ],
 )
 def test_folders_that_scores_cannot_describe(changes, message):
@@ -156,7 +186,11 @@ def joined(text, scores):
     """SentencePiece's rule: of all neighbours that make a piece the pair with the highest score, the leftmost of several."""
     parts = list(text)
     while True:
-        pairs = [(-scores[a + b], i) for i, (a, b) in enumerate(zip(parts, parts[1:], strict=False)) if a + b in scores]
+        pairs = [
+            (-scores[a + b], i)
+            for i, (a, b) in enumerate(zip(parts, parts[1:], strict=False))
+            if a + b in scores
+        ]
         if not pairs:
             return parts
         _, i = min(pairs)
@@ -167,13 +201,19 @@ def test_runs_of_one_score(tmp_path):
     """As Llama's of spaces."""
     runs = ["▁" * n for n in (3, 4, 5, 7, 12)]
     tokens = [*TOKENS[: FIRST + len(PIECES)], *runs]
-    scores = dict(zip(PIECES, map(float, range(0, -len(PIECES), -1)), strict=True)) | dict.fromkeys(["▁▁", *runs], -1e9)
+    scores = dict(zip(PIECES, map(float, range(0, -len(PIECES), -1)), strict=True)) | dict.fromkeys(
+        ["▁▁", *runs], -1e9
+    )
     kinds = [2, 3, 3, 3] + [6] * 256 + [1] * (len(PIECES) + len(runs))
-    tok = tokenizer(tokens=tokens, token_type=kinds, scores=[scores.get(token, 0.0) for token in tokens])
+    tok = tokenizer(
+        tokens=tokens, token_type=kinds, scores=[scores.get(token, 0.0) for token in tokens]
+    )
     tok.save(tmp_path)
     again = Tokenizer.from_gguf(vocabulary_metadata(Tokenizer.from_folder(tmp_path), len(tokens)))
     rng = np.random.default_rng(0)
-    texts = [" " * n for n in range(1, 40)] + ["".join(rng.choice(list("  abc"), 30)) for _ in range(100)]
+    texts = [" " * n for n in range(1, 40)] + [
+        "".join(rng.choice(list("  abc"), 30)) for _ in range(100)
+    ]
     for text in texts:
         ids = tok.encode(text, add_special_tokens=False)
         assert [tokens[i] for i in ids] == joined("▁" + text.replace(" ", "▁"), scores), text
@@ -181,5 +221,7 @@ def test_runs_of_one_score(tmp_path):
 
 
 def test_scores_without_an_order():
-    with pytest.raises(ValueError, match=r"m.gguf: tokenizer.ggml.scores: '▁a' and 'bc' have the same, 0.0"):
+    with pytest.raises(
+        ValueError, match=r"m.gguf: tokenizer.ggml.scores: '▁a' and 'bc' have the same, 0.0"
+    ):
         tokenizer(scores=[0.0] * len(TOKENS))

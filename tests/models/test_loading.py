@@ -23,7 +23,9 @@ def test_an_architecture_that_is_not_known_is_named(tmp_path):
         load_model(tmp_path)
 
 
-@pytest.mark.parametrize("installed", [False, True], ids=["no package", "a package without the file"])
+@pytest.mark.parametrize(
+    "installed", [False, True], ids=["no package", "a package without the file"]
+)
 def test_the_embedded_model_says_how_to_get_it(monkeypatch, tmp_path, installed):
     spec = SimpleNamespace(submodule_search_locations=[str(tmp_path)]) if installed else None
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
@@ -34,13 +36,19 @@ def test_the_embedded_model_says_how_to_get_it(monkeypatch, tmp_path, installed)
 def test_the_embedded_model_is_found_in_its_package(monkeypatch, tmp_path):
     file = tmp_path / "SmolLM2-135M-Instruct.Q4_1.gguf"
     file.write_bytes(b"")
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: SimpleNamespace(submodule_search_locations=["/nowhere", str(tmp_path)]))
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name: SimpleNamespace(submodule_search_locations=["/nowhere", str(tmp_path)]),
+    )
     assert loading.resolve_model("smollm2-135m") == file
 
 
 @pytest.mark.parametrize("name", ["no-such-model", "./a/b", "/nowhere/at/all.gguf", "a/b/c"])
 def test_an_unknown_path_says_what_may_be_given(name):
-    with pytest.raises(FileNotFoundError, match=r"\.gguf file, a Hugging Face folder, .*smollm2-135m") as caught:
+    with pytest.raises(
+        FileNotFoundError, match=r"\.gguf file, a Hugging Face folder, .*smollm2-135m"
+    ) as caught:
         load_model(name)
     assert name in str(caught.value)
 
@@ -95,7 +103,11 @@ def test_files_that_are_something_else_are_said_to_be_it(tmp_path, name, kind):
         os.mkfifo(tmp_path / name)
     else:
         (tmp_path / name).mkdir()
-    expected = {"pointer": "Git LFS pointer", "pipe": "a pipe", "folder": "a folder|no config.json"}[kind]
+    expected = {
+        "pointer": "Git LFS pointer",
+        "pipe": "a pipe",
+        "folder": "a folder|no config.json",
+    }[kind]
     with pytest.raises((FormatError, FileNotFoundError), match=expected):
         load_model(tmp_path / name if name == "model.gguf" else tmp_path)
 
@@ -103,7 +115,11 @@ def test_files_that_are_something_else_are_said_to_be_it(tmp_path, name, kind):
 @pytest.mark.parametrize("name", ["adapter_config.json", "adapters.safetensors"])
 def test_adapters_that_were_not_downloaded_are_said_to_be_so(tmp_path, name):
     model = tiny.load_tiny(tmp_path / "model")
-    settings = {"fine_tune_type": "lora", "num_layers": 1, "lora_parameters": {"rank": 2, "scale": 1.0, "dropout": 0.0}}
+    settings = {
+        "fine_tune_type": "lora",
+        "num_layers": 1,
+        "lora_parameters": {"rank": 2, "scale": 1.0, "dropout": 0.0},
+    }
     (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
     (tmp_path / name).write_text(POINTER)
     with pytest.raises(FormatError, match=f"{name}: this is a Git LFS pointer"):
@@ -131,7 +147,11 @@ def test_weights_are_views_of_the_mapped_file(tmp_path, dtype, monkeypatch):
     assert len(stored) == 1 + 7 * 3
     for name, weight in stored.items():
         data = opened[0].tensor(name).data
-        assert weight.format == dtype and np.shares_memory(weight.raw, data) and not weight.raw.flags.writeable, name
+        assert (
+            weight.format == dtype
+            and np.shares_memory(weight.raw, data)
+            and not weight.raw.flags.writeable
+        ), name
     assert all(isinstance(array, np.ndarray) for array in model.parameters().values())
     assert all(name.endswith("norm.weight") for name in model.parameters())
 
@@ -142,10 +162,19 @@ def private_bytes():
     return sum(int(line.split()[1]) << 10 for line in lines if line.startswith(("Anonymous:",)))
 
 
-@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="needs Linux's smaps_rollup")
+@pytest.mark.skipif(
+    not Path("/proc/self/smaps_rollup").exists(), reason="needs Linux's smaps_rollup"
+)
 def test_a_large_model_takes_no_memory_of_its_own(tmp_path):
     """Over 32 MB of weights, read and used in products, in far less memory than that."""
-    tiny.write_folder(tmp_path, vocab_size=8 << 10, hidden_size=1024, num_hidden_layers=1, num_attention_heads=8, head_dim=16)
+    tiny.write_folder(
+        tmp_path,
+        vocab_size=8 << 10,
+        hidden_size=1024,
+        num_hidden_layers=1,
+        num_attention_heads=8,
+        head_dim=16,
+    )
     size = (tmp_path / "model.safetensors").stat().st_size
     assert size > 32 << 20
     before = private_bytes()
@@ -164,7 +193,10 @@ def test_sharded_folders(tmp_path):
     parts = {"model-1.safetensors": names[::2], "model-2.safetensors": names[1::2]}
     for file, own in parts.items():
         save_file({name: arrays[name] for name in own}, folder / file)
-    index = {"metadata": {}, "weight_map": {name: file for file, own in parts.items() for name in own}}
+    index = {
+        "metadata": {},
+        "weight_map": {name: file for file, own in parts.items() for name in own},
+    }
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     (folder / "config.json").write_text(json.dumps(c))
     tokens = np.array([[1, 2, 3, 4, 5, 6]])

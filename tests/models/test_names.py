@@ -34,11 +34,22 @@ def test_names_of_families(name):
     family = FAMILIES[name]
     (arch,) = [arch for arch, text in gguf.MODEL_ARCH_NAMES.items() if text == family.gguf]
     table = gguf.get_tensor_name_map(arch, 12)
-    layer = LAYER[: len(LAYER) - 3 * bool(family.experts)] + QK_NORMS * bool(family.qk_norm) + POST_NORMS * family.post_norms
-    names = ["model.embed_tokens", "model.norm", "lm_head", *(f"model.layers.{i}.{part}" for i in (0, 11) for part in layer)]
+    layer = (
+        LAYER[: len(LAYER) - 3 * bool(family.experts)]
+        + QK_NORMS * bool(family.qk_norm)
+        + POST_NORMS * family.post_norms
+    )
+    names = [
+        "model.embed_tokens",
+        "model.norm",
+        "lm_head",
+        *(f"model.layers.{i}.{part}" for i in (0, 11) for part in layer),
+    ]
     for name in names:
         for kind in ("weight", "bias"):
-            assert gguf_name(f"{name}.{kind}", family) == table.get_name(f"{name}.{kind}", try_suffixes=(".weight", ".bias"))
+            assert gguf_name(f"{name}.{kind}", family) == table.get_name(
+                f"{name}.{kind}", try_suffixes=(".weight", ".bias")
+            )
 
 
 @pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if family.experts])
@@ -50,8 +61,16 @@ def test_names_of_experts(name):
     table, at = gguf.get_tensor_name_map(arch, 12), f"model.layers.3.{family.experts.block}"
     for part in EXPERTS:
         matrix = part.removeprefix("switch_mlp.")
-        own = dict(zip(("gate_proj", "up_proj", "down_proj"), family.experts.matrices, strict=True)).get(matrix)
-        theirs = f"{at}.{part}" if own is None else f"layers.3.feed_forward.experts.{own}" if own[0] == "w" else f"{at}.experts.{own}"
+        own = dict(
+            zip(("gate_proj", "up_proj", "down_proj"), family.experts.matrices, strict=True)
+        ).get(matrix)
+        theirs = (
+            f"{at}.{part}"
+            if own is None
+            else f"layers.3.feed_forward.experts.{own}"
+            if own[0] == "w"
+            else f"{at}.experts.{own}"
+        )
         assert gguf_name(f"{at}.{part}.weight", family) == f"{table.get_name(theirs)}.weight"
         if own:
             assert expert_name(f"{at}.{part}.weight", family, 5) == f"{at}.experts.5.{own}.weight"

@@ -35,5 +35,8 @@ def test_tokens_across_a_border_belong_to_the_range(wrap):
 
 
 def test_common_prefixes():
-    assert [common(a, b) for a, b in (("", "a"), ("abc", "abd"), ("abc", "abc"), ("x", "abc"), ("ab", "abc"))] == [0, 2, 3, 0, 2]
+    assert [
+        common(a, b)
+        for a, b in (("", "a"), ("abc", "abd"), ("abc", "abc"), ("x", "abc"), ("ab", "abc"))
+    ] == [0, 2, 3, 0, 2]
     assert common([1, 2, 3], [1, 2, 4, 5]) == 2

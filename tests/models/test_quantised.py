@@ -32,7 +32,11 @@ def same_weights(a, b):
     one, other = a.stored(), b.stored()
     assert one.keys() == other.keys() and a.parameters().keys() == b.parameters().keys()
     for name, weight in one.items():
-        assert (weight.format, weight.shape, weight.nbytes) == (other[name].format, other[name].shape, other[name].nbytes), name
+        assert (weight.format, weight.shape, weight.nbytes) == (
+            other[name].format,
+            other[name].shape,
+            other[name].nbytes,
+        ), name
         np.testing.assert_array_equal(weight.dequantize(), other[name].dequantize(), err_msg=name)
     for name, array in a.parameters().items():
         np.testing.assert_array_equal(array, b.parameters()[name], err_msg=name)
@@ -50,14 +54,21 @@ def test_saving_and_loading_keeps_what_is_quantised(tmp_path, kind, dtype):
     assert config["torch_dtype"] == {"f32": "float32", "bf16": "bfloat16"}[dtype]
     formats = {weight.format for weight in again.stored().values()}
     if kind == "nf4":
-        assert formats == {"nf4", dtype} and config["quantization_config"]["bnb_4bit_use_double_quant"]
+        assert (
+            formats == {"nf4", dtype} and config["quantization_config"]["bnb_4bit_use_double_quant"]
+        )
     else:
         assert formats == {f"affine{kind[1:]}"}
         assert config["quantization"] == {"group_size": 32, "bits": int(kind[1:]), "mode": "affine"}
     # And once more, from mapped bytes.
     save_model(again, tmp_path / "again")
-    one, other = load_file(folder / "model.safetensors"), load_file(tmp_path / "again" / "model.safetensors")
-    assert one.keys() == other.keys() and all(one[name].tobytes() == other[name].tobytes() for name in one)
+    one, other = (
+        load_file(folder / "model.safetensors"),
+        load_file(tmp_path / "again" / "model.safetensors"),
+    )
+    assert one.keys() == other.keys() and all(
+        one[name].tobytes() == other[name].tobytes() for name in one
+    )
 
 
 def test_layers_may_differ(tmp_path):
@@ -66,7 +77,9 @@ def test_layers_may_differ(tmp_path):
     conversion.quantize_model(model, "q4", 32)
     dense = np.random.default_rng(0).standard_normal((64, 32)).astype(np.float32)
     model.set_module(UP, Linear.from_weight(Weight.quantize(dense, "affine8", group_size=32)))
-    model.set_module("model.layers.1.mlp.up_proj", Linear.from_weight(Weight.quantize(dense, "bf16")))
+    model.set_module(
+        "model.layers.1.mlp.up_proj", Linear.from_weight(Weight.quantize(dense, "bf16"))
+    )
     save_model(model, tmp_path / "mixed")
     content = json.loads((tmp_path / "mixed" / "config.json").read_text())
     assert content["quantization"][UP] == {"group_size": 32, "bits": 8, "mode": "affine"}
@@ -74,7 +87,9 @@ def test_layers_may_differ(tmp_path):
     same_weights(model, again)
     # mlx-lm writes the same object under both names; older folders have one of them.
     for key in ("quantization", "quantization_config"):
-        (tmp_path / "mixed" / "config.json").write_text(json.dumps({k: v for k, v in content.items() if k != key}))
+        (tmp_path / "mixed" / "config.json").write_text(
+            json.dumps({k: v for k, v in content.items() if k != key})
+        )
         same_weights(model, load_model(tmp_path / "mixed"))
 
 
@@ -86,7 +101,9 @@ def test_which_layers_are_left(tmp_path):
     model = load_model(tmp_path / "float")
     left = conversion.quantize_model(model, "q4", 64)  # rows of 32, and of 64 in down_proj alone
     assert "rows of 32 values are no whole number of groups of 64" in left[UP]
-    assert {name.rsplit(".", 2)[-2] for name, weight in model.stored().items() if not weight.is_float} == {"down_proj"}
+    assert {
+        name.rsplit(".", 2)[-2] for name, weight in model.stored().items() if not weight.is_float
+    } == {"down_proj"}
 
 
 def test_scales_have_the_type_of_the_model_or_the_one_asked_for(tmp_path):
@@ -100,19 +117,27 @@ def test_scales_have_the_type_of_the_model_or_the_one_asked_for(tmp_path):
     assert model_dtype(model) == "float32"
 
 
-@pytest.mark.parametrize(("name", "format"), [("float32", "f32"), ("float16", "f16"), ("bfloat16", "bf16")])
+@pytest.mark.parametrize(
+    ("name", "format"), [("float32", "f32"), ("float16", "f16"), ("bfloat16", "bf16")]
+)
 def test_floats_are_saved_in_their_type_or_another(tmp_path, name, format):
     tiny.write_folder(tmp_path / "own", dtype=format)
     model = load_model(tmp_path / "own")
     save_model(model, tmp_path / "same")
     same_weights(model, load_model(tmp_path / "same"))
-    kinds = {array.dtype.name for array in load_file(tmp_path / "same" / "model.safetensors").values()}
+    kinds = {
+        array.dtype.name for array in load_file(tmp_path / "same" / "model.safetensors").values()
+    }
     assert kinds == {name}
     tiny.write_folder(tmp_path / "wide")
     save_model(load_model(tmp_path / "wide"), tmp_path / "cast", dtype=name)
-    assert {array.dtype.name for array in load_file(tmp_path / "cast" / "model.safetensors").values()} == {name}
+    assert {
+        array.dtype.name for array in load_file(tmp_path / "cast" / "model.safetensors").values()
+    } == {name}
     assert json.loads((tmp_path / "cast" / "config.json").read_text())["torch_dtype"] == name
-    with pytest.raises(ValueError, match="dtype must be one of float32, float16, bfloat16, not 'f32'"):
+    with pytest.raises(
+        ValueError, match="dtype must be one of float32, float16, bfloat16, not 'f32'"
+    ):
         save_model(model, tmp_path / "no", dtype="f32")
     assert not (tmp_path / "no").exists()
 
@@ -121,7 +146,9 @@ def test_shards_that_were_there_before_are_not_read_again(tmp_path):
     tiny.write_folder(tmp_path / "own")
     model = load_model(tmp_path / "own")
     (tmp_path / "saved").mkdir()
-    (tmp_path / "saved" / "model.safetensors.index.json").write_text('{"weight_map": {"gone": "gone.safetensors"}}')
+    (tmp_path / "saved" / "model.safetensors.index.json").write_text(
+        '{"weight_map": {"gone": "gone.safetensors"}}'
+    )
     save_model(model, tmp_path / "saved")
     same_weights(model, load_model(tmp_path / "saved"))
 
@@ -193,17 +220,39 @@ def test_a_folder_is_of_one_kind(tmp_path):
 @pytest.mark.parametrize(
     ("content", "error", "message"),
     [
-        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, ValueError, "quantised by 'gptq'; pyloss reads mlx's"),
-        ({"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}}, ValueError, "in 8 bits"),
         (
-            {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "fp4"}},
+            {"quantization_config": {"quant_method": "gptq", "bits": 4}},
+            ValueError,
+            "quantised by 'gptq'; pyloss reads mlx's",
+        ),
+        (
+            {"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}},
+            ValueError,
+            "in 8 bits",
+        ),
+        (
+            {
+                "quantization_config": {
+                    "quant_method": "bitsandbytes",
+                    "load_in_4bit": True,
+                    "bnb_4bit_quant_type": "fp4",
+                }
+            },
             ValueError,
             "as 'fp4'",
         ),
-        ({"quantization": {"group_size": 32, "bits": 4, "mode": "mxfp4"}}, ValueError, "in mode 'mxfp4'"),
+        (
+            {"quantization": {"group_size": 32, "bits": 4, "mode": "mxfp4"}},
+            ValueError,
+            "in mode 'mxfp4'",
+        ),
         ({"quantization": [4]}, FormatError, r"expected an object, got \[4\]"),
         ({"quantization": {}}, FormatError, "bits must be one of 2, 3, 4, 5, 6, 8, got None"),
-        ({"quantization": {"bits": 7, "group_size": 64}}, FormatError, "bits must be one of .* got 7"),
+        (
+            {"quantization": {"bits": 7, "group_size": 64}},
+            FormatError,
+            "bits must be one of .* got 7",
+        ),
         ({"quantization": {"bits": 4.0, "group_size": 64}}, FormatError, "got 4.0"),
         ({"quantization": {"bits": 4}}, FormatError, "group_size must be .* got None"),
         ({"quantization": {"bits": 4, "group_size": 48}}, FormatError, "got 48"),
@@ -222,12 +271,16 @@ def damaged(folder, change, **config):
     change(arrays)
     save_file(arrays, folder / "model.safetensors")
     content = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({k: v for k, v in {**content, **config}.items() if v is not None}))
+    (folder / "config.json").write_text(
+        json.dumps({k: v for k, v in {**content, **config}.items() if v is not None})
+    )
     return folder
 
 
 def put(name, value):
-    return lambda arrays: arrays.__setitem__(name, value(arrays[name]) if callable(value) else value)
+    return lambda arrays: arrays.__setitem__(
+        name, value(arrays[name]) if callable(value) else value
+    )
 
 
 @pytest.mark.parametrize(
@@ -259,14 +312,19 @@ STATE = f"{UP}.weight.quant_state.bitsandbytes__nf4"
 
 def without(key):
     def changed(array):
-        return np.frombuffer(json.dumps({k: v for k, v in json.loads(array.tobytes()).items() if k != key}).encode(), np.uint8)
+        return np.frombuffer(
+            json.dumps({k: v for k, v in json.loads(array.tobytes()).items() if k != key}).encode(),
+            np.uint8,
+        )
 
     return put(STATE, changed)
 
 
 def state(**changes):
     def changed(array):
-        return np.frombuffer(json.dumps({**json.loads(array.tobytes()), **changes}).encode(), np.uint8)
+        return np.frombuffer(
+            json.dumps({**json.loads(array.tobytes()), **changes}).encode(), np.uint8
+        )
 
     return put(STATE, changed)
 

@@ -20,7 +20,9 @@ PLAIN = 5e5 ** (-np.arange(0, 64, 2) / 64)
 
 def test_plain_and_linear():
     np.testing.assert_allclose(rotary_frequencies(5e5, 64, None)[0], PLAIN)
-    np.testing.assert_allclose(rotary_frequencies(5e5, 64, {"rope_type": "linear", "factor": 4.0})[0], PLAIN / 4)
+    np.testing.assert_allclose(
+        rotary_frequencies(5e5, 64, {"rope_type": "linear", "factor": 4.0})[0], PLAIN / 4
+    )
     assert rotary_frequencies(5e5, 64, None)[1] == 1
 
 
@@ -50,6 +52,9 @@ def test_yarn_slows_what_turns_rarely():
 
 def test_gguf_says_what_it_can():
     assert gguf_scaling(None) == gguf_scaling(LLAMA3) == {}
-    assert gguf_scaling({"rope_type": "linear", "factor": 4}) == {"rope.scaling.type": "linear", "rope.scaling.factor": 4.0}
+    assert gguf_scaling({"rope_type": "linear", "factor": 4}) == {
+        "rope.scaling.type": "linear",
+        "rope.scaling.factor": 4.0,
+    }
     with pytest.raises(ValueError, match="attention_factor 1.25 of yarn cannot be written"):
         gguf_scaling(YARN)

@@ -48,7 +48,9 @@ def test_reads_what_the_library_wrote(good):
         assert stored.path == str(good)
     for name in "abc":
         np.testing.assert_array_equal(file.tensor(name).array(), ARRAYS[name].astype(np.float32))
-    np.testing.assert_array_equal(file.tensor("b").weight().dequantize(), ARRAYS["b"].astype(np.float32))
+    np.testing.assert_array_equal(
+        file.tensor("b").weight().dequantize(), ARRAYS["b"].astype(np.float32)
+    )
 
 
 def test_tensors_are_views_of_the_mapped_file(good):
@@ -67,7 +69,9 @@ def test_a_header_of_odd_length_leaves_no_unaligned_weight(tmp_path):
 
 
 def test_types_that_are_no_weights_say_so(good):
-    with pytest.raises(FormatError, match="model.safetensors: ids: stored as I64, and pyloss reads F32"):
+    with pytest.raises(
+        FormatError, match="model.safetensors: ids: stored as I64, and pyloss reads F32"
+    ):
         read_safetensors(good).tensor("ids").array()
 
 
@@ -130,12 +134,17 @@ def test_a_header_beyond_the_reference_s_limit_is_refused_unread(tmp_path):
     with open(path, "wb") as file:
         file.write(struct.pack("<Q", 1 << 30))
         file.truncate(8 + (1 << 30))  # a hole, which takes no disk
-    with pytest.raises(FormatError, match="header: a header of 1073741824 bytes; safetensors files have at most 100000000"):
+    with pytest.raises(
+        FormatError,
+        match="header: a header of 1073741824 bytes; safetensors files have at most 100000000",
+    ):
         read_safetensors(path)
 
 
 def test_an_empty_folder_says_what_is_missing(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"neither model.safetensors nor model.safetensors.index.json"):
+    with pytest.raises(
+        FileNotFoundError, match=r"neither model.safetensors nor model.safetensors.index.json"
+    ):
         read_safetensors(tmp_path)
     with pytest.raises(FileNotFoundError):
         read_safetensors(tmp_path / "none.safetensors")
@@ -148,7 +157,11 @@ def test_an_empty_folder_says_what_is_missing(tmp_path):
         (b"1234567", "header", "truncated"),
         (struct.pack("<Q", 1 << 62) + b"{}", "header", "truncated, or not a safetensors file"),
         (struct.pack("<Q", 1 << 30), "header", "truncated, or not a safetensors file"),
-        (file_of(one(shape=[1 << 60] * 5000), bytes(8)), "w", "shape must be a list of at most 32 sizes"),
+        (
+            file_of(one(shape=[1 << 60] * 5000), bytes(8)),
+            "w",
+            "shape must be a list of at most 32 sizes",
+        ),
         (file_of(one(shape=(1 << 63,)), bytes(8)), "w", "shape must be"),
         (file_of(one(offsets=(0, 1 << 70)), bytes(8)), "w", "data_offsets must be"),
         (file_of(one(dtype="F" * 10**6), bytes(8)), "w", "dtype must be one of .{1,200}$"),
@@ -171,7 +184,11 @@ def test_an_empty_folder_says_what_is_missing(tmp_path):
         (file_of(one(shape=(1 << 62, 1 << 62)), bytes(8)), "w", "takes"),
         (file_of(one(offsets=(4, 12)), bytes(12)), "w", "starts at byte 4 of the data, expected 0"),
         (file_of(one(), bytes(9)), None, "take 8 bytes, and the data has 9"),
-        (file_of({**one(), "v": one()["w"]}, bytes(8)), "w", "starts at byte 0 of the data, expected 8"),
+        (
+            file_of({**one(), "v": one()["w"]}, bytes(8)),
+            "w",
+            "starts at byte 0 of the data, expected 8",
+        ),
     ],
 )
 def test_damage_is_named(tmp_path, content, what, reason):

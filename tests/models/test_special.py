@@ -54,7 +54,11 @@ def test_generation_reads_the_first_token_once(tokenizer):
         return __import__("numpy").array(logits)
 
     model = SimpleNamespace(step=step, make_cache=lambda: None)
-    generate(model, tokenizer, tokenizer.apply_chat_template(TURNS, tokenize=False, add_generation_prompt=True))
+    generate(
+        model,
+        tokenizer,
+        tokenizer.apply_chat_template(TURNS, tokenize=False, add_generation_prompt=True),
+    )
     assert seen.count(tokenizer.bos_token_id) == 1 and seen[0] == tokenizer.bos_token_id
 
 
@@ -72,6 +76,13 @@ def test_other_end_tokens_end_a_text_too(tokenizer):
     other = tokenizer.backend.token_to_id("<|eot|>")
     tokenizer.eos_token_ids.add(other)
     assert TextDataset([{"text": "x<|eot|>"}], tokenizer).sample(0).tokens[-1] == other
-    assert eos_ids(tokenizer) == {tokenizer.eos_token_id, other} and end_id(tokenizer) == tokenizer.eos_token_id
+    assert (
+        eos_ids(tokenizer) == {tokenizer.eos_token_id, other}
+        and end_id(tokenizer) == tokenizer.eos_token_id
+    )
     nameless = SimpleNamespace(eos_token_id=None, eos_token_ids={7, 5})
-    assert end_id(nameless) == 5 and end_id(SimpleNamespace()) is None and eos_ids(SimpleNamespace(eos_token_ids=3)) == {3}
+    assert (
+        end_id(nameless) == 5
+        and end_id(SimpleNamespace()) is None
+        and eos_ids(SimpleNamespace(eos_token_ids=3)) == {3}
+    )

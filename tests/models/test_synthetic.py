@@ -7,7 +7,13 @@ from pyloss.models.config import ModelConfig
 from pyloss.models.mixture import Mixture
 from pyloss.models.synthetic import SMALL, random_model
 
-SIZES = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 8}
+SIZES = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "head_dim": 8,
+}
 SIZES |= {"num_attention_heads": 4, "num_key_value_heads": 2}
 
 
@@ -15,7 +21,9 @@ SIZES |= {"num_attention_heads": 4, "num_key_value_heads": 2}
 @pytest.mark.parametrize("format", ["f32", "q4_1"])
 def test_logits_are_of_a_useful_size(family, format):
     mixture = Mixture(4, 2, 64, True) if family == "mixtral" else None
-    model = random_model(ModelConfig(family, tie_word_embeddings=family == "llama", mixture=mixture, **SIZES), format)
+    model = random_model(
+        ModelConfig(family, tie_word_embeddings=family == "llama", mixture=mixture, **SIZES), format
+    )
     logits = model(np.arange(12).reshape(2, 6))
     assert logits.shape == (2, 6, 64) and np.isfinite(logits).all() and 0.1 < logits.std() < 10
     assert not model.trainable_parameters()
@@ -31,7 +39,9 @@ def test_the_same_numbers_each_time_in_memory_of_their_own():
 
 def test_the_default_shape_is_the_embedded_models():
     numbers = SMALL.vocab_size * SMALL.hidden_size + SMALL.num_hidden_layers * SMALL.hidden_size * (
-        2 * SMALL.num_attention_heads * SMALL.head_dim + 2 * SMALL.num_key_value_heads * SMALL.head_dim + 3 * SMALL.intermediate_size
+        2 * SMALL.num_attention_heads * SMALL.head_dim
+        + 2 * SMALL.num_key_value_heads * SMALL.head_dim
+        + 3 * SMALL.intermediate_size
     )
     assert round(numbers / 1e6) == 134
 

@@ -111,7 +111,12 @@ def test_ids():
     assert tok.eos_token_ids == {2, 3}
     assert tok.vocab_size == len(tok) == len(SPECIAL) + 256 + len(MERGES)
     bare = tokenizer(bos_token_id=None, eos_token_id=0xFFFFFFFF, padding_token_id=None)
-    assert (bare.bos_token_id, bare.eos_token_id, bare.pad_token_id, bare.eos_token_ids) == (None, None, None, set())
+    assert (bare.bos_token_id, bare.eos_token_id, bare.pad_token_id, bare.eos_token_ids) == (
+        None,
+        None,
+        None,
+        set(),
+    )
 
 
 def pieces(pre, text):
@@ -134,7 +139,14 @@ def test_text_is_cut_as_the_model_was_trained(pre, expected):
 
 
 def test_tekken_cuts_before_capitals():
-    assert pieces("tekken", "getHTTPResponse a/\nÉtéÀ") == ["get", "HTTPResponse", "Ġa", "/Ċ", "ÃītÃ©", "ÃĢ"]
+    assert pieces("tekken", "getHTTPResponse a/\nÉtéÀ") == [
+        "get",
+        "HTTPResponse",
+        "Ġa",
+        "/Ċ",
+        "ÃītÃ©",
+        "ÃĢ",
+    ]
 
 
 def test_smollm2_gives_its_published_ids():
@@ -166,8 +178,14 @@ def test_only_str_is_text_and_only_ids_decode():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model": "t5"}, "m.gguf: tokenizer.ggml.model 't5' is not supported; supported are 'gpt2', byte-level BPE, and 'llama'"),
-        ({"pre": "mystery"}, "m.gguf: tokenizer.ggml.pre 'mystery' is not supported; supported are gpt-2, smollm"),
+        (
+            {"model": "t5"},
+            "m.gguf: tokenizer.ggml.model 't5' is not supported; supported are 'gpt2', byte-level BPE, and 'llama'",
+        ),
+        (
+            {"pre": "mystery"},
+            "m.gguf: tokenizer.ggml.pre 'mystery' is not supported; supported are gpt-2, smollm",
+        ),
         ({"pre": None}, "tokenizer.ggml.pre None"),
         ({"pre": ["smollm"]}, "tokenizer.ggml.pre"),
     ],
@@ -189,7 +207,11 @@ def test_unsupported_kinds_are_named(changes, message):
         ({"token_type": [1]}, "tokenizer.ggml.token_type", "one per token"),
         ({"eos_token_id": 9999}, "tokenizer.ggml.eos_token_id", r"in \[0, 268\), got 9999"),
         ({"eos_token_id": "2"}, "tokenizer.ggml.eos_token_id", "got '2'"),
-        ({"add_bos_token": True, "bos_token_id": None}, "tokenizer.ggml.add_bos_token", "names no bos_token"),
+        (
+            {"add_bos_token": True, "bos_token_id": None},
+            "tokenizer.ggml.add_bos_token",
+            "names no bos_token",
+        ),
         ({"add_bos_token": 1}, "tokenizer.ggml.add_bos_token", "true or false"),
     ],
 )
@@ -211,7 +233,11 @@ def folder(tmp_path):
 def edit(folder, name="tokenizer_config.json", **changes):
     file = folder / name
     content = json.loads(file.read_text()) if file.exists() else {}
-    file.write_text(json.dumps({key: value for key, value in {**content, **changes}.items() if value is not ...}))
+    file.write_text(
+        json.dumps(
+            {key: value for key, value in {**content, **changes}.items() if value is not ...}
+        )
+    )
 
 
 def test_a_saved_tokenizer_is_the_same(folder):
@@ -230,7 +256,12 @@ def test_a_saved_tokenizer_is_the_same(folder):
 
 def test_special_tokens_in_their_older_places(folder):
     edit(folder, **dict.fromkeys(["bos_token", "eos_token", "pad_token", "unk_token"], ...))
-    edit(folder, "special_tokens_map.json", bos_token={"content": "<s>", "lstrip": False}, pad_token=...)
+    edit(
+        folder,
+        "special_tokens_map.json",
+        bos_token={"content": "<s>", "lstrip": False},
+        pad_token=...,
+    )
     tok = Tokenizer.from_folder(folder)
     assert (tok.bos_token_id, tok.eos_token_id, tok.pad_token_id) == (1, 2, None)
 
@@ -288,10 +319,21 @@ def test_special_tokens_that_the_vocabulary_lacks_are_added(folder):
     """As transformers does, see tests/parity/test_tokenizer_parity.py."""
     size = Tokenizer.from_folder(folder).vocab_size
     without_tokens(folder)
-    edit(folder, pad_token="<pad>", unk_token="<none>", sep_token={"content": "<sep>"}, additional_special_tokens=["<x>", "<s>"])
+    edit(
+        folder,
+        pad_token="<pad>",
+        unk_token="<none>",
+        sep_token={"content": "<sep>"},
+        additional_special_tokens=["<x>", "<s>"],
+    )
     tok = Tokenizer.from_folder(folder)
     # In the order of transformers' names, not of the file.
-    assert tok.encode("<none><sep><pad><x>", add_special_tokens=False) == [size, size + 1, size + 2, size + 3]
+    assert tok.encode("<none><sep><pad><x>", add_special_tokens=False) == [
+        size,
+        size + 1,
+        size + 2,
+        size + 3,
+    ]
     assert (tok.unk_token_id, tok.pad_token_id, tok.vocab_size) == (size, size + 2, size + 4)
 
 
@@ -312,7 +354,9 @@ def test_byte_order_marks_are_passed_over(folder):
     assert after.special_tokens == before.special_tokens
 
 
-@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "config.json", "chat_template.jinja"])
+@pytest.mark.parametrize(
+    "name", ["tokenizer.json", "tokenizer_config.json", "config.json", "chat_template.jinja"]
+)
 def test_what_is_no_file_or_only_points_to_one_is_said(folder, name):
     (folder / name).unlink(missing_ok=True)
     (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
@@ -326,7 +370,13 @@ def test_what_is_no_file_or_only_points_to_one_is_said(folder, name):
 
 def test_tokens_known_to_the_configuration_alone(folder):
     size = Tokenizer.from_folder(folder).vocab_size
-    edit(folder, added_tokens_decoder={str(size): {"content": "<new>", "special": True}, "1": {"content": "<s>"}})
+    edit(
+        folder,
+        added_tokens_decoder={
+            str(size): {"content": "<new>", "special": True},
+            "1": {"content": "<s>"},
+        },
+    )
     tok = Tokenizer.from_folder(folder)
     assert tok.encode("<new>", add_special_tokens=False) == [size]
     edit(folder, added_tokens_decoder={str(size + 5): {"content": "<new>"}})
@@ -339,18 +389,27 @@ def test_saved_cutting_and_padding_are_not_applied(folder):
     tok.backend.enable_truncation(2)
     tok.backend.enable_padding(length=50)
     tok.save(folder)
-    assert len(Tokenizer.from_folder(folder).encode("hello hello hello", add_special_tokens=False)) == 5
+    assert (
+        len(Tokenizer.from_folder(folder).encode("hello hello hello", add_special_tokens=False))
+        == 5
+    )
 
 
 def test_chat_templates_wherever_they_are(folder):
-    edit(folder, chat_template=[{"name": "default", "template": "D"}, {"name": "tool_use", "template": "T"}])
+    edit(
+        folder,
+        chat_template=[{"name": "default", "template": "D"}, {"name": "tool_use", "template": "T"}],
+    )
     tok = Tokenizer.from_folder(folder)
     assert tok.apply_chat_template(CHAT, tokenize=False) == "D"
     assert tok.apply_chat_template(CHAT, tools=[{}], tokenize=False) == "T"
     assert tok.apply_chat_template(CHAT, tokenize=False, chat_template="tool_use") == "T"
     assert tok.apply_chat_template(CHAT, tokenize=False, chat_template="own") == "own"
     tok.save(folder / "again")
-    assert Tokenizer.from_folder(folder / "again").chat_template == {"default": "D", "tool_use": "T"}
+    assert Tokenizer.from_folder(folder / "again").chat_template == {
+        "default": "D",
+        "tool_use": "T",
+    }
 
     (folder / "chat_template.json").write_text('{"chat_template": "J"}')
     assert Tokenizer.from_folder(folder).chat_template == "J"
@@ -395,7 +454,9 @@ def test_damaged_configurations_are_named(folder, changes, message):
 
 def test_damaged_end_tokens_are_named(folder):
     edit(folder, "generation_config.json", eos_token_id=["a"])
-    with pytest.raises(FormatError, match=r"generation_config.json: eos_token_id: expected an integer"):
+    with pytest.raises(
+        FormatError, match=r"generation_config.json: eos_token_id: expected an integer"
+    ):
         Tokenizer.from_folder(folder)
 
 
@@ -438,7 +499,13 @@ def change_backend(folder, **parts):
     (folder / "tokenizer.json").write_text(json.dumps({**content, **parts}))
 
 
-FIXED = {"direction": "Right", "pad_to_multiple_of": None, "pad_id": 0, "pad_type_id": 0, "pad_token": "<s>"}
+FIXED = {
+    "direction": "Right",
+    "pad_to_multiple_of": None,
+    "pad_id": 0,
+    "pad_type_id": 0,
+    "pad_token": "<s>",
+}
 
 
 @pytest.mark.parametrize(
@@ -446,7 +513,14 @@ FIXED = {"direction": "Right", "pad_to_multiple_of": None, "pad_id": 0, "pad_typ
     [
         {"padding": {"strategy": {"Fixed": 200_000_000}, **FIXED}},
         {"padding": {"strategy": "BatchLongest", **FIXED, "pad_to_multiple_of": 1 << 40}},
-        {"truncation": {"direction": "Right", "max_length": 1, "strategy": "LongestFirst", "stride": 5}},
+        {
+            "truncation": {
+                "direction": "Right",
+                "max_length": 1,
+                "strategy": "LongestFirst",
+                "stride": 5,
+            }
+        },
     ],
 )
 def test_padding_and_cutting_are_off_before_the_first_text(folder, parts):
@@ -456,16 +530,29 @@ def test_padding_and_cutting_are_off_before_the_first_text(folder, parts):
 
 
 def doubled(times, **pattern):
-    return {"type": "Sequence", "normalizers": [{"type": "Replace", "pattern": pattern or {"String": "a"}, "content": "aa"}] * times}
+    return {
+        "type": "Sequence",
+        "normalizers": [{"type": "Replace", "pattern": pattern or {"String": "a"}, "content": "aa"}]
+        * times,
+    }
 
 
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
-        ({"normalizer": doubled(60)}, "normalizer: its replacements, such as .* lengthen texts 128 times; supported is up to 64"),
+        (
+            {"normalizer": doubled(60)},
+            "normalizer: its replacements, such as .* lengthen texts 128 times; supported is up to 64",
+        ),
         ({"normalizer": doubled(20, Regex="")}, "lengthen texts"),
-        ({"decoder": {"type": "Sequence", "decoders": doubled(60)["normalizers"]}}, "decoder: its replacements"),
-        ({"normalizer": {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 1000}}, "1000 times"),
+        (
+            {"decoder": {"type": "Sequence", "decoders": doubled(60)["normalizers"]}},
+            "decoder: its replacements",
+        ),
+        (
+            {"normalizer": {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 1000}},
+            "1000 times",
+        ),
     ],
 )
 def test_replacements_that_multiply_a_text_are_refused(folder, parts, message):
@@ -477,20 +564,37 @@ def test_replacements_that_multiply_a_text_are_refused(folder, parts, message):
 
 
 BYTE_STEP = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
-TEXT_HERE, START_HERE = {"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": "<s>", "type_id": 0}}
+TEXT_HERE, START_HERE = (
+    {"Sequence": {"id": "A", "type_id": 0}},
+    {"SpecialToken": {"id": "<s>", "type_id": 0}},
+)
 
 
 def post(*pieces):
     special = {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}}
-    return {"type": "TemplateProcessing", "single": list(pieces), "pair": [TEXT_HERE], "special_tokens": special}
+    return {
+        "type": "TemplateProcessing",
+        "single": list(pieces),
+        "pair": [TEXT_HERE],
+        "special_tokens": special,
+    }
 
 
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
-        ({"pre_tokenizer": {"type": "Sequence", "pretokenizers": [BYTE_STEP] * 50}}, "pre_tokenizer: its steps, ByteLevel after ByteLevel"),
-        ({"normalizer": {"type": "Sequence", "normalizers": [{"type": "ByteLevel"}] * 30}}, "normalizer: its steps, ByteLevel"),
-        ({"post_processor": post(*[TEXT_HERE] * 5000)}, "post_processor: its template, .* lengthen texts 5000 times"),
+        (
+            {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [BYTE_STEP] * 50}},
+            "pre_tokenizer: its steps, ByteLevel after ByteLevel",
+        ),
+        (
+            {"normalizer": {"type": "Sequence", "normalizers": [{"type": "ByteLevel"}] * 30}},
+            "normalizer: its steps, ByteLevel",
+        ),
+        (
+            {"post_processor": post(*[TEXT_HERE] * 5000)},
+            "post_processor: its template, .* lengthen texts 5000 times",
+        ),
     ],
 )
 def test_steps_that_multiply_a_text_are_refused(folder, parts, message):
@@ -500,15 +604,29 @@ def test_steps_that_multiply_a_text_are_refused(folder, parts, message):
 
 
 def test_one_byte_level_step_and_one_text_in_a_template_are_taken(folder):
-    change_backend(folder, pre_tokenizer={"type": "Sequence", "pretokenizers": [BYTE_STEP]}, post_processor=post(START_HERE, TEXT_HERE))
+    change_backend(
+        folder,
+        pre_tokenizer={"type": "Sequence", "pretokenizers": [BYTE_STEP]},
+        post_processor=post(START_HERE, TEXT_HERE),
+    )
     assert Tokenizer.from_folder(folder).encode("hello")[0] == 1
 
 
 def test_a_failure_of_the_library_is_a_format_error(folder, capfd):
     """Its panics are BaseExceptions, which nothing else would catch."""
-    change_backend(folder, pre_tokenizer={"type": "Split", "pattern": {"Regex": "(a|aa)+$"}, "behavior": "Isolated", "invert": False})
+    change_backend(
+        folder,
+        pre_tokenizer={
+            "type": "Split",
+            "pattern": {"Regex": "(a|aa)+$"},
+            "behavior": "Isolated",
+            "invert": False,
+        },
+    )
     tok = Tokenizer.from_folder(folder)
-    with pytest.raises(FormatError, match=f"{folder}: the tokenizer failed: Onig: .*retry-limit-in-match"):
+    with pytest.raises(
+        FormatError, match=f"{folder}: the tokenizer failed: Onig: .*retry-limit-in-match"
+    ):
         tok.encode("a" * 40 + "b")
     capfd.readouterr()
     assert len(tok.encode("b")) > 0
@@ -552,11 +670,16 @@ def test_an_unfinished_character_comes_out_at_the_end():
 
 def test_a_conversation_as_text_and_as_ids():
     tok = tokenizer(add_bos_token=True)
-    text = tok.apply_chat_template(CHAT, tools=[{"name": "é<"}], add_generation_prompt=True, tokenize=False)
+    text = tok.apply_chat_template(
+        CHAT, tools=[{"name": "é<"}], add_generation_prompt=True, tokenize=False
+    )
     assert text == 'user: hello</s>\n[{"name": "é<"}]assistant:'
     ids = tok.apply_chat_template(CHAT, tools=[{"name": "é<"}], add_generation_prompt=True)
     assert ids == tok.encode(text, add_special_tokens=False)
-    assert tok.apply_chat_template(CHAT, tokenize=False, eos_token="!", return_dict=False) == "user: hello!\n"
+    assert (
+        tok.apply_chat_template(CHAT, tokenize=False, eos_token="!", return_dict=False)
+        == "user: hello!\n"
+    )
 
 
 @pytest.mark.parametrize(

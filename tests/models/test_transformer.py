@@ -112,22 +112,30 @@ def test_the_cache_of_a_window_holds_what_can_be_seen(tmp_path):
         begin += n
         np.testing.assert_allclose(logits, whole[begin - 1], atol=5e-5)
     cache.reserve(1)
-    keys, values, bounds = cache.append(0, np.zeros((1, 16), np.float32), np.zeros((1, 16), np.float32))
+    keys, values, bounds = cache.append(
+        0, np.zeros((1, 16), np.float32), np.zeros((1, 16), np.float32)
+    )
     assert begin == cache.length == 400 and 50 <= bounds[1] <= len(keys) == len(values) <= 150
 
 
 def loss(model, sequences):
     labels = np.concatenate([[*s[1:], -1] for s in sequences]).astype(np.int32)
-    return pyloss.linear_cross_entropy(packed(model, sequences), model.head_weight, labels, ignore_index=-1).sum()
+    return pyloss.linear_cross_entropy(
+        packed(model, sequences), model.head_weight, labels, ignore_index=-1
+    ).sum()
 
 
 @pytest.mark.parametrize("halves", [True, False])
 @pytest.mark.parametrize("layers", [1, 3])
-@pytest.mark.parametrize(("dropout", "dora"), [(0.0, False), (0.2, False), (0.0, True), (0.2, True)])
+@pytest.mark.parametrize(
+    ("dropout", "dora"), [(0.0, False), (0.2, False), (0.0, True), (0.2, True)]
+)
 def test_checkpoints_change_no_bit(model, monkeypatch, layers, dropout, dora, halves):
     if not halves:
         monkeypatch.setattr(transformer, "HALVES_TOKENS", 0)
-    linear_to_lora_layers(model, layers, {"rank": 2, "scale": 3.0, "dropout": dropout}, use_dora=dora)
+    linear_to_lora_layers(
+        model, layers, {"rank": 2, "scale": 3.0, "dropout": dropout}, use_dora=dora
+    )
     rng = np.random.default_rng(1)
     for name, array in model.trainable_parameters().items():
         if name.endswith("lora_b"):
@@ -144,7 +152,9 @@ def test_checkpoints_change_no_bit(model, monkeypatch, layers, dropout, dora, ha
 
 
 @pytest.mark.parametrize(("halves", "products", "mixings"), [(True, 7 + 5, 1), (False, 7 + 6, 2)])
-def test_a_checkpoint_computes_again_what_backward_reads_and_no_more(model, monkeypatch, halves, products, mixings):
+def test_a_checkpoint_computes_again_what_backward_reads_and_no_more(
+    model, monkeypatch, halves, products, mixings
+):
     """Neither the last product of a layer nor, in halves, that of attention, of which h alone; cheap values are made once."""
     if not halves:
         monkeypatch.setattr(transformer, "HALVES_TOKENS", 0)
@@ -156,8 +166,13 @@ def test_a_checkpoint_computes_again_what_backward_reads_and_no_more(model, monk
     finally:
         found = _core.profile(False)
     layers = len(model.layers)
-    assert found["lora_forward"][0] == (products + 1 + halves) * layers and found["attention_forward"][0] == mixings * layers
-    assert found["swiglu_forward"][0] == 2 * layers and found["lora_input_grad"][0] == 7 * layers - 3
+    assert (
+        found["lora_forward"][0] == (products + 1 + halves) * layers
+        and found["attention_forward"][0] == mixings * layers
+    )
+    assert (
+        found["swiglu_forward"][0] == 2 * layers and found["lora_input_grad"][0] == 7 * layers - 3
+    )
 
 
 def test_gradients_of_every_parameter_against_differences(tmp_path):
@@ -175,21 +190,30 @@ def test_gradients_of_every_parameter_against_differences(tmp_path):
     def reference(arrays):
         z = tiny.logits(c, arrays, tokens[:-1])
         top = z.max(-1)
-        return (np.log(np.exp(z - top[:, None]).sum(-1)) + top - z[np.arange(len(z)), tokens[1:]]).sum()
+        return (
+            np.log(np.exp(z - top[:, None]).sum(-1)) + top - z[np.arange(len(z)), tokens[1:]]
+        ).sum()
 
     arrays = {name: array.astype(np.float64) for name, array in arrays.items()}
     assert value == pytest.approx(reference(arrays), rel=1e-5)
     rng = np.random.default_rng(2)
     for name, array in arrays.items():
         direction = rng.standard_normal(array.shape)
-        slope = (reference({**arrays, name: array + 1e-6 * direction}) - reference({**arrays, name: array - 1e-6 * direction})) / 2e-6
+        slope = (
+            reference({**arrays, name: array + 1e-6 * direction})
+            - reference({**arrays, name: array - 1e-6 * direction})
+        ) / 2e-6
         size = np.linalg.norm(grads[name]) * np.linalg.norm(direction)
         assert abs((grads[name] * direction).sum() - slope) < 1e-4 * size + 1e-6, name
 
 
 @pytest.mark.parametrize(
     ("tokens", "message"),
-    [([[3, 29]], r"token id 29 at position \(0, 1\).*\[0, 29\)"), ([[-1]], r"token id -1 at position \(0, 0\)"), ([[0, 1], [2, 2**31 - 1]], r"\(1, 1\)")],
+    [
+        ([[3, 29]], r"token id 29 at position \(0, 1\).*\[0, 29\)"),
+        ([[-1]], r"token id -1 at position \(0, 0\)"),
+        ([[0, 1], [2, 2**31 - 1]], r"\(1, 1\)"),
+    ],
 )
 def test_tokens_outside_the_vocabulary(model, tokens, message):
     with pytest.raises(ValueError, match=message):

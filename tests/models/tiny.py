@@ -49,7 +49,9 @@ def tensors(c, seed=0):
             ("self_attn.q_proj", width, hidden), ("self_attn.k_proj", kv, hidden), ("self_attn.v_proj", kv, hidden),
             ("self_attn.o_proj", hidden, width), ("mlp.gate_proj", inner, hidden), ("mlp.up_proj", inner, hidden), ("mlp.down_proj", hidden, inner),
         ):  # fmt: skip
-            out[f"{at}.{name}.weight"] = rng.standard_normal((rows, columns)) / np.sqrt(columns) * 1.5
+            out[f"{at}.{name}.weight"] = (
+                rng.standard_normal((rows, columns)) / np.sqrt(columns) * 1.5
+            )
             if c["attention_bias" if "attn" in name else "mlp_bias"]:
                 out[f"{at}.{name}.bias"] = rng.standard_normal(rows) / 2
         for name in ("input_layernorm", "post_attention_layernorm"):
@@ -113,18 +115,28 @@ def write_gguf(path, seed=0, format="F32", **options):
     for name, array in tensors(c, seed).items():
         rotary = ".q_proj." in name or ".k_proj." in name
         placed = interleaved(array, c["head_dim"]) if rotary else array
-        if array.ndim == 2 and format.endswith("_K"):  # which gguf only reads: random blocks of the size of the array's values
-            packed = random_weight(np.random.default_rng(len(name)), *array.shape, format.lower(), size=array.std()).raw
+        # which gguf only reads: random blocks of the size of the array's values
+        if array.ndim == 2 and format.endswith("_K"):
+            packed = random_weight(
+                np.random.default_rng(len(name)), *array.shape, format.lower(), size=array.std()
+            ).raw
             packed = packed.reshape(len(array), -1)
             writer.add_tensor(gguf_name(name), packed, raw_dtype=kind)
             stored[name] = gguf.quants.dequantize(packed, kind)
             if rotary:
-                stored[name] = stored[name].reshape(-1, c["head_dim"] // 2, 2, array.shape[1]).swapaxes(1, 2).reshape(array.shape)
+                stored[name] = (
+                    stored[name]
+                    .reshape(-1, c["head_dim"] // 2, 2, array.shape[1])
+                    .swapaxes(1, 2)
+                    .reshape(array.shape)
+                )
         elif array.ndim == 2:
             packed = gguf.quants.quantize(placed, kind)
             writer.add_tensor(gguf_name(name), packed, raw_dtype=kind)
             # Rows are quantised one by one, so their order does not matter.
-            stored[name] = gguf.quants.dequantize(gguf.quants.quantize(array, kind), kind).astype(np.float32)
+            stored[name] = gguf.quants.dequantize(gguf.quants.quantize(array, kind), kind).astype(
+                np.float32
+            )
         else:
             writer.add_tensor(gguf_name(name), np.ascontiguousarray(placed))
             stored[name] = array
@@ -140,7 +152,9 @@ def logits(c, arrays, tokens):
     w = {name: array.astype(np.float64) for name, array in arrays.items()}
 
     def norm(x, name):
-        return x / np.sqrt((x * x).mean(-1, keepdims=True) + c["rms_norm_eps"]) * w[f"{name}.weight"]
+        return (
+            x / np.sqrt((x * x).mean(-1, keepdims=True) + c["rms_norm_eps"]) * w[f"{name}.weight"]
+        )
 
     def linear(x, name):
         return x @ w[f"{name}.weight"].T + w.get(f"{name}.bias", 0)
@@ -159,7 +173,10 @@ def logits(c, arrays, tokens):
     for i in range(c["num_hidden_layers"]):
         at = f"model.layers.{i}"
         y = norm(x, f"{at}.input_layernorm")
-        q, k = heads(linear(y, f"{at}.self_attn.q_proj")), heads(linear(y, f"{at}.self_attn.k_proj"))
+        q, k = (
+            heads(linear(y, f"{at}.self_attn.q_proj")),
+            heads(linear(y, f"{at}.self_attn.k_proj")),
+        )
         v = heads(linear(y, f"{at}.self_attn.v_proj"), rotate=False)
         k, v = np.repeat(k, share, axis=1), np.repeat(v, share, axis=1)
         scores = np.einsum("nhd,mhd->hnm", q, k) / np.sqrt(d)
@@ -169,7 +186,9 @@ def logits(c, arrays, tokens):
         x = x + linear(np.einsum("hnm,mhd->nhd", p, v).reshape(n, -1), f"{at}.self_attn.o_proj")
         y = norm(x, f"{at}.post_attention_layernorm")
         gate = linear(y, f"{at}.mlp.gate_proj")
-        x = x + linear(gate / (1 + np.exp(-gate)) * linear(y, f"{at}.mlp.up_proj"), f"{at}.mlp.down_proj")
+        x = x + linear(
+            gate / (1 + np.exp(-gate)) * linear(y, f"{at}.mlp.up_proj"), f"{at}.mlp.down_proj"
+        )
     head = w["model.embed_tokens.weight"] if c["tie_word_embeddings"] else w["lm_head.weight"]
     return norm(x, "model.norm") @ head.T
 
@@ -188,12 +207,43 @@ def byte_tokenizer(pre="smollm", **changes):
 
     from pyloss.models.tokenizer import Tokenizer
 
-    tokens = ["<unk>", "<s>", "</s>", "<|eot|>", "<tool>", *sorted(pre_tokenizers.ByteLevel.alphabet()), "he", "ll", "hell", "hello", "Ġw", "12"]
-    values = {"model": "gpt2", "pre": pre, "tokens": tokens, "merges": ["h e", "l l", "he ll", "hell o", "Ġ w", "1 2"]}
-    values |= {"token_type": [3, 3, 3, 3, 4] + [1] * (len(tokens) - 5), "unknown_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "padding_token_id": 0}
+    tokens = [
+        "<unk>",
+        "<s>",
+        "</s>",
+        "<|eot|>",
+        "<tool>",
+        *sorted(pre_tokenizers.ByteLevel.alphabet()),
+        "he",
+        "ll",
+        "hell",
+        "hello",
+        "Ġw",
+        "12",
+    ]
+    values = {
+        "model": "gpt2",
+        "pre": pre,
+        "tokens": tokens,
+        "merges": ["h e", "l l", "he ll", "hell o", "Ġ w", "1 2"],
+    }
+    values |= {
+        "token_type": [3, 3, 3, 3, 4] + [1] * (len(tokens) - 5),
+        "unknown_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "padding_token_id": 0,
+    }
     values |= changes
-    template = "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}{% endfor %}"
-    return Tokenizer.from_gguf({"tokenizer.chat_template": template, **{f"tokenizer.ggml.{k}": v for k, v in values.items()}})
+    template = (
+        "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}{% endfor %}"
+    )
+    return Tokenizer.from_gguf(
+        {
+            "tokenizer.chat_template": template,
+            **{f"tokenizer.ggml.{k}": v for k, v in values.items()},
+        }
+    )
 
 
 TOKENS = 5 + 256 + 6

@@ -48,7 +48,9 @@ def python(tmp_path):
 
     def run(script, expect=0, **environment):
         given = {**os.environ, "PYLOSS_CACHE": str(tmp_path / "cache"), **environment}
-        done = subprocess.run([sys.executable, "-c", script], env=given, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(
+            [sys.executable, "-c", script], env=given, capture_output=True, text=True, timeout=300
+        )
         assert done.returncode == expect, done.stdout + done.stderr
         return done.stdout.strip()
 

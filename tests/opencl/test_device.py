@@ -35,7 +35,9 @@ def test_devices_are_described(device):
 
 
 def test_a_machine_without_the_library_works_the_same(python):
-    script = ROWS + """
+    script = (
+        ROWS
+        + """
 assert [d.id for d in pyloss.devices()] == ["cpu"]
 try:
     run()
@@ -43,12 +45,19 @@ except pyloss.DeviceError as error:
     print(error)
 assert np.isfinite(want).all()
 """
+    )
     said = python(script, PYLOSS_OPENCL_LIBRARY="/nonexistent")
-    assert said == "there is no OpenCL device 'opencl:0': PYLOSS_OPENCL_LIBRARY=/nonexistent could not be loaded"
+    assert (
+        said
+        == "there is no OpenCL device 'opencl:0': PYLOSS_OPENCL_LIBRARY=/nonexistent could not be loaded"
+    )
 
 
 def test_a_library_that_is_another_one_is_named(python):
-    said = python("from pyloss import _core; print(_core.opencl_devices()[1])", PYLOSS_OPENCL_LIBRARY="libm.so.6")
+    said = python(
+        "from pyloss import _core; print(_core.opencl_devices()[1])",
+        PYLOSS_OPENCL_LIBRARY="libm.so.6",
+    )
     assert said == "the OpenCL library has no clGetPlatformIDs: OpenCL 1.2 is needed"
 
 
@@ -56,7 +65,25 @@ def test_importing_opens_no_library(python):
     assert python("import pyloss; print('libOpenCL' in open('/proc/self/maps').read())") == "False"
 
 
-@pytest.mark.parametrize("dtype", ["f8", "f4", "f2", ml_dtypes.bfloat16, "i8", "i4", "i2", "i1", "u8", "u4", "u2", "u1", "?", ">f4"])
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        "f8",
+        "f4",
+        "f2",
+        ml_dtypes.bfloat16,
+        "i8",
+        "i4",
+        "i2",
+        "i1",
+        "u8",
+        "u4",
+        "u2",
+        "u1",
+        "?",
+        ">f4",
+    ],
+)
 def test_arrays_go_and_come_back(device, rng, dtype):
     x = (10 * rng.random((3, 5, 2))).astype(dtype)
     on = pyloss.to_device(x, device)
@@ -85,11 +112,18 @@ def test_layouts_are_copied(device):
     ("call", "error", "text"),
     [
         (lambda: pyloss.to_device(np.array(["a"])), TypeError, "dtype <U1 cannot be on a device"),
-        (lambda: pyloss.to_device(np.ones(2), "gpu"), ValueError, "'cpu' or 'opencl:<number>', not 'gpu'"),
+        (
+            lambda: pyloss.to_device(np.ones(2), "gpu"),
+            ValueError,
+            "'cpu' or 'opencl:<number>', not 'gpu'",
+        ),
         (lambda: pyloss.to_device(np.ones(2), "opencl:99"), ValueError, "there are opencl:0 to"),
         (lambda: pyloss.set_default_device("opencl:x"), ValueError, "not 'opencl:x'"),
-        (lambda: pyloss.to_device(np.ones(6)).reshape(4), ValueError, "cannot reshape array of size 6"),
-
+        (
+            lambda: pyloss.to_device(np.ones(6)).reshape(4),
+            ValueError,
+            "cannot reshape array of size 6",
+        ),
     ],
 )
 def test_bad_arguments(device, call, error, text):
@@ -115,14 +149,19 @@ def test_mixed_arguments_are_named(device, rng):
     with pytest.raises(TypeError, match="w is on opencl:0 and x in host memory"):
         pyloss.linear_cross_entropy(x, pyloss.to_device(x.astype(np.float16)), [0, 1])
     core = pyloss._core.softmax_cross_entropy
-    loss, labels = pyloss.to_device(np.empty(2, np.float32)), pyloss.to_device(np.array([0, 9], np.int32))
+    loss, labels = (
+        pyloss.to_device(np.empty(2, np.float32)),
+        pyloss.to_device(np.array([0, 9], np.int32)),
+    )
     with pytest.raises(ValueError, match="labels at position 1 is 9"):
         core(on, labels, 0.0, 0.0, 0.0, None, loss, None)
     with pytest.raises(TypeError, match="logits is on opencl:0 and labels in host memory"):
         core(on, labels.numpy(), 0.0, 0.0, 0.0, None, loss, None)
     with pytest.raises(ValueError, match="loss overlaps dloss"):
         core(on, pyloss.to_device(np.zeros(2, np.int32)), 0.0, 0.0, 0.0, loss, loss, None)
-    with pytest.raises(ValueError, match="dlogits overlaps logits; on a device a result needs memory of its own"):
+    with pytest.raises(
+        ValueError, match="dlogits overlaps logits; on a device a result needs memory of its own"
+    ):
         core(on, pyloss.to_device(np.zeros(2, np.int32)), 0.0, 0.0, 0.0, None, loss, on)
     with pytest.raises(TypeError, match="gate is on opencl:0 and up in host memory"):
         pyloss._core.swiglu_forward(on, x, pyloss.to_device(x))
@@ -135,7 +174,9 @@ def test_too_large_an_array_is_a_memory_error(device):
 
 
 def test_memory_that_runs_out_is_an_exception_and_the_next_call_works(python, shim):
-    script = ROWS + """
+    script = (
+        ROWS
+        + """
 big = np.zeros(1 << 20, np.float32)
 try:
     pyloss.to_device(big)
@@ -143,25 +184,34 @@ except MemoryError as error:
     print(error)
 assert np.allclose(run(), want) and np.allclose(pyloss.softmax_cross_entropy(x, labels), want)
 """
+    )
     said = python(script, PYLOSS_OPENCL_LIBRARY=shim, SHIM_MOST_BYTES="1000000")
     assert "allocating an array on opencl:0" in said and "CL_MEM_OBJECT_ALLOCATION_FAILURE" in said
 
 
 def test_a_build_error_carries_the_log(python, shim):
-    script = ROWS + """
+    script = (
+        ROWS
+        + """
 try:
     run()
 except pyloss.DeviceError as error:
     print(error)
 assert np.isfinite(want).all() and issubclass(pyloss.DeviceError, RuntimeError)
 """
+    )
     said = python(script, PYLOSS_OPENCL_LIBRARY=shim, SHIM_OPTIONS="-DREAL=nonsense")
-    assert "softmax_cross_entropy on opencl:0" in said and "clBuildProgram: CL_BUILD_PROGRAM_FAILURE" in said
+    assert (
+        "softmax_cross_entropy on opencl:0" in said
+        and "clBuildProgram: CL_BUILD_PROGRAM_FAILURE" in said
+    )
     assert "error" in said.split("FAILURE", 1)[1]
 
 
 def test_float64_needs_a_device_that_has_it(python, shim):
-    script = ROWS + """
+    script = (
+        ROWS
+        + """
 assert not pyloss.devices()[1].fp64
 try:
     pyloss.softmax_cross_entropy(pyloss.to_device(x.astype(np.float64)), labels)
@@ -169,11 +219,16 @@ except pyloss.DeviceError as error:
     print(error)
 assert np.allclose(run(), want, rtol=1e-6), run() - want
 """
-    assert "has no float64 arithmetic" in python(script, PYLOSS_OPENCL_LIBRARY=shim, SHIM_NO_FP64="1")
+    )
+    assert "has no float64 arithmetic" in python(
+        script, PYLOSS_OPENCL_LIBRARY=shim, SHIM_NO_FP64="1"
+    )
 
 
 def test_use_after_fork_is_refused(python, device):
-    script = ROWS + """
+    script = (
+        ROWS
+        + """
 import os, sys, warnings
 warnings.simplefilter("ignore")
 on = pyloss.to_device(x)
@@ -188,12 +243,15 @@ if os.fork() == 0:
 os.wait()
 print((on.numpy() == x).all())
 """
+    )
     said = python(script)
     assert "was forked from one that had already used OpenCL" in said and said.endswith("True")
 
 
 def test_fork_before_the_first_use_is_fine(python, device):
-    script = ROWS + """
+    script = (
+        ROWS
+        + """
 import os
 if os.fork() == 0:
     print(np.allclose(run(), want), flush=True)
@@ -201,6 +259,7 @@ if os.fork() == 0:
 os.wait()
 print(np.allclose(run(), want))
 """
+    )
     assert python(script).split() == ["True", "True"]
 
 
@@ -244,9 +303,17 @@ def test_the_default_device(device, rng):
 
 
 def test_pyloss_device_chooses_it(python, device):
-    assert python("import pyloss; print(pyloss.default_device().id)", PYLOSS_DEVICE="opencl:0") == "opencl:0"
-    script = "import pyloss\ntry:\n    pyloss.default_device()\nexcept ValueError as e:\n    print(e)"
-    assert python(script, PYLOSS_DEVICE="cuda") == "PYLOSS_DEVICE: a device is named 'cpu' or 'opencl:<number>', not 'cuda'"
+    assert (
+        python("import pyloss; print(pyloss.default_device().id)", PYLOSS_DEVICE="opencl:0")
+        == "opencl:0"
+    )
+    script = (
+        "import pyloss\ntry:\n    pyloss.default_device()\nexcept ValueError as e:\n    print(e)"
+    )
+    assert (
+        python(script, PYLOSS_DEVICE="cuda")
+        == "PYLOSS_DEVICE: a device is named 'cpu' or 'opencl:<number>', not 'cuda'"
+    )
 
 
 def test_the_cache_of_programs(python, device, tmp_path):
@@ -256,10 +323,18 @@ def test_the_cache_of_programs(python, device, tmp_path):
     whole, changed = file.read_bytes(), file.stat().st_mtime_ns
     assert python(script) == "True"
     assert file.stat().st_mtime_ns == changed, "a warm cache is only read"
-    for damaged in (b"", whole[:10], whole[:-5], whole[:-1] + bytes([whole[-1] ^ 1]), b"x" * len(whole)):
+    for damaged in (
+        b"",
+        whole[:10],
+        whole[:-5],
+        whole[:-1] + bytes([whole[-1] ^ 1]),
+        b"x" * len(whole),
+    ):
         file.write_bytes(damaged)
         assert python(script) == "True"
-        assert file.read_bytes()[:8] == whole[:8] and file.stat().st_size > 100, "a damaged file is written anew"
+        assert file.read_bytes()[:8] == whole[:8] and file.stat().st_size > 100, (
+            "a damaged file is written anew"
+        )
     assert [f.name for f in file.parent.iterdir()] == [file.name]
     file.unlink()
     file.parent.chmod(0o500)  # root may write all the same; nothing fails either way
@@ -278,10 +353,14 @@ def test_pyopencl_arrays_are_taken_as_they_are(device, rng):
     loss = pyloss.kl_div_loss(xs, ps)
     assert isinstance(loss, pyloss.DeviceArray) and loss.device.id.startswith("opencl:")
     assert np.allclose(loss.numpy(), pyloss.kl_div_loss(x, p), rtol=1e-5)
-    value, gradient = pyloss.value_and_grad(lambda q: pyloss.kl_div_loss(q, ps, reduction="sum"))(xs)
+    value, gradient = pyloss.value_and_grad(lambda q: pyloss.kl_div_loss(q, ps, reduction="sum"))(
+        xs
+    )
     want, slope = pyloss.value_and_grad(lambda q: pyloss.kl_div_loss(q, p, reduction="sum"))(x)
     assert np.isclose(value, want, rtol=1e-5) and np.allclose(gradient.numpy(), slope, atol=1e-6)
-    assert np.allclose(pyloss.kl_div_loss(xs[2:], ps[2:]).numpy(), loss.numpy()[2:]), "an offset in the buffer"
+    assert np.allclose(pyloss.kl_div_loss(xs[2:], ps[2:]).numpy(), loss.numpy()[2:]), (
+        "an offset in the buffer"
+    )
     with pytest.raises(ValueError, match="different OpenCL contexts"):
         pyloss.kl_div_loss(xs, pyloss.to_device(p))
     with pytest.raises(ValueError, match="must be C-contiguous"):
@@ -305,8 +384,14 @@ def test_the_profile_says_what_moved(device):
     zeros = pyloss.device.zeros_like(x)
     report = {line.split("  ")[0].strip(): line.split() for line in profiling.report().splitlines()}
     _core.profile(False)
-    assert report["copied to devices"][3] == "2" and report["copied to devices"][5:] == ["80", "bytes"]
-    assert report["copied from devices"][3] == "1" and report["copied from devices"][5:] == ["60", "bytes"]
+    assert report["copied to devices"][3] == "2" and report["copied to devices"][5:] == [
+        "80",
+        "bytes",
+    ]
+    assert report["copied from devices"][3] == "1" and report["copied from devices"][5:] == [
+        "60",
+        "bytes",
+    ]
     assert report["gather_rows"][1] == "1" and report["scale"][1] == "1"
     assert not zeros.numpy().any()
     assert not any("copied" in name for name in _core.profile(False))

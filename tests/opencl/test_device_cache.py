@@ -95,7 +95,9 @@ def spoil(file, how, tmp_path):
     return "can be written to by other users"
 
 
-@pytest.mark.parametrize("how", ["link", "pipe", pytest.param("owner", marks=root), "world", "group"])
+@pytest.mark.parametrize(
+    "how", ["link", "pipe", pytest.param("owner", marks=root), "world", "group"]
+)
 def test_a_file_that_others_can_have_written(python, folder, tmp_path, how):
     """It is passed over, said, and replaced by one that is the user's own; what a link points to stays as it is."""
     assert python(SCRIPT) == ""
@@ -104,7 +106,10 @@ def test_a_file_that_others_can_have_written(python, folder, tmp_path, how):
     reason = spoil(file, how, tmp_path)
     assert python(SCRIPT) == REFUSED.format(path=file, reason=reason)
     status = file.lstat()
-    assert stat.S_ISREG(status.st_mode) and stat.S_IMODE(status.st_mode) == 0o600 and status.st_uid == os.geteuid()
+    assert (
+        stat.S_ISREG(status.st_mode)
+        and stat.S_IMODE(status.st_mode) == 0o600
+        and status.st_uid == os.geteuid()
+    )
     assert how != "link" or (tmp_path / "target").read_bytes() == whole
     assert python(SCRIPT) == ""
-

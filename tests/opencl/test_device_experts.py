@@ -14,7 +14,14 @@ from pyloss.models.synthetic import RandomSource
 from pyloss.tuner.utils import unfreeze_layers
 from pyloss.weights import Weight
 
-SIZES = {"vocab_size": 48, "hidden_size": 32, "num_hidden_layers": 2, "head_dim": 8, "num_attention_heads": 4, "num_key_value_heads": 2}
+SIZES = {
+    "vocab_size": 48,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "head_dim": 8,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
 # Every kind of block: Mixtral's, normalised; Qwen's beside a layer with an MLP; OLMoE's, with shares of all experts.
 MODELS = {
     "mixtral": Mixture(5, 2, 64, True),
@@ -31,29 +38,42 @@ class Drawn(RandomSource):
         self._rng = np.random.default_rng(2)
 
     def matrix(self, name, rows, cols, rotary=False):
-        values = self._rng.standard_normal((rows, cols), dtype=np.float32) / np.float32(np.sqrt(cols))
+        values = self._rng.standard_normal((rows, cols), dtype=np.float32) / np.float32(
+            np.sqrt(cols)
+        )
         return Weight.quantize(values, self._format)
 
 
 def model_of(family, format):
-    return build_model(ModelConfig(family, intermediate_size=64, mixture=MODELS[family], **SIZES), Drawn(format))
+    return build_model(
+        ModelConfig(family, intermediate_size=64, mixture=MODELS[family], **SIZES), Drawn(format)
+    )
 
 
 def adapted_experts(family, format, **options):
     block = "block_sparse_moe" if family == "mixtral" else "mlp"
     inner = ("gate", "switch_mlp.gate_proj", "switch_mlp.up_proj", "switch_mlp.down_proj")
-    return adapted(model_of(family, format), keys=["self_attn.q_proj", *(f"{block}.{name}" for name in inner)], **options)
+    return adapted(
+        model_of(family, format),
+        keys=["self_attn.q_proj", *(f"{block}.{name}" for name in inner)],
+        **options,
+    )
 
 
 @pytest.mark.parametrize("family", MODELS)
-@pytest.mark.parametrize(("format", "dropout", "dora"), [("f32", 0.0, False), ("q4_1", 0.25, False), ("q4_1", 0.0, True)])
+@pytest.mark.parametrize(
+    ("format", "dropout", "dora"), [("f32", 0.0, False), ("q4_1", 0.25, False), ("q4_1", 0.0, True)]
+)
 def test_ten_steps_are_those_of_the_processor(device, family, format, dropout, dora):
     here, there = (adapted_experts(family, format, dropout=dropout, dora=dora) for _ in range(2))
     assert any(".switch_mlp.up_proj.lora_a" in name for name in here.trainable_parameters())
-    assert any(".gate.lora_a" in name for name in here.trainable_parameters())  # the gradient of the routing is used
+    # the gradient of the routing is used
+    assert any(".gate.lora_a" in name for name in here.trainable_parameters())
     want = same_steps(here, there, device, count=10, rtol=1e-4)
     assert want[-1, 0] < want[0, 0]
-    assert all(isinstance(array, pyloss.DeviceArray) for array in there.trainable_parameters().values())
+    assert all(
+        isinstance(array, pyloss.DeviceArray) for array in there.trainable_parameters().values()
+    )
 
 
 def test_training_all_parameters(device):
@@ -73,7 +93,9 @@ def test_generation(device):
     np.testing.assert_allclose(np.asarray(there(tokens)), here(tokens), atol=1e-5)
     caches = here.make_cache(), there.make_cache()
     for part in (tokens[0, :5], tokens[0, 5:6], tokens[0, 6:7], tokens[0, 7:]):
-        np.testing.assert_allclose(there.step(part, caches[1]), here.step(part, caches[0]), atol=1e-5)
+        np.testing.assert_allclose(
+            there.step(part, caches[1]), here.step(part, caches[0]), atol=1e-5
+        )
 
 
 def test_routing_stays_there(device):

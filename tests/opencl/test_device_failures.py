@@ -51,8 +51,12 @@ def same(a, b):
         ({"SHIM_NO_KERNELS": "1"}, "DeviceError", "CL_INVALID_COMMAND_QUEUE"),
     ],
 )
-def test_training_that_fails_leaves_the_last_adapter_and_goes_on(python, shim, tmp_path, failure, error, text):
-    script = TRAINING + f"""
+def test_training_that_fails_leaves_the_last_adapter_and_goes_on(
+    python, shim, tmp_path, failure, error, text
+):
+    script = (
+        TRAINING
+        + f"""
 os.chdir({str(tmp_path)!r})
 run("whole")
 run("four", iters=4)
@@ -69,5 +73,6 @@ run("broken", resume=True)
 assert same(saved("broken"), saved("whole")), "resumed, as if nothing had been"
 print("done")
 """
+    )
     said = python(script, PYLOSS_OPENCL_LIBRARY=shim)
     assert said.startswith(error) and text in said and said.endswith("done")

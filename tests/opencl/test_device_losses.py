@@ -12,7 +12,9 @@ BF16 = np.dtype(ml_dtypes.bfloat16)
 
 CLASS_LOSSES = {
     "ce": pyloss.softmax_cross_entropy,
-    "ce_options": lambda x, y, **k: pyloss.softmax_cross_entropy(x, y, label_smoothing=0.1, z_loss=1e-3, softcap=20.0, **k),
+    "ce_options": lambda x, y, **k: pyloss.softmax_cross_entropy(
+        x, y, label_smoothing=0.1, z_loss=1e-3, softcap=20.0, **k
+    ),
     "focal": pyloss.focal_loss,
     "stablemax_ce": pyloss.stablemax_cross_entropy,
 }
@@ -30,22 +32,35 @@ def both(function, *arrays):
     count = tuple(range(len(arrays)))
     host = pyloss.value_and_grad(function, count)(*arrays)
     device = pyloss.value_and_grad(function, count)(*(pyloss.to_device(a) for a in arrays))
-    assert all(isinstance(g, pyloss.DeviceArray) and g.dtype == a.dtype for g, a in zip(device[1], arrays))
+    assert all(
+        isinstance(g, pyloss.DeviceArray) and g.dtype == a.dtype for g, a in zip(device[1], arrays)
+    )
     return host, (device[0], [g.numpy() for g in device[1]])
 
 
 def assert_same(host, device, dtype, slack=1.0, least=1e-30):
     """Within a few units of the type's last place, of each value and of the largest; a gradient's counts as `least` or more."""
-    eps = {"float64": 2.2e-16, "float32": 1.2e-7, "float16": 9.8e-4, "bfloat16": 7.8e-3}[np.dtype(dtype).name]
+    eps = {"float64": 2.2e-16, "float32": 1.2e-7, "float16": 9.8e-4, "bfloat16": 7.8e-3}[
+        np.dtype(dtype).name
+    ]
     # The values are sums that may cancel.
-    for a, b, size in zip([host[0], *host[1]], [device[0], *device[1]], [1.0] + [least] * len(host[1])):
+    for a, b, size in zip(
+        [host[0], *host[1]], [device[0], *device[1]], [1.0] + [least] * len(host[1])
+    ):
         a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
         limit = slack * 40 * eps * (np.abs(a) + np.abs(a).max(initial=size))
         assert (np.abs(a - b) <= limit).all(), np.abs(a - b).max()
 
 
 @pytest.mark.parametrize(
-    ("name", "dtype"), [*((name, "f4") for name in CLASS_LOSSES), ("ce_options", "f8"), ("focal", "f2"), ("stablemax_ce", BF16)], ids=str
+    ("name", "dtype"),
+    [
+        *((name, "f4") for name in CLASS_LOSSES),
+        ("ce_options", "f8"),
+        ("focal", "f2"),
+        ("stablemax_ce", BF16),
+    ],
+    ids=str,
 )
 def test_class_losses(rng, name, dtype):
     for n, v in [(1, 1), (4, 2), (3, 31), (4, 33), (2, 4101)]:
@@ -53,10 +68,18 @@ def test_class_losses(rng, name, dtype):
         labels[0] = -100 if n > 1 else 0
         factors = rng.standard_normal(n).astype(np.float32)
         loss = CLASS_LOSSES[name]
-        assert_same(*both(lambda x: (loss(x, labels) * factors).sum(), x), dtype, least=1 if v == 1 else 1e-30)  # noqa: B023
+        assert_same(
+            *both(lambda x: (loss(x, labels) * factors).sum(), x),
+            dtype,
+            least=1 if v == 1 else 1e-30,
+        )
 
 
-@pytest.mark.parametrize(("name", "dtype"), [*((name, "f4") for name in PAIR_LOSSES), ("js", "f8"), ("js", BF16)], ids=str)
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [*((name, "f4") for name in PAIR_LOSSES), ("js", "f8"), ("js", BF16)],
+    ids=str,
+)
 def test_pair_and_element_losses(rng, name, dtype):
     for n, v in [(1, 1), (4, 2), (3, 33), (2, 4101)]:
         q, p = (4 * rng.standard_normal((2, n, v))).astype(dtype)
@@ -64,7 +87,7 @@ def test_pair_and_element_losses(rng, name, dtype):
             p = 1 / (1 + np.exp(-p))
         loss = PAIR_LOSSES[name]
         factors = rng.standard_normal((n, v) if name == "bce" else n).astype(np.float32)
-        assert_same(*both(lambda q, p: (loss(q, p) * factors).sum(), q, p), dtype)  # noqa: B023
+        assert_same(*both(lambda q, p: (loss(q, p) * factors).sum(), q, p), dtype)
 
 
 @pytest.mark.parametrize("function", [pyloss.stablemax, pyloss.log_stablemax])
@@ -72,24 +95,40 @@ def test_row_maps(rng, function):
     for n, v in [(4, 2), (3, 33), (2, 4101)]:
         x, dy = (3 * rng.standard_normal((2, n, v))).astype(np.float32)
         assert np.allclose(function(pyloss.to_device(x)).numpy(), function(x), rtol=1e-5, atol=1e-6)
-        assert_same(*both(lambda x: (function(x) * dy).sum(), x), "f4", 4)  # noqa: B023
+        assert_same(*both(lambda x: (function(x) * dy).sum(), x), "f4", 4)
 
 
 def test_work_groups_that_share_a_row(rng, groups):
     """The shape of GPUs, on whatever there is; its programs take long to build on processors, so they are few."""
     for n, v in [(1, 1), (3, 33), (2, 4101)]:
-        x, labels, factors = (4 * rng.standard_normal((n, v))).astype(np.float32), rng.integers(0, v, n), rng.standard_normal(n)
+        x, labels, factors = (
+            (4 * rng.standard_normal((n, v))).astype(np.float32),
+            rng.integers(0, v, n),
+            rng.standard_normal(n),
+        )
         loss = CLASS_LOSSES["ce_options"]
-        assert_same(*both(lambda x: (loss(x, labels) * factors).sum(), x), "f4", 1e3 if v == 1 else 1)  # noqa: B023
+        assert_same(
+            *both(lambda x: (loss(x, labels) * factors).sum(), x), "f4", 1e3 if v == 1 else 1
+        )
         p = rng.standard_normal((n, v)).astype(np.float32)
         on = pyloss.to_device(p)
         # A row's log-sum-exp is float32: every log probability is off by the last place of the largest logit.
         places = max(1, np.abs(x).max())
         assert_same(
-            *both(lambda q: (pyloss.js_div_loss(q, p if isinstance(q.data, np.ndarray) else on) * factors).sum(), x), "f4", places  # noqa: B023
+            *both(
+                lambda q: (
+                    pyloss.js_div_loss(q, p if isinstance(q.data, np.ndarray) else on) * factors
+                ).sum(),
+                x,
+            ),
+            "f4",
+            places,
         )
         x[n - 1, v // 2] = np.nan
-        assert (pyloss.compute_accuracy(pyloss.to_device(x), labels)[0] == pyloss.compute_accuracy(x, labels)[0]).all()
+        assert (
+            pyloss.compute_accuracy(pyloss.to_device(x), labels)[0]
+            == pyloss.compute_accuracy(x, labels)[0]
+        ).all()
 
 
 def test_arguments_of_two_types(rng):
@@ -105,7 +144,9 @@ def test_accuracy(rng):
     labels = x.argmax(-1)
     labels[2, 3:] = -100
     labels[3, 0] += 1
-    for got, want in zip(pyloss.compute_accuracy(pyloss.to_device(x), labels), pyloss.compute_accuracy(x, labels)):
+    for got, want in zip(
+        pyloss.compute_accuracy(pyloss.to_device(x), labels), pyloss.compute_accuracy(x, labels)
+    ):
         assert (got == want).all() and (want[:3] == 1).all() and want[3] < 1
 
 
@@ -113,18 +154,24 @@ def test_results_stay_or_come_back(rng):
     x, labels = rng.standard_normal((2, 3, 20)).astype(np.float32), rng.integers(0, 20, (2, 3))
     on = pyloss.to_device(x)
     rows = pyloss.softmax_cross_entropy(on, labels)
-    assert isinstance(rows, pyloss.DeviceArray) and rows.shape == (2, 3) and rows.dtype == np.float32
+    assert (
+        isinstance(rows, pyloss.DeviceArray) and rows.shape == (2, 3) and rows.dtype == np.float32
+    )
     want = pyloss.softmax_cross_entropy(x, labels)
     assert np.allclose(rows.numpy(), want, rtol=1e-6)
     for reduction in ("sum", "mean"):
         got = pyloss.softmax_cross_entropy(on, labels, reduction=reduction)
-        assert isinstance(got, np.float32) and np.isclose(got, getattr(want, reduction)(), rtol=1e-6)
+        assert isinstance(got, np.float32) and np.isclose(
+            got, getattr(want, reduction)(), rtol=1e-6
+        )
     out = pyloss.to_device(np.zeros((2, 3), np.float32))
     assert pyloss.softmax_cross_entropy(on, pyloss.to_device(labels), out=out) is out
     assert (out.numpy() == rows.numpy()).all()
     weights = np.array([[0, 1, 2], [0.5, 0, 3]])
     got = pyloss.softmax_cross_entropy(on, labels, weights=weights)
-    assert isinstance(got, pyloss.DeviceArray) and np.allclose(got.numpy(), want * weights, rtol=1e-6)
+    assert isinstance(got, pyloss.DeviceArray) and np.allclose(
+        got.numpy(), want * weights, rtol=1e-6
+    )
 
 
 def test_hard_rows(rng):
@@ -140,7 +187,10 @@ def test_hard_rows(rng):
     rows, want = loss(pyloss.to_device(x), labels).numpy(), loss(x, labels)
     finite = np.array([0, 1, 2, 6, 7])
     assert np.allclose(rows[finite], want[finite], rtol=1e-6) and np.isnan(rows[[3, 4, 5]]).all()
-    assert np.allclose(device[1][0][finite], host[1][0][finite], atol=1e-6) and (device[1][0][6] == 0).all()
+    assert (
+        np.allclose(device[1][0][finite], host[1][0][finite], atol=1e-6)
+        and (device[1][0][6] == 0).all()
+    )
     assert np.isnan(device[1][0][3:5]).all()
 
 
@@ -161,7 +211,9 @@ def test_masked_and_equal_pairs(rng):
             return np.asarray(pyloss.value_and_grad(lambda q: loss(q, p).sum())(q)[1])
 
         got, want = gradient(on, other), gradient(q, p)
-        assert np.isnan(got[3:5]).all() and np.allclose(got[[0, 1, 2, 5]], want[[0, 1, 2, 5]], atol=1e-6)
+        assert np.isnan(got[3:5]).all() and np.allclose(
+            got[[0, 1, 2, 5]], want[[0, 1, 2, 5]], atol=1e-6
+        )
 
 
 def test_long_rows_keep_their_digits(rng):
@@ -190,5 +242,8 @@ def test_no_rows(device):
 def test_gradients_add_up(rng):
     x = rng.standard_normal((3, 40)).astype(np.float32)
     labels = np.array([0, 1, 2])
-    total = lambda x: pyloss.softmax_cross_entropy(x, labels, reduction="sum") + pyloss.stablemax_cross_entropy(x, labels, reduction="sum")
+    total = lambda x: (
+        pyloss.softmax_cross_entropy(x, labels, reduction="sum")
+        + pyloss.stablemax_cross_entropy(x, labels, reduction="sum")
+    )
     assert_same(*both(total, x), "f4")

@@ -15,12 +15,16 @@ KEYS = ("self_attn.q_proj", "self_attn.v_proj", "mlp.up_proj", "mlp.down_proj")
 
 def batch(rng):
     """Token ids of rows of several lengths, and the spans of their targets."""
-    return rng.integers(0, 29, (3, 21)).astype(np.int32), np.array([[1, 21], [7, 13], [1, 2]], np.int32)
+    return rng.integers(0, 29, (3, 21)).astype(np.int32), np.array(
+        [[1, 21], [7, 13], [1, 2]], np.int32
+    )
 
 
 def adapted(model, dora=False, dropout=0.25, keys=KEYS):
     pyloss.random.seed(3)
-    pyloss.linear_to_lora_layers(model, -1, {"rank": 4, "scale": 2.0, "dropout": dropout, "keys": keys}, use_dora=dora)
+    pyloss.linear_to_lora_layers(
+        model, -1, {"rank": 4, "scale": 2.0, "dropout": dropout, "keys": keys}, use_dora=dora
+    )
     for module in model.modules():
         if hasattr(module, "lora_b"):
             module.lora_b[...] = np.random.default_rng(5).standard_normal(module.lora_b.shape) / 8
@@ -46,7 +50,9 @@ def same_steps(here, there, device, count=4, rtol=2e-5):
     want = steps(here, np.random.default_rng(1), count)
     pyloss.random.seed(11)
     np.testing.assert_allclose(steps(there, np.random.default_rng(1), count), want, rtol=rtol)
-    assert all(isinstance(array, pyloss.DeviceArray) for array in there.trainable_parameters().values())
+    assert all(
+        isinstance(array, pyloss.DeviceArray) for array in there.trainable_parameters().values()
+    )
     return want
 
 
@@ -73,13 +79,18 @@ def test_ten_steps_of_the_small_model(device, base, dora):
     except FileNotFoundError as error:
         pytest.skip(str(error))
     rng = np.random.default_rng(0)
-    tokens, lengths = rng.integers(0, here.vocab_size, (2, 48)).astype(np.int32), np.array([[1, 48], [9, 30]], np.int32)
+    tokens, lengths = (
+        rng.integers(0, here.vocab_size, (2, 48)).astype(np.int32),
+        np.array([[1, 48], [9, 30]], np.int32),
+    )
     losses = []
     for model, where in ((here, "cpu"), (there, device)):
         if base == "f32":
             dequantize_model(model)
         pyloss.random.seed(1)
-        pyloss.linear_to_lora_layers(model, -1, {"rank": 8, "scale": 2.0, "dropout": 0.05}, use_dora=dora)
+        pyloss.linear_to_lora_layers(
+            model, -1, {"rank": 8, "scale": 2.0, "dropout": 0.05}, use_dora=dora
+        )
         pyloss.to_device(model, where).train()
         optimizer, step = optim.AdamW(1e-3), nn.value_and_grad(model, default_loss)
         for _ in range(10):
@@ -92,7 +103,9 @@ def test_ten_steps_of_the_small_model(device, base, dora):
 
 def test_an_optimiser_updates_float32_alone(device):
     parameter = pyloss.to_device(np.ones(3), device)
-    with pytest.raises(ValueError, match="'w' is float64, .* only writable C-contiguous float32 arrays"):
+    with pytest.raises(
+        ValueError, match="'w' is float64, .* only writable C-contiguous float32 arrays"
+    ):
         optim.SGD(0.1).update({"w": parameter}, {"w": np.ones(3)})
 
 
@@ -112,7 +125,9 @@ def test_full_training_of_a_tied_model(device, tmp_path):
         unfreeze_layers(model, -1, None)
         model.train()
     pyloss.to_device(there, device)
-    np.testing.assert_allclose(steps(there, np.random.default_rng(4)), steps(here, np.random.default_rng(4)), rtol=2e-5)
+    np.testing.assert_allclose(
+        steps(there, np.random.default_rng(4)), steps(here, np.random.default_rng(4)), rtol=2e-5
+    )
 
 
 def test_logits_and_generation(device, tmp_path):
@@ -122,7 +137,9 @@ def test_logits_and_generation(device, tmp_path):
     np.testing.assert_allclose(np.asarray(there(tokens)), here(tokens), atol=1e-5)
     caches = here.make_cache(), there.make_cache()
     for part in (tokens[0, :5], tokens[0, 5:6], tokens[0, 6:]):
-        np.testing.assert_allclose(there.step(part, caches[1]), here.step(part, caches[0]), atol=1e-5)
+        np.testing.assert_allclose(
+            there.step(part, caches[1]), here.step(part, caches[0]), atol=1e-5
+        )
 
 
 def test_a_run_saves_and_resumes_anywhere(device, tmp_path):
@@ -142,7 +159,12 @@ def test_a_run_saves_and_resumes_anywhere(device, tmp_path):
 
     def run(model, folder, iters, **options):
         arguments = pyloss.TrainingArgs(
-            iters=iters, batch_size=2, adapter_file=folder / "adapters.safetensors", progress=False, steps_per_save=2, **options
+            iters=iters,
+            batch_size=2,
+            adapter_file=folder / "adapters.safetensors",
+            progress=False,
+            steps_per_save=2,
+            **options,
         )
         pyloss.train(model, optim.AdamW(1e-2), Tokens(), None, arguments)
         return {name: np.array(array) for name, array in model.trainable_parameters().items()}
@@ -157,7 +179,9 @@ def test_a_run_saves_and_resumes_anywhere(device, tmp_path):
     for name, array in want.items():
         np.testing.assert_allclose(got[name], array, atol=2e-5)
     loaded = adapted(load_tiny(tmp_path / "e"))
-    saved = pyloss.models.safetensors.read_safetensors(tmp_path / "parts" / "adapters.safetensors").tensors
+    saved = pyloss.models.safetensors.read_safetensors(
+        tmp_path / "parts" / "adapters.safetensors"
+    ).tensors
     loaded.load_weights({name: tensor.array() for name, tensor in saved.items()}, strict=False)
     for name, array in loaded.trainable_parameters().items():
         np.testing.assert_array_equal(array, got[name])
@@ -176,10 +200,15 @@ def test_what_moves_back_is_as_it_was(device, tmp_path):
         np.testing.assert_array_equal(weight.dequantize(), stored[name])
 
 
-@pytest.mark.parametrize("options", [{}, {"gradient_filter": 0.01}, {"softcap": 5.0, "weights": np.arange(13.0)}])
+@pytest.mark.parametrize(
+    "options", [{}, {"gradient_filter": 0.01}, {"softcap": 5.0, "weights": np.arange(13.0)}]
+)
 def test_losses_with_a_head(device, options):
     rng = np.random.default_rng(3)
-    hidden, weight = rng.standard_normal((13, 24)).astype(np.float32), rng.standard_normal((50, 24)).astype(np.float32)
+    hidden, weight = (
+        rng.standard_normal((13, 24)).astype(np.float32),
+        rng.standard_normal((50, 24)).astype(np.float32),
+    )
     labels = rng.integers(0, 50, 13)
     labels[4] = -100
 
@@ -187,7 +216,9 @@ def test_losses_with_a_head(device, options):
         return pyloss.linear_cross_entropy(h, w, labels, reduction="mean", **options)
 
     want, slopes = pyloss.value_and_grad(loss, (0, 1))(hidden, weight)
-    got, found = pyloss.value_and_grad(loss, (0, 1))(pyloss.to_device(hidden, device), pyloss.to_device(weight, device))
+    got, found = pyloss.value_and_grad(loss, (0, 1))(
+        pyloss.to_device(hidden, device), pyloss.to_device(weight, device)
+    )
     assert np.isclose(got, want, rtol=1e-6)
     for a, b in zip(found, slopes, strict=True):
         assert isinstance(a, pyloss.DeviceArray)
@@ -198,7 +229,9 @@ def test_losses_with_a_head(device, options):
 @pytest.mark.parametrize("tied", [False, True])
 def test_dora_over_the_embedding(device, tmp_path, tied, dropout):
     """The table's adapter, of a tied model as the head's too."""
-    here, there = (load_tiny(tmp_path / name, tie_word_embeddings=tied) for name in ("here", "there"))
+    here, there = (
+        load_tiny(tmp_path / name, tie_word_embeddings=tied) for name in ("here", "there")
+    )
     for model in (here, there):
         adapted(model, dora=True, dropout=dropout, keys=["model.embed_tokens", "mlp.up_proj"])
     assert "model.embed_tokens.m" in here.trainable_parameters()
@@ -231,7 +264,9 @@ def test_a_step_moves_little(device, tmp_path, dora):
         optim.grad_norm(grads)
         optimizer.update(model, grads)
         found = _core.profile(False)
-        return found.get("copied to devices", (0, 0, 0))[2], found.get("copied from devices", (0, 0, 0))[2]
+        return found.get("copied to devices", (0, 0, 0))[2], found.get(
+            "copied from devices", (0, 0, 0)
+        )[2]
 
     moved()
     to, back = moved()

@@ -29,7 +29,10 @@ def adapted_pair(folder, format, device, **options):
 
 
 def same_model(here, there, on_device=True):
-    for of_here, of_there in ((here.parameters(), there.parameters()), (here.stored(), there.stored())):
+    for of_here, of_there in (
+        (here.parameters(), there.parameters()),
+        (here.stored(), there.stored()),
+    ):
         assert of_here.keys() == of_there.keys()
         for name, value in of_here.items():
             other = of_there[name]
@@ -50,7 +53,9 @@ def test_fusing(device, tmp_path, format, dora, dequantize):
     assert here.fuse(dequantize) is here and there.fuse(dequantize) is there
     same_model(here, there)
     tokens = np.random.default_rng(0).integers(0, 29, (2, 9))
-    np.testing.assert_allclose(np.asarray(there.eval()(tokens)), here.eval()(tokens), rtol=1e-5, atol=2e-5)
+    np.testing.assert_allclose(
+        np.asarray(there.eval()(tokens)), here.eval()(tokens), rtol=1e-5, atol=2e-5
+    )
 
 
 @pytest.mark.parametrize("dora", [False, True])
@@ -68,7 +73,9 @@ def test_one_adapter_is_fused_and_stays(device, tmp_path):
     fused = adapter.fuse()
     np.testing.assert_array_equal(fused.weight.dequantize(), layer.fuse().weight.dequantize())
     np.testing.assert_array_equal(adapter.delta(), layer.delta())
-    assert isinstance(adapter.lora_a, pyloss.DeviceArray) and not isinstance(adapter.base.weight.handle[0], np.ndarray)
+    assert isinstance(adapter.lora_a, pyloss.DeviceArray) and not isinstance(
+        adapter.base.weight.handle[0], np.ndarray
+    )
 
 
 @pytest.mark.parametrize("to", ["hf", "gguf", "adapter.gguf", "peft", "mlx"])
@@ -88,7 +95,16 @@ def test_files(device, tmp_path, to, fixed):
             pyloss.to_device(model, device if name == "there" else "cpu")
         tokenizer = tiny.byte_tokenizer() if to in ("hf", "gguf") else None
         path = folder / "model.gguf" if "gguf" in to else folder
-        pyloss.export(model, path, to.removeprefix("adapter."), tokenizer, adapter_only=to == "adapter.gguf", name="a name")
-        assert any(isinstance(array, pyloss.DeviceArray) for array in model.parameters().values()) == (name == "there")
+        pyloss.export(
+            model,
+            path,
+            to.removeprefix("adapter."),
+            tokenizer,
+            adapter_only=to == "adapter.gguf",
+            name="a name",
+        )
+        assert any(
+            isinstance(array, pyloss.DeviceArray) for array in model.parameters().values()
+        ) == (name == "there")
         written.append(files_in(folder))
     assert written[0] == written[1]

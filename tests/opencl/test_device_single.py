@@ -44,11 +44,16 @@ def test_float64_itself_is_refused(single):
 @pytest.mark.parametrize("left", [None, 1e-1, 1e-3, 0])
 def test_norms_of_rows(single, rng, left):
     """Those of random matrices; and of rows that an adapter nearly takes away."""
-    a, b = rng.standard_normal((200, 3)).astype(np.float32), rng.standard_normal((3, 50)).astype(np.float32)
+    a, b = (
+        rng.standard_normal((200, 3)).astype(np.float32),
+        rng.standard_normal((3, 50)).astype(np.float32),
+    )
     whole = 2.0 * (a.astype(np.float64) @ b).T
     w = (rng.standard_normal((50, 200)) if left is None else (left - 1) * whole).astype(np.float32)
     there = [pyloss.to_device(x, single) for x in (w, a, b)]
-    squares, norms, norm = (pyloss.to_device(np.zeros(50, t), single) for t in (np.float64, np.float32, np.float32))
+    squares, norms, norm = (
+        pyloss.to_device(np.zeros(50, t), single) for t in (np.float64, np.float32, np.float32)
+    )
     _core.row_squares(there[0], squares)
     _core.row_norms(there[0], norms)
     _core.adapted_norm(*there, 2.0, squares, norm)
@@ -62,10 +67,14 @@ def test_norms_of_rows(single, rng, left):
 def test_steps_are_those_of_the_processor(single, tmp_path, dora):
     here, there = (adapted(load_tiny(tmp_path / name), dora, 0.0) for name in ("here", "there"))
     pyloss.to_device(there, single)
-    np.testing.assert_allclose(steps(there, np.random.default_rng(1)), steps(here, np.random.default_rng(1)), rtol=2e-5)
+    np.testing.assert_allclose(
+        steps(there, np.random.default_rng(1)), steps(here, np.random.default_rng(1)), rtol=2e-5
+    )
 
 
 def test_experts(single):
     here, there = (adapted_experts("olmoe", "q4_1", dora=True, dropout=0.0) for _ in range(2))
     pyloss.to_device(there, single)
-    np.testing.assert_allclose(steps(there, np.random.default_rng(1)), steps(here, np.random.default_rng(1)), rtol=2e-5)
+    np.testing.assert_allclose(
+        steps(there, np.random.default_rng(1)), steps(here, np.random.default_rng(1)), rtol=2e-5
+    )

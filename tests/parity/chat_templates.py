@@ -24,7 +24,9 @@ _THOUGHT = (
 )
 
 
-def _chatml(turn="{{ (m.content or '') + '<|im_end|>' + '\\n' }}", before="", prompt=_IM_PROMPT, header=_IM):
+def _chatml(
+    turn="{{ (m.content or '') + '<|im_end|>' + '\\n' }}", before="", prompt=_IM_PROMPT, header=_IM
+):
     """ChatML with this text for assistants."""
     other = "{{ m.content + '<|im_end|>' + '\\n' }}"
     return (
@@ -33,7 +35,9 @@ def _chatml(turn="{{ (m.content or '') + '<|im_end|>' + '\\n' }}", before="", pr
     )
 
 
-def _plain(user, assistant, prompt, system="{{ m.content + '\\n\\n' }}", tool=None, before="", after=""):
+def _plain(
+    user, assistant, prompt, system="{{ m.content + '\\n\\n' }}", tool=None, before="", after=""
+):
     """A line for each role; `assistant` has its header before `{G}`."""
     tool = user if tool is None else tool
     return (
@@ -67,7 +71,8 @@ def _qwen3(turn=_QWEN3_TURN, prompt="{{ '<|im_start|>assistant\\n' }}", before=_
         prompt,
         _IM + "{{ m.content + '<|im_end|>\\n' }}",
         _QWEN3_TOOL,
-        before + "{% if tools %}{{ '<|im_start|>system\\n# Tools\\n' }}{% for t in tools %}{{ t | tojson }}{% endfor %}{{ '<|im_end|>\\n' }}{% endif %}",
+        before
+        + "{% if tools %}{{ '<|im_start|>system\\n# Tools\\n' }}{% for t in tools %}{{ t | tojson }}{% endfor %}{{ '<|im_end|>\\n' }}{% endif %}",
     )
 
 
@@ -81,16 +86,28 @@ def _llama3(end="<|eot_id|>", tool="ipython", trim=" | trim", before="{{ bos_tok
     )
 
 
-def _llama2(turn="{{ ' ' + m.content | trim + ' ' + eos_token }}", user="[INST] ", end=" [/INST]", bos="{{ bos_token }}"):
+def _llama2(
+    turn="{{ ' ' + m.content | trim + ' ' + eos_token }}",
+    user="[INST] ",
+    end=" [/INST]",
+    bos="{{ bos_token }}",
+):
     return (
         "{% if messages[0].role == 'system' %}{% set rest = messages[1:] %}{% set first = '<<SYS>>\\n' + messages[0].content + '\\n<</SYS>>\\n\\n' %}"
-        "{% else %}{% set rest = messages %}{% set first = '' %}{% endif %}" + _ALTERNATE.replace("in messages", "in rest") + "{% for m in rest %}"
+        "{% else %}{% set rest = messages %}{% set first = '' %}{% endif %}"
+        + _ALTERNATE.replace("in messages", "in rest")
+        + "{% for m in rest %}"
         f"{{% if m.role == 'user' %}}{bos}{{{{ '{user}' + (first if loop.first else '') + m.content | trim + '{end}' }}}}"
         f"{{% else %}}{{G}}{turn}{{E}}{{% endif %}}{{% endfor %}}"
     )
 
 
-def _mistral(turn, space=" ", tools="[AVAILABLE_TOOLS]{}[/AVAILABLE_TOOLS]", results="[TOOL_RESULTS]{}[/TOOL_RESULTS]"):
+def _mistral(
+    turn,
+    space=" ",
+    tools="[AVAILABLE_TOOLS]{}[/AVAILABLE_TOOLS]",
+    results="[TOOL_RESULTS]{}[/TOOL_RESULTS]",
+):
     tools, shown = tools.split("{}"), results.split("{}")
     return (
         "{{ bos_token }}{% set ns = namespace(last=0, system='') %}{% for m in messages %}{% if m.role == 'user' %}{% set ns.last = loop.index0 %}"
@@ -98,7 +115,9 @@ def _mistral(turn, space=" ", tools="[AVAILABLE_TOOLS]{}[/AVAILABLE_TOOLS]", res
         f"{{% if m.role == 'user' %}}{{% if tools and loop.index0 == ns.last %}}{{{{ '{tools[0]}' + tools | tojson + '{tools[1]}' }}}}{{% endif %}}"
         f"{{{{ '[INST]{space}' + (ns.system if loop.index0 == ns.last else '') + m.content + '[/INST]' }}}}"
         f"{{% elif m.role == 'tool' %}}{{{{ '{shown[0]}{space}' + {{'content': m.content}} | tojson + '{shown[1]}' }}}}"
-        "{% elif m.role == 'assistant' %}{G}{% if m.tool_calls %}{{ '[TOOL_CALLS]" + space + "[' }}{% for c in m.tool_calls %}{{ c.function | tojson }}{% endfor %}"
+        "{% elif m.role == 'assistant' %}{G}{% if m.tool_calls %}{{ '[TOOL_CALLS]"
+        + space
+        + "[' }}{% for c in m.tool_calls %}{{ c.function | tojson }}{% endfor %}"
         f"{{{{ ']' + eos_token }}}}{{% else %}}{turn}{{% endif %}}{{E}}{{% endif %}}{{% endfor %}}"
     )
 
@@ -106,9 +125,16 @@ def _mistral(turn, space=" ", tools="[AVAILABLE_TOOLS]{}[/AVAILABLE_TOOLS]", res
 def _gemma(before="{{ bos_token }}", system=None, trim=" | trim"):
     first = "{% if messages[0].role == 'system' %}{% set first = messages[0].content + '\\n\\n' %}{% set rest = messages[1:] %}{% else %}{% set first = '' %}{% set rest = messages %}{% endif %}"
     return (
-        before + (system or first) + "{% for m in rest %}{% set role = 'model' if m.role == 'assistant' else m.role %}"
-        "{{ '<start_of_turn>' + role + '\\n' }}{% if m.role == 'assistant' %}{G}{{ " + _C + trim + " }}{{ '<end_of_turn>\\n' }}{E}"
-        "{% else %}{{ (first if loop.first else '') + (m.content" + trim + ") + '<end_of_turn>\\n' }}{% endif %}{% endfor %}"
+        before
+        + (system or first)
+        + "{% for m in rest %}{% set role = 'model' if m.role == 'assistant' else m.role %}"
+        "{{ '<start_of_turn>' + role + '\\n' }}{% if m.role == 'assistant' %}{G}{{ "
+        + _C
+        + trim
+        + " }}{{ '<end_of_turn>\\n' }}{E}"
+        "{% else %}{{ (first if loop.first else '') + (m.content"
+        + trim
+        + ") + '<end_of_turn>\\n' }}{% endif %}{% endfor %}"
         "{GP}{{ '<start_of_turn>model\\n' }}{% endif %}"
     )
 
@@ -246,4 +272,8 @@ def marked(name):
 
 def unmarked(name):
     """The template as the family has it: the same text, and nothing that marks."""
-    return re.sub(r"\{% (end)?generation %\}", lambda m: "{% endif %}" if m[1] else "{% if true %}", marked(name))
+    return re.sub(
+        r"\{% (end)?generation %\}",
+        lambda m: "{% endif %}" if m[1] else "{% if true %}",
+        marked(name),
+    )

@@ -27,10 +27,14 @@ def run(path, prompt, count, lora=None):
     """The greedy continuation of a text or of token ids by `count` tokens; keys and values are kept in float32."""
     ids = prompt if isinstance(prompt, str) else [int(i) for i in prompt]
     task = {"path": str(path), "prompt": ids, "count": count, "lora": str(lora) if lora else None}
-    done = subprocess.run([sys.executable, __file__, json.dumps(task)], capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, __file__, json.dumps(task)], capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
-    return Answer(found["tokens"], [{int(k): v for k, v in step.items()} for step in found["logprobs"]])
+    return Answer(
+        found["tokens"], [{int(k): v for k, v in step.items()} for step in found["logprobs"]]
+    )
 
 
 def _llama_cpp(task):
@@ -38,7 +42,17 @@ def _llama_cpp(task):
     import numpy as np
 
     f32 = llama_cpp.GGML_TYPE_F32
-    llama = llama_cpp.Llama(task["path"], n_ctx=512, n_threads=1, n_threads_batch=1, lora_path=task["lora"], type_k=f32, type_v=f32, logits_all=True, verbose=False)
+    llama = llama_cpp.Llama(
+        task["path"],
+        n_ctx=512,
+        n_threads=1,
+        n_threads_batch=1,
+        lora_path=task["lora"],
+        type_k=f32,
+        type_v=f32,
+        logits_all=True,
+        verbose=False,
+    )
     tokens, logprobs = [], []
     prompt = task["prompt"]
     llama.eval(llama.tokenize(prompt.encode(), special=True) if isinstance(prompt, str) else prompt)
@@ -58,15 +72,25 @@ def _xllamacpp(task):
     params = xllamacpp.CommonParams()
     params.model.path = task["path"]
     params.n_ctx, params.warmup, params.verbosity = 512, False, -1
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1  # two would wait for each other on a busy machine
+    # two would wait for each other on a busy machine
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
     params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
     params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     if task["lora"]:
         adapter = xllamacpp.CommonAdapterLoraInfo()
         adapter.path, adapter.scale = task["lora"], 1.0
         params.lora_adapters = [adapter]
-    request = {"prompt": task["prompt"], "max_tokens": task["count"], "temperature": 0, "logprobs": 50, "n_probs": 50, "ignore_eos": True}
-    steps = xllamacpp.Server(params).handle_completions(request)["choices"][0]["logprobs"]["content"]
+    request = {
+        "prompt": task["prompt"],
+        "max_tokens": task["count"],
+        "temperature": 0,
+        "logprobs": 50,
+        "n_probs": 50,
+        "ignore_eos": True,
+    }
+    steps = xllamacpp.Server(params).handle_completions(request)["choices"][0]["logprobs"][
+        "content"
+    ]
     return {
         "tokens": [step["id"] for step in steps],
         "logprobs": [{top["id"]: top["logprob"] for top in step["top_logprobs"]} for step in steps],
@@ -77,5 +101,11 @@ if __name__ == "__main__":
     import os
 
     first = next(filter(importlib.util.find_spec, PACKAGES))
-    print("\n" + json.dumps({"llama_cpp": _llama_cpp, "xllamacpp": _xllamacpp}[first](json.loads(sys.argv[1]))), flush=True)
+    print(
+        "\n"
+        + json.dumps(
+            {"llama_cpp": _llama_cpp, "xllamacpp": _xllamacpp}[first](json.loads(sys.argv[1]))
+        ),
+        flush=True,
+    )
     os._exit(0)  # the server's threads would be waited for

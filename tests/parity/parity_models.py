@@ -7,7 +7,9 @@ from rope_settings import llama3
 import pyloss
 
 torch = pytest.importorskip("torch", reason="compares with torch (parity extra)")
-transformers = pytest.importorskip("transformers", reason="compares with transformers (parity extra)")
+transformers = pytest.importorskip(
+    "transformers", reason="compares with transformers (parity extra)"
+)
 
 # On busy machines its threads wait for each other far longer than they compute.
 torch.set_num_threads(1)
@@ -30,15 +32,43 @@ TINY = {
 # Scaled already at the length of the test sequences, unlike Llama 3's own numbers.
 LLAMA3 = llama3(8.0, 32)
 
-YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "beta_fast": 4.0, "beta_slow": 1.0}
+YARN = {
+    "rope_type": "yarn",
+    "factor": 4.0,
+    "original_max_position_embeddings": 32,
+    "beta_fast": 4.0,
+    "beta_slow": 1.0,
+}
 # A window that the test sequences reach beyond, and seven layers: both kinds, and one more after the pattern.
-GEMMA3 = {"num_hidden_layers": 7, "sliding_window": 24, "query_pre_attn_scalar": 16, "rope_theta": 1e6}
+GEMMA3 = {
+    "num_hidden_layers": 7,
+    "sliding_window": 24,
+    "query_pre_attn_scalar": 16,
+    "rope_theta": 1e6,
+}
 
 # Mixtures of experts: the classes' names and the options of the tiny models.
 MIXTURES = {
-    "mixtral": {"family": "Mixtral", "num_local_experts": 5, "num_experts_per_tok": 2, "rope_theta": 1e6},
-    "qwen3_moe": {"family": "Qwen3Moe", "num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 32, "norm_topk_prob": True},
-    "olmoe": {"family": "Olmoe", "num_experts": 6, "num_experts_per_tok": 2, "intermediate_size": 32, "tie_word_embeddings": False},
+    "mixtral": {
+        "family": "Mixtral",
+        "num_local_experts": 5,
+        "num_experts_per_tok": 2,
+        "rope_theta": 1e6,
+    },
+    "qwen3_moe": {
+        "family": "Qwen3Moe",
+        "num_experts": 6,
+        "num_experts_per_tok": 3,
+        "moe_intermediate_size": 32,
+        "norm_topk_prob": True,
+    },
+    "olmoe": {
+        "family": "Olmoe",
+        "num_experts": 6,
+        "num_experts_per_tok": 2,
+        "intermediate_size": 32,
+        "tie_word_embeddings": False,
+    },
 }
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -47,10 +77,16 @@ LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 def make_tiny(seed=0, family="Llama", **changes):
     """A small random transformers model in float32; norms and biases are random too, where transformers has ones and zeros."""
     values = {**TINY, **changes}
-    theta, scaling = values.pop("rope_theta"), values.pop("rope_scaling", None) or {"rope_type": "default"}
+    theta, scaling = (
+        values.pop("rope_theta"),
+        values.pop("rope_scaling", None) or {"rope_type": "default"},
+    )
     rope = {"rope_theta": theta, **scaling}
     if family == "Gemma3":
-        rope = {"full_attention": rope, "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}
+        rope = {
+            "full_attention": rope,
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+        }
     name = f"{family}TextConfig" if family == "Gemma3" else f"{family}Config"
     config = getattr(transformers, name)(**values, rope_parameters=rope)
     model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
@@ -58,7 +94,9 @@ def make_tiny(seed=0, family="Llama", **changes):
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             spread = 0.1 if parameter.ndim == 1 else 1.5 / parameter.shape[1] ** 0.5
-            parameter.normal_(1.0 if "norm" in name and family != "Gemma3" else 0.0, spread, generator=generator)
+            parameter.normal_(
+                1.0 if "norm" in name and family != "Gemma3" else 0.0, spread, generator=generator
+            )
     model.tie_weights()
     return model
 
@@ -72,7 +110,10 @@ def write_gguf(model, path, type_of=lambda name: "F32"):
     tensor, norms of `gemma3` have 1 added and its query_pre_attn_scalar goes without saying.
     """
     gguf = pytest.importorskip("gguf", reason="writes GGUF files with it")
-    config, architectures = model.config, {"mistral": "llama", "mixtral": "llama", "gemma3_text": "gemma3", "qwen3_moe": "qwen3moe"}
+    config, architectures = (
+        model.config,
+        {"mistral": "llama", "mixtral": "llama", "gemma3_text": "gemma3", "qwen3_moe": "qwen3moe"},
+    )
     arch = architectures.get(config.model_type, config.model_type)
     rope = config.rope_parameters.get("full_attention", config.rope_parameters)
     writer = gguf.GGUFWriter(path, arch)
@@ -103,14 +144,20 @@ def write_gguf(model, path, type_of=lambda name: "F32"):
     if arch == "llama":
         writer.add_rope_dimension_count(config.head_dim)
         writer.add_vocab_size(config.vocab_size)
-    names = gguf.get_tensor_name_map(getattr(gguf.MODEL_ARCH, arch.upper()), config.num_hidden_layers)
+    names = gguf.get_tensor_name_map(
+        getattr(gguf.MODEL_ARCH, arch.upper()), config.num_hidden_layers
+    )
     for name, tensor in model.state_dict().items():
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue
         array = tensor.float().numpy()
         if ".mlp.experts." in name:
             block, halves = f"blk.{name.split('.')[2]}", np.split(array, 2, axis=1)
-            parts = {"down": array} if name.endswith("down_proj") else {"gate": halves[0], "up": halves[1]}
+            parts = (
+                {"down": array}
+                if name.endswith("down_proj")
+                else {"gate": halves[0], "up": halves[1]}
+            )
             for part, value in parts.items():
                 writer.add_tensor(f"{block}.ffn_{part}_exps.weight", np.ascontiguousarray(value))
             continue
@@ -123,10 +170,14 @@ def write_gguf(model, path, type_of=lambda name: "F32"):
         if arch == "llama" and (".q_proj." in name or ".k_proj." in name):
             halves = stored.reshape(-1, 2, config.head_dim // 2, *stored.shape[1:])
             stored = np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(stored.shape)
-        writer.add_tensor(names.get_name(name, try_suffixes=(".weight", ".bias")), stored, raw_dtype=kind)
+        writer.add_tensor(
+            names.get_name(name, try_suffixes=(".weight", ".bias")), stored, raw_dtype=kind
+        )
     if rope["rope_type"] == "llama3":
         plain = 1 / rope["rope_theta"] ** (np.arange(0, config.head_dim, 2) / config.head_dim)
-        scaled, _ = transformers.modeling_rope_utils.ROPE_INIT_FUNCTIONS["llama3"](config, device="cpu")
+        scaled, _ = transformers.modeling_rope_utils.ROPE_INIT_FUNCTIONS["llama3"](
+            config, device="cpu"
+        )
         writer.add_tensor("rope_freqs.weight", (plain / scaled.numpy()).astype(np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -142,7 +193,9 @@ def torch_model(folder):
 def torch_logits(model, ids):
     """float32 [T, V] of one sequence."""
     with torch.no_grad():
-        return model(torch.tensor(np.asarray(ids)[None], dtype=torch.long)).logits[0].float().numpy()
+        return (
+            model(torch.tensor(np.asarray(ids)[None], dtype=torch.long)).logits[0].float().numpy()
+        )
 
 
 def greedy(model, ids, count):
@@ -164,14 +217,22 @@ def mlx_logits(model, ids):
     return np.array(model(mx.array(np.asarray(ids)[None].astype(np.int32))).astype(mx.float32))[0]
 
 
-def add_adapter(model, seed=0, rank=8, scale=2.0, keys=None, num_layers=-1, size=0.02, use_dora=False):
+def add_adapter(
+    model, seed=0, rank=8, scale=2.0, keys=None, num_layers=-1, size=0.02, use_dora=False
+):
     """Puts an adapter with both halves filled over the model; DoRA's lengths stay the base's."""
-    pyloss.tuner.linear_to_lora_layers(model, num_layers, {"rank": rank, "scale": scale, "dropout": 0.0, "keys": keys}, use_dora)
+    pyloss.tuner.linear_to_lora_layers(
+        model, num_layers, {"rank": rank, "scale": scale, "dropout": 0.0, "keys": keys}, use_dora
+    )
     rng = np.random.default_rng(seed)
     for name, array in model.trainable_parameters().items():
         if name.endswith(".m"):
             continue
-        array[...] = rng.uniform(-1, 1, array.shape) / np.sqrt(array.shape[0]) if name.endswith("a") else rng.normal(0, size, array.shape)
+        array[...] = (
+            rng.uniform(-1, 1, array.shape) / np.sqrt(array.shape[0])
+            if name.endswith("a")
+            else rng.normal(0, size, array.shape)
+        )
     return model
 
 
@@ -182,7 +243,13 @@ def peft_twin(ours, base):
     (rank,) = {layer.lora_a.shape[1] for layer in layers.values()}
     (scale,) = {layer.scale for layer in layers.values()}
     (kind,) = {layer.kind for layer in layers.values()}
-    config = peft.LoraConfig(r=rank, lora_alpha=scale * rank, lora_dropout=0.0, target_modules=sorted(layers), use_dora=kind == "dora")
+    config = peft.LoraConfig(
+        r=rank,
+        lora_alpha=scale * rank,
+        lora_dropout=0.0,
+        target_modules=sorted(layers),
+        use_dora=kind == "dora",
+    )
     model = peft.get_peft_model(base, config)
     found = peft_matrices(model)
     assert sorted(found) == sorted(ours.trainable_parameters())
@@ -204,15 +271,26 @@ def fill_adapter(model, part="lora_B", seed=0):
 def peft_matrices(model):
     """PEFT's trained matrices by our names; each is the transpose of ours, and DoRA's lengths as they are."""
     parts = {"lora_A": "lora_a", "lora_B": "lora_b", "lora_magnitude_vector": "m"}
-    found = {name.removeprefix("base_model.model."): p for name, p in model.named_parameters() if p.requires_grad}
-    return {".".join(parts.get(part, part) for part in name.removesuffix(".default.weight").split(".")): p for name, p in found.items()}
+    found = {
+        name.removeprefix("base_model.model."): p
+        for name, p in model.named_parameters()
+        if p.requires_grad
+    }
+    return {
+        ".".join(
+            parts.get(part, part) for part in name.removesuffix(".default.weight").split(".")
+        ): p
+        for name, p in found.items()
+    }
 
 
 def torch_loss(model, batch, weights):
     """The weighted mean cross entropy of padded rows, straight from its definition: weights [B, T] of tokens as targets."""
     ids, weights = torch.tensor(batch, dtype=torch.long), torch.tensor(weights[:, 1:])
     logits = model(input_ids=ids[:, :-1]).logits
-    losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+    losses = torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none"
+    )
     return (losses * weights.flatten()).sum() / weights.sum()
 
 

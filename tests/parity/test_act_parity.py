@@ -20,9 +20,13 @@ LOSSES = ["stablemax_cross_entropy", "softmax_cross_entropy"]
 def cross_entropy(kind, logits, labels):
     """Per token. HRM's float64 of stablemax, for softmax too."""
     if kind == "softmax_cross_entropy":
-        return F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORE, reduction="none")
+        return F.cross_entropy(
+            logits.transpose(1, 2), labels, ignore_index=IGNORE, reduction="none"
+        )
     s = torch.where(logits < 0, 1 / (1 - logits + 1e-30), logits + 1)
-    picked = torch.log(s / s.sum(-1, keepdim=True)).gather(-1, labels.clamp_min(0)[..., None])[..., 0]
+    picked = torch.log(s / s.sum(-1, keepdim=True)).gather(-1, labels.clamp_min(0)[..., None])[
+        ..., 0
+    ]
     return -torch.where(labels == IGNORE, 0, picked)
 
 
@@ -30,7 +34,9 @@ def hrm(kind, padded, logits, q_halt, q_continue, target, labels, halted, steps)
     """HRM's `ACTLossHead.forward` from the logits on; with `padded` "ignore" the rows without labels are taken out before."""
     if padded == "ignore":
         full = (labels != IGNORE).any(-1)
-        logits, q_halt, q_continue, labels, halted, steps = (v[full] for v in (logits, q_halt, q_continue, labels, halted, steps))
+        logits, q_halt, q_continue, labels, halted, steps = (
+            v[full] for v in (logits, q_halt, q_continue, labels, halted, steps)
+        )
         target = None if target is None else target[full]
     valid = labels != IGNORE
     counts = valid.sum(-1)
@@ -39,7 +45,9 @@ def hrm(kind, padded, logits, q_halt, q_continue, target, labels, halted, steps)
     exact = right.sum(-1) == counts
     counted = halted & (counts > 0)
     lm_loss = (cross_entropy(kind, logits, labels) / divisor).sum()
-    q_halt_loss = F.binary_cross_entropy_with_logits(q_halt, exact.to(q_halt.dtype), reduction="sum")
+    q_halt_loss = F.binary_cross_entropy_with_logits(
+        q_halt, exact.to(q_halt.dtype), reduction="sum"
+    )
     q_continue_loss = torch.zeros(())
     if target is not None:
         q_continue_loss = F.binary_cross_entropy_with_logits(q_continue, target, reduction="sum")
@@ -53,7 +61,11 @@ def hrm(kind, padded, logits, q_halt, q_continue, target, labels, halted, steps)
         "q_halt_loss": q_halt_loss,
         "q_continue_loss": q_continue_loss,
     }
-    return lm_loss + 0.5 * (q_halt_loss + q_continue_loss), {k: v.item() for k, v in metrics.items()}, halted.all().item()
+    return (
+        lm_loss + 0.5 * (q_halt_loss + q_continue_loss),
+        {k: v.item() for k, v in metrics.items()},
+        halted.all().item(),
+    )
 
 
 class Model:
@@ -91,7 +103,9 @@ def test_act_loss_head_equals_hrm(kind, padded, target, seed):
     bootstrap = following if target == "next step" else values[1:]
     wanted = torch.sigmoid(torch.maximum(*map(torch.tensor, bootstrap)))
     if target == "next step":
-        wanted = torch.where(torch.tensor(steps >= 4), torch.sigmoid(torch.tensor(following[0])), wanted)
+        wanted = torch.where(
+            torch.tensor(steps >= 4), torch.sigmoid(torch.tensor(following[0])), wanted
+        )
     if target == "given":
         wanted = torch.tensor(rng.uniform(size=B))
 
@@ -109,7 +123,11 @@ def test_act_loss_head_equals_hrm(kind, padded, target, seed):
     (loss, metrics, all_halted), grads = value_and_grad(ours, (0, 1, 2))(*values)
     leaves = [torch.tensor(v, requires_grad=True) for v in values]
     theirs, want_metrics, want_halted = hrm(
-        kind, padded, *leaves, None if target == "off" else wanted, *map(torch.tensor, (labels, halted, steps))
+        kind,
+        padded,
+        *leaves,
+        None if target == "off" else wanted,
+        *map(torch.tensor, (labels, halted, steps)),
     )
     (0.7 * theirs).backward()
     assert loss == pytest.approx(0.7 * theirs.item(), rel=1e-12)

@@ -31,14 +31,27 @@ def folder(request, tmp_path):
 @pytest.mark.parametrize(
     "options",
     [
-        {"target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"], "target_modules": ["q_proj"]},
-        {"target_parameters": ["experts.gate_up_proj"], "target_modules": [], "rank_pattern": {r"0.mlp.experts.gate_up_proj": 2}},
-        {"target_parameters": ["1.mlp.experts.down_proj", "mlp.gate.weight"], "target_modules": [], "alpha_pattern": {"mlp.gate.weight": 1}},
+        {
+            "target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"],
+            "target_modules": ["q_proj"],
+        },
+        {
+            "target_parameters": ["experts.gate_up_proj"],
+            "target_modules": [],
+            "rank_pattern": {r"0.mlp.experts.gate_up_proj": 2},
+        },
+        {
+            "target_parameters": ["1.mlp.experts.down_proj", "mlp.gate.weight"],
+            "target_modules": [],
+            "alpha_pattern": {"mlp.gate.weight": 1},
+        },
     ],
     ids=["all", "gates and ups", "downs and routers"],
 )
 def test_adapters_of_peft_load_here_and_go_on(folder, tmp_path, options):
-    theirs = peft.get_peft_model(torch_model(folder), peft.LoraConfig(**{"r": 3, "lora_alpha": 4, **options})).eval()
+    theirs = peft.get_peft_model(
+        torch_model(folder), peft.LoraConfig(**{"r": 3, "lora_alpha": 4, **options})
+    ).eval()
     fill_adapter(theirs, "lora_")
     expected = torch_logits(theirs, IDS)
     assert np.abs(expected - torch_logits(torch_model(folder), IDS)).max() > 0.1
@@ -54,7 +67,11 @@ def adapted(folder, mixed):
     """A model with an adapter over every layer that takes one, routers too; `mixed`: one of another rank and scale."""
     model = add_adapter(pyloss.load_model(folder), rank=3, size=0.2)
     if mixed:
-        name, layer = next((name, layer) for name, layer in adapter_modules(model).items() if name.endswith("switch_mlp.up_proj"))
+        name, layer = next(
+            (name, layer)
+            for name, layer in adapter_modules(model).items()
+            if name.endswith("switch_mlp.up_proj")
+        )
         other = type(layer).from_base(layer.base, r=2, scale=0.7)
         other.lora_b[...] = np.random.default_rng(1).normal(0, 0.2, other.lora_b.shape)
         model.set_module(name, other)
@@ -78,7 +95,8 @@ def test_our_adapters_in_mlx_lm(folder, tmp_path, mixed):
     from mlx_lm.tuner.utils import load_adapters
     from mlx_lm.utils import load_model
 
-    pyloss.load_model(folder).save(tmp_path / "ours")  # with the keys of config.json that mlx-lm needs
+    # with the keys of config.json that mlx-lm needs
+    pyloss.load_model(folder).save(tmp_path / "ours")
     model = adapted(folder, mixed)
     pyloss.export(model, tmp_path / "mlx", "mlx")
     theirs, _ = load_model(tmp_path / "ours")
@@ -100,9 +118,18 @@ def test_an_adapter_from_before_experts_were_stacked(tmp_path):
                 arrays[f"{at}A.weight"] = rng.normal(0, 0.3, (3, cols)).astype(np.float32)
                 arrays[f"{at}B.weight"] = rng.normal(0, 0.3, (rows, 3)).astype(np.float32)
     write_safetensors(tmp_path / "adapter_model.safetensors", arrays)
-    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 3, "lora_alpha": 6, "target_modules": ["w1", "w2", "w3"], "base_model_name_or_path": str(tmp_path / "base")}
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "r": 3,
+        "lora_alpha": 6,
+        "target_modules": ["w1", "w2", "w3"],
+        "base_model_name_or_path": str(tmp_path / "base"),
+    }
     write_json(tmp_path / "adapter_config.json", config)
     theirs = peft.PeftModel.from_pretrained(torch_model(tmp_path / "base"), tmp_path)
     expected = torch_logits(theirs, IDS)
     assert np.abs(expected - torch_logits(torch_model(tmp_path / "base"), IDS)).max() > 0.1
-    np.testing.assert_allclose(our_logits(pyloss.tuner.load_adapters(model, tmp_path), IDS), expected, rtol=0, atol=2e-4)
+    np.testing.assert_allclose(
+        our_logits(pyloss.tuner.load_adapters(model, tmp_path), IDS), expected, rtol=0, atol=2e-4
+    )

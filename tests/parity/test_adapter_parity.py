@@ -63,7 +63,9 @@ def load_mlx(mlx_lm, folder, adapter=None):
 def adapted(smollm2_gguf):
     """(model with a filled adapter over the GGUF weights, tokenizer, token ids, logits)."""
     model, tokenizer = pyloss.load(smollm2_gguf)
-    plain = our_logits(model, ids := tokenizer.encode("The quick brown fox jumps over the lazy dog, and then it"))
+    plain = our_logits(
+        model, ids := tokenizer.encode("The quick brown fox jumps over the lazy dog, and then it")
+    )
     add_adapter(model)
     logits = our_logits(model, ids)
     assert np.abs(logits - plain).max() > 1  # the adapter shows
@@ -87,7 +89,12 @@ def test_peft_loads_an_adapter_saved_here(peft, adapted, smollm2_torch, tmp_path
 
 def test_an_adapter_saved_by_peft_loads_here(peft, adapted, smollm2_gguf, smollm2_torch, tmp_path):
     _, _, ids, _ = adapted
-    theirs = peft.get_peft_model(smollm2_torch, peft.LoraConfig(r=6, lora_alpha=9, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM"))
+    theirs = peft.get_peft_model(
+        smollm2_torch,
+        peft.LoraConfig(
+            r=6, lora_alpha=9, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM"
+        ),
+    )
     fill_adapter(theirs)
     theirs.save_pretrained(tmp_path)
     model, _ = pyloss.load(smollm2_gguf, adapter_path=tmp_path)
@@ -106,7 +113,9 @@ def test_a_fused_model_elsewhere(mlx_lm, smollm2_gguf, tmp_path):
     np.testing.assert_allclose(torch_logits(theirs, ids), before, rtol=0, atol=1e-3)
     mlx_model, _ = mlx_lm.load(str(tmp_path))
     np.testing.assert_allclose(mlx_logits(mlx_model, ids), before, rtol=0, atol=2e-3)
-    expected = theirs.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=16, pad_token_id=2)[0, len(ids) :].tolist()
+    expected = theirs.generate(
+        torch.tensor([ids]), do_sample=False, max_new_tokens=16, pad_token_id=2
+    )[0, len(ids) :].tolist()
     found = [step.token for step in pyloss.stream_generate(model, tokenizer, ids, max_tokens=16)]
     assert found == expected
     again, _ = pyloss.load(tmp_path)
@@ -116,7 +125,11 @@ def test_a_fused_model_elsewhere(mlx_lm, smollm2_gguf, tmp_path):
 # Every layout and option, over a tiny model ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("keys", "num_layers"), [(None, -1), (KEYS, -1), (KEYS, 1), ([*KEYS, "lm_head"], 1)], ids=["all", "some", "last", "head"])
+@pytest.mark.parametrize(
+    ("keys", "num_layers"),
+    [(None, -1), (KEYS, -1), (KEYS, 1), ([*KEYS, "lm_head"], 1)],
+    ids=["all", "some", "last", "head"],
+)
 def test_mlx_lm_loads_each_choice_of_layers(mlx_lm, folder, tmp_path, keys, num_layers):
     model = pyloss.load_model(folder)
     plain = our_logits(model, IDS)
@@ -124,7 +137,9 @@ def test_mlx_lm_loads_each_choice_of_layers(mlx_lm, folder, tmp_path, keys, num_
     pyloss.save_adapter(model, tmp_path / "adapter")
     logits = our_logits(model, IDS)
     assert np.abs(logits - plain).max() > 0.1
-    np.testing.assert_allclose(mlx_logits(load_mlx(mlx_lm, folder, tmp_path / "adapter"), IDS), logits, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(
+        mlx_logits(load_mlx(mlx_lm, folder, tmp_path / "adapter"), IDS), logits, rtol=0, atol=1e-4
+    )
     again = pyloss.tuner.load_adapters(pyloss.load_model(folder), tmp_path / "adapter")
     np.testing.assert_array_equal(our_logits(again, IDS), logits)
 
@@ -146,7 +161,12 @@ def check_the_way_round(peft, mlx_lm, folder, tmp_path, theirs, tolerance):
     model = pyloss.tuner.load_adapters(pyloss.load_model(folder), tmp_path / "peft")
     np.testing.assert_allclose(our_logits(model, IDS), expected, rtol=0, atol=tolerance)
     pyloss.export(model, tmp_path / "mlx", "mlx")
-    np.testing.assert_allclose(mlx_logits(load_mlx(mlx_lm, folder, tmp_path / "mlx"), IDS), expected, rtol=0, atol=tolerance)
+    np.testing.assert_allclose(
+        mlx_logits(load_mlx(mlx_lm, folder, tmp_path / "mlx"), IDS),
+        expected,
+        rtol=0,
+        atol=tolerance,
+    )
     pyloss.export(model, tmp_path / "again", "peft")
     again = peft.PeftModel.from_pretrained(torch_model(folder), tmp_path / "again")
     np.testing.assert_allclose(torch_logits(again, IDS), expected, rtol=0, atol=tolerance)
@@ -162,32 +182,64 @@ def check_the_way_round(peft, mlx_lm, folder, tmp_path, theirs, tolerance):
         {"target_modules": ["q_proj", "lm_head"]},
         {"target_modules": ["o_proj"], "lora_dropout": 0.3},
         {"target_modules": r".*\.0\.mlp\.(up|gate)_proj", "init_lora_weights": "gaussian"},
-        {"target_modules": ["q_proj", "up_proj"], "rank_pattern": {"up_proj": 7, "1.self_attn.q_proj": 2}, "alpha_pattern": {"q_proj": 3}},
-        {"target_modules": ["v_proj", "up_proj"], "rank_pattern": {"up_proj": 7}, "use_rslora": True},
-        {"target_modules": ["q_proj"], "target_parameters": ["0.mlp.up_proj.weight"], "rank_pattern": {"up_proj.weight": 2}},
+        {
+            "target_modules": ["q_proj", "up_proj"],
+            "rank_pattern": {"up_proj": 7, "1.self_attn.q_proj": 2},
+            "alpha_pattern": {"q_proj": 3},
+        },
+        {
+            "target_modules": ["v_proj", "up_proj"],
+            "rank_pattern": {"up_proj": 7},
+            "use_rslora": True,
+        },
+        {
+            "target_modules": ["q_proj"],
+            "target_parameters": ["0.mlp.up_proj.weight"],
+            "rank_pattern": {"up_proj.weight": 2},
+        },
     ],
-    ids=["linears", "all-linear", "one layer", "rslora", "head", "dropout", "pattern", "ranks and alphas", "ranks and rslora", "parameter"],
+    ids=[
+        "linears",
+        "all-linear",
+        "one layer",
+        "rslora",
+        "head",
+        "dropout",
+        "pattern",
+        "ranks and alphas",
+        "ranks and rslora",
+        "parameter",
+    ],
 )
 def test_adapters_of_peft_load_here_and_go_on_to_mlx_lm(peft, mlx_lm, folder, tmp_path, options):
-    theirs = peft.get_peft_model(torch_model(folder), peft.LoraConfig(**{"r": 4, "lora_alpha": 10, **options})).eval()
+    theirs = peft.get_peft_model(
+        torch_model(folder), peft.LoraConfig(**{"r": 4, "lora_alpha": 10, **options})
+    ).eval()
     fill_adapter(theirs)
     check_the_way_round(peft, mlx_lm, folder, tmp_path, theirs, 1e-4)
 
 
 def test_an_adapted_head_comes_with_its_base_from_peft(peft, folder, tmp_path):
     """PEFT saves a copy of the base of an adapted head: passed over if it is the model's or that quantised, else refused."""
-    theirs = peft.get_peft_model(torch_model(folder), peft.LoraConfig(r=4, target_modules=["lm_head"]))
+    theirs = peft.get_peft_model(
+        torch_model(folder), peft.LoraConfig(r=4, target_modules=["lm_head"])
+    )
     theirs.save_pretrained(tmp_path)
     arrays = load_file(tmp_path / "adapter_model.safetensors")
     name = "base_model.model.lm_head.base_layer.weight"
     base = arrays[name]
     model = pyloss.load_model(folder)
     for other, reason in ((base[:-1], "shape"), (base[::-1], "another weight")):
-        write_safetensors(tmp_path / "adapter_model.safetensors", {**arrays, name: np.ascontiguousarray(other)})
+        write_safetensors(
+            tmp_path / "adapter_model.safetensors", {**arrays, name: np.ascontiguousarray(other)}
+        )
         with pytest.raises(ValueError, match=f"lm_head: .*{reason}"):
             pyloss.tuner.load_adapters(model, tmp_path)
         assert not adapter_modules(model)
-    write_safetensors(tmp_path / "adapter_model.safetensors", {**arrays, name: pyloss.Weight.quantize(base, "q4_0").dequantize()})
+    write_safetensors(
+        tmp_path / "adapter_model.safetensors",
+        {**arrays, name: pyloss.Weight.quantize(base, "q4_0").dequantize()},
+    )
     assert list(adapter_modules(pyloss.tuner.load_adapters(model, tmp_path))) == ["lm_head"]
 
 
@@ -204,7 +256,10 @@ def test_an_adapted_head_comes_with_its_base_from_peft(peft, folder, tmp_path):
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_what_peft_has_and_we_have_not_is_refused_by_name(peft, folder, tmp_path, name, options):
-    theirs = peft.get_peft_model(torch_model(folder), peft.LoraConfig(**{"r": 4, "target_modules": ["q_proj", "v_proj"], **options}))
+    theirs = peft.get_peft_model(
+        torch_model(folder),
+        peft.LoraConfig(**{"r": 4, "target_modules": ["q_proj", "v_proj"], **options}),
+    )
     theirs.save_pretrained(tmp_path / "peft")
     model = pyloss.load_model(folder)
     with pytest.raises(ValueError, match=rf"peft.*{name}"):
@@ -213,7 +268,9 @@ def test_what_peft_has_and_we_have_not_is_refused_by_name(peft, folder, tmp_path
 
 
 def test_other_methods_of_peft_are_refused_by_name(peft, folder, tmp_path):
-    theirs = peft.get_peft_model(torch_model(folder), peft.IA3Config(target_modules=["k_proj"], feedforward_modules=[]))
+    theirs = peft.get_peft_model(
+        torch_model(folder), peft.IA3Config(target_modules=["k_proj"], feedforward_modules=[])
+    )
     theirs.save_pretrained(tmp_path / "peft")
     with pytest.raises(ValueError, match="IA3"):
         pyloss.tuner.load_adapters(pyloss.load_model(folder), tmp_path / "peft")
@@ -229,23 +286,46 @@ def test_an_adapter_saved_by_mlx_lm_loads_here(mlx_lm, folder, tmp_path, keys):
 
     theirs = load_mlx(mlx_lm, folder)
     theirs.freeze()
-    parameters = {"rank": 5, "scale": 3.0, "dropout": 0.1, **({} if keys is None else {"keys": keys})}
+    parameters = {
+        "rank": 5,
+        "scale": 3.0,
+        "dropout": 0.1,
+        **({} if keys is None else {"keys": keys}),
+    }
     linear_to_lora_layers(theirs, 1, parameters)
     weights = dict(tree_flatten(theirs.trainable_parameters()))
-    weights = {name: mx.random.normal(value.shape, scale=0.1, key=mx.random.key(i)) for i, (name, value) in enumerate(weights.items())}
+    weights = {
+        name: mx.random.normal(value.shape, scale=0.1, key=mx.random.key(i))
+        for i, (name, value) in enumerate(weights.items())
+    }
     theirs.load_weights(list(weights.items()), strict=False)
     theirs.eval()
     adapter = tmp_path / "mlx"
     adapter.mkdir()
     mx.save_safetensors(str(adapter / "adapters.safetensors"), weights)
-    settings = {"model": str(folder), "fine_tune_type": "lora", "num_layers": 1, "lora_parameters": parameters, "seed": 0, "resume_adapter_file": None}
+    settings = {
+        "model": str(folder),
+        "fine_tune_type": "lora",
+        "num_layers": 1,
+        "lora_parameters": parameters,
+        "seed": 0,
+        "resume_adapter_file": None,
+    }
     save_config(settings, adapter / "adapter_config.json")
     model = pyloss.tuner.load_adapters(pyloss.load_model(folder), adapter)
     assert len(adapter_modules(model)) == (7 if keys is None else 3)
     np.testing.assert_allclose(our_logits(model, IDS), mlx_logits(theirs, IDS), rtol=0, atol=1e-4)
     pyloss.save_adapter(model, tmp_path / "again")
-    assert json.loads((tmp_path / "again" / "adapter_config.json").read_text())["lora_parameters"] == parameters
-    np.testing.assert_allclose(mlx_logits(load_mlx(mlx_lm, folder, tmp_path / "again"), IDS), mlx_logits(theirs, IDS), rtol=0, atol=0)
+    assert (
+        json.loads((tmp_path / "again" / "adapter_config.json").read_text())["lora_parameters"]
+        == parameters
+    )
+    np.testing.assert_allclose(
+        mlx_logits(load_mlx(mlx_lm, folder, tmp_path / "again"), IDS),
+        mlx_logits(theirs, IDS),
+        rtol=0,
+        atol=0,
+    )
 
 
 # DoRA and embeddings -----------------------------------------------------------------------------------------------
@@ -260,7 +340,9 @@ def tied_folder(tmp_path):
 def put_adapter(folder, kind, keys, num_layers=1, seed=0):
     """A filled adapter of a kind; magnitudes are drawn around the norms that they begin as."""
     model = pyloss.load_model(folder)
-    pyloss.tuner.linear_to_lora_layers(model, num_layers, {"rank": 3, "scale": 1.7, "keys": keys}, use_dora=kind == "dora")
+    pyloss.tuner.linear_to_lora_layers(
+        model, num_layers, {"rank": 3, "scale": 1.7, "keys": keys}, use_dora=kind == "dora"
+    )
     rng = np.random.default_rng(seed)
     for name, array in model.trainable_parameters().items():
         if name.endswith(".m"):
@@ -275,7 +357,9 @@ EMBEDDING = "model.embed_tokens"
 
 @pytest.mark.parametrize("kind", ["lora", "dora"])
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "own head"])
-@pytest.mark.parametrize("keys", [KEYS, [EMBEDDING], [*KEYS, EMBEDDING]], ids=["layers", "embedding", "both"])
+@pytest.mark.parametrize(
+    "keys", [KEYS, [EMBEDDING], [*KEYS, EMBEDDING]], ids=["layers", "embedding", "both"]
+)
 def test_mlx_lm_does_what_our_adapters_do(mlx_lm, folder, tmp_path, kind, tied, keys):
     base = tied_folder(tmp_path) if tied else folder
     keys = keys if tied or keys == KEYS else [*keys, "lm_head"]
@@ -288,12 +372,19 @@ def test_mlx_lm_does_what_our_adapters_do(mlx_lm, folder, tmp_path, kind, tied, 
     np.testing.assert_array_equal(our_logits(again, IDS), logits)
     again.fuse().save(tmp_path / "fused")
     np.testing.assert_allclose(our_logits(again, IDS), logits, rtol=0, atol=2e-4)
-    np.testing.assert_allclose(torch_logits(torch_model(tmp_path / "fused"), IDS), logits, rtol=0, atol=2e-4)
+    np.testing.assert_allclose(
+        torch_logits(torch_model(tmp_path / "fused"), IDS), logits, rtol=0, atol=2e-4
+    )
 
 
 @pytest.mark.parametrize(
     ("kind", "keys"),
-    [("dora", KEYS), ("dora", [*KEYS, "lm_head"]), ("lora", [EMBEDDING]), ("lora", [*KEYS, EMBEDDING, "lm_head"])],
+    [
+        ("dora", KEYS),
+        ("dora", [*KEYS, "lm_head"]),
+        ("lora", [EMBEDDING]),
+        ("lora", [*KEYS, EMBEDDING, "lm_head"]),
+    ],
     ids=["dora", "dora head", "embedding", "all"],
 )
 def test_peft_does_what_our_adapters_do(peft, folder, tmp_path, kind, keys):
@@ -309,14 +400,21 @@ def test_peft_does_what_our_adapters_do(peft, folder, tmp_path, kind, keys):
     "options",
     [
         {"target_modules": list(LINEARS), "use_dora": True},
-        {"target_modules": ["q_proj", "up_proj"], "use_dora": True, "rank_pattern": {"up_proj": 6}, "use_rslora": True},
+        {
+            "target_modules": ["q_proj", "up_proj"],
+            "use_dora": True,
+            "rank_pattern": {"up_proj": 6},
+            "use_rslora": True,
+        },
         {"target_modules": ["embed_tokens", "q_proj"], "lora_alpha": 3},
         {"target_modules": ["embed_tokens", "lm_head"], "rank_pattern": {"embed_tokens": 5}},
     ],
     ids=["dora", "dora ranks", "embedding", "embedding and head"],
 )
 def test_dora_and_embeddings_of_peft_load_here_and_go_on(peft, mlx_lm, folder, tmp_path, options):
-    theirs = peft.get_peft_model(torch_model(folder), peft.LoraConfig(**{"r": 4, "lora_alpha": 10, **options})).eval()
+    theirs = peft.get_peft_model(
+        torch_model(folder), peft.LoraConfig(**{"r": 4, "lora_alpha": 10, **options})
+    ).eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in theirs.named_parameters():
@@ -335,24 +433,38 @@ def test_a_tied_embedding_and_peft(peft, tmp_path):
     theirs = peft.PeftModel.from_pretrained(torch_model(base), tmp_path / "peft")
     np.testing.assert_allclose(torch_logits(theirs, IDS), our_logits(model, IDS), rtol=0, atol=2e-4)
     options = {"r": 4, "target_modules": ["embed_tokens", "q_proj"]}
-    theirs = peft.get_peft_model(torch_model(base), peft.LoraConfig(**options, ensure_weight_tying=True)).eval()
+    theirs = peft.get_peft_model(
+        torch_model(base), peft.LoraConfig(**options, ensure_weight_tying=True)
+    ).eval()
     fill_adapter(theirs)
     with torch.no_grad():
         theirs.base_model.model.model.embed_tokens.lora_embedding_A["default"].normal_(0, 0.3)
     theirs.save_pretrained(tmp_path / "theirs")
     model = pyloss.tuner.load_adapters(pyloss.load_model(base), tmp_path / "theirs")
     np.testing.assert_allclose(our_logits(model, IDS), torch_logits(theirs, IDS), rtol=0, atol=2e-4)
-    peft.get_peft_model(torch_model(base), peft.LoraConfig(**options)).save_pretrained(tmp_path / "alone")
-    with pytest.raises(ValueError, match="model.embed_tokens: PEFT adapts the embedding and not the head"):
+    peft.get_peft_model(torch_model(base), peft.LoraConfig(**options)).save_pretrained(
+        tmp_path / "alone"
+    )
+    with pytest.raises(
+        ValueError, match="model.embed_tokens: PEFT adapts the embedding and not the head"
+    ):
         pyloss.tuner.load_adapters(pyloss.load_model(base), tmp_path / "alone")
 
 
 def test_dora_of_an_embedding_is_another_thing_in_peft(peft, folder, tmp_path):
-    with pytest.raises(ValueError, match="model.embed_tokens: PEFT's DoRA of an embedding scales its columns"):
-        pyloss.save_adapter(put_adapter(folder, "dora", [EMBEDDING]), tmp_path / "ours", format="peft")
-    theirs = peft.get_peft_model(torch_model(folder), peft.LoraConfig(r=4, target_modules=["embed_tokens"], use_dora=True))
+    with pytest.raises(
+        ValueError, match="model.embed_tokens: PEFT's DoRA of an embedding scales its columns"
+    ):
+        pyloss.save_adapter(
+            put_adapter(folder, "dora", [EMBEDDING]), tmp_path / "ours", format="peft"
+        )
+    theirs = peft.get_peft_model(
+        torch_model(folder), peft.LoraConfig(r=4, target_modules=["embed_tokens"], use_dora=True)
+    )
     theirs.save_pretrained(tmp_path / "theirs")
-    with pytest.raises(ValueError, match="model.embed_tokens: PEFT's DoRA of an embedding scales its columns"):
+    with pytest.raises(
+        ValueError, match="model.embed_tokens: PEFT's DoRA of an embedding scales its columns"
+    ):
         pyloss.tuner.load_adapters(pyloss.load_model(folder), tmp_path / "theirs")
 
 
@@ -360,13 +472,17 @@ def test_dora_of_an_embedding_is_another_thing_in_peft(peft, folder, tmp_path):
 def test_a_fused_tiny_model_elsewhere(mlx_lm, tmp_path, stored):
     """Biases, an own head and adapters over part of the layers; a base stored in bfloat16 is rounded to it when it is fused."""
     base = tmp_path / "base"
-    make_tiny(tie_word_embeddings=False, attention_bias=True, mlp_bias=True).to(getattr(torch, stored)).save_pretrained(base)
+    make_tiny(tie_word_embeddings=False, attention_bias=True, mlp_bias=True).to(
+        getattr(torch, stored)
+    ).save_pretrained(base)
     model = add_adapter(pyloss.load_model(base), keys=[*KEYS, "lm_head"], num_layers=1, size=0.3)
     before = our_logits(model, IDS)
     model.fuse().save(tmp_path / "fused")
     fused = our_logits(model, IDS)
     np.testing.assert_allclose(fused, before, rtol=0, atol=1e-4 if stored == "float32" else 0.2)
-    np.testing.assert_allclose(torch_logits(torch_model(tmp_path / "fused"), IDS), fused, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(
+        torch_logits(torch_model(tmp_path / "fused"), IDS), fused, rtol=0, atol=1e-4
+    )
     # mlx-lm computes in the type of the weights.
     theirs = mlx_logits(load_mlx(mlx_lm, tmp_path / "fused"), IDS)
     np.testing.assert_allclose(theirs, fused, rtol=0, atol=1e-4 if stored == "float32" else 0.6)

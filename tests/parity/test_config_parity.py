@@ -67,18 +67,51 @@ def make(**changes):
         {"model_type": "qwen2", "rope_theta": 1e6, "head_dim": 16},
         {"model_type": "qwen3", "tie_word_embeddings": False, "attention_bias": True},
         {"model_type": "mistral", "sliding_window": 100},
-        {"model_type": "qwen2", "head_dim": 16, "sliding_window": 100, "layer_types": ["full_attention", "sliding_attention"]},
-        {"model_type": "gemma3_text", **GEMMA3, "sliding_window": 100, "layer_types": ["full_attention", "sliding_attention"]},
-        {"model_type": "gemma3_text", **GEMMA3, "sliding_window": 100, "num_hidden_layers": 7, "layer_types": PATTERN},
-        {"model_type": "gemma3_text", **GEMMA3, "rope_scaling": {"rope_type": "linear", "factor": 8.0}},
-        {"attention_bias": True, "mlp_bias": True, "rms_norm_eps": 1e-5, "bos_token_id": 1, "pad_token_id": 0},
+        {
+            "model_type": "qwen2",
+            "head_dim": 16,
+            "sliding_window": 100,
+            "layer_types": ["full_attention", "sliding_attention"],
+        },
+        {
+            "model_type": "gemma3_text",
+            **GEMMA3,
+            "sliding_window": 100,
+            "layer_types": ["full_attention", "sliding_attention"],
+        },
+        {
+            "model_type": "gemma3_text",
+            **GEMMA3,
+            "sliding_window": 100,
+            "num_hidden_layers": 7,
+            "layer_types": PATTERN,
+        },
+        {
+            "model_type": "gemma3_text",
+            **GEMMA3,
+            "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+        },
+        {
+            "attention_bias": True,
+            "mlp_bias": True,
+            "rms_norm_eps": 1e-5,
+            "bos_token_id": 1,
+            "pad_token_id": 0,
+        },
     ],
 )
 def test_transformers_reads_ours_and_we_read_what_it_writes(tmp_path, changes):
     config = make(**changes)
     (tmp_path / "config.json").write_text(json.dumps(config.to_hf()))
     theirs = transformers.AutoConfig.from_pretrained(tmp_path)
-    for name in ("vocab_size", "hidden_size", "head_dim", "num_key_value_heads", "tie_word_embeddings", "rms_norm_eps"):
+    for name in (
+        "vocab_size",
+        "hidden_size",
+        "head_dim",
+        "num_key_value_heads",
+        "tie_word_embeddings",
+        "rms_norm_eps",
+    ):
         assert getattr(theirs, name) == getattr(config, name)
     assert rotary_bases(theirs) == (config.rope_theta, config.rope_local_base_freq)
     assert windows_of(theirs) == [config.window(i) for i in range(config.num_hidden_layers)]
@@ -90,15 +123,27 @@ def test_transformers_reads_ours_and_we_read_what_it_writes(tmp_path, changes):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_what_transformers_takes_for_missing_keys(tmp_path, name):
     content = {"model_type": name}
-    numbers = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+    numbers = (
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+    )
     content |= {key: getattr(make(), key) for key in numbers}
     (tmp_path / "config.json").write_text(json.dumps(content))
-    ours, theirs = ModelConfig.from_hf(tmp_path / "config.json"), transformers.AutoConfig.from_pretrained(tmp_path)
+    ours, theirs = (
+        ModelConfig.from_hf(tmp_path / "config.json"),
+        transformers.AutoConfig.from_pretrained(tmp_path),
+    )
     assert rotary_bases(theirs) == (ours.rope_theta, ours.rope_local_base_freq)
     assert windows_of(theirs) == [ours.window(i) for i in range(ours.num_hidden_layers)]
     for key in ("head_dim", "rms_norm_eps", "max_position_embeddings", "tie_word_embeddings"):
         said = getattr(theirs, key, None)
-        assert (ours.hidden_size // ours.num_attention_heads if said is None else said) == getattr(ours, key), key
+        assert (ours.hidden_size // ours.num_attention_heads if said is None else said) == getattr(
+            ours, key
+        ), key
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -117,25 +162,47 @@ def test_llama3_factors(tmp_path):
     rope = transformers.modeling_rope_utils.ROPE_INIT_FUNCTIONS["llama3"]
     inverse, _ = rope(theirs, device="cpu")
     plain = config.rope_theta ** (-np.arange(0, 32, 2) / 32)
-    np.testing.assert_allclose(plain / llama3_factors(LLAMA3, config.rope_theta, 32), inverse.numpy(), rtol=1e-5)
+    np.testing.assert_allclose(
+        plain / llama3_factors(LLAMA3, config.rope_theta, 32), inverse.numpy(), rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize(
     "changes",
     [
         {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
-        {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 4096.0}},
-        {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4}, "original_max_position_embeddings": 2048},
+        {
+            "rope_scaling": {
+                "rope_type": "yarn",
+                "factor": 4.0,
+                "original_max_position_embeddings": 4096.0,
+            }
+        },
+        {
+            "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4},
+            "original_max_position_embeddings": 2048,
+        },
         {"rope_scaling": {"type": "linear", "factor": 4.0, "rope_theta": 1e4}},
         {"rope_scaling": {"rope_type": "default", "rope_theta": 1e4}},
-        {"rope_scaling": {key: value for key, value in LLAMA3.items() if not key.startswith("original")}},
+        {
+            "rope_scaling": {
+                key: value for key, value in LLAMA3.items() if not key.startswith("original")
+            }
+        },
         {"rope_scaling": LLAMA3, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
     ],
 )
 def test_rotary_frequencies_of_whatever_is_left_out_or_said_twice(tmp_path, changes):
-    content = {key: value for key, value in make(max_position_embeddings=8192).to_hf().items() if key != "rope_scaling"}
+    content = {
+        key: value
+        for key, value in make(max_position_embeddings=8192).to_hf().items()
+        if key != "rope_scaling"
+    }
     (tmp_path / "config.json").write_text(json.dumps({**content, **changes}))
-    ours, theirs = ModelConfig.from_hf(tmp_path / "config.json"), transformers.AutoConfig.from_pretrained(tmp_path)
+    ours, theirs = (
+        ModelConfig.from_hf(tmp_path / "config.json"),
+        transformers.AutoConfig.from_pretrained(tmp_path),
+    )
     table = transformers.models.llama.modeling_llama.LlamaRotaryEmbedding(theirs)
     frequencies, scale = rotary_frequencies(ours.rope_theta, ours.head_dim, ours.rope_scaling)
     np.testing.assert_allclose(frequencies, table.inv_freq.numpy(), rtol=1e-5)

@@ -18,7 +18,16 @@ TEMPLATE = (
     "{% for m in messages %}<s>{{ m['role'] }}\n{{ m['content'] }}<e>\n{% endfor %}"
     "{% if add_generation_prompt %}<s>assistant\n{% endif %}"
 )
-TEXTS = ["Hello.", " two  words", "tab\tand\nline", "naïve – 日本語", "🙂 emoji", "{'a': 1}", "the end <e>", "x"]
+TEXTS = [
+    "Hello.",
+    " two  words",
+    "tab\tand\nline",
+    "naïve – 日本語",
+    "🙂 emoji",
+    "{'a': 1}",
+    "the end <e>",
+    "x",
+]
 TURNS = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(TEXTS)]
 TOOLS = [{"type": "function", "function": {"name": "f"}}]
 CHATS = [{"messages": TURNS[:n]} for n in (2, 4, 8)]
@@ -32,11 +41,17 @@ def tokenizer():
     model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     model.decoder = tokenizers.decoders.ByteLevel()
     trainer = tokenizers.trainers.BpeTrainer(
-        special_tokens=["<s>", "<e>"], vocab_size=400, initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet()
+        special_tokens=["<s>", "<e>"],
+        vocab_size=400,
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
     )
     model.train_from_iterator(TEXTS * 3, trainer)
     return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=model, bos_token="<s>", eos_token="<e>", pad_token="<e>", chat_template=TEMPLATE
+        tokenizer_object=model,
+        bos_token="<s>",
+        eos_token="<e>",
+        pad_token="<e>",
+        chat_template=TEMPLATE,
     )
 
 
@@ -63,10 +78,16 @@ def test_text(tokenizer):
 
 
 def test_concatenated(tokenizer):
-    parts = [("ChatDataset", CHATS, ["messages"]), ("CompletionsDataset", PAIRS, ["prompt", "completion"])]
+    parts = [
+        ("ChatDataset", CHATS, ["messages"]),
+        ("CompletionsDataset", PAIRS, ["prompt", "completion"]),
+    ]
     mine, peer = (
         m.ConcatenatedDataset(
-            [getattr(m, kind)([dict(r) for r in rows], tokenizer, *keys, True) for kind, rows, keys in parts]
+            [
+                getattr(m, kind)([dict(r) for r in rows], tokenizer, *keys, True)
+                for kind, rows, keys in parts
+            ]
         )
         for m in (ours, theirs)
     )
@@ -80,4 +101,8 @@ def test_local_folder(tokenizer, tmp_path):
         (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in PAIRS[:n]))
     args = SimpleNamespace(data=str(tmp_path), mask_prompt=True, train=True, test=True)
     for mine, peer in zip(ours.load_dataset(args, tokenizer), theirs.load_dataset(args, tokenizer)):
-        assert len(mine) == len(peer) and mine[0] == peer[0] and mine.process(mine[0]) == peer.process(peer[0])
+        assert (
+            len(mine) == len(peer)
+            and mine[0] == peer[0]
+            and mine.process(mine[0]) == peer.process(peer[0])
+        )

@@ -39,7 +39,13 @@ def their_class(cls):
     return getattr(dora if cls.__name__.startswith("DoRA") else lora, cls.__name__)
 
 
-@pytest.mark.parametrize(("cls", "bits"), [*itertools.product((LoRALinear, DoRALinear, LoRAEmbedding), (None, 4, 8)), (DoRAEmbedding, None)])
+@pytest.mark.parametrize(
+    ("cls", "bits"),
+    [
+        *itertools.product((LoRALinear, DoRALinear, LoRAEmbedding), (None, 4, 8)),
+        (DoRAEmbedding, None),
+    ],
+)
 def test_mlx_lm(mlx, rng, cls, bits):
     """mlx-lm has no DoRA over quantised tables."""
     import mlx.nn as mlx_nn
@@ -51,10 +57,19 @@ def test_mlx_lm(mlx, rng, cls, bits):
     if bits:
         weight = Weight.quantize(weight, f"affine{bits}", group_size=32)
         base = base.to_quantized(group_size=32, bits=bits)
-        their_dense = mlx.dequantize(base.weight, base.scales, base.biases, group_size=32, bits=bits)
+        their_dense = mlx.dequantize(
+            base.weight, base.scales, base.biases, group_size=32, bits=bits
+        )
         np.testing.assert_allclose(weight.dequantize(), np.array(their_dense), atol=1e-6)
-    own = nn.Linear.from_weight(weight, np.array(base.bias)) if linear else nn.Embedding.from_weight(weight)
-    theirs, ours = their_class(cls).from_base(base, r=5, scale=3.0), cls.from_base(own, r=5, scale=3.0)
+    own = (
+        nn.Linear.from_weight(weight, np.array(base.bias))
+        if linear
+        else nn.Embedding.from_weight(weight)
+    )
+    theirs, ours = (
+        their_class(cls).from_base(base, r=5, scale=3.0),
+        cls.from_base(own, r=5, scale=3.0),
+    )
     for name in ours.matrices():
         assert getattr(theirs, name).shape == getattr(ours, name).shape
     if ours.kind == "dora":
@@ -65,7 +80,11 @@ def test_mlx_lm(mlx, rng, cls, bits):
         setattr(theirs, name, mlx.array(getattr(ours, name)))
     getattr(theirs, cls.base_name).freeze()
     x = normal(rng, 7, IN)
-    calls = [(ours, theirs, x)] if linear else [(ours, theirs, IDS), (ours.as_linear, theirs.as_linear, x)]
+    calls = (
+        [(ours, theirs, x)]
+        if linear
+        else [(ours, theirs, IDS), (ours.as_linear, theirs.as_linear, x)]
+    )
     for call, their_call, argument in calls:
         expected = np.array(their_call(mlx.array(argument)))
         assert relative(call(argument), expected) < 1e-5
@@ -79,7 +98,12 @@ def test_mlx_lm(mlx, rng, cls, bits):
         for name, gradient in gradients(ours, call, argument, target).items():
             assert relative(gradient, np.array(their_grads[name])) < 1e-4, name
     fused = theirs.fuse(dequantize=bool(bits))
-    assert relative(ours.merged(own.weight if bits is None else weight.dequantize()), np.array(fused.weight)) < 1e-5
+    assert (
+        relative(
+            ours.merged(own.weight if bits is None else weight.dequantize()), np.array(fused.weight)
+        )
+        < 1e-5
+    )
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -96,13 +120,21 @@ def test_dora_of_peft(rng, bias):
     ours = DoRALinear.from_base(own, r=5, scale=3.0)
     config = LoraConfig(r=5, lora_alpha=15, use_dora=True, lora_dropout=0.0)
     theirs = Linear(base, "default", config, r=5, lora_alpha=15)
-    np.testing.assert_allclose(theirs.lora_magnitude_vector["default"].weight.detach().numpy(), ours.m, rtol=1e-6)
+    np.testing.assert_allclose(
+        theirs.lora_magnitude_vector["default"].weight.detach().numpy(), ours.m, rtol=1e-6
+    )
     ours.lora_b[...] = normal(rng, *ours.lora_b.shape, size=0.1)
     ours.m *= rng.uniform(0.5, 2, OUT).astype(np.float32)
-    parts = {"lora_a": theirs.lora_A["default"].weight, "lora_b": theirs.lora_B["default"].weight, "m": theirs.lora_magnitude_vector["default"].weight}
+    parts = {
+        "lora_a": theirs.lora_A["default"].weight,
+        "lora_b": theirs.lora_B["default"].weight,
+        "m": theirs.lora_magnitude_vector["default"].weight,
+    }
     with torch.no_grad():
         for name, parameter in parts.items():
-            parameter.copy_(torch.from_numpy(getattr(ours, name)).T if name != "m" else torch.from_numpy(ours.m))
+            parameter.copy_(
+                torch.from_numpy(getattr(ours, name)).T if name != "m" else torch.from_numpy(ours.m)
+            )
     x, target = normal(rng, 7, IN), normal(rng, 7, OUT)
     y = theirs(torch.from_numpy(x))
     assert relative(ours(x), y.detach().numpy()) < 1e-5

@@ -28,7 +28,9 @@ def normal(rng, *shape, size=1.0):
 def sorted_rows(rng):
     """(rows [M, hidden] sorted by expert, offsets, the expert of each row)"""
     experts = np.sort(rng.integers(0, EXPERTS - 1, N))  # the last has none
-    offsets = np.concatenate(([0], np.cumsum(np.bincount(experts, minlength=EXPERTS)))).astype(np.int32)
+    offsets = np.concatenate(([0], np.cumsum(np.bincount(experts, minlength=EXPERTS)))).astype(
+        np.int32
+    )
     return normal(rng, N, HIDDEN), offsets, experts
 
 
@@ -39,16 +41,27 @@ def test_switch_linear_and_its_adapter(rng, stored):
 
     x, offsets, experts = sorted_rows(rng)
     theirs = switch_layers.SwitchLinear(HIDDEN, INNER, EXPERTS)
-    theirs.weight, theirs.bias = mx.array(normal(rng, EXPERTS, INNER, HIDDEN)), mx.array(normal(rng, EXPERTS, INNER))
+    theirs.weight, theirs.bias = (
+        mx.array(normal(rng, EXPERTS, INNER, HIDDEN)),
+        mx.array(normal(rng, EXPERTS, INNER)),
+    )
     weight = np.array(theirs.weight)
     if stored == "8 bits":
         theirs = theirs.to_quantized(group_size=64, bits=8)
-        weight = WeightStack.quantize(np.array(mx.dequantize(theirs.weight, theirs.scales, theirs.biases, group_size=64, bits=8)), "f32")
+        weight = WeightStack.quantize(
+            np.array(
+                mx.dequantize(theirs.weight, theirs.scales, theirs.biases, group_size=64, bits=8)
+            ),
+            "f32",
+        )
     ours = nn.SwitchLinear.from_weight(weight, np.array(theirs.bias))
     rows, indices = mx.array(x)[:, None, None, :], mx.array(experts.astype(np.int32))[:, None]
     assert relative(ours(x, offsets), np.array(theirs(rows, indices))[:, 0, 0]) < 1e-5
 
-    theirs, ours = Theirs.from_base(theirs, r=5, scale=3.0), LoRASwitchLinear.from_base(ours, r=5, scale=3.0)
+    theirs, ours = (
+        Theirs.from_base(theirs, r=5, scale=3.0),
+        LoRASwitchLinear.from_base(ours, r=5, scale=3.0),
+    )
     assert theirs.lora_a.shape == ours.lora_a.shape and theirs.lora_b.shape == ours.lora_b.shape
     ours.lora_b[...] = normal(rng, *ours.lora_b.shape)
     theirs.lora_a, theirs.lora_b = mx.array(ours.lora_a), mx.array(ours.lora_b)
@@ -65,7 +78,9 @@ def test_switch_linear_and_its_adapter(rng, stored):
     for name, grad in grads.items():
         assert relative(grad, np.array(their_grads[name])) < 1e-4
     if stored == "float32":
-        np.testing.assert_allclose(ours.fuse().weight, np.array(theirs.fuse().weight), rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(
+            ours.fuse().weight, np.array(theirs.fuse().weight), rtol=1e-5, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("normalise", [True, False])
@@ -73,9 +88,22 @@ def test_a_whole_block(rng, normalise):
     """Router, experts and the gradient into the block's input, as OLMoE's block has them in mlx-lm."""
     from mlx_lm.models import olmoe
 
-    arguments = {"model_type": "olmoe", "num_hidden_layers": 1, "num_attention_heads": 1, "rms_norm_eps": 1e-5, "vocab_size": 8}
-    sizes = {"hidden_size": HIDDEN, "intermediate_size": INNER, "num_experts": EXPERTS, "num_experts_per_tok": K}
-    theirs = olmoe.OlmoeSparseMoeBlock(olmoe.ModelArgs(**arguments, **sizes, norm_topk_prob=normalise))
+    arguments = {
+        "model_type": "olmoe",
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "rms_norm_eps": 1e-5,
+        "vocab_size": 8,
+    }
+    sizes = {
+        "hidden_size": HIDDEN,
+        "intermediate_size": INNER,
+        "num_experts": EXPERTS,
+        "num_experts_per_tok": K,
+    }
+    theirs = olmoe.OlmoeSparseMoeBlock(
+        olmoe.ModelArgs(**arguments, **sizes, norm_topk_prob=normalise)
+    )
     gate = normal(rng, EXPERTS, HIDDEN, size=0.3)
     names = {"gate_proj": (INNER, HIDDEN), "up_proj": (INNER, HIDDEN), "down_proj": (HIDDEN, INNER)}
     weights = {name: normal(rng, EXPERTS, *shape, size=0.15) for name, shape in names.items()}
@@ -94,12 +122,20 @@ def test_a_whole_block(rng, normalise):
 
     norm = mlx_nn.RMSNorm(HIDDEN, eps=before.eps)
     their_model = mlx_nn.Sequential(norm, theirs)
-    _, their_grads = mlx_nn.value_and_grad(their_model, lambda m: (m(mx.array(x)[None])[0] * mx.array(target)).sum())(their_model)
+    _, their_grads = mlx_nn.value_and_grad(
+        their_model, lambda m: (m(mx.array(x)[None])[0] * mx.array(target)).sum()
+    )(their_model)
     first, block = their_grads["layers"]
     assert relative(grads["before.weight"], np.array(first["weight"])) < 1e-4
     assert relative(grads["block.gate.weight"], np.array(block["gate"]["weight"])) < 1e-4
     for name in names:
-        assert relative(grads[f"block.switch_mlp.{name}.weight"], np.array(block["switch_mlp"][name]["weight"])) < 1e-4
+        assert (
+            relative(
+                grads[f"block.switch_mlp.{name}.weight"],
+                np.array(block["switch_mlp"][name]["weight"]),
+            )
+            < 1e-4
+        )
 
 
 def test_routing_of_mixtral(rng):
@@ -110,4 +146,6 @@ def test_routing_of_mixtral(rng):
     indices = mx.argpartition(-gates, kth=K - 1, axis=-1)[..., :K]
     scores = np.array(mx.softmax(mx.take_along_axis(gates, indices, axis=-1), axis=-1))
     order = np.argsort(np.array(indices), axis=1)
-    np.testing.assert_allclose(weights[routing.visits], np.take_along_axis(scores, order, 1), rtol=1e-5)
+    np.testing.assert_allclose(
+        weights[routing.visits], np.take_along_axis(scores, order, 1), rtol=1e-5
+    )

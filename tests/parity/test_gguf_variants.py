@@ -35,7 +35,9 @@ def test_logits_of_each_type(tmp_path, kind):
     assert {weight.format for weight in ours.stored().values()} == {kind.lower()}
     # Storing changed the weights, by no more than the type may.
     change = np.abs(torch_logits(theirs, IDS) - plain).max()
-    low, high = {"F32": (0, 0), "F16": (1e-4, 0.1), "BF16": (1e-3, 0.5), "Q8_0": (1e-3, 0.5)}.get(kind, (0.1, np.inf))
+    low, high = {"F32": (0, 0), "F16": (1e-4, 0.1), "BF16": (1e-3, 0.5), "Q8_0": (1e-3, 0.5)}.get(
+        kind, (0.1, np.inf)
+    )
     assert low <= change <= high
 
 
@@ -67,7 +69,12 @@ def test_llama3_rotary_factors(tmp_path):
 
 def test_types_are_mixed_freely(tmp_path):
     """As llama.cpp's own recipes do, which store the head finer than the rest."""
-    kinds = {name: TYPES[i % len(TYPES)] for i, (name, _) in enumerate(make_tiny(**SHAPE, tie_word_embeddings=False).named_parameters())}
+    kinds = {
+        name: TYPES[i % len(TYPES)]
+        for i, (name, _) in enumerate(
+            make_tiny(**SHAPE, tie_word_embeddings=False).named_parameters()
+        )
+    }
     ours = check(tmp_path, make_tiny(**SHAPE, tie_word_embeddings=False), kinds.__getitem__)
     assert len({weight.format for weight in ours.stored().values()}) == len(TYPES)
 
@@ -93,8 +100,23 @@ def test_other_types_are_refused_by_name(tmp_path, kind):
     raw = np.zeros((rows, columns // group * size), np.uint8)
     quantize, dequantize = gguf.quants.quantize, gguf.quants.dequantize
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gguf.quants, "quantize", lambda data, t: raw if t == tensor_type else quantize(data, t))
-        patch.setattr(gguf.quants, "dequantize", lambda data, t: np.zeros((rows, columns), np.float32) if t == tensor_type else dequantize(data, t))
-        write_gguf(theirs, path, lambda name: kind if name == "model.layers.1.mlp.up_proj.weight" else "F32")
-    with pytest.raises(FormatError, match=rf"model\.gguf: blk\.1\.ffn_up\.weight: stored as {kind}, and pyloss reads F32.*Q8_0"):
+        patch.setattr(
+            gguf.quants, "quantize", lambda data, t: raw if t == tensor_type else quantize(data, t)
+        )
+        patch.setattr(
+            gguf.quants,
+            "dequantize",
+            lambda data, t: (
+                np.zeros((rows, columns), np.float32) if t == tensor_type else dequantize(data, t)
+            ),
+        )
+        write_gguf(
+            theirs,
+            path,
+            lambda name: kind if name == "model.layers.1.mlp.up_proj.weight" else "F32",
+        )
+    with pytest.raises(
+        FormatError,
+        match=rf"model\.gguf: blk\.1\.ffn_up\.weight: stored as {kind}, and pyloss reads F32.*Q8_0",
+    ):
         pyloss.load_model(path)

@@ -36,16 +36,24 @@ def tensors(loss, rng, shape, kind=torch.float64, scale=2.0):
 def test_gradcheck(rng, loss, reduction):
     if loss in MAPS and reduction is not None:
         return
-    options = {} if reduction is None else {"reduction": reduction, "weights": torch.from_numpy(loss.weights(rng, (4, 5)))}
+    options = (
+        {}
+        if reduction is None
+        else {"reduction": reduction, "weights": torch.from_numpy(loss.weights(rng, (4, 5)))}
+    )
     given = tensors(loss, rng, (4, 5))
-    assert torch.autograd.gradcheck(lambda *logits: run(loss, *logits, *given[loss.logits :], **options), given[: loss.logits])
+    assert torch.autograd.gradcheck(
+        lambda *logits: run(loss, *logits, *given[loss.logits :], **options), given[: loss.logits]
+    )
 
 
 def test_gradcheck_of_one_argument_of_two(rng):
     for loss in [loss for loss in LOSSES if loss.logits == 2]:
         q, p = tensors(loss, rng, (3, 4))
         assert torch.autograd.gradcheck(lambda p, q=q, loss=loss: run(loss, q.detach(), p), p)
-        assert torch.autograd.gradcheck(lambda q, p=p, loss=loss: run(loss, q, p.detach(), reduction="sum"), q)
+        assert torch.autograd.gradcheck(
+            lambda q, p=p, loss=loss: run(loss, q, p.detach(), reduction="sum"), q
+        )
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
@@ -57,9 +65,15 @@ def test_the_bits_are_those_of_pyloss(rng, loss, kind):
     result.sum().backward()
     want, slopes = loss.gradients(*arrays)
     got = interop._array("loss", result)
-    assert got.dtype == loss.result_type(arrays[0].dtype) and got.tobytes() == np.asarray(want).tobytes()
+    assert (
+        got.dtype == loss.result_type(arrays[0].dtype)
+        and got.tobytes() == np.asarray(want).tobytes()
+    )
     for tensor, slope in zip(given, slopes):
-        assert tensor.grad.dtype == kind and interop._array("g", tensor.grad).tobytes() == slope.tobytes()
+        assert (
+            tensor.grad.dtype == kind
+            and interop._array("g", tensor.grad).tobytes() == slope.tobytes()
+        )
 
 
 def test_in_the_place_of_torchs_losses(rng):
@@ -71,7 +85,8 @@ def test_in_the_place_of_torchs_losses(rng):
     def same(theirs, ours):
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-14)
         for a, b in zip(
-            torch.autograd.grad(theirs, [q, p], allow_unused=True), torch.autograd.grad(ours, [q, p], allow_unused=True)
+            torch.autograd.grad(theirs, [q, p], allow_unused=True),
+            torch.autograd.grad(ours, [q, p], allow_unused=True),
         ):
             assert (a is None) == (b is None)
             if a is not None:
@@ -82,7 +97,10 @@ def test_in_the_place_of_torchs_losses(rng):
     same(F.cross_entropy(q, labels, **options), interop.softmax_cross_entropy(q, labels, **options))
     want = F.kl_div(q.log_softmax(-1), p.softmax(-1), reduction="batchmean")
     same(want, interop.kl_div_loss(q, p, reduction="mean"))
-    same(F.binary_cross_entropy_with_logits(q, targets), interop.binary_cross_entropy_with_logits(q, targets, reduction="mean"))
+    same(
+        F.binary_cross_entropy_with_logits(q, targets),
+        interop.binary_cross_entropy_with_logits(q, targets, reduction="mean"),
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
@@ -141,7 +159,9 @@ def test_linear_losses(rng):
     hidden = torch.from_numpy(rng.standard_normal((5, 6)).astype(np.float32)).requires_grad_()
     weight = torch.from_numpy(rng.standard_normal((9, 6)).astype(np.float32)).requires_grad_()
     labels = torch.tensor([0, 8, -100, 3, 3])
-    ours = torch.autograd.grad(interop.linear_cross_entropy(hidden, weight, labels, reduction="mean"), [hidden, weight])
+    ours = torch.autograd.grad(
+        interop.linear_cross_entropy(hidden, weight, labels, reduction="mean"), [hidden, weight]
+    )
     theirs = torch.autograd.grad(F.cross_entropy(hidden @ weight.T, labels), [hidden, weight])
     for a, b in zip(ours, theirs):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
@@ -163,12 +183,20 @@ def test_second_derivatives_are_refused(rng):
             lambda x, y: interop.softmax_cross_entropy(x.to("meta"), y),
             "logits must be a dense tensor on the CPU, not one on meta",
         ),
-        (lambda x, y: interop.softmax_cross_entropy(x, y.to("meta")), "labels must be a dense tensor on the CPU"),
+        (
+            lambda x, y: interop.softmax_cross_entropy(x, y.to("meta")),
+            "labels must be a dense tensor on the CPU",
+        ),
         (
             lambda x, y: interop.kl_div_loss(x, x.to_sparse()),
             "logits_p must be a dense tensor on the CPU, not one of layout torch.sparse_coo",
         ),
-        (lambda x, y: interop.softmax_cross_entropy(x, y, weights=torch.ones(3).requires_grad_()), "weights gets no gradient"),
+        (
+            lambda x, y: interop.softmax_cross_entropy(
+                x, y, weights=torch.ones(3).requires_grad_()
+            ),
+            "weights gets no gradient",
+        ),
         (lambda x, y: interop.softmax_cross_entropy(x, y, out=torch.empty(3)), "out"),
     ],
     ids=["meta", "meta labels", "sparse", "weights", "out"],
@@ -179,7 +207,11 @@ def test_what_is_refused(call, message):
 
 
 def test_every_loss_has_its_name_here_and_its_signature():
-    names = {loss.name for loss in EVERY} | {"linear_cross_entropy", "linear_kl_div", "linear_js_div"}
+    names = {loss.name for loss in EVERY} | {
+        "linear_cross_entropy",
+        "linear_kl_div",
+        "linear_js_div",
+    }
     assert set(interop.__all__) == names
     for name in names:
         ours = dict(inspect.signature(getattr(pyloss, name)).parameters)
@@ -192,10 +224,15 @@ def test_every_loss_has_its_name_here_and_its_signature():
 INTEGERS = ["uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64"]
 
 
-@pytest.mark.parametrize("dtype", [getattr(torch, name) for name in INTEGERS if hasattr(torch, name)], ids=str)
+@pytest.mark.parametrize(
+    "dtype", [getattr(torch, name) for name in INTEGERS if hasattr(torch, name)], ids=str
+)
 def test_labels_of_every_integer_type(rng, dtype):
     """With an ignore_index that is a class, as torch itself computes it for int64."""
-    x, labels = torch.from_numpy(rng.standard_normal((4, 5))).requires_grad_(), torch.tensor([1, 0, 4, 0])
+    x, labels = (
+        torch.from_numpy(rng.standard_normal((4, 5))).requires_grad_(),
+        torch.tensor([1, 0, 4, 0]),
+    )
     want = F.cross_entropy(x, labels, ignore_index=0)
     (slope,) = torch.autograd.grad(want, x)
     got = interop.softmax_cross_entropy(x, labels.to(dtype), ignore_index=0, reduction="mean")

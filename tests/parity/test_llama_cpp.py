@@ -28,12 +28,18 @@ def difference(model, ids, answer):
     logits = our_logits(model, ids + answer.tokens[:-1])[len(ids) - 1 :].astype(np.float64)
     logits -= logits.max(axis=1, keepdims=True)
     logits -= np.log(np.exp(logits).sum(axis=1, keepdims=True))
-    return max(abs(row[token] - value) for row, step in zip(logits, answer.logprobs) for token, value in step.items())
+    return max(
+        abs(row[token] - value)
+        for row, step in zip(logits, answer.logprobs)
+        for token, value in step.items()
+    )
 
 
 def agree(model, ids, answer, atol=1e-3):
     assert difference(model, ids, answer) < atol
-    assert [int(row.argmax()) for row in our_logits(model, ids + answer.tokens[:-1])[len(ids) - 1 :]] == answer.tokens
+    assert [
+        int(row.argmax()) for row in our_logits(model, ids + answer.tokens[:-1])[len(ids) - 1 :]
+    ] == answer.tokens
 
 
 # The embedded model ------------------------------------------------------------------------------------------------
@@ -84,14 +90,24 @@ def test_a_model_fused_into_its_own_formats(smollm2_gguf, tmp_path):
 
 MODELS = {
     "llama": {},
-    "llama-bias": {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": False, "rope_scaling": LLAMA3},
+    "llama-bias": {
+        "attention_bias": True,
+        "mlp_bias": True,
+        "tie_word_embeddings": False,
+        "rope_scaling": LLAMA3,
+    },
     "llama-heads": {"head_dim": 32, "rope_scaling": {"rope_type": "linear", "factor": 4.0}},
     "mistral": {"family": "Mistral", "sliding_window": 100, "tie_word_embeddings": False},
     "qwen2": {"family": "Qwen2", "rope_scaling": YARN},
     "qwen3": {"family": "Qwen3", "tie_word_embeddings": False},
-    "gemma3": {"family": "Gemma3", **GEMMA3, "rope_scaling": {"rope_type": "linear", "factor": 4.0}},
+    "gemma3": {
+        "family": "Gemma3",
+        **GEMMA3,
+        "rope_scaling": {"rope_type": "linear", "factor": 4.0},
+    },
     **MIXTURES,
-    "olmoe": {**MIXTURES["olmoe"], "num_key_value_heads": 4},  # llama.cpp has the norm of k as wide as that of q
+    # llama.cpp has the norm of k as wide as that of q
+    "olmoe": {**MIXTURES["olmoe"], "num_key_value_heads": 4},
 }
 
 
@@ -111,11 +127,17 @@ def test_vocabularies_of_sentencepiece(kind, tmp_path):
     Tokenizer.from_gguf(spm.gguf_metadata(processor, kind)).save(tmp_path / "hf")
     theirs = make_tiny(vocab_size=spm.SIZE)
     for index in range(spm.SIZE):  # no answers of bytes, which the server would hold back
-        theirs.model.embed_tokens.weight.data[index] *= not (processor.is_byte(index) or processor.is_control(index))
+        theirs.model.embed_tokens.weight.data[index] *= not (
+            processor.is_byte(index) or processor.is_control(index)
+        )
     theirs.save_pretrained(tmp_path / "hf")
     model, tokenizer = pyloss.load(tmp_path / "hf")
     write_gguf(model, tmp_path / "m.gguf", tokenizer)
-    for text in (PROMPT, " two  spaces,\n\n    four, é→日 <b>x</b>", "a<end_of_turn>\n<start_of_turn>b c"):
+    for text in (
+        PROMPT,
+        " two  spaces,\n\n    four, é→日 <b>x</b>",
+        "a<end_of_turn>\n<start_of_turn>b c",
+    ):
         agree(model, tokenizer.encode(text), llama_runner.run(tmp_path / "m.gguf", text, 3))
 
 
@@ -126,15 +148,34 @@ def test_families(name, tmp_path):
     write_gguf(model, tmp_path / "base.gguf", tokenizer)
     atol = 5e-3 if name == "gemma3" else 1e-3  # llama.cpp looks GELU up in a table of float16
     agree(model, IDS, llama_runner.run(tmp_path / "base.gguf", IDS, TOKENS), atol)
-    block = {"mixtral": "block_sparse_moe.switch_mlp"}.get(name, "mlp.switch_mlp" if name in MIXTURES else "mlp")
+    block = {"mixtral": "block_sparse_moe.switch_mlp"}.get(
+        name, "mlp.switch_mlp" if name in MIXTURES else "mlp"
+    )
     keys = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.o_proj", f"{block}.down_proj"]
-    add_adapter(model, keys=keys + ([] if model.lm_head is None else ["lm_head", "model.embed_tokens"]), size=0.2)
+    add_adapter(
+        model,
+        keys=keys + ([] if model.lm_head is None else ["lm_head", "model.embed_tokens"]),
+        size=0.2,
+    )
     adapter_modules(model)[f"model.layers.0.{block}.down_proj"].scale = 5.0
     write_lora_gguf(model, tmp_path / "lora.gguf")
-    agree(model, IDS, llama_runner.run(tmp_path / "base.gguf", IDS, TOKENS, tmp_path / "lora.gguf"), atol)
+    agree(
+        model,
+        IDS,
+        llama_runner.run(tmp_path / "base.gguf", IDS, TOKENS, tmp_path / "lora.gguf"),
+        atol,
+    )
 
 
-@pytest.mark.parametrize("said", [{"rope.scaling.factor": 4.0}, {"rope.scale_linear": 4.0}, {"rope.scaling.type": "none", "rope.scaling.factor": 4.0}], ids=str)
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"rope.scaling.factor": 4.0},
+        {"rope.scale_linear": 4.0},
+        {"rope.scaling.type": "none", "rope.scaling.factor": 4.0},
+    ],
+    ids=str,
+)
 def test_rotary_scaling_without_a_type(said, tmp_path, monkeypatch):
     make_tiny().save_pretrained(tmp_path / "hf")
     model = load_model(tmp_path / "hf")
@@ -142,4 +183,5 @@ def test_rotary_scaling_without_a_type(said, tmp_path, monkeypatch):
     write_gguf(model, tmp_path / "m.gguf", plain_tokenizer())
     answer = llama_runner.run(tmp_path / "m.gguf", IDS, TOKENS)
     agree(load_model(tmp_path / "m.gguf"), IDS, answer)
-    assert (difference(model, IDS, answer) > 0.01) == ("rope.scaling.type" not in said)  # the factor shows
+    # the factor shows
+    assert (difference(model, IDS, answer) > 0.01) == ("rope.scaling.type" not in said)

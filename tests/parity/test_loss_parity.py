@@ -54,21 +54,28 @@ def in_torch(torch, loss, *arguments, weights=None):
     if loss.name == "stablemax_cross_entropy":
         return in_hrm(torch, x, other)
     cross = F.cross_entropy(
-        x.reshape(-1, v), other.reshape(-1), reduction="none", label_smoothing=options.get("label_smoothing", 0.0)
+        x.reshape(-1, v),
+        other.reshape(-1),
+        reduction="none",
+        label_smoothing=options.get("label_smoothing", 0.0),
     )
     cross = cross.reshape(shape)
     if loss.name == "focal_loss":
         p = torch.exp(-cross)
         alpha = options.get("alpha")
         return (1 if alpha is None else alpha) * (1 - p) ** options.get("gamma", 2.0) * cross
-    return cross + options.get("z_loss", 0.0) * torch.where(other == IGNORE, 0, torch.logsumexp(x, -1) ** 2)
+    return cross + options.get("z_loss", 0.0) * torch.where(
+        other == IGNORE, 0, torch.logsumexp(x, -1) ** 2
+    )
 
 
 def in_hrm(torch, x, labels):
     """-log(s / sum s) of the label with s as HRM's losses.py defines it, epsilon and all."""
     s = torch.where(x < 0, 1 / (1 - x + 1e-30), x + 1)
     log_s = torch.log(s / s.sum(-1, keepdim=True))
-    return torch.where(labels == IGNORE, 0, -torch.gather(log_s, -1, labels.clamp(min=0)[..., None])[..., 0])
+    return torch.where(
+        labels == IGNORE, 0, -torch.gather(log_s, -1, labels.clamp(min=0)[..., None])[..., 0]
+    )
 
 
 def theirs_and_ours(torch, loss, arguments, upstream):
@@ -77,7 +84,9 @@ def theirs_and_ours(torch, loss, arguments, upstream):
     logits = [x.requires_grad_() for x in tensors[: loss.logits]]
     out = in_torch(torch, loss, *logits, *tensors[loss.logits :])
     gradients = torch.autograd.grad((out * torch.from_numpy(upstream)).sum(), logits)
-    return (out.detach().numpy(), [g.numpy() for g in gradients]), loss.gradients(*arguments, upstream=upstream)
+    return (out.detach().numpy(), [g.numpy() for g in gradients]), loss.gradients(
+        *arguments, upstream=upstream
+    )
 
 
 @pytest.mark.parametrize("scale", HARD)
@@ -93,7 +102,9 @@ def test_float64_equals_torch(torch, rng, loss, scale):
     # A divergence's gradient is a difference of ratios, which are as large as the logits.
     size = scale * np.abs(upstream).max() if loss.logits == 2 else 0
     for gradient, slope in zip(gradients, slopes):
-        np.testing.assert_allclose(gradient, slope, rtol=1e-12, atol=1e-12 * np.abs(slope).max() + 1e-14 * size)
+        np.testing.assert_allclose(
+            gradient, slope, rtol=1e-12, atol=1e-12 * np.abs(slope).max() + 1e-14 * size
+        )
 
 
 @pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16], ids=["bf16", "f16"])
@@ -112,14 +123,20 @@ def test_half_precision_equals_torch_in_float32(torch, rng, loss, dtype):
 
 def test_bfloat16_is_at_least_as_exact_as_torch(torch, rng):
     """Against float64, for cross entropy of bfloat16 logits, which torch also takes as they are."""
-    x, labels = rng.standard_normal((64, 5000)).astype(ml_dtypes.bfloat16), rng.integers(0, 5000, 64)
+    x, labels = (
+        rng.standard_normal((64, 5000)).astype(ml_dtypes.bfloat16),
+        rng.integers(0, 5000, 64),
+    )
     exact, (slope,) = Loss("softmax_cross_entropy").formula(x, labels)
     ours, (gradient,) = Loss("softmax_cross_entropy").gradients(x, labels)
     tensor = torch.from_numpy(x.view(np.int16)).view(torch.bfloat16).requires_grad_()
     theirs = torch.nn.functional.cross_entropy(tensor, torch.from_numpy(labels), reduction="none")
     (their_slope,) = torch.autograd.grad(theirs.sum(), tensor)
     assert np.abs(ours - exact).max() <= np.abs(theirs.detach().double().numpy() - exact).max()
-    assert np.abs(gradient.astype(np.float64) - slope).max() <= np.abs(their_slope.double().numpy() - slope).max()
+    assert (
+        np.abs(gradient.astype(np.float64) - slope).max()
+        <= np.abs(their_slope.double().numpy() - slope).max()
+    )
 
 
 @pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
@@ -127,8 +144,12 @@ def test_bfloat16_is_at_least_as_exact_as_torch(torch, rng):
 def test_reductions_equal_torch(torch, rng, reduction, smoothing):
     x, labels = rng.standard_normal((7, 11)), some_labels(rng, (7, 11))
     options = {"reduction": reduction, "label_smoothing": smoothing}
-    theirs = torch.nn.functional.cross_entropy(torch.from_numpy(x), torch.from_numpy(labels), **options)
-    np.testing.assert_allclose(pyloss.softmax_cross_entropy(x, labels, **options), theirs.numpy(), rtol=1e-12)
+    theirs = torch.nn.functional.cross_entropy(
+        torch.from_numpy(x), torch.from_numpy(labels), **options
+    )
+    np.testing.assert_allclose(
+        pyloss.softmax_cross_entropy(x, labels, **options), theirs.numpy(), rtol=1e-12
+    )
 
 
 def test_masked_vocabulary_as_torch(torch, rng):
@@ -162,7 +183,9 @@ def test_stablemax_has_a_gradient_where_hrms_has_none(torch):
     """At exactly 1 the branch not taken, 1 / (1 - x), is infinite in float32, and 0 times infinity is NaN."""
     x, labels = np.array([[1, 0.5, -1, 0]], np.float32), np.array([1])
     loss = Loss("stablemax_cross_entropy", other=some_labels)
-    (theirs, (slope,)), (ours, (gradient,)) = theirs_and_ours(torch, loss, (x, labels), np.ones(1, np.float32))
+    (theirs, (slope,)), (ours, (gradient,)) = theirs_and_ours(
+        torch, loss, (x, labels), np.ones(1, np.float32)
+    )
     np.testing.assert_allclose(ours, theirs, rtol=1e-6)
     assert np.isnan(slope[0, 0])
     np.testing.assert_allclose(gradient, loss.formula(x, labels)[1][0], rtol=1e-6)
@@ -180,7 +203,9 @@ def test_divergences_equal_mlx_lm(mlx, rng, name, scale):
     q, p = (scale * rng.standard_normal((2, *SHAPE))).astype(np.float32)
     function, upstream = getattr(losses, name), rng.standard_normal(SHAPE[:-1]).astype(np.float32)
     theirs = np.array(function(mlx.array(q), mlx.array(p)))
-    slope = np.array(mlx.grad(lambda x: (function(x, mlx.array(p)) * mlx.array(upstream)).sum())(mlx.array(q)))
+    slope = np.array(
+        mlx.grad(lambda x: (function(x, mlx.array(p)) * mlx.array(upstream)).sum())(mlx.array(q))
+    )
     ours, (gradient, _) = Loss(name, logits=2).gradients(q, p, upstream=upstream)
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(gradient, slope, rtol=1e-3, atol=1e-5)

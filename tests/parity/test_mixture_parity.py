@@ -29,7 +29,11 @@ IDS = np.random.default_rng(0).integers(0, 300, 60)
 VARIANTS = {
     **MIXTURES,
     "mixtral with a window": {**MIXTURES["mixtral"], "sliding_window": 24},
-    "qwen3_moe with an MLP": {**MIXTURES["qwen3_moe"], "mlp_only_layers": [0], "norm_topk_prob": False},
+    "qwen3_moe with an MLP": {
+        **MIXTURES["qwen3_moe"],
+        "mlp_only_layers": [0],
+        "norm_topk_prob": False,
+    },
 }
 
 
@@ -52,16 +56,25 @@ def test_logits_and_cache(tiny):
     np.testing.assert_allclose(our_logits(ours, IDS), expected, rtol=0, atol=1e-4)
     cache = ours.make_cache()
     for begin, end in ((0, 20), (20, 21), (21, 23), (23, 60)):
-        np.testing.assert_allclose(ours.step(IDS[begin:end], cache), expected[end - 1], rtol=0, atol=1e-4)
+        np.testing.assert_allclose(
+            ours.step(IDS[begin:end], cache), expected[end - 1], rtol=0, atol=1e-4
+        )
 
 
 def merged(name, adapter):
     """The adapter's base weight with the adapter in it, and how a gradient by that becomes one by lora_a and lora_b."""
-    a, b, scale = adapter.lora_a.astype(np.float64), adapter.lora_b.astype(np.float64), adapter.scale
+    a, b, scale = (
+        adapter.lora_a.astype(np.float64),
+        adapter.lora_b.astype(np.float64),
+        adapter.scale,
+    )
     weight = adapter.base.weight
     dense = weight if isinstance(weight, np.ndarray) else weight.dequantize()
     if a.ndim == 3:
-        return dense + scale * b @ a, lambda g: (scale * b.swapaxes(1, 2) @ g, scale * g @ a.swapaxes(1, 2))
+        return dense + scale * b @ a, lambda g: (
+            scale * b.swapaxes(1, 2) @ g,
+            scale * g @ a.swapaxes(1, 2),
+        )
     return dense + scale * (a @ b).T, lambda g: (scale * g.T @ b.T, scale * (g @ a).T)
 
 
@@ -86,7 +99,9 @@ def test_gradients_of_adapters(tiny):
     theirs.double().set_experts_implementation("eager")  # the others compute in float32 alone
     adapters = adapter_modules(ours)
     kinds = {type(adapter).__name__ for adapter in adapters.values()}
-    assert kinds == {"LoRALinear", "LoRASwitchLinear"} and any(name.endswith(".gate") for name in adapters)
+    assert kinds == {"LoRALinear", "LoRASwitchLinear"} and any(
+        name.endswith(".gate") for name in adapters
+    )
     back = {}
     with torch.no_grad():
         for name, adapter in adapters.items():
@@ -146,11 +161,15 @@ def test_written_as_gguf(tmp_path, name, type):
 def test_fused_into_a_quantised_base(tmp_path, name):
     """GGUF and back: experts requantised to the base's own format, the same tokens."""
     make_tiny(**{**MIXTURES[name], "vocab_size": tiny_files.TOKENS}).save_pretrained(tmp_path)
-    write_our_gguf(pyloss.load_model(tmp_path), tmp_path / "base.gguf", tiny_files.byte_tokenizer(), "q8_0")
+    write_our_gguf(
+        pyloss.load_model(tmp_path), tmp_path / "base.gguf", tiny_files.byte_tokenizer(), "q8_0"
+    )
     ours = add_adapter(pyloss.load_model(tmp_path / "base.gguf"), size=0.2)
     before, ids = our_logits(ours, IDS % tiny_files.TOKENS), IDS % tiny_files.TOKENS
     ours.fuse()
-    assert {weight.format for name, weight in ours.stored().items() if ".switch_mlp." in name} == {"q8_0"}
+    assert {weight.format for name, weight in ours.stored().items() if ".switch_mlp." in name} == {
+        "q8_0"
+    }
     errors = np.linalg.norm(our_logits(ours, ids) - before, axis=1) / np.linalg.norm(before, axis=1)
     assert np.median(errors) < 0.05  # few tokens visit another expert
     write_our_gguf(ours, tmp_path / "fused.gguf", tiny_files.byte_tokenizer())
@@ -162,15 +181,31 @@ def test_fused_into_a_quantised_base(tmp_path, name):
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
-        ("qwen3_moe", {"mlp_only_layers": [0]}, r"experts in all layers of qwen3moe; here layers \[0\] have none"),
-        ("qwen3_moe", {"norm_topk_prob": False}, "weights that are normalised; norm_topk_prob is False"),
-        ("olmoe", {"norm_topk_prob": True}, "weights that are not normalised; norm_topk_prob is True"),
+        (
+            "qwen3_moe",
+            {"mlp_only_layers": [0]},
+            r"experts in all layers of qwen3moe; here layers \[0\] have none",
+        ),
+        (
+            "qwen3_moe",
+            {"norm_topk_prob": False},
+            "weights that are normalised; norm_topk_prob is False",
+        ),
+        (
+            "olmoe",
+            {"norm_topk_prob": True},
+            "weights that are not normalised; norm_topk_prob is True",
+        ),
     ],
 )
 def test_what_gguf_cannot_say(tmp_path, name, changes, message):
-    make_tiny(**{**MIXTURES[name], **changes, "vocab_size": tiny_files.TOKENS}).save_pretrained(tmp_path)
+    make_tiny(**{**MIXTURES[name], **changes, "vocab_size": tiny_files.TOKENS}).save_pretrained(
+        tmp_path
+    )
     with pytest.raises(ValueError, match=message):
-        write_our_gguf(pyloss.load_model(tmp_path), tmp_path / "model.gguf", tiny_files.byte_tokenizer())
+        write_our_gguf(
+            pyloss.load_model(tmp_path), tmp_path / "model.gguf", tiny_files.byte_tokenizer()
+        )
 
 
 @pytest.mark.parametrize("name", MIXTURES)
@@ -187,10 +222,18 @@ def test_stacked_tensors(tmp_path, name, layout):
         for key, value in stacks.items():
             at = key.split("mlp.experts.")[0] + f"{block}.switch_mlp"
             halves = np.split(value, 2, axis=1)
-            parts = {"down_proj": value} if key.endswith("down_proj") else {"gate_proj": halves[0], "up_proj": halves[1]}
-            tensors |= {f"{at}.{part}.weight": np.ascontiguousarray(half) for part, half in parts.items()}
+            parts = (
+                {"down_proj": value}
+                if key.endswith("down_proj")
+                else {"gate_proj": halves[0], "up_proj": halves[1]}
+            )
+            tensors |= {
+                f"{at}.{part}.weight": np.ascontiguousarray(half) for part, half in parts.items()
+            }
     else:
-        tensors = {key.replace("block_sparse_moe", "mlp"): value for key, value in tensors.items()} | stacks
+        tensors = {
+            key.replace("block_sparse_moe", "mlp"): value for key, value in tensors.items()
+        } | stacks
     save_file(tensors, file)
     ours = pyloss.load_model(tmp_path)
     np.testing.assert_allclose(our_logits(ours, IDS), torch_logits(theirs, IDS), rtol=0, atol=1e-4)
@@ -204,7 +247,8 @@ def test_names_of_modules_are_those_of_mlx_lm(tmp_path, name):
 
     model = make_tiny(**MIXTURES[name])
     model.save_pretrained(tmp_path)
-    pyloss.load_model(tmp_path).save(tmp_path / "saved")  # with the keys of config.json that mlx-lm needs
+    # with the keys of config.json that mlx-lm needs
+    pyloss.load_model(tmp_path).save(tmp_path / "saved")
     theirs, _ = utils.load_model(tmp_path / "saved")
     theirs.freeze()
     ours = pyloss.load_model(tmp_path)
@@ -212,4 +256,6 @@ def test_names_of_modules_are_those_of_mlx_lm(tmp_path, name):
     tuner.linear_to_lora_layers(theirs, 1, config)
     pyloss.tuner.linear_to_lora_layers(ours, 1, config)
     found = {key: value.shape for key, value in ours.trainable_parameters().items()}
-    assert found == {key: tuple(value.shape) for key, value in tree_flatten(theirs.trainable_parameters())}
+    assert found == {
+        key: tuple(value.shape) for key, value in tree_flatten(theirs.trainable_parameters())
+    }

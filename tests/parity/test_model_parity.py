@@ -35,7 +35,13 @@ TEXTS = [
 VARIANTS = {
     "grouped": {},
     "ungrouped": {"num_key_value_heads": 4},
-    "one key head": {"num_attention_heads": 3, "num_key_value_heads": 1, "hidden_size": 48, "intermediate_size": 40, "vocab_size": 257},
+    "one key head": {
+        "num_attention_heads": 3,
+        "num_key_value_heads": 1,
+        "hidden_size": 48,
+        "intermediate_size": 40,
+        "vocab_size": 257,
+    },
     "wide heads": {"head_dim": 32, "tie_word_embeddings": False},
     "narrow heads": {"head_dim": 6},
     "biases": {"attention_bias": True, "mlp_bias": True},
@@ -47,17 +53,41 @@ VARIANTS = {
     "in shards": {"shards": "60KB"},
     "qwen2": {"family": "Qwen2"},
     "yarn rotary": {"family": "Qwen2", "rope_scaling": YARN},
-    "qwen2 with windows": {"family": "Qwen2", "use_sliding_window": True, "sliding_window": 10, "max_window_layers": 1},
+    "qwen2 with windows": {
+        "family": "Qwen2",
+        "use_sliding_window": True,
+        "sliding_window": 10,
+        "max_window_layers": 1,
+    },
     "qwen3": {"family": "Qwen3", "tie_word_embeddings": False},
     "qwen3 with biases": {"family": "Qwen3", "attention_bias": True},
     "gemma3": {"family": "Gemma3", **GEMMA3},
-    "gemma3 with scaled positions": {"family": "Gemma3", **GEMMA3, "rope_scaling": {"rope_type": "linear", "factor": 8.0}},
+    "gemma3 with scaled positions": {
+        "family": "Gemma3",
+        **GEMMA3,
+        "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+    },
     "gemma3 of other sizes": {
-        "family": "Gemma3", **GEMMA3, "query_pre_attn_scalar": 24, "attention_bias": True, "tie_word_embeddings": False,
-        "num_hidden_layers": 3, "layer_types": ["full_attention", "sliding_attention", "sliding_attention"],
+        "family": "Gemma3",
+        **GEMMA3,
+        "query_pre_attn_scalar": 24,
+        "attention_bias": True,
+        "tie_word_embeddings": False,
+        "num_hidden_layers": 3,
+        "layer_types": ["full_attention", "sliding_attention", "sliding_attention"],
     },
 }
-GGUF = ("grouped", "biases", "llama3 rotary", "linear rotary", "yarn rotary", "qwen2", "qwen3", "gemma3", "gemma3 with scaled positions")
+GGUF = (
+    "grouped",
+    "biases",
+    "llama3 rotary",
+    "linear rotary",
+    "yarn rotary",
+    "qwen2",
+    "qwen3",
+    "gemma3",
+    "gemma3 with scaled positions",
+)
 VARIANTS |= {f"{name}, gguf": {**VARIANTS[name], "gguf": True} for name in GGUF}
 
 
@@ -65,7 +95,11 @@ VARIANTS |= {f"{name}, gguf": {**VARIANTS[name], "gguf": True} for name in GGUF}
 def tiny(request, tmp_path):
     """(our model, transformers' model) of the same stored weights, computing in float32."""
     options = dict(VARIANTS[request.param])
-    stored, shards, gguf = getattr(torch, options.pop("stored", "float32")), options.pop("shards", "1GB"), options.pop("gguf", False)
+    stored, shards, gguf = (
+        getattr(torch, options.pop("stored", "float32")),
+        options.pop("shards", "1GB"),
+        options.pop("gguf", False),
+    )
     model = make_tiny(**options)
     if gguf:
         write_gguf(model, tmp_path / "model.gguf")
@@ -107,7 +141,9 @@ def test_packed_sequences_do_not_see_each_other(smollm2, expected):
     offsets = np.cumsum([0] + [len(part) for part in parts]).astype(np.int32)
     packed = pyloss.autograd.data(model.head(model.hidden(np.concatenate(parts), offsets)))
     for i in range(4):
-        np.testing.assert_allclose(packed[offsets[i] : offsets[i + 1]], expected[i][1], rtol=0, atol=1e-3)
+        np.testing.assert_allclose(
+            packed[offsets[i] : offsets[i + 1]], expected[i][1], rtol=0, atol=1e-3
+        )
 
 
 def test_logits_of_variants(tiny):
@@ -122,14 +158,26 @@ def test_logits_of_variants(tiny):
 def test_the_language_model_beside_one_for_images(tmp_path, beginning):
     """Under both of the names that versions of transformers have given it."""
     text = make_tiny(family="Gemma3", **GEMMA3)
-    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
-    config = transformers.Gemma3Config(text_config=text.config.to_dict(), vision_config=vision, mm_tokens_per_image=4)
+    vision = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 28,
+        "patch_size": 14,
+    }
+    config = transformers.Gemma3Config(
+        text_config=text.config.to_dict(), vision_config=vision, mm_tokens_per_image=4
+    )
     whole = transformers.Gemma3ForConditionalGeneration(config).eval()
     whole.model.language_model.load_state_dict(text.model.state_dict())
     whole.tie_weights()
     whole.save_pretrained(tmp_path)
     (file,) = tmp_path.glob("*.safetensors")
-    tensors = {name.replace("language_model.model.", beginning, 1): array for name, array in load_file(file).items()}
+    tensors = {
+        name.replace("language_model.model.", beginning, 1): array
+        for name, array in load_file(file).items()
+    }
     save_file(tensors, file)
     assert f"{beginning}layers.0.self_attn.q_proj.weight" in tensors
     ours = pyloss.load_model(tmp_path)
@@ -162,7 +210,9 @@ def test_rows_and_packed_sequences_of_variants(tiny):
             np.testing.assert_allclose(rows[i - 2], expected, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("chunks", [(140,), (1,) * 140, (60, 1, 1, 70, *[1] * 8)], ids=["at once", "one by one", "mixed"])
+@pytest.mark.parametrize(
+    "chunks", [(140,), (1,) * 140, (60, 1, 1, 70, *[1] * 8)], ids=["at once", "one by one", "mixed"]
+)
 def test_cache_of_variants(tiny, chunks):
     ours, theirs = tiny
     (ids,) = ragged(ours.vocab_size, sum(chunks))
@@ -195,24 +245,40 @@ def test_cache(smollm2, expected):
 )
 def test_greedy_generation(smollm2, smollm2_torch, prompt):
     model, tokenizer = smollm2
-    ids = tokenizer.encode(prompt) if isinstance(prompt, str) else tokenizer.apply_chat_template(prompt, add_generation_prompt=True)
-    theirs = smollm2_torch.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=44, pad_token_id=2)[0, len(ids) :].tolist()
+    ids = (
+        tokenizer.encode(prompt)
+        if isinstance(prompt, str)
+        else tokenizer.apply_chat_template(prompt, add_generation_prompt=True)
+    )
+    theirs = smollm2_torch.generate(
+        torch.tensor([ids]), do_sample=False, max_new_tokens=44, pad_token_id=2
+    )[0, len(ids) :].tolist()
     assert len(theirs) >= 40
     steps = list(pyloss.stream_generate(model, tokenizer, ids, max_tokens=44))
     assert [step.token for step in steps] == theirs
-    assert steps[-1].finish_reason == ("stop" if theirs[-1] in tokenizer.eos_token_ids else "length")
+    assert steps[-1].finish_reason == (
+        "stop" if theirs[-1] in tokenizer.eos_token_ids else "length"
+    )
 
 
 def test_generation_ends_where_transformers_ends(smollm2, smollm2_folder, smollm2_torch):
     model, tokenizer = smollm2
     theirs_tokenizer = transformers.AutoTokenizer.from_pretrained(smollm2_folder)
-    ids = tokenizer.apply_chat_template([{"role": "user", "content": "What is the capital of France?"}], add_generation_prompt=True)
-    theirs = smollm2_torch.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=44, pad_token_id=2)[0, len(ids) :].tolist()
+    ids = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "What is the capital of France?"}], add_generation_prompt=True
+    )
+    theirs = smollm2_torch.generate(
+        torch.tensor([ids]), do_sample=False, max_new_tokens=44, pad_token_id=2
+    )[0, len(ids) :].tolist()
     steps = list(pyloss.stream_generate(model, tokenizer, ids, max_tokens=44))
     assert [step.token for step in steps] == theirs
     assert len(theirs) < 44 and steps[-1].finish_reason == "stop"
     answer = "".join(step.text for step in steps)
-    assert answer == theirs_tokenizer.decode(theirs, skip_special_tokens=True) == pyloss.generate(model, tokenizer, ids, max_tokens=44)
+    assert (
+        answer
+        == theirs_tokenizer.decode(theirs, skip_special_tokens=True)
+        == pyloss.generate(model, tokenizer, ids, max_tokens=44)
+    )
 
 
 def padded(rows):
@@ -228,9 +294,16 @@ def test_gradients_of_lora(smollm2_gguf, smollm2_folder):
     add_adapter(ours)
     base = transformers.AutoModelForCausalLM.from_pretrained(smollm2_folder, dtype=torch.float64)
     theirs = peft_twin(ours, base).double()
-    batch = padded([tokenizer.encode(TEXTS[0] + " Rome. It has been so since 1871"), tokenizer.encode("def add(a, b):\n    return a + b\n")])
+    batch = padded(
+        [
+            tokenizer.encode(TEXTS[0] + " Rome. It has been so since 1871"),
+            tokenizer.encode("def add(a, b):\n    return a + b\n"),
+        ]
+    )
     lengths = np.array([[0, 20], [5, 12]], np.int32)
-    (loss, total), grads = pyloss.nn.value_and_grad(ours, pyloss.tuner.default_loss)(ours, batch, lengths)
+    (loss, total), grads = pyloss.nn.value_and_grad(ours, pyloss.tuner.default_loss)(
+        ours, batch, lengths
+    )
     expected = torch_loss(theirs, batch, target_weights(batch, lengths).astype(np.float64))
     expected.backward()
     assert total == 19 + 7
@@ -251,12 +324,16 @@ def test_gradients_of_variants(tiny):
     for name, parameter in theirs.named_parameters():
         if parameter.ndim == 1:
             parameter.requires_grad_(True)
-            trained[name.removeprefix("base_model.model.").replace(".base_layer.", ".linear.")] = parameter
+            trained[name.removeprefix("base_model.model.").replace(".base_layer.", ".linear.")] = (
+                parameter
+            )
     batch = padded(ragged(ours.vocab_size, 40, 3, 21))
     weights = np.random.default_rng(1).uniform(0, 2, batch.shape).astype(np.float32)
     for row, n in zip(weights, (40, 3, 21), strict=True):
         row[n:] = 0
-    (loss, _), grads = pyloss.nn.value_and_grad(ours, pyloss.tuner.default_loss)(ours, batch, weights)
+    (loss, _), grads = pyloss.nn.value_and_grad(ours, pyloss.tuner.default_loss)(
+        ours, batch, weights
+    )
     expected = torch_loss(theirs, batch, target_weights(batch, weights))
     expected.backward()
     assert loss == pytest.approx(expected.item(), rel=1e-5)

@@ -12,7 +12,10 @@ torch = pytest.importorskip("torch")
 @pytest.mark.parametrize(("rows", "inputs", "outputs"), [(40, 576, 192), (64, 1536, 96)])
 def test_torch_multiplies_the_same_numbers(rows, inputs, outputs):
     rng = np.random.default_rng(0)
-    x, w = (rng.standard_normal(shape, dtype=np.float32) for shape in ((rows, inputs), (outputs, inputs)))
+    x, w = (
+        rng.standard_normal(shape, dtype=np.float32)
+        for shape in ((rows, inputs), (outputs, inputs))
+    )
     with matmul_precision("bfloat16"):
         ours = linear(x, w)
     rounded = torch.from_numpy(x).bfloat16(), torch.from_numpy(w).bfloat16()

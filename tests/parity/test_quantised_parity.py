@@ -26,7 +26,13 @@ def matrices():
     normal = rng.standard_normal((12, 256)).astype(np.float32)
     outlier = normal.copy()
     outlier[:, ::64] *= 300
-    return {"normal": normal, "small": normal * np.float32(1e-6), "outlier": outlier, "positive": np.abs(normal), "zero": 0 * normal}
+    return {
+        "normal": normal,
+        "small": normal * np.float32(1e-6),
+        "outlier": outlier,
+        "positive": np.abs(normal),
+        "zero": 0 * normal,
+    }
 
 
 @pytest.mark.parametrize("scale_format", list(FLOATS))
@@ -35,13 +41,20 @@ def matrices():
 def test_affine_groups_are_mlx_to_the_bit(bits, size, scale_format):
     for name, matrix in matrices().items():
         given = mx.array(matrix).astype(FLOATS[scale_format])
-        weight = Weight.quantize(np.array(given.astype(mx.float32)), f"affine{bits}", group_size=size, scale_format=scale_format)
+        weight = Weight.quantize(
+            np.array(given.astype(mx.float32)),
+            f"affine{bits}",
+            group_size=size,
+            scale_format=scale_format,
+        )
         codes, scales, biases = mx.quantize(given, size, bits)
         assert np.array(codes).tobytes() == weight.raw.tobytes(), name
         assert np.array(scales.view(mx.uint8)).tobytes() == weight.groups.scales.tobytes(), name
         assert np.array(biases.view(mx.uint8)).tobytes() == weight.groups.offsets.tobytes(), name
         # In float32, which is what pyloss computes in; of the scales' own type mlx rounds the product and the sum.
-        expected = mx.dequantize(codes, scales.astype(mx.float32), biases.astype(mx.float32), size, bits)
+        expected = mx.dequantize(
+            codes, scales.astype(mx.float32), biases.astype(mx.float32), size, bits
+        )
         np.testing.assert_array_equal(weight.dequantize(), np.array(expected), err_msg=name)
 
 
@@ -59,8 +72,12 @@ def folder(tmp_path_factory):
 def write_tokenizer(place):
     """One that mlx-lm can load."""
     words = {f"w{i}": i for i in range(300)}
-    tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="w0")).save(str(place / "tokenizer.json"))
-    (place / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "w0"}))
+    tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="w0")).save(
+        str(place / "tokenizer.json")
+    )
+    (place / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "w0"})
+    )
 
 
 def logits(place):
@@ -69,31 +86,59 @@ def logits(place):
 
 @pytest.mark.parametrize(("bits", "size"), [(4, 64), (8, 32), (3, 32)])
 def test_converting_is_mlx_lm_to_the_bit(folder, tmp_path, bits, size):
-    mlx_lm.convert(str(folder), str(tmp_path / "theirs"), quantize=True, q_bits=bits, q_group_size=size, dtype="bfloat16")
+    mlx_lm.convert(
+        str(folder),
+        str(tmp_path / "theirs"),
+        quantize=True,
+        q_bits=bits,
+        q_group_size=size,
+        dtype="bfloat16",
+    )
     flags = ["-q", "--q-bits", str(bits), "--q-group-size", str(size), "--dtype", "bfloat16"]
-    assert main(["convert", "--hf-path", str(folder), "--mlx-path", str(tmp_path / "ours"), *flags]) == 0
-    theirs, ours = (mx.load(str(tmp_path / name / "model.safetensors")) for name in ("theirs", "ours"))
+    assert (
+        main(["convert", "--hf-path", str(folder), "--mlx-path", str(tmp_path / "ours"), *flags])
+        == 0
+    )
+    theirs, ours = (
+        mx.load(str(tmp_path / name / "model.safetensors")) for name in ("theirs", "ours")
+    )
     assert theirs.keys() == ours.keys()
     for name, array in theirs.items():
         assert array.dtype == ours[name].dtype and mx.array_equal(array, ours[name]).item(), name
-    expected, found = (json.loads((tmp_path / name / "config.json").read_text())["quantization"] for name in ("theirs", "ours"))
+    expected, found = (
+        json.loads((tmp_path / name / "config.json").read_text())["quantization"]
+        for name in ("theirs", "ours")
+    )
     assert expected == found
     np.testing.assert_array_equal(logits(tmp_path / "theirs"), logits(tmp_path / "ours"))
     model, _ = mlx_lm.load(str(tmp_path / "ours"))
     model.set_dtype(mx.float32)
-    np.testing.assert_allclose(logits(tmp_path / "ours"), np.array(model(mx.array(TOKENS))), atol=1e-4)
+    np.testing.assert_allclose(
+        logits(tmp_path / "ours"), np.array(model(mx.array(TOKENS))), atol=1e-4
+    )
 
 
 def test_layers_of_different_bits_as_mlx_lm_writes_them(folder, tmp_path):
     def some(path, module):
         return {"group_size": 32, "bits": 6} if "down_proj" in path else "v_proj" not in path
 
-    mlx_lm.convert(str(folder), str(tmp_path / "mixed"), quantize=True, quant_predicate=some, dtype="float16")
+    mlx_lm.convert(
+        str(folder), str(tmp_path / "mixed"), quantize=True, quant_predicate=some, dtype="float16"
+    )
     model, _ = mlx_lm.load(str(tmp_path / "mixed"))
     model.set_dtype(mx.float32)
-    np.testing.assert_allclose(logits(tmp_path / "mixed"), np.array(model(mx.array(TOKENS))), atol=1e-4)
-    formats = {name.rsplit(".", 2)[-2]: w.format for name, w in pyloss.models.load_model(tmp_path / "mixed").stored().items()}
-    assert (formats["down_proj"], formats["v_proj"], formats["q_proj"]) == ("affine6", "f16", "affine4")
+    np.testing.assert_allclose(
+        logits(tmp_path / "mixed"), np.array(model(mx.array(TOKENS))), atol=1e-4
+    )
+    formats = {
+        name.rsplit(".", 2)[-2]: w.format
+        for name, w in pyloss.models.load_model(tmp_path / "mixed").stored().items()
+    }
+    assert (formats["down_proj"], formats["v_proj"], formats["q_proj"]) == (
+        "affine6",
+        "f16",
+        "affine4",
+    )
 
 
 # bitsandbytes
@@ -113,7 +158,9 @@ def test_nf4_is_bitsandbytes_to_the_bit(bnb, size, double):
     import torch
 
     for name, matrix in matrices().items():
-        codes, state = bnb.quantize_4bit(torch.tensor(matrix), blocksize=size, quant_type="nf4", compress_statistics=double)
+        codes, state = bnb.quantize_4bit(
+            torch.tensor(matrix), blocksize=size, quant_type="nf4", compress_statistics=double
+        )
         weight = Weight.quantize(matrix, "nf4", group_size=size, double=double)
         assert codes.numpy().tobytes() == weight.raw.tobytes(), name
         groups = weight.groups
@@ -123,12 +170,18 @@ def test_nf4_is_bitsandbytes_to_the_bit(bnb, size, double):
             assert groups.nested_offset == pytest.approx(state.offset.item(), rel=1e-6)
             inner, outer = state.absmax.numpy(), state.state2.absmax.numpy()
             # Around an offset of 0 that all scales are, any code says the same.
-            assert name == "zero" or np.abs(inner.astype(int) - groups.scales.astype(int)).max() <= 1
-            groups = groups._replace(scales=inner, nested=outer.view(np.uint8), nested_offset=state.offset.item())
+            assert (
+                name == "zero" or np.abs(inner.astype(int) - groups.scales.astype(int)).max() <= 1
+            )
+            groups = groups._replace(
+                scales=inner, nested=outer.view(np.uint8), nested_offset=state.offset.item()
+            )
         else:
             assert state.absmax.numpy().tobytes() == groups.scales.tobytes(), name
         same = Weight(weight.raw, "nf4", weight.shape, groups=groups)
-        np.testing.assert_array_equal(same.dequantize(), bnb.dequantize_4bit(codes, state).numpy(), err_msg=name)
+        np.testing.assert_array_equal(
+            same.dequantize(), bnb.dequantize_4bit(codes, state).numpy(), err_msg=name
+        )
 
 
 def check_against_transformers(bnb, folder, model):
@@ -137,8 +190,14 @@ def check_against_transformers(bnb, folder, model):
 
     ours = pyloss.models.load_model(folder)
     stored = ours.stored()
-    layers = {name: module for name, module in model.named_modules() if type(module).__name__ == "Linear4bit"}
-    assert layers.keys() == {name.removesuffix(".weight") for name, weight in stored.items() if weight.format == "nf4"}
+    layers = {
+        name: module
+        for name, module in model.named_modules()
+        if type(module).__name__ == "Linear4bit"
+    }
+    assert layers.keys() == {
+        name.removesuffix(".weight") for name, weight in stored.items() if weight.format == "nf4"
+    }
     for name, layer in layers.items():
         expected = bnb.dequantize_4bit(layer.weight.data, layer.weight.quant_state).float().numpy()
         np.testing.assert_array_equal(stored[f"{name}.weight"].dequantize(), expected, err_msg=name)
@@ -151,7 +210,23 @@ def check_against_transformers(bnb, folder, model):
 def test_transformers_loads_what_is_written_as_nf4(bnb, folder, tmp_path, double):
 
     flags = [] if double else ["--single-quant"]
-    assert main(["convert", "--model", str(folder), "-q", "nf4", "--dtype", "float32", "--output", str(tmp_path), *flags]) == 0
+    assert (
+        main(
+            [
+                "convert",
+                "--model",
+                str(folder),
+                "-q",
+                "nf4",
+                "--dtype",
+                "float32",
+                "--output",
+                str(tmp_path),
+                *flags,
+            ]
+        )
+        == 0
+    )
     model = torch_model(tmp_path)
     assert model.model.layers[1].mlp.up_proj.weight.quant_state.nested is double
     check_against_transformers(bnb, tmp_path, model)
@@ -174,9 +249,15 @@ def test_nf4_as_transformers_writes_it(bnb, folder, tmp_path):
     import torch
     import transformers
 
-    options = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": torch.float32}
+    options = {
+        "bnb_4bit_quant_type": "nf4",
+        "bnb_4bit_use_double_quant": True,
+        "bnb_4bit_compute_dtype": torch.float32,
+    }
     config = transformers.BitsAndBytesConfig(load_in_4bit=True, **options)
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, quantization_config=config)
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, quantization_config=config
+    )
     model.save_pretrained(tmp_path)
     check_against_transformers(bnb, tmp_path, model)
 
@@ -210,12 +291,35 @@ def test_mixtures_of_experts_both_ways_with_mlx_lm(tmp_path, family):
     make_tiny(**MIXTURES[family]).save_pretrained(tmp_path / "first")
     write_tokenizer(tmp_path / "first")
     # mlx-lm does not read all that transformers 5 writes into config.json.
-    assert main(["convert", "--model", str(tmp_path / "first"), "--output", str(tmp_path / "float")]) == 0
-    mlx_lm.convert(str(tmp_path / "float"), str(tmp_path / "theirs"), quantize=True, q_group_size=32, dtype="float32")
+    assert (
+        main(["convert", "--model", str(tmp_path / "first"), "--output", str(tmp_path / "float")])
+        == 0
+    )
+    mlx_lm.convert(
+        str(tmp_path / "float"),
+        str(tmp_path / "theirs"),
+        quantize=True,
+        q_group_size=32,
+        dtype="float32",
+    )
     flags = ["-q", "q6", "--group-size", "32", "--dtype", "float32"]
-    assert main(["convert", "--model", str(tmp_path / "float"), "--output", str(tmp_path / "ours"), *flags]) == 0
+    assert (
+        main(
+            [
+                "convert",
+                "--model",
+                str(tmp_path / "float"),
+                "--output",
+                str(tmp_path / "ours"),
+                *flags,
+            ]
+        )
+        == 0
+    )
     for name in ("theirs", "ours"):
         theirs, _ = mlx_lm.load(str(tmp_path / name))
-        np.testing.assert_allclose(logits(tmp_path / name), np.array(theirs(mx.array(TOKENS))), atol=2e-4, err_msg=name)
+        np.testing.assert_allclose(
+            logits(tmp_path / name), np.array(theirs(mx.array(TOKENS))), atol=2e-4, err_msg=name
+        )
     stored = pyloss.models.load_model(tmp_path / "theirs").stored()
     assert {weight.format for name, weight in stored.items() if "switch_mlp" in name} == {"affine4"}

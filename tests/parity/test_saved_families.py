@@ -28,7 +28,12 @@ FAMILIES = {
     "llama": {"rope_scaling": LLAMA3, "attention_bias": True},
     "mistral": {"family": "Mistral", "sliding_window": 24, "tie_word_embeddings": False},
     "qwen2": {"family": "Qwen2", "rope_scaling": {**YARN, "beta_fast": 32.0}},
-    "qwen2 with windows": {"family": "Qwen2", "use_sliding_window": True, "sliding_window": 24, "max_window_layers": 1},
+    "qwen2 with windows": {
+        "family": "Qwen2",
+        "use_sliding_window": True,
+        "sliding_window": 24,
+        "max_window_layers": 1,
+    },
     "qwen3": {"family": "Qwen3", "tie_word_embeddings": False},
     "gemma3": {"family": "Gemma3", **GEMMA3},
 }
@@ -39,7 +44,9 @@ WITHIN = IDS[:20]  # mlx-lm and llama.cpp know the windows of gemma3 alone
 @pytest.fixture(params=FAMILIES)
 def family(request, tmp_path):
     """(name, our model with a filled adapter)."""
-    make_tiny(**{"vocab_size": tiny.TOKENS, **FAMILIES[request.param]}).save_pretrained(tmp_path / "base")
+    make_tiny(**{"vocab_size": tiny.TOKENS, **FAMILIES[request.param]}).save_pretrained(
+        tmp_path / "base"
+    )
     model = pyloss.load_model(tmp_path / "base")
     plain = our_logits(model, IDS)
     add_adapter(model, size=0.2)
@@ -68,7 +75,9 @@ def test_fused_and_saved(family, tmp_path):
     np.testing.assert_allclose(torch_logits(theirs, IDS), logits, rtol=0, atol=2e-4)
     utils = pytest.importorskip("mlx_lm.utils", reason="compares with mlx-lm (parity extra)")
     mlx, _ = utils.load_model(tmp_path / "fused")
-    ids, expected = (IDS, logits) if name in ("llama", "qwen2", "qwen3", "gemma3") else (WITHIN, within)
+    ids, expected = (
+        (IDS, logits) if name in ("llama", "qwen2", "qwen3", "gemma3") else (WITHIN, within)
+    )
     np.testing.assert_allclose(mlx_logits(mlx, ids), expected, rtol=0, atol=2e-4)
 
 
@@ -86,12 +95,17 @@ def test_written_as_gguf(family, tmp_path):
 
 def test_checkpointed_gradients_are_the_same(family):
     _, model = family
-    batch, lengths = np.stack([IDS[:40], IDS[20:]]).astype(np.int32), np.array([[1, 40], [1, 31]], np.int32)
+    batch, lengths = (
+        np.stack([IDS[:40], IDS[20:]]).astype(np.int32),
+        np.array([[1, 40], [1, 31]], np.int32),
+    )
     step = pyloss.nn.value_and_grad(model, pyloss.tuner.default_loss)
     (loss, _), grads = step(model, batch, lengths)
     model.set_grad_checkpoint(True)
     (again, _), others = step(model, batch, lengths)
-    assert again == loss and all(np.array_equal(grads[name], others[name]) and grads[name].any() for name in grads)
+    assert again == loss and all(
+        np.array_equal(grads[name], others[name]) and grads[name].any() for name in grads
+    )
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -105,7 +119,10 @@ def test_a_configuration_that_lies_is_named(name, tmp_path):
         if key == "num_hidden_layers":
             changed["layer_types"] = None
         (tmp_path / "config.json").write_text(json.dumps(changed))
-        with pytest.raises(FormatError, match="where the configuration gives|missing|no part of this configuration|the file has tensors for"):
+        with pytest.raises(
+            FormatError,
+            match="where the configuration gives|missing|no part of this configuration|the file has tensors for",
+        ):
             pyloss.load_model(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(content))
     for tensor in [tensor for tensor in tensors if ".layers.0." in tensor]:
@@ -113,5 +130,7 @@ def test_a_configuration_that_lies_is_named(name, tmp_path):
         with pytest.raises(FormatError, match=f"{re.escape(tensor)}.*missing"):
             pyloss.load_model(tmp_path)
         save_file({**tensors, tensor: tensors[tensor][1:].copy()}, file)
-        with pytest.raises(FormatError, match=f"{re.escape(tensor)}.*where the configuration gives"):
+        with pytest.raises(
+            FormatError, match=f"{re.escape(tensor)}.*where the configuration gives"
+        ):
             pyloss.load_model(tmp_path)

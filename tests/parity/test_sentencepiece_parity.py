@@ -21,7 +21,10 @@ def texts():
     marks = ("<start_of_turn>", "<end_of_turn>", "<s>", "</s>", "<unk>")
     made = [text for text in strings() if not any(mark in text for mark in marks)]
     rng = random.Random(1)
-    runs = ["".join(rng.choices([" ", "  ", "\n", "a", "aa", "--", "b", "ab", "ba"], k=30)) for _ in range(200)]
+    runs = [
+        "".join(rng.choices([" ", "  ", "\n", "a", "aa", "--", "b", "ab", "ba"], k=30))
+        for _ in range(200)
+    ]
     return [text for text in [*made, *runs] if "\x00" not in text]
 
 

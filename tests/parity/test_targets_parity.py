@@ -11,7 +11,17 @@ from pyloss.models.tokenizer import Tokenizer
 from pyloss.tuner.targets import chat_sample
 from pyloss.tuner.turns import MANY, Conversation
 
-SPECIAL = ["<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "<think>", "</think>"]
+SPECIAL = [
+    "<s>",
+    "</s>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|eot_id|>",
+    "<end_of_turn>",
+    "<|end|>",
+    "<think>",
+    "</think>",
+]
 SPECIAL += ["<AI>", "<用户>", "<reserved_106>", "<reserved_107>"]
 
 
@@ -21,30 +31,64 @@ def say(*turns):
     return [t if isinstance(t, dict) else {"role": names[t[0]], "content": t[2:]} for t in turns]
 
 
-CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo", "days": 2}}}
+CALL = {
+    "type": "function",
+    "function": {"name": "weather", "arguments": {"city": "Oslo", "days": 2}},
+}
 CALLS = {"role": "assistant", "content": "", "tool_calls": [CALL]}
-TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}]
+TOOLS = [
+    {
+        "type": "function",
+        "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}},
+    }
+]
 THOUGHT = "a <think>\nHe asks for one.\n</think>\n\n"
 
 CONVERSATIONS = {
     "single turn": (say("u Hello there", "a Good morning, how are you?"), None),
-    "turns": (say("u one?", "a The first answer.", "u two?", "a The second answer.", "u three?", "a The third."), None),
+    "turns": (
+        say(
+            "u one?",
+            "a The first answer.",
+            "u two?",
+            "a The second answer.",
+            "u three?",
+            "a The third.",
+        ),
+        None,
+    ),
     "system prompt": (say("s Be brief.", "u one?", "a yes one", "u two?", "a yes two"), None),
     "the same answers": (say("u yes", "a yes", "u yes", "a yes", "u yes", "a yes"), None),
     "white space": (say("u  one ", "a  yes one\n", "u two\n\n", "a \n yes  two "), None),
     "tokens of the tags": (say("u <", "a <b> and <th", "u >", "a |im_start|>assistant\n"), None),
-    "thoughts": (say("u one?", THOUGHT + "The number one it is.", "u two?", THOUGHT + "The number two it is."), None),
+    "thoughts": (
+        say(
+            "u one?", THOUGHT + "The number one it is.", "u two?", THOUGHT + "The number two it is."
+        ),
+        None,
+    ),
     "a short answer after a thought": (say("u one?", THOUGHT + "1", "u two?", "a 2"), None),
     "a turn that is only a thought": (say("u one?", THOUGHT, "u two?", "a two it is"), None),
     "empty turns": (say("u one?", "a ", "u two?", "a two", "u three?", "a "), None),
     "ends with the user": (say("u one?", THOUGHT + "one", "u two?"), None),
     "tool round": (say("u weather?", CALLS, "t rain", "a It rains."), TOOLS),
     "tool rounds and another user": (
-        say("u weather?", CALLS, "t rain", "a <think>\nRain.\n</think>\n\nIt rains.", "u and now?", CALLS, "t sun", "a Sun."),
+        say(
+            "u weather?",
+            CALLS,
+            "t rain",
+            "a <think>\nRain.\n</think>\n\nIt rains.",
+            "u and now?",
+            CALLS,
+            "t sun",
+            "a Sun.",
+        ),
         TOOLS,
     ),
     "thoughts beside the content": (
-        say("u one?", {"role": "assistant", "content": "one", "reasoning_content": "easy"}, "u two?")
+        say(
+            "u one?", {"role": "assistant", "content": "one", "reasoning_content": "easy"}, "u two?"
+        )
         + [{"role": "assistant", "content": "two", "reasoning_content": "not so easy"}],
         None,
     ),
@@ -59,11 +103,17 @@ def theirs():
     backend = Backend(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
-    texts = [str(messages) for messages, _ in CONVERSATIONS.values()] + [unmarked(name) for name in TEMPLATES]
+    texts = [str(messages) for messages, _ in CONVERSATIONS.values()] + [
+        unmarked(name) for name in TEMPLATES
+    ]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(special_tokens=SPECIAL, vocab_size=900, initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        special_tokens=SPECIAL, vocab_size=900, initial_alphabet=alphabet, show_progress=False
+    )
     backend.train_from_iterator(texts, trainer)
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>")
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<s>", eos_token="</s>"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -73,12 +123,19 @@ def mine(theirs):
 
     plain, trimmed = (Backend.from_str(theirs.backend_tokenizer.to_str()) for _ in range(2))
     trimmed.post_processor = processors.ByteLevel(trim_offsets=True)
-    return [Tokenizer(backend, {"bos_token": "<s>", "eos_token": "</s>"}) for backend in (plain, trimmed)]
+    return [
+        Tokenizer(backend, {"bos_token": "<s>", "eos_token": "</s>"})
+        for backend in (plain, trimmed)
+    ]
 
 
 def oracle(theirs, name, messages, tools):
     """Tokens and mask of transformers; None where the template refuses."""
-    options = {"return_dict": True, "return_assistant_tokens_mask": True, "chat_template": marked(name)}
+    options = {
+        "return_dict": True,
+        "return_assistant_tokens_mask": True,
+        "chat_template": marked(name),
+    }
     try:
         found = theirs.apply_chat_template(messages, tools=tools, **options)
     except Exception:
@@ -110,7 +167,11 @@ def test_targets_are_what_the_template_would_mark(theirs, mine, name):
             continue
         seen += 1
         tokens, mask = expected
-        for tokenizer, template in ((mine[0], unmarked(name)), (mine[1], unmarked(name)), (mine[0], marked(name))):
+        for tokenizer, template in (
+            (mine[0], unmarked(name)),
+            (mine[1], unmarked(name)),
+            (mine[0], marked(name)),
+        ):
             found, weights = ours(tokenizer, template, messages, tools)
             whole = np.zeros(len(tokens))
             whole[: len(weights)] = weights
@@ -126,8 +187,14 @@ ROUNDS = {
     "the same": (say("u yes", "a yes"), say("u yes", "a yes yes")),
     "thoughts": (say("u and {}?", THOUGHT + "{}"), say("u last?", "a none")),
     "empty ones between": (say("u and {}?", "a {}", "u or?", "a "), []),
-    "tools at the end": (say("u and {}?", "a Then {}."), [*say("u weather?"), CALLS, *say("t rain", "a It rains.")]),
-    "several in turn": (say("u and {}?", "a Then {}."), say("u so?", "a one", "u so?", THOUGHT + "two")),
+    "tools at the end": (
+        say("u and {}?", "a Then {}."),
+        [*say("u weather?"), CALLS, *say("t rain", "a It rains.")],
+    ),
+    "several in turn": (
+        say("u and {}?", "a Then {}."),
+        say("u so?", "a one", "u so?", THOUGHT + "two"),
+    ),
 }
 
 
@@ -135,7 +202,9 @@ ROUNDS = {
 def test_conversations_of_many_turns(theirs, mine, name):
     """Turns that are found together, and those of templates that do not write them alike."""
     for kind, (rounds, end) in ROUNDS.items():
-        messages = [m | {"content": m["content"].format(k)} for k in range(MANY) for m in rounds] + end
+        messages = [
+            m | {"content": m["content"].format(k)} for k in range(MANY) for m in rounds
+        ] + end
         expected = oracle(theirs, name, messages, None)
         if expected is None:
             continue
@@ -152,7 +221,9 @@ def test_a_template_renders_many_turns_a_few_times(mine, monkeypatch):
     tokenizer.chat_template = unmarked("qwen2.5")
     conversation, rendered = Conversation(tokenizer, messages, None), []
     apply = tokenizer.apply_chat_template
-    monkeypatch.setattr(tokenizer, "apply_chat_template", lambda *a, **k: rendered.append(1) or apply(*a, **k))
+    monkeypatch.setattr(
+        tokenizer, "apply_chat_template", lambda *a, **k: rendered.append(1) or apply(*a, **k)
+    )
     spans = conversation.turns([i for i, m in enumerate(messages) if m["role"] == "assistant"])
     assert len(spans) == 200 and len(rendered) < 20
 

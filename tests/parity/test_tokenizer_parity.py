@@ -34,7 +34,11 @@ def strings():
     made = ["", *PIECES]
     made += ["".join(rng.choices(PIECES, k=rng.randint(2, 6))) for _ in range(250)]
     for _ in range(100):
-        made.append("".join(chr(rng.choice([rng.randrange(0x250), rng.randrange(0xD800)])) for _ in range(30)))
+        made.append(
+            "".join(
+                chr(rng.choice([rng.randrange(0x250), rng.randrange(0xD800)])) for _ in range(30)
+            )
+        )
     return made
 
 
@@ -112,7 +116,9 @@ def can_hold(tokenizer, text):
     """SmolLM2's vocabulary lacks some control characters and bytes; every implementation drops them."""
     known = tokenizer.backend.get_vocab()
     split = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    return all(character in known for piece, _ in split.pre_tokenize_str(text) for character in piece)
+    return all(
+        character in known for piece, _ in split.pre_tokenize_str(text) for character in piece
+    )
 
 
 def test_ids_on_text_without_digits(ours, converted):
@@ -155,11 +161,17 @@ def test_what_transformers_saves_is_loaded(ours, loaded, tmp_path):
 @pytest.mark.parametrize("tools", [None, TOOLS])
 @pytest.mark.parametrize("prompt", [False, True])
 def test_conversations_to_the_character(ours, theirs, template, chat, tools, prompt):
-    options = {"tools": tools, "add_generation_prompt": prompt, "chat_template": TEMPLATES[template]}
+    options = {
+        "tools": tools,
+        "add_generation_prompt": prompt,
+        "chat_template": TEMPLATES[template],
+    }
     text = ours.apply_chat_template(CHATS[chat], tokenize=False, **options)
     assert text == theirs.apply_chat_template(CHATS[chat], tokenize=False, **options)
     ids = ours.apply_chat_template(CHATS[chat], **options)
-    assert ids == theirs.apply_chat_template(CHATS[chat], tokenize=True, return_dict=False, **options)
+    assert ids == theirs.apply_chat_template(
+        CHATS[chat], tokenize=True, return_dict=False, **options
+    )
 
 
 def test_streams_give_the_whole_text(ours):

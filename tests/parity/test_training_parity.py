@@ -56,7 +56,9 @@ def train_ours(model, batches, **options):
 
 
 def train_peft(model, batches):
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=RATE, weight_decay=DECAY)
+    optimizer = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad], lr=RATE, weight_decay=DECAY
+    )
     losses = []
     for batch, lengths in batches:
         loss = torch_loss(model, batch, target_weights(batch, lengths))
@@ -70,11 +72,16 @@ def train_peft(model, batches):
 def compare_changes(ours, before, theirs):
     """The changes of training as a whole; `theirs` are torch's parameters by our names."""
     after = ours.trainable_parameters()
-    changes = [np.concatenate([(end[n] - before[n]).ravel() for n in before]) for end in (after, {n: theirs[n] for n in before})]
+    changes = [
+        np.concatenate([(end[n] - before[n]).ravel() for n in before])
+        for end in (after, {n: theirs[n] for n in before})
+    ]
     return relative(*changes)
 
 
-@pytest.mark.parametrize(("use_dora", "tolerance"), [(False, 2e-4), (True, 1e-3)], ids=["LoRA", "DoRA"])
+@pytest.mark.parametrize(
+    ("use_dora", "tolerance"), [(False, 2e-4), (True, 1e-3)], ids=["LoRA", "DoRA"]
+)
 def test_losses_of_twenty_steps(smollm2_gguf, smollm2_folder, use_dora, tolerance):
     """Over the Q4_1 weights here, over the same weights in float32 there; without weight decay, losses would differ by 1e-3."""
     ours, tokenizer = pyloss.load(smollm2_gguf)
@@ -87,7 +94,12 @@ def test_losses_of_twenty_steps(smollm2_gguf, smollm2_folder, use_dora, toleranc
     np.testing.assert_allclose(found, expected, rtol=tolerance)
     assert np.mean(found[-5:]) < 0.8 * np.mean(found[:5])  # the steps changed something
     # Adam divides by the gradient's own size, so that rounding turns single small elements: the change is compared as a whole.
-    assert compare_changes(ours, before, {name: p.detach().numpy().T for name, p in peft_matrices(theirs).items()}) < 10 * tolerance
+    assert (
+        compare_changes(
+            ours, before, {name: p.detach().numpy().T for name, p in peft_matrices(theirs).items()}
+        )
+        < 10 * tolerance
+    )
 
 
 def test_checkpointing_changes_no_bit(smollm2_gguf):
@@ -125,7 +137,9 @@ def test_float_weights(tiny, checkpointing):
     np.testing.assert_allclose(train_ours(ours, batches), train_peft(theirs, batches), rtol=1e-4)
 
 
-@pytest.mark.parametrize("keys", [None, ["self_attn", "mlp.down_proj", "model.embed_tokens", "model.norm"]])
+@pytest.mark.parametrize(
+    "keys", [None, ["self_attn", "mlp.down_proj", "model.embed_tokens", "model.norm"]]
+)
 def test_full_fine_tuning(tmp_path, keys):
     """All of the last layer, norms and biases included; or parts of it, with the table that the head shares."""
     make_tiny(attention_bias=True).save_pretrained(tmp_path)
@@ -137,11 +151,18 @@ def test_full_fine_tuning(tmp_path, keys):
     for name, parameter in trained.items():
         parameter.requires_grad_(name in ours.trainable_parameters())
     before = {name: array.copy() for name, array in ours.trainable_parameters().items()}
-    batches = list(make_batches(np.random.default_rng(0).integers(0, TINY["vocab_size"], 60), STEPS))
+    batches = list(
+        make_batches(np.random.default_rng(0).integers(0, TINY["vocab_size"], 60), STEPS)
+    )
     found, expected = train_ours(ours, batches), train_peft(theirs, batches)
     np.testing.assert_allclose(found, expected, rtol=1e-4)
     assert np.mean(found[-5:]) < 0.9 * np.mean(found[:5])
-    assert compare_changes(ours, before, {name: parameter.detach().numpy() for name, parameter in trained.items()}) < 5e-3
+    assert (
+        compare_changes(
+            ours, before, {name: parameter.detach().numpy() for name, parameter in trained.items()}
+        )
+        < 5e-3
+    )
 
 
 def test_pissa(tmp_path):
@@ -152,13 +173,23 @@ def test_pissa(tmp_path):
     pyloss.tuner.linear_to_lora_layers(ours, -1, {"rank": 8, "scale": 2.0, "init": "pissa"})
     base = torch_model(tmp_path)
     targets = sorted(pyloss.tuner.adapter.adapter_modules(ours))
-    config = peft.LoraConfig(r=8, lora_alpha=16, lora_dropout=0.0, target_modules=targets, init_lora_weights="pissa")
+    config = peft.LoraConfig(
+        r=8, lora_alpha=16, lora_dropout=0.0, target_modules=targets, init_lora_weights="pissa"
+    )
     theirs = peft.get_peft_model(base, config)
     matrices = peft_matrices(theirs)
     for name in targets:
-        products = [(m[f"{name}.lora_a"] @ m[f"{name}.lora_b"]) for m in (ours.trainable_parameters(), {n: p.detach().numpy().T for n, p in matrices.items()})]
+        products = [
+            (m[f"{name}.lora_a"] @ m[f"{name}.lora_b"])
+            for m in (
+                ours.trainable_parameters(),
+                {n: p.detach().numpy().T for n, p in matrices.items()},
+            )
+        ]
         assert relative(*products) < 0.05, name
-    batches = list(make_batches(np.random.default_rng(0).integers(0, TINY["vocab_size"], 60), STEPS))
+    batches = list(
+        make_batches(np.random.default_rng(0).integers(0, TINY["vocab_size"], 60), STEPS)
+    )
     np.testing.assert_allclose(train_ours(ours, batches), train_peft(theirs, batches), rtol=2e-3)
 
 
@@ -167,14 +198,27 @@ def test_train_accumulates_as_one_larger_batch(tiny, tmp_path):
     ours, theirs, tokens = tiny
     batches = list(make_batches(tokens, 2 * STEPS))
     args = pyloss.TrainingArgs(
-        batch_size=2, iters=2 * STEPS, grad_accumulation_steps=2, adapter_file=tmp_path / "adapters.safetensors", seed=0, progress=False
+        batch_size=2,
+        iters=2 * STEPS,
+        grad_accumulation_steps=2,
+        adapter_file=tmp_path / "adapters.safetensors",
+        seed=0,
+        progress=False,
     )
     optimizer = pyloss.optim.AdamW(RATE, weight_decay=DECAY)
-    pyloss.train(ours, optimizer, [None] * 8, args=args, iterate_batches=lambda *unused, **options: iter(batches))
+    pyloss.train(
+        ours,
+        optimizer,
+        [None] * 8,
+        args=args,
+        iterate_batches=lambda *unused, **options: iter(batches),
+    )
     assert optimizer.step == STEPS
 
     joined = []
-    for (first, first_lengths), (second, second_lengths) in zip(batches[::2], batches[1::2], strict=True):
+    for (first, first_lengths), (second, second_lengths) in zip(
+        batches[::2], batches[1::2], strict=True
+    ):
         both = np.zeros((4, max(first.shape[1], second.shape[1])), np.int32)
         both[:2, : first.shape[1]], both[2:, : second.shape[1]] = first, second
         joined.append((both, np.concatenate([first_lengths, second_lengths])))

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
-sentencepiece = pytest.importorskip("sentencepiece", reason="compares with SentencePiece (parity extra)")
+sentencepiece = pytest.importorskip(
+    "sentencepiece", reason="compares with SentencePiece (parity extra)"
+)
 
 USER_DEFINED = ["▁▁", "▁▁▁▁", "\n\n", "<b>", "</b>"]
 KINDS = ("llama", "gemma")
@@ -14,7 +16,10 @@ SIZE = 900
 def train(kind, folder, texts=()):
     """SentencePiece's processor."""
     repository, text = Path(__file__).parents[2], folder / "text.txt"
-    own = [path.read_text() for path in sorted([*repository.glob("*.md"), *repository.glob("docs/*.md")])]
+    own = [
+        path.read_text()
+        for path in sorted([*repository.glob("*.md"), *repository.glob("docs/*.md")])
+    ]
     text.write_text("\n".join([*own, *(piece.replace("\x00", "") for piece in texts)]))
     gemma = kind == "gemma"
     sentencepiece.SentencePieceTrainer.train(
@@ -30,7 +35,15 @@ def gguf_metadata(processor, kind):
     """As llama.cpp's converter writes it."""
     tokens, kinds = [], []
     for index in range(processor.get_piece_size()):
-        sort = 2 if processor.is_unknown(index) else 3 if processor.is_control(index) else 6 if processor.is_byte(index) else 1
+        sort = (
+            2
+            if processor.is_unknown(index)
+            else 3
+            if processor.is_control(index)
+            else 6
+            if processor.is_byte(index)
+            else 1
+        )
         text = processor.id_to_piece(index)
         if kind == "gemma" and text in USER_DEFINED:
             text, sort = text.replace("▁", " "), 4

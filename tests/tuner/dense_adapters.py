@@ -20,10 +20,16 @@ def make_base(rng, cls, kind, rows=12, columns=64, bias=True):
     """A layer over "plain", an array, or a stored matrix of a format, with a bias and interleaved rows where it can have them."""
     table = cls.base_name == "embedding"
     head_dim = 0 if table or rows % 4 else 4
-    weight = rng.standard_normal((rows, columns)).astype(np.float32) if kind == "plain" else stored(rng, rows, columns, kind, head_dim)
+    weight = (
+        rng.standard_normal((rows, columns)).astype(np.float32)
+        if kind == "plain"
+        else stored(rng, rows, columns, kind, head_dim)
+    )
     if table:
         return nn.Embedding.from_weight(weight)
-    return nn.Linear.from_weight(weight, rng.standard_normal(rows).astype(np.float32) if bias else None)
+    return nn.Linear.from_weight(
+        weight, rng.standard_normal(rows).astype(np.float32) if bias else None
+    )
 
 
 def trained(rng, cls, base, size=1.0, **options):
@@ -42,7 +48,9 @@ def parameters(layer):
 def adapted(layer, p, norm=None):
     """The weight with the adapter in it; `norm` fixes what DoRA divides by."""
     product = p["lora_a"] @ p["lora_b"]
-    weight = dense(layer.base) + layer.scale * (product if layer.base_name == "embedding" else product.T)
+    weight = dense(layer.base) + layer.scale * (
+        product if layer.base_name == "embedding" else product.T
+    )
     if layer.kind == "dora":
         weight *= (p["m"] / (np.linalg.norm(weight, axis=1) if norm is None else norm))[:, None]
     return weight
@@ -51,7 +59,11 @@ def adapted(layer, p, norm=None):
 def norms(layer):
     p = parameters(layer)
     product = p["lora_a"] @ p["lora_b"]
-    return np.linalg.norm(dense(layer.base) + layer.scale * (product if layer.base_name == "embedding" else product.T), axis=1)
+    return np.linalg.norm(
+        dense(layer.base)
+        + layer.scale * (product if layer.base_name == "embedding" else product.T),
+        axis=1,
+    )
 
 
 def masked(layer, x, p, mask, norm):
@@ -60,9 +72,15 @@ def masked(layer, x, p, mask, norm):
     if np.issubdtype(np.asarray(x).dtype, np.integer):
         rows = dense(layer.base)[x] + layer.scale * mask * (p["lora_a"][x] @ p["lora_b"])
         return factor[x][..., None] * rows
-    a, b = (p["lora_b"].T, p["lora_a"].T) if layer.base_name == "embedding" else (p["lora_a"], p["lora_b"])
+    a, b = (
+        (p["lora_b"].T, p["lora_a"].T)
+        if layer.base_name == "embedding"
+        else (p["lora_a"], p["lora_b"])
+    )
     bias = getattr(layer.base, "bias", None)
-    return factor * (x @ dense(layer.base).T + layer.scale * ((x * mask) @ a) @ b) + (0 if bias is None else bias)
+    return factor * (x @ dense(layer.base).T + layer.scale * ((x * mask) @ a) @ b) + (
+        0 if bias is None else bias
+    )
 
 
 def seeded_mask(layer, shape):

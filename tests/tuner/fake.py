@@ -52,6 +52,8 @@ class FakeTokenizer:
         names = {i: s.encode() for s, i in SPECIALS.items()}
         return b"".join(names.get(i, bytes([i % 256])) for i in ids).decode(errors="replace")
 
-    def apply_chat_template(self, messages, tools=None, add_generation_prompt=False, tokenize=True, **kwargs):
+    def apply_chat_template(
+        self, messages, tools=None, add_generation_prompt=False, tokenize=True, **kwargs
+    ):
         text = self.template(messages, add_generation_prompt, tools)
         return self.encode(text) if tokenize else text

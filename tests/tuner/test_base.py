@@ -24,7 +24,14 @@ def adapted(folder):
 
 
 def settings(folder, iters, **more):
-    return TrainingArgs(iters=iters, batch_size=2, adapter_file=folder / "adapters.safetensors", progress=False, seed=0, **more)
+    return TrainingArgs(
+        iters=iters,
+        batch_size=2,
+        adapter_file=folder / "adapters.safetensors",
+        progress=False,
+        seed=0,
+        **more,
+    )
 
 
 def test_it_is_the_bases_whatever_is_trained_over_it(tmp_path):
@@ -46,9 +53,14 @@ def test_one_matrix_or_norm_that_differs_is_noticed(tmp_path, where):
         model.layers[0].input_layernorm.weight[0] += 1
     else:
         layer = model.layers[0].mlp.up_proj
-        values = np.array(layer.weight if isinstance(layer.weight, np.ndarray) else layer.weight.dequantize())
+        values = np.array(
+            layer.weight if isinstance(layer.weight, np.ndarray) else layer.weight.dequantize()
+        )
         values.reshape(-1)[0 if where == "first" else -1] += 1
-        model.set_module("model.layers.0.mlp.up_proj", type(layer).from_weight(pyloss.Weight.quantize(values, "f32")).freeze())
+        model.set_module(
+            "model.layers.0.mlp.up_proj",
+            type(layer).from_weight(pyloss.Weight.quantize(values, "f32")).freeze(),
+        )
     assert of(model) != before
 
 
@@ -62,10 +74,24 @@ def test_a_run_is_not_resumed_over_another_base(tmp_path):
         1.01 * (layer.weight if isinstance(layer.weight, np.ndarray) else layer.weight.dequantize()), "f32")).freeze())  # fmt: skip
     other.save(tmp_path / "other")
     before = {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir()}
-    with pytest.raises(ValueError, match=r"over another base model: its weights are not.*--resume-adapter-file"):
-        train(adapted(tmp_path / "other"), optim.AdamW(0.01), DATA, None, settings(tmp_path / "a", 4, resume=True))
+    with pytest.raises(
+        ValueError, match=r"over another base model: its weights are not.*--resume-adapter-file"
+    ):
+        train(
+            adapted(tmp_path / "other"),
+            optim.AdamW(0.01),
+            DATA,
+            None,
+            settings(tmp_path / "a", 4, resume=True),
+        )
     assert {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir()} == before
-    result = train(adapted(tmp_path / "m"), optim.AdamW(0.01), DATA, None, settings(tmp_path / "a", 4, resume=True))
+    result = train(
+        adapted(tmp_path / "m"),
+        optim.AdamW(0.01),
+        DATA,
+        None,
+        settings(tmp_path / "a", 4, resume=True),
+    )
     assert result.iterations == 4
 
 
@@ -74,5 +100,7 @@ def test_full_fine_tuning_is_resumed_over_what_it_leaves_alone(tmp_path):
     for iters, resume in ((2, False), (4, True)):
         model = pyloss.load_model(tmp_path / "m")
         unfreeze_layers(model, 1, ["mlp"])
-        result = train(model, optim.AdamW(0.01), DATA, None, settings(tmp_path / "a", iters, resume=resume))
+        result = train(
+            model, optim.AdamW(0.01), DATA, None, settings(tmp_path / "a", iters, resume=resume)
+        )
     assert result.iterations == 4

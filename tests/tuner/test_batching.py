@@ -37,10 +37,14 @@ def test_shapes_dtypes_and_padding_to_the_longest_row_only():
 
 
 def test_sorted_by_tokens_and_not_by_the_keys_of_a_record():
-    texts = [{"text": "x" * n, **dict.fromkeys("abcdefg"[: n % 7])} for n in (1, 30, 2, 29, 3, 28, 4, 27)]
+    texts = [
+        {"text": "x" * n, **dict.fromkeys("abcdefg"[: n % 7])} for n in (1, 30, 2, 29, 3, 28, 4, 27)
+    ]
     dataset = TextDataset(texts, FakeTokenizer())
     for data in (dataset, CacheDataset(dataset)):
-        widths = [batch.shape[1] - lengths[:, 1].min() for batch, lengths in iterate_batches(data, 2, 100)]
+        widths = [
+            batch.shape[1] - lengths[:, 1].min() for batch, lengths in iterate_batches(data, 2, 100)
+        ]
         assert widths == [1, 1, 1, 1]
 
 
@@ -62,7 +66,9 @@ def test_end_token_is_trained_where_it_is_also_the_padding():
 
 def test_last_short_batch_is_used():
     batches = list(iterate_batches(rows_of([5] * 7), 3, 100))
-    assert sorted(len(b) for b, _ in batches) == [1, 3, 3] and sorted(order_of(batches)) == list(range(7))
+    assert sorted(len(b) for b, _ in batches) == [1, 3, 3] and sorted(order_of(batches)) == list(
+        range(7)
+    )
 
 
 def test_fewer_samples_than_the_batch_are_one_short_batch():
@@ -78,17 +84,26 @@ def test_weights_where_targets_are_not_one_span():
     assert weights.dtype == np.float32 and weights.shape == batch.shape
     decoded = [tokenizer.decode(row[w > 0]) for row, w in zip(batch, weights)]
     assert decoded == ["yes<|im_end|>\n", "yes<|im_end|>\nno<|im_end|>\n"]
-    assert next(iterate_batches(ChatDataset([chat("b")], tokenizer, train_on="assistant"), 1, 200))[1].shape == (1, 2)
+    assert next(iterate_batches(ChatDataset([chat("b")], tokenizer, train_on="assistant"), 1, 200))[
+        1
+    ].shape == (1, 2)
     ((_, weights),) = iterate_batches([([1, 2, 3], [9, 0.25, 1])], 1, 200)
     assert weights.tolist() == [[0, 0.25, 1]]
 
 
 def test_a_prompt_that_fills_the_window_is_skipped_and_counted(caplog):
-    data = CacheDataset(ChatDataset([chat("x" * 90), chat("hi"), chat("ho")], FakeTokenizer(), mask_prompt=True))
+    data = CacheDataset(
+        ChatDataset([chat("x" * 90), chat("hi"), chat("ho")], FakeTokenizer(), mask_prompt=True)
+    )
     batches = iterate_batches(data, 2, 64)
     ((batch, lengths),) = batches
     assert len(batch) == 2 and (lengths[:, 0] < lengths[:, 1]).all()
-    assert (batches.report.samples, batches.report.used, batches.report.skipped, batches.report.cut) == (3, 2, 1, 0)
+    assert (
+        batches.report.samples,
+        batches.report.used,
+        batches.report.skipped,
+        batches.report.cut,
+    ) == (3, 2, 1, 0)
     assert "1 skipped, having no target within 64 tokens" in caplog.text
 
 
@@ -103,20 +118,28 @@ def test_a_long_sample_is_cut_counted_and_said_once(caplog):
 
 
 def test_nothing_is_said_where_all_is_well(caplog):
-    assert iterate_batches(rows_of([3, 4]), 2, 10).report.text == "2 of 2 samples used: 7 tokens, 5 of them targets"
+    assert (
+        iterate_batches(rows_of([3, 4]), 2, 10).report.text
+        == "2 of 2 samples used: 7 tokens, 5 of them targets"
+    )
     assert not caplog.records
 
 
 def test_data_without_a_target_is_an_error():
     with pytest.raises(ValueError, match="the dataset is empty"):
         iterate_batches([], 2, 10)
-    with pytest.raises(ValueError, match="none of the 2 samples has a target within max_seq_length=10"):
+    with pytest.raises(
+        ValueError, match="none of the 2 samples has a target within max_seq_length=10"
+    ):
         iterate_batches([([1] * 30, 20), [4]], 2, 10)
 
 
 @pytest.mark.parametrize("bad", [100, -1, 2**40])
 def test_token_ids_outside_the_vocabulary(bad):
-    with pytest.raises(ValueError, match=rf"sample 1, position 2: token id {bad} is outside the vocabulary \[0, 100\)"):
+    with pytest.raises(
+        ValueError,
+        match=rf"sample 1, position 2: token id {bad} is outside the vocabulary \[0, 100\)",
+    ):
         iterate_batches([[1, 2, 3], [4, 5, bad]], 2, 10, vocab_size=100)
 
 
@@ -127,7 +150,10 @@ def test_token_ids_outside_the_vocabulary(bad):
         ({"max_seq_length": 1}, "max_seq_length is 1"),
         ({"seed": -1}, "seed is -1"),
         ({"comm_group": Group(0, 3)}, "multiple of the 3 worker"),
-        ({"batch_size": 4, "comm_group": Group(0, 4)}, r"3 usable sample\(s\) are too few for 4 workers"),
+        (
+            {"batch_size": 4, "comm_group": Group(0, 4)},
+            r"3 usable sample\(s\) are too few for 4 workers",
+        ),
     ],
 )
 def test_options_out_of_range(options, message):
@@ -139,7 +165,11 @@ def test_records_that_nobody_tokenised():
     with pytest.raises(TypeError, match="record 0: a sample is a list of token ids"):
         iterate_batches([{"text": "a"}], 1, 10)
     with pytest.raises(ValueError, match="record 1: the record has no 'text'; its keys are 'body'"):
-        iterate_batches(ConcatenatedDataset([TextDataset([{"text": "ab"}, {"body": "b"}], FakeTokenizer())]), 1, 10)
+        iterate_batches(
+            ConcatenatedDataset([TextDataset([{"text": "ab"}, {"body": "b"}], FakeTokenizer())]),
+            1,
+            10,
+        )
 
 
 def test_order_depends_on_seed_and_epoch_alone():
@@ -170,7 +200,12 @@ def test_resumed_batches_are_the_same_ones(done):
 
 def test_a_state_of_any_size_is_refused_in_few_words():
     batches = BatchIterator(rows_of([3, 4, 5]), 2, 100)
-    for key, value in (("tokens", [9] * 50_000), ("samples", 10**400), ("seed", "x" * 10_000), ("epoch", {"a": 1})):
+    for key, value in (
+        ("tokens", [9] * 50_000),
+        ("samples", 10**400),
+        ("seed", "x" * 10_000),
+        ("epoch", {"a": 1}),
+    ):
         with pytest.raises(ValueError, match=key) as error:
             batches.set_state({**batches.state(), key: value})
         assert len(str(error.value)) < 400
@@ -188,6 +223,9 @@ def test_a_state_of_other_data_is_refused():
 
 @pytest.mark.parametrize("n", [8, 9, 10, 11])
 def test_workers_share_every_batch_and_take_as_many_steps(n):
-    parts = [list(iterate_batches(rows_of([4] * n), 4, 100, seed=3, comm_group=Group(r, 2))) for r in (0, 1)]
+    parts = [
+        list(iterate_batches(rows_of([4] * n), 4, 100, seed=3, comm_group=Group(r, 2)))
+        for r in (0, 1)
+    ]
     assert len(parts[0]) == len(parts[1])
     assert sorted(order_of(parts[0]) + order_of(parts[1])) == list(range(n))

@@ -33,7 +33,15 @@ def test_plain_lines_where_there_is_no_terminal():
     reporter.on_val_loss_report(VAL)
     reporter.close()
     first, second = stream.getvalue().splitlines()
-    for part in ("10/100", "2.5", "1.000e-05", "0.500 it/s", "321.0 tokens/s", "4096 tokens", "1.25 GB"):
+    for part in (
+        "10/100",
+        "2.5",
+        "1.000e-05",
+        "0.500 it/s",
+        "321.0 tokens/s",
+        "4096 tokens",
+        "1.25 GB",
+    ):
         assert part in first
     assert "val loss 2.25" in second
 
@@ -69,7 +77,9 @@ def test_no_service_no_callback():
 
 
 def test_unknown_and_missing_services_are_refused(monkeypatch):
-    with pytest.raises(ValueError, match="report_to: 'mlflow' is not known; allowed: wandb, swanlab"):
+    with pytest.raises(
+        ValueError, match="report_to: 'mlflow' is not known; allowed: wandb, swanlab"
+    ):
         get_reporting_callbacks("wandb,mlflow")
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ImportError, match="pip install wandb"):

@@ -6,8 +6,12 @@ from pyloss.cli import main
 from pyloss.tuner.config import merge_config
 from pyloss.tuner.config_file import read_yaml
 
-LAUGHS = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 11))
-MERGES = "a0: &a0 {x: 1, y: 2}\n" + "".join(f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 9)}]}}\n" for i in range(1, 11))
+LAUGHS = "a0: &a0 [x, x]\n" + "".join(
+    f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 11)
+)
+MERGES = "a0: &a0 {x: 1, y: 2}\n" + "".join(
+    f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 9)}]}}\n" for i in range(1, 11)
+)
 
 
 @pytest.fixture
@@ -28,7 +32,10 @@ def written(tmp_path):
         ("- " * 5000, ["nested too deep"]),
         ("iters: " + "9" * 5000, ["line 1", "an integer of 5000 digits"]),
         ("seed: 0x" + "9" * 900, ["seed is an integer of", "at most 9223372036854775807"]),
-        ("batch_size: 9223372036854775808", ["batch_size is 9223372036854775808", "at most 9223372036854775807"]),
+        (
+            "batch_size: 9223372036854775808",
+            ["batch_size is 9223372036854775808", "at most 9223372036854775807"],
+        ),
         ("iters: 1e300", ["iters is", "at most 9223372036854775807"]),
         ("learning_rate: .inf", ["learning_rate is inf", "finite"]),
         ("lora_parameters: {scale: -.inf}", ["lora_parameters is -inf", "finite"]),
@@ -49,7 +56,10 @@ def written(tmp_path):
         ("data: !!int ''", ["a value that its tag does not fit"]),
         ("data: !!bool perhaps", ["a value that its tag does not fit"]),
         ("data: !!timestamp soon", ["a value that its tag does not fit"]),
-        ("data: !!python/object/apply:os.system [ls]", ["line 1", "could not determine a constructor"]),
+        (
+            "data: !!python/object/apply:os.system [ls]",
+            ["line 1", "could not determine a constructor"],
+        ),
         ("clear_cache_threshold: [1]", ["clear_cache_threshold is [1]"]),
         (b"data: \xff", ["not UTF-8 text (byte 6)"]),
         ("data: \0", ["not YAML"]),
@@ -76,8 +86,13 @@ def test_merges_of_merges_do_not_pile_up(written):
 
 
 def test_what_is_read(written):
-    assert read_yaml(written("\ufeffiters: 1e3\nseed: 7\ndata: ~\n".encode())) == {"iters": 1000.0, "seed": 7}
-    shared = read_yaml(written("a: &a {rank: 4}\nlora_parameters:\n  <<: *a\n  scale: 2.0\nb: {<<: *a, rank: 5}\n"))
+    assert read_yaml(written("\ufeffiters: 1e3\nseed: 7\ndata: ~\n".encode())) == {
+        "iters": 1000.0,
+        "seed": 7,
+    }
+    shared = read_yaml(
+        written("a: &a {rank: 4}\nlora_parameters:\n  <<: *a\n  scale: 2.0\nb: {<<: *a, rank: 5}\n")
+    )
     assert shared["lora_parameters"] == {"rank": 4, "scale": 2.0} and shared["b"] == {"rank": 5}
     assert merge_config({}, written("iters: 1e3\nclear_cache_threshold: 2GB")).iters == 1000
     assert read_yaml(written("")) == {}
@@ -100,7 +115,9 @@ def test_flags_are_read_as_files_are(capsys):
 
 def test_the_home_of_the_user(written, monkeypatch):
     monkeypatch.setenv("HOME", "/home/somebody")
-    config = merge_config({"data": "~/data"}, written("adapter_path: ~/a\nmodel: ~/m\nresume_adapter_file: ~/r\n"))
+    config = merge_config(
+        {"data": "~/data"}, written("adapter_path: ~/a\nmodel: ~/m\nresume_adapter_file: ~/r\n")
+    )
     assert (config.data, config.adapter_path) == ("/home/somebody/data", "/home/somebody/a")
     assert (config.model, config.resume_adapter_file) == ("/home/somebody/m", "/home/somebody/r")
     assert merge_config({"model": "owner/name"}).model == "owner/name"

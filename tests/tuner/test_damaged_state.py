@@ -28,7 +28,11 @@ def rewrite(folder, change):
         tree = json.loads(opened.metadata()[state.STATE_KEY])
     tensors = load_file(path)
     found = change(tree)
-    save_file(tensors, path, metadata={state.STATE_KEY: found if isinstance(found, str) else json.dumps(tree)})
+    save_file(
+        tensors,
+        path,
+        metadata={state.STATE_KEY: found if isinstance(found, str) else json.dumps(tree)},
+    )
 
 
 def put(*path, value):
@@ -59,8 +63,12 @@ CASES = {
     "an array that is not there": put("model", "layers.0.lora_a", value={"__array__": "nowhere"}),
     "a name that cannot be one": put("model", "layers.0.lora_a", value={"__array__": []}),
     "best of another model": put("best", value={"other": {"__array__": "/model/layers.0.lora_a"}}),
-    "accumulated of another shape": put("accumulated", value={"layers.0.lora_a": {"__array__": "/model/layers.0.lora_b"}}),
-    "accumulated of another model": put("accumulated", value={"other": {"__array__": "/model/layers.0.lora_b"}}),
+    "accumulated of another shape": put(
+        "accumulated", value={"layers.0.lora_a": {"__array__": "/model/layers.0.lora_b"}}
+    ),
+    "accumulated of another model": put(
+        "accumulated", value={"other": {"__array__": "/model/layers.0.lora_b"}}
+    ),
     "no optimizer": put("optimizer", value=None),
     "an optimizer step of a text": put("optimizer", "step", value="three"),
     "a negative optimizer step": put("optimizer", "step", value=-3),
@@ -90,9 +98,16 @@ def test_a_state_that_no_run_wrote_is_refused(tmp_path, name):
     random, model = pyloss.random.state(), Tiny(seed=5)
     with pytest.raises(ValueError) as raised:
         run(tmp_path, model, iters=5, resume=True)
-    assert isinstance(raised.value, FormatError) or not name.startswith(("an iteration", "no ", "a list")), raised.value
+    assert isinstance(raised.value, FormatError) or not name.startswith(
+        ("an iteration", "no ", "a list")
+    ), raised.value
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
-    assert pyloss.random.state() == random or name in ("no optimizer",) or "optimizer" in name or "moment" in name
+    assert (
+        pyloss.random.state() == random
+        or name in ("no optimizer",)
+        or "optimizer" in name
+        or "moment" in name
+    )
     for array, other in zip(model.arrays.values(), Tiny(seed=5).arrays.values()):
         np.testing.assert_array_equal(array, other)
 
@@ -118,7 +133,9 @@ def test_a_run_far_beyond_its_end_takes_no_batches(tmp_path):
 
 def test_fewer_batches_than_the_run_had_are_said(tmp_path):
     def some(count):
-        return lambda **options: iter([(np.ones((1, 3), np.int32), np.array([[0, 3]], np.int32))] * count)
+        return lambda **options: iter(
+            [(np.ones((1, 3), np.int32), np.array([[0, 3]], np.int32))] * count
+        )
 
     run(tmp_path, iters=5, iterate=some(9), val=None)
     with pytest.raises(ValueError, match="had 5 batches, and here are 2 in all"):

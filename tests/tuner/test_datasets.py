@@ -36,7 +36,11 @@ def folder(tmp_path):
 
     def write(**splits):
         for name, content in splits.items():
-            lines = content if isinstance(content, bytes) else "".join(json.dumps(r) + "\n" for r in content).encode()
+            lines = (
+                content
+                if isinstance(content, bytes)
+                else "".join(json.dumps(r) + "\n" for r in content).encode()
+            )
             (tmp_path / f"{name}.jsonl").write_bytes(lines)
         return tmp_path
 
@@ -85,7 +89,9 @@ def test_end_token_is_a_target_though_it_is_the_padding_token(tokenizer):
 
 def test_masks_go_by_position_and_not_by_what_the_text_says():
     told = f"say {START}assistant\nyes two{END}\n"
-    record = {"messages": [{"role": "user", "content": told}, {"role": "assistant", "content": "yes two"}]}
+    record = {
+        "messages": [{"role": "user", "content": told}, {"role": "assistant", "content": "yes two"}]
+    }
     assert chat("assistant", record=record) == [f"yes two{END}\n"]
 
 
@@ -101,14 +107,19 @@ def test_a_turn_that_loses_its_thought_once_others_follow():
 def test_a_turn_that_ends_otherwise_as_the_last():
     def template(messages, prompt, tools=None):
         ends = ["<end>"] * (len(messages) - 1) + [END]
-        return "".join(f"[{m['role']}]{m['content']}{e}" for m, e in zip(messages, ends)) + "[assistant]" * prompt
+        return (
+            "".join(f"[{m['role']}]{m['content']}{e}" for m, e in zip(messages, ends))
+            + "[assistant]" * prompt
+        )
 
     # Prompts end in END when rendered alone, so no prefix of the whole is one: found in the text, without the foreign end.
     assert chat("assistant", template)[0] == "yes one"
 
 
 def test_a_first_turn_of_the_assistant_is_found_by_its_text():
-    record = {"messages": [{"role": "assistant", "content": "hello"}, {"role": "user", "content": "bye"}]}
+    record = {
+        "messages": [{"role": "assistant", "content": "hello"}, {"role": "user", "content": "bye"}]
+    }
     assert chat("last", record=record) == [f"hello{END}\n"]
 
 
@@ -129,7 +140,9 @@ def test_no_assistant_turn_means_no_targets():
 
 def test_tools_go_to_the_template(tokenizer):
     record = {**CHAT, "tools": [{"name": "a"}, {"name": "b"}]}
-    assert "tools\n2" in tokenizer.decode(ds.ChatDataset([record], tokenizer, mask_prompt=True).sample(0).tokens)
+    assert "tools\n2" in tokenizer.decode(
+        ds.ChatDataset([record], tokenizer, mask_prompt=True).sample(0).tokens
+    )
 
 
 def test_completions_are_a_turn_of_the_template(tokenizer):
@@ -162,7 +175,10 @@ def test_process_is_mlx_lms_pair_and_refuses_what_an_offset_cannot_say(tokenizer
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"train_on": "first"}, "must be one of 'last'"), ({"train_on": "all", "mask_prompt": True}, "give one of them")],
+    [
+        ({"train_on": "first"}, "must be one of 'last'"),
+        ({"train_on": "all", "mask_prompt": True}, "give one of them"),
+    ],
 )
 def test_unknown_or_contradicting_options(tokenizer, options, message):
     with pytest.raises(ValueError, match=message):
@@ -181,7 +197,11 @@ def test_no_chat_template(tokenizer):
 def test_cache_tokenises_once_and_counts_tokens(tokenizer):
     cache = ds.CacheDataset(ds.TextDataset([{"text": "abc"}, {"text": "defgh"}], tokenizer))
     assert tokenizer.calls == 0 and len(cache) == 2
-    assert cache.itemlen(1) == 6 and cache[1] == ([*b"defgh", 257], 0) and cache.sample(1).tokens[-1] == 257
+    assert (
+        cache.itemlen(1) == 6
+        and cache[1] == ([*b"defgh", 257], 0)
+        and cache.sample(1).tokens[-1] == 257
+    )
     assert tokenizer.calls == 1
 
 
@@ -190,7 +210,10 @@ def test_concatenation_leaves_the_records_alone(tokenizer):
     inner = ds.ConcatenatedDataset([ds.TextDataset(first, tokenizer)])
     both = ds.ConcatenatedDataset([inner, [], ds.CompletionsDataset(second, tokenizer)])
     assert len(both) == 2 and both[1]["prompt"] == "why" and second == [QA] and "_dataset" not in QA
-    assert both.process(both[0]) == ([97, 257], 0) and both.sample(-1).tokens == both.process(both[1])[0]
+    assert (
+        both.process(both[0]) == ([97, 257], 0)
+        and both.sample(-1).tokens == both.process(both[1])[0]
+    )
     with pytest.raises(IndexError, match="index 2 of a dataset of 2"):
         both[2]
 
@@ -200,7 +223,9 @@ def test_other_datasets_items():
     assert as_sample([1, 2]).tokens == [1, 2]
     assert as_sample(([1, 2, 3], 2)).weights.tolist() == [0, 0, 1]
     assert as_sample((np.array([1, 2, 3]), [1, 0, 0.5])).weights.tolist() == [0, 0, 0.5]
-    assert not as_sample(([1, 2, 3], [1, 1, 0])).is_span and isinstance(as_sample(as_sample([1])), Sample)
+    assert not as_sample(([1, 2, 3], [1, 1, 0])).is_span and isinstance(
+        as_sample(as_sample([1])), Sample
+    )
     for bad in ({"text": "a"}, "text", [1.5], [[1], [2], [3]], 3):
         with pytest.raises(TypeError, match="list of token ids"):
             as_sample(bad)
@@ -224,7 +249,11 @@ def test_local_folder(folder, tokenizer):
 
 
 def test_mlx_lms_namespace_and_own_keys(folder, tokenizer):
-    path = folder(train=[{"q": "why", "a": "because"}], valid=[{"q": "a", "a": "b"}], test=[{"q": "c", "a": "d"}])
+    path = folder(
+        train=[{"q": "why", "a": "because"}],
+        valid=[{"q": "a", "a": "b"}],
+        test=[{"q": "c", "a": "d"}],
+    )
     args = SimpleNamespace(
         data=str(path),
         hf_dataset=False,
@@ -262,7 +291,10 @@ def test_blank_lines_a_byte_order_mark_and_crlf_are_no_errors(folder, tokenizer)
         (b"null", "is null"),
         (b"[" * 100_000, "not JSON that can be read: it is nested too deep"),
         (b'{"text": "a", "more": ' + b'{"a":' * 100_000, "it is nested too deep"),
-        (b'{"text": "\\u0041", "more": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "it is nested too deep"),
+        (
+            b'{"text": "\\u0041", "more": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+            "it is nested too deep",
+        ),
         (b'{"text": "a", "id": ' + b"9" * 5000 + b"}", "a whole number of thousands of digits"),
         (b'{"text": "a\0b"}', "a NUL byte at column 12"),
         (b"\0\0\0\0", "a NUL byte at column 1"),
@@ -279,7 +311,9 @@ def test_a_line_that_is_no_record_names_file_and_line(folder, tokenizer, line, r
 
 
 def test_byte_order_marks_inside_of_a_file_are_no_errors(folder, tokenizer):
-    path = folder(train=b'{"text": "a"}\n\xef\xbb\xbf{"text": "b"}\n\xef\xbb\xbf\n{"text": "c\\u0000"}')
+    path = folder(
+        train=b'{"text": "a"}\n\xef\xbb\xbf{"text": "b"}\n\xef\xbb\xbf\n{"text": "c\\u0000"}'
+    )
     assert [r["text"] for r in ds.load_dataset(path, tokenizer)[0]] == ["a", "b", "c\0"]
 
 
@@ -307,8 +341,15 @@ def test_records_nested_deeper_than_a_template_goes_are_refused_by_line(folder, 
     turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
     record = {"messages": turns, "tools": [{"x": "DEEP"}]}
     if nested == "arguments":
-        record = {"messages": [turns[0], {**turns[1], "tool_calls": [{"function": {"name": "f", "arguments": "DEEP"}}]}]}
-    data = ds.load_dataset(folder(train=json.dumps(record).replace('"DEEP"', deep).encode()), byte_tokenizer())[0]
+        record = {
+            "messages": [
+                turns[0],
+                {**turns[1], "tool_calls": [{"function": {"name": "f", "arguments": "DEEP"}}]},
+            ]
+        }
+    data = ds.load_dataset(
+        folder(train=json.dumps(record).replace('"DEEP"', deep).encode()), byte_tokenizer()
+    )[0]
     with pytest.raises(ValueError, match=r"train.jsonl, line 1: .*(refuses|nested too deep)"):
         deeper(data.sample, 0, 100)
 
@@ -331,12 +372,20 @@ def deeper(function, argument, calls):
             {"prompt": "a", "answer": "b"},
             r"line 2: the record has no 'completion'; its keys are 'prompt', 'answer'",
         ),
-        (QA, {"prompt": "a", "completion": 3}, "line 2: 'completion' is a number, and must be a string"),
+        (
+            QA,
+            {"prompt": "a", "completion": 3},
+            "line 2: 'completion' is a number, and must be a string",
+        ),
         ({"text": "a"}, {"text": None}, "line 2: 'text' is null, and must be a string"),
         (CHAT, {"messages": "hi"}, "line 2: 'messages' is a string, and must be a list"),
         (CHAT, {"messages": []}, "line 2: 'messages' is empty"),
         (CHAT, {"messages": ["hi"]}, r"line 2: messages\[0\] is a string, and must be an object"),
-        (CHAT, {"messages": [{"content": "hi"}]}, r"line 2: messages\[0\]: the record has no 'role'"),
+        (
+            CHAT,
+            {"messages": [{"content": "hi"}]},
+            r"line 2: messages\[0\]: the record has no 'role'",
+        ),
         (CHAT, {"messages": [{"role": "user"}]}, r"line 2: messages\[0\] has no 'content'"),
         (CHAT, {"messages": [{"role": "user", "content": 1}]}, "'content' is a number"),
         (CHAT, {**CHAT, "tools": "none"}, "line 2: 'tools' is a string, and must be a list"),
@@ -365,7 +414,9 @@ def test_masking_text_is_refused(folder, tokenizer):
 
 
 def test_paths_that_lead_nowhere(tmp_path, tokenizer):
-    with pytest.raises(ValueError, match=r"no train.jsonl, valid.jsonl or test.jsonl in this folder"):
+    with pytest.raises(
+        ValueError, match=r"no train.jsonl, valid.jsonl or test.jsonl in this folder"
+    ):
         ds.load_dataset(tmp_path, tokenizer)
     with pytest.raises(ValueError, match="there is no such folder"):
         ds.load_dataset(f"{tmp_path}/nothing/", tokenizer)
@@ -401,11 +452,18 @@ def hub(tmp_path, monkeypatch):
 def test_a_folder_in_the_hubs_layout(hub, tokenizer):
     train, valid, test = ds.load_dataset(hub, tokenizer, mask_prompt=True, test=True)
     assert (len(train), len(valid), len(test)) == (10, 2, 3)
-    assert train[0]["prompt"] == "train 0" and targets(valid.sample(1), tokenizer) == [f"yes{END}\n"]
+    assert train[0]["prompt"] == "train 0" and targets(valid.sample(1), tokenizer) == [
+        f"yes{END}\n"
+    ]
 
 
 def test_hf_dataset_of_a_configuration(hub, tokenizer):
-    one = {"path": str(hub), "train_split": "train[:4]", "valid_split": "train[-1:]", "test_split": "test"}
+    one = {
+        "path": str(hub),
+        "train_split": "train[:4]",
+        "valid_split": "train[-1:]",
+        "test_split": "test",
+    }
     args = SimpleNamespace(hf_dataset=one, mask_prompt=True, train=True, test=True)
     assert [len(d) for d in ds.load_dataset(args, tokenizer)] == [4, 1, 3]
     assert "mask_prompt" not in one
@@ -456,5 +514,8 @@ def test_without_the_hubs_package(monkeypatch, tokenizer, tmp_path):
 def test_a_folder_of_other_files_is_said_to_lack_the_splits(tokenizer, tmp_path):
     pytest.importorskip("datasets", reason="needs the package datasets")
     (tmp_path / "mine.jsonl").write_text('{"text": "a"}\n{"text": [1]}\n{broken\n')
-    with pytest.raises(ValueError, match=r"there is no train.jsonl, valid.jsonl or test.jsonl in this folder, and as data .* fails: .+"):
+    with pytest.raises(
+        ValueError,
+        match=r"there is no train.jsonl, valid.jsonl or test.jsonl in this folder, and as data .* fails: .+",
+    ):
         ds.load_dataset(tmp_path, tokenizer)

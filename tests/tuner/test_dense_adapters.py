@@ -4,7 +4,17 @@ import warnings
 
 import numpy as np
 import pytest
-from dense_adapters import CLASSES, adapted, dense, make_base, masked, norms, parameters, seeded_mask, trained
+from dense_adapters import (
+    CLASSES,
+    adapted,
+    dense,
+    make_base,
+    masked,
+    norms,
+    parameters,
+    seeded_mask,
+    trained,
+)
 from stored_weights import QUANTISED
 
 import pyloss
@@ -65,7 +75,9 @@ def test_dropout_forward_and_gradients(rng, cls, kind):
         shape = (*np.shape(x), layer.shape[1]) if x is IDS else x.shape
         check(rng, layer, call, x, seeded_mask(layer, shape))
         layer.eval()
-        np.testing.assert_allclose(call(x), masked(layer, x, parameters(layer), 1.0, norms(layer)), rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(
+            call(x), masked(layer, x, parameters(layer), 1.0, norms(layer)), rtol=1e-4, atol=1e-4
+        )
         layer.train()
 
 
@@ -86,12 +98,25 @@ def check(rng, layer, call, x, mask):
             moved = p[name].copy()
             moved.flat[i] += 1
             numeric[i] = ((masked(layer, x, {**p, name: moved}, mask, norm) - want) * dy).sum()
-        np.testing.assert_allclose(gradient.reshape(-1), numeric, rtol=1e-4, atol=1e-5 * np.abs(numeric).max(), err_msg=name)
+        np.testing.assert_allclose(
+            gradient.reshape(-1),
+            numeric,
+            rtol=1e-4,
+            atol=1e-5 * np.abs(numeric).max(),
+            err_msg=name,
+        )
     if x is not IDS:
         pyloss.random.seed(5)
         dx = pyloss.grad(lambda v: (call(v) * dy.astype(np.float32)).sum())(x)
-        columns = [((masked(layer, x + np.eye(x.shape[1])[j], p, shifted(mask, x), norm) - want) * dy).sum(axis=1) for j in range(8)]
-        np.testing.assert_allclose(dx[:, :8], np.stack(columns, axis=1), rtol=1e-4, atol=1e-4 * np.abs(dx).max())
+        columns = [
+            ((masked(layer, x + np.eye(x.shape[1])[j], p, shifted(mask, x), norm) - want) * dy).sum(
+                axis=1
+            )
+            for j in range(8)
+        ]
+        np.testing.assert_allclose(
+            dx[:, :8], np.stack(columns, axis=1), rtol=1e-4, atol=1e-4 * np.abs(dx).max()
+        )
 
 
 def shifted(mask, x):
@@ -162,7 +187,9 @@ def test_how_much_storing_keeps_is_known_and_little_is_warned_of(rng, cls):
     layer = trained(rng, cls, make_base(rng, cls, "q4_0"), size=1e-4)
     if layer.kind == "dora":
         layer.m[...] = np.linalg.norm(dense(layer.base), axis=1)
-    with pytest.warns(UserWarning, match=r"q4_0 keeps \d+% of the adapter; fuse\(dequantize=True\)"):
+    with pytest.warns(
+        UserWarning, match=r"q4_0 keeps \d+% of the adapter; fuse\(dequantize=True\)"
+    ):
         layer.fuse()
     assert layer.fused().kept < 0.5 and layer.fused(dequantize=True).kept == 1
     with warnings.catch_warnings():
@@ -183,7 +210,9 @@ def test_threads_and_seeds(rng, cls):
             for count in (1, 2, 5):
                 pyloss.set_num_threads(count)
                 pyloss.random.seed(3)
-                _, grads = nn.value_and_grad(layer, lambda call=call, x=x: (call(x) * call(x)).sum())()
+                _, grads = nn.value_and_grad(
+                    layer, lambda call=call, x=x: (call(x) * call(x)).sum()
+                )()
                 found.append([g.tobytes() for g in grads.values()])
             assert found[0] == found[1] == found[2]
             assert (call(x) != call(x)).any()
@@ -191,9 +220,20 @@ def test_threads_and_seeds(rng, cls):
         pyloss.set_num_threads(threads)
 
 
-@pytest.mark.parametrize(("cls", "bad"), [(LoRALinear, nn.Embedding(3, 4)), (DoRALinear, nn.RMSNorm(3)), (LoRAEmbedding, nn.Linear(3, 4)), (DoRAEmbedding, None)])
+@pytest.mark.parametrize(
+    ("cls", "bad"),
+    [
+        (LoRALinear, nn.Embedding(3, 4)),
+        (DoRALinear, nn.RMSNorm(3)),
+        (LoRAEmbedding, nn.Linear(3, 4)),
+        (DoRAEmbedding, None),
+    ],
+)
 def test_bases_that_cannot_be(cls, bad):
-    with pytest.raises(TypeError, match=f"{cls.__name__} goes over an? {cls.base_type.__name__}, not {type(bad).__name__}"):
+    with pytest.raises(
+        TypeError,
+        match=f"{cls.__name__} goes over an? {cls.base_type.__name__}, not {type(bad).__name__}",
+    ):
         cls.from_base(bad)
 
 
@@ -223,11 +263,22 @@ def test_ranks_that_can(rng, cls, rank):
 def test_they_can_be_made_without_a_base():
     for cls in (LoRALinear, DoRALinear):
         layer = cls(6, 4, r=2, bias=True)
-        assert layer.linear.shape == (4, 6) and layer.linear.bias is not None and layer.scale == 20.0
-        assert f"{cls.__name__}(r=2" in repr(layer) and list(layer.trainable_parameters()) == list(layer.matrices())
+        assert (
+            layer.linear.shape == (4, 6) and layer.linear.bias is not None and layer.scale == 20.0
+        )
+        assert f"{cls.__name__}(r=2" in repr(layer) and list(layer.trainable_parameters()) == list(
+            layer.matrices()
+        )
     table = DoRAEmbedding(10, 4, r=2)
-    assert table.embedding.shape == (10, 4) and table.m.shape == (10,) and table.lora_a.shape == (10, 2)
-    assert "DoRAEmbedding(r=2" in repr(table) and LoRAEmbedding(5, 4, r=1)(np.array([4])).shape == (1, 4)
+    assert (
+        table.embedding.shape == (10, 4)
+        and table.m.shape == (10,)
+        and table.lora_a.shape == (10, 2)
+    )
+    assert "DoRAEmbedding(r=2" in repr(table) and LoRAEmbedding(5, 4, r=1)(np.array([4])).shape == (
+        1,
+        4,
+    )
     for ids in ([10], [-1]):
         with pytest.raises(ValueError):
             table(np.array(ids))

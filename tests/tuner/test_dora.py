@@ -51,7 +51,12 @@ def changes(layer):
     yield "length", lambda: layer.m.__imul__(2)
     yield "another array", lambda: setattr(layer, "lora_b", layer.lora_b + 1)
     yield "loaded", lambda: layer.load_weights({"lora_a": 2 * layer.lora_a}, strict=False)
-    yield "updated", lambda: pyloss.optim.SGD(0.5).update(layer, {name: np.ones_like(p) for name, p in layer.trainable_parameters().items()})
+    yield (
+        "updated",
+        lambda: pyloss.optim.SGD(0.5).update(
+            layer, {name: np.ones_like(p) for name, p in layer.trainable_parameters().items()}
+        ),
+    )
     yield "scale", lambda: setattr(layer, "scale", 0.25)
     yield "base", lambda: setattr(layer.base, "weight", stored(rng, 12, 64, "q8_0"))
     if isinstance(layer.base.weight, np.ndarray):
@@ -64,7 +69,10 @@ def changes(layer):
 def test_norms_follow_every_change(rng, cls, kind, mode):
     names = [name for name, _ in changes(trained(rng, cls, make_base(rng, cls, kind)))]
     for name in names:
-        layer, x = trained(rng, cls, make_base(rng, cls, kind, bias=False)).train(mode), rng.standard_normal((3, 64)).astype(np.float32)
+        layer, x = (
+            trained(rng, cls, make_base(rng, cls, kind, bias=False)).train(mode),
+            rng.standard_normal((3, 64)).astype(np.float32),
+        )
         before = output(layer, x)
         dict(changes(layer))[name]()
         want = x @ adapted(layer, parameters(layer)).T
@@ -90,7 +98,10 @@ def test_rows_without_length_stay_as_they_are_and_finite(rng, cls):
 @pytest.mark.parametrize("small", [0.0, 1e-6])
 def test_the_gradient_of_a_vanishing_magnitude(rng, bias, small):
     """It needs what the magnitude multiplies, of which nothing is left in the output."""
-    layer, x = trained(rng, DoRALinear, make_base(rng, DoRALinear, "q8_0", bias=bias)), rng.standard_normal((9, 64)).astype(np.float32)
+    layer, x = (
+        trained(rng, DoRALinear, make_base(rng, DoRALinear, "q8_0", bias=bias)),
+        rng.standard_normal((9, 64)).astype(np.float32),
+    )
     layer.m[3:6] = small
     dy = rng.standard_normal((9, 12)).astype(np.float32)
     _, grads = nn.value_and_grad(layer, lambda: (layer(x) * dy).sum())()
@@ -102,9 +113,16 @@ def test_the_gradient_of_a_vanishing_magnitude(rng, bias, small):
 def test_what_is_overwritten_in_place_is_restored_for_its_gradient(rng):
     """Rotary positions turn q and k where they lie; the magnitude's gradient reads them as they were."""
     layer = trained(rng, DoRALinear, make_base(rng, DoRALinear, "q4_1", rows=16))
-    x, dy = rng.standard_normal((5, 64)).astype(np.float32), rng.standard_normal((5, 16)).astype(np.float32)
+    x, dy = (
+        rng.standard_normal((5, 64)).astype(np.float32),
+        rng.standard_normal((5, 16)).astype(np.float32),
+    )
     angles = np.outer(np.arange(9), [1.0, 0.3, 0.1, 0.02])
-    positions, cos, sin = np.array([0, 3, 8, 1, 2], np.int32), np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+    positions, cos, sin = (
+        np.array([0, 3, 8, 1, 2], np.int32),
+        np.cos(angles).astype(np.float32),
+        np.sin(angles).astype(np.float32),
+    )
 
     def gradients(in_place, shape):
         def loss():
@@ -147,7 +165,9 @@ def test_a_whole_model_against_differences(tmp_path, rng, checkpointed):
         for name, p in own.items():
             p[...] = start[name]
         slope = sum((way[name] * grads[name]).sum() for name in own)
-        assert slope == pytest.approx((values[0] - values[1]) / (2 * size), rel=5e-3, abs=1e-3), part
+        assert slope == pytest.approx((values[0] - values[1]) / (2 * size), rel=5e-3, abs=1e-3), (
+            part
+        )
 
 
 def test_parameters_and_step_0_of_a_model(tmp_path):

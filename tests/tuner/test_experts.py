@@ -70,14 +70,24 @@ def test_from_base_shares_and_begins_as_its_base(rng, cls, kind):
     base = make_base(rng, kind)
     layer = adapter_class(base, cls.kind).from_base(base, r=3, scale=5.0)
     assert type(layer) is cls and layer.linear is base and layer.base.weight is base.weight
-    assert layer.lora_a.shape == (EXPERTS, 3, IN) and layer.lora_b.shape == (EXPERTS, OUT, 3) and layer.rank == 3
+    assert (
+        layer.lora_a.shape == (EXPERTS, 3, IN)
+        and layer.lora_b.shape == (EXPERTS, OUT, 3)
+        and layer.rank == 3
+    )
     assert 0.9 / 8 < np.abs(layer.lora_a).max() <= 1 / 8 and not layer.lora_b.any()
-    assert list(layer.trainable_parameters()) == list(layer.matrices()) == ["lora_a", "lora_b", "m"][: 2 + (cls is DoRASwitchLinear)]
+    assert (
+        list(layer.trainable_parameters())
+        == list(layer.matrices())
+        == ["lora_a", "lora_b", "m"][: 2 + (cls is DoRASwitchLinear)]
+    )
     x = normal(rng, 13, IN)
     if cls is LoRASwitchLinear:
         np.testing.assert_array_equal(layer(x, OFFSETS), base(x, OFFSETS))
     else:
-        np.testing.assert_allclose(layer.m, np.linalg.norm(dense(base.weight).astype(float), axis=2), rtol=1e-6)
+        np.testing.assert_allclose(
+            layer.m, np.linalg.norm(dense(base.weight).astype(float), axis=2), rtol=1e-6
+        )
         np.testing.assert_allclose(layer(x, OFFSETS), base(x, OFFSETS), rtol=1e-5, atol=1e-5)
 
 
@@ -87,11 +97,21 @@ def test_from_base_shares_and_begins_as_its_base(rng, cls, kind):
 def test_forward_gradients_and_fuse(rng, cls, kind, bias):
     layer = trained(rng, make_base(rng, kind, bias), cls=cls)
     x, dy = normal(rng, 13, IN), normal(rng, 13, OUT)
-    np.testing.assert_allclose(layer(x, OFFSETS), applied(x, merged(layer), layer.linear.bias), atol=2e-4)
-    np.testing.assert_allclose(layer.delta(), merged(layer) - dense(layer.linear.weight), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        layer(x, OFFSETS), applied(x, merged(layer), layer.linear.bias), atol=2e-4
+    )
+    np.testing.assert_allclose(
+        layer.delta(), merged(layer) - dense(layer.linear.weight), rtol=1e-4, atol=1e-4
+    )
 
     _, grads = nn.value_and_grad(layer, lambda: (layer(x, OFFSETS) * dy).sum())()
-    slope = np.stack([dy[EXPERT_OF_ROW == e].T.astype(np.float64) @ x[EXPERT_OF_ROW == e] for e in range(EXPERTS)])  # d/dW
+    # d/dW
+    slope = np.stack(
+        [
+            dy[EXPERT_OF_ROW == e].T.astype(np.float64) @ x[EXPERT_OF_ROW == e]
+            for e in range(EXPERTS)
+        ]
+    )
     if cls is DoRASwitchLinear:  # the norms are constants
         want = (slope * summed(layer)).sum(2) / np.linalg.norm(summed(layer), axis=2)
         np.testing.assert_allclose(grads["m"], want, rtol=1e-4, atol=2e-4)
@@ -105,10 +125,17 @@ def test_forward_gradients_and_fuse(rng, cls, kind, bias):
         warnings.simplefilter("error")
         fused = layer.fuse()
     np.testing.assert_array_equal(dense(layer.linear.weight), before)
-    assert isinstance(fused, nn.SwitchLinear) and fused.bias is layer.linear.bias and not fused.trainable_parameters()
+    assert (
+        isinstance(fused, nn.SwitchLinear)
+        and fused.bias is layer.linear.bias
+        and not fused.trainable_parameters()
+    )
     assert isinstance(fused.weight, np.ndarray) if kind == "plain" else fused.weight.format == kind
     steps = {"plain": 0, "f32": 0, "bf16": 2**-9, "q8_0": 1 / 250, "q4_1": 1 / 28}[kind]
-    assert np.abs(dense(fused.weight) - merged(layer)).max() <= steps * 2 * np.abs(merged(layer)).max() + 1e-5
+    assert (
+        np.abs(dense(fused.weight) - merged(layer)).max()
+        <= steps * 2 * np.abs(merged(layer)).max() + 1e-5
+    )
     if not steps:
         np.testing.assert_allclose(fused(x, OFFSETS), layer(x, OFFSETS), atol=2e-4)
 
@@ -131,11 +158,17 @@ def test_norms_of_the_experts_that_have_rows_alone(rng, kind):
     layer.m *= 2
     layer.lora_b[2, 0, 0] += 1
     assert counted(lambda: layer(x, OFFSETS)) == (1 if kept else 3)
-    np.testing.assert_allclose(layer(x, OFFSETS), applied(x, merged(layer), layer.linear.bias), rtol=1e-4, atol=3e-4)
+    np.testing.assert_allclose(
+        layer(x, OFFSETS), applied(x, merged(layer), layer.linear.bias), rtol=1e-4, atol=3e-4
+    )
     layer.linear.weight = make_base(rng, kind).weight
-    np.testing.assert_allclose(layer(x, OFFSETS), applied(x, merged(layer), layer.linear.bias), rtol=1e-4, atol=3e-4)
+    np.testing.assert_allclose(
+        layer(x, OFFSETS), applied(x, merged(layer), layer.linear.bias), rtol=1e-4, atol=3e-4
+    )
     layer.scale = 0.5
-    np.testing.assert_allclose(layer(x, OFFSETS), applied(x, merged(layer), layer.linear.bias), rtol=1e-4, atol=3e-4)
+    np.testing.assert_allclose(
+        layer(x, OFFSETS), applied(x, merged(layer), layer.linear.bias), rtol=1e-4, atol=3e-4
+    )
 
 
 def test_an_experts_rows_without_length_stay_finite(rng):
@@ -150,7 +183,9 @@ def test_an_experts_rows_without_length_stay_finite(rng):
 @pytest.mark.parametrize("kind", ["q8_0", "q4_1"])
 def test_fusing_into_few_bits(rng, kind):
     layer = trained(rng, make_base(rng, kind), size=1e-5)
-    with pytest.warns(UserWarning, match=rf"{kind} keeps \d+% of the adapter; fuse\(dequantize=True\)"):
+    with pytest.warns(
+        UserWarning, match=rf"{kind} keeps \d+% of the adapter; fuse\(dequantize=True\)"
+    ):
         layer.fuse()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -174,7 +209,9 @@ def test_dropout_acts_in_training_alone_on_the_adapter_alone(rng, cls):
     np.testing.assert_allclose(whole, applied(x, merged(layer), layer.linear.bias), atol=2e-4)
     layer.train()
     mean = np.mean([layer(x, OFFSETS) for _ in range(2000)], axis=0)
-    branch = applied(x, lengths(layer)[:, :, None] * (summed(layer) - dense(layer.linear.weight)), None)
+    branch = applied(
+        x, lengths(layer)[:, :, None] * (summed(layer) - dense(layer.linear.weight)), None
+    )
     assert np.abs(mean - whole).max() < 0.15 * np.abs(branch).max()
 
 
@@ -187,7 +224,9 @@ def test_ranks_that_cannot_be(rng, rank):
 @pytest.mark.parametrize("base", [nn.Linear(3, 3), nn.Embedding(3, 3), None])
 @pytest.mark.parametrize("cls", CLASSES)
 def test_only_experts_take_it(cls, base):
-    with pytest.raises(TypeError, match=f"{cls.__name__} goes over a SwitchLinear, not {type(base).__name__}"):
+    with pytest.raises(
+        TypeError, match=f"{cls.__name__} goes over a SwitchLinear, not {type(base).__name__}"
+    ):
         cls.from_base(base)
 
 
@@ -198,12 +237,23 @@ def test_taking_off_the_start(rng):
     np.testing.assert_allclose(layer(x, OFFSETS), layer.linear(x, OFFSETS), atol=2e-3)
     layer.lora_b[...] += normal(rng, *layer.lora_b.shape)
     settled = layer.settled()
-    assert settled.rank == 8 and settled.lora_a.shape == (EXPERTS, 8, IN) and settled.lora_b.shape == (EXPERTS, OUT, 8)
+    assert (
+        settled.rank == 8
+        and settled.lora_a.shape == (EXPERTS, 8, IN)
+        and settled.lora_b.shape == (EXPERTS, OUT, 8)
+    )
     np.testing.assert_allclose(settled(x, OFFSETS), layer(x, OFFSETS), atol=1e-3)
     np.testing.assert_allclose(layer.fuse()(x, OFFSETS), layer(x, OFFSETS), atol=2e-3)
 
 
 def test_it_can_be_made_without_a_base():
     layer = LoRASwitchLinear(6, 4, 3, r=2, bias=True)
-    assert layer.linear.shape == (3, 4, 6) and layer.bias is layer.linear.bias is not None and layer.scale == 20.0
-    assert "LoRASwitchLinear(r=2" in repr(layer) and list(layer.trainable_parameters()) == ["lora_a", "lora_b"]
+    assert (
+        layer.linear.shape == (3, 4, 6)
+        and layer.bias is layer.linear.bias is not None
+        and layer.scale == 20.0
+    )
+    assert "LoRASwitchLinear(r=2" in repr(layer) and list(layer.trainable_parameters()) == [
+        "lora_a",
+        "lora_b",
+    ]

@@ -24,7 +24,9 @@ def rng():
 def adapted_model(folder, tied, use_dora=False, dropout=0.0):
     model = tiny.load_tiny(folder, tied=tied)
     keys = ["model.embed_tokens" if tied else "lm_head", "self_attn.q_proj"]
-    linear_to_lora_layers(model, -1, {"rank": 3, "scale": 2.0, "dropout": dropout, "keys": keys}, use_dora=use_dora)
+    linear_to_lora_layers(
+        model, -1, {"rank": 3, "scale": 2.0, "dropout": dropout, "keys": keys}, use_dora=use_dora
+    )
     rng = np.random.default_rng(0)
     for layer in adapter_modules(model).values():
         layer.lora_a[...] = rng.standard_normal(layer.lora_a.shape) / 2
@@ -53,7 +55,9 @@ def test_the_training_loss_is_that_of_the_logits(tmp_path, tied, use_dora):
     assert {f"{head}.lora_a", f"{head}.lora_b"} <= grads.keys()
     for name, gradient in grads.items():
         assert np.abs(gradient).max() > 1e-6, name
-        np.testing.assert_allclose(gradient, want_grads[name], rtol=1e-3, atol=1e-5 * np.abs(gradient).max(), err_msg=name)
+        np.testing.assert_allclose(
+            gradient, want_grads[name], rtol=1e-3, atol=1e-5 * np.abs(gradient).max(), err_msg=name
+        )
     # Without the adapter it is another loss.
     remove_lora_layers(model)
     assert abs(float(default_loss(model, BATCH, LENGTHS)[0]) - float(want)) > 0.1
@@ -83,11 +87,19 @@ def test_evaluation_generation_and_fusing(tmp_path, tied, use_dora):
 def test_fusing_a_model_reports_what_storing_left(tmp_path):
     folder = tmp_path / "model"
     model = adapted_model(folder, tied=True)
-    model.model.embed_tokens.embedding = nn.Embedding.from_weight(pyloss.Weight.quantize(model.model.embed_tokens.embedding.weight.dequantize(), "q4_0"))
+    model.model.embed_tokens.embedding = nn.Embedding.from_weight(
+        pyloss.Weight.quantize(model.model.embed_tokens.embedding.weight.dequantize(), "q4_0")
+    )
     model.model.embed_tokens.lora_b *= 1e-3
-    with pytest.warns(UserWarning, match=r"q4_0 keeps \d+% of the adapter.*\(1 of 4 layers lose most; this is the worst\)"):
+    with pytest.warns(
+        UserWarning,
+        match=r"q4_0 keeps \d+% of the adapter.*\(1 of 4 layers lose most; this is the worst\)",
+    ):
         kept = fuse_adapters(model)
-    assert kept.keys() == {"model.embed_tokens", *(f"model.layers.{i}.self_attn.q_proj" for i in range(3))}
+    assert kept.keys() == {
+        "model.embed_tokens",
+        *(f"model.layers.{i}.self_attn.q_proj" for i in range(3)),
+    }
     assert kept.pop("model.embed_tokens") < 0.5 and set(kept.values()) == {1.0}
 
 
@@ -105,7 +117,9 @@ def test_a_loss_in_parts_is_that_of_all_logits(rng, monkeypatch, cls, kind, drop
     call = layer.as_linear if cls.base_name == "embedding" else layer
 
     def fused(x):
-        return pyloss.linear_cross_entropy(x, layer, labels, weights=weights, reduction="sum", logits_bytes=1)
+        return pyloss.linear_cross_entropy(
+            x, layer, labels, weights=weights, reduction="sum", logits_bytes=1
+        )
 
     def plain(x):
         return pyloss.softmax_cross_entropy(call(x), labels, weights=weights, reduction="sum")
@@ -119,22 +133,31 @@ def test_a_loss_in_parts_is_that_of_all_logits(rng, monkeypatch, cls, kind, drop
     (value, grads), (want, want_grads) = found
     assert value == pytest.approx(want, rel=1e-6) and grads.keys() == {*parameters(layer), "hidden"}
     for name, gradient in grads.items():
-        np.testing.assert_allclose(gradient, want_grads[name], rtol=1e-3, atol=1e-5 * np.abs(gradient).max(), err_msg=name)
+        np.testing.assert_allclose(
+            gradient, want_grads[name], rtol=1e-3, atol=1e-5 * np.abs(gradient).max(), err_msg=name
+        )
 
 
 @pytest.mark.parametrize("layer", [nn.Linear(8, 7), nn.Embedding(7, 8)])
 def test_plain_layers_train_whole(rng, layer):
     hidden, labels = rng.standard_normal((5, 8)).astype(np.float32), rng.integers(0, 7, 5)
     call = layer.as_linear if isinstance(layer, nn.Embedding) else layer
-    _, grads = nn.value_and_grad(layer, lambda: pyloss.linear_cross_entropy(hidden, layer, labels).sum())()
-    _, want = nn.value_and_grad(layer, lambda: pyloss.softmax_cross_entropy(call(hidden), labels).sum())()
+    _, grads = nn.value_and_grad(
+        layer, lambda: pyloss.linear_cross_entropy(hidden, layer, labels).sum()
+    )()
+    _, want = nn.value_and_grad(
+        layer, lambda: pyloss.softmax_cross_entropy(call(hidden), labels).sum()
+    )()
     for name, gradient in grads.items():
         np.testing.assert_allclose(gradient, want[name], rtol=1e-4, atol=1e-6, err_msg=name)
 
 
 @pytest.mark.parametrize("name", ["kl_div", "js_div"])
 def test_distillation_from_and_to_adapted_heads(rng, name):
-    heads = [trained(rng, cls, make_base(rng, cls, "q4_1", rows=9), size=0.1) for cls in (CLASSES[1], CLASSES[2])]
+    heads = [
+        trained(rng, cls, make_base(rng, cls, "q4_1", rows=9), size=0.1)
+        for cls in (CLASSES[1], CLASSES[2])
+    ]
     hidden = [rng.standard_normal((6, 64)).astype(np.float32) / 4 for _ in heads]
     q, p = heads
 
@@ -149,14 +172,24 @@ def test_distillation_from_and_to_adapted_heads(rng, name):
         want, want_grads = nn.value_and_grad(layer, plain)()
         assert float(value) == pytest.approx(float(want), rel=1e-5)
         for part, gradient in grads.items():
-            np.testing.assert_allclose(gradient, want_grads[part], rtol=1e-3, atol=1e-5 * np.abs(gradient).max(), err_msg=part)
+            np.testing.assert_allclose(
+                gradient,
+                want_grads[part],
+                rtol=1e-3,
+                atol=1e-5 * np.abs(gradient).max(),
+                err_msg=part,
+            )
 
 
 def test_a_filter_leaves_an_adapted_head_exact(rng):
     layer = trained(rng, CLASSES[1], make_base(rng, CLASSES[1], "q4_1", rows=40))
     hidden, labels = rng.standard_normal((6, 64)).astype(np.float32), rng.integers(0, 40, 6)
     exact, filtered = (
-        nn.value_and_grad(layer, lambda f=f: pyloss.linear_cross_entropy(hidden, layer, labels, gradient_filter=f).sum())()[1] for f in (0.0, 0.5)
+        nn.value_and_grad(
+            layer,
+            lambda f=f: pyloss.linear_cross_entropy(hidden, layer, labels, gradient_filter=f).sum(),
+        )()[1]
+        for f in (0.0, 0.5)
     )
     for part, gradient in filtered.items():
         assert gradient.tobytes() == exact[part].tobytes()
@@ -164,5 +197,7 @@ def test_a_filter_leaves_an_adapted_head_exact(rng):
 
 def test_hidden_states_that_do_not_fit(rng):
     layer = trained(rng, CLASSES[0], make_base(rng, CLASSES[0], "plain"))
-    with pytest.raises(ValueError, match=r"hidden has shape \(2, 63\), which does not end in weight's 64"):
+    with pytest.raises(
+        ValueError, match=r"hidden has shape \(2, 63\), which does not end in weight's 64"
+    ):
         pyloss.linear_cross_entropy(np.ones((2, 63), np.float32), layer, [0, 1])

@@ -38,15 +38,25 @@ def test_principal_parts(rows, columns, rank, decay):
     want = best(matrix, rank)
     for weight in (matrix, Weight.quantize(matrix, "f32")):
         left, right = principal(*_products(weight), columns, rank)
-        assert left.shape == (rows, rank) and right.shape == (rank, columns) and left.dtype == right.dtype == np.float32
+        assert (
+            left.shape == (rows, rank)
+            and right.shape == (rank, columns)
+            and left.dtype == right.dtype == np.float32
+        )
         captured = 1 - np.linalg.norm(matrix - left @ right) ** 2 / np.linalg.norm(matrix) ** 2
         assert captured >= 0.999 * np.linalg.norm(want) ** 2 / np.linalg.norm(matrix) ** 2
-        np.testing.assert_allclose(np.linalg.norm(left, axis=0), np.linalg.norm(right, axis=1), rtol=1e-3)
+        np.testing.assert_allclose(
+            np.linalg.norm(left, axis=0), np.linalg.norm(right, axis=1), rtol=1e-3
+        )
 
 
 def test_principal_parts_of_small_and_of_thin_matrices_are_exact():
     rng = np.random.default_rng(0)
-    for matrix in (rng.standard_normal((12, 9)), np.outer(rng.standard_normal(30), rng.standard_normal(20)), np.zeros((5, 6))):
+    for matrix in (
+        rng.standard_normal((12, 9)),
+        np.outer(rng.standard_normal(30), rng.standard_normal(20)),
+        np.zeros((5, 6)),
+    ):
         left, right = principal(*_products(matrix.astype(np.float32)), matrix.shape[1], 3)
         np.testing.assert_allclose(left @ right, best(matrix, 3), atol=1e-3)
 
@@ -79,24 +89,43 @@ def test_dora_begins_as_its_kind_of_beginning_says(tmp_path, quantised):
     original = tiny.load_tiny(tmp_path / "original", seed=0)
 
     def fresh():
-        return load_quantised(tmp_path, "Q4_0", seed=0) if quantised else tiny.load_tiny(tmp_path / "original", seed=0)
+        return (
+            load_quantised(tmp_path, "Q4_0", seed=0)
+            if quantised
+            else tiny.load_tiny(tmp_path / "original", seed=0)
+        )
 
     model = fresh()
     before = model(TOKENS)
-    linear_to_lora_layers(model, 2, {**PISSA, "keys": ["mlp.up_proj", "self_attn.q_proj", "model.embed_tokens"]}, use_dora=True)
+    linear_to_lora_layers(
+        model,
+        2,
+        {**PISSA, "keys": ["mlp.up_proj", "self_attn.q_proj", "model.embed_tokens"]},
+        use_dora=True,
+    )
     np.testing.assert_allclose(model(TOKENS), before, atol=5e-4)
     train(model, tmp_path / "run", iters=3)
     assert np.abs(model(TOKENS) - before).max() > 0.01
-    np.testing.assert_allclose(load_adapters(fresh(), tmp_path / "run")(TOKENS), model(TOKENS), atol=5e-4)
+    np.testing.assert_allclose(
+        load_adapters(fresh(), tmp_path / "run")(TOKENS), model(TOKENS), atol=5e-4
+    )
     if quantised:
-        config = {"rank": 8, "scale": 2.0, "init": "loftq", "loftq_model": str(tmp_path / "original")}
+        config = {
+            "rank": 8,
+            "scale": 2.0,
+            "init": "loftq",
+            "loftq_model": str(tmp_path / "original"),
+        }
         logits = []
         for dora in (False, True):
             model = fresh()
             linear_to_lora_layers(model, -1, config, use_dora=dora)
             logits.append(model(TOKENS))
         np.testing.assert_allclose(*logits, atol=5e-4)
-        assert np.abs(logits[1] - original(TOKENS)).mean() < 0.8 * np.abs(before - original(TOKENS)).mean()
+        assert (
+            np.abs(logits[1] - original(TOKENS)).mean()
+            < 0.8 * np.abs(before - original(TOKENS)).mean()
+        )
 
 
 @pytest.mark.parametrize("quantised", [False, True])
@@ -110,7 +139,10 @@ def test_pissa_begins_with_the_principal_part_and_as_the_base(tmp_path, quantise
         assert layer.base.weight is stored[f"{name}.weight"]
         product = 3.0 * (layer.lora_a @ layer.lora_b).T
         np.testing.assert_allclose(product, best(dense(layer.base.weight), 4), atol=0.02)
-    assert {a.shape[1] if name.endswith("a") else len(a) for name, a in model.trainable_parameters().items()} == {4}
+    assert {
+        a.shape[1] if name.endswith("a") else len(a)
+        for name, a in model.trainable_parameters().items()
+    } == {4}
 
 
 def test_a_trained_pissa_adapter_is_saved_as_a_plain_one_over_the_original_base(tmp_path):
@@ -138,12 +170,18 @@ def test_a_trained_pissa_adapter_is_saved_as_a_plain_one_over_the_original_base(
     }
     for file in ("adapters", "best_adapters", "0000002_adapters"):
         arrays = load_file(tmp_path / "run" / f"{file}.safetensors")
-        assert {array.shape for name, array in arrays.items() if name.endswith("q_proj.lora_a")} == {(32, 8)}
-        assert {array.shape for name, array in arrays.items() if name.endswith("up_proj.lora_b")} == {(4, 64)}
+        assert {
+            array.shape for name, array in arrays.items() if name.endswith("q_proj.lora_a")
+        } == {(32, 8)}
+        assert {
+            array.shape for name, array in arrays.items() if name.endswith("up_proj.lora_b")
+        } == {(4, 64)}
     np.testing.assert_allclose(model.fuse()(TOKENS), logits, atol=2e-4)
 
 
-@pytest.mark.parametrize(("init", "use_dora"), [("pissa", False), ("pissa", True), ("default", True)])
+@pytest.mark.parametrize(
+    ("init", "use_dora"), [("pissa", False), ("pissa", True), ("default", True)]
+)
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path, init, use_dora):
     files = []
     for folder, parts in ((tmp_path / "whole", [8]), (tmp_path / "parts", [3, 8])):
@@ -152,7 +190,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path, init, u
             model = tiny.load_tiny(tmp_path / "model")
             linear_to_lora_layers(model, 1, {**PISSA, "init": init}, use_dora)
             for layer in adapter_modules(model).values() if i and init == "pissa" else ():
-                layer.origin_a[...] = layer.origin_b[...] = 0  # they come from the state, not from doing it again
+                # they come from the state, not from doing it again
+                layer.origin_a[...] = layer.origin_b[...] = 0
             train(model, folder, iters, resume=i > 0)
         files.append(load_file(folder / "adapters.safetensors"))
     assert len(files[0]) == (21 if use_dora else 14)
@@ -164,7 +203,13 @@ def test_loftq_begins_with_what_quantising_lost(tmp_path):
     original = tiny.load_tiny(tmp_path / "original", seed=0)
     model = load_quantised(tmp_path, "Q4_0", seed=0)
     stored = model(TOKENS)
-    config = {"rank": 8, "scale": 2.0, "dropout": 0.1, "init": "loftq", "loftq_model": str(tmp_path / "original")}
+    config = {
+        "rank": 8,
+        "scale": 2.0,
+        "dropout": 0.1,
+        "init": "loftq",
+        "loftq_model": str(tmp_path / "original"),
+    }
     linear_to_lora_layers(model, -1, config)
     originals = dict(original.named_modules())
     for name, layer in adapter_modules(model).items():
@@ -183,7 +228,13 @@ def test_quantised_beside_a_product_base_and_adapter_are_nearer(tmp_path, kind):
     """Each round, as LoftQ's alternation; in files of a folder, in formats that are as they would be."""
     sizes = {"hidden_size": 64, "intermediate_size": 96, "head_dim": 16, "num_hidden_layers": 1}
     original = tiny.load_tiny(tmp_path / "original", **sizes)
-    config = {"rank": 8, "scale": 2.0, "init": "loftq", "loftq_model": str(tmp_path / "original"), "keys": ["mlp.up_proj"]}
+    config = {
+        "rank": 8,
+        "scale": 2.0,
+        "init": "loftq",
+        "loftq_model": str(tmp_path / "original"),
+        "keys": ["mlp.up_proj"],
+    }
     wanted, errors = original.layers[0].mlp.up_proj.weight.dequantize(), []
     for rounds in (0, 1, 3):
         model = tiny.load_tiny(tmp_path / "original", **sizes)
@@ -198,17 +249,29 @@ def test_quantised_beside_a_product_base_and_adapter_are_nearer(tmp_path, kind):
         layer = again.layers[0].mlp.up_proj
         errors.append(np.linalg.norm(stored.dequantize() + layer.delta() - wanted))
     assert errors[0] > errors[1] > errors[2]
-    with pytest.raises(ValueError, match=r"layers\.0\..*_proj: the rank must be at most 32, the smaller dimension, not 40"):
+    with pytest.raises(
+        ValueError,
+        match=r"layers\.0\..*_proj: the rank must be at most 32, the smaller dimension, not 40",
+    ):
         quantise_beside(model, dict(original.named_modules()), 40, 1)
 
 
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({**PISSA, "rank": 20}, r"layers\.0\.self_attn\.k_proj: init needs a rank of at most 16, the smaller dimension, not 20"),
+        (
+            {**PISSA, "rank": 20},
+            r"layers\.0\.self_attn\.k_proj: init needs a rank of at most 16, the smaller dimension, not 20",
+        ),
         ({**PISSA, "scale": -1.0}, r"needs a scale above 0, not -1\.0"),
-        ({**PISSA, "init": "loftq", "loftq_model": "other"}, r"not the float model of this one: .* \(32, 32\) here"),
-        ({**PISSA, "init": "loftq", "loftq_model": "model"}, "nothing to begin with: the base's weight is the float model's own"),
+        (
+            {**PISSA, "init": "loftq", "loftq_model": "other"},
+            r"not the float model of this one: .* \(32, 32\) here",
+        ),
+        (
+            {**PISSA, "init": "loftq", "loftq_model": "model"},
+            "nothing to begin with: the base's weight is the float model's own",
+        ),
         ({**PISSA, "init": "loftq", "loftq_model": "nowhere"}, "nowhere"),
     ],
 )
@@ -227,12 +290,16 @@ def test_what_cannot_be_begun(tmp_path, monkeypatch, config, message):
 def test_experts_begin_one_by_one(stored, kind):
     """Their A and B lie the other way round, one pair for each matrix."""
     values = np.random.default_rng(4).standard_normal((3, 12, 32)).astype(np.float32)
-    weight = WeightStack([Weight.quantize(matrix, "q8_0") for matrix in values]) if stored else values
+    weight = (
+        WeightStack([Weight.quantize(matrix, "q8_0") for matrix in values]) if stored else values
+    )
     layer = nn.SwitchLinear.from_weight(weight)
     adapter = adapter_class(layer, kind).from_base(layer, r=2, scale=4.0)
     pissa({"experts": adapter})
     for i, matrix in enumerate(dense(weight)):
-        np.testing.assert_allclose(4.0 * adapter.lora_b[i] @ adapter.lora_a[i], best(matrix, 2), atol=1e-3)
+        np.testing.assert_allclose(
+            4.0 * adapter.lora_b[i] @ adapter.lora_a[i], best(matrix, 2), atol=1e-3
+        )
     np.testing.assert_allclose(adapter.delta(), 0, atol=1e-5)
     adapter.lora_b *= 1.5
     assert adapter.settled().rank == 4

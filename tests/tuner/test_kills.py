@@ -60,17 +60,27 @@ def start(folder, *arguments):
 
 def losses_of(output):
     """Iterations and losses of whole lines: the last one may have been cut."""
-    pairs = [line.split() for line in output.splitlines(keepends=True) if line[:1].isdigit() and line.endswith("\n")]
+    pairs = [
+        line.split()
+        for line in output.splitlines(keepends=True)
+        if line[:1].isdigit() and line.endswith("\n")
+    ]
     return {int(number): float(loss) for number, loss in pairs}
 
 
 def check_complete(folder):
     """The adapter loads and is one that a run had: all finite, in the shapes that the configuration's model has."""
-    for path in (folder, *folder.glob("[0-9]*_adapters.safetensors"), *folder.glob("best_adapters.safetensors")):
+    for path in (
+        folder,
+        *folder.glob("[0-9]*_adapters.safetensors"),
+        *folder.glob("best_adapters.safetensors"),
+    ):
         found = read_adapter(path).layers["layers.0"].arrays
         for name, array in Tiny().arrays.items():
             assert found[name.rpartition(".")[2]].shape == array.shape
-    assert all(np.isfinite(array).all() for array in load_file(folder / "adapters.safetensors").values())
+    assert all(
+        np.isfinite(array).all() for array in load_file(folder / "adapters.safetensors").values()
+    )
     checkpoint = state.load_checkpoint(folder)
     assert checkpoint.optimizer["step"] == checkpoint.progress.iteration
 
@@ -101,7 +111,10 @@ def survives(folder, whole_folder, kills, seed):
     assert rest.losses.items() <= whole_seen.losses.items()
     for name, array in whole.arrays.items():
         np.testing.assert_array_equal(array, resumed.arrays[name])
-    ours, theirs = ({p.name: p.read_bytes() for p in place.iterdir() if p.is_file()} for place in (folder, whole_folder))
+    ours, theirs = (
+        {p.name: p.read_bytes() for p in place.iterdir() if p.is_file()}
+        for place in (folder, whole_folder)
+    )
     assert ours["adapters.safetensors"] == theirs["adapters.safetensors"]
     assert ours[run_folder.BEST_FILE] == theirs[run_folder.BEST_FILE]
     # What the killed ones had under way is gone, their lock too.
@@ -116,7 +129,12 @@ def test_killed_at_random_the_run_continues_to_the_same_bits(tmp_path):
 def test_killed_often(tmp_path):
     kills = int(os.environ.get("PYLOSS_KILLS", KILLS))
     for seed in range(0, kills, KILLS):
-        survives(tmp_path / f"killed{seed}", tmp_path / f"whole{seed}", min(KILLS, kills - seed), seed=100 + seed)
+        survives(
+            tmp_path / f"killed{seed}",
+            tmp_path / f"whole{seed}",
+            min(KILLS, kills - seed),
+            seed=100 + seed,
+        )
 
 
 def test_a_killed_run_leaves_nothing_that_the_next_keeps(tmp_path):

@@ -43,7 +43,15 @@ def test_fusing_is_right_to_the_rounding_of_the_format(rng, kind):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         fused = layer.fuse()
-    steps = {"plain": 0, "f32": 0, "bf16": 2**-9, "f16": 2**-12, "q8_0": 1 / 250, "q4_0": 1 / 14, "q4_1": 1 / 28}[kind]
+    steps = {
+        "plain": 0,
+        "f32": 0,
+        "bf16": 2**-9,
+        "f16": 2**-12,
+        "q8_0": 1 / 250,
+        "q4_0": 1 / 14,
+        "q4_1": 1 / 28,
+    }[kind]
     largest = np.abs(before + delta.T).reshape(-1, 32).max(axis=1).max() * 2
     assert np.abs(dense(fused) - (before + delta.T)).max() <= steps * largest + 1e-5
 
@@ -59,7 +67,10 @@ def test_fusing_an_untrained_adapter_changes_nothing(rng, kind):
 
 
 def test_dropout_acts_in_training_alone_and_on_the_adapter_alone(rng):
-    layer, x = trained(rng, make_base(rng, "q4_1"), dropout=0.5), rng.standard_normal((9, 64)).astype(np.float32)
+    layer, x = (
+        trained(rng, make_base(rng, "q4_1"), dropout=0.5),
+        rng.standard_normal((9, 64)).astype(np.float32),
+    )
     pyloss.random.seed(1)
     first, second = layer(x), layer(x)
     assert (first != second).any()
@@ -79,7 +90,9 @@ def test_dropout_acts_in_training_alone_and_on_the_adapter_alone(rng):
 
 @pytest.mark.parametrize("format", ["q5_1", "affine3", "affine4", "nf4"])
 def test_fusing_keeps_groups_as_they_were(rng, format):
-    options = {"group_size": 32, "scale_format": "bf16", "double": False} if format[0] != "q" else {}
+    options = (
+        {"group_size": 32, "scale_format": "bf16", "double": False} if format[0] != "q" else {}
+    )
     weight = Weight.quantize(rng.standard_normal((12, 64)).astype(np.float32), format, **options)
     fused = trained(rng, nn.Linear.from_weight(weight)).fuse()
     assert fused.weight.format == format and fused.weight.nbytes == weight.nbytes
@@ -91,7 +104,10 @@ def test_fusing_keeps_groups_as_they_were(rng, format):
 def test_fusing_over_what_can_only_be_read_makes_floats(rng):
     weight = stored(rng, 12, 256, "q4_k")
     layer = trained(rng, nn.Linear.from_weight(weight))
-    with pytest.warns(UserWarning, match="q4_k can be read but not written here: weights fused over it are kept in float32"):
+    with pytest.warns(
+        UserWarning,
+        match="q4_k can be read but not written here: weights fused over it are kept in float32",
+    ):
         fused = layer.fuse()
     assert fused.weight.format == "f32"
     np.testing.assert_array_equal(dense(fused), weight.dequantize() + layer.delta())

@@ -10,7 +10,9 @@ from pyloss.optim import AdamW
 from pyloss.tuner import linear_to_lora_layers, losses
 from pyloss.tuner.losses import default_loss, parts_of_rows, target_weights
 
-BATCH = np.array([[3, 1, 4, 1, 5, 9, 2, 6], [2, 7, 1, 8, 28, 0, 0, 0], [1, 6, 0, 0, 0, 0, 0, 0]], np.int32)
+BATCH = np.array(
+    [[3, 1, 4, 1, 5, 9, 2, 6], [2, 7, 1, 8, 28, 0, 0, 0], [1, 6, 0, 0, 0, 0, 0, 0]], np.int32
+)
 LENGTHS = np.array([[3, 8], [1, 5], [0, 2]], np.int32)
 
 
@@ -28,7 +30,9 @@ def tiny_model(tmp_path):
         array[...] = rng.standard_normal(array.shape) / 4
     for name, module in model.named_modules():
         if hasattr(module, "lora_a"):
-            merged[f"{name}.weight"] = arrays[f"{name}.weight"] + 2.0 * (module.lora_a.astype(float) @ module.lora_b).T
+            merged[f"{name}.weight"] = (
+                arrays[f"{name}.weight"] + 2.0 * (module.lora_a.astype(float) @ module.lora_b).T
+            )
     return model, c, merged
 
 
@@ -56,7 +60,9 @@ def assert_same(got, want, tolerance=1e-5):
     assert got[0][0] == pytest.approx(want[0][0], rel=tolerance) and got[0][1] == want[0][1]
     assert got[1].keys() == want[1].keys()
     for name, gradient in want[1].items():
-        np.testing.assert_allclose(got[1][name], gradient, atol=tolerance * (1 + np.abs(gradient).max()), err_msg=name)
+        np.testing.assert_allclose(
+            got[1][name], gradient, atol=tolerance * (1 + np.abs(gradient).max()), err_msg=name
+        )
 
 
 # Masks
@@ -78,7 +84,9 @@ def test_the_mask_ends_at_the_last_token():
 def test_given_weights_are_kept_but_for_the_first_column():
     given = np.full(BATCH.shape, 0.5)
     weights = target_weights(BATCH, given)
-    assert (weights[:, 0] == 0).all() and (weights[:, 1:] == 0.5).all() and (given[:, 0] == 0.5).all()
+    assert (
+        (weights[:, 0] == 0).all() and (weights[:, 1:] == 0.5).all() and (given[:, 0] == 0.5).all()
+    )
 
 
 @pytest.mark.parametrize(
@@ -107,7 +115,9 @@ WEIGHTS = {
     "whole rows": np.array([[0, 8], [0, 5], [0, 2]]),
     "one row alone": np.array([[7, 8], [5, 5], [9, 9]]),
     "weights": np.random.default_rng(1).uniform(0, 2, BATCH.shape) * (BATCH > 0),
-    "weights with holes": np.array([[0, 0, 1, 0, 0, 2, 0, 0], [5, 0.5, 0, 0, 1, 0, 0, 0], [0] * 8], float),
+    "weights with holes": np.array(
+        [[0, 0, 1, 0, 0, 2, 0, 0], [5, 0.5, 0, 0, 1, 0, 0, 0], [0] * 8], float
+    ),
 }
 
 
@@ -116,14 +126,18 @@ def test_values_against_float64(tiny_model, kind):
     model, c, arrays = tiny_model
     weights = target_weights(BATCH, WEIGHTS[kind])
     value, total = default_loss(model, BATCH, WEIGHTS[kind])
-    assert float(value) == pytest.approx(reference(c, arrays, BATCH, weights.astype(float)), rel=2e-5)
+    assert float(value) == pytest.approx(
+        reference(c, arrays, BATCH, weights.astype(float)), rel=2e-5
+    )
     assert total == pytest.approx(weights.sum(), rel=1e-6)
 
 
 def users_loss(model, batch, lengths):
     """As a user of mlx-lm writes it: all logits of the padded batch."""
     weights = target_weights(batch, lengths)[:, 1:]
-    return softmax_cross_entropy(model(batch[:, :-1]), batch[:, 1:], weights=weights, reduction="mean"), float(weights.sum(dtype=np.float64))
+    return softmax_cross_entropy(
+        model(batch[:, :-1]), batch[:, 1:], weights=weights, reduction="mean"
+    ), float(weights.sum(dtype=np.float64))
 
 
 @pytest.mark.parametrize("checkpoint", [False, True])
@@ -139,20 +153,46 @@ def test_a_gradient_against_differences_of_the_reference(tiny_model):
     _, grads = step(model, BATCH, LENGTHS)
     name = "model.layers.1.self_attn.q_proj"
     layer = dict(model.named_modules())[name]
-    for half, array in (("lora_a", layer.lora_a.astype(float)), ("lora_b", layer.lora_b.astype(float))):
+    for half, array in (
+        ("lora_a", layer.lora_a.astype(float)),
+        ("lora_b", layer.lora_b.astype(float)),
+    ):
         direction, ends = np.random.default_rng(3).standard_normal(array.shape), []
         for sign in (1, -1):
-            a, b = (array + sign * 1e-6 * direction, layer.lora_b) if half == "lora_a" else (layer.lora_a, array + sign * 1e-6 * direction)
+            a, b = (
+                (array + sign * 1e-6 * direction, layer.lora_b)
+                if half == "lora_a"
+                else (layer.lora_a, array + sign * 1e-6 * direction)
+            )
             old = 2.0 * (layer.lora_a.astype(float) @ layer.lora_b).T
-            moved = {**arrays, f"{name}.weight": arrays[f"{name}.weight"].astype(float) - old + 2.0 * (np.asarray(a, float) @ np.asarray(b, float)).T}
+            moved = {
+                **arrays,
+                f"{name}.weight": arrays[f"{name}.weight"].astype(float)
+                - old
+                + 2.0 * (np.asarray(a, float) @ np.asarray(b, float)).T,
+            }
             ends.append(reference(c, moved, BATCH, weights))
-        assert (grads[f"{name}.{half}"] * direction).sum() == pytest.approx((ends[0] - ends[1]) / 2e-6, rel=1e-3)
+        assert (grads[f"{name}.{half}"] * direction).sum() == pytest.approx(
+            (ends[0] - ends[1]) / 2e-6, rel=1e-3
+        )
 
 
 # Parts
 
 
-@pytest.mark.parametrize("lengths", [[256] * 4, [20, 1000, 300, 37, 512, 5], [1] * 3, [0, 7, 0], [600], [511, 513], [2000, 30, 40], list(range(100))])
+@pytest.mark.parametrize(
+    "lengths",
+    [
+        [256] * 4,
+        [20, 1000, 300, 37, 512, 5],
+        [1] * 3,
+        [0, 7, 0],
+        [600],
+        [511, 513],
+        [2000, 30, 40],
+        list(range(100)),
+    ],
+)
 @pytest.mark.parametrize("together", [1, 2])
 def test_parts_hold_every_row_once_and_are_of_like_size(lengths, together):
     parts = parts_of_rows(lengths, together)
@@ -165,7 +205,9 @@ def test_parts_hold_every_row_once_and_are_of_like_size(lengths, together):
 
 @pytest.mark.parametrize("checkpoint", [False, True])
 @pytest.mark.parametrize("kind", ["spans", "whole rows", "weights", "weights with holes"])
-def test_a_batch_in_parts_has_the_value_and_gradients_of_the_whole(model, monkeypatch, kind, checkpoint):
+def test_a_batch_in_parts_has_the_value_and_gradients_of_the_whole(
+    model, monkeypatch, kind, checkpoint
+):
     model.set_grad_checkpoint(checkpoint)
     want = step(model, BATCH, WEIGHTS[kind])
     monkeypatch.setattr(losses, "PART_TOKENS", 2)
@@ -208,21 +250,43 @@ def test_padding_changes_no_bit(model):
 def test_tokens_after_the_last_target_cost_nothing(model, monkeypatch):
     seen = []
     hidden = model.hidden
-    monkeypatch.setattr(model, "hidden", lambda tokens, offsets: (seen.append((tokens.tolist(), offsets.tolist())), hidden(tokens, offsets))[1])
+    monkeypatch.setattr(
+        model,
+        "hidden",
+        lambda tokens, offsets: (
+            seen.append((tokens.tolist(), offsets.tolist())),
+            hidden(tokens, offsets),
+        )[1],
+    )
     default_loss(model, BATCH, np.array([[1, 4], [5, 5], [1, 2]]))
     assert seen == [([3, 1, 4, 1], [0, 3, 4])]
 
 
-@pytest.mark.parametrize("lengths", [np.zeros(BATCH.shape, np.float32), np.array([[8, 8], [5, 5], [2, 2]]), np.array([[0, 1]] * 3), np.eye(3, 8)[[0, 0, 0]]])
+@pytest.mark.parametrize(
+    "lengths",
+    [
+        np.zeros(BATCH.shape, np.float32),
+        np.array([[8, 8], [5, 5], [2, 2]]),
+        np.array([[0, 1]] * 3),
+        np.eye(3, 8)[[0, 0, 0]],
+    ],
+)
 def test_a_prompt_that_fills_the_window_and_a_batch_without_targets(model, lengths):
     """mlx-lm divides by zero here."""
     (value, total), grads = step(model, BATCH, lengths)
-    assert value == 0 and total == 0 and not any(g.any() for g in grads.values()) and len(grads) == len(model.trainable_parameters())
+    assert (
+        value == 0
+        and total == 0
+        and not any(g.any() for g in grads.values())
+        and len(grads) == len(model.trainable_parameters())
+    )
 
 
 @pytest.mark.parametrize("shape", [(0, 5), (3, 0), (3, 1)])
 def test_batches_without_anything_to_predict(model, shape):
-    value, total = default_loss(model, np.zeros(shape, np.int32), np.tile([0, shape[1]], (shape[0], 1)).astype(np.int32))
+    value, total = default_loss(
+        model, np.zeros(shape, np.int32), np.tile([0, shape[1]], (shape[0], 1)).astype(np.int32)
+    )
     assert value == 0 and total == 0
 
 
@@ -249,14 +313,26 @@ def test_accumulating_by_tokens_is_the_whole_batch(model):
 
 @pytest.mark.parametrize("format", ["Q4_1", "F32"])
 @pytest.mark.parametrize("part_tokens", [100, 512])
-def test_training_steps_have_the_same_bits_with_any_number_of_threads(tmp_path, monkeypatch, format, part_tokens):
+def test_training_steps_have_the_same_bits_with_any_number_of_threads(
+    tmp_path, monkeypatch, format, part_tokens
+):
     pytest.importorskip("gguf")
     monkeypatch.setattr(losses, "PART_TOKENS", part_tokens)
     # Wide enough that each kernel divides its work.
-    sizes = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 8, "head_dim": 32, "num_key_value_heads": 4, "vocab_size": 600}
+    sizes = {
+        "hidden_size": 256,
+        "intermediate_size": 512,
+        "num_attention_heads": 8,
+        "head_dim": 32,
+        "num_key_value_heads": 4,
+        "vocab_size": 600,
+    }
     tiny.write_gguf(tmp_path / "model.gguf", format=format, num_hidden_layers=2, **sizes)
     rng = np.random.default_rng(0)
-    batch, lengths = rng.integers(0, 600, (4, 90)).astype(np.int32), np.array([[10, 90], [1, 61], [30, 77], [5, 90]], np.int32)
+    batch, lengths = (
+        rng.integers(0, 600, (4, 90)).astype(np.int32),
+        np.array([[10, 90], [1, 61], [30, 77], [5, 90]], np.int32),
+    )
 
     def run(threads, checkpoint):
         pyloss.set_num_threads(threads)
@@ -271,7 +347,9 @@ def test_training_steps_have_the_same_bits_with_any_number_of_threads(tmp_path, 
             (value, _), grads = step(model, batch, lengths)
             optimizer.update(model, grads)
             values.append(float(value))
-        return values, {name: array.tobytes() for name, array in model.trainable_parameters().items()}
+        return values, {
+            name: array.tobytes() for name, array in model.trainable_parameters().items()
+        }
 
     before = pyloss.get_num_threads()
     try:
@@ -292,7 +370,9 @@ def test_other_losses_train_a_head_of_their_own(model):
         return linear_cross_entropy(hidden, model.head_weight, tokens[1:]).mean()
 
     value, _ = nn.value_and_grad(model, loss)()
-    assert value == pytest.approx(float(default_loss(model, BATCH[:1], np.array([[0, 8]]))[0]), rel=1e-5)
+    assert value == pytest.approx(
+        float(default_loss(model, BATCH[:1], np.array([[0, 8]]))[0]), rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("dtype", ["u1", "u2", "u8", "i1", "i8", ">i4"])

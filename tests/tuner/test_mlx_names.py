@@ -45,20 +45,27 @@ def test_signatures_are_mlx_lms():
     from mlx_lm.sample_utils import make_sampler as their_sampler
     from mlx_lm.utils import load as their_load
 
-    assert list(inspect.signature(load).parameters) == list(inspect.signature(their_load).parameters)
+    assert list(inspect.signature(load).parameters) == list(
+        inspect.signature(their_load).parameters
+    )
     parameters = list(inspect.signature(make_sampler).parameters)
     assert parameters[:5] == list(inspect.signature(their_sampler).parameters)[:5]
 
 
 def test_load_takes_mlx_lms_arguments(made):
     _, tokenizer, config = load(
-        path_or_hf_repo=made / "base", tokenizer_config={"trust_remote_code": True}, lazy=True, return_config=True
+        path_or_hf_repo=made / "base",
+        tokenizer_config={"trust_remote_code": True},
+        lazy=True,
+        return_config=True,
     )
     assert config["model_type"] == "llama" and config["hidden_size"] == 32
     *_, config = load(str(made / "base.gguf"), {}, None, str(made / "adapters"), False, True)
     assert config["model_type"] == "llama"
     _, changed = load(made / "base", {"eos_token": "hello", "chat_template": "x"})
-    assert changed.eos_token_ids == tokenizer.eos_token_ids | set(tokenizer.encode("hello", add_special_tokens=False))
+    assert changed.eos_token_ids == tokenizer.eos_token_ids | set(
+        tokenizer.encode("hello", add_special_tokens=False)
+    )
     assert changed.chat_template == "x"
     with pytest.raises(TypeError, match="adapter_path="):
         load(made / "base", str(made / "adapters"))
@@ -137,7 +144,9 @@ def test_an_optimiser_of_the_users_own(tmp_path, monkeypatch):
     np.testing.assert_array_equal(trained("mine", mine, iters=6), plain)
     assert mine.calls == 6
     trained("parts", Mine(optim.AdamW(0.05)), iters=3)
-    np.testing.assert_array_equal(trained("parts", Mine(optim.AdamW(0.05)), iters=6, resume=True), plain)
+    np.testing.assert_array_equal(
+        trained("parts", Mine(optim.AdamW(0.05)), iters=6, resume=True), plain
+    )
     with pytest.raises(TypeError, match="without 'update'"):
         trained("none", optimizer=Tiny(), iters=1)
 
@@ -152,7 +161,9 @@ def test_an_optimiser_without_state():
 
     wrapped, model = WrappedOptimizer(Bare()), Tiny()
     before = {name: array.copy() for name, array in model.arrays.items()}
-    wrapped.update(model, {name: np.ones_like(array) for name, array in before.items()}, grad_scale=0.5)
+    wrapped.update(
+        model, {name: np.ones_like(array) for name, array in before.items()}, grad_scale=0.5
+    )
     for name, array in model.arrays.items():
         np.testing.assert_allclose(array, before[name] - 0.05, rtol=1e-6)
     assert wrapped.state_dict() == {"step": 1} and wrapped.learning_rate == 0.1
@@ -163,7 +174,10 @@ def test_the_step_of_an_optimiser_is_in_its_state():
     optimizer.state["step"] = np.array(5)
     assert optimizer.step == optimizer.state["step"] == 5
     optimizer.update({"a": np.zeros(2, np.float32)}, {"a": np.ones(2, np.float32)})
-    assert optimizer.state["step"] == 6 and optimizer.state["learning_rate"] == optimizer.learning_rate == 0.5
+    assert (
+        optimizer.state["step"] == 6
+        and optimizer.state["learning_rate"] == optimizer.learning_rate == 0.5
+    )
     assert set(optimizer.state) == {"a"} and set(optimizer.state_dict()) == {"step", "m.a", "v.a"}
     optimizer.state["learning_rate"] = 0.25
     assert optimizer.learning_rate == 0.25
@@ -183,15 +197,30 @@ def test_generation_takes_mlx_lms_arguments(made, capsys):
     model, tokenizer = load(made / "base")
     plain = generate(model, tokenizer, "hello", max_tokens=5)
     assert capsys.readouterr().out == ""
-    assert generate(model, tokenizer, prompt="hello", verbose=True, max_tokens=5, sampler=make_sampler(temp=0.0)) == plain
+    assert (
+        generate(
+            model,
+            tokenizer,
+            prompt="hello",
+            verbose=True,
+            max_tokens=5,
+            sampler=make_sampler(temp=0.0),
+        )
+        == plain
+    )
     printed = capsys.readouterr().out
-    assert printed.startswith("=" * 10 + "\n" + plain + "\n" + "=" * 10) and "Generation: 5 tokens" in printed
+    assert (
+        printed.startswith("=" * 10 + "\n" + plain + "\n" + "=" * 10)
+        and "Generation: 5 tokens" in printed
+    )
     best = lambda logits: np.argmax(logits, axis=-1)
     assert generate(model, tokenizer, "hello", max_tokens=5, sampler=best) == plain
     wanted = tokenizer.encode("w", add_special_tokens=False)[0]
 
     def only(tokens, logits):
-        assert list(tokens[: len(tokenizer.encode("hello"))]) == tokenizer.encode("hello") and logits.shape == (1, tiny.TOKENS)
+        assert list(tokens[: len(tokenizer.encode("hello"))]) == tokenizer.encode(
+            "hello"
+        ) and logits.shape == (1, tiny.TOKENS)
         logits[:, :wanted] = -np.inf
         logits[:, wanted + 1 :] = -np.inf
         return logits
@@ -206,7 +235,12 @@ def test_generation_takes_mlx_lms_arguments(made, capsys):
 
 def test_samplers_of_mlx_lms_arguments():
     logits = np.array([0.0, 3.0, 1.0, 2.0], np.float32)
-    assert make_sampler(0.0)(logits) == make_sampler(temp=0)(logits) == make_sampler(temperature=0)(logits) == 1
+    assert (
+        make_sampler(0.0)(logits)
+        == make_sampler(temp=0)(logits)
+        == make_sampler(temperature=0)(logits)
+        == 1
+    )
     kept = make_sampler(1.0, 0.0, 0.99, 2, generator=np.random.default_rng(0))
     assert {kept(logits) for _ in range(200)} == {1, 3}
     with pytest.raises(ValueError, match="min_tokens_to_keep is 0"):

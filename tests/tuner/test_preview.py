@@ -11,7 +11,9 @@ TURNS = [{"role": "user", "content": "one?"}, {"role": "assistant", "content": "
 
 def test_targets_are_marked_turn_by_turn():
     tokenizer = FakeTokenizer()
-    shown = preview(ChatDataset([{"messages": TURNS * 2}], tokenizer, train_on="assistant"), tokenizer)
+    shown = preview(
+        ChatDataset([{"messages": TURNS * 2}], tokenizer, train_on="assistant"), tokenizer
+    )
     head, text = shown.split("\n", 1)
     turn = "<|im_start|>user\none?<|im_end|>\n<|im_start|>assistant\n[+yes<|im_end|>\n+]"
     assert head == "sample 0: 56 tokens, 10 of them targets (between [+ and +])"
@@ -20,9 +22,14 @@ def test_targets_are_marked_turn_by_turn():
 
 def test_n_samples_cut_as_in_training():
     tokenizer = FakeTokenizer()
-    data = CacheDataset(ChatDataset([{"messages": TURNS}, {"messages": TURNS * 3}], tokenizer, mask_prompt=True))
+    data = CacheDataset(
+        ChatDataset([{"messages": TURNS}, {"messages": TURNS * 3}], tokenizer, mask_prompt=True)
+    )
     shown = preview(data, tokenizer, n=5, max_seq_length=30)
-    assert shown.startswith("sample 0: ") and "sample 1: 30 tokens, cut from 84, 0 of them targets" in shown
+    assert (
+        shown.startswith("sample 0: ")
+        and "sample 1: 30 tokens, cut from 84, 0 of them targets" in shown
+    )
     assert "the sample is skipped" in shown and len(preview(data, tokenizer).split("sample")) == 2
 
 

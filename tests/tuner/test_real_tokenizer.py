@@ -47,6 +47,6 @@ def test_batches_cover_the_example(tokenizer):
 
 def test_preview_shows_the_answer(tokenizer):
     _, valid, _ = load_dataset(DATA, tokenizer, mask_prompt=True)
-    assert "<|im_start|>assistant\n[+" + valid[0]["messages"][-1]["content"] + "<|im_end|>\n+]" in preview(
-        valid, tokenizer
-    )
+    assert "<|im_start|>assistant\n[+" + valid[0]["messages"][-1][
+        "content"
+    ] + "<|im_end|>\n+]" in preview(valid, tokenizer)

@@ -63,7 +63,9 @@ def test_a_resumed_run_keeps_its_own_files(tmp_path):
     run(tmp_path, iters=5)
     run(tmp_path, Tiny(seed=4), iters=10, resume=True)
     assert not list(tmp_path.glob("previous*"))
-    assert {"0000005_adapters.safetensors", "0000010_adapters.safetensors"} <= set(files_of(tmp_path))
+    assert {"0000005_adapters.safetensors", "0000010_adapters.safetensors"} <= set(
+        files_of(tmp_path)
+    )
 
 
 def test_an_adapter_of_another_name_and_of_peft_are_kept_too(tmp_path):
@@ -71,7 +73,10 @@ def test_an_adapter_of_another_name_and_of_peft_are_kept_too(tmp_path):
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 8}')
     run(tmp_path, iters=1, val=None, adapter_file=tmp_path / "mine.safetensors")
     kept = files_of(tmp_path / "previous-1")
-    assert kept == {"adapter_model.safetensors": b"peft", "adapter_config.json": b'{"peft_type": "LORA", "r": 8}'}
+    assert kept == {
+        "adapter_model.safetensors": b"peft",
+        "adapter_config.json": b'{"peft_type": "LORA", "r": 8}',
+    }
     assert json.loads((tmp_path / "adapter_config.json").read_text()) == Tiny.adapter_config
     run(tmp_path, iters=1, val=None, adapter_file=tmp_path / "mine.safetensors")
     assert "mine.safetensors" in files_of(tmp_path / "previous-2")
@@ -80,7 +85,11 @@ def test_an_adapter_of_another_name_and_of_peft_are_kept_too(tmp_path):
 def test_it_is_said_in_one_line(tmp_path, capsys):
     run(tmp_path, iters=5)
     run(tmp_path, iters=1, progress=True)
-    lines = [line for line in capsys.readouterr().err.splitlines() if "kept what was there before" in line]
+    lines = [
+        line
+        for line in capsys.readouterr().err.splitlines()
+        if "kept what was there before" in line
+    ]
     assert len(lines) == 1 and lines[0].endswith(f"in {tmp_path / 'previous-1'}")
 
 
@@ -90,7 +99,11 @@ def test_no_iterations_write_nothing(tmp_path, capsys, earlier):
         run(tmp_path, iters=5)
     before = files_of(tmp_path)
     _, _, result = run(tmp_path, Tiny(seed=7), iters=0, progress=True)
-    assert result.iterations == 0 and files_of(tmp_path) == before and not list(tmp_path.glob("previous*"))
+    assert (
+        result.iterations == 0
+        and files_of(tmp_path) == before
+        and not list(tmp_path.glob("previous*"))
+    )
     assert "nothing was trained, so no adapter is saved" in capsys.readouterr().err
     # Nor does a run whose data give no batch.
     run(tmp_path / "none", iters=3, iterate=lambda **options: iter(()), val=None)
@@ -100,7 +113,12 @@ def test_no_iterations_write_nothing(tmp_path, capsys, earlier):
 def test_a_users_own_keys_stay(tmp_path):
     run(tmp_path, iters=1)
     path = tmp_path / "adapter_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"my_note": {"a": [1]}, "system_prompt": "old", "iters": 7}))
+    path.write_text(
+        json.dumps(
+            json.loads(path.read_text())
+            | {"my_note": {"a": [1]}, "system_prompt": "old", "iters": 7}
+        )
+    )
     for settings in ({"resume": True, "iters": 2}, {"iters": 1}, {"iters": 1, "overwrite": True}):
         run(tmp_path, Tiny(seed=3), **settings)
         assert json.loads(path.read_text()) == Tiny.adapter_config | {"my_note": {"a": [1]}}
@@ -122,7 +140,10 @@ def test_the_configuration_names_no_place_of_the_machine(tmp_path):
         "hf_dataset": {"path": "set", "name": "owner/name"}, "system_prompt": "/no_think Answer.",
         "lora_parameters": {"loftq_model": "float", "rank": 1},
     }  # fmt: skip
-    assert run_folder.portable({"model": "owner/name", "data": "../data"}) == {"model": "owner/name", "data": "../data"}
+    assert run_folder.portable({"model": "owner/name", "data": "../data"}) == {
+        "model": "owner/name",
+        "data": "../data",
+    }
 
 
 def test_a_configuration_that_cannot_be_written_moves_nothing(tmp_path):
@@ -143,7 +164,9 @@ def test_a_second_run_in_the_folder_is_refused(tmp_path):
         assert done.wait(60)
         return tiny_loss(model, batch, lengths)
 
-    first = threading.Thread(target=run, args=(tmp_path,), kwargs={"loss": loss, "iters": 2, "callback": Recorder()})
+    first = threading.Thread(
+        target=run, args=(tmp_path,), kwargs={"loss": loss, "iters": 2, "callback": Recorder()}
+    )
     first.start()
     assert training.wait(60)
     for settings in ({}, {"resume": True}, {"overwrite": True}):
@@ -155,7 +178,11 @@ def test_a_second_run_in_the_folder_is_refused(tmp_path):
     run(tmp_path, Tiny(seed=1), iters=0)
     done.set()
     first.join()
-    assert len(refused) == 3 and not (tmp_path / LOCK_FILE).exists() and not list(tmp_path.glob("previous*"))
+    assert (
+        len(refused) == 3
+        and not (tmp_path / LOCK_FILE).exists()
+        and not list(tmp_path.glob("previous*"))
+    )
     run(tmp_path, Tiny(seed=1), iters=3, resume=True)
 
 
@@ -186,7 +213,9 @@ def test_numbered_and_best_adapters_are_read_where_they_lie(tmp_path):
     b = model.layers[-1].mlp.up_proj.lora_b
     b[...] = 1
     save_adapter(model, tmp_path / "a")
-    (tmp_path / "a" / "adapters.safetensors").rename(tmp_path / "a" / "0000100_adapters.safetensors")
+    (tmp_path / "a" / "adapters.safetensors").rename(
+        tmp_path / "a" / "0000100_adapters.safetensors"
+    )
     b[...] = 2
     save_adapter(model, tmp_path / "b")
     (tmp_path / "b" / "adapters.safetensors").rename(tmp_path / "a" / "adapters.safetensors")
@@ -206,7 +235,9 @@ def test_a_numbered_file_of_full_fine_tuning(tmp_path):
     name, array = next(iter(model.trainable_parameters().items()))
     array[...] = 3
     save_adapter(model, tmp_path / "a")
-    (tmp_path / "a" / "adapters.safetensors").rename(tmp_path / "a" / "0000100_adapters.safetensors")
+    (tmp_path / "a" / "adapters.safetensors").rename(
+        tmp_path / "a" / "0000100_adapters.safetensors"
+    )
     again = tiny.load_tiny(tmp_path / "model")
     load_adapters(again, tmp_path / "a" / "0000100_adapters.safetensors")
     assert (again.parameters()[name] == 3).all()

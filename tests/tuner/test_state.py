@@ -25,7 +25,9 @@ def numpy_gradients(monkeypatch):
 
 
 def scheduled():
-    return optim.AdamW(optim.build_schedule({"name": "cosine_decay", "arguments": [0.05, 20], "warmup": 4}))
+    return optim.AdamW(
+        optim.build_schedule({"name": "cosine_decay", "arguments": [0.05, 20], "warmup": 4})
+    )
 
 
 def same_model(one, two):
@@ -41,7 +43,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path, stop, a
     whole, seen, result = run(tmp_path / "whole", optimizer=scheduled(), iters=20, **settings)
     _, first, _ = run(tmp_path / "parts", optimizer=scheduled(), iters=stop, **settings)
     pyloss.random.seed(4711)
-    resumed, second, again = run(tmp_path / "parts", Tiny(seed=77), scheduled(), iters=20, resume=True, **settings, seed=99)
+    resumed, second, again = run(
+        tmp_path / "parts", Tiny(seed=77), scheduled(), iters=20, resume=True, **settings, seed=99
+    )
     on_time = {i: value for i, value in first.losses.items() if i % 3 == 0}
     assert on_time | second.losses == seen.losses
     assert second.val_losses.items() <= seen.val_losses.items()
@@ -74,7 +78,9 @@ def test_the_best_adapter_of_a_run_that_ended_survives_a_resume_that_is_worse(tm
         return (value, count) if model.training else (value + 100, count)
 
     for iters in (9, 12):
-        resumed, _, again = run(tmp_path, Tiny(seed=6), loss=rising, iters=iters, steps_per_eval=100, resume=True)
+        resumed, _, again = run(
+            tmp_path, Tiny(seed=6), loss=rising, iters=iters, steps_per_eval=100, resume=True
+        )
         assert (again.best_iteration, again.best_loss) == (6, first.best_loss)
         same_model(model, resumed)
         for file in ("adapters", "best_adapters"):
@@ -86,7 +92,10 @@ def test_the_best_adapter_of_a_run_that_ended_survives_a_resume_that_is_worse(tm
 def test_a_run_at_its_end_says_that_nothing_is_left(tmp_path, capsys):
     whole, _, _ = run(tmp_path, iters=4)
     resumed, _, result = run(tmp_path, Tiny(seed=6), iters=3, resume=True, progress=True)
-    assert "3 batches of 2, 3 updates, and the run is at batch 4: nothing is left to train" in capsys.readouterr().err
+    assert (
+        "3 batches of 2, 3 updates, and the run is at batch 4: nothing is left to train"
+        in capsys.readouterr().err
+    )
     assert result.iterations == 4
     same_model(whole, resumed)
 
@@ -94,7 +103,9 @@ def test_a_run_at_its_end_says_that_nothing_is_left(tmp_path, capsys):
 def test_a_rate_of_its_own_for_lora_b_survives_a_resume(tmp_path, capsys):
     whole, _, _ = run(tmp_path / "whole", optimizer=scheduled(), iters=9, loraplus_lr_ratio=5.0)
     run(tmp_path / "parts", optimizer=scheduled(), iters=4, loraplus_lr_ratio=5.0)
-    resumed, _, _ = run(tmp_path / "parts", Tiny(seed=6), scheduled(), iters=9, resume=True, loraplus_lr_ratio=5.0)
+    resumed, _, _ = run(
+        tmp_path / "parts", Tiny(seed=6), scheduled(), iters=9, resume=True, loraplus_lr_ratio=5.0
+    )
     same_model(whole, resumed)
     run(tmp_path / "parts", Tiny(seed=6), scheduled(), iters=9, resume=True, progress=True)
     assert "note: loraplus_lr_ratio is 1.0, and was 5.0 before" in capsys.readouterr().err
@@ -103,7 +114,9 @@ def test_a_rate_of_its_own_for_lora_b_survives_a_resume(tmp_path, capsys):
 def test_a_resume_in_another_precision_is_said(tmp_path, capsys):
     run(tmp_path, iters=2)
     run(tmp_path, Tiny(seed=6), iters=4, resume=True, progress=True, matmul_precision="bfloat16")
-    assert "note: matmul_precision is 'bfloat16', and was 'float32' before" in capsys.readouterr().err
+    assert (
+        "note: matmul_precision is 'bfloat16', and was 'float32' before" in capsys.readouterr().err
+    )
     run(tmp_path, Tiny(seed=6), iters=6, resume=True, progress=True, matmul_precision="bfloat16")
     assert "note:" not in capsys.readouterr().err
 
@@ -114,7 +127,9 @@ def test_a_stateless_iterator_is_replayed(tmp_path):
 
     whole, seen, _ = run(tmp_path / "a", iters=20, val=None, iterate=generator)
     run(tmp_path / "b", iters=9, val=None, iterate=generator)
-    resumed, second, _ = run(tmp_path / "b", Tiny(seed=5), iters=20, val=None, iterate=generator, resume=True)
+    resumed, second, _ = run(
+        tmp_path / "b", Tiny(seed=5), iters=20, val=None, iterate=generator, resume=True
+    )
     assert second.losses.items() <= seen.losses.items()
     same_model(whole, resumed)
 
@@ -127,7 +142,8 @@ def test_ctrl_c_saves_a_complete_state_and_says_where(tmp_path, at, where):
     def interrupt_at(number):
         calls.append(number)
         if len(calls) == at:
-            pyloss.random.next_seed()  # what an iteration that is given up has drawn must not be felt later
+            # what an iteration that is given up has drawn must not be felt later
+            pyloss.random.next_seed()
             raise KeyboardInterrupt
 
     def loss(model, batch, lengths):
@@ -198,7 +214,11 @@ class Killer:
 
     def __init__(self, at):
         self.left = at
-        self.save_file, self.write_bytes, self.replace = safetensors_numpy.save_file, Path.write_bytes, os.replace
+        self.save_file, self.write_bytes, self.replace = (
+            safetensors_numpy.save_file,
+            Path.write_bytes,
+            os.replace,
+        )
 
     def moment(self):
         self.left -= 1
@@ -260,7 +280,9 @@ def test_killed_at_every_moment_of_every_write(tmp_path):
             break
         resumable = check_files(folder)
         resumed, rest, _ = (
-            run(folder, Tiny(seed=8), steps_per_eval=3, iters=5, resume=resumable) if resumable else (whole, seen, 0)
+            run(folder, Tiny(seed=8), steps_per_eval=3, iters=5, resume=resumable)
+            if resumable
+            else (whole, seen, 0)
         )
         assert rest.losses.items() <= seen.losses.items()
         same_model(whole, resumed)
@@ -280,7 +302,9 @@ def test_killed_while_a_run_of_another_configuration_takes_its_place(tmp_path):
         kept = [load_file(p) for p in folder.rglob("adapters.safetensors")]
         assert any(all(np.array_equal(old[n], one[n]) for n in old) for one in kept)
         adapter = folder / "adapters.safetensors"
-        if adapter.exists() and all(np.array_equal(old[n], a) for n, a in load_file(adapter).items()):
+        if adapter.exists() and all(
+            np.array_equal(old[n], a) for n, a in load_file(adapter).items()
+        ):
             assert (folder / "adapter_config.json").read_text() == config
 
 
@@ -300,7 +324,9 @@ def test_a_full_disk_is_one_clear_error_and_the_last_save_stays(tmp_path, monkey
         monkeypatch.setattr(file_writing.os, "fsync", full)
         return tiny_loss(model, batch, lengths)
 
-    with pytest.raises(OSError, match=r"No space left on device.*trainer_state\.safetensors") as raised:
+    with pytest.raises(
+        OSError, match=r"No space left on device.*trainer_state\.safetensors"
+    ) as raised:
         run(folder, Tiny(), iters=12, resume=True, loss=filling, val=None)
     assert raised.value.errno == errno.ENOSPC
     assert files_of(folder) == before
@@ -315,7 +341,9 @@ def test_a_folder_that_cannot_be_made_is_refused_before_training(tmp_path):
 
 
 def test_resuming_where_there_is_nothing_says_so(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"nothing to resume: .*trainer_state.safetensors does not exist"):
+    with pytest.raises(
+        FileNotFoundError, match=r"nothing to resume: .*trainer_state.safetensors does not exist"
+    ):
         run(tmp_path, resume=True)
     with pytest.raises(ValueError, match="resume=True needs an adapter_file"):
         run(None, resume=True)
@@ -327,7 +355,9 @@ def test_a_damaged_state_is_refused_with_its_name(tmp_path):
     whole = path.read_bytes()
     for damaged in (whole[: len(whole) // 2], b"", whole[:5], b"\x00" * 100):
         path.write_bytes(damaged)
-        with pytest.raises(FormatError, match=r"trainer_state\.safetensors.*not a readable trainer state"):
+        with pytest.raises(
+            FormatError, match=r"trainer_state\.safetensors.*not a readable trainer state"
+        ):
             run(tmp_path, iters=5, resume=True)
     os.replace(tmp_path / "adapters.safetensors", path)
     with pytest.raises(FormatError, match="not a trainer state of this version"):
@@ -343,7 +373,9 @@ def test_a_run_of_another_kind_is_not_resumed(tmp_path):
         run(tmp_path, Other(), resume=True)
     wide = Tiny()
     wide.arrays["layers.0.lora_b"] = np.zeros((3, 5), np.float32)
-    with pytest.raises(ValueError, match=r"'layers.0.lora_b' has shape \(3, 11\), but \(3, 5\) in the model"):
+    with pytest.raises(
+        ValueError, match=r"'layers.0.lora_b' has shape \(3, 11\), but \(3, 5\) in the model"
+    ):
         run(tmp_path, wide, resume=True)
     del wide.arrays["layers.0.lora_b"]
     with pytest.raises(ValueError, match="1 parameters are in one only, first 'layers.0.lora_b'"):
@@ -384,9 +416,17 @@ def test_the_folder_has_mlx_lms_layout(tmp_path):
 
 
 def test_nested_state_comes_back_as_it_was(tmp_path):
-    tree = {"a": [1, {"b": np.arange(3, dtype=np.uint64)}], "big": 2**127, "text": "x", "none": None, "pi": 0.1}
+    tree = {
+        "a": [1, {"b": np.arange(3, dtype=np.uint64)}],
+        "big": 2**127,
+        "text": "x",
+        "none": None,
+        "pi": 0.1,
+    }
     progress = state.Progress(iteration=3, loss_sum=0.1 + 0.2, best_loss=1 / 3)
-    saved = state.Checkpoint(progress, {"w": np.ones((2, 2), np.float32)}, {"step": 1}, "SGD", {}, {}, tree, None, {})
+    saved = state.Checkpoint(
+        progress, {"w": np.ones((2, 2), np.float32)}, {"step": 1}, "SGD", {}, {}, tree, None, {}
+    )
     state.save_checkpoint(tmp_path / "x.safetensors", saved)
     loaded = state.load_checkpoint(tmp_path / "x.safetensors")
     assert loaded.progress == progress

@@ -17,7 +17,9 @@ TURNS = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
 
 
 def chats(*prompts, key="messages"):
-    records = [{key: [*([] if p is None else [{"role": "system", "content": p}]), *TURNS]} for p in prompts]
+    records = [
+        {key: [*([] if p is None else [{"role": "system", "content": p}]), *TURNS]} for p in prompts
+    ]
     return ds.ChatDataset(records, FakeTokenizer(), key)
 
 
@@ -36,7 +38,10 @@ def chats(*prompts, key="messages"):
         (ds.CacheDataset([[1, 2]]), None),
         (ds.ConcatenatedDataset([chats("s"), [], chats("s")]), "s"),
         (ds.ConcatenatedDataset([chats("s"), chats("t")]), None),
-        (ds.ConcatenatedDataset([chats("s"), ds.TextDataset([{"text": "x"}], FakeTokenizer())]), None),
+        (
+            ds.ConcatenatedDataset([chats("s"), ds.TextDataset([{"text": "x"}], FakeTokenizer())]),
+            None,
+        ),
         (ds.TextDataset([{"text": "x"}], FakeTokenizer()), None),
         (ds.CompletionsDataset([{"prompt": "p", "completion": "c"}], FakeTokenizer()), None),
     ],
@@ -53,7 +58,13 @@ def model(tmp_path):
 
 
 def trained(model, dataset, folder, config=None):
-    args = pyloss.TrainingArgs(iters=1, batch_size=1, adapter_file=folder / "adapters.safetensors", adapter_config=config, progress=False)
+    args = pyloss.TrainingArgs(
+        iters=1,
+        batch_size=1,
+        adapter_file=folder / "adapters.safetensors",
+        adapter_config=config,
+        progress=False,
+    )
     pyloss.train(model, pyloss.optim.AdamW(1e-3), dataset, None, args)
     return json.loads((folder / "adapter_config.json").read_text())
 
@@ -62,8 +73,13 @@ def test_training_remembers_it(model, tmp_path):
     assert trained(model, chats("s", "s"), tmp_path / "a")["system_prompt"] == "s"
     assert model.adapter_config["system_prompt"] == "s"
     # Another data set, which has none.
-    assert "system_prompt" not in trained(model, chats("s", "t"), tmp_path / "b") | model.adapter_config
-    config = trained(model, ds.CacheDataset(chats("s")), tmp_path / "c", {**model.adapter_config, "own": 1})
+    assert (
+        "system_prompt"
+        not in trained(model, chats("s", "t"), tmp_path / "b") | model.adapter_config
+    )
+    config = trained(
+        model, ds.CacheDataset(chats("s")), tmp_path / "c", {**model.adapter_config, "own": 1}
+    )
     assert (config["system_prompt"], config["own"]) == ("s", 1)
     # A list of tokens says nothing about it.
     assert trained(model, [[1, 2, 3]], tmp_path / "d")["system_prompt"] == "s"
@@ -139,7 +155,9 @@ def asked(monkeypatch, capsys):
 def test_generate_uses_the_adapters(asked):
     code, prompt, said = asked()
     assert code == 0 and prompt == "system: Be brief.user: q"
-    assert "with the adapter's system prompt (--no-system-prompt leaves it out): Be brief.\n" in said
+    assert (
+        "with the adapter's system prompt (--no-system-prompt leaves it out): Be brief.\n" in said
+    )
 
 
 @pytest.mark.parametrize(

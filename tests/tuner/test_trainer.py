@@ -72,13 +72,23 @@ def test_four_batches_of_one_equal_one_of_four(tmp_path):
     big, seen_big, _ = run(None, Tiny(noise=0), data=data, val=None, iterate=in_order(4), iters=2)
     assert result.updates == 2
     close(small, big)
-    assert [i["train_loss"] for i in seen_small.train] == pytest.approx([i["train_loss"] for i in seen_big.train], rel=1e-5)
+    assert [i["train_loss"] for i in seen_small.train] == pytest.approx(
+        [i["train_loss"] for i in seen_big.train], rel=1e-5
+    )
     assert seen_small.train[-1]["trained_tokens"] == seen_big.train[-1]["trained_tokens"]
 
 
 def test_gradients_left_over_at_the_end_are_applied():
     data = samples(6)
-    rest, _, result = run(None, Tiny(noise=0), data=data, val=None, iterate=in_order(1), iters=6, grad_accumulation_steps=4)
+    rest, _, result = run(
+        None,
+        Tiny(noise=0),
+        data=data,
+        val=None,
+        iterate=in_order(1),
+        iters=6,
+        grad_accumulation_steps=4,
+    )
     assert result.updates == 2
     whole = Tiny(noise=0)
     optimizer = optim.AdamW(0.05)
@@ -94,7 +104,9 @@ def test_schedules_count_updates_not_batches():
         rates.append(step)
         return 0.01 * min(step + 1, 3)
 
-    _, seen, result = run(None, optimizer=optim.AdamW(schedule), val=None, iters=8, grad_accumulation_steps=2)
+    _, seen, result = run(
+        None, optimizer=optim.AdamW(schedule), val=None, iters=8, grad_accumulation_steps=2
+    )
     assert result.updates == 4
     assert max(rates) == 3
     assert [i["learning_rate"] for i in seen.train[1::2]] == pytest.approx([0.01, 0.02, 0.03, 0.03])
@@ -117,34 +129,58 @@ def test_the_plan_counts_one_as_one():
     batches = BatchIterator(samples(1), 2, 64, loop=True)
     optimizer = optim.AdamW(optim.WarmUp(0.1, 1))
     text = "\n".join(describe_plan(Tiny(), optimizer, TrainingArgs(iters=1), batches, longest=9))
-    assert "plan: 1 batch of 4, 1 update\n" in text and "over the first update (1 batch)" in text and "plan: 1 sample of up" in text
+    assert (
+        "plan: 1 batch of 4, 1 update\n" in text
+        and "over the first update (1 batch)" in text
+        and "plan: 1 sample of up" in text
+    )
 
 
 def test_the_plan_names_what_differs_from_mlx_lms_defaults():
     def plan(optimizer, validates, **settings):
         batches = BatchIterator(samples(), 2, 64, loop=True)
-        return "\n".join(describe_plan(Tiny(), optimizer, TrainingArgs(**settings), batches, 9, 0, validates))
+        return "\n".join(
+            describe_plan(Tiny(), optimizer, TrainingArgs(**settings), batches, 9, 0, validates)
+        )
 
-    corrected, best = "with bias correction; mlx-lm's has none", "ends with the adapter of the lowest validation loss"
+    corrected, best = (
+        "with bias correction; mlx-lm's has none",
+        "ends with the adapter of the lowest validation loss",
+    )
     text = plan(optim.Adam(0.1), True)
-    assert f"plan: Adam {corrected} (optimizer_config: {{adam: {{bias_correction: false}}}})" in text and best in text
+    assert (
+        f"plan: Adam {corrected} (optimizer_config: {{adam: {{bias_correction: false}}}})" in text
+        and best in text
+    )
     assert corrected not in plan(optim.AdamW(0.1, bias_correction=False), True)
     assert corrected not in plan(optim.SGD(0.1), True)
-    assert best not in plan(optim.Adam(0.1), False) and best not in plan(optim.Adam(0.1), True, keep_best=False)
+    assert best not in plan(optim.Adam(0.1), False) and best not in plan(
+        optim.Adam(0.1), True, keep_best=False
+    )
 
 
 def test_memory_estimate_grows_with_tokens_and_shrinks_with_checkpointing():
     class Config:
-        hidden_size, intermediate_size, num_attention_heads, num_key_value_heads, vocab_size = 576, 1536, 9, 3, 49152
+        hidden_size, intermediate_size, num_attention_heads, num_key_value_heads, vocab_size = (
+            576,
+            1536,
+            9,
+            3,
+            49152,
+        )
 
     model = Tiny()
     model.config, model.layers = Config(), [None] * 30
     small, big = estimate_memory(model, 1, 256), estimate_memory(model, 4, 256)
     assert small < big
     assert estimate_memory(model, 4, 256, grad_checkpoint=True) < 0.6 * big
-    assert estimate_memory(model, 1, 8192, grad_checkpoint=True) < estimate_memory(model, 1, 8192) / 4
+    assert (
+        estimate_memory(model, 1, 8192, grad_checkpoint=True) < estimate_memory(model, 1, 8192) / 4
+    )
     assert 0.4e9 < big < 1e9
-    assert estimate_memory(model, 64, 256) == big, "a batch goes forward and back in parts of 512 tokens"
+    assert estimate_memory(model, 64, 256) == big, (
+        "a batch goes forward and back in parts of 512 tokens"
+    )
 
 
 def test_lora_plus_gives_lora_b_a_rate_of_its_own(capsys):
@@ -152,11 +188,23 @@ def test_lora_plus_gives_lora_b_a_rate_of_its_own(capsys):
     changes = []
     for ratio in (1.0, 8.0):
         before, model = Tiny(noise=0.0), Tiny(noise=0.0)
-        run(None, model, optim.SGD(0.01), val=None, iters=1, loraplus_lr_ratio=ratio, progress=ratio != 1)
+        run(
+            None,
+            model,
+            optim.SGD(0.01),
+            val=None,
+            iters=1,
+            loraplus_lr_ratio=ratio,
+            progress=ratio != 1,
+        )
         changes.append({name: model.arrays[name] - array for name, array in before.arrays.items()})
     np.testing.assert_array_equal(changes[1]["layers.0.lora_a"], changes[0]["layers.0.lora_a"])
-    np.testing.assert_allclose(changes[1]["layers.0.lora_b"], 8 * changes[0]["layers.0.lora_b"], rtol=1e-3, atol=1e-7)
-    assert "plan: the learning rate of lora_b is 8 times that of the others" in capsys.readouterr().err
+    np.testing.assert_allclose(
+        changes[1]["layers.0.lora_b"], 8 * changes[0]["layers.0.lora_b"], rtol=1e-3, atol=1e-7
+    )
+    assert (
+        "plan: the learning rate of lora_b is 8 times that of the others" in capsys.readouterr().err
+    )
     model.arrays = {name.replace("lora_b", "weight"): array for name, array in model.arrays.items()}
     with pytest.raises(ValueError, match="loraplus_lr_ratio .* trains no such parameter"):
         run(None, model, loraplus_lr_ratio=2.0)
@@ -174,13 +222,21 @@ def test_clipping_limits_the_update():
 def test_validation_at_the_start_each_interval_and_the_end():
     _, seen, _ = run(None, iters=10, steps_per_eval=4)
     assert list(seen.val_losses) == [0, 4, 8, 10]
-    assert seen.val_losses[0] == pytest.approx(evaluate(Tiny(), samples(5, 9), 2, loss=tiny_loss), rel=1e-9)
+    assert seen.val_losses[0] == pytest.approx(
+        evaluate(Tiny(), samples(5, 9), 2, loss=tiny_loss), rel=1e-9
+    )
 
 
 def test_reports_have_mlx_lms_keys(tmp_path):
     _, seen, _ = run(tmp_path, iters=5, steps_per_report=2)
     assert list(seen.losses) == [2, 4, 5]
-    wanted = {"iteration", "train_loss", "learning_rate", "iterations_per_second", "tokens_per_second"}
+    wanted = {
+        "iteration",
+        "train_loss",
+        "learning_rate",
+        "iterations_per_second",
+        "tokens_per_second",
+    }
     assert wanted | {"trained_tokens", "peak_memory"} <= set(seen.train[0])
     assert set(seen.val[0]) == {"iteration", "val_loss", "val_time"}
     assert seen.train[0]["peak_memory"] > 0.01
@@ -323,17 +379,32 @@ def test_token_ids_outside_the_vocabulary_are_refused():
 
 
 def test_bad_arguments_are_refused():
-    with pytest.raises(ValueError, match="batch_size is 0; it must be a whole number of at least 1"):
+    with pytest.raises(
+        ValueError, match="batch_size is 0; it must be a whole number of at least 1"
+    ):
         TrainingArgs(batch_size=0)
-    for settings in ({"iters": 1.5}, {"iters": True}, {"batch_size": "4"}, {"max_grad_norm": "1"}, {"seed": 0.5}):
+    for settings in (
+        {"iters": 1.5},
+        {"iters": True},
+        {"batch_size": "4"},
+        {"max_grad_norm": "1"},
+        {"seed": 0.5},
+    ):
         with pytest.raises(TypeError, match=f"{next(iter(settings))} is .*; it must be a"):
             TrainingArgs(**settings)
-    for settings in ({"batch_size": 1 << 63}, {"patience": -(1 << 70)}, {"loraplus_lr_ratio": 10**400}, {"seed": 10**5000}):
+    for settings in (
+        {"batch_size": 1 << 63},
+        {"patience": -(1 << 70)},
+        {"loraplus_lr_ratio": 10**400},
+        {"seed": 10**5000},
+    ):
         with pytest.raises(ValueError, match=f"{next(iter(settings))} is .*; it must be a"):
             TrainingArgs(**settings)
     with pytest.raises(ValueError, match="patience is 0"):
         TrainingArgs(patience=0)
-    with pytest.raises(ValueError, match="matmul precision is 'bf16'; it must be one of float32, bfloat16"):
+    with pytest.raises(
+        ValueError, match="matmul precision is 'bf16'; it must be one of float32, bfloat16"
+    ):
         TrainingArgs(matmul_precision="bf16")
     with pytest.raises(ValueError, match="training dataset is empty"):
         train(Tiny(), optim.SGD(0.1), [])
@@ -374,7 +445,9 @@ def test_the_precision_is_that_of_the_run_and_comes_back(capsys):
 def test_evaluate_weighs_by_tokens():
     data = samples(7)
     whole = evaluate(Tiny(), data, 7, loss=tiny_loss)
-    assert evaluate(Tiny(), CacheDataset(data), 2, loss=tiny_loss) == pytest.approx(whole, rel=1e-12)
+    assert evaluate(Tiny(), CacheDataset(data), 2, loss=tiny_loss) == pytest.approx(
+        whole, rel=1e-12
+    )
     seen = []
     evaluate(Tiny(), data, 2, 3, loss=tiny_loss, progress_callback=lambda: seen.append(1))
     assert len(seen) == 3

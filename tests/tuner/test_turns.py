@@ -16,7 +16,9 @@ def trained(template, messages, train_on="assistant", tools=None):
     else:
         tokenizer = byte_tokenizer()
         tokenizer.chat_template = template
-    sample = ChatDataset([{"messages": messages, "tools": tools}], tokenizer, train_on=train_on).sample(0)
+    sample = ChatDataset(
+        [{"messages": messages, "tools": tools}], tokenizer, train_on=train_on
+    ).sample(0)
     runs, last = [], None
     for i, weight in enumerate(sample.weights):
         if weight:
@@ -27,7 +29,10 @@ def trained(template, messages, train_on="assistant", tools=None):
 
 
 def say(*contents):
-    return [{"role": ("user", "assistant")[i % 2], "content": content} for i, content in enumerate(contents)]
+    return [
+        {"role": ("user", "assistant")[i % 2], "content": content}
+        for i, content in enumerate(contents)
+    ]
 
 
 ROLES = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% if m.role == 'assistant' %}</s>{% endif %}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
@@ -41,12 +46,21 @@ def test_a_turn_of_which_nothing_is_left_is_not_trained():
 
 def test_a_turn_whose_text_alone_is_left_out_is_trained_to_end():
     template = ROLES.replace("{{ m.content }}", "{{ m.content.split('</think>')[-1] }}")
-    assert trained(template, say("a", "<think>b</think>", "c", "<think>x</think>d")) == ["</s>", "d</s>"]
+    assert trained(template, say("a", "<think>b</think>", "c", "<think>x</think>d")) == [
+        "</s>",
+        "d</s>",
+    ]
 
 
 def test_a_template_that_takes_no_conversation_ending_with_the_assistant_but_the_whole():
-    template = "{% if messages | length == 2 and not add_generation_prompt %}{{ raise_exception('too short') }}{% endif %}" + ROLES
-    assert trained("{{ messages | length }}" + template, say("a", "b", "c", "d")) == ["b</s>", "d</s>"]
+    template = (
+        "{% if messages | length == 2 and not add_generation_prompt %}{{ raise_exception('too short') }}{% endif %}"
+        + ROLES
+    )
+    assert trained("{{ messages | length }}" + template, say("a", "b", "c", "d")) == [
+        "b</s>",
+        "d</s>",
+    ]
 
 
 def test_a_template_that_takes_no_generation_prompt():
@@ -61,13 +75,25 @@ def test_the_same_words_everywhere():
 
 def test_contents_that_begin_like_the_end_of_the_prompt():
     template = ROLES[: -len("[assistant]{% endif %}")] + "[assistant]<think>{% endif %}"
-    assert trained("{{ messages | length }}" + template, say("a", "<b>", "c", "<think>d")) == ["<b></s>", "d</s>"]
+    assert trained("{{ messages | length }}" + template, say("a", "<b>", "c", "<think>d")) == [
+        "<b></s>",
+        "d</s>",
+    ]
 
 
 def test_turns_of_tool_calls_alone():
-    template = ROLES.replace("{{ m.content }}", "{{ m.content }}{% for c in m.tool_calls %}({{ c.function.name }} {{ c.function.arguments | tojson }}){% endfor %}")
+    template = ROLES.replace(
+        "{{ m.content }}",
+        "{{ m.content }}{% for c in m.tool_calls %}({{ c.function.name }} {{ c.function.arguments | tojson }}){% endfor %}",
+    )
     call = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {"a": 1}}}]}
-    messages = [*say("a"), call, {"role": "tool", "content": "r"}, *say("c", "d")[1:], *say("e", "f")]
+    messages = [
+        *say("a"),
+        call,
+        {"role": "tool", "content": "r"},
+        *say("c", "d")[1:],
+        *say("e", "f"),
+    ]
     expected = ['(f {"a": 1})</s>', "d</s>", "f</s>"]
     assert trained(template, messages) == expected
     assert trained("{{ messages | length }}" + template, messages) == expected
@@ -84,26 +110,42 @@ def test_marks_of_the_template_are_the_targets():
     assert trained(template, say("a", "", "c", "d", "e")) == ["d"]
     # As transformers' tracker does not follow: a text that is kept before it is written.
     prompt = "{% if add_generation_prompt %}[assistant]{% endif %}"
-    kept = "{% for m in messages %}{% set t %}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}{% endgeneration %}{% endif %}{% endset %}[{{ m.role }}]{{ t }}{% endfor %}" + prompt
+    kept = (
+        "{% for m in messages %}{% set t %}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}{% endgeneration %}{% endif %}{% endset %}[{{ m.role }}]{{ t }}{% endfor %}"
+        + prompt
+    )
     assert trained(kept, say("a", "bcd", "e", "f")) == ["bcd", "f"]
     # One that computes with what it marks is followed as if it had no marks.
-    assert trained("{{ messages | length }}" + kept.replace("{{ t }}", "{{ t[:2] }}"), say("a", "bcd", "e", "f")) == ["bc", "f"]
+    assert trained(
+        "{{ messages | length }}" + kept.replace("{{ t }}", "{{ t[:2] }}"),
+        say("a", "bcd", "e", "f"),
+    ) == ["bc", "f"]
 
 
-@pytest.mark.parametrize("content", ["[{'x'}]", "\ue000", "\ue000\ue001", "{{ m }}", "\x00", "é" * 3, "👩‍🚀"])
+@pytest.mark.parametrize(
+    "content", ["[{'x'}]", "\ue000", "\ue000\ue001", "{{ m }}", "\x00", "é" * 3, "👩‍🚀"]
+)
 def test_whatever_a_content_holds(content):
-    assert trained("{{ messages | length }}" + ROLES, say("a", content, "b", content)) == [content + "</s>"] * 2
+    assert (
+        trained("{{ messages | length }}" + ROLES, say("a", content, "b", content))
+        == [content + "</s>"] * 2
+    )
 
 
 def test_completions_get_one_end_token_where_only_others_than_the_tokenizers_own_are_known():
-    tokenizer = FakeTokenizer(lambda messages, prompt=False, tools=None: "".join(m["content"] for m in messages))
+    tokenizer = FakeTokenizer(
+        lambda messages, prompt=False, tools=None: "".join(m["content"] for m in messages)
+    )
     tokenizer.eos_token_id = None
     sample = CompletionsDataset([{"prompt": "a", "completion": "b"}], tokenizer).sample(0)
     assert tokenizer.decode(sample.tokens) == "ab" + END
 
 
 def test_a_template_that_refuses_says_why():
-    with pytest.raises(ValueError, match=r"record 0: the chat template refuses this conversation: .*roles must alternate"):
+    with pytest.raises(
+        ValueError,
+        match=r"record 0: the chat template refuses this conversation: .*roles must alternate",
+    ):
         trained("{{ raise_exception('roles must alternate') }}", say("a", "b"))
 
 
@@ -119,8 +161,14 @@ def test_records_of_parts_and_of_json_text(make):
     data = ChatDataset(
         [
             {"messages": plain, "tools": [{"name": "f"}, {"name": "g"}]},
-            {"messages": [{**m, "content": parts(m["content"])} for m in plain], "tools": '[{"name": "f"}, {"name": "g"}]'},
-            {"messages": [plain[0], {**plain[1], "content": parts("b")}, *plain[2:]], "tools": ['{"name": "f"}', '{"name": "g"}']},
+            {
+                "messages": [{**m, "content": parts(m["content"])} for m in plain],
+                "tools": '[{"name": "f"}, {"name": "g"}]',
+            },
+            {
+                "messages": [plain[0], {**plain[1], "content": parts("b")}, *plain[2:]],
+                "tools": ['{"name": "f"}', '{"name": "g"}'],
+            },
         ],
         tokenizer,
         train_on="assistant",
@@ -132,7 +180,14 @@ def test_records_of_parts_and_of_json_text(make):
 
 
 def test_arguments_as_json_text_are_trained_as_the_template_means_them():
-    template = ROLES.replace("{{ m.content }}", "{{ m.content }}{% for c in m.tool_calls %}{{ c.function.arguments | tojson }}{% endfor %}")
+    template = ROLES.replace(
+        "{{ m.content }}",
+        "{{ m.content }}{% for c in m.tool_calls %}{{ c.function.arguments | tojson }}{% endfor %}",
+    )
     for arguments in ({"a": "é"}, '{"a": "é"}'):
-        call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": arguments}}]}
+        call = {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [{"function": {"name": "f", "arguments": arguments}}],
+        }
         assert trained(template, [*say("a"), call, *say("b", "c")]) == ['{"a": "é"}</s>', "c</s>"]

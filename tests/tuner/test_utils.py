@@ -10,7 +10,15 @@ from tiny_training import samples
 
 from pyloss import FormatError, nn
 from pyloss.optim import AdamW
-from pyloss.tuner import LoRALinear, TrainingArgs, default_loss, linear_to_lora_layers, load_adapters, save_adapter, train
+from pyloss.tuner import (
+    LoRALinear,
+    TrainingArgs,
+    default_loss,
+    linear_to_lora_layers,
+    load_adapters,
+    save_adapter,
+    train,
+)
 from pyloss.tuner.adapter import adapter_modules
 from pyloss.tuner.utils import fuse_adapters, print_trainable_parameters, remove_lora_layers
 
@@ -33,14 +41,22 @@ def randomise(model, seed=0):
         array[...] = rng.standard_normal(array.shape) / 4
 
 
-@pytest.mark.parametrize(("num_layers", "layers"), [(0, []), (1, [2]), (2, [1, 2]), (3, [0, 1, 2]), (-1, [0, 1, 2])])
+@pytest.mark.parametrize(
+    ("num_layers", "layers"), [(0, []), (1, [2]), (2, [1, 2]), (3, [0, 1, 2]), (-1, [0, 1, 2])]
+)
 @pytest.mark.parametrize("keys", [None, ["self_attn.q_proj", "mlp.down_proj"]])
 def test_which_layers(model, num_layers, layers, keys):
     before = model(TOKENS)
     linear_to_lora_layers(model, num_layers, {**CONFIG, **({"keys": keys} if keys else {})})
-    wanted = keys or [f"self_attn.{n}_proj" for n in "qkvo"] + [f"mlp.{n}_proj" for n in ("gate", "up", "down")]
-    assert sorted(adapters(model)) == sorted(f"model.layers.{i}.{key}" for i in layers for key in wanted)
-    assert sorted(model.trainable_parameters()) == sorted(f"{name}.{half}" for name in adapters(model) for half in ("lora_a", "lora_b"))
+    wanted = keys or [f"self_attn.{n}_proj" for n in "qkvo"] + [
+        f"mlp.{n}_proj" for n in ("gate", "up", "down")
+    ]
+    assert sorted(adapters(model)) == sorted(
+        f"model.layers.{i}.{key}" for i in layers for key in wanted
+    )
+    assert sorted(model.trainable_parameters()) == sorted(
+        f"{name}.{half}" for name in adapters(model) for half in ("lora_a", "lora_b")
+    )
     assert model(TOKENS).tobytes() == before.tobytes()
 
 
@@ -51,7 +67,10 @@ def test_as_many_parameters_as_mlx_lm_trains(model, capsys):
     assert sum(p.size for p in model.trainable_parameters().values()) == 2 * per_layer
     print_trainable_parameters(model)
     total = sum(a.size for a in tiny.tensors(tiny.config(tied=False)).values()) + 2 * per_layer
-    assert capsys.readouterr().out == f"Trainable parameters: {2 * per_layer / total:.3%} ({2 * per_layer / 1e6:.3f}M/{total / 1e6:.3f}M)\n"
+    assert (
+        capsys.readouterr().out
+        == f"Trainable parameters: {2 * per_layer / total:.3%} ({2 * per_layer / 1e6:.3f}M/{total / 1e6:.3f}M)\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -91,9 +110,15 @@ def test_keys_that_match_nothing(model, keys, message):
         ({"rank": 2}, "needs 'scale', or 'alpha'"),
         ({**CONFIG, "layers": 3}, "unknown key 'layers' in the LoRA config"),
         ({**CONFIG, "ranks": 3}, "unknown key 'ranks' in the LoRA config: did you mean 'rank'"),
-        ({"lora_alpha": 4, "rank": 2}, "unknown key 'lora_alpha' in the LoRA config: did you mean 'alpha'"),
+        (
+            {"lora_alpha": 4, "rank": 2},
+            "unknown key 'lora_alpha' in the LoRA config: did you mean 'alpha'",
+        ),
         ({**CONFIG, "rslora": True}, "must give 'alpha', not 'scale'"),
-        ({**CONFIG, "rank_pattern": {"mlp.upproj": 2}}, r"for rank_pattern, is named 'mlp\.upproj'; did you mean .*mlp\.up_proj"),
+        (
+            {**CONFIG, "rank_pattern": {"mlp.upproj": 2}},
+            r"for rank_pattern, is named 'mlp\.upproj'; did you mean .*mlp\.up_proj",
+        ),
         ({**CONFIG, "rank_pattern": {"mlp.up_proj": 0}}, "rank must be"),
         ({**CONFIG, "init": "olora"}, "init is 'olora'; it must be one of default, pissa, loftq"),
         ({**CONFIG, "init": "loftq"}, "go together"),
@@ -115,14 +140,25 @@ def test_settings_that_cannot_be(model, config, message):
     assert dict(model.named_modules()) == before
 
 
-@pytest.mark.parametrize("wrong", [{"scale": "x"}, {"dropout": None, "alpha": "2"}, {"keys": 3}, {"keys": "lm_head"}, {"rank_pattern": [2]}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"scale": "x"},
+        {"dropout": None, "alpha": "2"},
+        {"keys": 3},
+        {"keys": "lm_head"},
+        {"rank_pattern": [2]},
+    ],
+)
 def test_settings_of_another_type(model, wrong):
     with pytest.raises(TypeError, match="; it must be a "):
         linear_to_lora_layers(model, -1, {"rank": 2, "scale": 1.0} | wrong)
 
 
 def test_more_layers_than_there_are(model):
-    with pytest.raises(ValueError, match="num_layers is 4, but the model has 3 layers; -1 takes all"):
+    with pytest.raises(
+        ValueError, match="num_layers is 4, but the model has 3 layers; -1 takes all"
+    ):
         linear_to_lora_layers(model, 4, CONFIG)
 
 
@@ -141,23 +177,34 @@ def test_scale_and_alpha(model, tmp_path, config, scale):
     assert {layer.scale for layer in adapter_modules(model).values()} == {scale}
     save_adapter(model, tmp_path / "saved")
     stored = json.loads((tmp_path / "saved" / "adapter_config.json").read_text())
-    assert stored["lora_parameters"] == {"rank": 4, "scale": scale, "dropout": 0.0} and stored["fine_tune_type"] == "lora"
+    assert (
+        stored["lora_parameters"] == {"rank": 4, "scale": scale, "dropout": 0.0}
+        and stored["fine_tune_type"] == "lora"
+    )
 
 
 @pytest.mark.parametrize(("rslora", "scales"), [(False, (2.0, 4.0)), (True, (4.0, 32**0.5))])
 def test_alpha_gives_each_rank_its_scale(model, tmp_path, rslora, scales):
     """PEFT's definition; files have one scale for all, so that others are worked into lora_b, by training as by save_adapter."""
-    linear_to_lora_layers(model, -1, {"rank": 4, "alpha": 8, "rslora": rslora, "rank_pattern": {"self_attn.q_proj": 2}})
+    linear_to_lora_layers(
+        model,
+        -1,
+        {"rank": 4, "alpha": 8, "rslora": rslora, "rank_pattern": {"self_attn.q_proj": 2}},
+    )
     found = {layer.rank: layer.scale for layer in adapter_modules(model).values()}
     assert found == {4: scales[0], 2: pytest.approx(scales[1])}
     randomise(model)
     logits = model(TOKENS)
     save_adapter(model, tmp_path / "saved")
-    args = TrainingArgs(iters=1, adapter_file=tmp_path / "trained" / "adapters.safetensors", progress=False)
+    args = TrainingArgs(
+        iters=1, adapter_file=tmp_path / "trained" / "adapters.safetensors", progress=False
+    )
     train(model, AdamW(0.0), samples(), None, args)
     remove_lora_layers(model)
     for folder in ("saved", "trained"):
-        np.testing.assert_allclose(load_adapters(model, tmp_path / folder)(TOKENS), logits, atol=1e-4)
+        np.testing.assert_allclose(
+            load_adapters(model, tmp_path / folder)(TOKENS), logits, atol=1e-4
+        )
         assert {layer.scale for layer in adapter_modules(model).values()} == {scales[0]}
         remove_lora_layers(model)
 
@@ -173,7 +220,11 @@ def test_ranks_by_name(model, tmp_path):
     pattern = {"self_attn.q_proj": 2, "model.layers.2.mlp.down_proj": 7}
     linear_to_lora_layers(model, 2, {**CONFIG, "rank_pattern": pattern})
     ranks = {name: layer.rank for name, layer in adapter_modules(model).items() if layer.rank != 4}
-    assert ranks == {"model.layers.1.self_attn.q_proj": 2, "model.layers.2.self_attn.q_proj": 2, "model.layers.2.mlp.down_proj": 7}
+    assert ranks == {
+        "model.layers.1.self_attn.q_proj": 2,
+        "model.layers.2.self_attn.q_proj": 2,
+        "model.layers.2.mlp.down_proj": 7,
+    }
     randomise(model)
     logits = model(TOKENS)
     save_adapter(model, tmp_path / "saved")
@@ -184,7 +235,9 @@ def test_ranks_by_name(model, tmp_path):
 def test_twice_is_refused(model):
     linear_to_lora_layers(model, 1, CONFIG)
     for layers in (1, -1):
-        with pytest.raises(ValueError, match=r"has an adapter already; fuse\(\) or remove_lora_layers\(\) first"):
+        with pytest.raises(
+            ValueError, match=r"has an adapter already; fuse\(\) or remove_lora_layers\(\) first"
+        ):
             linear_to_lora_layers(model, layers, CONFIG)
     assert len(adapters(model)) == 7
     remove_lora_layers(model)
@@ -209,7 +262,9 @@ def test_dora_has_a_length_for_each_row(model):
     per_layer = 4 * ((32 + 32) * 2 + (32 + 16) * 2 + (32 + 64) * 3) + rows
     assert sum(p.size for p in model.trainable_parameters().values()) == 2 * per_layer
     layer = model.layers[2].mlp.up_proj
-    np.testing.assert_allclose(layer.m, np.linalg.norm(layer.base.weight.dequantize(), axis=1), rtol=1e-6)
+    np.testing.assert_allclose(
+        layer.m, np.linalg.norm(layer.base.weight.dequantize(), axis=1), rtol=1e-6
+    )
     np.testing.assert_allclose(model(TOKENS), before, atol=1e-4)
     assert model.adapter_config["fine_tune_type"] == "dora"
 
@@ -256,7 +311,9 @@ def test_fusing_and_removing(model):
 @pytest.fixture
 def saved(model, tmp_path):
     """An adapter on disk, and the logits that it gives."""
-    linear_to_lora_layers(model, 2, {**CONFIG, "dropout": 0.25, "keys": ["self_attn.q_proj", "mlp.down_proj"]})
+    linear_to_lora_layers(
+        model, 2, {**CONFIG, "dropout": 0.25, "keys": ["self_attn.q_proj", "mlp.down_proj"]}
+    )
     randomise(model)
     for format in ("mlx", "peft"):
         save_adapter(model, tmp_path / format, format)
@@ -290,7 +347,10 @@ def test_an_adapter_for_another_model_lists_all_that_does_not_fit(model, saved, 
         arrays["model.layers.2.mlp.down_proj.lora_b"] = np.zeros((4, 31), np.float32)
         arrays["model.layers.2.self_attn.q_proj.lora_b"] = np.zeros((5, 32), np.float32)
         for name in ("model.layers.7.self_attn.q_proj", "model.norm"):
-            arrays[f"{name}.lora_a"], arrays[f"{name}.lora_b"] = np.zeros((32, 4), np.float32), np.zeros((4, 32), np.float32)
+            arrays[f"{name}.lora_a"], arrays[f"{name}.lora_b"] = (
+                np.zeros((32, 4), np.float32),
+                np.zeros((4, 32), np.float32),
+            )
 
     edit(tmp_path / "mlx", "mlx", change)
     modules, logits = list(model.modules()), model(TOKENS)
@@ -306,14 +366,20 @@ def test_an_adapter_for_another_model_lists_all_that_does_not_fit(model, saved, 
         "model.norm: the model has no such layer",
     ):
         assert part in text
-    assert all(a is b for a, b in zip(model.modules(), modules, strict=True)) and model(TOKENS).tobytes() == logits.tobytes()
+    assert (
+        all(a is b for a, b in zip(model.modules(), modules, strict=True))
+        and model(TOKENS).tobytes() == logits.tobytes()
+    )
     assert model.adapter_config is None or "keys" in model.adapter_config["lora_parameters"]
 
 
 def test_long_lists_are_cut(tmp_path, model, saved):
     def change(arrays):
         for i in range(30):
-            arrays[f"layer{i}.lora_a"], arrays[f"layer{i}.lora_b"] = np.zeros((2, 1), np.float32), np.zeros((1, 2), np.float32)
+            arrays[f"layer{i}.lora_a"], arrays[f"layer{i}.lora_b"] = (
+                np.zeros((2, 1), np.float32),
+                np.zeros((1, 2), np.float32),
+            )
 
     edit(tmp_path / "mlx", "mlx", change)
     with pytest.raises(ValueError, match="and 10 more"):
@@ -331,10 +397,22 @@ def test_a_second_adapter_is_refused(model, saved, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda a: a.pop(next(n for n in a if "lora_b" in n or "lora_B" in n)), r"lora_[bB].*is missing, though its other half is there"),
-        (lambda a: a.pop(next(n for n in a if "lora_a" in n or "lora_A" in n)), r"lora_[aA].*is missing, though its other half is there"),
-        (lambda a: a.update({next(iter(a)): np.zeros(3, np.float32)}), r"has shape \(3,\), expected two (or three )?dimensions"),
-        (lambda a: a.update({"base_model.model.x.q": np.zeros((2, 2), np.float32)}), "is not a LoRA matrix; expected names that end in"),
+        (
+            lambda a: a.pop(next(n for n in a if "lora_b" in n or "lora_B" in n)),
+            r"lora_[bB].*is missing, though its other half is there",
+        ),
+        (
+            lambda a: a.pop(next(n for n in a if "lora_a" in n or "lora_A" in n)),
+            r"lora_[aA].*is missing, though its other half is there",
+        ),
+        (
+            lambda a: a.update({next(iter(a)): np.zeros(3, np.float32)}),
+            r"has shape \(3,\), expected two (or three )?dimensions",
+        ),
+        (
+            lambda a: a.update({"base_model.model.x.q": np.zeros((2, 2), np.float32)}),
+            "is not a LoRA matrix; expected names that end in",
+        ),
     ],
     ids=["no B", "no A", "a vector", "another name"],
 )
@@ -347,7 +425,10 @@ def test_damaged_matrices_are_named(model, saved, tmp_path, format, change, mess
 
 @pytest.mark.parametrize("format", ["mlx", "peft"])
 def test_missing_files_are_named(model, saved, tmp_path, format):
-    for folder, message in ((tmp_path / "nowhere", "the folder does not exist"), (tmp_path / "model", "it has no adapter_config.json")):
+    for folder, message in (
+        (tmp_path / "nowhere", "the folder does not exist"),
+        (tmp_path / "model", "it has no adapter_config.json"),
+    ):
         with pytest.raises(FileNotFoundError, match=message) as caught:
             load_adapters(model, folder)
         assert str(folder) in str(caught.value)
@@ -363,7 +444,12 @@ def test_missing_files_are_named(model, saved, tmp_path, format):
         ("mlx", {"fine_tune_type": "soft"}, ValueError, "fine_tune_type 'soft'"),
         ("mlx", {"fine_tune_type": "dora"}, FormatError, "has no magnitudes, which DoRA needs"),
         ("mlx", {"lora_parameters": 3}, FormatError, "lora_parameters"),
-        ("mlx", {"lora_parameters": {"rank": 4, "scale": "x"}}, FormatError, "scale.*is 'x'; it must be a finite number"),
+        (
+            "mlx",
+            {"lora_parameters": {"rank": 4, "scale": "x"}},
+            FormatError,
+            "scale.*is 'x'; it must be a finite number",
+        ),
         ("mlx", {"lora_parameters": {"rank": 4}}, FormatError, "scale.*this key is missing"),
         ("peft", {"peft_type": "IA3"}, ValueError, "peft_type 'IA3'"),
         ("peft", {"use_dora": True}, FormatError, "has no magnitudes, which DoRA needs"),
@@ -392,5 +478,7 @@ def test_loading_with_the_model(tmp_path, model, saved, monkeypatch):
 
     monkeypatch.setattr(tokenizer.Tokenizer, "from_folder", lambda place: None)
     again, _ = models.load(tmp_path / "model", adapter_path=tmp_path / "peft")
-    assert again(TOKENS).tobytes() == saved.tobytes() and isinstance(again.layers[2].self_attn.q_proj, LoRALinear)
+    assert again(TOKENS).tobytes() == saved.tobytes() and isinstance(
+        again.layers[2].self_attn.q_proj, LoRALinear
+    )
     assert isinstance(again.layers[0].self_attn.q_proj, nn.Linear)

@@ -104,7 +104,10 @@ def install():
 def samples(count=13, seed=5):
     """`(tokens, offset)` of rows of 3 to 9 tokens."""
     rng = np.random.default_rng(seed)
-    return [(rng.integers(0, VOCABULARY, n).tolist(), int(rng.integers(0, 3))) for n in rng.integers(3, 10, count)]
+    return [
+        (rng.integers(0, VOCABULARY, n).tolist(), int(rng.integers(0, 3)))
+        for n in rng.integers(3, 10, count)
+    ]
 
 
 class Recorder(TrainingCallback):
@@ -126,7 +129,17 @@ class Recorder(TrainingCallback):
         return {info["iteration"]: info["val_loss"] for info in self.val}
 
 
-def run(folder, model=None, optimizer=None, val=True, loss=tiny_loss, callback=None, data=None, iterate=None, **settings):
+def run(
+    folder,
+    model=None,
+    optimizer=None,
+    val=True,
+    loss=tiny_loss,
+    callback=None,
+    data=None,
+    iterate=None,
+    **settings,
+):
     """Train a tiny model; gives the model, what was reported and the result."""
     model = model or Tiny()
     optimizer = optimizer or optim.AdamW(0.05)
@@ -139,8 +152,14 @@ def run(folder, model=None, optimizer=None, val=True, loss=tiny_loss, callback=N
         "steps_per_save": 5,
         "seed": 3,
     }
-    args = TrainingArgs(**defaults | {"adapter_file": folder and folder / "adapters.safetensors", "progress": False} | settings)
+    args = TrainingArgs(
+        **defaults
+        | {"adapter_file": folder and folder / "adapters.safetensors", "progress": False}
+        | settings
+    )
     extra = {"iterate_batches": iterate} if iterate else {}
     valid = samples(5, 9) if val is True else val or None
-    result = train(model, optimizer, data or samples(), valid, args, loss, training_callback=callback, **extra)
+    result = train(
+        model, optimizer, data or samples(), valid, args, loss, training_callback=callback, **extra
+    )
     return model, callback, result
