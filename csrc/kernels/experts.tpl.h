@@ -43,11 +43,11 @@ static gemm expert_layer(const expert_rows *r, const float *x, const pl_weight *
 static gemm expert_forward_product(const expert_rows *r) {
     const pl_call *call = r->call;
     const experts_forward_args args = experts_forward_args_of(call);
-    gemm g = expert_layer(r, args.x, args.w, 0, args.factor, args.y);
+    gemm g = expert_layer(r, args.x, args.w, 0, args.row_factor, args.y);
     if (args.bias) g.bias = args.bias + r->expert * g.n;
-    if (args.h && args.b) {
+    if (args.xa && args.b) {
         g.rank = PL_DIM(call, 'R');
-        g.h_given = args.h + r->begin * g.rank;
+        g.h_given = args.xa + r->begin * g.rank;
         g.u = float_matrix_at(args.b, r->expert, g.n, g.rank);
         g.u_transposed = 1;
         g.u_scale = (float)args.scale;
@@ -63,10 +63,10 @@ pl_status KERNEL(experts_forward)(const pl_call *call) {
 static gemm expert_lora_forward_product(const expert_rows *r) {
     const pl_call *call = r->call;
     const experts_lora_forward_args args = experts_lora_forward_args_of(call);
-    gemm g = expert_layer(r, args.x, args.w, 0, args.factor, args.y);
+    gemm g = expert_layer(r, args.x, args.w, 0, args.row_factor, args.y);
     if (args.bias) g.bias = args.bias + r->expert * g.n;
     g.rank = PL_DIM(call, 'R');
-    g.h = args.h + r->begin * g.rank;
+    g.h = args.xa + r->begin * g.rank;
     g.p = float_matrix_at(args.a, r->expert, g.rank, g.k);
     g.p_transposed = 1;
     g.h_scale = 1;
@@ -84,11 +84,11 @@ pl_status KERNEL(experts_lora_forward)(const pl_call *call) {
 static gemm expert_input_grad_product(const expert_rows *r) {
     const pl_call *call = r->call;
     const experts_input_grad_args args = experts_input_grad_args_of(call);
-    gemm g = expert_layer(r, args.dy, args.w, 1, args.factor, args.dx);
+    gemm g = expert_layer(r, args.dy, args.w, 1, args.row_factor, args.dx);
     g.accumulate = args.accumulate != 0;
-    if (args.dh && args.a) {
+    if (args.dxa && args.a) {
         g.rank = PL_DIM(call, 'R');
-        g.h_given = args.dh + r->begin * g.rank;
+        g.h_given = args.dxa + r->begin * g.rank;
         g.u = float_matrix_at(args.a, r->expert, g.rank, g.n);
         g.u_scale = 1;
     }
@@ -103,10 +103,10 @@ pl_status KERNEL(experts_input_grad)(const pl_call *call) {
 static gemm expert_lora_input_grad_product(const expert_rows *r) {
     const pl_call *call = r->call;
     const experts_lora_input_grad_args args = experts_lora_input_grad_args_of(call);
-    gemm g = expert_layer(r, args.dy, args.w, 1, args.factor, args.dx);
+    gemm g = expert_layer(r, args.dy, args.w, 1, args.row_factor, args.dx);
     g.accumulate = args.accumulate != 0;
     g.rank = PL_DIM(call, 'R');
-    g.h = args.dh + r->begin * g.rank;
+    g.h = args.dxa + r->begin * g.rank;
     g.p = float_matrix_at(args.b, r->expert, g.k, g.rank);
     g.h_scale = (float)args.scale;
     g.u = float_matrix_at(args.a, r->expert, g.rank, g.n);

@@ -371,10 +371,10 @@ pl_status KERNEL(linear_forward)(const pl_call *call) {
     const linear_forward_args args = linear_forward_args_of(call);
     gemm g = dense_product(args.x, PL_DIM(call, 'N'), args.w, 0, args.y);
     g.bias = args.bias;
-    g.b_rows = args.factor;
-    if (args.h && args.b) {
+    g.b_rows = args.row_factor;
+    if (args.xa && args.b) {
         g.rank = PL_DIM(call, 'R');
-        g.h_given = args.h;
+        g.h_given = args.xa;
         g.u = float_matrix(args.b, g.rank, g.n);
         g.u_scale = (float)args.scale;
     }
@@ -386,9 +386,9 @@ pl_status KERNEL(lora_forward)(const pl_call *call) {
     const lora_forward_args args = lora_forward_args_of(call);
     gemm g = dense_product(args.x, PL_DIM(call, 'N'), args.w, 0, args.y);
     g.bias = args.bias;
-    g.b_rows = args.factor;
+    g.b_rows = args.row_factor;
     g.rank = PL_DIM(call, 'R');
-    g.h = args.h;
+    g.h = args.xa;
     g.p = float_matrix(args.a, g.k, g.rank);
     g.h_scale = 1;
     g.u = float_matrix(args.b, g.rank, g.n);
@@ -400,11 +400,11 @@ pl_status KERNEL(lora_forward)(const pl_call *call) {
 pl_status KERNEL(linear_input_grad)(const pl_call *call) {
     const linear_input_grad_args args = linear_input_grad_args_of(call);
     gemm g = dense_product(args.dy, PL_DIM(call, 'N'), args.w, 1, args.dx);
-    g.b_rows = args.factor;
+    g.b_rows = args.row_factor;
     g.accumulate = args.accumulate != 0;
-    if (args.dh && args.a) {
+    if (args.dxa && args.a) {
         g.rank = PL_DIM(call, 'R');
-        g.h_given = args.dh;
+        g.h_given = args.dxa;
         g.u = float_matrix(args.a, g.n, g.rank);
         g.u_transposed = 1;
         g.u_scale = 1;
@@ -416,10 +416,10 @@ pl_status KERNEL(linear_input_grad)(const pl_call *call) {
 pl_status KERNEL(lora_input_grad)(const pl_call *call) {
     const lora_input_grad_args args = lora_input_grad_args_of(call);
     gemm g = dense_product(args.dy, PL_DIM(call, 'N'), args.w, 1, args.dx);
-    g.b_rows = args.factor;
+    g.b_rows = args.row_factor;
     g.accumulate = args.accumulate != 0;
     g.rank = PL_DIM(call, 'R');
-    g.h = args.dh;
+    g.h = args.dxa;
     g.p = float_matrix(args.b, g.rank, g.k);
     g.p_transposed = 1;
     g.h_scale = (float)args.scale;

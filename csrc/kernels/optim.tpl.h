@@ -33,8 +33,8 @@ static void adamw_piece(const void *context, int64_t begin, int64_t end, int wor
         .beta2 = (float)beta2,
         .rest2 = (float)(1 - beta2),
         .eps = (float)args.eps,
-        .inverse_bias1 = (float)(1 / args.bias1),
-        .inverse_bias2 = (float)(1 / args.bias2),
+        .inverse_bias1 = (float)(1 / args.correction1),
+        .inverse_bias2 = (float)(1 / args.correction2),
     };
     float *p = args.param, *m = args.m, *v = args.v;
     map(adamw_lanes, 4, (const float *[]){args.grad, p, m, v}, 3, (float *[]){p, m, v}, begin, end,

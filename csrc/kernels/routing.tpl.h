@@ -50,16 +50,16 @@ typedef struct {
 } router_share;
 
 static router_share router_share_of(const float *x, int64_t experts, const int32_t *chosen,
-                                    int64_t k, int normalise, double *powers) {
+                                    int64_t k, int normalize, double *powers) {
     router_share share = {-INFINITY, 0};
     for (int64_t e = 0; e < experts; e++)
         if (x[e] > share.top || x[e] != x[e]) share.top = x[e];
     for (int64_t i = 0; i < k; i++) {
         float own = x[chosen[i]];
         powers[i] = vd_exp(vd_set1(own - share.top))[0];
-        if (normalise) share.total += powers[i];
+        if (normalize) share.total += powers[i];
     }
-    for (int64_t e = 0; e < experts && !normalise; e += DLANES) {
+    for (int64_t e = 0; e < experts && !normalize; e += DLANES) {
         vd v = router_powers(x, e, experts, share.top);
         share.total += vd_sum(v);
     }
@@ -81,7 +81,7 @@ static pl_status run_router(const pl_call *c, pl_range_fn piece) {
     return PL_OK;
 }
 
-/* weights[visits[n,i]] = the share of chosen[n,i] in the softmax of logits[n,:], or with `normalise` of the chosen alone. */
+/* weights[visits[n,i]] = the share of chosen[n,i] in the softmax of logits[n,:], or with `normalize` of the chosen alone. */
 static void visit_weights_piece(const void *context, int64_t begin, int64_t end, int worker) {
     const router_job *job = context;
     const pl_call *c = job->call;
@@ -91,31 +91,31 @@ static void visit_weights_piece(const void *context, int64_t begin, int64_t end,
     for (int64_t n = begin; n < end; n++) {
         const int32_t *chosen = args.chosen + n * k, *visits = args.visits + n * k;
         const float *x = args.logits + n * experts;
-        router_share share = router_share_of(x, experts, chosen, k, args.normalise != 0, powers);
+        router_share share = router_share_of(x, experts, chosen, k, args.normalize != 0, powers);
         for (int64_t i = 0; i < k; i++) args.weights[visits[i]] = (float)(powers[i] / share.total);
     }
 }
 pl_status KERNEL(visit_weights)(const pl_call *c) { return run_router(c, visit_weights_piece); }
 
 /* With weights w and their gradient d, and m the sum of w d over a token's visits: w (d - m) for the logits of the chosen, and
- * for the others -w m, or 0 with `normalise`. */
+ * for the others -w m, or 0 with `normalize`. */
 static void visit_weights_grad_piece(const void *context, int64_t begin, int64_t end, int worker) {
     const router_job *job = context;
     const pl_call *c = job->call;
     const visit_weights_grad_args args = visit_weights_grad_args_of(c);
     int64_t experts = PL_DIM(c, 'E'), k = PL_DIM(c, 'K');
-    int normalise = args.normalise != 0;
+    int normalize = args.normalize != 0;
     const float *slope = args.dweights;
     double *powers = job->powers + worker * k;
     for (int64_t n = begin; n < end; n++) {
         const int32_t *chosen = args.chosen + n * k, *visits = args.visits + n * k;
         const float *x = args.logits + n * experts;
         float *dx = args.dlogits + n * experts;
-        router_share share = router_share_of(x, experts, chosen, k, normalise, powers);
+        router_share share = router_share_of(x, experts, chosen, k, normalize, powers);
         double mean = 0;
         for (int64_t i = 0; i < k; i++) mean += powers[i] / share.total * slope[visits[i]];
         for (int64_t e = 0; e < experts; e += DLANES) {
-            vd v = normalise ? vd_set1(0)
+            vd v = normalize ? vd_set1(0)
                              : router_powers(x, e, experts, share.top) / share.total * -mean;
             for (int64_t l = 0; l < DLANES && e + l < experts; l++) dx[e + l] = (float)v[l];
         }

@@ -145,8 +145,8 @@ int pl_cl_launch_adamw(const pl_cl_operation *o) {
     double lr = args.lr, beta1 = args.beta1, beta2 = args.beta2;
     pl_cl_launch l = begin(o);
     pl_cl_add_places(&l, 4, at.grad, at.param, at.m, at.v);
-    const double decay = lr * args.weight_decay, inverse1 = 1 / args.bias1,
-                 inverse2 = 1 / args.bias2;
+    const double decay = lr * args.weight_decay, inverse1 = 1 / args.correction1,
+                 inverse2 = 1 / args.correction2;
     add_numbers(&l, 10,
                 (double[]){lr, decay, args.grad_scale, beta1, 1 - beta1, beta2, 1 - beta2, args.eps,
                            inverse1, inverse2});

@@ -174,7 +174,7 @@ int pl_cl_launch_visit_weights(const pl_cl_operation *o) {
     const visit_weights_places at = visit_weights_places_of(o);
     pl_cl_launch l = begin(o);
     pl_cl_add_places(&l, 4, at.logits, at.chosen, at.visits, at.weights);
-    pl_cl_add_i64(&l, args.normalise != 0);
+    pl_cl_add_i64(&l, args.normalize != 0);
     add_sizes(&l, "EKN");
     return run_items(&l, "visit_weights", dim(o, 'N'));
 }
@@ -184,7 +184,7 @@ int pl_cl_launch_visit_weights_grad(const pl_cl_operation *o) {
     const visit_weights_grad_places at = visit_weights_grad_places_of(o);
     pl_cl_launch l = begin(o);
     pl_cl_add_places(&l, 4, at.dweights, at.logits, at.chosen, at.visits, at.dlogits);
-    pl_cl_add_i64(&l, args.normalise != 0);
+    pl_cl_add_i64(&l, args.normalize != 0);
     add_sizes(&l, "EKN");
     return run_items(&l, "visit_weights_grad", dim(o, 'N'));
 }

@@ -220,10 +220,10 @@ def call(**changed):
         "w": f((3, 5, 4), np.float32),
         "bias": None,
         "offsets": np.array([0, 2, 2, 6], np.int32),
-        "h": None,
+        "xa": None,
         "b": None,
         "scale": 0.0,
-        "factor": None,
+        "row_factor": None,
         "y": f((6, 5), np.float32),
     } | changed
     return _core.experts_forward(*arguments.values())
