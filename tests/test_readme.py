@@ -24,6 +24,7 @@ OWN = {
     "some_folder",
     "folder",
     "quantised",
+    "quantized",
     "my-model",
     "peft_adapter",
     "model.gguf",
@@ -41,6 +42,7 @@ def blocks(language):
 
 def commands(text):
     """The lines of a text that are commands of pyloss, as lists of arguments."""
+    text = re.sub(r" *\\\n *", " ", text)
     lines = [
         m[1]
         for m in re.finditer(
