@@ -14,8 +14,8 @@ CC := $(firstword $(foreach c,gcc cc clang,$(shell command -v $(c))) gcc)
 endif
 export CC
 
-CORE := setup.py pyproject.toml $(wildcard csrc/*.py csrc/*.h csrc/*.def csrc/*/*.[ch] csrc/*/*.cl)
-C_FILES := $(wildcard csrc/*.h csrc/*/*.[ch])
+CORE := setup.py pyproject.toml $(wildcard csrc/*.py csrc/*.h csrc/*.def csrc/*/*.[ch] csrc/*/*/*.h csrc/*/*.cl)
+C_FILES := $(wildcard csrc/*.h csrc/*/*.[ch] csrc/*/*/*.h)
 
 .PHONY: help demo test test-all readme parity lint sanitized sanitize fuzz fuzz-sanitize bench bench-train bench-losses bench-opencl clean
 

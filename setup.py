@@ -74,12 +74,16 @@ def cores():
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def included(*folders):
+def included(folder):
     """What the sources include, and the kernels of every machine: the source distribution takes its C files from here."""
     wanted = re.compile(r"isa_\w+\.c|.*\.(h|def|cl)")
-    return [
-        os.path.join(f, n) for f in folders for n in sorted(os.listdir(f)) if wanted.fullmatch(n)
+    found = [
+        os.path.join(at, n)
+        for at, _, names in os.walk(folder)
+        for n in names
+        if wanted.fullmatch(n)
     ]
+    return sorted(found)
 
 
 class BuildKernels(build_ext):
@@ -139,7 +143,7 @@ core = Extension(
     sources=SOURCES,
     depends=[
         "csrc/generate.py",
-        *included("csrc", "csrc/binding", "csrc/kernels", "csrc/losses", "csrc/opencl"),
+        *included("csrc"),
     ],
     include_dirs=[numpy.get_include()],
     define_macros=macros,

@@ -4,6 +4,9 @@
  * in all of them, so that fused and separate additions give the same bits. */
 #ifndef PYLOSS_QUANT_TPL_H
 #define PYLOSS_QUANT_TPL_H
+#include "../pyloss.h"
+#include "simd/narrow.h"
+#include "simd/vec.h"
 
 INLINE float f16_at(const uint8_t *p) { return f32_from_f16((uint16_t)(p[0] | p[1] << 8)); }
 INLINE vf vf_from_codes(vi codes) { return __builtin_convertvector(codes, vf); }

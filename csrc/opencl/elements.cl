@@ -1,5 +1,5 @@
 /* What is done element by element, one vector a work-item: gates, sums, dropout and the optimisers' updates; and the sum of
- * squares. The formulas are those of kernels/layers.tpl.h and kernels/optim.tpl.h. */
+ * squares. The formulas are those of kernels/layers/. */
 #define INDEX long
 #include "types.cl"
 

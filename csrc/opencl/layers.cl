@@ -1,5 +1,5 @@
 /* Rows and columns of float32 matrices: norms, rotary positions, gathering and scattering of rows, sums over columns. A
- * work-group has a row, or where rows are summed up a work-item some columns; the formulas are those of kernels/layers.tpl.h. */
+ * work-group has a row, or where rows are summed up a work-item some columns; the formulas are those of kernels/layers/. */
 #define INDEX long
 #include "types.cl"
 

@@ -1,5 +1,5 @@
 /* Launches matmul.cl: dense layers and those of experts, whose products run one after the other. The operations are those of
- * kernels/matmul.tpl.h and kernels/experts.tpl.h. */
+ * kernels/matmul/. */
 #include "runtime.h"
 #include "args.h"
 #include "places.h"

@@ -206,7 +206,7 @@ int pl_cl_zero(const pl_cl_operation *operation, pl_cl_place to, int64_t n);
 /* A weight as quant.cl takes it: the build options of its format, and its arguments, the codes being at `data`. */
 void pl_cl_add_weight(pl_cl_launch *l, const pl_weight *w, pl_cl_place data);
 
-/* C (+)= bias + A B + u_scale H U, as in kernels/matmul.tpl.h; rank 0 leaves the last out. */
+/* C (+)= bias + A B + u_scale H U, as in kernels/matmul/; rank 0 leaves the last out. */
 typedef struct {
     int64_t m, n, k;
     pl_cl_place a;

@@ -48,7 +48,7 @@
 #define v_expm1(x) expm1(x)
 #define v_log1p(x) log1p(x)
 #else
-/* A processor's OpenCL takes care of the last bit at several times the cost: the float functions of kernels/vec.h instead. */
+/* A processor's OpenCL takes care of the last bit at several times the cost: the float functions of kernels/simd/vec.h instead. */
 #define AS_VI CAT(as_, VI)
 #define AS_V CAT(as_, V)
 #define ROUNDER 12582912.0f /* 1.5 * 2^23: adding it rounds to an integer in the low bits */

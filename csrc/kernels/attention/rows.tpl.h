@@ -1,7 +1,12 @@
 /* What all of attention shares: its arguments, a piece of its work, rows packed for tiles and written back, and which keys a row
  * sees. Tiles hold the scores transposed, [keys][rows]: what runs along the keys (maximum, sum, mask) is then vertical, lanes
  * being rows. */
-#include "transposed.tpl.h"
+#ifndef PYLOSS_ATTENTION_ROWS_TPL_H
+#define PYLOSS_ATTENTION_ROWS_TPL_H
+#include "../pieces.h"
+#include "../simd/transpose.h"
+#include "../simd/vec.h"
+#include "tile.tpl.h"
 
 enum {
     ATTN_Q = 64, /* rows (lanes) of a tile of scores */
@@ -226,3 +231,5 @@ static void attn_finish_row(const attn *g, int64_t at, const float *acc, float m
     attn_trim_row(g->o + at * g->d, acc, g->d, sum == 0 ? 0 : 1 / sum);
     g->lse[at] = sum == 0 ? -INFINITY : max + logf(sum);
 }
+
+#endif

@@ -1,5 +1,11 @@
 /* Forward: a piece of rows goes through the keys that it sees with a running maximum and sum per row (online softmax, Milakov and
  * Gimelshein 2018; FlashAttention-2, Dao 2023) and saves the log-sum-exp. */
+#ifndef PYLOSS_ATTENTION_FORWARD_TPL_H
+#define PYLOSS_ATTENTION_FORWARD_TPL_H
+#include "../pieces.h"
+#include "../simd/vec.h"
+#include "rows.tpl.h"
+#include "tile.tpl.h"
 
 /* Scores [keys][ATTN_Q] to probabilities relative to the running maximum, and the factor that brings earlier sums to it. */
 static void attn_softmax(const attn_scratch *x, int64_t row, int64_t columns, int64_t key,
@@ -54,3 +60,5 @@ static void attn_forward_rows(const attn *g, const attn_piece *p, float *scratch
     for (int64_t r = 0; r < p->rows; r++)
         attn_finish_row(g, x.at[r], x.acc + r * width, x.max[r], x.sum[r]);
 }
+
+#endif

@@ -1,5 +1,10 @@
 /* Row norms of stored matrices, alone and with an adapter, whose product is never formed. */
-#include "matmul.tpl.h"
+#ifndef PYLOSS_NORMS_TPL_H
+#define PYLOSS_NORMS_TPL_H
+#include "../kernel.h"
+#include "../pieces.h"
+#include "../quant.tpl.h"
+#include "gemm.tpl.h"
 
 /* The norms of stored rows: the matrix, and the one result that is asked for. */
 typedef struct {
@@ -134,3 +139,5 @@ pl_status KERNEL(adapted_norm)(const pl_call *c) {
     pl_release(scratch);
     return status;
 }
+
+#endif

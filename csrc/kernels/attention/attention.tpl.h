@@ -6,15 +6,14 @@
  * against many keys (generation) a range of keys. A piece of the backward pass is a range of rows that owns its dq and adds to
  * dk, dv of its own, which are summed at the end in the order of the rows. With a window a row sees its last keys alone, and
  * tiles before all windows of their rows are not computed. */
-
-#include "common.tpl.h"
-#include "attention_tile.tpl.h"
-
-#include "attention_rows.tpl.h"
-
-#include "attention_few.tpl.h"
-#include "attention_forward.tpl.h"
-#include "attention_grad.tpl.h"
+#ifndef PYLOSS_ATTENTION_TPL_H
+#define PYLOSS_ATTENTION_TPL_H
+#include "../kernel.h"
+#include "../pieces.h"
+#include "forward.tpl.h"
+#include "grad.tpl.h"
+#include "rows.tpl.h"
+#include "split_kv.tpl.h"
 
 /* ---- Cutting the work */
 
@@ -178,3 +177,5 @@ pl_status KERNEL(attention_grad)(const pl_call *call) {
     attn_release(&g);
     return status;
 }
+
+#endif

@@ -93,8 +93,8 @@ INLINE void TYPED(store)(REAL *p, V v, int64_t n) {
 
 /* ---- formulas, and the weight families as the driver takes them */
 
-#include "../losses/formulas.h"
-#include "../losses.def"
+#include "../../losses/formulas.h"
+#include "../../losses.def"
 
 typedef struct {
     V (*weight)(V x);
@@ -128,7 +128,7 @@ INLINE V TYPED(block_factor)(const TYPED(row_statistics) *row, int64_t begin, RE
     return VEC(set1)((REAL)(relative * by / row->total));
 }
 
-#include "rowloss_write.tpl.h"
+#include "write.tpl.h"
 
 INLINE REAL TYPED(block_max)(const REAL *x, int64_t n) {
     REAL lowest = (REAL)-INFINITY;
@@ -253,10 +253,10 @@ INLINE TYPED(row_statistics) TYPED(statistics_in)(REAL *scratch, int64_t n) {
                                    .block_shift = scratch + (n + WIDTH - 1) / WIDTH * WIDTH};
 }
 
-#include "rowloss_class.tpl.h"
-#include "rowloss_pair.tpl.h"
-#include "rowloss_element.tpl.h"
-#include "rowloss_map.tpl.h"
+#include "class.tpl.h"
+#include "pair.tpl.h"
+#include "element.tpl.h"
+#include "map.tpl.h"
 
 /* ---- the work of each line of the table */
 
@@ -284,7 +284,7 @@ INLINE TYPED(row_statistics) TYPED(statistics_in)(REAL *scratch, int64_t n) {
         TYPED(map_rows)(FAMILY(family), logarithm, args.x, args.dy, args.y, args.dx, job, begin, \
                         end, worker); \
     }
-#include "../losses.def"
+#include "../../losses.def"
 
 #undef FAMILY
 #undef REAL

@@ -249,7 +249,7 @@ INLINE vd_whole vd_powers_of_two(vd x) {
 
 #define V vf
 #define POLYNOMIAL(name) vf_##name
-#include "../polynomials.h"
+#include "../../polynomials.h"
 #undef V
 #undef POLYNOMIAL
 /* vf_expm1_rest in float64: Taylor's polynomial to degree 13. */

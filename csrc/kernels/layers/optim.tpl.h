@@ -1,6 +1,9 @@
 /* Optimisers: one fused update in place over a flat parameter [N]. g stands for grad * grad_scale. */
-#include "common.tpl.h"
-#include "map.tpl.h"
+#ifndef PYLOSS_OPTIM_TPL_H
+#define PYLOSS_OPTIM_TPL_H
+#include "../kernel.h"
+#include "../pieces.h"
+#include "../simd/map.h"
 
 typedef struct {
     float lr, decay, grad_scale;
@@ -120,3 +123,5 @@ pl_status KERNEL(lion)(const pl_call *c) {
     pl_parallel(PL_DIM(c, 'N'), PIECE, lion_piece, c);
     return PL_OK;
 }
+
+#endif

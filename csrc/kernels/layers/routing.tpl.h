@@ -1,6 +1,10 @@
 /* The routing of mixtures of experts: the experts of a token's largest logits, and the softmax that its visits are weighted by,
  * in float64. What is not finite spoils its own token alone. */
-#include "common.tpl.h"
+#ifndef PYLOSS_ROUTING_TPL_H
+#define PYLOSS_ROUTING_TPL_H
+#include "../kernel.h"
+#include "../pieces.h"
+#include "../simd/vec.h"
 
 /* chosen[n,:] = the experts of the K largest logits[n,:], ascending; of equal ones the first, and NaN comes last. Where there are
  * fewer than K, the rest are -1. */
@@ -126,3 +130,5 @@ static void visit_weights_grad_piece(const void *context, int64_t begin, int64_t
 pl_status KERNEL(visit_weights_grad)(const pl_call *c) {
     return run_router(c, visit_weights_grad_piece);
 }
+
+#endif

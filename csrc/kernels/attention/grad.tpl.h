@@ -1,4 +1,10 @@
 /* Backward: the probabilities are recomputed from the log-sum-exp, with five products a tile (FlashAttention-2, Dao 2023). */
+#ifndef PYLOSS_ATTENTION_GRAD_TPL_H
+#define PYLOSS_ATTENTION_GRAD_TPL_H
+#include "../pieces.h"
+#include "../simd/vec.h"
+#include "rows.tpl.h"
+#include "tile.tpl.h"
 
 /* Scores and do . v to probabilities and the gradient of the scores, in place. */
 static void attn_softmax_grad(const attn_scratch *x, int64_t row, int64_t columns, int64_t key,
@@ -116,3 +122,5 @@ static void attn_join_tokens(const void *context, int64_t begin, int64_t end, in
             }
     }
 }
+
+#endif

@@ -1,5 +1,9 @@
 /* The products of attention's tiles: small matrices that lie in the cache, multiplied as they lie. Where the mask makes a
  * triangle of A, the depths at which all rows of a register tile are 0 are left out. */
+#ifndef PYLOSS_ATTENTION_TILE_TPL_H
+#define PYLOSS_ATTENTION_TILE_TPL_H
+#include "../pieces.h"
+#include "../simd/vec.h"
 
 #if PL_BYTES == 64 || defined(__aarch64__)
 enum { ATTN_ROWS = 8 }; /* rows of the register tile, two vectors wide */
@@ -88,3 +92,5 @@ static void attn_by_column(attn_product t, const int32_t *until, int64_t base) {
     attn_band band = {0, 0, until, base};
     attn_multiply(&t, &band, 1);
 }
+
+#endif

@@ -1,5 +1,12 @@
 /* Products of a few rows, as in generation: rows of W are read once, where they lie, and multiplied as they come.
  * Included by matmul.tpl.h. */
+#ifndef PYLOSS_GEMV_TPL_H
+#define PYLOSS_GEMV_TPL_H
+#include "../pieces.h"
+#include "../quant.tpl.h"
+#include "../simd/dot.h"
+#include "../simd/vec.h"
+#include "product.h"
 
 /* The low-rank branch of one element of C. Not inlined: the compiler would fuse or split its products differently in every
  * instance of few_rows, and a row's bits would depend on how many rows come with it. */
@@ -68,11 +75,11 @@ typedef void (*few_fn)(const gemm *g, int64_t begin, int64_t end);
     }
 #define PL_FORMAT(name, elements, bytes, decoder, kind) \
     FEW_ROWS(name, 1) FEW_ROWS(name, 2) FEW_ROWS(name, 3) FEW_ROWS(name, 4)
-#include "../formats.def"
+#include "../../formats.def"
 static const few_fn few_of[PL_W_COUNT][SMALL_M] = {
 #define PL_FORMAT(name, elements, bytes, decoder, kind) \
     {few_##name##_1, few_##name##_2, few_##name##_3, few_##name##_4},
-#include "../formats.def"
+#include "../../formats.def"
 };
 
 /* Products of at most SMALL_M rows, each in so many pieces of its columns; larger ones are passed over. */
@@ -148,3 +155,5 @@ static void few_run_all(const gemm *groups, int64_t count) {
     pl_parallel(count, 1, small_h, groups);
     pl_parallel(count * job.pieces, 1, multiply_few, &job);
 }
+
+#endif

@@ -1,6 +1,6 @@
 /* Transposing in registers. */
-#ifndef PYLOSS_TRANSPOSED_TPL_H
-#define PYLOSS_TRANSPOSED_TPL_H
+#ifndef PYLOSS_TRANSPOSE_H
+#define PYLOSS_TRANSPOSE_H
 
 #include "vec.h"
 

@@ -1,4 +1,9 @@
 /* The tile of a matrix product: a few rows of A times one or two vectors of columns of B, summed in registers. */
+#ifndef PYLOSS_TILE_TPL_H
+#define PYLOSS_TILE_TPL_H
+#include "../simd/narrow.h"
+#include "../simd/vec.h"
+#include "product.h"
 
 #if PL_BYTES == 64
 enum {
@@ -10,10 +15,6 @@ enum { MR = 12 };
 enum { MR = 6 };
 #endif
 enum { NR = 2 * LANES }; /* columns of a tile */
-
-/* How the operands of a product lie packed: float32; or rounded to bfloat16, two depths to a word (see narrow.h), whose dots are
- * summed by float32 instructions or by the ones for them. */
-enum { FLOATS, PAIRS, NATIVE_PAIRS };
 
 INLINE int64_t words_of(int form, int64_t depth) {
     return form == FLOATS ? depth : (depth + 1) / 2;
@@ -240,3 +241,5 @@ static void tile_narrow(const tile_args *t) {
     if (t->in_place) tile_narrow_body(t, 1);
     else tile_narrow_body(t, 0);
 }
+
+#endif

@@ -4,6 +4,8 @@
  */
 #ifndef PYLOSS_NARROW_H
 #define PYLOSS_NARROW_H
+#include "vec.h"
+
 typedef uint16_t vh __attribute__((vector_size(PL_BYTES / 2))); /* LANES 16-bit values */
 typedef uint8_t vq __attribute__((vector_size(PL_BYTES / 4)));  /* LANES bytes */
 

@@ -1,7 +1,11 @@
 /* Layers of experts: each row of x meets the matrix of one expert. The rows lie sorted by expert: those of expert e are
  * [offsets[e], offsets[e + 1]). The products of all experts run together, so that the cost is that of the rows, however they
  * are spread; an expert without rows is not touched. Adapters are stored as mlx-lm has them: a [E, R, I], b [E, O, R]. */
-#include "matmul.tpl.h"
+#ifndef PYLOSS_EXPERTS_TPL_H
+#define PYLOSS_EXPERTS_TPL_H
+#include "../kernel.h"
+#include "gemm.tpl.h"
+#include "linear.tpl.h"
 
 /* One expert's product: its number, where its rows begin and how many they are. */
 typedef struct {
@@ -134,3 +138,5 @@ pl_status KERNEL(experts_weight_grad)(const pl_call *call) {
     const experts_weight_grad_args args = experts_weight_grad_args_of(call);
     return run_experts(call, args.offsets, 1, expert_weight_grad_product);
 }
+
+#endif

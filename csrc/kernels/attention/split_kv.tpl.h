@@ -1,5 +1,12 @@
 /* Few rows against many keys, as in generation: a piece is a range of keys for all heads together, read in place. It gives each
  * row of each head [width] sums of values, then a maximum and a sum of exponentials; attn_few_join makes rows of them. */
+#ifndef PYLOSS_ATTENTION_SPLIT_KV_TPL_H
+#define PYLOSS_ATTENTION_SPLIT_KV_TPL_H
+#include "../pieces.h"
+#include "../simd/transpose.h"
+#include "../simd/vec.h"
+#include "rows.tpl.h"
+#include "tile.tpl.h"
 
 INLINE int64_t attn_few_stride(const attn *g) { return g->width + 2; }
 static int64_t attn_few_size(const attn *g) {
@@ -120,3 +127,5 @@ static void attn_few_join(const attn *g, attn_piece p, const attn_piece *piece, 
         attn_finish_row(g, attn_at(g, &p, i % p.rows), acc, max, sum);
     }
 }
+
+#endif

@@ -3,7 +3,10 @@
  *
  * VEC(f) is the primitive f of the computed type's vector, TYPED(f) a function of this type.
  */
-#include "common.tpl.h"
+#include "../kernel.h"
+#include "../pieces.h"
+#include "../simd/narrow.h"
+#include "../simd/vec.h"
 #define FORMULA(name) TYPED(name)
 #define SCALAR double
 #define v_set(a) VEC(set1)(a)
@@ -23,7 +26,7 @@
 /* What families.def says of a family, as constants. */
 #define PL_FAMILY(name, shifted, sloped) \
     enum { name##_is_shifted = shifted, name##_is_sloped = sloped };
-#include "../families.def"
+#include "../../families.def"
 
 /* Gradients larger than this are stored past the caches: nobody finds them there any more. */
 enum { STREAM_BYTES = 24 << 20 };
@@ -89,7 +92,7 @@ typedef struct {
         return args; \
     }
 #define PL_ROW_MAP(name, family, logarithm)
-#include "../losses.def"
+#include "../../losses.def"
 
 /* Runs `piece` over all rows with `parts` padded rows of scratch for each worker. `out` is the gradient that may be streamed, for
  * which `waiting` more are needed. */
@@ -118,7 +121,7 @@ static pl_status run_rows(const pl_call *c, int parts, int waiting, const pl_row
 typedef float real_f32;
 typedef vf vector_f32;
 enum { WIDTH_f32 = LANES };
-#include "rowloss_real.tpl.h"
+#include "real.tpl.h"
 #undef VEC
 #undef TYPED
 
@@ -127,7 +130,7 @@ enum { WIDTH_f32 = LANES };
 typedef double real_f64;
 typedef vd vector_f64;
 enum { WIDTH_f64 = DLANES };
-#include "rowloss_real.tpl.h"
+#include "real.tpl.h"
 #undef VEC
 #undef TYPED
 
@@ -184,4 +187,4 @@ pl_status KERNEL(argmax)(const pl_call *c) {
         return run_rows(c, 2, 0, name##_args_of(c).x, NULL, \
                         c->wide ? name##_rows_f64 : name##_rows_f32); \
     }
-#include "../losses.def"
+#include "../../losses.def"

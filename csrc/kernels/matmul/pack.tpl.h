@@ -1,17 +1,13 @@
 /* Packing: the operands of a product in the order in which its tiles read them. */
-#include "quant.tpl.h"
+#ifndef PYLOSS_PACK_TPL_H
+#define PYLOSS_PACK_TPL_H
+#include "../quant.tpl.h"
+#include "../simd/narrow.h"
+#include "../simd/transpose.h"
+#include "product.h"
 #include "tile.tpl.h"
-#include "transposed.tpl.h"
 
 enum { PANEL_SPILL = 16 }; /* packing writes whole vectors past the end of a panel */
-
-/* The left operand [m, k] of a product, times a factor: rows of `stride` elements, or with `transposed` columns. */
-typedef struct {
-    const float *data;
-    int64_t stride;
-    int transposed;
-    float factor;
-} left;
 
 /* Rows [row, row + rows) of A, columns [k0, k0 + kc), as [kc][mr]; missing rows are 0. */
 static void pack_a(const left *m, int64_t row, int rows, int mr, int64_t k0, int64_t kc,
@@ -216,3 +212,5 @@ static void fetch_share(b_ahead *a) {
         }
     }
 }
+
+#endif

@@ -1,6 +1,6 @@
 /* Elementwise kernels: what runs a function of some lanes over arrays. */
-#ifndef PYLOSS_MAP_TPL_H
-#define PYLOSS_MAP_TPL_H
+#ifndef PYLOSS_MAP_H
+#define PYLOSS_MAP_H
 
 #include "vec.h"
 

@@ -1,0 +1,138 @@
+/* Columns of a matrix: sums over the rows, and a choice of columns. N counts rows, D or V columns.
+ *
+ * A sum over rows adds each block of BLOCK_ROWS rows into a partial row of its own, then the partial
+ * rows in order, so that its bits do not depend on the threads. */
+#ifndef PYLOSS_COLUMNS_TPL_H
+#define PYLOSS_COLUMNS_TPL_H
+#include "../kernel.h"
+#include "../pieces.h"
+#include "../simd/vec.h"
+
+/* Rows that add into one partial row. */
+enum { BLOCK_ROWS = 32 };
+
+typedef struct {
+    const pl_call *call;
+    float *partial; /* [blocks, D], or NULL when no sum is wanted */
+    float *out;
+    int64_t blocks, width;
+} column_job;
+
+/* Few enough partial rows to add in float64. */
+static void join_partials_piece(const void *context, int64_t begin, int64_t end,
+                                int worker UNUSED) {
+    const column_job *job = context;
+    for (int64_t j = begin; j < end; j++) {
+        double sum = 0;
+        for (int64_t i = 0; i < job->blocks; i++) sum += (double)job->partial[i * job->width + j];
+        job->out[j] = (float)sum;
+    }
+}
+
+/* fn over the blocks of rows of `call`; `out` [D] (or NULL) becomes the sum of what fn leaves in the zeroed partial rows. */
+static pl_status sum_columns(const pl_call *call, int64_t rows, float *out, pl_range_fn fn) {
+    int64_t width = PL_DIM(call, 'D');
+    column_job job = {call, NULL, out, (rows + BLOCK_ROWS - 1) / BLOCK_ROWS, width};
+    if (out) {
+        job.partial = pl_acquire((size_t)job.blocks * (size_t)width * sizeof *out);
+        if (!job.partial) return PL_NO_MEMORY;
+    }
+    pl_parallel(job.blocks, grain_of(BLOCK_ROWS * width), fn, &job);
+    if (out) pl_parallel(width, grain_of(job.blocks), join_partials_piece, &job);
+    pl_release(job.partial);
+    return PL_OK;
+}
+
+/* y[j] = sum over n of x[n,j]   x [N,D], y [D] */
+static void column_sum_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
+    const column_job *job = context;
+    int64_t n = PL_DIM(job->call, 'N'), d = job->width;
+    const float *x = column_sum_args_of(job->call).x;
+    for (int64_t b = begin; b < end; b++) {
+        float *partial = job->partial + b * d;
+        int64_t last = at_most((b + 1) * BLOCK_ROWS, n);
+        memset(partial, 0, (size_t)d * sizeof *partial);
+        for (int64_t i = b * BLOCK_ROWS; i < last; i++)
+            for (int64_t j = 0; j < d; j++) partial[j] += x[i * d + j];
+    }
+}
+pl_status KERNEL(column_sum)(const pl_call *c) {
+    const column_sum_args args = column_sum_args_of(c);
+    return sum_columns(c, PL_DIM(c, 'N'), args.y, column_sum_piece);
+}
+
+/* out[j] = sum over n of dy[n,j] (y[n,j] - offset[j])   dy, y [N,D], offset [D] or NULL, out [D] */
+static void column_dot_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
+    const column_job *job = context;
+    const pl_call *c = job->call;
+    const column_dot_args args = column_dot_args_of(c);
+    int64_t n = PL_DIM(c, 'N'), d = job->width;
+    const float *dy = args.dy, *y = args.y, *offset = args.offset;
+    for (int64_t b = begin; b < end; b++) {
+        float *partial = job->partial + b * d;
+        int64_t last = at_most((b + 1) * BLOCK_ROWS, n);
+        memset(partial, 0, (size_t)d * sizeof *partial);
+        for (int64_t i = b * BLOCK_ROWS; i < last; i++) {
+            const float *from = dy + i * d, *with = y + i * d;
+            if (offset)
+                for (int64_t j = 0; j < d; j++) partial[j] += from[j] * (with[j] - offset[j]);
+            else
+                for (int64_t j = 0; j < d; j++) partial[j] += from[j] * with[j];
+        }
+    }
+}
+pl_status KERNEL(column_dot)(const pl_call *c) {
+    const column_dot_args args = column_dot_args_of(c);
+    return sum_columns(c, PL_DIM(c, 'N'), args.out, column_dot_piece);
+}
+
+enum { COLUMN_BLOCK = 1024 };
+
+/* above[j] = 1 where some |x[i,j]| is above bound[i], or either is NaN   x [N,V], bound [N] */
+static void columns_above_piece(const void *context, int64_t begin, int64_t end,
+                                int worker UNUSED) {
+    const pl_call *c = context;
+    const columns_above_args args = columns_above_args_of(c);
+    const float *bound = args.bound;
+    uint8_t *above = args.above;
+    int64_t n = PL_DIM(c, 'N'), v = PL_DIM(c, 'V');
+    for (int64_t block = begin; block < end; block++) {
+        const float *x = args.x + block * COLUMN_BLOCK;
+        int64_t width =
+            v - block * COLUMN_BLOCK < COLUMN_BLOCK ? v - block * COLUMN_BLOCK : COLUMN_BLOCK;
+        vi below[COLUMN_BLOCK / LANES];
+        memset(below, 0xff, sizeof below);
+        for (int64_t i = 0; i < n; i++, x += v) {
+            vf b = vf_set1(bound[i]);
+            int64_t j = 0;
+            for (; j + LANES <= width; j += LANES) below[j / LANES] &= vf_abs(vf_load(x + j)) <= b;
+            if (j < width) below[j / LANES] &= vf_abs(vf_load_part(x + j, width - j, 0)) <= b;
+        }
+        for (int64_t j = 0; j < width; j++)
+            above[block * COLUMN_BLOCK + j] = !below[j / LANES][j % LANES];
+    }
+}
+pl_status KERNEL(columns_above)(const pl_call *c) {
+    pl_parallel((PL_DIM(c, 'V') + COLUMN_BLOCK - 1) / COLUMN_BLOCK, 1, columns_above_piece, c);
+    return PL_OK;
+}
+
+/* y[:,m] = x[:,columns[m]]   x [N,V], columns [M], y [N,M] */
+static void gather_columns_piece(const void *context, int64_t begin, int64_t end,
+                                 int worker UNUSED) {
+    const pl_call *c = context;
+    const gather_columns_args args = gather_columns_args_of(c);
+    const int32_t *columns = args.columns;
+    int64_t v = PL_DIM(c, 'V'), m = PL_DIM(c, 'M');
+    for (int64_t i = begin; i < end; i++) {
+        const float *x = args.x + i * v;
+        float *y = args.y + i * m;
+        for (int64_t j = 0; j < m; j++) y[j] = x[columns[j]];
+    }
+}
+pl_status KERNEL(gather_columns)(const pl_call *c) {
+    pl_parallel(PL_DIM(c, 'N'), grain_of(PL_DIM(c, 'M')), gather_columns_piece, c);
+    return PL_OK;
+}
+
+#endif

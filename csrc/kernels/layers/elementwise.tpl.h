@@ -1,0 +1,174 @@
+/* Elementwise operations over arrays [N]: gates, sums, scaling, dropout. */
+#ifndef PYLOSS_ELEMENTWISE_TPL_H
+#define PYLOSS_ELEMENTWISE_TPL_H
+#include "../../random.h"
+#include "../kernel.h"
+#include "../pieces.h"
+#include "../simd/map.h"
+
+INLINE vf sigmoid(vf x) { return 1.0f / (1.0f + vf_exp(-x)); }
+
+/* Activations of the form g sigmoid(z(g)): z, and g z'(g) for the gradient. */
+typedef struct {
+    vf z, slope;
+} activation;
+INLINE activation silu(vf g) { return (activation){g, g}; }
+/* The tanh form of GELU: 0.5 g (1 + tanh(u)) = g sigmoid(2 u), u = sqrt(2 / pi) (g + 0.044715 g^3). */
+INLINE activation gelu_tanh(vf g) {
+    vf near =
+        vf_min(vf_set1(16.0f),
+               vf_max(vf_set1(-16.0f), g)); /* beyond, the sigmoid is 0 or 1; a NaN stays one */
+    vf k = 1.5957691216057308f * near, cube = 0.044715f * near * near;
+    return (activation){k * (1.0f + cube), k * (1.0f + 3.0f * cube)};
+}
+
+/* y = act(gate) up; dgate = dy up s (1 + g z' (1 - s)), dup = dy gate s, s = sigmoid(z) */
+INLINE void gated_lanes(vf *v, activation a) { v[0] = v[0] * sigmoid(a.z) * v[1]; }
+INLINE void gated_grad_lanes(vf *v, activation a) {
+    vf dy = v[0], gate = v[1], up = v[2], s = sigmoid(a.z);
+    v[0] = dy * up * s * (1.0f + a.slope * (1.0f - s));
+    v[1] = dy * gate * s;
+}
+
+#define GATED_UNIT(name, act) \
+    INLINE void name##_lanes(vf *v, int64_t index UNUSED, const void *constants UNUSED) { \
+        gated_lanes(v, act(v[0])); \
+    } \
+    INLINE void name##_grad_lanes(vf *v, int64_t index UNUSED, const void *constants UNUSED) { \
+        gated_grad_lanes(v, act(v[1])); \
+    } \
+    static void name##_forward_piece(const void *context, int64_t begin, int64_t end, \
+                                     int worker UNUSED) { \
+        const name##_forward_args args = name##_forward_args_of(context); \
+        map(name##_lanes, 2, (const float *[]){args.gate, args.up}, 1, (float *[]){args.y}, begin, \
+            end, NULL); \
+    } \
+    pl_status KERNEL(name##_forward)(const pl_call *c) { \
+        pl_parallel(PL_DIM(c, 'N'), PIECE, name##_forward_piece, c); \
+        return PL_OK; \
+    } \
+    static void name##_grad_piece(const void *context, int64_t begin, int64_t end, \
+                                  int worker UNUSED) { \
+        const name##_grad_args args = name##_grad_args_of(context); \
+        map(name##_grad_lanes, 3, (const float *[]){args.dy, args.gate, args.up}, 2, \
+            (float *[]){args.dgate, args.dup}, begin, end, NULL); \
+    } \
+    pl_status KERNEL(name##_grad)(const pl_call *c) { \
+        pl_parallel(PL_DIM(c, 'N'), PIECE, name##_grad_piece, c); \
+        return PL_OK; \
+    }
+GATED_UNIT(swiglu, silu)
+GATED_UNIT(geglu, gelu_tanh)
+
+INLINE void add_lanes(vf *v, int64_t index UNUSED, const void *constants UNUSED) { v[0] += v[1]; }
+
+/* y = a + b */
+static void add_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
+    const pl_call *c = context;
+    const add_args args = add_args_of(c);
+    map(add_lanes, 2, (const float *[]){args.a, args.b}, 1, (float *[]){args.y}, begin, end, NULL);
+}
+pl_status KERNEL(add)(const pl_call *c) {
+    pl_parallel(PL_DIM(c, 'N'), PIECE, add_piece, c);
+    return PL_OK;
+}
+
+INLINE void ratio_lanes(vf *v, int64_t index UNUSED, const void *constants UNUSED) {
+    v[0] = vf_select(vf_equal(v[1], vf_set1(0)), vf_set1(0), v[0] / v[1]);
+}
+
+/* y = a / b, 0 where b is */
+static void ratio_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
+    const pl_call *c = context;
+    const ratio_args args = ratio_args_of(c);
+    map(ratio_lanes, 2, (const float *[]){args.a, args.b}, 1, (float *[]){args.y}, begin, end,
+        NULL);
+}
+pl_status KERNEL(ratio)(const pl_call *c) {
+    pl_parallel(PL_DIM(c, 'N'), PIECE, ratio_piece, c);
+    return PL_OK;
+}
+
+INLINE void axpy_lanes(vf *v, int64_t index UNUSED, const void *constants) {
+    v[0] = v[1] + *(const float *)constants * v[0];
+}
+
+/* y += alpha x */
+static void axpy_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
+    const pl_call *c = context;
+    const axpy_args args = axpy_args_of(c);
+    float alpha = (float)args.alpha, *y = args.y;
+    map(axpy_lanes, 2, (const float *[]){args.x, y}, 1, (float *[]){y}, begin, end, &alpha);
+}
+pl_status KERNEL(axpy)(const pl_call *c) {
+    pl_parallel(PL_DIM(c, 'N'), PIECE, axpy_piece, c);
+    return PL_OK;
+}
+
+INLINE void scale_lanes(vf *v, int64_t index UNUSED, const void *constants) {
+    v[0] *= *(const float *)constants;
+}
+
+/* y = alpha x */
+static void scale_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
+    const pl_call *c = context;
+    const scale_args args = scale_args_of(c);
+    float alpha = (float)args.alpha;
+    map(scale_lanes, 1, (const float *[]){args.x}, 1, (float *[]){args.y}, begin, end, &alpha);
+}
+pl_status KERNEL(scale)(const pl_call *c) {
+    pl_parallel(PL_DIM(c, 'N'), PIECE, scale_piece, c);
+    return PL_OK;
+}
+
+/* ---- Dropout: a random word per element from (seed, index) alone */
+
+typedef uint32_t vu __attribute__((vector_size(PL_BYTES)));
+
+typedef struct {
+    uint32_t key[3], drop_below;
+    float scale;
+} dropout_constants;
+
+/* A bijection of 32-bit words with little bias (C. Wellons, "Prospecting for hash functions"). */
+INLINE vu mix_words(vu x) {
+    x ^= x >> 16;
+    x *= 0x7feb352du;
+    x ^= x >> 15;
+    x *= 0x846ca68bu;
+    return x ^ x >> 16;
+}
+
+INLINE void dropout_lanes(vf *v, int64_t index, const void *constants) {
+    const dropout_constants *k = constants;
+    static const uint32_t lane[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    vu x;
+    memcpy(&x, lane, sizeof x);
+    /* Pieces begin at multiples of LANES, so that all lanes share the upper half of their index. */
+    x = mix_words((x + (uint32_t)index) ^ k->key[0]);
+    x = mix_words((x ^ k->key[1]) + ((uint32_t)(index >> 32) ^ k->key[2]));
+    v[0] = (vf)((vi)(x >= k->drop_below) & (vi)(v[0] * k->scale));
+}
+
+/* y = x / (1 - p) with probability 1 - p, else 0; of dy with the same seed and p it is the gradient */
+static void dropout_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
+    const pl_call *c = context;
+    const dropout_args args = dropout_args_of(c);
+    double p = args.p;
+    float *y = args.y;
+    if (p >= 1) {
+        memset(y + begin, 0, (size_t)(end - begin) * sizeof *y);
+        return;
+    }
+    uint64_t state = (uint64_t)args.seed, a = pl_next_word(&state), b = pl_next_word(&state);
+    dropout_constants k = {{(uint32_t)a, (uint32_t)(a >> 32), (uint32_t)b},
+                           p > 0 ? (uint32_t)(p * 0x1p32) : 0,
+                           (float)(1 / (1 - p))};
+    map(dropout_lanes, 1, (const float *[]){args.x}, 1, (float *[]){y}, begin, end, &k);
+}
+pl_status KERNEL(dropout)(const pl_call *c) {
+    pl_parallel(PL_DIM(c, 'N'), PIECE, dropout_piece, c);
+    return PL_OK;
+}
+
+#endif

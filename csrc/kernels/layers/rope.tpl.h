@@ -1,0 +1,42 @@
+/* Rotary positions. */
+#ifndef PYLOSS_ROPE_TPL_H
+#define PYLOSS_ROPE_TPL_H
+#include "../kernel.h"
+#include "../pieces.h"
+#include "../simd/vec.h"
+
+INLINE void rope_step(const float *x, const float *cosine, const float *sine, float sign,
+                      int64_t half, float *y, int64_t n) {
+    vf a = vf_load_part(x, n, 0.0f), b = vf_load_part(x + half, n, 0.0f);
+    vf c = vf_load_part(cosine, n, 0.0f), s = sign * vf_load_part(sine, n, 0.0f);
+    vf_store_part(y, a * c - b * s, n);
+    vf_store_part(y + half, b * c + a * s, n);
+}
+
+/* Turns each pair (x[j], x[D/2 + j]) by the angle of its position, or back if inverse: the inverse is the gradient too.
+ * x, y [N,H,D], positions [N], cos, sin [P,D/2]; y may be x */
+static void rope_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
+    const pl_call *call = context;
+    const rope_args args = rope_args_of(call);
+    const int32_t *positions = args.positions;
+    float sign = args.inverse ? -1.0f : 1.0f;
+    int64_t heads = PL_DIM(call, 'H'), d = PL_DIM(call, 'D'), half = d / 2;
+    for (int64_t i = begin; i < end; i++) {
+        const float *cosine = args.cos + positions[i] * half;
+        const float *sine = args.sin + positions[i] * half;
+        for (int64_t h = 0; h < heads; h++) {
+            const float *x = args.x + (i * heads + h) * d;
+            float *y = args.y + (i * heads + h) * d;
+            int64_t j = 0;
+            for (; j + LANES <= half; j += LANES)
+                rope_step(x + j, cosine + j, sine + j, sign, half, y + j, LANES);
+            if (j < half) rope_step(x + j, cosine + j, sine + j, sign, half, y + j, half - j);
+        }
+    }
+}
+pl_status KERNEL(rope)(const pl_call *c) {
+    pl_parallel(PL_DIM(c, 'N'), grain_of(PL_DIM(c, 'H') * PL_DIM(c, 'D')), rope_piece, c);
+    return PL_OK;
+}
+
+#endif

@@ -1,0 +1,119 @@
+/* Dense layers and plain matrix products: kernels that describe one product and run it. */
+#ifndef PYLOSS_LINEAR_TPL_H
+#define PYLOSS_LINEAR_TPL_H
+#include "../kernel.h"
+#include "gemm.tpl.h"
+
+/* How a layer with so many rows multiplies: few rows wait for the weight to come from memory, and gain nothing. */
+static int layer_form(int64_t rows) {
+    const pl_precision precision = pl_matmul_precision();
+    if (precision == PL_FLOAT32 || rows <= SMALL_M) return FLOATS;
+    return precision == PL_BFLOAT16 && NATIVE_PAIRS_COMPILED && pl_has_bf16_dots() ? NATIVE_PAIRS
+                                                                                   : PAIRS;
+}
+
+/* x W^T, or backward x W, for x of so many rows. */
+INLINE gemm dense_product(const float *x, int64_t rows, const pl_weight *w, int backward,
+                          float *out) {
+    int64_t k = backward ? w->rows : w->cols;
+    return (gemm){.m = rows,
+                  .n = backward ? w->cols : w->rows,
+                  .k = k,
+                  .a = {x, k, 0, 1},
+                  .b = *w,
+                  .b_transposed = !backward,
+                  .form = layer_form(rows),
+                  .c = out};
+}
+
+/* y [n, o] = x [n, i] (factor W)^T + bias + scale h b. */
+pl_status KERNEL(linear_forward)(const pl_call *call) {
+    const linear_forward_args args = linear_forward_args_of(call);
+    gemm g = dense_product(args.x, PL_DIM(call, 'N'), args.w, 0, args.y);
+    g.bias = args.bias;
+    g.b_rows = args.row_factor;
+    if (args.xa && args.b) {
+        g.rank = PL_DIM(call, 'R');
+        g.h_given = args.xa;
+        g.u = float_matrix(args.b, g.rank, g.n);
+        g.u_scale = (float)args.scale;
+    }
+    return gemm_run(&g);
+}
+
+/* h [n, r] = x a; y [n, o] = x (factor W)^T + bias + scale h b. */
+pl_status KERNEL(lora_forward)(const pl_call *call) {
+    const lora_forward_args args = lora_forward_args_of(call);
+    gemm g = dense_product(args.x, PL_DIM(call, 'N'), args.w, 0, args.y);
+    g.bias = args.bias;
+    g.b_rows = args.row_factor;
+    g.rank = PL_DIM(call, 'R');
+    g.h = args.xa;
+    g.p = float_matrix(args.a, g.k, g.rank);
+    g.h_scale = 1;
+    g.u = float_matrix(args.b, g.rank, g.n);
+    g.u_scale = (float)args.scale;
+    return gemm_run(&g);
+}
+
+/* dx [n, i] (+)= dy [n, o] (factor W) + dh a^T. */
+pl_status KERNEL(linear_input_grad)(const pl_call *call) {
+    const linear_input_grad_args args = linear_input_grad_args_of(call);
+    gemm g = dense_product(args.dy, PL_DIM(call, 'N'), args.w, 1, args.dx);
+    g.b_rows = args.row_factor;
+    g.accumulate = args.accumulate != 0;
+    if (args.dxa && args.a) {
+        g.rank = PL_DIM(call, 'R');
+        g.h_given = args.dxa;
+        g.u = float_matrix(args.a, g.n, g.rank);
+        g.u_transposed = 1;
+        g.u_scale = 1;
+    }
+    return gemm_run(&g);
+}
+
+/* dh [n, r] = scale dy b^T; dx [n, i] (+)= dy (factor W) + dh a^T. */
+pl_status KERNEL(lora_input_grad)(const pl_call *call) {
+    const lora_input_grad_args args = lora_input_grad_args_of(call);
+    gemm g = dense_product(args.dy, PL_DIM(call, 'N'), args.w, 1, args.dx);
+    g.b_rows = args.row_factor;
+    g.accumulate = args.accumulate != 0;
+    g.rank = PL_DIM(call, 'R');
+    g.h = args.dxa;
+    g.p = float_matrix(args.b, g.rank, g.k);
+    g.p_transposed = 1;
+    g.h_scale = (float)args.scale;
+    g.u = float_matrix(args.a, g.n, g.rank);
+    g.u_transposed = 1;
+    g.u_scale = 1;
+    return gemm_run(&g);
+}
+
+/* c (+)= alpha a b, with a as [m, k] or [k, m] and b as [k, n] or [n, k]. */
+INLINE pl_status plain_product(const pl_call *call, double alpha, const float *a, int a_transposed,
+                               const float *b, int b_transposed, int64_t accumulate, float *c) {
+    int64_t m = PL_DIM(call, 'M'), n = PL_DIM(call, 'N'), k = PL_DIM(call, 'K');
+    gemm g = {.m = m,
+              .n = n,
+              .k = k,
+              .a = {a, a_transposed ? m : k, a_transposed, (float)alpha},
+              .b = float_matrix(b, b_transposed ? n : k, b_transposed ? k : n),
+              .b_transposed = b_transposed,
+              .accumulate = accumulate != 0,
+              .c = c};
+    return gemm_run(&g);
+}
+pl_status KERNEL(matmul_nn)(const pl_call *call) {
+    const matmul_nn_args args = matmul_nn_args_of(call);
+    return plain_product(call, args.alpha, args.a, 0, args.b, 0, args.accumulate, args.c);
+}
+pl_status KERNEL(matmul_nt)(const pl_call *call) {
+    const matmul_nt_args args = matmul_nt_args_of(call);
+    return plain_product(call, args.alpha, args.a, 0, args.b, 1, args.accumulate, args.c);
+}
+pl_status KERNEL(matmul_tn)(const pl_call *call) {
+    const matmul_tn_args args = matmul_tn_args_of(call);
+    return plain_product(call, args.alpha, args.a, 1, args.b, 0, args.accumulate, args.c);
+}
+
+#endif
