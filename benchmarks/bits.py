@@ -29,13 +29,13 @@ import numpy as np
 import pyloss
 from pyloss import _core, measuring, nn
 from pyloss.models.config import ModelConfig
-from pyloss.models.mixture import Mixture
+from pyloss.models.config.mixture import Mixture
 from pyloss.models.synthetic import random_model
 from pyloss.optim import AdamW
-from pyloss.quantization import FORMATS
 from pyloss.tuner import default_loss
-from pyloss.tuner.full import unfreeze_layers
+from pyloss.tuner.adapters.full import unfreeze_layers
 from pyloss.weights import Weight
+from pyloss.weights.formats import FORMATS
 
 STEPS = 20
 #: the dimensions of operations by their letters in ops.def; I holds whole blocks of every format

@@ -13,9 +13,9 @@ from common import THREADS, best_of
 
 import pyloss
 from pyloss import nn
-from pyloss.models.experts import SparseMoe, SwitchGLU
+from pyloss.models.moe import SparseMoe, SwitchGLU
 from pyloss.models.transformer import MLP
-from pyloss.tuner.adapter import adapter_class
+from pyloss.tuner.adapters.adapter import adapter_class
 
 TOKENS, EXPERTS, ACTIVE, RANK = 1024, 64, 8, 8
 

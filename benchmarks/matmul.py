@@ -35,7 +35,7 @@ def products(library: str, x: np.ndarray, w: np.ndarray, dy: np.ndarray):
         return
     import pyloss
     from pyloss import _core
-    from pyloss.precision import PRECISIONS, matmul_precision
+    from pyloss.runtime.precision import PRECISIONS, matmul_precision
 
     if library != "pyloss":
         yield from device_products(library, x, w, dy)
@@ -62,7 +62,7 @@ def device_products(device: str, x: np.ndarray, w: np.ndarray, dy: np.ndarray):
     """The same on an OpenCL device, in float32: each call waits for the result."""
     import pyloss
     from pyloss import _core
-    from pyloss.arrays import matrix
+    from pyloss.ops.arrays import matrix
 
     tx, tw, tdy, y, dx = (
         pyloss.to_device(a, device) for a in (x, w, dy, np.zeros_like(dy), np.zeros_like(x))

@@ -15,7 +15,7 @@ import numpy as np
 import step_work
 
 import pyloss
-from pyloss.precision import PRECISIONS, matmul_precision
+from pyloss.runtime.precision import PRECISIONS, matmul_precision
 from pyloss.tuner.losses import default_loss
 
 DATA = Path(__file__).resolve().parents[1] / "examples" / "data"

@@ -19,7 +19,7 @@ from chat import chat_file
 from common import WORK, compiled, free_gb, machine, run_json, table
 from picture import draw
 
-from pyloss.precision import PRECISIONS
+from pyloss.runtime.precision import PRECISIONS
 
 AVX2 = {"PYLOSS_ISA": "avx2", "ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
 

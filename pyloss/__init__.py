@@ -9,12 +9,11 @@ import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
-from . import _core, autograd, nn, optim, precision, random
-from .autograd import Tensor, grad, value_and_grad
-from .checkpointing import checkpoint
-from .device import Device, DeviceArray, default_device, devices, set_default_device, to_device
-from .errors import DeviceError, FormatError
-from .losses import (
+from pyloss import _core, autograd, nn, optim, random
+from pyloss.autograd.checkpointing import checkpoint
+from pyloss.autograd.tape import Tensor, grad, value_and_grad
+from pyloss.errors import DeviceError, FormatError
+from pyloss.losses.public import (
     binary_cross_entropy_with_logits,
     compute_accuracy,
     focal_loss,
@@ -28,17 +27,26 @@ from .losses import (
     stablemax,
     stablemax_cross_entropy,
 )
-from .precision import get_matmul_precision, set_matmul_precision
-from .weight_stack import WeightStack
-from .weights import Weight
+from pyloss.runtime import precision
+from pyloss.runtime.device import (
+    Device,
+    DeviceArray,
+    default_device,
+    devices,
+    set_default_device,
+    to_device,
+)
+from pyloss.runtime.precision import get_matmul_precision, set_matmul_precision
+from pyloss.weights.stack import WeightStack
+from pyloss.weights.weight import Weight
 
 if TYPE_CHECKING:  # `as` makes them public to type checkers
-    from . import models as models, tuner as tuner
-    from .act import ACTLossHead as ACTLossHead
-    from .exporting import export as export
-    from .generation import generate as generate, stream_generate as stream_generate
-    from .models import load as load, load_model as load_model
-    from .tuner import (
+    from pyloss import models as models, tuner as tuner
+    from pyloss.exporting import export as export
+    from pyloss.generation import generate as generate, stream_generate as stream_generate
+    from pyloss.losses.act import ACTLossHead as ACTLossHead
+    from pyloss.models import load as load, load_model as load_model
+    from pyloss.tuner import (
         CacheDataset as CacheDataset,
         ChatDataset as ChatDataset,
         CompletionsDataset as CompletionsDataset,
@@ -61,7 +69,7 @@ __version__ = "0.1.0"
 _LAZY = {
     "models": "",
     "tuner": "",
-    "ACTLossHead": "act",
+    "ACTLossHead": "losses.act",
     "export": "exporting",
     "load": "models",
     "load_model": "models",
@@ -85,7 +93,7 @@ _LAZY = {
 
 
 if os.environ.get("PYLOSS_PROFILE", "0") not in ("", "0"):
-    from . import profiling
+    from pyloss.runtime import profiling
 
     profiling.start()
 

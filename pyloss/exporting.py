@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .files import check_target, user_path
-from .keeping import output
-from .models.gguf_writer import TYPES, library, refuse_model, stored_as, write_gguf
-from .tuner.adapter import adapter_modules, dense, share_kept
-from .tuner.adapter_gguf import write_lora_gguf
-from .tuner.adapters import save_adapter
-from .tuner.utils import fuse_adapters, refuse_loss
-from .weights import SINGLE, Weight
+from pyloss.io.files import check_target, user_path
+from pyloss.io.keeping import output
+from pyloss.models.files.gguf_writer import TYPES, library, refuse_model, stored_as, write_gguf
+from pyloss.tuner.adapters.adapter import adapter_modules, dense, share_kept
+from pyloss.tuner.adapters.gguf import write_lora_gguf
+from pyloss.tuner.adapters.storage import save_adapter
+from pyloss.tuner.utils import fuse_adapters, refuse_loss
+from pyloss.weights.weight import SINGLE, Weight
 
 if TYPE_CHECKING:
-    from .models.tokenizer import Tokenizer
-    from .models.transformer import Model
+    from pyloss.models.tokenizer import Tokenizer
+    from pyloss.models.transformer import Model
 
 #: the adapter for PEFT or mlx-lm; the model as a GGUF file or a Hugging Face folder
 FORMATS = ("peft", "mlx", "gguf", "hf")

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from . import random
-from .console import out
-from .numbers import real, whole
+from pyloss import random
+from pyloss.checks.numbers import real, whole
+from pyloss.io.console import out
 
 _PREFILL = 512  # prompt tokens per forward pass: bounds the memory of long prompts
 
@@ -155,8 +155,8 @@ def stream_generate(
     `seed` gives the same answer. A `sampler`, of `make_sampler` or a function from logits [V] to a token id, takes the place of
     `temperature` to `seed`; `logits_processors` as in `generate_tokens`.
     """
-    from .models.special import encode_text
-    from .models.tokenizer import StreamDecoder
+    from pyloss.models.text.special import encode_text
+    from pyloss.models.tokenizer import StreamDecoder
 
     if max_tokens != -1:
         max_tokens = whole(max_tokens, "max_tokens", 1)

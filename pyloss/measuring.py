@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import _core, nn
-from .arrays import Array, empty, matrix
-from .optim import AdamW
-from .weight_stack import WeightStack
-from .weights import Weight
+from pyloss import _core, nn
+from pyloss.ops.arrays import Array, empty, matrix
+from pyloss.optim import AdamW
+from pyloss.weights.stack import WeightStack
+from pyloss.weights.weight import Weight
 
 #: more than caches hold
 MEMORY_BYTES = 128 << 20
@@ -92,7 +92,7 @@ def training_step(
 ) -> Callable[[np.ndarray, np.ndarray], float]:
     """Puts adapters over all layers of `model`, and gives a function of a batch and its lengths (see `tuner.default_loss`) that
     does one update of them with AdamW and returns the loss. `config` is that of `linear_to_lora_layers`."""
-    from .tuner import default_loss, linear_to_lora_layers
+    from pyloss.tuner import default_loss, linear_to_lora_layers
 
     linear_to_lora_layers(model, -1, config, use_dora)
     model.train().set_grad_checkpoint(grad_checkpoint)
@@ -121,7 +121,7 @@ def step_speed(
     seconds: float = 5.0,
 ) -> Step:
     """The best of some steps over `batch` rows of `tokens` random tokens each."""
-    from .tuner.plan import peak_memory
+    from pyloss.tuner.run.plan import peak_memory
 
     ids = np.random.default_rng(0).integers(0, vocabulary, (batch, tokens + 1)).astype(np.int32)
     lengths = np.full((batch, 2), (0, tokens + 1), np.int32)

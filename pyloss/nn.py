@@ -9,14 +9,14 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
-from . import expert_ops, ops, random
-from .autograd import Tape, leaf_gradient, run_backward
-from .device import DeviceArray
-from .errors import listed
-from .numbers import real, whole
-from .projection import Projection
-from .weight_stack import WeightStack
-from .weights import FORMATS, Weight
+from pyloss import ops, random
+from pyloss.autograd.tape import Tape, leaf_gradient, run_backward
+from pyloss.checks.numbers import real, whole
+from pyloss.errors import listed
+from pyloss.ops.projection import Projection
+from pyloss.runtime.device import DeviceArray
+from pyloss.weights.stack import WeightStack
+from pyloss.weights.weight import FORMATS, Weight
 
 M = TypeVar("M", bound="Module")
 
@@ -165,7 +165,7 @@ class Module:
         are missing.
         """
         if isinstance(weights, str | os.PathLike):
-            from .models.safetensors import read_safetensors
+            from pyloss.io.safetensors import read_safetensors
 
             weights = {
                 name: tensor.array() for name, tensor in read_safetensors(weights).tensors.items()
@@ -311,8 +311,8 @@ class SwitchLinear(Module):
         return (self.weight.shape[0], self.weight.shape[1], self.weight.shape[2])
 
     def __call__(self, x: Any, offsets: np.ndarray) -> Any:
-        """The rows [offsets[e], offsets[e + 1]) of x are those of expert e: int32 `offsets` [E + 1], see `expert_ops.route`."""
-        return expert_ops.expert_project(x, offsets, Projection(self.weight, self.bias))
+        """The rows [offsets[e], offsets[e + 1]) of x are those of expert e: int32 `offsets` [E + 1], see `ops.route`."""
+        return ops.expert_project(x, offsets, Projection(self.weight, self.bias))
 
     def __repr__(self) -> str:
         experts, rows, cols = self.shape

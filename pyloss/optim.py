@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from . import _core
-from .device import DeviceArray, beside, is_bfloat16, to_device
-from .errors import nearest
-from .given import as_array
-from .numbers import real, shown, whole
+from pyloss import _core
+from pyloss.checks.given import as_array
+from pyloss.checks.numbers import real, shown, whole
+from pyloss.errors import nearest
+from pyloss.runtime.device import DeviceArray, beside, is_bfloat16, to_device
 
 Schedule = Callable[[int], float]
 Arrays = dict[str, np.ndarray]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .numbers import whole
+from pyloss.checks.numbers import whole
 
 _state = {"seed": 0, "counter": 0}
 

@@ -5,8 +5,8 @@ import pytest
 import tiny
 
 import pyloss
+from pyloss.io.gguf import read_gguf
 from pyloss.models import conversion, load, load_model
-from pyloss.models.gguf import read_gguf
 from pyloss.tuner import linear_to_lora_layers, load_adapters
 
 IDS = np.arange(30)[None] * 11 % tiny.TOKENS

@@ -5,7 +5,7 @@ import pytest
 
 import pyloss
 from pyloss import _core, measuring
-from pyloss.models.config import ModelConfig
+from pyloss.models.config.model_config import ModelConfig
 from pyloss.models.synthetic import random_model
 
 SIZES = {

@@ -5,9 +5,9 @@ import pytest
 
 import pyloss
 from pyloss import nn, ops
-from pyloss.autograd import Tensor
-from pyloss.weight_stack import WeightStack
-from pyloss.weights import Weight
+from pyloss.autograd.tape import Tensor
+from pyloss.weights.stack import WeightStack
+from pyloss.weights.weight import Weight
 
 
 class Net(nn.Module):

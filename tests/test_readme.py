@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import pyloss
-from pyloss.cli import build_parser, main
+from pyloss.cli.parser import build_parser, main
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [
@@ -107,7 +107,7 @@ def test_the_commands_exist(capsys):
 @pytest.mark.parametrize("place", SHOWN)
 def test_every_command_shown_is_taken_and_names_what_is_there(place, monkeypatch):
     """Flags and settings are read as the command reads them; what is read lies in the repository or was written before."""
-    from pyloss.tuner.config import merge_config
+    from pyloss.tuner.run.settings import merge_config
 
     monkeypatch.chdir(ROOT)
     own = set() if place in ("README.md", "pyloss --help") else OWN

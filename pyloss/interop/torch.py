@@ -25,8 +25,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from .. import losses
-from ..autograd import Node, Tape, Tensor, data, leaf_gradient, value_and_grad
+from pyloss import losses
+from pyloss.autograd.tape import Node, Tape, Tensor, data, leaf_gradient, value_and_grad
 
 _DIFFERENTIABLE = (
     "logits",

@@ -1,9 +1,9 @@
 """Models and their files: `load`, `load_model`, `resolve_model`, `quantize_model`, and the transformer itself."""
 
-from .config import ModelConfig
-from .conversion import dequantize_model, quantize_model
-from .loading import load, load_model, resolve_model
-from .transformer import Model
+from pyloss.models.config.model_config import ModelConfig
+from pyloss.models.conversion import dequantize_model, quantize_model
+from pyloss.models.loading import load, load_model, resolve_model
+from pyloss.models.transformer import Model
 
 __all__ = [
     "Model",

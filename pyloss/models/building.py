@@ -6,13 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..nn import Embedding, Linear, RMSNorm, SwitchLinear
-from ..weights import Weight
-from .config import ModelConfig
-from .experts import SparseMoe, SwitchGLU
-from .mixture import Mixture
-from .sources import Source
-from .transformer import (
+from pyloss.models.config.mixture import Mixture
+from pyloss.models.config.model_config import ModelConfig
+from pyloss.models.files.sources import Source
+from pyloss.models.moe import SparseMoe, SwitchGLU
+from pyloss.models.transformer import (
     MLP,
     Attention,
     BlockSparseLayer,
@@ -21,6 +19,8 @@ from .transformer import (
     Model,
     PostNormLayer,
 )
+from pyloss.nn import Embedding, Linear, RMSNorm, SwitchLinear
+from pyloss.weights.weight import Weight
 
 
 def build_model(config: ModelConfig, source: Source) -> Model:

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from .. import _core
-from ..arrays import empty
-from ..device import beside
-from ..replay import Replay
+from pyloss import _core
+from pyloss.ops.arrays import empty
+from pyloss.runtime.device import beside
+from pyloss.runtime.replay import Replay
 
 _SPARE = 64  # rows that are free after a move
 

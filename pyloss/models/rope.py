@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from ..device import beside
-from .config import ModelConfig
-from .rope_scaling import rotary_frequencies
+from pyloss.models.config.model_config import ModelConfig
+from pyloss.models.config.rope_scaling import rotary_frequencies
+from pyloss.runtime.device import beside
 
 
 class RopeTable:

@@ -10,15 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from ..device import to_device
-from ..files import user_path, write_json, write_safetensors
-from ..keeping import make_folder, output
-from ..nn import Linear
-from ..weight_stack import WeightStack
-from ..weights import FORMATS, Weight
-from .names import expert_name
-from .quantised import floats, layer_tensors, settings
-from .transformer import Model
+from pyloss.io.files import user_path, write_json, write_safetensors
+from pyloss.io.keeping import make_folder, output
+from pyloss.models.files.names import expert_name
+from pyloss.models.files.quantized import floats, layer_tensors, settings
+from pyloss.models.transformer import Model
+from pyloss.nn import Linear
+from pyloss.runtime.device import to_device
+from pyloss.weights.stack import WeightStack
+from pyloss.weights.weight import FORMATS, Weight
 
 #: the formats of floats by the names that configurations give them
 DTYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..weight_stack import WeightStack
-from ..weights import Weight
-from .building import build_model
-from .config import ModelConfig
-from .sources import Source
-from .transformer import Model
+from pyloss.models.building import build_model
+from pyloss.models.config.model_config import ModelConfig
+from pyloss.models.files.sources import Source
+from pyloss.models.transformer import Model
+from pyloss.weights.stack import WeightStack
+from pyloss.weights.weight import Weight
 
 #: SmolLM2-135M's shape
 SMALL = ModelConfig(

@@ -8,13 +8,13 @@ from typing import Any
 
 import tokenizers
 
+from pyloss.checks.numbers import shown
 from pyloss.errors import FormatError
-from pyloss.files import user_path, write_json, write_text
-from pyloss.models.gguf_tokenizer import build_tokenizer
-from pyloss.models.positions import Positions
-from pyloss.models.tokenizer_folder import read_folder
-from pyloss.models.tokenizer_library import library
-from pyloss.numbers import shown
+from pyloss.io.files import user_path, write_json, write_text
+from pyloss.models.text.gguf_tokenizer import build_tokenizer
+from pyloss.models.text.positions import Positions
+from pyloss.models.text.tokenizer_folder import read_folder
+from pyloss.models.text.tokenizer_library import library
 
 # Arguments of transformers' apply_chat_template that are not variables of the template.
 _OTHER_ARGUMENTS = (
@@ -209,7 +209,7 @@ class Tokenizer:
             if kwargs.pop(name, None):
                 raise ValueError(f"apply_chat_template has no option {name!r}")
         # Jinja is imported by those alone who render.
-        from pyloss.models.chat_template import render_chat, render_marked
+        from pyloss.models.text.chat_template import render_chat, render_marked
 
         if return_assistant_tokens_mask and not (return_dict and tokenize):
             raise ValueError(

@@ -11,17 +11,17 @@ from typing import Any
 
 import numpy as np
 
-from .. import ops
-from ..arrays import i32
-from ..autograd import data
-from ..checkpointing import checkpoint
-from ..device import beside
-from ..nn import Embedding, Linear, Module, RMSNorm
-from ..weights import Weight
-from .cache import KVCache, NextToken
-from .config import ModelConfig
-from .experts import SparseMoe
-from .rope import RopeTable
+from pyloss import ops
+from pyloss.autograd.checkpointing import checkpoint
+from pyloss.autograd.tape import data
+from pyloss.models.cache import KVCache, NextToken
+from pyloss.models.config.model_config import ModelConfig
+from pyloss.models.moe import SparseMoe
+from pyloss.models.rope import RopeTable
+from pyloss.nn import Embedding, Linear, Module, RMSNorm
+from pyloss.ops.arrays import i32
+from pyloss.runtime.device import beside
+from pyloss.weights.weight import Weight
 
 
 @dataclass
@@ -403,7 +403,7 @@ class Model(Module):
 
     def fuse(self, dequantize: bool = False) -> Model:
         """Merges all adapters into their base layers; see `tuner.adapter.Adapter.fuse`."""
-        from ..tuner.utils import fuse_adapters
+        from pyloss.tuner.utils import fuse_adapters
 
         fuse_adapters(self, dequantize)
         return self
@@ -413,6 +413,6 @@ class Model(Module):
 
         A model that is there is kept in a folder `previous-N` beside, or with `overwrite` replaced.
         """
-        from .saving import save_model
+        from pyloss.models.saving import save_model
 
         save_model(self, path, tokenizer, overwrite=overwrite)

@@ -1,9 +1,10 @@
 """Fine-tuning: adapters, datasets, the trainer. Names and signatures are those of mlx-lm's tuner."""
 
-from .adapters import save_adapter
-from .args import TrainingArgs, TrainingResult
-from .callbacks import TrainingCallback
-from .datasets import (
+from pyloss.tuner.adapters.full import unfreeze_layers
+from pyloss.tuner.adapters.storage import save_adapter
+from pyloss.tuner.adapters.switch import DoRASwitchLinear, LoRASwitchLinear
+from pyloss.tuner.callbacks import TrainingCallback
+from pyloss.tuner.datasets import (
     CacheDataset,
     ChatDataset,
     CompletionsDataset,
@@ -12,13 +13,12 @@ from .datasets import (
     create_dataset,
     load_dataset,
 )
-from .dora import DoRAEmbedding, DoRALinear
-from .experts import DoRASwitchLinear, LoRASwitchLinear
-from .full import unfreeze_layers
-from .lora import LoRAEmbedding, LoRALinear
-from .losses import default_loss
-from .trainer import evaluate, iterate_batches, train
-from .utils import (
+from pyloss.tuner.dora import DoRAEmbedding, DoRALinear
+from pyloss.tuner.lora import LoRAEmbedding, LoRALinear
+from pyloss.tuner.losses import default_loss
+from pyloss.tuner.run.args import TrainingArgs, TrainingResult
+from pyloss.tuner.trainer import evaluate, iterate_batches, train
+from pyloss.tuner.utils import (
     linear_to_lora_layers,
     load_adapters,
     print_trainable_parameters,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any, TextIO
 
-from pyloss.console import Console
+from pyloss.io.console import Console
 
 Info = dict[str, Any]
 

@@ -12,11 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from pyloss.errors import said
-from pyloss.files import user_path
-from pyloss.models.chat_forms import as_text, tools_of
-from pyloss.models.special import encode_text, end_id, is_ended
-from pyloss.tuner.records import Record, Records, check_messages, check_tools, field, keys_of
-from pyloss.tuner.targets import TRAIN_ON, Sample, as_sample, chat_sample
+from pyloss.io.files import user_path
+from pyloss.models.text.chat_forms import as_text, tools_of
+from pyloss.models.text.special import encode_text, end_id, is_ended
+from pyloss.tuner.data.records import Record, Records, check_messages, check_tools, field, keys_of
+from pyloss.tuner.data.targets import TRAIN_ON, Sample, as_sample, chat_sample
 
 log = logging.getLogger("pyloss")
 

@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from .. import _core
-from ..arrays import empty, f32, matrix, place, same_bits, turned
-from ..autograd import current_tape, data
-from ..device import DeviceArray, beside
-from ..projection import quotient, times
-from .adapter import Adapter
-from .lora import EmbeddingAdapter, LinearAdapter
+from pyloss import _core
+from pyloss.autograd.tape import current_tape, data
+from pyloss.ops.arrays import empty, f32, matrix, place, same_bits, turned
+from pyloss.ops.projection import quotient, times
+from pyloss.runtime.device import DeviceArray, beside
+from pyloss.tuner.adapters.adapter import Adapter
+from pyloss.tuner.lora import EmbeddingAdapter, LinearAdapter
 
 
 class Magnitude(Adapter):

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from .. import ops
-from ..autograd import data
-from ..nn import Embedding, Linear, Module
-from .adapter import Adapter
+from pyloss import ops
+from pyloss.autograd.tape import data
+from pyloss.nn import Embedding, Linear, Module
+from pyloss.tuner.adapters.adapter import Adapter
 
 
 class DenseAdapter(Adapter):
@@ -130,7 +130,7 @@ class LoRAEmbedding(EmbeddingAdapter):
 def __getattr__(name: str) -> Any:
     """`LoRASwitchLinear` is here too, as in mlx-lm; it lives in `experts`, which builds on this module."""
     if name == "LoRASwitchLinear":
-        from .experts import LoRASwitchLinear
+        from pyloss.tuner.adapters.switch import LoRASwitchLinear
 
         return LoRASwitchLinear
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

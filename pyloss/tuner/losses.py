@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from ..autograd import current_tape
-from ..checkpointing import sum_in_parts
-from ..given import as_array, as_integers
-from ..losses import js_div_loss, kl_div_loss, linear_cross_entropy
+from pyloss.autograd.checkpointing import sum_in_parts
+from pyloss.autograd.tape import current_tape
+from pyloss.checks.given import as_array, as_integers
+from pyloss.losses.public import js_div_loss, kl_div_loss, linear_cross_entropy
 
 __all__ = [
     "default_loss",

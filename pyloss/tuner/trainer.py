@@ -20,28 +20,28 @@ import numpy as np
 
 import pyloss.random
 from pyloss import _core, nn
-from pyloss.arrays import f32
-from pyloss.device import beside
 from pyloss.errors import FormatError, counted
-from pyloss.files import user_path, write_safetensors
-from pyloss.keeping import make_folder
-from pyloss.locks import locked
+from pyloss.io.files import user_path, write_safetensors
+from pyloss.io.keeping import make_folder
+from pyloss.io.locks import locked
+from pyloss.ops.arrays import f32
 from pyloss.optim import clip_scale, grad_norm
-from pyloss.precision import get_matmul_precision, matmul_precision
-from pyloss.tuner import state as checkpoints
-from pyloss.tuner.adapter import fixed_factors, settled_arrays
-from pyloss.tuner.args import TrainingArgs, TrainingResult
-from pyloss.tuner.base import fingerprint
-from pyloss.tuner.batching import NoTargets, iterate_batches
+from pyloss.runtime.device import beside
+from pyloss.runtime.precision import get_matmul_precision, matmul_precision
+from pyloss.tuner.adapters.adapter import fixed_factors, settled_arrays
 from pyloss.tuner.callbacks import ProgressReporter, TrainingCallback
+from pyloss.tuner.data.batching import NoTargets, iterate_batches
+from pyloss.tuner.data.system_prompt import remembered, system_prompt_of
 from pyloss.tuner.datasets import CacheDataset
-from pyloss.tuner.evaluation import batches_of, evaluate, loss_and_weight, own_data
 from pyloss.tuner.losses import default_loss
-from pyloss.tuner.plan import describe_plan, peak_memory
-from pyloss.tuner.run_folder import BEST_FILE, STATE_FILE, numbered, prepare_folder
-from pyloss.tuner.state import Checkpoint, Progress, uninterrupted
-from pyloss.tuner.system_prompt import remembered, system_prompt_of
-from pyloss.tuner.wrapped import optimizer_name, own_optimizer
+from pyloss.tuner.run import checkpoints as checkpoints
+from pyloss.tuner.run.args import TrainingArgs, TrainingResult
+from pyloss.tuner.run.checkpoints import Checkpoint, Progress, uninterrupted
+from pyloss.tuner.run.evaluation import batches_of, evaluate, loss_and_weight, own_data
+from pyloss.tuner.run.fingerprint import fingerprint
+from pyloss.tuner.run.own_optimizer import optimizer_name, own_optimizer
+from pyloss.tuner.run.plan import describe_plan, peak_memory
+from pyloss.tuner.run.run_folder import BEST_FILE, STATE_FILE, numbered, prepare_folder
 
 __all__ = [
     "TrainingArgs",

@@ -7,20 +7,26 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from ..console import out
-from ..files import read_json
-from ..models.loading import load_model
-from ..nn import Module
-from ..optim import build_schedule
-from .adapter import LITTLE, adapter_class, adapter_modules, lost, takes_adapter
-from .adapters import put_adapter, read_adapter
-from .full import is_full, load_full, unfreeze_layers
-from .initial import loftq, pissa
-from .plan import count_parameters
-from .selection import select
-from .settings import adapter_settings
-from .stored_adapter import CONFIG_FILE, MLX_FILE, adapter_place
-from .system_prompt import checked
+from pyloss.io.console import out
+from pyloss.io.files import read_json
+from pyloss.models.loading import load_model
+from pyloss.nn import Module
+from pyloss.optim import build_schedule
+from pyloss.tuner.adapters.adapter import (
+    LITTLE,
+    adapter_class,
+    adapter_modules,
+    lost,
+    takes_adapter,
+)
+from pyloss.tuner.adapters.full import is_full, load_full, unfreeze_layers
+from pyloss.tuner.adapters.initial import loftq, pissa
+from pyloss.tuner.adapters.lora_parameters import adapter_settings
+from pyloss.tuner.adapters.selection import select
+from pyloss.tuner.adapters.storage import put_adapter, read_adapter
+from pyloss.tuner.adapters.stored import CONFIG_FILE, MLX_FILE, adapter_place
+from pyloss.tuner.data.system_prompt import checked
+from pyloss.tuner.run.plan import count_parameters
 
 
 def linear_to_lora_layers(

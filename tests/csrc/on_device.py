@@ -5,7 +5,8 @@ import re
 
 import numpy as np
 
-from pyloss import _core, device
+from pyloss import _core
+from pyloss.runtime import device
 
 GUARD = 64  # elements on each side of an array
 

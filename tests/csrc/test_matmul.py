@@ -8,7 +8,7 @@ from kernel_checks import on_threads
 from stored_weights import K_HALVES, QUANTISED, stored
 
 from pyloss import _core
-from pyloss.weights import FORMATS, Weight
+from pyloss.weights.weight import FORMATS, Weight
 
 pytestmark = pytest.mark.usefixtures("place")
 

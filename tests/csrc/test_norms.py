@@ -6,7 +6,7 @@ from kernel_checks import on_threads
 from stored_weights import stored
 
 from pyloss import _core
-from pyloss.weights import FORMATS, Weight
+from pyloss.weights.weight import FORMATS, Weight
 
 pytestmark = pytest.mark.usefixtures("place")
 

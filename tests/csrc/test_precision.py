@@ -9,7 +9,7 @@ from stored_weights import stored
 from test_matmul import SIZES, factors, near, normal, shapes, unaligned, wide
 
 from pyloss import _core
-from pyloss.weights import FORMATS, Weight
+from pyloss.weights.weight import FORMATS, Weight
 
 pytestmark = pytest.mark.usefixtures("isa")
 

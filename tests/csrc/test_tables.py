@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pyloss import _core
-from pyloss.quantization import FORMATS
+from pyloss.weights.formats import FORMATS
 
 CSRC = Path(__file__).parents[2] / "csrc"
 

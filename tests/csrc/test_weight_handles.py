@@ -5,7 +5,7 @@ import pytest
 from kernel_checks import f32, i32
 
 from pyloss import _core
-from pyloss.weights import FORMATS
+from pyloss.weights.weight import FORMATS
 
 WHOLE = {name: layout for name, layout in FORMATS.items() if not layout.bits}
 

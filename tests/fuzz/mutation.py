@@ -15,6 +15,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyloss
+
 #: integers at which types end, and sizes that nobody has
 WHOLE = [
     0,
@@ -127,11 +129,12 @@ RAW += [
 RAW += ["[" + ("9" * 4000 + ",") * 20 + "1]", '"\\ud800"', '"\\u0000"', "tru", "'a'", ""]
 
 
-def words_of(*files: Path) -> list[str]:
-    """The names that modules read from files: their text constants that look like keys, so that new ones are tried unasked."""
+def words_of(*modules: str) -> list[str]:
+    """The text constants of modules of pyloss ("io/gguf") that look like keys: new ones are tried unasked."""
     found = set()
-    for file in files:
-        for node in ast.walk(ast.parse(file.read_text())):
+    package = Path(pyloss.__file__).parent
+    for module in modules:
+        for node in ast.walk(ast.parse((package / f"{module}.py").read_text())):
             if (
                 isinstance(node, ast.Constant)
                 and isinstance(node.value, str)

@@ -16,7 +16,10 @@ from pathlib import Path
 os.environ.setdefault("PYLOSS_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 HERE = Path(__file__).resolve().parent
-for place in (HERE, HERE.parent, HERE.parent / "csrc", HERE.parent / "tuner"):
+for place in (
+    HERE,
+    *(HERE.parent / room for room in ("csrc", "losses", "models", "tuner", "weights")),
+):
     if str(place) not in sys.path:
         sys.path.insert(0, str(place))
 

@@ -11,17 +11,17 @@ from target_safetensors import broken
 import pyloss
 
 SOURCES = (
-    "adapter_mlx",
-    "adapter_peft",
-    "adapter_peft_experts",
-    "adapters",
-    "stored_adapter",
-    "settings",
-    "full",
-    "selection",
+    "tuner/adapters/mlx",
+    "tuner/adapters/peft",
+    "tuner/adapters/peft_experts",
+    "tuner/adapters/storage",
+    "tuner/adapters/stored",
+    "tuner/adapters/lora_parameters",
+    "tuner/adapters/full",
+    "tuner/adapters/selection",
 )
 WORDS = [
-    *words_of(*(tiny_files.TUNER / f"{name}.py" for name in SOURCES)),
+    *words_of(*SOURCES),
     "model.layers.0.self_attn.q_proj",
     "q_proj",
     "lm_head",

@@ -4,13 +4,15 @@ import tiny_files
 from mutation import words_of
 from running import put_files
 
-from pyloss.models.families import FAMILIES
+from pyloss.models.config.families import FAMILIES
 
 WORDS = words_of(
-    *(
-        tiny_files.MODELS / f"{n}.py"
-        for n in ("config", "mixture", "rope_scaling", "families", "quantised", "loading")
-    )
+    "models/config/model_config",
+    "models/config/mixture",
+    "models/config/rope_scaling",
+    "models/config/families",
+    "models/files/quantized",
+    "models/loading",
 )
 EXTRA = {
     "rope_scaling": ({"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 32}, {"type": "linear", "factor": 2.0},

@@ -8,7 +8,7 @@ from running import bad_text
 from stored_weights import stored
 
 from pyloss import _core
-from pyloss.weights import FORMATS
+from pyloss.weights.weight import FORMATS
 
 TYPES = {"f32": np.float32, "f64": np.float64, "i32": np.int32, "i64": np.int64, "u8": np.uint8}
 ROWS = {"f64": np.float64, "f32": np.float32, "f16": np.float16, "bf16": np.uint16}

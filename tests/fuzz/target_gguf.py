@@ -9,20 +9,20 @@ import tiny_files
 from mutation import words_of
 from running import put_files
 
-from pyloss.models.families import FAMILIES
+from pyloss.models.config.families import FAMILIES
 
 SOURCES = (
-    "config",
-    "mixture",
-    "rope_scaling",
-    "families",
-    "gguf",
-    "gguf_tokenizer",
-    "gguf_sentencepiece",
-    "gguf_vocabulary",
-    "names",
+    "models/config/model_config",
+    "models/config/mixture",
+    "models/config/rope_scaling",
+    "models/config/families",
+    "io/gguf",
+    "models/text/gguf_tokenizer",
+    "models/text/gguf_sentencepiece",
+    "models/text/gguf_vocabulary",
+    "models/files/names",
 )
-WORDS = words_of(*(tiny_files.MODELS / f"{name}.py" for name in SOURCES))
+WORDS = words_of(*SOURCES)
 SCALARS = {
     0: "B",
     1: "b",
@@ -157,7 +157,7 @@ def _value(kind, inner, value, count=None):
 @lru_cache(maxsize=16)
 def base(family, format):
     """The bytes of a tiny file; "spm" is a llama with SentencePiece's vocabulary."""
-    from pyloss.models.gguf_writer import write_gguf
+    from pyloss.models.files.gguf_writer import write_gguf
 
     changes = {} if format == "f32" else {"hidden_size": 32, "head_dim": 16}
     model = tiny_files.model("llama" if family == "spm" else family, format, **changes)

@@ -11,7 +11,7 @@ from target_safetensors import broken
 INDEX = "model.safetensors.index.json"
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
 WORDS = [
-    *words_of(tiny_files.MODELS / "safetensors.py"),
+    *words_of("io/safetensors"),
     *SHARDS,
     "../model.safetensors",
     "config.json",

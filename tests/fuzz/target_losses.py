@@ -12,12 +12,12 @@ from pyloss import losses, ops
 LOSSES = [
     name
     for name, f in sorted(vars(losses).items())
-    if inspect.isfunction(f) and f.__module__ == losses.__name__ and name[0] != "_"
+    if inspect.isfunction(f) and f.__module__.startswith("pyloss.losses.") and name[0] != "_"
 ]
 OPERATIONS = [
     name
     for name, f in sorted(vars(ops).items())
-    if inspect.isfunction(f) and f.__module__ == ops.__name__ and name[0] != "_"
+    if inspect.isfunction(f) and f.__module__ == "pyloss.ops.layers" and name[0] != "_"
 ]
 DTYPES = [np.float64, np.float32, np.float16, ml_dtypes.bfloat16]
 LABELS = [np.int64, np.int32, np.uint8, np.int8, np.uint16, np.uint64, np.int16]

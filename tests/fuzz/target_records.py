@@ -7,7 +7,7 @@ import tiny_files
 from mutation import words_of
 from running import put_files
 
-WORDS = words_of(*(tiny_files.TUNER / f"{name}.py" for name in ("records", "datasets", "targets")))
+WORDS = words_of("tuner/data/records", "tuner/datasets", "tuner/data/targets")
 WORDS += [
     "system",
     "user",
@@ -84,7 +84,7 @@ def make(m):
 def use(files, folder):
     import copy
 
-    from pyloss.tuner.batching import iterate_batches
+    from pyloss.tuner.data.batching import iterate_batches
     from pyloss.tuner.datasets import CacheDataset, load_local_dataset
 
     files = dict(files)

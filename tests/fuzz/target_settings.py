@@ -15,7 +15,7 @@ import tiny_files
 from mutation import WHOLE, Mutator
 from running import put_files
 
-from pyloss.tuner.config import LORA_SCHEMA, SCHEMA
+from pyloss.tuner.run.settings import LORA_SCHEMA, SCHEMA
 
 BASE = """\
 # settings of mlx_lm.lora
@@ -154,7 +154,7 @@ RIGHT = {
 
 def prepare():
     """The flags of every command, from the parser itself, which is made once; each command runs once, for its imports."""
-    from pyloss import cli
+    from pyloss.cli import parser as cli
 
     if _COMMANDS:
         return
@@ -261,7 +261,7 @@ def make(m: Mutator):
 
 
 def use(files, folder):
-    from pyloss import cli
+    from pyloss.cli import parser as cli
 
     files = dict(files)
     arguments = json.loads(files.pop("argv"))
@@ -278,8 +278,8 @@ def use(files, folder):
 
 def settings(path):
     """What a run makes of a YAML file before it touches a model."""
-    from pyloss import commands
-    from pyloss.tuner.config import merge_config
+    from pyloss.cli import commands
+    from pyloss.tuner.run.settings import merge_config
 
     config = merge_config({}, path)
     commands._optimizer(config)
@@ -287,7 +287,7 @@ def settings(path):
 
 def run(arguments):
     """The command, in this process: status 0, or one line that says what is wrong."""
-    from pyloss import cli
+    from pyloss.cli import parser as cli
 
     out, said = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(said):

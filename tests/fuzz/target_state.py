@@ -13,12 +13,9 @@ from running import put_files
 from target_safetensors import broken
 
 from pyloss import nn, optim
-from pyloss.tuner import state
+from pyloss.tuner.run import checkpoints as state
 
-WORDS = words_of(
-    *(tiny_files.TUNER / f"{name}.py" for name in ("state", "trainer", "batching")),
-    tiny_files.TUNER.parent / "optim.py",
-)
+WORDS = words_of("tuner/run/checkpoints", "tuner/trainer", "tuner/data/batching", "optim")
 OPTIMIZERS = {
     "adamw": lambda: optim.AdamW(0.05),
     "sgd": lambda: optim.SGD(0.05, momentum=0.9),

@@ -6,7 +6,7 @@ import tiny_files
 from mutation import words_of
 from running import put_files
 
-WORDS = [*words_of(tiny_files.MODELS / "tokenizer.py"), *tiny_files.SPECIAL, *tiny_files.MERGES]
+WORDS = [*words_of("models/tokenizer"), *tiny_files.SPECIAL, *tiny_files.MERGES]
 WORDS += [
     "BPE",
     "Unigram",

@@ -10,13 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from pyloss.models.config import ModelConfig
-from pyloss.models.families import FAMILIES
-from pyloss.models.mixture import Mixture
+from pyloss.models.config.families import FAMILIES
+from pyloss.models.config.mixture import Mixture
+from pyloss.models.config.model_config import ModelConfig
 from pyloss.models.synthetic import random_model
 
-MODELS = Path(__import__("pyloss.models").models.__file__).parent
-TUNER = MODELS.parent / "tuner"
 SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "head_dim": 8}
 SIZES |= {"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 64}
 CHATML = (

@@ -12,8 +12,8 @@ import pytest
 import tiny
 
 from pyloss import FormatError
+from pyloss.io.safetensors import read_safetensors
 from pyloss.models import load, load_model, loading
-from pyloss.models.safetensors import read_safetensors
 from pyloss.tuner.utils import load_adapters
 
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from pyloss.models.config import ModelConfig
-from pyloss.models.mixture import Mixture
+from pyloss.models.config.mixture import Mixture
+from pyloss.models.config.model_config import ModelConfig
 from pyloss.models.synthetic import SMALL, random_model
 
 SIZES = {

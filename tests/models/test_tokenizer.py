@@ -10,8 +10,8 @@ import pytest
 from tokenizers import pre_tokenizers
 
 from pyloss.errors import FormatError
-from pyloss.models.chat_template import render_chat
-from pyloss.models.gguf import read_gguf
+from pyloss.io.gguf import read_gguf
+from pyloss.models.text.chat_template import render_chat
 from pyloss.models.tokenizer import StreamDecoder, Tokenizer
 
 BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import pyloss
-from pyloss import _core, profiling
+from pyloss import _core
+from pyloss.runtime import device as devices, profiling
 
 ROWS = """
 import numpy as np, pyloss
@@ -381,7 +382,7 @@ def test_the_profile_says_what_moved(device):
     _core.gather_rows(x, ids, y)
     y.numpy()
     ids.numpy()  # known on the host
-    zeros = pyloss.device.zeros_like(x)
+    zeros = devices.zeros_like(x)
     report = {line.split("  ")[0].strip(): line.split() for line in profiling.report().splitlines()}
     _core.profile(False)
     assert report["copied to devices"][3] == "2" and report["copied to devices"][5:] == [

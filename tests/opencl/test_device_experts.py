@@ -5,14 +5,14 @@ import pytest
 from test_device_model import adapted, same_steps, steps
 
 import pyloss
-from pyloss import _core, expert_ops
+from pyloss import _core, ops
 from pyloss.models import dequantize_model
 from pyloss.models.building import build_model
-from pyloss.models.config import ModelConfig
-from pyloss.models.mixture import Mixture
+from pyloss.models.config.mixture import Mixture
+from pyloss.models.config.model_config import ModelConfig
 from pyloss.models.synthetic import RandomSource
 from pyloss.tuner.utils import unfreeze_layers
-from pyloss.weights import Weight
+from pyloss.weights.weight import Weight
 
 SIZES = {
     "vocab_size": 48,
@@ -100,10 +100,10 @@ def test_generation(device):
 
 def test_routing_stays_there(device):
     logits = np.random.default_rng(6).standard_normal((7, 5)).astype(np.float32)
-    here, weights = expert_ops.route(logits, 2, True)
+    here, weights = ops.route(logits, 2, True)
     put = pyloss.to_device(logits, device)
     _core.profile(True)
-    there, got = expert_ops.route(put, 2, True)
+    there, got = ops.route(put, 2, True)
     copied = _core.profile(False)["copied from devices"]
     assert (copied[0], copied[2]) == (1, 4 * 7 * 2)  # the chosen experts
     for name in ("tokens", "visits", "offsets"):
@@ -113,4 +113,4 @@ def test_routing_stays_there(device):
     assert isinstance(got, pyloss.DeviceArray)
     np.testing.assert_allclose(got.numpy(), weights, rtol=1e-6)
     with pytest.raises(ValueError, match="from 1 to 5, not 6"):
-        expert_ops.route(pyloss.to_device(logits, device), 6, True)
+        ops.route(pyloss.to_device(logits, device), 6, True)

@@ -8,7 +8,7 @@ import numpy as np, pyloss
 from pathlib import Path
 from pyloss import _core, optim
 from pyloss.models.config import ModelConfig
-from pyloss.models.safetensors import read_safetensors
+from pyloss.io.safetensors import read_safetensors
 from pyloss.models.synthetic import random_model
 from pyloss.tuner import TrainingCallback
 

@@ -6,6 +6,7 @@ from tiny import load_tiny, write_gguf
 
 import pyloss
 from pyloss import _core, nn, optim
+from pyloss.io.safetensors import read_safetensors
 from pyloss.models import dequantize_model, load_model
 from pyloss.tuner.losses import default_loss
 from pyloss.tuner.utils import unfreeze_layers
@@ -179,9 +180,7 @@ def test_a_run_saves_and_resumes_anywhere(device, tmp_path):
     for name, array in want.items():
         np.testing.assert_allclose(got[name], array, atol=2e-5)
     loaded = adapted(load_tiny(tmp_path / "e"))
-    saved = pyloss.models.safetensors.read_safetensors(
-        tmp_path / "parts" / "adapters.safetensors"
-    ).tensors
+    saved = read_safetensors(tmp_path / "parts" / "adapters.safetensors").tensors
     loaded.load_weights({name: tensor.array() for name, tensor in saved.items()}, strict=False)
     for name, array in loaded.trainable_parameters().items():
         np.testing.assert_array_equal(array, got[name])

@@ -5,6 +5,7 @@ import pytest
 from rope_settings import llama3
 
 import pyloss
+from pyloss.tuner.adapters.adapter import adapter_modules
 
 torch = pytest.importorskip("torch", reason="compares with torch (parity extra)")
 transformers = pytest.importorskip(
@@ -239,7 +240,7 @@ def add_adapter(
 def peft_twin(ours, base):
     """PEFT's adapter over the transformers model `base`, with the values of the one in `ours`."""
     peft = pytest.importorskip("peft", reason="compares with PEFT (parity extra)")
-    layers = pyloss.tuner.adapter.adapter_modules(ours)
+    layers = adapter_modules(ours)
     (rank,) = {layer.lora_a.shape[1] for layer in layers.values()}
     (scale,) = {layer.scale for layer in layers.values()}
     (kind,) = {layer.kind for layer in layers.values()}

@@ -14,8 +14,8 @@ from parity_models import (
 )
 
 import pyloss
-from pyloss.files import write_json, write_safetensors
-from pyloss.tuner.adapter import adapter_modules
+from pyloss.io.files import write_json, write_safetensors
+from pyloss.tuner.adapters.adapter import adapter_modules
 
 peft = pytest.importorskip("peft", reason="compares with PEFT (parity extra)")
 

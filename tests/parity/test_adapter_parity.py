@@ -19,8 +19,8 @@ from parity_models import (
 from safetensors.numpy import load_file
 
 import pyloss
-from pyloss.files import write_safetensors
-from pyloss.tuner.adapter import adapter_modules
+from pyloss.io.files import write_safetensors
+from pyloss.tuner.adapters.adapter import adapter_modules
 
 KEYS = ["self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj"]
 IDS = np.random.default_rng(0).integers(0, TINY["vocab_size"], 50)

@@ -9,9 +9,9 @@ from rope_settings import llama3
 transformers = pytest.importorskip("transformers", reason="compares with transformers")
 pytest.importorskip("torch", reason="transformers computes rotary factors with it")
 
-from pyloss.models.config import ModelConfig
-from pyloss.models.families import FAMILIES
-from pyloss.models.rope_scaling import llama3_factors, rotary_frequencies
+from pyloss.models.config.families import FAMILIES
+from pyloss.models.config.model_config import ModelConfig
+from pyloss.models.config.rope_scaling import llama3_factors, rotary_frequencies
 
 LLAMA3 = llama3(8.0)
 

@@ -8,7 +8,7 @@ from parity_models import relative
 
 from pyloss import nn
 from pyloss.tuner import DoRAEmbedding, DoRALinear, LoRAEmbedding, LoRALinear
-from pyloss.weights import Weight
+from pyloss.weights.weight import Weight
 
 IN, OUT = 64, 96
 IDS = np.array([[3, 50, 3, 0], [95, 7, 8, 50]])

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from parity_models import relative
 
-from pyloss import expert_ops, nn
-from pyloss.models.experts import SparseMoe, SwitchGLU
+from pyloss import nn, ops
+from pyloss.models.moe import SparseMoe, SwitchGLU
 from pyloss.tuner import LoRASwitchLinear
-from pyloss.weight_stack import WeightStack
+from pyloss.weights.stack import WeightStack
 
 mx = pytest.importorskip("mlx.core", reason="compares with mlx (parity extra)")
 pytest.importorskip("mlx_lm", reason="compares with mlx-lm (parity extra)")
@@ -141,7 +141,7 @@ def test_a_whole_block(rng, normalise):
 def test_routing_of_mixtral(rng):
     """Its softmax over the chosen logits is the normalised one over all."""
     logits = normal(rng, N, EXPERTS)
-    routing, weights = expert_ops.route(logits, K, True)
+    routing, weights = ops.route(logits, K, True)
     gates = mx.array(logits)
     indices = mx.argpartition(-gates, kth=K - 1, axis=-1)[..., :K]
     scores = np.array(mx.softmax(mx.take_along_axis(gates, indices, axis=-1), axis=-1))

@@ -17,7 +17,7 @@ from parity_models import (
 
 import pyloss
 from pyloss.tuner import linear_to_lora_layers, load_adapters, save_adapter, unfreeze_layers
-from pyloss.tuner.adapter import adapter_modules
+from pyloss.tuner.adapters.adapter import adapter_modules
 
 IDS = np.random.default_rng(0).integers(0, TINY["vocab_size"], 40)
 

@@ -8,10 +8,10 @@ from parity_models import GEMMA3, LLAMA3, MIXTURES, YARN, add_adapter, make_tiny
 
 import pyloss
 from pyloss.models import load_model
-from pyloss.models.gguf_writer import write_gguf
+from pyloss.models.files.gguf_writer import write_gguf
 from pyloss.models.tokenizer import Tokenizer
-from pyloss.tuner.adapter import adapter_modules
-from pyloss.tuner.adapter_gguf import write_lora_gguf
+from pyloss.tuner.adapters.adapter import adapter_modules
+from pyloss.tuner.adapters.gguf import write_lora_gguf
 
 PROMPT = "The quick brown fox jumps over the lazy dog, and then it"
 IDS = [int(i) for i in np.random.default_rng(0).integers(5, 260, 40)]
@@ -179,7 +179,7 @@ def test_families(name, tmp_path):
 def test_rotary_scaling_without_a_type(said, tmp_path, monkeypatch):
     make_tiny().save_pretrained(tmp_path / "hf")
     model = load_model(tmp_path / "hf")
-    monkeypatch.setattr("pyloss.models.gguf_writer.gguf_scaling", lambda scaling: said)
+    monkeypatch.setattr("pyloss.models.files.gguf_writer.gguf_scaling", lambda scaling: said)
     write_gguf(model, tmp_path / "m.gguf", plain_tokenizer())
     answer = llama_runner.run(tmp_path / "m.gguf", IDS, TOKENS)
     agree(load_model(tmp_path / "m.gguf"), IDS, answer)

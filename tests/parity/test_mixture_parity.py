@@ -21,8 +21,8 @@ from safetensors.numpy import load_file, save_file
 
 import pyloss
 from pyloss import nn
-from pyloss.models.gguf_writer import write_gguf as write_our_gguf
-from pyloss.tuner.adapter import adapter_modules
+from pyloss.models.files.gguf_writer import write_gguf as write_our_gguf
+from pyloss.tuner.adapters.adapter import adapter_modules
 from pyloss.tuner.losses import target_weights
 
 IDS = np.random.default_rng(0).integers(0, 300, 60)

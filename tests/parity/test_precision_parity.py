@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from pyloss.precision import matmul_precision
-from pyloss.projection import linear
+from pyloss.ops.projection import linear
+from pyloss.runtime.precision import matmul_precision
 
 torch = pytest.importorskip("torch")
 

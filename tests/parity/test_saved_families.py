@@ -22,7 +22,7 @@ from safetensors.numpy import load_file, save_file
 
 import pyloss
 from pyloss import FormatError
-from pyloss.models.gguf_writer import write_gguf
+from pyloss.models.files.gguf_writer import write_gguf
 
 FAMILIES = {
     "llama": {"rope_scaling": LLAMA3, "attention_bias": True},

@@ -6,7 +6,7 @@ import pytest
 from test_tokenizer_parity import PIECES, strings
 from trained_sentencepiece import KINDS, SIZE, gguf_metadata, train
 
-from pyloss.models.gguf_vocabulary import vocabulary_metadata
+from pyloss.models.text.gguf_vocabulary import vocabulary_metadata
 from pyloss.models.tokenizer import StreamDecoder, Tokenizer
 
 

@@ -8,8 +8,8 @@ tokenizers = pytest.importorskip("tokenizers")
 transformers = pytest.importorskip("transformers")
 
 from pyloss.models.tokenizer import Tokenizer
-from pyloss.tuner.targets import chat_sample
-from pyloss.tuner.turns import MANY, Conversation
+from pyloss.tuner.data.targets import chat_sample
+from pyloss.tuner.data.turns import MANY, Conversation
 
 SPECIAL = [
     "<s>",

@@ -16,7 +16,7 @@ pytest.importorskip("gguf", reason="transformers needs it to read GGUF files")
 
 from tokenizers import pre_tokenizers
 
-from pyloss.models.gguf import read_gguf
+from pyloss.io.gguf import read_gguf
 from pyloss.models.tokenizer import StreamDecoder, Tokenizer
 
 PIECES = [

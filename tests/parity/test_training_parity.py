@@ -15,6 +15,7 @@ from parity_models import (
 )
 
 import pyloss
+from pyloss.tuner.adapters.adapter import adapter_modules
 from pyloss.tuner.losses import target_weights
 
 STEPS = 20
@@ -172,7 +173,7 @@ def test_pissa(tmp_path):
     ours = pyloss.load_model(tmp_path)
     pyloss.tuner.linear_to_lora_layers(ours, -1, {"rank": 8, "scale": 2.0, "init": "pissa"})
     base = torch_model(tmp_path)
-    targets = sorted(pyloss.tuner.adapter.adapter_modules(ours))
+    targets = sorted(adapter_modules(ours))
     config = peft.LoraConfig(
         r=8, lora_alpha=16, lora_dropout=0.0, target_modules=targets, init_lora_weights="pissa"
     )

@@ -11,7 +11,7 @@ from tiny import byte_tokenizer
 
 from pyloss.errors import FormatError
 from pyloss.tuner import datasets as ds
-from pyloss.tuner.targets import Sample, as_sample
+from pyloss.tuner.data.targets import Sample, as_sample
 
 CHAT = {
     "messages": [

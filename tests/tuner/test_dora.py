@@ -9,9 +9,9 @@ from stored_weights import stored
 import pyloss
 from pyloss import _core, nn, ops
 from pyloss.tuner import DoRAEmbedding, DoRALinear, linear_to_lora_layers
-from pyloss.tuner.adapter import adapter_modules
+from pyloss.tuner.adapters.adapter import adapter_modules
 from pyloss.tuner.losses import default_loss
-from pyloss.tuner.plan import estimate_memory
+from pyloss.tuner.run.plan import estimate_memory
 
 CLASSES = [DoRALinear, DoRAEmbedding]
 

@@ -11,7 +11,7 @@ from stored_weights import stored
 import pyloss
 from pyloss import nn
 from pyloss.tuner import LoRALinear
-from pyloss.weights import Weight
+from pyloss.weights.weight import Weight
 
 BASES = ["plain", "f32", "bf16", "f16", "q8_0", "q4_0", "q4_1"]
 

@@ -14,7 +14,7 @@ from pyloss import nn, optim
 from pyloss.generation import generate, make_sampler, stream_generate
 from pyloss.models import load, load_model
 from pyloss.tuner import callbacks, lora, losses, trainer, utils
-from pyloss.tuner.wrapped import WrappedOptimizer
+from pyloss.tuner.run.own_optimizer import WrappedOptimizer
 
 
 @pytest.fixture(scope="module")

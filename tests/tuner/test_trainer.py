@@ -10,12 +10,12 @@ from tiny_training import VOCABULARY, Recorder, Tiny, run, samples, tiny_loss, t
 
 import pyloss
 from pyloss import nn, optim
-from pyloss.precision import matmul_precision
-from pyloss.tuner.args import TrainingArgs
-from pyloss.tuner.batching import BatchIterator
+from pyloss.runtime.precision import matmul_precision
+from pyloss.tuner.data.batching import BatchIterator
 from pyloss.tuner.datasets import CacheDataset
-from pyloss.tuner.evaluation import evaluate
-from pyloss.tuner.plan import describe_plan, estimate_memory
+from pyloss.tuner.run.args import TrainingArgs
+from pyloss.tuner.run.evaluation import evaluate
+from pyloss.tuner.run.plan import describe_plan, estimate_memory
 from pyloss.tuner.trainer import train
 
 

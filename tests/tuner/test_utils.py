@@ -19,7 +19,7 @@ from pyloss.tuner import (
     save_adapter,
     train,
 )
-from pyloss.tuner.adapter import adapter_modules
+from pyloss.tuner.adapters.adapter import adapter_modules
 from pyloss.tuner.utils import fuse_adapters, print_trainable_parameters, remove_lora_layers
 
 TOKENS = np.array([[3, 1, 4, 1, 5, 9, 2, 6]])

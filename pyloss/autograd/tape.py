@@ -1,0 +1,603 @@
+"""The tape: records differentiable operations and runs their gradients backwards.
+
+An operation computes its output on ndarrays and, when `recording(*inputs)` says that a gradient may be asked for, calls
+`record(output, inputs, vjp)`. `vjp(dy, grads)` puts the gradient of each input that `grads.wanted(i)` into `grads`. What an
+operation needs later it takes with `keep(x)`, which costs no memory for values that are cheap to compute again.
+Saved values are dropped as soon as backward has used them.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from pyloss import _core
+from pyloss.runtime import device
+
+_local = threading.local()
+
+
+class Node:
+    """One recorded operation (or a leaf): where its gradient gathers, and how it goes on from there."""
+
+    __slots__ = ("root", "parents", "vjp", "again", "cache", "grad", "owned", "reads_output")
+
+    def __init__(
+        self,
+        root: object,
+        parents: tuple[Node | None, ...] = (),
+        vjp: Callable | None = None,
+        again: Callable | None = None,
+    ):
+        self.root = root  # of the tape it was recorded by; to others its Tensor is a constant
+        self.parents = parents
+        self.vjp = vjp
+        self.again = again  # computes the output again, instead of keeping it
+        self.cache: np.ndarray | None = None
+        self.grad: np.ndarray | None = None
+        self.owned = False  # grad is a buffer of this node's own, which may be added into
+        # vjp reads what the operation made: who overwrites that restores it before
+        self.reads_output = False
+
+    def add(self, grad: np.ndarray, own: bool = False) -> None:
+        """Adds to the gradient; `own` says that nobody else will read `grad`."""
+        if self.grad is None:
+            self.grad, self.owned = grad, own
+        elif not self.owned:
+            self.grad, self.owned = _added(self.grad, grad), True
+        elif self.grad is not grad:  # else the operation added in place, see Gradients.partial
+            _add_into(self.grad, grad)
+
+
+def _on_device(a: Any, b: Any) -> bool:
+    """Whether both are float32 in one place of device memory."""
+    both = isinstance(a, device.DeviceArray) and isinstance(b, device.DeviceArray)
+    return both and a.kind == b.kind == "f32" and a.place == b.place
+
+
+def _added(a: Any, b: Any) -> Any:
+    if _on_device(a, b):
+        there = device.empty(a.shape, np.float32, a)
+        _core.add(a, b, there)
+        return there
+    if isinstance(a, device.DeviceArray) or isinstance(b, device.DeviceArray):
+        return a + b if isinstance(a, device.DeviceArray) else b + a
+    if (
+        a.dtype == np.float32
+        and a.flags.c_contiguous
+        and b.flags.c_contiguous
+        and b.dtype == np.float32
+    ):
+        out = _core.empty(a.shape)
+        _core.add(a, b, out)
+        return out
+    # of arrays without dimensions NumPy makes a scalar, which nothing can be added into
+    return np.asarray(a + b)
+
+
+def _add_into(a: Any, b: Any) -> None:
+    if _on_device(a, b):
+        _core.axpy(1.0, b, a)
+    elif isinstance(a, device.DeviceArray):
+        a.write(np.asarray(a) + np.asarray(b))
+    elif (
+        a.dtype == np.float32
+        and a.flags.c_contiguous
+        and b.flags.c_contiguous
+        and b.dtype == np.float32
+    ):
+        _core.axpy(1.0, b, a)
+    else:
+        a += b
+
+
+class Gradients:
+    """What a vjp writes to: one slot per input of its operation."""
+
+    __slots__ = ("nodes",)
+
+    def __init__(self, nodes: tuple[Node | None, ...]):
+        self.nodes = nodes
+
+    def wanted(self, i: int) -> bool:
+        """Whether the gradient of input i is needed."""
+        return self.nodes[i] is not None
+
+    def partial(self, i: int) -> np.ndarray | None:
+        """The gradient of input i so far, if it may be added into in place."""
+        node = self.nodes[i]
+        return node.grad if node is not None and node.owned else None
+
+    def put(self, i: int, grad: np.ndarray, own: bool = True) -> None:
+        """Adds `grad` to input i. `own=False` when somebody else may still read the array."""
+        node = self.nodes[i]
+        if node is not None:
+            node.add(grad, own)
+
+
+class Tape:
+    """Records operations while it is entered; `watch` makes ndarrays leaves by identity.
+
+    `within` another tape, its Tensors and leaves are known here too. A `probing` tape only finds out whether there is anything to
+    record. A `replaying` one runs a function again for its gradient alone: what nobody reads need not be computed, see `lazily`,
+    and what is cheap to compute again is kept, since backward follows at once.
+    """
+
+    def __init__(
+        self, within: Tape | None = None, probing: bool = False, replaying: bool = False
+    ) -> None:
+        self.root: object = object() if within is None else within.root
+        self.probing, self.replaying = probing, replaying
+        self.memory: list[Any] | None = None  # of a checkpoint, see `remembered`
+        self.nodes: list[Node] = []
+        self.leaves: dict[int, Node] = {} if within is None else within.leaves
+        self._watched: list[np.ndarray] = [] if within is None else within._watched
+
+    def watch(self, array: np.ndarray) -> Node:
+        """Operations that are given this very array record a gradient for it."""
+        leaf = Node(self.root)
+        self.leaves[id(array)] = leaf
+        self._watched.append(array)  # keeps the identity valid
+        return leaf
+
+    def __enter__(self) -> Tape:
+        self._outer = current_tape()
+        _local.tape = self
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        _local.tape = self._outer
+
+    def backward(self, output: Tensor, grad: np.ndarray) -> None:
+        """Propagates `grad`, the gradient of `output`, to all leaves. Uses the tape up."""
+        if output._node is not None:
+            self.backward_from(output._node, grad)
+
+    def backward_from(self, node: Node, grad: np.ndarray) -> None:
+        """`backward` for the output of an operation, which need not be held any more."""
+        node.add(grad)
+        nodes, self.nodes = self.nodes, []
+        with no_grad():
+            while nodes:
+                node = nodes.pop()
+                if node.grad is not None and node.vjp is not None:
+                    node.vjp(node.grad, Gradients(node.parents))
+                node.vjp = node.again = node.cache = node.grad = None
+
+
+class no_grad:
+    """A context in which nothing is recorded: what is computed inside is a constant to the tape around it."""
+
+    def __enter__(self) -> None:
+        self._outer = current_tape()
+        _local.tape = None
+
+    def __exit__(self, *unused: object) -> None:
+        _local.tape = self._outer
+
+
+def current_tape() -> Tape | None:
+    """The tape of this thread that records now."""
+    return getattr(_local, "tape", None)
+
+
+def _node_of(x: Any) -> Node | None:
+    tape = current_tape()
+    if tape is None:
+        return None
+    if isinstance(x, Tensor):
+        return x._node if x._node is not None and x._node.root is tape.root else None
+    return tape.leaves.get(id(x))
+
+
+def recording(*inputs: Any) -> bool:
+    """Whether an operation on these inputs has to be recorded."""
+    return current_tape() is not None and any(_node_of(x) is not None for x in inputs)
+
+
+def reads_output(x: Any) -> bool:
+    """Whether the gradient of the operation that made x reads x, so that whoever overwrites it has to restore it."""
+    node = _node_of(x)
+    return node is not None and node.reads_output
+
+
+def record(
+    output: np.ndarray | Deferred,
+    inputs: Sequence[Any],
+    vjp: Callable,
+    again: Callable | None = None,
+    reads_output: bool = False,
+) -> Tensor:
+    """The Tensor of an operation's output. `again()`, where given, returns the output anew for those who keep it."""
+    tape = current_tape()
+    assert tape is not None
+    node = (
+        Node(tape.root)
+        if tape.probing
+        else Node(tape.root, tuple(_node_of(x) for x in inputs), vjp, again)
+    )
+    if not tape.probing:
+        tape.nodes.append(node)
+    node.reads_output = reads_output
+    if tape.replaying:
+        node.again = None
+    if isinstance(output, Deferred):
+        output._node = node
+        return output
+    return Tensor(output, node)
+
+
+def lazily(shape: tuple[int, ...], compute: Callable[[], np.ndarray]) -> np.ndarray | Deferred:
+    """The float32 output of an operation that is recorded: `compute()`, or while a tape replays, when it is read, if it is."""
+    tape = current_tape()
+    return (
+        Deferred(shape, np.dtype(np.float32), compute)
+        if tape is not None and tape.replaying
+        else compute()
+    )
+
+
+def remembered(compute: Callable[[], Any]) -> Any:
+    """`compute()`, which a checkpoint that remembers keeps for its second run: for what costs much time for its memory."""
+    tape = current_tape()
+    if tape is None or tape.memory is None:
+        return compute()
+    if tape.replaying:
+        return tape.memory.pop(0)
+    tape.memory.append(compute())
+    return tape.memory[-1]
+
+
+def data(x: Any, name: str = "the argument") -> Any:
+    """The array of a Tensor or array-like: an ndarray, or a DeviceArray of what is on a device. Errors call it `name`."""
+    return x.data if isinstance(x, Tensor) else device.array(x, name)
+
+
+def keep(x: Any) -> Callable[[], np.ndarray]:
+    """Saves a value for backward: a function that gives it, computed again if that was recorded as cheap."""
+    node = _node_of(x)
+    if node is None or node.again is None:
+        if isinstance(x, Deferred):
+            return lambda: x.data
+        value = data(x)
+        return lambda: value
+
+    def get() -> np.ndarray:
+        if node.cache is None:
+            assert node.again is not None
+            node.cache = node.again()
+        return node.cache
+
+    return get
+
+
+def _unbroadcast(grad: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Sums a gradient over the axes along which an input of `shape` was broadcast."""
+    grad = grad.sum(axis=tuple(range(grad.ndim - len(shape)))) if grad.ndim > len(shape) else grad
+    axes = tuple(i for i, n in enumerate(shape) if n == 1 and grad.shape[i] != 1)
+    return grad.sum(axis=axes, keepdims=True) if axes else grad
+
+
+def _value(x: Any) -> Any:
+    return x if np.isscalar(x) else data(x)
+
+
+def _elementwise(function: Callable, partials: tuple[Callable, Callable], a: Any, b: Any) -> Any:
+    """A binary operation with broadcasting; `partials` are its derivatives, functions of both arguments and the result."""
+    if not recording(a, b):
+        return function(_value(a), _value(b))
+    a, b = (v if np.isscalar(v) or isinstance(v, Tensor) else np.asarray(v) for v in (a, b))
+    if isinstance(a, Deferred) or isinstance(b, Deferred):
+        shape = np.broadcast_shapes(
+            *(v.shape if isinstance(v, Tensor) else np.shape(v) for v in (a, b))
+        )
+        small = (v if np.isscalar(v) else np.ones((1,) * v.ndim, v.dtype) for v in (a, b))
+        out: Any = Deferred(
+            shape, function(*small).dtype, lambda: np.asarray(function(_value(a), _value(b)))
+        )
+    else:
+        out = function(_value(a), _value(b))
+
+    def vjp(dy: np.ndarray, grads: Gradients) -> None:
+        for i, operand in enumerate((a, b)):
+            if grads.wanted(i):
+                partial = _value(partials[i](a, b, out))
+                grads.put(
+                    i,
+                    np.asarray(_unbroadcast(dy * partial, operand.shape), operand.dtype, order="C"),
+                )
+
+    return record(out, (a, b), vjp)
+
+
+class Tensor:
+    """A traced array: what a function under `value_and_grad` computes with.
+
+    `+ - * / **` with arrays and numbers (NumPy broadcasting), `sum`, `mean`, `reshape`, and all of `pyloss`'s functions carry the
+    gradient; `.data` is the ndarray, for everything else.
+    """
+
+    __slots__ = ("_data", "_node")
+    __array_ufunc__ = None  # ndarray + Tensor is ours
+
+    def __init__(self, data: np.ndarray, node: Node | None = None):
+        self._data = data
+        self._node = node
+
+    @property
+    def data(self) -> np.ndarray:
+        """The ndarray."""
+        return self._data
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The sizes of the axes."""
+        return self.data.shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The element type."""
+        return self.data.dtype
+
+    @property
+    def ndim(self) -> int:
+        """The number of axes."""
+        return self.data.ndim
+
+    @property
+    def size(self) -> int:
+        """The number of elements."""
+        return self.data.size
+
+    def item(self) -> float:
+        """The value of a Tensor with one element."""
+        return self.data.item()
+
+    def __float__(self) -> float:
+        return float(self.data.item())
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __repr__(self) -> str:
+        return f"Tensor({self.data!r})"
+
+    def __add__(self, other: Any) -> Any:
+        return _elementwise(np.add, (lambda a, b, y: 1, lambda a, b, y: 1), self, other)
+
+    __radd__ = __add__
+
+    def __sub__(self, other: Any) -> Any:
+        return _elementwise(np.subtract, (lambda a, b, y: 1, lambda a, b, y: -1), self, other)
+
+    def __rsub__(self, other: Any) -> Any:
+        return _elementwise(np.subtract, (lambda a, b, y: 1, lambda a, b, y: -1), other, self)
+
+    def __mul__(self, other: Any) -> Any:
+        return _elementwise(np.multiply, (lambda a, b, y: b, lambda a, b, y: a), self, other)
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, other: Any) -> Any:
+        return _elementwise(np.divide, (_over, lambda a, b, y: -_value(y) / _value(b)), self, other)
+
+    def __rtruediv__(self, other: Any) -> Any:
+        return _elementwise(np.divide, (_over, lambda a, b, y: -_value(y) / _value(b)), other, self)
+
+    def __pow__(self, other: float) -> Any:
+        if isinstance(other, Tensor):
+            raise TypeError("an exponent must be a number or a plain array: it gets no gradient")
+        return _elementwise(np.power, (_power_slope, lambda a, b, y: 0), self, other)
+
+    def __neg__(self) -> Any:
+        return self * -1
+
+    def sum(self, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Any:
+        """The sum over an axis, several, or all; added up in float64."""
+        shape = self.shape
+        kept = (
+            np.empty(shape, np.bool_).sum(axis=axis, keepdims=True).shape
+            if axis is not None
+            else (1,) * self.ndim
+        )
+        dims = (
+            kept
+            if keepdims
+            else np.empty(shape, np.bool_).sum(axis=axis).shape
+            if axis is not None
+            else ()
+        )
+
+        def total(x: np.ndarray) -> np.ndarray:
+            wide = np.float64 if x.dtype.itemsize < 8 and x.dtype.kind not in "iub" else None
+            return np.asarray(
+                x.sum(axis=axis, keepdims=keepdims, dtype=wide), x.dtype if wide else None
+            )
+
+        out = self._derived(dims, total)
+        if not recording(self):
+            return out
+
+        def vjp(dy: np.ndarray, grads: Gradients) -> None:
+            dx = np.empty(shape, dy.dtype)
+            dx[...] = dy.reshape(kept)
+            grads.put(0, dx)
+
+        return record(out, (self,), vjp)
+
+    def mean(self, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Any:
+        """The mean over an axis, several, or all."""
+        total = self.sum(axis, keepdims)
+        return total * (math.prod(total.shape) / max(self.size, 1))
+
+    def reshape(self, *shape: Any) -> Any:
+        """The same elements in another shape."""
+        before = self.shape
+        out = self._derived(
+            np.empty(before, np.bool_).reshape(*shape).shape, lambda x: x.reshape(*shape)
+        )
+        if not recording(self):
+            return out
+
+        def vjp(dy: np.ndarray, grads: Gradients) -> None:
+            grads.put(0, dy.reshape(before), own=False)
+
+        return record(out, (self,), vjp, reads_output=reads_output(self))
+
+    def _derived(self, shape: tuple[int, ...], function: Callable[[np.ndarray], np.ndarray]) -> Any:
+        """`function` of the data: at once, or when it is asked for if the data are still to be computed."""
+        return function(self.data)
+
+
+class Deferred(Tensor):
+    """A Tensor whose data are computed when they are first read.
+
+    Backward does not read the data of a loss, so an operation that gives its result and its gradient together is called once.
+    """
+
+    __slots__ = ("_compute", "_dtype", "_shape")
+
+    def __init__(self, shape: tuple[int, ...], dtype: np.dtype, compute: Callable[[], np.ndarray]):
+        self._compute: Callable[[], np.ndarray] | None = compute
+        self._shape, self._dtype = shape, dtype
+        self._node = None
+
+    @property
+    def data(self) -> np.ndarray:
+        if self._compute is not None:
+            with no_grad():
+                self.settle(self._compute())
+        return self._data
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self._shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self._dtype
+
+    @property
+    def ndim(self) -> int:
+        return len(self._shape)
+
+    @property
+    def size(self) -> int:
+        return math.prod(self._shape)
+
+    def __len__(self) -> int:
+        if not self._shape:
+            raise TypeError("len() of a Tensor without dimensions")
+        return self._shape[0]
+
+    def settle(self, data: np.ndarray) -> None:
+        """Gives the data to whoever reads them from now on, where backward found them on its way."""
+        self._data, self._compute = data, None
+
+    def _derived(self, shape: tuple[int, ...], function: Callable[[np.ndarray], np.ndarray]) -> Any:
+        return Deferred(shape, self._dtype, lambda: function(self.data))
+
+
+def _over(a: Any, b: Any, y: Any) -> Any:
+    return 1 / _value(b)
+
+
+def _power_slope(a: Any, b: Any, y: Any) -> Any:
+    base, exponent = _value(a), _value(b)
+    return exponent * base ** np.where(exponent == 0, 1, exponent - 1)
+
+
+def _tree_map(function: Callable, tree: Any) -> Any:
+    if isinstance(tree, dict):
+        return {k: _tree_map(function, v) for k, v in tree.items()}
+    if isinstance(tree, list | tuple):
+        mapped = (_tree_map(function, v) for v in tree)
+        return type(tree)(*mapped) if hasattr(tree, "_fields") else type(tree)(mapped)
+    return function(tree)
+
+
+def _plain(value: Any) -> Any:
+    return _tree_map(lambda v: v.data[()] if isinstance(v, Tensor) else v, value)
+
+
+def leaf_gradient(leaf: Node, array: Any) -> Any:
+    """The gradient that gathered at the leaf of `array`, of its type, for the caller alone; zeros where there is none."""
+    if isinstance(array, device.DeviceArray):
+        found = device.zeros_like(array) if leaf.grad is None else leaf.grad
+        return device.to_device(found, array).astype(array.dtype, copy=not leaf.owned)
+    if leaf.grad is None:
+        return np.zeros_like(array)
+    return leaf.grad.astype(array.dtype, copy=not leaf.owned)
+
+
+def run_backward(tape: Tape, result: Any) -> Any:
+    """Runs backward from a scalar result (or the first of a tuple); returns the result as plain arrays."""
+    loss = result[0] if isinstance(result, tuple) else result
+    shape = loss.shape if isinstance(loss, Tensor) else np.shape(loss)
+    if math.prod(shape) != 1:
+        raise ValueError(
+            f"the function must return a scalar to be differentiated, not an array of shape {shape}"
+        )
+    if isinstance(loss, Tensor):
+        tape.backward(loss, np.ones(shape, loss.dtype))
+    return _plain(result)
+
+
+def value_and_grad(function: Callable, argnums: int | Sequence[int] = 0) -> Callable:
+    """A function that returns `(value, gradients)` of `function`.
+
+    `function` returns a scalar, or a tuple whose first element is one (the others come back as they are). The gradients are those
+    of the arguments at `argnums`: float arrays, or dicts, lists and tuples of them; one gradient for an int, a tuple of gradients
+    for a sequence. Floating arguments keep their type, which their gradients have too; other numbers are computed in float32.
+    """
+    positions = (argnums,) if isinstance(argnums, int) else tuple(argnums)
+
+    def leaf(value: Any, root: object) -> Tensor:
+        array = device.array(value)
+        if isinstance(array, device.DeviceArray) and array.dtype.kind not in "fV":
+            raise TypeError(
+                f"cannot differentiate with respect to dtype {array.dtype} on a device; it must be of a float type"
+            )
+        if array.dtype not in (np.float32, np.float64, np.float16) and not device.is_bfloat16(
+            array.dtype
+        ):
+            if array.dtype.kind not in "fiub":
+                raise TypeError(
+                    f"cannot differentiate with respect to dtype {array.dtype}; it must hold real numbers"
+                )
+            native = array.dtype.newbyteorder("=")
+            array = array.astype(
+                native if native.kind == "f" and native.itemsize <= 8 else np.float32
+            )
+        return Tensor(array, Node(root))
+
+    def wrapped(*args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        for i in positions:
+            if not -len(args) <= i < len(args):
+                raise ValueError(
+                    f"argnums names argument {i}, but the function was called with {len(args)} arguments"
+                )
+        traced, tape = list(args), Tape()
+        for i in positions:
+            traced[i] = _tree_map(lambda value: leaf(value, tape.root), args[i])
+        with tape:
+            value = run_backward(tape, function(*traced, **kwargs))
+
+        def gradient(t: Tensor) -> np.ndarray:
+            assert t._node is not None
+            return leaf_gradient(t._node, t.data)
+
+        grads = tuple(_tree_map(gradient, traced[i]) for i in positions)
+        return value, grads[0] if isinstance(argnums, int) else grads
+
+    return wrapped
+
+
+def grad(function: Callable, argnums: int | Sequence[int] = 0) -> Callable:
+    """Like `value_and_grad`, returning the gradients alone."""
+    both = value_and_grad(function, argnums)
+    return lambda *args, **kwargs: both(*args, **kwargs)[1]

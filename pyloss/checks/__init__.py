@@ -1,0 +1,1 @@
+"""Arguments as callers give them: numbers and arrays, checked."""

@@ -1,0 +1,333 @@
+"""Reading and writing whole files: mapped reading, JSON with clear errors, writing that never leaves half a file."""
+
+from __future__ import annotations
+
+import codecs
+import errno
+import json
+import mmap
+import os
+import re
+import secrets
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from pyloss.errors import FormatError
+from pyloss.runtime.device import DeviceArray
+
+PathLike = str | os.PathLike[str]
+
+#: the names of files on their way: .<name>.<process>.<random>.tmp
+_TEMPORARY = re.compile(r"\..+\.(\d{1,10})\.[0-9a-f]{8}\.tmp", re.DOTALL)
+
+
+def user_path(path: PathLike) -> Path:
+    """The path that a user means: the one way in for every path. Reading it twice gives the same path.
+
+    A leading `~` or `~name` is the home folder; where no user of that name is known it stays, as in a shell. Names that
+    are not UTF-8 are kept as Python has them (`os.fsdecode`).
+
+    Raises:
+        TypeError: neither text nor a path.
+        ValueError: an empty path, one with a null character, or `~` where no home folder is known.
+    """
+    try:
+        text = os.fsdecode(path)
+    except TypeError:
+        raise TypeError(f"a path is {path!r:.40}; it must be text or a path object") from None
+    if not text:
+        raise ValueError("a path is empty; it must name a file or a folder")
+    if "\0" in text:
+        raise ValueError(f"the path {text!r:.80} has a null character, which no name can have")
+    if not text.startswith("~"):
+        # pathlib turns "./~" into "~", which would be another place when the path is read again.
+        plain = Path(text)
+        return Path.cwd() / plain if str(plain).startswith("~") else plain
+    home = os.path.expanduser(text)
+    if home == text:
+        if text == "~" or text.startswith("~/"):
+            raise ValueError(
+                f"the path {text!r} begins with ~, and no home folder is known: set HOME"
+            )
+        return Path.cwd() / text
+    return Path(home)
+
+
+def check_target(path: PathLike, folder: bool = False) -> None:
+    """Refuse a file, or with `folder` a folder, that is sure not to be writable, before work is done for it.
+
+    Folders above it that are missing will be made. Raises OSError naming the path.
+    """
+    place = user_path(path)
+    whole = Path(os.path.abspath(place))
+    if whole.is_dir() != folder and whole.exists():
+        number, what = (
+            (errno.ENOTDIR, "a file is there; a folder is needed")
+            if folder
+            else (errno.EISDIR, "it is a folder")
+        )
+        raise OSError(number, f"cannot write: {what}", os.fspath(place))
+    above = (
+        whole
+        if folder and whole.is_dir()
+        else next(path for path in whole.parents if os.path.lexists(path))
+    )
+    if not above.is_dir():
+        raise OSError(errno.ENOTDIR, f"cannot write: {above} is not a folder", os.fspath(place))
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise OSError(
+            errno.EACCES, f"cannot write: no permission to write into {above}", os.fspath(place)
+        )
+
+
+@contextmanager
+def replacing(path: PathLike) -> Iterator[Path]:
+    """Give the path of an empty file beside `path`; when the block ends well, it takes `path`'s place.
+
+    The new file is flushed to the disk before it is renamed, so `path` always holds the old content or all of the new.
+    When anything fails, the new file is removed and `path` is as it was.
+
+    Raises:
+        OSError: of the kind that happened (a full disk, a missing or read-only folder), naming `path`.
+    """
+    # A symbolic link keeps pointing at what it points at; its target is what is replaced.
+    target = Path(os.path.realpath(user_path(path)))
+    # see _TEMPORARY
+    beside = target.with_name(f".{target.name[:100]}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    try:
+        try:
+            os.close(os.open(beside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+            yield beside
+            _flush(beside)
+            with suppress(FileNotFoundError):
+                os.chmod(beside, target.stat().st_mode & 0o7777)
+            os.replace(beside, target)
+        finally:
+            with suppress(OSError):
+                os.unlink(beside)
+    except OSError as error:
+        number = error.errno or 0
+        raise OSError(
+            number, f"cannot write: {error.strerror or error}", os.fspath(path)
+        ) from error
+    # The rename itself lasts only once the folder is flushed; some file systems cannot, and the data is safe anyway.
+    with suppress(OSError):
+        _flush(target.parent)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def process_is_alive(pid: int) -> bool:
+    """Whether a process of this number runs on this host, whoever's it is."""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except (ProcessLookupError, OverflowError):
+        return False
+    return True
+
+
+def sweep(folder: Path) -> None:
+    """Remove the temporary files that `replacing` left in `folder` when its process was killed; those of live ones stay.
+
+    Call it with the folder's lock: a process of another host, which looks dead from here, does not write there then.
+    """
+    for name in os.listdir(folder):
+        match = _TEMPORARY.fullmatch(name)
+        if match and 0 < int(match[1]) < 1 << 31 and not process_is_alive(int(match[1])):
+            with suppress(OSError):
+                (folder / name).unlink()
+
+
+def write_bytes(path: PathLike, data: bytes) -> None:
+    """Write `data` to `path`, wholly or not at all. Raises OSError naming `path`."""
+    with replacing(path) as beside:
+        beside.write_bytes(data)
+
+
+def write_text(path: PathLike, text: str) -> None:
+    """Write `text` as UTF-8 to `path`, wholly or not at all. Raises OSError naming `path`."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: PathLike, value: Any, sort_keys: bool = False) -> None:
+    """Write `value` as indented JSON to `path`, wholly or not at all.
+
+    Raises:
+        TypeError, ValueError: `value` is not JSON (NaN and infinities are not); nothing is written.
+        OSError: naming `path`.
+    """
+    text = (
+        json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, sort_keys=sort_keys) + "\n"
+    )
+    # Names of files that are not UTF-8 hold lone surrogates; the escape of one is what JSON writes for it, too.
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
+
+
+_KINDS = {
+    str: "a string",
+    list: "a list",
+    dict: "an object",
+    bool: "true or false",
+    int: "a number",
+    float: "a number",
+}
+
+
+def kind_of(value: Any) -> str:
+    """What a JSON value is, in words."""
+    return "null" if value is None else _KINDS.get(type(value), f"of type {type(value).__name__}")
+
+
+def kind_named(kind: type) -> str:
+    """The words of `kind_of` for the values of a type."""
+    return _KINDS[kind]
+
+
+def read_json(path: PathLike, kind: type = dict) -> Any:
+    """The JSON value in `path`, which must be of the Python type `kind`; a byte order mark is passed over.
+
+    Raises:
+        FormatError: the file is not UTF-8 or not JSON (with the line), or holds another type.
+        OSError: the file cannot be read.
+    """
+    try:
+        value = json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise FormatError(
+            path, f"line {error.lineno} column {error.colno}", f"not JSON: {error.msg}"
+        ) from None
+    except FormatError:
+        raise
+    # nested thousands deep; an integer of thousands of digits
+    except (RecursionError, ValueError) as error:
+        raise FormatError(path, None, f"not JSON that can be read: {error}") from None
+    if not isinstance(value, kind):
+        raise FormatError(path, None, f"holds {kind_of(value)}, expected {kind_named(kind)}")
+    return value
+
+
+def read_text(path: PathLike) -> str:
+    """The UTF-8 text in `path`, without a byte order mark.
+
+    Raises:
+        FormatError: it is not a regular file, not UTF-8, or a Git LFS pointer.
+        OSError: the file cannot be read.
+    """
+    with open_regular(path) as file:
+        content = file.read()
+    _refuse_pointer(path, content[:_POINTER_BYTES])
+    try:
+        return content.removeprefix(codecs.BOM_UTF8).decode()
+    except UnicodeDecodeError as error:
+        raise FormatError(path, f"byte {error.start}", "not UTF-8 text") from None
+
+
+def map_file(path: PathLike) -> np.ndarray:
+    """The bytes of `path` as a read-only uint8 array [size] over a memory map; nothing is read until it is touched.
+
+    Raises:
+        FormatError: the file is empty, not a regular file, or a Git LFS pointer.
+        OSError: the file cannot be opened.
+    """
+    with open_regular(path) as file:
+        if os.fstat(file.fileno()).st_size == 0:
+            raise FormatError(path, None, "the file is empty")
+        data = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), dtype=np.uint8)
+    _refuse_pointer(path, data[:_POINTER_BYTES].tobytes())
+    return data
+
+
+def open_regular(path: PathLike) -> BinaryIO:
+    """`path` opened for reading bytes.
+
+    Raises:
+        FormatError: it is not a regular file: a pipe would block, and a device may never end.
+        OSError: the file cannot be opened.
+    """
+    # Opening a pipe waits for its writer unless it is asked not to.
+    flags = (
+        os.O_RDONLY
+        | getattr(os, "O_NONBLOCK", 0)
+        | getattr(os, "O_CLOEXEC", 0)
+        | getattr(os, "O_BINARY", 0)
+    )
+    descriptor = os.open(user_path(path), flags)
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        kinds = (
+            (stat.S_ISDIR, "a folder"),
+            (stat.S_ISFIFO, "a pipe"),
+            (stat.S_ISCHR, "a device"),
+            (stat.S_ISBLK, "a device"),
+        )
+        kind = next((name for test, name in kinds if test(mode)), "no regular file")
+        raise FormatError(path, None, f"this is {kind}; expected a regular file")
+    return os.fdopen(descriptor, "rb")
+
+
+# What a clone without Git LFS has in the place of a large file.
+_POINTER = b"version https://git-lfs.github.com/spec/"
+_POINTER_BYTES = 64
+
+
+def _refuse_pointer(path: PathLike, start: bytes) -> None:
+    if start.removeprefix(codecs.BOM_UTF8).startswith(_POINTER):
+        raise FormatError(
+            path,
+            None,
+            "this is a Git LFS pointer; the file itself was not downloaded: run git lfs pull",
+        )
+
+
+def write_safetensors(
+    path: PathLike, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write arrays (any strides; bfloat16 as `ml_dtypes.bfloat16`) as a safetensors file, wholly or not at all.
+
+    Raises:
+        TypeError: a name or metadata that is not text, a value that is not an array, or one of a dtype without a
+            safetensors name.
+        OSError: naming `path`.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
+    tensors = {
+        name: array.numpy() if isinstance(array, DeviceArray) else array
+        for name, array in tensors.items()
+    }
+    for name, array in tensors.items():
+        if not isinstance(name, str) or not isinstance(array, np.ndarray):
+            raise TypeError(
+                f"tensors must map str to numpy.ndarray, got {name!r}: {type(array).__name__}"
+            )
+    for key, text in (metadata or {}).items():
+        if not isinstance(key, str) or not isinstance(text, str):
+            raise TypeError(f"metadata must map str to str, got {key!r}: {text!r}")
+    # The library reads each array's memory from its first byte on, and trusts that it is contiguous.
+    dense = {name: np.require(array, requirements="C") for name, array in tensors.items()}
+    with replacing(path) as beside:
+        mode = beside.stat().st_mode & 0o7777
+        try:
+            save_file(dense, beside, metadata=dict(metadata) if metadata else None)
+        except SafetensorError as error:
+            system = re.search(r"os error (\d+)", str(error))
+            if system is None:
+                raise TypeError(f"tensors cannot be written as safetensors: {error}") from None
+            raise OSError(int(system[1]), os.strerror(int(system[1]))) from error
+        # the library puts a file of its own there, which nobody else may read
+        os.chmod(beside, mode)

@@ -1,0 +1,124 @@
+"""One writer at a time: a lock file in the folder that a run or an export writes.
+
+The lock is the kernel's (`flock`) and not the file's existence: it ends with the process, however that ends, so a lock is never
+stale and two processes cannot both take one over. Linux carries it over NFS to other hosts. What the file says (process, host,
+start) is for the message. It decides only on file systems without `flock`: there, a dead process of this host has no lock.
+
+A lock belongs to the open file, which `fork` shares: a child that outlives its parent would keep it. Children therefore close it.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from pyloss.io.files import process_is_alive, sweep
+
+#: the lock of a folder as a whole
+LOCK_FILE = ".pyloss.lock"
+
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+_held: set[int] = set()
+
+
+@contextmanager
+def locked(folder: Path, name: str = LOCK_FILE) -> Iterator[None]:
+    """Hold the lock `name` of `folder`, which exists, and remove the temporary files that dead processes left there.
+
+    Raises BlockingIOError naming the process that holds the lock, OSError naming the folder if nothing can be written there.
+    """
+    path, owner = folder / name, os.getpid()
+    descriptor = _take(path)
+    _held.add(descriptor)
+    try:
+        sweep(folder)
+        yield
+    finally:
+        if os.getpid() == owner:
+            # Removed while it is held, so nobody else's is: who opened it meanwhile sees that it is gone.
+            with suppress(OSError):
+                path.unlink()
+            _held.discard(descriptor)
+            os.close(descriptor)
+
+
+def _take(path: Path) -> int:
+    """A descriptor of the lock file, locked, with this process written into it."""
+    while True:
+        try:
+            # A symbolic link there would be a stranger's way to have another file overwritten.
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+        except OSError as error:
+            raise OSError(
+                error.errno or 0, f"cannot write here: {error.strerror}", str(path.parent)
+            ) from error
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno not in (errno.EWOULDBLOCK, errno.EACCES, *_NO_LOCKS):
+                    raise OSError(
+                        error.errno or 0, f"cannot lock: {error.strerror}", str(path)
+                    ) from error
+                holder = _read(descriptor)
+                if error.errno not in _NO_LOCKS or _may_run(holder):
+                    raise _busy(path, holder) from None
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                    _write(descriptor)
+                    return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)  # its holder removed the file between the opening and the lock
+
+
+def _write(descriptor: int) -> None:
+    said = {
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+    }
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, json.dumps(said).encode() + b"\n", 0)
+
+
+def _read(descriptor: int) -> dict[str, Any]:
+    """What the holder wrote, or nothing while it is about to."""
+    with suppress(ValueError, OSError):
+        said = json.loads(os.pread(descriptor, 4096, 0))
+        if isinstance(said, dict) and isinstance(said.get("pid"), int):
+            return said
+    return {}
+
+
+def _may_run(holder: dict[str, Any]) -> bool:
+    if not holder or holder["pid"] == os.getpid():
+        return False
+    return holder.get("host") != socket.gethostname() or process_is_alive(holder["pid"])
+
+
+def _busy(path: Path, holder: dict[str, Any]) -> BlockingIOError:
+    who = "another process"
+    if holder:
+        who = f"process {holder['pid']} on {holder.get('host')}, started {holder.get('started')}"
+    text = f"another run is writing here: {who} (its lock is {path.name}); wait for it, or give another place"
+    return BlockingIOError(errno.EWOULDBLOCK, text, str(path.parent))
+
+
+def _close_in_child() -> None:
+    for descriptor in _held:
+        with suppress(OSError):
+            os.close(descriptor)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_close_in_child)

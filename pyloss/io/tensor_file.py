@@ -1,0 +1,111 @@
+"""`TensorFile` and `StoredTensor`: what a mapped model file gives, whichever format it is in."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from pyloss.errors import FormatError
+from pyloss.weights.stack import WeightStack
+from pyloss.weights.weight import SINGLE, Weight
+
+
+@dataclass(frozen=True, eq=False)
+class StoredTensor:
+    """A tensor as its file holds it.
+
+    Attributes:
+        path: the file.
+        name: the tensor's name in that file.
+        dtype: the file format's own name for the type, as "BF16" or "Q4_1".
+        shape: in NumPy order (outermost first).
+        data: its bytes, a read-only uint8 view of the mapped file; None when the type's size is not known to pyloss.
+    """
+
+    path: str
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    data: np.ndarray | None = field(repr=False)
+
+    def weight(self, head_dim: int = 0) -> Weight:
+        """The matrix, not copied. Raises FormatError for a tensor that is not a matrix of a type pyloss reads."""
+        data = self._readable()
+        if len(self.shape) != 2:
+            raise FormatError(self.path, self.name, f"expected a matrix, got shape {self.shape}")
+        try:
+            return Weight(data, self.dtype.lower(), (self.shape[0], self.shape[1]), head_dim)
+        except ValueError as error:
+            raise FormatError(self.path, self.name, str(error)) from None
+
+    def stack(self) -> WeightStack:
+        """The matrices of a tensor of three dimensions, not copied. Raises FormatError as `weight`."""
+        data = self._readable()
+        if len(self.shape) != 3:
+            raise FormatError(
+                self.path, self.name, f"expected a stack of matrices, got shape {self.shape}"
+            )
+        count, rows, cols = self.shape
+        try:
+            return WeightStack.from_rows(
+                Weight(data, self.dtype.lower(), (count * rows, cols)), count
+            )
+        except ValueError as error:
+            raise FormatError(self.path, self.name, str(error)) from None
+
+    def array(self) -> np.ndarray:
+        """The values, a new float32 array of `shape`. Raises FormatError for a type that pyloss does not read."""
+        data = self._readable()
+        rows, columns = (math.prod(self.shape[:-1]), self.shape[-1]) if self.shape else (1, 1)
+        return Weight(data, self.dtype.lower(), (rows, columns)).dequantize().reshape(self.shape)
+
+    def _readable(self) -> np.ndarray:
+        if self.data is None or self.dtype.lower() not in SINGLE:
+            known = ", ".join(name.upper() for name in SINGLE)
+            raise FormatError(
+                self.path, self.name, f"stored as {self.dtype}, and pyloss reads {known}"
+            )
+        return self.data
+
+
+@dataclass(frozen=True, eq=False)
+class TensorFile:
+    """A model file, or a folder of shards read as one: its metadata and its tensors by name; `asked` are those taken so far."""
+
+    path: str
+    metadata: dict[str, Any] = field(repr=False)
+    tensors: dict[str, StoredTensor] = field(repr=False)
+    asked: set[str] = field(repr=False, default_factory=set)
+
+    def tensor(self, name: str) -> StoredTensor:
+        """The tensor `name`. Raises FormatError when the file has none of that name."""
+        self.asked.add(name)
+        found = self.tensors.get(name)
+        if found is None:
+            raise FormatError(
+                self.path, name, f"missing among the {len(self.tensors)} tensors of this file"
+            )
+        return found
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.tensors
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.tensors)
+
+    def __len__(self) -> int:
+        return len(self.tensors)
+
+
+def layers_held(names: Iterable[str], prefix: str) -> int:
+    """For how many layers there are tensors: names like "blk.3.attn_q.weight" of the `prefix` "blk."."""
+    layers = (
+        name.removeprefix(prefix).split(".", 1)[0] for name in names if name.startswith(prefix)
+    )
+    return 1 + max(
+        (int(layer) for layer in layers if layer.isdecimal() and len(layer) < 10), default=-1
+    )

@@ -1,0 +1,31 @@
+"""The losses. The public functions are in `public`; they share `rows`, and `head` for losses under an output head."""
+
+from pyloss.losses.public import (
+    binary_cross_entropy_with_logits,
+    compute_accuracy,
+    focal_loss,
+    js_div_loss,
+    kl_div_loss,
+    linear_cross_entropy,
+    linear_js_div,
+    linear_kl_div,
+    log_stablemax,
+    softmax_cross_entropy,
+    stablemax,
+    stablemax_cross_entropy,
+)
+
+__all__ = [
+    "binary_cross_entropy_with_logits",
+    "compute_accuracy",
+    "focal_loss",
+    "js_div_loss",
+    "kl_div_loss",
+    "linear_cross_entropy",
+    "linear_js_div",
+    "linear_kl_div",
+    "log_stablemax",
+    "softmax_cross_entropy",
+    "stablemax",
+    "stablemax_cross_entropy",
+]

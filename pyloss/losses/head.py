@@ -1,0 +1,286 @@
+"""Losses of hidden states under an output head, fused: the logits exist a few rows at a time, and so do their gradients.
+
+The losses are those of `losses.py`; here are the walk over the rows and what of it is matrix products.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pyloss import _core
+from pyloss.autograd.tape import data
+from pyloss.ops.arrays import empty, f32
+from pyloss.ops.projection import INPUTS, Backward, Product, Projection
+from pyloss.runtime import device
+from pyloss.weights.weight import Weight
+
+# Head and loss go through the rows in about this many bytes of logits, but not in fewer rows than FEW_ROWS while these take no
+# more than MOST_BYTES: each part of the rows reads and packs the whole head.
+LOGITS_BYTES = 40 << 20
+FEW_ROWS = 126
+MOST_BYTES = 160 << 20
+TILE_ROWS = 42  # what the widest tiles of the matrix product divide
+FILTERED_COLUMNS = 2048  # classes that are gathered at once where the gradient is filtered
+
+
+class Head(NamedTuple):
+    """Hidden states [..., D], as given and as computed with, and what makes logits of them."""
+
+    hidden: Any
+    rows: np.ndarray  # float32 [N, D]
+    projection: Projection
+    trained: Any  # the weight as given
+
+    @property
+    def vocabulary(self) -> int:
+        """The number of classes."""
+        return int(self.projection.weight.shape[0])
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(np.shape(data(self.hidden)))
+
+    @property
+    def plain(self) -> bool:
+        """Whether the weight is all there is."""
+        return self.projection.bias is None and self.projection.lora_a is None
+
+    def inputs(self) -> tuple[Any, ...]:
+        """What the tape sees, SLOTS of them."""
+        return self.hidden, *self.projection._replace(weight=self.trained).inputs()
+
+
+SLOTS = 1 + INPUTS
+
+
+def head(hidden: Any, weight: Any, suffix: str = "") -> Head:
+    """Checks hidden states and weight, see `linear_cross_entropy`. `suffix` ends the names in errors."""
+    source = data(hidden, f"hidden{suffix}")
+    if hasattr(weight, "projection"):
+        projection = weight.projection()
+    elif isinstance(weight, Weight):
+        projection = Projection(weight)
+    else:
+        array = data(weight, f"weight{suffix}")
+        if array.ndim != 2 or not array.size:
+            raise ValueError(
+                f"weight{suffix} must be [V, D] with V and D at least 1, got shape {array.shape}"
+            )
+        half = array.dtype == np.float16 or device.is_bfloat16(array.dtype)
+        if half and array.dtype.isnative and not device.is_device_array(array):
+            raw = np.ascontiguousarray(array).view(np.uint8).reshape(-1)
+            projection = Projection(
+                Weight(raw, "f16" if array.dtype == np.float16 else "bf16", array.shape)
+            )
+        else:
+            projection = Projection(f32(weight, f"weight{suffix}"))
+    width = projection.weight.shape[1]
+    if source.shape[-1:] != (width,):
+        raise ValueError(
+            f"hidden{suffix} has shape {source.shape}, which does not end in weight{suffix}'s {width}"
+        )
+    rows = f32(hidden, f"hidden{suffix}").reshape(-1, width)
+    return Head(
+        hidden, rows, projection, projection.weight if hasattr(weight, "projection") else weight
+    )
+
+
+def rows_at_once(row_bytes: int, logits_bytes: int | None = None) -> int:
+    """The most rows whose logits are held together, for so many bytes of logits a row; None: LOGITS_BYTES of them."""
+    return max(
+        (logits_bytes or LOGITS_BYTES) // row_bytes, min(FEW_ROWS, MOST_BYTES // row_bytes), 16
+    )
+
+
+def _parts(total: int, row_bytes: int, logits_bytes: int | None = None) -> list[slice]:
+    """Rows in even parts of bounded size: a short last one would pack the whole head for few rows."""
+    most = rows_at_once(row_bytes, logits_bytes)
+    count = -(-total // most)
+    whole = -(-total // max(count, 1) // TILE_ROWS) * TILE_ROWS
+    if whole <= most and 2 * (total - (count - 1) * whole) >= whole:
+        bounds = [min(i * whole, total) for i in range(count + 1)]
+    else:
+        bounds = [i * total // count for i in range(count + 1)]
+    return [slice(*pair) for pair in itertools.pairwise(bounds)]
+
+
+def fused(
+    heads: Sequence[Head],
+    counted: np.ndarray | None,
+    gradient_filter: float,
+    kernel: Callable[
+        [slice, Sequence[np.ndarray], np.ndarray | None, np.ndarray, Sequence[np.ndarray | None]],
+        None,
+    ],
+    logits_bytes: int | None = None,
+) -> Callable:
+    """`row_losses.Call`'s run for a loss of the logits of `heads`.
+
+    `kernel(part, logits, dloss, loss, dlogits)` is the loss of some of the counted rows; dlogits[i] may be logits[i]'s own
+    buffer, or None. `counted` int32 [M] are the rows to compute, None for all; the others give 0. Classes for which no row of a
+    part has a gradient above `gradient_filter` (of its own loss by its logits) are left out of the products with it.
+    """
+    total = len(heads[0].rows) if counted is None else len(counted)
+    # A magnitude's gradient needs the logits beside their slopes.
+    parts = _parts(
+        total,
+        4 * sum(h.vocabulary * (1 + (h.projection.m is not None)) for h in heads),
+        logits_bytes,
+    )
+
+    def run(
+        dloss: np.ndarray | None, wanted: Sequence[bool], loss: np.ndarray
+    ) -> list[np.ndarray | None]:
+        wanted = wanted or (False,) * SLOTS * len(heads)
+        rows, values, factors = (
+            [h.rows for h in heads],
+            loss.reshape(-1),
+            None if dloss is None else dloss.reshape(-1),
+        )
+        if counted is not None:
+            rows, values = [_gathered(r, counted) for r in rows], empty(total)
+            factors = None if factors is None else np.ascontiguousarray(factors[counted])
+        slots = [tuple(wanted[SLOTS * i : SLOTS * (i + 1)]) for i in range(len(heads))]
+        most = max((p.stop - p.start for p in parts), default=0)
+        walks = [
+            _Walk(h, r, w, most, gradient_filter)
+            for h, r, w in zip(heads, rows, slots, strict=True)
+        ]
+        for part in parts:
+            scale = None if factors is None else factors[part]
+            logits, slopes = zip(*(walk.forward(part) for walk in walks), strict=True)
+            kernel(part, logits, scale, values[part], slopes)
+            for walk in walks:
+                walk.backward(part, scale)
+        if counted is not None:
+            loss.reshape(-1)[...] = _spread(values, counted, loss.size)
+        found: list[np.ndarray | None] = []
+        for h, walk in zip(heads, walks, strict=True):
+            to, *others = walk.end()
+            full = (
+                None if to is None else to if counted is None else _spread(to, counted, len(h.rows))
+            )
+            found += [None if full is None else full.reshape(h.shape), *others]
+        return found
+
+    return run
+
+
+def row_loss(name: str, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
+    """A loss of rows of logits, which say where it runs; on a device the other arrays are copied there, and results back."""
+    if device.is_device_array(inputs[0]):
+        device.call(name, inputs, outputs)
+    else:
+        getattr(_core, name)(*inputs, *outputs)
+
+
+class _Walk:
+    """One head's way through the parts of its rows [N, D]: their logits, then the gradients by what is `wanted`."""
+
+    def __init__(
+        self,
+        head: Head,
+        rows: np.ndarray,
+        wanted: tuple[bool, ...],
+        most: int,
+        gradient_filter: float,
+    ):
+        self.head, self.rows, self.filter = head, rows, gradient_filter if head.plain else 0.0
+        self.product = Product(head.projection, len(rows), rows)
+        self.buffer = empty(most, head.vocabulary, like=rows)
+        # Else the slopes take the logits' place, which losses on devices cannot give them.
+        apart = wanted[-1] or (any(wanted) and device.is_device_array(rows))
+        self.slopes = empty(most, head.vocabulary, like=rows) if apart else self.buffer
+        dx = empty(*rows.shape, like=rows) if wanted[0] else None
+        self.gradients = (
+            Backward(self.product, wanted, dx, zeroed=self.filter > 0) if any(wanted) else None
+        )
+
+    def forward(self, part: slice) -> tuple[np.ndarray, np.ndarray | None]:
+        """The logits of a part of the rows, and where their slopes go."""
+        count = part.stop - part.start
+        self.product.forward(self.buffer[:count], part)
+        return self.buffer[:count], None if self.gradients is None else self.slopes[:count]
+
+    def backward(self, part: slice, scale: np.ndarray | None) -> None:
+        if self.gradients is None:
+            return
+        count = part.stop - part.start
+        slopes = self.slopes[:count]
+        classes = _classes(slopes, scale, self.filter)
+        if classes is None:
+            self.gradients.add(slopes, self.buffer[:count], part)
+        else:
+            dx = self.gradients.dx
+            _products(
+                self.product.weight,
+                slopes,
+                self.rows[part],
+                classes,
+                None if dx is None else dx[part],
+                self.gradients.dw,
+            )
+
+    def end(self) -> list[np.ndarray | None]:
+        return [None] * SLOTS if self.gradients is None else self.gradients.end()
+
+
+def _classes(
+    slopes: np.ndarray, scale: np.ndarray | None, gradient_filter: float
+) -> np.ndarray | None:
+    """int32 [M]: the classes for which a row's gradient is above the filter or NaN; None for all, as soon as half of them are."""
+    if not gradient_filter:
+        return None
+    bounds = np.full(len(slopes), gradient_filter, np.float32)
+    above = device.beside(slopes, np.empty(slopes.shape[1], np.uint8))
+    _core.columns_above(
+        slopes, device.beside(slopes, bounds if scale is None else bounds * np.abs(scale)), above
+    )
+    above = np.asarray(above)
+    classes = np.flatnonzero(above).astype(np.int32)
+    return classes if 2 * len(classes) < len(above) else None
+
+
+def _products(
+    weight: Any,
+    slopes: np.ndarray,
+    rows: np.ndarray,
+    classes: np.ndarray,
+    dx: np.ndarray | None,
+    dw: np.ndarray | None,
+) -> None:
+    """dx [N, D] = slopes weight and dw [V, D] += slopes^T rows, over some of the classes, of slopes [N, V]."""
+    if dx is not None and not len(classes):
+        dx[...] = 0
+    for begin in range(0, len(classes), FILTERED_COLUMNS):
+        some = device.beside(rows, classes[begin : begin + FILTERED_COLUMNS])
+        gathered, vectors = (
+            empty(len(rows), len(some), like=rows),
+            empty(len(some), rows.shape[1], like=rows),
+        )
+        _core.gather_columns(slopes, some, gathered)
+        if dx is not None:
+            _core.embedding_forward(some, weight, vectors)
+            _core.matmul_nn(gathered, vectors, 1.0, int(begin > 0), dx)
+        if dw is not None:
+            _core.matmul_tn(gathered, rows, 1.0, 0, vectors)
+            _core.embedding_grad(vectors, some, dw)
+
+
+def _gathered(values: np.ndarray, counted: np.ndarray) -> np.ndarray:
+    out = empty(len(counted), values.shape[1], like=values)
+    _core.gather_rows(values, device.beside(values, counted), out)
+    return out
+
+
+def _spread(values: np.ndarray, counted: np.ndarray, total: int) -> np.ndarray:
+    """Rows [M, ...] to where they were among `total`; the others are 0."""
+    out, width = empty(total, *values.shape[1:], like=values), math.prod(values.shape[1:])
+    rows = device.beside(values, counted)
+    _core.scatter_add_rows(values.reshape(len(counted), width), rows, out.reshape(total, width))
+    return out

@@ -1,0 +1,225 @@
+"""Keys of configurations that pyloss does not read: those known to be inert, and those that would change results."""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from pyloss.checks.numbers import shown
+from pyloss.models.config.families import Family
+
+# 0 and 0.0 are equal to False, and 1.0 to 1.
+_OFF = (None, False)
+_ONE = (None, 1)
+
+# Keys of config.json that `config`, `mixture`, `rope_scaling` and `quantised` read for every family.
+_HF_READ = {
+    "model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "num_key_value_heads", "head_dim", "hidden_act", "hidden_activation", "max_position_embeddings", "rms_norm_eps",
+    "rope_theta", "rope_scaling", "rope_parameters", "original_max_position_embeddings", "tie_word_embeddings",
+    "attention_bias", "mlp_bias", "sliding_window", "layer_types", "quantization", "quantization_config", "text_config",
+}  # fmt: skip
+
+# Keys that only some families have, with the key of `Family.defaults` (or "experts") that says so. In other families
+# transformers passes over them; a value that asks for something is refused.
+_HF_OF_SOME = {
+    "query_pre_attn_scalar": "query_pre_attn_scalar",
+    "rope_local_base_freq": "rope_local_base_freq",
+    "sliding_window_pattern": "sliding_window_pattern",
+    "num_experts": "experts",
+    "num_local_experts": "experts",
+    "num_experts_per_tok": "experts",
+    "norm_topk_prob": "experts",
+    "moe_intermediate_size": "experts",
+    "decoder_sparse_step": "experts",
+    "mlp_only_layers": "experts",
+}
+
+# Options of models that pyloss does not have, and the values that mean that they are not used.
+_HF_REFUSED: dict[str, tuple[Any, ...]] = {
+    "partial_rotary_factor": _ONE,
+    "rotary_pct": _ONE,
+    "attn_logit_softcapping": (None,),
+    "final_logit_softcapping": (None,),
+    "use_bidirectional_attention": _OFF,
+    "rope_interleaved": _OFF,
+    "use_mrope": _OFF,
+    "use_alibi": _OFF,
+    "alibi": _OFF,
+    "use_qk_norm": _OFF,
+    "qk_layernorm": _OFF,
+    "parallel_attn": _OFF,
+    "use_parallel_residual": _OFF,
+    "attn_output_gate": _OFF,
+    "attention_chunk_size": _OFF,
+    "no_rope_layers": (None, []),
+    "no_rope_layer_interval": _OFF,
+    "first_k_dense_replace": _OFF,
+    "lm_head_bias": _OFF,
+    "logit_scale": _ONE,
+    "logits_scaling": _ONE,
+    "embedding_multiplier": _ONE,
+    "residual_multiplier": _ONE,
+    "attention_multiplier": (None,),
+    "compression_config": (None,),
+    "layer_norm_eps": (None,),
+    "clip_qkv": (None,),
+    "router_jitter_noise": _OFF,
+    "shared_expert_intermediate_size": _OFF,
+    "num_shared_experts": _OFF,
+    "n_shared_experts": _OFF,
+}
+
+# Keys that change no result here: names, how a program runs the model, how it was trained, how answers are drawn, parts for
+# images, and what transformers and others write beside.
+_HF_INERT = {
+    # names
+    "architectures", "auto_map", "transformers_version", "torch_dtype", "dtype", "tokenizer_class", "finetuning_task",
+    "task_specific_params", "problem_type", "id2label", "label2id", "num_labels", "model_name", "name_or_path",
+    "is_llama_config", "unsloth_version", "unsloth_fixed", "quantized_by", "license", "transformers.js_config",
+    # how a program runs it
+    "use_cache", "cache_implementation", "return_dict", "output_attentions", "output_hidden_states", "torchscript",
+    "use_bfloat16", "tf_legacy_loss", "pruned_heads", "chunk_size_feed_forward", "is_decoder", "is_encoder_decoder",
+    "cross_attention_hidden_size", "add_cross_attention", "tie_encoder_decoder", "attn_implementation", "use_flash_attn",
+    "use_flash_attention", "pretraining_tp", "model_max_length", "max_sequence_length", "seq_length", "max_seq_len",
+    "use_sliding_window", "max_window_layers", "pad_token", "prefix", "neuron", "kv_cache_scheme", "bos_token", "eos_token",
+    # how it was trained
+    "initializer_range", "attention_dropout", "hidden_dropout", "hidden_dropout_prob", "attention_probs_dropout_prob",
+    "resid_pdrop", "embd_pdrop", "attn_pdrop", "dropout", "output_router_logits", "router_aux_loss_coef",
+    "gradient_checkpointing", "training_config",
+    # how answers are drawn
+    "max_length", "max_new_tokens", "min_length", "do_sample", "early_stopping", "num_beams", "num_beam_groups",
+    "diversity_penalty", "temperature", "top_k", "top_p", "typical_p", "repetition_penalty", "length_penalty",
+    "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "bad_words_ids", "num_return_sequences", "output_scores",
+    "return_dict_in_generate", "remove_invalid_values", "exponential_decay_length_penalty", "suppress_tokens",
+    "begin_suppress_tokens", "generation_config",
+    # parts for images, and adapters that a folder was made with
+    "vision_config", "mm_tokens_per_image", "vision_feature_layer", "vision_feature_select_strategy", "projector_hidden_act",
+    "multimodal_projector_bias", "_attn_implementation_autoset", "peft", "lora",
+}  # fmt: skip
+_HF_INERT_ENDS = ("_token_id", "_token_ids", "_token_index")
+
+# What rope_scaling may hold beside the numbers of its kind, and the values of options that are not used.
+_ROPE_READ = {"rope_type", "type", "rope_theta", "finetuned"}
+_ROPE_REFUSED: dict[str, tuple[Any, ...]] = {
+    "partial_rotary_factor": _ONE,
+    "mscale": (None,),
+    "mscale_all_dim": (None,),
+    "truncate": (None, True),
+    "attn_factor": _ONE,
+}
+
+
+def refuse_hf_keys(
+    path: str | os.PathLike[str], content: Mapping[str, Any], family: Family
+) -> None:
+    """Raises ValueError for a key of config.json that asks for what pyloss does not have; warns of unknown ones.
+
+    transformers gives no meaning to a key that its class of the family does not know, and neither does pyloss; but a
+    model with code of its own may.
+    """
+    unknown = []
+    for key, value in content.items():
+        if key in _HF_REFUSED:
+            _refuse(path, key, value, _HF_REFUSED[key])
+        elif key in _HF_OF_SOME:
+            where = _HF_OF_SOME[key]
+            if not (
+                family.experts if where == "experts" else where in family.defaults
+            ) and value not in (*_OFF, []):
+                raise ValueError(
+                    f"{path}: {key} {shown(value)} is not supported for {content.get('model_type')}"
+                )
+        elif key not in _HF_READ and key not in _HF_INERT and not key.endswith(_HF_INERT_ENDS):
+            if not key.startswith("_") and value is not None:
+                unknown.append(key)
+    if unknown:
+        names = ", ".join(map(shown, unknown[:8])) + (
+            f" and {len(unknown) - 8} more" if len(unknown) > 8 else ""
+        )
+        warnings.warn(f"{path}: pyloss does not know and does not use: {names}", stacklevel=2)
+
+
+def refuse_rope_keys(
+    path: str | os.PathLike[str], scaling: Mapping[str, Any], known: set[str]
+) -> None:
+    """Raises ValueError for a key of rope_scaling other than `known` and the inert ones."""
+    for key, value in scaling.items():
+        if key in _ROPE_REFUSED:
+            _refuse(path, f"{key} of rope_scaling", value, _ROPE_REFUSED[key])
+        elif key not in known and key not in _ROPE_READ and value is not None:
+            raise ValueError(f"{path}: {shown(key)} of rope_scaling is not supported")
+
+
+# The same of GGUF's metadata, without the architecture's name in front.
+_GGUF_READ = {
+    "context_length", "embedding_length", "block_count", "feed_forward_length", "attention.head_count",
+    "attention.head_count_kv", "attention.key_length", "attention.value_length", "attention.layer_norm_rms_epsilon",
+    "attention.sliding_window", "attention.sliding_window_pattern", "rope.dimension_count", "rope.freq_base",
+    "rope.freq_base_swa", "rope.scale_linear", "rope.scaling.type", "rope.scaling.factor",
+    "rope.scaling.original_context_length", "rope.scaling.attn_factor", "rope.scaling.yarn_ext_factor",
+    "rope.scaling.yarn_attn_factor", "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow", "expert_count",
+    "expert_used_count", "expert_feed_forward_length", "expert_weights_norm",
+}  # fmt: skip
+# The embedding says the vocabulary's size; the layout is that of the architecture; the last ones are of other norms.
+_GGUF_INERT = {
+    "vocab_size", "tensor_data_layout", "rope.scaling.finetuned", "decoder_start_token_id",
+    "attention.layer_norm_epsilon", "attention.group_norm_epsilon", "attention.group_norm_groups",
+}  # fmt: skip
+_GGUF_INERT_BEGINS = ("vision.", "mm.", "audio.")
+_GGUF_REFUSED: dict[str, tuple[Any, ...]] = {
+    "attn_logit_softcapping": (0,),
+    "final_logit_softcapping": (0,),
+    "router_logit_softcapping": (0,),
+    "logit_scale": (0, 1),
+    "residual_scale": (0, 1),
+    "embedding_scale": (0, 1),
+    "use_parallel_residual": (0,),
+    "pooling_type": (0,),
+    "nextn_predict_layers": (0,),
+    "attention.causal": (True,),
+    "attention.scale": (0,),
+    "attention.output_scale": (0, 1),
+    "attention.max_alibi_bias": (0,),
+    "attention.clamp_kqv": (0,),
+    "attention.shared_kv_layers": (0,),
+    "attention.temperature_length": (0,),
+    "attention.temperature_scale": (0, 1),
+    "rope.scaling.alpha": (0, 1),
+    "rope.scaling.yarn_log_multiplier": (0,),
+    "expert_shared_count": (0,),
+    "expert_shared_feed_forward_length": (0,),
+    "expert_group_count": (0, 1),
+    "expert_group_used_count": (0, 1),
+    "expert_gating_func": (0, 1),  # softmax
+    "expert_weights_scale": (0, 1),
+    "interleave_moe_layer_step": (0, 1),
+    "leading_dense_block_count": (0,),
+}
+
+
+def refuse_gguf_keys(path: str | os.PathLike[str], arch: str, metadata: Mapping[str, Any]) -> None:
+    """Raises ValueError for a key of the architecture `arch` that is unknown or asks for what pyloss does not have."""
+    for key, value in metadata.items():
+        if not key.startswith(f"{arch}."):
+            continue
+        own = key.removeprefix(f"{arch}.")
+        if own in _GGUF_REFUSED:
+            _refuse(path, key, value, _GGUF_REFUSED[own])
+        elif (
+            own not in _GGUF_READ
+            and own not in _GGUF_INERT
+            and not own.startswith(_GGUF_INERT_BEGINS)
+        ):
+            raise ValueError(
+                f"{path}: {key} {shown(value)} is not known to pyloss, and might change results"
+            )
+
+
+def _refuse(path: str | os.PathLike[str], key: str, value: Any, neutral: tuple[Any, ...]) -> None:
+    if value is not None and value not in neutral:
+        supported = " or ".join(json.dumps(item) for item in neutral)
+        raise ValueError(f"{path}: {key} {shown(value)} is not supported; supported is {supported}")

@@ -1,0 +1,260 @@
+"""Scaling of rotary positions for longer texts: its kinds, their numbers in config.json and in GGUF, and what they do."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from pyloss.checks.numbers import shown
+from pyloss.errors import FormatError
+from pyloss.io.tensor_file import StoredTensor
+from pyloss.models.config.known_keys import refuse_rope_keys
+from pyloss.models.config.values import Values, shortest
+
+# The numbers of each kind; those of yarn that follow from others are always written out.
+KEYS = {
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+    "yarn": (
+        "factor",
+        "original_max_position_embeddings",
+        "beta_fast",
+        "beta_slow",
+        "attention_factor",
+    ),
+}
+_YARN = {"beta_fast": 32.0, "beta_slow": 1.0}
+
+
+def rotary_frequencies(
+    theta: float, head_dim: int, scaling: Mapping[str, Any] | None
+) -> tuple[np.ndarray, float]:
+    """The angles by which each pair turns from one position to the next, float64 [head_dim / 2], and what scales cos and sin."""
+    plain = theta ** -(np.arange(0, head_dim, 2) / head_dim)
+    kind = scaling["rope_type"] if scaling else None
+    if scaling is None or kind is None:
+        return plain, 1.0
+    if kind == "linear":
+        return plain / scaling["factor"], 1.0
+    if kind == "llama3":
+        return plain / llama3_factors(scaling, theta, head_dim), 1.0
+    # Pairs that turn beta_fast times in the original length keep their speed, those below beta_slow times are slowed by the
+    # factor, and those between are blended by their place (Peng et al., arXiv:2309.00071).
+    length = scaling["original_max_position_embeddings"]
+    first, last = (
+        head_dim * math.log(length / (2 * math.pi * turns)) / (2 * math.log(theta))
+        for turns in (scaling["beta_fast"], scaling["beta_slow"])
+    )
+    low, high = max(math.floor(first), 0), min(math.ceil(last), head_dim - 1)
+    slowed = np.clip((np.arange(head_dim // 2) - low) / max(high - low, 0.001), 0, 1)
+    return plain * (slowed / scaling["factor"] + 1 - slowed), scaling["attention_factor"]
+
+
+def llama3_factors(scaling: Mapping[str, Any], theta: float, head_dim: int) -> np.ndarray:
+    """By what Llama 3's `rope_scaling` divides each rotary frequency: float64 [head_dim / 2]."""
+    wavelength = 2 * math.pi * theta ** (np.arange(0, head_dim, 2) / head_dim)
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    turns = scaling["original_max_position_embeddings"] / wavelength
+    # Frequencies that turn often keep their speed, slow ones are divided by the factor, those between are blended.
+    smooth = np.clip((turns - low) / (high - low), 0, 1)
+    return 1 / ((1 - smooth) / scaling["factor"] + smooth)
+
+
+def check_scaling(scaling: Mapping[str, Any] | None) -> None:
+    """Raises ValueError for what is not None or a kind with all its numbers."""
+    if scaling is None:
+        return
+    keys = KEYS.get(scaling.get("rope_type", ""))
+    if keys is None or set(scaling) != {"rope_type", *keys}:
+        raise ValueError(
+            f"rope_scaling must be None or of type {' or '.join(KEYS)} with its keys, got {scaling}"
+        )
+    if not all(0 < scaling[key] < math.inf for key in keys):
+        raise ValueError(f"rope_scaling must hold positive finite numbers, got {scaling}")
+    for low, high in (("low_freq_factor", "high_freq_factor"), ("beta_slow", "beta_fast")):
+        if low in keys and not scaling[low] < scaling[high]:
+            raise ValueError(f"rope_scaling's {low} must be below its {high}, got {scaling}")
+
+
+# The last position that tables are made for, by far.
+_LAST_POSITION = 2.0**31
+
+
+def check_rotary(theta: float, head_dim: int, scaling: Mapping[str, Any] | None) -> None:
+    """Raises ValueError where angles, or what scales cos and sin, are no finite numbers."""
+    try:
+        with np.errstate(all="ignore"):
+            frequencies, scale = rotary_frequencies(theta, head_dim, scaling)
+            finite = np.isfinite(frequencies * _LAST_POSITION).all() and np.isfinite(
+                np.float32(scale)
+            )
+    except (ArithmeticError, ValueError):  # logarithms and divisions of yarn
+        finite = False
+    if not finite:
+        kind = f"with {dict(scaling)}" if scaling else "alone"
+        raise ValueError(f"rope_theta {theta} {kind} gives rotary angles that are not finite")
+
+
+def read_hf_scaling(
+    path: str | os.PathLike[str], scaling: Mapping[str, Any], original: float | None, longest: int
+) -> dict[str, Any] | None:
+    """From the object that config.json has under `rope_scaling` or `rope_parameters`.
+
+    The length before scaling is, as in transformers, `original` of the configuration itself, else that of `scaling`, else
+    `longest`, max_position_embeddings.
+    """
+    values = Values(path, scaling)
+    kind = values.get("rope_type", str, values.get("type", str, "default"))
+    if kind == "default":
+        return None
+    if kind not in KEYS:
+        raise ValueError(
+            f"{path}: rope_type {shown(kind)} is not supported; supported are default, {', '.join(KEYS)}"
+        )
+    refuse_rope_keys(path, scaling, {key for keys in KEYS.values() for key in keys})
+    defaults: dict[str, float] = {}
+    if kind == "yarn":
+        defaults = {**_YARN, "attention_factor": _attention_factor(values.get("factor", float))}
+    defaults["original_max_position_embeddings"] = longest
+    numbers = {
+        key: values.get(key, float, *([defaults[key]] if key in defaults else []))
+        for key in KEYS[kind]
+    }
+    if "original_max_position_embeddings" in numbers:
+        length = numbers["original_max_position_embeddings"] if original is None else original
+        numbers["original_max_position_embeddings"] = (
+            int(length) if length == int(length) else length
+        )
+    return {"rope_type": kind, **numbers}
+
+
+def _attention_factor(factor: float) -> float:
+    return 0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+
+# The names under `rope.scaling.` in GGUF of yarn's numbers.
+_GGUF_YARN = {"beta_fast": "yarn_beta_fast", "beta_slow": "yarn_beta_slow"}
+
+
+def read_gguf_scaling(
+    path: str | os.PathLike[str],
+    arch: str,
+    read: Values,
+    factors: StoredTensor | None,
+    theta: float,
+    head_dim: int,
+) -> dict[str, Any] | None:
+    """From a GGUF file's metadata and its tensor `rope_freqs.weight`, if it has one."""
+    at = f"{arch}.rope.scaling"
+    # llama.cpp takes a factor without a type as linear, scale_linear as the factor's older name, and 0 as none.
+    kind = read.get(f"{at}.type", str, "linear")
+    if kind not in ("none", "linear", "yarn"):
+        raise ValueError(
+            f"{path}: {at}.type {shown(kind)} is not supported; supported are none, linear, yarn"
+        )
+    factor = shortest(
+        read.get(f"{at}.factor", float, read.get(f"{arch}.rope.scale_linear", float, 0.0))
+    )
+    if kind == "yarn" and not factor:
+        raise FormatError(path, f"{at}.factor", "this key is missing")
+    if kind == "none" or (kind == "linear" and factor in (0.0, 1.0)):
+        kind = "none"
+    extrapolated = (-1.0, 1.0) if kind == "yarn" else (-1.0, 0.0)
+    for key, neutral in (
+        ("attn_factor", (1.0,)),
+        ("yarn_attn_factor", (1.0,)),
+        ("yarn_ext_factor", extrapolated),
+    ):
+        if read.get(f"{at}.{key}", float, neutral[0]) not in neutral:
+            allowed = " or ".join(f"{value:g}" for value in neutral)
+            raise ValueError(
+                f"{path}: {at}.{key} {read.content[f'{at}.{key}']} is not supported; supported is {allowed}"
+            )
+    if factors is not None:
+        if kind != "none":
+            raise ValueError(
+                f"{path}: {at}.type {shown(kind)} beside {factors.name} is not supported"
+            )
+        return _read_llama3(path, factors, theta, head_dim)
+    if kind == "none":
+        return None
+    if kind == "linear":
+        return {"rope_type": kind, "factor": factor}
+    longest = read.get(f"{arch}.context_length", int)
+    return {
+        "rope_type": kind,
+        "factor": factor,
+        "original_max_position_embeddings": read.get(f"{at}.original_context_length", int, longest),
+        **{
+            key: shortest(read.get(f"{at}.{name}", float, _YARN[key]))
+            for key, name in _GGUF_YARN.items()
+        },
+        "attention_factor": _attention_factor(factor) if factor > 0 else 0.0,
+    }
+
+
+def _read_llama3(
+    path: str | os.PathLike[str], factors: StoredTensor, theta: float, head_dim: int
+) -> dict[str, Any]:
+    """Llama 3's scaling is stored as its result, one factor per frequency; its four numbers are found again and checked."""
+    stored = factors.array()
+    if not (np.isfinite(stored) & (stored > 0)).all():
+        raise FormatError(
+            path, factors.name, "these are rotary factors, and some are not positive or not finite"
+        )
+    same = False
+    if stored.shape == (head_dim // 2,):
+        with np.errstate(all="ignore"):  # damaged numbers are not close to anything
+            try:
+                guess = _llama3_scaling(stored.astype(np.float64), theta, head_dim)
+                same = np.allclose(stored, llama3_factors(guess, theta, head_dim), 1e-3)
+            except (ArithmeticError, ValueError):  # a length that is no finite number
+                same = False
+    if not same:
+        raise FormatError(
+            path,
+            factors.name,
+            "these are not the rotary factors of Llama 3, the only ones supported",
+        )
+    return guess
+
+
+def _llama3_scaling(factors: np.ndarray, theta: float, head_dim: int) -> dict[str, Any]:
+    """The scaling that made `factors`, if it was one with the published models' two frequency factors."""
+    low, high, factor, original = 1.0, 4.0, shortest(float(factors.max())), 8192
+    blended = np.flatnonzero((factors > 1.001) & (factors < 0.999 * factor))
+    if len(blended) and blended[0] < head_dim // 2:
+        wavelength = 2 * math.pi * theta ** (2 * blended[0] / head_dim)
+        smooth = (1 / factors[blended[0]] - 1 / factor) / (1 - 1 / factor)
+        original = round(wavelength * (low + smooth * (high - low)))
+    return {
+        "rope_type": "llama3",
+        "factor": factor,
+        "low_freq_factor": low,
+        "high_freq_factor": high,
+        "original_max_position_embeddings": original,
+    }
+
+
+def gguf_scaling(scaling: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The metadata, under the architecture's name, that say the same in GGUF; Llama 3's is a tensor, `llama3_factors`.
+
+    Raises ValueError for an attention_factor other than the one that follows from the factor.
+    """
+    if scaling is None or scaling["rope_type"] == "llama3":
+        return {}
+    values = {"type": scaling["rope_type"], "factor": float(scaling["factor"])}
+    if scaling["rope_type"] == "yarn":
+        if not math.isclose(
+            scaling["attention_factor"], _attention_factor(scaling["factor"]), rel_tol=1e-6
+        ):
+            raise ValueError(
+                f"attention_factor {scaling['attention_factor']} of yarn cannot be written: llama.cpp has its own"
+            )
+        values["original_context_length"] = scaling["original_max_position_embeddings"]
+        values |= {name: float(scaling[key]) for key, name in _GGUF_YARN.items()}
+    return {f"rope.scaling.{key}": value for key, value in values.items()}

@@ -1,0 +1,272 @@
+"""Writing GGUF files through the `gguf` package: any tensors and metadata (`write_gguf_file`), and models (`write_gguf`)."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from pyloss.io.files import replacing, user_path
+from pyloss.io.gguf import GGML_TYPES
+from pyloss.models.config.model_config import ModelConfig, gguf_query_scalar
+from pyloss.models.config.rope_scaling import gguf_scaling, llama3_factors
+from pyloss.models.files.names import gguf_name
+from pyloss.models.saving import refuse_adapters
+from pyloss.models.text.gguf_vocabulary import vocabulary_metadata
+from pyloss.models.transformer import Model
+from pyloss.runtime.device import to_device
+from pyloss.weights.stack import WeightStack
+from pyloss.weights.weight import FORMATS, Weight, row_bytes
+
+if TYPE_CHECKING:
+    from pyloss.models.tokenizer import Tokenizer
+
+#: what matrices can be converted to on the way
+TYPES = ("f32", "f16", "bf16", "q8_0", "q5_0", "q5_1", "q4_0", "q4_1")
+
+# general.file_type, llama.cpp's number of the type most of the file is in; of mixed K-quants the medium one.
+_FILE_TYPES = {
+    "f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q8_0": 7, "q5_0": 8, "q5_1": 9, "q2_k": 10, "q3_k": 12, "q4_k": 15,
+    "q5_k": 17, "q6_k": 18, "bf16": 32,
+}  # fmt: skip
+
+
+class GGUFTensor(NamedTuple):
+    """A tensor to write: its name, NumPy shape and format, and what gives its bytes (uint8, any shape) when it is its turn."""
+
+    name: str
+    shape: Sequence[int]
+    format: str
+    data: Callable[[], np.ndarray]
+
+
+def library() -> Any:
+    """The `gguf` package. ImportError where it is missing names what installs it."""
+    try:
+        import gguf
+    except ImportError:
+        raise ImportError(
+            "writing GGUF files needs the gguf package: pip install 'pyloss[gguf]'"
+        ) from None
+    return gguf
+
+
+def write_gguf_file(
+    path: str | os.PathLike[str],
+    architecture: str,
+    metadata: Mapping[str, Any],
+    tensors: Sequence[GGUFTensor],
+) -> None:
+    """Write a GGUF file, wholly or not at all.
+
+    Integers are stored as uint32, in lists as int32, other numbers as float32; None, empty texts and lists are left out.
+
+    Raises:
+        ImportError: the `gguf` package is missing; names what installs it.
+        OSError: naming `path`.
+    """
+    gguf = library()
+    with replacing(path) as beside:
+        writer = gguf.GGUFWriter(beside, architecture)
+        try:
+            for key, value in metadata.items():
+                _add_value(gguf, writer, key, value)
+            for tensor in tensors:
+                size = int(np.prod(tensor.shape[:-1], dtype=np.int64)) * row_bytes(
+                    tensor.format, tensor.shape[-1]
+                )
+                kind = gguf.GGMLQuantizationType[tensor.format.upper()]
+                writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), size, kind)
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_ti_data_to_file()
+            for tensor in tensors:
+                writer.write_tensor_data(np.ascontiguousarray(tensor.data()))
+        finally:
+            writer.close()
+
+
+def _add_value(gguf: Any, writer: Any, key: str, value: Any) -> None:
+    kinds = gguf.GGUFValueType
+    one = {bool: kinds.BOOL, int: kinds.UINT32, float: kinds.FLOAT32, str: kinds.STRING}
+    many = {**one, int: kinds.INT32}
+    if value is None or value in ("", []):
+        return
+    if isinstance(value, list):
+        writer.add_key_value(key, value, kinds.ARRAY, many[type(value[0])])
+    else:
+        writer.add_key_value(key, value, one[type(value)])
+
+
+def refuse_model(model: Model, tokenizer: Tokenizer) -> None:
+    """Raises ValueError for a model or a tokenizer that GGUF cannot describe, before any work is done for the file."""
+    _hyperparameters(model.config)
+    vocabulary_metadata(tokenizer, model.config.vocab_size)
+
+
+def write_gguf(
+    model: Model,
+    path: str | os.PathLike[str],
+    tokenizer: Tokenizer,
+    type: str | None = None,
+    name: str | None = None,
+) -> None:
+    """Write a model with its tokenizer as a GGUF file that llama.cpp runs, wholly or not at all.
+
+    Args:
+        type: what matrices are stored as, one of `TYPES`; without it each stays as it is, and formats GGUF does not have
+            become f16. Norms and biases are float32 as in all GGUF files, embedding and head have 8 bits or more, and rows
+            that a format's blocks do not fit become f16, as llama.cpp does it.
+        name: the model's name in the file; the file's own without it.
+
+    Raises:
+        ValueError: unfused adapters, an unknown type, or a tokenizer that GGUF cannot describe.
+        ImportError: the `gguf` package is missing.
+        OSError: naming `path`.
+    """
+    if type is not None and type not in TYPES:
+        raise ValueError(f"type must be one of {', '.join(TYPES)}, got {type!r}")
+    refuse_adapters(model)
+    tensors = list(_tensors(model, type))
+    used: Counter[str] = Counter()
+    for tensor in tensors:
+        if len(tensor.shape) > 1:
+            used[tensor.format] += int(np.prod(tensor.shape))
+    metadata = {
+        "general.type": "model",
+        "general.name": name or user_path(path).stem,
+        "general.file_type": _FILE_TYPES[used.most_common(1)[0][0]],
+        "general.quantization_version": 2,
+        **_hyperparameters(model.config),
+        **vocabulary_metadata(tokenizer, model.config.vocab_size),
+    }
+    write_gguf_file(path, model.config.family.gguf, metadata, tensors)
+
+
+def _hyperparameters(c: ModelConfig) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        "block_count": c.num_hidden_layers,
+        "context_length": c.max_position_embeddings,
+        "embedding_length": c.hidden_size,
+        "feed_forward_length": c.intermediate_size,
+        "vocab_size": c.vocab_size,
+        "attention.head_count": c.num_attention_heads,
+        "attention.head_count_kv": c.num_key_value_heads,
+        "attention.key_length": c.head_dim,
+        "attention.value_length": c.head_dim,
+        "attention.layer_norm_rms_epsilon": float(c.rms_norm_eps),
+        "rope.dimension_count": c.head_dim,
+        "rope.freq_base": float(c.rope_theta),
+    }
+    values |= {
+        **_windows(c),
+        **gguf_scaling(c.rope_scaling),
+        **(c.mixture.to_gguf(c.family) if c.mixture else {}),
+    }
+    said = gguf_query_scalar(c.num_hidden_layers, c.hidden_size, c.num_attention_heads, c.head_dim)
+    if c.query_pre_attn_scalar not in (None, said):
+        raise ValueError(
+            f"query_pre_attn_scalar {c.query_pre_attn_scalar} cannot be written: llama.cpp takes {said}"
+        )
+    return {f"{c.family.gguf}.{key}": value for key, value in values.items()}
+
+
+def _windows(c: ModelConfig) -> dict[str, Any]:
+    if c.sliding_window is None:
+        return {}
+    if "sliding_window_pattern" not in c.family.defaults:
+        # llama.cpp gives this architecture no window, and is right as far as one would reach.
+        return {"context_length": min(c.sliding_window, c.max_position_embeddings)}
+    if c.window_period is None:
+        raise ValueError(
+            f"llama.cpp reads layer_types that repeat with one full_attention at the end, got {c.layer_types}"
+        )
+    return {
+        "attention.sliding_window": c.sliding_window,
+        "attention.sliding_window_pattern": c.window_period,
+        "rope.freq_base_swa": c.rope_local_base_freq,
+    }
+
+
+def _tensors(model: Model, type: str | None) -> Iterator[GGUFTensor]:
+    c = model.config
+    if c.rope_scaling and c.rope_scaling["rope_type"] == "llama3":
+        factors = llama3_factors(c.rope_scaling, c.rope_theta, c.head_dim).astype(np.float32)
+        yield GGUFTensor("rope_freqs.weight", factors.shape, "f32", lambda: factors.view(np.uint8))
+    parameters = {name: to_device(array, "cpu") for name, array in model.parameters().items()}
+    values: dict[str, np.ndarray | Weight | WeightStack] = {**model.stored(), **parameters}
+    for name, value in values.items():
+        head_dim = interleaved_head(c, name)
+        if isinstance(value, np.ndarray) and value.ndim == 1:
+            if name.endswith("norm.weight"):
+                value = value + np.float32(c.family.norm_offset)
+            yield GGUFTensor(
+                gguf_name(name, c.family), value.shape, "f32", partial(_reordered, value, head_dim)
+            )
+        else:
+            yield _matrix(name, gguf_name(name, c.family), value, type, head_dim)
+
+
+def _reordered(vector: np.ndarray, head_dim: int) -> np.ndarray:
+    return vector[stored_order(len(vector), head_dim)].view(np.uint8)
+
+
+def stored_as(name: str, value: np.ndarray | Weight | WeightStack, type: str | None) -> str:
+    """The format that a file with `type` has the matrix `name` in; see `write_gguf`."""
+    own = "f32" if isinstance(value, np.ndarray) else value.format
+    kind = type or (own if own.upper() in GGML_TYPES.values() else "f16")
+    if (
+        type
+        and FORMATS[type].bytes < FORMATS[type].elements
+        and name in ("model.embed_tokens.weight", "lm_head.weight")
+    ):
+        kind = "q8_0"
+    return "f16" if value.shape[-1] % FORMATS[kind].elements else kind
+
+
+def _matrix(
+    name: str,
+    stored_name: str,
+    value: np.ndarray | Weight | WeightStack,
+    type: str | None,
+    head_dim: int,
+) -> GGUFTensor:
+    """A matrix, or those of experts as one tensor of three dimensions."""
+    kind = stored_as(name, value, type)
+
+    def data() -> np.ndarray:
+        if isinstance(value, Weight) or len(value.shape) == 2:
+            return _bytes(value, kind, head_dim)  # type: ignore[arg-type]
+        matrices = value.matrices if isinstance(value, WeightStack) else value
+        return np.concatenate([_bytes(matrix, kind, head_dim).reshape(-1) for matrix in matrices])
+
+    return GGUFTensor(stored_name, value.shape, kind, data)
+
+
+def _bytes(value: np.ndarray | Weight, kind: str, head_dim: int) -> np.ndarray:
+    if isinstance(value, np.ndarray):
+        return Weight.quantize(value, kind, head_dim).raw
+    if value.format != kind:
+        return Weight.quantize(value.dequantize(), kind, head_dim).raw
+    if value.head_dim == head_dim:
+        return value.raw
+    rows = value.raw.reshape(value.shape[0], -1)[
+        np.argsort(stored_order(value.shape[0], value.head_dim))
+    ]
+    return rows[stored_order(value.shape[0], head_dim)]
+
+
+def interleaved_head(config: ModelConfig, name: str) -> int:
+    """The size of the heads whose two halves llama.cpp interleaves in the tensor `name`; 0 where rows stay in their order."""
+    rotary = name.split(".")[-2] in ("q_proj", "k_proj")
+    return config.head_dim if rotary and config.family.gguf_interleaved else 0
+
+
+def stored_order(rows: int, head_dim: int) -> np.ndarray:
+    """Which row lies at each place of a tensor whose heads of `head_dim` rows have their halves interleaved: int [rows]."""
+    order = np.arange(rows)
+    return order.reshape(-1, 2, head_dim // 2).swapaxes(1, 2).reshape(-1) if head_dim else order

@@ -1,0 +1,75 @@
+"""Names of tensors: Hugging Face's, which the whole package uses, and what other file formats call them."""
+
+from __future__ import annotations
+
+from pyloss.models.config.families import Family
+
+# Modules by Hugging Face's names and by GGUF's; "{}" is the layer.
+_GGUF_NAMES = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+    "model.layers.{}.input_layernorm": "blk.{}.attn_norm",
+    "model.layers.{}.self_attn.q_proj": "blk.{}.attn_q",
+    "model.layers.{}.self_attn.k_proj": "blk.{}.attn_k",
+    "model.layers.{}.self_attn.v_proj": "blk.{}.attn_v",
+    "model.layers.{}.self_attn.o_proj": "blk.{}.attn_output",
+    "model.layers.{}.self_attn.q_norm": "blk.{}.attn_q_norm",
+    "model.layers.{}.self_attn.k_norm": "blk.{}.attn_k_norm",
+    "model.layers.{}.mlp.gate_proj": "blk.{}.ffn_gate",
+    "model.layers.{}.mlp.up_proj": "blk.{}.ffn_up",
+    "model.layers.{}.mlp.down_proj": "blk.{}.ffn_down",
+    **{
+        f"model.layers.{{}}.{block}.{ours}": f"blk.{{}}.{theirs}"
+        for block in ("mlp", "block_sparse_moe")
+        for ours, theirs in {
+            "gate": "ffn_gate_inp",
+            "switch_mlp.gate_proj": "ffn_gate_exps",
+            "switch_mlp.up_proj": "ffn_up_exps",
+            "switch_mlp.down_proj": "ffn_down_exps",
+        }.items()
+    },
+}
+# With norms after attention and MLP, post_attention_layernorm is what it says; without, it is the norm before the MLP.
+_POST_NORMS = {
+    "model.layers.{}.post_attention_layernorm": "blk.{}.post_attention_norm",
+    "model.layers.{}.pre_feedforward_layernorm": "blk.{}.ffn_norm",
+    "model.layers.{}.post_feedforward_layernorm": "blk.{}.post_ffw_norm",
+}
+_PRE_NORMS = {"model.layers.{}.post_attention_layernorm": "blk.{}.ffn_norm"}
+
+# How names begin where the language model lies beside others for images, and how without these.
+_BESIDE_OTHERS = {
+    "language_model.model.": "model.",
+    "language_model.lm_head": "lm_head",
+    "model.language_model.": "model.",
+}
+
+
+def language_model_name(name: str) -> str:
+    """The name that the language model has for `name`, alone."""
+    for beside, alone in _BESIDE_OTHERS.items():
+        if name.startswith(beside):
+            return alone + name.removeprefix(beside)
+    return name
+
+
+def gguf_name(name: str, family: Family) -> str:
+    """GGUF's name of the tensor `name`, such as "blk.0.attn_q.weight" of "model.layers.0.self_attn.q_proj.weight"."""
+    module, kind = name.rsplit(".", 1)
+    parts = module.split(".")
+    layer = parts[2] if module.startswith("model.layers.") else ""
+    if layer:
+        parts[2] = "{}"
+    key, norms = ".".join(parts), _POST_NORMS if family.post_norms else _PRE_NORMS
+    return (norms.get(key) or _GGUF_NAMES[key]).format(layer) + f".{kind}"
+
+
+def expert_name(name: str, family: Family, expert: int) -> str:
+    """Hugging Face's name of one expert's matrix of the stack `name`: "model.layers.0.mlp.experts.3.up_proj.weight" of
+    "model.layers.0.mlp.switch_mlp.up_proj.weight"."""
+    assert family.experts is not None
+    block, _, matrix = name.partition(".switch_mlp.")
+    part, *kind = matrix.split(".")
+    own = family.experts.matrices[("gate_proj", "up_proj", "down_proj").index(part)]
+    return ".".join([block, "experts", str(expert), own, *kind])

@@ -1,0 +1,171 @@
+"""`Source`: a model file's tensors under Hugging Face's names and in its row order, checked for the shapes they must have."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pyloss.errors import FormatError, counted
+from pyloss.io.tensor_file import StoredTensor, TensorFile, layers_held
+from pyloss.models.config.model_config import ModelConfig
+from pyloss.models.files.names import expert_name, gguf_name
+from pyloss.models.files.quantized import Quantisation
+from pyloss.weights.stack import WeightStack
+from pyloss.weights.weight import Weight
+
+# Rotary tables that some files have: they are computed, and GGUF's factors belong to the configuration.
+_TABLES = ("rotary_emb.inv_freq", "attn_rot_embd.weight", "rope_freqs.weight")
+# How the names of tensors for images and sound begin, beside a language model's.
+_OTHER_INPUTS = (
+    "vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.", "vision_model.",
+    "audio_tower.", "v.", "mm.", "a.",
+)  # fmt: skip
+
+
+class Source:
+    """What `building` asks for tensors; one subclass per file format.
+
+    `rotary` marks the rows of q and k, which a format may store in another order. A tensor that is missing or has another
+    shape than asked for is a FormatError naming it.
+    """
+
+    def __init__(self, file: TensorFile) -> None:
+        self.file = file
+
+    def has(self, name: str) -> bool:
+        """Whether there is a tensor `name`, such as "model.norm.weight"."""
+        return self._stored_name(name) in self.file
+
+    def array(self, name: str, *shape: int, rotary: bool = False) -> np.ndarray:
+        """The tensor `name`, a new float32 array."""
+        return self._find(name, *shape).array()
+
+    def norm(self, name: str, dims: int) -> np.ndarray:
+        """The weight of the norm `name`, such as "model.norm", a new float32 array."""
+        return self.array(f"{name}.weight", dims)
+
+    def matrix(self, name: str, rows: int, cols: int, rotary: bool = False) -> Weight:
+        """The weight of the layer `name`, such as "model.layers.0.mlp.up_proj", not copied."""
+        return self._find(f"{name}.weight", rows, cols).weight()
+
+    def experts(self, name: str, count: int, rows: int, cols: int) -> WeightStack:
+        """The weights of the experts' layer `name`, such as "model.layers.0.mlp.switch_mlp.up_proj", not copied."""
+        return self._find(f"{name}.weight", count, rows, cols).stack()
+
+    def refuse_leftovers(self) -> None:
+        """FormatError for a tensor that nobody asked for: the configuration says less than the file holds."""
+        left = [name for name in self.file if name not in self.file.asked]
+        left = [
+            name
+            for name in left
+            if not name.endswith(_TABLES) and not name.startswith(_OTHER_INPUTS)
+        ]
+        if left:
+            others = f", and {len(left) - 1} others" if len(left) > 1 else ""
+            raise FormatError(
+                self.file.path, left[0], f"no part of this configuration has such a tensor{others}"
+            )
+
+    def refuse_missing_layers(self, layers: int) -> None:
+        """FormatError where the configuration has more `layers` than the file has tensors for."""
+        held = layers_held(self.file, self._layers())
+        if layers > held:
+            reason = f"it is {layers}, and the file has tensors for {counted(held, 'layer')}"
+            raise FormatError(self.file.path, "num_hidden_layers", reason)
+
+    def _layers(self) -> str:
+        """How the names of layers' tensors begin."""
+        return self._stored_name("model.layers.")
+
+    def _stored_name(self, name: str) -> str:
+        return name
+
+    def _find(self, name: str, *shape: int) -> StoredTensor:
+        tensor = self.file.tensor(self._stored_name(name))
+        if tensor.shape != shape:
+            raise FormatError(
+                tensor.path,
+                tensor.name,
+                f"has shape {tensor.shape}, where the configuration gives {shape}",
+            )
+        return tensor
+
+
+class FolderSource(Source):
+    """A Hugging Face folder, its model alone or beside the parts for other inputs, where names have a longer beginning.
+
+    Experts may be stacked as mlx-lm has them, or each a tensor of its own, or stacked as in transformers 5's modules.
+    `quantisation` is what the configuration says of quantised layers.
+    """
+
+    def __init__(
+        self, file: TensorFile, config: ModelConfig, quantisation: Quantisation | None = None
+    ) -> None:
+        super().__init__(file)
+        self._family = config.family
+        self._quantisation = quantisation or Quantisation(file.path, {})
+
+    def matrix(self, name: str, rows: int, cols: int, rotary: bool = False) -> Weight:
+        """See `Source`."""
+        return self._quantised(name, rows, cols) or super().matrix(name, rows, cols, rotary)
+
+    def _quantised(self, name: str, *shape: int) -> Weight | None:
+        layer = self._stored_name(f"{name}.weight").removesuffix(".weight")
+        return self._quantisation.weight(self.file, layer, *shape)
+
+    def experts(self, name: str, count: int, rows: int, cols: int) -> WeightStack:
+        """See `Source`."""
+        whole = self._quantised(name, count, rows, cols)
+        if whole is not None:
+            return WeightStack.from_rows(whole, count)
+        block, _, part = name.partition(".switch_mlp.")
+        if self.has(f"{name}.weight"):
+            return super().experts(name, count, rows, cols)
+        if part == "down_proj" and self.has(f"{block}.experts.down_proj"):
+            return self._find(f"{block}.experts.down_proj", count, rows, cols).stack()
+        if self.has(f"{block}.experts.gate_up_proj"):
+            both = self._find(f"{block}.experts.gate_up_proj", count, 2 * rows, cols).stack()
+            first = rows * (part == "up_proj")
+            return WeightStack([matrix.slice_rows(first, first + rows) for matrix in both.matrices])
+        names = [expert_name(name, self._family, expert) for expert in range(count)]
+        return WeightStack([self.matrix(one, rows, cols) for one in names])
+
+    def _stored_name(self, name: str) -> str:
+        if "language_model.model.embed_tokens.weight" in self.file:
+            return f"language_model.{name}"
+        if "model.language_model.embed_tokens.weight" in self.file and name.startswith("model."):
+            return name.replace("model.", "model.language_model.", 1)
+        if ".block_sparse_moe." in name and name not in self.file:
+            # the module's own name in transformers 5
+            return name.replace(".block_sparse_moe.", ".mlp.")
+        return name
+
+
+class GGUFSource(Source):
+    """A GGUF file. Families differ in whether rows of q and k have the two halves of each head interleaved, and in norms."""
+
+    def __init__(self, file: TensorFile, config: ModelConfig) -> None:
+        super().__init__(file)
+        self._family = config.family
+        self._head_dim = config.head_dim if self._family.gguf_interleaved else 0
+
+    def norm(self, name: str, dims: int) -> np.ndarray:
+        """See `Source`."""
+        return super().norm(name, dims) - np.float32(self._family.norm_offset)
+
+    def array(self, name: str, *shape: int, rotary: bool = False) -> np.ndarray:
+        """See `Source`."""
+        array = super().array(name, *shape)
+        if rotary and self._head_dim:
+            pairs = array.reshape(-1, self._head_dim // 2, 2)
+            array = np.ascontiguousarray(pairs.transpose(0, 2, 1)).reshape(shape)
+        return array
+
+    def matrix(self, name: str, rows: int, cols: int, rotary: bool = False) -> Weight:
+        """See `Source`."""
+        return self._find(f"{name}.weight", rows, cols).weight(self._head_dim if rotary else 0)
+
+    def _layers(self) -> str:
+        return "blk."
+
+    def _stored_name(self, name: str) -> str:
+        return gguf_name(name, self._family)

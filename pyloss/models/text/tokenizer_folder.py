@@ -1,0 +1,168 @@
+"""What the files of a folder say about a tokenizer: its special tokens, the tokens that end an answer, and chat templates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from pyloss.checks.numbers import shown, whole
+from pyloss.errors import FormatError
+from pyloss.io.files import read_json, read_text
+from pyloss.models.text.tokenizer_library import add_token, library, read_backend
+
+# In transformers' order, in which tokens that the vocabulary lacks get their ids.
+_SPECIAL = (
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "sep_token",
+    "pad_token",
+    "cls_token",
+    "mask_token",
+)
+_FURTHER = ("additional_special_tokens", "extra_special_tokens")
+_TOKEN_FLAGS = ("lstrip", "rstrip", "single_word", "normalized", "special")
+
+
+def read_folder(
+    folder: Path,
+) -> tuple[tokenizers.Tokenizer, dict[str, str], set[int], str | dict[str, str] | None]:
+    """The backend, the special tokens by name, the ids that end an answer, and the chat templates.
+
+    Raises:
+        FormatError: a file that cannot be understood.
+        FileNotFoundError: there is no tokenizer.json.
+    """
+    file = folder / "tokenizer.json"
+    if not file.exists():
+        raise FileNotFoundError(
+            f"{folder}: there is no tokenizer.json, the only kind of vocabulary supported"
+        )
+    backend = read_backend(file)
+    config_file = folder / "tokenizer_config.json"
+    config = _read_if_there(config_file)
+    _add_missing_tokens(backend, config.get("added_tokens_decoder"), config_file)
+    special = _special_tokens(backend, folder, config, config_file)
+    ends = _end_ids(folder)
+    if "eos_token" not in special:
+        # Texts are ended by the eos token, so there must be one wherever a file names an end.
+        with library(file):
+            texts = [backend.id_to_token(index) for index in ends]
+        known = [text for text in texts if text is not None]
+        if known:
+            special["eos_token"] = known[0]
+    return backend, special, set(ends), _read_templates(folder, config, config_file)
+
+
+def _special_tokens(
+    backend: tokenizers.Tokenizer, folder: Path, config: dict[str, Any], path: Path
+) -> dict[str, str]:
+    """The special tokens by name. Those that the vocabulary lacks are added to it, as in transformers.
+
+    The older special_tokens_map.json goes before the configuration, unless this one lists its added tokens.
+    """
+    older = {
+        key: value
+        for key, value in _read_if_there(folder / "special_tokens_map.json").items()
+        if value is not None
+    }
+    said = {**older, **config} if "added_tokens_decoder" in config else {**config, **older}
+    named = {name: said[name] for name in _SPECIAL if said.get(name)}
+    for name, token in (*named.items(), *_further_tokens(said, path)):
+        flags = (
+            {flag: bool(token.get(flag)) for flag in _TOKEN_FLAGS}
+            if isinstance(token, dict)
+            else {}
+        )
+        text = _token_text(token, name, path)
+        add_token(backend, tokenizers.AddedToken(text, **{**flags, "special": True}), path)
+    return {name: _token_text(token, name, path) for name, token in named.items()}
+
+
+def _further_tokens(said: dict[str, Any], path: Path) -> Iterator[tuple[str, Any]]:
+    """Special tokens that have no role: a list of them, or an object that names them."""
+    for key in _FURTHER:
+        tokens = said.get(key) or []
+        if not isinstance(tokens, list | dict):
+            raise FormatError(path, key, f"expected a list of tokens, got {shown(tokens)}")
+        for token in tokens.values() if isinstance(tokens, dict) else tokens:
+            yield key, token
+
+
+def _read_if_there(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.exists() else {}
+
+
+def _token_text(token: Any, name: str, path: Path) -> str:
+    """A token as files give it: its text, or an object that has it under "content"."""
+    text = token.get("content") if isinstance(token, dict) else token
+    if not isinstance(text, str):
+        raise FormatError(path, name, f"expected a token's text, got {shown(token)}")
+    return text
+
+
+def _add_missing_tokens(backend: tokenizers.Tokenizer, tokens: Any, path: Path) -> None:
+    """Tokens that only tokenizer_config.json has; they get their ids from their order, as in transformers."""
+    if tokens is None:
+        return
+    if not isinstance(tokens, dict) or not all(key.isdecimal() and len(key) < 20 for key in tokens):
+        raise FormatError(path, "added_tokens_decoder", "expected an object of token ids")
+    for key in sorted(tokens, key=int):
+        text = _token_text(tokens[key], f"added_tokens_decoder {key}", path)
+        if backend.token_to_id(text) is not None:
+            continue
+        given = tokens[key] if isinstance(tokens[key], dict) else {}
+        flags = {name: bool(given.get(name)) for name in _TOKEN_FLAGS}
+        index = add_token(backend, tokenizers.AddedToken(text, **flags), path)
+        if index != int(key):
+            reason = f"{shown(text)} got the id {index}: it does not follow the vocabulary"
+            raise FormatError(path, f"added_tokens_decoder {key}", reason)
+
+
+def _end_ids(folder: Path) -> list[int]:
+    """The ids that end an answer by config.json and generation_config.json together, the model's own first."""
+    found: list[int] = []
+    for name in ("config.json", "generation_config.json"):
+        content = _read_if_there(folder / name)
+        text = content.get("text_config") if content.get("eos_token_id") is None else None
+        ids = (text if isinstance(text, dict) else content).get("eos_token_id")
+        if ids is None:
+            continue
+        try:
+            found += [
+                whole(item, "an end token") for item in (ids if isinstance(ids, list) else [ids])
+            ]
+        except (TypeError, ValueError):
+            reason = f"expected an integer or a list of them, got {shown(ids)}"
+            raise FormatError(folder / name, "eos_token_id", reason) from None
+    # Some files say -1 for none.
+    return [index for index in dict.fromkeys(found) if 0 <= index < 1 << 32]
+
+
+def _read_templates(
+    folder: Path, config: dict[str, Any], path: Path
+) -> str | dict[str, str] | None:
+    """The chat template from wherever the writer's version of transformers put it, newest place first."""
+    file = folder / "chat_template.jinja"
+    if file.exists():
+        others = sorted((folder / "additional_chat_templates").glob("*.jinja"))
+        sources = {"default": read_text(file), **{other.stem: read_text(other) for other in others}}
+        return sources if others else sources["default"]
+    file = folder / "chat_template.json"
+    if file.exists():
+        config, path = read_json(file), file
+    template = config.get("chat_template")
+    if template is None or isinstance(template, str):
+        return template
+    try:
+        named = {str(entry["name"]): entry["template"] for entry in template}
+    except (TypeError, KeyError):
+        named = {"": None}
+    if not all(isinstance(source, str) for source in named.values()):
+        raise FormatError(
+            path, "chat_template", "expected text, or a list of objects with name and template"
+        )
+    return named

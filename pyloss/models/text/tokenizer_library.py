@@ -1,0 +1,114 @@
+"""The edge of the `tokenizers` library: what a file makes it do becomes a FormatError, or is refused before."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import tokenizers
+
+from pyloss.checks.numbers import shown
+from pyloss.errors import FormatError
+from pyloss.io.files import read_text
+
+# How many times as long a tokenizer may make a text. Published ones put one character for another, and bytes for characters once.
+_MAX_GROWTH = 64
+
+
+@contextmanager
+def library(source: str | os.PathLike[str], failed: str = "the tokenizer failed") -> Iterator[None]:
+    """Turns what the library raises inside into a FormatError of the file or folder `source`.
+
+    That are bare Exceptions, and panics, which are BaseExceptions. Types that Python itself raises pass.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if type(error) is not Exception and type(error).__name__ != "PanicException":
+            raise
+        raise FormatError(source, None, f"{failed}: {str(error)[:200]}") from error
+
+
+def read_backend(file: str | os.PathLike[str]) -> tokenizers.Tokenizer:
+    """The tokenizer of a tokenizer.json, without the truncation and padding that it may say.
+
+    Raises FormatError for what the library does not take, or fails with at the first text.
+    """
+    text = read_text(file)
+    with library(file, "not a tokenizer"):
+        backend = tokenizers.Tokenizer.from_str(text)
+        # A saved tokenizer may cut or pad what it encodes, to any length; here a text is encoded as it is.
+        backend.no_truncation()
+        backend.no_padding()
+        for part in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
+            _check_growth(file, part, getattr(backend, part))
+        # A post-processor with a token that it does not list is noticed by the library at the first use.
+        backend.decode(backend.encode("a").ids)
+    return backend
+
+
+def add_token(
+    backend: tokenizers.Tokenizer, token: Any, source: str | os.PathLike[str]
+) -> int | None:
+    """Adds an AddedToken where the vocabulary lacks it, and gives its id; None for an empty text, which is no token."""
+    with library(source):
+        if backend.token_to_id(token.content) is None:
+            backend.add_tokens([token])
+        return backend.token_to_id(token.content)  # type: ignore[no-any-return]
+
+
+def _check_growth(file: str | os.PathLike[str], part: str, component: Any) -> None:
+    """Steps one after the other lengthen a text by the product of what each does."""
+    if component is None:
+        return
+    growth = 1.0
+    for step in _steps(json.loads(component.__getstate__())):
+        factor, what = _growth_of(step, part)
+        growth *= max(1.0, factor)
+        if growth > _MAX_GROWTH:
+            raise FormatError(
+                file,
+                part,
+                f"its {what}, lengthen texts {growth:.0f} times; supported is up to {_MAX_GROWTH}",
+            )
+
+
+def _growth_of(step: dict[str, Any], part: str) -> tuple[float, str]:
+    """How many times as long a step can make a text, and what to call such steps."""
+    kind = step.get("type")
+    if kind == "Replace":
+        pattern = step["pattern"]
+        # A regular expression may match nothing, between any two characters.
+        whole, content = pattern.get("String"), step["content"]
+        factor = len(content) / len(whole) if whole else len(content) + 1
+        return factor, f"replacements, such as {shown(pattern)} by {shown(content)}"
+    if kind == "ByteLevel" and part != "decoder":
+        # Two characters for one that is not ASCII, and a space before each piece.
+        return 3.0 if part == "pre_tokenizer" else 2.0, "steps, ByteLevel after ByteLevel"
+    if kind == "TemplateProcessing":
+        return sum(
+            "Sequence" in piece for piece in step["single"]
+        ), "template, which has the text many times"
+    return 1.0, "steps"
+
+
+def _steps(node: Any) -> Iterator[dict[str, Any]]:
+    """The steps of a part of a tokenizer, first to last."""
+    if not isinstance(node, dict):
+        return
+    inner = next(
+        (
+            node[key]
+            for key in ("normalizers", "pretokenizers", "processors", "decoders")
+            if node.get(key)
+        ),
+        None,
+    )
+    if inner is None:
+        yield node
+    else:
+        for step in inner:
+            yield from _steps(step)

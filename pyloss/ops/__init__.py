@@ -1,0 +1,45 @@
+"""The differentiable operations of models."""
+
+from pyloss.ops.experts import Routing, combine, dispatch, expert_project, route, scale_rows
+from pyloss.ops.layers import (
+    adapted_embedding,
+    add,
+    attention,
+    dropout,
+    embedding,
+    gather_rows,
+    geglu,
+    lengthen,
+    rms_norm,
+    rope,
+    scale,
+    swiglu,
+    transposed,
+)
+from pyloss.ops.projection import Projection, linear, lora_linear, project
+
+__all__ = [
+    "Projection",
+    "Routing",
+    "adapted_embedding",
+    "add",
+    "attention",
+    "combine",
+    "dispatch",
+    "dropout",
+    "embedding",
+    "expert_project",
+    "gather_rows",
+    "geglu",
+    "lengthen",
+    "linear",
+    "lora_linear",
+    "project",
+    "rms_norm",
+    "rope",
+    "route",
+    "scale",
+    "scale_rows",
+    "swiglu",
+    "transposed",
+]

@@ -1,0 +1,141 @@
+"""Arguments as the core takes them: contiguous arrays of one type, handles of stored matrices, reused buffers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from pyloss import _core
+from pyloss.autograd.tape import Gradients, data
+from pyloss.checks.given import as_integers
+from pyloss.runtime import device
+from pyloss.weights.stack import WeightStack
+from pyloss.weights.weight import Weight
+
+Array = Any  # numpy.ndarray or Tensor
+
+
+def empty(*shape: int, like: Any = None) -> Any:
+    """An uninitialised float32 array over a reused buffer; where `like` is, if that is on a device."""
+    return (
+        device.empty(shape, np.float32, like)
+        if isinstance(like, device.DeviceArray)
+        else _core.empty(shape)
+    )
+
+
+def zeros(*shape: int, like: Any = None) -> Any:
+    """float32 zeros, where `like` is."""
+    if not isinstance(like, device.DeviceArray):
+        return np.zeros(shape, np.float32)
+    there = empty(*shape, like=like)
+    there.clear()
+    return there
+
+
+def integers(shape: tuple[int, ...], like: Any) -> Any:
+    """An uninitialised int32 array where `like` is."""
+    return (
+        device.empty(shape, np.int32, like)
+        if isinstance(like, device.DeviceArray)
+        else _core.empty(shape, "i32")
+    )
+
+
+def f32(x: Array, name: str = "x") -> Any:
+    """The contiguous float32 array of an argument, where it is; other real dtypes are converted."""
+    array = data(x, name)
+    if isinstance(array, device.DeviceArray):
+        if array.kind not in ("f32", "f64", "f16", "bf16"):
+            raise TypeError(f"{name} on a device must hold floats, not {array.dtype}")
+        return array.astype(np.float32, copy=False)
+    if array.dtype == np.float32 and array.flags.carray:
+        return array
+    if array.dtype.kind not in "fiu" and not device.is_bfloat16(array.dtype):
+        raise TypeError(f"{name} must hold real numbers, not {array.dtype}")
+    return np.require(array, np.float32, ["C", "A"])
+
+
+def f32_matrix(x: Array, name: str = "x") -> Any:
+    """The contiguous float32 matrix of an argument, where it is. Raises as `f32`, and ValueError for another shape."""
+    return check_matrix(f32(x, name), name)
+
+
+def check_matrix(x: Any, name: str) -> Any:
+    """`x`, a Tensor or an array; ValueError unless it has two dimensions."""
+    if len(x.shape) != 2:
+        raise ValueError(f"{name} must be a matrix, got shape {tuple(x.shape)}")
+    return x
+
+
+def i32(x: Any, name: str = "ids") -> np.ndarray:
+    """The contiguous int32 ndarray of an integer argument."""
+    if isinstance(x, np.ndarray) and x.dtype == np.int32:
+        return np.require(x, np.int32, ["C", "A"])
+    array = as_integers(x, name)
+    if array.size and not -(2**31) <= int(array.min()) <= int(array.max()) < 2**31:
+        raise ValueError(
+            f"{name} must lie within the 32-bit integers, got values from {array.min()} to {array.max()}"
+        )
+    return np.require(array, np.int32, ["C", "A"])
+
+
+def index(x: Any, name: str, like: Any) -> Any:
+    """`i32` where `like` is; an array on a device stays as it is."""
+    return x if isinstance(x, device.DeviceArray) else device.beside(like, i32(x, name))
+
+
+def matrix(weight: Array | Weight | WeightStack) -> Any:
+    """A weight as the core takes it: the handle of what is stored, or a float32 ndarray."""
+    return weight.handle if isinstance(weight, Weight | WeightStack) else f32(weight, "weight")
+
+
+def table(weight: Array | Weight) -> tuple[Any, tuple[int, int]]:
+    """A matrix of rows to choose from, as the core takes it, and its shape. ValueError for another shape."""
+    if isinstance(weight, Weight):
+        return weight.handle, weight.shape
+    rows = f32_matrix(weight, "weight")
+    return rows, rows.shape
+
+
+def place(matrix: Any) -> Any:
+    """An array where the core's form of a weight is: its bytes, those of a stack's first matrix, or itself."""
+    return place(matrix[0]) if isinstance(matrix, tuple) else matrix
+
+
+def frozen(weight: Array | Weight | WeightStack) -> Array:
+    """What the tape sees of a weight: stored matrices are never trained."""
+    return None if isinstance(weight, Weight | WeightStack) else weight
+
+
+def turned(x: Any) -> Any:
+    """x^T of a float32 matrix, contiguous, where it is."""
+    y = empty(*x.shape[::-1], like=x)
+    _core.transpose(x, y)
+    return y
+
+
+def column_sum(x: np.ndarray) -> np.ndarray:
+    """The sum of the rows of x [..., D]: [D]."""
+    out = empty(x.shape[-1], like=x)
+    _core.column_sum(x, out)
+    return out
+
+
+def same_bits(x: np.ndarray, y: np.ndarray) -> bool:
+    """Whether two float32 arrays are the same to the bit."""
+    same = np.empty(1, np.uint8)
+    if x.shape != y.shape:
+        return False
+    _core.same_bits(f32(x).reshape(-1), f32(y).reshape(-1), same)
+    return bool(same[0])
+
+
+def into(grads: Gradients, i: int, shape: tuple[int, ...], like: Any = None) -> tuple[Any, int]:
+    """Where the gradient of input i goes: into what is there (1), or a new buffer (0), where `like` is."""
+    partial = grads.partial(i)
+    if partial is not None and partial.dtype == np.float32:
+        if isinstance(partial, device.DeviceArray) or partial.flags.c_contiguous:
+            return partial, 1
+    return empty(*shape, like=like), 0

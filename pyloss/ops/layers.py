@@ -1,0 +1,450 @@
+"""The differentiable operations of models: each a kernel call and the kernel call of its gradient.
+
+Arrays are float32 unless said otherwise; leading axes are free ("[..., D]"). Operations take ndarrays or Tensors, and return a
+Tensor only while a gradient is recorded.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from pyloss import _core
+from pyloss.autograd.tape import (
+    Gradients,
+    Tensor,
+    data,
+    keep,
+    lazily,
+    reads_output,
+    record,
+    recording,
+    remembered,
+)
+from pyloss.checks.numbers import real, whole
+from pyloss.ops.arrays import (
+    Array,
+    check_matrix,
+    empty,
+    f32,
+    f32_matrix,
+    frozen,
+    i32,
+    index,
+    place,
+    table,
+    turned,
+    zeros,
+)
+from pyloss.ops.projection import Projection, linear, lora_linear, project, quotient
+from pyloss.runtime.device import beside
+from pyloss.weights.weight import Weight
+
+
+def embedding(ids: Any, weight: Array | Weight) -> Array:
+    """Rows `ids` [...] (integers in [0, V)) of weight [V, D]: [..., D]."""
+    w, shape = table(weight)
+    found = beside(place(w), i32(ids))
+    y = empty(*found.shape, shape[1], like=found)
+    _core.embedding_forward(found, w, y)
+    if not recording(frozen(weight)):
+        return y
+
+    def vjp(dy: np.ndarray, grads: Gradients) -> None:
+        grads.put(0, _scattered(dy, found, shape))
+
+    return record(y, (weight,), vjp)
+
+
+def adapted_embedding(
+    ids: Any,
+    weight: Array | Weight,
+    lora_a: Array,
+    lora_b: Array,
+    scale: float,
+    dropout: float = 0.0,
+    seed: int = 0,
+    m: Array | None = None,
+) -> Array:
+    """Rows `ids` [...] of weight [V, D] with an adapter A [V, R], B [R, D]: W[ids] + scale dropout(A[ids] B), [..., D].
+
+    `dropout` in [0, 1) has a mask that is a function of `seed`. With m [V] rows are scaled by m[ids] over their norm without
+    dropout, which is a constant to the gradient; rows of norm 0 become 0 (Liu et al., arXiv:2402.09353).
+    """
+    (w, shape), ad, bd = table(weight), f32_matrix(lora_a, "lora_a"), f32_matrix(lora_b, "lora_b")
+    if ad.shape != (shape[0], ad.shape[1]) or bd.shape != (ad.shape[1], shape[1]):
+        raise ValueError(
+            f"lora_a {ad.shape} and lora_b {bd.shape} do not fit a weight of shape {tuple(shape)}"
+        )
+    scale, dropout = real(scale, "scale"), real(dropout, "dropout", 0, below=1)
+    found = beside(ad, i32(ids))
+    rows, flat = found.reshape(-1), (found.size, shape[1])
+    h, sums = empty(len(rows), ad.shape[1], like=ad), empty(*flat, like=ad)
+    _core.embedding_forward(rows, ad, h)
+    _core.embedding_forward(rows, w, sums)
+    norm = None if m is None else empty(len(rows), like=ad)
+    if dropout:
+        branch = empty(*flat, like=ad)
+        _core.matmul_nn(h, bd, scale, 0, branch)
+        if norm is not None:
+            whole = empty(*flat, like=ad)
+            _core.add(sums, branch, whole)
+            _core.row_norms(whole, norm)
+        _core.dropout(branch, seed, dropout, branch)
+        _core.axpy(1.0, branch, sums)
+    else:
+        _core.matmul_nn(h, bd, scale, 1, sums)
+        if norm is not None:
+            _core.row_norms(sums, norm)
+    y, factor = sums, None
+    if norm is not None:
+        lengths, y = empty(len(rows), 1, like=ad), empty(*flat, like=ad)
+        _core.embedding_forward(rows, f32(m, "m").reshape(-1, 1), lengths)
+        factor = quotient(lengths.reshape(-1), norm)
+        _core.scale_rows(sums, factor, y)
+    inputs = (frozen(weight), lora_a, lora_b, m)
+    if not recording(*inputs):
+        return y.reshape(*found.shape, flat[1])
+
+    def vjp(dy: np.ndarray, grads: Gradients) -> None:
+        dy = dy.reshape(flat)
+        if factor is not None:
+            scaled, dots = empty(*flat, like=dy), empty(len(rows), like=dy)
+            _core.scale_rows_grad(dy, sums, factor, scaled, dots)
+            if grads.wanted(3):
+                slope = quotient(dots, norm)
+                grads.put(3, _scattered(slope.reshape(-1, 1), rows, (shape[0], 1)).reshape(-1))
+            dy = scaled
+        if grads.wanted(0):
+            grads.put(0, _scattered(dy, rows, shape))
+        if dropout and (grads.wanted(1) or grads.wanted(2)):
+            dropped = empty(*flat, like=dy)
+            _core.dropout(dy, seed, dropout, dropped)
+            dy = dropped
+        if grads.wanted(1):
+            dh = empty(*h.shape, like=h)
+            _core.matmul_nt(dy, bd, scale, 0, dh)
+            grads.put(1, _scattered(dh, rows, ad.shape))
+        if grads.wanted(2):
+            db = empty(*bd.shape, like=bd)
+            _core.matmul_tn(h, dy, scale, 0, db)
+            grads.put(2, db)
+
+    return record(y.reshape(*found.shape, flat[1]), inputs, vjp)
+
+
+def _scattered(dy: np.ndarray, rows: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """The gradient [V, D] of a table whose `rows` got dy [N, D]."""
+    found = zeros(*shape, like=dy)
+    _core.embedding_grad(dy, rows, found)
+    return found
+
+
+def rms_norm(x: Array, weight: Array, eps: float = 1e-5) -> Array:
+    """x / sqrt(mean(x^2) + eps) * weight along the last axis (Zhang & Sennrich, arXiv:1910.07467). Recomputed, not kept."""
+    xd, w, eps = f32(x), f32(weight, "weight"), real(eps, "eps", 0)
+    if not xd.ndim or w.shape != xd.shape[-1:]:
+        raise ValueError(
+            f"a weight of shape {w.shape} does not fit rows of x, which has shape {xd.shape}"
+        )
+    y, rstd = empty(*xd.shape, like=xd), empty(math.prod(xd.shape[:-1]), like=xd)
+    _core.rms_norm_forward(xd, w, eps, y, rstd)
+    if not recording(x, weight):
+        return y
+    kept = keep(x)
+    del xd
+
+    def again() -> np.ndarray:
+        source = f32(kept())
+        out = empty(*source.shape, like=source)
+        _core.rms_norm_forward(source, w, eps, out, empty(rstd.size, like=source))
+        return out
+
+    def vjp(dy: np.ndarray, grads: Gradients) -> None:
+        source = f32(kept())
+        dx, dw = (
+            empty(*source.shape, like=source),
+            empty(*w.shape, like=w) if grads.wanted(1) else None,
+        )
+        _core.rms_norm_grad(dy, source, w, rstd, dx, dw)
+        grads.put(0, dx)
+        if dw is not None:
+            grads.put(1, dw)
+
+    return record(y, (x, weight), vjp, again)
+
+
+def rope(
+    x: Array, positions: np.ndarray, cos: np.ndarray, sin: np.ndarray, in_place: bool = False
+) -> Array:
+    """Rotates the halves of each head of x [N, heads * D] by the angles of its position (Su et al., arXiv:2104.09864).
+
+    `cos`, `sin` [P, D/2] are the tables of positions 0..P-1, `positions` int32 [N]. `in_place` overwrites x: for fresh values
+    that nobody else reads; the gradient turns them back for an operation that reads what it made.
+    """
+    cos, sin = f32_matrix(cos, "cos"), f32_matrix(sin, "sin")
+    head_dim = 2 * cos.shape[1]
+    source = check_matrix(x if isinstance(x, Tensor) else f32(x), "x")
+    _check_heads(source, head_dim, "x")
+    positions = index(positions, "positions", cos)
+    restore = in_place and reads_output(x)
+
+    def rotate(source: np.ndarray, inverse: int, out: np.ndarray) -> None:
+        heads = (source.shape[0], source.shape[1] // head_dim, head_dim)
+        _core.rope(source.reshape(heads), positions, cos, sin, inverse, out.reshape(heads))
+
+    def forward() -> np.ndarray:
+        xd = f32(source)
+        y = xd if in_place else empty(*xd.shape, like=xd)
+        rotate(xd, 0, y)
+        return y
+
+    if not recording(x):
+        return forward()
+    y = lazily(source.shape, forward)
+
+    def vjp(dy: np.ndarray, grads: Gradients) -> None:
+        dx = empty(*dy.shape, like=dy)
+        rotate(dy, 1, dx)
+        if restore:
+            rotate(data(y), 1, data(y))
+        grads.put(0, dx)
+
+    return record(y, (x,), vjp)
+
+
+def _check_heads(x: Any, head_dim: int, name: str) -> None:
+    if head_dim < 1 or x.shape[1] % head_dim:
+        raise ValueError(
+            f"{name} has {x.shape[1]} columns, which are no whole number of heads of {head_dim}"
+        )
+
+
+def attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    offsets: np.ndarray,
+    head_dim: int,
+    scale: float,
+    k_offsets: np.ndarray | None = None,
+    window: int = 0,
+) -> Array:
+    """Causal grouped-query attention over packed sequences: q [N, H * D], k and v [M, G * D], H a multiple of G.
+
+    `offsets` int32 [S + 1] bounds the sequences in q, and `k_offsets` in k and v (the same where absent). The last query of a
+    sequence sees all its keys. With a `window` above 0 a query sees the last `window` keys up to its own alone, and the cost
+    grows with the window instead of the length. No gradient with `k_offsets`.
+    """
+    q, k, v = (
+        check_matrix(t if isinstance(t, Tensor) else f32(t, n), n)
+        for t, n in ((q, "q"), (k, "k"), (v, "v"))
+    )
+    head_dim, window, scale = (
+        whole(head_dim, "head_dim", 1),
+        whole(window, "window", 0),
+        real(scale, "scale"),
+    )
+    for given, name in ((q, "q"), (k, "k"), (v, "v")):
+        _check_heads(given, head_dim, name)
+    grouped = 2 * k.shape[1] <= q.shape[1]  # what checkpoints remember with o: little beside q
+
+    def heads(x: Array) -> np.ndarray:
+        return f32(x).reshape(x.shape[0], x.shape[1] // head_dim, head_dim)
+
+    def forward() -> tuple[np.ndarray | None, ...]:
+        qd, kd, vd = heads(q), heads(k), heads(v)
+        o, lse = empty(*qd.shape, like=qd), empty(*qd.shape[:2], like=qd)
+        _core.attention_forward(
+            qd, kd, vd, offsets, offsets if k_offsets is None else k_offsets, scale, window, o, lse
+        )
+        return (o, lse, kd, vd) if grouped else (o, lse, None, None)
+
+    o, lse, kept_k, kept_v = remembered(forward)
+    if not recording(q, k, v):
+        return o.reshape(q.shape)
+    if k_offsets is not None:
+        raise ValueError("attention over a cache has no gradient")
+
+    def vjp(dy: np.ndarray, grads: Gradients) -> None:
+        qd, kd, vd = (
+            heads(q),
+            heads(k) if kept_k is None else kept_k,
+            heads(v) if kept_v is None else kept_v,
+        )
+        dq, dk, dv = (empty(*t.shape, like=t) for t in (qd, kd, vd))
+        _core.attention_grad(
+            dy.reshape(o.shape), qd, kd, vd, o, lse, offsets, scale, window, dq, dk, dv
+        )
+        for i, d in enumerate((dq, dk, dv)):
+            grads.put(i, d.reshape(d.shape[0], d.shape[1] * head_dim))
+
+    return record(o.reshape(q.shape), (q, k, v), vjp)
+
+
+def swiglu(gate: Array, up: Array, in_place: bool = False) -> Array:
+    """silu(gate) * up (Shazeer, arXiv:2002.05202). Cheap: recomputed, not kept.
+
+    With `in_place` the gradient overwrites gate and up: for fresh values that nobody else reads.
+    """
+    return _gated(gate, up, in_place, _core.swiglu_forward, _core.swiglu_grad)
+
+
+def geglu(gate: Array, up: Array, in_place: bool = False) -> Array:
+    """gelu(gate) * up with GELU's tanh form (Shazeer, arXiv:2002.05202), otherwise as `swiglu`."""
+    return _gated(gate, up, in_place, _core.geglu_forward, _core.geglu_grad)
+
+
+def _gated(gate: Array, up: Array, in_place: bool, forward: Callable, grad: Callable) -> Array:
+    g, u = f32(gate, "gate"), f32(up, "up")
+    if g.shape != u.shape:
+        raise ValueError(f"gate and up must have one shape, got {g.shape} and {u.shape}")
+    # Kernels of devices do not write over what they read.
+    over = [
+        in_place and isinstance(d, np.ndarray) and not reads_output(x)
+        for x, d in ((gate, g), (up, u))
+    ]
+
+    def again() -> np.ndarray:
+        out = empty(*g.shape, like=g)
+        forward(g, u, out)
+        return out
+
+    if not recording(gate, up):
+        return again()
+
+    def vjp(dy: np.ndarray, grads: Gradients) -> None:
+        dg, du = (
+            x if may else empty(*x.shape, like=x) for x, may in zip((g, u), over, strict=True)
+        )
+        grad(dy, g, u, dg, du)
+        grads.put(0, dg)
+        grads.put(1, du)
+
+    return record(lazily(g.shape, again), (gate, up), vjp, again)
+
+
+def add(a: Array, b: Array) -> Array:
+    """a + b of equal shapes."""
+    if np.shape(a) != np.shape(b):
+        raise ValueError(f"a and b must have one shape, got {np.shape(a)} and {np.shape(b)}")
+
+    def total() -> np.ndarray:
+        ad, bd = f32(a), f32(b)
+        y = empty(*ad.shape, like=ad)
+        _core.add(ad, bd, y)
+        return y
+
+    if not recording(a, b):
+        return total()
+
+    def vjp(dy: np.ndarray, grads: Gradients) -> None:
+        grads.put(0, dy, own=False)
+        grads.put(1, dy, own=False)
+
+    return record(lazily(np.shape(a), total), (a, b), vjp)
+
+
+def scale(x: Array, factor: float) -> Array:
+    """factor * x."""
+    xd, factor = f32(x), real(factor, "factor")
+    y = empty(*xd.shape, like=xd)
+    _core.scale(factor, xd, y)
+    if not recording(x):
+        return y
+
+    def vjp(dy: np.ndarray, grads: Gradients) -> None:
+        dx = empty(*dy.shape, like=dy)
+        _core.scale(factor, dy, dx)
+        grads.put(0, dx)
+
+    return record(y, (x,), vjp)
+
+
+def gather_rows(x: Array, rows: np.ndarray) -> Array:
+    """Rows `rows` int32 [M] of x [N, D]."""
+    xd = f32_matrix(x)
+    rows = index(rows, "rows", xd)
+    y = empty(*rows.shape, xd.shape[1], like=xd)
+    _core.gather_rows(xd, rows, y)
+    if not recording(x):
+        return y
+    shape = xd.shape
+    del xd
+
+    def vjp(dy: np.ndarray, grads: Gradients) -> None:
+        dx = empty(*shape, like=dy)
+        _core.scatter_add_rows(dy, rows, dx)
+        grads.put(0, dx)
+
+    return record(y, (x,), vjp)
+
+
+def transposed(x: Array) -> Array:
+    """x^T of a matrix."""
+    y = turned(f32_matrix(x))
+    if not recording(x):
+        return y
+
+    def vjp(dy: np.ndarray, grads: Gradients) -> None:
+        grads.put(0, turned(f32(dy)))
+
+    return record(y, (x,), vjp)
+
+
+def lengthen(x: Array, tail: np.ndarray, axis: int) -> Array:
+    """x with the constant `tail` behind it along an axis."""
+    xd = f32(x)
+    axis = whole(axis, "axis", -xd.ndim, xd.ndim - 1)
+    y = beside(xd, np.concatenate((np.asarray(xd), np.asarray(f32(tail, "tail"))), axis))
+    if not recording(x):
+        return y
+    size = xd.shape[axis]
+    del xd
+
+    def vjp(dy: np.ndarray, grads: Gradients) -> None:
+        grads.put(0, beside(dy, np.ascontiguousarray(np.take(np.asarray(dy), range(size), axis))))
+
+    return record(y, (x,), vjp)
+
+
+def dropout(x: Array, p: float, seed: int) -> Array:
+    """Zeroes each element with probability p in [0, 1) and scales the others by 1/(1 - p); the mask is a function of `seed`."""
+    p, seed = real(p, "dropout", 0, below=1), whole(seed, "seed")
+    xd = f32(x)
+    y = empty(*xd.shape, like=xd)
+    _core.dropout(xd, seed, p, y)
+    if not recording(x):
+        return y
+
+    def vjp(dy: np.ndarray, grads: Gradients) -> None:
+        dx = empty(*dy.shape, like=dy)
+        _core.dropout(dy, seed, p, dx)
+        grads.put(0, dx)
+
+    return record(y, (x,), vjp)
+
+
+__all__ = [
+    "Projection",
+    "Tensor",
+    "adapted_embedding",
+    "add",
+    "attention",
+    "dropout",
+    "embedding",
+    "gather_rows",
+    "geglu",
+    "lengthen",
+    "linear",
+    "lora_linear",
+    "project",
+    "rms_norm",
+    "rope",
+    "scale",
+    "swiglu",
+    "transposed",
+]

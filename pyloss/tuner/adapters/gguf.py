@@ -1,0 +1,76 @@
+"""Adapters as GGUF: what llama.cpp loads beside a base model (`--lora`)."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pyloss.io.files import user_path
+from pyloss.models.files.gguf_writer import (
+    GGUFTensor,
+    interleaved_head,
+    stored_order,
+    write_gguf_file,
+)
+from pyloss.models.files.names import gguf_name
+from pyloss.nn import Embedding
+from pyloss.tuner.adapters.adapter import Adapter, settled_adapters
+from pyloss.tuner.data.system_prompt import system_prompt_of
+
+if TYPE_CHECKING:
+    from pyloss.models.transformer import Model
+
+
+def write_lora_gguf(model: Model, path: str | os.PathLike[str], name: str | None = None) -> None:
+    """Write the model's LoRA adapters, in float32, as a GGUF file for llama.cpp, wholly or not at all.
+
+    The layers keep ranks and scales of their own. `name` is the adapter's name in the file; the file's own without it.
+
+    Raises:
+        ValueError: the model has no adapter, or one that such a file cannot say: DoRA, or LoRA over a tied embedding.
+        ImportError: the `gguf` package is missing.
+        OSError: naming `path`.
+    """
+    adapters = settled_adapters(model)
+    if not adapters:
+        raise ValueError("the model has no adapter; call linear_to_lora_layers first")
+    for module, adapter in adapters.items():
+        if adapter.kind != "lora":
+            raise ValueError(
+                f"{module}: llama.cpp has no {adapter.kind} adapters; write the fused model instead"
+            )
+        if isinstance(adapter.base, Embedding) and model.lm_head is None:
+            raise ValueError(
+                f"{module}: llama.cpp takes no adapter over a head that is the embedding; write the fused model"
+            )
+    # One alpha for all: llama.cpp multiplies by alpha / rank, and 0 stands for "none given".
+    alpha = next((a.scale * a.rank for a in adapters.values() if a.scale), 1.0)
+    tensors = []
+    for module, adapter in adapters.items():
+        stem = gguf_name(f"{module}.weight", model.config.family)
+        a, b = _factors(adapter, interleaved_head(model.config, f"{module}.weight"))
+        b = b * np.float32(adapter.scale * adapter.rank / alpha)
+        for half, array in (("lora_a", a), ("lora_b", b)):
+            data = np.ascontiguousarray(array).view(np.uint8)
+            tensors.append(GGUFTensor(f"{stem}.{half}", array.shape, "f32", data.view))
+    metadata: dict[str, Any] = {
+        "general.type": "adapter",
+        "general.name": name or user_path(path).stem,
+        "adapter.type": "lora",
+        "adapter.lora.alpha": float(alpha),
+    }
+    if (prompt := system_prompt_of(model.adapter_config)) is not None:
+        metadata["pyloss.system_prompt"] = prompt
+    write_gguf_file(path, model.config.family.gguf, metadata, tensors)
+
+
+def _factors(adapter: Adapter, head_dim: int) -> tuple[np.ndarray, np.ndarray]:
+    """`lora_a` [.., r, in] and `lora_b` [.., out, r]; of an embedding [V, r] and [D, r]."""
+    a, b = adapter.lora_a, adapter.lora_b
+    if isinstance(adapter.base, Embedding):
+        return a, b.T
+    if a.ndim == 3:
+        return a, b
+    return a.T, b.T[stored_order(b.shape[1], head_dim)]

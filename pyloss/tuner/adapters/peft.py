@@ -1,0 +1,279 @@
+"""PEFT's layout of adapters: adapter_model.safetensors and adapter_config.json.
+
+The tensors are, under `base_model.model.<module>`, `.lora_A.weight` [r, in] and `.lora_B.weight` [out, r], of embeddings
+`.lora_embedding_A` [r, V] and `.lora_embedding_B` [D, r], and for DoRA `.lora_magnitude_vector` [out]. A layer's scale is
+`lora_alpha / r`, or with `use_rslora` `lora_alpha / sqrt(r)`; `rank_pattern` and `alpha_pattern` give both for some layers.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Container, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pyloss.checks.numbers import shown
+from pyloss.errors import FormatError, listed
+from pyloss.io.files import write_json, write_safetensors
+from pyloss.nn import Embedding
+from pyloss.tuner.adapters.adapter import Adapter
+from pyloss.tuner.adapters.mlx import mlx_config
+from pyloss.tuner.adapters.peft_experts import (
+    check_targets,
+    peft_name,
+    take_experts,
+    take_own_layers,
+    whole_parameters,
+)
+from pyloss.tuner.adapters.stored import (
+    CONFIG_FILE,
+    PEFT_FILE,
+    StoredAdapter,
+    StoredLayer,
+    arrays_of,
+    check_kind,
+    grouped,
+    number,
+)
+from pyloss.tuner.data.system_prompt import KEY, checked
+
+_PREFIX = "base_model.model."
+_BASE = ".base_layer.weight"
+_SUFFIXES = {
+    ".lora_A.weight": "lora_a",
+    ".lora_B.weight": "lora_b",
+    ".lora_embedding_A": "lora_a",
+    ".lora_embedding_B": "lora_b",
+    ".lora_magnitude_vector": "m",
+    ".lora_magnitude_vector.weight": "m",
+}
+
+# Settings that change what an adapter computes, with the values that mean "not used".
+_INACTIVE = {
+    "bias": ("none", None),
+    "fan_in_fan_out": (False, None),
+    "layer_replication": (None, []),
+    "lora_bias": (False, None),
+    "modules_to_save": (None, []),
+    "trainable_token_indices": (None, [], {}),
+    "alora_invocation_tokens": (None, []),
+}
+# What is not of that kind in spite of its name: what is done here, and what matters only where training begins or is spread out.
+_PASSIVE = (
+    "use_rslora", "use_dora", "runtime_config", "megatron_config", "loftq_config", "eva_config", "corda_config", "lora_ga_config",
+)  # fmt: skip
+# Beginnings that take a part off the base, so that the adapter belongs to another one than its name says.
+_OTHER_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
+
+def read_peft(place: Path, config: dict[str, Any], name: str = PEFT_FILE) -> StoredAdapter:
+    """The adapter in the file `name` of the folder `place`, with the configuration `config`. Errors: `adapters.read_adapter`."""
+    source, file = place / CONFIG_FILE, place / name
+    _refuse_settings(source, config)
+    arrays = arrays_of(place, name)
+    if other := [name for name in arrays if not name.startswith(_PREFIX)]:
+        raise FormatError(file, other[0], f"expected names that begin with {_PREFIX}")
+    stripped = {name[len(_PREFIX) :]: array for name, array in arrays.items()}
+    bases = {
+        name.removesuffix(_BASE): stripped.pop(name)
+        for name in list(stripped)
+        if name.endswith(_BASE)
+    }
+    kind, dropout = (
+        "dora" if config.get("use_dora") else "lora",
+        number(source, config, "lora_dropout", 0.0),
+    )
+    layers: dict[str, StoredLayer] = {}
+    targets = check_targets(source, config)
+    for name, parameter, parts in take_experts(
+        file, stripped, targets, lambda p: _rank_and_scale(source, config, p)[0]
+    ):
+        layers[name] = StoredLayer(parts, _rank_and_scale(source, config, parameter)[1], dropout)
+    for name, scale, parts in take_own_layers(
+        file, stripped, lambda module: _rank_and_scale(source, config, module)
+    ):
+        layers[name] = StoredLayer(parts, scale, dropout)
+    found = grouped(file, stripped, _SUFFIXES, (2,))
+    embeddings = {
+        name.removesuffix(".lora_embedding_A")
+        for name in stripped
+        if name.endswith(".lora_embedding_A")
+    }
+    if kind == "dora" and embeddings:
+        raise ValueError(
+            f"{file}: {min(embeddings)}: PEFT's DoRA of an embedding scales its columns, and pyloss's its rows"
+        )
+    check_kind(source, kind, found)
+    problems = []
+    for name, parts in found.items():
+        weight = f"{name}.weight"  # where the layer is adapted as a parameter
+        whole = any(f".{weight}".endswith(f".{target}") for target in targets)
+        rank, scale = _rank_and_scale(source, config, weight if whole else name)
+        if parts["lora_a"].shape[0] != rank:
+            problems.append(
+                f"{name}: rank {parts['lora_a'].shape[0]}, and the configuration gives {rank:g}"
+            )
+        turned = {
+            part: array if part == "m" else np.ascontiguousarray(array.T)
+            for part, array in parts.items()
+        }
+        layers[name] = StoredLayer(turned, scale, dropout)
+    if problems:
+        raise FormatError(source, None, f"does not fit the tensors:{listed(problems)}")
+    if tied := bool(config.get("ensure_weight_tying")):
+        _drop_twins(layers, bases, embeddings)
+    scale = (
+        Counter(layer.scale for layer in layers.values()).most_common(1)[0][0] if layers else 1.0
+    )
+    rank = max((layer.rank for layer in layers.values()), default=1)
+    made = mlx_config(kind, sorted(layers), rank, scale, dropout) | checked(config, source)
+    return StoredAdapter(str(place), kind, layers, made, bases, set() if tied else embeddings)
+
+
+def _drop_twins(
+    layers: dict[str, StoredLayer], bases: dict[str, np.ndarray], embeddings: set[str]
+) -> None:
+    """Leaves out heads whose adapter is an embedding's, transposed: PEFT writes both where the two are tied."""
+    for name in set(layers) - embeddings:
+        own = layers[name].arrays
+        for other in embeddings:
+            theirs = layers[other].arrays
+            if np.array_equal(own["lora_a"].T, theirs["lora_b"]) and np.array_equal(
+                own["lora_b"].T, theirs["lora_a"]
+            ):
+                del layers[name]
+                bases.pop(name, None)
+                break
+
+
+def _refuse_settings(source: Path, config: Mapping[str, Any]) -> None:
+    """ValueError naming the first setting that would change what the adapter computes and is not here."""
+    if config["peft_type"] != "LORA":
+        raise ValueError(
+            f"{source}: peft_type {shown(config['peft_type'])} is not supported; supported is 'LORA'"
+        )
+    for key, value in config.items():
+        # The library's switches are named use_..., and what has settings of its own ..._config.
+        switch = key not in _PASSIVE and (
+            (key.startswith("use_") and value) or (key.endswith("_config") and value)
+        )
+        if switch or value not in _INACTIVE.get(key, (value,)):
+            raise ValueError(f"{source}: {key} = {shown(value)} is not supported")
+    start = config.get("init_lora_weights")
+    if isinstance(start, str) and start.lower().startswith(_OTHER_BASE):
+        raise ValueError(
+            f"{source}: init_lora_weights = {shown(start)} is not supported: the adapter goes over a base that was changed when "
+            "it began; save it with path_initial_model_for_weight_conversion"
+        )
+
+
+def _rank_and_scale(source: Path, config: Mapping[str, Any], module: str) -> tuple[float, float]:
+    rank, alpha = (
+        _of_module(source, config, *keys, module)
+        for keys in (("r", "rank_pattern"), ("lora_alpha", "alpha_pattern"))
+    )
+    if rank < 1 or rank != int(rank):
+        raise FormatError(source, "r", f"expected a rank of 1 or more, got {rank:g}")
+    return rank, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def _of_module(
+    source: Path, config: Mapping[str, Any], key: str, pattern: str, module: str
+) -> float:
+    """A number of the configuration, or the one that `pattern` has for the layer: by a regular expression for the name's end."""
+    patterns = config.get(pattern) or {}
+    if not isinstance(patterns, dict):
+        raise FormatError(source, pattern, f"expected an object, got {shown(patterns)}")
+    try:
+        chosen = next((name for name in patterns if re.match(rf"(.*\.)?({name})$", module)), None)
+    except re.error as error:
+        raise FormatError(source, pattern, f"expected regular expressions: {error}") from None
+    return number(source, config, key) if chosen is None else number(source, patterns, chosen)
+
+
+def write_peft(
+    place: Path,
+    layers: Mapping[str, Adapter],
+    base_model: str | None,
+    tied: bool,
+    blocks: Container[str] = (),
+    system_prompt: str | None = None,
+) -> None:
+    """Write adapters into the folder `place`; `tied`: the model's head is its embedding. `blocks` are the names of its
+    experts, such as "model.layers.0.mlp.switch_mlp". The system prompt is a key of pyloss's own, which PEFT passes over.
+
+    Raises ValueError for layers that the layout cannot say.
+    """
+    kinds = {layer.kind for layer in layers.values()}
+    if len(kinds) > 1:
+        raise ValueError("PEFT's layout takes adapters of one kind; these are LoRA and DoRA")
+    kind = kinds.pop()
+    experts = {name: layer for name, layer in layers.items() if layer.lora_a.ndim == 3}
+    if experts and kind == "dora":
+        raise ValueError(f"{next(iter(experts))}: PEFT has no DoRA over experts")
+    arrays: dict[str, np.ndarray] = {}
+    ranks: dict[str, int] = {}
+    alphas: dict[str, float] = {}
+    embeddings, parameters = False, []
+    for place_of, parameter, size, scale, pair in whole_parameters(experts):
+        arrays |= {
+            f"{_PREFIX}{place_of}.lora_{half}.weight": np.ascontiguousarray(array)
+            for half, array in pair.items()
+        }
+        ranks[parameter], alphas[parameter] = size, _plain(scale * size)
+        parameters.append(parameter)
+    for name, layer in layers.items():
+        if name in experts:
+            continue
+        at, embedding = f"{_PREFIX}{peft_name(name)}", isinstance(layer.base, Embedding)
+        target = peft_name(name)
+        if f"{name.removesuffix('.gate')}.switch_mlp" in blocks:
+            # A router is a parameter of its block in transformers, and not a layer.
+            target += ".weight"
+            parameters.append(target)
+        ranks[target], alphas[target] = layer.rank, _plain(layer.scale * layer.rank)
+        if embedding and kind == "dora":
+            raise ValueError(
+                f"{name}: PEFT's DoRA of an embedding scales its columns, and pyloss's its rows"
+            )
+        for half, array in (("A", layer.lora_a), ("B", layer.lora_b)):
+            arrays[f"{at}.lora_embedding_{half}" if embedding else f"{at}.lora_{half}.weight"] = (
+                np.ascontiguousarray(array.T)
+            )
+        if kind == "dora":
+            arrays[f"{at}.lora_magnitude_vector"] = getattr(layer, "m")  # noqa: B009  (of DoRA alone)
+        embeddings |= embedding
+    rank, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_model,
+        "inference_mode": True,
+        "r": rank,
+        "lora_alpha": alpha,
+        # PEFT has none over parameters.
+        "lora_dropout": 0.0 if parameters else max(layer.dropout for layer in layers.values()),
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "use_rslora": False,
+        "use_dora": kind == "dora",
+        "target_modules": sorted(set(ranks) - set(parameters)),
+        "rank_pattern": {name: value for name, value in ranks.items() if value != rank},
+        "alpha_pattern": {name: value for name, value in alphas.items() if value != alpha},
+    }
+    if parameters:
+        config["target_parameters"] = sorted(parameters)
+    if system_prompt is not None:
+        config[KEY] = system_prompt
+    if embeddings and tied:
+        config["ensure_weight_tying"] = True
+    write_safetensors(place / PEFT_FILE, arrays, {"format": "pt"})
+    write_json(place / CONFIG_FILE, config, sort_keys=True)
+
+
+def _plain(value: float) -> float:
+    return int(value) if value == int(value) else value

@@ -1,0 +1,187 @@
+"""Adapters on disk, in mlx-lm's layout, which is pyloss's own, or PEFT's: reading, putting over a model, writing."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+
+from pyloss.errors import listed
+from pyloss.io.files import read_json, user_path, write_json, write_safetensors
+from pyloss.io.keeping import make_folder, output
+from pyloss.models.files.names import language_model_name
+from pyloss.nn import Module
+from pyloss.tuner.adapters.adapter import (
+    Adapter,
+    adapter_class,
+    dense,
+    settled_adapters,
+    takes_adapter,
+)
+from pyloss.tuner.adapters.full import is_full
+from pyloss.tuner.adapters.mlx import read_mlx, write_mlx
+from pyloss.tuner.adapters.peft import read_peft, write_peft
+from pyloss.tuner.adapters.stored import (
+    CONFIG_FILE,
+    MLX_FILE,
+    PEFT_FILE,
+    StoredAdapter,
+    StoredLayer,
+    adapter_place,
+)
+from pyloss.tuner.data.system_prompt import system_prompt_of
+from pyloss.tuner.run.run_folder import read_config, run_files, with_own_keys
+
+__all__ = ["CONFIG_FILE", "MLX_FILE", "put_adapter", "read_adapter", "save_adapter"]
+
+
+def read_adapter(folder: str | os.PathLike[str]) -> StoredAdapter:
+    """The adapter in `folder`, in mlx-lm's or PEFT's layout; or in a file of it, such as a numbered checkpoint.
+
+    Raises FileNotFoundError naming what is missing, FormatError for files that cannot be understood, ValueError for an adapter
+    that uses what pyloss does not have.
+    """
+    place, file = adapter_place(folder)
+    if not (place / CONFIG_FILE).is_file():
+        if place.is_dir():
+            found = f"it has no {CONFIG_FILE}"
+        elif place.exists():
+            found = "it is a file, and neither a folder nor the .safetensors file of an adapter"
+        else:
+            found = "the folder does not exist"
+        raise FileNotFoundError(f"no adapter in {place}: {found}")
+    config = read_json(place / CONFIG_FILE)
+    if "peft_type" in config:
+        return read_peft(place, config, file or PEFT_FILE)
+    return read_mlx(place, config, file or MLX_FILE)
+
+
+def put_adapter(model: Any, adapter: StoredAdapter) -> None:
+    """Puts an adapter over the model's layers, trainable.
+
+    Raises ValueError listing every name and shape that does not fit, with the model left as it was.
+    """
+    modules = dict(model.named_modules())
+    problems: list[str] = []
+    layers: dict[str, Adapter] = {}
+    for said, stored in adapter.layers.items():
+        name = said if said in modules else language_model_name(said)
+        # transformers calls Mixtral's blocks as it calls others'; their files and pyloss don't.
+        if (
+            name not in modules
+            and (other := name.replace(".mlp.", ".block_sparse_moe.")) in modules
+        ):
+            name = other
+        layer = _over(modules.get(name), adapter.kind, stored)
+        if isinstance(layer, str):
+            problems.append(f"{name}: {layer}")
+        elif said in adapter.untied and getattr(model, "lm_head", None) is None:
+            problems.append(
+                f"{name}: PEFT adapts the embedding and not the head (ensure_weight_tying), and here they are one"
+            )
+        else:
+            layers[name] = layer
+    for name, weight in adapter.bases.items():
+        if reason := _other_base(modules.get(language_model_name(name)), weight):
+            problems.append(f"{name}: {reason}")
+    if problems:
+        raise ValueError(
+            f"the adapter in {adapter.path} is not one for this model:{listed(problems)}"
+        )
+    if not layers:
+        raise ValueError(f"the adapter in {adapter.path} has no matrices")
+    for name, layer in layers.items():
+        layer.train(model.training)
+        model.set_module(name, layer)
+    model.adapter_config = adapter.config
+
+
+def _over(base: Any, kind: str, stored: StoredLayer) -> Adapter | str:
+    """The stored adapter over a layer, or why it does not fit."""
+    if isinstance(base, Adapter):
+        return "has an adapter already; fuse() or remove_lora_layers() first"
+    if not takes_adapter(base, kind):
+        return "the model has no such layer" + (
+            "" if base is None or kind == "lora" else f" that takes a {kind} adapter"
+        )
+    cls, found = (
+        adapter_class(base, kind),
+        {part: array.shape for part, array in stored.arrays.items()},
+    )
+    if found != cls.shapes(base, stored.rank):
+        shapes = (
+            ", ".join("r" if n < 0 else str(n) for n in shape)
+            for shape in cls.shapes(base, -1).values()
+        )
+        expected = " and ".join(f"({shape})" for shape in shapes)
+        return f"{' and '.join(f'{part} {shape}' for part, shape in found.items())}, expected {expected}"
+    try:
+        layer = cls.from_base(base, r=stored.rank, dropout=stored.dropout, scale=stored.scale)
+    except ValueError as error:
+        return str(error)
+    for part, array in stored.arrays.items():
+        getattr(layer, part)[...] = array
+    return layer
+
+
+def _other_base(module: Any, weight: np.ndarray) -> str | None:
+    """Why a base weight that came with an adapter is not the one of `module`, or a form of it that quantising makes."""
+    own = getattr(module, "weight", None)
+    if own is None or weight.shape != own.shape:
+        found = "no such layer" if own is None else own.shape
+        return f"the adapter was made over a weight of shape {weight.shape}; the model has {found}"
+    own = dense(own)
+    if np.linalg.norm(weight - own) > 0.25 * np.linalg.norm(own):
+        return "the adapter was made over another weight than the model's"
+    return None
+
+
+def save_adapter(
+    model: Module,
+    folder: str | os.PathLike[str],
+    format: str = "mlx",
+    base_model: str | None = None,
+    one_rank: bool = False,
+    overwrite: bool = False,
+) -> None:
+    """Writes the model's adapter into `folder`, in the layout "mlx" (pyloss's own) or "peft".
+
+    `base_model` is the name that PEFT's config gives the base by. With `one_rank`, the layout "mlx" has all layers in the largest
+    rank, the others filled up with zeros: mlx-lm reads no other. An adapter that is there already is kept, with all
+    files of its run, in a folder `previous-N` there, or with `overwrite` replaced.
+
+    Raises ValueError when the model has no adapter or the format cannot say what the adapter does, OSError naming the file that
+    cannot be written.
+    """
+    if format not in ("mlx", "peft"):
+        raise ValueError(f"format must be 'mlx' or 'peft', not {format!r}")
+    config = getattr(model, "adapter_config", None)
+    layers, full = settled_adapters(model), is_full(config)
+    if full and format != "mlx":
+        raise ValueError(
+            f"weights trained in full are saved in the layout 'mlx' or by model.save(folder), not as {format!r}"
+        )
+    if full and not model.trainable_parameters():
+        raise ValueError("the model has no trainable weights to save; call unfreeze_layers first")
+    if not (layers or full):
+        raise ValueError("the model has no adapter; call linear_to_lora_layers first")
+    place = user_path(folder)
+    make_folder(place, "adapter folder")
+    old = read_config(place)
+    with output(place, [*run_files(place), CONFIG_FILE], overwrite):
+        if full:
+            write_safetensors(place / MLX_FILE, model.trainable_parameters())
+            write_json(place / CONFIG_FILE, with_own_keys(config or {}, old), sort_keys=True)
+        elif format == "mlx":
+            write_mlx(place, layers, config, one_rank, old)
+        else:
+            blocks = {name for name, _ in model.named_modules() if name.endswith(".switch_mlp")}
+            write_peft(
+                place,
+                layers,
+                base_model,
+                getattr(model, "lm_head", None) is None,
+                blocks,
+                system_prompt_of(config),
+            )

@@ -1,0 +1,1 @@
+"""Training data: records, the targets in them, batches."""

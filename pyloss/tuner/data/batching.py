@@ -1,0 +1,232 @@
+"""Batches: samples sorted by token count, cut into batches, shuffled by a seed, and resumable at any batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pyloss.checks.numbers import shown
+from pyloss.errors import counted
+from pyloss.tuner.data.targets import Sample
+from pyloss.tuner.datasets import CacheDataset, log
+
+Batch = tuple[npt.NDArray[np.int32], npt.NDArray[Any]]
+
+
+class NoTargets(ValueError):
+    """There is no token in the data that a loss could be measured on."""
+
+
+@dataclass
+class BatchReport:
+    """What became of the samples: how many there are, are used, were cut to the window, were skipped for want of a target."""
+
+    samples: int = 0
+    used: int = 0
+    cut: int = 0
+    skipped: int = 0
+    tokens: int = 0
+    targets: int = 0
+    max_seq_length: int = 0
+
+    @property
+    def text(self) -> str:
+        """The report as one line."""
+        line = f"{self.used} of {self.samples} samples used: {self.tokens} tokens, {self.targets} of them targets"
+        if self.cut:
+            line += f"; {self.cut} longer than {self.max_seq_length} tokens and cut"
+        if self.skipped:
+            line += (
+                f"; {self.skipped} skipped, having no target within {self.max_seq_length} tokens"
+            )
+        return line
+
+
+class BatchIterator(Iterator[Batch]):
+    """Yields `(batch, lengths)`, or `(batch, weights)` where the targets of a row are not one span to its end.
+
+    `batch`: int32 [B, T], token ids padded with 0 to the longest row; `lengths`: int32 [B, 2], (first target token, number
+    of tokens); `weights`: float32 [B, T], the weight of each token as a target, 0 on padding.
+
+    All samples are tokenised at the start. Samples longer than `max_seq_length` are cut and those left without a target
+    skipped: `report` counts them, and a line is logged once for a dataset. A last short batch is used like any other. With a
+    `comm_group` of n workers (`rank()`, `size()`), each takes every n-th row of every batch. The order is given by `seed`
+    (None is 0) and the epoch alone; `state()` says the place in it, from which `set_state()` goes on.
+
+    Raises `ValueError` for an empty dataset, one without targets, fewer samples than workers, a `batch_size` that the
+    workers do not divide, and, where `vocab_size` is given, for a token id outside of it.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        batch_size: int,
+        max_seq_length: int,
+        loop: bool = False,
+        seed: int | None = None,
+        comm_group: Any = None,
+        vocab_size: int | None = None,
+    ):
+        rank, size = (0, 1) if comm_group is None else (comm_group.rank(), comm_group.size())
+        if batch_size < 1 or batch_size % size:
+            raise ValueError(
+                f"batch_size is {batch_size}, and must be a positive multiple of the {size} worker(s)"
+            )
+        if max_seq_length < 2:
+            raise ValueError(
+                f"max_seq_length is {max_seq_length}, and must be at least 2: a token and its successor"
+            )
+        if seed is not None and seed < 0:
+            raise ValueError(f"seed is {seed}, and must be a whole number >= 0, or None")
+        self._dataset = dataset if isinstance(dataset, CacheDataset) else CacheDataset(dataset)
+        self._window = max_seq_length
+        self._loop = loop
+        self._epoch = self._position = 0
+        self.seed = 0 if seed is None else seed
+        self.report = BatchReport(samples=len(self._dataset), max_seq_length=max_seq_length)
+        order = self._usable(vocab_size)
+        if len(order) < size:
+            raise ValueError(
+                f"{len(order)} usable sample(s) are too few for {size} workers: {self.report.text}"
+            )
+        bounds = list(range(0, len(order), batch_size)) + [len(order)]
+        if len(bounds) > 2 and bounds[-1] - bounds[-2] < size:
+            del bounds[-2]  # a rest too small to give each worker a row joins the batch before
+        self._batches = [order[a + rank : b : size] for a, b in pairwise(bounds)]
+        self._permutation = self._shuffled()
+
+    def _usable(self, vocab_size: int | None) -> list[int]:
+        """Indices of the samples with a target, by token count; fills the report."""
+        report, lengths = self.report, {}
+        if not report.samples:
+            raise ValueError("the dataset is empty")
+        for i in range(report.samples):
+            whole = self._dataset.sample(i)
+            if vocab_size is not None:
+                _check_ids(whole, i, vocab_size)
+            sample = whole.cut(self._window)
+            targets = int(np.count_nonzero(sample.weights))
+            if not targets:
+                report.skipped += 1
+                continue
+            lengths[i] = len(sample.tokens)
+            report.cut += len(whole.tokens) > self._window
+            report.tokens += len(sample.tokens)
+            report.targets += targets
+        report.used = len(lengths)
+        if not lengths:
+            raise NoTargets(
+                f"none of the {counted(report.samples, 'sample')} has a target within max_seq_length={self._window} tokens: "
+                "the prompts fill the window, or no answer is there to train on"
+            )
+        if (report.cut or report.skipped) and report.text not in self._dataset.said:
+            self._dataset.said.add(report.text)
+            log.warning("%s", report.text)
+        return sorted(lengths, key=lambda i: lengths[i])
+
+    def _shuffled(self) -> npt.NDArray[np.int64]:
+        return np.random.default_rng([self.seed, self._epoch]).permutation(len(self._batches))
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """How many batches go once through the data."""
+        return len(self._batches)
+
+    def __iter__(self) -> BatchIterator:
+        return self
+
+    def __next__(self) -> Batch:
+        if self._position == len(self._batches):
+            if not self._loop:
+                raise StopIteration
+            self._epoch, self._position = self._epoch + 1, 0
+            self._permutation = self._shuffled()
+        rows = self._batches[self._permutation[self._position]]
+        self._position += 1
+        return self._collate([self._dataset.sample(i).cut(self._window) for i in rows])
+
+    def _collate(self, samples: list[Sample]) -> Batch:
+        width = max(len(s.tokens) for s in samples)
+        batch = np.zeros((len(samples), width), np.int32)
+        for row, sample in zip(batch, samples, strict=True):
+            row[: len(sample.tokens)] = sample.tokens
+        if all(s.is_span for s in samples):
+            return batch, np.array([(s.offset, len(s.tokens)) for s in samples], np.int32)
+        weights = np.zeros(batch.shape, np.float32)
+        for line, sample in zip(weights, samples, strict=True):
+            line[: len(sample.tokens)] = sample.weights
+        return batch, weights
+
+    def state(self) -> dict[str, int]:
+        """The place in the data, JSON-able: `seed`, `epoch`, `position` in it, and the counts that `set_state` compares."""
+        return {
+            "seed": self.seed,
+            "epoch": self._epoch,
+            "position": self._position,
+            **self._fingerprint(),
+        }
+
+    def _fingerprint(self) -> dict[str, int]:
+        return {
+            "batches": len(self._batches),
+            "samples": self.report.used,
+            "tokens": self.report.tokens,
+        }
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Goes on from `state`: the next batches are those that would have followed it.
+
+        Raises `ValueError` for a state that lacks a key or was taken over other data, batch size or window.
+        """
+        own = self.state()
+        if not isinstance(state, Mapping):
+            raise ValueError(
+                f"the state of the batches is {state!r:.80}; it must be what state() gave"
+            )
+        bad = [k for k in own if not isinstance(state.get(k), int) or state[k] < 0]
+        if bad:
+            found = ", ".join(f"{key} {shown(state.get(key))}" for key in bad)
+            raise ValueError(
+                f"the state of the batches has {found}: {', '.join(bad)} must be whole numbers >= 0"
+            )
+        other = {k: state[k] for k, v in self._fingerprint().items() if state[k] != v}
+        if other or state["position"] > len(self._batches):
+            said, here = (
+                ", ".join(f"{shown(place[key])} {key}" for key in self._fingerprint())
+                for place in (state, own)
+            )
+            raise ValueError(
+                f"the state was taken over other data, batch size or window: it had {said}, and here are {here}; "
+                "to go on with other data, start a new run from the adapter (--resume-adapter-file)"
+            )
+        self.seed, self._epoch, self._position = state["seed"], state["epoch"], state["position"]
+        self._permutation = self._shuffled()
+
+
+def _check_ids(sample: Sample, index: int, vocab_size: int) -> None:
+    tokens = np.asarray(sample.tokens, np.int64)
+    bad = np.flatnonzero((tokens < 0) | (tokens >= vocab_size))
+    if len(bad):
+        at = int(bad[0])
+        raise ValueError(
+            f"sample {index}, position {at}: token id {tokens[at]} is outside the vocabulary [0, {vocab_size}); "
+            "is the tokenizer another model's?"
+        )
+
+
+def iterate_batches(
+    dataset: Any,
+    batch_size: int,
+    max_seq_length: int,
+    loop: bool = False,
+    seed: int | None = None,
+    comm_group: Any = None,
+    vocab_size: int | None = None,
+) -> BatchIterator:
+    """The batches of `dataset`, once or, with `loop`, for ever: see `BatchIterator`."""
+    return BatchIterator(dataset, batch_size, max_seq_length, loop, seed, comm_group, vocab_size)

@@ -1,0 +1,145 @@
+"""Reading JSONL records and checking them: every message names the file, the line and what was expected."""
+
+from __future__ import annotations
+
+import codecs
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pyloss.errors import FormatError
+from pyloss.io.files import kind_named, kind_of
+from pyloss.models.text.chat_forms import tools_of
+
+Record = dict[str, Any]
+
+
+class Records(list[Record]):
+    """The records of one JSONL file in order; `where(i)` says which file and line record `i` stands on."""
+
+    def __init__(self, path: Path):
+        """Reads `path`. Blank lines are passed over; a line that is not one UTF-8 JSON object gives `FormatError`."""
+        super().__init__()
+        self.path = path
+        self._lines: list[int] = []
+        for number, record in _read(path):
+            self.append(record)
+            self._lines.append(number)
+
+    def where(self, index: int) -> str:
+        """The place of a record, for messages."""
+        return f"{self.path}, line {self._lines[index]}"
+
+
+def _read(path: Path) -> Iterator[tuple[int, Record]]:
+    if path.exists() and not path.is_file():  # opening a pipe would wait for its writer
+        raise FormatError(path, None, "is not a file")
+    with open(path, "rb") as file:
+        for number, raw in enumerate(file, 1):
+            what = f"line {number}"
+            record = _parsed(path, what, raw)
+            if record is None:
+                continue
+            if not isinstance(record[0], dict):
+                raise FormatError(
+                    path,
+                    what,
+                    f'is {kind_of(record[0])}, and must be an object such as {{"text": ...}}',
+                )
+            yield number, record[0]
+
+
+def _parsed(path: Path, what: str, raw: bytes) -> list[Any] | None:
+    """The JSON value of a line in a list, None for a blank one."""
+    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise FormatError(path, what, "is UTF-16 text, and must be UTF-8")
+    try:
+        # Files that were put together have a byte order mark inside.
+        line = raw.decode().strip().lstrip("\ufeff").strip()
+    except UnicodeDecodeError as e:
+        raise FormatError(
+            path, what, f"is not UTF-8: byte 0x{raw[e.start]:02x} at byte {e.start + 1}"
+        ) from None
+    if not line:
+        return None
+    if "\0" in line:
+        raise FormatError(
+            path,
+            what,
+            f"holds a NUL byte at column {line.index(chr(0)) + 1}; in JSON it is written \\u0000",
+        )
+    try:
+        record = json.loads(line)
+        if "\\u" in line:
+            json.dumps(record, ensure_ascii=False).encode("utf-8")
+    except json.JSONDecodeError as e:
+        raise FormatError(
+            path, what, f"is not valid JSON: {e.msg.removesuffix(' at')} at column {e.colno}"
+        ) from None
+    except UnicodeEncodeError:
+        raise FormatError(
+            path, what, "holds half of a surrogate pair (\\ud800 to \\udfff alone)"
+        ) from None
+    except RecursionError:
+        raise FormatError(
+            path, what, "is not JSON that can be read: it is nested too deep"
+        ) from None
+    except ValueError:
+        raise FormatError(
+            path,
+            what,
+            "is not JSON that can be read: it holds a whole number of thousands of digits",
+        ) from None
+    return [record]
+
+
+def keys_of(record: Mapping[str, Any]) -> str:
+    """The first keys of a record, for messages."""
+    shown = [f"{key!r:.40}" for key, _ in zip(record, range(10), strict=False)]
+    return ", ".join([*shown, "..."] if len(record) > len(shown) else shown) or "none"
+
+
+def field(record: Mapping[str, Any], key: str, kind: type, where: str, expected: str) -> Any:
+    """`record[key]`, which must be there and of `kind`; otherwise a `ValueError` that says what was found."""
+    if key not in record:
+        raise ValueError(
+            f"{where}: the record has no {key!r}; its keys are {keys_of(record)}; expected {expected}"
+        )
+    value = record[key]
+    if not isinstance(value, kind):
+        raise ValueError(f"{where}: {key!r} is {kind_of(value)}, and must be {kind_named(kind)}")
+    return value
+
+
+def check_messages(record: Mapping[str, Any], key: str, where: str) -> None:
+    """Checks a chat record: a non-empty list of objects with a role and a content, and `tools` a list if given."""
+    messages = field(record, key, list, where, f"{key!r}, and 'tools' if there are any")
+    if not messages:
+        raise ValueError(f"{where}: {key!r} is empty, and must hold at least one message")
+    for i, message in enumerate(messages):
+        at = f"{where}: {key}[{i}]"
+        if not isinstance(message, Mapping):
+            raise ValueError(
+                f"{at} is {kind_of(message)}, and must be an object with 'role' and 'content'"
+            )
+        field(message, "role", str, at, "'role' and 'content'")
+        content = message.get("content")
+        if content is None and not message.get("tool_calls"):
+            raise ValueError(
+                f"{at} has no 'content' (and no 'tool_calls'); its keys are {keys_of(message)}"
+            )
+        if content is not None and not isinstance(content, (str, list)):
+            raise ValueError(f"{at}: 'content' is {kind_of(content)}, and must be a string")
+    check_tools(record, where)
+
+
+def check_tools(record: Mapping[str, Any], where: str) -> None:
+    """ValueError, which says `where`, unless a record's tools are a list, JSON text of one, or absent."""
+    try:
+        tools_of(record.get("tools"))
+    except (TypeError, ValueError):
+        wanted = "a list of objects, or JSON text of one"
+        raise ValueError(
+            f"{where}: 'tools' is {kind_of(record['tools'])}, and must be {wanted}"
+        ) from None

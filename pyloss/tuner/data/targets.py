@@ -1,0 +1,121 @@
+"""`Sample`: tokens and which of them are trained; those of a conversation by the turns of its assistant."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pyloss.tuner.data.turns import Conversation, Message
+
+TRAIN_ON = ("last", "assistant", "all")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One tokenised record. `tokens`: list of int, length n; `weights`: float32 [n], the weight of each token as a target.
+
+    `weights[0]` is 0: the first token has nothing before it that could predict it.
+    """
+
+    tokens: list[int]
+    weights: npt.NDArray[np.float32]
+
+    @classmethod
+    def from_spans(cls, tokens: Sequence[int], spans: Sequence[tuple[int, int]]) -> Sample:
+        """A sample whose tokens `first <= i < end` of each span weigh 1, the others and the first token 0."""
+        weights = np.zeros(len(tokens), np.float32)
+        for first, end in spans:
+            weights[first:end] = 1
+        weights[:1] = 0
+        return cls(list(tokens), weights)
+
+    @property
+    def offset(self) -> int:
+        """The first target token; 0 where every token is trained, n where none is."""
+        targets = np.flatnonzero(self.weights)
+        if not len(targets):
+            return len(self.tokens)
+        return 0 if targets[0] == 1 else int(targets[0])
+
+    @property
+    def is_span(self) -> bool:
+        """Whether the targets are all tokens from `offset` to the end, each of weight one."""
+        return bool((self.weights[max(self.offset, 1) :] == 1).all())
+
+    def cut(self, length: int) -> Sample:
+        """The first `length` tokens, weights and all."""
+        return (
+            self
+            if len(self.tokens) <= length
+            else Sample(self.tokens[:length], self.weights[:length])
+        )
+
+
+def as_sample(item: Any) -> Sample:
+    """A `Sample` from what datasets give: a `Sample`, a list of token ids, `(tokens, offset)` or `(tokens, weights)`.
+
+    Raises `TypeError` for anything else (a record that was not tokenised), `ValueError` for weights of another length,
+    negative or not finite.
+    """
+    if isinstance(item, Sample):
+        return item
+    if isinstance(item, (tuple, list)) and len(item) == 2 and np.ndim(item[0]) == 1:
+        tokens, targets = item
+    else:
+        tokens, targets = item, 0
+    if (
+        isinstance(tokens, (str, Mapping))
+        or np.ndim(tokens) != 1
+        or not all(_is_int(t) for t in tokens)
+    ):
+        raise TypeError(
+            f"a sample is a list of token ids or (tokens, offset), not {type(item).__name__} {item!r:.80}"
+        )
+    tokens = [int(t) for t in tokens]
+    if np.ndim(targets) == 0:
+        if not _is_int(targets) or targets < 0:
+            raise ValueError(
+                f"the offset of a sample is {targets!r}, and must be a whole number >= 0"
+            )
+        return Sample.from_spans(tokens, [(int(targets), len(tokens))])
+    weights = np.array(targets, np.float32)
+    if weights.shape != (len(tokens),) or not (np.isfinite(weights).all() and (weights >= 0).all()):
+        raise ValueError(
+            f"weights must be {len(tokens)} finite numbers >= 0, one a token; their shape is {weights.shape}"
+        )
+    weights[:1] = 0
+    return Sample(tokens, weights)
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def chat_sample(tokenizer: Any, messages: Sequence[Message], tools: Any, train_on: str) -> Sample:
+    """The rendered conversation with its targets: all tokens, the last assistant turn or every assistant turn.
+
+    A turn is trained from the first token after the generation prompt to the last token of its end marker; where the
+    template marks the assistant's text with `{% generation %}`, what it marks of the turn. A turn that the template leaves
+    out is not trained. Tokens after the last target teach nothing and are left off. A conversation without an assistant
+    turn has no targets. Raises `ValueError` where the template refuses the conversation.
+    """
+    conversation = Conversation(tokenizer, messages, tools)
+    tokens = conversation.tokens
+    if train_on == "all":
+        return Sample.from_spans(tokens, [(0, len(tokens))])
+    turns = [i for i, m in enumerate(messages) if m["role"] == "assistant"]
+    marked = conversation.marked()
+    if marked is not None and train_on == "assistant":
+        weights = np.array(marked, np.float32)
+    else:
+        weights = Sample.from_spans(
+            tokens, conversation.turns(turns[-1:] if train_on == "last" else turns)
+        ).weights
+        weights = weights if marked is None else weights * np.array(marked, np.float32)
+    weights[:1] = 0
+    used = int(np.flatnonzero(weights)[-1]) + 1 if weights.any() else len(tokens)
+    return Sample(tokens[:used], weights[:used])

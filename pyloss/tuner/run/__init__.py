@@ -1,0 +1,1 @@
+"""A training run: its settings, plan, checkpoints, folder and evaluation."""

@@ -1,0 +1,86 @@
+"""The mean loss over a dataset, and what training shares with it: reading batches and reading a loss."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from pyloss.tuner.data.batching import NoTargets, iterate_batches
+from pyloss.tuner.datasets import CacheDataset
+from pyloss.tuner.losses import default_loss
+
+
+def _number(value: Any) -> float:
+    return float(value.item() if hasattr(value, "item") else value)
+
+
+def loss_and_weight(value: Any) -> tuple[float, float]:
+    """A loss function gives `(loss, ntoks)` or the loss alone, which then weighs 1."""
+    if isinstance(value, (tuple, list)):
+        return _number(value[0]), _number(value[1])
+    return _number(value), 1.0
+
+
+def batches_of(make: Callable[..., Any], model: Any, dataset: Any, **options: Any) -> Iterator[Any]:
+    """The iterator that `make` gives; a user's function is called with those of mlx-lm's keywords that it takes."""
+    if make is iterate_batches:
+        vocabulary = getattr(model, "vocab_size", None)
+        return iter(make(dataset=dataset, vocab_size=vocabulary, **options))
+    loop = options.get("loop", False)
+    offered = {"dataset": dataset, "comm_group": None, **options, "loop": loop, "train": loop}
+    parameters = inspect.signature(make).parameters
+    wanted = {name: value for name, value in offered.items() if name in parameters}
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        mlx = ("dataset", "batch_size", "max_seq_length", "loop", "comm_group")
+        wanted = {
+            name: value for name, value in offered.items() if name in mlx or name in parameters
+        }
+    return iter(make(**wanted))
+
+
+def own_data(dataset: Any, make: Callable[..., Any]) -> Any:
+    """Our batches read a dataset through one cache, so that it is tokenised once; a user's get it untouched."""
+    return (
+        CacheDataset(dataset)
+        if make is iterate_batches and not isinstance(dataset, CacheDataset)
+        else dataset
+    )
+
+
+def evaluate(
+    model: Any,
+    dataset: Any,
+    batch_size: int,
+    num_batches: int = -1,
+    max_seq_length: int = 2048,
+    loss: Callable[..., Any] = default_loss,
+    iterate_batches: Callable[..., Any] = iterate_batches,
+    clear_cache_threshold: int = 0,
+    progress_callback: Callable[[], Any] | None = None,
+) -> float:
+    """The mean loss over the target tokens of `num_batches` batches of `dataset` (-1: all of them).
+
+    The model is in evaluation mode meanwhile. Raises ValueError for a dataset that is empty, and its
+    subclass NoTargets for one without a target.
+    """
+    if num_batches == 0 or num_batches < -1:
+        raise ValueError(f"num_batches is {num_batches}; it must be at least 1, or -1 for all")
+    was_training = getattr(model, "training", False)
+    model.eval()
+    total, weights = 0.0, 0.0
+    try:
+        options = {"batch_size": batch_size, "max_seq_length": max_seq_length}
+        for index, batch in enumerate(batches_of(iterate_batches, model, dataset, **options)):
+            if index == num_batches:
+                break
+            value, weight = loss_and_weight(loss(model, *batch))
+            if weight:
+                total, weights = total + value * weight, weights + weight
+            if progress_callback is not None:
+                progress_callback()
+    finally:
+        model.train(was_training)
+    if not weights:
+        raise NoTargets("nothing to evaluate: the dataset has no batch with a target token")
+    return total / weights

@@ -1,0 +1,43 @@
+"""The fingerprint of a base model: whether a run is resumed over the weights that it began with."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Iterator
+from typing import Any
+
+import numpy as np
+
+from pyloss.weights.stack import WeightStack
+
+_PIECES, _PIECE = 16, 256
+
+
+def fingerprint(model: Any, trained: Collection[str]) -> str:
+    """A hash of the model's weights but for the parameters `trained`: names, shapes, formats, and bytes of each.
+
+    Of a large matrix it reads 16 pieces of 256 bytes, evenly spaced, the first and the last included: a few MB of a mapped
+    model. Other weights of the same shapes, such as another fine-tuned version, differ nearly everywhere.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for name, kind, data in _arrays(model, trained):
+        digest.update(f"{name} {kind} {data.shape}\n".encode())
+        flat = np.ascontiguousarray(data).reshape(-1).view(np.uint8)
+        if flat.size <= _PIECES * _PIECE:
+            digest.update(flat.tobytes())
+            continue
+        for piece in range(_PIECES):
+            begin = (flat.size - _PIECE) * piece // (_PIECES - 1)
+            digest.update(flat[begin : begin + _PIECE].tobytes())
+    return digest.hexdigest()
+
+
+def _arrays(model: Any, trained: Collection[str]) -> Iterator[tuple[str, str, np.ndarray]]:
+    """Name, format and bytes of every array that stays as it is."""
+    for name, array in model.parameters().items():
+        if name not in trained:
+            host = np.asarray(array)
+            yield name, str(host.dtype), host
+    for name, weight in model.stored().items() if hasattr(model, "stored") else ():
+        for matrix in weight.matrices if isinstance(weight, WeightStack) else (weight,):
+            yield name, f"{matrix.format} {matrix.head_dim}", matrix.raw

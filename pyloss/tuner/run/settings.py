@@ -1,0 +1,363 @@
+"""The settings of `pyloss train` and `pyloss eval`: a YAML file as mlx_lm.lora reads it, merged with flags and checked.
+
+`SCHEMA` is the one list of keys: what each may be, its default, and what is refused although mlx-lm knows it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+from pyloss.checks.numbers import LARGEST, real, shown, whole
+from pyloss.errors import nearest
+from pyloss.io.files import PathLike, user_path
+from pyloss.optim import OPTIMIZERS, build_schedule
+from pyloss.runtime.precision import PRECISIONS
+from pyloss.tuner.adapters.lora_parameters import INITS, PEFT_NAMES, adapter_settings
+from pyloss.tuner.run.yaml_file import read_yaml
+
+DEFAULT_MODEL = "smollm2-135m"
+LORA_DEFAULTS: dict[str, Any] = {"rank": 8, "dropout": 0.0, "scale": 20.0}
+
+
+class Refused(ValueError):
+    """What a check raises; its text says what is allowed."""
+
+
+@dataclass(frozen=True)
+class Key:
+    """One setting: `check` turns a given value into the used one or raises `Refused` with what is allowed."""
+
+    check: Callable[[Any], Any]
+    default: Any = None
+
+
+def _integer(least: int) -> Callable[[Any], int]:
+    def check(value: Any) -> int:
+        if isinstance(value, float) and value.is_integer():  # 1e3 is a float in YAML
+            value = int(value)
+        try:
+            return whole(value, "", least)
+        except (TypeError, ValueError):
+            text = f"a whole number of at least {least}"
+            raise Refused(
+                text
+                if not isinstance(value, int) or value <= LARGEST
+                else f"{text} and at most {LARGEST}"
+            ) from None
+
+    return check
+
+
+def _number(
+    least: float, below: float | None = None, above: bool = False
+) -> Callable[[Any], float]:
+    allowed = f"a finite number {'above' if above else 'of at least'} {least:g}"
+    allowed += "" if below is None else f" and below {below:g}"
+
+    def check(value: Any) -> float:
+        try:
+            return real(
+                value, "", None if above else least, above=least if above else None, below=below
+            )
+        except (TypeError, ValueError):
+            raise Refused(allowed) from None
+
+    return check
+
+
+def _boolean(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise Refused("true or false")
+    return value
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise Refused("text")
+    return value
+
+
+def _path(value: Any) -> str:
+    """A file or folder, the user's home put in."""
+    try:
+        return os.fspath(user_path(value))
+    except (TypeError, ValueError):
+        raise Refused("the path of a file or folder") from None
+
+
+def _place(value: Any) -> str:
+    """A path, or a name that is not one, such as a model's on the hub."""
+    if isinstance(value, str) and not value.startswith("~") and value:
+        return value
+    return _path(value)
+
+
+def _size(value: Any) -> int | str:
+    """As mlx-lm gives sizes of memory: a number of bytes, or text such as 2GB."""
+    return value if isinstance(value, str) else _integer(0)(value)
+
+
+def _optional(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return lambda value: None if value is None else check(value)
+
+
+def _one_of(*allowed: str, refused: Mapping[str, str] | None = None) -> Callable[[Any], str]:
+    def check(value: Any) -> str:
+        name = str(value).lower()
+        if refused and name in refused:
+            raise Refused(f"{', '.join(allowed)} ({refused[name]})")
+        if not isinstance(value, str) or name not in allowed:
+            raise Refused(", ".join(allowed))
+        return name
+
+    return check
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise Refused("a mapping of names to values")
+    return dict(value)
+
+
+def _names(value: Any) -> list[str]:
+    if (
+        not isinstance(value, (list, tuple))
+        or not value
+        or not all(isinstance(item, str) for item in value)
+    ):
+        raise Refused("a list of layer names such as [self_attn.q_proj, self_attn.v_proj]")
+    return list(value)
+
+
+def _hf_dataset(value: Any) -> Any:
+    if isinstance(value, (list, tuple)) and value:
+        return [_mapping(item) for item in value]
+    return _mapping(value)
+
+
+def _optimizer_config(value: Any) -> dict[str, Any]:
+    """Options for optimisers that are not there are harmless as long as none of those is chosen."""
+    known = (*OPTIMIZERS, "muon", "adafactor")
+    for name, options in _mapping(value).items():
+        if name not in known:
+            raise Refused(f"a mapping with the keys {', '.join(known)}")
+        if options is not None:
+            _mapping(options)
+    return {name: dict(options or {}) for name, options in value.items()}
+
+
+def _lr_schedule(value: Any) -> dict[str, Any]:
+    build_schedule(_mapping(value))
+    return dict(value)
+
+
+def _ranks(value: Any) -> dict[str, int]:
+    try:
+        return {name: _integer(1)(rank) for name, rank in _mapping(value).items()}
+    except Refused:
+        raise Refused("a mapping of layer names to ranks such as {self_attn.q_proj: 16}") from None
+
+
+LORA_SCHEMA = {
+    "rank": Key(_integer(1)),
+    "scale": Key(_number(0, above=True)),
+    "alpha": Key(_number(0, above=True)),
+    "rslora": Key(_boolean),
+    "dropout": Key(_number(0, below=1)),
+    "keys": Key(_optional(_names)),
+    "rank_pattern": Key(_ranks),
+    "init": Key(_one_of(*INITS)),
+    "loftq_model": Key(_optional(_place)),
+}
+
+
+def _lora_over(base: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """`given` over `base`: a scale takes the place of an alpha, and an alpha that of a scale."""
+    other = {"scale": ("alpha", "rslora"), "alpha": ("scale",)}
+    dropped = {name for key in given for name in other.get(key, ())} - set(given)
+    return {key: value for key, value in base.items() if key not in dropped} | dict(given)
+
+
+def _lora_parameters(value: Any) -> dict[str, Any]:
+    found = _lora_over(LORA_DEFAULTS, _checked(_mapping(value), LORA_SCHEMA, "lora_parameters."))
+    adapter_settings(found)
+    return found
+
+
+_NOT_YET = "is not available yet"
+
+SCHEMA: dict[str, Key] = {
+    "model": Key(_place, DEFAULT_MODEL),
+    "train": Key(_optional(_boolean)),  # true where neither this nor test is said
+    "fine_tune_type": Key(_one_of("lora", "dora", "full"), "lora"),
+    "optimizer": Key(
+        _one_of(*OPTIMIZERS, refused={n: f"{n} {_NOT_YET}" for n in ("muon", "adafactor")}), "adam"
+    ),
+    "optimizer_config": Key(_optimizer_config, {}),
+    "data": Key(_optional(_place)),
+    "hf_dataset": Key(_optional(_hf_dataset)),
+    "seed": Key(_integer(0), 0),
+    "num_layers": Key(_integer(-1), 16),
+    "batch_size": Key(_integer(1), 4),
+    "iters": Key(_integer(0), 1000),
+    "val_batches": Key(_integer(-1), 25),
+    "learning_rate": Key(_number(0), 1e-5),
+    "steps_per_report": Key(_integer(1), 10),
+    "steps_per_eval": Key(_integer(0), 200),
+    "resume_adapter_file": Key(_optional(_path)),
+    "adapter_path": Key(_path, "adapters"),
+    "save_every": Key(_integer(1), 100),
+    "test": Key(_optional(_boolean)),
+    "test_batches": Key(_integer(-1), 500),
+    "max_seq_length": Key(_integer(2), 2048),
+    "grad_checkpoint": Key(_boolean, False),
+    "matmul_precision": Key(_one_of(*PRECISIONS), "float32"),
+    "grad_accumulation_steps": Key(_integer(1), 1),
+    "clear_cache_threshold": Key(_size, 0),
+    "lr_schedule": Key(_optional(_lr_schedule)),
+    "lora_parameters": Key(_lora_parameters, LORA_DEFAULTS),
+    "mask_prompt": Key(_boolean, False),
+    "prompt_feature": Key(_optional(_text)),
+    "completion_feature": Key(_optional(_text)),
+    "chat_feature": Key(_optional(_text)),
+    "text_feature": Key(_optional(_text)),
+    "report_to": Key(_optional(_text)),
+    "project_name": Key(_optional(_text)),
+    "trust_remote_code": Key(_boolean, False),
+    "training_mode": Key(_one_of("normal"), "normal"),
+    "config": Key(_optional(_path)),
+    # ours
+    "device": Key(_optional(_text)),
+    "train_on": Key(_optional(_one_of("last", "assistant", "all"))),
+    "max_grad_norm": Key(_optional(_number(0, above=True))),
+    "warmup": Key(_integer(0), 0),
+    "full_keys": Key(_optional(_names)),
+    "loraplus_lr_ratio": Key(_number(0, above=True), 1.0),
+    "patience": Key(_optional(_integer(1))),
+    "keep_best": Key(_boolean, True),
+    "resume": Key(_boolean, False),
+    "overwrite": Key(_boolean, False),
+    "preview": Key(_integer(0), 0),
+}
+
+#: flags of the command line for what YAML files say under lora_parameters
+LORA_FLAGS = {
+    name: name for name in ("rank", "scale", "alpha", "rslora", "dropout", "init", "loftq_model")
+}
+LORA_FLAGS["lora_keys"] = "keys"
+
+#: names that other versions and other tools use, and what they are called here
+RENAMED = {
+    "lora_layers": "num_layers",
+    "steps_per_save": "save_every",
+    "adapter_file": "resume_adapter_file",
+    "lr": "learning_rate",
+    "epochs": "iters",
+    "max_length": "max_seq_length",
+    "gradient_accumulation_steps": "grad_accumulation_steps",
+    "gradient_checkpointing": "grad_checkpoint",
+    "gradient_clipping": "max_grad_norm",
+    "lora_plus_ratio": "loraplus_lr_ratio",
+    "logging_steps": "steps_per_report",
+    "eval_steps": "steps_per_eval",
+    "save_steps": "save_every",
+    "max_steps": "iters",
+    "num_train_epochs": "iters",
+    "per_device_train_batch_size": "batch_size",
+    "use_dora": "fine_tune_type",
+    "warmup_steps": "warmup",
+    **PEFT_NAMES,
+}
+
+
+def _checked(
+    given: Mapping[str, Any], schema: Mapping[str, Key], prefix: str = ""
+) -> dict[str, Any]:
+    result = {}
+    for key, value in given.items():
+        if key not in schema:
+            hint, place = RENAMED.get(str(key)) or nearest(str(key), schema), prefix
+            if not prefix and (hint or key) in LORA_SCHEMA:
+                hint, place = hint or key, "lora_parameters."
+            ask = f": did you mean {place}{hint}?" if hint in schema or place != prefix else ";"
+            raise ValueError(
+                f"unknown key {prefix}{key} (value {shown(value)}){ask} allowed are {', '.join(schema)}"
+            )
+        try:
+            result[key] = schema[key].check(value)
+        except Refused as refusal:
+            raise ValueError(f"{prefix}{key} is {shown(value)}; allowed: {refusal}") from None
+    return result
+
+
+def check_config(given: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """The checked values of `given`. ValueError names `source`, the key, the value and what is allowed."""
+    try:
+        return _checked(given, SCHEMA)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
+
+
+#: what a run says of one call of the command, not of itself
+_OF_ONE_CALL = (
+    "config",
+    "adapter_path",
+    "resume",
+    "resume_adapter_file",
+    "overwrite",
+    "preview",
+    "train",
+    "test",
+)
+
+
+def resumed_settings(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a run from its `adapter_config.json`: what a run that goes on takes where nothing else is said.
+
+    Raises ValueError for a value that cannot be, naming its key.
+    """
+    known = {
+        key: value
+        for key, value in saved.items()
+        if key in SCHEMA and key not in _OF_ONE_CALL and value is not None
+    }
+    return check_config(known, "the run to resume")
+
+
+def merge_config(
+    flags: Mapping[str, Any],
+    path: PathLike | None = None,
+    defaults: Mapping[str, Any] | None = None,
+) -> SimpleNamespace:
+    """All settings: `flags` that are not None, else those of the YAML file `path`, else `defaults`, else those of the schema.
+
+    Where neither says `train`, it is true unless `test` is: who asks for a test alone gets a test alone.
+
+    The flags in `LORA_FLAGS` go into `lora_parameters`, over those of the file.
+    """
+    settings = {key: entry.default for key, entry in SCHEMA.items()} | dict(defaults or {})
+    from_file = check_config(read_yaml(path), os.fspath(path)) if path is not None else {}
+    given = {key: value for key, value in flags.items() if value is not None}
+    lora = {name: given.pop(flag) for flag, name in LORA_FLAGS.items() if flag in given}
+    settings |= from_file | check_config(given, "command line")
+    try:
+        lora = _checked(lora, LORA_SCHEMA, "lora_parameters.")
+        settings["lora_parameters"] = _lora_over(settings["lora_parameters"], lora)
+        adapter_settings(settings["lora_parameters"])
+    except ValueError as error:
+        raise ValueError(f"command line: {error}") from None
+    settings["test"] = bool(settings["test"])
+    if settings["train"] is None:
+        settings["train"] = not settings["test"]
+    settings["optimizer_config"] = dict(settings["optimizer_config"])
+    if settings["full_keys"] and settings["fine_tune_type"] != "full":
+        raise ValueError(
+            "full_keys says what fine_tune_type full trains; for adapters, lora_parameters has keys (--lora-keys)"
+        )
+    if settings["lr_schedule"] and settings["warmup"]:
+        raise ValueError("warmup is given twice: put it into lr_schedule, where a schedule is used")
+    return SimpleNamespace(**settings)

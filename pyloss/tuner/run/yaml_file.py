@@ -1,0 +1,162 @@
+"""A YAML file of settings: reading it, whatever somebody wrote into it."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pyloss.checks.numbers import shown
+from pyloss.io.files import PathLike, user_path
+
+#: Larger files are none of settings.
+MOST_BYTES = 1 << 20
+#: Aliases in a file, and values once they are put in: lists of lists of aliases can stand for any number of values.
+MOST_ALIASES, MOST_VALUES = 100, 100_000
+#: Keys and values that are written out; PyYAML takes a second or two for them.
+MOST_NODES = 20_000
+#: Python itself refuses to read decimals of more than 4300 digits, with a text about one of its own settings.
+MOST_DIGITS = 1000
+
+
+class _Wrong(ValueError):
+    """What is wrong with a file, and the line of it where that is known."""
+
+    def __init__(self, reason: str, mark: Any = None) -> None:
+        super().__init__(reason)
+        self.where = "" if mark is None else f", line {mark.line + 1}"
+
+
+def read_yaml(path: PathLike) -> dict[Any, Any]:
+    """The mapping in a YAML file; keys that are null are left out.
+
+    Values are text, finite numbers, true and false, lists and mappings. As in mlx-lm, `1e-5` is a number (YAML 1.1 takes
+    it for text).
+
+    Raises:
+        ImportError: PyYAML is missing.
+        OSError: the file cannot be read.
+        ValueError: naming the file: not YAML or not UTF-8, a key that is given twice, or other values.
+    """
+    place = user_path(path)
+    with open(place, "rb") as file:
+        raw = file.read(MOST_BYTES + 1)
+    try:
+        if len(raw) > MOST_BYTES:
+            raise _Wrong(f"larger than {MOST_BYTES >> 20} MB, which no file of settings is")
+        content = _parse(raw.decode("utf-8-sig"))
+        content = {} if content is None else content
+        if not isinstance(content, Mapping):
+            raise _Wrong(f"holds a {type(content).__name__}; a mapping of settings is needed")
+        _check(content, "", {})
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{place}: not UTF-8 text (byte {error.start})") from None
+    except RecursionError:
+        raise ValueError(f"{place}: not YAML that can be read: nested too deep") from None
+    except _Wrong as error:
+        raise ValueError(f"{place}{error.where}: {error}") from error
+    return {key: value for key, value in content.items() if value is not None}
+
+
+def _parse(text: str) -> Any:
+    """What a YAML text holds. Raises _Wrong for what it cannot be."""
+    try:
+        import yaml
+    except ImportError as error:
+        raise ImportError(
+            "reading a YAML configuration needs PyYAML: pip install PyYAML"
+        ) from error
+
+    class Loader(yaml.SafeLoader):
+        aliases = nodes = 0
+
+        def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
+            """Long scalars are text, except integers: the patterns of numbers take time with the square of the length."""
+            if (
+                kind is yaml.ScalarNode
+                and implicit[0]
+                and len(value) > MOST_DIGITS
+                and not value.lstrip("+-").isdigit()
+            ):
+                return self.DEFAULT_SCALAR_TAG
+            return super().resolve(kind, value, implicit)  # type: ignore[no-untyped-call]
+
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            self.nodes += 1
+            if self.nodes > MOST_NODES:
+                raise _Wrong(
+                    f"more than {MOST_NODES} keys and values, which no file of settings has"
+                )
+            self.aliases += self.check_event(yaml.AliasEvent)
+            if self.aliases > MOST_ALIASES:
+                raise _Wrong(f"more than {MOST_ALIASES} aliases")
+            return super().compose_node(parent, index)
+
+        def flatten_mapping(self, node: Any) -> None:
+            """Put in what `<<` names. Of equal keys the last one counts; the others are dropped, else they would pile up."""
+            own: set[str] = set()
+            for key, _ in node.value:
+                if isinstance(key, yaml.ScalarNode):
+                    if key.value in own:
+                        raise _Wrong(f"the key {shown(key.value)} is given twice", key.start_mark)
+                    own.add(key.value)
+            super().flatten_mapping(node)
+            named = {
+                key.value if isinstance(key, yaml.ScalarNode) else id(key): (key, value)
+                for key, value in node.value
+            }
+            node.value = list(named.values())
+
+        def construct_yaml_int(self, node: Any) -> int:
+            if len(node.value) > MOST_DIGITS:
+                raise _Wrong(f"an integer of {len(node.value)} digits", node.start_mark)
+            return int(super().construct_yaml_int(node))
+
+    number = r"[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)[eE][-+]?[0-9]+$"
+    Loader.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(number), list("-+0123456789.")
+    )
+    Loader.add_constructor("tag:yaml.org,2002:int", Loader.construct_yaml_int)
+    try:
+        return yaml.load(text, Loader)
+    except yaml.YAMLError as error:
+        raise _Wrong(
+            f"not YAML: {getattr(error, 'problem', None) or error}",
+            getattr(error, "problem_mark", None),
+        ) from error
+    except _Wrong:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        # PyYAML's own, for a tag on a value that is not of its type, or a date that is none.
+        raise _Wrong(
+            "a value that its tag does not fit (such as !!int x), or a date that is none"
+        ) from error
+
+
+def _check(value: Any, key: str, counted: dict[int, int]) -> int:
+    """How many values `value` stands for. Raises _Wrong for too many, and for what settings cannot be."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise _Wrong(f"{key} is {value}; it must be a finite number")
+    if value is None or isinstance(value, (str, int, float)):
+        return 1
+    if not isinstance(value, (list, dict)):
+        raise _Wrong(
+            f"{key} is a {type(value).__name__}; it must be text, a number, true, false, a list or a mapping"
+        )
+    if id(value) in counted:
+        if not counted[id(value)]:
+            raise _Wrong(f"{key} holds itself")
+        return counted[id(value)]
+    counted[id(value)] = 0
+    total = 1 + sum(
+        _check(item, key or shown(name).strip("'"), counted) for name, item in _parts(value)
+    )
+    if total > MOST_VALUES:
+        raise _Wrong(f"{key or 'the file'} stands for more than {MOST_VALUES} values")
+    counted[id(value)] = total
+    return total
+
+
+def _parts(value: Any) -> Iterator[tuple[Any, Any]]:
+    return iter(value.items()) if isinstance(value, dict) else enumerate(value)

@@ -1,0 +1,697 @@
+"""Model configurations: every source gives the same one, and what would change results silently is refused."""
+
+import json
+
+import numpy as np
+import pytest
+from rope_settings import llama3
+
+from pyloss.errors import FormatError
+from pyloss.io.tensor_file import StoredTensor
+from pyloss.models.config.model_config import ModelConfig
+from pyloss.models.config.rope_scaling import llama3_factors
+
+SMOLLM2 = {
+    "architectures": ["LlamaForCausalLM"],
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "hidden_act": "silu",
+    "hidden_size": 576,
+    "initializer_range": 0.041666666666666664,
+    "intermediate_size": 1536,
+    "is_llama_config": True,
+    "max_position_embeddings": 8192,
+    "mlp_bias": False,
+    "model_type": "llama",
+    "num_attention_heads": 9,
+    "num_hidden_layers": 30,
+    "num_key_value_heads": 3,
+    "pad_token_id": 2,
+    "pretraining_tp": 1,
+    "rms_norm_eps": 1e-05,
+    "rope_interleaved": False,
+    "rope_scaling": None,
+    "rope_theta": 100000,
+    "tie_word_embeddings": True,
+    "torch_dtype": "bfloat16",
+    "vocab_size": 49152,
+}
+LLAMA3 = llama3()
+YARN = {
+    "rope_type": "yarn",
+    "factor": 4.0,
+    "original_max_position_embeddings": 32768,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "attention_factor": 1.1386294361119891,
+}
+GGUF = {
+    "general.architecture": "llama",
+    "llama.block_count": 30,
+    "llama.context_length": 8192,
+    "llama.embedding_length": 576,
+    "llama.feed_forward_length": 1536,
+    "llama.attention.head_count": 9,
+    "llama.attention.head_count_kv": 3,
+    "llama.rope.freq_base": 100000.0,
+    "llama.attention.layer_norm_rms_epsilon": 9.999999747378752e-06,
+    "llama.rope.dimension_count": 64,
+    "tokenizer.ggml.bos_token_id": 1,
+    "tokenizer.ggml.eos_token_id": 2,
+    "tokenizer.ggml.padding_token_id": 2,
+}
+
+
+def stored(name, array):
+    array = np.asarray(array, np.float32)
+    return StoredTensor("m.gguf", name, "F32", array.shape, array.view(np.uint8).reshape(-1))
+
+
+WINDOWED = {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 512}
+# The tensors that configurations are read with: the embedding, and those that tell how many layers there are.
+EMBEDDING = {
+    "token_embd.weight": StoredTensor("m.gguf", "token_embd.weight", "Q8_0", (49152, 576), None),
+    "blk.61.attn_norm.weight": None,
+}
+
+
+@pytest.fixture
+def read(tmp_path):
+    def read(**changes):
+        content = {key: value for key, value in {**SMOLLM2, **changes}.items() if value is not ...}
+        path = tmp_path / "config.json"
+        path.write_text(json.dumps(content))
+        return ModelConfig.from_hf(path)
+
+    return read
+
+
+def test_smollm2(read):
+    config = read()
+    assert (config.head_dim, config.rope_theta, config.rope_scaling) == (64, 100000.0, None)
+    assert type(config.rope_theta) is float
+    assert (config.num_attention_heads, config.num_key_value_heads, config.num_hidden_layers) == (
+        9,
+        3,
+        30,
+    )
+    assert (
+        config.tie_word_embeddings is True
+        and config.attention_bias is False
+        and config.mlp_bias is False
+    )
+    assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (1, 2, 2)
+
+
+def test_gguf_gives_the_same_as_config_json(read):
+    assert ModelConfig.from_gguf(GGUF, EMBEDDING) == read()
+
+
+def test_defaults(read):
+    missing = (
+        "num_key_value_heads",
+        "rms_norm_eps",
+        "rope_theta",
+        "tie_word_embeddings",
+        "max_position_embeddings",
+    )
+    config = read(**dict.fromkeys(missing, ...), eos_token_id=None, pad_token_id=...)
+    assert config.num_key_value_heads == 9
+    assert (config.rms_norm_eps, config.rope_theta, config.max_position_embeddings) == (
+        1e-6,
+        10000.0,
+        2048,
+    )
+    assert config.tie_word_embeddings is False
+    assert config.eos_token_id is None and config.pad_token_id is None
+    assert read(head_dim=None).head_dim == 64
+    assert read(head_dim=32).head_dim == 32
+    assert read(eos_token_id=[2, 3]).eos_token_id == [2, 3]
+
+
+def test_rope_of_transformers_5(read):
+    config = read(
+        rope_theta=...,
+        rope_scaling=...,
+        rope_parameters={"rope_theta": 5e5, "rope_type": "default"},
+    )
+    assert (config.rope_theta, config.rope_scaling) == (5e5, None)
+    config = read(rope_theta=..., rope_scaling=..., rope_parameters={"rope_theta": 5e5, **LLAMA3})
+    assert (config.rope_theta, config.rope_scaling) == (5e5, LLAMA3)
+
+
+def test_rope_before_transformers_5(read):
+    assert read(rope_scaling=LLAMA3).rope_scaling == LLAMA3
+    assert read(rope_scaling={"type": "linear", "factor": 2}).rope_scaling == {
+        "rope_type": "linear",
+        "factor": 2.0,
+    }
+    assert read(rope_scaling={"rope_type": "default"}).rope_scaling is None
+    yarn = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+    assert read(rope_scaling=yarn).rope_scaling == YARN
+    assert (
+        read(rope_scaling={**yarn, "attention_factor": 1.0, "mscale": None}).rope_scaling[
+            "attention_factor"
+        ]
+        == 1.0
+    )
+
+
+@pytest.mark.parametrize("kind", ["yarn", "llama3"])
+def test_the_length_before_scaling_may_be_left_to_the_configuration(read, kind):
+    """Whole floats are lengths, too; right values as in transformers, see tests/parity/test_config_parity.py."""
+    scaling = {
+        key: value
+        for key, value in (YARN if kind == "yarn" else LLAMA3).items()
+        if not key.startswith("original")
+    }
+
+    def length(**changes):
+        return read(rope_scaling={**scaling, **changes.pop("inner", {})}, **changes).rope_scaling[
+            "original_max_position_embeddings"
+        ]
+
+    assert length() == 8192 and length(max_position_embeddings=4096) == 4096
+    assert length(inner={"original_max_position_embeddings": 4096.0}) == 4096
+    assert type(length(inner={"original_max_position_embeddings": 4096.0})) is int
+    assert (
+        length(
+            inner={"original_max_position_embeddings": 1024}, original_max_position_embeddings=2048
+        )
+        == 2048
+    )
+
+
+def test_what_rope_scaling_says_goes_before_the_keys_outside(read):
+    assert (
+        read(rope_scaling={"rope_type": "linear", "factor": 2.0, "rope_theta": 5e5}).rope_theta
+        == 5e5
+    )
+    assert (
+        read(rope_scaling={"rope_type": "default", "rope_theta": 5e5}, rope_theta=...).rope_theta
+        == 5e5
+    )
+    config = read(
+        rope_scaling={"type": "linear", "factor": 2.0},
+        rope_parameters={"rope_theta": 7e5, **LLAMA3},
+    )
+    assert (
+        config.rope_scaling == {"rope_type": "linear", "factor": 2.0} and config.rope_theta == 1e5
+    )
+
+
+HUGE = 10**400
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rope_theta": 1.0, "rope_scaling": YARN},
+        {"rope_theta": 5e-324},
+        {"rope_scaling": {**YARN, "beta_slow": 5e-324}},
+        {"rope_scaling": {**YARN, "factor": 1e-320}},
+        {"rope_scaling": {**YARN, "attention_factor": 1e300}},
+        {"rope_scaling": {**YARN, "original_max_position_embeddings": HUGE}},
+        {"rope_scaling": {**LLAMA3, "original_max_position_embeddings": HUGE}},
+        {"rope_scaling": {"rope_type": "linear", "factor": 5e-324}},
+        {"original_max_position_embeddings": HUGE, "rope_scaling": YARN},
+        {"model_type": "gemma3_text", "query_pre_attn_scalar": HUGE},
+        {"model_type": "gemma3_text", "rope_local_base_freq": HUGE},
+        {"model_type": "mistral", "sliding_window": 1 << 63},
+        {"model_type": "mistral", "sliding_window": 1 << 40},
+        {"max_position_embeddings": HUGE},
+        {"rms_norm_eps": HUGE},
+        {"head_dim": 10**9},
+        {"vocab_size": 10**12},
+        {"num_hidden_layers": 10**9},
+        {"num_hidden_layers": 10**9, "model_type": "gemma3_text"},
+        {"num_hidden_layers": 10**9, "model_type": "qwen3_moe", "decoder_sparse_step": 2},
+        {"model_type": "qwen3_moe", "mlp_only_layers": [{}]},
+        {"bos_token_id": HUGE},
+    ],
+)
+def test_arithmetic_stays_in_its_range(read, changes):
+    with pytest.raises(FormatError, match="config.json"):
+        read(**changes)
+
+
+def windows(config):
+    return [config.window(i) for i in range(config.num_hidden_layers)]
+
+
+def test_windows(read):
+    assert windows(read(sliding_window=None)) == [0] * 30
+    assert windows(read(model_type="mistral", sliding_window=7)) == [7] * 30
+    assert windows(read(model_type="mistral")) == [4096] * 30
+    assert windows(read(model_type="mistral", sliding_window=None)) == [0] * 30
+    assert windows(read(model_type="qwen2", sliding_window=9)) == [0] * 30
+    assert windows(read(**WINDOWED)) == [0] * 28 + [512] * 2
+    assert windows(read(**WINDOWED, max_window_layers=3)) == [0] * 3 + [512] * 27
+    assert (
+        windows(read(**WINDOWED, layer_types=["sliding_attention"] + ["full_attention"] * 29))
+        == [512] + [0] * 29
+    )
+    assert windows(read(model_type="gemma3_text")) == ([4096] * 5 + [0]) * 5
+    assert (
+        windows(read(model_type="gemma3_text", sliding_window=3, sliding_window_pattern=2))
+        == [3, 0] * 15
+    )
+    assert windows(read(model_type="gemma3_text", sliding_window_pattern=1)) == [0] * 30
+
+
+def test_window_period(read):
+    def period(*types):
+        names = {"s": "sliding_attention", "f": "full_attention"}
+        return read(
+            model_type="gemma3_text",
+            num_hidden_layers=len(types[0]),
+            layer_types=[names[t] for t in types[0]],
+        ).window_period
+
+    assert [period(types) for types in ("ssf", "ssfs", "ssfssf", "f", "ff", "s", "ss")] == [
+        3,
+        3,
+        3,
+        1,
+        1,
+        2,
+        3,
+    ]
+    assert [period(types) for types in ("ssff", "fs", "ssfsfs")] == [None] * 3
+
+
+def test_gemma_by_its_defaults(read):
+    published = {
+        "model_type": "gemma3",
+        "eos_token_id": [1, 106],
+        "text_config": {"hidden_size": 2560, "num_hidden_layers": 34},
+    }
+    text = dict.fromkeys(SMOLLM2, ...) | published
+    text["text_config"] |= {
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+        "sliding_window": 1024,
+        "eos_token_id": 1,
+    }
+    config = read(**text)
+    assert (config.model_type, config.vocab_size, config.head_dim, config.num_attention_heads) == (
+        "gemma3_text",
+        262208,
+        256,
+        8,
+    )
+    assert (
+        config.num_key_value_heads,
+        config.query_pre_attn_scalar,
+        config.tie_word_embeddings,
+    ) == (4, 256, True)
+    assert (config.rope_theta, config.rope_local_base_freq) == (1e6, 1e4)
+    assert config.rope_scaling == {
+        "rope_type": "linear",
+        "factor": 8.0,
+    } and config.eos_token_id == [1, 106]
+    assert windows(config) == ([1024] * 5 + [0]) * 5 + [1024] * 4
+
+
+def test_rope_per_layer_type(read):
+    local, full = (
+        {"rope_type": "default", "rope_theta": 5e3},
+        {"rope_type": "linear", "factor": 2.0, "rope_theta": 7e5},
+    )
+    config = read(
+        model_type="gemma3_text",
+        rope_parameters={"sliding_attention": local, "full_attention": full},
+        rope_theta=...,
+    )
+    assert (config.rope_theta, config.rope_local_base_freq) == (7e5, 5e3)
+    assert config.rope_scaling == {"rope_type": "linear", "factor": 2.0}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"rope_scaling": LLAMA3},
+        {"rope_scaling": YARN},
+        {"eos_token_id": [2, 3], "model_type": "mistral"},
+        {"model_type": "mistral", "sliding_window": 100},
+        {**WINDOWED, "max_window_layers": 3},
+        {"model_type": "qwen3"},
+        {"model_type": "gemma3_text", "sliding_window": 100},
+        {
+            "model_type": "gemma3_text",
+            "sliding_window": 100,
+            "layer_types": ["full_attention"] + ["sliding_attention"] * 29,
+        },
+        {"model_type": "gemma3_text", "sliding_window_pattern": 1},
+    ],
+)
+def test_round_trip(read, tmp_path, changes):
+    changes = {"sliding_window": None, **changes}
+    config = read(**changes)
+    (tmp_path / "config.json").write_text(json.dumps(config.to_hf()))
+    assert ModelConfig.from_hf(tmp_path / "config.json") == config
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"model_type": "gpt2"},
+            "model_type 'gpt2' is not supported; supported are llama, mistral",
+        ),
+        ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5"),
+        ({"sliding_window": 4096}, "sliding_window 4096 is not supported for llama"),
+        (
+            {"model_type": "gemma3_text", "hidden_activation": "gelu"},
+            "hidden_activation 'gelu' .* 'gelu_pytorch_tanh'",
+        ),
+        (
+            {"model_type": "gemma3_text", "attn_logit_softcapping": 50.0},
+            "attn_logit_softcapping 50.0 .* supported is null",
+        ),
+        (
+            {"model_type": "gemma3_text", "final_logit_softcapping": 30.0},
+            "final_logit_softcapping 30.0",
+        ),
+        (
+            {"model_type": "gemma3_text", "use_bidirectional_attention": True},
+            "use_bidirectional_attention True .* null or false",
+        ),
+        ({"model_type": "gemma3_text", "rope_parameters": {"other": {}}}, "per layer type"),
+        (
+            {
+                "model_type": "gemma3_text",
+                "rope_parameters": {"sliding_attention": {"rope_type": "linear", "factor": 2.0}},
+            },
+            "'linear' of sliding_attention",
+        ),
+        (
+            {"rope_scaling": {"rope_type": "dynamic", "factor": 4.0}},
+            "rope_type 'dynamic' .* default, linear, llama3, yarn",
+        ),
+        ({"rope_scaling": {**YARN, "mscale": 1.0}}, "mscale of rope_scaling 1.0 is not supported"),
+        (
+            {"rope_scaling": {**YARN, "truncate": False}},
+            "truncate of rope_scaling False is not supported",
+        ),
+        ({"rope_parameters": {"full": {"rope_theta": 1.0}}}, "per layer type"),
+    ],
+)
+def test_what_is_not_supported_is_named(read, changes, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        read(**changes)
+    assert "config.json" in str(caught.value)
+    assert not isinstance(caught.value, FormatError)
+
+
+@pytest.mark.parametrize(
+    ("changes", "what", "message"),
+    [
+        ({"hidden_size": "576"}, "hidden_size", "the value is '576'; it must be a whole number"),
+        ({"hidden_size": 576.0}, "hidden_size", "the value is 576.0; it must be a whole number"),
+        ({"hidden_size": True}, "hidden_size", "the value is True; it must be a whole number"),
+        ({"hidden_size": ...}, "hidden_size", "missing"),
+        ({"vocab_size": None}, "vocab_size", "missing"),
+        ({"model_type": ["llama"]}, "model_type", "expected str"),
+        ({"tie_word_embeddings": 1}, "tie_word_embeddings", "expected bool"),
+        (
+            {"rms_norm_eps": "1e-5"},
+            "rms_norm_eps",
+            "the value is '1e-5'; it must be a finite number",
+        ),
+        ({"eos_token_id": ["a"]}, "eos_token_id", "integer or a list"),
+        ({"rope_scaling": "llama3"}, "rope_scaling", "expected dict"),
+        ({"rope_scaling": {"rope_type": "linear"}}, "factor", "missing"),
+        (
+            {"rope_scaling": {**LLAMA3, "factor": "8"}},
+            "factor",
+            "the value is '8'; it must be a finite number",
+        ),
+        ({"rope_scaling": {**LLAMA3, "factor": -1}}, None, "positive finite"),
+        ({"rope_scaling": {**LLAMA3, "low_freq_factor": 4.0}}, None, "below"),
+        (
+            {"rope_scaling": {**YARN, "beta_slow": 32}},
+            None,
+            "beta_slow must be below its beta_fast",
+        ),
+        ({"rope_scaling": {**YARN, "factor": 0}}, None, "positive finite"),
+        (
+            {"num_attention_heads": 7},
+            None,
+            "hidden_size 576 is not a multiple of num_attention_heads 7",
+        ),
+        (
+            {"num_attention_heads": 0},
+            "num_attention_heads",
+            "the value is 0; it must be a whole number from 1 to 2147483647",
+        ),
+        (
+            {"num_key_value_heads": 2},
+            None,
+            "num_attention_heads 9 is not a multiple of num_key_value_heads 2",
+        ),
+        ({"head_dim": 63}, None, "head_dim must be even"),
+        (
+            {"num_hidden_layers": -1},
+            "num_hidden_layers",
+            "the value is -1; it must be a whole number from 1 to 65536",
+        ),
+        ({"rms_norm_eps": 0}, None, "rms_norm_eps is 0.0; it must be a finite number above 0"),
+        (
+            {"rope_theta": float("nan")},
+            "rope_theta",
+            "the value is nan; it must be a finite number",
+        ),
+        (
+            {"model_type": "mistral", "sliding_window": 0},
+            None,
+            "sliding_window is 0; it must be a whole number from 1 to",
+        ),
+        (
+            {"model_type": "mistral", "sliding_window": "all"},
+            "sliding_window",
+            "the value is 'all'; it must be a whole number",
+        ),
+        (
+            {**WINDOWED, "layer_types": ["sliding_attention"]},
+            None,
+            "layer_types names 1 layers, and num_hidden_layers is 30",
+        ),
+        (
+            {**WINDOWED, "layer_types": ["chunked_attention"] * 30},
+            None,
+            "layer_types must be of .* got 'chunked_attention'",
+        ),
+        ({**WINDOWED, "layer_types": "full_attention"}, "layer_types", "expected list"),
+        (
+            {"model_type": "gemma3_text", "sliding_window_pattern": 0},
+            "sliding_window_pattern",
+            "at least 1, got 0",
+        ),
+        (
+            {"model_type": "gemma3_text", "query_pre_attn_scalar": -1},
+            "query_pre_attn_scalar",
+            "the value is -1; it must be a whole number of at least 1",
+        ),
+        (
+            {"model_type": "gemma3_text", "rope_local_base_freq": 0},
+            None,
+            "rope_local_base_freq is 0.0; it must be a finite number above 0",
+        ),
+        ({"model_type": "gemma3"}, "text_config", "missing"),
+        (
+            {"rope_theta": 10**400},
+            "rope_theta",
+            "the value is an integer of 1329 bits; it must be a finite number",
+        ),
+    ],
+)
+def test_damage_is_named(read, changes, what, message):
+    with pytest.raises(FormatError, match=message) as caught:
+        read(**changes)
+    assert caught.value.path.endswith("config.json")
+    assert caught.value.what == what
+
+
+def test_gguf_switches_come_from_the_tensors():
+    config = ModelConfig.from_gguf(GGUF, EMBEDDING)
+    assert config.tie_word_embeddings and not config.attention_bias and not config.mlp_bias
+    more = {
+        **EMBEDDING,
+        **dict.fromkeys(("output.weight", "blk.0.attn_q.bias", "blk.0.ffn_gate.bias")),
+    }
+    config = ModelConfig.from_gguf(GGUF, more)
+    assert not config.tie_word_embeddings and config.attention_bias and config.mlp_bias
+
+
+def test_gguf_of_families():
+    for name in ("qwen2", "qwen3"):
+        metadata = {key.replace("llama.", f"{name}."): value for key, value in GGUF.items()} | {
+            "general.architecture": name
+        }
+        config = ModelConfig.from_gguf(metadata, {**EMBEDDING, "blk.0.attn_q.bias": None})
+        assert config.model_type == name and config.head_dim == 64
+        # That q, k and v have biases goes without saying for one of them.
+        assert config.attention_bias == (name == "qwen3")
+
+
+def test_gguf_of_gemma():
+    metadata = {key.replace("llama.", "gemma3."): value for key, value in GGUF.items()} | {
+        "general.architecture": "gemma3"
+    }
+    config = ModelConfig.from_gguf({**metadata, "gemma3.attention.sliding_window": 512}, EMBEDDING)
+    assert windows(config) == ([512] * 5 + [0]) * 5
+    assert (config.rope_theta, config.rope_local_base_freq, config.query_pre_attn_scalar) == (
+        1e5,
+        1e4,
+        64,
+    )
+    more = {
+        "gemma3.attention.sliding_window": 8,
+        "gemma3.attention.sliding_window_pattern": 2,
+        "gemma3.rope.freq_base_swa": 5e3,
+    }
+    config = ModelConfig.from_gguf({**metadata, **more}, EMBEDDING)
+    assert windows(config) == [8, 0] * 15 and config.rope_local_base_freq == 5e3
+    assert windows(ModelConfig.from_gguf(metadata, EMBEDDING)) == [0] * 30
+    largest = {**metadata, "gemma3.block_count": 62, "gemma3.embedding_length": 900}
+    assert ModelConfig.from_gguf(largest, EMBEDDING).query_pre_attn_scalar == 100
+    with pytest.raises(ValueError, match="gemma3.final_logit_softcapping 30.0"):
+        ModelConfig.from_gguf({**metadata, "gemma3.final_logit_softcapping": 30.0}, EMBEDDING)
+
+
+@pytest.mark.parametrize("original", [32, 4096, 8192])
+def test_gguf_llama3_factors_are_turned_back_into_their_numbers(original):
+    scaling = {**LLAMA3, "original_max_position_embeddings": original}
+    factors = stored("rope_freqs.weight", llama3_factors(scaling, 5e5, 64))
+    metadata = {**GGUF, "llama.rope.freq_base": 5e5}
+    assert (
+        ModelConfig.from_gguf(metadata, {**EMBEDDING, "rope_freqs.weight": factors}).rope_scaling
+        == scaling
+    )
+    other = stored("rope_freqs.weight", np.linspace(1, 8, 32))
+    with pytest.raises(
+        FormatError, match=r"m.gguf: rope_freqs.weight: these are not the rotary factors of Llama 3"
+    ):
+        ModelConfig.from_gguf(metadata, {**EMBEDDING, "rope_freqs.weight": other}, "m.gguf")
+
+
+def test_gguf_yarn():
+    metadata = {**GGUF, "llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 4.0}
+    metadata["llama.rope.scaling.original_context_length"] = 32768
+    scaling = ModelConfig.from_gguf(metadata, EMBEDDING).rope_scaling
+    assert scaling == {**YARN, "attention_factor": pytest.approx(1.13863, abs=1e-5)}
+    without = {
+        key: value for key, value in metadata.items() if not key.endswith("original_context_length")
+    }
+    assert (
+        ModelConfig.from_gguf(without, EMBEDDING).rope_scaling["original_max_position_embeddings"]
+        == 8192
+    )
+    scaling = ModelConfig.from_gguf(
+        {**metadata, "llama.rope.scaling.yarn_beta_fast": 16.0}, EMBEDDING
+    ).rope_scaling
+    assert scaling["beta_fast"] == 16.0
+    for key in ("attn_factor", "yarn_ext_factor", "yarn_attn_factor"):
+        with pytest.raises(
+            ValueError, match=f"m.gguf: llama.rope.scaling.{key} 0.5 is not supported"
+        ):
+            ModelConfig.from_gguf(
+                {**metadata, f"llama.rope.scaling.{key}": 0.5}, EMBEDDING, "m.gguf"
+            )
+
+
+@pytest.mark.parametrize(
+    ("said", "factor"),
+    [
+        ({"scaling.type": "linear", "scaling.factor": 4.0}, 4.0),
+        ({"scaling.factor": 4.0}, 4.0),
+        ({"scale_linear": 4.0}, 4.0),
+        ({"scaling.factor": 2.0, "scale_linear": 4.0}, 2.0),
+        ({"scaling.type": "none", "scaling.factor": 4.0}, None),
+        ({"scaling.type": "linear"}, None),
+        ({"scale_linear": 1.0}, None),
+        ({"scaling.factor": 0.0}, None),
+    ],
+)
+def test_gguf_linear_scaling(said, factor):
+    """As llama.cpp reads it: a factor alone is linear, scale_linear its older name, 0 and 1 no scaling."""
+    metadata = {**GGUF, **{f"llama.rope.{key}": value for key, value in said.items()}}
+    expected = factor and {"rope_type": "linear", "factor": factor}
+    assert ModelConfig.from_gguf(metadata, EMBEDDING).rope_scaling == expected
+
+
+def test_gguf_scaling_by_a_factor_beside_stored_factors_is_refused():
+    factors = stored("rope_freqs.weight", llama3_factors(LLAMA3, 5e5, 64))
+    with pytest.raises(ValueError, match="'linear' beside rope_freqs.weight is not supported"):
+        ModelConfig.from_gguf(
+            {**GGUF, "llama.rope.scale_linear": 2.0}, {**EMBEDDING, "rope_freqs.weight": factors}
+        )
+
+
+@pytest.mark.parametrize("wrong", [np.inf, np.nan, 0.0, -1.0])
+def test_gguf_stored_factors_are_positive_and_finite(wrong):
+    factors = llama3_factors(LLAMA3, 5e5, 64)
+    factors[20] = wrong
+    with pytest.raises(
+        FormatError,
+        match="rope_freqs.weight: these are rotary factors, and some are not positive or not finite",
+    ):
+        ModelConfig.from_gguf(
+            GGUF, {**EMBEDDING, "rope_freqs.weight": stored("rope_freqs.weight", factors)}
+        )
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("rope.freq_base", 5e-324),
+        ("attention.layer_norm_rms_epsilon", 1e300),
+        ("block_count", 10**9),
+    ],
+)
+def test_gguf_arithmetic_stays_in_its_range(key, value):
+    with pytest.raises(FormatError):
+        ModelConfig.from_gguf({**GGUF, f"llama.{key}": value}, EMBEDDING)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"general.architecture": "mamba"},
+            "architecture 'mamba' is not supported; supported are gemma3, llama",
+        ),
+        ({"llama.expert_count": 8}, "llama.expert_used_count: this key is missing"),
+        ({"llama.expert_count": 8, "llama.expert_used_count": 9}, "cannot visit 9 of 8 experts"),
+        (
+            {"llama.expert_count": 8, "llama.expert_used_count": 2, "llama.expert_shared_count": 1},
+            "expert_shared_count 1 is not supported",
+        ),
+        (
+            {"general.architecture": "qwen2", "qwen2.expert_count": 8},
+            "architecture with experts 'qwen2' is not supported; supported are llama, ",
+        ),
+        ({"llama.rope.scaling.type": "longrope"}, "scaling.type 'longrope'"),
+        ({"llama.attention.key_length": 128}, "partial"),
+        ({"llama.attention.sliding_window": 4096}, "sliding_window 4096"),
+        ({"llama.block_count": None}, "llama.block_count: this key is missing"),
+        (
+            {"llama.attention.head_count": [9, 9]},
+            "head_count: the value is \\[9, 9\\]; it must be a whole number",
+        ),
+        ({"llama.attention.head_count_kv": 2}, "not a multiple"),
+    ],
+)
+def test_gguf_problems_are_named(changes, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        ModelConfig.from_gguf({**GGUF, **changes}, EMBEDDING, "m.gguf")
+    assert str(caught.value).startswith("m.gguf")
+
+
+def test_gguf_without_an_embedding():
+    with pytest.raises(FormatError, match=r"token_embd.weight: this tensor is missing"):
+        ModelConfig.from_gguf(GGUF, {})

@@ -1,0 +1,76 @@
+"""GGUF's names against the `gguf` package's own table."""
+
+import pytest
+
+from pyloss.models.config.families import FAMILIES
+from pyloss.models.files.names import expert_name, gguf_name, language_model_name
+
+LAYER = (
+    "input_layernorm", "post_attention_layernorm", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj",
+    "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj",
+)  # fmt: skip
+QK_NORMS = ("self_attn.q_norm", "self_attn.k_norm")
+EXPERTS = ("gate", "switch_mlp.gate_proj", "switch_mlp.up_proj", "switch_mlp.down_proj")
+POST_NORMS = ("pre_feedforward_layernorm", "post_feedforward_layernorm")
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("language_model.model.layers.0.mlp.up_proj", "model.layers.0.mlp.up_proj"),
+        ("model.language_model.embed_tokens", "model.embed_tokens"),
+        ("language_model.lm_head", "lm_head"),
+        ("model.layers.0", "model.layers.0"),
+        ("vision_tower.model.layers.0", "vision_tower.model.layers.0"),
+    ],
+)
+def test_names_beside_a_model_for_images(name, expected):
+    assert language_model_name(name) == expected
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_names_of_families(name):
+    gguf = pytest.importorskip("gguf")
+    family = FAMILIES[name]
+    (arch,) = [arch for arch, text in gguf.MODEL_ARCH_NAMES.items() if text == family.gguf]
+    table = gguf.get_tensor_name_map(arch, 12)
+    layer = (
+        LAYER[: len(LAYER) - 3 * bool(family.experts)]
+        + QK_NORMS * bool(family.qk_norm)
+        + POST_NORMS * family.post_norms
+    )
+    names = [
+        "model.embed_tokens",
+        "model.norm",
+        "lm_head",
+        *(f"model.layers.{i}.{part}" for i in (0, 11) for part in layer),
+    ]
+    for name in names:
+        for kind in ("weight", "bias"):
+            assert gguf_name(f"{name}.{kind}", family) == table.get_name(
+                f"{name}.{kind}", try_suffixes=(".weight", ".bias")
+            )
+
+
+@pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if family.experts])
+def test_names_of_experts(name):
+    """Ours are mlx-lm's; the table has transformers'."""
+    gguf = pytest.importorskip("gguf")
+    family = FAMILIES[name]
+    (arch,) = [arch for arch, text in gguf.MODEL_ARCH_NAMES.items() if text == family.gguf]
+    table, at = gguf.get_tensor_name_map(arch, 12), f"model.layers.3.{family.experts.block}"
+    for part in EXPERTS:
+        matrix = part.removeprefix("switch_mlp.")
+        own = dict(
+            zip(("gate_proj", "up_proj", "down_proj"), family.experts.matrices, strict=True)
+        ).get(matrix)
+        theirs = (
+            f"{at}.{part}"
+            if own is None
+            else f"layers.3.feed_forward.experts.{own}"
+            if own[0] == "w"
+            else f"{at}.experts.{own}"
+        )
+        assert gguf_name(f"{at}.{part}.weight", family) == f"{table.get_name(theirs)}.weight"
+        if own:
+            assert expert_name(f"{at}.{part}.weight", family, 5) == f"{at}.experts.5.{own}.weight"
