@@ -1,4 +1,4 @@
-"""The models that are measured: SmolLM2-135M's weights in each form, written once, so that all libraries read the same ones."""
+"""The measured models: SmolLM2-135M in each format, written once for all programs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from common import WORK
 import pyloss
 from pyloss.models import quantize_model
 
-MODEL = "smollm2-135m"  # Q4_1, as the package brings it
+MODEL = "smollm2-135m"  # Q4_1; the embedded model
 
 
 def float_folder() -> str:
@@ -22,7 +22,7 @@ def float_folder() -> str:
 
 
 def nf4_folder() -> str:
-    """The same in QLoRA's NF4, as `pyloss convert --quantize nf4` writes it and transformers reads it with bitsandbytes."""
+    """The model in NF4, as `pyloss convert --quantize nf4` writes it and transformers reads it."""
     folder = WORK / "smollm2-nf4"
     if not (folder / "config.json").exists():
         model, tokenizer = pyloss.load(float_folder())
@@ -32,7 +32,7 @@ def nf4_folder() -> str:
 
 
 def q8_file() -> str:
-    """The same as a Q8_0 GGUF file."""
+    """The model as a Q8_0 GGUF file."""
     path = WORK / "smollm2-q8_0.gguf"
     if not path.exists():
         model, tokenizer = pyloss.load(float_folder())
@@ -46,7 +46,7 @@ def q4_file() -> str:
 
 
 def documents() -> str:
-    """Text to read: this project's pages, one after another."""
+    """This project's pages, end to end."""
     root = Path(__file__).resolve().parent.parent
     pages = [root / "README.md", root / "CONTRIBUTING.md", *sorted((root / "docs").glob("*.md"))]
     return "\n".join(page.read_text(encoding="utf-8") for page in pages)

@@ -1,13 +1,14 @@
-"""Records the bits of results as hashes, and compares two such records: whether a change of the core left every result as it was.
+"""Checks that a change left every result as it was: records hashes, compares two records.
 
     PYTHONPATH=old/checkout python benchmarks/bits.py --out a.json
     PYTHONPATH=new/checkout python benchmarks/bits.py --out b.json
     python benchmarks/bits.py --compare a.json b.json
 
-A record has one entry for each operation of the core (losses and their gradients among them), on every instruction set of this
-machine and on the first OpenCL device, with every type of floats and every format of weights; and one for each run of 20 training
-steps: LoRA, DoRA, QLoRA, a mixture of experts, all weights, in bfloat16. --model adds steps of a stored model.
-Records of different machines are not comparable.
+A record has an entry for each operation of the core, losses and gradients included, on every
+instruction set of this machine and the first OpenCL device, with every float type and weight
+format; and an entry for each run of 20 training steps: LoRA, DoRA, QLoRA, a mixture of experts,
+full, bfloat16. --model adds steps of a stored model. Records of different machines are not
+comparable.
 """
 
 from __future__ import annotations
@@ -38,14 +39,17 @@ from pyloss.weights import Weight
 from pyloss.weights.formats import FORMATS
 
 STEPS = 20
-#: the dimensions of operations by their letters in ops.def; I holds whole blocks of every format
-SIZES = dict(A=1, C=1, D=64, E=5, G=2, H=6, I=512, K=2, M=74, N=37, O=96, P=50, R=7, S=4, V=5003)  # noqa: C408
+#: sizes of the dimensions in ops.def; I is a multiple of every format's block
+SIZES = {
+    "A": 1, "C": 1, "D": 64, "E": 5, "G": 2, "H": 6, "I": 512, "K": 2, "M": 74, "N": 37, "O": 96,
+    "P": 50, "R": 7, "S": 4, "V": 5003,
+}  # fmt: skip
 FLOATS = {"f32": np.float32, "f64": np.float64, "f16": np.float16, "bf16": ml_dtypes.bfloat16}
 ARGUMENT = re.compile(r"=?(\w+)(\?)?:(\w+)(?:\[([^\]]*)\])?(?:<(\w))?(?:\^(\w))?")
 
 
 def digest(arrays: Any) -> str:
-    """A hash of the bytes of arrays."""
+    """The hash of the arrays' bytes."""
     found = hashlib.sha256()
     for array in arrays:
         found.update(np.ascontiguousarray(array).tobytes())
@@ -56,7 +60,7 @@ def digest(arrays: Any) -> str:
 
 
 def weight(rng: np.random.Generator, rows: int, cols: int, format: str) -> Weight:
-    """A stored matrix: quantized values, or where pyloss can only read a format random bytes that hold neither NaN nor inf."""
+    """A random stored matrix; of a read-only format, random bytes without NaN and inf."""
     layout = FORMATS[format]
     if layout.encodes:
         values = rng.standard_normal((rows, cols)).astype(np.float32)
@@ -66,7 +70,7 @@ def weight(rng: np.random.Generator, rows: int, cols: int, format: str) -> Weigh
 
 
 class Arguments:
-    """Random arguments of an operation, drawn by its line in ops.def."""
+    """Random arguments of an operation, from its line in ops.def."""
 
     def __init__(
         self, spec: str, sizes: dict[str, int], floats: str, format: str, full: bool
@@ -81,7 +85,7 @@ class Arguments:
         self.outputs = [a for a in self.values[begin:] if a is not None]
 
     def shape(self, dims: str) -> tuple[int, ...]:
-        """The sizes that "N,I", "E+1", "D/2" or "1" stand for."""
+        """The sizes of dimensions such as "N,I", "E+1", "D/2" or "1"."""
         found = []
         for dim in dims.replace("*", "").split(","):
             size = self.sizes[dim[0]] if dim[0].isalpha() else int(dim)
@@ -91,7 +95,7 @@ class Arguments:
         return tuple(found)
 
     def draw(self, name: str, optional: str, kind: str, dims: str, below: str, offsets: str) -> Any:
-        """One argument. Without `full`, optional inputs but gradients are absent and flags are 0."""
+        """One argument. Unless `full`, optional inputs are absent (not gradients), flags are 0."""
         if optional and not self.full and not name.startswith("d"):
             return None
         if kind == "int":
@@ -128,14 +132,14 @@ class Arguments:
 
 
 def moved(argument: Any, put: Callable[[np.ndarray], Any]) -> Any:
-    """An argument with `put` applied to its arrays, those inside handles too."""
+    """An argument with `put` applied to its arrays, also inside handles."""
     if isinstance(argument, tuple):
         return tuple(moved(part, put) for part in argument)
     return put(argument) if isinstance(argument, np.ndarray) else argument
 
 
 def run_operation(name: str, arguments: Arguments, device: str) -> str:
-    """The hash of an operation's outputs, as far as they are asked for."""
+    """The hash of the outputs that were passed."""
     if device == "cpu":
         plain = [
             a.view(np.uint16) if getattr(a, "dtype", None) == ml_dtypes.bfloat16 else a
@@ -149,7 +153,7 @@ def run_operation(name: str, arguments: Arguments, device: str) -> str:
 
 
 def variants(spec: str) -> Iterator[tuple[str, dict[str, int], str, str, bool, str]]:
-    """What an operation is run with: a name, sizes, type of floats, format of weights, optional arguments, precision."""
+    """The runs of an operation: (name, sizes, float type, weight format, full, precision)."""
     floats = list(FLOATS) if ":float[" in spec else ["f32"]
     stored = ":weight[" in spec or ":stack[" in spec
     formats = list(FORMATS) if stored else ["f32"]
@@ -173,7 +177,7 @@ def variants(spec: str) -> Iterator[tuple[str, dict[str, int], str, str, bool, s
 
 
 def operations(device: str, wanted: Callable[[str], bool]) -> dict[str, str]:
-    """The hashes of all operations on the C kernels in use, or on an OpenCL device."""
+    """The hashes of all operations, with the C kernels in use or on an OpenCL device."""
     found = {}
     for name, spec in _core.ops():
         if not wanted(name):
@@ -193,7 +197,7 @@ def operations(device: str, wanted: Callable[[str], bool]) -> dict[str, str]:
 
 
 def tiny(format: str = "f32", experts: bool = False) -> Any:
-    """A model that trains in milliseconds a step."""
+    """A model whose steps take milliseconds."""
     config = ModelConfig(
         "qwen3_moe" if experts else "llama",
         vocab_size=1003,
@@ -224,7 +228,7 @@ def full_step(model: Any) -> Callable[[np.ndarray, np.ndarray], float]:
 
 
 def train(model: Any, steps: int, kind: str, device: str = "cpu") -> str:
-    """The hash of the losses of some steps and of what they made of the parameters."""
+    """The hash of the losses of some steps and of the trained parameters."""
     pyloss.random.seed(1)
     config = {"rank": 6, "scale": 8.0, "dropout": 0.1}
     step = (
@@ -258,7 +262,7 @@ def training(model: str | None, device: str = "cpu") -> dict[str, str]:
 
 
 def record(path: str, model: str | None, wanted: Callable[[str], bool], places: list[str]) -> None:
-    """Writes the hashes of all places."""
+    """Writes the hashes of the instruction sets and devices `places`."""
     pyloss.set_num_threads(2)
     found = {}
     for isa in _core.isas():
@@ -277,7 +281,7 @@ def record(path: str, model: str | None, wanted: Callable[[str], bool], places: 
 
 
 def compare(first: str, second: str) -> int:
-    """Prints what differs between two records; 1 if anything does."""
+    """Prints the differences between two records; returns 1 if there are any."""
     a, b = (json.loads(Path(path).read_text(encoding="utf-8")) for path in (first, second))
     other = [name for name in a if name in b and a[name] != b[name]]
     for name in other:
@@ -287,7 +291,7 @@ def compare(first: str, second: str) -> int:
         (second, [n for n in b if n not in a]),
     ):
         if names:
-            print(f"{len(names)} entries are in {path} alone, such as {names[0]}")
+            print(f"{len(names)} entries are in {path} only, such as {names[0]}")
     print(f"{sum(name in b for name in a)} entries compared, {len(other)} differ")
     return int(bool(other) or a.keys() != b.keys())
 
@@ -297,11 +301,13 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", help="write a record here")
-    parser.add_argument("--model", help="also train a stored model for two steps, as smollm2-135m")
+    parser.add_argument(
+        "--model", help="also train a stored model, such as smollm2-135m, for two steps"
+    )
     parser.add_argument(
         "--only",
         default="",
-        help="a regular expression of the operations wanted; training is one more",
+        help="a regular expression of operations to run; training is one more name",
     )
     parser.add_argument(
         "--places", default="baseline,avx2,avx512,opencl", help="instruction sets, and opencl"

@@ -1,6 +1,6 @@
-"""Conversations of very different lengths, masked prompts and all: what people train on, made of this project's pages.
+"""Conversations of very different lengths with masked prompts, made of this project's pages.
 
-Every library reads the same token ids from one file.
+All libraries read the same token ids from one file.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ SHORTEST, LONGEST = 20, 1000
 
 
 def conversations(count: int, seed: int = 0) -> list[dict]:
-    """Records of mlx-lm's chat format; their lengths in tokens lie evenly, on a logarithmic scale, between the bounds."""
+    """Records of mlx-lm's chat format; their lengths in tokens are log-uniform in the bounds."""
     words, rng, place, records = documents().split(), np.random.default_rng(seed), 0, []
     for share in rng.permutation((np.arange(count) + 0.5) / count):
         tokens = SHORTEST * (LONGEST / SHORTEST) ** share
-        # 12 tokens of the template, 2.2 a word of such text
+        # 12 tokens of the template, and 2.2 tokens per word of this text
         size = max(int((tokens - 12) / 2.2), 2)
         cut = min(max(round(size * rng.uniform(0.2, 0.8)), 1), size - 1)
         some = [words[(place + i) % len(words)] for i in range(size)]
@@ -35,7 +35,10 @@ def conversations(count: int, seed: int = 0) -> list[dict]:
 
 
 def chat_file(count: int) -> str:
-    """An .npz of `tokens`, one conversation after another, and `lengths` [count, 2] = (first target token, number of tokens)."""
+    """An .npz of `tokens`, the conversations end to end, and `lengths` int32 [count, 2].
+
+    A row of `lengths` is (first target token, number of tokens).
+    """
     _, tokenizer = pyloss.load(MODEL)
     data = ChatDataset(conversations(count), tokenizer, mask_prompt=True)
     samples = [data.sample(i).cut(LONGEST) for i in range(count)]

@@ -1,4 +1,4 @@
-"""What every benchmark shares: interleaved best-of timing, one process per measured program, tables."""
+"""Shared by all benchmarks: interleaved best-of timing, one process per program, tables."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ THREADS = 2
 
 
 def best_of(runs: int, *functions: Callable[[], object]) -> list[float]:
-    """The shortest time of each function in seconds; they take turns, so that a slow moment of the machine meets all of them."""
+    """The shortest time of each function in seconds; they take turns, so slow moments hit all."""
     best = [float("inf")] * len(functions)
     for function in functions:
         function()
@@ -29,13 +29,13 @@ def best_of(runs: int, *functions: Callable[[], object]) -> list[float]:
 
 
 def _listed_gb(path: str, key: str) -> float:
-    """A number of the lines "key: number kB"."""
+    """The number of the line "key: number kB", in GB."""
     lines = Path(path).read_text(encoding="ascii").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(key)) / 1e6
 
 
 def peak_gb() -> float:
-    """The peak resident memory of this process; not getrusage's, which a new process inherits from the one that started it."""
+    """The peak resident memory of this process. getrusage's peak is inherited from the parent."""
     return _listed_gb("/proc/self/status", "VmHWM")
 
 
@@ -45,12 +45,12 @@ def resident_gb() -> float:
 
 
 def free_gb() -> float:
-    """The memory of the machine that is free for use."""
+    """The available memory of the machine."""
     return _listed_gb("/proc/meminfo", "MemAvailable")
 
 
 def environment(**extra: str) -> dict[str, str]:
-    """The environment of a measured process: the same number of threads for everybody, nothing from a network."""
+    """The environment of a measured process: the same number of threads for all, no network."""
     names = (
         "PYLOSS_NUM_THREADS",
         "OMP_NUM_THREADS",
@@ -68,12 +68,12 @@ def environment(**extra: str) -> dict[str, str]:
 
 
 def compiled() -> dict[str, str]:
-    """Where torch.compile keeps its kernels, so that a second round does not compile them anew."""
+    """A cache for torch.compile's kernels, so that a second round does not compile them."""
     return {"TORCHINDUCTOR_CACHE_DIR": str(WORK / "inductor")}
 
 
 def run_json(script: str, *arguments: str, **extra_environment: str) -> dict:
-    """Runs `benchmarks/<script>` in a process of its own and returns the JSON on the last line it prints."""
+    """Runs `benchmarks/<script>` in its own process; returns the JSON of its last line."""
     command = [sys.executable, str(HERE / script), *arguments]
     done = subprocess.run(
         command, env=environment(**extra_environment), capture_output=True, text=True
@@ -84,13 +84,13 @@ def run_json(script: str, *arguments: str, **extra_environment: str) -> dict:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A Markdown table; the first column to the left, numbers to the right."""
+    """A Markdown table; the first column is left-aligned, the others right-aligned."""
     lines = ["| " + " | ".join(header) + " |", "| --- |" + " ---: |" * (len(header) - 1)]
     return "\n".join(lines + ["| " + " | ".join(str(cell) for cell in row) + " |" for row in rows])
 
 
 def machine() -> str:
-    """The processor, threads and versions the figures were taken on."""
+    """The processor, threads and versions of a measurement."""
     import platform
 
     import numpy
@@ -107,5 +107,7 @@ def machine() -> str:
             if line.startswith("model name")
         )
         name = next(models, name)
-    versions = f"pyloss {pyloss.__version__}, torch {torch.__version__.split('+')[0]}, NumPy {numpy.__version__}"
-    return f"{name}, {THREADS} threads, {pyloss.info()['isa']}; Python {platform.python_version()}, {versions}"
+    torch_version = torch.__version__.split("+")[0]
+    versions = f"pyloss {pyloss.__version__}, torch {torch_version}, NumPy {numpy.__version__}"
+    isa, python = pyloss.info()["isa"], platform.python_version()
+    return f"{name}, {THREADS} threads, {isa}; Python {python}, {versions}"

@@ -1,6 +1,7 @@
-"""A mixture-of-experts layer and a dense one of the same active work, with LoRA: HIDDEN INNER RUNS; prints milliseconds as JSON.
+"""A mixture of experts and a dense layer with the same active work, with LoRA: HIDDEN INNER RUNS.
 
-Forward and backward over 1024 tokens: 64 experts of the inner size, 8 for each token, and an MLP of 8 times the inner size.
+Prints milliseconds as JSON, forward and backward over 1024 tokens: 64 experts of the inner size, 8
+active per token, and an MLP of 8 times the inner size.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ TOKENS, EXPERTS, ACTIVE, RANK = 1024, 64, 8, 8
 
 
 def layers(hidden: int, inner: int):
-    """The two layers; the adapters' second halves are random, as after some steps."""
+    """The two layers; `lora_b` is random, as after some steps."""
 
     def adapted(layer):
         adapter = adapter_class(layer).from_base(layer, r=RANK, scale=2.0)
@@ -49,7 +50,7 @@ def main(hidden: int, inner: int, runs: int) -> None:
     pyloss.set_num_threads(THREADS)
     rng = np.random.default_rng(0)
     x, dy = (rng.standard_normal((TOKENS, hidden), dtype=np.float32) for _ in range(2))
-    before = nn.RMSNorm(hidden)  # trained, so that the layer's input wants a gradient
+    before = nn.RMSNorm(hidden)  # trained, so that the layer's input needs a gradient
 
     def step(layer):
         model = nn.Module()

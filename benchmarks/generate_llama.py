@@ -1,4 +1,7 @@
-"""Prompt reading and generation speed of a GGUF file with llama.cpp, one sequence: FILE PROMPT_TOKENS NEW_TOKENS; prints JSON."""
+"""Reads a prompt and generates with llama.cpp: FILE PROMPT_TOKENS NEW_TOKENS.
+
+One sequence, from a GGUF file. Prints tokens/s as JSON.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,7 @@ def main(path: str, prompt: int, new: int) -> None:
     times = [server.handle_completions(request)["timings"] for _ in range(3)]
     best = {ours: max(t[theirs] for t in times) for ours, theirs in NAMES.items()}
     print("\n" + json.dumps(best), flush=True)
-    os._exit(0)  # the server's threads would be waited for
+    os._exit(0)  # skips waiting for the server's threads
 
 
 NAMES = {"prompt_tokens_per_s": "prompt_per_second", "tokens_per_s": "predicted_per_second"}

@@ -1,4 +1,7 @@
-"""Reading a prompt and generating with pyloss: MODEL PROMPT_TOKENS NEW_TOKENS [PRECISION]; prints tokens/s as JSON."""
+"""Reads a prompt and generates with pyloss: MODEL PROMPT_TOKENS NEW_TOKENS [PRECISION].
+
+Prints tokens/s as JSON.
+"""
 
 from __future__ import annotations
 

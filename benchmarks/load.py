@@ -1,7 +1,7 @@
 """Loading a model in a fresh process: pyloss|torch MODEL; prints seconds and memory as JSON.
 
-`private_mb` is what the process has of its own, beyond pages of mapped files, after loading and reading one token; a second copy
-of the weights would be in it.
+`private_mb` is the process's own memory, without pages of mapped files, after loading and reading
+one token. It would include a second copy of the weights.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def main(library: str, path: str) -> None:
 
         import pyloss
 
-        pyloss.load_model  # noqa: B018  the modules are imported before the clock starts
+        pyloss.load_model  # noqa: B018  imports the modules before the clock starts
         before, begin = private_mb(), time.perf_counter()
         model = pyloss.load_model(path)
         seconds = time.perf_counter() - begin

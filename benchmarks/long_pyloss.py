@@ -1,7 +1,7 @@
 """Long runs of `pyloss.train`: growth MODEL ACCUMULATION... | steps COUNT; prints JSON.
 
-growth: tokens a second of updates that gather the gradients of so many batches of 4 x 256 tokens, [[batches, tokens/s], ...].
-steps: resident megabytes after tenths of COUNT steps of a tiny model, {"<steps>": MB}.
+growth: tokens/s of updates over ACCUMULATION batches of 4 x 256 tokens, [[batches, tokens/s], ...].
+steps: resident memory after each tenth of COUNT steps of a tiny model, {"<steps>": MB}.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pyloss.models.synthetic import random_model
 
 
 def run(model, iters: int, batch: np.ndarray, on_report, **settings) -> None:
-    """Trains on one batch of whole rows again and again; `on_report(info)` gets the reports of the run."""
+    """Trains on one batch repeatedly; `on_report(info)` gets the reports of the run."""
     lengths = np.full((len(batch), 2), (0, batch.shape[1]), np.int32)
 
     class Report(pyloss.TrainingCallback):
@@ -58,7 +58,7 @@ def growth(path: str, accumulation: list[int]) -> list[tuple[int, float]]:
     for count in accumulation:
         model, speeds = pyloss.load_model(path), []
         settings = {"grad_accumulation_steps": count, "steps_per_report": count}
-        # One update of many batches; of few, the second is the first that finds its buffers.
+        # With few batches the first update still allocates buffers, so three updates run.
         iters = count * (3 if count < 8 else 1)
         run(
             model,

@@ -1,7 +1,8 @@
 """Errors of the row losses and their gradients against float64: ROWS V; prints JSON.
 
-{"<loss> <type>": {"pyloss" or "torch": [loss max, loss mean, gradient max, gradient mean]}}; errors of a loss are absolute,
-those of a gradient are parts of the largest one of its row. The formulas are those of the tests.
+{"<loss> <type>": {"pyloss" or "torch": [loss max, loss mean, gradient max, gradient mean]}}. Errors
+of a loss are absolute; errors of a gradient are relative to the row's largest. The formulas are the
+tests'.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""What `gradient_filter` of the fused losses saves and costs: MODEL TOKENS RUNS FILTER...; prints JSON.
+"""The speed and the error of the fused losses' `gradient_filter`: MODEL TOKENS RUNS FILTER...
 
-{"<text>": {"<filter>": {"kept", "speedup", "error", "cosine"}}}: the share of the classes that are kept, how many times as fast
-loss and gradient by the hidden states are, and that gradient beside the exact one: the size of the difference, and the cosine.
-The hidden states are the model's, over so many tokens of chats (the examples' data) and of documentation (this project's pages).
+Prints JSON, {"<text>": {"<filter>": {"kept", "speedup", "error", "cosine"}}}: the share of classes
+kept, the speedup of loss and hidden gradient, and that gradient's relative error and cosine against
+the exact one. The hidden states are the model's over TOKENS tokens of chats (the examples' data)
+and of documentation (this project's pages).
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def texts(tokenizer) -> dict[str, list[int]]:
 
 
 def kept_share(function) -> float:
-    """The share of the classes that a call keeps: all of them in a part of the rows where that would be half or more."""
+    """The share of classes that a call keeps; rows that need half or more of them keep all."""
     seen, counted = [], _core.columns_above
 
     def noted(x, bound, above) -> None:

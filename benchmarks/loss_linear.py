@@ -1,8 +1,9 @@
-"""A head and a loss fused: LIBRARY LOSS TOKENS D V RUNS [weight]; prints JSON: seconds, and the memory it takes beyond what it is
-given and gives.
+"""Head and loss together: LIBRARY LOSS TOKENS D V RUNS [weight].
 
-LIBRARY is pyloss, torch (logits first) or cce (cut-cross-entropy's torch_compile); LOSS is cross_entropy, kl or js. Float32; loss
-and the gradient of the (student's) hidden states, with `weight` (pyloss alone) of the (student's) head too.
+Prints JSON: seconds, and peak memory beyond arguments and results. LIBRARY is pyloss, torch (logits
+first) or cce (cut-cross-entropy's torch_compile); LOSS is cross_entropy, kl or js. Computes, in
+float32, the loss and the gradient of the (student's) hidden states; with `weight` (pyloss only) of
+the head too.
 """
 
 from __future__ import annotations
@@ -78,13 +79,13 @@ def of_torch(loss: str, heads: list, labels: np.ndarray, cut: bool) -> Callable:
 
 
 def extra_mb(function: Callable, results: int) -> float:
-    """The peak of a call over `results` bytes and what was resident before it, code and compiled kernels included there."""
+    """The peak memory of a call beyond `results` bytes and the memory resident before it."""
     if "pyloss" in sys.modules:
         from pyloss import _core
 
-        _core.trim()  # buffers that are kept for reuse are extra memory too
+        _core.trim()  # buffers kept for reuse would hide extra memory
     gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = resident_gb()
     function()
     return (peak_gb() - before) * 1e3 - results / 1e6

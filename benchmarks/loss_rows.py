@@ -1,9 +1,13 @@
-"""The row losses of one library: LIBRARY ROWS V DTYPE SECONDS; prints milliseconds as JSON, forward and loss with gradient.
+"""The row losses of one library: LIBRARY ROWS V DTYPE SECONDS.
 
-LIBRARY is pyloss, opencl:<number> (pyloss on that device), torch, compile (torch.compile), mlx (mlx-lm's tuner on the CPU), or
-trip: what it takes to read the logits once, and to read them and write one gradient, with the fastest plain operation of torch or
-of pyloss; trip-opencl:<number> is the same in that device's memory. Calls take turns over arrays that no cache holds all of:
-logits come from memory.
+Prints milliseconds as JSON: forward, and loss with gradient. LIBRARY is one of
+
+    pyloss, opencl:<number>         the C kernels, or pyloss on that device
+    torch, compile, mlx             torch, torch.compile, mlx-lm's tuner on the CPU
+    memory, memory-opencl:<number>  reading the logits, and reading them and writing one gradient,
+                                    by the fastest plain operation of torch or pyloss
+
+Calls cycle through more arrays than caches hold, so logits come from memory.
 """
 
 from __future__ import annotations
@@ -21,8 +25,8 @@ from common import THREADS, best_of
 
 LOSSES = ("cross entropy", "KL", "JS", "stablemax cross entropy")
 DTYPES = {"f32": np.float32, "f16": np.float16, "bf16": ml_dtypes.bfloat16}
-COLD = 600 << 20  # bytes that are more than caches hold
-Work = Iterator[tuple[str, Callable[[], object]]]  # name of the work, function
+COLD = 600 << 20  # bytes; more than caches hold
+Work = Iterator[tuple[str, Callable[[], object]]]  # (name, function)
 Inputs = list[tuple[Any, Any, Any]]  # student, teacher, labels
 
 
@@ -45,7 +49,7 @@ def tensor(array: np.ndarray) -> Any:
 
 
 def torch_losses() -> dict[str, Callable]:
-    """The losses of tensors q, p and labels, as people write them."""
+    """The losses of tensors q, p and labels, as users write them."""
     import torch
     import torch.nn.functional as F
 
@@ -117,14 +121,14 @@ def of_pyloss(inputs: Inputs) -> Work:
 
 
 def waited(result: Any) -> Any:
-    """The result of work that may be queued on a device, when it is done."""
+    """The result, after waiting for its device."""
     if hasattr(result, "wait"):
         result.wait()
     return result
 
 
 def of_opencl(inputs: Inputs, device: str) -> Work:
-    """On an OpenCL device, the logits in its memory."""
+    """pyloss's losses of logits in the memory of an OpenCL device."""
     import pyloss
 
     return of_pyloss(
@@ -136,7 +140,7 @@ def of_opencl(inputs: Inputs, device: str) -> Work:
 
 
 def of_device_memory(nbytes: int, device: str) -> Work:
-    """What `of_memory` measures with pyloss, in the memory of a device."""
+    """pyloss's part of `of_memory`, in the memory of a device."""
     import pyloss
     from pyloss import _core
 
@@ -196,7 +200,7 @@ def of_mlx(inputs: Inputs) -> Work:
 
 
 def of_memory(nbytes: int) -> Work:
-    """Trips over as many bytes as the logits have, as float32 whatever their type is; the fastest way that was found counts."""
+    """Plain loops over as many bytes as the logits have, as float32; the fastest one counts."""
     import torch
 
     import pyloss
@@ -221,25 +225,28 @@ def of_memory(nbytes: int) -> Work:
 
 
 def best_ms(function: Callable[[], object], seconds: float) -> float:
-    """The shortest of as many calls as fit into the time: a few of slow functions, hundreds of fast ones."""
+    """The shortest of as many calls as fit into the time."""
     once = best_of(1, function)[0]
     return min(once, best_of(int(seconds / once), function)[0] if once < seconds else once) * 1e3
 
 
 def main(library: str, rows: int, v: int, dtype: str, seconds: float) -> None:
     nbytes = rows * v * np.dtype(DTYPES[dtype]).itemsize
-    trip, _, device = library.partition("-") if library.startswith("trip") else ("", "", library)
+    in_memory = library.startswith("memory")
+    device = library.removeprefix("memory-")
     sets = 1 if library == "mlx" else max(COLD // (2 * nbytes), 1)
-    inputs = [] if trip else [logits(rows, v, dtype, seed=seed) for seed in range(sets)]
+    inputs = [] if in_memory else [logits(rows, v, dtype, seed=seed) for seed in range(sets)]
     hosts = {
         "pyloss": lambda: of_pyloss(inputs),
         "torch": lambda: of_torch(inputs, False),
         "compile": lambda: of_torch(inputs, True),
         "mlx": lambda: of_mlx(inputs),
-        "trip": lambda: of_memory(nbytes),
+        "memory": lambda: of_memory(nbytes),
     }
     on_device = (
-        partial(of_device_memory, nbytes, device) if trip else partial(of_opencl, inputs, device)
+        partial(of_device_memory, nbytes, device)
+        if in_memory
+        else partial(of_opencl, inputs, device)
     )
     times: dict[str, float] = {}
     for name, function in hosts.get(library, on_device)():

@@ -1,10 +1,11 @@
-"""`make bench-losses`: measures the losses of pyloss and its peers in one run and prints the README's tables of them.
+"""`make bench-losses`: measures the losses of pyloss and its peers in one run.
 
     python benchmarks/losses.py [--quick] [--only PART ...]
 
-Every library runs in processes of its own, by turns, and the best of the rounds counts. The memory trip is what it takes to read
-each array of logits once and to write one gradient, measured beside them; all of them take turns over arrays that caches do not
-hold. Where a peer is not installed its column or row is missing.
+Prints the tables. Each library runs in its own processes; they take turns, and the best of the
+rounds counts. The bandwidth limit is the time to read each array of logits once and write one
+gradient. All work on arrays that do not fit into caches. Columns and rows of peers that are not
+installed are missing.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from loss_rows import LOSSES
 import pyloss
 
 SHAPES = ((512, 49152), (128, 151936))
-TRIPS = {  # what a loss reads and writes: forward, and with the gradient of the (student's) logits
+TRAFFIC = {  # arrays that a loss must read and write: forward, and with the (student's) gradient
     "cross entropy": ("read 1", "read 1, write 1"),
     "KL": ("read 2", "read 2, write 1"),
     "JS": ("read 2", "read 2, write 1"),
@@ -36,16 +37,16 @@ PEERS = {
 
 
 def opencl() -> str:
-    """The name of the first OpenCL device, empty where there is none."""
+    """The name of the first OpenCL device, or ""."""
     return next((device.name for device in pyloss.devices() if device.id == "opencl:0"), "")
 
 
 def rows_table(rows: int, v: int, dtype: str, quick: bool) -> str:
-    """One shape and type."""
-    libraries = ["trip", "pyloss", "torch", "compile", *(["opencl:0"] if opencl() else [])]
+    """The row losses of one shape and type."""
+    libraries = ["memory", "pyloss", "torch", "compile", *(["opencl:0"] if opencl() else [])]
     best: dict[str, dict[str, float]] = {library: {} for library in libraries}
-    # Where its arrays lie in memory makes a process fast or slow: the trip, which says what memory can do, has more of them.
-    turns = ["trip", "pyloss", "trip", *libraries[2:], "trip"]
+    # The addresses of its arrays make a process fast or slow, so the limit is measured more often.
+    turns = ["memory", "pyloss", "memory", *libraries[2:], "memory"]
     for _ in range(1 if quick else 3):
         for library in turns:
             found, seconds = best[library], "0.1" if quick else "1"
@@ -53,17 +54,17 @@ def rows_table(rows: int, v: int, dtype: str, quick: bool) -> str:
                 "loss_rows.py", library, str(rows), str(v), dtype, seconds, **compiled()
             ).items():
                 found[work] = min(ms, found.get(work, ms))
-    # seconds a call: once is enough
+    # A call takes seconds: measure it once.
     if (rows, v, dtype) == (*SHAPES[0], "f32") and find_spec("mlx_lm"):
         best["mlx"] = run_json("loss_rows.py", "mlx", str(rows), str(v), dtype, "0")
     peers = [library for library in PEERS if library in best]
-    heads = [f"{rows} x {v} {dtype}", "memory trip, ms", "pyloss, ms", "of the trip"]
+    heads = [f"{rows} x {v} {dtype}", "bandwidth limit, ms", "pyloss, ms", "time / limit"]
     for library in peers:
-        heads += [f"{PEERS[library]}, ms", "of pyloss"]
+        heads += [f"{PEERS[library]}, ms", "time / pyloss"]
     lines = []
     for loss in LOSSES:
-        for direction, trip in zip(("forward", "both"), TRIPS[loss], strict=True):
-            work, limit = f"{loss} {direction}", best["trip"][trip]
+        for direction, traffic in zip(("forward", "both"), TRAFFIC[loss], strict=True):
+            work, limit = f"{loss} {direction}", best["memory"][traffic]
             ours = best["pyloss"][work]
             what = f"{loss}, {'loss + gradient' if direction == 'both' else 'loss'}"
             line = [what, f"{limit:.1f}", f"{ours:.1f}", f"{ours / limit:.2f}"]
@@ -106,7 +107,7 @@ def linear_table(quick: bool) -> str:
     heads = (
         "linear cross entropy, 2048 tokens x 576 -> 49152, f32, loss + hidden gradient",
         "s",
-        "of pyloss",
+        "time / pyloss",
         "extra memory, MB",
     )
     return table(heads, lines)
@@ -140,7 +141,7 @@ def memory_table(quick: bool) -> str:
 
 
 def filter_table(quick: bool) -> str:
-    """What the gradient filter of the fused losses saves and costs."""
+    """The speed and the error of the fused losses' gradient filter."""
     exponents = (12, 14, 16)
     found = run_json(
         "loss_filter.py", MODEL, "1024", "1" if quick else "5", *(str(2.0**-n) for n in exponents)
@@ -158,9 +159,9 @@ def filter_table(quick: bool) -> str:
     heads = (
         "linear_cross_entropy's gradient_filter, SmolLM2-135M, 1024 tokens",
         "classes kept",
-        "times as fast",
+        "speedup",
     )
-    return table((*heads, "gradient off by", "cosine"), lines)
+    return table((*heads, "relative error", "cosine"), lines)
 
 
 def error_table(quick: bool) -> str:
@@ -189,7 +190,7 @@ PARTS: dict[str, Callable[[bool], str]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument(
-        "--quick", action="store_true", help="few runs: to see that everything works"
+        "--quick", action="store_true", help="few runs: checks that everything works"
     )
     parser.add_argument(
         "--only", nargs="+", choices=PARTS, default=PARTS, metavar="PART", help=", ".join(PARTS)

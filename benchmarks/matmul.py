@@ -1,8 +1,9 @@
-"""Matrix multiplication on the layer shapes of SmolLM2-135M, with pyloss or torch.mm: LIBRARY CALLS; prints GFLOP/s as JSON.
+"""Matrix products of SmolLM2-135M's layer shapes with pyloss or torch.mm: LIBRARY CALLS.
 
-LIBRARY is pyloss, torch, or opencl:<number> for pyloss on that device, where GPUs multiply large square matrices too.
-Products in float32 and in bfloat16: there pyloss rounds float32 rows and its weights while it multiplies and gives float32, and
-torch has all three in bfloat16.
+Prints GFLOP/s as JSON. LIBRARY is pyloss, torch, or opencl:<number> for pyloss on that device; GPUs
+also multiply large square matrices. Products are in float32 and in bfloat16. In bfloat16, pyloss
+rounds float32 rows and its weights while it multiplies, and returns float32; torch has all three in
+bfloat16.
 """
 
 from __future__ import annotations
@@ -20,7 +21,10 @@ SQUARE = 4096
 
 
 def products(library: str, x: np.ndarray, w: np.ndarray, dy: np.ndarray):
-    """Yields (stored format, precision, direction, function) of the two products of a layer x [T, I], w [O, I], dy [T, O]."""
+    """Yields (stored format, precision, direction, function) of a layer's two products.
+
+    x [T, I], w [O, I], dy [T, O].
+    """
     y, dx = np.empty_like(dy), np.empty_like(x)
     if library == "torch":
         import torch
@@ -59,7 +63,7 @@ def products(library: str, x: np.ndarray, w: np.ndarray, dy: np.ndarray):
 
 
 def device_products(device: str, x: np.ndarray, w: np.ndarray, dy: np.ndarray):
-    """The same on an OpenCL device, in float32: each call waits for the result."""
+    """`products` on an OpenCL device, in float32; each call waits for its result."""
     import pyloss
     from pyloss import _core
     from pyloss.ops.arrays import matrix
@@ -87,7 +91,7 @@ def device_products(device: str, x: np.ndarray, w: np.ndarray, dy: np.ndarray):
 
 
 def sizes(library: str) -> list[tuple[int, int, int]]:
-    """The products that are measured: rows, inputs, outputs."""
+    """The measured products: (rows, inputs, outputs)."""
     found = [(TOKENS, *shape) for shape in SHAPES]
     if ":" in library:
         import pyloss

@@ -1,9 +1,10 @@
-"""`make bench-opencl`: measures an OpenCL device beside the C kernels in one run and prints the tables.
+"""`make bench-opencl`: compares an OpenCL device with the C kernels in one run.
 
     python benchmarks/opencl.py [--device opencl:0] [--quick] [--only PART ...]
 
-Each measurement is a process of its own; the programs take turns, and the best of the rounds counts. On a processor the device
-has as many threads as the C kernels. On a GPU there are larger steps too, beside torch + PEFT where torch sees that card.
+Prints the tables. Each measurement runs in its own process; the programs take turns, and the best
+of the rounds counts. On a processor the device has as many threads as the C kernels. A GPU also
+gets larger steps, and torch + PEFT as a peer if torch sees that card.
 """
 
 from __future__ import annotations
@@ -15,26 +16,26 @@ from importlib.util import find_spec
 from bases import MODEL, float_folder
 from common import WORK, machine, run_json, table
 from loss_rows import LOSSES
-from losses import TRIPS
+from losses import TRAFFIC
 from matmul import SQUARE, TOKENS
 from train import Found, Program, eager, measured, ours
 
 import pyloss
 
-# pyloss's own, and what drivers keep beside it
+# caches of compiled kernels: pyloss's and the drivers'
 CACHES = ("PYLOSS_CACHE", "POCL_CACHE_DIR", "CUDA_CACHE_PATH")
 V = 49152
 
 
 class Tables:
-    """The parts of the run for one device; each gives its tables."""
+    """The parts of the run for one device; each returns its tables."""
 
     def __init__(self, device: pyloss.Device, quick: bool) -> None:
         self.device, self.quick = device, quick
         self.gpu = device.kind != "cpu"
 
     def steps(self) -> list[str]:
-        """Steps of LoRA on the device and with the C kernels."""
+        """LoRA steps on the device and with the C kernels."""
         passes = ("--passes", 2 if self.quick else 3)
         rounds = 1 if self.quick else 2
         parts = []
@@ -54,9 +55,9 @@ class Tables:
                 )
             found = measured(programs, "--batch", batch, "--tokens", tokens, *passes, rounds=rounds)
             ratios = (
-                ("of the C kernels", "of PEFT on the card")
+                ("speed / C kernels", "speed / PEFT on the card")
                 if programs[-1].peer
-                else ("of the C kernels",)
+                else ("speed / C kernels",)
             )
             heads = (
                 f"LoRA step, {batch} x {tokens}",
@@ -68,7 +69,7 @@ class Tables:
         return parts
 
     def first(self) -> list[str]:
-        """The first step of a process with empty folders for compiled kernels, and of the next process."""
+        """The first step of a process with empty kernel caches, and of the next process."""
         flags = ("--device", self.device.id, "--passes", "2")
         rows = []
         for name, path in (("Q4_1", MODEL), ("float32", float_folder())):
@@ -81,8 +82,8 @@ class Tables:
             table(
                 (
                     "the first step, LoRA, 4 x 256",
-                    "kernels to compile, s",
-                    "kernels kept, s",
+                    "compiling kernels, s",
+                    "cached kernels, s",
                     "a later step, s",
                 ),
                 rows,
@@ -102,28 +103,28 @@ class Tables:
             f"products, {TOKENS} rows, inputs x outputs",
             "the device, GFLOP/s",
             "C kernels, GFLOP/s",
-            "of the C kernels",
+            "speed / C kernels",
         )
         return [table(heads, product_rows(best[self.device.id], best["pyloss"]))]
 
     def losses(self) -> list[str]:
-        """Losses of rows beside the speed of memory."""
+        """Row losses against the bandwidth of memory."""
         rows, seconds = (4096 if self.gpu else 512), "0.1" if self.quick else "0.5"
         found: dict[str, float] = {}
-        trip: dict[str, float] = {}
+        limits: dict[str, float] = {}
         for _ in range(1 if self.quick else 2):
-            for library, best in ((f"trip-{self.device.id}", trip), (self.device.id, found)):
+            for library, best in ((f"memory-{self.device.id}", limits), (self.device.id, found)):
                 for work, ms in run_json(
                     "loss_rows.py", library, str(rows), str(V), "f32", seconds
                 ).items():
                     best[work] = min(ms, best.get(work, ms))
         nbytes = 4 * rows * V
-        memory = max(gigabytes(work, nbytes) / ms * 1e3 for work, ms in trip.items())
+        memory = max(gigabytes(work, nbytes) / ms * 1e3 for work, ms in limits.items())
         heads = (
             f"losses, {rows} x {V} f32; memory {memory:.0f} GB/s",
             "ms",
             "GB/s",
-            "of the memory's",
+            "speed / memory",
         )
         return [table(heads, loss_rows(found, nbytes, memory))]
 
@@ -133,7 +134,7 @@ def on(name: str) -> str:
 
 
 def sees_cuda() -> bool:
-    """Whether torch + PEFT can run on a card."""
+    """Whether torch + PEFT can run on a GPU."""
     if not (find_spec("torch") and find_spec("peft")):
         return False
     import torch
@@ -142,7 +143,7 @@ def sees_cuda() -> bool:
 
 
 def step_rows(programs: list[Program], found: Found) -> list[tuple[str, ...]]:
-    """Tokens/s, as a part of the same base's with the C kernels and of PEFT's if that ran; and the losses, which should agree."""
+    """Tokens/s, their ratios to the C kernels and to PEFT (if it ran), and the losses."""
     peers = [found[p.name] for p in programs if p.peer]
     rows = []
     for name, f in found.items():
@@ -156,7 +157,7 @@ def step_rows(programs: list[Program], found: Found) -> list[tuple[str, ...]]:
 
 
 def product_rows(device: dict[str, float], host: dict[str, float]) -> list[tuple[str, ...]]:
-    """One row for each product that the device was measured with; keys are matmul.py's."""
+    """One row for each product measured on the device; keys are matmul.py's."""
     rows = []
     for key, speed in device.items():
         shape, stored, _, direction = key.split(" ", 3)
@@ -168,20 +169,20 @@ def product_rows(device: dict[str, float], host: dict[str, float]) -> list[tuple
     return rows
 
 
-def gigabytes(trip: str, nbytes: int) -> float:
-    """What a trip like "read 2, write 1" over arrays of so many bytes moves."""
-    return sum(int(part.split()[1]) for part in trip.split(", ")) * nbytes / 1e9
+def gigabytes(traffic: str, nbytes: int) -> float:
+    """The size of traffic such as "read 2, write 1" over arrays of `nbytes` bytes."""
+    return sum(int(part.split()[1]) for part in traffic.split(", ")) * nbytes / 1e9
 
 
 def loss_rows(ms: dict[str, float], nbytes: int, memory: float) -> list[tuple[str, ...]]:
-    """Speeds by the bytes that a loss cannot do without, from loss_rows.py's milliseconds; `memory` in GB/s."""
+    """Bandwidths by the bytes that a loss must move; `ms` from loss_rows.py, `memory` in GB/s."""
     rows = []
     for loss in LOSSES:
-        for direction, title, trip in zip(
-            ("forward", "both"), ("loss", "loss + gradient"), TRIPS[loss], strict=True
+        for direction, title, traffic in zip(
+            ("forward", "both"), ("loss", "loss + gradient"), TRAFFIC[loss], strict=True
         ):
             spent = ms[f"{loss} {direction}"]
-            speed = gigabytes(trip, nbytes) / spent * 1e3
+            speed = gigabytes(traffic, nbytes) / spent * 1e3
             rows.append(
                 (f"{loss}, {title}", f"{spent:.2f}", f"{speed:.0f}", f"{speed / memory:.2f}")
             )
@@ -195,7 +196,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--device", default="opencl:0", help="opencl:<number> (default: opencl:0)")
     parser.add_argument(
-        "--quick", action="store_true", help="few runs: to see that everything works"
+        "--quick", action="store_true", help="few runs: checks that everything works"
     )
     parser.add_argument(
         "--only", nargs="+", choices=PARTS, default=PARTS, metavar="PART", help=", ".join(PARTS)
@@ -203,9 +204,8 @@ def main() -> None:
     options = parser.parse_args()
     known = {device.id: device for device in pyloss.devices()[1:]}
     if options.device not in known:
-        parser.error(
-            f"--device is {options.device!r}; this machine has {', '.join(known) or 'no OpenCL device'}"
-        )
+        present = ", ".join(known) or "no OpenCL device"
+        parser.error(f"--device is {options.device!r}; this machine has {present}")
     device = known[options.device]
     WORK.mkdir(parents=True, exist_ok=True)
     print(f"{machine()}; {device.id}: {device.name} ({device.platform})", flush=True)

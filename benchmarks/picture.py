@@ -1,4 +1,4 @@
-"""The README's picture: speed and memory of the steps."""
+"""Draws the README's picture."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from pathlib import Path
 
 
 def draw(results: list[dict], path: Path) -> None:
-    """Speed and memory of the LoRA step as two rows of bars."""
+    """Draws two bar charts: speed and memory of the LoRA step."""
     import matplotlib
 
     matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "pyloss"  # the same file for the same figures
+    matplotlib.rcParams["svg.hashsalt"] = "pyloss"  # equal figures give equal files
     import matplotlib.pyplot as plt
 
     names = [r["name"] for r in results][::-1]

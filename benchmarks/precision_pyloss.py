@@ -1,7 +1,7 @@
-"""What products in bfloat16 do to training: MODEL STEPS; prints JSON.
+"""The effect of products in bfloat16 on training: MODEL STEPS; prints JSON.
 
-Trains LoRA on the example data in either precision, everything else the same, and compares the gradients of both at the adapter
-that float32 ended with.
+Trains LoRA on the example data in both precisions, with everything else equal, and compares their
+gradients with the adapter that float32 trained.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pyloss.tuner.losses import default_loss
 
 DATA = Path(__file__).resolve().parents[1] / "examples" / "data"
 REPORTS = 5
-BATCHES = 8  # whose gradients are compared
+BATCHES = 8  # number of gradients compared
 
 
 class Losses(pyloss.TrainingCallback):
@@ -36,7 +36,7 @@ class Losses(pyloss.TrainingCallback):
 
 
 def trained(path: str, steps: int, precision: str):
-    """The model after so many steps, its training data, and its losses."""
+    """The model after `steps` steps, its training data, and its losses."""
     pyloss.random.seed(0)
     model, tokenizer = pyloss.load(path)
     train, valid, _ = pyloss.load_dataset(DATA, tokenizer, mask_prompt=True)
@@ -57,7 +57,7 @@ def trained(path: str, steps: int, precision: str):
 
 
 def gradient_errors(model, data) -> tuple[float, float]:
-    """How far gradients in bfloat16 are from those in float32, and one batch's from the next one's, as parts of their length."""
+    """The relative difference of gradients: bfloat16 to float32, and one batch to the next."""
     step, found = pyloss.nn.value_and_grad(model, default_loss), {}
     for precision in PRECISIONS:
         with matmul_precision(precision):
@@ -76,7 +76,7 @@ def gradient_errors(model, data) -> tuple[float, float]:
 
 def main(path: str, steps: int) -> None:
     answer: dict = {"steps": steps}
-    for precision in reversed(PRECISIONS):  # float32 last: the gradients are those of its adapter
+    for precision in reversed(PRECISIONS):  # float32 last: its adapter is compared
         model, data, losses = trained(path, steps, precision)
         answer[precision] = {"train": losses.train, "valid": losses.valid}
     answer["error"], answer["between_batches"] = gradient_errors(model, data)

@@ -1,8 +1,8 @@
-"""`make bench`: products, experts, loading and imports of pyloss and its peers, measured in one run; prints the tables.
+"""`make bench`: measures products, experts, loading and imports of pyloss and its peers.
 
     python benchmarks/run.py [--quick]
 
-Training is `make bench-train` (train.py), losses are `make bench-losses` (losses.py).
+Prints the tables. train.py measures training, losses.py the losses.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from common import WORK, environment, machine, run_json, table
 
 
 def matmul(quick: bool) -> str:
-    """Each library in processes of its own: torch's waiting threads keep the processors busy for a while after a call."""
+    """Matrix products, each library in its own processes: torch's threads spin after a call."""
     best: dict[str, dict[str, float]] = {"torch": {}, "pyloss": {}}
     for _ in range(1 if quick else 4):
         for library, found in best.items():
@@ -51,7 +51,7 @@ def matmul(quick: bool) -> str:
 
 
 def loading(quick: bool) -> str:
-    """Time of loading, and memory beyond the pages of the mapped files."""
+    """Loading time, and memory beyond the pages of the mapped files."""
     models = [
         ("pyloss, Q4_1 (GGUF)", "pyloss", MODEL),
         ("pyloss, NF4 (safetensors)", "pyloss", nf4_folder()),
@@ -74,7 +74,7 @@ def loading(quick: bool) -> str:
 
 
 def imports(quick: bool) -> str:
-    """Best wall time of a fresh interpreter, less the time of an empty one."""
+    """Best wall time of a fresh interpreter, minus the time of an empty one."""
 
     def seconds(code: str) -> float:
         best = float("inf")
@@ -97,7 +97,7 @@ def imports(quick: bool) -> str:
 
 
 def experts(quick: bool) -> str:
-    """A mixture of experts costs its active work: against a dense layer with as much, forward and backward with LoRA."""
+    """A mixture of experts against a dense layer with the same active work; both with LoRA."""
     rows = []
     for hidden, inner in ((768, 384), (1024, 512), (2048, 1024)):
         got = run_json("experts_pyloss.py", str(hidden), str(inner), "3" if quick else "10")
@@ -118,7 +118,7 @@ def experts(quick: bool) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument(
-        "--quick", action="store_true", help="few runs: to see that everything works"
+        "--quick", action="store_true", help="few runs: checks that everything works"
     )
     options = parser.parse_args()
     WORK.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,8 @@
-"""Where the time of a pyloss step goes, beside what its work would take at the machine's limits; the flags are step_work's.
+"""The time of each operation of a pyloss step, and its work; the flags are step_work's.
 
-Prints JSON: `operations`, {name: [calls, ms, GFLOP, GB of arguments]} of the fastest of the steps, and how long that took,
-`step_ms`. The limits are the best speeds of this run: `matrix_gflops` of products on a layer's shape, `memory_gb_s` of reading.
+Prints JSON of the fastest step: `operations`, {name: [calls, ms, GFLOP, GB of arguments]}, and
+`step_ms`; and the best speeds of this run: `matrix_gflops` of products of a layer's shape,
+`memory_gb_s` of reading.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ import step_work
 import pyloss
 from pyloss import _core, measuring
 
-FLOP: dict[str, float] = {}  # of the counted calls
-MOVED: dict[str, float] = {}  # bytes of operations that read a part of an argument alone
+FLOP: dict[str, float] = {}  # of the counted calls, by operation
+MOVED: dict[str, float] = {}  # bytes moved by operations that read only a part of an argument
 
 
 def dimensions(spec: str, arguments: tuple) -> dict[str, int]:
-    """The sizes that the arrays among the arguments give to the letters of an operation's specification (csrc/ops.def)."""
+    """The sizes of the letters in an operation's specification (csrc/ops.def), from its arrays."""
     found: dict[str, int] = {}
     names = [part for part in spec.split() if ":" in part]
     for part, value in zip(names, arguments, strict=False):
@@ -39,7 +40,7 @@ def dimensions(spec: str, arguments: tuple) -> dict[str, int]:
 
 
 def pairs(offsets: np.ndarray, window: int) -> int:
-    """How many queries see how many keys, over all sequences."""
+    """The number of (query, visible key) pairs of all sequences."""
     total = 0
     for count in np.diff(offsets).tolist():
         seen = np.arange(1, count + 1)
@@ -48,7 +49,7 @@ def pairs(offsets: np.ndarray, window: int) -> int:
 
 
 def work_of(name: str, spec: str, arguments: tuple) -> float:
-    """FLOP of a matrix product or of attention; 0 for others, which memory limits."""
+    """The FLOP of a matrix product or of attention; 0 for memory-bound operations."""
     size = dimensions(spec, arguments)
     if name.startswith("attention"):
         window = next(a for a in arguments if isinstance(a, int))
@@ -73,7 +74,7 @@ def work_of(name: str, spec: str, arguments: tuple) -> float:
 
 
 def count_work() -> None:
-    """From now on calls of the core add their work to FLOP."""
+    """Makes calls of the core add their work to FLOP and MOVED."""
     for name, spec in _core.ops():
         function = getattr(_core, name)
 
@@ -114,7 +115,7 @@ def main() -> None:
     )
     memory = measuring.memory_speed(1)
     count_work()
-    step(*batch)  # in a step of its own: counting takes time
+    step(*batch)  # not a timed step: counting takes time
     work = {
         name: [calls, 1e3 * seconds, FLOP.get(name, 0) / 1e9, MOVED.get(name, size) / 1e9]
         for name, (calls, seconds, size) in operations.items()

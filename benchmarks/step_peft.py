@@ -1,4 +1,7 @@
-"""Steps of a model with torch + PEFT, as users write them; flags: step_work's, --compile for torch.compile, and --device."""
+"""Training steps of a model with torch + PEFT, as users write them.
+
+The flags are step_work's, --compile and --device.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +17,11 @@ PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 
 def main() -> None:
     parser = step_work.parser(__doc__)
-    parser.add_argument("--compile", action="store_true", help="torch.compile")
+    parser.add_argument("--compile", action="store_true", help="use torch.compile")
     parser.add_argument(
         "--device",
         default="cpu",
-        help="as torch names it; on cuda products are float32's own, not TF32's",
+        help="torch's name; products on cuda are in float32, not TF32",
     )
     options = parser.parse_args()
     torch.backends.cuda.matmul.allow_tf32 = False

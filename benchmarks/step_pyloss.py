@@ -1,4 +1,4 @@
-"""Steps of a model with pyloss; the flags are step_work's, --precision and --device."""
+"""Training steps of a model with pyloss; the flags are step_work's, --precision and --device."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from pyloss.tuner.losses import default_loss
 def main() -> None:
     parser = step_work.parser(__doc__)
     parser.add_argument(
-        "--precision", default="float32", help="of the products of layers: float32 or bfloat16"
+        "--precision",
+        default="float32",
+        help="precision of the layers' products: float32 or bfloat16",
     )
     parser.add_argument("--device", default="cpu", help="cpu or opencl:<number>")
     options = parser.parse_args()

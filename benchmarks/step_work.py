@@ -1,7 +1,7 @@
-"""What the programs that measure steps of training or evaluation share: flags, batches, and the loop around a library's own step.
+"""Shared by the programs that measure steps: flags, batches, and the loop around a library's step.
 
-They print JSON: `tokens_per_s` (tokens that are no padding), `first_s` (of the first step, which may compile kernels), `peak_gb`
-and `base_gb` (the base's weights), `loss`.
+They print JSON: `tokens_per_s` (without padding), `first_s` (the first step, which may compile
+kernels), `peak_gb`, `base_gb` (the base's weights), `loss`.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ RANK, SCALE, RATE = 8, 2.0, 1e-4
 
 
 class Batch(NamedTuple):
-    """`ids` int32 [B, T], padded with 0; `lengths` int32 [B, 2] = (first target token, number of tokens)."""
+    """`ids` int32 [B, T], padded with 0; `lengths` int32 [B, 2], (first target, tokens)."""
 
     ids: np.ndarray
     lengths: np.ndarray
 
     @property
     def tokens(self) -> int:
-        """Tokens that something follows, padding aside."""
+        """Tokens that have a next token; padding does not count."""
         return int((self.lengths[:, 1] - 1).sum())
 
     @property
@@ -39,13 +39,13 @@ def parser(description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description.split("\n")[0])
     add = parser.add_argument
     add("model")
-    add("--kind", choices=("lora", "dora"), default="lora", help="of adapter")
+    add("--kind", choices=("lora", "dora"), default="lora", help="kind of adapter")
     add("--checkpoint", action="store_true", help="recompute activations")
-    add("--evaluate", action="store_true", help="the loss alone, without gradients")
+    add("--evaluate", action="store_true", help="compute the loss without gradients")
     add("--batch", type=int, default=4, help="sequences")
-    add("--tokens", type=int, default=256, help="of each sequence, drawn at random")
-    add("--chat", help="conversations instead, of chat.py's file; --batch of them at a time")
-    add("--grouped", action="store_true", help="conversations of like length in a batch")
+    add("--tokens", type=int, default=256, help="tokens of each sequence, drawn at random")
+    add("--chat", help="a file of chat.py: its conversations, --batch of them at a time")
+    add("--grouped", action="store_true", help="batch conversations of similar length")
     add(
         "--passes",
         type=int,
@@ -81,7 +81,7 @@ def batches(options: argparse.Namespace, vocabulary: int) -> list[Batch]:
 def measure(
     options: argparse.Namespace, vocabulary: int, base_bytes: int, step: Callable[[Batch], float]
 ) -> None:
-    """Runs the passes and prints the best. The smallest of several batches runs once more, before the clock starts."""
+    """Runs the passes and prints the best. If there are several batches, the smallest warms up."""
     work = batches(options, vocabulary)
 
     def seconds(some: list[Batch]) -> tuple[float, float]:

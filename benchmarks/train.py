@@ -1,9 +1,10 @@
-"""`make bench-train`: measures training, evaluation and generation with pyloss and its peers in one run and prints the tables.
+"""`make bench-train`: measures training, evaluation and generation of pyloss and its peers.
 
     python benchmarks/train.py [--quick] [--only PART ...] [--picture docs/benchmark.svg]
 
-Each measurement is a process of its own, so that its peak memory is its own; the programs take turns, and the best of the rounds
-counts. Tokens are those that are no padding. Where a peer is not installed its row is missing.
+Prints the tables. Each measurement runs in its own process, which gives its peak memory. The
+programs take turns, and the best of the rounds counts. Padding is not counted as tokens. The rows
+of peers that are not installed are missing.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ AVX2 = {"PYLOSS_ISA": "avx2", "ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA
 
 
 class Program(NamedTuple):
-    """What is measured: a row of a table."""
+    """A measured program: a row of a table."""
 
     name: str
     script: str
@@ -44,7 +45,7 @@ Found = dict[str, dict[str, float]]
 def measured(
     programs: Sequence[Program], *flags: object, rounds: int = 1, **environment: str
 ) -> Found:
-    """The fastest of each program's runs, which take turns, with its least peak memory."""
+    """The fastest run of each program, with its lowest peak memory. The programs take turns."""
     best: Found = {}
     for _ in range(rounds):
         for p in programs:
@@ -82,19 +83,19 @@ BFLOAT16 = ", bfloat16 products"
 
 
 def rounded(base: str) -> Program:
-    """LoRA with the option that is no default."""
+    """LoRA with products in bfloat16."""
     return ours("lora", base, "--precision", "bfloat16", name=BFLOAT16)
 
 
 class Tables:
-    """The parts of the run; each gives its tables. What one has measured another may read."""
+    """The parts of the run; each returns its tables. `full` is kept for the picture."""
 
     def __init__(self, quick: bool) -> None:
         self.quick = quick
         self.full: Found = {}  # steps of 4 x 256 by the name of the program
 
     def steps(self) -> list[str]:
-        """Steps of 4 x 256 tokens, and short ones of 4 x 48."""
+        """Steps of 4 x 256 tokens, and short steps of 4 x 48."""
         peers = [eager("lora"), eager("dora"), eager("lora", "--checkpoint", name=RECOMPUTED)]
         once = [eager("lora", "--compile", name=", torch.compile")]
         if find_spec("bitsandbytes"):
@@ -117,7 +118,7 @@ class Tables:
         heads = (
             "step, 4 x 256",
             "tokens/s",
-            "of PEFT, eager",
+            "speed / PEFT, eager",
             "4 x 48, tokens/s",
             *MEMORY,
             "loss after the last step",
@@ -129,14 +130,16 @@ class Tables:
             (name, f"{self.full[plain]['tokens_per_s'] / self.full[name]['tokens_per_s']:.2f}")
             for name, plain in pairs
         ]
-        return [table(heads, lines), table(("checkpointing", "time of the step without"), cost)]
+        return [table(heads, lines), table(("checkpointing", "time / without"), cost)]
 
     def avx2(self) -> list[str]:
-        """The same with both sides kept to AVX2."""
+        """Steps with both sides restricted to AVX2."""
         found = measured(
             [eager("lora"), ours("lora", "f32"), ours("lora", "q4_1")], "--passes", 2, **AVX2
         )
-        return [table(("step, 4 x 256, AVX2 on both sides", "tokens/s", "of PEFT"), rows_of(found))]
+        return [
+            table(("step, 4 x 256, AVX2 on both sides", "tokens/s", "speed / PEFT"), rows_of(found))
+        ]
 
     def long(self) -> list[str]:
         """Longer sequences."""
@@ -150,7 +153,7 @@ class Tables:
             )
             parts.append(
                 table(
-                    (f"step, {batch} x {tokens}", "tokens/s", "of PEFT", *MEMORY[:1]),
+                    (f"step, {batch} x {tokens}", "tokens/s", "speed / PEFT", *MEMORY[:1]),
                     rows_of(found, peak),
                 )
             )
@@ -169,12 +172,12 @@ class Tables:
         flags = ("--chat", chat_file(4 if self.quick else 16), "--passes", 1)
         peers = [
             eager("lora"),
-            eager("lora", "--grouped", name=", batches of like lengths"),
+            eager("lora", "--grouped", name=", batches of similar lengths"),
             eager("dora"),
         ]
         own = [ours(kind, base) for kind in NAMES for base in ("f32", "q4_1")]
         found = measured([*peers, *own] if free_gb() > 18 else own, *flags)
-        heads = ("training on conversations", "tokens/s", "of PEFT", *MEMORY[:1])
+        heads = ("training on conversations", "tokens/s", "speed / PEFT", *MEMORY[:1])
         return [table(heads, rows_of(found, peak))]
 
     def evaluation(self) -> list[str]:
@@ -196,16 +199,16 @@ class Tables:
                 (
                     "evaluation",
                     "4 x 256, tokens/s",
-                    "of PEFT",
+                    "speed / PEFT",
                     "conversations, tokens/s",
-                    "of PEFT",
+                    "speed / PEFT",
                 ),
                 rows,
             )
         ]
 
     def growth(self) -> list[str]:
-        """Gradients of more and more batches in one update, and a long run of short steps."""
+        """Updates of more and more batches, and a long run of short steps."""
         counts = (1, 2) if self.quick else (1, 8, 64)
         speeds = run_json("long_pyloss.py", "growth", MODEL, *map(str, counts))
         rows = [
@@ -221,14 +224,14 @@ class Tables:
             (
                 "tokens of an update, pyloss, LoRA, Q4_1, 4 x 256 at a time",
                 "tokens/s",
-                "of the first",
+                "speed / first",
             ),
             rows,
         )
         return [first, table(("short steps of a tiny model, pyloss", "resident memory, MB"), shown)]
 
     def generation(self) -> list[str]:
-        """One sequence over the same Q4_1 file."""
+        """Reading a prompt and generating, one sequence, from the same Q4_1 file."""
         scripts: dict[str, tuple[str, ...]] = (
             {"llama.cpp (xllamacpp)": ("generate_llama.py",)} if find_spec("xllamacpp") else {}
         )
@@ -249,7 +252,7 @@ class Tables:
                 for key, speed in f.items()
             ]
             rows.append((name, *cells[0], *cells[1]))
-        peer_name = "of llama.cpp"
+        peer_name = "speed / llama.cpp"
         heads = (
             "Q4_1, one sequence",
             "reading a prompt of 256, tokens/s",
@@ -260,7 +263,7 @@ class Tables:
         return [table(heads, rows)]
 
     def precision(self) -> list[str]:
-        """What products in bfloat16 do to the loss and to gradients."""
+        """The effect of products in bfloat16 on the loss and on gradients."""
         found = run_json("precision_pyloss.py", MODEL, "10" if self.quick else "100")
         parts, steps = len(found["float32"]["train"]), found["steps"]
         heads = [f"training loss, steps to {steps * (i + 1) // parts}" for i in range(parts)]
@@ -270,16 +273,16 @@ class Tables:
             for name in PRECISIONS
         ]
         lines = [
-            ("bfloat16, from float32", f"{found['error']:.1%}"),
-            ("batch, from the next", f"{found['between_batches']:.0%}"),
+            ("bfloat16 against float32", f"{found['error']:.1%}"),
+            ("a batch against the next", f"{found['between_batches']:.0%}"),
         ]
         return [
             table(("LoRA, Q4_1, example data", *heads), rows),
-            table(("difference of gradients", "of their length"), lines),
+            table(("difference of gradients", "relative to their norm"), lines),
         ]
 
     def limits(self) -> list[str]:
-        """Where the time of a step goes, beside what its operations take at the machine's limits."""
+        """The time of each operation of a step, and its time at the machine's limits."""
         return [
             limit_table(
                 run_json("step_limits.py", float_folder(), "--passes", "1" if self.quick else "4")
@@ -288,7 +291,7 @@ class Tables:
 
 
 def rows_of(found: Found, *more: Callable[[dict], str]) -> list[tuple[str, ...]]:
-    """Name, tokens/s, also as a multiple of PEFT's with the same kind of adapter, and what `more` make of a program's figures."""
+    """Name, tokens/s, their ratio to PEFT's with the same kind of adapter, and `more` columns."""
     rows = []
     for name, f in found.items():
         peer = found.get(f"torch + PEFT, {NAMES['dora' if NAMES['dora'] in name else 'lora']}")
@@ -309,11 +312,15 @@ def loss(found: dict) -> str:
     return f"{found['loss']:.4f}"
 
 
-MEMORY = ("peak memory, GB", "the base's weights, GB")
+MEMORY = ("peak memory, GB", "base weights, GB")
 
 
 def limit_table(found: dict) -> str:
-    """Limits are an operation's FLOP at the speed of a plain product or its bytes at that of memory, whichever takes longer."""
+    """The operations of a step with their limits.
+
+    A limit is the FLOP at the speed of a plain product or the bytes at the bandwidth of memory,
+    whichever takes longer.
+    """
     rows, limits, spent, products, in_products = [], 0.0, 0.0, 0.0, 0.0
     for name, (calls, ms, gflop, gigabytes) in sorted(
         found["operations"].items(), key=lambda item: -item[1][1]
@@ -347,8 +354,9 @@ def limit_table(found: dict) -> str:
             share,
         )
     )
-    title = f"LoRA, float32, 4 x 256; {found['matrix_gflops']:.0f} GFLOP/s, {found['memory_gb_s']:.0f} GB/s"
-    return table((title, "calls", "ms", "limit, ms", "of the limit", "speed"), rows)
+    speeds = f"{found['matrix_gflops']:.0f} GFLOP/s, {found['memory_gb_s']:.0f} GB/s"
+    title = f"LoRA, float32, 4 x 256; {speeds}"
+    return table((title, "calls", "ms", "limit, ms", "limit / time", "speed"), rows)
 
 
 PARTS = (
@@ -367,12 +375,12 @@ PARTS = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument(
-        "--quick", action="store_true", help="few runs: to see that everything works"
+        "--quick", action="store_true", help="few runs: checks that everything works"
     )
     parser.add_argument(
         "--only", nargs="+", choices=PARTS, default=PARTS, metavar="PART", help=", ".join(PARTS)
     )
-    parser.add_argument("--picture", type=Path, help="where to draw the picture of the steps (SVG)")
+    parser.add_argument("--picture", type=Path, help="file of the picture of the steps (SVG)")
     options = parser.parse_args()
     WORK.mkdir(parents=True, exist_ok=True)
     print(machine(), flush=True)

@@ -1,11 +1,12 @@
-"""A small recurrent model that explores mazes, and learns when it has thought long enough.
+"""A small recurrent model that solves mazes and learns when to halt.
 
     python examples/act_maze.py [--updates 3000] [--no-q-continue] [--out build/act_maze.png]
 
-Which cells of a maze can be reached from the start? The model mixes every cell with its neighbours a few times per step, and
-steps until it halts: the farther the farthest cell, the more steps it needs. It is trained like the Hierarchical Reasoning Model
-(Wang et al. 2025, arXiv:2506.21734): every step has its own loss and update, the state goes on without a gradient, a maze that is
-done with makes room for a new one, and a Q-head learns when to halt from whether the answer was right.
+Which cells of a maze can be reached from the start? The model mixes every cell with its neighbors a
+few times per step, and steps until it halts: the farther the farthest cell, the more steps it
+needs. It is trained like the Hierarchical Reasoning Model (Wang et al. 2025, arXiv:2506.21734):
+every step has its own loss and update, the state carries no gradient to the next step, a new maze
+replaces each one that halted, and a Q-head learns when to halt from whether the answer was right.
 """
 
 import argparse
@@ -20,21 +21,22 @@ from pyloss import ACTLossHead, nn, ops, optim
 from pyloss.autograd import data
 
 ROOMS = 5
-SIZE = 2 * ROOMS - 1  # rooms, and the walls or passages between them
+SIZE = 2 * ROOMS - 1  # cells per side: rooms, and walls or passages between them
 WALL, FREE, START, IGNORE = 0, 1, 2, -100
-CYCLES, MAX_STEPS = 4, 6  # rounds of mixing per step, and steps: news travels at most 24 cells
+CYCLES, MAX_STEPS = 4, 6  # mixing rounds per step, and steps: information travels at most 24 cells
 DISTANCES = [(1, 4), (5, 8), (9, 12), (13, 16), (17, 20)]
 
 
 def make_mazes(rng, per_distance):
-    """As many mazes of each of `DISTANCES`, shuffled: `{"inputs", "labels"}` [N, cells], and the distances [N].
+    """`per_distance` mazes of each of `DISTANCES`, shuffled.
 
-    A distance is the number of moves to the farthest cell that can be reached. Labels are 1 for cells that can be reached, 0 for
-    those that cannot, and IGNORE for walls.
+    Returns `{"inputs", "labels"}` [N, cells] and the distances [N]. A distance is the number of
+    moves to the farthest reachable cell. Labels are 1 for reachable cells, 0 for other free cells,
+    IGNORE for walls.
     """
     parts = [[] for _ in DISTANCES]
     while min(map(len, parts)) < per_distance:
-        # Each room opens a passage upwards or to the right, which makes a tree; a fifth of the passages is walled up again.
+        # Each room opens a passage up or right, which makes a tree. A fifth of them is closed.
         free = np.zeros((4096, SIZE, SIZE), bool)
         free[:, ::2, ::2] = True
         upwards, kept = (
@@ -67,7 +69,7 @@ def make_mazes(rng, per_distance):
             reached |= fresh
             distance += fresh.any((1, 2))
         labels = np.where(free, reached, IGNORE)
-        # Without this, far would mean that everything can be reached, and the answer could be guessed.
+        # Otherwise far mazes would be those with all cells reachable, and could be guessed.
         fair = reached.sum((1, 2)) < 0.6 * free.sum((1, 2))
         for part, (low, high) in zip(parts, DISTANCES, strict=True):
             found = np.flatnonzero(fair & (low <= distance) & (distance <= high))[
@@ -84,7 +86,7 @@ def make_mazes(rng, per_distance):
 
 @dataclasses.dataclass
 class Carry:
-    """What goes from step to step, all of it plain arrays: no gradient goes with it."""
+    """The state from step to step: plain arrays, so no gradient passes."""
 
     state: np.ndarray
     steps: np.ndarray
@@ -93,7 +95,10 @@ class Carry:
 
 
 class MazeModel(nn.Module):
-    """One block for all cells, rounds and steps: a cell, its neighbours and the mean of all give the cell's new state."""
+    """One block for all cells, rounds and steps.
+
+    A cell's new state comes from the cell, its neighbors and the mean of all cells.
+    """
 
     halt_max_steps = MAX_STEPS
 
@@ -110,11 +115,11 @@ class MazeModel(nn.Module):
         self.answer = nn.Linear(dims, 2)
         self.q_gate, self.q_up = nn.Linear(dims, dims), nn.Linear(dims, dims)
         self.q_halt, self.q_continue = nn.Linear(dims, 1), nn.Linear(dims, 1)
-        # News has to travel far from the first update on: weights that keep the size of what passes through.
+        # Information must travel far from the first update on, so the weights keep its magnitude.
         for layer in (self.gate, self.up, self.down, self.q_gate, self.q_up):
             layer.weight *= 3**0.5
         self.embed.weight *= dims**0.5
-        # as in HRM: an answer is thought wrong until it is known to be right
+        # as in HRM: answers count as wrong at first
         for q in (self.q_halt, self.q_continue):
             q.weight[:], q.bias[:] = 0, -5
         self.dims, self._compares, self._exploration, self._rng = (
@@ -124,12 +129,12 @@ class MazeModel(nn.Module):
             np.random.default_rng(0),
         )
         cells = np.arange(SIZE * SIZE).reshape(SIZE, SIZE)
-        around = np.pad(cells, 1, mode="edge")  # beyond the edge: the cell itself
+        around = np.pad(cells, 1, mode="edge")  # a neighbor beyond the edge is the cell itself
         near = [cells, around[:-2, 1:-1], around[2:, 1:-1], around[1:-1, :-2], around[1:-1, 2:]]
         self._near = np.stack(near, -1).reshape(-1).astype(np.int32)
 
     def initial_carry(self, batch):
-        """Everything has halted: the first step takes in the whole batch."""
+        """All mazes count as halted, so the first step loads the whole batch."""
         count, cells = batch["inputs"].shape
         state = np.zeros((count, cells, self.dims), np.float32)
         return Carry(
@@ -165,7 +170,7 @@ class MazeModel(nn.Module):
         )
 
     def next_q_logits(self, carry):
-        """The q logits of the step to come, for the target of q_continue."""
+        """The q logits of the next step, for the target of q_continue."""
         return self.think(carry.state, carry.current_data["inputs"])[1:]
 
     def __call__(self, carry, batch):
@@ -176,7 +181,7 @@ class MazeModel(nn.Module):
             np.where(new[:, None, None], np.float32(0), carry.state), current["inputs"]
         )
         halted = data(q_halt) > (data(q_continue) if self._compares else 0)
-        if self.training:  # now and then it has to think longer, and sees whether that helps
+        if self.training:  # exploration: some mazes must think longer
             explores = self._rng.random(len(steps)) < self._exploration
             halted &= steps >= explores * self._rng.integers(2, MAX_STEPS + 1, len(steps))
         halted |= steps >= MAX_STEPS
@@ -189,7 +194,10 @@ class MazeModel(nn.Module):
 
 
 def train(head, mazes, updates, batch_size=32, learning_rate=2e-3, report=100):
-    """Every step is an update. Yields `(update, metrics)`, sums over `report` updates; leaves the average of the late weights."""
+    """Trains with one update per step; ends with the moving average of the weights.
+
+    Yields `(update, metrics)` every `report` updates; the metrics are sums over these updates.
+    """
     rate = optim.build_schedule(
         {
             "name": "cosine_decay",
@@ -225,7 +233,7 @@ def train(head, mazes, updates, batch_size=32, learning_rate=2e-3, report=100):
 
 
 def evaluate(head, mazes):
-    """Whether the answer to each maze was right in every cell when the model halted, and after how many steps that was."""
+    """Whether each maze's answer was right in every cell when the model halted, and its steps."""
     head.eval()
     count = len(mazes["inputs"])
     running, right, steps = np.ones(count, bool), np.zeros(count, bool), np.zeros(count, int)
@@ -241,24 +249,24 @@ def evaluate(head, mazes):
 
 
 def draw(path, history, groups, after):
-    """Accuracy and steps, while training and by distance."""
+    """Draws accuracy and steps, during training and by distance."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        print("no picture: that takes matplotlib")
+        print("no picture: install matplotlib to draw it")
         return
     figure = Figure(figsize=(10, 4), layout="constrained")
     axes = figure.subplots(1, 2)
     names = [f"{low}-{high}" for low, high in DISTANCES]
     right, steps = ([values[group].mean() for group in groups] for values in after)
-    for left, x, curves, label in (
+    for axis, x, curves, label in (
         (axes[0], history["update"], (history["right"], history["steps"]), "update"),
         (axes[1], names, (right, steps), "distance of the farthest cell (held-out mazes)"),
     ):
-        left.plot(x, curves[0], "C0-o", markersize=3)
-        left.set(xlabel=label, ylabel="share answered exactly", ylim=(0, 1.02))
-        left.yaxis.label.set_color("C0")
-        other = left.twinx()
+        axis.plot(x, curves[0], "C0-o", markersize=3)
+        axis.set(xlabel=label, ylabel="share answered exactly", ylim=(0, 1.02))
+        axis.yaxis.label.set_color("C0")
+        other = axis.twinx()
         other.plot(x, curves[1], "C1-o", markersize=3)
         other.set(ylabel="mean steps", ylim=(0, MAX_STEPS + 0.2))
         other.yaxis.label.set_color("C1")
@@ -276,7 +284,7 @@ def main():
         help="halt where q_halt > 0 instead of q_halt > q_continue",
     )
     parser.add_argument(
-        "--out", type=Path, default=Path("build/act_maze.png"), help="where the picture goes"
+        "--out", type=Path, default=Path("build/act_maze.png"), help="file of the picture"
     )
     options = parser.parse_args()
     began = time.perf_counter()
@@ -307,7 +315,8 @@ def main():
     after = evaluate(head, held_out)
     groups = [(low <= distance) & (distance <= high) for low, high in DISTANCES]
     print(
-        "\nheld-out mazes    before training        after\nfarthest cell    exact     steps    exact     steps"
+        "\nheld-out mazes    before training        after"
+        "\nfarthest cell    exact     steps    exact     steps"
     )
     for name, group in [
         *zip((f"{low:2d} to {high:2d}" for low, high in DISTANCES), groups, strict=True),

@@ -1,9 +1,9 @@
-"""The whole way in one script: load, measure, fine-tune, measure again, save, fuse, reload.
+"""The whole workflow in one script: load, measure, fine-tune, measure, save, fuse, reload.
 
     python examples/demo.py [--out build/demo] [--iters 200]
 
-Fine-tunes the embedded SmolLM2-135M on `examples/data` (spoken requests to JSON tool calls) and counts exact answers on requests
-whose phrasings are not in the training data.
+Fine-tunes the embedded SmolLM2-135M on `examples/data` (spoken requests to JSON tool calls) and
+counts exact answers on requests whose phrasings are not in the training data.
 """
 
 import argparse
@@ -21,29 +21,31 @@ HERE = Path(__file__).resolve().parent
 
 
 def answer(model, tokenizer, record, max_tokens=40):
-    """The model's answer to the request of a record, decoded greedily."""
+    """The model's greedy answer to the request of a record."""
     prompt = tokenizer.apply_chat_template(record["messages"][:-1], add_generation_prompt=True)
     return pyloss.generate(model, tokenizer, prompt, max_tokens=max_tokens)
 
 
 def measure(model, tokenizer, test, records):
-    """Test loss, and the share of answers that are right to the letter."""
+    """Prints test loss and exact matches; returns the answers and the number of matches."""
     began = time.perf_counter()
     loss = evaluate(model, test, batch_size=8)
     answers = [answer(model, tokenizer, record) for record in records]
     right = sum(
         a == record["messages"][-1]["content"] for a, record in zip(answers, records, strict=True)
     )
-    print(
-        f"test loss {loss:.3f}, exact match {right}/{len(records)}   ({time.perf_counter() - began:.0f} s)"
-    )
+    seconds = time.perf_counter() - began
+    print(f"test loss {loss:.3f}, exact match {right}/{len(records)}   ({seconds:.0f} s)")
     return answers, right
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument(
-        "--out", type=Path, default=Path("build/demo"), help="where adapter and fused model go"
+        "--out",
+        type=Path,
+        default=Path("build/demo"),
+        help="folder for the adapter and the fused model",
     )
     parser.add_argument("--iters", type=int, default=200, help="training iterations")
     options = parser.parse_args()
@@ -76,7 +78,7 @@ def main():
         max_seq_length=256,
         adapter_file=options.out / "adapter" / "adapters.safetensors",
         seed=0,
-        overwrite=True,  # a folder of this script's own
+        overwrite=True,  # this script owns the folder
     )
     pyloss.train(model, pyloss.optim.AdamW(schedule), train, valid, arguments)
 

@@ -1,9 +1,11 @@
 """Makes the example data: spoken requests to one-line JSON tool calls, as chat records in JSONL.
 
-usage: python make_data.py [FOLDER] [--seed N]        writes train.jsonl, valid.jsonl and test.jsonl (default: data/)
+    python make_data.py [FOLDER] [--seed N]
 
-Every split has phrasings of its own, so that exact match on the test split counts what was learned and not what was
-remembered; of the values (names, cities, items), some are in all splits and some in the test split alone.
+Writes train.jsonl, valid.jsonl and test.jsonl into FOLDER (default: data/).
+
+Every split has its own phrasings, so exact match on the test split measures learning, not
+memorization. Some values (names, cities, items) are in all splits, others only in the test split.
 """
 
 import argparse
@@ -15,12 +17,15 @@ SYSTEM = 'You run a home. Reply with one line of compact JSON: {"tool":...} and 
 SIZES = {"train": 1500, "valid": 100, "test": 100}
 
 NUMBERS = {
-    "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "eight": 8, "ten": 10, "twelve": 12, "fifteen": 15,
-    "twenty": 20, "twenty five": 25, "thirty": 30, "forty": 40, "forty five": 45, "fifty": 50, "ninety": 90,
+    "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "eight": 8, "ten": 10, "twelve": 12,
+    "fifteen": 15,
+    "twenty": 20, "twenty five": 25, "thirty": 30, "forty": 40, "forty five": 45, "fifty": 50,
+    "ninety": 90,
 }  # fmt: skip
 COUNTS = {word: n for word, n in NUMBERS.items() if n <= 12}
 DEGREES = {
-    "sixteen": 16, "seventeen": 17, "eighteen": 18, "nineteen": 19, "twenty": 20, "twenty one": 21, "twenty two": 22,
+    "sixteen": 16, "seventeen": 17, "eighteen": 18, "nineteen": 19, "twenty": 20, "twenty one": 21,
+    "twenty two": 22,
     "twenty three": 23, "twenty four": 24,
 }  # fmt: skip
 HOURS = {"five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10}
@@ -36,25 +41,47 @@ def same(*words: str) -> dict[str, object]:
     return {word: word for word in words}
 
 
-# What is said -> what stands in the call. Values in NEW are in the test split alone.
+# Spoken words -> value in the call. Values in NEW occur only in the test split.
 VALUES: dict[str, dict[str, object]] = {
     "minutes": dict(NUMBERS),
     "count": dict(COUNTS),
     "degrees": dict(DEGREES),
     "time": dict(TIMES),
     "state": same("on", "off"),
-    "day": same("today", "tomorrow", "monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday"),
-    "room": same("kitchen", "bedroom", "bathroom", "hall", "office", "garage", "living room", "attic"),
-    "label": same("pasta", "tea", "eggs", "rice", "pizza", "laundry", "bread", "workout", "homework", "cake", "soup"),
-    "artist": same("nina simone", "miles davis", "abba", "queen", "the beatles", "mozart", "bob marley", "adele", "daft punk"),
-    "to": same("anna", "ben", "mum", "dad", "carla", "david", "grandma", "lucy", "tom", "sarah", "the boss", "peter"),
+    "day": same(
+        "today", "tomorrow", "monday", "tuesday", "wednesday", "thursday", "friday", "saturday",
+        "sunday",
+    ),
+    "room": same(
+        "kitchen", "bedroom", "bathroom", "hall", "office", "garage", "living room", "attic",
+    ),
+    "label": same(
+        "pasta", "tea", "eggs", "rice", "pizza", "laundry", "bread", "workout", "homework", "cake",
+        "soup",
+    ),
+    "artist": same(
+        "nina simone", "miles davis", "abba", "queen", "the beatles", "mozart", "bob marley",
+        "adele", "daft punk",
+    ),
+    "to": same(
+        "anna", "ben", "mum", "dad", "carla", "david", "grandma", "lucy", "tom", "sarah",
+        "the boss", "peter",
+    ),
     "text": same(
-        "i am running late", "dinner is ready", "call me back", "the train is late", "happy birthday",
-        "we need milk", "see you at eight", "the key is under the mat", "i am on my way", "the meeting is off",
+        "i am running late", "dinner is ready", "call me back", "the train is late",
+        "happy birthday",
+        "we need milk", "see you at eight", "the key is under the mat", "i am on my way",
+        "the meeting is off",
         "thank you for the flowers", "good luck", "i will be home soon", "please feed the cat",
     ),
-    "city": same("paris", "london", "berlin", "oslo", "madrid", "tokyo", "boston", "chicago", "cairo", "sydney", "delhi"),
-    "item": same("apples", "lemons", "bananas", "onions", "eggs", "carrots", "yogurts", "candles", "batteries", "tomatoes"),
+    "city": same(
+        "paris", "london", "berlin", "oslo", "madrid", "tokyo", "boston", "chicago", "cairo",
+        "sydney", "delhi",
+    ),
+    "item": same(
+        "apples", "lemons", "bananas", "onions", "eggs", "carrots", "yogurts", "candles",
+        "batteries", "tomatoes",
+    ),
 }  # fmt: skip
 NEW: dict[str, dict[str, object]] = {
     "label": same("potatoes", "chicken"),
@@ -366,7 +393,7 @@ def record(
 
 
 def make(split: str, rng: random.Random) -> list[dict[str, object]]:
-    """The records of one split: all different, every phrasing used, tools and phrasings equally often."""
+    """The records of one split: all different; tools and phrasings occur equally often."""
     pairs = [(tool, phrasing) for tool, splits in PHRASINGS.items() for phrasing in splits[split]]
     records: dict[str, dict[str, object]] = {}
     for turn in range(100 * SIZES[split]):
@@ -378,7 +405,7 @@ def make(split: str, rng: random.Random) -> list[dict[str, object]]:
         said: dict[str, str] = {}
         values: dict[str, object] = {}
         for name in ARGUMENTS[tool]:
-            # Half of the test split's names are new to the model where there are new ones.
+            # In the test split, half of the values come from NEW, if it has any for the name.
             new = split == "test" and name in NEW and rng.random() < 0.5
             said[name], values[name] = rng.choice(list((NEW if new else VALUES)[name].items()))
         made = record(tool, phrasing, said, values)
