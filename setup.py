@@ -1,5 +1,6 @@
 """Builds the extension: the kernels once per instruction set, each with its own flags, then the module."""
 
+import glob
 import os
 import platform
 import re
@@ -54,18 +55,9 @@ if X86:
 # What kernels/kernels.tpl.h compiles of an instruction set at a time, the longest first.
 UNITS = ["products", "losses", "layers", "table"]
 
-SOURCES = ["csrc/binding/module.c", "csrc/binding/spec.c", "csrc/binding/device.c"]
-SOURCES += [
-    "csrc/core/buffers.c",
-    "csrc/core/cpu.c",
-    "csrc/core/precision.c",
-    "csrc/core/threads.c",
-]
-OPENCL_FAMILIES = ["rowloss", "elements", "layers", "matmul", "norms", "attention"]
-SOURCES += [
-    f"csrc/opencl/{stem}.c"
-    for stem in ("library", "device", "cache", "program", "launch", *OPENCL_FAMILIES)
-]
+SOURCES = sorted(
+    path for room in ("binding", "core", "opencl") for path in glob.glob(f"csrc/{room}/*.c")
+)
 OPENCL_PROGRAMS = ["rowloss", "elements", "layers", "matmul", "stored", "attention"]
 
 

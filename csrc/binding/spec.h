@@ -1,9 +1,7 @@
-/* Argument specifications: the text in ops.def, parsed once, and the check of a call against it. */
-#ifndef PYLOSS_SPEC_H
-#define PYLOSS_SPEC_H
-
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
+/* An operation as its line in ops.def declares it. The text is parsed once, when the module is
+ * imported; ops.def explains its language. */
+#ifndef PYLOSS_BINDING_SPEC_H
+#define PYLOSS_BINDING_SPEC_H
 
 #include "../pyloss.h"
 
@@ -18,51 +16,52 @@ typedef enum {
     PL_T_FLOAT,
     PL_T_ACC,
     PL_T_INT,
-    PL_T_REAL
+    PL_T_REAL,
+    PL_T_COUNT
 } pl_type;
 
-enum { PL_MAX_DIMS = 4, PL_MAX_CONSTRAINTS = 2, PL_MAX_STACK = 1 << 16 };
+enum { PL_MAX_DIMS = 4, PL_MAX_CONSTRAINTS = 2 };
 
+/* One dimension of an argument. */
 typedef struct {
-    char letter; /* 0: the number `size` */
-    char rule;   /* 0, '+' (one more), '/' (half), '*' (all leading dimensions) */
-    int64_t size;
+    char letter;  /* 0: the dimension is the number `size` */
+    char rule;    /* '+': letter + 1; '/': letter / 2; '*': all leading axes together; 0: letter */
+    int64_t size; /* used without a letter */
 } pl_dim_spec;
 
+/* One argument. */
 typedef struct {
     char name[24];
     pl_type type;
     int output, optional;
-    int in_place;            /* may be the same memory as an input */
-    int in_place_on_devices; /* there too */
+    int in_place;            /* an output that may use the memory of an input... */
+    int in_place_on_devices; /* ...in device memory too */
     int ndim;
     pl_dim_spec dim[PL_MAX_DIMS];
-    char below;         /* index values in [0, below) */
-    int below_ignored;  /* and -1 */
-    char offsets_to;    /* offsets ending at this dimension */
-    int offsets_before; /* or before it */
+    char index_limit;     /* a letter: the values are indices in [0, limit); 0: they are not */
+    int index_ignored;    /* an index may also be -1 */
+    char offsets_end;     /* a letter: the values are offsets that end there; 0: they are not */
+    int offsets_may_stop; /* the last offset may be less than the end */
 } pl_param;
 
 typedef struct {
     const char *name, *text;
-    int count;
+    int count; /* of arguments */
     pl_param param[PL_MAX_ARGS];
     int constraints;
-    char multiple[PL_MAX_CONSTRAINTS], of[PL_MAX_CONSTRAINTS];
+    struct {
+        char multiple, divisor; /* letters: the first is a multiple of the second */
+    } constraint[PL_MAX_CONSTRAINTS];
 } pl_spec;
 
-/* -1 with SystemError set when the text is malformed. */
-int pl_spec_parse(pl_spec *spec, const char *name, const char *text);
+/* Parses `text`; NULL, or where in the text the error is. */
+const char *pl_spec_parse(pl_spec *spec, const char *name, const char *text);
 
-/* Checks `args` and fills `call`; -1 with TypeError or ValueError set. Touches no array's data but index arrays. */
-int pl_spec_check(const pl_spec *spec, PyObject *const *args, Py_ssize_t nargs, pl_call *call);
-/* Frees what a checked call holds. */
-void pl_spec_release(const pl_spec *spec, pl_call *call);
-/* Raises TypeError for a call with `nargs` arguments, which are too few or too many. */
-void pl_spec_refuse_count(const pl_spec *spec, Py_ssize_t nargs);
-
-/* A Python integer from `low` to `high`; -1 with TypeError or ValueError set, which name the operation and the number. */
-int pl_whole(const char *operation, const char *name, PyObject *object, int64_t low, int64_t high,
-             int64_t *value);
+/* A dimension's size, once the letters have theirs. */
+static inline int64_t pl_dim_size(const pl_dim_spec *d, const pl_call *call) {
+    if (!d->letter) return d->size;
+    const int64_t size = PL_DIM(call, d->letter);
+    return d->rule == '+' ? size + 1 : d->rule == '/' ? size / 2 : size;
+}
 
 #endif

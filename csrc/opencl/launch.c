@@ -15,8 +15,8 @@ int pl_cl_is_cpu(const pl_cl_device *device) {
 
 pl_cl_place pl_cl_place_of(const pl_cl_operation *operation, const void *address) {
     uint64_t at = (uint64_t)(uintptr_t)address;
-    for (int i = 0; i < operation->part_count; i++) {
-        pl_cl_buffer *buffer = operation->parts[i];
+    for (int i = 0; i < operation->weight_buffer_count; i++) {
+        pl_cl_buffer *buffer = operation->weight_buffers[i];
         if (at >= buffer->address && at <= buffer->address + buffer->bytes)
             return (pl_cl_place){buffer, (size_t)(at - buffer->address)};
     }

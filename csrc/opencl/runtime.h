@@ -140,8 +140,8 @@ typedef struct {
     pl_cl_device *device;
     const pl_call *call;
     pl_cl_place place[PL_MAX_ARGS];
-    pl_cl_buffer **parts; /* of the arrays of weights, each once */
-    int part_count;
+    pl_cl_buffer **weight_buffers; /* of the arrays of weights, each once */
+    int weight_buffer_count;
     pl_cl_error *error;
 } pl_cl_operation;
 

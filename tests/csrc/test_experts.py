@@ -252,22 +252,22 @@ def test_stacks_that_can_be():
         (
             {"w": handles((5, 4))[0]},
             TypeError,
-            "w must be a float32 array or a tuple of handles, each of them a tuple, not ndarray",
+            "w must be a float32 array or a tuple of tuples, not ndarray",
         ),
         (
             {"w": handles((5, 4), (5, 4), (4, 4))},
             ValueError,
-            "matrix 2 of w is not of the format, shape",
+            "matrix 2 of w must have the format, shape",
         ),
         (
             {"w": handles((5, 4), (5, 4)) + handles((5, 4), format="f16")},
             ValueError,
-            "matrix 2 of w is not of the format",
+            "matrix 2 of w must have the format",
         ),
         (
             {"w": (*handles((5, 4), (5, 4)), (np.zeros(3, np.uint8), 0, 5, 4, 0))},
             ValueError,
-            "w has 3 bytes where 5 rows need 16",
+            "w has 3 bytes; its 5 rows need 16",
         ),
         (
             {"w": handles((5, 4), (5, 4))},
