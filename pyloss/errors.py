@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 # Characters of a FormatError's parts.
 _LONGEST_WHAT, _LONGEST_REASON = 200, 2000
@@ -47,6 +47,12 @@ def nearest(name: str, names: Iterable[str]) -> str | None:
 
     found = difflib.get_close_matches(name, list(names), 1, 0.75)
     return found[0] if found else None
+
+
+def choices(texts: Sequence[str]) -> str:
+    """The texts between commas, on one line; the first 8 of a longer list, and how many follow."""
+    more = f" and {len(texts) - 8} more" if len(texts) > 8 else ""
+    return ", ".join(texts[:8]) + more
 
 
 def listed(problems: list[str]) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import tokenizers
 
 from pyloss.checks.numbers import shown
-from pyloss.errors import FormatError
+from pyloss.errors import FormatError, choices
 from pyloss.io.files import user_path, write_json, write_text
 from pyloss.models.text.gguf_tokenizer import build_tokenizer
 from pyloss.models.text.positions import Positions
@@ -238,8 +238,9 @@ class Tokenizer:
             if chosen is None:
                 chosen = "tool_use" if with_tools and "tool_use" in own else "default"
                 if chosen not in own:
+                    names = choices([shown(name) for name in own])
                     raise ValueError(
-                        f"chat_template must be one of {', '.join(own)}: this tokenizer has no default"
+                        f"chat_template must be one of {names}: this tokenizer has no default"
                     )
             return own.get(chosen, chosen)
         template = own if chosen is None else chosen

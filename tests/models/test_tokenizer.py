@@ -441,6 +441,10 @@ def test_gguf_with_several_templates():
         ({"eos_token": 3}, "eos_token: expected a token's text, got 3"),
         ({"chat_template": 3}, "chat_template: expected text, or a list"),
         ({"chat_template": [{"name": "default"}]}, "chat_template: expected text, or a list"),
+        *(
+            ({"chat_template": [{"name": name, "template": "T"}]}, "chat_template: expected text")
+            for name in ([0] * 20000, 5, None)
+        ),
         ({"added_tokens_decoder": ["a"]}, "added_tokens_decoder: expected an object"),
         ({"added_tokens_decoder": {"x": "a"}}, "added_tokens_decoder: expected an object"),
     ],
@@ -753,5 +757,9 @@ def test_bad_calls_are_named():
     with pytest.raises(ValueError, match="no chat template"):
         tok.apply_chat_template(CHAT)
     tok.chat_template = {"rag": "R"}
-    with pytest.raises(ValueError, match="one of rag"):
+    with pytest.raises(ValueError, match="one of 'rag': this tokenizer has no default"):
         tok.apply_chat_template(CHAT)
+    tok.chat_template = {"n" * 1000 + str(i): "R" for i in range(50)}
+    with pytest.raises(ValueError, match=r"one of 'nnn.* and 42 more: this") as raised:
+        tok.apply_chat_template(CHAT)
+    assert len(str(raised.value)) < 500

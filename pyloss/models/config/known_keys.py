@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pyloss.checks.numbers import shown
+from pyloss.errors import choices
 from pyloss.models.config.families import Family
 
 # 0 and 0.0 are equal to False, and 1.0 to 1.
@@ -137,9 +138,7 @@ def refuse_hf_keys(
             if not key.startswith("_") and value is not None:
                 unknown.append(key)
     if unknown:
-        names = ", ".join(map(shown, unknown[:8])) + (
-            f" and {len(unknown) - 8} more" if len(unknown) > 8 else ""
-        )
+        names = choices([shown(key) for key in unknown])
         warnings.warn(f"{path}: pyloss does not know and does not use: {names}", stacklevel=2)
 
 

@@ -158,10 +158,10 @@ def _read_templates(
     if template is None or isinstance(template, str):
         return template
     try:
-        named = {str(entry["name"]): entry["template"] for entry in template}
+        named = {entry["name"]: entry["template"] for entry in template}
     except (TypeError, KeyError):
         named = {"": None}
-    if not all(isinstance(source, str) for source in named.values()):
+    if not all(isinstance(text, str) for entry in named.items() for text in entry):
         raise FormatError(
             path, "chat_template", "expected text, or a list of objects with name and template"
         )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +15,10 @@ import tokenizers
 from pyloss.checks.numbers import shown
 from pyloss.errors import FormatError
 from pyloss.io.files import read_text
+
+# The charsmap of a Precompiled normalizer, wherever it stands; JSON may escape any of the key's letters.
+_KEY = "".join(rf"(?:{letter}|\\u00{ord(letter):02x})" for letter in "precompiled_charsmap")
+_CHARSMAP = re.compile(rf'"(?i:{_KEY})"\s*:\s*("[^"\\]*(?:\\.[^"\\]*)*")')
 
 # How many times as long a tokenizer may make a text. Published ones put one character for another, and bytes for characters once.
 _MAX_GROWTH = 64
@@ -38,6 +44,8 @@ def read_backend(file: str | os.PathLike[str]) -> tokenizers.Tokenizer:
     Raises FormatError for what the library does not take, or fails with at the first text.
     """
     text = read_text(file)
+    for found in _CHARSMAP.finditer(text):
+        _check_charsmap(file, found.group(1))
     with library(file, "not a tokenizer"):
         backend = tokenizers.Tokenizer.from_str(text)
         # A saved tokenizer may cut or pad what it encodes, to any length; here a text is encoded as it is.
@@ -58,6 +66,22 @@ def add_token(
         if backend.token_to_id(token.content) is None:
             backend.add_tokens([token])
         return backend.token_to_id(token.content)  # type: ignore[no-any-return]
+
+
+def _check_charsmap(file: str | os.PathLike[str], quoted: str) -> None:
+    """SentencePiece's charsmap, a JSON string of base64: the trie's size in bytes, the trie, then its texts.
+
+    The size is a little-endian uint32. The library allocates that much before it looks for the trie, and a failed
+    allocation ends the process.
+    """
+    try:
+        data = base64.b64decode(json.loads(quoted), validate=True)
+    except ValueError:
+        raise FormatError(file, "precompiled_charsmap", "expected base64") from None
+    size, held = int.from_bytes(data[:4], "little"), len(data) - 4
+    if held < 0 or size % 4 or size > held:
+        reason = f"its trie has {size} bytes; it must be a multiple of 4, at most the {max(held, 0)} that follow"
+        raise FormatError(file, "precompiled_charsmap", reason)
 
 
 def _check_growth(file: str | os.PathLike[str], part: str, component: Any) -> None:
@@ -88,6 +112,10 @@ def _growth_of(step: dict[str, Any], part: str) -> tuple[float, str]:
     if kind == "ByteLevel" and part != "decoder":
         # Two characters for one that is not ASCII, and a space before each piece.
         return 3.0 if part == "pre_tokenizer" else 2.0, "steps, ByteLevel after ByteLevel"
+    if kind == "Precompiled":
+        data = base64.b64decode(step["precompiled_charsmap"])
+        texts = data[4 + int.from_bytes(data[:4], "little") :].decode().split("\0")
+        return max(map(len, texts)), "texts in the charsmap"
     if kind == "TemplateProcessing":
         return sum(
             "Sequence" in piece for piece in step["single"]
