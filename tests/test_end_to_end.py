@@ -58,6 +58,7 @@ def answer(model, tokenizer, folder):
     return pyloss.generate(model, tokenizer, prompt, max_tokens=24)
 
 
+@pytest.mark.slow
 def test_train_save_load_fuse(small_data, tmp_path):
     model, tokenizer = load()
     base_answer = answer(model, tokenizer, small_data)
@@ -81,6 +82,7 @@ def test_train_save_load_fuse(small_data, tmp_path):
     np.testing.assert_allclose(fused(ids), loaded.eval()(ids), atol=2e-3)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_the_uninterrupted_one(small_data, tmp_path):
     results = []
     for pieces in ((6,), (2, 6)):

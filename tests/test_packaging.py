@@ -91,6 +91,7 @@ def built(tmp_path_factory):
     return wheel, source, names
 
 
+@pytest.mark.slow
 def test_the_source_distribution_holds_all_of_the_core(built):
     _, _, names = built
     held = {name.split("/", 1)[1] for name in names if "/" in name}
@@ -101,6 +102,7 @@ def test_the_source_distribution_holds_all_of_the_core(built):
     assert {"LICENSE", "README.md", "pyloss/py.typed", "pyloss/_core.pyi"} <= held
 
 
+@pytest.mark.slow
 def test_the_wheel_is_small_complete_and_for_every_python(built):
     wheel, _, _ = built
     assert wheel.stat().st_size <= 5e6
@@ -163,6 +165,7 @@ print(json.dumps([np.__version__, isas, pyloss.__file__]))
 """
 
 
+@pytest.mark.slow
 def test_the_wheel_runs_on_the_numpy_of_the_system(built, tmp_path):
     """Built with the headers of NumPy 2, run on NumPy 1."""
     wheel, _, _ = built
@@ -224,6 +227,7 @@ def instructions(path):
 
 
 @pytest.mark.skipif(not X86, reason="wide instructions are an x86 matter")
+@pytest.mark.slow
 def test_wide_instructions_are_in_their_own_objects_only(built):
     if not shutil.which("objdump"):
         unavailable("needs objdump: apt-get install binutils")
@@ -247,6 +251,7 @@ def test_wide_instructions_are_in_their_own_objects_only(built):
 
 
 @pytest.mark.skipif(not X86, reason="wide instructions are an x86 matter")
+@pytest.mark.slow
 def test_instructions_for_bfloat16_are_in_functions_for_processors_that_have_them(built):
     if not shutil.which("objdump"):
         unavailable("needs objdump: apt-get install binutils")
@@ -266,6 +271,7 @@ def test_instructions_for_bfloat16_are_in_functions_for_processors_that_have_the
 
 
 @pytest.mark.skipif(not X86, reason="wide instructions are an x86 matter")
+@pytest.mark.slow
 def test_objects_of_kernels_share_what_has_their_instruction_set_in_its_name(built):
     """A function that two objects define could be taken from the wider one."""
     if not shutil.which("nm"):

@@ -76,6 +76,7 @@ SHOWN |= {f"{name} --help": commands(parser.epilog or "") for name, parser in he
 SHOWN = {place: lines for place, lines in SHOWN.items() if lines}
 
 
+@pytest.mark.slow
 def test_the_tour_runs(tmp_path, monkeypatch):
     try:
         pyloss.models.resolve_model("smollm2-135m")
