@@ -44,8 +44,9 @@ if TYPE_CHECKING:  # `as` makes them public to type checkers
     from pyloss import models as models, tuner as tuner
     from pyloss.exporting import export as export
     from pyloss.generation import generate as generate, stream_generate as stream_generate
+    from pyloss.loading import load as load
     from pyloss.losses.act import ACTLossHead as ACTLossHead
-    from pyloss.models import load as load, load_model as load_model
+    from pyloss.models import load_model as load_model
     from pyloss.tuner import (
         CacheDataset as CacheDataset,
         ChatDataset as ChatDataset,
@@ -71,7 +72,7 @@ _LAZY = {
     "tuner": "",
     "ACTLossHead": "losses.act",
     "export": "exporting",
-    "load": "models",
+    "load": "loading",
     "load_model": "models",
     "generate": "generation",
     "stream_generate": "generation",

@@ -12,10 +12,10 @@ import numpy as np
 from pyloss.io.files import check_target, user_path
 from pyloss.io.keeping import output
 from pyloss.models.files.gguf_writer import TYPES, library, refuse_model, stored_as, write_gguf
+from pyloss.models.fusing import fuse_modules, refuse_loss
 from pyloss.tuner.adapters.adapter import adapter_modules, dense, share_kept
 from pyloss.tuner.adapters.gguf import write_lora_gguf
 from pyloss.tuner.adapters.storage import save_adapter
-from pyloss.tuner.utils import fuse_adapters, refuse_loss
 from pyloss.weights.weight import SINGLE, Weight
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ def _fused(model: Any, dequantize: bool, ways: str, gguf_type: str | None = None
     adapters = adapter_modules(model)
     try:
         if adapters:
-            fuse_adapters(model, dequantize, ways)
+            fuse_modules(model, dequantize, ways)
             if gguf_type is not None:
                 fused = {name: module for name, module in model.named_modules() if name in adapters}
                 refuse_loss(

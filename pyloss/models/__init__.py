@@ -1,9 +1,14 @@
 """Models and their files: `load`, `load_model`, `resolve_model`, `quantize_model`, and the transformer itself."""
 
+from typing import TYPE_CHECKING, Any
+
 from pyloss.models.config.model_config import ModelConfig
 from pyloss.models.conversion import dequantize_model, quantize_model
-from pyloss.models.loading import load, load_model, resolve_model
+from pyloss.models.reading import load_model, resolve_model
 from pyloss.models.transformer import Model
+
+if TYPE_CHECKING:
+    from pyloss.loading import load
 
 __all__ = [
     "Model",
@@ -14,3 +19,11 @@ __all__ = [
     "quantize_model",
     "resolve_model",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "load":  # `pyloss.load`: it also reads adapters, of which models know nothing
+        from pyloss.loading import load
+
+        return load
+    raise AttributeError(f"module 'pyloss.models' has no attribute {name!r}")

@@ -16,6 +16,7 @@ from pyloss.autograd.checkpointing import checkpoint
 from pyloss.autograd.tape import data
 from pyloss.models.cache import KVCache, NextToken
 from pyloss.models.config.model_config import ModelConfig
+from pyloss.models.fusing import fuse_modules
 from pyloss.models.moe import SparseMoe
 from pyloss.models.rope import RopeTable
 from pyloss.nn import Embedding, Linear, Module, RMSNorm
@@ -402,10 +403,8 @@ class Model(Module):
         return array
 
     def fuse(self, dequantize: bool = False) -> Model:
-        """Merges all adapters into their base layers; see `tuner.adapter.Adapter.fuse`."""
-        from pyloss.tuner.utils import fuse_adapters
-
-        fuse_adapters(self, dequantize)
+        """Merges all adapters into their base layers, see `fusing.fuse_modules`."""
+        fuse_modules(self, dequantize)
         return self
 
     def save(self, path: Any, tokenizer: Any = None, overwrite: bool = False) -> None:

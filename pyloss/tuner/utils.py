@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
 from pyloss.io.console import out
 from pyloss.io.files import read_json
-from pyloss.models.loading import load_model
+from pyloss.models.fusing import fuse_modules as fuse_adapters
+from pyloss.models.reading import load_model
 from pyloss.nn import Module
 from pyloss.optim import build_schedule
-from pyloss.tuner.adapters.adapter import (
-    LITTLE,
-    adapter_class,
-    adapter_modules,
-    lost,
-    takes_adapter,
-)
+from pyloss.tuner.adapters.adapter import adapter_class, adapter_modules, takes_adapter
 from pyloss.tuner.adapters.full import is_full, load_full, unfreeze_layers
 from pyloss.tuner.adapters.initial import loftq, pissa
 from pyloss.tuner.adapters.lora_parameters import adapter_settings
@@ -96,50 +90,6 @@ def load_adapters(model: Any, adapter_path: str | os.PathLike[str]) -> Any:
         return model
     put_adapter(model, read_adapter(adapter_path))
     return model
-
-
-def fuse_adapters(
-    model: Module, dequantize: bool = False, ways: str | None = None
-) -> dict[str, float]:
-    """Replaces every adapter by its fused layer, see `Adapter.fuse`. Gives the share of each change that storing left, by name.
-
-    With `ways`, which keep the adapter, one that would keep little on the whole is refused instead (ValueError naming them).
-
-    All or none are replaced, with one warning for those that keep little. An adapter over a table that is the head too changes
-    both, as it did before.
-    """
-    fused = {name: adapter.fused(dequantize) for name, adapter in adapter_modules(model).items()}
-    kept = {name: share for name, (_, share) in fused.items()}
-    if ways:
-        refuse_loss(kept, ways)
-    elif kept and mean_kept(kept) < LITTLE:
-        model.kept_of_adapter = mean_kept(kept)  # so that saving it can be refused
-    for name, (layer, _) in fused.items():
-        model.set_module(name, layer)
-    if poor := [name for name, share in kept.items() if share < LITTLE]:
-        worst: Any = fused[min(poor, key=kept.__getitem__)].layer
-        others = (
-            f" ({len(poor)} of {len(kept)} layers lose most; this is the worst)"
-            if len(kept) > 1
-            else ""
-        )
-        warnings.warn(lost(worst.weight.format, min(kept.values())) + others, stacklevel=3)
-    return kept
-
-
-def mean_kept(kept: Mapping[str, float]) -> float:
-    """The mean share of an adapter's changes that storing leaves, at least 0."""
-    return max(sum(kept.values()) / len(kept), 0.0)
-
-
-def refuse_loss(kept: Mapping[str, float], ways: str) -> None:
-    """Raises ValueError where storing leaves little of an adapter; `ways` says what keeps it."""
-    if kept and (mean := mean_kept(kept)) < LITTLE:
-        least = min(kept, key=kept.__getitem__)
-        raise ValueError(
-            f"storing the fused weights would keep {mean:.0%} of the adapter ({max(kept[least], 0):.0%} of {least}): "
-            f"the steps of their format are larger than its changes. What keeps it: {ways}"
-        )
 
 
 def remove_lora_layers(model: Module) -> Module:

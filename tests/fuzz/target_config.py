@@ -12,7 +12,7 @@ WORDS = words_of(
     "models/config/rope_scaling",
     "models/config/families",
     "models/files/quantized",
-    "models/loading",
+    "models/reading",
 )
 EXTRA = {
     "rope_scaling": ({"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 32}, {"type": "linear", "factor": 2.0},

@@ -6,7 +6,7 @@ import pytest
 @pytest.fixture(scope="session")
 def smollm2_gguf():
     """The path of SmolLM2-135M-Instruct's Q4_1 file."""
-    from pyloss.models.loading import resolve_model
+    from pyloss.models.reading import resolve_model
 
     try:
         return resolve_model("smollm2-135m")

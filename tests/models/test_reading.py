@@ -13,7 +13,7 @@ import tiny
 
 from pyloss import FormatError
 from pyloss.io.safetensors import read_safetensors
-from pyloss.models import load, load_model, loading
+from pyloss.models import load, load_model, reading, resolve_model
 from pyloss.tuner.utils import load_adapters
 
 
@@ -41,7 +41,7 @@ def test_the_embedded_model_is_found_in_its_package(monkeypatch, tmp_path):
         "find_spec",
         lambda name: SimpleNamespace(submodule_search_locations=["/nowhere", str(tmp_path)]),
     )
-    assert loading.resolve_model("smollm2-135m") == file
+    assert resolve_model("smollm2-135m") == file
 
 
 @pytest.mark.parametrize("name", ["no-such-model", "./a/b", "/nowhere/at/all.gguf", "a/b/c"])
@@ -64,9 +64,9 @@ def test_the_hub_is_asked_for_owner_and_name(monkeypatch, tmp_path):
 
     hub = SimpleNamespace(snapshot_download=snapshot_download)
     monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
-    assert loading.resolve_model("some/model") == tmp_path
+    assert resolve_model("some/model") == tmp_path
     assert "*.safetensors" in asked[0][1] and "*.json" in asked[0][1]
-    assert loading.resolve_model("some/model", "v2") == tmp_path
+    assert resolve_model("some/model", "v2") == tmp_path
     assert [revision for *_, revision in asked] == [None, "v2"]
     with pytest.raises(FileNotFoundError, match=r"other/model.*no network"):
         load_model("other/model")
@@ -141,7 +141,7 @@ def test_weights_are_views_of_the_mapped_file(tmp_path, dtype, monkeypatch):
         opened.append(read_safetensors(path))
         return opened[-1]
 
-    monkeypatch.setattr(loading, "read_safetensors", read)
+    monkeypatch.setattr(reading, "read_safetensors", read)
     model = load_model(tmp_path)
     stored = model.stored()
     assert len(stored) == 1 + 7 * 3

