@@ -16,7 +16,7 @@ import pyloss
 from pyloss import nn
 from pyloss.models.moe import SparseMoe, SwitchGLU
 from pyloss.models.transformer import MLP
-from pyloss.tuner.adapters.adapter import adapter_class
+from pyloss.tuner.adapters.registry import adapter_class
 
 TOKENS, EXPERTS, ACTIVE, RANK = 1024, 64, 8, 8
 

@@ -109,7 +109,7 @@ def _train(
     config: SimpleNamespace, model: Any, optimizer: Optimizer, train_set: Any, valid_set: Any
 ) -> None:
     from pyloss.tuner.trainer import TrainingArgs, train as run
-    from pyloss.tuner.utils import linear_to_lora_layers, unfreeze_layers
+    from pyloss.tuner.utils import add_adapters, unfreeze_layers
 
     folder = user_path(config.adapter_path)
     if folder.is_file():
@@ -119,12 +119,7 @@ def _train(
     if config.fine_tune_type == "full":
         unfreeze_layers(model, config.num_layers, config.full_keys)
     else:
-        linear_to_lora_layers(
-            model,
-            config.num_layers,
-            config.lora_parameters,
-            use_dora=config.fine_tune_type == "dora",
-        )
+        add_adapters(model, config.fine_tune_type, config.num_layers, config.lora_parameters)
     if config.resume_adapter_file:
         file = _adapter_file(config.resume_adapter_file)
         state.restore_arrays(model.trainable_parameters(), _weights(file), str(file))
@@ -463,10 +458,10 @@ def convert(flags: Flags) -> int:
         for layer, reason in left.items():
             say(f"not quantised: {layer} ({reason})")
         if flags["loftq_rank"]:
-            from pyloss.tuner.adapters.initial import quantise_beside
+            from pyloss.tuner.adapters.initial import loftq_quantize
 
             originals = dict(models.load_model(flags["model"]).named_modules())
-            quantise_beside(model, originals, flags["loftq_rank"], flags["loftq_rounds"])
+            loftq_quantize(model, originals, flags["loftq_rank"], flags["loftq_rounds"])
     elif flags["dequantize"]:
         conversion.dequantize_model(model, flags["dtype"] or "float32")
     saving.save_model(model, flags["output"], tokenizer, flags["dtype"], flags["overwrite"])

@@ -11,11 +11,11 @@ from pyloss.autograd.tape import current_tape, data
 from pyloss.ops.arrays import empty, f32, matrix, place, same_bits, turned
 from pyloss.ops.projection import quotient, times
 from pyloss.runtime.device import DeviceArray, beside
-from pyloss.tuner.adapters.adapter import Adapter
+from pyloss.tuner.adapters.low_rank import LowRankAdapter
 from pyloss.tuner.lora import EmbeddingAdapter, LinearAdapter
 
 
-class Magnitude(Adapter):
+class Magnitude(LowRankAdapter):
     """The trained lengths `m` of the rows of the adapted weight; they begin as the base's, so that the adapter does too.
 
     The norms that m is divided by are constants to the gradient (section 4.3). They come from the base's and the factors alone,
@@ -28,8 +28,8 @@ class Magnitude(Adapter):
     def shapes(cls, layer: Any, r: int) -> dict[str, tuple[int, ...]]:
         return {**super().shapes(layer, r), "m": tuple(layer.shape[:-1])}
 
-    def _initialise(self, shapes: dict[str, tuple[int, ...]]) -> None:
-        super()._initialise(shapes)
+    def _initialize(self, shapes: dict[str, tuple[int, ...]]) -> None:
+        super()._initialize(shapes)
         self._squares: tuple[Any, np.ndarray] | None = None
         self._norms: tuple[Any, tuple[float, np.ndarray, np.ndarray], np.ndarray] | None = None
         self._factors: tuple[Any, np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray]] | None = (
@@ -90,7 +90,7 @@ class Magnitude(Adapter):
         _core.adapted_norm(matrix(weight), a, b, self.scale, squares, found)
         return found
 
-    def begin_magnitude(self) -> None:
+    def reset_magnitude(self) -> None:
         """Sets `m` to the row norms, so that the factor is 1."""
         self.m[...] = self.norms()
 
@@ -101,7 +101,7 @@ class Magnitude(Adapter):
         return quotient(self.m, self.norms())[..., None] * super().merged(weight)  # type: ignore[safe-super]
 
     def _delta(self) -> np.ndarray:
-        return Adapter._delta(self)
+        return LowRankAdapter._delta(self)
 
 
 class DoRALinear(Magnitude, LinearAdapter):

@@ -10,19 +10,19 @@ import numpy as np
 from pyloss import ops
 from pyloss.autograd.tape import data
 from pyloss.nn import Embedding, Linear, Module
-from pyloss.tuner.adapters.adapter import Adapter
+from pyloss.tuner.adapters.low_rank import LowRankAdapter
 
 
-class DenseAdapter(Adapter):
-    """What adapters over one matrix share."""
+class DenseAdapter(LowRankAdapter):
+    """A low-rank adapter over one matrix, against experts' stacks of matrices."""
 
     @abstractmethod
     def product(self) -> np.ndarray:
-        """scale lora_a lora_b, as the base's weight lies: float32."""
+        """scale lora_a lora_b in the layout of the base's weight, float32."""
 
     @abstractmethod
     def projection(self) -> ops.Projection:
-        """What rows are multiplied by, for a loss fused with a head."""
+        """The arguments of the product, also for a loss fused with a head."""
 
     def _delta(self) -> np.ndarray:
         return self.product()
@@ -31,12 +31,12 @@ class DenseAdapter(Adapter):
         return weight + self.product()
 
     def _magnitude(self) -> tuple[Any, ...]:
-        """`Projection`'s m, norm and, where there is more, known."""
+        """`Projection`'s last arguments: m, norm and optionally known."""
         return None, None
 
 
 class LinearAdapter(DenseAdapter):
-    """Over a float or quantised `Linear`: lora_a [in, r], lora_b [r, out]."""
+    """Over a float or quantized `Linear`: lora_a [in, r], lora_b [r, out]."""
 
     base_name, base_type = "linear", Linear
     linear: Linear
@@ -74,9 +74,10 @@ class LinearAdapter(DenseAdapter):
 
 
 class EmbeddingAdapter(DenseAdapter):
-    """Over a float or quantised `Embedding` of V rows: lora_a [V, r], lora_b [r, D].
+    """Over a float or quantized `Embedding` of V rows: lora_a [V, r], lora_b [r, D].
 
-    `layer(ids)` drops elements of the adapter's result, `as_linear(x)` of its input, as mlx-lm's do.
+    As in mlx-lm, dropout acts on the adapter's result in `layer(ids)`, on its input in
+    `as_linear(x)`.
     """
 
     base_name, base_type = "embedding", Embedding
@@ -94,7 +95,7 @@ class EmbeddingAdapter(DenseAdapter):
         return {"lora_a": (rows, r), "lora_b": (r, dims)}
 
     def projection(self) -> ops.Projection:
-        """What `as_linear` multiplies by."""
+        """The arguments of `as_linear`'s product."""
         p, seed = self._dropout()
         a, b = map(ops.transposed, self.factors())
         return ops.Projection(
@@ -102,7 +103,7 @@ class EmbeddingAdapter(DenseAdapter):
         )
 
     def as_linear(self, x: Any) -> Any:
-        """x [..., D] against the adapted table, as a tied head: [..., V]."""
+        """The logits [..., V] of x [..., D] by the adapted table, as a tied head."""
         return ops.project(x, self.projection())
 
     def __call__(self, ids: Any) -> Any:
@@ -128,7 +129,7 @@ class LoRAEmbedding(EmbeddingAdapter):
 
 
 def __getattr__(name: str) -> Any:
-    """`LoRASwitchLinear` is here too, as in mlx-lm; it lives in `experts`, which builds on this module."""
+    """`LoRASwitchLinear` under mlx-lm's path; `adapters.switch` imports this module."""
     if name == "LoRASwitchLinear":
         from pyloss.tuner.adapters.switch import LoRASwitchLinear
 

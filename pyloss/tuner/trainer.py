@@ -28,7 +28,7 @@ from pyloss.ops.arrays import f32
 from pyloss.optim import clip_scale, grad_norm
 from pyloss.runtime.device import beside
 from pyloss.runtime.precision import get_matmul_precision, matmul_precision
-from pyloss.tuner.adapters.adapter import fixed_factors, settled_arrays
+from pyloss.tuner.adapters.adapter import fixed_arrays, storable_arrays
 from pyloss.tuner.callbacks import ProgressReporter, TrainingCallback
 from pyloss.tuner.data.batching import NoTargets, iterate_batches
 from pyloss.tuner.data.system_prompt import remembered, system_prompt_of
@@ -122,8 +122,8 @@ class _Run:
             )
         # not every model that has what training needs of one
         adapted = isinstance(model, nn.Module)
-        self.fixed = fixed_factors(model) if adapted else {}
-        self.on_disk = partial(settled_arrays, model) if adapted else dict
+        self.fixed = fixed_arrays(model) if adapted else {}
+        self.on_disk = partial(storable_arrays, model) if adapted else dict
         if args.loraplus_lr_ratio != 1:
             if not any(name.endswith("lora_b") for name in self.parameters):
                 raise ValueError(

@@ -9,13 +9,11 @@ from typing import Any
 from pyloss.io.console import out
 from pyloss.io.files import read_json
 from pyloss.models.fusing import fuse_modules as fuse_adapters
-from pyloss.models.reading import load_model
 from pyloss.nn import Module
 from pyloss.optim import build_schedule
-from pyloss.tuner.adapters.adapter import adapter_class, adapter_modules, takes_adapter
+from pyloss.tuner.adapters.adapter import adapter_modules
 from pyloss.tuner.adapters.full import is_full, load_full, unfreeze_layers
-from pyloss.tuner.adapters.initial import loftq, pissa
-from pyloss.tuner.adapters.lora_parameters import adapter_settings
+from pyloss.tuner.adapters.registry import adapter_class, read_parameters, takes_adapter
 from pyloss.tuner.adapters.selection import select
 from pyloss.tuner.adapters.storage import put_adapter, read_adapter
 from pyloss.tuner.adapters.stored import CONFIG_FILE, MLX_FILE, adapter_place
@@ -26,41 +24,42 @@ from pyloss.tuner.run.plan import count_parameters
 def linear_to_lora_layers(
     model: Any, num_layers: int, config: Mapping[str, Any], use_dora: bool = False
 ) -> None:
-    """Puts LoRA adapters, or with `use_dora` DoRA adapters, over layers of the last `num_layers` decoder layers (-1: all).
+    """Puts LoRA adapters, or DoRA adapters, over layers of the last `num_layers` decoder layers.
 
-    `config`: `rank`, `scale` or `alpha`, and optionally `dropout` (0) and `keys`, names within a decoder layer
-    ("self_attn.q_proj") or of the whole model ("lm_head", "model.embed_tokens"); without keys every layer there that takes an
-    adapter gets one: linear layers and experts. All that it may say is in `settings.adapter_settings`.
-    Raises ValueError for keys that match nothing, with the nearest names, and for a rank, scale or dropout that cannot be. The
-    base is frozen.
+    `config` has `rank`, `scale` or `alpha`, and optionally `dropout` (0) and `keys`; see
+    `lora_parameters.read_lora_parameters` for all keys, `add_adapters` for the rest.
     """
-    settings, kind = adapter_settings(config), "dora" if use_dora else "lora"
+    add_adapters(model, "dora" if use_dora else "lora", num_layers, config)
+
+
+def add_adapters(model: Any, kind: str, num_layers: int, config: Mapping[str, Any]) -> None:
+    """Puts adapters of a kind over layers of the last `num_layers` decoder layers (-1: all).
+
+    `config` has the kind's parameters. With `keys` it names the layers: by their names within a
+    decoder layer ("self_attn.q_proj") or in the model ("lm_head", "model.embed_tokens"). Without
+    keys every layer there that can have an adapter gets one. The base is frozen.
+
+    Raises ValueError for keys that match nothing, with the nearest names, and for parameters that
+    are not allowed; the model is then as it was.
+    """
+    parameters = read_parameters(kind, config)
     adapters = adapter_modules(model)
     bases = {f"{name}.{adapter.base_name}" for name, adapter in adapters.items()}
-    modules = {name: module for name, module in model.named_modules() if name not in bases}
     candidates = {
         name: module
-        for name, module in modules.items()
-        if takes_adapter(module, kind) or name in adapters
+        for name, module in model.named_modules()
+        if name not in bases and (takes_adapter(module, kind) or name in adapters)
     }
-    what = "layer that takes a DoRA adapter" if use_dora else "layer that takes an adapter"
-    found = select(model, candidates, num_layers, settings.keys, what)
+    what = f"layer that takes a {kind} adapter"
+    found = select(model, candidates, num_layers, parameters.keys, what)
     if twice := next((name for name in found if name in adapters), None):
         raise ValueError(f"{twice} has an adapter already; fuse() or remove_lora_layers() first")
-    select(model, found, -1, settings.rank_pattern, "layer with an adapter, for rank_pattern,")
+    parameters.check_layers(model, found)
     layers = {
-        name: adapter_class(module, kind).from_base(
-            module,
-            r=settings.rank_of(name),
-            dropout=settings.dropout,
-            scale=settings.scale_of(name),
-        )
+        name: adapter_class(module, kind).from_base(module, **parameters.options(name))
         for name, module in found.items()
     }
-    if settings.init == "pissa":
-        pissa(layers)
-    elif settings.loftq_model is not None:
-        loftq(layers, dict(load_model(settings.loftq_model).named_modules()))
+    parameters.initialize(layers)
     model.freeze()
     for name, layer in layers.items():
         layer.train(model.training)
@@ -68,7 +67,7 @@ def linear_to_lora_layers(
     model.adapter_config = {
         "fine_tune_type": kind,
         "num_layers": num_layers,
-        "lora_parameters": settings.stored(),
+        "lora_parameters": parameters.stored(),
     }
 
 

@@ -68,8 +68,8 @@ def world(monkeypatch, tmp_path):
         seen.model = Model()
         return seen.model, Tokenizer()
 
-    def to_lora(model, num_layers, config, use_dora=False):
-        seen.lora, seen.dora = (num_layers, config), use_dora
+    def add_adapters(model, kind, num_layers, config):
+        seen.lora, seen.dora = (num_layers, config), kind == "dora"
 
     def fuse(model, dequantize=False, ways=None):
         model.calls.append(("fuse", dequantize))
@@ -92,7 +92,7 @@ def world(monkeypatch, tmp_path):
         return train(*args, loss=tiny_loss, **options)
 
     evaluate, train = evaluation.evaluate, trainer.train
-    monkeypatch.setattr(utils, "linear_to_lora_layers", to_lora)
+    monkeypatch.setattr(utils, "add_adapters", add_adapters)
     monkeypatch.setattr(utils, "load_adapters", load_adapters)
     monkeypatch.setattr(utils, "fuse_adapters", fuse)
     monkeypatch.setattr(sys.modules["pyloss.generation"], "stream_generate", stream_generate)

@@ -14,6 +14,7 @@ SOURCES = (
     "tuner/adapters/mlx",
     "tuner/adapters/peft",
     "tuner/adapters/peft_experts",
+    "tuner/adapters/low_rank",
     "tuner/adapters/storage",
     "tuner/adapters/stored",
     "tuner/adapters/lora_parameters",

@@ -70,13 +70,13 @@ def test_mlx_lm(mlx, rng, cls, bits):
         their_class(cls).from_base(base, r=5, scale=3.0),
         cls.from_base(own, r=5, scale=3.0),
     )
-    for name in ours.matrices():
+    for name in ours.parameter_names():
         assert getattr(theirs, name).shape == getattr(ours, name).shape
     if ours.kind == "dora":
         assert relative(ours.m, np.array(theirs.m)) < 1e-6
         ours.m *= rng.uniform(0.5, 2, OUT).astype(np.float32)
     ours.lora_b[...] = normal(rng, *ours.lora_b.shape)
-    for name in ours.matrices():
+    for name in ours.parameter_names():
         setattr(theirs, name, mlx.array(getattr(ours, name)))
     getattr(theirs, cls.base_name).freeze()
     x = normal(rng, 7, IN)

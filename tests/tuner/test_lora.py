@@ -106,7 +106,7 @@ def test_fusing_over_what_can_only_be_read_makes_floats(rng):
     layer = trained(rng, nn.Linear.from_weight(weight))
     with pytest.warns(
         UserWarning,
-        match="q4_k can be read but not written here: weights fused over it are kept in float32",
+        match="q4_k can be read but not written: the weights fused over it are kept in float32",
     ):
         fused = layer.fuse()
     assert fused.weight.format == "f32"

@@ -16,7 +16,8 @@ from pyloss.models.files.gguf_writer import (
 )
 from pyloss.models.files.names import gguf_name
 from pyloss.nn import Embedding
-from pyloss.tuner.adapters.adapter import Adapter, settled_adapters
+from pyloss.tuner.adapters.adapter import storable_adapters
+from pyloss.tuner.adapters.low_rank import LowRankAdapter
 from pyloss.tuner.data.system_prompt import system_prompt_of
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def write_lora_gguf(model: Model, path: str | os.PathLike[str], name: str | None
         ImportError: the `gguf` package is missing.
         OSError: naming `path`.
     """
-    adapters = settled_adapters(model)
+    adapters = storable_adapters(model)
     if not adapters:
         raise ValueError("the model has no adapter; call linear_to_lora_layers first")
     for module, adapter in adapters.items():
@@ -66,7 +67,7 @@ def write_lora_gguf(model: Model, path: str | os.PathLike[str], name: str | None
     write_gguf_file(path, model.config.family.gguf, metadata, tensors)
 
 
-def _factors(adapter: Adapter, head_dim: int) -> tuple[np.ndarray, np.ndarray]:
+def _factors(adapter: LowRankAdapter, head_dim: int) -> tuple[np.ndarray, np.ndarray]:
     """`lora_a` [.., r, in] and `lora_b` [.., out, r]; of an embedding [V, r] and [D, r]."""
     a, b = adapter.lora_a, adapter.lora_b
     if isinstance(adapter.base, Embedding):

@@ -1,51 +1,63 @@
-"""How adapters begin from the base: PiSSA (Meng et al., arXiv:2404.02948) and LoftQ (Li et al., arXiv:2310.08659).
+"""Initial values of low-rank adapters from the base: PiSSA and LoftQ.
 
-Both need the largest singular values of a matrix. It is only ever multiplied, in the format that it is stored in, by a few
-vectors (randomised block Krylov iteration: Musco & Musco, arXiv:1504.05477), so that no dense copy of it is made.
+PiSSA: Meng et al., arXiv:2404.02948. LoftQ: Li et al., arXiv:2310.08659. Both need the largest
+singular values of a matrix. Randomized block Krylov iteration (Musco & Musco, arXiv:1504.05477)
+finds them from products with a few vectors, which read the matrix in its stored format: no dense
+copy is made.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pyloss import _core, ops
 from pyloss.nn import Linear
 from pyloss.ops.arrays import empty, matrix
-from pyloss.tuner.adapters.adapter import Adapter, dense, with_weight
+from pyloss.tuner.adapters.merging import dense, with_weight
 from pyloss.tuner.adapters.selection import inner_name
 from pyloss.weights.weight import Weight
 
-#: vectors beyond the rank, and rounds, each a product with the matrix and one with its transpose
+if TYPE_CHECKING:
+    from pyloss.tuner.adapters.low_rank import LowRankAdapter
+
+#: Vectors beyond the rank, and rounds. A round is a product with the matrix and one with its
+#: transpose.
 _EXTRA = 8
 _ROUNDS = 6
 
 Product = Callable[[np.ndarray], np.ndarray]
 
 
-def pissa(adapters: dict[str, Adapter], seed: int = 0) -> None:
-    """Begins adapters with the principal part of their bases' weights: scale lora_a lora_b is the best product of the rank.
+def pissa(adapters: Mapping[str, LowRankAdapter], seed: int = 0) -> None:
+    """Begins adapters with the principal part of their bases' weights.
 
-    What it was at the beginning is taken off again by fixed factors (`Adapter.take_off_start`) in the place of a base without it:
-    the base stays as it is stored, the model begins as it was, and the saved adapter is a plain one, of twice the rank, over the
-    original base. Deterministic: a function of base, rank and `seed`.
+    scale lora_a lora_b is the best product of the rank. Fixed factors subtract this initial
+    product (`LowRankAdapter.subtract_initial_product`), so the base stays as it is stored, the
+    model computes what it did, and the saved adapter is a plain one of twice the rank over the
+    original base. The result is a function of base, rank and `seed`.
+
     Raises ValueError for a scale that is not above 0, or a rank above the smaller dimension.
     """
     for name, adapter in adapters.items():
         _begin(
             name, adapter, [_products(matrix) for matrix in _matrices(adapter.base.weight)], seed
         )
-        adapter.take_off_start()
-        adapter.begin_magnitude()
+        adapter.subtract_initial_product()
+        adapter.reset_magnitude()
 
 
-def loftq(adapters: dict[str, Adapter], originals: dict[str, Any], seed: int = 0) -> None:
-    """Begins adapters over quantised bases with the best product of the rank for what quantising lost: original - stored.
+def loftq(
+    adapters: Mapping[str, LowRankAdapter], originals: Mapping[str, Any], seed: int = 0
+) -> None:
+    """Begins adapters over quantized bases with the best product for original - stored.
 
-    `originals` has the layers of the float model, by the adapters' names. This is the last half of a step of LoftQ; the base,
-    which is a file's, stays as it is stored; `quantise_beside` is the first half, for files that are yet to be written.
+    `originals` has the layers of the float model, by the adapters' names. This is the second half
+    of a step of LoftQ: the base stays as it is stored. `loftq_quantize` is the first half, for a
+    model that is being quantized.
+
     Raises ValueError for layers that the float model lacks or has in other shapes, and as `pissa`.
     """
     for name, adapter in adapters.items():
@@ -54,20 +66,22 @@ def loftq(adapters: dict[str, Adapter], originals: dict[str, Any], seed: int = 0
         if weight is None or tuple(weight.shape) != tuple(stored.shape):
             found = "there is none there" if weight is None else f"{tuple(weight.shape)} there"
             raise ValueError(
-                f"loftq_model is not the float model of this one: {name} is {tuple(stored.shape)} here, {found}"
+                "loftq_model is not the float model of this one: "
+                f"{name} is {tuple(stored.shape)} here, {found}"
             )
         pairs = zip(_matrices(weight), _matrices(stored), strict=True)
         _begin(name, adapter, [_difference(_products(w), _products(q)) for w, q in pairs], seed)
-        adapter.begin_magnitude()
+        adapter.reset_magnitude()
 
 
-def quantise_beside(
-    model: Any, originals: dict[str, Any], rank: int, rounds: int, seed: int = 0
+def loftq_quantize(
+    model: Any, originals: Mapping[str, Any], rank: int, rounds: int, seed: int = 0
 ) -> None:
-    """Quantises the linear layers of `model`'s decoder layers anew, leaving out what a product of the rank can say: LoftQ.
+    """Quantizes the linear layers of decoder layers for LoftQ, leaving a product of `rank` out.
 
-    The layers are stored as quantised ones already, and stay in their formats. Each of the `rounds` takes the best product for
-    what quantising lost off the original and quantises the rest; `loftq` then begins adapters of that rank over the saved model.
+    The layers are quantized already and keep their formats. Each of the `rounds` subtracts from
+    the original the best product for the quantization error, and quantizes the rest. `loftq` then
+    begins adapters of that rank over the saved model.
     """
     for name, module in list(model.named_modules()):
         stored, inside = getattr(module, "weight", None), inner_name(name)[0]
@@ -79,7 +93,8 @@ def quantise_beside(
         weight = dense(originals[name].weight)
         if rank > min(weight.shape):
             raise ValueError(
-                f"{name}: the rank must be at most {min(weight.shape)}, the smaller dimension, not {rank}"
+                f"{name}: the rank must be at most {min(weight.shape)}, "
+                f"the smaller dimension, not {rank}"
             )
         for _ in range(rounds):
             left, right = principal(
@@ -89,11 +104,15 @@ def quantise_beside(
         model.set_module(name, with_weight(module, stored).freeze())
 
 
-def _begin(name: str, adapter: Adapter, products: list[tuple[Product, Product]], seed: int) -> None:
+def _begin(
+    name: str, adapter: LowRankAdapter, products: list[tuple[Product, Product]], seed: int
+) -> None:
+    """Sets an adapter's factors to the best products for its matrices, given by their products."""
     rows, columns = adapter.base.weight.shape[-2:]
     if adapter.rank > min(rows, columns):
         raise ValueError(
-            f"{name}: init needs a rank of at most {min(rows, columns)}, the smaller dimension, not {adapter.rank}"
+            f"{name}: init needs a rank of at most {min(rows, columns)}, the smaller dimension, "
+            f"not {adapter.rank}"
         )
     if adapter.scale <= 0:
         raise ValueError(f"{name}: init needs a scale above 0, not {adapter.scale}")
@@ -102,9 +121,10 @@ def _begin(name: str, adapter: Adapter, products: list[tuple[Product, Product]],
         left, right = principal(forward, backward, columns, adapter.rank, seed)
         if not left.any():
             raise ValueError(
-                f"{name}: nothing to begin with: the base's weight is the float model's own, or zero"
+                f"{name}: nothing to begin with: "
+                "the base's weight is zero, or equal to the float model's"
             )
-        # A linear layer multiplies by its weight's transpose; of a table it takes rows.
+        # A linear layer multiplies by the transpose of its weight; an embedding takes rows.
         a, b = (left, right) if adapter.base_name == "embedding" else (right.T, left.T)
         if adapter.lora_a.ndim == 2:
             adapter.lora_a[...], adapter.lora_b[...] = a / share, b / share
@@ -115,10 +135,11 @@ def _begin(name: str, adapter: Adapter, products: list[tuple[Product, Product]],
 def principal(
     forward: Product, backward: Product, columns: int, rank: int, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The best product of rank `rank` for a matrix W [rows, columns]: left [rows, rank] and right [rank, columns], float32.
+    """The best product of rank `rank` for a matrix W [rows, columns].
 
-    `forward(x [k, columns])` gives x W^T, `backward(y [k, rows])` gives y W. The singular values are shared out evenly: both
-    sides have their roots. The rank is at most the smaller dimension.
+    Returns left [rows, rank] and right [rank, columns], float32, each with the square roots of the
+    singular values. `forward(x [k, columns])` gives x W^T, `backward(y [k, rows])` gives y W. The
+    rank is at most the smaller dimension.
     """
     count = min(rank + _EXTRA, columns)
     x = (
@@ -129,13 +150,13 @@ def principal(
     basis = block = _orthonormal(x)
     for _ in range(_ROUNDS):
         block = backward(forward(block))
-        for _ in range(2):  # the second time for what rounding left
+        for _ in range(2):  # once more, for rounding errors
             block = block - _product(_product(block, basis, True), basis)
             block = _orthonormal(block)[: columns - len(basis)]
         if not len(block):
             break
         basis = np.concatenate((basis, block))
-    # W is nearly (W basis^T) basis: the singular values of the first factor are its own.
+    # W is nearly (W basis^T) basis, so the first factor has the singular values of W.
     image = forward(basis)
     squares, turns = np.linalg.eigh(_product(image, image, True).astype(np.float64))
     roots = np.maximum(squares[::-1][:rank], 0) ** 0.25
@@ -146,15 +167,18 @@ def principal(
 
 
 def _product(a: np.ndarray, b: np.ndarray, transposed: bool = False) -> np.ndarray:
-    """a b, or a b^T: by the library's kernels, whose bits do not depend on the number of threads."""
+    """a b, or a b^T, by kernels whose bits do not depend on the number of threads."""
     out = empty(len(a), len(b) if transposed else b.shape[1])
     (_core.matmul_nt if transposed else _core.matmul_nn)(a, b, 1.0, 0, out)
     return out
 
 
 def _orthonormal(rows: np.ndarray) -> np.ndarray:
-    """Orthonormal rows that span the same space, the longest direction first; fewer, where that has fewer dimensions."""
-    for _ in range(2):  # the second time for what rounding left
+    """Orthonormal rows of the same span, the longest direction first.
+
+    There are fewer rows where the span has fewer dimensions.
+    """
+    for _ in range(2):  # once more, for rounding errors
         squares, turns = np.linalg.eigh(_product(rows, rows, True).astype(np.float64))
         kept = squares > 1e-10 * squares[-1:].clip(1e-30)
         whitened = (turns[:, kept] / np.sqrt(squares[kept])).T[::-1]
@@ -163,14 +187,14 @@ def _orthonormal(rows: np.ndarray) -> np.ndarray:
 
 
 def _matrices(weight: Any) -> Iterable[Any]:
-    """The matrix, or those of a stack of them (an ndarray or a stored one)."""
+    """The matrix itself, or the matrices of a stack (an ndarray or a `WeightStack`)."""
     if len(weight.shape) == 2:
         return [weight]
     return weight if isinstance(weight, np.ndarray) else weight.matrices
 
 
 def _products(weight: Any) -> tuple[Product, Product]:
-    """`x W^T` and `y W` of a matrix W, by the kernels that read it as it is stored."""
+    """`x W^T` and `y W` of a matrix W, by kernels that read its stored format."""
 
     def backward(y: np.ndarray) -> np.ndarray:
         out = empty(len(y), weight.shape[1])

@@ -1,4 +1,4 @@
-"""What a LoRA config says: rank and scale of each adapter, dropout, which layers get one, and how adapters begin."""
+"""The parameters of low-rank adapters: rank, scale, dropout, layers and initialization."""
 
 from __future__ import annotations
 
@@ -11,11 +11,15 @@ from typing import Any
 
 from pyloss.checks.numbers import LARGEST, real, shown
 from pyloss.errors import nearest
-from pyloss.tuner.adapters.selection import inner_name
+from pyloss.models.reading import load_model
+from pyloss.nn import Module
+from pyloss.tuner.adapters.adapter import AdapterParameters
+from pyloss.tuner.adapters.initial import loftq, pissa
+from pyloss.tuner.adapters.selection import inner_name, select
 
 log = logging.getLogger("pyloss")
 
-#: The keys of a config. mlx-lm has the first four.
+#: The keys of a LoRA config. mlx-lm has the first four.
 KEYS = (
     "rank",
     "scale",
@@ -29,7 +33,7 @@ KEYS = (
 )
 INITS = ("default", "pissa", "loftq")
 
-#: PEFT's names for what is named otherwise here
+#: PEFT's names for the same parameters.
 PEFT_NAMES = {
     "r": "rank",
     "lora_alpha": "alpha",
@@ -40,37 +44,63 @@ PEFT_NAMES = {
 }
 
 
-@dataclass(frozen=True)
-class AdapterSettings:
-    """A config that has been understood: `scale` multiplies the product of `lora_a` and `lora_b`, whatever it was given as.
+@dataclass(frozen=True, kw_only=True)
+class LoraParameters(AdapterParameters):
+    """A LoRA config, read and checked.
 
-    With `alpha` it is that of layers of the rank `rank`, and layers of other ranks have their own.
+    Attributes:
+        rank: the rank of adapters that `rank_pattern` does not name.
+        scale: the factor of the product of `lora_a` and `lora_b` at that rank.
+        dropout: dropout of the adapters' input.
+        rank_pattern: ranks by name, in full or within a decoder layer.
+        init: how adapters begin: one of `INITS`.
+        loftq_model: the float model, for init "loftq".
+        alpha: PEFT's lora_alpha, if the config gives it: each rank then has its own scale.
+        rslora: divide alpha by the square root of the rank.
     """
 
     rank: int
     scale: float
     dropout: float = 0.0
-    keys: tuple[str, ...] | None = None
     rank_pattern: dict[str, int] = field(default_factory=dict)
     init: str = "default"
     loftq_model: str | None = None
     alpha: float | None = None
     rslora: bool = False
 
+    @classmethod
+    def read(cls, config: Mapping[str, Any]) -> LoraParameters:
+        return read_lora_parameters(config)
+
+    def check_layers(self, model: Any, layers: Mapping[str, Module]) -> None:
+        what = "layer with an adapter, for rank_pattern,"
+        select(model, layers, -1, self.rank_pattern, what)
+
+    def options(self, name: str) -> dict[str, Any]:
+        return {"r": self.rank_of(name), "dropout": self.dropout, "scale": self.scale_of(name)}
+
+    def initialize(self, adapters: Mapping[str, Any]) -> None:
+        if self.init == "pissa":
+            pissa(adapters)
+        elif self.loftq_model is not None:
+            loftq(adapters, dict(load_model(self.loftq_model).named_modules()))
+
     def scale_of(self, name: str) -> float:
-        """The scale of the adapter over the layer of that full name."""
-        return (
-            self.scale
-            if self.alpha is None
-            else _scale(self.alpha, self.rank_of(name), self.rslora)
-        )
+        """The scale of the adapter over the layer of the full name `name`."""
+        if self.alpha is None:
+            return self.scale
+        return _scale(self.alpha, self.rank_of(name), self.rslora)
 
     def rank_of(self, name: str) -> int:
-        """The rank of the adapter over the layer of that full name."""
+        """The rank of the adapter over the layer of the full name `name`."""
         return self.rank_pattern.get(name, self.rank_pattern.get(inner_name(name)[0], self.rank))
 
     def stored(self) -> dict[str, Any]:
-        """`lora_parameters` of adapter_config.json. The rank is that of the matrices in the file; see `Adapter.settled`."""
+        """`lora_parameters` of adapter_config.json.
+
+        The rank is that of the matrices in the file, which PiSSA doubles; see
+        `LowRankAdapter.storable`.
+        """
         factor = 2 if self.init == "pissa" else 1
         found: dict[str, Any] = {
             "rank": factor * int(self.rank),
@@ -88,18 +118,22 @@ class AdapterSettings:
         return found
 
 
-def adapter_settings(config: Mapping[str, Any]) -> AdapterSettings:
-    """The settings in a LoRA config: `rank`, and `scale` or `alpha`, and what else is wanted of
+def read_lora_parameters(config: Mapping[str, Any]) -> LoraParameters:
+    """Reads and checks a LoRA config.
 
-    - `scale`: factor of the adapters' product, as in mlx-lm; or `alpha`, as in PEFT: scale = alpha / rank, and with `rslora`
-      scale = alpha / sqrt(rank) (arXiv:2312.03732). Where both are, as in older files of mlx-lm's, scale counts;
-    - `dropout` (0), `keys` (names of layers; None for all);
-    - `rank_pattern`: ranks of some layers by name, for which alpha gives scales of their own;
-    - `init`: "default" (A uniform, B zero), "pissa" or "loftq" (see `initial.py`), which needs the float model, `loftq_model`.
+    It has `rank`, `scale` or `alpha`, and optionally:
 
-    Raises ValueError for keys that are unknown, missing, or contradict each other, and for numbers out of
-    range, TypeError for what is no number.
-    Ranks are checked by the adapters, which know how large they may be.
+    - `scale`: the factor of the adapters' product, as in mlx-lm; or `alpha`, as in PEFT, which
+      gives scale = alpha / rank, or with `rslora` alpha / sqrt(rank) (arXiv:2312.03732). A config
+      with both, as older versions of mlx-lm wrote them, uses scale;
+    - `dropout` (default 0) and `keys`, the names of layers (default: all);
+    - `rank_pattern`: ranks of some layers by name; with alpha each rank has its own scale;
+    - `init`: "default" (A uniform, B zero), "pissa" or "loftq" (see `initial.py`), which needs
+      `loftq_model`, the float model.
+
+    Raises ValueError for keys that are unknown, missing or contradict each other and for numbers
+    out of range, TypeError for values of another type. The adapters check the ranks, since the
+    largest one depends on the layer.
     """
     for key in config:
         if key not in KEYS:
@@ -113,7 +147,8 @@ def adapter_settings(config: Mapping[str, Any]) -> AdapterSettings:
         raise ValueError(f"the LoRA config needs 'rank'; it has {sorted(given)}")
     if not ("scale" in given or "alpha" in given):
         raise ValueError(
-            f"the LoRA config needs 'scale', or 'alpha', which is scale times rank; it has {sorted(given)}"
+            "the LoRA config needs 'scale', or 'alpha', which is scale times rank; "
+            f"it has {sorted(given)}"
         )
     for key in ("scale", "alpha"):
         if key in given:
@@ -135,27 +170,38 @@ def adapter_settings(config: Mapping[str, Any]) -> AdapterSettings:
         )
     if given.get("rslora") and "scale" in given:
         raise ValueError(
-            "rslora divides alpha by the square root of the rank: the LoRA config must give 'alpha', not 'scale'"
+            "rslora divides alpha by the square root of the rank: "
+            "the LoRA config must give 'alpha', not 'scale'"
         )
     if init not in INITS:
         raise ValueError(f"init is {init!r}; it must be one of {', '.join(INITS)}")
     if (init == "loftq") != ("loftq_model" in given):
         raise ValueError(
-            "init 'loftq' and loftq_model, the float model that the base was quantised from, go together"
+            "init 'loftq' and loftq_model, the float model from which the base was quantized, "
+            "go together"
         )
     if init == "pissa" and given.get("dropout"):
         raise ValueError(
-            "init 'pissa' needs dropout 0: dropout would drop the base's principal part, with which adapters begin"
+            "init 'pissa' needs dropout 0: dropout would act on the base's principal part, "
+            "with which adapters begin"
         )
     alpha, rslora = given.get("alpha"), bool(given.get("rslora"))
     scale = given["scale"] if alpha is None else _scale(alpha, rank, rslora)
     dropout = real(given.get("dropout", 0.0), "dropout", 0, below=1)
-    names = tuple(keys) if "keys" in given else None
-    chosen = (rank, scale, dropout, names, pattern, init, given.get("loftq_model"), alpha, rslora)
-    return AdapterSettings(*chosen)
+    return LoraParameters(
+        keys=tuple(keys) if "keys" in given else None,
+        rank=rank,
+        scale=scale,
+        dropout=dropout,
+        rank_pattern=pattern,
+        init=init,
+        loftq_model=given.get("loftq_model"),
+        alpha=alpha,
+        rslora=rslora,
+    )
 
 
 def _scale(alpha: float, rank: Any, rslora: bool) -> float:
-    """PEFT's scale. A rank that cannot be is refused by the adapter."""
+    """PEFT's scale. The adapter refuses a rank that is out of range."""
     divisor = min(max(int(rank), 1), LARGEST) if isinstance(rank, Integral) else 1
     return alpha / (math.sqrt(divisor) if rslora else divisor)

@@ -15,7 +15,7 @@ import numpy as np
 from pyloss.checks.numbers import shown
 from pyloss.errors import FormatError
 from pyloss.io.files import write_json, write_safetensors
-from pyloss.tuner.adapters.adapter import Adapter
+from pyloss.tuner.adapters.low_rank import LowRankAdapter
 from pyloss.tuner.adapters.stored import (
     CONFIG_FILE,
     MLX_FILE,
@@ -53,7 +53,7 @@ def read_mlx(place: Path, config: dict[str, Any], file: str = MLX_FILE) -> Store
 
 def write_mlx(
     place: Path,
-    layers: Mapping[str, Adapter],
+    layers: Mapping[str, LowRankAdapter],
     config: Mapping[str, Any] | None,
     one_rank: bool = False,
     old: Mapping[str, Any] | None = None,
@@ -79,7 +79,7 @@ def write_mlx(
     for name, layer in layers.items():
         if one_rank and layer.kind == "dora" and layer.lora_a.ndim == 3:
             raise ValueError(f"{name}: mlx-lm has no DoRA over experts")
-        for part in layer.matrices():
+        for part in layer.parameter_names():
             array = getattr(layer, part)
             if part == "lora_b" and layer.scale != scale:
                 array = array * np.float32(layer.scale / scale if scale else 0)

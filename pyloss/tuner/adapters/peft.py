@@ -20,7 +20,7 @@ from pyloss.checks.numbers import shown
 from pyloss.errors import FormatError, listed
 from pyloss.io.files import write_json, write_safetensors
 from pyloss.nn import Embedding
-from pyloss.tuner.adapters.adapter import Adapter
+from pyloss.tuner.adapters.low_rank import LowRankAdapter
 from pyloss.tuner.adapters.mlx import mlx_config
 from pyloss.tuner.adapters.peft_experts import (
     check_targets,
@@ -197,7 +197,7 @@ def _of_module(
 
 def write_peft(
     place: Path,
-    layers: Mapping[str, Adapter],
+    layers: Mapping[str, LowRankAdapter],
     base_model: str | None,
     tied: bool,
     blocks: Container[str] = (),

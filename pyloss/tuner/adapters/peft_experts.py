@@ -15,7 +15,7 @@ import numpy as np
 
 from pyloss.checks.numbers import shown
 from pyloss.errors import FormatError
-from pyloss.tuner.adapters.adapter import Adapter
+from pyloss.tuner.adapters.low_rank import LowRankAdapter
 
 # in the order in which PEFT wraps them, the first innermost
 _PARAMETERS = ("gate_up_proj", "down_proj")
@@ -155,13 +155,13 @@ def _layers(
 
 
 def whole_parameters(
-    layers: Mapping[str, Adapter],
+    layers: Mapping[str, LowRankAdapter],
 ) -> Iterator[tuple[str, str, int, float, Matrices]]:
     """The adapters of experts by parameter: (prefix of its tensors, its name, rank, scale, {"A": ..., "B": ...}).
 
     Gates and ups that do not share `lora_a` become a pair of both ranks together.
     """
-    blocks: dict[str, dict[str, Adapter]] = {}
+    blocks: dict[str, dict[str, LowRankAdapter]] = {}
     for name, layer in layers.items():
         block, _, part = name.partition(".switch_mlp.")
         blocks.setdefault(peft_name(block), {})[part] = layer
@@ -193,7 +193,9 @@ def peft_name(name: str) -> str:
     return name.replace(".block_sparse_moe", ".mlp")
 
 
-def _joined(gate: Adapter | None, up: Adapter | None) -> tuple[np.ndarray, np.ndarray, float]:
+def _joined(
+    gate: LowRankAdapter | None, up: LowRankAdapter | None
+) -> tuple[np.ndarray, np.ndarray, float]:
     """One `lora_a`, `lora_b` and scale for gates above ups."""
     one = gate or up
     assert one is not None

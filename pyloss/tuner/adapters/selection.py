@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pyloss.errors import counted
@@ -32,7 +32,7 @@ def hints(names: Iterable[str], known: set[str]) -> str:
 
 def select(
     model: Any,
-    candidates: dict[str, Module],
+    candidates: Mapping[str, Module],
     num_layers: int,
     keys: Iterable[str] | None,
     what: str,

@@ -12,16 +12,12 @@ from pyloss.io.files import read_json, user_path, write_json, write_safetensors
 from pyloss.io.keeping import make_folder, output
 from pyloss.models.files.names import language_model_name
 from pyloss.nn import Module
-from pyloss.tuner.adapters.adapter import (
-    Adapter,
-    adapter_class,
-    dense,
-    settled_adapters,
-    takes_adapter,
-)
+from pyloss.tuner.adapters.adapter import Adapter, storable_adapters
 from pyloss.tuner.adapters.full import is_full
+from pyloss.tuner.adapters.merging import dense
 from pyloss.tuner.adapters.mlx import read_mlx, write_mlx
 from pyloss.tuner.adapters.peft import read_peft, write_peft
+from pyloss.tuner.adapters.registry import adapter_class, takes_adapter
 from pyloss.tuner.adapters.stored import (
     CONFIG_FILE,
     MLX_FILE,
@@ -105,24 +101,10 @@ def _over(base: Any, kind: str, stored: StoredLayer) -> Adapter | str:
         return "the model has no such layer" + (
             "" if base is None or kind == "lora" else f" that takes a {kind} adapter"
         )
-    cls, found = (
-        adapter_class(base, kind),
-        {part: array.shape for part, array in stored.arrays.items()},
-    )
-    if found != cls.shapes(base, stored.rank):
-        shapes = (
-            ", ".join("r" if n < 0 else str(n) for n in shape)
-            for shape in cls.shapes(base, -1).values()
-        )
-        expected = " and ".join(f"({shape})" for shape in shapes)
-        return f"{' and '.join(f'{part} {shape}' for part, shape in found.items())}, expected {expected}"
     try:
-        layer = cls.from_base(base, r=stored.rank, dropout=stored.dropout, scale=stored.scale)
+        return adapter_class(base, kind).from_stored(base, stored)
     except ValueError as error:
         return str(error)
-    for part, array in stored.arrays.items():
-        getattr(layer, part)[...] = array
-    return layer
 
 
 def _other_base(module: Any, weight: np.ndarray) -> str | None:
@@ -157,7 +139,7 @@ def save_adapter(
     if format not in ("mlx", "peft"):
         raise ValueError(f"format must be 'mlx' or 'peft', not {format!r}")
     config = getattr(model, "adapter_config", None)
-    layers, full = settled_adapters(model), is_full(config)
+    layers, full = storable_adapters(model), is_full(config)
     if full and format != "mlx":
         raise ValueError(
             f"weights trained in full are saved in the layout 'mlx' or by model.save(folder), not as {format!r}"

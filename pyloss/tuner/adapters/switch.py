@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,13 +14,14 @@ from pyloss.nn import Module, SwitchLinear
 from pyloss.ops import arrays
 from pyloss.ops.projection import Projection, quotient
 from pyloss.runtime.device import DeviceArray, beside
-from pyloss.tuner.adapters.adapter import Adapter, Fused, merge_stored, share_kept, with_weight
+from pyloss.tuner.adapters.low_rank import LowRankAdapter
+from pyloss.tuner.adapters.merging import Fused, merge_stored, share_kept, with_weight
 from pyloss.tuner.dora import Magnitude
 from pyloss.weights.stack import WeightStack
 from pyloss.weights.weight import Weight
 
 
-class SwitchAdapter(Adapter):
+class SwitchAdapter(LowRankAdapter):
     """What adapters over a `SwitchLinear` share: lora_a [E, r, in], lora_b [E, out, r] as mlx-lm has them."""
 
     base_name, base_type = "linear", SwitchLinear
@@ -84,9 +86,7 @@ class SwitchAdapter(Adapter):
             return super()._fused(dequantize)
         matrices, change, error = [], 0.0, 0.0
         for expert, matrix in enumerate(base.matrices):
-            stored, *sizes = merge_stored(
-                matrix, lambda weight, e=expert: self.merged_expert(e, weight), dequantize
-            )
+            stored, *sizes = merge_stored(matrix, partial(self.merged_expert, expert), dequantize)
             matrices.append(stored)
             change, error = change + sizes[0], error + sizes[1]
         return Fused(
@@ -112,11 +112,11 @@ class DoRASwitchLinear(Magnitude, SwitchAdapter):
 
     kind = "dora"
 
-    def _initialise(self, shapes: dict[str, tuple[int, ...]]) -> None:
+    def _initialize(self, shapes: dict[str, tuple[int, ...]]) -> None:
         # what the norms of an expert were computed from
         self._known: dict[int, tuple[Any, ...]] = {}
         self._found = np.zeros(self.linear.shape[:2], np.float32)
-        super()._initialise(shapes)
+        super()._initialize(shapes)
 
     def norms(self) -> np.ndarray:
         return self._norms_of(range(len(self._found)))

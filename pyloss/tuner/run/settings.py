@@ -16,7 +16,8 @@ from pyloss.errors import nearest
 from pyloss.io.files import PathLike, user_path
 from pyloss.optim import OPTIMIZERS, build_schedule
 from pyloss.runtime.precision import PRECISIONS
-from pyloss.tuner.adapters.lora_parameters import INITS, PEFT_NAMES, adapter_settings
+from pyloss.tuner.adapters.lora_parameters import INITS, PEFT_NAMES, read_lora_parameters
+from pyloss.tuner.adapters.registry import KINDS
 from pyloss.tuner.run.yaml_file import read_yaml
 
 DEFAULT_MODEL = "smollm2-135m"
@@ -184,7 +185,7 @@ def _lora_over(base: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, A
 
 def _lora_parameters(value: Any) -> dict[str, Any]:
     found = _lora_over(LORA_DEFAULTS, _checked(_mapping(value), LORA_SCHEMA, "lora_parameters."))
-    adapter_settings(found)
+    read_lora_parameters(found)
     return found
 
 
@@ -193,7 +194,7 @@ _NOT_YET = "is not available yet"
 SCHEMA: dict[str, Key] = {
     "model": Key(_place, DEFAULT_MODEL),
     "train": Key(_optional(_boolean)),  # true where neither this nor test is said
-    "fine_tune_type": Key(_one_of("lora", "dora", "full"), "lora"),
+    "fine_tune_type": Key(_one_of(*KINDS, "full"), "lora"),
     "optimizer": Key(
         _one_of(*OPTIMIZERS, refused={n: f"{n} {_NOT_YET}" for n in ("muon", "adafactor")}), "adam"
     ),
@@ -347,7 +348,7 @@ def merge_config(
     try:
         lora = _checked(lora, LORA_SCHEMA, "lora_parameters.")
         settings["lora_parameters"] = _lora_over(settings["lora_parameters"], lora)
-        adapter_settings(settings["lora_parameters"])
+        read_lora_parameters(settings["lora_parameters"])
     except ValueError as error:
         raise ValueError(f"command line: {error}") from None
     settings["test"] = bool(settings["test"])

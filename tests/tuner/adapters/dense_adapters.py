@@ -42,7 +42,7 @@ def trained(rng, cls, base, size=1.0, **options):
 
 
 def parameters(layer):
-    return {name: getattr(layer, name).astype(np.float64) for name in layer.matrices()}
+    return {name: getattr(layer, name).astype(np.float64) for name in layer.parameter_names()}
 
 
 def adapted(layer, p, norm=None):

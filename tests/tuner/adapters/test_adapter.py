@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from pyloss import nn
-from pyloss.tuner.adapters.adapter import Adapter, adapter_class, adapter_modules, takes_adapter
+from pyloss.tuner.adapters.adapter import Adapter, adapter_modules
+from pyloss.tuner.adapters.registry import adapter_class, takes_adapter
 from pyloss.tuner.lora import LoRALinear
 from pyloss.weights.weight import Weight
 
@@ -22,7 +23,9 @@ def test_adapters_of_a_model_are_found_by_name():
     assert list(found) == ["adapted", "list.1"] and all(
         isinstance(layer, Adapter) for layer in found.values()
     )
-    assert found["adapted"].base is found["adapted"].linear and found["adapted"].matrices() == (
+    assert found["adapted"].base is found["adapted"].linear and found[
+        "adapted"
+    ].parameter_names() == (
         "lora_a",
         "lora_b",
     )
@@ -45,7 +48,7 @@ def test_the_class_over_a_layer():
 
 def test_shapes_of_every_adapter_are_those_of_its_parameters():
     layer = LoRALinear(6, 4, r=3)
-    assert {name: getattr(layer, name).shape for name in layer.matrices()} == layer.shapes(
+    assert {name: getattr(layer, name).shape for name in layer.parameter_names()} == layer.shapes(
         layer.base, 3
     )
     assert layer.rank == 3
@@ -65,29 +68,36 @@ def test_an_adapter_that_takes_its_start_off():
         LoRALinear.from_base(base, r=3, scale=1.5),
         rng.standard_normal((5, 6)).astype(np.float32),
     )
-    assert layer.settled() is layer
+    assert layer.storable() is layer
     a0, b0 = (
         rng.standard_normal((6, 3)).astype(np.float32),
         rng.standard_normal((3, 4)).astype(np.float32),
     )
     layer.lora_a[...], layer.lora_b[...] = a0, b0
-    layer.take_off_start()
+    layer.subtract_initial_product()
     np.testing.assert_allclose(layer(x), base(x), atol=1e-5)
-    assert list(layer.trainable_parameters()) == ["lora_a", "lora_b"] and layer.matrices() == (
+    assert list(layer.trainable_parameters()) == [
+        "lora_a",
+        "lora_b",
+    ] and layer.parameter_names() == (
         "lora_a",
         "lora_b",
     )
     layer.lora_a += rng.standard_normal((6, 3)).astype(np.float32)
     layer.lora_b *= 1.25
     want = x @ (base.weight.T + 1.5 * (layer.lora_a @ layer.lora_b - a0 @ b0))
-    settled = layer.settled()
+    settled = layer.storable()
     assert (
         settled.rank == 6
         and settled.lora_a.shape == (6, 6)
         and settled.base is base
         and layer.rank == 3
     )
-    assert list(settled.trainable_parameters()) == ["lora_a", "lora_b"] == list(settled.matrices())
+    assert (
+        list(settled.trainable_parameters())
+        == ["lora_a", "lora_b"]
+        == list(settled.parameter_names())
+    )
     for same in (layer, settled, layer.fuse()):
         np.testing.assert_allclose(same(x), want, atol=1e-5)
 

@@ -45,8 +45,8 @@ def calls(layer, rng):
 def test_it_begins_as_its_base(rng, cls, kind):
     base = make_base(rng, cls, kind)
     layer = cls.from_base(base, r=3, scale=5.0)
-    assert layer.base is base and set(layer.trainable_parameters()) == set(layer.matrices())
-    assert all(getattr(layer, name).dtype == np.float32 for name in layer.matrices())
+    assert layer.base is base and set(layer.trainable_parameters()) == set(layer.parameter_names())
+    assert all(getattr(layer, name).dtype == np.float32 for name in layer.parameter_names())
     if layer.kind == "dora":
         np.testing.assert_allclose(layer.m, np.linalg.norm(dense(base), axis=1), rtol=1e-6)
     x = rng.standard_normal((6, base.shape[1])).astype(np.float32)
@@ -148,7 +148,7 @@ def test_only_rows_that_were_read_get_a_gradient(rng, cls):
     layer = trained(rng, cls, make_base(rng, cls, "q8_0"))
     _, grads = nn.value_and_grad(layer, lambda: (layer(IDS) * layer(IDS)).sum())()
     touched = np.isin(np.arange(12), IDS)
-    for name in set(layer.matrices()) - {"lora_b"}:
+    for name in set(layer.parameter_names()) - {"lora_b"}:
         assert grads[name][touched].all() and not grads[name][~touched].any()
 
 
@@ -267,7 +267,7 @@ def test_they_can_be_made_without_a_base():
             layer.linear.shape == (4, 6) and layer.linear.bias is not None and layer.scale == 20.0
         )
         assert f"{cls.__name__}(r=2" in repr(layer) and list(layer.trainable_parameters()) == list(
-            layer.matrices()
+            layer.parameter_names()
         )
     table = DoRAEmbedding(10, 4, r=2)
     assert (

@@ -12,8 +12,10 @@ import pyloss
 from pyloss import nn
 from pyloss.models import conversion, load_model
 from pyloss.tuner import linear_to_lora_layers, load_adapters, save_adapter
-from pyloss.tuner.adapters.adapter import adapter_class, adapter_modules, dense
-from pyloss.tuner.adapters.initial import _difference, _products, pissa, principal, quantise_beside
+from pyloss.tuner.adapters.adapter import adapter_modules
+from pyloss.tuner.adapters.initial import _difference, _products, loftq_quantize, pissa, principal
+from pyloss.tuner.adapters.merging import dense
+from pyloss.tuner.adapters.registry import adapter_class
 from pyloss.weights.stack import WeightStack
 from pyloss.weights.weight import Weight
 
@@ -240,7 +242,7 @@ def test_quantised_beside_a_product_base_and_adapter_are_nearer(tmp_path, kind):
         model = tiny.load_tiny(tmp_path / "original", **sizes)
         conversion.quantize_model(model, kind, group_size=32)
         before = model.layers[0].mlp.up_proj.weight
-        quantise_beside(model, dict(original.named_modules()), 8, rounds)
+        loftq_quantize(model, dict(original.named_modules()), 8, rounds)
         model.save(tmp_path / str(rounds))
         again = load_model(tmp_path / str(rounds))
         stored = again.layers[0].mlp.up_proj.weight
@@ -253,7 +255,7 @@ def test_quantised_beside_a_product_base_and_adapter_are_nearer(tmp_path, kind):
         ValueError,
         match=r"layers\.0\..*_proj: the rank must be at most 32, the smaller dimension, not 40",
     ):
-        quantise_beside(model, dict(original.named_modules()), 40, 1)
+        loftq_quantize(model, dict(original.named_modules()), 40, 1)
 
 
 @pytest.mark.parametrize(
@@ -270,7 +272,7 @@ def test_quantised_beside_a_product_base_and_adapter_are_nearer(tmp_path, kind):
         ),
         (
             {**PISSA, "init": "loftq", "loftq_model": "model"},
-            "nothing to begin with: the base's weight is the float model's own",
+            "nothing to begin with: the base's weight is zero, or equal",
         ),
         ({**PISSA, "init": "loftq", "loftq_model": "nowhere"}, "nowhere"),
     ],
@@ -302,6 +304,6 @@ def test_experts_begin_one_by_one(stored, kind):
         )
     np.testing.assert_allclose(adapter.delta(), 0, atol=1e-5)
     adapter.lora_b *= 1.5
-    assert adapter.settled().rank == 4
-    np.testing.assert_allclose(adapter.settled().delta(), adapter.delta(), atol=1e-5)
+    assert adapter.storable().rank == 4
+    np.testing.assert_allclose(adapter.storable().delta(), adapter.delta(), atol=1e-5)
     assert np.abs(adapter.delta()).max() > 0.1

@@ -8,7 +8,8 @@ import pytest
 import pyloss
 from pyloss import _core, nn
 from pyloss.tuner import DoRASwitchLinear, LoRASwitchLinear
-from pyloss.tuner.adapters.adapter import adapter_class, dense
+from pyloss.tuner.adapters.merging import dense
+from pyloss.tuner.adapters.registry import adapter_class
 from pyloss.weights.stack import WeightStack
 
 BASES = ["plain", "f32", "bf16", "q8_0", "q4_1"]
@@ -78,7 +79,7 @@ def test_from_base_shares_and_begins_as_its_base(rng, cls, kind):
     assert 0.9 / 8 < np.abs(layer.lora_a).max() <= 1 / 8 and not layer.lora_b.any()
     assert (
         list(layer.trainable_parameters())
-        == list(layer.matrices())
+        == list(layer.parameter_names())
         == ["lora_a", "lora_b", "m"][: 2 + (cls is DoRASwitchLinear)]
     )
     x = normal(rng, 13, IN)
@@ -233,10 +234,10 @@ def test_only_experts_take_it(cls, base):
 def test_taking_off_the_start(rng):
     """An adapter that takes its start off computes the base, and as files hold it the same."""
     layer, x = trained(rng, make_base(rng, "plain")), normal(rng, 13, IN)
-    layer.take_off_start()
+    layer.subtract_initial_product()
     np.testing.assert_allclose(layer(x, OFFSETS), layer.linear(x, OFFSETS), atol=2e-3)
     layer.lora_b[...] += normal(rng, *layer.lora_b.shape)
-    settled = layer.settled()
+    settled = layer.storable()
     assert (
         settled.rank == 8
         and settled.lora_a.shape == (EXPERTS, 8, IN)

@@ -8,7 +8,8 @@ from safetensors.numpy import load_file, save_file
 
 from pyloss import nn
 from pyloss.tuner import load_adapters, save_adapter
-from pyloss.tuner.adapters.adapter import adapter_class, adapter_modules
+from pyloss.tuner.adapters.adapter import adapter_modules
+from pyloss.tuner.adapters.registry import adapter_class
 
 EXPERTS, HIDDEN, INNER = 4, 6, 10
 SHAPES = {"gate_proj": (INNER, HIDDEN), "up_proj": (INNER, HIDDEN), "down_proj": (HIDDEN, INNER)}
