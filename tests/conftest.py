@@ -1,4 +1,6 @@
-"""What all tests need of the process, and the choice of `make test` among the variants of each test."""
+"""What all tests need of the process, and the choice of `make test` among the variants of each
+test.
+"""
 
 import signal
 
@@ -6,7 +8,8 @@ import pytest
 
 from pyloss import _core
 
-# A shell's background job starts with Ctrl-C ignored; the tests of Ctrl-C, and the processes they start, need Python's handler.
+# A shell's background job starts with Ctrl-C ignored; the tests of Ctrl-C, and the processes they
+# start, need Python's handler.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -32,8 +35,11 @@ def pytest_collection_modifyitems(config, items):
 
 
 def covering(variants):
-    """A few of a test's variants that together have each value of each parameter; of equally good ones the first."""
-    # By identity, since what is compared need not be hashable; the variants share the objects they are made of.
+    """A few of a test's variants that together have each value of each parameter; of equally good
+    ones the first.
+    """
+    # By identity, since what is compared need not be hashable; the variants share the objects they
+    # are made of.
     values = [
         {(name, id(value)) for name, value in item.callspec.params.items()}
         for item in variants

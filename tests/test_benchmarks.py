@@ -1,4 +1,6 @@
-"""The parts of the benchmarks that compute: batches of conversations, and the work of an operation."""
+"""The parts of the benchmarks that compute: batches of conversations, and the work of an
+operation.
+"""
 
 import sys
 from pathlib import Path

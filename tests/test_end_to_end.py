@@ -1,4 +1,6 @@
-"""The real small model, trained on the example data through the public names: what a user does, on every change."""
+"""The real small model, trained on the example data through the public names: what a user does, on
+every change.
+"""
 
 import json
 from pathlib import Path

@@ -1,4 +1,6 @@
-"""The example data: made anew it is the same, and its test split asks in phrasings that are never trained."""
+"""The example data: made anew it is the same, and its test split asks in phrasings that are never
+trained.
+"""
 
 import importlib.util
 import json

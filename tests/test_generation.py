@@ -1,4 +1,6 @@
-"""Sampling against exact probabilities, and the loop: where it ends, what text it gives, what repeats."""
+"""Sampling against exact probabilities, and the loop: where it ends, what text it gives, what
+repeats.
+"""
 
 import math
 import subprocess
@@ -223,7 +225,9 @@ def test_under_a_tape_generation_is_not_recorded(model):
     ],
 )
 def test_the_package_gives_the_function_whatever_is_imported_first(first):
-    """A submodule `pyloss.generate` would take the function's place in the package once it is imported."""
+    """A submodule `pyloss.generate` would take the function's place in the package once it is
+    imported.
+    """
     code = f"from importlib import import_module; import pyloss; {first}; assert callable(pyloss.generate), pyloss.generate"
     subprocess.run(
         [sys.executable, "-c", code],

@@ -1,4 +1,6 @@
-"""Optimisers against their formulas in float64, schedules against their closed forms, and what they refuse."""
+"""Optimisers against their formulas in float64, schedules against their closed forms, and what they
+refuse.
+"""
 
 import math
 from functools import partial
@@ -134,7 +136,9 @@ def test_a_wrong_shape_is_refused_before_anything_changes():
 
 @pytest.mark.parametrize(("kind", "formula", "options"), CASES)
 def test_scaled_rates_are_those_of_a_group_of_its_own(kind, formula, options):
-    """The rate of one parameter, weight decay and schedule included; the others and the learning rate stay as they are."""
+    """The rate of one parameter, weight decay and schedule included; the others and the learning
+    rate stay as they are.
+    """
     model, schedule = Holder(), optim.cosine_decay(1e-2, 8)
     expected = {name: array.astype(np.float64) for name, array in model.arrays.items()}
     state = {name: {} for name in expected}

@@ -1,4 +1,6 @@
-"""What is built and shipped: the wheel, what it imports, where its wide instructions are, and what the environment selects."""
+"""What is built and shipped: the wheel, what it imports, where its wide instructions are, and what
+the environment selects.
+"""
 
 import json
 import os
@@ -54,7 +56,9 @@ def python(script, **environment):
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    """The wheel, the unpacked source distribution that it was built from, and the names of the files in that."""
+    """The wheel, the unpacked source distribution that it was built from, and the names of the
+    files in that.
+    """
     try:
         import setuptools
     except ImportError:
@@ -245,7 +249,8 @@ def test_wide_instructions_are_in_their_own_objects_only(built):
     for path, text in found.items():
         if path.stem in ("isa_avx2", "isa_avx512"):
             continue
-        # Every instruction from AVX on has a name with a v; ver[rw] and vm* of old are nothing that a compiler writes.
+        # Every instruction from AVX on has a name with a v; ver[rw] and vm* of old are nothing that
+        # a compiler writes.
         wide = [i for i in text if i.startswith("v") or avx512.search(i)]
         assert not wide, f"{path}: {wide[:5]}"
 

@@ -1,4 +1,6 @@
-"""The README's tour runs as it stands, in an empty folder beside a copy of the example data; every command shown is one."""
+"""The README's tour runs as it stands, in an empty folder beside a copy of the example data; every
+command shown is one.
+"""
 
 import argparse
 import os
@@ -91,7 +93,8 @@ def test_the_tour_runs(tmp_path, monkeypatch):
     for i, block in enumerate(tour):
         exec(compile(block, f"README.md, block {i + 1}", "exec"), names)
     assert (tmp_path / "adapters" / "adapters.safetensors").stat().st_size > 1 << 20
-    # To the bit only on one instruction set: after so few iterations another may give another answer.
+    # To the bit only on one instruction set: after so few iterations another may give another
+    # answer.
     assert names["order"].startswith('{"tool":"light","room":"hall"')
     assert "Paris" in names["answer"]
 
@@ -107,7 +110,9 @@ def test_the_commands_exist(capsys):
 
 @pytest.mark.parametrize("place", SHOWN)
 def test_every_command_shown_is_taken_and_names_what_is_there(place, monkeypatch):
-    """Flags and settings are read as the command reads them; what is read lies in the repository or was written before."""
+    """Flags and settings are read as the command reads them; what is read lies in the repository or
+    was written before.
+    """
     from pyloss.tuner.run.settings import merge_config
 
     monkeypatch.chdir(ROOT)
@@ -160,7 +165,9 @@ def test_the_readmes_training_lines_keep_each_others_adapters():
 
 
 def test_commands_on_the_readers_own_files_run(tmp_path, monkeypatch):
-    """Pages and help that convert, export and fuse: their lines one after the other, on a tiny model."""
+    """Pages and help that convert, export and fuse: their lines one after the other, on a tiny
+    model.
+    """
     pytest.importorskip("gguf", reason="needs the package gguf (test extra)")
     from tiny import TOKENS, byte_tokenizer, load_tiny
 

@@ -20,7 +20,8 @@ def rng():
     return np.random.default_rng(7)
 
 
-#: formats whose decoders are tried in groups too; all are in the shape of a processor, and decode alike
+#: formats whose decoders are tried in groups too; all are in the shape of a processor, and decode
+#: alike
 IN_GROUPS = ("f32", "f16", "q4_1", "q4_k", "affine4", "nf4")
 DEVICES = ["opencl", "opencl in groups"] if _core.opencl_devices()[0] else []
 # A processor's OpenCL compiles kernels in the shape of GPUs for minutes.
@@ -42,8 +43,9 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(params=[*_core.isas(), *IN_TURN])
 def place(request, monkeypatch):
-    """Each instruction set this machine can run, and the first OpenCL device as one more: its kernels in the shape of its kind,
-    and in the shape of GPUs, whose work-items share tiles."""
+    """Each instruction set this machine can run, and the first OpenCL device as one more: its
+    kernels in the shape of its kind, and in the shape of GPUs, whose work-items share tiles.
+    """
     before = _core.isa()
     if request.param in DEVICES:
         for name, function in operations("opencl:0").items():

@@ -1,4 +1,6 @@
-"""What the tests of the C core share: small arrays, guarded unaligned memory, numeric gradients, tolerances, thread counts."""
+"""What the tests of the C core share: small arrays, guarded unaligned memory, numeric gradients,
+tolerances, thread counts.
+"""
 
 import numpy as np
 
@@ -44,7 +46,9 @@ class Memory:
 
 
 def tolerance(n, dtype=np.float32):
-    """Relative error allowed to a result that sums n terms, in the type's epsilon: pairwise-like growth, and some slack."""
+    """Relative error allowed to a result that sums n terms, in the type's epsilon: pairwise-like
+    growth, and some slack.
+    """
     return float(np.finfo(dtype).eps) * (8 + 2 * np.sqrt(n))
 
 
@@ -62,7 +66,9 @@ def assert_close(got, want, n=1, dtype=np.float32):
 
 
 def row_gradient(f, x, dy, step=1e-5):
-    """Central differences in float64 of sum(f(x) dy) for x [N, D] and an f whose rows do not mix."""
+    """Central differences in float64 of sum(f(x) dy) for x [N, D] and an f whose rows do not
+    mix.
+    """
     gradient = np.empty_like(x, dtype=np.float64)
     if x.size == 0:
         return gradient

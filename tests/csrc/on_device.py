@@ -1,4 +1,6 @@
-"""The core's operations on an OpenCL device, for tests that know nothing of it: arguments are copied there, and results back."""
+"""The core's operations on an OpenCL device, for tests that know nothing of it: arguments are
+copied there, and results back.
+"""
 
 import itertools
 import re
@@ -12,7 +14,9 @@ GUARD = 64  # elements on each side of an array
 
 
 def _first(array):
-    """Where an array begins behind its guard: one element further, but bytes, in which a weight has numbers of all sizes."""
+    """Where an array begins behind its guard: one element further, but bytes, in which a weight has
+    numbers of all sizes.
+    """
     return GUARD + (array.dtype != np.uint8)
 
 
@@ -73,7 +77,9 @@ def _overlap(arrays):
 
 
 def operations(where):
-    """The operations of ops.def by name, as functions of NumPy arrays that run on the device `where`."""
+    """The operations of ops.def by name, as functions of NumPy arrays that run on the device
+    `where`.
+    """
     return {name: _moved(name, specification, where) for name, specification in _core.ops()}
 
 
@@ -82,7 +88,8 @@ def _moved(name, specification, where):
     kinds = re.findall(r":(\w+)", specification)
 
     def run(*arguments):
-        # What is not as the core wants it gets the core's own error; and of arrays in each other's memory there are no copies.
+        # What is not as the core wants it gets the core's own error; and of arrays in each other's
+        # memory there are no copies.
         plain = list(_arrays(arguments))
         if (
             len(arguments) != len(kinds)

@@ -1,4 +1,6 @@
-"""Attention against float64 formulas, and its gradient against central differences and the analytic gradient in float64."""
+"""Attention against float64 formulas, and its gradient against central differences and the analytic
+gradient in float64.
+"""
 
 import numpy as np
 import pytest
@@ -95,7 +97,9 @@ def grad(memory, do, q, k, v, at, scale, window=0):
 
 
 def assert_near(got, want, limit):
-    """Within `limit` of the largest value (or of 1): sums cancel, so that small elements carry the error of large ones."""
+    """Within `limit` of the largest value (or of 1): sums cancel, so that small elements carry the
+    error of large ones.
+    """
     assert got.shape == want.shape
     if got.size:
         assert np.isfinite(got).all()
@@ -168,7 +172,9 @@ def test_a_window_of_the_whole_sequence_changes_no_bit(memory, rng):
 
 
 def test_what_lies_before_the_window_is_never_read(memory, rng):
-    """Keys and values there are NaN; what is out of reach of a tile's first row is not even computed with."""
+    """Keys and values there are NaN; what is out of reach of a tile's first row is not even
+    computed with.
+    """
     at, window = offsets([700]), 100
     q, k, v, do = (normal(rng, 700, h, 24) for h in (4, 2, 2, 4))
     clean, clean_grads = (
@@ -259,7 +265,9 @@ def test_gradient_against_central_differences(memory, rng, lengths, heads, kv_he
 
 @pytest.mark.parametrize("size", [1e2, 1e4])
 def test_large_scores(memory, rng, size):
-    """Scores reach +-size; q and k are whole numbers, so that the scores are the same in float32 and float64."""
+    """Scores reach +-size; q and k are whole numbers, so that the scores are the same in float32
+    and float64.
+    """
     at = offsets([150])
     q, k = (rng.integers(-8, 9, (150, h, 16)).astype(np.float64) for h in (4, 2))
     v, do = normal(rng, 150, 2, 16), normal(rng, 150, 4, 16)

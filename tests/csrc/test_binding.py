@@ -143,7 +143,9 @@ def test_integers_are_integers_of_64_bits(seed, error, message):
 
 
 def example(name, text):
-    """Arguments of an operation by its specification, every size 2 or as the line asks; scalars 1."""
+    """Arguments of an operation by its specification, every size 2 or as the line asks;
+    scalars 1.
+    """
     made = []
     kinds = {
         "f32": np.float32,
@@ -179,7 +181,9 @@ def example(name, text):
     ("name", "text"), _core.ops(), ids=lambda value: value if " " not in value else ""
 )
 def test_every_scalar_of_every_operation(name, text):
-    """What 64 bits or a float cannot hold, and what is not finite, is refused by the scalar's name."""
+    """What 64 bits or a float cannot hold, and what is not finite, is refused by the scalar's
+    name.
+    """
     arguments = example(name, text)
     for i, (label, kind, _) in enumerate(arguments):
         bad = {
@@ -198,7 +202,9 @@ def test_every_scalar_of_every_operation(name, text):
     ("name", "text"), _core.ops(), ids=lambda value: value if " " not in value else ""
 )
 def test_every_array_of_every_operation(name, text):
-    """Arrays of the wrong size, type or rank are refused in words, and not by the letters of the specification."""
+    """Arrays of the wrong size, type or rank are refused in words, and not by the letters of the
+    specification.
+    """
     arguments = example(name, text)
     for i, (_, kind, array) in enumerate(arguments):
         if kind in ("int", "real"):
@@ -258,7 +264,9 @@ def test_arrays_of_no_elements_overlap_nothing():
 
 
 def test_rows_of_any_float_type_and_stride():
-    """Each `float` argument has a type of its own; `acc` follows the widest; leading axes may have any stride."""
+    """Each `float` argument has a type of its own; `acc` follows the widest; leading axes may have
+    any stride.
+    """
     x = np.arange(60, dtype=np.float32).reshape(3, 4, 5)
     whole, part = f32(12), np.zeros(4, np.float64)
     _core.stablemax_cross_entropy(x, np.zeros(12, np.int32), None, whole, None)
@@ -412,7 +420,9 @@ def test_heads_must_share_evenly():
 
 
 def test_indices_that_change_while_the_kernel_runs():
-    """The kernel reads what was checked, and not what another thread writes into the array meanwhile."""
+    """The kernel reads what was checked, and not what another thread writes into the array
+    meanwhile.
+    """
     ids, table, rows = np.zeros(20_000, np.int32), np.ones((3, 64), np.float32), f32(20_000, 64)
     done = threading.Event()
 

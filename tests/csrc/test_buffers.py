@@ -44,7 +44,9 @@ def test_buffer_stats():
 
 
 def test_buffers_of_changing_sizes_keep_what_is_written_and_stay_near_the_peak():
-    """Sizes on both sides of what is mapped and of huge pages: what is cached is given back, or becomes the size asked for."""
+    """Sizes on both sides of what is mapped and of huge pages: what is cached is given back, or
+    becomes the size asked for.
+    """
     gc.collect()
     _core.trim()
     begin, rng, held = _core.buffer_stats()["in_use"], np.random.default_rng(0), []
@@ -66,7 +68,9 @@ def test_buffers_of_changing_sizes_keep_what_is_written_and_stay_near_the_peak()
 
 
 def test_what_repeats_itself_asks_the_system_for_nothing():
-    """Sizes whose classes together are more than is ever in use at once: from the second time on no page is new."""
+    """Sizes whose classes together are more than is ever in use at once: from the second time on no
+    page is new.
+    """
 
     def work():
         for size in (300_000, 320_000, 360_000, 400_000):

@@ -1,4 +1,6 @@
-"""Products of experts against float64: every operation, weight format and instruction set, however the rows are spread."""
+"""Products of experts against float64: every operation, weight format and instruction set, however
+the rows are spread.
+"""
 
 import numpy as np
 import pytest
@@ -11,7 +13,8 @@ from pyloss.weights.weight import FORMATS, Weight
 
 pytestmark = pytest.mark.usefixtures("place")
 
-# Rows of each expert: none at all, one each, few and many, all to one, more than one block of A, more experts than one batch has.
+# Rows of each expert: none at all, one each, few and many, all to one, more than one block of A,
+# more experts than one batch has.
 SPREADS = {
     "none": [0, 0, 0],
     "one expert": [7],

@@ -1,4 +1,6 @@
-"""Matrix products against float64: every operation, weight format, shape class and instruction set."""
+"""Matrix products against float64: every operation, weight format, shape class and instruction
+set.
+"""
 
 import itertools
 
@@ -17,8 +19,10 @@ RANKS = [1, 8, 33]
 
 
 def shapes(size):
-    """(m, n, k) with `size` in every place, beside sizes of the other places that change; "long" has more than one block of A,
-    and rows a page apart, which are packed where others are read in place."""
+    """(m, n, k) with `size` in every place, beside sizes of the other places that change; "long"
+    has more than one block of A, and rows a page apart, which are packed where others are read in
+    place.
+    """
     if size == "long":
         return [
             (1100, 33, 31),
@@ -47,7 +51,9 @@ def wide(x):
 
 
 def near(got, want, terms):
-    """Sums of `terms` products of standard normals: an element may cancel, so the error is measured against the sum's size."""
+    """Sums of `terms` products of standard normals: an element may cancel, so the error is measured
+    against the sum's size.
+    """
     assert got.shape == want.shape
     size = np.sqrt(terms + 1) + np.abs(want)
     assert (np.abs(got - want) <= 4e-7 * size * (4 + np.sqrt(np.sqrt(terms)))).all(), np.abs(
@@ -154,8 +160,9 @@ def check_gradient(memory, dy, weight, dense, a, b, scale, dx0):
 
 
 def unaligned(weight):
-    """The same matrix at an address that is 2 past a multiple of 64, as in a mapped file, with nothing readable promised after
-    it; its scales at odd addresses."""
+    """The same matrix at an address that is 2 past a multiple of 64, as in a mapped file, with
+    nothing readable promised after it; its scales at odd addresses.
+    """
     step = 4 if weight.format == "f32" else 2
 
     def moved(raw, step):
@@ -195,7 +202,9 @@ def test_every_format(memory, rng, format, head_dim, n, k):
 
 @pytest.mark.parametrize("format", [name for name in FORMATS if name != "nf4"])
 def test_the_bits_are_those_of_the_numpy_decoder(rng, format):
-    """With scales of 16 bits a product of scale and code is exact, so that there is one rounding however it is computed."""
+    """With scales of 16 bits a product of scale and code is exact, so that there is one rounding
+    however it is computed.
+    """
     check_bits(stored(rng, 34, 96, format, head_dim=2))
 
 
@@ -252,7 +261,9 @@ def test_float_formats_have_no_blocks(memory, rng, format, n, k):
 
 @pytest.mark.parametrize("format", QUANTISED)
 def test_any_code_of_a_quantised_block(rng, format):
-    """Random bytes as codes, with scales that are finite: codes at the ends of their range, as rounding seldom makes them."""
+    """Random bytes as codes, with scales that are finite: codes at the ends of their range, as
+    rounding seldom makes them.
+    """
     weight = stored(rng, 34, 96, format)
     kept = {"q4_1": 4, "q5_1": 4}.get(format, 2)
     if format not in K_HALVES:
@@ -299,7 +310,9 @@ def test_threads_give_the_same_bits(rng, m, n, k):
     "format", ["f32", "f16", "q8_0", "q4_1", "q5_0", "q4_k", "affine3", "affine4", "nf4"]
 )
 def test_a_row_does_not_depend_on_its_neighbours(rng, format):
-    """Where the same path is taken (at most four rows, or more), a row's bits are its own: packing sequences changes nothing."""
+    """Where the same path is taken (at most four rows, or more), a row's bits are its own: packing
+    sequences changes nothing.
+    """
     n, r = 97, 8
     weight = stored(rng, n, 416, format)
     k = weight.shape[1]

@@ -1,5 +1,6 @@
-"""Products of layers in bfloat16: to the bit what rounding both operands and adding in float32, one depth after the other, gives,
-on every instruction set, with the instructions for it and without."""
+"""Products of layers in bfloat16: to the bit what rounding both operands and adding in float32, one
+depth after the other, gives, on every instruction set, with the instructions for it and without.
+"""
 
 import ml_dtypes
 import numpy as np
@@ -80,7 +81,9 @@ def test_the_bits_of_every_format(rng, format, head_dim, precision):
 
 
 def everything(rng, m, n, k, format="f32"):
-    """The results of all operations of a layer and its adapter, and of experts, as a function without arguments."""
+    """The results of all operations of a layer and its adapter, and of experts, as a function
+    without arguments.
+    """
     weight = Weight.quantize(normal(rng, n, k), format)
     x, dy, bias, factor = normal(rng, m, k), normal(rng, m, n), normal(rng, n), factors(n)
     a, b, start = normal(rng, k, 8), normal(rng, 8, n), normal(rng, m, k)
@@ -127,7 +130,9 @@ def test_threads_give_the_same_bits(rng, m, n, k, precision):
 @pytest.mark.parametrize("precision", ROUNDED)
 @pytest.mark.parametrize(("m", "n", "k"), LARGE)
 def test_the_adapter_stays_in_float32(rng, m, n, k, precision):
-    """The small matrices' own products have the bits they had; what they add is added in float32."""
+    """The small matrices' own products have the bits they had; what they add is added in
+    float32.
+    """
     x, w, bias, dy = normal(rng, m, k), normal(rng, n, k), normal(rng, n), normal(rng, m, n)
     a, b = normal(rng, k, 8), normal(rng, 8, n)
 

@@ -1,4 +1,6 @@
-"""Which experts tokens visit and with what weights, on every instruction set and any number of threads."""
+"""Which experts tokens visit and with what weights, on every instruction set and any number of
+threads.
+"""
 
 import numpy as np
 import pytest

@@ -1,4 +1,6 @@
-"""Losses of rows of logits against float64 formulas and their central differences, and at the edges."""
+"""Losses of rows of logits against float64 formulas and their central differences, and at the
+edges.
+"""
 
 import numpy as np
 import pytest
@@ -71,7 +73,8 @@ def test_loss_and_gradient(memory, rng, dtype, n, v):
         * (softmax(x) - np.eye(v)[np.maximum(labels, 0)])
     )
     assert_close(dx, exact, v, dtype)
-    # Without dloss it is 1; without dlogits the loss is the same; the gradient may take the place of the logits.
+    # Without dloss it is 1; without dlogits the loss is the same; the gradient may take the place
+    # of the logits.
     again, plain = run(memory, x, labels, dtype)
     alone, _ = run(memory, x, labels, dtype, gradient=False)
     _, ones = run(memory, x, labels, dtype, np.ones(n))
@@ -115,7 +118,8 @@ def test_a_maximum_that_moves_from_block_to_block(memory, dtype, reach):
     assert (np.abs(loss - want) <= tolerance(9001, dtype) * (1 + want)).all()
     exact = softmax(x) - np.eye(9001)[labels]
     others = np.arange(9001) != labels[:, None]
-    # A difference of logits is rounded to its own size, which the exponential turns into a relative error.
+    # A difference of logits is rounded to its own size, which the exponential turns into a relative
+    # error.
     limit = (
         np.finfo(dtype).eps * (16 + 2 * reach) * np.abs(exact) + 4 * np.finfo(dtype).smallest_normal
     )
@@ -185,7 +189,9 @@ def test_long_rows_keep_their_digits(memory, rng, v, spread):
 
 
 def test_small_probabilities_are_right_to_the_last_digits(memory, dtype):
-    """Two classes: the second's gradient is e^x / (1 + e^x), which follows the exponential over its whole range."""
+    """Two classes: the second's gradient is e^x / (1 + e^x), which follows the exponential over its
+    whole range.
+    """
     x = np.linspace(np.log(np.finfo(dtype).smallest_normal) + 1e-3, 0, 20_011).astype(dtype)
     loss, dx = run(memory, np.stack([np.zeros_like(x), x], axis=1), np.zeros(len(x)), dtype)
     e = np.exp(x.astype(np.longdouble))
@@ -219,7 +225,9 @@ def test_threads_do_not_change_a_bit(rng, dtype):
 
 
 def test_gradients_in_the_place_of_the_logits(rng, dtype):
-    """Of each loss, also of rows that have no label or no upstream gradient, whose losses are asked for all the same."""
+    """Of each loss, also of rows that have no label or no upstream gradient, whose losses are asked
+    for all the same.
+    """
     q, p = (rng.standard_normal((6, 1500)).astype(dtype) for _ in range(2))
     labels, dloss = (
         np.array([3, -1, 1400, 0, 7, -1], np.int32),

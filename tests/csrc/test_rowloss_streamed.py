@@ -1,4 +1,6 @@
-"""Gradients larger than the caches, which are written while the next row is read: the bits of small batches, at any alignment."""
+"""Gradients larger than the caches, which are written while the next row is read: the bits of small
+batches, at any alignment.
+"""
 
 import numpy as np
 import pytest

@@ -1,4 +1,6 @@
-"""The tables of the core: weight formats by their sizes elsewhere, and arguments that nothing but generated code counts."""
+"""The tables of the core: weight formats by their sizes elsewhere, and arguments that nothing but
+generated code counts.
+"""
 
 import re
 import sys

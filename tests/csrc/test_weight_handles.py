@@ -1,4 +1,6 @@
-"""What the binding accepts and refuses as a weight: (bytes, format, rows, cols, head_dim[, groups])."""
+"""What the binding accepts and refuses as a weight: (bytes, format, rows, cols, head_dim[,
+groups]).
+"""
 
 import numpy as np
 import pytest

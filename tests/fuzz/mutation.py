@@ -1,6 +1,8 @@
-"""The mutation engine: changes that break bytes, text, JSON trees and arguments, drawn from a case number.
+"""The mutation engine: changes that break bytes, text, JSON trees and arguments, drawn from a case
+number.
 
-Every draw comes from one generator that is seeded by the target's name and the case's number, and no draw depends on the order
+Every draw comes from one generator that is seeded by the target's name and the case's number, and
+no draw depends on the order
 of a set or a hash: case N of a target is the same in every process.
 """
 
@@ -130,7 +132,9 @@ RAW += ["[" + ("9" * 4000 + ",") * 20 + "1]", '"\\ud800"', '"\\u0000"', "tru", "
 
 
 def words_of(*modules: str) -> list[str]:
-    """The text constants of modules of pyloss ("io/gguf") that look like keys: new ones are tried unasked."""
+    """The text constants of modules of pyloss ("io/gguf") that look like keys: new ones are tried
+    unasked.
+    """
     found = set()
     package = Path(pyloss.__file__).parent
     for module in modules:
@@ -145,7 +149,9 @@ def words_of(*modules: str) -> list[str]:
 
 
 class Mutator:
-    """All draws of case `case` of the target `name`. `pristine` is true for one case in fifty, which stays as it was made."""
+    """All draws of case `case` of the target `name`. `pristine` is true for one case in fifty,
+    which stays as it was made.
+    """
 
     def __init__(self, name: str, case: int) -> None:
         self.case = case
@@ -186,7 +192,9 @@ class Mutator:
     # -- bytes
 
     def bytes(self, data: bytes, count: int | None = None) -> bytes:
-        """`data` with bits flipped, parts cut out, doubled or exchanged, extreme integers put in, shortened or extended."""
+        """`data` with bits flipped, parts cut out, doubled or exchanged, extreme integers put in,
+        shortened or extended.
+        """
         out = bytearray(data)
         for _ in range(self.count() if count is None else count):
             self.pick(_ON_BYTES)(self, out)
@@ -313,7 +321,9 @@ class Mutator:
     # -- text of lines
 
     def lines(self, text: str, words: Sequence[str] = ()) -> bytes:
-        """Text with lines dropped, doubled, moved, cut, and words put in; now and then with changed bytes."""
+        """Text with lines dropped, doubled, moved, cut, and words put in; now and then with changed
+        bytes.
+        """
         lines = text.split("\n")
         for _ in range(self.count()):
             at, kind = self.below(len(lines)), self.below(7)

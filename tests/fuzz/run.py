@@ -1,4 +1,5 @@
-"""Runs fuzz targets: `python tests/fuzz/run.py [TARGET ...] -n 100000`, or one case in the open: `run.py TARGET --case N`.
+"""Runs fuzz targets: `python tests/fuzz/run.py [TARGET ...] -n 100000`, or one case in the open:
+`run.py TARGET --case N`.
 
 `--case N --keep FOLDER` leaves there the files that the case is made of.
 """

@@ -1,12 +1,16 @@
-"""Runs the cases of a target in forked children, and says which case crashed, hung, took too much or gave a bad error.
+"""Runs the cases of a target in forked children, and says which case crashed, hung, took too much
+or gave a bad error.
 
 A target is a module with
 
 - `prepare()`, called once, in the parent: imports, and what all cases start from,
-- `make(m)`: what case `m` (a `mutation.Mutator`) is made of, without side effects; files are a dict of names to bytes,
-- `use(made, folder)`: gives it to the library. It returns where the library took it, and lets errors through.
+- `make(m)`: what case `m` (a `mutation.Mutator`) is made of, without side effects; files are a dict
+  of names to bytes,
+- `use(made, folder)`: gives it to the library. It returns where the library took it, and lets
+  errors through.
 
-and optionally `ALLOWED`, further exception types that are an answer, and `check_text(error)`, in place of `bad_text`.
+and optionally `ALLOWED`, further exception types that are an answer, and `check_text(error)`, in
+place of `bad_text`.
 """
 
 from __future__ import annotations
@@ -50,7 +54,8 @@ BATCH = 1000  # cases of one child
 # a FormatError is a ValueError
 ANSWERS = (ValueError, TypeError, MemoryError, OSError, DeviceError)
 
-# What only Python, or the core's tables, say: a sentence of ours names what was given and what is allowed.
+# What only Python, or the core's tables, say: a sentence of ours names what was given and what is
+# allowed.
 _NOT_SENTENCES = re.compile(
     r"NoneType|object has no attribute|panicked|object is not (subscriptable|iterable|callable)|unhashable type|unsupported operand"
     r"|not supported between instances|Traceback|\b\w+\??:(f32|f64|i32|i64|u8|weight|stack|float|acc)\[|math domain error"
@@ -144,7 +149,9 @@ def _hash(parts: Any, value: Any) -> None:
 
 
 def put_files(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Makes `folder` hold these files and no others. They are new files: one that is mapped by an earlier case stays whole."""
+    """Makes `folder` hold these files and no others. They are new files: one that is mapped by an
+    earlier case stays whole.
+    """
     for name in os.listdir(folder):
         place = folder / name
         shutil.rmtree(place) if place.is_dir() and not place.is_symlink() else place.unlink()
@@ -163,7 +170,9 @@ def where(error: BaseException) -> str:
 
 
 def attempt(target: ModuleType, case: int, folder: Path) -> tuple[bool, str, str]:
-    """Runs one case here: whether the library took it, and what was wrong (else "") and its details."""
+    """Runs one case here: whether the library took it, and what was wrong (else "") and its
+    details.
+    """
     m = Mutator(name_of(target), case)
     made = target.make(m)
     allowed = ANSWERS + tuple(getattr(target, "ALLOWED", ()))
@@ -196,14 +205,18 @@ def _status(pid: str = "self") -> float:
 
 
 def _give_back() -> None:
-    """Free memory that this process keeps goes back to the system: a child could fill it without a higher peak."""
+    """Free memory that this process keeps goes back to the system: a child could fill it without a
+    higher peak.
+    """
     gc.collect()
     with suppress(OSError, AttributeError):  # glibc's
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def _child(target: ModuleType, cases: range, place: mmap.mmap, out: int, folder: Path) -> None:
-    """Runs `cases`, writing to the pipe `out` a line of JSON for each finding and the number of those accepted at the end."""
+    """Runs `cases`, writing to the pipe `out` a line of JSON for each finding and the number of
+    those accepted at the end.
+    """
     errors = os.open(folder.parent / "stderr", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     os.dup2(errors, 1)
     os.dup2(errors, 2)
@@ -258,7 +271,9 @@ def _crash(status: int, folder: Path, blocked: bool) -> tuple[str, str]:
 
 
 def _batch(target: ModuleType, cases: range, folder: Path, report: Report) -> int:
-    """Runs cases in one child until it ends; adds to `report`, and gives the number of the case that is next."""
+    """Runs cases in one child until it ends; adds to `report`, and gives the number of the case
+    that is next.
+    """
     place = mmap.mmap(-1, 16)
     struct.pack_into("<qq", place, 0, cases.start, 0)
     inward, outward = os.pipe()
@@ -313,7 +328,9 @@ def _add(report: Report, case: int, what: str, detail: str) -> None:
 
 
 def run(target: ModuleType, count: int, first: int = 0, progress: Any = None) -> Report:
-    """Runs `count` cases from `first` on. Each kind of finding is tried again alone, in a process of its own."""
+    """Runs `count` cases from `first` on. Each kind of finding is tried again alone, in a process
+    of its own.
+    """
     name = name_of(target)
     target.prepare()
     report = Report(name)

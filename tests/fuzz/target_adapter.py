@@ -1,4 +1,6 @@
-"""Adapter folders in mlx-lm's and in PEFT's layout whose configuration and tensors do not fit together or the model."""
+"""Adapter folders in mlx-lm's and in PEFT's layout whose configuration and tensors do not fit
+together or the model.
+"""
 
 import tempfile
 from pathlib import Path
@@ -87,7 +89,9 @@ def make(m):
 
 
 def _model(family, full):
-    """A model without an adapter: the same one, its layers put back, unless weights of its own are to change."""
+    """A model without an adapter: the same one, its layers put back, unless weights of its own are
+    to change.
+    """
     if full:
         return tiny_files.model(family)
     model, modules = _MODELS[family]

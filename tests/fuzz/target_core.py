@@ -1,4 +1,6 @@
-"""Arguments of every operation of the core, from the specifications that the module itself gives, between guarded bytes."""
+"""Arguments of every operation of the core, from the specifications that the module itself gives,
+between guarded bytes.
+"""
 
 import re
 

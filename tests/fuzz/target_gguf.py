@@ -1,4 +1,6 @@
-"""GGUF files: keys, value types, counts, lengths, shapes and offsets that do not fit together, and changed bytes."""
+"""GGUF files: keys, value types, counts, lengths, shapes and offsets that do not fit together, and
+changed bytes.
+"""
 
 import struct
 import tempfile
@@ -79,7 +81,9 @@ SETTINGS += [
 
 
 class Header:
-    """A GGUF file taken apart: `keys` of [name, type, element type, values], `tensors` of [name, dims, type, offset]."""
+    """A GGUF file taken apart: `keys` of [name, type, element type, values], `tensors` of [name,
+    dims, type, offset].
+    """
 
     def __init__(self, data):
         self.data, self.at = data, 4
@@ -193,7 +197,9 @@ def base(family, format):
 
 
 def written(file, lies):
-    """The bytes of a taken-apart file; `lies` are counts and sizes that are not those of what follows."""
+    """The bytes of a taken-apart file; `lies` are counts and sizes that are not those of what
+    follows.
+    """
     out = [
         b"GGUF",
         struct.pack(

@@ -1,4 +1,6 @@
-"""Arguments of the public losses and operations: other types, shapes and numbers; valid ones give what a formula gives."""
+"""Arguments of the public losses and operations: other types, shapes and numbers; valid ones give
+what a formula gives.
+"""
 
 import inspect
 

@@ -1,4 +1,6 @@
-"""JSONL data: records of chats, completions, texts and tools with values of other types, under several chat templates."""
+"""JSONL data: records of chats, completions, texts and tools with values of other types, under
+several chat templates.
+"""
 
 import json
 from types import SimpleNamespace

@@ -1,4 +1,6 @@
-"""YAML files and command lines: settings of other types and sizes, malformed files, flags in every command but `bench`."""
+"""YAML files and command lines: settings of other types and sizes, malformed files, flags in every
+command but `bench`.
+"""
 
 import argparse
 import contextlib
@@ -153,7 +155,9 @@ RIGHT = {
 
 
 def prepare():
-    """The flags of every command, from the parser itself, which is made once; each command runs once, for its imports."""
+    """The flags of every command, from the parser itself, which is made once; each command runs
+    once, for its imports.
+    """
     from pyloss.cli import parser as cli
 
     if _COMMANDS:

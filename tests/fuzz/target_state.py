@@ -1,4 +1,6 @@
-"""Trainer states that a run is to continue from: other types, counters without sense, missing and foreign arrays."""
+"""Trainer states that a run is to continue from: other types, counters without sense, missing and
+foreign arrays.
+"""
 
 import contextlib
 import json
@@ -27,7 +29,9 @@ CASES = []
 
 
 def prepare():
-    """The folders that runs of each optimiser leave, one of them in the middle of an accumulation."""
+    """The folders that runs of each optimiser leave, one of them in the middle of an
+    accumulation.
+    """
     if CASES:
         return
     with _tiny():

@@ -1,4 +1,6 @@
-"""Tokenizer folders: tokenizer.json, its configuration, special tokens and chat templates that do not fit together."""
+"""Tokenizer folders: tokenizer.json, its configuration, special tokens and chat templates that do
+not fit together.
+"""
 
 import json
 

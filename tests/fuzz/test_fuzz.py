@@ -1,4 +1,6 @@
-"""Five hundred cases of every fuzz target; `make fuzz N=100000` runs more. A failure prints the command that repeats it."""
+"""Five hundred cases of every fuzz target; `make fuzz N=100000` runs more. A failure prints the
+command that repeats it.
+"""
 
 import os
 import subprocess
@@ -9,7 +11,8 @@ import run
 import running
 
 CASES = 500
-#: the least share of cases that the library takes: with fewer, most would not come past the first check
+#: the least share of cases that the library takes: with fewer, most would not come past the first
+#: check
 ACCEPTED = 0.05
 
 

@@ -1,4 +1,6 @@
-"""What the fuzz runner takes for a finding, with a planted fault of each kind, and what it takes for an answer."""
+"""What the fuzz runner takes for a finding, with a planted fault of each kind, and what it takes
+for an answer.
+"""
 
 import ctypes
 import os

@@ -1,4 +1,6 @@
-"""What the cases start from: files of tiny models of every family, and their tokenizer; what a loaded model must do."""
+"""What the cases start from: files of tiny models of every family, and their tokenizer; what a
+loaded model must do.
+"""
 
 from __future__ import annotations
 
@@ -104,7 +106,9 @@ def folder(family: str, format: str = "f32") -> dict[str, bytes]:
 
 
 def exercise(model: Any, prompt: list[int] | None = None) -> None:
-    """A forward pass and two generated tokens, the second from the cache: whatever loads must not fail there."""
+    """A forward pass and two generated tokens, the second from the cache: whatever loads must not
+    fail there.
+    """
     from pyloss.generation import generate_tokens
 
     top = model.vocab_size - 1
@@ -118,7 +122,9 @@ def exercise(model: Any, prompt: list[int] | None = None) -> None:
 
 
 def exercise_tokenizer(tokenizer: Any) -> None:
-    """Texts to ids and back, and conversations; errors that say what a template or text did are answers."""
+    """Texts to ids and back, and conversations; errors that say what a template or text did are
+    answers.
+    """
     for text in PROMPTS:
         ids = tokenizer.encode(text)
         tokenizer.decode(ids)

@@ -1,4 +1,6 @@
-"""Fixtures of the tests on OpenCL devices, which are skipped where there is none; in CI there must be one."""
+"""Fixtures of the tests on OpenCL devices, which are skipped where there is none; in CI there must
+be one.
+"""
 
 import os
 import shutil
@@ -44,7 +46,9 @@ def rng():
 
 @pytest.fixture
 def python(tmp_path):
-    """Runs a script in a new process with a cache of its own; `environment` comes on top. Returns what it printed."""
+    """Runs a script in a new process with a cache of its own; `environment` comes on top. Returns
+    what it printed.
+    """
 
     def run(script, expect=0, **environment):
         given = {**os.environ, "PYLOSS_CACHE": str(tmp_path / "cache"), **environment}
@@ -57,7 +61,8 @@ def python(tmp_path):
     return run
 
 
-# An OpenCL library that hands everything on to the real one but what the environment tells it to fail.
+# An OpenCL library that hands everything on to the real one but what the environment tells it to
+# fail.
 SHIM = r"""
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -94,8 +99,9 @@ void *clCreateBuffer(void *context, uint64_t flags, size_t bytes, void *host, in
 
 @pytest.fixture(scope="session")
 def shim(device, tmp_path_factory):
-    """The path of a library for PYLOSS_OPENCL_LIBRARY that fails as SHIM_NO_FP64, SHIM_OPTIONS, SHIM_MOST_BYTES and
-    SHIM_NO_KERNELS say."""
+    """The path of a library for PYLOSS_OPENCL_LIBRARY that fails as SHIM_NO_FP64, SHIM_OPTIONS,
+    SHIM_MOST_BYTES and SHIM_NO_KERNELS say.
+    """
     compiler = shutil.which("gcc") or shutil.which("cc")
     if not compiler:
         unavailable("needs a C compiler")

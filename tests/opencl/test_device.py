@@ -1,4 +1,6 @@
-"""Devices, arrays in their memory, the default device, mixed arguments, and what happens where something is missing or fails."""
+"""Devices, arrays in their memory, the default device, mixed arguments, and what happens where
+something is missing or fails.
+"""
 
 import subprocess
 import threading

@@ -1,4 +1,6 @@
-"""The cache of compiled programs: what another user can have written is neither read nor run, and nothing is lost by that."""
+"""The cache of compiled programs: what another user can have written is neither read nor run, and
+nothing is lost by that.
+"""
 
 import os
 import stat
@@ -45,7 +47,9 @@ def test_the_cache_is_for_its_user_alone(python, folder):
 
 @pytest.mark.parametrize("mode", [0o777, 0o770, 0o1777, 0o702])
 def test_a_folder_that_others_can_write_to(python, folder, mode):
-    """It is said once, for all programs; files in it, which were good before, are not opened, and none is written."""
+    """It is said once, for all programs; files in it, which were good before, are not opened, and
+    none is written.
+    """
     assert python(SCRIPT) == ""
     first, second = sorted(folder.iterdir())
     second.unlink()
@@ -99,7 +103,9 @@ def spoil(file, how, tmp_path):
     "how", ["link", "pipe", pytest.param("owner", marks=root), "world", "group"]
 )
 def test_a_file_that_others_can_have_written(python, folder, tmp_path, how):
-    """It is passed over, said, and replaced by one that is the user's own; what a link points to stays as it is."""
+    """It is passed over, said, and replaced by one that is the user's own; what a link points to
+    stays as it is.
+    """
     assert python(SCRIPT) == ""
     file = min(folder.iterdir())
     whole = file.read_bytes()

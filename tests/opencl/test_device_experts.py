@@ -1,4 +1,6 @@
-"""Mixtures of experts on a device: routing, products and training, beside the same on the processor."""
+"""Mixtures of experts on a device: routing, products and training, beside the same on the
+processor.
+"""
 
 import numpy as np
 import pytest
@@ -22,7 +24,8 @@ SIZES = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
 }
-# Every kind of block: Mixtral's, normalised; Qwen's beside a layer with an MLP; OLMoE's, with shares of all experts.
+# Every kind of block: Mixtral's, normalised; Qwen's beside a layer with an MLP; OLMoE's, with
+# shares of all experts.
 MODELS = {
     "mixtral": Mixture(5, 2, 64, True),
     "qwen3_moe": Mixture(8, 3, 32, True, (0,)),
@@ -31,7 +34,9 @@ MODELS = {
 
 
 class Drawn(RandomSource):
-    """Every matrix has numbers of its own: experts that are all the same would hide where rows go."""
+    """Every matrix has numbers of its own: experts that are all the same would hide where rows
+    go.
+    """
 
     def __init__(self, format):
         super().__init__(format)

@@ -1,4 +1,6 @@
-"""Training on a device that fails in the middle: an exception, a usable process, and the last complete adapter."""
+"""Training on a device that fails in the middle: an exception, a usable process, and the last
+complete adapter.
+"""
 
 import pytest
 

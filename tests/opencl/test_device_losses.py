@@ -1,4 +1,6 @@
-"""The row losses on a device against the processor's, whose own tests compare them with float64 formulas; and at the edges."""
+"""The row losses on a device against the processor's, whose own tests compare them with float64
+formulas; and at the edges.
+"""
 
 import ml_dtypes
 import numpy as np
@@ -39,7 +41,9 @@ def both(function, *arrays):
 
 
 def assert_same(host, device, dtype, slack=1.0, least=1e-30):
-    """Within a few units of the type's last place, of each value and of the largest; a gradient's counts as `least` or more."""
+    """Within a few units of the type's last place, of each value and of the largest; a gradient's
+    counts as `least` or more.
+    """
     eps = {"float64": 2.2e-16, "float32": 1.2e-7, "float16": 9.8e-4, "bfloat16": 7.8e-3}[
         np.dtype(dtype).name
     ]
@@ -99,7 +103,9 @@ def test_row_maps(rng, function):
 
 
 def test_work_groups_that_share_a_row(rng, groups):
-    """The shape of GPUs, on whatever there is; its programs take long to build on processors, so they are few."""
+    """The shape of GPUs, on whatever there is; its programs take long to build on processors, so
+    they are few.
+    """
     for n, v in [(1, 1), (3, 33), (2, 4101)]:
         x, labels, factors = (
             (4 * rng.standard_normal((n, v))).astype(np.float32),
@@ -112,7 +118,8 @@ def test_work_groups_that_share_a_row(rng, groups):
         )
         p = rng.standard_normal((n, v)).astype(np.float32)
         on = pyloss.to_device(p)
-        # A row's log-sum-exp is float32: every log probability is off by the last place of the largest logit.
+        # A row's log-sum-exp is float32: every log probability is off by the last place of the
+        # largest logit.
         places = max(1, np.abs(x).max())
         assert_same(
             *both(

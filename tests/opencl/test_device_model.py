@@ -1,4 +1,6 @@
-"""Models on a device: what they compute and how they are trained, beside the same on the processor."""
+"""Models on a device: what they compute and how they are trained, beside the same on the
+processor.
+"""
 
 import numpy as np
 import pytest
@@ -45,7 +47,9 @@ def steps(model, rng, count=4):
 
 
 def same_steps(here, there, device, count=4, rtol=2e-5):
-    """Trains the second of two equal models on the device as the first on the processor; gives the losses and norms there."""
+    """Trains the second of two equal models on the device as the first on the processor; gives the
+    losses and norms there.
+    """
     pyloss.to_device(there, device)
     pyloss.random.seed(11)
     want = steps(here, np.random.default_rng(1), count)
@@ -144,7 +148,9 @@ def test_logits_and_generation(device, tmp_path):
 
 
 def test_a_run_saves_and_resumes_anywhere(device, tmp_path):
-    """Trained on a device, resumed on the processor and the other way round; the adapter's file is the same kind of file."""
+    """Trained on a device, resumed on the processor and the other way round; the adapter's file is
+    the same kind of file.
+    """
     data = [{"text": text} for text in ("a b c d e f", "b c d", "hello world 12", "c d e f a b")]
 
     class Tokens:
@@ -251,7 +257,9 @@ def test_magnitudes_of_few_digits(device, tmp_path):
 
 @pytest.mark.parametrize("dora", [False, True])
 def test_a_step_moves_little(device, tmp_path, dora):
-    """Ids, labels and weights of tokens go in, losses and norms come out, however large the model is."""
+    """Ids, labels and weights of tokens go in, losses and norms come out, however large the model
+    is.
+    """
     model = pyloss.to_device(adapted(load_tiny(tmp_path / "m"), dora, 0.0), device)
     steps(model, np.random.default_rng(1), 1)  # the optimiser's state begins
     optimizer, step = optim.SGD(1e-2), nn.value_and_grad(model, default_loss)
@@ -272,5 +280,6 @@ def test_a_step_moves_little(device, tmp_path, dora):
     adapters = sum(array.nbytes for array in model.trainable_parameters().values())
     rows, layers = tokens.size, len(model.layers)
     assert 0 < to < 64 * rows + 8 * len(model.trainable_parameters()) and to < adapters / 2
-    # A loss for each row; a number for each gradient; with DoRA a byte for each layer with a magnitude.
+    # A loss for each row; a number for each gradient; with DoRA a byte for each layer with a
+    # magnitude.
     assert 0 < back <= 8 * rows + 8 * len(model.trainable_parameters()) + len(KEYS) * layers

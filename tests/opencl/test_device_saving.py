@@ -1,4 +1,6 @@
-"""What is made of a model that lies on a device: fused layers, and files, which are those of the same model on the processor."""
+"""What is made of a model that lies on a device: fused layers, and files, which are those of the
+same model on the processor.
+"""
 
 import numpy as np
 import pytest

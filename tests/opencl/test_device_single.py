@@ -1,4 +1,6 @@
-"""Devices without float64: sums that need it are made of two floats each. The first device does without, in both shapes."""
+"""Devices without float64: sums that need it are made of two floats each. The first device does
+without, in both shapes.
+"""
 
 import numpy as np
 import pytest

@@ -1,8 +1,9 @@
 """The forms of public chat templates, the assistant's text marked with `{% generation %}`.
 
-Each is written after the template of the family that it is named for, as short as what it does with turns allows. A mark begins
-behind what the generation prompt says and ends with the last character that the template writes for the turn.
-`{G}` and `{E}` stand for the marks, `{GP}` for `{% if add_generation_prompt %}`.
+Each is written after the template of the family that it is named for, as short as what it does with
+turns allows. A mark begins behind what the generation prompt says and ends with the last character
+that the template writes for the turn. `{G}` and `{E}` stand for the marks, `{GP}` for `{% if
+add_generation_prompt %}`.
 """
 
 import re

@@ -1,4 +1,6 @@
-"""The embedded model for the parity tests: as its GGUF file, and as a Hugging Face folder of the same weights in float32."""
+"""The embedded model for the parity tests: as its GGUF file, and as a Hugging Face folder of the
+same weights in float32.
+"""
 
 import pytest
 
@@ -24,7 +26,9 @@ def smollm2(smollm2_gguf):
 
 @pytest.fixture(scope="session")
 def smollm2_folder(smollm2, smollm2_gguf, tmp_path_factory):
-    """A folder written by pyloss, whose every tensor was compared with what transformers and gguf read from the GGUF file."""
+    """A folder written by pyloss, whose every tensor was compared with what transformers and gguf
+    read from the GGUF file.
+    """
     torch = pytest.importorskip("torch", reason="compares with torch (parity extra)")
     transformers = pytest.importorskip(
         "transformers", reason="compares with transformers (parity extra)"

@@ -1,4 +1,6 @@
-"""llama.cpp's answers, from whichever of its Python packages is installed; in a process of its own, which llama.cpp may abort."""
+"""llama.cpp's answers, from whichever of its Python packages is installed; in a process of its own,
+which llama.cpp may abort.
+"""
 
 import importlib.util
 import json
@@ -24,7 +26,9 @@ def require():
 
 
 def run(path, prompt, count, lora=None):
-    """The greedy continuation of a text or of token ids by `count` tokens; keys and values are kept in float32."""
+    """The greedy continuation of a text or of token ids by `count` tokens; keys and values are kept
+    in float32.
+    """
     ids = prompt if isinstance(prompt, str) else [int(i) for i in prompt]
     task = {"path": str(path), "prompt": ids, "count": count, "lora": str(lora) if lora else None}
     done = subprocess.run(

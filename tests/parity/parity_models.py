@@ -40,7 +40,8 @@ YARN = {
     "beta_fast": 4.0,
     "beta_slow": 1.0,
 }
-# A window that the test sequences reach beyond, and seven layers: both kinds, and one more after the pattern.
+# A window that the test sequences reach beyond, and seven layers: both kinds, and one more after
+# the pattern.
 GEMMA3 = {
     "num_hidden_layers": 7,
     "sliding_window": 24,
@@ -76,7 +77,9 @@ LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 
 
 def make_tiny(seed=0, family="Llama", **changes):
-    """A small random transformers model in float32; norms and biases are random too, where transformers has ones and zeros."""
+    """A small random transformers model in float32; norms and biases are random too, where
+    transformers has ones and zeros.
+    """
     values = {**TINY, **changes}
     theta, scaling = (
         values.pop("rope_theta"),
@@ -103,11 +106,14 @@ def make_tiny(seed=0, family="Llama", **changes):
 
 
 def write_gguf(model, path, type_of=lambda name: "F32"):
-    """Writes a transformers model as llama.cpp's converter does, its matrices in the types that `type_of(name)` gives.
+    """Writes a transformers model as llama.cpp's converter does, its matrices in the types that
+    `type_of(name)` gives.
 
-    Those in `model` are then replaced by what the stored ones stand for; experts are always float32.
+    Those in `model` are then replaced by what the stored ones stand for; experts are always
+    float32.
 
-    The rules are those of its conversion scripts: `llama` has the rotary pairs of q and k interleaved, Llama 3's scaling is a
+    The rules are those of its conversion scripts: `llama` has the rotary pairs of q and k
+        interleaved, Llama 3's scaling is a
     tensor, norms of `gemma3` have 1 added and its query_pre_attn_scalar goes without saying.
     """
     gguf = pytest.importorskip("gguf", reason="writes GGUF files with it")
@@ -261,7 +267,9 @@ def peft_twin(ours, base):
 
 
 def fill_adapter(model, part="lora_B", seed=0):
-    """Random values for the matrices of PEFT's adapter with `part` in their names: it begins the second halves as zeros."""
+    """Random values for the matrices of PEFT's adapter with `part` in their names: it begins the
+    second halves as zeros.
+    """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -270,7 +278,9 @@ def fill_adapter(model, part="lora_B", seed=0):
 
 
 def peft_matrices(model):
-    """PEFT's trained matrices by our names; each is the transpose of ours, and DoRA's lengths as they are."""
+    """PEFT's trained matrices by our names; each is the transpose of ours, and DoRA's lengths as
+    they are.
+    """
     parts = {"lora_A": "lora_a", "lora_B": "lora_b", "lora_magnitude_vector": "m"}
     found = {
         name.removeprefix("base_model.model."): p
@@ -286,7 +296,9 @@ def peft_matrices(model):
 
 
 def torch_loss(model, batch, weights):
-    """The weighted mean cross entropy of padded rows, straight from its definition: weights [B, T] of tokens as targets."""
+    """The weighted mean cross entropy of padded rows, straight from its definition: weights [B, T]
+    of tokens as targets.
+    """
     ids, weights = torch.tensor(batch, dtype=torch.long), torch.tensor(weights[:, 1:])
     logits = model(input_ids=ids[:, :-1]).logits
     losses = torch.nn.functional.cross_entropy(

@@ -1,4 +1,6 @@
-"""The ACT loss head against HRM's as PyTorch computes it, in float64, gradients by torch's autograd."""
+"""The ACT loss head against HRM's as PyTorch computes it, in float64, gradients by torch's
+autograd.
+"""
 
 import types
 
@@ -31,7 +33,9 @@ def cross_entropy(kind, logits, labels):
 
 
 def hrm(kind, padded, logits, q_halt, q_continue, target, labels, halted, steps):
-    """HRM's `ACTLossHead.forward` from the logits on; with `padded` "ignore" the rows without labels are taken out before."""
+    """HRM's `ACTLossHead.forward` from the logits on; with `padded` "ignore" the rows without
+    labels are taken out before.
+    """
     if padded == "ignore":
         full = (labels != IGNORE).any(-1)
         logits, q_halt, q_continue, labels, halted, steps = (

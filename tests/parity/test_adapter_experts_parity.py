@@ -64,7 +64,9 @@ def test_adapters_of_peft_load_here_and_go_on(folder, tmp_path, options):
 
 
 def adapted(folder, mixed):
-    """A model with an adapter over every layer that takes one, routers too; `mixed`: one of another rank and scale."""
+    """A model with an adapter over every layer that takes one, routers too; `mixed`: one of another
+    rank and scale.
+    """
     model = add_adapter(pyloss.load_model(folder), rank=3, size=0.2)
     if mixed:
         name, layer = next(

@@ -1,4 +1,6 @@
-"""Adapters and fused models written here and read by mlx-lm, PEFT and transformers, and the other way round."""
+"""Adapters and fused models written here and read by mlx-lm, PEFT and transformers, and the other
+way round.
+"""
 
 import json
 
@@ -38,7 +40,9 @@ def peft():
 
 @pytest.fixture
 def folder(tmp_path):
-    """A tiny model, with a tokenizer's files from nowhere: only weights and configuration matter here."""
+    """A tiny model, with a tokenizer's files from nowhere: only weights and configuration matter
+    here.
+    """
     place = tmp_path / "base"
     make_tiny(tie_word_embeddings=False, mlp_bias=True).save_pretrained(place)
     return place
@@ -56,7 +60,8 @@ def load_mlx(mlx_lm, folder, adapter=None):
     return model
 
 
-# The embedded model ------------------------------------------------------------------------------------------------
+# The embedded model
+# ------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +127,8 @@ def test_a_fused_model_elsewhere(mlx_lm, smollm2_gguf, tmp_path):
     np.testing.assert_allclose(our_logits(again, ids), our_logits(model, ids), rtol=0, atol=1e-4)
 
 
-# Every layout and option, over a tiny model ------------------------------------------------------------------------
+# Every layout and option, over a tiny model
+# ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -154,7 +160,9 @@ def test_peft_loads_each_choice_of_layers(peft, folder, tmp_path, keys):
 
 
 def check_the_way_round(peft, mlx_lm, folder, tmp_path, theirs, tolerance):
-    """The adapter of a PEFT model gives the same logits here, from here in mlx-lm, and back in PEFT."""
+    """The adapter of a PEFT model gives the same logits here, from here in mlx-lm, and back in
+    PEFT.
+    """
     expected = torch_logits(theirs, IDS)
     assert np.abs(expected - torch_logits(torch_model(folder), IDS)).max() > 0.1
     theirs.save_pretrained(tmp_path / "peft")
@@ -220,7 +228,9 @@ def test_adapters_of_peft_load_here_and_go_on_to_mlx_lm(peft, mlx_lm, folder, tm
 
 
 def test_an_adapted_head_comes_with_its_base_from_peft(peft, folder, tmp_path):
-    """PEFT saves a copy of the base of an adapted head: passed over if it is the model's or that quantised, else refused."""
+    """PEFT saves a copy of the base of an adapted head: passed over if it is the model's or that
+    quantised, else refused.
+    """
     theirs = peft.get_peft_model(
         torch_model(folder), peft.LoraConfig(r=4, target_modules=["lm_head"])
     )
@@ -278,7 +288,9 @@ def test_other_methods_of_peft_are_refused_by_name(peft, folder, tmp_path):
 
 @pytest.mark.parametrize("keys", [None, KEYS], ids=["default keys", "keys"])
 def test_an_adapter_saved_by_mlx_lm_loads_here(mlx_lm, folder, tmp_path, keys):
-    """Written as mlx_lm.lora does: all its arguments in adapter_config.json, the matrices from the model."""
+    """Written as mlx_lm.lora does: all its arguments in adapter_config.json, the matrices from the
+    model.
+    """
     import mlx.core as mx
     from mlx.utils import tree_flatten
     from mlx_lm.tuner.utils import linear_to_lora_layers
@@ -328,7 +340,8 @@ def test_an_adapter_saved_by_mlx_lm_loads_here(mlx_lm, folder, tmp_path, keys):
     )
 
 
-# DoRA and embeddings -----------------------------------------------------------------------------------------------
+# DoRA and embeddings
+# -----------------------------------------------------------------------------------------------
 
 
 def tied_folder(tmp_path):
@@ -426,7 +439,9 @@ def test_dora_and_embeddings_of_peft_load_here_and_go_on(peft, mlx_lm, folder, t
 
 
 def test_a_tied_embedding_and_peft(peft, tmp_path):
-    """PEFT adapts the head with the embedding when it is told to, and else leaves it; here, as in mlx-lm, they are one."""
+    """PEFT adapts the head with the embedding when it is told to, and else leaves it; here, as in
+    mlx-lm, they are one.
+    """
     base = tied_folder(tmp_path)
     model = put_adapter(base, "lora", [EMBEDDING, "mlp.up_proj"])
     pyloss.save_adapter(model, tmp_path / "peft", format="peft")
@@ -470,7 +485,9 @@ def test_dora_of_an_embedding_is_another_thing_in_peft(peft, folder, tmp_path):
 
 @pytest.mark.parametrize("stored", ["float32", "bfloat16"])
 def test_a_fused_tiny_model_elsewhere(mlx_lm, tmp_path, stored):
-    """Biases, an own head and adapters over part of the layers; a base stored in bfloat16 is rounded to it when it is fused."""
+    """Biases, an own head and adapters over part of the layers; a base stored in bfloat16 is
+    rounded to it when it is fused.
+    """
     base = tmp_path / "base"
     make_tiny(tie_word_embeddings=False, attention_bias=True, mlp_bias=True).to(
         getattr(torch, stored)
@@ -488,7 +505,8 @@ def test_a_fused_tiny_model_elsewhere(mlx_lm, tmp_path, stored):
     np.testing.assert_allclose(theirs, fused, rtol=0, atol=1e-4 if stored == "float32" else 0.6)
 
 
-# mlx-lm's loss -----------------------------------------------------------------------------------------------------
+# mlx-lm's loss
+# -----------------------------------------------------------------------------------------------------
 
 
 def losses(mlx_lm, folder, batch, lengths, their_lengths=None):
@@ -503,7 +521,9 @@ def losses(mlx_lm, folder, batch, lengths, their_lengths=None):
 
 
 def test_mlx_loss(mlx_lm, folder):
-    """Rows as long as the batch, with and without a masked beginning: nothing stands after their last token."""
+    """Rows as long as the batch, with and without a masked beginning: nothing stands after their
+    last token.
+    """
     batch = IDS[:48].reshape(2, 24).astype(np.int32)
     lengths = np.array([[0, 24], [9, 24]], np.int32)
     ours, count, theirs, their_count = losses(mlx_lm, folder, batch, lengths)
@@ -512,7 +532,9 @@ def test_mlx_loss(mlx_lm, folder):
 
 
 def test_mlx_loss_ends_one_token_late(mlx_lm, folder):
-    """On a row with padding mlx-lm trains on the first padding token as well; ours ends with the last token."""
+    """On a row with padding mlx-lm trains on the first padding token as well; ours ends with the
+    last token.
+    """
     batch = np.zeros((2, 24), np.int32)
     batch[0], batch[1, :11] = IDS[:24], IDS[24:35]
     lengths = np.array([[0, 24], [4, 11]], np.int32)

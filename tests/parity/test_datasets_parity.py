@@ -1,4 +1,6 @@
-"""Token ids and offsets against mlx-lm's own dataset classes, on the same records under the same template."""
+"""Token ids and offsets against mlx-lm's own dataset classes, on the same records under the same
+template.
+"""
 
 import json
 from types import SimpleNamespace

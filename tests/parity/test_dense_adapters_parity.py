@@ -1,4 +1,6 @@
-"""DoRALinear, LoRAEmbedding and DoRAEmbedding against mlx-lm's and PEFT's, from the same weights: outputs, gradients, fusing."""
+"""DoRALinear, LoRAEmbedding and DoRAEmbedding against mlx-lm's and PEFT's, from the same weights:
+outputs, gradients, fusing.
+"""
 
 import itertools
 

@@ -85,7 +85,9 @@ def test_switch_linear_and_its_adapter(rng, stored):
 
 @pytest.mark.parametrize("normalise", [True, False])
 def test_a_whole_block(rng, normalise):
-    """Router, experts and the gradient into the block's input, as OLMoE's block has them in mlx-lm."""
+    """Router, experts and the gradient into the block's input, as OLMoE's block has them in
+    mlx-lm.
+    """
     from mlx_lm.models import olmoe
 
     arguments = {

@@ -1,4 +1,6 @@
-"""GGUF files of every supported type, written by the gguf package as llama.cpp's converter does, against transformers."""
+"""GGUF files of every supported type, written by the gguf package as llama.cpp's converter does,
+against transformers.
+"""
 
 import numpy as np
 import pytest
@@ -91,7 +93,9 @@ def test_a_hugging_face_folder_of_a_gguf_file(tmp_path):
 
 @pytest.mark.parametrize("kind", ["IQ4_NL", "IQ2_XS", "TQ1_0", "TQ2_0"])
 def test_other_types_are_refused_by_name(tmp_path, kind):
-    """One tensor of the type in a file that is else readable. The bytes don't matter: nothing may be computed from them."""
+    """One tensor of the type in a file that is else readable. The bytes don't matter: nothing may
+    be computed from them.
+    """
     path = tmp_path / "model.gguf"
     theirs = make_tiny(**{**SHAPE, "hidden_size": 256, "head_dim": 64})
     tensor_type = gguf.GGMLQuantizationType[kind]

@@ -105,7 +105,9 @@ def test_in_the_place_of_torchs_losses(rng):
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_no_copies(rng, kind, monkeypatch):
-    """pyloss gets the tensors' own memory, also of a view, and the gradient that torch gets is the memory that pyloss wrote."""
+    """pyloss gets the tensors' own memory, also of a view, and the gradient that torch gets is the
+    memory that pyloss wrote.
+    """
     base = torch.randn(4, 40).to(kind)
     q, p = base[:, 1:-3].requires_grad_(), torch.randn(4, 36).to(kind)
     seen, found = [], []

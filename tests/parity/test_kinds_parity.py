@@ -1,4 +1,6 @@
-"""What full fine-tuning, PiSSA and rsLoRA leave on disk, read by mlx-lm and PEFT, and the other way round."""
+"""What full fine-tuning, PiSSA and rsLoRA leave on disk, read by mlx-lm and PEFT, and the other way
+round.
+"""
 
 import json
 

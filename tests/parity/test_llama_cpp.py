@@ -24,7 +24,9 @@ def llama_cpp():
 
 
 def difference(model, ids, answer):
-    """The largest difference between the models' log probabilities of llama.cpp's likeliest tokens after `ids` and its answer."""
+    """The largest difference between the models' log probabilities of llama.cpp's likeliest tokens
+    after `ids` and its answer.
+    """
     logits = our_logits(model, ids + answer.tokens[:-1])[len(ids) - 1 :].astype(np.float64)
     logits -= logits.max(axis=1, keepdims=True)
     logits -= np.log(np.exp(logits).sum(axis=1, keepdims=True))
@@ -42,7 +44,8 @@ def agree(model, ids, answer, atol=1e-3):
     ] == answer.tokens
 
 
-# The embedded model ------------------------------------------------------------------------------------------------
+# The embedded model
+# ------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +89,8 @@ def test_a_model_fused_into_its_own_formats(smollm2_gguf, tmp_path):
     assert difference(again, ids, answer) < 0.7
 
 
-# Every family and option, over a tiny model ------------------------------------------------------------------------
+# Every family and option, over a tiny model
+# ------------------------------------------------------------------------
 
 MODELS = {
     "llama": {},
@@ -112,7 +116,9 @@ MODELS = {
 
 
 def plain_tokenizer():
-    """Tokens that are ASCII letters; of broken UTF-8, llama.cpp's server says nothing until it is whole."""
+    """Tokens that are ASCII letters; of broken UTF-8, llama.cpp's server says nothing until it is
+    whole.
+    """
     words = {word: i for i, word in enumerate(["t", "x", "tx", *(f"t{i}" for i in range(3, 300))])}
     backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=words, merges=[("t", "x")]))
     backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -121,7 +127,9 @@ def plain_tokenizer():
 
 @pytest.mark.parametrize("kind", ["llama", "gemma"])
 def test_vocabularies_of_sentencepiece(kind, tmp_path):
-    """Written from a folder; llama.cpp finds the same tokens in texts, as its answers to them show."""
+    """Written from a folder; llama.cpp finds the same tokens in texts, as its answers to them
+    show.
+    """
     spm = pytest.importorskip("trained_sentencepiece", reason="needs SentencePiece (parity extra)")
     processor = spm.train(kind, tmp_path)
     Tokenizer.from_gguf(spm.gguf_metadata(processor, kind)).save(tmp_path / "hf")

@@ -79,7 +79,9 @@ def in_hrm(torch, x, labels):
 
 
 def theirs_and_ours(torch, loss, arguments, upstream):
-    """((loss, gradients) of torch, those of pyloss), all ndarrays; torch computes in the type that it is given."""
+    """((loss, gradients) of torch, those of pyloss), all ndarrays; torch computes in the type that
+    it is given.
+    """
     tensors = [torch.from_numpy(np.asarray(a)) for a in arguments]
     logits = [x.requires_grad_() for x in tensors[: loss.logits]]
     out = in_torch(torch, loss, *logits, *tensors[loss.logits :])
@@ -110,7 +112,9 @@ def test_float64_equals_torch(torch, rng, loss, scale):
 @pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16], ids=["bf16", "f16"])
 @pytest.mark.parametrize("loss", [*LOSSES, BCE], ids=str)
 def test_half_precision_equals_torch_in_float32(torch, rng, loss, dtype):
-    """The loss is that of torch on the same logits widened; the gradient is torch's, rounded once."""
+    """The loss is that of torch on the same logits widened; the gradient is torch's, rounded
+    once.
+    """
     arguments = loss.arguments(rng, SHAPE, dtype)
     upstream = rng.standard_normal(loss.out_shape(SHAPE)).astype(np.float32)
     wide = (*(x.astype(np.float64) for x in arguments[: loss.logits]), *arguments[loss.logits :])
@@ -180,7 +184,9 @@ def test_stablemax_equals_hrm_in_float64(torch, rng, scale):
 
 
 def test_stablemax_has_a_gradient_where_hrms_has_none(torch):
-    """At exactly 1 the branch not taken, 1 / (1 - x), is infinite in float32, and 0 times infinity is NaN."""
+    """At exactly 1 the branch not taken, 1 / (1 - x), is infinite in float32, and 0 times infinity
+    is NaN.
+    """
     x, labels = np.array([[1, 0.5, -1, 0]], np.float32), np.array([1])
     loss = Loss("stablemax_cross_entropy", other=some_labels)
     (theirs, (slope,)), (ours, (gradient,)) = theirs_and_ours(

@@ -1,4 +1,6 @@
-"""Mixtures of experts, whole models: logits, gradients of adapters and saved models against transformers and mlx-lm."""
+"""Mixtures of experts, whole models: logits, gradients of adapters and saved models against
+transformers and mlx-lm.
+"""
 
 import numpy as np
 import pytest
@@ -62,7 +64,9 @@ def test_logits_and_cache(tiny):
 
 
 def merged(name, adapter):
-    """The adapter's base weight with the adapter in it, and how a gradient by that becomes one by lora_a and lora_b."""
+    """The adapter's base weight with the adapter in it, and how a gradient by that becomes one by
+    lora_a and lora_b.
+    """
     a, b, scale = (
         adapter.lora_a.astype(np.float64),
         adapter.lora_b.astype(np.float64),
@@ -79,7 +83,9 @@ def merged(name, adapter):
 
 
 def their_parameter(model, name):
-    """transformers' parameter for the module `name` here, and the rows of it that are this module's."""
+    """transformers' parameter for the module `name` here, and the rows of it that are this
+    module's.
+    """
     parameters = dict(model.named_parameters())
     name = name.replace("block_sparse_moe", "mlp")
     if ".switch_mlp." not in name:
@@ -93,7 +99,9 @@ def their_parameter(model, name):
 
 
 def test_gradients_of_adapters(tiny):
-    """Over every linear layer, router and experts; transformers has the merged weights, in float64."""
+    """Over every linear layer, router and experts; transformers has the merged weights, in
+    float64.
+    """
     ours, theirs = tiny
     add_adapter(ours, size=0.1)
     theirs.double().set_experts_implementation("eager")  # the others compute in float32 alone

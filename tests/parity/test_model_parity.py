@@ -289,7 +289,9 @@ def padded(rows):
 
 
 def test_gradients_of_lora(smollm2_gguf, smollm2_folder):
-    """Over the quantised base here; over the same weights in float64 there, as torch's float32 is further from it than 1e-4."""
+    """Over the quantised base here; over the same weights in float64 there, as torch's float32 is
+    further from it than 1e-4.
+    """
     ours, tokenizer = pyloss.load(smollm2_gguf)
     add_adapter(ours)
     base = transformers.AutoModelForCausalLM.from_pretrained(smollm2_folder, dtype=torch.float64)

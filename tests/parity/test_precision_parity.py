@@ -1,4 +1,6 @@
-"""Layers' products in bfloat16 against torch's of bfloat16 matrices, whose results are rounded to bfloat16 too."""
+"""Layers' products in bfloat16 against torch's of bfloat16 matrices, whose results are rounded to
+bfloat16 too.
+"""
 
 import numpy as np
 import pytest

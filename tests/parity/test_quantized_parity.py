@@ -1,4 +1,6 @@
-"""Quantised weights and folders against gguf, mlx, mlx-lm, bitsandbytes and transformers: the same bits, the same logits."""
+"""Quantised weights and folders against gguf, mlx, mlx-lm, bitsandbytes and transformers: the same
+bits, the same logits.
+"""
 
 import json
 
@@ -52,7 +54,8 @@ def test_affine_groups_are_mlx_to_the_bit(bits, size, scale_format):
         assert np.array(codes).tobytes() == weight.raw.tobytes(), name
         assert np.array(scales.view(mx.uint8)).tobytes() == weight.groups.scales.tobytes(), name
         assert np.array(biases.view(mx.uint8)).tobytes() == weight.groups.offsets.tobytes(), name
-        # In float32, which is what pyloss computes in; of the scales' own type mlx rounds the product and the sum.
+        # In float32, which is what pyloss computes in; of the scales' own type mlx rounds the
+        # product and the sum.
         expected = mx.dequantize(
             codes, scales.astype(mx.float32), biases.astype(mx.float32), size, bits
         )
@@ -167,7 +170,8 @@ def test_nf4_is_bitsandbytes_to_the_bit(bnb, size, double):
         groups = weight.groups
         if double:
             np.testing.assert_array_equal(state.state2.code.numpy(), dynamic_map())
-            # The mean of the scales is summed in another order; the codes around it may then be neighbours.
+            # The mean of the scales is summed in another order; the codes around it may then be
+            # neighbours.
             assert groups.nested_offset == pytest.approx(state.offset.item(), rel=1e-6)
             inner, outer = state.absmax.numpy(), state.state2.absmax.numpy()
             # Around an offset of 0 that all scales are, any code says the same.
@@ -186,7 +190,9 @@ def test_nf4_is_bitsandbytes_to_the_bit(bnb, size, double):
 
 
 def check_against_transformers(bnb, folder, model):
-    """Every layer's weights to the bit; logits roughly, as bitsandbytes computes in bfloat16 on some processors."""
+    """Every layer's weights to the bit; logits roughly, as bitsandbytes computes in bfloat16 on
+    some processors.
+    """
     import torch
 
     ours = pyloss.models.load_model(folder)

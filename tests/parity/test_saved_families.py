@@ -1,4 +1,6 @@
-"""Every family, fused and saved here: the same answers from here, transformers and mlx-lm, and from a GGUF file written here."""
+"""Every family, fused and saved here: the same answers from here, transformers and mlx-lm, and from
+a GGUF file written here.
+"""
 
 import json
 import re

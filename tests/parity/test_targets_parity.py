@@ -1,4 +1,6 @@
-"""The targets of conversations against transformers' mask of what a template marks as the assistant's text."""
+"""The targets of conversations against transformers' mask of what a template marks as the
+assistant's text.
+"""
 
 import numpy as np
 import pytest
@@ -97,7 +99,9 @@ CONVERSATIONS = {
 
 @pytest.fixture(scope="module")
 def theirs():
-    """transformers' tokenizer over byte-level BPE, in which the characters of most tags are many tokens."""
+    """transformers' tokenizer over byte-level BPE, in which the characters of most tags are many
+    tokens.
+    """
     from tokenizers import Tokenizer as Backend, decoders, models, pre_tokenizers, trainers
 
     backend = Backend(models.BPE())

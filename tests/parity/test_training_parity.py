@@ -28,7 +28,9 @@ TEXT = (
 
 
 def make_batches(tokens, count, seed=0):
-    """`(batch, lengths)`: two rows of 20 to 40 tokens, the shorter one padded; every third batch trains on ends of rows alone."""
+    """`(batch, lengths)`: two rows of 20 to 40 tokens, the shorter one padded; every third batch
+    trains on ends of rows alone.
+    """
     rng = np.random.default_rng(seed)
     for step in range(count):
         sizes = rng.integers(20, 41, 2)
@@ -84,7 +86,9 @@ def compare_changes(ours, before, theirs):
     ("use_dora", "tolerance"), [(False, 2e-4), (True, 1e-3)], ids=["LoRA", "DoRA"]
 )
 def test_losses_of_twenty_steps(smollm2_gguf, smollm2_folder, use_dora, tolerance):
-    """Over the Q4_1 weights here, over the same weights in float32 there; without weight decay, losses would differ by 1e-3."""
+    """Over the Q4_1 weights here, over the same weights in float32 there; without weight decay,
+    losses would differ by 1e-3.
+    """
     ours, tokenizer = pyloss.load(smollm2_gguf)
     begin_adapter(ours, use_dora=use_dora)
     base = torch_model(smollm2_folder)
@@ -94,7 +98,8 @@ def test_losses_of_twenty_steps(smollm2_gguf, smollm2_folder, use_dora, toleranc
     found, expected = train_ours(ours, batches), train_peft(theirs, batches)
     np.testing.assert_allclose(found, expected, rtol=tolerance)
     assert np.mean(found[-5:]) < 0.8 * np.mean(found[:5])  # the steps changed something
-    # Adam divides by the gradient's own size, so that rounding turns single small elements: the change is compared as a whole.
+    # Adam divides by the gradient's own size, so that rounding turns single small elements: the
+    # change is compared as a whole.
     assert (
         compare_changes(
             ours, before, {name: p.detach().numpy().T for name, p in peft_matrices(theirs).items()}
@@ -142,7 +147,9 @@ def test_float_weights(tiny, checkpointing):
     "keys", [None, ["self_attn", "mlp.down_proj", "model.embed_tokens", "model.norm"]]
 )
 def test_full_fine_tuning(tmp_path, keys):
-    """All of the last layer, norms and biases included; or parts of it, with the table that the head shares."""
+    """All of the last layer, norms and biases included; or parts of it, with the table that the
+    head shares.
+    """
     make_tiny(attention_bias=True).save_pretrained(tmp_path)
     ours = pyloss.load_model(tmp_path)
     pyloss.tuner.unfreeze_layers(ours, 1, keys)
@@ -167,7 +174,9 @@ def test_full_fine_tuning(tmp_path, keys):
 
 
 def test_pissa(tmp_path):
-    """PEFT's PiSSA takes the principal part out of the base; here it is taken off beside it. Signs of vectors may differ."""
+    """PEFT's PiSSA takes the principal part out of the base; here it is taken off beside it. Signs
+    of vectors may differ.
+    """
     peft = pytest.importorskip("peft", reason="compares with PEFT (parity extra)")
     make_tiny().save_pretrained(tmp_path)
     ours = pyloss.load_model(tmp_path)
@@ -195,7 +204,9 @@ def test_pissa(tmp_path):
 
 
 def test_train_accumulates_as_one_larger_batch(tiny, tmp_path):
-    """`pyloss.train` with two batches an update, against torch on the tokens of both together: every token weighs the same."""
+    """`pyloss.train` with two batches an update, against torch on the tokens of both together:
+    every token weighs the same.
+    """
     ours, theirs, tokens = tiny
     batches = list(make_batches(tokens, 2 * STEPS))
     args = pyloss.TrainingArgs(

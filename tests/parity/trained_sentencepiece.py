@@ -1,4 +1,6 @@
-"""SentencePiece models with the options of Llama's and of Gemma's vocabulary, trained on this repository's text."""
+"""SentencePiece models with the options of Llama's and of Gemma's vocabulary, trained on this
+repository's text.
+"""
 
 from pathlib import Path
 
