@@ -66,7 +66,7 @@ def device_products(device: str, x: np.ndarray, w: np.ndarray, dy: np.ndarray):
     """`products` on an OpenCL device, in float32; each call waits for its result."""
     import pyloss
     from pyloss import _core
-    from pyloss.ops.arrays import matrix
+    from pyloss.ops.arrays import core_weight
 
     tx, tw, tdy, y, dx = (
         pyloss.to_device(a, device) for a in (x, w, dy, np.zeros_like(dy), np.zeros_like(x))
@@ -84,7 +84,7 @@ def device_products(device: str, x: np.ndarray, w: np.ndarray, dy: np.ndarray):
 
     for name, weight in (
         ("f32", tw),
-        ("q4_1", matrix(pyloss.to_device(pyloss.Weight.quantize(w, "q4_1"), device))),
+        ("q4_1", core_weight(pyloss.to_device(pyloss.Weight.quantize(w, "q4_1"), device))),
     ):
         yield name, "float32", "forward", partial(forward, weight)
         yield name, "float32", "input gradient", partial(input_gradient, weight)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pyloss.io.files import check_target, user_path
-from pyloss.io.keeping import output
+from pyloss.io.outputs import output
 from pyloss.models.files.gguf_writer import TYPES, library, refuse_model, stored_as, write_gguf
 from pyloss.models.fusing import fuse_modules, refuse_loss
 from pyloss.tuner.adapters.adapter import adapter_modules

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pyloss import _core, nn
-from pyloss.ops.arrays import Array, empty, matrix
+from pyloss.ops.arrays import Array, core_weight, empty
 from pyloss.optim import AdamW
 from pyloss.weights.stack import WeightStack
 from pyloss.weights.weight import Weight
@@ -52,7 +52,7 @@ def memory_speed(seconds: float = 0.5, size: int = MEMORY_BYTES) -> float:
 def product_speed(weight: Array | Weight, tokens: int, seconds: float = 0.5) -> float:
     """FLOP a second of x [tokens, I] times the transpose of a weight [O, I], float32 or stored, and of the gradient by x."""
     rows, cols = weight.shape
-    rng, stored = np.random.default_rng(0), matrix(weight)
+    rng, stored = np.random.default_rng(0), core_weight(weight)
     x, dy = (rng.standard_normal((tokens, size), dtype=np.float32) for size in (cols, rows))
     y, dx = empty(tokens, rows), empty(tokens, cols)
 

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from pyloss import _core
-from pyloss.checks.given import as_array
+from pyloss.checks.arrays import as_array
 from pyloss.checks.numbers import real, shown, whole
 from pyloss.errors import nearest
-from pyloss.runtime.device import DeviceArray, beside, is_bfloat16, to_device
+from pyloss.runtime.device import DeviceArray, is_bfloat16, on_device_of, to_device
 
 Schedule = Callable[[int], float]
 Arrays = dict[str, np.ndarray]
@@ -187,7 +187,7 @@ class Optimizer:
                     slot: np.zeros(parameter.size, np.float32) for slot in self.slots
                 }
             self.state[name] = {
-                slot: beside(parameter, array) for slot, array in self.state[name].items()
+                slot: on_device_of(parameter, array) for slot, array in self.state[name].items()
             }
             own_rate = rate * self._rate_scales.get(name.rpartition(".")[2], 1.0)
             self._apply(grad, parameter, self.state[name], own_rate, float(grad_scale), first)

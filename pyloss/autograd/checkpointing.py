@@ -9,8 +9,8 @@ import numpy as np
 
 from pyloss import random
 from pyloss.autograd.tape import (
-    Deferred,
     Gradients,
+    LazyTensor,
     Node,
     Tape,
     Tensor,
@@ -92,7 +92,7 @@ def sum_in_parts(function: Callable, parts: Sequence[Any]) -> Any:
                     tape.backward(value, np.asarray(dy, value.dtype).reshape(value.shape))
             return value
 
-        out.settle(walk(back))
+        out.set_data(walk(back))
 
-    out = Deferred((), np.dtype(np.float32), lambda: walk(function))
+    out = LazyTensor((), np.dtype(np.float32), lambda: walk(function))
     return record(out, (), vjp)

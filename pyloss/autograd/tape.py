@@ -24,19 +24,19 @@ _local = threading.local()
 class Node:
     """One recorded operation (or a leaf): where its gradient gathers, and how it goes on from there."""
 
-    __slots__ = ("root", "parents", "vjp", "again", "cache", "grad", "owned", "reads_output")
+    __slots__ = ("root", "parents", "vjp", "recompute", "cache", "grad", "owned", "reads_output")
 
     def __init__(
         self,
         root: object,
         parents: tuple[Node | None, ...] = (),
         vjp: Callable | None = None,
-        again: Callable | None = None,
+        recompute: Callable | None = None,
     ):
         self.root = root  # of the tape it was recorded by; to others its Tensor is a constant
         self.parents = parents
         self.vjp = vjp
-        self.again = again  # computes the output again, instead of keeping it
+        self.recompute = recompute  # computes the output again, instead of keeping it
         self.cache: np.ndarray | None = None
         self.grad: np.ndarray | None = None
         self.owned = False  # grad is a buffer of this node's own, which may be added into
@@ -123,7 +123,7 @@ class Tape:
     """Records operations while it is entered; `watch` makes ndarrays leaves by identity.
 
     `within` another tape, its Tensors and leaves are known here too. A `probing` tape only finds out whether there is anything to
-    record. A `replaying` one runs a function again for its gradient alone: what nobody reads need not be computed, see `lazily`,
+    record. A `replaying` one runs a function again for its gradient alone: what nobody reads need not be computed, see `lazy_output`,
     and what is cheap to compute again is kept, since backward follows at once.
     """
 
@@ -166,7 +166,7 @@ class Tape:
                 node = nodes.pop()
                 if node.grad is not None and node.vjp is not None:
                     node.vjp(node.grad, Gradients(node.parents))
-                node.vjp = node.again = node.cache = node.grad = None
+                node.vjp = node.recompute = node.cache = node.grad = None
 
 
 class no_grad:
@@ -206,36 +206,38 @@ def reads_output(x: Any) -> bool:
 
 
 def record(
-    output: np.ndarray | Deferred,
+    output: np.ndarray | LazyTensor,
     inputs: Sequence[Any],
     vjp: Callable,
-    again: Callable | None = None,
+    recompute: Callable | None = None,
     reads_output: bool = False,
 ) -> Tensor:
-    """The Tensor of an operation's output. `again()`, where given, returns the output anew for those who keep it."""
+    """The Tensor of an operation's output. `recompute()`, where given, returns the output anew for those who keep it."""
     tape = current_tape()
     assert tape is not None
     node = (
         Node(tape.root)
         if tape.probing
-        else Node(tape.root, tuple(_node_of(x) for x in inputs), vjp, again)
+        else Node(tape.root, tuple(_node_of(x) for x in inputs), vjp, recompute)
     )
     if not tape.probing:
         tape.nodes.append(node)
     node.reads_output = reads_output
     if tape.replaying:
-        node.again = None
-    if isinstance(output, Deferred):
+        node.recompute = None
+    if isinstance(output, LazyTensor):
         output._node = node
         return output
     return Tensor(output, node)
 
 
-def lazily(shape: tuple[int, ...], compute: Callable[[], np.ndarray]) -> np.ndarray | Deferred:
+def lazy_output(
+    shape: tuple[int, ...], compute: Callable[[], np.ndarray]
+) -> np.ndarray | LazyTensor:
     """The float32 output of an operation that is recorded: `compute()`, or while a tape replays, when it is read, if it is."""
     tape = current_tape()
     return (
-        Deferred(shape, np.dtype(np.float32), compute)
+        LazyTensor(shape, np.dtype(np.float32), compute)
         if tape is not None and tape.replaying
         else compute()
     )
@@ -260,16 +262,16 @@ def data(x: Any, name: str = "the argument") -> Any:
 def keep(x: Any) -> Callable[[], np.ndarray]:
     """Saves a value for backward: a function that gives it, computed again if that was recorded as cheap."""
     node = _node_of(x)
-    if node is None or node.again is None:
-        if isinstance(x, Deferred):
+    if node is None or node.recompute is None:
+        if isinstance(x, LazyTensor):
             return lambda: x.data
         value = data(x)
         return lambda: value
 
     def get() -> np.ndarray:
         if node.cache is None:
-            assert node.again is not None
-            node.cache = node.again()
+            assert node.recompute is not None
+            node.cache = node.recompute()
         return node.cache
 
     return get
@@ -291,12 +293,12 @@ def _elementwise(function: Callable, partials: tuple[Callable, Callable], a: Any
     if not recording(a, b):
         return function(_value(a), _value(b))
     a, b = (v if np.isscalar(v) or isinstance(v, Tensor) else np.asarray(v) for v in (a, b))
-    if isinstance(a, Deferred) or isinstance(b, Deferred):
+    if isinstance(a, LazyTensor) or isinstance(b, LazyTensor):
         shape = np.broadcast_shapes(
             *(v.shape if isinstance(v, Tensor) else np.shape(v) for v in (a, b))
         )
         small = (v if np.isscalar(v) else np.ones((1,) * v.ndim, v.dtype) for v in (a, b))
-        out: Any = Deferred(
+        out: Any = LazyTensor(
             shape, function(*small).dtype, lambda: np.asarray(function(_value(a), _value(b)))
         )
     else:
@@ -453,7 +455,7 @@ class Tensor:
         return function(self.data)
 
 
-class Deferred(Tensor):
+class LazyTensor(Tensor):
     """A Tensor whose data are computed when they are first read.
 
     Backward does not read the data of a loss, so an operation that gives its result and its gradient together is called once.
@@ -470,7 +472,7 @@ class Deferred(Tensor):
     def data(self) -> np.ndarray:
         if self._compute is not None:
             with no_grad():
-                self.settle(self._compute())
+                self.set_data(self._compute())
         return self._data
 
     @property
@@ -494,12 +496,12 @@ class Deferred(Tensor):
             raise TypeError("len() of a Tensor without dimensions")
         return self._shape[0]
 
-    def settle(self, data: np.ndarray) -> None:
+    def set_data(self, data: np.ndarray) -> None:
         """Gives the data to whoever reads them from now on, where backward found them on its way."""
         self._data, self._compute = data, None
 
     def _derived(self, shape: tuple[int, ...], function: Callable[[np.ndarray], np.ndarray]) -> Any:
-        return Deferred(shape, self._dtype, lambda: function(self.data))
+        return LazyTensor(shape, self._dtype, lambda: function(self.data))
 
 
 def _over(a: Any, b: Any, y: Any) -> Any:

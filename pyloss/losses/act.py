@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from pyloss.autograd.tape import data, no_grad
-from pyloss.checks.given import as_integers
+from pyloss.checks.arrays import as_integers
 from pyloss.losses.public import (
     binary_cross_entropy_with_logits,
     compute_accuracy,

@@ -237,9 +237,11 @@ def _classes(
     if not gradient_filter:
         return None
     bounds = np.full(len(slopes), gradient_filter, np.float32)
-    above = device.beside(slopes, np.empty(slopes.shape[1], np.uint8))
+    above = device.on_device_of(slopes, np.empty(slopes.shape[1], np.uint8))
     _core.columns_above(
-        slopes, device.beside(slopes, bounds if scale is None else bounds * np.abs(scale)), above
+        slopes,
+        device.on_device_of(slopes, bounds if scale is None else bounds * np.abs(scale)),
+        above,
     )
     above = np.asarray(above)
     classes = np.flatnonzero(above).astype(np.int32)
@@ -258,7 +260,7 @@ def _products(
     if dx is not None and not len(classes):
         dx[...] = 0
     for begin in range(0, len(classes), FILTERED_COLUMNS):
-        some = device.beside(rows, classes[begin : begin + FILTERED_COLUMNS])
+        some = device.on_device_of(rows, classes[begin : begin + FILTERED_COLUMNS])
         gathered, vectors = (
             empty(len(rows), len(some), like=rows),
             empty(len(some), rows.shape[1], like=rows),
@@ -274,13 +276,13 @@ def _products(
 
 def _gathered(values: np.ndarray, counted: np.ndarray) -> np.ndarray:
     out = empty(len(counted), values.shape[1], like=values)
-    _core.gather_rows(values, device.beside(values, counted), out)
+    _core.gather_rows(values, device.on_device_of(values, counted), out)
     return out
 
 
 def _spread(values: np.ndarray, counted: np.ndarray, total: int) -> np.ndarray:
     """Rows [M, ...] to where they were among `total`; the others are 0."""
     out, width = empty(total, *values.shape[1:], like=values), math.prod(values.shape[1:])
-    rows = device.beside(values, counted)
+    rows = device.on_device_of(values, counted)
     _core.scatter_add_rows(values.reshape(len(counted), width), rows, out.reshape(total, width))
     return out

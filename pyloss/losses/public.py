@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from pyloss.checks.given import as_array
+from pyloss.checks.arrays import as_array
 from pyloss.checks.numbers import real, whole
 from pyloss.losses.head import fused, head, row_loss
 from pyloss.losses.rows import (

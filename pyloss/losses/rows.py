@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from pyloss import _core
-from pyloss.autograd.tape import Deferred, Gradients, Tensor, data, record, recording
-from pyloss.checks.given import as_array, as_integers
+from pyloss.autograd.tape import Gradients, LazyTensor, Tensor, data, record, recording
+from pyloss.checks.arrays import as_array, as_integers
 from pyloss.checks.numbers import SMALLEST, shown, whole
 from pyloss.runtime import device
 
@@ -212,7 +212,7 @@ def finish(
                 if gradient is not None:
                     grads.put(i, gradient)
 
-        result = record(Deferred(shape, dtype, call.loss), inputs, vjp)
+        result = record(LazyTensor(shape, dtype, call.loss), inputs, vjp)
     else:
         result = call.loss()
     if reduction != "none":

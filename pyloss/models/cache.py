@@ -9,7 +9,7 @@ import numpy as np
 
 from pyloss import _core
 from pyloss.ops.arrays import empty
-from pyloss.runtime.device import beside
+from pyloss.runtime.device import on_device_of
 from pyloss.runtime.replay import Replay
 
 _SPARE = 64  # rows that are free after a move
@@ -90,10 +90,10 @@ class KVCache:
         span, place = self._places[layer]
         if span.store is None:
             span.store = empty(span.layers, 2, span.capacity, keys.shape[1], like=keys)
-        (k, v), to = span.store[place], beside(keys, span.to)
+        (k, v), to = span.store[place], on_device_of(keys, span.to)
         _core.put_rows(keys, to, k)
         _core.put_rows(values, to, v)
-        return k, v, beside(keys, span.bounds)
+        return k, v, on_device_of(keys, span.bounds)
 
     def advance(self, n: int) -> None:
         """All layers have the n tokens."""

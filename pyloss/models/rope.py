@@ -8,7 +8,7 @@ import numpy as np
 
 from pyloss.models.config.model_config import ModelConfig
 from pyloss.models.config.rope_scaling import rotary_frequencies
-from pyloss.runtime.device import beside
+from pyloss.runtime.device import on_device_of
 
 
 class RopeTable:
@@ -43,5 +43,5 @@ class RopeTable:
             or self._there[0] is not self._cos
             or self._there[1].place != x.place
         ):
-            self._there = self._cos, beside(x, self._cos), beside(x, self._sin)
+            self._there = self._cos, on_device_of(x, self._cos), on_device_of(x, self._sin)
         return self._there[1:]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from pyloss.io.files import user_path, write_json, write_safetensors
-from pyloss.io.keeping import make_folder, output
+from pyloss.io.outputs import make_folder, output
 from pyloss.models.files.names import expert_name
 from pyloss.models.files.quantized import floats, layer_tensors, settings
 from pyloss.models.transformer import Model

@@ -21,7 +21,7 @@ from pyloss.models.moe import SparseMoe
 from pyloss.models.rope import RopeTable
 from pyloss.nn import Embedding, Linear, Module, RMSNorm
 from pyloss.ops.arrays import i32
-from pyloss.runtime.device import beside
+from pyloss.runtime.device import on_device_of
 from pyloss.weights.weight import Weight
 
 
@@ -45,8 +45,8 @@ class Packing:
         if isinstance(x, np.ndarray):
             return self
         return Packing(
-            beside(x, self.offsets),
-            beside(x, self.positions),
+            on_device_of(x, self.offsets),
+            on_device_of(x, self.positions),
             (tables[0].beside(x), tables[1].beside(x)),
         )
 

@@ -4,12 +4,12 @@ from pyloss.ops.experts import Routing, combine, dispatch, expert_project, route
 from pyloss.ops.layers import (
     adapted_embedding,
     add,
+    append,
     attention,
     dropout,
     embedding,
     gather_rows,
     geglu,
-    lengthen,
     rms_norm,
     rope,
     scale,
@@ -31,7 +31,7 @@ __all__ = [
     "expert_project",
     "gather_rows",
     "geglu",
-    "lengthen",
+    "append",
     "linear",
     "lora_linear",
     "project",
@@ -43,3 +43,5 @@ __all__ = [
     "swiglu",
     "transposed",
 ]
+
+lengthen = append

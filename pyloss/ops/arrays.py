@@ -8,7 +8,7 @@ import numpy as np
 
 from pyloss import _core
 from pyloss.autograd.tape import Gradients, data
-from pyloss.checks.given import as_integers
+from pyloss.checks.arrays import as_integers
 from pyloss.runtime import device
 from pyloss.weights.stack import WeightStack
 from pyloss.weights.weight import Weight
@@ -83,15 +83,15 @@ def i32(x: Any, name: str = "ids") -> np.ndarray:
 
 def index(x: Any, name: str, like: Any) -> Any:
     """`i32` where `like` is; an array on a device stays as it is."""
-    return x if isinstance(x, device.DeviceArray) else device.beside(like, i32(x, name))
+    return x if isinstance(x, device.DeviceArray) else device.on_device_of(like, i32(x, name))
 
 
-def matrix(weight: Array | Weight | WeightStack) -> Any:
+def core_weight(weight: Array | Weight | WeightStack) -> Any:
     """A weight as the core takes it: the handle of what is stored, or a float32 ndarray."""
     return weight.handle if isinstance(weight, Weight | WeightStack) else f32(weight, "weight")
 
 
-def table(weight: Array | Weight) -> tuple[Any, tuple[int, int]]:
+def core_table(weight: Array | Weight) -> tuple[Any, tuple[int, int]]:
     """A matrix of rows to choose from, as the core takes it, and its shape. ValueError for another shape."""
     if isinstance(weight, Weight):
         return weight.handle, weight.shape
@@ -99,17 +99,17 @@ def table(weight: Array | Weight) -> tuple[Any, tuple[int, int]]:
     return rows, rows.shape
 
 
-def place(matrix: Any) -> Any:
+def first_array(matrix: Any) -> Any:
     """An array where the core's form of a weight is: its bytes, those of a stack's first matrix, or itself."""
-    return place(matrix[0]) if isinstance(matrix, tuple) else matrix
+    return first_array(matrix[0]) if isinstance(matrix, tuple) else matrix
 
 
-def frozen(weight: Array | Weight | WeightStack) -> Array:
+def trainable(weight: Array | Weight | WeightStack) -> Array:
     """What the tape sees of a weight: stored matrices are never trained."""
     return None if isinstance(weight, Weight | WeightStack) else weight
 
 
-def turned(x: Any) -> Any:
+def transpose(x: Any) -> Any:
     """x^T of a float32 matrix, contiguous, where it is."""
     y = empty(*x.shape[::-1], like=x)
     _core.transpose(x, y)
@@ -132,10 +132,15 @@ def same_bits(x: np.ndarray, y: np.ndarray) -> bool:
     return bool(same[0])
 
 
-def into(grads: Gradients, i: int, shape: tuple[int, ...], like: Any = None) -> tuple[Any, int]:
+def gradient_buffer(
+    grads: Gradients, i: int, shape: tuple[int, ...], like: Any = None
+) -> tuple[Any, int]:
     """Where the gradient of input i goes: into what is there (1), or a new buffer (0), where `like` is."""
     partial = grads.partial(i)
     if partial is not None and partial.dtype == np.float32:
         if isinstance(partial, device.DeviceArray) or partial.flags.c_contiguous:
             return partial, 1
     return empty(*shape, like=like), 0
+
+
+matrix, place, turned = core_weight, first_array, transpose

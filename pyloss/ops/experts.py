@@ -15,9 +15,9 @@ import numpy as np
 
 from pyloss import _core
 from pyloss.autograd.tape import Gradients, keep, record, recording
-from pyloss.ops.arrays import Array, empty, f32, integers, into, matrix, zeros
-from pyloss.ops.projection import FEW_DIGITS, Projection, few_digits, quotient, times
-from pyloss.runtime.device import DeviceArray, beside
+from pyloss.ops.arrays import Array, core_weight, empty, f32, gradient_buffer, integers, zeros
+from pyloss.ops.projection import SMALL_FACTOR, Projection, any_small, quotient, times
+from pyloss.runtime.device import DeviceArray, on_device_of
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def _sorted_visits(experts: Any, count: int) -> Routing:
     offsets = np.concatenate(([0], np.cumsum(np.bincount(flat, minlength=count)))).astype(np.int32)
     tokens = (order // max(chosen.shape[1], 1)).astype(np.int32)
     return Routing(
-        *(beside(experts, array) for array in (tokens, places.reshape(chosen.shape), offsets))
+        *(on_device_of(experts, array) for array in (tokens, places.reshape(chosen.shape), offsets))
     )
 
 
@@ -92,7 +92,7 @@ def dispatch(x: Array, routing: Routing) -> Array:
     kept = keep(x)
 
     def vjp(dy: np.ndarray, grads: Gradients) -> None:
-        dx, accumulate = into(grads, 0, shape, dy)
+        dx, accumulate = gradient_buffer(grads, 0, shape, dy)
         _core.combine_rows(dy, routing.visits, accumulate, dx)
         grads.put(0, dx)
 
@@ -162,7 +162,10 @@ class _Product:
     def __init__(self, projection: Projection, offsets: np.ndarray):
         p = self.p = projection
         self.offsets = offsets
-        self.weight, self.bias = matrix(p.weight), None if p.bias is None else f32(p.bias, "bias")
+        self.weight, self.bias = (
+            core_weight(p.weight),
+            None if p.bias is None else f32(p.bias, "bias"),
+        )
         self.factor: np.ndarray | None = None
         self.h: np.ndarray | None = None
         if p.lora_a is not None:
@@ -268,15 +271,15 @@ class _Product:
         p, factor = self.p, self.factor
         assert p.norm is not None and factor is not None
         slope = quotient(self._dots(dy, y, self.bias), f32(p.m, "m"))
-        if not few_digits(factor):
+        if not any_small(factor):
             return slope
         slope, norm = np.asarray(slope), np.asarray(p.norm)
-        few = (np.abs(np.asarray(factor)) < FEW_DIGITS) & (norm > 0)
+        few = (np.abs(np.asarray(factor)) < SMALL_FACTOR) & (norm > 0)
         if few.any():
             whole = empty(*dy.shape, like=dy)
             self._forward_given(x(), None, self.b, None, whole)
             slope[few] = np.asarray(self._dots(dy, whole, None))[few] / norm[few]
-        return beside(dy, slope)
+        return on_device_of(dy, slope)
 
 
 def expert_project(x: Array, offsets: np.ndarray, projection: Projection) -> Array:
@@ -296,7 +299,7 @@ def expert_project(x: Array, offsets: np.ndarray, projection: Projection) -> Arr
 
     def vjp(dy: np.ndarray, grads: Gradients) -> None:
         wanted = [grads.wanted(i) for i in range(6)]
-        dx, accumulate = into(grads, 0, shape, dy) if wanted[0] else (None, 0)
+        dx, accumulate = gradient_buffer(grads, 0, shape, dy) if wanted[0] else (None, 0)
         dh = product.by_rows(dy, dx, accumulate) if wanted[0] or wanted[3] else None
         if dx is not None:
             grads.put(0, dx)

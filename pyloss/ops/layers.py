@@ -18,7 +18,7 @@ from pyloss.autograd.tape import (
     Tensor,
     data,
     keep,
-    lazily,
+    lazy_output,
     reads_output,
     record,
     recording,
@@ -28,29 +28,29 @@ from pyloss.checks.numbers import real, whole
 from pyloss.ops.arrays import (
     Array,
     check_matrix,
+    core_table,
     empty,
     f32,
     f32_matrix,
-    frozen,
+    first_array,
     i32,
     index,
-    place,
-    table,
-    turned,
+    trainable,
+    transpose,
     zeros,
 )
 from pyloss.ops.projection import Projection, linear, lora_linear, project, quotient
-from pyloss.runtime.device import beside
+from pyloss.runtime.device import on_device_of
 from pyloss.weights.weight import Weight
 
 
 def embedding(ids: Any, weight: Array | Weight) -> Array:
     """Rows `ids` [...] (integers in [0, V)) of weight [V, D]: [..., D]."""
-    w, shape = table(weight)
-    found = beside(place(w), i32(ids))
+    w, shape = core_table(weight)
+    found = on_device_of(first_array(w), i32(ids))
     y = empty(*found.shape, shape[1], like=found)
     _core.embedding_forward(found, w, y)
-    if not recording(frozen(weight)):
+    if not recording(trainable(weight)):
         return y
 
     def vjp(dy: np.ndarray, grads: Gradients) -> None:
@@ -74,13 +74,17 @@ def adapted_embedding(
     `dropout` in [0, 1) has a mask that is a function of `seed`. With m [V] rows are scaled by m[ids] over their norm without
     dropout, which is a constant to the gradient; rows of norm 0 become 0 (Liu et al., arXiv:2402.09353).
     """
-    (w, shape), ad, bd = table(weight), f32_matrix(lora_a, "lora_a"), f32_matrix(lora_b, "lora_b")
+    (w, shape), ad, bd = (
+        core_table(weight),
+        f32_matrix(lora_a, "lora_a"),
+        f32_matrix(lora_b, "lora_b"),
+    )
     if ad.shape != (shape[0], ad.shape[1]) or bd.shape != (ad.shape[1], shape[1]):
         raise ValueError(
             f"lora_a {ad.shape} and lora_b {bd.shape} do not fit a weight of shape {tuple(shape)}"
         )
     scale, dropout = real(scale, "scale"), real(dropout, "dropout", 0, below=1)
-    found = beside(ad, i32(ids))
+    found = on_device_of(ad, i32(ids))
     rows, flat = found.reshape(-1), (found.size, shape[1])
     h, sums = empty(len(rows), ad.shape[1], like=ad), empty(*flat, like=ad)
     _core.embedding_forward(rows, ad, h)
@@ -105,7 +109,7 @@ def adapted_embedding(
         _core.embedding_forward(rows, f32(m, "m").reshape(-1, 1), lengths)
         factor = quotient(lengths.reshape(-1), norm)
         _core.scale_rows(sums, factor, y)
-    inputs = (frozen(weight), lora_a, lora_b, m)
+    inputs = (trainable(weight), lora_a, lora_b, m)
     if not recording(*inputs):
         return y.reshape(*found.shape, flat[1])
 
@@ -157,7 +161,7 @@ def rms_norm(x: Array, weight: Array, eps: float = 1e-5) -> Array:
     kept = keep(x)
     del xd
 
-    def again() -> np.ndarray:
+    def recompute() -> np.ndarray:
         source = f32(kept())
         out = empty(*source.shape, like=source)
         _core.rms_norm_forward(source, w, eps, out, empty(rstd.size, like=source))
@@ -174,7 +178,7 @@ def rms_norm(x: Array, weight: Array, eps: float = 1e-5) -> Array:
         if dw is not None:
             grads.put(1, dw)
 
-    return record(y, (x, weight), vjp, again)
+    return record(y, (x, weight), vjp, recompute)
 
 
 def rope(
@@ -204,7 +208,7 @@ def rope(
 
     if not recording(x):
         return forward()
-    y = lazily(source.shape, forward)
+    y = lazy_output(source.shape, forward)
 
     def vjp(dy: np.ndarray, grads: Gradients) -> None:
         dx = empty(*dy.shape, like=dy)
@@ -308,13 +312,13 @@ def _gated(gate: Array, up: Array, in_place: bool, forward: Callable, grad: Call
         for x, d in ((gate, g), (up, u))
     ]
 
-    def again() -> np.ndarray:
+    def recompute() -> np.ndarray:
         out = empty(*g.shape, like=g)
         forward(g, u, out)
         return out
 
     if not recording(gate, up):
-        return again()
+        return recompute()
 
     def vjp(dy: np.ndarray, grads: Gradients) -> None:
         dg, du = (
@@ -324,7 +328,7 @@ def _gated(gate: Array, up: Array, in_place: bool, forward: Callable, grad: Call
         grads.put(0, dg)
         grads.put(1, du)
 
-    return record(lazily(g.shape, again), (gate, up), vjp, again)
+    return record(lazy_output(g.shape, recompute), (gate, up), vjp, recompute)
 
 
 def add(a: Array, b: Array) -> Array:
@@ -345,7 +349,7 @@ def add(a: Array, b: Array) -> Array:
         grads.put(0, dy, own=False)
         grads.put(1, dy, own=False)
 
-    return record(lazily(np.shape(a), total), (a, b), vjp)
+    return record(lazy_output(np.shape(a), total), (a, b), vjp)
 
 
 def scale(x: Array, factor: float) -> Array:
@@ -385,28 +389,30 @@ def gather_rows(x: Array, rows: np.ndarray) -> Array:
 
 def transposed(x: Array) -> Array:
     """x^T of a matrix."""
-    y = turned(f32_matrix(x))
+    y = transpose(f32_matrix(x))
     if not recording(x):
         return y
 
     def vjp(dy: np.ndarray, grads: Gradients) -> None:
-        grads.put(0, turned(f32(dy)))
+        grads.put(0, transpose(f32(dy)))
 
     return record(y, (x,), vjp)
 
 
-def lengthen(x: Array, tail: np.ndarray, axis: int) -> Array:
+def append(x: Array, tail: np.ndarray, axis: int) -> Array:
     """x with the constant `tail` behind it along an axis."""
     xd = f32(x)
     axis = whole(axis, "axis", -xd.ndim, xd.ndim - 1)
-    y = beside(xd, np.concatenate((np.asarray(xd), np.asarray(f32(tail, "tail"))), axis))
+    y = on_device_of(xd, np.concatenate((np.asarray(xd), np.asarray(f32(tail, "tail"))), axis))
     if not recording(x):
         return y
     size = xd.shape[axis]
     del xd
 
     def vjp(dy: np.ndarray, grads: Gradients) -> None:
-        grads.put(0, beside(dy, np.ascontiguousarray(np.take(np.asarray(dy), range(size), axis))))
+        grads.put(
+            0, on_device_of(dy, np.ascontiguousarray(np.take(np.asarray(dy), range(size), axis)))
+        )
 
     return record(y, (x,), vjp)
 
@@ -438,7 +444,7 @@ __all__ = [
     "embedding",
     "gather_rows",
     "geglu",
-    "lengthen",
+    "append",
     "linear",
     "lora_linear",
     "project",

@@ -15,17 +15,27 @@ from pyloss.autograd.tape import (
     current_tape,
     data,
     keep,
-    lazily,
+    lazy_output,
     record,
     recording,
 )
-from pyloss.ops.arrays import Array, column_sum, empty, f32, frozen, into, matrix, place, zeros
-from pyloss.runtime.device import DeviceArray, beside, empty as device_empty
+from pyloss.ops.arrays import (
+    Array,
+    column_sum,
+    core_weight,
+    empty,
+    f32,
+    first_array,
+    gradient_buffer,
+    trainable,
+    zeros,
+)
+from pyloss.runtime.device import DeviceArray, empty as device_empty, on_device_of
 from pyloss.weights.weight import Weight
 
 WHOLE = slice(None)
 # a factor below this leaves too little of y in y's digits to take it out again
-FEW_DIGITS = 2.0**-10
+SMALL_FACTOR = 2.0**-10
 
 
 class Projection(NamedTuple):
@@ -53,7 +63,7 @@ class Projection(NamedTuple):
 
     def inputs(self) -> tuple[Any, ...]:
         """What the tape sees, INPUTS of them."""
-        return frozen(self.weight), self.bias, self.lora_a, self.lora_b, self.m
+        return trainable(self.weight), self.bias, self.lora_a, self.lora_b, self.m
 
 
 INPUTS = 5
@@ -82,7 +92,7 @@ class Product:
         p = self.projection = projection
         self.rows = rows
         self.known_h = False
-        self.weight = matrix(p.weight)
+        self.weight = core_weight(p.weight)
         self.bias = None if p.bias is None else f32(p.bias, "bias")
         self.factor: np.ndarray | None = None
         self.adapted = p.lora_a is not None
@@ -167,7 +177,7 @@ class Backward:
         self.product, self.wanted, self.dx, self.accumulate = product, wanted, dx, accumulate
         by_x, by_weight, _, by_a, by_b, _ = wanted
         shape = product.projection.weight.shape
-        self.dw = empty(*shape, like=place(product.weight)) if by_weight else None
+        self.dw = empty(*shape, like=first_array(product.weight)) if by_weight else None
         self.db = empty(*product.b.shape, like=product.b) if by_b else None
         self.dh = (
             empty(*product.h.shape, like=product.h) if product.adapted and (by_x or by_a) else None
@@ -222,10 +232,10 @@ class Backward:
         _core.column_dot(dy, y, product.bias, column)
         there = isinstance(column, DeviceArray)
         slope = quotient(column if there else column.astype(np.float64), f32(p.m, "m"))
-        if not few_digits(product.factor):
+        if not any_small(product.factor):
             return slope
         slope, norm = np.asarray(slope), np.asarray(p.norm)
-        few = (np.abs(np.asarray(product.factor)) < FEW_DIGITS) & (norm > 0)
+        few = (np.abs(np.asarray(product.factor)) < SMALL_FACTOR) & (norm > 0)
         if few.any():
             assert product.rows is not None
             sums = empty(*dy.shape, like=dy)
@@ -241,7 +251,7 @@ class Backward:
             )
             _core.column_dot(dy, sums, None, column)
             slope[few] = np.asarray(column)[few] / norm[few]
-        return beside(column, slope)
+        return on_device_of(column, slope)
 
     def end(self) -> list[np.ndarray | None]:
         """The gradients, in the order of `wanted`."""
@@ -277,7 +287,9 @@ class Backward:
     def _finished(self, total: Any) -> Any:
         """What `_gathered` made of the parts, in float32; zeros if there were none."""
         if total is None:
-            return zeros(self.product.projection.weight.shape[0], like=place(self.product.weight))
+            return zeros(
+                self.product.projection.weight.shape[0], like=first_array(self.product.weight)
+            )
         return total.astype(np.float32, copy=False)
 
 
@@ -295,7 +307,7 @@ def quotient(a: Any, b: Any) -> Any:
     """a / b, and 0 where b is, where a is."""
     if isinstance(a, DeviceArray):
         y = empty(*a.shape, like=a)
-        _core.ratio(a, beside(a, b), y)
+        _core.ratio(a, on_device_of(a, b), y)
         return y
     return np.divide(a, b, out=np.zeros_like(a), where=b != 0)
 
@@ -311,14 +323,14 @@ def times(matrix: Any, factor: Any, rows: bool = False) -> Any:
     return scaled
 
 
-def few_digits(factor: Any) -> bool:
-    """Whether a factor is below FEW_DIGITS: of a factor on a device this one byte is copied back."""
+def any_small(factor: Any) -> bool:
+    """Whether a factor is below SMALL_FACTOR: of a factor on a device this one byte is copied back."""
     found = (
         device_empty((1,), np.uint8, factor)
         if isinstance(factor, DeviceArray)
         else np.empty(1, np.uint8)
     )
-    _core.any_below(factor, FEW_DIGITS, found)
+    _core.any_below(factor, SMALL_FACTOR, found)
     return bool(np.asarray(found)[0])
 
 
@@ -344,7 +356,7 @@ def project(x: Array, projection: Projection) -> Array:
     if current_tape() is None or not recording(*(inputs := (x, *projection.inputs()))):
         return forward()
     by_m = recording(projection.m)
-    y = lazily((*shape[:-1], projection.weight.shape[0]), forward)
+    y = lazy_output((*shape[:-1], projection.weight.shape[0]), forward)
     kept, output = keep(x), y if by_m else None
 
     def vjp(dy: np.ndarray, grads: Gradients) -> None:
@@ -354,7 +366,7 @@ def project(x: Array, projection: Projection) -> Array:
             product.rows = f32(kept()).reshape(flat)
         if wanted[4] and not product.known_h:
             product.find_h()
-        dx, accumulate = into(grads, 0, shape, dy) if wanted[0] else (None, 0)
+        dx, accumulate = gradient_buffer(grads, 0, shape, dy) if wanted[0] else (None, 0)
         backward = Backward(product, wanted, None if dx is None else dx.reshape(flat), accumulate)
         backward.add(dy, made)
         _, *others = backward.end()

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from pyloss import _core
-from pyloss.checks.given import as_array
+from pyloss.checks.arrays import as_array
 from pyloss.errors import DeviceError
 
 _KINDS = {"f8": "f64", "f4": "f32", "f2": "f16", "i8": "i64", "i4": "i32", "i2": "i16", "i1": "i8"}
@@ -297,7 +297,7 @@ def _number_of(device: Any) -> int:
 def array(x: Any, name: str = "the argument") -> Any:
     """`x` where it is: a DeviceArray as it is, a pyopencl array without a copy, anything else as a NumPy array.
 
-    Errors, those of `given.as_array`, call it `name`.
+    Errors, those of `arrays.as_array`, call it `name`.
     """
     if isinstance(x, DeviceArray):
         return x
@@ -362,7 +362,7 @@ def zeros_like(x: DeviceArray) -> DeviceArray:
     return zeros
 
 
-def beside(like: Any, x: Any) -> Any:
+def on_device_of(like: Any, x: Any) -> Any:
     """`x`, a NumPy array or None, where `like` is: copied if that is a device."""
     return to_device(x, like) if x is not None and isinstance(like, DeviceArray) else x
 
@@ -417,3 +417,6 @@ def bits(array: Any) -> Any:
         if isinstance(array, np.ndarray) and is_bfloat16(array.dtype)
         else array
     )
+
+
+beside = on_device_of

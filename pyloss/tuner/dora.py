@@ -8,9 +8,9 @@ import numpy as np
 
 from pyloss import _core
 from pyloss.autograd.tape import current_tape, data
-from pyloss.ops.arrays import empty, f32, matrix, place, same_bits, turned
+from pyloss.ops.arrays import core_weight, empty, f32, first_array, same_bits, transpose
 from pyloss.ops.projection import quotient, times
-from pyloss.runtime.device import DeviceArray, beside
+from pyloss.runtime.device import DeviceArray, on_device_of
 from pyloss.tuner.adapters.low_rank import LowRankAdapter
 from pyloss.tuner.lora import EmbeddingAdapter, LinearAdapter
 
@@ -74,8 +74,8 @@ class Magnitude(LowRankAdapter):
         return self.scale == scale and same_bits(old_a, a) and same_bits(old_b, b)
 
     def _row_squares(self, weight: Any) -> Any:
-        stored = matrix(weight)
-        found = beside(place(stored), np.empty(weight.shape[:-1]))
+        stored = core_weight(weight)
+        found = on_device_of(first_array(stored), np.empty(weight.shape[:-1]))
         _core.row_squares(stored, found)
         return found
 
@@ -87,7 +87,7 @@ class Magnitude(LowRankAdapter):
         )
         if not isinstance(a, DeviceArray):
             a, b = np.ascontiguousarray(a), np.ascontiguousarray(b)
-        _core.adapted_norm(matrix(weight), a, b, self.scale, squares, found)
+        _core.adapted_norm(core_weight(weight), a, b, self.scale, squares, found)
         return found
 
     def reset_magnitude(self) -> None:
@@ -141,4 +141,4 @@ class DoRAEmbedding(Magnitude, EmbeddingAdapter):
     kind = "dora"
 
     def _adapted_norms(self, weight: Any, a: Any, b: Any, squares: Any = None) -> Any:
-        return super()._adapted_norms(weight, turned(b), turned(a), squares)
+        return super()._adapted_norms(weight, transpose(b), transpose(a), squares)

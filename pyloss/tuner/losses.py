@@ -8,7 +8,7 @@ import numpy as np
 
 from pyloss.autograd.checkpointing import sum_in_parts
 from pyloss.autograd.tape import current_tape
-from pyloss.checks.given import as_array, as_integers
+from pyloss.checks.arrays import as_array, as_integers
 from pyloss.losses.public import js_div_loss, kl_div_loss, linear_cross_entropy
 
 __all__ = [

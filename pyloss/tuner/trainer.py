@@ -22,11 +22,11 @@ import pyloss.random
 from pyloss import _core, nn
 from pyloss.errors import FormatError, counted
 from pyloss.io.files import user_path, write_safetensors
-from pyloss.io.keeping import make_folder
 from pyloss.io.locks import locked
+from pyloss.io.outputs import make_folder
 from pyloss.ops.arrays import f32
 from pyloss.optim import clip_scale, grad_norm
-from pyloss.runtime.device import beside
+from pyloss.runtime.device import on_device_of
 from pyloss.runtime.precision import get_matmul_precision, matmul_precision
 from pyloss.tuner.adapters.adapter import fixed_arrays, storable_arrays
 from pyloss.tuner.callbacks import ProgressReporter, TrainingCallback
@@ -393,7 +393,7 @@ class _Run:
         for name, grad in grads.items():
             if name not in self.accumulated:
                 self.accumulated[name] = np.zeros(grad.shape, np.float32)
-            to = self.accumulated[name] = beside(grad, self.accumulated[name])
+            to = self.accumulated[name] = on_device_of(grad, self.accumulated[name])
             _core.axpy(weight, f32(grad).reshape(-1), to.reshape(-1))
 
     def apply(self, iteration: int) -> None:

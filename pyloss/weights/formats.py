@@ -170,7 +170,7 @@ def _encode_blocks(blocks: Array, format: str) -> list[Array]:
     return [*stored, *_codes(blocks, format, scale, offset)]
 
 
-def encode_blocks_again(rows: Array, format: str, blocks: Array) -> Array:
+def encode_blocks_with_scales(rows: Array, format: str, blocks: Array) -> Array:
     """As `encode` for a format of 32-element blocks, with the scales and offsets of `blocks` uint8 [n * in / 32, block bytes]."""
     offset = None if format.endswith("_0") else _half(blocks, 2)
     head = 2 if offset is None else 4

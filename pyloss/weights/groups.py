@@ -251,7 +251,7 @@ def _in_blocks(flat: Array, size: int, table: Array) -> tuple[Array, Array]:
     return codes.reshape(-1)[: flat.size], scale
 
 
-def encode_again(matrix: Array, format: str, groups: Groups) -> Array:
+def encode_with_groups(matrix: Array, format: str, groups: Groups) -> Array:
     """Flat codes for float32 [out, in] under groups that a matrix of this shape has already."""
     check_finite(matrix, format)
     runs = matrix.reshape(-1, 32)

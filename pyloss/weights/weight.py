@@ -18,10 +18,10 @@ from pyloss.weights.formats import (
     SINGLE,
     decode,
     encode,
-    encode_blocks_again,
+    encode_blocks_with_scales,
     row_bytes,
 )
-from pyloss.weights.groups import Groups, decode_rows, encode_affine, encode_again, encode_nf4
+from pyloss.weights.groups import Groups, decode_rows, encode_affine, encode_nf4, encode_with_groups
 
 __all__ = ["FORMATS", "SINGLE", "Groups", "Weight", "row_bytes"]
 
@@ -177,10 +177,10 @@ class Weight:
             return fresh
         matrix = _in_stored_order(array, self.head_dim)
         if g is not None:
-            codes = encode_again(matrix, self.format, g)
+            codes = encode_with_groups(matrix, self.format, g)
         else:
             blocks = self.raw.reshape(-1, FORMATS[self.format].bytes)
-            codes = encode_blocks_again(matrix, self.format, blocks).reshape(-1)
+            codes = encode_blocks_with_scales(matrix, self.format, blocks).reshape(-1)
         again = Weight(codes, self.format, self.shape, self.head_dim, g)
         return min(
             (again, fresh),

@@ -36,7 +36,7 @@ def forget():
 
 def run(code, **options):
     """Run `code` in a process of its own."""
-    program = "import sys\nfrom pyloss import console\n" + code
+    program = "import sys\nfrom pyloss.io import console\n" + code
     return subprocess.run(
         [sys.executable, "-c", program], env=ENVIRONMENT, text=True, timeout=60, **options
     )
@@ -116,7 +116,7 @@ def test_a_console_is_what_a_progress_bar_writes_to():
 
 @pytest.mark.parametrize("unbuffered", [[], ["-u"]])
 def test_a_reader_that_leaves_ends_nothing(unbuffered):
-    code = "from pyloss import console\nfor i in range(100000): console.out('x' * 20)\n"
+    code = "from pyloss.io import console\nfor i in range(100000): console.out('x' * 20)\n"
     code += "whole = console.finish()\nconsole.say(f'{whole} {console.why_lost()}')"
     reading, writing = os.pipe()
     os.close(reading)
@@ -149,7 +149,7 @@ def test_a_full_disk_is_known_at_the_end():
 def test_no_file_takes_the_place_of_a_closed_descriptor(tmp_path):
     code = "console.begin()\nfile = open('file', 'w')\nimport os\nos.write(1, b'a library')\n"
     code += "console.out('a result')\nconsole.say(str(console.lost()))\nassert file.fileno() > 2"
-    program = [sys.executable, "-c", "from pyloss import console\n" + code]
+    program = [sys.executable, "-c", "from pyloss.io import console\n" + code]
     shell = ["sh", "-c", 'exec "$@" >&-', "sh", *program]
     done = subprocess.run(
         shell, env=ENVIRONMENT, cwd=tmp_path, stderr=subprocess.PIPE, text=True, timeout=60

@@ -18,7 +18,7 @@ from pyloss.io.locks import LOCK_FILE, locked
 HOLDER = """
 import sys, time
 from pathlib import Path
-from pyloss.locks import locked
+from pyloss.io.locks import locked
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)

@@ -52,8 +52,8 @@ REFUSED = [
     (lambda: ops.gather_rows(ROW, AT), ValueError, "x must be a matrix"),
     (lambda: ops.gather_rows(X, 1.5), TypeError, "rows"),
     (lambda: ops.transposed(ROW), ValueError, "x must be a matrix"),
-    (lambda: ops.lengthen(X, X, "0"), TypeError, "axis"),
-    (lambda: ops.lengthen(X, X, 2), ValueError, "axis is 2"),
+    (lambda: ops.append(X, X, "0"), TypeError, "axis"),
+    (lambda: ops.append(X, X, 2), ValueError, "axis is 2"),
     (lambda: ops.dropout(X, [0.5], 1), TypeError, "dropout is"),
     (lambda: ops.dropout(X, 0.5, 2**64), ValueError, "seed"),
 ]
@@ -74,5 +74,5 @@ def test_a_list_of_rows_and_a_tail_of_another_type_are_taken():
     np.testing.assert_array_equal(
         ops.gather_rows(TABLE * np.arange(5, dtype=np.float32)[:, None], [3, 1])[:, 0], [3, 1]
     )
-    longer = ops.lengthen(X, np.zeros((2, 4)), 0)
+    longer = ops.append(X, np.zeros((2, 4)), 0)
     assert longer.dtype == np.float32 and longer.shape == (5, 4)

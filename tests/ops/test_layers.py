@@ -336,7 +336,7 @@ def test_lengthen(rng, shape, tail, axis):
     fixed = rng.standard_normal(tail).astype(np.float32)
     check(
         rng,
-        lambda x: ops.lengthen(x, fixed, axis),
+        lambda x: ops.append(x, fixed, axis),
         lambda x: np.concatenate((x, fixed), axis),
         normal(rng, *shape),
     )

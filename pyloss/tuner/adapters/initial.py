@@ -15,7 +15,7 @@ import numpy as np
 
 from pyloss import _core, ops
 from pyloss.nn import Linear
-from pyloss.ops.arrays import empty, matrix
+from pyloss.ops.arrays import core_weight, empty
 from pyloss.tuner.adapters.merging import dense, with_weight
 from pyloss.tuner.adapters.selection import inner_name
 from pyloss.weights.weight import Weight
@@ -198,7 +198,9 @@ def _products(weight: Any) -> tuple[Product, Product]:
 
     def backward(y: np.ndarray) -> np.ndarray:
         out = empty(len(y), weight.shape[1])
-        _core.linear_input_grad(np.ascontiguousarray(y), matrix(weight), None, None, 0, None, out)
+        _core.linear_input_grad(
+            np.ascontiguousarray(y), core_weight(weight), None, None, 0, None, out
+        )
         return out
 
     return lambda x: ops.linear(np.ascontiguousarray(x), weight), backward

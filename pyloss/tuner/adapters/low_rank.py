@@ -115,8 +115,8 @@ class LowRankAdapter(Adapter):
             return self.lora_a, self.lora_b
         a_axis, b_axis = self.rank_axes()
         return (
-            ops.lengthen(self.lora_a, self.origin_a, a_axis),
-            ops.lengthen(self.lora_b, self.origin_b, b_axis),
+            ops.append(self.lora_a, self.origin_a, a_axis),
+            ops.append(self.lora_b, self.origin_b, b_axis),
         )
 
     def rank_axes(self) -> tuple[int, int]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from pyloss.errors import listed
 from pyloss.io.files import read_json, user_path, write_json, write_safetensors
-from pyloss.io.keeping import make_folder, output
+from pyloss.io.outputs import make_folder, output
 from pyloss.models.files.names import language_model_name
 from pyloss.nn import Module
 from pyloss.tuner.adapters.adapter import Adapter, storable_adapters

@@ -13,7 +13,7 @@ from pyloss.autograd.tape import data
 from pyloss.nn import Module, SwitchLinear
 from pyloss.ops import arrays
 from pyloss.ops.projection import Projection, quotient
-from pyloss.runtime.device import DeviceArray, beside
+from pyloss.runtime.device import DeviceArray, on_device_of
 from pyloss.tuner.adapters.low_rank import LowRankAdapter
 from pyloss.tuner.adapters.merging import Fused, merge_stored, share_kept, with_weight
 from pyloss.tuner.dora import Magnitude
@@ -145,14 +145,16 @@ class DoRASwitchLinear(Magnitude, SwitchAdapter):
         for e in experts:
             one = weight.matrices[e] if isinstance(weight, WeightStack) else weight[e]
             found[e][...] = self._adapted_norms(
-                one, arrays.turned(a[e]), arrays.turned(b[e]), squares[e]
+                one, arrays.transpose(a[e]), arrays.transpose(b[e]), squares[e]
             )
         return found
 
     def _row_squares(self, weight: Any) -> Any:
-        found = beside(arrays.place(arrays.matrix(weight)), np.empty(weight.shape[:2]))
+        found = on_device_of(
+            arrays.first_array(arrays.core_weight(weight)), np.empty(weight.shape[:2])
+        )
         for e, one in enumerate(weight.matrices if isinstance(weight, WeightStack) else weight):
-            _core.row_squares(arrays.matrix(one), found[e])
+            _core.row_squares(arrays.core_weight(one), found[e])
         return found
 
     def _squares_of(self, matrix: Any) -> np.ndarray:

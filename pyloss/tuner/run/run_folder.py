@@ -17,7 +17,7 @@ from typing import Any
 
 from pyloss.errors import FormatError
 from pyloss.io.files import read_json, write_json
-from pyloss.io.keeping import kept_note, set_aside
+from pyloss.io.outputs import kept_note, set_aside
 from pyloss.tuner.adapters.stored import CONFIG_FILE, MLX_FILE, PEFT_FILE
 
 ADAPTER_FILE = MLX_FILE

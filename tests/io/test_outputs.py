@@ -8,7 +8,7 @@ import tiny
 from safetensors.numpy import load_file
 
 import pyloss
-from pyloss.io import keeping
+from pyloss.io import outputs
 from pyloss.io.locks import locked
 from pyloss.models.saving import save_model
 from pyloss.tuner import linear_to_lora_layers, save_adapter
@@ -31,30 +31,30 @@ def tree(folder):
 def test_sets_are_kept_one_folder_each_and_none_is_lost(tmp_path):
     for number in ("one", "two", "three"):
         write(tmp_path, a=number, b=number, other="mine")
-        keeping.set_aside(tmp_path, ["a", "missing"], ["b"])
+        outputs.set_aside(tmp_path, ["a", "missing"], ["b"])
     assert tree(tmp_path) == {
         "previous-1/a": "one", "previous-1/b": "one", "previous-2/a": "two", "previous-2/b": "two",
         "previous-3/a": "three", "previous-3/b": "three", "b": "three", "other": "mine",
     }  # fmt: skip
-    assert keeping.set_aside(tmp_path, ["a"], ["b"]) is None
+    assert outputs.set_aside(tmp_path, ["a"], ["b"]) is None
 
 
 def test_numbers_rise_although_one_was_removed(tmp_path):
     write(tmp_path, a="x")
     write(tmp_path / "previous-7", a="old")
     write(tmp_path / "previous-run", a="a user's")
-    assert keeping.set_aside(tmp_path, ["a"]).name == "previous-8"
+    assert outputs.set_aside(tmp_path, ["a"]).name == "previous-8"
 
 
 def test_what_a_killed_process_began_is_finished(tmp_path):
     write(tmp_path, b="one")
     write(tmp_path / "previous-1.part", a="one")
-    assert keeping.set_aside(tmp_path, ["a", "b"]).name == "previous-1"
+    assert outputs.set_aside(tmp_path, ["a", "b"]).name == "previous-1"
     assert tree(tmp_path) == {"previous-1/a": "one", "previous-1/b": "one"}
     # But never over what it holds already.
     write(tmp_path, a="two")
     write(tmp_path / "previous-2.part", a="another")
-    keeping.set_aside(tmp_path, ["a", "b"])
+    outputs.set_aside(tmp_path, ["a", "b"])
     assert tree(tmp_path).items() >= {"previous-2.part/a": "another", "previous-3/a": "two"}.items()
 
 
@@ -63,12 +63,12 @@ def test_links_mean_what_they_meant(tmp_path):
     write(tmp_path / "in")
     (tmp_path / "in" / "link").symlink_to("../far")
     (tmp_path / "in" / "whole").symlink_to(tmp_path / "far")
-    with pytest.raises(ZeroDivisionError), keeping.output(tmp_path / "in", ["link", "whole"]):
+    with pytest.raises(ZeroDivisionError), outputs.output(tmp_path / "in", ["link", "whole"]):
         assert (tmp_path / "in" / "previous-1" / "link").read_text() == "content"
         1 / 0  # noqa: B018
     assert os.readlink(tmp_path / "in" / "link") == "../far"
     assert (
-        keeping.set_aside(tmp_path / "in", ["link", "whole"]).joinpath("link").read_text()
+        outputs.set_aside(tmp_path / "in", ["link", "whole"]).joinpath("link").read_text()
         == "content"
     )
     assert (tmp_path / "far").read_text() == "content"
@@ -76,11 +76,11 @@ def test_links_mean_what_they_meant(tmp_path):
 
 def test_an_output_that_fails_leaves_all_as_it_was(tmp_path):
     write(tmp_path / "out", a="old", b="old")
-    with pytest.raises(ZeroDivisionError), keeping.output(tmp_path / "out", ["a", "b"]):
+    with pytest.raises(ZeroDivisionError), outputs.output(tmp_path / "out", ["a", "b"]):
         (tmp_path / "out" / "a").write_text("half")
         1 / 0  # noqa: B018
     assert tree(tmp_path) == {"out/a": "old", "out/b": "old"}
-    with pytest.raises(KeyboardInterrupt), keeping.output(tmp_path / "out" / "a", overwrite=True):
+    with pytest.raises(KeyboardInterrupt), outputs.output(tmp_path / "out" / "a", overwrite=True):
         raise KeyboardInterrupt
     assert tree(tmp_path) == {"out/a": "old", "out/b": "old"}
 
@@ -89,7 +89,7 @@ def test_a_file_and_being_told_to_replace_it(tmp_path, caplog):
     path = tmp_path / "deep" / "x.gguf"
     with caplog.at_level(logging.INFO, "pyloss"):
         for text, overwrite in (("one", False), ("two", False), ("three", True)):
-            with keeping.output(path, overwrite=overwrite):
+            with outputs.output(path, overwrite=overwrite):
                 path.write_text(text)
     assert tree(tmp_path / "deep") == {"x.gguf": "three", "previous-1/x.gguf": "one"}
     assert [record.getMessage() for record in caplog.records] == [
@@ -97,7 +97,7 @@ def test_a_file_and_being_told_to_replace_it(tmp_path, caplog):
     ]
     with (
         pytest.raises(IsADirectoryError, match="is a folder: give the name of a file"),
-        keeping.output(tmp_path / "deep"),
+        outputs.output(tmp_path / "deep"),
     ):
         pass
 
@@ -107,11 +107,11 @@ def test_one_writer_at_a_time(tmp_path):
         with pytest.raises(
             BlockingIOError, match=rf"another run is writing here: process {os.getpid()} on "
         ):
-            with keeping.output(tmp_path, ["a"]):
+            with outputs.output(tmp_path, ["a"]):
                 pass
         # files are others' business
-        with keeping.output(tmp_path / "a"), keeping.output(tmp_path / "b"):
-            with pytest.raises(BlockingIOError), keeping.output(tmp_path / "a"):
+        with outputs.output(tmp_path / "a"), outputs.output(tmp_path / "b"):
+            with pytest.raises(BlockingIOError), outputs.output(tmp_path / "a"):
                 pass
     assert tree(tmp_path) == {}
 
