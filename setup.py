@@ -56,7 +56,9 @@ if X86:
 UNITS = ["products", "losses", "layers", "table"]
 
 SOURCES = sorted(
-    path for room in ("binding", "core", "opencl") for path in glob.glob(f"csrc/{room}/*.c")
+    path
+    for room in ("binding", "core", "opencl")
+    for path in glob.glob(f"csrc/{room}/**/*.c", recursive=True)
 )
 OPENCL_PROGRAMS = ["rowloss", "elements", "layers", "matmul", "stored", "attention"]
 
@@ -92,7 +94,7 @@ class BuildKernels(build_ext):
         self.compiler.preprocess(source, preprocessed, include_dirs=["csrc"], extra_postargs=["-P"])
         with open(preprocessed, encoding="utf-8") as f:
             generate.write_headers(generate.operations(f.read()), folder)
-        return folder, generate.write_programs(OPENCL_PROGRAMS, "csrc/opencl", folder)
+        return folder, generate.write_programs(OPENCL_PROGRAMS, "csrc/opencl/programs", folder)
 
     def build_extension(self, ext):
         folder, texts = self.generate()

@@ -144,7 +144,7 @@ def write_headers(table: list[Operation], folder: str) -> None:
     """Writes args.h, places.h and options.h."""
     headers: dict[str, tuple[str, Callable[[Operation], str]]] = {
         "args.h": ('#include "pyloss.h"\n#include "options.h"\n', arguments_of),
-        "places.h": ('#include "opencl/runtime.h"\n', places_of),
+        "places.h": ('#include "opencl/launch.h"\n', places_of),
         "options.h": ("", options_of),
     }
     for name, (includes, text_of) in headers.items():

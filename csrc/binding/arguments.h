@@ -1,5 +1,5 @@
-/* The check of a call, argument by argument: each pl_take_* function checks one argument against its
- * declaration and fills its pl_value. They return -1 with TypeError or ValueError set. */
+/* The check of a call, argument by argument: each pl_take_* function checks one argument against
+ * its declaration and fills its pl_value. They return -1 with TypeError or ValueError set. */
 #ifndef PYLOSS_BINDING_ARGUMENTS_H
 #define PYLOSS_BINDING_ARGUMENTS_H
 

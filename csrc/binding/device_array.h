@@ -1,5 +1,5 @@
-/* _core.DeviceArray: an array in device memory as a Python object. pyloss.device adds what users see
- * of it. */
+/* _core.DeviceArray: an array in device memory as a Python object. pyloss.device adds what users
+ * see of it. */
 #ifndef PYLOSS_BINDING_DEVICE_ARRAY_H
 #define PYLOSS_BINDING_DEVICE_ARRAY_H
 

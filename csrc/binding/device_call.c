@@ -4,6 +4,7 @@
 
 #include <stdlib.h>
 
+#include "../opencl/launch.h"
 #include "check.h"
 #include "device_array.h"
 #include "device_error.h"
@@ -85,8 +86,9 @@ static int add_weight_buffer(pl_cl_operation *operation, pl_cl_buffer *buffer) {
 }
 
 /* An ndarray for the check in place of a device array: of its type and shape, at its virtual
- * address, which is never read. Indices are checked by their values, so they are copied to the host.
- * Tuples (weights) are copied with their arrays replaced; their buffers go to the operation. */
+ * address, which is never read. Indices are checked by their values, so they are copied to the
+ * host. Tuples (weights) are copied with their arrays replaced; their buffers go to the
+ * operation. */
 static PyObject *stand_in(const pl_param *p, PyObject *object, pl_cl_operation *operation) {
     if (PyTuple_Check(object)) {
         PyObject *copy = PyTuple_New(PyTuple_Size(object));

@@ -1,7 +1,7 @@
 /* The module's functions on OpenCL devices: their list, the shape of kernels, cached memory. */
 #include "devices.h"
 
-#include "../opencl/runtime.h"
+#include "../opencl/launch.h"
 #include "device_error.h"
 #include "numbers.h"
 

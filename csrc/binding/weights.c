@@ -1,6 +1,6 @@
-/* Checks weight arguments. A weight is a float32 matrix, or the handle of a pyloss.weights.Weight: the
- * tuple (bytes, format, rows, cols, head_dim), which ends with a tuple of groups where the format
- * keeps its scales beside the codes. */
+/* Checks weight arguments. A weight is a float32 matrix, or the handle of a pyloss.weights.Weight:
+ * the tuple (bytes, format, rows, cols, head_dim), which ends with a tuple of groups where the
+ * format keeps its scales beside the codes. */
 #include "arguments.h"
 
 #include <stdio.h>

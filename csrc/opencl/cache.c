@@ -1,9 +1,9 @@
-/* Compiled programs on disk, for the next process. A program that is read here is run by the driver, so that nothing is read that
- * another user can have written: the folder and the file must belong to this user, and nobody else may write to them. Whatever
- * fails here only costs a build.
+/* Compiled programs on disk, for the next process. The driver runs what is read here, so another
+ * user must not be able to write it: folder and file must belong to this user, and nobody else may
+ * write to them. A failure only costs a build.
  *
- * A file is a header with the size and a checksum of the driver's binary, then the binary. It is written under a name that nobody
- * can foresee, and renamed; one that is damaged is ignored and written anew.
+ * A file is a header (size and checksum of the driver's binary), then the binary. It is written
+ * under a random name and renamed. A damaged file is ignored and overwritten.
  */
 #define _GNU_SOURCE
 #include "runtime.h"
@@ -23,18 +23,18 @@ typedef struct {
 } file_header;
 
 static const char MAGIC[8] = "pyloss1";
-static const uint64_t MOST = (uint64_t)1 << 30; /* bytes of a binary that is believed */
+static const uint64_t LARGEST = (uint64_t)1 << 30; /* bytes; a larger size is damage */
 enum { PATH_SIZE = 1024 };
 
-/* The first complaint, until it is taken. */
+/* The first complaint. */
 static char complaint[PATH_SIZE + 128];
-static atomic_int complained; /* 1 being written, 2 there, 3 taken */
+static atomic_int complained; /* 1: being written; 2: written; 3: reported */
 
 static void complain(const char *folder, const char *name, const char *reason) {
     int none = 0;
     if (!atomic_compare_exchange_strong(&complained, &none, 1)) return;
-    snprintf(complaint, sizeof complaint, "compiled OpenCL kernels are not kept: %s%s%s %s", folder,
-             name ? "/" : "", name ? name : "", reason);
+    snprintf(complaint, sizeof complaint, "compiled OpenCL kernels are not cached: %s%s%s %s",
+             folder, name ? "/" : "", name ? name : "", reason);
     atomic_store(&complained, 2);
 }
 
@@ -43,7 +43,7 @@ const char *pl_cl_cache_complaint(void) {
     return atomic_compare_exchange_strong(&complained, &there, 3) ? complaint : NULL;
 }
 
-/* Why what was opened may not be trusted, or NULL. */
+/* Why an opened file or folder cannot be trusted; NULL if it can. */
 static const char *distrust(const struct stat *status) {
     if (status->st_uid != geteuid()) return "belongs to another user";
     return status->st_mode & (S_IWGRP | S_IWOTH) ? "can be written to by other users" : NULL;
@@ -56,7 +56,7 @@ uint64_t pl_cl_hash(uint64_t h, const void *data, size_t bytes) {
     return h;
 }
 
-/* The path of the folder, made if need be: PYLOSS_CACHE, or pyloss in the user's cache folder. */
+/* Makes the folder, in PYLOSS_CACHE or in the user's cache folder, and gives its path. */
 static int folder_path(char *path) {
     const char *given = getenv("PYLOSS_CACHE"), *user = getenv("XDG_CACHE_HOME"),
                *home = getenv("HOME");
@@ -74,8 +74,8 @@ static int folder_path(char *path) {
     return mkdir(path, 0700) && errno != EEXIST ? -1 : 0;
 }
 
-/* The folder, opened; -1 where there is none that can be trusted. What is in it is reached through this descriptor alone, so that
- * a folder put in its place later is not used. */
+/* The folder, opened; -1 where there is none that can be trusted. What is in it is reached through
+ * this descriptor alone, so that a folder put in its place later is not used. */
 static int open_folder(char *path) {
     if (folder_path(path)) return -1;
     int folder = open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
@@ -116,7 +116,7 @@ static int write_all(int file, const void *from, size_t bytes) {
 static unsigned char *read_binary(int file, const struct stat *status, size_t *size) {
     file_header header;
     if (read_all(file, &header, sizeof header) || memcmp(header.magic, MAGIC, sizeof MAGIC) ||
-        !header.size || header.size > MOST ||
+        !header.size || header.size > LARGEST ||
         header.size != (uint64_t)status->st_size - sizeof header)
         return NULL;
     unsigned char *binary = malloc(header.size);

@@ -1,5 +1,6 @@
-/* What pyloss uses of the OpenCL 1.2 interface, declared here so that building needs no OpenCL headers: the types, the
- * constants, and the functions, which library.c finds in libOpenCL at run time and keeps in the table `pl_cl`. */
+/* What pyloss uses of the OpenCL 1.2 interface, declared here so that building needs no OpenCL
+ * headers: the types, the constants, and the functions, which library.c finds in libOpenCL at run
+ * time and keeps in the table `pl_cl`. */
 #ifndef PYLOSS_CL_H
 #define PYLOSS_CL_H
 

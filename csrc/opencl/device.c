@@ -1,12 +1,12 @@
-/* Opened devices, their queues and their memory. Released buffers are kept for reuse, as core/buffers.c does on the host. */
+/* Opened devices: queues, memory, copies. Released buffers stay for reuse, as in core/buffers.c. */
 #include "runtime.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-static pthread_mutex_t devices_lock =
-    PTHREAD_MUTEX_INITIALIZER; /* of the list; taken before a device's own lock */
 static pl_cl_device *devices;
+/* Guards the list; taken before a device's own locks. */
+static pthread_mutex_t devices_lock = PTHREAD_MUTEX_INITIALIZER;
 static uint64_t next_address = (uint64_t)1 << 48; /* above every host address */
 
 static int refuse_forked(pl_cl_error *error) {
@@ -15,7 +15,7 @@ static int refuse_forked(pl_cl_error *error) {
     return pl_cl_forked() ? pl_cl_open(&count, &reason, error) : 0;
 }
 
-/* Adds a device to the list; takes over the references to context and queue. */
+/* Adds a device to the list; takes the references to context and queue, also when it fails. */
 static pl_cl_device *add_device(int index, cl_context context, cl_command_queue queue, int wait,
                                 pl_cl_error *error) {
     pl_cl_device *device = calloc(1, sizeof *device);
@@ -89,7 +89,7 @@ pl_cl_device *pl_cl_device_of(cl_context context, cl_command_queue queue, pl_cl_
         if (pl_cl_info_at(i)->id == id) index = i;
     if (index < 0) {
         pl_cl_refuse(error, PL_CL_FAILED,
-                     "the array lives on a device that pyloss.devices() does not list");
+                     "the array is on a device that pyloss.devices() does not list");
         return NULL;
     }
     pthread_mutex_lock(&devices_lock);
@@ -127,7 +127,7 @@ void pl_cl_free_idle(pl_cl_device *device) {
     }
 }
 
-/* An idle buffer that is not much larger than asked for, out of the list. */
+/* Takes an idle buffer out of the list, at most an eighth and a page larger than asked for. */
 static pl_cl_buffer *take_idle(pl_cl_device *device, size_t bytes) {
     for (pl_cl_buffer **link = &device->idle; *link; link = &(*link)->next) {
         pl_cl_buffer *found = *link;
@@ -176,7 +176,7 @@ pl_cl_buffer *pl_cl_buffer_new(pl_cl_device *device, size_t bytes, pl_cl_error *
         buffer->references = 1;
         buffer->next = NULL;
     } else {
-        /* Never hold more than the peak: what is kept beyond it serves no size that is asked for now. */
+        /* Hold no more than the peak: the idle buffers have none of the sizes that are used now. */
         while (device->idle && device->used_bytes + device->idle_bytes + bytes > device->peak_bytes)
             drop_last_idle(device);
     }
@@ -197,7 +197,7 @@ pl_cl_buffer *pl_cl_buffer_new(pl_cl_device *device, size_t bytes, pl_cl_error *
     if (buffer) return buffer;
     pthread_mutex_lock(&device->memory);
     device->used_bytes -= bytes;
-    device->peak_bytes = device->used_bytes; /* what was refused is no reason to keep so much */
+    device->peak_bytes = device->used_bytes; /* the refused bytes must not raise the peak */
     pthread_mutex_unlock(&device->memory);
     pl_cl_fail(error, "clCreateBuffer", code);
     return NULL;
@@ -229,7 +229,7 @@ pl_cl_buffer *pl_cl_buffer_of(pl_cl_device *device, cl_mem memory, size_t bytes,
 void pl_cl_buffer_release(pl_cl_buffer *buffer) {
     if (!buffer) return;
     pl_cl_device *device = buffer->device;
-    if (pl_cl_forked()) return; /* the driver's, and unusable here */
+    if (pl_cl_forked()) return;
     pthread_mutex_lock(&device->memory);
     if (__atomic_sub_fetch(&buffer->references, 1, __ATOMIC_ACQ_REL)) {
         pthread_mutex_unlock(&device->memory);
@@ -244,7 +244,7 @@ void pl_cl_buffer_release(pl_cl_buffer *buffer) {
         free(buffer);
         return;
     }
-    /* The queue is in order: whoever gets the memory next writes it after all that still reads it. */
+    /* The queue is in order: kernels that still read the memory run before its next user. */
     device->used_bytes -= buffer->bytes;
     device->idle_bytes += buffer->bytes;
     buffer->next = device->idle;

@@ -1,5 +1,5 @@
-/* Puts launches together, enqueues kernels, and calls the launcher of an operation. */
-#include "runtime.h"
+/* Operations on devices: calls launchers, builds up their launches, enqueues kernels. */
+#include "launch.h"
 
 #include <stdarg.h>
 #include <stdio.h>
@@ -23,12 +23,13 @@ pl_cl_place pl_cl_place_of(const pl_cl_operation *operation, const void *address
     return (pl_cl_place){NULL, 0};
 }
 
-/* ---- putting together */
+/* ---- building up a launch */
 
 void pl_cl_define(pl_cl_launch *l, const char *format, ...) {
     va_list given;
     va_start(given, format);
-    l->used += vsnprintf(l->options + l->used, sizeof l->options - (size_t)l->used, format, given);
+    l->options_length += vsnprintf(l->options + l->options_length,
+                                   sizeof l->options - (size_t)l->options_length, format, given);
     va_end(given);
 }
 
@@ -102,8 +103,9 @@ int pl_cl_enqueue(pl_cl_launch *l, const char *name, size_t groups, size_t group
     if (!groups) return 0;
     if (l->misaligned)
         return pl_cl_refuse(error, PL_CL_UNSUPPORTED,
-                            "an array begins between two elements; copy it to memory of its own");
-    /* What the owner of an out-of-order queue has put there may still be writing the arguments. */
+                            "an array does not begin at a multiple of its element's size; copy it");
+    /* The owner of an out-of-order queue may have enqueued kernels that still write the
+     * arguments. */
     if (device->wait && pl_cl_finish(device, error)) return 1;
     pthread_mutex_lock(&device->launch);
     cl_kernel kernel = pl_cl_kernel(device, name, l->source, l->options, &largest, error);
@@ -113,7 +115,7 @@ int pl_cl_enqueue(pl_cl_launch *l, const char *name, size_t groups, size_t group
         failed = 1;
     } else {
         cl_int code = enqueue(device, kernel, l, groups, group);
-        /* Drivers that allocate late find here that memory is short: the kept buffers may help. */
+        /* Some drivers allocate memory only here: idle buffers may make room. */
         if ((code == CL_MEM_OBJECT_ALLOCATION_FAILURE || code == CL_OUT_OF_RESOURCES) &&
             device->idle) {
             pl_cl_free_idle(device);

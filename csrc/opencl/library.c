@@ -1,4 +1,4 @@
-/* Finds libOpenCL at run time, lists its devices, names its errors, and knows about fork. */
+/* libOpenCL: found at run time; its devices, its errors, and its state after fork. */
 #include "runtime.h"
 
 #include <dlfcn.h>
@@ -18,7 +18,7 @@ static struct {
     pl_cl_info info[MAX_DEVICES];
 } library = {.lock = PTHREAD_MUTEX_INITIALIZER};
 
-/* The child has the parent's handles but none of the driver's threads: any call could wait for ever. */
+/* A forked child lacks the driver's threads: any call could wait forever. */
 static void after_fork(void) {
     library.forked = 1;
     pthread_mutex_init(&library.lock, NULL);
@@ -90,7 +90,7 @@ static void read_device(cl_platform_id platform, cl_device_id id, pl_cl_info *in
     READ(CL_DEVICE_NATIVE_VECTOR_WIDTH_FLOAT, info->vector);
     READ(CL_DEVICE_AVAILABLE, available);
     READ(CL_DEVICE_COMPILER_AVAILABLE, compiler);
-    READ(CL_DEVICE_DOUBLE_FP_CONFIG, doubles); /* fails where the device knows no double at all */
+    READ(CL_DEVICE_DOUBLE_FP_CONFIG, doubles); /* fails on devices without doubles */
 #undef READ
     info->fp64 = doubles != 0;
     info->usable = available && compiler;
@@ -109,7 +109,7 @@ static void list_devices(void) {
         cl_device_id ids[MAX_DEVICES];
         cl_uint n = 0;
         if (pl_cl.GetDeviceIDs(platforms[i], CL_DEVICE_TYPE_ALL, MAX_DEVICES, ids, &n))
-            continue; /* a platform may have none */
+            continue; /* a platform without devices */
         for (cl_uint j = 0; j < n && j < MAX_DEVICES && library.count < MAX_DEVICES; j++) {
             read_device(platforms[i], ids[j], &library.info[library.count]);
             library.count += library.info[library.count].usable;
@@ -136,9 +136,9 @@ int pl_cl_open(int *count, const char **reason, pl_cl_error *error) {
     if (forked)
         return pl_cl_refuse(
             error, PL_CL_FORKED,
-            "this process was forked from one that had already used OpenCL, whose driver does not "
-            "survive that; start "
-            "it anew (multiprocessing's \"spawn\"), or use OpenCL in the child processes alone");
+            "this process was forked from one that had already used OpenCL, which does not survive "
+            "a fork; start it with multiprocessing's \"spawn\", or use OpenCL in child processes "
+            "only");
     *count = library.count;
     if (!library.count) *reason = library.reason;
     return 0;
@@ -159,7 +159,7 @@ int pl_cl_refuse(pl_cl_error *error, int kind, const char *format, ...) {
 int pl_cl_fail(pl_cl_error *error, const char *operation, cl_int code) {
     int memory = code == CL_MEM_OBJECT_ALLOCATION_FAILURE || code == CL_OUT_OF_RESOURCES ||
                  code == CL_OUT_OF_HOST_MEMORY || code == CL_INVALID_BUFFER_SIZE;
-    /* Drivers also report a kernel that crashed as "out of resources", when it is waited for. */
+    /* Drivers also report a crashed kernel as "out of resources", from clFinish. */
     if (code == CL_OUT_OF_RESOURCES && !strcmp(operation, "clFinish")) memory = 0;
     return pl_cl_refuse(error, memory ? PL_CL_NO_MEMORY : PL_CL_FAILED, "%s: %s", operation,
                         pl_cl_error_name(code));

@@ -1,4 +1,4 @@
-/* Programs of a device: built once per source and options, kept in memory, and on disk for the next process. */
+/* Programs of a device: built once per source and options, cached in memory and on disk. */
 #include "runtime.h"
 
 #include <stdio.h>
@@ -20,7 +20,7 @@ struct pl_cl_program {
     named_kernel *kernels;
 };
 
-/* The name of a program in the cache: a hash of all that its binary depends on. */
+/* A program's name on disk: a hash of everything that its binary depends on. */
 enum { NAME_SIZE = 40 };
 
 static void cache_name(const pl_cl_device *device, const char *source, const char *options,

@@ -37,7 +37,7 @@ def test_python_has_the_formats_of_the_core():
 
 def test_kernels_and_launchers_name_their_arguments():
     counted = re.compile(r"(->|\.)(arg|place)\[")
-    files = [*CSRC.glob("kernels/**/*.[ch]"), *CSRC.glob("opencl/*.[ch]")]
+    files = [*CSRC.glob("kernels/**/*.[ch]"), *CSRC.glob("opencl/**/*.[ch]")]
     assert len(files) > 30
     assert not [path.name for path in files if counted.search(path.read_text(encoding="utf-8"))]
 

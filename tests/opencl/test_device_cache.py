@@ -19,7 +19,7 @@ with warnings.catch_warnings(record=True) as said:
     pyloss.stablemax(pyloss.to_device(x)).numpy()
 print("\\n".join(f"{w.category.__name__}: {w.message}" for w in said))
 """
-REFUSED = "RuntimeWarning: compiled OpenCL kernels are not kept: {path} {reason}"
+REFUSED = "RuntimeWarning: compiled OpenCL kernels are not cached: {path} {reason}"
 NOBODY = 65534
 root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
 

@@ -1,29 +1,34 @@
-/* The row drivers in OpenCL C over the formulas of losses/, which are the same text as in the C kernels: one work-group for each
- * row. It walks its row once for the statistics of the weights, and again, from the cache where the row fits there, for sums over
- * both rows and for gradients. A program is one of these kernels for one loss; besides what types.cl names it defines
+/* Row losses, one work-group per row, over the formulas of losses/, which the C kernels share. A
+ * first walk over the row computes the statistics of its weights; a second one computes sums over
+ * both rows and gradients. A program is one of these kernels for one loss; its build options
+ * define, beside those of types.cl:
  *
- *   CLASS, PAIR, ELEMENT, MAP or ARGMAX   which     LOSS, FAMILY, ...   what the loss's line of losses.def says
- *   IN0, IN1, OUT0, OUT1   element types of inputs and outputs; no OUT where it is not wanted
- *   KEEP    where computing again costs more than a trip over memory, and the gradients are of the computed type
+ *   CLASS, PAIR, ELEMENT, MAP, ARGMAX   one of them: the kernel
+ *   LOSS, FAMILY, ...                   the loss's line in losses.def
+ *   IN0, IN1, OUT0, OUT1                element types; an array without one is absent
+ *   KEEP                                defined if the first walk stores terms where the gradient
+ *                                       goes, instead of recomputing them; the gradients are of the
+ *                                       computed type
  */
 #include "types.cl"
-/* What families.def says of a family, as constants. */
-#define PL_FAMILY(name, shifted, sloped) enum { name##_is_shifted = shifted, name##_is_sloped = sloped };
-#include "../families.def"
+/* A family's properties in families.def, as constants. */
+#define PL_FAMILY(name, shifted, sloped) \
+    enum { name##_is_shifted = shifted, name##_is_sloped = sloped };
+#include "../../families.def"
 #include "options.h"
-#include "../losses/formulas.h"
-#include "../losses.def"
+#include "../../losses/formulas.h"
+#include "../../losses.def"
 
 #define OF_FAMILY(what) CAT(FAMILY, what)
 #define STORED(type) CAT(stored_, type)
 #define FETCH(type) CAT(fetch_, type)
 #define PUT(type) CAT(put_, type)
-#define LOWEST (-(REAL)INFINITY) /* a logit that adds nothing to any sum: it fills the vector past a row's end */
+#define LOWEST (-(REAL)INFINITY) /* its weight is 0: a masked logit, or past a row's end */
 
 #define SHIFTED OF_FAMILY(_is_shifted)
 #define SLOPED OF_FAMILY(_is_sloped)
 
-/* The heads of the kernels. */
+/* Parameters of the kernels. */
 #ifdef OUT0
 #define OUT0_ARGUMENT(name) ARRAY(STORED(OUT0), name),
 #else
@@ -46,11 +51,12 @@
 
 #if defined(CLASS) || defined(PAIR) || defined(MAP)
 
-/* The sum of the weights w(scale x) is total * e^(scale shift); shift is 0 if the family is not shifted. */
+/* The weights w(scale x) of a row sum to total * e^(scale shift); shift is 0 unless the family is
+ * shifted. */
 typedef struct {
     REAL shift;
     SCALAR total;
-    SCALAR sum_x, count; /* of the logits that are not masked; where WITH_MEAN is defined */
+    SCALAR sum_x, count; /* of logits that are not masked; only with WITH_MEAN */
 } statistics;
 
 #ifdef WITH_CAP
@@ -64,25 +70,27 @@ INLINE V weight_of(V x, REAL shift, REAL scale) {
 }
 
 #define TAKE_STATISTICS(name, type) \
-    INLINE statistics name(const global STORED(type) *row, INDEX n, REAL scale, REAL softcap GROUP_PARAMETER) { \
+    INLINE statistics name(const global STORED(type) * row, INDEX n, REAL scale, \
+                           REAL softcap GROUP_PARAMETER) { \
         REAL shift = SHIFTED ? LOWEST : 0; \
         exact total = {0, 0}, sum_x = {0, 0}, count = {0, 0}; \
         EACH_BLOCK(begin, n) { \
-            V x[BLOCK], high = v_set(LOWEST), sum = v_set(0), sum_b = v_set(0), count_b = v_set(0); \
-            UNROLL for (int b = 0; b < BLOCK; b++) x[b] = v_set(LOWEST); \
+            V x[BLOCK], high = v_set(LOWEST), sum = v_set(0), sum_b = v_set(0), \
+                        count_b = v_set(0); \
+            EACH_OF_BLOCK(b) x[b] = v_set(LOWEST); \
             EACH_VECTOR(b, i, begin, n) x[b] = PREPARED(FETCH(type)(row, i, n, LOWEST)); \
             if (SHIFTED) { \
-                UNROLL for (int b = 0; b < BLOCK; b++) high = x[b] > high ? x[b] : high; \
+                EACH_OF_BLOCK(b) high = x[b] > high ? x[b] : high; \
                 REAL block_high = max_of(high); \
                 if (block_high > shift) { \
                     rescale(&total, exp(((SCALAR)shift - (SCALAR)block_high) * scale)); \
                     shift = block_high; \
                 } \
             } \
-            /* As long as all logits are -inf they add e^(-inf - 0) = 0. */ \
-            REAL taken_off = shift == LOWEST ? 0 : shift; \
-            UNROLL for (int b = 0; b < BLOCK; b++) { \
-                sum += weight_of(x[b], taken_off, scale); \
+            /* While all logits are -inf, they add e^(-inf - 0) = 0. */ \
+            REAL finite_shift = shift == LOWEST ? 0 : shift; \
+            EACH_OF_BLOCK(b) { \
+                sum += weight_of(x[b], finite_shift, scale); \
                 MEAN_OF(x[b]) \
             } \
             add_to(&total, sum_of(sum)); \
@@ -91,7 +99,8 @@ INLINE V weight_of(V x, REAL shift, REAL scale) {
         } \
         statistics s; \
         s.shift = SHIFTED ? (REAL)group_max((SCALAR)shift) : 0; \
-        if (SHIFTED && shift != s.shift) rescale(&total, exp(((SCALAR)shift - (SCALAR)s.shift) * scale)); \
+        if (SHIFTED && shift != s.shift) \
+            rescale(&total, exp(((SCALAR)shift - (SCALAR)s.shift) * scale)); \
         s.total = group_sum(value_of(total)); \
         s.sum_x = s.count = 0; \
         GROUP_MEAN \
@@ -121,9 +130,10 @@ TAKE_STATISTICS(statistics_of_0, IN0)
 TAKE_STATISTICS(statistics_of_1, IN1)
 #endif
 
-/* A gradient of zeros: of rows that are ignored or whose dloss is 0. */
+/* The gradient of a row that is ignored or whose dloss is 0. */
 #define PUT_ZEROS(type, row, n) \
-    EACH_BLOCK(begin, n) EACH_VECTOR(b, i, begin, n) PUT(type)(v_set(0), row, i, n)
+    EACH_BLOCK(begin, n) \
+        EACH_VECTOR(b, i, begin, n) PUT(type)(v_set(0), row, i, n)
 
 #endif
 
@@ -150,7 +160,7 @@ KERNEL row_loss(ARRAY(const STORED(IN0), x), ARRAY(const int, labels),
 #else
     const REAL softcap = 0;
 #endif
-    /* Read before any other work-item may write dx, which may be x. */
+    /* Read before another work-item may write dx, which may be x. */
     V raw = v_set(CAT(load1_, IN0)(x + label)), at_label = PREPARED(raw);
     statistics s = statistics_of_0(x, n, 1, softcap GROUP_ARGUMENT);
     SCALAR log_total = log(s.total);
@@ -196,8 +206,9 @@ KERNEL row_loss(ARRAY(const STORED(IN0), x), ARRAY(const int, labels),
 #endif
 
 #ifdef PAIR
-/* The element at q = x, p = y of two rows whose statistics are known. */
-INLINE pair_element element_at(V x, V y, statistics q, statistics p, REAL scale, V by_q, V by_p, V offset, const SCALAR *option) {
+/* The element of two rows at logits x of q and y of p. */
+INLINE pair_element element_at(V x, V y, statistics q, statistics p, REAL scale, V by_q, V by_p,
+                               V offset, const SCALAR *option) {
     pair_element e;
     V over_q = (x - q.shift) * scale, over_p = (y - p.shift) * scale;
     e.q = v_exp(over_q) * by_q;
@@ -208,7 +219,8 @@ INLINE pair_element element_at(V x, V y, statistics q, statistics p, REAL scale,
 }
 
 KERNEL row_loss(ARRAY(const STORED(IN0), q), ARRAY(const STORED(IN1), p),
-                LOSS_ARGUMENTS OUT0_ARGUMENT(dq) OUT1_ARGUMENT(dp) long length, SCALAR inverse, OPTIONS) {
+                LOSS_ARGUMENTS OUT0_ARGUMENT(dq) OUT1_ARGUMENT(dp) long length, SCALAR inverse,
+                OPTIONS) {
     GROUP_MEMORY
     const INDEX n = (INDEX)length;
     const long row = get_group_id(0);
@@ -217,8 +229,10 @@ KERNEL row_loss(ARRAY(const STORED(IN0), q), ARRAY(const STORED(IN1), p),
     const SCALAR option[4] = GIVEN_OPTIONS;
     const SCALAR given = dloss_data ? *ROW(dloss, row) : 1, factor = given * inverse;
     const REAL scale = (REAL)inverse;
-    statistics q = statistics_of_0(xq, n, scale, 0 GROUP_ARGUMENT), p = statistics_of_1(xp, n, scale, 0 GROUP_ARGUMENT);
-    const V by_q = v_set(1 / q.total), by_p = v_set(1 / p.total), offset = v_set(log(q.total) - log(p.total));
+    statistics q = statistics_of_0(xq, n, scale, 0 GROUP_ARGUMENT),
+               p = statistics_of_1(xp, n, scale, 0 GROUP_ARGUMENT);
+    const V by_q = v_set(1 / q.total), by_p = v_set(1 / p.total),
+            offset = v_set(log(q.total) - log(p.total));
     exact total = {0, 0}, sum_q = {0, 0}, sum_p = {0, 0};
 #ifdef OUT0
     global STORED(OUT0) *dq = ROW(dq, row * length);
@@ -253,23 +267,25 @@ KERNEL row_loss(ARRAY(const STORED(IN0), q), ARRAY(const STORED(IN1), p),
         add_to(&sum_p, sum_of(lp));
     }
     SCALAR all = group_sum(value_of(total));
-    if (LANE == 0) *ROW(loss, row) = all < 0 ? 0 : (REAL)all; /* divergences are not; rounding of equal rows may be */
+    /* A divergence is not negative; rounding of equal rows may make it so. */
+    if (LANE == 0) *ROW(loss, row) = all < 0 ? 0 : (REAL)all;
 #if (defined(OUT0) && !Q_SUMS_TO_0) || defined(OUT1)
     if (given == 0) return;
     /* gradient = factor (by - probability * sum) */
     const V all_q = v_set(group_sum(value_of(sum_q))), all_p = v_set(group_sum(value_of(sum_p)));
 #ifdef KEEP
-    /* What the formula gave is where the gradient goes. */
-    EACH_BLOCK(begin, n) EACH_VECTOR(b, i, begin, n) {
+    /* The first walk stored by_q and by_p where the gradients go. */
+    EACH_BLOCK(begin, n)
+        EACH_VECTOR(b, i, begin, n) {
 #if defined(OUT0) && !Q_SUMS_TO_0
-        V prob_q = v_exp((FETCH(IN0)(xq, i, n, LOWEST) - q.shift) * scale) * by_q;
-        PUT(OUT0)((FETCH(OUT0)(dq, i, n, 0) - prob_q * all_q) * (REAL)factor, dq, i, n);
+            V prob_q = v_exp((FETCH(IN0)(xq, i, n, LOWEST) - q.shift) * scale) * by_q;
+            PUT(OUT0)((FETCH(OUT0)(dq, i, n, 0) - prob_q * all_q) * (REAL)factor, dq, i, n);
 #endif
 #ifdef OUT1
-        V prob_p = v_exp((FETCH(IN1)(xp, i, n, LOWEST) - p.shift) * scale) * by_p;
-        PUT(OUT1)((FETCH(OUT1)(dp, i, n, 0) - prob_p * all_p) * (REAL)factor, dp, i, n);
+            V prob_p = v_exp((FETCH(IN1)(xp, i, n, LOWEST) - p.shift) * scale) * by_p;
+            PUT(OUT1)((FETCH(OUT1)(dp, i, n, 0) - prob_p * all_p) * (REAL)factor, dp, i, n);
 #endif
-    }
+        }
 #else
     EACH_BLOCK(begin, n) {
         V x[BLOCK], y[BLOCK];
@@ -293,7 +309,8 @@ KERNEL row_loss(ARRAY(const STORED(IN0), q), ARRAY(const STORED(IN1), p),
 #endif
 
 #ifdef MAP
-KERNEL row_loss(ARRAY(const STORED(IN0), x), IN1_ARGUMENT(dy) OUT0_ARGUMENT(y) OUT1_ARGUMENT(dx) long length) {
+KERNEL row_loss(ARRAY(const STORED(IN0), x),
+                IN1_ARGUMENT(dy) OUT0_ARGUMENT(y) OUT1_ARGUMENT(dx) long length) {
     GROUP_MEMORY
     const INDEX n = (INDEX)length;
     const long row = get_group_id(0);
@@ -306,7 +323,8 @@ KERNEL row_loss(ARRAY(const STORED(IN0), x), IN1_ARGUMENT(dy) OUT0_ARGUMENT(y) O
         EACH_VECTOR(b, i, begin, n) {
             V v = FETCH(IN0)(x, i, n, LOWEST), prob = weight_of(v, s.shift, 1) * by_p;
 #ifdef OUT0
-            PUT(OUT0)(LOGARITHM ? OF_FAMILY(_log_weight)(v) - log_sum : prob, ROW(y, row * length), i, n);
+            const V y = LOGARITHM ? OF_FAMILY(_log_weight)(v) - log_sum : prob;
+            PUT(OUT0)(y, ROW(y, row * length), i, n);
 #endif
 #ifdef IN1
             V d = FETCH(IN1)(ROW(dy, row * length), i, n, 0);
@@ -356,7 +374,7 @@ KERNEL row_loss(ARRAY(const STORED(IN0), x), ARRAY(const STORED(IN1), t),
 #endif
 
 #ifdef ARGMAX
-/* Whether element a at i goes before b at j: a NaN before all, then the larger, then the earlier. */
+/* Whether element a at i ranks before b at j: NaN first, then the larger, then the earlier. */
 INLINE int comes_first(REAL a, long i, REAL b, long j) {
     int odd_a = a != a, odd_b = b != b;
     if (odd_a != odd_b) return odd_a;
@@ -370,20 +388,21 @@ KERNEL row_loss(ARRAY(const STORED(IN0), x), ARRAY(int, index), long length) {
     const global STORED(IN0) *x = ROW(x, row * length);
     REAL best = LOWEST;
     long at = LONG_MAX;
-    EACH_BLOCK(begin, n) EACH_VECTOR(b, i, begin, n) {
-        V v = FETCH(IN0)(x, i, n, LOWEST);
-        REAL a[WIDTH];
-        REAL high = max_of(v);
-        /* Rarely: the best so far is beaten or met, or there is a NaN somewhere. */
-        if (!(high < best) || any(isnan(v))) {
-            VSTORE(v, 0, a);
-            for (int j = 0; j < WIDTH && i + j < n; j++)
-                if (comes_first(a[j], i + j, best, at)) {
-                    best = a[j];
-                    at = i + j;
-                }
+    EACH_BLOCK(begin, n)
+        EACH_VECTOR(b, i, begin, n) {
+            V v = FETCH(IN0)(x, i, n, LOWEST);
+            REAL a[WIDTH];
+            REAL high = max_of(v);
+            /* Rare: an element is at least the best so far, or NaN. */
+            if (!(high < best) || any(isnan(v))) {
+                VSTORE(v, 0, a);
+                for (int j = 0; j < WIDTH && i + j < n; j++)
+                    if (comes_first(a[j], i + j, best, at)) {
+                        best = a[j];
+                        at = i + j;
+                    }
+            }
         }
-    }
 #if GROUP > 1
     local REAL bests[GROUP];
     local long ats[GROUP];
@@ -396,7 +415,7 @@ KERNEL row_loss(ARRAY(const STORED(IN0), x), ARRAY(int, index), long length) {
             ats[LANE] = ats[LANE + h];
         }
     }
-    at = ats[0]; /* of work-item 0, which wrote it */
+    at = ats[0]; /* work-item 0 wrote it, and reads it below */
 #endif
     if (LANE == 0) *ROW(index, row) = (int)at;
 }

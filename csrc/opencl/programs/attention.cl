@@ -1,26 +1,30 @@
-/* Attention: causal, grouped-query, over packed sequences, without the matrix of all scores; see kernels/attention.tpl.h. A
- * work-item has WIDTH rows (queries of the heads that share a key-value head, stacked) in the lanes of its vectors, or for the
- * gradients of keys and values WIDTH keys; it walks what these see TILE at a time, which the work-group loads together.
+/* Attention: causal, grouped-query, over packed sequences, without the matrix of all scores, as in
+ * kernels/attention/. A row is a query of one of the `share` heads that share a key-value head. A
+ * work-item has WIDTH rows in the lanes of its vectors, for the gradients of keys and values WIDTH
+ * keys. It walks the keys (or queries) that they see, TILE at a time; the work-group loads a tile
+ * together.
  *
- *   D       elements of a head             TILE   keys (or rows) at a time
+ *   D     elements of a head
+ *   TILE  keys (or queries) of a tile
  */
 #define INDEX long
 #include "types.cl"
 
 #define LOWEST (-(REAL)INFINITY)
-#define HELD (D > 0 ? D : 1) /* arrays of nothing are not C */
+#define ARRAY_D (D > 0 ? D : 1) /* C has no arrays of 0 elements */
 #define ITEM_ROWS (GROUP * WIDTH)
 
 typedef struct {
-    long query, key, n, m; /* where the sequence begins in q and in k, and how many it has of both */
-    long block;            /* the work-group's, among those of the sequence */
-    long head;             /* the key-value head */
-} place_of_work;
+    long query, key; /* the sequence's first row of q, and of k */
+    long n, m;       /* its number of queries, and of keys */
+    long block;      /* the group's block of rows or keys in the sequence */
+    long head;       /* the key-value head */
+} group_work;
 
-/* The sequence and block that fall to this group: of rows of queries, or with `by_key` of keys. */
-INLINE place_of_work find_work(const global int *q_offsets, const global int *k_offsets, long sequences, long kv_heads,
-                               long heads, int by_key) {
-    place_of_work w;
+/* The sequence and the block of this group. Blocks are of rows, or with `by_key` of keys. */
+INLINE group_work find_work(const global int *q_offsets, const global int *k_offsets,
+                            long sequences, long kv_heads, long heads, int by_key) {
+    group_work w;
     const long block = get_group_id(0) / kv_heads;
     w.head = get_group_id(0) % kv_heads;
     long before = 0;
@@ -29,7 +33,8 @@ INLINE place_of_work find_work(const global int *q_offsets, const global int *k_
         w.key = k_offsets[s];
         w.n = q_offsets[s + 1] - w.query;
         w.m = k_offsets[s + 1] - w.key;
-        const long rows = by_key ? w.m : w.n * (heads / kv_heads), blocks = (rows + ITEM_ROWS - 1) / ITEM_ROWS;
+        const long rows = by_key ? w.m : w.n * (heads / kv_heads),
+                   blocks = (rows + ITEM_ROWS - 1) / ITEM_ROWS;
         w.block = block - before;
         if (w.block < blocks) break;
         before += blocks;
@@ -37,29 +42,30 @@ INLINE place_of_work find_work(const global int *q_offsets, const global int *k_
     return w;
 }
 
-/* Where row `row` of a sequence stands among the heads of all tokens. */
-INLINE long place_of_row(const place_of_work *w, long row, long heads, long kv_heads) {
+/* The index of a sequence's row among the heads of all tokens. */
+INLINE long head_index(const group_work *w, long row, long heads, long kv_heads) {
     const long share = heads / kv_heads;
     return (w->query + row / share) * heads + w->head * share + row % share;
 }
 
-/* The keys that a row sees: [hidden, visible); none where visible is not above 0. */
+/* A row sees the keys [hidden, visible); none if visible <= 0. */
 typedef struct {
     long hidden, visible;
 } keys_of_row;
-INLINE keys_of_row keys_seen(const place_of_work *w, long row, long share, long window) {
+INLINE keys_of_row keys_seen(const group_work *w, long row, long share, long window) {
     keys_of_row k;
     k.visible = w->m - w->n + row / share + 1;
     k.hidden = max(0L, k.visible - window);
     return k;
 }
 
-/* Copies rows of D floats, `step` apart, into local memory, all work-items together; on a processor they are read in place. */
+/* Tiles: rows of D floats, `step` apart, which the work-items copy to local memory together. On a
+ * processor they are read in place. */
 #if GROUP > 1
-#define TILE_MEMORY(name) local float name##_tile[TILE * HELD]
+#define TILE_MEMORY(name) local float name##_tile[TILE * ARRAY_D]
 #define LOAD_TILE(name, from, step, count) \
     for (int e = LANE; e < (count) * D; e += GROUP) name##_tile[e] = (from)[e / D * (step) + e % D]
-#define TILE_ROW(name, from, step, j) (name##_tile + (j) * D)
+#define TILE_ROW(name, from, step, j) (name##_tile + (j)*D)
 #define TILE_POINTER const local float *
 #define TILE_BARRIER barrier(CLK_LOCAL_MEM_FENCE)
 #else
@@ -70,25 +76,26 @@ INLINE keys_of_row keys_seen(const place_of_work *w, long row, long share, long 
 #define TILE_BARRIER
 #endif
 
-/* Lanes of rows: WIDTH rows of D floats, turned so that a vector has one element of each. */
+/* Copy WIDTH rows of D floats to or from lanes: a vector has one element of each row. */
 #define GATHER(to, from, factor) \
     for (int l = 0; l < WIDTH; l++) { \
         const long row = row0 + l; \
-        const global float *source = ROW(from, place_of_row(&w, min(row, rows - 1), heads, kv_heads) * D); \
+        const global float *source = \
+            ROW(from, head_index(&w, min(row, rows - 1), heads, kv_heads) * D); \
         for (int d = 0; d < D; d++) to[d * WIDTH + l] = row < rows ? (factor) * source[d] : 0.0f; \
     }
 #define SCATTER(from, to, factor) \
     for (int l = 0; l < WIDTH && row0 + l < rows; l++) { \
-        global float *target = ROW(to, place_of_row(&w, row0 + l, heads, kv_heads) * D); \
+        global float *target = ROW(to, head_index(&w, row0 + l, heads, kv_heads) * D); \
         for (int d = 0; d < D; d++) target[d] = (factor) * from[d * WIDTH + l]; \
     }
 
-/* The product of a turned vector of rows with one row of a tile; four sums that do not wait for each other. */
-INLINE V dot_row(const float *turned, TILE_POINTER row) {
+/* The dot products of the rows in lanes with one row of a tile, in four independent sums. */
+INLINE V dot_row(const float *lanes, TILE_POINTER row) {
     V sum[4] = {v_set(0), v_set(0), v_set(0), v_set(0)};
     for (int d = 0; d < D / 4 * 4; d += 4)
-        for (int j = 0; j < 4; j++) sum[j] = FMA(VLOAD(d + j, turned), v_set(row[d + j]), sum[j]);
-    for (int d = D / 4 * 4; d < D; d++) sum[0] = FMA(VLOAD(d, turned), v_set(row[d]), sum[0]);
+        for (int j = 0; j < 4; j++) sum[j] = FMA(VLOAD(d + j, lanes), v_set(row[d + j]), sum[j]);
+    for (int d = D / 4 * 4; d < D; d++) sum[0] = FMA(VLOAD(d, lanes), v_set(row[d]), sum[0]);
     return (sum[0] + sum[1]) + (sum[2] + sum[3]);
 }
 
@@ -96,7 +103,8 @@ INLINE V dot_row(const float *turned, TILE_POINTER row) {
 #define ADD_ROWS(acc, factor, p, name, from, step, count) \
     for (int d = 0; d < D; d++) { \
         V sum = VLOAD(d, acc) * (factor); \
-        for (int j = 0; j < (count); j++) sum = FMA(p[j], v_set(TILE_ROW(name, from, step, j)[d]), sum); \
+        for (int j = 0; j < (count); j++) \
+            sum = FMA(p[j], v_set(TILE_ROW(name, from, step, j)[d]), sum); \
         VSTORE(sum, d, acc); \
     }
 
@@ -111,8 +119,9 @@ INLINE V dot_row(const float *turned, TILE_POINTER row) {
     } \
     const VI visible = VLOAD(0, seen_memory), hidden = VLOAD(0, hidden_memory); \
     const long first_key = keys_seen(&w, w.block * ITEM_ROWS, share, window).hidden; \
-    const long last_key = max(0L, keys_seen(&w, min((w.block + 1) * ITEM_ROWS, rows) - 1, share, window).visible)
-/* Has the keys from `key` on, with their values, at hand: `count` of them. */
+    const long last_key = \
+        max(0L, keys_seen(&w, min((w.block + 1) * ITEM_ROWS, rows) - 1, share, window).visible)
+/* Loads the tile of `count` keys and values from `key` on. */
 #define TAKE_KEYS(key) \
     const int count = (int)min((long)TILE, last_key - key); \
     const global float *keys = ROW(k, ((w.key + key) * kv_heads + w.head) * D); \
@@ -122,14 +131,17 @@ INLINE V dot_row(const float *turned, TILE_POINTER row) {
     LOAD_TILE(v, values, step, count); \
     TILE_BARRIER;
 
-KERNEL attention_forward(ARRAY(const float, q), ARRAY(const float, k), ARRAY(const float, v), ARRAY(const int, q_offsets),
-                         ARRAY(const int, k_offsets), ARRAY(float, o), ARRAY(float, lse), long sequences, long heads,
-                         long kv_heads, float scale, long window) {
+KERNEL attention_forward(ARRAY(const float, q), ARRAY(const float, k), ARRAY(const float, v),
+                         ARRAY(const int, q_offsets), ARRAY(const int, k_offsets), ARRAY(float, o),
+                         ARRAY(float, lse), long sequences, long heads, long kv_heads, float scale,
+                         long window) {
     TILE_MEMORY(k);
     TILE_MEMORY(v);
-    const place_of_work w = find_work(ROW(q_offsets, 0), ROW(k_offsets, 0), sequences, kv_heads, heads, 0);
-    const long share = heads / kv_heads, rows = w.n * share, row0 = w.block * ITEM_ROWS + LANE * WIDTH, step = kv_heads * D;
-    float query[HELD * WIDTH], acc[HELD * WIDTH];
+    const group_work w =
+        find_work(ROW(q_offsets, 0), ROW(k_offsets, 0), sequences, kv_heads, heads, 0);
+    const long share = heads / kv_heads, rows = w.n * share,
+               row0 = w.block * ITEM_ROWS + LANE * WIDTH, step = kv_heads * D;
+    float query[ARRAY_D * WIDTH], acc[ARRAY_D * WIDTH];
     GATHER(query, q, scale)
     TAKE_SEEN;
     for (int d = 0; d < D; d++) VSTORE(v_set(0), d, acc);
@@ -138,11 +150,13 @@ KERNEL attention_forward(ARRAY(const float, q), ARRAY(const float, k), ARRAY(con
         TAKE_KEYS(key)
         V p[TILE], high = top;
         for (int j = 0; j < count; j++) {
-            p[j] = v_select(SEES((int)(key + j)), dot_row(query, TILE_ROW(k, keys, step, j)), v_set(LOWEST));
+            p[j] = v_select(SEES((int)(key + j)), dot_row(query, TILE_ROW(k, keys, step, j)),
+                            v_set(LOWEST));
             high = p[j] > high || p[j] != p[j] ? p[j] : high;
         }
-        /* As long as nothing is seen all are e^(-inf - 0) = 0. */
-        const V base = v_select(v_equal(high, v_set(LOWEST)), v_set(0), high), factor = v_exp(top - base);
+        /* While no key is seen, all weights are e^(-inf - 0) = 0. */
+        const V base = v_select(v_equal(high, v_set(LOWEST)), v_set(0), high),
+                factor = v_exp(top - base);
         total *= factor;
         for (int j = 0; j < count; j++) {
             p[j] = v_exp(p[j] - base);
@@ -155,26 +169,30 @@ KERNEL attention_forward(ARRAY(const float, q), ARRAY(const float, k), ARRAY(con
     VSTORE(total, 0, sums);
     VSTORE(top, 0, tops);
     for (int l = 0; l < WIDTH && row0 + l < rows; l++) {
-        const long at = place_of_row(&w, row0 + l, heads, kv_heads);
-        for (int d = 0; d < D; d++) *ROW(o, at * D + d) = sums[l] == 0 ? 0.0f : acc[d * WIDTH + l] / sums[l];
+        const long at = head_index(&w, row0 + l, heads, kv_heads);
+        for (int d = 0; d < D; d++)
+            *ROW(o, at * D + d) = sums[l] == 0 ? 0.0f : acc[d * WIDTH + l] / sums[l];
         *ROW(lse, at) = sums[l] == 0 ? LOWEST : tops[l] + log(sums[l]);
     }
 }
 
-/* dq, and for attention_grad_keys delta = o . do of each row. */
-KERNEL attention_grad_rows(ARRAY(const float, d_o), ARRAY(const float, q), ARRAY(const float, k), ARRAY(const float, v),
-                           ARRAY(const float, o), ARRAY(const float, lse), ARRAY(const int, offsets), ARRAY(float, dq),
-                           ARRAY(float, delta), long sequences, long heads, long kv_heads, float scale, long window) {
+/* dq; and delta = o . do of each row, for attention_grad_keys. */
+KERNEL attention_grad_rows(ARRAY(const float, d_o), ARRAY(const float, q), ARRAY(const float, k),
+                           ARRAY(const float, v), ARRAY(const float, o), ARRAY(const float, lse),
+                           ARRAY(const int, offsets), ARRAY(float, dq), ARRAY(float, delta),
+                           long sequences, long heads, long kv_heads, float scale, long window) {
     TILE_MEMORY(k);
     TILE_MEMORY(v);
-    const place_of_work w = find_work(ROW(offsets, 0), ROW(offsets, 0), sequences, kv_heads, heads, 0);
-    const long share = heads / kv_heads, rows = w.n * share, row0 = w.block * ITEM_ROWS + LANE * WIDTH, step = kv_heads * D;
-    float query[HELD * WIDTH], slope[HELD * WIDTH], acc[HELD * WIDTH], lses[WIDTH], deltas[WIDTH];
+    const group_work w = find_work(ROW(offsets, 0), ROW(offsets, 0), sequences, kv_heads, heads, 0);
+    const long share = heads / kv_heads, rows = w.n * share,
+               row0 = w.block * ITEM_ROWS + LANE * WIDTH, step = kv_heads * D;
+    float query[ARRAY_D * WIDTH], slope[ARRAY_D * WIDTH], acc[ARRAY_D * WIDTH], lses[WIDTH],
+        deltas[WIDTH];
     GATHER(query, q, scale)
     GATHER(slope, d_o, 1.0f)
     TAKE_SEEN;
     for (int l = 0; l < WIDTH; l++) {
-        const long at = place_of_row(&w, min(row0 + l, rows - 1), heads, kv_heads);
+        const long at = head_index(&w, min(row0 + l, rows - 1), heads, kv_heads);
         float sum = 0;
         for (int d = 0; d < D; d++) sum += *ROW(o, at * D + d) * slope[d * WIDTH + l];
         deltas[l] = sum;
@@ -188,25 +206,29 @@ KERNEL attention_grad_rows(ARRAY(const float, d_o), ARRAY(const float, q), ARRAY
         V ds[TILE];
         for (int j = 0; j < count; j++) {
             const V p = v_exp(dot_row(query, TILE_ROW(k, keys, step, j)) - log_sum);
-            ds[j] = v_select(SEES((int)(key + j)), p * (dot_row(slope, TILE_ROW(v, values, step, j)) - by), v_set(0));
+            ds[j] = v_select(SEES((int)(key + j)),
+                             p * (dot_row(slope, TILE_ROW(v, values, step, j)) - by), v_set(0));
         }
         ADD_ROWS(acc, v_set(1), ds, k, keys, step, count)
     }
     SCATTER(acc, dq, scale)
 }
 
-/* dk and dv: of WIDTH keys a work-item, over all rows that see them. */
-KERNEL attention_grad_keys(ARRAY(const float, d_o), ARRAY(const float, q), ARRAY(const float, k), ARRAY(const float, v),
-                           ARRAY(const float, lse), ARRAY(const float, delta), ARRAY(const int, offsets), ARRAY(float, dk),
-                           ARRAY(float, dv), long sequences, long heads, long kv_heads, float scale, long window) {
+/* dk and dv of WIDTH keys per work-item, summed over all rows that see them. */
+KERNEL attention_grad_keys(ARRAY(const float, d_o), ARRAY(const float, q), ARRAY(const float, k),
+                           ARRAY(const float, v), ARRAY(const float, lse),
+                           ARRAY(const float, delta), ARRAY(const int, offsets), ARRAY(float, dk),
+                           ARRAY(float, dv), long sequences, long heads, long kv_heads, float scale,
+                           long window) {
     TILE_MEMORY(q);
     TILE_MEMORY(d_o);
 #if GROUP > 1
     local float lse_tile[TILE], delta_tile[TILE];
 #endif
-    const place_of_work w = find_work(ROW(offsets, 0), ROW(offsets, 0), sequences, kv_heads, heads, 1);
+    const group_work w = find_work(ROW(offsets, 0), ROW(offsets, 0), sequences, kv_heads, heads, 1);
     const long share = heads / kv_heads, key0 = w.block * ITEM_ROWS + LANE * WIDTH;
-    float key_memory[HELD * WIDTH], value_memory[HELD * WIDTH], dkey[HELD * WIDTH], dvalue[HELD * WIDTH];
+    float key_memory[ARRAY_D * WIDTH], value_memory[ARRAY_D * WIDTH], dkey[ARRAY_D * WIDTH],
+        dvalue[ARRAY_D * WIDTH];
     int numbers[WIDTH];
     for (int l = 0; l < WIDTH; l++) {
         const long at = ((w.key + min(key0 + l, w.m - 1)) * kv_heads + w.head) * D;
@@ -221,9 +243,12 @@ KERNEL attention_grad_keys(ARRAY(const float, d_o), ARRAY(const float, q), ARRAY
         VSTORE(v_set(0), d, dkey);
         VSTORE(v_set(0), d, dvalue);
     }
-    /* The queries from the group's first key on see it, up to the last that has its last key in the window. */
-    const long first_query = w.block * ITEM_ROWS, last_query = min(w.n, min(first_query + ITEM_ROWS, w.m) - 1 + window);
-    for (long part = 0; part < share; part++) { /* head by head: the rows of one are heads * D apart */
+    /* The group's keys are seen from its first key's query on, as long as its last key is in the
+     * window. */
+    const long first_query = w.block * ITEM_ROWS,
+               last_query = min(w.n, min(first_query + ITEM_ROWS, w.m) - 1 + window);
+    for (long part = 0; part < share;
+         part++) { /* head by head: rows of a head are heads * D apart */
         const long step = heads * D;
         for (long query = first_query; query < last_query; query += TILE) {
             const int count = (int)min((long)TILE, last_query - query);
@@ -246,11 +271,14 @@ KERNEL attention_grad_keys(ARRAY(const float, d_o), ARRAY(const float, q), ARRAY
 #else
                 const float log_sum = *ROW(lse, at + j * heads), by = *ROW(delta, at + j * heads);
 #endif
-                const VI self = (VI)((int)(query + j)), oldest = (VI)((int)max(query + j + 1 - window, 0L));
+                const VI self = (VI)((int)(query + j)),
+                         oldest = (VI)((int)max(query + j + 1 - window, 0L));
                 const V s = scale * dot_row(key_memory, TILE_ROW(q, queries, step, j));
                 const VI sees = (number <= self) & (number >= oldest);
                 p[j] = v_select(sees, v_exp(s - log_sum), v_set(0));
-                ds[j] = v_select(sees, p[j] * (dot_row(value_memory, TILE_ROW(d_o, slopes, step, j)) - by), v_set(0));
+                ds[j] = v_select(
+                    sees, p[j] * (dot_row(value_memory, TILE_ROW(d_o, slopes, step, j)) - by),
+                    v_set(0));
             }
             ADD_ROWS(dvalue, v_set(1), p, d_o, slopes, step, count)
             ADD_ROWS(dkey, v_set(1), ds, q, queries, step, count)

@@ -1,9 +1,9 @@
 /* Launches attention.cl. */
-#include "runtime.h"
+#include "../launch.h"
 #include "args.h"
 #include "places.h"
 
-/* Rows in the lanes of a processor's vectors, one a work-item elsewhere. */
+/* Rows are lanes of a processor's vectors; elsewhere each work-item has one. */
 static pl_cl_shape shape_of(const pl_cl_operation *o) {
     int cpu = pl_cl_is_cpu(o->device);
     pl_cl_shape shape =
@@ -17,7 +17,7 @@ static pl_cl_shape shape_of(const pl_cl_operation *o) {
     return shape;
 }
 
-/* Keys of a tile: fewer where local memory is short for wide heads. */
+/* Keys of a tile; fewer where wide heads would not fit in local memory. */
 static int tile_of(const pl_cl_operation *o, pl_cl_shape shape) {
     int64_t d = PL_DIM(o->call, 'D'), tile = 32;
     if (shape.group > 1)
@@ -33,7 +33,8 @@ static pl_cl_launch begin(const pl_cl_operation *o) {
     return l;
 }
 
-/* A group for each block of `share` rows an offset counts, of each key-value head. */
+/* Enqueues a group for each block of rows of each key-value head. A token that `offsets` counts has
+ * `share` rows. */
 static int run(pl_cl_launch *l, const char *kernel, const int32_t *offsets, int64_t share,
                double scale, int64_t window) {
     const pl_cl_operation *o = l->operation;

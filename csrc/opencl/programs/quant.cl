@@ -1,11 +1,21 @@
-/* Stored weights to float32, eight elements of a row at a time: kernels/quant.tpl.h for devices. A program is for one format:
+/* Decodes stored weights to float32, eight elements of a row at a time, as kernels/quant.tpl.h
+ * does. A program is built for one format; its build options define:
  *
- *   FORMAT_<name>   a GGUF format, or F32, BF16, F16        AFFINE   bits of the codes of mlx's formats        NF4
- *   BLOCK_ELEMENTS, BLOCK_BYTES   of the format             GROUPED  where the scales lie beside the codes
+ *   FORMAT_<name>                a GGUF format, or F32, BF16, F16
+ *   BLOCK_ELEMENTS, BLOCK_BYTES  of the format
+ *   GROUPED                      defined if the scales are stored beside the codes, with one of
+ *   AFFINE                       bits of a code, for mlx's formats
+ *   NF4                          defined for that format
  */
+#ifndef PYLOSS_CL_QUANT
+#define PYLOSS_CL_QUANT
+
+#include "types.cl"
+
 #pragma OPENCL FP_CONTRACT OFF
 
-/* As pl_weight and pl_groups, with `group_shift` and `nested_shift` the logarithms of their sizes. */
+/* pl_weight and pl_groups of pyloss.h. `group_shift` and `nested_shift` are the logarithms of the
+ * sizes of groups. */
 typedef struct {
     const global uchar *data;
     long cols, head_dim, row_bytes;
@@ -20,15 +30,16 @@ typedef struct {
 
 #ifdef GROUPED
 #define WEIGHT_PARAMETERS \
-    ARRAY(const uchar, codes), long weight_cols, long weight_head_dim, ARRAY(const uchar, scales), ARRAY(const uchar, offsets), \
-        ARRAY(const float, map), ARRAY(const float, table), ARRAY(const float, outer), long first, long group_shift, \
-        long nested_shift, long scale_format, float nested_offset
+    ARRAY(const uchar, codes), long weight_cols, long weight_head_dim, ARRAY(const uchar, scales), \
+        ARRAY(const uchar, offsets), ARRAY(const float, map), ARRAY(const float, table), \
+        ARRAY(const float, nested), long first, long group_shift, long nested_shift, \
+        long scale_format, float nested_offset
 #define GROUPS_OF_PARAMETERS \
     w.scales = ROW(scales, 0); \
     w.offsets = ROW(offsets, 0); \
     w.map = map_data ? ROW(map, 0) : 0; \
     w.table = ROW(table, 0); \
-    w.nested = ROW(outer, 0); \
+    w.nested = ROW(nested, 0); \
     w.first = first; \
     w.group_shift = (int)group_shift; \
     w.nested_shift = (int)nested_shift; \
@@ -38,7 +49,7 @@ typedef struct {
 #define WEIGHT_PARAMETERS ARRAY(const uchar, codes), long weight_cols, long weight_head_dim
 #define GROUPS_OF_PARAMETERS
 #endif
-/* Declares `w`. */
+/* Declares `w`, the weight of the parameters. */
 #define TAKE_WEIGHT \
     weight w; \
     w.data = ROW(codes, 0); \
@@ -47,7 +58,7 @@ typedef struct {
     w.row_bytes = weight_cols / BLOCK_ELEMENTS * BLOCK_BYTES; \
     GROUPS_OF_PARAMETERS
 
-/* Which row of the stored matrix holds row `row`; see pyloss.h. */
+/* The row of the stored matrix that holds row `row`; see pyloss.h. */
 INLINE long stored_row(const weight *w, long row) {
     if (w->head_dim > 0) {
         long j = row % w->head_dim, half_dim = w->head_dim / 2;
@@ -57,7 +68,9 @@ INLINE long stored_row(const weight *w, long row) {
 }
 
 INLINE float half_at(const global uchar *p) { return vload_half(0, (const global half *)p); }
-INLINE float8 bf16_run(const global uchar *p) { return as_float8(convert_uint8(vload8(0, (const global ushort *)p)) << 16); }
+INLINE float8 bf16_run(const global uchar *p) {
+    return as_float8(convert_uint8(vload8(0, (const global ushort *)p)) << 16);
+}
 INLINE int8 bytes_at(const global uchar *p) { return convert_int8(vload8(0, p)); }
 
 /* Elements [i, i + 8) of a float32 row of n; 0 past its end. */
@@ -79,8 +92,12 @@ INLINE float8 decode(const weight *w, const global uchar *row, long at, long i) 
 }
 INLINE float decode1(const global uchar *row, long i) { return half_at(row + 2 * i); }
 #elif defined(FORMAT_BF16)
-INLINE float8 decode(const weight *w, const global uchar *row, long at, long i) { return bf16_run(row + 2 * i); }
-INLINE float decode1(const global uchar *row, long i) { return as_float((uint)((const global ushort *)row)[i] << 16); }
+INLINE float8 decode(const weight *w, const global uchar *row, long at, long i) {
+    return bf16_run(row + 2 * i);
+}
+INLINE float decode1(const global uchar *row, long i) {
+    return as_float((uint)((const global ushort *)row)[i] << 16);
+}
 
 #elif defined(FORMAT_Q8_0)
 INLINE float8 decode(const weight *w, const global uchar *row, long at, long i) {
@@ -105,7 +122,8 @@ INLINE float8 decode(const weight *w, const global uchar *row, long at, long i) 
 #endif
 #if defined(FORMAT_Q5_0) || defined(FORMAT_Q5_1)
     const uint bits = (uint)p[0] | (uint)p[1] << 8 | (uint)p[2] << 16 | (uint)p[3] << 24;
-    const int8 fifth = convert_int8((uint8)(bits >> e) >> (uint8)(0, 1, 2, 3, 4, 5, 6, 7) & 1u) << 4;
+    const int8 fifth = convert_int8((uint8)(bits >> e) >> (uint8)(0, 1, 2, 3, 4, 5, 6, 7) & 1u)
+                       << 4;
     p += 4;
 #else
     const int8 fifth = 0;
@@ -133,15 +151,20 @@ INLINE float8 decode(const weight *w, const global uchar *row, long at, long i) 
 #elif defined(FORMAT_Q2_K) || defined(FORMAT_Q3_K) || defined(FORMAT_Q6_K)
 INLINE float8 decode(const weight *w, const global uchar *row, long at, long i) {
     const global uchar *p = row + i / 256 * BLOCK_BYTES;
-    const int run = (int)(i / 32 % 8), e = (int)(i % 32), upper = run / 4, part = run % 4, group = 2 * run + e / 16;
+    const int run = (int)(i / 32 % 8), e = (int)(i % 32), upper = run / 4, part = run % 4,
+              group = 2 * run + e / 16;
 #if defined(FORMAT_Q2_K)
-    const float d = half_at(p + 80) * (float)(p[group] & 15), offset = half_at(p + 82) * (float)(p[group] >> 4);
+    const float d = half_at(p + 80) * (float)(p[group] & 15),
+                offset = half_at(p + 82) * (float)(p[group] >> 4);
     const int8 q = bytes_at(p + 16 + 32 * upper + e) >> 2 * part & 3;
 #elif defined(FORMAT_Q3_K)
     const global uchar *s = p + 96;
-    const int scale = ((s[group % 8] >> (group < 8 ? 0 : 4) & 15) | (s[8 + group % 4] >> group / 4 * 2 & 3) << 4) - 32;
+    const int scale = ((s[group % 8] >> (group < 8 ? 0 : 4) & 15) |
+                       (s[8 + group % 4] >> group / 4 * 2 & 3) << 4) -
+                      32;
     const float d = half_at(p + 108) * (float)scale, offset = 0;
-    const int8 q = (bytes_at(p + 32 + 32 * upper + e) >> 2 * part & 3) - 4 + ((bytes_at(p + e) >> run & 1) << 2);
+    const int8 q = (bytes_at(p + 32 + 32 * upper + e) >> 2 * part & 3) - 4 +
+                   ((bytes_at(p + e) >> run & 1) << 2);
 #else
     const float d = half_at(p + 208) * (float)(char)p[192 + group], offset = 0;
     const int8 low = bytes_at(p + 64 * upper + 32 * (part & 1) + e) >> part / 2 * 4 & 15;
@@ -156,7 +179,7 @@ INLINE float scale_at(const global uchar *p, int format, long i) {
     if (format == SCALE_F16) return half_at(p + 2 * i);
     return as_float((uint)((const global ushort *)p)[i] << 16);
 }
-/* `at` is the place of the row's first element among all of the matrix. */
+/* `at` is the number of the row's first element in the matrix. */
 INLINE float8 decode(const weight *w, const global uchar *row, long at, long i) {
     const long group = (w->first + at + i) >> w->group_shift;
 #ifdef NF4
@@ -180,12 +203,13 @@ INLINE float8 decode(const weight *w, const global uchar *row, long at, long i) 
     for (int j = 0; j < AFFINE; j++) bits |= (ulong)p[j] << 8 * j;
     const ulong8 shifted = (ulong8)(bits) >> (ulong8)(0, 1, 2, 3, 4, 5, 6, 7) * (ulong)AFFINE;
     const float8 q = convert_float8(convert_int8(shifted & (ulong)((1 << AFFINE) - 1)));
-    return q * scale_at(w->scales, w->scale_format, group) + scale_at(w->offsets, w->scale_format, group);
+    return q * scale_at(w->scales, w->scale_format, group) +
+           scale_at(w->offsets, w->scale_format, group);
 #endif
 }
 #endif
 
-/* Elements [i, i + 8) of row `row` as stored, i a multiple of 8; 0 past the row's end. */
+/* Elements [i, i + 8) of stored row `row`, i a multiple of 8; 0 past the row's end. */
 INLINE float8 weight_run(const weight *w, long row, long i) {
     if (i >= w->cols) return (float8)(0.0f);
     const global uchar *data = w->data + row * w->row_bytes;
@@ -198,3 +222,5 @@ INLINE float8 weight_run(const weight *w, long row, long i) {
 #endif
     return decode(w, data, row * w->cols, i);
 }
+
+#endif

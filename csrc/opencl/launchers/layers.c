@@ -1,11 +1,11 @@
 /* Launches layers.cl. */
-#include "runtime.h"
+#include "../launch.h"
 #include "args.h"
 #include "places.h"
 
-enum { ROWS = 32 }; /* rows that add into one part of a sum over columns */
+enum { ROWS = 32 }; /* rows of one part of a column sum */
 
-/* A processor's core takes a row; on others a group does. */
+/* A row for each work-item of a processor, or for each group of a GPU. */
 static pl_cl_shape shape_of(const pl_cl_operation *o) {
     pl_cl_shape shape = pl_cl_is_cpu(o->device) ? (pl_cl_shape){1, 16, 8} : (pl_cl_shape){64, 4, 2};
     if (pl_cl_forced_shape.group) shape = pl_cl_forced_shape;
@@ -17,12 +17,12 @@ static pl_cl_launch begin(const pl_cl_operation *o) {
     return pl_cl_begin(o, pl_cl_source_layers, shape_of(o), 0);
 }
 
-/* A kernel with a group for each row. */
+/* Enqueues a kernel with a group for each row. */
 static int run(pl_cl_launch *l, const char *kernel, int64_t rows) {
     return pl_cl_enqueue(l, kernel, (size_t)rows, (size_t)shape_of(l->operation).group, NULL);
 }
 
-/* A kernel with a work-item for each of n elements. */
+/* Enqueues a kernel with a work-item for each of n elements. */
 static int run_items(pl_cl_launch *l, const char *kernel, int64_t n) {
     size_t group = (size_t)shape_of(l->operation).group;
     return pl_cl_enqueue(l, kernel, ((size_t)n + group - 1) / group, group, NULL);
@@ -199,7 +199,8 @@ int pl_cl_launch_column_dot(const pl_cl_operation *o) {
     return sum_columns(o, at.dy, at.y, at.offset, absent, at.out);
 }
 
-/* Row m of `from`, for m < count, to the row of `to` that rows[m] names: added, or `put` in its place. */
+/* Row m of `from`, for m < count, to the row of `to` that rows[m] names: added, or `put` in its
+ * place. */
 static int add_rows(const pl_cl_operation *o, pl_cl_place from, pl_cl_place rows, pl_cl_place to,
                     int64_t count, int put) {
     int64_t parts = 4 * o->device->info->units;

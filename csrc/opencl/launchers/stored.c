@@ -1,12 +1,12 @@
 /* Launches stored.cl: embeddings, and norms of the rows of stored matrices. */
-#include "runtime.h"
+#include "../launch.h"
 #include "args.h"
 #include "places.h"
 
-enum { FEW_ITEMS = 64 };
+enum { GPU_GROUP = 64 };
 
 static pl_cl_shape shape_of(const pl_cl_operation *o) {
-    pl_cl_shape shape = {pl_cl_is_cpu(o->device) ? 1 : FEW_ITEMS, 4, 1};
+    pl_cl_shape shape = {pl_cl_is_cpu(o->device) ? 1 : GPU_GROUP, 4, 1};
     if (pl_cl_forced_shape.group) shape.group = pl_cl_forced_shape.group;
     return shape;
 }
@@ -15,7 +15,7 @@ static pl_cl_launch begin(const pl_cl_operation *o) {
     return pl_cl_begin(o, pl_cl_source_stored, shape_of(o), 0);
 }
 
-/* Where the codes of a weight lie: `place` has a buffer where it is a float32 array, an argument of its own. */
+/* The place of a weight's codes: `place` for a float32 array; absent for a stored weight. */
 static pl_cl_place codes_of(const pl_cl_operation *o, const pl_weight *w, pl_cl_place place) {
     return place.buffer ? place : pl_cl_place_of(o, w->data);
 }
@@ -34,7 +34,7 @@ int pl_cl_launch_embedding_forward(const pl_cl_operation *o) {
     return run(&l, "embedding_forward", PL_DIM(o->call, 'N'));
 }
 
-/* For row_squares and row_norms, whose results have so many bytes. */
+/* row_squares and row_norms, whose results have `item` bytes. */
 static int squared_rows(const pl_cl_operation *o, const char *kernel, const pl_weight *w,
                         pl_cl_place codes, pl_cl_place out, size_t item) {
     pl_cl_launch l = begin(o);
@@ -71,10 +71,10 @@ int pl_cl_launch_adapted_norm(const pl_cl_operation *o) {
          .n = out,
          .k = in,
          .a = at.a,
-         .a_row = 1,
-         .a_k = rank,
+         .a_row_step = 1,
+         .a_k_step = rank,
          .b = *args.w,
-         .b_data = data,
+         .b_codes = data,
          .b_transposed = 1,
          .b_scale = 1,
          .c = wa},
@@ -82,20 +82,20 @@ int pl_cl_launch_adapted_norm(const pl_cl_operation *o) {
          .n = rank,
          .k = in,
          .a = at.a,
-         .a_row = 1,
-         .a_k = rank,
+         .a_row_step = 1,
+         .a_k_step = rank,
          .b = a,
-         .b_data = at.a,
+         .b_codes = at.a,
          .b_scale = 1,
          .c = inner},
         {.m = rank,
          .n = out,
          .k = rank,
          .a = inner,
-         .a_row = rank,
-         .a_k = 1,
+         .a_row_step = rank,
+         .a_k_step = 1,
          .b = b,
-         .b_data = at.b,
+         .b_codes = at.b,
          .b_scale = 1,
          .c = gb},
     };

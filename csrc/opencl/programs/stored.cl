@@ -1,6 +1,6 @@
-/* What reads rows of stored matrices otherwise than to multiply: embeddings, and norms of rows, alone and with an adapter. */
+/* Rows of stored matrices outside of products: embeddings, and norms of rows without and with an
+ * adapter. */
 #define INDEX long
-#include "types.cl"
 #include "quant.cl"
 
 /* y[n,:] = w[ids[n],:] */
@@ -16,7 +16,7 @@ KERNEL embedding_forward(ARRAY(const int, ids), WEIGHT_PARAMETERS, ARRAY(float, 
     }
 }
 
-/* The sum of w[o,:]^2, the group's row o. */
+/* The sum of w[o,:]^2, computed by the group. */
 INLINE exact squared_row(const weight *w, long o, local SCALAR *group_memory) {
     const long row = stored_row(w, o);
     exact sums[8];
@@ -43,9 +43,12 @@ KERNEL row_norms(WEIGHT_PARAMETERS, ARRAY(float, norms)) {
     if (LANE == 0) *ROW(norms, get_group_id(0)) = (float)sqrt(value_of(total));
 }
 
-/* norm[o] = |w[o,:] + scale (a b)[:,o]| from wa = (w a)^T and gb = (a^T a) b, both [R,O]; see kernels/norms.tpl.h. */
-KERNEL adapted_norm(WEIGHT_PARAMETERS, ARRAY(const float, a), ARRAY(const float, b), ARRAY(const stored_wide, squares),
-                    ARRAY(const float, wa), ARRAY(const float, gb), ARRAY(float, norm), SCALAR scale, long rank, long columns) {
+/* norm[o] = |w[o,:] + scale (a b)[:,o]| from wa = (w a)^T and gb = (a^T a) b, both [R,O], as in
+ * kernels/matmul/norms.tpl.h. */
+KERNEL adapted_norm(WEIGHT_PARAMETERS, ARRAY(const float, a), ARRAY(const float, b),
+                    ARRAY(const stored_wide, squares), ARRAY(const float, wa),
+                    ARRAY(const float, gb), ARRAY(float, norm), SCALAR scale, long rank,
+                    long columns) {
     TAKE_WEIGHT
     const long o = get_global_id(0);
     if (o >= columns) return;
@@ -59,7 +62,7 @@ KERNEL adapted_norm(WEIGHT_PARAMETERS, ARRAY(const float, a), ARRAY(const float,
         add_to(&total, own);
         size += fabs(cross) + fabs(own);
     }
-    /* wa and gb are rounded: where an adapter takes most of a row away, what is left would be their rounding. */
+    /* If the adapter cancels most of a row, the rounding of wa and gb would dominate: recompute. */
     if (!(8 * value_of(total) >= size)) {
         total.sum = total.rest = 0;
         const long row = stored_row(&w, o);
@@ -68,7 +71,8 @@ KERNEL adapted_norm(WEIGHT_PARAMETERS, ARRAY(const float, a), ARRAY(const float,
             vstore8(weight_run(&w, row, i), 0, run);
             for (long l = i; l < min(w.cols, i + 8); l++) {
                 exact product = {0, 0}, element = {run[l - i], 0};
-                for (long r = 0; r < rank; r++) add_product(&product, *ROW(a, l * rank + r), *ROW(b, r * columns + o));
+                for (long r = 0; r < rank; r++)
+                    add_product(&product, *ROW(a, l * rank + r), *ROW(b, r * columns + o));
                 add_product(&element, scale, product.sum);
                 element.rest += scale * product.rest;
                 const SCALAR sum = value_of(element);

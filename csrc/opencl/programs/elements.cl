@@ -1,5 +1,5 @@
-/* What is done element by element, one vector a work-item: gates, sums, dropout and the optimisers' updates; and the sum of
- * squares. The formulas are those of kernels/layers/. */
+/* Elementwise operations, one vector per work-item: gates, sums, dropout, optimizer steps; and the
+ * sum of squares. The formulas are those of kernels/layers/. */
 #define INDEX long
 #include "types.cl"
 
@@ -7,7 +7,7 @@
 #define OUT(name) ARRAY(float, name)
 #define GET(name) fetch_f32(ROW(name, 0), i, n, 0)
 #define PUT(name, v) put_f32(v, ROW(name, 0), i, n)
-/* This work-item's elements begin at i. */
+/* The work-item's elements begin at i. */
 #define MINE \
     const long i = (long)get_global_id(0) * WIDTH; \
     if (i >= n) return
@@ -23,9 +23,11 @@ INLINE activation silu(V g) {
     a.z = a.slope = g;
     return a;
 }
-/* The tanh form of GELU: 0.5 g (1 + tanh(u)) = g sigmoid(2 u), u = sqrt(2 / pi) (g + 0.044715 g^3). */
+/* GELU in its tanh form: 0.5 g (1 + tanh(u)) = g sigmoid(2 u), with
+ * u = sqrt(2 / pi) (g + 0.044715 g^3). */
 INLINE activation gelu_tanh(V g) {
-    V near = v_select(v_less(g, v_set(-16)), v_set(-16), g); /* beyond, the sigmoid is 0 or 1; a NaN stays one */
+    /* Beyond 16 the sigmoid is 0 or 1. A NaN stays NaN. */
+    V near = v_select(v_less(g, v_set(-16)), v_set(-16), g);
     near = v_select(v_less(v_set(16), near), v_set(16), near);
     V k = 1.5957691216057308f * near, cube = 0.044715f * near * near;
     activation a;
@@ -73,7 +75,7 @@ KERNEL zero(OUT(y), long n) {
     PUT(y, v_set(0));
 }
 
-/* Whether all elements are the same to the bit; for one work-group. */
+/* Whether all elements have the same bits; for one work-group. */
 KERNEL same_bits(IN(x), IN(y), ARRAY(uchar, same), long n) {
     GROUP_MEMORY
     int differ = 0;
@@ -82,7 +84,7 @@ KERNEL same_bits(IN(x), IN(y), ARRAY(uchar, same), long n) {
     if (LANE == 0) *ROW(same, 0) = !any_differs;
 }
 
-/* Whether some |x[i]| is below the bound; for one work-group. */
+/* Whether any |x[i]| is below the bound; for one work-group. */
 KERNEL any_below(IN(x), ARRAY(uchar, found), float bound, long n) {
     GROUP_MEMORY
     int below = 0;
@@ -91,7 +93,7 @@ KERNEL any_below(IN(x), ARRAY(uchar, found), float bound, long n) {
     if (LANE == 0) *ROW(found, 0) = any_is;
 }
 
-/* ---- Dropout: a random word per element from (seed, index) alone */
+/* ---- Dropout: each element's random word depends on the seed and its index alone */
 
 INLINE VU mix_words(VU x) {
     x ^= x >> 16;
@@ -100,7 +102,8 @@ INLINE VU mix_words(VU x) {
     x *= 0x846ca68bu;
     return x ^ x >> 16;
 }
-KERNEL dropout(IN(x), OUT(y), long key0, long key1, long key2, long drop_below, float factor, long n) {
+KERNEL dropout(IN(x), OUT(y), long key0, long key1, long key2, long drop_below, float factor,
+               long n) {
     MINE;
     uint low[WIDTH];
     for (int l = 0; l < WIDTH; l++) low[l] = (uint)i + (uint)l;
@@ -109,10 +112,11 @@ KERNEL dropout(IN(x), OUT(y), long key0, long key1, long key2, long drop_below, 
     PUT(y, w >= (VU)((uint)drop_below) ? GET(x) * factor : v_set(0));
 }
 
-/* ---- Optimisers */
+/* ---- Optimizers */
 
-KERNEL adamw(IN(grad), OUT(param), OUT(m), OUT(v), float lr, float decay, float grad_scale, float beta1, float rest1, float beta2,
-             float rest2, float eps, float inverse_bias1, float inverse_bias2, long n) {
+KERNEL adamw(IN(grad), OUT(param), OUT(m), OUT(v), float lr, float decay, float grad_scale,
+             float beta1, float rest1, float beta2, float rest2, float eps, float inverse_bias1,
+             float inverse_bias2, long n) {
     MINE;
     V g = GET(grad) * grad_scale, p = GET(param);
     V mean = beta1 * GET(m) + rest1 * g, square = beta2 * GET(v) + rest2 * (g * g);
@@ -122,8 +126,8 @@ KERNEL adamw(IN(grad), OUT(param), OUT(m), OUT(v), float lr, float decay, float 
     PUT(m, mean);
     PUT(v, square);
 }
-KERNEL sgd(IN(grad), OUT(param), OUT(buf), float lr, float momentum, float fresh, float weight_decay, long nesterov,
-           float grad_scale, long n) {
+KERNEL sgd(IN(grad), OUT(param), OUT(buf), float lr, float momentum, float fresh,
+           float weight_decay, long nesterov, float grad_scale, long n) {
     MINE;
     V p = GET(param), g = GET(grad) * grad_scale + weight_decay * p;
     if (buf_data) {
@@ -133,17 +137,18 @@ KERNEL sgd(IN(grad), OUT(param), OUT(buf), float lr, float momentum, float fresh
     }
     PUT(param, p - lr * g);
 }
-KERNEL lion(IN(grad), OUT(param), OUT(m), float lr, float decay, float beta1, float rest1, float beta2, float rest2,
-            float grad_scale, long n) {
+KERNEL lion(IN(grad), OUT(param), OUT(m), float lr, float decay, float beta1, float rest1,
+            float beta2, float rest2, float grad_scale, long n) {
     MINE;
     V g = GET(grad) * grad_scale, p = GET(param), old = GET(m), mixed = beta1 * old + rest1 * g;
-    /* 0 and NaN are their own signs. */
-    V sign_of = v_select(v_less(v_set(0), mixed), v_set(1), v_select(v_less(mixed, v_set(0)), v_set(-1), mixed));
+    /* The sign of 0 is 0, of NaN NaN. */
+    V sign_of = v_select(v_less(v_set(0), mixed), v_set(1),
+                         v_select(v_less(mixed, v_set(0)), v_set(-1), mixed));
     PUT(param, p - decay * p - lr * sign_of);
     PUT(m, beta2 * old + rest2 * g);
 }
 
-/* ---- Sum of squares: a part for each work-group, then the parts in order */
+/* ---- Sum of squares: one part per work-group, then the parts in order */
 
 KERNEL squares_of_parts(IN(x), ARRAY(stored_wide, part), long n, long each) {
     GROUP_MEMORY

@@ -1,19 +1,28 @@
-/* What the kernels compute with and how they read and write memory. Whoever builds a program defines
+/* The vector type of the programs, its functions, access to rows in memory, exact sums, reductions
+ * over a work-group. A program's build options or first lines define:
  *
- *   REAL    float or double: the arithmetic          WIDTH   1, 2, 4, 8 or 16: elements of the vector type V
- *   FP64    where the device has doubles             GROUP   work-items of a work-group, a power of two
- *   INDEX   int or long: positions within a row      BLOCK   vectors that a work-item takes at once
- *   POLYNOMIALS where the driver's own exponentials are slow (REAL is float)
- *   ALIGNED where all rows begin at whole vectors    UNROLLED  where a block's vectors are to stay in registers
+ *   REAL         float or double: the type of the arithmetic
+ *   WIDTH        1, 2, 4, 8 or 16: elements of the vector type V
+ *   FP64         defined if the device has doubles
+ *   GROUP        work-items of a work-group, a power of two
+ *   BLOCK        vectors that a work-item takes at a time
+ *   INDEX        int or long: positions within a row
+ *   POLYNOMIALS  defined if the driver's exponentials are slow (REAL is float)
+ *   ALIGNED      defined if every row begins at a multiple of a vector
+ *   UNROLLED     defined if the vectors of a block shall stay in registers
  *
- * Stored elements are f32, f64, f16 or bf16. Half precision needs no extension: vload_half and shifts read it.
+ * Stored elements are f32, f64, f16 or bf16. vload_half and shifts read the narrow ones, so that no
+ * extension is needed.
  */
+#ifndef PYLOSS_CL_TYPES
+#define PYLOSS_CL_TYPES
+
 #define CAT_(a, b) a##b
 #define CAT(a, b) CAT_(a, b)
 
 #ifdef FP64
 #pragma OPENCL EXTENSION cl_khr_fp64 : enable
-#define SCALAR double /* the most exact type there is */
+#define SCALAR double /* the widest float type of the device */
 #else
 #define SCALAR float
 #endif
@@ -48,29 +57,30 @@
 #define v_expm1(x) expm1(x)
 #define v_log1p(x) log1p(x)
 #else
-/* A processor's OpenCL takes care of the last bit at several times the cost: the float functions of kernels/simd/vec.h instead. */
+/* Drivers of processors compute exponentials to the last bit, at several times the cost. These are
+ * the functions of kernels/simd/vec.h. */
 #define AS_VI CAT(as_, VI)
 #define AS_V CAT(as_, V)
 #define ROUNDER 12582912.0f /* 1.5 * 2^23: adding it rounds to an integer in the low bits */
 
 #define POLYNOMIAL(name) name
-#include "../polynomials.h"
+#include "../../polynomials.h"
 
-/* x log2(e) to the nearest whole number, which is *n too. */
+/* x log2(e) rounded to the nearest whole number; *n is that number as an integer. */
 INLINE V powers_of_two(V x, VI *n) {
     V shifted = x * 1.44269504088896341f + ROUNDER;
     *n = AS_VI(shifted) - as_int(ROUNDER);
     return shifted - ROUNDER;
 }
 INLINE V v_exp(V x) {
-    V c = x < -104.0f ? v_set(-104.0f) : x; /* in this order a NaN stays one */
+    V c = x < -104.0f ? v_set(-104.0f) : x; /* in this order a NaN stays NaN */
     c = c > 89.0f ? v_set(89.0f) : c;
     VI n;
     V p = expm1_rest(c, powers_of_two(c, &n)) + 1.0f;
     VI low = n >> 1;
     return p * AS_V((low + 127) << 23) * AS_V((n - low + 127) << 23);
 }
-/* For x up to 80. */
+/* For x <= 80. */
 INLINE V v_expm1(V x) {
     V c = x < -80.0f ? v_set(-80.0f) : x;
     VI n;
@@ -96,7 +106,7 @@ INLINE V v_log1p(V x) {
 #define VSTORE(v, i, p) ((p)[i] = (v))
 #endif
 
-/* The sum of a vector's elements, always in the same order. */
+/* The sum of a vector's elements, in a fixed order. */
 INLINE REAL sum_of(V v) {
     REAL a[WIDTH];
     VSTORE(v, 0, a);
@@ -104,6 +114,7 @@ INLINE REAL sum_of(V v) {
         for (int i = 0; i < h; i++) a[i] += a[i + h];
     return a[0];
 }
+/* The largest of a vector's elements. */
 INLINE REAL max_of(V v) {
     REAL a[WIDTH];
     VSTORE(v, 0, a);
@@ -112,7 +123,8 @@ INLINE REAL max_of(V v) {
     return a[0];
 }
 
-/* ---- stored elements: stored_T, load_T and store_T of a vector, load1_T and store1_T of one */
+/* ---- stored elements of type T: stored_T; load_T and store_T of a vector; load1_T, store1_T of
+ * one */
 
 typedef float stored_f32;
 typedef ushort stored_f16;
@@ -135,13 +147,19 @@ INLINE void store1_f32(REAL x, global float *p) { *p = (float)x; }
 #ifdef FP64
 typedef double stored_f64;
 INLINE V load_f64(const global double *p) { return TO_V(VECTOR_AT(double, p)); }
-INLINE void store_f64(V v, global double *p) { VECTOR_TO(double, CAT(CAT(convert_, CAT(double, WIDTH)), )(v), p); }
+INLINE void store_f64(V v, global double *p) {
+    VECTOR_TO(double, CAT(CAT(convert_, CAT(double, WIDTH)), )(v), p);
+}
 INLINE REAL load1_f64(const global double *p) { return (REAL)*p; }
 INLINE void store1_f64(REAL x, global double *p) { *p = x; }
 #endif
 
-INLINE V load_f16(const global ushort *p) { return TO_V(CAT(vload_half, WIDTH)(0, (const global half *)p)); }
-INLINE void store_f16(V v, global ushort *p) { CAT(CAT(vstore_half, WIDTH), _rte)(TO_VF(v), 0, (global half *)p); }
+INLINE V load_f16(const global ushort *p) {
+    return TO_V(CAT(vload_half, WIDTH)(0, (const global half *)p));
+}
+INLINE void store_f16(V v, global ushort *p) {
+    CAT(CAT(vstore_half, WIDTH), _rte)(TO_VF(v), 0, (global half *)p);
+}
 INLINE REAL load1_f16(const global ushort *p) { return vload_half(0, (const global half *)p); }
 INLINE void store1_f16(REAL x, global ushort *p) { vstore_half_rte((float)x, 0, (global half *)p); }
 
@@ -153,12 +171,15 @@ INLINE VU bf16_bits(VF x) {
 INLINE V load_bf16(const global ushort *p) {
     return TO_V(CAT(as_, VF)(CAT(convert_, VU)(VECTOR_AT(ushort, p)) << 16));
 }
-INLINE void store_bf16(V v, global ushort *p) { VECTOR_TO(ushort, CAT(convert_, CAT(ushort, WIDTH))(bf16_bits(TO_VF(v))), p); }
+INLINE void store_bf16(V v, global ushort *p) {
+    VECTOR_TO(ushort, CAT(convert_, CAT(ushort, WIDTH))(bf16_bits(TO_VF(v))), p);
+}
 INLINE REAL load1_bf16(const global ushort *p) { return as_float((uint)*p << 16); }
 INLINE void store1_bf16(REAL x, global ushort *p) { *p = (ushort)bf16_bits((VF)((float)x)).s0; }
 #endif
 
-/* Elements [i, i + WIDTH) of a row of n, those past its end as `fill`; and the storing of those that are within. */
+/* fetch_T: elements [i, i + WIDTH) of a row of n, `fill` past its end. put_T: stores those within
+ * it. */
 #define ROW_ACCESS(type) \
     INLINE V fetch_##type(const global stored_##type *row, INDEX i, INDEX n, REAL fill) { \
         if (n - i >= WIDTH) return load_##type(row + i); \
@@ -193,7 +214,7 @@ ROW_ACCESS(f64)
 #define put_real put_f32
 #endif
 
-/* ---- sums that keep their digits: in doubles, or as a float and what was rounded off */
+/* ---- exact sums: a double, or a float and the rounding error of its additions (Neumaier) */
 
 typedef struct {
     SCALAR sum, rest;
@@ -208,7 +229,7 @@ INLINE void add_to(exact *to, SCALAR x) {
     to->sum = sum;
 #endif
 }
-/* Adds a b, with what its rounding takes off. */
+/* Adds a b, and the rounding error of the product. */
 INLINE void add_product(exact *to, SCALAR a, SCALAR b) {
 #ifdef FP64
     to->sum += a * b;
@@ -227,11 +248,11 @@ INLINE void rescale(exact *to, SCALAR by) {
     to->rest *= by;
 }
 INLINE SCALAR value_of(exact x) {
-    /* The sum of what is not finite has no rest. */
+    /* An infinite or NaN sum has a NaN rest. */
     return x.rest == x.rest ? x.sum + x.rest : x.sum;
 }
 
-/* Sums in float64 in memory. A device without such arithmetic makes their bits of the two floats, and two floats of the bits. */
+/* float64 sums in memory. A device without doubles converts between their bits and two floats. */
 #ifdef FP64
 typedef double stored_wide;
 INLINE void put_wide(exact x, global stored_wide *p) { *p = value_of(x); }
@@ -245,17 +266,20 @@ INLINE void put_wide(exact x, global stored_wide *p) {
     const float high = value_of(x), low = x.rest == x.rest ? (x.sum - high) + x.rest : 0;
     if (high == 0 || high - high != 0) { /* 0, infinite or NaN */
         const uint bits = as_uint(high);
-        *p = (ulong)(bits & 0x80000000u) << 32 | (high == 0 ? 0 : (ulong)0x7ff << 52 | (ulong)(bits & 0x7fffffu) << 29);
+        *p = (ulong)(bits & 0x80000000u) << 32 |
+             (high == 0 ? 0 : (ulong)0x7ff << 52 | (ulong)(bits & 0x7fffffu) << 29);
         return;
     }
     const float size = fabs(high);
     int exponent = ilogb(size);
-    long digits = ((long)ldexp(size, 30 - exponent) << 22) + (long)ldexp(high < 0 ? -low : low, 52 - exponent);
+    long digits = ((long)ldexp(size, 30 - exponent) << 22) +
+                  (long)ldexp(high < 0 ? -low : low, 52 - exponent);
     if (digits < 1L << 52) {
         digits <<= 1;
         exponent--;
     }
-    *p = (ulong)(high < 0) << 63 | (((ulong)(exponent + 1023) << 52) + (ulong)(digits - (1L << 52)));
+    *p =
+        (ulong)(high < 0) << 63 | (((ulong)(exponent + 1023) << 52) + (ulong)(digits - (1L << 52)));
 }
 INLINE exact take_wide(const global stored_wide *p) {
     const ulong bits = *p, digits = bits & (((ulong)1 << 52) - 1);
@@ -272,19 +296,19 @@ INLINE exact take_wide(const global stored_wide *p) {
 }
 #endif
 
-/* Where an argument begins: a buffer and an offset in elements. */
+/* An array argument: a buffer and an offset in elements. */
 #define ARRAY(type, name) global type *name##_data, long name##_offset
 #define ROW(name, i) (name##_data + (name##_offset + (i)))
 #define KERNEL kernel __attribute__((reqd_work_group_size(GROUP, 1, 1))) void
 
-/* a b + c in one instruction where there is one. */
+/* a b + c; in one instruction if the device has it. */
 #if defined(FP_FAST_FMAF) || defined(POLYNOMIALS)
 #define FMA(a, b, c) fma(a, b, c)
 #else
 #define FMA(a, b, c) mad(a, b, c)
 #endif
 
-/* ---- the work-group: all of its work-items call these, and all get the result */
+/* ---- reductions: all work-items of a group call them, and all get the result */
 
 #if GROUP == 1
 #define GROUP_MEMORY
@@ -342,8 +366,9 @@ INLINE SCALAR reduce_max(SCALAR x, local SCALAR *memory) {
 }
 #endif
 
-/* A work-item takes BLOCK vectors at a time, each GROUP * WIDTH elements after the one before, so that the group's accesses to
- * memory lie side by side. FIRST is where a block's first vector lies; b counts the vectors. */
+/* A work-item takes BLOCK vectors at a time, GROUP * WIDTH elements apart: the vectors that a group
+ * reads together are contiguous. EACH_VECTOR counts a block's vectors with b; vector b begins at
+ * i. */
 #define STEP (GROUP * WIDTH)
 #ifdef UNROLLED
 #define UNROLL _Pragma("unroll")
@@ -351,5 +376,9 @@ INLINE SCALAR reduce_max(SCALAR x, local SCALAR *memory) {
 #define UNROLL
 #endif
 #define EACH_BLOCK(begin, n) for (INDEX begin = 0; begin < (n); begin += STEP * BLOCK)
+#define EACH_OF_BLOCK(b) UNROLL for (int b = 0; b < BLOCK; b++)
 #define EACH_VECTOR(b, i, begin, n) \
-    UNROLL for (int b = 0; b < BLOCK; b++) for (INDEX i = begin + b * STEP + LANE * WIDTH, once = 1; once && i < (n); once = 0)
+    EACH_OF_BLOCK(b) \
+        for (INDEX i = begin + b * STEP + LANE * WIDTH, once = 1; once && i < (n); once = 0)
+
+#endif

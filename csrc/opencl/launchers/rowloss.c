@@ -1,5 +1,6 @@
-/* Launches rowloss.cl: which program a call needs, from the loss's line in losses.def and the types of its arrays. */
-#include "runtime.h"
+/* Launches rowloss.cl. A loss's line in losses.def and the types of its arrays choose the
+ * program. */
+#include "../launch.h"
 #include "args.h"
 #include "places.h"
 
@@ -11,34 +12,35 @@ typedef struct {
     pl_cl_place place;
 } floats;
 
-/* An operation of one of the kinds, whatever it calls its arguments and options. */
+/* An operation of any kind, its arguments under common names. */
 typedef struct {
     kind_of_loss kind;
     const char *macros;
-    floats in[2], out[2];    /* those that the kind has */
-    pl_cl_place integers;    /* a class loss's labels, argmax's result */
+    floats in[2], out[2];    /* absent where the kind has fewer */
+    pl_cl_place integers;    /* labels of a class loss, or the result of argmax */
     pl_cl_place dloss, loss; /* of the computed type */
-    double temperature;      /* a pair loss's */
+    double temperature;      /* of a pair loss */
     double option[PL_MAX_OPTIONS];
-    int with_mean,
-        softcap_option; /* a class loss's; softcap_option is -1 where nothing is capped */
+    int with_mean;      /* a class loss that needs the mean log-probability */
+    int softcap_option; /* which option is the softcap; -1: none */
 } row_loss;
 
 static const char *const type_names[] = {
     [PL_F32] = "f32", [PL_F64] = "f64", [PL_F16] = "f16", [PL_BF16] = "bf16"};
 static const size_t type_sizes[] = {[PL_F32] = 4, [PL_F64] = 8, [PL_F16] = 2, [PL_BF16] = 2};
 
-/* One launch as it is put together. */
+/* One launch while it is built up. */
 typedef struct {
     pl_cl_launch launch;
     const pl_call *call;
     pl_cl_shape shape;
-    int aligned, exact_out; /* exact_out: gradients are of the computed type */
+    int aligned;   /* every row begins at a multiple of a vector */
+    int exact_out; /* gradients are of the computed type */
 } loss_launch;
 
 static int present(floats array) { return array.place.buffer != NULL; }
 
-/* An array of `float`s: its type under the name `macro`, and whether vectors may be loaded as they are. */
+/* Adds an array of `float`s and defines `macro` as its type. */
 static void add_floats(loss_launch *l, floats array, const char *macro) {
     pl_float type = array.rows->type;
     size_t vector = type_sizes[type] * (size_t)l->shape.width;
@@ -49,14 +51,15 @@ static void add_floats(loss_launch *l, floats array, const char *macro) {
     pl_cl_add_place(&l->launch, array.place, type_sizes[type]);
 }
 
-/* An array of the computed type, or none. */
+/* Adds an array of the computed type, which may be absent. */
 static void add_computed(loss_launch *l, pl_cl_place place) {
     size_t size = l->call->wide ? 8 : 4;
     if (place.offset % (size * (size_t)l->shape.width)) l->aligned = 0;
     pl_cl_add_place(&l->launch, place, size);
 }
 
-/* A processor's core is one work-item that takes whole vector registers; a GPU's group shares a row, four elements each. */
+/* On a processor one work-item computes a row in whole vector registers. On a GPU a group shares a
+ * row, in vectors of four elements. */
 static pl_cl_shape shape_of(const pl_cl_operation *operation, kind_of_loss kind) {
     int64_t v = PL_DIM(operation->call, 'V');
     int cpu = pl_cl_is_cpu(operation->device);
@@ -129,10 +132,9 @@ static int run(const pl_cl_operation *operation, const row_loss *given) {
         int cpu = pl_cl_is_cpu(operation->device), alone = cpu && l.shape.group == 1;
         if (alone && l.exact_out && given->kind == PAIR) pl_cl_define(&l.launch, " -DKEEP");
         if (!alone && l.aligned)
-            pl_cl_define(&l.launch,
-                         " -DALIGNED"); /* a processor loads unaligned vectors as fast, */
+            pl_cl_define(&l.launch, " -DALIGNED"); /* processors load unaligned vectors as fast */
         if (!cpu)
-            pl_cl_define(&l.launch, " -DUNROLLED"); /* and keeps a block in its nearest cache */
+            pl_cl_define(&l.launch, " -DUNROLLED"); /* processors keep a block in the L1 cache */
         size_t group = (size_t)l.shape.group, groups = (size_t)rows;
         if (given->kind == ELEMENT)
             groups = ((size_t)(rows * v) + (size_t)l.shape.width * group - 1) /
@@ -140,7 +142,7 @@ static int run(const pl_cl_operation *operation, const row_loss *given) {
         int too_large = 0;
         if (!pl_cl_enqueue(&l.launch, "row_loss", groups, group, &too_large)) return 0;
         if (!too_large) return 1;
-        l.shape.group /= 2; /* the kernel needs more registers than so many work-items have */
+        l.shape.group /= 2; /* fewer work-items have more registers each */
     }
 }
 
@@ -202,7 +204,7 @@ static int run(const pl_cl_operation *operation, const row_loss *given) {
                                   .in = {{args.x, at.x}, {args.dy, at.dy}}, \
                                   .out = {{args.y, at.y}, {args.dx, at.dx}}}); \
     }
-#include "../losses.def"
+#include "../../losses.def"
 
 int pl_cl_launch_argmax(const pl_cl_operation *o) {
     const argmax_places at = argmax_places_of(o);

@@ -1,5 +1,6 @@
-/* Rows and columns of float32 matrices: norms, rotary positions, gathering and scattering of rows, sums over columns. A
- * work-group has a row, or where rows are summed up a work-item some columns; the formulas are those of kernels/layers/. */
+/* Rows and columns of float32 matrices: norms, rotary positions, gathering and scattering rows,
+ * column sums, routing. A work-group has a row; for sums over rows a work-item has some columns.
+ * The formulas are those of kernels/layers/. */
 #define INDEX long
 #include "types.cl"
 
@@ -11,7 +12,7 @@
 #define GET(name, row) fetch_f32(ROW(name, (row) * d), i, d, 0)
 #define PUT(name, row, v) put_f32(v, ROW(name, (row) * d), i, d)
 
-/* The sum over a row of a b (w, where the row's `w_data` is not NULL), the same for all work-items. */
+/* The sum over the row of a b w, without w where it is absent; all work-items get it. */
 #define ROW_DOT(to, a, b, w, d) \
     { \
         exact total = {0, 0}; \
@@ -47,8 +48,9 @@ KERNEL rms_norm_grad(IN(dy), IN(x), IN(w), IN(rstd), OUT(dx), long d) {
     EACH(i, d) PUT(dx, row, r * (GET(dy, row) * GET(w, 0) - k * GET(x, row)));
 }
 
-/* y = x turned, with `inverse` back; y may be x. */
-KERNEL rope(IN(x), INDICES(positions), IN(cosine), IN(sine), OUT(y), long inverse, long heads, long d) {
+/* Rotates x by its positions, backward with `inverse`; y may be x. */
+KERNEL rope(IN(x), INDICES(positions), IN(cosine), IN(sine), OUT(y), long inverse, long heads,
+            long d) {
     MY_ROW;
     const long half_dim = d / 2, angle = *ROW(positions, row) * half_dim;
     const float sign = inverse ? -1 : 1;
@@ -107,18 +109,20 @@ KERNEL scale_rows_grad(IN(dy), IN(x), IN(factor), OUT(dx), OUT(dfactor), long d)
 
 KERNEL gather_columns(IN(x), INDICES(columns), OUT(y), long v, long count) {
     MY_ROW;
-    for (long j = LANE; j < count; j += GROUP) *ROW(y, row * count + j) = *ROW(x, row * v + *ROW(columns, j));
+    for (long j = LANE; j < count; j += GROUP)
+        *ROW(y, row * count + j) = *ROW(x, row * v + *ROW(columns, j));
 }
 
-/* ---- Work-items with columns of their own: `columns` at a time, for all rows or a part of them */
+/* ---- Work-items with some columns, for all rows or one part of them */
 
-/* The first of a work-item's columns, and which part of the rows it has; parts follow each other in the groups. */
+/* `i`: the work-item's first column. `part`: its part of the rows; a part is a run of groups. */
 #define MY_COLUMNS(d) \
     const long across = ((d) + STEP - 1) / STEP, part = get_group_id(0) / across; \
     const long i = (get_group_id(0) % across) * STEP + LANE * WIDTH; \
     if (i >= (d)) return
 
-/* to[rows[m],:] += from[m,:] in the order of m, or with `put` takes its place, for the rows that fall to this part. */
+/* to[rows[m],:] += from[m,:] in the order of m, or with `put` = from[m,:]. Part p has the rows r
+ * with r % parts == p. */
 KERNEL add_rows(IN(from), INDICES(rows), OUT(to), long put, long count, long parts, long d) {
     MY_COLUMNS(d);
     for (long m = 0; m < count; m++) {
@@ -127,7 +131,8 @@ KERNEL add_rows(IN(from), INDICES(rows), OUT(to), long put, long count, long par
     }
 }
 
-/* out[part,:] = the sum over the part's rows of a, or a b, or a (b - offset), times rstd of the row where that is given. */
+/* out[part,:] = the sum over the part's rows of a, a b or a (b - offset), times rstd of the row if
+ * that is given. */
 KERNEL sum_columns(IN(a), IN(b), IN(offset), IN(rstd), OUT(out), long n, long each, long d) {
     MY_COLUMNS(d);
     V sum = v_set(0), minus = offset_data ? GET(offset, 0) : v_set(0);
@@ -158,7 +163,8 @@ KERNEL columns_above(IN(x), IN(bound), ARRAY(uchar, above), long n, long v) {
     *ROW(above, j) = !below;
 }
 
-/* ---- The routing of mixtures of experts: a work-item has a token; see kernels/routing.tpl.h */
+/* ---- Routing of mixtures of experts, one token per work-item, as in
+ * kernels/layers/routing.tpl.h */
 
 #define MY_TOKEN \
     const long token = get_global_id(0); \
@@ -190,38 +196,42 @@ KERNEL top_experts(IN(logits), ARRAY(int, chosen), long experts, long k, long n)
     for (; count < k; count++) *ROW(chosen, token * k + count) = -1;
 }
 
-/* The share of a logit in the softmax of all, or of the chosen: e^(logit - top) / total. */
+/* The softmax over all experts, or over the chosen ones: a share is e^(logit - top) / total. */
 typedef struct {
     SCALAR top, total;
 } router_share;
-INLINE router_share router_share_of(const global float *x, long experts, const global int *chosen, long k, long normalise) {
+INLINE router_share router_share_of(const global float *x, long experts, const global int *chosen,
+                                    long k, long normalize) {
     router_share share;
     float top = -INFINITY;
     for (long e = 0; e < experts; e++) top = x[e] > top || x[e] != x[e] ? x[e] : top;
     share.top = top;
     share.total = 0;
-    for (long i = 0; i < (normalise ? k : experts); i++) share.total += exp((SCALAR)x[normalise ? chosen[i] : i] - share.top);
+    for (long i = 0; i < (normalize ? k : experts); i++)
+        share.total += exp((SCALAR)x[normalize ? chosen[i] : i] - share.top);
     return share;
 }
 #define SHARE(e) (exp((SCALAR)x[e] - share.top) / share.total)
 
-KERNEL visit_weights(IN(logits), INDICES(chosen), INDICES(visits), OUT(weights), long normalise, long experts, long k, long n) {
+KERNEL visit_weights(IN(logits), INDICES(chosen), INDICES(visits), OUT(weights), long normalize,
+                     long experts, long k, long n) {
     MY_TOKEN;
     const global float *x = ROW(logits, token * experts);
     const global int *mine = ROW(chosen, token * k);
-    const router_share share = router_share_of(x, experts, mine, k, normalise);
+    const router_share share = router_share_of(x, experts, mine, k, normalize);
     for (long i = 0; i < k; i++) *ROW(weights, *ROW(visits, token * k + i)) = (float)SHARE(mine[i]);
 }
 
-KERNEL visit_weights_grad(IN(slope), IN(logits), INDICES(chosen), INDICES(visits), OUT(dlogits), long normalise, long experts,
-                          long k, long n) {
+KERNEL visit_weights_grad(IN(slope), IN(logits), INDICES(chosen), INDICES(visits), OUT(dlogits),
+                          long normalize, long experts, long k, long n) {
     MY_TOKEN;
     const global float *x = ROW(logits, token * experts);
     const global int *mine = ROW(chosen, token * k);
-    const router_share share = router_share_of(x, experts, mine, k, normalise);
+    const router_share share = router_share_of(x, experts, mine, k, normalize);
     SCALAR mean = 0;
     for (long i = 0; i < k; i++) mean += SHARE(mine[i]) * *ROW(slope, *ROW(visits, token * k + i));
-    for (long e = 0; e < experts; e++) *ROW(dlogits, token * experts + e) = normalise ? 0 : (float)(SHARE(e) * -mean);
+    for (long e = 0; e < experts; e++)
+        *ROW(dlogits, token * experts + e) = normalize ? 0 : (float)(SHARE(e) * -mean);
     for (long i = 0; i < k; i++) {
         const SCALAR own = *ROW(slope, *ROW(visits, token * k + i)) - mean;
         *ROW(dlogits, token * experts + mine[i]) = (float)(SHARE(mine[i]) * own);

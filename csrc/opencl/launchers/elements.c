@@ -1,8 +1,8 @@
 /* Launches elements.cl. */
-#include "runtime.h"
+#include "../launch.h"
 #include "args.h"
 #include "places.h"
-#include "../random.h"
+#include "../../random.h"
 
 static pl_cl_shape shape_of(const pl_cl_operation *o) {
     pl_cl_shape shape =
@@ -17,7 +17,7 @@ static pl_cl_launch begin(const pl_cl_operation *o) {
     return pl_cl_begin(o, pl_cl_source_elements, shape_of(o), 0);
 }
 
-/* A kernel over n elements, the last argument. */
+/* Enqueues a kernel over n elements; n is its last argument. */
 static int run(pl_cl_launch *l, const char *kernel, int64_t n) {
     pl_cl_shape shape = shape_of(l->operation);
     int64_t each = (int64_t)shape.group * shape.width;
@@ -33,7 +33,7 @@ int pl_cl_zero(const pl_cl_operation *o, pl_cl_place to, int64_t n) {
 
 static int64_t elements(const pl_cl_operation *o) { return PL_DIM(o->call, 'N'); }
 
-/* A kernel of arrays alone. */
+/* A kernel whose arguments are all arrays. */
 static int map(const pl_cl_operation *o, const char *kernel, size_t count,
                const pl_cl_place *places) {
     pl_cl_launch l = begin(o);

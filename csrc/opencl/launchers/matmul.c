@@ -1,6 +1,6 @@
-/* Launches matmul.cl: dense layers and those of experts, whose products run one after the other. The operations are those of
- * kernels/matmul/. */
-#include "runtime.h"
+/* Launches matmul.cl, for the operations of kernels/matmul/: dense layers, and layers of experts,
+ * one product per expert. */
+#include "../launch.h"
 #include "args.h"
 #include "places.h"
 
@@ -8,14 +8,12 @@ static const pl_cl_place none = {NULL, 0};
 
 /* ---- one product */
 
-void pl_cl_add_weight(pl_cl_launch *l, const pl_weight *w, pl_cl_place data) {
+void pl_cl_add_weight(pl_cl_launch *l, const pl_weight *w, pl_cl_place codes) {
     pl_cl_define(l, "-DBLOCK_ELEMENTS=%d -DBLOCK_BYTES=%d ", (int)pl_block_elements(w->format),
                  (int)pl_block_bytes(w->format));
-    pl_cl_add_place(l, data, 1);
-    pl_cl_align(l, data,
-                w->format == PL_W_F32      ? 4
-                : pl_has_groups(w->format) ? 1
-                                           : 2); /* halves, if not in the codes, in the scales */
+    pl_cl_add_place(l, codes, 1);
+    /* Blocks hold halves; codes whose scales are elsewhere are bytes. */
+    pl_cl_align(l, codes, w->format == PL_W_F32 ? 4 : pl_has_groups(w->format) ? 1 : 2);
     pl_cl_add_i64(l, w->cols);
     pl_cl_add_i64(l, w->head_dim);
     if (!pl_has_groups(w->format)) {
@@ -40,7 +38,9 @@ void pl_cl_add_weight(pl_cl_launch *l, const pl_weight *w, pl_cl_place data) {
     pl_cl_add_f32(l, g->nested_offset);
 }
 
-/* How the work-items of a group share a tile: so many rows and vectors of columns each, `across` work-items side by side. */
+/* The tile of C that a group computes: each work-item has `rows` rows and `vectors` vectors of
+ * columns; `across` work-items are side by side. `depth` and `flush` are DEPTH and FLUSH of
+ * matmul.cl. */
 typedef struct {
     pl_cl_shape shape;
     int rows, vectors, across, depth, flush;
@@ -70,33 +70,33 @@ static tiling tiling_of(const pl_cl_operation *o, int64_t m, int64_t n) {
     return t;
 }
 
-/* Sets up and enqueues the kernel in this tiling. */
 static int enqueue(const pl_cl_operation *o, const pl_cl_gemm *g, tiling t, int *too_large) {
     pl_cl_launch l = pl_cl_begin(o, pl_cl_source_matmul, t.shape, 0);
     pl_cl_define(&l, "-DTM=%d -DTN=%d -DACROSS=%d -DDEPTH=%d -DFLUSH=%d ", t.rows, t.vectors,
                  t.across, t.depth, t.flush);
     if (g->b_transposed) pl_cl_define(&l, "-DB_TRANSPOSED ");
-    if (g->a_k != 1) pl_cl_define(&l, "-DA_STRIDED ");
+    if (g->a_k_step != 1) pl_cl_define(&l, "-DA_STRIDED ");
     pl_cl_add_place(&l, g->a, 4);
-    pl_cl_add_weight(&l, &g->b, g->b_data);
-    pl_cl_add_places(&l, 4, g->b_rows, g->bias, g->c, g->h, g->u);
+    pl_cl_add_weight(&l, &g->b, g->b_codes);
+    pl_cl_add_places(&l, 4, g->b_row_factors, g->bias, g->c, g->branch_h, g->branch_u);
     int64_t tile_n = t.across * t.vectors * t.shape.width,
             tile_m = t.shape.group / t.across * t.rows;
     int64_t across = (g->n + tile_n - 1) / tile_n, down = (g->m + tile_m - 1) / tile_m, tiles = 1;
     if (t.shape.group == 1) {
-        /* Enough groups that all cores end together; each expands its columns of B, which pays over many rows. */
+        /* Enough groups to end at about the same time on all cores, each with enough rows to pay
+         * for expanding its columns of B. */
         int64_t wanted = (4 * (int64_t)o->device->info->units + across - 1) / across,
                 most = down / 8 + 1;
         int64_t parts = wanted < most ? wanted : most;
         tiles = (down + parts - 1) / parts;
     }
-    const int64_t numbers[] = {g->m, g->n, g->k, g->a_row, g->a_k};
+    const int64_t numbers[] = {g->m, g->n, g->k, g->a_row_step, g->a_k_step};
     for (int i = 0; i < 5; i++) pl_cl_add_i64(&l, numbers[i]);
     pl_cl_add_f32(&l, g->b_scale);
     pl_cl_add_i64(&l, g->accumulate);
     pl_cl_add_i64(&l, g->rank);
-    pl_cl_add_i64(&l, g->u_transposed);
-    pl_cl_add_f32(&l, g->u_scale);
+    pl_cl_add_i64(&l, g->branch_u_transposed);
+    pl_cl_add_f32(&l, g->branch_scale);
     pl_cl_add_i64(&l, across);
     pl_cl_add_i64(&l, tiles);
     return pl_cl_enqueue(&l, "gemm", (size_t)(across * ((down + tiles - 1) / tiles)),
@@ -110,36 +110,37 @@ int pl_cl_gemm_run(const pl_cl_operation *o, const pl_cl_gemm *g) {
         int too_large = 0;
         if (!enqueue(o, g, t, &too_large)) return 0;
         if (!too_large || t.across == 1) return 1;
-        t.shape.group /= 4; /* the kernel needs more registers than so many work-items have */
+        t.shape.group /= 4; /* fewer work-items have more registers each */
         t.across /= 2;
     }
 }
 
 /* ---- operations */
 
-/* Item `i` of a place, of so many bytes each. */
+/* The place of item `i`, of `bytes` bytes each. */
 static pl_cl_place at(pl_cl_place place, int64_t i, int64_t bytes) {
     if (place.buffer) place.offset += (size_t)(i * bytes);
     return place;
 }
 
-/* B as a float32 matrix. */
+/* Makes B a float32 matrix. */
 static void set_matrix(pl_cl_gemm *g, pl_cl_place data, int64_t rows, int64_t cols,
                        int transposed) {
     g->b = (pl_weight){.rows = rows, .cols = cols, .row_bytes = 4 * cols, .format = PL_W_F32};
-    g->b_data = data;
+    g->b_codes = data;
     g->b_transposed = transposed;
 }
 
 /* c [m, n] = scale a b, with a [m, k]. */
 static pl_cl_gemm float_product(int64_t m, int64_t n, int64_t k, pl_cl_place a, pl_cl_place b,
                                 int b_transposed, double scale, pl_cl_place c) {
-    pl_cl_gemm g = {.m = m, .n = n, .k = k, .a = a, .a_row = k, .a_k = 1, .c = c, .b_scale = scale};
+    pl_cl_gemm g = {
+        .m = m, .n = n, .k = k, .a = a, .a_row_step = k, .a_k_step = 1, .c = c, .b_scale = scale};
     set_matrix(&g, b, b_transposed ? n : k, b_transposed ? k : n, b_transposed);
     return g;
 }
 
-/* The product of a layer without its adapter: x W^T, or backward dy W, for `rows` of x or dy. */
+/* A layer's product without its adapter: x W^T, or backward dy W. */
 static pl_cl_gemm layer(const pl_weight *w, pl_cl_place data, int64_t rows, int backward,
                         pl_cl_place x, pl_cl_place factor, pl_cl_place out) {
     int64_t k = backward ? w->rows : w->cols;
@@ -147,39 +148,38 @@ static pl_cl_gemm layer(const pl_weight *w, pl_cl_place data, int64_t rows, int 
                         .n = backward ? w->cols : w->rows,
                         .k = k,
                         .a = x,
-                        .a_row = k,
-                        .a_k = 1,
+                        .a_row_step = k,
+                        .a_k_step = 1,
                         .b = *w,
-                        .b_data = data,
+                        .b_codes = data,
                         .b_transposed = !backward,
-                        .b_rows = factor,
+                        .b_row_factors = factor,
                         .b_scale = 1,
                         .c = out};
 }
 
-/* Joins scale h U to a product. */
+/* Adds the low-rank branch scale H U to a product. */
 static void set_branch(pl_cl_gemm *g, int64_t rank, pl_cl_place h, pl_cl_place u, int transposed,
                        double scale) {
     g->rank = rank;
-    g->h = h;
-    g->u = u;
-    g->u_transposed = transposed;
-    g->u_scale = scale;
+    g->branch_h = h;
+    g->branch_u = u;
+    g->branch_u_transposed = transposed;
+    g->branch_scale = scale;
 }
 
-/* A layer's arguments by their parts in the product, whatever the operation calls them. With
- * `inner`, H is computed from it. Experts have offsets, and store both factors transposed. */
+/* A layer's arguments under common names. The adapter's branch is xa * second; with `first`, xa is
+ * computed (x first). Experts have offsets, and store both factors transposed. */
 typedef struct {
     const pl_weight *w; /* one, or a stack */
-    pl_cl_place
-        codes; /* of a float32 array, whose matrices follow each other; without a buffer for stored weights */
-    pl_cl_place x, bias, h, inner, outer, factor, y;
+    pl_cl_place codes;  /* of a float32 array; absent: w->data is a virtual address */
+    pl_cl_place x, bias, xa, first, second, row_factor, y;
     double scale;
     int64_t accumulate;
     const int32_t *offsets;
 } layer_args;
 
-/* The rows [begin, begin + rows) through matrix `e` of a layer's weight. */
+/* Multiplies the rows [begin, begin + rows) by matrix `e` of the weight. */
 static int run_layer(const pl_cl_operation *o, const layer_args *l, int backward, int64_t e,
                      int64_t begin, int64_t rows) {
     const pl_weight *w = l->w + e;
@@ -188,24 +188,24 @@ static int run_layer(const pl_cl_operation *o, const layer_args *l, int backward
     pl_cl_place data =
         l->codes.buffer ? at(l->codes, e * w->rows, w->row_bytes) : pl_cl_place_of(o, w->data);
     pl_cl_place x = at(l->x, begin * k, 4), y = at(l->y, begin * n, 4);
-    pl_cl_place h = at(l->h, begin * rank, 4), outer = at(l->outer, e * n * rank, 4);
+    pl_cl_place xa = at(l->xa, begin * rank, 4), second = at(l->second, e * n * rank, 4);
     const int transposed = backward != (l->offsets != NULL);
-    pl_cl_gemm g = layer(w, data, rows, backward, x, at(l->factor, e * w->rows, 4), y);
+    pl_cl_gemm g = layer(w, data, rows, backward, x, at(l->row_factor, e * w->rows, 4), y);
     g.bias = at(l->bias, e * n, 4);
     g.accumulate = l->accumulate != 0;
-    if (l->inner.buffer) {
-        /* h = x a, or backward scale dy b^T. */
-        pl_cl_place inner = at(l->inner, e * k * rank, 4);
+    if (l->first.buffer) {
+        /* xa = x a, or backward scale dy b^T. */
+        pl_cl_place first = at(l->first, e * k * rank, 4);
         pl_cl_gemm product =
-            float_product(rows, rank, k, x, inner, transposed, backward ? l->scale : 1, h);
+            float_product(rows, rank, k, x, first, transposed, backward ? l->scale : 1, xa);
         if (pl_cl_gemm_run(o, &product)) return 1;
     }
-    if (h.buffer && outer.buffer)
-        set_branch(&g, rank, h, outer, transposed, backward ? 1 : l->scale);
+    if (xa.buffer && second.buffer)
+        set_branch(&g, rank, xa, second, transposed, backward ? 1 : l->scale);
     return pl_cl_gemm_run(o, &g);
 }
 
-/* All rows, or those of each expert that has some. */
+/* Multiplies all rows, for experts each one's rows. */
 static int run_rows(const pl_cl_operation *o, const layer_args *l, int backward) {
     if (!l->offsets) return run_layer(o, l, backward, 0, 0, PL_DIM(o->call, 'N'));
     for (int64_t e = 0; e < PL_DIM(o->call, 'E'); e++) {
@@ -223,9 +223,9 @@ int pl_cl_launch_linear_forward(const pl_cl_operation *o) {
         .codes = at.w,
         .x = at.x,
         .bias = at.bias,
-        .h = at.xa,
-        .outer = at.b,
-        .factor = at.row_factor,
+        .xa = at.xa,
+        .second = at.b,
+        .row_factor = at.row_factor,
         .y = at.y,
         .scale = args.scale,
     };
@@ -240,10 +240,10 @@ int pl_cl_launch_lora_forward(const pl_cl_operation *o) {
         .codes = at.w,
         .x = at.x,
         .bias = at.bias,
-        .h = at.xa,
-        .inner = at.a,
-        .outer = at.b,
-        .factor = at.row_factor,
+        .xa = at.xa,
+        .first = at.a,
+        .second = at.b,
+        .row_factor = at.row_factor,
         .y = at.y,
         .scale = args.scale,
     };
@@ -257,9 +257,9 @@ int pl_cl_launch_linear_input_grad(const pl_cl_operation *o) {
         .w = args.w,
         .codes = at.w,
         .x = at.dy,
-        .h = at.dxa,
-        .outer = at.a,
-        .factor = at.row_factor,
+        .xa = at.dxa,
+        .second = at.a,
+        .row_factor = at.row_factor,
         .y = at.dx,
         .accumulate = args.accumulate,
     };
@@ -273,10 +273,10 @@ int pl_cl_launch_lora_input_grad(const pl_cl_operation *o) {
         .w = args.w,
         .codes = at.w,
         .x = at.dy,
-        .h = at.dxa,
-        .inner = at.b,
-        .outer = at.a,
-        .factor = at.row_factor,
+        .xa = at.dxa,
+        .first = at.b,
+        .second = at.a,
+        .row_factor = at.row_factor,
         .y = at.dx,
         .scale = args.scale,
         .accumulate = args.accumulate,
@@ -292,9 +292,9 @@ int pl_cl_launch_experts_forward(const pl_cl_operation *o) {
         .codes = at.w,
         .x = at.x,
         .bias = at.bias,
-        .h = at.xa,
-        .outer = at.b,
-        .factor = at.row_factor,
+        .xa = at.xa,
+        .second = at.b,
+        .row_factor = at.row_factor,
         .y = at.y,
         .scale = args.scale,
         .offsets = args.offsets,
@@ -310,10 +310,10 @@ int pl_cl_launch_experts_lora_forward(const pl_cl_operation *o) {
         .codes = at.w,
         .x = at.x,
         .bias = at.bias,
-        .h = at.xa,
-        .inner = at.a,
-        .outer = at.b,
-        .factor = at.row_factor,
+        .xa = at.xa,
+        .first = at.a,
+        .second = at.b,
+        .row_factor = at.row_factor,
         .y = at.y,
         .scale = args.scale,
         .offsets = args.offsets,
@@ -328,9 +328,9 @@ int pl_cl_launch_experts_input_grad(const pl_cl_operation *o) {
         .w = args.w,
         .codes = at.w,
         .x = at.dy,
-        .h = at.dxa,
-        .outer = at.a,
-        .factor = at.row_factor,
+        .xa = at.dxa,
+        .second = at.a,
+        .row_factor = at.row_factor,
         .y = at.dx,
         .accumulate = args.accumulate,
         .offsets = args.offsets,
@@ -345,10 +345,10 @@ int pl_cl_launch_experts_lora_input_grad(const pl_cl_operation *o) {
         .w = args.w,
         .codes = at.w,
         .x = at.dy,
-        .h = at.dxa,
-        .inner = at.b,
-        .outer = at.a,
-        .factor = at.row_factor,
+        .xa = at.dxa,
+        .first = at.b,
+        .second = at.a,
+        .row_factor = at.row_factor,
         .y = at.dx,
         .scale = args.scale,
         .accumulate = args.accumulate,
@@ -367,8 +367,8 @@ int pl_cl_launch_experts_weight_grad(const pl_cl_operation *o) {
         pl_cl_gemm g =
             float_product(out, in, rows, at(to.dy, begin * out, 4), at(to.x, begin * in, 4), 0,
                           args.alpha, at(to.dw, e * out * in, 4));
-        g.a_row = 1;
-        g.a_k = out;
+        g.a_row_step = 1;
+        g.a_k_step = out;
         if (pl_cl_gemm_run(o, &g)) return 1;
     }
     return 0;
@@ -380,8 +380,8 @@ static int plain_product(const pl_cl_operation *o, double alpha, pl_cl_place a, 
     int64_t m = PL_DIM(o->call, 'M'), n = PL_DIM(o->call, 'N'), k = PL_DIM(o->call, 'K');
     pl_cl_gemm g = float_product(m, n, k, a, b, b_transposed, alpha, c);
     if (a_transposed) {
-        g.a_row = 1;
-        g.a_k = m;
+        g.a_row_step = 1;
+        g.a_k_step = m;
     }
     g.accumulate = accumulate != 0;
     return pl_cl_gemm_run(o, &g);
