@@ -2,6 +2,6 @@
 
 import sys
 
-from pyloss.cli.parser import main
+from pyloss.cli import main
 
 sys.exit(main(prog="python -m pyloss"))

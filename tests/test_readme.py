@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 import pyloss
-from pyloss.cli.parser import build_parser, main
+from pyloss.cli import main
+from pyloss.cli.flags import build_parser
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [

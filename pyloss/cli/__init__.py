@@ -1,5 +1,9 @@
-"""The command line: `parser` has the flags of each command, `commands` does the work."""
+"""The command line.
 
-from pyloss.cli.parser import main
+`entry` runs a command and reports errors, `parser` and `flags` read the command line, `commands`
+do the work.
+"""
+
+from pyloss.cli.entry import main
 
 __all__ = ["main"]

@@ -5,7 +5,7 @@ import sys
 import pytest
 import tiny_project
 
-from pyloss.cli.parser import main
+from pyloss.cli import main
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import tiny_project
 from safetensors.numpy import load_file
 from tiny_project import TRAIN, command
 
-from pyloss.cli.parser import main
+from pyloss.cli import main
 
 needs_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 

@@ -18,8 +18,7 @@ from tiny_training import Tiny, tiny_loss, tiny_value_and_grad
 import pyloss
 import pyloss.generation
 from pyloss import measuring, nn
-from pyloss.cli import commands
-from pyloss.cli.parser import main
+from pyloss.cli import commands, main
 from pyloss.models import synthetic
 from pyloss.models.config.model_config import ModelConfig
 from pyloss.models.synthetic import random_model
@@ -525,7 +524,7 @@ def test_convert_quantises_and_saves(world, monkeypatch, capsys):
     ]  # fmt: skip
     assert world.loaded == [("m", None)] * 6
     assert capsys.readouterr().err.startswith(
-        "not quantised: lm_head (for a reason)\nsaved the model to out\n"
+        "not quantized: lm_head (for a reason)\nsaved the model to out\n"
     )
     fails(capsys, [*convert, "--group-size", "32"], "belong to --quantize")
     fails(capsys, [*convert, "-q", "-d"], "choose either")

@@ -158,11 +158,11 @@ def prepare():
     """The flags of every command, from the parser itself, which is made once; each command runs
     once, for its imports.
     """
-    from pyloss.cli import parser as cli
+    from pyloss.cli.flags import build_parser
 
     if _COMMANDS:
         return
-    parser = cli.build_parser()
+    parser = build_parser()
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             for name in COMMANDS:
@@ -265,7 +265,7 @@ def make(m: Mutator):
 
 
 def use(files, folder):
-    from pyloss.cli import parser as cli
+    from pyloss.cli import entry
 
     files = dict(files)
     arguments = json.loads(files.pop("argv"))
@@ -275,23 +275,23 @@ def use(files, folder):
     put_files(folder, {**files, **_FILES, **(_ADAPTER if arguments[0] == "fuse" else {})})
     os.chdir(folder)
     # In this process alone: one parser for all cases, and no hub.
-    cli.build_parser = lambda prog: _PARSER[0]
+    entry.build_parser = lambda prog: _PARSER[0]
     sys.modules |= {"datasets": None, "huggingface_hub": None}
     run(arguments)
 
 
 def settings(path):
     """What a run makes of a YAML file before it touches a model."""
-    from pyloss.cli import commands
+    from pyloss.cli.commands.training import make_optimizer
     from pyloss.tuner.run.settings import merge_config
 
     config = merge_config({}, path)
-    commands._optimizer(config)
+    make_optimizer(config)
 
 
 def run(arguments):
     """The command, in this process: status 0, or one line that says what is wrong."""
-    from pyloss.cli import parser as cli
+    from pyloss import cli
 
     out, said = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(said):

@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 from tiny_project import TRAIN
 
 import pyloss
-from pyloss.cli.parser import main
+from pyloss.cli import main
 from pyloss.io.gguf import read_gguf
 from pyloss.io.safetensors import read_safetensors
 from pyloss.models import load_model

@@ -10,7 +10,7 @@ import tokenizers
 from parity_models import MIXTURES, make_tiny, torch_model
 
 import pyloss
-from pyloss.cli.parser import main
+from pyloss.cli import main
 from pyloss.io.gguf import read_gguf
 from pyloss.models import conversion, saving
 from pyloss.weights.formats import FORMATS

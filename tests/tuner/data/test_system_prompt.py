@@ -130,8 +130,7 @@ def test_gguf_files_of_adapters_have_it(model, tmp_path):
 @pytest.fixture
 def asked(monkeypatch, capsys):
     """Runs `pyloss generate` on a tiny model whose adapter has a system prompt; gives the prompt, and what was said."""
-    from pyloss import generation, models
-    from pyloss.cli import parser as cli
+    from pyloss import cli, generation, models
 
     tokenizer, prompts = byte_tokenizer(), []
 
@@ -180,7 +179,7 @@ def test_contradicting_flags(asked):
 
 
 def test_fusing_says_what_the_files_do_not_have(model, tmp_path, capsys):
-    from pyloss.cli import parser as cli
+    from pyloss import cli
 
     trained(model, chats("s"), tmp_path / "adapter")
     flags = ["--model", str(tmp_path / "model"), "--adapter-path", str(tmp_path / "adapter")]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pyloss.cli.parser import main
+from pyloss.cli import main
 from pyloss.tuner.run.settings import merge_config
 from pyloss.tuner.run.yaml_file import read_yaml
 

@@ -1,0 +1,22 @@
+"""The commands, a file for each group: a command takes its flags and returns the exit code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from pyloss.cli.commands.converting import convert, export, fuse
+from pyloss.cli.commands.generating import generate
+from pyloss.cli.commands.measuring import bench, info
+from pyloss.cli.commands.shared import Flags
+from pyloss.cli.commands.training import evaluate, train
+
+COMMANDS: dict[str, Callable[[Flags], int]] = {
+    "train": train,
+    "eval": evaluate,
+    "generate": generate,
+    "fuse": fuse,
+    "export": export,
+    "convert": convert,
+    "bench": bench,
+    "info": info,
+}

@@ -1,0 +1,128 @@
+"""The commands that write models: `pyloss fuse`, `export` and `convert`."""
+
+from __future__ import annotations
+
+from pyloss import exporting, models
+from pyloss.checks.numbers import whole
+from pyloss.cli.commands.shared import Flags, flag_text, say_system_prompt
+from pyloss.io.console import say
+from pyloss.io.files import check_target, user_path
+from pyloss.tuner.run.run_folder import portable
+
+
+def fuse(flags: Flags) -> int:
+    """`pyloss fuse`: merges an adapter into its model and writes that."""
+    from pyloss.models.files.gguf_writer import refuse_model
+    from pyloss.models.fusing import mean_kept
+    from pyloss.tuner.utils import fuse_adapters
+
+    for name in ("upload_repo", "hf_path"):
+        if flags[name]:
+            raise ValueError(
+                f"{flag_text(name)} is not available: nothing is uploaded; "
+                "--save-path writes a folder"
+            )
+    folder = user_path(flags["save_path"])
+    check_target(folder, folder=True)
+    _refuse_source("save_path", flags)
+    path = folder / user_path(flags["gguf_path"])
+    if flags["export_gguf"]:
+        exporting.check_request(path, "gguf", type="f16")
+    model, tokenizer = models.load(flags["model"], adapter_path=flags["adapter_path"])
+    if flags["export_gguf"]:
+        refuse_model(model, tokenizer)
+    ways = "--dequantize, or `pyloss export --to mlx`, the adapter beside its base"
+    kept = fuse_adapters(model, flags["dequantize"] or exporting.becomes_floats(model), ways)
+    if kept and min(kept.values()) < 1:
+        least = min(kept, key=kept.__getitem__)
+        say(
+            f"storing the fused weights keeps {mean_kept(kept):.1%} of the adapter, "
+            f"{max(kept[least], 0):.1%} at worst ({least})"
+        )
+    model.save(folder, tokenizer, overwrite=flags["overwrite"])
+    say(f"saved the fused model to {folder}")
+    say_system_prompt(model)
+    if flags["export_gguf"]:
+        exporting.export(model, path, "gguf", tokenizer, type="f16", overwrite=flags["overwrite"])
+        say(f"saved the fused model to {path}")
+    return 0
+
+
+def export(flags: Flags) -> int:
+    """`pyloss export`: writes a model or an adapter in another program's format."""
+    adapter, to, output = flags["adapter_path"], flags["to"], flags["output"]
+    if adapter is None and (flags["adapter_only"] or to in ("peft", "mlx")):
+        raise ValueError(
+            "--to peft, --to mlx and --adapter-only write an adapter: "
+            "give its folder as --adapter-path"
+        )
+    options = {key: flags[key] for key in ("adapter_only", "type", "dequantize")}
+    exporting.check_request(output, to, **options)
+    _refuse_source("output", flags)
+    model, tokenizer = models.load(flags["model"], adapter_path=adapter)
+    # The adapter's configuration names no path of this machine, unless --name does.
+    name = flags["name"] or (portable(flags["model"], "model") if to == "peft" else None)
+    exporting.export(
+        model, output, to, tokenizer, **options, name=name, overwrite=flags["overwrite"]
+    )
+    say(f"wrote {output}")
+    if to in ("gguf", "hf"):
+        say_system_prompt(model)
+    return 0
+
+
+def convert(flags: Flags) -> int:
+    """`pyloss convert`: writes a model as a Hugging Face folder."""
+    from pyloss.models import conversion, saving
+
+    kind, bits = flags["quantize"], flags["q_bits"]
+    if kind and bits and kind != f"q{bits}":
+        raise ValueError(
+            f"--quantize {kind} and --q-bits {bits} say different things: give one of them"
+        )
+    if kind is None and (
+        bits or flags["group_size"] or flags["single_quant"] or flags["loftq_rank"]
+    ):
+        raise ValueError(
+            "--q-bits, --group-size, --single-quant and --loftq-rank belong to --quantize"
+        )
+    for name in ("loftq_rank", "loftq_rounds", "group_size"):
+        if flags[name] is not None:
+            whole(flags[name], flag_text(name), 1)
+    if kind is not None and flags["dequantize"]:
+        raise ValueError("choose either --quantize or --dequantize")
+    check_target(flags["output"], folder=True)
+    _refuse_source("output", flags)
+    model, tokenizer = models.load(flags["model"])
+    if kind is not None:
+        name = kind or f"q{bits or 4}"
+        left = conversion.quantize_model(
+            model, name, flags["group_size"], flags["dtype"], double=not flags["single_quant"]
+        )
+        for layer, reason in left.items():
+            say(f"not quantized: {layer} ({reason})")
+        if flags["loftq_rank"]:
+            from pyloss.tuner.adapters.initial import loftq_quantize
+
+            originals = dict(models.load_model(flags["model"]).named_modules())
+            loftq_quantize(model, originals, flags["loftq_rank"], flags["loftq_rounds"])
+    elif flags["dequantize"]:
+        conversion.dequantize_model(model, flags["dtype"] or "float32")
+    saving.save_model(model, flags["output"], tokenizer, flags["dtype"], flags["overwrite"])
+    say(f"saved the model to {flags['output']}")
+    return 0
+
+
+def _refuse_source(name: str, flags: Flags) -> None:
+    """Raises ValueError where the flag `name` would overwrite the model or the adapter."""
+    target = user_path(flags[name]).resolve()
+    for what, source in (("model", flags["model"]), ("adapter", flags.get("adapter_path"))):
+        place = None if source is None else user_path(source).resolve()
+        # A file of an adapter stands for its folder.
+        if place is not None and target in {
+            place,
+            *([place.parent] if what == "adapter" and place.is_file() else []),
+        }:
+            raise ValueError(
+                f"{flag_text(name)} {flags[name]} is the {what} itself: give another place"
+            )

@@ -1,0 +1,138 @@
+"""The entry point: runs one command, and turns errors into one line and an exit code."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import signal
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from pyloss.cli.flags import build_parser
+from pyloss.errors import DeviceError, cut
+from pyloss.io import console
+
+#: The errors of bad input and of a machine that lacks something. Others are bugs, and show a
+#: traceback.
+BAD_INPUT = (ValueError, OSError, ImportError, NotImplementedError, MemoryError, DeviceError)
+
+
+class _Lines(logging.Handler):
+    """The library's log as lines on standard error."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        console.say(self.format(record))
+
+
+def main(argv: Sequence[str] | None = None, prog: str = "pyloss") -> int:
+    """Runs one command and returns its exit code; `prog` is the program's name in help texts.
+
+    0: done. 1: training failed, or standard output could not be written. 2: bad input, reported in
+    one line on standard error. 130: Ctrl-C. 143: SIGTERM, which ends a command as Ctrl-C does.
+    """
+    console.begin()
+    with _terminated_as_interrupted() as terminated:
+        code = _run(argv, prog)
+    if code == 130 and terminated:
+        code = 143
+    if not console.finish() and code == 0:
+        code = 1
+        # A closed pipe is no error to report: `head` closes it on purpose.
+        if console.why_lost() != os.strerror(errno.EPIPE):
+            console.say(f"pyloss: error: cannot write to standard output: {console.why_lost()}")
+    return code
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[list[int]]:
+    """Turns SIGTERM in the block into KeyboardInterrupt, so that a run saves as after Ctrl-C.
+
+    Yields a list of the signals received.
+    """
+    seen: list[int] = []
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+    ):
+        yield seen  # the embedding program handles it, or this thread may not
+        return
+
+    def interrupt(number: int, frame: Any) -> None:
+        seen.append(number)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield seen
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _run(argv: Sequence[str] | None, prog: str) -> int:
+    """Parses and runs a command; returns the exit code for every error of `BAD_INPUT`."""
+    log, handler = logging.getLogger("pyloss"), _Lines()
+    level = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    command = ""
+    try:
+        arguments = vars(build_parser(prog).parse_args(argv))
+        command = arguments.pop("command")
+        from pyloss.cli import commands
+
+        with warnings.catch_warnings():
+            warnings.showwarning = _warn  # type: ignore[assignment]
+            return commands.COMMANDS[command](arguments)
+    except SystemExit as end:  # --help
+        return int(end.code or 0)
+    except KeyboardInterrupt as interrupt:
+        return _fail(interrupt, 130, str(interrupt) or "interrupted")
+    except FloatingPointError as error:
+        return _fail(error, 1, f"error: {error}")
+    except BAD_INPUT as error:
+        return _fail(error, 2, f"error: {_text(error, command)}")
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
+
+
+def _text(error: BaseException, command: str) -> str:
+    """The message of an error of `command`."""
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{cut(os.fsdecode(error.filename), 500)}: {error.strerror}"
+    if isinstance(error, MemoryError):
+        options = {
+            "train": "--batch-size or --max-seq-length, or --grad-checkpoint,",
+            "eval": "--batch-size or --max-seq-length",
+        }
+        options["bench"] = options["train"]
+        advice = f"; a smaller {options[command]} needs less" if command in options else ""
+        return f"out of memory{advice}" + (f" ({error})" if str(error) else "")
+    # a quoted value may be of any length
+    return cut(str(error), 3000) or type(error).__name__
+
+
+def _warn(
+    message: Warning | str,
+    category: Any,
+    filename: str,
+    lineno: int,
+    file: Any = None,
+    line: Any = None,
+) -> None:
+    """Prints a warning without its place in the code."""
+    console.say(f"pyloss: warning: {' '.join(str(message).split())}")
+
+
+def _fail(error: BaseException, code: int, text: str) -> int:
+    """Prints an error as one line, with a traceback if PYLOSS_DEBUG is 1; returns `code`."""
+    if os.environ.get("PYLOSS_DEBUG") == "1":
+        import traceback
+
+        console.say("".join(traceback.format_exception(error)).rstrip())
+    console.say(f"pyloss: {' '.join(text.split())}")
+    return code

@@ -1,0 +1,38 @@
+"""The flags of the commands, a file for each group."""
+
+from __future__ import annotations
+
+import argparse
+
+from pyloss.cli.flags.converting import convert_parser, export_parser, fuse_parser
+from pyloss.cli.flags.generating import generate_parser
+from pyloss.cli.flags.measuring import bench_parser, info_parser
+from pyloss.cli.flags.training import eval_parser, train_parser
+from pyloss.cli.parser import Parser
+
+__all__ = ["build_parser"]
+
+
+def build_parser(prog: str = "pyloss") -> argparse.ArgumentParser:
+    """The parser of all commands, for the program `prog`; `command` holds the command's name."""
+    parser = Parser(
+        prog=prog,
+        description="Fine-tune language models on ordinary computers.",
+        epilog="""a first run:
+  pyloss train --data examples/data --mask-prompt --iters 100 --learning-rate 1e-3
+  pyloss generate --adapter-path adapters --prompt "turn off the lamp in the hall"
+
+`pyloss COMMAND --help` explains a command. PYLOSS_DEBUG=1 adds a traceback to errors.""",
+    )
+    commands = parser.add_subparsers(
+        title="commands", dest="command", metavar="COMMAND", required=True
+    )
+    train_parser(commands)
+    eval_parser(commands)
+    generate_parser(commands)
+    fuse_parser(commands)
+    export_parser(commands)
+    convert_parser(commands)
+    bench_parser(commands)
+    info_parser(commands)
+    return parser

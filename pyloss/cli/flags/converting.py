@@ -1,0 +1,145 @@
+"""Flags of the commands that write models: `pyloss fuse`, `export` and `convert`."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from pyloss.cli.parser import OVERWRITE, command, ignored_flag, model_flags, whole
+
+
+def fuse_parser(commands: Any) -> None:
+    parser = command(
+        commands,
+        "fuse",
+        text="merge an adapter into its model",
+        description="Write a model with an adapter merged into its weights.",
+        epilog="example:\n  pyloss fuse --adapter-path adapters --save-path fused_model",
+    )
+    add = parser.add_argument
+    model_flags(add, adapter="folder of the adapter (default: adapters)", adapter_path="adapters")
+    add("--save-path", default="fused_model", help="folder to write (default: fused_model)")
+    add("--overwrite", action="store_true", help=OVERWRITE)
+    add(
+        "--dequantize",
+        "--de-quantize",
+        action="store_true",
+        help="store fused layers as floats, which keeps the whole adapter",
+    )
+    add(
+        "--export-gguf",
+        action="store_true",
+        help="also write a GGUF file in float16; `pyloss export` has more options",
+    )
+    add(
+        "--gguf-path",
+        default="ggml-model-f16.gguf",
+        metavar="FILE",
+        help="name of the GGUF file (default: ggml-model-f16.gguf)",
+    )
+    for flag in ("--upload-repo", "--hf-path"):
+        add(flag, help=argparse.SUPPRESS)
+    ignored_flag(add)
+
+
+def export_parser(commands: Any) -> None:
+    parser = command(
+        commands,
+        "export",
+        usage="--to FORMAT --output PATH [options]",
+        text="write a model or an adapter for another program",
+        description="Write a model, with or without an adapter merged into it, or an adapter\n"
+        "alone, in another program's format.",
+        epilog="""examples:
+  pyloss export --adapter-path adapters --to peft --output peft_adapter
+                              the adapter for PEFT and transformers; --to mlx for mlx-lm
+  pyloss export --adapter-path adapters --to gguf --dequantize --type q8_0 --output model.gguf
+                              model and adapter as one file for llama.cpp
+  pyloss export --adapter-path adapters --to gguf --adapter-only --output lora.gguf
+                              the adapter alone, for llama.cpp's --lora
+  pyloss export --model some_folder --to gguf --type q8_0 --output model.gguf
+                              a model converted""",
+    )
+    add = parser.add_argument
+    model_flags(add, adapter="folder of an adapter, in mlx-lm's or PEFT's layout (default: none)")
+    add("--to", required=True, choices=("peft", "mlx", "gguf", "hf"), help="format to write")
+    add("--output", required=True, metavar="PATH", help="file to write for gguf, else a folder")
+    add("--overwrite", action="store_true", help=OVERWRITE)
+    add(
+        "--type",
+        help="gguf: store matrices as f32, f16, bf16, q8_0, q5_0, q5_1, q4_0 or q4_1 "
+        "(default: as they are)",
+    )
+    add("--adapter-only", action="store_true", help="gguf: write the adapter alone")
+    add(
+        "--dequantize",
+        "--de-quantize",
+        action="store_true",
+        help="store fused layers as floats, which keeps the whole adapter",
+    )
+    add(
+        "--name",
+        help="name of the model in the file, or of the base in PEFT's configuration "
+        "(default: --model)",
+    )
+
+
+def convert_parser(commands: Any) -> None:
+    parser = command(
+        commands,
+        "convert",
+        usage="--output FOLDER [options]",
+        text="write a model as a Hugging Face folder, quantized or not",
+        description="Write a model as a Hugging Face folder. Flags of mlx_lm.convert are accepted.",
+        epilog="""examples:
+  pyloss convert --model some_folder --quantize q4 --output quantized
+                              4 bits in groups of 64, as mlx-lm reads them
+  pyloss convert --model some_folder --quantize nf4 --output quantized
+                              QLoRA's NF4, as transformers reads it with bitsandbytes
+  pyloss convert --model model.gguf --dtype bfloat16 --dequantize --output floats
+                              a GGUF file as a plain folder""",
+    )
+    add = parser.add_argument
+    model_flags(add, "--hf-path")
+    add("--output", "--mlx-path", required=True, metavar="FOLDER", help="folder to write")
+    add("--overwrite", action="store_true", help=OVERWRITE)
+    text = (
+        "q2, q3, q4, q5, q6 or q8 (mlx's layout) or nf4 (bitsandbytes'); "
+        "without a value q4, or the bits of --q-bits"
+    )
+    add("-q", "--quantize", nargs="?", const="", metavar="KIND", help=text)
+    add(
+        "--group-size",
+        "--q-group-size",
+        type=whole,
+        metavar="N",
+        help="number of values that share a scale (default: 64)",
+    )
+    add("--q-bits", type=whole, metavar="N", help="same as --quantize qN")
+    add("--q-mode", default="affine", choices=("affine",), help=argparse.SUPPRESS)
+    add("--single-quant", action="store_true", help="nf4: do not quantize the scales")
+    add(
+        "--loftq-rank",
+        type=whole,
+        metavar="N",
+        help="quantize for adapters of this rank that begin with --init loftq",
+    )
+    add(
+        "--loftq-rounds",
+        type=whole,
+        default=4,
+        metavar="N",
+        help="for --loftq-rank: number of rounds (default: 4)",
+    )
+    add(
+        "--dtype",
+        choices=("float32", "float16", "bfloat16"),
+        help="type of the tensors that are not quantized (default: the model's)",
+    )
+    add(
+        "-d",
+        "--dequantize",
+        action="store_true",
+        help="write a quantized model as floats",
+    )
+    ignored_flag(add)

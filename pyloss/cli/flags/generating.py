@@ -1,0 +1,98 @@
+"""Flags of `pyloss generate`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pyloss.cli.parser import command, device_flag, ignored_flag, model_flags, real, truth, whole
+
+
+def generate_parser(commands: Any) -> None:
+    parser = command(
+        commands,
+        "generate",
+        text="answer a prompt",
+        description="Generate text from a model, with or without an adapter.",
+        epilog="""examples:
+  pyloss generate --prompt "What is a tensor?"
+  pyloss generate --adapter-path adapters --prompt "turn off the lamp in the hall"
+                              uses the system prompt that the adapter was trained with, if any
+  echo "Hello" | pyloss generate --prompt - --temp 0.7 --seed 1""",
+    )
+    add = parser.add_argument
+    model_flags(
+        add,
+        adapter="folder of an adapter, or a file such as adapters/0000100_adapters.safetensors "
+        "(default: none)",
+    )
+    device_flag(parser)
+    add(
+        "--prompt",
+        "-p",
+        default="hello",
+        help="the user's message; - reads it from standard input (default: hello)",
+    )
+    add(
+        "--system-prompt",
+        metavar="TEXT",
+        help="the system message (default: the one that the adapter was trained with, if any)",
+    )
+    add(
+        "--no-system-prompt",
+        action="store_true",
+        help="use no system message, not even the adapter's",
+    )
+    add("--prefill-response", help="text that the answer begins with")
+    add(
+        "--max-tokens",
+        "-m",
+        type=whole,
+        default=100,
+        help="largest number of tokens to generate (default: 100)",
+    )
+    add(
+        "--temp",
+        type=real,
+        default=0.0,
+        help="sampling temperature; 0 takes the most likely token (default: 0)",
+    )
+    add(
+        "--top-p",
+        type=real,
+        default=1.0,
+        help="sample from the most likely tokens with this total probability (default: 1)",
+    )
+    add(
+        "--min-p",
+        type=real,
+        default=0.0,
+        help="drop tokens below this fraction of the most likely one's probability (default: 0)",
+    )
+    add(
+        "--top-k",
+        type=whole,
+        default=0,
+        help="sample from the K most likely tokens; 0 for all (default: 0)",
+    )
+    add("--seed", type=whole, help="seed of the sampling")
+    add(
+        "--extra-eos-token",
+        nargs="+",
+        default=(),
+        metavar="TOKEN",
+        help="additional tokens that end the answer",
+    )
+    add("--ignore-chat-template", action="store_true", help="use the prompt as it is")
+    add(
+        "--chat-template-config",
+        metavar="JSON",
+        help="additional arguments of the chat template, a JSON object",
+    )
+    add(
+        "--verbose",
+        type=truth,
+        default=True,
+        metavar="T|F",
+        help="print the speed after the answer (default: T)",
+    )
+    ignored_flag(add)
