@@ -118,7 +118,7 @@ class _Builder:
             gate,
             SwitchGLU(*map(SwitchLinear.from_weight, stacks)),
             mixture.active,
-            mixture.normalise,
+            mixture.normalize,
         )
 
     def layer(self, i: int) -> DecoderLayer:

@@ -8,6 +8,8 @@ from pyloss.models.config.families import FAMILIES
 
 WORDS = words_of(
     "models/config/model_config",
+    "models/config/hf_reader",
+    "models/config/fields",
     "models/config/mixture",
     "models/config/rope_scaling",
     "models/config/families",

@@ -15,6 +15,7 @@ from pyloss.models.config.families import FAMILIES
 
 SOURCES = (
     "models/config/model_config",
+    "models/config/gguf_reader",
     "models/config/mixture",
     "models/config/rope_scaling",
     "models/config/families",

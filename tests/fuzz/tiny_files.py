@@ -85,7 +85,7 @@ def tokenizer() -> Any:
 def config(family: str, vocabulary: int, **changes: Any) -> ModelConfig:
     """A tiny configuration of a family."""
     experts = FAMILIES[family].experts
-    mixture = Mixture(4, 2, 32, experts.gguf_normalise) if experts else None
+    mixture = Mixture(4, 2, 32, experts.gguf_normalize) if experts else None
     return ModelConfig(family, vocab_size=vocabulary, mixture=mixture, **SIZES | changes)
 
 

@@ -1,6 +1,6 @@
-"""`FAMILIES`: what is particular to each model family beyond its numbers, one record each.
+"""`FAMILIES`: what each model family has beyond its sizes, one record each.
 
-`config` reads configurations by it, `building` and `transformer` have one place for each of its options.
+Configurations are read by it; `building` and `transformer` have one place for each option.
 """
 
 from __future__ import annotations
@@ -12,58 +12,66 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Experts:
-    """How a family has mixtures of experts in the place of MLPs."""
+    """How a family has mixtures of experts in the place of MLPs.
+
+    Attributes:
+        block: the block's name in a decoder layer.
+        matrices: the names of an expert's gate, up and down in Hugging Face's files.
+        own_size: experts have a size of their own, and some layers may have an MLP.
+        normalize: whether the weights of a token's experts are divided by their sum; None where
+            norm_topk_prob says it.
+        gguf_normalize: whether llama.cpp divides them; its files do not say it.
+    """
 
     block: str = "mlp"
-    """The block's name in a decoder layer."""
     matrices: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")
-    """What an expert's gate, up and down are called in Hugging Face's files."""
     own_size: bool = False
-    """Experts have a size of their own, and some layers may have an MLP after all."""
-    normalise: bool | None = None
-    """Whether the weights of a token's experts are divided by their sum; None where norm_topk_prob says it."""
-    gguf_normalise: bool = True
-    """The same in llama.cpp, where files don't say it."""
+    normalize: bool | None = None
+    gguf_normalize: bool = True
 
 
 @dataclass(frozen=True)
 class Family:
-    """The switches of a family, named in Hugging Face's config.json by its model_type."""
+    """A family, which config.json names as its model_type.
 
-    architecture: str
-    """The class transformers looks for."""
-    gguf: str
-    """GGUF's general.architecture."""
-    gguf_interleaved: bool = False
-    """GGUF has the rows of q and k with rotary pairs interleaved."""
-    qkv_bias: bool = False
-    """q, k and v always have biases, and o has none."""
-    qk_norm: str | None = None
-    """RMS norms of q and k before the rotation: "head" over each head, "width" over all of them together."""
-    post_norms: bool = False
-    """Norms after attention and after the MLP too, and other names of the norms."""
-    norm_offset: float = 0.0
-    """What norms add to their weight; GGUF has the sum."""
-    activation: str = "silu"
-    """Of the MLP's gate, in transformers' name."""
-    experts: Experts | None = None
-    """Present in families of mixtures of experts."""
-    scaled_embedding: bool = False
-    """Embeddings are multiplied by sqrt(hidden_size)."""
-    defaults: Mapping[str, Any] = field(default_factory=dict)
-    """What transformers takes where config.json lacks a key, unless that is `ModelConfig`'s own default.
-
-    A family has windows, a second rotary base or a pattern of layers when its key (sliding_window, use_sliding_window,
-    max_window_layers, sliding_window_pattern, rope_local_base_freq) is here.
+    Attributes:
+        architecture: the class in transformers.
+        gguf: general.architecture in GGUF.
+        gguf_interleaved: GGUF stores the rows of q and k with rotary pairs interleaved.
+        qkv_bias: q, k and v always have biases, and o has none.
+        qk_norm: RMS norms of q and k before the rotation, over each "head" or the whole "width".
+        post_norms: norms also follow attention and the MLP, and the names of the norms differ.
+        norm_offset: the number that norms add to their weight; GGUF stores the sum.
+        activation: the activation of the MLP's gate, by its name in transformers.
+        scaled_embedding: embeddings are multiplied by sqrt(hidden_size).
+        windows: the layers that may have a sliding window: "all", those "from" max_window_layers
+            on, or "periodic", all but every sliding_window_pattern-th; None where no layer may.
+        window_switch: there are windows only if use_sliding_window says so.
+        local_rope: layers with a window have a rotary base of their own, rope_local_base_freq.
+        query_scalar: query_pre_attn_scalar, not head_dim, scales attention scores.
+        experts: the mixture of experts; None where MLPs are dense.
+        defaults: what transformers takes where config.json lacks a key, if that is not in
+            `fields.DEFAULTS`. It only has numbers: the fields above say what a family has.
     """
 
+    architecture: str
+    gguf: str
+    gguf_interleaved: bool = False
+    qkv_bias: bool = False
+    qk_norm: str | None = None
+    post_norms: bool = False
+    norm_offset: float = 0.0
+    activation: str = "silu"
+    scaled_embedding: bool = False
+    windows: str | None = None
+    window_switch: bool = False
+    local_rope: bool = False
+    query_scalar: bool = False
+    experts: Experts | None = None
+    defaults: Mapping[str, Any] = field(default_factory=dict)
 
-_QWEN = {
-    "max_position_embeddings": 32768,
-    "use_sliding_window": False,
-    "sliding_window": 4096,
-    "max_window_layers": 28,
-}
+
+_QWEN = {"max_position_embeddings": 32768, "sliding_window": 4096, "max_window_layers": 28}
 
 # A family with the same layers is one more record.
 FAMILIES = {
@@ -72,19 +80,32 @@ FAMILIES = {
         "MistralForCausalLM",
         "llama",
         gguf_interleaved=True,
+        windows="all",
         defaults={"sliding_window": 4096, "max_position_embeddings": 131072},
     ),
-    "qwen2": Family("Qwen2ForCausalLM", "qwen2", qkv_bias=True, defaults=_QWEN),
+    "qwen2": Family(
+        "Qwen2ForCausalLM",
+        "qwen2",
+        qkv_bias=True,
+        windows="from",
+        window_switch=True,
+        defaults=_QWEN,
+    ),
     "qwen3": Family(
-        "Qwen3ForCausalLM", "qwen3", qk_norm="head", defaults={"head_dim": 128, **_QWEN}
+        "Qwen3ForCausalLM",
+        "qwen3",
+        qk_norm="head",
+        windows="from",
+        window_switch=True,
+        defaults={"head_dim": 128, **_QWEN},
     ),
     "mixtral": Family(
         "MixtralForCausalLM",
         "llama",
         gguf_interleaved=True,
-        experts=Experts("block_sparse_moe", ("w1", "w3", "w2"), normalise=True),
+        windows="all",
+        experts=Experts("block_sparse_moe", ("w1", "w3", "w2"), normalize=True),
         defaults={
-            "sliding_window": None,
             "max_position_embeddings": 131072,
             "rms_norm_eps": 1e-5,
             "rope_theta": 1e6,
@@ -97,10 +118,11 @@ FAMILIES = {
         "Qwen3MoeForCausalLM",
         "qwen3moe",
         qk_norm="head",
+        windows="all",
+        window_switch=True,
         experts=Experts(own_size=True),
         defaults={
             "max_position_embeddings": 32768,
-            "use_sliding_window": False,
             "sliding_window": 4096,
             "num_key_value_heads": 4,
             "num_experts": 128,
@@ -112,7 +134,7 @@ FAMILIES = {
         "OlmoeForCausalLM",
         "olmoe",
         qk_norm="width",
-        experts=Experts(gguf_normalise=False),
+        experts=Experts(gguf_normalize=False),
         defaults={
             "max_position_embeddings": 4096,
             "rms_norm_eps": 1e-5,
@@ -128,6 +150,9 @@ FAMILIES = {
         norm_offset=1.0,
         activation="gelu_pytorch_tanh",
         scaled_embedding=True,
+        windows="periodic",
+        local_rope=True,
+        query_scalar=True,
         # Published configurations rely on many of these.
         defaults={
             "vocab_size": 262208,

@@ -5,39 +5,21 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any
 
 from pyloss.checks.numbers import shown
 from pyloss.errors import choices
-from pyloss.models.config.families import Family
 
 # 0 and 0.0 are equal to False, and 1.0 to 1.
 _OFF = (None, False)
 _ONE = (None, 1)
 
-# Keys of config.json that `config`, `mixture`, `rope_scaling` and `quantised` read for every family.
+# Keys that other readers than `hf_reader` read, or that belong to another family's reading.
 _HF_READ = {
-    "model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-    "num_key_value_heads", "head_dim", "hidden_act", "hidden_activation", "max_position_embeddings", "rms_norm_eps",
-    "rope_theta", "rope_scaling", "rope_parameters", "original_max_position_embeddings", "tie_word_embeddings",
-    "attention_bias", "mlp_bias", "sliding_window", "layer_types", "quantization", "quantization_config", "text_config",
+    "model_type", "text_config", "quantization", "quantization_config", "hidden_act",
+    "hidden_activation", "use_sliding_window", "max_window_layers",
 }  # fmt: skip
-
-# Keys that only some families have, with the key of `Family.defaults` (or "experts") that says so. In other families
-# transformers passes over them; a value that asks for something is refused.
-_HF_OF_SOME = {
-    "query_pre_attn_scalar": "query_pre_attn_scalar",
-    "rope_local_base_freq": "rope_local_base_freq",
-    "sliding_window_pattern": "sliding_window_pattern",
-    "num_experts": "experts",
-    "num_local_experts": "experts",
-    "num_experts_per_tok": "experts",
-    "norm_topk_prob": "experts",
-    "moe_intermediate_size": "experts",
-    "decoder_sparse_step": "experts",
-    "mlp_only_layers": "experts",
-}
 
 # Options of models that pyloss does not have, and the values that mean that they are not used.
 _HF_REFUSED: dict[str, tuple[Any, ...]] = {
@@ -86,7 +68,7 @@ _HF_INERT = {
     "use_bfloat16", "tf_legacy_loss", "pruned_heads", "chunk_size_feed_forward", "is_decoder", "is_encoder_decoder",
     "cross_attention_hidden_size", "add_cross_attention", "tie_encoder_decoder", "attn_implementation", "use_flash_attn",
     "use_flash_attention", "pretraining_tp", "model_max_length", "max_sequence_length", "seq_length", "max_seq_len",
-    "use_sliding_window", "max_window_layers", "pad_token", "prefix", "neuron", "kv_cache_scheme", "bos_token", "eos_token",
+    "pad_token", "prefix", "neuron", "kv_cache_scheme", "bos_token", "eos_token",
     # how it was trained
     "initializer_range", "attention_dropout", "hidden_dropout", "hidden_dropout_prob", "attention_probs_dropout_prob",
     "resid_pdrop", "embd_pdrop", "attn_pdrop", "dropout", "output_router_logits", "router_aux_loss_coef",
@@ -115,28 +97,29 @@ _ROPE_REFUSED: dict[str, tuple[Any, ...]] = {
 
 
 def refuse_hf_keys(
-    path: str | os.PathLike[str], content: Mapping[str, Any], family: Family
+    path: str | os.PathLike[str],
+    content: Mapping[str, Any],
+    read: Set[str],
+    others: Set[str],
+    model_type: str,
 ) -> None:
-    """Raises ValueError for a key of config.json that asks for what pyloss does not have; warns of unknown ones.
+    """Raises ValueError for a key that asks for an option pyloss lacks; warns of unknown keys.
 
-    transformers gives no meaning to a key that its class of the family does not know, and neither does pyloss; but a
-    model with code of its own may.
+    `read` are the keys that are read for this family, `others` those of other families:
+    transformers ignores them, and pyloss refuses values that ask for something. transformers gives
+    no meaning to unknown keys, and neither does pyloss; but a model with code of its own may.
     """
     unknown = []
     for key, value in content.items():
+        if key in read or key in _HF_READ or key in _HF_INERT or key.endswith(_HF_INERT_ENDS):
+            continue
         if key in _HF_REFUSED:
             _refuse(path, key, value, _HF_REFUSED[key])
-        elif key in _HF_OF_SOME:
-            where = _HF_OF_SOME[key]
-            if not (
-                family.experts if where == "experts" else where in family.defaults
-            ) and value not in (*_OFF, []):
-                raise ValueError(
-                    f"{path}: {key} {shown(value)} is not supported for {content.get('model_type')}"
-                )
-        elif key not in _HF_READ and key not in _HF_INERT and not key.endswith(_HF_INERT_ENDS):
-            if not key.startswith("_") and value is not None:
-                unknown.append(key)
+        elif key in others:
+            if value not in (*_OFF, []):
+                raise ValueError(f"{path}: {key} {shown(value)} is not supported for {model_type}")
+        elif not key.startswith("_") and value is not None:
+            unknown.append(key)
     if unknown:
         names = choices([shown(key) for key in unknown])
         warnings.warn(f"{path}: pyloss does not know and does not use: {names}", stacklevel=2)
@@ -153,16 +136,7 @@ def refuse_rope_keys(
             raise ValueError(f"{path}: {shown(key)} of rope_scaling is not supported")
 
 
-# The same of GGUF's metadata, without the architecture's name in front.
-_GGUF_READ = {
-    "context_length", "embedding_length", "block_count", "feed_forward_length", "attention.head_count",
-    "attention.head_count_kv", "attention.key_length", "attention.value_length", "attention.layer_norm_rms_epsilon",
-    "attention.sliding_window", "attention.sliding_window_pattern", "rope.dimension_count", "rope.freq_base",
-    "rope.freq_base_swa", "rope.scale_linear", "rope.scaling.type", "rope.scaling.factor",
-    "rope.scaling.original_context_length", "rope.scaling.attn_factor", "rope.scaling.yarn_ext_factor",
-    "rope.scaling.yarn_attn_factor", "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow", "expert_count",
-    "expert_used_count", "expert_feed_forward_length", "expert_weights_norm",
-}  # fmt: skip
+# GGUF's metadata, without the architecture's name in front.
 # The embedding says the vocabulary's size; the layout is that of the architecture; the last ones are of other norms.
 _GGUF_INERT = {
     "vocab_size", "tensor_data_layout", "rope.scaling.finetuned", "decoder_start_token_id",
@@ -200,19 +174,20 @@ _GGUF_REFUSED: dict[str, tuple[Any, ...]] = {
 }
 
 
-def refuse_gguf_keys(path: str | os.PathLike[str], arch: str, metadata: Mapping[str, Any]) -> None:
-    """Raises ValueError for a key of the architecture `arch` that is unknown or asks for what pyloss does not have."""
+def refuse_gguf_keys(
+    path: str | os.PathLike[str], arch: str, metadata: Mapping[str, Any], read: Set[str]
+) -> None:
+    """Raises ValueError for a key of the architecture `arch` that asks for an option pyloss lacks.
+
+    Unknown keys might, so they are refused too; `read` are the keys that are read.
+    """
     for key, value in metadata.items():
         if not key.startswith(f"{arch}."):
             continue
         own = key.removeprefix(f"{arch}.")
         if own in _GGUF_REFUSED:
             _refuse(path, key, value, _GGUF_REFUSED[own])
-        elif (
-            own not in _GGUF_READ
-            and own not in _GGUF_INERT
-            and not own.startswith(_GGUF_INERT_BEGINS)
-        ):
+        elif own not in read and own not in _GGUF_INERT and not own.startswith(_GGUF_INERT_BEGINS):
             raise ValueError(
                 f"{path}: {key} {shown(value)} is not known to pyloss, and might change results"
             )

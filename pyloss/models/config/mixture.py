@@ -1,32 +1,35 @@
-"""`Mixture`: the part of a configuration that says where experts stand in the place of MLPs, read from either format."""
+"""`Mixture`: where experts stand in the place of MLPs, read from either format and written to it."""
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from pyloss.checks.numbers import shown
-from pyloss.errors import FormatError
 from pyloss.models.config.families import Family
-
-if TYPE_CHECKING:
-    from pyloss.models.config.values import Values
+from pyloss.models.config.values import Values, checked
 
 
 @dataclass
 class Mixture:
-    """Experts in the layers that are not `dense_layers`: each token visits `active` of `count`, of this inner `size`.
+    """The experts of a model. Each token visits some of them.
 
-    The weight of a visit is its share in the softmax over all experts, divided with `normalise` by the sum over the token's.
+    The weight of a visit is its share in the softmax over all experts.
 
-    Raises ValueError for numbers that don't fit together.
+    Attributes:
+        count: experts of a layer.
+        active: experts that a token visits.
+        size: an expert's inner size.
+        normalize: the weights of a token's visits are divided by their sum.
+        dense_layers: the layers that have an MLP.
+
+    Raises:
+        ValueError: numbers that do not fit together.
     """
 
     count: int
     active: int
     size: int
-    normalise: bool
+    normalize: bool
     dense_layers: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
@@ -42,8 +45,8 @@ class Mixture:
             "num_experts_per_tok": self.active,
             "num_local_experts": self.count,
         }
-        if family.experts.normalise is None:
-            content |= {"num_experts": self.count, "norm_topk_prob": self.normalise}
+        if family.experts.normalize is None:
+            content |= {"num_experts": self.count, "norm_topk_prob": self.normalize}
         if family.experts.own_size:
             content |= {
                 "moe_intermediate_size": self.size,
@@ -53,78 +56,66 @@ class Mixture:
         return content
 
     def to_gguf(self, family: Family) -> dict[str, Any]:
-        """The metadata, without the architecture's name. Raises ValueError for dense layers, which GGUF has no place for."""
+        """The metadata, without the architecture's name.
+
+        Raises ValueError for dense layers or weights that GGUF cannot describe.
+        """
         assert family.experts is not None
         if self.dense_layers:
             raise ValueError(
-                f"GGUF has experts in all layers of {family.gguf}; here layers {list(self.dense_layers)} have none"
+                f"GGUF has experts in all layers of {family.gguf}; "
+                f"here layers {list(self.dense_layers)} have none"
             )
-        if self.normalise != family.experts.gguf_normalise:
-            word = "normalised" if family.experts.gguf_normalise else "not normalised"
+        if self.normalize != family.experts.gguf_normalize:
+            word = "normalized" if family.experts.gguf_normalize else "not normalized"
             raise ValueError(
-                f"GGUF's {family.gguf} has expert weights that are {word}; norm_topk_prob is {self.normalise}"
+                f"GGUF's {family.gguf} has expert weights that are {word}; "
+                f"norm_topk_prob is {self.normalize}"
             )
         own = {"expert_feed_forward_length": self.size} if family.experts.own_size else {}
         return {"expert_count": self.count, "expert_used_count": self.active, **own}
 
 
-def read_hf_mixture(
-    path: str | os.PathLike[str], read: Values, family: Family, inner: int, layers: int
-) -> Mixture | None:
-    """The mixture of a config.json; None for a family without experts. `inner` is its intermediate_size.
+def read_hf_mixture(read: Values, family: Family) -> Mixture | None:
+    """The mixture of a config.json; None for a family without experts.
 
-    Raises ValueError for an option that would change results, FormatError for what is missing or of a wrong type.
+    Raises ValueError for an option that would change results, FormatError for numbers that do not
+    fit together.
     """
     experts = family.experts
     if experts is None:
         return None
-    defaults = family.defaults
-    # transformers 5 writes num_local_experts for all of them.
-    count = read.get(
-        "num_experts", int, read.get("num_local_experts", int, defaults["num_experts"])
-    )
-    normalise = (
-        experts.normalise
-        if experts.normalise is not None
-        else read.get("norm_topk_prob", bool, False)
-    )
-    dense: list[int] = []
+    size, dense = read["intermediate_size"], []
     if experts.own_size:
-        inner = read.get("moe_intermediate_size", int, defaults["moe_intermediate_size"])
-        step, only = read.get("decoder_sparse_step", int, 1), read.get("mlp_only_layers", list, [])
+        size, step = read["moe_intermediate_size"], read["decoder_sparse_step"]
         if step < 1:
-            raise ValueError(f"{path}: decoder_sparse_step must be at least 1, got {step}")
-        if not all(type(i) is int for i in only):
-            raise FormatError(
-                path, "mlp_only_layers", f"expected a list of layers, got {shown(only)}"
-            )
-        only = set(only)
-        dense = [i for i in range(layers) if i in only or (i + 1) % step]
-    active = read.get("num_experts_per_tok", int, defaults["num_experts_per_tok"])
-    return _checked(path, count, active, inner, normalise, tuple(dense))
+            raise ValueError(f"{read.path}: decoder_sparse_step must be at least 1, got {step}")
+        only = set(read["mlp_only_layers"])
+        dense = [i for i in range(read["num_hidden_layers"]) if i in only or (i + 1) % step]
+    # transformers 5 writes num_local_experts in all families.
+    counts = (read["num_experts"], read["num_local_experts"], family.defaults["num_experts"])
+    return checked(
+        read.path,
+        Mixture,
+        count=next(count for count in counts if count is not None),
+        active=read["num_experts_per_tok"],
+        size=size,
+        normalize=read["norm_topk_prob"] if experts.normalize is None else experts.normalize,
+        dense_layers=tuple(dense),
+    )
 
 
-def read_gguf_mixture(
-    path: str | os.PathLike[str], arch: str, read: Values, family: Family, inner: int
-) -> Mixture | None:
-    """The same of a GGUF file's metadata."""
+def read_gguf_mixture(read: Values, family: Family) -> Mixture | None:
+    """The mixture of a GGUF file's metadata; None for a family without experts."""
     experts = family.experts
     if experts is None:
         return None
-    normalise = read.get(f"{arch}.expert_weights_norm", bool, experts.gguf_normalise)
-    if experts.own_size:
-        inner = read.get(f"{arch}.expert_feed_forward_length", int)
-    return _checked(
-        path,
-        read.get(f"{arch}.expert_count", int),
-        read.get(f"{arch}.expert_used_count", int),
-        inner,
-        normalise,
+    own = read["expert_weights_norm"]
+    return checked(
+        read.path,
+        Mixture,
+        count=read["expert_count"],
+        active=read["expert_used_count"],
+        size=read["expert_feed_forward_length" if experts.own_size else "feed_forward_length"],
+        normalize=experts.gguf_normalize if own is None else own,
     )
-
-
-def _checked(path: str | os.PathLike[str], *values: Any) -> Mixture:
-    try:
-        return Mixture(*values)
-    except ValueError as error:
-        raise FormatError(path, None, str(error)) from None

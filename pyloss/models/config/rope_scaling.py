@@ -13,7 +13,7 @@ from pyloss.checks.numbers import shown
 from pyloss.errors import FormatError
 from pyloss.io.tensor_file import StoredTensor
 from pyloss.models.config.known_keys import refuse_rope_keys
-from pyloss.models.config.values import Values, shortest
+from pyloss.models.config.values import TEXT, Values, float32, real
 
 # The numbers of each kind; those of yarn that follow from others are always written out.
 KEYS = {
@@ -104,26 +104,28 @@ def read_hf_scaling(
 ) -> dict[str, Any] | None:
     """From the object that config.json has under `rope_scaling` or `rope_parameters`.
 
-    The length before scaling is, as in transformers, `original` of the configuration itself, else that of `scaling`, else
-    `longest`, max_position_embeddings.
+    The length before scaling is, as in transformers, `original` of the configuration itself, else
+    that of `scaling`, else `longest`, max_position_embeddings.
     """
-    values = Values(path, scaling)
-    kind = values.get("rope_type", str, values.get("type", str, "default"))
+    names = Values(
+        path,
+        scaling,
+        {"rope_type": TEXT, "type": TEXT},
+        {"rope_type": None, "type": "default"},
+    )
+    kind = names["type"] if names["rope_type"] is None else names["rope_type"]
     if kind == "default":
         return None
     if kind not in KEYS:
         raise ValueError(
-            f"{path}: rope_type {shown(kind)} is not supported; supported are default, {', '.join(KEYS)}"
+            f"{path}: rope_type {shown(kind)} is not supported; "
+            f"supported are default, {', '.join(KEYS)}"
         )
     refuse_rope_keys(path, scaling, {key for keys in KEYS.values() for key in keys})
-    defaults: dict[str, float] = {}
-    if kind == "yarn":
-        defaults = {**_YARN, "attention_factor": _attention_factor(values.get("factor", float))}
-    defaults["original_max_position_embeddings"] = longest
-    numbers = {
-        key: values.get(key, float, *([defaults[key]] if key in defaults else []))
-        for key in KEYS[kind]
-    }
+    defaults = {**_YARN, "attention_factor": None, "original_max_position_embeddings": longest}
+    numbers = dict(Values(path, scaling, dict.fromkeys(KEYS[kind], real), defaults))
+    if kind == "yarn" and numbers["attention_factor"] is None:
+        numbers["attention_factor"] = _attention_factor(numbers["factor"])
     if "original_max_position_embeddings" in numbers:
         length = numbers["original_max_position_embeddings"] if original is None else original
         numbers["original_max_position_embeddings"] = (
@@ -141,60 +143,59 @@ _GGUF_YARN = {"beta_fast": "yarn_beta_fast", "beta_slow": "yarn_beta_slow"}
 
 
 def read_gguf_scaling(
-    path: str | os.PathLike[str],
-    arch: str,
-    read: Values,
-    factors: StoredTensor | None,
-    theta: float,
-    head_dim: int,
+    read: Values, factors: StoredTensor | None, theta: float, head_dim: int
 ) -> dict[str, Any] | None:
     """From a GGUF file's metadata and its tensor `rope_freqs.weight`, if it has one."""
-    at = f"{arch}.rope.scaling"
-    # llama.cpp takes a factor without a type as linear, scale_linear as the factor's older name, and 0 as none.
-    kind = read.get(f"{at}.type", str, "linear")
+    at = "rope.scaling"
+    # llama.cpp takes a factor without a type as linear, scale_linear as the factor's older name,
+    # and 0 as none.
+    kind = "linear" if read[f"{at}.type"] is None else read[f"{at}.type"]
     if kind not in ("none", "linear", "yarn"):
         raise ValueError(
-            f"{path}: {at}.type {shown(kind)} is not supported; supported are none, linear, yarn"
+            f"{read.path}: {read.prefix}{at}.type {shown(kind)} is not supported; "
+            "supported are none, linear, yarn"
         )
-    factor = shortest(
-        read.get(f"{at}.factor", float, read.get(f"{arch}.rope.scale_linear", float, 0.0))
-    )
+    factors_said = (read[f"{at}.factor"], read["rope.scale_linear"], 0.0)
+    factor = next(said for said in factors_said if said is not None)
     if kind == "yarn" and not factor:
-        raise FormatError(path, f"{at}.factor", "this key is missing")
-    if kind == "none" or (kind == "linear" and factor in (0.0, 1.0)):
+        raise read.wrong(f"{at}.factor", "this key is missing")
+    if kind == "linear" and factor in (0.0, 1.0):
         kind = "none"
-    extrapolated = (-1.0, 1.0) if kind == "yarn" else (-1.0, 0.0)
-    for key, neutral in (
-        ("attn_factor", (1.0,)),
-        ("yarn_attn_factor", (1.0,)),
-        ("yarn_ext_factor", extrapolated),
-    ):
-        if read.get(f"{at}.{key}", float, neutral[0]) not in neutral:
-            allowed = " or ".join(f"{value:g}" for value in neutral)
-            raise ValueError(
-                f"{path}: {at}.{key} {read.content[f'{at}.{key}']} is not supported; supported is {allowed}"
-            )
+    _refuse_yarn_options(read, at, kind)
     if factors is not None:
         if kind != "none":
-            raise ValueError(
-                f"{path}: {at}.type {shown(kind)} beside {factors.name} is not supported"
-            )
-        return _read_llama3(path, factors, theta, head_dim)
+            where = f"{read.prefix}{at}.type {shown(kind)} beside {factors.name}"
+            raise read.unsupported(where)
+        return _read_llama3(read.path, factors, theta, head_dim)
     if kind == "none":
         return None
     if kind == "linear":
         return {"rope_type": kind, "factor": factor}
-    longest = read.get(f"{arch}.context_length", int)
+    original = read[f"{at}.original_context_length"]
+    betas = {key: read[f"{at}.{name}"] for key, name in _GGUF_YARN.items()}
     return {
         "rope_type": kind,
         "factor": factor,
-        "original_max_position_embeddings": read.get(f"{at}.original_context_length", int, longest),
-        **{
-            key: shortest(read.get(f"{at}.{name}", float, _YARN[key]))
-            for key, name in _GGUF_YARN.items()
-        },
+        "original_max_position_embeddings": (
+            read["context_length"] if original is None else original
+        ),
+        **{key: _YARN[key] if value is None else value for key, value in betas.items()},
         "attention_factor": _attention_factor(factor) if factor > 0 else 0.0,
     }
+
+
+def _refuse_yarn_options(read: Values, at: str, kind: str) -> None:
+    """Raises ValueError for factors of yarn other than those that llama.cpp takes by itself."""
+    extrapolated = (-1.0, 1.0) if kind == "yarn" else (-1.0, 0.0)
+    for name, neutral in (
+        ("attn_factor", (1.0,)),
+        ("yarn_attn_factor", (1.0,)),
+        ("yarn_ext_factor", extrapolated),
+    ):
+        value = read[f"{at}.{name}"]
+        if value is not None and value not in neutral:
+            allowed = " or ".join(f"{each:g}" for each in neutral)
+            raise read.unsupported(f"{read.prefix}{at}.{name} {value}", allowed)
 
 
 def _read_llama3(
@@ -225,7 +226,7 @@ def _read_llama3(
 
 def _llama3_scaling(factors: np.ndarray, theta: float, head_dim: int) -> dict[str, Any]:
     """The scaling that made `factors`, if it was one with the published models' two frequency factors."""
-    low, high, factor, original = 1.0, 4.0, shortest(float(factors.max())), 8192
+    low, high, factor, original = 1.0, 4.0, float32(factors.max()), 8192
     blended = np.flatnonzero((factors > 1.001) & (factors < 0.999 * factor))
     if len(blended) and blended[0] < head_dim // 2:
         wavelength = 2 * math.pi * theta ** (2 * blended[0] / head_dim)

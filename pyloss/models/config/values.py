@@ -1,62 +1,99 @@
-"""Values of parsed files, checked for their types and ranges."""
+"""Values of a parsed file by key, each checked once for its type and range."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import numpy as np
 
 from pyloss.checks import numbers
 from pyloss.errors import FormatError
 
+T = TypeVar("T")
 
-class Values:
-    """Values of a parsed file, checked for their types and ranges."""
+#: Takes a value of a file and returns it as Python has it, or raises TypeError or ValueError.
+Kind = Callable[[Any], Any]
 
-    def __init__(self, path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
-        self.path = path
-        self.content = content
 
-    def get(self, key: str, kind: type, *default: Any) -> Any:
-        """`content[key]`, which must be of `kind`; a missing or null one is the `default` if there is one.
+class Values(dict[str, Any]):
+    """The values of `content` under the keys of `kinds`.
 
-        An int fits into 64 bits, a float is finite. Raises FormatError naming the key.
-        """
-        value = self.content.get(key)
-        if value is None:
-            if default:
-                return default[0]
-            raise FormatError(self.path, key, "this key is missing")
-        if kind is int:
-            return self.whole(key)
-        if kind is float:
-            return self.real(key)
+    A key that is missing or null has its default. Raises FormatError naming the key where it has
+    no default, or where its value is not of its kind.
+
+    Attributes:
+        path: the file, for errors.
+        prefix: what precedes every key in the file, such as GGUF's architecture and a dot.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        content: Mapping[str, Any],
+        kinds: Mapping[str, Kind],
+        defaults: Mapping[str, Any],
+        prefix: str = "",
+    ) -> None:
+        super().__init__()
+        self.path, self.prefix = path, prefix
+        for key, kind in kinds.items():
+            value = content.get(prefix + key)
+            if value is not None:
+                try:
+                    self[key] = kind(value)
+                except (TypeError, ValueError) as error:
+                    raise self.wrong(key, str(error)) from None
+            elif key in defaults:
+                self[key] = defaults[key]
+            else:
+                raise self.wrong(key, "this key is missing")
+
+    def wrong(self, key: str, reason: str) -> FormatError:
+        """The error for the value of a key."""
+        return FormatError(self.path, self.prefix + key, reason)
+
+    def unsupported(self, what: str, supported: str = "") -> ValueError:
+        """The error for an option that pyloss does not have."""
+        allowed = f"; supported is {supported}" if supported else ""
+        return ValueError(f"{self.path}: {what} is not supported{allowed}")
+
+
+def checked(path: str | os.PathLike[str], make: Callable[..., T], **fields: Any) -> T:
+    """`make(**fields)`; values that it refuses are a FormatError of the file."""
+    try:
+        return make(**fields)
+    except ValueError as error:
+        raise FormatError(path, None, str(error)) from None
+
+
+def whole(low: int | None = None, high: int | None = None) -> Kind:
+    """Integers from `low` to `high`, both included; of 64 bits without a bound."""
+    return lambda value: numbers.whole(value, "the value", low, high)
+
+
+def real(value: Any) -> float:
+    """Finite numbers."""
+    return numbers.real(value, "the value")
+
+
+def float32(value: Any) -> float:
+    """Finite numbers of GGUF, which stores 1e-05 as 9.999999747378752e-06: the shortest decimal."""
+    with np.errstate(over="ignore"):  # whoever takes the number refuses infinity
+        return float(str(np.float32(real(value))))
+
+
+def of_type(kind: type) -> Kind:
+    """Values of exactly one type."""
+
+    def check(value: Any) -> Any:
         if type(value) is not kind:
-            raise FormatError(
-                self.path,
-                key,
-                f"expected {kind.__name__}, got {type(value).__name__} {numbers.shown(value)}",
-            )
+            found = f"{type(value).__name__} {numbers.shown(value)}"
+            raise TypeError(f"expected {kind.__name__}, got {found}")
         return value
 
-    def whole(self, key: str, low: int | None = None, high: int | None = None) -> int:
-        """`content[key]`, an integer from `low` to `high`, as `numbers.whole`. Raises FormatError naming the key."""
-        try:
-            return numbers.whole(self.content[key], "the value", low, high)
-        except (TypeError, ValueError) as error:
-            raise FormatError(self.path, key, str(error)) from None
-
-    def real(self, key: str) -> float:
-        """`content[key]`, a finite number, as `numbers.real`. Raises FormatError naming the key."""
-        try:
-            return numbers.real(self.content[key], "the value")
-        except (TypeError, ValueError) as error:
-            raise FormatError(self.path, key, str(error)) from None
+    return check
 
 
-def shortest(value: float) -> float:
-    """The shortest decimal that is this float32, so that GGUF's 9.999999747378752e-06 is 1e-05 again."""
-    with np.errstate(over="ignore"):  # infinity is refused where it is read
-        return float(str(np.float32(value)))
+TEXT, FLAG, LIST, OBJECT = of_type(str), of_type(bool), of_type(list), of_type(dict)

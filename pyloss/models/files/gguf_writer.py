@@ -12,7 +12,8 @@ import numpy as np
 
 from pyloss.io.files import replacing, user_path
 from pyloss.io.gguf import GGML_TYPES
-from pyloss.models.config.model_config import ModelConfig, gguf_query_scalar
+from pyloss.models.config.gguf_reader import gguf_query_scalar
+from pyloss.models.config.model_config import ModelConfig
 from pyloss.models.config.rope_scaling import gguf_scaling, llama3_factors
 from pyloss.models.files.names import gguf_name
 from pyloss.models.saving import refuse_adapters
@@ -178,7 +179,7 @@ def _hyperparameters(c: ModelConfig) -> dict[str, Any]:
 def _windows(c: ModelConfig) -> dict[str, Any]:
     if c.sliding_window is None:
         return {}
-    if "sliding_window_pattern" not in c.family.defaults:
+    if c.family.windows != "periodic":
         # llama.cpp gives this architecture no window, and is right as far as one would reach.
         return {"context_length": min(c.sliding_window, c.max_position_embeddings)}
     if c.window_period is None:

@@ -12,7 +12,7 @@ import numpy as np
 from pyloss.errors import FormatError, listed
 from pyloss.io.files import PathLike, user_path
 from pyloss.io.safetensors import read_safetensors
-from pyloss.models.config.values import Values
+from pyloss.models.config.values import Values, real
 
 CONFIG_FILE = "adapter_config.json"
 MLX_FILE = "adapters.safetensors"
@@ -133,5 +133,6 @@ def check_kind(path: Path, kind: str, layers: Mapping[str, Mapping[str, np.ndarr
 
 def number(path: Path, config: Mapping[str, Any], key: str, default: float | None = None) -> float:
     """A finite number of a configuration; FormatError naming the key for anything else."""
-    value: float = Values(path, config).get(key, float, *([] if default is None else [default]))
+    defaults = {} if default is None else {key: default}
+    value: float = Values(path, config, {key: real}, defaults)[key]
     return value

@@ -1,0 +1,51 @@
+"""What `ModelConfig` and the readers of files share: defaults, ranges, the types of layers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pyloss.checks.numbers import LARGEST
+
+#: What `layer_types` may hold: layers that see all tokens, and layers with a window.
+FULL, SLIDING = LAYER_TYPES = ("full_attention", "sliding_attention")
+
+#: What transformers takes where config.json lacks a key, in families that say nothing else.
+DEFAULTS: Mapping[str, Any] = {
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10000.0,
+    "max_position_embeddings": 2048,
+    "tie_word_embeddings": False,
+    "attention_bias": False,
+    "mlp_bias": False,
+}
+
+# Far beyond any model. Counts size lists; windows and sizes are 32-bit integers in the kernels.
+_LARGEST_SIZE = (1 << 31) - 1
+
+#: The sizes of a model, which are at least 1, and the largest that is read of each.
+LIMITS = {
+    "vocab_size": _LARGEST_SIZE,
+    "hidden_size": _LARGEST_SIZE,
+    "intermediate_size": _LARGEST_SIZE,
+    "num_hidden_layers": 1 << 16,
+    "num_attention_heads": _LARGEST_SIZE,
+    "num_key_value_heads": _LARGEST_SIZE,
+    "head_dim": 1 << 16,
+    "max_position_embeddings": LARGEST,
+    "sliding_window": _LARGEST_SIZE,
+}
+
+
+def head_size(hidden: int, heads: int) -> int:
+    """head_dim where a file does not say it. Raises ValueError for sizes that do not divide."""
+    if heads < 1 or hidden % heads:
+        raise ValueError(f"hidden_size {hidden} is not a multiple of num_attention_heads {heads}")
+    return hidden // heads
+
+
+def periodic_layers(period: int, layers: int) -> list[str]:
+    """`layer_types` where every period-th layer sees all. Raises ValueError for a period below 1."""
+    if period < 1:
+        raise ValueError(f"must be at least 1, got {period}")
+    return [SLIDING if (i + 1) % period else FULL for i in range(layers)]

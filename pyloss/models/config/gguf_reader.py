@@ -1,0 +1,202 @@
+"""GGUF's metadata: their keys, and the fields of `ModelConfig` that follow from them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from pyloss.checks.numbers import shown
+from pyloss.errors import FormatError, counted
+from pyloss.io.tensor_file import StoredTensor, layers_held
+from pyloss.models.config.families import FAMILIES, Family
+from pyloss.models.config.fields import DEFAULTS, head_size, periodic_layers
+from pyloss.models.config.known_keys import refuse_gguf_keys
+from pyloss.models.config.mixture import read_gguf_mixture
+from pyloss.models.config.rope_scaling import read_gguf_scaling
+from pyloss.models.config.values import FLAG, TEXT, Kind, Values, checked, float32, whole
+
+# Keys under the architecture's name, with the field that takes the value as it is.
+_REQUIRED: dict[str, tuple[Kind, str]] = {
+    "embedding_length": (whole(), "hidden_size"),
+    "feed_forward_length": (whole(), "intermediate_size"),
+    "block_count": (whole(), "num_hidden_layers"),
+    "attention.head_count": (whole(), "num_attention_heads"),
+    "context_length": (whole(), "max_position_embeddings"),
+    "attention.layer_norm_rms_epsilon": (float32, "rms_norm_eps"),
+}
+
+# Further keys of all architectures.
+_OPTIONAL: dict[str, Kind] = {
+    "attention.head_count_kv": whole(),
+    "attention.key_length": whole(),
+    "attention.value_length": whole(),
+    "attention.sliding_window": whole(),
+    "rope.dimension_count": whole(),
+    "rope.freq_base": float32,
+    "rope.scale_linear": float32,
+    "rope.scaling.type": TEXT,
+    "rope.scaling.factor": float32,
+    "rope.scaling.original_context_length": whole(),
+    "rope.scaling.attn_factor": float32,
+    "rope.scaling.yarn_ext_factor": float32,
+    "rope.scaling.yarn_attn_factor": float32,
+    "rope.scaling.yarn_beta_fast": float32,
+    "rope.scaling.yarn_beta_slow": float32,
+    "expert_count": whole(),
+}
+
+# Keys of architectures with windows in some layers, with experts, and with experts of a size of
+# their own.
+_OF_WINDOWS: dict[str, Kind] = {
+    "attention.sliding_window_pattern": whole(),
+    "rope.freq_base_swa": float32,
+}
+_OF_EXPERTS: dict[str, Kind] = {"expert_used_count": whole(), "expert_weights_norm": FLAG}
+_OF_SIZED_EXPERTS: dict[str, Kind] = {"expert_feed_forward_length": whole()}
+
+_KNOWN = {*_REQUIRED, *_OPTIONAL, *_OF_WINDOWS, *_OF_EXPERTS, *_OF_SIZED_EXPERTS}
+_DEFAULTS = {
+    **dict.fromkeys(_OPTIONAL),
+    "attention.sliding_window": 0,
+    "expert_weights_norm": None,
+}
+_TOKENS = ("bos", "eos", "padding")
+
+
+def read_gguf_config(
+    metadata: Mapping[str, Any],
+    tensors: Mapping[str, StoredTensor],
+    path: str | os.PathLike[str],
+) -> dict[str, Any]:
+    """The fields of `ModelConfig`: from `metadata`, and from `tensors` what the metadata lack.
+
+    Tensors tell the vocabulary's size, ties, biases and rotary factors. `path` is for errors.
+    Raises ValueError and FormatError as `hf_reader.read_hf_config` does.
+    """
+    model_type, read = _read(metadata, path)
+    family = FAMILIES[model_type]
+    vocabulary_size = _vocabulary_size(read, tensors)
+    heads, head_dim = read["attention.head_count"], _head_dim(read)
+    theta = read["rope.freq_base"]
+    if theta is None:
+        theta = float32(family.defaults.get("rope_theta", DEFAULTS["rope_theta"]))
+    key_value_heads = read["attention.head_count_kv"]
+    tokens = Values(
+        path,
+        metadata,
+        {f"{kind}_token_id": whole() for kind in _TOKENS},
+        {f"{kind}_token_id": None for kind in _TOKENS},
+        "tokenizer.ggml.",
+    )
+    return {
+        **{field: read[key] for key, (_, field) in _REQUIRED.items()},
+        **_windows(read, family),
+        "model_type": model_type,
+        "vocab_size": vocabulary_size,
+        "num_key_value_heads": heads if key_value_heads is None else key_value_heads,
+        "head_dim": head_dim,
+        "rope_theta": theta,
+        "rope_scaling": read_gguf_scaling(read, tensors.get("rope_freqs.weight"), theta, head_dim),
+        "tie_word_embeddings": "output.weight" not in tensors,
+        "attention_bias": "blk.0.attn_q.bias" in tensors and not family.qkv_bias,
+        "mlp_bias": "blk.0.ffn_gate.bias" in tensors,
+        "query_pre_attn_scalar": gguf_query_scalar(
+            read["block_count"], read["embedding_length"], heads, head_dim
+        )
+        if family.query_scalar
+        else None,
+        "mixture": read_gguf_mixture(read, family),
+        "bos_token_id": tokens["bos_token_id"],
+        "eos_token_id": tokens["eos_token_id"],
+        "pad_token_id": tokens["padding_token_id"],
+    }
+
+
+def _read(metadata: Mapping[str, Any], path: str | os.PathLike[str]) -> tuple[str, Values]:
+    """The model_type, and the values under the architecture's name."""
+    name = "general.architecture"
+    arch = Values(path, metadata, {name: TEXT}, {})[name]
+    count = Values(path, metadata, {"expert_count": whole()}, {"expert_count": 0}, f"{arch}.")
+    sparse = count["expert_count"] > 0
+    alike = {key: each for key, each in FAMILIES.items() if bool(each.experts) == sparse}
+    found = [key for key, family in alike.items() if family.gguf == arch]
+    if not found:
+        supported = ", ".join(sorted({family.gguf for family in alike.values()}))
+        kind = "architecture with experts" if sparse else "architecture"
+        raise ValueError(
+            f"{path}: GGUF {kind} {shown(arch)} is not supported; supported are {supported}"
+        )
+    family = FAMILIES[found[0]]
+    kinds = {key: kind for key, (kind, _) in _REQUIRED.items()} | _OPTIONAL
+    if family.windows == "periodic":
+        kinds |= _OF_WINDOWS
+    if family.experts is not None:
+        kinds |= _OF_EXPERTS | (_OF_SIZED_EXPERTS if family.experts.own_size else {})
+    refuse_gguf_keys(path, arch, metadata, _KNOWN)
+    return found[0], Values(path, metadata, kinds, _DEFAULTS | _window_defaults(family), f"{arch}.")
+
+
+def _window_defaults(family: Family) -> dict[str, Any]:
+    return {
+        "attention.sliding_window_pattern": family.defaults.get("sliding_window_pattern"),
+        "rope.freq_base_swa": family.defaults.get("rope_local_base_freq"),
+    }
+
+
+def _vocabulary_size(read: Values, tensors: Mapping[str, StoredTensor]) -> int:
+    """The embedding's rows: older files have no vocab_size. Refuses a count of layers too high."""
+    embedding = tensors.get("token_embd.weight")
+    if embedding is None:
+        raise FormatError(read.path, "token_embd.weight", "this tensor is missing")
+    layers, held = read["block_count"], layers_held(tensors, "blk.")
+    if layers > held:
+        reason = f"it is {layers}, and the file has tensors for {counted(held, 'layer')}"
+        raise read.wrong("block_count", reason)
+    return embedding.shape[0]
+
+
+def _head_dim(read: Values) -> int:
+    rotary, length = read["rope.dimension_count"], read["attention.key_length"]
+    head_dim: int | None = rotary if length is None else length
+    if head_dim is None:
+        sizes = {"hidden": read["embedding_length"], "heads": read["attention.head_count"]}
+        head_dim = checked(read.path, head_size, **sizes)
+    if (rotary or head_dim) != head_dim:
+        raise ValueError(
+            f"{read.path}: rope.dimension_count {rotary} of head size {head_dim}: "
+            "partial is not supported"
+        )
+    if read["attention.value_length"] not in (None, head_dim):
+        raise ValueError(
+            f"{read.path}: {read.prefix}attention.value_length is not {head_dim}, "
+            "the length of keys: not supported"
+        )
+    return head_dim
+
+
+def _windows(read: Values, family: Family) -> dict[str, Any]:
+    """sliding_window, layer_types and rope_local_base_freq."""
+    window = read["attention.sliding_window"]
+    if family.windows != "periodic":
+        if 0 < window < read["context_length"]:  # llama.cpp passes over it
+            name = f"{read.prefix}attention.sliding_window {window}"
+            raise read.unsupported(name, "0")
+        return {}
+    local = {"rope_local_base_freq": read["rope.freq_base_swa"]}
+    if not window:
+        return local
+    key = "attention.sliding_window_pattern"
+    try:
+        types = periodic_layers(read[key], read["block_count"])
+    except ValueError as error:
+        raise read.wrong(key, str(error)) from None
+    return {**local, "sliding_window": window, "layer_types": types}
+
+
+def gguf_query_scalar(layers: int, hidden: int, heads: int, head_dim: int) -> int:
+    """query_pre_attn_scalar, which GGUF does not store.
+
+    llama.cpp knows the largest of the published models by its number of layers.
+    """
+    return hidden // heads if layers == 62 else head_dim

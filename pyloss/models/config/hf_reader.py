@@ -1,0 +1,257 @@
+"""Hugging Face's config.json: its keys, and the fields of `ModelConfig` that follow from them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pyloss.checks.numbers import shown
+from pyloss.io.files import read_json
+from pyloss.models.config.families import FAMILIES, Family
+from pyloss.models.config.fields import (
+    DEFAULTS,
+    FULL,
+    LAYER_TYPES,
+    LIMITS,
+    SLIDING,
+    head_size,
+    periodic_layers,
+)
+from pyloss.models.config.known_keys import refuse_hf_keys, refuse_rope_keys
+from pyloss.models.config.mixture import read_hf_mixture
+from pyloss.models.config.rope_scaling import read_hf_scaling
+from pyloss.models.config.values import (
+    FLAG,
+    LIST,
+    OBJECT,
+    TEXT,
+    Kind,
+    Values,
+    checked,
+    real,
+    whole,
+)
+
+
+def _token_ids(value: Any) -> Any:
+    if type(value) is not int and not (
+        isinstance(value, list) and all(type(item) is int for item in value)
+    ):
+        raise TypeError(f"expected an integer or a list of them, got {shown(value)}")
+    return value
+
+
+def _layer_numbers(value: Any) -> Any:
+    if type(value) is not list or not all(type(item) is int for item in value):
+        raise TypeError(f"expected a list of layers, got {shown(value)}")
+    return value
+
+
+# The keys that a file must have, in families without a default of their own.
+_REQUIRED = {
+    name: whole(1, LIMITS[name])
+    for name in (
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+    )
+}
+
+# Further keys of all families.
+_OPTIONAL: dict[str, Kind] = {
+    "num_key_value_heads": whole(),
+    "head_dim": whole(),
+    "max_position_embeddings": whole(),
+    "rms_norm_eps": real,
+    "rope_theta": real,
+    "rope_scaling": OBJECT,
+    "rope_parameters": OBJECT,
+    "original_max_position_embeddings": real,
+    "tie_word_embeddings": FLAG,
+    "attention_bias": FLAG,
+    "mlp_bias": FLAG,
+    "sliding_window": whole(),
+    "layer_types": LIST,
+    "bos_token_id": whole(),
+    "eos_token_id": _token_ids,
+    "pad_token_id": whole(),
+}
+
+# Keys of some families, and which families those are.
+_OF_SOME: dict[str, tuple[Kind, Callable[[Family], Any]]] = {
+    "hidden_act": (TEXT, lambda family: family.activation == "silu"),
+    "hidden_activation": (TEXT, lambda family: family.activation != "silu"),
+    "use_sliding_window": (FLAG, lambda family: family.window_switch),
+    "max_window_layers": (whole(), lambda family: family.windows == "from"),
+    "sliding_window_pattern": (whole(), lambda family: family.windows == "periodic"),
+    "rope_local_base_freq": (real, lambda family: family.local_rope),
+    "query_pre_attn_scalar": (whole(1), lambda family: family.query_scalar),
+    "num_experts": (whole(), lambda family: family.experts),
+    "num_local_experts": (whole(), lambda family: family.experts),
+    "num_experts_per_tok": (whole(), lambda family: family.experts),
+    "norm_topk_prob": (FLAG, lambda family: family.experts),
+    "moe_intermediate_size": (whole(), lambda family: family.experts),
+    "decoder_sparse_step": (whole(), lambda family: family.experts),
+    "mlp_only_layers": (_layer_numbers, lambda family: family.experts),
+}
+
+# What an option is where no family and no file says it.
+_OFF = {
+    "use_sliding_window": False,
+    "norm_topk_prob": False,
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": (),
+    "rope_scaling": {},
+    "rope_parameters": {},
+}
+
+
+def read_hf_config(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The fields of `ModelConfig`, read from the config.json at `path`.
+
+    Raises:
+        ValueError: a model family, or an option of one, that pyloss does not have; names what it
+            has.
+        FormatError: a missing key, a value of the wrong type, or values that do not fit together.
+        OSError: the file cannot be read.
+    """
+    content = _text_part(path, read_json(path))
+    model_type = Values(path, content, {"model_type": TEXT}, {})["model_type"]
+    if model_type not in FAMILIES:
+        raise ValueError(
+            f"{path}: model_type {shown(model_type)} is not supported; "
+            f"supported are {', '.join(FAMILIES)}"
+        )
+    family = FAMILIES[model_type]
+    kinds = _REQUIRED | _OPTIONAL
+    kinds |= {key: kind for key, (kind, has) in _OF_SOME.items() if has(family)}
+    refuse_hf_keys(path, content, set(kinds), set(_OF_SOME), model_type)
+    defaults = {**{key: None for key in kinds if key not in _REQUIRED}, **_OFF, **DEFAULTS}
+    defaults |= family.defaults
+    if content.get("sliding_window", 0) is None:
+        defaults["sliding_window"] = None  # a null is no window; a missing key is the default
+    read = Values(path, content, kinds, defaults | {"num_experts": None})
+    _refuse_activation(read, family)
+    heads, head_dim = read["num_attention_heads"], read["head_dim"]
+    if head_dim is None:
+        head_dim = checked(path, head_size, hidden=read["hidden_size"], heads=heads)
+    own = (*_REQUIRED, *DEFAULTS, "bos_token_id", "eos_token_id", "pad_token_id")
+    return {
+        **{name: read[name] for name in own},
+        **_rope(read, family),
+        **_windows(read, family, model_type),
+        "model_type": model_type,
+        "num_key_value_heads": _given(read["num_key_value_heads"], heads),
+        "head_dim": head_dim,
+        "query_pre_attn_scalar": read.get("query_pre_attn_scalar"),
+        "mixture": read_hf_mixture(read, family),
+    }
+
+
+def _given(value: int | None, default: int) -> int:
+    return default if value is None else value
+
+
+def _text_part(path: str | os.PathLike[str], content: dict[str, Any]) -> dict[str, Any]:
+    """The configuration of the language model in one that also has parts for images."""
+    kind = f"{content.get('model_type')}_text"
+    if kind not in FAMILIES:
+        return content
+    text = Values(path, content, {"text_config": OBJECT}, {})["text_config"]
+    outer = {
+        key: value
+        for key, value in content.items()
+        if key.endswith("_token_id") and value is not None
+    }
+    return {**content, **text, **outer, "model_type": kind}
+
+
+def _refuse_activation(read: Values, family: Family) -> None:
+    key = "hidden_act" if "hidden_act" in read else "hidden_activation"
+    activation = family.activation if read[key] is None else read[key]
+    if {"swish": "silu"}.get(activation, activation) != family.activation:
+        raise read.unsupported(f"{key} {shown(activation)}", repr(family.activation))
+
+
+def _windows(read: Values, family: Family, model_type: str) -> dict[str, Any]:
+    """sliding_window and layer_types, which families say in four ways."""
+    window, types = read["sliding_window"], read["layer_types"]
+    if family.windows is None:
+        if window is not None and window < read["max_position_embeddings"]:
+            raise ValueError(
+                f"{read.path}: sliding_window {window} is not supported for {model_type}; "
+                "supported is null"
+            )
+        window = None
+    elif family.window_switch and not read["use_sliding_window"]:
+        window = None
+    if family.windows in (None, "all"):
+        alike = FULL if window is None else SLIDING
+        if types is not None and any(kind != alike for kind in types):
+            raise read.unsupported(f"layer_types {shown(types)}", f"{alike!r} for all layers")
+        types = None
+    elif window is not None and types is None:
+        types = _own_types(read, family)
+    return {"sliding_window": window, "layer_types": types}
+
+
+def _own_types(read: Values, family: Family) -> list[str]:
+    """The `layer_types` of a family that has windows in some layers."""
+    layers = read["num_hidden_layers"]
+    if family.windows == "from":
+        return [SLIDING if i >= read["max_window_layers"] else FULL for i in range(layers)]
+    try:
+        return periodic_layers(read["sliding_window_pattern"], layers)
+    except ValueError as error:
+        raise read.wrong("sliding_window_pattern", str(error)) from None
+
+
+def _rope(read: Values, family: Family) -> dict[str, Any]:
+    """rope_theta, rope_local_base_freq and rope_scaling.
+
+    They are in `rope_parameters` (transformers 5) or in the keys before it. As in transformers,
+    `rope_scaling` goes before `rope_parameters`, and what either says before the keys outside.
+    """
+    local, nested = read.get("rope_local_base_freq"), read["rope_parameters"]
+    if any(isinstance(value, dict) for value in nested.values()):
+        if not family.local_rope or not set(nested) <= set(LAYER_TYPES):
+            kinds = ", ".join(map(shown, nested))
+            raise ValueError(
+                f"{read.path}: rope parameters per layer type are not supported: {kinds}"
+            )
+        parts = Values(
+            read.path, nested, dict.fromkeys(LAYER_TYPES, OBJECT), {key: {} for key in LAYER_TYPES}
+        )
+        local, nested = _local_theta(read, parts[SLIDING], local), parts[FULL]
+    # Of two bases, one for each type of layers, rope_scaling changes the keys that it has; of one
+    # base it stands in place of all.
+    outer = read["rope_scaling"]
+    scaling = {**nested, **outer} if family.local_rope else outer or nested
+    theta = {"rope_theta": read["rope_theta"]}
+    return {
+        **Values(read.path, scaling, {"rope_theta": real}, theta),
+        "rope_local_base_freq": local,
+        "rope_scaling": read_hf_scaling(
+            read.path,
+            scaling,
+            read["original_max_position_embeddings"],
+            read["max_position_embeddings"],
+        ),
+    }
+
+
+def _local_theta(read: Values, sliding: Mapping[str, Any], default: float | None) -> Any:
+    """The rotary base in the rope parameters of layers with a window, which must be unscaled."""
+    inner = Values(
+        read.path,
+        sliding,
+        {"rope_type": TEXT, "rope_theta": real},
+        {"rope_type": "default", "rope_theta": default},
+    )
+    if inner["rope_type"] != "default":
+        raise read.unsupported(f"rope_type {shown(inner['rope_type'])} of {SLIDING}")
+    refuse_rope_keys(read.path, sliding, set())
+    return inner["rope_theta"]
