@@ -197,9 +197,12 @@ class _Walk:
         apart = wanted[-1] or (any(wanted) and device.is_device_array(rows))
         self.slopes = empty(most, head.vocabulary, like=rows) if apart else self.buffer
         dx = empty(*rows.shape, like=rows) if wanted[0] else None
-        self.gradients = (
-            Backward(self.product, wanted, dx, zeroed=self.filter > 0) if any(wanted) else None
-        )
+        # The filtered products add to it.
+        dw = None
+        if wanted[1] and self.filter:
+            dw = empty(*head.projection.weight.shape, like=rows)
+            dw[...] = 0
+        self.gradients = Backward(self.product, wanted, dx, dw=dw) if any(wanted) else None
 
     def forward(self, part: slice) -> tuple[np.ndarray, np.ndarray | None]:
         """The logits of a part of the rows, and where their slopes go."""

@@ -123,6 +123,21 @@ def column_sum(x: np.ndarray) -> np.ndarray:
     return out
 
 
+def multiply_columns(matrix: Any, factor: Any) -> Any:
+    """A matrix [N, D] with each column multiplied by its factor [D]."""
+    scaled = empty(*matrix.shape, like=matrix)
+    _core.scale_columns(matrix, factor, scaled)
+    return scaled
+
+
+def multiply_rows(matrices: Any, factor: Any) -> Any:
+    """Matrices [..., D] with each row multiplied by its factor [...]."""
+    scaled = empty(*matrices.shape, like=matrices)
+    flat = (factor.size, matrices.shape[-1])
+    _core.scale_rows(matrices.reshape(flat), factor.reshape(-1), scaled.reshape(flat))
+    return scaled
+
+
 def same_bits(x: np.ndarray, y: np.ndarray) -> bool:
     """Whether two float32 arrays are the same to the bit."""
     same = np.empty(1, np.uint8)

@@ -1,4 +1,4 @@
-"""Products of rows with the weight of a layer and its adapter: one arithmetic for layers and for fused heads."""
+"""A layer's product and its adapter's, with all gradients: one arithmetic for layers, experts and fused heads."""
 
 from __future__ import annotations
 
@@ -21,36 +21,56 @@ from pyloss.autograd.tape import (
 )
 from pyloss.ops.arrays import (
     Array,
-    column_sum,
     core_weight,
     empty,
     f32,
     first_array,
     gradient_buffer,
+    multiply_rows,
     trainable,
     zeros,
 )
+from pyloss.ops.product_kernels import Dense, Kernels
 from pyloss.runtime.device import DeviceArray, empty as device_empty, on_device_of
+from pyloss.weights.stack import WeightStack
 from pyloss.weights.weight import Weight
 
 WHOLE = slice(None)
-# a factor below this leaves too little of y in y's digits to take it out again
+DENSE = Dense()
+# A factor below this leaves too few digits of x W^T in y to divide it out.
 SMALL_FACTOR = 2.0**-10
 
 
 class Projection(NamedTuple):
-    """What a layer makes of rows x [..., I]: factor * (x weight^T + scale dropout(x) lora_a lora_b) + bias, [..., O].
+    """The arrays of a layer and its adapter:
 
-    `weight` [O, I] is stored or float32; `bias` [O], `lora_a` [I, R] and `lora_b` [R, O] may be absent (Hu et al.,
-    arXiv:2106.09685). `dropout` in [0, 1) acts on the adapter's input alone, its mask is a function of `seed`.
+        y = m / norm * (x W^T + scale * dropout(x) A B) + bias        x [..., I], y [..., O]
 
-    The factor is m / norm, both [O]: DoRA (Liu et al., arXiv:2402.09353), where `norm` are the row norms of weight +
-    scale (lora_a lora_b)^T, constants to the gradient (section 4.3). It multiplies the whole sum, also where dropout acts, as in
-    the paper and in mlx-lm (PEFT scales x weight^T through the dropped x). Rows whose norm is 0 are 0. Without m it is 1.
-    `known` are the factor and lora_b times it, where they are known already.
+    - x W^T: the base (`weight`), stored or float32. Its panels are expanded while they are packed.
+    - dropout(x) A: the low-rank activations [N, R], kept for the gradients. A fused kernel computes
+      them in the pass over x that computes y; with dropout they need a pass of their own.
+    - (...) B: continues the inner loop of x W^T, with B already multiplied by m / norm.
+    - m / norm: DoRA's factor of each output, 1 without `m`. Rows whose norm is 0 give 0.
+
+    Attributes:
+        weight: W [O, I], a `Weight` or float32.
+        bias: [O] or None.
+        lora_a: A [I, R] or None (LoRA, Hu et al., arXiv:2106.09685).
+        lora_b: B [R, O] or None.
+        scale: the adapter's factor.
+        dropout: the share in [0, 1) of the adapter's inputs that are zeroed.
+        seed: determines the dropout mask.
+        m: [O] or None: DoRA's magnitudes (Liu et al., arXiv:2402.09353). They multiply the whole
+            sum, also under dropout, as in the paper and in mlx-lm; PEFT scales x W^T through the
+            dropped x.
+        norm: [O], the row norms of W + scale (A B)^T; constants to the gradient (section 4.3).
+        known: m / norm and B times it, if they are already computed.
+
+    `expert_project` takes the same arrays with an axis of E experts in front, and its own layout of
+    A and B.
     """
 
-    weight: Array | Weight
+    weight: Array | Weight | WeightStack
     bias: Array | None = None
     lora_a: Array | None = None
     lora_b: Array | None = None
@@ -62,15 +82,28 @@ class Projection(NamedTuple):
     known: tuple[np.ndarray, np.ndarray] | None = None
 
     def inputs(self) -> tuple[Any, ...]:
-        """What the tape sees, INPUTS of them."""
+        """The INPUTS arrays that may get a gradient, None for those that cannot."""
         return trainable(self.weight), self.bias, self.lora_a, self.lora_b, self.m
+
+    @property
+    def outputs(self) -> int:
+        """The columns of y."""
+        return int(self.weight.shape[-2])
 
 
 INPUTS = 5
 
 
 class Product:
-    """A projection of float32 rows [N, I], all or a part of them at a time."""
+    """A projection of float32 rows [N, I], all of them or one part at a time.
+
+    Attributes:
+        rows: x, or None while somebody else keeps it.
+        low_rank: dropout(x) A, [N, R].
+        low_rank_known: whether a forward pass has filled `low_rank`.
+        factor: m / norm, or None.
+        scaled_b: B times the factor.
+    """
 
     __slots__ = (
         "_dropped",
@@ -79,19 +112,25 @@ class Product:
         "b",
         "bias",
         "factor",
-        "h",
-        "known_h",
+        "kernels",
+        "low_rank",
+        "low_rank_known",
         "projection",
         "rows",
         "scaled_b",
         "weight",
     )
 
-    def __init__(self, projection: Projection, count: int, rows: np.ndarray | None = None):
-        """Of `count` rows, which may be given later."""
+    def __init__(
+        self,
+        projection: Projection,
+        count: int,
+        rows: np.ndarray | None = None,
+        kernels: Kernels = DENSE,
+    ):
+        """Of `count` rows, which may be set later."""
         p = self.projection = projection
-        self.rows = rows
-        self.known_h = False
+        self.kernels, self.rows, self.low_rank_known = kernels, rows, False
         self.weight = core_weight(p.weight)
         self.bias = None if p.bias is None else f32(p.bias, "bias")
         self.factor: np.ndarray | None = None
@@ -99,17 +138,17 @@ class Product:
         self._dropped: np.ndarray | None = None
         if self.adapted:
             self.a, self.b = f32(p.lora_a, "lora_a"), f32(p.lora_b, "lora_b")
-            self.h = empty(count, self.a.shape[1], like=self.a)  # dropout(x) lora_a
+            self.low_rank = empty(count, self.a.shape[1], like=self.a)
             self.scaled_b = self.b
             if p.known is not None:
                 self.factor, self.scaled_b = p.known
             elif p.m is not None:
                 assert p.norm is not None
                 self.factor = quotient(f32(p.m, "m"), p.norm)
-                self.scaled_b = times(self.b, self.factor)
+                self.scaled_b = kernels.scale_b(self.b, self.factor)
 
     def dropped(self) -> np.ndarray:
-        """The rows as the adapter sees them."""
+        """The adapter's input, dropout(x)."""
         assert self.rows is not None
         if not self.projection.dropout:
             return self.rows
@@ -118,52 +157,51 @@ class Product:
             _core.dropout(self.rows, self.projection.seed, self.projection.dropout, self._dropped)
         return self._dropped
 
-    def find_h(self) -> None:
-        """Computes h alone, to the bit as `forward` does."""
-        p, rows = self.projection, self.dropped()
-        if p.dropout:
-            _core.matmul_nn(rows, self.a, 1.0, 0, self.h)
+    def compute_low_rank(self) -> None:
+        """Fills `low_rank` with the bits that `forward` gives, without y."""
+        rows = self.dropped()
+        if self.projection.dropout:
+            self.kernels.down(rows, self.a, self.low_rank)
         else:
-            column, b = zeros(1, rows.shape[1], like=rows), zeros(len(self.b), 1, like=rows)
-            _core.lora_forward(
-                rows, column, None, self.a, b, p.scale, None, self.h, empty(len(rows), 1, like=rows)
+            # The kernel that `forward` calls, for a base with one output.
+            weight, b = self.kernels.zero_weights(self.a, self.b)
+            y = empty(len(rows), 1, like=rows)
+            self.kernels.forward_adapted(
+                rows, weight, None, self.a, b, self.projection.scale, None, self.low_rank, y
             )
 
-    def forget_rows(self) -> None:
-        """Between forward and backward, where they are kept elsewhere or made again."""
+    def release_rows(self) -> None:
+        """Drops the reference to the rows, which the tape keeps or recomputes."""
         self.rows = self._dropped = None
 
     def forward(self, y: np.ndarray, part: slice = WHOLE) -> None:
-        """Writes the outputs [n, O] of the rows."""
+        """Writes the outputs [n, O] of the rows of a part."""
         assert self.rows is not None
-        p, x = self.projection, self.rows if part is WHOLE else self.rows[part]
+        p, kernels, x = self.projection, self.kernels, _of(self.rows, part)
         if not self.adapted:
-            _core.linear_forward(x, self.weight, self.bias, None, None, 0.0, None, y)
-        elif p.dropout:
-            h = self.h[part]
-            _core.matmul_nn(self.dropped()[part], self.a, 1.0, 0, h)
-            _core.linear_forward(
-                x, self.weight, self.bias, h, self.scaled_b, p.scale, self.factor, y
+            kernels.forward(x, self.weight, self.bias, None, None, 0.0, None, y)
+            return
+        low_rank = _of(self.low_rank, part)
+        if p.dropout:
+            kernels.down(_of(self.dropped(), part), self.a, low_rank)
+            kernels.forward(
+                x, self.weight, self.bias, low_rank, self.scaled_b, p.scale, self.factor, y
             )
         else:
-            _core.lora_forward(
-                x,
-                self.weight,
-                self.bias,
-                self.a,
-                self.scaled_b,
-                p.scale,
-                self.factor,
-                self.h[part],
-                y,
+            kernels.forward_adapted(
+                x, self.weight, self.bias, self.a, self.scaled_b, p.scale, self.factor, low_rank, y
             )
 
 
 class Backward:
-    """The gradients of a product by its rows and its projection's inputs, gathered over parts of the rows.
+    """The gradients of a product, summed over parts of its rows.
 
-    `wanted` has one entry for the rows and one for each of the inputs. `dx` [N, I] is where the rows' goes, if anywhere, with
-    `accumulate` added to what is there; with `zeroed` the others begin at 0 and may be added to from outside.
+    Args:
+        product: of the forward pass.
+        wanted: whether the rows, then each of the projection's inputs, need a gradient.
+        dx: [N, I], where the rows' gradient goes, or None.
+        accumulate: 1 adds to what `dx` holds.
+        dw: [O, I], what the weight's gradient is added to, or None.
     """
 
     def __init__(
@@ -172,139 +210,124 @@ class Backward:
         wanted: Sequence[bool],
         dx: np.ndarray | None,
         accumulate: int = 0,
-        zeroed: bool = False,
+        dw: np.ndarray | None = None,
     ):
         self.product, self.wanted, self.dx, self.accumulate = product, wanted, dx, accumulate
-        by_x, by_weight, _, by_a, by_b, _ = wanted
-        shape = product.projection.weight.shape
-        self.dw = empty(*shape, like=first_array(product.weight)) if by_weight else None
-        self.db = empty(*product.b.shape, like=product.b) if by_b else None
-        self.dh = (
-            empty(*product.h.shape, like=product.h) if product.adapted and (by_x or by_a) else None
+        by_x, _, _, by_a, _, _ = wanted
+        self.d_low_rank = (
+            empty(*product.low_rank.shape, like=product.low_rank)
+            if product.adapted and (by_x or by_a)
+            else None
         )
+        self.dw, self.db = dw, None
         self.dbias: Any = None
         self.dm: Any = None
-        self.begun = False
-        if zeroed:
-            self._begin()
-
-    def _begin(self) -> None:
-        """Without rows, or for those who add to the gradients."""
-        self.begun = True
-        for gradient in (self.dw, self.db):
-            if gradient is not None:
-                gradient[...] = 0
 
     def add(self, dy: np.ndarray, y: np.ndarray | None, part: slice = WHOLE) -> None:
-        """Takes in dy [n, O] of the rows; a gradient by m needs their outputs y."""
-        product, p = self.product, self.product.projection
-        by_x, by_weight, by_bias, _, by_b, by_m = self.wanted
-        if by_m:  # first, while what was just made of dy and y is near
-            self.dm = _gathered(self.dm, self._by_m(dy, y, part))
-        dh = None if self.dh is None else self.dh[part]
-        fused = by_x and product.adapted and not p.dropout
-        if dh is not None and not fused:
-            _core.matmul_nt(dy, product.scaled_b, p.scale, 0, dh)
-        if self.dx is not None:
-            dx = self.dx[part]
-            if fused:
-                a, b = product.a, product.scaled_b
-                _core.lora_input_grad(
-                    dy, product.weight, a, b, p.scale, self.accumulate, product.factor, dh, dx
-                )
-            else:
-                _core.linear_input_grad(
-                    dy, product.weight, None, None, self.accumulate, product.factor, dx
-                )
+        """Adds a part's terms, from dy [n, O]. The gradient by m needs the part's outputs y too."""
+        product, kernels, p = self.product, self.product.kernels, self.product.projection
+        _, by_weight, by_bias, _, by_b, by_m = self.wanted
+        if by_m:  # first, while dy and y are still cached
+            self.dm = _sum(self.dm, self._by_m(dy, y, part))
+        self._add_to_rows(dy, part)
         if by_weight:
             assert product.rows is not None
-            _core.matmul_tn(dy, product.rows[part], 1.0, int(self.begun), self.dw)
+            self.dw = kernels.weight_grad(dy, _of(product.rows, part), self.dw)
         if by_b:
-            _core.matmul_tn(product.h[part], dy, p.scale, int(self.begun), self.db)
+            self.db = kernels.b_grad(_of(product.low_rank, part), dy, p.scale, self.db)
         if by_bias:
-            self.dbias = _gathered(self.dbias, column_sum(dy))
-        self.begun = True
+            self.dbias = _sum(self.dbias, kernels.row_sum(dy))
+
+    def _add_to_rows(self, dy: np.ndarray, part: slice) -> None:
+        """The rows' gradient, and that of the low-rank activations, which the one by A needs."""
+        product, kernels, p = self.product, self.product.kernels, self.product.projection
+        dx = None if self.dx is None else _of(self.dx, part)
+        d_low_rank = None if self.d_low_rank is None else _of(self.d_low_rank, part)
+        if dx is not None and d_low_rank is not None and not p.dropout:
+            kernels.input_grad_adapted(
+                dy,
+                product.weight,
+                product.a,
+                product.scaled_b,
+                p.scale,
+                self.accumulate,
+                product.factor,
+                d_low_rank,
+                dx,
+            )
+            return
+        if d_low_rank is not None:
+            kernels.up_grad(dy, product.scaled_b, p.scale, d_low_rank)
+        if dx is not None:
+            kernels.input_grad(dy, product.weight, self.accumulate, product.factor, dx)
 
     def _by_m(self, dy: np.ndarray, y: np.ndarray | None, part: slice) -> np.ndarray:
-        """[O]: the sums over the rows of dy times what the factor multiplies, over the norm; float64 on the host."""
-        product, p, column = self.product, self.product.projection, empty(dy.shape[-1], like=dy)
+        """The gradient by m: sum of dy (y - bias) over the rows, over m; float64 on the host.
+
+        (y - bias) / m is (x W^T + scale x A B) / norm. Where the factor is small, y has too few
+        digits of that sum, so it is computed anew.
+        """
+        product, kernels, p = self.product, self.product.kernels, self.product.projection
         assert p.norm is not None and product.factor is not None
-        _core.column_dot(dy, y, product.bias, column)
-        there = isinstance(column, DeviceArray)
-        slope = quotient(column if there else column.astype(np.float64), f32(p.m, "m"))
+        dots = kernels.row_dot(dy, y, product.bias)
+        on_device = isinstance(dots, DeviceArray)
+        slope = quotient(dots if on_device else dots.astype(np.float64), f32(p.m, "m"))
         if not any_small(product.factor):
             return slope
         slope, norm = np.asarray(slope), np.asarray(p.norm)
-        few = (np.abs(np.asarray(product.factor)) < SMALL_FACTOR) & (norm > 0)
-        if few.any():
+        small = (np.abs(np.asarray(product.factor)) < SMALL_FACTOR) & (norm > 0)
+        if small.any():
             assert product.rows is not None
+            x, low_rank = _of(product.rows, part), _of(product.low_rank, part)
             sums = empty(*dy.shape, like=dy)
-            _core.linear_forward(
-                product.rows[part],
-                product.weight,
-                None,
-                product.h[part],
-                product.b,
-                p.scale,
-                None,
-                sums,
-            )
-            _core.column_dot(dy, sums, None, column)
-            slope[few] = np.asarray(column)[few] / norm[few]
-        return on_device_of(column, slope)
+            kernels.forward(x, product.weight, None, low_rank, product.b, p.scale, None, sums)
+            slope[small] = np.asarray(kernels.row_dot(dy, sums, None))[small] / norm[small]
+        return on_device_of(dots, slope)
 
     def end(self) -> list[np.ndarray | None]:
         """The gradients, in the order of `wanted`."""
-        product, p = self.product, self.product.projection
-        _, _, by_bias, by_a, _, by_m = self.wanted
-        if not self.begun:
-            self._begin()
+        product, kernels, p = self.product, self.product.kernels, self.product.projection
+        _, by_weight, by_bias, by_a, by_b, by_m = self.wanted
         if p.dropout and product.adapted and self.dx is not None:
             branch = empty(*self.dx.shape, like=self.dx)
-            _core.matmul_nt(self.dh, product.a, 1.0, 0, branch)
+            kernels.down_grad(self.d_low_rank, product.a, branch)
             _core.dropout(branch, p.seed, p.dropout, branch)
             _core.axpy(1.0, branch, self.dx)
-        da = None
-        if by_a and isinstance(self.dh, DeviceArray):
-            da = empty(*product.a.shape, like=self.dh)
-            _core.matmul_tn(product.dropped(), self.dh, 1.0, 0, da)
-        elif by_a:
-            # As [R, I]: the few rows of dh^T stay in registers while x streams by.
-            turned = empty(product.a.shape[1], product.a.shape[0])
-            _core.matmul_tn(self.dh, product.dropped(), 1.0, 0, turned)
-            da = np.ascontiguousarray(turned.T)
+        da = kernels.a_grad(product.dropped(), self.d_low_rank) if by_a else None
+        dw = self._or_zeros(self.dw, p.weight.shape) if by_weight else None
+        db = self._or_zeros(self.db, product.b.shape) if by_b else None
         if product.factor is not None:
-            if self.dw is not None:
-                self.dw = times(self.dw, product.factor, rows=True)
-            if self.db is not None:
-                self.db = times(self.db, product.factor)
-        dbias, dm = (
-            self._finished(total) if by else None
-            for total, by in ((self.dbias, by_bias), (self.dm, by_m))
-        )
-        return [self.dx, self.dw, dbias, da, self.db, dm]
+            dw = None if dw is None else multiply_rows(dw, product.factor)
+            db = None if db is None else kernels.scale_b(db, product.factor)
+        outputs = p.weight.shape[:-1]
+        dbias = self._or_zeros(self.dbias, outputs) if by_bias else None
+        dm = self._or_zeros(self.dm, outputs) if by_m else None
+        return [self.dx, dw, dbias, da, db, dm]
 
-    def _finished(self, total: Any) -> Any:
-        """What `_gathered` made of the parts, in float32; zeros if there were none."""
+    def _or_zeros(self, total: Any, shape: tuple[int, ...]) -> Any:
+        """A sum over the parts in float32; zeros if there were no parts."""
         if total is None:
-            return zeros(
-                self.product.projection.weight.shape[0], like=first_array(self.product.weight)
-            )
+            return zeros(*shape, like=first_array(self.product.weight))
         return total.astype(np.float32, copy=False)
 
 
-def _gathered(total: Any, part: Any) -> Any:
-    """The sum so far, None at first, with one more part: in float64 on the host, in place on a device."""
-    if not isinstance(part, DeviceArray):
-        return part.astype(np.float64) if total is None else total + part
+def _of(array: Any, part: slice) -> Any:
+    """The rows of a part; the array itself for all rows."""
+    return array if part is WHOLE else array[part]
+
+
+def _sum(total: Any, term: Any) -> Any:
+    """`total`, None at first, plus a term: in float64 on the host, in place on a device."""
+    if not isinstance(term, DeviceArray):
+        return term.astype(np.float64) if total is None else total + term
     if total is None:
-        return part
-    _core.axpy(1.0, part, total)
+        return term
+    _core.axpy(1.0, term, total)
     return total
 
 
 def quotient(a: Any, b: Any) -> Any:
-    """a / b, and 0 where b is, where a is."""
+    """a / b on the device of `a`, and 0 where b is 0."""
     if isinstance(a, DeviceArray):
         y = empty(*a.shape, like=a)
         _core.ratio(a, on_device_of(a, b), y)
@@ -312,19 +335,8 @@ def quotient(a: Any, b: Any) -> Any:
     return np.divide(a, b, out=np.zeros_like(a), where=b != 0)
 
 
-def times(matrix: Any, factor: Any, rows: bool = False) -> Any:
-    """A matrix whose columns are multiplied by a factor each, or with `rows` the rows of one or several; where it is."""
-    scaled = empty(*matrix.shape, like=matrix)
-    if rows:
-        flat = (factor.size, matrix.shape[-1])
-        _core.scale_rows(matrix.reshape(flat), factor.reshape(-1), scaled.reshape(flat))
-    else:
-        _core.scale_columns(matrix, factor, scaled)
-    return scaled
-
-
 def any_small(factor: Any) -> bool:
-    """Whether a factor is below SMALL_FACTOR: of a factor on a device this one byte is copied back."""
+    """Whether any factor is below SMALL_FACTOR. From a device, this copies one byte."""
     found = (
         device_empty((1,), np.uint8, factor)
         if isinstance(factor, DeviceArray)
@@ -334,12 +346,13 @@ def any_small(factor: Any) -> bool:
     return bool(np.asarray(found)[0])
 
 
-def project(x: Array, projection: Projection) -> Array:
-    """What `projection` makes of x [..., I]: [..., O]."""
+def project(x: Array, projection: Projection, kernels: Kernels = DENSE) -> Array:
+    """The projection of x [..., I]: [..., O]."""
     source = x if isinstance(x, Tensor) else f32(x)
     shape = source.shape
     flat = shape if len(shape) == 2 else (math.prod(shape[:-1]), shape[-1])
-    product = Product(projection, flat[0])
+    out_shape = (*shape[:-1], projection.outputs)
+    product = Product(projection, flat[0], kernels=kernels)
 
     def rows() -> np.ndarray:
         xd = f32(source)
@@ -347,28 +360,31 @@ def project(x: Array, projection: Projection) -> Array:
 
     def forward() -> np.ndarray:
         product.rows = rows()
-        y = empty(*shape[:-1], projection.weight.shape[0], like=product.rows)
+        y = empty(*out_shape, like=product.rows)
         product.forward(y)
-        product.known_h = True
-        product.forget_rows()
+        product.low_rank_known = True
+        product.release_rows()
         return y
 
     if current_tape() is None or not recording(*(inputs := (x, *projection.inputs()))):
         return forward()
     by_m = recording(projection.m)
-    y = lazy_output((*shape[:-1], projection.weight.shape[0]), forward)
+    y = lazy_output(out_shape, forward)
     kept, output = keep(x), y if by_m else None
 
     def vjp(dy: np.ndarray, grads: Gradients) -> None:
         wanted = [grads.wanted(i) for i in range(1 + INPUTS)]
-        made = None if output is None else data(output)
-        if any(wanted[i] for i in (1, 3, 5)) or (wanted[4] and not product.known_h):
+        _, by_weight, _, by_a, by_b, by_m = wanted
+        flat_y = (flat[0], projection.outputs)
+        made = None if output is None else data(output).reshape(flat_y)
+        low_rank_missing = by_b and not product.low_rank_known
+        if by_weight or by_a or by_m or low_rank_missing:
             product.rows = f32(kept()).reshape(flat)
-        if wanted[4] and not product.known_h:
-            product.find_h()
+        if low_rank_missing:
+            product.compute_low_rank()
         dx, accumulate = gradient_buffer(grads, 0, shape, dy) if wanted[0] else (None, 0)
         backward = Backward(product, wanted, None if dx is None else dx.reshape(flat), accumulate)
-        backward.add(dy, made)
+        backward.add(dy.reshape(flat_y), made)
         _, *others = backward.end()
         for i, gradient in enumerate((dx, *others)):
             if gradient is not None:

@@ -8,8 +8,16 @@ import numpy as np
 
 from pyloss import _core
 from pyloss.autograd.tape import current_tape, data
-from pyloss.ops.arrays import core_weight, empty, f32, first_array, same_bits, transpose
-from pyloss.ops.projection import quotient, times
+from pyloss.ops.arrays import (
+    core_weight,
+    empty,
+    f32,
+    first_array,
+    multiply_columns,
+    same_bits,
+    transpose,
+)
+from pyloss.ops.projection import quotient
 from pyloss.runtime.device import DeviceArray, on_device_of
 from pyloss.tuner.adapters.low_rank import LowRankAdapter
 from pyloss.tuner.lora import EmbeddingAdapter, LinearAdapter
@@ -130,7 +138,7 @@ class DoRALinear(Magnitude, LinearAdapter):
                 norm,
                 m.copy(),
                 b.copy(),
-                (factor, times(f32(b, "lora_b"), factor)),
+                (factor, multiply_columns(f32(b, "lora_b"), factor)),
             )
         return kept[3]
 
