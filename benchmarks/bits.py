@@ -310,7 +310,7 @@ def main() -> int:
         help="a regular expression of operations to run; training is one more name",
     )
     parser.add_argument(
-        "--places", default="baseline,avx2,avx512,opencl", help="instruction sets, and opencl"
+        "--places", default=",".join([*_core.isas(), "opencl"]), help="instruction sets, and opencl"
     )
     parser.add_argument("--compare", nargs=2, metavar="FILE", help="compare two records")
     options = parser.parse_args()

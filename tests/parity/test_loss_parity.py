@@ -38,6 +38,7 @@ def in_torch(torch, loss, *arguments, weights=None):
         log_q, log_p = (F.log_softmax(x / t, -1) for x in arguments)
         if loss.name == "kl_div_loss":
             return F.kl_div(log_q, log_p, log_target=True, reduction="none").sum(-1)
+        assert loss.name == "js_div_loss", f"how torch computes {loss.name} is not known here"
         beta = options.get("beta", 0.5)
         if beta in (0, 1):  # as in generalized_jsd_loss of TRL's GKDTrainer
             input, target = (log_p, log_q) if beta else (log_q, log_p)
@@ -64,6 +65,7 @@ def in_torch(torch, loss, *arguments, weights=None):
         p = torch.exp(-cross)
         alpha = options.get("alpha")
         return (1 if alpha is None else alpha) * (1 - p) ** options.get("gamma", 2.0) * cross
+    assert loss.name == "softmax_cross_entropy", f"how torch computes {loss.name} is not known here"
     return cross + options.get("z_loss", 0.0) * torch.where(
         other == IGNORE, 0, torch.logsumexp(x, -1) ** 2
     )
