@@ -94,9 +94,10 @@ _LAZY = {
 
 
 if os.environ.get("PYLOSS_PROFILE", "0") not in ("", "0"):
+    from pyloss.io import console
     from pyloss.runtime import profiling
 
-    profiling.start()
+    profiling.start(console.say)
 
 
 def __getattr__(name: str) -> Any:

@@ -43,5 +43,3 @@ __all__ = [
     "swiglu",
     "transposed",
 ]
-
-lengthen = append

@@ -156,6 +156,3 @@ def gradient_buffer(
         if isinstance(partial, device.DeviceArray) or partial.flags.c_contiguous:
             return partial, 1
     return empty(*shape, like=like), 0
-
-
-matrix, place, turned = core_weight, first_array, transpose

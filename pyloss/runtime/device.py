@@ -417,6 +417,3 @@ def bits(array: Any) -> Any:
         if isinstance(array, np.ndarray) and is_bfloat16(array.dtype)
         else array
     )
-
-
-beside = on_device_of

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import atexit
+from collections.abc import Callable
 
 from pyloss import _core
-from pyloss.io import console
 
 
 def report() -> str:
-    """A table of calls, milliseconds and gigabytes of arguments per operation, slowest first; starts anew.
+    """A table of calls, milliseconds and gigabytes of arguments per operation, slowest first.
 
-    Operations on devices are waited for. What was copied to devices and from them comes after the table, in bytes.
+    Resets the counters and waits for operations on devices. The bytes copied to and from devices
+    stand below the table.
     """
     counted = _core.profile(True)
     copies = [
@@ -35,7 +36,7 @@ def report() -> str:
     return "\n".join(lines)
 
 
-def start() -> None:
-    """Times operations from now on, and prints the report at the end of the process."""
+def start(say: Callable[[str], None]) -> None:
+    """Times operations from now on; `say` prints the report at the end of the process."""
     _core.profile(True)
-    atexit.register(lambda: console.say(report()))
+    atexit.register(lambda: say(report()))
