@@ -43,7 +43,7 @@ def layers(hidden: int, inner: int):
     experts = SwitchGLU(switch(inner, hidden), switch(inner, hidden), switch(hidden, inner))
     gate = nn.Linear(hidden, EXPERTS, bias=False)
     gate.freeze()
-    return {"dense": dense, "experts": SparseMoe(gate, experts, ACTIVE, normalise=True)}
+    return {"dense": dense, "experts": SparseMoe(gate, experts, ACTIVE, normalize=True)}
 
 
 def main(hidden: int, inner: int, runs: int) -> None:

@@ -52,8 +52,8 @@ def export(
         adapter_only: with "gguf", write the adapter alone, which llama.cpp loads beside the base model.
         type: with "gguf", what matrices are stored as (`gguf_writer.TYPES`); without it as they are, or "f16" where GGUF has
             no name for that.
-        dequantize: fuse into float32 where the base is quantised, so that nothing of the adapter is lost. That is done anyway
-            where the file has no place for what the base is quantised in.
+        dequantize: fuse into float32 where the base is quantized, so that nothing of the adapter is lost. That is done anyway
+            where the file has no place for what the base is quantized in.
         name: the model's name in a GGUF file, or the base's in PEFT's configuration.
         overwrite: replace what is there; otherwise it is kept in a folder `previous-N` beside.
 

@@ -62,7 +62,7 @@ def test_models(model, tmp_path):
 
 
 @pytest.mark.parametrize("kept", [False, True])
-def test_over_a_quantised_base(tmp_path, kept, recwarn):
+def test_over_a_quantized_base(tmp_path, kept, recwarn):
     """Folders have no place for GGUF's formats, and neither has a GGUF file of another type: then
     nothing is lost.
     """

@@ -1,4 +1,4 @@
-"""Quantising a model here, or undoing it: which layers, in which format."""
+"""Quantizing a model here, or undoing it: which layers, in which format."""
 
 from __future__ import annotations
 
@@ -13,35 +13,35 @@ from pyloss.nn import Embedding, Linear, SwitchLinear
 from pyloss.weights.stack import WeightStack
 from pyloss.weights.weight import FORMATS, Weight
 
-#: the names that quantisations have for users
-QUANTISATIONS = {
+#: the names that quantizations have for users
+QUANTIZATIONS = {
     f"q{layout.bits}": name for name, layout in FORMATS.items() if name.startswith("affine")
 } | {"nf4": "nf4"}
 
 
 def quantize_model(
     model: Model,
-    quantisation: str,
+    quantization: str,
     group_size: int | None = None,
     dtype: str | None = None,
     double: bool = True,
 ) -> dict[str, str]:
-    """Stores the layers of `model` in place as `quantisation`: "q2" to "q8" (mlx's affine groups) or "nf4".
+    """Stores the layers of `model` in place as `quantization`: "q2" to "q8" (mlx's affine groups) or "nf4".
 
     `group_size` is 64 unless given. `dtype` ("float32", "float16", "bfloat16") is what weights are rounded to before, and the
-    type of the affine groups' scales; without it that of the model's floats, float16 for one that is quantised already. `double`
-    quantises nf4's scales too.
+    type of the affine groups' scales; without it that of the model's floats, float16 for one that is quantized already. `double`
+    quantizes nf4's scales too.
 
     Affine groups take every linear layer, expert and embedding; nf4 the linear layers but the head, as bitsandbytes does. Routers
     and layers whose rows are no whole number of groups stay as they are. Returns the layers left, with the reason.
 
     Raises ValueError for an unknown name, a group size that is no power of two of at least 32, unfused adapters, or values that
-    cannot be quantised.
+    cannot be quantized.
     """
-    format = QUANTISATIONS.get(quantisation)
+    format = QUANTIZATIONS.get(quantization)
     if format is None:
         raise ValueError(
-            f"quantize must be one of {', '.join(QUANTISATIONS)}, not {quantisation!r}"
+            f"quantize must be one of {', '.join(QUANTIZATIONS)}, not {quantization!r}"
         )
     size = 64 if group_size is None else group_size
     if size < 32 or size > 4096 or size & (size - 1):
@@ -49,8 +49,8 @@ def quantize_model(
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
     refuse_adapters(model)
-    quantised = any(not weight.is_float for weight in _matrices(model.stored()))
-    floats = DTYPES[dtype or ("float16" if quantised else model_dtype(model))]
+    quantized = any(not weight.is_float for weight in _matrices(model.stored()))
+    floats = DTYPES[dtype or ("float16" if quantized else model_dtype(model))]
     options: dict[str, Any] = {"group_size": size, "scale_format": floats, "double": double}
     left = {}
     for name, module in _layers(model):
@@ -62,13 +62,13 @@ def quantize_model(
             model,
             name,
             module,
-            lambda matrix: _quantised(matrix, format, DTYPES[dtype] if dtype else None, options),
+            lambda matrix: _quantized(matrix, format, DTYPES[dtype] if dtype else None, options),
         )
     return left
 
 
 def dequantize_model(model: Model, dtype: str = "float32") -> None:
-    """Stores the quantised layers of `model` in place as floats of the type `dtype`."""
+    """Stores the quantized layers of `model` in place as floats of the type `dtype`."""
     refuse_adapters(model)
     for name, module in _layers(model):
         weight = module.weight
@@ -126,7 +126,7 @@ def _left_out(name: str, module: Any, format: str, size: int) -> str:
     return f"rows of {cols} values are no whole number of groups of {size}" if cols % size else ""
 
 
-def _quantised(
+def _quantized(
     weight: np.ndarray | Weight, format: str, rounded: str | None, options: dict[str, Any]
 ) -> Weight:
     values = weight.dequantize() if isinstance(weight, Weight) else weight

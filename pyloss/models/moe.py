@@ -32,14 +32,14 @@ class SwitchGLU(Module):
 class SparseMoe(Module):
     """A router, `gate`, and the experts: each token visits the `k` of its largest logits.
 
-    A visit's weight is its share in the softmax over all experts, or with `normalise` over the token's k.
+    A visit's weight is its share in the softmax over all experts, or with `normalize` over the token's k.
     """
 
-    def __init__(self, gate: Linear, switch_mlp: SwitchGLU, k: int, normalise: bool):
+    def __init__(self, gate: Linear, switch_mlp: SwitchGLU, k: int, normalize: bool):
         super().__init__()
         self.gate, self.switch_mlp = gate, switch_mlp
-        self._k, self._normalise = k, normalise
+        self._k, self._normalize = k, normalize
 
     def __call__(self, x: Any) -> Any:
-        routing, weights = ops.route(self.gate(x), self._k, self._normalise)
+        routing, weights = ops.route(self.gate(x), self._k, self._normalize)
         return self.switch_mlp(x, routing, weights)

@@ -15,7 +15,7 @@ from pyloss.io.safetensors import read_safetensors
 from pyloss.io.tensor_file import TensorFile
 from pyloss.models.building import build_model
 from pyloss.models.config.model_config import ModelConfig
-from pyloss.models.files.quantized import Quantisation
+from pyloss.models.files.quantized import Quantization
 from pyloss.models.files.sources import FolderSource, GGUFSource
 from pyloss.models.transformer import Model
 
@@ -85,9 +85,9 @@ def read_model(place: Path) -> tuple[Model, TensorFile]:
                 f"{place}: this folder has no config.json, so it is not a Hugging Face model"
             )
         config = ModelConfig.from_hf(place / "config.json")
-        quantisation = Quantisation(place / "config.json", read_json(place / "config.json"))
+        quantization = Quantization(place / "config.json", read_json(place / "config.json"))
         file = read_safetensors(place)
-        return build_model(config, FolderSource(file, config, quantisation)), file
+        return build_model(config, FolderSource(file, config, quantization)), file
     if place.suffix == ".safetensors":
         raise ValueError(f"{place}: give the folder that holds config.json and this file")
     file = read_gguf(place)

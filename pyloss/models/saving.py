@@ -1,4 +1,4 @@
-"""Writing a model as a Hugging Face folder: of floats, or quantised as mlx or bitsandbytes keep it."""
+"""Writing a model as a Hugging Face folder: of floats, or quantized as mlx or bitsandbytes keep it."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def refuse_adapters(model: Model) -> None:
         )
     if (kept := getattr(model, "kept_of_adapter", None)) is not None:
         raise ValueError(
-            f"fusing the adapter into quantised weights kept {kept:.0%} of it: load model and adapter again, and call "
+            f"fusing the adapter into quantized weights kept {kept:.0%} of it: load model and adapter again, and call "
             "model.fuse(dequantize=True) before saving, or save the adapter alone with save_adapter"
         )
 
@@ -69,14 +69,14 @@ def save_model(
 ) -> None:
     """Writes config.json, model.safetensors and the tokenizer's files into the folder `path`.
 
-    Matrices in mlx's affine groups or in NF4 stay as they are, in the layout of mlx or bitsandbytes. Other quantised ones, which
+    Matrices in mlx's affine groups or in NF4 stay as they are, in the layout of mlx or bitsandbytes. Other quantized ones, which
     are GGUF's, become float32; floats keep their type, and parameters take that of most matrices where it holds their values
     exactly. With `dtype` ("float32", "float16" or "bfloat16") all floats are of that type.
 
     The files of a model that is there move into a folder `previous-N` beside, or are removed with `overwrite`; the tokenizer's
     stay where `tokenizer` is None.
 
-    Raises ValueError when the model has unfused adapters or is quantised both ways, OSError naming the path when it cannot be
+    Raises ValueError when the model has unfused adapters or is quantized both ways, OSError naming the path when it cannot be
     written.
     """
     refuse_adapters(model)
@@ -141,7 +141,7 @@ def _metadata(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _floats(weight: Weight | WeightStack, format: str | None) -> np.ndarray:
-    """A stored matrix as an array of floats in Hugging Face order: in `format`, else in its own, float32 for quantised ones."""
+    """A stored matrix as an array of floats in Hugging Face order: in `format`, else in its own, float32 for quantized ones."""
     if isinstance(weight, WeightStack):
         return np.stack([_floats(matrix, format) for matrix in weight.matrices])
     format = format or (weight.format if weight.is_float else "f32")

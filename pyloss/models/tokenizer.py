@@ -301,7 +301,7 @@ class StreamDecoder:
         piece = certain[self._given :]
         self._given += len(piece)
         if certain == text:
-            # The last token stays as context for decoders that look at their left neighbour, unless it is part of a character.
+            # The last token stays as context for decoders that look at their left neighbor, unless it is part of a character.
             alone = self._tokenizer.decode([id], self._skip)
             if "\ufffd" not in alone:
                 self._ids, self._given = [id], len(alone)

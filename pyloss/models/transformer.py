@@ -241,7 +241,7 @@ class Model(Module):
         self.model = decoder
         self.lm_head = lm_head
         self.adapter_config: dict[str, Any] | None = None
-        # the share that fusing into quantised weights left, where that is little
+        # the share that fusing into quantized weights left, where that is little
         self.kept_of_adapter: float | None = None
         self._rope = (RopeTable(config), RopeTable(config, local=True))
         self._checkpoint = False

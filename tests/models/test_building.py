@@ -222,7 +222,7 @@ def test_a_type_that_cannot_be_read_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("format", ["Q4_1", "Q8_0"])
-def test_quantised_layers_say_so(tmp_path, format):
+def test_quantized_layers_say_so(tmp_path, format):
     pytest.importorskip("gguf")
     tiny.write_gguf(tmp_path / "model.gguf", format=format)
     model = load_model(tmp_path / "model.gguf")

@@ -44,7 +44,7 @@ def test_logits_against_float64(tmp_path, options, dtype):
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=list(OPTIONS))
 def test_gguf_logits_against_float64(tmp_path, format, options):
     pytest.importorskip("gguf")
-    # The file stores the rows of q and k in another order, and quantised rows are whole blocks of 32.
+    # The file stores the rows of q and k in another order, and quantized rows are whole blocks of 32.
     if options.get("head_dim") == 12 and format.startswith("Q"):
         options = {**options, "head_dim": 24}
     c, arrays = tiny.write_gguf(tmp_path / "model.gguf", format=format, **options)

@@ -133,7 +133,7 @@ def write_gguf(path, seed=0, format="F32", **options):
         elif array.ndim == 2:
             packed = gguf.quants.quantize(placed, kind)
             writer.add_tensor(gguf_name(name), packed, raw_dtype=kind)
-            # Rows are quantised one by one, so their order does not matter.
+            # Rows are quantized one by one, so their order does not matter.
             stored[name] = gguf.quants.dequantize(gguf.quants.quantize(array, kind), kind).astype(
                 np.float32
             )

@@ -1,9 +1,9 @@
-"""Quantised layers in Hugging Face folders: the tensors and the configuration of mlx's affine groups and of bitsandbytes' NF4.
+"""Quantized layers in Hugging Face folders: the tensors and the configuration of mlx's affine groups and of bitsandbytes' NF4.
 
 mlx keeps a layer as `weight` (codes in uint32 words), `scales` and `biases`, and its bits and group size in config.json under
 `quantization`, with entries of their own for layers that differ. bitsandbytes keeps `weight` (two codes a byte), `weight.absmax`,
-`weight.quant_map`, with double quantisation `weight.nested_absmax` and `weight.nested_quant_map`, and the rest as JSON in the
-bytes of `weight.quant_state.bitsandbytes__nf4`. A layer without these tensors is not quantised.
+`weight.quant_map`, with double quantization `weight.nested_absmax` and `weight.nested_quant_map`, and the rest as JSON in the
+bytes of `weight.quant_state.bitsandbytes__nf4`. A layer without these tensors is not quantized.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ _READS = "pyloss reads mlx's affine groups and bitsandbytes' NF4"
 _STATE = "weight.quant_state.bitsandbytes__nf4"
 
 
-class Quantisation:
-    """What the config.json at `path` says of quantised layers: `method` is "mlx", "bitsandbytes", or "" where it says nothing.
+class Quantization:
+    """What the config.json at `path` says of quantized layers: `method` is "mlx", "bitsandbytes", or "" where it says nothing.
 
     Raises ValueError for a method that pyloss does not read, FormatError for settings that are damaged.
     """
@@ -47,12 +47,12 @@ class Quantisation:
             self.of("")
         elif self.method == "bitsandbytes":
             if not (self.settings.get("load_in_4bit") or self.settings.get("_load_in_4bit")):
-                raise ValueError(f"{path}: quantised by bitsandbytes in 8 bits; {_READS}")
+                raise ValueError(f"{path}: quantized by bitsandbytes in 8 bits; {_READS}")
             kind = self.settings.get("bnb_4bit_quant_type", "nf4")
             if kind != "nf4":
-                raise ValueError(f"{path}: quantised by bitsandbytes as {shown(kind)}; {_READS}")
+                raise ValueError(f"{path}: quantized by bitsandbytes as {shown(kind)}; {_READS}")
         elif self.method:
-            raise ValueError(f"{path}: quantised by {shown(self.method)}; {_READS}")
+            raise ValueError(f"{path}: quantized by {shown(self.method)}; {_READS}")
 
     def of(self, layer: str) -> tuple[int, int]:
         """The bits and the group size of mlx's layer `layer`."""
@@ -81,22 +81,22 @@ class Quantisation:
         return bits, size
 
     def weight(self, file: TensorFile, layer: str, *shape: int) -> Weight | None:
-        """The quantised matrix of `layer`: [rows, cols], or of experts [count, rows, cols], their rows one after the other.
+        """The quantized matrix of `layer`: [rows, cols], or of experts [count, rows, cols], their rows one after the other.
 
-        None where the layer is not quantised.
+        None where the layer is not quantized.
         """
         if f"{layer}.scales" in file:
             if self.method != "mlx":
                 raise FormatError(
                     file.path,
                     f"{layer}.scales",
-                    "a quantised layer, and config.json has no quantization of mlx's",
+                    "a quantized layer, and config.json has no quantization of mlx's",
                 )
             return self._affine(file, layer, shape)
         if f"{layer}.{_STATE}" in file or f"{layer}.weight.absmax" in file:
             if self.method != "bitsandbytes":
                 reason = (
-                    "a quantised layer, and config.json has no quantization_config of bitsandbytes'"
+                    "a quantized layer, and config.json has no quantization_config of bitsandbytes'"
                 )
                 raise FormatError(file.path, f"{layer}.weight", reason)
             return _nf4(file, layer, shape)
@@ -155,7 +155,7 @@ def _nf4(file: TensorFile, layer: str, shape: tuple[int, ...]) -> Weight:
             groups = Groups(size, part("absmax", "F32", blocks), table=table)
         elif "nested_blocksize" not in state:
             reason = (
-                "it says no nested_blocksize, and the scales of this layer are quantised themselves"
+                "it says no nested_blocksize, and the scales of this layer are quantized themselves"
             )
             raise FormatError(file.path, f"{layer}.{_STATE}", reason)
         else:
@@ -198,7 +198,7 @@ def _state(tensor: StoredTensor) -> dict[str, Any]:
 
 
 def layer_tensors(layer: str, weight: Weight | WeightStack, dtype: str) -> dict[str, np.ndarray]:
-    """The tensors of a quantised layer, as `Quantisation.weight` reads them; `dtype` is what bitsandbytes shall compute in."""
+    """The tensors of a quantized layer, as `Quantization.weight` reads them; `dtype` is what bitsandbytes shall compute in."""
     matrices = weight.matrices if isinstance(weight, WeightStack) else (weight,)
     parts = [
         _affine_parts(matrix) if matrix.format != "nf4" else _nf4_parts(matrix, dtype)
@@ -207,7 +207,7 @@ def layer_tensors(layer: str, weight: Weight | WeightStack, dtype: str) -> dict[
     if isinstance(weight, WeightStack):
         if weight.format == "nf4":
             raise ValueError(
-                f"{layer}: experts in nf4 have no place in bitsandbytes' layout; quantise them to q4 or q8"
+                f"{layer}: experts in nf4 have no place in bitsandbytes' layout; quantize them to q4 or q8"
             )
         return {f"{layer}.{name}": np.stack([part[name] for part in parts]) for name in parts[0]}
     return {f"{layer}.{name}": array for name, array in parts[0].items()}
@@ -273,7 +273,7 @@ def _nf4_parts(weight: Weight, dtype: str) -> dict[str, np.ndarray]:
 def settings(
     layers: Mapping[str, Weight | WeightStack], dtype: str, plain: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """What config.json says of these quantised layers, by their names, beside those of floats, `plain`.
+    """What config.json says of these quantized layers, by their names, beside those of floats, `plain`.
 
     Raises ValueError for formats that no one folder holds.
     """
@@ -291,7 +291,7 @@ def settings(
             "bnb_4bit_compute_dtype": dtype,
             "bnb_4bit_quant_storage": "uint8",
         }
-        # else transformers would quantise them; without a list it leaves the head alone itself
+        # else transformers would quantize them; without a list it leaves the head alone itself
         if set(plain) - {"lm_head"}:
             content["llm_int8_skip_modules"] = sorted({*plain, "lm_head"})
         return {"quantization_config": content}

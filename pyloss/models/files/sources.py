@@ -8,7 +8,7 @@ from pyloss.errors import FormatError, counted
 from pyloss.io.tensor_file import StoredTensor, TensorFile, layers_held
 from pyloss.models.config.model_config import ModelConfig
 from pyloss.models.files.names import expert_name, gguf_name
-from pyloss.models.files.quantized import Quantisation
+from pyloss.models.files.quantized import Quantization
 from pyloss.weights.stack import WeightStack
 from pyloss.weights.weight import Weight
 
@@ -94,27 +94,27 @@ class FolderSource(Source):
     """A Hugging Face folder, its model alone or beside the parts for other inputs, where names have a longer beginning.
 
     Experts may be stacked as mlx-lm has them, or each a tensor of its own, or stacked as in transformers 5's modules.
-    `quantisation` is what the configuration says of quantised layers.
+    `quantization` is what the configuration says of quantized layers.
     """
 
     def __init__(
-        self, file: TensorFile, config: ModelConfig, quantisation: Quantisation | None = None
+        self, file: TensorFile, config: ModelConfig, quantization: Quantization | None = None
     ) -> None:
         super().__init__(file)
         self._family = config.family
-        self._quantisation = quantisation or Quantisation(file.path, {})
+        self._quantization = quantization or Quantization(file.path, {})
 
     def matrix(self, name: str, rows: int, cols: int, rotary: bool = False) -> Weight:
         """See `Source`."""
-        return self._quantised(name, rows, cols) or super().matrix(name, rows, cols, rotary)
+        return self._quantized(name, rows, cols) or super().matrix(name, rows, cols, rotary)
 
-    def _quantised(self, name: str, *shape: int) -> Weight | None:
+    def _quantized(self, name: str, *shape: int) -> Weight | None:
         layer = self._stored_name(f"{name}.weight").removesuffix(".weight")
-        return self._quantisation.weight(self.file, layer, *shape)
+        return self._quantization.weight(self.file, layer, *shape)
 
     def experts(self, name: str, count: int, rows: int, cols: int) -> WeightStack:
         """See `Source`."""
-        whole = self._quantised(name, count, rows, cols)
+        whole = self._quantized(name, count, rows, cols)
         if whole is not None:
             return WeightStack.from_rows(whole, count)
         block, _, part = name.partition(".switch_mlp.")

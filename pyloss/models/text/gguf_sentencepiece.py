@@ -28,7 +28,7 @@ def sentencepiece_tokenizer(
 ) -> tokenizers.Tokenizer:
     """The tokenizer, without special tokens and what is put around a text.
 
-    SentencePiece joins the two neighbours whose union has the highest score; here every pair that makes a piece is a merge,
+    SentencePiece joins the two neighbors whose union has the highest score; here every pair that makes a piece is a merge,
     in the order of the scores. Characters that are no piece become the tokens of their bytes.
 
     Args:
@@ -176,7 +176,7 @@ def _pieces(
         elif token in bytes_:
             own_kinds[i] = BYTE
         elif kinds[i] == USER_DEFINED and _SPACE in token:
-            # Text has no such character before it is normalised: this token comes of merges, or of spaces.
+            # Text has no such character before it is normalized: this token comes of merges, or of spaces.
             if token in scores:
                 own_kinds[i] = NORMAL
             own_tokens[i] = token if token in scores else token.replace(_SPACE, " ")

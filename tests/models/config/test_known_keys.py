@@ -8,7 +8,7 @@ from published_configs import GGUF, HF
 
 from pyloss.io.tensor_file import StoredTensor
 from pyloss.models.config.model_config import ModelConfig
-from pyloss.models.files.quantized import Quantisation
+from pyloss.models.files.quantized import Quantization
 
 TENSORS = {
     "token_embd.weight": StoredTensor("m.gguf", "token_embd.weight", "Q8_0", (49152, 576), None),
@@ -21,7 +21,7 @@ def read(folder, content):
     path.write_text(json.dumps(content))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        Quantisation(path, content)
+        Quantization(path, content)
         return ModelConfig.from_hf(path)
 
 

@@ -1,4 +1,4 @@
-"""Quantised folders: what is written is read again, and what does not fit is named."""
+"""Quantized folders: what is written is read again, and what does not fit is named."""
 
 import json
 
@@ -9,7 +9,7 @@ from safetensors.numpy import load_file, save_file
 
 from pyloss import FormatError
 from pyloss.models import conversion, load_model
-from pyloss.models.files.quantized import Quantisation
+from pyloss.models.files.quantized import Quantization
 from pyloss.models.saving import model_dtype, save_model
 from pyloss.nn import Linear
 from pyloss.weights.weight import Weight
@@ -18,8 +18,8 @@ KINDS = ["q2", "q3", "q4", "q5", "q6", "q8", "nf4"]
 UP = "model.layers.0.mlp.up_proj"
 
 
-def quantised(tmp_path, kind="q4", group_size=32, dtype="f32", tied=True, **options):
-    """(model, folder) of a tiny model quantised and saved."""
+def quantized(tmp_path, kind="q4", group_size=32, dtype="f32", tied=True, **options):
+    """(model, folder) of a tiny model quantized and saved."""
     tiny.write_folder(tmp_path / "float", dtype=dtype, tied=tied, bias=True)
     model = load_model(tmp_path / "float")
     conversion.quantize_model(model, kind, group_size, **options)
@@ -44,8 +44,8 @@ def same_weights(a, b):
 
 @pytest.mark.parametrize("dtype", ["f32", "bf16"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_saving_and_loading_keeps_what_is_quantised(tmp_path, kind, dtype):
-    model, folder = quantised(tmp_path, kind, dtype=dtype, tied=kind != "q4")
+def test_saving_and_loading_keeps_what_is_quantized(tmp_path, kind, dtype):
+    model, folder = quantized(tmp_path, kind, dtype=dtype, tied=kind != "q4")
     again = load_model(folder)
     same_weights(model, again)
     tokens = np.array([[3, 1, 4, 1, 5]])
@@ -107,10 +107,10 @@ def test_which_layers_are_left(tmp_path):
 
 
 def test_scales_have_the_type_of_the_model_or_the_one_asked_for(tmp_path):
-    model, _ = quantised(tmp_path, dtype="bf16")
+    model, _ = quantized(tmp_path, dtype="bf16")
     assert model_dtype(model) == "bfloat16"
     conversion.quantize_model(model, "q8", 32)
-    assert model_dtype(model) == "float16", "of a model that is quantised already"
+    assert model_dtype(model) == "float16", "of a model that is quantized already"
     conversion.dequantize_model(model, "bfloat16")
     assert {weight.format for weight in model.stored().values()} == {"bf16"}
     conversion.quantize_model(model, "q4", 32, dtype="float32")
@@ -165,7 +165,7 @@ def test_a_parameter_that_would_lose_digits_stays_float32(tmp_path):
 
 @pytest.mark.parametrize("kind", ["q4", "nf4"])
 def test_weights_are_views_of_the_mapped_file(tmp_path, kind):
-    _, folder = quantised(tmp_path, kind)
+    _, folder = quantized(tmp_path, kind)
     for name, weight in load_model(folder).stored().items():
         arrays = [weight.raw]
         if weight.groups:
@@ -173,11 +173,11 @@ def test_weights_are_views_of_the_mapped_file(tmp_path, kind):
         assert not any(array.flags.owndata or array.flags.writeable for array in arrays), name
 
 
-def test_fusing_keeps_the_folder_quantised(tmp_path):
+def test_fusing_keeps_the_folder_quantized(tmp_path):
     from pyloss.tuner.utils import linear_to_lora_layers
 
     for kind in ("q8", "nf4"):
-        model, _ = quantised(tmp_path / kind, kind)
+        model, _ = quantized(tmp_path / kind, kind)
         linear_to_lora_layers(model, -1, {"rank": 2, "scale": 2.0, "dropout": 0.0})
         for name, array in model.trainable_parameters().items():
             array[...] = np.random.default_rng(len(name)).standard_normal(array.shape)
@@ -191,7 +191,7 @@ def test_fusing_keeps_the_folder_quantised(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"quantisation": "q7"}, "quantize must be one of q2, q3, q4, q5, q6, q8, nf4, not 'q7'"),
+        ({"quantization": "q7"}, "quantize must be one of q2, q3, q4, q5, q6, q8, nf4, not 'q7'"),
         ({"group_size": 48}, "power of two from 32 to 4096, not 48"),
         ({"group_size": 16}, "not 16"),
         ({"dtype": "int8"}, "dtype must be one of"),
@@ -201,12 +201,12 @@ def test_bad_options_are_named_and_nothing_changes(tmp_path, options, message):
     tiny.write_folder(tmp_path)
     model = load_model(tmp_path)
     with pytest.raises(ValueError, match=message):
-        conversion.quantize_model(model, **{"quantisation": "q4", **options})
+        conversion.quantize_model(model, **{"quantization": "q4", **options})
     assert all(weight.is_float for weight in model.stored().values())
 
 
 def test_a_folder_is_of_one_kind(tmp_path):
-    model, _ = quantised(tmp_path)
+    model, _ = quantized(tmp_path)
     weight = Weight.quantize(np.ones((64, 32), np.float32), "nf4")
     model.set_module(UP, Linear.from_weight(weight))
     with pytest.raises(ValueError, match="nf4 or in affine groups, not both"):
@@ -223,7 +223,7 @@ def test_a_folder_is_of_one_kind(tmp_path):
         (
             {"quantization_config": {"quant_method": "gptq", "bits": 4}},
             ValueError,
-            "quantised by 'gptq'; pyloss reads mlx's",
+            "quantized by 'gptq'; pyloss reads mlx's",
         ),
         (
             {"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}},
@@ -259,9 +259,9 @@ def test_a_folder_is_of_one_kind(tmp_path):
         ({"quantization": {"bits": 4, "group_size": "64"}}, FormatError, "got '64'"),
     ],
 )
-def test_what_is_said_of_quantisation(content, error, message):
+def test_what_is_said_of_quantization(content, error, message):
     with pytest.raises(error, match=message) as caught:
-        Quantisation("config.json", content)
+        Quantization("config.json", content)
     assert "config.json" in str(caught.value)
 
 
@@ -302,7 +302,7 @@ def put(name, value):
     ],
 )  # fmt: skip
 def test_damaged_mlx_folders_are_named(tmp_path, change, config, message):
-    _, folder = quantised(tmp_path)
+    _, folder = quantized(tmp_path)
     with pytest.raises(FormatError, match=message):
         load_model(damaged(folder, change, **config))
 
@@ -359,13 +359,13 @@ def state(**changes):
     ],
 )  # fmt: skip
 def test_damaged_nf4_folders_are_named(tmp_path, change, config, message):
-    _, folder = quantised(tmp_path, "nf4")
+    _, folder = quantized(tmp_path, "nf4")
     with pytest.raises(FormatError, match=message):
         load_model(damaged(folder, change, **config))
 
 
 def test_codes_in_words_of_another_type(tmp_path):
     """bnb_4bit_quant_storage keeps the same bytes as bfloat16 or float32 numbers."""
-    model, folder = quantised(tmp_path, "nf4")
+    model, folder = quantized(tmp_path, "nf4")
     damaged(folder, put(f"{UP}.weight", lambda a: a.reshape(-1).view(np.float32).reshape(-1, 1)))
     same_weights(model, load_model(folder))

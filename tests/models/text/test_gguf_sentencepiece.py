@@ -183,7 +183,7 @@ def test_damage_is_named(changes, what, message):
 
 
 def joined(text, scores):
-    """SentencePiece's rule: of all neighbours that make a piece the pair with the highest score, the leftmost of several."""
+    """SentencePiece's rule: of all neighbors that make a piece the pair with the highest score, the leftmost of several."""
     parts = list(text)
     while True:
         pairs = [
