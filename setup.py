@@ -1,4 +1,4 @@
-"""Builds the extension: the kernels once per instruction set, each with its own flags, then the module."""
+"""Builds the extension module; its kernels are compiled once per instruction set."""
 
 import glob
 import os
@@ -16,7 +16,7 @@ from setuptools.command.build_ext import build_ext
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "csrc"))
 import generate
 
-# PYLOSS_BASELINE_ONLY leaves out the wider instruction sets: a quick build, for a look at something.
+# PYLOSS_BASELINE_ONLY leaves out the wider instruction sets, for a quick build.
 X86 = platform.machine().lower() in ("x86_64", "amd64") and not os.environ.get(
     "PYLOSS_BASELINE_ONLY"
 )
@@ -32,7 +32,7 @@ CFLAGS = [
     "-fno-math-errno",
     "-fno-trapping-math",
 ]
-# Names and lines for debuggers and profilers; Python's own -g, values of variables too, takes half as long again.
+# Names and lines for debuggers and profilers. Python's own -g adds half to the build's time.
 CFLAGS += ["-g1"]
 CFLAGS += [
     "-Wall",
@@ -64,12 +64,12 @@ OPENCL_PROGRAMS = ["rowloss", "elements", "layers", "matmul", "stored", "attenti
 
 
 def cores():
-    """How many sources are compiled side by side: a core each, the longest first."""
+    """How many sources are compiled in parallel."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def included(folder):
-    """What the sources include, and the kernels of every machine: the source distribution takes its C files from here."""
+    """Files that the sources include, and the kernels of all machines, for the sdist."""
     wanted = re.compile(r"isa_\w+\.c|.*\.(h|def|cl)")
     found = [
         os.path.join(at, n)
@@ -81,7 +81,7 @@ def included(folder):
 
 
 class BuildKernels(build_ext):
-    """Writes what csrc/generate.py has, compiles the kernels once per instruction set, then the module that links them."""
+    """Generates C, compiles the kernels per instruction set and all other sources, links."""
 
     def generate(self):
         """Writes the generated C files; their folder, and the path of the one to compile."""
@@ -122,7 +122,7 @@ class BuildKernels(build_ext):
 
         with ThreadPoolExecutor(cores()) as pool:
             objects = [path for paths in pool.map(compiled, jobs) for path in paths]
-        # What is left for setuptools is to link.
+        # setuptools only links.
         sources, ext.sources, ext.extra_objects = ext.sources, [], objects
         super().build_extension(ext)
         ext.sources = sources

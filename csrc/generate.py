@@ -1,11 +1,12 @@
-"""Writes the C that setup.py compiles beside csrc: what operations call their arguments, and the texts of OpenCL programs.
+"""Generates C from the tables and programs of csrc; setup.py compiles it with csrc.
 
-    args.h      a struct for each operation of ops.def with its arguments by name, and the function that fills it from a call
-    places.h    the same for launchers: where each array argument lies in device memory
-    options.h   the number of each option of a loss, for C and OpenCL C
-    opencl_sources.c   the .cl files with what they include in place, as constants
+    args.h            for each operation of ops.def a struct of its arguments by name, and the
+                      function that fills it from a call
+    places.h          for launchers, a struct of the places of an operation's arrays on a device
+    options.h         the number of each option of a loss, for C and OpenCL C
+    opencl_sources.c  the programs csrc/opencl/programs/*.cl with their includes, as constants
 
-An argument's position stands in these files alone.
+No other file contains the position of an argument.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
-# The C type of an argument, as an input and as an output, and where its value lies in a pl_value.
+# Types of arguments: the C type of an input, of an output, and the member of pl_value.
 TYPES = {
     "f32": ("const float *", "float *", "in"),
     "f64": ("const double *", "double *", "in"),
@@ -29,7 +30,7 @@ TYPES = {
     "int": ("int64_t ", "", "i"),
     "real": ("double ", "", "f"),
 }
-#: members of pl_value that kernels are given the address of
+#: members of pl_value that are passed by address
 BY_ADDRESS = ("w", "rows")
 HEAD = "/* Written by csrc/generate.py from ops.def. */\n"
 
@@ -51,10 +52,11 @@ class Operation(NamedTuple):
 
 
 def table_source(path: str) -> str:
-    """Writes the C file whose preprocessed text `operations` reads: the tables with their macros replaced by words."""
+    """Writes a C file with the tables; `operations` reads its preprocessed text."""
     with open(path, "w", encoding="utf-8") as f:
         f.write(
-            '#define PL_OP(name, spec) OPERATION name spec\n#include "ops.def"\n#define PL_LOSS_TABLE\n'
+            "#define PL_OP(name, spec) OPERATION name spec\n"
+            '#include "ops.def"\n#define PL_LOSS_TABLE\n'
         )
         for kind in (
             "CLASS_LOSS(name, family, options, mean, cap)",
@@ -103,12 +105,13 @@ def struct_of(name: str, members: Iterable[tuple[str, str, str]], parameter: str
     values = "".join(f"        .{field} = {value},\n" for _, field, value in members)
     return (
         f"\ntypedef struct {{\n{fields}}} {name};\n"
-        f"static inline {name} {name}_of({parameter}) {{\n    return ({name}){{\n{values}    }};\n}}\n"
+        f"static inline {name} {name}_of({parameter}) {{\n"
+        f"    return ({name}){{\n{values}    }};\n}}\n"
     )
 
 
 def arguments_of(operation: Operation) -> str:
-    """The struct <operation>_args, and for a loss what fills its options."""
+    """The struct <operation>_args; for a loss also the function that fills its options."""
 
     def members() -> Iterator[tuple[str, str, str]]:
         for i, argument in enumerate(operation.arguments):
@@ -117,7 +120,8 @@ def arguments_of(operation: Operation) -> str:
     text = struct_of(f"{operation.name}_args", members(), "const pl_call *call")
     if operation.options is not None:
         args = "const pl_call *call, double *option"
-        text += f"static inline void {operation.name}_options_of({args}) {{\n    (void)call, (void)option;\n"
+        text += f"static inline void {operation.name}_options_of({args}) {{\n"
+        text += "    (void)call, (void)option;\n"
         for i, argument in enumerate(operation.arguments):
             if argument.name in operation.options:
                 text += f"    option[{operation.name}_{argument.name}] = {value_of(argument, i)};\n"
@@ -156,22 +160,21 @@ def write_headers(table: list[Operation], folder: str) -> None:
 
 
 def flattened(path: str, generated: str) -> Iterator[str]:
-    """The lines of an OpenCL source with what it includes in place: drivers read one text."""
+    """The lines of an OpenCL source, with its includes in place; drivers take one text."""
     with open(path, encoding="utf-8") as f:
         for line in f:
             include = re.match(r'#include "(.+)"', line)
             if include:
-                beside = os.path.normpath(os.path.join(os.path.dirname(path), include[1]))
-                yield from flattened(
-                    beside if os.path.exists(beside) else os.path.join(generated, include[1]),
-                    generated,
-                )
+                included = os.path.normpath(os.path.join(os.path.dirname(path), include[1]))
+                if not os.path.exists(included):
+                    included = os.path.join(generated, include[1])
+                yield from flattened(included, generated)
             else:
                 yield line
 
 
 def write_programs(stems: Iterable[str], folder: str, generated: str) -> str:
-    """Writes the OpenCL programs of `folder` as constants of a C file, pl_cl_source_<stem>; gives its path."""
+    """Writes a C file with the OpenCL programs of `folder` as constants pl_cl_source_<stem>."""
     path = os.path.join(generated, "opencl_sources.c")
     with open(path, "w", encoding="utf-8") as f:
         for stem in stems:

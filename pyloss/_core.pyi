@@ -1,4 +1,7 @@
-"""The C core: one function per line of csrc/ops.def, which says what each takes, and what follows."""
+"""The C core: a function for each operation in csrc/ops.def, and the functions below.
+
+Docstrings are in csrc/binding/module.c, calls.c, devices.c and device_array.c.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -44,5 +47,6 @@ class DeviceArray:
     def clear(self) -> None: ...
     def wait(self) -> None: ...
 
-# The operations: arrays, weights and scalars by position, outputs last. The core checks them against their specification.
+# Operations take arrays, weights and scalars by position, outputs last. The core checks each call
+# against the operation's line in csrc/ops.def.
 def __getattr__(name: str) -> Callable[..., None]: ...

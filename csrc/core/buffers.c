@@ -1,7 +1,7 @@
-/* A cache of aligned buffers. A released buffer goes to the list of its size class (eighths of a power of two) and serves
- * the next request of that class; when the cache outgrows what was in use at the peak and a little more, the longest unused go
- * back first. Large ones are mapped, so that what goes back is the system's again: a heap would keep it, in pieces that fit
- * nothing. */
+/* A cache of aligned buffers. A released buffer joins the list of its size class (an eighth of a
+ * power of two) and serves the next request of that class. If buffers in use and cached exceed the
+ * peak in use and a margin, the longest unused are freed first. Large buffers are mapped: a heap
+ * would not return their memory to the system. */
 #define _GNU_SOURCE
 #include "../pyloss.h"
 
@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 
-#ifdef __SANITIZE_ADDRESS__ /* which watches heaps alone */
+#ifdef __SANITIZE_ADDRESS__ /* it checks the heap only */
 enum { MAPPED = 1 << 30 };
 #else
 enum { MAPPED = 128 << 10 };
@@ -32,7 +32,7 @@ static struct {
     pl_buffer_stats stats;
 } pool = {.lock = PTHREAD_MUTEX_INITIALIZER};
 
-/* The class of a size, and the size that every buffer of the class has. */
+/* The class of a size; *rounded is the size of every buffer of the class. */
 static int size_class(size_t bytes, size_t *rounded) {
     size_t n = bytes < 1024 ? 1024 : bytes;
     int log2 = 63 - __builtin_clzll((unsigned long long)n);
@@ -42,14 +42,15 @@ static int size_class(size_t bytes, size_t *rounded) {
     return 8 * log2 + (int)eighths;
 }
 
-/* Whole bytes of a buffer of `size`, a multiple of the alignment; mapped ones lie on pages, of which 4096 is the smallest. */
-static size_t whole(size_t size, size_t *align) {
+/* Bytes of a buffer with its header, a multiple of *align. Mapped buffers begin at a page, of 4096
+ * bytes at least. */
+static size_t total_bytes(size_t size, size_t *align) {
     *align = size >= 2 * HUGE_PAGE ? HUGE_PAGE : size >= MAPPED ? 4096 : ALIGN;
     return (size + ALIGN + *align - 1) / *align * *align;
 }
 
 static header *allocate(size_t size) {
-    size_t align, bytes = whole(size, &align);
+    size_t align, bytes = total_bytes(size, &align);
     if (size < MAPPED) return aligned_alloc(align, bytes);
     size_t spare = align == HUGE_PAGE ? HUGE_PAGE : 0;
     char *p = mmap(NULL, bytes + spare, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -60,7 +61,7 @@ static header *allocate(size_t size) {
         if (before < spare) munmap(p + before + bytes, spare - before);
         p += before;
 #ifdef MADV_HUGEPAGE
-        /* Whole huge pages only: the last one would be resident for a small rest. */
+        /* Whole huge pages only: a last one would be resident for its first few bytes. */
         madvise(p, (size + ALIGN) / HUGE_PAGE * HUGE_PAGE, MADV_HUGEPAGE);
 #endif
     }
@@ -70,12 +71,12 @@ static header *allocate(size_t size) {
 static void give_back(header *h) {
     size_t align;
     if (h->size < MAPPED) free(h);
-    else munmap(h, whole(h->size, &align));
+    else munmap(h, total_bytes(h->size, &align));
 }
 
-/* The buffer with another size, with the pages it has; NULL where that cannot be, and the buffer is gone. */
+/* Resizes a mapped buffer, which keeps its pages; NULL and the buffer is freed where that fails. */
 static header *resized(header *h, size_t size) {
-    size_t align, from = whole(h->size, &align), to = whole(size, &align);
+    size_t align, from = total_bytes(h->size, &align), to = total_bytes(size, &align);
 #ifdef MREMAP_MAYMOVE
     void *p = mremap(h, from, to, MREMAP_MAYMOVE);
     if (p != MAP_FAILED) return p;
@@ -85,8 +86,8 @@ static header *resized(header *h, size_t size) {
     return NULL;
 }
 
-/* A cached buffer that may be resized to the size of a class, of those the nearest; shorter or longer sequences ask for others
- * than the ones before, and the system would clear new pages. NULL if there is none. */
+/* The cached buffer nearest in size that can be resized to `size`, or NULL. Batches of other
+ * lengths need other sizes, and the system would have to clear new pages. */
 static header *similar(int index, size_t size) {
     if (size < MAPPED || size >= 2 * HUGE_PAGE) return NULL;
     for (int distance = 1; distance <= 16; distance++) {
@@ -117,20 +118,20 @@ void *pl_acquire(size_t bytes) {
     int index = size_class(bytes, &size);
     if (index >= CLASSES) return NULL;
     pthread_mutex_lock(&pool.lock);
-    header *h = pool.free[index], *other = NULL;
+    header *h = pool.free[index], *to_resize = NULL;
     if (h) take(h);
-    /* What is cached far beyond the peak serves no size that is asked for now; without any room to spare, work that repeats
-     * itself would have new pages cleared for the same sizes every time. */
-    const size_t most = pool.stats.peak + (pool.stats.peak < SPARE ? pool.stats.peak : SPARE);
-    while (!h && pool.oldest && pool.stats.in_use + pool.stats.cached + size > most) {
-        if (!other && (other = similar(index, size))) take(other);
+    /* Buffers cached far beyond the peak have sizes that are no longer used. The margin keeps
+     * repeated work from clearing new pages for the same sizes. */
+    const size_t limit = pool.stats.peak + (pool.stats.peak < SPARE ? pool.stats.peak : SPARE);
+    while (!h && pool.oldest && pool.stats.in_use + pool.stats.cached + size > limit) {
+        if (!to_resize && (to_resize = similar(index, size))) take(to_resize);
         else give_back(take(pool.oldest));
     }
     pool.stats.in_use += size;
     if (pool.stats.in_use > pool.stats.peak) pool.stats.peak = pool.stats.in_use;
     pthread_mutex_unlock(&pool.lock);
     if (!h) {
-        if (other) h = resized(other, size);
+        if (to_resize) h = resized(to_resize, size);
         if (!h) h = allocate(size);
         if (!h) {
             pl_buffers_trim();
@@ -139,7 +140,7 @@ void *pl_acquire(size_t bytes) {
         if (!h) {
             pthread_mutex_lock(&pool.lock);
             pool.stats.in_use -= size;
-            pool.stats.peak = pool.stats.in_use; /* what was refused is no reason to keep so much */
+            pool.stats.peak = pool.stats.in_use; /* the refused bytes must not raise the peak */
             pthread_mutex_unlock(&pool.lock);
             return NULL;
         }
@@ -178,7 +179,7 @@ void pl_buffers_stats(pl_buffer_stats *out) {
     pthread_mutex_unlock(&pool.lock);
 }
 
-/* A child of fork gets the lock in a known state. */
+/* A forked child gets the lock unlocked. */
 static void lock_pool(void) { pthread_mutex_lock(&pool.lock); }
 static void unlock_pool(void) { pthread_mutex_unlock(&pool.lock); }
 __attribute__((constructor)) static void watch_fork(void) {

@@ -1,4 +1,4 @@
-/* How dense layers multiply: a setting of the process, which no kernel but theirs reads. */
+/* The precision of dense layers: a setting of the process, which only their kernels read. */
 #include "../pyloss.h"
 
 #include <stdatomic.h>

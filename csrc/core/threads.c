@@ -1,4 +1,4 @@
-/* The thread pool: started at first use, dropped in a forked child, used by one caller at a time. */
+/* The thread pool: started at its first use, used by one caller at a time, restarted after fork. */
 #include "../pyloss.h"
 
 #include <pthread.h>
@@ -19,10 +19,10 @@ static struct {
     pthread_mutex_t lock;   /* guards wake and sleepers */
     pthread_cond_t wake;
     int sleepers;
-    int started; /* worker threads, beside the caller */
+    int started; /* worker threads, without the caller */
     _Atomic int wanted;
     _Atomic uint64_t generation;
-    _Atomic int joined; /* workers in the running job, and CLOSED when it takes no more */
+    _Atomic int joined; /* workers in the running job, plus CLOSED when it accepts no more */
     _Atomic int64_t next;
     int64_t n, grain;
     pl_range_fn fn;
@@ -47,7 +47,8 @@ static void run_pieces(int worker) {
     }
 }
 
-/* A worker that wakes late finds the job closed: nobody waits for a thread that the system has not scheduled. */
+/* A worker that wakes late finds the job closed, so that the caller never waits for a thread that
+ * the system has not scheduled. */
 static int join_job(void) {
     int joined = atomic_load_explicit(&pool.joined, memory_order_acquire);
     while (!(joined & CLOSED))
@@ -97,7 +98,7 @@ static void stop_workers(void) {
     atomic_store(&pool.stop, 0);
 }
 
-/* With the caller lock held: as many workers as wanted, or as many as the system gives. */
+/* Starts or stops workers; fewer than wanted if the system refuses. The caller holds `caller`. */
 static void adjust_workers(void) {
     int wanted = pl_num_threads() - 1;
     if (pool.started == wanted) return;
@@ -113,7 +114,7 @@ void pl_parallel(int64_t n, int64_t grain, pl_range_fn fn, const void *context) 
     if (n <= 0) return;
     if (grain < 1) grain = 1;
     if (inside || n <= grain || pl_num_threads() == 1 || pthread_mutex_trylock(&pool.caller)) {
-        /* The same pieces as in parallel, so that no result depends on where it ran. */
+        /* The pieces of a parallel run, so that results do not depend on threads. */
         for (int64_t begin = 0; begin < n; begin += grain)
             fn(context, begin, begin + grain < n ? begin + grain : n, 0);
         return;
@@ -129,7 +130,7 @@ void pl_parallel(int64_t n, int64_t grain, pl_range_fn fn, const void *context) 
     if (pool.started) announce();
     run_pieces(0);
     atomic_fetch_or_explicit(&pool.joined, CLOSED, memory_order_acq_rel);
-    /* On a busy machine a worker may be waiting for this very processor. */
+    /* On a busy machine a worker may be waiting for this processor. */
     for (int i = 0; atomic_load_explicit(&pool.joined, memory_order_acquire) != CLOSED; i++) {
         if (i < SPINS) RELAX();
         else sched_yield();
@@ -166,7 +167,7 @@ void pl_set_num_threads(int n) {
 void pl_enter_call(void) { call_threads = pl_num_threads(); }
 void pl_leave_call(void) { call_threads = 0; }
 
-/* Threads do not survive fork: the child starts its own when it needs them. */
+/* Threads do not survive fork: the child starts its own. */
 static void before_fork(void) { pthread_mutex_lock(&pool.caller); }
 static void after_fork_parent(void) { pthread_mutex_unlock(&pool.caller); }
 static void after_fork_child(void) {

@@ -115,7 +115,7 @@ KERNEL gemm(ARRAY(const float, a), WEIGHT_PARAMETERS, ARRAY(const float, b_row_f
                first_row = get_group_id(0) / across * tiles * TILE_M;
     const global float *row_factors = b_row_factors_data ? ROW(b_row_factors, 0) : 0;
     const int x = LANE % ACROSS, y = LANE / ACROSS;
-    int first = 1; /* C holds no sum of this product yet */
+    int first_sum = 1; /* C holds no sum of this product yet */
     for (int branch = 0; branch < 2; branch++) {
         const long whole = branch ? rank : k;
         const global float *lhs = branch ? ROW(branch_h, 0) : ROW(a, 0);
@@ -172,12 +172,12 @@ KERNEL gemm(ARRAY(const float, a), WEIGHT_PARAMETERS, ARRAY(const float, b_row_f
                                column = j + (p % TN * ACROSS + x) * WIDTH;
                     if (row >= m) break;
                     V sum = VLOAD(p, sums);
-                    if (first && bias_data) sum += fetch_f32(ROW(bias, 0), column, n, 0);
-                    if (!first || accumulate) sum += fetch_f32(ROW(c, row * n), column, n, 0);
+                    if (first_sum && bias_data) sum += fetch_f32(ROW(bias, 0), column, n, 0);
+                    if (!first_sum || accumulate) sum += fetch_f32(ROW(c, row * n), column, n, 0);
                     put_f32(sum, ROW(c, row * n), column, n);
                 }
             }
-            first = 0;
+            first_sum = 0;
         }
     }
 }

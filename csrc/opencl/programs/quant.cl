@@ -32,14 +32,14 @@ typedef struct {
 #define WEIGHT_PARAMETERS \
     ARRAY(const uchar, codes), long weight_cols, long weight_head_dim, ARRAY(const uchar, scales), \
         ARRAY(const uchar, offsets), ARRAY(const float, map), ARRAY(const float, table), \
-        ARRAY(const float, nested), long first, long group_shift, long nested_shift, \
+        ARRAY(const float, nested_scales), long first, long group_shift, long nested_shift, \
         long scale_format, float nested_offset
 #define GROUPS_OF_PARAMETERS \
     w.scales = ROW(scales, 0); \
     w.offsets = ROW(offsets, 0); \
     w.map = map_data ? ROW(map, 0) : 0; \
     w.table = ROW(table, 0); \
-    w.nested = ROW(nested, 0); \
+    w.nested = ROW(nested_scales, 0); \
     w.first = first; \
     w.group_shift = (int)group_shift; \
     w.nested_shift = (int)nested_shift; \
