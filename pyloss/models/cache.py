@@ -12,26 +12,37 @@ from pyloss.ops.arrays import empty
 from pyloss.runtime.device import on_device_of
 from pyloss.runtime.replay import Replay
 
-_SPARE = 64  # rows that are free after a move
+_SPARE = 64  # free rows after the stores have moved
 
 
 class _Span:
-    """The rows that layers of one window hold: `held` of `capacity`; those that come next go to the rows `to`.
+    """The keys and values of all layers with the same window.
 
-    `bounds` int32 [2] are 0 and how many there are with these. `store` [layers, 2, capacity, kv heads * head_dim] is one for
-    all of the layers, so that it lies in large pages, which are read a third faster.
+    They share one array: it then lies in large pages, which are read a third faster.
+
+    Attributes:
+        held: rows in use, of `capacity`.
+        store: [layers, 2, capacity, kv heads * head_dim], keys before values.
+        next_rows: int32 [n], the rows of the tokens that come next.
+        bounds: int32 [2], [0, rows in use with these tokens].
     """
 
     def __init__(self, window: int, layers: int):
         self.window, self.layers, self.held, self.capacity = window, layers, 0, 0
         self.store: np.ndarray | None = None
         self.bounds = np.zeros(2, np.int32)
-        self.one = self.to = np.zeros(1, np.int32)
+        self.one_row = self.next_rows = np.zeros(1, np.int32)
 
 
 @dataclass
 class NextToken:
-    """The step of one token: the arrays it is given in, and the calls it comes to. `state` is what these calls hold for."""
+    """The replayed step of one token.
+
+    Attributes:
+        state: the objects that the recorded calls depend on.
+        token, position, offsets: the arrays that the step reads its input from.
+        replay: the recorded calls.
+    """
 
     state: tuple[Any, ...]
     token: np.ndarray = field(default_factory=lambda: np.zeros(1, np.int32))
@@ -40,7 +51,7 @@ class NextToken:
     replay: Replay = field(default_factory=Replay)
 
     def holds(self, state: tuple[Any, ...]) -> bool:
-        """Whether these are the very objects that the calls were made with."""
+        """Whether the recorded calls depend on these very objects."""
         return len(state) == len(self.state) and all(
             a is b for a, b in zip(state, self.state, strict=True)
         )
@@ -49,9 +60,13 @@ class NextToken:
 class KVCache:
     """Keys and values of one sequence, per layer float32 [capacity, kv heads * head_dim].
 
-    Grown by doubling; layers with a window (`windows`, 0 for none) give up what lies before it instead. `length` counts the
-    tokens of the sequence. A step of n tokens is `reserve(n)`, `append` in every layer, `advance(n)`; one that fails before the
-    last can be taken again.
+    The stores grow by doubling. Layers with a window (`windows`, 0 for none) drop the rows before
+    it instead. A step of n tokens is `reserve(n)`, `append` in every layer, `advance(n)`; a step that
+    fails before `advance` can be repeated.
+
+    Attributes:
+        length: the tokens of the sequence.
+        next: the replayed step of one token, if one was recorded.
     """
 
     def __init__(self, windows: list[int]):
@@ -67,8 +82,8 @@ class KVCache:
         for span in self._spans.values():
             if span.held + n > span.capacity:
                 self._move(span, n)
-            span.to = span.one if n == 1 else np.empty(n, np.int32)
-            span.to[:] = range(span.held, span.held + n)
+            span.next_rows = span.one_row if n == 1 else np.empty(n, np.int32)
+            span.next_rows[:] = range(span.held, span.held + n)
             span.bounds[1] = span.held + n
 
     def _move(self, span: _Span, n: int) -> None:
@@ -86,17 +101,17 @@ class KVCache:
     def append(
         self, layer: int, keys: np.ndarray, values: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Adds [n, D] in one layer; returns the stores of both, and int32 [2]: 0 and how many of their rows are in use."""
+        """Adds [n, D] in one layer; returns both stores, and int32 [2]: [0, rows in use]."""
         span, place = self._places[layer]
         if span.store is None:
             span.store = empty(span.layers, 2, span.capacity, keys.shape[1], like=keys)
-        (k, v), to = span.store[place], on_device_of(keys, span.to)
-        _core.put_rows(keys, to, k)
-        _core.put_rows(values, to, v)
+        (k, v), rows = span.store[place], on_device_of(keys, span.next_rows)
+        _core.put_rows(keys, rows, k)
+        _core.put_rows(values, rows, v)
         return k, v, on_device_of(keys, span.bounds)
 
     def advance(self, n: int) -> None:
-        """All layers have the n tokens."""
+        """Ends a step: every layer has the n tokens."""
         self.length += n
         for span in self._spans.values():
             span.held += n

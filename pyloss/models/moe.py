@@ -15,24 +15,28 @@ class SwitchGLU(Module):
         super().__init__()
         if down_proj.bias is not None:
             raise ValueError(
-                "down_proj of experts must be without a bias, which the weights of visits would pass over"
+                "down_proj of experts must have no bias: the weights of visits would not scale it"
             )
         self.gate_proj, self.up_proj, self.down_proj = gate_proj, up_proj, down_proj
 
     def __call__(self, x: Any, routing: ops.Routing, weights: Any) -> Any:
-        """x [N, hidden] -> the sum of its visits' results, each times its weight ([M], as `ops.route` gives them)."""
+        """x [N, hidden] -> for each row the sum of its experts' results times `weights`.
+
+        `routing` and `weights` [M] are those of `ops.route`.
+        """
         rows = ops.dispatch(x, routing)
         inner = ops.swiglu(
             self.gate_proj(rows, routing.offsets), self.up_proj(rows, routing.offsets)
         )
-        # Weighted before the last product, which is linear: its wide results need not be kept for the weights' gradient.
+        # The last product is linear, so weights may come before it: their gradient then needs the
+        # narrow `inner`, not the product's wide results.
         return ops.combine(self.down_proj(ops.scale_rows(inner, weights), routing.offsets), routing)
 
 
 class SparseMoe(Module):
-    """A router, `gate`, and the experts: each token visits the `k` of its largest logits.
+    """A router, `gate`, and experts: each token visits the `k` experts of its largest logits.
 
-    A visit's weight is its share in the softmax over all experts, or with `normalize` over the token's k.
+    A visit's weight is its share in the softmax over all experts, or with `normalize` over these k.
     """
 
     def __init__(self, gate: Linear, switch_mlp: SwitchGLU, k: int, normalize: bool):

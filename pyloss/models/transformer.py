@@ -1,6 +1,6 @@
-"""The decoder-only transformer, driven by its config; computed on packed sequences, so that padding costs nothing.
+"""The decoder-only transformer, built from its configuration; it runs on packed sequences.
 
-Names of modules and parameters are Hugging Face's, which adapters are saved under.
+Modules and parameters have Hugging Face's names, under which adapters are saved.
 """
 
 from __future__ import annotations
@@ -27,9 +27,12 @@ from pyloss.weights.weight import Weight
 
 @dataclass
 class Packing:
-    """Where the tokens of a packed batch stand: int32 `offsets` [S + 1] of the sequences and `positions` [N].
+    """The positions of the tokens of a packed batch.
 
-    `rotary` has the tables (cos, sin) of layers without a window, and of those with one.
+    Attributes:
+        offsets: int32 [S + 1]: the first token of each sequence, and the number of all tokens.
+        positions: int32 [N]: each token's position in its sequence.
+        rotary: the tables (cos, sin) of layers without a window, and of layers with one.
     """
 
     offsets: np.ndarray
@@ -37,25 +40,26 @@ class Packing:
     rotary: tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
     def of_last(self) -> Packing:
-        """That of the last token alone, which sees all before it in a cache."""
+        """The packing of the last token alone, which sees all tokens before it in a cache."""
         return Packing(np.array([0, 1], np.int32), self.positions[-1:], self.rotary)
 
-    def beside(self, x: Any, tables: Sequence[RopeTable]) -> Packing:
-        """The same where the array `x` is, with what these `tables` have there."""
+    def on_device_of(self, x: Any, tables: Sequence[RopeTable]) -> Packing:
+        """This packing on the device of `x`, with the copies that `tables` have there."""
         if isinstance(x, np.ndarray):
             return self
         return Packing(
             on_device_of(x, self.offsets),
             on_device_of(x, self.positions),
-            (tables[0].beside(x), tables[1].beside(x)),
+            (tables[0].on_device_of(x), tables[1].on_device_of(x)),
         )
 
 
 class Attention(Module):
     """Causal grouped-query attention with rotary positions: x [N, hidden] -> [N, hidden].
 
-    `q_norm` and `k_norm` act before the rotation, on each head or on all heads together as their sizes say. Over a cache
-    `asked`, the packing of the last row alone, asks for that row: [1, hidden].
+    `q_norm` and `k_norm` act before the rotation: on each head, or on all heads together, as their
+    sizes say. With a cache, `last_row`, the packing of the last row, asks for that row alone:
+    [1, hidden].
     """
 
     def __init__(
@@ -82,7 +86,7 @@ class Attention(Module):
         packing: Packing,
         cache: KVCache | None = None,
         layer: int = 0,
-        asked: Packing | None = None,
+        last_row: Packing | None = None,
     ) -> Any:
         def rotated(projected: Any, norm: RMSNorm | None, where: Packing) -> Any:
             if norm is not None:
@@ -92,16 +96,14 @@ class Attention(Module):
                 projected, where.positions, *where.rotary[self._window > 0], in_place=True
             )
 
-        queries, asked = (x, packing) if asked is None else (x[-1:], asked)
-        q, k = (
-            rotated(self.q_proj(queries), self.q_norm, asked),
-            rotated(self.k_proj(x), self.k_norm, packing),
-        )
+        queries, where = (x, packing) if last_row is None else (x[-1:], last_row)
+        q = rotated(self.q_proj(queries), self.q_norm, where)
+        k = rotated(self.k_proj(x), self.k_norm, packing)
         v, k_offsets = self.v_proj(x), None
         if cache is not None:
             k, v, k_offsets = cache.append(layer, data(k), data(v))
         mixed = ops.attention(
-            q, k, v, asked.offsets, self._head_dim, self._scale, k_offsets, self._window
+            q, k, v, where.offsets, self._head_dim, self._scale, k_offsets, self._window
         )
         return self.o_proj(mixed)
 
@@ -124,14 +126,15 @@ class MLP(Module):
         return self.down_proj(self._gated(self.gate_proj(x), self.up_proj(x), in_place=True))
 
 
-# Up to here layers are checkpointed in halves, and attention is not computed again: a part of a batch, see tuner.losses.
-HALVES_TOKENS = 1024
+# Layers are checkpointed in halves, and attention is remembered, up to so many tokens. That is a
+# part of a batch, see tuner.losses.
+HALF_CHECKPOINT_TOKENS = 1024
 
 
 class DecoderLayer(Module):
     """x + attention(norm(x)), then x + mlp(norm(x)); the mlp may be a mixture of experts."""
 
-    recomputed = False  # what `tuner.trainer.grad_checkpoint` asks for
+    recomputed = False  # set by `tuner.trainer.grad_checkpoint`
 
     def __init__(
         self,
@@ -153,14 +156,14 @@ class DecoderLayer(Module):
         packing: Packing,
         cache: KVCache | None = None,
         layer: int = 0,
-        asked: Packing | None = None,
+        last_row: Packing | None = None,
     ) -> Any:
-        """The first half: tokens see each other. With `asked` of the last row alone, see `Attention`."""
-        mixed = self.self_attn(self.input_layernorm(x), packing, cache, layer, asked)
-        return ops.add(x if asked is None else x[-1:], mixed)
+        """The first half: attention and the sum after it; `last_row` as in `Attention`."""
+        mixed = self.self_attn(self.input_layernorm(x), packing, cache, layer, last_row)
+        return ops.add(x if last_row is None else x[-1:], mixed)
 
     def feed(self, x: Any) -> Any:
-        """The second half: each row alone."""
+        """The second half: the MLP and the sum after it, row by row."""
         return ops.add(x, self.mlp(self.post_attention_layernorm(x)))
 
     def __call__(
@@ -169,13 +172,13 @@ class DecoderLayer(Module):
         packing: Packing,
         cache: KVCache | None = None,
         layer: int = 0,
-        asked: Packing | None = None,
+        last_row: Packing | None = None,
     ) -> Any:
-        return self.feed(self.mix(x, packing, cache, layer, asked))
+        return self.feed(self.mix(x, packing, cache, layer, last_row))
 
 
 class BlockSparseLayer(DecoderLayer):
-    """A `DecoderLayer` whose mixture of experts has Mixtral's name."""
+    """A `DecoderLayer` whose mixture of experts is called block_sparse_moe, as in Mixtral."""
 
     @property
     def mlp(self) -> Any:
@@ -209,10 +212,10 @@ class PostNormLayer(DecoderLayer):
         packing: Packing,
         cache: KVCache | None = None,
         layer: int = 0,
-        asked: Packing | None = None,
+        last_row: Packing | None = None,
     ) -> Any:
-        mixed = self.self_attn(self.input_layernorm(x), packing, cache, layer, asked)
-        return ops.add(x if asked is None else x[-1:], self.post_attention_layernorm(mixed))
+        mixed = self.self_attn(self.input_layernorm(x), packing, cache, layer, last_row)
+        return ops.add(x if last_row is None else x[-1:], self.post_attention_layernorm(mixed))
 
     def feed(self, x: Any) -> Any:
         return ops.add(
@@ -231,8 +234,13 @@ class Decoder(Module):
 class Model(Module):
     """A causal language model.
 
-    `model(tokens)` gives logits for a batch; `hidden` and `head_layer` are for losses that never hold all logits; `step` is for
-    generation.
+    `model(tokens)` returns the logits of a batch. Losses that never hold all logits use `hidden`
+    and `head_layer`; generation uses `step`.
+
+    Attributes:
+        adapter_config: the settings of the adapters, as adapter_config.json has them.
+        kept_of_adapter: the share of the adapters that fusing into quantized weights kept, where
+            that is little.
     """
 
     def __init__(self, config: ModelConfig, decoder: Decoder, lm_head: Linear | None):
@@ -241,7 +249,6 @@ class Model(Module):
         self.model = decoder
         self.lm_head = lm_head
         self.adapter_config: dict[str, Any] | None = None
-        # the share that fusing into quantized weights left, where that is little
         self.kept_of_adapter: float | None = None
         self._rope = (RopeTable(config), RopeTable(config, local=True))
         self._checkpoint = False
@@ -253,32 +260,33 @@ class Model(Module):
 
     @property
     def vocab_size(self) -> int:
-        """Tokens that there are logits for."""
+        """The number of logits."""
         return self.config.vocab_size
 
     @property
     def head_layer(self) -> Any:
-        """The layer that makes logits, adapter and all: lm_head, or the embedding where they are tied."""
+        """The layer that makes logits, with its adapter: lm_head, or the embedding where tied."""
         return self.model.embed_tokens if self.lm_head is None else self.lm_head
 
     @property
     def head_weight(self) -> np.ndarray | Weight:
         """The output head [V, hidden]; the embedding's table where they are tied.
 
-        Raises ValueError where the head has an adapter, which the weight alone would leave out.
+        Raises ValueError where the head has an adapter, which is not in the weight.
         """
         layer = self.head_layer
         if not isinstance(layer, Linear | Embedding):
             raise ValueError(
-                "the head has an adapter, so its weight is not all of it: use model.head_layer, or fuse() first"
+                "the head has an adapter, which is not in its weight: "
+                "use model.head_layer, or fuse() first"
             )
         return layer.weight
 
     def set_grad_checkpoint(self, on: bool = True) -> None:
-        """Keep only the inputs of layers for the backward pass, and compute each layer again there.
+        """Keep only the inputs of layers for the backward pass, and recompute each layer there.
 
-        Of few tokens, where that is little memory, also the sums after attention, what attention made, and keys and values
-        that queries share.
+        For few tokens, which take little memory, also keep the sum after attention, attention's
+        output, and keys and values that several query heads share.
         """
         self._checkpoint = on
         for layer in self.layers:
@@ -286,7 +294,7 @@ class Model(Module):
 
     @property
     def grad_checkpoint(self) -> bool:
-        """Whether layers are computed again for the backward pass."""
+        """Whether layers are recomputed for the backward pass."""
         return self._checkpoint or any(layer.recomputed for layer in self.layers)
 
     def _pack(self, lengths: np.ndarray, past: int = 0) -> Packing:
@@ -305,20 +313,22 @@ class Model(Module):
         return self._rope[0].upto(longest), self._rope[1].upto(longest)
 
     def _run(self, tokens: np.ndarray, packing: Packing, cache: KVCache | None = None) -> Any:
-        """The last hidden states [N, hidden]; over a cache those of the last token alone, [1, hidden]."""
+        """The last hidden states [N, hidden]; with a cache only the last token's, [1, hidden]."""
         x = self.model.embed_tokens(tokens)
-        asked = (
-            packing.of_last().beside(data(x), self._rope)
+        last_row = (
+            packing.of_last().on_device_of(data(x), self._rope)
             if cache is not None and len(tokens) > 1
             else None
         )
-        packing = packing.beside(data(x), self._rope)
+        packing = packing.on_device_of(data(x), self._rope)
         if self.config.family.scaled_embedding:
             x = ops.scale(x, self.config.hidden_size**0.5)
         for i, layer in enumerate(self.model.layers):
             if not self.grad_checkpoint or cache is not None:
-                x = layer(x, packing, cache, i, asked if i == len(self.model.layers) - 1 else None)
-            elif len(tokens) <= HALVES_TOKENS:
+                x = layer(
+                    x, packing, cache, i, last_row if i == len(self.model.layers) - 1 else None
+                )
+            elif len(tokens) <= HALF_CHECKPOINT_TOKENS:
                 x = checkpoint(
                     lambda value, layer=layer: layer.mix(value, packing), x, remember=True
                 )
@@ -328,7 +338,10 @@ class Model(Module):
         return self.model.norm(x)
 
     def hidden(self, tokens: Any, offsets: Any) -> Any:
-        """Last hidden states [N, hidden] of packed token ids [N]; int32 `offsets` [S + 1] bound the sequences, from 0 to N."""
+        """Last hidden states [N, hidden] of packed token ids [N].
+
+        int32 `offsets` [S + 1] bound the sequences, from 0 to N.
+        """
         tokens, offsets = self._tokens(tokens, 1), i32(offsets, "offsets")
         lengths = np.diff(offsets)
         if (
@@ -339,7 +352,8 @@ class Model(Module):
             or (lengths < 0).any()
         ):
             raise ValueError(
-                f"offsets must begin with 0, never decrease and end with the number of tokens, {len(tokens)}; got {offsets}"
+                "offsets must begin with 0, never decrease and end with the number of tokens, "
+                f"{len(tokens)}; got {offsets}"
             )
         return self._run(tokens, self._pack(lengths))
 
@@ -372,7 +386,10 @@ class Model(Module):
         return np.asarray(data(self.head(x)))[0]
 
     def _next(self, tokens: np.ndarray, cache: KVCache) -> np.ndarray:
-        """The logits after one token, which the next such step may overwrite: its calls are the same at every step."""
+        """The logits [V] after one token, in an array that the next step of one token overwrites.
+
+        Every such step makes the same calls of the core, so they are replayed.
+        """
         rotary = self._rotary(cache.length + 1)
         state = (self, Module.assignments, *rotary[0], *rotary[1])
         if cache.next is None or not cache.next.holds(state):
@@ -398,7 +415,8 @@ class Model(Module):
             where = tuple(int(i) for i in np.argwhere(outside)[0])
             shown = where[0] if ndim == 1 else where
             raise ValueError(
-                f"token id {array[where]} at position {shown} is outside the vocabulary [0, {self.vocab_size})"
+                f"token id {array[where]} at position {shown} is outside the vocabulary "
+                f"[0, {self.vocab_size})"
             )
         return array
 
@@ -408,9 +426,10 @@ class Model(Module):
         return self
 
     def save(self, path: Any, tokenizer: Any = None, overwrite: bool = False) -> None:
-        """Writes a Hugging Face folder: config.json, float32 model.safetensors and, where given, the tokenizer's files.
+        """Writes a Hugging Face folder: config.json, model.safetensors and the tokenizer's files.
 
-        A model that is there is kept in a folder `previous-N` beside, or with `overwrite` replaced.
+        See `saving.save_model`. A model in the folder is moved to `previous-N`; `overwrite`
+        replaces it.
         """
         from pyloss.models.saving import save_model
 

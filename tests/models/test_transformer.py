@@ -132,7 +132,7 @@ def loss(model, sequences):
 )
 def test_checkpoints_change_no_bit(model, monkeypatch, layers, dropout, dora, halves):
     if not halves:
-        monkeypatch.setattr(transformer, "HALVES_TOKENS", 0)
+        monkeypatch.setattr(transformer, "HALF_CHECKPOINT_TOKENS", 0)
     linear_to_lora_layers(
         model, layers, {"rank": 2, "scale": 3.0, "dropout": dropout}, use_dora=dora
     )
@@ -157,7 +157,7 @@ def test_a_checkpoint_computes_again_what_backward_reads_and_no_more(
 ):
     """Neither the last product of a layer nor, in halves, that of attention, of which h alone; cheap values are made once."""
     if not halves:
-        monkeypatch.setattr(transformer, "HALVES_TOKENS", 0)
+        monkeypatch.setattr(transformer, "HALF_CHECKPOINT_TOKENS", 0)
     linear_to_lora_layers(model, -1, {"rank": 2, "scale": 3.0})
     model.set_grad_checkpoint()
     _core.profile(True)

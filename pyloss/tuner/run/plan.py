@@ -8,7 +8,7 @@ from typing import Any
 
 from pyloss.errors import counted
 from pyloss.losses.head import rows_at_once
-from pyloss.models.transformer import HALVES_TOKENS
+from pyloss.models.transformer import HALF_CHECKPOINT_TOKENS
 from pyloss.runtime.precision import get_matmul_precision, has_instructions
 from pyloss.tuner.losses import head_bytes, parts_of_rows
 
@@ -41,7 +41,7 @@ def estimate_memory(
     - activations kept for the backward pass: `4 N (2H + 2Q + 2K + 2I)` for each of the T layers (input and the sum after
       attention; queries and attention's output; keys and values; gate and up), `4 N (Q + K)` more where q and k have norms
       and `8 N H` more for norms after attention and MLP; with checkpointing `4 N H` for each, `4 N (2H + Q)` while N is at most
-      `transformer.HALVES_TOKENS` and `8 N K` more then where queries share keys (`ops.attention`), and one layer's in full;
+      `transformer.HALF_CHECKPOINT_TOKENS` and `8 N K` more then where queries share keys (`ops.attention`), and one layer's in full;
     - what DoRA's magnitudes read again: `4 N H` for each trained one of an o_proj or down_proj, whose outputs nothing else
       keeps; with checkpointing only one layer's;
     - what one layer works on, forward and backward: `4 N (4I + 3H + 10K)`, and 16 MB of packed matrices; in a mixture of
@@ -86,7 +86,7 @@ def estimate_memory(
             * (bool(family.qk_norm) * (queries + key_values) + family.post_norms * 2 * hidden)
         )
     remembered = hidden + queries + (2 * key_values if 2 * key_values <= queries else 0)
-    inputs = 4 * tokens * (hidden + (remembered if tokens <= HALVES_TOKENS else 0))
+    inputs = 4 * tokens * (hidden + (remembered if tokens <= HALF_CHECKPOINT_TOKENS else 0))
     kept = layers * inputs + layer if grad_checkpoint else layers * layer
     outputs = sum(
         name.endswith(("o_proj.m", "down_proj.m")) for name in model.trainable_parameters()
