@@ -27,7 +27,10 @@ if TYPE_CHECKING:
 FORMATS = ("peft", "mlx", "gguf", "hf")
 
 #: What keeps an adapter, on the command line and in Python.
-GGUF_WAYS = "--dequantize --type {0} (dequantize=True, type='{0}'), or --adapter-only, the adapter beside its base"
+GGUF_WAYS = (
+    "--dequantize --type {0} (dequantize=True, type='{0}'), or --adapter-only, "
+    "the adapter beside its base"
+)
 HF_WAYS = "--dequantize (dequantize=True), or --to mlx or peft, the adapter beside its base"
 
 
@@ -43,23 +46,26 @@ def export(
     name: str | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Write `model` in a format of other programs. It stays as it is; of its adapters, the files get fused layers.
+    """Write `model` in another program's format. Files of models get fused adapters.
+
+    The model itself stays as it is.
 
     Args:
-        path: a folder, or the file of "gguf".
-        to: "peft" or "mlx" write the model's adapter, "hf" a Hugging Face folder, "gguf" a file for llama.cpp.
-        tokenizer: goes with the model into "hf", where it may be missing, and "gguf".
-        adapter_only: with "gguf", write the adapter alone, which llama.cpp loads beside the base model.
-        type: with "gguf", what matrices are stored as (`gguf_writer.TYPES`); without it as they are, or "f16" where GGUF has
-            no name for that.
-        dequantize: fuse into float32 where the base is quantized, so that nothing of the adapter is lost. That is done anyway
-            where the file has no place for what the base is quantized in.
+        path: a folder; for "gguf" a file.
+        to: "peft" or "mlx": the model's adapter; "hf": a Hugging Face folder; "gguf": a file for
+            llama.cpp.
+        tokenizer: goes into "gguf", and into "hf" where it is given.
+        adapter_only: with "gguf", write only the adapter, which llama.cpp loads with the base.
+        type: with "gguf", the type of the matrices (`gguf_writer.TYPES`). Default: their own, or
+            "f16" where GGUF does not have that.
+        dequantize: fuse into float32 where the base is quantized, so that nothing of the adapter
+            is lost. Always done where the file cannot hold the base's quantization.
         name: the model's name in a GGUF file, or the base's in PEFT's configuration.
-        overwrite: replace what is there; otherwise it is kept in a folder `previous-N` beside.
+        overwrite: replace an existing output, which otherwise moves to `previous-N`.
 
     Raises:
-        ValueError: an unknown format, arguments that do not go together, a model without an adapter where one is written, or
-            what the format cannot say.
+        ValueError: an unknown format, arguments that do not go together, a model without an
+            adapter where one is written, or a model that the format cannot describe.
         ImportError: writing GGUF needs the `gguf` package.
         OSError: naming what cannot be written.
     """
@@ -98,7 +104,7 @@ def _kept(name: str, adapter: Any, fused: Any, type: str) -> float:
 
 
 def becomes_floats(model: Any) -> bool:
-    """Whether the model stores floats and GGUF's formats alone; of these, Hugging Face folders have the floats."""
+    """Whether a Hugging Face folder gets floats for all matrices: they are floats, or GGUF's."""
     return all(weight.format in SINGLE for weight in model.stored().values())
 
 
@@ -110,7 +116,7 @@ def check_request(
     type: str | None = None,
     dequantize: bool = False,
 ) -> None:
-    """Refuse what `export` can refuse without the model: options, a missing package, a place that cannot be written.
+    """Refuse what `export` can refuse without the model: options, packages, the output's path.
 
     Raises as `export` does.
     """
@@ -129,7 +135,8 @@ def check_request(
         if user_path(path).suffix in (".safetensors", ".json"):
             name = os.fspath(path)
             raise ValueError(
-                f"a GGUF file is named {name!r}: programs read that ending as another format; .gguf is usual"
+                f"a GGUF file is named {name!r}: programs read that ending as another format; "
+                ".gguf is usual"
             )
         library()
     check_target(path, folder=to != "gguf")
@@ -137,7 +144,10 @@ def check_request(
 
 @contextmanager
 def _fused(model: Any, dequantize: bool, ways: str, gguf_type: str | None = None) -> Iterator[None]:
-    """The adapters of the model fused, until the block ends. ValueError naming `ways` where the file would keep little."""
+    """Fuses the model's adapters until the block ends.
+
+    Raises ValueError naming `ways` where the file would keep little of them.
+    """
     adapters = adapter_modules(model)
     try:
         if adapters:

@@ -51,22 +51,31 @@ def load(
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> Any:
-    """`(model, tokenizer)`: a model, its parameters frozen, and its tokenizer. Names and order are mlx-lm's.
+    """`(model, tokenizer)`: a model with frozen parameters, and its tokenizer.
 
-    `path_or_hf_repo` is a GGUF file, a Hugging Face folder, or a name (`resolve_model`); weights are mapped from the file, not
-    copied.
-    `adapter_path` is a folder with an adapter to load on top. `return_config` adds the configuration, as config.json has it, to
-    what is given. `tokenizer_config` may set `eos_token` and `chat_template`; `revision` is of a model on the hub. Accepted and
-    without effect: `lazy`, as weights are read when they are used, and `trust_remote_code`, as no code of a model is run.
+    The arguments are mlx-lm's. Weights are mapped from the file, not copied.
 
-    Raises FileNotFoundError, FormatError for malformed files,
-    ValueError for what is not supported.
+    Args:
+        path_or_hf_repo: a GGUF file, a Hugging Face folder, or a name (see `resolve_model`).
+        tokenizer_config: may set `eos_token` and `chat_template`.
+        model_config: not supported: a model's configuration is in its files.
+        adapter_path: a folder with an adapter for the model.
+        lazy: without effect: weights are read when they are used.
+        return_config: return the configuration too, as config.json has it.
+        revision: of a model on the hub.
+        trust_remote_code: without effect: a model's own code is never run.
+
+    Raises:
+        FileNotFoundError: no such model or adapter.
+        FormatError: a malformed file.
+        ValueError: an option that is not supported.
     """
     from pyloss.models.tokenizer import Tokenizer
 
     if tokenizer_config is not None and not isinstance(tokenizer_config, Mapping):
         raise TypeError(
-            f"tokenizer_config is {tokenizer_config!r:.60}; it must be a mapping (an adapter is adapter_path=)"
+            f"tokenizer_config is {tokenizer_config!r:.60}; it must be a mapping "
+            "(an adapter is adapter_path=)"
         )
     if model_config:
         raise ValueError(
@@ -100,7 +109,8 @@ def _configure(tokenizer: Tokenizer, settings: Mapping[str, Any]) -> None:
             ids = tokenizer.encode(value, add_special_tokens=False)
             if len(ids) != 1:
                 raise ValueError(
-                    f"tokenizer_config: eos_token {value!r} is {len(ids)} tokens; it must be a single one"
+                    f"tokenizer_config: eos_token {value!r} is {len(ids)} tokens; "
+                    "it must be a single one"
                 )
             tokenizer.eos_token_ids.add(ids[0])
         elif key == "chat_template":

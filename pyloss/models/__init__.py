@@ -1,4 +1,4 @@
-"""Models and their files: `load`, `load_model`, `resolve_model`, `quantize_model`, and the transformer itself."""
+"""Models and their files: `load`, `load_model`, `quantize_model`, and the transformer itself."""
 
 from typing import TYPE_CHECKING, Any
 

@@ -1,4 +1,4 @@
-"""`build_model`: the transformer's modules over the tensors of a source, as its configuration says."""
+"""`build_model`: the transformer's modules over the tensors of a source."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from pyloss.weights.weight import Weight
 def build_model(config: ModelConfig, source: Source) -> Model:
     """A model over the tensors of `source`, its parameters frozen, in evaluation mode.
 
-    Raises FormatError naming the first tensor that is missing, or that the configuration does not account for.
+    Raises FormatError naming the first tensor that is missing or that no module takes.
     """
     source.refuse_missing_layers(config.num_hidden_layers)
     builder = _Builder(config, source)
@@ -58,7 +58,7 @@ class _Builder:
     def head(self, table: Weight) -> Linear | None:
         """The output head; None where it is the embedding's `table`.
 
-        As in transformers, a head that the file has beside `tie_word_embeddings` counts if it differs from the table.
+        As in transformers, `tie_word_embeddings` yields to a head in the file that differs from it.
         """
         c = self.config
         if c.tie_word_embeddings and not self.source.has("lm_head.weight"):
@@ -108,7 +108,7 @@ class _Builder:
             "up_proj": (inner, hidden),
             "down_proj": (hidden, inner),
         }
-        # The gate first: its shape bounds the number of experts, each of which may be a tensor of its own.
+        # The gate first: its shape bounds the number of experts, whose tensors are looked up singly.
         gate = self.linear(f"{at}.gate", mixture.count, hidden)
         stacks = [
             self.source.experts(f"{at}.switch_mlp.{name}", mixture.count, *shape)
@@ -144,7 +144,7 @@ class _Builder:
 
 
 def _same(a: Weight, b: Weight) -> bool:
-    """Whether two matrices of the same shape hold the same values; a few rows at a time are made floats."""
+    """Whether two matrices of the same shape hold the same values, compared some rows at a time."""
     if (
         a.format == b.format
         and a.groups is None

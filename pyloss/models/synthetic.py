@@ -26,18 +26,18 @@ SMALL = ModelConfig(
 
 
 class RandomSource(Source):
-    """Tensors of whatever is asked for: random matrices that keep the size of what they multiply, norms 1."""
+    """Any tensor: random matrices that keep the size of their input, zero biases, norms of 1."""
 
     def __init__(self, format: str) -> None:
         self._format = format
         self._drawn: dict[tuple[int, int], Weight] = {}
 
     def has(self, name: str) -> bool:
-        """See `Source`: nothing is there before it is asked for."""
+        """See `Source`: no tensor is optional here."""
         return False
 
     def array(self, name: str, *shape: int, rotary: bool = False) -> np.ndarray:
-        """See `Source`: zeros, since what is asked for are biases."""
+        """See `Source`: zeros, as only biases are read this way."""
         return np.zeros(shape, np.float32)
 
     def norm(self, name: str, dims: int) -> np.ndarray:
@@ -45,7 +45,7 @@ class RandomSource(Source):
         return np.ones(dims, np.float32)
 
     def matrix(self, name: str, rows: int, cols: int, rotary: bool = False) -> Weight:
-        """See `Source`. Layers have bytes of their own, as in a file: a shared matrix would stay in the cache."""
+        """See `Source`. Layers do not share bytes: a shared matrix would stay in the cache."""
         if (rows, cols) not in self._drawn:
             values = np.random.default_rng(0).standard_normal(
                 (rows, cols), dtype=np.float32
@@ -66,8 +66,8 @@ class RandomSource(Source):
 
 
 def random_model(config: ModelConfig = SMALL, format: str = "f32") -> Model:
-    """A model of this shape whose matrices are stored in `format`, its parameters frozen; the same numbers each time.
+    """A model of this shape with its matrices in `format` and frozen parameters; always the same.
 
-    Raises ValueError for a format that cannot be written, or whose groups do not divide the model's sizes.
+    Raises ValueError for a format that cannot be written, or whose groups do not divide the sizes.
     """
     return build_model(config, RandomSource(format))

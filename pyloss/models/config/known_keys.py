@@ -1,4 +1,4 @@
-"""Keys of configurations that pyloss does not read: those known to be inert, and those that would change results."""
+"""Keys of configurations that pyloss does not read: inert ones, and those that change results."""
 
 from __future__ import annotations
 
@@ -56,8 +56,7 @@ _HF_REFUSED: dict[str, tuple[Any, ...]] = {
     "n_shared_experts": _OFF,
 }
 
-# Keys that change no result here: names, how a program runs the model, how it was trained, how answers are drawn, parts for
-# images, and what transformers and others write beside.
+# Keys that change no result here.
 _HF_INERT = {
     # names
     "architectures", "auto_map", "transformers_version", "torch_dtype", "dtype", "tokenizer_class", "finetuning_task",
@@ -85,7 +84,7 @@ _HF_INERT = {
 }  # fmt: skip
 _HF_INERT_ENDS = ("_token_id", "_token_ids", "_token_index")
 
-# What rope_scaling may hold beside the numbers of its kind, and the values of options that are not used.
+# Further keys of rope_scaling, and options that pyloss lacks with the values that switch them off.
 _ROPE_READ = {"rope_type", "type", "rope_theta", "finetuned"}
 _ROPE_REFUSED: dict[str, tuple[Any, ...]] = {
     "partial_rotary_factor": _ONE,
@@ -137,7 +136,8 @@ def refuse_rope_keys(
 
 
 # GGUF's metadata, without the architecture's name in front.
-# The embedding says the vocabulary's size; the layout is that of the architecture; the last ones are of other norms.
+# Keys that change nothing: the embedding has the vocabulary's size, and the last ones are of norms
+# that these architectures do not have.
 _GGUF_INERT = {
     "vocab_size", "tensor_data_layout", "rope.scaling.finetuned", "decoder_start_token_id",
     "attention.layer_norm_epsilon", "attention.group_norm_epsilon", "attention.group_norm_groups",

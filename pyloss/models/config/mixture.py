@@ -1,4 +1,4 @@
-"""`Mixture`: where experts stand in the place of MLPs, read from either format and written to it."""
+"""`Mixture`: the experts in the place of MLPs, read from either format and written to it."""
 
 from __future__ import annotations
 

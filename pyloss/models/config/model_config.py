@@ -1,4 +1,7 @@
-"""`ModelConfig`: the sizes and switches of a model, read from Hugging Face's config.json or from GGUF metadata."""
+"""`ModelConfig`: the sizes and switches of a model.
+
+`hf_reader` and `gguf_reader` read its fields from files.
+"""
 
 from __future__ import annotations
 
@@ -23,14 +26,17 @@ from pyloss.models.config.values import checked
 class ModelConfig:
     """The shape of a decoder-only transformer, in Hugging Face's names.
 
-    `rope_scaling` is None or {"rope_type": kind, ...} with the numbers of one of `rope_scaling.KEYS`.
-    `sliding_window` is how many tokens a layer sees, up to its own: every layer, or those that `layer_types` calls
-    "sliding_attention" and not "full_attention". Where `rope_local_base_freq` is not None, it is their rotary base, unscaled.
-    Attention scores are divided by the square root of `query_pre_attn_scalar`, or of head_dim.
-    Families of mixtures of experts have a `mixture`; `intermediate_size` is that of the MLPs they have beside, or of the experts.
+    Attributes:
+        rope_scaling: None, or {"rope_type": kind, ...} with the numbers of `rope_scaling.KEYS`.
+        sliding_window: how many tokens a layer with a window sees, up to its own.
+        layer_types: for each layer one of `fields.LAYER_TYPES`; None where all layers are alike.
+        rope_local_base_freq: the rotary base, unscaled, of layers with a window; None: rope_theta.
+        query_pre_attn_scalar: attention scores are divided by its square root; None: head_dim.
+        mixture: the experts; None where MLPs are dense.
+        intermediate_size: the inner size of MLPs, and of experts without a size of their own.
 
     Raises:
-        ValueError: values that don't fit together (`from_hf` and `from_gguf` make it a FormatError naming the file).
+        ValueError: values that do not fit together; `from_hf` and `from_gguf` raise FormatError.
     """
 
     model_type: str
@@ -60,7 +66,8 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if self.model_type not in FAMILIES:
             raise ValueError(
-                f"model_type {self.model_type!r} is not supported; supported are {', '.join(FAMILIES)}"
+                f"model_type {self.model_type!r} is not supported; "
+                f"supported are {', '.join(FAMILIES)}"
             )
         for name, limit in LIMITS.items():
             if getattr(self, name) is not None:
@@ -92,7 +99,8 @@ class ModelConfig:
                 )
             if len(types) != self.num_hidden_layers:
                 raise ValueError(
-                    f"layer_types names {len(types)} layers, and num_hidden_layers is {self.num_hidden_layers}"
+                    f"layer_types names {len(types)} layers, "
+                    f"and num_hidden_layers is {self.num_hidden_layers}"
                 )
         if self.sliding_window is None or (types is not None and SLIDING not in types):
             self.sliding_window = self.layer_types = None
@@ -111,7 +119,10 @@ class ModelConfig:
 
     @property
     def window_period(self) -> int | None:
-        """p where every p-th layer and no other has no window (1: none has; past the last layer: all have), if there is one."""
+        """p where only every p-th layer has no window; None where layers do not repeat so.
+
+        1: no layer has a window. More than the number of layers: all have one.
+        """
         windows = [bool(self.window(i)) for i in range(self.num_hidden_layers)]
         period = windows.index(False) + 1 if False in windows else self.num_hidden_layers + 1
         return period if windows == [(i + 1) % period != 0 for i in range(len(windows))] else None
@@ -121,8 +132,8 @@ class ModelConfig:
         """Read a config.json.
 
         Raises:
-            ValueError: a model family, or an option of one, that pyloss does not have; names what it has.
-            FormatError: a missing key, a value of the wrong type, or values that don't fit together.
+            ValueError: a model family, or an option of one, that pyloss does not have.
+            FormatError: a missing key, a value of the wrong type, or values that do not fit together.
             OSError: the file cannot be read.
         """
         return checked(path, cls, **read_hf_config(path))
@@ -134,11 +145,9 @@ class ModelConfig:
         tensors: Mapping[str, StoredTensor],
         path: str | os.PathLike[str] = "GGUF",
     ) -> ModelConfig:
-        """Read a GGUF file's `metadata`, and what its `tensors` tell of ties, biases and rotary factors.
+        """Read a GGUF file's `metadata`; its `tensors` tell ties, biases and rotary factors.
 
-        `path` is for errors.
-
-        Raises: as `from_hf`.
+        `path` is for errors. Raises ValueError and FormatError as `from_hf`.
         """
         return checked(path, cls, **read_gguf_config(metadata, tensors, path))
 

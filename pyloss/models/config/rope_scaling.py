@@ -1,4 +1,4 @@
-"""Scaling of rotary positions for longer texts: its kinds, their numbers in config.json and in GGUF, and what they do."""
+"""Scaling of rotary positions for longer texts: its kinds, and their numbers in both formats."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _YARN = {"beta_fast": 32.0, "beta_slow": 1.0}
 def rotary_frequencies(
     theta: float, head_dim: int, scaling: Mapping[str, Any] | None
 ) -> tuple[np.ndarray, float]:
-    """The angles by which each pair turns from one position to the next, float64 [head_dim / 2], and what scales cos and sin."""
+    """Each pair's angle per position, float64 [head_dim / 2], and the scale of cos and sin."""
     plain = theta ** -(np.arange(0, head_dim, 2) / head_dim)
     kind = scaling["rope_type"] if scaling else None
     if scaling is None or kind is None:
@@ -42,8 +42,9 @@ def rotary_frequencies(
         return plain / scaling["factor"], 1.0
     if kind == "llama3":
         return plain / llama3_factors(scaling, theta, head_dim), 1.0
-    # Pairs that turn beta_fast times in the original length keep their speed, those below beta_slow times are slowed by the
-    # factor, and those between are blended by their place (Peng et al., arXiv:2309.00071).
+    # Pairs that turn beta_fast times in the original length keep their frequency; pairs that turn
+    # less than beta_slow times are slowed by the factor; in between the two are blended
+    # (Peng et al., arXiv:2309.00071).
     length = scaling["original_max_position_embeddings"]
     first, last = (
         head_dim * math.log(length / (2 * math.pi * turns)) / (2 * math.log(theta))
@@ -59,7 +60,7 @@ def llama3_factors(scaling: Mapping[str, Any], theta: float, head_dim: int) -> n
     wavelength = 2 * math.pi * theta ** (np.arange(0, head_dim, 2) / head_dim)
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
     turns = scaling["original_max_position_embeddings"] / wavelength
-    # Frequencies that turn often keep their speed, slow ones are divided by the factor, those between are blended.
+    # High frequencies are kept, low ones are divided by the factor, in between they are blended.
     smooth = np.clip((turns - low) / (high - low), 0, 1)
     return 1 / ((1 - smooth) / scaling["factor"] + smooth)
 
@@ -201,7 +202,7 @@ def _refuse_yarn_options(read: Values, at: str, kind: str) -> None:
 def _read_llama3(
     path: str | os.PathLike[str], factors: StoredTensor, theta: float, head_dim: int
 ) -> dict[str, Any]:
-    """Llama 3's scaling is stored as its result, one factor per frequency; its four numbers are found again and checked."""
+    """Llama 3's four numbers, found from the stored factors of the frequencies, and checked."""
     stored = factors.array()
     if not (np.isfinite(stored) & (stored > 0)).all():
         raise FormatError(
@@ -225,7 +226,7 @@ def _read_llama3(
 
 
 def _llama3_scaling(factors: np.ndarray, theta: float, head_dim: int) -> dict[str, Any]:
-    """The scaling that made `factors`, if it was one with the published models' two frequency factors."""
+    """The scaling that made `factors`, given the frequency factors of the published models."""
     low, high, factor, original = 1.0, 4.0, float32(factors.max()), 8192
     blended = np.flatnonzero((factors > 1.001) & (factors < 0.999 * factor))
     if len(blended) and blended[0] < head_dim // 2:
@@ -242,8 +243,9 @@ def _llama3_scaling(factors: np.ndarray, theta: float, head_dim: int) -> dict[st
 
 
 def gguf_scaling(scaling: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The metadata, under the architecture's name, that say the same in GGUF; Llama 3's is a tensor, `llama3_factors`.
+    """The same scaling as GGUF metadata, without the architecture's name.
 
+    Llama 3's scaling is a tensor instead, see `llama3_factors`.
     Raises ValueError for an attention_factor other than the one that follows from the factor.
     """
     if scaling is None or scaling["rope_type"] == "llama3":
@@ -254,7 +256,8 @@ def gguf_scaling(scaling: Mapping[str, Any] | None) -> dict[str, Any]:
             scaling["attention_factor"], _attention_factor(scaling["factor"]), rel_tol=1e-6
         ):
             raise ValueError(
-                f"attention_factor {scaling['attention_factor']} of yarn cannot be written: llama.cpp has its own"
+                f"attention_factor {scaling['attention_factor']} of yarn cannot be written: "
+                "llama.cpp has its own"
             )
         values["original_context_length"] = scaling["original_max_position_embeddings"]
         values |= {name: float(scaling[key]) for key, name in _GGUF_YARN.items()}
