@@ -66,6 +66,11 @@ def counted(count: int, thing: str, plural: str = "") -> str:
     return f"{count} {thing if count == 1 else plural or thing + 's'}"
 
 
+def size_text(size: float) -> str:
+    """Bytes for people: MB, or GB from one on."""
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
+
+
 def said(error: BaseException) -> str:
     """What an exception says, or its type where it says nothing, as MemoryError does."""
     return str(error) or type(error).__name__

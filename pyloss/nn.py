@@ -189,6 +189,13 @@ def _join(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
 
 
+def count_parameters(model: Any) -> tuple[int, int]:
+    """How many numbers of a model are trained, and how many it has, stored matrices included."""
+    stored = model.stored().values() if hasattr(model, "stored") else ()
+    trained = sum(math.prod(array.shape) for array in model.trainable_parameters().values())
+    return trained, sum(math.prod(array.shape) for array in (*model.parameters().values(), *stored))
+
+
 def uniform(shape: tuple[int, ...], bound: float) -> np.ndarray:
     """float32 in [-bound, bound), from the library's random state."""
     return random.generator().uniform(-bound, bound, shape).astype(np.float32)

@@ -108,7 +108,7 @@ class _Builder:
             "up_proj": (inner, hidden),
             "down_proj": (hidden, inner),
         }
-        # The gate first: its shape bounds the number of experts, whose tensors are looked up singly.
+        # The gate first: its shape bounds the number of experts, whose tensors may be single ones.
         gate = self.linear(f"{at}.gate", mixture.count, hidden)
         stacks = [
             self.source.experts(f"{at}.switch_mlp.{name}", mixture.count, *shape)

@@ -61,8 +61,8 @@ class KVCache:
     """Keys and values of one sequence, per layer float32 [capacity, kv heads * head_dim].
 
     The stores grow by doubling. Layers with a window (`windows`, 0 for none) drop the rows before
-    it instead. A step of n tokens is `reserve(n)`, `append` in every layer, `advance(n)`; a step that
-    fails before `advance` can be repeated.
+    it instead. A step of n tokens is `reserve(n)`, `append` in every layer, `advance(n)`; a step
+    that fails before `advance` can be repeated.
 
     Attributes:
         length: the tokens of the sequence.

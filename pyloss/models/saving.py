@@ -34,7 +34,7 @@ _TOKENIZER_FILES = (
 
 
 def refuse_adapters(model: Model) -> None:
-    """Raises ValueError for unfused adapters, which model files cannot hold, or mostly lost ones."""
+    """Raises ValueError for adapters that are unfused, or that fusing mostly lost."""
     adapters = [name for name, module in model.named_modules() if hasattr(module, "from_base")]
     if adapters:
         raise ValueError(
@@ -44,8 +44,8 @@ def refuse_adapters(model: Model) -> None:
     if (kept := getattr(model, "kept_of_adapter", None)) is not None:
         raise ValueError(
             f"fusing the adapter into quantized weights kept {kept:.0%} of it: load model and "
-            "adapter again, and call model.fuse(dequantize=True) before saving, or save the adapter "
-            "alone with save_adapter"
+            "adapter again, and call model.fuse(dequantize=True) before saving, or save the "
+            "adapter alone with save_adapter"
         )
 
 
@@ -71,8 +71,8 @@ def save_model(
 ) -> None:
     """Writes config.json, model.safetensors and the tokenizer's files into the folder `path`.
 
-    Matrices in mlx's affine groups or in NF4 stay as they are, in the layout of mlx or bitsandbytes;
-    those in GGUF's quantized formats become float32. Floats keep their type, and parameters take
+    Matrices in mlx's affine groups or in NF4 stay as they are, in the layout of mlx or
+    bitsandbytes; those in GGUF's quantized formats become float32. Floats keep their type, and parameters take
     the type of most matrices where it holds their values exactly. With `dtype` ("float32",
     "float16" or "bfloat16") all floats have that type.
 

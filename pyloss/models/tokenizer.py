@@ -1,4 +1,7 @@
-"""`Tokenizer`: text to token ids and back, and conversations to either, from a Hugging Face folder or GGUF metadata."""
+"""`Tokenizer`: text to token ids and back, and conversations to either.
+
+It is read from a Hugging Face folder or from GGUF metadata.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +21,8 @@ from pyloss.models.text.tokenizer_library import library
 
 # Arguments of transformers' apply_chat_template that are not variables of the template.
 _OTHER_ARGUMENTS = (
-    "continue_final_message", "return_tensors", "padding", "truncation", "max_length", "tokenizer_kwargs",
-    "sanitize_control_tokens",
+    "continue_final_message", "return_tensors", "padding", "truncation", "max_length",
+    "tokenizer_kwargs", "sanitize_control_tokens",
 )  # fmt: skip
 
 
@@ -29,7 +32,7 @@ class Tokenizer:
     Args:
         backend: does the encoding.
         special_tokens: names like "bos_token" to the token's text.
-        eos_token_ids: further ids that end a generation, beside the eos token's.
+        eos_token_ids: ids that end a generation; the eos token's is added.
         chat_template: Jinja source, or several by name ("default", "tool_use"), or None.
         source: the file or folder that all this came from.
 
@@ -60,11 +63,12 @@ class Tokenizer:
 
     @classmethod
     def from_folder(cls, folder: str | os.PathLike[str]) -> Tokenizer:
-        """Read tokenizer.json and what lies beside it.
+        """Read tokenizer.json and the files around it.
 
-        Beside it: tokenizer_config.json, special_tokens_map.json, chat_template.jinja or chat_template.json, and the
-        end tokens of generation_config.json and config.json. All of these may be missing. Where the tokenizer's own
-        files name no eos token, the first of the others' is it.
+        These are tokenizer_config.json, special_tokens_map.json, chat_template.jinja or
+        chat_template.json, and generation_config.json and config.json for their end tokens. All of
+        them may be missing. Where the tokenizer's own files name no eos token, the first end token
+        of the others is the eos token.
 
         Raises:
             FormatError: a file that cannot be understood.
@@ -76,7 +80,9 @@ class Tokenizer:
     def from_gguf(
         cls, metadata: Mapping[str, Any], path: str | os.PathLike[str] = "GGUF"
     ) -> Tokenizer:
-        """Build the tokenizer a GGUF file describes (byte-level BPE, or SentencePiece's); `path` is for errors.
+        """Build the tokenizer of a GGUF file: byte-level BPE or SentencePiece's.
+
+        `path` is for errors.
 
         Raises:
             ValueError: a kind of tokenizer, or of pre-tokenizer, that pyloss does not have.
@@ -166,7 +172,8 @@ class Tokenizer:
     def decode(self, ids: int | Iterable[int], skip_special_tokens: bool = False) -> str:
         """The text of `ids` (ints or an integer array [n]).
 
-        Broken UTF-8 becomes U+FFFD, and ids past the vocabulary become nothing. Raises ValueError for a negative id.
+        Broken UTF-8 becomes U+FFFD, and ids past the vocabulary become nothing. Raises ValueError
+        for a negative id.
         """
         try:
             listed = [int(item) for item in ids] if isinstance(ids, Iterable) else [int(ids)]
@@ -194,21 +201,23 @@ class Tokenizer:
         Args:
             messages: dicts with "role" and "content", which is text or a list of parts.
             tools: JSON schemas (dicts), or JSON text of a list of them.
-            add_generation_prompt: end with what makes the model answer.
-            chat_template: Jinja source, or the name of one of several templates; default the tokenizer's.
-            return_dict: give the ids as `{"input_ids": [...]}`.
-            return_assistant_tokens_mask: with return_dict, also "assistant_masks": 1 for each token of the text that the
-                template marks with `{% generation %}`, else 0.
+            add_generation_prompt: end with the template's beginning of an answer.
+            chat_template: Jinja source, or the name of one of several templates; default: the
+                tokenizer's.
+            return_dict: return the ids as `{"input_ids": [...]}`.
+            return_assistant_tokens_mask: with return_dict, also "assistant_masks": 1 for each token
+                of the text that the template marks with `{% generation %}`, else 0.
             kwargs: variables for the template.
 
         Raises:
             TypeError: messages or tools of the wrong type.
-            ValueError: no template, one that fails or refuses these messages, or an option that pyloss does not have.
+            ValueError: no template, one that fails or refuses these messages, or an option that
+                pyloss does not have.
         """
         for name in _OTHER_ARGUMENTS:
             if kwargs.pop(name, None):
                 raise ValueError(f"apply_chat_template has no option {name!r}")
-        # Jinja is imported by those alone who render.
+        # Imported here, as Jinja takes long to import.
         from pyloss.models.text.chat_template import render_chat, render_marked
 
         if return_assistant_tokens_mask and not (return_dict and tokenize):
@@ -246,12 +255,13 @@ class Tokenizer:
         template = own if chosen is None else chosen
         if template is None:
             raise ValueError(
-                "this tokenizer has no chat template; give one as chat_template=, or set .chat_template"
+                "this tokenizer has no chat template; "
+                "give one as chat_template=, or set .chat_template"
             )
         return template
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write tokenizer.json, tokenizer_config.json and special_tokens_map.json, as transformers reads them.
+        """Write tokenizer.json, tokenizer_config.json and special_tokens_map.json for transformers.
 
         Raises OSError naming the file that could not be written.
         """
@@ -259,7 +269,7 @@ class Tokenizer:
         folder.mkdir(parents=True, exist_ok=True)
         template = self.chat_template
         config: dict[str, Any] = {
-            # The class that takes tokenizer.json word for word; others build the pre-tokenizer anew.
+            # This class takes tokenizer.json as it is; others build their own pre-tokenizer.
             "tokenizer_class": "PreTrainedTokenizerFast",
             "clean_up_tokenization_spaces": False,
             "model_max_length": 10**30,
@@ -284,7 +294,7 @@ class Tokenizer:
 
 
 class StreamDecoder:
-    """Text of tokens as they come, in pieces that end between characters and together are the whole text."""
+    """The text of tokens one by one, in pieces of whole characters that add up to the whole text."""
 
     def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool = False) -> None:
         self._tokenizer = tokenizer
@@ -293,22 +303,23 @@ class StreamDecoder:
         self._given = 0
 
     def add(self, id: int) -> str:
-        """The text that became certain with token `id`; often "" within a character of several tokens."""
+        """The text that token `id` completes; "" where a character needs more tokens."""
         self._ids.append(id)
         text = self._tokenizer.decode(self._ids, self._skip)
-        # An unfinished character decodes to U+FFFD at the end, which the next token may turn into the character.
+        # An unfinished character decodes to U+FFFD at the end; the next token may complete it.
         certain = text.rstrip("\ufffd")
         piece = certain[self._given :]
         self._given += len(piece)
         if certain == text:
-            # The last token stays as context for decoders that look at their left neighbor, unless it is part of a character.
+            # The last token stays: some decoders look at their left neighbor. A part of a character
+            # cannot stay, as alone it has no text.
             alone = self._tokenizer.decode([id], self._skip)
             if "\ufffd" not in alone:
                 self._ids, self._given = [id], len(alone)
         return piece
 
     def flush(self) -> str:
-        """What is left at the end: U+FFFD for a character that was never finished, else "". The decoder starts anew."""
+        """The rest at the end: U+FFFD for an unfinished character, else "". Resets the decoder."""
         rest = self._tokenizer.decode(self._ids, self._skip)[self._given :]
         self._ids, self._given = [], 0
         return rest

@@ -9,7 +9,7 @@ from typing import Any
 from pyloss.io.console import out
 from pyloss.io.files import read_json
 from pyloss.models.fusing import fuse_modules as fuse_adapters
-from pyloss.nn import Module
+from pyloss.nn import Module, count_parameters
 from pyloss.optim import build_schedule
 from pyloss.tuner.adapters.adapter import adapter_modules
 from pyloss.tuner.adapters.full import is_full, load_full, unfreeze_layers
@@ -18,7 +18,6 @@ from pyloss.tuner.adapters.selection import select
 from pyloss.tuner.adapters.storage import put_adapter, read_adapter
 from pyloss.tuner.adapters.stored import CONFIG_FILE, MLX_FILE, adapter_place
 from pyloss.tuner.data.system_prompt import checked
-from pyloss.tuner.run.plan import count_parameters
 
 
 def linear_to_lora_layers(

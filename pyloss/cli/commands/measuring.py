@@ -10,6 +10,7 @@ import pyloss
 from pyloss import models
 from pyloss.checks.numbers import whole
 from pyloss.cli.commands.shared import Flags, flag_text
+from pyloss.errors import size_text
 from pyloss.io.console import out
 from pyloss.runtime import precision
 from pyloss.tuner.run.settings import DEFAULT_MODEL
@@ -19,7 +20,6 @@ def bench(flags: Flags) -> int:
     """`pyloss bench`: measures this machine, and prints each figure at once."""
     from pyloss import measuring
     from pyloss.models.synthetic import random_model
-    from pyloss.tuner.run.plan import size_text
 
     for name in ("rank", "batch_size", "max_seq_length", "train_tokens"):
         whole(flags[name], flag_text(name), 1)

@@ -45,7 +45,7 @@ def head_size(hidden: int, heads: int) -> int:
 
 
 def periodic_layers(period: int, layers: int) -> list[str]:
-    """`layer_types` where every period-th layer has no window. Raises ValueError for a period < 1."""
+    """`layer_types` where every period-th layer has no window. Raises ValueError for period < 1."""
     if period < 1:
         raise ValueError(f"must be at least 1, got {period}")
     return [SLIDING if (i + 1) % period else FULL for i in range(layers)]

@@ -133,7 +133,7 @@ class ModelConfig:
 
         Raises:
             ValueError: a model family, or an option of one, that pyloss does not have.
-            FormatError: a missing key, a value of the wrong type, or values that do not fit together.
+            FormatError: a missing key, a value of the wrong type, or values that do not fit.
             OSError: the file cannot be read.
         """
         return checked(path, cls, **read_hf_config(path))

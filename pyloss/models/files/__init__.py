@@ -1,1 +1,1 @@
-"""Model files: names of tensors in each format, tensors under one set of names, layouts of quantized folders, GGUF."""
+"""Model files: tensors under one set of names, layouts of quantized folders, writing GGUF."""

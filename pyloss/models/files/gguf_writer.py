@@ -1,4 +1,4 @@
-"""Writing GGUF files through the `gguf` package: any tensors and metadata (`write_gguf_file`), and models (`write_gguf`)."""
+"""Writes GGUF files through the `gguf` package: tensors and metadata, and whole models."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ if TYPE_CHECKING:
 #: what matrices can be converted to on the way
 TYPES = ("f32", "f16", "bf16", "q8_0", "q5_0", "q5_1", "q4_0", "q4_1")
 
-# general.file_type, llama.cpp's number of the type most of the file is in; of mixed K-quants the medium one.
+# general.file_type: llama.cpp's number of the most frequent type; the medium mix of K-quants.
 _FILE_TYPES = {
-    "f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q8_0": 7, "q5_0": 8, "q5_1": 9, "q2_k": 10, "q3_k": 12, "q4_k": 15,
-    "q5_k": 17, "q6_k": 18, "bf16": 32,
+    "f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q8_0": 7, "q5_0": 8, "q5_1": 9, "q2_k": 10,
+    "q3_k": 12, "q4_k": 15, "q5_k": 17, "q6_k": 18, "bf16": 32,
 }  # fmt: skip
 
 
 class GGUFTensor(NamedTuple):
-    """A tensor to write: its name, NumPy shape and format, and what gives its bytes (uint8, any shape) when it is its turn."""
+    """A tensor to write. `data` returns its bytes (uint8, any shape) when they are written."""
 
     name: str
     shape: Sequence[int]
@@ -64,7 +64,8 @@ def write_gguf_file(
 ) -> None:
     """Write a GGUF file, wholly or not at all.
 
-    Integers are stored as uint32, in lists as int32, other numbers as float32; None, empty texts and lists are left out.
+    Integers are stored as uint32, in lists as int32, other numbers as float32. None, empty texts
+    and empty lists are left out.
 
     Raises:
         ImportError: the `gguf` package is missing; names what installs it.
@@ -104,7 +105,7 @@ def _add_value(gguf: Any, writer: Any, key: str, value: Any) -> None:
 
 
 def refuse_model(model: Model, tokenizer: Tokenizer) -> None:
-    """Raises ValueError for a model or a tokenizer that GGUF cannot describe, before any work is done for the file."""
+    """Raises ValueError for a model or a tokenizer that GGUF cannot describe."""
     _hyperparameters(model.config)
     vocabulary_metadata(tokenizer, model.config.vocab_size)
 
@@ -119,9 +120,9 @@ def write_gguf(
     """Write a model with its tokenizer as a GGUF file that llama.cpp runs, wholly or not at all.
 
     Args:
-        type: what matrices are stored as, one of `TYPES`; without it each stays as it is, and formats GGUF does not have
-            become f16. Norms and biases are float32 as in all GGUF files, embedding and head have 8 bits or more, and rows
-            that a format's blocks do not fit become f16, as llama.cpp does it.
+        type: the type of the matrices, one of `TYPES`. Default: their own, or f16 where GGUF does
+            not have it. As llama.cpp does it, norms and biases are float32, embedding and head have
+            8 bits or more, and rows that a format's blocks do not divide become f16.
         name: the model's name in the file; the file's own without it.
 
     Raises:
@@ -171,7 +172,8 @@ def _hyperparameters(c: ModelConfig) -> dict[str, Any]:
     said = gguf_query_scalar(c.num_hidden_layers, c.hidden_size, c.num_attention_heads, c.head_dim)
     if c.query_pre_attn_scalar not in (None, said):
         raise ValueError(
-            f"query_pre_attn_scalar {c.query_pre_attn_scalar} cannot be written: llama.cpp takes {said}"
+            f"query_pre_attn_scalar {c.query_pre_attn_scalar} cannot be written: "
+            f"llama.cpp takes {said}"
         )
     return {f"{c.family.gguf}.{key}": value for key, value in values.items()}
 
@@ -184,7 +186,8 @@ def _windows(c: ModelConfig) -> dict[str, Any]:
         return {"context_length": min(c.sliding_window, c.max_position_embeddings)}
     if c.window_period is None:
         raise ValueError(
-            f"llama.cpp reads layer_types that repeat with one full_attention at the end, got {c.layer_types}"
+            "llama.cpp reads layer_types that repeat with one full_attention at the end, "
+            f"got {c.layer_types}"
         )
     return {
         "attention.sliding_window": c.sliding_window,
@@ -262,12 +265,12 @@ def _bytes(value: np.ndarray | Weight, kind: str, head_dim: int) -> np.ndarray:
 
 
 def interleaved_head(config: ModelConfig, name: str) -> int:
-    """The size of the heads whose two halves llama.cpp interleaves in the tensor `name`; 0 where rows stay in their order."""
+    """The size of the heads whose halves llama.cpp interleaves in the tensor `name`; 0: none."""
     rotary = name.split(".")[-2] in ("q_proj", "k_proj")
     return config.head_dim if rotary and config.family.gguf_interleaved else 0
 
 
 def stored_order(rows: int, head_dim: int) -> np.ndarray:
-    """Which row lies at each place of a tensor whose heads of `head_dim` rows have their halves interleaved: int [rows]."""
+    """The row at each place of a tensor with interleaved halves of heads of `head_dim` rows: [rows]."""
     order = np.arange(rows)
     return order.reshape(-1, 2, head_dim // 2).swapaxes(1, 2).reshape(-1) if head_dim else order

@@ -1,4 +1,4 @@
-"""Names of tensors: Hugging Face's, which the whole package uses, and what other file formats call them."""
+"""Names of tensors: Hugging Face's, which the whole package uses, and other file formats'."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _GGUF_NAMES = {
         }.items()
     },
 }
-# With norms after attention and MLP, post_attention_layernorm is what it says; without, it is the norm before the MLP.
+# post_attention_layernorm is the norm before the MLP in families without norms after the blocks.
 _POST_NORMS = {
     "model.layers.{}.post_attention_layernorm": "blk.{}.post_attention_norm",
     "model.layers.{}.pre_feedforward_layernorm": "blk.{}.ffn_norm",
@@ -38,8 +38,8 @@ _POST_NORMS = {
 }
 _PRE_NORMS = {"model.layers.{}.post_attention_layernorm": "blk.{}.ffn_norm"}
 
-# How names begin where the language model lies beside others for images, and how without these.
-_BESIDE_OTHERS = {
+# Prefixes of names in models that also have parts for images, and the language model's own.
+_PREFIXES = {
     "language_model.model.": "model.",
     "language_model.lm_head": "lm_head",
     "model.language_model.": "model.",
@@ -47,15 +47,18 @@ _BESIDE_OTHERS = {
 
 
 def language_model_name(name: str) -> str:
-    """The name that the language model has for `name`, alone."""
-    for beside, alone in _BESIDE_OTHERS.items():
-        if name.startswith(beside):
-            return alone + name.removeprefix(beside)
+    """`name` as the language model alone has it."""
+    for prefix, own in _PREFIXES.items():
+        if name.startswith(prefix):
+            return own + name.removeprefix(prefix)
     return name
 
 
 def gguf_name(name: str, family: Family) -> str:
-    """GGUF's name of the tensor `name`, such as "blk.0.attn_q.weight" of "model.layers.0.self_attn.q_proj.weight"."""
+    """GGUF's name of the tensor `name`.
+
+    "model.layers.0.self_attn.q_proj.weight" is "blk.0.attn_q.weight".
+    """
     module, kind = name.rsplit(".", 1)
     parts = module.split(".")
     layer = parts[2] if module.startswith("model.layers.") else ""
@@ -66,8 +69,11 @@ def gguf_name(name: str, family: Family) -> str:
 
 
 def expert_name(name: str, family: Family, expert: int) -> str:
-    """Hugging Face's name of one expert's matrix of the stack `name`: "model.layers.0.mlp.experts.3.up_proj.weight" of
-    "model.layers.0.mlp.switch_mlp.up_proj.weight"."""
+    """Hugging Face's name of one expert's matrix in the stack `name`.
+
+    Expert 3 of "model.layers.0.mlp.switch_mlp.up_proj.weight" is
+    "model.layers.0.mlp.experts.3.up_proj.weight".
+    """
     assert family.experts is not None
     block, _, matrix = name.partition(".switch_mlp.")
     part, *kind = matrix.split(".")

@@ -1,9 +1,13 @@
-"""Quantized layers in Hugging Face folders: the tensors and the configuration of mlx's affine groups and of bitsandbytes' NF4.
+"""Quantized layers in Hugging Face folders: mlx's affine groups and bitsandbytes' NF4.
 
-mlx keeps a layer as `weight` (codes in uint32 words), `scales` and `biases`, and its bits and group size in config.json under
-`quantization`, with entries of their own for layers that differ. bitsandbytes keeps `weight` (two codes a byte), `weight.absmax`,
-`weight.quant_map`, with double quantization `weight.nested_absmax` and `weight.nested_quant_map`, and the rest as JSON in the
-bytes of `weight.quant_state.bitsandbytes__nf4`. A layer without these tensors is not quantized.
+mlx: tensors `weight` (codes in uint32 words), `scales` and `biases`; bits and group size are in
+config.json under `quantization`, with entries for layers that differ.
+
+bitsandbytes: tensors `weight` (two codes per byte), `weight.absmax`, `weight.quant_map`, with
+double quantization `weight.nested_absmax` and `weight.nested_quant_map`; the rest is JSON in the
+bytes of `weight.quant_state.bitsandbytes__nf4`.
+
+A layer without these tensors is not quantized.
 """
 
 from __future__ import annotations
@@ -30,9 +34,14 @@ _STATE = "weight.quant_state.bitsandbytes__nf4"
 
 
 class Quantization:
-    """What the config.json at `path` says of quantized layers: `method` is "mlx", "bitsandbytes", or "" where it says nothing.
+    """The settings of quantized layers in the config.json at `path`.
 
-    Raises ValueError for a method that pyloss does not read, FormatError for settings that are damaged.
+    Attributes:
+        method: "mlx", "bitsandbytes", or "" where the file has no settings.
+
+    Raises:
+        ValueError: a method that pyloss does not read.
+        FormatError: damaged settings.
     """
 
     def __init__(self, path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
@@ -81,9 +90,9 @@ class Quantization:
         return bits, size
 
     def weight(self, file: TensorFile, layer: str, *shape: int) -> Weight | None:
-        """The quantized matrix of `layer`: [rows, cols], or of experts [count, rows, cols], their rows one after the other.
+        """The quantized matrix of `layer`; None where the layer is not quantized.
 
-        None where the layer is not quantized.
+        `shape` is [rows, cols], or [count, rows, cols] of experts, whose rows are one matrix.
         """
         if f"{layer}.scales" in file:
             if self.method != "mlx":
@@ -198,7 +207,10 @@ def _state(tensor: StoredTensor) -> dict[str, Any]:
 
 
 def layer_tensors(layer: str, weight: Weight | WeightStack, dtype: str) -> dict[str, np.ndarray]:
-    """The tensors of a quantized layer, as `Quantization.weight` reads them; `dtype` is what bitsandbytes shall compute in."""
+    """The tensors of a quantized layer, as `Quantization.weight` reads them.
+
+    `dtype` is the type that bitsandbytes computes in.
+    """
     matrices = weight.matrices if isinstance(weight, WeightStack) else (weight,)
     parts = [
         _affine_parts(matrix) if matrix.format != "nf4" else _nf4_parts(matrix, dtype)
@@ -207,7 +219,8 @@ def layer_tensors(layer: str, weight: Weight | WeightStack, dtype: str) -> dict[
     if isinstance(weight, WeightStack):
         if weight.format == "nf4":
             raise ValueError(
-                f"{layer}: experts in nf4 have no place in bitsandbytes' layout; quantize them to q4 or q8"
+                f"{layer}: experts in nf4 have no place in bitsandbytes' layout; "
+                "quantize them to q4 or q8"
             )
         return {f"{layer}.{name}": np.stack([part[name] for part in parts]) for name in parts[0]}
     return {f"{layer}.{name}": array for name, array in parts[0].items()}
@@ -273,7 +286,7 @@ def _nf4_parts(weight: Weight, dtype: str) -> dict[str, np.ndarray]:
 def settings(
     layers: Mapping[str, Weight | WeightStack], dtype: str, plain: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """What config.json says of these quantized layers, by their names, beside those of floats, `plain`.
+    """The keys of config.json for these quantized layers by name; `plain` are the float layers.
 
     Raises ValueError for formats that no one folder holds.
     """

@@ -1,4 +1,4 @@
-"""`Source`: a model file's tensors under Hugging Face's names and in its row order, checked for the shapes they must have."""
+"""`Source`: a file's tensors under Hugging Face's names, in its row order, of checked shapes."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from pyloss.models.files.quantized import Quantization
 from pyloss.weights.stack import WeightStack
 from pyloss.weights.weight import Weight
 
-# Rotary tables that some files have: they are computed, and GGUF's factors belong to the configuration.
+# Rotary tables in some files: the tables are computed, and the configuration has GGUF's factors.
 _TABLES = ("rotary_emb.inv_freq", "attn_rot_embd.weight", "rope_freqs.weight")
-# How the names of tensors for images and sound begin, beside a language model's.
+# How the names of tensors for images and sound begin.
 _OTHER_INPUTS = (
-    "vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.", "vision_model.",
-    "audio_tower.", "v.", "mm.", "a.",
+    "vision_tower.", "multi_modal_projector.", "model.vision_tower.",
+    "model.multi_modal_projector.", "vision_model.", "audio_tower.", "v.", "mm.", "a.",
 )  # fmt: skip
 
 
 class Source:
     """What `building` asks for tensors; one subclass per file format.
 
-    `rotary` marks the rows of q and k, which a format may store in another order. A tensor that is missing or has another
-    shape than asked for is a FormatError naming it.
+    `rotary` marks the rows of q and k, which a format may store in another order. FormatError names
+    a tensor that is missing or has another shape than requested.
     """
 
     def __init__(self, file: TensorFile) -> None:
@@ -48,11 +48,14 @@ class Source:
         return self._find(f"{name}.weight", rows, cols).weight()
 
     def experts(self, name: str, count: int, rows: int, cols: int) -> WeightStack:
-        """The weights of the experts' layer `name`, such as "model.layers.0.mlp.switch_mlp.up_proj", not copied."""
+        """The weights of the experts' layer `name`, not copied.
+
+        Such as "model.layers.0.mlp.switch_mlp.up_proj".
+        """
         return self._find(f"{name}.weight", count, rows, cols).stack()
 
     def refuse_leftovers(self) -> None:
-        """FormatError for a tensor that nobody asked for: the configuration says less than the file holds."""
+        """Raises FormatError for a tensor that was not requested: the configuration has no part for it."""
         left = [name for name in self.file if name not in self.file.asked]
         left = [
             name
@@ -91,10 +94,10 @@ class Source:
 
 
 class FolderSource(Source):
-    """A Hugging Face folder, its model alone or beside the parts for other inputs, where names have a longer beginning.
+    """A Hugging Face folder. In one that also has parts for images, names have a longer prefix.
 
-    Experts may be stacked as mlx-lm has them, or each a tensor of its own, or stacked as in transformers 5's modules.
-    `quantization` is what the configuration says of quantized layers.
+    Experts are stacked as in mlx-lm or in transformers 5, or each is a tensor of its own.
+    `quantization` is read from the configuration.
     """
 
     def __init__(
@@ -141,7 +144,7 @@ class FolderSource(Source):
 
 
 class GGUFSource(Source):
-    """A GGUF file. Families differ in whether rows of q and k have the two halves of each head interleaved, and in norms."""
+    """A GGUF file. In some families the two halves of each head's rows of q and k are interleaved."""
 
     def __init__(self, file: TensorFile, config: ModelConfig) -> None:
         super().__init__(file)

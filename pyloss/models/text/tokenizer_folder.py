@@ -1,4 +1,4 @@
-"""What the files of a folder say about a tokenizer: its special tokens, the tokens that end an answer, and chat templates."""
+"""A tokenizer's folder: the backend, special tokens, tokens that end an answer, chat templates."""
 
 from __future__ import annotations
 
@@ -60,9 +60,9 @@ def read_folder(
 def _special_tokens(
     backend: tokenizers.Tokenizer, folder: Path, config: dict[str, Any], path: Path
 ) -> dict[str, str]:
-    """The special tokens by name. Those that the vocabulary lacks are added to it, as in transformers.
+    """The special tokens by name. As in transformers, tokens that the vocabulary lacks are added.
 
-    The older special_tokens_map.json goes before the configuration, unless this one lists its added tokens.
+    The older special_tokens_map.json goes before a configuration that lists no added tokens.
     """
     older = {
         key: value
@@ -105,7 +105,7 @@ def _token_text(token: Any, name: str, path: Path) -> str:
 
 
 def _add_missing_tokens(backend: tokenizers.Tokenizer, tokens: Any, path: Path) -> None:
-    """Tokens that only tokenizer_config.json has; they get their ids from their order, as in transformers."""
+    """Adds tokens that only tokenizer_config.json has; as in transformers their order gives ids."""
     if tokens is None:
         return
     if not isinstance(tokens, dict) or not all(key.isdecimal() and len(key) < 20 for key in tokens):
@@ -123,7 +123,7 @@ def _add_missing_tokens(backend: tokenizers.Tokenizer, tokens: Any, path: Path) 
 
 
 def _end_ids(folder: Path) -> list[int]:
-    """The ids that end an answer by config.json and generation_config.json together, the model's own first."""
+    """The ids that end an answer: config.json's, then generation_config.json's."""
     found: list[int] = []
     for name in ("config.json", "generation_config.json"):
         content = _read_if_there(folder / name)
@@ -145,7 +145,7 @@ def _end_ids(folder: Path) -> list[int]:
 def _read_templates(
     folder: Path, config: dict[str, Any], path: Path
 ) -> str | dict[str, str] | None:
-    """The chat template from wherever the writer's version of transformers put it, newest place first."""
+    """The chat template, from the places of all versions of transformers, newest first."""
     file = folder / "chat_template.jinja"
     if file.exists():
         others = sorted((folder / "additional_chat_templates").glob("*.jinja"))

@@ -1,4 +1,4 @@
-"""The edge of the `tokenizers` library: what a file makes it do becomes a FormatError, or is refused before."""
+"""Calls of the `tokenizers` library: its failures become FormatErrors, harmful files are refused."""
 
 from __future__ import annotations
 
@@ -16,19 +16,20 @@ from pyloss.checks.numbers import shown
 from pyloss.errors import FormatError
 from pyloss.io.files import read_text
 
-# The charsmap of a Precompiled normalizer, wherever it stands; JSON may escape any of the key's letters.
+# The charsmap of a Precompiled normalizer, at any depth; JSON may escape any letter of the key.
 _KEY = "".join(rf"(?:{letter}|\\u00{ord(letter):02x})" for letter in "precompiled_charsmap")
 _CHARSMAP = re.compile(rf'"(?i:{_KEY})"\s*:\s*("[^"\\]*(?:\\.[^"\\]*)*")')
 
-# How many times as long a tokenizer may make a text. Published ones put one character for another, and bytes for characters once.
+# How many times as long a tokenizer may make a text. Published ones replace characters by
+# characters, and once by bytes.
 _MAX_GROWTH = 64
 
 
 @contextmanager
 def library(source: str | os.PathLike[str], failed: str = "the tokenizer failed") -> Iterator[None]:
-    """Turns what the library raises inside into a FormatError of the file or folder `source`.
+    """Turns the library's own errors inside into a FormatError of the file or folder `source`.
 
-    That are bare Exceptions, and panics, which are BaseExceptions. Types that Python itself raises pass.
+    The library raises bare Exceptions, and panics, which are BaseExceptions. Other types pass.
     """
     try:
         yield
@@ -48,12 +49,12 @@ def read_backend(file: str | os.PathLike[str]) -> tokenizers.Tokenizer:
         _check_charsmap(file, found.group(1))
     with library(file, "not a tokenizer"):
         backend = tokenizers.Tokenizer.from_str(text)
-        # A saved tokenizer may cut or pad what it encodes, to any length; here a text is encoded as it is.
+        # A saved tokenizer may cut or pad texts to any length; here a text is encoded as it is.
         backend.no_truncation()
         backend.no_padding()
         for part in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
             _check_growth(file, part, getattr(backend, part))
-        # A post-processor with a token that it does not list is noticed by the library at the first use.
+        # Only the first use shows that a post-processor has a token that it does not list.
         backend.decode(backend.encode("a").ids)
     return backend
 
@@ -61,7 +62,7 @@ def read_backend(file: str | os.PathLike[str]) -> tokenizers.Tokenizer:
 def add_token(
     backend: tokenizers.Tokenizer, token: Any, source: str | os.PathLike[str]
 ) -> int | None:
-    """Adds an AddedToken where the vocabulary lacks it, and gives its id; None for an empty text, which is no token."""
+    """Adds an AddedToken that the vocabulary lacks. Returns its id; None for an empty text."""
     with library(source):
         if backend.token_to_id(token.content) is None:
             backend.add_tokens([token])
@@ -71,8 +72,8 @@ def add_token(
 def _check_charsmap(file: str | os.PathLike[str], quoted: str) -> None:
     """SentencePiece's charsmap, a JSON string of base64: the trie's size in bytes, the trie, then its texts.
 
-    The size is a little-endian uint32. The library allocates that much before it looks for the trie, and a failed
-    allocation ends the process.
+    The size is a little-endian uint32. The library allocates that much before it reads the trie,
+    and a failed allocation ends the process.
     """
     try:
         data = base64.b64decode(json.loads(quoted), validate=True)
@@ -80,12 +81,13 @@ def _check_charsmap(file: str | os.PathLike[str], quoted: str) -> None:
         raise FormatError(file, "precompiled_charsmap", "expected base64") from None
     size, held = int.from_bytes(data[:4], "little"), len(data) - 4
     if held < 0 or size % 4 or size > held:
-        reason = f"its trie has {size} bytes; it must be a multiple of 4, at most the {max(held, 0)} that follow"
+        most = f"at most the {max(held, 0)} that follow"
+        reason = f"its trie has {size} bytes; it must be a multiple of 4, {most}"
         raise FormatError(file, "precompiled_charsmap", reason)
 
 
 def _check_growth(file: str | os.PathLike[str], part: str, component: Any) -> None:
-    """Steps one after the other lengthen a text by the product of what each does."""
+    """Refuses a part whose steps lengthen a text too much: by the product of their factors."""
     if component is None:
         return
     growth = 1.0

@@ -14,13 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from pyloss.errors import listed
+from pyloss.errors import listed, size_text
 from pyloss.io.files import user_path
 from pyloss.io.safetensors import read_safetensors
 from pyloss.tuner.adapters.adapter import adapter_modules
 from pyloss.tuner.adapters.merging import with_weight
 from pyloss.tuner.adapters.selection import select
-from pyloss.tuner.run.plan import size_text
 
 log = logging.getLogger("pyloss")
 

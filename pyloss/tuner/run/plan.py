@@ -6,9 +6,10 @@ import math
 import sys
 from typing import Any
 
-from pyloss.errors import counted
+from pyloss.errors import counted, size_text
 from pyloss.losses.head import rows_at_once
 from pyloss.models.transformer import HALF_CHECKPOINT_TOKENS
+from pyloss.nn import count_parameters
 from pyloss.runtime.precision import get_matmul_precision, has_instructions
 from pyloss.tuner.losses import head_bytes, parts_of_rows
 
@@ -41,7 +42,7 @@ def estimate_memory(
     - activations kept for the backward pass: `4 N (2H + 2Q + 2K + 2I)` for each of the T layers (input and the sum after
       attention; queries and attention's output; keys and values; gate and up), `4 N (Q + K)` more where q and k have norms
       and `8 N H` more for norms after attention and MLP; with checkpointing `4 N H` for each, `4 N (2H + Q)` while N is at most
-      `transformer.HALF_CHECKPOINT_TOKENS` and `8 N K` more then where queries share keys (`ops.attention`), and one layer's in full;
+      `transformer.HALF_CHECKPOINT_TOKENS`, `8 N K` more then where queries share keys (`ops.attention`), and one layer in full;
     - what DoRA's magnitudes read again: `4 N H` for each trained one of an o_proj or down_proj, whose outputs nothing else
       keeps; with checkpointing only one layer's;
     - what one layer works on, forward and backward: `4 N (4I + 3H + 10K)`, and 16 MB of packed matrices; in a mixture of
@@ -102,13 +103,6 @@ def estimate_memory(
     return int(total + kept + work + head)
 
 
-def count_parameters(model: Any) -> tuple[int, int]:
-    """How many numbers of a model are trained, and how many it has."""
-    stored = model.stored().values() if hasattr(model, "stored") else ()
-    trained = sum(math.prod(array.shape) for array in model.trainable_parameters().values())
-    return trained, sum(math.prod(array.shape) for array in (*model.parameters().values(), *stored))
-
-
 def _trained_layers(model: Any) -> int:
     """How many layers the backward pass goes through: from the first with a trainable parameter to the last."""
     count = len(getattr(model, "layers", ()))
@@ -135,11 +129,6 @@ def peak_memory() -> int:
 
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else 1024 * peak
-
-
-def size_text(size: float) -> str:
-    """Bytes as people read them: MB, or GB from one on."""
-    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
 
 
 def describe_plan(
