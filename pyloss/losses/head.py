@@ -119,7 +119,7 @@ def fused(
     ],
     logits_bytes: int | None = None,
 ) -> Callable:
-    """`row_losses.Call`'s run for a loss of the logits of `heads`.
+    """`rows.Run` of a loss of the logits of `heads`.
 
     `kernel(part, logits, dloss, loss, dlogits)` is the loss of some of the counted rows; dlogits[i] may be logits[i]'s own
     buffer, or None. `counted` int32 [M] are the rows to compute, None for all; the others give 0. Classes for which no row of a

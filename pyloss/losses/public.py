@@ -18,10 +18,10 @@ from pyloss.checks.arrays import as_array
 from pyloss.checks.numbers import real, whole
 from pyloss.losses.head import fused, head, row_loss
 from pyloss.losses.rows import (
+    RowLoss,
     class_loss,
     core_rows,
     counted_weight,
-    finish,
     logit_rows,
     row_labels,
     row_map,
@@ -314,9 +314,7 @@ def linear_cross_entropy(
 
     run = fused((top,), counted if some else None, _filter(gradient_filter), kernel, at_once)
     total, dtype = counted_weight(given, index >= 0), np.dtype(np.float32)
-    return finish(
-        run, top.inputs(), shape, dtype, weights=given, total=total, reduction=reduction, out=out
-    )
+    return RowLoss(run, top.inputs(), shape, dtype, given, total).result(reduction, out)
 
 
 def linear_kl_div(
@@ -406,6 +404,4 @@ def _pair_of_heads(
         counted_weight(given, used),
     )
     inputs, dtype = (*q.inputs(), *p.inputs()), np.dtype(np.float32)
-    return finish(
-        run, inputs, shape, dtype, weights=given, total=total, reduction=reduction, out=out
-    )
+    return RowLoss(run, inputs, shape, dtype, given, total).result(reduction, out)
