@@ -1,6 +1,6 @@
 """pyloss: fine-tunes language models, and computes their losses, on ordinary computers.
 
-`import pyloss` imports NumPy and the C core; models, data and training are imported at their first use.
+`import pyloss` imports NumPy and the C core. Models, data and training are imported at first use.
 """
 
 from __future__ import annotations
@@ -118,7 +118,9 @@ def __dir__() -> list[str]:
 
 
 def set_num_threads(n: int) -> None:
-    """Sets how many threads kernels may use; at first PYLOSS_NUM_THREADS, OMP_NUM_THREADS, or all processors allowed."""
+    """Sets how many threads kernels may use; at first PYLOSS_NUM_THREADS, OMP_NUM_THREADS, or all
+    processors allowed.
+    """
     _core.set_num_threads(n)
 
 
@@ -128,9 +130,11 @@ def get_num_threads() -> int:
 
 
 def info() -> dict[str, Any]:
-    """What is in use: version, instruction set and those available, threads, how layers multiply, NumPy, bytes of reused buffers.
+    """What is in use: version, instruction set and those available, threads, how layers multiply,
+    NumPy, bytes of reused buffers.
 
-    `bfloat16` says how products in that precision are or would be computed: by "avx512_bf16", or "emulated".
+    `bfloat16` says how products in that precision are or would be computed: by "avx512_bf16", or
+    "emulated".
     """
     import numpy
 

@@ -37,12 +37,16 @@ class FormatError(ValueError):
 
 
 class DeviceError(RuntimeError):
-    """What an OpenCL device or its driver could not do. The message names the operation, the device and OpenCL's error, and holds
-    the log of a program that could not be built. Too little memory is a `MemoryError` instead. The processor goes on working."""
+    """What an OpenCL device or its driver could not do. The message names the operation, the device
+    and OpenCL's error, and holds the log of a program that could not be built. Too little memory is
+    a `MemoryError` instead. The processor goes on working.
+    """
 
 
 def nearest(name: str, names: Iterable[str]) -> str | None:
-    """The one of `names` that `name` is a slip of, or None: a far name would mislead more than none."""
+    """The one of `names` that `name` is a slip of, or None: a far name would mislead more than
+    none.
+    """
     import difflib
 
     found = difflib.get_close_matches(name, list(names), 1, 0.75)

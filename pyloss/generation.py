@@ -19,7 +19,9 @@ _PREFILL = 512  # prompt tokens per forward pass: bounds the memory of long prom
 
 @dataclass
 class GenerationStep:
-    """One generated token: `text` is what it adds to the answer; `finish_reason` is None, "stop" or "length"."""
+    """One generated token: `text` is what it adds to the answer; `finish_reason` is None, "stop" or
+    "length".
+    """
 
     text: str
     token: int
@@ -40,12 +42,13 @@ def make_sampler(
     generator: np.random.Generator | None = None,
     temperature: float | None = None,
 ) -> Callable[[np.ndarray], int]:
-    """A function from logits [V] to a token id. Names and order are mlx-lm's; `temperature` is another name of `temp`.
+    """A function from logits [V] to a token id. Names and order are mlx-lm's; `temperature` is
+    another name of `temp`.
 
-    Temperature 0 takes the largest. Otherwise the candidates are narrowed to the `top_k` largest (0: all), to the smallest set
-    whose probabilities sum to `top_p` (0 or 1: all), and to those of at least `min_p` times the largest probability (at least
-    `min_tokens_to_keep` of them), and one is drawn
-    by `generator` or the library's own. ValueError for numbers outside of these ranges.
+    Temperature 0 takes the largest. Otherwise the candidates are narrowed to the `top_k` largest
+    (0: all), to the smallest set whose probabilities sum to `top_p` (0 or 1: all), and to those of
+    at least `min_p` times the largest probability (at least `min_tokens_to_keep` of them), and one
+    is drawn by `generator` or the library's own. ValueError for numbers outside of these ranges.
     """
     temperature = temp if temperature is None else temperature
     min_tokens_to_keep = whole(min_tokens_to_keep, "min_tokens_to_keep", 1)
@@ -80,7 +83,9 @@ def make_sampler(
 
 
 def _largest(values: np.ndarray, n: int) -> np.ndarray:
-    """Where the n largest are, largest first; of equal ones the first. Few of many need no sorting of all."""
+    """Where the n largest are, largest first; of equal ones the first. Few of many need no sorting
+    of all.
+    """
     if n >= len(values):
         return np.argsort(-values, kind="stable")
     least = np.partition(values, len(values) - n)[len(values) - n]
@@ -108,8 +113,8 @@ def generate_tokens(
 ) -> Iterator[int]:
     """Token ids after `prompt` (token ids, at least one), without end, one forward pass each.
 
-    `logits_processors` are called in turn with all token ids so far and the logits [1, V], which they may change, as mlx-lm
-    calls them; `sampler` takes the logits [V] that come out.
+    `logits_processors` are called in turn with all token ids so far and the logits [1, V], which
+    they may change, as mlx-lm calls them; `sampler` takes the logits [V] that come out.
     """
     ids = np.asarray(prompt)
     if ids.ndim != 1 or not ids.size:
@@ -149,11 +154,13 @@ def stream_generate(
 ) -> Iterator[GenerationStep]:
     """Generates after `prompt` (a text or token ids), yielding each token as it comes.
 
-    A text gets the tokenizer's special tokens, the first one once where the text has it already, as those of chat templates.
+    A text gets the tokenizer's special tokens, the first one once where the text has it already, as
+    those of chat templates.
 
-    Ends with the tokenizer's end tokens, whose text is not part of the answer, or after `max_tokens` (-1: no limit). The same
-    `seed` gives the same answer. A `sampler`, of `make_sampler` or a function from logits [V] to a token id, takes the place of
-    `temperature` to `seed`; `logits_processors` as in `generate_tokens`.
+    Ends with the tokenizer's end tokens, whose text is not part of the answer, or after
+    `max_tokens` (-1: no limit). The same `seed` gives the same answer. A `sampler`, of
+    `make_sampler` or a function from logits [V] to a token id, takes the place of `temperature` to
+    `seed`; `logits_processors` as in `generate_tokens`.
     """
     from pyloss.models.text.special import encode_text
     from pyloss.models.tokenizer import StreamDecoder
@@ -169,7 +176,8 @@ def stream_generate(
     own = make_sampler(temperature, top_p, min_p, top_k=top_k, generator=generator)
     if sampler is not None and (temperature, top_p, min_p, top_k, seed) != (0.0, 1.0, 0.0, 0, None):
         raise ValueError(
-            "sampler takes the place of temperature, top_p, min_p, top_k and seed: give one or the others"
+            "sampler takes the place of temperature, top_p, min_p, top_k and seed: "
+            "give one or the others"
         )
     tokens = generate_tokens(model, ids, sampler or own, logits_processors)
     decoder = StreamDecoder(tokenizer, skip_special_tokens=True)
@@ -196,7 +204,9 @@ def stream_generate(
 def generate(
     model: Any, tokenizer: Any, prompt: str | Sequence[int], verbose: bool = False, **options: Any
 ) -> str:
-    """The whole answer of `stream_generate`; with `verbose` it is printed as it comes, and its speed behind it, as in mlx-lm."""
+    """The whole answer of `stream_generate`; with `verbose` it is printed as it comes, and its
+    speed behind it, as in mlx-lm.
+    """
     texts, step = [], None
     if verbose:
         out("=" * 10)
@@ -208,7 +218,8 @@ def generate(
         out("\n" + "=" * 10)
         out(f"Prompt: {step.prompt_tokens} tokens, {step.prompt_tps:.3f} tokens-per-sec")
         out(
-            f"Generation: {step.generation_tokens} tokens, {step.generation_tps:.3f} tokens-per-sec",
+            f"Generation: {step.generation_tokens} tokens, "
+            f"{step.generation_tps:.3f} tokens-per-sec",
             flush=True,
         )
     return "".join(texts)

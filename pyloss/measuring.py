@@ -1,4 +1,7 @@
-"""What this machine gives: speeds of memory and of matrix products, and of a training step. `pyloss bench` prints them."""
+"""This machine's speeds: memory, matrix products, training steps.
+
+`pyloss bench` prints them.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,9 @@ MOST_ROWS = 8192
 
 
 def best_seconds(function: Callable[[], Any], seconds: float) -> float:
-    """The shortest of the calls that fit into about so many seconds, two at least; the first counts only if it fills them."""
+    """The shortest of the calls that fit into about so many seconds, two at least; the first counts
+    only if it fills them.
+    """
 
     def once() -> float:
         begin = time.perf_counter()
@@ -39,7 +44,9 @@ def best_seconds(function: Callable[[], Any], seconds: float) -> float:
 
 
 def memory_speed(seconds: float = 0.5, size: int = MEMORY_BYTES) -> float:
-    """Bytes a second that kernels move over an array of `size` bytes: reading it, or reading and writing, whichever are more."""
+    """Bytes a second that kernels move over an array of `size` bytes: reading it, or reading and
+    writing, whichever are more.
+    """
     rows = empty(64, max(size // 256, 1))
     rows[...] = 1
     flat, largest = rows.reshape(-1), np.empty(len(rows), np.int32)
@@ -50,7 +57,9 @@ def memory_speed(seconds: float = 0.5, size: int = MEMORY_BYTES) -> float:
 
 
 def product_speed(weight: Array | Weight, tokens: int, seconds: float = 0.5) -> float:
-    """FLOP a second of x [tokens, I] times the transpose of a weight [O, I], float32 or stored, and of the gradient by x."""
+    """FLOP a second of x [tokens, I] times the transpose of a weight [O, I], float32 or stored, and
+    of the gradient by x.
+    """
     rows, cols = weight.shape
     rng, stored = np.random.default_rng(0), core_weight(weight)
     x, dy = (rng.standard_normal((tokens, size), dtype=np.float32) for size in (cols, rows))
@@ -64,7 +73,8 @@ def product_speed(weight: Array | Weight, tokens: int, seconds: float = 0.5) -> 
 
 
 def typical_weights(model: Any) -> dict[str, Weight]:
-    """A matrix in each format that the model stores, of the shape that most numbers in it have; the most used format first.
+    """A matrix in each format that the model stores, of the shape that most numbers in it have; the
+    most used format first.
 
     Of one with more rows than MOST_ROWS it is those.
     """
@@ -90,8 +100,10 @@ def training_step(
     grad_checkpoint: bool = False,
     learning_rate: float = 1e-4,
 ) -> Callable[[np.ndarray, np.ndarray], float]:
-    """Puts adapters over all layers of `model`, and gives a function of a batch and its lengths (see `tuner.default_loss`) that
-    does one update of them with AdamW and returns the loss. `config` is that of `linear_to_lora_layers`."""
+    """Puts adapters over all layers of `model`, and gives a function of a batch and its lengths
+    (see `tuner.default_loss`) that does one update of them with AdamW and returns the loss.
+    `config` is that of `linear_to_lora_layers`.
+    """
     from pyloss.tuner import default_loss, linear_to_lora_layers
 
     linear_to_lora_layers(model, -1, config, use_dora)

@@ -24,11 +24,13 @@ M = TypeVar("M", bound="Module")
 class Module:
     """A tree of parameters.
 
-    float32 ndarray attributes are parameters; `Module` attributes, and lists and dicts of modules, are submodules; attributes
-    whose names begin with `_` are neither. Parameters are trained unless frozen; a `Weight` (a stored matrix) is never trained.
+    float32 ndarray attributes are parameters; `Module` attributes, and lists and dicts of modules,
+    are submodules; attributes whose names begin with `_` are neither. Parameters are trained unless
+    frozen; a `Weight` (a stored matrix) is never trained.
     """
 
-    #: changes whenever an attribute of any module is set: what holds for the modules as they were may not hold any more
+    #: changes whenever an attribute of any module is set: what holds for the modules as they were
+    #: may not hold any more
     assignments: ClassVar[object] = object()
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -115,7 +117,10 @@ class Module:
         }
 
     def freeze(self, *, recurse: bool = True, keys: Iterable[str] | None = None) -> Module:
-        """Excludes parameters from training: all, or those with the names `keys`; in this module alone with `recurse=False`."""
+        """Excludes parameters from training: all, or those with the names `keys`.
+
+        `recurse=False`: in this module only.
+        """
         wanted = None if keys is None else set(keys)
         for module in self.modules() if recurse else (self,):
             names = {name for name, _ in module._own()}
@@ -145,7 +150,9 @@ class Module:
         return self.train(False)
 
     def moved(self, put: Callable[[Any], Any]) -> Module:
-        """This module with what `put` makes of its arrays and weights in their place; what is shared stays so."""
+        """This module with its arrays and weights replaced by `put`'s results; shared ones stay
+        shared.
+        """
         known: dict[int, Any] = {}
         for module in self.modules():
             for name, value in list(vars(module).items()):
@@ -159,10 +166,11 @@ class Module:
         return self
 
     def load_weights(self, weights: Any, strict: bool = True) -> Module:
-        """Copies `weights` into the parameters of the same names: a dict, (name, array) pairs, or a safetensors file's path.
+        """Copies `weights` into the parameters of the same names: a dict, (name, array) pairs, or a
+        safetensors file's path.
 
-        ValueError, with nothing changed, for names that don't exist, shapes that differ, and with `strict` for parameters that
-        are missing.
+        ValueError, with nothing changed, for names that don't exist, shapes that differ, and with
+        `strict` for parameters that are missing.
         """
         if isinstance(weights, str | os.PathLike):
             from pyloss.io.safetensors import read_safetensors
@@ -202,10 +210,13 @@ def uniform(shape: tuple[int, ...], bound: float) -> np.ndarray:
 
 
 def _over(
-    plain: type[M], quantised: type[M], weight: np.ndarray | Weight | WeightStack, **more: Any
+    plain: type[M], quantized: type[M], weight: np.ndarray | Weight | WeightStack, **more: Any
 ) -> M:
-    """A `plain` layer over `weight` and `more` attributes, without a copy; a `quantised` one where the weight is stored so."""
-    cls = quantised if isinstance(weight, Weight | WeightStack) and not weight.is_float else plain
+    """A layer over `weight` and the attributes `more`, without a copy.
+
+    It is a `plain` one, or a `quantized` one over a quantized weight.
+    """
+    cls = quantized if isinstance(weight, Weight | WeightStack) and not weight.is_float else plain
     layer = cls.__new__(cls)
     Module.__init__(layer)
     for name, value in {"weight": weight, **more}.items():
@@ -216,7 +227,8 @@ def _over(
 class Linear(Module):
     """x [..., in] -> x weight^T + bias, [..., out].
 
-    `weight` [out, in] is an ndarray (trained unless frozen) or a stored float `Weight` (never trained).
+    `weight` [out, in] is an ndarray (trained unless frozen) or a stored float `Weight` (never
+    trained).
     """
 
     def __init__(self, input_dims: int, output_dims: int, bias: bool = True):
@@ -231,7 +243,10 @@ class Linear(Module):
 
     @staticmethod
     def from_weight(weight: np.ndarray | Weight, bias: np.ndarray | None = None) -> Linear:
-        """A layer over existing arrays, without a copy; quantised weights make a `QuantizedLinear`."""
+        """A layer over existing arrays, without a copy.
+
+        A quantized weight makes a `QuantizedLinear`.
+        """
         return _over(Linear, QuantizedLinear, weight, bias=bias)
 
     @property
@@ -240,7 +255,7 @@ class Linear(Module):
         return (self.weight.shape[0], self.weight.shape[1])
 
     def projection(self) -> ops.Projection:
-        """What the layer multiplies by; for a loss that makes its logits a few rows at a time."""
+        """The layer's arrays, for a loss that makes its logits a few rows at a time."""
         return ops.Projection(self.weight, self.bias)
 
     def __call__(self, x: Any) -> Any:
@@ -248,11 +263,14 @@ class Linear(Module):
 
     def __repr__(self) -> str:
         kind = self.weight.format if isinstance(self.weight, Weight) else "float32"
-        return f"{type(self).__name__}(in={self.shape[1]}, out={self.shape[0]}, bias={self.bias is not None}, {kind})"
+        return (
+            f"{type(self).__name__}(in={self.shape[1]}, out={self.shape[0]}, "
+            f"bias={self.bias is not None}, {kind})"
+        )
 
 
 def _affine(values: Any, group_size: int, bits: int) -> Weight:
-    """A matrix in mlx's format of so many bits; ValueError for sizes that it does not have."""
+    """A matrix in mlx's affine format with so many bits. ValueError for unsupported sizes."""
     count = whole(bits, "bits")
     if f"affine{count}" not in FORMATS:
         known = ", ".join(
@@ -263,12 +281,15 @@ def _affine(values: Any, group_size: int, bits: int) -> Weight:
 
 
 class QuantizedLinear(Linear):
-    """A `Linear` whose weight is stored in a group-quantised format, which is never trained.
+    """A `Linear` over a group-quantized weight, which is never trained.
 
-    `QuantizedLinear(in, out)` begins with random values, stored as mlx.nn's layer of this name stores them: affine, in groups
-    of `group_size` along each row, `bits` to a value. `Linear.from_weight` makes one over a `Weight` of any quantised format.
+    `QuantizedLinear(in, out)` begins with random values, stored as mlx.nn's layer of this name
+    stores
+    them: affine, in groups of `group_size` along each row, `bits` per value. `Linear.from_weight`
+    makes one over a `Weight` of any quantized format.
 
-    Raises ValueError for sizes that the format does not have: `input_dims` must be a multiple of `group_size`.
+    ValueError for sizes that the format does not have: `input_dims` must be a multiple of
+    `group_size`.
     """
 
     weight: Weight
@@ -286,9 +307,11 @@ class QuantizedLinear(Linear):
 
 
 class SwitchLinear(Module):
-    """The linear layers of E experts, one for each row: x [M, in], its rows sorted by expert -> [M, out].
+    """The linear layers of E experts, one for each row: x [M, in], its rows sorted by expert -> [M,
+    out].
 
-    `weight` [E, out, in] is an ndarray (trained unless frozen) or a `WeightStack` of floats (never trained), `bias` [E, out].
+    `weight` [E, out, in] is an ndarray (trained unless frozen) or a `WeightStack` of floats (never
+    trained), `bias` [E, out].
     """
 
     def __init__(self, input_dims: int, output_dims: int, num_experts: int, bias: bool = True):
@@ -309,7 +332,10 @@ class SwitchLinear(Module):
     def from_weight(
         weight: np.ndarray | WeightStack, bias: np.ndarray | None = None
     ) -> SwitchLinear:
-        """A layer over existing arrays, without a copy; quantised weights make a `QuantizedSwitchLinear`."""
+        """A layer over existing arrays, without a copy.
+
+        Quantized weights make a `QuantizedSwitchLinear`.
+        """
         return _over(SwitchLinear, QuantizedSwitchLinear, weight, bias=bias)
 
     @property
@@ -318,19 +344,25 @@ class SwitchLinear(Module):
         return (self.weight.shape[0], self.weight.shape[1], self.weight.shape[2])
 
     def __call__(self, x: Any, offsets: np.ndarray) -> Any:
-        """The rows [offsets[e], offsets[e + 1]) of x are those of expert e: int32 `offsets` [E + 1], see `ops.route`."""
+        """The rows [offsets[e], offsets[e + 1]) of x are those of expert e: int32 `offsets` [E +
+        1], see `ops.route`.
+        """
         return ops.expert_project(x, offsets, Projection(self.weight, self.bias))
 
     def __repr__(self) -> str:
         experts, rows, cols = self.shape
         kind = self.weight.format if isinstance(self.weight, WeightStack) else "float32"
-        return f"{type(self).__name__}(in={cols}, out={rows}, experts={experts}, bias={self.bias is not None}, {kind})"
+        return (
+            f"{type(self).__name__}(in={cols}, out={rows}, experts={experts}, "
+            f"bias={self.bias is not None}, {kind})"
+        )
 
 
 class QuantizedSwitchLinear(SwitchLinear):
-    """A `SwitchLinear` whose weights are stored in a group-quantised format, which is never trained.
+    """A `SwitchLinear` over group-quantized weights, which are never trained.
 
-    Arguments and errors as for `QuantizedLinear`; `SwitchLinear.from_weight` makes one over a `WeightStack`.
+    Arguments and errors as for `QuantizedLinear`. `SwitchLinear.from_weight` makes one over a
+    `WeightStack`.
     """
 
     weight: WeightStack
@@ -360,7 +392,10 @@ class Embedding(Module):
 
     @staticmethod
     def from_weight(weight: np.ndarray | Weight) -> Embedding:
-        """A layer over an existing table, without a copy; quantised tables make a `QuantizedEmbedding`."""
+        """A layer over an existing table, without a copy.
+
+        A quantized table makes a `QuantizedEmbedding`.
+        """
         return _over(Embedding, QuantizedEmbedding, weight)
 
     @property
@@ -372,7 +407,7 @@ class Embedding(Module):
         return ops.embedding(ids, self.weight)
 
     def projection(self) -> ops.Projection:
-        """What `as_linear` multiplies by."""
+        """The arrays of `as_linear`."""
         return ops.Projection(self.weight)
 
     def as_linear(self, x: Any) -> Any:
@@ -385,9 +420,10 @@ class Embedding(Module):
 
 
 class QuantizedEmbedding(Embedding):
-    """An `Embedding` whose table is stored in a group-quantised format, which is never trained.
+    """An `Embedding` over a group-quantized table, which is never trained.
 
-    `group_size`, `bits` and the errors are those of `QuantizedLinear`; `Embedding.from_weight` makes one over a `Weight`.
+    `group_size`, `bits` and errors as for `QuantizedLinear`. `Embedding.from_weight` makes one over
+    a `Weight`.
     """
 
     weight: Weight
@@ -413,10 +449,11 @@ class RMSNorm(Module):
 
 
 def value_and_grad(model: Module, function: Callable) -> Callable:
-    """A function that returns `(value, grads)` of `function` for the trainable parameters of `model`.
+    """A function that returns `(value, grads)` of `function` for the trainable parameters of
+    `model`.
 
-    `function` returns a scalar or a tuple whose first element is one. `grads` is a flat dict keyed like
-    `model.trainable_parameters()`, with zeros for parameters that took no part.
+    `function` returns a scalar or a tuple whose first element is one. `grads` is a flat dict keyed
+    like `model.trainable_parameters()`, with zeros for parameters that took no part.
     """
 
     def wrapped(*args: Any, **kwargs: Any) -> tuple[Any, dict[str, np.ndarray]]:

@@ -1,7 +1,7 @@
-"""Optimisers and learning-rate schedules.
+"""Optimizers and learning-rate schedules.
 
-An optimiser updates, in place, the float32 arrays that `model.trainable_parameters()` gives; the arithmetic is one
-fused call of the C core per parameter. Schedules are plain functions of the number of updates made so far.
+An optimizer updates the float32 arrays of `model.trainable_parameters()` in place, with one fused
+call of the C core per parameter. A schedule is a function of the number of updates made so far.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ def _flat(array: Any) -> Any:
 
 
 def _saved(value: Any, key: str) -> np.ndarray:
-    """A flat float32 copy of what a saved state has under `key`; ValueError for what is no array of numbers."""
+    """A flat float32 copy of what a saved state has under `key`; ValueError for what is no array of
+    numbers.
+    """
     array = as_array(value, f"optimizer state {shown(key)}")
     if array.dtype.kind not in "fiu" and not is_bfloat16(array.dtype):
         raise ValueError(
@@ -49,7 +51,7 @@ def _saved(value: Any, key: str) -> np.ndarray:
 
 
 class _State(dict[str, Any]):
-    """The arrays of each parameter; `state["step"]` and `state["learning_rate"]` are the optimiser's own, as in mlx."""
+    """The arrays of each parameter. As in mlx, `step` and `learning_rate` are the optimizer's."""
 
     OWN = ("step", "learning_rate")
 
@@ -74,12 +76,15 @@ class _State(dict[str, Any]):
 
 
 class Optimizer:
-    """What all optimisers share: the learning rate, the count of updates, the checks and the saved state.
+    """The common part of all optimizers: learning rate, count of updates, checks, saved state.
 
-    `learning_rate` is a number, or a schedule: a function of the number of updates made so far. `rate_scales` multiplies it for
-    some parameters, as parameter groups of torch would: `{"lora_b": 16.0}` for those whose names end in `.lora_b` (LoRA+,
-    arXiv:2402.12354). Decoupled weight decay, which is a part of the rate, grows with it. Like the rate, it is no part of the
-    saved state.
+    Attributes:
+        learning_rate: a number, or a schedule.
+        rate_scales: multiplies the rate for some parameters, like parameter groups of torch:
+            `{"lora_b": 16.0}` for parameters whose names end in `.lora_b` (LoRA+,
+            arXiv:2402.12354). Decoupled weight decay grows with it. Like the rate, it is not saved.
+        step: the number of updates.
+        state: the arrays kept for each parameter.
     """
 
     #: names of the float32 arrays kept for each parameter
@@ -93,7 +98,9 @@ class Optimizer:
 
     @property
     def state(self) -> dict[str, Any]:
-        """The arrays kept for each parameter, by name; `state["step"]` is `step`, and can be set, as in mlx."""
+        """The arrays kept for each parameter, by name; `state["step"]` is `step`, and can be set,
+        as in mlx.
+        """
         return self._state
 
     @state.setter
@@ -110,12 +117,13 @@ class Optimizer:
             )
         except OverflowError:
             raise ValueError(
-                f"the learning rate that the schedule has for update {step} is too large for a float"
+                f"the learning rate that the schedule has for update {step} is too large for a "
+                "float"
             ) from None
 
     @property
     def learning_rate(self) -> float:
-        """The rate of the latest update; before the first one, the rate that it will have."""
+        """The rate of the latest update, or of the first one before that."""
         if self.schedule is None:
             return self._rate
         return self._rate_of(max(self.step - 1, 0))
@@ -127,7 +135,7 @@ class Optimizer:
 
     @property
     def rate_scales(self) -> dict[str, float]:
-        """Factors of the learning rate, by the last part of the parameters' names; others have 1."""
+        """Factors of the learning rate, by the last part of parameters' names; default 1."""
         return dict(self._rate_scales)
 
     @rate_scales.setter
@@ -138,10 +146,10 @@ class Optimizer:
     def update(self, model: Any, grads: Mapping[str, Any], grad_scale: float = 1.0) -> None:
         """Apply `grads` to the model's trainable parameters, in place, and count one update.
 
-        `grads`: flat dict of arrays keyed and shaped as `model.trainable_parameters()`; a parameter without a gradient
-        stays as it is. Every gradient is multiplied by `grad_scale` first.
-        Raises ValueError, before anything is changed, for an unknown name, a wrong shape, or a parameter that is not a
-        writable C-contiguous float32 array.
+        `grads`: flat dict of arrays keyed and shaped as `model.trainable_parameters()`; a parameter
+        without a gradient stays as it is. Every gradient is multiplied by `grad_scale` first.
+        Raises ValueError, before anything is changed, for an unknown name, a wrong shape, or a
+        parameter that is not a writable C-contiguous float32 array.
         """
         parameters = model if isinstance(model, Mapping) else model.trainable_parameters()
         work = []
@@ -161,7 +169,8 @@ class Optimizer:
             array = to_device(grad, parameter) if there else np.asarray(grad)
             if array.shape != parameter.shape:
                 raise ValueError(
-                    f"gradient for {name!r} has shape {array.shape}; the parameter has {parameter.shape}"
+                    f"gradient for {name!r} has shape {array.shape}; "
+                    f"the parameter has {parameter.shape}"
                 )
             contiguous, writable = (
                 (True, True) if there else (parameter.flags.c_contiguous, parameter.flags.writeable)
@@ -174,7 +183,8 @@ class Optimizer:
             slots = self.state.get(name)
             if slots is not None and any(slot.size != parameter.size for slot in slots.values()):
                 raise ValueError(
-                    f"optimizer state of {name!r} has another size than the parameter {parameter.shape}"
+                    f"optimizer state of {name!r} has another size than the parameter "
+                    f"{parameter.shape}"
                 )
             work.append((name, _flat(array), parameter.reshape(-1)))
 
@@ -204,9 +214,10 @@ class Optimizer:
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
-        """A flat dict: `step`, and `"<slot>.<parameter>"` to the float32 array itself (flat, not a copy but of one on a device).
+        """A flat dict: `step`, and `"<slot>.<parameter>"` to a flat float32 array.
 
-        The learning rate and the other settings are arguments of the constructor, not state.
+        The arrays are not copied, except from a device. Settings such as the learning rate are
+        arguments of the constructor, not state.
         """
         flat: dict[str, Any] = {"step": self.step}
         for name, slots in self.state.items():
@@ -214,7 +225,10 @@ class Optimizer:
         return flat
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` gave (arrays are copied); ValueError if it is of another kind of optimiser."""
+        """Restores what `state_dict` gave; arrays are copied.
+
+        ValueError for the state of another kind of optimizer.
+        """
         loaded: dict[str, Arrays] = {}
         for key, value in state.items():
             if key == "step":
@@ -223,7 +237,8 @@ class Optimizer:
             if slot not in self.slots or not name:
                 kept = ", ".join(self.slots)
                 raise ValueError(
-                    f"optimizer state has {shown(key)}; {type(self).__name__} keeps {kept or 'nothing'} for each"
+                    f"optimizer state has {shown(key)}; "
+                    f"{type(self).__name__} keeps {kept or 'nothing'} for each"
                 )
             loaded.setdefault(name, {})[slot] = _saved(value, key)
         for name, slots in loaded.items():
@@ -237,8 +252,8 @@ class Optimizer:
 class AdamW(Optimizer):
     """Adam with decoupled weight decay, as torch computes it.
 
-    `m = b1 m + (1-b1) g;  v = b2 v + (1-b2) g^2;  p -= lr wd p;  p -= lr (m / (1-b1^t)) / (sqrt(v / (1-b2^t)) + eps)`.
-    `bias_correction=False` leaves both divisors out, which is mlx's default.
+    `m = b1 m + (1-b1) g;  v = b2 v + (1-b2) g^2;  p -= lr wd p;  p -= lr (m / (1-b1^t)) / (sqrt(v /
+    (1-b2^t)) + eps)`. `bias_correction=False` leaves both divisors out, which is mlx's default.
     """
 
     slots = ("m", "v")
@@ -288,9 +303,11 @@ class Adam(AdamW):
 
 
 class SGD(Optimizer):
-    """Stochastic gradient descent with optional momentum, as torch computes it (the first update is not dampened).
+    """Stochastic gradient descent with optional momentum, as torch computes it (the first update is
+    not dampened).
 
-    `g += wd p;  buf = momentum buf + (1-dampening) g;  p -= lr (g + momentum buf if nesterov else buf)`.
+    `g += wd p;  buf = momentum buf + (1-dampening) g;  p -= lr (g + momentum buf if nesterov else
+    buf)`.
     """
 
     def __init__(
@@ -309,7 +326,8 @@ class SGD(Optimizer):
         self.slots = ("buf",) if self.momentum else ()
         if self.nesterov and (self.momentum == 0 or self.dampening != 0):
             raise ValueError(
-                f"nesterov=True needs momentum above 0 and dampening 0, not {momentum} and {dampening}"
+                "nesterov=True needs momentum above 0 and dampening 0, "
+                f"not {momentum} and {dampening}"
             )
 
     def _apply(
@@ -365,9 +383,9 @@ def build_optimizer(
     config: Mapping[str, Any] | None = None,
     source: str = "optimizer",
 ) -> Optimizer:
-    """The optimiser called `name` (any case) with the keyword arguments `config`; ValueError names what is allowed.
+    """The optimizer `name` (in any case) with the keyword arguments `config`.
 
-    `source` is put before the message of an error: where the name was given.
+    ValueError lists what is allowed; its message begins with `source`, where the name was given.
     """
     kind = OPTIMIZERS.get(str(name).lower())
     if kind is None:
@@ -385,7 +403,7 @@ def build_optimizer(
 
 
 def grad_norm(grads: Mapping[str, Any]) -> float:
-    """The Euclidean norm of all gradients together, summed in float64; nan or inf if any of them is."""
+    """The Euclidean norm of all gradients, summed in float64; nan or inf if any of them is."""
     total = 0.0
     kinds = [isinstance(grad, DeviceArray) for grad in grads.values()]
     parts = np.zeros(len(kinds), np.float64)
@@ -405,7 +423,10 @@ def grad_norm(grads: Mapping[str, Any]) -> float:
 
 
 def clip_scale(norm: float, max_norm: float | None) -> float:
-    """The factor that brings gradients of norm `norm` down to `max_norm` (None: 1.0), as torch and mlx compute it."""
+    """The factor that reduces gradients of norm `norm` to `max_norm`, as in torch and mlx.
+
+    1.0 if `max_norm` is None.
+    """
     if max_norm is None or max_norm == math.inf:
         return 1.0
     return min(real(max_norm, "max_norm", 0) / (norm + 1e-6), 1.0)
@@ -414,13 +435,13 @@ def clip_scale(norm: float, max_norm: float | None) -> float:
 def clip_grad_norm(
     grads: Mapping[str, Any], max_norm: float
 ) -> tuple[dict[str, np.ndarray], float]:
-    """Gradients scaled down so that their norm is at most `max_norm`, and the norm that they had."""
+    """Gradients scaled so that their norm is at most `max_norm`, and their norm before."""
     norm = grad_norm(grads)
     scale = np.float32(clip_scale(norm, max_norm))
     return {name: grad if scale == 1 else grad * scale for name, grad in grads.items()}, norm
 
 
-# Schedules --------------------------------------------------------------------------------------------------------
+# Schedules ----------------------------------------------------------------------------------------
 
 
 def _in_steps(name: str, steps: Any) -> int:
@@ -458,7 +479,10 @@ def cosine_decay(init: float, decay_steps: int, end: float = 0.0) -> Schedule:
 
 
 def join_schedules(schedules: Sequence[Schedule], boundaries: Sequence[int]) -> Schedule:
-    """One schedule after the other: `schedules[i + 1]` takes over at update `boundaries[i]`, counting from 0 there."""
+    """One schedule after the other.
+
+    `schedules[i + 1]` begins at update `boundaries[i]` and counts from 0 there.
+    """
     if not schedules or len(boundaries) != len(schedules) - 1:
         raise ValueError(
             f"{len(schedules)} schedules and {len(boundaries)} boundaries given; "
@@ -473,9 +497,10 @@ def join_schedules(schedules: Sequence[Schedule], boundaries: Sequence[int]) -> 
 
 
 class WarmUp:
-    """A linear warm-up over `warmup` updates from `init` to the rate that `after` starts with, and then `after`.
+    """A linear warm-up over `warmup` updates, from `init` to the first rate of `after`, then
+    `after`.
 
-    As in mlx-lm, update number `warmup` (counting from 0) has the full rate, and `after` counts from the one behind it.
+    As in mlx-lm, update `warmup` (counting from 0) has the full rate, and `after` starts one later.
     """
 
     def __init__(self, after: float | Schedule, warmup: int, init: float = 0.0) -> None:
@@ -499,9 +524,10 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
 
 
 def build_schedule(config: Mapping[str, Any]) -> Schedule:
-    """The schedule that mlx-lm's YAML describes: `{name, arguments, warmup, warmup_init}`; ValueError if it does not.
+    """The schedule that mlx-lm's YAML describes: `{name, arguments, warmup, warmup_init}`.
 
-    `arguments` are those of the schedule in their order; `warmup` counts optimiser updates, not micro-batches.
+    `arguments` are the schedule's, in order. `warmup` counts optimizer updates, not micro-batches.
+    ValueError for other content.
     """
     known = ("name", "arguments", "warmup", "warmup_init")
     for key in config:

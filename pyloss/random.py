@@ -1,6 +1,7 @@
-"""The random state of the library: a seed and a counter, from which every dropout mask, shuffle and sample draws a seed.
+"""The library's random state: dropout masks, shuffles and samples draw their seeds from it.
 
-Two numbers are the whole state, so that a checkpoint can bring it back and gradient checkpointing can replay it.
+The state is a seed and a counter. A run's checkpoint stores both; gradient checkpointing resets
+them for its second run.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ _state = {"seed": 0, "counter": 0}
 
 
 def seed(value: int) -> None:
-    """Starts the sequence of seeds anew from `value`, an integer from 0 to 2^63 - 1; ValueError, or TypeError, for others."""
+    """Starts the sequence of seeds anew from `value`, an integer from 0 to 2^63 - 1; ValueError, or
+    TypeError, for others.
+    """
     _state.update(seed=whole(value, "seed", 0), counter=0)
 
 

@@ -1,4 +1,4 @@
-"""The tape: differentiable values, gradients of functions, and functions that run a second time for their gradient."""
+"""The tape and checkpointing: differentiable values and gradients of functions."""
 
 from pyloss.autograd.checkpointing import checkpoint
 from pyloss.autograd.tape import (

@@ -1,4 +1,4 @@
-"""Functions that run again for their gradient, so that memory need not hold what their operations save."""
+"""Functions that run a second time in the backward pass, so that memory holds less."""
 
 from __future__ import annotations
 
@@ -23,11 +23,14 @@ from pyloss.autograd.tape import (
 
 
 def checkpoint(function: Callable, x: Any, remember: bool = False) -> Any:
-    """`function(x)` without keeping what its operations save: backward runs it again (Chen et al., arXiv:1604.06174).
+    """`function(x)`, which runs again in backward and keeps only `x` until then.
 
-    `function` takes the array or Tensor `x` and gives one of any shape. Parameters that it closes over get their gradients too,
-    and random numbers are the same both times. With `remember` what its operations pass through `autograd.remembered` is kept.
-    Outside of `value_and_grad` this is `function(x)`.
+    Chen et al., arXiv:1604.06174.
+
+    `function` takes the array or Tensor `x` and returns one of any shape. Parameters that it closes
+    over get their gradients too. Random numbers are the same in both runs. With `remember`, results
+    that the function passes through `autograd.remembered` are kept. Outside of `value_and_grad`
+    this is `function(x)`.
     """
     outer = current_tape()
     if outer is None:
@@ -61,10 +64,11 @@ def checkpoint(function: Callable, x: Any, remember: bool = False) -> Any:
 
 
 def sum_in_parts(function: Callable, parts: Sequence[Any]) -> Any:
-    """The sum of the scalars `function(part)`, float32, of which memory holds one at a time.
+    """The sum of the scalars `function(part)`, float32; memory holds one part at a time.
 
-    Backward goes forward and back through one part before the next begins, so that what operations save is a part's. Until then
-    nothing is computed, unless the value is read: a loss of which backward is all that is asked for costs nothing twice.
+    Backward runs forward and back through one part before the next, so only one part's saved values
+    exist. The value is computed in backward, or when it is read: a loss that nobody reads before
+    backward is computed once.
     """
 
     def total(visit: Callable[[Any], Any]) -> np.ndarray:

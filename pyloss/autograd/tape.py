@@ -1,9 +1,9 @@
 """The tape: records differentiable operations and runs their gradients backwards.
 
-An operation computes its output on ndarrays and, when `recording(*inputs)` says that a gradient may be asked for, calls
-`record(output, inputs, vjp)`. `vjp(dy, grads)` puts the gradient of each input that `grads.wanted(i)` into `grads`. What an
-operation needs later it takes with `keep(x)`, which costs no memory for values that are cheap to compute again.
-Saved values are dropped as soon as backward has used them.
+An operation computes its output on ndarrays. If `recording(*inputs)` says that a gradient may be
+needed, it calls `record(output, inputs, vjp)`. `vjp(dy, grads)` puts the gradient of each input
+with `grads.wanted(i)` into `grads`. `keep(x)` saves a value for the vjp; a value that is cheap to
+recompute takes no memory. Backward drops saved values as soon as it has used them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,19 @@ _local = threading.local()
 
 
 class Node:
-    """One recorded operation (or a leaf): where its gradient gathers, and how it goes on from there."""
+    """A recorded operation or a leaf.
+
+    Attributes:
+        root: identifies the tape. To other tapes, the node's Tensor is a constant.
+        parents: the nodes of the inputs, None for constants.
+        vjp: computes the inputs' gradients; None for a leaf.
+        recompute: computes the output instead of keeping it, or None.
+        cache: the recomputed output.
+        grad: the gradient so far.
+        owned: whether `grad` is this node's own buffer, which may be added to in place.
+        reads_output: whether `vjp` reads the output. An operation that overwrites the output must
+            restore it in its own vjp, which runs earlier.
+    """
 
     __slots__ = ("root", "parents", "vjp", "recompute", "cache", "grad", "owned", "reads_output")
 
@@ -33,14 +45,13 @@ class Node:
         vjp: Callable | None = None,
         recompute: Callable | None = None,
     ):
-        self.root = root  # of the tape it was recorded by; to others its Tensor is a constant
+        self.root = root
         self.parents = parents
         self.vjp = vjp
-        self.recompute = recompute  # computes the output again, instead of keeping it
+        self.recompute = recompute
         self.cache: np.ndarray | None = None
         self.grad: np.ndarray | None = None
-        self.owned = False  # grad is a buffer of this node's own, which may be added into
-        # vjp reads what the operation made: who overwrites that restores it before
+        self.owned = False
         self.reads_output = False
 
     def add(self, grad: np.ndarray, own: bool = False) -> None:
@@ -75,7 +86,7 @@ def _added(a: Any, b: Any) -> Any:
         out = _core.empty(a.shape)
         _core.add(a, b, out)
         return out
-    # of arrays without dimensions NumPy makes a scalar, which nothing can be added into
+    # NumPy returns a scalar for arrays without dimensions, and a scalar cannot be added to.
     return np.asarray(a + b)
 
 
@@ -96,7 +107,7 @@ def _add_into(a: Any, b: Any) -> None:
 
 
 class Gradients:
-    """What a vjp writes to: one slot per input of its operation."""
+    """The gradients that a vjp writes, one per input of its operation."""
 
     __slots__ = ("nodes",)
 
@@ -113,7 +124,7 @@ class Gradients:
         return node.grad if node is not None and node.owned else None
 
     def put(self, i: int, grad: np.ndarray, own: bool = True) -> None:
-        """Adds `grad` to input i. `own=False` when somebody else may still read the array."""
+        """Adds `grad` to input i. `own=False`: somebody else may still read the array."""
         node = self.nodes[i]
         if node is not None:
             node.add(grad, own)
@@ -122,9 +133,11 @@ class Gradients:
 class Tape:
     """Records operations while it is entered; `watch` makes ndarrays leaves by identity.
 
-    `within` another tape, its Tensors and leaves are known here too. A `probing` tape only finds out whether there is anything to
-    record. A `replaying` one runs a function again for its gradient alone: what nobody reads need not be computed, see `lazy_output`,
-    and what is cheap to compute again is kept, since backward follows at once.
+    Args:
+        within: another tape, whose Tensors and leaves this one knows too.
+        probing: only finds out whether there is anything to record.
+        replaying: runs a function a second time for its gradient. Outputs are computed when they
+            are read, see `lazy_output`, and cheap values are kept, since backward follows at once.
     """
 
     def __init__(
@@ -138,7 +151,7 @@ class Tape:
         self._watched: list[np.ndarray] = [] if within is None else within._watched
 
     def watch(self, array: np.ndarray) -> Node:
-        """Operations that are given this very array record a gradient for it."""
+        """Makes this very array a leaf: operations on it record a gradient."""
         leaf = Node(self.root)
         self.leaves[id(array)] = leaf
         self._watched.append(array)  # keeps the identity valid
@@ -158,7 +171,7 @@ class Tape:
             self.backward_from(output._node, grad)
 
     def backward_from(self, node: Node, grad: np.ndarray) -> None:
-        """`backward` for the output of an operation, which need not be held any more."""
+        """`backward` from the node of an operation, whose output may be gone."""
         node.add(grad)
         nodes, self.nodes = self.nodes, []
         with no_grad():
@@ -170,7 +183,7 @@ class Tape:
 
 
 class no_grad:
-    """A context in which nothing is recorded: what is computed inside is a constant to the tape around it."""
+    """A context in which nothing is recorded; results are constants to the outer tape."""
 
     def __enter__(self) -> None:
         self._outer = current_tape()
@@ -181,7 +194,7 @@ class no_grad:
 
 
 def current_tape() -> Tape | None:
-    """The tape of this thread that records now."""
+    """The tape that this thread records to, or None."""
     return getattr(_local, "tape", None)
 
 
@@ -200,7 +213,10 @@ def recording(*inputs: Any) -> bool:
 
 
 def reads_output(x: Any) -> bool:
-    """Whether the gradient of the operation that made x reads x, so that whoever overwrites it has to restore it."""
+    """Whether the vjp of the operation that made x reads x.
+
+    An operation that overwrites x must then restore it in its own vjp.
+    """
     node = _node_of(x)
     return node is not None and node.reads_output
 
@@ -212,7 +228,7 @@ def record(
     recompute: Callable | None = None,
     reads_output: bool = False,
 ) -> Tensor:
-    """The Tensor of an operation's output. `recompute()`, where given, returns the output anew for those who keep it."""
+    """The Tensor of an operation's output. `recompute()`, if given, stands in for keeping it."""
     tape = current_tape()
     assert tape is not None
     node = (
@@ -234,7 +250,10 @@ def record(
 def lazy_output(
     shape: tuple[int, ...], compute: Callable[[], np.ndarray]
 ) -> np.ndarray | LazyTensor:
-    """The float32 output of an operation that is recorded: `compute()`, or while a tape replays, when it is read, if it is."""
+    """The float32 output of a recorded operation.
+
+    It is `compute()`; while a tape replays, it is computed when it is first read.
+    """
     tape = current_tape()
     return (
         LazyTensor(shape, np.dtype(np.float32), compute)
@@ -244,7 +263,10 @@ def lazy_output(
 
 
 def remembered(compute: Callable[[], Any]) -> Any:
-    """`compute()`, which a checkpoint that remembers keeps for its second run: for what costs much time for its memory."""
+    """`compute()`, kept by a checkpoint with `remember` for its second run.
+
+    For results that take much time to compute and little memory.
+    """
     tape = current_tape()
     if tape is None or tape.memory is None:
         return compute()
@@ -255,12 +277,15 @@ def remembered(compute: Callable[[], Any]) -> Any:
 
 
 def data(x: Any, name: str = "the argument") -> Any:
-    """The array of a Tensor or array-like: an ndarray, or a DeviceArray of what is on a device. Errors call it `name`."""
+    """The array of a Tensor or array-like: an ndarray, or a DeviceArray.
+
+    Errors call the argument `name`.
+    """
     return x.data if isinstance(x, Tensor) else device.array(x, name)
 
 
 def keep(x: Any) -> Callable[[], np.ndarray]:
-    """Saves a value for backward: a function that gives it, computed again if that was recorded as cheap."""
+    """Saves a value for backward. Returns a function that gives or recomputes it."""
     node = _node_of(x)
     if node is None or node.recompute is None:
         if isinstance(x, LazyTensor):
@@ -289,7 +314,10 @@ def _value(x: Any) -> Any:
 
 
 def _elementwise(function: Callable, partials: tuple[Callable, Callable], a: Any, b: Any) -> Any:
-    """A binary operation with broadcasting; `partials` are its derivatives, functions of both arguments and the result."""
+    """A binary operation with broadcasting.
+
+    `partials` are its derivatives, functions of both arguments and the result.
+    """
     if not recording(a, b):
         return function(_value(a), _value(b))
     a, b = (v if np.isscalar(v) or isinstance(v, Tensor) else np.asarray(v) for v in (a, b))
@@ -317,10 +345,10 @@ def _elementwise(function: Callable, partials: tuple[Callable, Callable], a: Any
 
 
 class Tensor:
-    """A traced array: what a function under `value_and_grad` computes with.
+    """A traced array: functions under `value_and_grad` compute with these.
 
-    `+ - * / **` with arrays and numbers (NumPy broadcasting), `sum`, `mean`, `reshape`, and all of `pyloss`'s functions carry the
-    gradient; `.data` is the ndarray, for everything else.
+    `+ - * / **` with arrays and numbers (NumPy's broadcasting), `sum`, `mean`, `reshape` and
+    pyloss's functions carry the gradient. `.data` is the ndarray.
     """
 
     __slots__ = ("_data", "_node")
@@ -451,14 +479,15 @@ class Tensor:
         return record(out, (self,), vjp, reads_output=reads_output(self))
 
     def _derived(self, shape: tuple[int, ...], function: Callable[[np.ndarray], np.ndarray]) -> Any:
-        """`function` of the data: at once, or when it is asked for if the data are still to be computed."""
+        """`function` of the data; deferred while these are not computed."""
         return function(self.data)
 
 
 class LazyTensor(Tensor):
-    """A Tensor whose data are computed when they are first read.
+    """A Tensor that computes its data when they are first read.
 
-    Backward does not read the data of a loss, so an operation that gives its result and its gradient together is called once.
+    Backward does not read the data of a loss, so the core computes a loss and its gradient in one
+    call.
     """
 
     __slots__ = ("_compute", "_dtype", "_shape")
@@ -497,7 +526,7 @@ class LazyTensor(Tensor):
         return self._shape[0]
 
     def set_data(self, data: np.ndarray) -> None:
-        """Gives the data to whoever reads them from now on, where backward found them on its way."""
+        """Sets the data, when backward has computed them already."""
         self._data, self._compute = data, None
 
     def _derived(self, shape: tuple[int, ...], function: Callable[[np.ndarray], np.ndarray]) -> Any:
@@ -527,7 +556,10 @@ def _plain(value: Any) -> Any:
 
 
 def leaf_gradient(leaf: Node, array: Any) -> Any:
-    """The gradient that gathered at the leaf of `array`, of its type, for the caller alone; zeros where there is none."""
+    """The gradient of the leaf of `array`, in its type; zeros if there is none.
+
+    The caller owns the result.
+    """
     if isinstance(array, device.DeviceArray):
         found = device.zeros_like(array) if leaf.grad is None else leaf.grad
         return device.to_device(found, array).astype(array.dtype, copy=not leaf.owned)
@@ -537,7 +569,10 @@ def leaf_gradient(leaf: Node, array: Any) -> Any:
 
 
 def run_backward(tape: Tape, result: Any) -> Any:
-    """Runs backward from a scalar result (or the first of a tuple); returns the result as plain arrays."""
+    """Runs backward from a scalar result, or the first of a tuple.
+
+    Returns the result as plain arrays.
+    """
     loss = result[0] if isinstance(result, tuple) else result
     shape = loss.shape if isinstance(loss, Tensor) else np.shape(loss)
     if math.prod(shape) != 1:
@@ -552,9 +587,10 @@ def run_backward(tape: Tape, result: Any) -> Any:
 def value_and_grad(function: Callable, argnums: int | Sequence[int] = 0) -> Callable:
     """A function that returns `(value, gradients)` of `function`.
 
-    `function` returns a scalar, or a tuple whose first element is one (the others come back as they are). The gradients are those
-    of the arguments at `argnums`: float arrays, or dicts, lists and tuples of them; one gradient for an int, a tuple of gradients
-    for a sequence. Floating arguments keep their type, which their gradients have too; other numbers are computed in float32.
+    `function` returns a scalar, or a tuple that begins with one; the rest is passed through. The
+    gradients are those of the arguments at `argnums`: float arrays, or dicts, lists and tuples of
+    them. An int gives one gradient, a sequence gives a tuple. Float arguments and their gradients
+    keep their type; other numbers are computed in float32.
     """
     positions = (argnums,) if isinstance(argnums, int) else tuple(argnums)
 
@@ -562,14 +598,16 @@ def value_and_grad(function: Callable, argnums: int | Sequence[int] = 0) -> Call
         array = device.array(value)
         if isinstance(array, device.DeviceArray) and array.dtype.kind not in "fV":
             raise TypeError(
-                f"cannot differentiate with respect to dtype {array.dtype} on a device; it must be of a float type"
+                f"cannot differentiate with respect to dtype {array.dtype} on a device; "
+                "it must be of a float type"
             )
         if array.dtype not in (np.float32, np.float64, np.float16) and not device.is_bfloat16(
             array.dtype
         ):
             if array.dtype.kind not in "fiub":
                 raise TypeError(
-                    f"cannot differentiate with respect to dtype {array.dtype}; it must hold real numbers"
+                    f"cannot differentiate with respect to dtype {array.dtype}; "
+                    "it must hold real numbers"
                 )
             native = array.dtype.newbyteorder("=")
             array = array.astype(
@@ -581,7 +619,8 @@ def value_and_grad(function: Callable, argnums: int | Sequence[int] = 0) -> Call
         for i in positions:
             if not -len(args) <= i < len(args):
                 raise ValueError(
-                    f"argnums names argument {i}, but the function was called with {len(args)} arguments"
+                    f"argnums names argument {i}, "
+                    f"but the function was called with {len(args)} arguments"
                 )
         traced, tape = list(args), Tape()
         for i in positions:

@@ -1,4 +1,4 @@
-"""Arrays as somebody gives them: the one way from an argument to NumPy, with errors that name the argument."""
+"""Arrays from callers: conversion to NumPy, with errors that name the argument."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pyloss.errors import DeviceError
 
 
 def as_array(x: Any, name: str = "the argument") -> np.ndarray:
-    """`x` as a plain ndarray of any dtype, over its own memory where it is one or has one.
+    """`x` as a plain ndarray of any dtype, over its own memory if it has some.
 
     Raises:
-        TypeError: it is a masked array with masked elements, which would be read as if they were not, or it raises something of
-            its own instead of giving an array.
+        TypeError: a masked array with masked elements, whose values would be read; or a conversion
+            that raises an error of its own.
         ValueError: its rows have different lengths.
     """
     if type(x) is np.ndarray:
@@ -39,12 +39,12 @@ def as_array(x: Any, name: str = "the argument") -> np.ndarray:
 
 
 def as_integers(x: Any, name: str) -> np.ndarray:
-    """`x` as integers with room for any sentinel, -1 included: int64, or uint64 where the argument has it.
+    """`x` as int64, or as uint64 if it has that type, so that any sentinel fits, -1 included.
 
-    Python's ints beyond 64 bits stay as they are, in an array of objects: whoever checks the range can show them.
+    Python ints beyond 64 bits stay in an array of objects, so that range checks can show them.
 
     Raises:
-        TypeError: it does not hold integers; bools are none.
+        TypeError: it does not hold integers; bools are refused.
         ValueError: its rows have different lengths.
     """
     array = as_array(x, name)
@@ -59,7 +59,7 @@ def as_integers(x: Any, name: str) -> np.ndarray:
 
 
 def _large_integers(x: Any, array: np.ndarray) -> np.ndarray | None:
-    """Ints of a list that NumPy has no common type for, as objects; None where there is anything else in it."""
+    """The ints of a list for which NumPy has no type, as objects; None if there is more."""
     if isinstance(x, np.ndarray) or array.dtype.kind not in "fO":
         return None
     exact = np.asarray(x, object)

@@ -1,18 +1,19 @@
-"""The losses for PyTorch: tensors on the CPU in and out, differentiable, without a copy of the logits.
+"""The losses for PyTorch: differentiable, on CPU tensors, without a copy of the logits.
 
     from pyloss.interop.torch import softmax_cross_entropy
 
-    loss = softmax_cross_entropy(logits, labels, reduction="mean")      # torch.nn.functional.cross_entropy(logits, labels)
+    loss = softmax_cross_entropy(logits, labels, reduction="mean")
     loss.backward()
 
-Names and arguments are those of `pyloss`; the classes are the last axis. What `torch.nn.functional` calls otherwise:
+Names and arguments are pyloss's; the classes are the last axis. In `torch.nn.functional`:
 
-    cross_entropy(logits, labels)                   softmax_cross_entropy(logits, labels, reduction="mean")
-    kl_div(log_softmax(q), softmax(p))              kl_div_loss(q, p), of logits, summed over the classes
-    binary_cross_entropy_with_logits(x, y)          binary_cross_entropy_with_logits(x, y, reduction="mean")
+    cross_entropy(logits, labels)           softmax_cross_entropy(logits, labels, reduction="mean")
+    kl_div(log_softmax(q), softmax(p))      kl_div_loss(q, p): of logits, summed over the classes
+    binary_cross_entropy_with_logits(x, y)  the same with reduction="mean"
 
-With a reduction, the forward pass computes loss and gradient in one trip over memory. Without one, the backward pass computes the
-gradient once it knows what each row's loss counts. Second derivatives are refused.
+With a reduction, the forward pass computes loss and gradient in one pass over memory. Without one,
+the backward pass computes the gradient, when the gradients of the rows' losses are known. Second
+derivatives are refused.
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ def _array(name: str, tensor: torch.Tensor) -> np.ndarray:
             f"on {tensor.device}" if tensor.device.type != "cpu" else f"of layout {tensor.layout}"
         )
         raise TypeError(
-            f"{name} must be a dense tensor on the CPU, not one {what}; move it there with .cpu() or .to_dense()"
+            f"{name} must be a dense tensor on the CPU, not one {what}; "
+            "move it there with .cpu() or .to_dense()"
         )
     tensor = tensor.detach()
     if tensor.dtype == torch.bfloat16:
@@ -86,7 +88,9 @@ class _Recorded:
 
 
 class _Loss(torch.autograd.Function):  # type: ignore[misc]
-    """A loss of differentiable tensors; all other arguments are in `call`, which takes and gives arrays."""
+    """A loss of differentiable tensors; all other arguments are in `call`, which takes and gives
+    arrays.
+    """
 
     @staticmethod
     def forward(
@@ -110,7 +114,8 @@ class _Loss(torch.autograd.Function):  # type: ignore[misc]
         # once_differentiable would take these gradients for constants, unless `upstream` is none
         if torch.is_grad_enabled():
             raise RuntimeError(
-                "the losses of pyloss have no second derivative: call backward without create_graph=True"
+                "the losses of pyloss have no second derivative: "
+                "call backward without create_graph=True"
             )
         saved = ctx.saved_tensors
         if ctx.known:

@@ -1,1 +1,1 @@
-"""Files and the terminal: paths, whole files, locks, earlier outputs kept, and the readers of tensor files."""
+"""Files and the terminal: paths, whole files, locks, outputs, readers of tensor files."""

@@ -1,8 +1,8 @@
-"""The one way out for text: lines to standard error, results to standard output.
+"""All text goes out here: messages to standard error, results to standard output.
 
-Nothing here raises because of the stream that it writes to. Characters that the stream's encoding lacks are written as
-escapes, and text that cannot be written (a closed pipe, a closed descriptor, a full disk) is dropped, so that lost output
-never ends a run. Whoever owes the user a result asks `lost()` whether it arrived.
+No function raises an error of its stream. Characters that the encoding lacks are escaped. Text that
+cannot be written is dropped (a closed pipe or descriptor, a full disk), so lost output never ends a
+run. `lost()` says whether the results arrived.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ _lost: str | None = None
 
 
 class Console:
-    """A text stream that never raises, over `stream` or, without it, over what `sys.NAME` is at each call.
+    """A text stream that never raises, over `stream`, or over `sys.NAME` at the time of each call.
 
-    It has what progress bars ask of a file: `write`, `flush`, `isatty`, `fileno` and `encoding`.
+    It has the methods that progress bars need: `write`, `flush`, `isatty`, `fileno`, `encoding`.
     """
 
     def __init__(self, name: str = "stderr", stream: TextIO | None = None) -> None:
@@ -36,7 +36,7 @@ class Console:
         return getattr(self.stream, "encoding", None) or "utf-8"
 
     def write(self, text: str) -> int:
-        """Write `text` as far as that is possible; gives its length."""
+        """Writes `text` as far as possible; returns its length."""
         stream = self.stream
         if stream is None:
             self._dropped("it is closed")
@@ -79,7 +79,7 @@ _out, _err = Console("stdout"), Console("stderr")
 
 
 def reason(error: Exception) -> str:
-    """What the system said, without numbers and paths."""
+    """The system's message, without number and path."""
     return getattr(error, "strerror", None) or str(error)
 
 
@@ -97,7 +97,9 @@ def say(text: str) -> None:
 
 
 def lost() -> bool:
-    """Whether text of `out` could not be written, as far as this is known (`flush=True` makes sure)."""
+    """Whether text of `out` could not be written, as far as this is known (`flush=True` makes
+    sure).
+    """
     return _lost is not None
 
 
@@ -107,9 +109,9 @@ def why_lost() -> str:
 
 
 def begin() -> None:
-    """Forget earlier losses, and give closed standard descriptors to the null device.
+    """Forgets earlier losses, and opens the null device for closed standard descriptors.
 
-    Else the next file that is opened takes the place of a closed descriptor, and what a library prints would go into it.
+    Otherwise the next open file would get that descriptor, and a library's output would go into it.
     """
     global _lost
     _lost = None
@@ -121,8 +123,11 @@ def begin() -> None:
 
 
 def finish() -> bool:
-    """Flush both streams. Those that cannot be written go to the null device, as the interpreter flushes them once more
-    when it ends. Gives whether all text of `out` arrived."""
+    """Flushes both streams; returns whether all text of `out` arrived.
+
+    A stream that cannot be written gets the null device, since the interpreter flushes it once
+    more.
+    """
     for console in (_out, _err):
         stream = console.stream
         if stream is None:

@@ -1,4 +1,4 @@
-"""Reading and writing whole files: mapped reading, JSON with clear errors, writing that never leaves half a file."""
+"""Whole files: mapped reading, JSON with clear errors, writing without partial files."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ _TEMPORARY = re.compile(r"\..+\.(\d{1,10})\.[0-9a-f]{8}\.tmp", re.DOTALL)
 
 
 def user_path(path: PathLike) -> Path:
-    """The path that a user means: the one way in for every path. Reading it twice gives the same path.
+    """The path that a user means. Every path from outside goes through here; twice does no harm.
 
-    A leading `~` or `~name` is the home folder; where no user of that name is known it stays, as in a shell. Names that
-    are not UTF-8 are kept as Python has them (`os.fsdecode`).
+    A leading `~` or `~name` is the home folder; if there is no such user it stays, as in a shell.
+    Names that are not UTF-8 are kept as Python has them (`os.fsdecode`).
 
     Raises:
         TypeError: neither text nor a path.
-        ValueError: an empty path, one with a null character, or `~` where no home folder is known.
+        ValueError: an empty path, a null character, or `~` where no home folder is known.
     """
     try:
         text = os.fsdecode(path)
@@ -59,9 +59,9 @@ def user_path(path: PathLike) -> Path:
 
 
 def check_target(path: PathLike, folder: bool = False) -> None:
-    """Refuse a file, or with `folder` a folder, that is sure not to be writable, before work is done for it.
+    """Refuses a file (or `folder`) that cannot be written, before work is done for it.
 
-    Folders above it that are missing will be made. Raises OSError naming the path.
+    Missing parent folders will be made. Raises OSError naming the path.
     """
     place = user_path(path)
     whole = Path(os.path.abspath(place))
@@ -87,13 +87,15 @@ def check_target(path: PathLike, folder: bool = False) -> None:
 
 @contextmanager
 def replacing(path: PathLike) -> Iterator[Path]:
-    """Give the path of an empty file beside `path`; when the block ends well, it takes `path`'s place.
+    """Give the path of an empty file beside `path`; when the block ends well, it takes `path`'s
+    place.
 
-    The new file is flushed to the disk before it is renamed, so `path` always holds the old content or all of the new.
-    When anything fails, the new file is removed and `path` is as it was.
+    The new file is flushed to the disk before it is renamed, so `path` always holds the old content
+    or all of the new. When anything fails, the new file is removed and `path` is as it was.
 
     Raises:
-        OSError: of the kind that happened (a full disk, a missing or read-only folder), naming `path`.
+        OSError: of the kind that happened (a full disk, a missing or read-only folder), naming
+            `path`.
     """
     # A symbolic link keeps pointing at what it points at; its target is what is replaced.
     target = Path(os.path.realpath(user_path(path)))
@@ -115,7 +117,8 @@ def replacing(path: PathLike) -> Iterator[Path]:
         raise OSError(
             number, f"cannot write: {error.strerror or error}", os.fspath(path)
         ) from error
-    # The rename itself lasts only once the folder is flushed; some file systems cannot, and the data is safe anyway.
+    # The rename itself lasts only once the folder is flushed; some file systems cannot, and the
+    # data is safe anyway.
     with suppress(OSError):
         _flush(target.parent)
 
@@ -140,9 +143,10 @@ def process_is_alive(pid: int) -> bool:
 
 
 def sweep(folder: Path) -> None:
-    """Remove the temporary files that `replacing` left in `folder` when its process was killed; those of live ones stay.
+    """Removes temporary files that `replacing` left in `folder` when its process was killed.
 
-    Call it with the folder's lock: a process of another host, which looks dead from here, does not write there then.
+    Files of live processes stay. Call it with the folder's lock: then no process of another host,
+    which looks dead from here, writes there.
     """
     for name in os.listdir(folder):
         match = _TEMPORARY.fullmatch(name)
@@ -172,7 +176,8 @@ def write_json(path: PathLike, value: Any, sort_keys: bool = False) -> None:
     text = (
         json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, sort_keys=sort_keys) + "\n"
     )
-    # Names of files that are not UTF-8 hold lone surrogates; the escape of one is what JSON writes for it, too.
+    # Names of files that are not UTF-8 hold lone surrogates; the escape of one is what JSON writes
+    # for it, too.
     write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
@@ -197,7 +202,8 @@ def kind_named(kind: type) -> str:
 
 
 def read_json(path: PathLike, kind: type = dict) -> Any:
-    """The JSON value in `path`, which must be of the Python type `kind`; a byte order mark is passed over.
+    """The JSON value in `path`, which must be of the Python type `kind`; a byte order mark is
+    passed over.
 
     Raises:
         FormatError: the file is not UTF-8 or not JSON (with the line), or holds another type.
@@ -236,7 +242,8 @@ def read_text(path: PathLike) -> str:
 
 
 def map_file(path: PathLike) -> np.ndarray:
-    """The bytes of `path` as a read-only uint8 array [size] over a memory map; nothing is read until it is touched.
+    """The bytes of `path` as a read-only uint8 array [size] over a memory map; nothing is read
+    until it is touched.
 
     Raises:
         FormatError: the file is empty, not a regular file, or a Git LFS pointer.
@@ -296,11 +303,12 @@ def _refuse_pointer(path: PathLike, start: bytes) -> None:
 def write_safetensors(
     path: PathLike, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write arrays (any strides; bfloat16 as `ml_dtypes.bfloat16`) as a safetensors file, wholly or not at all.
+    """Write arrays (any strides; bfloat16 as `ml_dtypes.bfloat16`) as a safetensors file, wholly or
+    not at all.
 
     Raises:
-        TypeError: a name or metadata that is not text, a value that is not an array, or one of a dtype without a
-            safetensors name.
+        TypeError: a name or metadata that is not text, a value that is not an array, or one of a
+            dtype without a safetensors name.
         OSError: naming `path`.
     """
     from safetensors import SafetensorError
@@ -318,7 +326,8 @@ def write_safetensors(
     for key, text in (metadata or {}).items():
         if not isinstance(key, str) or not isinstance(text, str):
             raise TypeError(f"metadata must map str to str, got {key!r}: {text!r}")
-    # The library reads each array's memory from its first byte on, and trusts that it is contiguous.
+    # The library reads each array's memory from its first byte on, and trusts that it is
+    # contiguous.
     dense = {name: np.require(array, requirements="C") for name, array in tensors.items()}
     with replacing(path) as beside:
         mode = beside.stat().st_mode & 0o7777

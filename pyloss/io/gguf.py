@@ -1,6 +1,6 @@
 """Reading GGUF files (versions 2 and 3, little-endian) over a memory map.
 
-Own code rather than the `gguf` package, which takes seconds for a 49k-token vocabulary and trusts the file's numbers.
+The `gguf` package takes seconds for a vocabulary of 49k tokens, and trusts the file's numbers.
 """
 
 from __future__ import annotations
@@ -20,9 +20,12 @@ from pyloss.weights.weight import SINGLE, row_bytes
 
 #: ggml's tensor types by number
 GGML_TYPES = {
-    0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0", 9: "Q8_1", 10: "Q2_K", 11: "Q3_K",
-    12: "Q4_K", 13: "Q5_K", 14: "Q6_K", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S",
-    20: "IQ4_NL", 21: "IQ3_S", 22: "IQ2_S", 23: "IQ4_XS", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64",
+    0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0", 9: "Q8_1",
+    10: "Q2_K", 11: "Q3_K",
+    12: "Q4_K", 13: "Q5_K", 14: "Q6_K", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS",
+    19: "IQ1_S",
+    20: "IQ4_NL", 21: "IQ3_S", 22: "IQ2_S", 23: "IQ4_XS", 24: "I8", 25: "I16", 26: "I32",
+    27: "I64", 28: "F64",
     29: "IQ1_M", 30: "BF16", 34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4", 40: "NVFP4",
 }  # fmt: skip
 
@@ -53,18 +56,22 @@ _MAX_DIMENSIONS = 4
 def read_gguf(path: str | os.PathLike[str]) -> TensorFile:
     """Map a GGUF file.
 
-    Metadata values are Python numbers, bools, strings, and lists of these. Tensor types have ggml's names ("Q4_1"),
-    shapes are in NumPy order. Types that pyloss cannot read are listed all the same; asking for their values is the error.
+    Metadata values are Python numbers, bools, strings, and lists of these. Tensor types have ggml's
+    names ("Q4_1"), shapes are in NumPy order. Types that pyloss cannot read are listed all the
+    same; asking for their values is the error.
 
     Raises:
-        FormatError: not a GGUF file, or one that is truncated or damaged, naming the key or tensor and what is wrong.
+        FormatError: not a GGUF file, or one that is truncated or damaged, naming the key or tensor
+            and what is wrong.
         OSError: the file cannot be opened.
     """
     return _Reader(os.fspath(user_path(path))).read()
 
 
 class _Reader:
-    """One pass over the header. Every length is checked against the file before anything of that size is made."""
+    """One pass over the header. Every length is checked against the file before anything of that
+    size is made.
+    """
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -136,7 +143,8 @@ class _Reader:
         count = self.number(_U64, key)
         if kind != _STRING:
             return self.scalars(key, kind, count)
-        # A vocabulary has tens of thousands of strings, so this loop does by hand what `string` does.
+        # A vocabulary has tens of thousands of strings, so this loop does by hand what `string`
+        # does.
         buffer, unpack, offset, size = self.buffer, _U64.unpack_from, self.offset, self.size
         if count > (size - offset) // 8:
             raise FormatError(
@@ -218,6 +226,9 @@ class _Reader:
             except ValueError as error:
                 raise FormatError(self.path, name, str(error)) from None
         if start + size > self.size:
-            reason = f"truncated: {dtype} of shape {shape} ends at byte {start + size}, and the file has {self.size}"
+            reason = (
+                f"truncated: {dtype} of shape {shape} ends at byte {start + size}, "
+                f"and the file has {self.size}"
+            )
             raise FormatError(self.path, name, reason)
         return self.data[start : start + size] if size else None

@@ -1,10 +1,12 @@
-"""One writer at a time: a lock file in the folder that a run or an export writes.
+"""One writer at a time: a lock file in the folder that a run or an export writes to.
 
-The lock is the kernel's (`flock`) and not the file's existence: it ends with the process, however that ends, so a lock is never
-stale and two processes cannot both take one over. Linux carries it over NFS to other hosts. What the file says (process, host,
-start) is for the message. It decides only on file systems without `flock`: there, a dead process of this host has no lock.
+The kernel holds the lock (`flock`), and it ends with the process. So no lock is stale, and two
+processes cannot both take one over. Linux carries it over NFS. The file's text (process, host,
+start) is for the message. It decides only on file systems without `flock`, where a dead process of
+this host holds no lock.
 
-A lock belongs to the open file, which `fork` shares: a child that outlives its parent would keep it. Children therefore close it.
+A lock belongs to the open file, which `fork` shares. Children close it, so that none keeps it
+longer than its parent.
 """
 
 from __future__ import annotations
@@ -31,9 +33,11 @@ _held: set[int] = set()
 
 @contextmanager
 def locked(folder: Path, name: str = LOCK_FILE) -> Iterator[None]:
-    """Hold the lock `name` of `folder`, which exists, and remove the temporary files that dead processes left there.
+    """Hold the lock `name` of `folder`, which exists, and remove the temporary files that dead
+    processes left there.
 
-    Raises BlockingIOError naming the process that holds the lock, OSError naming the folder if nothing can be written there.
+    Raises BlockingIOError naming the process that holds the lock, OSError naming the folder if
+    nothing can be written there.
     """
     path, owner = folder / name, os.getpid()
     descriptor = _take(path)
@@ -43,7 +47,8 @@ def locked(folder: Path, name: str = LOCK_FILE) -> Iterator[None]:
         yield
     finally:
         if os.getpid() == owner:
-            # Removed while it is held, so nobody else's is: who opened it meanwhile sees that it is gone.
+            # Removed while it is held, so nobody else's is: who opened it meanwhile sees that it is
+            # gone.
             with suppress(OSError):
                 path.unlink()
             _held.discard(descriptor)
@@ -110,7 +115,10 @@ def _busy(path: Path, holder: dict[str, Any]) -> BlockingIOError:
     who = "another process"
     if holder:
         who = f"process {holder['pid']} on {holder.get('host')}, started {holder.get('started')}"
-    text = f"another run is writing here: {who} (its lock is {path.name}); wait for it, or give another place"
+    text = (
+        f"another run is writing here: {who} (its lock is {path.name}); wait for it, "
+        "or give another place"
+    )
     return BlockingIOError(errno.EWOULDBLOCK, text, str(path.parent))
 
 

@@ -1,7 +1,8 @@
-"""What an earlier run or export left stays: before anything takes its place, it moves into a folder `previous-N` beside it.
+"""Writing outputs: folders, and earlier outputs moved into `previous-N` beside them.
 
-The files keep their names there, all of a set in one folder: `adapters/previous-1` is an adapter, `fused/previous-1` a model.
-The numbers rise: 1 is the oldest. A folder under way is called `previous-N.part`; if the process dies, the next one finishes it.
+The files of a set keep their names in one folder: `adapters/previous-1` is an adapter,
+`fused/previous-1` a model. 1 is the oldest. An unfinished folder is `previous-N.part`; if its
+process dies, the next one completes it.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ _NAME = re.compile(r"previous-(\d{1,9})(\.part)?")
 
 
 def make_folder(folder: Path, kind: str = "folder") -> None:
-    """Make `folder` and those above it. OSError naming it, and saying that it is the `kind`, if that is impossible."""
+    """Make `folder` and those above it. OSError naming it, and saying that it is the `kind`, if
+    that is impossible.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -33,9 +36,10 @@ def make_folder(folder: Path, kind: str = "folder") -> None:
 
 
 def set_aside(folder: Path, moved: Iterable[str], copied: Iterable[str] = ()) -> Path | None:
-    """Move the files `moved` of `folder`, as far as they are there, into a new `previous-N`; gives that folder.
+    """Moves those files `moved` of `folder` that exist into a new `previous-N`; returns that
+    folder.
 
-    The files `copied` are copied there too, if any is moved. Nothing is there to move: None, and nothing changes.
+    Copies of the files `copied` go there too. Returns None, without changes, if no file exists.
     """
     there = [name for name in moved if os.path.lexists(folder / name)]
     if not there:
@@ -53,7 +57,7 @@ def set_aside(folder: Path, moved: Iterable[str], copied: Iterable[str] = ()) ->
 
 
 def _move(source: Path, target: Path, turn: Callable[[str], str]) -> None:
-    """Rename a file; a relative link, which means another place from there, becomes `turn` of what it says."""
+    """Renames a file; `turn` rewrites a relative link for its new folder."""
     if source.is_symlink() and not os.path.isabs(link := os.readlink(source)):
         os.symlink(turn(link), target)
         source.unlink()
@@ -62,7 +66,7 @@ def _move(source: Path, target: Path, turn: Callable[[str], str]) -> None:
 
 
 def _begun(folder: Path, names: list[str]) -> Path:
-    """The `previous-N.part` that a dead process began, unless it holds one of `names`; else the next one."""
+    """A `previous-N.part` of a dead process without any of `names`, or else the next one."""
     found = {
         int(match[1]): match for name in os.listdir(folder) if (match := _NAME.fullmatch(name))
     }
@@ -76,12 +80,14 @@ def _begun(folder: Path, names: list[str]) -> Path:
 def output(
     path: Path, names: Iterable[str] | None = None, overwrite: bool = False
 ) -> Iterator[None]:
-    """Write an output in the block: the files `names` of the folder `path`, or without `names` the file `path`.
+    """Writes an output in the block: the files `names` of the folder `path`, or the file `path`.
 
-    The folder is made, and locked meanwhile. Files of these names that were there are set aside, which the log says, or with
-    `overwrite` removed once the block has ended well. When it fails they come back.
+    Makes and locks the folder. Existing files of these names are set aside, which the log says;
+    with `overwrite` they are removed once the block has succeeded. If it fails, they come back.
 
-    Raises OSError naming what cannot be made or written, BlockingIOError while another process writes there.
+    Raises:
+        OSError: names the file or folder that cannot be made or written.
+        BlockingIOError: another process writes there.
     """
     single = names is None
     folder = path.parent if single else path

@@ -16,7 +16,8 @@ from pyloss.io.files import kind_of, map_file, read_json, user_path
 from pyloss.io.tensor_file import StoredTensor, TensorFile
 
 _ITEM_BYTES = {
-    "F64": 8, "I64": 8, "U64": 8, "C64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2,
+    "F64": 8, "I64": 8, "U64": 8, "C64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2,
+    "I16": 2, "U16": 2,
     "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "I8": 1, "U8": 1, "BOOL": 1,
 }  # fmt: skip
 
@@ -31,11 +32,12 @@ _INDEX = "model.safetensors.index.json"
 
 
 def read_safetensors(path: str | os.PathLike[str]) -> TensorFile:
-    """Map a safetensors file, or a folder with `model.safetensors` or the shards of `model.safetensors.index.json`.
+    """Map a safetensors file, or a folder with `model.safetensors` or the shards of
+    `model.safetensors.index.json`.
 
-    Tensors are views of the mapped files; `metadata` is the header's `__metadata__` (of a sharded folder, the index's
-    `metadata`). As in transformers, the single file goes before an index that lies beside, and shards are read whole,
-    with tensors that the index does not name.
+    Tensors are views of the mapped files; `metadata` is the header's `__metadata__` (of a sharded
+    folder, the index's `metadata`). As in transformers, the single file goes before an index that
+    lies beside, and shards are read whole, with tensors that the index does not name.
 
     Raises:
         FormatError: a file that is truncated or damaged, or an index that does not fit its shards.
@@ -84,7 +86,10 @@ def _read_file(path: Path) -> TensorFile:
         raise FormatError(path, "header", f"truncated: the file has {data.size} bytes")
     header_size = int(data[:8].view("<u8")[0])
     if header_size > data.size - 8:
-        reason = f"truncated, or not a safetensors file: a header of {header_size} bytes in a file of {data.size}"
+        reason = (
+            "truncated, or not a safetensors file: "
+            f"a header of {header_size} bytes in a file of {data.size}"
+        )
         raise FormatError(path, "header", reason)
     if header_size > _MAX_HEADER:
         reason = f"a header of {header_size} bytes; safetensors files have at most {_MAX_HEADER}"
@@ -144,7 +149,9 @@ def _is_sizes(value: Any) -> TypeGuard[list[int]]:
 
 
 def _check_cover(path: Path, header: dict[str, Any], size: int) -> None:
-    """The tensors must lie end to end and fill the data: a hole or an overlap means a damaged header."""
+    """The tensors must lie end to end and fill the data: a hole or an overlap means a damaged
+    header.
+    """
     position = 0
     for start, end, name in sorted(
         (*entry["data_offsets"], name) for name, entry in header.items()

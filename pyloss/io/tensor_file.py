@@ -23,7 +23,8 @@ class StoredTensor:
         name: the tensor's name in that file.
         dtype: the file format's own name for the type, as "BF16" or "Q4_1".
         shape: in NumPy order (outermost first).
-        data: its bytes, a read-only uint8 view of the mapped file; None when the type's size is not known to pyloss.
+        data: its bytes, a read-only uint8 view of the mapped file; None when the type's size is not
+            known to pyloss.
     """
 
     path: str
@@ -33,7 +34,9 @@ class StoredTensor:
     data: np.ndarray | None = field(repr=False)
 
     def weight(self, head_dim: int = 0) -> Weight:
-        """The matrix, not copied. Raises FormatError for a tensor that is not a matrix of a type pyloss reads."""
+        """The matrix, not copied. Raises FormatError for a tensor that is not a matrix of a type
+        pyloss reads.
+        """
         data = self._readable()
         if len(self.shape) != 2:
             raise FormatError(self.path, self.name, f"expected a matrix, got shape {self.shape}")
@@ -43,7 +46,10 @@ class StoredTensor:
             raise FormatError(self.path, self.name, str(error)) from None
 
     def stack(self) -> WeightStack:
-        """The matrices of a tensor of three dimensions, not copied. Raises FormatError as `weight`."""
+        """The matrices of a tensor with three dimensions, not copied.
+
+        Raises FormatError as `weight` does.
+        """
         data = self._readable()
         if len(self.shape) != 3:
             raise FormatError(
@@ -58,7 +64,9 @@ class StoredTensor:
             raise FormatError(self.path, self.name, str(error)) from None
 
     def array(self) -> np.ndarray:
-        """The values, a new float32 array of `shape`. Raises FormatError for a type that pyloss does not read."""
+        """The values, a new float32 array of `shape`. Raises FormatError for a type that pyloss
+        does not read.
+        """
         data = self._readable()
         rows, columns = (math.prod(self.shape[:-1]), self.shape[-1]) if self.shape else (1, 1)
         return Weight(data, self.dtype.lower(), (rows, columns)).dequantize().reshape(self.shape)
@@ -74,7 +82,9 @@ class StoredTensor:
 
 @dataclass(frozen=True, eq=False)
 class TensorFile:
-    """A model file, or a folder of shards read as one: its metadata and its tensors by name; `asked` are those taken so far."""
+    """A model file, or a folder of shards read as one: its metadata and its tensors by name;
+    `asked` are those taken so far.
+    """
 
     path: str
     metadata: dict[str, Any] = field(repr=False)
@@ -102,7 +112,9 @@ class TensorFile:
 
 
 def layers_held(names: Iterable[str], prefix: str) -> int:
-    """For how many layers there are tensors: names like "blk.3.attn_q.weight" of the `prefix` "blk."."""
+    """For how many layers there are tensors: names like "blk.3.attn_q.weight" of the `prefix`
+    "blk.".
+    """
     layers = (
         name.removeprefix(prefix).split(".", 1)[0] for name in names if name.startswith(prefix)
     )

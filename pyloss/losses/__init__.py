@@ -1,4 +1,4 @@
-"""The losses. The public functions are in `public`; they share `rows`, and `head` for losses under an output head."""
+"""The losses: `public` functions over `rows`, `head` for those under an output head, `act`."""
 
 from pyloss.losses.public import (
     binary_cross_entropy_with_logits,

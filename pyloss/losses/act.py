@@ -1,7 +1,7 @@
-"""The loss head of the Hierarchical Reasoning Model: a model that thinks in steps and learns when to halt.
+"""The loss head of the Hierarchical Reasoning Model, which learns when to halt.
 
-Wang et al. 2025, "Hierarchical Reasoning Model", arXiv:2506.21734, section 2 ("Adaptive computational time"); the interface is
-that of the authors' `ACTLossHead`.
+Wang et al. 2025, "Hierarchical Reasoning Model", arXiv:2506.21734, section 2 ("Adaptive
+computational time"). The interface is that of the authors' `ACTLossHead`.
 """
 
 from __future__ import annotations
@@ -36,29 +36,35 @@ class ACTLossHead(Module):
     `model(**model_kwargs)` gives `(new_carry, outputs)` for a batch of B sequences:
 
     - `new_carry.current_data["labels"]` integers [B, T] in [0, V), -100 where nothing is predicted;
-    - `new_carry.halted` bool [B], `new_carry.steps` integers [B]: which sequences end here, and after how many steps;
-    - `outputs["logits"]` [B, T, V] and `outputs["q_halt_logits"]` [B] of any real type, differentiable; with `q_continue` also
-      `outputs["q_continue_logits"]` [B], and if the model computes it `outputs["target_q_continue"]` [B] in [0, 1].
+    - `new_carry.halted` bool [B], `new_carry.steps` integers [B]: which sequences end here, and
+      after how many steps;
+    - `outputs["logits"]` [B, T, V] and `outputs["q_halt_logits"]` [B] of any real type,
+      differentiable; with `q_continue` also `outputs["q_continue_logits"]` [B], and if the model
+      computes it `outputs["target_q_continue"]` [B] in [0, 1].
 
-    `loss_type` is "stablemax_cross_entropy", "softmax_cross_entropy", or a function `f(logits, labels, ignore_index=-100)` that
-    gives losses [B, T], 0 where the label is -100.
+    `loss_type` is "stablemax_cross_entropy", "softmax_cross_entropy", or a function `f(logits,
+    labels, ignore_index=-100)` that gives losses [B, T], 0 where the label is -100.
 
-    The loss is `lm_loss + 0.5 (q_halt_loss + q_continue_loss)`, summed over the sequences: `lm_loss` is each sequence's mean over
-    its valid labels, the others are binary cross entropies of the q logits. q_halt's target is whether every valid label is
-    predicted right at this step. q_continue's target is a constant, the first of these that there is:
+    The loss is `lm_loss + 0.5 (q_halt_loss + q_continue_loss)`, summed over the sequences:
+    `lm_loss` is each sequence's mean over its valid labels, the others are binary cross entropies
+    of the q logits. q_halt's target is whether every valid label is predicted right at this step.
+    q_continue's target is a constant, the first of these that there is:
 
     1. `outputs["target_q_continue"]`;
-    2. from a real forward pass of the next step, which `model.next_q_logits(new_carry)` does (nothing is recorded) and returns as
-       `(q_halt_logits, q_continue_logits)`: sigmoid(max of both), but sigmoid(q_halt_logits) where `new_carry.steps` has reached
-       `model.halt_max_steps`: the sequence has to halt there;
+    2. from a real forward pass of the next step, which `model.next_q_logits(new_carry)` does
+       (nothing is recorded) and returns as `(q_halt_logits, q_continue_logits)`: sigmoid(max of
+       both), but sigmoid(q_halt_logits) where `new_carry.steps` has reached `model.halt_max_steps`:
+       the sequence has to halt there;
     3. sigmoid(max of both q logits of this step).
 
     `q_continue=False` leaves that term out, and with it the second forward pass.
 
-    A sequence without a valid label is a row that pads the batch. With `padded_rows="reference"` it is, as in the authors' code
-    ("assuming the batch is always full"), a sequence predicted right: it adds its q_halt loss with the target 1 and its
-    q_continue loss, and `all_halted` waits for it. With "ignore" it adds nothing and is not waited for: a padded batch then has
-    the loss and the gradients of the batch without its padding. Metrics of halted sequences leave it out in both.
+    A sequence without a valid label is a row that pads the batch. With `padded_rows="reference"` it
+    is, as in the authors' code ("assuming the batch is always full"), a sequence predicted right:
+    it adds its q_halt loss with the target 1 and its q_continue loss, and `all_halted` waits for
+    it. With "ignore" it adds nothing and is not waited for: a padded batch then has the loss and
+    the gradients of the batch without its padding. Metrics of halted sequences leave it out in
+    both.
     """
 
     def __init__(
@@ -74,7 +80,8 @@ class ACTLossHead(Module):
             raise TypeError(f"model must be callable, not {type(model).__name__}")
         if not callable(loss_type) and loss_type not in tuple(_LOSSES):
             raise ValueError(
-                f"loss_type is {loss_type!r}; it must be {' or '.join(map(repr, _LOSSES))}, or a function"
+                f"loss_type is {loss_type!r}; it must be {' or '.join(map(repr, _LOSSES))}, "
+                "or a function"
             )
         if padded_rows not in _PADDED_ROWS:
             raise ValueError(
@@ -96,15 +103,18 @@ class ACTLossHead(Module):
     ) -> tuple[Any, Any, dict[str, int | float], dict[str, np.ndarray], bool]:
         """Runs the model for a step: `(new_carry, loss, metrics, outputs, all_halted)`.
 
-        `loss` is a scalar, a Tensor while a gradient is recorded; float64 logits are computed in float64, others in float32.
-        `outputs` are those of the model named in `return_keys`, as ndarrays; names that it does not give are passed over, so that
-        one list may name a batch's keys too. `all_halted`: whether all sequences have halted.
+        `loss` is a scalar, a Tensor while a gradient is recorded; float64 logits are computed in
+        float64, others in float32. `outputs` are those of the model named in `return_keys`, as
+        ndarrays; names that it does not give are passed over, so that one list may name a batch's
+        keys too. `all_halted`: whether all sequences have halted.
 
-        `metrics` are Python numbers. Sums over the halted sequences, to be divided by `count`, their number: `accuracy` (share of
-        valid labels predicted right), `exact_accuracy` (all right), `q_halt_accuracy` (q_halt's sign says whether all are right),
-        `steps`. Sums over the batch: `lm_loss`, `q_halt_loss`, `q_continue_loss` (0.0 without `q_continue`).
+        `metrics` are Python numbers. Sums over the halted sequences, to be divided by `count`,
+        their number: `accuracy` (share of valid labels predicted right), `exact_accuracy` (all
+        right), `q_halt_accuracy` (q_halt's sign says whether all are right), `steps`. Sums over the
+        batch: `lm_loss`, `q_halt_loss`, `q_continue_loss` (0.0 without `q_continue`).
 
-        Raises ValueError naming what the model lacks or what has a wrong shape, and what the losses raise for wrong labels.
+        Raises ValueError naming what the model lacks or what has a wrong shape, and what the losses
+        raise for wrong labels.
         """
         if isinstance(return_keys, str):
             raise TypeError(
@@ -117,7 +127,8 @@ class ACTLossHead(Module):
         logits = _given(outputs, "logits", "the model's outputs")
         if labels.ndim != 2 or np.ndim(data(logits)) != 3 or data(logits).shape[:2] != labels.shape:
             raise ValueError(
-                f"logits must be [B, T, V] and labels [B, T], got shapes {data(logits).shape} and {labels.shape}"
+                "logits must be [B, T, V] and labels [B, T], "
+                f"got shapes {data(logits).shape} and {labels.shape}"
             )
         rows = labels.shape[:1]
         q_halt = _per_row(

@@ -1,6 +1,9 @@
-"""Losses of hidden states under an output head, fused: the logits exist a few rows at a time, and so do their gradients.
+"""Fused losses of hidden states under an output head.
 
-The losses are those of `losses.py`; here are the walk over the rows and what of it is matrix products.
+The logits exist a few rows at a time, and so do their gradients. A public function prepares its
+`Head`s and gives `fused` the loss of a part of the rows; `fused` returns the call that `RowLoss`
+makes. For each part it computes the logits, the loss with its slopes (the gradient by the logits),
+and the products of the slopes.
 """
 
 from __future__ import annotations
@@ -19,22 +22,29 @@ from pyloss.ops.projection import INPUTS, Backward, Product, Projection
 from pyloss.runtime import device
 from pyloss.weights.weight import Weight
 
-# Head and loss go through the rows in about this many bytes of logits, but not in fewer rows than FEW_ROWS while these take no
-# more than MOST_BYTES: each part of the rows reads and packs the whole head.
+# Bytes of logits that exist at once, but not fewer than MIN_ROWS rows, unless these take more
+# than MAX_BYTES: each part of the rows reads and packs the whole head.
 LOGITS_BYTES = 40 << 20
-FEW_ROWS = 126
-MOST_BYTES = 160 << 20
-TILE_ROWS = 42  # what the widest tiles of the matrix product divide
-FILTERED_COLUMNS = 2048  # classes that are gathered at once where the gradient is filtered
+MIN_ROWS = 126
+MAX_BYTES = 160 << 20
+TILE_ROWS = 42  # a multiple of the rows of the widest tiles
+FILTERED_COLUMNS = 2048  # classes gathered at a time by the filter
 
 
 class Head(NamedTuple):
-    """Hidden states [..., D], as given and as computed with, and what makes logits of them."""
+    """Hidden states, and the projection that makes logits of them.
+
+    Attributes:
+        hidden: [..., D], as given.
+        rows: float32 [N, D].
+        projection: of the rows to logits [N, V].
+        trained: the weight as given.
+    """
 
     hidden: Any
-    rows: np.ndarray  # float32 [N, D]
+    rows: np.ndarray
     projection: Projection
-    trained: Any  # the weight as given
+    trained: Any
 
     @property
     def vocabulary(self) -> int:
@@ -47,11 +57,11 @@ class Head(NamedTuple):
 
     @property
     def plain(self) -> bool:
-        """Whether the weight is all there is."""
+        """Whether the projection has a weight only."""
         return self.projection.bias is None and self.projection.lora_a is None
 
     def inputs(self) -> tuple[Any, ...]:
-        """What the tape sees, SLOTS of them."""
+        """The SLOTS arrays that may get a gradient."""
         return self.hidden, *self.projection._replace(weight=self.trained).inputs()
 
 
@@ -59,7 +69,10 @@ SLOTS = 1 + INPUTS
 
 
 def head(hidden: Any, weight: Any, suffix: str = "") -> Head:
-    """Checks hidden states and weight, see `linear_cross_entropy`. `suffix` ends the names in errors."""
+    """Checks hidden states and weight, see `linear_cross_entropy`.
+
+    Names in errors end in `suffix`.
+    """
     source = data(hidden, f"hidden{suffix}")
     if hasattr(weight, "projection"):
         projection = weight.projection()
@@ -82,7 +95,8 @@ def head(hidden: Any, weight: Any, suffix: str = "") -> Head:
     width = projection.weight.shape[1]
     if source.shape[-1:] != (width,):
         raise ValueError(
-            f"hidden{suffix} has shape {source.shape}, which does not end in weight{suffix}'s {width}"
+            f"hidden{suffix} has shape {source.shape}, "
+            f"which does not end in weight{suffix}'s {width}"
         )
     rows = f32(hidden, f"hidden{suffix}").reshape(-1, width)
     return Head(
@@ -91,14 +105,17 @@ def head(hidden: Any, weight: Any, suffix: str = "") -> Head:
 
 
 def rows_at_once(row_bytes: int, logits_bytes: int | None = None) -> int:
-    """The most rows whose logits are held together, for so many bytes of logits a row; None: LOGITS_BYTES of them."""
+    """The most rows whose logits exist together, if a row of them takes `row_bytes`.
+
+    `logits_bytes` defaults to LOGITS_BYTES.
+    """
     return max(
-        (logits_bytes or LOGITS_BYTES) // row_bytes, min(FEW_ROWS, MOST_BYTES // row_bytes), 16
+        (logits_bytes or LOGITS_BYTES) // row_bytes, min(MIN_ROWS, MAX_BYTES // row_bytes), 16
     )
 
 
 def _parts(total: int, row_bytes: int, logits_bytes: int | None = None) -> list[slice]:
-    """Rows in even parts of bounded size: a short last one would pack the whole head for few rows."""
+    """The rows in even parts: each part packs the whole head, so none should be short."""
     most = rows_at_once(row_bytes, logits_bytes)
     count = -(-total // most)
     whole = -(-total // max(count, 1) // TILE_ROWS) * TILE_ROWS
@@ -119,11 +136,14 @@ def fused(
     ],
     logits_bytes: int | None = None,
 ) -> Callable:
-    """`rows.Run` of a loss of the logits of `heads`.
+    """`rows.Run` for a loss of the logits of `heads`.
 
-    `kernel(part, logits, dloss, loss, dlogits)` is the loss of some of the counted rows; dlogits[i] may be logits[i]'s own
-    buffer, or None. `counted` int32 [M] are the rows to compute, None for all; the others give 0. Classes for which no row of a
-    part has a gradient above `gradient_filter` (of its own loss by its logits) are left out of the products with it.
+    Args:
+        counted: int32 [M], the rows to compute, None for all. The other rows give 0.
+        gradient_filter: classes for which no row of a part has a larger gradient (of its own loss
+            by its logits) are left out of the products with the slopes.
+        kernel: `kernel(part, logits, dloss, loss, dlogits)` computes a part of the counted rows.
+            dlogits[i] may be logits[i]'s own buffer, or None.
     """
     total = len(heads[0].rows) if counted is None else len(counted)
     # A magnitude's gradient needs the logits beside their slopes.
@@ -172,7 +192,10 @@ def fused(
 
 
 def row_loss(name: str, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
-    """A loss of rows of logits, which say where it runs; on a device the other arrays are copied there, and results back."""
+    """Calls a row loss where its logits are.
+
+    On a device, other arrays are copied there, and results back.
+    """
     if device.is_device_array(inputs[0]):
         device.call(name, inputs, outputs)
     else:
@@ -180,7 +203,7 @@ def row_loss(name: str, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
 
 
 class _Walk:
-    """One head's way through the parts of its rows [N, D]: their logits, then the gradients by what is `wanted`."""
+    """One head, one part of its rows [N, D] after the other: logits, then wanted gradients."""
 
     def __init__(
         self,
@@ -205,7 +228,7 @@ class _Walk:
         self.gradients = Backward(self.product, wanted, dx, dw=dw) if any(wanted) else None
 
     def forward(self, part: slice) -> tuple[np.ndarray, np.ndarray | None]:
-        """The logits of a part of the rows, and where their slopes go."""
+        """The logits of a part, and the buffer for their slopes."""
         count = part.stop - part.start
         self.product.forward(self.buffer[:count], part)
         return self.buffer[:count], None if self.gradients is None else self.slopes[:count]
@@ -236,7 +259,10 @@ class _Walk:
 def _classes(
     slopes: np.ndarray, scale: np.ndarray | None, gradient_filter: float
 ) -> np.ndarray | None:
-    """int32 [M]: the classes for which a row's gradient is above the filter or NaN; None for all, as soon as half of them are."""
+    """int32 [M], the classes for which some row's gradient is above the filter or NaN.
+
+    None for all classes, if these are at least half of them.
+    """
     if not gradient_filter:
         return None
     bounds = np.full(len(slopes), gradient_filter, np.float32)
@@ -259,7 +285,7 @@ def _products(
     dx: np.ndarray | None,
     dw: np.ndarray | None,
 ) -> None:
-    """dx [N, D] = slopes weight and dw [V, D] += slopes^T rows, over some of the classes, of slopes [N, V]."""
+    """dx [N, D] = slopes weight and dw [V, D] += slopes^T rows, over some of the classes."""
     if dx is not None and not len(classes):
         dx[...] = 0
     for begin in range(0, len(classes), FILTERED_COLUMNS):
@@ -284,7 +310,7 @@ def _gathered(values: np.ndarray, counted: np.ndarray) -> np.ndarray:
 
 
 def _spread(values: np.ndarray, counted: np.ndarray, total: int) -> np.ndarray:
-    """Rows [M, ...] to where they were among `total`; the others are 0."""
+    """Rows [M, ...] at their places among `total` rows; the others are 0."""
     out, width = empty(total, *values.shape[1:], like=values), math.prod(values.shape[1:])
     rows = device.on_device_of(values, counted)
     _core.scatter_add_rows(values.reshape(len(counted), width), rows, out.reshape(total, width))

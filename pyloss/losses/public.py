@@ -1,11 +1,18 @@
 """The public loss functions.
 
-Common to all: logits [..., V] in float64, float32, float16 or bfloat16 (ml_dtypes), in any memory layout; float64 is computed in
-float64, the others in float32 with sums in float64. Results [...] are float64 for float64 logits, else float32. Gradients are
-exact, for every logits argument, and of its type. `weights` [...] multiplies each row's loss; a row of weight 0 is left out even
-where its loss is not finite. `reduction` is "none", "sum", or "mean" over the counted rows' weights. `out` takes the result. -inf
-logits are masked vocabulary: probability 0 (except where said otherwise). A row with a NaN gives NaN and disturbs no other.
-TypeError and ValueError name the argument, what it was and what it may be; for a label its position and value.
+Logits are [..., V], float64, float32, float16 or bfloat16 (ml_dtypes), in any memory layout.
+float64 is computed in float64; the others in float32, with sums in float64. Results [...] are
+float64 for float64 logits, else float32. Gradients are exact, for every logits argument, and have
+its type.
+
+- `weights` [...] multiplies the loss of each row. Rows of weight 0 are left out, even if their loss
+  is not finite.
+- `reduction` is "none", "sum", or "mean": the sum over the counted rows' weights.
+- `out` receives the result.
+- Logits of -inf are masked classes, with probability 0, unless a function says otherwise.
+- A row with a NaN gives NaN and changes no other row.
+- TypeError and ValueError name the argument, its value and the allowed ones; for a label its
+  position too.
 """
 
 from __future__ import annotations
@@ -45,10 +52,11 @@ def softmax_cross_entropy(
 ) -> Any:
     """-log softmax(logits)[label] along the last axis.
 
-    `labels` integers [...] in [0, V); rows whose label is `ignore_index` give 0 and are not counted. `label_smoothing` e in
-    [0, 1] gives (1 - e) of the weight to the label and e to all classes evenly, those that are not masked (Szegedy et al.,
-    arXiv:1512.00567). `z_loss` >= 0 adds z_loss * log(sum exp)^2 (Chowdhery et al., arXiv:2204.02311). `softcap` c > 0 replaces
-    logits by c tanh(logits / c) (Gemma Team, arXiv:2408.00118); masked classes stay masked.
+    `labels` integers [...] in [0, V); rows whose label is `ignore_index` give 0 and are not
+    counted. `label_smoothing` e in [0, 1] gives (1 - e) of the weight to the label and e to all
+    classes evenly, those that are not masked (Szegedy et al., arXiv:1512.00567). `z_loss` >= 0 adds
+    z_loss * log(sum exp)^2 (Chowdhery et al., arXiv:2204.02311). `softcap` c > 0 replaces logits by
+    c tanh(logits / c) (Gemma Team, arXiv:2408.00118); masked classes stay masked.
     """
     options = _softmax_options(label_smoothing, z_loss, softcap)
     return class_loss(
@@ -84,9 +92,10 @@ def focal_loss(
     reduction: str = "none",
     out: Any = None,
 ) -> Any:
-    """-alpha (1 - p)^gamma log p of the label's softmax probability p (Lin et al., arXiv:1708.02002).
+    """-alpha (1 - p)^gamma log p, p the label's softmax probability (Lin et al., arXiv:1708.02002).
 
-    `gamma` >= 0; `alpha` a number, or one per class [V]: it multiplies the loss, and does not count in a mean.
+    `gamma` >= 0. `alpha` is a number, or one per class [V]; it multiplies the loss and does not
+    count in a mean.
     """
 
     def by_class(vocabulary: int) -> np.ndarray:
@@ -95,7 +104,8 @@ def focal_loss(
             raise TypeError(f"alpha must be a number or one per class, not {values.dtype}")
         if values.shape not in ((), (vocabulary,)):
             raise ValueError(
-                f"alpha must be a number or one per class, ({vocabulary},), got shape {values.shape}"
+                f"alpha must be a number or one per class, ({vocabulary},), "
+                f"got shape {values.shape}"
             )
         if not (np.isfinite(values).all() and (values >= 0).all()):
             raise ValueError("alpha must be finite and not negative")
@@ -123,7 +133,10 @@ def stablemax_cross_entropy(
     reduction: str = "none",
     out: Any = None,
 ) -> Any:
-    """-log stablemax(logits)[label] along the last axis (Prieto et al., arXiv:2501.04697); see `softmax_cross_entropy`."""
+    """-log stablemax(logits)[label] along the last axis (Prieto et al., arXiv:2501.04697).
+
+    Arguments as in `softmax_cross_entropy`.
+    """
     return class_loss(
         "stablemax_cross_entropy",
         logits,
@@ -137,15 +150,18 @@ def stablemax_cross_entropy(
 
 
 def stablemax(x: Any, *, out: Any = None) -> Any:
-    """s(x) / sum s(x) along the last axis, with s(x) = x + 1 for x >= 0 and 1 / (1 - x) below (Prieto et al., arXiv:2501.04697).
+    """s(x) / sum s(x) along the last axis; s(x) = x + 1 for x >= 0, and 1 / (1 - x) below.
 
-    [..., V] to [..., V] of the same type.
+    Prieto et al., arXiv:2501.04697. [..., V] to [..., V] of the same type.
     """
     return row_map("stablemax", x, out)
 
 
 def log_stablemax(x: Any, *, out: Any = None) -> Any:
-    """The logarithm of `stablemax(x)`, exact where that is small: log s(x) = sign(x) log(1 + |x|)."""
+    """log stablemax(x), exact also where stablemax is small.
+
+    log s(x) = sign(x) log(1 + |x|).
+    """
     return row_map("log_stablemax", x, out)
 
 
@@ -158,10 +174,11 @@ def kl_div_loss(
     reduction: str = "none",
     out: Any = None,
 ) -> Any:
-    """KL(P || Q) = sum P (log P - log Q) along the last axis, P = softmax(p / T) and Q = softmax(q / T).
+    """KL(P || Q) = sum P (log P - log Q) along the last axis, P = softmax(p/T), Q = softmax(q/T).
 
-    `logits_q` (the student) and `logits_p` (the teacher) [..., V], types may differ; both have gradients. Nothing is
-    multiplied by T^2. Infinite where Q gives nothing to a class that P gives something.
+    `logits_q` (the student) and `logits_p` (the teacher) are [..., V]; their types may differ, and
+    both have gradients. The loss is not multiplied by T^2. It is infinite if Q is 0 for a class
+    that P has.
     """
     options = (real(temperature, "temperature", above=0),)
     names = ("logits_q", "logits_p")
@@ -187,14 +204,16 @@ def js_div_loss(
     reduction: str = "none",
     out: Any = None,
 ) -> Any:
-    """The generalised Jensen-Shannon divergence beta KL(P || M) + (1 - beta) KL(Q || M), M = beta P + (1 - beta) Q.
+    """Generalized Jensen-Shannon divergence: beta KL(P || M) + (1 - beta) KL(Q || M).
 
-    P (the teacher) and Q (the student) as in `kl_div_loss`; `beta` in [0, 1]. At most log 2 for beta = 1/2, and finite for all
-    finite logits (Lin 1991; Agarwal et al., arXiv:2306.13649).
+    M = beta P + (1 - beta) Q; P (the teacher) and Q (the student) as in `kl_div_loss`; `beta` in
+    [0, 1]. At most log 2 for beta = 1/2, and finite for finite logits (Lin 1991; Agarwal et al.,
+    arXiv:2306.13649).
 
-    The formula itself is 0 at both ends of beta. There the loss is the divergence that GKD trains with, and that TRL's `beta`
-    means: `beta=0` is the forward KL(P || Q), which is `kl_div_loss(logits_q, logits_p)`; `beta=1` is the reverse KL(Q || P),
-    `kl_div_loss(logits_p, logits_q)`. Divided by beta (1 - beta), the formula comes to these.
+    At both ends of beta the formula is 0. There the loss is its limit after division by
+    beta (1 - beta), as in GKD and as TRL's `beta` means it: `beta=0` is the forward KL(P || Q),
+    `kl_div_loss(logits_q, logits_p)`; `beta=1` is the reverse KL(Q || P),
+    `kl_div_loss(logits_p, logits_q)`.
     """
     kernel, order, options = _js_kernel(temperature, beta)
     names, logits = ("logits_q", "logits_p"), (logits_q, logits_p)
@@ -241,10 +260,11 @@ def binary_cross_entropy_with_logits(
 def compute_accuracy(
     logits: Any, labels: Any, *, ignore_index: int = -100
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(token accuracy, sequence accuracy) of logits [..., T, V] for labels [..., T], both float64 [...].
+    """(token accuracy, sequence accuracy) of logits [..., T, V] and labels [..., T].
 
-    The share of the labels that are the first largest logit of their row, and whether all of a sequence are (1.0 or 0.0). Rows
-    with `ignore_index` do not count; a sequence without labels gives NaN for both.
+    Both are float64 [...]: the share of labels that are the first largest logit of their row, and
+    whether all of a sequence are (1.0 or 0.0). Rows with `ignore_index` do not count. A sequence
+    without labels gives NaN for both.
     """
     array = logit_rows(logits, "logits")
     if array.ndim < 2:
@@ -277,26 +297,30 @@ def linear_cross_entropy(
 ) -> Any:
     """`softmax_cross_entropy(hidden @ weight.T, labels)` without all logits at once.
 
-    `hidden` [..., D]; `weight` [V, D]: an array, float16 and bfloat16 ones read as they are, or a stored `Weight`, which gets no
-    gradient, or a layer (`nn.Linear`, `nn.Embedding` as a tied head, an adapter over one) with all that it makes logits by;
-    `labels` integers [...]. Computed in float32, a gradient has the type of its argument. Rows without a label or with weight 0
-    are not computed, and may hold anything. Loss and gradients together go through the logits once, a part of the rows
-    at a time. The other arguments and the errors are those of `softmax_cross_entropy`.
+    `hidden` is [..., D], `labels` integers [...]. `weight` [V, D] is an array (float16 and bfloat16
+    are read as they are), a stored `Weight`, which gets no gradient, or a layer: `nn.Linear`,
+    `nn.Embedding` as a tied head, or an adapter over one, with everything that makes its logits.
 
-    `logits_bytes` (40 MB by default) bounds the logits that exist at once; up to 100 MB are a little faster.
+    Computed in float32; a gradient has the type of its argument. Rows without a label or with
+    weight 0 are not computed, and may hold anything. One pass over the logits, a part of the rows
+    at a time, gives loss and gradients. Other arguments and errors as in `softmax_cross_entropy`.
 
-    `gradient_filter` in [0, 1) leaves classes out of the gradient's products: those for which no row computed together has a
-    gradient of its loss by the logit above it, as soon as these are more than half (after Wijmans et al., arXiv:2411.09009,
-    section 4.3, with 2**-12). The loss stays exact. With SmolLM2-135M on 1024 tokens of chats or documentation, the filter
-    (`make bench-losses` prints this)
+    `logits_bytes` (40 MB by default) bounds the logits that exist at once; up to 100 MB are a
+    little faster.
 
-        2**-12   keeps  9-11 % of the classes, 1.7-1.9 times as fast, gradient off by 4-5 %   (cosine 0.999)
-        2**-14         18-23 %                 1.5-1.7                                2 %     (0.9998)
-        2**-16         33-51 %                 1.2-1.5                                0.5-0.7 % (0.99997)
+    `gradient_filter` in [0, 1) leaves classes out of the gradient's products: classes for which no
+    row of a part has a gradient (of its loss by the logit) above it, if they are more than half
+    (after Wijmans et al., arXiv:2411.09009, section 4.3, with 2**-12). The loss stays exact. With
+    SmolLM2-135M on 1024 tokens of chats or documentation (`make bench-losses` prints this):
 
-    where a single row whose label was nearly certain may be off by more. What is left out adds up while a model knows nothing
-    yet: at random weights all of the softmax is below 2**-12. So it is for models that have learned, and exact by default.
-    It is exact too for a layer with a bias or an adapter.
+        filter    classes kept    speed           error of the gradient    cosine
+        2**-12    9-11 %          1.7-1.9 times   4-5 %                    0.999
+        2**-14    18-23 %         1.5-1.7         2 %                      0.9998
+        2**-16    33-51 %         1.2-1.5         0.5-0.7 %                0.99997
+
+    A single row whose label was nearly certain may be off by more. An untrained model loses too
+    much: with random weights, all of the softmax is below 2**-12. So the filter is for trained
+    models, and off by default. A layer with a bias or an adapter is always exact.
     """
     at_once = None if logits_bytes is None else whole(logits_bytes, "logits_bytes", 1)
     options = _softmax_options(label_smoothing, z_loss, softcap)
@@ -331,8 +355,9 @@ def linear_kl_div(
 ) -> Any:
     """`kl_div_loss(hidden_q @ weight_q.T, hidden_p @ weight_p.T)` without all logits at once.
 
-    Student `hidden_q` [..., D] with `weight_q` [V, D], teacher `hidden_p` [..., E] with `weight_p` [V, E]; arrays and weights
-    and `gradient_filter` as in `linear_cross_entropy`; all four arguments have gradients. Rows of weight 0 are not computed.
+    Student `hidden_q` [..., D] with `weight_q` [V, D], teacher `hidden_p` [..., E] with `weight_p`
+    [V, E]; arrays and weights and `gradient_filter` as in `linear_cross_entropy`; all four
+    arguments have gradients. Rows of weight 0 are not computed.
     """
     kernel = "kl_div", (0, 1), (real(temperature, "temperature", above=0),)
     return _pair_of_heads(
@@ -353,9 +378,10 @@ def linear_js_div(
     reduction: str = "none",
     out: Any = None,
 ) -> Any:
-    """`js_div_loss(hidden_q @ weight_q.T, hidden_p @ weight_p.T)` without all logits at once; arguments as in `linear_kl_div`.
+    """`js_div_loss(hidden_q @ weight_q.T, hidden_p @ weight_p.T)` without all logits at once.
 
-    `beta` in [0, 1] as in `js_div_loss`: 0 is the forward KL(P || Q), 1 the reverse KL(Q || P).
+    Arguments as in `linear_kl_div`. `beta` in [0, 1] as in `js_div_loss`: 0 is the forward KL(P ||
+    Q), 1 the reverse KL(Q || P).
     """
     kernel = _js_kernel(temperature, beta)
     return _pair_of_heads(
@@ -375,7 +401,10 @@ def _pair_of_heads(
     reduction: str,
     out: Any,
 ) -> Any:
-    """A pair loss of two heads: `loss` is its kernel, which of (q, p) this takes first and second, and its options."""
+    """A pair loss of two heads.
+
+    `loss` is its kernel, the order in which that takes (q, p), and its options.
+    """
     name, (first, second), options = loss
     hidden_q, weight_q, hidden_p, weight_p = arguments
     q, p = head(hidden_q, weight_q, "_q"), head(hidden_p, weight_p, "_p")
@@ -385,7 +414,8 @@ def _pair_of_heads(
         )
     if q.vocabulary != p.vocabulary:
         raise ValueError(
-            f"weight_q and weight_p must have the same vocabulary, got {q.vocabulary} and {p.vocabulary}"
+            "weight_q and weight_p must have the same vocabulary, "
+            f"got {q.vocabulary} and {p.vocabulary}"
         )
     shape = q.shape[:-1]
     given = row_weights(weights, shape)

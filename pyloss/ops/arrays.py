@@ -1,4 +1,4 @@
-"""Arguments as the core takes them: contiguous arrays of one type, handles of stored matrices, reused buffers."""
+"""Arguments for the core: contiguous arrays of one type, handles of weights, buffers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Array = Any  # numpy.ndarray or Tensor
 
 
 def empty(*shape: int, like: Any = None) -> Any:
-    """An uninitialised float32 array over a reused buffer; where `like` is, if that is on a device."""
+    """An uninitialized float32 array over a reused buffer, on the device of `like`."""
     return (
         device.empty(shape, np.float32, like)
         if isinstance(like, device.DeviceArray)
@@ -26,7 +26,7 @@ def empty(*shape: int, like: Any = None) -> Any:
 
 
 def zeros(*shape: int, like: Any = None) -> Any:
-    """float32 zeros, where `like` is."""
+    """float32 zeros on the device of `like`."""
     if not isinstance(like, device.DeviceArray):
         return np.zeros(shape, np.float32)
     there = empty(*shape, like=like)
@@ -35,7 +35,7 @@ def zeros(*shape: int, like: Any = None) -> Any:
 
 
 def integers(shape: tuple[int, ...], like: Any) -> Any:
-    """An uninitialised int32 array where `like` is."""
+    """An uninitialized int32 array on the device of `like`."""
     return (
         device.empty(shape, np.int32, like)
         if isinstance(like, device.DeviceArray)
@@ -44,7 +44,10 @@ def integers(shape: tuple[int, ...], like: Any) -> Any:
 
 
 def f32(x: Array, name: str = "x") -> Any:
-    """The contiguous float32 array of an argument, where it is; other real dtypes are converted."""
+    """The contiguous float32 array of an argument, on its device.
+
+    Other real dtypes are converted.
+    """
     array = data(x, name)
     if isinstance(array, device.DeviceArray):
         if array.kind not in ("f32", "f64", "f16", "bf16"):
@@ -58,7 +61,7 @@ def f32(x: Array, name: str = "x") -> Any:
 
 
 def f32_matrix(x: Array, name: str = "x") -> Any:
-    """The contiguous float32 matrix of an argument, where it is. Raises as `f32`, and ValueError for another shape."""
+    """`f32`, and ValueError unless the array has two dimensions."""
     return check_matrix(f32(x, name), name)
 
 
@@ -76,23 +79,27 @@ def i32(x: Any, name: str = "ids") -> np.ndarray:
     array = as_integers(x, name)
     if array.size and not -(2**31) <= int(array.min()) <= int(array.max()) < 2**31:
         raise ValueError(
-            f"{name} must lie within the 32-bit integers, got values from {array.min()} to {array.max()}"
+            f"{name} must lie within the 32-bit integers, "
+            f"got values from {array.min()} to {array.max()}"
         )
     return np.require(array, np.int32, ["C", "A"])
 
 
 def index(x: Any, name: str, like: Any) -> Any:
-    """`i32` where `like` is; an array on a device stays as it is."""
+    """`i32` on the device of `like`; an array on a device stays as it is."""
     return x if isinstance(x, device.DeviceArray) else device.on_device_of(like, i32(x, name))
 
 
 def core_weight(weight: Array | Weight | WeightStack) -> Any:
-    """A weight as the core takes it: the handle of what is stored, or a float32 ndarray."""
+    """A weight for the core: the handle of stored bytes, or a float32 array."""
     return weight.handle if isinstance(weight, Weight | WeightStack) else f32(weight, "weight")
 
 
 def core_table(weight: Array | Weight) -> tuple[Any, tuple[int, int]]:
-    """A matrix of rows to choose from, as the core takes it, and its shape. ValueError for another shape."""
+    """A matrix of rows to choose from, for the core, and its shape.
+
+    ValueError unless it has two dimensions.
+    """
     if isinstance(weight, Weight):
         return weight.handle, weight.shape
     rows = f32_matrix(weight, "weight")
@@ -100,17 +107,17 @@ def core_table(weight: Array | Weight) -> tuple[Any, tuple[int, int]]:
 
 
 def first_array(matrix: Any) -> Any:
-    """An array where the core's form of a weight is: its bytes, those of a stack's first matrix, or itself."""
+    """An array on the device of a weight in the core's form: its (first) bytes, or itself."""
     return first_array(matrix[0]) if isinstance(matrix, tuple) else matrix
 
 
 def trainable(weight: Array | Weight | WeightStack) -> Array:
-    """What the tape sees of a weight: stored matrices are never trained."""
+    """The weight as the tape sees it: None for stored bytes, which are never trained."""
     return None if isinstance(weight, Weight | WeightStack) else weight
 
 
 def transpose(x: Any) -> Any:
-    """x^T of a float32 matrix, contiguous, where it is."""
+    """x^T of a float32 matrix, contiguous, on its device."""
     y = empty(*x.shape[::-1], like=x)
     _core.transpose(x, y)
     return y
@@ -150,7 +157,7 @@ def same_bits(x: np.ndarray, y: np.ndarray) -> bool:
 def gradient_buffer(
     grads: Gradients, i: int, shape: tuple[int, ...], like: Any = None
 ) -> tuple[Any, int]:
-    """Where the gradient of input i goes: into what is there (1), or a new buffer (0), where `like` is."""
+    """The buffer for the gradient of input i, and 1 if it holds a gradient to add to."""
     partial = grads.partial(i)
     if partial is not None and partial.dtype == np.float32:
         if isinstance(partial, device.DeviceArray) or partial.flags.c_contiguous:

@@ -1,7 +1,8 @@
-"""The differentiable operations of mixtures of experts: routing, and the products of rows with the matrices of their experts.
+"""Operations of mixtures of experts: routing, and the products of rows with experts' matrices.
 
-A token's row goes to k of E experts. `route` sorts these M = N k visits by expert, once for all products of a block. `dispatch`
-makes the sorted rows, `expert_project` multiplies them, `combine` adds a token's results up. As `ops` otherwise.
+A token's row visits k of E experts. `route` sorts the M = N k visits by expert, once for all
+products of a block. `dispatch` copies the rows in this order, `expert_project` multiplies them, and
+`combine` adds up a token's results. Arrays as in `layers.py`.
 """
 
 from __future__ import annotations
@@ -21,21 +22,26 @@ from pyloss.runtime.device import on_device_of
 
 @dataclass(frozen=True)
 class Routing:
-    """Where the rows of N tokens go: visits sorted by expert, those of an expert in the order of their tokens.
+    """The visits of N tokens, sorted by expert, then by token.
 
-    The arrays lie where the logits do; those on a device have their values on the host as well.
+    The arrays are on the device of the logits. Arrays on a device are also kept on the host.
+
+    Attributes:
+        tokens: int32 [M], the token of each visit.
+        visits: int32 [N, k], the visits of each token.
+        offsets: int32 [E + 1]; visits [offsets[e], offsets[e + 1]) go to expert e.
     """
 
     tokens: Any
-    """int32 [M]: the token of each visit."""
     visits: Any
-    """int32 [N, k]: the visits of each token."""
     offsets: Any
-    """int32 [E + 1]: visits [offsets[e], offsets[e + 1]) are those of expert e."""
 
 
 def _sorted_visits(experts: Any, count: int) -> Routing:
-    """The routing of tokens to `experts` [N, k], ascending in each row, of `count`; sorted on the host."""
+    """The routing of tokens to `experts` [N, k] of `count`, ascending in each row.
+
+    Sorted on the host.
+    """
     chosen = np.asarray(experts)
     flat = chosen.reshape(-1)
     # Of 16-bit numbers NumPy sorts the digits.
@@ -49,13 +55,12 @@ def _sorted_visits(experts: Any, count: int) -> Routing:
     )
 
 
-def route(logits: Array, k: int, normalise: bool) -> tuple[Routing, Array]:
-    """Sends each token to the `k` experts of its largest logits [N, E]; the routing, and the weight of each visit, [M].
+def route(logits: Array, k: int, normalize: bool) -> tuple[Routing, Array]:
+    """Routes each token to the `k` experts with its largest logits [N, E].
 
-    Weights are the softmax over all experts, and with `normalise` divided by their sum over a token's k; computed in float64.
-    The numbers of the experts pass through the host, where they are sorted.
-
-    Raises ValueError for a `k` outside [1, E].
+    Returns the routing and the weights of the visits, [M]: the softmax over all experts, and with
+    `normalize` divided by its sum over the token's k. Weights are computed in float64. The chosen
+    experts pass through the host, which sorts them. ValueError unless `k` is in [1, E].
     """
     source = f32(logits, "logits")
     rows, count = source.shape
@@ -65,20 +70,20 @@ def route(logits: Array, k: int, normalise: bool) -> tuple[Routing, Array]:
     _core.top_experts(source, chosen)
     routing = _sorted_visits(chosen, count)
     weights = empty(rows * k, like=source)
-    _core.visit_weights(source, chosen, routing.visits, int(normalise), weights)
+    _core.visit_weights(source, chosen, routing.visits, int(normalize), weights)
     if not recording(logits):
         return routing, weights
 
     def vjp(dy: np.ndarray, grads: Gradients) -> None:
         dlogits = empty(*source.shape, like=source)
-        _core.visit_weights_grad(dy, source, chosen, routing.visits, int(normalise), dlogits)
+        _core.visit_weights_grad(dy, source, chosen, routing.visits, int(normalize), dlogits)
         grads.put(0, dlogits)
 
     return routing, record(weights, (logits,), vjp)
 
 
 def dispatch(x: Array, routing: Routing) -> Array:
-    """The rows of x [N, D] for each visit, [M, D]. Copied again for the backward pass, not kept."""
+    """The rows of x [N, D] for each visit, [M, D]; copied a second time for the backward pass."""
 
     def rows(source: np.ndarray) -> np.ndarray:
         y = empty(len(routing.tokens), source.shape[1], like=source)
@@ -116,7 +121,7 @@ def combine(x: Array, routing: Routing) -> Array:
 
 
 def scale_rows(x: Array, factor: Array) -> Array:
-    """Each row of x [M, D] times its factor [M]. Cheap: recomputed, not kept."""
+    """Each row of x [M, D] times its factor [M]. Recomputed, not kept."""
 
     def scaled(source: np.ndarray) -> np.ndarray:
         y = empty(*source.shape, like=source)

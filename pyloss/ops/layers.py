@@ -1,7 +1,7 @@
-"""The differentiable operations of models: each a kernel call and the kernel call of its gradient.
+"""The differentiable operations of models: a kernel call each, and one for the gradient.
 
-Arrays are float32 unless said otherwise; leading axes are free ("[..., D]"). Operations take ndarrays or Tensors, and return a
-Tensor only while a gradient is recorded.
+Arrays are float32 unless said otherwise, with any leading axes in "[..., D]". Operations take
+ndarrays or Tensors, and return a Tensor only while a gradient is recorded.
 """
 
 from __future__ import annotations
@@ -69,10 +69,11 @@ def adapted_embedding(
     seed: int = 0,
     m: Array | None = None,
 ) -> Array:
-    """Rows `ids` [...] of weight [V, D] with an adapter A [V, R], B [R, D]: W[ids] + scale dropout(A[ids] B), [..., D].
+    """Rows of an adapted table: W[ids] + scale dropout(A[ids] B), [..., D].
 
-    `dropout` in [0, 1) has a mask that is a function of `seed`. With m [V] rows are scaled by m[ids] over their norm without
-    dropout, which is a constant to the gradient; rows of norm 0 become 0 (Liu et al., arXiv:2402.09353).
+    `ids` integers [...], weight W [V, D], A [V, R], B [R, D]. `dropout` in [0, 1); `seed`
+    determines its mask. With m [V], each row is scaled by m[ids] over its norm without dropout, a
+    constant to the gradient; rows of norm 0 stay 0 (DoRA, Liu et al., arXiv:2402.09353).
     """
     (w, shape), ad, bd = (
         core_table(weight),
@@ -148,7 +149,10 @@ def _scattered(dy: np.ndarray, rows: np.ndarray, shape: tuple[int, ...]) -> np.n
 
 
 def rms_norm(x: Array, weight: Array, eps: float = 1e-5) -> Array:
-    """x / sqrt(mean(x^2) + eps) * weight along the last axis (Zhang & Sennrich, arXiv:1910.07467). Recomputed, not kept."""
+    """x / sqrt(mean(x^2) + eps) * weight along the last axis. Recomputed, not kept.
+
+    Zhang & Sennrich, arXiv:1910.07467.
+    """
     xd, w, eps = f32(x), f32(weight, "weight"), real(eps, "eps", 0)
     if not xd.ndim or w.shape != xd.shape[-1:]:
         raise ValueError(
@@ -184,10 +188,11 @@ def rms_norm(x: Array, weight: Array, eps: float = 1e-5) -> Array:
 def rope(
     x: Array, positions: np.ndarray, cos: np.ndarray, sin: np.ndarray, in_place: bool = False
 ) -> Array:
-    """Rotates the halves of each head of x [N, heads * D] by the angles of its position (Su et al., arXiv:2104.09864).
+    """Rotates the halves of each head of x [N, heads * D] by its position's angles.
 
-    `cos`, `sin` [P, D/2] are the tables of positions 0..P-1, `positions` int32 [N]. `in_place` overwrites x: for fresh values
-    that nobody else reads; the gradient turns them back for an operation that reads what it made.
+    Su et al., arXiv:2104.09864. `cos` and `sin` [P, D/2] are tables of positions 0 to P - 1,
+    `positions` int32 [N]. `in_place` overwrites x, which must be a fresh value without other
+    readers; backward rotates it back if the operation that made x reads it.
     """
     cos, sin = f32_matrix(cos, "cos"), f32_matrix(sin, "sin")
     head_dim = 2 * cos.shape[1]
@@ -237,11 +242,13 @@ def attention(
     k_offsets: np.ndarray | None = None,
     window: int = 0,
 ) -> Array:
-    """Causal grouped-query attention over packed sequences: q [N, H * D], k and v [M, G * D], H a multiple of G.
+    """Causal grouped-query attention over packed sequences.
 
-    `offsets` int32 [S + 1] bounds the sequences in q, and `k_offsets` in k and v (the same where absent). The last query of a
-    sequence sees all its keys. With a `window` above 0 a query sees the last `window` keys up to its own alone, and the cost
-    grows with the window instead of the length. No gradient with `k_offsets`.
+    q [N, H * D], k and v [M, G * D], H a multiple of G. int32 [S + 1] `offsets` bounds the
+    sequences in q, and `k_offsets` those in k and v (by default the same). The last query of a
+    sequence sees all its keys. With a `window` above 0, a query sees only the last `window` keys up
+    to its own, and the cost grows with the window instead of the length. There is no gradient with
+    `k_offsets`.
     """
     q, k, v = (
         check_matrix(t if isinstance(t, Tensor) else f32(t, n), n)
@@ -400,7 +407,7 @@ def transposed(x: Array) -> Array:
 
 
 def append(x: Array, tail: np.ndarray, axis: int) -> Array:
-    """x with the constant `tail` behind it along an axis."""
+    """x with the constant `tail` appended along an axis."""
     xd = f32(x)
     axis = whole(axis, "axis", -xd.ndim, xd.ndim - 1)
     y = on_device_of(xd, np.concatenate((np.asarray(xd), np.asarray(f32(tail, "tail"))), axis))
@@ -418,7 +425,10 @@ def append(x: Array, tail: np.ndarray, axis: int) -> Array:
 
 
 def dropout(x: Array, p: float, seed: int) -> Array:
-    """Zeroes each element with probability p in [0, 1) and scales the others by 1/(1 - p); the mask is a function of `seed`."""
+    """Zeroes elements with probability p in [0, 1) and scales the others by 1 / (1 - p).
+
+    `seed` determines the mask.
+    """
     p, seed = real(p, "dropout", 0, below=1), whole(seed, "seed")
     xd = f32(x)
     y = empty(*xd.shape, like=xd)

@@ -1,7 +1,7 @@
-"""The core's calls for the terms of a projection: of one matrix (`Dense`), and of E experts' (`Experts`).
+"""The core's calls for a projection: for one matrix (`Dense`), or for E experts' (`Experts`).
 
-Both classes have the same methods, so `projection.py` writes the arithmetic once. Rows are x [N, I],
-outputs y [N, O], the low-rank activations x lora_a [N, R]. Gradients are float32.
+Both classes have the same methods, so `projection.py` writes the arithmetic once. Rows are
+x [N, I], outputs y [N, O], low-rank activations x lora_a [N, R]. Everything is float32.
 
 | array         | `Dense` | `Experts`; rows sorted by expert |
 |---------------|---------|----------------------------------|

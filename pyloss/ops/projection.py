@@ -1,4 +1,7 @@
-"""A layer's product and its adapter's, with all gradients: one arithmetic for layers, experts and fused heads."""
+"""A layer's product with its adapter's, and all gradients.
+
+One arithmetic for layers, experts and fused heads.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""OpenCL devices: which there are, arrays in their memory, and the calls of the core on either side.
+"""OpenCL devices, arrays in their memory, and calls of the core on the host or a device.
 
-libOpenCL is opened at the first call that needs it. Functions of pyloss run where their arrays live; with a default device other
-than the cpu, NumPy arrays are copied there and results back. Errors of a device are `DeviceError`, or MemoryError where its
-memory is short; both leave it usable.
+The first call that needs libOpenCL opens it. Functions of pyloss run where their arrays are; with a
+default device other than the cpu, NumPy arrays are copied there, and results back. Errors of a
+device are `DeviceError`, or MemoryError if its memory is short; both leave it usable.
 """
 
 from __future__ import annotations
@@ -64,7 +64,9 @@ def _opencl() -> list[tuple[int, dict[str, Any]]]:
 
 
 def _index(device: str | Device) -> int:
-    """The number of an OpenCL device, -1 for the cpu; ValueError or DeviceError if there is no such device."""
+    """The number of an OpenCL device, -1 for the cpu; ValueError or DeviceError if there is no such
+    device.
+    """
     name = device.id if isinstance(device, Device) else device
     if not isinstance(name, str):
         raise TypeError(f"a device is named by a string or a Device, not {type(name).__name__}")
@@ -99,10 +101,10 @@ def _default_index() -> int:
 
 
 def set_default_device(device: str | Device) -> None:
-    """Where functions of NumPy arrays run: "cpu" (at first, unless PYLOSS_DEVICE says otherwise) or "opencl:<number>".
+    """Sets where functions of NumPy arrays run: "cpu" or "opencl:<number>".
 
-    Arrays are copied to that device and results back to NumPy. ValueError for a name that is no device, `DeviceError` where
-    OpenCL has none.
+    It begins as PYLOSS_DEVICE, or the cpu. Arrays are copied to the device and results back.
+    ValueError if there is no such device, `DeviceError` if OpenCL has none.
     """
     global _default
     _default = _index(device)
@@ -121,7 +123,7 @@ def _bfloat16() -> np.dtype:
 
 
 def is_bfloat16(dtype: np.dtype) -> bool:
-    """ml_dtypes' type by its name: `import pyloss` does not import that package."""
+    """Whether this is ml_dtypes' type, by its name: `import pyloss` does not import ml_dtypes."""
     return dtype.name == "bfloat16"
 
 
@@ -131,16 +133,17 @@ def _kind(dtype: np.dtype) -> str:
     kind = _KINDS.get(dtype.str[1:])
     if kind is None:
         raise TypeError(
-            f"arrays of dtype {dtype} cannot be on a device; real floats, bfloat16, integers and bool can"
+            f"arrays of dtype {dtype} cannot be on a device; real floats, bfloat16, "
+            "integers and bool can"
         )
     return kind
 
 
 class DeviceArray(_core.DeviceArray):
-    """An array in the memory of an OpenCL device: C-contiguous, made by `to_device` or by functions of such arrays.
+    """An array in the memory of an OpenCL device: C-contiguous, made by `to_device` or operations.
 
-    It has `shape`, `dtype`, `ndim`, `size`, `nbytes`, `device`; `numpy()` copies it back, as numpy.asarray does. Work on a device
-    is queued: a result is waited for when it is copied back.
+    It has `shape`, `dtype`, `ndim`, `size`, `nbytes` and `device`. `numpy()` copies it back, as
+    numpy.asarray does. Work on a device is queued; copying a result back waits for it.
     """
 
     __slots__ = ()
@@ -241,7 +244,10 @@ class DeviceArray(_core.DeviceArray):
     __radd__ = __add__
 
     def __getitem__(self, key: Any) -> Any:
-        """A row or rows along the first axis, in the same memory; whatever else NumPy's indexing gives, as a copy."""
+        """A row or rows along the first axis, in the same memory.
+
+        Other indexing gives a copy, as in NumPy.
+        """
         if isinstance(key, tuple) and key == ():
             return self
         if isinstance(key, int) and not isinstance(key, bool) and self.shape:
@@ -270,14 +276,15 @@ class DeviceArray(_core.DeviceArray):
 
 
 def _is_pyopencl(x: Any) -> bool:
-    """Without importing pyopencl: whoever has such an array has imported it."""
+    """Whether this is a pyopencl array. Does not import pyopencl."""
     return type(x).__module__ == "pyopencl.array" and hasattr(x, "base_data")
 
 
 def _from_pyopencl(x: Any) -> DeviceArray:
     if x.size and not x.flags.c_contiguous:
         raise ValueError(
-            f"a pyopencl array must be C-contiguous; this one of shape {x.shape} has strides {x.strides}"
+            "a pyopencl array must be C-contiguous; "
+            f"this one of shape {x.shape} has strides {x.strides}"
         )
     if x.queue is None:
         raise ValueError("a pyopencl array must have a queue: use array.with_queue(queue)")
@@ -295,9 +302,9 @@ def _number_of(device: Any) -> int:
 
 
 def array(x: Any, name: str = "the argument") -> Any:
-    """`x` where it is: a DeviceArray as it is, a pyopencl array without a copy, anything else as a NumPy array.
+    """`x` where it is: DeviceArrays and pyopencl arrays without a copy, others as NumPy arrays.
 
-    Errors, those of `arrays.as_array`, call it `name`.
+    Errors call it `name`, see `checks.arrays.as_array`.
     """
     if isinstance(x, DeviceArray):
         return x
@@ -310,7 +317,7 @@ def is_device_array(x: Any) -> bool:
 
 
 def empty(shape: tuple[int, ...], dtype: Any, device: int | DeviceArray) -> DeviceArray:
-    """An uninitialised array on the device with this number, or where another array is (its OpenCL context included)."""
+    """An uninitialized array on the device of this number, or in the context of another array."""
     kind = _kind(np.dtype(dtype))
     return (
         device.fresh(tuple(shape), kind)
@@ -320,12 +327,20 @@ def empty(shape: tuple[int, ...], dtype: Any, device: int | DeviceArray) -> Devi
 
 
 def to_device(x: Any, device: str | Device | DeviceArray | None = None) -> Any:
-    """Copies an array to a device: a NumPy array (or what numpy.asarray takes) to a `DeviceArray` of the same shape and type.
+    """Copies an array to a device: the same shape and type, as a `DeviceArray`.
 
-    A `Weight` comes back as one whose kernels read its bytes there; a `Module` has all its parameters and weights moved in place.
-    `device` is a name ("opencl:0", "cpu"), a `Device`, or an array that lies there; without it, the default device, or opencl:0
-    if that is the cpu. "cpu" gives a NumPy array. An array that is there already comes back as it is. TypeError for types that no
-    device holds, ValueError and `DeviceError` for devices that are not there, MemoryError where the array has no room.
+    Takes what numpy.asarray takes. A `Weight` gives one whose kernels read its bytes there; the
+    arrays and weights of a `Module` are moved in place.
+
+    Args:
+        device: a name ("opencl:0", "cpu"), a `Device`, or an array on it. By default the default
+            device, or opencl:0 if that is the cpu. "cpu" gives a NumPy array. An array on the
+            device is returned as it is.
+
+    Raises:
+        TypeError: a type that no device holds.
+        ValueError, DeviceError: there is no such device.
+        MemoryError: the array does not fit.
     """
     if hasattr(x, "moved"):
         return x.moved(lambda part: to_device(part, device))
@@ -356,19 +371,19 @@ def _upload(source: np.ndarray, where: int | DeviceArray) -> DeviceArray:
 
 
 def zeros_like(x: DeviceArray) -> DeviceArray:
-    """Zeros of the shape and type of `x`, where it is."""
+    """Zeros with the shape and type of `x`, on its device."""
     zeros = x.fresh(x.shape, x.kind)
     zeros.clear()
     return zeros
 
 
 def on_device_of(like: Any, x: Any) -> Any:
-    """`x`, a NumPy array or None, where `like` is: copied if that is a device."""
+    """`x`, a NumPy array or None, copied to the device of `like` if that is on one."""
     return to_device(x, like) if x is not None and isinstance(like, DeviceArray) else x
 
 
 def same_place(names: Sequence[str], arrays: Sequence[Any]) -> None:
-    """TypeError or ValueError unless all arrays are on the host, or on one device."""
+    """TypeError or ValueError unless all arrays are on the host, or all on one device."""
 
     def said(name: str, x: Any) -> str:
         return (
@@ -386,15 +401,15 @@ def same_place(names: Sequence[str], arrays: Sequence[Any]) -> None:
             if x.index != first.index:
                 raise ValueError(f"{both}: move one with pyloss.to_device")
             raise ValueError(
-                f"{first_name} and {name} are on opencl:{x.index} in different OpenCL contexts or queues"
+                f"{first_name} and {name} are on opencl:{x.index} in different OpenCL contexts "
+                "or queues"
             )
 
 
 def call(kernel: str, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
-    """Runs an operation of the core where its arrays live: all on the host, or with any on a device, there.
+    """Runs an operation of the core where its arrays are, or on the default device.
 
-    Host arrays among those of a device, and all of them if the default device is one, are copied over, and back if they are
-    outputs.
+    If any array is on a device, host arrays are copied there, and host outputs back.
     """
     where: Any = next((x for x in (*inputs, *outputs) if isinstance(x, DeviceArray)), None)
     if where is None:
@@ -411,7 +426,7 @@ def call(kernel: str, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
 
 
 def bits(array: Any) -> Any:
-    """An array as the core takes it: bfloat16 ones, which NumPy itself does not know, as 16-bit integers."""
+    """An array for the core: bfloat16, which NumPy does not know, as 16-bit integers."""
     return (
         array.view(np.uint16)
         if isinstance(array, np.ndarray) and is_bfloat16(array.dtype)

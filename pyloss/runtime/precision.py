@@ -1,4 +1,4 @@
-"""How dense layers multiply, for the whole process: in float32, or with operands rounded to bfloat16."""
+"""The precision of products by weights, for the whole process: float32 or bfloat16."""
 
 from __future__ import annotations
 
@@ -20,33 +20,36 @@ def check_precision(precision: str) -> str:
 
 
 def set_matmul_precision(precision: str) -> None:
-    """Sets how layers multiply by their weights, forward and for the gradient of their input: "float32" (at first) or "bfloat16".
+    """Sets the precision of products by weights: "float32" (the default) or "bfloat16".
 
-    "bfloat16" rounds inputs and weights, once each, to bfloat16 (8 bits), and adds their products in float32. With
-    `avx512_bf16` products took about half the time on an AMD EPYC (Zen 4), and more time than in float32 on an Intel Xeon with
-    `amx_bf16`; other processors compute the same numbers to the bit with float32 instructions, and take up to 1.7 times as
-    long as in float32 (`info()["bfloat16"]` says which, `pyloss bench` measures it). Only numbers below 2^-126 differ: the
-    instructions take them as 0.
+    It holds forward and for the gradient of the input. "bfloat16" rounds inputs and weights once to
+    bfloat16 (8 bits) and adds their products in float32. With `avx512_bf16`, products took about
+    half the time on an AMD EPYC (Zen 4), and more time than float32 on an Intel Xeon with
+    `amx_bf16`. Other processors compute the same bits with float32 instructions, in up to 1.7 times
+    the time of float32 (`info()["bfloat16"]` says which, `pyloss bench` measures it). Only numbers
+    below 2^-126 differ, which the instructions take as 0.
 
-    It is for layers of any weight format, their adapters' bases, experts and output heads. Float32 stay: products of up to four
-    rows, adapters' own matrices, gradients by weights, attention, and what runs on a device. ValueError for another name.
+    It applies to layers of any weight format, experts, output heads and the bases of adapters.
+    These
+    stay float32: products of up to four rows, the adapters' own matrices, gradients by weights,
+    attention, and devices. ValueError for another name.
     """
     _core.set_matmul_precision(check_precision(precision))
 
 
 def get_matmul_precision() -> str:
-    """What `set_matmul_precision` was last told."""
+    """The precision that `set_matmul_precision` set last."""
     return str(_core.matmul_precision())
 
 
 def has_instructions() -> bool:
-    """Whether the processor, and the instruction set in use, have dot products of bfloat16."""
+    """Whether the processor and the instruction set in use have bfloat16 dot products."""
     return bool(_core.isa() == "avx512" and _core.has_bf16_dots())
 
 
 @contextmanager
 def matmul_precision(precision: str | None) -> Iterator[None]:
-    """That precision within a block; None changes nothing."""
+    """Sets the precision within a block; None changes nothing."""
     before = get_matmul_precision()
     if precision is not None:
         set_matmul_precision(precision)

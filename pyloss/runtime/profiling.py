@@ -1,4 +1,4 @@
-"""`PYLOSS_PROFILE=1`: time and bytes of every operation of the core, printed when the process ends."""
+"""`PYLOSS_PROFILE=1`: time and bytes of each operation of the core, printed at exit."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ def report() -> str:
     for name, (calls, seconds, size) in rows:
         speed, share = size / max(seconds, 1e-12) / 1e9, seconds / max(total, 1e-12)
         lines.append(
-            f"{name:28s} {calls:8d} {seconds * 1e3:10.1f} {share:6.1%} {size / 1e9:8.2f} {speed:7.1f}"
+            f"{name:28s} {calls:8d} {seconds * 1e3:10.1f} {share:6.1%} {size / 1e9:8.2f} "
+            f"{speed:7.1f}"
         )
     lines.append(f"{'all':28s} {'':8s} {total * 1e3:10.1f}")
     lines += [

@@ -1,4 +1,4 @@
-"""Functions that make the same calls of the core every time: run again without the Python between the calls."""
+"""Repeats the calls that a function makes to the core, without the Python between them."""
 
 from __future__ import annotations
 
@@ -20,14 +20,17 @@ _DECIDING = [name for name, _ in _core.ops()].index("same_bits")
 
 
 class Replay:
-    """Runs a function of no arguments that gives an array; from its third run on, usually, only the function's calls of the core.
+    """Runs a function without arguments that returns an array; later, only its calls of the core.
 
-    The function's own inputs are arrays that are written to between the runs. Its first runs are recorded. Where two of them
-    make the same calls - the same operations on the same arrays, or on what earlier calls of that run made - and these calls,
-    run once more, give the same bits, they stand for the function from then on. A function that computes with NumPy between its
-    calls makes new arrays every time; by these it is known, and always called itself. A function may keep what it has computed
-    for arrays as long as `same_bits` finds them as they were: where that finds otherwise, the function is called again. Not for
-    functions that take another path after their first runs for other reasons, as one that depends on values may.
+    The function reads arrays that are written to between its runs. The first runs are recorded. If
+    two runs make the same calls (the same operations, on the same arrays or on results of earlier
+    calls of that run), and repeating the calls gives the same bits, the calls replace the function,
+    usually from its third run on.
+
+    A function that computes with NumPy between its calls makes new arrays on every run; they give
+    it away, and it is never replayed. A function may cache results for arrays that it compares by
+    `same_bits`; if a comparison comes out otherwise, the function is called. Not for functions that
+    take another path after their first runs for other reasons, such as values.
     """
 
     def __init__(self) -> None:
@@ -44,7 +47,7 @@ class Replay:
         return self._result is not None
 
     def __call__(self, function: Callable[[], np.ndarray]) -> np.ndarray:
-        """What `function` returns, or the same array with what the calls alone have made of it."""
+        """The result of `function`, computed by the function or by its recorded calls."""
         if self._result is not None:
             _core.replay(self._calls)
             if self._decisions() == self._expected:
@@ -58,7 +61,8 @@ class Replay:
             result = function()
         finally:
             calls = _core.record(False) or []
-        # The arrays of the run before are still there, so that none of this run's has their place in memory.
+        # The arrays of the run before are still there, so that none of this run's has their place
+        # in memory.
         if self._last is not None and _repeats(self._last, calls, result):
             want = result.copy()
             _core.replay(calls)
@@ -76,7 +80,7 @@ class Replay:
 
 
 def _repeats(before: Calls, calls: Calls, result: np.ndarray) -> bool:
-    """Whether a run made the calls of the one before, and `result` by them."""
+    """Whether a run made the calls of the run before, and `result` by them."""
     # the arrays that calls have made, numbered, by identity
     made: tuple[dict[int, int], dict[int, int]] = ({}, {})
 

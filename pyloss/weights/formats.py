@@ -1,6 +1,7 @@
-"""The weight formats, and what the bytes of those that need nothing beside them mean: GGUF's, decoded and encoded in NumPy.
+"""The weight formats, and GGUF's decoded and encoded in NumPy.
 
-Encoders follow ggml's reference to the letter. The formats whose scales lie in arrays of their own are in `groups.py`.
+Encoders give the bits of ggml's reference. Formats with scales in separate arrays are in
+`groups.py`.
 """
 
 from __future__ import annotations
@@ -15,13 +16,21 @@ Array = np.ndarray[Any, Any]
 
 
 class Format(NamedTuple):
-    """How a format is laid out along a row: `elements` values share a block of `bytes` bytes."""
+    """The layout of a format along a row: `elements` values share a block of `bytes` bytes.
 
-    code: int  # the core's number
+    Attributes:
+        code: the core's number.
+        elements: values of a block.
+        bytes: bytes of a block.
+        encodes: whether pyloss can write the format.
+        bits: of a code, if the scales are stored apart; else 0.
+    """
+
+    code: int
     elements: int
     bytes: int
-    encodes: bool = True  # whether it can be written here
-    bits: int = 0  # of a code, where the scales lie beside the codes
+    encodes: bool = True
+    bits: int = 0
 
 
 # The reference encoders of these search for scales at length, and gguf-py has none to compare with.
@@ -32,13 +41,13 @@ FORMATS: dict[str, Format] = {
     name.lower(): Format(code, elements, bytes, encodes=name.lower() not in _READ_ONLY, bits=bits)
     for code, (name, elements, bytes, bits) in enumerate(_core.formats())
 }
-#: those of floats, and those that a single tensor of a file holds whole
+#: formats of floats, and formats that one tensor of a file holds
 FLOATS = ("f32", "bf16", "f16")
 SINGLE = tuple(name for name, layout in FORMATS.items() if not layout.bits)
 
 
 def row_bytes(format: str, in_features: int) -> int:
-    """The bytes of one row of `in_features` values. Raises ValueError for a row of broken blocks."""
+    """The bytes of a row of `in_features` values. ValueError unless these are whole blocks."""
     layout = FORMATS.get(format)
     if layout is None:
         raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
@@ -88,7 +97,9 @@ def _shifted(packed: Array, shifts: list[int], mask: int) -> Any:
 
 
 def _decode_k(blocks: Array, format: str) -> Array:
-    """Blocks of 256: eight runs of 32, or sixteen of 16, with a scale (and an offset) of a few bits each."""
+    """Blocks of 256: eight runs of 32, or sixteen of 16, with a scale (and an offset) of a few bits
+    each.
+    """
     n = len(blocks)
     if format in ("q4_k", "q5_k"):
         first, second, mixed = (blocks[:, i : i + 4] for i in (4, 8, 12))
@@ -140,7 +151,8 @@ def encode(rows: Array, format: str) -> Array:
             return rows.astype("<f2").view(np.uint8)
     if format == "bf16":
         bits = rows.view(np.uint32)
-        # Ties go to even; a NaN must not be rounded into an infinity, so it is made a quiet one instead.
+        # Ties go to even; a NaN must not be rounded into an infinity, so it is made a quiet one
+        # instead.
         rounded = (bits + (np.uint32(0x7FFF) + ((bits >> 16) & 1))) >> 16
         return np.where(np.isnan(rows), (bits >> 16) | 0x40, rounded).astype("<u2").view(np.uint8)
     blocks = rows.reshape(-1, 32)
@@ -171,7 +183,10 @@ def _encode_blocks(blocks: Array, format: str) -> list[Array]:
 
 
 def encode_blocks_with_scales(rows: Array, format: str, blocks: Array) -> Array:
-    """As `encode` for a format of 32-element blocks, with the scales and offsets of `blocks` uint8 [n * in / 32, block bytes]."""
+    """`encode` for 32-element blocks, with the scales and offsets of existing `blocks`.
+
+    `blocks` is uint8 [n * in / 32, block bytes].
+    """
     offset = None if format.endswith("_0") else _half(blocks, 2)
     head = 2 if offset is None else 4
     codes = _codes(rows.reshape(-1, 32), format, _half(blocks, 0), offset)
@@ -183,7 +198,9 @@ def _highest(format: str) -> int:
 
 
 def _codes(blocks: Array, format: str, scale: Array, offset: Array | None) -> list[Array]:
-    """The codes of blocks float32 [n, 32] under scales (and offsets) float32 [n, 1], rounded as ggml does."""
+    """The codes of blocks float32 [n, 32] under scales (and offsets) float32 [n, 1], rounded as
+    ggml does.
+    """
     if format == "q8_0":
         scaled = (blocks * _inverse(scale)).clip(-127, 127)
         magnitude = np.abs(scaled)
@@ -211,7 +228,7 @@ def _f16(values: Array) -> Array:
     if not np.isfinite(half).all():
         block = int(np.argmin(np.isfinite(half).ravel()))
         raise ValueError(
-            f"array cannot be quantised: a scale of {values.ravel()[block]} does not fit in float16"
+            f"array cannot be quantized: a scale of {values.ravel()[block]} does not fit in float16"
         )
     return half.view(np.uint8)
 

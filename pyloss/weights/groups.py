@@ -1,9 +1,12 @@
-"""Formats whose scales lie in arrays beside the codes: mlx's affine groups, and NF4 as bitsandbytes stores it.
+"""Formats whose scales are stored in arrays apart from the codes: mlx's affine formats and NF4.
 
-Affine (mlx.core.quantize): a row is a stream of codes of 2 to 8 bits, lowest bits first, and each group of a row has a scale and
-an offset: w = code * scale + offset. NF4 (Dettmers et al., QLoRA, arXiv:2305.14314): four bits, the first of two in the high half
-of a byte, index a table of 16 quantiles; each block of the flat matrix has a scale, its largest magnitude. With double
-quantisation these are themselves 8-bit codes of a map, scaled in blocks around an offset.
+Affine (mlx.core.quantize): a row is a stream of codes of 2 to 8 bits, lowest bits first. Each group
+of a row has a scale and an offset: w = code * scale + offset.
+
+NF4, as bitsandbytes stores it (Dettmers et al., QLoRA, arXiv:2305.14314): codes of four bits, the
+first of two in the high half of a byte, index a table of 16 quantiles. Each block of the flat
+matrix has a scale, its largest magnitude. With double quantization the scales are 8-bit codes of a
+map, with their own block scales and an offset.
 """
 
 from __future__ import annotations
@@ -19,8 +22,10 @@ Array = np.ndarray[Any, Any]
 #: QLoRA's 16 quantiles of the standard normal distribution
 NF4_TABLE = np.array(
     [
-        -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
-        -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+        -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
+        -0.18477343022823334,
+        -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634,
+        0.33791524171829224,
         0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
     ],
     np.float32,
@@ -31,29 +36,40 @@ _SCALE_BYTES = {"f32": 4, "bf16": 2, "f16": 2}
 
 
 class Groups(NamedTuple):
-    """The scales beside a matrix's codes, as flat uint8 arrays over the bytes of a file.
+    """The scales of a matrix's codes, as flat uint8 arrays over the bytes of a file.
 
-    `first` is the place of the matrix's first element among all that the arrays cover: rows of a larger matrix share its arrays.
+    Attributes:
+        size: elements of a group, a power of two and at least 32.
+        scales: in `scale_format`; with a map, 8-bit codes.
+        scale_format: "f32", "bf16" or "f16".
+        offsets: affine formats only, in `scale_format`.
+        table: NF4 only, float32 [16].
+        map: double quantization only, float32 [256].
+        nested: with a map, float32: the scales of the codes in `scales`.
+        nested_size: codes of a nested group.
+        nested_offset: added to every scale.
+        first: index of the matrix's first element in the arrays, which rows of a larger matrix
+            share.
     """
 
-    size: int  # elements of a group: a power of two, at least 32
-    scales: Array  # in scale_format, or with a map 8-bit codes
+    size: int
+    scales: Array
     scale_format: str = "f32"
-    offsets: Array | None = None  # affine
-    table: Array | None = None  # nf4: float32 [16]
-    map: Array | None = None  # double quantisation: float32 [256]
-    nested: Array | None = None  # float32, the scales of the codes in `scales`
+    offsets: Array | None = None
+    table: Array | None = None
+    map: Array | None = None
+    nested: Array | None = None
     nested_size: int = 0
     nested_offset: float = 0.0
     first: int = 0
 
     @property
     def double(self) -> bool:
-        """Whether the scales are themselves quantised."""
+        """Whether the scales are themselves quantized."""
         return self.map is not None
 
     def handle(self) -> tuple[Any, ...]:
-        """What the C binding takes."""
+        """The tuple that the C binding takes."""
         code = FORMATS[self.scale_format].code
         parts = (
             self.size,
@@ -76,11 +92,13 @@ class Groups(NamedTuple):
             or self.first % 32
         ):
             raise ValueError(
-                f"groups must have a power of two of at least 32 elements, got {self.size} from {self.first}"
+                "groups must have a power of two of at least 32 elements, "
+                f"got {self.size} from {self.first}"
             )
         if self.scale_format not in _SCALE_BYTES:
             raise ValueError(
-                f"scales must be stored as one of {', '.join(_SCALE_BYTES)}, got {self.scale_format!r}"
+                f"scales must be stored as one of {', '.join(_SCALE_BYTES)}, "
+                f"got {self.scale_format!r}"
             )
         groups = -(-(self.first + count) // self.size)
         needed = {"scales": groups * (1 if self.double else _SCALE_BYTES[self.scale_format])}
@@ -104,13 +122,14 @@ class Groups(NamedTuple):
                 continue
             if array.dtype != np.uint8 or array.ndim != 1 or not array.flags.c_contiguous:
                 raise ValueError(
-                    f"{name} must be flat contiguous uint8, got {array.dtype} of shape {array.shape}"
+                    f"{name} must be flat contiguous uint8, "
+                    f"got {array.dtype} of shape {array.shape}"
                 )
             if array.size < needed[name]:  # rows of a larger matrix have more
                 raise ValueError(f"{name} must hold {needed[name]} bytes, got {array.size}")
 
     def nbytes(self, count: int) -> int:
-        """The bytes that `count` elements account for."""
+        """The bytes of the scales of `count` elements."""
         groups = -(-count // self.size)
         if self.double:
             return groups + -(-groups // self.nested_size) * 4
@@ -163,7 +182,9 @@ def _unpack(codes: Array, format: str) -> Array:
 
 
 def encode_affine(matrix: Array, bits: int, size: int, scale_format: str) -> tuple[Array, Groups]:
-    """float32 [out, in] to flat codes and their groups, as mlx.core.quantize rounds; in is a multiple of `size`."""
+    """float32 [out, in] to flat codes and their groups, as mlx.core.quantize rounds; in is a
+    multiple of `size`.
+    """
     check_finite(matrix, f"affine{bits}")
     groups = matrix.reshape(-1, size)
     codes = np.empty(matrix.size // 8 * bits, np.uint8)
@@ -177,7 +198,7 @@ def encode_affine(matrix: Array, bits: int, size: int, scale_format: str) -> tup
         and np.isfinite(_floats(offset, scale_format)).all()
     ):
         raise ValueError(
-            f"array cannot be quantised: a group's scale or offset does not fit in {scale_format}"
+            f"array cannot be quantized: a group's scale or offset does not fit in {scale_format}"
         )
     return codes, Groups(size, scale, scale_format, offset)
 
@@ -217,7 +238,9 @@ def _pack(codes: Array, bits: int) -> Array:
 def encode_nf4(
     matrix: Array, size: int, double: bool, nested_size: int = 256
 ) -> tuple[Array, Groups]:
-    """float32 [out, in] to flat codes and their groups, as bitsandbytes' quantize_4bit does; in is a multiple of 32."""
+    """float32 [out, in] to flat codes and their groups, as bitsandbytes' quantize_4bit does; in is
+    a multiple of 32.
+    """
     check_finite(matrix, "nf4")
     flat = matrix.reshape(-1)
     codes, scale = _in_blocks(flat, size, NF4_TABLE)
@@ -239,7 +262,10 @@ def encode_nf4(
 
 
 def _in_blocks(flat: Array, size: int, table: Array) -> tuple[Array, Array]:
-    """The nearest entries of a sorted table, uint8 [n], for values over the largest magnitude of their block; and these."""
+    """Codes uint8 [n] of values relative to the largest magnitude of their block, and these scales.
+
+    A code is the nearest entry of a sorted table.
+    """
     blocks = np.pad(flat, (0, -flat.size % size)).reshape(-1, size)
     scale = np.abs(blocks).max(axis=1)
     codes = np.empty(blocks.shape, np.uint8)
@@ -252,7 +278,7 @@ def _in_blocks(flat: Array, size: int, table: Array) -> tuple[Array, Array]:
 
 
 def encode_with_groups(matrix: Array, format: str, groups: Groups) -> Array:
-    """Flat codes for float32 [out, in] under groups that a matrix of this shape has already."""
+    """Flat codes of float32 [out, in] under existing groups for this shape."""
     check_finite(matrix, format)
     runs = matrix.reshape(-1, 32)
     index = (groups.first + 32 * np.arange(len(runs))) // groups.size
@@ -276,7 +302,9 @@ def encode_with_groups(matrix: Array, format: str, groups: Groups) -> Array:
 
 
 def dynamic_map() -> Array:
-    """The 256 values of bitsandbytes' signed dynamic 8-bit type (Dettmers et al., arXiv:2110.02861), sorted float32."""
+    """The 256 values of bitsandbytes' signed dynamic 8-bit type (Dettmers et al.,
+    arXiv:2110.02861), sorted float32.
+    """
     found = [0.0, 1.0]
     for exponent in range(7):
         # To the bit what torch.linspace(0.1, 1, ...) gives: float32 steps from either end.

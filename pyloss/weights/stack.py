@@ -11,13 +11,15 @@ from pyloss.weights.weight import Array, Weight
 
 
 class WeightStack:
-    """E matrices of one shape and format, `shape` (E, out_features, in_features), never trained and never written to.
+    """E matrices of one shape and format, `shape` (E, out_features, in_features), never trained and
+    never written to.
 
     Args:
         matrices: the `Weight` of each expert, with bytes anywhere; they are kept as they are.
 
     Raises:
-        ValueError: no matrices, or one that differs from the first in format, shape or order of rows.
+        ValueError: no matrices, or one that differs from the first in format, shape or order of
+            rows.
     """
 
     __slots__ = ("format", "handle", "matrices", "shape")
@@ -34,7 +36,8 @@ class WeightStack:
                 first.head_dim,
             ):
                 raise ValueError(
-                    f"the matrices of a stack must be alike: the first is {first}, number {i} is {matrix}"
+                    f"the matrices of a stack must be alike: the first is {first}, "
+                    f"number {i} is {matrix}"
                 )
         self.format = first.format
         self.shape = (len(self.matrices), *first.shape)
@@ -51,7 +54,9 @@ class WeightStack:
 
     @classmethod
     def from_rows(cls, weight: Weight, count: int) -> WeightStack:
-        """The matrices that lie one after the other in the rows of `weight`, [count * out, in], not copied."""
+        """The matrices that lie one after the other in the rows of `weight`, [count * out, in], not
+        copied.
+        """
         rows = weight.shape[0] // count
         return cls([weight.slice_rows(i * rows, (i + 1) * rows) for i in range(count)])
 
@@ -61,7 +66,7 @@ class WeightStack:
 
     @property
     def is_float(self) -> bool:
-        """Whether the values are stored as floats, not quantised."""
+        """Whether the values are stored as floats, not quantized."""
         return self.matrices[0].is_float
 
     @property

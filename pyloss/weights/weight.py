@@ -1,7 +1,7 @@
-"""`Weight`: a stored matrix, float or group-quantised, over bytes that usually are a file's mapped ones.
+"""`Weight`: a stored matrix, float or group-quantized, usually over a file's mapped bytes.
 
-The C kernels read these bytes themselves; the NumPy code of `quantization.py` and `groups.py` says plainly what they mean, and
-writes them.
+The C kernels read these bytes. The NumPy code in `formats.py` and `groups.py` defines their meaning
+and writes them.
 """
 
 from __future__ import annotations
@@ -32,15 +32,18 @@ _CHUNK = 1 << 20
 
 
 class Weight:
-    """A matrix of `shape` (out_features, in_features) in `raw`'s bytes, never trained and never written to.
+    """A matrix of `shape` (out_features, in_features) in `raw`'s bytes, never trained and never
+    written to.
 
     Args:
-        raw: flat contiguous uint8 array, kept as it is; read-only is fine, and unaligned bytes are copied.
+        raw: flat contiguous uint8 array, kept as it is; read-only is fine, and unaligned bytes are
+            copied.
         format: a key of `FORMATS`.
-        shape: (out_features, in_features); in_features is a multiple of the format's block elements.
-        head_dim: when D > 0, the file stores the rows of each head of D rows with its rotary pairs interleaved: row j
-            of a head's first half lies at 2j and row j of its second half at 2j + 1. Whatever this class gives or takes
-            is in Hugging Face order all the same.
+        shape: (out_features, in_features); in_features is a multiple of the format's block
+            elements.
+        head_dim: when D > 0, the file stores the rows of each head of D rows with its rotary pairs
+            interleaved: row j of a head's first half lies at 2j and row j of its second half at 2j
+            + 1. Whatever this class gives or takes is in Hugging Face order all the same.
 
     Raises:
         TypeError: `raw` is not a uint8 array.
@@ -59,7 +62,8 @@ class Weight:
     ) -> None:
         if not isinstance(raw, np.ndarray) or raw.dtype != np.uint8:
             raise TypeError(
-                f"raw must be a uint8 numpy.ndarray, got {getattr(raw, 'dtype', type(raw).__name__)}"
+                "raw must be a uint8 numpy.ndarray, "
+                f"got {getattr(raw, 'dtype', type(raw).__name__)}"
             )
         if raw.ndim != 1 or not raw.flags.c_contiguous:
             raise ValueError(
@@ -92,7 +96,10 @@ class Weight:
         return parts if self.groups is None else (*parts, self.groups.handle())
 
     def moved(self, put: Callable[[Array], Any]) -> Weight:
-        """This matrix for kernels elsewhere: `put` makes the arrays that they read of its own, which it keeps for all else."""
+        """This matrix for kernels on a device: `put` moves the arrays of the kernels' handle.
+
+        Its own arrays stay on the host for everything else.
+        """
         again = copy.copy(self)
         parts = self.handle_of_host()
         again.handle = tuple(_put(part, put) for part in parts)
@@ -111,13 +118,13 @@ class Weight:
     ) -> Weight:
         """Store `array` (floating, [out, in], Hugging Face row order) in `format`.
 
-        Rounds as the format's reference does: ggml, mlx.core.quantize, bitsandbytes. `group_size` is that of the affine formats
-        and of nf4, `scale_format` ("f32", "bf16" or "f16") how the affine ones keep scales and offsets, `double` whether nf4
-        quantises its scales too.
+        Rounds as the format's reference does: ggml, mlx.core.quantize, bitsandbytes. `group_size`
+        is that of the affine formats and of nf4, `scale_format` ("f32", "bf16" or "f16") how the
+        affine ones keep scales and offsets, `double` whether nf4 quantizes its scales too.
 
         Raises:
-            ValueError: a shape the format cannot hold, a format that is only read here, or, for the quantised formats, a block
-                whose values or scale are not finite.
+            ValueError: a shape the format cannot hold, a format that is only read here, or, for the
+                quantized formats, a block whose values or scale are not finite.
         """
         array = np.asarray(array)
         if array.ndim != 2:
@@ -155,7 +162,7 @@ class Weight:
         return cls(codes, format, matrix.shape, head_dim, groups)
 
     def quantize_alike(self, array: Array) -> Weight:
-        """`array` [any, in], stored in the format of this matrix. Raises ValueError as `quantize` does."""
+        """`array` [any, in] in the format of this matrix. ValueError as for `quantize`."""
         g = self.groups
         if g is None:
             return Weight.quantize(array, self.format, self.head_dim)
@@ -167,10 +174,10 @@ class Weight:
         return Weight.quantize(array, self.format, self.head_dim, **options)
 
     def requantize(self, array: Array) -> Weight:
-        """`array` [out, in] of this matrix's shape, a change of it, stored as it is.
+        """`array` [out, in], a change of this matrix, in its format.
 
-        Under its own scales where that is nearer than with new ones: what changes by less than a step then stays as it was, and
-        does not take on the rounding of other steps too. Raises ValueError as `quantize` does.
+        It keeps the scales of this matrix if they give a smaller error than new ones: then values
+        that change by less than a step stay as they were. ValueError as for `quantize`.
         """
         g, fresh = self.groups, self.quantize_alike(array)
         if self.is_float:
@@ -188,7 +195,10 @@ class Weight:
         )
 
     def slice_rows(self, begin: int, end: int) -> Weight:
-        """Rows [begin, end) over the same bytes; with `head_dim`, whole heads. Raises ValueError outside the matrix."""
+        """Rows [begin, end) over the same bytes; with `head_dim`, whole heads.
+
+        ValueError outside the matrix.
+        """
         out_features, in_features = self.shape
         if not 0 <= begin <= end <= out_features:
             raise ValueError(
@@ -208,12 +218,12 @@ class Weight:
 
     @property
     def is_float(self) -> bool:
-        """Whether the values are stored as floats, not quantised."""
+        """Whether the values are stored as floats, not quantized."""
         return self.format in FLOATS
 
     @property
     def can_requantize(self) -> bool:
-        """Whether its format can be written here."""
+        """Whether pyloss can write its format."""
         return FORMATS[self.format].encodes
 
     @property
@@ -290,13 +300,13 @@ def _check_shape(format: str, shape: tuple[int, ...], head_dim: int) -> tuple[in
 
 
 def _in_stored_order(array: Array, head_dim: int) -> Array:
-    """Rows in Hugging Face order as they lie in the file, float32."""
+    """Rows in Hugging Face order, put into the file's order, float32."""
     order = np.argsort(_stored_rows(np.arange(len(array)), head_dim)) if head_dim else slice(None)
     return np.ascontiguousarray(array[order], dtype=np.float32)
 
 
 def _stored_rows(rows: Array, head_dim: int) -> Array:
-    """Where rows in Hugging Face order lie in the file."""
+    """The places in the file of rows in Hugging Face order."""
     if not head_dim:
         return rows
     head, row = np.divmod(rows, head_dim)

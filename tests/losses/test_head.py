@@ -46,7 +46,7 @@ def rng():
 def many_parts(monkeypatch):
     """16 rows at a time, where there are so many."""
     monkeypatch.setattr(linear_losses, "LOGITS_BYTES", 1)
-    monkeypatch.setattr(linear_losses, "MOST_BYTES", 1)
+    monkeypatch.setattr(linear_losses, "MAX_BYTES", 1)
 
 
 def case(rng, name, shape=(2, 3), v=7, d=5, e=6):
@@ -286,7 +286,7 @@ def test_parts_do_not_change_a_bit(rng, monkeypatch, name, rows):
     arrays = single(arrays)
     whole, wanted = computed(name, arrays, others, {}, range(len(arrays)))
     monkeypatch.setattr(linear_losses, "LOGITS_BYTES", 1)
-    monkeypatch.setattr(linear_losses, "MOST_BYTES", 1)
+    monkeypatch.setattr(linear_losses, "MAX_BYTES", 1)
     _core.profile(True)
     parts, found = computed(name, arrays, others, {}, range(len(arrays)))
     assert _core.profile(False)["linear_forward"][0] >= 2
@@ -302,7 +302,7 @@ def test_parts_do_not_change_a_bit(rng, monkeypatch, name, rows):
 @pytest.mark.parametrize("most", [16, 17, 41, 42, 60, 200, 210, 5000])
 def test_parts_are_even_and_bounded(monkeypatch, total, most):
     monkeypatch.setattr(linear_losses, "LOGITS_BYTES", most * 8)
-    monkeypatch.setattr(linear_losses, "FEW_ROWS", 1)
+    monkeypatch.setattr(linear_losses, "MIN_ROWS", 1)
     parts = linear_losses._parts(total, 8)
     sizes = [p.stop - p.start for p in parts]
     assert sum(sizes) == total and [p.start for p in parts] == list(np.cumsum([0, *sizes]))[:-1]
