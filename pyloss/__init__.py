@@ -118,8 +118,9 @@ def __dir__() -> list[str]:
 
 
 def set_num_threads(n: int) -> None:
-    """Sets how many threads kernels may use; at first PYLOSS_NUM_THREADS, OMP_NUM_THREADS, or all
-    processors allowed.
+    """Sets how many threads kernels may use.
+
+    The default is PYLOSS_NUM_THREADS, OMP_NUM_THREADS, or all processors that the process may use.
     """
     _core.set_num_threads(n)
 
@@ -130,11 +131,10 @@ def get_num_threads() -> int:
 
 
 def info() -> dict[str, Any]:
-    """What is in use: version, instruction set and those available, threads, how layers multiply,
-    NumPy, bytes of reused buffers.
+    """The version, instruction sets, threads, precision of products, NumPy, and reused buffers.
 
-    `bfloat16` says how products in that precision are or would be computed: by "avx512_bf16", or
-    "emulated".
+    `isa` is the instruction set in use, `isas` are those available. `bfloat16` is how products in
+    that precision are computed: by "avx512_bf16", or "emulated". `buffers` counts bytes.
     """
     import numpy
 

@@ -25,10 +25,12 @@ DTYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 
 
 _MODEL_FILES = (
-    "model.safetensors", "model-*.safetensors", "model.safetensors.index.json", "config.json", "generation_config.json",
+    "model.safetensors", "model-*.safetensors", "model.safetensors.index.json", "config.json",
+    "generation_config.json",
 )  # fmt: skip
 _TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json",
+    "added_tokens.json", "vocab.json",
     "merges.txt", "chat_template.jinja", "chat_template.json",
 )  # fmt: skip
 
@@ -72,9 +74,9 @@ def save_model(
     """Writes config.json, model.safetensors and the tokenizer's files into the folder `path`.
 
     Matrices in mlx's affine groups or in NF4 stay as they are, in the layout of mlx or
-    bitsandbytes; those in GGUF's quantized formats become float32. Floats keep their type, and parameters take
-    the type of most matrices where it holds their values exactly. With `dtype` ("float32",
-    "float16" or "bfloat16") all floats have that type.
+    bitsandbytes; those in GGUF's quantized formats become float32. Floats keep their type.
+    Parameters take the type of most matrices where it holds their values exactly. With `dtype`
+    ("float32", "float16" or "bfloat16") all floats have that type.
 
     The files of a model in the folder move to `previous-N`, or are removed with `overwrite`; the
     tokenizer's files stay where `tokenizer` is None.

@@ -294,7 +294,7 @@ class Tokenizer:
 
 
 class StreamDecoder:
-    """The text of tokens one by one, in pieces of whole characters that add up to the whole text."""
+    """The text of tokens one by one, in pieces of whole characters that add up to the text."""
 
     def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool = False) -> None:
         self._tokenizer = tokenizer

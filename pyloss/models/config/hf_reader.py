@@ -98,7 +98,7 @@ _OF_SOME: dict[str, tuple[Kind, Callable[[Family], Any]]] = {
     "mlp_only_layers": (_layer_numbers, lambda family: family.experts),
 }
 
-# What an option is where no family and no file says it.
+# Options that neither a family nor the file sets.
 _OFF = {
     "use_sliding_window": False,
     "norm_topk_prob": False,
@@ -138,21 +138,18 @@ def read_hf_config(path: str | os.PathLike[str]) -> dict[str, Any]:
     heads, head_dim = read["num_attention_heads"], read["head_dim"]
     if head_dim is None:
         head_dim = checked(path, head_size, hidden=read["hidden_size"], heads=heads)
+    key_value_heads = read["num_key_value_heads"]
     own = (*_REQUIRED, *DEFAULTS, "bos_token_id", "eos_token_id", "pad_token_id")
     return {
         **{name: read[name] for name in own},
         **_rope(read, family),
         **_windows(read, family, model_type),
         "model_type": model_type,
-        "num_key_value_heads": _given(read["num_key_value_heads"], heads),
+        "num_key_value_heads": heads if key_value_heads is None else key_value_heads,
         "head_dim": head_dim,
         "query_pre_attn_scalar": read.get("query_pre_attn_scalar"),
         "mixture": read_hf_mixture(read, family),
     }
-
-
-def _given(value: int | None, default: int) -> int:
-    return default if value is None else value
 
 
 def _text_part(path: str | os.PathLike[str], content: dict[str, Any]) -> dict[str, Any]:

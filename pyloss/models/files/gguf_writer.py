@@ -271,6 +271,6 @@ def interleaved_head(config: ModelConfig, name: str) -> int:
 
 
 def stored_order(rows: int, head_dim: int) -> np.ndarray:
-    """The row at each place of a tensor with interleaved halves of heads of `head_dim` rows: [rows]."""
+    """The row at each place, [rows], of a tensor whose heads of `head_dim` rows are interleaved."""
     order = np.arange(rows)
     return order.reshape(-1, 2, head_dim // 2).swapaxes(1, 2).reshape(-1) if head_dim else order

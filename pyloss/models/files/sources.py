@@ -55,7 +55,7 @@ class Source:
         return self._find(f"{name}.weight", count, rows, cols).stack()
 
     def refuse_leftovers(self) -> None:
-        """Raises FormatError for a tensor that was not requested: the configuration has no part for it."""
+        """Raises FormatError for a tensor that no part of the configuration has requested."""
         left = [name for name in self.file if name not in self.file.asked]
         left = [
             name
@@ -144,7 +144,7 @@ class FolderSource(Source):
 
 
 class GGUFSource(Source):
-    """A GGUF file. In some families the two halves of each head's rows of q and k are interleaved."""
+    """A GGUF file. Some families interleave the two halves of each head's rows of q and k."""
 
     def __init__(self, file: TensorFile, config: ModelConfig) -> None:
         super().__init__(file)

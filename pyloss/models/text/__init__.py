@@ -1,1 +1,1 @@
-"""The parts of `models.tokenizer`: vocabularies, special tokens, positions of tokens, chat templates."""
+"""Parts of `models.tokenizer`: vocabularies, special tokens, token positions, chat templates."""

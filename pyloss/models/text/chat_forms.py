@@ -1,7 +1,8 @@
-"""Forms of a conversation: contents as text or as parts, tool arguments as objects or as JSON text, tools as JSON text.
+"""Forms of a conversation: contents as text or parts, tool arguments as objects or JSON text.
 
-Data have either form, and most chat templates take one alone: they fail with the other, or print it as Python or JSON
-writes it. So a conversation is rendered as it was given, and in the other forms where that shows.
+Data have either form, and most chat templates take only one: they fail with the other, or print it
+as Python or JSON writes it. So a conversation is rendered as given, and in other forms where the
+rendering shows such a failure.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def settled(messages: Messages, render: Callable[[Messages], str]) -> tuple[Mess
 
 
 def has_forms(messages: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether there is anything in the messages that another form says as well, beside contents that are text."""
+    """Whether the messages have anything that another form can also say, other than plain text."""
     return any(_is_list(m.get("content")) or next(_calls(m), None) is not None for m in messages)
 
 
@@ -168,7 +169,7 @@ def _with_arguments(message: dict[str, Any], change: Callable[[Any], Any]) -> di
 
 
 def _missing(text: str, messages: Messages, *roles: str) -> int:
-    """How many texts of contents are missing in the rendering; templates that take parts write nothing for text."""
+    """How many texts of contents the rendering lacks: templates for parts omit plain text."""
     count = 0
     for message in messages:
         if message.get("role") in roles or not roles:
@@ -180,7 +181,7 @@ def _missing(text: str, messages: Messages, *roles: str) -> int:
 
 
 def _misprints(text: str, messages: Messages) -> int:
-    """In how many places the text has contents or arguments as Python or JSON writes them, which no template means."""
+    """How often the text has contents or arguments in Python's or JSON's notation, by mistake."""
     count = 0
     for message in messages:
         content = message.get("content")

@@ -19,7 +19,8 @@ from pyloss.errors import said
 from pyloss.models.text.chat_forms import settled, tools_of
 from pyloss.models.text.template_budget import BoundedSandbox, bounded, budget, render
 
-# Names under which applications pass a message's reasoning; templates read the first, and gpt-oss's the second.
+# Keys that applications use for a message's reasoning; templates read the first, gpt-oss's the
+# second.
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 
 # What stands around the assistant's text; see `render_marked`.
@@ -37,14 +38,16 @@ def render_chat(
 
     Args:
         template: Jinja source.
-        messages: a non-empty list of dicts with "role" and "content"; keys whose value is None count as missing. Contents
-            are text or lists of parts, arguments of tool calls objects or JSON text: the template gets what it takes.
+        messages: a non-empty list of dicts with "role" and "content"; a value of None is a missing
+            key. Contents are text or lists of parts, arguments of tool calls are objects or JSON
+            text: the template gets the form that it takes.
         tools: a list of JSON schemas (dicts), JSON text of one, or None.
         variables: whatever else the template may read, as `bos_token`.
 
     Raises:
         TypeError: messages or tools of the wrong type.
-        ValueError: no messages, tools that are not JSON, a template that is malformed, fails, or refuses these messages.
+        ValueError: no messages, tools that are not JSON, or a template that is malformed, fails or
+            refuses these messages.
     """
     if not isinstance(messages, (list, tuple)) or not all(
         isinstance(message, Mapping) for message in messages
@@ -75,10 +78,10 @@ def render_chat(
 def render_marked(
     template: str, messages: Any, *args: Any, **variables: Any
 ) -> tuple[str, list[tuple[int, int]]]:
-    """The text of a conversation as `render_chat` gives it, and what `{% generation %}` marks of it.
+    """The text of a conversation, and the spans that `{% generation %}` marks in it.
 
-    The marks are (begin, end) of characters, in order. Raises what `render_chat` raises, and ValueError for a template that
-    cannot be followed since it computes with the text that it marks.
+    Spans are (begin, end) in characters, in order. Raises as `render_chat`, and ValueError for a
+    template that computes with the marked text, so that its marks are lost.
     """
     text = render_chat(template, messages, *args, **variables)
     begin, end = [c for c in map(chr, range(0xE000, 0xF8FF)) if c not in text][:2]
@@ -101,7 +104,8 @@ def render_marked(
             position += len(part)
     if "".join(part for part in parts if part not in (begin, end)) != text:
         raise ValueError(
-            "the chat template computes with what it marks as the assistant's text, so the marks are lost"
+            "the chat template computes with the text that it marks as the assistant's, "
+            "so the marks are lost"
         )
     return text, spans
 
@@ -117,7 +121,7 @@ def _message(message: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """`value` out of JSON's types alone: a template must get no object whose methods could do something."""
+    """`value` in JSON's types: a template must not get objects with methods of their own."""
     if isinstance(value, Mapping):
         return {_plain(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -161,7 +165,7 @@ def _compile(template: str) -> jinja2.Template:
 
 
 class _Generation(jinja2.ext.Extension):
-    """`{% generation %}`: marks the assistant's text. Its content goes through indented as it is, between `_marks`."""
+    """`{% generation %}`: puts the assistant's text between `_marks`, unchanged."""
 
     tags = {"generation"}  # noqa: RUF012
 

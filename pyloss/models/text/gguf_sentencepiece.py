@@ -1,4 +1,4 @@
-"""SentencePiece's BPE vocabularies: of a GGUF file as a `tokenizers.Tokenizer` that gives the same tokens, and back."""
+"""SentencePiece's BPE vocabularies of GGUF as a `tokenizers.Tokenizer`, and back."""
 
 from __future__ import annotations
 
@@ -28,8 +28,9 @@ def sentencepiece_tokenizer(
 ) -> tokenizers.Tokenizer:
     """The tokenizer, without special tokens and what is put around a text.
 
-    SentencePiece joins the two neighbors whose union has the highest score; here every pair that makes a piece is a merge,
-    in the order of the scores. Characters that are no piece become the tokens of their bytes.
+    SentencePiece joins the two neighbors whose union has the highest score. Here every pair that
+    makes a piece is a merge, in the order of the scores. Characters without a piece become the
+    tokens of their bytes.
 
     Args:
         scores: `tokenizer.ggml.scores`, as read.
@@ -85,7 +86,8 @@ def _merges(pieces: dict[str, float], path: str | os.PathLike[str]) -> list[tupl
             raise ValueError(
                 f"{path}: tokenizer.ggml.scores: {both} have the same, {score}, and no order"
             )
-        # Of one score the leftmost pair is joined. In a run of one character that is the longest left part.
+        # Among pairs of one score the leftmost is joined: in a run of one character, the pair with
+        # the longest left part.
         group.sort(key=_lengths, reverse=True)
     return [pair for group in by_score.values() for pair in group]
 
@@ -101,9 +103,10 @@ def _cuts(piece: str) -> Iterator[tuple[str, str]]:
 def sentencepiece_metadata(
     content: dict[str, Any], tokens: list[str], kinds: list[int]
 ) -> dict[str, Any]:
-    """The keys, without `tokenizer.ggml.`, of a tokenizer.json whose model is BPE with bytes for what is no piece.
+    """The keys, without `tokenizer.ggml.`, of a tokenizer.json of BPE with byte fallback.
 
-    `tokens` and `kinds` are those of the tokenizer by id. Raises ValueError for one that would give other tokens by scores.
+    `tokens` and `kinds` are the tokenizer's, by id. Raises ValueError for a tokenizer whose tokens
+    scores cannot give.
     """
     model = content["model"]
     for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "ignore_merges"):
@@ -138,7 +141,7 @@ def sentencepiece_metadata(
 
 
 def _scores(merges: list[tuple[str, str]]) -> dict[str, float]:
-    """A score for each piece that merges make, in whose order they come; one for runs of a character that come mixed."""
+    """Scores of merged pieces, in the order of merges; mixed runs of a character share one."""
     scores: dict[str, float] = {}
     scattered: set[str] = set()
     spans: dict[str, list[int]] = {}
@@ -148,7 +151,8 @@ def _scores(merges: list[tuple[str, str]]) -> dict[str, float]:
         if rank - span[1] > 1:
             if len(set(piece)) > 1:
                 raise refused(
-                    f"merges that make {shown(piece)} are not next to each other, and pieces have one score"
+                    f"merges that make {shown(piece)} are not next to each other, "
+                    "and pieces have one score"
                 )
             scattered.add(piece[0])
         span[1] = rank
@@ -176,7 +180,7 @@ def _pieces(
         elif token in bytes_:
             own_kinds[i] = BYTE
         elif kinds[i] == USER_DEFINED and _SPACE in token:
-            # Text has no such character before it is normalized: this token comes of merges, or of spaces.
+            # Normalization makes this character from spaces, so text itself cannot contain it.
             if token in scores:
                 own_kinds[i] = NORMAL
             own_tokens[i] = token if token in scores else token.replace(_SPACE, " ")
@@ -212,7 +216,8 @@ def _space_prefix(content: dict[str, Any]) -> bool:
                 )
             return scheme != "never"
     raise refused(
-        f"its normalizer is {normalizers_} and its pre-tokenizer {cuts}, which SentencePiece's BPE has not"
+        f"its normalizer is {normalizers_} and its pre-tokenizer {cuts}, "
+        "which SentencePiece's BPE has not"
     )
 
 

@@ -1,4 +1,7 @@
-"""Building a `tokenizers.Tokenizer` from a GGUF file's vocabulary: byte-level BPE here, SentencePiece's in its own module."""
+"""Builds a `tokenizers.Tokenizer` from a GGUF file's vocabulary of byte-level BPE.
+
+`gguf_sentencepiece` has SentencePiece's vocabularies.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ _ADDED = (UNKNOWN, CONTROL, USER_DEFINED)
 
 SPECIAL = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
 
-# Tokens that end a turn, or a message to a tool; generation stops at them as at the end of the text.
+# Tokens that end a turn or a message to a tool; generation stops at them.
 _ENDS = ("eos", "eot", "eom")
 # Files often leave the key out; llama.cpp then knows these as what they say.
 _TURN_ENDS = ("<end_of_turn>", "<|im_end|>", "<|eot_id|>")
@@ -48,8 +51,9 @@ def _llama3_pattern(numbers: str) -> str:
 
 
 _GPT2 = _Pre(None)
-# SmolLM's own tokenizer.json cuts digits and then as GPT-2 does, and llama.cpp agrees. transformers' conversion of GGUF
-# files does not know `tokenizer.ggml.pre` and keeps digits together: "123" becomes other tokens than the model has seen.
+# SmolLM's tokenizer.json cuts digits first, then as GPT-2 does, and llama.cpp agrees. transformers
+# ignores `tokenizer.ggml.pre` of GGUF files and keeps digits together: "123" becomes tokens that
+# the model was not trained with.
 _SMOLLM = _Pre(None, digits=True)
 _LLAMA3 = _Pre(_llama3_pattern(r"\p{N}{1,3}"), ignore_merges=True, add_bos=True)
 _QWEN2 = _Pre(_llama3_pattern(r"\p{N}"))
@@ -148,7 +152,7 @@ def _byte_level(
         raise ValueError(
             f"{path}: tokenizer.ggml.pre {shown(name)} is not supported; supported are {supported}"
         )
-    # Neither side of a merge is empty, so a first character that is a space belongs to the left one.
+    # Neither side of a merge is empty, so a space as first character belongs to the left side.
     merges = [
         (merge[:cut], merge[cut + 1 :])
         for merge, cut in _cuts(_texts(metadata, "merges", path), path)

@@ -1,4 +1,4 @@
-"""What a GGUF file says about a tokenizer: what the file it came from said, or what its parts say (BPE)."""
+"""A tokenizer's metadata for a GGUF file: its source file's, or made from its parts (BPE)."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _CHAT_TEMPLATE = "tokenizer.chat_template"
 def vocabulary_metadata(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
     """The `tokenizer.*` keys of a model whose output has `vocab_size` tokens.
 
-    Raises ValueError for a tokenizer that llama.cpp would not follow: another model than BPE, text that is cut in a way
-    without a name there, or more tokens than the model has.
+    Raises ValueError for a tokenizer that llama.cpp cannot follow: another model than BPE, a
+    pre-tokenizer that has no name there, or more tokens than the model has.
     """
     source = Path(tokenizer.source)
     if source.suffix == ".gguf" and source.is_file():
@@ -114,7 +114,8 @@ def _tokens(tokenizer: Tokenizer, vocab_size: int) -> tuple[list[str], list[int]
     vocabulary = tokenizer.backend.get_vocab(with_added_tokens=True)
     if max(vocabulary.values()) >= vocab_size:
         raise ValueError(
-            f"the tokenizer has ids up to {max(vocabulary.values())}, and the model {vocab_size} tokens"
+            f"the tokenizer has ids up to {max(vocabulary.values())}, "
+            f"and the model {vocab_size} tokens"
         )
     tokens, kinds = [f"[PAD{i}]" for i in range(vocab_size)], [UNUSED] * vocab_size
     for text, index in vocabulary.items():
@@ -127,7 +128,7 @@ def _tokens(tokenizer: Tokenizer, vocab_size: int) -> tuple[list[str], list[int]
 
 
 def _further_ends(tokenizer: Tokenizer) -> dict[str, int]:
-    """Tokens that end an answer beside the eos token, as the two that GGUF has names for."""
+    """Further tokens that end an answer, under the two names that GGUF has for them."""
     ends: dict[str, int] = {}
     for index in sorted(tokenizer.eos_token_ids - {tokenizer.eos_token_id}):
         text = tokenizer.backend.id_to_token(index) or ""

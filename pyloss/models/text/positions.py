@@ -14,7 +14,8 @@ class Positions:
     """A text with its tokens, special tokens written out in it and none added.
 
     Args:
-        tokenizer: pyloss's, or one with the same `encode`; the offsets of a `tokenizers.Tokenizer` behind it are used.
+        tokenizer: pyloss's, or one with the same `encode`; offsets come from the
+            `tokenizers.Tokenizer` behind it.
         text: str.
 
     `ids` are the tokens [n]. A token that lies across the border of a range belongs to the range.
@@ -26,7 +27,7 @@ class Positions:
         backend = next((b for b in backends if isinstance(b, tokenizers.Tokenizer)), None)
         encoding = None if backend is None else backend.encode(text, add_special_tokens=False)
         if encoding is None or backend is not backends[1]:
-            # Others may do more than the library behind them: its offsets count where the tokens are the same.
+            # Other tokenizers may change the library's tokens: its offsets only hold for its own.
             self.ids = list(tokenizer.encode(text, add_special_tokens=False))
         else:
             self.ids = encoding.ids
@@ -37,7 +38,7 @@ class Positions:
         return None if self._encoding is None else _bounds(self._encoding.offsets)
 
     def tokens(self, begin: int, end: int) -> tuple[int, int]:
-        """The range of tokens (first, end) that hold the characters `begin <= c < end`; an empty one at `begin == end`."""
+        """The tokens (first, end) of the characters `begin <= c < end`; none at `begin == end`."""
         if end <= begin:
             first = self._first(begin)
             return first, first
@@ -81,9 +82,9 @@ def common(a: Sequence[Any], b: Sequence[Any]) -> int:
 
 
 def _bounds(given: Sequence[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
-    """Where each token begins and ends, both [n] and ascending, from the offsets as the tokenizer gives them."""
+    """Where each token begins and ends, both [n] and ascending, from the tokenizer's offsets."""
     offsets = np.array(given, np.int64).reshape(-1, 2)
     ends = np.maximum.accumulate(offsets[:, 1])
-    # Some tokenizers leave spaces out of the offsets, or characters out of the tokens: they count to the next token.
+    # Spaces or characters that no token's offsets cover belong to the next token.
     begins = np.minimum(offsets[:, 0], np.concatenate(([0], ends[:-1])))
     return np.maximum.accumulate(begins), ends

@@ -1,4 +1,4 @@
-"""The tokens that begin and end a text, each exactly once, whoever writes them: the text, its template or the tokenizer."""
+"""Tokens that begin and end a text, each once, from the text, its template or the tokenizer."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ def eos_ids(tokenizer: Any) -> set[int]:
 
 
 def encode_text(tokenizer: Any, text: str) -> list[int]:
-    """The tokens of a text with the tokenizer's special tokens; the first token once where the text writes it already."""
+    """The tokens of a text with the tokenizer's special tokens, the first token once."""
     ids = list(tokenizer.encode(text))
     bos = getattr(tokenizer, "bos_token_id", None)
     return ids[1:] if bos is not None and ids[:2] == [bos, bos] else ids
 
 
 def is_ended(tokenizer: Any, ids: list[int]) -> bool:
-    """Whether tokens end in an end token, with or without the white space that templates put behind it."""
+    """Whether tokens end in an end token, or in one and a template's white space."""
     ends = eos_ids(tokenizer)
     if ends.intersection(ids[-1:]):
         return True
@@ -30,6 +30,6 @@ def is_ended(tokenizer: Any, ids: list[int]) -> bool:
 
 
 def end_id(tokenizer: Any) -> int | None:
-    """The id that ends a text: the tokenizer's own end token, or else the lowest of those that end an answer."""
+    """The id that ends a text: the eos token, else the lowest id that ends an answer."""
     own: int | None = getattr(tokenizer, "eos_token_id", None)
     return own if own is not None else min(eos_ids(tokenizer), default=None)

@@ -1,6 +1,6 @@
-"""A sandbox for chat templates whose work has an end: templates are programs, and come with strangers' models.
+"""A sandbox that bounds the work of chat templates: they are programs from unknown sources.
 
-What loops and macros do is counted in steps, what expressions make in characters, and nothing is made that is larger than a
+Loops and macros count steps, expressions count characters, and no value may be larger than a
 conversation can be. The counts belong to one `budget`, in which a conversation is rendered.
 """
 
@@ -91,7 +91,7 @@ def _made(value: Any) -> Any:
 
 
 def _check_written(value: Any) -> None:
-    """Refuses a list or dict that would be a huge text: the same one may stand in it many times over."""
+    """Refuses a list or dict whose text would be huge, as one that holds an item many times."""
     if not isinstance(value, list | tuple | dict):
         return
     size, waiting = 0, [value]
@@ -192,7 +192,7 @@ class BoundedSandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
         self.filters[name] = _guarded(name, function)
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        """Sums, products, powers and formats, of which neither a text nor a number may become huge."""
+        """Sums, products, powers and formats; neither texts nor numbers may become huge."""
         if operator == "%":
             _check_format(left)
         for count, value in ((left, right), (right, left)):
@@ -221,7 +221,9 @@ class BoundedSandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
 
         return formatted
 
-    def call(self, context: Any, called: Any, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+    def call(  # type: ignore[override]
+        self, context: Any, called: Any, *args: Any, **kwargs: Any
+    ) -> Any:
         """Calls a function or method for a template."""
         owner = getattr(called, "__self__", None)
         if isinstance(owner, str):
@@ -230,7 +232,7 @@ class BoundedSandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
 
 
 class _Counting(NodeTransformer):
-    """Puts counts of steps into loops and macros, and of characters around what is printed or joined."""
+    """Adds counts of steps to loops and macros, and of characters to printed or joined values."""
 
     def _stepping(self, node: Any, steps: int) -> Any:
         self.generic_visit(node)

@@ -1,4 +1,4 @@
-"""Calls of the `tokenizers` library: its failures become FormatErrors, harmful files are refused."""
+"""Calls of the `tokenizers` library: failures become FormatErrors, harmful files are refused."""
 
 from __future__ import annotations
 
@@ -70,8 +70,9 @@ def add_token(
 
 
 def _check_charsmap(file: str | os.PathLike[str], quoted: str) -> None:
-    """SentencePiece's charsmap, a JSON string of base64: the trie's size in bytes, the trie, then its texts.
+    """Refuses a charsmap of SentencePiece, as JSON text, whose trie is not in it.
 
+    It is base64 of the trie's size in bytes, the trie, and the texts that characters become.
     The size is a little-endian uint32. The library allocates that much before it reads the trie,
     and a failed allocation ends the process.
     """
