@@ -1,4 +1,4 @@
-"""DoRA layers: LoRA whose rows are scaled to a trained length (Liu et al., arXiv:2402.09353)."""
+"""DoRA: LoRA with rows scaled to a trained length (Liu et al., arXiv:2402.09353)."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from pyloss.tuner.lora import EmbeddingAdapter, LinearAdapter
 
 
 class Magnitude(LowRankAdapter):
-    """The trained lengths `m` of the rows of the adapted weight; they begin as the base's, so that the adapter does too.
+    """The trained lengths `m` of the rows of the adapted weight, which begin as the base's.
 
-    The norms that m is divided by are constants to the gradient (section 4.3). They come from the base's and the factors alone,
-    and are computed again when one of these has changed, which is seen by comparing the factors themselves: whatever writes to
-    them, in place or not, there is nothing to be told. Over a base that is an array, which may be written to as well, they are
-    computed every time.
+    The norms that divide m are constants to the gradient (section 4.3). They are kept until the
+    base or a factor changes. A copy of the factors is compared with the current ones, so in-place
+    writes are seen. Over a base that is an array, which may be written to, they are computed on
+    every call.
     """
 
     @classmethod
@@ -46,7 +46,7 @@ class Magnitude(LowRankAdapter):
         self.m = np.sqrt(self.squares()).astype(np.float32)
 
     def squares(self) -> np.ndarray:
-        """The base's squared row norms, float64 of the shape of `m`; kept for a base that is stored."""
+        """The base's squared row norms, float64 of the shape of `m`; kept for a stored base."""
         weight = self.base.weight
         if (
             self._squares is None
@@ -57,7 +57,7 @@ class Magnitude(LowRankAdapter):
         return self._squares[1]
 
     def norms(self) -> Any:
-        """The row norms of the base's weight with the product in it, float32 of the shape of `m`."""
+        """The row norms of the adapted weight, float32 of the shape of `m`."""
         weight = self.base.weight
         a, b = map(data, self.factors())
         if isinstance(a, DeviceArray):
@@ -88,7 +88,10 @@ class Magnitude(LowRankAdapter):
         return found
 
     def _adapted_norms(self, weight: Any, a: Any, b: Any, squares: Any = None) -> Any:
-        """Of `weight` [O, I], whose own are `squares`, with a [I, R] and b [R, O]."""
+        """Row norms of `weight` [O, I] plus the product of a [I, R] and b [R, O].
+
+        `squares` are the squared row norms of `weight`.
+        """
         found, squares = (
             empty(weight.shape[0], like=a),
             self.squares() if squares is None else squares,
@@ -99,7 +102,7 @@ class Magnitude(LowRankAdapter):
         return found
 
     def reset_magnitude(self) -> None:
-        """Sets `m` to the row norms, so that the factor is 1."""
+        """Sets `m` to the row norms, so that m / norm is 1."""
         self.m[...] = self.norms()
 
     def _magnitude(self) -> tuple[Any, ...]:
@@ -113,7 +116,10 @@ class Magnitude(LowRankAdapter):
 
 
 class DoRALinear(Magnitude, LinearAdapter):
-    """y = m / norm * (base(x) - bias + scale * dropout(x) lora_a lora_b) + bias, norm those of the rows of the adapted weight."""
+    """y = m / norm * (base(x) - bias + scale * dropout(x) lora_a lora_b) + bias.
+
+    norm has the row norms of the adapted weight.
+    """
 
     kind = "dora"
 
@@ -122,7 +128,7 @@ class DoRALinear(Magnitude, LinearAdapter):
         return m, norm, self._known(norm)
 
     def _known(self, norm: Any) -> tuple[np.ndarray, np.ndarray] | None:
-        """m / norm and lora_b times it: kept, as the norms are, where nothing is trained and every token asks for the same."""
+        """m / norm, and lora_b times it, kept while generating; None while a tape records."""
         m, b = self.m, self.factors()[1]
         if current_tape() is not None or isinstance(norm, DeviceArray):
             return None
@@ -144,7 +150,7 @@ class DoRALinear(Magnitude, LinearAdapter):
 
 
 class DoRAEmbedding(Magnitude, EmbeddingAdapter):
-    """y = m[ids] / norm[ids] * (base(ids) + scale * dropout(lora_a[ids] lora_b)), also over a quantised table."""
+    """y = m[ids] / norm[ids] * (base(ids) + scale * dropout(lora_a[ids] lora_b))."""
 
     kind = "dora"
 

@@ -1,4 +1,4 @@
-"""LoRA layers: a frozen base and a trained product of two thin matrices (Hu et al., arXiv:2106.09685)."""
+"""LoRA: a frozen base and a trained product of two thin matrices (arXiv:2106.09685)."""
 
 from __future__ import annotations
 

@@ -20,18 +20,19 @@ __all__ = [
     "target_weights",
 ]
 
-# Gradients of a batch gather over parts of about this many tokens, so that memory holds what one part's backward needs: products
-# of fewer rows would be slower, those of more are hardly faster.
+# Tokens of a part: a batch goes forward and backward in parts, so that memory holds one part's
+# activations. Products of fewer rows are slower, of more rows hardly faster.
 PART_TOKENS = 512
-# Without gradients one layer's values are all there is at once: fewer parts expand and pack every weight less often.
+# Without gradients memory holds one layer's activations: larger parts pack each weight less often.
 PARTS_TOGETHER = 2
 
 
 def target_weights(batch: Any, lengths: Any) -> np.ndarray:
-    """The weight of every token as a target, float32 [B, T]; column 0 is 0, since nothing comes before it.
+    """The weight of every token as a target, float32 [B, T]; column 0 is 0: it has no input.
 
-    `lengths` is integer [B, 2] = (first target token, number of tokens): tokens `first <= i < number` weigh 1; or it is float
-    [B, T], the weights themselves. Raises ValueError for other shapes, and for weights that are negative or not finite.
+    `lengths` is integer [B, 2] = (first target token, number of tokens), which gives tokens
+    `first <= i < number` the weight 1; or float [B, T], the weights. Raises ValueError for other
+    shapes, and for weights that are negative or not finite.
     """
     batch, lengths = as_array(batch, "batch"), as_array(lengths, "lengths")
     if batch.ndim != 2:
@@ -46,7 +47,8 @@ def target_weights(batch: Any, lengths: Any) -> np.ndarray:
             raise ValueError("loss weights must be finite and not negative")
     else:
         raise ValueError(
-            f"lengths must be integers [B, 2] = ({rows}, 2), or float weights [B, T] = {batch.shape}; "
+            f"lengths must be integers [B, 2] = ({rows}, 2) "
+            f"or float weights [B, T] = {batch.shape}; "
             f"got {lengths.dtype} of shape {lengths.shape}"
         )
     weights[:, :1] = 0
@@ -54,15 +56,16 @@ def target_weights(batch: Any, lengths: Any) -> np.ndarray:
 
 
 def head_bytes(grad_checkpoint: bool) -> int:
-    """Bytes of logits at once in training: more are faster, but who checkpoints wants little memory."""
+    """Bytes of logits at once in training: more is faster, less with checkpointing saves memory."""
     return (60 if grad_checkpoint else 100) << 20
 
 
 def default_loss(model: Any, batch: Any, lengths: Any) -> tuple[Any, float]:
-    """The mean cross entropy of the target tokens, weighted, and the sum of the weights.
+    """The weighted mean cross entropy of the target tokens, and the sum of the weights.
 
-    `batch` int32 [B, T] padded ids; `lengths` as in `target_weights`. Computed on the real tokens end to end: neither padding nor
-    anything after a row's last target costs anything, and the head is computed for targets alone. (0, 0) without targets.
+    `batch` int32 [B, T] padded ids; `lengths` as in `target_weights`. Rows are packed: padding and
+    tokens after a row's last target cost nothing, and the head is computed for targets only. The
+    result is (0, 0) without targets.
 
     Raises ValueError as `target_weights` does, and for token ids outside the vocabulary.
     """
@@ -85,7 +88,7 @@ def default_loss(model: Any, batch: Any, lengths: Any) -> tuple[Any, float]:
     at_once = head_bytes(getattr(model, "grad_checkpoint", False))
 
     def loss(rows: np.ndarray) -> Any:
-        """The share of some rows."""
+        """Loss of these rows, already divided by the batch's total."""
         real, factors = inside[rows], shares[rows][inside[rows]]
         offsets = np.concatenate(([0], np.cumsum(used[rows]))).astype(np.int32)
         labels = np.where(factors > 0, targets[rows][real].astype(np.int32), np.int32(-1))
@@ -105,10 +108,10 @@ def default_loss(model: Any, batch: Any, lengths: Any) -> tuple[Any, float]:
 
 
 def parts_of_rows(lengths: Any, together: int = 1) -> list[np.ndarray]:
-    """The rows of a batch, those of so many tokens that are not empty, in parts of about PART_TOKENS, or the longest row.
+    """Divides the nonempty rows of a batch, given their `lengths`, into parts of similar size.
 
-    With `together` of these in one. The parts are of like size, since the largest decides on memory, and the smallest are the
-    slowest.
+    A part has about `together` * PART_TOKENS tokens, or those of the longest row. The largest part
+    determines the memory, and small parts are slow.
     """
     lengths = np.asarray(lengths)
     count = int(lengths.sum() / max(together * PART_TOKENS, lengths.max(initial=0)) + 0.5)

@@ -255,7 +255,7 @@ def test_what_is_no_adapter_is_said_to_be_so(project, tmp_path, capsys):
     refused(
         capsys,
         [*generate, str(tmp_path / "notes.txt")],
-        "notes.txt: it is a file, and neither a folder nor",
+        "notes.txt: it is neither a folder nor",
     )
     refused(capsys, [*generate, "data"], "no adapter in data: it has no adapter_config.json")
     peft = str(tmp_path / "peft")

@@ -150,7 +150,8 @@ class Adapter(Module):
         """
         layer, kept = self.fused(dequantize)
         if kept < LEAST_KEPT:
-            warnings.warn(loss_warning(layer.weight.format, kept), stacklevel=2)  # type: ignore[attr-defined]
+            weight: Any = getattr(layer, "weight")  # noqa: B009
+            warnings.warn(loss_warning(weight.format, kept), stacklevel=2)
         return layer
 
     def fused(self, dequantize: bool = False) -> Fused:

@@ -1,7 +1,7 @@
-"""Full fine-tuning: layers whose own weights are trained, and these weights on disk, as mlx-lm lays them out.
+"""Full fine-tuning: training the layers' own weights, and these weights in mlx-lm's layout.
 
-adapters.safetensors then holds whole weights by their names in the model ("model.layers.2.mlp.up_proj.weight"), and
-adapter_config.json says `"fine_tune_type": "full"`.
+adapters.safetensors then holds whole weights by their names in the model
+("model.layers.2.mlp.up_proj.weight"), and adapter_config.json has `"fine_tune_type": "full"`.
 """
 
 from __future__ import annotations
@@ -25,13 +25,15 @@ log = logging.getLogger("pyloss")
 
 
 def unfreeze_layers(model: Any, num_layers: int = -1, keys: Iterable[str] | None = None) -> None:
-    """Makes the last `num_layers` decoder layers (-1: all) trainable, norms and biases included; the rest is frozen.
+    """Makes the last `num_layers` decoder layers (-1: all) trainable, with norms and biases.
 
-    With `keys` only those parts of them are: names within a layer ("mlp", "self_attn.q_proj", "input_layernorm"), or of the whole
-    model ("model.embed_tokens", which a tied head shares, "lm_head").
-    Weights are trained, and saved, in float32: those stored in another format, quantised ones too, are converted, which takes
-    4 bytes for each number; the log says how much. The stored ones are not touched.
-    Raises ValueError for keys that match nothing, with the nearest names, and for a model with adapters.
+    All else is frozen. `keys` selects parts: names within a layer ("mlp", "self_attn.q_proj",
+    "input_layernorm") or in the model ("model.embed_tokens", which a tied head shares, "lm_head").
+    Weights are trained and saved in float32. Weights in another format are converted, which takes
+    4 bytes per number; the log has the size. Files are not touched.
+
+    Raises ValueError for keys that match nothing, with the nearest names, and for a model with
+    adapters.
     """
     if adapters := list(adapter_modules(model)):
         raise ValueError(f"{adapters[0]} has an adapter; fuse() or remove_lora_layers() first")
@@ -56,14 +58,14 @@ def unfreeze_layers(model: Any, num_layers: int = -1, keys: Iterable[str] | None
     )
     if converted:
         log.info(
-            "full fine-tuning trains in float32: of the stored weights it converts %s (the size in float32)",
+            "full fine-tuning trains in float32: it converts %s of stored weights (size in float32)",
             converted,
         )
     model.adapter_config = full_config(num_layers, keys)
 
 
 def full_config(num_layers: int, keys: list[str] | None) -> dict[str, Any]:
-    """The part of adapter_config.json that says what was trained."""
+    """The part of adapter_config.json that describes full fine-tuning."""
     config: dict[str, Any] = {
         "fine_tune_type": "full",
         "num_layers": num_layers,
@@ -73,15 +75,15 @@ def full_config(num_layers: int, keys: list[str] | None) -> dict[str, Any]:
 
 
 def is_full(config: Any) -> bool:
-    """Whether a model's `adapter_config`, or one read from a file, is of full fine-tuning."""
+    """Whether an adapter configuration is one of full fine-tuning."""
     return isinstance(config, dict) and config.get("fine_tune_type") == "full"
 
 
 def load_full(model: Any, path: str | os.PathLike[str], config: dict[str, Any]) -> None:
-    """Puts the weights in the safetensors file `path` into the model, in float32, trainable; all else is frozen.
+    """Puts the weights in the safetensors file `path` into the model, in float32 and trainable.
 
-    Raises ValueError listing every name and shape that does not fit, with the model left as it was, FormatError for a file that
-    cannot be read.
+    All else is frozen. Raises ValueError listing every name and shape that does not fit, with the
+    model left as it was, and FormatError for a file that cannot be read.
     """
     tensors = read_safetensors(path).tensors
     own: dict[str, Any] = {**model.parameters(), **model.stored()}

@@ -1,4 +1,4 @@
-"""Adapters as GGUF: what llama.cpp loads beside a base model (`--lora`)."""
+"""Adapters as GGUF files, which llama.cpp loads over a base model (`--lora`)."""
 
 from __future__ import annotations
 
@@ -25,12 +25,14 @@ if TYPE_CHECKING:
 
 
 def write_lora_gguf(model: Model, path: str | os.PathLike[str], name: str | None = None) -> None:
-    """Write the model's LoRA adapters, in float32, as a GGUF file for llama.cpp, wholly or not at all.
+    """Writes the model's LoRA adapters, in float32, as a GGUF file for llama.cpp, as a whole.
 
-    The layers keep ranks and scales of their own. `name` is the adapter's name in the file; the file's own without it.
+    Each layer keeps its rank and scale. `name` is the adapter's name in the file (default: the
+    file's name).
 
     Raises:
-        ValueError: the model has no adapter, or one that such a file cannot say: DoRA, or LoRA over a tied embedding.
+        ValueError: the model has no adapter, or one that llama.cpp lacks: DoRA, or LoRA over a
+            tied embedding.
         ImportError: the `gguf` package is missing.
         OSError: naming `path`.
     """
@@ -44,9 +46,10 @@ def write_lora_gguf(model: Model, path: str | os.PathLike[str], name: str | None
             )
         if isinstance(adapter.base, Embedding) and model.lm_head is None:
             raise ValueError(
-                f"{module}: llama.cpp takes no adapter over a head that is the embedding; write the fused model"
+                f"{module}: llama.cpp takes no adapter over a head that is the embedding; "
+                "write the fused model"
             )
-    # One alpha for all: llama.cpp multiplies by alpha / rank, and 0 stands for "none given".
+    # One alpha for all layers: llama.cpp multiplies by alpha / rank, and reads 0 as "no alpha".
     alpha = next((a.scale * a.rank for a in adapters.values() if a.scale), 1.0)
     tensors = []
     for module, adapter in adapters.items():
@@ -68,7 +71,7 @@ def write_lora_gguf(model: Model, path: str | os.PathLike[str], name: str | None
 
 
 def _factors(adapter: LowRankAdapter, head_dim: int) -> tuple[np.ndarray, np.ndarray]:
-    """`lora_a` [.., r, in] and `lora_b` [.., out, r]; of an embedding [V, r] and [D, r]."""
+    """`lora_a` [.., r, in] and `lora_b` [.., out, r]; for an embedding [V, r] and [D, r]."""
     a, b = adapter.lora_a, adapter.lora_b
     if isinstance(adapter.base, Embedding):
         return a, b.T

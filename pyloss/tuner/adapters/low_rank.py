@@ -91,7 +91,7 @@ class LowRankAdapter(Adapter):
         self._initialize(self.shapes(layer, int(r)))
 
     def _initialize(self, shapes: dict[str, tuple[int, ...]]) -> None:
-        """Makes the parameters, within mlx-lm's bounds: 1 / sqrt(in), for a table 1 / sqrt(rows)."""
+        """Makes the parameters within mlx-lm's bounds: 1 / sqrt(in), 1 / sqrt(rows) of a table."""
         shape = shapes["lora_a"]
         self.lora_a = uniform(shape, 1 / math.sqrt(shape[0] if len(shape) == 2 else shape[-1]))
         self.lora_b = np.zeros(shapes["lora_b"], np.float32)

@@ -1,4 +1,4 @@
-"""Merging an adapter into a weight: storing the sum in the base's format, and what rounding loses."""
+"""Merging an adapter into a weight: storing the sum in the base's format, and the rounding loss."""
 
 from __future__ import annotations
 

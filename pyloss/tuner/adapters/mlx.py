@@ -1,7 +1,8 @@
 """mlx-lm's layout of adapters, which is pyloss's own: adapters.safetensors and adapter_config.json.
 
-The tensors are `<module>.lora_a` [in, r], `.lora_b` [r, out] and for DoRA `.m` [out], of experts with their number in front; the
-configuration has `fine_tune_type`, `num_layers` and `lora_parameters`.
+The tensors are `<module>.lora_a` [in, r], `<module>.lora_b` [r, out] and for DoRA `<module>.m`
+[out]. Those of experts have the number of experts as their first dimension. The configuration has
+`fine_tune_type`, `num_layers` and `lora_parameters`.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from pyloss.tuner.adapters.stored import (
     arrays_of,
     check_kind,
     grouped,
+    low_rank_kind,
     number,
 )
 from pyloss.tuner.data.system_prompt import checked
@@ -33,12 +35,13 @@ _SUFFIXES = {".lora_a": "lora_a", ".lora_b": "lora_b", ".m": "m"}
 
 
 def read_mlx(place: Path, config: dict[str, Any], file: str = MLX_FILE) -> StoredAdapter:
-    """The adapter in `file` of the folder `place`, whose configuration is `config`. Errors: see `adapters.read_adapter`."""
+    """The adapter in `file` of the folder `place`. Raises as `storage.read_adapter`."""
     source = place / CONFIG_FILE
     kind = config.get("fine_tune_type", "lora")
     if kind not in ("lora", "dora"):
         raise ValueError(
-            f"{source}: fine_tune_type {shown(kind)} is not supported; supported are 'lora', 'dora' and 'full'"
+            f"{source}: fine_tune_type {shown(kind)} is not supported; "
+            "supported are 'lora', 'dora' and 'full'"
         )
     parameters = config.get("lora_parameters")
     if not isinstance(parameters, dict):
@@ -58,20 +61,21 @@ def write_mlx(
     one_rank: bool = False,
     old: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write adapters into the folder `place`. `old` is the configuration that was there, of which a user's own keys stay.
+    """Writes adapters into the folder `place`.
 
-    The layout has one scale for all layers: other ones are worked into `lora_b`. With `one_rank` smaller ranks are filled up
-    with zeros, as mlx-lm makes all layers of one rank. Without `config` one is made that names all layers.
+    The layout has one scale for all layers: other scales are multiplied into `lora_b`. With
+    `one_rank` smaller ranks are padded with zeros, since mlx-lm makes all layers of one rank.
+    Without `config` a configuration is made that names all layers. `old` is the configuration in
+    the folder; a user's own keys of it are kept.
 
-    Raises ValueError for layers of both kinds, and with `one_rank` for what mlx-lm does not have, DoRA over experts.
+    Raises ValueError for adapters of other or several kinds, and with `one_rank` for DoRA over
+    experts, which mlx-lm does not have.
     """
-    kinds = {layer.kind for layer in layers.values()}
-    if len(kinds) > 1:
-        raise ValueError("mlx-lm's layout takes adapters of one kind; these are LoRA and DoRA")
+    kind = low_rank_kind("mlx-lm's layout", layers)
     rank = max(layer.rank for layer in layers.values())
     if config is None:
         first = next(iter(layers.values()))
-        config = mlx_config(kinds.pop(), sorted(layers), rank, first.scale, first.dropout)
+        config = mlx_config(kind, sorted(layers), rank, first.scale, first.dropout)
     scale = config["lora_parameters"]["scale"]
     if one_rank:
         config = {**config, "lora_parameters": {**config["lora_parameters"], "rank": rank}}
@@ -84,7 +88,7 @@ def write_mlx(
             if part == "lora_b" and layer.scale != scale:
                 array = array * np.float32(layer.scale / scale if scale else 0)
             if one_rank and part != "m":
-                array = _filled(array, layer.rank_axes()[part == "lora_b"], rank)
+                array = _padded(array, layer.rank_axes()[part == "lora_b"], rank)
             arrays[f"{name}.{part}"] = array
     write_safetensors(place / MLX_FILE, arrays)
     write_json(place / CONFIG_FILE, with_own_keys(config, old or {}), sort_keys=True)
@@ -98,7 +102,8 @@ def mlx_config(
     return {"fine_tune_type": kind, "num_layers": -1, "lora_parameters": parameters}
 
 
-def _filled(array: np.ndarray, axis: int, length: int) -> np.ndarray:
+def _padded(array: np.ndarray, axis: int, length: int) -> np.ndarray:
+    """`array` with zeros appended up to `length` along `axis`."""
     missing = length - array.shape[axis]
     return (
         np.pad(array, [(0, missing if i == axis else 0) for i in range(array.ndim)])

@@ -1,8 +1,9 @@
 """PEFT's layout of adapters: adapter_model.safetensors and adapter_config.json.
 
-The tensors are, under `base_model.model.<module>`, `.lora_A.weight` [r, in] and `.lora_B.weight` [out, r], of embeddings
-`.lora_embedding_A` [r, V] and `.lora_embedding_B` [D, r], and for DoRA `.lora_magnitude_vector` [out]. A layer's scale is
-`lora_alpha / r`, or with `use_rslora` `lora_alpha / sqrt(r)`; `rank_pattern` and `alpha_pattern` give both for some layers.
+The tensors' names are `base_model.model.<module>` and `.lora_A.weight` [r, in], `.lora_B.weight`
+[out, r], of embeddings `.lora_embedding_A` [r, V], `.lora_embedding_B` [D, r], and for DoRA
+`.lora_magnitude_vector` [out]. A layer's scale is `lora_alpha / r`, or `lora_alpha / sqrt(r)` with
+`use_rslora`. `rank_pattern` and `alpha_pattern` give rank and alpha of some layers.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from pyloss.tuner.adapters.stored import (
     arrays_of,
     check_kind,
     grouped,
+    low_rank_kind,
     number,
 )
 from pyloss.tuner.data.system_prompt import KEY, checked
@@ -62,16 +64,23 @@ _INACTIVE = {
     "trainable_token_indices": (None, [], {}),
     "alora_invocation_tokens": (None, []),
 }
-# What is not of that kind in spite of its name: what is done here, and what matters only where training begins or is spread out.
+# Keys named like switches that are supported, or that matter only where training begins.
 _PASSIVE = (
-    "use_rslora", "use_dora", "runtime_config", "megatron_config", "loftq_config", "eva_config", "corda_config", "lora_ga_config",
-)  # fmt: skip
-# Beginnings that take a part off the base, so that the adapter belongs to another one than its name says.
+    "use_rslora",
+    "use_dora",
+    "runtime_config",
+    "megatron_config",
+    "loftq_config",
+    "eva_config",
+    "corda_config",
+    "lora_ga_config",
+)
+# Initializations that change the base: the adapter then belongs to a base other than the named one.
 _OTHER_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 def read_peft(place: Path, config: dict[str, Any], name: str = PEFT_FILE) -> StoredAdapter:
-    """The adapter in the file `name` of the folder `place`, with the configuration `config`. Errors: `adapters.read_adapter`."""
+    """The adapter in the file `name` of the folder `place`. Raises as `storage.read_adapter`."""
     source, file = place / CONFIG_FILE, place / name
     _refuse_settings(source, config)
     arrays = arrays_of(place, name)
@@ -105,12 +114,12 @@ def read_peft(place: Path, config: dict[str, Any], name: str = PEFT_FILE) -> Sto
     }
     if kind == "dora" and embeddings:
         raise ValueError(
-            f"{file}: {min(embeddings)}: PEFT's DoRA of an embedding scales its columns, and pyloss's its rows"
+            f"{file}: {min(embeddings)}: PEFT's DoRA of an embedding scales columns, pyloss's rows"
         )
     check_kind(source, kind, found)
     problems = []
     for name, parts in found.items():
-        weight = f"{name}.weight"  # where the layer is adapted as a parameter
+        weight = f"{name}.weight"  # the name of a layer adapted as a parameter
         whole = any(f".{weight}".endswith(f".{target}") for target in targets)
         rank, scale = _rank_and_scale(source, config, weight if whole else name)
         if parts["lora_a"].shape[0] != rank:
@@ -137,7 +146,7 @@ def read_peft(place: Path, config: dict[str, Any], name: str = PEFT_FILE) -> Sto
 def _drop_twins(
     layers: dict[str, StoredLayer], bases: dict[str, np.ndarray], embeddings: set[str]
 ) -> None:
-    """Leaves out heads whose adapter is an embedding's, transposed: PEFT writes both where the two are tied."""
+    """Drops heads whose adapter is an embedding's, transposed: PEFT writes both if tied."""
     for name in set(layers) - embeddings:
         own = layers[name].arrays
         for other in embeddings:
@@ -151,13 +160,14 @@ def _drop_twins(
 
 
 def _refuse_settings(source: Path, config: Mapping[str, Any]) -> None:
-    """ValueError naming the first setting that would change what the adapter computes and is not here."""
+    """Raises ValueError naming the first setting that changes the result and is not supported."""
     if config["peft_type"] != "LORA":
         raise ValueError(
-            f"{source}: peft_type {shown(config['peft_type'])} is not supported; supported is 'LORA'"
+            f"{source}: peft_type {shown(config['peft_type'])} is not supported; "
+            "supported is 'LORA'"
         )
     for key, value in config.items():
-        # The library's switches are named use_..., and what has settings of its own ..._config.
+        # PEFT names its switches use_... and its groups of settings ..._config.
         switch = key not in _PASSIVE and (
             (key.startswith("use_") and value) or (key.endswith("_config") and value)
         )
@@ -166,8 +176,8 @@ def _refuse_settings(source: Path, config: Mapping[str, Any]) -> None:
     start = config.get("init_lora_weights")
     if isinstance(start, str) and start.lower().startswith(_OTHER_BASE):
         raise ValueError(
-            f"{source}: init_lora_weights = {shown(start)} is not supported: the adapter goes over a base that was changed when "
-            "it began; save it with path_initial_model_for_weight_conversion"
+            f"{source}: init_lora_weights = {shown(start)} is not supported: it changes the base; "
+            "save the adapter with path_initial_model_for_weight_conversion"
         )
 
 
@@ -184,7 +194,10 @@ def _rank_and_scale(source: Path, config: Mapping[str, Any], module: str) -> tup
 def _of_module(
     source: Path, config: Mapping[str, Any], key: str, pattern: str, module: str
 ) -> float:
-    """A number of the configuration, or the one that `pattern` has for the layer: by a regular expression for the name's end."""
+    """The number `key` of the configuration, or the one of `pattern` for the layer.
+
+    The keys of `pattern` are regular expressions for the end of the layer's name.
+    """
     patterns = config.get(pattern) or {}
     if not isinstance(patterns, dict):
         raise FormatError(source, pattern, f"expected an object, got {shown(patterns)}")
@@ -203,15 +216,14 @@ def write_peft(
     blocks: Container[str] = (),
     system_prompt: str | None = None,
 ) -> None:
-    """Write adapters into the folder `place`; `tied`: the model's head is its embedding. `blocks` are the names of its
-    experts, such as "model.layers.0.mlp.switch_mlp". The system prompt is a key of pyloss's own, which PEFT passes over.
+    """Writes adapters into the folder `place`.
 
-    Raises ValueError for layers that the layout cannot say.
+    `tied` says that the model's head is its embedding. `blocks` are the names of its experts, such
+    as "model.layers.0.mlp.switch_mlp". The system prompt is a key of pyloss, which PEFT ignores.
+
+    Raises ValueError for adapters that the layout cannot express.
     """
-    kinds = {layer.kind for layer in layers.values()}
-    if len(kinds) > 1:
-        raise ValueError("PEFT's layout takes adapters of one kind; these are LoRA and DoRA")
-    kind = kinds.pop()
+    kind = low_rank_kind("PEFT's layout", layers)
     experts = {name: layer for name, layer in layers.items() if layer.lora_a.ndim == 3}
     if experts and kind == "dora":
         raise ValueError(f"{next(iter(experts))}: PEFT has no DoRA over experts")
@@ -232,20 +244,18 @@ def write_peft(
         at, embedding = f"{_PREFIX}{peft_name(name)}", isinstance(layer.base, Embedding)
         target = peft_name(name)
         if f"{name.removesuffix('.gate')}.switch_mlp" in blocks:
-            # A router is a parameter of its block in transformers, and not a layer.
+            # In transformers a router is a parameter of its block, not a layer.
             target += ".weight"
             parameters.append(target)
         ranks[target], alphas[target] = layer.rank, _plain(layer.scale * layer.rank)
         if embedding and kind == "dora":
-            raise ValueError(
-                f"{name}: PEFT's DoRA of an embedding scales its columns, and pyloss's its rows"
-            )
+            raise ValueError(f"{name}: PEFT's DoRA of an embedding scales columns, pyloss's rows")
         for half, array in (("A", layer.lora_a), ("B", layer.lora_b)):
             arrays[f"{at}.lora_embedding_{half}" if embedding else f"{at}.lora_{half}.weight"] = (
                 np.ascontiguousarray(array.T)
             )
         if kind == "dora":
-            arrays[f"{at}.lora_magnitude_vector"] = getattr(layer, "m")  # noqa: B009  (of DoRA alone)
+            arrays[f"{at}.lora_magnitude_vector"] = layer.m
         embeddings |= embedding
     rank, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))
     config = {
@@ -255,7 +265,7 @@ def write_peft(
         "inference_mode": True,
         "r": rank,
         "lora_alpha": alpha,
-        # PEFT has none over parameters.
+        # PEFT has no dropout over parameters.
         "lora_dropout": 0.0 if parameters else max(layer.dropout for layer in layers.values()),
         "bias": "none",
         "fan_in_fan_out": False,

@@ -1,7 +1,8 @@
-"""Adapters of experts in PEFT's layout, where each goes over a whole parameter (`target_parameters`) of a block's `experts`.
+"""Adapters of experts in PEFT's layout: one for a whole parameter (`target_parameters`) of a block.
 
-That is `gate_up_proj`, gates above ups, or `down_proj`: `lora_A` [E r, in] has the experts one after the other, `lora_B`
-[out, r E] has them side by side for each rank. Where both are adapted, the first one's tensors are under `experts.base_layer`.
+The parameters are `gate_up_proj`, which stacks gates above ups, and `down_proj`. `lora_A` [E r, in]
+stacks the experts, `lora_B` [out, r E] has them side by side for each rank. If both parameters are
+adapted, the tensors of the first one are under `experts.base_layer`.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ from pyloss.checks.numbers import shown
 from pyloss.errors import FormatError
 from pyloss.tuner.adapters.low_rank import LowRankAdapter
 
-# in the order in which PEFT wraps them, the first innermost
+# In the order in which PEFT wraps them, the innermost first.
 _PARAMETERS = ("gate_up_proj", "down_proj")
 _NAME = re.compile(r"(.+\.experts)((?:\.base_layer)*)\.lora_([AB])\.weight")
-# Before transformers 5 every expert had layers of its own.
+# The names before transformers 5, when every expert had its own layers.
 _OWN_NAME = re.compile(
     r"((.+)\.experts\.(\d+)\.(w1|w2|w3|gate_proj|up_proj|down_proj))\.lora_([AB])\.weight"
 )
@@ -29,7 +30,7 @@ Matrices = dict[str, np.ndarray]
 
 
 def check_targets(source: Path, config: Mapping[str, Any]) -> list[str]:
-    """`target_parameters`; ValueError for parameters other than those of experts and the weights of layers."""
+    """`target_parameters`. Raises ValueError unless all are parameters of experts or weights."""
     targets = config.get("target_parameters") or []
     known = isinstance(targets, list) and all(
         str(name).split(".")[-1] in (*_PARAMETERS, "weight") for name in targets
@@ -37,7 +38,8 @@ def check_targets(source: Path, config: Mapping[str, Any]) -> list[str]:
     if not known:
         supported = ", ".join(_PARAMETERS)
         raise ValueError(
-            f"{source}: target_parameters = {shown(targets)} is not supported; supported are {supported}"
+            f"{source}: target_parameters = {shown(targets)} is not supported; "
+            f"supported are {supported}"
         )
     return targets
 
@@ -45,9 +47,10 @@ def check_targets(source: Path, config: Mapping[str, Any]) -> list[str]:
 def take_experts(
     file: Path, arrays: Matrices, targets: list[str], rank_of: Callable[[str], float]
 ) -> Iterator[tuple[str, str, Matrices]]:
-    """Takes the adapters of experts out of `arrays`: (layer's name, name of the parameter, `lora_a` [E, r, in] and `lora_b`).
+    """Takes the adapters of whole parameters out of `arrays`.
 
-    `rank_of` gives the rank that the configuration has for a parameter. Raises FormatError for tensors that do not fit it.
+    Yields the layer's name, the parameter's name, and `lora_a` [E, r, in] with `lora_b`. `rank_of`
+    gives the configured rank of a parameter. Raises FormatError for tensors that do not fit it.
     """
     found: dict[str, dict[int, Matrices]] = {}
     for name in list(arrays):
@@ -82,9 +85,10 @@ def take_experts(
 def take_own_layers(
     file: Path, arrays: Matrices, rank_and_scale: Callable[[str], tuple[float, float]]
 ) -> Iterator[tuple[str, float, Matrices]]:
-    """Takes the adapters of experts with layers of their own out of `arrays`: (layer's name, scale, `lora_a` and `lora_b`).
+    """Takes the adapters of experts with their own layers out of `arrays`.
 
-    Raises FormatError for experts that are missing or of several ranks.
+    Yields the layer's name, the scale, and `lora_a` with `lora_b`. Raises FormatError for missing
+    experts and for experts of several ranks.
     """
     found: dict[str, dict[int, tuple[str, Matrices]]] = {}
     for name in list(arrays):
@@ -116,7 +120,7 @@ def take_own_layers(
                 raise FormatError(
                     file,
                     name,
-                    f"matrices of shapes {shapes}, which are others than the first expert's",
+                    f"matrices of shapes {shapes} differ from those of the first expert",
                 )
             first.append(pair["A"])
             second.append(pair["B"] * np.float32(own / scale if scale else 0))
@@ -157,9 +161,10 @@ def _layers(
 def whole_parameters(
     layers: Mapping[str, LowRankAdapter],
 ) -> Iterator[tuple[str, str, int, float, Matrices]]:
-    """The adapters of experts by parameter: (prefix of its tensors, its name, rank, scale, {"A": ..., "B": ...}).
+    """The adapters of experts by parameter.
 
-    Gates and ups that do not share `lora_a` become a pair of both ranks together.
+    Yields the prefix of the tensors, the parameter's name, rank, scale and {"A": ..., "B": ...}.
+    Gates and ups with different `lora_a` become one pair, whose rank is the sum of theirs.
     """
     blocks: dict[str, dict[str, LowRankAdapter]] = {}
     for name, layer in layers.items():
@@ -189,14 +194,14 @@ def whole_parameters(
 
 
 def peft_name(name: str) -> str:
-    """transformers' name of a part of a block of experts: Mixtral's have another in the files."""
+    """transformers' name of a part of a block of experts: Mixtral's files have another."""
     return name.replace(".block_sparse_moe", ".mlp")
 
 
 def _joined(
     gate: LowRankAdapter | None, up: LowRankAdapter | None
 ) -> tuple[np.ndarray, np.ndarray, float]:
-    """One `lora_a`, `lora_b` and scale for gates above ups."""
+    """One `lora_a`, `lora_b` and scale for the stacked gates and ups."""
     one = gate or up
     assert one is not None
     if gate and up and gate.scale == up.scale and np.array_equal(gate.lora_a, up.lora_a):

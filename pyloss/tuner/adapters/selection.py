@@ -1,4 +1,4 @@
-"""Which layers of a model a run trains: those of the last decoder layers, or those with given names."""
+"""Selection of the layers that a run trains: the last decoder layers, or layers by name."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pyloss.nn import Module
 
 
 def inner_name(name: str) -> tuple[str, int | None]:
-    """A module's name within its decoder layer and that layer's number; "" and None outside of them.
+    """A module's name within its decoder layer, and the layer's number; "" and None elsewhere.
 
     "model.layers.3.self_attn.q_proj" gives ("self_attn.q_proj", 3).
     """
@@ -23,7 +23,7 @@ def inner_name(name: str) -> tuple[str, int | None]:
 
 
 def hints(names: Iterable[str], known: set[str]) -> str:
-    """What `names`, which are unknown, may have been meant to be, or all names within layers where nothing is near."""
+    """The known names that are nearest to the unknown `names`, else all names within layers."""
     near = {near for name in names for near in difflib.get_close_matches(name, known, 3, 0.6)}
     if near:
         return f"did you mean {sorted(near)}?"
@@ -37,12 +37,14 @@ def select(
     keys: Iterable[str] | None,
     what: str,
 ) -> dict[str, Module]:
-    """Those of `candidates` (by full name) that are chosen.
+    """Selects from `candidates`, modules by full name.
 
-    Without `keys` all within the last `num_layers` decoder layers (-1: all layers); with keys those that are named: within these
-    layers by inner names such as "self_attn.q_proj", anywhere by full names such as "lm_head".
-    Raises ValueError for more layers than there are, and for keys that match nothing, with the nearest names; `what` says there
-    what is looked for.
+    Without `keys` it selects all within the last `num_layers` decoder layers (-1: all layers). With
+    keys it selects by name: inner names such as "self_attn.q_proj" within these layers, full names
+    such as "lm_head" anywhere.
+
+    Raises ValueError for more layers than there are, and for keys that match nothing, with the
+    nearest names; `what` describes a candidate in the message.
     """
     count = len(model.layers)
     if num_layers > count:

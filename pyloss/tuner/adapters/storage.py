@@ -1,4 +1,4 @@
-"""Adapters on disk, in mlx-lm's layout, which is pyloss's own, or PEFT's: reading, putting over a model, writing."""
+"""Adapters on disk, in mlx-lm's layout (which is pyloss's own) or PEFT's: reading and writing."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ __all__ = ["CONFIG_FILE", "MLX_FILE", "put_adapter", "read_adapter", "save_adapt
 
 
 def read_adapter(folder: str | os.PathLike[str]) -> StoredAdapter:
-    """The adapter in `folder`, in mlx-lm's or PEFT's layout; or in a file of it, such as a numbered checkpoint.
+    """Reads the adapter in `folder`, or in a file of it, such as a numbered checkpoint.
 
-    Raises FileNotFoundError naming what is missing, FormatError for files that cannot be understood, ValueError for an adapter
-    that uses what pyloss does not have.
+    Raises FileNotFoundError naming the missing file, FormatError for damaged files, ValueError for
+    an adapter with unsupported features.
     """
     place, file = adapter_place(folder)
     if not (place / CONFIG_FILE).is_file():
         if place.is_dir():
             found = f"it has no {CONFIG_FILE}"
         elif place.exists():
-            found = "it is a file, and neither a folder nor the .safetensors file of an adapter"
+            found = "it is neither a folder nor the .safetensors file of an adapter"
         else:
             found = "the folder does not exist"
         raise FileNotFoundError(f"no adapter in {place}: {found}")
@@ -54,7 +54,7 @@ def read_adapter(folder: str | os.PathLike[str]) -> StoredAdapter:
 
 
 def put_adapter(model: Any, adapter: StoredAdapter) -> None:
-    """Puts an adapter over the model's layers, trainable.
+    """Puts a stored adapter over the model's layers, trainable.
 
     Raises ValueError listing every name and shape that does not fit, with the model left as it was.
     """
@@ -63,7 +63,7 @@ def put_adapter(model: Any, adapter: StoredAdapter) -> None:
     layers: dict[str, Adapter] = {}
     for said, stored in adapter.layers.items():
         name = said if said in modules else language_model_name(said)
-        # transformers calls Mixtral's blocks as it calls others'; their files and pyloss don't.
+        # transformers names Mixtral's blocks like others'; Mixtral's files and pyloss do not.
         if (
             name not in modules
             and (other := name.replace(".mlp.", ".block_sparse_moe.")) in modules
@@ -74,7 +74,8 @@ def put_adapter(model: Any, adapter: StoredAdapter) -> None:
             problems.append(f"{name}: {layer}")
         elif said in adapter.untied and getattr(model, "lm_head", None) is None:
             problems.append(
-                f"{name}: PEFT adapts the embedding and not the head (ensure_weight_tying), and here they are one"
+                f"{name}: PEFT adapts the embedding and not the head (ensure_weight_tying), "
+                "and here they are one"
             )
         else:
             layers[name] = layer
@@ -94,7 +95,7 @@ def put_adapter(model: Any, adapter: StoredAdapter) -> None:
 
 
 def _over(base: Any, kind: str, stored: StoredLayer) -> Adapter | str:
-    """The stored adapter over a layer, or why it does not fit."""
+    """The stored adapter over a layer, or the reason why it does not fit."""
     if isinstance(base, Adapter):
         return "has an adapter already; fuse() or remove_lora_layers() first"
     if not takes_adapter(base, kind):
@@ -108,7 +109,10 @@ def _over(base: Any, kind: str, stored: StoredLayer) -> Adapter | str:
 
 
 def _other_base(module: Any, weight: np.ndarray) -> str | None:
-    """Why a base weight that came with an adapter is not the one of `module`, or a form of it that quantising makes."""
+    """The reason why a base weight in an adapter's files is not `module`'s; None if it is.
+
+    The quantized form of a weight counts as the same weight.
+    """
     own = getattr(module, "weight", None)
     if own is None or weight.shape != own.shape:
         found = "no such layer" if own is None else own.shape
@@ -129,12 +133,12 @@ def save_adapter(
 ) -> None:
     """Writes the model's adapter into `folder`, in the layout "mlx" (pyloss's own) or "peft".
 
-    `base_model` is the name that PEFT's config gives the base by. With `one_rank`, the layout "mlx" has all layers in the largest
-    rank, the others filled up with zeros: mlx-lm reads no other. An adapter that is there already is kept, with all
-    files of its run, in a folder `previous-N` there, or with `overwrite` replaced.
+    `base_model` is the base's name in PEFT's configuration. With `one_rank`, the layout "mlx" pads
+    all layers to the largest rank: mlx-lm reads no others. An earlier adapter and the files of its
+    run move to a folder `previous-N` there, or are replaced with `overwrite`.
 
-    Raises ValueError when the model has no adapter or the format cannot say what the adapter does, OSError naming the file that
-    cannot be written.
+    Raises ValueError for a model without an adapter and for adapters that the format cannot
+    express, OSError naming the file that cannot be written.
     """
     if format not in ("mlx", "peft"):
         raise ValueError(f"format must be 'mlx' or 'peft', not {format!r}")
@@ -142,7 +146,8 @@ def save_adapter(
     layers, full = storable_adapters(model), is_full(config)
     if full and format != "mlx":
         raise ValueError(
-            f"weights trained in full are saved in the layout 'mlx' or by model.save(folder), not as {format!r}"
+            "weights trained in full are saved in the layout 'mlx' or by model.save(folder), "
+            f"not as {format!r}"
         )
     if full and not model.trainable_parameters():
         raise ValueError("the model has no trainable weights to save; call unfreeze_layers first")

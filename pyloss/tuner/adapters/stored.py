@@ -1,4 +1,4 @@
-"""`StoredAdapter`: an adapter as its files give it, whichever layout they are in, and what reading both layouts needs."""
+"""`StoredAdapter`, an adapter as read from files, and helpers that all layouts share."""
 
 from __future__ import annotations
 
@@ -21,34 +21,47 @@ PEFT_FILE = "adapter_model.safetensors"
 
 @dataclass
 class StoredLayer:
-    """The adapter of one layer: its parameters, float32, under the names and in the shapes of `Adapter`s, and how they act."""
+    """The adapter of one layer.
+
+    Attributes:
+        arrays: the parameters, float32, under the names and in the shapes of the `Adapter`.
+        scale: the scale of a low-rank adapter.
+        dropout: the dropout of a low-rank adapter.
+    """
 
     arrays: dict[str, np.ndarray]
-    scale: float
-    dropout: float
+    scale: float = 1.0
+    dropout: float = 0.0
 
     @property
     def rank(self) -> int:
-        """The length that `lora_a` and `lora_b` share."""
+        """The rank of a low-rank adapter over one matrix or experts."""
         return self.arrays["lora_a"].shape[1]
 
 
 @dataclass
 class StoredAdapter:
-    """An adapter as read: its kind ("lora" or "dora") and its layers by module name."""
+    """An adapter as read.
+
+    Attributes:
+        path: its folder.
+        kind: a key of `registry.KINDS`.
+        layers: its layers by module name.
+        config: its configuration in mlx-lm's form.
+        bases: copies of base weights, which PEFT adds for an adapted head.
+        untied: embeddings whose adapter does not apply to a tied head.
+    """
 
     path: str
     kind: str
     layers: dict[str, StoredLayer]
-    config: dict[str, Any]  # as mlx-lm writes it
-    # copies of base weights, which PEFT adds for an adapted head
+    config: dict[str, Any]
     bases: dict[str, np.ndarray] = field(default_factory=dict)
-    # embeddings whose adapter leaves a tied head as it is
     untied: set[str] = field(default_factory=set)
 
 
 def adapter_place(path: PathLike) -> tuple[Path, str | None]:
-    """The folder of an adapter, and the name of the file in it where `path` is one: a numbered checkpoint, the best adapter."""
+    """The folder of an adapter; and the file's name if `path` is a file, such as a checkpoint."""
     place = user_path(path)
     return (
         (place.parent, place.name)
@@ -58,7 +71,7 @@ def adapter_place(path: PathLike) -> tuple[Path, str | None]:
 
 
 def arrays_of(folder: Path, name: str) -> dict[str, np.ndarray]:
-    """The tensors of a file in `folder` as float32 arrays. FileNotFoundError when there is no such file."""
+    """The tensors of a file in `folder` as float32 arrays. Raises FileNotFoundError."""
     if not (folder / name).is_file():
         raise FileNotFoundError(f"no adapter in {folder}: it has no {name}")
     return {key: tensor.array() for key, tensor in read_safetensors(folder / name).tensors.items()}
@@ -70,10 +83,11 @@ def grouped(
     suffixes: Mapping[str, str],
     dimensions: tuple[int, ...],
 ) -> dict[str, dict[str, np.ndarray]]:
-    """`{module: {parameter: array}}` of tensors named `<module><suffix>`; `suffixes` gives the parameter of each.
+    """Tensors named `<module><suffix>` as `{module: {parameter: array}}`.
 
-    FormatError listing every name that is none of these, every array whose dimensions are not among `dimensions` (magnitudes
-    have one less), and every half that is missing.
+    `suffixes` maps a suffix to its parameter. Raises FormatError listing all names without such a
+    suffix, all arrays whose number of dimensions is not in `dimensions` (magnitudes have one
+    less), and all missing halves.
     """
     problems = []
     found: dict[str, dict[str, np.ndarray]] = {}
@@ -92,7 +106,7 @@ def grouped(
             )
         ends[parameter] = suffix
         if parameter in found.setdefault(module, {}):
-            problems.append(f"{name}: another tensor says the same of this layer")
+            problems.append(f"{name}: another tensor holds this parameter of the layer")
         found[module][parameter] = array
     for module, parts in found.items():
         for half, other in (("lora_a", "lora_b"), ("lora_b", "lora_a")):
@@ -116,7 +130,7 @@ def _words(dimensions: tuple[int, ...], parameter: str) -> str:
 
 
 def check_kind(path: Path, kind: str, layers: Mapping[str, Mapping[str, np.ndarray]]) -> None:
-    """FormatError when DoRA layers have no magnitudes, or LoRA layers have some."""
+    """Raises FormatError for DoRA layers without magnitudes and LoRA layers with them."""
     wrong = [name for name, parts in layers.items() if ("m" in parts) != (kind == "dora")]
     if wrong:
         reason = (
@@ -131,8 +145,18 @@ def check_kind(path: Path, kind: str, layers: Mapping[str, Mapping[str, np.ndarr
         )
 
 
+def low_rank_kind(layout: str, layers: Mapping[str, Any]) -> str:
+    """The one kind of the adapters, "lora" or "dora". Raises ValueError for others in `layout`."""
+    kinds = {adapter.kind for adapter in layers.values()}
+    if unknown := sorted(kinds - {"lora", "dora"}):
+        raise ValueError(f"{layout} has no {unknown[0]} adapters; it has LoRA and DoRA")
+    if len(kinds) > 1:
+        raise ValueError(f"{layout} takes adapters of one kind; these are LoRA and DoRA")
+    return str(kinds.pop())
+
+
 def number(path: Path, config: Mapping[str, Any], key: str, default: float | None = None) -> float:
-    """A finite number of a configuration; FormatError naming the key for anything else."""
+    """A finite number of a configuration. Raises FormatError naming the key."""
     defaults = {} if default is None else {key: default}
     value: float = Values(path, config, {key: real}, defaults)[key]
     return value

@@ -1,4 +1,4 @@
-"""Adapters over the linear layers of experts, each expert with matrices of its own."""
+"""LoRA and DoRA over the linear layers of experts: each expert has its own factors."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pyloss.weights.weight import Weight
 
 
 class SwitchAdapter(LowRankAdapter):
-    """What adapters over a `SwitchLinear` share: lora_a [E, r, in], lora_b [E, out, r] as mlx-lm has them."""
+    """Over a `SwitchLinear`: lora_a [E, r, in] and lora_b [E, out, r], as in mlx-lm."""
 
     base_name, base_type = "linear", SwitchLinear
     linear: SwitchLinear
@@ -66,11 +66,11 @@ class SwitchAdapter(LowRankAdapter):
         return ops.expert_project(x, offsets, adapted)
 
     def _magnitudes(self, offsets: np.ndarray) -> tuple[Any, np.ndarray | None]:
-        """m and the norms of the rows it is divided by, where an expert has rows of x."""
+        """DoRA's m and row norms, up to date for experts that have rows of x."""
         return None, None
 
     def merged_expert(self, expert: int, weight: np.ndarray) -> np.ndarray:
-        """The base's dense float32 `weight` [out, in] of one expert with the adapter in it, a new array."""
+        """One expert's dense float32 `weight` [out, in] with the adapter in it, a new array."""
         a, b = map(data, self.factors())
         return weight + (self.scale * b[expert]) @ a[expert]
 
@@ -80,7 +80,7 @@ class SwitchAdapter(LowRankAdapter):
         )
 
     def _fused(self, dequantize: bool) -> Fused:
-        """Stored experts are merged one after the other, so that one alone is dense at a time."""
+        """Merges stored experts one at a time, so that only one is dense."""
         base = self.linear.weight
         if not isinstance(base, WeightStack):
             return super()._fused(dequantize)
@@ -95,7 +95,7 @@ class SwitchAdapter(LowRankAdapter):
 
 
 class LoRASwitchLinear(SwitchAdapter):
-    """y = base(x) + scale * lora_b[e] lora_a[e] dropout(x) for rows x of expert e, over a float or quantised `SwitchLinear`."""
+    """y = base(x) + scale * lora_b[e] lora_a[e] dropout(x) for rows x of expert e."""
 
     kind = "lora"
 
@@ -105,15 +105,16 @@ class LoRASwitchLinear(SwitchAdapter):
 
 
 class DoRASwitchLinear(Magnitude, SwitchAdapter):
-    """LoRASwitchLinear with the rows of each expert's adapted weight scaled to trained lengths m [E, out]; see `DoRALinear`.
+    """LoRASwitchLinear with rows of adapted weights scaled to trained lengths m [E, out].
 
-    Norms are computed for the experts that have rows alone, and over stored experts again only when their factors have changed.
+    See `DoRALinear`. Norms are computed only for experts that have rows of x. Those of a stored
+    expert are kept until its factors change.
     """
 
     kind = "dora"
 
     def _initialize(self, shapes: dict[str, tuple[int, ...]]) -> None:
-        # what the norms of an expert were computed from
+        # the weight and factors that an expert's norms were computed from
         self._known: dict[int, tuple[Any, ...]] = {}
         self._found = np.zeros(self.linear.shape[:2], np.float32)
         super()._initialize(shapes)
@@ -132,7 +133,7 @@ class DoRASwitchLinear(Magnitude, SwitchAdapter):
             key = (matrix, self.scale, a[e].tobytes(), b[e].tobytes())
             known = self._known.get(e)
             if known is None or known[0] is not matrix or known[1:] != key[1:]:
-                kept = isinstance(matrix, Weight)  # what is an array may be written to
+                kept = isinstance(matrix, Weight)  # an array may be written to
                 squares = self.squares()[e] if kept else self._squares_of(matrix)
                 self._found[e] = self._adapted_norms(matrix, a[e].T, b[e].T, squares)
                 if kept:
@@ -140,7 +141,7 @@ class DoRASwitchLinear(Magnitude, SwitchAdapter):
         return self._found
 
     def _norms_there(self, experts: Iterable[int], a: Any, b: Any) -> Any:
-        """The same on a device; where there was nothing to compute, what makes a factor of 1."""
+        """`_norms_of` on a device; experts without rows get m, which makes a factor of 1."""
         weight, squares, found = self.linear.weight, self.squares(), self.m.copy()
         for e in experts:
             one = weight.matrices[e] if isinstance(weight, WeightStack) else weight[e]
@@ -161,7 +162,7 @@ class DoRASwitchLinear(Magnitude, SwitchAdapter):
         return super()._row_squares(matrix)
 
     def _magnitudes(self, offsets: np.ndarray) -> tuple[Any, np.ndarray | None]:
-        # A copy: what is recorded for the backward pass must not see later norms.
+        # A copy: the backward pass must not see later norms.
         return self.m, self._norms_of(np.flatnonzero(np.diff(offsets)).tolist()).copy()
 
     def merged_expert(self, expert: int, weight: np.ndarray) -> np.ndarray:

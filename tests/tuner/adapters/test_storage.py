@@ -255,7 +255,7 @@ def test_tensors_that_say_the_same(model, tmp_path):
     save_file({**arrays, name.replace("A.weight", "embedding_A"): arrays[name]}, path)
     with pytest.raises(
         ValueError,
-        match="model.layers.1.mlp.up_proj.lora_.*: another tensor says the same of this layer",
+        match="model.layers.1.mlp.up_proj.lora_.*: another tensor holds this parameter of the layer",
     ):
         read_adapter(tmp_path / "a")
 
