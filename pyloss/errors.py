@@ -37,16 +37,16 @@ class FormatError(ValueError):
 
 
 class DeviceError(RuntimeError):
-    """What an OpenCL device or its driver could not do. The message names the operation, the device
-    and OpenCL's error, and holds the log of a program that could not be built. Too little memory is
-    a `MemoryError` instead. The processor goes on working.
+    """An OpenCL device or its driver failed.
+
+    The message names the operation, the device and OpenCL's error, and has the log of a program
+    that could not be built. Too little memory is a `MemoryError` instead. The processor remains
+    usable.
     """
 
 
 def nearest(name: str, names: Iterable[str]) -> str | None:
-    """The one of `names` that `name` is a slip of, or None: a far name would mislead more than
-    none.
-    """
+    """The one of `names` that `name` may be a typo of, or None."""
     import difflib
 
     found = difflib.get_close_matches(name, list(names), 1, 0.75)
@@ -76,5 +76,5 @@ def size_text(size: float) -> str:
 
 
 def said(error: BaseException) -> str:
-    """What an exception says, or its type where it says nothing, as MemoryError does."""
+    """An exception's message, or its type if it has none, like MemoryError."""
     return str(error) or type(error).__name__

@@ -19,8 +19,16 @@ _PREFILL = 512  # prompt tokens per forward pass: bounds the memory of long prom
 
 @dataclass
 class GenerationStep:
-    """One generated token: `text` is what it adds to the answer; `finish_reason` is None, "stop" or
-    "length".
+    """One generated token.
+
+    Attributes:
+        text: the text that it adds to the answer.
+        token: its id.
+        finish_reason: None, "stop" or "length".
+        prompt_tokens: tokens of the prompt.
+        prompt_tps: prompt tokens per second.
+        generation_tokens: tokens generated so far.
+        generation_tps: generated tokens per second.
     """
 
     text: str
@@ -83,9 +91,7 @@ def make_sampler(
 
 
 def _largest(values: np.ndarray, n: int) -> np.ndarray:
-    """Where the n largest are, largest first; of equal ones the first. Few of many need no sorting
-    of all.
-    """
+    """The indices of the n largest values, largest first; of equal ones, the first."""
     if n >= len(values):
         return np.argsort(-values, kind="stable")
     least = np.partition(values, len(values) - n)[len(values) - n]
@@ -95,7 +101,7 @@ def _largest(values: np.ndarray, n: int) -> np.ndarray:
 
 
 def _first_of(p: np.ndarray, wanted: float) -> np.ndarray:
-    """Where the fewest of the largest are whose sum is at least `wanted`: all if all are less."""
+    """The fewest indices of largest values whose sum is at least `wanted`; all if none suffice."""
     n = 64
     while True:
         largest = _largest(p, n)
@@ -204,8 +210,9 @@ def stream_generate(
 def generate(
     model: Any, tokenizer: Any, prompt: str | Sequence[int], verbose: bool = False, **options: Any
 ) -> str:
-    """The whole answer of `stream_generate`; with `verbose` it is printed as it comes, and its
-    speed behind it, as in mlx-lm.
+    """The whole answer of `stream_generate`.
+
+    `verbose` prints it as it comes, and then the speed, as in mlx-lm.
     """
     texts, step = [], None
     if verbose:

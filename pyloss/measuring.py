@@ -25,8 +25,9 @@ MOST_ROWS = 8192
 
 
 def best_seconds(function: Callable[[], Any], seconds: float) -> float:
-    """The shortest of the calls that fit into about so many seconds, two at least; the first counts
-    only if it fills them.
+    """The shortest of the calls that fit into about `seconds`, at least two.
+
+    The first call counts only if it takes that long.
     """
 
     def once() -> float:
@@ -44,8 +45,9 @@ def best_seconds(function: Callable[[], Any], seconds: float) -> float:
 
 
 def memory_speed(seconds: float = 0.5, size: int = MEMORY_BYTES) -> float:
-    """Bytes a second that kernels move over an array of `size` bytes: reading it, or reading and
-    writing, whichever are more.
+    """Bytes per second of kernels over an array of `size` bytes.
+
+    The faster of reading, and reading and writing.
     """
     rows = empty(64, max(size // 256, 1))
     rows[...] = 1
@@ -57,8 +59,9 @@ def memory_speed(seconds: float = 0.5, size: int = MEMORY_BYTES) -> float:
 
 
 def product_speed(weight: Array | Weight, tokens: int, seconds: float = 0.5) -> float:
-    """FLOP a second of x [tokens, I] times the transpose of a weight [O, I], float32 or stored, and
-    of the gradient by x.
+    """FLOP per second of x [tokens, I] times a weight^T, and of the gradient by x.
+
+    The weight [O, I] is float32 or stored.
     """
     rows, cols = weight.shape
     rng, stored = np.random.default_rng(0), core_weight(weight)
@@ -73,10 +76,9 @@ def product_speed(weight: Array | Weight, tokens: int, seconds: float = 0.5) -> 
 
 
 def typical_weights(model: Any) -> dict[str, Weight]:
-    """A matrix in each format that the model stores, of the shape that most numbers in it have; the
-    most used format first.
+    """For each format of the model, a matrix of the shape that holds most of its values.
 
-    Of one with more rows than MOST_ROWS it is those.
+    The most used format is first. Matrices have at most MOST_ROWS rows.
     """
     first: dict[tuple[str, tuple[int, ...]], Weight] = {}
     numbers: dict[tuple[str, tuple[int, ...]], int] = {}
@@ -100,9 +102,10 @@ def training_step(
     grad_checkpoint: bool = False,
     learning_rate: float = 1e-4,
 ) -> Callable[[np.ndarray, np.ndarray], float]:
-    """Puts adapters over all layers of `model`, and gives a function of a batch and its lengths
-    (see `tuner.default_loss`) that does one update of them with AdamW and returns the loss.
-    `config` is that of `linear_to_lora_layers`.
+    """Adds adapters to all layers of `model` and returns a training step.
+
+    The step takes a batch and its lengths (see `tuner.default_loss`), updates the adapters with
+    AdamW and returns the loss. `config` is that of `linear_to_lora_layers`.
     """
     from pyloss.tuner import default_loss, linear_to_lora_layers
 

@@ -150,7 +150,7 @@ class Module:
         return self.train(False)
 
     def moved(self, put: Callable[[Any], Any]) -> Module:
-        """This module with its arrays and weights replaced by `put`'s results; shared ones stay
+        """This module, with arrays and weights replaced by `put`'s results; shared ones stay
         shared.
         """
         known: dict[int, Any] = {}
@@ -166,11 +166,11 @@ class Module:
         return self
 
     def load_weights(self, weights: Any, strict: bool = True) -> Module:
-        """Copies `weights` into the parameters of the same names: a dict, (name, array) pairs, or a
-        safetensors file's path.
+        """Copies `weights` into the parameters of the same names.
 
-        ValueError, with nothing changed, for names that don't exist, shapes that differ, and with
-        `strict` for parameters that are missing.
+        `weights` is a dict, (name, array) pairs, or the path of a safetensors file. ValueError,
+        before any change, for unknown names, other shapes, and with `strict` for missing
+        parameters.
         """
         if isinstance(weights, str | os.PathLike):
             from pyloss.io.safetensors import read_safetensors
@@ -307,8 +307,7 @@ class QuantizedLinear(Linear):
 
 
 class SwitchLinear(Module):
-    """The linear layers of E experts, one for each row: x [M, in], its rows sorted by expert -> [M,
-    out].
+    """The linear layers of E experts: x [M, in], rows sorted by expert, to [M, out].
 
     `weight` [E, out, in] is an ndarray (trained unless frozen) or a `WeightStack` of floats (never
     trained), `bias` [E, out].
@@ -344,8 +343,9 @@ class SwitchLinear(Module):
         return (self.weight.shape[0], self.weight.shape[1], self.weight.shape[2])
 
     def __call__(self, x: Any, offsets: np.ndarray) -> Any:
-        """The rows [offsets[e], offsets[e + 1]) of x are those of expert e: int32 `offsets` [E +
-        1], see `ops.route`.
+        """Expert e has the rows [offsets[e], offsets[e + 1]) of x.
+
+        `offsets` int32 [E + 1], see `ops.route`.
         """
         return ops.expert_project(x, offsets, Projection(self.weight, self.bias))
 
@@ -449,11 +449,10 @@ class RMSNorm(Module):
 
 
 def value_and_grad(model: Module, function: Callable) -> Callable:
-    """A function that returns `(value, grads)` of `function` for the trainable parameters of
-    `model`.
+    """A function that returns `(value, grads)` of `function`, by the trainable parameters.
 
-    `function` returns a scalar or a tuple whose first element is one. `grads` is a flat dict keyed
-    like `model.trainable_parameters()`, with zeros for parameters that took no part.
+    `function` returns a scalar, or a tuple that begins with one. `grads` is a flat dict keyed like
+    `model.trainable_parameters()`, with zeros for parameters that took no part.
     """
 
     def wrapped(*args: Any, **kwargs: Any) -> tuple[Any, dict[str, np.ndarray]]:

@@ -39,8 +39,9 @@ def _flat(array: Any) -> Any:
 
 
 def _saved(value: Any, key: str) -> np.ndarray:
-    """A flat float32 copy of what a saved state has under `key`; ValueError for what is no array of
-    numbers.
+    """A flat float32 copy of the saved state's array under `key`.
+
+    ValueError if it is not an array of numbers.
     """
     array = as_array(value, f"optimizer state {shown(key)}")
     if array.dtype.kind not in "fiu" and not is_bfloat16(array.dtype):

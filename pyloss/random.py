@@ -14,8 +14,9 @@ _state = {"seed": 0, "counter": 0}
 
 
 def seed(value: int) -> None:
-    """Starts the sequence of seeds anew from `value`, an integer from 0 to 2^63 - 1; ValueError, or
-    TypeError, for others.
+    """Starts a new sequence of seeds from `value`, an integer from 0 to 2^63 - 1.
+
+    ValueError or TypeError for other values.
     """
     _state.update(seed=whole(value, "seed", 0), counter=0)
 

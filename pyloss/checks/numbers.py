@@ -16,15 +16,13 @@ _SHOWN = 40
 
 
 def whole(value: Any, name: str, low: int | None = None, high: int | None = None) -> int:
-    """`value` as an int from `low` to `high`, both included; without a bound, that of a signed
-    64-bit integer.
+    """`value` as an int from `low` to `high`; by default, any signed 64-bit integer.
 
-    Takes ints, NumPy's ints and 0-dimensional arrays of them; not bools, and not floats, even whole
-    ones.
+    Takes ints, NumPy's ints and 0-dimensional arrays of them; not bools, and not floats.
 
     Raises:
         TypeError: it is not an integer.
-        ValueError: it is out of range. Both say `name`, the value and what is allowed.
+        ValueError: it is out of range. Both name `name`, the value and the allowed range.
     """
     try:
         # A bool is an int to Python.
@@ -50,15 +48,13 @@ def real(
     above: float | None = None,
     below: float | None = None,
 ) -> float:
-    """`value` as a finite float with `low <= value <= high` and `above < value < below`, as far as
-    they are given.
+    """`value` as a finite float with `low <= value <= high` and `above < value < below`.
 
     Takes ints, floats, NumPy's and 0-dimensional arrays of them; not bools, and not text.
 
     Raises:
         TypeError: it is not a number.
-        ValueError: it is out of range, infinite or not a number. Both say `name`, the value and
-            what is allowed.
+        ValueError: it is out of range, infinite or NaN. Both name `name`, the value and the range.
     """
     given = value
     if isinstance(value, (np.generic, np.ndarray)) and value.ndim == 0:

@@ -97,9 +97,7 @@ def say(text: str) -> None:
 
 
 def lost() -> bool:
-    """Whether text of `out` could not be written, as far as this is known (`flush=True` makes
-    sure).
-    """
+    """Whether text of `out` is known to be lost; `flush=True` makes sure."""
     return _lost is not None
 
 

@@ -87,17 +87,16 @@ def check_target(path: PathLike, folder: bool = False) -> None:
 
 @contextmanager
 def replacing(path: PathLike) -> Iterator[Path]:
-    """Give the path of an empty file beside `path`; when the block ends well, it takes `path`'s
-    place.
+    """Gives the path of a new file in the folder of `path`; if the block succeeds, it replaces
+    `path`.
 
     The new file is flushed to the disk before it is renamed, so `path` always holds the old content
-    or all of the new. When anything fails, the new file is removed and `path` is as it was.
+    or all of the new. If anything fails, the new file is removed and `path` stays.
 
     Raises:
-        OSError: of the kind that happened (a full disk, a missing or read-only folder), naming
-            `path`.
+        OSError: such as a full disk, or a missing or read-only folder; names `path`.
     """
-    # A symbolic link keeps pointing at what it points at; its target is what is replaced.
+    # A symbolic link stays; its target is replaced.
     target = Path(os.path.realpath(user_path(path)))
     # see _TEMPORARY
     beside = target.with_name(f".{target.name[:100]}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
@@ -132,7 +131,7 @@ def _flush(path: Path) -> None:
 
 
 def process_is_alive(pid: int) -> bool:
-    """Whether a process of this number runs on this host, whoever's it is."""
+    """Whether any user's process with this number runs on this host."""
     try:
         os.kill(pid, 0)
     except PermissionError:
@@ -192,7 +191,7 @@ _KINDS = {
 
 
 def kind_of(value: Any) -> str:
-    """What a JSON value is, in words."""
+    """The type of a JSON value in words."""
     return "null" if value is None else _KINDS.get(type(value), f"of type {type(value).__name__}")
 
 
@@ -286,7 +285,7 @@ def open_regular(path: PathLike) -> BinaryIO:
     return os.fdopen(descriptor, "rb")
 
 
-# What a clone without Git LFS has in the place of a large file.
+# the content of a large file in a clone without Git LFS
 _POINTER = b"version https://git-lfs.github.com/spec/"
 _POINTER_BYTES = 64
 

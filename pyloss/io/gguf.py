@@ -29,7 +29,7 @@ GGML_TYPES = {
     29: "IQ1_M", 30: "BF16", 34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4", 40: "NVFP4",
 }  # fmt: skip
 
-#: what tokens are, by tokenizer.ggml.token_type
+#: values of tokenizer.ggml.token_type
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 
 # Metadata value types: the scalars by their struct letters, then the two that have a length.

@@ -24,8 +24,9 @@ _NAME = re.compile(r"previous-(\d{1,9})(\.part)?")
 
 
 def make_folder(folder: Path, kind: str = "folder") -> None:
-    """Make `folder` and those above it. OSError naming it, and saying that it is the `kind`, if
-    that is impossible.
+    """Makes `folder` and its parents.
+
+    OSError names the folder and its `kind`.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -36,8 +37,7 @@ def make_folder(folder: Path, kind: str = "folder") -> None:
 
 
 def set_aside(folder: Path, moved: Iterable[str], copied: Iterable[str] = ()) -> Path | None:
-    """Moves those files `moved` of `folder` that exist into a new `previous-N`; returns that
-    folder.
+    """Moves the existing files of `moved` in `folder` into a new `previous-N`, and returns it.
 
     Copies of the files `copied` go there too. Returns None, without changes, if no file exists.
     """

@@ -149,9 +149,7 @@ def _is_sizes(value: Any) -> TypeGuard[list[int]]:
 
 
 def _check_cover(path: Path, header: dict[str, Any], size: int) -> None:
-    """The tensors must lie end to end and fill the data: a hole or an overlap means a damaged
-    header.
-    """
+    """Refuses tensors that overlap or leave holes: their header is damaged."""
     position = 0
     for start, end, name in sorted(
         (*entry["data_offsets"], name) for name, entry in header.items()

@@ -34,8 +34,9 @@ class StoredTensor:
     data: np.ndarray | None = field(repr=False)
 
     def weight(self, head_dim: int = 0) -> Weight:
-        """The matrix, not copied. Raises FormatError for a tensor that is not a matrix of a type
-        pyloss reads.
+        """The matrix, not copied.
+
+        FormatError unless it is a matrix of a type that pyloss reads.
         """
         data = self._readable()
         if len(self.shape) != 2:
@@ -64,8 +65,9 @@ class StoredTensor:
             raise FormatError(self.path, self.name, str(error)) from None
 
     def array(self) -> np.ndarray:
-        """The values, a new float32 array of `shape`. Raises FormatError for a type that pyloss
-        does not read.
+        """The values, a new float32 array of `shape`.
+
+        FormatError for a type that pyloss does not read.
         """
         data = self._readable()
         rows, columns = (math.prod(self.shape[:-1]), self.shape[-1]) if self.shape else (1, 1)
@@ -82,8 +84,13 @@ class StoredTensor:
 
 @dataclass(frozen=True, eq=False)
 class TensorFile:
-    """A model file, or a folder of shards read as one: its metadata and its tensors by name;
-    `asked` are those taken so far.
+    """A model file, or a folder of shards read as one.
+
+    Attributes:
+        path: the file or folder.
+        metadata: its metadata.
+        tensors: its tensors by name.
+        asked: the names of the tensors requested so far.
     """
 
     path: str
@@ -112,9 +119,7 @@ class TensorFile:
 
 
 def layers_held(names: Iterable[str], prefix: str) -> int:
-    """For how many layers there are tensors: names like "blk.3.attn_q.weight" of the `prefix`
-    "blk.".
-    """
+    """The number of layers in names like "blk.3.attn_q.weight", with the `prefix` "blk."."""
     layers = (
         name.removeprefix(prefix).split(".", 1)[0] for name in names if name.startswith(prefix)
     )

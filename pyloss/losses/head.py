@@ -146,7 +146,7 @@ def fused(
             dlogits[i] may be logits[i]'s own buffer, or None.
     """
     total = len(heads[0].rows) if counted is None else len(counted)
-    # A magnitude's gradient needs the logits beside their slopes.
+    # The gradient of DoRA's magnitudes reads the logits, so slopes need a second buffer.
     parts = _parts(
         total,
         4 * sum(h.vocabulary * (1 + (h.projection.m is not None)) for h in heads),

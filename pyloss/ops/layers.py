@@ -261,7 +261,7 @@ def attention(
     )
     for given, name in ((q, "q"), (k, "k"), (v, "v")):
         _check_heads(given, head_dim, name)
-    grouped = 2 * k.shape[1] <= q.shape[1]  # what checkpoints remember with o: little beside q
+    grouped = 2 * k.shape[1] <= q.shape[1]  # small against q: checkpoints keep k and v too
 
     def heads(x: Array) -> np.ndarray:
         return f32(x).reshape(x.shape[0], x.shape[1] // head_dim, head_dim)
@@ -313,7 +313,7 @@ def _gated(gate: Array, up: Array, in_place: bool, forward: Callable, grad: Call
     g, u = f32(gate, "gate"), f32(up, "up")
     if g.shape != u.shape:
         raise ValueError(f"gate and up must have one shape, got {g.shape} and {u.shape}")
-    # Kernels of devices do not write over what they read.
+    # Kernels on devices cannot overwrite their inputs.
     over = [
         in_place and isinstance(d, np.ndarray) and not reads_output(x)
         for x, d in ((gate, g), (up, u))

@@ -51,7 +51,7 @@ def _host() -> Device:
 
 
 def devices() -> list[Device]:
-    """All devices: "cpu", which is always there, then those that OpenCL lists."""
+    """All devices: "cpu", then those of OpenCL."""
     found = (
         Device(f"opencl:{i}", *(d[k] for k in ("name", "platform", "kind", "memory", "fp64")))
         for i, d in _opencl()
@@ -64,8 +64,9 @@ def _opencl() -> list[tuple[int, dict[str, Any]]]:
 
 
 def _index(device: str | Device) -> int:
-    """The number of an OpenCL device, -1 for the cpu; ValueError or DeviceError if there is no such
-    device.
+    """The number of an OpenCL device, -1 for the cpu.
+
+    ValueError or DeviceError if there is no such device.
     """
     name = device.id if isinstance(device, Device) else device
     if not isinstance(name, str):

@@ -13,9 +13,9 @@ from pyloss import _core
 Calls = list[tuple[Any, ...]]
 
 _TRIES = 3
-# Where the outputs of each operation begin among what a recorded call holds.
+# Index of the first output in a recorded call of each operation.
 _OUTPUTS = [1 + text.split(">")[0].count(":") for _, text in _core.ops()]
-# the operation whose results choose what a function does next
+# the operation whose results decide which path a function takes
 _DECIDING = [name for name, _ in _core.ops()].index("same_bits")
 
 
@@ -71,7 +71,7 @@ class Replay:
                 self._found = [call[-1] for call in calls if call[0] == _DECIDING]
                 self._expected = self._decisions()
             else:
-                result = function()  # again: what it writes to now holds what the calls alone make
+                result = function()  # the replay has overwritten the result
         self._last = calls if self._tries and self._result is None else None
         return result
 

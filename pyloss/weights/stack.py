@@ -41,7 +41,7 @@ class WeightStack:
                 )
         self.format = first.format
         self.shape = (len(self.matrices), *first.shape)
-        # What the C binding takes in place of an array.
+        # The C binding takes this in place of an array.
         self.handle = tuple(matrix.handle for matrix in self.matrices)
 
     @classmethod

@@ -27,7 +27,7 @@ __all__ = ["FORMATS", "SINGLE", "Groups", "Weight", "row_bytes"]
 
 Array = np.ndarray[Any, Any]
 
-# Rows are converted this many values at a time, so that temporaries stay small beside the result.
+# Rows are converted this many values at a time, so that temporaries stay small.
 _CHUNK = 1 << 20
 
 
@@ -87,7 +87,7 @@ class Weight:
         self.shape = (out_features, in_features)
         self.head_dim = int(head_dim)
         self.groups = groups
-        # What the C binding takes in place of an array.
+        # The C binding takes this in place of an array.
         self.handle: tuple[Any, ...] = self.handle_of_host()
 
     def handle_of_host(self) -> tuple[Any, ...]:
