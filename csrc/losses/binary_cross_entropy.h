@@ -2,7 +2,7 @@
 #ifdef PL_LOSS_TABLE
 PL_ELEMENT_LOSS(binary_cross_entropy, "")
 #else
-INLINE void FORMULA(binary_cross_entropy)(FORMULA(element) * e, const SCALAR *option) {
+INLINE void FORMULA(binary_cross_entropy)(loss_element *e, const SCALAR *option) {
     (void)option;
     V zero = v_set(0), one = v_set(1), size = v_abs(e->x), decay = v_exp(-size);
     V share = v_select(v_less(e->x, zero), e->t, one - e->t);

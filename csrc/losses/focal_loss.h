@@ -2,7 +2,7 @@
 #ifdef PL_LOSS_TABLE
 PL_CLASS_LOSS(focal_loss, softmax, "gamma:real", none, none)
 #else
-INLINE void FORMULA(focal_loss)(FORMULA(class_row) * row, const SCALAR *option) {
+INLINE void FORMULA(focal_loss)(class_row *row, const SCALAR *option) {
     SCALAR gamma = option[focal_loss_gamma], rest = -expm1(row->log_p), power = pow(rest, gamma);
     row->loss = -power * row->log_p;
     row->d_log_p = -power;

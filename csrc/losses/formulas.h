@@ -1,7 +1,7 @@
 /* What the formulas of row losses are written in. The text of losses/ compiles as C, once for float32 and once for float64
  * vectors, and as OpenCL C; whoever includes it defines first:
  *
- *   FORMULA(name)  the name of a function or type for the computed type
+ *   FORMULA(name)  the name of a function for the computed type
  *   V              some elements of a row at once (a vector, or one value)
  *   SCALAR         one value, in the most exact type there is
  *   v_set(a) v_exp(x) v_expm1(x) v_log1p(x) v_abs(x) v_max(a, b) v_min(a, b)   on V; the last two give b if either is NaN
@@ -26,7 +26,7 @@ typedef struct {
     SCALAR log_sum;    /* log of the sum of the weights */
     SCALAR mean_log_p; /* over the classes that are not masked; only where the table asks for it */
     SCALAR loss, d_log_p, d_log_sum, d_mean_log_p;
-} FORMULA(class_row);
+} class_row;
 
 /* One element of a pair loss with the probabilities p and q: in, these and log(q / p); out, its part of the loss, and p and q
  * times the derivative of the whole loss by them; a multiple of p or q more makes no difference, and where the table says so by_q
@@ -34,16 +34,16 @@ typedef struct {
 typedef struct {
     V p, q, log_ratio;
     V loss, by_p, by_q;
-} FORMULA(pair_element);
+} pair_element;
 
 /* One element of an element loss: logit x, target t; the loss and its derivatives. */
 typedef struct {
     V x, t;
     V loss, by_x, by_t;
-} FORMULA(element);
+} loss_element;
 
 /* c tanh(x / c), with -inf left as it is: a masked class stays masked. tanh |y| = -e / (2 + e), e = e^(-2|y|) - 1. */
-INLINE V FORMULA(capped)(V x, V softcap) {
+INLINE V capped(V x, V softcap) {
     V e = v_expm1(v_set(-2) * v_abs(x) / softcap), t = -e / (v_set(2) + e) * softcap;
     return v_select(v_equal(x, v_set(-INFINITY)), x, v_select(v_less(x, v_set(0)), -t, t));
 }

@@ -4,7 +4,7 @@
 #ifdef PL_LOSS_TABLE
 PL_PAIR_LOSS(js_div, "beta:real", 0)
 #else
-INLINE void FORMULA(js_div)(FORMULA(pair_element) * e, const SCALAR *option) {
+INLINE void FORMULA(js_div)(pair_element *e, const SCALAR *option) {
     V zero = v_set(0), beta = v_set(option[js_div_beta]), rest = v_set(1 - option[js_div_beta]);
     V larger = v_max(e->q, e->p), share = v_select(v_less(e->p, e->q), beta, rest);
     V log_mx = v_log_grown(larger, share * (v_min(e->p, e->q) - larger));

@@ -3,7 +3,7 @@
 #ifdef PL_LOSS_TABLE
 PL_PAIR_LOSS(kl_div, "", 1)
 #else
-INLINE void FORMULA(kl_div)(FORMULA(pair_element) * e, const SCALAR *option) {
+INLINE void FORMULA(kl_div)(pair_element *e, const SCALAR *option) {
     (void)option;
     e->loss = v_select(v_equal(e->p, v_set(0)), e->p, -e->p * e->log_ratio);
     e->by_q = e->q - e->p;

@@ -4,7 +4,7 @@
 PL_CLASS_LOSS(softmax_cross_entropy, softmax, "label_smoothing:real z_loss:real softcap:real",
               label_smoothing, softcap)
 #else
-INLINE void FORMULA(softmax_cross_entropy)(FORMULA(class_row) * row, const SCALAR *option) {
+INLINE void FORMULA(softmax_cross_entropy)(class_row *row, const SCALAR *option) {
     SCALAR smoothing = option[softmax_cross_entropy_label_smoothing],
            z = option[softmax_cross_entropy_z_loss];
     row->loss = (smoothing - 1) * row->log_p + z * row->log_sum * row->log_sum;

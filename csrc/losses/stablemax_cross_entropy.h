@@ -2,7 +2,7 @@
 #ifdef PL_LOSS_TABLE
 PL_CLASS_LOSS(stablemax_cross_entropy, stablemax, "", none, none)
 #else
-INLINE void FORMULA(stablemax_cross_entropy)(FORMULA(class_row) * row, const SCALAR *option) {
+INLINE void FORMULA(stablemax_cross_entropy)(class_row *row, const SCALAR *option) {
     (void)option;
     row->loss = -row->log_p;
     row->d_log_p = -1;

@@ -1,20 +1,26 @@
-/* Pair losses of the computed type; included by rowloss_real.tpl.h.
- * Arguments: q, p, temperature, options..., dloss, loss, dq, dp. */
+/* Pair losses: two rows of logits, q and p. */
+#ifndef ROWLOSS_PAIR
+#define ROWLOSS_PAIR
+#include "gradient.tpl.h"
+#include "job.h"
+#include "rows.tpl.h"
+#include "statistics.tpl.h"
+#include "weights.tpl.h"
 
-typedef void (*TYPED(pair_formula))(TYPED(pair_element) *e, const double *option);
+typedef void (*pair_formula)(pair_element *e, const double *option);
 
-/* What one of the two rows needs: its weights, its derivatives where they have to wait for their sum, and that sum. */
+/* One of the two rows: its weights, the derivatives that wait for their sum, and that sum. */
 typedef struct {
-    TYPED(row_statistics) row;
+    row_statistics row;
     REAL *by;
     double sum;
-} TYPED(pair_side);
+} pair_side;
 
-/* The gradient of row i: factor (by - prob * sum), prob from the kept weights. Where by sums to 0 it is the gradient itself. */
-INLINE TYPED(unwritten)
-    TYPED(pair_gradient)(const row_job *job, const pl_rows *out, int64_t i,
-                         const TYPED(pair_side) *s, REAL scale, double factor, int direct) {
-    return (TYPED(unwritten)){.out = out,
+/* The gradient of row i: factor (by - prob * sum), prob from the kept weights. With `direct`, by
+ * sums to 0 and is the gradient itself. */
+INLINE pending_gradient pair_gradient(const row_job *job, const pl_rows *out, int64_t i,
+                                      const pair_side *s, REAL scale, double factor, int direct) {
+    return (pending_gradient){.out = out,
                               .i = i,
                               .n = PL_DIM(job->call, 'V'),
                               .values = s->by,
@@ -26,69 +32,77 @@ INLINE TYPED(unwritten)
                               .stream = job->stream};
 }
 
-/* What a walk over two rows is asked for. */
+/* The gradients that a walk over two rows is to prepare. */
 typedef struct {
     int want_q, want_p;
-} TYPED(pair_mode);
+} pair_mode;
 
-/* `left` elements of the two rows at once; returns their part of the loss. */
-INLINE V TYPED(pair_step)(TYPED(pair_formula) formula, const double *option, TYPED(pair_mode) mode,
-                          const REAL *xq, const REAL *xp, const REAL *kept_q, const REAL *kept_p,
-                          int64_t left, const V constants[6], V *by_q, V *by_p) {
-    V max_q = constants[0], max_p = constants[1], scale = constants[2], offset = constants[3];
-    TYPED(pair_element) e = {.q = TYPED(load)(kept_q, left, 0) * constants[4],
-                             .p = TYPED(load)(kept_p, left, 0) * constants[5]};
-    /* log(q / p) = scale ((x_q - max_q) - (x_p - max_p)) - (log total_q - log total_p): large common parts go first. */
+/* What all elements of a block share: the shifts, scale = 1 / temperature, the logarithm of the
+ * totals' ratio, and the factors of the kept weights. */
+typedef struct {
+    V shift_q, shift_p, scale, log_totals, factor_q, factor_p;
+} pair_constants;
+
+/* A vector of both rows, which have n elements left; returns its part of the loss. */
+INLINE V pair_step(pair_formula formula, const double *option, pair_mode mode, const REAL *xq,
+                   const REAL *xp, const REAL *kept_q, const REAL *kept_p, int64_t n,
+                   const pair_constants *c, V *by_q, V *by_p) {
+    pair_element e = {.q = load_lanes(kept_q, n, 0) * c->factor_q,
+                      .p = load_lanes(kept_p, n, 0) * c->factor_p};
+    /* log(q / p) = scale ((x_q - shift_q) - (x_p - shift_p)) - (log total_q - log total_p):
+     * large common parts are subtracted first. */
     e.log_ratio =
-        ((TYPED(load)(xq, left, 0) - max_q) - (TYPED(load)(xp, left, 0) - max_p)) * scale - offset;
+        ((load_lanes(xq, n, 0) - c->shift_q) - (load_lanes(xp, n, 0) - c->shift_p)) * c->scale -
+        c->log_totals;
     formula(&e, option);
-    if (left < WIDTH) /* lanes past the end of a row may hold anything */
-        for (int64_t l = left; l < WIDTH; l++) e.loss[l] = e.by_q[l] = e.by_p[l] = 0;
+    if (n < WIDTH) /* lanes past the end of a row may hold anything */
+        for (int64_t l = n; l < WIDTH; l++) e.loss[l] = e.by_q[l] = e.by_p[l] = 0;
     if (mode.want_q) *by_q = e.by_q;
     if (mode.want_p) *by_p = e.by_p;
     return e.loss;
 }
 
-/* Row i after the statistics of both: the loss; by_q and by_p kept and summed where wanted. */
-INLINE double TYPED(pair_walk)(TYPED(pair_formula) formula, const pair_args *args, int64_t n,
-                               int64_t i, REAL scale, TYPED(pair_side) *q, TYPED(pair_side) *p,
-                               TYPED(pair_mode) mode) {
+/* Row i after the statistics of both: the loss; by_q and by_p are kept and summed where wanted. */
+INLINE double pair_walk(pair_formula formula, const pair_args *args, int64_t n, int64_t i,
+                        REAL scale, pair_side *q, pair_side *p, pair_mode mode) {
     REAL from_q[ROW_BLOCK], from_p[ROW_BLOCK];
-    V constants[6] = {VEC(set1)(q->row.shift), VEC(set1)(p->row.shift), VEC(set1)(scale),
-                      VEC(set1)((REAL)(log(q->row.total) - log(p->row.total)))};
+    pair_constants c = {.shift_q = v_set(q->row.shift),
+                        .shift_p = v_set(p->row.shift),
+                        .scale = v_set(scale),
+                        .log_totals = v_set((REAL)(log(q->row.total) - log(p->row.total)))};
     double total = 0;
     q->sum = p->sum = 0;
     for (int64_t begin = 0; begin < n; begin += ROW_BLOCK) {
         int64_t m = n - begin < ROW_BLOCK ? n - begin : ROW_BLOCK, j = 0;
-        const REAL *xq = TYPED(fetch)(args->q, i, begin, m, from_q),
-                   *xp = TYPED(fetch)(args->p, i, begin, m, from_p);
+        const REAL *xq = fetch(args->q, i, begin, m, from_q),
+                   *xp = fetch(args->p, i, begin, m, from_p);
         const REAL *kept_q = q->row.kept + begin, *kept_p = p->row.kept + begin;
         REAL *to_q = q->by + begin, *to_p = p->by + begin;
-        constants[4] = TYPED(block_factor)(&q->row, begin, scale, 1);
-        constants[5] = TYPED(block_factor)(&p->row, begin, scale, 1);
+        c.factor_q = block_factor(&q->row, begin, scale, 1);
+        c.factor_p = block_factor(&p->row, begin, scale, 1);
         V sum = {0}, sum_q = {0}, sum_p = {0}, by_q = {0}, by_p = {0};
-#define STEP(left) \
+#define STEP(n) \
     do { \
-        sum += TYPED(pair_step)(formula, args->option, mode, xq + j, xp + j, kept_q + j, \
-                                kept_p + j, left, constants, &by_q, &by_p); \
+        sum += pair_step(formula, args->option, mode, xq + j, xp + j, kept_q + j, kept_p + j, n, \
+                         &c, &by_q, &by_p); \
         if (mode.want_q) sum_q += by_q; \
-        if (mode.want_q) TYPED(store)(to_q + j, by_q, left); \
+        if (mode.want_q) store_lanes(to_q + j, by_q, n); \
         if (mode.want_p) sum_p += by_p; \
-        if (mode.want_p) TYPED(store)(to_p + j, by_p, left); \
+        if (mode.want_p) store_lanes(to_p + j, by_p, n); \
     } while (0)
         for (; j + WIDTH <= m; j += WIDTH) STEP(WIDTH);
         if (j < m) STEP(m - j);
 #undef STEP
-        total += (double)VEC(sum)(sum);
-        if (mode.want_q) q->sum += (double)VEC(sum)(sum_q);
-        if (mode.want_p) p->sum += (double)VEC(sum)(sum_p);
+        total += (double)v_sum(sum);
+        if (mode.want_q) q->sum += (double)v_sum(sum_q);
+        if (mode.want_p) p->sum += (double)v_sum(sum_p);
     }
     return total < 0 ? 0 : total; /* a divergence is not negative, but rounding may be */
 }
 
-/* With q_direct, the table says that by_q sums to 0. */
-INLINE void TYPED(pair_rows)(TYPED(pair_formula) formula, const int q_direct, const pair_args *args,
-                             const row_job *job, int64_t begin, int64_t end, int worker) {
+/* Rows [begin, end) of a pair loss. With q_direct, the table says that by_q sums to 0. */
+INLINE void pair_rows(pair_formula formula, const int q_direct, const pair_args *args,
+                      const row_job *job, int64_t begin, int64_t end, int worker) {
     int64_t n = PL_DIM(job->call, 'V');
     const REAL *dloss = args->dloss;
     REAL *loss = args->loss;
@@ -96,43 +110,45 @@ INLINE void TYPED(pair_rows)(TYPED(pair_formula) formula, const int q_direct, co
     double inverse = 1 / args->temperature;
     REAL scale = (REAL)inverse;
 #define SIDE(first) \
-    {.row = TYPED(statistics_in)(TYPED(scratch)(job, worker, first), n), \
-     .by = TYPED(scratch)(job, worker, first + 1)}
-    /* A streamed gradient of q waits while the next row has the other turn; the second is there only then. */
-    TYPED(pair_side) p = SIDE(0), turns[2] = {SIDE(2), SIDE(4)};
+    {.row = statistics_in(scratch_part(job, worker, first), n), \
+     .by = scratch_part(job, worker, first + 1)}
+    /* A streamed gradient of q is pending in one buffer while the next row uses the other; the
+     * second buffer exists only then. */
+    pair_side p = SIDE(0), buffers[2] = {SIDE(2), SIDE(4)};
 #undef SIDE
-    if (q_direct) /* nothing needs its weights once the walk has been there */
-        for (int t = 0; t < 2; t++) turns[t].by = turns[t].row.kept;
-    TYPED(unwritten) late = {0};
-    int turn = 0;
-    TYPED(reading) how_q = {.rows = args->q, .scale = scale},
-                   how_p = {.rows = args->p, .scale = scale};
+    if (q_direct) /* the walk is the last to read the weights: by_q may overwrite them */
+        for (int t = 0; t < 2; t++) buffers[t].by = buffers[t].row.kept;
+    pending_gradient pending = {0};
+    int buffer = 0;
+    row_reading in_q = {.rows = args->q, .scale = scale}, in_p = {.rows = args->p, .scale = scale};
     for (int64_t i = begin; i < end; i++) {
-        int silent = dloss && dloss[i] == 0, want_q = dq->data && !silent,
-            want_p = dp->data && !silent;
-        TYPED(pair_side) *q = &turns[turn];
-        TYPED(take_statistics)(FAMILY(softmax), how_q, i, n, &q->row, &late, 0, 2);
-        TYPED(take_statistics)(FAMILY(softmax), how_p, i, n, &p.row, &late, 1, 2);
-        late.out = NULL;
+        int zero_gradient = dloss && dloss[i] == 0, want_q = dq->data && !zero_gradient,
+            want_p = dp->data && !zero_gradient;
+        pair_side *q = &buffers[buffer];
+        take_statistics(FAMILY(softmax), in_q, i, n, &q->row, &pending, 0, 2);
+        take_statistics(FAMILY(softmax), in_p, i, n, &p.row, &pending, 1, 2);
+        pending.out = NULL;
         double factor = (dloss ? (double)dloss[i] : 1) * inverse, total;
 #define WALK(want_q, want_p) \
-    TYPED(pair_walk)(formula, args, n, i, scale, q, &p, (TYPED(pair_mode)){want_q, want_p})
+    pair_walk(formula, args, n, i, scale, q, &p, (pair_mode){want_q, want_p})
         if (want_p) total = WALK(want_q, 1);
         else if (want_q) total = WALK(1, 0);
         else total = WALK(0, 0);
 #undef WALK
         loss[i] = (REAL)total;
-        if (dq->data && silent)
-            TYPED(put_zeros)(dq, i, n); /* only now: a gradient may lie where the logits do */
-        if (dp->data && silent) TYPED(put_zeros)(dp, i, n);
+        /* Written only now: a gradient may lie where the logits do. */
+        if (dq->data && zero_gradient) put_zeros(dq, i, n);
+        if (dp->data && zero_gradient) put_zeros(dp, i, n);
         if (want_p) {
-            TYPED(unwritten) now = TYPED(pair_gradient)(job, dp, i, &p, scale, factor, 0);
-            TYPED(write_row)(&now);
+            pending_gradient now = pair_gradient(job, dp, i, &p, scale, factor, 0);
+            write_gradient(&now);
         }
         if (!want_q) continue;
-        late = TYPED(pair_gradient)(job, dq, i, q, scale, factor, q_direct);
-        if (job->stream) turn ^= 1;
-        else TYPED(write_row)(&late);
+        pending = pair_gradient(job, dq, i, q, scale, factor, q_direct);
+        if (job->stream) buffer ^= 1;
+        else write_gradient(&pending);
     }
-    TYPED(write_row)(&late);
+    write_gradient(&pending);
 }
+
+#endif

@@ -357,7 +357,7 @@ KERNEL row_loss(ARRAY(const STORED(IN0), x), ARRAY(const STORED(IN1), t),
     const SCALAR option[4] = GIVEN_OPTIONS;
     const long i = get_global_id(0) * WIDTH, n = length;
     if (i >= n) return;
-    element e;
+    loss_element e;
     e.x = FETCH(IN0)(ROW(x, 0), i, n, 0);
     e.t = FETCH(IN1)(ROW(t, 0), i, n, 0);
     LOSS(&e, option);
