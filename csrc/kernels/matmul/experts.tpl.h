@@ -1,13 +1,14 @@
-/* Layers of experts: each row of x meets the matrix of one expert. The rows lie sorted by expert: those of expert e are
- * [offsets[e], offsets[e + 1]). The products of all experts run together, so that the cost is that of the rows, however they
- * are spread; an expert without rows is not touched. Adapters are stored as mlx-lm has them: a [E, R, I], b [E, O, R]. */
+/* Layers of experts: each row of x is multiplied by the matrix of one expert. Rows are sorted by
+ * expert: expert e owns rows [offsets[e], offsets[e + 1]). The products of all experts run together,
+ * so the cost depends on the number of rows, not on how they are spread; an expert without rows is
+ * not touched. Adapters are stored in mlx-lm's layout: a [E, R, I], b [E, O, R]. */
 #ifndef PYLOSS_EXPERTS_TPL_H
 #define PYLOSS_EXPERTS_TPL_H
 #include "../kernel.h"
 #include "gemm.tpl.h"
 #include "linear.tpl.h"
 
-/* One expert's product: its number, where its rows begin and how many they are. */
+/* One expert's product: its number, its first row and how many rows it has. */
 typedef struct {
     const pl_call *call;
     int64_t expert, begin, rows;
@@ -18,7 +19,7 @@ INLINE pl_weight float_matrix_at(const float *data, int64_t e, int64_t rows, int
     return float_matrix(data + e * rows * cols, rows, cols);
 }
 
-/* Runs `product` of every expert that has rows, or with `empty` of every expert. */
+/* Runs `product` of every expert that has rows; with `empty` of every expert. */
 static pl_status run_experts(const pl_call *call, const int32_t *offsets, int empty,
                              gemm (*product)(const expert_rows *)) {
     int64_t experts = PL_DIM(call, 'E'), count = 0;
@@ -39,11 +40,11 @@ static gemm expert_layer(const expert_rows *r, const float *x, const pl_weight *
     const pl_weight *w = stack + r->expert;
     int64_t k = backward ? w->rows : w->cols, n = backward ? w->cols : w->rows;
     gemm g = dense_product(x + r->begin * k, r->rows, w, backward, out + r->begin * n);
-    if (factor) g.b_rows = factor + r->expert * w->rows;
+    if (factor) g.b_row_factor = factor + r->expert * w->rows;
     return g;
 }
 
-/* y = x (factor[e] w[e])^T + bias[e] + scale h b[e]^T. */
+/* y = x (row_factor[e] w[e])^T + bias[e] + scale xa b[e]^T. */
 static gemm expert_forward_product(const expert_rows *r) {
     const pl_call *call = r->call;
     const experts_forward_args args = experts_forward_args_of(call);
@@ -51,10 +52,10 @@ static gemm expert_forward_product(const expert_rows *r) {
     if (args.bias) g.bias = args.bias + r->expert * g.n;
     if (args.xa && args.b) {
         g.rank = PL_DIM(call, 'R');
-        g.h_given = args.xa + r->begin * g.rank;
-        g.u = float_matrix_at(args.b, r->expert, g.n, g.rank);
-        g.u_transposed = 1;
-        g.u_scale = (float)args.scale;
+        g.low_given = args.xa + r->begin * g.rank;
+        g.up = float_matrix_at(args.b, r->expert, g.n, g.rank);
+        g.up_transposed = 1;
+        g.up_scale = (float)args.scale;
     }
     return g;
 }
@@ -63,20 +64,20 @@ pl_status KERNEL(experts_forward)(const pl_call *call) {
     return run_experts(call, args.offsets, 0, expert_forward_product);
 }
 
-/* h = x a[e]^T; y = x (factor[e] w[e])^T + bias[e] + scale h b[e]^T. */
+/* xa = x a[e]^T; y = x (row_factor[e] w[e])^T + bias[e] + scale xa b[e]^T. */
 static gemm expert_lora_forward_product(const expert_rows *r) {
     const pl_call *call = r->call;
     const experts_lora_forward_args args = experts_lora_forward_args_of(call);
     gemm g = expert_layer(r, args.x, args.w, 0, args.row_factor, args.y);
     if (args.bias) g.bias = args.bias + r->expert * g.n;
     g.rank = PL_DIM(call, 'R');
-    g.h = args.xa + r->begin * g.rank;
-    g.p = float_matrix_at(args.a, r->expert, g.rank, g.k);
-    g.p_transposed = 1;
-    g.h_scale = 1;
-    g.u = float_matrix_at(args.b, r->expert, g.n, g.rank);
-    g.u_transposed = 1;
-    g.u_scale = (float)args.scale;
+    g.low = args.xa + r->begin * g.rank;
+    g.down = float_matrix_at(args.a, r->expert, g.rank, g.k);
+    g.down_transposed = 1;
+    g.down_scale = 1;
+    g.up = float_matrix_at(args.b, r->expert, g.n, g.rank);
+    g.up_transposed = 1;
+    g.up_scale = (float)args.scale;
     return g;
 }
 pl_status KERNEL(experts_lora_forward)(const pl_call *call) {
@@ -84,7 +85,7 @@ pl_status KERNEL(experts_lora_forward)(const pl_call *call) {
     return run_experts(call, args.offsets, 0, expert_lora_forward_product);
 }
 
-/* dx (+)= dy (factor[e] w[e]) + dh a[e]. */
+/* dx (+)= dy (row_factor[e] w[e]) + dxa a[e]. */
 static gemm expert_input_grad_product(const expert_rows *r) {
     const pl_call *call = r->call;
     const experts_input_grad_args args = experts_input_grad_args_of(call);
@@ -92,9 +93,9 @@ static gemm expert_input_grad_product(const expert_rows *r) {
     g.accumulate = args.accumulate != 0;
     if (args.dxa && args.a) {
         g.rank = PL_DIM(call, 'R');
-        g.h_given = args.dxa + r->begin * g.rank;
-        g.u = float_matrix_at(args.a, r->expert, g.rank, g.n);
-        g.u_scale = 1;
+        g.low_given = args.dxa + r->begin * g.rank;
+        g.up = float_matrix_at(args.a, r->expert, g.rank, g.n);
+        g.up_scale = 1;
     }
     return g;
 }
@@ -103,18 +104,18 @@ pl_status KERNEL(experts_input_grad)(const pl_call *call) {
     return run_experts(call, args.offsets, 0, expert_input_grad_product);
 }
 
-/* dh = scale dy b[e]; dx (+)= dy (factor[e] w[e]) + dh a[e]. */
+/* dxa = scale dy b[e]; dx (+)= dy (row_factor[e] w[e]) + dxa a[e]. */
 static gemm expert_lora_input_grad_product(const expert_rows *r) {
     const pl_call *call = r->call;
     const experts_lora_input_grad_args args = experts_lora_input_grad_args_of(call);
     gemm g = expert_layer(r, args.dy, args.w, 1, args.row_factor, args.dx);
     g.accumulate = args.accumulate != 0;
     g.rank = PL_DIM(call, 'R');
-    g.h = args.dxa + r->begin * g.rank;
-    g.p = float_matrix_at(args.b, r->expert, g.k, g.rank);
-    g.h_scale = (float)args.scale;
-    g.u = float_matrix_at(args.a, r->expert, g.rank, g.n);
-    g.u_scale = 1;
+    g.low = args.dxa + r->begin * g.rank;
+    g.down = float_matrix_at(args.b, r->expert, g.k, g.rank);
+    g.down_scale = (float)args.scale;
+    g.up = float_matrix_at(args.a, r->expert, g.rank, g.n);
+    g.up_scale = 1;
     return g;
 }
 pl_status KERNEL(experts_lora_input_grad)(const pl_call *call) {

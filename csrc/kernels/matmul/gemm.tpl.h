@@ -1,13 +1,25 @@
-/* Matrix multiplication: one blocked product serves every dense layer, forward and backward.
+/* The blocked matrix product behind every dense layer, forward and backward: see product.h.
  *
- *   C[m, n] (+)= bias + A B + u_scale H U,   H = h_scale A P  or given
+ *              k0    KC deep: packed panels of B, NB columns at a time, one set per worker
+ *              |<----->|
+ *          +---+-------+-------+                      +-----------+
+ *          |   |       |       |                      |   |   |   |
+ *   A      |   | rows  |       |  MS rows x KS deep   |   |NB |   |  B
+ *   [m,k]  |   | of a  |       |  are a block         |   |   |   |  [k,n], any format
+ *          |   | block |       |                      |   |   |   |
+ *          +---+-------+-------+                      +-----------+
  *
- * B, P and U are stored matrices in any format, read as they are or transposed. Panels of `mr` rows of A are read where they lie,
- * or packed once where tiles would be slow to read them; the columns of B are packed (and expanded, when quantised) KC deep
- * beside the tile that uses them. The low-rank branch H U of an adapter runs as a continuation of the inner loop over k, so it
- * joins a tile before the tile is stored. On request A and B are rounded to bfloat16 as they are packed, A once for the product,
- * while sums and the low-rank branch stay float32. Each element of C is summed in one order whatever the threads, so its bits
- * depend on nothing else. */
+ * A block is cut into panels of `mr` rows. In a packed panel the mr elements of one depth lie
+ * together, as the tile reads them:
+ *
+ *   A panel [kc][mr]:     a00 a10 a20 .. | a01 a11 a21 .. | a02 ..      one group per depth
+ *   B panel [kc][width]:  b00 b01 b02 .. | b10 b11 b12 .. | b20 ..      one group per depth
+ *
+ * A is read in place, or packed once where tiles would be slow to read it; B is packed, and expanded
+ * if it is quantized, next to the tile that uses it. The low-rank branch continues the inner loop
+ * over k, so it joins a tile before the tile is stored. On request A and B are rounded to bfloat16
+ * as they are packed; sums and the low-rank branch stay float32. Each element of C is summed in one
+ * order, so its bits do not depend on the threads. */
 #ifndef PYLOSS_GEMM_TPL_H
 #define PYLOSS_GEMM_TPL_H
 #include "../../pyloss.h"
@@ -20,27 +32,27 @@
 enum {
     KC = 576,    /* depth of a packed panel of B */
     KS = 4 * KC, /* depth of packed A */
-    MS = 1024,   /* rows of packed A, about */
-    NB = 96 /* columns of a piece of work: a multiple of 32 (quantised blocks) and of every NR */
+    MS = 1024,   /* rows of packed A; up to MS + mr */
+    NB = 96      /* columns of a piece: a multiple of 32 (quantized blocks) and of every NR */
 };
 
-/* The state of one block of A, [row0, row0 + rows) x [k0, k0 + depth), which is one of a batch that is computed together. */
+/* One block of A, rows [row0, row0 + rows) x depth [k0, k0 + depth), in a batch of blocks. */
 typedef struct {
     const gemm *g;
     int64_t first_panel, panels, first_piece,
-        pieces; /* among those of the batch; none when k0 is past the product's depth */
+        pieces; /* numbered through the batch; none when k0 is past the product's depth */
     int mr;     /* rows of a panel */
     int64_t row0, rows, k0, depth;
-    int64_t chunk; /* depth of packed B: even parts of at most KC, a multiple of 32 */
-    int last;      /* the last block over k: bias and the low-rank branch join here */
-    int in_place; /* whole panels of A are read where they lie, and only a last partial one is packed */
-    float *packed_a; /* [panels, or 1 in place][panel_stride] */
-    float *packed_h; /* [panels][h_stride] */
-    float *packed_p; /* [rank / width][depth][width] */
-    float *packed_b; /* per worker */
+    int64_t chunk;      /* depth of packed B: even parts of at most KC, a multiple of 32 */
+    int last;           /* the last block over k: bias and the low-rank branch join here */
+    int in_place;       /* full panels of A are read in place, only a last partial one is packed */
+    float *packed_a;    /* [panels, or 1 in place][panel_stride] */
+    float *packed_low;  /* [panels][low_stride] */
+    float *packed_down; /* [rank / width][depth][width] */
+    float *packed_b;    /* per worker */
     float
         *pairs; /* [rows, up to whole panels][pairs_stride]: A in words, unless these are floats */
-    int64_t panel_stride, h_stride, b_stride, pairs_stride;
+    int64_t panel_stride, low_stride, b_stride, pairs_stride;
     int64_t row_pieces, rows_per_piece, column_pieces;
 } block;
 
@@ -53,12 +65,12 @@ typedef struct {
 } batch;
 
 static int panel_width(int64_t columns) { return columns <= LANES ? LANES : NR; }
-/* The same for H, which has a narrower tile over full panels. */
-static int h_width(int64_t rank, int mr) {
+/* Panel width of D: full panels of A have a narrower tile for small ranks. */
+static int low_width(int64_t rank, int mr) {
     return mr == MR && LANES >= 8 && rank <= LANES / 2 ? LANES / 2 : panel_width(rank);
 }
 
-/* The A of a tile: the panel at `row` of the block, from depth k on. */
+/* Sets the A of a tile: the panel at `row` of the block, from depth k on. */
 INLINE void take_panel(const block *s, int64_t row, int rows, int64_t k, tile_args *t) {
     const gemm *g = s->g;
     t->rows = rows;
@@ -72,7 +84,7 @@ INLINE void take_panel(const block *s, int64_t row, int rows, int64_t k, tile_ar
     }
 }
 
-/* The same in pairs. */
+/* Sets the A of a tile of pairs. */
 INLINE void take_pairs(const block *s, int64_t row, int rows, int64_t k, tile_args *t) {
     t->rows = rows;
     t->in_place = 1;
@@ -84,24 +96,24 @@ static int rows_of_panel(const block *s, int64_t row) {
     return (int)(s->rows - row < s->mr ? s->rows - row : s->mr);
 }
 
-static void pack_p(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
+static void pack_down(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
     const batch *all = context;
     for (const block *s = all->blocks + begin; s < all->blocks + end; s++) {
         const gemm *g = s->g;
-        if (!s->panels || !g->rank || g->h_given) continue;
-        pack_b(&g->p, g->p_transposed, 0, g->rank, s->k0, s->depth, h_width(g->rank, s->mr),
-               g->h_scale, NULL, s->packed_p);
+        if (!s->panels || !g->rank || g->low_given) continue;
+        pack_b(&g->down, g->down_transposed, 0, g->rank, s->k0, s->depth, low_width(g->rank, s->mr),
+               g->down_scale, NULL, s->packed_down);
     }
 }
 
-/* Packs panels of A, and computes and packs their rows of H. */
+/* Packs panels of A; computes their rows of L and packs these. */
 static void pack_panels(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
     const block *s = ((const batch *)context)->blocks;
     for (int64_t i = begin; i < end; i++) {
         while (i >= s->first_panel + s->panels) s++;
         const gemm *g = s->g;
         int64_t panel = i - s->first_panel, row = panel * s->mr, from = s->row0 + row;
-        const int with_h = g->rank && !g->h_given;
+        const int with_h = g->rank && !g->low_given;
         tile_args t = {.add = s->k0 > 0, .k = s->depth, .ldc = g->rank};
         take_panel(s, row, rows_of_panel(s, row), 0, &t);
         if (!t.in_place && (with_h || g->form == FLOATS))
@@ -111,37 +123,38 @@ static void pack_panels(const void *context, int64_t begin, int64_t end, int wor
                 &g->a, from, t.rows, s->k0, s->depth, s->pairs_stride,
                 s->pairs + row * s->pairs_stride);
         if (with_h) {
-            int width = h_width(g->rank, s->mr);
+            int width = low_width(g->rank, s->mr);
             for (int64_t j = 0; j < g->rank; j += width) {
                 t.ldb = width;
-                t.b = s->packed_p + j * s->depth;
-                t.c = g->h + from * g->rank + j;
+                t.b = s->packed_down + j * s->depth;
+                t.c = g->low + from * g->rank + j;
                 t.cols = (int)(g->rank - j < width ? g->rank - j : width);
                 if (width < LANES) tile_narrow(&t);
                 else run_tile(&t, width);
             }
         }
         if (g->rank && s->last) {
-            left h = {g->h_given ? g->h_given : g->h, g->rank, 0, g->u_scale};
-            pack_a(&h, from, t.rows, s->mr, 0, g->rank, s->packed_h + panel * s->h_stride);
+            lhs low = {g->low_given ? g->low_given : g->low, g->rank, 0, g->up_scale};
+            pack_a(&low, from, t.rows, s->mr, 0, g->rank, s->packed_low + panel * s->low_stride);
         }
     }
 }
 
-/* The part of B after depth `k` of a piece of s: its next chunk, or the first of the piece that is likely the worker's next. */
-static b_ahead next_chunk(const batch *all, const block *s, int64_t piece, int64_t k,
-                          int64_t tiles) {
+/* The part of B to prefetch after depth `k` of a piece: the piece's next chunk, or the first chunk of
+ * the piece that this worker likely runs next. */
+static b_prefetch next_chunk(const batch *all, const block *s, int64_t piece, int64_t k,
+                             int64_t tiles) {
     if (k == s->depth) {
         k = 0;
         piece += all->threads;
-        if (piece >= all->pieces) return (b_ahead){0};
+        if (piece >= all->pieces) return (b_prefetch){0};
         while (piece >= s->first_piece + s->pieces) s++;
     }
     const gemm *g = s->g;
     int64_t j0 = (piece - s->first_piece) % s->column_pieces * NB,
             depth = s->depth - k < s->chunk ? s->depth - k : s->chunk;
-    return ahead_of(&g->b, g->b_transposed, j0, g->n - j0 < NB ? g->n - j0 : NB, s->k0 + k, depth,
-                    tiles);
+    return prefetch_of(&g->b, g->b_transposed, j0, g->n - j0 < NB ? g->n - j0 : NB, s->k0 + k,
+                       depth, tiles);
 }
 
 /* Pieces of C: a range of packed panels times NB columns. */
@@ -159,37 +172,37 @@ static void multiply_pieces(const void *context, int64_t begin, int64_t end, int
         int64_t last = first + s->rows_per_piece < s->rows ? first + s->rows_per_piece : s->rows;
         /* With one panel of A, packing B would cost as much as using it. */
         int direct = s->rows <= s->mr && !g->b_transposed && g->b.format == PL_W_F32 &&
-                     !g->b.head_dim && !g->b_rows && n % width == 0 && g->form == FLOATS;
+                     !g->b.head_dim && !g->b_row_factor && n % width == 0 && g->form == FLOATS;
         int64_t k = 0, depth;
         do {
             depth = s->depth - k < s->chunk ? s->depth - k : s->chunk;
             int finish = s->last && k + depth == s->depth;
             const int64_t words = words_of(g->form, depth);
             const float *b = packed_b;
-            float *packed_u = packed_b + padded * words;
+            float *packed_up = packed_b + padded * words;
             if (direct) b = (const float *)g->b.data + (s->k0 + k) * g->n + j0;
             else
                 b_packers[g->form](&g->b, g->b_transposed, j0, n, s->k0 + k, depth, width, 1,
-                                   g->b_rows, packed_b);
+                                   g->b_row_factor, packed_b);
             if (finish && g->rank)
-                pack_b(&g->u, g->u_transposed, j0, n, 0, g->rank, width, 1, NULL, packed_u);
-            b_ahead ahead = next_chunk(all, s, i, k + depth,
-                                       (last - first + s->mr - 1) / s->mr * (padded / width));
+                pack_b(&g->up, g->up_transposed, j0, n, 0, g->rank, width, 1, NULL, packed_up);
+            b_prefetch ahead = next_chunk(all, s, i, k + depth,
+                                          (last - first + s->mr - 1) / s->mr * (padded / width));
             for (int64_t row = first; row < last; row += s->mr) {
-                const float *h = s->packed_h + row / s->mr * s->h_stride;
+                const float *low = s->packed_low + row / s->mr * s->low_stride;
                 for (int64_t j = 0; j < padded; j += width) {
                     tile_args t = {.k = words,
                                    .ldb = direct ? g->n : width,
                                    .b = direct ? b + j : b + j * words,
                                    .k2 = finish ? g->rank : 0,
-                                   .a2 = h,
-                                   .b2 = packed_u + j * g->rank,
+                                   .a2 = low,
+                                   .b2 = packed_up + j * g->rank,
                                    .bias = finish && g->bias ? g->bias + j0 + j : NULL,
                                    .c = g->c + (s->row0 + row) * g->n + j0 + j,
                                    .ldc = g->n,
                                    .cols = (int)(n - j < width ? n - j : width),
                                    .add = g->accumulate || s->k0 + k > 0};
-                    fetch_share(&ahead);
+                    prefetch_share(&ahead);
                     if (g->form == FLOATS) {
                         take_panel(s, row, rows_of_panel(s, row), k, &t);
                         run_tile(&t, width);
@@ -204,8 +217,8 @@ static void multiply_pieces(const void *context, int64_t begin, int64_t end, int
     }
 }
 
-/* The next blocks of the products from *group, *row0 on: one of some MS rows, or whole products as long as they have few rows
- * together, and packed ones no more elements than one block may have. */
+/* Fills a batch from the products at *group, *row0 on: one block of about MS rows, or several whole
+ * products. The latter have few rows together, and their packed A fits into one block. */
 static void fill_batch(batch *all, const gemm *groups, int64_t count, int64_t *group,
                        int64_t *row0) {
     int64_t rows = 0;
@@ -213,13 +226,14 @@ static void fill_batch(batch *all, const gemm *groups, int64_t count, int64_t *g
     for (; *group < count && all->count < BATCH; ++*group) {
         const gemm *g = groups + *group;
         int mr = g->form == FLOATS ? tiles[tile_kernel(g->m)].mr : MR;
-        if (g->m == 0 || g->n == 0 || is_few(g)) continue;
-        int64_t left = g->m - *row0, most = left < MS + mr ? left : round_up(MS, mr);
-        /* Rows a multiple of a page apart share the same few lines of the first cache: these are packed. */
+        if (g->m == 0 || g->n == 0 || is_gemv(g)) continue;
+        int64_t rest = g->m - *row0, most = rest < MS + mr ? rest : round_up(MS, mr);
+        /* Rows a multiple of 4 KB apart map to the same lines of the first cache: pack these. */
         int in_place = g->form != FLOATS ||
                        (mr == MR && !g->a.transposed && g->a.factor == 1 && g->a.stride % 1024);
-        int64_t few = 4 * MS, fit = (int64_t)MS * KS / (g->k < 1 ? 1 : g->k < KS ? g->k : KS);
-        if (all->count && (left >= MS + mr || rows + left > (in_place || fit > few ? few : fit)))
+        int64_t small = 4 * MS, fit = (int64_t)MS * KS / (g->k < 1 ? 1 : g->k < KS ? g->k : KS);
+        if (all->count &&
+            (rest >= MS + mr || rows + rest > (in_place || fit > small ? small : fit)))
             break;
         block *s = &all->blocks[all->count++];
         *s = (block){.g = g, .mr = mr, .row0 = *row0, .rows = most, .in_place = in_place};
@@ -231,7 +245,7 @@ static void fill_batch(batch *all, const gemm *groups, int64_t count, int64_t *g
     }
 }
 
-/* Floats that a batch needs; with memory for them, where each block has its own. */
+/* Places the buffers of a batch in `scratch`; returns how many floats it needs. scratch may be NULL. */
 static size_t place_batch(batch *all, float *scratch) {
     size_t used = 0;
     int64_t b_stride = 0;
@@ -241,14 +255,14 @@ static size_t place_batch(batch *all, float *scratch) {
         int64_t b_size = round_up(NB, panel_width(g->n)) * (KC + g->rank);
         b_stride = b_size > b_stride ? b_size : b_stride;
         s->panel_stride = round_up(deepest * s->mr + PANEL_SPILL, 16);
-        s->h_stride = round_up(g->rank * s->mr + PANEL_SPILL, 16);
+        s->low_stride = round_up(g->rank * s->mr + PANEL_SPILL, 16);
         if (scratch) s->packed_a = scratch + used;
         used += (size_t)((s->in_place ? 1 : panels) * s->panel_stride);
-        if (scratch) s->packed_h = scratch + used;
-        used += (size_t)(panels * s->h_stride);
-        if (scratch) s->packed_p = scratch + used;
-        int64_t p_rows = round_up(g->rank, h_width(g->rank, s->mr));
-        if (g->rank && !g->h_given) used += (size_t)round_up(p_rows * deepest + PANEL_SPILL, 16);
+        if (scratch) s->packed_low = scratch + used;
+        used += (size_t)(panels * s->low_stride);
+        if (scratch) s->packed_down = scratch + used;
+        int64_t p_rows = round_up(g->rank, low_width(g->rank, s->mr));
+        if (g->rank && !g->low_given) used += (size_t)round_up(p_rows * deepest + PANEL_SPILL, 16);
         if (g->form == FLOATS) continue;
         /* An odd number of lines, so that rows lie in different parts of the first cache. */
         s->pairs_stride = round_up(words_of(g->form, deepest), 16) | 16;
@@ -262,7 +276,7 @@ static size_t place_batch(batch *all, float *scratch) {
     return used + (size_t)(all->threads * b_stride);
 }
 
-/* Sets up the part of each block's depth from k0 on; 0 when nothing is left. */
+/* Sets up the part of each block's depth from k0 on; 0 when nothing is rest. */
 static int64_t begin_depth(batch *all, int64_t k0) {
     int64_t columns = 0;
     for (block *s = all->blocks; s < all->blocks + all->count; s++) columns += s->column_pieces;
@@ -290,9 +304,10 @@ static int64_t begin_depth(batch *all, int64_t k0) {
     return all->panels;
 }
 
-/* Products that have nothing to do with each other, as those of experts; one large and many small keep all threads busy. */
+/* Runs independent products together, such as those of experts, so that small ones too keep all
+ * threads busy. */
 static pl_status gemm_run_all(const gemm *groups, int64_t count) {
-    few_run_all(groups, count);
+    gemv_run_all(groups, count);
     batch all = {.threads = pl_num_threads()};
     float *scratch = NULL;
     size_t held = 0;
@@ -307,7 +322,7 @@ static pl_status gemm_run_all(const gemm *groups, int64_t count) {
         }
         if (all.count) place_batch(&all, scratch);
         for (int64_t k0 = 0; all.count && begin_depth(&all, k0); k0 += KS) {
-            pl_parallel(all.count, 1, pack_p, &all);
+            pl_parallel(all.count, 1, pack_down, &all);
             pl_parallel(all.panels, 4, pack_panels, &all);
             pl_parallel(all.pieces, 1, multiply_pieces, &all);
         }

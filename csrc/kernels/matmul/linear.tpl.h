@@ -4,7 +4,8 @@
 #include "../kernel.h"
 #include "gemm.tpl.h"
 
-/* How a layer with so many rows multiplies: few rows wait for the weight to come from memory, and gain nothing. */
+/* The form in which a layer of this many rows multiplies. Few rows wait for memory, so that bfloat16
+ * would gain nothing. */
 static int layer_form(int64_t rows) {
     const pl_precision precision = pl_matmul_precision();
     if (precision == PL_FLOAT32 || rows <= SMALL_M) return FLOATS;
@@ -12,7 +13,7 @@ static int layer_form(int64_t rows) {
                                                                                    : PAIRS;
 }
 
-/* x W^T, or backward x W, for x of so many rows. */
+/* x W^T, or x W when backward, for `rows` rows of x. */
 INLINE gemm dense_product(const float *x, int64_t rows, const pl_weight *w, int backward,
                           float *out) {
     int64_t k = backward ? w->rows : w->cols;
@@ -26,66 +27,66 @@ INLINE gemm dense_product(const float *x, int64_t rows, const pl_weight *w, int 
                   .c = out};
 }
 
-/* y [n, o] = x [n, i] (factor W)^T + bias + scale h b. */
+/* y [n, o] = x [n, i] (factor W)^T + bias + scale xa b. */
 pl_status KERNEL(linear_forward)(const pl_call *call) {
     const linear_forward_args args = linear_forward_args_of(call);
     gemm g = dense_product(args.x, PL_DIM(call, 'N'), args.w, 0, args.y);
     g.bias = args.bias;
-    g.b_rows = args.row_factor;
+    g.b_row_factor = args.row_factor;
     if (args.xa && args.b) {
         g.rank = PL_DIM(call, 'R');
-        g.h_given = args.xa;
-        g.u = float_matrix(args.b, g.rank, g.n);
-        g.u_scale = (float)args.scale;
+        g.low_given = args.xa;
+        g.up = float_matrix(args.b, g.rank, g.n);
+        g.up_scale = (float)args.scale;
     }
     return gemm_run(&g);
 }
 
-/* h [n, r] = x a; y [n, o] = x (factor W)^T + bias + scale h b. */
+/* xa [n, r] = x a; y [n, o] = x (factor W)^T + bias + scale xa b. */
 pl_status KERNEL(lora_forward)(const pl_call *call) {
     const lora_forward_args args = lora_forward_args_of(call);
     gemm g = dense_product(args.x, PL_DIM(call, 'N'), args.w, 0, args.y);
     g.bias = args.bias;
-    g.b_rows = args.row_factor;
+    g.b_row_factor = args.row_factor;
     g.rank = PL_DIM(call, 'R');
-    g.h = args.xa;
-    g.p = float_matrix(args.a, g.k, g.rank);
-    g.h_scale = 1;
-    g.u = float_matrix(args.b, g.rank, g.n);
-    g.u_scale = (float)args.scale;
+    g.low = args.xa;
+    g.down = float_matrix(args.a, g.k, g.rank);
+    g.down_scale = 1;
+    g.up = float_matrix(args.b, g.rank, g.n);
+    g.up_scale = (float)args.scale;
     return gemm_run(&g);
 }
 
-/* dx [n, i] (+)= dy [n, o] (factor W) + dh a^T. */
+/* dx [n, i] (+)= dy [n, o] (factor W) + dxa a^T. */
 pl_status KERNEL(linear_input_grad)(const pl_call *call) {
     const linear_input_grad_args args = linear_input_grad_args_of(call);
     gemm g = dense_product(args.dy, PL_DIM(call, 'N'), args.w, 1, args.dx);
-    g.b_rows = args.row_factor;
+    g.b_row_factor = args.row_factor;
     g.accumulate = args.accumulate != 0;
     if (args.dxa && args.a) {
         g.rank = PL_DIM(call, 'R');
-        g.h_given = args.dxa;
-        g.u = float_matrix(args.a, g.n, g.rank);
-        g.u_transposed = 1;
-        g.u_scale = 1;
+        g.low_given = args.dxa;
+        g.up = float_matrix(args.a, g.n, g.rank);
+        g.up_transposed = 1;
+        g.up_scale = 1;
     }
     return gemm_run(&g);
 }
 
-/* dh [n, r] = scale dy b^T; dx [n, i] (+)= dy (factor W) + dh a^T. */
+/* dxa [n, r] = scale dy b^T; dx [n, i] (+)= dy (factor W) + dxa a^T. */
 pl_status KERNEL(lora_input_grad)(const pl_call *call) {
     const lora_input_grad_args args = lora_input_grad_args_of(call);
     gemm g = dense_product(args.dy, PL_DIM(call, 'N'), args.w, 1, args.dx);
-    g.b_rows = args.row_factor;
+    g.b_row_factor = args.row_factor;
     g.accumulate = args.accumulate != 0;
     g.rank = PL_DIM(call, 'R');
-    g.h = args.dxa;
-    g.p = float_matrix(args.b, g.rank, g.k);
-    g.p_transposed = 1;
-    g.h_scale = (float)args.scale;
-    g.u = float_matrix(args.a, g.n, g.rank);
-    g.u_transposed = 1;
-    g.u_scale = 1;
+    g.low = args.dxa;
+    g.down = float_matrix(args.b, g.rank, g.k);
+    g.down_transposed = 1;
+    g.down_scale = (float)args.scale;
+    g.up = float_matrix(args.a, g.n, g.rank);
+    g.up_transposed = 1;
+    g.up_scale = 1;
     return gemm_run(&g);
 }
 

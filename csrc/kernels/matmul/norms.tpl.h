@@ -1,4 +1,4 @@
-/* Row norms of stored matrices, alone and with an adapter, whose product is never formed. */
+/* Row norms of stored matrices, plain and with an adapter, whose product is never formed. */
 #ifndef PYLOSS_NORMS_TPL_H
 #define PYLOSS_NORMS_TPL_H
 #include "../kernel.h"
@@ -6,7 +6,7 @@
 #include "../quant.tpl.h"
 #include "gemm.tpl.h"
 
-/* The norms of stored rows: the matrix, and the one result that is asked for. */
+/* The norms of stored rows: the matrix, and the one result that is wanted. */
 typedef struct {
     const pl_weight *w;
     double *squares;
@@ -86,7 +86,7 @@ static void adapted_norm_piece(const void *context, int64_t begin, int64_t end, 
             total += cross + own;
             size += fabs(cross) + fabs(own);
         }
-        /* wa and gb are rounded: where an adapter takes most of a row away, what is left would be their rounding. */
+        /* wa and gb are rounded. Where the adapter cancels most of a row, the rest would be rounding. */
         if (!(8 * total >= size)) total = summed_square(c, o, job->row + worker * PL_DIM(c, 'I'));
         args.norm[o] = (float)sqrt(total);
     }
@@ -96,9 +96,8 @@ static void adapted_norm_piece(const void *context, int64_t begin, int64_t end, 
  * w [O,I] in any format, a [I,R], b [R,O], squares [O] as row_squares gives them */
 pl_status KERNEL(adapted_norm)(const pl_call *c) {
     const adapted_norm_args args = adapted_norm_args_of(c);
-    enum {
-        FEW = 16
-    }; /* up to this rank, expanding rows of W for SMALL_M columns of a at once is faster than packing them */
+    /* Up to this rank, expanding W for SMALL_M columns of a at once is faster than packing it. */
+    enum { GEMV_RANK = 16 };
     int64_t rank = PL_DIM(c, 'R'), o = PL_DIM(c, 'O'), depth = PL_DIM(c, 'I');
     const float *a = args.a;
     float *scratch = pl_acquire(
@@ -109,7 +108,7 @@ pl_status KERNEL(adapted_norm)(const pl_call *c) {
     for (int64_t i = 0; i < depth; i++)
         for (int64_t r = 0; r < rank; r++) columns[r * depth + i] = a[i * rank + r];
     pl_status status = PL_OK;
-    int64_t step = rank <= FEW ? SMALL_M : rank;
+    int64_t step = rank <= GEMV_RANK ? SMALL_M : rank;
     for (int64_t r = 0; r < rank && status == PL_OK; r += step) {
         gemm product = {.m = rank - r < step ? rank - r : step,
                         .n = o,

@@ -1,4 +1,4 @@
-/* Packing: the operands of a product in the order in which its tiles read them. */
+/* Packing: the operands of a product in the order in which tiles read them (see gemm.tpl.h). */
 #ifndef PYLOSS_PACK_TPL_H
 #define PYLOSS_PACK_TPL_H
 #include "../quant.tpl.h"
@@ -10,7 +10,7 @@
 enum { PANEL_SPILL = 16 }; /* packing writes whole vectors past the end of a panel */
 
 /* Rows [row, row + rows) of A, columns [k0, k0 + kc), as [kc][mr]; missing rows are 0. */
-static void pack_a(const left *m, int64_t row, int rows, int mr, int64_t k0, int64_t kc,
+static void pack_a(const lhs *m, int64_t row, int rows, int mr, int64_t k0, int64_t kc,
                    float *dst) {
     vf factor = vf_set1(m->factor);
     if (m->transposed) {
@@ -63,7 +63,7 @@ INLINE vi pairs_at(const float *row, int64_t n, const int native) {
 
 /* Rows [row, row + rows) of A, columns [k0, k0 + kc), as pairs, `stride` words from row to row; a multiple of LANES is written of
  * each. Rows from there to MR are 0. A is neither transposed nor has it a factor. */
-INLINE void pack_a_as_pairs(const left *m, int64_t row, int rows, int64_t k0, int64_t kc,
+INLINE void pack_a_as_pairs(const lhs *m, int64_t row, int rows, int64_t k0, int64_t kc,
                             int64_t stride, float *dst, const int native) {
     const int64_t words = (kc + 1) / 2;
     for (int i = 0; i < MR; i++, dst += stride) {
@@ -74,18 +74,19 @@ INLINE void pack_a_as_pairs(const left *m, int64_t row, int rows, int64_t k0, in
         else memset(dst, 0, (size_t)words * sizeof *dst);
     }
 }
-/* Instances of their own, so that the instructions for pairs are in nothing else. */
-static __attribute__((noinline)) void pack_a_pairs(const left *m, int64_t row, int rows, int64_t k0,
+/* Separate functions, so that only they contain the bfloat16 instructions. */
+static __attribute__((noinline)) void pack_a_pairs(const lhs *m, int64_t row, int rows, int64_t k0,
                                                    int64_t kc, int64_t stride, float *dst) {
     pack_a_as_pairs(m, row, rows, k0, kc, stride, dst, 0);
 }
-static __attribute__((noinline)) void pack_a_native_pairs(const left *m, int64_t row, int rows,
+static __attribute__((noinline)) void pack_a_native_pairs(const lhs *m, int64_t row, int rows,
                                                           int64_t k0, int64_t kc, int64_t stride,
                                                           float *dst) {
     pack_a_as_pairs(m, row, rows, k0, kc, stride, dst, 1);
 }
 
-/* Elements [begin, begin + n) of a stored row, n <= 32: where they lie if they are floats, else expanded into `run`. */
+/* Elements [begin, begin + n) of a stored row, n <= 32: in place if they are floats, else expanded
+ * into `run`. */
 INLINE const float *stored_run(const pl_weight *w, int64_t row, int64_t begin, int64_t n,
                                float *run) {
     if (w->format == PL_W_F32 && n == 32) return (const float *)pl_weight_row(w, row) + begin;
@@ -103,9 +104,9 @@ INLINE const float *pairs_of_run(const float *run, float factor, float *to, cons
     return to;
 }
 
-/* Columns [j0, j0 + n) and depth [k0, k0 + kc) of B as panels [n / width][kc in words][width] times `scale`, padded with 0;
- * unless `rows` is NULL, each stored row times its element of that too. For a quantised B, k0 (transposed) or j0 (not) is a
- * multiple of 32. `form` is a constant. */
+/* Columns [j0, j0 + n) and depth [k0, k0 + kc) of B as panels [n / width][kc in words][width], times
+ * `scale` and unless `rows` is NULL times the factor of each stored row; padded with 0. For a
+ * quantized B, k0 (transposed) or j0 (not transposed) is a multiple of 32. `form` is a constant. */
 INLINE void pack_b_as(const int form, const pl_weight *w, int transposed, int64_t j0, int64_t n,
                       int64_t k0, int64_t kc, int width, float scale, const float *rows,
                       float *dst) {
@@ -185,25 +186,25 @@ static void pack_b_native_pairs(const pl_weight *w, int transposed, int64_t j0, 
 }
 static const b_packer b_packers[] = {pack_b, pack_b_pairs, pack_b_native_pairs};
 
-/* A part of B that will be packed next, asked for from memory a share at a time while tiles keep the processor busy. */
+/* A part of B that is packed next, prefetched a share at a time between the tiles. */
 typedef struct {
     const pl_weight *w;
     int64_t row, end, first, line, lines, share;
-} b_ahead;
+} b_prefetch;
 
 /* The part that pack_b will be given, in `shares` shares. */
-static b_ahead ahead_of(const pl_weight *w, int transposed, int64_t j0, int64_t n, int64_t k0,
-                        int64_t kc, int64_t shares) {
+static b_prefetch prefetch_of(const pl_weight *w, int transposed, int64_t j0, int64_t n, int64_t k0,
+                              int64_t kc, int64_t shares) {
     int64_t elements = pl_block_elements(w->format), bytes = pl_block_bytes(w->format);
     int64_t row = transposed ? j0 : k0, rows = transposed ? n : kc, from = transposed ? k0 : j0,
             count = transposed ? kc : n;
-    b_ahead a = {.w = w, .row = row, .end = row + rows, .first = from * bytes / elements};
+    b_prefetch a = {.w = w, .row = row, .end = row + rows, .first = from * bytes / elements};
     a.lines = (count * bytes / elements + 63) / 64;
     a.share = (rows * a.lines + shares - 1) / shares;
     return a;
 }
 
-static void fetch_share(b_ahead *a) {
+static void prefetch_share(b_prefetch *a) {
     for (int64_t i = 0; i < a->share && a->row < a->end; i++) {
         __builtin_prefetch(pl_weight_row(a->w, a->row) + a->first + 64 * a->line, 0, 2);
         if (++a->line == a->lines) {

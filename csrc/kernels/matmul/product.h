@@ -4,38 +4,40 @@
 #include "../../pyloss.h"
 #include "../simd/vec.h"
 
-/* Up to so many rows, rows of B are read once and multiplied as they come. */
+/* Products of at most this many rows are matrix-vector products (gemv.tpl.h). */
 enum { SMALL_M = 4 };
 
-/* How the operands of a product lie packed: float32; or rounded to bfloat16, two depths to a word (see narrow.h), whose dots are
- * summed by float32 instructions or by the ones for them. */
+/* How operands are packed: as float32, or rounded to bfloat16 with two depths to a word (see
+ * narrow.h). PAIRS multiplies these words by float32 instructions, NATIVE_PAIRS by bfloat16 ones. */
 enum { FLOATS, PAIRS, NATIVE_PAIRS };
 
-/* The left operand [m, k] of a product, times a factor: rows of `stride` elements, or with `transposed` columns. */
+/* The left operand A [m, k], times a factor: rows of `stride` elements, or columns if transposed. */
 typedef struct {
     const float *data;
     int64_t stride;
     int transposed;
     float factor;
-} left;
+} lhs;
 
+/* C[m, n] (+)= bias + A B + up_scale L U, with L = down_scale A D or given. D (down) and U (up) are
+ * the low-rank branch of an adapter: in the forward pass L is x a, in the backward pass dy b^T. */
 typedef struct {
     int64_t m, n, k;
-    left a;
+    lhs a;
     pl_weight b; /* [k, n], or [n, k] when b_transposed */
     int b_transposed;
-    const float *b_rows; /* a factor for each row of B as it is stored, or NULL */
-    const float *bias;   /* [n] or NULL */
+    const float *b_row_factor; /* one for each stored row of B, or NULL */
+    const float *bias;         /* [n] or NULL */
     int accumulate;
-    int form; /* of A and B while they are multiplied; FLOATS alone if A is transposed or has a factor */
+    int form; /* of packed A and B; FLOATS if A is transposed or has a factor */
     float *c; /* [m, n] */
     /* The low-rank branch; absent when rank is 0. */
     int64_t rank;
-    const float *h_given; /* [m, rank], or NULL when H is computed */
-    float *h;             /* [m, rank], written when computed */
-    pl_weight p, u;       /* [k, rank] and [rank, n], or transposed */
-    int p_transposed, u_transposed;
-    float h_scale, u_scale;
+    const float *low_given; /* [m, rank], or NULL when L is computed */
+    float *low;             /* [m, rank], written when computed */
+    pl_weight down, up;     /* [k, rank] and [rank, n], or transposed */
+    int down_transposed, up_transposed;
+    float down_scale, up_scale;
 } gemm;
 
 INLINE pl_weight float_matrix(const float *data, int64_t rows, int64_t cols) {

@@ -1,4 +1,15 @@
-/* The tile of a matrix product: a few rows of A times one or two vectors of columns of B, summed in registers. */
+/* The register tile of a matrix product: MR rows of A times NR columns of B. For each depth, NV = 1
+ * or 2 vectors of B are loaded, and each element of A is broadcast and multiplied with them:
+ *
+ *                     b0       b1        vectors of one depth of B
+ *                   +--------+--------+
+ *   broadcast a[0]  | acc 00 | acc 01 |
+ *   broadcast a[1]  | acc 10 | acc 11 |  MR x NV accumulators, all in registers
+ *        ..         |   ..   |   ..   |
+ *   broadcast a[13] | acc d0 | acc d1 |
+ *                   +--------+--------+
+ *
+ * AVX-512: 14 x 2 accumulators, two vectors of B and a broadcast fill 31 of 32 registers. */
 #ifndef PYLOSS_TILE_TPL_H
 #define PYLOSS_TILE_TPL_H
 #include "../simd/narrow.h"
@@ -6,9 +17,7 @@
 #include "product.h"
 
 #if PL_BYTES == 64
-enum {
-    MR = 14
-}; /* 14 x 2 accumulators, two vectors of B and a broadcast fill 31 of 32 registers */
+enum { MR = 14 };
 #elif PL_BYTES == 16 && defined(__aarch64__)
 enum { MR = 12 };
 #else
@@ -20,7 +29,7 @@ INLINE int64_t words_of(int form, int64_t depth) {
     return form == FLOATS ? depth : (depth + 1) / 2;
 }
 
-/* One tile: rows of A times columns of B (row stride ldb), then the continuation, whose A is packed. */
+/* One tile: rows of A times columns of B (row stride ldb), then the low-rank branch a2 b2, packed. */
 typedef struct {
     int64_t k, ldb, k2; /* depths, k in words */
     const float *a, *b, *a2, *b2;
@@ -33,8 +42,8 @@ typedef struct {
     int rows, cols, add; /* valid part of the tile; add to C or store */
 } tile_args;
 
-/* Reads the rows of A, one depth after the other. In place, three rows share a pointer: p, p + stride and p + 2 stride are
- * each one address of an instruction. */
+/* Reads the rows of A, one depth after the other. In place, three rows share a pointer: p, p + stride
+ * and p + 2 stride are each one address of an instruction. */
 enum { A_POINTERS = (MR + 2) / 3 };
 typedef struct {
     const float *p[A_POINTERS];
@@ -65,7 +74,8 @@ INLINE vi word_at(const float *p) {
     return vi_set1(word);
 }
 
-/* acc += A B over a depth. In place, so many lines at once are more than the processor foresees: they are fetched ahead. */
+/* acc += A B over a depth. In place, A is more streams than the hardware prefetcher follows: they are
+ * prefetched here. */
 INLINE void tile_depth(vf acc[MR][2], a_reader a, const float *b, int64_t ldb, int64_t depth,
                        const int mr, const int nv, const int in_place, const int form) {
     enum { LINE = 16, AHEAD = 3 * LINE };
@@ -75,7 +85,7 @@ INLINE void tile_depth(vf acc[MR][2], a_reader a, const float *b, int64_t ldb, i
 #pragma GCC unroll 14
             for (int i = 0; i < mr; i++) __builtin_prefetch(a_at(&a, i, 1) + AHEAD);
         }
-        /* With few rows B is hardly used twice, and may come from memory in rows that lie far apart. */
+        /* With few rows B is used once, and its rows may lie far apart in memory. */
         if (mr < MR) {
 #pragma GCC unroll 2
             for (int l = 0; l < nv; l++) __builtin_prefetch(b + 2 * LINE * ldb + l * LANES);
@@ -193,7 +203,7 @@ static const struct {
 #endif
 };
 
-/* The entry of `tiles` for so many rows of packed A; the next after the last of these reads A in place. */
+/* The entry of `tiles` for this many rows of packed A; the entry after the last one reads A in place. */
 static int tile_kernel(int64_t rows) {
     int kernel = 0;
     while (tiles[kernel].mr < rows && tiles[kernel].mr < MR) kernel++;
@@ -204,7 +214,7 @@ static void run_tile(const tile_args *t, int width) {
     tiles[tile_kernel(t->rows) + t->in_place].fn[width / LANES - 1](t);
 }
 
-/* Tiles of pairs read MR rows of A in place, whatever part of them is valid. */
+/* Tiles of pairs always read MR rows of A in place; `rows` of them are stored. */
 static void tile_pairs_x1(const tile_args *t) { tile_body(t, MR, 1, 1, PAIRS); }
 static void tile_pairs_x2(const tile_args *t) { tile_body(t, MR, 2, 1, PAIRS); }
 static void tile_native_pairs_x1(const tile_args *t) { tile_body(t, MR, 1, 1, NATIVE_PAIRS); }
@@ -216,8 +226,8 @@ static void run_tile_of_pairs(const tile_args *t, int width, int form) {
     fn[form == NATIVE_PAIRS][width / LANES - 1](t);
 }
 
-/* A full panel of rows times at most LANES / 2 columns (ldb is LANES / 2), as adapters of small rank have: whole vectors would
- * spend half their lanes on padding. */
+/* A full panel times at most LANES / 2 columns (ldb is LANES / 2), as adapters of small rank need:
+ * whole vectors would waste half their lanes on padding. */
 INLINE void tile_narrow_body(const tile_args *t, const int in_place) {
     typedef float half __attribute__((vector_size(PL_BYTES / 2)));
     half acc[MR] = {{0}};
