@@ -1,9 +1,10 @@
-/* The C contract of pyloss: argument values, weight formats, the kernel table, and what the core offers to kernels.
+/* The C contract of pyloss: argument values, weight formats, the kernel table, and what the core
+ * offers to kernels.
  *
- * A kernel is `pl_status name(const pl_call *call)`. Its arguments were checked against the specification in ops.def before
- * the call (type, rank, matching dimensions, index ranges, overlap), so a kernel trusts them; it never touches Python,
- * and it may fail only for want of memory. Results do not depend on the number of threads.
- */
+ * A kernel is `pl_status name(const pl_call *call)`. Its arguments were checked against the
+ * specification in ops.def before the call (type, rank, matching dimensions, index ranges,
+ * overlap), so a kernel trusts them; it never touches Python, and it may fail only for want of
+ * memory. Results do not depend on the number of threads. */
 #ifndef PYLOSS_H
 #define PYLOSS_H
 
@@ -41,22 +42,25 @@ static inline int pl_code_bits(int format) {
     return 8 * pl_formats[format].bytes / pl_formats[format].elements;
 }
 
-/* The scales beside the codes of a matrix. Every `size` elements, counted through all rows from `first` on, share one scale (and
- * one offset): `size` is a power of two and at least 32, `first` a multiple of 32. The arrays may lie at any address. */
+/* The scales beside the codes of a matrix. Every `size` elements, counted through all rows from
+ * `first` on, share one scale (and one offset): `size` is a power of two and at least 32,
+ * `first` a multiple of 32. The arrays may lie at any address. */
 typedef struct {
     int64_t size, first;
     const uint8_t *scales,
         *offsets;         /* affine: w = scale code + offset; by table: w = scale table[code] */
     int scale_format;     /* of floats; meaningless with a map */
     const uint8_t *table; /* 16 floats, or NULL */
-    /* By table, scales that are themselves quantised: scale i is map[scales[i]] nested[i / nested_size] + nested_offset. */
+    /* By table, scales that are themselves quantized: scale i is map[scales[i]] nested[i /
+     * nested_size] + nested_offset. */
     const uint8_t *map, *nested; /* 256 floats, and floats; NULL without */
     int64_t nested_size;         /* a power of two */
     float nested_offset;
 } pl_groups;
 
-/* A matrix [rows, cols] in one of the formats. With head_dim > 0 each head of head_dim rows is stored with rotary pairs
- * interleaved (GGUF's llama order): row j < head_dim/2 of a head is stored row 2j, row head_dim/2 + j is stored row 2j + 1. */
+/* A matrix [rows, cols] in one of the formats. With head_dim > 0 each head of head_dim rows is
+ * stored with rotary pairs interleaved (GGUF's llama order): row j < head_dim/2 of a head is
+ * stored row 2j, row head_dim/2 + j is stored row 2j + 1. */
 typedef struct {
     const uint8_t *data;
     int64_t rows, cols, head_dim, row_bytes;
@@ -79,8 +83,9 @@ static inline const uint8_t *pl_weight_row(const pl_weight *w, int64_t row) {
 /* Element types of arrays that are read and written as they are. */
 typedef enum { PL_F32, PL_F64, PL_F16, PL_BF16 } pl_float;
 
-/* Rows of floats, contiguous within a row. Row i begins at data + (i / inner) * outer_stride + (i % inner) * inner_stride, in
- * bytes: every slice along the leading axes of an array of at most three dimensions is one. */
+/* Rows of floats, contiguous within a row. Row i begins at data + (i / inner) * outer_stride +
+ * (i % inner) * inner_stride, in bytes: every slice along the leading axes of an array of at
+ * most three dimensions is one. */
 typedef struct {
     char *data; /* NULL for an optional argument that is absent */
     int64_t inner, outer_stride, inner_stride;
@@ -103,7 +108,8 @@ typedef union {
     pl_rows rows;
 } pl_value;
 
-/* One call: arguments in the order of the specification, and the dimensions its letters were bound to. */
+/* One call: arguments in the order of the specification, and the dimensions its letters were
+ * bound to. */
 typedef struct {
     pl_value arg[PL_MAX_ARGS];
     int count; /* of arguments */
@@ -135,33 +141,37 @@ extern const pl_table pl_table_avx2;
 extern const pl_table pl_table_avx512;
 #endif
 
-/* core/cpu.c: the tables this processor and operating system can run, best last; NULL past the end. */
+/* core/cpu.c: the tables this processor and operating system can run, best last; NULL past the
+ * end. */
 const pl_table *pl_table_at(int index);
 /* Processors this process may use: affinity and cgroup quota. */
 int pl_cpu_count(void);
-/* Whether the processor has the dot products of bfloat16 pairs that come with AVX-512 (avx512_bf16). */
+/* Whether the processor has the dot products of bfloat16 pairs that come with AVX-512
+ * (avx512_bf16). */
 int pl_has_bf16_dots(void);
 
-/* core/precision.c: how dense layers multiply, for the whole process. With PL_BFLOAT16 their inputs and weights are rounded to
- * bfloat16 and the products summed in float32; PL_BFLOAT16_EMULATED never uses the instructions made for that. */
+/* core/precision.c: how dense layers multiply, for the whole process. With PL_BFLOAT16 their
+ * inputs and weights are rounded to bfloat16 and the products summed in float32;
+ * PL_BFLOAT16_EMULATED never uses the instructions made for that. */
 typedef enum { PL_FLOAT32, PL_BFLOAT16, PL_BFLOAT16_EMULATED } pl_precision;
 extern const char *const pl_precision_names[]; /* NULL past the end */
 pl_precision pl_matmul_precision(void);
 void pl_set_matmul_precision(pl_precision precision);
 
-/* core/threads.c. Runs fn over [0, n) in pieces of at most grain items, on any thread, in any order; `worker` is below
- * pl_num_threads() and no two pieces run on one worker at once. Runs inline when nested, when n <= grain, or when
- * another thread is using the pool. */
+/* core/threads.c. Runs fn over [0, n) in pieces of at most grain items, on any thread, in any
+ * order; `worker` is below pl_num_threads() and no two pieces run on one worker at once. Runs
+ * inline when nested, when n <= grain, or when another thread is using the pool. */
 typedef void (*pl_range_fn)(const void *context, int64_t begin, int64_t end, int worker);
 void pl_parallel(int64_t n, int64_t grain, pl_range_fn fn, const void *context);
 int pl_num_threads(void);
 void pl_set_num_threads(int n);
-/* Around a kernel call: keeps pl_num_threads() the same for this thread, whatever another one sets meanwhile. */
+/* Around a kernel call: keeps pl_num_threads() the same for this thread, whatever another one
+ * sets meanwhile. */
 void pl_enter_call(void);
 void pl_leave_call(void);
 
-/* core/buffers.c. 64-byte aligned memory that is kept for reuse when released, so that a training step touches the same
- * pages again. NULL when there is no memory. */
+/* core/buffers.c. 64-byte aligned memory that is kept for reuse when released, so that a
+ * training step touches the same pages again. NULL when there is no memory. */
 void *pl_acquire(size_t bytes);
 void pl_release(void *buffer);
 typedef struct {

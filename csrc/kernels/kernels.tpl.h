@@ -1,5 +1,6 @@
-/* The kernels of one instruction set. An isa_*.c defines PL_ISA and PL_BYTES and includes this file.
- * setup.py compiles each isa_*.c once per unit, with PL_UNIT_<unit> defined, units side by side. */
+/* The kernels of one instruction set. An isa_*.c defines PL_ISA and PL_BYTES and includes this
+ * file. setup.py compiles each isa_*.c once per unit, with PL_UNIT_<unit> defined, units side by
+ * side. */
 #include "kernel.h"
 
 #ifdef PL_UNIT_PRODUCTS

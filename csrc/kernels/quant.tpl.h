@@ -1,7 +1,8 @@
 /* Stored weights to float32: one decoder per format, for a run of elements of a row.
  *
- * GGUF's blocks are ggml's; a block of 256 elements is read 32 at a time. Products of a scale and a code are exact in float32
- * in all of them, so that fused and separate additions give the same bits. */
+ * GGUF's blocks are ggml's; a block of 256 elements is read 32 at a time. Products of a scale
+ * and a code are exact in float32 in all of them, so that fused and separate additions give the
+ * same bits. */
 #ifndef PYLOSS_QUANT_TPL_H
 #define PYLOSS_QUANT_TPL_H
 #include "../pyloss.h"
@@ -47,8 +48,8 @@ INLINE const uint8_t *block_at(const int format, const pl_weight *w, int64_t row
            begin / pl_block_elements(format) * pl_block_bytes(format);
 }
 
-/* The 32-element blocks: a scale (and an offset), for 5 bits the fifth bits, then the codes. Elements 0..15 are the low nibbles,
- * 16..31 the high ones. */
+/* The 32-element blocks: a scale (and an offset), for 5 bits the fifth bits, then the codes.
+ * Elements 0..15 are the low nibbles, 16..31 the high ones. */
 INLINE void decode_block(const int format, const pl_weight *w, int64_t row, int64_t begin,
                          int64_t n UNUSED, float *out) {
     const uint8_t *p = block_at(format, w, row, begin);
@@ -76,7 +77,8 @@ INLINE void decode_block(const int format, const pl_weight *w, int64_t row, int6
     }
 }
 
-/* One run of the eight of a 256-element block of Q4_K or Q5_K: scales and offsets of 6 bits times two halves. */
+/* One run of the eight of a 256-element block of Q4_K or Q5_K: scales and offsets of 6 bits
+ * times two halves. */
 INLINE void decode_k_offset(const int format, const pl_weight *w, int64_t row, int64_t begin,
                             int64_t n UNUSED, float *out) {
     const uint8_t *p = block_at(format, w, row, begin);
@@ -140,7 +142,8 @@ INLINE void decode_table(const int format, const pl_weight *w, int64_t row, int6
     if (g->map) {
         float outer = float_at(g->nested, PL_W_F32,
                                group >> __builtin_ctzll((unsigned long long)g->nested_size));
-        /* volatile: rounded before the offset joins, as bitsandbytes does it; the compiler would fuse the two. */
+        /* volatile: rounded before the offset joins, as bitsandbytes does it; the compiler would
+         * fuse the two. */
         volatile float product = float_at(g->map, PL_W_F32, g->scales[group]) * outer;
         scale = product + g->nested_offset;
     } else {
@@ -163,7 +166,8 @@ INLINE void decode_affine(const int format, const pl_weight *w, int64_t row, int
         vf_store(out + l * LANES, vf_from_codes(codes[l]) * scale + offset);
 }
 
-/* Each format's decoder, to be inlined as run_<name>, and for a format that is not a constant as decoders[format]. */
+/* Each format's decoder, to be inlined as run_<name>, and for a format that is not a constant as
+ * decoders[format]. */
 typedef void (*decoder)(const pl_weight *w, int64_t row, int64_t begin, int64_t n, float *out);
 #define PL_FORMAT(name, elements, bytes, decoder, kind) \
     INLINE void run_##name(const pl_weight *w, int64_t row, int64_t begin, int64_t n, \

@@ -1,6 +1,7 @@
-/* Generalised Jensen-Shannon divergence b KL(P || M) + (1 - b) KL(Q || M), M = b P + (1 - b) Q (Agarwal et al., arXiv:2306.13649,
- * equation 1; Lin 1991). m is taken relative to the larger of p and q, x: m = x + share (min - max) with the other's share, so
- * that nothing overflows, and log(m / p) and log(m / q) are log(m / x) and that plus |log(q / p)|. */
+/* Generalized Jensen-Shannon divergence b KL(P || M) + (1 - b) KL(Q || M), M = b P + (1 - b) Q
+ * (Agarwal et al., arXiv:2306.13649, equation 1; Lin 1991). m is taken relative to the larger of
+ * p and q, x: m = x + share (min - max) with the other's share, so that nothing overflows, and
+ * log(m / p) and log(m / q) are log(m / x) and that plus |log(q / p)|. */
 #ifdef PL_LOSS_TABLE
 PL_PAIR_LOSS(js_div, "beta:real", 0)
 #else

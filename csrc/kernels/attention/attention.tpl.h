@@ -1,11 +1,24 @@
 /* Attention: causal, grouped-query, over packed sequences, without the matrix of all scores.
  *
- * The queries of the heads that share a key-value head are stacked: row r of a sequence is query r / group, head r % group, so
- * that a key-value head is one plain problem of n * group rows against m keys, and dk, dv sum over the group by themselves.
- * Here the work is cut into pieces and the two kernels run them. A piece of the forward pass is a range of rows; of few rows
- * against many keys (generation) a range of keys. A piece of the backward pass is a range of rows that owns its dq and adds to
- * dk, dv of its own, which are summed at the end in the order of the rows. With a window a row sees its last keys alone, and
- * tiles before all windows of their rows are not computed. */
+ * The queries of the heads that share a key-value head are stacked: row r of a sequence is query
+ * r / group, head r % group. So a key-value head is one plain problem of n * group rows against
+ * m keys, and dk and dv sum over the group by themselves.
+ *
+ *                 keys  0        64       128      192      m
+ *                       +--------+--------+--------+--------+
+ *   piece 0, rows 0..   | tile 0 | hidden                   |   a tile: ATTN_Q rows x ATTN_K keys
+ *            rows 64..  | tile 0 | tile 1 | hidden          |   hidden: tiles that no row sees
+ *                       +--------+--------+--------+--------+
+ *   piece 1, rows 128.. | tile 0 | tile 1 | tile 2 |        |   with a window, tiles before all
+ *            rows 192.. | tile 0 | tile 1 | tile 2 | tile 3 |   windows of their rows are left out
+ *                       +--------+--------+--------+--------+
+ *
+ * A piece walks over the keys, a column of tiles at a time: its tiles share the keys in the
+ * cache. Scores lie transposed, [keys][rows], so that maximum, sum and mask run along the keys
+ * with rows in the lanes. A piece of the forward pass is a range of rows; few rows against many
+ * keys (generation) are cut into ranges of keys instead. A piece of the backward pass is a range
+ * of rows that owns its dq and adds to dk and dv of its own; these are summed at the end in the
+ * order of the rows. */
 #ifndef PYLOSS_ATTENTION_TPL_H
 #define PYLOSS_ATTENTION_TPL_H
 #include "../kernel.h"
@@ -17,7 +30,8 @@
 
 /* ---- Cutting the work */
 
-/* Twice the scores that the first n queries of a sequence compute: a triangle, and a band past the window. */
+/* Twice the scores that the first n queries of a sequence compute: a triangle, and a band past
+ * the window. */
 INLINE double attn_area(const attn *g, double n) {
     double window = (double)g->window;
     return n <= window ? n * n : window * (2 * n - window);
@@ -28,18 +42,19 @@ INLINE double attn_queries(const attn *g, double area) {
     return area <= window * window ? sqrt(area) : (area / window + window) / 2;
 }
 
-/* The pieces of one key-value head of sequence s (of all with the first one, for few rows), written where `to` is not NULL.
- * Returns their number, and adds what their own results take to `partial`. */
+/* The pieces of one key-value head of sequence s (of all with the first one, for few rows),
+ * written where `to` is not NULL. Returns their number, and adds what their own results take to
+ * `partial`. */
 static int64_t attn_cut(const attn *g, int64_t s, int64_t kv_head, attn_piece *to,
                         int64_t *partial) {
     attn_piece p = {.query = g->q_offsets[s], .key = g->k_offsets[s], .kv_head = kv_head};
     p.n = g->q_offsets[s + 1] - p.query;
     p.m = g->k_offsets[s + 1] - p.key;
-    int64_t rows = p.n * g->group, count, few = attn_is_few(g, &p);
+    int64_t rows = p.n * g->group, count, few = attn_splits_keys(g, &p);
     if (rows == 0 || (few && kv_head)) return 0;
     int64_t first = attn_hidden(g, &p, 0);
     double area = attn_area(g, (double)p.n);
-    if (few) count = (p.m - first + ATTN_FEW_KEYS - 1) / ATTN_FEW_KEYS;
+    if (few) count = (p.m - first + ATTN_SPLIT_KEYS - 1) / ATTN_SPLIT_KEYS;
     else if (g->share == 0) count = (rows + ATTN_FORWARD_ROWS - 1) / ATTN_FORWARD_ROWS;
     else
         count =
@@ -48,9 +63,9 @@ static int64_t attn_cut(const attn *g, int64_t s, int64_t kv_head, attn_piece *t
         p.partial = *partial;
         if (few) {
             p.rows = rows;
-            p.from = first + c * ATTN_FEW_KEYS;
-            p.to = at_most(p.m, p.from + ATTN_FEW_KEYS);
-            *partial += rows * g->kv_heads * attn_few_stride(g);
+            p.from = first + c * ATTN_SPLIT_KEYS;
+            p.to = at_most(p.m, p.from + ATTN_SPLIT_KEYS);
+            *partial += rows * g->kv_heads * attn_split_stride(g);
         } else {
             int64_t end = (c + 1) * ATTN_FORWARD_ROWS;
             if (g->share != 0) {
@@ -82,7 +97,7 @@ static void attn_release(attn *g) {
 /* Lists the pieces and takes the memory. */
 static pl_status attn_prepare(attn *g, int64_t rows_kept) {
     int64_t partial = 0, count = 0;
-    int64_t few = attn_few_size(g), rest = attn_scratch_size(g->width, rows_kept);
+    int64_t few = attn_split_size(g), rest = attn_scratch_size(g->width, rows_kept);
     g->scratch_size = round_up(few > rest ? few : rest, 16);
     g->scratch = pl_acquire((size_t)(g->scratch_size * pl_num_threads()) * sizeof *g->scratch);
     g->first = pl_acquire((size_t)(g->sequences + 1) * sizeof *g->first);
@@ -117,9 +132,10 @@ static void attn_forward_piece(const void *context, int64_t begin, int64_t end, 
     const attn *g = context;
     float *scratch = g->scratch + worker * g->scratch_size;
     for (int64_t i = begin; i < end; i++) {
-        /* From the last rows of a sequence to the first: what is long goes first, so that threads end together. */
+        /* From the last rows of a sequence to the first: what is long goes first, so that
+         * threads end together. */
         const attn_piece *p = g->piece + g->first[g->sequences] - 1 - i;
-        if (attn_is_few(g, p)) attn_forward_keys(g, *p, scratch);
+        if (attn_splits_keys(g, p)) attn_forward_keys(g, *p, scratch);
         else attn_forward_rows(g, p, scratch);
     }
 }
@@ -142,7 +158,7 @@ pl_status KERNEL(attention_forward)(const pl_call *call) {
         for (int64_t s = 0; s < g.sequences; s++) {
             const attn_piece *p = g.piece + g.first[s];
             int64_t count = g.first[s + 1] - g.first[s];
-            if (count && attn_is_few(&g, p)) attn_few_join(&g, *p, p, count);
+            if (count && attn_splits_keys(&g, p)) attn_split_join(&g, *p, p, count);
         }
     }
     attn_release(&g);

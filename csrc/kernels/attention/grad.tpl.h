@@ -1,4 +1,5 @@
-/* Backward: the probabilities are recomputed from the log-sum-exp, with five products a tile (FlashAttention-2, Dao 2023). */
+/* Backward: the probabilities are recomputed from the log-sum-exp, with five products a tile
+ * (FlashAttention-2, Dao 2023). */
 #ifndef PYLOSS_ATTENTION_GRAD_TPL_H
 #define PYLOSS_ATTENTION_GRAD_TPL_H
 #include "../pieces.h"
@@ -57,7 +58,8 @@ static void attn_grad_rows(const attn *g, const attn_piece *p, int64_t row, int6
             if (keys == 0) continue;
             float *dk = g->partial + p->partial + (key - p->from) * width,
                   *dv = dk + (p->to - p->from) * width;
-            /* The first row that sees the first key, from the tile's first row on: before the tile when that is negative. */
+            /* The first row that sees the first key, from the tile's first row on: before the
+             * tile when that is negative. */
             int64_t first = (key - (p->m - p->n)) * g->group - (row + r);
             attn_scores(x, r, columns, key, keys, g->d, near.k, near.stride, x->q_t + at, x->s);
             attn_scores(x, r, columns, key, keys, g->d, near.v, near.stride, x->d_o_t + at, x->ds);

@@ -1,6 +1,6 @@
-/* What all of attention shares: its arguments, a piece of its work, rows packed for tiles and written back, and which keys a row
- * sees. Tiles hold the scores transposed, [keys][rows]: what runs along the keys (maximum, sum, mask) is then vertical, lanes
- * being rows. */
+/* What all of attention shares: its arguments, a piece of its work, rows packed for tiles and
+ * written back, and which keys a row sees. Tiles hold the scores transposed, [keys][rows]: what
+ * runs along the keys (maximum, sum, mask) is then vertical, lanes being rows. */
 #ifndef PYLOSS_ATTENTION_ROWS_TPL_H
 #define PYLOSS_ATTENTION_ROWS_TPL_H
 #include "../pieces.h"
@@ -17,8 +17,8 @@ enum {
     ATTN_GRAD_PIECES = 24, /* of about equal work, over all sequences and heads */
     ATTN_GRAD_LEAST =
         128, /* rows of one, on average: fewer would be little beside summing their dk, dv */
-    ATTN_FEW_ROWS = 8, /* up to here rows are cut along the keys */
-    ATTN_FEW_KEYS = 32 /* keys of such a piece, at most */
+    ATTN_SPLIT_ROWS = 8, /* up to here rows are cut along the keys */
+    ATTN_SPLIT_KEYS = 32 /* keys of such a piece, at most */
 };
 
 /* Rows [row, row + rows) of a key-value head of a sequence, against its keys [from, to). */
@@ -48,8 +48,8 @@ typedef struct {
 } attn;
 
 /* Whether the rows of this sequence are cut along the keys. */
-INLINE int attn_is_few(const attn *g, const attn_piece *p) {
-    return g->share == 0 && p->n * g->group <= ATTN_FEW_ROWS && p->m > ATTN_K;
+INLINE int attn_splits_keys(const attn *g, const attn_piece *p) {
+    return g->share == 0 && p->n * g->group <= ATTN_SPLIT_ROWS && p->m > ATTN_K;
 }
 
 static const float attn_ones[ATTN_Q] = {[0 ... ATTN_Q - 1] = 1};
@@ -63,16 +63,16 @@ typedef struct {
     int64_t stride;
 } attn_keys;
 
-/* What a worker keeps at hand. Rows are packed as [rows][width], and transposed (_t) as [rows / ATTN_Q][width][ATTN_Q]. */
+/* What a worker keeps at hand. Rows are packed as [rows][width], and transposed (_t) as [rows /
+ * ATTN_Q][width][ATTN_Q]. */
 typedef struct {
     float *k, *v;  /* [ATTN_K][width], where they are not read in place */
     float *s, *ds; /* [ATTN_K][ATTN_Q] */
     float *q, *q_t, *d_o, *d_o_t, *acc;
     float *max, *sum; /* per row; the log-sum-exp and o . do in the backward pass */
     float *factor;
-    int64_t *at; /* where a row stands among the heads of all tokens */
-    int32_t *hidden,
-        *visible; /* a row sees keys [hidden, visible); visible is negative when it is that far from seeing any */
+    int64_t *at;               /* where a row stands among the heads of all tokens */
+    int32_t *hidden, *visible; /* a row sees keys [hidden, visible); visible <= 0: none */
 } attn_scratch;
 
 static int64_t attn_scratch_size(int64_t width, int64_t rows) {
@@ -100,7 +100,8 @@ static attn_scratch attn_scratch_at(float *p, int64_t width, int64_t rows) {
     return x;
 }
 
-/* Where row `row` of a piece stands among the heads of all tokens: in q, o and do times d, in lse as it is. */
+/* Where row `row` of a piece stands among the heads of all tokens: in q, o and do times d, in
+ * lse as it is. */
 INLINE int64_t attn_at(const attn *g, const attn_piece *p, int64_t row) {
     return (p->query + row / g->group) * g->heads + p->kv_head * g->group + row % g->group;
 }
@@ -117,7 +118,8 @@ INLINE void attn_trim_row(float *to, const float *from, int64_t d, float factor)
     if (i < d) vf_store_part(to + i, vf_load(from + i) * factor, d - i);
 }
 
-/* What belongs to rows [row, row + rows), and to the lanes past them in their last vector, which repeat the last row. */
+/* What belongs to rows [row, row + rows), and to the lanes past them in their last vector, which
+ * repeat the last row. */
 static void attn_set_rows(const attn *g, const attn_piece *p, int64_t row, int64_t rows,
                           const attn_scratch *x) {
     int64_t query = row / g->group, head = row % g->group;
@@ -185,8 +187,9 @@ INLINE int64_t attn_keys_seen(const attn_scratch *x, int64_t row, int64_t rows, 
     return keys < 0 || x->hidden[row] >= key + ATTN_K ? 0 : keys;
 }
 
-/* Scores past what the rows of a panel see are neither computed nor read: of `keys` keys of a tile those that the panel of column
- * c needs, in whole tiles of the products, as is the last of its rows. */
+/* Scores past what the rows of a panel see are neither computed nor read: of `keys` keys of a
+ * tile those that the panel of column c needs, in whole tiles of the products, as is the last of
+ * its rows. */
 INLINE int64_t attn_panel_keys(const attn_scratch *x, int64_t row, int64_t columns, int64_t c,
                                int64_t key, int64_t keys) {
     int64_t end = at_most(round_up(c - c % ATTN_PANEL + ATTN_PANEL, ATTN_ROWS), columns);
@@ -206,7 +209,8 @@ static void attn_scores(const attn_scratch *x, int64_t row, int64_t columns, int
     }
 }
 
-/* Whether a vector of rows does not see all keys [key, key + keys), and which of them each lane sees. */
+/* Whether a vector of rows does not see all keys [key, key + keys), and which of them each lane
+ * sees. */
 INLINE int attn_is_masked(const attn_scratch *x, int64_t row, int64_t key, int64_t keys) {
     return x->visible[row] < key + keys || x->hidden[row + LANES - 1] > key;
 }
@@ -226,7 +230,7 @@ INLINE vf attn_masked(const attn_mask *mask, int64_t j, vf seen, vf unseen) {
     return vf_select(vi_less(at, mask->visible) & ~vi_less(at, mask->hidden), seen, unseen);
 }
 
-/* o and lse of the row that stands at `at`, from its unnormalised sum of values. */
+/* o and lse of the row that stands at `at`, from its unnormalized sum of values. */
 static void attn_finish_row(const attn *g, int64_t at, const float *acc, float max, float sum) {
     attn_trim_row(g->o + at * g->d, acc, g->d, sum == 0 ? 0 : 1 / sum);
     g->lse[at] = sum == 0 ? -INFINITY : max + logf(sum);

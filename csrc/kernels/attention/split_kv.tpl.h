@@ -1,5 +1,6 @@
-/* Few rows against many keys, as in generation: a piece is a range of keys for all heads together, read in place. It gives each
- * row of each head [width] sums of values, then a maximum and a sum of exponentials; attn_few_join makes rows of them. */
+/* Few rows against many keys, as in generation (split-KV): a piece is a range of keys for all
+ * heads together, read in place. For each row of each head it gives [width] sums of values, then
+ * a maximum and a sum of exponentials; attn_split_join combines the pieces of a row. */
 #ifndef PYLOSS_ATTENTION_SPLIT_KV_TPL_H
 #define PYLOSS_ATTENTION_SPLIT_KV_TPL_H
 #include "../pieces.h"
@@ -8,19 +9,21 @@
 #include "rows.tpl.h"
 #include "tile.tpl.h"
 
-INLINE int64_t attn_few_stride(const attn *g) { return g->width + 2; }
-static int64_t attn_few_size(const attn *g) {
-    return g->kv_heads * ATTN_FEW_ROWS * (ATTN_FEW_KEYS + g->width) + LANES * g->width;
+INLINE int64_t attn_split_stride(const attn *g) { return g->width + 2; }
+static int64_t attn_split_size(const attn *g) {
+    return g->kv_heads * ATTN_SPLIT_ROWS * (ATTN_SPLIT_KEYS + g->width) + LANES * g->width;
 }
 
-/* Reads a word of every line in order: the heads read parts that lie apart, which the processor would not fetch ahead. */
+/* Reads a word of every line in order: the heads read parts that lie apart, which the processor
+ * would not fetch ahead. */
 INLINE void attn_touch(const float *p, int64_t n) {
     for (int64_t i = 0; i < n; i += 16) (void)*(const volatile float *)(p + i);
 }
 
-/* Scores of one row against LANES keys `stride` apart, of which `keys` are there; their dot products end in a transposition. */
-static void attn_few_scores(const float *q, const float *k, int64_t stride, int64_t d, int64_t keys,
-                            float *s) {
+/* Scores of one row against LANES keys `stride` apart, of which `keys` are there; their dot
+ * products end in a transposition. */
+static void attn_split_scores(const float *q, const float *k, int64_t stride, int64_t d,
+                              int64_t keys, float *s) {
     vf v[LANES];
 #pragma GCC unroll 16
     for (int l = 0; l < LANES; l++) v[l] = vf_set1(0);
@@ -47,8 +50,10 @@ static void attn_few_scores(const float *q, const float *k, int64_t stride, int6
     vf_store(s, v[0]);
 }
 
-/* Scores of a row, of which it sees some, to exponentials; their maximum and sum go to last[0] and last[1]. */
-static void attn_few_softmax(const attn *g, const attn_piece *p, int64_t r, float *s, float *last) {
+/* Scores of a row, of which it sees some, to exponentials; their maximum and sum go to last[0]
+ * and last[1]. */
+static void attn_split_softmax(const attn *g, const attn_piece *p, int64_t r, float *s,
+                               float *last) {
     int64_t seen = attn_visible(g, p, r) - p->from, hidden = attn_hidden(g, p, r) - p->from;
     int64_t whole = round_up(p->to - p->from, LANES);
     for (int64_t j = seen < 0 ? 0 : seen; j < whole; j++) s[j] = -INFINITY;
@@ -66,9 +71,9 @@ static void attn_few_softmax(const attn *g, const attn_piece *p, int64_t r, floa
 
 /* A piece of the keys, for all heads: row i of the piece is row i % rows of head i / rows. */
 static void attn_forward_keys(const attn *g, attn_piece p, float *scratch) {
-    int64_t width = g->width, stride = g->kv_heads * g->d, out_stride = attn_few_stride(g);
+    int64_t width = g->width, stride = g->kv_heads * g->d, out_stride = attn_split_stride(g);
     int64_t keys = p.to - p.from, all = p.rows * g->kv_heads, at = (p.key + p.from) * stride;
-    float *s = scratch, *q = s + all * ATTN_FEW_KEYS, *packed = q + all * width,
+    float *s = scratch, *q = s + all * ATTN_SPLIT_KEYS, *packed = q + all * width,
           *out = g->partial + p.partial;
     const float *k = g->k + at, *v = g->v + at;
     for (p.kv_head = 0; p.kv_head < g->kv_heads; p.kv_head++)
@@ -78,11 +83,12 @@ static void attn_forward_keys(const attn *g, attn_piece p, float *scratch) {
     for (int64_t j = 0; j < keys; j += LANES) {
         attn_touch(k + j * stride, at_most(keys - j, LANES) * stride);
         for (int64_t i = 0; i < all; i++)
-            attn_few_scores(q + i * width, k + j * stride + i / p.rows * g->d, stride, g->d,
-                            keys - j, s + i * ATTN_FEW_KEYS + j);
+            attn_split_scores(q + i * width, k + j * stride + i / p.rows * g->d, stride, g->d,
+                              keys - j, s + i * ATTN_SPLIT_KEYS + j);
     }
     for (int64_t i = 0; i < all; i++)
-        attn_few_softmax(g, &p, i % p.rows, s + i * ATTN_FEW_KEYS, out + i * out_stride + width);
+        attn_split_softmax(g, &p, i % p.rows, s + i * ATTN_SPLIT_KEYS,
+                           out + i * out_stride + width);
     for (int64_t j = 0; j < keys; j += LANES) {
         int64_t n = at_most(keys - j, LANES);
         attn_touch(v + j * stride, n * stride);
@@ -90,8 +96,8 @@ static void attn_forward_keys(const attn *g, attn_piece p, float *scratch) {
             attn_product t = {p.rows,
                               width,
                               n,
-                              s + h * p.rows * ATTN_FEW_KEYS + j,
-                              ATTN_FEW_KEYS,
+                              s + h * p.rows * ATTN_SPLIT_KEYS + j,
+                              ATTN_SPLIT_KEYS,
                               v + j * stride + h * g->d,
                               stride,
                               out + h * p.rows * out_stride,
@@ -109,10 +115,10 @@ static void attn_forward_keys(const attn *g, attn_piece p, float *scratch) {
 }
 
 /* The pieces of a sequence, joined into the rows of its heads. */
-static void attn_few_join(const attn *g, attn_piece p, const attn_piece *piece, int64_t count) {
+static void attn_split_join(const attn *g, attn_piece p, const attn_piece *piece, int64_t count) {
     for (int64_t i = 0; i < p.rows * g->kv_heads; i++) {
         float *acc = g->scratch, max = -FLT_MAX, sum = 0;
-        int64_t at = i * attn_few_stride(g);
+        int64_t at = i * attn_split_stride(g);
         memset(acc, 0, (size_t)g->width * sizeof *acc);
         for (int64_t c = 0; c < count; c++)
             max = fmaxf(max, g->partial[piece[c].partial + at + g->width]);

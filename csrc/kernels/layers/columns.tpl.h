@@ -1,7 +1,8 @@
-/* Columns of a matrix: sums over the rows, and a choice of columns. N counts rows, D or V columns.
+/* Columns of a matrix: sums over the rows, and a choice of columns. N counts rows, D or V
+ * columns.
  *
- * A sum over rows adds each block of BLOCK_ROWS rows into a partial row of its own, then the partial
- * rows in order, so that its bits do not depend on the threads. */
+ * A sum over rows adds each block of BLOCK_ROWS rows into a partial row of its own, then the
+ * partial rows in order, so that its bits do not depend on the threads. */
 #ifndef PYLOSS_COLUMNS_TPL_H
 #define PYLOSS_COLUMNS_TPL_H
 #include "../kernel.h"
@@ -29,7 +30,8 @@ static void join_partials_piece(const void *context, int64_t begin, int64_t end,
     }
 }
 
-/* fn over the blocks of rows of `call`; `out` [D] (or NULL) becomes the sum of what fn leaves in the zeroed partial rows. */
+/* fn over the blocks of rows of `call`; `out` [D] (or NULL) becomes the sum of what fn leaves in
+ * the zeroed partial rows. */
 static pl_status sum_columns(const pl_call *call, int64_t rows, float *out, pl_range_fn fn) {
     int64_t width = PL_DIM(call, 'D');
     column_job job = {call, NULL, out, (rows + BLOCK_ROWS - 1) / BLOCK_ROWS, width};

@@ -13,7 +13,8 @@ typedef struct {
     vf z, slope;
 } activation;
 INLINE activation silu(vf g) { return (activation){g, g}; }
-/* The tanh form of GELU: 0.5 g (1 + tanh(u)) = g sigmoid(2 u), u = sqrt(2 / pi) (g + 0.044715 g^3). */
+/* The tanh form of GELU: 0.5 g (1 + tanh(u)) = g sigmoid(2 u), u = sqrt(2 / pi) (g + 0.044715
+ * g^3). */
 INLINE activation gelu_tanh(vf g) {
     vf near =
         vf_min(vf_set1(16.0f),
@@ -150,7 +151,8 @@ INLINE void dropout_lanes(vf *v, int64_t index, const void *constants) {
     v[0] = (vf)((vi)(x >= k->drop_below) & (vi)(v[0] * k->scale));
 }
 
-/* y = x / (1 - p) with probability 1 - p, else 0; of dy with the same seed and p it is the gradient */
+/* y = x / (1 - p) with probability 1 - p, else 0; of dy with the same seed and p it is the
+ * gradient */
 static void dropout_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
     const pl_call *c = context;
     const dropout_args args = dropout_args_of(c);

@@ -1,4 +1,5 @@
-/* Optimisers: one fused update in place over a flat parameter [N]. g stands for grad * grad_scale. */
+/* Optimizers: one fused update in place over a flat parameter [N]. g stands for grad *
+ * grad_scale. */
 #ifndef PYLOSS_OPTIM_TPL_H
 #define PYLOSS_OPTIM_TPL_H
 #include "../kernel.h"
@@ -22,7 +23,8 @@ INLINE void adamw_lanes(vf *v, int64_t index UNUSED, const void *constants) {
     v[2] = s;
 }
 
-/* p -= lr wd p;  m = beta1 m + (1-beta1) g;  v = beta2 v + (1-beta2) g^2;  p -= lr (m / bias1) / (sqrt(v / bias2) + eps) */
+/* p -= lr wd p;  m = beta1 m + (1-beta1) g;  v = beta2 v + (1-beta2) g^2;  p -= lr (m / bias1) /
+ * (sqrt(v / bias2) + eps) */
 static void adamw_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
     const pl_call *c = context;
     const adamw_args args = adamw_args_of(c);
@@ -64,7 +66,8 @@ INLINE void sgd_momentum_lanes(vf *v, int64_t index UNUSED, const void *constant
     v[1] = buf;
 }
 
-/* g += wd p;  buf = momentum buf + (1-dampening) g;  p -= lr (g + momentum buf if nesterov, else buf); without buf p -= lr g */
+/* g += wd p;  buf = momentum buf + (1-dampening) g;  p -= lr (g + momentum buf if nesterov, else
+ * buf); without buf p -= lr g */
 static void sgd_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
     const pl_call *c = context;
     const sgd_args args = sgd_args_of(c);

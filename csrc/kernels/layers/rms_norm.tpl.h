@@ -26,7 +26,8 @@ pl_status KERNEL(rms_norm_forward)(const pl_call *c) {
     return PL_OK;
 }
 
-/* dx = rstd (dy w - x rstd^2 mean(dy w x)), dw[j] = sum over n of dy x rstd   dw may be NULL, and is overwritten */
+/* dx = rstd (dy w - x rstd^2 mean(dy w x)), dw[j] = sum over n of dy x rstd   dw may be NULL,
+ * and is overwritten */
 static void rms_norm_grad_piece(const void *context, int64_t begin, int64_t end,
                                 int worker UNUSED) {
     const column_job *job = context;

@@ -1,13 +1,13 @@
-/* The routing of mixtures of experts: the experts of a token's largest logits, and the softmax that its visits are weighted by,
- * in float64. What is not finite spoils its own token alone. */
+/* The routing of mixtures of experts: the experts of a token's largest logits, and the softmax
+ * that its visits are weighted by, in float64. What is not finite spoils its own token alone. */
 #ifndef PYLOSS_ROUTING_TPL_H
 #define PYLOSS_ROUTING_TPL_H
 #include "../kernel.h"
 #include "../pieces.h"
 #include "../simd/vec.h"
 
-/* chosen[n,:] = the experts of the K largest logits[n,:], ascending; of equal ones the first, and NaN comes last. Where there are
- * fewer than K, the rest are -1. */
+/* chosen[n,:] = the experts of the K largest logits[n,:], ascending; of equal ones the first,
+ * and NaN comes last. Where there are fewer than K, the rest are -1. */
 static void top_experts_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
     const pl_call *c = context;
     const top_experts_args args = top_experts_args_of(c);
@@ -15,7 +15,8 @@ static void top_experts_piece(const void *context, int64_t begin, int64_t end, i
     for (int64_t n = begin; n < end; n++) {
         const float *x = args.logits + n * experts;
         int32_t *chosen = args.chosen + n * k;
-        /* Each pass finds the next one in the order of falling logits; what comes up to the last one is chosen. */
+        /* Each pass finds the next one in the order of falling logits; what comes up to the last
+         * one is chosen. */
         float last = INFINITY;
         int64_t last_at = -1, count = 0;
         for (int64_t i = 0; i < k && i < experts; i++) {
@@ -85,7 +86,8 @@ static pl_status run_router(const pl_call *c, pl_range_fn piece) {
     return PL_OK;
 }
 
-/* weights[visits[n,i]] = the share of chosen[n,i] in the softmax of logits[n,:], or with `normalize` of the chosen alone. */
+/* weights[visits[n,i]] = the share of chosen[n,i] in the softmax of logits[n,:], or with
+ * `normalize` of the chosen alone. */
 static void visit_weights_piece(const void *context, int64_t begin, int64_t end, int worker) {
     const router_job *job = context;
     const pl_call *c = job->call;
@@ -101,8 +103,8 @@ static void visit_weights_piece(const void *context, int64_t begin, int64_t end,
 }
 pl_status KERNEL(visit_weights)(const pl_call *c) { return run_router(c, visit_weights_piece); }
 
-/* With weights w and their gradient d, and m the sum of w d over a token's visits: w (d - m) for the logits of the chosen, and
- * for the others -w m, or 0 with `normalize`. */
+/* With weights w and their gradient d, and m the sum of w d over a token's visits: w (d - m) for
+ * the logits of the chosen, and for the others -w m, or 0 with `normalize`. */
 static void visit_weights_grad_piece(const void *context, int64_t begin, int64_t end, int worker) {
     const router_job *job = context;
     const pl_call *c = job->call;

@@ -69,7 +69,8 @@ pl_status KERNEL(gather_rows)(const pl_call *c) {
     return PL_OK;
 }
 
-/* y[rows[m],:] = x[m,:], the last m where several are the same   x [M,D], rows [M], y [N,D]: other rows stay */
+/* y[rows[m],:] = x[m,:], the last m where several are the same   x [M,D], rows [M], y [N,D]:
+ * other rows stay */
 pl_status KERNEL(put_rows)(const pl_call *c) {
     const put_rows_args args = put_rows_args_of(c);
     const float *x = args.x;
@@ -81,7 +82,8 @@ pl_status KERNEL(put_rows)(const pl_call *c) {
     return PL_OK;
 }
 
-/* dx[n,:] = sum of dy[m,:] over rows[m] = n   dy [M,D], rows [M], dx [N,D] is overwritten; a row not named is 0 */
+/* dx[n,:] = sum of dy[m,:] over rows[m] = n   dy [M,D], rows [M], dx [N,D] is overwritten; a row
+ * not named is 0 */
 static void zero_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
     const row_sum_job *job = context;
     memset(job->to + begin * job->width, 0, (size_t)((end - begin) * job->width) * sizeof *job->to);
@@ -159,7 +161,8 @@ pl_status KERNEL(scale_columns)(const pl_call *c) {
     return PL_OK;
 }
 
-/* y = x^T   x [N,D], y [D,N]; in blocks of rows, whose elements of some columns stay in the nearest cache */
+/* y = x^T   x [N,D], y [D,N]; in blocks of rows, whose elements of some columns stay in the
+ * nearest cache */
 static void transpose_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
     enum { BLOCK = 16 };
     const pl_call *c = context;

@@ -1,7 +1,7 @@
 /* Layers of experts: each row of x is multiplied by the matrix of one expert. Rows are sorted by
- * expert: expert e owns rows [offsets[e], offsets[e + 1]). The products of all experts run together,
- * so the cost depends on the number of rows, not on how they are spread; an expert without rows is
- * not touched. Adapters are stored in mlx-lm's layout: a [E, R, I], b [E, O, R]. */
+ * expert: expert e owns rows [offsets[e], offsets[e + 1]). The products of all experts run
+ * together, so the cost depends on the number of rows, not on how they are spread; an expert
+ * without rows is not touched. Adapters are stored in mlx-lm's layout: a [E, R, I], b [E, O, R]. */
 #ifndef PYLOSS_EXPERTS_TPL_H
 #define PYLOSS_EXPERTS_TPL_H
 #include "../kernel.h"

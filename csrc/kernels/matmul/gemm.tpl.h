@@ -15,11 +15,11 @@
  *   A panel [kc][mr]:     a00 a10 a20 .. | a01 a11 a21 .. | a02 ..      one group per depth
  *   B panel [kc][width]:  b00 b01 b02 .. | b10 b11 b12 .. | b20 ..      one group per depth
  *
- * A is read in place, or packed once where tiles would be slow to read it; B is packed, and expanded
- * if it is quantized, next to the tile that uses it. The low-rank branch continues the inner loop
- * over k, so it joins a tile before the tile is stored. On request A and B are rounded to bfloat16
- * as they are packed; sums and the low-rank branch stay float32. Each element of C is summed in one
- * order, so its bits do not depend on the threads. */
+ * A is read in place, or packed once where tiles would be slow to read it; B is packed, and
+ * expanded if it is quantized, next to the tile that uses it. The low-rank branch continues the
+ * inner loop over k, so it joins a tile before the tile is stored. On request A and B are
+ * rounded to bfloat16 as they are packed; sums and the low-rank branch stay float32. Each
+ * element of C is summed in one order, so its bits do not depend on the threads. */
 #ifndef PYLOSS_GEMM_TPL_H
 #define PYLOSS_GEMM_TPL_H
 #include "../../pyloss.h"
@@ -140,8 +140,8 @@ static void pack_panels(const void *context, int64_t begin, int64_t end, int wor
     }
 }
 
-/* The part of B to prefetch after depth `k` of a piece: the piece's next chunk, or the first chunk of
- * the piece that this worker likely runs next. */
+/* The part of B to prefetch after depth `k` of a piece: the piece's next chunk, or the first
+ * chunk of the piece that this worker likely runs next. */
 static b_prefetch next_chunk(const batch *all, const block *s, int64_t piece, int64_t k,
                              int64_t tiles) {
     if (k == s->depth) {
@@ -245,7 +245,8 @@ static void fill_batch(batch *all, const gemm *groups, int64_t count, int64_t *g
     }
 }
 
-/* Places the buffers of a batch in `scratch`; returns how many floats it needs. scratch may be NULL. */
+/* Places the buffers of a batch in `scratch`; returns how many floats it needs. scratch may be
+ * NULL. */
 static size_t place_batch(batch *all, float *scratch) {
     size_t used = 0;
     int64_t b_stride = 0;

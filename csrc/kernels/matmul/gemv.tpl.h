@@ -1,5 +1,5 @@
-/* Matrix-vector products, as in generation: at most SMALL_M rows of A times a transposed B. Each row
- * of B is read once, in place, and multiplied with all rows of A as it is expanded. */
+/* Matrix-vector products, as in generation: at most SMALL_M rows of A times a transposed B. Each
+ * row of B is read once, in place, and multiplied with all rows of A as it is expanded. */
 #ifndef PYLOSS_GEMV_TPL_H
 #define PYLOSS_GEMV_TPL_H
 #include "../pieces.h"
@@ -137,8 +137,8 @@ static void gemv_low(const void *context, int64_t begin, int64_t end, int worker
     }
 }
 
-/* Runs the matrix-vector products among `groups`. Each is cut into long runs of rows of B, a few per
- * thread: memory is read fastest in one stream. */
+/* Runs the matrix-vector products among `groups`. Each is cut into long runs of rows of B, a few
+ * per thread: memory is read fastest in one stream. */
 static void gemv_run_all(const gemm *groups, int64_t count) {
     int64_t products = 0, columns = 0, narrowest = INT64_MAX;
     for (const gemm *g = groups; g < groups + count; g++)

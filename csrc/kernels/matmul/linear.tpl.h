@@ -4,8 +4,8 @@
 #include "../kernel.h"
 #include "gemm.tpl.h"
 
-/* The form in which a layer of this many rows multiplies. Few rows wait for memory, so that bfloat16
- * would gain nothing. */
+/* The form in which a layer of this many rows multiplies. Few rows wait for memory, so that
+ * bfloat16 would gain nothing. */
 static int layer_form(int64_t rows) {
     const pl_precision precision = pl_matmul_precision();
     if (precision == PL_FLOAT32 || rows <= SMALL_M) return FLOATS;

@@ -86,7 +86,8 @@ static void adapted_norm_piece(const void *context, int64_t begin, int64_t end, 
             total += cross + own;
             size += fabs(cross) + fabs(own);
         }
-        /* wa and gb are rounded. Where the adapter cancels most of a row, the rest would be rounding. */
+        /* wa and gb are rounded. Where the adapter cancels most of a row, the rest would be
+         * rounding. */
         if (!(8 * total >= size)) total = summed_square(c, o, job->row + worker * PL_DIM(c, 'I'));
         args.norm[o] = (float)sqrt(total);
     }

@@ -61,8 +61,9 @@ INLINE vi pairs_at(const float *row, int64_t n, const int native) {
     return vi_pairs_in_order(vf_load(row), vf_load(row + LANES), native);
 }
 
-/* Rows [row, row + rows) of A, columns [k0, k0 + kc), as pairs, `stride` words from row to row; a multiple of LANES is written of
- * each. Rows from there to MR are 0. A is neither transposed nor has it a factor. */
+/* Rows [row, row + rows) of A, columns [k0, k0 + kc), as pairs, `stride` words from row to row;
+ * a multiple of LANES is written of each. Rows from there to MR are 0. A is neither transposed
+ * nor has it a factor. */
 INLINE void pack_a_as_pairs(const lhs *m, int64_t row, int rows, int64_t k0, int64_t kc,
                             int64_t stride, float *dst, const int native) {
     const int64_t words = (kc + 1) / 2;
@@ -104,9 +105,10 @@ INLINE const float *pairs_of_run(const float *run, float factor, float *to, cons
     return to;
 }
 
-/* Columns [j0, j0 + n) and depth [k0, k0 + kc) of B as panels [n / width][kc in words][width], times
- * `scale` and unless `rows` is NULL times the factor of each stored row; padded with 0. For a
- * quantized B, k0 (transposed) or j0 (not transposed) is a multiple of 32. `form` is a constant. */
+/* Columns [j0, j0 + n) and depth [k0, k0 + kc) of B as panels [n / width][kc in words][width],
+ * times `scale` and unless `rows` is NULL times the factor of each stored row; padded with 0.
+ * For a quantized B, k0 (transposed) or j0 (not transposed) is a multiple of 32. `form` is a
+ * constant. */
 INLINE void pack_b_as(const int form, const pl_weight *w, int transposed, int64_t j0, int64_t n,
                       int64_t k0, int64_t kc, int width, float scale, const float *rows,
                       float *dst) {

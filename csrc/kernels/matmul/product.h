@@ -8,10 +8,12 @@
 enum { SMALL_M = 4 };
 
 /* How operands are packed: as float32, or rounded to bfloat16 with two depths to a word (see
- * narrow.h). PAIRS multiplies these words by float32 instructions, NATIVE_PAIRS by bfloat16 ones. */
+ * narrow.h). PAIRS multiplies these words by float32 instructions, NATIVE_PAIRS by bfloat16
+ * ones. */
 enum { FLOATS, PAIRS, NATIVE_PAIRS };
 
-/* The left operand A [m, k], times a factor: rows of `stride` elements, or columns if transposed. */
+/* The left operand A [m, k], times a factor: rows of `stride` elements, or columns if
+ * transposed. */
 typedef struct {
     const float *data;
     int64_t stride;

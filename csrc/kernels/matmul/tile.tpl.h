@@ -29,21 +29,21 @@ INLINE int64_t words_of(int form, int64_t depth) {
     return form == FLOATS ? depth : (depth + 1) / 2;
 }
 
-/* One tile: rows of A times columns of B (row stride ldb), then the low-rank branch a2 b2, packed. */
+/* One tile: rows of A times columns of B (row stride ldb), then the low-rank branch a2 b2,
+ * packed. */
 typedef struct {
     int64_t k, ldb, k2; /* depths, k in words */
     const float *a, *b, *a2, *b2;
-    int in_place; /* A is read as it lies, MR rows of it; else from a packed panel */
-    int64_t
-        a_stride; /* in place: between rows; packed: rows of the panel, of which the tile may compute fewer */
+    int in_place;     /* A is read as it lies, MR rows of it; else from a packed panel */
+    int64_t a_stride; /* in place: between rows; packed: rows of the panel */
     const float *bias;
     float *c;
     int64_t ldc;
     int rows, cols, add; /* valid part of the tile; add to C or store */
 } tile_args;
 
-/* Reads the rows of A, one depth after the other. In place, three rows share a pointer: p, p + stride
- * and p + 2 stride are each one address of an instruction. */
+/* Reads the rows of A, one depth after the other. In place, three rows share a pointer: p, p +
+ * stride and p + 2 stride are each one address of an instruction. */
 enum { A_POINTERS = (MR + 2) / 3 };
 typedef struct {
     const float *p[A_POINTERS];
@@ -74,8 +74,8 @@ INLINE vi word_at(const float *p) {
     return vi_set1(word);
 }
 
-/* acc += A B over a depth. In place, A is more streams than the hardware prefetcher follows: they are
- * prefetched here. */
+/* acc += A B over a depth. In place, A is more streams than the hardware prefetcher follows:
+ * they are prefetched here. */
 INLINE void tile_depth(vf acc[MR][2], a_reader a, const float *b, int64_t ldb, int64_t depth,
                        const int mr, const int nv, const int in_place, const int form) {
     enum { LINE = 16, AHEAD = 3 * LINE };
@@ -108,7 +108,8 @@ INLINE void tile_depth(vf acc[MR][2], a_reader a, const float *b, int64_t ldb, i
     }
 }
 
-/* mr, nv, in_place and form are constants in every instance, so that the accumulators live in registers. */
+/* mr, nv, in_place and form are constants in every instance, so that the accumulators live in
+ * registers. */
 INLINE void tile_body(const tile_args *t, const int mr, const int nv, const int in_place,
                       const int form) {
     vf acc[MR][2];
@@ -203,7 +204,8 @@ static const struct {
 #endif
 };
 
-/* The entry of `tiles` for this many rows of packed A; the entry after the last one reads A in place. */
+/* The entry of `tiles` for this many rows of packed A; the entry after the last one reads A in
+ * place. */
 static int tile_kernel(int64_t rows) {
     int kernel = 0;
     while (tiles[kernel].mr < rows && tiles[kernel].mr < MR) kernel++;

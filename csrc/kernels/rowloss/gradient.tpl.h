@@ -1,17 +1,18 @@
 /* Gradients of a row on their way from scratch to memory.
  *
- * Streaming a large gradient past the caches is bound by memory, taking statistics by arithmetic.
- * So the two are interleaved: row i's gradient is pending while row i + 1's statistics are taken,
- * and the walk over row i + 1 stores a little of it after each of its own steps:
+ * Streaming a large gradient past the caches is bound by memory, taking statistics by
+ * arithmetic. So the two are interleaved: row i's gradient is pending while row i + 1's
+ * statistics are taken, and the walk over row i + 1 stores a little of it after each of its own
+ * steps:
  *
  *   row      0                   1                   2                   3
  *   walk     statistics 0        statistics 1        statistics 2        (end of the piece)
  *   stores                       gradient 0          gradient 1          gradient 2
  *   buffer   0: weights of 0     1: weights of 1     0: weights of 2
  *
- * Within a block, a walk step and a store step both handle 2 WIDTH elements. A class loss has one
- * walk per row and stores at each of its steps; a pair loss has two walks per row (over q, then
- * over p), each stores one half of the block, at every second of its steps (2^pace = 2):
+ * Within a block, a walk step and a store step both handle 2 WIDTH elements. A class loss has
+ * one walk per row and stores at each of its steps; a pair loss has two walks per row (over q,
+ * then over p), each stores one half of the block, at every second of its steps (2^pace = 2):
  *
  *   walk step         0   1   2   3   4   5   6   7   ...
  *   one walk          s0  s1  s2  s3  s4  s5  s6  s7           pace 0
@@ -22,9 +23,8 @@
  *
  *   | head |  whole: store steps, beginning at `first`, wrapping around at the end  | tail |
  *
- * and finish_block writes head and tail. One walk begins half a page into the block, because a store
- * holds up loads from the same place of another page; two walks begin at their half.
- */
+ * and finish_block writes head and tail. One walk begins half a page into the block, because a
+ * store holds up loads from the same place of another page; two walks begin at their half. */
 #ifndef ROWLOSS_GRADIENT
 #define ROWLOSS_GRADIENT
 #include "rows.tpl.h"

@@ -39,7 +39,8 @@ static pl_status run_rows(const pl_call *c, int parts, int stream_parts, const p
     char *scratch = pl_acquire(job.worker_bytes * (size_t)pl_num_threads() + PAGE_SKEW);
     if (!scratch) return PL_NO_MEMORY;
     job.scratch = scratch + PAGE_SKEW;
-    /* Several rows per piece: row i's gradient is written while row i + 1's statistics are taken. */
+    /* Several rows per piece: row i's gradient is written while row i + 1's statistics are
+     * taken. */
     int64_t several = n / (8 * pl_num_threads()), least = grain_of(v);
     pl_parallel(n, several > least ? several : least, piece, &job);
     pl_release(scratch);

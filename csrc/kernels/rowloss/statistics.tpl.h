@@ -24,7 +24,8 @@ INLINE REAL block_max(const REAL *x, int64_t n) {
     return v_largest(v_max(v_max(a, b), v_max(c, d)));
 }
 
-/* w(scale (x - shift)); `kept` is what the gradient needs of it: the weight, or weight times slope. */
+/* w(scale (x - shift)); `kept` is what the gradient needs of it: the weight, or weight times
+ * slope. */
 INLINE V weigh(weight_family f, V x, V shift, V scale, int with_slope, V *kept) {
     V w = f.weight(f.shifted ? (x - shift) * scale : x);
     *kept = with_slope && f.slope ? w * f.slope(x) : w;
@@ -81,8 +82,9 @@ typedef struct {
     int with_slope, with_mean;
 } row_reading;
 
-/* One walk over row i into `row`, whose arrays exist already. A larger maximum rescales the total.
- * `pending`, which may be NULL, is written meanwhile: all of it, or with two walks per row one half. */
+/* One walk over row i into `row`, whose arrays exist already. A larger maximum rescales the
+ * total. `pending`, which may be NULL, is written meanwhile: all of it, or with two walks per
+ * row one half. */
 INLINE void take_statistics(weight_family f, row_reading in, int64_t i, int64_t n,
                             row_statistics *row, const pending_gradient *pending, int walk,
                             int walks) {

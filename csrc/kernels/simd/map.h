@@ -6,7 +6,8 @@
 
 enum { MAX_LANES_ARGS = 4 };
 
-/* What an elementwise kernel does with LANES elements: replaces v[..] by the outputs; `index` is that of the first element. */
+/* What an elementwise kernel does with LANES elements: replaces v[..] by the outputs; `index` is
+ * that of the first element. */
 typedef void (*lanes_fn)(vf *v, int64_t index, const void *constants);
 
 INLINE void map_step(lanes_fn f, int inputs, const float *const *in, int outputs, float *const *out,

@@ -1,7 +1,8 @@
-/* Numbers of fewer than 32 bits to and from the vectors of vec.h: bytes, float16, bfloat16 and pairs of it, packed codes.
+/* Numbers of fewer than 32 bits to and from the vectors of vec.h: bytes, float16, bfloat16 and
+ * pairs of it, packed codes.
  *
- * What kernels read and write of them goes through here; what the bytes of a weight format mean is in quant.tpl.h.
- */
+ * What kernels read and write of them goes through here; what the bytes of a weight format mean
+ * is in quant.tpl.h. */
 #ifndef PYLOSS_NARROW_H
 #define PYLOSS_NARROW_H
 #include "vec.h"
@@ -9,7 +10,8 @@
 typedef uint16_t vh __attribute__((vector_size(PL_BYTES / 2))); /* LANES 16-bit values */
 typedef uint8_t vq __attribute__((vector_size(PL_BYTES / 4)));  /* LANES bytes */
 
-/* LANES unsigned bytes, signed bytes, or 16-bit values as int32. GCC 12 converts such vectors lane by lane if left to itself. */
+/* LANES unsigned bytes, signed bytes, or 16-bit values as int32. GCC 12 converts such vectors
+ * lane by lane if left to itself. */
 INLINE vi vi_from_u8(const uint8_t *p) {
 #if PL_BYTES == 64
     return (vi)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p));
@@ -176,10 +178,11 @@ INLINE void vf_stream_bf16_twice(uint16_t *p, vf a, vf b) {
 #endif
 }
 
-/* Pairs of bfloat16: a word holds two of them, the first in its upper half. With `native`, a constant, the instructions for them
- * are used, where the processor has them (pl_has_bf16_dots) and this file is compiled for one that may. Without, the same numbers
- * come of float32 arithmetic: a product of two bfloat16 is exact there. Only numbers below 2^-126 differ, which the instructions
- * take as 0. */
+/* Pairs of bfloat16: a word holds two of them, the first in its upper half. With `native`, a
+ * constant, the instructions for them are used, where the processor has them (pl_has_bf16_dots)
+ * and this file is compiled for one that may. Without, the same numbers come of float32
+ * arithmetic: a product of two bfloat16 is exact there. Only numbers below 2^-126 differ, which
+ * the instructions take as 0. */
 #if defined(__AVX512BF16__) && PL_BYTES == 64
 enum { NATIVE_PAIRS_COMPILED = 1 };
 #else
@@ -229,7 +232,8 @@ INLINE void vf_from_nibbles(const uint8_t *p, vf *low, vf *high) {
     *high = __builtin_convertvector(wide >> 4, vf);
 }
 
-/* Byte offsets that put code i of a stream of b-bit codes into the low 16 bits of lane i; 0x80 gives 0. */
+/* Byte offsets that put code i of a stream of b-bit codes into the low 16 bits of lane i; 0x80
+ * gives 0. */
 #define CODE_BYTES(b, i) \
     (i) * (b) / 8, (i) * (b) % 8 + (b) > 8 ? (i) * (b) / 8 + 1 : 0x80, 0x80, 0x80
 #define CODE_LANES(b, i) \
@@ -258,8 +262,8 @@ INLINE uint64_t load_bytes(const uint8_t *p, const int n) {
     return n > half ? low | high << (8 * half % 64) : low;
 }
 
-/* The 32 codes of `bits` bits (a constant) packed at p from the lowest bit of each byte on; with `high_first`, which is for 4
- * bits, from the highest. Reads 4 * bits bytes. */
+/* The 32 codes of `bits` bits (a constant) packed at p from the lowest bit of each byte on; with
+ * `high_first`, which is for 4 bits, from the highest. Reads 4 * bits bytes. */
 INLINE void vi_from_codes(const uint8_t *p, const int bits, const int high_first,
                           vi out[32 / LANES]) {
     const int mask = (1 << bits) - 1;

@@ -18,8 +18,8 @@ INLINE vf interleave(vf a, vf b, const int last, const int width) {
 }
 #endif
 
-/* v[k][i] = source[i][at + k]: LANES rows of LANES elements, transposed. Loads put the fours of rows four apart beside each
- * other, which leaves transposing four by four within a vector. */
+/* v[k][i] = source[i][at + k]: LANES rows of LANES elements, transposed. Loads put the fours of
+ * rows four apart beside each other, which leaves transposing four by four within a vector. */
 INLINE void load_transposed(const float *const source[LANES], int64_t at, vf v[LANES]) {
 #if defined(__clang__)
     float to[LANES][LANES];

@@ -1,8 +1,9 @@
-/* The vector type of the instruction set being compiled, and the few primitives that GNU vector operators do not give.
+/* The vector type of the instruction set being compiled, and the few primitives that GNU vector
+ * operators do not give.
  *
- * PL_BYTES (16, 32 or 64) is set by isa_*.c. vf holds LANES floats, vi as many int32; vd holds DLANES doubles, vl as many
- * int64. Comparisons give -1 or 0 in each lane. All loads and stores may be unaligned.
- */
+ * PL_BYTES (16, 32 or 64) is set by isa_*.c. vf holds LANES floats, vi as many int32; vd holds
+ * DLANES doubles, vl as many int64. Comparisons give -1 or 0 in each lane. All loads and stores
+ * may be unaligned. */
 #ifndef PYLOSS_VEC_H
 #define PYLOSS_VEC_H
 #include <float.h>
@@ -25,7 +26,8 @@ typedef int32_t vi __attribute__((vector_size(PL_BYTES)));
 typedef double vd __attribute__((vector_size(PL_BYTES)));
 typedef int64_t vl __attribute__((vector_size(PL_BYTES)));
 
-/* The intrinsics of the vector's width, and the types that they take: X86(max_ps) is _mm512_max_ps in vectors of 64 bytes. */
+/* The intrinsics of the vector's width, and the types that they take: X86(max_ps) is
+ * _mm512_max_ps in vectors of 64 bytes. */
 #if PL_BYTES == 64
 #define X86(name) _mm512_##name
 typedef __m512 x86_ps;
@@ -123,8 +125,8 @@ INLINE vd vd_load_part(const double *p, int64_t n, double fill) {
 INLINE void vd_store_part(double *p, vd v, int64_t n) { memcpy(p, &v, (size_t)n * sizeof *p); }
 #endif
 
-/* Comparisons, lane by lane, false where either is NaN; and mask ? a : b. Operators give vectors of -1 and 0, which GCC turns
- * into the masks of AVX-512 and back. */
+/* Comparisons, lane by lane, false where either is NaN; and mask ? a : b. Operators give vectors
+ * of -1 and 0, which GCC turns into the masks of AVX-512 and back. */
 #if PL_BYTES == 64
 typedef __mmask16 vf_mask;
 typedef __mmask8 vd_mask;
@@ -229,7 +231,8 @@ INLINE double vd_hmax(vd v) {
     return m;
 }
 
-/* x log2(e) or x / ln 2 to the nearest whole number k: adding 1.5 * 2^23 (2^52) rounds to an integer in the low bits. */
+/* x log2(e) or x / ln 2 to the nearest whole number k: adding 1.5 * 2^23 (2^52) rounds to an
+ * integer in the low bits. */
 typedef struct {
     vf k;
     vi n; /* the same as integers */
@@ -273,7 +276,8 @@ INLINE vd vd_expm1_rest(vd x, vd k) {
 /* e^x within 2 ulp from -104 to 89; NaN at NaN. */
 INLINE vf vf_exp_between(vf x) {
 #if PL_BYTES == 64
-    /* x log2(e) = k + f with log2(e) in two parts, and a minimax polynomial of 2^f on [-1/2, 1/2]. */
+    /* x log2(e) = k + f with log2(e) in two parts, and a minimax polynomial of 2^f on [-1/2,
+     * 1/2]. */
     vf k = (vf)_mm512_roundscale_ps((__m512)(x * 1.44269502f), 0);
     /* Told explicitly: the product is used twice, and the compiler would round it. */
     vf f = (vf)_mm512_fmsub_ps((__m512)x, _mm512_set1_ps(1.44269502f), (__m512)k);
@@ -341,8 +345,9 @@ INLINE vf vf_reciprocal(vf x) {
 }
 INLINE vd vd_reciprocal(vd x) { return 1.0 / x; }
 
-/* log(1 + x) within 2 ulp for x > -1; inf at inf. The exponent of 1 + x is taken off so that the rest f is in [sqrt(1/2) - 1,
- * sqrt(2) - 1] (x itself where the exponent is 0, so that nothing is lost near 0); log(1 + f) = 2 atanh(f / (2 + f)). */
+/* log(1 + x) within 2 ulp for x > -1; inf at inf. The exponent of 1 + x is taken off so that the
+ * rest f is in [sqrt(1/2) - 1, sqrt(2) - 1] (x itself where the exponent is 0, so that nothing
+ * is lost near 0); log(1 + f) = 2 atanh(f / (2 + f)). */
 INLINE vf vf_log1p(vf x) {
     vf u = x + 1.0f;
     vi bits = (vi)u + (0x3f800000 - 0x3f3504f3), k = (bits >> 23) - 127;
@@ -365,8 +370,9 @@ INLINE vd vd_log1p(vd x) {
     return vd_select(vd_equal(u - u, vd_set1(0)), y, u);
 }
 
-/* log((x + d) / x) for x > 0, x + d > 0: y = x + d is brought near x by a power of two 2^-k (from the difference of their bits),
- * and then log(y / x) = k log 2 + 2 atanh((y - x) / (y + x)). With k = 0 y - x is d itself, so that small d lose nothing. */
+/* log((x + d) / x) for x > 0, x + d > 0: y = x + d is brought near x by a power of two 2^-k
+ * (from the difference of their bits), and then log(y / x) = k log 2 + 2 atanh((y - x) / (y +
+ * x)). With k = 0 y - x is d itself, so that small d lose nothing. */
 INLINE vf vf_log_grown(vf x, vf d) {
     vf y = x + d;
     vi k = ((vi)y - (vi)x + 0x4afb0d) >> 23;
@@ -378,7 +384,8 @@ INLINE vf vf_log_grown(vf x, vf d) {
 }
 INLINE vd vd_log_grown(vd x, vd d) { return vd_log1p(d / x); }
 
-/* a b + c in one rounding where there is an instruction for it, two where not: the same bits wherever it is inlined. */
+/* a b + c in one rounding where there is an instruction for it, two where not: the same bits
+ * wherever it is inlined. */
 INLINE vf vf_fma(vf a, vf b, vf c) {
 #if PL_BYTES >= 32
     return (vf)X86(fmadd_ps)((x86_ps)a, (x86_ps)b, (x86_ps)c);
