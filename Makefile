@@ -68,7 +68,7 @@ lint: $(VENV)/done-install $(VENV)/done-lint
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(C_FILES)
-	@! grep -nE '^.{131,}' $(C_FILES) $(TABLES) Makefile | grep -vE ':\s*PL_OP\('
+	@! grep -nE '^.{101,}' $(C_FILES) $(TABLES) Makefile | grep -vE ':\s*PL_OP\('
 	for cc in gcc clang; do \
 	    command -v $$cc > /dev/null || continue; \
 	    echo "$$cc -Werror"; \

@@ -1,4 +1,6 @@
-"""A room of the package imports only itself and rooms below it, as docs/architecture.md draws them."""
+"""A room of the package imports only itself and rooms below it, as docs/architecture.md draws
+them.
+"""
 
 from __future__ import annotations
 

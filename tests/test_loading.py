@@ -1,4 +1,6 @@
-"""`load` lies above models and adapters, which it both reads; what it takes is tested with mlx-lm's names."""
+"""`load` lies above models and adapters, which it both reads; what it takes is tested with mlx-lm's
+names.
+"""
 
 import pyloss
 from pyloss import models

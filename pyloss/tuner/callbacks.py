@@ -1,4 +1,6 @@
-"""Who is told how a run goes: the callback interface, the progress display, and the reporters to other services."""
+"""Who is told how a run goes: the callback interface, the progress display, and the reporters to
+other services.
+"""
 
 from __future__ import annotations
 
@@ -11,18 +13,23 @@ Info = dict[str, Any]
 
 
 class TrainingCallback:
-    """Derive from this, override what is wanted, and pass an object of it as `training_callback`."""
+    """Derive from this, override what is wanted, and pass an object of it as
+    `training_callback`.
+    """
 
     def on_train_loss_report(self, train_info: Info) -> None:
         """Called every `steps_per_report` iterations and after the last one.
 
-        `train_info`: `iteration`, `train_loss` (mean over the target tokens since the last report), `learning_rate`,
-        `iterations_per_second`, `tokens_per_second`, `trained_tokens`, `peak_memory` (GB), `updates`, `grad_norm`
-        (of the latest update, before clipping; None before the first).
+        `train_info`: `iteration`, `train_loss` (mean over the target tokens since the last report),
+        `learning_rate`, `iterations_per_second`, `tokens_per_second`, `trained_tokens`,
+        `peak_memory` (GB), `updates`, `grad_norm` (of the latest update, before clipping; None
+        before the first).
         """
 
     def on_val_loss_report(self, val_info: Info) -> None:
-        """Called after each validation. `val_info`: `iteration` (how many were done), `val_loss`, `val_time` (s)."""
+        """Called after each validation. `val_info`: `iteration` (how many were done), `val_loss`,
+        `val_time` (s).
+        """
 
 
 class ProgressReporter(TrainingCallback):
@@ -72,7 +79,8 @@ class ProgressReporter(TrainingCallback):
     def on_val_loss_report(self, val_info: Info) -> None:
         i = val_info
         self.line(
-            f"iteration {i['iteration']}/{self.total}: val loss {i['val_loss']:.4f}, took {i['val_time']:.1f} s"
+            f"iteration {i['iteration']}/{self.total}: val loss {i['val_loss']:.4f}, took "
+            f"{i['val_time']:.1f} s"
         )
 
     def close(self) -> None:
@@ -150,15 +158,18 @@ def get_reporting_callbacks(
     log_dir: str | None = None,
     config: Info | None = None,
 ) -> TrainingCallback | None:
-    """A callback for the services named in `report_to` ("wandb", "swanlab", or both with a comma), or None for none.
+    """A callback for the services named in `report_to` ("wandb", "swanlab", or both with a comma),
+    or None for none.
 
-    Raises ValueError for another name, ImportError with the command to install where the service's package is missing.
+    Raises ValueError for another name, ImportError with the command to install where the service's
+    package is missing.
     """
     names = [name.strip().lower() for name in (report_to or "").split(",") if name.strip()]
     for name in names:
         if name not in SERVICES:
             raise ValueError(
-                f"report_to: {name!r} is not known; allowed: {', '.join(SERVICES)}, or several with commas"
+                f"report_to: {name!r} is not known; allowed: {', '.join(SERVICES)}, or several "
+                f"with commas"
             )
     callback: TrainingCallback | None = None
     for name in names:

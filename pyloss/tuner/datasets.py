@@ -1,4 +1,6 @@
-"""Datasets: records made into tokens and targets, and the ways to load them (local JSONL, the Hugging Face hub)."""
+"""Datasets: records made into tokens and targets, and the ways to load them (local JSONL, the
+Hugging Face hub).
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ _HUB_FILES = (".parquet", ".jsonl", ".json", ".csv", ".arrow")
 
 
 def resolve_train_on(train_on: str | None, mask_prompt: bool) -> str:
-    """`train_on` if given, else what `mask_prompt` says; `ValueError` for an unknown or a contradicting one."""
+    """`train_on` if given, else what `mask_prompt` says; `ValueError` for an unknown or a
+    contradicting one.
+    """
     if train_on is None:
         return "last" if mask_prompt else "all"
     if train_on not in TRAIN_ON:
@@ -35,7 +39,8 @@ def resolve_train_on(train_on: str | None, mask_prompt: bool) -> str:
         )
     if mask_prompt and train_on == "all":
         raise ValueError(
-            "mask_prompt=True leaves the prompt untrained, but train_on='all' trains it: give one of them"
+            "mask_prompt=True leaves the prompt untrained, but train_on='all' trains it: give "
+            "one of them"
         )
     return train_on
 
@@ -59,7 +64,9 @@ class _Dataset:
         return record
 
     def sample(self, idx: int) -> Sample:
-        """The tokens of record `idx` and the weight of each as a target; `ValueError` where the record is unusable."""
+        """The tokens of record `idx` and the weight of each as a target; `ValueError` where the
+        record is unusable.
+        """
         record = self[idx]
         self.check(record, self.where(idx))
         try:
@@ -68,9 +75,11 @@ class _Dataset:
             raise ValueError(f"{self.where(idx)}: {e}") from e
 
     def process(self, d: Record) -> tuple[list[int], int]:
-        """`(tokens, offset)` of one record as in mlx-lm: the tokens from `offset` to the end are targets.
+        """`(tokens, offset)` of one record as in mlx-lm: the tokens from `offset` to the end are
+        targets.
 
-        Raises `ValueError` for targets that an offset cannot say (several turns); `sample(i)` gives those.
+        Raises `ValueError` for targets that an offset cannot say (several turns); `sample(i)` gives
+        those.
         """
         self.check(d, "record")
         return _as_offset(self._sample(d))
@@ -80,7 +89,9 @@ class _Dataset:
         return self._data.where(idx) if isinstance(self._data, Records) else f"record {idx}"
 
     def check(self, record: Mapping[str, Any], where: str) -> None:
-        """Raises `ValueError` naming `where`, the keys found and those expected, if the record lacks what is needed."""
+        """Raises `ValueError` naming `where`, the keys found and those expected, if the record
+        lacks what is needed.
+        """
         raise NotImplementedError
 
     def system_prompt(self) -> str | None:
@@ -110,9 +121,11 @@ class TextDataset(_Dataset):
 
 
 class ChatDataset(_Dataset):
-    """Records `{"messages": [{"role", "content"}, ...], "tools": [...]}` under the tokenizer's chat template.
+    """Records `{"messages": [{"role", "content"}, ...], "tools": [...]}` under the tokenizer's chat
+    template.
 
-    `train_on`: "last" (the last assistant turn; what `mask_prompt=True` means), "assistant" (every one) or "all" tokens.
+    `train_on`: "last" (the last assistant turn; what `mask_prompt=True` means), "assistant" (every
+    one) or "all" tokens.
     """
 
     def __init__(
@@ -139,7 +152,8 @@ class ChatDataset(_Dataset):
 
 
 class CompletionsDataset(_Dataset):
-    """Records `{"prompt": ..., "completion": ...}`: a user's turn and the answer under the chat template.
+    """Records `{"prompt": ..., "completion": ...}`: a user's turn and the answer under the chat
+    template.
 
     The end token is appended where the template does not end the answer with one.
     """
@@ -175,7 +189,9 @@ class CompletionsDataset(_Dataset):
 
 
 class ConcatenatedDataset:
-    """Several datasets end to end. Its records carry `"_dataset"`, the number of their dataset; the originals do not."""
+    """Several datasets end to end. Its records carry `"_dataset"`, the number of their dataset; the
+    originals do not.
+    """
 
     def __init__(self, data: Sequence[Any]):
         self._data: list[Any] = []
@@ -209,10 +225,12 @@ class ConcatenatedDataset:
 
 
 class CacheDataset:
-    """Another dataset, each of its records tokenised when first asked for and then kept (8 bytes a token).
+    """Another dataset, each of its records tokenised when first asked for and then kept (8 bytes a
+    token).
 
-    `cache[i]` is `(tokens, offset)`, `cache.sample(i)` the `Sample`, `cache.itemlen(i)` its number of tokens. The other
-    dataset has `sample(i)`, or `process(record)`, or its items are themselves what `as_sample` takes.
+    `cache[i]` is `(tokens, offset)`, `cache.sample(i)` the `Sample`, `cache.itemlen(i)` its number
+    of tokens. The other dataset has `sample(i)`, or `process(record)`, or its items are themselves
+    what `as_sample` takes.
     """
 
     def __init__(self, data: Any):
@@ -272,7 +290,8 @@ def _shared(prompts: Iterable[str | None]) -> str | None:
 def _as_offset(sample: Sample) -> tuple[list[int], int]:
     if not sample.is_span:
         raise ValueError(
-            "the targets of this record are not one span to its end, so no offset says them; use sample(i)"
+            "the targets of this record are not one span to its end, so no offset says them; "
+            "use sample(i)"
         )
     return sample.tokens, sample.offset
 
@@ -291,8 +310,9 @@ def _sample_of(dataset: Any, idx: int) -> Sample:
 def create_dataset(data: Any, tokenizer: Any, config: Any) -> _Dataset:
     """The dataset for `data` by the keys of its first record.
 
-    `config` may have `mask_prompt`, `train_on`, `prompt_feature`, `completion_feature`, `chat_feature`, `text_feature`.
-    Raises `ValueError` for an empty dataset, or one whose keys are none of those.
+    `config` may have `mask_prompt`, `train_on`, `prompt_feature`, `completion_feature`,
+    `chat_feature`, `text_feature`. Raises `ValueError` for an empty dataset, or one whose keys are
+    none of those.
     """
     if len(data) == 0:
         raise ValueError("the dataset is empty")
@@ -318,9 +338,11 @@ def create_dataset(data: Any, tokenizer: Any, config: Any) -> _Dataset:
 
 
 def load_local_dataset(data_path: Path | str, tokenizer: Any, config: Any) -> tuple[Any, Any, Any]:
-    """`(train, valid, test)` from `train.jsonl`, `valid.jsonl`, `test.jsonl` in a folder; `[]` for a missing or empty one.
+    """`(train, valid, test)` from `train.jsonl`, `valid.jsonl`, `test.jsonl` in a folder; `[]` for
+    a missing or empty one.
 
-    Every record is checked. Raises `FormatError` for a line that is not JSON, `ValueError` for a record of other keys.
+    Every record is checked. Raises `FormatError` for a line that is not JSON, `ValueError` for a
+    record of other keys.
     """
 
     def subset(names: tuple[str, ...]) -> Any:
@@ -340,7 +362,9 @@ def load_local_dataset(data_path: Path | str, tokenizer: Any, config: Any) -> tu
 
 
 def load_hf_dataset(data_id: str, tokenizer: Any, config: Any) -> tuple[Any, Any, Any]:
-    """`(train, valid, test)` of a dataset of the Hugging Face hub, or of a folder in the hub's layout; `[]` for no split."""
+    """`(train, valid, test)` of a dataset of the Hugging Face hub, or of a folder in the hub's
+    layout; `[]` for no split.
+    """
     splits = _from_hub(data_id)
     names = [next((n for n in names if n in splits), None) for names in SPLITS.values()]
     found: list[Any] = [
@@ -351,10 +375,12 @@ def load_hf_dataset(data_id: str, tokenizer: Any, config: Any) -> tuple[Any, Any
 
 
 def load_custom_hf_dataset(args: Any, tokenizer: Any) -> tuple[Any, Any, Any]:
-    """`(train, valid, test)` of `args.hf_dataset`: one or a list of dicts as in mlx-lm's configurations.
+    """`(train, valid, test)` of `args.hf_dataset`: one or a list of dicts as in mlx-lm's
+    configurations.
 
-    A dict has `path`, and may have `train_split` ("train[:80%]"), `valid_split` ("train[-10%:]"), `test_split`, the
-    `*_feature` keys and `config`, the further arguments of `datasets.load_dataset`. Several are concatenated.
+    A dict has `path`, and may have `train_split` ("train[:80%]"), `valid_split` ("train[-10%:]"),
+    `test_split`, the `*_feature` keys and `config`, the further arguments of
+    `datasets.load_dataset`. Several are concatenated.
     """
     given = args.hf_dataset
     collection: list[list[Any]] = []
@@ -402,7 +428,8 @@ def _from_hub(name: str, **options: Any) -> Any:
             else "a dataset of the Hugging Face hub is meant"
         )
         raise ImportError(
-            f'{missing}; if {meant}, they are read with the package datasets: pip install "pyloss[hub]"'
+            f"{missing}; if {meant}, they are read with the package datasets: "
+            'pip install "pyloss[hub]"'
         ) from e
     log.info("Loading the Hugging Face dataset %s", name)
     try:
@@ -412,10 +439,12 @@ def _from_hub(name: str, **options: Any) -> Any:
             # The library's own text says no more than that it failed.
             reason = said(e.__cause__ if isinstance(e.__cause__, Exception) else e)
             raise ValueError(
-                f"{name}: there is {_NO_SPLITS}, and as data in the hub's layout it fails: {reason:.300}"
+                f"{name}: there is {_NO_SPLITS}, and as data in the hub's layout it fails: "
+                f"{reason:.300}"
             ) from e
         raise ValueError(
-            f"no folder {name!r} with usable data, and no such dataset from the Hugging Face hub: {e}"
+            f"no folder {name!r} with usable data, and no such dataset from the Hugging Face "
+            f"hub: {e}"
         ) from e
 
 
@@ -434,15 +463,17 @@ def load_dataset(
 ) -> tuple[Any, Any, Any]:
     """`(train, valid, test)`, each a dataset or `[]`.
 
-    `args` is a folder with `train.jsonl` (and `valid.jsonl`, `test.jsonl`), a folder in the hub's layout, the hub's name of
-    a dataset, or mlx-lm's namespace with `data` or `hf_dataset`; keywords go before what the namespace says.
-    `train=True` (the default) needs training data, `test=True` test data. Raises `ValueError` for missing or unusable
-    data, `FormatError` for a line that is not JSON, `ImportError` where the hub's package is needed and missing.
+    `args` is a folder with `train.jsonl` (and `valid.jsonl`, `test.jsonl`), a folder in the hub's
+    layout, the hub's name of a dataset, or mlx-lm's namespace with `data` or `hf_dataset`; keywords
+    go before what the namespace says. `train=True` (the default) needs training data, `test=True`
+    test data. Raises `ValueError` for missing or unusable data, `FormatError` for a line that is
+    not JSON, `ImportError` where the hub's package is needed and missing.
     """
     given = {k: v for k, v in locals().items() if k not in ("args", "tokenizer") and v is not None}
     if not isinstance(args, (str, Path)) and not hasattr(args, "__dict__"):
         raise TypeError(
-            f"data is {args!r:.80}, and must be a path, the hub's name of a dataset or a namespace with one"
+            f"data is {args!r:.80}, and must be a path, the hub's name of a dataset or a "
+            f"namespace with one"
         )
     fields = {"data": str(args)} if isinstance(args, (str, Path)) else dict(vars(args))
     config = SimpleNamespace(**{"train": True, "test": False, **fields, **given})
@@ -454,7 +485,8 @@ def load_dataset(
         if needed and len(split) == 0:
             place = getattr(config, "hf_dataset", None) or config.data
             raise ValueError(
-                f"no {name} data in {place!r}: {name}.jsonl (or the hub's split) is missing or empty"
+                f"no {name} data in {place!r}: {name}.jsonl (or the hub's split) is missing or "
+                f"empty"
             )
     if config.train and len(found[1]) == 0:
         log.warning("No validation data found: training goes on without validation.")

@@ -1,8 +1,9 @@
 """The training loop.
 
-An iteration is one batch; an update of the parameters comes after every `grad_accumulation_steps` of them. What a run
-consists of between two iterations is a `state.Checkpoint`, and it changes only inside `uninterrupted()` blocks:
-whenever Ctrl-C arrives, what is in memory is the state of a whole number of iterations.
+An iteration is one batch; an update of the parameters comes after every `grad_accumulation_steps`
+of them. What a run consists of between two iterations is a `state.Checkpoint`, and it changes only
+inside `uninterrupted()` blocks: whenever Ctrl-C arrives, what is in memory is the state of a whole
+number of iterations.
 """
 
 from __future__ import annotations
@@ -56,13 +57,16 @@ __all__ = [
 
 
 def grad_checkpoint(layer: Any) -> None:
-    """As mlx-lm's: a model with this decoder layer computes its layers again for the backward pass, and keeps less meanwhile.
+    """As mlx-lm's: a model with this decoder layer computes its layers again for the backward pass,
+    and keeps less meanwhile.
 
-    `TrainingArgs(grad_checkpoint=True)` and `model.set_grad_checkpoint()` do the same. TypeError for another object.
+    `TrainingArgs(grad_checkpoint=True)` and `model.set_grad_checkpoint()` do the same. TypeError
+    for another object.
     """
     if not hasattr(layer, "recomputed"):
         raise TypeError(
-            f"grad_checkpoint takes a decoder layer, such as model.layers[0], not a {type(layer).__name__}"
+            f"grad_checkpoint takes a decoder layer, such as model.layers[0], not a "
+            f"{type(layer).__name__}"
         )
     layer.recomputed = True
 
@@ -79,19 +83,22 @@ def train(
 ) -> TrainingResult:
     """Train the model's trainable parameters and save them; see `state.py` for the files.
 
-    The folder of `args.adapter_file` is locked meanwhile. A fresh run moves the files of an earlier one there into a folder
-    `previous-N` first, or with `args.overwrite` removes them; a resumed one goes on with them. Without iterations nothing is
-    written.
+    The folder of `args.adapter_file` is locked meanwhile. A fresh run moves the files of an earlier
+    one there into a folder `previous-N` first, or with `args.overwrite` removes them; a resumed one
+    goes on with them. Without iterations nothing is written.
 
-    `loss(model, batch, lengths)` gives `(loss, ntoks)` or a scalar; `iterate_batches` is called as mlx-lm calls it and
-    yields what `loss` takes after the model. Validation comes at the start, every `steps_per_eval` iterations (0:
-    not in between) and at the end. With `keep_best` the run ends with the adapter of the lowest validation loss, in the model
-    and in `adapters.safetensors`; a resumed run goes on from the last one all the same.
+    `loss(model, batch, lengths)` gives `(loss, ntoks)` or a scalar; `iterate_batches` is called as
+    mlx-lm calls it and yields what `loss` takes after the model. Validation comes at the start,
+    every `steps_per_eval` iterations (0: not in between) and at the end. With `keep_best` the run
+    ends with the adapter of the lowest validation loss, in the model and in `adapters.safetensors`;
+    a resumed run goes on from the last one all the same.
 
-    Ctrl-C saves and raises KeyboardInterrupt saying where. A loss or gradient that is not finite raises
-    FloatingPointError before the parameters are touched. ValueError: unusable data or arguments, or a state to resume
-    that is another run's or over another base. FormatError: a damaged state. OSError: files that cannot be written;
-    BlockingIOError names the process that trains there.
+    Ctrl-C saves and raises KeyboardInterrupt saying where. A loss or gradient that is not finite
+    raises
+    FloatingPointError before the parameters are touched. ValueError: unusable data or arguments, or
+        a state to resume
+    that is another run's or over another base. FormatError: a damaged state. OSError: files that
+    cannot be written; BlockingIOError names the process that trains there.
     """
     args = args or TrainingArgs()
     with matmul_precision(args.matmul_precision):
@@ -118,7 +125,8 @@ class _Run:
         self.parameters: dict[str, np.ndarray] = model.trainable_parameters()
         if not self.parameters:
             raise ValueError(
-                "the model has no trainable parameters: call linear_to_lora_layers or unfreeze() first"
+                "the model has no trainable parameters: call linear_to_lora_layers or "
+                "unfreeze() first"
             )
         # not every model that has what training needs of one
         adapted = isinstance(model, nn.Module)
@@ -127,7 +135,8 @@ class _Run:
         if args.loraplus_lr_ratio != 1:
             if not any(name.endswith("lora_b") for name in self.parameters):
                 raise ValueError(
-                    "loraplus_lr_ratio multiplies the learning rate of lora_b; the model trains no such parameter"
+                    "loraplus_lr_ratio multiplies the learning rate of lora_b; the model "
+                    "trains no such parameter"
                 )
             optimizer.rate_scales = optimizer.rate_scales | {"lora_b": args.loraplus_lr_ratio}
         if train_dataset is None or (hasattr(train_dataset, "__len__") and not len(train_dataset)):
@@ -155,7 +164,7 @@ class _Run:
         self.reporters: list[TrainingCallback] = []
         self.display: ProgressReporter | None = None
 
-    # the run ----------------------------------------------------------------------------------------------------
+    # ---- the run
 
     def run(self, callback: TrainingCallback | None) -> TrainingResult:
         with ExitStack() as held:
@@ -191,7 +200,8 @@ class _Run:
         )
 
     def start(self, held: ExitStack) -> list[str]:
-        """Begin afresh or take over a checkpoint; nothing is written before all that can be refused was checked.
+        """Begin afresh or take over a checkpoint; nothing is written before all that can be refused
+        was checked.
 
         The lock of the folder goes into `held`.
         """
@@ -257,8 +267,10 @@ class _Run:
         checkpoints.check_arrays(self.parameters | self.fixed, saved.model, "the run to resume")
         if saved.base is not None and self.base is not None and saved.base != self.base:
             raise ValueError(
-                "the run to resume was over another base model: its weights are not those of this one, though the shapes agree; "
-                "give the model that it began with, or start a new run from its adapter (--resume-adapter-file)"
+                "the run to resume was over another base model: its weights are not those of "
+                "this one, though the shapes agree; "
+                "give the model that it began with, or start a new run from its adapter "
+                "(--resume-adapter-file)"
             )
         try:
             checkpoints.check_arrays(
@@ -282,7 +294,9 @@ class _Run:
         ]
 
     def restore_place(self, saved: Checkpoint) -> None:
-        """Bring the batches to where the run stopped: by their state, or by taking as many of them."""
+        """Bring the batches to where the run stopped: by their state, or by taking as many of
+        them.
+        """
         if saved.batches is not None and hasattr(self.batches, "set_state"):
             self.batches.set_state(saved.batches)
             return
@@ -292,7 +306,8 @@ class _Run:
                 next(self.batches)
             except StopIteration:
                 raise ValueError(
-                    f"the run to resume had {saved.progress.iteration} batches, and here are {taken} in all"
+                    f"the run to resume had {saved.progress.iteration} batches, and here are "
+                    f"{taken} in all"
                 ) from None
 
     def settings(self) -> dict[str, Any]:
@@ -337,7 +352,8 @@ class _Run:
         args = self.args
         while True:
             done = self.progress.iteration
-            # All that is due after iteration `done`, in this order, also when a resumed run begins here.
+            # All that is due after iteration `done`, in this order, also when a resumed run begins
+            # here.
             if done % args.steps_per_report == 0:
                 self.report()
             if not done or (args.steps_per_eval and done % args.steps_per_eval == 0):
@@ -346,7 +362,8 @@ class _Run:
                 self.save()
             if args.patience is not None and self.progress.not_improved >= args.patience:
                 self.say(
-                    f"stopped: {counted(self.progress.not_improved, 'validation')} in a row without a lower loss"
+                    f"stopped: {counted(self.progress.not_improved, 'validation')} in a row "
+                    f"without a lower loss"
                 )
                 return True
             if done >= args.iters:
@@ -386,7 +403,9 @@ class _Run:
             self.display.advance(value)
 
     def accumulate(self, grads: Mapping[str, Any], weight: float) -> None:
-        """Add `weight` times the gradients, so that every target token counts the same in whichever batch it is."""
+        """Add `weight` times the gradients, so that every target token counts the same in whichever
+        batch it is.
+        """
         if self.args.grad_accumulation_steps == 1:
             self.accumulated = dict(grads)
             return
@@ -414,15 +433,19 @@ class _Run:
     def not_finite(self, what: str, iteration: int) -> str:
         saved = "" if self.saved_at is None else f"; the last good state is in {self.saved_at}"
         return (
-            f"iteration {iteration}: {what}; the parameters are those of iteration {iteration - 1}{saved}. "
+            f"iteration {iteration}: {what}; the parameters are those of iteration "
+            f"{iteration - 1}{saved}. "
             "A lower learning rate, warm-up or max_grad_norm may help"
         )
 
     def finish(self) -> None:
-        """Save the last state, apply the gradients left over, validate, and choose the adapter to end with.
+        """Save the last state, apply the gradients left over, validate, and choose the adapter to
+        end with.
 
-        The state is saved before all that is only done because the run ends here: resumed with more iterations, it then
-        trains as a run with as many from the start would have. Only the best adapter is put in later: a resumed run must
+        The state is saved before all that is only done because the run ends here: resumed with more
+            iterations, it then
+        trains as a run with as many from the start would have. Only the best adapter is put in
+            later: a resumed run must
         not replace it by a worse one.
         """
         p = self.progress
@@ -446,7 +469,8 @@ class _Run:
             with uninterrupted():
                 checkpoints.restore_arrays(self.parameters, self.best, "the best adapter")
             self.say(
-                f"kept the adapter of iteration {p.best_iteration}, val loss {p.best_loss:.4f} (the lowest)"
+                f"kept the adapter of iteration {p.best_iteration}, val loss {p.best_loss:.4f} "
+                f"(the lowest)"
             )
             if self.folder is not None:
                 write_safetensors(self.folder / numbered(p.iteration), self.on_disk(last))
@@ -457,7 +481,7 @@ class _Run:
             self.save_adapter()
             self.say(f"saved the adapter to {self.file}")
 
-    # reports ----------------------------------------------------------------------------------------------------
+    # ---- reports
 
     def say(self, text: str) -> None:
         if self.display is not None:
@@ -518,10 +542,12 @@ class _Run:
         for reporter in self.reporters:
             reporter.on_val_loss_report(dict(info))
 
-    # saves ------------------------------------------------------------------------------------------------------
+    # ---- saves
 
     def mark(self) -> None:
-        """Note random state and place in the data as they are between two iterations; what is saved is this."""
+        """Note random state and place in the data as they are between two iterations; what is saved
+        is this.
+        """
         batches = self.batches.state() if hasattr(self.batches, "state") else None
         self.marked = (pyloss.random.state(), batches)
 
@@ -547,7 +573,9 @@ class _Run:
         self.saved_at = path
 
     def remember_best(self) -> None:
-        """Put the best adapter, which the last validation found, into the state that is saved already."""
+        """Put the best adapter, which the last validation found, into the state that is saved
+        already.
+        """
         if self.saved_at is None or not self.args.keep_best:
             return
         saved = checkpoints.load_checkpoint(self.saved_at)
@@ -564,7 +592,9 @@ class _Run:
         write_safetensors(self.file, self.on_disk(self.parameters))
 
     def save(self) -> None:
-        """A periodic save: the state first, so that what can be resumed is never behind the adapter beside it."""
+        """A periodic save: the state first, so that what can be resumed is never behind the adapter
+        beside it.
+        """
         if self.folder is None:
             return
         self.save_state()
@@ -573,17 +603,24 @@ class _Run:
             self.folder / numbered(self.progress.iteration), self.on_disk(self.parameters)
         )
         self.say(
-            f"iteration {self.progress.iteration}: saved {self.folder / numbered(self.progress.iteration)}"
+            f"iteration {self.progress.iteration}: saved "
+            f"{self.folder / numbered(self.progress.iteration)}"
         )
 
     def interrupted(self) -> str:
         """Save after Ctrl-C, and say where."""
         done = self.progress.iteration
         if self.folder is None:
-            return f"interrupted after iteration {done}; nothing is saved (adapter_file is None, or no iterations)"
+            return (
+                f"interrupted after iteration {done}; "
+                "nothing is saved (adapter_file is None, or no iterations)"
+            )
         # else the state is saved, and what is in memory is no longer the last iteration's
         if not self.ending:
             self.save_state()
             if done:
                 self.save_adapter()
-        return f"interrupted after iteration {done}: saved to {self.folder}; resume=True (--resume) continues from there"
+        return (
+            f"interrupted after iteration {done}: saved to {self.folder}; "
+            "resume=True (--resume) continues from there"
+        )

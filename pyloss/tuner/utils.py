@@ -71,12 +71,13 @@ def add_adapters(model: Any, kind: str, num_layers: int, config: Mapping[str, An
 
 
 def load_adapters(model: Any, adapter_path: str | os.PathLike[str]) -> Any:
-    """Puts the adapter in the folder `adapter_path` (mlx-lm's or PEFT's layout) over the model's layers, trainable.
+    """Puts the adapter in the folder `adapter_path` (mlx-lm's or PEFT's layout) over the model's
+    layers, trainable.
 
-    `adapter_path` may also be a file beside an adapter_config.json, such as `adapters/0000100_adapters.safetensors`.
-    An adapter of full fine-tuning (mlx-lm's layout) replaces weights; see `full.load_full`.
-    Raises ValueError listing every name and shape that does not fit, with the model left as it was; and as
-    `adapters.read_adapter`.
+    `adapter_path` may also be a file beside an adapter_config.json, such as
+    `adapters/0000100_adapters.safetensors`. An adapter of full fine-tuning (mlx-lm's layout)
+    replaces weights; see `full.load_full`. Raises ValueError listing every name and shape that does
+    not fit, with the model left as it was; and as `adapters.read_adapter`.
     """
     place, name = adapter_place(adapter_path)
     if (place / CONFIG_FILE).is_file() and is_full(config := read_json(place / CONFIG_FILE)):
@@ -106,7 +107,8 @@ def print_trainable_parameters(model: Module) -> None:
     """Prints how many numbers of the model are trained."""
     trained, total = count_parameters(model)
     out(
-        f"Trainable parameters: {trained / max(total, 1):.3%} ({trained / 1e6:.3f}M/{total / 1e6:.3f}M)"
+        f"Trainable parameters: {trained / max(total, 1):.3%} "
+        f"({trained / 1e6:.3f}M/{total / 1e6:.3f}M)"
     )
 
 

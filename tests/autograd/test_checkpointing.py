@@ -1,4 +1,6 @@
-"""Checkpoints and sums in parts: the bits and the random numbers of what they stand for, in less memory."""
+"""Checkpoints and sums in parts: the bits and the random numbers of what they stand for, in less
+memory.
+"""
 
 import numpy as np
 import pytest
@@ -99,7 +101,9 @@ def test_a_checkpoint_of_an_argument_and_of_what_it_closes_over(rng):
 
 
 def test_a_gradient_that_reaches_a_parameter_twice_through_checkpoints():
-    """ops.add hands on one and the same array to both of its inputs, which must not be taken for added already."""
+    """ops.add hands on one and the same array to both of its inputs, which must not be taken for
+    added already.
+    """
     model = Scale(np.ones(3, np.float32))
     x = np.ones(3, np.float32)
 
@@ -228,7 +232,9 @@ def test_parts_are_computed_once_for_value_and_gradient(read):
 
 
 def test_parts_meet_the_same_random_numbers_forward_and_back(rng):
-    """The value that is read first, without a gradient, is that of the gradient; and what follows draws others."""
+    """The value that is read first, without a gradient, is that of the gradient; and what follows
+    draws others.
+    """
     stack, x = Stack(rng, 0.4), rng.standard_normal((3, 5, 7)).astype(np.float32)
     read, drawn, results = [], [], []
     for reads in (True, False):

@@ -1,4 +1,6 @@
-"""The tape: what value_and_grad takes and gives, every operator of Tensor, nesting, threads and memory."""
+"""The tape: what value_and_grad takes and gives, every operator of Tensor, nesting, threads and
+memory.
+"""
 
 import gc
 import threading
@@ -200,7 +202,8 @@ def test_operators_against_differences(rng, name, left, right):
     np.testing.assert_allclose(
         db, numeric(lambda b: (f(a, b) * upstream).sum(), b), atol=1e-8, rtol=1e-6
     )
-    # One side traced, the other an array, in either order: NumPy must leave ndarray + Tensor to the Tensor.
+    # One side traced, the other an array, in either order: NumPy must leave ndarray + Tensor to the
+    # Tensor.
     np.testing.assert_array_equal(grad(lambda t: (f(t, b) * upstream).sum())(a), da)
     np.testing.assert_array_equal(grad(lambda t: (upstream * f(a, t)).sum())(b), db)
 
@@ -362,7 +365,9 @@ def test_cheap_values_are_computed_again_and_not_kept(rng):
 
 
 def test_a_chain_of_cheap_values_is_computed_again(rng):
-    """swiglu of two norms, given to a product whose weight is trained: nothing of the chain is kept, and everything is right."""
+    """swiglu of two norms, given to a product whose weight is trained: nothing of the chain is
+    kept, and everything is right.
+    """
     x, w = rng.standard_normal((32, 96)), rng.standard_normal((4, 96))
 
     def norm(x):

@@ -1,4 +1,6 @@
-"""What `fuse`, `export`, `convert` and `eval` refuse before anything is written, and what they say they did."""
+"""What `fuse`, `export`, `convert` and `eval` refuse before anything is written, and what they say
+they did.
+"""
 
 import sys
 

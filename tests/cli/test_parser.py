@@ -1,4 +1,6 @@
-"""The command line over a tiny model: what the commands do with their flags, and every error as one line and a code."""
+"""The command line over a tiny model: what the commands do with their flags, and every error as one
+line and a code.
+"""
 
 import json
 import logging
@@ -55,7 +57,9 @@ class Model(Tiny):
 
 @pytest.fixture
 def world(monkeypatch, tmp_path):
-    """The parts of the library that the commands call, replaced by small ones that note how they were called."""
+    """The parts of the library that the commands call, replaced by small ones that note how they
+    were called.
+    """
     seen = types.SimpleNamespace(
         model=None, loaded=[], lora=None, dora=None, adapters=None, generated=None
     )
@@ -321,7 +325,9 @@ def test_train_and_test_of_a_file_that_only_tests(world, capsys):
 
 
 def test_a_test_alone_touches_no_adapter(world, capsys):
-    """The command of mlx-lm's page on evaluating an adapter, and a file that says test: true alone."""
+    """The command of mlx-lm's page on evaluating an adapter, and a file that says test: true
+    alone.
+    """
     assert main(TRAIN) == 0 and capsys.readouterr().err
     before = {path: path.read_bytes() for path in Path("adapters").rglob("*") if path.is_file()}
     Path("test.yaml").write_text("data: data\ntest: true\n")

@@ -1,4 +1,6 @@
-"""What a user of the command line has: a tiny model's folder, data, and an adapter; and a process that runs a command."""
+"""What a user of the command line has: a tiny model's folder, data, and an adapter; and a process
+that runs a command.
+"""
 
 import json
 import os
@@ -48,7 +50,9 @@ TRAIN = [
 
 
 def command(*argv, redirect="", cwd=None, **environment):
-    """Run `pyloss ARGV` in a process of its own, its streams redirected as a shell does it. Gives the finished process."""
+    """Run `pyloss ARGV` in a process of its own, its streams redirected as a shell does it. Gives
+    the finished process.
+    """
     where = {
         "PYTHONPATH": str(Path(pyloss.__file__).parents[1]),
         "PATH": os.environ["PATH"],

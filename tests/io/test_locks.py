@@ -1,4 +1,6 @@
-"""Locks of folders: who holds one is named, dead processes hold none, and what they left is swept."""
+"""Locks of folders: who holds one is named, dead processes hold none, and what they left is
+swept.
+"""
 
 import errno
 import json

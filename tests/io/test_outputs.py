@@ -1,4 +1,6 @@
-"""What is set aside: whole sets, under their own names, one folder for each time, and back again where writing fails."""
+"""What is set aside: whole sets, under their own names, one folder for each time, and back again
+where writing fails.
+"""
 
 import logging
 import os

@@ -1,4 +1,6 @@
-"""One way in for every path: the home of the user, and names that are not UTF-8, wherever a path is given."""
+"""One way in for every path: the home of the user, and names that are not UTF-8, wherever a path is
+given.
+"""
 
 import json
 import os

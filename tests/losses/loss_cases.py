@@ -1,4 +1,6 @@
-"""What the tests of the losses iterate over: the losses with their arguments, types with their tolerances, layouts."""
+"""What the tests of the losses iterate over: the losses with their arguments, types with their
+tolerances, layouts.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -27,7 +29,9 @@ def _targets(rng, shape):
 
 @dataclass(frozen=True)
 class Loss:
-    """A loss with options: a function of `logits` arrays of one shape and of what `other` makes for that shape."""
+    """A loss with options: a function of `logits` arrays of one shape and of what `other` makes for
+    that shape.
+    """
 
     name: str
     logits: int = 1
@@ -116,7 +120,9 @@ def result_type(dtype):
 
 
 def tolerance(dtype):
-    """The relative error allowed to what is computed for logits of this type, whatever the number of classes."""
+    """The relative error allowed to what is computed for logits of this type, whatever the number
+    of classes.
+    """
     return 1e-12 if result_type(dtype) == np.float64 else 16 * float(np.finfo(np.float32).eps)
 
 
@@ -128,14 +134,18 @@ def assert_value(loss, got, want, dtype, scale=1.0):
 
 
 def assert_loss(got, want, dtype, scale=1.0):
-    """Losses of the type that belongs to logits of `dtype`, within its tolerance of themselves and of `scale`."""
+    """Losses of the type that belongs to logits of `dtype`, within its tolerance of themselves and
+    of `scale`.
+    """
     got = np.asarray(got)
     assert got.dtype == result_type(dtype) and got.shape == np.shape(want)
     np.testing.assert_allclose(got, want, rtol=tolerance(dtype), atol=tolerance(dtype) * scale)
 
 
 def assert_gradient(got, want, dtype, scale=1.0):
-    """Gradients of logits of `dtype`: of that type, right to its last digit, to the tolerance of the row's largest or `scale`."""
+    """Gradients of logits of `dtype`: of that type, right to its last digit, to the tolerance of
+    the row's largest or `scale`.
+    """
     assert got.dtype == dtype and got.shape == want.shape
     info = ml_dtypes.finfo(np.dtype(dtype).newbyteorder("="))
     rounding = 0.51 * float(info.eps) if info.bits == 16 else 0.0

@@ -1,9 +1,10 @@
 """The losses in float64 NumPy, each written from its definition, with the gradients of its logits.
 
-A formula has the name and the arguments of pyloss's function and gives `(loss, gradients)`: every row's loss, weighted, and for
-each logits argument the gradient of `(upstream * loss).sum()`. `reduced` says what a `reduction` makes of them.
-Everything happens in the logarithm, so that no exponential leaves its range; -inf logits are masked vocabulary: their probability
-is 0, and 0 log 0 is 0.
+A formula has the name and the arguments of pyloss's function and gives `(loss, gradients)`: every
+row's loss, weighted, and for each logits argument the gradient of `(upstream * loss).sum()`.
+`reduced` says what a `reduction` makes of them. Everything happens in the logarithm, so that no
+exponential leaves its range; -inf logits are masked vocabulary: their probability is 0, and 0 log 0
+is 0.
 """
 
 import inspect
@@ -31,7 +32,9 @@ def _logsumexp(x):
 
 @_quiet
 def log_softmax(x):
-    """log of the probabilities; NaN in a row where nothing is left of the vocabulary, or that holds NaN or +inf."""
+    """log of the probabilities; NaN in a row where nothing is left of the vocabulary, or that holds
+    NaN or +inf.
+    """
     x = _f64(x)
     # small numbers keep more digits
     x = x - x.max(-1, keepdims=True, initial=np.finfo(np.float64).min)
@@ -44,7 +47,9 @@ def _times(weight, x):
 
 
 def _rows(weights, upstream, shape, counted=True):
-    """The weight of each row in its loss, and in the gradients: a row that does not count gives 0, whatever it holds."""
+    """The weight of each row in its loss, and in the gradients: a row that does not count gives 0,
+    whatever it holds.
+    """
     weight = np.where(counted, 1.0 if weights is None else _f64(weights), 0.0) * np.ones(shape)
     return weight, weight * (1.0 if upstream is None else _f64(upstream))
 
@@ -65,11 +70,14 @@ def _onehot(labels, v):
 
 
 def _label_loss(log_s, labels):
-    """-log of the label's share, given log s of every class: log(1 + others / own), which keeps its digits when it is small."""
+    """-log of the label's share, given log s of every class: log(1 + others / own), which keeps its
+    digits when it is small.
+    """
     own = _at(log_s, labels)
     others = np.where(_onehot(labels, log_s.shape[-1]) > 0, -np.inf, log_s - own[..., None])
     loss = np.logaddexp(0, _logsumexp(others)[..., 0])
-    # A label that is masked costs infinitely much, and where the row holds nothing else its share is 0/0.
+    # A label that is masked costs infinitely much, and where the row holds nothing else its share
+    # is 0/0.
     bad = np.isnan(log_s).any(-1) | (log_s == np.inf).any(-1) | (log_s == -np.inf).all(-1)
     return np.where(bad, np.nan, np.where(own == -np.inf, np.inf, loss))
 
@@ -93,7 +101,8 @@ def softmax_cross_entropy(
         inner = np.where(masked, 0.0, 1 - np.tanh(x / softcap) ** 2)
         x = np.where(masked, -np.inf, softcap * np.tanh(x / softcap))
     log_p, lse = log_softmax(x), _logsumexp(x)[..., 0]
-    # The label gets 1 - label_smoothing, and label_smoothing is spread over the classes that are not masked.
+    # The label gets 1 - label_smoothing, and label_smoothing is spread over the classes that are
+    # not masked.
     smooth = label_smoothing * np.where(
         masked, 0.0, 1 / np.maximum((~masked).sum(-1, keepdims=True), 1)
     )
@@ -117,7 +126,8 @@ def focal_loss(
     cost = _label_loss(x, labels)  # -log p
     p, rest = np.exp(-cost), -np.expm1(-cost)
     loss = alpha * rest**gamma * cost
-    # d loss / d log p; the second term is p log p (1 - p)^(gamma - 1), which goes to 0 with 1 - p as (1 - p)^gamma does.
+    # d loss / d log p; the second term is p log p (1 - p)^(gamma - 1), which goes to 0 with 1 - p
+    # as (1 - p)^gamma does.
     bend = np.where((rest == 0) | (p == 0), 0.0, gamma * p * cost * rest ** (gamma - 1))
     slope = -alpha * (rest**gamma + bend)
     weight, scale = _rows(weights, upstream, loss.shape, counted)
@@ -214,7 +224,8 @@ def binary_cross_entropy_with_logits(logits, targets, *, weights=None, upstream=
 
 
 def reduced(name, arguments, options, reduction="none", upstream=1.0):
-    """(result, gradients) of the formula `name` under a reduction; `upstream` has the shape of the result.
+    """(result, gradients) of the formula `name` under a reduction; `upstream` has the shape of the
+    result.
 
     "mean" divides by the weights of the rows that count, and is 0 where none does.
     """

@@ -1,4 +1,6 @@
-"""The ACT loss head against HRM's formulas in float64: values, metrics, gradients, padding rows, targets, and every error."""
+"""The ACT loss head against HRM's formulas in float64: values, metrics, gradients, padding rows,
+targets, and every error.
+"""
 
 import dataclasses
 
@@ -105,7 +107,9 @@ def bootstrapped(halt, go_on, last=False):
 
 
 class Case:
-    """Six sequences: one predicted right, one that pads the batch, one with some labels; two of them have halted."""
+    """Six sequences: one predicted right, one that pads the batch, one with some labels; two of
+    them have halted.
+    """
 
     def __init__(self, kind="stablemax_cross_entropy", padded="reference", target="none", seed=1):
         rng = np.random.default_rng(seed)
@@ -372,7 +376,9 @@ class Thinker(nn.Module):
 
 
 def test_a_module_trains_and_the_next_step_is_a_constant():
-    """The target of a model's own next step has no gradient: it equals that of the same target given as a number."""
+    """The target of a model's own next step has no gradient: it equals that of the same target
+    given as a number.
+    """
     pyloss.random.seed(3)
     model, case = Thinker(), Case()
     state = np.random.default_rng(0).standard_normal((B * T, 4)).astype(np.float32)
@@ -492,7 +498,9 @@ def test_labels_must_be_integers():
 
 @pytest.mark.parametrize("dtype", ["i1", "i2", ">i4", "u1", "u8"])
 def test_labels_of_every_integer_type(dtype):
-    """Loss and metrics of int64 labels; unsigned ones have no -100, so all of them are valid. A function gets int64."""
+    """Loss and metrics of int64 labels; unsigned ones have no -100, so all of them are valid. A
+    function gets int64.
+    """
     case = Case(padded="ignore")
     labels = case.carry.current_data["labels"]
     if np.dtype(dtype).kind == "u":

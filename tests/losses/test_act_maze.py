@@ -1,4 +1,6 @@
-"""The example of the ACT head: its mazes are what they say, and a little training lowers the loss in both ways of halting."""
+"""The example of the ACT head: its mazes are what they say, and a little training lowers the loss
+in both ways of halting.
+"""
 
 import collections
 import importlib.util

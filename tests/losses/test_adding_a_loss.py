@@ -1,4 +1,6 @@
-"""docs/adding_a_loss.md, done as it says in a copy of the project: the loss builds, and the tests of the losses take it in."""
+"""docs/adding_a_loss.md, done as it says in a copy of the project: the loss builds, and the tests
+of the losses take it in.
+"""
 
 import os
 import re

@@ -1,4 +1,6 @@
-"""What the losses refuse, each with an error that names the argument, what it was and what it may be; and `out=`."""
+"""What the losses refuse, each with an error that names the argument, what it was and what it may
+be; and `out=`.
+"""
 
 import ml_dtypes
 import numpy as np

@@ -1,4 +1,6 @@
-"""How losses run: one call of the core for loss and gradient, the same bits on any threads, instruction sets, huge arrays."""
+"""How losses run: one call of the core for loss and gradient, the same bits on any threads,
+instruction sets, huge arrays.
+"""
 
 import threading
 
@@ -48,7 +50,9 @@ def calls():
 )
 @pytest.mark.parametrize("loss", [*LOSSES, BCE], ids=str)
 def test_loss_and_gradient_are_one_call(rng, loss, calls, f):
-    """When the gradient of the result is known beforehand; and the value is the one that a call alone gives."""
+    """When the gradient of the result is known beforehand; and the value is the one that a call
+    alone gives.
+    """
     arguments = loss.arguments(rng, (4, 9))
     logits, other = arguments[: loss.logits], arguments[loss.logits :]
     calls()
@@ -160,7 +164,9 @@ ROWS, V = 32_800, 65_536  # rows V > 2^31
 
 
 def two_rows_seen_many_times(rng):
-    """Logits [ROWS, V] in the memory of two rows, and labels for the first and the last few alone: the others cost no time."""
+    """Logits [ROWS, V] in the memory of two rows, and labels for the first and the last few alone:
+    the others cost no time.
+    """
     rows = rng.standard_normal((2, V)).astype(np.float16)
     logits = np.lib.stride_tricks.as_strided(rows, (2, ROWS // 2, V), (rows.strides[0], 0, 2))
     labels = np.full((2, ROWS // 2), IGNORE)
@@ -202,7 +208,9 @@ def test_more_than_2_31_elements_of_a_gradient(rng):
     reason="needs 12 GB of free memory: 4.3 of logits and 4.3 of gradients",
 )
 def test_more_than_2_31_classes(rng):
-    """One row. All logits are 0 but the first and the last, which are certain enough to hold half of the probability each."""
+    """One row. All logits are 0 but the first and the last, which are certain enough to hold half
+    of the probability each.
+    """
     v = 2**31 + 64
     logits = np.zeros((1, v), np.float16)
     logits[0, [0, -1]] = 30  # e^30 is 5,000 times v

@@ -1,4 +1,6 @@
-"""The losses of hidden states under an output head, against the unfused formulas in float64: values, gradients, errors."""
+"""The losses of hidden states under an output head, against the unfused formulas in float64:
+values, gradients, errors.
+"""
 
 import ml_dtypes
 import numpy as np
@@ -50,7 +52,9 @@ def many_parts(monkeypatch):
 
 
 def case(rng, name, shape=(2, 3), v=7, d=5, e=6):
-    """(arguments that have gradients, the others) of a loss of hidden states [*shape, d]; the teacher's are [*shape, e]."""
+    """(arguments that have gradients, the others) of a loss of hidden states [*shape, d]; the
+    teacher's are [*shape, e].
+    """
     hidden, weight = rng.standard_normal((*shape, d)), rng.standard_normal((v, d))
     if name == "linear_cross_entropy":
         labels = np.where(rng.uniform(size=shape) < 0.25, IGNORE, rng.integers(0, v, shape))
@@ -452,7 +456,9 @@ def test_a_row_without_upstream_gradient_still_has_its_loss(rng, name):
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("filtered", [2.0**-12, 0.03])
 def test_filtered_gradients(rng, monkeypatch, many_parts, name, reduction, filtered):
-    """Those of the classes that a row of the part has above the filter, whatever the reduction and the weights scale them by."""
+    """Those of the classes that a row of the part has above the filter, whatever the reduction and
+    the weights scale them by.
+    """
     monkeypatch.setattr(linear_losses, "FILTERED_COLUMNS", 5)
     arrays, others = case(rng, name, (20,), v=150, d=9, e=10)
     arrays = single([4 * a if i % 2 == 0 else a for i, a in enumerate(arrays)])

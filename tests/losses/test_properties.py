@@ -15,7 +15,9 @@ EPS = np.finfo(np.float64).eps
 
 @st.composite
 def cases(draw, rows=4):
-    """(generator, shape, scale): rows and classes around the widths of vectors, logits from equal to far apart."""
+    """(generator, shape, scale): rows and classes around the widths of vectors, logits from equal
+    to far apart.
+    """
     seed = draw(st.integers(0, 2**32 - 1))
     v = draw(st.sampled_from([1, 2, 3, 5, 8, 15, 16, 17, 31, 33, 64, 65, 257, 1030]))
     return (
@@ -46,7 +48,9 @@ def test_kl_is_not_negative_and_0_on_equal_rows(case):
 @settings(max_examples=60, deadline=None)
 @given(cases(), st.floats(0.01, 0.99), st.sampled_from([0.0, 0.3, 0.9]))
 def test_js_lies_between_0_and_ln2(case, beta, mask):
-    """Between 0 and the entropy of (beta, 1 - beta), which is at most ln 2; symmetric when both weigh the same."""
+    """Between 0 and the entropy of (beta, 1 - beta), which is at most ln 2; symmetric when both
+    weigh the same.
+    """
     q, p = pairs(case, mask)
     most = -(beta * np.log(beta) + (1 - beta) * np.log1p(-beta))
     loss = JS(q, p, beta=beta)
@@ -136,7 +140,9 @@ def test_a_row_alone_is_the_row_among_others(loss, case, dtype):
 @settings(max_examples=60, deadline=None)
 @given(cases())
 def test_shares_of_stablemax(case):
-    """They lie between 0 and 1, sum to 1, and grow with the logit; and binary cross entropy is never negative."""
+    """They lie between 0 and 1, sum to 1, and grow with the logit; and binary cross entropy is
+    never negative.
+    """
     rng, shape, scale = case
     x = scale * rng.standard_normal(shape)
     y = pyloss.stablemax(x)

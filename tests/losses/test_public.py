@@ -1,4 +1,6 @@
-"""The public losses: values, reductions, weights, ignored rows, gradients, types, and every error."""
+"""The public losses: values, reductions, weights, ignored rows, gradients, types, and every
+error.
+"""
 
 import itertools
 

@@ -1,4 +1,6 @@
-"""The rows that losses fail on elsewhere: extreme logits, masked vocabulary, equal and one-hot rows, NaN, long rows."""
+"""The rows that losses fail on elsewhere: extreme logits, masked vocabulary, equal and one-hot
+rows, NaN, long rows.
+"""
 
 import ml_dtypes
 import numpy as np
@@ -37,7 +39,9 @@ def dtype(request):
 
 
 def compare(loss, *arguments, **options):
-    """Loss and gradients are the formula's; a ratio of log probabilities is as exact as its size allows."""
+    """Loss and gradients are the formula's; a ratio of log probabilities is as exact as its size
+    allows.
+    """
     dtype = arguments[0].dtype
     want, slopes = loss.formula(*arguments, **options)
     got, gradients = loss.gradients(*arguments, **options)
@@ -75,7 +79,9 @@ def test_long_rows_keep_their_digits(rng, loss, dtype):
 @pytest.mark.parametrize("masked", ["q", "p", "both", "apart"])
 @pytest.mark.parametrize("loss", PAIRS, ids=str)
 def test_masked_vocabulary_of_divergences(rng, loss, dtype, masked, v):
-    """-inf is a probability of 0 in one, in the other, in both; whole blocks at the beginning and at the end too."""
+    """-inf is a probability of 0 in one, in the other, in both; whole blocks at the beginning and
+    at the end too.
+    """
     q, p = loss.arguments(rng, (5, v), dtype)
     mask = rng.uniform(size=(5, v)) < 0.5
     mask[1], mask[2], mask[3] = (
@@ -100,7 +106,8 @@ def test_masked_vocabulary_of_divergences(rng, loss, dtype, masked, v):
     assert_gradient(dq, slope_q, dtype)
     assert (dq[q == -np.inf].astype(np.float32) == 0).all() or not bounded
     if not bounded and masked in ("q", "apart"):
-        # The teacher wants what the student cannot say: infinite, and the student's gradient is still Q - P.
+        # The teacher wants what the student cannot say: infinite, and the student's gradient is
+        # still Q - P.
         assert np.isinf(want).any() and np.isfinite(dq.astype(np.float32)).all()
     else:
         assert_gradient(dp, slope_p, dtype, np.maximum(want, 1)[:, None])
@@ -113,7 +120,9 @@ def test_masked_vocabulary_of_divergences(rng, loss, dtype, masked, v):
 @pytest.mark.parametrize("v", [5, 64, 3001])
 @pytest.mark.parametrize("loss", CLASSES, ids=str)
 def test_masked_vocabulary_of_class_losses(rng, loss, dtype, v):
-    """A masked class has no gradient; a masked label costs infinitely much, with a finite gradient where there is one."""
+    """A masked class has no gradient; a masked label costs infinitely much, with a finite gradient
+    where there is one.
+    """
     x = (3 * rng.standard_normal((6, v))).astype(dtype)
     labels = np.array([1, 0, v - 1, v // 3, IGNORE, 3])
     x[0, ::2] = x[1, 1:] = x[2, :-1] = x[3, : v // 3] = x[4] = x[5, 3] = -np.inf
@@ -187,7 +196,9 @@ def test_focal_loss_of_a_certain_row_is_zero_and_flat(dtype):
 @pytest.mark.parametrize("v", [1, 7, 64, 3000])
 @pytest.mark.parametrize("loss", EVERY, ids=str)
 def test_a_row_that_has_no_loss_is_alone(rng, loss, dtype, v, bad):
-    """NaN (and +inf, where it is no probability) makes its own row NaN, wherever in the row it is; the others keep their bits."""
+    """NaN (and +inf, where it is no probability) makes its own row NaN, wherever in the row it is;
+    the others keep their bits.
+    """
     if bad == np.inf and (loss is BCE or "softcap" in loss.options or "stablemax" in loss.name):
         return
     arguments = loss.arguments(rng, (7, v), dtype)
@@ -241,7 +252,9 @@ def maps_are_right(x):
 
 
 def test_stablemax_where_its_pieces_meet(dtype):
-    """At exactly 1, -1 and 0, where autograd of the two branches divides by zero or picks the wrong one."""
+    """At exactly 1, -1 and 0, where autograd of the two branches divides by zero or picks the wrong
+    one.
+    """
     x = np.array([[1, -1, 0, 1], [-0.0, 0, 0, 0], [1, 1, 1, 1], [-1, -1, 2, 1]], dtype)
     for label in range(4):
         compare(Loss("stablemax_cross_entropy"), x, np.full(4, label))
@@ -259,7 +272,9 @@ def test_stablemax_needs_no_epsilon(dtype):
 
 
 def test_binary_cross_entropy_far_out(dtype):
-    """No overflow, and what is small keeps its digits: the loss of a right answer is e^-|x|, not 0."""
+    """No overflow, and what is small keeps its digits: the loss of a right answer is e^-|x|,
+    not 0.
+    """
     x = np.array([0, 1, -1, 30, -30, 80, -80, 1e4, -1e4, -np.inf, np.inf], dtype)
     for targets in (np.zeros(11), np.ones(11), np.full(11, 0.5)):
         want, (slope, _) = BCE.formula(x, targets)
@@ -297,11 +312,14 @@ def test_js_gradients_at_scale_20_are_finite_and_the_same_every_time(rng):
 @pytest.mark.parametrize("kind", [np.float32, np.float64])
 @pytest.mark.parametrize("loss", PLAIN, ids=str)
 def test_small_gradients_are_right_relatively(rng, loss, kind, v, scale):
-    """Every gradient, not just the large ones of its row: to what the rounding of the logits' differences leaves."""
+    """Every gradient, not just the large ones of its row: to what the rounding of the logits'
+    differences leaves.
+    """
     arguments = loss.arguments(rng, (2, v), kind, scale)
     want, slopes = loss.formula(*arguments)
     _, gradients = loss.gradients(*arguments)
-    # A divergence's gradient is a difference that may vanish: what it is a difference of counts there.
+    # A divergence's gradient is a difference that may vanish: what it is a difference of counts
+    # there.
     shares = (
         sum(np.exp(log_softmax(x)) for x in arguments[:2]) * (1 + want[:, None])
         if loss.logits == 2

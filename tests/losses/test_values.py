@@ -1,4 +1,6 @@
-"""Every loss against its float64 formula: types, layouts, reductions, options in pairs; gradients also by central differences."""
+"""Every loss against its float64 formula: types, layouts, reductions, options in pairs; gradients
+also by central differences.
+"""
 
 import itertools
 
@@ -152,7 +154,9 @@ def test_student_and_teacher_of_different_types(rng, name, types):
 @pytest.mark.parametrize("shape", [(6, 33), (2, 3, 130)], ids=str)
 @pytest.mark.parametrize("loss", EVERY, ids=str)
 def test_layouts_do_not_matter(rng, loss, dtype, shape):
-    """Whatever the strides, byte order and alignment of the logits: the bits of a C-contiguous copy, and nothing is altered."""
+    """Whatever the strides, byte order and alignment of the logits: the bits of a C-contiguous
+    copy, and nothing is altered.
+    """
     arguments = loss.arguments(rng, shape, dtype)
     logits, other = arguments[: loss.logits], arguments[loss.logits :]
     upstream = rng.standard_normal(loss.out_shape(shape)).astype(np.float32)
@@ -272,7 +276,9 @@ def test_divergence_options(rng, dtype, name, temperature, beta, weighted):
 
 
 def test_defaults_say_what_they_mean(rng):
-    """An option at its default changes nothing; focal loss without focus and without smoothing is cross entropy."""
+    """An option at its default changes nothing; focal loss without focus and without smoothing is
+    cross entropy.
+    """
     logits, labels = rng.standard_normal((6, 11)), some_labels(rng, (6, 11))
     plain = pyloss.softmax_cross_entropy(logits, labels)
     same = pyloss.softmax_cross_entropy(
@@ -327,7 +333,9 @@ def test_a_row_of_weight_zero_stays_out_whatever_it_holds(rng, loss, dtype, redu
 
 
 def test_bfloat16_is_not_rounded_on_the_way(rng):
-    """Half-precision logits are exact inputs of float32 arithmetic: the loss is that of the same numbers in float32."""
+    """Half-precision logits are exact inputs of float32 arithmetic: the loss is that of the same
+    numbers in float32.
+    """
     for dtype in (np.float16, ml_dtypes.bfloat16):
         for loss in EVERY:
             arguments = loss.arguments(rng, (3, 200), dtype)
@@ -363,7 +371,9 @@ def test_focal_loss_with_a_weight_for_every_class(rng, dtype):
 
 @pytest.mark.parametrize("shape", [(3, 5, 7), (2, 3, 5, 7), (5, 7)], ids=str)
 def test_accuracy(rng, dtype, shape):
-    """Without a softmax; a sequence without labels has none, and of equal logits the first is the answer."""
+    """Without a softmax; a sequence without labels has none, and of equal logits the first is the
+    answer.
+    """
     logits, labels = rng.integers(-3, 3, shape).astype(dtype), some_labels(rng, shape)
     labels[..., :2] = np.argmax(logits[..., :2, :], axis=-1)
     labels.reshape(-1, shape[-2])[-1] = IGNORE

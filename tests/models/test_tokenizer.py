@@ -1,4 +1,6 @@
-"""Tokenizers from GGUF metadata and folders: ids, text, special tokens, streams, chat templates, and damage."""
+"""Tokenizers from GGUF metadata and folders: ids, text, special tokens, streams, chat templates,
+and damage.
+"""
 
 import importlib.util
 import json

@@ -1,4 +1,6 @@
-"""A random Llama small enough for NumPy: written as a Hugging Face folder or as GGUF, and computed in float64."""
+"""A random Llama small enough for NumPy: written as a Hugging Face folder or as GGUF, and computed
+in float64.
+"""
 
 import json
 
@@ -63,7 +65,9 @@ def tensors(c, seed=0):
 
 
 def write_folder(folder, seed=0, dtype="f32", change=None, **options):
-    """config.json and model.safetensors in `folder`; gives (config, arrays as stored). `change` may alter the arrays first."""
+    """config.json and model.safetensors in `folder`; gives (config, arrays as stored). `change` may
+    alter the arrays first.
+    """
     c = config(**options)
     arrays = {name: array.astype(TYPES[dtype]) for name, array in tensors(c, seed).items()}
     if change:
@@ -96,7 +100,9 @@ def interleaved(array, head_dim):
 
 
 def write_gguf(path, seed=0, format="F32", **options):
-    """The same model as a GGUF file whose matrices are in `format`; gives (config, arrays as stored)."""
+    """The same model as a GGUF file whose matrices are in `format`; gives (config, arrays as
+    stored).
+    """
     import gguf
 
     kind = gguf.GGMLQuantizationType[format]
@@ -202,7 +208,9 @@ def load_tiny(folder, **options):
 
 
 def byte_tokenizer(pre="smollm", **changes):
-    """A byte-level tokenizer of `TOKENS` tokens, as GGUF metadata describes one; `changes` are its `tokenizer.ggml.*` keys."""
+    """A byte-level tokenizer of `TOKENS` tokens, as GGUF metadata describes one; `changes` are its
+    `tokenizer.ggml.*` keys.
+    """
     from tokenizers import pre_tokenizers
 
     from pyloss.models.tokenizer import Tokenizer

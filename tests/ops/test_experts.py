@@ -1,4 +1,6 @@
-"""Routing, rows of visits and products of experts: what they compute, and their gradients against float64 formulas."""
+"""Routing, rows of visits and products of experts: what they compute, and their gradients against
+float64 formulas.
+"""
 
 import numpy as np
 import pytest
@@ -201,7 +203,9 @@ def test_gradients_of_the_adapter_alone(rng):
 
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
 def test_magnitudes(rng, dropout):
-    """DoRA: each row of an expert's weight times m / norm. A magnitude may be 0, or too small to take y apart again."""
+    """DoRA: each row of an expert's weight times m / norm. A magnitude may be 0, or too small to
+    take y apart again.
+    """
     offsets, (o, i, r), scale = np.array([0, 4, 4, 5, 25], np.int32), (7, 32, 3), 1.5
     e = len(offsets) - 1
     shapes = ((25, i), (e, o, i), (e, o), (e, r, i), (e, o, r), (e, o), (25, o))

@@ -1,4 +1,6 @@
-"""Gradients of every operation against float64 central differences of what its documentation says, written in NumPy."""
+"""Gradients of every operation against float64 central differences of what its documentation says,
+written in NumPy.
+"""
 
 import itertools
 
@@ -29,7 +31,9 @@ def normal(rng, *shape):
 
 
 def differences(f, arguments, i, upstream, step=1e-5):
-    """The gradient of sum(f(*arguments) * upstream) for argument i: central differences, element by element."""
+    """The gradient of sum(f(*arguments) * upstream) for argument i: central differences, element by
+    element.
+    """
     x = arguments[i]
     out = np.empty_like(x)
     for place in np.ndindex(x.shape):
@@ -44,7 +48,9 @@ def differences(f, arguments, i, upstream, step=1e-5):
 
 
 def check(rng, operation, reference, *arguments, tolerance=2e-5):
-    """Value and gradients of all arguments together, and of each alone; contiguous and strided; under an uneven gradient."""
+    """Value and gradients of all arguments together, and of each alone; contiguous and strided;
+    under an uneven gradient.
+    """
     want = reference(*arguments)
     upstream = normal(rng, *want.shape)
     expected = [differences(reference, arguments, i, upstream) for i in range(len(arguments))]
@@ -184,7 +190,9 @@ def test_every_stored_format(rng, format, head_dim):
 
 
 def test_a_value_that_goes_into_several_layers_gathers_their_gradients(rng):
-    """q, k and v read one array: their gradients are added in place, in each of the paths that can."""
+    """q, k and v read one array: their gradients are added in place, in each of the paths that
+    can.
+    """
     x, w, a, b = normal(rng, 6, 5), normal(rng, 7, 5), normal(rng, 5, 2), normal(rng, 2, 7)
     factors = mask((6, 5), 0.5, 3)
 

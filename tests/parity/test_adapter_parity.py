@@ -60,8 +60,7 @@ def load_mlx(mlx_lm, folder, adapter=None):
     return model
 
 
-# The embedded model
-# ------------------------------------------------------------------------------------------------
+# ---- The embedded model
 
 
 @pytest.fixture(scope="module")
@@ -127,8 +126,7 @@ def test_a_fused_model_elsewhere(mlx_lm, smollm2_gguf, tmp_path):
     np.testing.assert_allclose(our_logits(again, ids), our_logits(model, ids), rtol=0, atol=1e-4)
 
 
-# Every layout and option, over a tiny model
-# ------------------------------------------------------------------------
+# ---- Every layout and option, over a tiny model
 
 
 @pytest.mark.parametrize(
@@ -340,8 +338,7 @@ def test_an_adapter_saved_by_mlx_lm_loads_here(mlx_lm, folder, tmp_path, keys):
     )
 
 
-# DoRA and embeddings
-# -----------------------------------------------------------------------------------------------
+# ---- DoRA and embeddings
 
 
 def tied_folder(tmp_path):
@@ -505,8 +502,7 @@ def test_a_fused_tiny_model_elsewhere(mlx_lm, tmp_path, stored):
     np.testing.assert_allclose(theirs, fused, rtol=0, atol=1e-4 if stored == "float32" else 0.6)
 
 
-# mlx-lm's loss
-# -----------------------------------------------------------------------------------------------------
+# ---- mlx-lm's loss
 
 
 def losses(mlx_lm, folder, batch, lengths, their_lengths=None):

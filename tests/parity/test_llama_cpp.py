@@ -44,8 +44,7 @@ def agree(model, ids, answer, atol=1e-3):
     ] == answer.tokens
 
 
-# The embedded model
-# ------------------------------------------------------------------------------------------------
+# ---- The embedded model
 
 
 @pytest.fixture(scope="module")
@@ -89,8 +88,7 @@ def test_a_model_fused_into_its_own_formats(smollm2_gguf, tmp_path):
     assert difference(again, ids, answer) < 0.7
 
 
-# Every family and option, over a tiny model
-# ------------------------------------------------------------------------
+# ---- Every family and option, over a tiny model
 
 MODELS = {
     "llama": {},

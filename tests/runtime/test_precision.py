@@ -1,4 +1,6 @@
-"""The precision of layers' products, as Python sees it: the setting, gradients under it, layers and adapters of every kind."""
+"""The precision of layers' products, as Python sees it: the setting, gradients under it, layers and
+adapters of every kind.
+"""
 
 import numpy as np
 import pytest

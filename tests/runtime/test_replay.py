@@ -11,7 +11,9 @@ from pyloss.runtime.replay import Replay
 
 
 def runs(function, values, n=6):
-    """What a replayed function gives for n values of its input, beside the function itself; and whether calls stood for it."""
+    """What a replayed function gives for n values of its input, beside the function itself; and
+    whether calls stood for it.
+    """
     replay, calls = Replay(), []
 
     def counted():

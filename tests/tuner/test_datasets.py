@@ -1,4 +1,6 @@
-"""Datasets: which tokens are targets, what is read from disk, and what is said about unusable records."""
+"""Datasets: which tokens are targets, what is read from disk, and what is said about unusable
+records.
+"""
 
 import builtins
 import json
@@ -112,7 +114,8 @@ def test_a_turn_that_ends_otherwise_as_the_last():
             + "[assistant]" * prompt
         )
 
-    # Prompts end in END when rendered alone, so no prefix of the whole is one: found in the text, without the foreign end.
+    # Prompts end in END when rendered alone, so no prefix of the whole is one: found in the text,
+    # without the foreign end.
     assert chat("assistant", template)[0] == "yes one"
 
 
@@ -355,7 +358,9 @@ def test_records_nested_deeper_than_a_template_goes_are_refused_by_line(folder, 
 
 
 def deeper(function, argument, calls):
-    """The function's value with so many calls on the stack: what was read at the limit of recursion is used past it."""
+    """The function's value with so many calls on the stack: what was read at the limit of recursion
+    is used past it.
+    """
     return deeper(function, argument, calls - 1) if calls else function(argument)
 
 

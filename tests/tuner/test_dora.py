@@ -1,4 +1,6 @@
-"""What is DoRA's own: norms that are kept while nothing changes, rows without length, what its gradient reads again."""
+"""What is DoRA's own: norms that are kept while nothing changes, rows without length, what its
+gradient reads again.
+"""
 
 import numpy as np
 import pytest
@@ -111,7 +113,9 @@ def test_the_gradient_of_a_vanishing_magnitude(rng, bias, small):
 
 
 def test_what_is_overwritten_in_place_is_restored_for_its_gradient(rng):
-    """Rotary positions turn q and k where they lie; the magnitude's gradient reads them as they were."""
+    """Rotary positions turn q and k where they lie; the magnitude's gradient reads them as they
+    were.
+    """
     layer = trained(rng, DoRALinear, make_base(rng, DoRALinear, "q4_1", rows=16))
     x, dy = (
         rng.standard_normal((5, 64)).astype(np.float32),
@@ -139,7 +143,9 @@ def test_what_is_overwritten_in_place_is_restored_for_its_gradient(rng):
 
 @pytest.mark.parametrize("checkpointed", [False, True])
 def test_a_whole_model_against_differences(tmp_path, rng, checkpointed):
-    """With norms held still as the gradient holds them: the factors of a copy of the model are moved, its norms are not."""
+    """With norms held still as the gradient holds them: the factors of a copy of the model are
+    moved, its norms are not.
+    """
     pyloss.random.seed(0)  # the factors, whatever tests came before
     model = tiny.load_tiny(tmp_path / "model", tied=False)
     linear_to_lora_layers(model, -1, {"rank": 2, "scale": 1.5}, use_dora=True)

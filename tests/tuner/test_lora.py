@@ -1,4 +1,6 @@
-"""LoRALinear: how it begins, what dropout does on the average, and how fusing rounds in each format."""
+"""LoRALinear: how it begins, what dropout does on the average, and how fusing rounds in each
+format.
+"""
 
 import warnings
 

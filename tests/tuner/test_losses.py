@@ -1,4 +1,6 @@
-"""The training loss against float64 on a tiny model, masks in both shapes, a user's own loss, and one step's bits."""
+"""The training loss against float64 on a tiny model, masks in both shapes, a user's own loss, and
+one step's bits.
+"""
 
 import numpy as np
 import pytest
@@ -18,7 +20,9 @@ LENGTHS = np.array([[3, 8], [1, 5], [0, 2]], np.int32)
 
 @pytest.fixture
 def tiny_model(tmp_path):
-    """The model with an adapter that does something, and (config, arrays) of the base with it merged, for the reference."""
+    """The model with an adapter that does something, and (config, arrays) of the base with it
+    merged, for the reference.
+    """
     c, arrays = tiny.write_folder(tmp_path / "model", tied=False)
     from pyloss.models import load_model
 
@@ -42,7 +46,9 @@ def model(tiny_model):
 
 
 def reference(c, arrays, batch, weights):
-    """The weighted mean of -log p of every target, in float64, a row at a time and with the padding left in."""
+    """The weighted mean of -log p of every target, in float64, a row at a time and with the padding
+    left in.
+    """
     total = 0.0
     for row, w in zip(batch, weights, strict=True):
         z = tiny.logits(c, arrays, row)

@@ -1,4 +1,6 @@
-"""What public mlx-lm scripts import and call: under the same paths, in the same order, with the same meaning."""
+"""What public mlx-lm scripts import and call: under the same paths, in the same order, with the
+same meaning.
+"""
 
 import dataclasses
 import inspect

@@ -1,4 +1,6 @@
-"""The training loop on a tiny model: accumulation, schedules, validation, best adapter, bad losses, own functions."""
+"""The training loop on a tiny model: accumulation, schedules, validation, best adapter, bad losses,
+own functions.
+"""
 
 import math
 import threading
@@ -56,7 +58,9 @@ def test_training_lowers_the_loss(tmp_path):
 
 
 def test_four_batches_of_one_equal_one_of_four(tmp_path):
-    """Rows of different lengths: weighing by micro-batch instead of by token gives another result."""
+    """Rows of different lengths: weighing by micro-batch instead of by token gives another
+    result.
+    """
     data = samples(8)
     assert len({len(tokens) - max(offset, 1) for tokens, offset in data}) > 2
     small, seen_small, result = run(

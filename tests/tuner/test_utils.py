@@ -1,4 +1,6 @@
-"""Putting adapters into a model, loading them, and taking them out; errors list everything and leave the model as it was."""
+"""Putting adapters into a model, loading them, and taking them out; errors list everything and
+leave the model as it was.
+"""
 
 import json
 
@@ -60,7 +62,9 @@ def test_the_base_is_frozen(tmp_path):
 
 
 def test_dora_has_a_length_for_each_row(model):
-    """mlx-lm's count: rank * (in + out) + out for each matrix; m begins as the norms, and the model as it was."""
+    """mlx-lm's count: rank * (in + out) + out for each matrix; m begins as the norms, and the model
+    as it was.
+    """
     before = model(TOKENS)
     linear_to_lora_layers(model, 2, CONFIG, use_dora=True)
     rows = 32 * 2 + 16 * 2 + 64 * 2 + 32
@@ -77,7 +81,9 @@ def test_dora_has_a_length_for_each_row(model):
 @pytest.mark.parametrize("use_dora", [False, True])
 @pytest.mark.parametrize("tied", [False, True])
 def test_embeddings_and_heads_by_name(tmp_path, use_dora, tied):
-    """mlx-lm's count: rank * (V + D); the adapter counts in the loss, and with a shared table also as the head."""
+    """mlx-lm's count: rank * (V + D); the adapter counts in the loss, and with a shared table also
+    as the head.
+    """
     model = tiny.load_tiny(tmp_path, tied=tied)
     keys = ["model.embed_tokens"] if tied else ["model.embed_tokens", "lm_head"]
     linear_to_lora_layers(model, 1, {**CONFIG, "keys": keys}, use_dora)

@@ -1,6 +1,8 @@
-"""A model small enough to train in milliseconds, with its loss and gradient in NumPy, for tests of the training loop.
+"""A model small enough to train in milliseconds, with its loss and gradient in NumPy, for tests of
+the training loop.
 
-It offers what the loop uses of a model: a table of bigram logits, and noise from `pyloss.random` in training mode, so
+It offers what the loop uses of a model: a table of bigram logits, and noise from `pyloss.random` in
+    training mode, so
 that a run that loses its random state is found out.
 """
 
@@ -86,7 +88,9 @@ def tiny_loss(model, batch, lengths):
 
 
 def tiny_value_and_grad(model, loss):
-    """Stands for `nn.value_and_grad`: the loss that `loss` gives, the gradient of the loss above."""
+    """Stands for `nn.value_and_grad`: the loss that `loss` gives, the gradient of the loss
+    above.
+    """
 
     def call(model, *batch):
         before = pyloss.random.state()

@@ -1,4 +1,6 @@
-"""Stored matrices of every format for tests: quantised where pyloss can, random bytes with modest scales where it only reads."""
+"""Stored matrices of every format for tests: quantised where pyloss can, random bytes with modest
+scales where it only reads.
+"""
 
 import numpy as np
 
@@ -18,7 +20,8 @@ def stored(rng, rows, cols, format, head_dim=0, size=1.0):
     cols = -(-cols // layout.elements) * layout.elements
     if layout.encodes:
         values = (size * rng.standard_normal((rows, cols))).astype(np.float32)
-        # 16-bit scales, so that products with codes are exact however they are fused; nf4 blocks that straddle rows.
+        # 16-bit scales, so that products with codes are exact however they are fused; nf4 blocks
+        # that straddle rows.
         options = {"group_size": 64 if format == "nf4" else 32, "scale_format": "f16"}
         return Weight.quantize(values, format, head_dim, **options)
     blocks = rng.integers(0, 256, (rows * cols // layout.elements, layout.bytes), dtype=np.uint8)

@@ -245,7 +245,8 @@ def test_affine_errors_are_at_most_a_step(format, size, scale_format):
     step = (blocks.max(axis=1) - blocks.min(axis=1)) / (2 ** FORMATS[format].bits - 1)
     error = np.abs(weight.dequantize().reshape(blocks.shape) - blocks).max(axis=1)
     rounding = np.abs(blocks).max(axis=1) * {"f32": 1e-6, "f16": 2e-3, "bf16": 1.6e-2}[scale_format]
-    # Half a step, but for the end of the range that is cut where the step is changed so that 0 lies on one.
+    # Half a step, but for the end of the range that is cut where the step is changed so that 0 lies
+    # on one.
     assert (error <= step * 1.01 + rounding).all()
     again = weight.quantize_alike(matrix)
     assert again.raw.tobytes() == weight.raw.tobytes() and again.groups.scale_format == scale_format

@@ -107,8 +107,8 @@ INLINE uint16_t f16_from_f32(float f) {
     bits &= 0x7fffffff;
     if (bits > 0x7f800000) return (uint16_t)(sign | 0x7e00);
     if (bits >= 0x477ff000) return (uint16_t)(sign | 0x7c00);
-    if (bits <
-        0x38800000) { /* subnormal: adding 1/2 leaves its bits, rounded, at the end of the significand */
+    if (bits < 0x38800000) {
+        /* subnormal: adding 1/2 leaves its bits, rounded, at the end of the significand */
         memcpy(&f, &bits, 4);
         f += 0.5f;
         memcpy(&bits, &f, 4);

@@ -58,7 +58,8 @@ def unfreeze_layers(model: Any, num_layers: int = -1, keys: Iterable[str] | None
     )
     if converted:
         log.info(
-            "full fine-tuning trains in float32: it converts %s of stored weights (size in float32)",
+            "full fine-tuning trains in float32: it converts %s of stored weights (size in "
+            "float32)",
             converted,
         )
     model.adapter_config = full_config(num_layers, keys)

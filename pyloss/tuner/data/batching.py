@@ -1,4 +1,6 @@
-"""Batches: samples sorted by token count, cut into batches, shuffled by a seed, and resumable at any batch."""
+"""Batches: samples sorted by token count, cut into batches, shuffled by a seed, and resumable at
+any batch.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ class NoTargets(ValueError):
 
 @dataclass
 class BatchReport:
-    """What became of the samples: how many there are, are used, were cut to the window, were skipped for want of a target."""
+    """What became of the samples: how many there are, are used, were cut to the window, were
+    skipped for want of a target.
+    """
 
     samples: int = 0
     used: int = 0
@@ -37,7 +41,8 @@ class BatchReport:
     @property
     def text(self) -> str:
         """The report as one line."""
-        line = f"{self.used} of {self.samples} samples used: {self.tokens} tokens, {self.targets} of them targets"
+        line = f"{self.used} of {self.samples} samples used: {self.tokens} tokens, "
+        line += f"{self.targets} of them targets"
         if self.cut:
             line += f"; {self.cut} longer than {self.max_seq_length} tokens and cut"
         if self.skipped:
@@ -48,18 +53,24 @@ class BatchReport:
 
 
 class BatchIterator(Iterator[Batch]):
-    """Yields `(batch, lengths)`, or `(batch, weights)` where the targets of a row are not one span to its end.
+    """Yields `(batch, lengths)`, or `(batch, weights)` where the targets of a row are not one span
+    to its end.
 
-    `batch`: int32 [B, T], token ids padded with 0 to the longest row; `lengths`: int32 [B, 2], (first target token, number
-    of tokens); `weights`: float32 [B, T], the weight of each token as a target, 0 on padding.
+    `batch`: int32 [B, T], token ids padded with 0 to the longest row; `lengths`: int32 [B, 2],
+    (first target token, number of tokens); `weights`: float32 [B, T], the weight of each token as a
+    target, 0 on padding.
 
-    All samples are tokenised at the start. Samples longer than `max_seq_length` are cut and those left without a target
-    skipped: `report` counts them, and a line is logged once for a dataset. A last short batch is used like any other. With a
-    `comm_group` of n workers (`rank()`, `size()`), each takes every n-th row of every batch. The order is given by `seed`
-    (None is 0) and the epoch alone; `state()` says the place in it, from which `set_state()` goes on.
+    All samples are tokenised at the start. Samples longer than `max_seq_length` are cut and those
+    left without a target
+    skipped: `report` counts them, and a line is logged once for a dataset. A last short batch is
+        used like any other. With a
+    `comm_group` of n workers (`rank()`, `size()`), each takes every n-th row of every batch. The
+    order is given by `seed` (None is 0) and the epoch alone; `state()` says the place in it, from
+    which `set_state()` goes on.
 
-    Raises `ValueError` for an empty dataset, one without targets, fewer samples than workers, a `batch_size` that the
-    workers do not divide, and, where `vocab_size` is given, for a token id outside of it.
+    Raises `ValueError` for an empty dataset, one without targets, fewer samples than workers, a
+    `batch_size` that the workers do not divide, and, where `vocab_size` is given, for a token id
+    outside of it.
     """
 
     def __init__(
@@ -75,11 +86,13 @@ class BatchIterator(Iterator[Batch]):
         rank, size = (0, 1) if comm_group is None else (comm_group.rank(), comm_group.size())
         if batch_size < 1 or batch_size % size:
             raise ValueError(
-                f"batch_size is {batch_size}, and must be a positive multiple of the {size} worker(s)"
+                f"batch_size is {batch_size}, and must be a positive multiple of the {size} "
+                f"worker(s)"
             )
         if max_seq_length < 2:
             raise ValueError(
-                f"max_seq_length is {max_seq_length}, and must be at least 2: a token and its successor"
+                f"max_seq_length is {max_seq_length}, and must be at least 2: a token and its "
+                f"successor"
             )
         if seed is not None and seed < 0:
             raise ValueError(f"seed is {seed}, and must be a whole number >= 0, or None")
@@ -121,7 +134,8 @@ class BatchIterator(Iterator[Batch]):
         report.used = len(lengths)
         if not lengths:
             raise NoTargets(
-                f"none of the {counted(report.samples, 'sample')} has a target within max_seq_length={self._window} tokens: "
+                f"none of the {counted(report.samples, 'sample')} has a target within "
+                f"max_seq_length={self._window} tokens: "
                 "the prompts fill the window, or no answer is there to train on"
             )
         if (report.cut or report.skipped) and report.text not in self._dataset.said:
@@ -163,7 +177,9 @@ class BatchIterator(Iterator[Batch]):
         return batch, weights
 
     def state(self) -> dict[str, int]:
-        """The place in the data, JSON-able: `seed`, `epoch`, `position` in it, and the counts that `set_state` compares."""
+        """The place in the data, JSON-able: `seed`, `epoch`, `position` in it, and the counts that
+        `set_state` compares.
+        """
         return {
             "seed": self.seed,
             "epoch": self._epoch,
@@ -181,7 +197,8 @@ class BatchIterator(Iterator[Batch]):
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Goes on from `state`: the next batches are those that would have followed it.
 
-        Raises `ValueError` for a state that lacks a key or was taken over other data, batch size or window.
+        Raises `ValueError` for a state that lacks a key or was taken over other data, batch size or
+        window.
         """
         own = self.state()
         if not isinstance(state, Mapping):
@@ -201,7 +218,8 @@ class BatchIterator(Iterator[Batch]):
                 for place in (state, own)
             )
             raise ValueError(
-                f"the state was taken over other data, batch size or window: it had {said}, and here are {here}; "
+                f"the state was taken over other data, batch size or window: it had {said}, "
+                f"and here are {here}; "
                 "to go on with other data, start a new run from the adapter (--resume-adapter-file)"
             )
         self.seed, self._epoch, self._position = state["seed"], state["epoch"], state["position"]
@@ -214,7 +232,8 @@ def _check_ids(sample: Sample, index: int, vocab_size: int) -> None:
     if len(bad):
         at = int(bad[0])
         raise ValueError(
-            f"sample {index}, position {at}: token id {tokens[at]} is outside the vocabulary [0, {vocab_size}); "
+            f"sample {index}, position {at}: token id {tokens[at]} is outside the vocabulary "
+            f"[0, {vocab_size}); "
             "is the tokenizer another model's?"
         )
 

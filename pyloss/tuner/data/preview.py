@@ -14,10 +14,12 @@ _COLOURS = ("\x1b[32m", "\x1b[0m")
 def preview(
     dataset: Any, tokenizer: Any, n: int = 1, max_seq_length: int | None = None, color: bool = False
 ) -> str:
-    """The first `n` samples of `dataset` as text, the trained tokens between `[+` and `+]` (and green with `color`).
+    """The first `n` samples of `dataset` as text, the trained tokens between `[+` and `+]` (and
+    green with `color`).
 
-    Above each sample stands its number of tokens and of targets. With `max_seq_length`, samples are shown as they are cut.
-    Control characters other than tabs and line breaks are shown as `\\x1b`. Raises `ValueError` for an empty dataset.
+    Above each sample stands its number of tokens and of targets. With `max_seq_length`, samples are
+    shown as they are cut. Control characters other than tabs and line breaks are shown as `\\x1b`.
+    Raises `ValueError` for an empty dataset.
     """
     cache = dataset if isinstance(dataset, CacheDataset) else CacheDataset(dataset)
     if not len(cache):
@@ -30,7 +32,8 @@ def preview(
         trained = [bool(w) for w in sample.weights]
         cut = "" if sample is whole else f", cut from {len(whole.tokens)}"
         lines = [
-            f"sample {i}: {len(trained)} tokens{cut}, {sum(trained)} of them targets (between {MARKS[0]} and {MARKS[1]})"
+            f"sample {i}: {len(trained)} tokens{cut}, {sum(trained)} of them targets (between "
+            f"{MARKS[0]} and {MARKS[1]})"
         ]
         if not any(trained):
             lines[0] += ": nothing to train on, the sample is skipped"

@@ -1,4 +1,6 @@
-"""Reading JSONL records and checking them: every message names the file, the line and what was expected."""
+"""Reading JSONL records and checking them: every message names the file, the line and what was
+expected.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +18,14 @@ Record = dict[str, Any]
 
 
 class Records(list[Record]):
-    """The records of one JSONL file in order; `where(i)` says which file and line record `i` stands on."""
+    """The records of one JSONL file in order; `where(i)` says which file and line record `i` stands
+    on.
+    """
 
     def __init__(self, path: Path):
-        """Reads `path`. Blank lines are passed over; a line that is not one UTF-8 JSON object gives `FormatError`."""
+        """Reads `path`. Blank lines are passed over; a line that is not one UTF-8 JSON object gives
+        `FormatError`.
+        """
         super().__init__()
         self.path = path
         self._lines: list[int] = []
@@ -101,10 +107,13 @@ def keys_of(record: Mapping[str, Any]) -> str:
 
 
 def field(record: Mapping[str, Any], key: str, kind: type, where: str, expected: str) -> Any:
-    """`record[key]`, which must be there and of `kind`; otherwise a `ValueError` that says what was found."""
+    """`record[key]`, which must be there and of `kind`; otherwise a `ValueError` that says what was
+    found.
+    """
     if key not in record:
         raise ValueError(
-            f"{where}: the record has no {key!r}; its keys are {keys_of(record)}; expected {expected}"
+            f"{where}: the record has no {key!r}; its keys are {keys_of(record)}; expected "
+            f"{expected}"
         )
     value = record[key]
     if not isinstance(value, kind):
@@ -113,7 +122,9 @@ def field(record: Mapping[str, Any], key: str, kind: type, where: str, expected:
 
 
 def check_messages(record: Mapping[str, Any], key: str, where: str) -> None:
-    """Checks a chat record: a non-empty list of objects with a role and a content, and `tools` a list if given."""
+    """Checks a chat record: a non-empty list of objects with a role and a content, and `tools` a
+    list if given.
+    """
     messages = field(record, key, list, where, f"{key!r}, and 'tools' if there are any")
     if not messages:
         raise ValueError(f"{where}: {key!r} is empty, and must hold at least one message")
@@ -135,7 +146,9 @@ def check_messages(record: Mapping[str, Any], key: str, where: str) -> None:
 
 
 def check_tools(record: Mapping[str, Any], where: str) -> None:
-    """ValueError, which says `where`, unless a record's tools are a list, JSON text of one, or absent."""
+    """ValueError, which says `where`, unless a record's tools are a list, JSON text of one, or
+    absent.
+    """
     try:
         tools_of(record.get("tools"))
     except (TypeError, ValueError):

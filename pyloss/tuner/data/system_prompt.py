@@ -1,4 +1,6 @@
-"""The system prompt that all records of a data set share: remembered in `adapter_config.json`, so that prompts can have it."""
+"""The system prompt that all records of a data set share: remembered in `adapter_config.json`, so
+that prompts can have it.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ KEY = "system_prompt"
 def remembered(config: Mapping[str, Any] | None, dataset: Any) -> dict[str, Any] | None:
     """An adapter's configuration with the system prompt that `dataset` shares.
 
-    Without one the key is left out. A dataset of somebody else's, which does not say it, leaves the key as it is.
+    Without one the key is left out. A dataset of somebody else's, which does not say it, leaves the
+    key as it is.
     """
     if config is None or not callable(shared := getattr(dataset, KEY, None)):
         return None if config is None else dict(config)
@@ -29,7 +32,9 @@ def system_prompt_of(config: Mapping[str, Any] | None) -> str | None:
 
 
 def checked(config: Mapping[str, Any], source: Path) -> dict[str, Any]:
-    """The part of a configuration read from `source` that is the system prompt; FormatError where it is no text."""
+    """The part of a configuration read from `source` that is the system prompt; FormatError where
+    it is no text.
+    """
     prompt = config.get(KEY)
     if prompt is not None and not isinstance(prompt, str):
         raise FormatError(source, KEY, f"expected text, got {prompt!r:.80}")

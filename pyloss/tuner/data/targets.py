@@ -1,4 +1,6 @@
-"""`Sample`: tokens and which of them are trained; those of a conversation by the turns of its assistant."""
+"""`Sample`: tokens and which of them are trained; those of a conversation by the turns of its
+assistant.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ TRAIN_ON = ("last", "assistant", "all")
 
 @dataclass(frozen=True)
 class Sample:
-    """One tokenised record. `tokens`: list of int, length n; `weights`: float32 [n], the weight of each token as a target.
+    """One tokenised record. `tokens`: list of int, length n; `weights`: float32 [n], the weight of
+    each token as a target.
 
     `weights[0]` is 0: the first token has nothing before it that could predict it.
     """
@@ -26,7 +29,9 @@ class Sample:
 
     @classmethod
     def from_spans(cls, tokens: Sequence[int], spans: Sequence[tuple[int, int]]) -> Sample:
-        """A sample whose tokens `first <= i < end` of each span weigh 1, the others and the first token 0."""
+        """A sample whose tokens `first <= i < end` of each span weigh 1, the others and the first
+        token 0.
+        """
         weights = np.zeros(len(tokens), np.float32)
         for first, end in spans:
             weights[first:end] = 1
@@ -56,10 +61,11 @@ class Sample:
 
 
 def as_sample(item: Any) -> Sample:
-    """A `Sample` from what datasets give: a `Sample`, a list of token ids, `(tokens, offset)` or `(tokens, weights)`.
+    """A `Sample` from what datasets give: a `Sample`, a list of token ids, `(tokens, offset)` or
+    `(tokens, weights)`.
 
-    Raises `TypeError` for anything else (a record that was not tokenised), `ValueError` for weights of another length,
-    negative or not finite.
+    Raises `TypeError` for anything else (a record that was not tokenised), `ValueError` for weights
+    of another length, negative or not finite.
     """
     if isinstance(item, Sample):
         return item
@@ -73,7 +79,8 @@ def as_sample(item: Any) -> Sample:
         or not all(_is_int(t) for t in tokens)
     ):
         raise TypeError(
-            f"a sample is a list of token ids or (tokens, offset), not {type(item).__name__} {item!r:.80}"
+            f"a sample is a list of token ids or (tokens, offset), not {type(item).__name__} "
+            f"{item!r:.80}"
         )
     tokens = [int(t) for t in tokens]
     if np.ndim(targets) == 0:
@@ -85,7 +92,8 @@ def as_sample(item: Any) -> Sample:
     weights = np.array(targets, np.float32)
     if weights.shape != (len(tokens),) or not (np.isfinite(weights).all() and (weights >= 0).all()):
         raise ValueError(
-            f"weights must be {len(tokens)} finite numbers >= 0, one a token; their shape is {weights.shape}"
+            f"weights must be {len(tokens)} finite numbers >= 0, one a token; their shape is "
+            f"{weights.shape}"
         )
     weights[:1] = 0
     return Sample(tokens, weights)
@@ -96,12 +104,14 @@ def _is_int(value: Any) -> bool:
 
 
 def chat_sample(tokenizer: Any, messages: Sequence[Message], tools: Any, train_on: str) -> Sample:
-    """The rendered conversation with its targets: all tokens, the last assistant turn or every assistant turn.
+    """The rendered conversation with its targets: all tokens, the last assistant turn or every
+    assistant turn.
 
-    A turn is trained from the first token after the generation prompt to the last token of its end marker; where the
-    template marks the assistant's text with `{% generation %}`, what it marks of the turn. A turn that the template leaves
-    out is not trained. Tokens after the last target teach nothing and are left off. A conversation without an assistant
-    turn has no targets. Raises `ValueError` where the template refuses the conversation.
+    A turn is trained from the first token after the generation prompt to the last token of its end
+    marker; where the template marks the assistant's text with `{% generation %}`, what it marks of
+    the turn. A turn that the template leaves out is not trained. Tokens after the last target teach
+    nothing and are left off. A conversation without an assistant turn has no targets. Raises
+    `ValueError` where the template refuses the conversation.
     """
     conversation = Conversation(tokenizer, messages, tools)
     tokens = conversation.tokens

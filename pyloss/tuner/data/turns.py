@@ -1,10 +1,14 @@
-"""`Conversation`: a conversation under its chat template, and where its assistant's turns lie in the tokens.
+"""`Conversation`: a conversation under its chat template, and where its assistant's turns lie in
+the tokens.
 
-Templates rewrite earlier turns, end the generation prompt in text that the whole does not hold, leave contents out. So a
-turn is looked for in the rendering of the whole conversation. Where the rendering of the messages before it, generation
-prompt included, is no prefix of that, both renderings are aligned at a point that they share: the end of an earlier
-content, found by rendering the conversation once more with a mark behind that content. That is two renderings a turn; of a
-conversation of many turns, two renderings of the whole give all of them, where the template writes all turns alike.
+Templates rewrite earlier turns, end the generation prompt in text that the whole does not hold,
+leave contents out. So a turn is looked for in the rendering of the whole conversation. Where the
+rendering of the messages before it, generation
+prompt included, is no prefix of that, both renderings are aligned at a point that they share: the
+    end of an earlier
+content, found by rendering the conversation once more with a mark behind that content. That is two
+renderings a turn; of a conversation of many turns, two renderings of the whole give all of them,
+where the template writes all turns alike.
 """
 
 from __future__ import annotations
@@ -35,13 +39,15 @@ class Conversation:
         tools: JSON schemas, or None.
 
     Raises:
-        ValueError: no chat template, one that refuses the messages, or one whose text and tokens differ.
+        ValueError: no chat template, one that refuses the messages, or one whose text and tokens
+            differ.
     """
 
     def __init__(self, tokenizer: Any, messages: Sequence[Message], tools: Any):
         if getattr(tokenizer, "chat_template", "?") is None:
             raise ValueError(
-                "this tokenizer has no chat template: chat and completion records need one, {'text': ...} records do not"
+                "this tokenizer has no chat template: chat and completion records need one, "
+                "{'text': ...} records do not"
             )
         self._tokenizer, self._tools = tokenizer, tools
         self._messages = [dict(message) for message in messages]
@@ -71,8 +77,9 @@ class Conversation:
         return [self.turn(i) for i in wanted] if together is None else together
 
     def turn(self, i: int) -> tuple[int, int]:
-        """The tokens (first, end) of message `i`: from behind the generation prompt to the end of what the template writes
-        for it. Empty where the template writes nothing for the message."""
+        """The tokens (first, end) of message `i`: from behind the generation prompt to the end of
+        what the template writes for it. Empty where the template writes nothing for the message.
+        """
         positions = self._located()
         begin = self._begin(i)
         end = None if begin is None else self._end(i)
@@ -81,7 +88,8 @@ class Conversation:
         return positions.tokens(begin, end)
 
     def marked(self) -> list[int] | None:
-        """1 for each token that the template itself marks as the assistant's with `{% generation %}`, else 0.
+        """1 for each token that the template itself marks as the assistant's with `{% generation
+        %}`, else 0.
 
         None where the template has no such marks, or they cannot be followed.
         """
@@ -120,7 +128,8 @@ class Conversation:
             # pyloss's own tokens are those of the text.
             if not isinstance(self._tokenizer, Tokenizer) and self._positions.ids != self._ids:
                 raise ValueError(
-                    "the chat template's text and its tokens differ, so no answer can be found in it"
+                    "the chat template's text and its tokens differ, so no answer can be found "
+                    "in it"
                 )
         return self._positions
 
@@ -138,7 +147,9 @@ class Conversation:
         return text
 
     def _begin(self, i: int) -> int | None:
-        """The character of the whole text at which message `i` begins; None where nothing of it is there."""
+        """The character of the whole text at which message `i` begins; None where nothing of it is
+        there.
+        """
         before = self._first(i, prompt=True)
         if before is not None and self._text.startswith(before):
             return len(before)
@@ -151,7 +162,8 @@ class Conversation:
         matched = common(before[there:], self._text[here:])
         if there + matched == len(before):
             return here + matched
-        # The whole holds a part of the generation prompt, or what stands before that is another text there.
+        # The whole holds a part of the generation prompt, or what stands before that is another
+        # text there.
         plain = self._first(i) or ""
         beside = self._content_end(self._messages[:i], False, j, plain) if plain and j >= 0 else 0
         opens = len(before) if beside is None else there + common(plain[beside:], before[there:])
@@ -160,9 +172,11 @@ class Conversation:
         return self._behind(before[opens:], here, own)
 
     def _alike(self, wanted: Sequence[int]) -> list[tuple[int, int]] | None:
-        """`turns` of a template that writes the generation prompt, the content and one end marker for each of them.
+        """`turns` of a template that writes the generation prompt, the content and one end marker
+        for each of them.
 
-        None where that is not so. The marker, and that this is right, is taken from some of the turns looked for alone.
+        None where that is not so. The marker, and that this is right, is taken from some of the
+        turns looked for alone.
         """
         positions, prompt = self._located(), self._generation_prompt()
         marks = [c for c in map(chr, range(0xE000, 0xF8FF)) if c not in self._text][: len(wanted)]
@@ -172,7 +186,8 @@ class Conversation:
             return None
         begins, ends, at = [], [], 0
         for piece, before in zip(marked[:-1], replaced[:-1], strict=True):
-            # Between two contents stands the same with and without them, and the generation prompt last.
+            # Between two contents stands the same with and without them, and the generation prompt
+            # last.
             if not piece.startswith(before) or not before.endswith(prompt):
                 return None
             begins.append(at + len(before))
@@ -193,7 +208,9 @@ class Conversation:
     def _marked_at(
         self, wanted: Sequence[int], marks: Sequence[str], keep: bool
     ) -> list[str] | None:
-        """The text with a mark at the end, or in place, of each content, split at the marks; None unless each is there once."""
+        """The text with a mark at the end, or in place, of each content, split at the marks; None
+        unless each is there once.
+        """
         messages = list(self._messages)
         for i, mark in zip(wanted, marks, strict=False):
             messages[i] = next(_varied(messages[i], mark, keep))
@@ -205,7 +222,9 @@ class Conversation:
         return found if in_order else None
 
     def _behind(self, prompt: str, low: int, high: int) -> int:
-        """Behind the last `prompt` in these characters of the whole text, or `high` where there is none."""
+        """Behind the last `prompt` in these characters of the whole text, or `high` where there is
+        none.
+        """
         at = self._text.rfind(prompt, low, high) if prompt else -1
         return high if at < 0 else at + len(prompt)
 
@@ -214,7 +233,8 @@ class Conversation:
         return asked[common(asked, self._text) :]
 
     def _shared(self, i: int, before: str) -> tuple[int, int, int]:
-        """The last message before `i` whose content is found in the whole text and in `before`, and its end in both.
+        """The last message before `i` whose content is found in the whole text and in `before`, and
+        its end in both.
 
         -1, 0, 0 where there is none.
         """
@@ -226,7 +246,9 @@ class Conversation:
         return -1, 0, 0
 
     def _end(self, i: int) -> int | None:
-        """The character of the whole text at which message `i` ends; None where nothing of it is there."""
+        """The character of the whole text at which message `i` ends; None where nothing of it is
+        there.
+        """
         last = len(self._messages) - 1
         if i == last:
             return len(self._text)
@@ -240,7 +262,8 @@ class Conversation:
             None if alone is None else self._content_end(self._messages[: i + 1], False, i, alone)
         )
         if alone is None or there is None:
-            # The template takes no conversation that ends here: what follows the last message's content is the pattern.
+            # The template takes no conversation that ends here: what follows the last message's
+            # content is the pattern.
             alone, there = self._text, self._content_end(self._messages, False, last, self._text)
             if there is None or self._messages[last]["role"] != self._messages[i]["role"]:
                 return here
@@ -253,7 +276,9 @@ class Conversation:
         return end + self._other_end(alone[there_end:], end)
 
     def _other_end(self, alone: str, end: int) -> int:
-        """The length of the end token at `end`, where the turn rendered alone ends in another end token."""
+        """The length of the end token at `end`, where the turn rendered alone ends in another end
+        token.
+        """
         ends = eos_ids(self._tokenizer)
         if not ends.intersection(Positions(self._tokenizer, alone).ids[:1]):
             return 0
@@ -264,7 +289,9 @@ class Conversation:
         return next((n for n in range(1, len(rest) + 1) if follows.boundary(n) == n), 0)
 
     def _own(self, i: int) -> int | None:
-        """The character at which the text begins that changes with message `i`; None where none does."""
+        """The character at which the text begins that changes with message `i`; None where none
+        does.
+        """
         for varied in _varied(self._messages[i], mark := self._mark(), keep=False):
             text = self._try([*self._messages[:i], varied, *self._messages[i + 1 :]], False)
             if text is not None and mark in text:
@@ -274,7 +301,9 @@ class Conversation:
     def _content_end(
         self, messages: Sequence[Message], prompt: bool, j: int, text: str
     ) -> int | None:
-        """The character of `text`, the rendering of `messages`, at which the content of message `j` ends."""
+        """The character of `text`, the rendering of `messages`, at which the content of message `j`
+        ends.
+        """
         mark = self._mark()
         # In its place where the template cuts the content's end off.
         for varied in (v for keep in (True, False) for v in _varied(messages[j], mark, keep)):
@@ -294,7 +323,9 @@ class Conversation:
 
 
 def _varied(message: Message, mark: str, keep: bool) -> Iterator[dict[str, Any]]:
-    """`message` with the mark in one of its texts, at their end (`keep`) or in their place; the content first."""
+    """`message` with the mark in one of its texts, at their end (`keep`) or in their place; the
+    content first.
+    """
     content = message.get("content")
     if isinstance(content, (list, tuple)):
         texts = [

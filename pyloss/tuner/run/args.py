@@ -13,7 +13,9 @@ from pyloss.runtime.precision import check_precision
 
 @dataclass
 class TrainingArgs:
-    """The settings of `train`; names, order and defaults of mlx-lm's, and further ones from `matmul_precision` on."""
+    """The settings of `train`; names, order and defaults of mlx-lm's, and further ones from
+    `matmul_precision` on.
+    """
 
     #: Samples in a batch.
     batch_size: int = 4
@@ -37,7 +39,8 @@ class TrainingArgs:
     grad_accumulation_steps: int = 1
     #: Accepted for mlx-lm's sake; there is no such cache here.
     clear_cache_threshold: int = 0
-    #: How layers multiply during the run, "float32" or "bfloat16" (see `pyloss.set_matmul_precision`); None leaves it as it is.
+    #: How layers multiply during the run, "float32" or "bfloat16" (see
+    #: `pyloss.set_matmul_precision`); None leaves it as it is.
     matmul_precision: str | None = None
     #: Scale gradients down to this norm.
     max_grad_norm: float | None = None
@@ -49,14 +52,16 @@ class TrainingArgs:
     patience: int | None = None
     #: End with the adapter of the lowest validation loss rather than the last one.
     keep_best: bool = True
-    #: Continue a stopped run: True for the one beside adapter_file, or the path of a trainer state or its folder.
+    #: Continue a stopped run: True for the one beside adapter_file, or the path of a trainer state
+    #: or its folder.
     resume: bool | str | os.PathLike[str] = False
     #: What adapter_config.json says; None takes the model's `adapter_config`.
     adapter_config: Mapping[str, Any] | None = None
     #: Print the plan, progress and reports.
     progress: bool = True
 
-    #: Remove the files of an earlier run in the folder; otherwise they are kept in a folder `previous-N` there.
+    #: Remove the files of an earlier run in the folder; otherwise they are kept in a folder
+    #: `previous-N` there.
     overwrite: bool = False
 
     def __post_init__(self) -> None:

@@ -2,13 +2,16 @@
 
 In the adapter's folder:
 
-- `adapters.safetensors`, `adapter_config.json`: the adapter, as mlx-lm lays it out; what other programs load.
+- `adapters.safetensors`, `adapter_config.json`: the adapter, as mlx-lm lays it out; what other
+  programs load.
 - `0000100_adapters.safetensors`: the adapter at iteration 100, as mlx-lm names it.
 - `best_adapters.safetensors`: the adapter with the lowest validation loss so far.
 - `trainer_state.safetensors`: all that a resumed run needs, its own copy of the adapter included.
 
-A resumed run reads the last of these alone. One file, replaced as a whole, cannot disagree with itself: whenever the
-process dies, there is one complete state of one iteration, and no order of several files to get right.
+A resumed run reads the last of these alone. One file, replaced as a whole, cannot disagree with
+    itself: whenever the
+process dies, there is one complete state of one iteration, and no order of several files to get
+right.
 
 What a fresh run does with an earlier one's files is in `run_folder.py`.
 """
@@ -40,7 +43,9 @@ Arrays = dict[str, np.ndarray]
 
 @dataclass
 class Progress:
-    """The counters of a run; all of them are saved, so that reports after a resume continue to the bit."""
+    """The counters of a run; all of them are saved, so that reports after a resume continue to the
+    bit.
+    """
 
     iteration: int = 0
     trained_tokens: int = 0
@@ -61,7 +66,9 @@ class Progress:
 
 @dataclass
 class Checkpoint:
-    """All that a run consists of between two iterations. `random` and `batches` are what `.state()` of each gave."""
+    """All that a run consists of between two iterations. `random` and `batches` are what `.state()`
+    of each gave.
+    """
 
     progress: Progress
     model: Arrays
@@ -104,7 +111,9 @@ def _unpack(value: Any, tensors: Arrays) -> Any:
 
 
 def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
-    """Replace the state file `path` by `checkpoint`, wholly or not at all. Raises OSError naming the file."""
+    """Replace the state file `path` by `checkpoint`, wholly or not at all. Raises OSError naming
+    the file.
+    """
     tensors: Arrays = {}
     tree = {field.name: getattr(checkpoint, field.name) for field in fields(checkpoint)}
     tree["progress"] = asdict(checkpoint.progress)
@@ -119,7 +128,8 @@ def state_path(path: str | os.PathLike[str]) -> Path:
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
-    """The checkpoint in the file `path`, or in the `trainer_state.safetensors` of the folder `path`.
+    """The checkpoint in the file `path`, or in the `trainer_state.safetensors` of the folder
+    `path`.
 
     Raises FileNotFoundError where there is none, FormatError for a damaged or foreign file.
     """
@@ -128,7 +138,8 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     file = state_path(path)
     if not file.is_file():
         raise FileNotFoundError(
-            f"nothing to resume: {file} does not exist (it is written by a run that saves); start without resume"
+            f"nothing to resume: {file} does not exist (it is written by a run that saves); "
+            f"start without resume"
         )
     try:
         with safe_open(file, framework="numpy") as opened:
@@ -153,7 +164,9 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
 
 
 def _checkpoint(tree: Any) -> Checkpoint:
-    """The checkpoint that the JSON of a state file says, every value of its type. TypeError or ValueError naming what is not."""
+    """The checkpoint that the JSON of a state file says, every value of its type. TypeError or
+    ValueError naming what is not.
+    """
     known = {field.name for field in fields(Checkpoint)}
     if (
         not isinstance(tree, dict)
@@ -166,7 +179,8 @@ def _checkpoint(tree: Any) -> Checkpoint:
             tree.get(name) is not None or name not in ("settings", "base")
         ):
             raise TypeError(
-                f"{name} is {shown(tree.get(name))}; it must be {'text' if kind is str else 'a mapping'}"
+                f"{name} is {shown(tree.get(name))}; it must be "
+                f"{'text' if kind is str else 'a mapping'}"
             )
     for name in ("model", "accumulated", "best"):
         arrays = tree.setdefault(name, {})
@@ -201,7 +215,8 @@ def check_arrays(
     """ValueError unless the names and shapes of `saved` are those of `target`."""
     if missing := sorted(set(target) ^ set(saved)):
         raise ValueError(
-            f"{where} is of another model or adapter: {len(missing)} parameters are in one only, first {missing[0]!r}"
+            f"{where} is of another model or adapter: {len(missing)} parameters are in one "
+            f"only, first {missing[0]!r}"
         )
     for name, array in saved.items():
         if array.shape != target[name].shape:
@@ -213,7 +228,9 @@ def check_arrays(
 def restore_arrays(
     target: Mapping[str, np.ndarray], saved: Mapping[str, np.ndarray], where: str
 ) -> None:
-    """Copy `saved` into the arrays of `target`; ValueError, before any is changed, unless names and shapes agree."""
+    """Copy `saved` into the arrays of `target`; ValueError, before any is changed, unless names and
+    shapes agree.
+    """
     check_arrays(target, saved, where)
     for name, array in saved.items():
         target[name][...] = array
@@ -221,10 +238,11 @@ def restore_arrays(
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Put Ctrl-C and SIGTERM off until the block has ended: for changes that are only right when made as a whole.
+    """Put Ctrl-C and SIGTERM off until the block has ended: for changes that are only right when
+    made as a whole.
 
-    Where Python does not handle them, in other threads and in programs that brought a handler of their own from outside
-    Python, nothing can interrupt the block, and nothing is changed.
+    Where Python does not handle them, in other threads and in programs that brought a handler of
+    their own from outside Python, nothing can interrupt the block, and nothing is changed.
     """
     seen: list[int] = []
     previous: dict[int, Any] = {}

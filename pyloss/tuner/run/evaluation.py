@@ -1,4 +1,6 @@
-"""The mean loss over a dataset, and what training shares with it: reading batches and reading a loss."""
+"""The mean loss over a dataset, and what training shares with it: reading batches and reading a
+loss.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ def loss_and_weight(value: Any) -> tuple[float, float]:
 
 
 def batches_of(make: Callable[..., Any], model: Any, dataset: Any, **options: Any) -> Iterator[Any]:
-    """The iterator that `make` gives; a user's function is called with those of mlx-lm's keywords that it takes."""
+    """The iterator that `make` gives; a user's function is called with those of mlx-lm's keywords
+    that it takes.
+    """
     if make is iterate_batches:
         vocabulary = getattr(model, "vocab_size", None)
         return iter(make(dataset=dataset, vocab_size=vocabulary, **options))
@@ -40,7 +44,9 @@ def batches_of(make: Callable[..., Any], model: Any, dataset: Any, **options: An
 
 
 def own_data(dataset: Any, make: Callable[..., Any]) -> Any:
-    """Our batches read a dataset through one cache, so that it is tokenised once; a user's get it untouched."""
+    """Our batches read a dataset through one cache, so that it is tokenised once; a user's get it
+    untouched.
+    """
     return (
         CacheDataset(dataset)
         if make is iterate_batches and not isinstance(dataset, CacheDataset)
@@ -61,8 +67,8 @@ def evaluate(
 ) -> float:
     """The mean loss over the target tokens of `num_batches` batches of `dataset` (-1: all of them).
 
-    The model is in evaluation mode meanwhile. Raises ValueError for a dataset that is empty, and its
-    subclass NoTargets for one without a target.
+    The model is in evaluation mode meanwhile. Raises ValueError for a dataset that is empty, and
+    its subclass NoTargets for one without a target.
     """
     if num_batches == 0 or num_batches < -1:
         raise ValueError(f"num_batches is {num_batches}; it must be at least 1, or -1 for all")

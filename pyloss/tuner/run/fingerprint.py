@@ -14,10 +14,13 @@ _PIECES, _PIECE = 16, 256
 
 
 def fingerprint(model: Any, trained: Collection[str]) -> str:
-    """A hash of the model's weights but for the parameters `trained`: names, shapes, formats, and bytes of each.
+    """A hash of the model's weights but for the parameters `trained`: names, shapes, formats, and
+    bytes of each.
 
-    Of a large matrix it reads 16 pieces of 256 bytes, evenly spaced, the first and the last included: a few MB of a mapped
-    model. Other weights of the same shapes, such as another fine-tuned version, differ nearly everywhere.
+    Of a large matrix it reads 16 pieces of 256 bytes, evenly spaced, the first and the last
+        included: a few MB of a mapped
+    model. Other weights of the same shapes, such as another fine-tuned version, differ nearly
+    everywhere.
     """
     digest = hashlib.blake2b(digest_size=16)
     for name, kind, data in _arrays(model, trained):

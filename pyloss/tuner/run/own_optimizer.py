@@ -12,9 +12,11 @@ from pyloss.optim import Optimizer
 
 
 class WrappedOptimizer:
-    """An object with `update(model, grads)`, `learning_rate` and `state`, as mlx's optimisers have, for the training loop.
+    """An object with `update(model, grads)`, `learning_rate` and `state`, as mlx's optimisers have,
+    for the training loop.
 
-    It counts updates, scales gradients, and saves `state`: nested mappings of arrays, numbers and texts. Raises TypeError for
+    It counts updates, scales gradients, and saves `state`: nested mappings of arrays, numbers and
+        texts. Raises TypeError for
     an object without `update` and `learning_rate`.
     """
 

@@ -30,26 +30,30 @@ def estimate_memory(
     accumulate: bool = False,
     keep_best: bool = True,
 ) -> int:
-    """An estimate of the peak memory of training, in bytes, for batches of `batch_size` rows of `max_len` tokens.
+    """An estimate of the peak memory of training, in bytes, for batches of `batch_size` rows of
+    `max_len` tokens.
 
-    With N tokens in the largest part of a batch (`losses.parts_of_rows`), hidden size H, query width Q (mostly H), key-value
-    width K, feed-forward width I, vocabulary V, L layers of which T, the last ones, are trained, and P trainable numbers, it is
-    the sum of
+    With N tokens in the largest part of a batch (`losses.parts_of_rows`), hidden size H, query
+    width Q (mostly H), key-value width K, feed-forward width I, vocabulary V, L layers of which T,
+    the last ones, are trained, and P trainable numbers, it is the sum of
 
     - the stored weights as they are in the file (mapped pages count once they have been read);
-    - `4 P (2 + slots + accumulate + keep_best)`: parameters, gradients, optimiser state, accumulated gradients, and
-      the copy of the best adapter;
-    - activations kept for the backward pass: `4 N (2H + 2Q + 2K + 2I)` for each of the T layers (input and the sum after
-      attention; queries and attention's output; keys and values; gate and up), `4 N (Q + K)` more where q and k have norms
-      and `8 N H` more for norms after attention and MLP; with checkpointing `4 N H` for each, `4 N (2H + Q)` while N is at most
-      `transformer.HALF_CHECKPOINT_TOKENS`, `8 N K` more then where queries share keys (`ops.attention`), and one layer in full;
-    - what DoRA's magnitudes read again: `4 N H` for each trained one of an o_proj or down_proj, whose outputs nothing else
-      keeps; with checkpointing only one layer's;
-    - what one layer works on, forward and backward: `4 N (4I + 3H + 10K)`, and 16 MB of packed matrices; in a mixture of
-      experts I is the width of a token's experts together, and each of these k has rows of its own: `4 N (3 k H)` more;
+    - `4 P (2 + slots + accumulate + keep_best)`: parameters, gradients, optimiser state,
+      accumulated gradients, and the copy of the best adapter;
+    - activations kept for the backward pass: `4 N (2H + 2Q + 2K + 2I)` for each of the T layers
+      (input and the sum after attention; queries and attention's output; keys and values; gate and
+      up), `4 N (Q + K)` more where q and k have norms and `8 N H` more for norms after attention
+      and MLP; with checkpointing `4 N H` for each, `4 N (2H + Q)` while N is at most
+      `transformer.HALF_CHECKPOINT_TOKENS`, `8 N K` more then where queries share keys
+      (`ops.attention`), and one layer in full;
+    - what DoRA's magnitudes read again: `4 N H` for each trained one of an o_proj or down_proj,
+      whose outputs nothing else keeps; with checkpointing only one layer's;
+    - what one layer works on, forward and backward: `4 N (4I + 3H + 10K)`, and 16 MB of packed
+      matrices; in a mixture of experts I is the width of a token's experts together, and each of
+      these k has rows of its own: `4 N (3 k H)` more;
     - where a table that the head shares is trained, the second part of its gradient: `4 V H`;
-    - the head: `4 V` for each token that it is computed for at once (`linear_losses.rows_at_once`), and `8 N H` of hidden
-      states;
+    - the head: `4 V` for each token that it is computed for at once (`linear_losses.rows_at_once`),
+      and `8 N H` of hidden states;
     - 80 MB for the interpreter and the libraries.
     """
     trainable = sum(int(array.size) for array in model.trainable_parameters().values())
@@ -104,7 +108,9 @@ def estimate_memory(
 
 
 def _trained_layers(model: Any) -> int:
-    """How many layers the backward pass goes through: from the first with a trainable parameter to the last."""
+    """How many layers the backward pass goes through: from the first with a trainable parameter to
+    the last.
+    """
     count = len(getattr(model, "layers", ()))
     numbers = []
     for name in model.trainable_parameters():
@@ -142,8 +148,8 @@ def describe_plan(
 ) -> list[str]:
     """The lines that a run prints before it starts, what differs from mlx-lm's defaults included.
 
-    `batches` is its iterator (a user's own says less), `longest` the number of tokens of the longest row; `validates`: there is
-    validation data.
+    `batches` is its iterator (a user's own says less), `longest` the number of tokens of the
+    longest row; `validates`: there is validation data.
     """
     accumulation = args.grad_accumulation_steps
     updates = math.ceil(args.iters / accumulation)
@@ -151,7 +157,8 @@ def describe_plan(
     first = f"plan: {batch_count} of {args.batch_size}, {counted(updates, 'update')}"
     first += f" (one every {accumulation} batches)" if accumulation > 1 else ""
     if first_iteration >= args.iters > 0:
-        first += f", and the run is at batch {first_iteration}: nothing is left to train; a larger iters trains on"
+        first += f", and the run is at batch {first_iteration}: nothing is left to train; "
+        first += "a larger iters trains on"
     elif first_iteration:
         first += f", continuing after batch {first_iteration}"
     lines = [first]
@@ -159,18 +166,21 @@ def describe_plan(
     if warmup:
         span = "update" if warmup == 1 else f"{warmup} updates"
         lines.append(
-            f"plan: warm-up over the first {span} ({counted(warmup * accumulation, 'batch', 'batches')})"
+            f"plan: warm-up over the first {span} "
+            f"({counted(warmup * accumulation, 'batch', 'batches')})"
         )
         if warmup >= updates:
             lines[-1] += ": longer than the run, so the full learning rate is never reached"
     if getattr(optimizer, "bias_correction", False):
         name = type(optimizer).__name__
         lines.append(
-            f"plan: {name} with bias correction; mlx-lm's has none (optimizer_config: {{{name.lower()}: {_NO_BIAS}}})"
+            f"plan: {name} with bias correction; mlx-lm's has none (optimizer_config: "
+            f"{{{name.lower()}: {_NO_BIAS}}})"
         )
     if validates and args.keep_best:
         lines.append(
-            "plan: ends with the adapter of the lowest validation loss; mlx-lm's ends with the last (--keep-last)"
+            "plan: ends with the adapter of the lowest validation loss; mlx-lm's ends with the "
+            "last (--keep-last)"
         )
     for name, scale in optimizer.rate_scales.items():
         lines.append(f"plan: the learning rate of {name} is {scale:g} times that of the others")
@@ -185,7 +195,8 @@ def describe_plan(
     if report is not None:
         epochs = args.iters / batches.batches_per_epoch
         lines.append(
-            f"plan: {counted(report.used, 'sample')} of up to {longest} tokens, {report.tokens} tokens an epoch "
+            f"plan: {counted(report.used, 'sample')} of up to {longest} tokens, "
+            f"{report.tokens} tokens an epoch "
             f"({report.targets} of them targets), {epochs:.2g} epochs"
         )
     trainable, numbers = count_parameters(model)

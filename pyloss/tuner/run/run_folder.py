@@ -1,8 +1,10 @@
-"""The folder of a training run: which files are a run's, what its configuration says, and how a run begins there.
+"""The folder of a training run: which files are a run's, what its configuration says, and how a run
+begins there.
 
-`adapter_config.json` goes wherever the adapter goes. So it holds no place of this machine: of an absolute path, or one in a
-home folder, the last name stays; names, names on the hub and relative paths stay as they were given. It is not only ours: keys
-that neither pyloss nor mlx-lm writes are the user's, and stay when a run writes the file anew.
+`adapter_config.json` goes wherever the adapter goes. So it holds no place of this machine: of an
+absolute path, or one in a home folder, the last name stays; names, names on the hub and relative
+paths stay as they were given. It is not only ours: keys that neither pyloss nor mlx-lm writes are
+    the user's, and stay when a run writes the file anew.
 """
 
 from __future__ import annotations
@@ -37,7 +39,8 @@ def numbered(iteration: int) -> str:
 
 
 def run_files(folder: Path, adapter: str = ADAPTER_FILE) -> list[str]:
-    """The names of what runs and exports of adapters leave in `folder`, but for the configuration; `adapter` is this run's.
+    """The names of what runs and exports of adapters leave in `folder`, but for the configuration;
+    `adapter` is this run's.
 
     The state is the last: while anything is there to resume, it is.
     """
@@ -71,7 +74,8 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def with_own_keys(config: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:
-    """`config`, without places of this machine, and the keys of `old`, the file it replaces, that a user put there.
+    """`config`, without places of this machine, and the keys of `old`, the file it replaces, that a
+    user put there.
 
     Raises TypeError or ValueError for a value that JSON has no form for.
     """
@@ -91,12 +95,15 @@ def prepare_folder(
     resuming: bool,
     overwrite: bool = False,
 ) -> list[str]:
-    """Begin a run in `folder`, which exists and is locked, and write `adapter_config.json`. Gives notes for the user.
+    """Begin a run in `folder`, which exists and is locked, and write `adapter_config.json`. Gives
+    notes for the user.
 
-    The files of an earlier run move to `previous-N` (see `keeping`) before anything new is written, or with `overwrite` are
-    removed. So the configuration never lies beside another one's adapter. `adapter` is the name of this run's adapter.
+    The files of an earlier run move to `previous-N` (see `keeping`) before anything new is written,
+    or with `overwrite` are removed. So the configuration never lies beside another one's adapter.
+    `adapter` is the name of this run's adapter.
 
-    Raises ValueError for a run to resume whose adapter is configured otherwise, OSError naming what cannot be written.
+    Raises ValueError for a run to resume whose adapter is configured otherwise, OSError naming what
+    cannot be written.
     """
     old, notes = read_config(folder), []
     # Before anything moves: this fails for what JSON cannot say.

@@ -1,6 +1,8 @@
-"""The settings of `pyloss train` and `pyloss eval`: a YAML file as mlx_lm.lora reads it, merged with flags and checked.
+"""The settings of `pyloss train` and `pyloss eval`: a YAML file as mlx_lm.lora reads it, merged
+with flags and checked.
 
-`SCHEMA` is the one list of keys: what each may be, its default, and what is refused although mlx-lm knows it.
+`SCHEMA` is the one list of keys: what each may be, its default, and what is refused although mlx-lm
+knows it.
 """
 
 from __future__ import annotations
@@ -30,7 +32,9 @@ class Refused(ValueError):
 
 @dataclass(frozen=True)
 class Key:
-    """One setting: `check` turns a given value into the used one or raises `Refused` with what is allowed."""
+    """One setting: `check` turns a given value into the used one or raises `Refused` with what is
+    allowed.
+    """
 
     check: Callable[[Any], Any]
     default: Any = None
@@ -286,7 +290,8 @@ def _checked(
                 hint, place = hint or key, "lora_parameters."
             ask = f": did you mean {place}{hint}?" if hint in schema or place != prefix else ";"
             raise ValueError(
-                f"unknown key {prefix}{key} (value {shown(value)}){ask} allowed are {', '.join(schema)}"
+                f"unknown key {prefix}{key} (value {shown(value)}){ask} allowed are "
+                f"{', '.join(schema)}"
             )
         try:
             result[key] = schema[key].check(value)
@@ -296,7 +301,9 @@ def _checked(
 
 
 def check_config(given: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """The checked values of `given`. ValueError names `source`, the key, the value and what is allowed."""
+    """The checked values of `given`. ValueError names `source`, the key, the value and what is
+    allowed.
+    """
     try:
         return _checked(given, SCHEMA)
     except ValueError as error:
@@ -317,7 +324,8 @@ _OF_ONE_CALL = (
 
 
 def resumed_settings(saved: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a run from its `adapter_config.json`: what a run that goes on takes where nothing else is said.
+    """The settings of a run from its `adapter_config.json`: what a run that goes on takes where
+    nothing else is said.
 
     Raises ValueError for a value that cannot be, naming its key.
     """
@@ -334,9 +342,11 @@ def merge_config(
     path: PathLike | None = None,
     defaults: Mapping[str, Any] | None = None,
 ) -> SimpleNamespace:
-    """All settings: `flags` that are not None, else those of the YAML file `path`, else `defaults`, else those of the schema.
+    """All settings: `flags` that are not None, else those of the YAML file `path`, else `defaults`,
+    else those of the schema.
 
-    Where neither says `train`, it is true unless `test` is: who asks for a test alone gets a test alone.
+    Where neither says `train`, it is true unless `test` is: who asks for a test alone gets a test
+        alone.
 
     The flags in `LORA_FLAGS` go into `lora_parameters`, over those of the file.
     """
@@ -357,7 +367,8 @@ def merge_config(
     settings["optimizer_config"] = dict(settings["optimizer_config"])
     if settings["full_keys"] and settings["fine_tune_type"] != "full":
         raise ValueError(
-            "full_keys says what fine_tune_type full trains; for adapters, lora_parameters has keys (--lora-keys)"
+            "full_keys says what fine_tune_type full trains; for adapters, lora_parameters has "
+            "keys (--lora-keys)"
         )
     if settings["lr_schedule"] and settings["warmup"]:
         raise ValueError("warmup is given twice: put it into lr_schedule, where a schedule is used")

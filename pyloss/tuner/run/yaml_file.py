@@ -12,11 +12,13 @@ from pyloss.io.files import PathLike, user_path
 
 #: Larger files are none of settings.
 MOST_BYTES = 1 << 20
-#: Aliases in a file, and values once they are put in: lists of lists of aliases can stand for any number of values.
+#: Aliases in a file, and values once they are put in: lists of lists of aliases can stand for any
+#: number of values.
 MOST_ALIASES, MOST_VALUES = 100, 100_000
 #: Keys and values that are written out; PyYAML takes a second or two for them.
 MOST_NODES = 20_000
-#: Python itself refuses to read decimals of more than 4300 digits, with a text about one of its own settings.
+#: Python itself refuses to read decimals of more than 4300 digits, with a text about one of its own
+#: settings.
 MOST_DIGITS = 1000
 
 
@@ -31,13 +33,14 @@ class _Wrong(ValueError):
 def read_yaml(path: PathLike) -> dict[Any, Any]:
     """The mapping in a YAML file; keys that are null are left out.
 
-    Values are text, finite numbers, true and false, lists and mappings. As in mlx-lm, `1e-5` is a number (YAML 1.1 takes
-    it for text).
+    Values are text, finite numbers, true and false, lists and mappings. As in mlx-lm, `1e-5` is a
+    number (YAML 1.1 takes it for text).
 
     Raises:
         ImportError: PyYAML is missing.
         OSError: the file cannot be read.
-        ValueError: naming the file: not YAML or not UTF-8, a key that is given twice, or other values.
+        ValueError: naming the file: not YAML or not UTF-8, a key that is given twice, or other
+            values.
     """
     place = user_path(path)
     with open(place, "rb") as file:
@@ -72,7 +75,9 @@ def _parse(text: str) -> Any:
         aliases = nodes = 0
 
         def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
-            """Long scalars are text, except integers: the patterns of numbers take time with the square of the length."""
+            """Long scalars are text, except integers: the patterns of numbers take time with the
+            square of the length.
+            """
             if (
                 kind is yaml.ScalarNode
                 and implicit[0]
@@ -94,7 +99,9 @@ def _parse(text: str) -> Any:
             return super().compose_node(parent, index)
 
         def flatten_mapping(self, node: Any) -> None:
-            """Put in what `<<` names. Of equal keys the last one counts; the others are dropped, else they would pile up."""
+            """Put in what `<<` names. Of equal keys the last one counts; the others are dropped,
+            else they would pile up.
+            """
             own: set[str] = set()
             for key, _ in node.value:
                 if isinstance(key, yaml.ScalarNode):
@@ -135,14 +142,17 @@ def _parse(text: str) -> Any:
 
 
 def _check(value: Any, key: str, counted: dict[int, int]) -> int:
-    """How many values `value` stands for. Raises _Wrong for too many, and for what settings cannot be."""
+    """How many values `value` stands for. Raises _Wrong for too many, and for what settings cannot
+    be.
+    """
     if isinstance(value, float) and not math.isfinite(value):
         raise _Wrong(f"{key} is {value}; it must be a finite number")
     if value is None or isinstance(value, (str, int, float)):
         return 1
     if not isinstance(value, (list, dict)):
         raise _Wrong(
-            f"{key} is a {type(value).__name__}; it must be text, a number, true, false, a list or a mapping"
+            f"{key} is a {type(value).__name__}; it must be text, a number, true, false, a "
+            f"list or a mapping"
         )
     if id(value) in counted:
         if not counted[id(value)]:

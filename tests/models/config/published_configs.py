@@ -1,4 +1,6 @@
-"""Configurations as publishers and tools write them, shortened in lists alone: `HF` config.json's, `GGUF` metadata's."""
+"""Configurations as publishers and tools write them, shortened in lists alone: `HF` config.json's,
+`GGUF` metadata's.
+"""
 
 _LLAMA = {
     "architectures": ["LlamaForCausalLM"], "attention_bias": False, "attention_dropout": 0.0, "bos_token_id": 1, "eos_token_id": 2,

@@ -1,4 +1,6 @@
-"""Keys of configurations: those that people's files have are accepted, and what could change results is named."""
+"""Keys of configurations: those that people's files have are accepted, and what could change
+results is named.
+"""
 
 import json
 import warnings

@@ -1,4 +1,6 @@
-"""Model configurations: every source gives the same one, and what would change results silently is refused."""
+"""Model configurations: every source gives the same one, and what would change results silently is
+refused.
+"""
 
 import json
 
@@ -70,7 +72,8 @@ def stored(name, array):
 
 
 WINDOWED = {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 512}
-# The tensors that configurations are read with: the embedding, and those that tell how many layers there are.
+# The tensors that configurations are read with: the embedding, and those that tell how many layers
+# there are.
 EMBEDDING = {
     "token_embd.weight": StoredTensor("m.gguf", "token_embd.weight", "Q8_0", (49152, 576), None),
     "blk.61.attn_norm.weight": None,
@@ -161,7 +164,9 @@ def test_rope_before_transformers_5(read):
 
 @pytest.mark.parametrize("kind", ["yarn", "llama3"])
 def test_the_length_before_scaling_may_be_left_to_the_configuration(read, kind):
-    """Whole floats are lengths, too; right values as in transformers, see tests/parity/test_config_parity.py."""
+    """Whole floats are lengths, too; right values as in transformers, see
+    tests/parity/test_config_parity.py.
+    """
     scaling = {
         key: value
         for key, value in (YARN if kind == "yarn" else LLAMA3).items()
@@ -618,7 +623,9 @@ def test_gguf_yarn():
     ],
 )
 def test_gguf_linear_scaling(said, factor):
-    """As llama.cpp reads it: a factor alone is linear, scale_linear its older name, 0 and 1 no scaling."""
+    """As llama.cpp reads it: a factor alone is linear, scale_linear its older name, 0 and 1 no
+    scaling.
+    """
     metadata = {**GGUF, **{f"llama.rope.{key}": value for key, value in said.items()}}
     expected = factor and {"rope_type": "linear", "factor": factor}
     assert ModelConfig.from_gguf(metadata, EMBEDDING).rope_scaling == expected

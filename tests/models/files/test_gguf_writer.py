@@ -1,4 +1,6 @@
-"""GGUF files written here: the model that was written is read again, bit for bit, and nothing is half-written."""
+"""GGUF files written here: the model that was written is read again, bit for bit, and nothing is
+half-written.
+"""
 
 import dataclasses
 import sys
@@ -128,7 +130,9 @@ def test_rows_that_do_not_fit_blocks_are_f16(tmp_path):
 
 
 def test_trained_matrices_and_other_families(tmp_path):
-    """A float32 array where a stored matrix was; q and k of a family whose rows stay in their order."""
+    """A float32 array where a stored matrix was; q and k of a family whose rows stay in their
+    order.
+    """
     model = tiny_model(
         tmp_path / "hf",
         model_type="qwen2",
@@ -156,7 +160,7 @@ def _qkv_biases():
     }
 
 
-# Tokenizers --------------------------------------------------------------------------------------------------------
+# ---- Tokenizers
 
 
 @pytest.mark.parametrize("pre", ["gpt-2", "smollm", "llama-bpe", "qwen2", "tekken"])
@@ -273,7 +277,7 @@ def test_more_tokens_than_the_model_has(tmp_path):
         )
 
 
-# Adapters ----------------------------------------------------------------------------------------------------------
+# ---- Adapters
 
 
 def adapted(folder, keys=None, **options):
@@ -346,7 +350,7 @@ def test_adapters_that_llama_cpp_does_not_have(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["hf"]
 
 
-# Errors ------------------------------------------------------------------------------------------------------------
+# ---- Errors
 
 
 def test_models_that_cannot_be_written(tmp_path):

@@ -1,4 +1,6 @@
-"""The two sources give the same tensors, under Hugging Face's names and in its row order, whatever the file has."""
+"""The two sources give the same tensors, under Hugging Face's names and in its row order, whatever
+the file has.
+"""
 
 import numpy as np
 import pytest

@@ -1,4 +1,6 @@
-"""Contents, arguments and tools in the form that a template takes, whichever form they were given in."""
+"""Contents, arguments and tools in the form that a template takes, whichever form they were given
+in.
+"""
 
 import json
 

@@ -1,4 +1,6 @@
-"""SentencePiece's BPE vocabularies in GGUF files: merges by scores, bytes, spaces, special tokens, damage."""
+"""SentencePiece's BPE vocabularies in GGUF files: merges by scores, bytes, spaces, special tokens,
+damage.
+"""
 
 import numpy as np
 import pytest
@@ -183,7 +185,9 @@ def test_damage_is_named(changes, what, message):
 
 
 def joined(text, scores):
-    """SentencePiece's rule: of all neighbors that make a piece the pair with the highest score, the leftmost of several."""
+    """SentencePiece's rule: of all neighbors that make a piece the pair with the highest score, the
+    leftmost of several.
+    """
     parts = list(text)
     while True:
         pairs = [

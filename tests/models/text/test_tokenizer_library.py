@@ -14,7 +14,8 @@ from pyloss.models.text.tokenizer_library import read_backend
 def charsmap(size=1024, text=b"b"):
     """SentencePiece's layout: `size`, a double-array trie of 256 units that maps "a" to `text`."""
     trie = np.zeros(256, "<u4")
-    # The root is at 0, so the unit of "a" at ord("a"); its value is where that xor its offset, 3, points.
+    # The root is at 0, so the unit of "a" at ord("a"); its value is where that xor its offset, 3,
+    # points.
     trie[ord("a")] = ord("a") | 1 << 8 | 3 << 10
     trie[ord("a") ^ 3] = 1 << 31
     return size.to_bytes(4, "little") + trie.tobytes() + text + b"\0"

@@ -1,4 +1,6 @@
-"""The adapters over one matrix for tests: made over any base, trained at random, and computed in float64."""
+"""The adapters over one matrix for tests: made over any base, trained at random, and computed in
+float64.
+"""
 
 import numpy as np
 from stored_weights import stored
@@ -17,7 +19,9 @@ def dense(layer):
 
 
 def make_base(rng, cls, kind, rows=12, columns=64, bias=True):
-    """A layer over "plain", an array, or a stored matrix of a format, with a bias and interleaved rows where it can have them."""
+    """A layer over "plain", an array, or a stored matrix of a format, with a bias and interleaved
+    rows where it can have them.
+    """
     table = cls.base_name == "embedding"
     head_dim = 0 if table or rows % 4 else 4
     weight = (
@@ -67,7 +71,9 @@ def norms(layer):
 
 
 def masked(layer, x, p, mask, norm):
-    """Rows x, or ids of a table, through the layer with the adapter's input (a table's result) times `mask`."""
+    """Rows x, or ids of a table, through the layer with the adapter's input (a table's result)
+    times `mask`.
+    """
     factor = p["m"] / norm if layer.kind == "dora" else np.ones(len(norm))
     if np.issubdtype(np.asarray(x).dtype, np.integer):
         rows = dense(layer.base)[x] + layer.scale * mask * (p["lora_a"][x] @ p["lora_b"])

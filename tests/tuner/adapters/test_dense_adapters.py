@@ -1,4 +1,6 @@
-"""Every adapter over one matrix, over every base: what it computes, its gradients, and what fusing makes of it."""
+"""Every adapter over one matrix, over every base: what it computes, its gradients, and what fusing
+makes of it.
+"""
 
 import warnings
 
@@ -69,7 +71,9 @@ def test_forward_and_gradients(rng, cls, kind):
 @pytest.mark.parametrize("kind", ["plain", "q4_1"])
 @pytest.mark.parametrize("cls", CLASSES)
 def test_dropout_forward_and_gradients(rng, cls, kind):
-    """It acts on the adapter's branch alone, inside the sum that DoRA scales; the norm knows nothing of it."""
+    """It acts on the adapter's branch alone, inside the sum that DoRA scales; the norm knows
+    nothing of it.
+    """
     layer = trained(rng, cls, make_base(rng, cls, kind), dropout=0.4)
     for call, x in calls(layer, rng):
         shape = (*np.shape(x), layer.shape[1]) if x is IDS else x.shape
@@ -82,7 +86,9 @@ def test_dropout_forward_and_gradients(rng, cls, kind):
 
 
 def check(rng, layer, call, x, mask):
-    """Against float64: the values, and the gradients by differences, with DoRA's norm a constant."""
+    """Against float64: the values, and the gradients by differences, with DoRA's norm a
+    constant.
+    """
     p, norm = parameters(layer), norms(layer)
     want = masked(layer, x, p, mask, norm)
     y = call(x)

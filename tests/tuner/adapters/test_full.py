@@ -1,4 +1,6 @@
-"""Full fine-tuning: which weights are trained, in which form, and how they are saved, loaded, resumed and merged."""
+"""Full fine-tuning: which weights are trained, in which form, and how they are saved, loaded,
+resumed and merged.
+"""
 
 import json
 import logging

@@ -1,4 +1,6 @@
-"""PiSSA and LoftQ: the products that adapters begin with, what is saved of them, and resumed runs."""
+"""PiSSA and LoftQ: the products that adapters begin with, what is saved of them, and resumed
+runs.
+"""
 
 import json
 
@@ -227,7 +229,9 @@ def test_loftq_begins_with_what_quantising_lost(tmp_path):
 
 @pytest.mark.parametrize("kind", ["q2", "nf4"])
 def test_quantised_beside_a_product_base_and_adapter_are_nearer(tmp_path, kind):
-    """Each round, as LoftQ's alternation; in files of a folder, in formats that are as they would be."""
+    """Each round, as LoftQ's alternation; in files of a folder, in formats that are as they would
+    be.
+    """
     sizes = {"hidden_size": 64, "intermediate_size": 96, "head_dim": 16, "num_hidden_layers": 1}
     original = tiny.load_tiny(tmp_path / "original", **sizes)
     config = {

@@ -81,7 +81,9 @@ def test_settings_of_another_type(model, wrong):
     ],
 )
 def test_scale_and_alpha(model, tmp_path, config, scale):
-    """PEFT's definitions: alpha / r, and alpha / sqrt(r) for rsLoRA; a saved adapter has the scale."""
+    """PEFT's definitions: alpha / r, and alpha / sqrt(r) for rsLoRA; a saved adapter has the
+    scale.
+    """
     linear_to_lora_layers(model, 1, config)
     assert {layer.scale for layer in adapter_modules(model).values()} == {scale}
     save_adapter(model, tmp_path / "saved")
@@ -94,7 +96,9 @@ def test_scale_and_alpha(model, tmp_path, config, scale):
 
 @pytest.mark.parametrize(("rslora", "scales"), [(False, (2.0, 4.0)), (True, (4.0, 32**0.5))])
 def test_alpha_gives_each_rank_its_scale(model, tmp_path, rslora, scales):
-    """PEFT's definition; files have one scale for all, so that others are worked into lora_b, by training as by save_adapter."""
+    """PEFT's definition; files have one scale for all, so that others are worked into lora_b, by
+    training as by save_adapter.
+    """
     linear_to_lora_layers(
         model,
         -1,

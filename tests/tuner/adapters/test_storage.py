@@ -263,7 +263,9 @@ def test_tensors_that_say_the_same(model, tmp_path):
 @pytest.mark.parametrize("format", list(LAYOUTS))
 @pytest.mark.parametrize("beginning", ["language_model.model.", "model.language_model."])
 def test_an_adapter_of_a_model_that_was_beside_others(model, tmp_path, format, beginning):
-    """Names that mlx-lm and PEFT give to the language model of a checkpoint which reads images too."""
+    """Names that mlx-lm and PEFT give to the language model of a checkpoint which reads images
+    too.
+    """
     save_adapter(model, tmp_path / "a", format)
     file = tmp_path / "a" / LAYOUTS[format]
     arrays = {

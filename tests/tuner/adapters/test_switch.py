@@ -1,4 +1,6 @@
-"""Adapters over experts: what they compute over every kind of base, what they share, and what fusing leaves of them."""
+"""Adapters over experts: what they compute over every kind of base, what they share, and what
+fusing leaves of them.
+"""
 
 import warnings
 

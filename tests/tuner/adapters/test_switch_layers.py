@@ -1,4 +1,6 @@
-"""Adapters of experts on disk: mlx-lm's layout bit for bit, and PEFT's, which has one pair for gates and ups."""
+"""Adapters of experts on disk: mlx-lm's layout bit for bit, and PEFT's, which has one pair for
+gates and ups.
+"""
 
 import json
 

@@ -1,4 +1,6 @@
-"""The system prompt that a data set shares: found, remembered with the adapter, carried on, used and switched off."""
+"""The system prompt that a data set shares: found, remembered with the adapter, carried on, used
+and switched off.
+"""
 
 import json
 
@@ -129,7 +131,9 @@ def test_gguf_files_of_adapters_have_it(model, tmp_path):
 
 @pytest.fixture
 def asked(monkeypatch, capsys):
-    """Runs `pyloss generate` on a tiny model whose adapter has a system prompt; gives the prompt, and what was said."""
+    """Runs `pyloss generate` on a tiny model whose adapter has a system prompt; gives the prompt,
+    and what was said.
+    """
     from pyloss import cli, generation, models
 
     tokenizer, prompts = byte_tokenizer(), []

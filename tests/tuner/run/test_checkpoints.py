@@ -1,4 +1,6 @@
-"""Checkpoints: a resumed run equals an uninterrupted one to the bit, and nothing that happens leaves half of one."""
+"""Checkpoints: a resumed run equals an uninterrupted one to the bit, and nothing that happens
+leaves half of one.
+"""
 
 import errno
 import json
@@ -39,7 +41,9 @@ def same_model(one, two):
 @pytest.mark.parametrize("accumulation", [1, 3])
 @pytest.mark.parametrize("stop", [5, 10, 13])
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path, stop, accumulation):
-    """More iterations than an epoch has, dropout, a schedule, unfinished accumulation, a report across the stop."""
+    """More iterations than an epoch has, dropout, a schedule, unfinished accumulation, a report
+    across the stop.
+    """
     settings = {"steps_per_report": 3, "grad_accumulation_steps": accumulation, "keep_best": False}
     whole, seen, result = run(tmp_path / "whole", optimizer=scheduled(), iters=20, **settings)
     _, first, _ = run(tmp_path / "parts", optimizer=scheduled(), iters=stop, **settings)
@@ -178,7 +182,9 @@ def test_ctrl_c_saves_a_complete_state_and_says_where(tmp_path, at, where):
 
 
 def test_ctrl_c_while_a_run_ends_keeps_the_state_from_before(tmp_path):
-    """Ending reports off schedule, applies gradients left over and validates: none of it belongs to a longer run."""
+    """Ending reports off schedule, applies gradients left over and validates: none of it belongs to
+    a longer run.
+    """
 
     def loss(model, batch, lengths):
         if not model.training and len(ended) == 5:
@@ -211,7 +217,9 @@ class Other(Tiny):
 
 
 class Killer:
-    """Kills the process at the `at`-th of the moments that matter: in the middle of a file, and around renames."""
+    """Kills the process at the `at`-th of the moments that matter: in the middle of a file, and
+    around renames.
+    """
 
     def __init__(self, at):
         self.left = at
@@ -261,7 +269,9 @@ def killed_at(moment, folder, **settings):
 
 
 def check_files(folder):
-    """Whatever is there under its own name is whole, and the adapter is one that its config describes."""
+    """Whatever is there under its own name is whole, and the adapter is one that its config
+    describes.
+    """
     for file in folder.glob("[!.]*adapters.safetensors"):
         assert set(load_file(file)) == set(Tiny().arrays)
     for file in folder.glob("[!.]*.json"):
@@ -291,7 +301,9 @@ def test_killed_at_every_moment_of_every_write(tmp_path):
 
 
 def test_killed_while_a_run_of_another_configuration_takes_its_place(tmp_path):
-    """The config never lies beside another config's adapter, and the earlier adapter is always there somewhere."""
+    """The config never lies beside another config's adapter, and the earlier adapter is always
+    there somewhere.
+    """
     run(tmp_path / "first", iters=2)
     old = load_file(tmp_path / "first" / "adapters.safetensors")
     config = (tmp_path / "first" / "adapter_config.json").read_text()

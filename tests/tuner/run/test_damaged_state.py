@@ -1,4 +1,6 @@
-"""Trainer states that say what no run can have said: refused by a FormatError that names the file, and nothing hangs."""
+"""Trainer states that say what no run can have said: refused by a FormatError that names the file,
+and nothing hangs.
+"""
 
 import json
 import signal
@@ -143,7 +145,9 @@ def test_fewer_batches_than_the_run_had_are_said(tmp_path):
 
 
 def test_a_handler_of_ctrl_c_that_is_not_pythons_stays(monkeypatch):
-    """What signal.getsignal gives for a handler that an embedding program installed is None, which cannot be put back."""
+    """What signal.getsignal gives for a handler that an embedding program installed is None, which
+    cannot be put back.
+    """
     monkeypatch.setattr(signal, "getsignal", lambda number: None)
     monkeypatch.setattr(signal, "signal", lambda number, handler: pytest.fail("touched"))
     with state.uninterrupted():

@@ -1,4 +1,6 @@
-"""The fingerprint of a base: the same wherever it lies, another one for other weights of the same shapes."""
+"""The fingerprint of a base: the same wherever it lies, another one for other weights of the same
+shapes.
+"""
 
 import numpy as np
 import pytest

@@ -1,7 +1,8 @@
-"""Training killed at random moments, from outside: what is in the folder is always a complete adapter, and a resumed run goes on
-to the bits of one that was never stopped.
+"""Training killed at random moments, from outside: what is in the folder is always a complete
+adapter, and a resumed run goes on to the bits of one that was never stopped.
 
-`PYLOSS_KILLS=500 pytest -m slow tests/tuner/run/test_kills.py` kills as often as that; CI as often as `KILLS` says.
+`PYLOSS_KILLS=500 pytest -m slow tests/tuner/run/test_kills.py` kills as often as that; CI as often
+as `KILLS` says.
 """
 
 import os
@@ -71,7 +72,9 @@ def losses_of(output):
 
 
 def check_complete(folder):
-    """The adapter loads and is one that a run had: all finite, in the shapes that the configuration's model has."""
+    """The adapter loads and is one that a run had: all finite, in the shapes that the
+    configuration's model has.
+    """
     for path in (
         folder,
         *folder.glob("[0-9]*_adapters.safetensors"),
@@ -88,7 +91,9 @@ def check_complete(folder):
 
 
 def kill_again_and_again(folder, kills, seed):
-    """Kills runs in `folder`, which has an adapter, at random moments; gives the losses that they printed."""
+    """Kills runs in `folder`, which has an adapter, at random moments; gives the losses that they
+    printed.
+    """
     rng, seen = random.Random(seed), {}
     for _ in range(kills):
         process = start(folder, "resume")

@@ -1,4 +1,6 @@
-"""The folder of a run: an earlier run stays, nothing of two runs mixes, and what the configuration says of the machine."""
+"""The folder of a run: an earlier run stays, nothing of two runs mixes, and what the configuration
+says of the machine.
+"""
 
 import json
 import threading

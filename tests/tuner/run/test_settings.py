@@ -1,4 +1,6 @@
-"""Settings from YAML files as written for mlx_lm.lora, from flags, and what is refused with which words."""
+"""Settings from YAML files as written for mlx_lm.lora, from flags, and what is refused with which
+words.
+"""
 
 import re
 from pathlib import Path
