@@ -8,7 +8,7 @@ from typing import Any
 from pyloss.tuner.datasets import CacheDataset
 
 MARKS = ("[+", "+]")
-_COLOURS = ("\x1b[32m", "\x1b[0m")
+_COLORS = ("\x1b[32m", "\x1b[0m")
 
 
 def preview(
@@ -24,7 +24,7 @@ def preview(
     cache = dataset if isinstance(dataset, CacheDataset) else CacheDataset(dataset)
     if not len(cache):
         raise ValueError("the dataset is empty: there is nothing to show")
-    first, last = (a + b for a, b in zip(MARKS, _COLOURS, strict=True)) if color else MARKS
+    first, last = (a + b for a, b in zip(MARKS, _COLORS, strict=True)) if color else MARKS
     blocks = []
     for i in range(min(n, len(cache))):
         whole = cache.sample(i)

@@ -1,4 +1,4 @@
-"""Optimisers of a user's own in the training loop: what they need not have is added here."""
+"""Optimizers of a user's own in the training loop: what they need not have is added here."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pyloss.optim import Optimizer
 
 
 class WrappedOptimizer:
-    """An object with `update(model, grads)`, `learning_rate` and `state`, as mlx's optimisers have,
+    """An object with `update(model, grads)`, `learning_rate` and `state`, as mlx's optimizers have,
     for the training loop.
 
     It counts updates, scales gradients, and saves `state`: nested mappings of arrays, numbers and
@@ -43,7 +43,7 @@ class WrappedOptimizer:
         return type(self.inner).__name__
 
     def update(self, model: Any, grads: Mapping[str, Any], grad_scale: float = 1.0) -> None:
-        """One update by the user's optimiser, of gradients times `grad_scale`."""
+        """One update by the user's optimizer, of gradients times `grad_scale`."""
         if grad_scale != 1:
             grads = {name: grad * np.float32(grad_scale) for name, grad in grads.items()}
         self.inner.update(model, grads)
@@ -61,7 +61,7 @@ class WrappedOptimizer:
         return found
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` gave. ValueError where that is not of such an optimiser."""
+        """Take over what `state_dict` gave. ValueError where that is not of such an optimizer."""
         if not isinstance(state.get("step"), int):
             raise ValueError("optimizer state lacks 'step'")
         self.step = state["step"]
@@ -79,5 +79,5 @@ def own_optimizer(optimizer: Any) -> Any:
 
 
 def optimizer_name(optimizer: Any) -> str:
-    """The name that a saved state gives an optimiser by."""
+    """The name that a saved state gives an optimizer by."""
     return optimizer.name if isinstance(optimizer, WrappedOptimizer) else type(optimizer).__name__

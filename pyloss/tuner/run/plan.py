@@ -38,7 +38,7 @@ def estimate_memory(
     the last ones, are trained, and P trainable numbers, it is the sum of
 
     - the stored weights as they are in the file (mapped pages count once they have been read);
-    - `4 P (2 + slots + accumulate + keep_best)`: parameters, gradients, optimiser state,
+    - `4 P (2 + slots + accumulate + keep_best)`: parameters, gradients, optimizer state,
       accumulated gradients, and the copy of the best adapter;
     - activations kept for the backward pass: `4 N (2H + 2Q + 2K + 2I)` for each of the T layers
       (input and the sum after attention; queries and attention's output; keys and values; gate and

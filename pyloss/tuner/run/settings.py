@@ -145,7 +145,7 @@ def _hf_dataset(value: Any) -> Any:
 
 
 def _optimizer_config(value: Any) -> dict[str, Any]:
-    """Options for optimisers that are not there are harmless as long as none of those is chosen."""
+    """Options for optimizers that are not there are harmless as long as none of those is chosen."""
     known = (*OPTIMIZERS, "muon", "adafactor")
     for name, options in _mapping(value).items():
         if name not in known:
