@@ -1,6 +1,4 @@
-"""Datasets: records made into tokens and targets, and the ways to load them (local JSONL, the
-Hugging Face hub).
-"""
+"""Datasets: turn records into tokens and targets; load them from JSONL or the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -28,8 +26,9 @@ _HUB_FILES = (".parquet", ".jsonl", ".json", ".csv", ".arrow")
 
 
 def resolve_train_on(train_on: str | None, mask_prompt: bool) -> str:
-    """`train_on` if given, else what `mask_prompt` says; `ValueError` for an unknown or a
-    contradicting one.
+    """`train_on` if given, else "last" with `mask_prompt` and "all" without.
+
+    Raises `ValueError` for an unknown `train_on`, or one that contradicts `mask_prompt`.
     """
     if train_on is None:
         return "last" if mask_prompt else "all"
@@ -46,7 +45,13 @@ def resolve_train_on(train_on: str | None, mask_prompt: bool) -> str:
 
 
 class _Dataset:
-    """Records with a tokenizer. `dataset[i]` is the record as it was given."""
+    """Records with a tokenizer. `dataset[i]` is the record as given.
+
+    Attributes:
+        tokenizer: encodes the records.
+        train_on: "last", "assistant" or "all".
+        mask_prompt: whether `train_on` leaves the prompt untrained.
+    """
 
     def __init__(
         self, data: Any, tokenizer: Any, mask_prompt: bool = False, train_on: str | None = None
@@ -64,8 +69,9 @@ class _Dataset:
         return record
 
     def sample(self, idx: int) -> Sample:
-        """The tokens of record `idx` and the weight of each as a target; `ValueError` where the
-        record is unusable.
+        """The tokens of record `idx`, and each token's weight as a target.
+
+        Raises `ValueError` for an unusable record.
         """
         record = self[idx]
         self.check(record, self.where(idx))
@@ -75,27 +81,27 @@ class _Dataset:
             raise ValueError(f"{self.where(idx)}: {e}") from e
 
     def process(self, d: Record) -> tuple[list[int], int]:
-        """`(tokens, offset)` of one record as in mlx-lm: the tokens from `offset` to the end are
-        targets.
+        """`(tokens, offset)` of one record, as in mlx-lm: the targets are `tokens[offset:]`.
 
-        Raises `ValueError` for targets that an offset cannot say (several turns); `sample(i)` gives
-        those.
+        Raises `ValueError` if an offset cannot express the targets (several turns); use
+        `sample(i)` for such records.
         """
         self.check(d, "record")
         return _as_offset(self._sample(d))
 
     def where(self, idx: int) -> str:
-        """Where record `idx` comes from, for messages."""
+        """The origin of record `idx`, for error messages."""
         return self._data.where(idx) if isinstance(self._data, Records) else f"record {idx}"
 
     def check(self, record: Mapping[str, Any], where: str) -> None:
-        """Raises `ValueError` naming `where`, the keys found and those expected, if the record
-        lacks what is needed.
+        """Raises `ValueError` if the record lacks a needed key.
+
+        The message names `where`, the keys found and the keys expected.
         """
         raise NotImplementedError
 
     def system_prompt(self) -> str | None:
-        """The system prompt that all records begin with, if they share one."""
+        """The system prompt at the start of every record; None if they do not share one."""
         return None
 
     def _sample(self, record: Record) -> Sample:
@@ -103,7 +109,11 @@ class _Dataset:
 
 
 class TextDataset(_Dataset):
-    """Records `{"text": ...}`: all tokens are targets, and the end token is appended."""
+    """Records `{"text": ...}`. All tokens are targets; the end token is appended.
+
+    Attributes:
+        text_key: the record's key for the text.
+    """
 
     def __init__(self, data: Any, tokenizer: Any, text_key: str = "text"):
         super().__init__(data, tokenizer)
@@ -121,11 +131,14 @@ class TextDataset(_Dataset):
 
 
 class ChatDataset(_Dataset):
-    """Records `{"messages": [{"role", "content"}, ...], "tools": [...]}` under the tokenizer's chat
-    template.
+    """Records `{"messages": [{"role", "content"}, ...], "tools": [...]}`.
 
-    `train_on`: "last" (the last assistant turn; what `mask_prompt=True` means), "assistant" (every
-    one) or "all" tokens.
+    The tokenizer's chat template renders them. `train_on` selects the targets: "last" (the last
+    assistant turn, same as `mask_prompt=True`), "assistant" (every assistant turn) or "all"
+    (every token).
+
+    Attributes:
+        chat_key: the record's key for the messages.
     """
 
     def __init__(
@@ -152,10 +165,14 @@ class ChatDataset(_Dataset):
 
 
 class CompletionsDataset(_Dataset):
-    """Records `{"prompt": ..., "completion": ...}`: a user's turn and the answer under the chat
-    template.
+    """Records `{"prompt": ..., "completion": ...}`.
 
-    The end token is appended where the template does not end the answer with one.
+    The chat template renders the prompt as a user turn and the completion as the assistant's.
+    The end token is appended if the template does not end the answer with one.
+
+    Attributes:
+        prompt_key: the record's key for the prompt.
+        completion_key: the record's key for the completion.
     """
 
     def __init__(
@@ -189,8 +206,10 @@ class CompletionsDataset(_Dataset):
 
 
 class ConcatenatedDataset:
-    """Several datasets end to end. Its records carry `"_dataset"`, the number of their dataset; the
-    originals do not.
+    """Several datasets, concatenated.
+
+    `dataset[i]` is a copy of the record with the key `"_dataset"`, the index of its dataset. The
+    original records do not get that key.
     """
 
     def __init__(self, data: Sequence[Any]):
@@ -225,12 +244,14 @@ class ConcatenatedDataset:
 
 
 class CacheDataset:
-    """Another dataset, each of its records tokenised when first asked for and then kept (8 bytes a
-    token).
+    """Tokenizes each record of a dataset on first use and keeps the result (8 bytes per token).
 
-    `cache[i]` is `(tokens, offset)`, `cache.sample(i)` the `Sample`, `cache.itemlen(i)` its number
-    of tokens. The other dataset has `sample(i)`, or `process(record)`, or its items are themselves
-    what `as_sample` takes.
+    `cache[i]` is `(tokens, offset)`, `cache.sample(i)` is the `Sample`, and `cache.itemlen(i)` is
+    its number of tokens. The wrapped dataset needs `sample(i)`, or `process(record)`, or items
+    that `as_sample` accepts.
+
+    Attributes:
+        said: messages already logged about this data, to log each only once.
     """
 
     def __init__(self, data: Any):
@@ -238,7 +259,7 @@ class CacheDataset:
         self._kept: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]] | None] = [
             None
         ] * len(data)
-        self.said: set[str] = set()  # messages about this data that were given already
+        self.said: set[str] = set()
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -281,7 +302,7 @@ def _system_prompt(messages: Sequence[Mapping[str, Any]]) -> str | None:
 
 
 def _shared(prompts: Iterable[str | None]) -> str | None:
-    """The one that all are, or None; stops at the first that differs."""
+    """The value that all prompts equal, or None; stops at the first different prompt."""
     rest = iter(prompts)
     first = next(rest, None)
     return first if first is not None and all(prompt == first for prompt in rest) else None
@@ -308,11 +329,11 @@ def _sample_of(dataset: Any, idx: int) -> Sample:
 
 
 def create_dataset(data: Any, tokenizer: Any, config: Any) -> _Dataset:
-    """The dataset for `data` by the keys of its first record.
+    """The dataset for `data`; the keys of its first record select the class.
 
     `config` may have `mask_prompt`, `train_on`, `prompt_feature`, `completion_feature`,
-    `chat_feature`, `text_feature`. Raises `ValueError` for an empty dataset, or one whose keys are
-    none of those.
+    `chat_feature` and `text_feature`. Raises `ValueError` for an empty dataset, for unknown keys,
+    and for text records with a masked prompt.
     """
     if len(data) == 0:
         raise ValueError("the dataset is empty")
@@ -338,11 +359,10 @@ def create_dataset(data: Any, tokenizer: Any, config: Any) -> _Dataset:
 
 
 def load_local_dataset(data_path: Path | str, tokenizer: Any, config: Any) -> tuple[Any, Any, Any]:
-    """`(train, valid, test)` from `train.jsonl`, `valid.jsonl`, `test.jsonl` in a folder; `[]` for
-    a missing or empty one.
+    """`(train, valid, test)` from `train.jsonl`, `valid.jsonl` and `test.jsonl` in a folder.
 
-    Every record is checked. Raises `FormatError` for a line that is not JSON, `ValueError` for a
-    record of other keys.
+    A missing or empty file gives `[]`. Every record is checked. Raises `FormatError` for a line
+    that is not JSON, `ValueError` for a record without the needed keys.
     """
 
     def subset(names: tuple[str, ...]) -> Any:
@@ -362,8 +382,9 @@ def load_local_dataset(data_path: Path | str, tokenizer: Any, config: Any) -> tu
 
 
 def load_hf_dataset(data_id: str, tokenizer: Any, config: Any) -> tuple[Any, Any, Any]:
-    """`(train, valid, test)` of a dataset of the Hugging Face hub, or of a folder in the hub's
-    layout; `[]` for no split.
+    """`(train, valid, test)` of a dataset of the Hugging Face hub or a folder in the hub's layout.
+
+    A missing or empty split gives `[]`.
     """
     splits = _from_hub(data_id)
     names = [next((n for n in names if n in splits), None) for names in SPLITS.values()]
@@ -375,12 +396,11 @@ def load_hf_dataset(data_id: str, tokenizer: Any, config: Any) -> tuple[Any, Any
 
 
 def load_custom_hf_dataset(args: Any, tokenizer: Any) -> tuple[Any, Any, Any]:
-    """`(train, valid, test)` of `args.hf_dataset`: one or a list of dicts as in mlx-lm's
-    configurations.
+    """`(train, valid, test)` of `args.hf_dataset`: a dict or a list of dicts, as in mlx-lm.
 
-    A dict has `path`, and may have `train_split` ("train[:80%]"), `valid_split` ("train[-10%:]"),
-    `test_split`, the `*_feature` keys and `config`, the further arguments of
-    `datasets.load_dataset`. Several are concatenated.
+    Each dict needs `path`. It may have `train_split` (default "train[:80%]"), `valid_split`
+    (default "train[-10%:]"), `test_split`, the `*_feature` keys and `config`, which holds further
+    arguments of `datasets.load_dataset`. Several datasets are concatenated.
     """
     given = args.hf_dataset
     collection: list[list[Any]] = []
@@ -436,7 +456,7 @@ def _from_hub(name: str, **options: Any) -> Any:
         return datasets.load_dataset(name, **options)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as e:
         if there:
-            # The library's own text says no more than that it failed.
+            # The library's error says only that loading failed; its cause says why.
             reason = said(e.__cause__ if isinstance(e.__cause__, Exception) else e)
             raise ValueError(
                 f"{name}: there is {_NO_SPLITS}, and as data in the hub's layout it fails: "
@@ -464,10 +484,12 @@ def load_dataset(
     """`(train, valid, test)`, each a dataset or `[]`.
 
     `args` is a folder with `train.jsonl` (and `valid.jsonl`, `test.jsonl`), a folder in the hub's
-    layout, the hub's name of a dataset, or mlx-lm's namespace with `data` or `hf_dataset`; keywords
-    go before what the namespace says. `train=True` (the default) needs training data, `test=True`
-    test data. Raises `ValueError` for missing or unusable data, `FormatError` for a line that is
-    not JSON, `ImportError` where the hub's package is needed and missing.
+    layout, a dataset's name on the hub, or mlx-lm's namespace with `data` or `hf_dataset`. Keywords
+    override the namespace. `train=True` (the default) requires training data, `test=True` requires
+    test data.
+
+    Raises `ValueError` for missing or unusable data, `FormatError` for a line that is not JSON,
+    and `ImportError` if the hub's package is needed but not installed.
     """
     given = {k: v for k, v in locals().items() if k not in ("args", "tokenizer") and v is not None}
     if not isinstance(args, (str, Path)) and not hasattr(args, "__dict__"):

@@ -1,1 +1,1 @@
-"""Training data: records, the targets in them, batches."""
+"""Training data: records, their targets, and batches."""

@@ -1,5 +1,6 @@
-"""Batches: samples sorted by token count, cut into batches, shuffled by a seed, and resumable at
-any batch.
+"""Batches: sorts samples by token count, cuts them into batches, and shuffles these by a seed.
+
+Iteration can resume at any batch.
 """
 
 from __future__ import annotations
@@ -21,13 +22,21 @@ Batch = tuple[npt.NDArray[np.int32], npt.NDArray[Any]]
 
 
 class NoTargets(ValueError):
-    """There is no token in the data that a loss could be measured on."""
+    """The data has no target token, so no loss can be computed."""
 
 
 @dataclass
 class BatchReport:
-    """What became of the samples: how many there are, are used, were cut to the window, were
-    skipped for want of a target.
+    """Counts of the samples used, cut and skipped.
+
+    Attributes:
+        samples: samples in the dataset.
+        used: samples with a target within the window.
+        cut: used samples that were longer than the window.
+        skipped: samples without a target within the window.
+        tokens: tokens of the used samples, after cutting.
+        targets: target tokens among `tokens`.
+        max_seq_length: the window, in tokens.
     """
 
     samples: int = 0
@@ -53,24 +62,29 @@ class BatchReport:
 
 
 class BatchIterator(Iterator[Batch]):
-    """Yields `(batch, lengths)`, or `(batch, weights)` where the targets of a row are not one span
-    to its end.
+    """Yields `(batch, lengths)`, or `(batch, weights)` if a row's targets are not its tail.
 
-    `batch`: int32 [B, T], token ids padded with 0 to the longest row; `lengths`: int32 [B, 2],
-    (first target token, number of tokens); `weights`: float32 [B, T], the weight of each token as a
-    target, 0 on padding.
+    `batch`: int32 [B, T], token ids, padded with 0 to the longest row. `lengths`: int32 [B, 2],
+    (first target token, number of tokens). `weights`: float32 [B, T], each token's weight as a
+    target, 0 on padding. `lengths` is used if in every row all tokens from the first target to
+    the end are targets of weight 1.
 
-    All samples are tokenised at the start. Samples longer than `max_seq_length` are cut and those
-    left without a target
-    skipped: `report` counts them, and a line is logged once for a dataset. A last short batch is
-        used like any other. With a
-    `comm_group` of n workers (`rank()`, `size()`), each takes every n-th row of every batch. The
-    order is given by `seed` (None is 0) and the epoch alone; `state()` says the place in it, from
-    which `set_state()` goes on.
+    The constructor tokenizes all samples. It cuts samples to `max_seq_length` tokens and skips
+    samples without a target in them; a warning with the counts is logged once per dataset. A
+    short last batch is used like any other. With a `comm_group` of n workers (`rank()`,
+    `size()`), each worker takes every n-th row of every batch. The order depends only on `seed`
+    (None means 0) and the epoch. `state()` returns the position in that order; `set_state()`
+    resumes from it.
 
-    Raises `ValueError` for an empty dataset, one without targets, fewer samples than workers, a
-    `batch_size` that the workers do not divide, and, where `vocab_size` is given, for a token id
-    outside of it.
+    Attributes:
+        seed: seed of the shuffles.
+        report: counts of the samples used, cut and skipped.
+
+    Raises:
+        NoTargets: no sample has a target (a `ValueError`).
+        ValueError: an empty dataset, fewer usable samples than workers, a `batch_size` that is not
+            a positive multiple of the number of workers, `max_seq_length` < 2, a negative `seed`,
+            or, if `vocab_size` is given, a token id outside [0, vocab_size).
     """
 
     def __init__(
@@ -109,12 +123,12 @@ class BatchIterator(Iterator[Batch]):
             )
         bounds = list(range(0, len(order), batch_size)) + [len(order)]
         if len(bounds) > 2 and bounds[-1] - bounds[-2] < size:
-            del bounds[-2]  # a rest too small to give each worker a row joins the batch before
+            del bounds[-2]  # every worker needs a row, so the last two batches become one
         self._batches = [order[a + rank : b : size] for a, b in pairwise(bounds)]
         self._permutation = self._shuffled()
 
     def _usable(self, vocab_size: int | None) -> list[int]:
-        """Indices of the samples with a target, by token count; fills the report."""
+        """Indices of the samples with a target, sorted by token count. Fills the report."""
         report, lengths = self.report, {}
         if not report.samples:
             raise ValueError("the dataset is empty")
@@ -148,7 +162,7 @@ class BatchIterator(Iterator[Batch]):
 
     @property
     def batches_per_epoch(self) -> int:
-        """How many batches go once through the data."""
+        """The number of batches in one pass over the data."""
         return len(self._batches)
 
     def __iter__(self) -> BatchIterator:
@@ -177,8 +191,10 @@ class BatchIterator(Iterator[Batch]):
         return batch, weights
 
     def state(self) -> dict[str, int]:
-        """The place in the data, JSON-able: `seed`, `epoch`, `position` in it, and the counts that
-        `set_state` compares.
+        """The position in the data, as a dict that JSON can hold.
+
+        It has `seed`, `epoch`, `position` within the epoch, and the counts that `set_state`
+        compares.
         """
         return {
             "seed": self.seed,
@@ -195,10 +211,10 @@ class BatchIterator(Iterator[Batch]):
         }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Goes on from `state`: the next batches are those that would have followed it.
+        """Resumes from `state`: the same batches follow as after the matching `state()` call.
 
-        Raises `ValueError` for a state that lacks a key or was taken over other data, batch size or
-        window.
+        Raises `ValueError` if the state lacks a key, or was taken with other data, another batch
+        size or another window.
         """
         own = self.state()
         if not isinstance(state, Mapping):
@@ -247,5 +263,5 @@ def iterate_batches(
     comm_group: Any = None,
     vocab_size: int | None = None,
 ) -> BatchIterator:
-    """The batches of `dataset`, once or, with `loop`, for ever: see `BatchIterator`."""
+    """The batches of `dataset`, for one epoch or, with `loop`, without end; see `BatchIterator`."""
     return BatchIterator(dataset, batch_size, max_seq_length, loop, seed, comm_group, vocab_size)

@@ -1,4 +1,4 @@
-"""A look at what is trained on: decoded samples with their target tokens marked."""
+"""Preview of the training data: decoded samples with their target tokens marked."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ _COLORS = ("\x1b[32m", "\x1b[0m")
 def preview(
     dataset: Any, tokenizer: Any, n: int = 1, max_seq_length: int | None = None, color: bool = False
 ) -> str:
-    """The first `n` samples of `dataset` as text, the trained tokens between `[+` and `+]` (and
-    green with `color`).
+    """The first `n` samples of `dataset` as text, with targets between `[+` and `+]`.
 
-    Above each sample stands its number of tokens and of targets. With `max_seq_length`, samples are
-    shown as they are cut. Control characters other than tabs and line breaks are shown as `\\x1b`.
-    Raises `ValueError` for an empty dataset.
+    `color` also shows the targets in green. A header line gives each sample's number of tokens
+    and of targets. `max_seq_length` cuts the samples as training does. Control characters other
+    than tabs and line breaks are escaped, as in `\\x1b`. Raises `ValueError` for an empty dataset.
     """
     cache = dataset if isinstance(dataset, CacheDataset) else CacheDataset(dataset)
     if not len(cache):

@@ -1,6 +1,4 @@
-"""Reading JSONL records and checking them: every message names the file, the line and what was
-expected.
-"""
+"""Reads and checks JSONL records. Error messages name the file, the line and the expected form."""
 
 from __future__ import annotations
 
@@ -18,13 +16,16 @@ Record = dict[str, Any]
 
 
 class Records(list[Record]):
-    """The records of one JSONL file in order; `where(i)` says which file and line record `i` stands
-    on.
+    """The records of one JSONL file, in order.
+
+    Attributes:
+        path: the file.
     """
 
     def __init__(self, path: Path):
-        """Reads `path`. Blank lines are passed over; a line that is not one UTF-8 JSON object gives
-        `FormatError`.
+        """Reads `path` and skips blank lines.
+
+        Raises `FormatError` for a line that is not one UTF-8 JSON object.
         """
         super().__init__()
         self.path = path
@@ -34,7 +35,7 @@ class Records(list[Record]):
             self._lines.append(number)
 
     def where(self, index: int) -> str:
-        """The place of a record, for messages."""
+        """The file and line of a record, for error messages."""
         return f"{self.path}, line {self._lines[index]}"
 
 
@@ -57,11 +58,11 @@ def _read(path: Path) -> Iterator[tuple[int, Record]]:
 
 
 def _parsed(path: Path, what: str, raw: bytes) -> list[Any] | None:
-    """The JSON value of a line in a list, None for a blank one."""
+    """A one-element list with the line's JSON value (which may be null); None for a blank line."""
     if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise FormatError(path, what, "is UTF-16 text, and must be UTF-8")
     try:
-        # Files that were put together have a byte order mark inside.
+        # Concatenated files have byte order marks in the middle.
         line = raw.decode().strip().lstrip("\ufeff").strip()
     except UnicodeDecodeError as e:
         raise FormatError(
@@ -101,14 +102,15 @@ def _parsed(path: Path, what: str, raw: bytes) -> list[Any] | None:
 
 
 def keys_of(record: Mapping[str, Any]) -> str:
-    """The first keys of a record, for messages."""
+    """The first keys of a record, for error messages."""
     shown = [f"{key!r:.40}" for key, _ in zip(record, range(10), strict=False)]
     return ", ".join([*shown, "..."] if len(record) > len(shown) else shown) or "none"
 
 
 def field(record: Mapping[str, Any], key: str, kind: type, where: str, expected: str) -> Any:
-    """`record[key]`, which must be there and of `kind`; otherwise a `ValueError` that says what was
-    found.
+    """`record[key]`; `ValueError` if the key is missing or its value is not a `kind`.
+
+    The message names `where`, what was found and what is expected.
     """
     if key not in record:
         raise ValueError(
@@ -122,8 +124,10 @@ def field(record: Mapping[str, Any], key: str, kind: type, where: str, expected:
 
 
 def check_messages(record: Mapping[str, Any], key: str, where: str) -> None:
-    """Checks a chat record: a non-empty list of objects with a role and a content, and `tools` a
-    list if given.
+    """Raises `ValueError` unless a chat record is valid.
+
+    `record[key]` must be a non-empty list of objects with "role" and "content" ("tool_calls" may
+    replace "content"); "tools" must pass `check_tools`.
     """
     messages = field(record, key, list, where, f"{key!r}, and 'tools' if there are any")
     if not messages:
@@ -146,8 +150,9 @@ def check_messages(record: Mapping[str, Any], key: str, where: str) -> None:
 
 
 def check_tools(record: Mapping[str, Any], where: str) -> None:
-    """ValueError, which says `where`, unless a record's tools are a list, JSON text of one, or
-    absent.
+    """Raises `ValueError` for invalid "tools"; the message names `where`.
+
+    Valid are a list of objects, JSON text of one, or no "tools" at all.
     """
     try:
         tools_of(record.get("tools"))

@@ -1,5 +1,6 @@
-"""The system prompt that all records of a data set share: remembered in `adapter_config.json`, so
-that prompts can have it.
+"""The system prompt that all records of a dataset share.
+
+It is saved in `adapter_config.json`, so that prompts to the adapter can include it.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ KEY = "system_prompt"
 
 
 def remembered(config: Mapping[str, Any] | None, dataset: Any) -> dict[str, Any] | None:
-    """An adapter's configuration with the system prompt that `dataset` shares.
+    """A copy of an adapter's configuration with the system prompt that `dataset` shares.
 
-    Without one the key is left out. A dataset of somebody else's, which does not say it, leaves the
-    key as it is.
+    The key is removed if the records share no system prompt. It stays unchanged if the dataset's
+    class has no `system_prompt()`, as with a user's own class. None gives None.
     """
     if config is None or not callable(shared := getattr(dataset, KEY, None)):
         return None if config is None else dict(config)
@@ -27,13 +28,14 @@ def remembered(config: Mapping[str, Any] | None, dataset: Any) -> dict[str, Any]
 
 
 def system_prompt_of(config: Mapping[str, Any] | None) -> str | None:
-    """The system prompt in an adapter's configuration, if there is one."""
+    """The system prompt in an adapter's configuration, or None."""
     return None if config is None else config.get(KEY)
 
 
 def checked(config: Mapping[str, Any], source: Path) -> dict[str, Any]:
-    """The part of a configuration read from `source` that is the system prompt; FormatError where
-    it is no text.
+    """The system prompt's entry of a configuration read from `source`; {} if there is none.
+
+    Raises `FormatError` if the system prompt is not a string.
     """
     prompt = config.get(KEY)
     if prompt is not None and not isinstance(prompt, str):

@@ -1,5 +1,6 @@
-"""`Sample`: tokens and which of them are trained; those of a conversation by the turns of its
-assistant.
+"""`Sample`: tokens with their weights as targets.
+
+In a conversation, `train_on` selects the targets by assistant turn.
 """
 
 from __future__ import annotations
@@ -18,10 +19,12 @@ TRAIN_ON = ("last", "assistant", "all")
 
 @dataclass(frozen=True)
 class Sample:
-    """One tokenised record. `tokens`: list of int, length n; `weights`: float32 [n], the weight of
-    each token as a target.
+    """One tokenized record.
 
-    `weights[0]` is 0: the first token has nothing before it that could predict it.
+    Attributes:
+        tokens: list of int, length n.
+        weights: float32 [n], each token's weight as a target. `weights[0]` is 0, because no token
+            before the first could predict it.
     """
 
     tokens: list[int]
@@ -29,8 +32,9 @@ class Sample:
 
     @classmethod
     def from_spans(cls, tokens: Sequence[int], spans: Sequence[tuple[int, int]]) -> Sample:
-        """A sample whose tokens `first <= i < end` of each span weigh 1, the others and the first
-        token 0.
+        """A sample with weight 1 for the tokens `first <= i < end` of each span.
+
+        All other tokens, and always the first token, have weight 0.
         """
         weights = np.zeros(len(tokens), np.float32)
         for first, end in spans:
@@ -40,7 +44,7 @@ class Sample:
 
     @property
     def offset(self) -> int:
-        """The first target token; 0 where every token is trained, n where none is."""
+        """Index of the first target; 0 if that is token 1 (all are trained), n if there is none."""
         targets = np.flatnonzero(self.weights)
         if not len(targets):
             return len(self.tokens)
@@ -48,11 +52,11 @@ class Sample:
 
     @property
     def is_span(self) -> bool:
-        """Whether the targets are all tokens from `offset` to the end, each of weight one."""
+        """Whether every token from `offset` to the end (except token 0) has weight 1."""
         return bool((self.weights[max(self.offset, 1) :] == 1).all())
 
     def cut(self, length: int) -> Sample:
-        """The first `length` tokens, weights and all."""
+        """The first `length` tokens with their weights."""
         return (
             self
             if len(self.tokens) <= length
@@ -61,11 +65,12 @@ class Sample:
 
 
 def as_sample(item: Any) -> Sample:
-    """A `Sample` from what datasets give: a `Sample`, a list of token ids, `(tokens, offset)` or
-    `(tokens, weights)`.
+    """Converts a dataset's item to a `Sample`.
 
-    Raises `TypeError` for anything else (a record that was not tokenised), `ValueError` for weights
-    of another length, negative or not finite.
+    `item` is a `Sample`, a list of token ids, `(tokens, offset)` or `(tokens, weights)`. Raises
+    `TypeError` for anything else (such as a record that is not tokenized), and `ValueError` for an
+    offset that is not a whole number >= 0, or weights that are negative, not finite or not one per
+    token.
     """
     if isinstance(item, Sample):
         return item
@@ -104,14 +109,16 @@ def _is_int(value: Any) -> bool:
 
 
 def chat_sample(tokenizer: Any, messages: Sequence[Message], tools: Any, train_on: str) -> Sample:
-    """The rendered conversation with its targets: all tokens, the last assistant turn or every
-    assistant turn.
+    """The rendered conversation with its targets.
 
-    A turn is trained from the first token after the generation prompt to the last token of its end
-    marker; where the template marks the assistant's text with `{% generation %}`, what it marks of
-    the turn. A turn that the template leaves out is not trained. Tokens after the last target teach
-    nothing and are left off. A conversation without an assistant turn has no targets. Raises
-    `ValueError` where the template refuses the conversation.
+    `train_on` selects them: "all" tokens, the "last" assistant turn, or every "assistant" turn. A
+    turn's targets run from the first token after the generation prompt to the last token of its
+    end marker. If the template marks the assistant's text with `{% generation %}`, only marked
+    tokens are targets. A turn that the template leaves out has no targets.
+
+    Unless `train_on` is "all", a conversation without an assistant turn has no targets, and tokens
+    after the last target are dropped, because they do not affect the loss. Raises `ValueError` if
+    the template refuses the conversation.
     """
     conversation = Conversation(tokenizer, messages, tools)
     tokens = conversation.tokens

@@ -1,14 +1,12 @@
-"""`Conversation`: a conversation under its chat template, and where its assistant's turns lie in
-the tokens.
+"""`Conversation`: renders a conversation with its chat template and finds the tokens of each turn.
 
-Templates rewrite earlier turns, end the generation prompt in text that the whole does not hold,
-leave contents out. So a turn is looked for in the rendering of the whole conversation. Where the
-rendering of the messages before it, generation
-prompt included, is no prefix of that, both renderings are aligned at a point that they share: the
-    end of an earlier
-content, found by rendering the conversation once more with a mark behind that content. That is two
-renderings a turn; of a conversation of many turns, two renderings of the whole give all of them,
-where the template writes all turns alike.
+"The whole text" below is the rendering of all messages. A turn begins where the rendering of the
+messages before it, generation prompt included, ends. Often that rendering is not a prefix of the
+whole text: templates rewrite earlier turns, leave contents out, or end the generation prompt in
+text that the whole text lacks. Then both renderings are aligned at the end of an earlier content
+that they share. Rendering with a mark after that content finds its end. This costs two renderings
+per turn. In a long conversation, two renderings of the whole locate all turns at once, if the
+template writes all turns alike.
 """
 
 from __future__ import annotations
@@ -24,23 +22,23 @@ from pyloss.models.tokenizer import Tokenizer
 
 Message = Mapping[str, Any]
 
-#: from so many turns on they are looked for together first
+#: from this number of turns on, `turns` first tries to locate all of them at once
 MANY = 24
 
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 
 
 class Conversation:
-    """The tokens of a conversation, and the spans of its turns.
+    """The tokens of a conversation, and the token ranges of its turns.
 
     Args:
-        tokenizer: has `apply_chat_template` and `encode`, as pyloss's and transformers' have.
+        tokenizer: has `apply_chat_template` and `encode`, as in pyloss and transformers.
         messages: at least one dict with "role" and "content".
         tools: JSON schemas, or None.
 
     Raises:
-        ValueError: no chat template, one that refuses the messages, or one whose text and tokens
-            differ.
+        ValueError: the tokenizer has no chat template, the template refuses the messages, or the
+            template's text and tokens differ.
     """
 
     def __init__(self, tokenizer: Any, messages: Sequence[Message], tools: Any):
@@ -68,17 +66,19 @@ class Conversation:
 
     @property
     def tokens(self) -> list[int]:
-        """The tokens of the whole conversation."""
+        """The token ids of the whole conversation."""
         return list(self._ids)
 
     def turns(self, wanted: Sequence[int]) -> list[tuple[int, int]]:
-        """`turn` of several messages, in their order."""
+        """`turn(i)` for each `i` in `wanted`, in that order."""
         together = self._alike(wanted) if len(wanted) >= MANY else None
         return [self.turn(i) for i in wanted] if together is None else together
 
     def turn(self, i: int) -> tuple[int, int]:
-        """The tokens (first, end) of message `i`: from behind the generation prompt to the end of
-        what the template writes for it. Empty where the template writes nothing for the message.
+        """The token range (first, end) of message `i`; end is exclusive.
+
+        It runs from the end of the generation prompt to the end of the text that the template
+        writes for the message. It is empty if the template writes nothing for the message.
         """
         positions = self._located()
         begin = self._begin(i)
@@ -88,10 +88,9 @@ class Conversation:
         return positions.tokens(begin, end)
 
     def marked(self) -> list[int] | None:
-        """1 for each token that the template itself marks as the assistant's with `{% generation
-        %}`, else 0.
+        """For each token, 1 if the template marks it with `{% generation %}`, else 0.
 
-        None where the template has no such marks, or they cannot be followed.
+        None if the template has no such marks, or the tokenizer cannot apply them.
         """
         if not _has_marks(getattr(self._tokenizer, "chat_template", None), bool(self._tools)):
             return None
@@ -121,11 +120,11 @@ class Conversation:
         return list(out["input_ids"]) if isinstance(out, Mapping) and not options else out
 
     def _located(self) -> Positions:
-        """The text of the whole with its tokens."""
+        """The whole text with its tokens; rendered on first use."""
         if self._positions is None:
             self._text = self._apply(self._messages, tokenize=False)
             self._positions = Positions(self._tokenizer, self._text)
-            # pyloss's own tokens are those of the text.
+            # pyloss's tokenizer takes its ids from this text, so it needs no check.
             if not isinstance(self._tokenizer, Tokenizer) and self._positions.ids != self._ids:
                 raise ValueError(
                     "the chat template's text and its tokens differ, so no answer can be found "
@@ -134,7 +133,7 @@ class Conversation:
         return self._positions
 
     def _first(self, n: int, prompt: bool = False) -> str | None:
-        """The rendering of the first `n` messages; None where the template refuses them."""
+        """The rendering of the first `n` messages; None if the template refuses them or n is 0."""
         if (n, prompt) not in self._renderings:
             self._renderings[n, prompt] = self._try(self._messages[:n], prompt) if n else None
         return self._renderings[n, prompt]
@@ -147,9 +146,7 @@ class Conversation:
         return text
 
     def _begin(self, i: int) -> int | None:
-        """The character of the whole text at which message `i` begins; None where nothing of it is
-        there.
-        """
+        """The character of the whole text where message `i` begins; None if it is left out."""
         before = self._first(i, prompt=True)
         if before is not None and self._text.startswith(before):
             return len(before)
@@ -162,8 +159,7 @@ class Conversation:
         matched = common(before[there:], self._text[here:])
         if there + matched == len(before):
             return here + matched
-        # The whole holds a part of the generation prompt, or what stands before that is another
-        # text there.
+        # The whole text has only a part of the generation prompt, or other text before it.
         plain = self._first(i) or ""
         beside = self._content_end(self._messages[:i], False, j, plain) if plain and j >= 0 else 0
         opens = len(before) if beside is None else there + common(plain[beside:], before[there:])
@@ -172,11 +168,10 @@ class Conversation:
         return self._behind(before[opens:], here, own)
 
     def _alike(self, wanted: Sequence[int]) -> list[tuple[int, int]] | None:
-        """`turns` of a template that writes the generation prompt, the content and one end marker
-        for each of them.
+        """`turns` for a template that writes generation prompt, content and end marker per turn.
 
-        None where that is not so. The marker, and that this is right, is taken from some of the
-        turns looked for alone.
+        None if the template writes turns in another way. A few turns are located one by one: the
+        first of them gives the end marker, and all of them verify the result.
         """
         positions, prompt = self._located(), self._generation_prompt()
         marks = [c for c in map(chr, range(0xE000, 0xF8FF)) if c not in self._text][: len(wanted)]
@@ -186,8 +181,8 @@ class Conversation:
             return None
         begins, ends, at = [], [], 0
         for piece, before in zip(marked[:-1], replaced[:-1], strict=True):
-            # Between two contents stands the same with and without them, and the generation prompt
-            # last.
+            # The text before a content must not depend on the contents, and must end in the
+            # generation prompt.
             if not piece.startswith(before) or not before.endswith(prompt):
                 return None
             begins.append(at + len(before))
@@ -208,8 +203,10 @@ class Conversation:
     def _marked_at(
         self, wanted: Sequence[int], marks: Sequence[str], keep: bool
     ) -> list[str] | None:
-        """The text with a mark at the end, or in place, of each content, split at the marks; None
-        unless each is there once.
+        """The whole text, rendered with a mark per wanted content and split at the marks.
+
+        The mark follows the content (`keep`) or replaces it. None unless every mark occurs exactly
+        once and in order.
         """
         messages = list(self._messages)
         for i, mark in zip(wanted, marks, strict=False):
@@ -222,9 +219,7 @@ class Conversation:
         return found if in_order else None
 
     def _behind(self, prompt: str, low: int, high: int) -> int:
-        """Behind the last `prompt` in these characters of the whole text, or `high` where there is
-        none.
-        """
+        """The end of the last `prompt` in [low, high) of the whole text; `high` if not found."""
         at = self._text.rfind(prompt, low, high) if prompt else -1
         return high if at < 0 else at + len(prompt)
 
@@ -233,10 +228,10 @@ class Conversation:
         return asked[common(asked, self._text) :]
 
     def _shared(self, i: int, before: str) -> tuple[int, int, int]:
-        """The last message before `i` whose content is found in the whole text and in `before`, and
-        its end in both.
+        """The last message before `i` whose content is in both the whole text and `before`.
 
-        -1, 0, 0 where there is none.
+        Returns its index, the content's end in the whole text, and its end in `before`; (-1, 0, 0)
+        if there is no such message.
         """
         for j in range(i - 1, -1, -1):
             here = self._content_end(self._messages, False, j, self._text)
@@ -246,9 +241,7 @@ class Conversation:
         return -1, 0, 0
 
     def _end(self, i: int) -> int | None:
-        """The character of the whole text at which message `i` ends; None where nothing of it is
-        there.
-        """
+        """The character of the whole text where message `i` ends; None if it is left out."""
         last = len(self._messages) - 1
         if i == last:
             return len(self._text)
@@ -262,22 +255,24 @@ class Conversation:
             None if alone is None else self._content_end(self._messages[: i + 1], False, i, alone)
         )
         if alone is None or there is None:
-            # The template takes no conversation that ends here: what follows the last message's
-            # content is the pattern.
+            # The template refuses a conversation that ends here, so the text after the last
+            # message's content serves as the pattern for the end.
             alone, there = self._text, self._content_end(self._messages, False, last, self._text)
             if there is None or self._messages[last]["role"] != self._messages[i]["role"]:
                 return here
         matched = common(alone[there:], self._text[here:])
         if there + matched == len(alone):
             return here + matched
-        # Two end tokens may begin with the same characters.
+        # Different end tokens may begin with the same characters: go back to a token boundary.
         there_end = Positions(self._tokenizer, alone).boundary(there + matched)
         end = here + max(there_end - there, 0)
         return end + self._other_end(alone[there_end:], end)
 
     def _other_end(self, alone: str, end: int) -> int:
-        """The length of the end token at `end`, where the turn rendered alone ends in another end
-        token.
+        """The length in characters of the end token at `end` of the whole text.
+
+        `alone` is the remaining text of the turn rendered alone. 0 unless both texts go on with an
+        end token, which may be a different one in each.
         """
         ends = eos_ids(self._tokenizer)
         if not ends.intersection(Positions(self._tokenizer, alone).ids[:1]):
@@ -289,9 +284,7 @@ class Conversation:
         return next((n for n in range(1, len(rest) + 1) if follows.boundary(n) == n), 0)
 
     def _own(self, i: int) -> int | None:
-        """The character at which the text begins that changes with message `i`; None where none
-        does.
-        """
+        """The first character of the whole text that depends on message `i`; None if none does."""
         for varied in _varied(self._messages[i], mark := self._mark(), keep=False):
             text = self._try([*self._messages[:i], varied, *self._messages[i + 1 :]], False)
             if text is not None and mark in text:
@@ -301,11 +294,12 @@ class Conversation:
     def _content_end(
         self, messages: Sequence[Message], prompt: bool, j: int, text: str
     ) -> int | None:
-        """The character of `text`, the rendering of `messages`, at which the content of message `j`
-        ends.
+        """The character of `text` where the content of message `j` ends; None if not found.
+
+        `text` is the rendering of `messages`, with the generation prompt if `prompt`.
         """
         mark = self._mark()
-        # In its place where the template cuts the content's end off.
+        # A template may cut off the content's end; then only a mark in its place survives.
         for varied in (v for keep in (True, False) for v in _varied(messages[j], mark, keep)):
             other = self._try([*messages[:j], varied, *messages[j + 1 :]], prompt)
             if other is None or mark not in other:
@@ -318,13 +312,15 @@ class Conversation:
         return None
 
     def _mark(self) -> str:
-        """A character that the text does not have, and no template knows."""
+        """A private-use character that is not in the whole text and that no template knows."""
         return next(c for c in map(chr, range(0xE000, 0xF8FF)) if c not in self._text)
 
 
 def _varied(message: Message, mark: str, keep: bool) -> Iterator[dict[str, Any]]:
-    """`message` with the mark in one of its texts, at their end (`keep`) or in their place; the
-    content first.
+    """Copies of `message` with the mark in its content, last tool call's name or reasoning.
+
+    The mark follows the text (`keep`) or replaces it. Each copy marks one of them, the content
+    first.
     """
     content = message.get("content")
     if isinstance(content, (list, tuple)):
