@@ -1,9 +1,9 @@
 """The training loop.
 
-An iteration is one batch; an update of the parameters comes after every `grad_accumulation_steps`
-of them. What a run consists of between two iterations is a `state.Checkpoint`, and it changes only
-inside `uninterrupted()` blocks: whenever Ctrl-C arrives, what is in memory is the state of a whole
-number of iterations.
+One iteration processes one batch. The parameters are updated every `grad_accumulation_steps`
+iterations. A `checkpoints.Checkpoint` holds the complete state of a run between two iterations.
+This state changes only inside `uninterrupted()` blocks, so Ctrl-C always finds the state after a
+whole number of iterations in memory.
 """
 
 from __future__ import annotations
@@ -57,11 +57,13 @@ __all__ = [
 
 
 def grad_checkpoint(layer: Any) -> None:
-    """As mlx-lm's: a model with this decoder layer computes its layers again for the backward pass,
-    and keeps less meanwhile.
+    """Make the model of this decoder layer recompute its layers in the backward pass, as in mlx-lm.
 
-    `TrainingArgs(grad_checkpoint=True)` and `model.set_grad_checkpoint()` do the same. TypeError
-    for another object.
+    The model then keeps fewer activations. `TrainingArgs(grad_checkpoint=True)` and
+    `model.set_grad_checkpoint()` do the same.
+
+    Raises:
+        TypeError: `layer` is not a decoder layer.
     """
     if not hasattr(layer, "recomputed"):
         raise TypeError(
@@ -81,24 +83,29 @@ def train(
     iterate_batches: Callable[..., Any] = iterate_batches,
     training_callback: TrainingCallback | None = None,
 ) -> TrainingResult:
-    """Train the model's trainable parameters and save them; see `state.py` for the files.
+    """Train the model's trainable parameters and save them; `run/checkpoints.py` lists the files.
 
-    The folder of `args.adapter_file` is locked meanwhile. A fresh run moves the files of an earlier
-    one there into a folder `previous-N` first, or with `args.overwrite` removes them; a resumed one
-    goes on with them. Without iterations nothing is written.
+    The folder of `args.adapter_file` is locked during the run. A new run first moves the files of
+    an earlier run to a subfolder `previous-N`, or removes them with `args.overwrite`. A resumed run
+    continues with them. With 0 iterations and no resume, nothing is written.
 
-    `loss(model, batch, lengths)` gives `(loss, ntoks)` or a scalar; `iterate_batches` is called as
-    mlx-lm calls it and yields what `loss` takes after the model. Validation comes at the start,
-    every `steps_per_eval` iterations (0: not in between) and at the end. With `keep_best` the run
-    ends with the adapter of the lowest validation loss, in the model and in `adapters.safetensors`;
-    a resumed run goes on from the last one all the same.
+    Validation runs at the start, every `steps_per_eval` iterations (0: only at start and end) and
+    at the end. With `keep_best` the model and `adapters.safetensors` end with the adapter of the
+    lowest validation loss; a resumed run still continues from the last one.
 
-    Ctrl-C saves and raises KeyboardInterrupt saying where. A loss or gradient that is not finite
-    raises
-    FloatingPointError before the parameters are touched. ValueError: unusable data or arguments, or
-        a state to resume
-    that is another run's or over another base. FormatError: a damaged state. OSError: files that
-    cannot be written; BlockingIOError names the process that trains there.
+    Args:
+        loss: `loss(model, batch, lengths)` returns `(loss, ntoks)` or a scalar.
+        iterate_batches: called with mlx-lm's keywords; yields the arguments of `loss` after the
+            model.
+
+    Raises:
+        KeyboardInterrupt: after Ctrl-C; a run with a folder is saved, the message says where.
+        FloatingPointError: the loss or gradient is not finite; the parameters are not updated.
+        ValueError: unusable data or arguments, or the state to resume belongs to another run or
+            another base model.
+        FormatError: the state to resume is damaged.
+        OSError: a file cannot be written.
+        BlockingIOError: another process trains in the folder; the message names it.
     """
     args = args or TrainingArgs()
     with matmul_precision(args.matmul_precision):
@@ -128,7 +135,7 @@ class _Run:
                 "the model has no trainable parameters: call linear_to_lora_layers or "
                 "unfreeze() first"
             )
-        # not every model that has what training needs of one
+        # A model need not be an nn.Module to be trained.
         adapted = isinstance(model, nn.Module)
         self.fixed = fixed_arrays(model) if adapted else {}
         self.on_disk = partial(storable_arrays, model) if adapted else dict
@@ -200,14 +207,14 @@ class _Run:
         )
 
     def start(self, held: ExitStack) -> list[str]:
-        """Begin afresh or take over a checkpoint; nothing is written before all that can be refused
-        was checked.
+        """Start a new run or restore a checkpoint; return notes for the user.
 
-        The lock of the folder goes into `held`.
+        All checks that can refuse the run come before the first write. `held` receives the lock of
+        the folder.
         """
         args, notes, saved = self.args, [], None
         place = None
-        # Before anything is read there; but a folder is only made for a run that is not refused.
+        # Lock before reading. A missing folder is created only after all checks have passed.
         if there := self.folder is not None and self.folder.is_dir():
             held.enter_context(locked(self.folder))
         if args.resume:
@@ -258,7 +265,7 @@ class _Run:
         return notes
 
     def restore(self, saved: Checkpoint, file: Path) -> list[str]:
-        """Take over what the state `file` held."""
+        """Restore the checkpoint `saved`, read from `file`; return notes for the user."""
         name = optimizer_name(self.optimizer)
         if saved.optimizer_name != name:
             raise ValueError(
@@ -294,13 +301,11 @@ class _Run:
         ]
 
     def restore_place(self, saved: Checkpoint) -> None:
-        """Bring the batches to where the run stopped: by their state, or by taking as many of
-        them.
-        """
+        """Advance the batches to where the run stopped: restore their state or skip used ones."""
         if saved.batches is not None and hasattr(self.batches, "set_state"):
             self.batches.set_state(saved.batches)
             return
-        # A run that is at its end needs no further batch; a state may say any number.
+        # A finished run needs no further batch, and a state may hold any number: skip <= iters.
         for taken in range(min(saved.progress.iteration, self.args.iters)):
             try:
                 next(self.batches)
@@ -311,7 +316,7 @@ class _Run:
                 ) from None
 
     def settings(self) -> dict[str, Any]:
-        """What should stay the same for a resumed run to be the same run."""
+        """The settings whose change would make a resumed run differ from an uninterrupted one."""
         names = (
             "batch_size",
             "max_seq_length",
@@ -348,12 +353,12 @@ class _Run:
         )
 
     def loop(self) -> bool:
-        """Iterate to the end; True if patience ended it before."""
+        """Run the remaining iterations; return True if `patience` stopped the run early."""
         args = self.args
         while True:
             done = self.progress.iteration
-            # All that is due after iteration `done`, in this order, also when a resumed run begins
-            # here.
+            # These steps are due after iteration `done`, in this order. A resumed run that starts
+            # here does them too.
             if done % args.steps_per_report == 0:
                 self.report()
             if not done or (args.steps_per_eval and done % args.steps_per_eval == 0):
@@ -376,7 +381,7 @@ class _Run:
             self.step(batch)
 
     def step(self, batch: Any) -> None:
-        """One iteration. Until the block at the end nothing that a checkpoint holds has changed."""
+        """Run one iteration; the checkpointed state changes only in the `uninterrupted()` block."""
         args, begun = self.args, time.perf_counter()
         iteration = self.progress.iteration + 1
         value, grads = self.value_and_grad(self.model, *batch)
@@ -403,9 +408,7 @@ class _Run:
             self.display.advance(value)
 
     def accumulate(self, grads: Mapping[str, Any], weight: float) -> None:
-        """Add `weight` times the gradients, so that every target token counts the same in whichever
-        batch it is.
-        """
+        """Add the gradients times `weight`: each target token counts equally in every batch."""
         if self.args.grad_accumulation_steps == 1:
             self.accumulated = dict(grads)
             return
@@ -416,7 +419,7 @@ class _Run:
             _core.axpy(weight, f32(grad).reshape(-1), to.reshape(-1))
 
     def apply(self, iteration: int) -> None:
-        """Update the parameters from what has been accumulated."""
+        """Update the parameters with the accumulated gradients."""
         p = self.progress
         if p.pending_weight:
             scale = 1.0 if self.args.grad_accumulation_steps == 1 else 1.0 / p.pending_weight
@@ -439,14 +442,12 @@ class _Run:
         )
 
     def finish(self) -> None:
-        """Save the last state, apply the gradients left over, validate, and choose the adapter to
-        end with.
+        """Save the state, apply the remaining gradients, validate, and choose the final adapter.
 
-        The state is saved before all that is only done because the run ends here: resumed with more
-            iterations, it then
-        trains as a run with as many from the start would have. Only the best adapter is put in
-            later: a resumed run must
-        not replace it by a worse one.
+        The state is saved before the steps that only the end of a run does. Resumed with more
+        iterations, the run then trains exactly as one that had them from the start. Only the best
+        adapter is added to the saved state later, so that a resumed run cannot replace it with a
+        worse one.
         """
         p = self.progress
         self.save_state()
@@ -488,7 +489,7 @@ class _Run:
             self.display.line(text)
 
     def report(self) -> None:
-        """Report the iterations since the last report, if there are any."""
+        """Report the iterations since the last report, if any."""
         p = self.progress
         if p.reported_at == p.iteration:
             return
@@ -545,8 +546,9 @@ class _Run:
     # ---- saves
 
     def mark(self) -> None:
-        """Note random state and place in the data as they are between two iterations; what is saved
-        is this.
+        """Record the random state and the position in the data between two iterations.
+
+        `save_state` writes the recorded values, not the current ones.
         """
         batches = self.batches.state() if hasattr(self.batches, "state") else None
         self.marked = (pyloss.random.state(), batches)
@@ -573,9 +575,7 @@ class _Run:
         self.saved_at = path
 
     def remember_best(self) -> None:
-        """Put the best adapter, which the last validation found, into the state that is saved
-        already.
-        """
+        """Add the best adapter, found by the final validation, to the saved state."""
         if self.saved_at is None or not self.args.keep_best:
             return
         saved = checkpoints.load_checkpoint(self.saved_at)
@@ -592,9 +592,7 @@ class _Run:
         write_safetensors(self.file, self.on_disk(self.parameters))
 
     def save(self) -> None:
-        """A periodic save: the state first, so that what can be resumed is never behind the adapter
-        beside it.
-        """
+        """Save state and adapter. The state comes first, so it is never older than the adapter."""
         if self.folder is None:
             return
         self.save_state()
@@ -608,14 +606,14 @@ class _Run:
         )
 
     def interrupted(self) -> str:
-        """Save after Ctrl-C, and say where."""
+        """Save after Ctrl-C; return a message that says where."""
         done = self.progress.iteration
         if self.folder is None:
             return (
                 f"interrupted after iteration {done}; "
                 "nothing is saved (adapter_file is None, or no iterations)"
             )
-        # else the state is saved, and what is in memory is no longer the last iteration's
+        # `finish` has saved the state already and then changed the one in memory.
         if not self.ending:
             self.save_state()
             if done:

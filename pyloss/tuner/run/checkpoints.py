@@ -1,19 +1,17 @@
-"""Checkpoints of a training run: what is written, in which order, and how a run comes back from it.
+"""Checkpoints of a training run: their contents, the state file, and how a run is restored.
 
-In the adapter's folder:
+The adapter's folder holds:
 
-- `adapters.safetensors`, `adapter_config.json`: the adapter, as mlx-lm lays it out; what other
-  programs load.
-- `0000100_adapters.safetensors`: the adapter at iteration 100, as mlx-lm names it.
+- `adapters.safetensors`, `adapter_config.json`: the adapter in mlx-lm's layout, for other programs.
+- `0000100_adapters.safetensors`: the adapter at iteration 100, named as in mlx-lm.
 - `best_adapters.safetensors`: the adapter with the lowest validation loss so far.
-- `trainer_state.safetensors`: all that a resumed run needs, its own copy of the adapter included.
+- `trainer_state.safetensors`: all that a resumed run needs, with its own copy of the adapter.
 
-A resumed run reads the last of these alone. One file, replaced as a whole, cannot disagree with
-    itself: whenever the
-process dies, there is one complete state of one iteration, and no order of several files to get
-right.
+A resumed run reads its state only from `trainer_state.safetensors`. This one file is replaced
+atomically, so it is consistent: whenever the process dies, the file holds one complete state of one
+iteration, and no write order of several files matters.
 
-What a fresh run does with an earlier one's files is in `run_folder.py`.
+`run_folder.py` decides what a new run does with the files of an earlier one.
 """
 
 from __future__ import annotations
@@ -43,21 +41,31 @@ Arrays = dict[str, np.ndarray]
 
 @dataclass
 class Progress:
-    """The counters of a run; all of them are saved, so that reports after a resume continue to the
-    bit.
+    """The counters of a run. All are saved, so that reports after a resume match to the bit.
+
+    Attributes:
+        iteration: iterations done.
+        trained_tokens: target tokens trained on.
+        grad_norm: gradient norm of the latest update, before clipping; None before the first.
+        reported_at: iteration of the last report.
+        loss_sum: weighted sum of the losses since the last report.
+        loss_weight: sum of their weights.
+        pending: iterations since the last update.
+        pending_weight: sum of the loss weights since the last update.
+        validated_at: iteration of the last validation; -1 if the parameters need one.
+        best_loss: lowest validation loss; None if there is none.
+        best_iteration: iteration of `best_loss`; -1 if there is none.
+        not_improved: validations in a row without a lower loss.
     """
 
     iteration: int = 0
     trained_tokens: int = 0
     grad_norm: float | None = None
-    # since the last report
     reported_at: int = 0
     loss_sum: float = 0.0
     loss_weight: float = 0.0
-    # since the last update
     pending: int = 0
     pending_weight: float = 0.0
-    # validation
     validated_at: int = -1
     best_loss: float | None = None
     best_iteration: int = -1
@@ -66,8 +74,20 @@ class Progress:
 
 @dataclass
 class Checkpoint:
-    """All that a run consists of between two iterations. `random` and `batches` are what `.state()`
-    of each gave.
+    """The complete state of a run between two iterations.
+
+    Attributes:
+        progress: the counters.
+        model: trainable parameters and the adapter's fixed arrays, by name.
+        optimizer: `state_dict()` of the optimizer.
+        optimizer_name: its name, see `own_optimizer.optimizer_name`.
+        accumulated: gradients accumulated since the last update.
+        best: parameters with the lowest validation loss; empty without any.
+        random: `pyloss.random.state()`.
+        batches: `state()` of the batch iterator; None if it has no such method.
+        settings: settings that a resumed run should keep, see `trainer.settings`.
+        base: fingerprint of the frozen weights, see `fingerprint.py`; None in states of earlier
+            versions.
     """
 
     progress: Progress
@@ -79,12 +99,11 @@ class Checkpoint:
     random: Any = None
     batches: Any = None
     settings: dict[str, Any] | None = None
-    #: fingerprint of the frozen weights, see `base.py`; None in states of earlier versions
     base: str | None = None
 
 
 def _pack(value: Any, path: str, tensors: Arrays) -> Any:
-    """`value` as JSON, its arrays moved to `tensors` under their path."""
+    """`value` as a JSON tree; its arrays go into `tensors`, keyed by their path in the tree."""
     if isinstance(value, np.ndarray | DeviceArray):
         tensors[path] = np.asarray(value)
         return {"__array__": path}
@@ -111,13 +130,15 @@ def _unpack(value: Any, tensors: Arrays) -> Any:
 
 
 def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
-    """Replace the state file `path` by `checkpoint`, wholly or not at all. Raises OSError naming
-    the file.
+    """Replace the state file `path` with `checkpoint` atomically.
+
+    Raises:
+        OSError: the file cannot be written; the message names it.
     """
     tensors: Arrays = {}
     tree = {field.name: getattr(checkpoint, field.name) for field in fields(checkpoint)}
     tree["progress"] = asdict(checkpoint.progress)
-    # One key: safetensors writes several in any order, and equal states should be equal files.
+    # safetensors writes several keys in any order; one key makes equal states equal files.
     write_safetensors(path, tensors, {STATE_KEY: json.dumps(_pack(tree, "", tensors))})
 
 
@@ -128,10 +149,11 @@ def state_path(path: str | os.PathLike[str]) -> Path:
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
-    """The checkpoint in the file `path`, or in the `trainer_state.safetensors` of the folder
-    `path`.
+    """Load the checkpoint from `path`: a state file, or a folder with one.
 
-    Raises FileNotFoundError where there is none, FormatError for a damaged or foreign file.
+    Raises:
+        FileNotFoundError: there is no state file.
+        FormatError: the file is damaged or not a trainer state.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -164,8 +186,9 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
 
 
 def _checkpoint(tree: Any) -> Checkpoint:
-    """The checkpoint that the JSON of a state file says, every value of its type. TypeError or
-    ValueError naming what is not.
+    """Build a checkpoint from an unpacked state file, and check the type of every part.
+
+    Raises TypeError or ValueError naming the invalid part.
     """
     known = {field.name for field in fields(Checkpoint)}
     if (
@@ -212,7 +235,7 @@ def _progress(said: Any) -> Progress:
 def check_arrays(
     target: Mapping[str, np.ndarray], saved: Mapping[str, np.ndarray], where: str
 ) -> None:
-    """ValueError unless the names and shapes of `saved` are those of `target`."""
+    """Raise ValueError unless `saved` has the names and shapes of `target`."""
     if missing := sorted(set(target) ^ set(saved)):
         raise ValueError(
             f"{where} is of another model or adapter: {len(missing)} parameters are in one "
@@ -228,8 +251,9 @@ def check_arrays(
 def restore_arrays(
     target: Mapping[str, np.ndarray], saved: Mapping[str, np.ndarray], where: str
 ) -> None:
-    """Copy `saved` into the arrays of `target`; ValueError, before any is changed, unless names and
-    shapes agree.
+    """Copy `saved` into the arrays of `target`.
+
+    Raises ValueError if names or shapes differ; `target` is then unchanged.
     """
     check_arrays(target, saved, where)
     for name, array in saved.items():
@@ -238,11 +262,10 @@ def restore_arrays(
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Put Ctrl-C and SIGTERM off until the block has ended: for changes that are only right when
-    made as a whole.
+    """Defer Ctrl-C and SIGTERM to the end of the block, for changes that must not be split.
 
-    Where Python does not handle them, in other threads and in programs that brought a handler of
-    their own from outside Python, nothing can interrupt the block, and nothing is changed.
+    The handlers stay as they are in threads other than the main one, and for a signal whose handler
+    was installed outside Python. There, no Python exception can interrupt the block.
     """
     seen: list[int] = []
     previous: dict[int, Any] = {}
@@ -253,7 +276,7 @@ def uninterrupted() -> Iterator[None]:
             try:
                 signal.signal(stop, lambda number, frame: seen.append(number))
                 previous[stop] = handler
-            # not the main interpreter, or a thread that Python takes for the main one and is not
+            # A subinterpreter, or a thread that Python mistakes for the main one.
             except ValueError:
                 break
     try:

@@ -1,4 +1,4 @@
-"""The fingerprint of a base model: whether a run is resumed over the weights that it began with."""
+"""The fingerprint of a base model: it tells whether a resumed run has its original weights."""
 
 from __future__ import annotations
 
@@ -14,13 +14,11 @@ _PIECES, _PIECE = 16, 256
 
 
 def fingerprint(model: Any, trained: Collection[str]) -> str:
-    """A hash of the model's weights but for the parameters `trained`: names, shapes, formats, and
-    bytes of each.
+    """Hash names, shapes, formats and bytes of the model's weights except the parameters `trained`.
 
-    Of a large matrix it reads 16 pieces of 256 bytes, evenly spaced, the first and the last
-        included: a few MB of a mapped
-    model. Other weights of the same shapes, such as another fine-tuned version, differ nearly
-    everywhere.
+    A large matrix contributes 16 evenly spaced pieces of 256 bytes, including its first and last
+    bytes, so that only a few MB of a mapped model are read. This suffices: different weights of the
+    same shapes, such as another fine-tuned version, differ nearly everywhere.
     """
     digest = hashlib.blake2b(digest_size=16)
     for name, kind, data in _arrays(model, trained):
@@ -36,7 +34,7 @@ def fingerprint(model: Any, trained: Collection[str]) -> str:
 
 
 def _arrays(model: Any, trained: Collection[str]) -> Iterator[tuple[str, str, np.ndarray]]:
-    """Name, format and bytes of every array that stays as it is."""
+    """Yield name, format and bytes of every array that is not trained."""
     for name, array in model.parameters().items():
         if name not in trained:
             host = np.asarray(array)

@@ -1,4 +1,4 @@
-"""Optimizers of a user's own in the training loop: what they need not have is added here."""
+"""Adapts a user's own optimizer to the training loop."""
 
 from __future__ import annotations
 
@@ -12,12 +12,19 @@ from pyloss.optim import Optimizer
 
 
 class WrappedOptimizer:
-    """An object with `update(model, grads)`, `learning_rate` and `state`, as mlx's optimizers have,
-    for the training loop.
+    """Wraps an optimizer with mlx's interface: `update(model, grads)`, `learning_rate`, `state`.
 
-    It counts updates, scales gradients, and saves `state`: nested mappings of arrays, numbers and
-        texts. Raises TypeError for
-    an object without `update` and `learning_rate`.
+    The wrapper counts updates, scales gradients and saves `state`, which holds nested mappings of
+    arrays, numbers and strings. `state` is optional.
+
+    Attributes:
+        inner: the user's optimizer.
+        step: updates done.
+        rate_scales: learning rate multipliers by parameter name, as in `optim.Optimizer`.
+        schedule: always None.
+
+    Raises:
+        TypeError: the object lacks `update` or `learning_rate`.
     """
 
     schedule = None
@@ -43,7 +50,7 @@ class WrappedOptimizer:
         return type(self.inner).__name__
 
     def update(self, model: Any, grads: Mapping[str, Any], grad_scale: float = 1.0) -> None:
-        """One update by the user's optimizer, of gradients times `grad_scale`."""
+        """Run one update of the user's optimizer on the gradients times `grad_scale`."""
         if grad_scale != 1:
             grads = {name: grad * np.float32(grad_scale) for name, grad in grads.items()}
         self.inner.update(model, grads)
@@ -61,7 +68,7 @@ class WrappedOptimizer:
         return found
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` gave. ValueError where that is not of such an optimizer."""
+        """Restore a result of `state_dict`. Raises ValueError if it has no integer `step`."""
         if not isinstance(state.get("step"), int):
             raise ValueError("optimizer state lacks 'step'")
         self.step = state["step"]
@@ -74,10 +81,10 @@ class WrappedOptimizer:
 
 
 def own_optimizer(optimizer: Any) -> Any:
-    """`optimizer` as the training loop uses it: itself, or wrapped."""
+    """Return a pyloss optimizer unchanged, any other one wrapped."""
     return optimizer if isinstance(optimizer, Optimizer) else WrappedOptimizer(optimizer)
 
 
 def optimizer_name(optimizer: Any) -> str:
-    """The name that a saved state gives an optimizer by."""
+    """The optimizer's name in a saved state: the class name of the user's or pyloss's optimizer."""
     return optimizer.name if isinstance(optimizer, WrappedOptimizer) else type(optimizer).__name__
