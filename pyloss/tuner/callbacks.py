@@ -1,6 +1,4 @@
-"""Who is told how a run goes: the callback interface, the progress display, and the reporters to
-other services.
-"""
+"""Reports of a training run: the callback interface, progress display and external services."""
 
 from __future__ import annotations
 
@@ -13,9 +11,7 @@ Info = dict[str, Any]
 
 
 class TrainingCallback:
-    """Derive from this, override what is wanted, and pass an object of it as
-    `training_callback`.
-    """
+    """Base class of callbacks: override methods and pass an instance as `training_callback`."""
 
     def on_train_loss_report(self, train_info: Info) -> None:
         """Called every `steps_per_report` iterations and after the last one.
@@ -27,13 +23,14 @@ class TrainingCallback:
         """
 
     def on_val_loss_report(self, val_info: Info) -> None:
-        """Called after each validation. `val_info`: `iteration` (how many were done), `val_loss`,
-        `val_time` (s).
+        """Called after each validation.
+
+        `val_info`: `iteration` (iterations done), `val_loss`, `val_time` (s).
         """
 
 
 class ProgressReporter(TrainingCallback):
-    """A progress bar on a terminal, plain lines elsewhere (and where tqdm is not installed)."""
+    """Shows a progress bar on a terminal; prints plain lines elsewhere or without tqdm."""
 
     def __init__(self, total: int, done: int = 0, stream: TextIO | None = None) -> None:
         self.total = total
@@ -62,7 +59,7 @@ class ProgressReporter(TrainingCallback):
             self.stream.flush()
 
     def advance(self, loss: float) -> None:
-        """One more iteration is done; `loss` is that of its batch."""
+        """Advance the bar by one iteration and show `loss`, the loss of its batch."""
         if self.bar is not None:
             self.bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
             self.bar.update()
@@ -90,7 +87,13 @@ class ProgressReporter(TrainingCallback):
 
 
 class _ServiceCallback(TrainingCallback):
-    """Sends the reports to one service, and then on to `wrapped_callback`."""
+    """Sends reports to one service, then passes them to `wrapped_callback`.
+
+    Attributes:
+        service: name of the service's Python package; subclasses set it.
+        module: the imported package.
+        wrapped_callback: the next callback, or None.
+    """
 
     service = ""
 
@@ -158,11 +161,13 @@ def get_reporting_callbacks(
     log_dir: str | None = None,
     config: Info | None = None,
 ) -> TrainingCallback | None:
-    """A callback for the services named in `report_to` ("wandb", "swanlab", or both with a comma),
-    or None for none.
+    """Return a callback for the services in `report_to`, or None if it names none.
 
-    Raises ValueError for another name, ImportError with the command to install where the service's
-    package is missing.
+    `report_to` is "wandb", "swanlab", or both separated by a comma.
+
+    Raises:
+        ValueError: unknown service name.
+        ImportError: the service's package is missing; the message gives the install command.
     """
     names = [name.strip().lower() for name in (report_to or "").split(",") if name.strip()]
     for name in names:

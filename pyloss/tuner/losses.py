@@ -20,19 +20,21 @@ __all__ = [
     "target_weights",
 ]
 
-# Tokens of a part: a batch goes forward and backward in parts, so that memory holds one part's
-# activations. Products of fewer rows are slower, of more rows hardly faster.
+# Tokens per part. A batch runs forward and backward in parts, so that memory holds one part's
+# activations. Matrix products with fewer rows are slower, with more rows hardly faster.
 PART_TOKENS = 512
-# Without gradients memory holds one layer's activations: larger parts pack each weight less often.
+# Factor for parts without gradients. Memory then holds only one layer's activations, and larger
+# parts pack each weight less often.
 PARTS_TOGETHER = 2
 
 
 def target_weights(batch: Any, lengths: Any) -> np.ndarray:
-    """The weight of every token as a target, float32 [B, T]; column 0 is 0: it has no input.
+    """Return each token's weight as a target, float32 [B, T]. Column 0 is 0: it has no input.
 
-    `lengths` is integer [B, 2] = (first target token, number of tokens), which gives tokens
-    `first <= i < number` the weight 1; or float [B, T], the weights. Raises ValueError for other
-    shapes, and for weights that are negative or not finite.
+    `lengths` is integer [B, 2] = (first target token, number of tokens): tokens
+    `first <= i < number` get weight 1. Or `lengths` is float [B, T], the weights themselves.
+
+    Raises ValueError for other shapes, and for weights that are negative or not finite.
     """
     batch, lengths = as_array(batch, "batch"), as_array(lengths, "lengths")
     if batch.ndim != 2:
@@ -56,23 +58,23 @@ def target_weights(batch: Any, lengths: Any) -> np.ndarray:
 
 
 def head_bytes(grad_checkpoint: bool) -> int:
-    """Bytes of logits at once in training: more is faster, less with checkpointing saves memory."""
+    """Bytes of logits computed at once: more is faster; checkpointing takes less to save memory."""
     return (60 if grad_checkpoint else 100) << 20
 
 
 def default_loss(model: Any, batch: Any, lengths: Any) -> tuple[Any, float]:
-    """The weighted mean cross entropy of the target tokens, and the sum of the weights.
+    """Return the weighted mean cross entropy of the target tokens, and the sum of their weights.
 
-    `batch` int32 [B, T] padded ids; `lengths` as in `target_weights`. Rows are packed: padding and
-    tokens after a row's last target cost nothing, and the head is computed for targets only. The
-    result is (0, 0) without targets.
+    `batch` is int32 [B, T], padded token ids; `lengths` is as in `target_weights`. Rows are packed:
+    padding and tokens after a row's last target cost nothing, and the head is computed for targets
+    only. Without targets the result is (0, 0).
 
     Raises ValueError as `target_weights` does, and for token ids outside the vocabulary.
     """
     batch, weights = as_integers(batch, "batch"), target_weights(batch, lengths)
     if not (weights > 0).any():
         return np.float32(0), 0.0
-    # up to the last target of each row
+    # Tokens up to and including each row's last target.
     counts = weights.shape[1] - np.argmax(weights[:, ::-1] > 0, axis=1)
     counts[~(weights > 0).any(axis=1)] = 0
     used = np.maximum(counts - 1, 0)  # inputs: all but the last target
@@ -108,10 +110,10 @@ def default_loss(model: Any, batch: Any, lengths: Any) -> tuple[Any, float]:
 
 
 def parts_of_rows(lengths: Any, together: int = 1) -> list[np.ndarray]:
-    """Divides the nonempty rows of a batch, given their `lengths`, into parts of similar size.
+    """Divide the nonempty rows of a batch, given their `lengths`, into parts of similar size.
 
-    A part has about `together` * PART_TOKENS tokens, or those of the longest row. The largest part
-    determines the memory, and small parts are slow.
+    A part has about `together` * PART_TOKENS tokens, or as many as the longest row if that is more.
+    The sizes are similar because the largest part determines the memory, and small parts are slow.
     """
     lengths = np.asarray(lengths)
     count = int(lengths.sum() / max(together * PART_TOKENS, lengths.max(initial=0)) + 0.5)

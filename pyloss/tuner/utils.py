@@ -1,4 +1,4 @@
-"""Putting adapters into a model, loading them, merging them and taking them out."""
+"""Adds adapters to a model, loads, merges and removes them; mlx-lm's `tuner.utils`."""
 
 from __future__ import annotations
 
@@ -23,23 +23,24 @@ from pyloss.tuner.data.system_prompt import checked
 def linear_to_lora_layers(
     model: Any, num_layers: int, config: Mapping[str, Any], use_dora: bool = False
 ) -> None:
-    """Puts LoRA adapters, or DoRA adapters, over layers of the last `num_layers` decoder layers.
+    """Add LoRA or DoRA adapters to the last `num_layers` decoder layers.
 
-    `config` has `rank`, `scale` or `alpha`, and optionally `dropout` (0) and `keys`; see
-    `lora_parameters.read_lora_parameters` for all keys, `add_adapters` for the rest.
+    `config` has `rank`, `scale` or `alpha`, and optionally `dropout` (default 0) and `keys`.
+    `lora_parameters.read_lora_parameters` lists all keys. See `add_adapters` for `num_layers`,
+    `keys` and errors.
     """
     add_adapters(model, "dora" if use_dora else "lora", num_layers, config)
 
 
 def add_adapters(model: Any, kind: str, num_layers: int, config: Mapping[str, Any]) -> None:
-    """Puts adapters of a kind over layers of the last `num_layers` decoder layers (-1: all).
+    """Add adapters of one kind to the last `num_layers` decoder layers (-1: all); freeze the base.
 
-    `config` has the kind's parameters. With `keys` it names the layers: by their names within a
-    decoder layer ("self_attn.q_proj") or in the model ("lm_head", "model.embed_tokens"). Without
-    keys every layer there that can have an adapter gets one. The base is frozen.
+    `config` has the kind's parameters. Its `keys` name the layers to adapt, within a decoder layer
+    ("self_attn.q_proj") or in the model ("lm_head", "model.embed_tokens"). Without `keys`, every
+    suitable layer in these decoder layers gets an adapter.
 
-    Raises ValueError for keys that match nothing, with the nearest names, and for parameters that
-    are not allowed; the model is then as it was.
+    Raises ValueError for keys that match nothing (with the nearest names), for a layer that has an
+    adapter already, and for parameters that are not allowed. The model is then unchanged.
     """
     parameters = read_parameters(kind, config)
     adapters = adapter_modules(model)
@@ -71,13 +72,14 @@ def add_adapters(model: Any, kind: str, num_layers: int, config: Mapping[str, An
 
 
 def load_adapters(model: Any, adapter_path: str | os.PathLike[str]) -> Any:
-    """Puts the adapter in the folder `adapter_path` (mlx-lm's or PEFT's layout) over the model's
-    layers, trainable.
+    """Load the adapter in the folder `adapter_path` (mlx-lm's or PEFT's layout), trainable.
 
-    `adapter_path` may also be a file beside an adapter_config.json, such as
+    `adapter_path` may also be a file next to an adapter_config.json, such as
     `adapters/0000100_adapters.safetensors`. An adapter of full fine-tuning (mlx-lm's layout)
-    replaces weights; see `full.load_full`. Raises ValueError listing every name and shape that does
-    not fit, with the model left as it was; and as `adapters.read_adapter`.
+    replaces weights, see `full.load_full`.
+
+    Raises ValueError listing every name and shape that does not fit; the model is then unchanged.
+    Also raises the errors of `storage.read_adapter`.
     """
     place, name = adapter_place(adapter_path)
     if (place / CONFIG_FILE).is_file() and is_full(config := read_json(place / CONFIG_FILE)):
@@ -92,19 +94,19 @@ def load_adapters(model: Any, adapter_path: str | os.PathLike[str]) -> Any:
 
 
 def remove_lora_layers(model: Module) -> Module:
-    """Takes the adapters out again, leaving the bases."""
+    """Replace each adapter with its base layer; return the model."""
     for name, layer in adapter_modules(model).items():
         model.set_module(name, layer.base)
     return model
 
 
 def get_total_parameters(model: Module) -> int:
-    """How many numbers a model has, stored ones of few bits included."""
+    """Count the model's parameters, including quantized ones."""
     return count_parameters(model)[1]
 
 
 def print_trainable_parameters(model: Module) -> None:
-    """Prints how many numbers of the model are trained."""
+    """Print how many of the model's parameters are trainable."""
     trained, total = count_parameters(model)
     out(
         f"Trainable parameters: {trained / max(total, 1):.3%} "

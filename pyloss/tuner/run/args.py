@@ -1,4 +1,4 @@
-"""What `train` is told, and what it gives back."""
+"""The settings of `train` and its result."""
 
 from __future__ import annotations
 
@@ -13,55 +13,58 @@ from pyloss.runtime.precision import check_precision
 
 @dataclass
 class TrainingArgs:
-    """The settings of `train`; names, order and defaults of mlx-lm's, and further ones from
+    """The settings of `train`: mlx-lm's names, order and defaults, then further ones from
     `matmul_precision` on.
+
+    Attributes:
+        batch_size: samples per batch.
+        iters: batches to train on.
+        val_batches: batches per validation; -1: all validation data, 0: no validation.
+        steps_per_report: iterations between reports of the training loss.
+        steps_per_eval: iterations between validations; 0: only at the start and at the end.
+        steps_per_save: iterations between saves.
+        max_seq_length: tokens used per sample, at most.
+        adapter_file: file for the adapter; the run's other files go into its folder. None: save
+            nothing.
+        grad_checkpoint: recompute activations in the backward pass: less memory, more time.
+        grad_accumulation_steps: batches whose gradients are accumulated for one update.
+        clear_cache_threshold: accepted for compatibility with mlx-lm; pyloss has no such cache.
+        matmul_precision: precision of the layers' matrix products during the run, "float32" or
+            "bfloat16" (see `pyloss.set_matmul_precision`); None: unchanged.
+        max_grad_norm: gradients are scaled down to at most this norm; None: no clipping.
+        loraplus_lr_ratio: learning rate of `lora_b` as a multiple of the other parameters' (LoRA+,
+            arXiv:2402.12354).
+        seed: seed of batch order and dropout; None: one from pyloss.random.
+        patience: stop after this many validations in a row without a lower loss; None: never.
+        keep_best: end with the adapter of the lowest validation loss rather than the last one.
+        resume: continue a stopped run. True: the run in adapter_file's folder; a path: a trainer
+            state or a folder with one.
+        adapter_config: contents of adapter_config.json; None: the model's `adapter_config`.
+        progress: print plan, progress and reports.
+        overwrite: remove the files of an earlier run in the folder; otherwise they move to a
+            subfolder `previous-N`.
     """
 
-    #: Samples in a batch.
     batch_size: int = 4
-    #: Batches to train on.
     iters: int = 100
-    #: Batches of a validation; -1 takes all validation data, 0 none.
     val_batches: int = 25
-    #: Iterations between reports of the training loss.
     steps_per_report: int = 10
-    #: Iterations between validations; 0 validates at the start and at the end alone.
     steps_per_eval: int = 200
-    #: Iterations between saves.
     steps_per_save: int = 100
-    #: Tokens of a sample that are used.
     max_seq_length: int = 2048
-    #: Where the adapter is saved, the other files beside it; None saves nothing.
     adapter_file: str | os.PathLike[str] | None = "adapters.safetensors"
-    #: Recompute activations in the backward pass: less memory, more time.
     grad_checkpoint: bool = False
-    #: Batches whose gradients are put together for one update.
     grad_accumulation_steps: int = 1
-    #: Accepted for mlx-lm's sake; there is no such cache here.
     clear_cache_threshold: int = 0
-    #: How layers multiply during the run, "float32" or "bfloat16" (see
-    #: `pyloss.set_matmul_precision`); None leaves it as it is.
     matmul_precision: str | None = None
-    #: Scale gradients down to this norm.
     max_grad_norm: float | None = None
-    #: Learning rate of `lora_b` as a multiple of the other parameters' (LoRA+, arXiv:2402.12354).
     loraplus_lr_ratio: float = 1.0
-    #: Seed of batch order and dropout; None takes one from pyloss.random.
     seed: int | None = None
-    #: Stop after so many validations in a row without a lower loss.
     patience: int | None = None
-    #: End with the adapter of the lowest validation loss rather than the last one.
     keep_best: bool = True
-    #: Continue a stopped run: True for the one beside adapter_file, or the path of a trainer state
-    #: or its folder.
     resume: bool | str | os.PathLike[str] = False
-    #: What adapter_config.json says; None takes the model's `adapter_config`.
     adapter_config: Mapping[str, Any] | None = None
-    #: Print the plan, progress and reports.
     progress: bool = True
-
-    #: Remove the files of an earlier run in the folder; otherwise they are kept in a folder
-    #: `previous-N` there.
     overwrite: bool = False
 
     def __post_init__(self) -> None:
@@ -87,7 +90,16 @@ class TrainingArgs:
 
 @dataclass
 class TrainingResult:
-    """How a run ended: `best_loss` and `best_iteration` are None without validation."""
+    """How a run ended.
+
+    Attributes:
+        iterations: iterations done.
+        updates: updates of the parameters.
+        trained_tokens: target tokens trained on.
+        best_loss: lowest validation loss; None without validation.
+        best_iteration: iteration of `best_loss`; None without validation.
+        stopped_early: whether `patience` stopped the run.
+    """
 
     iterations: int
     updates: int

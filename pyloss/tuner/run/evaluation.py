@@ -1,6 +1,4 @@
-"""The mean loss over a dataset, and what training shares with it: reading batches and reading a
-loss.
-"""
+"""Evaluates the mean loss over a dataset; holds batch and loss helpers shared with training."""
 
 from __future__ import annotations
 
@@ -18,16 +16,14 @@ def _number(value: Any) -> float:
 
 
 def loss_and_weight(value: Any) -> tuple[float, float]:
-    """A loss function gives `(loss, ntoks)` or the loss alone, which then weighs 1."""
+    """Split a loss function's result, `(loss, ntoks)` or a loss alone, which has weight 1."""
     if isinstance(value, (tuple, list)):
         return _number(value[0]), _number(value[1])
     return _number(value), 1.0
 
 
 def batches_of(make: Callable[..., Any], model: Any, dataset: Any, **options: Any) -> Iterator[Any]:
-    """The iterator that `make` gives; a user's function is called with those of mlx-lm's keywords
-    that it takes.
-    """
+    """Return the batch iterator of `make`; a user's gets the mlx-lm keywords that it accepts."""
     if make is iterate_batches:
         vocabulary = getattr(model, "vocab_size", None)
         return iter(make(dataset=dataset, vocab_size=vocabulary, **options))
@@ -44,9 +40,7 @@ def batches_of(make: Callable[..., Any], model: Any, dataset: Any, **options: An
 
 
 def own_data(dataset: Any, make: Callable[..., Any]) -> Any:
-    """Our batches read a dataset through one cache, so that it is tokenised once; a user's get it
-    untouched.
-    """
+    """Wrap the dataset in a cache, which tokenizes it once; a user's iterator gets it unchanged."""
     return (
         CacheDataset(dataset)
         if make is iterate_batches and not isinstance(dataset, CacheDataset)
@@ -65,10 +59,13 @@ def evaluate(
     clear_cache_threshold: int = 0,
     progress_callback: Callable[[], Any] | None = None,
 ) -> float:
-    """The mean loss over the target tokens of `num_batches` batches of `dataset` (-1: all of them).
+    """Return the mean loss over the target tokens of `num_batches` batches of `dataset` (-1: all).
 
-    The model is in evaluation mode meanwhile. Raises ValueError for a dataset that is empty, and
-    its subclass NoTargets for one without a target.
+    The model is in evaluation mode during the call.
+
+    Raises:
+        ValueError: `num_batches` is not allowed, or the dataset is empty.
+        NoTargets: the dataset has no target token (a subclass of ValueError).
     """
     if num_batches == 0 or num_batches < -1:
         raise ValueError(f"num_batches is {num_batches}; it must be at least 1, or -1 for all")

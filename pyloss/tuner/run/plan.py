@@ -1,4 +1,4 @@
-"""What a run is going to do and need, told before it starts: updates, warm-up, tokens, memory."""
+"""The plan printed before a run starts: updates, warm-up, tokens and estimated memory."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from pyloss.tuner.losses import head_bytes, parts_of_rows
 
 _NO_BIAS = "{bias_correction: false}"
 
-#: interpreter, libraries and the allocator's slack
+#: bytes of the interpreter, the libraries and the allocator's slack
 BASE_BYTES = 80_000_000
-#: panels of a matrix product
+#: bytes of the packed panels of a matrix product
 PACKED_BYTES = 16_000_000
 
 
@@ -30,30 +30,31 @@ def estimate_memory(
     accumulate: bool = False,
     keep_best: bool = True,
 ) -> int:
-    """An estimate of the peak memory of training, in bytes, for batches of `batch_size` rows of
-    `max_len` tokens.
+    """Estimate the peak memory of training, in bytes.
 
-    With N tokens in the largest part of a batch (`losses.parts_of_rows`), hidden size H, query
-    width Q (mostly H), key-value width K, feed-forward width I, vocabulary V, L layers of which T,
-    the last ones, are trained, and P trainable numbers, it is the sum of
+    Batches have `batch_size` rows of `max_len` tokens. N is the number of tokens in the largest
+    part of a batch (`losses.parts_of_rows`), H the hidden size, Q the query width (mostly H), K the
+    key-value width, I the feed-forward width, V the vocabulary size, L the number of layers, T the
+    number of trained layers (the last ones), and P the number of trainable parameters. The estimate
+    is the sum of
 
-    - the stored weights as they are in the file (mapped pages count once they have been read);
+    - the stored weights at their size in the file (a mapped page counts once it has been read);
     - `4 P (2 + slots + accumulate + keep_best)`: parameters, gradients, optimizer state,
       accumulated gradients, and the copy of the best adapter;
     - activations kept for the backward pass: `4 N (2H + 2Q + 2K + 2I)` for each of the T layers
       (input and the sum after attention; queries and attention's output; keys and values; gate and
-      up), `4 N (Q + K)` more where q and k have norms and `8 N H` more for norms after attention
-      and MLP; with checkpointing `4 N H` for each, `4 N (2H + Q)` while N is at most
-      `transformer.HALF_CHECKPOINT_TOKENS`, `8 N K` more then where queries share keys
-      (`ops.attention`), and one layer in full;
-    - what DoRA's magnitudes read again: `4 N H` for each trained one of an o_proj or down_proj,
-      whose outputs nothing else keeps; with checkpointing only one layer's;
-    - what one layer works on, forward and backward: `4 N (4I + 3H + 10K)`, and 16 MB of packed
-      matrices; in a mixture of experts I is the width of a token's experts together, and each of
-      these k has rows of its own: `4 N (3 k H)` more;
-    - where a table that the head shares is trained, the second part of its gradient: `4 V H`;
-    - the head: `4 V` for each token that it is computed for at once (`linear_losses.rows_at_once`),
-      and `8 N H` of hidden states;
+      up). Norms of q and k add `4 N (Q + K)`; norms after attention and MLP add `8 N H`. With
+      checkpointing each layer keeps only `4 N H`, and one layer is kept in full. While N is at most
+      `transformer.HALF_CHECKPOINT_TOKENS`, each keeps `4 N (2H + Q)`, plus `8 N K` if queries share
+      keys (`ops.attention`);
+    - outputs that DoRA's magnitude gradients read: `4 N H` for each trained magnitude of an o_proj
+      or down_proj, whose output nothing else keeps; with checkpointing only those of one layer;
+    - the working memory of one layer, forward and backward: `4 N (4I + 3H + 10K)`, and 16 MB of
+      packed matrices. In a mixture of experts I is the total width of a token's k experts, and
+      each expert has its own rows: `4 N (3 k H)` more;
+    - the second part of the gradient of a trained embedding table that the head shares: `4 V H`;
+    - the head: `4 V` for each token computed at once (`losses.head.rows_at_once`), and `8 N H` of
+      hidden states;
     - 80 MB for the interpreter and the libraries.
     """
     trainable = sum(int(array.size) for array in model.trainable_parameters().values())
@@ -108,9 +109,7 @@ def estimate_memory(
 
 
 def _trained_layers(model: Any) -> int:
-    """How many layers the backward pass goes through: from the first with a trainable parameter to
-    the last.
-    """
+    """Count the layers of the backward pass: from the first trainable one to the model's last."""
     count = len(getattr(model, "layers", ()))
     numbers = []
     for name in model.trainable_parameters():
@@ -125,9 +124,9 @@ def _trained_layers(model: Any) -> int:
 
 
 def peak_memory() -> int:
-    """The most memory that this process has had resident so far, in bytes."""
+    """Return the peak resident memory of this process so far, in bytes."""
     try:
-        # Not getrusage there: a new process begins with the figure of the one that started it.
+        # On Linux getrusage is wrong: a new process inherits the peak of its parent.
         with open("/proc/self/status", encoding="ascii") as status:
             return 1024 * next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
     except (OSError, StopIteration):
@@ -146,10 +145,12 @@ def describe_plan(
     first_iteration: int = 0,
     validates: bool = False,
 ) -> list[str]:
-    """The lines that a run prints before it starts, what differs from mlx-lm's defaults included.
+    """Return the lines printed before a run starts, with all differences from mlx-lm's defaults.
 
-    `batches` is its iterator (a user's own says less), `longest` the number of tokens of the
-    longest row; `validates`: there is validation data.
+    Args:
+        batches: the run's iterator; a user's own has no report, so its samples are not described.
+        longest: tokens in the longest row.
+        validates: whether there is validation data.
     """
     accumulation = args.grad_accumulation_steps
     updates = math.ceil(args.iters / accumulation)

@@ -1,10 +1,9 @@
-"""The folder of a training run: which files are a run's, what its configuration says, and how a run
-begins there.
+"""The folder of a training run: its files, its configuration, and the start of a run in it.
 
-`adapter_config.json` goes wherever the adapter goes. So it holds no place of this machine: of an
-absolute path, or one in a home folder, the last name stays; names, names on the hub and relative
-paths stay as they were given. It is not only ours: keys that neither pyloss nor mlx-lm writes are
-    the user's, and stay when a run writes the file anew.
+`adapter_config.json` travels with the adapter, so it holds no paths of this machine. Of an absolute
+path, or one in a home folder, only the last name is kept. Hub names and relative paths are kept
+unchanged. Users may add their own keys: keys that neither pyloss nor mlx-lm writes are kept when a
+run rewrites the file.
 """
 
 from __future__ import annotations
@@ -25,24 +24,24 @@ from pyloss.tuner.adapters.stored import CONFIG_FILE, MLX_FILE, PEFT_FILE
 ADAPTER_FILE = MLX_FILE
 BEST_FILE = "best_adapters.safetensors"
 STATE_FILE = "trainer_state.safetensors"
-#: what of the config decides whether an adapter fits it
+#: config keys that must match for a saved adapter to fit
 ADAPTER_KEYS = ("fine_tune_type", "num_layers", "lora_parameters", "full_keys")
 
 _NUMBERED = re.compile(r"\d{7,}_adapters\.safetensors")
-#: keys whose values are places: a text of another key may begin with a slash and mean none
+#: keys whose values are paths; values of other keys may start with a slash without being one
 _PLACES = ("model", "data", "adapter_path", "resume_adapter_file", "config", "loftq_model", "path")
 
 
 def numbered(iteration: int) -> str:
-    """The name of the adapter of an iteration, which is mlx-lm's."""
+    """File name of the adapter at an iteration, as in mlx-lm."""
     return f"{iteration:07d}_{ADAPTER_FILE}"
 
 
 def run_files(folder: Path, adapter: str = ADAPTER_FILE) -> list[str]:
-    """The names of what runs and exports of adapters leave in `folder`, but for the configuration;
-    `adapter` is this run's.
+    """Names of the files that runs and adapter exports write to `folder`, except the configuration.
 
-    The state is the last: while anything is there to resume, it is.
+    `adapter` is the file name of this run's adapter. The state comes last: a removal cut short
+    leaves the run resumable.
     """
     found = sorted(name for name in os.listdir(folder) if _NUMBERED.fullmatch(name))
     found += [BEST_FILE, ADAPTER_FILE, PEFT_FILE, "adapter_model.bin", adapter, STATE_FILE]
@@ -50,7 +49,7 @@ def run_files(folder: Path, adapter: str = ADAPTER_FILE) -> list[str]:
 
 
 def portable(value: Any, key: str = "") -> Any:
-    """A configuration without places of this machine; see the top of this file."""
+    """Return a configuration without paths of this machine; see the module's docstring."""
     if isinstance(value, Mapping):
         return {name: portable(item, str(name)) for name, item in value.items()}
     if isinstance(value, list | tuple):
@@ -67,21 +66,20 @@ def portable(value: Any, key: str = "") -> Any:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The adapter configuration in `folder`; empty where there is none that can be read."""
+    """Return the adapter configuration in `folder`; empty if it is missing or unreadable."""
     with suppress(FileNotFoundError, FormatError):
         return dict(read_json(folder / CONFIG_FILE))
     return {}
 
 
 def with_own_keys(config: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:
-    """`config`, without places of this machine, and the keys of `old`, the file it replaces, that a
-    user put there.
+    """Return `config` without paths of this machine, plus the user's keys in the replaced `old`.
 
-    Raises TypeError or ValueError for a value that JSON has no form for.
+    Raises TypeError or ValueError for a value that JSON cannot represent.
     """
     from pyloss.tuner.run.settings import SCHEMA
 
-    # In PEFT's file, and for what follows one, every key is the library's.
+    # PEFT writes every key of its files itself: if either file is PEFT's, no key is the user's.
     own = {} if "peft_type" in old or "peft_type" in config else old
     known = {*SCHEMA, *ADAPTER_KEYS, "system_prompt"}
     kept = {key: value for key, value in own.items() if key not in known}
@@ -95,18 +93,18 @@ def prepare_folder(
     resuming: bool,
     overwrite: bool = False,
 ) -> list[str]:
-    """Begin a run in `folder`, which exists and is locked, and write `adapter_config.json`. Gives
-    notes for the user.
+    """Start a run in the existing, locked `folder`: write `adapter_config.json`, return user notes.
 
-    The files of an earlier run move to `previous-N` (see `keeping`) before anything new is written,
-    or with `overwrite` are removed. So the configuration never lies beside another one's adapter.
-    `adapter` is the name of this run's adapter.
+    The files of an earlier run first move to `previous-N` (see `io.outputs`), or are removed with
+    `overwrite`, so the new configuration never lies next to another run's adapter. `adapter` is the
+    file name of this run's adapter.
 
-    Raises ValueError for a run to resume whose adapter is configured otherwise, OSError naming what
-    cannot be written.
+    Raises:
+        ValueError: the run to resume has another adapter configuration.
+        OSError: a file cannot be written; the message names it.
     """
     old, notes = read_config(folder), []
-    # Before anything moves: this fails for what JSON cannot say.
+    # This fails for values that JSON cannot represent, so it comes before any file moves.
     new = None if config is None else with_own_keys(config, old)
     if resuming:
         differing = [key for key in ADAPTER_KEYS if new and old and old.get(key) != new.get(key)]

@@ -1,8 +1,7 @@
-"""The settings of `pyloss train` and `pyloss eval`: a YAML file as mlx_lm.lora reads it, merged
-with flags and checked.
+"""The settings of `pyloss train` and `pyloss eval`: mlx_lm.lora's YAML file merged with flags.
 
-`SCHEMA` is the one list of keys: what each may be, its default, and what is refused although mlx-lm
-knows it.
+`SCHEMA` is the only list of keys. It holds each key's allowed values, its default, and the values
+that mlx-lm allows but pyloss refuses.
 """
 
 from __future__ import annotations
@@ -27,13 +26,16 @@ LORA_DEFAULTS: dict[str, Any] = {"rank": 8, "dropout": 0.0, "scale": 20.0}
 
 
 class Refused(ValueError):
-    """What a check raises; its text says what is allowed."""
+    """Raised by a check; the message lists what is allowed."""
 
 
 @dataclass(frozen=True)
 class Key:
-    """One setting: `check` turns a given value into the used one or raises `Refused` with what is
-    allowed.
+    """One setting.
+
+    Attributes:
+        check: converts a given value to the used one; raises `Refused` for a value not allowed.
+        default: the value if none is given.
     """
 
     check: Callable[[Any], Any]
@@ -87,7 +89,7 @@ def _text(value: Any) -> str:
 
 
 def _path(value: Any) -> str:
-    """A file or folder, the user's home put in."""
+    """A path of a file or folder; `~` is expanded."""
     try:
         return os.fspath(user_path(value))
     except (TypeError, ValueError):
@@ -95,14 +97,14 @@ def _path(value: Any) -> str:
 
 
 def _place(value: Any) -> str:
-    """A path, or a name that is not one, such as a model's on the hub."""
+    """A path, or a name such as a model's on the hub."""
     if isinstance(value, str) and not value.startswith("~") and value:
         return value
     return _path(value)
 
 
 def _size(value: Any) -> int | str:
-    """As mlx-lm gives sizes of memory: a number of bytes, or text such as 2GB."""
+    """A memory size as in mlx-lm: a number of bytes, or text such as 2GB."""
     return value if isinstance(value, str) else _integer(0)(value)
 
 
@@ -145,7 +147,7 @@ def _hf_dataset(value: Any) -> Any:
 
 
 def _optimizer_config(value: Any) -> dict[str, Any]:
-    """Options for optimizers that are not there are harmless as long as none of those is chosen."""
+    """Options by optimizer. Options of unavailable optimizers are allowed: they have no effect."""
     known = (*OPTIMIZERS, "muon", "adafactor")
     for name, options in _mapping(value).items():
         if name not in known:
@@ -181,7 +183,7 @@ LORA_SCHEMA = {
 
 
 def _lora_over(base: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """`given` over `base`: a scale takes the place of an alpha, and an alpha that of a scale."""
+    """Merge `given` over `base`; a given scale replaces an alpha and rslora, an alpha a scale."""
     other = {"scale": ("alpha", "rslora"), "alpha": ("scale",)}
     dropped = {name for key in given for name in other.get(key, ())} - set(given)
     return {key: value for key, value in base.items() if key not in dropped} | dict(given)
@@ -197,7 +199,7 @@ _NOT_YET = "is not available yet"
 
 SCHEMA: dict[str, Key] = {
     "model": Key(_place, DEFAULT_MODEL),
-    "train": Key(_optional(_boolean)),  # true where neither this nor test is said
+    "train": Key(_optional(_boolean)),  # None: true unless test is set
     "fine_tune_type": Key(_one_of(*KINDS, "full"), "lora"),
     "optimizer": Key(
         _one_of(*OPTIMIZERS, refused={n: f"{n} {_NOT_YET}" for n in ("muon", "adafactor")}), "adam"
@@ -235,7 +237,7 @@ SCHEMA: dict[str, Key] = {
     "trust_remote_code": Key(_boolean, False),
     "training_mode": Key(_one_of("normal"), "normal"),
     "config": Key(_optional(_path)),
-    # ours
+    # keys that mlx-lm does not have
     "device": Key(_optional(_text)),
     "train_on": Key(_optional(_one_of("last", "assistant", "all"))),
     "max_grad_norm": Key(_optional(_number(0, above=True))),
@@ -249,13 +251,13 @@ SCHEMA: dict[str, Key] = {
     "preview": Key(_integer(0), 0),
 }
 
-#: flags of the command line for what YAML files say under lora_parameters
+#: command-line flags and the lora_parameters keys they set
 LORA_FLAGS = {
     name: name for name in ("rank", "scale", "alpha", "rslora", "dropout", "init", "loftq_model")
 }
 LORA_FLAGS["lora_keys"] = "keys"
 
-#: names that other versions and other tools use, and what they are called here
+#: names from other versions and tools, with pyloss's name for each
 RENAMED = {
     "lora_layers": "num_layers",
     "steps_per_save": "save_every",
@@ -301,8 +303,9 @@ def _checked(
 
 
 def check_config(given: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """The checked values of `given`. ValueError names `source`, the key, the value and what is
-    allowed.
+    """Return the checked values of `given`.
+
+    Raises ValueError naming `source`, the key, the value and what is allowed.
     """
     try:
         return _checked(given, SCHEMA)
@@ -310,7 +313,7 @@ def check_config(given: Mapping[str, Any], source: str) -> dict[str, Any]:
         raise ValueError(f"{source}: {error}") from None
 
 
-#: what a run says of one call of the command, not of itself
+#: keys that describe one call of the command, not the run
 _OF_ONE_CALL = (
     "config",
     "adapter_path",
@@ -324,10 +327,9 @@ _OF_ONE_CALL = (
 
 
 def resumed_settings(saved: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a run from its `adapter_config.json`: what a run that goes on takes where
-    nothing else is said.
+    """Return the settings in a run's `adapter_config.json`: defaults of the resumed run.
 
-    Raises ValueError for a value that cannot be, naming its key.
+    Raises ValueError naming the key of a value that is not allowed.
     """
     known = {
         key: value
@@ -342,13 +344,11 @@ def merge_config(
     path: PathLike | None = None,
     defaults: Mapping[str, Any] | None = None,
 ) -> SimpleNamespace:
-    """All settings: `flags` that are not None, else those of the YAML file `path`, else `defaults`,
-    else those of the schema.
+    """Merge all settings: first `flags` that are not None, then the YAML file `path`, then
+    `defaults`, then the schema's defaults.
 
-    Where neither says `train`, it is true unless `test` is: who asks for a test alone gets a test
-        alone.
-
-    The flags in `LORA_FLAGS` go into `lora_parameters`, over those of the file.
+    An unset `train` is true unless `test` is true, so that `test` alone only tests. The flags in
+    `LORA_FLAGS` override the file's `lora_parameters`.
     """
     settings = {key: entry.default for key, entry in SCHEMA.items()} | dict(defaults or {})
     from_file = check_config(read_yaml(path), os.fspath(path)) if path is not None else {}

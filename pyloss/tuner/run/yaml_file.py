@@ -1,4 +1,4 @@
-"""A YAML file of settings: reading it, whatever somebody wrote into it."""
+"""Reads YAML settings files, with limits against damaged or hostile ones."""
 
 from __future__ import annotations
 
@@ -10,20 +10,23 @@ from typing import Any
 from pyloss.checks.numbers import shown
 from pyloss.io.files import PathLike, user_path
 
-#: Larger files are none of settings.
+#: Size limit of a settings file.
 MOST_BYTES = 1 << 20
-#: Aliases in a file, and values once they are put in: lists of lists of aliases can stand for any
-#: number of values.
+#: Limits of the aliases in a file and of the values after their expansion: nested lists of aliases
+#: can expand to any number of values.
 MOST_ALIASES, MOST_VALUES = 100, 100_000
-#: Keys and values that are written out; PyYAML takes a second or two for them.
+#: Limit of the keys and values in the text; PyYAML parses this many in a second or two.
 MOST_NODES = 20_000
-#: Python itself refuses to read decimals of more than 4300 digits, with a text about one of its own
-#: settings.
+#: Digits of an integer. Python refuses more than 4300 itself, with a message about its own setting.
 MOST_DIGITS = 1000
 
 
 class _Wrong(ValueError):
-    """What is wrong with a file, and the line of it where that is known."""
+    """An error in a settings file.
+
+    Attributes:
+        where: ", line N" if the line is known, else empty.
+    """
 
     def __init__(self, reason: str, mark: Any = None) -> None:
         super().__init__(reason)
@@ -31,16 +34,16 @@ class _Wrong(ValueError):
 
 
 def read_yaml(path: PathLike) -> dict[Any, Any]:
-    """The mapping in a YAML file; keys that are null are left out.
+    """Return the mapping in a YAML file, without keys whose value is null.
 
-    Values are text, finite numbers, true and false, lists and mappings. As in mlx-lm, `1e-5` is a
-    number (YAML 1.1 takes it for text).
+    Allowed values are text, finite numbers, true, false, lists and mappings. As in mlx-lm, `1e-5`
+    is a number (in YAML 1.1 it is text).
 
     Raises:
         ImportError: PyYAML is missing.
         OSError: the file cannot be read.
-        ValueError: naming the file: not YAML or not UTF-8, a key that is given twice, or other
-            values.
+        ValueError: the file is not YAML or not UTF-8, gives a key twice, is too large, or holds
+            other values; the message names the file.
     """
     place = user_path(path)
     with open(place, "rb") as file:
@@ -63,7 +66,7 @@ def read_yaml(path: PathLike) -> dict[Any, Any]:
 
 
 def _parse(text: str) -> Any:
-    """What a YAML text holds. Raises _Wrong for what it cannot be."""
+    """Return the content of a YAML text. Raises _Wrong for invalid text."""
     try:
         import yaml
     except ImportError as error:
@@ -75,9 +78,7 @@ def _parse(text: str) -> Any:
         aliases = nodes = 0
 
         def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
-            """Long scalars are text, except integers: the patterns of numbers take time with the
-            square of the length.
-            """
+            """Treat long scalars as text, except integers: number patterns take quadratic time."""
             if (
                 kind is yaml.ScalarNode
                 and implicit[0]
@@ -99,9 +100,7 @@ def _parse(text: str) -> Any:
             return super().compose_node(parent, index)
 
         def flatten_mapping(self, node: Any) -> None:
-            """Put in what `<<` names. Of equal keys the last one counts; the others are dropped,
-            else they would pile up.
-            """
+            """Expand `<<`. Of equal keys only the last is kept, so that they do not accumulate."""
             own: set[str] = set()
             for key, _ in node.value:
                 if isinstance(key, yaml.ScalarNode):
@@ -135,15 +134,16 @@ def _parse(text: str) -> Any:
     except _Wrong:
         raise
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        # PyYAML's own, for a tag on a value that is not of its type, or a date that is none.
+        # PyYAML raises these for a tag that does not fit its value, or for an invalid date.
         raise _Wrong(
             "a value that its tag does not fit (such as !!int x), or a date that is none"
         ) from error
 
 
 def _check(value: Any, key: str, counted: dict[int, int]) -> int:
-    """How many values `value` stands for. Raises _Wrong for too many, and for what settings cannot
-    be.
+    """Count the values in `value`, aliases expanded.
+
+    Raises _Wrong for too many values and for types that settings cannot have.
     """
     if isinstance(value, float) and not math.isfinite(value):
         raise _Wrong(f"{key} is {value}; it must be a finite number")
