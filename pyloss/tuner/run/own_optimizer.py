@@ -20,7 +20,7 @@ class WrappedOptimizer:
     Attributes:
         inner: the user's optimizer.
         step: updates done.
-        rate_scales: learning rate multipliers by parameter name, as in `optim.Optimizer`.
+        rate_scales: as in `optim.Optimizer`, but not applied to the user's optimizer.
         schedule: always None.
 
     Raises:
