@@ -40,7 +40,7 @@ from pyloss.tuner.run.args import TrainingArgs, TrainingResult
 from pyloss.tuner.run.checkpoints import Checkpoint, Progress, uninterrupted
 from pyloss.tuner.run.evaluation import batches_of, evaluate, loss_and_weight, own_data
 from pyloss.tuner.run.fingerprint import fingerprint
-from pyloss.tuner.run.own_optimizer import optimizer_name, own_optimizer
+from pyloss.tuner.run.own_optimizer import WrappedOptimizer, optimizer_name, own_optimizer
 from pyloss.tuner.run.plan import describe_plan, peak_memory
 from pyloss.tuner.run.run_folder import BEST_FILE, STATE_FILE, numbered, prepare_folder
 
@@ -144,6 +144,11 @@ class _Run:
                 raise ValueError(
                     "loraplus_lr_ratio multiplies the learning rate of lora_b; the model "
                     "trains no such parameter"
+                )
+            if isinstance(optimizer, WrappedOptimizer):
+                raise ValueError(
+                    "loraplus_lr_ratio needs an optimizer of pyloss.optim; "
+                    f"{optimizer.name} has one learning rate for all parameters"
                 )
             optimizer.rate_scales = optimizer.rate_scales | {"lora_b": args.loraplus_lr_ratio}
         if train_dataset is None or (hasattr(train_dataset, "__len__") and not len(train_dataset)):

@@ -4,6 +4,7 @@ own functions.
 
 import math
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -209,6 +210,9 @@ def test_lora_plus_gives_lora_b_a_rate_of_its_own(capsys):
     assert (
         "plan: the learning rate of lora_b is 8 times that of the others" in capsys.readouterr().err
     )
+    own = SimpleNamespace(update=lambda model, grads: None, learning_rate=0.1)
+    with pytest.raises(ValueError, match="loraplus_lr_ratio needs an optimizer of pyloss.optim"):
+        run(None, model, own, loraplus_lr_ratio=2.0)
     model.arrays = {name.replace("lora_b", "weight"): array for name, array in model.arrays.items()}
     with pytest.raises(ValueError, match="loraplus_lr_ratio .* trains no such parameter"):
         run(None, model, loraplus_lr_ratio=2.0)

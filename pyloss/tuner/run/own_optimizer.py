@@ -20,7 +20,7 @@ class WrappedOptimizer:
     Attributes:
         inner: the user's optimizer.
         step: updates done.
-        rate_scales: as in `optim.Optimizer`, but not applied to the user's optimizer.
+        rate_scales: always empty: the user's optimizer has one learning rate for all parameters.
         schedule: always None.
 
     Raises:
