@@ -197,12 +197,12 @@ def test_fused_into_a_quantised_base(tmp_path, name):
         (
             "qwen3_moe",
             {"norm_topk_prob": False},
-            "weights that are normalised; norm_topk_prob is False",
+            "weights that are normalized; norm_topk_prob is False",
         ),
         (
             "olmoe",
             {"norm_topk_prob": True},
-            "weights that are not normalised; norm_topk_prob is True",
+            "weights that are not normalized; norm_topk_prob is True",
         ),
     ],
 )
