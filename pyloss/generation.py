@@ -50,9 +50,9 @@ def make_sampler(
     generator: np.random.Generator | None = None,
     temperature: float | None = None,
 ) -> Callable[[np.ndarray], int]:
-    """A function from logits [V] to a token id. Names and order are mlx-lm's; `temperature` is
-    another name of `temp`.
+    """A function from logits [V] to a token id.
 
+    Names and order are mlx-lm's; `temperature` is another name for `temp`.
     Temperature 0 takes the largest. Otherwise the candidates are narrowed to the `top_k` largest
     (0: all), to the smallest set whose probabilities sum to `top_p` (0 or 1: all), and to those of
     at least `min_p` times the largest probability (at least `min_tokens_to_keep` of them), and one

@@ -150,9 +150,7 @@ class Module:
         return self.train(False)
 
     def moved(self, put: Callable[[Any], Any]) -> Module:
-        """This module, with arrays and weights replaced by `put`'s results; shared ones stay
-        shared.
-        """
+        """This module, with `put`'s results for its arrays and weights; shared ones stay shared."""
         known: dict[int, Any] = {}
         for module in self.modules():
             for name, value in list(vars(module).items()):

@@ -99,9 +99,7 @@ class Optimizer:
 
     @property
     def state(self) -> dict[str, Any]:
-        """The arrays kept for each parameter, by name; `state["step"]` is `step`, and can be set,
-        as in mlx.
-        """
+        """The arrays kept for each parameter. As in mlx, `state["step"]` is `step`: set it here."""
         return self._state
 
     @state.setter
@@ -253,8 +251,12 @@ class Optimizer:
 class AdamW(Optimizer):
     """Adam with decoupled weight decay, as torch computes it.
 
-    `m = b1 m + (1-b1) g;  v = b2 v + (1-b2) g^2;  p -= lr wd p;  p -= lr (m / (1-b1^t)) / (sqrt(v /
-    (1-b2^t)) + eps)`. `bias_correction=False` leaves both divisors out, which is mlx's default.
+        m = b1 m + (1 - b1) g
+        v = b2 v + (1 - b2) g^2
+        p -= lr wd p
+        p -= lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)
+
+    `bias_correction=False` leaves out 1 - b1^t and 1 - b2^t, which is mlx's default.
     """
 
     slots = ("m", "v")
@@ -304,11 +306,11 @@ class Adam(AdamW):
 
 
 class SGD(Optimizer):
-    """Stochastic gradient descent with optional momentum, as torch computes it (the first update is
-    not dampened).
+    """Stochastic gradient descent with optional momentum, as torch computes it.
 
-    `g += wd p;  buf = momentum buf + (1-dampening) g;  p -= lr (g + momentum buf if nesterov else
-    buf)`.
+    g += wd p
+    buf = momentum buf + (1 - dampening) g, without dampening in the first update
+    p -= lr (g + momentum buf) with `nesterov`, else lr buf
     """
 
     def __init__(
@@ -498,8 +500,7 @@ def join_schedules(schedules: Sequence[Schedule], boundaries: Sequence[int]) -> 
 
 
 class WarmUp:
-    """A linear warm-up over `warmup` updates, from `init` to the first rate of `after`, then
-    `after`.
+    """A linear warm-up over `warmup` updates from `init` to the first rate of `after`, then that.
 
     As in mlx-lm, update `warmup` (counting from 0) has the full rate, and `after` starts one later.
     """

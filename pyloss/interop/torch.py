@@ -88,9 +88,7 @@ class _Recorded:
 
 
 class _Loss(torch.autograd.Function):  # type: ignore[misc]
-    """A loss of differentiable tensors; all other arguments are in `call`, which takes and gives
-    arrays.
-    """
+    """A loss of differentiable tensors. `call` takes their arrays and holds all other arguments."""
 
     @staticmethod
     def forward(

@@ -87,8 +87,7 @@ def check_target(path: PathLike, folder: bool = False) -> None:
 
 @contextmanager
 def replacing(path: PathLike) -> Iterator[Path]:
-    """Gives the path of a new file in the folder of `path`; if the block succeeds, it replaces
-    `path`.
+    """A new file in the folder of `path`, which replaces `path` if the block succeeds.
 
     The new file is flushed to the disk before it is renamed, so `path` always holds the old content
     or all of the new. If anything fails, the new file is removed and `path` stays.
@@ -201,8 +200,7 @@ def kind_named(kind: type) -> str:
 
 
 def read_json(path: PathLike, kind: type = dict) -> Any:
-    """The JSON value in `path`, which must be of the Python type `kind`; a byte order mark is
-    passed over.
+    """The JSON value in `path`, of the Python type `kind`. A byte order mark is allowed.
 
     Raises:
         FormatError: the file is not UTF-8 or not JSON (with the line), or holds another type.
@@ -241,8 +239,7 @@ def read_text(path: PathLike) -> str:
 
 
 def map_file(path: PathLike) -> np.ndarray:
-    """The bytes of `path` as a read-only uint8 array [size] over a memory map; nothing is read
-    until it is touched.
+    """The bytes of `path` as a read-only uint8 array [size] over a memory map.
 
     Raises:
         FormatError: the file is empty, not a regular file, or a Git LFS pointer.
@@ -302,8 +299,9 @@ def _refuse_pointer(path: PathLike, start: bytes) -> None:
 def write_safetensors(
     path: PathLike, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write arrays (any strides; bfloat16 as `ml_dtypes.bfloat16`) as a safetensors file, wholly or
-    not at all.
+    """Write arrays as a safetensors file, wholly or not at all.
+
+    Arrays may have any strides. The type of bfloat16 is `ml_dtypes.bfloat16`.
 
     Raises:
         TypeError: a name or metadata that is not text, a value that is not an array, or one of a

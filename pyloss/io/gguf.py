@@ -69,9 +69,7 @@ def read_gguf(path: str | os.PathLike[str]) -> TensorFile:
 
 
 class _Reader:
-    """One pass over the header. Every length is checked against the file before anything of that
-    size is made.
-    """
+    """One pass over the header. No length is allocated before it is checked against the file."""
 
     def __init__(self, path: str) -> None:
         self.path = path

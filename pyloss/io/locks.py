@@ -33,11 +33,11 @@ _held: set[int] = set()
 
 @contextmanager
 def locked(folder: Path, name: str = LOCK_FILE) -> Iterator[None]:
-    """Hold the lock `name` of `folder`, which exists, and remove the temporary files that dead
-    processes left there.
+    """Hold the lock `name` of an existing folder, and remove temporary files of dead processes.
 
-    Raises BlockingIOError naming the process that holds the lock, OSError naming the folder if
-    nothing can be written there.
+    Raises:
+        BlockingIOError: another process holds the lock; names the process.
+        OSError: the folder cannot be written to; names the folder.
     """
     path, owner = folder / name, os.getpid()
     descriptor = _take(path)

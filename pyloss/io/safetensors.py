@@ -32,12 +32,12 @@ _INDEX = "model.safetensors.index.json"
 
 
 def read_safetensors(path: str | os.PathLike[str]) -> TensorFile:
-    """Map a safetensors file, or a folder with `model.safetensors` or the shards of
-    `model.safetensors.index.json`.
+    """Map a safetensors file, or a folder with one file or with shards.
 
-    Tensors are views of the mapped files; `metadata` is the header's `__metadata__` (of a sharded
-    folder, the index's `metadata`). As in transformers, the single file goes before an index that
-    lies beside, and shards are read whole, with tensors that the index does not name.
+    A folder has `model.safetensors` or the shards of `model.safetensors.index.json`. As in
+    transformers, the single file is preferred to an index, and shards are read whole, including
+    tensors that the index does not name. Tensors are views of the mapped files. `metadata` is the
+    header's `__metadata__`, or the index's `metadata` for shards.
 
     Raises:
         FormatError: a file that is truncated or damaged, or an index that does not fit its shards.

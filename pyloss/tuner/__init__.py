@@ -1,6 +1,4 @@
-"""Fine-tuning: adapters, datasets, the trainer. Names and signatures are those of mlx-lm's
-tuner.
-"""
+"""Fine-tuning: adapters, datasets, the trainer, with names and signatures of mlx-lm's tuner."""
 
 from pyloss.tuner.adapters.full import unfreeze_layers
 from pyloss.tuner.adapters.storage import save_adapter

@@ -97,9 +97,7 @@ def _shifted(packed: Array, shifts: list[int], mask: int) -> Any:
 
 
 def _decode_k(blocks: Array, format: str) -> Array:
-    """Blocks of 256: eight runs of 32, or sixteen of 16, with a scale (and an offset) of a few bits
-    each.
-    """
+    """Blocks of 256: 8 runs of 32, or 16 of 16, each with a scale (and an offset) of a few bits."""
     n = len(blocks)
     if format in ("q4_k", "q5_k"):
         first, second, mixed = (blocks[:, i : i + 4] for i in (4, 8, 12))
@@ -198,9 +196,7 @@ def _highest(format: str) -> int:
 
 
 def _codes(blocks: Array, format: str, scale: Array, offset: Array | None) -> list[Array]:
-    """The codes of blocks float32 [n, 32] under scales (and offsets) float32 [n, 1], rounded as
-    ggml does.
-    """
+    """The codes of blocks [n, 32] for scales (and offsets) [n, 1], rounded as ggml does."""
     if format == "q8_0":
         scaled = (blocks * _inverse(scale)).clip(-127, 127)
         magnitude = np.abs(scaled)

@@ -182,8 +182,9 @@ def _unpack(codes: Array, format: str) -> Array:
 
 
 def encode_affine(matrix: Array, bits: int, size: int, scale_format: str) -> tuple[Array, Groups]:
-    """float32 [out, in] to flat codes and their groups, as mlx.core.quantize rounds; in is a
-    multiple of `size`.
+    """Encodes float32 [out, in], in a multiple of `size`: flat codes and their groups.
+
+    Rounds as mlx.core.quantize does.
     """
     check_finite(matrix, f"affine{bits}")
     groups = matrix.reshape(-1, size)
@@ -238,8 +239,9 @@ def _pack(codes: Array, bits: int) -> Array:
 def encode_nf4(
     matrix: Array, size: int, double: bool, nested_size: int = 256
 ) -> tuple[Array, Groups]:
-    """float32 [out, in] to flat codes and their groups, as bitsandbytes' quantize_4bit does; in is
-    a multiple of 32.
+    """Encodes float32 [out, in], in a multiple of 32: flat codes and their groups.
+
+    Rounds as bitsandbytes' quantize_4bit does.
     """
     check_finite(matrix, "nf4")
     flat = matrix.reshape(-1)
@@ -302,8 +304,9 @@ def encode_with_groups(matrix: Array, format: str, groups: Groups) -> Array:
 
 
 def dynamic_map() -> Array:
-    """The 256 values of bitsandbytes' signed dynamic 8-bit type (Dettmers et al.,
-    arXiv:2110.02861), sorted float32.
+    """The 256 values of bitsandbytes' signed dynamic 8-bit type, sorted, float32.
+
+    See Dettmers et al., arXiv:2110.02861.
     """
     found = [0.0, 1.0]
     for exponent in range(7):

@@ -11,8 +11,7 @@ from pyloss.weights.weight import Array, Weight
 
 
 class WeightStack:
-    """E matrices of one shape and format, `shape` (E, out_features, in_features), never trained and
-    never written to.
+    """E read-only matrices of one shape and format; `shape` is (E, out_features, in_features).
 
     Args:
         matrices: the `Weight` of each expert, with bytes anywhere; they are kept as they are.
@@ -54,9 +53,7 @@ class WeightStack:
 
     @classmethod
     def from_rows(cls, weight: Weight, count: int) -> WeightStack:
-        """The matrices that lie one after the other in the rows of `weight`, [count * out, in], not
-        copied.
-        """
+        """The `count` matrices that follow each other in `weight` [count * out, in]; no copy."""
         rows = weight.shape[0] // count
         return cls([weight.slice_rows(i * rows, (i + 1) * rows) for i in range(count)])
 

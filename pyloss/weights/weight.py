@@ -32,8 +32,7 @@ _CHUNK = 1 << 20
 
 
 class Weight:
-    """A matrix of `shape` (out_features, in_features) in `raw`'s bytes, never trained and never
-    written to.
+    """A stored matrix over the bytes of `raw`. It is never trained and never written to.
 
     Args:
         raw: flat contiguous uint8 array, kept as it is; read-only is fine, and unaligned bytes are
@@ -41,9 +40,9 @@ class Weight:
         format: a key of `FORMATS`.
         shape: (out_features, in_features); in_features is a multiple of the format's block
             elements.
-        head_dim: when D > 0, the file stores the rows of each head of D rows with its rotary pairs
-            interleaved: row j of a head's first half lies at 2j and row j of its second half at 2j
-            + 1. Whatever this class gives or takes is in Hugging Face order all the same.
+        head_dim: when D > 0, the file interleaves the rotary pairs of each head of D rows: row j of
+            the head's first half lies at 2j, row j of its second half at 2j + 1. This class still
+            gives and takes rows in Hugging Face order.
 
     Raises:
         TypeError: `raw` is not a uint8 array.

@@ -2,8 +2,8 @@
 
 Each is written after the template of the family that it is named for, as short as what it does with
 turns allows. A mark begins behind what the generation prompt says and ends with the last character
-that the template writes for the turn. `{G}` and `{E}` stand for the marks, `{GP}` for `{% if
-add_generation_prompt %}`.
+that the template writes for the turn.
+`{G}` and `{E}` stand for the marks, `{GP}` for `{% if add_generation_prompt %}`.
 """
 
 import re

@@ -13,8 +13,9 @@ from pyloss.runtime.precision import check_precision
 
 @dataclass
 class TrainingArgs:
-    """The settings of `train`: mlx-lm's names, order and defaults, then further ones from
-    `matmul_precision` on.
+    """The settings of `train`.
+
+    Up to `clear_cache_threshold` they have mlx-lm's names, order and defaults.
 
     Attributes:
         batch_size: samples per batch.

@@ -344,8 +344,10 @@ def merge_config(
     path: PathLike | None = None,
     defaults: Mapping[str, Any] | None = None,
 ) -> SimpleNamespace:
-    """Merge all settings: first `flags` that are not None, then the YAML file `path`, then
-    `defaults`, then the schema's defaults.
+    """Merge all settings.
+
+    The first of these that has a value decides: `flags` (None: unset), the YAML file `path`,
+    `defaults`, the schema's defaults.
 
     An unset `train` is true unless `test` is true, so that `test` alone only tests. The flags in
     `LORA_FLAGS` override the file's `lora_parameters`.
