@@ -99,7 +99,7 @@ class Optimizer:
 
     @property
     def state(self) -> dict[str, Any]:
-        """The arrays kept for each parameter. As in mlx, `state["step"]` is `step`: set it here."""
+        """The arrays of each parameter; `state["step"]` is `step`, and can be set, as in mlx."""
         return self._state
 
     @state.setter
@@ -500,7 +500,7 @@ def join_schedules(schedules: Sequence[Schedule], boundaries: Sequence[int]) -> 
 
 
 class WarmUp:
-    """A linear warm-up over `warmup` updates from `init` to the first rate of `after`, then that.
+    """A linear warm-up over `warmup` updates from `init` to `after`'s first rate, then `after`.
 
     As in mlx-lm, update `warmup` (counting from 0) has the full rate, and `after` starts one later.
     """

@@ -1,6 +1,4 @@
-"""A room of the package imports only itself and rooms below it, as docs/architecture.md draws
-them.
-"""
+"""A room of the package imports only itself and the rooms below it."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""`load` lies above models and adapters, which it both reads; what it takes is tested with mlx-lm's
-names.
-"""
+"""`load` has one home, above models and adapters; test_mlx_names.py tests its arguments."""
 
 import pyloss
 from pyloss import models
