@@ -66,6 +66,7 @@ parity: $(VENV)/done-install $(VENV)/done-test $(VENV)/done-model $(VENV)/done-p
 # clang-format wraps code, but no comments and no tables, so line lengths are checked too.
 lint: $(VENV)/done-install $(VENV)/done-lint
 	$(BIN)/ruff check
+	$(BIN)/ruff format --check -q
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(C_FILES)
 	@! grep -nE '^.{101,}' $(C_FILES) $(TABLES) Makefile | grep -vE ':\s*PL_OP\('

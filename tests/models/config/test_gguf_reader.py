@@ -1,0 +1,198 @@
+"""GGUF metadata: what it says is read, and what would change results is refused."""
+
+import numpy as np
+import pytest
+from configurations import EMBEDDING, GGUF, LLAMA3, YARN, windows
+
+from pyloss.errors import FormatError
+from pyloss.io.tensor_file import StoredTensor
+from pyloss.models.config.model_config import ModelConfig
+from pyloss.models.config.rope_scaling import llama3_factors
+
+
+def stored(name, array):
+    array = np.asarray(array, np.float32)
+    return StoredTensor("m.gguf", name, "F32", array.shape, array.view(np.uint8).reshape(-1))
+
+
+def test_gguf_switches_come_from_the_tensors():
+    config = ModelConfig.from_gguf(GGUF, EMBEDDING)
+    assert config.tie_word_embeddings and not config.attention_bias and not config.mlp_bias
+    more = {
+        **EMBEDDING,
+        **dict.fromkeys(("output.weight", "blk.0.attn_q.bias", "blk.0.ffn_gate.bias")),
+    }
+    config = ModelConfig.from_gguf(GGUF, more)
+    assert not config.tie_word_embeddings and config.attention_bias and config.mlp_bias
+
+
+def test_gguf_of_families():
+    for name in ("qwen2", "qwen3"):
+        metadata = {key.replace("llama.", f"{name}."): value for key, value in GGUF.items()} | {
+            "general.architecture": name
+        }
+        config = ModelConfig.from_gguf(metadata, {**EMBEDDING, "blk.0.attn_q.bias": None})
+        assert config.model_type == name and config.head_dim == 64
+        # That q, k and v have biases goes without saying for one of them.
+        assert config.attention_bias == (name == "qwen3")
+
+
+def test_gguf_of_gemma():
+    metadata = {key.replace("llama.", "gemma3."): value for key, value in GGUF.items()} | {
+        "general.architecture": "gemma3"
+    }
+    config = ModelConfig.from_gguf({**metadata, "gemma3.attention.sliding_window": 512}, EMBEDDING)
+    assert windows(config) == ([512] * 5 + [0]) * 5
+    assert (config.rope_theta, config.rope_local_base_freq, config.query_pre_attn_scalar) == (
+        1e5,
+        1e4,
+        64,
+    )
+    more = {
+        "gemma3.attention.sliding_window": 8,
+        "gemma3.attention.sliding_window_pattern": 2,
+        "gemma3.rope.freq_base_swa": 5e3,
+    }
+    config = ModelConfig.from_gguf({**metadata, **more}, EMBEDDING)
+    assert windows(config) == [8, 0] * 15 and config.rope_local_base_freq == 5e3
+    assert windows(ModelConfig.from_gguf(metadata, EMBEDDING)) == [0] * 30
+    largest = {**metadata, "gemma3.block_count": 62, "gemma3.embedding_length": 900}
+    assert ModelConfig.from_gguf(largest, EMBEDDING).query_pre_attn_scalar == 100
+    with pytest.raises(ValueError, match="gemma3.final_logit_softcapping 30.0"):
+        ModelConfig.from_gguf({**metadata, "gemma3.final_logit_softcapping": 30.0}, EMBEDDING)
+
+
+@pytest.mark.parametrize("original", [32, 4096, 8192])
+def test_gguf_llama3_factors_are_turned_back_into_their_numbers(original):
+    scaling = {**LLAMA3, "original_max_position_embeddings": original}
+    factors = stored("rope_freqs.weight", llama3_factors(scaling, 5e5, 64))
+    metadata = {**GGUF, "llama.rope.freq_base": 5e5}
+    assert (
+        ModelConfig.from_gguf(metadata, {**EMBEDDING, "rope_freqs.weight": factors}).rope_scaling
+        == scaling
+    )
+    other = stored("rope_freqs.weight", np.linspace(1, 8, 32))
+    with pytest.raises(
+        FormatError, match=r"m.gguf: rope_freqs.weight: these are not the rotary factors of Llama 3"
+    ):
+        ModelConfig.from_gguf(metadata, {**EMBEDDING, "rope_freqs.weight": other}, "m.gguf")
+
+
+def test_gguf_yarn():
+    metadata = {**GGUF, "llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 4.0}
+    metadata["llama.rope.scaling.original_context_length"] = 32768
+    scaling = ModelConfig.from_gguf(metadata, EMBEDDING).rope_scaling
+    assert scaling == {**YARN, "attention_factor": pytest.approx(1.13863, abs=1e-5)}
+    without = {
+        key: value for key, value in metadata.items() if not key.endswith("original_context_length")
+    }
+    assert (
+        ModelConfig.from_gguf(without, EMBEDDING).rope_scaling["original_max_position_embeddings"]
+        == 8192
+    )
+    scaling = ModelConfig.from_gguf(
+        {**metadata, "llama.rope.scaling.yarn_beta_fast": 16.0}, EMBEDDING
+    ).rope_scaling
+    assert scaling["beta_fast"] == 16.0
+    for key in ("attn_factor", "yarn_ext_factor", "yarn_attn_factor"):
+        with pytest.raises(
+            ValueError, match=f"m.gguf: llama.rope.scaling.{key} 0.5 is not supported"
+        ):
+            ModelConfig.from_gguf(
+                {**metadata, f"llama.rope.scaling.{key}": 0.5}, EMBEDDING, "m.gguf"
+            )
+
+
+@pytest.mark.parametrize(
+    ("said", "factor"),
+    [
+        ({"scaling.type": "linear", "scaling.factor": 4.0}, 4.0),
+        ({"scaling.factor": 4.0}, 4.0),
+        ({"scale_linear": 4.0}, 4.0),
+        ({"scaling.factor": 2.0, "scale_linear": 4.0}, 2.0),
+        ({"scaling.type": "none", "scaling.factor": 4.0}, None),
+        ({"scaling.type": "linear"}, None),
+        ({"scale_linear": 1.0}, None),
+        ({"scaling.factor": 0.0}, None),
+    ],
+)
+def test_gguf_linear_scaling(said, factor):
+    """As llama.cpp reads it: a factor alone is linear, scale_linear its older name, 0 and 1 no
+    scaling.
+    """
+    metadata = {**GGUF, **{f"llama.rope.{key}": value for key, value in said.items()}}
+    expected = factor and {"rope_type": "linear", "factor": factor}
+    assert ModelConfig.from_gguf(metadata, EMBEDDING).rope_scaling == expected
+
+
+def test_gguf_scaling_by_a_factor_beside_stored_factors_is_refused():
+    factors = stored("rope_freqs.weight", llama3_factors(LLAMA3, 5e5, 64))
+    with pytest.raises(ValueError, match="'linear' beside rope_freqs.weight is not supported"):
+        ModelConfig.from_gguf(
+            {**GGUF, "llama.rope.scale_linear": 2.0}, {**EMBEDDING, "rope_freqs.weight": factors}
+        )
+
+
+@pytest.mark.parametrize("wrong", [np.inf, np.nan, 0.0, -1.0])
+def test_gguf_stored_factors_are_positive_and_finite(wrong):
+    factors = llama3_factors(LLAMA3, 5e5, 64)
+    factors[20] = wrong
+    with pytest.raises(
+        FormatError,
+        match="rope_freqs.weight: these are rotary factors, and some are not positive or not finite",
+    ):
+        ModelConfig.from_gguf(
+            GGUF, {**EMBEDDING, "rope_freqs.weight": stored("rope_freqs.weight", factors)}
+        )
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("rope.freq_base", 5e-324),
+        ("attention.layer_norm_rms_epsilon", 1e300),
+        ("block_count", 10**9),
+    ],
+)
+def test_gguf_arithmetic_stays_in_its_range(key, value):
+    with pytest.raises(FormatError):
+        ModelConfig.from_gguf({**GGUF, f"llama.{key}": value}, EMBEDDING)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"general.architecture": "mamba"},
+            "architecture 'mamba' is not supported; supported are gemma3, llama",
+        ),
+        ({"llama.expert_count": 8}, "llama.expert_used_count: this key is missing"),
+        ({"llama.expert_count": 8, "llama.expert_used_count": 9}, "cannot visit 9 of 8 experts"),
+        (
+            {"llama.expert_count": 8, "llama.expert_used_count": 2, "llama.expert_shared_count": 1},
+            "expert_shared_count 1 is not supported",
+        ),
+        (
+            {"general.architecture": "qwen2", "qwen2.expert_count": 8},
+            "architecture with experts 'qwen2' is not supported; supported are llama, ",
+        ),
+        ({"llama.rope.scaling.type": "longrope"}, "scaling.type 'longrope'"),
+        ({"llama.attention.key_length": 128}, "partial"),
+        ({"llama.attention.sliding_window": 4096}, "sliding_window 4096"),
+        ({"llama.block_count": None}, "llama.block_count: this key is missing"),
+        (
+            {"llama.attention.head_count": [9, 9]},
+            "head_count: the value is \\[9, 9\\]; it must be a whole number",
+        ),
+        ({"llama.attention.head_count_kv": 2}, "not a multiple"),
+    ],
+)
+def test_gguf_problems_are_named(changes, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        ModelConfig.from_gguf({**GGUF, **changes}, EMBEDDING, "m.gguf")
+    assert str(caught.value).startswith("m.gguf")
+
+
+def test_gguf_without_an_embedding():
+    with pytest.raises(FormatError, match=r"token_embd.weight: this tensor is missing"):
+        ModelConfig.from_gguf(GGUF, {})
