@@ -548,9 +548,9 @@ def doubled(times, **pattern):
     [
         (
             {"normalizer": doubled(60)},
-            "normalizer: its replacements, such as .* lengthen texts 128 times; supported is up to 64",
+            r"normalizer: its replacements \(such as .*\) can make texts 128 times as long; supported is up to 64",
         ),
-        ({"normalizer": doubled(20, Regex="")}, "lengthen texts"),
+        ({"normalizer": doubled(20, Regex="")}, "normalizer: its replacements .* times as long"),
         (
             {"decoder": {"type": "Sequence", "decoders": doubled(60)["normalizers"]}},
             "decoder: its replacements",
@@ -599,7 +599,7 @@ def post(*pieces):
         ),
         (
             {"post_processor": post(*[TEXT_HERE] * 5000)},
-            "post_processor: its template, .* lengthen texts 5000 times",
+            "post_processor: its template can make texts 5000 times as long",
         ),
     ],
 )

@@ -99,7 +99,8 @@ def _check_growth(file: str | os.PathLike[str], part: str, component: Any) -> No
             raise FormatError(
                 file,
                 part,
-                f"its {what}, lengthen texts {growth:.0f} times; supported is up to {_MAX_GROWTH}",
+                f"its {what} can make texts {growth:.0f} times as long; "
+                f"supported is up to {_MAX_GROWTH}",
             )
 
 
@@ -111,18 +112,16 @@ def _growth_of(step: dict[str, Any], part: str) -> tuple[float, str]:
         # A regular expression may match nothing, between any two characters.
         whole, content = pattern.get("String"), step["content"]
         factor = len(content) / len(whole) if whole else len(content) + 1
-        return factor, f"replacements, such as {shown(pattern)} by {shown(content)}"
+        return factor, f"replacements (such as {shown(pattern)} by {shown(content)})"
     if kind == "ByteLevel" and part != "decoder":
         # Two characters for one that is not ASCII, and a space before each piece.
-        return 3.0 if part == "pre_tokenizer" else 2.0, "steps, ByteLevel after ByteLevel"
+        return 3.0 if part == "pre_tokenizer" else 2.0, "ByteLevel steps"
     if kind == "Precompiled":
         data = base64.b64decode(step["precompiled_charsmap"])
         texts = data[4 + int.from_bytes(data[:4], "little") :].decode().split("\0")
-        return max(map(len, texts)), "texts in the charsmap"
+        return max(map(len, texts)), "charsmap"
     if kind == "TemplateProcessing":
-        return sum(
-            "Sequence" in piece for piece in step["single"]
-        ), "template, which has the text many times"
+        return sum("Sequence" in piece for piece in step["single"]), "template"
     return 1.0, "steps"
 
 

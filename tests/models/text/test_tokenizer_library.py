@@ -73,7 +73,9 @@ def test_a_charsmap_whose_trie_is_not_there_is_refused(tmp_path, around, data):
 
 def test_a_charsmap_that_multiplies_a_text_is_refused(tmp_path):
     read_backend(write(tmp_path, precompiled(charsmap(text=b"b" * 64))))
-    with pytest.raises(FormatError, match="normalizer: its texts in the charsmap, .* 65 times"):
+    with pytest.raises(
+        FormatError, match="normalizer: its charsmap can make texts 65 times as long"
+    ):
         read_backend(write(tmp_path, nested(precompiled(charsmap(text=b"b" * 65)))))
 
 
