@@ -591,11 +591,11 @@ def post(*pieces):
     [
         (
             {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [BYTE_STEP] * 50}},
-            "pre_tokenizer: its steps, ByteLevel after ByteLevel",
+            "pre_tokenizer: its ByteLevel steps can make texts",
         ),
         (
             {"normalizer": {"type": "Sequence", "normalizers": [{"type": "ByteLevel"}] * 30}},
-            "normalizer: its steps, ByteLevel",
+            "normalizer: its ByteLevel steps can make texts",
         ),
         (
             {"post_processor": post(*[TEXT_HERE] * 5000)},
