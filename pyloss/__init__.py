@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from pyloss import _core, autograd, nn, optim, random
 from pyloss.autograd.checkpointing import checkpoint
-from pyloss.autograd.tape import Tensor, grad, value_and_grad
+from pyloss.autograd.differentiation import grad, value_and_grad
+from pyloss.autograd.tape import Tensor
 from pyloss.errors import DeviceError, FormatError
 from pyloss.losses.public import (
     binary_cross_entropy_with_logits,

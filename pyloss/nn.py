@@ -10,7 +10,8 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 
 from pyloss import ops, random
-from pyloss.autograd.tape import Tape, leaf_gradient, run_backward
+from pyloss.autograd.differentiation import leaf_gradient, run_backward
+from pyloss.autograd.tape import Tape
 from pyloss.checks.numbers import real, whole
 from pyloss.errors import listed
 from pyloss.ops.projection import Projection

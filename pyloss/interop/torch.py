@@ -27,7 +27,8 @@ import numpy as np
 import torch
 
 from pyloss import losses
-from pyloss.autograd.tape import Node, Tape, Tensor, data, leaf_gradient, value_and_grad
+from pyloss.autograd.differentiation import leaf_gradient, value_and_grad
+from pyloss.autograd.tape import Node, Tape, Tensor, data
 
 _DIFFERENTIABLE = (
     "logits",

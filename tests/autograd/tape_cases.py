@@ -1,6 +1,8 @@
-"""What the tests of the tape and of checkpoints share."""
+"""What the tests of the tape, of gradients and of checkpoints share."""
 
 import gc
+
+import numpy as np
 
 from pyloss import _core, nn
 
@@ -17,3 +19,15 @@ def buffers():
     """Bytes of the core's buffers that something holds."""
     gc.collect()
     return _core.buffer_stats()["in_use"]
+
+
+def numeric(f, x, step=1e-6):
+    """Central differences of a scalar function of one float64 array."""
+    x = np.asarray(x, np.float64)
+    out = np.empty_like(x)
+    for i in np.ndindex(x.shape):
+        up, down = x.copy(), x.copy()
+        up[i] += step
+        down[i] -= step
+        out[i] = (float(f(up)) - float(f(down))) / (2 * step)
+    return out

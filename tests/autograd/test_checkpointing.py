@@ -9,7 +9,8 @@ from tape_cases import Scale, buffers
 import pyloss
 from pyloss import _core, nn, ops
 from pyloss.autograd.checkpointing import checkpoint, sum_in_parts
-from pyloss.autograd.tape import current_tape, grad, value_and_grad
+from pyloss.autograd.differentiation import grad, value_and_grad
+from pyloss.autograd.tape import current_tape
 
 
 @pytest.fixture

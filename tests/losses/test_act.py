@@ -9,7 +9,8 @@ import pytest
 
 import pyloss
 from pyloss import ACTLossHead, nn, ops, softmax_cross_entropy
-from pyloss.autograd.tape import data, value_and_grad
+from pyloss.autograd.differentiation import value_and_grad
+from pyloss.autograd.tape import data
 
 B, T, V = 6, 5, 7
 IGNORE = -100

@@ -11,7 +11,8 @@ from stored_weights import stored
 
 import pyloss
 from pyloss import _core
-from pyloss.autograd.tape import Tensor, value_and_grad
+from pyloss.autograd.differentiation import value_and_grad
+from pyloss.autograd.tape import Tensor
 from pyloss.losses import head as linear_losses
 from pyloss.weights.weight import FORMATS, Weight
 

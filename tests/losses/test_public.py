@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pyloss import softmax_cross_entropy
-from pyloss.autograd.tape import grad, value_and_grad
+from pyloss.autograd.differentiation import grad, value_and_grad
 
 REDUCTIONS = ["none", "sum", "mean"]
 IGNORE = -100

@@ -10,7 +10,7 @@ from stored_weights import stored
 
 import pyloss
 from pyloss import _core, nn, ops
-from pyloss.autograd.tape import value_and_grad
+from pyloss.autograd.differentiation import value_and_grad
 from pyloss.ops.projection import Product, Projection
 from pyloss.weights.weight import FORMATS, Weight
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pyloss import ACTLossHead
-from pyloss.autograd.tape import value_and_grad
+from pyloss.autograd.differentiation import value_and_grad
 
 torch = pytest.importorskip("torch", reason="torch is not installed (parity extra)")
 
