@@ -1,6 +1,4 @@
-"""What all tests need of the process, and the choice of `make test` among the variants of each
-test.
-"""
+"""Settings of the test process, fixtures for all tests, and the option `--each-value`."""
 
 import signal
 
@@ -8,8 +6,8 @@ import pytest
 
 from pyloss import _core
 
-# A shell's background job starts with Ctrl-C ignored; the tests of Ctrl-C, and the processes they
-# start, need Python's handler.
+# A shell starts background jobs with Ctrl-C ignored. The tests of Ctrl-C and the processes that
+# they start need Python's handler.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -21,7 +19,7 @@ def pytest_addoption(parser):
     )
 
 
-# Last, so that the hooks of folders have left out what they never run.
+# Runs last: the hooks of folders must have removed their tests before.
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config, items):
     if not config.getoption("each_value"):
@@ -35,11 +33,8 @@ def pytest_collection_modifyitems(config, items):
 
 
 def covering(variants):
-    """A few of a test's variants that together have each value of each parameter; of equally good
-    ones the first.
-    """
-    # By identity, since what is compared need not be hashable; the variants share the objects they
-    # are made of.
+    """Choose a few of a test's variants that together have each value of each parameter."""
+    # Compared by identity: values need not be hashable, and variants share the same objects.
     values = [
         {(name, id(value)) for name, value in item.callspec.params.items()}
         for item in variants
@@ -56,7 +51,7 @@ def covering(variants):
 
 @pytest.fixture(params=_core.isas())
 def isa(request):
-    """Each instruction set this machine can run, in use during the test."""
+    """Use each instruction set of this machine in turn."""
     before = _core.isa()
     _core.use_isa(request.param)
     yield request.param

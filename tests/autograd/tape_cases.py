@@ -1,4 +1,4 @@
-"""What the tests of the tape, of gradients and of checkpoints share."""
+"""Helpers for the tests of the tape, of gradients and of checkpoints."""
 
 import gc
 
@@ -8,7 +8,7 @@ from pyloss import _core, nn
 
 
 class Scale(nn.Module):
-    """One parameter, for functions that say what becomes of it."""
+    """A module with one parameter, for the functions of a test."""
 
     def __init__(self, weight):
         super().__init__()
@@ -16,7 +16,7 @@ class Scale(nn.Module):
 
 
 def buffers():
-    """Bytes of the core's buffers that something holds."""
+    """Bytes in buffers of the core that are in use."""
     gc.collect()
     return _core.buffer_stats()["in_use"]
 

@@ -1,6 +1,4 @@
-"""Checkpoints and sums in parts: the bits and the random numbers of what they stand for, in less
-memory.
-"""
+"""Checkpoints and sums in parts: same bits and random numbers as without them, less memory."""
 
 import numpy as np
 import pytest
@@ -25,7 +23,7 @@ def no_tape_is_left():
 
 
 class Block(nn.Module):
-    """A residual block with parameters of its own and one that all blocks share."""
+    """A residual block with its own parameters and one parameter that all blocks share."""
 
     def __init__(self, rng, shared, dropout):
         super().__init__()
@@ -80,7 +78,7 @@ def test_a_checkpoint_changes_no_bit(rng, dropout, frozen):
         assert value == results[0][0] and state == results[0][2]
         assert grads.keys() == results[0][1].keys()
         for name, want in results[0][1].items():
-            # The shared one's gradient gathers over the blocks in another order.
+            # The gradient of the shared parameter is summed over the blocks in another order.
             same = (
                 np.allclose(grads[name], want, rtol=1e-5)
                 if name.endswith("shared")
@@ -102,9 +100,7 @@ def test_a_checkpoint_of_an_argument_and_of_what_it_closes_over(rng):
 
 
 def test_a_gradient_that_reaches_a_parameter_twice_through_checkpoints():
-    """ops.add hands on one and the same array to both of its inputs, which must not be taken for
-    added already.
-    """
+    """`ops.add` hands both inputs the same gradient array, which must still be added twice."""
     model = Scale(np.ones(3, np.float32))
     x = np.ones(3, np.float32)
 
@@ -233,9 +229,7 @@ def test_parts_are_computed_once_for_value_and_gradient(read):
 
 
 def test_parts_meet_the_same_random_numbers_forward_and_back(rng):
-    """The value that is read first, without a gradient, is that of the gradient; and what follows
-    draws others.
-    """
+    """A read without a gradient draws the gradient's random numbers; later calls draw new ones."""
     stack, x = Stack(rng, 0.4), rng.standard_normal((3, 5, 7)).astype(np.float32)
     read, drawn, results = [], [], []
     for reads in (True, False):
@@ -291,4 +285,4 @@ def test_memory_holds_one_part_at_a_time(rng):
             weight
         )
         peaks.append(_core.buffer_stats()["peak"] - before)
-    assert peaks[1] < peaks[0] / 3  # a sixth, and the buffers of a product
+    assert peaks[1] < peaks[0] / 3  # about a sixth, plus the buffers of a product

@@ -1,6 +1,4 @@
-"""The tape: every operator of Tensor, nesting, threads and
-memory.
-"""
+"""The tape: every operator of Tensor, nesting, threads and memory."""
 
 import gc
 import threading
@@ -63,8 +61,7 @@ def test_operators_against_differences(rng, name, left, right):
     np.testing.assert_allclose(
         db, numeric(lambda b: (f(a, b) * upstream).sum(), b), atol=1e-8, rtol=1e-6
     )
-    # One side traced, the other an array, in either order: NumPy must leave ndarray + Tensor to the
-    # Tensor.
+    # One operand is traced, the other is an array. NumPy must leave `ndarray + Tensor` to Tensor.
     np.testing.assert_array_equal(grad(lambda t: (f(t, b) * upstream).sum())(a), da)
     np.testing.assert_array_equal(grad(lambda t: (upstream * f(a, t)).sum())(b), db)
 
@@ -123,7 +120,7 @@ def test_reductions(rng, method, axis, keepdims):
 
 
 def test_the_gradient_of_a_sum_is_an_array_of_its_own():
-    """A broadcast view would be read-only, and adding into it would fail."""
+    """A broadcast view would be read-only, so adding to it would fail."""
     np.testing.assert_array_equal(
         grad(lambda x: x.sum() + x.sum() + (x * x).sum())(np.ones((1, 3))), [[4, 4, 4]]
     )
@@ -161,7 +158,7 @@ def test_nested_gradients_do_not_mix(rng):
     def f(a):
         value, gradient = value_and_grad(lambda b: (b * a * b).sum())(y)
         inner.append(gradient)
-        return (a * a).sum() * value  # to the outer tape, the inner value is a number
+        return (a * a).sum() * value  # the outer tape sees the inner value as a number
 
     _, gradient = value_and_grad(f)(x)
     np.testing.assert_allclose(inner[0], 2 * x * y)
@@ -226,9 +223,7 @@ def test_cheap_values_are_computed_again_and_not_kept(rng):
 
 
 def test_a_chain_of_cheap_values_is_computed_again(rng):
-    """swiglu of two norms, given to a product whose weight is trained: nothing of the chain is
-    kept, and everything is right.
-    """
+    """The product's trained weight reads swiglu of two norms; the tape recomputes the chain."""
     x, w = rng.standard_normal((32, 96)), rng.standard_normal((4, 96))
 
     def norm(x):
@@ -257,7 +252,7 @@ def test_backward_frees_what_was_saved(rng):
         saved.append(weakref.ref(y.data))
         return (y * y).sum()
 
-    gc.disable()  # by reference counts alone
+    gc.disable()  # reference counts must suffice
     try:
         value_and_grad(f)(x)
         assert saved[0]() is None
@@ -287,7 +282,7 @@ def test_backward_frees_as_it_goes_and_what_outlives_it_keeps_nothing(rng):
 
 
 def _look(x, look):
-    """The identity, which calls `look` when its gradient is asked for."""
+    """The identity; calls `look` when its gradient is computed."""
 
     def vjp(dy, grads):
         look()

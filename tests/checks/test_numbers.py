@@ -1,4 +1,4 @@
-"""The reader of numbers: what it takes, and that what it refuses is said in one clear sentence."""
+"""The reader of numbers: what it accepts, and one clear sentence for everything it refuses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Command lines that several tests use, and how they fail."""
+"""Command lines that several tests use, and a check of their failures."""
 
 from pyloss.cli import main
 

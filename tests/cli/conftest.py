@@ -1,4 +1,4 @@
-"""A folder with data, and a model that takes the commands no time: the `world` of their tests."""
+"""The fixture `world`: a folder with data and a model that takes no time."""
 
 import json
 import sys
@@ -17,9 +17,7 @@ from pyloss.tuner.run import evaluation
 
 @pytest.fixture
 def world(monkeypatch, tmp_path):
-    """The parts of the library that the commands call, replaced by small ones that note how they
-    were called.
-    """
+    """Replace the parts of the library that commands call by small ones that record their calls."""
     seen = types.SimpleNamespace(
         model=None, loaded=[], lora=None, dora=None, adapters=None, generated=None
     )

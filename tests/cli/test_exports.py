@@ -1,6 +1,4 @@
-"""What `fuse`, `export`, `convert` and `eval` refuse before anything is written, and what they say
-they did.
-"""
+"""`fuse`, `export`, `convert` and `eval`: refusals before anything is written, and messages."""
 
 import sys
 
@@ -19,7 +17,7 @@ def made(tmp_path_factory):
 
 @pytest.fixture
 def project(made, monkeypatch):
-    """The project; what is there afterwards is what was there before."""
+    """The project; a test must leave exactly the files that it found."""
     monkeypatch.chdir(made)
     before = set(made.rglob("*"))
     yield made
@@ -63,7 +61,7 @@ def test_an_adapter_that_would_be_lost_is_refused_with_the_ways_that_keep_it(
         == 0
     )
     assert main([*EXPORT, "gguf", "--output", str(tmp_path / "lora.gguf"), "--adapter-only"]) == 0
-    assert main([*EXPORT, "hf", "--output", str(tmp_path / "hf")]) == 0  # of floats
+    assert main([*EXPORT, "hf", "--output", str(tmp_path / "hf")]) == 0  # a folder of floats
     base = ["--model", str(tmp_path / "q4")]
     assert (
         main(
@@ -201,7 +199,7 @@ def test_no_command_writes_over_what_it_reads(project, capsys, argv, said):
 
 
 def test_a_folder_without_permission(project, monkeypatch, capsys):
-    monkeypatch.setattr("os.access", lambda path, mode: False)  # as root may do everything
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # root may write anywhere
     refused(
         capsys,
         ["convert", "--model", "none", "--output", "new/folder"],

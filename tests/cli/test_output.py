@@ -1,4 +1,4 @@
-"""What becomes of a command whose output is lost, or whose terminal lacks a character."""
+"""Commands whose output is lost, or whose terminal lacks a character."""
 
 import errno
 import io
@@ -30,7 +30,7 @@ def project(made, monkeypatch):
 
 
 class Lost(io.StringIO):
-    """A stream whose reader is gone after `lines` lines, or whose disk is full."""
+    """A stream that fails after `lines` lines: its reader is gone or the disk is full."""
 
     def __init__(self, number=errno.EPIPE, lines=0):
         super().__init__()
@@ -48,7 +48,7 @@ class Lost(io.StringIO):
 def test_training_goes_on_to_its_adapter(project, monkeypatch, tmp_path, number, lines):
     monkeypatch.setattr(sys, "stderr", Lost(number, lines))
     monkeypatch.setattr(sys, "stdout", Lost(number))
-    # nothing was owed to standard output
+    # The command promises no results on standard output.
     assert main([*TRAIN, "--adapter-path", str(tmp_path / "a")]) == 0
     assert load_file(tmp_path / "a" / "adapters.safetensors")
 

@@ -1,4 +1,4 @@
-"""The parser: help, flags of mlx-lm's trainer, long arguments."""
+"""The parser: help, the flags of mlx-lm's trainer, long arguments."""
 
 from pathlib import Path
 

@@ -134,7 +134,7 @@ def test_a_resumed_run_has_the_settings_of_the_run(world, capsys):
         np.testing.assert_array_equal(array, parts[name])
     config = json.loads(Path("parts/adapter_config.json").read_text())
     assert config["mask_prompt"] and config["iters"] == 6 and config["lora_parameters"]["rank"] == 3
-    # Losses of other targets would be compared with those of the run.
+    # The losses of other targets are not comparable with those of the run.
     other = ["train", "--resume", "--adapter-path", "parts", "--train-on", "assistant"]
     fails(
         capsys,
@@ -144,7 +144,7 @@ def test_a_resumed_run_has_the_settings_of_the_run(world, capsys):
         "--train-on last",
         "--resume-adapter-file",
     )
-    # A setting that somebody changed is not passed over.
+    # An edited setting is still checked.
     Path("parts/adapter_config.json").write_text(json.dumps(config | {"batch_size": -1}))
     fails(
         capsys,
@@ -176,7 +176,7 @@ def test_a_run_can_start_from_an_adapter(world, capsys):
     assert main([*argv, "--resume-adapter-file", "start.safetensors"]) == 0
     for name, array in load_file("adapters/adapters.safetensors").items():
         np.testing.assert_array_equal(array, start[name])
-    # A folder stands for the adapter in it, which the new run sets aside.
+    # A folder means the adapter in it. The new run moves that adapter to previous-1.
     assert main([*argv, "--resume-adapter-file", "adapters"]) == 0
     assert "starting from the adapter in adapters/adapters.safetensors" in capsys.readouterr().err
     for folder in ("adapters", "adapters/previous-1"):
@@ -210,9 +210,7 @@ def test_train_and_test_of_a_file_that_only_tests(world, capsys):
 
 
 def test_a_test_alone_touches_no_adapter(world, capsys):
-    """The command of mlx-lm's page on evaluating an adapter, and a file that says test: true
-    alone.
-    """
+    """The command of mlx-lm's page on evaluation, and a YAML file with `test: true` only."""
     assert main(TRAIN) == 0 and capsys.readouterr().err
     before = {path: path.read_bytes() for path in Path("adapters").rglob("*") if path.is_file()}
     Path("test.yaml").write_text("data: data\ntest: true\n")

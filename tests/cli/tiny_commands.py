@@ -1,4 +1,4 @@
-"""Shared by tests of commands: a tiny model, a command line that trains it, a check of errors."""
+"""For tests of commands: a tiny model, a command line that trains it, a check of errors."""
 
 from fake import FakeTokenizer
 from tiny_training import Tiny

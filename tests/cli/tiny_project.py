@@ -1,6 +1,4 @@
-"""What a user of the command line has: a tiny model's folder, data, and an adapter; and a process
-that runs a command.
-"""
+"""A user's project (tiny model, data, adapter), and a process that runs a command."""
 
 import json
 import os
@@ -17,7 +15,7 @@ from pyloss.tuner import linear_to_lora_layers, save_adapter
 
 
 def make(folder):
-    """`base`, `base.gguf` (4 bits), `data` and `adapters` in `folder`."""
+    """Write `base`, `base.gguf` (4 bits), `data` and `adapters` into `folder`."""
     tiny.write_folder(folder / "plain", vocab_size=tiny.TOKENS)
     model, tokenizer = load_model(folder / "plain"), tiny.byte_tokenizer()
     model.save(folder / "base", tokenizer)
@@ -50,9 +48,7 @@ TRAIN = [
 
 
 def command(*argv, redirect="", cwd=None, **environment):
-    """Run `pyloss ARGV` in a process of its own, its streams redirected as a shell does it. Gives
-    the finished process.
-    """
+    """Run `pyloss ARGV` in a new process, its streams redirected by a shell; return the process."""
     where = {
         "PYTHONPATH": str(Path(pyloss.__file__).parents[1]),
         "PATH": os.environ["PATH"],

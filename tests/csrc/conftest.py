@@ -1,4 +1,4 @@
-"""Fixtures of the tests of the C kernels."""
+"""Fixtures for the tests of the C kernels."""
 
 import numpy as np
 import pytest
@@ -20,11 +20,10 @@ def rng():
     return np.random.default_rng(7)
 
 
-#: formats whose decoders are tried in groups too; all are in the shape of a processor, and decode
-#: alike
+#: Formats that are also tested in the shape of GPUs. The decoders of the others are alike.
 IN_GROUPS = ("f32", "f16", "q4_1", "q4_k", "affine4", "nf4")
 DEVICES = ["opencl", "opencl in groups"] if _core.opencl_devices()[0] else []
-# A processor's OpenCL compiles kernels in the shape of GPUs for minutes.
+# On a CPU, OpenCL takes minutes to compile the kernels in the shape of GPUs.
 IN_TURN = [
     pytest.param(name, marks=[pytest.mark.slow] if name == "opencl in groups" else [])
     for name in DEVICES
@@ -32,7 +31,7 @@ IN_TURN = [
 
 
 def pytest_collection_modifyitems(items):
-    """Leaves out the formats in groups that are decoded as others are."""
+    """In the shape of GPUs, keep only the formats of `IN_GROUPS`."""
 
     def wanted(item):
         chosen = item.callspec.params if hasattr(item, "callspec") else {}
@@ -43,8 +42,10 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(params=[*_core.isas(), *IN_TURN])
 def place(request, monkeypatch):
-    """Each instruction set this machine can run, and the first OpenCL device as one more: its
-    kernels in the shape of its kind, and in the shape of GPUs, whose work-items share tiles.
+    """Run on each instruction set and on the first OpenCL device.
+
+    The device runs its kernels in its own shape and in the shape of GPUs, where work-items share
+    tiles.
     """
     before = _core.isa()
     if request.param in DEVICES:

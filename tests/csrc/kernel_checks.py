@@ -1,6 +1,4 @@
-"""What the tests of the C core share: small arrays, guarded unaligned memory, numeric gradients,
-tolerances, thread counts.
-"""
+"""For tests of the C core: guarded unaligned arrays, numeric gradients, tolerances, threads."""
 
 import numpy as np
 
@@ -46,14 +44,12 @@ class Memory:
 
 
 def tolerance(n, dtype=np.float32):
-    """Relative error allowed to a result that sums n terms, in the type's epsilon: pairwise-like
-    growth, and some slack.
-    """
+    """Relative error allowed for a sum of n terms: eps times pairwise growth and some slack."""
     return float(np.finfo(dtype).eps) * (8 + 2 * np.sqrt(n))
 
 
 def assert_close(got, want, n=1, dtype=np.float32):
-    """Each element within the tolerance of itself and of the largest of its row."""
+    """Compare each element, within a tolerance relative to it and to the largest of its row."""
     assert got.shape == want.shape
     if got.size == 0:
         return
@@ -66,9 +62,7 @@ def assert_close(got, want, n=1, dtype=np.float32):
 
 
 def row_gradient(f, x, dy, step=1e-5):
-    """Central differences in float64 of sum(f(x) dy) for x [N, D] and an f whose rows do not
-    mix.
-    """
+    """Central differences in float64 of sum(f(x) dy) for x [N, D]; f must not mix rows."""
     gradient = np.empty_like(x, dtype=np.float64)
     if x.size == 0:
         return gradient
@@ -81,12 +75,12 @@ def row_gradient(f, x, dy, step=1e-5):
 
 
 def element_gradient(f, x, dy, step=1e-5):
-    """The same for an elementwise f."""
+    """Gradient of sum(f(x) dy) for an elementwise f, by central differences."""
     return (f(x + step) - f(x - step)) / (2 * step) * dy
 
 
 def on_threads(run):
-    """Runs `run`, which gives a tuple of new arrays, on 1, 2 and 5 threads; the bits must agree."""
+    """Call `run`, which returns new arrays, on 1, 2 and 5 threads; the bits must agree."""
     before = _core.num_threads()
     try:
         _core.set_num_threads(1)

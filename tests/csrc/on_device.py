@@ -1,6 +1,4 @@
-"""The core's operations on an OpenCL device, for tests that know nothing of it: arguments are
-copied there, and results back.
-"""
+"""Runs the core's operations on an OpenCL device for tests that pass NumPy arrays."""
 
 import itertools
 import re
@@ -14,14 +12,16 @@ GUARD = 64  # elements on each side of an array
 
 
 def _first(array):
-    """Where an array begins behind its guard: one element further, but bytes, in which a weight has
-    numbers of all sizes.
+    """Index of the array's first element behind its guard.
+
+    One element past an aligned address, except for bytes: the bytes of a weight hold numbers of
+    several sizes.
     """
     return GUARD + (array.dtype != np.uint8)
 
 
 class Copies:
-    """The arrays of one call in device memory: each once, between guards that `back` compares."""
+    """Device copies of the arrays of one call: one each, between guards that `back` compares."""
 
     def __init__(self, where):
         self.where, self.known = where, {}
@@ -70,16 +70,14 @@ def _arrays(argument):
 
 
 def _overlap(arrays):
-    """Whether two of them, which are not the same one, share bytes."""
+    """Whether two different arrays share bytes."""
     bounds = {id(a): (a.ctypes.data, a.ctypes.data + a.nbytes) for a in arrays if a.size}
     ends = sorted(bounds.values())
     return any(end > begin for (_, end), (begin, _) in itertools.pairwise(ends))
 
 
 def operations(where):
-    """The operations of ops.def by name, as functions of NumPy arrays that run on the device
-    `where`.
-    """
+    """The operations of ops.def by name, as functions of NumPy arrays that run on `where`."""
     return {name: _moved(name, specification, where) for name, specification in _core.ops()}
 
 
@@ -88,8 +86,8 @@ def _moved(name, specification, where):
     kinds = re.findall(r":(\w+)", specification)
 
     def run(*arguments):
-        # What is not as the core wants it gets the core's own error; and of arrays in each other's
-        # memory there are no copies.
+        # The core itself refuses wrong arguments. Arrays that share memory cannot be copied
+        # separately.
         plain = list(_arrays(arguments))
         if (
             len(arguments) != len(kinds)

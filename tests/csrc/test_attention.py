@@ -1,6 +1,4 @@
-"""Attention against float64 formulas, and its gradient against central differences and the analytic
-gradient in float64.
-"""
+"""Attention against float64 formulas; its gradient also against central differences."""
 
 import numpy as np
 import pytest
@@ -22,7 +20,7 @@ def offsets(lengths):
 
 
 def pairs(q_offsets, k_offsets, heads, kv_heads):
-    """Slices of the queries and keys of each sequence, and each head with the head of its keys."""
+    """Yield each sequence's slices of queries and keys, and each head with the head of its keys."""
     for s in range(len(q_offsets) - 1):
         for h in range(heads):
             yield (
@@ -34,7 +32,7 @@ def pairs(q_offsets, k_offsets, heads, kv_heads):
 
 
 def probabilities(q, k, scale, window=0):
-    """Probabilities and log-sum-exp of one head; zeros and -inf where a query sees no key."""
+    """Probabilities and log-sum-exp of one head; 0 and -inf where a query sees no key."""
     scores = scale * q @ k.T
     ahead = np.arange(len(k)) - (np.arange(len(q))[:, None] + len(k) - len(q))
     seen = (ahead <= 0) & ((ahead > -window) if window else True)
@@ -97,9 +95,7 @@ def grad(memory, do, q, k, v, at, scale, window=0):
 
 
 def assert_near(got, want, limit):
-    """Within `limit` of the largest value (or of 1): sums cancel, so that small elements carry the
-    error of large ones.
-    """
+    """Compare within `limit` of the largest value (or of 1): small elements are canceling sums."""
     assert got.shape == want.shape
     if got.size:
         assert np.isfinite(got).all()
@@ -156,7 +152,7 @@ def test_windows(memory, rng, window, heads, kv_heads, d):
 
 
 def test_wide_heads_with_a_window(memory, rng):
-    """Gemma's."""
+    """Heads as wide as Gemma's."""
     check(memory, rng, [70, 5], 4, 1, 256, 33)
 
 
@@ -172,9 +168,7 @@ def test_a_window_of_the_whole_sequence_changes_no_bit(memory, rng):
 
 
 def test_what_lies_before_the_window_is_never_read(memory, rng):
-    """Keys and values there are NaN; what is out of reach of a tile's first row is not even
-    computed with.
-    """
+    """Keys and values before the window are NaN, so any use of them would show."""
     at, window = offsets([700]), 100
     q, k, v, do = (normal(rng, 700, h, 24) for h in (4, 2, 2, 4))
     clean, clean_grads = (
@@ -192,7 +186,7 @@ def test_what_lies_before_the_window_is_never_read(memory, rng):
     assert (whole == without).all()
 
 
-# With a cache: fewer queries than keys, or (no key seen) more
+# With a cache: fewer queries than keys, or more (the first ones see no key)
 
 CACHED = [
     ([1], [1]),
@@ -227,7 +221,7 @@ def test_queries_after_a_cache(memory, rng, n, m, heads, kv_heads, d, window):
 
 @pytest.mark.parametrize("window", [0, 40])
 def test_generation_gives_what_one_pass_gives(memory, rng, window):
-    """Queries that come in chunks of any size see the same keys."""
+    """Queries in chunks of any size see the same keys."""
     q, k, v = (normal(rng, 200, h, 32) for h in (6, 2, 2))
     whole, _ = forward(memory, q, k, v, offsets([200]), offsets([200]), 0.2, window)
     begin = 0
@@ -240,7 +234,7 @@ def test_generation_gives_what_one_pass_gives(memory, rng, window):
         begin = end
 
 
-# Numbers
+# Large and extreme numbers
 
 
 @pytest.mark.parametrize(
@@ -265,9 +259,7 @@ def test_gradient_against_central_differences(memory, rng, lengths, heads, kv_he
 
 @pytest.mark.parametrize("size", [1e2, 1e4])
 def test_large_scores(memory, rng, size):
-    """Scores reach +-size; q and k are whole numbers, so that the scores are the same in float32
-    and float64.
-    """
+    """Scores reach +-size; q and k are integers, so float32 and float64 have the same scores."""
     at = offsets([150])
     q, k = (rng.integers(-8, 9, (150, h, 16)).astype(np.float64) for h in (4, 2))
     v, do = normal(rng, 150, 2, 16), normal(rng, 150, 4, 16)
@@ -277,7 +269,7 @@ def test_large_scores(memory, rng, size):
     want_o, want_lse = reference(q, k, v, at, at, scale)
     assert_near(o, want_o, 3e-6)
     assert_near(lse, want_lse, 3e-7)
-    # Probabilities come from the log-sum-exp, which float32 holds to half a unit in its last place.
+    # Probabilities come from the log-sum-exp, which float32 holds to half a unit in the last place.
     error = 1e-5 + 2 * np.spacing(np.float32(size))
     for got, want in zip(
         grad(memory, do, q, k, v, at, scale), reference_grad(do, q, k, v, at, scale), strict=True
@@ -330,7 +322,7 @@ def test_any_number_of_threads_gives_the_same_bits(memory, rng, lengths):
 
 
 def test_long_sequence(memory, rng):
-    """Longer than any block, against rows picked from the formula."""
+    """Longer than any block; a few rows are compared with the formula."""
     n, scale = 5000, 0.125
     q, k, v = (normal(rng, n, 1, 64) for _ in range(3))
     o, lse = forward(memory, q, k, v, offsets([n]), offsets([n]), scale)

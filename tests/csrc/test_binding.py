@@ -1,4 +1,4 @@
-"""What the binding accepts and refuses, recorded calls, and what the module says of itself."""
+"""The binding: arguments that it accepts and refuses, recorded calls, constants of the module."""
 
 import gc
 import os
@@ -17,7 +17,7 @@ PLAIN = (0.0, 0.0, 0.0)  # label_smoothing, z_loss, softcap
 
 
 def rms(**changed):
-    """rms_norm_forward(x, w, eps, y, rstd) with some arguments replaced."""
+    """Call rms_norm_forward(x, w, eps, y, rstd) with some arguments replaced."""
     arguments = {"x": f32(3, 4), "w": f32(4), "eps": 1e-5, "y": f32(3, 4), "rstd": f32(3)} | changed
     return _core.rms_norm_forward(*arguments.values())
 
@@ -143,9 +143,7 @@ def test_integers_are_integers_of_64_bits(seed, error, message):
 
 
 def example(name, text):
-    """Arguments of an operation by its specification, every size 2 or as the line asks;
-    scalars 1.
-    """
+    """Valid arguments by an operation's specification: sizes 2 unless it says more, scalars 1."""
     made = []
     kinds = {
         "f32": np.float32,
@@ -181,9 +179,7 @@ def example(name, text):
     ("name", "text"), _core.ops(), ids=lambda value: value if " " not in value else ""
 )
 def test_every_scalar_of_every_operation(name, text):
-    """What 64 bits or a float cannot hold, and what is not finite, is refused by the scalar's
-    name.
-    """
+    """A scalar that is not finite or does not fit its type is refused by name."""
     arguments = example(name, text)
     for i, (label, kind, _) in enumerate(arguments):
         bad = {
@@ -202,9 +198,7 @@ def test_every_scalar_of_every_operation(name, text):
     ("name", "text"), _core.ops(), ids=lambda value: value if " " not in value else ""
 )
 def test_every_array_of_every_operation(name, text):
-    """Arrays of the wrong size, type or rank are refused in words, and not by the letters of the
-    specification.
-    """
+    """Errors about wrong sizes, types or ranks use words, not the specification's letters."""
     arguments = example(name, text)
     for i, (_, kind, array) in enumerate(arguments):
         if kind in ("int", "real"):
@@ -264,9 +258,7 @@ def test_arrays_of_no_elements_overlap_nothing():
 
 
 def test_rows_of_any_float_type_and_stride():
-    """Each `float` argument has a type of its own; `acc` follows the widest; leading axes may have
-    any stride.
-    """
+    """`float` arguments may differ in type, `acc` has the widest; leading axes may be strided."""
     x = np.arange(60, dtype=np.float32).reshape(3, 4, 5)
     whole, part = f32(12), np.zeros(4, np.float64)
     _core.stablemax_cross_entropy(x, np.zeros(12, np.int32), None, whole, None)
@@ -378,7 +370,7 @@ def test_offsets(offsets):
     ("bounds", "good"), [((0, 4), True), ((0, 2), True), ((0, 5), False), ((1, 2), False)]
 )
 def test_offsets_of_a_part(bounds, good):
-    """Keys may be the first of a store with room for more."""
+    """Keys may be the first rows of a larger store."""
 
     def attend():
         _core.attention_forward(
@@ -420,9 +412,7 @@ def test_heads_must_share_evenly():
 
 
 def test_indices_that_change_while_the_kernel_runs():
-    """The kernel reads what was checked, and not what another thread writes into the array
-    meanwhile.
-    """
+    """The kernel reads the checked indices, not those that another thread writes meanwhile."""
     ids, table, rows = np.zeros(20_000, np.int32), np.ones((3, 64), np.float32), f32(20_000, 64)
     done = threading.Event()
 

@@ -1,4 +1,4 @@
-"""Buffers of the core: what they hold, what is used again, what is refused."""
+"""Buffers of the core: contents, reuse, and sizes that are refused."""
 
 import gc
 import resource
@@ -23,7 +23,7 @@ def test_a_released_buffer_is_used_again():
     address = a.ctypes.data
     view = a[10:20]
     del a
-    assert _core.empty((1000, 1000)).ctypes.data != address  # the view holds it
+    assert _core.empty((1000, 1000)).ctypes.data != address  # the view keeps it alive
     del view
     assert _core.empty((1000, 1000)).ctypes.data in (address, _core.empty((999, 1001)).ctypes.data)
 
@@ -44,9 +44,7 @@ def test_buffer_stats():
 
 
 def test_buffers_of_changing_sizes_keep_what_is_written_and_stay_near_the_peak():
-    """Sizes on both sides of what is mapped and of huge pages: what is cached is given back, or
-    becomes the size asked for.
-    """
+    """Sizes on both sides of the limits of mapping and huge pages; the cache respects the peak."""
     gc.collect()
     _core.trim()
     begin, rng, held = _core.buffer_stats()["in_use"], np.random.default_rng(0), []
@@ -68,9 +66,7 @@ def test_buffers_of_changing_sizes_keep_what_is_written_and_stay_near_the_peak()
 
 
 def test_what_repeats_itself_asks_the_system_for_nothing():
-    """Sizes whose classes together are more than is ever in use at once: from the second time on no
-    page is new.
-    """
+    """The size classes together exceed the peak, yet a repetition maps no new page."""
 
     def work():
         for size in (300_000, 320_000, 360_000, 400_000):
@@ -85,7 +81,7 @@ def test_what_repeats_itself_asks_the_system_for_nothing():
     faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(20):
         work()
-    # of 1,350 pages each time
+    # Without the cache each repetition would fault 1,350 pages.
     assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults < 300
     del held
     _core.trim()
@@ -98,7 +94,7 @@ def test_too_big(shape):
     peak = _core.buffer_stats()["peak"]
     with pytest.raises(MemoryError):
         _core.empty(shape)
-    assert _core.buffer_stats()["peak"] <= peak  # and keeps no more for later
+    assert _core.buffer_stats()["peak"] <= peak  # a failed request must not raise it
 
 
 @pytest.mark.parametrize(

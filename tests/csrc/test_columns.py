@@ -1,4 +1,4 @@
-"""Columns of a matrix, on every instruction set and any number of threads."""
+"""Operations on the columns of a matrix, on every instruction set and thread count."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ def test_columns_above(memory, rng, n, v):
         rng.standard_normal((n, v)).astype(np.float32),
         rng.uniform(1, 4, n).astype(np.float32),
     )
-    x[:, ::5] = bound[:, None]  # equal is not above
+    x[:, ::5] = bound[:, None]  # equal does not count as above
     x[:, 1::5] *= -1
     given = memory.put(x), memory.put(bound)
 

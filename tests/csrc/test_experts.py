@@ -1,6 +1,4 @@
-"""Products of experts against float64: every operation, weight format and instruction set, however
-the rows are spread.
-"""
+"""Products of experts against float64: operations, formats, instruction sets, spreads of rows."""
 
 import numpy as np
 import pytest
@@ -13,8 +11,8 @@ from pyloss.weights.weight import FORMATS, Weight
 
 pytestmark = pytest.mark.usefixtures("place")
 
-# Rows of each expert: none at all, one each, few and many, all to one, more than one block of A,
-# more experts than one batch has.
+# Rows of each expert: none, one each, few and many, all to one, more than one block of A, more
+# experts than one batch has.
 SPREADS = {
     "none": [0, 0, 0],
     "one expert": [7],
@@ -32,7 +30,7 @@ def offsets_of(memory, counts):
 
 
 def per_expert(x, matrices, counts):
-    """float64 rows of x times the matrix of their expert."""
+    """Multiply each row of x by the matrix of its expert, in float64."""
     parts = np.split(wide(x), np.cumsum(counts)[:-1])
     return np.concatenate(
         [part @ wide(matrix) for part, matrix in zip(parts, matrices, strict=True)]
@@ -44,7 +42,7 @@ def repeated(values, counts):
 
 
 def check_experts(memory, rng, weight, dense, counts, rank, scale):
-    """Every operation over the experts `weight`, whose float32 values are `dense` [E, out, in]."""
+    """Check every operation over the experts `weight`; `dense` [E, out, in] is its float32 form."""
     (e, o, i), n = dense.shape, sum(counts)
     offsets = offsets_of(memory, counts)
     x, dy, bias = (memory.put(normal(rng, *s)) for s in ((n, i), (n, o), (e, o)))
@@ -133,7 +131,7 @@ def test_deeper_and_wider_than_a_block(memory, rng):
 
 @pytest.mark.parametrize("format", list(FORMATS))
 def test_every_format(memory, rng, format):
-    """Each matrix in memory of its own, as in a file with a tensor for each expert."""
+    """Each matrix has its own memory, as in a file with one tensor per expert."""
     stack = [unaligned(stored(rng, 64, 256, format)) for _ in range(4)]
     dense = np.stack([weight.dequantize() for weight in stack])
     for counts in ([0, 4, 1, 0], [17, 3, 0, 30]):
@@ -160,7 +158,7 @@ def test_threads_give_the_same_bits(rng):
 
 
 def test_an_expert_computes_what_it_does_alone(rng):
-    """To the bit, however many rows the other experts have."""
+    """The bits of one expert's rows do not depend on the number of rows of the others."""
     counts, o, i, r = [9, 0, 2, 160], 97, 385, 8
     offsets = np.concatenate(([0], np.cumsum(counts))).astype(np.int32)
     x, w, a, b = (normal(rng, *s) for s in ((sum(counts), i), (4, o, i), (4, r, i), (4, o, r)))
@@ -212,11 +210,11 @@ def test_rows(memory, rng, n, k, d):
     near(dfactor, (wide(dy) * x).sum(1), d)
 
 
-# What the binding checks
+# Checks of the binding
 
 
 def call(**changed):
-    """experts_forward of three experts [5, 4] with some arguments replaced."""
+    """Call experts_forward for three experts [5, 4] with some arguments replaced."""
     f = np.zeros
     arguments = {
         "x": f((6, 4), np.float32),

@@ -1,4 +1,4 @@
-"""Layers against float64 formulas and the central differences of these."""
+"""Layers against float64 formulas and their central differences."""
 
 import numpy as np
 import pytest
@@ -167,7 +167,7 @@ def test_rms_norm(memory, rng, n, d):
     _core.rms_norm_grad(*inputs, rstd, dx, dw)
     _core.rms_norm_grad(*inputs, rstd, dx_alone, None)
     assert (dx == dx_alone).all()
-    # The terms of dx that cancel are as large as dy w rstd.
+    # Terms of dx that cancel are as large as dy w rstd.
     scale = 1 + np.abs(dy * w).max(initial=0) * np.abs(rstd).max(initial=0)
     assert_close(dx / scale, row_gradient(lambda x: norm(x, w), x, dy) / scale, d)
     assert_close(dw, row_gradient(lambda w: norm(x, w[0])[None], w[None], dy[None])[0], n + d)

@@ -1,6 +1,4 @@
-"""Matrix products against float64: every operation, weight format, shape class and instruction
-set.
-"""
+"""Matrix products against float64: operations, weight formats, shapes, instruction sets."""
 
 import itertools
 
@@ -19,9 +17,10 @@ RANKS = [1, 8, 33]
 
 
 def shapes(size):
-    """(m, n, k) with `size` in every place, beside sizes of the other places that change; "long"
-    has more than one block of A, and rows a page apart, which are packed where others are read in
-    place.
+    """Shapes (m, n, k) that have `size` in each place, with random sizes in the other places.
+
+    "long" has more than one block of A, and rows one page apart: these are packed, others are read
+    in place.
     """
     if size == "long":
         return [
@@ -51,9 +50,7 @@ def wide(x):
 
 
 def near(got, want, terms):
-    """Sums of `terms` products of standard normals: an element may cancel, so the error is measured
-    against the sum's size.
-    """
+    """Compare sums of `terms` products of standard normals, relative to the size of the sum."""
     assert got.shape == want.shape
     size = np.sqrt(terms + 1) + np.abs(want)
     assert (np.abs(got - want) <= 4e-7 * size * (4 + np.sqrt(np.sqrt(terms)))).all(), np.abs(
@@ -99,7 +96,7 @@ def test_linear_and_adapter_over_a_float_matrix(memory, rng, size):
 
 
 def check_linear(memory, x, weight, dense, bias, a, b, scale):
-    """The forward operations, with every combination of what may be absent."""
+    """Check the forward operations with every combination of optional arguments."""
     (m, k), n, r = x.shape, len(dense), len(b)
     plain = wide(x) @ wide(dense).T
     hidden = wide(x) @ wide(a)
@@ -116,10 +113,10 @@ def check_linear(memory, x, weight, dense, bias, a, b, scale):
     for offset in (None, bias):
         y, h = memory.new((m, n)), memory.new((m, r))
         _core.lora_forward(x, weight, offset, a, b, scale, None, h, y)
-        if n:  # without outputs nobody asks for h
+        if n:  # h is not computed without outputs
             near(h, hidden, k)
         near(y, plain + (0 if offset is None else bias) + scale * hidden @ wide(b), k + r * k)
-    # A factor for each row of the weight, and none for the adapter.
+    # `factor` scales the rows of the weight, not the adapter.
     factor, y, h = memory.put(factors(n)), memory.new((m, n)), memory.new((m, r))
     _core.linear_forward(x, weight, bias, None, None, 0.0, factor, y)
     near(y, plain * factor + bias, k)
@@ -128,7 +125,7 @@ def check_linear(memory, x, weight, dense, bias, a, b, scale):
 
 
 def factors(n):
-    """Far from each other, so that none can stand for another."""
+    """Factors far apart, so that a mix-up shows."""
     return np.linspace(-1.5, 2, n, dtype=np.float32)
 
 
@@ -160,8 +157,9 @@ def check_gradient(memory, dy, weight, dense, a, b, scale, dx0):
 
 
 def unaligned(weight):
-    """The same matrix at an address that is 2 past a multiple of 64, as in a mapped file, with
-    nothing readable promised after it; its scales at odd addresses.
+    """The same matrix at 2 bytes past a multiple of 64, as in a mapped file.
+
+    No byte after it may be read, and its scales have odd addresses.
     """
     step = 4 if weight.format == "f32" else 2
 
@@ -202,9 +200,7 @@ def test_every_format(memory, rng, format, head_dim, n, k):
 
 @pytest.mark.parametrize("format", [name for name in FORMATS if name != "nf4"])
 def test_the_bits_are_those_of_the_numpy_decoder(rng, format):
-    """With scales of 16 bits a product of scale and code is exact, so that there is one rounding
-    however it is computed.
-    """
+    """With 16-bit scales, scale times code is exact, so every order of operations rounds once."""
     check_bits(stored(rng, 34, 96, format, head_dim=2))
 
 
@@ -229,7 +225,7 @@ def test_affine_groups(rng, size, scale_format):
 
 
 def check_bits(weight, exact=True):
-    """Every path that reads a stored matrix, against `dequantize`."""
+    """Compare every path that reads a stored matrix with `dequantize`."""
     n, k = weight.shape
     dense = weight.dequantize()
     eye, back = np.eye(k, dtype=np.float32), np.eye(n, dtype=np.float32)
@@ -261,9 +257,7 @@ def test_float_formats_have_no_blocks(memory, rng, format, n, k):
 
 @pytest.mark.parametrize("format", QUANTISED)
 def test_any_code_of_a_quantised_block(rng, format):
-    """Random bytes as codes, with scales that are finite: codes at the ends of their range, as
-    rounding seldom makes them.
-    """
+    """Random codes with finite scales: rounding seldom gives codes at the ends of the range."""
     weight = stored(rng, 34, 96, format)
     kept = {"q4_1": 4, "q5_1": 4}.get(format, 2)
     if format not in K_HALVES:
@@ -310,8 +304,9 @@ def test_threads_give_the_same_bits(rng, m, n, k):
     "format", ["f32", "f16", "q8_0", "q4_1", "q5_0", "q4_k", "affine3", "affine4", "nf4"]
 )
 def test_a_row_does_not_depend_on_its_neighbours(rng, format):
-    """Where the same path is taken (at most four rows, or more), a row's bits are its own: packing
-    sequences changes nothing.
+    """Up to four rows take one path, more take another; within a path a row's bits are its own.
+
+    So packing sequences changes nothing.
     """
     n, r = 97, 8
     weight = stored(rng, n, 416, format)
@@ -367,7 +362,7 @@ def test_what_is_not_finite_stays_in_its_row_and_column(memory, rng, m, bad):
 
 
 def test_storing_ignores_what_was_there(rng):
-    """accumulate=0 over NaN gives numbers, also without a depth to sum over."""
+    """accumulate=0 over NaN gives numbers, even with depth 0."""
     for k in (0, 3):
         c = np.full((6, 5), np.nan, np.float32)
         _core.matmul_nn(normal(rng, 6, k), normal(rng, k, 5), 1.0, 0, c)

@@ -61,9 +61,7 @@ def test_without_a_product_it_is_the_norm_of_the_base(memory, rng):
 
 @pytest.mark.parametrize("left", [1e-1, 1e-3, 0])
 def test_an_adapter_that_takes_the_base_away(memory, rng, left):
-    """Rows that nearly cancel: what is left is the norm of the difference, not that of its
-    rounding.
-    """
+    """Rows nearly cancel: the norm must be that of the difference, not of its rounding error."""
     a, b = normal(rng, 200, 3), normal(rng, 3, 50)
     w = ((left - 2.0) * (a.astype(np.float64) @ b).T).astype(np.float32)
     norm = norms(memory, memory.put(w), w, a, b, 2.0)

@@ -1,4 +1,4 @@
-"""The optimisers' kernels against torch's update rules written out in float64."""
+"""The optimizers' kernels against torch's update rules in float64."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ STEPS = 4
 
 
 def close(got, want):
-    """A few roundings of operands that are about 1, however much of them cancels."""
+    """Allow a few roundings of operands near 1, however much of them cancels."""
     assert got.shape == want.shape
     assert (np.abs(got - want) <= 8 * np.finfo(np.float32).eps * (1 + np.abs(want))).all()
 
@@ -56,7 +56,7 @@ def test_sgd(memory, rng, n, momentum, dampening, nesterov, decay):
     kp, kbuf = memory.put(p), memory.put(buf) if momentum else None
     for step in range(STEPS):
         grad = normal(rng, n)
-        damp = dampening if step else 0.0  # torch: the first buffer is the gradient itself
+        damp = dampening if step else 0.0  # in torch, the first buffer is the gradient itself
         _core.sgd(memory.put(grad), lr, momentum, damp, decay, nesterov, scale, kp, kbuf)
         g = grad * scale + decay * p
         if momentum:

@@ -1,5 +1,6 @@
-"""Products of layers in bfloat16: to the bit what rounding both operands and adding in float32, one
-depth after the other, gives, on every instruction set, with the instructions for it and without.
+"""Layer products in bfloat16, compared to the bit on every instruction set.
+
+The expected value rounds both operands to bfloat16 and adds in float32, one depth after the other.
 """
 
 import ml_dtypes
@@ -15,7 +16,7 @@ from pyloss.weights.weight import FORMATS, Weight
 pytestmark = pytest.mark.usefixtures("isa")
 
 ROUNDED = ["bfloat16", "bfloat16-emulated"]
-CHUNK = 576  # depths that are summed before the sum joins what is in memory
+CHUNK = 576  # depths summed before the sum is added to memory
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +30,7 @@ def rounded(x):
 
 
 def chain(a, b):
-    """float32 a [m, k] times b [k, n]: products of bfloat16, which are exact, added in order."""
+    """float32 a [m, k] times b [k, n]: exact products of bfloat16 values, added in order."""
     assert a.shape[1] <= CHUNK
     total = np.zeros((len(a), b.shape[1]), np.float32)
     for k in range(a.shape[1]):
@@ -81,9 +82,7 @@ def test_the_bits_of_every_format(rng, format, head_dim, precision):
 
 
 def everything(rng, m, n, k, format="f32"):
-    """The results of all operations of a layer and its adapter, and of experts, as a function
-    without arguments.
-    """
+    """A function that returns the results of all operations of a layer, its adapter and experts."""
     weight = Weight.quantize(normal(rng, n, k), format)
     x, dy, bias, factor = normal(rng, m, k), normal(rng, m, n), normal(rng, n), factors(n)
     a, b, start = normal(rng, k, 8), normal(rng, 8, n), normal(rng, m, k)
@@ -130,9 +129,7 @@ def test_threads_give_the_same_bits(rng, m, n, k, precision):
 @pytest.mark.parametrize("precision", ROUNDED)
 @pytest.mark.parametrize(("m", "n", "k"), LARGE)
 def test_the_adapter_stays_in_float32(rng, m, n, k, precision):
-    """The small matrices' own products have the bits they had; what they add is added in
-    float32.
-    """
+    """The adapter's own products keep their bits; their part of the result is added in float32."""
     x, w, bias, dy = normal(rng, m, k), normal(rng, n, k), normal(rng, n), normal(rng, m, n)
     a, b = normal(rng, k, 8), normal(rng, 8, n)
 
@@ -152,7 +149,7 @@ def test_the_adapter_stays_in_float32(rng, m, n, k, precision):
 
 @pytest.mark.parametrize("format", ["f32", "q4_1", "nf4"])
 def test_what_stays_float32(rng, format):
-    """Few rows, products that are no layer's, and all of them when the setting is taken back."""
+    """Few rows, plain matrix products, and everything after the setting is reset."""
     weight = stored(rng, 40, 96, format)
     x, dy, dense = normal(rng, 33, 96), normal(rng, 33, 40), weight.dequantize()
 
@@ -176,7 +173,7 @@ def test_what_stays_float32(rng, format):
     sizes = np.abs(x) @ np.abs(dense).T, np.abs(dy) @ np.abs(dense)
     for got, want, size in zip(many(), before[1], sizes, strict=True):
         assert got.tobytes() != want.tobytes()
-        # two roundings of half a unit of 8 bits each
+        # Two roundings, each of half a unit of 8 bits.
         assert (np.abs(got - want) <= 1.01 * 2.0**-8 * size).all()
     _core.set_matmul_precision("float32")
     for got, want in zip(many(), before[1], strict=True):
@@ -200,7 +197,7 @@ def test_a_row_does_not_depend_on_its_neighbours(rng, precision):
 @pytest.mark.parametrize("precision", ROUNDED)
 @pytest.mark.parametrize("bad", [np.nan, np.inf, np.float32(3.4e38)])
 def test_what_is_not_finite_stays_in_its_row_and_column(rng, bad, precision):
-    """The largest float32 numbers are infinite in bfloat16."""
+    """The largest float32 numbers become infinite in bfloat16."""
     m, n, k, row, column = 29, 41, 67, 2, 37
     x, w = normal(rng, m, k), normal(rng, n, k)
     _core.set_matmul_precision(precision)

@@ -1,6 +1,4 @@
-"""Which experts tokens visit and with what weights, on every instruction set and any number of
-threads.
-"""
+"""Routing of tokens to experts and their weights, on every instruction set and thread count."""
 
 import numpy as np
 import pytest
@@ -24,7 +22,7 @@ def chosen_of(logits, k):
 @pytest.mark.parametrize(("n", "experts", "k"), SHAPES)
 def test_top_experts(memory, rng, n, experts, k):
     logits = put_logits(memory, rng, n, experts)
-    logits[::2] = np.round(logits[::2])  # some are equal
+    logits[::2] = np.round(logits[::2])  # makes some logits equal
 
     def run():
         chosen = memory.new((n, k), np.int32)

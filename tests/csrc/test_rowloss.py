@@ -1,6 +1,4 @@
-"""Losses of rows of logits against float64 formulas and their central differences, and at the
-edges.
-"""
+"""Losses of rows of logits against float64 formulas and central differences; edge cases."""
 
 import numpy as np
 import pytest
@@ -73,8 +71,8 @@ def test_loss_and_gradient(memory, rng, dtype, n, v):
         * (softmax(x) - np.eye(v)[np.maximum(labels, 0)])
     )
     assert_close(dx, exact, v, dtype)
-    # Without dloss it is 1; without dlogits the loss is the same; the gradient may take the place
-    # of the logits.
+    # dloss defaults to 1. Without dlogits the loss is the same. The gradient may overwrite the
+    # logits.
     again, plain = run(memory, x, labels, dtype)
     alone, _ = run(memory, x, labels, dtype, gradient=False)
     _, ones = run(memory, x, labels, dtype, np.ones(n))
@@ -118,8 +116,8 @@ def test_a_maximum_that_moves_from_block_to_block(memory, dtype, reach):
     assert (np.abs(loss - want) <= tolerance(9001, dtype) * (1 + want)).all()
     exact = softmax(x) - np.eye(9001)[labels]
     others = np.arange(9001) != labels[:, None]
-    # A difference of logits is rounded to its own size, which the exponential turns into a relative
-    # error.
+    # The difference of two logits is rounded to its own size. The exponential turns that into a
+    # relative error.
     limit = (
         np.finfo(dtype).eps * (16 + 2 * reach) * np.abs(exact) + 4 * np.finfo(dtype).smallest_normal
     )
@@ -130,7 +128,7 @@ def test_a_maximum_that_moves_from_block_to_block(memory, dtype, reach):
 @pytest.mark.parametrize("v", [7, 64, 3000])
 def test_masked_vocabulary(memory, rng, dtype, v):
     x = rng.standard_normal((5, v)).astype(np.float32).astype(np.float64)
-    # Row 2 keeps its last logit alone: whole blocks are masked before the first finite one.
+    # Row 2 has only its last logit: whole blocks before it are masked.
     x[0, ::2], x[1, 1:], x[2, :-1], x[3, : v // 2] = (-np.inf,) * 4
     labels = np.array([1, 0, v - 1, 0, 3])
     loss, dx = run(memory, x, labels, dtype)
@@ -189,9 +187,7 @@ def test_long_rows_keep_their_digits(memory, rng, v, spread):
 
 
 def test_small_probabilities_are_right_to_the_last_digits(memory, dtype):
-    """Two classes: the second's gradient is e^x / (1 + e^x), which follows the exponential over its
-    whole range.
-    """
+    """With two classes the second gradient is e^x / (1 + e^x), over the whole range of exp."""
     x = np.linspace(np.log(np.finfo(dtype).smallest_normal) + 1e-3, 0, 20_011).astype(dtype)
     loss, dx = run(memory, np.stack([np.zeros_like(x), x], axis=1), np.zeros(len(x)), dtype)
     e = np.exp(x.astype(np.longdouble))
@@ -225,9 +221,7 @@ def test_threads_do_not_change_a_bit(rng, dtype):
 
 
 def test_gradients_in_the_place_of_the_logits(rng, dtype):
-    """Of each loss, also of rows that have no label or no upstream gradient, whose losses are asked
-    for all the same.
-    """
+    """Gradients may overwrite the logits, also in rows without a label or upstream gradient."""
     q, p = (rng.standard_normal((6, 1500)).astype(dtype) for _ in range(2))
     labels, dloss = (
         np.array([3, -1, 1400, 0, 7, -1], np.int32),
@@ -251,7 +245,7 @@ def test_gradients_in_the_place_of_the_logits(rng, dtype):
     both("softmax_cross_entropy", (q, labels, 0.1, 0.01, 3.0), 1)
     both("kl_div", (q, p, 2.0), 2)
     both("js_div", (q, p, 2.0, 0.3), 2)
-    # Each in the other's place, too.
+    # Each gradient may also overwrite the other logits.
     loss, *apart = called("js_div", (q, p, 2.0, 0.3), [None, None])
     first, second = q.copy(), p.copy()
     again, *swapped = called("js_div", (first, second, 2.0, 0.3), [second, first])

@@ -1,5 +1,6 @@
-"""Gradients larger than the caches, which are written while the next row is read: the bits of small
-batches, at any alignment.
+"""Gradients larger than the caches have the bits of small batches, at any alignment.
+
+The kernel writes them while it reads the next row.
 """
 
 import numpy as np
@@ -9,7 +10,7 @@ from pyloss import _core
 
 pytestmark = pytest.mark.usefixtures("isa")
 
-# 31 MB of float32; V is no multiple of a vector, so that every row has another alignment
+# 31 MB of float32. V is no multiple of the vector width, so that every row has another alignment.
 N, V = 60, 131_103
 FRAME = 64
 KINDS = {"f32": np.float32, "f64": np.float64, "f16": np.float16, "bf16": np.uint16}

@@ -1,6 +1,4 @@
-"""The tables of the core: weight formats by their sizes elsewhere, and arguments that nothing but
-generated code counts.
-"""
+"""The core's tables: sizes of weight formats, and arguments that only generated code may index."""
 
 import re
 import sys

@@ -1,4 +1,4 @@
-"""Calls of the core from several threads and after fork, and the number of its own."""
+"""Calls of the core from several threads and after fork, and its number of threads."""
 
 import os
 import threading
@@ -58,7 +58,7 @@ def test_calls_from_several_threads(threads):
     callers = [threading.Thread(target=call, args=(seed,)) for seed in range(4)]
     for caller in callers:
         caller.start()
-    for n in (1, 3, 2, 4) * 5:  # the number changes under the callers' feet
+    for n in (1, 3, 2, 4) * 5:  # changes while others call
         threads(n)
     for caller in callers:
         caller.join()

@@ -1,6 +1,4 @@
-"""What the binding accepts and refuses as a weight: (bytes, format, rows, cols, head_dim[,
-groups]).
-"""
+"""The binding's checks of a weight: (bytes, format, rows, cols, head_dim[, groups])."""
 
 import numpy as np
 import pytest
@@ -35,7 +33,7 @@ def test_weight_sizes(layout):
         embed((raw(4 * row), code, 4, 256, 0, AFFINE))
 
 
-# Four rows of 256, in groups of 64: 16 of them.
+# Four rows of 256 in groups of 64: 16 groups.
 AFFINE = (64, 0, raw(32), raw(32), 1, None, None, None, 0, 0.0)
 NF4 = (64, 0, raw(64), None, 0, raw(64), None, None, 0, 0.0)
 DOUBLE = (64, 0, raw(16), None, 0, raw(64), raw(1024), raw(4), 256, 0.5)

@@ -1,9 +1,7 @@
-"""The mutation engine: changes that break bytes, text, JSON trees and arguments, drawn from a case
-number.
+"""The mutation engine: changes to bytes, text, JSON trees and arguments, drawn from a case number.
 
-Every draw comes from one generator that is seeded by the target's name and the case's number, and
-no draw depends on the order
-of a set or a hash: case N of a target is the same in every process.
+One generator makes every draw. The target's name and the case's number seed it, and no draw depends
+on the order of a set or a hash. So case N of a target is the same in every process.
 """
 
 from __future__ import annotations
@@ -19,7 +17,7 @@ from typing import Any
 
 import pyloss
 
-#: integers at which types end, and sizes that nobody has
+#: Integers at the limits of types, and implausible sizes.
 WHOLE = [
     0,
     1,
@@ -49,7 +47,7 @@ WHOLE = [
 WHOLE += [
     s * 2**e + d for e in (15, 16, 31, 32, 53, 62, 63, 64) for s in (1, -1) for d in (-1, 0, 1)
 ] + [10**18, 10**30]
-#: numbers at which arithmetic ends
+#: Numbers at the limits of arithmetic.
 REAL = [
     0.0,
     -0.0,
@@ -71,7 +69,7 @@ REAL = [
     -1e300,
 ]
 REAL += [float("inf"), float("-inf"), float("nan"), 0.1, 0.999, 1e9, 1e18, 9007199254740993.0]
-#: texts that readers trip over
+#: Texts that break readers.
 TEXTS = [
     "",
     " ",
@@ -108,7 +106,7 @@ TEXTS += [
     "▁",
     "Ġ",
 ]
-#: JSON that Python's own types cannot say
+#: JSON that Python's own types cannot represent.
 RAW = [
     "1" + "0" * 400,
     "-1" + "0" * 400,
@@ -132,9 +130,7 @@ RAW += ["[" + ("9" * 4000 + ",") * 20 + "1]", '"\\ud800"', '"\\u0000"', "tru", "
 
 
 def words_of(*modules: str) -> list[str]:
-    """The text constants of modules of pyloss ("io/gguf") that look like keys: new ones are tried
-    unasked.
-    """
+    """Text constants of pyloss modules ("io/gguf") that look like keys: new keys are tried too."""
     found = set()
     package = Path(pyloss.__file__).parent
     for module in modules:
@@ -149,8 +145,9 @@ def words_of(*modules: str) -> list[str]:
 
 
 class Mutator:
-    """All draws of case `case` of the target `name`. `pristine` is true for one case in fifty,
-    which stays as it was made.
+    """The draws of case `case` of the target `name`.
+
+    `pristine` is true for one case in fifty, which stays as it was made.
     """
 
     def __init__(self, name: str, case: int) -> None:
@@ -162,7 +159,7 @@ class Mutator:
     # -- draws
 
     def chance(self, share: float) -> bool:
-        """True in this share of cases."""
+        """Return True in this share of cases."""
         return self.random.random() < share
 
     def below(self, n: int) -> int:
@@ -174,7 +171,7 @@ class Mutator:
         return items[self.random.randrange(len(items))]
 
     def count(self) -> int:
-        """How many changes to make: mostly one, 0 in a pristine case."""
+        """The number of changes to make: mostly 1; 0 in a pristine case."""
         return 0 if self.pristine else self.random.choices((1, 2, 3, 6), (60, 25, 10, 5))[0]
 
     def whole(self) -> int:
@@ -186,15 +183,13 @@ class Mutator:
         return self.pick(REAL) if self.chance(0.8) else self.random.uniform(-10, 10)
 
     def text(self, words: Sequence[str] = ()) -> str:
-        """A text that readers trip over, or one of `words`."""
+        """One of `TEXTS`, or one of `words`."""
         return self.pick(words) if words and self.chance(0.5) else self.pick(TEXTS)
 
     # -- bytes
 
     def bytes(self, data: bytes, count: int | None = None) -> bytes:
-        """`data` with bits flipped, parts cut out, doubled or exchanged, extreme integers put in,
-        shortened or extended.
-        """
+        """Flip bits, cut, double, exchange, shorten or extend parts, or insert extreme integers."""
         out = bytearray(data)
         for _ in range(self.count() if count is None else count):
             self.pick(_ON_BYTES)(self, out)
@@ -207,12 +202,12 @@ class Mutator:
     # -- JSON
 
     def raw(self, text: str) -> str:
-        """A stand-in for `text` in a tree, which `dumps` writes as it is."""
+        """A stand-in for `text` in a tree; `dumps` writes the text unquoted."""
         self._raw.append(text)
         return f"@raw{len(self._raw) - 1}@"
 
     def value(self, words: Sequence[str] = ()) -> Any:
-        """A JSON value of any type, mostly an odd one."""
+        """A JSON value of any type, mostly an unusual one."""
         kind = self.below(10)
         if kind < 3:
             return self.whole() if self.chance(0.9) else str(self.whole())
@@ -229,7 +224,7 @@ class Mutator:
         return self.text(words)
 
     def tree(self, tree: Any, words: Sequence[str] = (), count: int | None = None) -> Any:
-        """Changes `tree` in place at places found by walking down from its root, and gives it."""
+        """Change `tree` in place, at places found by walking down from its root; return it."""
         for _ in range(self.count() if count is None else count):
             if not isinstance(tree, (dict, list)):
                 return self.value(words)
@@ -239,12 +234,12 @@ class Mutator:
         return tree
 
     def _node(self, tree: Any) -> tuple[Any, Any]:
-        """A container in the tree and a key of it, None where it is empty."""
+        """A container in the tree and one of its keys, or None if it is empty."""
         while True:
             keys = list(tree) if isinstance(tree, dict) else range(len(tree))
             if not keys:
                 return tree, None
-            # Rare names stand first: half of the draws leave the long lists of a vocabulary alone.
+            # Rare names come first, so half of the draws avoid the long lists of a vocabulary.
             key = self.pick(keys) if self.chance(0.5) else self.pick(keys[:12])
             if not isinstance(tree[key], (dict, list)) or self.chance(0.25):
                 return tree, key
@@ -303,14 +298,14 @@ class Mutator:
         return self.value(words)
 
     def dumps(self, tree: Any, ascii: bool = True) -> bytes:
-        """The tree as JSON, with the stand-ins of `raw` replaced by what they stand for."""
+        """The tree as JSON, with the texts of `raw` in place of their stand-ins."""
         text = json.dumps(tree, ensure_ascii=ascii)
         for number, raw in enumerate(self._raw):
             text = text.replace(f'"@raw{number}@"', raw)
         return text.encode("utf-8", "surrogatepass")
 
     def json(self, text: str | bytes, words: Sequence[str] = ()) -> bytes:
-        """JSON text with values of its tree changed, and now and then bytes of its text."""
+        """JSON text with changed values, and sometimes changed bytes."""
         if self.pristine:
             return text.encode() if isinstance(text, str) else text
         if self.chance(0.08):
@@ -321,9 +316,7 @@ class Mutator:
     # -- text of lines
 
     def lines(self, text: str, words: Sequence[str] = ()) -> bytes:
-        """Text with lines dropped, doubled, moved, cut, and words put in; now and then with changed
-        bytes.
-        """
+        """Drop, double, move or cut lines, or insert words; sometimes change bytes."""
         lines = text.split("\n")
         for _ in range(self.count()):
             at, kind = self.below(len(lines)), self.below(7)
@@ -395,7 +388,7 @@ def _integer(m: Mutator, out: bytearray) -> None:
     size, letter = m.pick(((2, "<H"), (4, "<I"), (8, "<Q"), (4, ">I")))
     if len(out) < size:
         return
-    # The first bytes of files hold their counts.
+    # Files hold their counts in the first bytes.
     at = m.below(min(64, len(out) - size + 1)) if m.chance(0.3) else m.below(len(out) - size + 1)
     out[at : at + size] = struct.pack(letter, m.whole() % (1 << 8 * size))
 

@@ -1,7 +1,6 @@
-"""Runs fuzz targets: `python tests/fuzz/run.py [TARGET ...] -n 100000`, or one case in the open:
-`run.py TARGET --case N`.
+"""Runs fuzz targets: `python tests/fuzz/run.py [TARGET ...] -n 100000`.
 
-`--case N --keep FOLDER` leaves there the files that the case is made of.
+`run.py TARGET --case N` runs one case and catches nothing; `--keep FOLDER` leaves its files there.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ def target(name: str):
 
 
 def main() -> int:
-    """The exit status is the number of targets with findings."""
+    """Return the number of targets with findings, as exit status."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument(
         "targets",
@@ -88,7 +87,7 @@ def main() -> int:
 
 
 def one(module, case: int, keep: Path | None) -> int:
-    """Runs a case without catching anything."""
+    """Run a case without catching anything."""
     module.prepare()
     m = running.Mutator(running.name_of(module), case)
     made = module.make(m)

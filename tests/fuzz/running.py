@@ -1,16 +1,15 @@
-"""Runs the cases of a target in forked children, and says which case crashed, hung, took too much
-or gave a bad error.
+"""Runs a target's cases in forked children; finds crashes, hangs, memory use and bad errors.
 
 A target is a module with
 
-- `prepare()`, called once, in the parent: imports, and what all cases start from,
-- `make(m)`: what case `m` (a `mutation.Mutator`) is made of, without side effects; files are a dict
-  of names to bytes,
-- `use(made, folder)`: gives it to the library. It returns where the library took it, and lets
-  errors through.
+- `prepare()`: imports, and the data that all cases start from. Called once, in the parent.
+- `make(m)`: the content of case `m` (a `mutation.Mutator`), without side effects. Files are a dict
+  of names to bytes.
+- `use(made, folder)`: gives the content to the library. It returns if the library accepts it, and
+  lets errors through.
 
-and optionally `ALLOWED`, further exception types that are an answer, and `check_text(error)`, in
-place of `bad_text`.
+A target may have `ALLOWED`, more exception types that are valid answers, and `check_text(error)`,
+which replaces `bad_text`.
 """
 
 from __future__ import annotations
@@ -45,17 +44,16 @@ from mutation import Mutator
 from pyloss.errors import DeviceError
 
 SANITIZED = "libasan" in os.environ.get("LD_PRELOAD", "")
-SECONDS = 20.0 if SANITIZED else 2.0  # of processor time a case may take
-BLOCKED = 60.0  # seconds without an end, whatever the processor did
-MEGABYTES = 1000 if SANITIZED else 200  # a case may take
-BATCH = 1000  # cases of one child
+SECONDS = 20.0 if SANITIZED else 2.0  # processor time of a case
+BLOCKED = 60.0  # wall time of a case
+MEGABYTES = 1000 if SANITIZED else 200  # memory of a case
+BATCH = 1000  # cases per child
 
-#: what may answer a bad input; others are findings
-# a FormatError is a ValueError
+#: Valid answers to bad input (a FormatError is a ValueError); other exceptions are findings.
 ANSWERS = (ValueError, TypeError, MemoryError, OSError, DeviceError)
 
-# What only Python, or the core's tables, say: a sentence of ours names what was given and what is
-# allowed.
+# Words of Python's own errors or of the core's tables. Our errors are sentences that say what was
+# given and what is allowed.
 _NOT_SENTENCES = re.compile(
     r"NoneType|object has no attribute|panicked|object is not (subscriptable|iterable|callable)|unhashable type|unsupported operand"
     r"|not supported between instances|Traceback|\b\w+\??:(f32|f64|i32|i64|u8|weight|stack|float|acc)\[|math domain error"
@@ -67,30 +65,30 @@ LONGEST = 4000  # characters of an error
 
 
 def bad_text(error: BaseException) -> str | None:
-    """Why the text of an error is not a sensible one, or None."""
+    """Why the text of an error is not acceptable, or None."""
     text = str(error)
     if not text:
         return None if isinstance(error, MemoryError) else "without a text"
     if len(text) > LONGEST:
         return f"a text of {len(text)} characters"
-    # What a template fails with is in the words of Python, which it is written in.
+    # A failing template reports Python's words.
     found = _NOT_SENTENCES.search(text.split("the chat template failed: ")[0])
     return f"its text has {found[0]!r}" if found else None
 
 
 @dataclass
 class Finding:
-    """One kind of wrong behaviour: what happened, where, and the cases that showed it."""
+    """One kind of wrong behavior: what happened, where, and the cases that showed it."""
 
     what: str
     detail: str
     cases: list[int] = field(default_factory=list)
-    alone: bool = True  # whether its first case shows it in a process of its own
+    alone: bool = True  # whether its first case shows it in a new process
 
 
 @dataclass
 class Report:
-    """What a run of `executed` cases gave; `accepted` of them were taken by the library."""
+    """The result of `executed` cases; the library accepted `accepted` of them."""
 
     target: str
     executed: int = 0
@@ -123,7 +121,7 @@ def name_of(target: ModuleType) -> str:
 
 
 def digest(target: ModuleType, case: int) -> str:
-    """A hash of all that case `case` is made of."""
+    """A hash of everything that case `case` consists of."""
     m = Mutator(name_of(target), case)
     made = target.make(m)
     parts = hashlib.sha256(repr(m.random.getstate()).encode())
@@ -132,7 +130,7 @@ def digest(target: ModuleType, case: int) -> str:
 
 
 def _hash(parts: Any, value: Any) -> None:
-    """Adds what a case is made of to a hash, whatever memory it lies in."""
+    """Add an object of a case to a hash; equal objects give equal hashes in every process."""
     if isinstance(value, Mapping):
         value = [x for item in value.items() for x in item]
     if isinstance(value, (tuple, list)):
@@ -149,8 +147,9 @@ def _hash(parts: Any, value: Any) -> None:
 
 
 def put_files(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Makes `folder` hold these files and no others. They are new files: one that is mapped by an
-    earlier case stays whole.
+    """Make `folder` hold exactly these files.
+
+    They are new files, so that a file still mapped by an earlier case stays intact.
     """
     for name in os.listdir(folder):
         place = folder / name
@@ -170,9 +169,7 @@ def where(error: BaseException) -> str:
 
 
 def attempt(target: ModuleType, case: int, folder: Path) -> tuple[bool, str, str]:
-    """Runs one case here: whether the library took it, and what was wrong (else "") and its
-    details.
-    """
+    """Run one case here: (whether the library accepted it, what was wrong or "", details)."""
     m = Mutator(name_of(target), case)
     made = target.make(m)
     allowed = ANSWERS + tuple(getattr(target, "ALLOWED", ()))
@@ -205,18 +202,14 @@ def _status(pid: str = "self") -> float:
 
 
 def _give_back() -> None:
-    """Free memory that this process keeps goes back to the system: a child could fill it without a
-    higher peak.
-    """
+    """Return free memory to the system; a child could fill it without raising its peak."""
     gc.collect()
-    with suppress(OSError, AttributeError):  # glibc's
+    with suppress(OSError, AttributeError):  # only glibc has it
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def _child(target: ModuleType, cases: range, place: mmap.mmap, out: int, folder: Path) -> None:
-    """Runs `cases`, writing to the pipe `out` a line of JSON for each finding and the number of
-    those accepted at the end.
-    """
+    """Run `cases`; write each finding as JSON, then the number of accepted cases, to `out`."""
     errors = os.open(folder.parent / "stderr", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     os.dup2(errors, 1)
     os.dup2(errors, 2)
@@ -228,7 +221,7 @@ def _child(target: ModuleType, cases: range, place: mmap.mmap, out: int, folder:
         size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (size + (2 << 30), size + (2 << 30)))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    os.fsync = lambda descriptor: None  # nothing has to last
+    os.fsync = lambda descriptor: None  # the files need not last
     gc.freeze()
     before, accepted = _status(), 0
     for case in cases:
@@ -248,7 +241,7 @@ def _child(target: ModuleType, cases: range, place: mmap.mmap, out: int, folder:
             os.write(out, json.dumps([case, what, detail]).encode() + b"\n")
         if peak - before > MEGABYTES:
             struct.pack_into("<qq", place, 0, case + 1, accepted)
-            os._exit(3)  # a fresh process has a fresh peak
+            os._exit(3)  # a new process starts with a new peak
     struct.pack_into("<qq", place, 0, cases.stop, accepted)
 
 
@@ -271,9 +264,7 @@ def _crash(status: int, folder: Path, blocked: bool) -> tuple[str, str]:
 
 
 def _batch(target: ModuleType, cases: range, folder: Path, report: Report) -> int:
-    """Runs cases in one child until it ends; adds to `report`, and gives the number of the case
-    that is next.
-    """
+    """Run cases in one child until it ends; add to `report` and return the next case's number."""
     place = mmap.mmap(-1, 16)
     struct.pack_into("<qq", place, 0, cases.start, 0)
     inward, outward = os.pipe()
@@ -328,9 +319,7 @@ def _add(report: Report, case: int, what: str, detail: str) -> None:
 
 
 def run(target: ModuleType, count: int, first: int = 0, progress: Any = None) -> Report:
-    """Runs `count` cases from `first` on. Each kind of finding is tried again alone, in a process
-    of its own.
-    """
+    """Run `count` cases from `first` on, and repeat each kind of finding in a new process."""
     name = name_of(target)
     target.prepare()
     report = Report(name)

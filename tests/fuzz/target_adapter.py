@@ -1,6 +1,4 @@
-"""Adapter folders in mlx-lm's and in PEFT's layout whose configuration and tensors do not fit
-together or the model.
-"""
+"""Adapter folders of mlx-lm and PEFT whose configuration, tensors or model do not fit together."""
 
 import tempfile
 from pathlib import Path
@@ -31,12 +29,12 @@ WORDS = [
     "(",
     ".*",
 ]
-_MODELS = {}  # of each family: the model and its modules without adapters
+_MODELS = {}  # per family: the model and its modules without adapters
 CASES = []
 
 
 def prepare():
-    """Adapters of each kind over models with an MLP and with experts."""
+    """Make adapters of each kind, over models with an MLP and with experts."""
     from pyloss.tuner import linear_to_lora_layers, save_adapter, unfreeze_layers
 
     if CASES:
@@ -89,9 +87,7 @@ def make(m):
 
 
 def _model(family, full):
-    """A model without an adapter: the same one, its layers put back, unless weights of its own are
-    to change.
-    """
+    """A model without an adapter: a new one if `full`, else the shared one, its layers restored."""
     if full:
         return tiny_files.model(family)
     model, modules = _MODELS[family]

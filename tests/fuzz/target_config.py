@@ -1,4 +1,4 @@
-"""Folders whose config.json (or generation_config.json) says what it should not."""
+"""Folders with a malformed config.json or generation_config.json."""
 
 import tiny_files
 from mutation import words_of

@@ -1,6 +1,4 @@
-"""Arguments of every operation of the core, from the specifications that the module itself gives,
-between guarded bytes.
-"""
+"""Arguments of every operation of the core, made from its specifications, between guarded bytes."""
 
 import re
 
@@ -59,7 +57,7 @@ def prepare():
 
 
 def check_text(error):
-    """A specification may stand in what the core says to its own callers."""
+    """Check an error's text; the core may quote specifications to its own callers."""
 
     class Said(type(error)):
         def __str__(self):
@@ -167,7 +165,7 @@ def _argument(m, p, size, rng, memory, rows, wide, format):
 
 
 def _other(m, value, arguments, memory):
-    """Another object in an argument's place."""
+    """Another object in place of an argument."""
     kind = m.below(14)
     if isinstance(value, tuple) and m.chance(0.85):
         return _handle(m, value)
@@ -254,7 +252,7 @@ def _other(m, value, arguments, memory):
     if kind == 11:
         return m.pick([a for a in arguments if isinstance(a, np.ndarray)] or [None])
     if kind == 12 and value.size:
-        # Memory that another argument has too, one element on.
+        # Overlaps another argument's memory, one element further.
         others = [
             a
             for a in arguments
@@ -267,7 +265,7 @@ def _other(m, value, arguments, memory):
 
 
 def _handle(m, handle):
-    """A tuple of a weight with one part changed, at any depth."""
+    """A weight's tuple with one part changed, at any depth."""
     if not handle:
         return (m.whole(),)
     at = m.below(len(handle))
@@ -302,14 +300,14 @@ def make(m):
     def wide():
         return np.float64 in rows.values()
 
-    # Inputs first: their types say those of what is accumulated.
+    # Inputs first: their types determine the type of accumulators.
     made = {
         p: _argument(m, p, size, rng, memory, rows, wide, format)
         for p in sorted(params, key=lambda p: p.type == "acc")
     }
     arguments = [made[p] for p in params]
     for p, number in zip(params, range(len(params))):
-        if p.in_place and m.chance(0.2):  # where an input is
+        if p.in_place and m.chance(0.2):  # in place of an input
             like = [
                 a
                 for a in arguments[:number]

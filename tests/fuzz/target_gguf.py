@@ -1,6 +1,4 @@
-"""GGUF files: keys, value types, counts, lengths, shapes and offsets that do not fit together, and
-changed bytes.
-"""
+"""GGUF files with inconsistent keys, types, counts, shapes or offsets, or changed bytes."""
 
 import struct
 import tempfile
@@ -82,8 +80,9 @@ SETTINGS += [
 
 
 class Header:
-    """A GGUF file taken apart: `keys` of [name, type, element type, values], `tensors` of [name,
-    dims, type, offset].
+    """A parsed GGUF file.
+
+    `keys` are [name, type, element type, values], `tensors` are [name, dims, type, offset].
     """
 
     def __init__(self, data):
@@ -198,9 +197,7 @@ def base(family, format):
 
 
 def written(file, lies):
-    """The bytes of a taken-apart file; `lies` are counts and sizes that are not those of what
-    follows.
-    """
+    """The bytes of a parsed file; `lies` replace true counts and sizes."""
     out = [
         b"GGUF",
         struct.pack(

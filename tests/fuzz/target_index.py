@@ -1,4 +1,4 @@
-"""Folders of shards whose index names other files or tensors than there are."""
+"""Folders of shards whose index names wrong files or tensors."""
 
 import json
 import struct
@@ -25,7 +25,7 @@ _PARTS = {}
 
 
 def prepare():
-    """Cuts a tiny model's tensors into two shards."""
+    """Split a tiny model's tensors into two shards."""
     files = tiny_files.folder("qwen2")
     data = files["model.safetensors"]
     size = struct.unpack_from("<Q", data)[0]

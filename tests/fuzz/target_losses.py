@@ -1,6 +1,4 @@
-"""Arguments of the public losses and operations: other types, shapes and numbers; valid ones give
-what a formula gives.
-"""
+"""Public losses and operations: odd types, shapes and numbers; valid ones match a formula."""
 
 import inspect
 
@@ -32,7 +30,7 @@ def prepare():
 
 
 def _options(m, parameters, rng, shape, v):
-    """Valid values for a loss's keyword arguments, each now and then."""
+    """Valid values for some of a loss's keyword arguments."""
     options = {}
     for name in parameters:
         if name in REAL and m.chance(0.3):

@@ -1,6 +1,4 @@
-"""JSONL data: records of chats, completions, texts and tools with values of other types, under
-several chat templates.
-"""
+"""JSONL records of all kinds with values of other types, under several chat templates."""
 
 import json
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""model.safetensors with headers and bytes that do not fit together, in folders of a model."""
+"""Model folders with a model.safetensors whose header and bytes do not fit together."""
 
 import json
 import struct
@@ -50,7 +50,7 @@ def prepare():
 
 
 def broken(m, data):
-    """The file with a changed header, or changed bytes."""
+    """The file with a changed header or changed bytes."""
     if m.chance(0.15):
         return m.bytes(data)
     size = struct.unpack_from("<Q", data)[0]
@@ -95,7 +95,7 @@ def broken(m, data):
             header["__metadata__"] = m.value()
         elif kind == 8:
             body = m.bytes(body, 1)
-        elif kind == 9:  # numbers that are none
+        elif kind == 9:  # NaN, infinity and the like
             at = m.below(len(body) // 4) * 4
             body = (
                 body[:at]

@@ -1,6 +1,4 @@
-"""YAML files and command lines: settings of other types and sizes, malformed files, flags in every
-command but `bench`.
-"""
+"""YAML files and command lines: odd settings, malformed files, all flags of all but `bench`."""
 
 import argparse
 import contextlib
@@ -64,7 +62,7 @@ LAUGHS = (
     + "".join(f"{c}: &{c} [{','.join(['*' + p] * 10)}]\n" for p, c in zip("abcdefgh", "bcdefghi"))
     + "model: *i\n"
 )
-# What decides how long a right command takes stays small.
+# These settings decide how long a valid command takes, so they stay small.
 WORK = {"iters", "max_tokens", "loftq_rounds", "rank", "batch_size", "loftq_rank", "train_tokens"}
 VALUES = [
     "",
@@ -155,9 +153,7 @@ RIGHT = {
 
 
 def prepare():
-    """The flags of every command, from the parser itself, which is made once; each command runs
-    once, for its imports.
-    """
+    """Read each command's flags from the one parser; run each command once, for its imports."""
     from pyloss.cli.flags import build_parser
 
     if _COMMANDS:
@@ -188,7 +184,7 @@ def prepare():
 
 
 def _flag(m, action):
-    """A flag, with values in its number now and then."""
+    """A flag, often with as many values as it takes."""
     name = m.pick(action.option_strings)
     if action.nargs == 0 and not m.chance(0.05):
         return [name]
@@ -274,14 +270,14 @@ def use(files, folder):
         return settings(folder / "yaml")
     put_files(folder, {**files, **_FILES, **(_ADAPTER if arguments[0] == "fuse" else {})})
     os.chdir(folder)
-    # In this process alone: one parser for all cases, and no hub.
+    # Only in this process: one parser for all cases, and no hub.
     entry.build_parser = lambda prog: _PARSER[0]
     sys.modules |= {"datasets": None, "huggingface_hub": None}
     run(arguments)
 
 
 def settings(path):
-    """What a run makes of a YAML file before it touches a model."""
+    """Read a YAML file as a run does before it loads a model."""
     from pyloss.cli.commands.training import make_optimizer
     from pyloss.tuner.run.settings import merge_config
 
@@ -290,7 +286,7 @@ def settings(path):
 
 
 def run(arguments):
-    """The command, in this process: status 0, or one line that says what is wrong."""
+    """Run a command in this process: status 0, or one line that says what is wrong."""
     from pyloss import cli
 
     out, said = io.StringIO(), io.StringIO()

@@ -1,6 +1,4 @@
-"""Trainer states that a run is to continue from: other types, counters without sense, missing and
-foreign arrays.
-"""
+"""Trainer states to resume from: wrong types, impossible counters, missing and foreign arrays."""
 
 import contextlib
 import json
@@ -24,14 +22,12 @@ OPTIMIZERS = {
     "lion": lambda: optim.Lion(0.01),
 }
 SETTINGS = {"iters": 3, "steps_per_eval": 2, "steps_per_save": 2}
-ALLOWED = (FloatingPointError,)  # a run that goes on with infinite numbers says so, and stops
+ALLOWED = (FloatingPointError,)  # a run that resumes with infinite numbers says so and stops
 CASES = []
 
 
 def prepare():
-    """The folders that runs of each optimiser leave, one of them in the middle of an
-    accumulation.
-    """
+    """Make folders of runs with each optimizer; one of them stops within an accumulation."""
     if CASES:
         return
     with _tiny():
@@ -40,7 +36,7 @@ def prepare():
 
 @contextlib.contextmanager
 def _tiny():
-    """With the tiny model's gradient in the place of the tape's."""
+    """Use the tiny model's gradient instead of the tape's."""
     before = nn.value_and_grad
     tiny_training.install()
     try:
