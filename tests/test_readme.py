@@ -114,7 +114,7 @@ def test_every_command_shown_is_taken_and_names_what_is_there(place, monkeypatch
     """Flags and settings are read as the command reads them; what is read lies in the repository or
     was written before.
     """
-    from pyloss.tuner.run.settings import merge_config
+    from pyloss.tuner.run.settings import merge_settings
 
     monkeypatch.chdir(ROOT)
     own = set() if place in ("README.md", "pyloss --help") else OWN
@@ -133,7 +133,7 @@ def test_every_command_shown_is_taken_and_names_what_is_there(place, monkeypatch
         if command in ("train", "eval") and not (
             flags["config"] and not Path(flags["config"]).exists()
         ):
-            settings = merge_config(
+            settings = merge_settings(
                 {k: v for k, v in flags.items() if k not in ("split",)}, flags["config"]
             )
             if command == "train":

@@ -279,10 +279,9 @@ def use(files, folder):
 def settings(path):
     """Read a YAML file as a run does before it loads a model."""
     from pyloss.cli.commands.training import make_optimizer
-    from pyloss.tuner.run.settings import merge_config
+    from pyloss.tuner.run.settings import merge_settings
 
-    config = merge_config({}, path)
-    make_optimizer(config)
+    make_optimizer(merge_settings({}, path))
 
 
 def run(arguments):

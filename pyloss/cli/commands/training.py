@@ -19,89 +19,91 @@ from pyloss.tuner.callbacks import get_reporting_callbacks
 from pyloss.tuner.data.batching import NoTargets
 from pyloss.tuner.datasets import load_dataset, resolve_train_on
 from pyloss.tuner.run.checkpoints import restore_arrays
-from pyloss.tuner.run.run_folder import ADAPTER_FILE, read_config
-from pyloss.tuner.run.settings import merge_config, resumed_settings
+from pyloss.tuner.run.run_folder import ADAPTER_FILE, read_adapter_config
+from pyloss.tuner.run.settings import merge_settings, resumed_settings
 
 
 def train(flags: Flags) -> int:
     """`pyloss train`: trains, tests, or previews the training data."""
-    config = merge_config(flags, flags.get("config"))
-    if config.train and config.resume:
-        config = _resumed(config, flags)
-    if not (config.train or config.test):
+    settings = merge_settings(flags, flags.get("config"))
+    if settings.train and settings.resume:
+        settings = _resumed(settings, flags)
+    if not (settings.train or settings.test):
         raise ValueError("nothing to do: train and test are both false")
-    if config.resume and config.resume_adapter_file:
+    if settings.resume and settings.resume_adapter_file:
         raise ValueError(
             "--resume continues a run as it was, --resume-adapter-file starts a new one: "
             "give one of them"
         )
-    optimizer = make_optimizer(config)
-    model, tokenizer = models.load(config.model)
-    train_set, valid_set, test_set = load_dataset(config, tokenizer)
-    if config.preview:
+    optimizer = make_optimizer(settings)
+    model, tokenizer = models.load(settings.model)
+    train_set, valid_set, test_set = load_dataset(settings, tokenizer)
+    if settings.preview:
         from pyloss.tuner.data.preview import preview
 
-        data = train_set if config.train else test_set
-        out(preview(data, tokenizer, config.preview, max_seq_length=config.max_seq_length))
+        data = train_set if settings.train else test_set
+        out(preview(data, tokenizer, settings.preview, max_seq_length=settings.max_seq_length))
         return 0
-    if config.train:
-        _train(config, model, optimizer, train_set, valid_set)
+    if settings.train:
+        _train(settings, model, optimizer, train_set, valid_set)
     else:
         from pyloss.tuner.utils import load_adapters
 
-        load_adapters(model, config.adapter_path)
-        say(f"testing {config.model} with the adapter in {config.adapter_path}; --train trains")
-        move(model, config.device)
-    if config.test:
-        _evaluate(config, model, test_set, "test")
+        load_adapters(model, settings.adapter_path)
+        say(f"testing {settings.model} with the adapter in {settings.adapter_path}; --train trains")
+        move(model, settings.device)
+    if settings.test:
+        _evaluate(settings, model, test_set, "test")
     return 0
 
 
 def evaluate(flags: Flags) -> int:
     """`pyloss eval`: prints loss and perplexity."""
     split = flags.pop("split")
-    config = merge_config(flags, flags.get("config"), {"adapter_path": None})
-    config.train, config.test = split == "train", split == "test"
+    settings = merge_settings(flags, flags.get("config"), {"adapter_path": None})
+    settings.train, settings.test = split == "train", split == "test"
     say(
-        f"model {config.model}, adapter {config.adapter_path or 'none'}, "
-        f"data {config.data or 'hf_dataset'}, split {split}"
+        f"model {settings.model}, adapter {settings.adapter_path or 'none'}, "
+        f"data {settings.data or 'hf_dataset'}, split {split}"
     )
-    model, tokenizer = models.load(config.model, adapter_path=config.adapter_path)
-    found = dict(zip(("train", "valid", "test"), load_dataset(config, tokenizer), strict=True))
+    model, tokenizer = models.load(settings.model, adapter_path=settings.adapter_path)
+    found = dict(zip(("train", "valid", "test"), load_dataset(settings, tokenizer), strict=True))
     if not found[split]:
-        raise ValueError(f"no {split} data in {config.data!r}")
-    move(model, config.device)
-    _evaluate(config, model, found[split], split)
+        raise ValueError(f"no {split} data in {settings.data!r}")
+    move(model, settings.device)
+    _evaluate(settings, model, found[split], split)
     return 0
 
 
-def make_optimizer(config: SimpleNamespace) -> Optimizer:
+def make_optimizer(settings: SimpleNamespace) -> Optimizer:
     """The optimizer of the settings, with its learning rate or schedule."""
-    rate: float | Schedule = config.learning_rate
-    if config.lr_schedule:
-        rate = build_schedule(config.lr_schedule)
-    elif config.warmup:
-        rate = WarmUp(config.learning_rate, config.warmup)
-    return build_optimizer(config.optimizer, rate, config.optimizer_config.get(config.optimizer))
+    rate: float | Schedule = settings.learning_rate
+    if settings.lr_schedule:
+        rate = build_schedule(settings.lr_schedule)
+    elif settings.warmup:
+        rate = WarmUp(settings.learning_rate, settings.warmup)
+    return build_optimizer(
+        settings.optimizer, rate, settings.optimizer_config.get(settings.optimizer)
+    )
 
 
-def _resumed(config: SimpleNamespace, flags: Flags) -> SimpleNamespace:
+def _resumed(settings: SimpleNamespace, flags: Flags) -> SimpleNamespace:
     """The settings of --resume: flags, then the YAML file, then the settings of the run."""
-    saved = read_config(user_path(config.adapter_path))
-    settings = resumed_settings(saved) if "peft_type" not in saved else {}
-    config = merge_config(flags, flags.get("config"), settings)
-    before = SimpleNamespace(**{"mask_prompt": False, "train_on": None, **settings})
-    if settings and _trained_on(config) != (trained := _trained_on(before)):
+    saved = read_adapter_config(user_path(settings.adapter_path))
+    of_run = resumed_settings(saved) if "peft_type" not in saved else {}
+    settings = merge_settings(flags, flags.get("config"), of_run)
+    before = SimpleNamespace(**{"mask_prompt": False, "train_on": None, **of_run})
+    if of_run and _trained_on(settings) != (trained := _trained_on(before)):
         raise ValueError(
-            f"the run to resume in {config.adapter_path} trains on {trained!r} tokens, "
-            f"not on {_trained_on(config)!r}: their losses are not comparable; "
+            f"the run to resume in {settings.adapter_path} trains on {trained!r} tokens, "
+            f"not on {_trained_on(settings)!r}: their losses are not comparable; "
             f"give --train-on {trained}, or start a new run with --resume-adapter-file"
         )
-    return config
+    return settings
 
 
-def _trained_on(config: SimpleNamespace) -> str:
-    return resolve_train_on(config.train_on, config.mask_prompt)
+def _trained_on(settings: SimpleNamespace) -> str:
+    return resolve_train_on(settings.train_on, settings.mask_prompt)
 
 
 #: Settings that `TrainingArgs` has under the same names.
@@ -126,33 +128,33 @@ _SHARED = (
 
 
 def _train(
-    config: SimpleNamespace, model: Any, optimizer: Optimizer, train_set: Any, valid_set: Any
+    settings: SimpleNamespace, model: Any, optimizer: Optimizer, train_set: Any, valid_set: Any
 ) -> None:
     from pyloss.tuner.trainer import TrainingArgs, train as run
     from pyloss.tuner.utils import add_adapters, unfreeze_layers
 
-    folder = user_path(config.adapter_path)
+    folder = user_path(settings.adapter_path)
     if folder.is_file():
         advice = "training writes a folder (--resume-adapter-file reads a file)"
-        raise ValueError(f"--adapter-path {config.adapter_path} is a file: {advice}")
-    pyloss.random.seed(config.seed)
-    if config.fine_tune_type == "full":
-        unfreeze_layers(model, config.num_layers, config.full_keys)
+        raise ValueError(f"--adapter-path {settings.adapter_path} is a file: {advice}")
+    pyloss.random.seed(settings.seed)
+    if settings.fine_tune_type == "full":
+        unfreeze_layers(model, settings.num_layers, settings.full_keys)
     else:
-        add_adapters(model, config.fine_tune_type, config.num_layers, config.lora_parameters)
-    if config.resume_adapter_file:
-        file = _adapter_file(config.resume_adapter_file)
+        add_adapters(model, settings.fine_tune_type, settings.num_layers, settings.lora_parameters)
+    if settings.resume_adapter_file:
+        file = _adapter_file(settings.resume_adapter_file)
         restore_arrays(model.trainable_parameters(), _weights(file), str(file))
         say(f"starting from the adapter in {file}")
-    move(model, config.device)
+    move(model, settings.device)
     args = TrainingArgs(
-        **{name: getattr(config, name) for name in _SHARED},
-        steps_per_save=config.save_every,
+        **{name: getattr(settings, name) for name in _SHARED},
+        steps_per_save=settings.save_every,
         adapter_file=folder / ADAPTER_FILE,
-        adapter_config=vars(config) | (model.adapter_config or {}),
+        adapter_config=vars(settings) | (model.adapter_config or {}),
     )
     callback = get_reporting_callbacks(
-        config.report_to, config.project_name, str(folder), vars(config)
+        settings.report_to, settings.project_name, str(folder), vars(settings)
     )
     run(model, optimizer, train_set, valid_set or None, args, training_callback=callback)
 
@@ -176,34 +178,34 @@ def _weights(file: Path) -> dict[str, Any]:
     return {name: tensor.array() for name, tensor in read_safetensors(file).tensors.items()}
 
 
-def _evaluate(config: SimpleNamespace, model: Any, dataset: Any, split: str) -> None:
+def _evaluate(settings: SimpleNamespace, model: Any, dataset: Any, split: str) -> None:
     from pyloss.tuner.run.evaluation import evaluate as measure
 
-    _note_other_targets(config)
-    with precision.matmul_precision(config.matmul_precision):
+    _note_other_targets(settings)
+    with precision.matmul_precision(settings.matmul_precision):
         try:
             loss = measure(
-                model, dataset, config.batch_size, config.test_batches, config.max_seq_length
+                model, dataset, settings.batch_size, settings.test_batches, settings.max_seq_length
             )
         except NoTargets as error:
             raise NoTargets(f"the {split} data: {error}") from None
     perplexity = math.exp(loss) if loss < 700 else math.inf
     count = (
         len(dataset)
-        if config.test_batches == -1
-        else min(len(dataset), config.test_batches * config.batch_size)
+        if settings.test_batches == -1
+        else min(len(dataset), settings.test_batches * settings.batch_size)
     )
     out(f"loss {loss:.4f}, perplexity {perplexity:.4f}, {counted(count, 'sample')}")
 
 
-def _note_other_targets(config: SimpleNamespace) -> None:
+def _note_other_targets(settings: SimpleNamespace) -> None:
     """Notes a loss that is not comparable with the losses of the adapter's run."""
-    if config.adapter_path is None:
+    if settings.adapter_path is None:
         return
-    place = user_path(config.adapter_path)
-    saved = read_config(place.parent if place.is_file() else place)
+    place = user_path(settings.adapter_path)
+    saved = read_adapter_config(place.parent if place.is_file() else place)
     trained = saved.get("train_on") or ("last" if saved.get("mask_prompt") else "all")
-    if "mask_prompt" in saved and trained != (measured := _trained_on(config)):
+    if "mask_prompt" in saved and trained != (measured := _trained_on(settings)):
         say(
             f"note: the adapter was trained on {trained!r} tokens, "
             f"and this loss is that of {measured!r} (--train-on {trained})"

@@ -27,7 +27,7 @@ from pyloss.tuner.adapters.stored import (
     adapter_place,
 )
 from pyloss.tuner.data.system_prompt import system_prompt_of
-from pyloss.tuner.run.run_folder import read_config, run_files, with_own_keys
+from pyloss.tuner.run.run_folder import read_adapter_config, run_files, with_own_keys
 
 __all__ = ["CONFIG_FILE", "MLX_FILE", "put_adapter", "read_adapter", "save_adapter"]
 
@@ -155,7 +155,7 @@ def save_adapter(
         raise ValueError("the model has no adapter; call linear_to_lora_layers first")
     place = user_path(folder)
     make_folder(place, "adapter folder")
-    old = read_config(place)
+    old = read_adapter_config(place)
     with output(place, [*run_files(place), CONFIG_FILE], overwrite):
         if full:
             write_safetensors(place / MLX_FILE, model.trainable_parameters())

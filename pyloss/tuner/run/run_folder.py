@@ -65,7 +65,7 @@ def portable(value: Any, key: str = "") -> Any:
     return value
 
 
-def read_config(folder: Path) -> dict[str, Any]:
+def read_adapter_config(folder: Path) -> dict[str, Any]:
     """Return the adapter configuration in `folder`; empty if it is missing or unreadable."""
     with suppress(FileNotFoundError, FormatError):
         return dict(read_json(folder / CONFIG_FILE))
@@ -103,7 +103,7 @@ def prepare_folder(
         ValueError: the run to resume has another adapter configuration.
         OSError: a file cannot be written; the message names it.
     """
-    old, notes = read_config(folder), []
+    old, notes = read_adapter_config(folder), []
     # This fails for values that JSON cannot represent, so it comes before any file moves.
     new = None if config is None else with_own_keys(config, old)
     if resuming:

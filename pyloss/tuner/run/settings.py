@@ -302,7 +302,7 @@ def _checked(
     return result
 
 
-def check_config(given: Mapping[str, Any], source: str) -> dict[str, Any]:
+def check_settings(given: Mapping[str, Any], source: str) -> dict[str, Any]:
     """Return the checked values of `given`.
 
     Raises ValueError naming `source`, the key, the value and what is allowed.
@@ -336,10 +336,10 @@ def resumed_settings(saved: Mapping[str, Any]) -> dict[str, Any]:
         for key, value in saved.items()
         if key in SCHEMA and key not in _OF_ONE_CALL and value is not None
     }
-    return check_config(known, "the run to resume")
+    return check_settings(known, "the run to resume")
 
 
-def merge_config(
+def merge_settings(
     flags: Mapping[str, Any],
     path: PathLike | None = None,
     defaults: Mapping[str, Any] | None = None,
@@ -353,10 +353,10 @@ def merge_config(
     `LORA_FLAGS` override the file's `lora_parameters`.
     """
     settings = {key: entry.default for key, entry in SCHEMA.items()} | dict(defaults or {})
-    from_file = check_config(read_yaml(path), os.fspath(path)) if path is not None else {}
+    from_file = check_settings(read_yaml(path), os.fspath(path)) if path is not None else {}
     given = {key: value for key, value in flags.items() if value is not None}
     lora = {name: given.pop(flag) for flag, name in LORA_FLAGS.items() if flag in given}
-    settings |= from_file | check_config(given, "command line")
+    settings |= from_file | check_settings(given, "command line")
     try:
         lora = _checked(lora, LORA_SCHEMA, "lora_parameters.")
         settings["lora_parameters"] = _lora_over(settings["lora_parameters"], lora)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pyloss.tuner.run.settings import SCHEMA, merge_config, read_yaml
+from pyloss.tuner.run.settings import SCHEMA, merge_settings, read_yaml
 
 pytest.importorskip("yaml")
 
@@ -74,31 +74,37 @@ def written(tmp_path):
 
 
 def test_mlx_lms_yaml_works_unchanged(written):
-    config = merge_config({}, written(MLX_LM))
-    assert config.learning_rate == 1e-5
-    assert config.optimizer_config["adamw"]["eps"] == 1e-6
-    assert config.lr_schedule["arguments"] == [1e-5, 1000, 1e-7]
-    assert config.lora_parameters["keys"] == ["self_attn.q_proj", "self_attn.v_proj"]
-    assert config.hf_dataset["path"] == "billsum"
-    assert config.resume_adapter_file is None
-    assert set(vars(config)) == set(SCHEMA)
+    settings = merge_settings({}, written(MLX_LM))
+    assert settings.learning_rate == 1e-5
+    assert settings.optimizer_config["adamw"]["eps"] == 1e-6
+    assert settings.lr_schedule["arguments"] == [1e-5, 1000, 1e-7]
+    assert settings.lora_parameters["keys"] == ["self_attn.q_proj", "self_attn.v_proj"]
+    assert settings.hf_dataset["path"] == "billsum"
+    assert settings.resume_adapter_file is None
+    assert set(vars(settings)) == set(SCHEMA)
 
 
 def test_the_example_of_this_repository_is_read():
     path = Path(__file__).parents[3] / "examples" / "lora_config.yaml"
     if not path.exists():
         pytest.skip("the examples are not here")
-    assert merge_config({}, path).data == "examples/data"
+    assert merge_settings({}, path).data == "examples/data"
 
 
 def test_the_files_in_the_documentation_are_read(written):
     page = (Path(__file__).parents[3] / "docs" / "fine_tuning.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```yaml\n(.*?)^```", page, re.M | re.S)
-    configs = [merge_config({}, written(block)) for block in blocks]
-    assert [config.fine_tune_type for config in configs] == ["dora", "lora", "lora", "full", "lora"]
-    assert [config.matmul_precision for config in configs] == ["float32"] * 4 + ["bfloat16"]
-    assert configs[1].lora_parameters["rank_pattern"] == {"mlp.down_proj": 32, "lm_head": 4}
-    assert configs[2].lora_parameters["init"] == "loftq" and configs[3].full_keys == [
+    runs = [merge_settings({}, written(block)) for block in blocks]
+    assert [settings.fine_tune_type for settings in runs] == [
+        "dora",
+        "lora",
+        "lora",
+        "full",
+        "lora",
+    ]
+    assert [settings.matmul_precision for settings in runs] == ["float32"] * 4 + ["bfloat16"]
+    assert runs[1].lora_parameters["rank_pattern"] == {"mlp.down_proj": 32, "lm_head": 4}
+    assert runs[2].lora_parameters["init"] == "loftq" and runs[3].full_keys == [
         "mlp",
         "input_layernorm",
         "model.norm",
@@ -107,11 +113,13 @@ def test_the_files_in_the_documentation_are_read(written):
 
 @pytest.mark.parametrize("text", ["1e-5", "1E-5", "1.0e-5", "+1e-5", ".00001", "1e-05", "0.00001"])
 def test_every_spelling_of_a_number_is_one(written, text):
-    assert merge_config({}, written(f"learning_rate: {text}")).learning_rate == pytest.approx(1e-5)
+    assert merge_settings({}, written(f"learning_rate: {text}")).learning_rate == pytest.approx(
+        1e-5
+    )
 
 
 def test_defaults_are_mlx_lms():
-    config = merge_config({})
+    settings = merge_settings({})
     expected = {
         "batch_size": 4,
         "iters": 1000,
@@ -132,23 +140,23 @@ def test_defaults_are_mlx_lms():
         "adapter_path": "adapters",
         "fine_tune_type": "lora",
     }
-    assert vars(config).items() >= expected.items()
-    assert config.lora_parameters == {"rank": 8, "dropout": 0.0, "scale": 20.0}
+    assert vars(settings).items() >= expected.items()
+    assert settings.lora_parameters == {"rank": 8, "dropout": 0.0, "scale": 20.0}
 
 
 def test_flags_go_before_the_file_and_the_file_before_defaults(written):
     path = written("iters: 7\nbatch_size: 2\nlora_parameters: {rank: 4, scale: 2.0}")
-    config = merge_config(
+    settings = merge_settings(
         {"iters": 9, "batch_size": None, "scale": 5.0, "lora_keys": ["self_attn.q_proj"]}, path
     )
-    assert (config.iters, config.batch_size, config.val_batches) == (9, 2, 25)
-    assert config.lora_parameters == {
+    assert (settings.iters, settings.batch_size, settings.val_batches) == (9, 2, 25)
+    assert settings.lora_parameters == {
         "rank": 4,
         "dropout": 0.0,
         "scale": 5.0,
         "keys": ["self_attn.q_proj"],
     }
-    assert "keys" not in merge_config({}).lora_parameters
+    assert "keys" not in merge_settings({}).lora_parameters
 
 
 @pytest.mark.parametrize(
@@ -211,7 +219,7 @@ def test_flags_go_before_the_file_and_the_file_before_defaults(written):
 def test_a_bad_file_is_one_error_that_names_it(written, text, parts):
     path = written(text)
     with pytest.raises(ValueError) as raised:
-        merge_config({}, path)
+        merge_settings({}, path)
     message = str(raised.value)
     assert message.startswith((str(path), "full_keys"))
     for part in parts:
@@ -222,9 +230,9 @@ def test_a_bad_flag_is_named_as_one():
     with pytest.raises(
         ValueError, match="command line: batch_size is 0; allowed: a whole number of at least 1"
     ):
-        merge_config({"batch_size": 0})
+        merge_settings({"batch_size": 0})
     with pytest.raises(ValueError, match=r"command line: lora_parameters.rank is 0"):
-        merge_config({"rank": 0})
+        merge_settings({"rank": 0})
 
 
 @pytest.mark.parametrize(
@@ -241,7 +249,7 @@ def test_a_bad_flag_is_named_as_one():
     ],
 )
 def test_scale_and_alpha_take_each_others_place(written, text, flags, expected):
-    assert merge_config(flags, written(f"lora_parameters: {text}")).lora_parameters == expected
+    assert merge_settings(flags, written(f"lora_parameters: {text}")).lora_parameters == expected
 
 
 @pytest.mark.parametrize(
@@ -262,14 +270,14 @@ def test_scale_and_alpha_take_each_others_place(written, text, flags, expected):
 def test_training_is_the_default_where_neither_it_nor_a_test_is_said(
     written, text, flags, train, test
 ):
-    config = merge_config(flags, written(text))
-    assert (config.train, config.test) == (train, test)
+    settings = merge_settings(flags, written(text))
+    assert (settings.train, settings.test) == (train, test)
 
 
 def test_warm_up_has_one_place(written):
     path = written("lr_schedule: {name: step_decay, arguments: [0.1, 0.5, 2]}")
     with pytest.raises(ValueError, match="warmup is given twice"):
-        merge_config({"warmup": 3}, path)
+        merge_settings({"warmup": 3}, path)
 
 
 def test_an_empty_file_and_a_missing_one(written, tmp_path):

@@ -3,7 +3,7 @@
 import pytest
 
 from pyloss.cli import main
-from pyloss.tuner.run.settings import merge_config
+from pyloss.tuner.run.settings import merge_settings
 from pyloss.tuner.run.yaml_file import read_yaml
 
 LAUGHS = "a0: &a0 [x, x]\n" + "".join(
@@ -73,7 +73,7 @@ def written(tmp_path):
 def test_what_is_refused(written, content, parts):
     path = written(content)
     with pytest.raises(ValueError) as raised:
-        merge_config({}, path)
+        merge_settings({}, path)
     message = str(raised.value)
     assert message.startswith(str(path)) and len(message) < len(str(path)) + 1200
     for part in parts:
@@ -94,7 +94,7 @@ def test_what_is_read(written):
         written("a: &a {rank: 4}\nlora_parameters:\n  <<: *a\n  scale: 2.0\nb: {<<: *a, rank: 5}\n")
     )
     assert shared["lora_parameters"] == {"rank": 4, "scale": 2.0} and shared["b"] == {"rank": 5}
-    assert merge_config({}, written("iters: 1e3\nclear_cache_threshold: 2GB")).iters == 1000
+    assert merge_settings({}, written("iters: 1e3\nclear_cache_threshold: 2GB")).iters == 1000
     assert read_yaml(written("")) == {}
 
 
@@ -115,9 +115,12 @@ def test_flags_are_read_as_files_are(capsys):
 
 def test_the_home_of_the_user(written, monkeypatch):
     monkeypatch.setenv("HOME", "/home/somebody")
-    config = merge_config(
+    settings = merge_settings(
         {"data": "~/data"}, written("adapter_path: ~/a\nmodel: ~/m\nresume_adapter_file: ~/r\n")
     )
-    assert (config.data, config.adapter_path) == ("/home/somebody/data", "/home/somebody/a")
-    assert (config.model, config.resume_adapter_file) == ("/home/somebody/m", "/home/somebody/r")
-    assert merge_config({"model": "owner/name"}).model == "owner/name"
+    assert (settings.data, settings.adapter_path) == ("/home/somebody/data", "/home/somebody/a")
+    assert (settings.model, settings.resume_adapter_file) == (
+        "/home/somebody/m",
+        "/home/somebody/r",
+    )
+    assert merge_settings({"model": "owner/name"}).model == "owner/name"
