@@ -1,4 +1,4 @@
-"""What value_and_grad and grad take and give."""
+"""Arguments and results of value_and_grad and grad."""
 
 from collections import namedtuple
 

@@ -1,6 +1,4 @@
-"""Tokenizer folders: tokenizer.json, its configuration, special tokens and chat templates that do
-not fit together.
-"""
+"""Tokenizer folders whose files (tokenizer.json, configuration, templates) do not fit together."""
 
 import json
 
@@ -34,7 +32,7 @@ WORDS += [
     "Whitespace",
     "Prepend",
 ]
-#: parts of tokenizer.json to put in the place of its own
+#: Parts of tokenizer.json that replace its own.
 PARTS = {
     "normalizer": (
         {"type": "NFKC"}, {"type": "Lowercase"}, {"type": "Strip", "strip_left": True, "strip_right": True}, {"type": "Prepend", "prepend": "▁"},
@@ -78,7 +76,7 @@ _FILES = {}
 
 
 def prepare():
-    """A tiny tokenizer's files, compact, and config.json for the end tokens."""
+    """Write a tiny tokenizer's files, compact, and config.json for the end tokens."""
     for name, data in tiny_files.folder("llama").items():
         if name.endswith(".json"):
             _FILES[name] = json.dumps(json.loads(data)).encode()

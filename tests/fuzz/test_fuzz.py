@@ -1,5 +1,6 @@
-"""Five hundred cases of every fuzz target; `make fuzz N=100000` runs more. A failure prints the
-command that repeats it.
+"""Five hundred cases of every fuzz target; a failure prints the command that repeats it.
+
+`make fuzz N=100000` runs more cases.
 """
 
 import os
@@ -11,8 +12,7 @@ import run
 import running
 
 CASES = 500
-#: the least share of cases that the library takes: with fewer, most would not come past the first
-#: check
+#: Smallest share of cases that the library must accept; with fewer, most fail at the first check.
 ACCEPTED = 0.05
 
 
@@ -24,7 +24,7 @@ def test_no_case_crashes_hangs_or_gives_a_bad_error(name):
 
 
 def test_a_case_is_the_same_in_every_process():
-    """Hashes of texts differ between the two, and the order of sets with them."""
+    """Two processes differ in the hashes of texts and so in the order of sets."""
     cases = [(name, case) for name in run.TARGETS for case in range(12)]
     program = f"""
 import sys

@@ -1,6 +1,4 @@
-"""What the fuzz runner takes for a finding, with a planted fault of each kind, and what it takes
-for an answer.
-"""
+"""The fuzz runner: which faults it reports, one planted per kind, and which answers it accepts."""
 
 import ctypes
 import os
@@ -14,11 +12,11 @@ import running
 
 from pyloss.errors import DeviceError, FormatError
 
-BAD = 7  # the case that goes wrong
+BAD = 7  # the case with the fault
 
 
 def planted(fault):
-    """A target whose case `BAD` calls `fault`, while the others are taken."""
+    """A target whose case `BAD` calls `fault`; the library accepts the others."""
     target = ModuleType("target_planted")
     target.prepare = lambda: None
     target.make = lambda m: {"case": str(m.case).encode()}
@@ -43,7 +41,7 @@ def fill():
 
 
 class Foreign(BaseException):
-    """As the exceptions of Rust's panics, which are no Exceptions."""
+    """Like the exceptions of Rust's panics, which do not derive from Exception."""
 
 
 FAULTS = {
@@ -83,7 +81,7 @@ def test_memory_is_noticed_where_the_process_kept_as_much_free(monkeypatch):
     monkeypatch.setattr(running, "SECONDS", 8.0)
     monkeypatch.setattr(running, "MEGABYTES", 50)
     kept = [np.ones(8000) for _ in range(6000)]
-    last = kept.pop()  # the heap ends behind it, so that what lies before stays the process's
+    last = kept.pop()  # stays at the heap's end, so the memory before it is not returned
     kept.clear()
     (finding,) = running.run(planted(fill), 20).findings.values()
     assert finding.what.startswith("more than 50 MB") and len(last)
@@ -91,7 +89,7 @@ def test_memory_is_noticed_where_the_process_kept_as_much_free(monkeypatch):
 
 @pytest.mark.parametrize("what", FAULTS)
 def test_a_fault_is_caught_and_said_of_its_case(what, monkeypatch):
-    # New memory can take the system a second to give.
+    # The system may take a second to provide new memory.
     monkeypatch.setattr(running, "SECONDS", 0.5 if FAULTS[what] is hang else 8.0)
     monkeypatch.setattr(running, "BLOCKED", 3.0 if "blocked" in what else 30.0)
     monkeypatch.setattr(running, "MEGABYTES", 50)

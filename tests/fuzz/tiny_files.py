@@ -1,5 +1,6 @@
-"""What the cases start from: files of tiny models of every family, and their tokenizer; what a
-loaded model must do.
+"""Data that fuzz cases start from: files of tiny models of every family, and their tokenizer.
+
+Also what a loaded model or tokenizer must be able to do.
 """
 
 from __future__ import annotations
@@ -90,7 +91,7 @@ def config(family: str, vocabulary: int, **changes: Any) -> ModelConfig:
 
 
 def model(family: str, format: str = "f32", **changes: Any) -> Any:
-    """A model of random weights; matrices of groups need a hidden size of 32 or more."""
+    """A model with random weights; formats with groups need a hidden size of 32 or more."""
     return random_model(config(family, len(tokens()), **changes), format)
 
 
@@ -106,9 +107,7 @@ def folder(family: str, format: str = "f32") -> dict[str, bytes]:
 
 
 def exercise(model: Any, prompt: list[int] | None = None) -> None:
-    """A forward pass and two generated tokens, the second from the cache: whatever loads must not
-    fail there.
-    """
+    """Run a forward pass and generate two tokens, the second from the cache; nothing may fail."""
     from pyloss.generation import generate_tokens
 
     top = model.vocab_size - 1
@@ -122,8 +121,9 @@ def exercise(model: Any, prompt: list[int] | None = None) -> None:
 
 
 def exercise_tokenizer(tokenizer: Any) -> None:
-    """Texts to ids and back, and conversations; errors that say what a template or text did are
-    answers.
+    """Encode and decode texts and render conversations.
+
+    Errors that say what a template or text did are valid answers.
     """
     for text in PROMPTS:
         ids = tokenizer.encode(text)
@@ -141,7 +141,7 @@ def exercise_tokenizer(tokenizer: Any) -> None:
 
 @contextlib.contextmanager
 def quiet() -> Any:
-    """Without warnings, which are no errors."""
+    """Ignore warnings: they are not errors."""
     import warnings
 
     with warnings.catch_warnings():

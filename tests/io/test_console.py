@@ -1,4 +1,4 @@
-"""The one way out for text: nothing about a stream raises, and lost results are known."""
+"""Output of text: no stream raises, and lost results are known."""
 
 import io
 import os
@@ -15,7 +15,7 @@ ENVIRONMENT = {"PYTHONPATH": str(Path(pyloss.__file__).parents[1])}
 
 
 class Broken(io.StringIO):
-    """What a stream does whose reader is gone, or whose disk is full."""
+    """A stream whose reader is gone, or whose disk is full."""
 
     def __init__(self, error):
         super().__init__()
@@ -35,7 +35,7 @@ def forget():
 
 
 def run(code, **options):
-    """Run `code` in a process of its own."""
+    """Run `code` in a new process."""
     program = "import sys\nfrom pyloss.io import console\n" + code
     return subprocess.run(
         [sys.executable, "-c", program], env=ENVIRONMENT, text=True, timeout=60, **options
@@ -61,7 +61,7 @@ def test_results_and_lines_go_to_their_streams(capsys):
 def test_what_cannot_be_written_is_remembered(monkeypatch, error, why):
     monkeypatch.setattr(sys, "stderr", Broken(error))
     console.say("about the work")
-    assert not console.lost()  # nobody is owed this
+    assert not console.lost()  # messages about the work are no results
     monkeypatch.setattr(sys, "stdout", Broken(error))
     console.out("a result")
     assert console.lost() and why in console.why_lost()

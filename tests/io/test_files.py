@@ -1,4 +1,4 @@
-"""Files are written wholly or not at all, and what is read is checked."""
+"""Files are written completely or not at all, and checked when they are read."""
 
 import contextlib
 import errno
@@ -20,7 +20,7 @@ from pyloss.io.safetensors import read_safetensors
 
 @contextlib.contextmanager
 def file_size_limit(size):
-    """What a full disk does: writing beyond `size` fails in the operating system."""
+    """Simulate a full disk: the operating system refuses to write beyond `size`."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:

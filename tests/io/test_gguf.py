@@ -1,4 +1,4 @@
-"""GGUF files read as the `gguf` package reads them, and damaged ones are refused by name."""
+"""GGUF files are read as the `gguf` package reads them; damaged files are refused by name."""
 
 import importlib.util
 import struct

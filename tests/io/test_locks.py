@@ -1,6 +1,4 @@
-"""Locks of folders: who holds one is named, dead processes hold none, and what they left is
-swept.
-"""
+"""Locks of folders: the holder is named, dead processes hold none, and their files are removed."""
 
 import errno
 import json
@@ -75,7 +73,7 @@ def test_a_child_that_outlives_the_run_does_not_keep_the_lock(tmp_path):
     if run == 0:
         held = locked(tmp_path)
         held.__enter__()
-        if os.fork() == 0:  # a worker, which does not end with its parent
+        if os.fork() == 0:  # a worker that outlives its parent
             os.write(writing, b"%d" % os.getpid())
             time.sleep(20)
             os._exit(0)
@@ -84,7 +82,7 @@ def test_a_child_that_outlives_the_run_does_not_keep_the_lock(tmp_path):
     worker = int(os.read(reading, 20))
     try:
         with locked(tmp_path):
-            os.kill(worker, 0)  # it lives
+            os.kill(worker, 0)  # still alive
     finally:
         os.kill(worker, signal.SIGKILL)
 

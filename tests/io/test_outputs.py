@@ -1,6 +1,4 @@
-"""What is set aside: whole sets, under their own names, one folder for each time, and back again
-where writing fails.
-"""
+"""Earlier outputs are set aside as whole sets, one folder each, and restored if writing fails."""
 
 import logging
 import os
@@ -53,7 +51,7 @@ def test_what_a_killed_process_began_is_finished(tmp_path):
     write(tmp_path / "previous-1.part", a="one")
     assert outputs.set_aside(tmp_path, ["a", "b"]).name == "previous-1"
     assert tree(tmp_path) == {"previous-1/a": "one", "previous-1/b": "one"}
-    # But never over what it holds already.
+    # It never overwrites files that are already set aside.
     write(tmp_path, a="two")
     write(tmp_path / "previous-2.part", a="another")
     outputs.set_aside(tmp_path, ["a", "b"])
@@ -111,7 +109,7 @@ def test_one_writer_at_a_time(tmp_path):
         ):
             with outputs.output(tmp_path, ["a"]):
                 pass
-        # files are others' business
+        # A lock on a folder does not cover files in it.
         with outputs.output(tmp_path / "a"), outputs.output(tmp_path / "b"):
             with pytest.raises(BlockingIOError), outputs.output(tmp_path / "a"):
                 pass
@@ -143,7 +141,7 @@ def test_a_model_is_kept_whole_and_shards_do_not_mix(model, tmp_path):
     first = (folder / "model.safetensors").read_bytes()
     save_model(model, folder, overwrite=True)
     assert not (folder / "previous-2").exists()
-    # Over the files that the model itself is mapped from.
+    # Overwrite the files that the model itself is mapped from.
     again = pyloss.load_model(folder)
     again.save(folder)
     assert (

@@ -1,6 +1,4 @@
-"""One way in for every path: the home of the user, and names that are not UTF-8, wherever a path is
-given.
-"""
+"""All functions read paths alike: `~`, and names that are not UTF-8."""
 
 import json
 import os
@@ -33,13 +31,13 @@ def made(tmp_path_factory):
 
 @pytest.fixture
 def home(made, tmp_path, monkeypatch):
-    """The user's home with a project in it; the process is elsewhere."""
+    """The user's home, with a project in it; the process runs elsewhere."""
     shutil.copytree(made, tmp_path / "home")
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path / "elsewhere")
     yield tmp_path / "home"
-    assert not list((tmp_path / "elsewhere").iterdir())  # above all no folder that is called ~
+    assert not list((tmp_path / "elsewhere").iterdir())  # in particular no folder named ~
 
 
 def test_functions_that_take_a_path(home):
@@ -164,7 +162,7 @@ def test_names_that_are_not_utf_8(made, tmp_path, monkeypatch, capsys):
     ],
 )
 def test_an_empty_path_is_none(made, monkeypatch, capsys, argv):
-    """What a script gives whose variable is not set."""
+    """A script passes "" if its variable is not set."""
     monkeypatch.chdir(made)
     before = set(made.rglob("*"))
     assert main(argv) == 2

@@ -1,4 +1,4 @@
-"""safetensors files are mapped as the library writes them, and damaged ones are refused by name."""
+"""safetensors files are mapped with the library's values; damaged files are refused by name."""
 
 import json
 import struct
@@ -116,7 +116,7 @@ def test_an_index_that_does_not_fit(tmp_path, weight_map, what, reason):
 
 
 def test_a_single_file_goes_before_an_index_beside_it(tmp_path):
-    """As in transformers, see tests/parity/test_folders_parity.py: the index is of older shards."""
+    """As in transformers (tests/parity/test_folders_parity.py): the index is of older shards."""
     sharded(tmp_path, {"a": "one.safetensors", "b": "two.safetensors", "c": "two.safetensors"})
     save_file({"a": ARRAYS["a"] + 1}, tmp_path / "model.safetensors")
     file = read_safetensors(tmp_path)
@@ -133,7 +133,7 @@ def test_a_header_beyond_the_reference_s_limit_is_refused_unread(tmp_path):
     path = tmp_path / "w.safetensors"
     with open(path, "wb") as file:
         file.write(struct.pack("<Q", 1 << 30))
-        file.truncate(8 + (1 << 30))  # a hole, which takes no disk
+        file.truncate(8 + (1 << 30))  # sparse: takes no disk space
     with pytest.raises(
         FormatError,
         match="header: a header of 1073741824 bytes; safetensors files have at most 100000000",

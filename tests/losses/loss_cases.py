@@ -1,6 +1,4 @@
-"""What the tests of the losses iterate over: the losses with their arguments, types with their
-tolerances, layouts.
-"""
+"""The losses with their arguments, types with tolerances, and layouts that tests iterate over."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,7 +16,7 @@ REDUCTIONS = ["none", "sum", "mean"]
 
 
 def some_labels(rng, shape):
-    """One label a row, about one in four ignored."""
+    """One label per row; about one in four is ignored."""
     labels = rng.integers(0, shape[-1], shape[:-1])
     return np.where(rng.uniform(size=shape[:-1]) < 0.25, IGNORE, labels)
 
@@ -29,15 +27,16 @@ def _targets(rng, shape):
 
 @dataclass(frozen=True)
 class Loss:
-    """A loss with options: a function of `logits` arrays of one shape and of what `other` makes for
-    that shape.
+    """A loss with options, as a function of logits.
+
+    It takes `logits` arrays of one shape, then what `other` makes for that shape.
     """
 
     name: str
     logits: int = 1
     other: Callable | None = None
     options: dict[str, Any] = field(default_factory=dict)
-    rows: bool = True  # one value a row; else one an element
+    rows: bool = True  # one value per row, else per element
     own_type: bool = False  # the result has the type of the logits
     shiftable: bool = True  # a constant added to a row of logits changes nothing
 
@@ -45,7 +44,7 @@ class Loss:
         return "-".join([self.name, *(f"{k}={v}" for k, v in self.options.items())])
 
     def arguments(self, rng, shape, dtype=np.float64, scale=3.0):
-        """Logits of the type, and the other arguments."""
+        """Logits of this dtype, and the other arguments."""
         logits = tuple(
             (scale * rng.standard_normal(shape)).astype(dtype) for _ in range(self.logits)
         )
@@ -55,11 +54,11 @@ class Loss:
         return tuple(shape[:-1]) if self.rows else tuple(shape)
 
     def result_type(self, dtype):
-        """The type of what is given for logits of this one."""
+        """The type of the result for logits of this dtype."""
         return np.dtype(dtype) if self.own_type else result_type(dtype)
 
     def weights(self, rng, shape):
-        """One weight a row (an element); some are 0."""
+        """One weight per row (or element); some are 0."""
         weights = rng.uniform(0.5, 2, self.out_shape(shape))
         return np.where(rng.uniform(size=weights.shape) < 0.2, 0, weights)
 
@@ -67,7 +66,7 @@ class Loss:
         return getattr(pyloss, self.name)(*arguments, **{**self.options, **options})
 
     def formula(self, *arguments, reduction="none", upstream=1.0, **options):
-        """(loss, gradients) in float64"""
+        """(loss, gradients) in float64."""
         upstream = np.asarray(upstream, self.result_type(arguments[0].dtype))
         return loss_formulas.reduced(
             self.name, arguments, {**self.options, **options}, reduction, upstream
@@ -110,7 +109,7 @@ MAPS = [
     Loss(name, rows=False, own_type=True, shiftable=False)
     for name in ("stablemax", "log_stablemax")
 ]
-PLAIN = [loss for loss in LOSSES if not loss.options]  # one of each
+PLAIN = [loss for loss in LOSSES if not loss.options]  # each loss once
 EVERY = [*LOSSES, BCE, *MAPS]
 
 
@@ -120,32 +119,26 @@ def result_type(dtype):
 
 
 def tolerance(dtype):
-    """The relative error allowed to what is computed for logits of this type, whatever the number
-    of classes.
-    """
+    """Relative error allowed for results from logits of this dtype, for any number of classes."""
     return 1e-12 if result_type(dtype) == np.float64 else 16 * float(np.finfo(np.float32).eps)
 
 
 def assert_value(loss, got, want, dtype, scale=1.0):
-    """What the loss or map gives for logits of `dtype`."""
+    """Check the result of a loss or map for logits of `dtype`."""
     (assert_gradient if loss.own_type else assert_loss)(
         np.asarray(got), np.asarray(want), dtype, scale
     )
 
 
 def assert_loss(got, want, dtype, scale=1.0):
-    """Losses of the type that belongs to logits of `dtype`, within its tolerance of themselves and
-    of `scale`.
-    """
+    """Check the type of losses of logits of `dtype`, and their values relative to `scale`."""
     got = np.asarray(got)
     assert got.dtype == result_type(dtype) and got.shape == np.shape(want)
     np.testing.assert_allclose(got, want, rtol=tolerance(dtype), atol=tolerance(dtype) * scale)
 
 
 def assert_gradient(got, want, dtype, scale=1.0):
-    """Gradients of logits of `dtype`: of that type, right to its last digit, to the tolerance of
-    the row's largest or `scale`.
-    """
+    """Check gradients of logits of `dtype`, relative to the row's largest or `scale`."""
     assert got.dtype == dtype and got.shape == want.shape
     info = ml_dtypes.finfo(np.dtype(dtype).newbyteorder("="))
     rounding = 0.51 * float(info.eps) if info.bits == 16 else 0.0
@@ -164,7 +157,7 @@ def assert_gradient(got, want, dtype, scale=1.0):
 
 
 def layouts(x):
-    """The same values in other layouts of memory, by name."""
+    """The same values in other memory layouts, by name."""
     wide = np.zeros((*x.shape[:-1], 2 * x.shape[-1] + 1), x.dtype)
     first, second = wide.copy()[..., : x.shape[-1]], wide[..., 1::2]
     raw = np.zeros(x.nbytes + 1, np.uint8)[1:].view(np.uint8)
@@ -186,6 +179,6 @@ def layouts(x):
         "unaligned": unaligned,
         "read-only": read_only,
     }
-    if np.dtype(x.dtype).kind == "f":  # bfloat16 has no other byte order
+    if np.dtype(x.dtype).kind == "f":  # bfloat16 has only one byte order
         made["big-endian"] = x.astype(x.dtype.newbyteorder(">"))
     return made

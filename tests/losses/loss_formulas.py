@@ -1,10 +1,11 @@
-"""The losses in float64 NumPy, each written from its definition, with the gradients of its logits.
+"""The losses and the gradients of their logits, in float64 NumPy, straight from the definitions.
 
-A formula has the name and the arguments of pyloss's function and gives `(loss, gradients)`: every
-row's loss, weighted, and for each logits argument the gradient of `(upstream * loss).sum()`.
-`reduced` says what a `reduction` makes of them. Everything happens in the logarithm, so that no
-exponential leaves its range; -inf logits are masked vocabulary: their probability is 0, and 0 log 0
-is 0.
+A formula has the name and arguments of pyloss's function and returns `(loss, gradients)`: the
+weighted loss of every row, and the gradient of `(upstream * loss).sum()` for each logits argument.
+`reduced` applies a `reduction`.
+
+Formulas compute with logarithms, so that no exponential overflows. Logits of -inf are masked
+vocabulary: their probability is 0, and 0 log 0 is 0.
 """
 
 import inspect
@@ -12,7 +13,7 @@ import inspect
 import numpy as np
 
 IGNORE = -100
-# infinite and undefined losses are part of the definitions
+# Definitions include infinite and undefined losses.
 _quiet = np.errstate(divide="ignore", invalid="ignore")
 
 
@@ -21,7 +22,7 @@ def _f64(x):
 
 
 def _logsumexp(x):
-    """log sum exp along the last axis, kept; -inf where everything is masked."""
+    """log sum exp along the last axis, kept as size 1; -inf if everything is masked."""
     top = x.max(-1, keepdims=True, initial=-np.inf)
     return np.where(
         top == -np.inf,
@@ -32,24 +33,20 @@ def _logsumexp(x):
 
 @_quiet
 def log_softmax(x):
-    """log of the probabilities; NaN in a row where nothing is left of the vocabulary, or that holds
-    NaN or +inf.
-    """
+    """Log probabilities; NaN in a row that is fully masked, or that holds NaN or +inf."""
     x = _f64(x)
-    # small numbers keep more digits
+    # Keeps more digits of small numbers.
     x = x - x.max(-1, keepdims=True, initial=np.finfo(np.float64).min)
     return x - _logsumexp(x)
 
 
 def _times(weight, x):
-    """weight * x, and 0 where the weight is."""
+    """weight * x, but 0 where the weight is 0."""
     return np.where(weight == 0, 0.0, weight * x)
 
 
 def _rows(weights, upstream, shape, counted=True):
-    """The weight of each row in its loss, and in the gradients: a row that does not count gives 0,
-    whatever it holds.
-    """
+    """(loss weights, gradient weights) per row; a row that does not count has 0."""
     weight = np.where(counted, 1.0 if weights is None else _f64(weights), 0.0) * np.ones(shape)
     return weight, weight * (1.0 if upstream is None else _f64(upstream))
 
@@ -59,7 +56,7 @@ def _at(x, labels):
 
 
 def _labels(labels, ignore_index):
-    """(labels with 0 in the place of ignored ones, whether a row counts)"""
+    """(labels with 0 in place of ignored ones, whether a row counts)"""
     labels = np.asarray(labels)
     counted = labels != ignore_index
     return np.where(counted, labels, 0).astype(np.int64), counted
@@ -70,14 +67,14 @@ def _onehot(labels, v):
 
 
 def _label_loss(log_s, labels):
-    """-log of the label's share, given log s of every class: log(1 + others / own), which keeps its
-    digits when it is small.
+    """-log of the label's share, given log s of each class.
+
+    log(1 + others / own) keeps its digits when it is small.
     """
     own = _at(log_s, labels)
     others = np.where(_onehot(labels, log_s.shape[-1]) > 0, -np.inf, log_s - own[..., None])
     loss = np.logaddexp(0, _logsumexp(others)[..., 0])
-    # A label that is masked costs infinitely much, and where the row holds nothing else its share
-    # is 0/0.
+    # A masked label has an infinite loss. If the rest of the row is masked too, its share is 0/0.
     bad = np.isnan(log_s).any(-1) | (log_s == np.inf).any(-1) | (log_s == -np.inf).all(-1)
     return np.where(bad, np.nan, np.where(own == -np.inf, np.inf, loss))
 
@@ -101,8 +98,7 @@ def softmax_cross_entropy(
         inner = np.where(masked, 0.0, 1 - np.tanh(x / softcap) ** 2)
         x = np.where(masked, -np.inf, softcap * np.tanh(x / softcap))
     log_p, lse = log_softmax(x), _logsumexp(x)[..., 0]
-    # The label gets 1 - label_smoothing, and label_smoothing is spread over the classes that are
-    # not masked.
+    # The label gets 1 - label_smoothing. The unmasked classes share label_smoothing evenly.
     smooth = label_smoothing * np.where(
         masked, 0.0, 1 / np.maximum((~masked).sum(-1, keepdims=True), 1)
     )
@@ -126,8 +122,8 @@ def focal_loss(
     cost = _label_loss(x, labels)  # -log p
     p, rest = np.exp(-cost), -np.expm1(-cost)
     loss = alpha * rest**gamma * cost
-    # d loss / d log p; the second term is p log p (1 - p)^(gamma - 1), which goes to 0 with 1 - p
-    # as (1 - p)^gamma does.
+    # d loss / d log p. The second term, p log p (1 - p)^(gamma - 1), goes to 0 with 1 - p, like (1
+    # - p)^gamma.
     bend = np.where((rest == 0) | (p == 0), 0.0, gamma * p * cost * rest ** (gamma - 1))
     slope = -alpha * (rest**gamma + bend)
     weight, scale = _rows(weights, upstream, loss.shape, counted)
@@ -136,7 +132,7 @@ def focal_loss(
 
 
 def _log_s(x):
-    """log of s(x) = x + 1 for x >= 0, 1 / (1 - x) below, and its derivative"""
+    """log of s(x) = x + 1 for x >= 0, 1 / (1 - x) below, and its derivative."""
     return np.sign(x) * np.log1p(np.abs(x)), 1 / (1 + np.abs(x))
 
 
@@ -167,7 +163,7 @@ def stablemax_cross_entropy(logits, labels, *, weights=None, ignore_index=IGNORE
 
 
 def _divergence(log_a, log_b):
-    """Each class's share in KL(a || b) over its probability: log a - log b, and 0 where a is 0."""
+    """log a - log b, the terms of KL(a, b) divided by a; 0 where a is 0."""
     return np.where(log_a == -np.inf, 0.0, log_a - log_b)
 
 
@@ -188,7 +184,12 @@ def kl_div_loss(logits_q, logits_p, *, temperature=1.0, weights=None, upstream=N
 
 @_quiet
 def js_div_loss(logits_q, logits_p, *, beta=0.5, temperature=1.0, weights=None, upstream=None):
-    """At the ends of beta what TRL's GKD computes there: 0 is KL(P || Q), 1 is KL(Q || P)."""
+    """For beta 0 and 1, as in TRL's GKD: KL(P
+
+    Q) and KL(Q
+
+    P).
+    """
     if beta == 0:
         return kl_div_loss(
             logits_q, logits_p, temperature=temperature, weights=weights, upstream=upstream
@@ -208,7 +209,7 @@ def js_div_loss(logits_q, logits_p, *, beta=0.5, temperature=1.0, weights=None, 
     kl_q, kl_p = _times(q, to_q).sum(-1), _times(p, to_p).sum(-1)
     loss = beta * kl_p + (1 - beta) * kl_q
     weight, scale = _rows(weights, upstream, loss.shape)
-    # M's own gradient vanishes: sum (beta P + (1 - beta) Q) d log M = sum dM = 0.
+    # The gradient through M is 0: sum (beta P + (1 - beta) Q) d log M = sum dM = 0.
     dq, dp = (1 - beta) * q * (to_q - kl_q[..., None]), beta * p * (to_p - kl_p[..., None])
     return _times(weight, loss), tuple(_times(scale[..., None] / temperature, d) for d in (dq, dp))
 
@@ -220,14 +221,14 @@ def binary_cross_entropy_with_logits(logits, targets, *, weights=None, upstream=
     sigmoid = np.exp(-np.logaddexp(0, -x))
     weight, scale = _rows(weights, upstream, loss.shape)
     by_x = np.where(t == 1, -np.exp(-np.logaddexp(0, x)), sigmoid - t)
-    return _times(weight, loss), (_times(scale, by_x), _times(scale, -x))  # and by the targets
+    return _times(weight, loss), (_times(scale, by_x), _times(scale, -x))  # also by the targets
 
 
 def reduced(name, arguments, options, reduction="none", upstream=1.0):
-    """(result, gradients) of the formula `name` under a reduction; `upstream` has the shape of the
-    result.
+    """(result, gradients) of the formula `name` under a reduction.
 
-    "mean" divides by the weights of the rows that count, and is 0 where none does.
+    `upstream` has the shape of the result. "mean" divides by the sum of the weights of the rows
+    that count, and is 0 if none counts.
     """
     formula = globals()[name]
     if reduction == "none":

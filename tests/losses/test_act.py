@@ -1,6 +1,4 @@
-"""The ACT loss head against HRM's formulas in float64: values, metrics, gradients, padding rows,
-targets, and every error.
-"""
+"""The ACT loss head against HRM's formulas in float64: values, metrics, gradients, errors."""
 
 import dataclasses
 
@@ -27,7 +25,7 @@ class Carry:
 
 
 class Fixed:
-    """A model whose outputs are its arguments."""
+    """A model that returns its arguments."""
 
     def initial_carry(self, *args, **kwargs):
         return args, kwargs
@@ -37,7 +35,7 @@ class Fixed:
 
 
 class Lookahead(Fixed):
-    """It can also do the next step; counts how often it has to."""
+    """A model that can also compute the next step; it counts these calls."""
 
     halt_max_steps = 4
 
@@ -77,7 +75,7 @@ def token_losses(kind, logits, labels):
 
 
 def reference(kind, padded, logits, q_halt, q_continue, target, carry):
-    """(loss, metrics); `target` None leaves the q_continue term out."""
+    """(loss, metrics); without `target` the loss has no q_continue term."""
     labels = carry.current_data["labels"]
     loss = lm_loss = q_halt_loss = q_continue_loss = 0
     metrics = dict.fromkeys(("count", "accuracy", "exact_accuracy", "q_halt_accuracy", "steps"), 0)
@@ -108,9 +106,7 @@ def bootstrapped(halt, go_on, last=False):
 
 
 class Case:
-    """Six sequences: one predicted right, one that pads the batch, one with some labels; two of
-    them have halted.
-    """
+    """Six sequences: one correct, one that pads the batch, one with some labels; two halted."""
 
     def __init__(self, kind="stablemax_cross_entropy", padded="reference", target="none", seed=1):
         rng = np.random.default_rng(seed)
@@ -189,7 +185,8 @@ def test_values_metrics_and_gradients(kind, padded, target, q_continue):
     assert traced == pytest.approx(upstream * loss, rel=1e-12) and traced_metrics == got_metrics
     for k, (value, gradient) in enumerate(zip(case.values, grads)):
         assert gradient.shape == value.shape and gradient.dtype == np.float64
-        # The step is far below the distance between the two largest logits: no prediction changes.
+        # The step is far smaller than the gap between the two largest logits, so no prediction
+        # changes.
         for i in np.ndindex(value.shape):
             ends = []
             for sign in (1, -1):
@@ -348,7 +345,7 @@ def test_initial_carry_is_the_models():
 
 
 class Thinker(nn.Module):
-    """Two linears whose next step is a real forward pass."""
+    """Two linear layers; the next step is a real forward pass."""
 
     halt_max_steps = 3
 
@@ -377,9 +374,7 @@ class Thinker(nn.Module):
 
 
 def test_a_module_trains_and_the_next_step_is_a_constant():
-    """The target of a model's own next step has no gradient: it equals that of the same target
-    given as a number.
-    """
+    """The model's own next step, as target, has no gradient: it acts like the same number."""
     pyloss.random.seed(3)
     model, case = Thinker(), Case()
     state = np.random.default_rng(0).standard_normal((B * T, 4)).astype(np.float32)
@@ -499,8 +494,9 @@ def test_labels_must_be_integers():
 
 @pytest.mark.parametrize("dtype", ["i1", "i2", ">i4", "u1", "u8"])
 def test_labels_of_every_integer_type(dtype):
-    """Loss and metrics of int64 labels; unsigned ones have no -100, so all of them are valid. A
-    function gets int64.
+    """Labels of every integer type give the loss and metrics of int64; the function receives int64.
+
+    Unsigned types cannot hold -100, so all their labels are valid.
     """
     case = Case(padded="ignore")
     labels = case.carry.current_data["labels"]

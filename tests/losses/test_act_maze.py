@@ -1,6 +1,4 @@
-"""The example of the ACT head: its mazes are what they say, and a little training lowers the loss
-in both ways of halting.
-"""
+"""The ACT example: valid mazes, and a loss that falls with both ways of halting."""
 
 import collections
 import importlib.util
@@ -20,7 +18,7 @@ _spec.loader.exec_module(act_maze)
 
 
 def moves(maze):
-    """How many moves away each cell is from the start, by breadth-first search."""
+    """Number of moves from the start to each cell, by breadth-first search."""
     grid = maze.reshape(act_maze.SIZE, act_maze.SIZE)
     start = tuple(map(int, np.argwhere(grid == act_maze.START)[0]))
     found, queue = {start: 0}, collections.deque([start])

@@ -1,6 +1,4 @@
-"""docs/adding_a_loss.md, done as it says in a copy of the project: the loss builds, and the tests
-of the losses take it in.
-"""
+"""docs/adding_a_loss.md, carried out in a copy of the project: the loss builds and is tested."""
 
 import os
 import re
@@ -19,7 +17,7 @@ BLOCK = re.compile(
 
 
 def steps():
-    """(file, the list in it or "", what the page adds there)"""
+    """(file, the list in it or "", the text that the page adds there)"""
     return BLOCK.findall(PAGE.read_text(encoding="utf-8"))
 
 
@@ -49,7 +47,7 @@ def test_the_page_adds_a_loss(tmp_path):
         assert not into or before.count(start) == 1
         if into:
             changed = before.replace(start, start + text)
-        elif name == "csrc/losses.def":  # below the other lines
+        elif name == "csrc/losses.def":  # below the existing lines
             lines = before.rindex('#include "losses/')
             end = before.index("\n", lines) + 1
             changed = before[:end] + text + before[end:]
@@ -69,7 +67,7 @@ def test_the_page_adds_a_loss(tmp_path):
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         return done.stdout
 
-    # A quick build: one instruction set, little optimisation.
+    # A quick build: one instruction set, little optimization.
     run(
         "setup.py",
         "-q",

@@ -1,6 +1,4 @@
-"""What the losses refuse, each with an error that names the argument, what it was and what it may
-be; and `out=`.
-"""
+"""Errors of the losses name the argument, its value and what is allowed; and `out=`."""
 
 import ml_dtypes
 import numpy as np
@@ -25,7 +23,7 @@ def call(name, *arguments, **options):
 
 
 def valid(loss, **options):
-    """A call of the loss that is right but for `options`."""
+    """Call the loss with valid arguments and these `options`."""
     return loss(*loss.arguments(np.random.default_rng(0), (2, 3)), **options)
 
 
@@ -48,9 +46,9 @@ def valid(loss, **options):
     ids=["complex", "object", "dates", "bool", "records", "text", "0-d", "no classes"],
 )
 def test_bad_logits(loss, bad, error, message):
-    """In every place, with the name of that argument."""
+    """Bad logits in each position are refused under the name of that argument."""
     if loss is BCE and np.shape(bad) == (2, 0):
-        return  # elements need no classes: see the next test
+        return  # no classes are fine here: see the next test
     arguments = loss.arguments(np.random.default_rng(0), (2, 3))
     names = ["logits_q", "logits_p"] if loss.logits == 2 else ["x"] if loss in MAPS else ["logits"]
     for i, name in enumerate(names):
@@ -242,7 +240,7 @@ def test_bad_weights_and_reductions(loss, options, error, message):
 
 @pytest.mark.parametrize("loss", EVERY, ids=str)
 def test_an_option_that_a_loss_does_not_have_is_refused(loss):
-    """Never silently ignored."""
+    """Options are never silently ignored."""
     for option in {"gamma", "alpha", "beta", "temperature", "label_smoothing", "class_weights"}:
         if option not in getattr(pyloss, loss.name).__kwdefaults__:
             with pytest.raises(TypeError, match=option):
@@ -256,7 +254,7 @@ def test_an_option_that_a_loss_does_not_have_is_refused(loss):
 @pytest.mark.parametrize("reduction", [None, "none", "sum", "mean"])
 @pytest.mark.parametrize("loss", EVERY, ids=str)
 def test_out(rng, loss, reduction, kind):
-    """The result is written there, also through strides, and is what is returned."""
+    """The result is written to `out`, also through strides, and `out` is returned."""
     if loss in MAPS and reduction is not None:
         return
     dtype = {"f64": np.float64, "f32": np.float32, "bf16": ml_dtypes.bfloat16}[kind]
@@ -303,7 +301,7 @@ def test_out_while_a_gradient_is_recorded(rng, loss):
 
 @pytest.mark.parametrize("loss", EVERY, ids=str)
 def test_out_over_the_logits(rng, loss):
-    """Right, or refused: never a result of what was already overwritten."""
+    """`out` over the logits gives the right result or an error."""
     arguments = loss.arguments(rng, (3, 9))
     want = loss(*arguments)
     for view in (
@@ -349,7 +347,7 @@ def test_other_functions(call, error, message):
 
 
 def test_all_losses_are_listed_here():
-    """A loss that joins the package joins these tests."""
+    """A new loss of the package must join these tests."""
     public = {
         name
         for name in pyloss.__all__

@@ -1,6 +1,4 @@
-"""How losses run: one call of the core for loss and gradient, the same bits on any threads,
-instruction sets, huge arrays.
-"""
+"""How losses run: one core call for loss and gradient, threads, instruction sets, huge arrays."""
 
 import threading
 
@@ -21,7 +19,7 @@ def rng():
 
 @pytest.fixture
 def calls():
-    """What the core was called for since the last time this was asked."""
+    """A function that returns the core's calls since its last call."""
 
     def since():
         return {name: count for name, (count, _, _) in _core.profile(True).items() if count}
@@ -50,9 +48,7 @@ def calls():
 )
 @pytest.mark.parametrize("loss", [*LOSSES, BCE], ids=str)
 def test_loss_and_gradient_are_one_call(rng, loss, calls, f):
-    """When the gradient of the result is known beforehand; and the value is the one that a call
-    alone gives.
-    """
+    """Loss and gradient take one call if the upstream gradient is known; the value is unchanged."""
     arguments = loss.arguments(rng, (4, 9))
     logits, other = arguments[: loss.logits], arguments[loss.logits :]
     calls()
@@ -86,7 +82,7 @@ def test_a_gradient_that_depends_on_the_loss_is_a_second_call(rng, calls):
 @pytest.mark.parametrize("kind", DTYPES)
 @pytest.mark.parametrize("loss", EVERY, ids=str)
 def test_threads_do_not_change_a_bit(rng, loss, kind):
-    """More and fewer rows than threads."""
+    """With more and with fewer rows than threads."""
     for shape in ((37, 1503), (1, 40_001)):
         arguments = loss.arguments(rng, shape, DTYPES[kind])
         upstream = rng.standard_normal(loss.out_shape(shape)).astype(np.float32)
@@ -113,7 +109,7 @@ def test_every_instruction_set(isa, rng, loss, kind):
                 x[1, shape[1] // 2 :] = -np.inf
         upstream = rng.standard_normal(loss.out_shape(shape)).astype(np.float32)
         if loss.own_type:
-            upstream[1, shape[1] // 2 :] = 0  # log 0 times what comes from above
+            upstream[1, shape[1] // 2 :] = 0  # else log 0 times the upstream gradient
         want, slopes = loss.formula(*arguments, upstream=upstream)
         got, gradients = loss.gradients(*arguments, upstream=upstream)
         assert_value(loss, got, want, DTYPES[kind])
@@ -122,7 +118,7 @@ def test_every_instruction_set(isa, rng, loss, kind):
 
 
 def test_several_python_threads_at_once(rng):
-    """The core is called without the GIL: nothing is shared between calls."""
+    """The core runs without the GIL; calls share nothing."""
     work = [(loss, loss.arguments(rng, (16, 3001), np.float32)) for loss in PLAIN]
     wanted = [loss.gradients(*arguments) for loss, arguments in work]
     wrong = []
@@ -150,7 +146,7 @@ def test_several_python_threads_at_once(rng):
 
 
 def free_memory():
-    """Bytes that can be had without swapping."""
+    """Bytes available without swapping."""
     try:
         with open("/proc/meminfo", encoding="ascii") as lines:
             return next(
@@ -160,12 +156,13 @@ def free_memory():
         return 0
 
 
-ROWS, V = 32_800, 65_536  # rows V > 2^31
+ROWS, V = 32_800, 65_536  # ROWS V > 2^31
 
 
 def two_rows_seen_many_times(rng):
-    """Logits [ROWS, V] in the memory of two rows, and labels for the first and the last few alone:
-    the others cost no time.
+    """Logits [ROWS, V] that all alias two rows.
+
+    Only the first and last few rows have labels, so the others cost no time.
     """
     rows = rng.standard_normal((2, V)).astype(np.float16)
     logits = np.lib.stride_tricks.as_strided(rows, (2, ROWS // 2, V), (rows.strides[0], 0, 2))
@@ -208,12 +205,10 @@ def test_more_than_2_31_elements_of_a_gradient(rng):
     reason="needs 12 GB of free memory: 4.3 of logits and 4.3 of gradients",
 )
 def test_more_than_2_31_classes(rng):
-    """One row. All logits are 0 but the first and the last, which are certain enough to hold half
-    of the probability each.
-    """
+    """One row of zeros, but its first and last logits hold half of the probability each."""
     v = 2**31 + 64
     logits = np.zeros((1, v), np.float16)
-    logits[0, [0, -1]] = 30  # e^30 is 5,000 times v
+    logits[0, [0, -1]] = 30  # e^30 is 5,000 v
     _core.trim()
     for label in (0, v - 65):
         loss, (gradient,) = Loss("softmax_cross_entropy").gradients(logits, np.array([label]))

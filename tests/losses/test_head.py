@@ -1,6 +1,4 @@
-"""The losses of hidden states under an output head, against the unfused formulas in float64:
-values, gradients, errors.
-"""
+"""Losses of hidden states under an output head, against the unfused formulas in float64."""
 
 import ml_dtypes
 import numpy as np
@@ -47,14 +45,15 @@ def rng():
 
 @pytest.fixture
 def many_parts(monkeypatch):
-    """16 rows at a time, where there are so many."""
+    """Compute at most 16 rows at a time."""
     monkeypatch.setattr(linear_losses, "LOGITS_BYTES", 1)
     monkeypatch.setattr(linear_losses, "MAX_BYTES", 1)
 
 
 def case(rng, name, shape=(2, 3), v=7, d=5, e=6):
-    """(arguments that have gradients, the others) of a loss of hidden states [*shape, d]; the
-    teacher's are [*shape, e].
+    """(arguments with gradients, the others) of a loss of hidden states [*shape, d].
+
+    The teacher's hidden states are [*shape, e].
     """
     hidden, weight = rng.standard_normal((*shape, d)), rng.standard_normal((v, d))
     if name == "linear_cross_entropy":
@@ -68,14 +67,14 @@ def single(arrays):
 
 
 def f64(array):
-    """What an argument holds, in float64."""
+    """The argument's values in float64."""
     return (array.dequantize() if isinstance(array, Weight) else np.asarray(array)).astype(
         np.float64
     )
 
 
 def expected(name, arrays, others, options, reduction="none", upstream=1.0):
-    """(result, the gradients of `(upstream * result).sum()` by hidden states and weights)"""
+    """(result, gradients of `(upstream * result).sum()` for hidden states and weights)"""
     exact = [f64(a) for a in arrays]
     heads = list(zip(exact[::2], exact[1::2], strict=True))
     logits = [hidden @ weight.T for hidden, weight in heads]
@@ -152,7 +151,7 @@ def test_options(rng, name, options, weighted):
 
 @pytest.mark.parametrize("name", FORMULAS)
 def test_only_the_gradients_asked_for(rng, name):
-    """Each subset gives what all together give, and the products of no other are computed."""
+    """Each subset has the values of the full set, and only its own products are computed."""
     arrays, others = case(rng, name, (9,))
     arrays = single(arrays)
     _, every = computed(name, arrays, others, {}, range(len(arrays)))
@@ -180,7 +179,7 @@ def test_gradients_meet_where_student_and_teacher_are_one(rng):
 @pytest.mark.parametrize("which", ["hidden", "weight", "both"])
 @pytest.mark.parametrize("name", FORMULAS)
 def test_types(rng, name, kind, which):
-    """Read as they are, computed in float32; a gradient has the type of its argument."""
+    """Inputs of any type are computed in float32; a gradient has its argument's type."""
     dtype = DTYPES[kind]
     (student, weight, *teacher), others = case(rng, name, (6,), d=32)
     arrays = (
@@ -221,7 +220,7 @@ def test_layouts(rng, name, dtype, change):
 @pytest.mark.parametrize("filtered", [0.0, 2.0**-40])
 @pytest.mark.parametrize("name", FORMULAS)
 def test_stored_matrices(rng, name, format, filtered):
-    """The hidden states' gradients; a stored matrix has none, and the other head's still come."""
+    """A stored matrix has no gradient; hidden states and the other head still do."""
     width = max(32, FORMATS[format].elements)
     arrays, others = case(rng, name, (6,), v=11, d=width, e=2 * width)
     arrays = tuple(
@@ -256,7 +255,7 @@ def test_every_instruction_set(rng, isa, name):
 
 @pytest.mark.parametrize("name", FORMULAS)
 def test_a_loss_read_before_its_gradient(rng, name):
-    """Inside the traced function: the values are computed alone, and the gradient is the same."""
+    """A value read in the traced function is computed alone; the gradient stays the same."""
     arrays, others = case(rng, name, (5,))
     arrays = single(arrays)
     everything = range(len(arrays))
@@ -286,7 +285,7 @@ def test_a_loss_read_before_its_gradient(rng, name):
 @pytest.mark.parametrize("name", FORMULAS)
 @pytest.mark.parametrize("rows", [25, 33, 48, 241])
 def test_parts_do_not_change_a_bit(rng, monkeypatch, name, rows):
-    """Of values and hidden gradients; the weight's are sums over the parts."""
+    """Values and hidden gradients keep their bits; the weight's gradient is a sum over parts."""
     arrays, others = case(rng, name, (rows,), v=29, d=33)
     arrays = single(arrays)
     whole, wanted = computed(name, arrays, others, {}, range(len(arrays)))
@@ -316,7 +315,7 @@ def test_parts_are_even_and_bounded(monkeypatch, total, most):
 
 
 def test_rows_of_a_large_vocabulary_are_not_few():
-    """The limits of the memory that the logits take, and of what packing the head costs."""
+    """Limits of the logits' memory, and of the cost of packing the head."""
     assert linear_losses.rows_at_once(4 * 49152) * 4 * 49152 < 42e6
     for row_bytes in (4 * 151936, 8 * 151936, 8 * 262144):
         assert linear_losses.rows_at_once(row_bytes) >= 64
@@ -339,11 +338,11 @@ def test_the_same_bits_for_any_number_of_threads(rng, many_parts):
     assert results[0] == results[1] == results[2]
 
 
-# Rows that are not computed
+# Rows that need no computation
 
 
 def rows_computed(monkeypatch, function):
-    """How many rows of the head `function` computes."""
+    """The number of the head's rows that `function` computes."""
     counts = []
 
     def counting(x, *rest):
@@ -405,7 +404,7 @@ def test_a_row_without_a_label_is_not_computed(rng, monkeypatch, many_parts, ign
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("filtered", [0.0, 1e-3])
 def test_nothing_to_compute(rng, monkeypatch, name, reduction, filtered):
-    """All rows ignored, or of weight 0."""
+    """All rows are ignored or have weight 0."""
     arrays, others = case(rng, name, (3,))
     arrays = [
         np.full(a.shape, np.nan, np.float32) if i % 2 == 0 else a.astype(np.float32)
@@ -457,9 +456,7 @@ def test_a_row_without_upstream_gradient_still_has_its_loss(rng, name):
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("filtered", [2.0**-12, 0.03])
 def test_filtered_gradients(rng, monkeypatch, many_parts, name, reduction, filtered):
-    """Those of the classes that a row of the part has above the filter, whatever the reduction and
-    the weights scale them by.
-    """
+    """A class counts if a row of the part is above the filter, before reduction and weights."""
     monkeypatch.setattr(linear_losses, "FILTERED_COLUMNS", 5)
     arrays, others = case(rng, name, (20,), v=150, d=9, e=10)
     arrays = single([4 * a if i % 2 == 0 else a for i, a in enumerate(arrays)])
@@ -490,7 +487,7 @@ def test_filtered_gradients(rng, monkeypatch, many_parts, name, reduction, filte
 
 
 def expected_slopes(name, arrays, others):
-    """(losses, the gradients of each row's own loss by its logits)"""
+    """(losses, gradients of each row's own loss by its logits)"""
     logits = [f64(h) @ f64(w).T for h, w in zip(arrays[::2], arrays[1::2], strict=True)]
     return reduced(FORMULAS[name], (*logits, *others), {})
 
@@ -523,7 +520,7 @@ def test_a_row_without_upstream_gradient_passes_no_filter(rng):
 
 
 def test_no_more_than_a_part_is_held(rng):
-    """Buffers of the core at their peak, beyond the results."""
+    """Peak of the core's buffers, without the results."""
     hidden, weight = (
         rng.standard_normal((1500, 8)).astype(np.float32),
         rng.standard_normal((20_000, 8)).astype(np.float32),

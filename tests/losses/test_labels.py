@@ -1,6 +1,6 @@
-"""Labels of every integer type: no sentinel of the library is ever read in the type of the labels.
+"""Labels of every integer type: the library's sentinels are never converted to the labels' type.
 
--100 and -1 have no place in unsigned types, and wrapped into one they are a class.
+Unsigned types cannot hold -100 and -1; converted, these would be valid classes.
 """
 
 import numpy as np
@@ -21,7 +21,7 @@ def rng():
 
 
 def arguments(name, rng, classes=5):
-    """What comes before the labels, for rows [2, 3]."""
+    """The arguments before the labels, for rows [2, 3]."""
     if name.startswith("linear"):
         return rng.standard_normal((2, 3, 4)).astype(np.float32), rng.standard_normal(
             (classes, 4)
@@ -71,7 +71,7 @@ def test_the_case_that_was_reported():
 
 @pytest.mark.parametrize("classes", [200, 255, 256, 300])
 def test_bytes_as_labels_of_about_256_classes(rng, classes):
-    """255 is a class of 256 and outside of 255, ignored or not."""
+    """255 is a valid class of 256 but not of 255, ignored or not."""
     x = rng.standard_normal((3, classes))
     labels = np.array([255, 7, 199], np.uint8)
     if classes > 255:

@@ -1,4 +1,4 @@
-"""What holds for any logits, looked for by hypothesis."""
+"""Properties that hold for any logits, tested with hypothesis."""
 
 import numpy as np
 import pytest
@@ -15,9 +15,7 @@ EPS = np.finfo(np.float64).eps
 
 @st.composite
 def cases(draw, rows=4):
-    """(generator, shape, scale): rows and classes around the widths of vectors, logits from equal
-    to far apart.
-    """
+    """(generator, shape, scale): sizes around vector widths, logits from equal to far apart."""
     seed = draw(st.integers(0, 2**32 - 1))
     v = draw(st.sampled_from([1, 2, 3, 5, 8, 15, 16, 17, 31, 33, 64, 65, 257, 1030]))
     return (
@@ -48,9 +46,7 @@ def test_kl_is_not_negative_and_0_on_equal_rows(case):
 @settings(max_examples=60, deadline=None)
 @given(cases(), st.floats(0.01, 0.99), st.sampled_from([0.0, 0.3, 0.9]))
 def test_js_lies_between_0_and_ln2(case, beta, mask):
-    """Between 0 and the entropy of (beta, 1 - beta), which is at most ln 2; symmetric when both
-    weigh the same.
-    """
+    """At most the entropy of (beta, 1 - beta), so at most ln 2; symmetric for equal weights."""
     q, p = pairs(case, mask)
     most = -(beta * np.log(beta) + (1 - beta) * np.log1p(-beta))
     loss = JS(q, p, beta=beta)
@@ -68,7 +64,7 @@ def test_js_lies_between_0_and_ln2(case, beta, mask):
 @settings(max_examples=25, deadline=None)
 @given(cases(), st.integers(-(2**20), 2**20))
 def test_a_constant_added_to_a_row_changes_nothing(loss, case, constant):
-    """The logits are multiples of 2^-20 below 2^13, so that adding the constant rounds nothing."""
+    """Logits are multiples of 2^-20 below 2^13, so that adding the constant is exact."""
     rng, shape, scale = case
     arguments = loss.arguments(rng, shape, np.float64, min(scale, 300.0))
     logits = [np.round(x * 2**20) / 2**20 for x in arguments[: loss.logits]]
@@ -126,7 +122,7 @@ def test_the_order_of_the_vocabulary_does_not_matter(loss, case):
 @settings(max_examples=25, deadline=None)
 @given(cases(rows=9), st.sampled_from([np.float32, np.float64, np.float16]))
 def test_a_row_alone_is_the_row_among_others(loss, case, dtype):
-    """Bit for bit, values and gradients."""
+    """Values and gradients, bit for bit."""
     rng, shape, scale = case
     arguments = loss.arguments(rng, shape, dtype, min(scale, 300.0))
     want, slopes = loss.gradients(*arguments)
@@ -140,9 +136,7 @@ def test_a_row_alone_is_the_row_among_others(loss, case, dtype):
 @settings(max_examples=60, deadline=None)
 @given(cases())
 def test_shares_of_stablemax(case):
-    """They lie between 0 and 1, sum to 1, and grow with the logit; and binary cross entropy is
-    never negative.
-    """
+    """Shares lie in [0, 1], sum to 1 and grow with the logit; binary cross entropy is >= 0."""
     rng, shape, scale = case
     x = scale * rng.standard_normal(shape)
     y = pyloss.stablemax(x)

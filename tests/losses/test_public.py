@@ -1,6 +1,4 @@
-"""The public losses: values, reductions, weights, ignored rows, gradients, types, and every
-error.
-"""
+"""The public losses: values, reductions, weights, ignored rows, gradients, types, errors."""
 
 import itertools
 
@@ -21,7 +19,7 @@ def rng():
 
 
 def reference(logits, labels, weights, ignore, reduction):
-    """In float64, straight from the definition."""
+    """The loss in float64, straight from its definition."""
     logits, labels = np.asarray(logits, np.float64), np.asarray(labels)
     flat, wanted = logits.reshape(-1, logits.shape[-1]), labels.reshape(-1)
     counted = wanted != ignore

@@ -1,6 +1,4 @@
-"""The rows that losses fail on elsewhere: extreme logits, masked vocabulary, equal and one-hot
-rows, NaN, long rows.
-"""
+"""Difficult rows: extreme logits, masked vocabulary, equal and one-hot rows, NaN, long rows."""
 
 import ml_dtypes
 import numpy as np
@@ -39,9 +37,7 @@ def dtype(request):
 
 
 def compare(loss, *arguments, **options):
-    """Loss and gradients are the formula's; a ratio of log probabilities is as exact as its size
-    allows.
-    """
+    """Compare loss and gradients with the formula; errors of log ratios grow with their size."""
     dtype = arguments[0].dtype
     want, slopes = loss.formula(*arguments, **options)
     got, gradients = loss.gradients(*arguments, **options)
@@ -56,14 +52,14 @@ def compare(loss, *arguments, **options):
 @pytest.mark.parametrize("loss", LOSSES, ids=str)
 def test_extreme_logits_of_a_large_vocabulary(rng, loss, dtype, scale):
     if dtype == np.float16 and scale > 1e3:
-        scale = 1e3  # the largest float16 is 65504
+        scale = 1e3  # float16 ends at 65504
     _, gradients = compare(loss, *loss.arguments(rng, (2, 151_936), dtype, scale))
     assert all(np.isfinite(g.astype(np.float32)).all() for g in gradients)
 
 
 @pytest.mark.parametrize("loss", LOSSES, ids=str)
 def test_long_rows_keep_their_digits(rng, loss, dtype):
-    """262,144 logits that are all about the same: every one counts in the sums."""
+    """262,144 nearly equal logits: every one counts in the sums."""
     arguments = loss.arguments(rng, (2, 262_144), dtype, 0.5)
     want, _ = loss.formula(*arguments)
     np.testing.assert_allclose(
@@ -79,9 +75,7 @@ def test_long_rows_keep_their_digits(rng, loss, dtype):
 @pytest.mark.parametrize("masked", ["q", "p", "both", "apart"])
 @pytest.mark.parametrize("loss", PAIRS, ids=str)
 def test_masked_vocabulary_of_divergences(rng, loss, dtype, masked, v):
-    """-inf is a probability of 0 in one, in the other, in both; whole blocks at the beginning and
-    at the end too.
-    """
+    """-inf (probability 0) in one argument, the other, or both; also whole blocks at either end."""
     q, p = loss.arguments(rng, (5, v), dtype)
     mask = rng.uniform(size=(5, v)) < 0.5
     mask[1], mask[2], mask[3] = (
@@ -99,15 +93,15 @@ def test_masked_vocabulary_of_divergences(rng, loss, dtype, masked, v):
     want, (slope_q, slope_p) = loss.formula(q, p)
     got, (dq, dp) = loss.gradients(q, p)
     assert_loss(got, want, dtype)
-    if loss.options.get("beta") == 1:  # the reverse KL: what follows holds with the two exchanged
+    if loss.options.get("beta") == 1:  # the reverse KL: exchange the arguments
         q, dq, slope_q, p, dp, slope_p = p, dp, slope_p, q, dq, slope_q
         masked = {"q": "p", "p": "q"}.get(masked, masked)
     bounded = loss.name == "js_div_loss" and loss.options.get("beta") not in (0, 1)
     assert_gradient(dq, slope_q, dtype)
     assert (dq[q == -np.inf].astype(np.float32) == 0).all() or not bounded
     if not bounded and masked in ("q", "apart"):
-        # The teacher wants what the student cannot say: infinite, and the student's gradient is
-        # still Q - P.
+        # The teacher allows a class that the student excludes: the loss is infinite, but the
+        # student's gradient is still Q - P.
         assert np.isinf(want).any() and np.isfinite(dq.astype(np.float32)).all()
     else:
         assert_gradient(dp, slope_p, dtype, np.maximum(want, 1)[:, None])
@@ -120,9 +114,7 @@ def test_masked_vocabulary_of_divergences(rng, loss, dtype, masked, v):
 @pytest.mark.parametrize("v", [5, 64, 3001])
 @pytest.mark.parametrize("loss", CLASSES, ids=str)
 def test_masked_vocabulary_of_class_losses(rng, loss, dtype, v):
-    """A masked class has no gradient; a masked label costs infinitely much, with a finite gradient
-    where there is one.
-    """
+    """A masked class has gradient 0. A masked label has infinite loss but no NaN gradient."""
     x = (3 * rng.standard_normal((6, v))).astype(dtype)
     labels = np.array([1, 0, v - 1, v // 3, IGNORE, 3])
     x[0, ::2] = x[1, 1:] = x[2, :-1] = x[3, : v // 3] = x[4] = x[5, 3] = -np.inf
@@ -146,7 +138,7 @@ def test_a_masked_label_still_pulls_at_the_others(dtype):
 @pytest.mark.parametrize("scale", [1.0, 50.0, 1e4])
 @pytest.mark.parametrize("loss", PAIRS, ids=str)
 def test_equal_rows(rng, loss, dtype, scale, v):
-    """No divergence and no gradient, to the last digit that a sum of probabilities can have."""
+    """No divergence and no gradient, within the rounding of a sum of probabilities."""
     q = (scale * rng.standard_normal((4, v))).clip(-6e4, 6e4).astype(dtype)
     q[0, 1::2] = -np.inf
     got, gradients = loss.gradients(q, q.copy())
@@ -161,7 +153,7 @@ def test_equal_rows(rng, loss, dtype, scale, v):
 @pytest.mark.parametrize("low", [-1e4, -np.inf])
 @pytest.mark.parametrize("v", [2, 33, 5000])
 def test_one_hot_rows(dtype, low, v):
-    """Certain and right, certain and wrong."""
+    """Certain and right, or certain and wrong."""
     x = np.full((2, v), low).astype(dtype)
     x[:, 1] = 1e4
     other = np.full((2, v), low).astype(dtype)
@@ -185,7 +177,7 @@ def test_one_hot_rows(dtype, low, v):
 
 
 def test_focal_loss_of_a_certain_row_is_zero_and_flat(dtype):
-    """1 - p is 0: neither (1 - p)^(gamma - 1) nor log p may make it NaN."""
+    """1 - p is 0: neither (1 - p)^(gamma - 1) nor log p may give NaN."""
     x = np.array([[80, 0, 0], [0, 80, 0], [0, -np.inf, -np.inf], [1e4, -1e4, 0]], dtype)
     for gamma in (0.5, 1.0, 2.0):
         loss = Loss("focal_loss", options={"gamma": gamma})
@@ -196,9 +188,7 @@ def test_focal_loss_of_a_certain_row_is_zero_and_flat(dtype):
 @pytest.mark.parametrize("v", [1, 7, 64, 3000])
 @pytest.mark.parametrize("loss", EVERY, ids=str)
 def test_a_row_that_has_no_loss_is_alone(rng, loss, dtype, v, bad):
-    """NaN (and +inf, where it is no probability) makes its own row NaN, wherever in the row it is;
-    the others keep their bits.
-    """
+    """NaN (and +inf, if it is no probability) makes its own row NaN; other rows keep their bits."""
     if bad == np.inf and (loss is BCE or "softcap" in loss.options or "stablemax" in loss.name):
         return
     arguments = loss.arguments(rng, (7, v), dtype)
@@ -224,7 +214,7 @@ def test_a_row_that_has_no_loss_is_alone(rng, loss, dtype, v, bad):
 
 @pytest.mark.parametrize("loss", [*LOSSES, *MAPS], ids=str)
 def test_a_row_without_any_vocabulary(rng, loss, dtype):
-    """Everything masked is 0/0."""
+    """A fully masked row is 0/0."""
     arguments = loss.arguments(rng, (3, 20), dtype)
     if loss.logits == 1 and loss.other is not None:
         arguments = (arguments[0], np.array([1, 2, 3]))
@@ -247,14 +237,12 @@ def maps_are_right(x):
         "atol": float(info.smallest_subnormal) + 1e-15,
     }
     np.testing.assert_allclose(pyloss.stablemax(x).astype(np.float64), shares, **close)
-    close["atol"] += tolerance(x.dtype)  # of the logarithm of a share near 1, a difference
+    close["atol"] += tolerance(x.dtype)  # log of a share near 1 is a difference
     np.testing.assert_allclose(pyloss.log_stablemax(x).astype(np.float64), np.log(shares), **close)
 
 
 def test_stablemax_where_its_pieces_meet(dtype):
-    """At exactly 1, -1 and 0, where autograd of the two branches divides by zero or picks the wrong
-    one.
-    """
+    """At exactly 1, -1 and 0, where autograd of the two branches fails or picks the wrong one."""
     x = np.array([[1, -1, 0, 1], [-0.0, 0, 0, 0], [1, 1, 1, 1], [-1, -1, 2, 1]], dtype)
     for label in range(4):
         compare(Loss("stablemax_cross_entropy"), x, np.full(4, label))
@@ -262,7 +250,7 @@ def test_stablemax_where_its_pieces_meet(dtype):
 
 
 def test_stablemax_needs_no_epsilon(dtype):
-    """Far out and next to zero the shares are right relatively, not just to an epsilon."""
+    """Very large and very small shares have relative accuracy; no epsilon is added."""
     maps_are_right(
         np.array([[-6e4, 6e4, 0, 1e-6, -1e-6], [-6e4, -6e4, -6e4, -5e4, -6e4]]).astype(dtype)
     )
@@ -272,9 +260,7 @@ def test_stablemax_needs_no_epsilon(dtype):
 
 
 def test_binary_cross_entropy_far_out(dtype):
-    """No overflow, and what is small keeps its digits: the loss of a right answer is e^-|x|,
-    not 0.
-    """
+    """No overflow; a right answer's loss is e^-|x|, not 0."""
     x = np.array([0, 1, -1, 30, -30, 80, -80, 1e4, -1e4, -np.inf, np.inf], dtype)
     for targets in (np.zeros(11), np.ones(11), np.full(11, 0.5)):
         want, (slope, _) = BCE.formula(x, targets)
@@ -290,11 +276,11 @@ def test_binary_cross_entropy_far_out(dtype):
         )
 
 
-# What other libraries' kernels do
+# Failures of other libraries' kernels
 
 
 def test_js_gradients_at_scale_20_are_finite_and_the_same_every_time(rng):
-    """Elsewhere log(1 + exp(.)) overflows here, and sums that race give other bits."""
+    """Elsewhere log(1 + exp(.)) overflows here, and racing sums vary in their bits."""
     q, p = (20 * rng.standard_normal((2, 4, 151_936))).astype(np.float32)
     for loss in (JS, KL):
         first_loss, first = loss.gradients(q, p)
@@ -312,14 +298,12 @@ def test_js_gradients_at_scale_20_are_finite_and_the_same_every_time(rng):
 @pytest.mark.parametrize("kind", [np.float32, np.float64])
 @pytest.mark.parametrize("loss", PLAIN, ids=str)
 def test_small_gradients_are_right_relatively(rng, loss, kind, v, scale):
-    """Every gradient, not just the large ones of its row: to what the rounding of the logits'
-    differences leaves.
-    """
+    """Small gradients are accurate too, as far as rounding of logit differences allows."""
     arguments = loss.arguments(rng, (2, v), kind, scale)
     want, slopes = loss.formula(*arguments)
     _, gradients = loss.gradients(*arguments)
-    # A divergence's gradient is a difference that may vanish: what it is a difference of counts
-    # there.
+    # A divergence's gradient is a difference that may vanish, so its error is relative to its
+    # terms.
     shares = (
         sum(np.exp(log_softmax(x)) for x in arguments[:2]) * (1 + want[:, None])
         if loss.logits == 2

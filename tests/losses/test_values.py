@@ -1,5 +1,6 @@
-"""Every loss against its float64 formula: types, layouts, reductions, options in pairs; gradients
-also by central differences.
+"""Every loss against its float64 formula: types, layouts, reductions, pairs of options, gradients.
+
+Gradients are also compared with central differences.
 """
 
 import itertools
@@ -40,7 +41,7 @@ def dtype(request):
 
 
 def compare(loss, arguments, upstream, reduction=None, **options):
-    """Loss and gradients of one call are the formula's."""
+    """Compare loss and gradients of one call with the formula."""
     if reduction is not None:
         options["reduction"] = reduction
     want, slopes = loss.formula(*arguments, upstream=upstream, **options)
@@ -58,7 +59,7 @@ def compare(loss, arguments, upstream, reduction=None, **options):
     scale = np.abs(upstream).max(initial=0) / ({**loss.options, **options}.get("temperature", 1))
     if reduction == "mean":
         scale /= max(np.size(arguments[0]) / arguments[0].shape[-1], 1)
-    if loss.logits == 2:  # differences of log probabilities, which are about as large as the loss
+    if loss.logits == 2:  # log probability differences are about as large as the loss
         scale *= 1 + np.abs(loss.formula(*arguments, **options)[0]).max(initial=0)
     for gradient, slope, x in zip(gradients, slopes, arguments):
         assert_gradient(gradient, slope, x.dtype, scale)
@@ -89,7 +90,7 @@ def test_reductions_and_weights(rng, loss, dtype, weighted, reduction):
 
 
 def differences(loss, arguments, i, upstream, options, step):
-    """Central differences of `(upstream * loss).sum()` along argument i."""
+    """Central differences of `(upstream * loss).sum()` by argument i."""
     slope = np.empty(arguments[i].shape)
     for place in np.ndindex(slope.shape):
         ends = []
@@ -104,7 +105,7 @@ def differences(loss, arguments, i, upstream, options, step):
 @pytest.mark.parametrize("reduction", [None, *REDUCTIONS])
 @pytest.mark.parametrize("loss", EVERY, ids=str)
 def test_gradients_are_the_slopes_of_the_loss(rng, loss, reduction):
-    """Every logits argument, float64; what reaches the loss from above differs from row to row."""
+    """Every logits argument, in float64, with upstream gradients that differ by row."""
     if loss in MAPS and reduction is not None:
         return
     arguments = loss.arguments(rng, (5, 4), np.float64, 2.0)
@@ -122,7 +123,7 @@ def test_gradients_are_the_slopes_of_the_loss(rng, loss, reduction):
 @pytest.mark.parametrize("loss", [loss for loss in EVERY if loss.logits == 2], ids=str)
 @pytest.mark.parametrize("only", [0, 1])
 def test_one_gradient_without_the_other(rng, loss, only):
-    """The gradient of the student alone and of the teacher alone are those of both."""
+    """Gradients of the student alone and of the teacher alone equal those of both."""
     arguments = loss.arguments(rng, (4, 19))
     upstream = rng.standard_normal(4)
     _, both = loss.gradients(*arguments, upstream=upstream)
@@ -137,7 +138,7 @@ def test_one_gradient_without_the_other(rng, loss, only):
 )
 @pytest.mark.parametrize("name", ["kl_div_loss", "js_div_loss"])
 def test_student_and_teacher_of_different_types(rng, name, types):
-    """Each gradient has its argument's type; the arithmetic is float64 if one of them is."""
+    """Each gradient has its argument's type; the computation is float64 if either argument is."""
     loss = Loss(name, logits=2)
     q, p = (a.astype(t) for a, t in zip(loss.arguments(rng, (3, 40)), types))
     upstream = rng.standard_normal(3).astype(np.float32)
@@ -154,9 +155,7 @@ def test_student_and_teacher_of_different_types(rng, name, types):
 @pytest.mark.parametrize("shape", [(6, 33), (2, 3, 130)], ids=str)
 @pytest.mark.parametrize("loss", EVERY, ids=str)
 def test_layouts_do_not_matter(rng, loss, dtype, shape):
-    """Whatever the strides, byte order and alignment of the logits: the bits of a C-contiguous
-    copy, and nothing is altered.
-    """
+    """Strides, byte order and alignment do not change bits, and the arguments stay unaltered."""
     arguments = loss.arguments(rng, shape, dtype)
     logits, other = arguments[: loss.logits], arguments[loss.logits :]
     upstream = rng.standard_normal(loss.out_shape(shape)).astype(np.float32)
@@ -213,7 +212,7 @@ def test_whatever_asarray_takes(rng, loss, kind):
 
 
 def options_in_pairs():
-    """Each pair of these together, over a third that is on by turns."""
+    """Yield each pair of these options, with a third one sometimes on."""
     choices = {
         "label_smoothing": 0.2,
         "ignore_index": 3,
@@ -276,9 +275,7 @@ def test_divergence_options(rng, dtype, name, temperature, beta, weighted):
 
 
 def test_defaults_say_what_they_mean(rng):
-    """An option at its default changes nothing; focal loss without focus and without smoothing is
-    cross entropy.
-    """
+    """An option at its default changes nothing; focal loss with gamma 0 is cross entropy."""
     logits, labels = rng.standard_normal((6, 11)), some_labels(rng, (6, 11))
     plain = pyloss.softmax_cross_entropy(logits, labels)
     same = pyloss.softmax_cross_entropy(
@@ -333,9 +330,7 @@ def test_a_row_of_weight_zero_stays_out_whatever_it_holds(rng, loss, dtype, redu
 
 
 def test_bfloat16_is_not_rounded_on_the_way(rng):
-    """Half-precision logits are exact inputs of float32 arithmetic: the loss is that of the same
-    numbers in float32.
-    """
+    """Half-precision logits are exact float32 inputs: both types give the same loss."""
     for dtype in (np.float16, ml_dtypes.bfloat16):
         for loss in EVERY:
             arguments = loss.arguments(rng, (3, 200), dtype)
@@ -347,7 +342,7 @@ def test_bfloat16_is_not_rounded_on_the_way(rng):
 
 
 def test_targets_have_a_gradient_too(rng, dtype):
-    """The logits and the targets of the elementwise loss, each of its own type."""
+    """Gradients by the logits and the targets of the elementwise loss, each of its own type."""
     x, t = (
         (3 * rng.standard_normal((4, 9))).astype(dtype),
         rng.uniform(size=(4, 9)).astype(np.float32),
@@ -360,7 +355,7 @@ def test_targets_have_a_gradient_too(rng, dtype):
 
 
 def test_focal_loss_with_a_weight_for_every_class(rng, dtype):
-    """alpha[label] multiplies the loss, and is no part of what a mean divides by."""
+    """alpha[label] multiplies the loss; the mean does not divide by it."""
     logits, labels, alpha = (
         (3 * rng.standard_normal((6, 5))).astype(dtype),
         np.array([0, 4, IGNORE, 2, 1, 4]),
@@ -371,9 +366,7 @@ def test_focal_loss_with_a_weight_for_every_class(rng, dtype):
 
 @pytest.mark.parametrize("shape", [(3, 5, 7), (2, 3, 5, 7), (5, 7)], ids=str)
 def test_accuracy(rng, dtype, shape):
-    """Without a softmax; a sequence without labels has none, and of equal logits the first is the
-    answer.
-    """
+    """Compares logits without a softmax; the first of equal logits wins; NaN without labels."""
     logits, labels = rng.integers(-3, 3, shape).astype(dtype), some_labels(rng, shape)
     labels[..., :2] = np.argmax(logits[..., :2, :], axis=-1)
     labels.reshape(-1, shape[-2])[-1] = IGNORE

@@ -1,4 +1,4 @@
-"""Building models from a source: what is missing or does not fit is named."""
+"""Building models from a source: missing or inconsistent tensors are refused by name."""
 
 import json
 import resource
@@ -74,7 +74,7 @@ def added(name, *shape):
     ],
 )
 def test_a_tensor_that_the_configuration_has_no_place_for_is_named(tmp_path, name):
-    """It would be a silent wrong result else: fewer layers, or a layer without its biases."""
+    """Otherwise layers or biases would be dropped silently and results be wrong."""
     tiny.write_folder(tmp_path, change=added(name, 32))
     with pytest.raises(
         FormatError, match="no part of this configuration has such a tensor"
@@ -84,7 +84,7 @@ def test_a_tensor_that_the_configuration_has_no_place_for_is_named(tmp_path, nam
 
 
 def test_what_may_be_left_over(tmp_path):
-    """Rotary tables, and what reads images."""
+    """Rotary tables, and the weights of image encoders."""
     for name in (
         "model.layers.0.self_attn.rotary_emb.inv_freq",
         "model.rotary_emb.inv_freq",
@@ -113,7 +113,7 @@ def test_a_head_beside_tied_embeddings_counts_where_it_differs(tmp_path, dtype):
         )
         expected = tiny.logits({**c, "tie_word_embeddings": False}, arrays, TOKENS)
         np.testing.assert_allclose(model([TOKENS])[0], expected, atol=1e-4)
-        # What is written of it says the same in one way.
+        # A saved model has one statement of this.
         model.save(tmp_path / "saved")
         np.testing.assert_array_equal(load_model(tmp_path / "saved")([TOKENS]), model([TOKENS]))
 
@@ -243,5 +243,5 @@ def test_a_gguf_file_of_k_quants(tmp_path, format):
     tokens = np.array([3, 1, 4, 1, 5, 9, 2, 6])
     expected = tiny.logits(c, arrays, tokens)
     np.testing.assert_allclose(model(tokens[None])[0], expected, atol=2e-5 * np.abs(expected).max())
-    few = model(tokens[None, :3])[0]  # read by the product of few rows
+    few = model(tokens[None, :3])[0]  # computed by the kernel for few rows
     np.testing.assert_allclose(few, expected[:3], atol=2e-5 * np.abs(expected).max())

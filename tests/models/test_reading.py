@@ -1,4 +1,4 @@
-"""Loading models: what may be given, and weights stay views of the mapped file."""
+"""Loading models: valid arguments, and weights that stay views of the mapped file."""
 
 import importlib.util
 import json
@@ -166,7 +166,7 @@ def private_bytes():
     not Path("/proc/self/smaps_rollup").exists(), reason="needs Linux's smaps_rollup"
 )
 def test_a_large_model_takes_no_memory_of_its_own(tmp_path):
-    """Over 32 MB of weights, read and used in products, in far less memory than that."""
+    """Reading and using more than 32 MB of weights takes far less private memory."""
     tiny.write_folder(
         tmp_path,
         vocab_size=8 << 10,

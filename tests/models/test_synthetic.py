@@ -1,4 +1,4 @@
-"""Models of random weights compute, in every shape that a configuration may have."""
+"""Models with random weights compute, in every shape that a configuration may have."""
 
 import numpy as np
 import pytest

@@ -1,6 +1,4 @@
-"""The whole transformer: against a float64 forward pass, packed, cached, checkpointed, saved and
-loaded again.
-"""
+"""The transformer against a float64 forward pass: packed, cached, checkpointed, saved, loaded."""
 
 import numpy as np
 import pytest
@@ -46,8 +44,7 @@ def test_logits_against_float64(tmp_path, options, dtype):
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=list(OPTIONS))
 def test_gguf_logits_against_float64(tmp_path, format, options):
     pytest.importorskip("gguf")
-    # The file stores the rows of q and k in another order, and quantized rows are whole blocks of
-    # 32.
+    # The file permutes the rows of q and k, and its quantized rows are whole blocks of 32.
     if options.get("head_dim") == 12 and format.startswith("Q"):
         options = {**options, "head_dim": 24}
     c, arrays = tiny.write_gguf(tmp_path / "model.gguf", format=format, **options)
@@ -63,8 +60,7 @@ def test_packed_sequences_do_not_see_each_other(model):
         alone = model.hidden(tokens, [0, len(tokens)])
         np.testing.assert_allclose(together[begin : begin + len(tokens)], alone, atol=2e-5)
         begin += len(tokens)
-    # In whatever company, a row's bits are the same where enough rows are there for one path
-    # through the kernels.
+    # With enough rows for one path of the kernels, a row's bits do not depend on the others.
     other = packed(model, [SEQUENCES[2], SEQUENCES[0]])
     np.testing.assert_array_equal(other[12:], together[:7])
 
@@ -159,9 +155,7 @@ def test_checkpoints_change_no_bit(model, monkeypatch, layers, dropout, dora, ha
 def test_a_checkpoint_computes_again_what_backward_reads_and_no_more(
     model, monkeypatch, halves, products, mixings
 ):
-    """Neither the last product of a layer nor, in halves, that of attention, of which h alone;
-    cheap values are made once.
-    """
+    """A layer's last product is not recomputed; in halves, nor is attention's, except its h."""
     if not halves:
         monkeypatch.setattr(transformer, "HALF_CHECKPOINT_TOKENS", 0)
     linear_to_lora_layers(model, -1, {"rank": 2, "scale": 3.0})
@@ -182,9 +176,7 @@ def test_a_checkpoint_computes_again_what_backward_reads_and_no_more(
 
 
 def test_gradients_of_every_parameter_against_differences(tmp_path):
-    """A model whose matrices are plain arrays, as for full fine-tuning: float64 differences along a
-    random direction of each.
-    """
+    """Plain arrays, as in full fine-tuning; float64 differences along random directions."""
     c, arrays = tiny.write_folder(tmp_path, tied=False, bias=True)
     model = load_model(tmp_path)
     for module in model.modules():

@@ -1,6 +1,4 @@
-"""A random Llama small enough for NumPy: written as a Hugging Face folder or as GGUF, and computed
-in float64.
-"""
+"""A random Llama small enough for NumPy: written as a folder or GGUF file, computed in float64."""
 
 import json
 
@@ -65,8 +63,9 @@ def tensors(c, seed=0):
 
 
 def write_folder(folder, seed=0, dtype="f32", change=None, **options):
-    """config.json and model.safetensors in `folder`; gives (config, arrays as stored). `change` may
-    alter the arrays first.
+    """Write config.json and model.safetensors; return (config, arrays as stored).
+
+    `change` may alter the arrays first.
     """
     c = config(**options)
     arrays = {name: array.astype(TYPES[dtype]) for name, array in tensors(c, seed).items()}
@@ -95,14 +94,12 @@ def gguf_name(name):
 
 
 def interleaved(array, head_dim):
-    """The row order in which llama.cpp's converter stores q and k."""
+    """Reorder the rows of q or k as llama.cpp's converter does."""
     return array.reshape(-1, 2, head_dim // 2, *array.shape[1:]).swapaxes(1, 2).reshape(array.shape)
 
 
 def write_gguf(path, seed=0, format="F32", **options):
-    """The same model as a GGUF file whose matrices are in `format`; gives (config, arrays as
-    stored).
-    """
+    """Write the model as GGUF with matrices in `format`; return (config, arrays as stored)."""
     import gguf
 
     kind = gguf.GGMLQuantizationType[format]
@@ -121,7 +118,7 @@ def write_gguf(path, seed=0, format="F32", **options):
     for name, array in tensors(c, seed).items():
         rotary = ".q_proj." in name or ".k_proj." in name
         placed = interleaved(array, c["head_dim"]) if rotary else array
-        # which gguf only reads: random blocks of the size of the array's values
+        # gguf only reads this format: use random blocks with values of the arrays' size.
         if array.ndim == 2 and format.endswith("_K"):
             packed = random_weight(
                 np.random.default_rng(len(name)), *array.shape, format.lower(), size=array.std()
@@ -139,7 +136,7 @@ def write_gguf(path, seed=0, format="F32", **options):
         elif array.ndim == 2:
             packed = gguf.quants.quantize(placed, kind)
             writer.add_tensor(gguf_name(name), packed, raw_dtype=kind)
-            # Rows are quantized one by one, so their order does not matter.
+            # Each row is quantized by itself, so their order does not matter.
             stored[name] = gguf.quants.dequantize(gguf.quants.quantize(array, kind), kind).astype(
                 np.float32
             )
@@ -208,8 +205,9 @@ def load_tiny(folder, **options):
 
 
 def byte_tokenizer(pre="smollm", **changes):
-    """A byte-level tokenizer of `TOKENS` tokens, as GGUF metadata describes one; `changes` are its
-    `tokenizer.ggml.*` keys.
+    """A byte-level tokenizer of `TOKENS` tokens, from GGUF metadata with `changes`.
+
+    `changes` are keys after `tokenizer.ggml.`.
     """
     from tokenizers import pre_tokenizers
 

@@ -63,8 +63,8 @@ GGUF = {
 }
 
 
-# The tensors that configurations are read with: the embedding, and those that tell how many layers
-# there are.
+# The tensors that configurations are read with: the embedding, and one per layer, which gives the
+# number of layers.
 EMBEDDING = {
     "token_embd.weight": StoredTensor("m.gguf", "token_embd.weight", "Q8_0", (49152, 576), None),
     "blk.61.attn_norm.weight": None,

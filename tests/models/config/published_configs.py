@@ -1,6 +1,4 @@
-"""Configurations as publishers and tools write them, shortened in lists alone: `HF` config.json's,
-`GGUF` metadata's.
-"""
+"""Published configurations, with only lists shortened: `HF` config.json, `GGUF` metadata."""
 
 _LLAMA = {
     "architectures": ["LlamaForCausalLM"], "attention_bias": False, "attention_dropout": 0.0, "bos_token_id": 1, "eos_token_id": 2,

@@ -1,8 +1,8 @@
-"""Settings of rotary scaling that the tests of models share."""
+"""Settings of rotary scaling for the tests of models."""
 
 
 def llama3(factor=32.0, length=8192):
-    """Those of Llama 3.2, or the same with another factor and original length."""
+    """Llama 3.2's settings, or the same with another factor and original length."""
     return {
         "rope_type": "llama3",
         "factor": factor,

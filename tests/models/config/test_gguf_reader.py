@@ -1,4 +1,4 @@
-"""GGUF metadata: what it says is read, and what would change results is refused."""
+"""GGUF metadata: its facts are read, and options that would change results are refused."""
 
 import numpy as np
 import pytest
@@ -33,7 +33,7 @@ def test_gguf_of_families():
         }
         config = ModelConfig.from_gguf(metadata, {**EMBEDDING, "blk.0.attn_q.bias": None})
         assert config.model_type == name and config.head_dim == 64
-        # That q, k and v have biases goes without saying for one of them.
+        # A qwen2 model always has biases of q, k and v, so its configuration does not say so.
         assert config.attention_bias == (name == "qwen3")
 
 
@@ -117,9 +117,7 @@ def test_gguf_yarn():
     ],
 )
 def test_gguf_linear_scaling(said, factor):
-    """As llama.cpp reads it: a factor alone is linear, scale_linear its older name, 0 and 1 no
-    scaling.
-    """
+    """As in llama.cpp: a factor alone is linear, scale_linear is its old name, 0 and 1: none."""
     metadata = {**GGUF, **{f"llama.rope.{key}": value for key, value in said.items()}}
     expected = factor and {"rope_type": "linear", "factor": factor}
     assert ModelConfig.from_gguf(metadata, EMBEDDING).rope_scaling == expected

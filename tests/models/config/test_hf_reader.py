@@ -1,4 +1,4 @@
-"""config.json: what it says is read and written back, and what would change results is refused."""
+"""config.json is read and written back; options that would change results are refused."""
 
 import json
 
@@ -95,9 +95,7 @@ def test_rope_before_transformers_5(read):
 
 @pytest.mark.parametrize("kind", ["yarn", "llama3"])
 def test_the_length_before_scaling_may_be_left_to_the_configuration(read, kind):
-    """Whole floats are lengths, too; right values as in transformers, see
-    tests/parity/test_config_parity.py.
-    """
+    """Integral floats are valid; tests/parity/test_config_parity.py has transformers' values."""
     scaling = {
         key: value
         for key, value in (YARN if kind == "yarn" else LLAMA3).items()

@@ -1,6 +1,4 @@
-"""Keys of configurations: those that people's files have are accepted, and what could change
-results is named.
-"""
+"""Keys of published configurations are accepted; keys that could change results are named."""
 
 import json
 import warnings

@@ -1,4 +1,4 @@
-"""What configurations say of mixtures of experts, and what is refused by name."""
+"""Configurations of mixtures of experts, and options that are refused by name."""
 
 import json
 

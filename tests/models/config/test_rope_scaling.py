@@ -1,4 +1,4 @@
-"""What kinds of scaling do to the rotary frequencies, by their published definitions."""
+"""Effects of the scaling types on rotary frequencies, by their published definitions."""
 
 import numpy as np
 import pytest
@@ -46,7 +46,7 @@ def test_yarn_slows_what_turns_rarely():
     np.testing.assert_allclose(ratio[turns < 0.5], 1 / 4)
     between = (turns < 32) & (turns > 1)
     assert (np.diff(ratio[between]) < 0).all() and between.sum() > 4
-    # Its steps are even: the blend is linear in the place of the pair.
+    # The blend is linear in the index of the pair.
     np.testing.assert_allclose(np.diff(ratio[between], 2), 0, atol=1e-12)
 
 

@@ -1,6 +1,4 @@
-"""GGUF files written here: the model that was written is read again, bit for bit, and nothing is
-half-written.
-"""
+"""GGUF files written by pyloss are read back bit for bit; no file is left incomplete."""
 
 import dataclasses
 import sys
@@ -52,7 +50,7 @@ def test_a_folder_becomes_the_same_model(tmp_path, dtype, options):
     model = tiny_model(tmp_path / "hf", dtype=dtype, **options)
     write_gguf(model, tmp_path / "model.gguf", tokenizer)
     again, text = load(tmp_path / "model.gguf")
-    # which the tokenizer gives, and the folder did not
+    # The tokenizer provides this; the folder did not.
     config = dataclasses.replace(model.config, pad_token_id=0)
     assert again.config == config
     np.testing.assert_array_equal(logits(again), logits(model))
@@ -130,9 +128,7 @@ def test_rows_that_do_not_fit_blocks_are_f16(tmp_path):
 
 
 def test_trained_matrices_and_other_families(tmp_path):
-    """A float32 array where a stored matrix was; q and k of a family whose rows stay in their
-    order.
-    """
+    """A float32 array in place of a stored matrix; q and k of a family that keeps its row order."""
     model = tiny_model(
         tmp_path / "hf",
         model_type="qwen2",
@@ -183,7 +179,7 @@ def test_a_tokenizer_json_is_described_as_its_gguf_was(tmp_path, pre, around):
         again.special_tokens == tokenizer.special_tokens
         and again.chat_template == tokenizer.chat_template
     )
-    # The end of a turn is in no file of a saved tokenizer but the model's, which is not here.
+    # Only the files of the model, absent here, hold the end of a turn.
     assert again.eos_token_ids == {2}
 
 
@@ -311,7 +307,7 @@ def test_a_lora_file_has_the_names_and_shapes_of_llama_cpp(tmp_path):
         delta = layer.delta()
         if "q_proj" in name or "k_proj" in name:
             delta = tiny.interleaved(delta, 8)
-        # llama.cpp multiplies by alpha over the rank of the tensor.
+        # llama.cpp multiplies by alpha / rank of the tensor.
         np.testing.assert_allclose(7.5 / a.shape[0] * b @ a, delta, rtol=1e-4, atol=1e-5)
 
 
@@ -320,7 +316,7 @@ def test_an_embedding_and_a_head_of_their_own(tmp_path):
     write_lora_gguf(model, tmp_path / "lora.gguf")
     tensors = read_gguf(tmp_path / "lora.gguf").tensors
     table, head = model.model.embed_tokens, model.lm_head
-    # Rows of the table's lora_a are looked up; the head's are multiplied with.
+    # The table's lora_a is looked up by rows; the head's is a factor of a product.
     for name, expected in (
         ("token_embd", (table.lora_a, table.lora_b.T)),
         ("output", (head.lora_a.T, head.lora_b.T)),

@@ -1,4 +1,4 @@
-"""GGUF's names against the `gguf` package's own table."""
+"""GGUF's names against the table of the `gguf` package."""
 
 import pytest
 
@@ -54,7 +54,7 @@ def test_names_of_families(name):
 
 @pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if family.experts])
 def test_names_of_experts(name):
-    """Ours are mlx-lm's; the table has transformers'."""
+    """pyloss has mlx-lm's names; the table has transformers'."""
     gguf = pytest.importorskip("gguf")
     family = FAMILIES[name]
     (arch,) = [arch for arch, text in gguf.MODEL_ARCH_NAMES.items() if text == family.gguf]

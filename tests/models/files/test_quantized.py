@@ -1,4 +1,4 @@
-"""Quantized folders: what is written is read again, and what does not fit is named."""
+"""Quantized folders are read back as written, and inconsistent ones are refused by name."""
 
 import json
 
@@ -60,7 +60,7 @@ def test_saving_and_loading_keeps_what_is_quantized(tmp_path, kind, dtype):
     else:
         assert formats == {f"affine{kind[1:]}"}
         assert config["quantization"] == {"group_size": 32, "bits": int(kind[1:]), "mode": "affine"}
-    # And once more, from mapped bytes.
+    # Also from mapped bytes.
     save_model(again, tmp_path / "again")
     one, other = (
         load_file(folder / "model.safetensors"),
@@ -99,7 +99,7 @@ def test_which_layers_are_left(tmp_path):
     left = conversion.quantize_model(model, "nf4")
     assert left.keys() == {"model.embed_tokens", "lm_head"} and "bitsandbytes" in left["lm_head"]
     model = load_model(tmp_path / "float")
-    left = conversion.quantize_model(model, "q4", 64)  # rows of 32, and of 64 in down_proj alone
+    left = conversion.quantize_model(model, "q4", 64)  # only down_proj has rows of 64
     assert "rows of 32 values are no whole number of groups of 64" in left[UP]
     assert {
         name.rsplit(".", 2)[-2] for name, weight in model.stored().items() if not weight.is_float
@@ -214,7 +214,7 @@ def test_a_folder_is_of_one_kind(tmp_path):
     assert not (tmp_path / "both").exists()
 
 
-# What config.json may say
+# Valid and invalid entries of config.json
 
 
 @pytest.mark.parametrize(
@@ -266,7 +266,7 @@ def test_what_is_said_of_quantization(content, error, message):
 
 
 def damaged(folder, change, **config):
-    """The folder with its arrays, or entries of its config.json, changed."""
+    """The folder with changed arrays or entries of config.json."""
     arrays = load_file(folder / "model.safetensors")
     change(arrays)
     save_file(arrays, folder / "model.safetensors")
@@ -365,7 +365,7 @@ def test_damaged_nf4_folders_are_named(tmp_path, change, config, message):
 
 
 def test_codes_in_words_of_another_type(tmp_path):
-    """bnb_4bit_quant_storage keeps the same bytes as bfloat16 or float32 numbers."""
+    """With bnb_4bit_quant_storage, bfloat16 or float32 arrays hold the same bytes."""
     model, folder = quantized(tmp_path, "nf4")
     damaged(folder, put(f"{UP}.weight", lambda a: a.reshape(-1).view(np.float32).reshape(-1, 1)))
     same_weights(model, load_model(folder))

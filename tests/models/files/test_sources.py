@@ -1,6 +1,4 @@
-"""The two sources give the same tensors, under Hugging Face's names and in its row order, whatever
-the file has.
-"""
+"""Both sources give the same tensors, with Hugging Face's names and row order."""
 
 import numpy as np
 import pytest

@@ -1,6 +1,4 @@
-"""Contents, arguments and tools in the form that a template takes, whichever form they were given
-in.
-"""
+"""Contents, arguments and tools are converted to the form that a template takes."""
 
 import json
 

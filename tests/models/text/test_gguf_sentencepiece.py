@@ -1,6 +1,4 @@
-"""SentencePiece's BPE vocabularies in GGUF files: merges by scores, bytes, spaces, special tokens,
-damage.
-"""
+"""SentencePiece's BPE in GGUF files: merges by score, bytes, spaces, special tokens, damage."""
 
 import numpy as np
 import pytest
@@ -41,7 +39,7 @@ def pieces(tok, text):
     ("text", "expected"),
     [
         ("a", ["▁a"]),
-        # the joined piece with the highest score first, whatever the left or right would give
+        # The merge with the highest score comes first; the scores of its parts do not matter.
         ("abc", ["▁a", "bc"]),
         ("cabc", ["▁", "c", "abc"]),
         ("bab", ["▁", "b", "ab"]),
@@ -65,7 +63,7 @@ def test_without_a_space_of_its_own():
 
 def test_special_tokens():
     tok = tokenizer(bos_token_id=None, eos_token_id=None)
-    # llama.cpp's where the file is silent
+    # llama.cpp's values for missing keys.
     assert (tok.bos_token_id, tok.eos_token_id, tok.unk_token_id) == (1, 2, 0)
     assert tok.encode("a") == [1, TOKENS.index("▁a")]
     assert tokenizer(add_bos_token=False, add_eos_token=True).encode("a") == [TOKENS.index("▁a"), 2]
@@ -185,9 +183,7 @@ def test_damage_is_named(changes, what, message):
 
 
 def joined(text, scores):
-    """SentencePiece's rule: of all neighbors that make a piece the pair with the highest score, the
-    leftmost of several.
-    """
+    """SentencePiece's rule: merge the pair with the highest score, the leftmost of several."""
     parts = list(text)
     while True:
         pairs = [
@@ -202,7 +198,7 @@ def joined(text, scores):
 
 
 def test_runs_of_one_score(tmp_path):
-    """As Llama's of spaces."""
+    """Like Llama's runs of spaces."""
     runs = ["▁" * n for n in (3, 4, 5, 7, 12)]
     tokens = [*TOKENS[: FIRST + len(PIECES)], *runs]
     scores = dict(zip(PIECES, map(float, range(0, -len(PIECES), -1)), strict=True)) | dict.fromkeys(

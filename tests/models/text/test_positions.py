@@ -1,4 +1,4 @@
-"""Which tokens hold which characters, with and without offsets of the tokenizer."""
+"""Which tokens hold which characters, with and without the tokenizer's offsets."""
 
 import pytest
 from tiny import byte_tokenizer
@@ -7,7 +7,7 @@ from pyloss.models.text.positions import Positions, common
 
 
 class Plain:
-    """A tokenizer whose offsets nobody knows."""
+    """A tokenizer without known offsets."""
 
     def __init__(self, tokenizer):
         self.encode = tokenizer.encode

@@ -1,4 +1,4 @@
-"""The first and the last token of a text: once each, whoever writes them."""
+"""The first and last token of a text appear once, whether template or tokenizer writes them."""
 
 from types import SimpleNamespace
 
@@ -15,7 +15,7 @@ TURNS = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
 
 @pytest.fixture
 def tokenizer():
-    """One that adds the first token, under a template that writes it."""
+    """A tokenizer that adds the first token, with a template that writes it too."""
     made = byte_tokenizer(add_bos_token=True)
     made.chat_template = TEMPLATE
     return made
@@ -23,7 +23,7 @@ def tokenizer():
 
 def test_the_first_token_once(tokenizer):
     first, rendered = tokenizer.bos_token_id, tokenizer.apply_chat_template(TURNS, tokenize=False)
-    assert tokenizer.encode(rendered)[:2] == [first, first]  # as it stands
+    assert tokenizer.encode(rendered)[:2] == [first, first]  # encode keeps both
     samples = [
         encode_text(tokenizer, rendered),
         encode_text(tokenizer, "user: q"),

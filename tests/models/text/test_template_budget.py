@@ -1,4 +1,4 @@
-"""Templates are programs: what they do has an end, and counting it changes nothing."""
+"""Templates are programs: their work is limited, and counting it changes no result."""
 
 import jinja2
 import pytest

@@ -1,4 +1,4 @@
-"""What is refused before the `tokenizers` library reads it."""
+"""Files that are refused before the `tokenizers` library reads them."""
 
 import base64
 import json
@@ -12,17 +12,17 @@ from pyloss.models.text.tokenizer_library import read_backend
 
 
 def charsmap(size=1024, text=b"b"):
-    """SentencePiece's layout: `size`, a double-array trie of 256 units that maps "a" to `text`."""
+    """A map in SentencePiece's layout: `size`, a double-array trie of 256 units, `text` for "a"."""
     trie = np.zeros(256, "<u4")
-    # The root is at 0, so the unit of "a" at ord("a"); its value is where that xor its offset, 3,
-    # points.
+    # The root is at 0, so the unit of "a" is at ord("a"), and its value at ord("a") ^ its offset
+    # (3).
     trie[ord("a")] = ord("a") | 1 << 8 | 3 << 10
     trie[ord("a") ^ 3] = 1 << 31
     return size.to_bytes(4, "little") + trie.tobytes() + text + b"\0"
 
 
 def write(folder, text):
-    """A tokenizer.json whose normalizer is the JSON `text`."""
+    """Write a tokenizer.json whose normalizer is the JSON `text`."""
     content = json.loads(Tokenizer(models.WordLevel({"a": 0, "b": 1}, "a")).to_str())
     content["normalizer"] = "here"
     file = folder / "tokenizer.json"
@@ -60,7 +60,7 @@ def test_a_charsmap_is_read(tmp_path, around):
     [
         charsmap(7_086_840_744 % 2**32),
         charsmap(2**32 - 4),
-        charsmap(1028),  # the texts have two bytes
+        charsmap(1028),  # beyond the texts, which have two bytes
         charsmap(1022),
         b"",
         b"\4\0\0",
