@@ -1,6 +1,4 @@
-"""The parts of the benchmarks that compute: batches of conversations, and the work of an
-operation.
-"""
+"""The parts of the benchmarks that compute: batches of conversations, work of an operation."""
 
 import sys
 from pathlib import Path

@@ -1,6 +1,4 @@
-"""The real small model, trained on the example data through the public names: what a user does, on
-every change.
-"""
+"""The real small model, trained on the example data through the public names, as a user does."""
 
 import json
 from pathlib import Path

@@ -1,6 +1,4 @@
-"""The example data: made anew it is the same, and its test split asks in phrasings that are never
-trained.
-"""
+"""The example data: the generator reproduces it, and the test split has phrasings of its own."""
 
 import importlib.util
 import json
@@ -30,7 +28,7 @@ def asked(record):
 
 
 def matcher(phrasings):
-    """A pattern for whatever the phrasings can say, with every value of every split."""
+    """A pattern for all texts of the phrasings, with every value of every split."""
     said = {
         n: "|".join(map(re.escape, {**v, **make_data.NEW.get(n, {})}))
         for n, v in make_data.VALUES.items()
@@ -61,7 +59,7 @@ def test_phrasings_of_one_split_are_in_no_other(splits):
 
 
 def test_a_request_has_one_answer(splits):
-    """No request can be read as two calls: each is said by the phrasings of its own tool alone."""
+    """No request fits two calls: it matches only the phrasings of its own tool."""
     for tool, own in make_data.PHRASINGS.items():
         others = matcher(
             [p for t, o in make_data.PHRASINGS.items() if t != tool for s in SPLITS for p in o[s]]

@@ -1,4 +1,4 @@
-"""`export`: every format over a tiny model, which stays as it was."""
+"""`export`: every format from a tiny model, which stays unchanged."""
 
 import numpy as np
 import pytest
@@ -63,9 +63,7 @@ def test_models(model, tmp_path):
 
 @pytest.mark.parametrize("kept", [False, True])
 def test_over_a_quantized_base(tmp_path, kept, recwarn):
-    """Folders have no place for GGUF's formats, and neither has a GGUF file of another type: then
-    nothing is lost.
-    """
+    """Folders and GGUF files of other types cannot hold the base's format; nothing is lost."""
     tiny.write_gguf(tmp_path / "base.gguf", format="Q4_0", vocab_size=tiny.TOKENS)
     model = load_model(tmp_path / "base.gguf")
     linear_to_lora_layers(model, -1, {"rank": 3, "scale": 1.5, "keys": ["mlp.up_proj"]})

@@ -1,6 +1,4 @@
-"""Sampling against exact probabilities, and the loop: where it ends, what text it gives, what
-repeats.
-"""
+"""Sampling against exact probabilities; the loop's end, its text, and repeated sampling."""
 
 import math
 import subprocess
@@ -102,7 +100,7 @@ def model(tmp_path_factory):
 
 
 class Scripted:
-    """A model that says the same tokens whatever it is asked."""
+    """A model that returns the same tokens for any input."""
 
     def __init__(self, script):
         self.script = script
@@ -225,9 +223,7 @@ def test_under_a_tape_generation_is_not_recorded(model):
     ],
 )
 def test_the_package_gives_the_function_whatever_is_imported_first(first):
-    """A submodule `pyloss.generate` would take the function's place in the package once it is
-    imported.
-    """
+    """A module `pyloss.generate` would replace the function of that name once it is imported."""
     code = f"from importlib import import_module; import pyloss; {first}; assert callable(pyloss.generate), pyloss.generate"
     subprocess.run(
         [sys.executable, "-c", code],

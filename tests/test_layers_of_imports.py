@@ -32,7 +32,7 @@ LAYERS = [
     ["__main__"],
 ]
 HEIGHT = {room: height for height, rooms in enumerate(LAYERS) for room in rooms}
-#: imports that go up: (importing file, imported room). Shorten this list, never lengthen it.
+#: Imports that go up: (importing file, imported room). Only shorten this list.
 EXCEPTIONS = {
     ("models/__init__.py", "loading"),  # the public name pyloss.models.load
 }
@@ -58,7 +58,7 @@ def imported_rooms(path: Path) -> Iterator[str]:
 
 
 def files() -> list[str]:
-    """The package's files but its façade, relative to the package."""
+    """The package's files without its façade, relative to the package."""
     found = (path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py"))
     return sorted(file for file in found if file != "__init__.py")
 

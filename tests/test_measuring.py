@@ -1,4 +1,4 @@
-"""Speeds are amounts over the shortest time; what is measured is what it says."""
+"""Speeds are amounts over the shortest time; the measured work is the stated one."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ def llama(format="f32", tied=True):
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Time that passes only where a test says so."""
+    """Time that passes only when a test says so."""
     now = [0.0]
     monkeypatch.setattr(measuring.time, "perf_counter", lambda: now[0])
     return now

@@ -107,7 +107,7 @@ def test_set_module_in_a_place_that_does_not_exist(path):
 
 
 def test_a_norm_with_an_offset():
-    """The parameter is the weight without it, also for gradients."""
+    """The parameter is the weight minus the offset, also for gradients."""
     rng = np.random.default_rng(0)
     x, plain, shifted = (
         rng.standard_normal((5, 8)).astype(np.float32),
@@ -179,7 +179,7 @@ def test_a_shared_array_is_trained_once():
 
     w = shared.astype(np.float64)
     np.testing.assert_allclose(grads["a.w"], (f(w + 1e-6) - f(w - 1e-6)) / 2e-6, rtol=1e-5)
-    # Frozen in one place alone, it is still trained through the other.
+    # Frozen in one place, it is still trained through the other.
     model.a.freeze()
     assert list(model.trainable_parameters()) == ["b.w"]
 
@@ -326,7 +326,7 @@ def test_a_module_without_a_forward():
     ],
 )
 def test_quantised_layers_of_their_own(options, format):
-    """Stored as the name says, with mlx's defaults, and random as the plain layer is."""
+    """Stored in the named format with mlx's defaults; random like the plain layer."""
     x, size = (
         np.random.default_rng(0).standard_normal((3, 256)).astype(np.float32),
         options.get("group_size", 64),

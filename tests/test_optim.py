@@ -1,6 +1,4 @@
-"""Optimisers against their formulas in float64, schedules against their closed forms, and what they
-refuse.
-"""
+"""Optimizers against float64 formulas, schedules against closed forms, and refused arguments."""
 
 import math
 from functools import partial
@@ -14,7 +12,7 @@ SHAPES = {"a": (3, 7), "b": (1,), "c": (33, 5), "layers.0.lora_a": (2, 2, 3)}
 
 
 class Holder:
-    """The one method of a model that an optimiser uses."""
+    """The one method of a model that an optimizer uses."""
 
     def __init__(self, seed=0):
         rng = np.random.default_rng(seed)
@@ -136,9 +134,7 @@ def test_a_wrong_shape_is_refused_before_anything_changes():
 
 @pytest.mark.parametrize(("kind", "formula", "options"), CASES)
 def test_scaled_rates_are_those_of_a_group_of_its_own(kind, formula, options):
-    """The rate of one parameter, weight decay and schedule included; the others and the learning
-    rate stay as they are.
-    """
+    """A parameter's own rate, with decay and schedule; the other rates stay unchanged."""
     model, schedule = Holder(), optim.cosine_decay(1e-2, 8)
     expected = {name: array.astype(np.float64) for name, array in model.arrays.items()}
     state = {name: {} for name in expected}

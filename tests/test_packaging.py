@@ -1,6 +1,4 @@
-"""What is built and shipped: the wheel, what it imports, where its wide instructions are, and what
-the environment selects.
-"""
+"""The wheel and its imports, its wide instructions, and the environment variables."""
 
 import json
 import os
@@ -26,7 +24,7 @@ LIMITED = not sysconfig.get_config_var("Py_GIL_DISABLED")
 
 
 def unavailable(reason):
-    """Skips, except in CI, which has all that these tests need."""
+    """Skip, except in CI, which has everything that these tests need."""
     if os.environ.get("CI") == "true":
         pytest.fail(f"CI must have it: {reason}")
     pytest.skip(reason)
@@ -56,9 +54,7 @@ def python(script, **environment):
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    """The wheel, the unpacked source distribution that it was built from, and the names of the
-    files in that.
-    """
+    """(wheel, unpacked source distribution that it was built from, the file names in that)."""
     try:
         import setuptools
     except ImportError:
@@ -178,7 +174,7 @@ def test_the_wheel_runs_on_the_numpy_of_the_system(built, tmp_path):
     version = found.stdout.split() if found and found.returncode == 0 else ["0", "0", "0"]
     if version[0].split(".")[0] != "1" or (int(version[1]), int(version[2])) < (3, 10):
         unavailable(f"needs a NumPy 1 under {SYSTEM_PYTHON}: apt-get install python3-numpy")
-    # The installer of another Python: the wheel is for all of them, and the system's may have none.
+    # Another Python installs the wheel, which suits all of them: the system's may lack pip.
     done = run(
         sys.executable,
         "-m",
@@ -224,7 +220,7 @@ def objects_of(built):
 
 
 def instructions(path):
-    """The disassembly of an object file, one instruction a line."""
+    """The disassembly of an object file, one instruction per line."""
     done = run("objdump", "-d", "--no-show-raw-insn", str(path))
     assert done.returncode == 0, done.stderr
     return re.findall(r"^\s*[0-9a-f]+:\t(.+)$", done.stdout, re.MULTILINE)
@@ -249,8 +245,8 @@ def test_wide_instructions_are_in_their_own_objects_only(built):
     for path, text in found.items():
         if path.stem in ("isa_avx2", "isa_avx512"):
             continue
-        # Every instruction from AVX on has a name with a v; ver[rw] and vm* of old are nothing that
-        # a compiler writes.
+        # All AVX instructions start with v. Older ones that do (ver[rw], vm*) are never compiled
+        # code.
         wide = [i for i in text if i.startswith("v") or avx512.search(i)]
         assert not wide, f"{path}: {wide[:5]}"
 
@@ -278,7 +274,7 @@ def test_instructions_for_bfloat16_are_in_functions_for_processors_that_have_the
 @pytest.mark.skipif(not X86, reason="wide instructions are an x86 matter")
 @pytest.mark.slow
 def test_objects_of_kernels_share_what_has_their_instruction_set_in_its_name(built):
-    """A function that two objects define could be taken from the wider one."""
+    """The linker could take a function that two objects define from the wider one."""
     if not shutil.which("nm"):
         unavailable("needs nm: apt-get install binutils")
     for isa in ("baseline", "avx2", "avx512"):

@@ -1,4 +1,4 @@
-"""The random state: two numbers that are all there is to bring back."""
+"""The random state: two numbers restore it completely."""
 
 import json
 

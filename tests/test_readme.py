@@ -1,6 +1,4 @@
-"""The README's tour runs as it stands, in an empty folder beside a copy of the example data; every
-command shown is one.
-"""
+"""The README's tour runs as written, and every shown command is valid."""
 
 import argparse
 import os
@@ -21,7 +19,7 @@ PAGES = [
     "examples/README.md",
     *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").glob("*.md")),
 ]
-# What pages and help call the reader's own files.
+# Names of the reader's own files in pages and help.
 OWN = {
     "base_folder",
     "some_folder",
@@ -44,7 +42,7 @@ def blocks(language):
 
 
 def commands(text):
-    """The lines of a text that are commands of pyloss, as lists of arguments."""
+    """The pyloss commands in a text, as lists of arguments."""
     text = re.sub(r" *\\\n *", " ", text)
     lines = [
         m[1]
@@ -61,7 +59,7 @@ def commands(text):
             text,
         )
     ]
-    # Help explains what a line does beside it, two spaces or more away.
+    # In help texts, two or more spaces separate a line from its explanation.
     return [shlex.split(re.split(r" {2,}(?!-)|`", line)[0], comments=True) for line in lines]
 
 
@@ -94,8 +92,7 @@ def test_the_tour_runs(tmp_path, monkeypatch):
     for i, block in enumerate(tour):
         exec(compile(block, f"README.md, block {i + 1}", "exec"), names)
     assert (tmp_path / "adapters" / "adapters.safetensors").stat().st_size > 1 << 20
-    # To the bit only on one instruction set: after so few iterations another may give another
-    # answer.
+    # The exact answer needs one instruction set: after so few iterations others may differ.
     assert names["order"].startswith('{"tool":"light","room":"hall"')
     assert "Paris" in names["answer"]
 
@@ -111,9 +108,7 @@ def test_the_commands_exist(capsys):
 
 @pytest.mark.parametrize("place", SHOWN)
 def test_every_command_shown_is_taken_and_names_what_is_there(place, monkeypatch):
-    """Flags and settings are read as the command reads them; what is read lies in the repository or
-    was written before.
-    """
+    """Commands parse, and the files that they read are in the repository or were written before."""
     from pyloss.tuner.run.settings import merge_settings
 
     monkeypatch.chdir(ROOT)
@@ -154,7 +149,7 @@ def training(place):
 @pytest.mark.parametrize("place", ["README.md", "pyloss --help", "pyloss train --help"])
 def test_training_lines_train(place):
     lines = [flags for flags in training(place) if flags["config"] is None]
-    # mlx-lm's default is 1e-5, with which an adapter of so few iterations is none.
+    # With mlx-lm's default of 1e-5, so few iterations would have no effect.
     assert lines and all(
         (flags["learning_rate"] or 0) >= 2e-4 and (flags["iters"] or 1000) >= 50 for flags in lines
     ), lines
@@ -166,9 +161,7 @@ def test_the_readmes_training_lines_keep_each_others_adapters():
 
 
 def test_commands_on_the_readers_own_files_run(tmp_path, monkeypatch):
-    """Pages and help that convert, export and fuse: their lines one after the other, on a tiny
-    model.
-    """
+    """Lines of pages and help that convert, export and fuse, in sequence on a tiny model."""
     pytest.importorskip("gguf", reason="needs the package gguf (test extra)")
     from tiny import TOKENS, byte_tokenizer, load_tiny
 

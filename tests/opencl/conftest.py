@@ -1,6 +1,4 @@
-"""Fixtures of the tests on OpenCL devices, which are skipped where there is none; in CI there must
-be one.
-"""
+"""Fixtures for tests on OpenCL devices; without a device the tests are skipped, except in CI."""
 
 import os
 import shutil
@@ -15,7 +13,7 @@ from pyloss import _core
 
 
 def unavailable(reason):
-    """Skips, except in CI, which has all that these tests need."""
+    """Skip, except in CI, which has everything that these tests need."""
     if os.environ.get("CI") == "true":
         pytest.fail(f"CI must have it: {reason}")
     pytest.skip(reason)
@@ -32,8 +30,8 @@ def device():
 
 @pytest.fixture
 def groups(device):
-    """Row kernels in the shape of GPUs: work-groups that share a row."""
-    if pyloss.devices()[1].kind == "cpu":  # elsewhere it is the device's own
+    """Run row kernels in the shape of GPUs: work-groups that share a row."""
+    if pyloss.devices()[1].kind == "cpu":  # other devices already have this shape
         _core.opencl_shape(8, 4, 2)
     yield
     _core.opencl_shape(0, 0, 0)
@@ -46,8 +44,9 @@ def rng():
 
 @pytest.fixture
 def python(tmp_path):
-    """Runs a script in a new process with a cache of its own; `environment` comes on top. Returns
-    what it printed.
+    """Run a script in a new process with its own cache; return its output.
+
+    `environment` is added to the process's variables.
     """
 
     def run(script, expect=0, **environment):
@@ -61,7 +60,7 @@ def python(tmp_path):
     return run
 
 
-# An OpenCL library that hands everything on to the real one but what the environment tells it to
+# An OpenCL library that forwards all calls to the real one, except those that the environment makes
 # fail.
 SHIM = r"""
 #define _GNU_SOURCE
@@ -99,8 +98,9 @@ void *clCreateBuffer(void *context, uint64_t flags, size_t bytes, void *host, in
 
 @pytest.fixture(scope="session")
 def shim(device, tmp_path_factory):
-    """The path of a library for PYLOSS_OPENCL_LIBRARY that fails as SHIM_NO_FP64, SHIM_OPTIONS,
-    SHIM_MOST_BYTES and SHIM_NO_KERNELS say.
+    """The path of a library for PYLOSS_OPENCL_LIBRARY whose calls can fail.
+
+    SHIM_NO_FP64, SHIM_OPTIONS, SHIM_MOST_BYTES and SHIM_NO_KERNELS choose the failures.
     """
     compiler = shutil.which("gcc") or shutil.which("cc")
     if not compiler:

@@ -1,6 +1,4 @@
-"""Devices, arrays in their memory, the default device, mixed arguments, and what happens where
-something is missing or fails.
-"""
+"""Devices, arrays in their memory, the default device, mixed arguments, and failures."""
 
 import subprocess
 import threading
@@ -340,7 +338,7 @@ def test_the_cache_of_programs(python, device, tmp_path):
         )
     assert [f.name for f in file.parent.iterdir()] == [file.name]
     file.unlink()
-    file.parent.chmod(0o500)  # root may write all the same; nothing fails either way
+    file.parent.chmod(0o500)  # root may still write; nothing may fail either way
     assert python(script) == "True"
     file.parent.chmod(0o700)
 
@@ -383,7 +381,7 @@ def test_the_profile_says_what_moved(device):
     ids = pyloss.to_device(np.arange(5, dtype=np.int32), device)
     _core.gather_rows(x, ids, y)
     y.numpy()
-    ids.numpy()  # known on the host
+    ids.numpy()  # no copy: the host still has the values
     zeros = devices.zeros_like(x)
     report = {line.split("  ")[0].strip(): line.split() for line in profiling.report().splitlines()}
     _core.profile(False)

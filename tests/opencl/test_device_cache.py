@@ -1,6 +1,4 @@
-"""The cache of compiled programs: what another user can have written is neither read nor run, and
-nothing is lost by that.
-"""
+"""The cache of compiled programs: files that another user could have written are never used."""
 
 import os
 import stat
@@ -28,12 +26,12 @@ pytestmark = pytest.mark.usefixtures("device")
 
 @pytest.fixture
 def folder(tmp_path):
-    """Where the cache lies, and what it is made of: it is not there yet."""
+    """The cache's folder, which does not exist yet."""
     return tmp_path / "cache" / "opencl"
 
 
 def test_the_cache_is_for_its_user_alone(python, folder):
-    """Whatever the umask; a temporary file is left by nobody."""
+    """Permissions do not depend on the umask, and no temporary file is left."""
     before = os.umask(0)
     try:
         assert python(SCRIPT) == ""
@@ -47,9 +45,7 @@ def test_the_cache_is_for_its_user_alone(python, folder):
 
 @pytest.mark.parametrize("mode", [0o777, 0o770, 0o1777, 0o702])
 def test_a_folder_that_others_can_write_to(python, folder, mode):
-    """It is said once, for all programs; files in it, which were good before, are not opened, and
-    none is written.
-    """
+    """One warning for all programs; existing files are not opened and none is written."""
     assert python(SCRIPT) == ""
     first, second = sorted(folder.iterdir())
     second.unlink()
@@ -82,7 +78,7 @@ def test_a_folder_that_is_a_link_or_none(python, folder, tmp_path):
 
 
 def spoil(file, how, tmp_path):
-    """Puts something in the place of a file of the cache; returns why it is refused."""
+    """Replace or alter a file of the cache; return why it is refused."""
     if how == "link":
         (tmp_path / "target").write_bytes(file.read_bytes())
         file.unlink()
@@ -103,9 +99,7 @@ def spoil(file, how, tmp_path):
     "how", ["link", "pipe", pytest.param("owner", marks=root), "world", "group"]
 )
 def test_a_file_that_others_can_have_written(python, folder, tmp_path, how):
-    """It is passed over, said, and replaced by one that is the user's own; what a link points to
-    stays as it is.
-    """
+    """The file is reported, ignored and replaced by the user's own; a link's target stays."""
     assert python(SCRIPT) == ""
     file = min(folder.iterdir())
     whole = file.read_bytes()

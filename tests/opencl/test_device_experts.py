@@ -1,6 +1,4 @@
-"""Mixtures of experts on a device: routing, products and training, beside the same on the
-processor.
-"""
+"""Mixtures of experts on a device compared with the processor: routing, products and training."""
 
 import numpy as np
 import pytest
@@ -24,7 +22,7 @@ SIZES = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
 }
-# Every kind of block: Mixtral's, normalised; Qwen's beside a layer with an MLP; OLMoE's, with
+# Every kind of block: Mixtral's normalizes shares, Qwen's follows a layer with an MLP, OLMoE's has
 # shares of all experts.
 MODELS = {
     "mixtral": Mixture(5, 2, 64, True),
@@ -34,9 +32,7 @@ MODELS = {
 
 
 class Drawn(RandomSource):
-    """Every matrix has numbers of its own: experts that are all the same would hide where rows
-    go.
-    """
+    """Every matrix has its own numbers: equal experts would hide wrong routing."""
 
     def __init__(self, format):
         super().__init__(format)
@@ -72,7 +68,7 @@ def adapted_experts(family, format, **options):
 def test_ten_steps_are_those_of_the_processor(device, family, format, dropout, dora):
     here, there = (adapted_experts(family, format, dropout=dropout, dora=dora) for _ in range(2))
     assert any(".switch_mlp.up_proj.lora_a" in name for name in here.trainable_parameters())
-    # the gradient of the routing is used
+    # Trains the router too, so that the gradient of the routing is used.
     assert any(".gate.lora_a" in name for name in here.trainable_parameters())
     want = same_steps(here, there, device, count=10, rtol=1e-4)
     assert want[-1, 0] < want[0, 0]
@@ -110,7 +106,7 @@ def test_routing_stays_there(device):
     _core.profile(True)
     there, got = ops.route(put, 2, True)
     copied = _core.profile(False)["copied from devices"]
-    assert (copied[0], copied[2]) == (1, 4 * 7 * 2)  # the chosen experts
+    assert (copied[0], copied[2]) == (1, 4 * 7 * 2)  # only the chosen experts
     for name in ("tokens", "visits", "offsets"):
         array = getattr(there, name)
         assert isinstance(array, pyloss.DeviceArray)

@@ -1,6 +1,4 @@
-"""Training on a device that fails in the middle: an exception, a usable process, and the last
-complete adapter.
-"""
+"""Training on a failing device: an exception, a usable process, and the last complete adapter."""
 
 import pytest
 

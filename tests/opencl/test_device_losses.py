@@ -1,5 +1,6 @@
-"""The row losses on a device against the processor's, whose own tests compare them with float64
-formulas; and at the edges.
+"""The row losses on a device against the processor's, edge cases included.
+
+The processor's own tests compare its losses with float64 formulas.
 """
 
 import ml_dtypes
@@ -41,8 +42,9 @@ def both(function, *arrays):
 
 
 def assert_same(host, device, dtype, slack=1.0, least=1e-30):
-    """Within a few units of the type's last place, of each value and of the largest; a gradient's
-    counts as `least` or more.
+    """Compare within a few units of the last place of each value and of the largest.
+
+    The size of a gradient counts as at least `least`.
     """
     eps = {"float64": 2.2e-16, "float32": 1.2e-7, "float16": 9.8e-4, "bfloat16": 7.8e-3}[
         np.dtype(dtype).name
@@ -103,9 +105,7 @@ def test_row_maps(rng, function):
 
 
 def test_work_groups_that_share_a_row(rng, groups):
-    """The shape of GPUs, on whatever there is; its programs take long to build on processors, so
-    they are few.
-    """
+    """The shape of GPUs on any device; few shapes, since processors build these programs slowly."""
     for n, v in [(1, 1), (3, 33), (2, 4101)]:
         x, labels, factors = (
             (4 * rng.standard_normal((n, v))).astype(np.float32),
@@ -118,7 +118,7 @@ def test_work_groups_that_share_a_row(rng, groups):
         )
         p = rng.standard_normal((n, v)).astype(np.float32)
         on = pyloss.to_device(p)
-        # A row's log-sum-exp is float32: every log probability is off by the last place of the
+        # A row's log-sum-exp is float32, so every log probability is off by the last place of the
         # largest logit.
         places = max(1, np.abs(x).max())
         assert_same(
@@ -145,7 +145,7 @@ def test_arguments_of_two_types(rng):
 
 
 def test_accuracy(rng):
-    x = rng.integers(0, 50, (4, 6, 300)).astype(np.float32)  # many equal ones: the first counts
+    x = rng.integers(0, 50, (4, 6, 300)).astype(np.float32)  # many equal logits
     x[0, 0, 7] = x[0, 1, 200] = np.nan
     x[1, 2] = -np.inf
     labels = x.argmax(-1)

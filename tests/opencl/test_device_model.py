@@ -1,6 +1,4 @@
-"""Models on a device: what they compute and how they are trained, beside the same on the
-processor.
-"""
+"""Models on a device compared with the processor: results and training."""
 
 import numpy as np
 import pytest
@@ -35,7 +33,7 @@ def adapted(model, dora=False, dropout=0.25, keys=KEYS):
 
 
 def steps(model, rng, count=4):
-    """The losses and norms of gradients of some updates."""
+    """The losses and gradient norms of some updates."""
     optimizer, step = optim.AdamW(1e-2), nn.value_and_grad(model, default_loss)
     tokens, lengths = batch(rng)
     found = []
@@ -47,9 +45,7 @@ def steps(model, rng, count=4):
 
 
 def same_steps(here, there, device, count=4, rtol=2e-5):
-    """Trains the second of two equal models on the device as the first on the processor; gives the
-    losses and norms there.
-    """
+    """Train equal models on the processor and on the device; return the processor's results."""
     pyloss.to_device(there, device)
     pyloss.random.seed(11)
     want = steps(here, np.random.default_rng(1), count)
@@ -148,9 +144,7 @@ def test_logits_and_generation(device, tmp_path):
 
 
 def test_a_run_saves_and_resumes_anywhere(device, tmp_path):
-    """Trained on a device, resumed on the processor and the other way round; the adapter's file is
-    the same kind of file.
-    """
+    """A run moves from device to processor and back; the adapter's file has the same format."""
     data = [{"text": text} for text in ("a b c d e f", "b c d", "hello world 12", "c d e f a b")]
 
     class Tokens:
@@ -233,7 +227,7 @@ def test_losses_with_a_head(device, options):
 @pytest.mark.parametrize("dropout", [0.0, 0.25])
 @pytest.mark.parametrize("tied", [False, True])
 def test_dora_over_the_embedding(device, tmp_path, tied, dropout):
-    """The table's adapter, of a tied model as the head's too."""
+    """The adapter of the embedding, which a tied model also applies at the head."""
     here, there = (
         load_tiny(tmp_path / name, tie_word_embeddings=tied) for name in ("here", "there")
     )
@@ -244,7 +238,7 @@ def test_dora_over_the_embedding(device, tmp_path, tied, dropout):
 
 
 def test_magnitudes_of_few_digits(device, tmp_path):
-    """Rows that are scaled to nearly nothing, whose gradient by the length is found another way."""
+    """Rows scaled to nearly nothing: the magnitude's gradient is then computed another way."""
     results = []
     for where in ("cpu", device):
         model = adapted(load_tiny(tmp_path / where.replace(":", "")), dora=True, dropout=0.0)
@@ -257,11 +251,9 @@ def test_magnitudes_of_few_digits(device, tmp_path):
 
 @pytest.mark.parametrize("dora", [False, True])
 def test_a_step_moves_little(device, tmp_path, dora):
-    """Ids, labels and weights of tokens go in, losses and norms come out, however large the model
-    is.
-    """
+    """Ids, labels and weights go to the device, losses and norms return, for any model size."""
     model = pyloss.to_device(adapted(load_tiny(tmp_path / "m"), dora, 0.0), device)
-    steps(model, np.random.default_rng(1), 1)  # the optimiser's state begins
+    steps(model, np.random.default_rng(1), 1)  # creates the optimizer's state
     optimizer, step = optim.SGD(1e-2), nn.value_and_grad(model, default_loss)
     tokens, lengths = batch(np.random.default_rng(1))
 
@@ -280,6 +272,5 @@ def test_a_step_moves_little(device, tmp_path, dora):
     adapters = sum(array.nbytes for array in model.trainable_parameters().values())
     rows, layers = tokens.size, len(model.layers)
     assert 0 < to < 64 * rows + 8 * len(model.trainable_parameters()) and to < adapters / 2
-    # A loss for each row; a number for each gradient; with DoRA a byte for each layer with a
-    # magnitude.
+    # A loss per row, a number per gradient, and with DoRA a byte per layer with a magnitude.
     assert 0 < back <= 8 * rows + 8 * len(model.trainable_parameters()) + len(KEYS) * layers

@@ -1,6 +1,4 @@
-"""What is made of a model that lies on a device: fused layers, and files, which are those of the
-same model on the processor.
-"""
+"""Fused layers and files of a model on a device equal those of the same model on the processor."""
 
 import numpy as np
 import pytest
@@ -83,7 +81,7 @@ def test_one_adapter_is_fused_and_stays(device, tmp_path):
 @pytest.mark.parametrize("to", ["hf", "gguf", "adapter.gguf", "peft", "mlx"])
 @pytest.mark.parametrize("fixed", [False, True])
 def test_files(device, tmp_path, to, fixed):
-    """Also of adapters with fixed factors, as PiSSA leaves them."""
+    """Also with fixed factors, as PiSSA creates them."""
     written = []
     for model, name in zip(adapted_pair(tmp_path, "f32", device), ("here", "there"), strict=True):
         folder = tmp_path / name

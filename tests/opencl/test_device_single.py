@@ -1,6 +1,4 @@
-"""Devices without float64: sums that need it are made of two floats each. The first device does
-without, in both shapes.
-"""
+"""Devices without float64: sums that need it use pairs of floats, tried in both kernel shapes."""
 
 import numpy as np
 import pytest
@@ -35,7 +33,7 @@ def test_sums_of_squares(single, rng, size, scale):
 def test_what_is_not_finite(single):
     assert squares_of(np.array([1, np.inf, 2], np.float32), single) == np.inf
     assert np.isnan(squares_of(np.array([1, np.nan, 2], np.float32), single))
-    assert squares_of(np.full(3, 1e30, np.float32), single) == np.inf  # which float64 would hold
+    assert squares_of(np.full(3, 1e30, np.float32), single) == np.inf  # float64 would hold it
 
 
 def test_float64_itself_is_refused(single):
@@ -45,7 +43,7 @@ def test_float64_itself_is_refused(single):
 
 @pytest.mark.parametrize("left", [None, 1e-1, 1e-3, 0])
 def test_norms_of_rows(single, rng, left):
-    """Those of random matrices; and of rows that an adapter nearly takes away."""
+    """Norms of random rows, and of rows that an adapter nearly cancels."""
     a, b = (
         rng.standard_normal((200, 3)).astype(np.float32),
         rng.standard_normal((3, 50)).astype(np.float32),

@@ -10,7 +10,7 @@ AT = np.array([0, 1, 2], np.int32)
 COS = np.ones((8, 2), np.float32)
 BOUNDS = np.array([0, 3], np.int32)
 A, B = np.ones((5, 2), np.float32), np.ones((2, 4), np.float32)
-# what is called, the error, and what it says
+# (call, error, its text)
 REFUSED = [
     (lambda: ops.embedding(AT, ROW), ValueError, r"weight must be a matrix, got shape \(4,\)"),
     (lambda: ops.embedding(AT, [1.0, 2.0]), ValueError, "weight must be a matrix"),

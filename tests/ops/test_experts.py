@@ -1,6 +1,4 @@
-"""Routing, rows of visits and products of experts: what they compute, and their gradients against
-float64 formulas.
-"""
+"""Routing, rows of visits and products of experts: values and gradients against float64."""
 
 import numpy as np
 import pytest
@@ -33,7 +31,7 @@ def weights_of(logits, k, normalise):
 
 
 def slopes(f, x, step=1e-6):
-    """Central differences of a scalar f of a float64 array."""
+    """Central differences of a scalar function of a float64 array."""
     found = np.empty(x.shape)
     for i in np.ndindex(x.shape):
         ends = []
@@ -57,7 +55,7 @@ def test_route(rng, k, normalise):
     )
     experts = np.repeat(np.arange(E), np.diff(routing.offsets))
     np.testing.assert_array_equal(experts[routing.visits], chosen)
-    for e in range(E):  # the visits of an expert are in the order of their tokens
+    for e in range(E):  # the visits of an expert keep the order of their tokens
         assert (np.diff(routing.tokens[routing.offsets[e] : routing.offsets[e + 1]]) > 0).all()
 
     def loss(logits):
@@ -187,7 +185,7 @@ def test_products_of_experts(rng, stored, dropout):
 
 
 def test_gradients_of_the_adapter_alone(rng):
-    """Where nothing before the layer is trained."""
+    """Nothing before the layer is trained."""
     offsets = np.array([0, 3, 3, 8], np.int32)
     x, w, a, b = (normal(rng, *s) for s in ((8, 12), (3, 5, 12), (3, 2, 12), (3, 5, 2)))
 
@@ -203,8 +201,9 @@ def test_gradients_of_the_adapter_alone(rng):
 
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
 def test_magnitudes(rng, dropout):
-    """DoRA: each row of an expert's weight times m / norm. A magnitude may be 0, or too small to
-    take y apart again.
+    """DoRA multiplies each row of an expert's weight by m / norm; m may be 0 or tiny.
+
+    Then the gradient of m cannot be computed from y.
     """
     offsets, (o, i, r), scale = np.array([0, 4, 4, 5, 25], np.int32), (7, 32, 3), 1.5
     e = len(offsets) - 1

@@ -1,6 +1,4 @@
-"""Gradients of every operation against float64 central differences of what its documentation says,
-written in NumPy.
-"""
+"""Gradients of every operation against float64 central differences of its documented formula."""
 
 import itertools
 
@@ -17,7 +15,7 @@ from pyloss.weights.weight import FORMATS, Weight
 
 @pytest.fixture(autouse=True)
 def every_isa(isa):
-    """All tests here run on each instruction set."""
+    """Run all tests of this file on each instruction set."""
 
 
 @pytest.fixture
@@ -26,14 +24,12 @@ def rng():
 
 
 def normal(rng, *shape):
-    """float32 numbers as float64, so that both sides begin with the same."""
+    """float32 numbers as float64, so that both sides start from equal values."""
     return rng.standard_normal(shape).astype(np.float32).astype(np.float64)
 
 
 def differences(f, arguments, i, upstream, step=1e-5):
-    """The gradient of sum(f(*arguments) * upstream) for argument i: central differences, element by
-    element.
-    """
+    """The gradient of sum(f(*arguments) * upstream) by argument i, by central differences."""
     x = arguments[i]
     out = np.empty_like(x)
     for place in np.ndindex(x.shape):
@@ -48,8 +44,9 @@ def differences(f, arguments, i, upstream, step=1e-5):
 
 
 def check(rng, operation, reference, *arguments, tolerance=2e-5):
-    """Value and gradients of all arguments together, and of each alone; contiguous and strided;
-    under an uneven gradient.
+    """Check value and gradients, all together and alone, contiguous and strided.
+
+    The upstream gradient is not uniform.
     """
     want = reference(*arguments)
     upstream = normal(rng, *want.shape)
@@ -133,7 +130,7 @@ def test_lora_linear(rng, n, i, o, rank):
 
 
 def mask(shape, p, seed):
-    """The factors that dropout multiplies by."""
+    """The factors by which dropout multiplies."""
     out = np.empty(shape, np.float32)
     _core.dropout(np.ones(shape, np.float32), seed, p, out)
     assert set(np.unique(out)) <= {0, np.float32(1 / (1 - p))}
@@ -185,14 +182,12 @@ def test_every_stored_format(rng, format, head_dim):
     )  # fmt: skip
     ids = np.array([[11, 0], [5, 5]])
     np.testing.assert_allclose(ops.embedding(ids, weight), dense[ids], rtol=1e-6)
-    # A stored matrix is never trained, and without a trained input nothing is recorded.
+    # A stored matrix is never trained; without a trained input nothing is recorded.
     assert type(ops.linear(x, weight)) is np.ndarray
 
 
 def test_a_value_that_goes_into_several_layers_gathers_their_gradients(rng):
-    """q, k and v read one array: their gradients are added in place, in each of the paths that
-    can.
-    """
+    """q, k and v read one array; each path that can adds its gradient in place."""
     x, w, a, b = normal(rng, 6, 5), normal(rng, 7, 5), normal(rng, 5, 2), normal(rng, 2, 7)
     factors = mask((6, 5), 0.5, 3)
 
@@ -433,7 +428,7 @@ def test_a_module_trains_everything_that_is_not_frozen(rng):
 @pytest.mark.parametrize("depth", [32, 1536])
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_a_products_thin_part_alone_has_the_bits_of_the_whole(rows, depth, dropout):
-    """What a checkpoint needs of a product whose result nobody reads."""
+    """Checkpoints recompute only this part of a product whose result is not read."""
     rng = np.random.default_rng(rows)
     x, w, a, b = (
         rng.standard_normal(shape).astype(np.float32)
@@ -453,7 +448,7 @@ X = np.zeros((2, 4), np.float32)
 
 
 class Odd:
-    """An array-like of somebody else's that has no array."""
+    """A foreign array-like object without an array."""
 
     def __init__(self, error):
         self.error = error
@@ -487,7 +482,7 @@ def test_array_likes_that_raise_something_of_their_own(place):
     ("place", "value"), [("logits", X), ("labels", [0, 1]), ("weights", [1.0, 1.0])]
 )
 def test_masked_arrays_are_read_only_where_nothing_is_masked(place, value):
-    """NumPy reads what is masked as if it were not: a label that somebody took out would count."""
+    """NumPy ignores masks when it converts, so a masked label would count."""
     good = {"logits": X, "labels": [0, 1], "weights": [1.0, 1.0]}
     whole, masked = np.ma.array(value), np.ma.array(value)
     masked[1] = np.ma.masked

@@ -1,8 +1,9 @@
-"""The forms of public chat templates, the assistant's text marked with `{% generation %}`.
+"""Public chat templates in short form, with the assistant's text marked by `{% generation %}`.
 
-Each is written after the template of the family that it is named for, as short as what it does with
-turns allows. A mark begins behind what the generation prompt says and ends with the last character
-that the template writes for the turn.
+Each one follows the template of the family that names it, as far as turns are concerned. A mark
+begins after the text of the generation prompt and ends with the last character that the template
+writes for the turn.
+
 `{G}` and `{E}` stand for the marks, `{GP}` for `{% if add_generation_prompt %}`.
 """
 
@@ -39,7 +40,7 @@ def _chatml(
 def _plain(
     user, assistant, prompt, system="{{ m.content + '\\n\\n' }}", tool=None, before="", after=""
 ):
-    """A line for each role; `assistant` has its header before `{G}`."""
+    """One line per role; `assistant` has its header before `{G}`."""
     tool = user if tool is None else tool
     return (
         f"{before}{{% for m in messages %}}{{% if m.role == 'system' %}}{system}{{% elif m.role == 'user' %}}{user}"
@@ -159,7 +160,7 @@ _TAG = "{{ '<|' + m.role + '|>\\n' }}"
 
 
 TEMPLATES = {
-    # ChatML and what it became
+    # ChatML and its descendants
     "chatml": _chatml(),
     "chatml, default system prompt": _chatml(before="{% if messages[0].role != 'system' %}{{ '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' }}{% endif %}"),
     "chatml, no line break at the end": _chatml("{{ (m.content or '') + '<|im_end|>' }}"),
@@ -231,7 +232,7 @@ TEMPLATES = {
     "stablelm zephyr": "{% for m in messages %}{{ '<|' + m.role + '|>\\n' }}{% if m.role == 'assistant' %}{G}{{ (m.content or '') + eos_token + '\\n' }}{E}{% else %}{{ m.content + eos_token + '\\n' }}{% endif %}{% endfor %}{GP}{{ '<|assistant|>\\n' }}{% endif %}",
     "nemotron": _plain("{{ '<extra_id_1>User\\n' + m.content + '\\n' }}", "{{ '<extra_id_1>Assistant\\n' }}{G}{{ (m.content or '') + '\\n' }}{E}", "{{ '<extra_id_1>Assistant\\n' }}", "{{ '<extra_id_0>System\\n' + m.content + '\\n\\n' }}"),
     "solar": _plain("{{ '### User:\\n' + m.content + '\\n\\n' }}", "{{ '### Assistant:\\n' }}{G}{{ (m.content or '') + '\\n\\n' }}{E}", "{{ '### Assistant:\\n' }}", "{{ '### System:\\n' + m.content + '\\n\\n' }}"),
-    # Those with thoughts, tools or rewritten turns
+    # Templates with thoughts, tools or rewritten turns
     "deepseek v2": _plain("{{ 'User: ' + m.content + '\\n\\n' }}", "{{ 'Assistant:' }}{G}{{ ' ' + (m.content or '') + eos_token }}{E}", "{{ 'Assistant:' }}", before="{{ bos_token }}"),
     "deepseek v3": _deepseek(),
     "deepseek r1": _deepseek("{{ '<｜Assistant｜><think>\\n' }}"),
@@ -272,7 +273,7 @@ def marked(name):
 
 
 def unmarked(name):
-    """The template as the family has it: the same text, and nothing that marks."""
+    """The template as the family publishes it, without marks."""
     return re.sub(
         r"\{% (end)?generation %\}",
         lambda m: "{% endif %}" if m[1] else "{% if true %}",

@@ -1,6 +1,4 @@
-"""The embedded model for the parity tests: as its GGUF file, and as a Hugging Face folder of the
-same weights in float32.
-"""
+"""The embedded model for parity tests: its GGUF file, and a Hugging Face folder in float32."""
 
 import pytest
 
@@ -26,9 +24,7 @@ def smollm2(smollm2_gguf):
 
 @pytest.fixture(scope="session")
 def smollm2_folder(smollm2, smollm2_gguf, tmp_path_factory):
-    """A folder written by pyloss, whose every tensor was compared with what transformers and gguf
-    read from the GGUF file.
-    """
+    """A folder written by pyloss; transformers and gguf read equal tensors from the GGUF file."""
     torch = pytest.importorskip("torch", reason="compares with torch (parity extra)")
     transformers = pytest.importorskip(
         "transformers", reason="compares with transformers (parity extra)"
@@ -61,7 +57,7 @@ def smollm2_folder(smollm2, smollm2_gguf, tmp_path_factory):
 
 @pytest.fixture
 def smollm2_torch(smollm2_folder):
-    """The same weights in transformers; a new model for every test, which may change it."""
+    """The same weights in transformers; a new model per test, which may change it."""
     from parity_models import torch_model
 
     return torch_model(smollm2_folder)

@@ -1,6 +1,4 @@
-"""llama.cpp's answers, from whichever of its Python packages is installed; in a process of its own,
-which llama.cpp may abort.
-"""
+"""Answers of llama.cpp, from either of its Python packages, in a new process that may abort."""
 
 import importlib.util
 import json
@@ -14,7 +12,7 @@ PACKAGES = ("llama_cpp", "xllamacpp")
 
 
 class Answer(NamedTuple):
-    """Token ids, and for each of them the likeliest tokens' log probabilities by id."""
+    """Token ids, and for each the log probabilities of the likeliest tokens by id."""
 
     tokens: list
     logprobs: list
@@ -26,9 +24,7 @@ def require():
 
 
 def run(path, prompt, count, lora=None):
-    """The greedy continuation of a text or of token ids by `count` tokens; keys and values are kept
-    in float32.
-    """
+    """Continue a text or token ids greedily by `count` tokens; keys and values stay in float32."""
     ids = prompt if isinstance(prompt, str) else [int(i) for i in prompt]
     task = {"path": str(path), "prompt": ids, "count": count, "lora": str(lora) if lora else None}
     done = subprocess.run(
@@ -76,7 +72,7 @@ def _xllamacpp(task):
     params = xllamacpp.CommonParams()
     params.model.path = task["path"]
     params.n_ctx, params.warmup, params.verbosity = 512, False, -1
-    # two would wait for each other on a busy machine
+    # Two threads would wait for each other on a busy machine.
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
     params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
     params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
@@ -112,4 +108,4 @@ if __name__ == "__main__":
         ),
         flush=True,
     )
-    os._exit(0)  # the server's threads would be waited for
+    os._exit(0)  # do not wait for the server's threads

@@ -1,4 +1,4 @@
-"""Models, adapters and comparisons that the parity tests share."""
+"""Models, adapters and comparisons for the parity tests."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ TINY = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
-# Scaled already at the length of the test sequences, unlike Llama 3's own numbers.
+# Llama 3's scaling, changed to act at the length of the test sequences.
 LLAMA3 = llama3(8.0, 32)
 
 YARN = {
@@ -40,8 +40,7 @@ YARN = {
     "beta_fast": 4.0,
     "beta_slow": 1.0,
 }
-# A window that the test sequences reach beyond, and seven layers: both kinds, and one more after
-# the pattern.
+# The window is shorter than the test sequences. Seven layers: the whole pattern and one more.
 GEMMA3 = {
     "num_hidden_layers": 7,
     "sliding_window": 24,
@@ -49,7 +48,7 @@ GEMMA3 = {
     "rope_theta": 1e6,
 }
 
-# Mixtures of experts: the classes' names and the options of the tiny models.
+# Mixtures of experts: class names and options of the tiny models.
 MIXTURES = {
     "mixtral": {
         "family": "Mixtral",
@@ -77,9 +76,7 @@ LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 
 
 def make_tiny(seed=0, family="Llama", **changes):
-    """A small random transformers model in float32; norms and biases are random too, where
-    transformers has ones and zeros.
-    """
+    """A small random transformers model in float32, with random norms and biases."""
     values = {**TINY, **changes}
     theta, scaling = (
         values.pop("rope_theta"),
@@ -106,15 +103,13 @@ def make_tiny(seed=0, family="Llama", **changes):
 
 
 def write_gguf(model, path, type_of=lambda name: "F32"):
-    """Writes a transformers model as llama.cpp's converter does, its matrices in the types that
-    `type_of(name)` gives.
+    """Write a transformers model as llama.cpp's converter does.
 
-    Those in `model` are then replaced by what the stored ones stand for; experts are always
-    float32.
+    `type_of(name)` gives the type of a matrix; experts are always float32. Afterwards `model` holds
+    the values that the file stores.
 
-    The rules are those of its conversion scripts: `llama` has the rotary pairs of q and k
-        interleaved, Llama 3's scaling is a
-    tensor, norms of `gemma3` have 1 added and its query_pre_attn_scalar goes without saying.
+    Rules of the conversion scripts: `llama` interleaves the rotary pairs of q and k, Llama 3's
+    scaling is a tensor, and norms of `gemma3` have 1 added. The file has no query_pre_attn_scalar.
     """
     gguf = pytest.importorskip("gguf", reason="writes GGUF files with it")
     config, architectures = (
@@ -206,7 +201,7 @@ def torch_logits(model, ids):
 
 
 def greedy(model, ids, count):
-    """The `count` likeliest tokens after `ids`, one by one by the cache."""
+    """The `count` likeliest tokens after `ids`, one by one with the cache."""
     cache, tokens = model.make_cache(), []
     logits = model.step(ids, cache)
     for _ in range(count):
@@ -227,7 +222,7 @@ def mlx_logits(model, ids):
 def add_adapter(
     model, seed=0, rank=8, scale=2.0, keys=None, num_layers=-1, size=0.02, use_dora=False
 ):
-    """Puts an adapter with both halves filled over the model; DoRA's lengths stay the base's."""
+    """Put an adapter with random factors over the model; DoRA's magnitudes stay norms."""
     pyloss.tuner.linear_to_lora_layers(
         model, num_layers, {"rank": rank, "scale": scale, "dropout": 0.0, "keys": keys}, use_dora
     )
@@ -267,9 +262,7 @@ def peft_twin(ours, base):
 
 
 def fill_adapter(model, part="lora_B", seed=0):
-    """Random values for the matrices of PEFT's adapter with `part` in their names: it begins the
-    second halves as zeros.
-    """
+    """Fill PEFT's matrices with `part` in their names at random; PEFT starts lora_B at zero."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -278,9 +271,7 @@ def fill_adapter(model, part="lora_B", seed=0):
 
 
 def peft_matrices(model):
-    """PEFT's trained matrices by our names; each is the transpose of ours, and DoRA's lengths as
-    they are.
-    """
+    """PEFT's trained parameters by our names; the matrices are transposes of ours."""
     parts = {"lora_A": "lora_a", "lora_B": "lora_b", "lora_magnitude_vector": "m"}
     found = {
         name.removeprefix("base_model.model."): p
@@ -296,9 +287,7 @@ def peft_matrices(model):
 
 
 def torch_loss(model, batch, weights):
-    """The weighted mean cross entropy of padded rows, straight from its definition: weights [B, T]
-    of tokens as targets.
-    """
+    """Weighted mean cross entropy of padded rows; weights [B, T] belong to tokens as targets."""
     ids, weights = torch.tensor(batch, dtype=torch.long), torch.tensor(weights[:, 1:])
     logits = model(input_ids=ids[:, :-1]).logits
     losses = torch.nn.functional.cross_entropy(

@@ -1,6 +1,4 @@
-"""The ACT loss head against HRM's as PyTorch computes it, in float64, gradients by torch's
-autograd.
-"""
+"""The ACT loss head against HRM's in PyTorch and torch's autograd, in float64."""
 
 import types
 
@@ -20,7 +18,7 @@ LOSSES = ["stablemax_cross_entropy", "softmax_cross_entropy"]
 
 
 def cross_entropy(kind, logits, labels):
-    """Per token. HRM's float64 of stablemax, for softmax too."""
+    """Loss per token; like HRM's stablemax loss, softmax is computed in float64."""
     if kind == "softmax_cross_entropy":
         return F.cross_entropy(
             logits.transpose(1, 2), labels, ignore_index=IGNORE, reduction="none"
@@ -33,8 +31,9 @@ def cross_entropy(kind, logits, labels):
 
 
 def hrm(kind, padded, logits, q_halt, q_continue, target, labels, halted, steps):
-    """HRM's `ACTLossHead.forward` from the logits on; with `padded` "ignore" the rows without
-    labels are taken out before.
+    """HRM's `ACTLossHead.forward` from the logits on.
+
+    With `padded` "ignore", rows without labels are removed first.
     """
     if padded == "ignore":
         full = (labels != IGNORE).any(-1)

@@ -64,8 +64,9 @@ def test_adapters_of_peft_load_here_and_go_on(folder, tmp_path, options):
 
 
 def adapted(folder, mixed):
-    """A model with an adapter over every layer that takes one, routers too; `mixed`: one of another
-    rank and scale.
+    """A model with an adapter over every layer that takes one, routers too.
+
+    `mixed`: one layer has another rank and scale.
     """
     model = add_adapter(pyloss.load_model(folder), rank=3, size=0.2)
     if mixed:
@@ -97,7 +98,7 @@ def test_our_adapters_in_mlx_lm(folder, tmp_path, mixed):
     from mlx_lm.tuner.utils import load_adapters
     from mlx_lm.utils import load_model
 
-    # with the keys of config.json that mlx-lm needs
+    # Adds the keys of config.json that mlx-lm needs.
     pyloss.load_model(folder).save(tmp_path / "ours")
     model = adapted(folder, mixed)
     pyloss.export(model, tmp_path / "mlx", "mlx")
@@ -108,7 +109,7 @@ def test_our_adapters_in_mlx_lm(folder, tmp_path, mixed):
 
 
 def test_an_adapter_from_before_experts_were_stacked(tmp_path):
-    """PEFT converts such adapters of Mixtral's when it loads them."""
+    """PEFT converts such adapters of Mixtral when it loads them."""
     make_tiny(**MIXTURES["mixtral"]).save_pretrained(tmp_path / "base")
     model = pyloss.load_model(tmp_path / "base")
     rng, arrays = np.random.default_rng(0), {}

@@ -1,6 +1,4 @@
-"""Adapters and fused models written here and read by mlx-lm, PEFT and transformers, and the other
-way round.
-"""
+"""Adapters and fused models exchanged with mlx-lm, PEFT and transformers, in both directions."""
 
 import json
 
@@ -40,16 +38,14 @@ def peft():
 
 @pytest.fixture
 def folder(tmp_path):
-    """A tiny model, with a tokenizer's files from nowhere: only weights and configuration matter
-    here.
-    """
+    """A tiny model with arbitrary tokenizer files; only weights and configuration matter."""
     place = tmp_path / "base"
     make_tiny(tie_word_embeddings=False, mlp_bias=True).save_pretrained(place)
     return place
 
 
 def load_mlx(mlx_lm, folder, adapter=None):
-    """What `mlx_lm.load` does, without the tokenizer that the tiny models lack."""
+    """Do what `mlx_lm.load` does, without the tokenizer, which tiny models lack."""
     from mlx_lm.tuner.utils import load_adapters
     from mlx_lm.utils import load_model
 
@@ -72,7 +68,7 @@ def adapted(smollm2_gguf):
     )
     add_adapter(model)
     logits = our_logits(model, ids)
-    assert np.abs(logits - plain).max() > 1  # the adapter shows
+    assert np.abs(logits - plain).max() > 1  # the adapter has an effect
     return model, tokenizer, ids, logits
 
 
@@ -150,7 +146,7 @@ def test_mlx_lm_loads_each_choice_of_layers(mlx_lm, folder, tmp_path, keys, num_
 
 @pytest.mark.parametrize("keys", [KEYS, [*KEYS, "lm_head"]], ids=["layers", "head"])
 def test_peft_loads_each_choice_of_layers(peft, folder, tmp_path, keys):
-    """In one layer alone too, which PEFT is told by full names."""
+    """Also in one layer only, which PEFT is told by full names."""
     model = add_adapter(pyloss.load_model(folder), keys=keys, num_layers=1, size=0.3, scale=1.7)
     pyloss.save_adapter(model, tmp_path / "adapter", format="peft")
     theirs = peft.PeftModel.from_pretrained(torch_model(folder), tmp_path / "adapter")
@@ -158,9 +154,7 @@ def test_peft_loads_each_choice_of_layers(peft, folder, tmp_path, keys):
 
 
 def check_the_way_round(peft, mlx_lm, folder, tmp_path, theirs, tolerance):
-    """The adapter of a PEFT model gives the same logits here, from here in mlx-lm, and back in
-    PEFT.
-    """
+    """A PEFT adapter gives the same logits in pyloss, then in mlx-lm, then back in PEFT."""
     expected = torch_logits(theirs, IDS)
     assert np.abs(expected - torch_logits(torch_model(folder), IDS)).max() > 0.1
     theirs.save_pretrained(tmp_path / "peft")
@@ -226,8 +220,9 @@ def test_adapters_of_peft_load_here_and_go_on_to_mlx_lm(peft, mlx_lm, folder, tm
 
 
 def test_an_adapted_head_comes_with_its_base_from_peft(peft, folder, tmp_path):
-    """PEFT saves a copy of the base of an adapted head: passed over if it is the model's or that
-    quantised, else refused.
+    """PEFT saves the base of an adapted head.
+
+    The copy is ignored if it equals the model's head, quantized or not; otherwise it is refused.
     """
     theirs = peft.get_peft_model(
         torch_model(folder), peft.LoraConfig(r=4, target_modules=["lm_head"])
@@ -286,9 +281,7 @@ def test_other_methods_of_peft_are_refused_by_name(peft, folder, tmp_path):
 
 @pytest.mark.parametrize("keys", [None, KEYS], ids=["default keys", "keys"])
 def test_an_adapter_saved_by_mlx_lm_loads_here(mlx_lm, folder, tmp_path, keys):
-    """Written as mlx_lm.lora does: all its arguments in adapter_config.json, the matrices from the
-    model.
-    """
+    """Written as by mlx_lm.lora: all arguments in adapter_config.json, matrices from the model."""
     import mlx.core as mx
     from mlx.utils import tree_flatten
     from mlx_lm.tuner.utils import linear_to_lora_layers
@@ -348,7 +341,7 @@ def tied_folder(tmp_path):
 
 
 def put_adapter(folder, kind, keys, num_layers=1, seed=0):
-    """A filled adapter of a kind; magnitudes are drawn around the norms that they begin as."""
+    """A filled adapter of a kind; magnitudes are drawn around their initial norms."""
     model = pyloss.load_model(folder)
     pyloss.tuner.linear_to_lora_layers(
         model, num_layers, {"rank": 3, "scale": 1.7, "keys": keys}, use_dora=kind == "dora"
@@ -436,9 +429,7 @@ def test_dora_and_embeddings_of_peft_load_here_and_go_on(peft, mlx_lm, folder, t
 
 
 def test_a_tied_embedding_and_peft(peft, tmp_path):
-    """PEFT adapts the head with the embedding when it is told to, and else leaves it; here, as in
-    mlx-lm, they are one.
-    """
+    """PEFT adapts a tied head only on request; in pyloss and mlx-lm it is one with the table."""
     base = tied_folder(tmp_path)
     model = put_adapter(base, "lora", [EMBEDDING, "mlp.up_proj"])
     pyloss.save_adapter(model, tmp_path / "peft", format="peft")
@@ -482,9 +473,7 @@ def test_dora_of_an_embedding_is_another_thing_in_peft(peft, folder, tmp_path):
 
 @pytest.mark.parametrize("stored", ["float32", "bfloat16"])
 def test_a_fused_tiny_model_elsewhere(mlx_lm, tmp_path, stored):
-    """Biases, an own head and adapters over part of the layers; a base stored in bfloat16 is
-    rounded to it when it is fused.
-    """
+    """Biases, a separate head, adapters over some layers; fusing rounds to the base's bfloat16."""
     base = tmp_path / "base"
     make_tiny(tie_word_embeddings=False, attention_bias=True, mlp_bias=True).to(
         getattr(torch, stored)
@@ -506,7 +495,7 @@ def test_a_fused_tiny_model_elsewhere(mlx_lm, tmp_path, stored):
 
 
 def losses(mlx_lm, folder, batch, lengths, their_lengths=None):
-    """(ours, its number of tokens, mlx-lm's, its number of tokens)."""
+    """(our loss, our number of tokens, mlx-lm's loss, its number of tokens)."""
     import mlx.core as mx
     from mlx_lm.tuner.trainer import default_loss
 
@@ -517,9 +506,7 @@ def losses(mlx_lm, folder, batch, lengths, their_lengths=None):
 
 
 def test_mlx_loss(mlx_lm, folder):
-    """Rows as long as the batch, with and without a masked beginning: nothing stands after their
-    last token.
-    """
+    """Rows as long as the batch, with and without a masked prompt, so nothing is padding."""
     batch = IDS[:48].reshape(2, 24).astype(np.int32)
     lengths = np.array([[0, 24], [9, 24]], np.int32)
     ours, count, theirs, their_count = losses(mlx_lm, folder, batch, lengths)
@@ -528,16 +515,14 @@ def test_mlx_loss(mlx_lm, folder):
 
 
 def test_mlx_loss_ends_one_token_late(mlx_lm, folder):
-    """On a row with padding mlx-lm trains on the first padding token as well; ours ends with the
-    last token.
-    """
+    """In a padded row mlx-lm also trains on the first padding token; pyloss does not."""
     batch = np.zeros((2, 24), np.int32)
     batch[0], batch[1, :11] = IDS[:24], IDS[24:35]
     lengths = np.array([[0, 24], [4, 11]], np.int32)
     ours, count, theirs, their_count = losses(mlx_lm, folder, batch, lengths)
     assert (count, their_count) == (23 + 7, 23 + 8)
     assert abs(ours - theirs) > 1e-3
-    # Told one token less, it gives what ours gives: the difference is that token alone.
+    # With one token less per row mlx-lm agrees, so that token is the whole difference.
     ours, count, theirs, their_count = losses(mlx_lm, folder, batch, lengths, lengths - [0, 1])
     assert count == their_count == 30
     assert ours == pytest.approx(theirs, rel=1e-5)

@@ -1,6 +1,4 @@
-"""Token ids and offsets against mlx-lm's own dataset classes, on the same records under the same
-template.
-"""
+"""Token ids and offsets against mlx-lm's dataset classes, with the same records and template."""
 
 import json
 from types import SimpleNamespace

@@ -1,6 +1,4 @@
-"""DoRALinear, LoRAEmbedding and DoRAEmbedding against mlx-lm's and PEFT's, from the same weights:
-outputs, gradients, fusing.
-"""
+"""DoRALinear, LoRAEmbedding and DoRAEmbedding against mlx-lm and PEFT, fusing included."""
 
 import itertools
 
@@ -49,7 +47,7 @@ def their_class(cls):
     ],
 )
 def test_mlx_lm(mlx, rng, cls, bits):
-    """mlx-lm has no DoRA over quantised tables."""
+    """mlx-lm has no DoRA over quantized embeddings."""
     import mlx.nn as mlx_nn
 
     linear = cls.base_name == "linear"

@@ -1,4 +1,4 @@
-"""The layers of experts and their adapters against mlx-lm's: outputs and gradients."""
+"""Layers of experts and their adapters against mlx-lm's: outputs and gradients."""
 
 import numpy as np
 import pytest
@@ -26,8 +26,8 @@ def normal(rng, *shape, size=1.0):
 
 
 def sorted_rows(rng):
-    """(rows [M, hidden] sorted by expert, offsets, the expert of each row)"""
-    experts = np.sort(rng.integers(0, EXPERTS - 1, N))  # the last has none
+    """(rows [M, hidden] sorted by expert, offsets, the expert of each row)."""
+    experts = np.sort(rng.integers(0, EXPERTS - 1, N))  # the last expert has no rows
     offsets = np.concatenate(([0], np.cumsum(np.bincount(experts, minlength=EXPERTS)))).astype(
         np.int32
     )
@@ -85,9 +85,7 @@ def test_switch_linear_and_its_adapter(rng, stored):
 
 @pytest.mark.parametrize("normalise", [True, False])
 def test_a_whole_block(rng, normalise):
-    """Router, experts and the gradient into the block's input, as OLMoE's block has them in
-    mlx-lm.
-    """
+    """Router, experts and input gradient of OLMoE's block in mlx-lm."""
     from mlx_lm.models import olmoe
 
     arguments = {
@@ -141,7 +139,7 @@ def test_a_whole_block(rng, normalise):
 
 
 def test_routing_of_mixtral(rng):
-    """Its softmax over the chosen logits is the normalised one over all."""
+    """Its softmax over the chosen logits equals the normalized softmax over all."""
     logits = normal(rng, N, EXPERTS)
     routing, weights = ops.route(logits, K, True)
     gates = mx.array(logits)

@@ -1,4 +1,4 @@
-"""What transformers makes of folders whose files say a fact twice, or leave it out."""
+"""How transformers reads folders whose files repeat a fact or omit it."""
 
 import json
 

@@ -1,6 +1,4 @@
-"""GGUF files of every supported type, written by the gguf package as llama.cpp's converter does,
-against transformers.
-"""
+"""GGUF files of every type against transformers; written by gguf like llama.cpp's converter."""
 
 import numpy as np
 import pytest
@@ -35,7 +33,7 @@ def test_logits_of_each_type(tmp_path, kind):
     plain = torch_logits(theirs, IDS)
     ours = check(tmp_path, theirs, lambda name: kind)
     assert {weight.format for weight in ours.stored().values()} == {kind.lower()}
-    # Storing changed the weights, by no more than the type may.
+    # Storing changes the weights, within the limits of the type.
     change = np.abs(torch_logits(theirs, IDS) - plain).max()
     low, high = {"F32": (0, 0), "F16": (1e-4, 0.1), "BF16": (1e-3, 0.5), "Q8_0": (1e-3, 0.5)}.get(
         kind, (0.1, np.inf)
@@ -60,7 +58,7 @@ def test_logits_of_variants(tmp_path, changes, kind):
 
 
 def test_llama3_rotary_factors(tmp_path):
-    """Far positions only show them: a rotation of the slowest frequencies alone is changed."""
+    """Only far positions show the factors: they change the slowest frequencies."""
     ids = np.random.default_rng(1).integers(0, 300, 400)
     options = {**SHAPE, "head_dim": 32, "rope_theta": 5e5, "num_hidden_layers": 1}
     scaled, plain = make_tiny(**options, rope_scaling=LLAMA3), make_tiny(**options)
@@ -70,7 +68,7 @@ def test_llama3_rotary_factors(tmp_path):
 
 
 def test_types_are_mixed_freely(tmp_path):
-    """As llama.cpp's own recipes do, which store the head finer than the rest."""
+    """llama.cpp's own recipes mix types too: the head is stored with more bits."""
     kinds = {
         name: TYPES[i % len(TYPES)]
         for i, (name, _) in enumerate(
@@ -82,7 +80,7 @@ def test_types_are_mixed_freely(tmp_path):
 
 
 def test_a_hugging_face_folder_of_a_gguf_file(tmp_path):
-    """Rows come back in Hugging Face's order."""
+    """Rows return to Hugging Face's order."""
     theirs = make_tiny(**SHAPE, attention_bias=True)
     ours = check(tmp_path, theirs, lambda name: "Q4_0")
     ours.save(tmp_path / "folder")
@@ -93,9 +91,7 @@ def test_a_hugging_face_folder_of_a_gguf_file(tmp_path):
 
 @pytest.mark.parametrize("kind", ["IQ4_NL", "IQ2_XS", "TQ1_0", "TQ2_0"])
 def test_other_types_are_refused_by_name(tmp_path, kind):
-    """One tensor of the type in a file that is else readable. The bytes don't matter: nothing may
-    be computed from them.
-    """
+    """One tensor of an unsupported type in an otherwise readable file; its bytes are never read."""
     path = tmp_path / "model.gguf"
     theirs = make_tiny(**{**SHAPE, "hidden_size": 256, "head_dim": 64})
     tensor_type = gguf.GGMLQuantizationType[kind]

@@ -1,4 +1,4 @@
-"""pyloss.interop.torch: gradcheck, autograd's own losses, no copies, and what is refused."""
+"""pyloss.interop.torch: gradcheck, autograd's own losses, no copies, and refused arguments."""
 
 import inspect
 
@@ -26,7 +26,7 @@ def run(loss, *arguments, **options):
 
 
 def tensors(loss, rng, shape, kind=torch.float64, scale=2.0):
-    """Logits that want gradients, and the other arguments."""
+    """Logits that require gradients, and the other arguments."""
     made = [torch.from_numpy(np.asarray(a)) for a in loss.arguments(rng, shape, np.float64, scale)]
     return [a.to(kind).requires_grad_() if i < loss.logits else a for i, a in enumerate(made)]
 
@@ -105,9 +105,7 @@ def test_in_the_place_of_torchs_losses(rng):
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_no_copies(rng, kind, monkeypatch):
-    """pyloss gets the tensors' own memory, also of a view, and the gradient that torch gets is the
-    memory that pyloss wrote.
-    """
+    """pyloss reads the tensors' own memory, views included; torch gets its gradient uncopied."""
     base = torch.randn(4, 40).to(kind)
     q, p = base[:, 1:-3].requires_grad_(), torch.randn(4, 36).to(kind)
     seen, found = [], []
@@ -130,7 +128,7 @@ def test_no_copies(rng, kind, monkeypatch):
 
 
 def test_what_comes_from_above_scales_the_gradient(rng):
-    """Also twice over the same graph, and never by writing into what is saved."""
+    """Also for two passes over one graph, and without writing into saved tensors."""
     loss = Loss("js_div_loss", logits=2)
     q, p = tensors(loss, rng, (4, 9))
     once = torch.autograd.grad(interop.js_div_loss(q, p, reduction="mean"), [q, p])
@@ -170,7 +168,7 @@ def test_linear_losses(rng):
 
 
 def test_second_derivatives_are_refused(rng):
-    """Not taken for 0, as a gradient penalty would otherwise silently do."""
+    """A gradient penalty would otherwise silently use 0."""
     for reduction in ("none", "sum"):
         q, p = tensors(Loss("kl_div_loss", logits=2), rng, (3, 5))
         loss = interop.kl_div_loss(q, p, reduction=reduction).sum()
@@ -230,7 +228,7 @@ INTEGERS = ["uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "in
     "dtype", [getattr(torch, name) for name in INTEGERS if hasattr(torch, name)], ids=str
 )
 def test_labels_of_every_integer_type(rng, dtype):
-    """With an ignore_index that is a class, as torch itself computes it for int64."""
+    """`ignore_index` may be a class; torch's result for int64 is the reference."""
     x, labels = (
         torch.from_numpy(rng.standard_normal((4, 5))).requires_grad_(),
         torch.tensor([1, 0, 4, 0]),

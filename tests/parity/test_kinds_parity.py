@@ -1,6 +1,4 @@
-"""What full fine-tuning, PiSSA and rsLoRA leave on disk, read by mlx-lm and PEFT, and the other way
-round.
-"""
+"""Files of full fine-tuning, PiSSA and rsLoRA, exchanged with mlx-lm and PEFT."""
 
 import json
 
@@ -34,7 +32,7 @@ def folder(tmp_path, request):
 
 
 def load_mlx(folder, adapter=None):
-    """What `mlx_lm.load` does, without the tokenizer that the tiny models lack."""
+    """Do what `mlx_lm.load` does, without the tokenizer, which tiny models lack."""
     pytest.importorskip("mlx_lm", reason="compares with mlx-lm (parity extra)")
     from mlx_lm.tuner.utils import load_adapters as load_theirs
     from mlx_lm.utils import load_model
@@ -44,7 +42,7 @@ def load_mlx(folder, adapter=None):
 
 
 def change(model, seed=0):
-    """As training would: every trained number a little."""
+    """Change every trained number a little, as training would."""
     rng = np.random.default_rng(seed)
     for array in model.trainable_parameters().values():
         array += (0.2 * rng.standard_normal(array.shape) / np.sqrt(array.shape[-1])).astype(
@@ -69,7 +67,7 @@ def test_mlx_lm_loads_weights_trained_in_full(folder, tmp_path, keys):
 
 
 def test_weights_trained_in_full_by_mlx_lm_load_here(folder, tmp_path):
-    """As mlx_lm.lora does it: the last layers are unfrozen, and what is trainable is saved."""
+    """As by mlx_lm.lora: the last layers are unfrozen, and trainable arrays are saved."""
     mlx = load_mlx(folder)
     import mlx.core as mx
     from mlx.utils import tree_flatten, tree_map
@@ -129,7 +127,7 @@ def test_scales_are_pefts(folder):
 
 
 def test_lora_plus_updates_as_pefts_optimiser(folder):
-    """One AdamW update from the same gradients: PEFT's parameter groups against the scaled rate."""
+    """One AdamW update from equal gradients: PEFT's parameter groups against the scaled rate."""
     peft = pytest.importorskip("peft", reason="compares with PEFT (parity extra)")
     from peft.optimizers import create_loraplus_optimizer
 

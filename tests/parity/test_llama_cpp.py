@@ -1,4 +1,4 @@
-"""GGUF files written here, run by llama.cpp: whole models, and adapters beside their base."""
+"""GGUF files written by pyloss, run by llama.cpp: whole models, and adapters with their base."""
 
 import llama_runner
 import numpy as np
@@ -24,9 +24,7 @@ def llama_cpp():
 
 
 def difference(model, ids, answer):
-    """The largest difference between the models' log probabilities of llama.cpp's likeliest tokens
-    after `ids` and its answer.
-    """
+    """Largest difference of log probabilities from llama.cpp's answer after `ids`."""
     logits = our_logits(model, ids + answer.tokens[:-1])[len(ids) - 1 :].astype(np.float64)
     logits -= logits.max(axis=1, keepdims=True)
     logits -= np.log(np.exp(logits).sum(axis=1, keepdims=True))
@@ -66,7 +64,7 @@ def test_an_adapter_beside_its_base_and_fused(adapted, smollm2, tmp_path):
 
     write_lora_gguf(model, tmp_path / "lora.gguf")
     beside = llama_runner.run(tmp_path / "base.gguf", ids, TOKENS, tmp_path / "lora.gguf")
-    assert beside.tokens != plain.tokens  # the adapter shows
+    assert beside.tokens != plain.tokens  # the adapter has an effect
     agree(model, ids, beside)
     assert beside.tokens == greedy(model, tokenizer, ids)
 
@@ -78,7 +76,7 @@ def test_an_adapter_beside_its_base_and_fused(adapted, smollm2, tmp_path):
 
 @pytest.mark.filterwarnings("ignore:storing the fused weight")
 def test_a_model_fused_into_its_own_formats(smollm2_gguf, tmp_path):
-    """Q4_1 and Q8_0 as stored; llama.cpp quantises what it multiplies them with, too."""
+    """Q4_1 and Q8_0 as stored; llama.cpp also quantizes the other operand."""
     model, tokenizer = pyloss.load(smollm2_gguf)
     write_gguf(add_adapter(model, size=0.2).fuse(), tmp_path / "fused.gguf", tokenizer)
     ids = tokenizer.encode(PROMPT)
@@ -108,15 +106,13 @@ MODELS = {
         "rope_scaling": {"rope_type": "linear", "factor": 4.0},
     },
     **MIXTURES,
-    # llama.cpp has the norm of k as wide as that of q
+    # llama.cpp expects k's norm to be as wide as q's.
     "olmoe": {**MIXTURES["olmoe"], "num_key_value_heads": 4},
 }
 
 
 def plain_tokenizer():
-    """Tokens that are ASCII letters; of broken UTF-8, llama.cpp's server says nothing until it is
-    whole.
-    """
+    """Tokens that are ASCII letters, since llama.cpp's server holds back incomplete UTF-8."""
     words = {word: i for i, word in enumerate(["t", "x", "tx", *(f"t{i}" for i in range(3, 300))])}
     backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=words, merges=[("t", "x")]))
     backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -125,14 +121,12 @@ def plain_tokenizer():
 
 @pytest.mark.parametrize("kind", ["llama", "gemma"])
 def test_vocabularies_of_sentencepiece(kind, tmp_path):
-    """Written from a folder; llama.cpp finds the same tokens in texts, as its answers to them
-    show.
-    """
+    """Written from a folder; llama.cpp's answers show that it reads texts as the same tokens."""
     spm = pytest.importorskip("trained_sentencepiece", reason="needs SentencePiece (parity extra)")
     processor = spm.train(kind, tmp_path)
     Tokenizer.from_gguf(spm.gguf_metadata(processor, kind)).save(tmp_path / "hf")
     theirs = make_tiny(vocab_size=spm.SIZE)
-    for index in range(spm.SIZE):  # no answers of bytes, which the server would hold back
+    for index in range(spm.SIZE):  # no byte tokens in answers: the server would hold them back
         theirs.model.embed_tokens.weight.data[index] *= not (
             processor.is_byte(index) or processor.is_control(index)
         )
@@ -152,7 +146,7 @@ def test_families(name, tmp_path):
     make_tiny(**MODELS[name]).save_pretrained(tmp_path / "hf")
     model, tokenizer = load_model(tmp_path / "hf"), plain_tokenizer()
     write_gguf(model, tmp_path / "base.gguf", tokenizer)
-    atol = 5e-3 if name == "gemma3" else 1e-3  # llama.cpp looks GELU up in a table of float16
+    atol = 5e-3 if name == "gemma3" else 1e-3  # llama.cpp's GELU is a float16 table
     agree(model, IDS, llama_runner.run(tmp_path / "base.gguf", IDS, TOKENS), atol)
     block = {"mixtral": "block_sparse_moe.switch_mlp"}.get(
         name, "mlp.switch_mlp" if name in MIXTURES else "mlp"
@@ -189,5 +183,5 @@ def test_rotary_scaling_without_a_type(said, tmp_path, monkeypatch):
     write_gguf(model, tmp_path / "m.gguf", plain_tokenizer())
     answer = llama_runner.run(tmp_path / "m.gguf", IDS, TOKENS)
     agree(load_model(tmp_path / "m.gguf"), IDS, answer)
-    # the factor shows
+    # The factor has an effect.
     assert (difference(model, IDS, answer) > 0.01) == ("rope.scaling.type" not in said)

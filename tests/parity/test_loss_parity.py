@@ -31,7 +31,7 @@ def rng():
 
 
 def in_torch(torch, loss, *arguments, weights=None):
-    """The loss as people write it with torch.nn.functional, without reduction."""
+    """The loss as usually written with torch.nn.functional, without reduction."""
     F, options = torch.nn.functional, loss.options
     if loss.logits == 2:
         t = options.get("temperature", 1.0)
@@ -72,7 +72,7 @@ def in_torch(torch, loss, *arguments, weights=None):
 
 
 def in_hrm(torch, x, labels):
-    """-log(s / sum s) of the label with s as HRM's losses.py defines it, epsilon and all."""
+    """-log(s / sum s) of the label, with s and epsilon as in HRM's losses.py."""
     s = torch.where(x < 0, 1 / (1 - x + 1e-30), x + 1)
     log_s = torch.log(s / s.sum(-1, keepdim=True))
     return torch.where(
@@ -81,9 +81,7 @@ def in_hrm(torch, x, labels):
 
 
 def theirs_and_ours(torch, loss, arguments, upstream):
-    """((loss, gradients) of torch, those of pyloss), all ndarrays; torch computes in the type that
-    it is given.
-    """
+    """((torch's loss, gradients), (our loss, gradients)) as ndarrays, in the arguments' type."""
     tensors = [torch.from_numpy(np.asarray(a)) for a in arguments]
     logits = [x.requires_grad_() for x in tensors[: loss.logits]]
     out = in_torch(torch, loss, *logits, *tensors[loss.logits :])
@@ -96,9 +94,9 @@ def theirs_and_ours(torch, loss, arguments, upstream):
 @pytest.mark.parametrize("scale", HARD)
 @pytest.mark.parametrize("loss", [*LOSSES, BCE], ids=str)
 def test_float64_equals_torch(torch, rng, loss, scale):
-    """To 1e-12 of each loss, and of the largest gradient of each row."""
+    """Within 1e-12 of each loss and of the largest gradient of each row."""
     if loss.name == "focal_loss" and scale > 1:
-        scale = 5.0  # beyond, 1 - exp(-loss) and its powers lose digits in torch
+        scale = 5.0  # at larger scales torch's powers of 1 - exp(-loss) lose digits
     arguments = loss.arguments(rng, SHAPE, np.float64, scale)
     upstream = rng.standard_normal(loss.out_shape(SHAPE))
     (theirs, slopes), (ours, gradients) = theirs_and_ours(torch, loss, arguments, upstream)
@@ -114,9 +112,7 @@ def test_float64_equals_torch(torch, rng, loss, scale):
 @pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16], ids=["bf16", "f16"])
 @pytest.mark.parametrize("loss", [*LOSSES, BCE], ids=str)
 def test_half_precision_equals_torch_in_float32(torch, rng, loss, dtype):
-    """The loss is that of torch on the same logits widened; the gradient is torch's, rounded
-    once.
-    """
+    """Equal to torch on the same logits in float32, with gradients rounded once."""
     arguments = loss.arguments(rng, SHAPE, dtype)
     upstream = rng.standard_normal(loss.out_shape(SHAPE)).astype(np.float32)
     wide = (*(x.astype(np.float64) for x in arguments[: loss.logits]), *arguments[loss.logits :])
@@ -128,7 +124,7 @@ def test_half_precision_equals_torch_in_float32(torch, rng, loss, dtype):
 
 
 def test_bfloat16_is_at_least_as_exact_as_torch(torch, rng):
-    """Against float64, for cross entropy of bfloat16 logits, which torch also takes as they are."""
+    """Errors of cross entropy against float64; torch also takes bfloat16 logits directly."""
     x, labels = (
         rng.standard_normal((64, 5000)).astype(ml_dtypes.bfloat16),
         rng.integers(0, 5000, 64),
@@ -172,7 +168,7 @@ def test_masked_vocabulary_as_torch(torch, rng):
 
 @pytest.mark.parametrize("scale", HARD)
 def test_stablemax_equals_hrm_in_float64(torch, rng, scale):
-    """HRM computes these in float64 whatever the logits are."""
+    """HRM computes in float64 for logits of every type."""
     x, labels = scale * rng.standard_normal(SHAPE), some_labels(rng, SHAPE)
     loss = Loss("stablemax_cross_entropy", other=some_labels)
     upstream = rng.standard_normal(SHAPE[:-1])
@@ -186,9 +182,7 @@ def test_stablemax_equals_hrm_in_float64(torch, rng, scale):
 
 
 def test_stablemax_has_a_gradient_where_hrms_has_none(torch):
-    """At exactly 1 the branch not taken, 1 / (1 - x), is infinite in float32, and 0 times infinity
-    is NaN.
-    """
+    """At 1 the other branch, 1 / (1 - x), is infinite in float32, and 0 times infinity is NaN."""
     x, labels = np.array([[1, 0.5, -1, 0]], np.float32), np.array([1])
     loss = Loss("stablemax_cross_entropy", other=some_labels)
     (theirs, (slope,)), (ours, (gradient,)) = theirs_and_ours(
@@ -205,7 +199,7 @@ def test_stablemax_has_a_gradient_where_hrms_has_none(torch):
 @pytest.mark.parametrize("name", ["kl_div_loss", "js_div_loss"])
 @pytest.mark.parametrize("scale", [1.0, 5.0])
 def test_divergences_equal_mlx_lm(mlx, rng, name, scale):
-    """Loss and the student's gradient; the same call with the import changed."""
+    """Loss and the student's gradient, by the same call with another import."""
     from mlx_lm.tuner import losses
 
     q, p = (scale * rng.standard_normal((2, *SHAPE))).astype(np.float32)
@@ -220,7 +214,7 @@ def test_divergences_equal_mlx_lm(mlx, rng, name, scale):
 
 
 def test_js_where_mlx_lm_overflows(mlx, rng):
-    """At scale 20 a log(1 + exp(.)) of float32 is infinite there."""
+    """At scale 20 its float32 log(1 + exp(.)) is infinite."""
     from mlx_lm.tuner import losses
 
     q, p = (20 * rng.standard_normal((2, 4, 5000))).astype(np.float32)

@@ -1,6 +1,4 @@
-"""Mixtures of experts, whole models: logits, gradients of adapters and saved models against
-transformers and mlx-lm.
-"""
+"""Whole mixture models against transformers and mlx-lm: logits, adapter gradients, saved files."""
 
 import numpy as np
 import pytest
@@ -41,7 +39,7 @@ VARIANTS = {
 
 @pytest.fixture(params=[*VARIANTS, *(f"{name}, gguf" for name in MIXTURES)])
 def tiny(request, tmp_path):
-    """(our model, transformers' model) of the same weights in float32."""
+    """(our model, transformers' model) with the same weights in float32."""
     name, gguf, _ = request.param.partition(", gguf")
     theirs = make_tiny(**VARIANTS[name])
     if gguf:
@@ -64,9 +62,7 @@ def test_logits_and_cache(tiny):
 
 
 def merged(name, adapter):
-    """The adapter's base weight with the adapter in it, and how a gradient by that becomes one by
-    lora_a and lora_b.
-    """
+    """The weight with its adapter, and a function from its gradient to the adapter's gradients."""
     a, b, scale = (
         adapter.lora_a.astype(np.float64),
         adapter.lora_b.astype(np.float64),
@@ -83,9 +79,7 @@ def merged(name, adapter):
 
 
 def their_parameter(model, name):
-    """transformers' parameter for the module `name` here, and the rows of it that are this
-    module's.
-    """
+    """transformers' parameter for our module `name`, and the module's rows in it."""
     parameters = dict(model.named_parameters())
     name = name.replace("block_sparse_moe", "mlp")
     if ".switch_mlp." not in name:
@@ -99,12 +93,10 @@ def their_parameter(model, name):
 
 
 def test_gradients_of_adapters(tiny):
-    """Over every linear layer, router and experts; transformers has the merged weights, in
-    float64.
-    """
+    """Over all linear layers, router and experts; transformers has merged weights in float64."""
     ours, theirs = tiny
     add_adapter(ours, size=0.1)
-    theirs.double().set_experts_implementation("eager")  # the others compute in float32 alone
+    theirs.double().set_experts_implementation("eager")  # others compute in float32
     adapters = adapter_modules(ours)
     kinds = {type(adapter).__name__ for adapter in adapters.values()}
     assert kinds == {"LoRALinear", "LoRASwitchLinear"} and any(
@@ -143,7 +135,7 @@ def test_fused_and_saved(tiny, tmp_path):
     np.testing.assert_array_equal(our_logits(again, IDS), our_logits(ours, IDS))
     theirs = torch_model(tmp_path / "fused")
     np.testing.assert_allclose(torch_logits(theirs, IDS), logits, rtol=0, atol=2e-4)
-    if ours.config.sliding_window is None:  # mlx-lm knows none here
+    if ours.config.sliding_window is None:  # mlx-lm has no window here
         utils = pytest.importorskip("mlx_lm.utils", reason="compares with mlx-lm (parity extra)")
         mlx, _ = utils.load_model(tmp_path / "fused")
         np.testing.assert_allclose(mlx_logits(mlx, IDS), logits, rtol=0, atol=2e-4)
@@ -167,7 +159,7 @@ def test_written_as_gguf(tmp_path, name, type):
 @pytest.mark.filterwarnings("ignore:storing the fused weight")
 @pytest.mark.parametrize("name", MIXTURES)
 def test_fused_into_a_quantised_base(tmp_path, name):
-    """GGUF and back: experts requantised to the base's own format, the same tokens."""
+    """GGUF and back: experts are requantized to the base's format, and the tokens stay the same."""
     make_tiny(**{**MIXTURES[name], "vocab_size": tiny_files.TOKENS}).save_pretrained(tmp_path)
     write_our_gguf(
         pyloss.load_model(tmp_path), tmp_path / "base.gguf", tiny_files.byte_tokenizer(), "q8_0"
@@ -179,7 +171,7 @@ def test_fused_into_a_quantised_base(tmp_path, name):
         "q8_0"
     }
     errors = np.linalg.norm(our_logits(ours, ids) - before, axis=1) / np.linalg.norm(before, axis=1)
-    assert np.median(errors) < 0.05  # few tokens visit another expert
+    assert np.median(errors) < 0.05  # few tokens change their experts
     write_our_gguf(ours, tmp_path / "fused.gguf", tiny_files.byte_tokenizer())
     again = pyloss.load_model(tmp_path / "fused.gguf")
     np.testing.assert_array_equal(our_logits(again, ids), our_logits(ours, ids))
@@ -255,7 +247,7 @@ def test_names_of_modules_are_those_of_mlx_lm(tmp_path, name):
 
     model = make_tiny(**MIXTURES[name])
     model.save_pretrained(tmp_path)
-    # with the keys of config.json that mlx-lm needs
+    # Adds the keys of config.json that mlx-lm needs.
     pyloss.load_model(tmp_path).save(tmp_path / "saved")
     theirs, _ = utils.load_model(tmp_path / "saved")
     theirs.freeze()

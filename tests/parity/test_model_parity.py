@@ -1,4 +1,4 @@
-"""Logits, generation and gradients against transformers and torch autograd on the same weights."""
+"""Logits, generation and gradients against transformers and torch autograd on equal weights."""
 
 import numpy as np
 import pytest
@@ -93,7 +93,7 @@ VARIANTS |= {f"{name}, gguf": {**VARIANTS[name], "gguf": True} for name in GGUF}
 
 @pytest.fixture(params=VARIANTS)
 def tiny(request, tmp_path):
-    """(our model, transformers' model) of the same stored weights, computing in float32."""
+    """(our model, transformers' model) with the same stored weights, computing in float32."""
     options = dict(VARIANTS[request.param])
     stored, shards, gguf = (
         getattr(torch, options.pop("stored", "float32")),
@@ -150,13 +150,13 @@ def test_logits_of_variants(tiny):
     ours, theirs = tiny
     for ids in ragged(ours.vocab_size, 1, 33, 200):
         expected = torch_logits(theirs, ids)
-        assert expected.std() > 0.5  # differences show
+        assert expected.std() > 0.5  # large enough for differences to show
         np.testing.assert_allclose(our_logits(ours, ids), expected, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("beginning", ["language_model.model.", "model.language_model."])
 def test_the_language_model_beside_one_for_images(tmp_path, beginning):
-    """Under both of the names that versions of transformers have given it."""
+    """Under both names that versions of transformers have used."""
     text = make_tiny(family="Gemma3", **GEMMA3)
     vision = {
         "hidden_size": 16,
@@ -189,7 +189,7 @@ def test_the_language_model_beside_one_for_images(tmp_path, beginning):
 
 
 def test_rotary_scaling_matters_at_these_lengths(tmp_path):
-    """Else the variants would pass without it."""
+    """Otherwise the variants would pass without scaling."""
     (ids,) = ragged(300, 200)
     plain = torch_logits(make_tiny(), ids)
     for name in ("llama3 rotary", "linear rotary", "yarn rotary"):
@@ -289,9 +289,7 @@ def padded(rows):
 
 
 def test_gradients_of_lora(smollm2_gguf, smollm2_folder):
-    """Over the quantised base here; over the same weights in float64 there, as torch's float32 is
-    further from it than 1e-4.
-    """
+    """Over the quantized base; torch uses float64, since its float32 is off by more than 1e-4."""
     ours, tokenizer = pyloss.load(smollm2_gguf)
     add_adapter(ours)
     base = transformers.AutoModelForCausalLM.from_pretrained(smollm2_folder, dtype=torch.float64)
@@ -317,7 +315,7 @@ def test_gradients_of_lora(smollm2_gguf, smollm2_folder):
 
 
 def test_gradients_of_variants(tiny):
-    """The adapters', and those of every array that is not a stored matrix: norms and biases."""
+    """Gradients of the adapters and of all arrays that are not stored matrices: norms, biases."""
     ours, base = tiny
     add_adapter(ours, size=0.1)
     theirs = peft_twin(ours, base)

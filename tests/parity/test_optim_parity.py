@@ -1,4 +1,4 @@
-"""Optimisers against torch.optim and mlx.optimizers, from the same parameters and gradients."""
+"""Optimizers against torch.optim and mlx.optimizers, from equal parameters and gradients."""
 
 import numpy as np
 import pytest

@@ -1,6 +1,4 @@
-"""Layers' products in bfloat16 against torch's of bfloat16 matrices, whose results are rounded to
-bfloat16 too.
-"""
+"""Layer products in bfloat16 against torch's, which also rounds the results to bfloat16."""
 
 import numpy as np
 import pytest
@@ -23,6 +21,6 @@ def test_torch_multiplies_the_same_numbers(rows, inputs, outputs):
     rounded = torch.from_numpy(x).bfloat16(), torch.from_numpy(w).bfloat16()
     theirs = (rounded[0] @ rounded[1].T).float().numpy()
     terms = (rounded[0].float().abs() @ rounded[1].float().abs().T).numpy()
-    # Half a unit of 8 bits by torch's last rounding, and the rounding of sums in float32.
+    # torch's last rounding adds half a unit of 8 bits; both sums are rounded in float32.
     assert (np.abs(ours - theirs) <= 2.0**-8 * np.abs(theirs) + 2.0**-20 * terms).all()
     assert (np.abs(linear(x, w) - theirs) > 2.0**-8 * np.abs(theirs) + 2.0**-20 * terms).any()

@@ -1,6 +1,4 @@
-"""Quantised weights and folders against gguf, mlx, mlx-lm, bitsandbytes and transformers: the same
-bits, the same logits.
-"""
+"""Quantized weights and folders have the bits of gguf, mlx, mlx-lm, bitsandbytes, transformers."""
 
 import json
 
@@ -54,8 +52,8 @@ def test_affine_groups_are_mlx_to_the_bit(bits, size, scale_format):
         assert np.array(codes).tobytes() == weight.raw.tobytes(), name
         assert np.array(scales.view(mx.uint8)).tobytes() == weight.groups.scales.tobytes(), name
         assert np.array(biases.view(mx.uint8)).tobytes() == weight.groups.offsets.tobytes(), name
-        # In float32, which is what pyloss computes in; of the scales' own type mlx rounds the
-        # product and the sum.
+        # pyloss computes in float32. In the scales' own type, mlx would round the product and the
+        # sum.
         expected = mx.dequantize(
             codes, scales.astype(mx.float32), biases.astype(mx.float32), size, bits
         )
@@ -74,7 +72,7 @@ def folder(tmp_path_factory):
 
 
 def write_tokenizer(place):
-    """One that mlx-lm can load."""
+    """Write a tokenizer that mlx-lm can load."""
     words = {f"w{i}": i for i in range(300)}
     tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="w0")).save(
         str(place / "tokenizer.json")
@@ -170,11 +168,10 @@ def test_nf4_is_bitsandbytes_to_the_bit(bnb, size, double):
         groups = weight.groups
         if double:
             np.testing.assert_array_equal(state.state2.code.numpy(), dynamic_map())
-            # The mean of the scales is summed in another order; the codes around it may then be
-            # neighbours.
+            # The mean of the scales is summed in another order, so codes may differ by one.
             assert groups.nested_offset == pytest.approx(state.offset.item(), rel=1e-6)
             inner, outer = state.absmax.numpy(), state.state2.absmax.numpy()
-            # Around an offset of 0 that all scales are, any code says the same.
+            # If all scales equal the offset, any code gives the same value.
             assert (
                 name == "zero" or np.abs(inner.astype(int) - groups.scales.astype(int)).max() <= 1
             )
@@ -190,8 +187,9 @@ def test_nf4_is_bitsandbytes_to_the_bit(bnb, size, double):
 
 
 def check_against_transformers(bnb, folder, model):
-    """Every layer's weights to the bit; logits roughly, as bitsandbytes computes in bfloat16 on
-    some processors.
+    """Every layer's weights match to the bit.
+
+    Logits match roughly: on some processors bitsandbytes computes in bfloat16.
     """
     import torch
 
@@ -240,7 +238,7 @@ def test_transformers_loads_what_is_written_as_nf4(bnb, folder, tmp_path, double
 
 
 def test_layers_of_floats_among_nf4(bnb, folder, tmp_path):
-    """As full fine-tuning of a layer leaves a quantised model."""
+    """Full fine-tuning of a layer leaves such a quantized model."""
     import torch
 
     model = pyloss.models.load_model(folder)
@@ -297,7 +295,7 @@ def test_every_gguf_type_reads_as_gguf_does(tmp_path, format):
 def test_mixtures_of_experts_both_ways_with_mlx_lm(tmp_path, family):
     make_tiny(**MIXTURES[family]).save_pretrained(tmp_path / "first")
     write_tokenizer(tmp_path / "first")
-    # mlx-lm does not read all that transformers 5 writes into config.json.
+    # mlx-lm cannot read all entries that transformers 5 writes into config.json.
     assert (
         main(["convert", "--model", str(tmp_path / "first"), "--output", str(tmp_path / "float")])
         == 0

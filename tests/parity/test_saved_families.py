@@ -1,6 +1,4 @@
-"""Every family, fused and saved here: the same answers from here, transformers and mlx-lm, and from
-a GGUF file written here.
-"""
+"""Every family, fused and saved: same answers from pyloss, transformers, mlx-lm and GGUF."""
 
 import json
 import re
@@ -40,7 +38,7 @@ FAMILIES = {
     "gemma3": {"family": "Gemma3", **GEMMA3},
 }
 IDS = np.random.default_rng(0).integers(5, tiny.TOKENS, 60)
-WITHIN = IDS[:20]  # mlx-lm and llama.cpp know the windows of gemma3 alone
+WITHIN = IDS[:20]  # mlx-lm and llama.cpp apply windows only to gemma3
 
 
 @pytest.fixture(params=FAMILIES)
@@ -52,12 +50,12 @@ def family(request, tmp_path):
     model = pyloss.load_model(tmp_path / "base")
     plain = our_logits(model, IDS)
     add_adapter(model, size=0.2)
-    assert np.abs(our_logits(model, IDS) - plain).max() > 0.1  # the adapter shows
+    assert np.abs(our_logits(model, IDS) - plain).max() > 0.1  # the adapter has an effect
     return request.param, model
 
 
 def checked(model, count=60):
-    """Tokens by the cache, which are those that whole passes give."""
+    """Tokens generated with the cache; checks that passes without it agree."""
     tokens = greedy(model, IDS, count)
     whole = our_logits(model, [*IDS, *tokens])[len(IDS) - 1 : -1]
     assert whole.argmax(axis=1).tolist() == tokens

@@ -1,6 +1,4 @@
-"""The targets of conversations against transformers' mask of what a template marks as the
-assistant's text.
-"""
+"""Targets of conversations against transformers' mask of the text that a template marks."""
 
 import numpy as np
 import pytest
@@ -99,9 +97,7 @@ CONVERSATIONS = {
 
 @pytest.fixture(scope="module")
 def theirs():
-    """transformers' tokenizer over byte-level BPE, in which the characters of most tags are many
-    tokens.
-    """
+    """transformers' tokenizer with a byte-level BPE that splits most tags into many tokens."""
     from tokenizers import Tokenizer as Backend, decoders, models, pre_tokenizers, trainers
 
     backend = Backend(models.BPE())
@@ -122,7 +118,7 @@ def theirs():
 
 @pytest.fixture(scope="module")
 def mine(theirs):
-    """The same tokens; offsets with and without the spaces before words."""
+    """The same tokens in pyloss; offsets with and without the spaces before words."""
     from tokenizers import Tokenizer as Backend, processors
 
     plain, trimmed = (Backend.from_str(theirs.backend_tokenizer.to_str()) for _ in range(2))
@@ -134,7 +130,7 @@ def mine(theirs):
 
 
 def oracle(theirs, name, messages, tools):
-    """Tokens and mask of transformers; None where the template refuses."""
+    """Tokens and mask of transformers; None if the template refuses."""
     options = {
         "return_dict": True,
         "return_assistant_tokens_mask": True,
@@ -185,7 +181,7 @@ def test_targets_are_what_the_template_would_mark(theirs, mine, name):
     assert seen >= 5
 
 
-#: the rounds of conversations of many turns, and how they end
+#: The rounds of conversations with many turns, and their ends.
 ROUNDS = {
     "answers": (say("u and {}?", "a Then it is {}."), []),
     "the same": (say("u yes", "a yes"), say("u yes", "a yes yes")),
@@ -204,7 +200,7 @@ ROUNDS = {
 
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_conversations_of_many_turns(theirs, mine, name):
-    """Turns that are found together, and those of templates that do not write them alike."""
+    """Turns that are found together, and turns that a template writes differently."""
     for kind, (rounds, end) in ROUNDS.items():
         messages = [
             m | {"content": m["content"].format(k)} for k in range(MANY) for m in rounds

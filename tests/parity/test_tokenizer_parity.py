@@ -1,9 +1,9 @@
 """Token ids and rendered conversations against transformers, on SmolLM2's real vocabulary.
 
-transformers converts a GGUF vocabulary without reading `tokenizer.ggml.pre`, so its tokenizer keeps
-digits together, where SmolLM2's own tokenizer.json (Digits(individual_digits=True), then ByteLevel)
-and llama.cpp cut them apart. Ids are therefore compared with that pre-tokenizer put in place, and
-as converted on text without digits.
+transformers converts a GGUF vocabulary without `tokenizer.ggml.pre`, so its tokenizer keeps digits
+together. SmolLM2's tokenizer.json (Digits(individual_digits=True), then ByteLevel) and llama.cpp
+split them. So ids are compared with that pre-tokenizer in place, and unchanged on text without
+digits.
 """
 
 import importlib.util
@@ -62,7 +62,7 @@ TOOLS = [
         },
     }
 ]
-# Written to use what the templates of model families use.
+# Uses the features that the templates of model families use.
 TEMPLATES = {
     "own": None,
     "tools": (
@@ -114,9 +114,7 @@ def loaded(ours, tmp_path_factory):
 
 
 def can_hold(tokenizer, text):
-    """SmolLM2's vocabulary lacks some control characters and bytes; every implementation drops
-    them.
-    """
+    """Whether SmolLM2's vocabulary has all bytes; every implementation drops missing ones."""
     known = tokenizer.backend.get_vocab()
     split = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     return all(

@@ -28,8 +28,9 @@ TEXT = (
 
 
 def make_batches(tokens, count, seed=0):
-    """`(batch, lengths)`: two rows of 20 to 40 tokens, the shorter one padded; every third batch
-    trains on ends of rows alone.
+    """Yield `(batch, lengths)`: two padded rows of 20 to 40 tokens.
+
+    Every third batch trains only on the ends of the rows.
     """
     rng = np.random.default_rng(seed)
     for step in range(count):
@@ -43,7 +44,7 @@ def make_batches(tokens, count, seed=0):
 
 
 def begin_adapter(model, **options):
-    """As training begins: the second half zero."""
+    """An adapter in its initial state: lora_b is zero."""
     return add_adapter(model, size=0.0, **options)
 
 
@@ -73,7 +74,7 @@ def train_peft(model, batches):
 
 
 def compare_changes(ours, before, theirs):
-    """The changes of training as a whole; `theirs` are torch's parameters by our names."""
+    """Compare the changes of training as a whole; `theirs` are torch's parameters by our names."""
     after = ours.trainable_parameters()
     changes = [
         np.concatenate([(end[n] - before[n]).ravel() for n in before])
@@ -86,8 +87,9 @@ def compare_changes(ours, before, theirs):
     ("use_dora", "tolerance"), [(False, 2e-4), (True, 1e-3)], ids=["LoRA", "DoRA"]
 )
 def test_losses_of_twenty_steps(smollm2_gguf, smollm2_folder, use_dora, tolerance):
-    """Over the Q4_1 weights here, over the same weights in float32 there; without weight decay,
-    losses would differ by 1e-3.
+    """Q4_1 weights in pyloss, the same weights in float32 in torch.
+
+    Without weight decay, losses would differ by 1e-3.
     """
     ours, tokenizer = pyloss.load(smollm2_gguf)
     begin_adapter(ours, use_dora=use_dora)
@@ -97,9 +99,9 @@ def test_losses_of_twenty_steps(smollm2_gguf, smollm2_folder, use_dora, toleranc
     batches = list(make_batches(tokenizer.encode(TEXT), STEPS))
     found, expected = train_ours(ours, batches), train_peft(theirs, batches)
     np.testing.assert_allclose(found, expected, rtol=tolerance)
-    assert np.mean(found[-5:]) < 0.8 * np.mean(found[:5])  # the steps changed something
-    # Adam divides by the gradient's own size, so that rounding turns single small elements: the
-    # change is compared as a whole.
+    assert np.mean(found[-5:]) < 0.8 * np.mean(found[:5])  # the steps had an effect
+    # Adam divides by the gradient's own size, so rounding may turn small elements. Compare the
+    # change as a whole.
     assert (
         compare_changes(
             ours, before, {name: p.detach().numpy().T for name, p in peft_matrices(theirs).items()}
@@ -123,7 +125,7 @@ def test_checkpointing_changes_no_bit(smollm2_gguf):
 
 @pytest.fixture
 def tiny(tmp_path):
-    """(our model, the same in PEFT, token ids), with an adapter as training begins."""
+    """(our model, the same in PEFT, token ids), with an initial adapter."""
     make_tiny(attention_bias=True).save_pretrained(tmp_path)
     ours = begin_adapter(pyloss.load_model(tmp_path), rank=4)
     base = torch_model(tmp_path)
@@ -147,9 +149,7 @@ def test_float_weights(tiny, checkpointing):
     "keys", [None, ["self_attn", "mlp.down_proj", "model.embed_tokens", "model.norm"]]
 )
 def test_full_fine_tuning(tmp_path, keys):
-    """All of the last layer, norms and biases included; or parts of it, with the table that the
-    head shares.
-    """
+    """The whole last layer, norms and biases included, or parts and a tied embedding."""
     make_tiny(attention_bias=True).save_pretrained(tmp_path)
     ours = pyloss.load_model(tmp_path)
     pyloss.tuner.unfreeze_layers(ours, 1, keys)
@@ -174,8 +174,9 @@ def test_full_fine_tuning(tmp_path, keys):
 
 
 def test_pissa(tmp_path):
-    """PEFT's PiSSA takes the principal part out of the base; here it is taken off beside it. Signs
-    of vectors may differ.
+    """PEFT subtracts the principal part from the base, pyloss in the adapter.
+
+    The signs of singular vectors may differ.
     """
     peft = pytest.importorskip("peft", reason="compares with PEFT (parity extra)")
     make_tiny().save_pretrained(tmp_path)
@@ -204,9 +205,7 @@ def test_pissa(tmp_path):
 
 
 def test_train_accumulates_as_one_larger_batch(tiny, tmp_path):
-    """`pyloss.train` with two batches an update, against torch on the tokens of both together:
-    every token weighs the same.
-    """
+    """Two batches per update against torch on both together: every token has the same weight."""
     ours, theirs, tokens = tiny
     batches = list(make_batches(tokens, 2 * STEPS))
     args = pyloss.TrainingArgs(

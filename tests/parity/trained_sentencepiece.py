@@ -1,6 +1,4 @@
-"""SentencePiece models with the options of Llama's and of Gemma's vocabulary, trained on this
-repository's text.
-"""
+"""SentencePiece models with the options of Llama and Gemma, trained on this repository's text."""
 
 from pathlib import Path
 
@@ -16,7 +14,7 @@ SIZE = 900
 
 
 def train(kind, folder, texts=()):
-    """SentencePiece's processor."""
+    """Train a model; return SentencePiece's processor."""
     repository, text = Path(__file__).parents[2], folder / "text.txt"
     own = [
         path.read_text()
@@ -34,7 +32,7 @@ def train(kind, folder, texts=()):
 
 
 def gguf_metadata(processor, kind):
-    """As llama.cpp's converter writes it."""
+    """GGUF metadata as llama.cpp's converter writes it."""
     tokens, kinds = [], []
     for index in range(processor.get_piece_size()):
         sort = (

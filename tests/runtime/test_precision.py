@@ -1,6 +1,4 @@
-"""The precision of layers' products, as Python sees it: the setting, gradients under it, layers and
-adapters of every kind.
-"""
+"""The precision of layer products in Python: the setting, gradients, layers and adapters."""
 
 import numpy as np
 import pytest
@@ -46,7 +44,7 @@ def test_instructions_belong_to_one_instruction_set(isa):
 
 
 def gradients(weight, m, dropout=0.0):
-    """Output and gradients of a layer with an adapter, under the precision that is set."""
+    """Output and gradients of a layer with an adapter, under the current precision."""
     rows, (out, inputs) = 40, weight.shape
     x, dy, a, b = normal(rows, inputs), normal(rows, out), normal(inputs, 8), 0.2 * normal(8, out)
     norm = None if m is None else np.abs(m) + 1
@@ -74,13 +72,13 @@ def test_gradients_are_those_of_float32_within_the_rounding(format, dora, dropou
     assert rounded[1].tobytes() != exact[1].tobytes()
     for got, want in zip(rounded[1:], exact[1:], strict=True):
         assert np.linalg.norm(got - want) <= 2.0**-8 * np.linalg.norm(want)
-    if not dora:  # what is made of the inputs and the gradient alone
+    if not dora:  # these depend only on the inputs and the upstream gradient
         for got, want in zip(rounded[2:], exact[2:], strict=True):
             assert got.tobytes() == want.tobytes()
 
 
 def test_heads_and_trained_weights():
-    """A head's loss follows the setting; the gradient by a float32 weight stays float32."""
+    """A head's loss follows the setting; a float32 weight's gradient stays float32."""
     hidden, weight, labels = normal(40, 64), normal(300, 64), np.arange(40, dtype=np.int32)
     exact = float(pyloss.linear_cross_entropy(hidden, weight, labels).mean())
 

@@ -1,4 +1,4 @@
-"""PYLOSS_PROFILE prints what ran, and nothing without it."""
+"""PYLOSS_PROFILE prints what ran; without it nothing is printed."""
 
 import os
 import subprocess

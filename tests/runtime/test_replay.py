@@ -1,4 +1,4 @@
-"""Functions that are replaced by their calls of the core, and those that must not be."""
+"""Functions that are replaced by their recorded core calls, and functions that must not be."""
 
 import numpy as np
 import pytest
@@ -11,9 +11,7 @@ from pyloss.runtime.replay import Replay
 
 
 def runs(function, values, n=6):
-    """What a replayed function gives for n values of its input, beside the function itself; and
-    whether calls stood for it.
-    """
+    """Compare a replayed function with the function for n inputs; return if it was replayed."""
     replay, calls = Replay(), []
 
     def counted():
@@ -63,9 +61,9 @@ def test_a_store_that_is_written_to(x):
     "function",
     [
         lambda x: ops.scale(ops.scale(x, 2.0) + 1, 2.0),  # NumPy between the calls
-        lambda x: ops.scale(x, float(x[0])),  # a number from the values
-        lambda x: ops.add(x, WEIGHT) + 0,  # and after them
-        lambda x: in_place(ops.add(x, WEIGHT)),  # where no array is new
+        lambda x: ops.scale(x, float(x[0])),  # a scalar that depends on the values
+        lambda x: ops.add(x, WEIGHT) + 0,  # NumPy after the calls
+        lambda x: in_place(ops.add(x, WEIGHT)),  # no new array
         lambda x: ops.scale(x, 2.0) if x[0] % 2 else ops.add(x, WEIGHT),
         lambda x: ops.scale(x[: 1 + int(x[0])], 2.0),
         lambda x: x.copy(),
@@ -159,10 +157,10 @@ def test_changes_of_the_model_between_tokens_count(tmp_path, use_dora):
     for t in range(6):
         got, want = both(t)
         np.testing.assert_array_equal(got, want)
-        fresh.next = None  # computed anew at every token
+        fresh.next = None  # computed without a replay at every token
     assert cache.next.replay.ready
     for t, parameter in enumerate(model.layers[0].self_attn.q_proj.trainable_parameters().values()):
-        parameter[1:] = 3 + t  # written to in place
+        parameter[1:] = 3 + t  # written in place
         for _ in range(3):
             got, want = both(t)
             np.testing.assert_array_equal(got, want)

@@ -1,6 +1,4 @@
-"""A byte tokenizer with end tokens and pluggable chat templates, small enough to read token ids by
-eye.
-"""
+"""A byte tokenizer with end tokens and pluggable chat templates; its ids can be read by eye."""
 
 import re
 
@@ -15,9 +13,7 @@ def chatml(messages, add_generation_prompt=False, tools=None):
 
 
 def thinking(messages, add_generation_prompt=False, tools=None):
-    """The generation prompt opens a thought that answers do not hold; only the last answer keeps an
-    empty one.
-    """
+    """The generation prompt opens a thought; of the answers only the last has one, an empty one."""
     text = ""
     for i, m in enumerate(messages):
         thought = "<think></think>" if m["role"] == "assistant" and i == len(messages) - 1 else ""
@@ -32,9 +28,7 @@ def no_end(messages, add_generation_prompt=False, tools=None):
 
 
 def shuffling(messages, add_generation_prompt=False, tools=None):
-    """No prefix of the conversation is a prefix of its rendering: its length comes first, answers
-    are in capitals.
-    """
+    """Prefixes render differently: the length comes first, and texts are in capitals."""
     return f"{len(messages)} {add_generation_prompt}" + no_end(messages).upper()
 
 

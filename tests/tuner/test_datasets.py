@@ -1,6 +1,4 @@
-"""Datasets: which tokens are targets, what is read from disk, and what is said about unusable
-records.
-"""
+"""Datasets: targets, reading from disk, and messages about unusable records."""
 
 import builtins
 import json
@@ -34,7 +32,7 @@ def tokenizer():
 
 @pytest.fixture
 def folder(tmp_path):
-    """Writes splits as JSONL: `folder(train=[...], valid=b"raw")` gives the folder."""
+    """Write splits as JSONL: `folder(train=[...], valid=b"raw")` returns the folder."""
 
     def write(**splits):
         for name, content in splits.items():
@@ -50,7 +48,7 @@ def folder(tmp_path):
 
 
 def targets(sample, tokenizer):
-    """The trained tokens, decoded, one string for each unbroken run."""
+    """The trained tokens, decoded, one string per unbroken run."""
     runs, last = [], None
     for i in np.flatnonzero(sample.weights):
         runs = runs if last == i - 1 else [*runs, []]
@@ -66,7 +64,7 @@ def chat(train_on, template=chatml, record=CHAT):
     return targets(sample, tokenizer)
 
 
-# Which tokens are targets
+# Targets
 
 
 def test_last_turn_alone_with_its_end_token():
@@ -98,7 +96,7 @@ def test_masks_go_by_position_and_not_by_what_the_text_says():
 
 
 def test_a_generation_prompt_that_the_whole_does_not_hold():
-    # The length of the rendered prompt would cut off the beginning of the answer.
+    # Cutting at the length of the rendered prompt would remove the answer's beginning.
     assert chat("last", thinking) == [f"</think>yes two{END}\n"]
 
 
@@ -114,8 +112,8 @@ def test_a_turn_that_ends_otherwise_as_the_last():
             + "[assistant]" * prompt
         )
 
-    # Prompts end in END when rendered alone, so no prefix of the whole is one: found in the text,
-    # without the foreign end.
+    # A prompt alone ends in END, so it is no prefix of the whole. The answer is found by its text,
+    # without the other end.
     assert chat("assistant", template)[0] == "yes one"
 
 
@@ -133,7 +131,7 @@ def test_tokens_behind_the_last_target_are_left_off(tokenizer):
 
 
 def test_a_template_of_which_no_prefix_is_one_and_that_does_not_repeat_the_contents():
-    # Nor has it a generation prompt: the turn begins behind the user's.
+    # There is no generation prompt either: the turn begins after the user's.
     assert chat("assistant", shuffling) == ["ASSISTANT: YES ONE\n", "ASSISTANT: YES TWO\n"]
 
 
@@ -194,7 +192,7 @@ def test_no_chat_template(tokenizer):
         ds.ChatDataset([CHAT], tokenizer).sample(0)
 
 
-# Caching, concatenation, other people's datasets
+# Caching, concatenation, foreign datasets
 
 
 def test_cache_tokenises_once_and_counts_tokens(tokenizer):
@@ -358,9 +356,7 @@ def test_records_nested_deeper_than_a_template_goes_are_refused_by_line(folder, 
 
 
 def deeper(function, argument, calls):
-    """The function's value with so many calls on the stack: what was read at the limit of recursion
-    is used past it.
-    """
+    """Call the function with `calls` more frames on the stack, past the limit of reading."""
     return deeper(function, argument, calls - 1) if calls else function(argument)
 
 

@@ -1,6 +1,4 @@
-"""What is DoRA's own: norms that are kept while nothing changes, rows without length, what its
-gradient reads again.
-"""
+"""DoRA's cached norms, rows of length 0, and the inputs that its gradient recomputes."""
 
 import numpy as np
 import pytest
@@ -24,7 +22,7 @@ def rng():
 
 
 def counted(function):
-    """How often `function` computes norms, and of whole bases."""
+    """(number of norm computations, number of them over whole bases) in `function`."""
     _core.profile(True)
     function()
     calls = _core.profile(False)
@@ -42,7 +40,7 @@ def test_norms_are_kept_while_nothing_changes(rng, cls):
         layer.train(mode)
         output(layer, x)
         assert counted(lambda: [output(layer, x) for _ in range(5)]) == (0, 0)
-    layer.m *= 2  # is not part of them
+    layer.m *= 2  # norms do not depend on m
     assert counted(lambda: output(layer, x)) == (0, 0)
 
 
@@ -99,7 +97,7 @@ def test_rows_without_length_stay_as_they_are_and_finite(rng, cls):
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("small", [0.0, 1e-6])
 def test_the_gradient_of_a_vanishing_magnitude(rng, bias, small):
-    """It needs what the magnitude multiplies, of which nothing is left in the output."""
+    """It needs the values that the magnitude multiplies, which the output no longer shows."""
     layer, x = (
         trained(rng, DoRALinear, make_base(rng, DoRALinear, "q8_0", bias=bias)),
         rng.standard_normal((9, 64)).astype(np.float32),
@@ -113,9 +111,7 @@ def test_the_gradient_of_a_vanishing_magnitude(rng, bias, small):
 
 
 def test_what_is_overwritten_in_place_is_restored_for_its_gradient(rng):
-    """Rotary positions turn q and k where they lie; the magnitude's gradient reads them as they
-    were.
-    """
+    """Rotary positions overwrite q and k; the magnitude's gradient needs the old values."""
     layer = trained(rng, DoRALinear, make_base(rng, DoRALinear, "q4_1", rows=16))
     x, dy = (
         rng.standard_normal((5, 64)).astype(np.float32),
@@ -143,10 +139,8 @@ def test_what_is_overwritten_in_place_is_restored_for_its_gradient(rng):
 
 @pytest.mark.parametrize("checkpointed", [False, True])
 def test_a_whole_model_against_differences(tmp_path, rng, checkpointed):
-    """With norms held still as the gradient holds them: the factors of a copy of the model are
-    moved, its norms are not.
-    """
-    pyloss.random.seed(0)  # the factors, whatever tests came before
+    """The gradient holds norms constant, so differences move the factors but not the norms."""
+    pyloss.random.seed(0)  # the same factors whatever tests ran before
     model = tiny.load_tiny(tmp_path / "model", tied=False)
     linear_to_lora_layers(model, -1, {"rank": 2, "scale": 1.5}, use_dora=True)
     model.set_grad_checkpoint(checkpointed)
@@ -182,7 +176,7 @@ def test_parameters_and_step_0_of_a_model(tmp_path):
     before = model(tokens)
     linear_to_lora_layers(model, 2, {"rank": 4, "scale": 3.0, "dropout": 0.0}, use_dora=True)
     assert model(tokens).tobytes() == before.tobytes()
-    # mlx-lm's count: rank * (in + out), and a magnitude for every output.
+    # mlx-lm's count: rank * (in + out), and a magnitude per output.
     shapes = [(32, 32)] * 2 + [(32, 16)] * 2 + [(32, 64)] * 2 + [(64, 32)]
     count = sum(4 * (i + o) + o for i, o in shapes)
     assert sum(p.size for p in model.trainable_parameters().values()) == 2 * count

@@ -1,6 +1,4 @@
-"""LoRALinear: how it begins, what dropout does on the average, and how fusing rounds in each
-format.
-"""
+"""LoRALinear: its start, the average effect of dropout, and rounding in fused formats."""
 
 import warnings
 

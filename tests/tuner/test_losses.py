@@ -1,6 +1,4 @@
-"""The training loss against float64 on a tiny model, masks in both shapes, a user's own loss, and
-one step's bits.
-"""
+"""The training loss against float64: masks in both shapes, custom losses, bits of a step."""
 
 import numpy as np
 import pytest
@@ -20,9 +18,7 @@ LENGTHS = np.array([[3, 8], [1, 5], [0, 2]], np.int32)
 
 @pytest.fixture
 def tiny_model(tmp_path):
-    """The model with an adapter that does something, and (config, arrays) of the base with it
-    merged, for the reference.
-    """
+    """(model with an active adapter, config, arrays of the base with the adapter merged)."""
     c, arrays = tiny.write_folder(tmp_path / "model", tied=False)
     from pyloss.models import load_model
 
@@ -46,9 +42,7 @@ def model(tiny_model):
 
 
 def reference(c, arrays, batch, weights):
-    """The weighted mean of -log p of every target, in float64, a row at a time and with the padding
-    left in.
-    """
+    """The weighted mean of -log p of all targets in float64, row by row with padding."""
     total = 0.0
     for row, w in zip(batch, weights, strict=True):
         z = tiny.logits(c, arrays, row)
@@ -139,7 +133,7 @@ def test_values_against_float64(tiny_model, kind):
 
 
 def users_loss(model, batch, lengths):
-    """As a user of mlx-lm writes it: all logits of the padded batch."""
+    """A loss as users of mlx-lm write it: all logits of the padded batch."""
     weights = target_weights(batch, lengths)[:, 1:]
     return softmax_cross_entropy(
         model(batch[:, :-1]), batch[:, 1:], weights=weights, reduction="mean"
@@ -305,7 +299,7 @@ def test_tokens_outside_the_vocabulary(model, place, token):
 
 
 def test_accumulating_by_tokens_is_the_whole_batch(model):
-    """Parts weighted by their targets, not by their number, give the gradient of the whole."""
+    """Parts weighted by their number of targets give the gradient of the whole."""
     (value, total), whole = step(model, BATCH, LENGTHS)
     parts = [step(model, BATCH[i : i + 1], LENGTHS[i : i + 1]) for i in range(3)]
     assert sum(v * n for (v, n), _ in parts) / total == pytest.approx(float(value), rel=1e-5)
@@ -368,7 +362,7 @@ def test_training_steps_have_the_same_bits_with_any_number_of_threads(
 
 
 def test_other_losses_train_a_head_of_their_own(model):
-    """What hidden and head_weight are for: a loss on the packed states, without all logits."""
+    """hidden and head_weight allow a loss on the packed states, without all logits."""
     tokens = BATCH[0]
 
     def loss():
@@ -383,7 +377,7 @@ def test_other_losses_train_a_head_of_their_own(model):
 
 @pytest.mark.parametrize("dtype", ["u1", "u2", "u8", "i1", "i8", ">i4"])
 def test_token_ids_of_every_integer_type(model, dtype):
-    """Positions without a target are marked with -1, which unsigned ids have no place for."""
+    """Positions without a target are marked -1, which unsigned ids cannot hold."""
     want = step(model, BATCH, LENGTHS)
     got = step(model, BATCH.astype(dtype), LENGTHS.astype(dtype))
     assert got[0] == want[0]

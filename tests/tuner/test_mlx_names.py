@@ -1,6 +1,4 @@
-"""What public mlx-lm scripts import and call: under the same paths, in the same order, with the
-same meaning.
-"""
+"""Names and calls of public mlx-lm scripts: same paths, argument order and meaning."""
 
 import dataclasses
 import inspect
@@ -116,7 +114,7 @@ def test_checkpointing_by_a_layer(made):
 
 
 class Mine:
-    """An optimiser around another one, with what mlx's have."""
+    """An optimizer that wraps another one, with the attributes of mlx's."""
 
     def __init__(self, inner):
         self.inner = inner

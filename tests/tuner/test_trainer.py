@@ -1,6 +1,4 @@
-"""The training loop on a tiny model: accumulation, schedules, validation, best adapter, bad losses,
-own functions.
-"""
+"""The training loop on a tiny model: accumulation, schedules, validation, errors, callables."""
 
 import math
 import threading
@@ -28,7 +26,7 @@ def numpy_gradients(monkeypatch):
 
 
 def in_order(rows):
-    """An `iterate_batches` that gives `rows` samples at a time, in the order of the data."""
+    """An `iterate_batches` that yields `rows` samples at a time, in the order of the data."""
 
     def iterate(dataset, batch_size, max_seq_length, loop=False, seed=None, comm_group=None):
         while True:
@@ -59,9 +57,7 @@ def test_training_lowers_the_loss(tmp_path):
 
 
 def test_four_batches_of_one_equal_one_of_four(tmp_path):
-    """Rows of different lengths: weighing by micro-batch instead of by token gives another
-    result.
-    """
+    """Rows differ in length: weights per micro-batch, not per token, would change the result."""
     data = samples(8)
     assert len({len(tokens) - max(offset, 1) for tokens, offset in data}) > 2
     small, seen_small, result = run(
@@ -189,7 +185,7 @@ def test_memory_estimate_grows_with_tokens_and_shrinks_with_checkpointing():
 
 
 def test_lora_plus_gives_lora_b_a_rate_of_its_own(capsys):
-    """Descent by plain gradients: the change of one update is the rate times the gradient."""
+    """Plain gradient descent: the change of one update is the rate times the gradient."""
     changes = []
     for ratio in (1.0, 8.0):
         before, model = Tiny(noise=0.0), Tiny(noise=0.0)
@@ -443,7 +439,7 @@ def test_the_precision_is_that_of_the_run_and_comes_back(capsys):
     assert set(seen) == {"bfloat16"} and pyloss.get_matmul_precision() == "float32"
     assert "plan: layers multiply in bfloat16" in capsys.readouterr().err
     with pytest.raises(ValueError, match="inside"), matmul_precision("bfloat16"):
-        run(None, loss=loss, iters=1)  # nothing said: as it is
+        run(None, loss=loss, iters=1)  # without the option the precision stays
         assert seen[-1] == "bfloat16"
         run(None, loss=loss, iters=1, matmul_precision="float32")
         assert seen[-1] == "float32" and pyloss.get_matmul_precision() == "bfloat16"

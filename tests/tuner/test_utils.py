@@ -1,6 +1,4 @@
-"""Putting adapters into a model, loading them, and taking them out; errors list everything and
-leave the model as it was.
-"""
+"""Adding, loading and removing adapters; errors list everything and leave the model unchanged."""
 
 import json
 
@@ -27,7 +25,7 @@ def model(tmp_path):
 
 
 def test_as_many_parameters_as_mlx_lm_trains(model, capsys):
-    """rank * (in + out) for each converted matrix: mlx-lm's count for the same keys."""
+    """rank * (in + out) per converted matrix: mlx-lm's count for the same keys."""
     linear_to_lora_layers(model, 2, CONFIG)
     per_layer = 4 * ((32 + 32) * 2 + (32 + 16) * 2 + (32 + 64) * 3)
     assert sum(p.size for p in model.trainable_parameters().values()) == 2 * per_layer
@@ -62,8 +60,9 @@ def test_the_base_is_frozen(tmp_path):
 
 
 def test_dora_has_a_length_for_each_row(model):
-    """mlx-lm's count: rank * (in + out) + out for each matrix; m begins as the norms, and the model
-    as it was.
+    """mlx-lm's count: rank * (in + out) + out per matrix.
+
+    m begins as the norms, so the model is unchanged.
     """
     before = model(TOKENS)
     linear_to_lora_layers(model, 2, CONFIG, use_dora=True)
@@ -81,8 +80,9 @@ def test_dora_has_a_length_for_each_row(model):
 @pytest.mark.parametrize("use_dora", [False, True])
 @pytest.mark.parametrize("tied", [False, True])
 def test_embeddings_and_heads_by_name(tmp_path, use_dora, tied):
-    """mlx-lm's count: rank * (V + D); the adapter counts in the loss, and with a shared table also
-    as the head.
+    """mlx-lm's count: rank * (V + D).
+
+    The adapter acts in the loss, and over a shared table also as the head.
     """
     model = tiny.load_tiny(tmp_path, tied=tied)
     keys = ["model.embed_tokens"] if tied else ["model.embed_tokens", "lm_head"]
@@ -121,7 +121,7 @@ def test_fusing_and_removing(model):
 
 @pytest.fixture
 def saved(model, tmp_path):
-    """An adapter on disk, and the logits that it gives."""
+    """A saved adapter, and its logits."""
     linear_to_lora_layers(
         model, 2, {**CONFIG, "dropout": 0.25, "keys": ["self_attn.q_proj", "mlp.down_proj"]}
     )

@@ -1,9 +1,7 @@
-"""A model small enough to train in milliseconds, with its loss and gradient in NumPy, for tests of
-the training loop.
+"""A model that trains in milliseconds, with loss and gradient in NumPy, for the training loop.
 
-It offers what the loop uses of a model: a table of bigram logits, and noise from `pyloss.random` in
-    training mode, so
-that a run that loses its random state is found out.
+It offers what the loop uses of a model: a table of bigram logits. In training mode it adds noise
+from `pyloss.random`, so that a run that loses its random state is noticed.
 """
 
 import numpy as np
@@ -88,9 +86,7 @@ def tiny_loss(model, batch, lengths):
 
 
 def tiny_value_and_grad(model, loss):
-    """Stands for `nn.value_and_grad`: the loss that `loss` gives, the gradient of the loss
-    above.
-    """
+    """Replaces `nn.value_and_grad`: the value of `loss`, with the gradient of `both`."""
 
     def call(model, *batch):
         before = pyloss.random.state()
@@ -144,7 +140,7 @@ def run(
     iterate=None,
     **settings,
 ):
-    """Train a tiny model; gives the model, what was reported and the result."""
+    """Train a tiny model; return the model, the reports and the result."""
     model = model or Tiny()
     optimizer = optimizer or optim.AdamW(0.05)
     callback = callback or Recorder()

@@ -1,12 +1,14 @@
-"""Stored matrices of every format for tests: quantised where pyloss can, random bytes with modest
-scales where it only reads.
+"""Stored matrices of every format for tests.
+
+pyloss quantizes random values; for formats that it only reads, blocks are random bytes with modest
+scales.
 """
 
 import numpy as np
 
 from pyloss.weights.weight import FORMATS, Weight
 
-#: where the halves of a block lie that scale it, and about what makes its values of size 1
+#: Offsets of a block's scale halves, and a scale that gives values of about 1.
 K_HALVES = {"q2_k": (80, 82), "q3_k": (108,), "q4_k": (0, 2), "q5_k": (0, 2), "q6_k": (208,)}
 K_SIZES = {"q2_k": 0.06, "q3_k": 0.025, "q4_k": 0.003, "q5_k": 0.0015, "q6_k": 0.0008}
 QUANTISED = [name for name, layout in FORMATS.items() if layout.elements > 1]
@@ -15,13 +17,12 @@ GROUPED = [name for name, layout in FORMATS.items() if layout.bits]
 
 
 def stored(rng, rows, cols, format, head_dim=0, size=1.0):
-    """A matrix of values of about that size; its columns are rounded up to the format's blocks."""
+    """A matrix of values of about `size`; columns are rounded up to the format's blocks."""
     layout = FORMATS[format]
     cols = -(-cols // layout.elements) * layout.elements
     if layout.encodes:
         values = (size * rng.standard_normal((rows, cols))).astype(np.float32)
-        # 16-bit scales, so that products with codes are exact however they are fused; nf4 blocks
-        # that straddle rows.
+        # 16-bit scales make products with codes exact in any order; nf4 blocks straddle rows.
         options = {"group_size": 64 if format == "nf4" else 32, "scale_format": "f16"}
         return Weight.quantize(values, format, head_dim, **options)
     blocks = rng.integers(0, 256, (rows * cols // layout.elements, layout.bytes), dtype=np.uint8)

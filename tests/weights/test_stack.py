@@ -1,4 +1,4 @@
-"""`WeightStack`: what it holds, and which matrices make one."""
+"""`WeightStack`: its contents, and which matrices can form one."""
 
 import numpy as np
 import pytest

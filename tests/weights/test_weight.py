@@ -1,4 +1,4 @@
-"""Stored weights mean what GGUF says they mean, bit for bit."""
+"""Stored weights have the values that GGUF defines, bit for bit."""
 
 import gguf
 import ml_dtypes
@@ -75,7 +75,7 @@ def test_head_dim_gives_hugging_face_order(format):
     heads, dim, rng = 3, 8, np.random.default_rng(2)
     plain = stored(rng, heads * dim, 64, format)
     weight = Weight(plain.raw, format, plain.shape, head_dim=dim, groups=plain.groups)
-    # llama.cpp's converter orders the rows of q and k with the two halves of a head in turns.
+    # llama.cpp's converter interleaves the two halves of each head's rows of q and k.
     expected = (
         plain.dequantize().reshape(heads, dim // 2, 2, -1).swapaxes(1, 2).reshape(plain.shape)
     )
@@ -93,7 +93,7 @@ def test_head_dim_gives_hugging_face_order(format):
 @pytest.mark.parametrize("head_dim", [0, 4])
 @pytest.mark.parametrize("format", list(FORMATS))
 def test_slices_are_rows_over_the_same_bytes(format, head_dim):
-    # nf4's blocks of 64 straddle these rows
+    # nf4's blocks of 64 straddle rows of 96.
     weight = stored(np.random.default_rng(6), 24, 96, format, head_dim)
     whole = weight.dequantize()
     for begin, end in ((0, 24), (4, 20), (12, 12), (20, 24)):
@@ -245,8 +245,8 @@ def test_affine_errors_are_at_most_a_step(format, size, scale_format):
     step = (blocks.max(axis=1) - blocks.min(axis=1)) / (2 ** FORMATS[format].bits - 1)
     error = np.abs(weight.dequantize().reshape(blocks.shape) - blocks).max(axis=1)
     rounding = np.abs(blocks).max(axis=1) * {"f32": 1e-6, "f16": 2e-3, "bf16": 1.6e-2}[scale_format]
-    # Half a step, but for the end of the range that is cut where the step is changed so that 0 lies
-    # on one.
+    # Half a step, except at the end of the range, which is cut when the step is changed to
+    # represent 0 exactly.
     assert (error <= step * 1.01 + rounding).all()
     again = weight.quantize_alike(matrix)
     assert again.raw.tobytes() == weight.raw.tobytes() and again.groups.scale_format == scale_format

@@ -1,4 +1,4 @@
-"""Models with adapters for tests: how they are configured, found and trained at random."""
+"""Models with adapters for tests: their configurations, layers and random training."""
 
 import numpy as np
 

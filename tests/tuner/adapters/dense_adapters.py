@@ -1,6 +1,4 @@
-"""The adapters over one matrix for tests: made over any base, trained at random, and computed in
-float64.
-"""
+"""Adapters over one matrix for tests: over any base, with random factors, computed in float64."""
 
 import numpy as np
 from stored_weights import stored
@@ -19,8 +17,9 @@ def dense(layer):
 
 
 def make_base(rng, cls, kind, rows=12, columns=64, bias=True):
-    """A layer over "plain", an array, or a stored matrix of a format, with a bias and interleaved
-    rows where it can have them.
+    """A base layer: "plain" is an array, other kinds are stored formats.
+
+    It has a bias and interleaved rows if it can.
     """
     table = cls.base_name == "embedding"
     head_dim = 0 if table or rows % 4 else 4
@@ -50,7 +49,7 @@ def parameters(layer):
 
 
 def adapted(layer, p, norm=None):
-    """The weight with the adapter in it; `norm` fixes what DoRA divides by."""
+    """The weight with the adapter in it; `norm` fixes DoRA's divisor."""
     product = p["lora_a"] @ p["lora_b"]
     weight = dense(layer.base) + layer.scale * (
         product if layer.base_name == "embedding" else product.T
@@ -71,8 +70,9 @@ def norms(layer):
 
 
 def masked(layer, x, p, mask, norm):
-    """Rows x, or ids of a table, through the layer with the adapter's input (a table's result)
-    times `mask`.
+    """The layer's output for rows x, or ids of a table.
+
+    `mask` multiplies the adapter's input, or for a table its result.
     """
     factor = p["m"] / norm if layer.kind == "dora" else np.ones(len(norm))
     if np.issubdtype(np.asarray(x).dtype, np.integer):
@@ -90,7 +90,7 @@ def masked(layer, x, p, mask, norm):
 
 
 def seeded_mask(layer, shape):
-    """Seeds the library so that the layer's next call drops what the returned mask does."""
+    """Seed the library and return the dropout mask of the layer's next call."""
     pyloss.random.seed(5)
     mask = ops.dropout(np.ones(shape, np.float32), layer.dropout, pyloss.random.next_seed())
     pyloss.random.seed(5)

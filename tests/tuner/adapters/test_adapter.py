@@ -1,4 +1,4 @@
-"""The registry of adapters and what all of them share."""
+"""The registry of adapters, and what all of them share."""
 
 import numpy as np
 import pytest
@@ -61,8 +61,9 @@ def test_scales_that_cannot_be(scale):
 
 
 def test_an_adapter_that_takes_its_start_off():
-    """It computes scale (A B - A0 B0): nothing at first; settled, the same adapter has twice the
-    rank and no fixed factors.
+    """The adapter computes scale (A B - A0 B0), at first 0.
+
+    Its storable form has twice the rank and no fixed factors.
     """
     rng = np.random.default_rng(0)
     base = nn.Linear(6, 4, bias=False)

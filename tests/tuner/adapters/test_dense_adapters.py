@@ -1,6 +1,4 @@
-"""Every adapter over one matrix, over every base: what it computes, its gradients, and what fusing
-makes of it.
-"""
+"""Every adapter over one matrix and every base: values, gradients, and fusing."""
 
 import warnings
 
@@ -37,7 +35,7 @@ def rng():
 
 
 def calls(layer, rng):
-    """The ways to call a layer: by rows, and a table by ids and as a head."""
+    """The ways to call a layer: by rows; a table also by ids and as a head."""
     x = rng.standard_normal((7, layer.shape[1])).astype(np.float32)
     return [(layer, IDS), (layer.as_linear, x)] if layer.base_name == "embedding" else [(layer, x)]
 
@@ -71,9 +69,7 @@ def test_forward_and_gradients(rng, cls, kind):
 @pytest.mark.parametrize("kind", ["plain", "q4_1"])
 @pytest.mark.parametrize("cls", CLASSES)
 def test_dropout_forward_and_gradients(rng, cls, kind):
-    """It acts on the adapter's branch alone, inside the sum that DoRA scales; the norm knows
-    nothing of it.
-    """
+    """Dropout acts on the adapter's branch only: inside DoRA's scaled sum, not in the norm."""
     layer = trained(rng, cls, make_base(rng, cls, kind), dropout=0.4)
     for call, x in calls(layer, rng):
         shape = (*np.shape(x), layer.shape[1]) if x is IDS else x.shape
@@ -86,9 +82,7 @@ def test_dropout_forward_and_gradients(rng, cls, kind):
 
 
 def check(rng, layer, call, x, mask):
-    """Against float64: the values, and the gradients by differences, with DoRA's norm a
-    constant.
-    """
+    """Compare values with float64 and gradients with differences; DoRA's norm is constant."""
     p, norm = parameters(layer), norms(layer)
     want = masked(layer, x, p, mask, norm)
     y = call(x)
@@ -99,7 +93,7 @@ def check(rng, layer, call, x, mask):
     assert grads.keys() == p.keys()
     for name, gradient in grads.items():
         numeric = np.zeros(p[name].size)
-        # The outputs are linear in each parameter alone: a long step is exact.
+        # The outputs are linear in each parameter, so a long step is exact.
         for i in range(numeric.size):
             moved = p[name].copy()
             moved.flat[i] += 1
@@ -207,7 +201,7 @@ def test_how_much_storing_keeps_is_known_and_little_is_warned_of(rng, cls):
 
 @pytest.mark.parametrize("cls", CLASSES)
 def test_threads_and_seeds(rng, cls):
-    """Dropout is a function of the seed, at any number of threads."""
+    """Dropout depends only on the seed, not on the number of threads."""
     layer = trained(rng, cls, make_base(rng, cls, "q4_1"), dropout=0.5)
     threads = _core.num_threads()
     try:

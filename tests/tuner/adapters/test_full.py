@@ -1,6 +1,4 @@
-"""Full fine-tuning: which weights are trained, in which form, and how they are saved, loaded,
-resumed and merged.
-"""
+"""Full fine-tuning: trained weights and their form; saving, loading, resuming and merging."""
 
 import json
 import logging
@@ -174,7 +172,7 @@ def test_a_tied_table_gets_the_gradient_of_both_its_uses(tmp_path):
     _, grads = nn.value_and_grad(model, pyloss.tuner.default_loss)(model, batch, lengths)
     assert list(grads) == ["model.embed_tokens.weight"]
     table = model.trainable_parameters()["model.embed_tokens.weight"]
-    # looked up and predicted, predicted alone, neither but in the head
+    # Tokens that are input and target, only target, and neither (head only).
     for place in ((1, 5), (6, 0), (20, 3)):
         ends, old = [], table[place]
         for step in (1e-2, -1e-2):

@@ -1,6 +1,4 @@
-"""An adapter over the output head, or over a table that is the head too, acts wherever the head is
-used.
-"""
+"""An adapter over the output head, or over a table that is also the head, acts at every use."""
 
 import numpy as np
 import pytest
@@ -61,7 +59,7 @@ def test_the_training_loss_is_that_of_the_logits(tmp_path, tied, use_dora):
         np.testing.assert_allclose(
             gradient, want_grads[name], rtol=1e-3, atol=1e-5 * np.abs(gradient).max(), err_msg=name
         )
-    # Without the adapter it is another loss.
+    # Without the adapter the loss differs.
     remove_lora_layers(model)
     assert abs(float(default_loss(model, BATCH, LENGTHS)[0]) - float(want)) > 0.1
 
@@ -110,9 +108,7 @@ def test_fusing_a_model_reports_what_storing_left(tmp_path):
 @pytest.mark.parametrize("kind", ["plain", "bf16", "q4_1"])
 @pytest.mark.parametrize("cls", CLASSES)
 def test_a_loss_in_parts_is_that_of_all_logits(rng, monkeypatch, cls, kind, dropout):
-    """Values and gradients, by the hidden states and the adapter, of the loss over few rows at a
-    time; some rows do not count.
-    """
+    """The loss over few rows at a time: values and gradients; some rows do not count."""
     monkeypatch.setattr(linear_losses, "MIN_ROWS", 16)
     layer = trained(rng, cls, make_base(rng, cls, kind, rows=23), size=0.2, dropout=dropout)
     hidden, labels = rng.standard_normal((60, 64)).astype(np.float32) / 4, rng.integers(0, 23, 60)

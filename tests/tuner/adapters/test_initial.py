@@ -1,6 +1,4 @@
-"""PiSSA and LoftQ: the products that adapters begin with, what is saved of them, and resumed
-runs.
-"""
+"""PiSSA and LoftQ: initial products, saved files and resumed runs."""
 
 import json
 
@@ -89,7 +87,7 @@ def test_products_of_a_difference():
 
 @pytest.mark.parametrize("quantised", [False, True])
 def test_dora_begins_as_its_kind_of_beginning_says(tmp_path, quantised):
-    """Over the base with PiSSA; over base and product with LoftQ, whose product m does not undo."""
+    """With PiSSA, norms of the base; with LoftQ of base and product, which m must not undo."""
     original = tiny.load_tiny(tmp_path / "original", seed=0)
 
     def fresh():
@@ -155,7 +153,7 @@ def test_a_trained_pissa_adapter_is_saved_as_a_plain_one_over_the_original_base(
     train(model, tmp_path / "run", iters=4)
     logits = model(TOKENS)
     for format in ("mlx", "peft"):
-        if format == "peft":  # one rank for all there
+        if format == "peft":  # PEFT's file has one rank for all
             linear_to_lora_layers(model := tiny.load_tiny(tmp_path / "model"), -1, PISSA)
             train(model, tmp_path / "peft_run", iters=4)
             logits = model(TOKENS)
@@ -194,7 +192,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path, init, u
             model = tiny.load_tiny(tmp_path / "model")
             linear_to_lora_layers(model, 1, {**PISSA, "init": init}, use_dora)
             for layer in adapter_modules(model).values() if i and init == "pissa" else ():
-                # they come from the state, not from doing it again
+                # A resumed run must take these from the state, not recompute them.
                 layer.origin_a[...] = layer.origin_b[...] = 0
             train(model, folder, iters, resume=i > 0)
         files.append(load_file(folder / "adapters.safetensors"))
@@ -229,9 +227,7 @@ def test_loftq_begins_with_what_quantising_lost(tmp_path):
 
 @pytest.mark.parametrize("kind", ["q2", "nf4"])
 def test_quantised_beside_a_product_base_and_adapter_are_nearer(tmp_path, kind):
-    """Each round, as LoftQ's alternation; in files of a folder, in formats that are as they would
-    be.
-    """
+    """Each round of LoftQ's alternation reduces the error; files keep the formats."""
     sizes = {"hidden_size": 64, "intermediate_size": 96, "head_dim": 16, "num_hidden_layers": 1}
     original = tiny.load_tiny(tmp_path / "original", **sizes)
     config = {
@@ -294,7 +290,7 @@ def test_what_cannot_be_begun(tmp_path, monkeypatch, config, message):
 @pytest.mark.parametrize("stored", [False, True])
 @pytest.mark.parametrize("kind", ["lora", "dora"])
 def test_experts_begin_one_by_one(stored, kind):
-    """Their A and B lie the other way round, one pair for each matrix."""
+    """Their A and B are transposed, one pair per matrix."""
     values = np.random.default_rng(4).standard_normal((3, 12, 32)).astype(np.float32)
     weight = (
         WeightStack([Weight.quantize(matrix, "q8_0") for matrix in values]) if stored else values

@@ -1,4 +1,4 @@
-"""A LoRA config: rank, scale and alpha, ranks by name, and values that are refused."""
+"""A LoRA config: rank, scale and alpha, ranks by name, and refused values."""
 
 import json
 
@@ -81,9 +81,7 @@ def test_settings_of_another_type(model, wrong):
     ],
 )
 def test_scale_and_alpha(model, tmp_path, config, scale):
-    """PEFT's definitions: alpha / r, and alpha / sqrt(r) for rsLoRA; a saved adapter has the
-    scale.
-    """
+    """PEFT's definitions: alpha / r, or alpha / sqrt(r) for rsLoRA; files hold the scale."""
     linear_to_lora_layers(model, 1, config)
     assert {layer.scale for layer in adapter_modules(model).values()} == {scale}
     save_adapter(model, tmp_path / "saved")
@@ -96,8 +94,9 @@ def test_scale_and_alpha(model, tmp_path, config, scale):
 
 @pytest.mark.parametrize(("rslora", "scales"), [(False, (2.0, 4.0)), (True, (4.0, 32**0.5))])
 def test_alpha_gives_each_rank_its_scale(model, tmp_path, rslora, scales):
-    """PEFT's definition; files have one scale for all, so that others are worked into lora_b, by
-    training as by save_adapter.
+    """PEFT's definition.
+
+    A file has one scale for all, so training and save_adapter fold the others into lora_b.
     """
     linear_to_lora_layers(
         model,
@@ -123,7 +122,7 @@ def test_alpha_gives_each_rank_its_scale(model, tmp_path, rslora, scales):
 
 
 def test_scale_counts_where_alpha_is_there_too(model, caplog):
-    """Files written for older versions of mlx-lm have both."""
+    """Files for older versions of mlx-lm have both."""
     linear_to_lora_layers(model, 1, {"rank": 8, "alpha": 16, "dropout": 0.0, "scale": 10.0})
     assert {layer.scale for layer in adapter_modules(model).values()} == {10.0}
     assert "scale 10.0 and alpha 16: scale is used" in caplog.text

@@ -1,4 +1,4 @@
-"""Adapters on disk: both layouts bit for bit, what their settings say, and what they cannot say."""
+"""Adapters on disk: both layouts bit for bit, their settings, and what they cannot express."""
 
 import json
 
@@ -40,7 +40,7 @@ def test_a_round_trip_keeps_every_bit(model, tmp_path, format):
             and layers[name].lora_b.tobytes() == layer.lora_b.tobytes()
         )
         assert (layers[name].scale, layers[name].dropout) == (2.5, 0.125)
-    # And what was loaded is saved as the same files again, whichever layout it came in.
+    # A loaded adapter is saved as the same files, from either layout.
     save_adapter(again, tmp_path / "b", format)
     for name in (LAYOUTS[format], "adapter_config.json"):
         assert (tmp_path / "b" / name).read_bytes() == (tmp_path / "a" / "deep" / name).read_bytes()
@@ -105,7 +105,7 @@ def test_the_scale_of_peft(model, tmp_path, extra, scale):
 
 @pytest.fixture
 def mixed(model):
-    """Layers of several ranks, scales and dropouts."""
+    """Layers with several ranks, scales and dropouts."""
     for name, rank, scale in (
         ("model.layers.2.mlp.up_proj", 5, 2.5),
         ("model.layers.1.self_attn.q_proj", 3, 0.5),
@@ -145,7 +145,7 @@ def test_ranks_and_scales_of_single_layers_in_peft(mixed, tmp_path):
 
 @pytest.mark.parametrize("one_rank", [False, True])
 def test_ranks_and_scales_of_single_layers_in_mlx(mixed, tmp_path, one_rank):
-    """The layout has one scale, and mlx-lm one rank: what the layers do is the same."""
+    """The layout has one scale and mlx-lm one rank; the layers compute the same."""
     save_adapter(mixed, tmp_path / "a", one_rank=one_rank)
     again = tiny.load_tiny(tmp_path / "model", bias=True)
     load_adapters(again, tmp_path / "a")
@@ -263,9 +263,7 @@ def test_tensors_that_say_the_same(model, tmp_path):
 @pytest.mark.parametrize("format", list(LAYOUTS))
 @pytest.mark.parametrize("beginning", ["language_model.model.", "model.language_model."])
 def test_an_adapter_of_a_model_that_was_beside_others(model, tmp_path, format, beginning):
-    """Names that mlx-lm and PEFT give to the language model of a checkpoint which reads images
-    too.
-    """
+    """Names by mlx-lm and PEFT for the language model of a checkpoint that also reads images."""
     save_adapter(model, tmp_path / "a", format)
     file = tmp_path / "a" / LAYOUTS[format]
     arrays = {
@@ -326,7 +324,7 @@ def test_every_tensor_that_does_not_fit_is_listed(model, tmp_path):
 def test_models_that_cannot_be_saved(model, tmp_path):
     with pytest.raises(ValueError, match="format must be 'mlx' or 'peft', not 'gguf'"):
         save_adapter(model, tmp_path / "a", "gguf")
-    model.adapter_config = None  # of adapters that were put in by hand
+    model.adapter_config = None  # adapters that were put in by hand
     save_adapter(model, tmp_path / "a")
     config = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
     assert config["lora_parameters"].pop("keys") == sorted(adapter_modules(model))

@@ -1,6 +1,4 @@
-"""Adapters over experts: what they compute over every kind of base, what they share, and what
-fusing leaves of them.
-"""
+"""Adapters over experts: values over every base, sharing, and fusing."""
 
 import warnings
 
@@ -46,19 +44,19 @@ def trained(rng, base, size=1.0, cls=LoRASwitchLinear, **options):
 
 
 def summed(layer):
-    """float64: the base's weights with the adapter's product in them."""
+    """float64 weights of the base plus the adapter's product."""
     return dense(layer.linear.weight) + layer.scale * layer.lora_b.astype(np.float64) @ layer.lora_a
 
 
 def lengths(layer):
-    """By what the rows of these are multiplied."""
+    """The factors of the rows of `summed`."""
     if isinstance(layer, LoRASwitchLinear):
         return np.ones(layer.linear.shape[:2])
     return layer.m / np.linalg.norm(summed(layer), axis=2)
 
 
 def merged(layer):
-    """The float64 weights that a layer stands for."""
+    """The effective float64 weights of a layer."""
     return lengths(layer)[:, :, None] * summed(layer)
 
 
@@ -108,20 +106,20 @@ def test_forward_gradients_and_fuse(rng, cls, kind, bias):
     )
 
     _, grads = nn.value_and_grad(layer, lambda: (layer(x, OFFSETS) * dy).sum())()
-    # d/dW
+    # dL/dW
     slope = np.stack(
         [
             dy[EXPERT_OF_ROW == e].T.astype(np.float64) @ x[EXPERT_OF_ROW == e]
             for e in range(EXPERTS)
         ]
     )
-    if cls is DoRASwitchLinear:  # the norms are constants
+    if cls is DoRASwitchLinear:  # the norms are constant
         want = (slope * summed(layer)).sum(2) / np.linalg.norm(summed(layer), axis=2)
         np.testing.assert_allclose(grads["m"], want, rtol=1e-4, atol=2e-4)
     slope *= lengths(layer)[:, :, None]
     np.testing.assert_allclose(grads["lora_a"], 2 * layer.lora_b.swapaxes(1, 2) @ slope, atol=2e-3)
     np.testing.assert_allclose(grads["lora_b"], 2 * slope @ layer.lora_a.swapaxes(1, 2), atol=2e-3)
-    assert not any(gradient[1].any() for gradient in grads.values())  # no rows
+    assert not any(gradient[1].any() for gradient in grads.values())  # expert 1 has no rows
 
     before = dense(layer.linear.weight).copy()
     with warnings.catch_warnings():
@@ -234,7 +232,7 @@ def test_only_experts_take_it(cls, base):
 
 
 def test_taking_off_the_start(rng):
-    """An adapter that takes its start off computes the base, and as files hold it the same."""
+    """After subtracting its initial product, the adapter and its stored form agree."""
     layer, x = trained(rng, make_base(rng, "plain")), normal(rng, 13, IN)
     layer.subtract_initial_product()
     np.testing.assert_allclose(layer(x, OFFSETS), layer.linear(x, OFFSETS), atol=2e-3)

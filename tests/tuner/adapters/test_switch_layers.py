@@ -1,6 +1,4 @@
-"""Adapters of experts on disk: mlx-lm's layout bit for bit, and PEFT's, which has one pair for
-gates and ups.
-"""
+"""Adapters of experts on disk: mlx-lm's layout, and PEFT's one pair for gate and up."""
 
 import json
 
@@ -133,7 +131,7 @@ def test_peft_has_gates_and_ups_in_one(tmp_path, block, parts):
 
 
 def test_a_pair_from_peft_goes_back_as_it_came(tmp_path):
-    """Gates and ups that share lora_a are one pair of that rank."""
+    """Gate and up that share lora_a are one pair of that rank."""
     rng = np.random.default_rng(1)
     at = "base_model.model.model.layers.1.mlp.experts.lora_"
     arrays = {
@@ -169,7 +167,7 @@ def test_a_pair_from_peft_goes_back_as_it_came(tmp_path):
 
 
 def own_layers(block="block_sparse_moe", names=("w1", "w3", "w2")):
-    """Adapters as PEFT wrote them when every expert had layers of its own."""
+    """Adapters as PEFT wrote them when every expert had its own layers."""
     rng, arrays = np.random.default_rng(2), {}
     for expert in range(EXPERTS):
         for name, (rows, cols) in zip(names, SHAPES.values()):

@@ -1,4 +1,4 @@
-"""Batches: order, padding, targets, what is cut and skipped, and going on after an interruption."""
+"""Batches: order, padding, targets, truncated and skipped samples, and resuming."""
 
 import json
 
@@ -11,7 +11,7 @@ from pyloss.tuner.datasets import CacheDataset, ChatDataset, ConcatenatedDataset
 
 
 def rows_of(lengths):
-    """One row for each length, its first token the row's number."""
+    """One row per length; its first token is the row's number."""
     return [([i, *[1] * (n - 1)], 1) for i, n in enumerate(lengths)]
 
 

@@ -1,4 +1,4 @@
-"""The preview: targets between marks, counts above, and nothing that could steer a terminal."""
+"""The preview: targets between marks, counts above, and no terminal control sequences."""
 
 import pytest
 from fake import FakeTokenizer

@@ -1,6 +1,4 @@
-"""The system prompt that a data set shares: found, remembered with the adapter, carried on, used
-and switched off.
-"""
+"""The system prompt that a data set shares: found, stored with the adapter, used, switched off."""
 
 import json
 
@@ -74,7 +72,7 @@ def trained(model, dataset, folder, config=None):
 def test_training_remembers_it(model, tmp_path):
     assert trained(model, chats("s", "s"), tmp_path / "a")["system_prompt"] == "s"
     assert model.adapter_config["system_prompt"] == "s"
-    # Another data set, which has none.
+    # Another data set has no shared prompt.
     assert (
         "system_prompt"
         not in trained(model, chats("s", "t"), tmp_path / "b") | model.adapter_config
@@ -83,7 +81,7 @@ def test_training_remembers_it(model, tmp_path):
         model, ds.CacheDataset(chats("s")), tmp_path / "c", {**model.adapter_config, "own": 1}
     )
     assert (config["system_prompt"], config["own"]) == ("s", 1)
-    # A list of tokens says nothing about it.
+    # A list of tokens says nothing about the prompt.
     assert trained(model, [[1, 2, 3]], tmp_path / "d")["system_prompt"] == "s"
 
 
@@ -131,9 +129,7 @@ def test_gguf_files_of_adapters_have_it(model, tmp_path):
 
 @pytest.fixture
 def asked(monkeypatch, capsys):
-    """Runs `pyloss generate` on a tiny model whose adapter has a system prompt; gives the prompt,
-    and what was said.
-    """
+    """Run `pyloss generate` on a tiny model with a system prompt; return prompt and messages."""
     from pyloss import cli, generation, models
 
     tokenizer, prompts = byte_tokenizer(), []

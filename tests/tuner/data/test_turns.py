@@ -1,4 +1,4 @@
-"""Turns in conversations that the template rewrites, refuses in part or leaves out."""
+"""Conversations whose turns the template rewrites, refuses in part or omits."""
 
 import pytest
 from fake import END, FakeTokenizer
@@ -108,14 +108,14 @@ def test_marks_of_the_template_are_the_targets():
     assert trained(template, say("a", "b", "c", "d")) == ["b", "d"]
     assert trained(template, say("a", "b", "c", "d"), "last") == ["d"]
     assert trained(template, say("a", "", "c", "d", "e")) == ["d"]
-    # As transformers' tracker does not follow: a text that is kept before it is written.
+    # The text is kept before it is written, which transformers' tracker does not follow.
     prompt = "{% if add_generation_prompt %}[assistant]{% endif %}"
     kept = (
         "{% for m in messages %}{% set t %}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}{% endgeneration %}{% endif %}{% endset %}[{{ m.role }}]{{ t }}{% endfor %}"
         + prompt
     )
     assert trained(kept, say("a", "bcd", "e", "f")) == ["bcd", "f"]
-    # One that computes with what it marks is followed as if it had no marks.
+    # A template that computes with marked text is treated as if it had no marks.
     assert trained(
         "{{ messages | length }}" + kept.replace("{{ t }}", "{{ t[:2] }}"),
         say("a", "bcd", "e", "f"),

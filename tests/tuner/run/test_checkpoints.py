@@ -1,6 +1,4 @@
-"""Checkpoints: a resumed run equals an uninterrupted one to the bit, and nothing that happens
-leaves half of one.
-"""
+"""Checkpoints: resumed runs have the bits of uninterrupted ones; no file is left incomplete."""
 
 import errno
 import json
@@ -41,9 +39,7 @@ def same_model(one, two):
 @pytest.mark.parametrize("accumulation", [1, 3])
 @pytest.mark.parametrize("stop", [5, 10, 13])
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path, stop, accumulation):
-    """More iterations than an epoch has, dropout, a schedule, unfinished accumulation, a report
-    across the stop.
-    """
+    """Several epochs, dropout, a schedule, unfinished accumulation, a report over the stop."""
     settings = {"steps_per_report": 3, "grad_accumulation_steps": accumulation, "keep_best": False}
     whole, seen, result = run(tmp_path / "whole", optimizer=scheduled(), iters=20, **settings)
     _, first, _ = run(tmp_path / "parts", optimizer=scheduled(), iters=stop, **settings)
@@ -73,7 +69,7 @@ def test_the_best_adapter_and_patience_survive_a_resume(tmp_path):
 
 
 def test_the_best_adapter_of_a_run_that_ended_survives_a_resume_that_is_worse(tmp_path):
-    """Its validation came only because the run ended, between those that a longer run has."""
+    """Only the end of the run caused its validation; a longer run has none there."""
     model, _, first = run(tmp_path, iters=6, steps_per_eval=100)
     assert first.best_iteration == 6
     kept = load_file(tmp_path / "best_adapters.safetensors")
@@ -147,7 +143,7 @@ def test_ctrl_c_saves_a_complete_state_and_says_where(tmp_path, at, where):
     def interrupt_at(number):
         calls.append(number)
         if len(calls) == at:
-            # what an iteration that is given up has drawn must not be felt later
+            # Random numbers drawn in an abandoned iteration must not affect later ones.
             pyloss.random.next_seed()
             raise KeyboardInterrupt
 
@@ -170,7 +166,7 @@ def test_ctrl_c_saves_a_complete_state_and_says_where(tmp_path, at, where):
         adapter = load_file(tmp_path / "run" / "adapters.safetensors")
         for name, array in saved.model.items():
             np.testing.assert_array_equal(adapter[name], array)
-    else:  # what nothing was trained of is no adapter
+    else:  # without training there is no adapter
         assert not (tmp_path / "run" / "adapters.safetensors").exists()
 
     after = Recorder()
@@ -182,9 +178,7 @@ def test_ctrl_c_saves_a_complete_state_and_says_where(tmp_path, at, where):
 
 
 def test_ctrl_c_while_a_run_ends_keeps_the_state_from_before(tmp_path):
-    """Ending reports off schedule, applies gradients left over and validates: none of it belongs to
-    a longer run.
-    """
+    """The end reports, applies pending gradients and validates; a longer run would not."""
 
     def loss(model, batch, lengths):
         if not model.training and len(ended) == 5:
@@ -217,9 +211,7 @@ class Other(Tiny):
 
 
 class Killer:
-    """Kills the process at the `at`-th of the moments that matter: in the middle of a file, and
-    around renames.
-    """
+    """Kills the process at the `at`-th critical moment: within a file, and around renames."""
 
     def __init__(self, at):
         self.left = at
@@ -269,9 +261,7 @@ def killed_at(moment, folder, **settings):
 
 
 def check_files(folder):
-    """Whatever is there under its own name is whole, and the adapter is one that its config
-    describes.
-    """
+    """Every file under its final name is complete, and the config describes the adapter."""
     for file in folder.glob("[!.]*adapters.safetensors"):
         assert set(load_file(file)) == set(Tiny().arrays)
     for file in folder.glob("[!.]*.json"):
@@ -301,9 +291,7 @@ def test_killed_at_every_moment_of_every_write(tmp_path):
 
 
 def test_killed_while_a_run_of_another_configuration_takes_its_place(tmp_path):
-    """The config never lies beside another config's adapter, and the earlier adapter is always
-    there somewhere.
-    """
+    """The config never lies with another config's adapter; the earlier adapter always exists."""
     run(tmp_path / "first", iters=2)
     old = load_file(tmp_path / "first" / "adapters.safetensors")
     config = (tmp_path / "first" / "adapter_config.json").read_text()

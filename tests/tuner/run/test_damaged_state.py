@@ -1,6 +1,4 @@
-"""Trainer states that say what no run can have said: refused by a FormatError that names the file,
-and nothing hangs.
-"""
+"""Impossible trainer states: a FormatError names the file, and nothing hangs."""
 
 import json
 import signal
@@ -24,7 +22,7 @@ def numpy_gradients(monkeypatch):
 
 
 def rewrite(folder, change):
-    """The state in `folder` with its JSON as `change` leaves it."""
+    """Rewrite the state in `folder` with its JSON changed by `change`."""
     path = folder / run_folder.STATE_FILE
     with safe_open(path, framework="numpy") as opened:
         tree = json.loads(opened.metadata()[state.STATE_KEY])
@@ -121,7 +119,7 @@ def test_the_reported_case_ends(tmp_path):
 
 
 def test_a_run_far_beyond_its_end_takes_no_batches(tmp_path):
-    """Batches without a state are taken again one by one: not 10**15 of them for a run of three."""
+    """Batches without a state are skipped one by one, but not 10**15 of them for a run of three."""
 
     def endless(**options):
         while True:
@@ -145,9 +143,7 @@ def test_fewer_batches_than_the_run_had_are_said(tmp_path):
 
 
 def test_a_handler_of_ctrl_c_that_is_not_pythons_stays(monkeypatch):
-    """What signal.getsignal gives for a handler that an embedding program installed is None, which
-    cannot be put back.
-    """
+    """signal.getsignal gives None for an embedder's handler, which cannot be restored."""
     monkeypatch.setattr(signal, "getsignal", lambda number: None)
     monkeypatch.setattr(signal, "signal", lambda number, handler: pytest.fail("touched"))
     with state.uninterrupted():

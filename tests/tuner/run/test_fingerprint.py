@@ -1,6 +1,4 @@
-"""The fingerprint of a base: the same wherever it lies, another one for other weights of the same
-shapes.
-"""
+"""The fingerprint of a base does not depend on its place, but on its weights."""
 
 import numpy as np
 import pytest
@@ -71,7 +69,7 @@ def test_a_run_is_not_resumed_over_another_base(tmp_path):
     model = adapted(tmp_path / "m")
     train(model, optim.AdamW(0.01), DATA, None, settings(tmp_path / "a", 2))
     other = pyloss.load_model(tmp_path / "m")
-    layer = other.layers[0].mlp.down_proj  # none that has an adapter
+    layer = other.layers[0].mlp.down_proj  # a layer without an adapter
     other.set_module("model.layers.0.mlp.down_proj", type(layer).from_weight(pyloss.Weight.quantize(
         1.01 * (layer.weight if isinstance(layer.weight, np.ndarray) else layer.weight.dequantize()), "f32")).freeze())  # fmt: skip
     other.save(tmp_path / "other")

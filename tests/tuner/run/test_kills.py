@@ -1,8 +1,7 @@
-"""Training killed at random moments, from outside: what is in the folder is always a complete
-adapter, and a resumed run goes on to the bits of one that was never stopped.
+"""Training killed from outside at random moments: the folder always has a complete adapter.
 
-`PYLOSS_KILLS=500 pytest -m slow tests/tuner/run/test_kills.py` kills as often as that; CI as often
-as `KILLS` says.
+A resumed run has the bits of a run that was never stopped. `PYLOSS_KILLS=500 pytest -m slow
+tests/tuner/run/test_kills.py` kills 500 runs, CI as many as `KILLS` says.
 """
 
 import os
@@ -62,7 +61,7 @@ def start(folder, *arguments):
 
 
 def losses_of(output):
-    """Iterations and losses of whole lines: the last one may have been cut."""
+    """Iterations and losses of complete lines; the last line may be cut."""
     pairs = [
         line.split()
         for line in output.splitlines(keepends=True)
@@ -72,9 +71,7 @@ def losses_of(output):
 
 
 def check_complete(folder):
-    """The adapter loads and is one that a run had: all finite, in the shapes that the
-    configuration's model has.
-    """
+    """The adapter loads, and its numbers are finite and have the shapes of the configuration."""
     for path in (
         folder,
         *folder.glob("[0-9]*_adapters.safetensors"),
@@ -91,9 +88,7 @@ def check_complete(folder):
 
 
 def kill_again_and_again(folder, kills, seed):
-    """Kills runs in `folder`, which has an adapter, at random moments; gives the losses that they
-    printed.
-    """
+    """Kill runs in `folder`, which has an adapter, at random moments; return their losses."""
     rng, seen = random.Random(seed), {}
     for _ in range(kills):
         process = start(folder, "resume")
@@ -104,7 +99,7 @@ def kill_again_and_again(folder, kills, seed):
         for iteration, loss in losses_of(output).items():
             assert seen.setdefault(iteration, loss) == loss
         check_complete(folder)
-        if "end\n" in output:  # done: begin anew, which sets the old run aside
+        if "end\n" in output:  # finished: start again, which sets the old run aside
             run(folder, optimizer=optim.AdamW(0.05), **EVERY | {"iters": 2})
     return seen
 
@@ -124,7 +119,7 @@ def survives(folder, whole_folder, kills, seed):
     )
     assert ours["adapters.safetensors"] == theirs["adapters.safetensors"]
     assert ours[run_folder.BEST_FILE] == theirs[run_folder.BEST_FILE]
-    # What the killed ones had under way is gone, their lock too.
+    # Unfinished files of killed runs are removed, and so is their lock.
     assert not [name for name in ours if name.endswith(".tmp") or name == LOCK_FILE]
 
 
@@ -145,7 +140,7 @@ def test_killed_often(tmp_path):
 
 
 def test_a_killed_run_leaves_nothing_that_the_next_keeps(tmp_path):
-    """Its lock is taken over, and its half-written files are swept."""
+    """The next run takes over its lock and removes its half-written files."""
     run(tmp_path, optimizer=optim.AdamW(0.05), **EVERY | {"iters": 2})
     process = start(tmp_path, "resume")
     assert process.stdout.readline() == "begin\n"

@@ -1,4 +1,4 @@
-"""Memory of training: flat over many steps, whatever lengths come."""
+"""Memory of training stays flat over many steps of any lengths."""
 
 import gc
 import os
@@ -36,11 +36,11 @@ def test_many_steps_take_no_more_memory_than_some(tmp_path, checkpoint):
         del grads
         return _core.buffer_stats()["in_use"], resident()
 
-    gc.disable()  # nothing may wait for the collector
+    gc.disable()  # no memory may wait for the collector
     try:
         held, before = steps(300)
         again, after = steps(1000)
     finally:
         gc.enable()
     assert again == held
-    assert after - before < 1_000_000  # a thousand bytes a step
+    assert after - before < 1_000_000  # 1,000 bytes per step

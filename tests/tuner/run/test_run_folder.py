@@ -1,6 +1,4 @@
-"""The folder of a run: an earlier run stays, nothing of two runs mixes, and what the configuration
-says of the machine.
-"""
+"""The folder of a run: earlier runs are kept, runs never mix, paths in the configuration."""
 
 import json
 import threading
@@ -108,7 +106,7 @@ def test_no_iterations_write_nothing(tmp_path, capsys, earlier):
         and not list(tmp_path.glob("previous*"))
     )
     assert "nothing was trained, so no adapter is saved" in capsys.readouterr().err
-    # Nor does a run whose data give no batch.
+    # A run whose data give no batch writes no adapter either.
     run(tmp_path / "none", iters=3, iterate=lambda **options: iter(()), val=None)
     assert not (tmp_path / "none" / "adapters.safetensors").exists()
 
@@ -159,7 +157,7 @@ def test_a_configuration_that_cannot_be_written_moves_nothing(tmp_path):
 
 
 def test_a_second_run_in_the_folder_is_refused(tmp_path):
-    """While the first one trains, in another thread."""
+    """The first run trains in another thread."""
     training, done, refused = threading.Event(), threading.Event(), []
 
     def loss(model, batch, lengths):
@@ -211,7 +209,7 @@ def test_validation_data_without_targets_are_named(tmp_path):
 
 
 def test_numbered_and_best_adapters_are_read_where_they_lie(tmp_path):
-    """By every reader: they all come to `read_adapter` or `load_full`."""
+    """By every reader, through `read_adapter` or `load_full`."""
     model = with_adapter(tmp_path / "model")
     b = model.layers[-1].mlp.up_proj.lora_b
     b[...] = 1

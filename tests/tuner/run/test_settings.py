@@ -1,6 +1,4 @@
-"""Settings from YAML files as written for mlx_lm.lora, from flags, and what is refused with which
-words.
-"""
+"""Settings from mlx_lm.lora's YAML files and from flags, and the errors for invalid ones."""
 
 import re
 from pathlib import Path
@@ -11,7 +9,7 @@ from pyloss.tuner.run.settings import SCHEMA, merge_settings, read_yaml
 
 pytest.importorskip("yaml")
 
-# The keys and kinds of values of the configuration that mlx-lm gives as its example.
+# The keys and types of values in mlx-lm's example configuration.
 MLX_LM = """
 model: "mlx_model"
 train: true

@@ -1,4 +1,4 @@
-"""YAML files that somebody wrote: each is read, or refused in one sentence that names the file."""
+"""YAML files by users: each is read, or refused in one sentence that names the file."""
 
 import pytest
 
