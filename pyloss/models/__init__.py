@@ -22,7 +22,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "load":  # `pyloss.load`: it also reads adapters, of which models know nothing
+    if name == "load":  # it also reads adapters, which models do not know
         from pyloss.loading import load
 
         return load

@@ -56,7 +56,7 @@ class _Builder:
         return Linear.from_weight(self.source.matrix(at, rows, cols, rotary=rotary), offset)
 
     def head(self, table: Weight) -> Linear | None:
-        """The output head; None where it is the embedding's `table`.
+        """The output head, or None if it shares the embedding's `table`.
 
         As in transformers, `tie_word_embeddings` yields to a head in the file that differs from it.
         """
@@ -108,7 +108,7 @@ class _Builder:
             "up_proj": (inner, hidden),
             "down_proj": (hidden, inner),
         }
-        # The gate first: its shape bounds the number of experts, whose tensors may be single ones.
+        # The gate first: its shape bounds the number of experts, which may have single tensors.
         gate = self.linear(f"{at}.gate", mixture.count, hidden)
         stacks = [
             self.source.experts(f"{at}.switch_mlp.{name}", mixture.count, *shape)

@@ -1,4 +1,4 @@
-"""Quantizing a model here, or undoing it: which layers, in which format."""
+"""Quantizing or dequantizing the layers of a model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pyloss.nn import Embedding, Linear, SwitchLinear
 from pyloss.weights.stack import WeightStack
 from pyloss.weights.weight import FORMATS, Weight
 
-#: the names that quantizations have for users
+#: Quantizations by their names for users.
 QUANTIZATIONS = {
     f"q{layout.bits}": name for name, layout in FORMATS.items() if name.startswith("affine")
 } | {"nf4": "nf4"}
@@ -26,17 +26,17 @@ def quantize_model(
     dtype: str | None = None,
     double: bool = True,
 ) -> dict[str, str]:
-    """Quantizes the layers of `model` in place, and returns the layers left out, with the reason.
+    """Quantizes the layers of `model` in place; returns the layers left out, with the reasons.
 
-    Affine groups take every linear layer, expert and embedding; nf4 takes the linear layers but the
-    head, as bitsandbytes does. Routers stay as they are, and layers whose rows do not divide into
-    groups.
+    Affine groups take every linear layer, expert and embedding; nf4 takes all linear layers but the
+    head, as bitsandbytes does. Routers stay as they are, and so do layers whose rows do not divide
+    into groups.
 
     Args:
         quantization: "q2" to "q8" (mlx's affine groups) or "nf4".
         group_size: 64 unless given.
-        dtype: "float32", "float16" or "bfloat16": weights are rounded to it before, and affine
-            groups have scales of it. Default: the model's own, or float16 where it is quantized.
+        dtype: "float32", "float16" or "bfloat16": weights are first rounded to it, and the scales
+            of affine groups have it. Default: the model's own type, or float16 if it is quantized.
         double: quantize nf4's scales too.
 
     Raises:
@@ -95,7 +95,7 @@ def _layers(model: Model) -> list[tuple[str, Any]]:
 
 
 def _replace(model: Model, name: str, module: Any, store: Callable[[Any], Weight]) -> None:
-    """The layer `name` with each of its matrices as `store` gives it."""
+    """Replace the layer `name` by one whose matrices are converted by `store`."""
     weight = module.weight
     stacked = (
         weight.matrices

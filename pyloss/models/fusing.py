@@ -8,8 +8,8 @@ from typing import Any, Protocol, runtime_checkable
 
 from pyloss.nn import Module
 
-#: Fusing warns, and writing a fused model is refused, where less than this share of a module's
-#: change of its base is left after storing.
+#: Storing must keep at least this share of a module's change of its base. Otherwise fusing warns,
+#: and the fused model is not written.
 LEAST_KEPT = 0.5
 
 
@@ -67,7 +67,7 @@ def mean_kept(kept: Mapping[str, float]) -> float:
 
 
 def refuse_loss(kept: Mapping[str, float], ways: str) -> None:
-    """Raises ValueError where storing leaves little of an adapter; `ways` says what keeps it."""
+    """Raises ValueError if storing keeps too little of an adapter; `ways` says how to keep it."""
     if kept and (mean := mean_kept(kept)) < LEAST_KEPT:
         least = min(kept, key=kept.__getitem__)
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Mixtures of experts: the block that stands in the place of the MLP, under mlx-lm's names."""
+"""Mixtures of experts: the block in place of the MLP, under mlx-lm's names."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class SwitchGLU(Module):
         self.gate_proj, self.up_proj, self.down_proj = gate_proj, up_proj, down_proj
 
     def __call__(self, x: Any, routing: ops.Routing, weights: Any) -> Any:
-        """x [N, hidden] -> for each row the sum of its experts' results times `weights`.
+        """x [N, hidden] -> for each row, the sum of its experts' results times `weights`.
 
         `routing` and `weights` [M] are those of `ops.route`.
         """
@@ -28,8 +28,8 @@ class SwitchGLU(Module):
         inner = ops.swiglu(
             self.gate_proj(rows, routing.offsets), self.up_proj(rows, routing.offsets)
         )
-        # The last product is linear, so weights may come before it: their gradient then needs the
-        # narrow `inner`, not the product's wide results.
+        # The last product is linear, so weights may be applied before it. Their gradient then needs
+        # the narrow `inner`, not the product's wide results.
         return ops.combine(self.down_proj(ops.scale_rows(inner, weights), routing.offsets), routing)
 
 

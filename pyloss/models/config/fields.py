@@ -1,4 +1,4 @@
-"""What `ModelConfig` and the readers of files share: defaults, ranges, the types of layers."""
+"""Shared by `ModelConfig` and the readers of files: defaults, ranges, the types of layers."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any
 
 from pyloss.checks.numbers import LARGEST
 
-#: What `layer_types` may hold: layers that see all tokens, and layers with a window.
+#: Values of `layer_types`: layers that see all tokens, and layers with a window.
 FULL, SLIDING = LAYER_TYPES = ("full_attention", "sliding_attention")
 
-#: What transformers takes where config.json lacks a key, in families that say nothing else.
+#: transformers' values for missing keys of config.json, unless the family has its own.
 DEFAULTS: Mapping[str, Any] = {
     "rms_norm_eps": 1e-6,
     "rope_theta": 10000.0,
@@ -23,7 +23,7 @@ DEFAULTS: Mapping[str, Any] = {
 # Far beyond any model. Counts size lists; windows and sizes are 32-bit integers in the kernels.
 _LARGEST_SIZE = (1 << 31) - 1
 
-#: The sizes of a model, which are at least 1, and the largest that is read of each.
+#: The sizes of a model, which are at least 1, and the largest value that is accepted for each.
 LIMITS = {
     "vocab_size": _LARGEST_SIZE,
     "hidden_size": _LARGEST_SIZE,
@@ -38,14 +38,14 @@ LIMITS = {
 
 
 def head_size(hidden: int, heads: int) -> int:
-    """head_dim where a file does not say it. Raises ValueError for sizes that do not divide."""
+    """head_dim if a file does not say it. Raises ValueError for sizes that do not divide."""
     if heads < 1 or hidden % heads:
         raise ValueError(f"hidden_size {hidden} is not a multiple of num_attention_heads {heads}")
     return hidden // heads
 
 
 def periodic_layers(period: int, layers: int) -> list[str]:
-    """`layer_types` where every period-th layer has no window. Raises ValueError for period < 1."""
+    """`layer_types` where each period-th layer has no window. Raises ValueError for period < 1."""
     if period < 1:
         raise ValueError(f"must be at least 1, got {period}")
     return [SLIDING if (i + 1) % period else FULL for i in range(layers)]

@@ -46,8 +46,8 @@ _OPTIONAL: dict[str, Kind] = {
     "expert_count": whole(),
 }
 
-# Keys of architectures with windows in some layers, with experts, and with experts of a size of
-# their own.
+# Keys of architectures with windows in some layers, with experts, and with a separate size of
+# experts.
 _OF_WINDOWS: dict[str, Kind] = {
     "attention.sliding_window_pattern": whole(),
     "rope.freq_base_swa": float32,
@@ -69,7 +69,7 @@ def read_gguf_config(
     tensors: Mapping[str, StoredTensor],
     path: str | os.PathLike[str],
 ) -> dict[str, Any]:
-    """The fields of `ModelConfig`: from `metadata`, and from `tensors` what the metadata lack.
+    """The fields of `ModelConfig`, from `metadata` and, if it lacks them, from `tensors`.
 
     Tensors tell the vocabulary's size, ties, biases and rotary factors. `path` is for errors.
     Raises ValueError and FormatError as `hf_reader.read_hf_config` does.
@@ -145,7 +145,7 @@ def _window_defaults(family: Family) -> dict[str, Any]:
 
 
 def _vocabulary_size(read: Values, tensors: Mapping[str, StoredTensor]) -> int:
-    """The embedding's rows: older files have no vocab_size. Refuses a count of layers too high."""
+    """The embedding's rows, since older files have no vocab_size. Refuses too many layers."""
     embedding = tensors.get("token_embd.weight")
     if embedding is None:
         raise FormatError(read.path, "token_embd.weight", "this tensor is missing")
@@ -179,7 +179,7 @@ def _windows(read: Values, family: Family) -> dict[str, Any]:
     """sliding_window, layer_types and rope_local_base_freq."""
     window = read["attention.sliding_window"]
     if family.windows != "periodic":
-        if 0 < window < read["context_length"]:  # llama.cpp passes over it
+        if 0 < window < read["context_length"]:  # llama.cpp ignores others
             name = f"{read.prefix}attention.sliding_window {window}"
             raise read.unsupported(name, "0")
         return {}

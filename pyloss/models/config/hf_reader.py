@@ -48,7 +48,7 @@ def _layer_numbers(value: Any) -> Any:
     return value
 
 
-# The keys that a file must have, in families without a default of their own.
+# Required keys, unless the family has a default.
 _REQUIRED = {
     name: whole(1, LIMITS[name])
     for name in (
@@ -80,7 +80,7 @@ _OPTIONAL: dict[str, Kind] = {
     "pad_token_id": whole(),
 }
 
-# Keys of some families, and which families those are.
+# Keys of some families, with the names of those families.
 _OF_SOME: dict[str, tuple[Kind, Callable[[Family], Any]]] = {
     "hidden_act": (TEXT, lambda family: family.activation == "silu"),
     "hidden_activation": (TEXT, lambda family: family.activation != "silu"),
@@ -113,8 +113,7 @@ def read_hf_config(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The fields of `ModelConfig`, read from the config.json at `path`.
 
     Raises:
-        ValueError: a model family, or an option of one, that pyloss does not have; names what it
-            has.
+        ValueError: an unsupported model family, or an unsupported option; names the families.
         FormatError: a missing key, a value of the wrong type, or values that do not fit together.
         OSError: the file cannot be read.
     """
@@ -153,7 +152,7 @@ def read_hf_config(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _text_part(path: str | os.PathLike[str], content: dict[str, Any]) -> dict[str, Any]:
-    """The configuration of the language model in one that also has parts for images."""
+    """The language model's configuration in one that also describes an image model."""
     kind = f"{content.get('model_type')}_text"
     if kind not in FAMILIES:
         return content
@@ -174,7 +173,7 @@ def _refuse_activation(read: Values, family: Family) -> None:
 
 
 def _windows(read: Values, family: Family, model_type: str) -> dict[str, Any]:
-    """sliding_window and layer_types, which families say in four ways."""
+    """sliding_window and layer_types, which families express in four ways."""
     window, types = read["sliding_window"], read["layer_types"]
     if family.windows is None:
         if window is not None and window < read["max_position_embeddings"]:
@@ -209,8 +208,8 @@ def _own_types(read: Values, family: Family) -> list[str]:
 def _rope(read: Values, family: Family) -> dict[str, Any]:
     """rope_theta, rope_local_base_freq and rope_scaling.
 
-    They are in `rope_parameters` (transformers 5) or in the keys before it. As in transformers,
-    `rope_scaling` goes before `rope_parameters`, and what either says before the keys outside.
+    They are in `rope_parameters` (transformers 5) or in older top-level keys. As in transformers,
+    `rope_scaling` overrides `rope_parameters`, and both override the top-level keys.
     """
     local, nested = read.get("rope_local_base_freq"), read["rope_parameters"]
     if any(isinstance(value, dict) for value in nested.values()):
@@ -223,8 +222,8 @@ def _rope(read: Values, family: Family) -> dict[str, Any]:
             read.path, nested, dict.fromkeys(LAYER_TYPES, OBJECT), {key: {} for key in LAYER_TYPES}
         )
         local, nested = _local_theta(read, parts[SLIDING], local), parts[FULL]
-    # Of two bases, one for each type of layers, rope_scaling changes the keys that it has; of one
-    # base it stands in place of all.
+    # In a family with a base per type of layer, rope_scaling replaces single keys; otherwise it
+    # replaces the whole object.
     outer = read["rope_scaling"]
     scaling = {**nested, **outer} if family.local_rope else outer or nested
     theta = {"rope_theta": read["rope_theta"]}

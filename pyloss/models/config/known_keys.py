@@ -15,13 +15,13 @@ from pyloss.errors import choices
 _OFF = (None, False)
 _ONE = (None, 1)
 
-# Keys that other readers than `hf_reader` read, or that belong to another family's reading.
+# Keys that are read outside `hf_reader`, or only for other families.
 _HF_READ = {
     "model_type", "text_config", "quantization", "quantization_config", "hidden_act",
     "hidden_activation", "use_sliding_window", "max_window_layers",
 }  # fmt: skip
 
-# Options of models that pyloss does not have, and the values that mean that they are not used.
+# Unsupported options of models, with the values that switch them off.
 _HF_REFUSED: dict[str, tuple[Any, ...]] = {
     "partial_rotary_factor": _ONE,
     "rotary_pct": _ONE,
@@ -118,9 +118,9 @@ def refuse_hf_keys(
 ) -> None:
     """Raises ValueError for a key that asks for an option pyloss lacks; warns of unknown keys.
 
-    `read` are the keys that are read for this family, `others` those of other families:
-    transformers ignores them, and pyloss refuses values that ask for something. transformers gives
-    no meaning to unknown keys, and neither does pyloss; but a model with code of its own may.
+    `read` are the keys that are read for this family. `others` belong to other families:
+    transformers ignores them, and pyloss refuses values that ask for an option. Unknown keys mean
+    nothing to transformers and pyloss, but may matter to a model with its own code.
     """
     unknown = []
     for key, value in content.items():
@@ -149,9 +149,9 @@ def refuse_rope_keys(
             raise ValueError(f"{path}: {shown(key)} of rope_scaling is not supported")
 
 
-# GGUF's metadata, without the architecture's name in front.
-# Keys that change nothing: the embedding has the vocabulary's size, and the last ones are of norms
-# that these architectures do not have.
+# GGUF's metadata, without the architecture's name in front. These keys change nothing: the
+# embedding has the vocabulary's size, and the last keys belong to norms that these architectures
+# lack.
 _GGUF_INERT = {
     "vocab_size", "tensor_data_layout", "rope.scaling.finetuned", "decoder_start_token_id",
     "attention.layer_norm_epsilon", "attention.group_norm_epsilon", "attention.group_norm_groups",
@@ -193,7 +193,8 @@ def refuse_gguf_keys(
 ) -> None:
     """Raises ValueError for a key of the architecture `arch` that asks for an option pyloss lacks.
 
-    Unknown keys might, so they are refused too; `read` are the keys that are read.
+    `read` are the keys that are read. Unknown keys might ask for an option, so they are refused
+    too.
     """
     for key, value in metadata.items():
         if not key.startswith(f"{arch}."):

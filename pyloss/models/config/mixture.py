@@ -1,4 +1,4 @@
-"""`Mixture`: the experts in the place of MLPs, read from either format and written to it."""
+"""`Mixture`: experts in place of MLPs, read from either format and written to it."""
 
 from __future__ import annotations
 

@@ -28,12 +28,12 @@ class ModelConfig:
 
     Attributes:
         rope_scaling: None, or {"rope_type": kind, ...} with the numbers of `rope_scaling.KEYS`.
-        sliding_window: how many tokens a layer with a window sees, up to its own.
-        layer_types: for each layer one of `fields.LAYER_TYPES`; None where all layers are alike.
+        sliding_window: the number of tokens that a layer with a window sees, its own included.
+        layer_types: one of `fields.LAYER_TYPES` per layer; None if all layers are alike.
         rope_local_base_freq: the rotary base, unscaled, of layers with a window; None: rope_theta.
         query_pre_attn_scalar: attention scores are divided by its square root; None: head_dim.
-        mixture: the experts; None where MLPs are dense.
-        intermediate_size: the inner size of MLPs, and of experts without a size of their own.
+        mixture: the experts; None if MLPs are dense.
+        intermediate_size: the inner size of MLPs, and of experts without a separate size.
 
     Raises:
         ValueError: values that do not fit together; `from_hf` and `from_gguf` raise FormatError.
@@ -89,7 +89,7 @@ class ModelConfig:
         self._check_windows()
 
     def _check_windows(self) -> None:
-        """Makes configurations that say the same equal: no types where all layers are alike."""
+        """Makes equivalent configurations equal: no types if all layers are alike."""
         types = self.layer_types
         if types is not None:
             wrong = [kind for kind in types if kind not in LAYER_TYPES]
@@ -113,13 +113,13 @@ class ModelConfig:
         return FAMILIES[self.model_type]
 
     def window(self, layer: int) -> int:
-        """How many tokens `layer` sees, up to its own; 0 when all."""
+        """The number of tokens that `layer` sees, its own included; 0 for all."""
         local = self.layer_types is None or self.layer_types[layer] == SLIDING
         return self.sliding_window if self.sliding_window is not None and local else 0
 
     @property
     def window_period(self) -> int | None:
-        """p where only every p-th layer has no window; None where layers do not repeat so.
+        """p if exactly every p-th layer has no window; None if layers do not repeat so.
 
         1: no layer has a window. More than the number of layers: all have one.
         """
@@ -172,7 +172,7 @@ class ModelConfig:
                 SLIDING if self.window(i) else FULL for i in range(self.num_hidden_layers)
             ]
         if family.windows == "periodic":
-            # What mlx-lm reads in place of layer_types; null where it could not say the same.
+            # mlx-lm reads this in place of layer_types; null if it cannot express them.
             content |= {
                 "sliding_window_pattern": self.window_period,
                 "hidden_activation": family.activation,
@@ -180,5 +180,5 @@ class ModelConfig:
         return content | (self.mixture.to_hf(family) if self.mixture else {})
 
 
-# Left out of config.json where they are None.
+# Left out of config.json if None.
 _PARTICULAR = ("layer_types", "rope_local_base_freq", "query_pre_attn_scalar")

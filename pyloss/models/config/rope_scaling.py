@@ -15,7 +15,7 @@ from pyloss.io.tensor_file import StoredTensor
 from pyloss.models.config.known_keys import refuse_rope_keys
 from pyloss.models.config.values import TEXT, Values, float32, real
 
-# The numbers of each kind; those of yarn that follow from others are always written out.
+# The numbers of each kind. Those of yarn that follow from others are always written out.
 KEYS = {
     "linear": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
@@ -56,17 +56,17 @@ def rotary_frequencies(
 
 
 def llama3_factors(scaling: Mapping[str, Any], theta: float, head_dim: int) -> np.ndarray:
-    """By what Llama 3's `rope_scaling` divides each rotary frequency: float64 [head_dim / 2]."""
+    """Llama 3's divisors of the rotary frequencies, float64 [head_dim / 2]."""
     wavelength = 2 * math.pi * theta ** (np.arange(0, head_dim, 2) / head_dim)
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
     turns = scaling["original_max_position_embeddings"] / wavelength
-    # High frequencies are kept, low ones are divided by the factor, in between they are blended.
+    # High frequencies stay, low ones are divided by the factor, those between are blended.
     smooth = np.clip((turns - low) / (high - low), 0, 1)
     return 1 / ((1 - smooth) / scaling["factor"] + smooth)
 
 
 def check_scaling(scaling: Mapping[str, Any] | None) -> None:
-    """Raises ValueError for what is not None or a kind with all its numbers."""
+    """Raises ValueError unless `scaling` is None or a known kind with all its numbers."""
     if scaling is None:
         return
     keys = KEYS.get(scaling.get("rope_type", ""))
@@ -81,12 +81,12 @@ def check_scaling(scaling: Mapping[str, Any] | None) -> None:
             raise ValueError(f"rope_scaling's {low} must be below its {high}, got {scaling}")
 
 
-# The last position that tables are made for, by far.
+# Far beyond the last position that tables are made for.
 _LAST_POSITION = 2.0**31
 
 
 def check_rotary(theta: float, head_dim: int, scaling: Mapping[str, Any] | None) -> None:
-    """Raises ValueError where angles, or what scales cos and sin, are no finite numbers."""
+    """Raises ValueError if the angles, or the scale of cos and sin, are not finite."""
     try:
         with np.errstate(all="ignore"):
             frequencies, scale = rotary_frequencies(theta, head_dim, scaling)
@@ -103,9 +103,9 @@ def check_rotary(theta: float, head_dim: int, scaling: Mapping[str, Any] | None)
 def read_hf_scaling(
     path: str | os.PathLike[str], scaling: Mapping[str, Any], original: float | None, longest: int
 ) -> dict[str, Any] | None:
-    """From the object that config.json has under `rope_scaling` or `rope_parameters`.
+    """Read the object under `rope_scaling` or `rope_parameters` of config.json.
 
-    The length before scaling is, as in transformers, `original` of the configuration itself, else
+    As in transformers, the length before scaling is `original`, from the configuration itself, else
     that of `scaling`, else `longest`, max_position_embeddings.
     """
     names = Values(
@@ -146,10 +146,10 @@ _GGUF_YARN = {"beta_fast": "yarn_beta_fast", "beta_slow": "yarn_beta_slow"}
 def read_gguf_scaling(
     read: Values, factors: StoredTensor | None, theta: float, head_dim: int
 ) -> dict[str, Any] | None:
-    """From a GGUF file's metadata and its tensor `rope_freqs.weight`, if it has one."""
+    """Read a GGUF file's metadata, and its tensor `rope_freqs.weight` if it has one."""
     at = "rope.scaling"
-    # llama.cpp takes a factor without a type as linear, scale_linear as the factor's older name,
-    # and 0 as none.
+    # As in llama.cpp: a factor without a type is linear, scale_linear is an older name of the
+    # factor, and 0 means none.
     kind = "linear" if read[f"{at}.type"] is None else read[f"{at}.type"]
     if kind not in ("none", "linear", "yarn"):
         raise ValueError(
@@ -186,7 +186,7 @@ def read_gguf_scaling(
 
 
 def _refuse_yarn_options(read: Values, at: str, kind: str) -> None:
-    """Raises ValueError for factors of yarn other than those that llama.cpp takes by itself."""
+    """Raises ValueError for factors of yarn that differ from those that llama.cpp assumes."""
     extrapolated = (-1.0, 1.0) if kind == "yarn" else (-1.0, 0.0)
     for name, neutral in (
         ("attn_factor", (1.0,)),
@@ -202,7 +202,7 @@ def _refuse_yarn_options(read: Values, at: str, kind: str) -> None:
 def _read_llama3(
     path: str | os.PathLike[str], factors: StoredTensor, theta: float, head_dim: int
 ) -> dict[str, Any]:
-    """Llama 3's four numbers, found from the stored factors of the frequencies, and checked."""
+    """Llama 3's four numbers, recovered from the stored frequency factors and checked."""
     stored = factors.array()
     if not (np.isfinite(stored) & (stored > 0)).all():
         raise FormatError(
@@ -243,7 +243,7 @@ def _llama3_scaling(factors: np.ndarray, theta: float, head_dim: int) -> dict[st
 
 
 def gguf_scaling(scaling: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The same scaling as GGUF metadata, without the architecture's name.
+    """`scaling` as GGUF metadata, without the architecture's name.
 
     Llama 3's scaling is a tensor instead, see `llama3_factors`.
     Raises ValueError for an attention_factor other than the one that follows from the factor.

@@ -20,8 +20,8 @@ Kind = Callable[[Any], Any]
 class Values(dict[str, Any]):
     """The values of `content` under the keys of `kinds`.
 
-    A key that is missing or null has its default. Raises FormatError naming the key where it has
-    no default, or where its value is not of its kind.
+    A missing or null key has its default. Raises FormatError naming the key if it has no default,
+    or if its value is of another kind.
 
     Attributes:
         path: the file, for errors.
@@ -61,7 +61,7 @@ class Values(dict[str, Any]):
 
 
 def checked(path: str | os.PathLike[str], make: Callable[..., T], **fields: Any) -> T:
-    """`make(**fields)`; values that it refuses are a FormatError of the file."""
+    """`make(**fields)`; values that it refuses become a FormatError of the file."""
     try:
         return make(**fields)
     except ValueError as error:
@@ -79,8 +79,8 @@ def real(value: Any) -> float:
 
 
 def float32(value: Any) -> float:
-    """Finite numbers of GGUF, which stores 1e-05 as 9.999999747378752e-06: the shortest decimal."""
-    with np.errstate(over="ignore"):  # whoever takes the number refuses infinity
+    """Finite numbers of GGUF as shortest decimals; it stores 1e-05 as 9.999999747378752e-06."""
+    with np.errstate(over="ignore"):  # callers refuse infinity
         return float(str(np.float32(real(value))))
 
 

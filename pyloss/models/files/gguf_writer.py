@@ -26,7 +26,7 @@ from pyloss.weights.weight import FORMATS, Weight, row_bytes
 if TYPE_CHECKING:
     from pyloss.models.tokenizer import Tokenizer
 
-#: what matrices can be converted to on the way
+#: Types that matrices can be converted to.
 TYPES = ("f32", "f16", "bf16", "q8_0", "q5_0", "q5_1", "q4_0", "q4_1")
 
 # general.file_type: llama.cpp's number of the most frequent type; the medium mix of K-quants.
@@ -46,7 +46,7 @@ class GGUFTensor(NamedTuple):
 
 
 def library() -> Any:
-    """The `gguf` package. ImportError where it is missing names what installs it."""
+    """The `gguf` package; if it is missing, ImportError names the package to install."""
     try:
         import gguf
     except ImportError:
@@ -62,7 +62,7 @@ def write_gguf_file(
     metadata: Mapping[str, Any],
     tensors: Sequence[GGUFTensor],
 ) -> None:
-    """Write a GGUF file, wholly or not at all.
+    """Write a GGUF file, completely or not at all.
 
     Integers are stored as uint32, in lists as int32, other numbers as float32. None, empty texts
     and empty lists are left out.
@@ -182,7 +182,8 @@ def _windows(c: ModelConfig) -> dict[str, Any]:
     if c.sliding_window is None:
         return {}
     if c.family.windows != "periodic":
-        # llama.cpp gives this architecture no window, and is right as far as one would reach.
+        # llama.cpp applies no window in this architecture, which is right up to the window's
+        # length.
         return {"context_length": min(c.sliding_window, c.max_position_embeddings)}
     if c.window_period is None:
         raise ValueError(
@@ -220,7 +221,7 @@ def _reordered(vector: np.ndarray, head_dim: int) -> np.ndarray:
 
 
 def stored_as(name: str, value: np.ndarray | Weight | WeightStack, type: str | None) -> str:
-    """The format that a file with `type` has the matrix `name` in; see `write_gguf`."""
+    """The format of the matrix `name` in a file with `type`; see `write_gguf`."""
     own = "f32" if isinstance(value, np.ndarray) else value.format
     kind = type or (own if own.upper() in GGML_TYPES.values() else "f16")
     if (
@@ -239,7 +240,7 @@ def _matrix(
     type: str | None,
     head_dim: int,
 ) -> GGUFTensor:
-    """A matrix, or those of experts as one tensor of three dimensions."""
+    """A matrix, or a stack of experts as one tensor of three dimensions."""
     kind = stored_as(name, value, type)
 
     def data() -> np.ndarray:

@@ -38,7 +38,7 @@ _POST_NORMS = {
 }
 _PRE_NORMS = {"model.layers.{}.post_attention_layernorm": "blk.{}.ffn_norm"}
 
-# Prefixes of names in models that also have parts for images, and the language model's own.
+# Prefixes of the language model's names in checkpoints that also read images, with its own.
 _PREFIXES = {
     "language_model.model.": "model.",
     "language_model.lm_head": "lm_head",
@@ -47,7 +47,7 @@ _PREFIXES = {
 
 
 def language_model_name(name: str) -> str:
-    """`name` as the language model alone has it."""
+    """`name` without the prefix that checkpoints with an image model add."""
     for prefix, own in _PREFIXES.items():
         if name.startswith(prefix):
             return own + name.removeprefix(prefix)

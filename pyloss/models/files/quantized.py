@@ -37,7 +37,7 @@ class Quantization:
     """The settings of quantized layers in the config.json at `path`.
 
     Attributes:
-        method: "mlx", "bitsandbytes", or "" where the file has no settings.
+        method: "mlx", "bitsandbytes", or "" if the file has no settings.
 
     Raises:
         ValueError: a method that pyloss does not read.
@@ -90,7 +90,7 @@ class Quantization:
         return bits, size
 
     def weight(self, file: TensorFile, layer: str, *shape: int) -> Weight | None:
-        """The quantized matrix of `layer`; None where the layer is not quantized.
+        """The quantized matrix of `layer`, or None if the layer is not quantized.
 
         `shape` is [rows, cols], or [count, rows, cols] of experts, whose rows are one matrix.
         """
@@ -239,7 +239,7 @@ def _affine_parts(weight: Weight) -> dict[str, np.ndarray]:
 
 
 def _in_order(weight: Weight) -> Weight:
-    """The matrix with its rows in Hugging Face order and, for nf4, with arrays of its own."""
+    """The matrix with rows in Hugging Face order and, for nf4, with its own arrays."""
     g = weight.groups
     assert g is not None
     if not weight.head_dim and (weight.format != "nf4" or not g.first):
@@ -304,7 +304,7 @@ def settings(
             "bnb_4bit_compute_dtype": dtype,
             "bnb_4bit_quant_storage": "uint8",
         }
-        # else transformers would quantize them; without a list it leaves the head alone itself
+        # Otherwise transformers would quantize them. Without a list it leaves out only the head.
         if set(plain) - {"lm_head"}:
             content["llm_int8_skip_modules"] = sorted({*plain, "lm_head"})
         return {"quantization_config": content}

@@ -12,9 +12,9 @@ from pyloss.models.files.quantized import Quantization
 from pyloss.weights.stack import WeightStack
 from pyloss.weights.weight import Weight
 
-# Rotary tables in some files: the tables are computed, and the configuration has GGUF's factors.
+# Rotary tables of some files. pyloss computes them, and reads GGUF's factors separately.
 _TABLES = ("rotary_emb.inv_freq", "attn_rot_embd.weight", "rope_freqs.weight")
-# How the names of tensors for images and sound begin.
+# Prefixes of tensors for images and sound.
 _OTHER_INPUTS = (
     "vision_tower.", "multi_modal_projector.", "model.vision_tower.",
     "model.multi_modal_projector.", "vision_model.", "audio_tower.", "v.", "mm.", "a.",
@@ -22,7 +22,7 @@ _OTHER_INPUTS = (
 
 
 class Source:
-    """What `building` asks for tensors; one subclass per file format.
+    """The tensors that `building` requests; one subclass per file format.
 
     `rotary` marks the rows of q and k, which a format may store in another order. FormatError names
     a tensor that is missing or has another shape than requested.
@@ -69,14 +69,14 @@ class Source:
             )
 
     def refuse_missing_layers(self, layers: int) -> None:
-        """FormatError where the configuration has more `layers` than the file has tensors for."""
+        """Raises FormatError if the configuration has more `layers` than the file."""
         held = layers_held(self.file, self._layers())
         if layers > held:
             reason = f"it is {layers}, and the file has tensors for {counted(held, 'layer')}"
             raise FormatError(self.file.path, "num_hidden_layers", reason)
 
     def _layers(self) -> str:
-        """How the names of layers' tensors begin."""
+        """The prefix of the names of layers' tensors."""
         return self._stored_name("model.layers.")
 
     def _stored_name(self, name: str) -> str:
@@ -94,7 +94,7 @@ class Source:
 
 
 class FolderSource(Source):
-    """A Hugging Face folder. In one that also has parts for images, names have a longer prefix.
+    """A Hugging Face folder; names have a longer prefix if it also has an image model.
 
     Experts are stacked as in mlx-lm or in transformers 5, or each is a tensor of its own.
     `quantization` is read from the configuration.

@@ -20,11 +20,11 @@ def settled(messages: Messages, render: Callable[[Messages], str]) -> tuple[Mess
 
     Args:
         messages: dicts with "role" and "content".
-        render: gives the text of messages, or raises where the template refuses them.
+        render: returns the text of messages, or raises if the template refuses them.
 
     Raises:
         ValueError: the template prints parts of a content as they are, and some are no text.
-        Exception: what `render` raises for the messages as they were given, where no form is taken.
+        Exception: that of `render` for the messages as given, if the template takes no form.
     """
     mixed = {_is_list(message["content"]) for message in messages if message.get("content")} == {
         True,
@@ -61,14 +61,14 @@ def settled(messages: Messages, render: Callable[[Messages], str]) -> tuple[Mess
 
 
 def has_forms(messages: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether the messages have anything that another form can also say, other than plain text."""
+    """Whether the messages have anything but plain text that another form can express."""
     return any(_is_list(m.get("content")) or next(_calls(m), None) is not None for m in messages)
 
 
 def tools_of(tools: Any) -> Any:
-    """Tools as a list of JSON schemas: JSON text of one, or of each, is read.
+    """Tools as a list of JSON schemas; JSON text of the list or of a schema is parsed.
 
-    Raises TypeError for what is neither a list nor None, ValueError for text that is not JSON.
+    Raises TypeError unless they are a list or None, ValueError for text that is not JSON.
     """
     if isinstance(tools, str):
         try:
@@ -128,7 +128,7 @@ def _as_parts(content: Any) -> Any:
 
 
 def _as_object(arguments: Any) -> Any:
-    """The object that is written as JSON text; anything else as it is."""
+    """The object that a JSON text represents; anything else as it is."""
     if not isinstance(arguments, str):
         return arguments
     try:

@@ -19,11 +19,11 @@ from pyloss.errors import said
 from pyloss.models.text.chat_forms import settled, tools_of
 from pyloss.models.text.template_budget import BoundedSandbox, bounded, budget, render
 
-# Keys that applications use for a message's reasoning; templates read the first, gpt-oss's the
-# second.
+# Keys of applications for a message's reasoning. gpt-oss's template reads the second, others the
+# first.
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 
-# What stands around the assistant's text; see `render_marked`.
+# Marks around the assistant's text; see `render_marked`.
 _marks: ContextVar[tuple[str, str]] = ContextVar("marks", default=("", ""))
 
 
@@ -42,7 +42,7 @@ def render_chat(
             key. Contents are text or lists of parts, arguments of tool calls are objects or JSON
             text: the template gets the form that it takes.
         tools: a list of JSON schemas (dicts), JSON text of one, or None.
-        variables: whatever else the template may read, as `bos_token`.
+        variables: further variables of the template, such as `bos_token`.
 
     Raises:
         TypeError: messages or tools of the wrong type.
@@ -71,7 +71,7 @@ def render_chat(
             return settled(
                 plain, lambda form: render(compiled, messages=form, documents=documents, **inputs)
             )[1]
-    except Exception as error:  # a template is a program, and may fail in any way a program can
+    except Exception as error:  # a template may fail in any way that a program can
         raise ValueError(f"the chat template failed: {said(error)}") from error
 
 
@@ -121,7 +121,7 @@ def _message(message: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """`value` in JSON's types: a template must not get objects with methods of their own."""
+    """`value` in JSON's types: a template must not get objects with custom methods."""
     if isinstance(value, Mapping):
         return {_plain(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -215,7 +215,7 @@ def _tojson(
     separators: Any = None,
     sort_keys: bool = False,
 ) -> str:
-    # Jinja's own escapes characters for HTML.
+    # Jinja's own filter escapes characters for HTML.
     return json.dumps(
         value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )

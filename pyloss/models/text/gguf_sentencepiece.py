@@ -26,7 +26,7 @@ def sentencepiece_tokenizer(
     prefix: bool,
     path: str | os.PathLike[str],
 ) -> tokenizers.Tokenizer:
-    """The tokenizer, without special tokens and what is put around a text.
+    """The tokenizer, without special tokens and the tokens around a text.
 
     SentencePiece joins the two neighbors whose union has the highest score. Here every pair that
     makes a piece is a merge, in the order of the scores. Characters without a piece become the
@@ -34,9 +34,9 @@ def sentencepiece_tokenizer(
 
     Args:
         scores: `tokenizer.ggml.scores`, as read.
-        kinds: `tokenizer.ggml.token_type`; ordinary tokens alone take part in merges.
-        unknown: the token of what is not in the vocabulary.
-        prefix: a text, and what follows a special token, begins with a space of its own.
+        kinds: `tokenizer.ggml.token_type`; only ordinary tokens take part in merges.
+        unknown: the token for text that is not in the vocabulary.
+        prefix: whether a space is put before texts, and before text behind a special token.
 
     Raises:
         FormatError: damaged scores.
@@ -105,8 +105,7 @@ def sentencepiece_metadata(
 ) -> dict[str, Any]:
     """The keys, without `tokenizer.ggml.`, of a tokenizer.json of BPE with byte fallback.
 
-    `tokens` and `kinds` are the tokenizer's, by id. Raises ValueError for a tokenizer whose tokens
-    scores cannot give.
+    `tokens` and `kinds` are the tokenizer's, by id. Raises ValueError if no scores give its tokens.
     """
     model = content["model"]
     for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "ignore_merges"):
@@ -188,7 +187,7 @@ def _pieces(
 
 
 def _space_prefix(content: dict[str, Any]) -> bool:
-    """Whether texts begin with a space of their own."""
+    """Whether a space is put before texts."""
     replace = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
     normalizers_, cuts = (
         _flat(content["normalizer"], "normalizers"),

@@ -17,7 +17,7 @@ from pyloss.errors import FormatError
 from pyloss.io.gguf import CONTROL, UNKNOWN, USER_DEFINED
 from pyloss.models.text.gguf_sentencepiece import sentencepiece_tokenizer
 
-# Tokens that are matched in the text before it is cut.
+# Tokens that are matched in the text before it is split.
 _ADDED = (UNKNOWN, CONTROL, USER_DEFINED)
 
 # Keys tokenizer.ggml.*_token_id and the names of these tokens in transformers.
@@ -26,20 +26,20 @@ SPECIAL = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padd
 
 # Tokens that end a turn or a message to a tool; generation stops at them.
 _ENDS = ("eos", "eot", "eom")
-# Files often leave the key out; llama.cpp then knows these as what they say.
+# Files often omit the key; llama.cpp then recognizes these tokens by their text.
 _TURN_ENDS = ("<end_of_turn>", "<|im_end|>", "<|eot_id|>")
 
-# What llama.cpp takes where a file with SentencePiece's vocabulary has no such key.
+# llama.cpp's values for keys that a file with SentencePiece's vocabulary lacks.
 _SENTENCEPIECE_IDS = {"unknown": 0, "bos": 1, "eos": 2}
 
 
 class _Pre(NamedTuple):
-    """How text is cut before merging; `pattern` None is GPT-2's, which the library has built in."""
+    """How text is split before merging; `pattern` None is GPT-2's, built into the library."""
 
     pattern: str | None
-    digits: bool = False  # every digit is cut out by itself first
-    ignore_merges: bool = False  # a piece that is in the vocabulary as a whole is that token
-    add_bos: bool = False  # where the file does not say
+    digits: bool = False  # each digit is split off first
+    ignore_merges: bool = False  # a piece in the vocabulary stays whole
+    add_bos: bool = False  # unless the file says otherwise
 
 
 def _llama3_pattern(numbers: str) -> str:
@@ -51,13 +51,13 @@ def _llama3_pattern(numbers: str) -> str:
 
 
 _GPT2 = _Pre(None)
-# SmolLM's tokenizer.json cuts digits first, then as GPT-2 does, and llama.cpp agrees. transformers
-# ignores `tokenizer.ggml.pre` of GGUF files and keeps digits together: "123" becomes tokens that
-# the model was not trained with.
+# SmolLM's tokenizer.json splits off digits first, then splits as GPT-2 does, and llama.cpp agrees.
+# transformers ignores `tokenizer.ggml.pre` of GGUF files and keeps digits together: "123" becomes
+# tokens that the model was not trained with.
 _SMOLLM = _Pre(None, digits=True)
 _LLAMA3 = _Pre(_llama3_pattern(r"\p{N}{1,3}"), ignore_merges=True, add_bos=True)
 _QWEN2 = _Pre(_llama3_pattern(r"\p{N}"))
-# Of Mistral's newer vocabularies: words are cut before a capital, too.
+# Mistral's newer vocabularies also split words before a capital.
 _TEKKEN = _Pre(
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|"
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|"
@@ -66,7 +66,7 @@ _TEKKEN = _Pre(
     add_bos=True,
 )
 
-# By tokenizer.ggml.pre. Of several names of one, the first is what llama.cpp's converter writes.
+# By tokenizer.ggml.pre. If several names mean one, the first is that of llama.cpp's converter.
 PRE_TOKENIZERS = {
     "gpt-2": _GPT2,
     "smollm": _SMOLLM,
@@ -86,8 +86,8 @@ def build_tokenizer(
     """The tokenizer, the special tokens by transformers' names, and the ids that end a generation.
 
     Raises:
-        ValueError: a kind of vocabulary or pre-tokenizer that is not here.
-        FormatError: keys that are missing or damaged.
+        ValueError: an unsupported kind of vocabulary or pre-tokenizer.
+        FormatError: missing or damaged keys.
     """
     kind = metadata.get("tokenizer.ggml.model")
     if kind not in ("gpt2", "llama"):
@@ -136,7 +136,7 @@ def build_tokenizer(
             for text in _TURN_ENDS
             if text in vocabulary and kinds[vocabulary[text]] in _ADDED
         }
-    if "eos_token" not in special and ends:  # texts are ended by it
+    if "eos_token" not in special and ends:  # it ends texts
         special["eos_token"] = tokens[min(ends) if ids["eot"] is None else ids["eot"]]
     return backend, special, ends
 
@@ -144,7 +144,7 @@ def build_tokenizer(
 def _byte_level(
     metadata: Mapping[str, Any], vocabulary: dict[str, int], path: str | os.PathLike[str]
 ) -> tuple[tokenizers.Tokenizer, bool]:
-    """The tokenizer, and whether it puts a bos token before texts where the file does not say."""
+    """The tokenizer, and whether it adds a bos token to texts unless the file says otherwise."""
     name = metadata.get("tokenizer.ggml.pre")
     pre = PRE_TOKENIZERS.get(name) if isinstance(name, str) else None
     if pre is None:
@@ -197,7 +197,7 @@ def _cuts(merges: list[str], path: str | os.PathLike[str]) -> list[tuple[str, in
 
 
 def pre_tokenizer(pre: _Pre) -> Any:
-    """What cuts text as `pre` says."""
+    """The pre-tokenizer that splits text as `pre` says."""
     steps: list[Any] = [pre_tokenizers.Digits(individual_digits=True)] if pre.digits else []
     if pre.pattern is None:
         steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True))
@@ -208,7 +208,7 @@ def pre_tokenizer(pre: _Pre) -> Any:
 
 
 def _add_tokens(backend: tokenizers.Tokenizer, kinds: list[Any], tokens: list[str]) -> None:
-    """Make the tokens that are matched in the text before it is cut known as such."""
+    """Add the tokens that are matched in the text before it is split."""
     added = [
         tokenizers.AddedToken(token, special=kind != USER_DEFINED, normalized=False)
         for token, kind in zip(tokens, kinds, strict=True)
@@ -248,7 +248,7 @@ def _around(
     vocabulary: dict[str, int],
     path: str | os.PathLike[str],
 ) -> Any:
-    """What puts the bos and eos tokens around a text, if anything does."""
+    """The post-processor that adds bos and eos tokens to a text, or None."""
     single = ["$A"]
     for key, name, default in (
         ("add_bos_token", "bos_token", add_bos),

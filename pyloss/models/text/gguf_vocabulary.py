@@ -31,7 +31,7 @@ def vocabulary_metadata(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]
             for key, value in read.items()
             if key.startswith("tokenizer.") and _CHAT_TEMPLATE not in key
         }
-        # Numbers without which a file does well, -1 there, do not fit what is written here.
+        # Drop optional numbers that the source gives as -1, stored as unsigned.
         metadata = {key: value for key, value in metadata.items() if value != 0xFFFFFFFF}
     else:
         metadata = _convert(tokenizer, vocab_size)
@@ -82,7 +82,7 @@ def _convert(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
 
 
 def _pre_name(content: dict[str, Any]) -> str:
-    """The name in `PRE_TOKENIZERS` of how text is cut."""
+    """The name in `PRE_TOKENIZERS` of the way in which text is split."""
     model, normalizer = content["model"], content["normalizer"]
     for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(key):
@@ -101,7 +101,7 @@ def _pre_name(content: dict[str, Any]) -> str:
 
 
 def _steps(node: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """The steps of a pre-tokenizer, without what does not change the tokens."""
+    """The steps of a pre-tokenizer that change tokens."""
     if node is None:
         return []
     if node["type"] == "Sequence":
@@ -110,7 +110,7 @@ def _steps(node: dict[str, Any] | None) -> list[dict[str, Any]]:
 
 
 def _tokens(tokenizer: Tokenizer, vocab_size: int) -> tuple[list[str], list[int]]:
-    """Texts and kinds by id, with unused ones where there is no token."""
+    """Texts and kinds by id; an id without a token gets an unused one."""
     vocabulary = tokenizer.backend.get_vocab(with_added_tokens=True)
     if max(vocabulary.values()) >= vocab_size:
         raise ValueError(
@@ -128,7 +128,7 @@ def _tokens(tokenizer: Tokenizer, vocab_size: int) -> tuple[list[str], list[int]
 
 
 def _further_ends(tokenizer: Tokenizer) -> dict[str, int]:
-    """Further tokens that end an answer, under the two names that GGUF has for them."""
+    """Further tokens that end an answer, under GGUF's two names for them."""
     ends: dict[str, int] = {}
     for index in sorted(tokenizer.eos_token_ids - {tokenizer.eos_token_id}):
         text = tokenizer.backend.id_to_token(index) or ""

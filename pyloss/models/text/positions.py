@@ -11,7 +11,7 @@ import tokenizers
 
 
 class Positions:
-    """A text with its tokens, special tokens written out in it and none added.
+    """A text with its tokens; special tokens in the text are recognized, and none are added.
 
     Args:
         tokenizer: pyloss's, or one with the same `encode`; offsets come from the
@@ -27,7 +27,8 @@ class Positions:
         backend = next((b for b in backends if isinstance(b, tokenizers.Tokenizer)), None)
         encoding = None if backend is None else backend.encode(text, add_special_tokens=False)
         if encoding is None or backend is not backends[1]:
-            # Other tokenizers may change the library's tokens: its offsets only hold for its own.
+            # Other tokenizers may change the library's tokens, so its offsets hold only for its
+            # own.
             self.ids = list(tokenizer.encode(text, add_special_tokens=False))
         else:
             self.ids = encoding.ids

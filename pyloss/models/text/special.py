@@ -8,7 +8,7 @@ from typing import Any
 
 def eos_ids(tokenizer: Any) -> set[int]:
     """The ids that end an answer."""
-    # transformers makes it up from eos_token_id: a number
+    # transformers derives eos_token_ids from eos_token_id, as a number.
     several = getattr(tokenizer, "eos_token_ids", None)
     ids = set(several) if isinstance(several, Iterable) else {several}
     return {i for i in ids | {getattr(tokenizer, "eos_token_id", None)} if i is not None}
@@ -22,7 +22,7 @@ def encode_text(tokenizer: Any, text: str) -> list[int]:
 
 
 def is_ended(tokenizer: Any, ids: list[int]) -> bool:
-    """Whether tokens end in an end token, or in one and a template's white space."""
+    """Whether the tokens end in an end token, possibly followed by a template's white space."""
     ends = eos_ids(tokenizer)
     if ends.intersection(ids[-1:]):
         return True

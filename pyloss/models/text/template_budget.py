@@ -20,18 +20,18 @@ from jinja2.visitor import NodeTransformer
 
 # Far more than templates take for conversations of thousands of turns: about a second.
 MAX_STEPS = 500_000
-# Characters of a text, or items of a list; and those of all that are made for one conversation.
+# Characters of a text or items of a list; and the sum of all that one conversation makes.
 MAX_SIZE = 10_000_000
 MAX_TOTAL = 100_000_000
-# Widths, counts and precisions that texts are formatted with.
+# Limit of widths, counts and precisions in formats.
 _MAX_WIDTH = 10_000
 _MAX_BITS = 1 << 16
-# What the call of a macro takes longer than a round of a loop.
+# Steps of a macro's call, which takes longer than a round of a loop.
 _CALL_STEPS = 10
-# What an item inside of a list or dict counts as, in characters.
+# Characters that an item of a list or dict counts as.
 _ITEM = 64
 
-# Filters of `bounded` under names that no template could write.
+# Filters of `bounded`, under names that no template can write.
 _STEP, _MADE, _JOIN = "count step", "count made", "join made"
 _WIDTHS = ("center", "indent", "wordwrap", "truncate", "batch", "slice", "tojson", "round")
 _WRITTEN_OUT = (
@@ -55,7 +55,7 @@ _left: ContextVar[list[int]] = ContextVar("what a conversation may still take")
 
 @contextmanager
 def budget() -> Iterator[None]:
-    """What is rendered inside takes its steps and characters from one budget."""
+    """Rendering within this context takes steps and characters from one budget."""
     token = _left.set([MAX_STEPS, MAX_TOTAL])
     try:
         yield
@@ -91,7 +91,7 @@ def _made(value: Any) -> Any:
 
 
 def _check_written(value: Any) -> None:
-    """Refuses a list or dict whose text would be huge, as one that holds an item many times."""
+    """Refuses a list or dict whose text would be huge, for example by repeating an item."""
     if not isinstance(value, list | tuple | dict):
         return
     size, waiting = 0, [value]
@@ -118,7 +118,7 @@ def _check_format(text: Any) -> None:
 
 
 def _check_call(name: str, text: str, args: tuple[Any, ...]) -> None:
-    """Of the method or filter `name` of a text: refuses what would be huge, before it is made."""
+    """Refuses a call of the method or filter `name` of a text before it makes a huge result."""
     if (
         name == "replace"
         and len(args) >= 2
@@ -135,7 +135,7 @@ def _check_call(name: str, text: str, args: tuple[Any, ...]) -> None:
 
 
 def _guarded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """The filter `name` that refuses what would be huge, and counts what it makes."""
+    """The filter `name`; it refuses huge results and counts what it makes."""
     first = 1 if hasattr(function, "jinja_pass_arg") else 0
 
     @functools.wraps(function)
@@ -177,7 +177,7 @@ def _join_made(context: Any, values: tuple[Any, ...]) -> str:
 
 
 class BoundedSandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
-    """Jinja's sandbox, in which what templates of `bounded` do is counted."""
+    """Jinja's sandbox, which counts the work of `bounded` templates."""
 
     intercepted_binops = frozenset({"+", "*", "**", "%"})
 
@@ -188,7 +188,7 @@ class BoundedSandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
         self.filters |= {_STEP: _count_step, _MADE: _count_made, _JOIN: _join_made}
 
     def add_filter(self, name: str, function: Callable[..., Any]) -> None:
-        """A filter of the name, counted as Jinja's own."""
+        """A filter of this name, counted like Jinja's own."""
         self.filters[name] = _guarded(name, function)
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
@@ -209,7 +209,7 @@ class BoundedSandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
         return _made(super().call_binop(context, operator, left, right))
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
-        """What stands for `str.format` in newer versions of Jinja; older ones call it by `call`."""
+        """Replaces `str.format` in newer versions of Jinja; older ones use `call`."""
         wrapped = super().wrap_str_format(value)
         if wrapped is None:
             return None
@@ -239,7 +239,7 @@ class _Counting(NodeTransformer):
         step = n.Filter(n.Const(""), _STEP, [n.Const(steps)], [], None, None)
         node.body.insert(0, n.Output([step]))
         if isinstance(node, n.For) and node.test is not None:
-            # An item that the condition passes over is a step, too; the empty text is false.
+            # An item that the condition skips is a step too; the empty text is false.
             node.test = n.Or(step, node.test)
         return node
 
@@ -250,7 +250,7 @@ class _Counting(NodeTransformer):
         return self._stepping(node, _CALL_STEPS)
 
     def visit_CallBlock(self, node: n.CallBlock) -> Any:
-        # the block of a tag, which is no macro of the template's
+        # the block of a tag, not a macro of the template
         if isinstance(node.call.node, n.ExtensionAttribute):
             return self.generic_visit(node)
         return self._stepping(node, _CALL_STEPS)
@@ -269,7 +269,7 @@ class _Counting(NodeTransformer):
 
 
 def bounded(environment: BoundedSandbox, source: str) -> jinja2.Template:
-    """The template of `source`, its work counted. Raises what Jinja raises for malformed ones."""
+    """The template of `source`, its work counted. Raises Jinja's errors for malformed templates."""
     tree = _Counting().visit(environment.parse(source))
     return environment.from_string(tree.set_environment(environment))
 
@@ -277,7 +277,7 @@ def bounded(environment: BoundedSandbox, source: str) -> jinja2.Template:
 def render(template: jinja2.Template, **variables: Any) -> str:
     """The text of a `bounded` template, inside of a `budget`.
 
-    Raises SecurityError beyond the limits, and whatever the template raises.
+    Raises SecurityError beyond the limits, and the template's own errors.
     """
     pieces, size = [], 0
     for piece in template.generate(**variables):

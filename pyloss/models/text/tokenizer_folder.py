@@ -13,7 +13,7 @@ from pyloss.errors import FormatError
 from pyloss.io.files import read_json, read_text
 from pyloss.models.text.tokenizer_library import add_token, library, read_backend
 
-# In transformers' order, in which tokens that the vocabulary lacks get their ids.
+# In transformers' order, which gives ids to tokens that the vocabulary lacks.
 _SPECIAL = (
     "bos_token",
     "eos_token",
@@ -62,7 +62,7 @@ def _special_tokens(
 ) -> dict[str, str]:
     """The special tokens by name. As in transformers, tokens that the vocabulary lacks are added.
 
-    The older special_tokens_map.json goes before a configuration that lists no added tokens.
+    The older special_tokens_map.json overrides a configuration that lists no added tokens.
     """
     older = {
         key: value
@@ -97,7 +97,7 @@ def _read_if_there(path: Path) -> dict[str, Any]:
 
 
 def _token_text(token: Any, name: str, path: Path) -> str:
-    """A token as files give it: its text, or an object that has it under "content"."""
+    """A token as files give it: its text, or an object with the text under "content"."""
     text = token.get("content") if isinstance(token, dict) else token
     if not isinstance(text, str):
         raise FormatError(path, name, f"expected a token's text, got {shown(token)}")
@@ -105,7 +105,7 @@ def _token_text(token: Any, name: str, path: Path) -> str:
 
 
 def _add_missing_tokens(backend: tokenizers.Tokenizer, tokens: Any, path: Path) -> None:
-    """Adds tokens that only tokenizer_config.json has; as in transformers their order gives ids."""
+    """Adds tokens that only tokenizer_config.json has, with ids in transformers' order."""
     if tokens is None:
         return
     if not isinstance(tokens, dict) or not all(key.isdecimal() and len(key) < 20 for key in tokens):

@@ -20,14 +20,14 @@ from pyloss.io.files import read_text
 _KEY = "".join(rf"(?:{letter}|\\u00{ord(letter):02x})" for letter in "precompiled_charsmap")
 _CHARSMAP = re.compile(rf'"(?i:{_KEY})"\s*:\s*("[^"\\]*(?:\\.[^"\\]*)*")')
 
-# How many times as long a tokenizer may make a text. Published ones replace characters by
+# The factor by which a tokenizer may lengthen a text. Published ones replace characters by
 # characters, and once by bytes.
 _MAX_GROWTH = 64
 
 
 @contextmanager
 def library(source: str | os.PathLike[str], failed: str = "the tokenizer failed") -> Iterator[None]:
-    """Turns the library's own errors inside into a FormatError of the file or folder `source`.
+    """Turns the library's errors in this context into a FormatError of the file or folder `source`.
 
     The library raises bare Exceptions, and panics, which are BaseExceptions. Other types pass.
     """
@@ -40,9 +40,9 @@ def library(source: str | os.PathLike[str], failed: str = "the tokenizer failed"
 
 
 def read_backend(file: str | os.PathLike[str]) -> tokenizers.Tokenizer:
-    """The tokenizer of a tokenizer.json, without the truncation and padding that it may say.
+    """The tokenizer of a tokenizer.json, without its truncation and padding.
 
-    Raises FormatError for what the library does not take, or fails with at the first text.
+    Raises FormatError for a file that the library refuses, or fails with at the first text.
     """
     text = read_text(file)
     for found in _CHARSMAP.finditer(text):
@@ -105,7 +105,7 @@ def _check_growth(file: str | os.PathLike[str], part: str, component: Any) -> No
 
 
 def _growth_of(step: dict[str, Any], part: str) -> tuple[float, str]:
-    """How many times as long a step can make a text, and what to call such steps."""
+    """The factor by which a step can lengthen a text, and the name of such steps."""
     kind = step.get("type")
     if kind == "Replace":
         pattern = step["pattern"]
