@@ -14,9 +14,9 @@ from pyloss.io.outputs import output
 from pyloss.models.files.gguf_writer import TYPES, library, refuse_model, stored_as, write_gguf
 from pyloss.models.fusing import fuse_modules, refuse_loss
 from pyloss.tuner.adapters.adapter import adapter_modules
+from pyloss.tuner.adapters.folder import save_adapter
 from pyloss.tuner.adapters.gguf import write_lora_gguf
 from pyloss.tuner.adapters.merging import dense, share_kept
-from pyloss.tuner.adapters.storage import save_adapter
 from pyloss.weights.weight import SINGLE, Weight
 
 if TYPE_CHECKING:

@@ -1,7 +1,7 @@
 """Fine-tuning: adapters, datasets, the trainer, with names and signatures of mlx-lm's tuner."""
 
+from pyloss.tuner.adapters.folder import save_adapter
 from pyloss.tuner.adapters.full import unfreeze_layers
-from pyloss.tuner.adapters.storage import save_adapter
 from pyloss.tuner.adapters.switch import DoRASwitchLinear, LoRASwitchLinear
 from pyloss.tuner.callbacks import TrainingCallback
 from pyloss.tuner.datasets import (

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -31,6 +32,8 @@ class Magnitude(LowRankAdapter):
     writes are seen. Over a base that is an array, which may be written to, they are computed on
     every call.
     """
+
+    parts: ClassVar[Mapping[str, int]] = {**LowRankAdapter.parts, "m": 1}
 
     @classmethod
     def shapes(cls, layer: Any, r: int) -> dict[str, tuple[int, ...]]:

@@ -12,11 +12,11 @@ from pyloss.models.fusing import fuse_modules as fuse_adapters
 from pyloss.nn import Module, count_parameters
 from pyloss.optim import build_schedule
 from pyloss.tuner.adapters.adapter import adapter_modules
+from pyloss.tuner.adapters.folder import put_adapter, read_adapter
 from pyloss.tuner.adapters.full import is_full, load_full, unfreeze_layers
-from pyloss.tuner.adapters.registry import adapter_class, read_parameters, takes_adapter
+from pyloss.tuner.adapters.layout import CONFIG_FILE, MLX_FILE, adapter_place
+from pyloss.tuner.adapters.registry import adapter_class, parameters_of, takes_adapter
 from pyloss.tuner.adapters.selection import select
-from pyloss.tuner.adapters.storage import put_adapter, read_adapter
-from pyloss.tuner.adapters.stored import CONFIG_FILE, MLX_FILE, adapter_place
 from pyloss.tuner.data.system_prompt import checked
 
 
@@ -42,7 +42,7 @@ def add_adapters(model: Any, kind: str, num_layers: int, config: Mapping[str, An
     Raises ValueError for keys that match nothing (with the nearest names), for a layer that has an
     adapter already, and for parameters that are not allowed. The model is then unchanged.
     """
-    parameters = read_parameters(kind, config)
+    parameters = parameters_of(kind).read(config)
     adapters = adapter_modules(model)
     bases = {f"{name}.{adapter.base_name}" for name, adapter in adapters.items()}
     candidates = {
@@ -79,7 +79,7 @@ def load_adapters(model: Any, adapter_path: str | os.PathLike[str]) -> Any:
     replaces weights, see `full.load_full`.
 
     Raises ValueError listing every name and shape that does not fit; the model is then unchanged.
-    Also raises the errors of `storage.read_adapter`.
+    Also raises the errors of `folder.read_adapter`.
     """
     place, name = adapter_place(adapter_path)
     if (place / CONFIG_FILE).is_file() and is_full(config := read_json(place / CONFIG_FILE)):

@@ -17,8 +17,8 @@ from pyloss.models import load_model
 from pyloss.models.files.gguf_writer import write_gguf
 from pyloss.models.tokenizer import Tokenizer
 from pyloss.tuner import linear_to_lora_layers, load_adapters, save_adapter
+from pyloss.tuner.adapters.folder import read_adapter
 from pyloss.tuner.adapters.gguf import write_lora_gguf
-from pyloss.tuner.adapters.storage import read_adapter
 from pyloss.tuner.run.checkpoints import load_checkpoint
 
 

@@ -11,6 +11,7 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
@@ -22,7 +23,7 @@ from pyloss.runtime.device import DeviceArray, to_device
 from pyloss.tuner.adapters.merging import Fused, dense, merge, with_weight
 
 if TYPE_CHECKING:
-    from pyloss.tuner.adapters.stored import StoredLayer
+    from pyloss.tuner.adapters.layout import StoredLayer
 
 A = TypeVar("A", bound="Adapter")
 
@@ -44,6 +45,19 @@ class AdapterParameters:
         """Reads `lora_parameters`, here the keys alone. Raises ValueError or TypeError."""
         keys = config.get("keys")
         return cls(keys=None if keys is None else tuple(keys))
+
+    @classmethod
+    def of(cls, adapters: Mapping[str, Any]) -> AdapterParameters:
+        """Parameters that describe existing adapters, given by their full names."""
+        return cls(keys=tuple(sorted(adapters)))
+
+    @classmethod
+    def stored_options(cls, path: Path, stored: Mapping[str, Any]) -> dict[str, Any]:
+        """The options of `from_base` in `lora_parameters` of the configuration `path`.
+
+        Raises FormatError naming a key that is missing or wrong.
+        """
+        return {}
 
     def check_layers(self, model: Any, layers: Mapping[str, Module]) -> None:
         """Raises ValueError for parameters that do not fit the layers to be adapted."""
@@ -71,12 +85,15 @@ class Adapter(Module):
         kind: the name of the kind, which is also `fine_tune_type` in files.
         base_name: the attribute that holds the base layer.
         base_type: the type of layer that the adapter goes over.
+        parts: the names of the trained arrays, with their numbers of dimensions over one matrix;
+            over experts, arrays have one dimension more. Files use these names.
         parameters_type: the class that reads the kind's parameters.
     """
 
     kind: ClassVar[str]
     base_name: ClassVar[str]
     base_type: ClassVar[type[Module]]
+    parts: ClassVar[Mapping[str, int]]
     parameters_type: ClassVar[type[AdapterParameters]] = AdapterParameters
 
     @classmethod
@@ -91,20 +108,33 @@ class Adapter(Module):
         return adapter
 
     @classmethod
-    @abstractmethod
     def from_stored(cls: type[A], layer: Module, stored: StoredLayer) -> A:
         """The adapter over `layer` with the arrays of a file.
 
         Raises ValueError saying which arrays do not fit, with the layer left as it was.
+        """
+        expected = cls.shapes(layer)
+        if {name: array.shape for name, array in stored.arrays.items()} != expected:
+            raise ValueError(misfit(stored.arrays, expected))
+        adapter = cls.from_base(layer, **stored.options)
+        adapter._take_arrays(stored.arrays)
+        return adapter
+
+    @classmethod
+    @abstractmethod
+    def shapes(cls, layer: Any, *args: Any, **sizes: Any) -> dict[str, tuple[int, ...]]:
+        """The shapes of the adapter's parts over `layer`, by name.
+
+        The further arguments are those of the kind, such as a rank.
         """
 
     @abstractmethod
     def _attach(self, layer: Module, *args: Any, **options: Any) -> None:
         """Takes the base and makes the parameters: `_check_base`, `_take_base`, the arrays."""
 
-    @abstractmethod
     def parameter_names(self) -> tuple[str, ...]:
         """The names of the adapter's own trained parameters."""
+        return tuple(self.parts)
 
     @abstractmethod
     def merged(self, weight: np.ndarray) -> np.ndarray:

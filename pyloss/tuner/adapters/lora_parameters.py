@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from numbers import Integral
+from pathlib import Path
 from typing import Any
 
 from pyloss.checks.numbers import LARGEST, real, shown
@@ -15,6 +16,7 @@ from pyloss.models.reading import load_model
 from pyloss.nn import Module
 from pyloss.tuner.adapters.adapter import AdapterParameters
 from pyloss.tuner.adapters.initial import loftq, pissa
+from pyloss.tuner.adapters.layout import number
 from pyloss.tuner.adapters.selection import inner_name, select
 
 log = logging.getLogger("pyloss")
@@ -71,6 +73,23 @@ class LoraParameters(AdapterParameters):
     @classmethod
     def read(cls, config: Mapping[str, Any]) -> LoraParameters:
         return read_lora_parameters(config)
+
+    @classmethod
+    def of(cls, adapters: Mapping[str, Any]) -> LoraParameters:
+        first = next(iter(adapters.values()))
+        return cls(
+            rank=max(adapter.rank for adapter in adapters.values()),
+            scale=first.scale,
+            dropout=first.dropout,
+            keys=tuple(sorted(adapters)),
+        )
+
+    @classmethod
+    def stored_options(cls, path: Path, stored: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            "scale": number(path, stored, "scale"),
+            "dropout": number(path, stored, "dropout", 0.0),
+        }
 
     def check_layers(self, model: Any, layers: Mapping[str, Module]) -> None:
         what = "layer with an adapter, for rank_pattern,"

@@ -10,7 +10,7 @@ import copy
 import math
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from pyloss.tuner.adapters.adapter import Adapter, misfit
 from pyloss.tuner.adapters.lora_parameters import LoraParameters
 
 if TYPE_CHECKING:
-    from pyloss.tuner.adapters.stored import StoredLayer
+    from pyloss.tuner.adapters.layout import StoredLayer
 
 L = TypeVar("L", bound="LowRankAdapter")
 
@@ -43,6 +43,7 @@ class LowRankAdapter(Adapter):
         m: the trained lengths of the rows, of kinds that have them (DoRA).
     """
 
+    parts: ClassVar[Mapping[str, int]] = {"lora_a": 2, "lora_b": 2}
     parameters_type = LoraParameters
     origin_a: np.ndarray | None = None
     origin_b: np.ndarray | None = None
@@ -61,7 +62,7 @@ class LowRankAdapter(Adapter):
 
     @classmethod
     def from_stored(cls: type[L], layer: Module, stored: StoredLayer) -> L:
-        rank = stored.rank
+        rank = stored.arrays["lora_a"].shape[1]
         expected = cls.shapes(layer, rank)
         if {name: array.shape for name, array in stored.arrays.items()} != expected:
             # -1 cannot be another dimension.
@@ -70,7 +71,7 @@ class LowRankAdapter(Adapter):
                 for name, shape in cls.shapes(layer, -1).items()
             }
             raise ValueError(misfit(stored.arrays, any_rank))
-        adapter = cls.from_base(layer, r=rank, dropout=stored.dropout, scale=stored.scale)
+        adapter = cls.from_base(layer, r=rank, **stored.options)
         adapter._take_arrays(stored.arrays)
         return adapter
 
@@ -99,10 +100,7 @@ class LowRankAdapter(Adapter):
     @classmethod
     @abstractmethod
     def shapes(cls, layer: Any, r: int) -> dict[str, tuple[int, ...]]:
-        """The shapes of the adapter's parameters over `layer`, by name."""
-
-    def parameter_names(self) -> tuple[str, ...]:
-        return tuple(self.shapes(self.base, self.rank))
+        """The shapes of the adapter's parts over `layer`, by name."""
 
     @property
     def rank(self) -> int:

@@ -1,8 +1,8 @@
 """mlx-lm's layout of adapters, which is pyloss's own: adapters.safetensors and adapter_config.json.
 
-The tensors are `<module>.lora_a` [in, r], `<module>.lora_b` [r, out] and for DoRA `<module>.m`
-[out]. Those of experts have the number of experts as their first dimension. The configuration has
-`fine_tune_type`, `num_layers` and `lora_parameters`.
+The tensors are `<module>.<part>`, under the names of the kind's `Adapter.parts`: `lora_a` [in, r],
+`lora_b` [r, out] and for DoRA `m` [out]. Those of experts have the number of experts as their
+first dimension. The configuration has `fine_tune_type`, `num_layers` and `lora_parameters`.
 """
 
 from __future__ import annotations
@@ -16,47 +16,46 @@ import numpy as np
 from pyloss.checks.numbers import shown
 from pyloss.errors import FormatError
 from pyloss.io.files import write_json, write_safetensors
-from pyloss.tuner.adapters.low_rank import LowRankAdapter
-from pyloss.tuner.adapters.stored import (
+from pyloss.tuner.adapters.adapter import Adapter, AdapterParameters
+from pyloss.tuner.adapters.layout import (
     CONFIG_FILE,
     MLX_FILE,
     StoredAdapter,
     StoredLayer,
     arrays_of,
-    check_kind,
     grouped,
     low_rank_kind,
-    number,
+    one_kind,
 )
+from pyloss.tuner.adapters.registry import KINDS, parameters_of, parts_of
 from pyloss.tuner.data.system_prompt import checked
 from pyloss.tuner.run.run_folder import with_own_keys
 
-_SUFFIXES = {".lora_a": "lora_a", ".lora_b": "lora_b", ".m": "m"}
-
 
 def read_mlx(place: Path, config: dict[str, Any], file: str = MLX_FILE) -> StoredAdapter:
-    """The adapter in `file` of the folder `place`. Raises as `storage.read_adapter`."""
+    """The adapter in `file` of the folder `place`. Raises as `folder.read_adapter`."""
     source = place / CONFIG_FILE
     kind = config.get("fine_tune_type", "lora")
-    if kind not in ("lora", "dora"):
+    if kind not in tuple(KINDS):
         raise ValueError(
             f"{source}: fine_tune_type {shown(kind)} is not supported; "
-            "supported are 'lora', 'dora' and 'full'"
+            f"supported are {', '.join(map(repr, KINDS))} and 'full'"
         )
     parameters = config.get("lora_parameters")
     if not isinstance(parameters, dict):
         raise FormatError(source, "lora_parameters", f"expected an object, got {shown(parameters)}")
-    scale, dropout = number(source, parameters, "scale"), number(source, parameters, "dropout", 0.0)
+    options = parameters_of(kind).stored_options(source, parameters)
     checked(config, source)
-    layers = grouped(place / file, arrays_of(place, file), _SUFFIXES, (2, 3))
-    check_kind(source, kind, layers)
-    stored = {name: StoredLayer(arrays, scale, dropout) for name, arrays in layers.items()}
+    suffixes = {f".{part}": part for part in parts_of(kind)}
+    arrays = arrays_of(place, file)
+    layers = grouped(place / file, source, kind, arrays, suffixes, experts=True)
+    stored = {name: StoredLayer(parts, options) for name, parts in layers.items()}
     return StoredAdapter(str(place), kind, stored, config)
 
 
 def write_mlx(
     place: Path,
-    layers: Mapping[str, LowRankAdapter],
+    layers: Mapping[str, Adapter],
     config: Mapping[str, Any] | None,
     one_rank: bool = False,
     old: Mapping[str, Any] | None = None,
@@ -68,38 +67,39 @@ def write_mlx(
     Without `config` a configuration is made that names all layers. `old` is the configuration in
     the folder; a user's own keys of it are kept.
 
-    Raises ValueError for adapters of other or several kinds, and with `one_rank` for DoRA over
-    experts, which mlx-lm does not have.
+    Raises ValueError for adapters of several kinds, and with `one_rank` for kinds that mlx-lm does
+    not have, such as DoRA over experts.
     """
-    kind = low_rank_kind("mlx-lm's layout", layers)
-    rank = max(layer.rank for layer in layers.values())
+    kind = one_kind("mlx-lm's layout", layers)
     if config is None:
-        first = next(iter(layers.values()))
-        config = mlx_config(kind, sorted(layers), rank, first.scale, first.dropout)
-    scale = config["lora_parameters"]["scale"]
-    if one_rank:
-        config = {**config, "lora_parameters": {**config["lora_parameters"], "rank": rank}}
-    arrays = {}
+        config = mlx_config(kind, parameters_of(kind).of(layers))
+    arrays: dict[str, np.ndarray] = {}
     for name, layer in layers.items():
-        if one_rank and layer.kind == "dora" and layer.lora_a.ndim == 3:
-            raise ValueError(f"{name}: mlx-lm has no DoRA over experts")
-        for part in layer.parameter_names():
-            array = getattr(layer, part)
-            if part == "lora_b" and layer.scale != scale:
-                array = array * np.float32(layer.scale / scale if scale else 0)
-            if one_rank and part != "m":
-                array = _padded(array, layer.rank_axes()[part == "lora_b"], rank)
-            arrays[f"{name}.{part}"] = array
+        own = {part: getattr(layer, part) for part in layer.parameter_names()}
+        stored = layer.storable_arrays(own, config["lora_parameters"])
+        arrays |= {f"{name}.{part}": array for part, array in stored.items()}
+    if one_rank:
+        rank = _pad_ranks(layers, arrays)
+        config = {**config, "lora_parameters": {**config["lora_parameters"], "rank": rank}}
     write_safetensors(place / MLX_FILE, arrays)
     write_json(place / CONFIG_FILE, with_own_keys(config, old or {}), sort_keys=True)
 
 
-def mlx_config(
-    kind: str, keys: list[str], rank: int, scale: float, dropout: float
-) -> dict[str, Any]:
-    """The configuration of adapters over the layers of the full names `keys`."""
-    parameters = {"rank": rank, "scale": scale, "dropout": dropout, "keys": keys}
-    return {"fine_tune_type": kind, "num_layers": -1, "lora_parameters": parameters}
+def mlx_config(kind: str, parameters: AdapterParameters) -> dict[str, Any]:
+    """The configuration of adapters over the layers that the parameters name in full."""
+    return {"fine_tune_type": kind, "num_layers": -1, "lora_parameters": parameters.stored()}
+
+
+def _pad_ranks(layers: Mapping[str, Any], arrays: dict[str, np.ndarray]) -> int:
+    """Pads the arrays of low-rank adapters to the largest rank, which it returns."""
+    low_rank_kind("mlx-lm", layers)
+    rank = max(layer.rank for layer in layers.values())
+    for name, layer in layers.items():
+        if layer.kind == "dora" and layer.lora_a.ndim == 3:
+            raise ValueError(f"{name}: mlx-lm has no DoRA over experts")
+        for part, axis in zip(("lora_a", "lora_b"), layer.rank_axes(), strict=True):
+            arrays[f"{name}.{part}"] = _padded(arrays[f"{name}.{part}"], axis, rank)
+    return int(rank)
 
 
 def _padded(array: np.ndarray, axis: int, length: int) -> np.ndarray:

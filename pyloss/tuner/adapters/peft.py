@@ -21,6 +21,17 @@ from pyloss.checks.numbers import shown
 from pyloss.errors import FormatError, listed
 from pyloss.io.files import write_json, write_safetensors
 from pyloss.nn import Embedding
+from pyloss.tuner.adapters.layout import (
+    CONFIG_FILE,
+    PEFT_FILE,
+    StoredAdapter,
+    StoredLayer,
+    arrays_of,
+    grouped,
+    low_rank_kind,
+    number,
+)
+from pyloss.tuner.adapters.lora_parameters import LoraParameters
 from pyloss.tuner.adapters.low_rank import LowRankAdapter
 from pyloss.tuner.adapters.mlx import mlx_config
 from pyloss.tuner.adapters.peft_experts import (
@@ -29,17 +40,6 @@ from pyloss.tuner.adapters.peft_experts import (
     take_experts,
     take_own_layers,
     whole_parameters,
-)
-from pyloss.tuner.adapters.stored import (
-    CONFIG_FILE,
-    PEFT_FILE,
-    StoredAdapter,
-    StoredLayer,
-    arrays_of,
-    check_kind,
-    grouped,
-    low_rank_kind,
-    number,
 )
 from pyloss.tuner.data.system_prompt import KEY, checked
 
@@ -80,7 +80,7 @@ _OTHER_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 def read_peft(place: Path, config: dict[str, Any], name: str = PEFT_FILE) -> StoredAdapter:
-    """The adapter in the file `name` of the folder `place`. Raises as `storage.read_adapter`."""
+    """The adapter in the file `name` of the folder `place`. Raises as `folder.read_adapter`."""
     source, file = place / CONFIG_FILE, place / name
     _refuse_settings(source, config)
     arrays = arrays_of(place, name)
@@ -101,12 +101,12 @@ def read_peft(place: Path, config: dict[str, Any], name: str = PEFT_FILE) -> Sto
     for name, parameter, parts in take_experts(
         file, stripped, targets, lambda p: _rank_and_scale(source, config, p)[0]
     ):
-        layers[name] = StoredLayer(parts, _rank_and_scale(source, config, parameter)[1], dropout)
+        layers[name] = _layer(parts, _rank_and_scale(source, config, parameter)[1], dropout)
     for name, scale, parts in take_own_layers(
         file, stripped, lambda module: _rank_and_scale(source, config, module)
     ):
-        layers[name] = StoredLayer(parts, scale, dropout)
-    found = grouped(file, stripped, _SUFFIXES, (2,))
+        layers[name] = _layer(parts, scale, dropout)
+    found = grouped(file, source, kind, stripped, _SUFFIXES)
     embeddings = {
         name.removesuffix(".lora_embedding_A")
         for name in stripped
@@ -116,7 +116,6 @@ def read_peft(place: Path, config: dict[str, Any], name: str = PEFT_FILE) -> Sto
         raise ValueError(
             f"{file}: {min(embeddings)}: PEFT's DoRA of an embedding scales columns, pyloss's rows"
         )
-    check_kind(source, kind, found)
     problems = []
     for name, parts in found.items():
         weight = f"{name}.weight"  # the name of a layer adapted as a parameter
@@ -130,17 +129,24 @@ def read_peft(place: Path, config: dict[str, Any], name: str = PEFT_FILE) -> Sto
             part: array if part == "m" else np.ascontiguousarray(array.T)
             for part, array in parts.items()
         }
-        layers[name] = StoredLayer(turned, scale, dropout)
+        layers[name] = _layer(turned, scale, dropout)
     if problems:
         raise FormatError(source, None, f"does not fit the tensors:{listed(problems)}")
     if tied := bool(config.get("ensure_weight_tying")):
         _drop_twins(layers, bases, embeddings)
-    scale = (
-        Counter(layer.scale for layer in layers.values()).most_common(1)[0][0] if layers else 1.0
+    scales = Counter(layer.options["scale"] for layer in layers.values())
+    parameters = LoraParameters(
+        rank=max((layer.arrays["lora_a"].shape[1] for layer in layers.values()), default=1),
+        scale=scales.most_common(1)[0][0] if layers else 1.0,
+        dropout=dropout,
+        keys=tuple(sorted(layers)),
     )
-    rank = max((layer.rank for layer in layers.values()), default=1)
-    made = mlx_config(kind, sorted(layers), rank, scale, dropout) | checked(config, source)
+    made = mlx_config(kind, parameters) | checked(config, source)
     return StoredAdapter(str(place), kind, layers, made, bases, set() if tied else embeddings)
+
+
+def _layer(arrays: dict[str, np.ndarray], scale: float, dropout: float) -> StoredLayer:
+    return StoredLayer(arrays, {"scale": scale, "dropout": dropout})
 
 
 def _drop_twins(

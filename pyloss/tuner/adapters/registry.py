@@ -47,6 +47,11 @@ def takes_adapter(layer: Any, kind: str = "lora") -> bool:
     return any(isinstance(layer, cls.base_type) for cls in _classes(kind))
 
 
-def read_parameters(kind: str, config: Mapping[str, Any]) -> AdapterParameters:
-    """The parameters of a kind in `lora_parameters`. Raises ValueError or TypeError."""
-    return _classes(kind)[0].parameters_type.read(config)
+def parameters_of(kind: str) -> type[AdapterParameters]:
+    """The class of a kind's parameters. Raises ValueError for an unknown kind."""
+    return _classes(kind)[0].parameters_type
+
+
+def parts_of(kind: str) -> Mapping[str, int]:
+    """The trained arrays of a kind, see `Adapter.parts`. Raises ValueError for an unknown kind."""
+    return _classes(kind)[0].parts

@@ -19,7 +19,7 @@ from typing import Any
 from pyloss.errors import FormatError
 from pyloss.io.files import read_json, write_json
 from pyloss.io.outputs import kept_note, set_aside
-from pyloss.tuner.adapters.stored import CONFIG_FILE, MLX_FILE, PEFT_FILE
+from pyloss.tuner.adapters.layout import CONFIG_FILE, MLX_FILE, PEFT_FILE
 
 ADAPTER_FILE = MLX_FILE
 BEST_FILE = "best_adapters.safetensors"

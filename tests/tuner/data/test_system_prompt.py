@@ -10,7 +10,7 @@ from tiny import TOKENS, byte_tokenizer, load_tiny
 import pyloss
 from pyloss.errors import FormatError
 from pyloss.tuner import datasets as ds
-from pyloss.tuner.adapters.storage import save_adapter
+from pyloss.tuner.adapters.folder import save_adapter
 from pyloss.tuner.utils import linear_to_lora_layers, load_adapters
 
 TURNS = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]

@@ -19,7 +19,7 @@ from tiny_training import Tiny, run, tiny_value_and_grad
 import pyloss
 from pyloss import nn, optim
 from pyloss.io.locks import LOCK_FILE
-from pyloss.tuner.adapters.storage import read_adapter
+from pyloss.tuner.adapters.folder import read_adapter
 from pyloss.tuner.run import checkpoints as state, run_folder
 
 KILLS = 20

@@ -14,7 +14,7 @@ import pyloss
 from pyloss import nn
 from pyloss.io.locks import LOCK_FILE, locked
 from pyloss.tuner import linear_to_lora_layers, load_adapters, save_adapter
-from pyloss.tuner.adapters.storage import read_adapter
+from pyloss.tuner.adapters.folder import read_adapter
 from pyloss.tuner.run import run_folder
 
 

@@ -1,4 +1,4 @@
-"""Adapters on disk, in mlx-lm's layout (which is pyloss's own) or PEFT's: reading and writing."""
+"""The folder of an adapter, in mlx-lm's layout (pyloss's own) or PEFT's: reading and writing."""
 
 from __future__ import annotations
 
@@ -14,11 +14,7 @@ from pyloss.models.files.names import language_model_name
 from pyloss.nn import Module
 from pyloss.tuner.adapters.adapter import Adapter, storable_adapters
 from pyloss.tuner.adapters.full import is_full
-from pyloss.tuner.adapters.merging import dense
-from pyloss.tuner.adapters.mlx import read_mlx, write_mlx
-from pyloss.tuner.adapters.peft import read_peft, write_peft
-from pyloss.tuner.adapters.registry import adapter_class, takes_adapter
-from pyloss.tuner.adapters.stored import (
+from pyloss.tuner.adapters.layout import (
     CONFIG_FILE,
     MLX_FILE,
     PEFT_FILE,
@@ -26,10 +22,12 @@ from pyloss.tuner.adapters.stored import (
     StoredLayer,
     adapter_place,
 )
+from pyloss.tuner.adapters.merging import dense
+from pyloss.tuner.adapters.mlx import read_mlx, write_mlx
+from pyloss.tuner.adapters.peft import read_peft, write_peft
+from pyloss.tuner.adapters.registry import adapter_class, takes_adapter
 from pyloss.tuner.data.system_prompt import system_prompt_of
 from pyloss.tuner.run.run_folder import read_adapter_config, run_files, with_own_keys
-
-__all__ = ["CONFIG_FILE", "MLX_FILE", "put_adapter", "read_adapter", "save_adapter"]
 
 
 def read_adapter(folder: str | os.PathLike[str]) -> StoredAdapter:

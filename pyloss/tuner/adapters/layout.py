@@ -1,8 +1,11 @@
-"""`StoredAdapter`, an adapter as read from files, and helpers that all layouts share."""
+"""What the layouts of adapter files share: `StoredAdapter`, the result of reading, and checks.
+
+`mlx.py` and `peft.py` are the layouts. The arrays of an adapter are its kind's `Adapter.parts`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ from pyloss.errors import FormatError, listed
 from pyloss.io.files import PathLike, user_path
 from pyloss.io.safetensors import read_safetensors
 from pyloss.models.config.values import Values, real
+from pyloss.tuner.adapters.registry import parts_of
 
 CONFIG_FILE = "adapter_config.json"
 MLX_FILE = "adapters.safetensors"
@@ -25,18 +29,11 @@ class StoredLayer:
 
     Attributes:
         arrays: the parameters, float32, under the names and in the shapes of the `Adapter`.
-        scale: the scale of a low-rank adapter.
-        dropout: the dropout of a low-rank adapter.
+        options: the kind's options of `Adapter.from_base` that the arrays do not show.
     """
 
     arrays: dict[str, np.ndarray]
-    scale: float = 1.0
-    dropout: float = 0.0
-
-    @property
-    def rank(self) -> int:
-        """The rank of a low-rank adapter over one matrix or experts."""
-        return self.arrays["lora_a"].shape[1]
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -79,80 +76,74 @@ def arrays_of(folder: Path, name: str) -> dict[str, np.ndarray]:
 
 def grouped(
     path: Path,
+    source: Path,
+    kind: str,
     arrays: Mapping[str, np.ndarray],
     suffixes: Mapping[str, str],
-    dimensions: tuple[int, ...],
+    experts: bool = False,
 ) -> dict[str, dict[str, np.ndarray]]:
-    """Tensors named `<module><suffix>` as `{module: {parameter: array}}`.
+    """Tensors of the file `path` named `<module><suffix>` as `{module: {part: array}}`.
 
-    `suffixes` maps a suffix to its parameter. Raises FormatError listing all names without such a
-    suffix, all arrays whose number of dimensions is not in `dimensions` (magnitudes have one
-    less), and all missing halves.
+    `suffixes` maps a suffix to its part. `experts` says whether the layout has arrays of experts,
+    with one dimension more. Raises FormatError listing all names without a suffix of the kind's
+    parts, all arrays with another number of dimensions, and all missing parts. `source`, the
+    configuration, gives the kind.
     """
+    parts = parts_of(kind)
+    own = {suffix: part for suffix, part in suffixes.items() if part in parts}
     problems = []
     found: dict[str, dict[str, np.ndarray]] = {}
-    ends: dict[str, str] = {}
+    ends = {part: suffix for suffix, part in reversed(own.items())}
     for name, array in arrays.items():
-        suffix = next((s for s in suffixes if name.endswith(s)), None)
+        suffix = next((s for s in own if name.endswith(s)), None)
         if suffix is None:
             problems.append(
-                f"{name}: is not a LoRA matrix; expected names that end in {', '.join(suffixes)}"
+                f"{name}: is not one of its arrays; expected names that end in {', '.join(own)}"
             )
             continue
-        parameter, module = suffixes[suffix], name[: -len(suffix)]
-        if array.ndim + (parameter == "m") not in dimensions:
-            problems.append(
-                f"{name}: has shape {array.shape}, expected {_words(dimensions, parameter)}"
-            )
-        ends[parameter] = suffix
-        if parameter in found.setdefault(module, {}):
+        part, module = own[suffix], name[: -len(suffix)]
+        dimensions = [parts[part], parts[part] + 1] if experts else [parts[part]]
+        if array.ndim not in dimensions:
+            problems.append(f"{name}: has shape {array.shape}, expected {_words(dimensions)}")
+        ends[part] = suffix
+        if part in found.setdefault(module, {}):
             problems.append(f"{name}: another tensor holds this parameter of the layer")
-        found[module][parameter] = array
-    for module, parts in found.items():
-        for half, other in (("lora_a", "lora_b"), ("lora_b", "lora_a")):
-            if half not in parts:
-                there = ends.get(half) or next(
-                    s for s, parameter in suffixes.items() if parameter == half
-                )
-                reason = (
-                    "is missing, though its other half is there" if other in parts else "is missing"
-                )
-                problems.append(f"{module}{there}: {reason}")
+        found[module][part] = array
+    problems += [
+        f"{module}{ends[part]}: is missing"
+        for module, there in found.items()
+        for part in parts
+        if part not in there
+    ]
     if problems:
-        raise FormatError(path, None, f"is not an adapter:{listed(problems)}")
-    return found
-
-
-def _words(dimensions: tuple[int, ...], parameter: str) -> str:
-    names = {1: "one", 2: "two", 3: "three"}
-    text = " or ".join(names[n - (parameter == "m")] for n in dimensions)
-    return f"{text} dimension{'' if text == 'one' else 's'}"
-
-
-def check_kind(path: Path, kind: str, layers: Mapping[str, Mapping[str, np.ndarray]]) -> None:
-    """Raises FormatError for DoRA layers without magnitudes and LoRA layers with them."""
-    wrong = [name for name, parts in layers.items() if ("m" in parts) != (kind == "dora")]
-    if wrong:
-        reason = (
-            "has no magnitudes, which DoRA needs"
-            if kind == "dora"
-            else "has magnitudes, and the configuration says LoRA"
-        )
         raise FormatError(
             path,
             None,
-            f"does not fit the tensors:{listed([f'{name}: {reason}' for name in wrong])}",
+            f"is not an adapter of the kind {kind!r}, which {source} gives:{listed(problems)}",
         )
+    return found
+
+
+def _words(dimensions: Iterable[int]) -> str:
+    names = {1: "one", 2: "two", 3: "three"}
+    text = " or ".join(names.get(n, str(n)) for n in dimensions)
+    return f"{text} dimension{'' if text == 'one' else 's'}"
+
+
+def one_kind(layout: str, layers: Mapping[str, Any]) -> str:
+    """The one kind of the adapters. Raises ValueError for several."""
+    kinds = sorted({adapter.kind for adapter in layers.values()})
+    if len(kinds) > 1:
+        raise ValueError(f"{layout} takes adapters of one kind; these are {' and '.join(kinds)}")
+    return str(kinds[0])
 
 
 def low_rank_kind(layout: str, layers: Mapping[str, Any]) -> str:
     """The one kind of the adapters, "lora" or "dora". Raises ValueError for others in `layout`."""
-    kinds = {adapter.kind for adapter in layers.values()}
-    if unknown := sorted(kinds - {"lora", "dora"}):
-        raise ValueError(f"{layout} has no {unknown[0]} adapters; it has LoRA and DoRA")
-    if len(kinds) > 1:
-        raise ValueError(f"{layout} takes adapters of one kind; these are LoRA and DoRA")
-    return str(kinds.pop())
+    kind = one_kind(layout, layers)
+    if kind not in ("lora", "dora"):
+        raise ValueError(f"{layout} has no {kind} adapters; it has LoRA and DoRA")
+    return kind
 
 
 def number(path: Path, config: Mapping[str, Any], key: str, default: float | None = None) -> float:
