@@ -67,7 +67,7 @@ if TYPE_CHECKING:  # `as` makes them public to type checkers
 
 __version__ = "0.1.0"
 
-# Public names that are imported at their first use, and where they live.
+# Public names that are imported at first use, with their modules.
 _LAZY = {
     "models": "",
     "tuner": "",

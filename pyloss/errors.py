@@ -10,7 +10,7 @@ _LONGEST_WHAT, _LONGEST_REASON = 200, 2000
 
 
 def cut(text: str, longest: int) -> str:
-    """`text`, its middle left out where it is longer than `longest`."""
+    """`text`, without its middle if it is longer than `longest`."""
     half = longest // 2
     return text if len(text) <= longest else f"{text[:half]} … {text[-half:]}"
 
@@ -20,7 +20,7 @@ class FormatError(ValueError):
 
     Attributes:
         path: the file, as text.
-        what: the tensor, key or part concerned, or None when it is the file as a whole.
+        what: the tensor, key or part concerned; None for the whole file.
         reason: what is wrong with it, and what would be right.
     """
 
@@ -71,7 +71,7 @@ def counted(count: int, thing: str, plural: str = "") -> str:
 
 
 def size_text(size: float) -> str:
-    """Bytes for people: MB, or GB from one on."""
+    """A number of bytes as text: in GB from one on, else in MB."""
     return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
 
 

@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from pyloss.models.tokenizer import Tokenizer
     from pyloss.models.transformer import Model
 
-#: the adapter for PEFT or mlx-lm; the model as a GGUF file or a Hugging Face folder
+#: Adapters for PEFT or mlx-lm; the model as a GGUF file or a Hugging Face folder.
 FORMATS = ("peft", "mlx", "gguf", "hf")
 
-#: What keeps an adapter, on the command line and in Python.
+#: Ways to keep an adapter's change, on the command line and in Python.
 GGUF_WAYS = (
     "--dequantize --type {0} (dequantize=True, type='{0}'), or --adapter-only, "
     "the adapter beside its base"
@@ -54,12 +54,12 @@ def export(
         path: a folder; for "gguf" a file.
         to: "peft" or "mlx": the model's adapter; "hf": a Hugging Face folder; "gguf": a file for
             llama.cpp.
-        tokenizer: goes into "gguf", and into "hf" where it is given.
+        tokenizer: goes into "gguf", and into "hf" if it is given.
         adapter_only: with "gguf", write only the adapter, which llama.cpp loads with the base.
         type: with "gguf", the type of the matrices (`gguf_writer.TYPES`). Default: their own, or
-            "f16" where GGUF does not have that.
-        dequantize: fuse into float32 where the base is quantized, so that nothing of the adapter
-            is lost. Always done where the file cannot hold the base's quantization.
+            "f16" if GGUF does not have that.
+        dequantize: fuse into float32 if the base is quantized, so that nothing of the adapter
+            is lost. Always done if the file cannot hold the base's quantization.
         name: the model's name in a GGUF file, or the base's in PEFT's configuration.
         overwrite: replace an existing output, which otherwise moves to `previous-N`.
 
@@ -92,7 +92,7 @@ def export(
 
 
 def _kept(name: str, adapter: Any, fused: Any, type: str) -> float:
-    """The share of an adapter's change that a GGUF file of `type` has."""
+    """The share of an adapter's change that a GGUF file of `type` keeps."""
     before, after = dense(adapter.base.weight), dense(fused.weight)
     kind = stored_as(f"{name}.weight", after, type)
     rows = after.reshape(-1, after.shape[-1])
@@ -116,7 +116,7 @@ def check_request(
     type: str | None = None,
     dequantize: bool = False,
 ) -> None:
-    """Refuse what `export` can refuse without the model: options, packages, the output's path.
+    """Check a request to `export` without the model: options, packages, the output's path.
 
     Raises as `export` does.
     """
@@ -146,7 +146,7 @@ def check_request(
 def _fused(model: Any, dequantize: bool, ways: str, gguf_type: str | None = None) -> Iterator[None]:
     """Fuses the model's adapters until the block ends.
 
-    Raises ValueError naming `ways` where the file would keep little of them.
+    Raises ValueError naming `ways` if the file would keep little of them.
     """
     adapters = adapter_modules(model)
     try:

@@ -160,8 +160,8 @@ def stream_generate(
 ) -> Iterator[GenerationStep]:
     """Generates after `prompt` (a text or token ids), yielding each token as it comes.
 
-    A text gets the tokenizer's special tokens, the first one once where the text has it already, as
-    those of chat templates.
+    A text gets the tokenizer's special tokens. The first one is not added if the text already
+    begins with it, as the texts of chat templates do.
 
     Ends with the tokenizer's end tokens, whose text is not part of the answer, or after
     `max_tokens` (-1: no limit). The same `seed` gives the same answer. A `sampler`, of

@@ -1,4 +1,4 @@
-"""`load`: a model with its tokenizer and, where given, its adapter."""
+"""`load`: a model with its tokenizer and, if requested, its adapter."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def load(
 
 
 def _configure(tokenizer: Tokenizer, settings: Mapping[str, Any]) -> None:
-    """What `tokenizer_config` of mlx-lm's `load` may say."""
+    """Apply the `tokenizer_config` of mlx-lm's `load`; refuse unknown keys."""
     for key, value in settings.items():
         if key == "eos_token":
             ids = tokenizer.encode(value, add_special_tokens=False)

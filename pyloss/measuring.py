@@ -18,9 +18,9 @@ from pyloss.optim import AdamW
 from pyloss.weights.stack import WeightStack
 from pyloss.weights.weight import Weight
 
-#: more than caches hold
+#: Larger than caches.
 MEMORY_BYTES = 128 << 20
-#: of a table of words, which would need much memory for its products
+#: Limits a vocabulary's table, whose products would need much memory.
 MOST_ROWS = 8192
 
 

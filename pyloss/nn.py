@@ -30,8 +30,7 @@ class Module:
     frozen; a `Weight` (a stored matrix) is never trained.
     """
 
-    #: changes whenever an attribute of any module is set: what holds for the modules as they were
-    #: may not hold any more
+    #: Changes whenever an attribute of any module is set; facts about modules may then be outdated.
     assignments: ClassVar[object] = object()
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -68,7 +67,7 @@ class Module:
         return (module for _, module in self.named_modules())
 
     def set_module(self, path: str, module: Module) -> None:
-        """Puts `module` in the place of the submodule with the dotted name `path`."""
+        """Replaces the submodule with the dotted name `path` by `module`."""
         *parents, last = path.split(".")
         owner: Any = self
         Module.assignments = object()  # also where the owner is a list or a dict
@@ -282,9 +281,8 @@ def _affine(values: Any, group_size: int, bits: int) -> Weight:
 class QuantizedLinear(Linear):
     """A `Linear` over a group-quantized weight, which is never trained.
 
-    `QuantizedLinear(in, out)` begins with random values, stored as mlx.nn's layer of this name
-    stores
-    them: affine, in groups of `group_size` along each row, `bits` per value. `Linear.from_weight`
+    `QuantizedLinear(in, out)` begins with random values, stored as by mlx.nn's layer of this name:
+    affine, in groups of `group_size` along each row, `bits` per value. `Linear.from_weight`
     makes one over a `Weight` of any quantized format.
 
     ValueError for sizes that the format does not have: `input_dims` must be a multiple of

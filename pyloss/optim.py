@@ -32,7 +32,7 @@ def _in_betas(betas: Sequence[float]) -> tuple[float, float]:
 
 
 def _flat(array: Any) -> Any:
-    """A 1-D float32 view of `array` where that is possible, else a copy."""
+    """A 1-D float32 view of `array` if possible, else a copy."""
     if isinstance(array, DeviceArray):
         return array.astype(np.float32, copy=False).reshape(-1)
     return np.ascontiguousarray(array, np.float32).reshape(-1)
@@ -224,7 +224,7 @@ class Optimizer:
         return flat
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restores what `state_dict` gave; arrays are copied.
+        """Restores the result of `state_dict`; arrays are copied.
 
         ValueError for the state of another kind of optimizer.
         """
@@ -350,7 +350,7 @@ class SGD(Optimizer):
 class Lion(Optimizer):
     """Lion: `p -= lr (sign(b1 m + (1-b1) g) + wd p);  m = b2 m + (1-b2) g`.
 
-    It wants a rate 3 to 10 times lower than AdamW's, and a weight decay as much higher.
+    Use a rate 3 to 10 times lower than AdamW's, and a weight decay higher by the same factor.
     """
 
     slots = ("m",)

@@ -27,7 +27,7 @@ def state() -> dict[str, int]:
 
 
 def set_state(state: dict[str, int]) -> None:
-    """Brings back what `state` returned. Raises ValueError for anything else."""
+    """Restores the result of `state`. Raises ValueError for anything else."""
     found = {name: state.get(name) if isinstance(state, dict) else None for name in _state}
     if not all(isinstance(number, int) and number >= 0 for number in found.values()):
         raise ValueError(f"the random state is {state!r:.80}; it must be what state() gave")

@@ -67,8 +67,8 @@ def sum_in_parts(function: Callable, parts: Sequence[Any]) -> Any:
     """The sum of the scalars `function(part)`, float32; memory holds one part at a time.
 
     Backward runs forward and back through one part before the next, so only one part's saved values
-    exist. The value is computed in backward, or when it is read: a loss that nobody reads before
-    backward is computed once.
+    exist. The value is computed in backward, or earlier if it is read. A loss that is not read
+    before backward is computed once.
     """
 
     def total(visit: Callable[[Any], Any]) -> np.ndarray:

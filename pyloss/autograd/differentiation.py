@@ -1,4 +1,4 @@
-"""Gradients of functions: `value_and_grad` and `grad`, and what gradients of modules share."""
+"""Gradients of functions: `value_and_grad` and `grad`, and helpers for gradients of modules."""
 
 from __future__ import annotations
 
@@ -109,6 +109,6 @@ def value_and_grad(function: Callable, argnums: int | Sequence[int] = 0) -> Call
 
 
 def grad(function: Callable, argnums: int | Sequence[int] = 0) -> Callable:
-    """Like `value_and_grad`, returning the gradients alone."""
+    """Like `value_and_grad`, but returns only the gradients."""
     both = value_and_grad(function, argnums)
     return lambda *args, **kwargs: both(*args, **kwargs)[1]

@@ -31,7 +31,7 @@ def as_array(x: Any, name: str = "the argument") -> np.ndarray:
         raise
     except ValueError as error:
         raise ValueError(f"{name} cannot be read as an array of one shape: {error}") from error
-    except Exception as error:  # whatever a class's own __array__ comes to
+    except Exception as error:  # a class's own __array__ may raise anything
         problem = f"{type(error).__name__}: {error}"
         raise TypeError(
             f"{name} cannot be read as an array: {type(x).__name__} raises {problem}"

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-# What the core's scalars, and the formats of files, have room for.
+# Limits of the core's scalars and of file formats.
 SMALLEST, LARGEST = -(1 << 63), (1 << 63) - 1
 
 _SHOWN = 40
@@ -78,7 +78,7 @@ def real(
 
 
 def shown(value: Any) -> str:
-    """`value` as messages show it, cut where it is long."""
+    """`value` as messages show it; long values are cut."""
     # Python refuses to write out ints of more than 4300 digits, and would take long.
     if isinstance(value, int) and value.bit_length() > 1024:
         return f"an integer of {value.bit_length()} bits"

@@ -72,7 +72,7 @@ def _tensor(array: Any) -> torch.Tensor:
 
 
 class _Recorded:
-    """A call on the tape, for a gradient that waits for what comes from above."""
+    """A call on the tape that waits for the upstream gradient."""
 
     def __init__(self, call: Callable, arrays: list[np.ndarray], wanted: tuple[int, ...]):
         self.tape = Tape()
@@ -110,7 +110,7 @@ class _Loss(torch.autograd.Function):  # type: ignore[misc]
 
     @staticmethod
     def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        # once_differentiable would take these gradients for constants, unless `upstream` is none
+        # once_differentiable would treat these gradients as constants if `upstream` needs none.
         if torch.is_grad_enabled():
             raise RuntimeError(
                 "the losses of pyloss have no second derivative: "
@@ -121,7 +121,7 @@ class _Loss(torch.autograd.Function):  # type: ignore[misc]
             gradients = saved if upstream.item() == 1 else [g * upstream.to(g.dtype) for g in saved]
         else:
             recorded, ctx.recorded = ctx.recorded, None
-            if recorded is None:  # a second time through the same graph
+            if recorded is None:  # a second backward pass through the graph
                 arrays = [
                     _array(name, tensor) for name, tensor in zip(ctx.names, saved, strict=True)
                 ]

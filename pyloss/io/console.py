@@ -28,7 +28,7 @@ class Console:
 
     @property
     def stream(self) -> TextIO | None:
-        """The stream below; None where the process was started without it."""
+        """The stream below, or None if the process started without it."""
         return self._stream if self._stream is not None else getattr(sys, self.name)
 
     @property
@@ -64,7 +64,7 @@ class Console:
             return False
 
     def fileno(self) -> int:
-        """The descriptor below. Raises OSError where there is none."""
+        """The descriptor below. Raises OSError if there is none."""
         if self.stream is None:
             raise OSError("the stream is closed")
         return self.stream.fileno()

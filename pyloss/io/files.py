@@ -22,7 +22,7 @@ from pyloss.runtime.device import DeviceArray
 
 PathLike = str | os.PathLike[str]
 
-#: the names of files on their way: .<name>.<process>.<random>.tmp
+#: Names of temporary files: .<name>.<process>.<random>.tmp
 _TEMPORARY = re.compile(r"\..+\.(\d{1,10})\.[0-9a-f]{8}\.tmp", re.DOTALL)
 
 
@@ -45,7 +45,7 @@ def user_path(path: PathLike) -> Path:
     if "\0" in text:
         raise ValueError(f"the path {text!r:.80} has a null character, which no name can have")
     if not text.startswith("~"):
-        # pathlib turns "./~" into "~", which would be another place when the path is read again.
+        # pathlib turns "./~" into "~", which would mean another place at the next reading.
         plain = Path(text)
         return Path.cwd() / plain if str(plain).startswith("~") else plain
     home = os.path.expanduser(text)
@@ -174,8 +174,7 @@ def write_json(path: PathLike, value: Any, sort_keys: bool = False) -> None:
     text = (
         json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, sort_keys=sort_keys) + "\n"
     )
-    # Names of files that are not UTF-8 hold lone surrogates; the escape of one is what JSON writes
-    # for it, too.
+    # Names of files that are not UTF-8 hold lone surrogates. This escape of one is also JSON's.
     write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
@@ -214,7 +213,7 @@ def read_json(path: PathLike, kind: type = dict) -> Any:
         ) from None
     except FormatError:
         raise
-    # nested thousands deep; an integer of thousands of digits
+    # Nested thousands deep, or an integer of thousands of digits.
     except (RecursionError, ValueError) as error:
         raise FormatError(path, None, f"not JSON that can be read: {error}") from None
     if not isinstance(value, kind):
@@ -335,5 +334,5 @@ def write_safetensors(
             if system is None:
                 raise TypeError(f"tensors cannot be written as safetensors: {error}") from None
             raise OSError(int(system[1]), os.strerror(int(system[1]))) from error
-        # the library puts a file of its own there, which nobody else may read
+        # The library creates its own file there, which only its owner may read.
         os.chmod(beside, mode)

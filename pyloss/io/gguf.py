@@ -57,8 +57,8 @@ def read_gguf(path: str | os.PathLike[str]) -> TensorFile:
     """Map a GGUF file.
 
     Metadata values are Python numbers, bools, strings, and lists of these. Tensor types have ggml's
-    names ("Q4_1"), shapes are in NumPy order. Types that pyloss cannot read are listed all the
-    same; asking for their values is the error.
+    names ("Q4_1"), shapes are in NumPy order. Types that pyloss cannot read are listed too; only
+    reading their values is an error.
 
     Raises:
         FormatError: not a GGUF file, or one that is truncated or damaged, naming the key or tensor
@@ -107,7 +107,7 @@ class _Reader:
         return TensorFile(self.path, metadata, tensors)
 
     def take(self, size: int, what: str) -> int:
-        """Step over `size` bytes and give where they start."""
+        """Skip `size` bytes and return where they start."""
         start = self.offset
         if size > self.size - start:
             reason = f"truncated: {size} bytes expected at {start}, and the file has {self.size}"
@@ -141,8 +141,7 @@ class _Reader:
         count = self.number(_U64, key)
         if kind != _STRING:
             return self.scalars(key, kind, count)
-        # A vocabulary has tens of thousands of strings, so this loop does by hand what `string`
-        # does.
+        # A vocabulary has tens of thousands of strings, so this loop repeats `string` by hand.
         buffer, unpack, offset, size = self.buffer, _U64.unpack_from, self.offset, self.size
         if count > (size - offset) // 8:
             raise FormatError(

@@ -47,8 +47,8 @@ def locked(folder: Path, name: str = LOCK_FILE) -> Iterator[None]:
         yield
     finally:
         if os.getpid() == owner:
-            # Removed while it is held, so nobody else's is: who opened it meanwhile sees that it is
-            # gone.
+            # Removed while it is held, so it is no other process's file. A process that has opened
+            # it meanwhile sees that it is gone.
             with suppress(OSError):
                 path.unlink()
             _held.discard(descriptor)
@@ -59,7 +59,7 @@ def _take(path: Path) -> int:
     """A descriptor of the lock file, locked, with this process written into it."""
     while True:
         try:
-            # A symbolic link there would be a stranger's way to have another file overwritten.
+            # Following a symbolic link here could overwrite another file.
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
         except OSError as error:
             raise OSError(
@@ -97,7 +97,7 @@ def _write(descriptor: int) -> None:
 
 
 def _read(descriptor: int) -> dict[str, Any]:
-    """What the holder wrote, or nothing while it is about to."""
+    """The holder's text; empty if it has not written it yet."""
     with suppress(ValueError, OSError):
         said = json.loads(os.pread(descriptor, 4096, 0))
         if isinstance(said, dict) and isinstance(said.get("pid"), int):

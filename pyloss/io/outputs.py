@@ -1,4 +1,4 @@
-"""Writing outputs: folders, and earlier outputs moved into `previous-N` beside them.
+"""Writing outputs; earlier outputs move into `previous-N` in the same folder.
 
 The files of a set keep their names in one folder: `adapters/previous-1` is an adapter,
 `fused/previous-1` a model. 1 is the oldest. An unfinished folder is `previous-N.part`; if its
@@ -109,7 +109,7 @@ def output(
 
 
 def kept_note(aside: Path) -> str:
-    """The line that tells a user what was kept, and where."""
+    """The line that tells a user which files were kept, and where."""
     names = sorted(os.listdir(aside))
     said = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     return f"kept what was there before ({said}) in {aside}"

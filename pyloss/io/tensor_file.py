@@ -1,4 +1,4 @@
-"""`TensorFile` and `StoredTensor`: what a mapped model file gives, whichever format it is in."""
+"""`TensorFile` and `StoredTensor`: the content of a mapped model file of any format."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ class ACTLossHead(Module):
     The loss is `lm_loss + 0.5 (q_halt_loss + q_continue_loss)`, summed over the sequences:
     `lm_loss` is each sequence's mean over its valid labels, the others are binary cross entropies
     of the q logits. q_halt's target is whether every valid label is predicted right at this step.
-    q_continue's target is a constant, the first of these that there is:
+    q_continue's target is a constant, the first of these that exists:
 
     1. `outputs["target_q_continue"]`;
     2. from a real forward pass of the next step, which `model.next_q_logits(new_carry)` does
@@ -95,7 +95,7 @@ class ACTLossHead(Module):
         self.padded_rows = padded_rows
 
     def initial_carry(self, *args: Any, **kwargs: Any) -> Any:
-        """The model's own."""
+        """The model's own initial carry."""
         return self.model.initial_carry(*args, **kwargs)
 
     def __call__(
@@ -105,16 +105,16 @@ class ACTLossHead(Module):
 
         `loss` is a scalar, a Tensor while a gradient is recorded; float64 logits are computed in
         float64, others in float32. `outputs` are those of the model named in `return_keys`, as
-        ndarrays; names that it does not give are passed over, so that one list may name a batch's
-        keys too. `all_halted`: whether all sequences have halted.
+        ndarrays; names that it does not return are ignored, so that one list may also name a
+        batch's keys. `all_halted`: whether all sequences have halted.
 
         `metrics` are Python numbers. Sums over the halted sequences, to be divided by `count`,
         their number: `accuracy` (share of valid labels predicted right), `exact_accuracy` (all
         right), `q_halt_accuracy` (q_halt's sign says whether all are right), `steps`. Sums over the
         batch: `lm_loss`, `q_halt_loss`, `q_continue_loss` (0.0 without `q_continue`).
 
-        Raises ValueError naming what the model lacks or what has a wrong shape, and what the losses
-        raise for wrong labels.
+        Raises ValueError naming an output that is missing or has a wrong shape, and the errors of
+        the losses for wrong labels.
         """
         if isinstance(return_keys, str):
             raise TypeError(

@@ -216,7 +216,7 @@ class _Walk:
         self.head, self.rows, self.filter = head, rows, gradient_filter if head.plain else 0.0
         self.product = Product(head.projection, len(rows), rows)
         self.buffer = empty(most, head.vocabulary, like=rows)
-        # Else the slopes take the logits' place, which losses on devices cannot give them.
+        # Otherwise the slopes overwrite the logits, which losses on devices cannot do.
         apart = wanted[-1] or (any(wanted) and device.is_device_array(rows))
         self.slopes = empty(most, head.vocabulary, like=rows) if apart else self.buffer
         dx = empty(*rows.shape, like=rows) if wanted[0] else None

@@ -231,7 +231,7 @@ def js_div_loss(
 
 
 def _js_kernel(temperature: float, beta: float) -> tuple[str, tuple[int, int], tuple[float, ...]]:
-    """The kernel of `js_div_loss`, which of (q, p) it takes first and second, and its options."""
+    """The kernel of `js_div_loss`, the order in which it takes (q, p), and its options."""
     t, b = real(temperature, "temperature", above=0), real(beta, "beta", 0, 1)
     if 0 < b < 1:
         return "js_div", (0, 1), (t, b)

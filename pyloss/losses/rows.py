@@ -307,7 +307,7 @@ class RowLoss:
         return record(LazyTensor(self.shape, self.dtype, self.losses), self.inputs, vjp)
 
     def losses(self, out: Any = None) -> Any:
-        """The weighted losses, computed once; in `out` where the core can write to it."""
+        """The weighted losses, computed once; in `out` if the core can write to it."""
         if self.values is None:
             direct = isinstance(out, device.DeviceArray) or (
                 out is not None and out.flags.c_contiguous

@@ -44,7 +44,7 @@ def _sorted_visits(experts: Any, count: int) -> Routing:
     """
     chosen = np.asarray(experts)
     flat = chosen.reshape(-1)
-    # Of 16-bit numbers NumPy sorts the digits.
+    # NumPy has a faster stable sort (radix) for 16-bit numbers.
     order = np.argsort(flat.astype(np.uint16) if count <= 1 << 16 else flat, kind="stable")
     places = np.empty(len(order), np.int32)
     places[order] = np.arange(len(order), dtype=np.int32)

@@ -299,7 +299,7 @@ def attention(
 def swiglu(gate: Array, up: Array, in_place: bool = False) -> Array:
     """silu(gate) * up (Shazeer, arXiv:2002.05202). Cheap: recomputed, not kept.
 
-    With `in_place` the gradient overwrites gate and up: for fresh values that nobody else reads.
+    With `in_place` the gradient overwrites gate and up: for fresh values without other readers.
     """
     return _gated(gate, up, in_place, _core.swiglu_forward, _core.swiglu_grad)
 

@@ -51,7 +51,7 @@ class Projection(NamedTuple):
 
     - x W^T: the base (`weight`), stored or float32. Its panels are expanded while they are packed.
     - dropout(x) A: the low-rank activations [N, R], kept for the gradients. A fused kernel computes
-      them in the pass over x that computes y; with dropout they need a pass of their own.
+      them in the pass over x that computes y; with dropout they need a separate pass.
     - (...) B: continues the inner loop of x W^T, with B already multiplied by m / norm.
     - m / norm: DoRA's factor of each output, 1 without `m`. Rows whose norm is 0 give 0.
 
@@ -85,7 +85,7 @@ class Projection(NamedTuple):
     known: tuple[np.ndarray, np.ndarray] | None = None
 
     def inputs(self) -> tuple[Any, ...]:
-        """The INPUTS arrays that may get a gradient, None for those that cannot."""
+        """The arrays of INPUTS, or None where an input gets no gradient."""
         return trainable(self.weight), self.bias, self.lora_a, self.lora_b, self.m
 
     @property
@@ -101,7 +101,7 @@ class Product:
     """A projection of float32 rows [N, I], all of them or one part at a time.
 
     Attributes:
-        rows: x, or None while somebody else keeps it.
+        rows: x, or None while the tape keeps it.
         low_rank: dropout(x) A, [N, R].
         low_rank_known: whether a forward pass has filled `low_rank`.
         factor: m / norm, or None.
@@ -131,7 +131,7 @@ class Product:
         rows: np.ndarray | None = None,
         kernels: Kernels = DENSE,
     ):
-        """Of `count` rows, which may be set later."""
+        """For `count` rows, which may be set later."""
         p = self.projection = projection
         self.kernels, self.rows, self.low_rank_known = kernels, rows, False
         self.weight = core_weight(p.weight)
@@ -202,9 +202,9 @@ class Backward:
     Args:
         product: of the forward pass.
         wanted: whether the rows, then each of the projection's inputs, need a gradient.
-        dx: [N, I], where the rows' gradient goes, or None.
+        dx: [N, I], receives the rows' gradient, or None.
         accumulate: 1 adds to what `dx` holds.
-        dw: [O, I], what the weight's gradient is added to, or None.
+        dw: [O, I], to which the weight's gradient is added, or None.
     """
 
     def __init__(

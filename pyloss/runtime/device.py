@@ -51,7 +51,7 @@ def _host() -> Device:
 
 
 def devices() -> list[Device]:
-    """All devices: "cpu", then those of OpenCL."""
+    """All devices: "cpu", then OpenCL's."""
     found = (
         Device(f"opencl:{i}", *(d[k] for k in ("name", "platform", "kind", "memory", "fp64")))
         for i, d in _opencl()
@@ -196,7 +196,7 @@ class DeviceArray(_core.DeviceArray):
         )
 
     def copy(self) -> DeviceArray:
-        """The same values in memory of their own, on the device."""
+        """The same values in new memory on the device."""
         if self.kind != "f32":
             return to_device(self.numpy(), self)
         out = self.fresh(self.shape, "f32")
@@ -303,7 +303,7 @@ def _number_of(device: Any) -> int:
 
 
 def array(x: Any, name: str = "the argument") -> Any:
-    """`x` where it is: DeviceArrays and pyopencl arrays without a copy, others as NumPy arrays.
+    """`x` where it lies: DeviceArrays and pyopencl arrays uncopied, others as NumPy arrays.
 
     Errors call it `name`, see `checks.arrays.as_array`.
     """

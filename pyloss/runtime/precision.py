@@ -30,9 +30,8 @@ def set_matmul_precision(precision: str) -> None:
     below 2^-126 differ, which the instructions take as 0.
 
     It applies to layers of any weight format, experts, output heads and the bases of adapters.
-    These
-    stay float32: products of up to four rows, the adapters' own matrices, gradients by weights,
-    attention, and devices. ValueError for another name.
+    These stay float32: products of up to four rows, the adapters' own matrices, gradients by
+    weights, attention, and devices. ValueError for another name.
     """
     _core.set_matmul_precision(check_precision(precision))
 

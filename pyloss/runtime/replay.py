@@ -9,13 +9,13 @@ import numpy as np
 
 from pyloss import _core
 
-# as `_core.record` gives them: the number of the operation, and its arguments
+# As `_core.record` returns them: the number of the operation, and its arguments.
 Calls = list[tuple[Any, ...]]
 
 _TRIES = 3
 # Index of the first output in a recorded call of each operation.
 _OUTPUTS = [1 + text.split(">")[0].count(":") for _, text in _core.ops()]
-# the operation whose results decide which path a function takes
+# The operation whose results decide which path a function takes.
 _DECIDING = [name for name, _ in _core.ops()].index("same_bits")
 
 
@@ -29,7 +29,7 @@ class Replay:
 
     A function that computes with NumPy between its calls makes new arrays on every run; they give
     it away, and it is never replayed. A function may cache results for arrays that it compares by
-    `same_bits`; if a comparison comes out otherwise, the function is called. Not for functions that
+    `same_bits`; if a comparison then differs, the function is called. Not for functions that
     take another path after their first runs for other reasons, such as values.
     """
 
@@ -43,7 +43,7 @@ class Replay:
 
     @property
     def ready(self) -> bool:
-        """Whether the calls stand for the function."""
+        """Whether the recorded calls replace the function."""
         return self._result is not None
 
     def __call__(self, function: Callable[[], np.ndarray]) -> np.ndarray:
@@ -61,8 +61,7 @@ class Replay:
             result = function()
         finally:
             calls = _core.record(False) or []
-        # The arrays of the run before are still there, so that none of this run's has their place
-        # in memory.
+        # The arrays of the last run still exist, so new arrays have other addresses.
         if self._last is not None and _repeats(self._last, calls, result):
             want = result.copy()
             _core.replay(calls)
@@ -80,8 +79,8 @@ class Replay:
 
 
 def _repeats(before: Calls, calls: Calls, result: np.ndarray) -> bool:
-    """Whether a run made the calls of the run before, and `result` by them."""
-    # the arrays that calls have made, numbered, by identity
+    """Whether a run repeated the calls of the previous one, and they made `result`."""
+    # Arrays that calls have made: their numbers, by identity.
     made: tuple[dict[int, int], dict[int, int]] = ({}, {})
 
     def same(x: Any, y: Any, output: bool) -> bool:

@@ -41,7 +41,7 @@ FORMATS: dict[str, Format] = {
     name.lower(): Format(code, elements, bytes, encodes=name.lower() not in _READ_ONLY, bits=bits)
     for code, (name, elements, bytes, bits) in enumerate(_core.formats())
 }
-#: formats of floats, and formats that one tensor of a file holds
+#: Formats of floats, and formats that one tensor of a file holds.
 FLOATS = ("f32", "bf16", "f16")
 SINGLE = tuple(name for name, layout in FORMATS.items() if not layout.bits)
 

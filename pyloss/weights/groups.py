@@ -84,7 +84,7 @@ class Groups(NamedTuple):
         return (*parts, self.nested_size, self.nested_offset)
 
     def check(self, format: str, count: int) -> None:
-        """Raises ValueError where the arrays do not fit `count` elements of `format`."""
+        """Raises ValueError if the arrays do not fit `count` elements of `format`."""
         if (
             not 32 <= self.size <= _MOST
             or self.size & (self.size - 1)
@@ -216,7 +216,7 @@ def _affine(groups: Array, bits: int) -> tuple[Array, Array, Array]:
     low, high = groups.min(axis=1, keepdims=True), groups.max(axis=1, keepdims=True)
     with np.errstate(over="ignore", invalid="ignore"):
         scale = np.maximum((high - low) / highest, np.float32(1e-7))
-        # The end of the range with the larger magnitude is met exactly, and so is 0.
+        # The end of the range with the larger magnitude is exact, and so is 0.
         below = np.abs(low) > np.abs(high)
         scale = np.where(below, scale, -scale)
         edge = np.where(below, low, high)
@@ -271,7 +271,7 @@ def _in_blocks(flat: Array, size: int, table: Array) -> tuple[Array, Array]:
     blocks = np.pad(flat, (0, -flat.size % size)).reshape(-1, size)
     scale = np.abs(blocks).max(axis=1)
     codes = np.empty(blocks.shape, np.uint8)
-    # of two equally near entries the lower is taken
+    # Of two equally near entries the lower is taken.
     bounds = (table[:-1] + table[1:]) / np.float32(2)
     for part in _parts(blocks):
         inverse = np.float32(1) / np.maximum(scale[part], np.float32(1e-38))
@@ -310,7 +310,7 @@ def dynamic_map() -> Array:
     """
     found = [0.0, 1.0]
     for exponent in range(7):
-        # To the bit what torch.linspace(0.1, 1, ...) gives: float32 steps from either end.
+        # Has the bits of torch.linspace(0.1, 1, ...): float32 steps from either end.
         count = 2**exponent
         start, step = np.float32(0.1), (np.float32(1) - np.float32(0.1)) / np.float32(count)
         i = np.arange(count + 1)

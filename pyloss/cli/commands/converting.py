@@ -114,7 +114,7 @@ def convert(flags: Flags) -> int:
 
 
 def _refuse_source(name: str, flags: Flags) -> None:
-    """Raises ValueError where the flag `name` would overwrite the model or the adapter."""
+    """Raises ValueError if the flag `name` would overwrite the model or the adapter."""
     target = user_path(flags[name]).resolve()
     for what, source in (("model", flags["model"]), ("adapter", flags.get("adapter_path"))):
         place = None if source is None else user_path(source).resolve()

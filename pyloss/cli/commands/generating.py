@@ -71,7 +71,7 @@ def generate(flags: Flags) -> int:
 
 
 def _prompt_ids(flags: Flags, tokenizer: Any, model: Any) -> list[int]:
-    """The prompt's tokens, by the chat template where there is one."""
+    """The prompt's tokens, by the chat template if there is one."""
     text = flags["prompt"].replace("\\n", "\n").replace("\\t", "\t")
     if text == "-":
         text = _read_input()
