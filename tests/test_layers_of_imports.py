@@ -26,8 +26,8 @@ LAYERS = [
     ["losses"],
     ["models"],
     ["tuner"],
-    ["generation", "measuring", "loading"],
-    ["exporting"],
+    ["generation", "loading"],
+    ["exporting", "measuring"],
     ["cli", "interop"],
     ["__main__"],
 ]

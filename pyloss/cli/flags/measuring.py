@@ -14,17 +14,27 @@ def bench_parser(commands: Any) -> None:
         commands,
         "bench",
         text="measure this machine",
-        description="Measure the speed of memory, matrix products and a training step.",
+        description="Measure how fast a model trains, evaluates and generates here, and the speed\n"
+        "of memory and matrix products. Nothing is written.",
         epilog="""examples:
   pyloss bench
-  pyloss bench --model model.gguf --max-seq-length 2048 --grad-checkpoint --train-tokens 500000""",
+  pyloss bench --model model.gguf --max-seq-length 2048 --grad-checkpoint --train-tokens 500000
+  pyloss bench --model Qwen3-0.6B/config.json --type q4_1
+                              before a download: random weights of that shape""",
     )
     add = parser.add_argument
     text = (
-        f"folder, .gguf file or known name (default: {DEFAULT_MODEL}, "
-        "or random weights of its shape if that is missing)"
+        "folder, .gguf file, known name, or a config.json alone, for random weights of its shape "
+        f"(default: {DEFAULT_MODEL}, or its shape if it is not installed)"
     )
     add("--model", help=text)
+    add(
+        "--type",
+        "--quantize",
+        metavar="NAME",
+        help="measure random weights stored as f32, bf16, q8_0, q4_1, q4_k, q4 (mlx), nf4, ... "
+        "(default: the model's own; for a config.json, what it says)",
+    )
     add(
         "--fine-tune-type",
         choices=("lora", "dora"),

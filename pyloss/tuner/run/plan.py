@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from typing import Any
 
 from pyloss.errors import counted, size_text
@@ -121,19 +120,6 @@ def _trained_layers(model: Any) -> int:
             return count
         numbers.append(int(number))
     return count - min(numbers, default=count)
-
-
-def peak_memory() -> int:
-    """Return the peak resident memory of this process so far, in bytes."""
-    try:
-        # On Linux getrusage is wrong: a new process inherits the peak of its parent.
-        with open("/proc/self/status", encoding="ascii") as status:
-            return 1024 * next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
-    except (OSError, StopIteration):
-        import resource
-
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def describe_plan(
