@@ -1,8 +1,7 @@
-/* Stored weights to float32: one decoder per format, for a run of elements of a row.
+/* Decodes stored weights to float32, up to 32 elements of a row at a time.
  *
- * GGUF's blocks are ggml's; a block of 256 elements is read 32 at a time. Products of a scale
- * and a code are exact in float32 in all of them, so that fused and separate additions give the
- * same bits. */
+ * GGUF's formats are ggml's blocks of 32 or 256 elements. Their products of a scale and a code are
+ * exact in float32, so that fused and separate additions give the same bits. */
 #ifndef PYLOSS_QUANT_TPL_H
 #define PYLOSS_QUANT_TPL_H
 #include "../pyloss.h"
@@ -25,10 +24,10 @@ INLINE float float_at(const uint8_t *p, int format, int64_t i) {
 }
 
 /* The decoders of formats.def: decode_<decoder>(format, w, row, begin, n, out) expands elements
- * [begin, begin + n) of row `row` as stored. `begin` is a multiple of 32. n is 32; for floats it is
- * any n <= 32. The format is a constant. */
+ * [begin, begin + n) of stored row `row`. begin is a multiple of 32; n is 32, or for floats any
+ * n <= 32. `format` is a constant. */
 
-/* Vectors where they fit: a copy of a length that is not known calls a function. */
+/* Whole vectors first: a memcpy whose length is not a constant would be a call. */
 INLINE void decode_floats(const int format, const pl_weight *w, int64_t row, int64_t begin,
                           int64_t n, float *out) {
     const uint8_t *p = w->data + row * w->row_bytes + pl_block_bytes(format) * begin;
@@ -42,14 +41,14 @@ INLINE void decode_floats(const int format, const pl_weight *w, int64_t row, int
     for (; i < n; i++) out[i] = float_at(p, format, i);
 }
 
-/* The block that element `begin` of a row is in. */
+/* The block that holds element `begin` of a row. */
 INLINE const uint8_t *block_at(const int format, const pl_weight *w, int64_t row, int64_t begin) {
     return w->data + row * w->row_bytes +
            begin / pl_block_elements(format) * pl_block_bytes(format);
 }
 
-/* The 32-element blocks: a scale (and an offset), for 5 bits the fifth bits, then the codes.
- * Elements 0..15 are the low nibbles, 16..31 the high ones. */
+/* Blocks of 32 elements: a scale, an offset in Q4_1 and Q5_1, the fifth bits in Q5_0 and Q5_1, then
+ * the codes. The low nibbles are elements 0..15, the high nibbles 16..31. */
 INLINE void decode_block(const int format, const pl_weight *w, int64_t row, int64_t begin,
                          int64_t n UNUSED, float *out) {
     const uint8_t *p = block_at(format, w, row, begin);
@@ -77,8 +76,8 @@ INLINE void decode_block(const int format, const pl_weight *w, int64_t row, int6
     }
 }
 
-/* One run of the eight of a 256-element block of Q4_K or Q5_K: scales and offsets of 6 bits
- * times two halves. */
+/* One of the eight runs of 32 elements in a block of Q4_K or Q5_K. Its scale and offset are 6-bit
+ * integers times the block's two float16 factors. */
 INLINE void decode_k_offset(const int format, const pl_weight *w, int64_t row, int64_t begin,
                             int64_t n UNUSED, float *out) {
     const uint8_t *p = block_at(format, w, row, begin);
@@ -95,7 +94,8 @@ INLINE void decode_k_offset(const int format, const pl_weight *w, int64_t row, i
     }
 }
 
-/* One run of Q2_K, Q3_K or Q6_K, where 16 elements share a scale. */
+/* One of the eight runs of 32 elements in a block of Q2_K, Q3_K or Q6_K. 16 elements share a
+ * scale. */
 INLINE void decode_k_sixteens(const int format, const pl_weight *w, int64_t row, int64_t begin,
                               int64_t n UNUSED, float *out) {
     const uint8_t *p = block_at(format, w, row, begin);
@@ -127,7 +127,7 @@ INLINE void decode_k_sixteens(const int format, const pl_weight *w, int64_t row,
     }
 }
 
-/* The group of an element among those of the whole matrix. */
+/* The index of an element's group in the matrix; the size of a group is a power of two. */
 INLINE int64_t group_of(const pl_weight *w, int64_t row, int64_t begin) {
     return (w->groups.first + row * w->cols + begin) >>
            __builtin_ctzll((unsigned long long)w->groups.size);
@@ -142,8 +142,8 @@ INLINE void decode_table(const int format, const pl_weight *w, int64_t row, int6
     if (g->map) {
         float outer = float_at(g->nested, PL_W_F32,
                                group >> __builtin_ctzll((unsigned long long)g->nested_size));
-        /* volatile: rounded before the offset joins, as bitsandbytes does it; the compiler would
-         * fuse the two. */
+        /* volatile: the product is rounded before the offset is added, as in bitsandbytes. The
+         * compiler would fuse them. */
         volatile float product = float_at(g->map, PL_W_F32, g->scales[group]) * outer;
         scale = product + g->nested_offset;
     } else {
@@ -166,8 +166,8 @@ INLINE void decode_affine(const int format, const pl_weight *w, int64_t row, int
         vf_store(out + l * LANES, vf_from_codes(codes[l]) * scale + offset);
 }
 
-/* Each format's decoder, to be inlined as run_<name>, and for a format that is not a constant as
- * decoders[format]. */
+/* Each format's decoder: run_<name>, inlined where the format is a constant, and decoders[format]
+ * where it is not. */
 typedef void (*decoder)(const pl_weight *w, int64_t row, int64_t begin, int64_t n, float *out);
 #define PL_FORMAT(name, elements, bytes, decoder, kind) \
     INLINE void run_##name(const pl_weight *w, int64_t row, int64_t begin, int64_t n, \
@@ -184,7 +184,7 @@ static const decoder decoders[PL_W_COUNT] = {
 #include "../formats.def"
 };
 
-/* A whole row as float32. */
+/* Decodes a whole row. */
 INLINE void decode_row(const pl_weight *w, int64_t row, float *out) {
     const int64_t stored = pl_stored_row(w, row);
     for (int64_t i = 0; i < w->cols; i += 32)

@@ -1,24 +1,26 @@
 /* Attention: causal, grouped-query, over packed sequences, without the matrix of all scores.
  *
  * The queries of the heads that share a key-value head are stacked: row r of a sequence is query
- * r / group, head r % group. So a key-value head is one plain problem of n * group rows against
- * m keys, and dk and dv sum over the group by themselves.
+ * r / group, head r % group. A key-value head is then one problem of n * group rows against m keys,
+ * and its sums over the rows (dk, dv) include the sum over the group.
  *
  *                 keys  0        64       128      192      m
  *                       +--------+--------+--------+--------+
  *   piece 0, rows 0..   | tile 0 | hidden                   |   a tile: ATTN_Q rows x ATTN_K keys
  *            rows 64..  | tile 0 | tile 1 | hidden          |   hidden: tiles that no row sees
  *                       +--------+--------+--------+--------+
- *   piece 1, rows 128.. | tile 0 | tile 1 | tile 2 |        |   with a window, tiles before all
- *            rows 192.. | tile 0 | tile 1 | tile 2 | tile 3 |   windows of their rows are left out
+ *   piece 1, rows 128.. | tile 0 | tile 1 | tile 2 |        |   with a window, tiles before the
+ *            rows 192.. | tile 0 | tile 1 | tile 2 | tile 3 |   windows of all rows are skipped
  *                       +--------+--------+--------+--------+
  *
- * A piece walks over the keys, a column of tiles at a time: its tiles share the keys in the
- * cache. Scores lie transposed, [keys][rows], so that maximum, sum and mask run along the keys
- * with rows in the lanes. A piece of the forward pass is a range of rows; few rows against many
- * keys (generation) are cut into ranges of keys instead. A piece of the backward pass is a range
- * of rows that owns its dq and adds to dk and dv of its own; these are summed at the end in the
- * order of the rows. */
+ * A piece walks over the keys, one column of tiles at a time, so that its tiles share the keys in
+ * the cache. Scores are stored transposed, [keys][rows]: maximum, sum and mask run along the keys,
+ * with rows in the lanes.
+ *
+ * A piece of the forward pass is a range of rows. Few rows against many keys (generation) are cut
+ * into ranges of keys instead. A piece of the backward pass is a range of rows. It writes its rows
+ * of dq, and sums dk and dv in memory of its own; attn_join_tokens adds these sums in the order of
+ * the pieces. */
 #ifndef PYLOSS_ATTENTION_TPL_H
 #define PYLOSS_ATTENTION_TPL_H
 #include "../kernel.h"
@@ -30,21 +32,21 @@
 
 /* ---- Cutting the work */
 
-/* Twice the scores that the first n queries of a sequence compute: a triangle, and a band past
- * the window. */
+/* Twice the number of scores of the first n queries of a sequence: a triangle, then a band of the
+ * window's width. */
 INLINE double attn_area(const attn *g, double n) {
     double window = (double)g->window;
     return n <= window ? n * n : window * (2 * n - window);
 }
-/* How many queries have that area. */
+/* The inverse: the number of queries that have this area. */
 INLINE double attn_queries(const attn *g, double area) {
     double window = (double)g->window;
     return area <= window * window ? sqrt(area) : (area / window + window) / 2;
 }
 
-/* The pieces of one key-value head of sequence s (of all with the first one, for few rows),
- * written where `to` is not NULL. Returns their number, and adds what their own results take to
- * `partial`. */
+/* Cuts key-value head `kv_head` of sequence s into pieces. Returns their number, writes them to
+ * `to` unless it is NULL, and adds the floats of their partial results to *partial. If the keys are
+ * cut, the pieces of head 0 serve all heads. */
 static int64_t attn_cut(const attn *g, int64_t s, int64_t kv_head, attn_piece *to,
                         int64_t *partial) {
     attn_piece p = {.query = g->q_offsets[s], .key = g->k_offsets[s], .kv_head = kv_head};
@@ -94,7 +96,7 @@ static void attn_release(attn *g) {
     pl_release(g->scratch);
 }
 
-/* Lists the pieces and takes the memory. */
+/* Allocates memory and lists the pieces. */
 static pl_status attn_prepare(attn *g, int64_t rows_kept) {
     int64_t partial = 0, count = 0;
     int64_t few = attn_split_size(g), rest = attn_scratch_size(g->width, rows_kept);
@@ -132,7 +134,7 @@ static void attn_forward_piece(const void *context, int64_t begin, int64_t end, 
     const attn *g = context;
     float *scratch = g->scratch + worker * g->scratch_size;
     for (int64_t i = begin; i < end; i++) {
-        /* From the last rows of a sequence to the first: what is long goes first, so that
+        /* From the last rows of a sequence to the first: the longest pieces start first, so that
          * threads end together. */
         const attn_piece *p = g->piece + g->first[g->sequences] - 1 - i;
         if (attn_splits_keys(g, p)) attn_forward_keys(g, *p, scratch);

@@ -1,6 +1,6 @@
-/* Forward: a piece of rows goes through the keys that it sees with a running maximum and sum per
- * row (online softmax, Milakov and Gimelshein 2018; FlashAttention-2, Dao 2023) and saves the
- * log-sum-exp. */
+/* The forward pass. A piece of rows walks over the keys that it sees, with a running maximum and
+ * sum per row (online softmax, Milakov and Gimelshein 2018; FlashAttention-2, Dao 2023), and saves
+ * the log-sum-exp of each row. */
 #ifndef PYLOSS_ATTENTION_FORWARD_TPL_H
 #define PYLOSS_ATTENTION_FORWARD_TPL_H
 #include "../pieces.h"
@@ -8,8 +8,8 @@
 #include "rows.tpl.h"
 #include "tile.tpl.h"
 
-/* Scores [keys][ATTN_Q] to probabilities relative to the running maximum, and the factor that
- * brings earlier sums to it. */
+/* Turns scores [keys][ATTN_Q] into exponentials relative to the running maximum. x->factor rescales
+ * earlier sums to this maximum. */
 static void attn_softmax(const attn_scratch *x, int64_t row, int64_t columns, int64_t key,
                          int64_t all) {
     for (int64_t c = 0; c < columns; c += LANES) {

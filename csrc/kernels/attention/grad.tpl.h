@@ -1,5 +1,5 @@
-/* Backward: the probabilities are recomputed from the log-sum-exp, with five products a tile
- * (FlashAttention-2, Dao 2023). */
+/* The backward pass. It recomputes the probabilities from the log-sum-exp; a tile takes five
+ * products (FlashAttention-2, Dao 2023). */
 #ifndef PYLOSS_ATTENTION_GRAD_TPL_H
 #define PYLOSS_ATTENTION_GRAD_TPL_H
 #include "../pieces.h"
@@ -7,7 +7,7 @@
 #include "rows.tpl.h"
 #include "tile.tpl.h"
 
-/* Scores and do . v to probabilities and the gradient of the scores, in place. */
+/* Turns scores into probabilities, and do . v into the gradient of the scores, in place. */
 static void attn_softmax_grad(const attn_scratch *x, int64_t row, int64_t columns, int64_t key,
                               int64_t all) {
     for (int64_t c = 0; c < columns; c += LANES) {
@@ -25,7 +25,7 @@ static void attn_softmax_grad(const attn_scratch *x, int64_t row, int64_t column
     }
 }
 
-/* One batch of packed rows against all the keys that they see. */
+/* At most ATTN_GRAD_ROWS rows, packed, against all keys that they see. */
 static void attn_grad_rows(const attn *g, const attn_piece *p, int64_t row, int64_t rows,
                            const attn_scratch *x) {
     int64_t width = g->width;
@@ -58,8 +58,8 @@ static void attn_grad_rows(const attn *g, const attn_piece *p, int64_t row, int6
             if (keys == 0) continue;
             float *dk = g->partial + p->partial + (key - p->from) * width,
                   *dv = dk + (p->to - p->from) * width;
-            /* The first row that sees the first key, from the tile's first row on: before the
-             * tile when that is negative. */
+            /* The first row that sees the tile's first key, counted from the tile's first row. It
+             * is negative if it lies before the tile. */
             int64_t first = (key - (p->m - p->n)) * g->group - (row + r);
             attn_scores(x, r, columns, key, keys, g->d, near.k, near.stride, x->q_t + at, x->s);
             attn_scores(x, r, columns, key, keys, g->d, near.v, near.stride, x->d_o_t + at, x->ds);
@@ -97,7 +97,7 @@ INLINE void attn_add_row(float *to, const float *from, int64_t d) {
     if (i < d) vf_store_part(to + i, vf_load_part(to + i, d - i, 0) + vf_load(from + i), d - i);
 }
 
-/* dk and dv of tokens [begin, end): the sum over the pieces that see them. */
+/* dk and dv of tokens [begin, end): sums over the pieces that see them, in the pieces' order. */
 static void attn_join_tokens(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
     const attn *g = context;
     int64_t s = 0;
@@ -113,7 +113,8 @@ static void attn_join_tokens(const void *context, int64_t begin, int64_t end, in
         while (g->q_offsets[s + 1] <= token) s++;
         stop = at_most(end, g->q_offsets[s + 1]);
         int64_t first = token - g->q_offsets[s], last = stop - g->q_offsets[s];
-        /* A piece after the other, each read in its order: they are many streams from memory. */
+        /* One piece after another: reading all pieces side by side would need too many streams
+         * from memory. */
         for (const attn_piece *p = g->piece + g->first[s]; p < g->piece + g->first[s + 1]; p++)
             for (int64_t key = first > p->from ? first : p->from; key < at_most(last, p->to);
                  key++) {

@@ -1,6 +1,5 @@
-/* What all of attention shares: its arguments, a piece of its work, rows packed for tiles and
- * written back, and which keys a row sees. Tiles hold the scores transposed, [keys][rows]: what
- * runs along the keys (maximum, sum, mask) is then vertical, lanes being rows. */
+/* Shared by all of attention: its arguments, a piece of its work, packing rows for tiles and
+ * writing them back, and which keys a row sees. */
 #ifndef PYLOSS_ATTENTION_ROWS_TPL_H
 #define PYLOSS_ATTENTION_ROWS_TPL_H
 #include "../pieces.h"
@@ -11,43 +10,45 @@
 enum {
     ATTN_Q = 64, /* rows (lanes) of a tile of scores */
     ATTN_K = 64, /* keys of a tile of scores */
-    ATTN_FORWARD_ROWS =
-        128, /* rows of a piece of the forward pass: several tiles share the keys in the cache */
-    ATTN_GRAD_ROWS = 256,  /* rows that the backward pass keeps packed */
-    ATTN_GRAD_PIECES = 24, /* of about equal work, over all sequences and heads */
-    ATTN_GRAD_LEAST =
-        128, /* rows of one, on average: fewer would be little beside summing their dk, dv */
-    ATTN_SPLIT_ROWS = 8, /* up to here rows are cut along the keys */
-    ATTN_SPLIT_KEYS = 32 /* keys of such a piece, at most */
+    /* Rows of a piece of the forward pass: several tiles share the keys in the cache. */
+    ATTN_FORWARD_ROWS = 128,
+    ATTN_GRAD_ROWS = 256, /* rows that the backward pass keeps packed */
+    /* Pieces of the backward pass, of about equal work, over all sequences and heads. */
+    ATTN_GRAD_PIECES = 24,
+    /* Rows that a piece of the backward pass has on average, at least: with fewer, summing dk and
+     * dv would take too large a share. */
+    ATTN_GRAD_LEAST = 128,
+    ATTN_SPLIT_ROWS = 8, /* most rows of a sequence that is cut along the keys */
+    ATTN_SPLIT_KEYS = 32 /* most keys of a piece that is cut along the keys */
 };
 
 /* Rows [row, row + rows) of a key-value head of a sequence, against its keys [from, to). */
 typedef struct {
-    int64_t query, key; /* where the sequence begins in q and in k */
-    int64_t n, m;
+    int64_t query, key; /* the sequence's first row of q, and of k */
+    int64_t n, m;       /* its number of queries, and of keys */
     int64_t kv_head;
     int64_t row, rows, from, to;
-    int64_t partial; /* where its own results begin */
+    int64_t partial; /* offset of its results in attn.partial */
 } attn_piece;
 
 typedef struct {
     int64_t heads, kv_heads, group, d;
     int64_t width; /* d rounded up to whole vectors */
     float scale;
-    double share; /* pieces per area in the backward pass; 0 in the forward pass */
+    double share; /* pieces per attn_area in the backward pass; 0 in the forward pass */
     const float *q, *k, *v, *saved_o, *saved_lse, *d_o;
     float *o, *lse, *dq, *dk, *dv;
     int64_t sequences;
     const int32_t *q_offsets, *k_offsets;
-    int64_t window; /* how many keys a row sees at most */
+    int64_t window; /* most keys that a row sees */
     attn_piece *piece;
-    int64_t *first; /* the first piece of each sequence, and the number of pieces */
+    int64_t *first; /* the first piece of each sequence, then the number of pieces */
     float *partial;
     float *scratch;
-    int64_t scratch_size; /* per worker */
+    int64_t scratch_size; /* floats per worker */
 } attn;
 
-/* Whether the rows of this sequence are cut along the keys. */
+/* Whether the piece's sequence is cut along the keys: few rows against many keys. */
 INLINE int attn_splits_keys(const attn *g, const attn_piece *p) {
     return g->share == 0 && p->n * g->group <= ATTN_SPLIT_ROWS && p->m > ATTN_K;
 }
@@ -63,15 +64,15 @@ typedef struct {
     int64_t stride;
 } attn_keys;
 
-/* What a worker keeps at hand. Rows are packed as [rows][width], and transposed (_t) as [rows /
- * ATTN_Q][width][ATTN_Q]. */
+/* A worker's memory. Packed rows are [rows][width], transposed ones (_t)
+ * [rows / ATTN_Q][width][ATTN_Q]. */
 typedef struct {
-    float *k, *v;  /* [ATTN_K][width], where they are not read in place */
+    float *k, *v;  /* [ATTN_K][width], if keys and values cannot be read in place */
     float *s, *ds; /* [ATTN_K][ATTN_Q] */
     float *q, *q_t, *d_o, *d_o_t, *acc;
-    float *max, *sum; /* per row; the log-sum-exp and o . do in the backward pass */
+    float *max, *sum; /* per row; in the backward pass the log-sum-exp and o . do */
     float *factor;
-    int64_t *at;               /* where a row stands among the heads of all tokens */
+    int64_t *at;               /* a row's index among the heads of all tokens */
     int32_t *hidden, *visible; /* a row sees keys [hidden, visible); visible <= 0: none */
 } attn_scratch;
 
@@ -100,8 +101,8 @@ static attn_scratch attn_scratch_at(float *p, int64_t width, int64_t rows) {
     return x;
 }
 
-/* Where row `row` of a piece stands among the heads of all tokens: in q, o and do times d, in
- * lse as it is. */
+/* The index of row `row` of a piece among the heads of all tokens: its row of q, o and do, its
+ * element of lse. */
 INLINE int64_t attn_at(const attn *g, const attn_piece *p, int64_t row) {
     return (p->query + row / g->group) * g->heads + p->kv_head * g->group + row % g->group;
 }
@@ -118,8 +119,8 @@ INLINE void attn_trim_row(float *to, const float *from, int64_t d, float factor)
     if (i < d) vf_store_part(to + i, vf_load(from + i) * factor, d - i);
 }
 
-/* What belongs to rows [row, row + rows), and to the lanes past them in their last vector, which
- * repeat the last row. */
+/* Sets x->at, x->visible and x->hidden of rows [row, row + rows). The lanes past them in the last
+ * vector repeat the last row. */
 static void attn_set_rows(const attn *g, const attn_piece *p, int64_t row, int64_t rows,
                           const attn_scratch *x) {
     int64_t query = row / g->group, head = row % g->group;
@@ -134,14 +135,14 @@ static void attn_set_rows(const attn *g, const attn_piece *p, int64_t row, int64
     }
 }
 
-/* factor times rows of q or do, packed. */
+/* Packs factor times the rows of q or do. */
 static void attn_pack_rows(const attn *g, const attn_scratch *x, const float *from, int64_t rows,
                            float factor, float *to) {
     for (int64_t r = 0; r < rows; r++)
         attn_pad_row(to + r * g->width, from + x->at[r] * g->d, g->d, g->width, factor);
 }
 
-/* The same, transposed. */
+/* Packs factor times the rows of q or do, transposed. */
 static void attn_transpose_rows(const attn *g, const attn_scratch *x, const float *from,
                                 int64_t rows, float factor, float *to) {
     for (int64_t r = 0; r < rows; r += LANES) {
@@ -161,7 +162,8 @@ static void attn_transpose_rows(const attn *g, const attn_scratch *x, const floa
     }
 }
 
-/* Keys and values [key, key + keys): in place, unless vectors would reach past a head. */
+/* Keys and values [key, key + keys): read in place if d is a multiple of a vector, else packed,
+ * since vectors would reach past a head. */
 static attn_keys attn_keys_at(const attn *g, const attn_piece *p, int64_t key, int64_t keys,
                               const attn_scratch *x) {
     int64_t stride = g->kv_heads * g->d, at = (p->key + key) * stride + p->kv_head * g->d;
@@ -181,15 +183,14 @@ INLINE int64_t attn_hidden(const attn *g, const attn_piece *p, int64_t row) {
     return hidden > 0 ? hidden : 0;
 }
 
-/* The keys of a tile, from `key`, that any of its rows sees; none when the count is 0. */
+/* How many keys of a tile, from `key` on, its rows see together; 0 if no row sees any. */
 INLINE int64_t attn_keys_seen(const attn_scratch *x, int64_t row, int64_t rows, int64_t key) {
     int64_t keys = at_most(x->visible[row + rows - 1] - key, ATTN_K);
     return keys < 0 || x->hidden[row] >= key + ATTN_K ? 0 : keys;
 }
 
-/* Scores past what the rows of a panel see are neither computed nor read: of `keys` keys of a
- * tile those that the panel of column c needs, in whole tiles of the products, as is the last of
- * its rows. */
+/* How many of a tile's `keys` keys the panel of column c needs, in whole register tiles. Scores
+ * past what the panel's rows see are neither computed nor read. */
 INLINE int64_t attn_panel_keys(const attn_scratch *x, int64_t row, int64_t columns, int64_t c,
                                int64_t key, int64_t keys) {
     int64_t end = at_most(round_up(c - c % ATTN_PANEL + ATTN_PANEL, ATTN_ROWS), columns);
@@ -197,7 +198,8 @@ INLINE int64_t attn_panel_keys(const attn_scratch *x, int64_t row, int64_t colum
     return seen <= 0 ? 0 : at_most(round_up(seen, ATTN_ROWS), keys);
 }
 
-/* s[keys][ATTN_Q] = a t, of a tile's keys or values and of its rows of q or do, transposed. */
+/* s [keys][ATTN_Q] = a t: the products of a tile's keys or values `a` with its transposed rows `t`
+ * of q or do. */
 static void attn_scores(const attn_scratch *x, int64_t row, int64_t columns, int64_t key,
                         int64_t keys, int64_t d, const float *a, int64_t stride, const float *t,
                         float *s) {
@@ -209,11 +211,11 @@ static void attn_scores(const attn_scratch *x, int64_t row, int64_t columns, int
     }
 }
 
-/* Whether a vector of rows does not see all keys [key, key + keys), and which of them each lane
- * sees. */
+/* Whether some row of a vector does not see all keys [key, key + keys). */
 INLINE int attn_is_masked(const attn_scratch *x, int64_t row, int64_t key, int64_t keys) {
     return x->visible[row] < key + keys || x->hidden[row + LANES - 1] > key;
 }
+/* The keys [hidden, visible) that each lane sees, counted from a tile's first key. */
 typedef struct {
     vi hidden, visible;
 } attn_mask;
@@ -230,7 +232,7 @@ INLINE vf attn_masked(const attn_mask *mask, int64_t j, vf seen, vf unseen) {
     return vf_select(vi_less(at, mask->visible) & ~vi_less(at, mask->hidden), seen, unseen);
 }
 
-/* o and lse of the row that stands at `at`, from its unnormalized sum of values. */
+/* Writes o and lse of the row with index `at`, from its unnormalized sum of values. */
 static void attn_finish_row(const attn *g, int64_t at, const float *acc, float max, float sum) {
     attn_trim_row(g->o + at * g->d, acc, g->d, sum == 0 ? 0 : 1 / sum);
     g->lse[at] = sum == 0 ? -INFINITY : max + logf(sum);

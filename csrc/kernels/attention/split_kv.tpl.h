@@ -1,6 +1,6 @@
-/* Few rows against many keys, as in generation (split-KV): a piece is a range of keys for all
- * heads together, read in place. For each row of each head it gives [width] sums of values, then
- * a maximum and a sum of exponentials; attn_split_join combines the pieces of a row. */
+/* Few rows against many keys, as in generation (split-KV). A piece is a range of keys of all heads,
+ * read in place. Its result for each row of each head is [width] sums of values, then the maximum
+ * and the sum of exponentials. attn_split_join combines the pieces. */
 #ifndef PYLOSS_ATTENTION_SPLIT_KV_TPL_H
 #define PYLOSS_ATTENTION_SPLIT_KV_TPL_H
 #include "../pieces.h"
@@ -14,14 +14,14 @@ static int64_t attn_split_size(const attn *g) {
     return g->kv_heads * ATTN_SPLIT_ROWS * (ATTN_SPLIT_KEYS + g->width) + LANES * g->width;
 }
 
-/* Reads a word of every line in order: the heads read parts that lie apart, which the processor
- * would not fetch ahead. */
+/* Fetches n floats into the cache by reading a word of every line in order. The heads read
+ * scattered parts of them, which the hardware would not prefetch. */
 INLINE void attn_touch(const float *p, int64_t n) {
     for (int64_t i = 0; i < n; i += 16) (void)*(const volatile float *)(p + i);
 }
 
-/* Scores of one row against LANES keys `stride` apart, of which `keys` are there; their dot
- * products end in a transposition. */
+/* Scores of one row against LANES keys, `stride` apart. If there are only `keys` < LANES, the last
+ * one repeats. A transposition at the end sums all dot products at once. */
 static void attn_split_scores(const float *q, const float *k, int64_t stride, int64_t d,
                               int64_t keys, float *s) {
     vf v[LANES];
@@ -50,8 +50,8 @@ static void attn_split_scores(const float *q, const float *k, int64_t stride, in
     vf_store(s, v[0]);
 }
 
-/* Scores of a row, of which it sees some, to exponentials; their maximum and sum go to last[0]
- * and last[1]. */
+/* Turns a row's scores into exponentials relative to their maximum, 0 for keys that it does not
+ * see. last[0] is the maximum, last[1] the sum of the exponentials. */
 static void attn_split_softmax(const attn *g, const attn_piece *p, int64_t r, float *s,
                                float *last) {
     int64_t seen = attn_visible(g, p, r) - p->from, hidden = attn_hidden(g, p, r) - p->from;
@@ -69,7 +69,7 @@ static void attn_split_softmax(const attn *g, const attn_piece *p, int64_t r, fl
     last[1] = vf_sum(sum);
 }
 
-/* A piece of the keys, for all heads: row i of the piece is row i % rows of head i / rows. */
+/* A piece of keys for all heads. Row i of the piece is row i % rows of head i / rows. */
 static void attn_forward_keys(const attn *g, attn_piece p, float *scratch) {
     int64_t width = g->width, stride = g->kv_heads * g->d, out_stride = attn_split_stride(g);
     int64_t keys = p.to - p.from, all = p.rows * g->kv_heads, at = (p.key + p.from) * stride;
@@ -114,7 +114,7 @@ static void attn_forward_keys(const attn *g, attn_piece p, float *scratch) {
     }
 }
 
-/* The pieces of a sequence, joined into the rows of its heads. */
+/* Combines the pieces of a sequence into o and lse. */
 static void attn_split_join(const attn *g, attn_piece p, const attn_piece *piece, int64_t count) {
     for (int64_t i = 0; i < p.rows * g->kv_heads; i++) {
         float *acc = g->scratch, max = -FLT_MAX, sum = 0;

@@ -1,6 +1,5 @@
-/* The products of attention's tiles: small matrices that lie in the cache, multiplied as they
- * lie. Where the mask makes a triangle of A, the depths at which all rows of a register tile are
- * 0 are left out. */
+/* The products of attention's tiles: small matrices in the cache, multiplied without packing. The
+ * causal mask makes A triangular; depths at which all rows of a register tile are 0 are skipped. */
 #ifndef PYLOSS_ATTENTION_TILE_TPL_H
 #define PYLOSS_ATTENTION_TILE_TPL_H
 #include "../pieces.h"
@@ -13,10 +12,10 @@ enum { ATTN_ROWS = 6 };
 #endif
 enum { ATTN_PANEL = 2 * LANES };
 
-/* C = A B + factor C (no C when factor is NULL). Element (i, k) of A is a[i * lda + k], or a[i +
- * k * lda] by column. */
+/* C = A B + factor C, or A B if factor is NULL. Element (i, k) of A is a[i * lda + k] by row,
+ * a[i + k * lda] by column. */
 typedef struct {
-    int64_t rows, columns, depth; /* columns of B and C in whole vectors */
+    int64_t rows, columns, depth; /* columns: a multiple of a vector */
     const float *a;
     int64_t lda;
     const float *b;
@@ -26,8 +25,8 @@ typedef struct {
     const float *factor; /* per row */
 } attn_product;
 
-/* Rows [i0, i0 + rows) and nv vectors of columns from j, at depths [from, to). rows, nv and
- * by_column are constants in every instance. */
+/* A register tile: rows [i0, i0 + rows) and nv vectors of columns from j on, at depths [from, to).
+ * rows, nv and by_column are constants. */
 INLINE void attn_tile(const attn_product *t, const int rows, const int nv, const int by_column,
                       int64_t i0, int64_t j, int64_t from, int64_t to) {
     int64_t lda = t->lda, ldb = t->ldb, ldc = t->ldc;
@@ -55,8 +54,8 @@ INLINE void attn_tile(const attn_product *t, const int rows, const int nv, const
         for (int l = 0; l < nv; l++) vf_store(c + i * ldc + l * LANES, acc[i][l]);
 }
 
-/* Where the rows of A are not 0: row i from depth first + i step on, and before depth until[i] -
- * base when there is an `until`. Both grow with i. */
+/* The depths at which A is not 0: in row i from first + i step on, and unless `until` is NULL
+ * before until[i] - base. Both bounds grow with i. */
 typedef struct {
     int64_t first, step;
     const int32_t *until;

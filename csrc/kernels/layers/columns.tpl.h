@@ -1,8 +1,8 @@
-/* Columns of a matrix: sums over the rows, and a choice of columns. N counts rows, D or V
+/* Columns of a matrix: sums over the rows, and selections of columns. N counts rows, D or V
  * columns.
  *
- * A sum over rows adds each block of BLOCK_ROWS rows into a partial row of its own, then the
- * partial rows in order, so that its bits do not depend on the threads. */
+ * A sum over the rows first sums each block of BLOCK_ROWS rows into a partial row, then adds the
+ * partial rows in order, so that its bits do not depend on the number of threads. */
 #ifndef PYLOSS_COLUMNS_TPL_H
 #define PYLOSS_COLUMNS_TPL_H
 #include "../kernel.h"
@@ -19,7 +19,7 @@ typedef struct {
     int64_t blocks, width;
 } column_job;
 
-/* Few enough partial rows to add in float64. */
+/* Adds the partial rows; they are few enough for float64. */
 static void join_partials_piece(const void *context, int64_t begin, int64_t end,
                                 int worker UNUSED) {
     const column_job *job = context;
@@ -30,8 +30,8 @@ static void join_partials_piece(const void *context, int64_t begin, int64_t end,
     }
 }
 
-/* fn over the blocks of rows of `call`; `out` [D] (or NULL) becomes the sum of what fn leaves in
- * the zeroed partial rows. */
+/* Calls fn for the blocks of rows of `call`. fn writes each block's sum to its partial row, and
+ * `out` [D] becomes the sum of the partial rows. If `out` is NULL, there are no partial rows. */
 static pl_status sum_columns(const pl_call *call, int64_t rows, float *out, pl_range_fn fn) {
     int64_t width = PL_DIM(call, 'D');
     column_job job = {call, NULL, out, (rows + BLOCK_ROWS - 1) / BLOCK_ROWS, width};
@@ -90,7 +90,7 @@ pl_status KERNEL(column_dot)(const pl_call *c) {
 
 enum { COLUMN_BLOCK = 1024 };
 
-/* above[j] = 1 where some |x[i,j]| is above bound[i], or either is NaN   x [N,V], bound [N] */
+/* above[j] = 1 if any |x[i,j]| > bound[i] or either is NaN, else 0   x [N,V], bound [N] */
 static void columns_above_piece(const void *context, int64_t begin, int64_t end,
                                 int worker UNUSED) {
     const pl_call *c = context;

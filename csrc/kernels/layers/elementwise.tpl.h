@@ -1,4 +1,4 @@
-/* Elementwise operations over arrays [N]: gates, sums, scaling, dropout. */
+/* Elementwise operations on arrays [N]: gates, sums, scaling, dropout. */
 #ifndef PYLOSS_ELEMENTWISE_TPL_H
 #define PYLOSS_ELEMENTWISE_TPL_H
 #include "../../random.h"
@@ -8,22 +8,22 @@
 
 INLINE vf sigmoid(vf x) { return 1.0f / (1.0f + vf_exp(-x)); }
 
-/* Activations of the form g sigmoid(z(g)): z, and g z'(g) for the gradient. */
+/* An activation g sigmoid(z(g)): z, and for the gradient slope = g z'(g). */
 typedef struct {
     vf z, slope;
 } activation;
 INLINE activation silu(vf g) { return (activation){g, g}; }
-/* The tanh form of GELU: 0.5 g (1 + tanh(u)) = g sigmoid(2 u), u = sqrt(2 / pi) (g + 0.044715
- * g^3). */
+/* GELU in its tanh form: 0.5 g (1 + tanh(u)) = g sigmoid(2 u), with
+ * u = sqrt(2 / pi) (g + 0.044715 g^3). */
 INLINE activation gelu_tanh(vf g) {
-    vf near =
-        vf_min(vf_set1(16.0f),
-               vf_max(vf_set1(-16.0f), g)); /* beyond, the sigmoid is 0 or 1; a NaN stays one */
+    /* Beyond 16 the sigmoid is 0 or 1. A NaN stays NaN. */
+    vf near = vf_min(vf_set1(16.0f), vf_max(vf_set1(-16.0f), g));
     vf k = 1.5957691216057308f * near, cube = 0.044715f * near * near;
     return (activation){k * (1.0f + cube), k * (1.0f + 3.0f * cube)};
 }
 
-/* y = act(gate) up; dgate = dy up s (1 + g z' (1 - s)), dup = dy gate s, s = sigmoid(z) */
+/* y = act(gate) up. Backward, with s = sigmoid(z):
+ * dgate = dy up s (1 + slope (1 - s)), dup = dy gate s. */
 INLINE void gated_lanes(vf *v, activation a) { v[0] = v[0] * sigmoid(a.z) * v[1]; }
 INLINE void gated_grad_lanes(vf *v, activation a) {
     vf dy = v[0], gate = v[1], up = v[2], s = sigmoid(a.z);
@@ -78,7 +78,7 @@ INLINE void ratio_lanes(vf *v, int64_t index UNUSED, const void *constants UNUSE
     v[0] = vf_select(vf_equal(v[1], vf_set1(0)), vf_set1(0), v[0] / v[1]);
 }
 
-/* y = a / b, 0 where b is */
+/* y = a / b; 0 where b is 0 */
 static void ratio_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
     const pl_call *c = context;
     const ratio_args args = ratio_args_of(c);
@@ -122,7 +122,7 @@ pl_status KERNEL(scale)(const pl_call *c) {
     return PL_OK;
 }
 
-/* ---- Dropout: a random word per element from (seed, index) alone */
+/* ---- Dropout: each element's random word depends on the seed and its index alone */
 
 typedef uint32_t vu __attribute__((vector_size(PL_BYTES)));
 
@@ -145,14 +145,14 @@ INLINE void dropout_lanes(vf *v, int64_t index, const void *constants) {
     static const uint32_t lane[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
     vu x;
     memcpy(&x, lane, sizeof x);
-    /* Pieces begin at multiples of LANES, so that all lanes share the upper half of their index. */
+    /* Pieces begin at multiples of LANES, so all lanes have the same upper half of the index. */
     x = mix_words((x + (uint32_t)index) ^ k->key[0]);
     x = mix_words((x ^ k->key[1]) + ((uint32_t)(index >> 32) ^ k->key[2]));
     v[0] = (vf)((vi)(x >= k->drop_below) & (vi)(v[0] * k->scale));
 }
 
-/* y = x / (1 - p) with probability 1 - p, else 0; of dy with the same seed and p it is the
- * gradient */
+/* y = x / (1 - p) with probability 1 - p, else 0. The gradient is this operation on dy, with the
+ * same seed and p. */
 static void dropout_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
     const pl_call *c = context;
     const dropout_args args = dropout_args_of(c);

@@ -1,5 +1,5 @@
-/* Optimizers: one fused update in place over a flat parameter [N]. g stands for grad *
- * grad_scale. */
+/* Optimizers: a fused in-place update of a flat parameter [N]. In the formulas g is
+ * grad * grad_scale. */
 #ifndef PYLOSS_OPTIM_TPL_H
 #define PYLOSS_OPTIM_TPL_H
 #include "../kernel.h"
@@ -8,7 +8,7 @@
 
 typedef struct {
     float lr, decay, grad_scale;
-    float beta1, rest1, beta2, rest2; /* rest = 1 - beta, rounded once */
+    float beta1, rest1, beta2, rest2; /* rest = 1 - beta, computed in float64 */
     float eps, inverse_bias1, inverse_bias2;
 } adamw_constants;
 
@@ -23,8 +23,10 @@ INLINE void adamw_lanes(vf *v, int64_t index UNUSED, const void *constants) {
     v[2] = s;
 }
 
-/* p -= lr wd p;  m = beta1 m + (1-beta1) g;  v = beta2 v + (1-beta2) g^2;  p -= lr (m / bias1) /
- * (sqrt(v / bias2) + eps) */
+/* p -= lr weight_decay p
+ * m = beta1 m + (1 - beta1) g
+ * v = beta2 v + (1 - beta2) g^2
+ * p -= lr (m / correction1) / (sqrt(v / correction2) + eps) */
 static void adamw_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
     const pl_call *c = context;
     const adamw_args args = adamw_args_of(c);
@@ -66,8 +68,9 @@ INLINE void sgd_momentum_lanes(vf *v, int64_t index UNUSED, const void *constant
     v[1] = buf;
 }
 
-/* g += wd p;  buf = momentum buf + (1-dampening) g;  p -= lr (g + momentum buf if nesterov, else
- * buf); without buf p -= lr g */
+/* g += weight_decay p
+ * buf = momentum buf + (1 - dampening) g
+ * p -= lr (nesterov ? g + momentum buf : buf); without buf: p -= lr g */
 static void sgd_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
     const pl_call *c = context;
     const sgd_args args = sgd_args_of(c);
@@ -98,14 +101,16 @@ typedef struct {
 INLINE void lion_lanes(vf *v, int64_t index UNUSED, const void *constants) {
     const lion_constants *k = constants;
     vf g = v[0] * k->grad_scale, p = v[1], m = v[2], mixed = k->beta1 * m + k->rest1 * g;
-    /* 0 and NaN are their own signs. */
+    /* The sign of 0 is 0, of NaN NaN. */
     vf sign = vf_select(vf_less(vf_set1(0), mixed), vf_set1(1),
                         vf_select(vf_less(mixed, vf_set1(0)), vf_set1(-1), mixed));
     v[0] = p - k->decay * p - k->lr * sign;
     v[1] = k->beta2 * m + k->rest2 * g;
 }
 
-/* p -= lr wd p;  p -= lr sign(beta1 m + (1-beta1) g);  m = beta2 m + (1-beta2) g */
+/* p -= lr weight_decay p
+ * p -= lr sign(beta1 m + (1 - beta1) g)
+ * m = beta2 m + (1 - beta2) g */
 static void lion_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
     const pl_call *c = context;
     const lion_args args = lion_args_of(c);

@@ -1,11 +1,11 @@
-/* Reductions of an array [N] to one value: comparisons and the sum of squares. */
+/* Reductions of arrays [N] to one value: comparisons and the sum of squares. */
 #ifndef PYLOSS_REDUCTIONS_TPL_H
 #define PYLOSS_REDUCTIONS_TPL_H
 #include "../kernel.h"
 #include "../pieces.h"
 #include "../simd/dot.h"
 
-/* Whether x and y [N] are the same bits: 1 or 0. */
+/* same = 1 if x and y [N] have the same bits, else 0 */
 static void same_bits_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
     const pl_call *c = context;
     const same_bits_args args = same_bits_args_of(c);
@@ -21,7 +21,7 @@ pl_status KERNEL(same_bits)(const pl_call *c) {
     return PL_OK;
 }
 
-/* Whether some |x[i]| is below the bound: 1 or 0. */
+/* found = 1 if any |x[i]| < bound, else 0 */
 static void any_below_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
     const pl_call *c = context;
     const any_below_args args = any_below_args_of(c);
@@ -39,7 +39,7 @@ pl_status KERNEL(any_below)(const pl_call *c) {
 
 typedef struct {
     const float *x;
-    double *partial; /* one for each PIECE elements */
+    double *partial; /* [pieces] */
 } square_job;
 
 static void sum_squares_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {

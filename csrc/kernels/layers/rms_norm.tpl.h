@@ -1,4 +1,4 @@
-/* Root mean square norm of the rows of x [N,D]. */
+/* RMS norm (root mean square) of the rows of x [N,D]. */
 #ifndef PYLOSS_RMS_NORM_TPL_H
 #define PYLOSS_RMS_NORM_TPL_H
 #include "../kernel.h"
@@ -26,8 +26,8 @@ pl_status KERNEL(rms_norm_forward)(const pl_call *c) {
     return PL_OK;
 }
 
-/* dx = rstd (dy w - x rstd^2 mean(dy w x)), dw[j] = sum over n of dy x rstd   dw may be NULL,
- * and is overwritten */
+/* dx = rstd (dy w - x rstd^2 mean(dy w x))
+ * dw[d] = sum over n of dy[n,d] x[n,d] rstd[n], overwritten; dw may be NULL */
 static void rms_norm_grad_piece(const void *context, int64_t begin, int64_t end,
                                 int worker UNUSED) {
     const column_job *job = context;

@@ -1,4 +1,4 @@
-/* Rotary positions. */
+/* Rotary position embeddings (RoPE). */
 #ifndef PYLOSS_ROPE_TPL_H
 #define PYLOSS_ROPE_TPL_H
 #include "../kernel.h"
@@ -13,8 +13,8 @@ INLINE void rope_step(const float *x, const float *cosine, const float *sine, fl
     vf_store_part(y + half, b * c + a * s, n);
 }
 
-/* Turns each pair (x[j], x[D/2 + j]) by the angle of its position, or back if inverse: the
- * inverse is the gradient too. x, y [N,H,D], positions [N], cos, sin [P,D/2]; y may be x */
+/* Rotates each pair (x[j], x[D/2 + j]) by the angle of its position. With `inverse` it rotates
+ * back, which is also the gradient.   x, y [N,H,D], positions [N], cos, sin [P,D/2]; y may be x */
 static void rope_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
     const pl_call *call = context;
     const rope_args args = rope_args_of(call);

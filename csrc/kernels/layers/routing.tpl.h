@@ -1,13 +1,14 @@
-/* The routing of mixtures of experts: the experts of a token's largest logits, and the softmax
- * that its visits are weighted by, in float64. What is not finite spoils its own token alone. */
+/* Routing of mixtures of experts. A token visits the K experts with its largest logits; a softmax,
+ * computed in float64, weights the visits. Logits that are not finite affect their own token
+ * only. */
 #ifndef PYLOSS_ROUTING_TPL_H
 #define PYLOSS_ROUTING_TPL_H
 #include "../kernel.h"
 #include "../pieces.h"
 #include "../simd/vec.h"
 
-/* chosen[n,:] = the experts of the K largest logits[n,:], ascending; of equal ones the first,
- * and NaN comes last. Where there are fewer than K, the rest are -1. */
+/* chosen[n,:] = the experts of the K largest logits[n,:], by ascending number. Of equal logits the
+ * first wins; NaN counts as -inf. With fewer than K experts the rest are -1. */
 static void top_experts_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
     const pl_call *c = context;
     const top_experts_args args = top_experts_args_of(c);
@@ -15,8 +16,8 @@ static void top_experts_piece(const void *context, int64_t begin, int64_t end, i
     for (int64_t n = begin; n < end; n++) {
         const float *x = args.logits + n * experts;
         int32_t *chosen = args.chosen + n * k;
-        /* Each pass finds the next one in the order of falling logits; what comes up to the last
-         * one is chosen. */
+        /* Each pass finds the next logit in descending order. Experts up to the last one found
+         * are chosen. */
         float last = INFINITY;
         int64_t last_at = -1, count = 0;
         for (int64_t i = 0; i < k && i < experts; i++) {
@@ -42,14 +43,14 @@ pl_status KERNEL(top_experts)(const pl_call *c) {
     return PL_OK;
 }
 
-/* e^(x[i] - top) of the vector's elements from i on, 0 past n. */
+/* e^(x[i] - top) of DLANES elements from i on; 0 past n. */
 INLINE vd router_powers(const float *x, int64_t i, int64_t n, double top) {
     double part[DLANES];
     for (int64_t l = 0; l < DLANES; l++) part[l] = i + l < n ? x[i + l] : -INFINITY;
     return vd_exp(vd_load(part) - top);
 }
 
-/* What the powers of a token's visits are of: e^(logit - top) / total. */
+/* The softmax of a token: an expert's share is e^(logit - top) / total. */
 typedef struct {
     double top, total;
 } router_share;
@@ -73,10 +74,9 @@ static router_share router_share_of(const float *x, int64_t experts, const int32
 
 typedef struct {
     const pl_call *call;
-    double *powers; /* per worker [K] */
+    double *powers; /* [workers, K] */
 } router_job;
 
-/* Runs `piece` over all tokens. */
 static pl_status run_router(const pl_call *c, pl_range_fn piece) {
     router_job job = {c,
                       pl_acquire(sizeof(double) * (size_t)(pl_num_threads() * PL_DIM(c, 'K') + 1))};
@@ -86,8 +86,8 @@ static pl_status run_router(const pl_call *c, pl_range_fn piece) {
     return PL_OK;
 }
 
-/* weights[visits[n,i]] = the share of chosen[n,i] in the softmax of logits[n,:], or with
- * `normalize` of the chosen alone. */
+/* weights[visits[n,i]] = the share of expert chosen[n,i] in the softmax over all logits[n,:], or
+ * with `normalize` over the logits of the chosen experts. */
 static void visit_weights_piece(const void *context, int64_t begin, int64_t end, int worker) {
     const router_job *job = context;
     const pl_call *c = job->call;
@@ -103,8 +103,9 @@ static void visit_weights_piece(const void *context, int64_t begin, int64_t end,
 }
 pl_status KERNEL(visit_weights)(const pl_call *c) { return run_router(c, visit_weights_piece); }
 
-/* With weights w and their gradient d, and m the sum of w d over a token's visits: w (d - m) for
- * the logits of the chosen, and for the others -w m, or 0 with `normalize`. */
+/* The gradient of the logits. w is an expert's share, d the gradient of its weight, and m the sum
+ * of w d over the token's visits. A chosen expert gets w (d - m), another one -w m, or 0 with
+ * `normalize`. */
 static void visit_weights_grad_piece(const void *context, int64_t begin, int64_t end, int worker) {
     const router_job *job = context;
     const pl_call *c = job->call;

@@ -1,5 +1,5 @@
-/* Whole rows of a matrix: embeddings, rows picked, put, added up, scaled, and the transpose.
- * N counts rows, D is the width of a row. */
+/* Whole rows of a matrix: embedding, gather, put, scatter-add, combine, scale, transpose. N counts
+ * rows, D is the width of a row. */
 #ifndef PYLOSS_ROWS_TPL_H
 #define PYLOSS_ROWS_TPL_H
 #include "../kernel.h"
@@ -42,12 +42,13 @@ static void add_rows_piece(const void *context, int64_t begin, int64_t end, int 
     }
 }
 static void add_rows(const row_sum_job *job) {
-    /* Whole cache lines of columns, at least 64 columns so that a row's visit pays. */
+    /* A piece has whole cache lines of columns, and at least 64 columns, since it visits every
+     * row. */
     int64_t columns = grain_of(job->count) / 64 * 64;
     pl_parallel(job->width, columns < 64 ? 64 : columns, add_rows_piece, job);
 }
 
-/* dw[ids[n],:] += dy[n,:]   dy [N,D], ids [N], dw [V,D] is added to */
+/* dw[ids[n],:] += dy[n,:]   dy [N,D], ids [N], dw [V,D] */
 pl_status KERNEL(embedding_grad)(const pl_call *c) {
     const embedding_grad_args args = embedding_grad_args_of(c);
     add_rows(&(row_sum_job){args.dy, args.ids, args.dw, PL_DIM(c, 'N'), PL_DIM(c, 'D')});
@@ -69,8 +70,8 @@ pl_status KERNEL(gather_rows)(const pl_call *c) {
     return PL_OK;
 }
 
-/* y[rows[m],:] = x[m,:], the last m where several are the same   x [M,D], rows [M], y [N,D]:
- * other rows stay */
+/* y[rows[m],:] = x[m,:]   x [M,D], rows [M], y [N,D]. Of equal indices the last one wins. Other
+ * rows of y keep their values. */
 pl_status KERNEL(put_rows)(const pl_call *c) {
     const put_rows_args args = put_rows_args_of(c);
     const float *x = args.x;
@@ -82,12 +83,13 @@ pl_status KERNEL(put_rows)(const pl_call *c) {
     return PL_OK;
 }
 
-/* dx[n,:] = sum of dy[m,:] over rows[m] = n   dy [M,D], rows [M], dx [N,D] is overwritten; a row
- * not named is 0 */
 static void zero_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
     const row_sum_job *job = context;
     memset(job->to + begin * job->width, 0, (size_t)((end - begin) * job->width) * sizeof *job->to);
 }
+
+/* dx[n,:] = sum of dy[m,:] over all m with rows[m] = n   dy [M,D], rows [M], dx [N,D], overwritten.
+ * Rows without an m become 0. */
 pl_status KERNEL(scatter_add_rows)(const pl_call *c) {
     const scatter_add_rows_args args = scatter_add_rows_args_of(c);
     row_sum_job job = {args.dy, args.rows, args.dx, PL_DIM(c, 'M'), PL_DIM(c, 'D')};
@@ -96,7 +98,7 @@ pl_status KERNEL(scatter_add_rows)(const pl_call *c) {
     return PL_OK;
 }
 
-/* n <= LANES elements of the sum of k rows, from x + the row's number times `stride` on. */
+/* y[0, n) (+)= the sum of k rows, n <= LANES; row r begins at x + r * stride. */
 INLINE void combine_lanes(const float *x, const int32_t *rows, int64_t k, int64_t stride, int add,
                           float *y, int64_t n) {
     vf sum = !add ? vf_set1(0) : n == LANES ? vf_load(y) : vf_load_part(y, n, 0.0f);
@@ -143,7 +145,7 @@ pl_status KERNEL(scale_rows)(const pl_call *c) {
     return PL_OK;
 }
 
-/* y[n,:] = factor x[n,:], element by element */
+/* y[n,d] = factor[d] x[n,d] */
 static void scale_columns_piece(const void *context, int64_t begin, int64_t end,
                                 int worker UNUSED) {
     const pl_call *c = context;
@@ -161,8 +163,8 @@ pl_status KERNEL(scale_columns)(const pl_call *c) {
     return PL_OK;
 }
 
-/* y = x^T   x [N,D], y [D,N]; in blocks of rows, whose elements of some columns stay in the
- * nearest cache */
+/* y = x^T   x [N,D], y [D,N]. By blocks of rows: the cache lines that hold one column of a block
+ * hold its next columns too. */
 static void transpose_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
     enum { BLOCK = 16 };
     const pl_call *c = context;

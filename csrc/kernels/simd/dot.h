@@ -1,11 +1,11 @@
-/* Dot products of rows. Several partial sums run in parallel: it is faster, and long rows lose
- * fewer digits. */
+/* Dot products of float32 rows. Several partial sums run in parallel: this is faster, and long rows
+ * lose fewer digits. */
 #ifndef PYLOSS_DOT_H
 #define PYLOSS_DOT_H
 #include "../pieces.h"
 #include "vec.h"
 
-/* a . b in float64. */
+/* a . b, computed in float64. */
 INLINE double wide_dot(const float *a, const float *b, int64_t n) {
     typedef float half_vf __attribute__((vector_size(PL_BYTES / 2)));
     enum { SUMS = 4 };

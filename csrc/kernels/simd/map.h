@@ -1,4 +1,4 @@
-/* Elementwise kernels: what runs a function of some lanes over arrays. */
+/* Runs an elementwise function, written for LANES elements, over whole arrays. */
 #ifndef PYLOSS_MAP_H
 #define PYLOSS_MAP_H
 
@@ -6,8 +6,8 @@
 
 enum { MAX_LANES_ARGS = 4 };
 
-/* What an elementwise kernel does with LANES elements: replaces v[..] by the outputs; `index` is
- * that of the first element. */
+/* An elementwise function: replaces its inputs v[0], v[1], ... by its outputs. `index` is the index
+ * of the first of the LANES elements. */
 typedef void (*lanes_fn)(vf *v, int64_t index, const void *constants);
 
 INLINE void map_step(lanes_fn f, int inputs, const float *const *in, int outputs, float *const *out,
@@ -22,7 +22,7 @@ INLINE void map_step(lanes_fn f, int inputs, const float *const *in, int outputs
     }
 }
 
-/* Elements [begin, end). Outputs may be the same memory as inputs. */
+/* Applies f to the elements [begin, end). Outputs may use the memory of inputs. */
 INLINE void map(lanes_fn f, int inputs, const float *const *in, int outputs, float *const *out,
                 int64_t begin, int64_t end, const void *constants) {
     int64_t i = begin;

@@ -1,8 +1,5 @@
-/* Numbers of fewer than 32 bits to and from the vectors of vec.h: bytes, float16, bfloat16 and
- * pairs of it, packed codes.
- *
- * What kernels read and write of them goes through here; what the bytes of a weight format mean
- * is in quant.tpl.h. */
+/* Conversions between the vectors of vec.h and numbers of fewer than 32 bits: bytes, float16,
+ * bfloat16, pairs of bfloat16, packed codes. quant.tpl.h knows the layouts of weight formats. */
 #ifndef PYLOSS_NARROW_H
 #define PYLOSS_NARROW_H
 #include "vec.h"
@@ -10,8 +7,8 @@
 typedef uint16_t vh __attribute__((vector_size(PL_BYTES / 2))); /* LANES 16-bit values */
 typedef uint8_t vq __attribute__((vector_size(PL_BYTES / 4)));  /* LANES bytes */
 
-/* LANES unsigned bytes, signed bytes, or 16-bit values as int32. GCC 12 converts such vectors
- * lane by lane if left to itself. */
+/* LANES unsigned bytes, signed bytes, or 16-bit values as int32. Intrinsics, because GCC 12
+ * converts such vectors lane by lane. */
 INLINE vi vi_from_u8(const uint8_t *p) {
 #if PL_BYTES == 64
     return (vi)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p));
@@ -62,7 +59,7 @@ INLINE float f32_from_f16(uint16_t h) {
     float f;
     if (rest >= 0x0f800000) bits = sign | (rest + 0x70000000); /* inf and NaN */
     else {
-        /* Subnormals come right by multiplying with 2^112 instead of moving the exponent. */
+        /* Multiplying by 2^112 converts subnormals too; adding to the exponent would not. */
         memcpy(&f, &rest, 4);
         f *= 0x1p112f;
         memcpy(&bits, &f, 4);
@@ -108,7 +105,7 @@ INLINE uint16_t f16_from_f32(float f) {
     if (bits > 0x7f800000) return (uint16_t)(sign | 0x7e00);
     if (bits >= 0x477ff000) return (uint16_t)(sign | 0x7c00);
     if (bits < 0x38800000) {
-        /* subnormal: adding 1/2 leaves its bits, rounded, at the end of the significand */
+        /* Subnormal: adding 1/2 leaves the rounded result in the low bits of the significand. */
         memcpy(&f, &bits, 4);
         f += 0.5f;
         memcpy(&bits, &f, 4);
@@ -118,7 +115,7 @@ INLINE uint16_t f16_from_f32(float f) {
 #endif
 }
 
-/* The bits of v rounded to bfloat16, in the upper half of each lane; the lower half is anything. */
+/* v rounded to bfloat16, in the upper half of each lane; the lower half is undefined. */
 INLINE vi vi_rounded_to_bf16(vf v) {
     vi bits = (vi)v, nan = v != v;
     return (nan & (bits | 0x400000)) | (~nan & (bits + 0x7fff + (bits >> 16 & 1)));
@@ -161,7 +158,8 @@ INLINE __m512i bf16_of_two(vf a, vf b) {
     return _mm512_permutex2var_epi16(x[0], _mm512_loadu_si512(odd_words), x[1]);
 }
 #endif
-/* 2 LANES floats to bfloat16 likewise; and past the caches, where p is aligned to a vector. */
+/* Two vectors to bfloat16, rounded as above. The `stream` form bypasses the caches; p is then
+ * aligned to a vector. */
 INLINE void vf_to_bf16_twice(uint16_t *p, vf a, vf b) {
 #if PL_BYTES == 64
     _mm512_storeu_si512(p, bf16_of_two(a, b));
@@ -178,11 +176,10 @@ INLINE void vf_stream_bf16_twice(uint16_t *p, vf a, vf b) {
 #endif
 }
 
-/* Pairs of bfloat16: a word holds two of them, the first in its upper half. With `native`, a
- * constant, the instructions for them are used, where the processor has them (pl_has_bf16_dots)
- * and this file is compiled for one that may. Without, the same numbers come of float32
- * arithmetic: a product of two bfloat16 is exact there. Only numbers below 2^-126 differ, which
- * the instructions take as 0. */
+/* Pairs of bfloat16: a word holds two, the first in its upper half. `native`, a constant, selects
+ * the processor's instructions for pairs. They need NATIVE_PAIRS_COMPILED and pl_has_bf16_dots().
+ * Otherwise float32 arithmetic gives the same numbers, since it holds a product of two bfloat16
+ * exactly. Only numbers below 2^-126 differ: the instructions take them as 0. */
 #if defined(__AVX512BF16__) && PL_BYTES == 64
 enum { NATIVE_PAIRS_COMPILED = 1 };
 #else
@@ -202,7 +199,7 @@ INLINE vi vi_pair(vf a, vf b, const int native UNUSED) {
 #endif
     return (vi_rounded_to_bf16(a) & -0x10000) | (vi_rounded_to_bf16(b) >> 16 & 0xffff);
 }
-/* The pairs of 2 LANES floats that follow each other in a and b. */
+/* The pairs (a[0], a[1]), (a[2], a[3]), ..., then (b[0], b[1]), ... */
 INLINE vi vi_pairs_in_order(vf a, vf b, const int native UNUSED) {
 #if defined(__AVX512BF16__) && PL_BYTES == 64
     if (native) return (vi)_mm512_rol_epi32((__m512i)_mm512_cvtne2ps_pbh((__m512)b, (__m512)a), 16);
@@ -213,7 +210,7 @@ INLINE vi vi_pairs_in_order(vf a, vf b, const int native UNUSED) {
     memcpy(&pairs, both, sizeof pairs);
     return pairs << 16 | (pairs >> 16 & 0xffff);
 }
-/* sum + a.first b.first, and then + a.second b.second, each rounded to float32. */
+/* (sum + a.first b.first) + a.second b.second, each sum rounded to float32. */
 INLINE vf vf_add_dots(vf sum, vi a, vi b, const int native UNUSED) {
 #if defined(__AVX512BF16__) && PL_BYTES == 64
     if (native) return (vf)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
@@ -232,8 +229,8 @@ INLINE void vf_from_nibbles(const uint8_t *p, vf *low, vf *high) {
     *high = __builtin_convertvector(wide >> 4, vf);
 }
 
-/* Byte offsets that put code i of a stream of b-bit codes into the low 16 bits of lane i; 0x80
- * gives 0. */
+/* Byte shuffles that move code i of a stream of b-bit codes into the low 16 bits of lane i. Offset
+ * 0x80 gives 0. */
 #define CODE_BYTES(b, i) \
     (i) * (b) / 8, (i) * (b) % 8 + (b) > 8 ? (i) * (b) / 8 + 1 : 0x80, 0x80, 0x80
 #define CODE_LANES(b, i) \
@@ -262,8 +259,8 @@ INLINE uint64_t load_bytes(const uint8_t *p, const int n) {
     return n > half ? low | high << (8 * half % 64) : low;
 }
 
-/* The 32 codes of `bits` bits (a constant) packed at p from the lowest bit of each byte on; with
- * `high_first`, which is for 4 bits, from the highest. Reads 4 * bits bytes. */
+/* Expands the 32 codes of `bits` bits (a constant) at p. Each byte is filled from its lowest bit
+ * on, or with `high_first` (4 bits only) from its high nibble. Reads 4 * bits bytes. */
 INLINE void vi_from_codes(const uint8_t *p, const int bits, const int high_first,
                           vi out[32 / LANES]) {
     const int mask = (1 << bits) - 1;

@@ -1,11 +1,12 @@
-/* Transposing in registers. */
+/* Transposition in registers. */
 #ifndef PYLOSS_TRANSPOSE_H
 #define PYLOSS_TRANSPOSE_H
 
 #include "vec.h"
 
 #if !defined(__clang__)
-/* Of each four lanes of a and b, the first or the last two taken in turn, `width` at a time. */
+/* Interleaves a and b within each group of four lanes: the first two lanes of both, or with `last`
+ * the last two, alternating every `width` lanes. */
 INLINE vf interleave(vf a, vf b, const int last, const int width) {
     vi from;
 #pragma GCC unroll 16
@@ -18,8 +19,8 @@ INLINE vf interleave(vf a, vf b, const int last, const int width) {
 }
 #endif
 
-/* v[k][i] = source[i][at + k]: LANES rows of LANES elements, transposed. Loads put the fours of
- * rows four apart beside each other, which leaves transposing four by four within a vector. */
+/* v[k][i] = source[i][at + k]: transposes LANES rows of LANES elements. vf_load_fours loads four
+ * elements of every fourth row, so that only 4 x 4 blocks remain to be transposed. */
 INLINE void load_transposed(const float *const source[LANES], int64_t at, vf v[LANES]) {
 #if defined(__clang__)
     float to[LANES][LANES];

@@ -1,9 +1,8 @@
-/* The vector type of the instruction set being compiled, and the few primitives that GNU vector
- * operators do not give.
+/* The vector types of the instruction set that is compiled, and the primitives that GNU vector
+ * operators lack.
  *
- * PL_BYTES (16, 32 or 64) is set by isa_*.c. vf holds LANES floats, vi as many int32; vd holds
- * DLANES doubles, vl as many int64. Comparisons give -1 or 0 in each lane. All loads and stores
- * may be unaligned. */
+ * isa_*.c defines PL_BYTES (16, 32 or 64). vf holds LANES floats, vi LANES int32, vd DLANES
+ * doubles, vl DLANES int64. Loads and stores may be unaligned, unless they say otherwise. */
 #ifndef PYLOSS_VEC_H
 #define PYLOSS_VEC_H
 #include <float.h>
@@ -26,8 +25,8 @@ typedef int32_t vi __attribute__((vector_size(PL_BYTES)));
 typedef double vd __attribute__((vector_size(PL_BYTES)));
 typedef int64_t vl __attribute__((vector_size(PL_BYTES)));
 
-/* The intrinsics of the vector's width, and the types that they take: X86(max_ps) is
- * _mm512_max_ps in vectors of 64 bytes. */
+/* Intrinsics of the vector's width, and their types: X86(max_ps) is _mm512_max_ps if vectors have
+ * 64 bytes. */
 #if PL_BYTES == 64
 #define X86(name) _mm512_##name
 typedef __m512 x86_ps;
@@ -58,7 +57,7 @@ INLINE vd vd_load(const double *p) {
 }
 INLINE void vd_store(double *p, vd v) { memcpy(p, &v, sizeof v); }
 
-/* Four floats of every fourth row, the first of them at rows[0][at], one after the other. */
+/* Four floats each of rows[0], rows[4], rows[8], ..., all from element `at` on, in one vector. */
 INLINE vf vf_load_fours(const float *const *rows, int64_t at) {
 #if PL_BYTES == 64
     __m512 v = _mm512_castps128_ps512(_mm_loadu_ps(rows[0] + at));
@@ -73,7 +72,7 @@ INLINE vf vf_load_fours(const float *const *rows, int64_t at) {
 #endif
 }
 
-/* The first n lanes; the others are `fill`. 0 <= n <= LANES. */
+/* Loads and stores of the first n lanes, 0 <= n <= LANES. A load sets the other lanes to `fill`. */
 #if PL_BYTES == 64
 INLINE vf vf_load_part(const float *p, int64_t n, float fill) {
     return (vf)_mm512_mask_loadu_ps(_mm512_set1_ps(fill), (__mmask16)((1u << n) - 1), p);
@@ -125,8 +124,8 @@ INLINE vd vd_load_part(const double *p, int64_t n, double fill) {
 INLINE void vd_store_part(double *p, vd v, int64_t n) { memcpy(p, &v, (size_t)n * sizeof *p); }
 #endif
 
-/* Comparisons, lane by lane, false where either is NaN; and mask ? a : b. Operators give vectors
- * of -1 and 0, which GCC turns into the masks of AVX-512 and back. */
+/* Comparisons per lane, false if either is NaN; mask ? a : b. With AVX-512 they are intrinsics:
+ * operators give vectors of -1 and 0, which GCC would convert to masks and back. */
 #if PL_BYTES == 64
 typedef __mmask16 vf_mask;
 typedef __mmask8 vd_mask;
@@ -159,7 +158,7 @@ INLINE vd_mask vd_equal(vd a, vd b) { return a == b; }
 INLINE vd vd_select(vd_mask mask, vd a, vd b) { return (vd)((mask & (vl)a) | (~mask & (vl)b)); }
 #endif
 
-/* The larger and the smaller; b where either is NaN. */
+/* Maximum and minimum; b if either is NaN. */
 INLINE vf vf_max(vf a, vf b) {
 #ifdef X86
     return (vf)X86(max_ps)((x86_ps)a, (x86_ps)b);
@@ -189,7 +188,7 @@ INLINE vf vf_sqrt(vf a) {
 #endif
 }
 
-/* In one order everywhere: halves are added to each other. */
+/* The sum of the lanes, in a fixed order: halves are added to each other. */
 INLINE float vf_sum(vf v) {
 #if defined(__x86_64__)
 #if PL_BYTES == 64
@@ -231,11 +230,11 @@ INLINE double vd_hmax(vd v) {
     return m;
 }
 
-/* x log2(e) or x / ln 2 to the nearest whole number k: adding 1.5 * 2^23 (2^52) rounds to an
- * integer in the low bits. */
+/* k = x log2(e), rounded to a whole number: adding 1.5 * 2^23 (float64: 1.5 * 2^52) leaves the
+ * rounded integer in the low bits. */
 typedef struct {
     vf k;
-    vi n; /* the same as integers */
+    vi n; /* k as integers */
 } vf_whole;
 INLINE vf_whole vf_powers_of_two(vf x) {
     vf magic = vf_set1(12582912.0f), shifted = x * 1.44269504088896341f + magic;
@@ -255,7 +254,7 @@ INLINE vd_whole vd_powers_of_two(vd x) {
 #include "../../polynomials.h"
 #undef V
 #undef POLYNOMIAL
-/* vf_expm1_rest in float64: Taylor's polynomial to degree 13. */
+/* vf_expm1_rest in float64: the Taylor polynomial of degree 13. */
 INLINE vd vd_expm1_rest(vd x, vd k) {
     vd r = x - k * 6.93147180369123816490e-01;
     r = r - k * 1.90821492927058770002e-10;
@@ -273,13 +272,13 @@ INLINE vd vd_expm1_rest(vd x, vd k) {
     return p * (r * r) + r;
 }
 
-/* e^x within 2 ulp from -104 to 89; NaN at NaN. */
+/* e^x within 2 ulp for x from -104 to 89; NaN stays NaN. */
 INLINE vf vf_exp_between(vf x) {
 #if PL_BYTES == 64
     /* x log2(e) = k + f with log2(e) in two parts, and a minimax polynomial of 2^f on [-1/2,
      * 1/2]. */
     vf k = (vf)_mm512_roundscale_ps((__m512)(x * 1.44269502f), 0);
-    /* Told explicitly: the product is used twice, and the compiler would round it. */
+    /* Explicitly fused: the product is used twice, so the compiler would round it. */
     vf f = (vf)_mm512_fmsub_ps((__m512)x, _mm512_set1_ps(1.44269502f), (__m512)k);
     f = f + x * 1.92596299e-8f;
     vf p = f * 1.32647273e-3f + 9.67151299e-3f;
@@ -289,7 +288,7 @@ INLINE vf vf_exp_between(vf x) {
     p = p * f + 1.0f;
     return (vf)_mm512_scalef_ps((__m512)p, (__m512)k);
 #else
-    /* The power of two is applied in two halves so that subnormal results are right. */
+    /* Two factors for the power of two, so that subnormal results are right. */
     vf_whole w = vf_powers_of_two(x);
     vf p = vf_expm1_rest(x, w.k) + 1.0f;
     vi half = w.n >> 1;
@@ -298,13 +297,13 @@ INLINE vf vf_exp_between(vf x) {
 }
 /* e^x; 0 at -inf, inf above 88.7. */
 INLINE vf vf_exp(vf x) {
-    return vf_exp_between(
-        vf_min(vf_set1(89.0f), vf_max(vf_set1(-104.0f), x))); /* in this order a NaN stays one */
+    /* In this order a NaN stays NaN. */
+    return vf_exp_between(vf_min(vf_set1(89.0f), vf_max(vf_set1(-104.0f), x)));
 }
 /* e^x for x <= 0. */
 INLINE vf vf_decay(vf x) { return vf_exp_between(vf_max(vf_set1(-104.0f), x)); }
 
-/* e^x in float64 within 1 ulp or so; the same scheme. */
+/* e^x in float64, within about 1 ulp. */
 INLINE vd vd_exp(vd x) {
     vd c = vd_min(vd_set1(710.0), vd_max(vd_set1(-746.0), x));
     vd_whole w = vd_powers_of_two(c);
@@ -345,9 +344,9 @@ INLINE vf vf_reciprocal(vf x) {
 }
 INLINE vd vd_reciprocal(vd x) { return 1.0 / x; }
 
-/* log(1 + x) within 2 ulp for x > -1; inf at inf. The exponent of 1 + x is taken off so that the
- * rest f is in [sqrt(1/2) - 1, sqrt(2) - 1] (x itself where the exponent is 0, so that nothing
- * is lost near 0); log(1 + f) = 2 atanh(f / (2 + f)). */
+/* log(1 + x) within 2 ulp for x > -1; inf at inf. 1 + x = 2^k (1 + f) with 1 + f in
+ * [sqrt(1/2), sqrt(2)], and log(1 + f) = 2 atanh(f / (2 + f)). If k is 0, f is x itself, so that
+ * nothing is lost near 0. */
 INLINE vf vf_log1p(vf x) {
     vf u = x + 1.0f;
     vi bits = (vi)u + (0x3f800000 - 0x3f3504f3), k = (bits >> 23) - 127;
@@ -370,9 +369,9 @@ INLINE vd vd_log1p(vd x) {
     return vd_select(vd_equal(u - u, vd_set1(0)), y, u);
 }
 
-/* log((x + d) / x) for x > 0, x + d > 0: y = x + d is brought near x by a power of two 2^-k
- * (from the difference of their bits), and then log(y / x) = k log 2 + 2 atanh((y - x) / (y +
- * x)). With k = 0 y - x is d itself, so that small d lose nothing. */
+/* log((x + d) / x) for x > 0, x + d > 0. The difference of the bits of x + d and x gives the k for
+ * which y = 2^-k (x + d) is near x. The result is k ln 2 + 2 atanh((y - x) / (y + x)). If k is 0,
+ * y - x is d itself, so that small d lose nothing. */
 INLINE vf vf_log_grown(vf x, vf d) {
     vf y = x + d;
     vi k = ((vi)y - (vi)x + 0x4afb0d) >> 23;
@@ -384,8 +383,8 @@ INLINE vf vf_log_grown(vf x, vf d) {
 }
 INLINE vd vd_log_grown(vd x, vd d) { return vd_log1p(d / x); }
 
-/* a b + c in one rounding where there is an instruction for it, two where not: the same bits
- * wherever it is inlined. */
+/* a b + c, rounded once if the instruction set has FMA, else twice. The bits do not depend on what
+ * the compiler fuses around a call. */
 INLINE vf vf_fma(vf a, vf b, vf c) {
 #if PL_BYTES >= 32
     return (vf)X86(fmadd_ps)((x86_ps)a, (x86_ps)b, (x86_ps)c);
@@ -405,7 +404,7 @@ INLINE vd vd_fma(vd a, vd b, vd c) {
 #endif
 }
 
-/* Stores past the caches, for results larger than they are; p is aligned to a vector. */
+/* Stores that bypass the caches, for results larger than them; p is aligned to a vector. */
 INLINE void vf_stream(float *p, vf v) {
 #ifdef X86
     X86(stream_ps)(p, (x86_ps)v);
