@@ -1,6 +1,5 @@
-/* The float32 polynomials of exponentials and logarithms, once for C and OpenCL C. Whoever
- * includes this defines V, a vector of floats, and POLYNOMIAL(name), what the function is
- * called. */
+/* The float32 polynomials of exponentials and logarithms, once for C and OpenCL C. The including
+ * file defines V, a vector of floats, and POLYNOMIAL(name), the name of a function. */
 
 /* e^r - 1 for r = x - k ln 2 in [-ln2/2, ln2/2], ln 2 in two parts: minimax to degree 7. */
 INLINE V POLYNOMIAL(expm1_rest)(V x, V k) {

@@ -1,9 +1,9 @@
-/* The C contract of pyloss: argument values, weight formats, the kernel table, and what the core
- * offers to kernels.
+/* The C contract of pyloss: argument values, weight formats, the kernel table, and the core's
+ * functions for kernels.
  *
  * A kernel is `pl_status name(const pl_call *call)`. Its arguments were checked against the
  * specification in ops.def before the call (type, rank, matching dimensions, index ranges,
- * overlap), so a kernel trusts them; it never touches Python, and it may fail only for want of
+ * overlap), so a kernel trusts them. It never touches Python, and it fails only if there is no
  * memory. Results do not depend on the number of threads. */
 #ifndef PYLOSS_H
 #define PYLOSS_H
@@ -13,7 +13,7 @@
 
 typedef enum { PL_OK = 0, PL_NO_MEMORY = 1 } pl_status;
 
-/* How a stored matrix is laid out: the lines of formats.def, by number. */
+/* The formats of stored matrices: the lines of formats.def, by number. */
 typedef enum {
 #define PL_FORMAT(name, elements, bytes, decoder, kind) PL_W_##name,
 #include "formats.def"
@@ -33,27 +33,28 @@ static inline int64_t pl_block_elements(int format) { return pl_formats[format].
 static inline int64_t pl_block_bytes(int format) { return pl_formats[format].bytes; }
 static inline int pl_is_floats(int format) { return pl_formats[format].kind == PL_KIND_FLOATS; }
 static inline int pl_has_table(int format) { return pl_formats[format].kind == PL_KIND_TABLE; }
-/* Whether the scales lie beside the codes. */
+/* Whether the scales are stored apart from the codes. */
 static inline int pl_has_groups(int format) {
     return pl_formats[format].kind == PL_KIND_AFFINE || pl_has_table(format);
 }
-/* Bits of a code, where codes are alone in their block. */
+/* Bits of a code, in formats whose blocks hold codes alone. */
 static inline int pl_code_bits(int format) {
     return 8 * pl_formats[format].bytes / pl_formats[format].elements;
 }
 
-/* The scales beside the codes of a matrix. Every `size` elements, counted through all rows from
- * `first` on, share one scale (and one offset): `size` is a power of two and at least 32,
- * `first` a multiple of 32. The arrays may lie at any address. */
+/* The scales of a matrix whose format stores them apart from the codes. Elements are counted
+ * through all rows, from `first` on; every `size` of them share a scale and, in affine formats, an
+ * offset. `size` is a power of two, at least 32; `first` is a multiple of 32. The arrays may lie at
+ * any address. */
 typedef struct {
     int64_t size, first;
-    const uint8_t *scales,
-        *offsets;         /* affine: w = scale code + offset; by table: w = scale table[code] */
-    int scale_format;     /* of floats; meaningless with a map */
+    /* Affine formats: w = scale code + offset. Table formats: w = scale table[code]. */
+    const uint8_t *scales, *offsets;
+    int scale_format;     /* a float format; unused with a map */
     const uint8_t *table; /* 16 floats, or NULL */
-    /* By table, scales that are themselves quantized: scale i is map[scales[i]] nested[i /
-     * nested_size] + nested_offset. */
-    const uint8_t *map, *nested; /* 256 floats, and floats; NULL without */
+    /* Scales of a table format may be quantized: scale i is
+     * map[scales[i]] nested[i / nested_size] + nested_offset. */
+    const uint8_t *map, *nested; /* 256 floats, and floats; NULL if scales are not quantized */
     int64_t nested_size;         /* a power of two */
     float nested_offset;
 } pl_groups;
@@ -68,7 +69,7 @@ typedef struct {
     pl_groups groups;
 } pl_weight;
 
-/* Which row of the stored matrix holds row `row`. */
+/* The row of the stored matrix that holds row `row`. */
 static inline int64_t pl_stored_row(const pl_weight *w, int64_t row) {
     if (w->head_dim > 0) {
         int64_t j = row % w->head_dim, half = w->head_dim / 2;
@@ -80,12 +81,12 @@ static inline const uint8_t *pl_weight_row(const pl_weight *w, int64_t row) {
     return w->data + pl_stored_row(w, row) * w->row_bytes;
 }
 
-/* Element types of arrays that are read and written as they are. */
+/* Element types of `float` arguments. */
 typedef enum { PL_F32, PL_F64, PL_F16, PL_BF16 } pl_float;
 
 /* Rows of floats, contiguous within a row. Row i begins at data + (i / inner) * outer_stride +
- * (i % inner) * inner_stride, in bytes: every slice along the leading axes of an array of at
- * most three dimensions is one. */
+ * (i % inner) * inner_stride, in bytes. This covers every slice along the leading axes of an array
+ * of at most three dimensions. */
 typedef struct {
     char *data; /* NULL for an optional argument that is absent */
     int64_t inner, outer_stride, inner_stride;
@@ -104,18 +105,18 @@ typedef union {
     int64_t i;
     double f;
     pl_weight w;
-    const pl_weight *stack; /* as many as its first dimension; of one format, shape and row order */
+    const pl_weight *stack; /* one for each expert; all of one format, shape and row order */
     pl_rows rows;
 } pl_value;
 
-/* One call: arguments in the order of the specification, and the dimensions its letters were
- * bound to. */
+/* One call: arguments in the order of the specification, and the sizes that its letters stand
+ * for. */
 typedef struct {
     pl_value arg[PL_MAX_ARGS];
     int count; /* of arguments */
-    int wide;  /* a `float` argument is float64: arithmetic and `acc` arguments are too */
+    int wide;  /* a `float` argument is float64; so are then the arithmetic and `acc` arguments */
     int64_t dim[26];
-    void *indices; /* what index arrays hold, the call's own copy */
+    void *indices; /* the call's own copy of the index arrays */
 } pl_call;
 
 #define PL_DIM(call, letter) ((call)->dim[(letter) - 'A'])
@@ -141,18 +142,17 @@ extern const pl_table pl_table_avx2;
 extern const pl_table pl_table_avx512;
 #endif
 
-/* core/cpu.c: the tables this processor and operating system can run, best last; NULL past the
- * end. */
+/* core/cpu.c: the tables that this processor and operating system can run, the fastest last; NULL
+ * past the end. */
 const pl_table *pl_table_at(int index);
-/* Processors this process may use: affinity and cgroup quota. */
+/* How many processors this process may use, by its affinity and cgroup quota. */
 int pl_cpu_count(void);
-/* Whether the processor has the dot products of bfloat16 pairs that come with AVX-512
- * (avx512_bf16). */
+/* Whether the processor has instructions for dots of bfloat16 pairs (avx512_bf16). */
 int pl_has_bf16_dots(void);
 
 /* core/precision.c: how dense layers multiply, for the whole process. With PL_BFLOAT16 their
- * inputs and weights are rounded to bfloat16 and the products summed in float32;
- * PL_BFLOAT16_EMULATED never uses the instructions made for that. */
+ * inputs and weights are rounded to bfloat16 and their products are summed in float32.
+ * PL_BFLOAT16_EMULATED does so without the processor's bfloat16 instructions. */
 typedef enum { PL_FLOAT32, PL_BFLOAT16, PL_BFLOAT16_EMULATED } pl_precision;
 extern const char *const pl_precision_names[]; /* NULL past the end */
 pl_precision pl_matmul_precision(void);
@@ -165,20 +165,20 @@ typedef void (*pl_range_fn)(const void *context, int64_t begin, int64_t end, int
 void pl_parallel(int64_t n, int64_t grain, pl_range_fn fn, const void *context);
 int pl_num_threads(void);
 void pl_set_num_threads(int n);
-/* Around a kernel call: keeps pl_num_threads() the same for this thread, whatever another one
- * sets meanwhile. */
+/* Called around a kernel call: pl_num_threads() stays the same for this thread, even if another
+ * thread sets it. */
 void pl_enter_call(void);
 void pl_leave_call(void);
 
-/* core/buffers.c. 64-byte aligned memory that is kept for reuse when released, so that a
- * training step touches the same pages again. NULL when there is no memory. */
+/* core/buffers.c. 64-byte aligned memory. Released buffers are kept for reuse, so that training
+ * steps touch the same pages. pl_acquire returns NULL if there is no memory. */
 void *pl_acquire(size_t bytes);
 void pl_release(void *buffer);
 typedef struct {
     size_t in_use, cached, peak;
 } pl_buffer_stats;
 void pl_buffers_stats(pl_buffer_stats *out);
-/* Gives all cached buffers back to the system. */
+/* Returns all cached buffers to the system. */
 void pl_buffers_trim(void);
 
 #endif

@@ -1,4 +1,4 @@
-/* The one generator of the words that dropout's key is made of. */
+/* Random words for the key of dropout, on all devices. */
 #ifndef PYLOSS_RANDOM_H
 #define PYLOSS_RANDOM_H
 

@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 
-#ifdef __SANITIZE_ADDRESS__ /* it checks the heap only */
+#ifdef __SANITIZE_ADDRESS__ /* the sanitizer checks only the heap */
 enum { MAPPED = 1 << 30 };
 #else
 enum { MAPPED = 128 << 10 };
@@ -61,7 +61,7 @@ static header *allocate(size_t size) {
         if (before < spare) munmap(p + before + bytes, spare - before);
         p += before;
 #ifdef MADV_HUGEPAGE
-        /* Whole huge pages only: a last one would be resident for its first few bytes. */
+        /* Whole huge pages only: a last one would become resident for a few bytes. */
         madvise(p, (size + ALIGN) / HUGE_PAGE * HUGE_PAGE, MADV_HUGEPAGE);
 #endif
     }
@@ -74,7 +74,7 @@ static void give_back(header *h) {
     else munmap(h, total_bytes(h->size, &align));
 }
 
-/* Resizes a mapped buffer, which keeps its pages; NULL and the buffer is freed where that fails. */
+/* Resizes a mapped buffer, which keeps its pages. If that fails, frees it and returns NULL. */
 static header *resized(header *h, size_t size) {
     size_t align, from = total_bytes(h->size, &align), to = total_bytes(size, &align);
 #ifdef MREMAP_MAYMOVE
@@ -87,7 +87,7 @@ static header *resized(header *h, size_t size) {
 }
 
 /* The cached buffer nearest in size that can be resized to `size`, or NULL. Batches of other
- * lengths need other sizes, and the system would have to clear new pages. */
+ * lengths need other sizes; reused pages spare the system clearing new ones. */
 static header *similar(int index, size_t size) {
     if (size < MAPPED || size >= 2 * HUGE_PAGE) return NULL;
     for (int distance = 1; distance <= 16; distance++) {
@@ -179,7 +179,7 @@ void pl_buffers_stats(pl_buffer_stats *out) {
     pthread_mutex_unlock(&pool.lock);
 }
 
-/* A forked child gets the lock unlocked. */
+/* fork waits for the lock, so that the child gets it unlocked. */
 static void lock_pool(void) { pthread_mutex_lock(&pool.lock); }
 static void unlock_pool(void) { pthread_mutex_unlock(&pool.lock); }
 __attribute__((constructor)) static void watch_fork(void) {

@@ -1,4 +1,5 @@
-/* The instruction sets of this processor, and how many processors this process may use. */
+/* The instruction sets of this processor, and the number of processors that this process may
+ * use. */
 #define _GNU_SOURCE
 #include "../pyloss.h"
 
@@ -13,7 +14,7 @@ const pl_table *pl_table_at(int index) {
     const pl_table *found[8] = {&pl_table_baseline};
     int n = 1;
 #ifdef PL_X86
-    /* It also checks that the operating system saves the wide registers. */
+    /* __builtin_cpu_supports also checks that the operating system saves the wide registers. */
     __builtin_cpu_init();
     int avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     int avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&

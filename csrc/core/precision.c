@@ -1,4 +1,4 @@
-/* The precision of dense layers: a setting of the process, which only their kernels read. */
+/* The precision of dense layers: a setting of the process, read only by their kernels. */
 #include "../pyloss.h"
 
 #include <stdatomic.h>

@@ -1,4 +1,4 @@
-/* The thread pool: started at its first use, used by one caller at a time, restarted after fork. */
+/* The thread pool. It starts at its first use, serves one caller at a time, restarts after fork. */
 #include "../pyloss.h"
 
 #include <pthread.h>
@@ -36,7 +36,7 @@ static struct {
           .joined = CLOSED};
 
 static _Thread_local int inside;
-static _Thread_local int call_threads; /* what pl_num_threads() says during a call */
+static _Thread_local int call_threads; /* pl_num_threads() during a call; 0 outside of calls */
 
 static void run_pieces(int worker) {
     for (;;) {
@@ -98,7 +98,8 @@ static void stop_workers(void) {
     atomic_store(&pool.stop, 0);
 }
 
-/* Starts or stops workers; fewer than wanted if the system refuses. The caller holds `caller`. */
+/* Starts or stops workers. There are fewer than wanted if the system refuses. The caller holds
+ * pool.caller. */
 static void adjust_workers(void) {
     int wanted = pl_num_threads() - 1;
     if (pool.started == wanted) return;
@@ -114,7 +115,7 @@ void pl_parallel(int64_t n, int64_t grain, pl_range_fn fn, const void *context) 
     if (n <= 0) return;
     if (grain < 1) grain = 1;
     if (inside || n <= grain || pl_num_threads() == 1 || pthread_mutex_trylock(&pool.caller)) {
-        /* The pieces of a parallel run, so that results do not depend on threads. */
+        /* In the pieces of a parallel run, so that results do not depend on threads. */
         for (int64_t begin = 0; begin < n; begin += grain)
             fn(context, begin, begin + grain < n ? begin + grain : n, 0);
         return;

@@ -1,5 +1,5 @@
-/* Binary cross entropy of a logit x with a target t in [0, 1]: |x| (x < 0 ? t : 1 - t) + log(1 +
- * e^-|x|). */
+/* Binary cross entropy of a logit x with a target t in [0, 1]:
+ * |x| (x < 0 ? t : 1 - t) + log(1 + e^-|x|). */
 #ifdef PL_LOSS_TABLE
 PL_ELEMENT_LOSS(binary_cross_entropy, "")
 #else

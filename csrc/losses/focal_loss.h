@@ -1,4 +1,4 @@
-/* Focal loss (Lin et al., arXiv:1708.02002, equation 4): -(1 - p)^gamma log p of the label's
+/* Focal loss (Lin et al., arXiv:1708.02002, equation 4): -(1 - p)^gamma log p, with the label's
  * probability p. */
 #ifdef PL_LOSS_TABLE
 PL_CLASS_LOSS(focal_loss, softmax, "gamma:real", none, none)

@@ -1,6 +1,6 @@
-/* Kullback-Leibler divergence sum p log(p / q) from the student q to the teacher p, both softmax
- * of logits / temperature (Hinton et al., arXiv:1503.02531). A class that q gives nothing makes
- * it infinite if p gives it something. */
+/* Kullback-Leibler divergence sum p log(p / q) from the student q to the teacher p, both softmax of
+ * logits / temperature (Hinton et al., arXiv:1503.02531). It is infinite if a class has p > 0 and
+ * q = 0. */
 #ifdef PL_LOSS_TABLE
 PL_PAIR_LOSS(kl_div, "", 1)
 #else

@@ -1,6 +1,6 @@
 /* Softmax cross entropy with label smoothing e (Szegedy et al., arXiv:1512.00567) and a z-loss z
- * (Chowdhery et al., arXiv:2204.02311): -(1 - e) log p_label - e mean(log p) + z log(sum e^x)^2,
- * the mean over the classes that are not masked. */
+ * (Chowdhery et al., arXiv:2204.02311): -(1 - e) log p_label - e mean(log p) + z log(sum e^x)^2.
+ * The mean is over the classes that are not masked. */
 #ifdef PL_LOSS_TABLE
 PL_CLASS_LOSS(softmax_cross_entropy, softmax, "label_smoothing:real z_loss:real softcap:real",
               label_smoothing, softcap)

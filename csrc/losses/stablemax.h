@@ -1,6 +1,8 @@
-/* The stablemax family and the maps to its probabilities and their logarithms (Prieto et al.,
- * arXiv:2501.04697, section 4): s(x) = x + 1 for x >= 0, 1 / (1 - x) for x < 0, so that log s(x)
- * = sign(x) log(1 + |x|) and s'(x) / s(x) = 1 / (1 + |x|). */
+/* The stablemax family, and the maps to its probabilities and their logarithms (Prieto et al.,
+ * arXiv:2501.04697, section 4):
+ *   s(x) = x + 1 for x >= 0, 1 / (1 - x) for x < 0
+ *   log s(x) = sign(x) log(1 + |x|)
+ *   s'(x) / s(x) = 1 / (1 + |x|) */
 #ifdef PL_LOSS_TABLE
 PL_ROW_MAP(stablemax, stablemax, 0)
 PL_ROW_MAP(log_stablemax, stablemax, 1)

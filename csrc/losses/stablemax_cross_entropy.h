@@ -1,5 +1,5 @@
-/* Stablemax cross entropy (Prieto et al., arXiv:2501.04697, section 4): -log(s(x_label) / sum
- * s(x)). */
+/* Stablemax cross entropy (Prieto et al., arXiv:2501.04697, section 4):
+ * -log(s(x_label) / sum s(x)). */
 #ifdef PL_LOSS_TABLE
 PL_CLASS_LOSS(stablemax_cross_entropy, stablemax, "", none, none)
 #else

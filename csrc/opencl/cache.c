@@ -1,6 +1,6 @@
-/* Compiled programs on disk, for the next process. The driver runs what is read here, so another
- * user must not be able to write it: folder and file must belong to this user, and nobody else may
- * write to them. A failure only costs a build.
+/* Compiled programs on disk, for the next process. The driver runs these files, so folder and file
+ * must belong to this user, and nobody else may be able to write to them. A failure only costs a
+ * build.
  *
  * A file is a header (size and checksum of the driver's binary), then the binary. It is written
  * under a random name and renamed. A damaged file is ignored and overwritten.
@@ -26,7 +26,7 @@ static const char MAGIC[8] = "pyloss1";
 static const uint64_t LARGEST = (uint64_t)1 << 30; /* bytes; a larger size is damage */
 enum { PATH_SIZE = 1024 };
 
-/* The first complaint. */
+/* The first complaint; only this one is reported. */
 static char complaint[PATH_SIZE + 128];
 static atomic_int complained; /* 1: being written; 2: written; 3: reported */
 
@@ -74,8 +74,8 @@ static int folder_path(char *path) {
     return mkdir(path, 0700) && errno != EEXIST ? -1 : 0;
 }
 
-/* The folder, opened; -1 where there is none that can be trusted. What is in it is reached through
- * this descriptor alone, so that a folder put in its place later is not used. */
+/* Opens the folder; -1 if there is none that can be trusted. Files are opened through this
+ * descriptor alone, so that a folder put in its place later is not used. */
 static int open_folder(char *path) {
     if (folder_path(path)) return -1;
     int folder = open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
@@ -149,7 +149,7 @@ unsigned char *pl_cl_cache_read(const char *name, size_t *size) {
     return binary;
 }
 
-/* `name` with 64 random bits behind it. */
+/* Appends 64 random bits to `name`. */
 static int random_name(const char *name, char *to, size_t room) {
     unsigned long long word;
     int source = open("/dev/urandom", O_RDONLY | O_CLOEXEC);

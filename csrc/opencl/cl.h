@@ -1,6 +1,6 @@
-/* What pyloss uses of the OpenCL 1.2 interface, declared here so that building needs no OpenCL
- * headers: the types, the constants, and the functions, which library.c finds in libOpenCL at run
- * time and keeps in the table `pl_cl`. */
+/* The types, constants and functions of OpenCL 1.2 that pyloss uses, so that building needs no
+ * OpenCL headers. library.c finds the functions in libOpenCL at run time and puts them into
+ * `pl_cl`. */
 #ifndef PYLOSS_CL_H
 #define PYLOSS_CL_H
 
@@ -124,7 +124,7 @@ typedef struct {
 #undef X
 } pl_cl_functions;
 
-/* Filled by pl_cl_open; valid once that has succeeded. */
+/* Valid after pl_cl_open has succeeded. */
 extern pl_cl_functions pl_cl;
 
 #endif

@@ -15,7 +15,7 @@ static int refuse_forked(pl_cl_error *error) {
     return pl_cl_forked() ? pl_cl_open(&count, &reason, error) : 0;
 }
 
-/* Adds a device to the list; takes the references to context and queue, also when it fails. */
+/* Adds a device to the list. Takes over the references to context and queue, even if it fails. */
 static pl_cl_device *add_device(int index, cl_context context, cl_command_queue queue, int wait,
                                 pl_cl_error *error) {
     pl_cl_device *device = calloc(1, sizeof *device);
@@ -127,7 +127,7 @@ void pl_cl_free_idle(pl_cl_device *device) {
     }
 }
 
-/* Takes an idle buffer out of the list, at most an eighth and a page larger than asked for. */
+/* Takes an idle buffer out of the list, at most an eighth and a page larger than `bytes`. */
 static pl_cl_buffer *take_idle(pl_cl_device *device, size_t bytes) {
     for (pl_cl_buffer **link = &device->idle; *link; link = &(*link)->next) {
         pl_cl_buffer *found = *link;
@@ -176,7 +176,7 @@ pl_cl_buffer *pl_cl_buffer_new(pl_cl_device *device, size_t bytes, pl_cl_error *
         buffer->references = 1;
         buffer->next = NULL;
     } else {
-        /* Hold no more than the peak: the idle buffers have none of the sizes that are used now. */
+        /* Hold no more than the peak: the idle buffers have sizes that are no longer used. */
         while (device->idle && device->used_bytes + device->idle_bytes + bytes > device->peak_bytes)
             drop_last_idle(device);
     }

@@ -1,4 +1,4 @@
-/* Launches: how an operation whose arrays are on a device becomes enqueued kernels. */
+/* Launches: turn an operation whose arrays are on a device into enqueued kernels. */
 #ifndef PYLOSS_CL_LAUNCH_H
 #define PYLOSS_CL_LAUNCH_H
 
@@ -45,7 +45,7 @@ typedef struct {
 int pl_cl_run(int op, const pl_cl_operation *operation);
 /* The place of a virtual address. */
 pl_cl_place pl_cl_place_of(const pl_cl_operation *operation, const void *address);
-/* Device memory for the launcher's use, which it releases; without a buffer where that fails. */
+/* Device memory for the launcher, which must release it; without a buffer if that fails. */
 pl_cl_place pl_cl_scratch(const pl_cl_operation *operation, size_t bytes);
 
 /* The launcher of each operation, in launchers/. A launcher reads arguments by name, from the
@@ -98,7 +98,7 @@ void pl_cl_add_scalar(pl_cl_launch *l, double value);
  * allows fails and sets *too_large, unless that is NULL. */
 int pl_cl_enqueue(pl_cl_launch *l, const char *kernel, size_t groups, size_t group, int *too_large);
 
-/* ---- launchers/: what launchers of other families use */
+/* ---- launchers/: functions that several families of launchers use */
 
 /* Sets n floats to 0. */
 int pl_cl_zero(const pl_cl_operation *operation, pl_cl_place to, int64_t n);

@@ -46,7 +46,7 @@ typedef struct pl_cl_device {
     struct pl_cl_device *next;
     pthread_mutex_t launch;  /* held from the first clSetKernelArg to the enqueue */
     pl_cl_program *programs; /* guarded by `launch` */
-    pthread_mutex_t memory;  /* guards what follows */
+    pthread_mutex_t memory;  /* guards the members below */
     pl_cl_buffer *idle;      /* released buffers, the latest first */
     pl_cl_buffer *adopted;   /* buffers in use over other libraries' memory */
     size_t idle_bytes, used_bytes, peak_bytes;
@@ -70,8 +70,8 @@ struct pl_cl_buffer {
  * device the count is 0 and *reason says why. Fails only after fork. */
 int pl_cl_open(int *count, const char **reason, pl_cl_error *error);
 const pl_cl_info *pl_cl_info_at(int index);
-/* Whether this process was forked from one that had opened the library, which then must not be
- * used. */
+/* Whether this process was forked from one that had opened the library. It must not use the
+ * library. */
 int pl_cl_forked(void);
 const char *pl_cl_error_name(cl_int code);
 /* Fills `error` for an `operation` that returned `code`; always 1. */
@@ -109,7 +109,7 @@ void pl_cl_trim(void);
 /* The binary stored under a name, malloc'd; NULL if there is none that can be trusted. */
 unsigned char *pl_cl_cache_read(const char *name, size_t *size);
 void pl_cl_cache_write(const char *name, const unsigned char *binary, size_t size);
-/* Why the cache cannot be used; NULL if it can, and after the first call that said why. */
+/* Why the cache cannot be used; NULL if it can, or if an earlier call has returned the reason. */
 const char *pl_cl_cache_complaint(void);
 uint64_t pl_cl_hash(uint64_t hash, const void *data, size_t bytes);
 

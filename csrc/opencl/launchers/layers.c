@@ -28,7 +28,7 @@ static int run_items(pl_cl_launch *l, const char *kernel, int64_t n) {
     return pl_cl_enqueue(l, kernel, ((size_t)n + group - 1) / group, group, NULL);
 }
 
-/* A kernel whose work-items have columns of their own, for so many parts of the rows. */
+/* Enqueues a kernel whose work-items have some columns each, for `parts` parts of the rows. */
 static int run_columns(pl_cl_launch *l, const char *kernel, int64_t columns, int64_t parts) {
     pl_cl_shape shape = shape_of(l->operation);
     int64_t step = (int64_t)shape.group * shape.width;
@@ -38,7 +38,7 @@ static int run_columns(pl_cl_launch *l, const char *kernel, int64_t columns, int
 
 static int64_t dim(const pl_cl_operation *o, char letter) { return PL_DIM(o->call, letter); }
 
-/* out [D] = the sum over the N rows of a (b - offset) rstd, as far as these are there. */
+/* out [D] = the sum over the N rows of a (b - offset) rstd, without the arrays that are absent. */
 static int sum_columns(const pl_cl_operation *o, pl_cl_place a, pl_cl_place b, pl_cl_place offset,
                        pl_cl_place rstd, pl_cl_place out) {
     int64_t n = dim(o, 'N'), d = dim(o, 'D'), parts = (n + ROWS - 1) / ROWS;
@@ -59,7 +59,7 @@ static int sum_columns(const pl_cl_operation *o, pl_cl_place a, pl_cl_place b, p
 
 static const pl_cl_place absent = {NULL, 0};
 
-/* Sizes by their letters in ops.def. */
+/* Adds sizes, given by their letters in ops.def. */
 static void add_sizes(pl_cl_launch *l, const char *letters) {
     for (; *letters; letters++) pl_cl_add_i64(l, dim(l->operation, *letters));
 }
@@ -80,7 +80,6 @@ int pl_cl_launch_rms_norm_grad(const pl_cl_operation *o) {
     pl_cl_add_places(&l, 4, at.dy, at.x, at.w, at.rstd, at.dx);
     add_sizes(&l, "D");
     if (run(&l, "rms_norm_grad", dim(o, 'N'))) return 1;
-    /* The gradient by the weights, after that by the rows. */
     return at.dw.buffer ? sum_columns(o, at.dy, at.x, absent, at.rstd, at.dw) : 0;
 }
 
@@ -199,8 +198,7 @@ int pl_cl_launch_column_dot(const pl_cl_operation *o) {
     return sum_columns(o, at.dy, at.y, at.offset, absent, at.out);
 }
 
-/* Row m of `from`, for m < count, to the row of `to` that rows[m] names: added, or `put` in its
- * place. */
+/* to[rows[m],:] += from[m,:] for m < count, or with `put` = from[m,:]. */
 static int add_rows(const pl_cl_operation *o, pl_cl_place from, pl_cl_place rows, pl_cl_place to,
                     int64_t count, int put) {
     int64_t parts = 4 * o->device->info->units;

@@ -140,7 +140,7 @@ static pl_cl_gemm float_product(int64_t m, int64_t n, int64_t k, pl_cl_place a, 
     return g;
 }
 
-/* A layer's product without its adapter: x W^T, or backward dy W. */
+/* A layer's product without its adapter: x W^T; backward: dy W. */
 static pl_cl_gemm layer(const pl_weight *w, pl_cl_place data, int64_t rows, int backward,
                         pl_cl_place x, pl_cl_place factor, pl_cl_place out) {
     int64_t k = backward ? w->rows : w->cols;
@@ -194,7 +194,7 @@ static int run_layer(const pl_cl_operation *o, const layer_args *l, int backward
     g.bias = at(l->bias, e * n, 4);
     g.accumulate = l->accumulate != 0;
     if (l->first.buffer) {
-        /* xa = x a, or backward scale dy b^T. */
+        /* xa = x a; backward: scale dy b^T. */
         pl_cl_place first = at(l->first, e * k * rank, 4);
         pl_cl_gemm product =
             float_product(rows, rank, k, x, first, transposed, backward ? l->scale : 1, xa);
@@ -205,7 +205,7 @@ static int run_layer(const pl_cl_operation *o, const layer_args *l, int backward
     return pl_cl_gemm_run(o, &g);
 }
 
-/* Multiplies all rows, for experts each one's rows. */
+/* Multiplies all rows; with experts, each expert's rows. */
 static int run_rows(const pl_cl_operation *o, const layer_args *l, int backward) {
     if (!l->offsets) return run_layer(o, l, backward, 0, 0, PL_DIM(o->call, 'N'));
     for (int64_t e = 0; e < PL_DIM(o->call, 'E'); e++) {

@@ -6,13 +6,13 @@
 
 typedef enum { CLASS, PAIR, ELEMENT, MAP, ARGMAX } kind_of_loss;
 
-/* An array of `float`s: its type, and where it lies. */
+/* An array of type `float` in ops.def: its rows, and its place. */
 typedef struct {
     const pl_rows *rows;
     pl_cl_place place;
 } floats;
 
-/* An operation of any kind, its arguments under common names. */
+/* An operation of any kind, with its arguments under common names. */
 typedef struct {
     kind_of_loss kind;
     const char *macros;
@@ -146,7 +146,7 @@ static int run(const pl_cl_operation *operation, const row_loss *given) {
     }
 }
 
-/* ---- the launchers of the lines of losses.def */
+/* ---- a launcher for each line of losses.def */
 
 #define PL_LOSS_TABLE
 #define PL_CLASS_LOSS(name, family, options, mean_option, softcap_option_) \

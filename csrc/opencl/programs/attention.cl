@@ -1,8 +1,8 @@
 /* Attention: causal, grouped-query, over packed sequences, without the matrix of all scores, as in
  * kernels/attention/. A row is a query of one of the `share` heads that share a key-value head. A
- * work-item has WIDTH rows in the lanes of its vectors, for the gradients of keys and values WIDTH
- * keys. It walks the keys (or queries) that they see, TILE at a time; the work-group loads a tile
- * together.
+ * work-item has WIDTH rows in the lanes of its vectors and walks over the keys that they see. For
+ * the gradients of keys and values it has WIDTH keys and walks over the queries that see them. It
+ * takes a TILE at a time, which the work-group loads together.
  *
  *   D     elements of a head
  *   TILE  keys (or queries) of a tile
@@ -176,7 +176,7 @@ KERNEL attention_forward(ARRAY(const float, q), ARRAY(const float, k), ARRAY(con
     }
 }
 
-/* dq; and delta = o . do of each row, for attention_grad_keys. */
+/* Writes dq, and delta = o . do of each row for attention_grad_keys. */
 KERNEL attention_grad_rows(ARRAY(const float, d_o), ARRAY(const float, q), ARRAY(const float, k),
                            ARRAY(const float, v), ARRAY(const float, o), ARRAY(const float, lse),
                            ARRAY(const int, offsets), ARRAY(float, dq), ARRAY(float, delta),
@@ -214,7 +214,7 @@ KERNEL attention_grad_rows(ARRAY(const float, d_o), ARRAY(const float, q), ARRAY
     SCATTER(acc, dq, scale)
 }
 
-/* dk and dv of WIDTH keys per work-item, summed over all rows that see them. */
+/* Writes dk and dv of WIDTH keys per work-item, summed over all rows that see them. */
 KERNEL attention_grad_keys(ARRAY(const float, d_o), ARRAY(const float, q), ARRAY(const float, k),
                            ARRAY(const float, v), ARRAY(const float, lse),
                            ARRAY(const float, delta), ARRAY(const int, offsets), ARRAY(float, dk),

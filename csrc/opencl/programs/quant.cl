@@ -3,9 +3,9 @@
  *
  *   FORMAT_<name>                a GGUF format, or F32, BF16, F16
  *   BLOCK_ELEMENTS, BLOCK_BYTES  of the format
- *   GROUPED                      defined if the scales are stored beside the codes, with one of
- *   AFFINE                       bits of a code, for mlx's formats
- *   NF4                          defined for that format
+ *   GROUPED                      defined if the scales are stored apart from the codes; then either
+ *   AFFINE                       the bits of a code, for mlx's formats, or
+ *   NF4                          defined for NF4
  */
 #ifndef PYLOSS_CL_QUANT
 #define PYLOSS_CL_QUANT

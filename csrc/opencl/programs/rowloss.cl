@@ -1,7 +1,7 @@
 /* Row losses, one work-group per row, over the formulas of losses/, which the C kernels share. A
  * first walk over the row computes the statistics of its weights; a second one computes sums over
- * both rows and gradients. A program is one of these kernels for one loss; its build options
- * define, beside those of types.cl:
+ * both rows and gradients. A program is one of these kernels for one loss. Its build options
+ * define, in addition to those of types.cl:
  *
  *   CLASS, PAIR, ELEMENT, MAP, ARGMAX   one of them: the kernel
  *   LOSS, FAMILY, ...                   the loss's line in losses.def

@@ -9,7 +9,7 @@
  *   INDEX        int or long: positions within a row
  *   POLYNOMIALS  defined if the driver's exponentials are slow (REAL is float)
  *   ALIGNED      defined if every row begins at a multiple of a vector
- *   UNROLLED     defined if the vectors of a block shall stay in registers
+ *   UNROLLED     defined if the vectors of a block should stay in registers
  *
  * Stored elements are f32, f64, f16 or bf16. vload_half and shifts read the narrow ones, so that no
  * extension is needed.
@@ -57,8 +57,8 @@
 #define v_expm1(x) expm1(x)
 #define v_log1p(x) log1p(x)
 #else
-/* Drivers of processors compute exponentials to the last bit, at several times the cost. These are
- * the functions of kernels/simd/vec.h. */
+/* The functions of kernels/simd/vec.h. Drivers of processors compute exponentials to the last bit,
+ * at several times the cost. */
 #define AS_VI CAT(as_, VI)
 #define AS_V CAT(as_, V)
 #define ROUNDER 12582912.0f /* 1.5 * 2^23: adding it rounds to an integer in the low bits */
