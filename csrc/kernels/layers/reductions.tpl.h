@@ -3,7 +3,7 @@
 #define PYLOSS_REDUCTIONS_TPL_H
 #include "../kernel.h"
 #include "../pieces.h"
-#include "../simd/dot.h"
+#include "../simd/dot_f32.h"
 
 /* same = 1 if x and y [N] have the same bits, else 0 */
 static void same_bits_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {

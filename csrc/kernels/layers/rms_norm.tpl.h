@@ -4,7 +4,7 @@
 #include "../kernel.h"
 #include "../pieces.h"
 #include "columns.tpl.h"
-#include "../simd/dot.h"
+#include "../simd/dot_f32.h"
 
 /* y = x rstd w, rstd = 1 / sqrt(mean(x^2) + eps)   x, y [N,D], w [D], rstd [N] */
 static void rms_norm_forward_piece(const void *context, int64_t begin, int64_t end,

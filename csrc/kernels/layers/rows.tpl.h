@@ -5,7 +5,7 @@
 #include "../kernel.h"
 #include "../pieces.h"
 #include "../quant.tpl.h"
-#include "../simd/dot.h"
+#include "../simd/dot_f32.h"
 #include "../simd/vec.h"
 
 /* y[n,:] = w[ids[n],:]   ids [N], w [V,D] in any format, y [N,D] */

@@ -4,7 +4,7 @@
 #define PYLOSS_GEMV_TPL_H
 #include "../pieces.h"
 #include "../quant.tpl.h"
-#include "../simd/dot.h"
+#include "../simd/dot_f32.h"
 #include "../simd/vec.h"
 #include "product.h"
 

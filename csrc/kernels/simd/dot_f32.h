@@ -1,7 +1,7 @@
 /* Dot products of float32 rows. Several partial sums run in parallel: this is faster, and long rows
  * lose fewer digits. */
-#ifndef PYLOSS_DOT_H
-#define PYLOSS_DOT_H
+#ifndef PYLOSS_DOT_F32_H
+#define PYLOSS_DOT_F32_H
 #include "../pieces.h"
 #include "vec.h"
 
