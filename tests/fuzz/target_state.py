@@ -15,7 +15,7 @@ from target_safetensors import broken
 from pyloss import nn, optim
 from pyloss.tuner.run import checkpoints as state
 
-WORDS = words_of("tuner/run/checkpoints", "tuner/trainer", "tuner/data/batching", "optim")
+WORDS = words_of("tuner/run/checkpoints", "tuner/run/training_run", "tuner/data/batching", "optim")
 OPTIMIZERS = {
     "adamw": lambda: optim.AdamW(0.05),
     "sgd": lambda: optim.SGD(0.05, momentum=0.9),

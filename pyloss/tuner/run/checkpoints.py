@@ -85,7 +85,7 @@ class Checkpoint:
         best: parameters with the lowest validation loss; empty without any.
         random: `pyloss.random.state()`.
         batches: `state()` of the batch iterator; None if it has no such method.
-        settings: settings that a resumed run should keep, see `trainer._Run.settings`.
+        settings: settings that a resumed run should keep, see `TrainingRun.settings`.
         base: fingerprint of the frozen weights, see `fingerprint.py`; None in states of earlier
             versions.
     """
