@@ -34,7 +34,7 @@ help:
 	@echo 'make fuzz           try malformed files, records, settings and arguments;'
 	@echo '                    N=100000 cases of each target, TARGET=gguf runs one target'
 	@echo 'make fuzz-sanitize  run make fuzz under ASan and UBSan'
-	@echo 'make bench-train    measure training and generation of pyloss and its peers (25 minutes)'
+	@echo 'make bench-train    measure training and generation of pyloss and its peers (an hour)'
 	@echo 'make bench-losses   measure the losses of pyloss and its peers'
 	@echo 'make bench          measure matrix products, experts, loading and imports'
 	@echo 'make bench-opencl   compare an OpenCL device with the C kernels; DEVICE=opencl:1'

@@ -1,8 +1,9 @@
-"""The time of each operation of a pyloss step, and its work; the flags are step_work's.
+"""The time of each operation of a pyloss step, and its work; the flags are step_work's and --type.
 
 Prints JSON of the fastest step: `operations`, {name: [calls, ms, GFLOP, GB of arguments]}, and
-`step_ms`; and the best speeds of this run: `matrix_gflops` of products of a layer's shape,
-`memory_gb_s` of reading.
+`step_ms`; `shapes`, {name and shape of a product: [calls, ms, GFLOP]}, each its fastest of the
+steps; `base_gflop` of the products with the base's weights, without adapters; and the best speeds
+of this run: `matrix_gflops` of plain products of a layer's shape, `memory_gb_s` of reading.
 """
 
 from __future__ import annotations
@@ -14,12 +15,40 @@ from math import prod
 
 import numpy as np
 import step_work
+from bases import load
 
-import pyloss
 from pyloss import _core, measuring
 
-FLOP: dict[str, float] = {}  # of the counted calls, by operation
-MOVED: dict[str, float] = {}  # bytes moved by operations that read only a part of an argument
+
+class Work:
+    """The work of the counted calls.
+
+    Attributes:
+        flop: by operation.
+        moved: bytes moved by operations that read only a part of an argument.
+        base: FLOP of products with the base's weights.
+        shapes: calls, seconds and FLOP of products by operation and shape.
+    """
+
+    def __init__(self) -> None:
+        self.flop: dict[str, float] = {}
+        self.moved: dict[str, float] = {}
+        self.base = 0.0
+        self.shapes: dict[str, list[float]] = {}
+
+    def add(self, name: str, spec: str, arguments: tuple, seconds: float) -> None:
+        flop = work_of(name, spec, arguments)
+        self.flop[name] = self.flop.get(name, 0) + flop
+        self.base += base_work(spec, arguments)
+        if name == "embedding_forward":
+            self.moved[name] = self.moved.get(name, 0) + 2 * arguments[-1].nbytes
+        if flop:
+            one = self.shapes.setdefault(f"{name} {shape_of(name, spec, arguments)}", [0, 0.0, 0.0])
+            for i, more in enumerate((1, seconds, flop)):
+                one[i] += more
+
+
+WORK = Work()  # of the current step
 
 
 def dimensions(spec: str, arguments: tuple) -> dict[str, int]:
@@ -73,28 +102,61 @@ def work_of(name: str, spec: str, arguments: tuple) -> float:
     return 0
 
 
+def base_work(spec: str, arguments: tuple) -> float:
+    """The FLOP of a product with a weight, without its adapter; 0 for other operations."""
+    size = dimensions(spec, arguments)
+    return 2 * size["N"] * size["O"] * size["I"] if {"N", "O", "I"} <= size.keys() else 0
+
+
+def shape_of(name: str, spec: str, arguments: tuple) -> str:
+    """The shape of a product or of attention."""
+    size = dimensions(spec, arguments)
+    if name.startswith("attention"):
+        return f"{size['H']} heads of {size['D']}"
+    if {"N", "O", "I"} <= size.keys():
+        return f"{size['N']} x {size['I']} to {size['O']}"
+    return " x ".join(str(size[letter]) for letter in "MKN" if letter in size)
+
+
 def count_work() -> None:
-    """Makes calls of the core add their work to FLOP and MOVED."""
+    """Makes calls of the core add their work to WORK."""
     for name, spec in _core.ops():
         function = getattr(_core, name)
 
         def counted(*arguments, name=name, spec=spec, function=function):
-            FLOP[name] = FLOP.get(name, 0) + work_of(name, spec, arguments)
-            if name == "embedding_forward":
-                MOVED[name] = MOVED.get(name, 0) + 2 * arguments[-1].nbytes
-            return function(*arguments)
+            begin = time.perf_counter()
+            result = function(*arguments)
+            WORK.add(name, spec, arguments, time.perf_counter() - begin)
+            return result
 
         setattr(_core, name, counted)
 
 
+def plain_speed(model) -> float:
+    """FLOP a second of the fastest plain product of the shape of a layer, over 1024 tokens."""
+    c = model.config
+    shapes = [
+        (c.intermediate_size, c.hidden_size),
+        (c.hidden_size, c.intermediate_size),
+        (c.hidden_size, c.hidden_size),
+    ]
+    return max(
+        measuring.product_speed(np.ones(shape, np.float32), 1024, seconds=1) for shape in shapes
+    )
+
+
 def main() -> None:
-    options = step_work.parser(__doc__).parse_args()
-    model = pyloss.load_model(options.model)
+    global WORK
+    parser = step_work.parser(__doc__)
+    parser.add_argument("--type", help="of a config.json's random weights")
+    options = parser.parse_args()
+    model = load(options.model, options.type)
     config = {"rank": step_work.RANK, "scale": step_work.SCALE}
     step = measuring.training_step(
         model, config, options.kind == "dora", options.checkpoint, step_work.RATE
     )
     batch = step_work.batches(options, model.vocab_size)[0]
+    matrix = plain_speed(model)
     step(*batch)
     best, operations = float("inf"), {}
     for _ in range(options.passes):
@@ -104,27 +166,30 @@ def main() -> None:
         seconds, calls = time.perf_counter() - begin, _core.profile(False)
         if seconds < best:
             best, operations = seconds, calls
-    c = model.config
-    layers = [
-        (c.intermediate_size, c.hidden_size),
-        (c.hidden_size, c.intermediate_size),
-        (c.hidden_size, c.hidden_size),
-    ]
-    matrix = max(
-        measuring.product_speed(np.ones(shape, np.float32), 1024, seconds=1) for shape in layers
-    )
+    # before and after the steps: other programs slow down a moment
+    matrix = max(matrix, plain_speed(model))
     memory = measuring.memory_speed(1)
     count_work()
-    step(*batch)  # not a timed step: counting takes time
+    shapes: dict[str, list[float]] = {}
+    for _ in range(max(options.passes // 2, 1)):  # not timed steps: counting takes time
+        WORK = Work()
+        step(*batch)
+        for name, found in WORK.shapes.items():
+            shapes[name] = min(shapes.get(name, found), found, key=lambda one: one[1])
     work = {
-        name: [calls, 1e3 * seconds, FLOP.get(name, 0) / 1e9, MOVED.get(name, size) / 1e9]
+        name: [calls, 1e3 * seconds, WORK.flop.get(name, 0) / 1e9, WORK.moved.get(name, size) / 1e9]
         for name, (calls, seconds, size) in operations.items()
     }
     found = {
         "step_ms": 1e3 * best,
         "matrix_gflops": matrix / 1e9,
         "memory_gb_s": memory / 1e9,
+        "base_gflop": WORK.base / 1e9,
         "operations": work,
+        "shapes": {
+            name: [calls, 1e3 * seconds, flop / 1e9]
+            for name, (calls, seconds, flop) in shapes.items()
+        },
     }
     print(json.dumps(found))
 

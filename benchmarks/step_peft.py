@@ -1,6 +1,8 @@
 """Training steps of a model with torch + PEFT, as users write them.
 
-The flags are step_work's, --compile and --device.
+The flags are step_work's, --compile, --dtype and --device. A config.json alone gives a model of
+random weights. In bfloat16 PEFT keeps adapters in float32, and logits become float32 for the loss,
+as in transformers.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ import step_work
 import torch
 from common import THREADS
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -18,6 +20,7 @@ PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 def main() -> None:
     parser = step_work.parser(__doc__)
     parser.add_argument("--compile", action="store_true", help="use torch.compile")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument(
         "--device",
         default="cpu",
@@ -27,7 +30,12 @@ def main() -> None:
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.set_num_threads(THREADS)
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32)
+    dtype = getattr(torch, options.dtype)
+    if options.model.endswith(".json"):
+        config = AutoConfig.from_pretrained(options.model)
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(options.model, dtype=dtype)
     base = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     vocabulary = model.config.vocab_size
     rank, alpha = step_work.RANK, step_work.RANK * step_work.SCALE
@@ -62,7 +70,7 @@ def main() -> None:
             else None
         )
         ids = torch.from_numpy(batch.ids[:, :-1]).long().to(options.device)
-        logits = run(input_ids=ids, attention_mask=mask).logits
+        logits = run(input_ids=ids, attention_mask=mask).logits.float()
         return torch.nn.functional.cross_entropy(logits.view(-1, vocabulary), labels.reshape(-1))
 
     def step(batch: step_work.Batch) -> float:

@@ -1,8 +1,13 @@
-"""Training steps of a model with pyloss; the flags are step_work's, --precision and --device."""
+"""Training steps of a model with pyloss.
+
+The flags are step_work's, --precision, --device and --type. A config.json alone gives a model of
+random weights.
+"""
 
 from __future__ import annotations
 
 import step_work
+from bases import load
 
 import pyloss
 from pyloss import measuring
@@ -17,9 +22,10 @@ def main() -> None:
         help="precision of the layers' products: float32 or bfloat16",
     )
     parser.add_argument("--device", default="cpu", help="cpu or opencl:<number>")
+    parser.add_argument("--type", help="of a config.json's random weights")
     options = parser.parse_args()
     pyloss.set_matmul_precision(options.precision)
-    model = pyloss.load_model(options.model)
+    model = load(options.model, options.type)
     base = sum(weight.nbytes for weight in model.stored().values())
     config = {"rank": step_work.RANK, "scale": step_work.SCALE}
     train = measuring.training_step(

@@ -52,6 +52,12 @@ def parser(description: str) -> argparse.ArgumentParser:
         default=5,
         help="steps, or passes over the conversations; the best counts",
     )
+    add(
+        "--most-seconds",
+        type=float,
+        default=120,
+        help="no further pass begins after so long, for programs that take minutes a step",
+    )
     return parser
 
 
@@ -91,7 +97,9 @@ def measure(
         return time.perf_counter() - begin, loss
 
     first = seconds([min(work, key=lambda batch: batch.ids.size)])[0] if len(work) > 1 else None
-    passes = [seconds(work) for _ in range(options.passes)]
+    begin, passes = time.perf_counter(), [seconds(work)]
+    while len(passes) < options.passes and time.perf_counter() - begin < options.most_seconds:
+        passes.append(seconds(work))
     best, loss = min(passes)[0], passes[-1][1]
     first = passes[0][0] if first is None else first
     speed = sum(batch.tokens for batch in work) / best

@@ -15,12 +15,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-from bases import MODEL, float_folder, nf4_folder, q4_file, q8_file
+from bases import MODEL, SHAPES, float_folder, nf4_folder, q4_file, q8_file, shape_file
 from chat import chat_file
 from common import WORK, compiled, free_gb, machine, run_json, table
+from limit_tables import limit_table, shape_table
 from picture import draw
 
-from pyloss.runtime.precision import PRECISIONS
+from pyloss.runtime.precision import PRECISIONS, has_instructions
 
 AVX2 = {"PYLOSS_ISA": "avx2", "ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
 
@@ -80,6 +81,7 @@ BASES: dict[str, tuple[str, Callable[[], str]]] = {
 }
 RECOMPUTED = ", checkpointing"
 BFLOAT16 = ", bfloat16 products"
+IN_BFLOAT16 = ", bfloat16"
 
 
 def rounded(base: str) -> Program:
@@ -97,7 +99,11 @@ class Tables:
     def steps(self) -> list[str]:
         """Steps of 4 x 256 tokens, and short steps of 4 x 48."""
         peers = [eager("lora"), eager("dora"), eager("lora", "--checkpoint", name=RECOMPUTED)]
-        once = [eager("lora", "--compile", name=", torch.compile")]
+        peers.append(eager("lora", "--dtype", "bfloat16", name=IN_BFLOAT16))
+        once = [
+            eager("lora", "--compile", name=", torch.compile"),
+            eager("lora", "--compile", "--dtype", "bfloat16", name=f"{IN_BFLOAT16}, torch.compile"),
+        ]
         if find_spec("bitsandbytes"):
             once.append(eager("lora", name=", NF4 (bitsandbytes)")._replace(model=nf4_folder()))
         own = [ours(kind, base) for kind in NAMES for base in BASES]
@@ -107,7 +113,8 @@ class Tables:
         rounds = 1 if self.quick else 2
         found = measured([*peers, *own], *passes, rounds=rounds)
         found |= measured(once, *passes)
-        plain = [p for p in (*peers, *own) if not {"--checkpoint", "--precision"} & {*p.flags}]
+        varied = {"--checkpoint", "--precision", "--dtype"}
+        plain = [p for p in (*peers, *own) if not varied & {*p.flags}]
         short = measured(plain, "--tokens", 48, "--passes", 4)
         self.full = {p.name: found[p.name] for p in (*peers[:1], *once, *peers[1:], *own)}
         speeds = {name: f["tokens_per_s"] for name, f in short.items()}
@@ -283,11 +290,92 @@ class Tables:
 
     def limits(self) -> list[str]:
         """The time of each operation of a step, and its time at the machine's limits."""
-        return [
-            limit_table(
-                run_json("step_limits.py", float_folder(), "--passes", "1" if self.quick else "4")
+        found = run_json("step_limits.py", float_folder(), "--passes", "1" if self.quick else "4")
+        return [limit_table(found, "LoRA, float32, 4 x 256")]
+
+    def real(self) -> list[str]:
+        """Steps at sizes that people use, over random weights, and their limits.
+
+        A program that needs more memory than is free recomputes activations, or has no row.
+        """
+        parts = []
+        for shape, batch, tokens in REAL:
+            if self.quick and (shape, batch) != REAL[0][:2]:
+                continue
+            programs = [
+                program
+                for dtype in ("float32", "bfloat16")
+                if (program := fitting_peer(shape, dtype, batch, tokens))
+            ]
+            file = shape_file(shape)
+            for stored, name in REAL_TYPES.items():
+                flags = ("--kind", "lora", "--type", stored)
+                programs.append(Program(f"pyloss, LoRA, {name}", OURS, file, flags))
+            if free_gb() < REAL_OWN_GB[shape]:
+                programs = []
+            sizes = ("--batch", batch, "--tokens", tokens)
+            found = measured(
+                programs, *sizes, "--passes", 2, rounds=1 if self.quick or batch > 1 else 2
             )
-        ]
+            heads = (
+                f"step of {shape}'s shape, {batch} x {tokens}",
+                "tokens/s",
+                "speed / PEFT, float32",
+                *MEMORY,
+            )
+            parts.append(table(heads, rows_of(found, peak, base_size)))
+            if shape != REAL[0][0] or not programs:
+                continue
+            for stored, name in REAL_TYPES.items():
+                flags = (*map(str, sizes), "--type", stored, "--passes", "1" if self.quick else "3")
+                limits = run_json("step_limits.py", file, *flags)
+                step = f"LoRA, {name}, {batch} x {tokens}"
+                parts += [limit_table(limits, step), shape_table(limits, step)]
+        return parts
+
+
+#: model shape, sequences and tokens of each
+REAL = (("Qwen3-0.6B", 1, 512), ("Qwen3-0.6B", 4, 512), ("Qwen3-1.7B", 1, 512))
+REAL_TYPES = {"bf16": "bfloat16 weights", "q4_1": "Q4_1"}
+REAL_OWN_GB = {"Qwen3-0.6B": 4, "Qwen3-1.7B": 7}
+
+
+def peer_gb(shape: str, dtype: str, tokens: int, checkpoint: bool = False) -> float:
+    """About the peak memory of a step of torch + PEFT.
+
+    Weights; logits and their gradients, four times as float32; and of each layer (with
+    checkpointing of one) 10 values of its input, MLP, queries and keys, in bfloat16 7 float32's,
+    which is what 1 x 512 tokens of Qwen3-0.6B's shape took.
+    """
+    c = SHAPES[shape]
+    hidden, inner, vocabulary, layers = (
+        c[key] for key in ("hidden_size", "intermediate_size", "vocab_size", "num_hidden_layers")
+    )
+    queries, keys = (
+        c["head_dim"] * c[key] for key in ("num_attention_heads", "num_key_value_heads")
+    )
+    values = vocabulary * hidden + layers * hidden * (3 * inner + 2 * queries + 2 * keys)
+    kept = (10 if dtype == "float32" else 7) * (hidden + inner + queries + keys)
+    kept *= 1 if checkpoint else layers
+    kept += layers * hidden * checkpoint
+    size = 4 if dtype == "float32" else 2
+    return (size * values + 4 * tokens * (4 * vocabulary + kept)) / 1e9
+
+
+def fitting_peer(shape: str, dtype: str, batch: int, tokens: int) -> Program | None:
+    """torch + PEFT at this size; with checkpointing, or None, where memory does not allow it.
+
+    None for bfloat16 without instructions beyond 512 tokens: a step would take many minutes.
+    """
+    if dtype == "bfloat16" and not has_instructions() and batch * tokens > 512:
+        return None
+    name = "" if dtype == "float32" else IN_BFLOAT16
+    flags = ("--kind", "lora", "--dtype", dtype)
+    for more, suffix in (((), ""), (("--checkpoint",), RECOMPUTED)):
+        if free_gb() > 1.1 * peer_gb(shape, dtype, batch * tokens, bool(more)):
+            title = f"torch + PEFT, LoRA{name}{suffix}"
+            return Program(title, PEFT, shape_file(shape), (*flags, *more))
+    return None
 
 
 def rows_of(found: Found, *more: Callable[[dict], str]) -> list[tuple[str, ...]]:
@@ -315,50 +403,6 @@ def loss(found: dict) -> str:
 MEMORY = ("peak memory, GB", "base weights, GB")
 
 
-def limit_table(found: dict) -> str:
-    """The operations of a step with their limits.
-
-    A limit is the FLOP at the speed of a plain product or the bytes at the bandwidth of memory,
-    whichever takes longer.
-    """
-    rows, limits, spent, products, in_products = [], 0.0, 0.0, 0.0, 0.0
-    for name, (calls, ms, gflop, gigabytes) in sorted(
-        found["operations"].items(), key=lambda item: -item[1][1]
-    ):
-        limit = 1e3 * max(gflop / found["matrix_gflops"], gigabytes / found["memory_gb_s"])
-        limits, spent = limits + limit, spent + ms
-        if gflop and not name.startswith("attention"):
-            products, in_products = products + limit, in_products + ms
-        speed = f"{gflop / ms * 1e3:.0f} GFLOP/s" if gflop else f"{gigabytes / ms * 1e3:.0f} GB/s"
-        rows.append((name, calls, f"{ms:.1f}", f"{limit:.1f}", f"{limit / ms:.2f}", speed))
-    between = found["step_ms"] - spent
-    rows.append(("between operations (Python)", "", f"{between:.1f}", "0.0", "", ""))
-    rows.append(
-        (
-            "all",
-            "",
-            f"{found['step_ms']:.1f}",
-            f"{limits:.1f}",
-            f"{limits / found['step_ms']:.2f}",
-            "",
-        )
-    )
-    share = f"{in_products / found['step_ms']:.0%} of all"
-    rows.append(
-        (
-            "matrix products",
-            "",
-            f"{in_products:.1f}",
-            f"{products:.1f}",
-            f"{products / in_products:.2f}",
-            share,
-        )
-    )
-    speeds = f"{found['matrix_gflops']:.0f} GFLOP/s, {found['memory_gb_s']:.0f} GB/s"
-    title = f"LoRA, float32, 4 x 256; {speeds}"
-    return table((title, "calls", "ms", "limit, ms", "limit / time", "speed"), rows)
-
-
 PARTS = (
     "steps",
     "avx2",
@@ -369,6 +413,7 @@ PARTS = (
     "generation",
     "precision",
     "limits",
+    "real",
 )
 
 

@@ -9,9 +9,12 @@ import pytest
 
 import pyloss
 from pyloss import _core
+from pyloss.models import building, synthetic
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 
+import bases
+import limit_tables
 import loss_rows
 import matmul
 import opencl
@@ -80,6 +83,101 @@ def test_the_work_of_products_and_attention():
         == 2 * 5 * (5 + 3) * 4 * 8
     )
     assert work("add", x, x, x) == 0
+
+
+def test_work_by_shape_without_adapters(monkeypatch):
+    specs, work = dict(_core.ops()), step_limits.Work()
+
+    def f(*shape):
+        return np.zeros(shape, np.float32)
+
+    x, w, h, a, b = f(6, 5), f(7, 5), f(6, 4), f(5, 4), f(4, 7)
+    given = (x, w, None, a, b, 1.0, None, h, f(6, 7))
+    for seconds in (0.5, 0.25):
+        work.add("lora_forward", specs["lora_forward"], given, seconds)
+    work.add("matmul_tn", specs["matmul_tn"], (f(6, 3), f(6, 2), 1.0, 0, f(3, 2)), 1.0)
+    work.add("add", specs["add"], (x, x, x), 1.0)
+    assert work.base == 2 * 2 * 6 * 5 * 7
+    assert work.shapes == {
+        "lora_forward 6 x 5 to 7": [2, 0.75, 2 * 2 * 6 * (5 * 7 + 4 * (5 + 7))],
+        "matmul_tn 3 x 6 x 2": [1, 1.0, 2 * 6 * 3 * 2],
+    }
+    assert work.flop["lora_forward"] == 2 * 2 * 6 * (5 * 7 + 4 * (5 + 7)) and not work.flop["add"]
+
+
+def test_the_limits_of_a_step_by_kind_of_operation():
+    found = {
+        "step_ms": 100.0,
+        "matrix_gflops": 100.0,
+        "memory_gb_s": 10.0,
+        "base_gflop": 4.5,
+        "operations": {
+            "lora_forward": [10, 60.0, 5.0, 0.1],
+            "attention_grad": [2, 20.0, 1.0, 0.1],
+            "add": [3, 10.0, 0.0, 0.05],
+        },
+        "shapes": {"lora_forward 6 x 5 to 7": [4, 20.0, 1.5], "other 1": [1, 2.0, 0.2]},
+    }
+    rows = {
+        cells[0]: cells[2:]
+        for line in limit_tables.limit_table(found, "LoRA").splitlines()
+        if (cells := [cell.strip() for cell in line.strip("|").split("|")])
+    }
+    assert rows["lora_forward"] == ["60.0", "50.0", "0.83", "83 GFLOP/s"]
+    assert rows["matrix products"] == ["60.0", "50.0", "0.83", "60% of all"]
+    assert rows["attention"] == ["20.0", "10.0", "0.50", "20% of all"]
+    assert rows["everything else"] == ["20.0", "5.0", "0.25", "20% of all"]
+    assert rows["between operations (Python)"][0] == "10.0"
+    assert rows["all"] == ["100.0", "65.0", "0.65", ""]
+    assert rows["all, against the base's products alone"] == ["100.0", "45.0", "0.45", ""]
+    lines = limit_tables.shape_table(found, "LoRA", rows=1).splitlines()
+    assert lines[2:] == ["| lora_forward 6 x 5 to 7 | 4 | 20.0 | 15.0 | 0.75 | 5.0 | 75 |"]
+
+
+def test_shapes_of_real_models_have_their_sizes(monkeypatch, tmp_path):
+    monkeypatch.setattr(bases, "WORK", tmp_path)
+    # numbers of the models' cards, embeddings included
+    for name, parameters in (("Qwen3-0.6B", 0.596e9), ("Qwen3-1.7B", 1.72e9)):
+        config, format = synthetic.shape_of(Path(bases.shape_file(name)))
+        source = synthetic.RandomSource("bf16")
+        building.build_model(config, source)  # nothing is written, so no memory is taken
+        assert format == "bf16" and source.nbytes / 2 == pytest.approx(parameters, rel=0.01)
+    tiny = bases._QWEN3 | {"hidden_size": 64, "intermediate_size": 128, "vocab_size": 50}
+    tiny |= {"num_hidden_layers": 1, "head_dim": 16, "num_attention_heads": 4}
+    monkeypatch.setitem(bases.SHAPES, "tiny", tiny | {"num_key_value_heads": 2})
+    for stored, format in ((None, "bf16"), ("q4", "affine4")):
+        model = bases.load(bases.shape_file("tiny"), stored)
+        assert model.layers[0].mlp.up_proj.weight.format == format
+
+
+def test_peers_run_where_memory_allows(monkeypatch, tmp_path):
+    monkeypatch.setattr(bases, "WORK", tmp_path)
+    # measured: 7.8 and 5.3 GB for 1 x 512 tokens
+    assert train.peer_gb("Qwen3-0.6B", "float32", 512) == pytest.approx(7.8, rel=0.1)
+    assert train.peer_gb("Qwen3-0.6B", "bfloat16", 512) == pytest.approx(5.3, rel=0.1)
+    names = []
+    for free in (40, 15, 3):
+        monkeypatch.setattr(train, "free_gb", lambda free=free: free)
+        found = train.fitting_peer("Qwen3-0.6B", "float32", 4, 512)
+        names.append(found and (found.name, found.flags))
+    flags = ("--kind", "lora", "--dtype", "float32")
+    assert names == [
+        ("torch + PEFT, LoRA", flags),
+        ("torch + PEFT, LoRA, checkpointing", (*flags, "--checkpoint")),
+        None,
+    ]
+    monkeypatch.setattr(train, "free_gb", lambda: 40)
+    for has, name in ((True, "torch + PEFT, LoRA, bfloat16"), (False, None)):
+        monkeypatch.setattr(train, "has_instructions", lambda has=has: has)
+        found = train.fitting_peer("Qwen3-0.6B", "bfloat16", 4, 512)
+        assert (found and found.name) == name
+
+
+def test_a_slow_program_does_fewer_passes(monkeypatch, capsys):
+    steps = []
+    options = step_work.parser("").parse_args(["model", "--passes", "3", "--most-seconds", "0"])
+    step_work.measure(options, 50, 1000, lambda batch: steps.append(batch) or 1.5)
+    assert len(steps) == 1 and '"loss": 1.5' in capsys.readouterr().out
 
 
 def test_a_device_is_compared_with_the_c_kernels_of_the_same_base():
