@@ -215,145 +215,67 @@ static int run_rows(const pl_cl_operation *o, const layer_args *l, int backward)
     return 0;
 }
 
+/* What all forward operations have of `layer_args`, and what all input gradients have. */
+#define FORWARD \
+    .w = args.w, .codes = at.w, .x = at.x, .bias = at.bias, .xa = at.xa, .second = at.b, \
+    .row_factor = at.row_factor, .y = at.y, .scale = args.scale
+#define INPUT_GRAD \
+    .w = args.w, .codes = at.w, .x = at.dy, .xa = at.dxa, .second = at.a, \
+    .row_factor = at.row_factor, .y = at.dx, .accumulate = args.accumulate
+
 int pl_cl_launch_linear_forward(const pl_cl_operation *o) {
     const linear_forward_args args = linear_forward_args_of(o->call);
     const linear_forward_places at = linear_forward_places_of(o);
-    const layer_args l = {
-        .w = args.w,
-        .codes = at.w,
-        .x = at.x,
-        .bias = at.bias,
-        .xa = at.xa,
-        .second = at.b,
-        .row_factor = at.row_factor,
-        .y = at.y,
-        .scale = args.scale,
-    };
+    const layer_args l = {FORWARD};
     return run_rows(o, &l, 0);
 }
 
 int pl_cl_launch_lora_forward(const pl_cl_operation *o) {
     const lora_forward_args args = lora_forward_args_of(o->call);
     const lora_forward_places at = lora_forward_places_of(o);
-    const layer_args l = {
-        .w = args.w,
-        .codes = at.w,
-        .x = at.x,
-        .bias = at.bias,
-        .xa = at.xa,
-        .first = at.a,
-        .second = at.b,
-        .row_factor = at.row_factor,
-        .y = at.y,
-        .scale = args.scale,
-    };
+    const layer_args l = {FORWARD, .first = at.a};
     return run_rows(o, &l, 0);
 }
 
 int pl_cl_launch_linear_input_grad(const pl_cl_operation *o) {
     const linear_input_grad_args args = linear_input_grad_args_of(o->call);
     const linear_input_grad_places at = linear_input_grad_places_of(o);
-    const layer_args l = {
-        .w = args.w,
-        .codes = at.w,
-        .x = at.dy,
-        .xa = at.dxa,
-        .second = at.a,
-        .row_factor = at.row_factor,
-        .y = at.dx,
-        .accumulate = args.accumulate,
-    };
+    const layer_args l = {INPUT_GRAD};
     return run_rows(o, &l, 1);
 }
 
 int pl_cl_launch_lora_input_grad(const pl_cl_operation *o) {
     const lora_input_grad_args args = lora_input_grad_args_of(o->call);
     const lora_input_grad_places at = lora_input_grad_places_of(o);
-    const layer_args l = {
-        .w = args.w,
-        .codes = at.w,
-        .x = at.dy,
-        .xa = at.dxa,
-        .first = at.b,
-        .second = at.a,
-        .row_factor = at.row_factor,
-        .y = at.dx,
-        .scale = args.scale,
-        .accumulate = args.accumulate,
-    };
+    const layer_args l = {INPUT_GRAD, .first = at.b, .scale = args.scale};
     return run_rows(o, &l, 1);
 }
 
 int pl_cl_launch_experts_forward(const pl_cl_operation *o) {
     const experts_forward_args args = experts_forward_args_of(o->call);
     const experts_forward_places at = experts_forward_places_of(o);
-    const layer_args l = {
-        .w = args.w,
-        .codes = at.w,
-        .x = at.x,
-        .bias = at.bias,
-        .xa = at.xa,
-        .second = at.b,
-        .row_factor = at.row_factor,
-        .y = at.y,
-        .scale = args.scale,
-        .offsets = args.offsets,
-    };
+    const layer_args l = {FORWARD, .offsets = args.offsets};
     return run_rows(o, &l, 0);
 }
 
 int pl_cl_launch_experts_lora_forward(const pl_cl_operation *o) {
     const experts_lora_forward_args args = experts_lora_forward_args_of(o->call);
     const experts_lora_forward_places at = experts_lora_forward_places_of(o);
-    const layer_args l = {
-        .w = args.w,
-        .codes = at.w,
-        .x = at.x,
-        .bias = at.bias,
-        .xa = at.xa,
-        .first = at.a,
-        .second = at.b,
-        .row_factor = at.row_factor,
-        .y = at.y,
-        .scale = args.scale,
-        .offsets = args.offsets,
-    };
+    const layer_args l = {FORWARD, .first = at.a, .offsets = args.offsets};
     return run_rows(o, &l, 0);
 }
 
 int pl_cl_launch_experts_input_grad(const pl_cl_operation *o) {
     const experts_input_grad_args args = experts_input_grad_args_of(o->call);
     const experts_input_grad_places at = experts_input_grad_places_of(o);
-    const layer_args l = {
-        .w = args.w,
-        .codes = at.w,
-        .x = at.dy,
-        .xa = at.dxa,
-        .second = at.a,
-        .row_factor = at.row_factor,
-        .y = at.dx,
-        .accumulate = args.accumulate,
-        .offsets = args.offsets,
-    };
+    const layer_args l = {INPUT_GRAD, .offsets = args.offsets};
     return run_rows(o, &l, 1);
 }
 
 int pl_cl_launch_experts_lora_input_grad(const pl_cl_operation *o) {
     const experts_lora_input_grad_args args = experts_lora_input_grad_args_of(o->call);
     const experts_lora_input_grad_places at = experts_lora_input_grad_places_of(o);
-    const layer_args l = {
-        .w = args.w,
-        .codes = at.w,
-        .x = at.dy,
-        .xa = at.dxa,
-        .first = at.b,
-        .second = at.a,
-        .row_factor = at.row_factor,
-        .y = at.dx,
-        .scale = args.scale,
-        .accumulate = args.accumulate,
-        .offsets = args.offsets,
-    };
+    const layer_args l = {INPUT_GRAD, .first = at.b, .scale = args.scale, .offsets = args.offsets};
     return run_rows(o, &l, 1);
 }
 
