@@ -48,24 +48,49 @@ def limit_table(found: dict, step: str) -> str:
 
 
 def shape_table(found: dict, step: str, rows: int = 16) -> str:
-    """The products that lose most time against a plain product's speed."""
-    lines = []
+    """The operations of a step by shape, each at its quickest call, and the sums of their kinds.
+
+    The `rows` that lose most against a plain product's speed are shown.
+    """
+    lines, kinds = (
+        [],
+        {"matrix products": [0.0, 0.0], "attention": [0.0, 0.0], "others": [0.0, 0.0]},
+    )
     for name, (calls, ms, gflop) in found["shapes"].items():
         limit = 1e3 * gflop / found["matrix_gflops"]
-        lines.append((ms - limit, name, calls, ms, limit, gflop / ms * 1e3))
-    lines.sort(reverse=True)
+        kind = (
+            "others" if not gflop else "attention" if name[:9] == "attention" else "matrix products"
+        )
+        kinds[kind][0] += ms
+        kinds[kind][1] += limit
+        lines.append((name, calls, ms, limit))
+    lines.sort(key=lambda line: line[3] - line[2])
+    total = sum(ms for ms, _ in kinds.values())
+    lines = lines[:rows] + [(name, "", *sums) for name, sums in kinds.items()]
+    lines.append(("all", "", total, sum(limit for _, limit in kinds.values())))
+    plain = 1e3 * found["base_gflop"] / found["matrix_gflops"]
+    lines.append(("all, against the base's products alone", "", total, plain))
+    heads = (
+        "quickest calls, by shape",
+        "calls",
+        "ms",
+        "limit, ms",
+        "limit / time",
+        "lost, ms",
+        "share",
+    )
     return table(
-        (f"{step}, by shape", "calls", "ms", "limit, ms", "limit / time", "lost, ms", "GFLOP/s"),
+        (f"{step}; {heads[0]}", *heads[1:]),
         [
             (
                 name,
                 calls,
                 f"{ms:.1f}",
                 f"{limit:.1f}",
-                f"{limit / ms:.2f}",
-                f"{lost:.1f}",
-                f"{speed:.0f}",
+                f"{limit / ms:.2f}" if limit else "",
+                f"{ms - limit:.1f}",
+                f"{ms / total:.1%}",
             )
-            for lost, name, calls, ms, limit, speed in lines[:rows]
+            for name, calls, ms, limit in lines
         ],
     )

@@ -1,9 +1,12 @@
 """The time of each operation of a pyloss step, and its work; the flags are step_work's and --type.
 
-Prints JSON of the fastest step: `operations`, {name: [calls, ms, GFLOP, GB of arguments]}, and
-`step_ms`; `shapes`, {name and shape of a product: [calls, ms, GFLOP]}, each its fastest of the
-steps; `base_gflop` of the products with the base's weights, without adapters; and the best speeds
-of this run: `matrix_gflops` of plain products of a layer's shape, `memory_gb_s` of reading.
+Prints JSON of the fastest step:
+- `operations`: {name: [calls, ms, GFLOP, GB of arguments]}, and `step_ms`;
+- `shapes`: {name and shape of an operation: [calls, ms, GFLOP]}, each at the time of its quickest
+  call, which other programs disturbed least;
+- `base_gflop`: of the products with the base's weights, without adapters;
+- the best speeds of this run: `matrix_gflops` of plain products of a layer's shape, `memory_gb_s`
+  of reading.
 """
 
 from __future__ import annotations
@@ -27,14 +30,14 @@ class Work:
         flop: by operation.
         moved: bytes moved by operations that read only a part of an argument.
         base: FLOP of products with the base's weights.
-        shapes: calls, seconds and FLOP of products by operation and shape.
+        shapes: by operation and shape: calls, seconds of the quickest, FLOP of all.
     """
 
     def __init__(self) -> None:
         self.flop: dict[str, float] = {}
         self.moved: dict[str, float] = {}
         self.base = 0.0
-        self.shapes: dict[str, list[float]] = {}
+        self.shapes: dict[str, tuple[int, float, float]] = {}
 
     def add(self, name: str, spec: str, arguments: tuple, seconds: float) -> None:
         flop = work_of(name, spec, arguments)
@@ -42,10 +45,9 @@ class Work:
         self.base += base_work(spec, arguments)
         if name == "embedding_forward":
             self.moved[name] = self.moved.get(name, 0) + 2 * arguments[-1].nbytes
-        if flop:
-            one = self.shapes.setdefault(f"{name} {shape_of(name, spec, arguments)}", [0, 0.0, 0.0])
-            for i, more in enumerate((1, seconds, flop)):
-                one[i] += more
+        key = f"{name} {shape_of(name, spec, arguments)}"
+        calls, quickest, total = self.shapes.get(key, (0, seconds, 0.0))
+        self.shapes[key] = calls + 1, min(quickest, seconds), total + flop
 
 
 WORK = Work()  # of the current step
@@ -109,13 +111,16 @@ def base_work(spec: str, arguments: tuple) -> float:
 
 
 def shape_of(name: str, spec: str, arguments: tuple) -> str:
-    """The shape of a product or of attention."""
+    """The sizes of an operation: a product's, attention's heads, else the result's."""
     size = dimensions(spec, arguments)
     if name.startswith("attention"):
         return f"{size['H']} heads of {size['D']}"
     if {"N", "O", "I"} <= size.keys():
         return f"{size['N']} x {size['I']} to {size['O']}"
-    return " x ".join(str(size[letter]) for letter in "MKN" if letter in size)
+    if name.startswith("matmul"):
+        return " x ".join(str(size[letter]) for letter in "MKN")
+    arrays = [a for a in arguments if isinstance(a, np.ndarray)]
+    return " x ".join(map(str, arrays[-1].shape)) if arrays else ""
 
 
 def count_work() -> None:
@@ -170,12 +175,12 @@ def main() -> None:
     matrix = max(matrix, plain_speed(model))
     memory = measuring.memory_speed(1)
     count_work()
-    shapes: dict[str, list[float]] = {}
-    for _ in range(max(options.passes // 2, 1)):  # not timed steps: counting takes time
+    quickest: dict[str, float] = {}
+    for _ in range(options.passes):  # not timed steps: counting takes time
         WORK = Work()
         step(*batch)
-        for name, found in WORK.shapes.items():
-            shapes[name] = min(shapes.get(name, found), found, key=lambda one: one[1])
+        for name, (_, seconds, _) in WORK.shapes.items():
+            quickest[name] = min(quickest.get(name, seconds), seconds)
     work = {
         name: [calls, 1e3 * seconds, WORK.flop.get(name, 0) / 1e9, WORK.moved.get(name, size) / 1e9]
         for name, (calls, seconds, size) in operations.items()
@@ -187,8 +192,8 @@ def main() -> None:
         "base_gflop": WORK.base / 1e9,
         "operations": work,
         "shapes": {
-            name: [calls, 1e3 * seconds, flop / 1e9]
-            for name, (calls, seconds, flop) in shapes.items()
+            name: [calls, 1e3 * calls * quickest[name], flop / 1e9]
+            for name, (calls, _, flop) in WORK.shapes.items()
         },
     }
     print(json.dumps(found))

@@ -99,8 +99,9 @@ def test_work_by_shape_without_adapters(monkeypatch):
     work.add("add", specs["add"], (x, x, x), 1.0)
     assert work.base == 2 * 2 * 6 * 5 * 7
     assert work.shapes == {
-        "lora_forward 6 x 5 to 7": [2, 0.75, 2 * 2 * 6 * (5 * 7 + 4 * (5 + 7))],
-        "matmul_tn 3 x 6 x 2": [1, 1.0, 2 * 6 * 3 * 2],
+        "lora_forward 6 x 5 to 7": (2, 0.25, 2 * 2 * 6 * (5 * 7 + 4 * (5 + 7))),
+        "matmul_tn 3 x 6 x 2": (1, 1.0, 2 * 6 * 3 * 2),
+        "add 6 x 5": (1, 1.0, 0),
     }
     assert work.flop["lora_forward"] == 2 * 2 * 6 * (5 * 7 + 4 * (5 + 7)) and not work.flop["add"]
 
@@ -116,7 +117,11 @@ def test_the_limits_of_a_step_by_kind_of_operation():
             "attention_grad": [2, 20.0, 1.0, 0.1],
             "add": [3, 10.0, 0.0, 0.05],
         },
-        "shapes": {"lora_forward 6 x 5 to 7": [4, 20.0, 1.5], "other 1": [1, 2.0, 0.2]},
+        "shapes": {
+            "lora_forward 6 x 5 to 7": [4, 20.0, 1.5],
+            "attention_grad 4 heads of 8": [1, 4.0, 0.2],
+            "add 6 x 5": [2, 1.0, 0.0],
+        },
     }
     rows = {
         cells[0]: cells[2:]
@@ -131,7 +136,14 @@ def test_the_limits_of_a_step_by_kind_of_operation():
     assert rows["all"] == ["100.0", "65.0", "0.65", ""]
     assert rows["all, against the base's products alone"] == ["100.0", "45.0", "0.45", ""]
     lines = limit_tables.shape_table(found, "LoRA", rows=1).splitlines()
-    assert lines[2:] == ["| lora_forward 6 x 5 to 7 | 4 | 20.0 | 15.0 | 0.75 | 5.0 | 75 |"]
+    assert lines[2:] == [
+        "| lora_forward 6 x 5 to 7 | 4 | 20.0 | 15.0 | 0.75 | 5.0 | 80.0% |",
+        "| matrix products |  | 20.0 | 15.0 | 0.75 | 5.0 | 80.0% |",
+        "| attention |  | 4.0 | 2.0 | 0.50 | 2.0 | 16.0% |",
+        "| others |  | 1.0 | 0.0 |  | 1.0 | 4.0% |",
+        "| all |  | 25.0 | 17.0 | 0.68 | 8.0 | 100.0% |",
+        "| all, against the base's products alone |  | 25.0 | 45.0 | 1.80 | -20.0 | 100.0% |",
+    ]
 
 
 def test_shapes_of_real_models_have_their_sizes(monkeypatch, tmp_path):
