@@ -63,7 +63,8 @@ def table_source(path: str) -> str:
             "PAIR_LOSS(name, options, sums)",
             "ELEMENT_LOSS(name, options)",
         ):
-            f.write(f"#define PL_{kind} OPTIONS name options\n")
+            sparse = " OPTIONS sparse_##name options" if kind.startswith("PAIR") else ""
+            f.write(f"#define PL_{kind} OPTIONS name options{sparse}\n")
         f.write('#define PL_ROW_MAP(name, family, logarithm)\n#include "losses.def"\n')
     return path
 

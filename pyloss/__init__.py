@@ -14,20 +14,27 @@ from pyloss.autograd.checkpointing import checkpoint
 from pyloss.autograd.differentiation import grad, value_and_grad
 from pyloss.autograd.tape import Tensor
 from pyloss.errors import DeviceError, FormatError
+from pyloss.losses.pairs import (
+    js_div_loss,
+    kl_div_loss,
+    linear_js_div,
+    linear_kl_div,
+    linear_skew_kl_div,
+    linear_tvd,
+    skew_kl_div_loss,
+    tvd_loss,
+)
 from pyloss.losses.public import (
     binary_cross_entropy_with_logits,
     compute_accuracy,
     focal_loss,
-    js_div_loss,
-    kl_div_loss,
     linear_cross_entropy,
-    linear_js_div,
-    linear_kl_div,
     log_stablemax,
     softmax_cross_entropy,
     stablemax,
     stablemax_cross_entropy,
 )
+from pyloss.losses.sparse import linear_sparse_distillation, sparse_distillation_loss
 from pyloss.runtime import precision
 from pyloss.runtime.device import (
     Device,
@@ -175,6 +182,9 @@ __all__ = [
     "linear_cross_entropy",
     "linear_js_div",
     "linear_kl_div",
+    "linear_skew_kl_div",
+    "linear_sparse_distillation",
+    "linear_tvd",
     "log_stablemax",
     "nn",
     "optim",
@@ -182,10 +192,13 @@ __all__ = [
     "set_default_device",
     "set_matmul_precision",
     "set_num_threads",
+    "skew_kl_div_loss",
     "softmax_cross_entropy",
+    "sparse_distillation_loss",
     "stablemax",
     "stablemax_cross_entropy",
     "to_device",
+    "tvd_loss",
     "value_and_grad",
     *_LAZY,
 ]

@@ -172,10 +172,16 @@ log_stablemax = _for_torch(losses.log_stablemax)
 stablemax_cross_entropy = _for_torch(losses.stablemax_cross_entropy)
 kl_div_loss = _for_torch(losses.kl_div_loss)
 js_div_loss = _for_torch(losses.js_div_loss)
+skew_kl_div_loss = _for_torch(losses.skew_kl_div_loss)
+tvd_loss = _for_torch(losses.tvd_loss)
+sparse_distillation_loss = _for_torch(losses.sparse_distillation_loss)
 binary_cross_entropy_with_logits = _for_torch(losses.binary_cross_entropy_with_logits)
 linear_cross_entropy = _for_torch(losses.linear_cross_entropy)
 linear_kl_div = _for_torch(losses.linear_kl_div)
 linear_js_div = _for_torch(losses.linear_js_div)
+linear_skew_kl_div = _for_torch(losses.linear_skew_kl_div)
+linear_tvd = _for_torch(losses.linear_tvd)
+linear_sparse_distillation = _for_torch(losses.linear_sparse_distillation)
 
 __all__ = [
     "softmax_cross_entropy",
@@ -185,8 +191,14 @@ __all__ = [
     "stablemax_cross_entropy",
     "kl_div_loss",
     "js_div_loss",
+    "skew_kl_div_loss",
+    "tvd_loss",
+    "sparse_distillation_loss",
     "binary_cross_entropy_with_logits",
     "linear_cross_entropy",
     "linear_kl_div",
     "linear_js_div",
+    "linear_skew_kl_div",
+    "linear_tvd",
+    "linear_sparse_distillation",
 ]

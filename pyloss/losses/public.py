@@ -1,4 +1,4 @@
-"""The public loss functions.
+"""The public loss functions of one row of logits; `pairs` and `sparse` compare two rows.
 
 Logits are [..., V], float64, float32, float16 or bfloat16 (ml_dtypes), in any memory layout.
 float64 is computed in float64; the others in float32, with sums in float64. Results [...] are
@@ -29,11 +29,11 @@ from pyloss.losses.rows import (
     class_loss,
     core_rows,
     counted_weight,
+    element_loss,
     logit_rows,
     row_labels,
     row_map,
     row_weights,
-    two_arrays,
 )
 from pyloss.runtime import device
 
@@ -165,79 +165,6 @@ def log_stablemax(x: Any, *, out: Any = None) -> Any:
     return row_map("log_stablemax", x, out)
 
 
-def kl_div_loss(
-    logits_q: Any,
-    logits_p: Any,
-    *,
-    temperature: float = 1.0,
-    weights: Any = None,
-    reduction: str = "none",
-    out: Any = None,
-) -> Any:
-    """KL(P || Q) = sum P (log P - log Q) along the last axis, P = softmax(p/T), Q = softmax(q/T).
-
-    `logits_q` (the student) and `logits_p` (the teacher) are [..., V]; their types may differ, and
-    both have gradients. The loss is not multiplied by T^2. It is infinite if Q is 0 for a class
-    that P has.
-    """
-    options = (real(temperature, "temperature", above=0),)
-    names = ("logits_q", "logits_p")
-    return two_arrays(
-        "kl_div",
-        names,
-        (logits_q, logits_p),
-        options,
-        elementwise=False,
-        weights=weights,
-        reduction=reduction,
-        out=out,
-    )
-
-
-def js_div_loss(
-    logits_q: Any,
-    logits_p: Any,
-    *,
-    beta: float = 0.5,
-    temperature: float = 1.0,
-    weights: Any = None,
-    reduction: str = "none",
-    out: Any = None,
-) -> Any:
-    """Generalized Jensen-Shannon divergence: beta KL(P || M) + (1 - beta) KL(Q || M).
-
-    M = beta P + (1 - beta) Q; P (the teacher) and Q (the student) as in `kl_div_loss`; `beta` in
-    [0, 1]. At most log 2 for beta = 1/2, and finite for finite logits (Lin 1991; Agarwal et al.,
-    arXiv:2306.13649).
-
-    At both ends of beta the formula is 0. There the loss is its limit after division by
-    beta (1 - beta), as in GKD and as TRL's `beta` means it: `beta=0` is the forward KL(P || Q),
-    `kl_div_loss(logits_q, logits_p)`; `beta=1` is the reverse KL(Q || P),
-    `kl_div_loss(logits_p, logits_q)`.
-    """
-    kernel, order, options = _js_kernel(temperature, beta)
-    names, logits = ("logits_q", "logits_p"), (logits_q, logits_p)
-    first, second = order
-    return two_arrays(
-        kernel,
-        (names[first], names[second]),
-        (logits[first], logits[second]),
-        options,
-        elementwise=False,
-        weights=weights,
-        reduction=reduction,
-        out=out,
-    )
-
-
-def _js_kernel(temperature: float, beta: float) -> tuple[str, tuple[int, int], tuple[float, ...]]:
-    """The kernel of `js_div_loss`, the order in which it takes (q, p), and its options."""
-    t, b = real(temperature, "temperature", above=0), real(beta, "beta", 0, 1)
-    if 0 < b < 1:
-        return "js_div", (0, 1), (t, b)
-    return "kl_div", (1, 0) if b else (0, 1), (t,)
-
-
 def binary_cross_entropy_with_logits(
     logits: Any, targets: Any, *, weights: Any = None, reduction: str = "none", out: Any = None
 ) -> Any:
@@ -245,12 +172,11 @@ def binary_cross_entropy_with_logits(
 
     Both arguments have gradients; `weights` has one number per element.
     """
-    return two_arrays(
+    return element_loss(
         "binary_cross_entropy",
         ("logits", "targets"),
         (logits, targets),
         (),
-        elementwise=True,
         weights=weights,
         reduction=reduction,
         out=out,
@@ -336,102 +262,12 @@ def linear_cross_entropy(
             "softmax_cross_entropy", (logits[0], targets[part], *options, dloss), (loss, slopes[0])
         )
 
-    run = fused((top,), counted if some else None, _filter(gradient_filter), kernel, at_once)
+    run = fused(
+        (top,),
+        counted if some else None,
+        real(gradient_filter, "gradient_filter", 0, below=1),
+        kernel,
+        at_once,
+    )
     total, dtype = counted_weight(given, index >= 0), np.dtype(np.float32)
     return RowLoss(run, top.inputs(), shape, dtype, given, total).result(reduction, out)
-
-
-def linear_kl_div(
-    hidden_q: Any,
-    weight_q: Any,
-    hidden_p: Any,
-    weight_p: Any,
-    *,
-    temperature: float = 1.0,
-    weights: Any = None,
-    gradient_filter: float = 0.0,
-    reduction: str = "none",
-    out: Any = None,
-) -> Any:
-    """`kl_div_loss(hidden_q @ weight_q.T, hidden_p @ weight_p.T)` without all logits at once.
-
-    Student `hidden_q` [..., D] with `weight_q` [V, D], teacher `hidden_p` [..., E] with `weight_p`
-    [V, E]; arrays and weights and `gradient_filter` as in `linear_cross_entropy`; all four
-    arguments have gradients. Rows of weight 0 are not computed.
-    """
-    kernel = "kl_div", (0, 1), (real(temperature, "temperature", above=0),)
-    return _pair_of_heads(
-        kernel, (hidden_q, weight_q, hidden_p, weight_p), weights, gradient_filter, reduction, out
-    )
-
-
-def linear_js_div(
-    hidden_q: Any,
-    weight_q: Any,
-    hidden_p: Any,
-    weight_p: Any,
-    *,
-    beta: float = 0.5,
-    temperature: float = 1.0,
-    weights: Any = None,
-    gradient_filter: float = 0.0,
-    reduction: str = "none",
-    out: Any = None,
-) -> Any:
-    """`js_div_loss(hidden_q @ weight_q.T, hidden_p @ weight_p.T)` without all logits at once.
-
-    Arguments as in `linear_kl_div`. `beta` in [0, 1] as in `js_div_loss`: 0 is the forward KL(P ||
-    Q), 1 the reverse KL(Q || P).
-    """
-    kernel = _js_kernel(temperature, beta)
-    return _pair_of_heads(
-        kernel, (hidden_q, weight_q, hidden_p, weight_p), weights, gradient_filter, reduction, out
-    )
-
-
-def _filter(gradient_filter: float) -> float:
-    return real(gradient_filter, "gradient_filter", 0, below=1)
-
-
-def _pair_of_heads(
-    loss: tuple[str, tuple[int, int], tuple[float, ...]],
-    arguments: Any,
-    weights: Any,
-    gradient_filter: float,
-    reduction: str,
-    out: Any,
-) -> Any:
-    """A pair loss of two heads.
-
-    `loss` is its kernel, the order in which that takes (q, p), and its options.
-    """
-    name, (first, second), options = loss
-    hidden_q, weight_q, hidden_p, weight_p = arguments
-    q, p = head(hidden_q, weight_q, "_q"), head(hidden_p, weight_p, "_p")
-    if q.shape[:-1] != p.shape[:-1]:
-        raise ValueError(
-            f"hidden_q and hidden_p must have the same leading shape, got {q.shape} and {p.shape}"
-        )
-    if q.vocabulary != p.vocabulary:
-        raise ValueError(
-            "weight_q and weight_p must have the same vocabulary, "
-            f"got {q.vocabulary} and {p.vocabulary}"
-        )
-    shape = q.shape[:-1]
-    given = row_weights(weights, shape)
-    used = np.full(len(q.rows), True) if given is None else (given != 0).reshape(-1)
-    counted = None if used.all() else np.flatnonzero(used).astype(np.int32)
-
-    def kernel(part: slice, logits: Any, dloss: Any, loss: np.ndarray, slopes: Any) -> None:
-        row_loss(
-            name,
-            (logits[first], logits[second], *options, dloss),
-            (loss, slopes[first], slopes[second]),
-        )
-
-    run, total = (
-        fused((q, p), counted, _filter(gradient_filter), kernel),
-        counted_weight(given, used),
-    )
-    inputs, dtype = (*q.inputs(), *p.inputs()), np.dtype(np.float32)
-    return RowLoss(run, inputs, shape, dtype, given, total).result(reduction, out)

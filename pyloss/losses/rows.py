@@ -7,15 +7,15 @@ Each loss goes one way through this file:
 3. Call: one call of the core gives the loss, the gradients, or both.
 4. Finish: weights, reduction, `out`.
 
-`class_loss`, `two_arrays` and `row_map` are the three kinds. `head.py` uses `RowLoss` too, with its
-own step 3. The formulas are in `csrc/losses/`.
+`class_loss`, `pair_loss`, `element_loss` and `row_map` are the kinds. `head.py` uses `RowLoss` too,
+with its own step 3. The formulas are in `csrc/losses/`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -71,40 +71,112 @@ def class_loss(
     return loss.result(reduction, out)
 
 
-def two_arrays(
+class PairKernel(NamedTuple):
+    """A kernel of two rows, and how it is called for a student's q and a teacher's p.
+
+    Attributes:
+        name: of the operation.
+        swapped: whether its first rows are p, its second q.
+        options: of the loss.
+        scaling: `((scale, softcap) of q, the same of p)`: logits x enter as scale x, capped with
+            softcap tanh(scale x / softcap) if softcap > 0.
+    """
+
+    name: str
+    swapped: bool
+    options: tuple[float, ...]
+    scaling: tuple[tuple[float, float], tuple[float, float]]
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Which of (q, p) the kernel takes first and second."""
+        return (1, 0) if self.swapped else (0, 1)
+
+    def call(
+        self,
+        rows: Sequence[Any],
+        labels: Any,
+        dloss: Any,
+        loss: Any,
+        gradients: Sequence[Any],
+        by: Callable[[str, Sequence[Any], Sequence[Any]], None] = device.call,
+    ) -> None:
+        """Calls the kernel for the rows (q, p), which have the gradients (q's, p's)."""
+        i, j = self.order
+        inputs = (rows[i], rows[j], labels, *self.scaling[i], *self.scaling[j], *self.options)
+        by(self.name, (*inputs, dloss), (loss, gradients[i], gradients[j]))
+
+
+def pair_loss(
+    kernel: PairKernel,
+    logits_q: Any,
+    logits_p: Any,
+    *,
+    labels: Any,
+    ignore_index: int,
+    weights: Any,
+    reduction: str,
+    out: Any,
+) -> Any:
+    """A loss of two arrays of logits [..., V]: one value per row."""
+    inputs = logits_q, logits_p
+    q, p = _two_like(("logits_q", "logits_p"), inputs)
+    shape = q.shape[:-1]
+    weights = row_weights(weights, shape)
+    index = pair_labels(labels, weights, shape, q.shape[-1], ignore_index)
+    rows = core_rows(q), core_rows(p)
+
+    def run(dloss: Any, wanted: Sequence[bool], loss: Any) -> list[Any]:
+        wanted = wanted or (False, False)
+        found = [new_like(x) if want else None for x, want in zip((q, p), wanted, strict=True)]
+        kernel.call(rows, index, flat(dloss), flat(loss), found)
+        return found
+
+    total = counted_weight(
+        weights, np.full(math.prod(shape), True) if index is None else index >= 0
+    )
+    loss = RowLoss(run, inputs, shape, accumulator(q, p), weights, total, like=q)
+    return loss.result(reduction, out)
+
+
+def element_loss(
     kernel: str,
     names: tuple[str, str],
     inputs: tuple[Any, Any],
     options: Sequence[float],
     *,
-    elementwise: bool,
     weights: Any,
     reduction: str,
     out: Any,
 ) -> Any:
-    """A loss of two arrays [..., V]: one value per row, or per element."""
+    """A loss of two arrays of one shape: one value per element."""
+    a, b = _two_like(names, inputs, elementwise=True)
+    weights = row_weights(weights, a.shape)
+    counted = np.full(math.prod(a.shape), True) if weights is None else (weights != 0).reshape(-1)
+    rows = core_rows(a), core_rows(b)
+
+    def run(dloss: Any, wanted: Sequence[bool], loss: Any) -> list[Any]:
+        wanted = wanted or (False, False)
+        found = [new_like(x) if want else None for x, want in zip((a, b), wanted, strict=True)]
+        device.call(kernel, (*rows, *options, dloss), (loss, *found))
+        return found
+
+    total = counted_weight(weights, counted)
+    loss = RowLoss(run, inputs, a.shape, accumulator(a, b), weights, total, like=a)
+    return loss.result(reduction, out)
+
+
+def _two_like(
+    names: tuple[str, str], inputs: tuple[Any, Any], elementwise: bool = False
+) -> tuple[Any, Any]:
+    """Two arrays for the kernels, in one place and of one shape."""
     a, b = (logit_rows(x, name, elementwise) for x, name in zip(inputs, names, strict=True))
     device.same_place(names, (a, b))
     if a.shape != b.shape:
         raise ValueError(
             f"{names[0]} and {names[1]} must have the same shape, got {a.shape} and {b.shape}"
         )
-    shape = a.shape if elementwise else a.shape[:-1]
-    weights = row_weights(weights, shape)
-    counted = np.full(math.prod(shape), True) if weights is None else (weights != 0).reshape(-1)
-    total = counted_weight(weights, counted)
-    rows = core_rows(a), core_rows(b)
-
-    def run(dloss: Any, wanted: Sequence[bool], loss: Any) -> list[Any]:
-        wanted = wanted or (False, False)
-        found = [new_like(x) if want else None for x, want in zip((a, b), wanted, strict=True)]
-        if not elementwise:
-            dloss, loss = flat(dloss), flat(loss)
-        device.call(kernel, (*rows, *options, dloss), (loss, *found))
-        return found
-
-    loss = RowLoss(run, inputs, shape, accumulator(a, b), weights, total, like=a)
-    return loss.result(reduction, out)
+    return a, b
 
 
 def row_map(kernel: str, x: Any, out: Any) -> Any:
@@ -223,6 +295,26 @@ def row_labels(
     # int32 first, since the labels' own type may be unsigned.
     index = np.where(ignored, 0, array).astype(np.int32)
     return np.where(ignored, np.int32(-1), index).reshape(-1)
+
+
+def pair_labels(
+    labels: Any,
+    weights: np.ndarray | None,
+    shape: tuple[int, ...],
+    vocabulary: int,
+    ignore_index: int,
+) -> np.ndarray | None:
+    """Labels of which only the ignored ones matter: int32 [N], -1 for a row that is left out.
+
+    None if all rows count.
+    """
+    if labels is not None:
+        index = row_labels(labels, weights, shape, vocabulary, ignore_index)
+    elif weights is not None:
+        index = np.where(weights == 0, np.int32(-1), np.int32(0)).reshape(-1)
+    else:
+        return None
+    return index if (index < 0).any() else None
 
 
 def counted_weight(weights: np.ndarray | None, counted: np.ndarray) -> float:

@@ -263,11 +263,14 @@ def test_rows_of_any_float_type_and_stride():
     whole, part = f32(12), np.zeros(4, np.float64)
     _core.stablemax_cross_entropy(x, np.zeros(12, np.int32), None, whole, None)
     _core.kl_div(
-        x[::-2, 1:3], x[::-2, 1:3].astype(np.float64), 1.0, None, part, None, np.zeros((2, 2, 5))
+        *(x[::-2, 1:3], x[::-2, 1:3].astype(np.float64), None, 1.0, 0.0, 1.0, 0.0),
+        *(None, part, None, np.zeros((2, 2, 5))),
     )
     assert (part == 0).all()
     with pytest.raises(TypeError, match="loss must have dtype float64, not float32"):
-        _core.kl_div(x[0], x[0].astype(np.float64), 1.0, None, f32(4), None, None)
+        _core.kl_div(
+            x[0], x[0].astype(np.float64), None, 1.0, 0.0, 1.0, 0.0, None, f32(4), None, None
+        )
     narrow = f32(4)
     _core.stablemax_cross_entropy(x[::-2, 1:3], i32(0, 0, 0, 0), None, narrow, None)
     assert (narrow == whole.reshape(3, 4)[::-2, 1:3].ravel()).all()

@@ -10,6 +10,8 @@ pytestmark = pytest.mark.usefixtures("isa")
 
 
 PLAIN = (0.0, 0.0, 0.0)  # label_smoothing, z_loss, softcap
+PAIR = None, 0.5, 0.0, 0.5, 0.0  # labels, then scale and softcap of both rows
+CAPPED = None, 0.5, 3.0, 1.5, 0.0
 SHAPES = [
     (0, 5),
     (1, 1),
@@ -243,11 +245,13 @@ def test_gradients_in_the_place_of_the_logits(rng, dtype):
 
     both("softmax_cross_entropy", (q, labels, *PLAIN), 1)
     both("softmax_cross_entropy", (q, labels, 0.1, 0.01, 3.0), 1)
-    both("kl_div", (q, p, 2.0), 2)
-    both("js_div", (q, p, 2.0, 0.3), 2)
+    both("kl_div", (q, p, *PAIR), 2)
+    both("js_div", (q, p, *PAIR, 0.3), 2)
+    both("js_div", (q, p, *CAPPED, 0.3), 2)
     # Each gradient may also overwrite the other logits.
-    loss, *apart = called("js_div", (q, p, 2.0, 0.3), [None, None])
-    first, second = q.copy(), p.copy()
-    again, *swapped = called("js_div", (first, second, 2.0, 0.3), [second, first])
-    for got, want in zip([again, *swapped], [loss, *apart], strict=True):
-        np.testing.assert_array_equal(got, want)
+    for given in (PAIR, CAPPED):
+        loss, *apart = called("js_div", (q, p, *given, 0.3), [None, None])
+        first, second = q.copy(), p.copy()
+        again, *swapped = called("js_div", (first, second, *given, 0.3), [second, first])
+        for got, want in zip([again, *swapped], [loss, *apart], strict=True):
+            np.testing.assert_array_equal(got, want)

@@ -18,8 +18,9 @@ LOSSES = {
     "softmax_cross_entropy": (0.0, 0.0, 0.0),
     "softmax_cross_entropy, smoothed": (0.1, 0.0, 0.0),
     "stablemax_cross_entropy": (),
-    "kl_div": (1.5,),
-    "js_div": (1.5, 0.3),
+    "kl_div": (None, 1.5, 0.0, 1.5, 0.0),
+    "js_div": (None, 1.5, 0.0, 1.5, 0.0, 0.3),
+    "js_div, capped": (None, 1.5, 4.0, 1.0, 2.0, 0.3),
 }
 
 

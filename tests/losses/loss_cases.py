@@ -103,6 +103,23 @@ LOSSES = [
     Loss("js_div_loss", **_pair, options={"beta": 0.2, "temperature": 0.5}),
     Loss("js_div_loss", **_pair, options={"beta": 0}),
     Loss("js_div_loss", **_pair, options={"beta": 1, "temperature": 2.0}),
+    Loss("kl_div_loss", **_pair, options={"direction": "reverse"}),
+    Loss(
+        "kl_div_loss",
+        **_pair,
+        options={"softcap": (5.0, None), "logit_scale": (1.5, 0.5), "temperature": 2.0},
+        shiftable=False,
+    ),
+    Loss("js_div_loss", **_pair, options={"softcap": (4.0, 6.0)}, shiftable=False),
+    Loss("js_div_loss", **_pair, options={"logit_scale": (0.5, 1.5)}),
+    Loss("skew_kl_div_loss", **_pair),
+    Loss(
+        "skew_kl_div_loss",
+        **_pair,
+        options={"skew": 0.7, "direction": "reverse", "temperature": 2.0},
+    ),
+    Loss("tvd_loss", **_pair),
+    Loss("tvd_loss", **_pair, options={"temperature": 2.0, "logit_scale": 0.5}),
 ]
 BCE = Loss("binary_cross_entropy_with_logits", other=_targets, rows=False, shiftable=False)
 MAPS = [

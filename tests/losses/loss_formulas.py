@@ -167,51 +167,153 @@ def _divergence(log_a, log_b):
     return np.where(log_a == -np.inf, 0.0, log_a - log_b)
 
 
-@_quiet
-def kl_div_loss(logits_q, logits_p, *, temperature=1.0, weights=None, upstream=None):
-    log_q, log_p = (
-        log_softmax(_f64(logits_q) / temperature),
-        log_softmax(_f64(logits_p) / temperature),
+def _both(value):
+    """An option of the student's row and of the teacher's."""
+    return value if isinstance(value, tuple) else (value, value)
+
+
+def _prepared(x, softcap, scale, temperature):
+    """(the logits of the softmax, their derivative by x)"""
+    x = _f64(x) * scale
+    if softcap is None:
+        return x / temperature, scale / temperature
+    masked, t = x == -np.inf, np.tanh(x / softcap)
+    slope = np.where(masked, 0.0, 1 - t**2)
+    return np.where(masked, x, softcap * t) / temperature, slope * scale / temperature
+
+
+def _log_pair(logits, softcap, logit_scale, temperature):
+    """((log Q, log P), the derivatives of both softmaxes' logits by the logits)"""
+    z, slopes = zip(
+        *(
+            _prepared(x, cap, scale, temperature)
+            for x, cap, scale in zip(logits, _both(softcap), _both(logit_scale))
+        )
     )
-    q, p, ratio = np.exp(log_q), np.exp(log_p), _divergence(log_p, log_q)
-    loss = _times(p, ratio).sum(-1)
-    weight, scale = _rows(weights, upstream, loss.shape)
-    dp = np.where(p == 0, 0.0, p * (ratio - loss[..., None]))
-    return _times(weight, loss), tuple(
-        _times(scale[..., None] / temperature, d) for d in (q - p, dp)
-    )
+    return [log_softmax(x) for x in z], slopes
+
+
+def _pair_result(loss, by_z, slopes, weights, upstream, labels, ignore_index):
+    """`by_z`: the gradients by the softmaxes' logits."""
+    counted = True if labels is None else np.asarray(labels) != ignore_index
+    weight, scale = _rows(weights, upstream, loss.shape, counted)
+    gradients = (_times(scale[..., None], d * slope) for d, slope in zip(by_z, slopes))
+    return _times(weight, loss), tuple(gradients)
+
+
+def _kl(log_a, log_b):
+    """KL(a || b), and its gradients by the softmax logits of a and b."""
+    a, ratio = np.exp(log_a), _divergence(log_a, log_b)
+    loss = _times(a, ratio).sum(-1)
+    return loss, np.where(a == 0, 0.0, a * (ratio - loss[..., None])), np.exp(log_b) - a
 
 
 @_quiet
-def js_div_loss(logits_q, logits_p, *, beta=0.5, temperature=1.0, weights=None, upstream=None):
-    """For beta 0 and 1, as in TRL's GKD: KL(P
+def kl_div_loss(
+    logits_q,
+    logits_p,
+    *,
+    direction="forward",
+    temperature=1.0,
+    softcap=None,
+    logit_scale=1.0,
+    labels=None,
+    ignore_index=IGNORE,
+    weights=None,
+    upstream=None,
+):
+    (log_q, log_p), slopes = _log_pair((logits_q, logits_p), softcap, logit_scale, temperature)
+    if direction == "reverse":
+        loss, dq, dp = _kl(log_q, log_p)
+    else:
+        loss, dp, dq = _kl(log_p, log_q)
+    return _pair_result(loss, (dq, dp), slopes, weights, upstream, labels, ignore_index)
 
-    Q) and KL(Q
 
-    P).
-    """
+@_quiet
+def js_div_loss(
+    logits_q,
+    logits_p,
+    *,
+    beta=0.5,
+    temperature=1.0,
+    softcap=None,
+    logit_scale=1.0,
+    labels=None,
+    ignore_index=IGNORE,
+    weights=None,
+    upstream=None,
+):
+    """At the ends of beta what TRL's GKD computes there: 0 is KL(P || Q), 1 is KL(Q || P)."""
+    (log_q, log_p), slopes = _log_pair((logits_q, logits_p), softcap, logit_scale, temperature)
     if beta == 0:
-        return kl_div_loss(
-            logits_q, logits_p, temperature=temperature, weights=weights, upstream=upstream
-        )
-    if beta == 1:
-        loss, (dp, dq) = kl_div_loss(
-            logits_p, logits_q, temperature=temperature, weights=weights, upstream=upstream
-        )
-        return loss, (dq, dp)
-    log_q, log_p = (
-        log_softmax(_f64(logits_q) / temperature),
-        log_softmax(_f64(logits_p) / temperature),
-    )
+        loss, dp, dq = _kl(log_p, log_q)
+    elif beta == 1:
+        loss, dq, dp = _kl(log_q, log_p)
+    else:
+        q, p = np.exp(log_q), np.exp(log_p)
+        log_m = np.logaddexp(np.log(beta) + log_p, np.log1p(-beta) + log_q)
+        to_q, to_p = _divergence(log_q, log_m), _divergence(log_p, log_m)
+        kl_q, kl_p = _times(q, to_q).sum(-1), _times(p, to_p).sum(-1)
+        loss = beta * kl_p + (1 - beta) * kl_q
+        # M's own gradient vanishes: sum (beta P + (1 - beta) Q) d log M = sum dM = 0.
+        dq, dp = (1 - beta) * q * (to_q - kl_q[..., None]), beta * p * (to_p - kl_p[..., None])
+    return _pair_result(loss, (dq, dp), slopes, weights, upstream, labels, ignore_index)
+
+
+def _softmax_grad(p, by_p):
+    """The gradient by the logits of the softmax p."""
+    return np.where(p == 0, 0.0, p * (by_p - _times(p, by_p).sum(-1, keepdims=True)))
+
+
+@_quiet
+def skew_kl_div_loss(
+    logits_q,
+    logits_p,
+    *,
+    skew=0.1,
+    direction="forward",
+    temperature=1.0,
+    softcap=None,
+    logit_scale=1.0,
+    labels=None,
+    ignore_index=IGNORE,
+    weights=None,
+    upstream=None,
+):
+    """KL(A || M), M = skew A + (1 - skew) B; forward: A is the teacher."""
+    (log_q, log_p), slopes = _log_pair((logits_q, logits_p), softcap, logit_scale, temperature)
+    log_a, log_b = (log_q, log_p) if direction == "reverse" else (log_p, log_q)
+    a, b = np.exp(log_a), np.exp(log_b)
+    log_m = np.logaddexp(np.log(skew) + log_a, np.log1p(-skew) + log_b)
+    ratio = _divergence(log_a, log_m)
+    loss = _times(a, ratio).sum(-1)
+    share = np.where(log_a == -np.inf, 0.0, np.exp(log_a - log_m))  # a / m
+    da = _softmax_grad(a, ratio + 1 - skew * share)
+    db = _softmax_grad(b, -(1 - skew) * share)
+    by_z = (da, db) if direction == "reverse" else (db, da)
+    return _pair_result(loss, by_z, slopes, weights, upstream, labels, ignore_index)
+
+
+@_quiet
+def tvd_loss(
+    logits_q,
+    logits_p,
+    *,
+    temperature=1.0,
+    softcap=None,
+    logit_scale=1.0,
+    labels=None,
+    ignore_index=IGNORE,
+    weights=None,
+    upstream=None,
+):
+    (log_q, log_p), slopes = _log_pair((logits_q, logits_p), softcap, logit_scale, temperature)
     q, p = np.exp(log_q), np.exp(log_p)
-    log_m = np.logaddexp(np.log(beta) + log_p, np.log1p(-beta) + log_q)
-    to_q, to_p = _divergence(log_q, log_m), _divergence(log_p, log_m)
-    kl_q, kl_p = _times(q, to_q).sum(-1), _times(p, to_p).sum(-1)
-    loss = beta * kl_p + (1 - beta) * kl_q
-    weight, scale = _rows(weights, upstream, loss.shape)
-    # The gradient through M is 0: sum (beta P + (1 - beta) Q) d log M = sum dM = 0.
-    dq, dp = (1 - beta) * q * (to_q - kl_q[..., None]), beta * p * (to_p - kl_p[..., None])
-    return _times(weight, loss), tuple(_times(scale[..., None] / temperature, d) for d in (dq, dp))
+    sign = np.sign(q - p) / 2
+    by_z = _softmax_grad(q, sign), _softmax_grad(p, -sign)
+    loss = (sign * (q - p)).sum(-1)
+    return _pair_result(loss, by_z, slopes, weights, upstream, labels, ignore_index)
 
 
 @_quiet
@@ -234,11 +336,12 @@ def reduced(name, arguments, options, reduction="none", upstream=1.0):
     if reduction == "none":
         return formula(*arguments, **options, upstream=upstream)
     loss, _ = formula(*arguments, **options)
-    counted = (
-        _labels(arguments[1], options.get("ignore_index", IGNORE))[1]
-        if "ignore_index" in inspect.signature(formula).parameters
-        else True
-    )
+    names, labels = inspect.signature(formula).parameters, options.get("labels")
+    if "ignore_index" in names and "logits_p" not in names:
+        labels = arguments[1]
+    counted = True
+    if labels is not None:
+        counted = _labels(labels, options.get("ignore_index", IGNORE))[1]
     total, _ = _rows(options.get("weights"), None, loss.shape, counted)
     by = 1.0 if reduction == "sum" else max(total.sum(), np.finfo(np.float64).tiny)
     return loss.sum() / by, formula(

@@ -8,8 +8,8 @@ from loss_cases import BCE, EVERY, MAPS, PLAIN
 import pyloss
 
 CLASS = ["softmax_cross_entropy", "focal_loss", "stablemax_cross_entropy"]
-PAIR = ["kl_div_loss", "js_div_loss"]
-LINEAR_PAIR = ["linear_kl_div", "linear_js_div"]
+PAIR = ["kl_div_loss", "js_div_loss", "skew_kl_div_loss", "tvd_loss"]
+LINEAR_PAIR = ["linear_kl_div", "linear_js_div", "linear_skew_kl_div", "linear_tvd"]
 X, LABELS = np.zeros((2, 3)), np.array([0, 1])
 
 
@@ -351,6 +351,6 @@ def test_all_losses_are_listed_here():
     public = {
         name
         for name in pyloss.__all__
-        if name.endswith(("entropy", "_loss", "_logits", "stablemax", "_div"))
+        if name.endswith(("entropy", "_loss", "_logits", "stablemax", "_div", "_tvd"))
     }
     assert public == {loss.name for loss in EVERY} | {"linear_cross_entropy", *LINEAR_PAIR}

@@ -18,8 +18,10 @@ FORMULAS = {
     "linear_cross_entropy": "softmax_cross_entropy",
     "linear_kl_div": "kl_div_loss",
     "linear_js_div": "js_div_loss",
+    "linear_skew_kl_div": "skew_kl_div_loss",
+    "linear_tvd": "tvd_loss",
 }
-PAIRS = ["linear_kl_div", "linear_js_div"]
+PAIRS = ["linear_kl_div", "linear_js_div", "linear_skew_kl_div", "linear_tvd"]
 OPTIONS = [
     ("linear_cross_entropy", {}),
     ("linear_cross_entropy", {"label_smoothing": 0.2}),
@@ -35,6 +37,10 @@ OPTIONS = [
     ("linear_js_div", {"beta": 0.2, "temperature": 0.5}),
     ("linear_js_div", {"beta": 0.0}),
     ("linear_js_div", {"beta": 1.0, "temperature": 2.0}),
+    ("linear_kl_div", {"direction": "reverse", "softcap": (3.0, None)}),
+    ("linear_js_div", {"softcap": 4.0, "logit_scale": (0.5, 2.0)}),
+    ("linear_skew_kl_div", {"skew": 0.3, "direction": "reverse"}),
+    ("linear_tvd", {"temperature": 2.0}),
 ]
 
 

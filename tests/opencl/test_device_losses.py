@@ -26,6 +26,14 @@ PAIR_LOSSES = {
     "js": lambda q, p, **k: pyloss.js_div_loss(q, p, beta=0.3, temperature=2.0, **k),
     "js_forward": lambda q, p, **k: pyloss.js_div_loss(q, p, beta=0, **k),
     "js_reverse": lambda q, p, **k: pyloss.js_div_loss(q, p, beta=1, temperature=2.0, **k),
+    "kl_capped": lambda q, p, **k: pyloss.kl_div_loss(
+        q, p, softcap=(5.0, None), logit_scale=(1.5, 0.5), temperature=2.0, **k
+    ),
+    "js_capped": lambda q, p, **k: pyloss.js_div_loss(q, p, softcap=(None, 6.0), **k),
+    "skew": lambda q, p, **k: pyloss.skew_kl_div_loss(q, p, temperature=2.0, **k),
+    "skew_reverse": lambda q, p, **k: pyloss.skew_kl_div_loss(
+        q, p, skew=0.7, direction="reverse", **k
+    ),
     "bce": pyloss.binary_cross_entropy_with_logits,
 }
 

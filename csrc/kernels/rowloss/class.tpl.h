@@ -22,12 +22,11 @@ INLINE void write_class_row(row_reading in, const pending_gradient *g, double by
             store_lanes(gradient + j, gradient_at(&block, j, m - j), m - j);
         if (g->special_at >= begin && g->special_at < begin + m)
             gradient[g->special_at - begin] = g->special;
-        V masked = v_set((REAL)-INFINITY), by = v_set((REAL)by_mean), zero = {0}, one = v_set(1);
+        V masked = v_set((REAL)-INFINITY), by = v_set((REAL)by_mean), zero = {0};
         for (int64_t j = 0; j < m; j += WIDTH) {
             V v = load_lanes(x + j, m - j, 0), d = load_lanes(gradient + j, m - j, 0);
             if (in.with_mean) d += v_select(v_equal(v, masked), zero, by);
-            V t = in.softcap > 0 ? capped(v, v_set(in.softcap)) / in.softcap : zero;
-            if (in.softcap > 0) d *= v_select(v_equal(v, masked), zero, one - t * t);
+            if (in.softcap > 0) d *= cap_slope(capped(v, v_set(in.softcap)), in.softcap);
             store_lanes(gradient + j, d, m - j);
         }
         REAL *to = target(g->out, g->i, begin, NULL);
@@ -46,8 +45,9 @@ INLINE void class_rows(weight_family f, class_formula formula, int mean_option, 
     REAL *loss = args->loss, at[1];
     const pl_rows *out = args->dlogits;
     const double *option = args->option;
-    row_reading in = {.rows = args->logits, .scale = 1, .with_slope = 1};
+    row_reading in = {.rows = args->logits, .scale = 1, .factor = 1, .with_slope = 1};
     if (softcap_option >= 0) in.softcap = (REAL)option[softcap_option];
+    in.prepare = in.softcap > 0;
     if (mean_option >= 0) in.with_mean = option[mean_option] > 0;
     /* A streamed gradient is pending in one buffer while the next row uses the other; the second
      * buffer exists only then. */

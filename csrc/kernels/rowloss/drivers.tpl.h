@@ -5,6 +5,7 @@
 #include "job.h"
 #include "map.tpl.h"
 #include "pair.tpl.h"
+#include "sparse.tpl.h"
 #include "weights.tpl.h"
 
 #define PL_LOSS_TABLE
@@ -18,6 +19,11 @@
     static void TYPED(name##_rows)(const void *job, int64_t begin, int64_t end, int worker) { \
         const pair_args args = name##_pair_args(((const row_job *)job)->call); \
         pair_rows(TYPED(name), q_sums_to_0, &args, job, begin, end, worker); \
+    } \
+    static void TYPED(sparse_##name##_rows)(const void *job, int64_t begin, int64_t end, \
+                                            int worker) { \
+        const sparse_args args = name##_sparse_args(((const row_job *)job)->call); \
+        sparse_rows(TYPED(name), &args, job, begin, end, worker); \
     }
 #define PL_ELEMENT_LOSS(name, options) \
     static void TYPED(name##_rows)(const void *job, int64_t begin, int64_t end, \

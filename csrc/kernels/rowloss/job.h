@@ -47,6 +47,12 @@ static pl_status run_rows(const pl_call *c, int parts, int stream_parts, const p
     return PL_OK;
 }
 
+/* Parts of scratch that hold one number for each of a sparse loss's K entries. */
+UNUSED static int sparse_parts(const pl_call *c) {
+    int64_t v = PL_DIM(c, 'V');
+    return 1 + (int)(PL_DIM(c, 'K') / (v ? v : 1));
+}
+
 /* The arguments of each kind of loss, whatever a loss calls its options. An absent array is NULL;
  * absent rows have data NULL. `dloss` and `loss` are of the computed type. */
 typedef struct {
@@ -59,12 +65,25 @@ typedef struct {
 } class_args;
 typedef struct {
     const pl_rows *q, *p;
-    double temperature;
+    const int32_t *labels; /* -1: a row that is left out; or NULL */
+    double scale_q, softcap_q, scale_p, softcap_p;
     const void *dloss;
     void *loss;
     const pl_rows *dq, *dp;
     double option[PL_MAX_OPTIONS];
 } pair_args;
+typedef struct {
+    const pl_rows *q;
+    const int32_t *ids;               /* [N, K]; -1: no entry */
+    const void *logp, *shares, *left; /* [N, K], [N, K] or NULL, [N] or NULL */
+    const int32_t *labels;
+    double scale_q, softcap_q, scale_p;
+    int renormalize, cross, reverse;
+    const void *dloss;
+    void *loss;
+    const pl_rows *dq;
+    double option[PL_MAX_OPTIONS];
+} sparse_args;
 typedef struct {
     const pl_rows *x, *t; /* logits and targets */
     const void *dloss;
@@ -84,8 +103,29 @@ typedef struct {
 #define PL_PAIR_LOSS(name, options, q_sums_to_0) \
     UNUSED static pair_args name##_pair_args(const pl_call *c) { \
         const name##_args a = name##_args_of(c); \
-        pair_args args = {a.q, a.p, a.temperature, a.dloss, a.loss, a.dq, a.dp, {0}}; \
+        pair_args args = {a.q,         a.p,     a.labels, a.scale_q, a.softcap_q, a.scale_p, \
+                          a.softcap_p, a.dloss, a.loss,   a.dq,      a.dp,        {0}}; \
         name##_options_of(c, args.option); \
+        return args; \
+    } \
+    UNUSED static sparse_args name##_sparse_args(const pl_call *c) { \
+        const sparse_##name##_args a = sparse_##name##_args_of(c); \
+        sparse_args args = {.q = a.q, \
+                            .ids = a.ids, \
+                            .logp = a.logp, \
+                            .shares = a.shares, \
+                            .left = a.left, \
+                            .labels = a.labels, \
+                            .scale_q = a.scale_q, \
+                            .softcap_q = a.softcap_q, \
+                            .scale_p = a.scale_p, \
+                            .renormalize = a.renormalize != 0, \
+                            .cross = a.cross != 0, \
+                            .reverse = a.reverse != 0, \
+                            .dloss = a.dloss, \
+                            .loss = a.loss, \
+                            .dq = a.dq}; \
+        sparse_##name##_options_of(c, args.option); \
         return args; \
     }
 #define PL_ELEMENT_LOSS(name, options) \

@@ -62,9 +62,20 @@ INLINE V pair_step(pair_formula formula, const double *option, pair_mode mode, c
     return e.loss;
 }
 
+/* Multiplies a block's derivatives and weights by the slope of the cap, at its capped logits z. */
+static void cap_gradient(const REAL *z, int64_t n, REAL softcap, REAL *by, REAL *kept) {
+    for (int64_t j = 0; j < n; j += WIDTH) {
+        V slope = cap_slope(load_lanes(z + j, n - j, 0), softcap);
+        store_lanes(by + j, load_lanes(by + j, n - j, 0) * slope, n - j);
+        if (kept != by) store_lanes(kept + j, load_lanes(kept + j, n - j, 0) * slope, n - j);
+    }
+}
+
 /* Row i after the statistics of both: the loss; by_q and by_p are kept and summed where wanted. */
-INLINE double pair_walk(pair_formula formula, const pair_args *args, int64_t n, int64_t i,
-                        REAL scale, pair_side *q, pair_side *p, pair_mode mode) {
+INLINE double pair_walk(pair_formula formula, const double *option, row_reading in_q,
+                        row_reading in_p, int64_t n, int64_t i, pair_side *q, pair_side *p,
+                        pair_mode mode) {
+    REAL scale = in_q.scale;
     REAL from_q[ROW_BLOCK], from_p[ROW_BLOCK];
     pair_constants c = {.shift_q = v_set(q->row.shift),
                         .shift_p = v_set(p->row.shift),
@@ -74,8 +85,8 @@ INLINE double pair_walk(pair_formula formula, const pair_args *args, int64_t n, 
     q->sum = p->sum = 0;
     for (int64_t begin = 0; begin < n; begin += ROW_BLOCK) {
         int64_t m = n - begin < ROW_BLOCK ? n - begin : ROW_BLOCK, j = 0;
-        const REAL *xq = fetch(args->q, i, begin, m, from_q),
-                   *xp = fetch(args->p, i, begin, m, from_p);
+        const REAL *xq = read_block(in_q, i, begin, m, from_q),
+                   *xp = read_block(in_p, i, begin, m, from_p);
         const REAL *kept_q = q->row.kept + begin, *kept_p = p->row.kept + begin;
         REAL *to_q = q->by + begin, *to_p = p->by + begin;
         c.factor_q = block_factor(&q->row, begin, scale, 1);
@@ -83,8 +94,8 @@ INLINE double pair_walk(pair_formula formula, const pair_args *args, int64_t n, 
         V sum = {0}, sum_q = {0}, sum_p = {0}, by_q = {0}, by_p = {0};
 #define STEP(n) \
     do { \
-        sum += pair_step(formula, args->option, mode, xq + j, xp + j, kept_q + j, kept_p + j, n, \
-                         &c, &by_q, &by_p); \
+        sum += pair_step(formula, option, mode, xq + j, xp + j, kept_q + j, kept_p + j, n, &c, \
+                         &by_q, &by_p); \
         if (mode.want_q) sum_q += by_q; \
         if (mode.want_q) store_lanes(to_q + j, by_q, n); \
         if (mode.want_p) sum_p += by_p; \
@@ -96,6 +107,10 @@ INLINE double pair_walk(pair_formula formula, const pair_args *args, int64_t n, 
         total += (double)v_sum(sum);
         if (mode.want_q) q->sum += (double)v_sum(sum_q);
         if (mode.want_p) p->sum += (double)v_sum(sum_p);
+        if (mode.want_q && in_q.softcap > 0)
+            cap_gradient(xq, m, in_q.softcap, to_q, q->row.kept + begin);
+        if (mode.want_p && in_p.softcap > 0)
+            cap_gradient(xp, m, in_p.softcap, to_p, p->row.kept + begin);
     }
     return total < 0 ? 0 : total; /* a divergence is not negative, but rounding may be */
 }
@@ -107,8 +122,9 @@ INLINE void pair_rows(pair_formula formula, const int q_direct, const pair_args 
     const REAL *dloss = args->dloss;
     REAL *loss = args->loss;
     const pl_rows *dq = args->dq, *dp = args->dp;
-    double inverse = 1 / args->temperature;
-    REAL scale = (REAL)inverse;
+    /* Logits with a cap or a scale of their own are prepared block by block. */
+    int prepare = args->softcap_q > 0 || args->softcap_p > 0 || args->scale_q != args->scale_p;
+    REAL scale = prepare ? 1 : (REAL)args->scale_q;
 #define SIDE(first) \
     {.row = statistics_in(scratch_part(job, worker, first), n), \
      .by = scratch_part(job, worker, first + 1)}
@@ -120,17 +136,32 @@ INLINE void pair_rows(pair_formula formula, const int q_direct, const pair_args 
         for (int t = 0; t < 2; t++) buffers[t].by = buffers[t].row.kept;
     pending_gradient pending = {0};
     int buffer = 0;
-    row_reading in_q = {.rows = args->q, .scale = scale}, in_p = {.rows = args->p, .scale = scale};
+    row_reading in_q = {.rows = args->q,
+                        .scale = scale,
+                        .prepare = prepare,
+                        .factor = (REAL)args->scale_q,
+                        .softcap = (REAL)args->softcap_q};
+    row_reading in_p = {.rows = args->p,
+                        .scale = scale,
+                        .prepare = prepare,
+                        .factor = (REAL)args->scale_p,
+                        .softcap = (REAL)args->softcap_p};
     for (int64_t i = begin; i < end; i++) {
+        if (args->labels && args->labels[i] < 0) {
+            loss[i] = 0;
+            if (dq->data) put_zeros(dq, i, n);
+            if (dp->data) put_zeros(dp, i, n);
+            continue;
+        }
         int zero_gradient = dloss && dloss[i] == 0, want_q = dq->data && !zero_gradient,
             want_p = dp->data && !zero_gradient;
         pair_side *q = &buffers[buffer];
         take_statistics(FAMILY(softmax), in_q, i, n, &q->row, &pending, 0, 2);
         take_statistics(FAMILY(softmax), in_p, i, n, &p.row, &pending, 1, 2);
         pending.out = NULL;
-        double factor = (dloss ? (double)dloss[i] : 1) * inverse, total;
+        double given = dloss ? (double)dloss[i] : 1, total;
 #define WALK(want_q, want_p) \
-    pair_walk(formula, args, n, i, scale, q, &p, (pair_mode){want_q, want_p})
+    pair_walk(formula, args->option, in_q, in_p, n, i, q, &p, (pair_mode){want_q, want_p})
         if (want_p) total = WALK(want_q, 1);
         else if (want_q) total = WALK(1, 0);
         else total = WALK(0, 0);
@@ -140,11 +171,11 @@ INLINE void pair_rows(pair_formula formula, const int q_direct, const pair_args 
         if (dq->data && zero_gradient) put_zeros(dq, i, n);
         if (dp->data && zero_gradient) put_zeros(dp, i, n);
         if (want_p) {
-            pending_gradient now = pair_gradient(job, dp, i, &p, scale, factor, 0);
+            pending_gradient now = pair_gradient(job, dp, i, &p, scale, given * args->scale_p, 0);
             write_gradient(&now);
         }
         if (!want_q) continue;
-        pending = pair_gradient(job, dq, i, q, scale, factor, q_direct);
+        pending = pair_gradient(job, dq, i, q, scale, given * args->scale_q, q_direct);
         if (job->stream) buffer ^= 1;
         else write_gradient(&pending);
     }

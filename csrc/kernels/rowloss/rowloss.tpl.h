@@ -7,6 +7,7 @@
  *   statistics         the walk that takes a row's statistics
  *   gradient           writing gradients, interleaved with that walk
  *   class pair element map   a driver for each kind of line
+ *   sparse             pair losses with a teacher that is known at few classes
  */
 #ifndef PYLOSS_ROWLOSS_TPL_H
 #define PYLOSS_ROWLOSS_TPL_H
@@ -51,6 +52,11 @@ pl_status KERNEL(argmax)(const pl_call *c) {
     pl_status KERNEL(name)(const pl_call *c) { \
         const name##_args args = name##_args_of(c); \
         return run_rows(c, 4, 2, args.q, args.dq, c->wide ? name##_rows_f64 : name##_rows_f32); \
+    } \
+    pl_status KERNEL(sparse_##name)(const pl_call *c) { \
+        const sparse_##name##_args args = sparse_##name##_args_of(c); \
+        return run_rows(c, 1 + 2 * sparse_parts(c), 0, args.q, args.dq, \
+                        c->wide ? sparse_##name##_rows_f64 : sparse_##name##_rows_f32); \
     }
 #define PL_ELEMENT_LOSS(name, options) \
     pl_status KERNEL(name)(const pl_call *c) { \

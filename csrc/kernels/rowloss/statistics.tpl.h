@@ -70,17 +70,33 @@ INLINE void block_mean(const REAL *x, int64_t n, row_statistics *row) {
     row->count += (int64_t)v_sum(count);
 }
 
-INLINE void cap_block(const REAL *x, int64_t n, REAL softcap, REAL *to) {
-    for (int64_t i = 0; i < n; i += WIDTH)
-        store_lanes(to + i, capped(load_lanes(x + i, n - i, 0), v_set(softcap)), n - i);
-}
-
-/* How a row of logits is read: its storage, and what is done to each logit first. */
+/* How a row of logits is read: its storage, and what is done to each logit first. A prepared logit
+ * is factor x, capped if softcap > 0. */
 typedef struct {
     const pl_rows *rows;
-    REAL softcap, scale; /* softcap 0: no cap */
+    REAL scale;
+    int prepare;
+    REAL factor, softcap;
     int with_slope, with_mean;
 } row_reading;
+
+/* Elements [begin, begin + n) of row i as they are read, in place or in `buffer`. */
+INLINE const REAL *read_block(row_reading in, int64_t i, int64_t begin, int64_t n, REAL *buffer) {
+    const REAL *x = fetch(in.rows, i, begin, n, buffer);
+    if (!in.prepare) return x;
+    V factor = v_set(in.factor), softcap = v_set(in.softcap);
+    for (int64_t j = 0; j < n; j += WIDTH) {
+        V v = load_lanes(x + j, n - j, 0) * factor;
+        store_lanes(buffer + j, in.softcap > 0 ? capped(v, softcap) : v, n - j);
+    }
+    return buffer;
+}
+
+/* The derivative of the cap by its input at the capped logits z; 0 at -inf, a masked class. */
+INLINE V cap_slope(V z, REAL softcap) {
+    V t = z / softcap;
+    return v_select(v_equal(z, v_set((REAL)-INFINITY)), v_set(0), v_set(1) - t * t);
+}
 
 /* One walk over row i into `row`, whose arrays exist already. A larger maximum rescales the
  * total. `pending`, which may be NULL, is written meanwhile: all of it, or with two walks per
@@ -95,11 +111,7 @@ INLINE void take_statistics(weight_family f, row_reading in, int64_t i, int64_t 
     row->count = 0;
     for (int64_t begin = 0; begin < n; begin += ROW_BLOCK) {
         int64_t m = n - begin < ROW_BLOCK ? n - begin : ROW_BLOCK;
-        const REAL *x = fetch(in.rows, i, begin, m, buffer);
-        if (in.softcap > 0) {
-            cap_block(x, m, in.softcap, buffer);
-            x = buffer;
-        }
+        const REAL *x = read_block(in, i, begin, m, buffer);
         REAL highest = f.shifted ? block_max(x, m) : 0;
         if (highest > shift) {
             /* e^-inf drops the sum over logits that were all -inf, but keeps a NaN. */

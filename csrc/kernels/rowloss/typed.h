@@ -48,6 +48,7 @@
 #define weight_family TYPED(weight_family)
 #define row_statistics TYPED(row_statistics)
 #define statistics_in TYPED(statistics_in)
+#define relative_shift TYPED(relative_shift)
 #define block_factor TYPED(block_factor)
 
 /* statistics.tpl.h */
@@ -55,7 +56,8 @@
 #define block_max TYPED(block_max)
 #define block_sum TYPED(block_sum)
 #define block_mean TYPED(block_mean)
-#define cap_block TYPED(cap_block)
+#define read_block TYPED(read_block)
+#define cap_slope TYPED(cap_slope)
 #define weigh TYPED(weigh)
 #define take_statistics TYPED(take_statistics)
 
@@ -81,8 +83,19 @@
 #define pair_constants TYPED(pair_constants)
 #define pair_gradient TYPED(pair_gradient)
 #define pair_step TYPED(pair_step)
+#define cap_gradient TYPED(cap_gradient)
 #define pair_walk TYPED(pair_walk)
 #define pair_rows TYPED(pair_rows)
+
+/* sparse.tpl.h */
+#define sparse_teacher TYPED(sparse_teacher)
+#define sparse_sums TYPED(sparse_sums)
+#define student_element TYPED(student_element)
+#define sparse_log_sum TYPED(sparse_log_sum)
+#define sparse_walk TYPED(sparse_walk)
+#define rest_weights TYPED(rest_weights)
+#define rest_of_teacher TYPED(rest_of_teacher)
+#define sparse_rows TYPED(sparse_rows)
 
 /* element.tpl.h */
 #define element_formula TYPED(element_formula)

@@ -43,12 +43,15 @@ INLINE row_statistics statistics_in(REAL *part, int64_t n) {
     return (row_statistics){.kept = part, .block_shift = part + (n + WIDTH - 1) / WIDTH * WIDTH};
 }
 
+/* The factor that brings the kept weight of element j to the row's shift. */
+INLINE double relative_shift(const row_statistics *row, int64_t j, REAL scale) {
+    REAL shift = row->block_shift[j / ROW_BLOCK];
+    return shift == row->shift ? 1 : exp(((double)shift - (double)row->shift) * (double)scale);
+}
+
 /* The factor that turns the kept weights of the block at `begin` into probabilities times `by`. */
 INLINE V block_factor(const row_statistics *row, int64_t begin, REAL scale, double by) {
-    REAL shift = row->block_shift[begin / ROW_BLOCK];
-    double relative =
-        shift == row->shift ? 1 : exp(((double)shift - (double)row->shift) * (double)scale);
-    return v_set((REAL)(relative * by / row->total));
+    return v_set((REAL)(relative_shift(row, begin, scale) * by / row->total));
 }
 
 #endif

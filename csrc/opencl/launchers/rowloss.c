@@ -4,7 +4,7 @@
 #include "args.h"
 #include "places.h"
 
-typedef enum { CLASS, PAIR, ELEMENT, MAP, ARGMAX } kind_of_loss;
+typedef enum { CLASS, PAIR, SPARSE, ELEMENT, MAP, ARGMAX } kind_of_loss;
 
 /* An array of type `float` in ops.def: its rows, and its place. */
 typedef struct {
@@ -16,10 +16,12 @@ typedef struct {
 typedef struct {
     kind_of_loss kind;
     const char *macros;
-    floats in[2], out[2];    /* absent where the kind has fewer */
-    pl_cl_place integers;    /* labels of a class loss, or the result of argmax */
-    pl_cl_place dloss, loss; /* of the computed type */
-    double temperature;      /* of a pair loss */
+    floats in[2], out[2];                /* absent where the kind has fewer */
+    pl_cl_place integers;                /* labels, or the result of argmax */
+    pl_cl_place dloss, loss;             /* of the computed type */
+    double scale[2], softcap[2];         /* of a pair loss's rows */
+    pl_cl_place ids, logp, shares, left; /* of a sparse pair loss */
+    int renormalize, cross, reverse;
     double option[PL_MAX_OPTIONS];
     int with_mean;      /* a class loss that needs the mean log-probability */
     int softcap_option; /* which option is the softcap; -1: none */
@@ -87,15 +89,34 @@ static void add_arrays(loss_launch *l, const row_loss *given) {
         if (present(given->out[0])) add_floats(l, given->out[0], "OUT0");
         if (given->with_mean) pl_cl_define(&l->launch, " -DWITH_MEAN");
         if (given->softcap_option >= 0)
-            pl_cl_define(&l->launch, " -DWITH_CAP -DSOFTCAP_OPTION=%d", given->softcap_option);
+            pl_cl_define(&l->launch, " -DPREPARE -DSOFTCAP_OPTION=%d", given->softcap_option);
         break;
     case PAIR:
     case ELEMENT:
         add_floats(l, given->in[1], "IN1");
+        if (given->kind == PAIR) {
+            pl_cl_add_place(&l->launch, given->integers, 4);
+            if (given->softcap[0] > 0 || given->softcap[1] > 0 ||
+                given->scale[0] != given->scale[1])
+                pl_cl_define(&l->launch, " -DPREPARE");
+        }
         add_computed(l, given->dloss);
         add_computed(l, given->loss);
         if (present(given->out[0])) add_floats(l, given->out[0], "OUT0");
         if (present(given->out[1])) add_floats(l, given->out[1], "OUT1");
+        break;
+    case SPARSE:
+        pl_cl_add_place(&l->launch, given->ids, 4);
+        add_computed(l, given->logp);
+        add_computed(l, given->shares);
+        add_computed(l, given->left);
+        pl_cl_add_place(&l->launch, given->integers, 4);
+        add_computed(l, given->dloss);
+        add_computed(l, given->loss);
+        if (present(given->out[0])) add_floats(l, given->out[0], "OUT0");
+        pl_cl_define(&l->launch, " -DRENORMALIZE=%d -DCROSS=%d -DREVERSE=%d", given->renormalize,
+                     given->cross, given->reverse);
+        if (given->softcap[0] > 0) pl_cl_define(&l->launch, " -DPREPARE");
         break;
     case MAP:
         if (present(given->in[1])) add_floats(l, given->in[1], "IN1");
@@ -110,7 +131,16 @@ static void add_scalars(loss_launch *l, const row_loss *given) {
     const pl_call *c = l->call;
     pl_cl_add_i64(&l->launch,
                   given->kind == ELEMENT ? PL_DIM(c, 'N') * PL_DIM(c, 'V') : PL_DIM(c, 'V'));
-    if (given->kind == PAIR) pl_cl_add_scalar(&l->launch, 1 / given->temperature);
+    for (int side = 0; given->kind == PAIR && side < 2; side++) {
+        pl_cl_add_scalar(&l->launch, given->scale[side]);
+        pl_cl_add_scalar(&l->launch, given->softcap[side]);
+    }
+    if (given->kind == SPARSE) {
+        pl_cl_add_i64(&l->launch, PL_DIM(c, 'K'));
+        pl_cl_add_scalar(&l->launch, given->scale[0]);
+        pl_cl_add_scalar(&l->launch, given->softcap[0]);
+        pl_cl_add_scalar(&l->launch, given->scale[1]);
+    }
     if (given->kind == MAP || given->kind == ARGMAX) return;
     for (int i = 0; i < PL_MAX_OPTIONS; i++) pl_cl_add_scalar(&l->launch, given->option[i]);
 }
@@ -175,11 +205,35 @@ static int run(const pl_cl_operation *operation, const row_loss *given) {
                           .macros = "-DPAIR -DLOSS=" #name \
                                     " -DFAMILY=softmax -DQ_SUMS_TO_0=" #q_sums_to_0, \
                           .in = {{args.q, at.q}, {args.p, at.p}}, \
-                          .temperature = args.temperature, \
+                          .integers = at.labels, \
+                          .scale = {args.scale_q, args.scale_p}, \
+                          .softcap = {args.softcap_q, args.softcap_p}, \
                           .dloss = at.dloss, \
                           .loss = at.loss, \
                           .out = {{args.dq, at.dq}, {args.dp, at.dp}}}; \
         name##_options_of(o->call, given.option); \
+        return run(o, &given); \
+    } \
+    int pl_cl_launch_sparse_##name(const pl_cl_operation *o) { \
+        const sparse_##name##_args args = sparse_##name##_args_of(o->call); \
+        const sparse_##name##_places at = sparse_##name##_places_of(o); \
+        row_loss given = {.kind = SPARSE, \
+                          .macros = "-DSPARSE -DLOSS=" #name " -DFAMILY=softmax", \
+                          .in = {{args.q, at.q}}, \
+                          .ids = at.ids, \
+                          .logp = at.logp, \
+                          .shares = at.shares, \
+                          .left = at.left, \
+                          .integers = at.labels, \
+                          .scale = {args.scale_q, args.scale_p}, \
+                          .softcap = {args.softcap_q, 0}, \
+                          .renormalize = args.renormalize != 0, \
+                          .cross = args.cross != 0, \
+                          .reverse = args.reverse != 0, \
+                          .dloss = at.dloss, \
+                          .loss = at.loss, \
+                          .out = {{args.dq, at.dq}}}; \
+        sparse_##name##_options_of(o->call, given.option); \
         return run(o, &given); \
     }
 #define PL_ELEMENT_LOSS(name, options) \

@@ -3,7 +3,7 @@
  * both rows and gradients. A program is one of these kernels for one loss. Its build options
  * define, in addition to those of types.cl:
  *
- *   CLASS, PAIR, ELEMENT, MAP, ARGMAX   one of them: the kernel
+ *   CLASS, PAIR, SPARSE, ELEMENT, MAP, ARGMAX   one of them: the kernel
  *   LOSS, FAMILY, ...                   the loss's line in losses.def
  *   IN0, IN1, OUT0, OUT1                element types; an array without one is absent
  *   KEEP                                defined if the first walk stores terms where the gradient
@@ -49,7 +49,7 @@
 #define GIVEN_OPTIONS \
     { option0, option1, option2, option3 }
 
-#if defined(CLASS) || defined(PAIR) || defined(MAP)
+#if defined(CLASS) || defined(PAIR) || defined(SPARSE) || defined(MAP)
 
 /* The weights w(scale x) of a row sum to total * e^(scale shift); shift is 0 unless the family is
  * shifted. */
@@ -59,10 +59,25 @@ typedef struct {
     SCALAR sum_x, count; /* of logits that are not masked; only with WITH_MEAN */
 } statistics;
 
-#ifdef WITH_CAP
-#define PREPARED(x) capped(x, v_set(softcap))
+/* A prepared logit is factor x, capped if softcap > 0. */
+typedef struct {
+    REAL scale, factor, softcap;
+} reading;
+INLINE V prepared(V x, reading in) {
+    V scaled = x * in.factor;
+    return in.softcap > 0 ? capped(scaled, v_set(in.softcap)) : scaled;
+}
+/* The derivative of the cap by its input at the capped logits z; 0 at -inf, a masked class. */
+INLINE V cap_slope(V z, REAL softcap) {
+    V t = z / softcap;
+    return v_select(v_equal(z, v_set(LOWEST)), v_set(0), v_set(1) - t * t);
+}
+#ifdef PREPARE
+#define PREPARED(x, in) prepared(x, in)
+#define CAPPED_GRADIENT(g, z, in) ((in).softcap > 0 ? (g) * cap_slope(z, (in).softcap) : (g))
 #else
-#define PREPARED(x) (x)
+#define PREPARED(x, in) (x)
+#define CAPPED_GRADIENT(g, z, in) (g)
 #endif
 
 INLINE V weight_of(V x, REAL shift, REAL scale) {
@@ -70,15 +85,15 @@ INLINE V weight_of(V x, REAL shift, REAL scale) {
 }
 
 #define TAKE_STATISTICS(name, type) \
-    INLINE statistics name(const global STORED(type) * row, INDEX n, REAL scale, \
-                           REAL softcap GROUP_PARAMETER) { \
+    INLINE statistics name(const global STORED(type) * row, INDEX n, reading in GROUP_PARAMETER) { \
+        const REAL scale = in.scale; \
         REAL shift = SHIFTED ? LOWEST : 0; \
         exact total = {0, 0}, sum_x = {0, 0}, count = {0, 0}; \
         EACH_BLOCK(begin, n) { \
             V x[BLOCK], high = v_set(LOWEST), sum = v_set(0), sum_b = v_set(0), \
                         count_b = v_set(0); \
             EACH_OF_BLOCK(b) x[b] = v_set(LOWEST); \
-            EACH_VECTOR(b, i, begin, n) x[b] = PREPARED(FETCH(type)(row, i, n, LOWEST)); \
+            EACH_VECTOR(b, i, begin, n) x[b] = PREPARED(FETCH(type)(row, i, n, LOWEST), in); \
             if (SHIFTED) { \
                 EACH_OF_BLOCK(b) high = x[b] > high ? x[b] : high; \
                 REAL block_high = max_of(high); \
@@ -155,14 +170,13 @@ KERNEL row_loss(ARRAY(const STORED(IN0), x), ARRAY(const int, labels),
         if (LANE == 0) *ROW(loss, row) = 0;
         return;
     }
-#ifdef WITH_CAP
-    const REAL softcap = (REAL)option[SOFTCAP_OPTION];
-#else
-    const REAL softcap = 0;
+    reading in = {1, 1, 0};
+#ifdef PREPARE
+    in.softcap = (REAL)option[SOFTCAP_OPTION];
 #endif
     /* Read before another work-item may write dx, which may be x. */
-    V raw = v_set(CAT(load1_, IN0)(x + label)), at_label = PREPARED(raw);
-    statistics s = statistics_of_0(x, n, 1, softcap GROUP_ARGUMENT);
+    V raw = v_set(CAT(load1_, IN0)(x + label)), at_label = PREPARED(raw, in);
+    statistics s = statistics_of_0(x, n, in GROUP_ARGUMENT);
     SCALAR log_total = log(s.total);
     class_row r = {0};
     r.log_p = ((SCALAR)OF_FAMILY(_log_weight)(at_label).s0 - (SCALAR)s.shift) - log_total;
@@ -183,7 +197,7 @@ KERNEL row_loss(ARRAY(const STORED(IN0), x), ARRAY(const int, labels),
         V raws[BLOCK];
         EACH_VECTOR(b, i, begin, n) raws[b] = FETCH(IN0)(x, i, n, LOWEST);
         EACH_VECTOR(b, i, begin, n) {
-            V z = PREPARED(raws[b]), g = weight_of(z, s.shift, 1) * by_p;
+            V z = PREPARED(raws[b], in), g = weight_of(z, s.shift, 1) * by_p;
 #ifdef WITH_MEAN
             g += v_select(v_equal(z, LOWEST), v_set(0), by_mean);
 #endif
@@ -194,11 +208,7 @@ KERNEL row_loss(ARRAY(const STORED(IN0), x), ARRAY(const int, labels),
                 g = VLOAD(0, a);
             }
             if (SLOPED) g *= OF_FAMILY(_slope)(z);
-#ifdef WITH_CAP
-            V t = z / softcap;
-            g *= v_select(v_equal(z, LOWEST), v_set(0), v_set(1) - t * t);
-#endif
-            PUT(OUT0)(g, dx, i, n);
+            PUT(OUT0)(CAPPED_GRADIENT(g, z, in), dx, i, n);
         }
     }
 #endif
@@ -218,22 +228,28 @@ INLINE pair_element element_at(V x, V y, statistics q, statistics p, REAL scale,
     return e;
 }
 
-KERNEL row_loss(ARRAY(const STORED(IN0), q), ARRAY(const STORED(IN1), p),
-                LOSS_ARGUMENTS OUT0_ARGUMENT(dq) OUT1_ARGUMENT(dp) long length, SCALAR inverse,
-                OPTIONS) {
+#define READ_Q(i) PREPARED(FETCH(IN0)(xq, i, n, LOWEST), in_q)
+#define READ_P(i) PREPARED(FETCH(IN1)(xp, i, n, LOWEST), in_p)
+
+KERNEL row_loss(ARRAY(const STORED(IN0), q), ARRAY(const STORED(IN1), p), ARRAY(const int, labels),
+                LOSS_ARGUMENTS OUT0_ARGUMENT(dq) OUT1_ARGUMENT(dp) long length, SCALAR scale_q,
+                SCALAR softcap_q, SCALAR scale_p, SCALAR softcap_p, OPTIONS) {
     GROUP_MEMORY
     const INDEX n = (INDEX)length;
     const long row = get_group_id(0);
     const global STORED(IN0) *xq = ROW(q, row * length);
     const global STORED(IN1) *xp = ROW(p, row * length);
     const SCALAR option[4] = GIVEN_OPTIONS;
-    const SCALAR given = dloss_data ? *ROW(dloss, row) : 1, factor = given * inverse;
-    const REAL scale = (REAL)inverse;
-    statistics q = statistics_of_0(xq, n, scale, 0 GROUP_ARGUMENT),
-               p = statistics_of_1(xp, n, scale, 0 GROUP_ARGUMENT);
-    const V by_q = v_set(1 / q.total), by_p = v_set(1 / p.total),
-            offset = v_set(log(q.total) - log(p.total));
-    exact total = {0, 0}, sum_q = {0, 0}, sum_p = {0, 0};
+    const int counted = !labels_data || *ROW(labels, row) >= 0;
+    const SCALAR given = !counted ? 0 : dloss_data ? *ROW(dloss, row) : 1;
+    const REAL factor_q = (REAL)(given * scale_q), factor_p = (REAL)(given * scale_p);
+#ifdef PREPARE
+    const REAL scale = 1;
+#else
+    const REAL scale = (REAL)scale_q;
+#endif
+    const reading in_q = {scale, (REAL)scale_q, (REAL)softcap_q},
+                  in_p = {scale, (REAL)scale_p, (REAL)softcap_p};
 #ifdef OUT0
     global STORED(OUT0) *dq = ROW(dq, row * length);
     if (given == 0) PUT_ZEROS(OUT0, dq, n);
@@ -242,11 +258,20 @@ KERNEL row_loss(ARRAY(const STORED(IN0), q), ARRAY(const STORED(IN1), p),
     global STORED(OUT1) *dp = ROW(dp, row * length);
     if (given == 0) PUT_ZEROS(OUT1, dp, n);
 #endif
+    if (!counted) {
+        if (LANE == 0) *ROW(loss, row) = 0;
+        return;
+    }
+    statistics q = statistics_of_0(xq, n, in_q GROUP_ARGUMENT),
+               p = statistics_of_1(xp, n, in_p GROUP_ARGUMENT);
+    const V by_q = v_set(1 / q.total), by_p = v_set(1 / p.total),
+            offset = v_set(log(q.total) - log(p.total));
+    exact total = {0, 0}, sum_q = {0, 0}, sum_p = {0, 0};
     EACH_BLOCK(begin, n) {
         V x[BLOCK], y[BLOCK], l = v_set(0), lq = v_set(0), lp = v_set(0);
         EACH_VECTOR(b, i, begin, n) {
-            x[b] = FETCH(IN0)(xq, i, n, LOWEST);
-            y[b] = FETCH(IN1)(xp, i, n, LOWEST);
+            x[b] = READ_Q(i);
+            y[b] = READ_P(i);
         }
         EACH_VECTOR(b, i, begin, n) {
             pair_element e = element_at(x[b], y[b], q, p, scale, by_q, by_p, offset, option);
@@ -254,7 +279,8 @@ KERNEL row_loss(ARRAY(const STORED(IN0), q), ARRAY(const STORED(IN1), p),
             lq += e.by_q;
             lp += e.by_p;
 #if defined(OUT0) && Q_SUMS_TO_0
-            if (given != 0) PUT(OUT0)(e.by_q * (REAL)factor, dq, i, n);
+            if (given != 0)
+                PUT(OUT0)(CAPPED_GRADIENT(e.by_q * factor_q, x[b], in_q), dq, i, n);
 #elif defined(OUT0) && defined(KEEP)
             if (given != 0) PUT(OUT0)(e.by_q, dq, i, n);
 #endif
@@ -278,32 +304,180 @@ KERNEL row_loss(ARRAY(const STORED(IN0), q), ARRAY(const STORED(IN1), p),
     EACH_BLOCK(begin, n)
         EACH_VECTOR(b, i, begin, n) {
 #if defined(OUT0) && !Q_SUMS_TO_0
-            V prob_q = v_exp((FETCH(IN0)(xq, i, n, LOWEST) - q.shift) * scale) * by_q;
-            PUT(OUT0)((FETCH(OUT0)(dq, i, n, 0) - prob_q * all_q) * (REAL)factor, dq, i, n);
+            V x = READ_Q(i), prob_q = v_exp((x - q.shift) * scale) * by_q;
+            V g = (FETCH(OUT0)(dq, i, n, 0) - prob_q * all_q) * factor_q;
+            PUT(OUT0)(CAPPED_GRADIENT(g, x, in_q), dq, i, n);
 #endif
 #ifdef OUT1
-            V prob_p = v_exp((FETCH(IN1)(xp, i, n, LOWEST) - p.shift) * scale) * by_p;
-            PUT(OUT1)((FETCH(OUT1)(dp, i, n, 0) - prob_p * all_p) * (REAL)factor, dp, i, n);
+            V y = READ_P(i), prob_p = v_exp((y - p.shift) * scale) * by_p;
+            V h = (FETCH(OUT1)(dp, i, n, 0) - prob_p * all_p) * factor_p;
+            PUT(OUT1)(CAPPED_GRADIENT(h, y, in_p), dp, i, n);
 #endif
         }
 #else
     EACH_BLOCK(begin, n) {
         V x[BLOCK], y[BLOCK];
         EACH_VECTOR(b, i, begin, n) {
-            x[b] = FETCH(IN0)(xq, i, n, LOWEST);
-            y[b] = FETCH(IN1)(xp, i, n, LOWEST);
+            x[b] = READ_Q(i);
+            y[b] = READ_P(i);
         }
         EACH_VECTOR(b, i, begin, n) {
             pair_element e = element_at(x[b], y[b], q, p, scale, by_q, by_p, offset, option);
 #if defined(OUT0) && !Q_SUMS_TO_0
-            PUT(OUT0)((e.by_q - e.q * all_q) * (REAL)factor, dq, i, n);
+            PUT(OUT0)(CAPPED_GRADIENT((e.by_q - e.q * all_q) * factor_q, x[b], in_q), dq, i, n);
 #endif
 #ifdef OUT1
-            PUT(OUT1)((e.by_p - e.p * all_p) * (REAL)factor, dp, i, n);
+            PUT(OUT1)(CAPPED_GRADIENT((e.by_p - e.p * all_p) * factor_p, y[b], in_p), dp, i, n);
 #endif
         }
     }
 #endif
+#endif
+}
+#endif
+
+#ifdef SPARSE
+/* The loss with the student as q, or as p if REVERSE; `by` is the student's derivative. */
+INLINE V student_element(V student, V teacher, V log_ratio, const SCALAR *option, V *by) {
+    pair_element e;
+    e.q = REVERSE ? teacher : student;
+    e.p = REVERSE ? student : teacher;
+    e.log_ratio = REVERSE ? -log_ratio : log_ratio;
+    LOSS(&e, option);
+    *by = REVERSE ? e.by_p : e.by_q;
+    return e.loss;
+}
+
+/* WIDTH entries from j on: the capped logits and the probabilities of the student, the teacher's
+ * probabilities, their part of the loss, and the student's derivatives. */
+typedef struct {
+    V x, student, teacher, loss, by;
+} entries;
+
+/* The teacher is known at `count` classes; all others are one more class, the rest. */
+KERNEL row_loss(ARRAY(const STORED(IN0), q), ARRAY(const int, ids), ARRAY(const REAL, logp),
+                ARRAY(const REAL, shares), ARRAY(const REAL, left), ARRAY(const int, labels),
+                LOSS_ARGUMENTS OUT0_ARGUMENT(dq) long length, long count, SCALAR scale_q,
+                SCALAR softcap_q, SCALAR scale_p, OPTIONS) {
+    GROUP_MEMORY
+    const INDEX n = (INDEX)length;
+    const long row = get_group_id(0);
+    const global STORED(IN0) *x = ROW(q, row * length);
+    const global int *id_of = ROW(ids, row * count);
+    const global REAL *logp_of = ROW(logp, row * count);
+    const SCALAR option[4] = GIVEN_OPTIONS;
+    const int counted = !labels_data || *ROW(labels, row) >= 0;
+    const SCALAR given = !counted ? 0 : dloss_data ? *ROW(dloss, row) : 1;
+#ifdef OUT0
+    global STORED(OUT0) *dq = ROW(dq, row * length);
+    if (given == 0) PUT_ZEROS(OUT0, dq, n);
+#endif
+    if (!counted) {
+        if (LANE == 0) *ROW(loss, row) = 0;
+        return;
+    }
+#ifdef PREPARE
+    const reading in = {1, (REAL)scale_q, (REAL)softcap_q};
+#else
+    const reading in = {(REAL)scale_q, 1, 0};
+#endif
+    const REAL by_p = (REAL)scale_p;
+    statistics s = statistics_of_0(x, n, in GROUP_ARGUMENT);
+    const V over = v_set(1 / s.total), log_total = v_set(log(s.total));
+    V log_sum = v_set(0);
+#if RENORMALIZE
+    SCALAR high = LOWEST;
+    for (long j = LANE; j < count; j += GROUP)
+        if (id_of[j] >= 0 && !(logp_of[j] <= high)) high = logp_of[j];
+    high = group_max(high);
+    exact powers = {0, 0};
+    for (long j = LANE; j < count; j += GROUP)
+        if (id_of[j] >= 0) add_to(&powers, exp((logp_of[j] - high) * scale_p));
+    log_sum = v_set(log(group_sum(value_of(powers))) + high * scale_p);
+#endif
+#define EACH_ENTRIES(j) for (long j = LANE * WIDTH; j < count; j += GROUP * WIDTH)
+#define TAKE_ENTRIES(e, j) \
+    entries e; \
+    do { \
+        REAL z[WIDTH], l[WIDTH], share[WIDTH]; \
+        for (int b = 0; b < WIDTH; b++) { \
+            const int id = j + b < count ? id_of[j + b] : -1; \
+            z[b] = id < 0 ? LOWEST : CAT(load1_, IN0)(x + id); \
+            l[b] = id < 0 ? LOWEST : logp_of[j + b]; \
+            share[b] = id < 0 || !shares_data ? 0 : *ROW(shares, row * count + j + b); \
+        } \
+        e.x = PREPARED(VLOAD(0, z), in); \
+        V logp = VLOAD(0, l) * by_p - log_sum; \
+        V log_q = (e.x - s.shift) * in.scale - log_total; \
+        e.student = weight_of(e.x, s.shift, in.scale) * over; \
+        e.teacher = shares_data ? VLOAD(0, share) : v_exp(logp); \
+        e.loss = student_element(e.student, e.teacher, CROSS ? log_q : log_q - logp, option, \
+                                 &e.by); \
+    } while (0)
+    exact of_loss = {0, 0}, of_student = {0, 0}, of_teacher = {0, 0}, of_by = {0, 0};
+    SCALAR known = 0;
+    EACH_ENTRIES(j) {
+        TAKE_ENTRIES(e, j);
+        add_to(&of_loss, sum_of(e.loss));
+        add_to(&of_by, sum_of(e.by));
+        add_to(&of_student, sum_of(e.student));
+        add_to(&of_teacher, sum_of(e.teacher));
+        for (int b = 0; b < WIDTH && j + b < count; b++) known += id_of[j + b] >= 0;
+    }
+    known = group_sum(known);
+    SCALAR student = 1 - group_sum(value_of(of_student));
+    SCALAR teacher = 1 - group_sum(value_of(of_teacher));
+    /* A small difference of large sums has few digits: it is taken of exact sums. */
+    if (student < (SCALAR)0.25) {
+        exact rest = {0, 0};
+        EACH_BLOCK(begin, n)
+            EACH_VECTOR(b, i, begin, n) {
+                REAL a[WIDTH];
+                VSTORE(weight_of(PREPARED(FETCH(IN0)(x, i, n, LOWEST), in), s.shift, in.scale), 0,
+                       a);
+                for (int c = 0; c < WIDTH; c++) add_to(&rest, a[c]);
+            }
+        EACH_ENTRIES(j) {
+            TAKE_ENTRIES(e, j);
+            REAL a[WIDTH];
+            VSTORE(weight_of(e.x, s.shift, in.scale), 0, a);
+            for (int c = 0; c < WIDTH; c++) add_to(&rest, -a[c]);
+        }
+        const exact all = group_exact(rest);
+        student = fmax(value_of(all), (SCALAR)0) / s.total;
+    }
+    if (RENORMALIZE || shares_data || known >= length) teacher = 0;
+    else if (left_data) teacher = *ROW(left, row);
+    else if (teacher < (sizeof(REAL) == 4 ? (SCALAR)1e-6 : (SCALAR)1e-15)) teacher = 0;
+    V by_rest;
+    const V of_rest = student_element(v_set(student), v_set(teacher),
+                                      v_set(log(student) - (CROSS ? 0 : log(teacher))), option,
+                                      &by_rest);
+    REAL first[WIDTH], first_by[WIDTH];
+    VSTORE(of_rest, 0, first);
+    VSTORE(by_rest, 0, first_by);
+    SCALAR all = group_sum(value_of(of_loss)) + first[0];
+    const SCALAR sum = group_sum(value_of(of_by)) + first_by[0];
+    if (LANE == 0) *ROW(loss, row) = all < 0 && !shares_data ? 0 : (REAL)all;
+#ifdef OUT0
+    if (given == 0) return;
+    const REAL factor = (REAL)(given * scale_q);
+    const V per_prob = v_set((student > 0 ? first_by[0] / student : 0) - sum) * factor * over;
+    EACH_BLOCK(begin, n)
+        EACH_VECTOR(b, i, begin, n) {
+            V z = PREPARED(FETCH(IN0)(x, i, n, LOWEST), in);
+            V g = weight_of(z, s.shift, in.scale) * per_prob;
+            PUT(OUT0)(CAPPED_GRADIENT(g, z, in), dq, i, n);
+        }
+    barrier(CLK_GLOBAL_MEM_FENCE);
+    EACH_ENTRIES(j) {
+        TAKE_ENTRIES(e, j);
+        V g = (e.by - e.student * (REAL)sum) * factor;
+        REAL a[WIDTH];
+        VSTORE(CAPPED_GRADIENT(g, e.x, in), 0, a);
+        for (int b = 0; b < WIDTH && j + b < count; b++)
+            if (id_of[j + b] >= 0) CAT(store1_, OUT0)(a[b], dq + id_of[j + b]);
+    }
 #endif
 }
 #endif
@@ -315,7 +489,8 @@ KERNEL row_loss(ARRAY(const STORED(IN0), x),
     const INDEX n = (INDEX)length;
     const long row = get_group_id(0);
     const global STORED(IN0) *x = ROW(x, row * length);
-    statistics s = statistics_of_0(x, n, 1, 0 GROUP_ARGUMENT);
+    const reading in = {1, 1, 0};
+    statistics s = statistics_of_0(x, n, in GROUP_ARGUMENT);
     const V by_p = v_set(1 / s.total), log_sum = v_set(log(s.total) + (SCALAR)s.shift);
     exact dot = {0, 0};
     EACH_BLOCK(begin, n) {
