@@ -21,7 +21,7 @@ OPERATIONS = [
 ]
 DTYPES = [np.float64, np.float32, np.float16, ml_dtypes.bfloat16]
 LABELS = [np.int64, np.int32, np.uint8, np.int8, np.uint16, np.uint64, np.int16]
-REAL = {"label_smoothing": (0.0, 0.1, 0.5), "z_loss": (0.0, 1e-2), "softcap": (None, 5.0), "gamma": (0.0, 0.5, 2.0), "beta": (0.2, 0.5, 0.9),
+REAL = {"label_smoothing": (0.0, 0.1, 0.5), "z_loss": (0.0, 1e-2), "softcap": (None, 5.0), "gamma": (0.0, 0.5, 2.0), "beta": (0.0, 0.2, 0.5, 1.0), "skew": (0.0, 0.1, 0.9), "logit_scale": (0.5, 2.0), "direction": ("forward", "reverse"),
         "temperature": (0.5, 1.0, 2.0), "gradient_filter": (0.0, 1e-3), "eps": (1e-5,), "factor": (0.5, 2.0), "p": (0.0, 0.3), "scale": (0.5,)}  # fmt: skip
 
 
@@ -38,6 +38,14 @@ def _options(m, parameters, rng, shape, v):
         elif name == "weights" and m.chance(0.3):
             options[name] = rng.uniform(0, 2, shape[:-1] if v else shape).astype(
                 m.pick((np.float32, np.float64))
+            )
+        elif name == "labels" and m.chance(0.3):
+            options[name] = np.where(
+                rng.uniform(size=shape[:-1]) < 0.3, -100, rng.integers(0, v, shape[:-1])
+            )
+        elif name == "kind" and m.chance(0.7):
+            options[name] = m.pick(
+                ("forward-kl", "reverse-kl", "js", "skew-kl", "tvd", "cross-entropy")
             )
         elif name == "reduction" and m.chance(0.4):
             options[name] = m.pick(("none", "sum", "mean"))
@@ -69,6 +77,12 @@ def _loss(m):
             array = rng.standard_normal((v, hidden)).astype(np.float32)
         elif parameter.name.startswith("hidden"):
             array = rng.standard_normal((*shape[:-1], hidden)).astype(np.float32)
+        elif parameter.name == "ids":
+            array = np.argsort(rng.uniform(size=shape), -1)[..., : min(v, 3)].astype(
+                m.pick((np.int32, np.int64))
+            )
+        elif parameter.name == "logprobs":
+            array = np.log(rng.uniform(0.01, 0.3, (*shape[:-1], min(v, 3)))).astype(dtype)
         elif parameter.name == "targets":
             array = rng.uniform(0, 1, shape).astype(np.float32)
         else:

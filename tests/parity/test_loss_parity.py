@@ -34,18 +34,7 @@ def in_torch(torch, loss, *arguments, weights=None):
     """The loss as usually written with torch.nn.functional, without reduction."""
     F, options = torch.nn.functional, loss.options
     if loss.logits == 2:
-        t = options.get("temperature", 1.0)
-        log_q, log_p = (F.log_softmax(x / t, -1) for x in arguments)
-        if loss.name == "kl_div_loss":
-            return F.kl_div(log_q, log_p, log_target=True, reduction="none").sum(-1)
-        assert loss.name == "js_div_loss", f"how torch computes {loss.name} is not known here"
-        beta = options.get("beta", 0.5)
-        if beta in (0, 1):  # as in generalized_jsd_loss of TRL's GKDTrainer
-            input, target = (log_p, log_q) if beta else (log_q, log_p)
-            return F.kl_div(input, target, log_target=True, reduction="none").sum(-1)
-        log_m = torch.logaddexp(log_p + np.log(beta), log_q + np.log(1 - beta))
-        kl_p, kl_q = ((log.exp() * (log - log_m)).sum(-1) for log in (log_p, log_q))
-        return beta * kl_p + (1 - beta) * kl_q
+        return pair_in_torch(torch, loss, *arguments)
     x, other = arguments
     if loss is BCE:
         return F.binary_cross_entropy_with_logits(x, other.to(x.dtype), reduction="none")
@@ -69,6 +58,41 @@ def in_torch(torch, loss, *arguments, weights=None):
     return cross + options.get("z_loss", 0.0) * torch.where(
         other == IGNORE, 0, torch.logsumexp(x, -1) ** 2
     )
+
+
+def pair_in_torch(torch, loss, q, p):
+    """A loss of a student's q and a teacher's p."""
+    F, options = torch.nn.functional, loss.options
+    caps, scales = (
+        value if isinstance(value, tuple) else (value, value)
+        for value in (options.get("softcap"), options.get("logit_scale", 1.0))
+    )
+
+    def log_softmax(x, cap, scale):
+        x = x * scale if cap is None else cap * torch.tanh(x * scale / cap)
+        return F.log_softmax(x / options.get("temperature", 1.0), -1)
+
+    log_q, log_p = (log_softmax(*given) for given in zip((q, p), caps, scales))
+    beta, reverse = options.get("beta", 0.5), options.get("direction") == "reverse"
+
+    def kl(a, b):
+        return F.kl_div(b, a, log_target=True, reduction="none").sum(-1)
+
+    if loss.name == "tvd_loss":  # as in Liger's tvd
+        return (log_q.exp() - log_p.exp()).abs().sum(-1) / 2
+    first, second = (log_q, log_p) if reverse else (log_p, log_q)
+    if loss.name == "kl_div_loss":
+        return kl(first, second)
+    if loss.name == "skew_kl_div_loss":  # as in DistiLLM: its lam is the skew
+        skew = options.get("skew", 0.1)
+        return kl(first, torch.logaddexp(first + np.log(skew), second + np.log(1 - skew)))
+    assert loss.name == "js_div_loss", f"how torch computes {loss.name} is not known here"
+    # As in generalized_jsd_loss of TRL's GKDTrainer and Liger's JSD, whose first argument is the
+    # student: beta 0 is the forward KL, 1 the reverse.
+    if beta in (0, 1):
+        return kl(log_q, log_p) if beta else kl(log_p, log_q)
+    log_m = torch.logsumexp(torch.stack([log_q + np.log1p(-beta), log_p + np.log(beta)]), 0)
+    return beta * kl(log_p, log_m) + (1 - beta) * kl(log_q, log_m)
 
 
 def in_hrm(torch, x, labels):
@@ -161,6 +185,57 @@ def test_masked_vocabulary_as_torch(torch, rng):
     (theirs, (slope,)), (ours, (gradient,)) = theirs_and_ours(torch, loss, (x, labels), np.ones(5))
     np.testing.assert_allclose(ours, theirs, rtol=1e-12)
     np.testing.assert_allclose(gradient, slope, rtol=1e-12, atol=1e-15)
+
+
+# Distillation
+
+
+@pytest.mark.parametrize("beta", [0, 0.1, 0.5, 1])
+def test_generalized_jsd_equals_trl(torch, rng, beta):
+    """TRL's default reduction over labels, "batchmean", is "mean" here."""
+    q, p = rng.standard_normal((2, *SHAPE))
+    labels = some_labels(rng, SHAPE)
+    loss = Loss("js_div_loss", logits=2, options={"beta": beta, "temperature": 0.9})
+    rows = in_torch(torch, loss, *map(torch.from_numpy, (q, p)))
+    mask = torch.from_numpy(labels != IGNORE)
+    np.testing.assert_allclose(
+        loss(q, p, labels=labels, reduction="mean"), (rows[mask].sum() / mask.sum()).numpy(), 1e-12
+    )
+
+
+@pytest.mark.parametrize("rest", ["bucket", "renormalize"])
+@pytest.mark.parametrize("kind", ["forward-kl", "reverse-kl", "js"])
+def test_sparse_teacher_equals_torch(torch, rng, kind, rest):
+    """Loss and gradient by autograd of the K + 1 classes."""
+    if (kind, rest) == ("reverse-kl", "renormalize"):
+        pytest.skip("infinite: refused")
+    z, x = rng.standard_normal((2, 6, 200))
+    log_p = torch.log_softmax(torch.from_numpy(z), -1)
+    top, ids = torch.topk(log_p, 16)
+    logits = torch.from_numpy(x).requires_grad_()
+    log_q = torch.log_softmax(logits, -1)
+    outside = torch.ones(x.shape, dtype=torch.bool).scatter(-1, ids, False)
+    log_rest = torch.logsumexp(log_q.masked_fill(~outside, -torch.inf), -1, keepdim=True)
+    q = torch.cat([log_q.gather(-1, ids), log_rest], -1).exp()
+    p = torch.cat([top.exp(), 1 - top.exp().sum(-1, keepdim=True)], -1)
+    if rest == "renormalize":
+        p = torch.cat([top.softmax(-1), torch.zeros(6, 1, dtype=p.dtype)], -1)
+    kl = torch.special.xlogy
+    if kind == "forward-kl":
+        losses = (kl(p, p) - kl(p, q)).sum(-1)
+    elif kind == "reverse-kl":
+        losses = (kl(q, q) - kl(q, p)).sum(-1)
+    else:
+        m = (p + q) / 2
+        losses = (kl(p, p) - kl(p, m) + kl(q, q) - kl(q, m)).sum(-1) / 2
+    (slope,) = torch.autograd.grad(losses.sum(), logits)
+    value, gradient = pyloss.value_and_grad(
+        lambda x: pyloss.sparse_distillation_loss(
+            x, ids.numpy(), top.numpy(), kind=kind, rest=rest
+        ).sum()
+    )(x)
+    np.testing.assert_allclose(value, losses.detach().sum().numpy(), rtol=1e-12)
+    np.testing.assert_allclose(gradient, slope.numpy(), rtol=1e-10, atol=1e-14)
 
 
 # HRM

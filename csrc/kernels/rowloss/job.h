@@ -10,7 +10,8 @@ enum {
     STREAM_BYTES = 24 << 20, /* larger gradients are stored past the caches: too large to be still
                                  cached when read */
     PREFETCH_BYTES = 4096,   /* how far ahead a row is prefetched, past its next block */
-    PAGE_SKEW = 640          /* between parts of scratch, see run_rows */
+    PAGE_SKEW = 640,         /* between parts of scratch, see run_rows */
+    ENTRIES = 64             /* of a sparse loss, gathered at a time: a multiple of any vector */
 };
 static const int64_t float_bytes[] = {[PL_F32] = 4, [PL_F64] = 8, [PL_F16] = 2, [PL_BF16] = 2};
 

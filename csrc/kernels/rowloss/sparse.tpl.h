@@ -12,8 +12,6 @@
 #include "statistics.tpl.h"
 #include "weights.tpl.h"
 
-enum { ENTRIES = 64 /* entries gathered at a time, a multiple of every WIDTH */ };
-
 /* A row's entries, [k]. `log_sum` is subtracted from scale * logp. */
 typedef struct {
     const int32_t *ids;
