@@ -15,8 +15,10 @@ from pyloss.autograd.differentiation import grad, value_and_grad
 from pyloss.autograd.tape import Tensor
 from pyloss.errors import DeviceError, FormatError
 from pyloss.losses.pairs import (
+    cosine_loss,
     js_div_loss,
     kl_div_loss,
+    linear_cosine,
     linear_js_div,
     linear_kl_div,
     linear_skew_kl_div,
@@ -172,6 +174,7 @@ __all__ = [
     "default_device",
     "devices",
     "compute_accuracy",
+    "cosine_loss",
     "focal_loss",
     "get_matmul_precision",
     "get_num_threads",
@@ -179,6 +182,7 @@ __all__ = [
     "info",
     "js_div_loss",
     "kl_div_loss",
+    "linear_cosine",
     "linear_cross_entropy",
     "linear_js_div",
     "linear_kl_div",

@@ -174,6 +174,7 @@ kl_div_loss = _for_torch(losses.kl_div_loss)
 js_div_loss = _for_torch(losses.js_div_loss)
 skew_kl_div_loss = _for_torch(losses.skew_kl_div_loss)
 tvd_loss = _for_torch(losses.tvd_loss)
+cosine_loss = _for_torch(losses.cosine_loss)
 sparse_distillation_loss = _for_torch(losses.sparse_distillation_loss)
 binary_cross_entropy_with_logits = _for_torch(losses.binary_cross_entropy_with_logits)
 linear_cross_entropy = _for_torch(losses.linear_cross_entropy)
@@ -181,6 +182,7 @@ linear_kl_div = _for_torch(losses.linear_kl_div)
 linear_js_div = _for_torch(losses.linear_js_div)
 linear_skew_kl_div = _for_torch(losses.linear_skew_kl_div)
 linear_tvd = _for_torch(losses.linear_tvd)
+linear_cosine = _for_torch(losses.linear_cosine)
 linear_sparse_distillation = _for_torch(losses.linear_sparse_distillation)
 
 __all__ = [
@@ -193,6 +195,7 @@ __all__ = [
     "js_div_loss",
     "skew_kl_div_loss",
     "tvd_loss",
+    "cosine_loss",
     "sparse_distillation_loss",
     "binary_cross_entropy_with_logits",
     "linear_cross_entropy",
@@ -200,5 +203,6 @@ __all__ = [
     "linear_js_div",
     "linear_skew_kl_div",
     "linear_tvd",
+    "linear_cosine",
     "linear_sparse_distillation",
 ]

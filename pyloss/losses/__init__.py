@@ -4,8 +4,10 @@
 """
 
 from pyloss.losses.pairs import (
+    cosine_loss,
     js_div_loss,
     kl_div_loss,
+    linear_cosine,
     linear_js_div,
     linear_kl_div,
     linear_skew_kl_div,
@@ -28,9 +30,11 @@ from pyloss.losses.sparse import linear_sparse_distillation, sparse_distillation
 __all__ = [
     "binary_cross_entropy_with_logits",
     "compute_accuracy",
+    "cosine_loss",
     "focal_loss",
     "js_div_loss",
     "kl_div_loss",
+    "linear_cosine",
     "linear_cross_entropy",
     "linear_js_div",
     "linear_kl_div",

@@ -11,6 +11,7 @@ comes first. Both arguments have gradients; their types may differ.
     skewed KL, KL(P || s P + (1 - s) Q)      skew_kl_div_loss(q, p, skew=s)
     skewed reverse KL                        skew_kl_div_loss(q, p, skew=s, direction="reverse")
     total variation distance                 tvd_loss(q, p)
+    cosine distance of the logits            cosine_loss(q, p)
 
 Arguments of every loss:
 
@@ -186,6 +187,36 @@ def tvd_loss(
     )
 
 
+def cosine_loss(
+    logits_q: Any,
+    logits_p: Any,
+    *,
+    softcap: Any = None,
+    logit_scale: Any = 1.0,
+    labels: Any = None,
+    ignore_index: int = -100,
+    weights: Any = None,
+    reduction: str = "none",
+    out: Any = None,
+) -> Any:
+    """Cosine distance 1 - x y / (|x| |y|) along the last axis, in [0, 2].
+
+    The arguments are any rows x and y [..., V], logits or hidden states: nothing is normalized. A
+    class that is -inf in either row is left out. A row of zeros has distance 1 and gradient 0.
+    `logit_scale` has an effect with a `softcap` only.
+    """
+    return pair_loss(
+        PairKernel("cosine", False, (), scaling(1.0, softcap, logit_scale)),
+        logits_q,
+        logits_p,
+        labels=labels,
+        ignore_index=ignore_index,
+        weights=weights,
+        reduction=reduction,
+        out=out,
+    )
+
+
 def linear_kl_div(
     hidden_q: Any,
     weight_q: Any,
@@ -312,6 +343,37 @@ def linear_tvd(
     """
     return pair_of_heads(
         PairKernel("tvd", False, (), scaling(temperature, softcap, logit_scale)),
+        (hidden_q, weight_q, hidden_p, weight_p),
+        labels=labels,
+        ignore_index=ignore_index,
+        weights=weights,
+        gradient_filter=gradient_filter,
+        reduction=reduction,
+        out=out,
+    )
+
+
+def linear_cosine(
+    hidden_q: Any,
+    weight_q: Any,
+    hidden_p: Any,
+    weight_p: Any,
+    *,
+    softcap: Any = None,
+    logit_scale: Any = 1.0,
+    labels: Any = None,
+    ignore_index: int = -100,
+    weights: Any = None,
+    gradient_filter: float = 0.0,
+    reduction: str = "none",
+    out: Any = None,
+) -> Any:
+    """`cosine_loss(hidden_q @ weight_q.T, hidden_p @ weight_p.T)` without all logits at once.
+
+    Arguments as in `linear_kl_div`.
+    """
+    return pair_of_heads(
+        PairKernel("cosine", False, (), scaling(1.0, softcap, logit_scale)),
         (hidden_q, weight_q, hidden_p, weight_p),
         labels=labels,
         ignore_index=ignore_index,

@@ -95,12 +95,12 @@ def sparse_distillation_loss(
     Rows whose label is `ignore_index`, and rows without an entry, are not computed, give 0 and are
     not counted. `weights`, `reduction` and `out`: see `pyloss.losses.public`.
     """
-    kernel = _kernel(
+    kernel = sparse_kernel(
         kind, beta, skew, rest, shares, temperature, stored_temperature, softcap, logit_scale
     )
     array = logit_rows(logits, "logits")
     shape, vocabulary, dtype = array.shape[:-1], array.shape[-1], accumulator(array)
-    teacher = _teacher(ids, logprobs, left, shares, shape, vocabulary, dtype)
+    teacher = sparse_teacher(ids, logprobs, left, shares, shape, vocabulary, dtype)
     weights = row_weights(weights, shape)
     index = teacher.counted(pair_labels(labels, weights, shape, vocabulary, ignore_index))
     rows = core_rows(array)
@@ -145,14 +145,14 @@ def linear_sparse_distillation(
     `hidden`, `weight`, `gradient_filter` and `logits_bytes` as in `linear_cross_entropy`, the other
     arguments as in `sparse_distillation_loss`. Rows that do not count are not computed.
     """
-    kernel = _kernel(
+    kernel = sparse_kernel(
         kind, beta, skew, rest, shares, temperature, stored_temperature, softcap, logit_scale
     )
     at_once = None if logits_bytes is None else whole(logits_bytes, "logits_bytes", 1)
     least = real(gradient_filter, "gradient_filter", 0, below=1)
     top, dtype = head(hidden, weight), np.dtype(np.float32)
     shape = top.shape[:-1]
-    teacher = _teacher(ids, logprobs, left, shares, shape, top.vocabulary, dtype)
+    teacher = sparse_teacher(ids, logprobs, left, shares, shape, top.vocabulary, dtype)
     given = row_weights(weights, shape)
     index = teacher.counted(pair_labels(labels, given, shape, top.vocabulary, ignore_index))
     counted = np.flatnonzero(index >= 0).astype(np.int32)
@@ -190,7 +190,9 @@ class _Teacher(NamedTuple):
 
     def rows(self, some: Any) -> _Teacher:
         """The entries of some rows."""
-        return _Teacher(*(None if a is None else a[some] for a in self))
+        shares = None if self.shares is None else self.shares[some]
+        left = None if self.left is None else self.left[some]
+        return _Teacher(self.ids[some], self.logprobs[some], shares, left)
 
 
 class _Kernel(NamedTuple):
@@ -207,7 +209,7 @@ class _Kernel(NamedTuple):
         return (logits, *entries, index, *self.scaling, *self.flags, *self.options, dloss)
 
 
-def _kernel(
+def sparse_kernel(
     kind: str,
     beta: float,
     skew: float,
@@ -256,7 +258,7 @@ def _kernel(
     return _Kernel(name, (scale / t, cap / t, stored / t if renormalize else 1.0), flags, options)
 
 
-def _teacher(
+def sparse_teacher(
     ids: Any,
     logprobs: Any,
     left: Any,

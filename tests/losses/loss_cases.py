@@ -118,6 +118,13 @@ LOSSES = [
         **_pair,
         options={"skew": 0.7, "direction": "reverse", "temperature": 2.0},
     ),
+    Loss("cosine_loss", **_pair, shiftable=False),
+    Loss(
+        "cosine_loss",
+        **_pair,
+        options={"softcap": (5.0, None), "logit_scale": (1.5, 0.5)},
+        shiftable=False,
+    ),
     Loss("tvd_loss", **_pair),
     Loss("tvd_loss", **_pair, options={"temperature": 2.0, "logit_scale": 0.5}),
 ]

@@ -317,6 +317,34 @@ def tvd_loss(
 
 
 @_quiet
+def cosine_loss(
+    logits_q,
+    logits_p,
+    *,
+    softcap=None,
+    logit_scale=1.0,
+    labels=None,
+    ignore_index=IGNORE,
+    weights=None,
+    upstream=None,
+):
+    (x, slope_x), (y, slope_y) = (
+        _prepared(z, cap, scale, 1.0)
+        for z, cap, scale in zip((logits_q, logits_p), _both(softcap), _both(logit_scale))
+    )
+    masked = (x == -np.inf) | (y == -np.inf)
+    x, y = np.where(masked, 0.0, x), np.where(masked, 0.0, y)
+    xx, yy = ((z * z).sum(-1, keepdims=True) for z in (x, y))
+    zero, norms = (xx == 0) | (yy == 0), np.sqrt(xx) * np.sqrt(yy)
+    cosine = np.where(zero, 0.0, (x * y).sum(-1, keepdims=True) / norms)
+    by_z = (
+        np.where(zero, 0.0, cosine * a / aa - b / norms) for a, aa, b in ((x, xx, y), (y, yy, x))
+    )
+    slopes = slope_x, slope_y
+    return _pair_result(1 - cosine[..., 0], by_z, slopes, weights, upstream, labels, ignore_index)
+
+
+@_quiet
 def binary_cross_entropy_with_logits(logits, targets, *, weights=None, upstream=None):
     x, t = _f64(logits), _f64(targets)
     loss = _times(t, np.logaddexp(0, -x)) + _times(1 - t, np.logaddexp(0, x))

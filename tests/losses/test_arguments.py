@@ -8,8 +8,14 @@ from loss_cases import BCE, EVERY, MAPS, PLAIN
 import pyloss
 
 CLASS = ["softmax_cross_entropy", "focal_loss", "stablemax_cross_entropy"]
-PAIR = ["kl_div_loss", "js_div_loss", "skew_kl_div_loss", "tvd_loss"]
-LINEAR_PAIR = ["linear_kl_div", "linear_js_div", "linear_skew_kl_div", "linear_tvd"]
+PAIR = ["kl_div_loss", "js_div_loss", "skew_kl_div_loss", "tvd_loss", "cosine_loss"]
+LINEAR_PAIR = [
+    "linear_kl_div",
+    "linear_js_div",
+    "linear_skew_kl_div",
+    "linear_tvd",
+    "linear_cosine",
+]
 X, LABELS = np.zeros((2, 3)), np.array([0, 1])
 
 
@@ -160,7 +166,7 @@ UNIT = "of at least 0 and of at most 1"
         *(("softmax_cross_entropy", "z_loss", bad, "of at least 0") for bad in (-1e-9, np.nan, np.inf, 10**400)),
         *(("softmax_cross_entropy", "softcap", bad, "above 0") for bad in (0, -30.0, np.nan, np.inf)),
         *(("focal_loss", "gamma", bad, "of at least 0") for bad in (-1, np.nan, np.inf)),
-        *((name, "temperature", bad, "above 0") for name in (*PAIR, *LINEAR_PAIR) for bad in (0, -1.0, np.nan, np.inf, 10**400)),
+        *((name, "temperature", bad, "above 0") for name in (*PAIR, *LINEAR_PAIR) if "cosine" not in name for bad in (0, -1.0, np.nan, np.inf, 10**400)),
         *((name, "beta", bad, UNIT) for name in ("js_div_loss", "linear_js_div") for bad in (-0.5, 2, np.nan)),
     ],
 )  # fmt: skip
@@ -351,7 +357,7 @@ def test_all_losses_are_listed_here():
     public = {
         name
         for name in pyloss.__all__
-        if name.endswith(("entropy", "_loss", "_logits", "stablemax", "_div", "_tvd"))
+        if name.endswith(("entropy", "_loss", "_logits", "stablemax", "_div", "_tvd", "_cosine"))
     }
     apart = {"linear_cross_entropy", *LINEAR_PAIR, "sparse_distillation_loss"}
     assert public == {loss.name for loss in EVERY} | apart

@@ -20,8 +20,9 @@ FORMULAS = {
     "linear_js_div": "js_div_loss",
     "linear_skew_kl_div": "skew_kl_div_loss",
     "linear_tvd": "tvd_loss",
+    "linear_cosine": "cosine_loss",
 }
-PAIRS = ["linear_kl_div", "linear_js_div", "linear_skew_kl_div", "linear_tvd"]
+PAIRS = ["linear_kl_div", "linear_js_div", "linear_skew_kl_div", "linear_tvd", "linear_cosine"]
 OPTIONS = [
     ("linear_cross_entropy", {}),
     ("linear_cross_entropy", {"label_smoothing": 0.2}),
@@ -41,6 +42,7 @@ OPTIONS = [
     ("linear_js_div", {"softcap": 4.0, "logit_scale": (0.5, 2.0)}),
     ("linear_skew_kl_div", {"skew": 0.3, "direction": "reverse"}),
     ("linear_tvd", {"temperature": 2.0}),
+    ("linear_cosine", {"softcap": (4.0, None)}),
 ]
 
 

@@ -9,8 +9,8 @@ from loss_formulas import IGNORE
 
 import pyloss
 
-NAMES = ("kl_div_loss", "js_div_loss", "skew_kl_div_loss", "tvd_loss")
-LINEAR = ("linear_kl_div", "linear_js_div", "linear_skew_kl_div", "linear_tvd")
+NAMES = ("kl_div_loss", "js_div_loss", "skew_kl_div_loss", "tvd_loss", "cosine_loss")
+LINEAR = ("linear_kl_div", "linear_js_div", "linear_skew_kl_div", "linear_tvd", "linear_cosine")
 
 
 @pytest.fixture
@@ -73,9 +73,10 @@ def test_caps_and_scales_by_finite_differences(rng, name, softcap, logit_scale):
     q[0, 4] = p[0, 4] = q[0, 7] = p[1, 2] = -np.inf
     if name == "kl_div_loss":
         q[0, 7] = p[1, 2] = 0.5
-    loss = Loss(
-        name, logits=2, options={"softcap": softcap, "logit_scale": logit_scale, "temperature": 2.0}
-    )
+    options = {"softcap": softcap, "logit_scale": logit_scale}
+    if name != "cosine_loss":
+        options["temperature"] = 2.0
+    loss = Loss(name, logits=2, options=options)
     weights = rng.uniform(1, 2, 3)
     _, gradients = loss.gradients(q, p, weights=weights)
     h = 1e-6
@@ -88,6 +89,16 @@ def test_caps_and_scales_by_finite_differences(rng, name, softcap, logit_scale):
                 moved[i][at] += step
                 ends.append(loss(*moved, weights=weights, reduction="sum"))
             np.testing.assert_allclose(gradient[at], (ends[0] - ends[1]) / (2 * h), atol=1e-8)
+
+
+def test_cosine_of_zeros_and_of_parallel_rows(rng):
+    """A row of zeros, or of masked classes alone, has no direction: distance 1, gradient 0."""
+    loss, q = Loss("cosine_loss", logits=2), rng.standard_normal((4, 50))
+    p = np.stack([np.zeros(50), np.full(50, -np.inf), 3 * q[2], -q[3]])
+    got, gradients = loss.gradients(q, p)
+    np.testing.assert_allclose(got, [1, 1, 0, 2], atol=1e-15)
+    for gradient in gradients:
+        np.testing.assert_allclose(gradient, 0, atol=1e-15)
 
 
 @pytest.mark.parametrize("name", NAMES)

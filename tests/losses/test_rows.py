@@ -146,6 +146,10 @@ def test_equal_rows(rng, loss, dtype, scale, v):
     got, gradients = loss.gradients(q, q.copy())
     eps = np.finfo(result_type(dtype)).eps
     assert np.abs(got).max() <= 4 * eps
+    if loss.name == "cosine_loss":  # the gradient of an angle is as large as 1 / |q|
+        q = q.astype(np.float64)
+        shortest = np.linalg.norm(np.where(q == -np.inf, 0, q), axis=-1).min()
+        eps *= max(8, 8 / shortest)
     for gradient in gradients:
         assert np.abs(gradient.astype(np.float64)).max() <= 8 * eps / loss.options.get(
             "temperature", 1
@@ -217,6 +221,8 @@ def test_a_row_that_has_no_loss_is_alone(rng, loss, dtype, v, bad):
 @pytest.mark.parametrize("loss", [*LOSSES, *MAPS], ids=str)
 def test_a_row_without_any_vocabulary(rng, loss, dtype):
     """A fully masked row is 0/0."""
+    if loss.name == "cosine_loss":
+        pytest.skip("such a row has no direction: its distance is 1")
     arguments = loss.arguments(rng, (3, 20), dtype)
     if loss.logits == 1 and loss.other is not None:
         arguments = (arguments[0], np.array([1, 2, 3]))
@@ -311,6 +317,10 @@ def test_small_gradients_are_right_relatively(rng, loss, kind, v, scale):
         if loss.logits == 2
         else 0
     )
+    if loss.name == "cosine_loss":
+        wide = [x.astype(np.float64) for x in arguments]
+        lengths = [np.linalg.norm(x, axis=-1, keepdims=True) for x in wide]
+        shares = sum(np.abs(x) / n for x, n in zip(wide, lengths)) / min(n.min() for n in lengths)
     for gradient, slope, x in zip(gradients, slopes, arguments):
         reach = x.max(-1, keepdims=True) - x
         assert (

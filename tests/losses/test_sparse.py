@@ -74,7 +74,8 @@ def formula(
             loss = loss - np.where(p == 0, 0, p * np.where(p == 0, 0, coarse[1][0])).sum()
         losses[i] = loss[0]
         # The bucket's logit is the logsumexp of its classes: each gets its share.
-        share = np.where(outside & (log_q > -np.inf), np.exp(log_q - max(log_rest, -1e300)), 0.0)
+        inside = outside & (log_q > -np.inf)
+        share = np.exp(log_q - log_rest, where=inside, out=np.zeros(len(row)))
         gradient = share * by[0, -1]
         gradient[entries] = by[0, :-1]
         gradients[i] = gradient * slope

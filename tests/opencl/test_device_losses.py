@@ -34,6 +34,7 @@ PAIR_LOSSES = {
     "skew_reverse": lambda q, p, **k: pyloss.skew_kl_div_loss(
         q, p, skew=0.7, direction="reverse", **k
     ),
+    "cosine": lambda q, p, **k: pyloss.cosine_loss(q, p, softcap=(None, 5.0), **k),
     "bce": pyloss.binary_cross_entropy_with_logits,
 }
 
@@ -101,7 +102,45 @@ def test_pair_and_element_losses(rng, name, dtype):
             p = 1 / (1 + np.exp(-p))
         loss = PAIR_LOSSES[name]
         factors = rng.standard_normal((n, v) if name == "bce" else n).astype(np.float32)
-        assert_same(*both(lambda q, p: (loss(q, p) * factors).sum(), q, p), dtype)
+        # Gradients that are small differences of terms up to 1.
+        least = 0.1 if name in ("js_capped", "skew", "skew_reverse", "cosine") else 1e-30
+        assert_same(*both(lambda q, p: (loss(q, p) * factors).sum(), q, p), dtype, least=least)
+
+
+SPARSE_LOSSES = {
+    "forward-kl": {},
+    "reverse-kl": {"softcap": 6.0},
+    "js": {"beta": 0.3, "temperature": 2.0, "rest": "renormalize"},
+    "tvd": {"logit_scale": 0.5},
+    "cross-entropy": {"shares": True},
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [*((kind, "f4") for kind in SPARSE_LOSSES), ("js", "f8"), ("forward-kl", BF16)],
+    ids=str,
+)
+def test_sparse_losses(rng, kind, dtype):
+    """Entries in any order, some absent; rows with much and with little of the rest."""
+    for n, v, k in [(4, 33, 5), (3, 4101, 64)]:
+        x = (3 * rng.standard_normal((n, v))).astype(dtype)
+        ids = np.argsort(rng.uniform(size=(n, v)), axis=-1)[:, :k]
+        ids[1, 2:4] = -1
+        x[0, ids[0]] += np.dtype(dtype).type(12)
+        logprobs = np.log(rng.dirichlet(np.ones(k + 1), n)[:, :k])
+        options = dict(SPARSE_LOSSES[kind])
+        if options.pop("shares", False):
+            options["shares"] = rng.uniform(0, 2 / k, (n, k))
+        labels = np.where(np.arange(n) == 2, -100, 0)
+
+        def loss(x, ids=ids, logprobs=logprobs, labels=labels, options=options):
+            rows = pyloss.sparse_distillation_loss(
+                x, ids, logprobs, kind=kind, labels=labels, **options
+            )
+            return rows.sum()
+
+        assert_same(*both(loss, x), dtype, 4, least=1e-3)
 
 
 @pytest.mark.parametrize("function", [pyloss.stablemax, pyloss.log_stablemax])

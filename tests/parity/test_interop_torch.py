@@ -211,6 +211,11 @@ def test_every_loss_has_its_name_here_and_its_signature():
         "linear_cross_entropy",
         "linear_kl_div",
         "linear_js_div",
+        "linear_skew_kl_div",
+        "linear_tvd",
+        "linear_cosine",
+        "linear_sparse_distillation",
+        "sparse_distillation_loss",
     }
     assert set(interop.__all__) == names
     for name in names:

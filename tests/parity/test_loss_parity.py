@@ -72,6 +72,12 @@ def pair_in_torch(torch, loss, q, p):
         x = x * scale if cap is None else cap * torch.tanh(x * scale / cap)
         return F.log_softmax(x / options.get("temperature", 1.0), -1)
 
+    if loss.name == "cosine_loss":  # as in Liger's cosine loss
+        q, p = (
+            x if cap is None else cap * torch.tanh(x * scale / cap)
+            for x, cap, scale in zip((q, p), caps, scales)
+        )
+        return 1 - F.cosine_similarity(q, p, -1)
     log_q, log_p = (log_softmax(*given) for given in zip((q, p), caps, scales))
     beta, reverse = options.get("beta", 0.5), options.get("direction") == "reverse"
 

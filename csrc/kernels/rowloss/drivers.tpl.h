@@ -1,6 +1,7 @@
 /* The work of each line of losses.def for one computed type: <name>_rows_f32 and <name>_rows_f64.
  * Included by rowloss.tpl.h, once per computed type. */
 #include "class.tpl.h"
+#include "cosine.tpl.h"
 #include "element.tpl.h"
 #include "job.h"
 #include "map.tpl.h"

@@ -7,6 +7,7 @@
  *   statistics         the walk that takes a row's statistics
  *   gradient           writing gradients, interleaved with that walk
  *   class pair element map   a driver for each kind of line
+ *   cosine             the cosine distance of two rows of logits
  *   sparse             pair losses with a teacher that is known at few classes
  */
 #ifndef PYLOSS_ROWLOSS_TPL_H
@@ -36,6 +37,10 @@ static void argmax_piece(const void *context, int64_t begin, int64_t end, int wo
             (int32_t)(job->call->wide
                           ? row_argmax_f64(args.x, i, PL_DIM(job->call, 'V'), (double *)scratch)
                           : row_argmax_f32(args.x, i, PL_DIM(job->call, 'V'), (float *)scratch));
+}
+pl_status KERNEL(cosine)(const pl_call *c) {
+    return run_rows(c, 1, 0, cosine_args_of(c).q, NULL,
+                    c->wide ? cosine_rows_f64 : cosine_rows_f32);
 }
 pl_status KERNEL(argmax)(const pl_call *c) {
     return run_rows(c, 1, 0, argmax_args_of(c).x, NULL, argmax_piece);

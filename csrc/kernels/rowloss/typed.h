@@ -97,6 +97,12 @@
 #define rest_of_teacher TYPED(rest_of_teacher)
 #define sparse_rows TYPED(sparse_rows)
 
+/* cosine.tpl.h */
+#define cosine_vectors TYPED(cosine_vectors)
+#define cosine_sums TYPED(cosine_sums)
+#define cosine_gradient TYPED(cosine_gradient)
+#define cosine_rows TYPED(cosine_rows)
+
 /* element.tpl.h */
 #define element_formula TYPED(element_formula)
 #define element_rows TYPED(element_rows)

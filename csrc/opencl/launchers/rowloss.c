@@ -4,7 +4,7 @@
 #include "args.h"
 #include "places.h"
 
-typedef enum { CLASS, PAIR, SPARSE, ELEMENT, MAP, ARGMAX } kind_of_loss;
+typedef enum { CLASS, PAIR, COSINE, SPARSE, ELEMENT, MAP, ARGMAX } kind_of_loss;
 
 /* An array of type `float` in ops.def: its rows, and its place. */
 typedef struct {
@@ -92,9 +92,10 @@ static void add_arrays(loss_launch *l, const row_loss *given) {
             pl_cl_define(&l->launch, " -DPREPARE -DSOFTCAP_OPTION=%d", given->softcap_option);
         break;
     case PAIR:
+    case COSINE:
     case ELEMENT:
         add_floats(l, given->in[1], "IN1");
-        if (given->kind == PAIR) {
+        if (given->kind != ELEMENT) {
             pl_cl_add_place(&l->launch, given->integers, 4);
             if (given->softcap[0] > 0 || given->softcap[1] > 0 ||
                 given->scale[0] != given->scale[1])
@@ -131,7 +132,7 @@ static void add_scalars(loss_launch *l, const row_loss *given) {
     const pl_call *c = l->call;
     pl_cl_add_i64(&l->launch,
                   given->kind == ELEMENT ? PL_DIM(c, 'N') * PL_DIM(c, 'V') : PL_DIM(c, 'V'));
-    for (int side = 0; given->kind == PAIR && side < 2; side++) {
+    for (int side = 0; (given->kind == PAIR || given->kind == COSINE) && side < 2; side++) {
         pl_cl_add_scalar(&l->launch, given->scale[side]);
         pl_cl_add_scalar(&l->launch, given->softcap[side]);
     }
@@ -141,7 +142,7 @@ static void add_scalars(loss_launch *l, const row_loss *given) {
         pl_cl_add_scalar(&l->launch, given->softcap[0]);
         pl_cl_add_scalar(&l->launch, given->scale[1]);
     }
-    if (given->kind == MAP || given->kind == ARGMAX) return;
+    if (given->kind == MAP || given->kind == ARGMAX || given->kind == COSINE) return;
     for (int i = 0; i < PL_MAX_OPTIONS; i++) pl_cl_add_scalar(&l->launch, given->option[i]);
 }
 
@@ -259,6 +260,20 @@ static int run(const pl_cl_operation *operation, const row_loss *given) {
                                   .out = {{args.y, at.y}, {args.dx, at.dx}}}); \
     }
 #include "../../losses.def"
+
+int pl_cl_launch_cosine(const pl_cl_operation *o) {
+    const cosine_args args = cosine_args_of(o->call);
+    const cosine_places at = cosine_places_of(o);
+    return run(o, &(row_loss){.kind = COSINE,
+                              .macros = "-DCOSINE -DFAMILY=softmax",
+                              .in = {{args.q, at.q}, {args.p, at.p}},
+                              .integers = at.labels,
+                              .scale = {args.scale_q, args.scale_p},
+                              .softcap = {args.softcap_q, args.softcap_p},
+                              .dloss = at.dloss,
+                              .loss = at.loss,
+                              .out = {{args.dq, at.dq}, {args.dp, at.dp}}});
+}
 
 int pl_cl_launch_argmax(const pl_cl_operation *o) {
     const argmax_places at = argmax_places_of(o);
