@@ -52,6 +52,8 @@ from pyloss.weights.weight import Weight
 
 if TYPE_CHECKING:  # `as` makes them public to type checkers
     from pyloss import models as models, tuner as tuner
+    from pyloss.distillation.loss import DistillationLoss as DistillationLoss
+    from pyloss.distillation.run import distill as distill
     from pyloss.exporting import export as export
     from pyloss.generation import generate as generate, stream_generate as stream_generate
     from pyloss.loading import load as load
@@ -81,6 +83,8 @@ _LAZY = {
     "models": "",
     "tuner": "",
     "ACTLossHead": "losses.act",
+    "DistillationLoss": "distillation.loss",
+    "distill": "distillation.run",
     "export": "exporting",
     "load": "loading",
     "load_model": "models",

@@ -27,7 +27,7 @@ LAYERS = [
     ["models"],
     ["tuner"],
     ["generation", "loading"],
-    ["exporting", "measuring"],
+    ["distillation", "exporting", "measuring"],
     ["cli", "interop"],
     ["__main__"],
 ]

@@ -109,7 +109,7 @@ def _text(error: BaseException, command: str) -> str:
             "train": "--batch-size or --max-seq-length, or --grad-checkpoint,",
             "eval": "--batch-size or --max-seq-length",
         }
-        options["bench"] = options["train"]
+        options["bench"] = options["distill"] = options["train"]
         advice = f"; a smaller {options[command]} needs less" if command in options else ""
         return f"out of memory{advice}" + (f" ({error})" if str(error) else "")
     # a quoted value may be of any length

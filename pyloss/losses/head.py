@@ -135,6 +135,7 @@ def fused(
         None,
     ],
     logits_bytes: int | None = None,
+    more_columns: int = 0,
 ) -> Callable:
     """`rows.Run` for a loss of the logits of `heads`.
 
@@ -144,12 +145,13 @@ def fused(
             by its logits) are left out of the products with the slopes.
         kernel: `kernel(part, logits, dloss, loss, dlogits)` computes a part of the counted rows.
             dlogits[i] may be logits[i]'s own buffer, or None.
+        more_columns: of the buffers that `kernel` needs for a row, beside the logits.
     """
     total = len(heads[0].rows) if counted is None else len(counted)
     # The gradient of DoRA's magnitudes reads the logits, so slopes need a second buffer.
     parts = _parts(
         total,
-        4 * sum(h.vocabulary * (1 + (h.projection.m is not None)) for h in heads),
+        4 * (more_columns + sum(h.vocabulary * (1 + (h.projection.m is not None)) for h in heads)),
         logits_bytes,
     )
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -13,10 +14,12 @@ from pyloss.losses.pairs import js_div_loss, kl_div_loss
 from pyloss.losses.public import linear_cross_entropy
 
 __all__ = [
+    "PackedTargets",
     "default_loss",
     "head_bytes",
     "js_div_loss",
     "kl_div_loss",
+    "loss_in_parts",
     "parts_of_rows",
     "target_weights",
 ]
@@ -63,12 +66,53 @@ def head_bytes(grad_checkpoint: bool) -> int:
     return (60 if grad_checkpoint else 100) << 20
 
 
+class PackedTargets(NamedTuple):
+    """A part of a batch without its padding: N tokens of S rows, and what each should predict.
+
+    Attributes:
+        tokens: int32 [N], the inputs of the model.
+        offsets: int32 [S + 1], the first token of each row, and N.
+        labels: int32 [N], the next token of each, or -1 where it is no target.
+        weights: float32 [N], the weight of each target over the weights of the whole batch.
+        logits_bytes: for the fused losses, see `linear_cross_entropy`.
+    """
+
+    tokens: np.ndarray
+    offsets: np.ndarray
+    labels: np.ndarray
+    weights: np.ndarray
+    logits_bytes: int
+
+
 def default_loss(model: Any, batch: Any, lengths: Any) -> tuple[Any, float]:
     """Return the weighted mean cross entropy of the target tokens, and the sum of their weights.
 
+    Arguments and errors are those of `loss_in_parts`.
+    """
+
+    def cross_entropy(part: PackedTargets) -> Any:
+        return linear_cross_entropy(
+            model.hidden(part.tokens, part.offsets),
+            model.head_layer,
+            part.labels,
+            weights=part.weights,
+            ignore_index=-1,
+            reduction="sum",
+            logits_bytes=part.logits_bytes,
+        )
+
+    return loss_in_parts(model, batch, lengths, cross_entropy)
+
+
+def loss_in_parts(
+    model: Any, batch: Any, lengths: Any, loss: Callable[[PackedTargets], Any]
+) -> tuple[Any, float]:
+    """Return the sum of `loss` over the parts of a batch, and the sum of the targets' weights.
+
     `batch` is int32 [B, T], padded token ids; `lengths` is as in `target_weights`. Rows are packed:
-    padding and tokens after a row's last target cost nothing, and the head is computed for targets
-    only. Without targets the result is (0, 0).
+    padding and tokens after a row's last target cost nothing. `loss` returns the sum of a part's
+    losses times its `weights`, so that the sum over all parts is the batch's weighted mean. Without
+    targets the result is (0, 0), and `loss` is not called.
 
     Raises ValueError as `target_weights` does, and for token ids outside the vocabulary.
     """
@@ -90,24 +134,14 @@ def default_loss(model: Any, batch: Any, lengths: Any) -> tuple[Any, float]:
         raise ValueError(f"{token} is outside the vocabulary [0, {vocabulary})")
     at_once = head_bytes(getattr(model, "grad_checkpoint", False))
 
-    def loss(rows: np.ndarray) -> Any:
-        """Loss of these rows, already divided by the batch's total."""
+    def loss_of(rows: np.ndarray) -> Any:
         real, factors = inside[rows], shares[rows][inside[rows]]
         offsets = np.concatenate(([0], np.cumsum(used[rows]))).astype(np.int32)
         labels = np.where(factors > 0, targets[rows][real].astype(np.int32), np.int32(-1))
-        hidden = model.hidden(batch[rows, :-1][real], offsets)
-        return linear_cross_entropy(
-            hidden,
-            model.head_layer,
-            labels,
-            weights=factors,
-            ignore_index=-1,
-            reduction="sum",
-            logits_bytes=at_once,
-        )
+        return loss(PackedTargets(batch[rows, :-1][real], offsets, labels, factors, at_once))
 
     parts = parts_of_rows(used, PARTS_TOGETHER if current_tape() is None else 1)
-    return loss(parts[0]) if len(parts) == 1 else sum_in_parts(loss, parts), total
+    return loss_of(parts[0]) if len(parts) == 1 else sum_in_parts(loss_of, parts), total
 
 
 def parts_of_rows(lengths: Any, together: int = 1) -> list[np.ndarray]:

@@ -47,10 +47,10 @@ def world(monkeypatch, tmp_path):
             )
 
     def measure(*args, **options):
-        return evaluate(*args, loss=tiny_loss, **options)
+        return evaluate(*args, **options | {"loss": tiny_loss})
 
     def run(*args, **options):
-        return train(*args, loss=tiny_loss, **options)
+        return train(*args, **options | {"loss": tiny_loss})
 
     evaluate, train = evaluation.evaluate, trainer.train
     monkeypatch.setattr(utils, "add_adapters", add_adapters)

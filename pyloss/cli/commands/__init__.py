@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from pyloss.cli.commands.converting import convert, export, fuse
+from pyloss.cli.commands.distilling import distill
 from pyloss.cli.commands.generating import generate
 from pyloss.cli.commands.measuring import bench, info
 from pyloss.cli.commands.shared import Flags
@@ -12,6 +13,7 @@ from pyloss.cli.commands.training import evaluate, train
 
 COMMANDS: dict[str, Callable[[Flags], int]] = {
     "train": train,
+    "distill": distill,
     "eval": evaluate,
     "generate": generate,
     "fuse": fuse,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,13 +19,22 @@ from pyloss.runtime import precision
 from pyloss.tuner.callbacks import get_reporting_callbacks
 from pyloss.tuner.data.batching import NoTargets
 from pyloss.tuner.datasets import load_dataset, resolve_train_on
+from pyloss.tuner.losses import default_loss
 from pyloss.tuner.run.checkpoints import restore_arrays
 from pyloss.tuner.run.run_folder import ADAPTER_FILE, read_adapter_config
 from pyloss.tuner.run.settings import merge_settings, resumed_settings
 
+#: makes the loss of a run, from its settings and the student's tokenizer
+Objective = Callable[[SimpleNamespace, Any], Callable[..., Any]]
+
 
 def train(flags: Flags) -> int:
     """`pyloss train`: trains, tests, or previews the training data."""
+    return fit(flags)
+
+
+def fit(flags: Flags, objective: Objective | None = None) -> int:
+    """Trains, tests or previews as the flags say; with an `objective` the run is a distillation."""
     settings = merge_settings(flags, flags.get("config"))
     if settings.train and settings.resume:
         settings = _resumed(settings, flags)
@@ -34,6 +44,10 @@ def train(flags: Flags) -> int:
         raise ValueError(
             "--resume continues a run as it was, --resume-adapter-file starts a new one: "
             "give one of them"
+        )
+    if objective is None and settings.train and settings.distillation:
+        raise ValueError(
+            "the settings have a distillation section: pyloss distill runs and resumes them"
         )
     optimizer = make_optimizer(settings)
     model, tokenizer = models.load(settings.model)
@@ -45,7 +59,8 @@ def train(flags: Flags) -> int:
         out(preview(data, tokenizer, settings.preview, max_seq_length=settings.max_seq_length))
         return 0
     if settings.train:
-        _train(settings, model, optimizer, train_set, valid_set)
+        loss = default_loss if objective is None else objective(settings, tokenizer)
+        _train(settings, model, optimizer, train_set, valid_set, loss)
     else:
         from pyloss.tuner.utils import load_adapters
 
@@ -128,7 +143,12 @@ _SHARED = (
 
 
 def _train(
-    settings: SimpleNamespace, model: Any, optimizer: Optimizer, train_set: Any, valid_set: Any
+    settings: SimpleNamespace,
+    model: Any,
+    optimizer: Optimizer,
+    train_set: Any,
+    valid_set: Any,
+    loss: Callable[..., Any],
 ) -> None:
     from pyloss.tuner.trainer import TrainingArgs, train as run
     from pyloss.tuner.utils import add_adapters, unfreeze_layers
@@ -156,7 +176,7 @@ def _train(
     callback = get_reporting_callbacks(
         settings.report_to, settings.project_name, str(folder), vars(settings)
     )
-    run(model, optimizer, train_set, valid_set or None, args, training_callback=callback)
+    run(model, optimizer, train_set, valid_set or None, args, loss=loss, training_callback=callback)
 
 
 def _adapter_file(path: str) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from pyloss.cli.flags.converting import convert_parser, export_parser, fuse_parser
+from pyloss.cli.flags.distilling import distill_parser
 from pyloss.cli.flags.generating import generate_parser
 from pyloss.cli.flags.measuring import bench_parser, info_parser
 from pyloss.cli.flags.training import eval_parser, train_parser
@@ -28,6 +29,7 @@ def build_parser(prog: str = "pyloss") -> argparse.ArgumentParser:
         title="commands", dest="command", metavar="COMMAND", required=True
     )
     train_parser(commands)
+    distill_parser(commands)
     eval_parser(commands)
     generate_parser(commands)
     fuse_parser(commands)

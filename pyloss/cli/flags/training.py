@@ -44,6 +44,11 @@ def train_parser(commands: Any) -> None:
 An earlier run in the adapter's folder moves to previous-1, previous-2, ... there, unless
 --overwrite is given. Ctrl-C (or SIGTERM) saves everything; --resume continues from there.""",
     )
+    run_flags(parser)
+
+
+def run_flags(parser: Any, lora_alpha: str = "--alpha") -> None:
+    """Adds the flags of a run, with the flag `lora_alpha` for the adapters' alpha."""
     group = parser.add_argument_group("what to train")
     setting(group, "--train", "train; the default unless --test is given", action="store_true")
     setting(group, "--model", "a model's folder, a .gguf file, or a known name", metavar="PATH")
@@ -71,14 +76,15 @@ An earlier run in the adapter's folder moves to previous-1, previous-2, ... ther
     setting(group, "--scale", "factor of the adapters' output", type=real)
     setting(
         group,
-        "--alpha",
+        lora_alpha,
         "instead of --scale: scale times rank, PEFT's lora_alpha",
         type=real,
+        dest="alpha",
     )
     setting(
         group,
         "--rslora",
-        "with --alpha: scale is alpha / sqrt(rank) instead of alpha / rank",
+        f"with {lora_alpha}: scale is alpha / sqrt(rank) instead of alpha / rank",
         action="store_true",
     )
     setting(group, "--dropout", "dropout of the adapters' input", type=real)

@@ -15,6 +15,7 @@ from typing import Any
 from pyloss.checks.numbers import LARGEST, real, shown, whole
 from pyloss.errors import nearest
 from pyloss.io.files import PathLike, user_path
+from pyloss.losses.distillation import KINDS as DIVERGENCES
 from pyloss.optim import OPTIMIZERS, build_schedule
 from pyloss.runtime.precision import PRECISIONS
 from pyloss.tuner.adapters.lora_parameters import INITS, PEFT_NAMES, read_lora_parameters
@@ -60,15 +61,21 @@ def _integer(least: int) -> Callable[[Any], int]:
 
 
 def _number(
-    least: float, below: float | None = None, above: bool = False
+    least: float, most: float | None = None, below: float | None = None, above: bool = False
 ) -> Callable[[Any], float]:
     allowed = f"a finite number {'above' if above else 'of at least'} {least:g}"
+    allowed += "" if most is None else f" and at most {most:g}"
     allowed += "" if below is None else f" and below {below:g}"
 
     def check(value: Any) -> float:
         try:
             return real(
-                value, "", None if above else least, above=least if above else None, below=below
+                value,
+                "",
+                None if above else least,
+                most,
+                above=least if above else None,
+                below=below,
             )
         except (TypeError, ValueError):
             raise Refused(allowed) from None
@@ -195,6 +202,21 @@ def _lora_parameters(value: Any) -> dict[str, Any]:
     return found
 
 
+#: the keys of `distillation`, which `pyloss distill` reads, with the defaults of `DistillationLoss`
+DISTILLATION_SCHEMA: dict[str, Key] = {
+    "teacher": Key(_optional(_place)),
+    "kind": Key(_one_of(*DIVERGENCES), "forward-kl"),
+    "temperature": Key(_number(0, above=True), 1.0),
+    "alpha": Key(_number(0, 1), 0.0),
+    "beta": Key(_number(0, 1), 0.5),
+    "skew": Key(_number(0, below=1), 0.1),
+}
+
+
+def _distillation(value: Any) -> dict[str, Any]:
+    return _checked(_mapping(value), DISTILLATION_SCHEMA, "distillation.")
+
+
 _NOT_YET = "is not available yet"
 
 SCHEMA: dict[str, Key] = {
@@ -249,6 +271,7 @@ SCHEMA: dict[str, Key] = {
     "resume": Key(_boolean, False),
     "overwrite": Key(_boolean, False),
     "preview": Key(_integer(0), 0),
+    "distillation": Key(_optional(_distillation)),
 }
 
 #: command-line flags and the lora_parameters keys they set
@@ -256,6 +279,10 @@ LORA_FLAGS = {
     name: name for name in ("rank", "scale", "alpha", "rslora", "dropout", "init", "loftq_model")
 }
 LORA_FLAGS["lora_keys"] = "keys"
+
+#: command-line flags of `pyloss distill` and the distillation keys they set
+DISTILLATION_FLAGS = {name: name for name in DISTILLATION_SCHEMA if name != "alpha"}
+DISTILLATION_FLAGS["label_share"] = "alpha"
 
 #: names from other versions and tools, with pyloss's name for each
 RENAMED = {
@@ -350,14 +377,21 @@ def merge_settings(
     `defaults`, the schema's defaults.
 
     An unset `train` is true unless `test` is true, so that `test` alone only tests. The flags in
-    `LORA_FLAGS` override the file's `lora_parameters`.
+    `LORA_FLAGS` override the file's `lora_parameters`, those in `DISTILLATION_FLAGS` its
+    `distillation`.
     """
     settings = {key: entry.default for key, entry in SCHEMA.items()} | dict(defaults or {})
     from_file = check_settings(read_yaml(path), os.fspath(path)) if path is not None else {}
     given = {key: value for key, value in flags.items() if value is not None}
     lora = {name: given.pop(flag) for flag, name in LORA_FLAGS.items() if flag in given}
+    distilling = {
+        name: given.pop(flag) for flag, name in DISTILLATION_FLAGS.items() if flag in given
+    }
     settings |= from_file | check_settings(given, "command line")
     try:
+        if distilling:
+            distilling = _checked(distilling, DISTILLATION_SCHEMA, "distillation.")
+            settings["distillation"] = (settings["distillation"] or {}) | distilling
         lora = _checked(lora, LORA_SCHEMA, "lora_parameters.")
         settings["lora_parameters"] = _lora_over(settings["lora_parameters"], lora)
         read_lora_parameters(settings["lora_parameters"])

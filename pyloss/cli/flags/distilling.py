@@ -1,0 +1,67 @@
+"""Flags of `pyloss distill`: those of `pyloss train`, and the keys of `distillation`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pyloss.cli.flags.training import run_flags
+from pyloss.cli.parser import command, real
+from pyloss.losses.distillation import KINDS
+from pyloss.tuner.run.settings import DISTILLATION_SCHEMA
+
+
+def distill_parser(commands: Any) -> None:
+    parser = command(
+        commands,
+        "distill",
+        text="train a model towards the probabilities of a teacher",
+        description="""Train a student with the probabilities of a teacher as its targets, by LoRA,
+DoRA or in full, on the same data and with the same flags as pyloss train. The loss of a
+target token is alpha CE + (1 - alpha) T^2 D: the cross entropy of the label, and the
+divergence D between teacher and student at temperature T.""",
+        epilog="""examples:
+  pyloss distill --teacher adapters-fused --data examples/data --mask-prompt --iters 200 \\
+      --learning-rate 1e-3
+                              teach the embedded small model what a tuned one answers
+  pyloss distill --teacher big.gguf --model small/ --kind js --beta 0.3 --data data/
+                              a quantized teacher: its weights stay in the file
+  pyloss distill --teacher big/ --temperature 2 --alpha 0.5 --data data/
+                              soft targets, and half of the loss from the labels
+
+Teacher and student need the same tokenizer. The files of a run, --resume and Ctrl-C are
+those of pyloss train; a YAML file has these settings under the key distillation.""",
+    )
+    group = parser.add_argument_group("teacher")
+    group.add_argument(
+        "--teacher", metavar="PATH", help="a model's folder, a .gguf file, or a known name"
+    )
+
+    def add(flag: str, key: str, text: str, **more: Any) -> None:
+        default = DISTILLATION_SCHEMA[key].default
+        group.add_argument(flag, help=f"{text} (default: {default})", **more)
+
+    add(
+        "--kind",
+        "kind",
+        "divergence from the teacher P to the student Q: KL(P || Q), KL(Q || P), "
+        "Jensen-Shannon with --beta, or KL(P || S) with S = skew P + (1 - skew) Q",
+        metavar="|".join(KINDS),
+    )
+    add("--temperature", "temperature", "divides both models' logits", type=real, metavar="T")
+    add(
+        "--alpha",
+        "alpha",
+        "share of the labels' cross entropy, 0 to 1",
+        type=real,
+        metavar="X",
+        dest="label_share",
+    )
+    add(
+        "--beta",
+        "beta",
+        "for js: from 0, the forward KL, to 1, the reverse KL",
+        type=real,
+        metavar="X",
+    )
+    add("--skew", "skew", "for skew-kl: the teacher's share of S", type=real, metavar="X")
+    run_flags(parser, lora_alpha="--lora-alpha")

@@ -1,0 +1,95 @@
+"""The loss of a batch against a teacher: `loss=` of the trainer and of `evaluate`."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from pyloss.autograd.tape import no_grad
+from pyloss.checks.numbers import real
+from pyloss.losses.distillation import divergence, linear_distillation
+from pyloss.tuner.losses import PackedTargets, loss_in_parts
+
+
+class Teacher(Protocol):
+    """What a student learns from."""
+
+    def loss(self, model: Any, part: PackedTargets, options: dict[str, Any]) -> Any:
+        """The sum over the part's targets of their weights times their losses.
+
+        `options` are those of `linear_distillation`: kind, temperature, beta, skew and alpha.
+        """
+
+
+class LiveTeacher:
+    """A model that runs over each part of a batch before the student does.
+
+    Its parameters get no gradient, and its activations are freed before the student's exist.
+
+    Args:
+        model: the teacher, with the student's tokens (see `check_vocabularies`).
+    """
+
+    def __init__(self, model: Any) -> None:
+        if not hasattr(model, "hidden") or not hasattr(model, "head_layer"):
+            raise TypeError(
+                f"a teacher must be a model of pyloss.load, not a {type(model).__name__}"
+            )
+        self.model = model.eval()
+
+    def loss(self, model: Any, part: PackedTargets, options: dict[str, Any]) -> Any:
+        """See `Teacher`."""
+        with no_grad():
+            known = self.model.hidden(part.tokens, part.offsets)
+        return linear_distillation(
+            model.hidden(part.tokens, part.offsets),
+            model.head_layer,
+            known,
+            self.model.head_layer,
+            part.labels,
+            weights=part.weights,
+            ignore_index=-1,
+            logits_bytes=part.logits_bytes,
+            reduction="sum",
+            **options,
+        )
+
+
+class DistillationLoss:
+    """`loss(model, batch, lengths)`: (the weighted mean over the targets, the sum of weights).
+
+    Each target's loss is alpha CE + (1 - alpha) T^2 D, see `pyloss.losses.linear_distillation`.
+
+    Args:
+        teacher: a model, or another `Teacher`.
+        kind: the divergence D: "forward-kl", "reverse-kl", "js" (with `beta`) or "skew-kl" (with
+            `skew`).
+        temperature: T > 0, divides the logits of both.
+        alpha: in [0, 1], the share of the labels' cross entropy.
+
+    Raises ValueError for an unknown kind and for numbers out of their range.
+    """
+
+    def __init__(
+        self,
+        teacher: Any,
+        kind: str = "forward-kl",
+        temperature: float = 1.0,
+        alpha: float = 0.0,
+        beta: float = 0.5,
+        skew: float = 0.1,
+    ) -> None:
+        divergence(kind, temperature=temperature, beta=beta, skew=skew)
+        self.teacher: Teacher = teacher if hasattr(teacher, "loss") else LiveTeacher(teacher)
+        self.options = {
+            "kind": kind,
+            "temperature": real(temperature, "temperature", above=0),
+            "alpha": real(alpha, "alpha", 0, 1),
+            "beta": real(beta, "beta", 0, 1),
+            "skew": real(skew, "skew", 0, below=1),
+        }
+
+    def __call__(self, model: Any, batch: Any, lengths: Any) -> tuple[Any, float]:
+        """The loss of a batch, see `tuner.losses.default_loss`."""
+        return loss_in_parts(
+            model, batch, lengths, lambda part: self.teacher.loss(model, part, self.options)
+        )

@@ -1,0 +1,60 @@
+"""`distill`: a training run against a teacher."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pyloss.distillation.loss import DistillationLoss
+from pyloss.distillation.vocabularies import check_vocabularies
+from pyloss.tuner.callbacks import TrainingCallback
+from pyloss.tuner.run.args import TrainingArgs, TrainingResult
+from pyloss.tuner.trainer import train
+
+
+def distill(
+    model: Any,
+    teacher: Any,
+    optimizer: Any,
+    train_dataset: Any,
+    val_dataset: Any = None,
+    args: TrainingArgs | None = None,
+    *,
+    kind: str = "forward-kl",
+    temperature: float = 1.0,
+    alpha: float = 0.0,
+    beta: float = 0.5,
+    skew: float = 0.1,
+    tokenizers: tuple[Any, Any] | None = None,
+    training_callback: TrainingCallback | None = None,
+) -> TrainingResult:
+    """Train the model's trainable parameters towards a teacher's probabilities, and save them.
+
+    The run is that of `pyloss.train`, whose arguments and errors these are, with
+    `DistillationLoss` as its loss for training and validation.
+
+    Args:
+        teacher: a model of `pyloss.load`, quantized or not, with the same tokens.
+        tokenizers: the student's and the teacher's, to compare them. Without them, the heads must
+            have the same number of classes.
+
+    Raises ValueError if the vocabularies differ.
+    """
+    loss = DistillationLoss(teacher, kind, temperature, alpha, beta, skew)
+    if tokenizers is not None:
+        check_vocabularies(*tokenizers)
+    elif (head := getattr(teacher, "head_layer", None)) is not None:
+        sizes = model.head_layer.shape[0], head.shape[0]
+        if sizes[0] != sizes[1]:
+            raise ValueError(
+                f"the student's head has {sizes[0]} classes and the teacher's {sizes[1]}: "
+                "give tokenizers=(student's, teacher's), which tell whether that is padding"
+            )
+    return train(
+        model,
+        optimizer,
+        train_dataset,
+        val_dataset,
+        args,
+        loss=loss,
+        training_callback=training_callback,
+    )

@@ -1,0 +1,198 @@
+"""The loss of distillation under output heads: a divergence from a teacher, and the labels' part.
+
+Neither the student's logits nor the teacher's exist for more than a few rows at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pyloss import _core
+from pyloss.checks.numbers import real, whole
+from pyloss.errors import choices
+from pyloss.losses.head import Head, fused, head, row_loss
+from pyloss.losses.rows import RowLoss, counted_weight, row_labels, row_weights
+from pyloss.ops.arrays import empty
+from pyloss.runtime import device
+
+#: The names of the divergences from a teacher P to a student Q.
+KINDS = ("forward-kl", "reverse-kl", "js", "skew-kl")
+
+
+class Divergence(NamedTuple):
+    """A divergence of two rows of logits, as the core computes it.
+
+    Attributes:
+        kernel: the name of its operation.
+        order: which of (student, teacher) the operation takes first and second.
+        options: the operation's scalars.
+    """
+
+    kernel: str
+    order: tuple[int, int]
+    options: tuple[float, ...]
+
+
+def divergence(
+    kind: str, *, temperature: float = 1.0, beta: float = 0.5, skew: float = 0.1
+) -> Divergence:
+    """The divergence called `kind`, P and Q being the softmax of the logits over `temperature`.
+
+    - "forward-kl": KL(P || Q) (Hinton et al., arXiv:1503.02531).
+    - "reverse-kl": KL(Q || P) (Gu et al., arXiv:2306.08543).
+    - "js": beta KL(P || M) + (1 - beta) KL(Q || M), M = beta P + (1 - beta) Q (Agarwal et al.,
+      arXiv:2306.13649); beta 0 and 1 are forward and reverse KL, as in `js_div_loss`.
+    - "skew-kl": KL(P || skew P + (1 - skew) Q), skew in [0, 1) (Ko et al., arXiv:2402.03898).
+
+    Raises ValueError for another kind, and for options out of their range.
+    """
+    t = real(temperature, "temperature", above=0)
+    forward, reverse = Divergence("kl_div", (0, 1), (t,)), Divergence("kl_div", (1, 0), (t,))
+    if kind == "forward-kl":
+        return forward
+    if kind == "reverse-kl":
+        return reverse
+    if kind == "js":
+        b = real(beta, "beta", 0, 1)
+        return Divergence("js_div", (0, 1), (t, b)) if 0 < b < 1 else reverse if b else forward
+    if kind == "skew-kl":
+        return Divergence("skew_kl_div", (0, 1), (t, real(skew, "skew", 0, below=1)))
+    raise ValueError(f"kind is {kind!r:.60}; it must be {choices(KINDS)}")
+
+
+def linear_distillation(
+    hidden_q: Any,
+    weight_q: Any,
+    hidden_p: Any,
+    weight_p: Any,
+    labels: Any,
+    *,
+    kind: str = "forward-kl",
+    temperature: float = 1.0,
+    beta: float = 0.5,
+    skew: float = 0.1,
+    alpha: float = 0.0,
+    weights: Any = None,
+    ignore_index: int = -100,
+    logits_bytes: int | None = None,
+    reduction: str = "none",
+    out: Any = None,
+) -> Any:
+    """alpha CE(q, label) + (1 - alpha) T^2 D(p, q) of each row, with T = `temperature`.
+
+    D is the `divergence` called `kind`, with its `beta` or `skew`. The factor T^2 keeps the size of
+    its gradient (Hinton et al., arXiv:1503.02531, section 2); the cross entropy is at temperature
+    1. Student `hidden_q` [..., D] with `weight_q` [V, D], teacher `hidden_p` [..., E] with
+    `weight_p` [W, E]; arrays and weights are as in `linear_cross_entropy`. Where V and W differ,
+    D is over the first min(V, W) classes, and the student's other classes count in the cross
+    entropy only. The teacher's arguments get no gradient.
+
+    `alpha` in [0, 1]. `labels` integers [...]; rows whose label is `ignore_index` and rows of
+    weight 0 are not computed, and give 0.
+    """
+    share, at_once = (
+        real(alpha, "alpha", 0, 1),
+        None if logits_bytes is None else whole(logits_bytes, "logits_bytes", 1),
+    )
+    pair = divergence(kind, temperature=temperature, beta=beta, skew=skew)
+    q, p = head(hidden_q, weight_q, "_q"), head(hidden_p, weight_p, "_p")
+    shape = q.shape[:-1]
+    if shape != p.shape[:-1]:
+        raise ValueError(
+            f"hidden_q and hidden_p must have the same leading shape, got {q.shape} and {p.shape}"
+        )
+    given = row_weights(weights, shape)
+    index = row_labels(labels, given, shape, q.vocabulary, ignore_index)
+    counted = np.flatnonzero(index >= 0).astype(np.int32)
+    step = _Step(q, p, pair, share, index[counted])
+    run = fused(
+        (q, p), counted if len(counted) < len(index) else None, 0.0, step, at_once, step.columns
+    )
+    total, dtype = counted_weight(given, index >= 0), np.dtype(np.float32)
+    teacher = (None,) * len(p.inputs())
+    return RowLoss(run, (*q.inputs(), *teacher), shape, dtype, given, total).result(reduction, out)
+
+
+class _Step:
+    """The loss and slopes of a part of the rows, from its logits: `fused`'s kernel.
+
+    Attributes:
+        columns: the columns of the buffers that a part needs beyond its logits.
+    """
+
+    def __init__(self, q: Head, p: Head, pair: Divergence, alpha: float, labels: np.ndarray):
+        self.pair, self.alpha, self.labels = pair, alpha, labels
+        self.sizes = q.vocabulary, p.vocabulary
+        if self.sizes[0] != self.sizes[1] and device.is_device_array(q.rows):
+            raise ValueError(
+                f"the heads have {q.vocabulary} and {p.vocabulary} classes; "
+                "on a device both must have the same number"
+            )
+        self.columns = q.vocabulary * ((0 < alpha < 1) + (q.vocabulary != p.vocabulary))
+
+    def __call__(
+        self,
+        part: slice,
+        logits: Sequence[np.ndarray],
+        dloss: np.ndarray | None,
+        loss: np.ndarray,
+        slopes: Sequence[np.ndarray | None],
+    ) -> None:
+        alpha, labels, x, dx = self.alpha, self.labels[part], logits[0], slopes[0]
+        if alpha == 1:
+            _cross_entropy(x, labels, dloss, loss, dx)
+            return
+        factor = (1 - alpha) * self.pair.options[0] ** 2
+        own, own_dx = None, None
+        if alpha:
+            # First, since the divergence's slopes may take the place of the logits.
+            own = np.empty_like(loss)
+            own_dx = None if dx is None else empty(*x.shape, like=x)
+            _cross_entropy(
+                x, labels, None if dloss is None else dloss * np.float32(alpha), own, own_dx
+            )
+        scale = None if dloss is None else dloss * np.float32(factor)
+        self._divergence(logits, scale, loss, dx)
+        loss *= np.float32(factor)
+        if own is not None:
+            loss += np.float32(alpha) * own
+        if own_dx is not None:
+            _core.axpy(1.0, own_dx, dx)
+
+    def _divergence(
+        self,
+        logits: Sequence[np.ndarray],
+        dloss: np.ndarray | None,
+        loss: np.ndarray,
+        dx: np.ndarray | None,
+    ) -> None:
+        (kernel, order, options), (own, others) = self.pair, self.sizes
+        both, slope = [logits[0], logits[1]], dx
+        if own != others:
+            shared = min(own, others)
+            both = [x[:, :shared] for x in both]
+            if dx is not None and own > shared:
+                slope = empty(len(dx), shared, like=dx)
+        slopes = (slope, None)
+        first, second = order
+        row_loss(
+            kernel,
+            (both[first], both[second], *options, dloss),
+            (loss, slopes[first], slopes[second]),
+        )
+        if dx is not None and slope is not None and slope is not dx:
+            dx[:, : slope.shape[1]] = slope
+            dx[:, slope.shape[1] :] = 0
+
+
+def _cross_entropy(
+    logits: np.ndarray,
+    labels: np.ndarray,
+    dloss: np.ndarray | None,
+    loss: np.ndarray,
+    slopes: np.ndarray | None,
+) -> None:
+    row_loss("softmax_cross_entropy", (logits, labels, 0.0, 0.0, 0.0, dloss), (loss, slopes))

@@ -1,0 +1,117 @@
+"""`distill`: a run against a teacher, its settings, and what is refused."""
+
+import json
+
+import numpy as np
+import pytest
+import tiny
+import tiny_project
+from tiny_commands import fails
+
+import pyloss
+from pyloss.cli import main
+from pyloss.models import load_model
+
+DISTILL = ["distill", *tiny_project.TRAIN[1:], "--teacher", "teacher"]
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A student `base`, and a `teacher` with other weights and a padded head."""
+    tiny_project.make(tmp_path)
+    size = tiny.TOKENS + 3
+    tiny.write_folder(tmp_path / "other", seed=5, vocab_size=size, tied=False)
+    load_model(tmp_path / "other").save(tmp_path / "teacher", tiny.byte_tokenizer())
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def settings(folder):
+    return json.loads((folder / "adapter_config.json").read_text())
+
+
+def test_a_run_keeps_its_settings_and_resumes(project, capsys):
+    flags = ["--kind", "js", "--beta", "0.25", "--alpha", "0.1", "--lora-alpha", "4"]
+    assert main([*DISTILL, "--adapter-path", "run", *flags]) == 0
+    err = capsys.readouterr().err
+    assert "teacher teacher: " in err and "iteration 2/2: train loss" in err
+    saved = settings(project / "run")
+    assert saved["distillation"] == {
+        "teacher": "teacher", "kind": "js", "beta": 0.25, "alpha": 0.1,
+    }  # fmt: skip
+    assert saved["lora_parameters"]["scale"] == 4 / saved["lora_parameters"]["rank"]
+    assert main(["distill", "--resume", "--adapter-path", "run", "--iters", "3"]) == 0
+    assert "resuming after iteration 2" in capsys.readouterr().err
+    assert settings(project / "run")["distillation"] == saved["distillation"]
+    fails(
+        capsys,
+        ["train", "--resume", "--adapter-path", "run", "--iters", "4"],
+        "the settings have a distillation section: pyloss distill runs and resumes them",
+    )
+    assert main(["generate", "--model", "base", "--adapter-path", "run", "--prompt", "hi"]) == 0
+
+
+def test_the_loss_is_that_of_the_teacher(project, capsys):
+    """A student that is its own teacher has nothing to learn."""
+    own = [*DISTILL[:-1], "base.gguf"]
+    assert main([*own, "--model", "base.gguf", "--adapter-path", "run"]) == 0
+    _, err = capsys.readouterr()
+    shown = [line for line in err.splitlines() if "val loss" in line]
+    assert shown and all("val loss 0.000" in line for line in shown)
+
+
+def test_settings_from_a_file(project, capsys):
+    (project / "run.yaml").write_text(
+        "model: base\ndata: data\niters: 2\nbatch_size: 2\nnum_layers: 1\n"
+        "distillation: {teacher: teacher, kind: reverse-kl, temperature: 2}\n"
+    )
+    assert main(["distill", "-c", "run.yaml", "--temperature", "3"]) == 0
+    saved = settings(project / "adapters")["distillation"]
+    assert saved == {"teacher": "teacher", "kind": "reverse-kl", "temperature": 3.0}
+
+
+@pytest.mark.parametrize("kind", ["dora", "full"])
+def test_other_kinds_of_training(project, kind):
+    assert main([*DISTILL, "--fine-tune-type", kind, "--adapter-path", "run"]) == 0
+    assert (project / "run" / "adapters.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--kind", "kl"], "distillation.kind is 'kl'; allowed: forward-kl, reverse-kl"),
+        (["--temperature", "0"], "distillation.temperature is 0.0; allowed: a finite number above"),
+        (["--alpha", "1.5"], "distillation.alpha is 1.5; allowed: a finite number of at least 0"),
+        (["--skew", "1"], "distillation.skew is 1.0"),
+        (["--teacher", "nowhere"], "nowhere"),
+    ],
+)
+def test_refused_flags(project, capsys, flags, message):
+    fails(capsys, [*DISTILL, "--adapter-path", "run", *flags], message)
+    assert not (project / "run").exists()
+
+
+def test_a_teacher_is_needed(project, capsys):
+    fails(capsys, [*DISTILL[:-2], "--adapter-path", "run"], "no teacher: give --teacher")
+    assert not (project / "run").exists()
+
+
+def test_another_tokenizer_is_refused(project, capsys):
+    tokenizer = tiny.byte_tokenizer()
+    tokenizer.backend.add_tokens(["<extra>"])
+    load_model(project / "other").save(project / "foreign", tokenizer)
+    found = fails(
+        capsys,
+        [*DISTILL[:-1], "foreign", "--adapter-path", "run"],
+        "and the teacher's", "no token in the student's and '<extra>' in the teacher's",
+    )  # fmt: skip
+    assert len(found[-1]) < 300
+    assert not (project / "run").exists()
+
+
+def test_the_teacher_stays_as_it_is(project):
+    before = {p.name: p.read_bytes() for p in (project / "teacher").iterdir()}
+    assert main([*DISTILL, "--adapter-path", "run"]) == 0
+    assert {p.name: p.read_bytes() for p in (project / "teacher").iterdir()} == before
+    model, _ = pyloss.load("base", adapter_path="run")
+    assert all(np.isfinite(array).all() for array in model.parameters().values())
