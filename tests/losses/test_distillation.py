@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pyloss.autograd.tape import value_and_grad
+from pyloss import value_and_grad
 from pyloss.losses import head as heads
 from pyloss.losses.distillation import KINDS, divergence, linear_distillation
 
