@@ -32,8 +32,22 @@ OWN = {
     "model.gguf",
     "base.gguf",
     "lora_config.yaml",
+    "adapters-fused",
+    "big.gguf",
+    "big/",
+    "data/",
+    "small/",
 }
-READS = ("model", "adapter_path", "config", "data", "loftq_model", "resume_adapter_file")
+READS = (
+    "model",
+    "source",
+    "teacher",
+    "adapter_path",
+    "config",
+    "data",
+    "loftq_model",
+    "resume_adapter_file",
+)
 WRITES = ("output", "save_path")
 
 
@@ -48,7 +62,7 @@ def commands(text):
     lines = [
         m[1]
         for m in re.finditer(
-            r"^ *(?:echo .*\| *)?pyloss ((?:train|eval|generate|fuse|export|convert|bench|info)\b.*)",
+            r"^ *(?:echo .*\| *)?pyloss ((?:train|distill|eval|generate|fuse|export|convert|prune|bench|info)\b.*)",
             text,
             re.M,
         )
@@ -56,7 +70,7 @@ def commands(text):
     lines += [
         m[1]
         for m in re.finditer(
-            r"`pyloss ((?:train|eval|generate|fuse|export|convert|bench|info) [^`]*--model [^`]*)`",
+            r"`pyloss ((?:train|distill|eval|generate|fuse|export|convert|prune|bench|info) [^`]*--model [^`]*)`",
             text,
         )
     ]
@@ -100,7 +114,7 @@ def test_the_tour_runs(tmp_path, monkeypatch):
 
 def test_the_commands_exist(capsys):
     shown = {line[0] for lines in SHOWN.values() for line in lines}
-    assert shown == {"train", "eval", "generate", "fuse", "export", "convert", "bench", "info"}
+    assert shown == {name.removeprefix("pyloss ") for name in helps()} - {"pyloss"}
     assert {line[0] for line in SHOWN["README.md"]} == shown
     for command in shown:
         assert main([command, "--help"]) == 0
@@ -122,17 +136,17 @@ def test_every_command_shown_is_taken_and_names_what_is_there(place, monkeypatch
             path = flags.get(name)
             if (
                 path
-                and not (command == "train" and name == "adapter_path")
+                and not (command in ("train", "distill") and name == "adapter_path")
                 and path != "smollm2-135m"
             ):
                 assert path in own | written or Path(path).exists(), f"{place}: {line}: {path}"
-        if command in ("train", "eval") and not (
+        if command in ("train", "distill", "eval") and not (
             flags["config"] and not Path(flags["config"]).exists()
         ):
             settings = merge_settings(
                 {k: v for k, v in flags.items() if k not in ("split",)}, flags["config"]
             )
-            if command == "train":
+            if command in ("train", "distill"):
                 written.add(settings.adapter_path)
         written |= {flags[name] for name in WRITES if flags.get(name)}
 

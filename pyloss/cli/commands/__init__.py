@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from pyloss.cli.commands.converting import convert, export, fuse
+from pyloss.cli.commands.converting import convert, export, fuse, prune
 from pyloss.cli.commands.distilling import distill
 from pyloss.cli.commands.generating import generate
 from pyloss.cli.commands.measuring import bench, info
@@ -19,6 +19,7 @@ COMMANDS: dict[str, Callable[[Flags], int]] = {
     "fuse": fuse,
     "export": export,
     "convert": convert,
+    "prune": prune,
     "bench": bench,
     "info": info,
 }

@@ -113,6 +113,26 @@ def convert(flags: Flags) -> int:
     return 0
 
 
+def prune(flags: Flags) -> int:
+    """`pyloss prune`: writes a model with some of its layers as a Hugging Face folder."""
+    from pyloss.models import pruning, saving
+
+    if (flags["layers"] is None) == (flags["keep"] is None):
+        raise ValueError("give either --layers, such as 0-19,28-29, or --keep and their number")
+    flags["model"] = flags.pop("source") or flags["model"]
+    listed = None if flags["layers"] is None else pruning.parse_layers(flags["layers"])
+    check_target(flags["output"], folder=True)
+    _refuse_source("output", flags)
+    model, tokenizer = models.load(flags["model"])
+    count = len(model.layers)
+    layers = pruning.even_layers(count, flags["keep"]) if listed is None else listed
+    pruning.prune_model(model, layers)
+    saving.save_model(model, flags["output"], tokenizer, flags["dtype"], flags["overwrite"])
+    kept = ", ".join(map(str, layers))
+    say(f"kept layers {kept} of {count}; saved the model to {flags['output']}")
+    return 0
+
+
 def _refuse_source(name: str, flags: Flags) -> None:
     """Raises ValueError if the flag `name` would overwrite the model or the adapter."""
     target = user_path(flags[name]).resolve()

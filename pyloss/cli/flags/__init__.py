@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import argparse
 
-from pyloss.cli.flags.converting import convert_parser, export_parser, fuse_parser
+from pyloss.cli.flags.converting import (
+    convert_parser,
+    export_parser,
+    fuse_parser,
+    prune_parser,
+)
 from pyloss.cli.flags.distilling import distill_parser
 from pyloss.cli.flags.generating import generate_parser
 from pyloss.cli.flags.measuring import bench_parser, info_parser
@@ -35,6 +40,7 @@ def build_parser(prog: str = "pyloss") -> argparse.ArgumentParser:
     fuse_parser(commands)
     export_parser(commands)
     convert_parser(commands)
+    prune_parser(commands)
     bench_parser(commands)
     info_parser(commands)
     return parser

@@ -143,3 +143,31 @@ def convert_parser(commands: Any) -> None:
         help="write a quantized model as floats",
     )
     ignored_flag(add)
+
+
+def prune_parser(commands: Any) -> None:
+    parser = command(
+        commands,
+        "prune",
+        usage="[MODEL] (--layers LIST | --keep N) --output FOLDER [options]",
+        text="write a shallower model: some of a model's layers",
+        description="Write a Hugging Face folder with some of a model's decoder layers: a student\n"
+        "that starts from its teacher. Its answers are poor until it is trained (pyloss distill).",
+        epilog="""examples:
+  pyloss prune --keep 12 --output student
+                              12 layers of the embedded small model, at even distances
+  pyloss prune some_folder --layers 0-19,28-29 --output student
+                              the layers as listed""",
+    )
+    add = parser.add_argument
+    add("source", nargs="?", metavar="MODEL", help="the model, as --model")
+    model_flags(add)
+    add("--layers", metavar="LIST", help="layers to keep: numbers and ranges, from 0")
+    add("--keep", type=whole, metavar="N", help="number of layers to keep, at even distances")
+    add("--output", required=True, metavar="FOLDER", help="folder to write")
+    add("--overwrite", action="store_true", help=OVERWRITE)
+    add(
+        "--dtype",
+        choices=("float32", "float16", "bfloat16"),
+        help="type of the tensors that are not quantized (default: the model's)",
+    )
