@@ -20,7 +20,7 @@ C_FILES := $(filter %.c %.h,$(CORE))
 TABLES := $(filter %.def %.cl,$(CORE))
 
 .PHONY: help demo test test-all readme parity lint sanitized sanitize fuzz fuzz-sanitize
-.PHONY: bench bench-train bench-losses bench-opencl clean
+.PHONY: bench bench-train bench-losses bench-distill bench-opencl clean
 
 help:
 	@echo 'make demo           set up .venv and fine-tune the embedded model (about ten minutes)'
@@ -36,6 +36,7 @@ help:
 	@echo 'make fuzz-sanitize  run make fuzz under ASan and UBSan'
 	@echo 'make bench-train    measure training and generation of pyloss and its peers (an hour)'
 	@echo 'make bench-losses   measure the losses of pyloss and its peers'
+	@echo 'make bench-distill  measure distillation, beside a plain loop in torch'
 	@echo 'make bench          measure matrix products, experts, loading and imports'
 	@echo 'make bench-opencl   compare an OpenCL device with the C kernels; DEVICE=opencl:1'
 	@echo 'make clean          remove what was built; .venv stays'
@@ -109,6 +110,9 @@ bench-train: $(VENV)/done-install $(VENV)/done-model $(VENV)/done-parity $(VENV)
 
 bench-losses: $(VENV)/done-install $(VENV)/done-parity $(VENV)/done-bench
 	$(BIN)/python benchmarks/losses.py
+
+bench-distill: $(VENV)/done-install $(VENV)/done-model $(VENV)/done-parity $(VENV)/done-bench
+	$(BIN)/python benchmarks/distill.py
 
 bench-opencl: $(VENV)/done-install $(VENV)/done-model $(VENV)/done-parity $(VENV)/done-bench
 	$(BIN)/python benchmarks/opencl.py --device $(DEVICE)

@@ -55,6 +55,20 @@ def main() -> None:
         [p for p in model.parameters() if p.requires_grad], lr=step_work.RATE
     )
     run = torch.compile(model) if options.compile else model
+    teacher = (
+        AutoModelForCausalLM.from_pretrained(options.teacher, dtype=dtype).eval()
+        if options.teacher
+        else None
+    )
+
+    def divergence(q: torch.Tensor, inputs: dict, labels: torch.Tensor) -> torch.Tensor:
+        """The mean over the targets of KL(teacher || student), as in TRL's GKD loss."""
+        with torch.no_grad():
+            p = teacher(**inputs).logits.float()
+        rows = torch.nn.functional.kl_div(
+            q.log_softmax(-1), p.log_softmax(-1), reduction="none", log_target=True
+        ).sum(-1)
+        return rows[labels != -100].mean()
 
     def loss_of(batch: step_work.Batch) -> torch.Tensor:
         steps = np.arange(batch.ids.shape[1])
@@ -70,7 +84,10 @@ def main() -> None:
             else None
         )
         ids = torch.from_numpy(batch.ids[:, :-1]).long().to(options.device)
-        logits = run(input_ids=ids, attention_mask=mask).logits.float()
+        inputs = {"input_ids": ids, "attention_mask": mask}
+        logits = run(**inputs).logits.float()
+        if teacher is not None:
+            return divergence(logits, inputs, labels)
         return torch.nn.functional.cross_entropy(logits.view(-1, vocabulary), labels.reshape(-1))
 
     def step(batch: step_work.Batch) -> float:

@@ -28,8 +28,11 @@ def main() -> None:
     model = load(options.model, options.type)
     base = sum(weight.nbytes for weight in model.stored().values())
     config = {"rank": step_work.RANK, "scale": step_work.SCALE}
+    loss = default_loss
+    if options.teacher:
+        loss = pyloss.DistillationLoss(load(options.teacher, options.type))
     train = measuring.training_step(
-        model, config, options.kind == "dora", options.checkpoint, step_work.RATE
+        model, config, options.kind == "dora", options.checkpoint, step_work.RATE, loss
     )
     pyloss.to_device(model, options.device)
     if options.evaluate:
@@ -39,10 +42,10 @@ def main() -> None:
     )
 
     def step(batch: step_work.Batch) -> float:
-        loss = float(default_loss(model, *batch)[0]) if options.evaluate else train(*batch)
+        value = float(loss(model, *batch)[0]) if options.evaluate else train(*batch)
         if there is not None:
             there.wait()  # the gradients and the update are still queued
-        return loss
+        return value
 
     step_work.measure(options, model.vocab_size, base, step)
 

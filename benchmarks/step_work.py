@@ -41,6 +41,7 @@ def parser(description: str) -> argparse.ArgumentParser:
     add("model")
     add("--kind", choices=("lora", "dora"), default="lora", help="kind of adapter")
     add("--checkpoint", action="store_true", help="recompute activations")
+    add("--teacher", help="a model whose probabilities are the targets: KL, both at temperature 1")
     add("--evaluate", action="store_true", help="compute the loss without gradients")
     add("--batch", type=int, default=4, help="sequences")
     add("--tokens", type=int, default=256, help="tokens of each sequence, drawn at random")

@@ -117,16 +117,17 @@ def training_step(
     use_dora: bool = False,
     grad_checkpoint: bool = False,
     learning_rate: float = 1e-4,
+    loss: Callable[..., Any] | None = None,
 ) -> Callable[[np.ndarray, np.ndarray], float]:
     """`add_adapters`; returns a training step.
 
-    The step takes a batch and its lengths (see `tuner.default_loss`), updates the adapters with
-    AdamW and returns the loss.
+    The step takes a batch and its lengths (see `tuner.default_loss`, the default of `loss`),
+    updates the adapters with AdamW and returns the loss.
     """
     from pyloss.tuner import default_loss
 
     add_adapters(model, config, use_dora, grad_checkpoint)
-    optimizer, gradients = AdamW(learning_rate), nn.value_and_grad(model, default_loss)
+    optimizer, gradients = AdamW(learning_rate), nn.value_and_grad(model, loss or default_loss)
 
     def step(batch: np.ndarray, lengths: np.ndarray) -> float:
         (loss, _), grads = gradients(model, batch, lengths)
