@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+import numpy as np
+
 from pyloss.autograd.tape import no_grad
 from pyloss.checks.numbers import real
 from pyloss.losses.distillation import divergence, linear_distillation
@@ -16,7 +18,8 @@ class Teacher(Protocol):
     def loss(self, model: Any, part: PackedTargets, options: dict[str, Any]) -> Any:
         """The sum over the part's targets of their weights times their losses.
 
-        `options` are those of `linear_distillation`: kind, temperature, beta, skew and alpha.
+        `options` are those of `linear_distillation`: kind, temperature, beta, skew and alpha, which
+        may be one for each token.
         """
 
 
@@ -90,6 +93,17 @@ class DistillationLoss:
 
     def __call__(self, model: Any, batch: Any, lengths: Any) -> tuple[Any, float]:
         """The loss of a batch, see `tuner.losses.default_loss`."""
-        return loss_in_parts(
-            model, batch, lengths, lambda part: self.teacher.loss(model, part, self.options)
-        )
+        return self.of(model, batch, lengths)
+
+    def of(
+        self, model: Any, batch: Any, lengths: Any, alpha: np.ndarray | None = None
+    ) -> tuple[Any, float]:
+        """The loss of a batch, with an `alpha` for each of its rows [B] in place of the loss's."""
+
+        def of_part(part: PackedTargets) -> Any:
+            if alpha is None:
+                return self.teacher.loss(model, part, self.options)
+            each = np.repeat(alpha[part.rows], np.diff(part.offsets)).astype(np.float32)
+            return self.teacher.loss(model, part, self.options | {"alpha": each})
+
+        return loss_in_parts(model, batch, lengths, of_part)

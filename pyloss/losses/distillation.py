@@ -5,12 +5,14 @@ Neither the student's logits nor the teacher's exist for more than a few rows at
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from pyloss import _core
+from pyloss.checks.arrays import as_array
 from pyloss.checks.numbers import real, whole
 from pyloss.errors import choices
 from pyloss.losses.head import Head, fused, head, row_loss
@@ -74,7 +76,7 @@ def linear_distillation(
     temperature: float = 1.0,
     beta: float = 0.5,
     skew: float = 0.1,
-    alpha: float = 0.0,
+    alpha: Any = 0.0,
     weights: Any = None,
     ignore_index: int = -100,
     logits_bytes: int | None = None,
@@ -90,13 +92,10 @@ def linear_distillation(
     D is over the first min(V, W) classes, and the student's other classes count in the cross
     entropy only. The teacher's arguments get no gradient.
 
-    `alpha` in [0, 1]. `labels` integers [...]; rows whose label is `ignore_index` and rows of
-    weight 0 are not computed, and give 0.
+    `alpha` in [0, 1], one number or one for each row [...]. `labels` integers [...]; rows whose
+    label is `ignore_index` and rows of weight 0 are not computed, and give 0.
     """
-    share, at_once = (
-        real(alpha, "alpha", 0, 1),
-        None if logits_bytes is None else whole(logits_bytes, "logits_bytes", 1),
-    )
+    at_once = None if logits_bytes is None else whole(logits_bytes, "logits_bytes", 1)
     pair = divergence(kind, temperature=temperature, beta=beta, skew=skew)
     q, p = head(hidden_q, weight_q, "_q"), head(hidden_p, weight_p, "_p")
     shape = q.shape[:-1]
@@ -107,13 +106,27 @@ def linear_distillation(
     given = row_weights(weights, shape)
     index = row_labels(labels, given, shape, q.vocabulary, ignore_index)
     counted = np.flatnonzero(index >= 0).astype(np.int32)
-    step = _Step(q, p, pair, share, index[counted])
+    step = _Step(q, p, pair, _shares(alpha, shape)[counted], index[counted])
     run = fused(
         (q, p), counted if len(counted) < len(index) else None, 0.0, step, at_once, step.columns
     )
     total, dtype = counted_weight(given, index >= 0), np.dtype(np.float32)
     teacher = (None,) * len(p.inputs())
     return RowLoss(run, (*q.inputs(), *teacher), shape, dtype, given, total).result(reduction, out)
+
+
+def _shares(alpha: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """`alpha` of each row, float32 [N]."""
+    if not np.ndim(alpha):
+        return np.full(math.prod(shape), real(alpha, "alpha", 0, 1), np.float32)
+    shares = as_array(alpha, "alpha")
+    if shares.shape != shape:
+        raise ValueError(
+            f"alpha has shape {shares.shape}; it must be a number or one for each row: {shape}"
+        )
+    if not ((shares >= 0) & (shares <= 1)).all():
+        raise ValueError("alpha must be in [0, 1]")
+    return shares.astype(np.float32).reshape(-1)
 
 
 class _Step:
@@ -123,7 +136,7 @@ class _Step:
         columns: the columns of the buffers that a part needs beyond its logits.
     """
 
-    def __init__(self, q: Head, p: Head, pair: Divergence, alpha: float, labels: np.ndarray):
+    def __init__(self, q: Head, p: Head, pair: Divergence, alpha: np.ndarray, labels: np.ndarray):
         self.pair, self.alpha, self.labels = pair, alpha, labels
         self.sizes = q.vocabulary, p.vocabulary
         if self.sizes[0] != self.sizes[1] and device.is_device_array(q.rows):
@@ -131,7 +144,8 @@ class _Step:
                 f"the heads have {q.vocabulary} and {p.vocabulary} classes; "
                 "on a device both must have the same number"
             )
-        self.columns = q.vocabulary * ((0 < alpha < 1) + (q.vocabulary != p.vocabulary))
+        mixed = bool((alpha > 0).any() and (alpha < 1).any())
+        self.columns = q.vocabulary * (mixed + (q.vocabulary != p.vocabulary))
 
     def __call__(
         self,
@@ -141,24 +155,24 @@ class _Step:
         loss: np.ndarray,
         slopes: Sequence[np.ndarray | None],
     ) -> None:
-        alpha, labels, x, dx = self.alpha, self.labels[part], logits[0], slopes[0]
-        if alpha == 1:
-            _cross_entropy(x, labels, dloss, loss, dx)
-            return
-        factor = (1 - alpha) * self.pair.options[0] ** 2
-        own, own_dx = None, None
-        if alpha:
+        alpha, labels, x, dx = self.alpha[part], self.labels[part], logits[0], slopes[0]
+        own: np.ndarray | None = None
+        own_dx: np.ndarray | None = None
+        if alpha.any():
             # First, since the divergence's slopes may take the place of the logits.
-            own = np.empty_like(loss)
-            own_dx = None if dx is None else empty(*x.shape, like=x)
-            _cross_entropy(
-                x, labels, None if dloss is None else dloss * np.float32(alpha), own, own_dx
-            )
-        scale = None if dloss is None else dloss * np.float32(factor)
-        self._divergence(logits, scale, loss, dx)
-        loss *= np.float32(factor)
+            own, only = np.empty_like(loss), bool((alpha == 1).all())
+            own_dx = dx if only or dx is None else empty(*x.shape, like=x)
+            _cross_entropy(x, labels, None if dloss is None else dloss * alpha, own, own_dx)
+            if only:
+                loss[...] = own
+                return
+        factor = (1 - alpha) * np.float32(self.pair.options[0] ** 2)
+        self._divergence(logits, None if dloss is None else dloss * factor, loss, dx)
+        # A share of 0 takes its part out, even where that is infinite.
+        np.multiply(loss, factor, out=loss, where=factor != 0)
+        loss[factor == 0] = 0
         if own is not None:
-            loss += np.float32(alpha) * own
+            loss += np.where(alpha > 0, alpha * own, np.float32(0))
         if own_dx is not None:
             _core.axpy(1.0, own_dx, dx)
 

@@ -72,6 +72,7 @@ class PackedTargets(NamedTuple):
     Attributes:
         tokens: int32 [N], the inputs of the model.
         offsets: int32 [S + 1], the first token of each row, and N.
+        rows: int [S], the rows' places in the batch.
         labels: int32 [N], the next token of each, or -1 where it is no target.
         weights: float32 [N], the weight of each target over the weights of the whole batch.
         logits_bytes: for the fused losses, see `linear_cross_entropy`.
@@ -79,6 +80,7 @@ class PackedTargets(NamedTuple):
 
     tokens: np.ndarray
     offsets: np.ndarray
+    rows: np.ndarray
     labels: np.ndarray
     weights: np.ndarray
     logits_bytes: int
@@ -138,7 +140,8 @@ def loss_in_parts(
         real, factors = inside[rows], shares[rows][inside[rows]]
         offsets = np.concatenate(([0], np.cumsum(used[rows]))).astype(np.int32)
         labels = np.where(factors > 0, targets[rows][real].astype(np.int32), np.int32(-1))
-        return loss(PackedTargets(batch[rows, :-1][real], offsets, labels, factors, at_once))
+        tokens = batch[rows, :-1][real]
+        return loss(PackedTargets(tokens, offsets, rows, labels, factors, at_once))
 
     parts = parts_of_rows(used, PARTS_TOGETHER if current_tape() is None else 1)
     return loss_of(parts[0]) if len(parts) == 1 else sum_in_parts(loss_of, parts), total

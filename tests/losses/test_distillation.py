@@ -142,6 +142,38 @@ def test_weights_and_parts(alpha, monkeypatch):
     assert not whole[1][counted == 0].any()
 
 
+def test_a_share_for_each_row(monkeypatch):
+    arrays, labels = case(rows=(4, 20))
+    alpha = np.random.default_rng(2).choice([0, 0.25, 1], labels.shape).astype(np.float32)
+    monkeypatch.setattr(heads, "LOGITS_BYTES", 1)
+    monkeypatch.setattr(heads, "MAX_BYTES", 1)
+    hq, wq, hp, wp = (a.astype(np.float64) for a in arrays)
+    rows = {
+        share: exact(hq @ wq.T, hp @ wp.T, labels, "js", temperature=2.0, alpha=share)
+        for share in (0, 0.25, 1)
+    }
+    want = np.select([alpha == share for share in rows], list(rows.values()))
+    options = {"kind": "js", "temperature": 2.0}
+    value, dw = value_and_grad(
+        lambda w: linear_distillation(
+            arrays[0], w, *arrays[2:], labels, alpha=alpha, reduction="sum", **options
+        )
+    )(arrays[1])
+    assert value == pytest.approx(want.sum(), rel=1e-5)
+    parts = [
+        value_and_grad(
+            lambda w, share=share: linear_distillation(
+                arrays[0], w, *arrays[2:], labels, alpha=share, weights=alpha == share,
+                reduction="sum", **options,
+            )
+        )(arrays[1])[1]
+        for share in rows
+    ]  # fmt: skip
+    np.testing.assert_allclose(dw, sum(parts), atol=2e-5)
+    with pytest.raises(ValueError, match="one for each row"):
+        linear_distillation(*arrays, labels, alpha=alpha[:2])
+
+
 def test_the_teacher_gets_no_gradient():
     arrays, labels = case()
     _, grads = value_and_grad(
