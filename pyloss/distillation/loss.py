@@ -64,8 +64,8 @@ class DistillationLoss:
 
     Args:
         teacher: a model, or another `Teacher`.
-        kind: the divergence D: "forward-kl", "reverse-kl", "js" (with `beta`) or "skew-kl" (with
-            `skew`).
+        kind: the divergence D: "forward-kl", "reverse-kl", "js" (with `beta`), "skew-kl" or
+            "skew-reverse-kl" (with `skew`).
         temperature: T > 0, divides the logits of both.
         alpha: in [0, 1], the share of the labels' cross entropy.
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -16,52 +16,36 @@ from pyloss.checks.arrays import as_array
 from pyloss.checks.numbers import real, whole
 from pyloss.errors import choices
 from pyloss.losses.head import Head, fused, head, row_loss
-from pyloss.losses.rows import RowLoss, counted_weight, row_labels, row_weights
+from pyloss.losses.pairs import js_kernel, kl_kernel, scaling, skew_kernel
+from pyloss.losses.rows import PairKernel, RowLoss, counted_weight, row_labels, row_weights
 from pyloss.ops.arrays import empty
 from pyloss.runtime import device
 
 #: The names of the divergences from a teacher P to a student Q.
-KINDS = ("forward-kl", "reverse-kl", "js", "skew-kl")
-
-
-class Divergence(NamedTuple):
-    """A divergence of two rows of logits, as the core computes it.
-
-    Attributes:
-        kernel: the name of its operation.
-        order: which of (student, teacher) the operation takes first and second.
-        options: the operation's scalars.
-    """
-
-    kernel: str
-    order: tuple[int, int]
-    options: tuple[float, ...]
+KINDS = ("forward-kl", "reverse-kl", "js", "skew-kl", "skew-reverse-kl")
 
 
 def divergence(
     kind: str, *, temperature: float = 1.0, beta: float = 0.5, skew: float = 0.1
-) -> Divergence:
+) -> PairKernel:
     """The divergence called `kind`, P and Q being the softmax of the logits over `temperature`.
 
     - "forward-kl": KL(P || Q) (Hinton et al., arXiv:1503.02531).
     - "reverse-kl": KL(Q || P) (Gu et al., arXiv:2306.08543).
     - "js": beta KL(P || M) + (1 - beta) KL(Q || M), M = beta P + (1 - beta) Q (Agarwal et al.,
       arXiv:2306.13649); beta 0 and 1 are forward and reverse KL, as in `js_div_loss`.
-    - "skew-kl": KL(P || skew P + (1 - skew) Q), skew in [0, 1) (Ko et al., arXiv:2402.03898).
+    - "skew-kl": KL(P || skew P + (1 - skew) Q), skew in [0, 1) (Ko et al., arXiv:2402.03898);
+      "skew-reverse-kl": KL(Q || skew Q + (1 - skew) P).
 
     Raises ValueError for another kind, and for options out of their range.
     """
-    t = real(temperature, "temperature", above=0)
-    forward, reverse = Divergence("kl_div", (0, 1), (t,)), Divergence("kl_div", (1, 0), (t,))
-    if kind == "forward-kl":
-        return forward
-    if kind == "reverse-kl":
-        return reverse
+    given = scaling(temperature, None, 1.0)
     if kind == "js":
-        b = real(beta, "beta", 0, 1)
-        return Divergence("js_div", (0, 1), (t, b)) if 0 < b < 1 else reverse if b else forward
-    if kind == "skew-kl":
-        return Divergence("skew_kl_div", (0, 1), (t, real(skew, "skew", 0, below=1)))
+        return js_kernel(beta, given)
+    if kind in ("forward-kl", "reverse-kl"):
+        return kl_kernel(kind.removesuffix("-kl"), given)
+    if kind in ("skew-kl", "skew-reverse-kl"):
+        return skew_kernel(skew, "reverse" if "reverse" in kind else "forward", given)
     raise ValueError(f"kind is {kind!r:.60}; it must be {choices(KINDS)}")
 
 
@@ -106,7 +90,7 @@ def linear_distillation(
     given = row_weights(weights, shape)
     index = row_labels(labels, given, shape, q.vocabulary, ignore_index)
     counted = np.flatnonzero(index >= 0).astype(np.int32)
-    step = _Step(q, p, pair, _shares(alpha, shape)[counted], index[counted])
+    step = _Step(q, p, pair, temperature, _shares(alpha, shape)[counted], index[counted])
     run = fused(
         (q, p), counted if len(counted) < len(index) else None, 0.0, step, at_once, step.columns
     )
@@ -136,8 +120,17 @@ class _Step:
         columns: the columns of the buffers that a part needs beyond its logits.
     """
 
-    def __init__(self, q: Head, p: Head, pair: Divergence, alpha: np.ndarray, labels: np.ndarray):
-        self.pair, self.alpha, self.labels = pair, alpha, labels
+    def __init__(
+        self,
+        q: Head,
+        p: Head,
+        pair: PairKernel,
+        temperature: float,
+        alpha: np.ndarray,
+        labels: np.ndarray,
+    ):
+        self.pair, self.squared = pair, np.float32(temperature**2)
+        self.alpha, self.labels = alpha, labels
         self.sizes = q.vocabulary, p.vocabulary
         if self.sizes[0] != self.sizes[1] and device.is_device_array(q.rows):
             raise ValueError(
@@ -166,7 +159,7 @@ class _Step:
             if only:
                 loss[...] = own
                 return
-        factor = (1 - alpha) * np.float32(self.pair.options[0] ** 2)
+        factor = (1 - alpha) * self.squared
         self._divergence(logits, None if dloss is None else dloss * factor, loss, dx)
         # A share of 0 takes its part out, even where that is infinite.
         np.multiply(loss, factor, out=loss, where=factor != 0)
@@ -183,20 +176,14 @@ class _Step:
         loss: np.ndarray,
         dx: np.ndarray | None,
     ) -> None:
-        (kernel, order, options), (own, others) = self.pair, self.sizes
+        own, others = self.sizes
         both, slope = [logits[0], logits[1]], dx
         if own != others:
             shared = min(own, others)
             both = [x[:, :shared] for x in both]
             if dx is not None and own > shared:
                 slope = empty(len(dx), shared, like=dx)
-        slopes = (slope, None)
-        first, second = order
-        row_loss(
-            kernel,
-            (both[first], both[second], *options, dloss),
-            (loss, slopes[first], slopes[second]),
-        )
+        self.pair.call(both, None, dloss, loss, (slope, None), row_loss)
         if dx is not None and slope is not None and slope is not dx:
             dx[:, : slope.shape[1]] = slope
             dx[:, slope.shape[1] :] = 0

@@ -69,7 +69,7 @@ def kl_div_loss(
     infinite if its second distribution is 0 for a class that its first one has. The other arguments
     are those of every loss of `pyloss.losses.pairs`.
     """
-    kernel = _kl_kernel(direction, scaling(temperature, softcap, logit_scale))
+    kernel = kl_kernel(direction, scaling(temperature, softcap, logit_scale))
     return pair_loss(
         kernel,
         logits_q,
@@ -110,7 +110,7 @@ def js_div_loss(
     the same order and has the same beta; its default reduction "batchmean" is "mean" here. Liger's
     `beta` is the same too.
     """
-    kernel = _js_kernel(beta, scaling(temperature, softcap, logit_scale))
+    kernel = js_kernel(beta, scaling(temperature, softcap, logit_scale))
     return pair_loss(
         kernel,
         logits_q,
@@ -144,7 +144,7 @@ def skew_kl_div_loss(
     (Ko et al., arXiv:2402.03898, which finds 0.1 best); the loss is at most -log(skew). `skew=0` is
     bit for bit `kl_div_loss`.
     """
-    kernel = _skew_kernel(skew, direction, scaling(temperature, softcap, logit_scale))
+    kernel = skew_kernel(skew, direction, scaling(temperature, softcap, logit_scale))
     return pair_loss(
         kernel,
         logits_q,
@@ -242,7 +242,7 @@ def linear_kl_div(
     computed.
     """
     return pair_of_heads(
-        _kl_kernel(direction, scaling(temperature, softcap, logit_scale)),
+        kl_kernel(direction, scaling(temperature, softcap, logit_scale)),
         (hidden_q, weight_q, hidden_p, weight_p),
         labels=labels,
         ignore_index=ignore_index,
@@ -276,7 +276,7 @@ def linear_js_div(
     Q), 1 the reverse KL(Q || P).
     """
     return pair_of_heads(
-        _js_kernel(beta, scaling(temperature, softcap, logit_scale)),
+        js_kernel(beta, scaling(temperature, softcap, logit_scale)),
         (hidden_q, weight_q, hidden_p, weight_p),
         labels=labels,
         ignore_index=ignore_index,
@@ -310,7 +310,7 @@ def linear_skew_kl_div(
     Arguments as in `linear_kl_div`; `skew` and `direction` as in `skew_kl_div_loss`.
     """
     return pair_of_heads(
-        _skew_kernel(skew, direction, scaling(temperature, softcap, logit_scale)),
+        skew_kernel(skew, direction, scaling(temperature, softcap, logit_scale)),
         (hidden_q, weight_q, hidden_p, weight_p),
         labels=labels,
         ignore_index=ignore_index,
@@ -415,21 +415,24 @@ def _direction(direction: str) -> bool:
     return direction == "reverse"
 
 
-def _kl_kernel(direction: str, given: Scaling) -> PairKernel:
+def kl_kernel(direction: str, given: Scaling) -> PairKernel:
+    """The kernel of `kl_div_loss`."""
     return PairKernel("kl_div", _direction(direction), (), given)
 
 
-def _js_kernel(beta: float, given: Scaling) -> PairKernel:
+def js_kernel(beta: float, given: Scaling) -> PairKernel:
+    """The kernel of `js_div_loss`."""
     b = real(beta, "beta", 0, 1)
     if b in (0, 1):
         return PairKernel("kl_div", b == 1, (), given)
     return PairKernel("js_div", False, (b,), given)
 
 
-def _skew_kernel(skew: float, direction: str, given: Scaling) -> PairKernel:
+def skew_kernel(skew: float, direction: str, given: Scaling) -> PairKernel:
+    """The kernel of `skew_kl_div_loss`."""
     s = real(skew, "skew", 0, below=1)
     if s == 0:
-        return _kl_kernel(direction, given)
+        return kl_kernel(direction, given)
     return PairKernel("skew_kl_div", _direction(direction), (s,), given)
 
 

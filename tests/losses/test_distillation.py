@@ -15,6 +15,7 @@ OPTIONS = [
     {"kind": "js", "beta": 1.0},
     {"kind": "skew-kl", "skew": 0.1, "temperature": 1.5},
     {"kind": "skew-kl", "skew": 0.0},
+    {"kind": "skew-reverse-kl", "skew": 0.3},
 ]
 IGNORE = -100
 
@@ -47,6 +48,7 @@ def exact(q, p, labels, kind, temperature=1.0, beta=0.5, skew=0.1, alpha=0.0):
             else kl(log_p, log_q)
         ),
         "skew-kl": lambda: kl(log_p, mixed(skew)),
+        "skew-reverse-kl": lambda: kl(log_q, mixed(1 - skew)),
     }[kind]()
     at = np.where(labels == IGNORE, 0, labels)
     own = -np.take_along_axis(log_softmax(q), at[..., None], -1)[..., 0]
@@ -186,7 +188,7 @@ def test_the_teacher_gets_no_gradient():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"kind": "kl"}, "kind is 'kl'; it must be forward-kl, reverse-kl, js, skew-kl"),
+        ({"kind": "kl"}, "kind is 'kl'; it must be forward-kl, reverse-kl, js, skew"),
         ({"temperature": 0}, "temperature"),
         ({"alpha": 1.5}, "alpha"),
         ({"kind": "js", "beta": -1}, "beta"),
@@ -206,4 +208,4 @@ def test_shapes_must_agree():
 
 
 def test_each_kind_has_a_divergence():
-    assert {divergence(kind).kernel for kind in KINDS} == {"kl_div", "js_div", "skew_kl_div"}
+    assert {divergence(kind).name for kind in KINDS} == {"kl_div", "js_div", "skew_kl_div"}

@@ -44,7 +44,7 @@ those of pyloss train; a YAML file has these settings under the key distillation
         "--kind",
         "kind",
         "divergence from the teacher P to the student Q: KL(P || Q), KL(Q || P), "
-        "Jensen-Shannon with --beta, or KL(P || S) with S = skew P + (1 - skew) Q",
+        "Jensen-Shannon with --beta, or a KL to a mixture that has the share --skew of the first",
         metavar="|".join(KINDS),
     )
     add("--temperature", "temperature", "divides both models' logits", type=real, metavar="T")
@@ -63,5 +63,5 @@ those of pyloss train; a YAML file has these settings under the key distillation
         type=real,
         metavar="X",
     )
-    add("--skew", "skew", "for skew-kl: the teacher's share of S", type=real, metavar="X")
+    add("--skew", "skew", "for skew-kl: the teacher's share of the mixture", type=real, metavar="X")
     run_flags(parser, lora_alpha="--lora-alpha")
