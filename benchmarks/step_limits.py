@@ -1,4 +1,6 @@
-"""The time of each operation of a pyloss step, and its work; the flags are step_work's and --type.
+"""The time of each operation of a pyloss step, and its work.
+
+The flags are step_work's, --type and --processor-time.
 
 Prints JSON of the fastest step:
 - `operations`: {name: [calls, ms, GFLOP, GB of arguments]}, and `step_ms`;
@@ -154,7 +156,15 @@ def main() -> None:
     global WORK
     parser = step_work.parser(__doc__)
     parser.add_argument("--type", help="of a config.json's random weights")
+    parser.add_argument(
+        "--processor-time",
+        action="store_true",
+        help="time `shapes`, the step and plain products in seconds of the processor, which other "
+        "programs disturb less; set PYLOSS_NUM_THREADS=1",
+    )
     options = parser.parse_args()
+    if options.processor_time:
+        time.perf_counter = time.process_time  # measuring's clock too
     model = load(options.model, options.type)
     config = {"rank": step_work.RANK, "scale": step_work.SCALE}
     step = measuring.training_step(
