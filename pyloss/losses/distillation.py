@@ -6,8 +6,8 @@ Neither the student's logits nor the teacher's exist for more than a few rows at
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from pyloss.errors import choices
 from pyloss.losses.head import Head, fused, head, row_loss
 from pyloss.losses.pairs import js_kernel, kl_kernel, scaling, skew_kernel
 from pyloss.losses.rows import PairKernel, RowLoss, counted_weight, row_labels, row_weights
+from pyloss.losses.sparse import sparse_kernel, sparse_teacher
 from pyloss.ops.arrays import empty
 from pyloss.runtime import device
 
@@ -79,23 +80,155 @@ def linear_distillation(
     `alpha` in [0, 1], one number or one for each row [...]. `labels` integers [...]; rows whose
     label is `ignore_index` and rows of weight 0 are not computed, and give 0.
     """
-    at_once = None if logits_bytes is None else whole(logits_bytes, "logits_bytes", 1)
     pair = divergence(kind, temperature=temperature, beta=beta, skew=skew)
     q, p = head(hidden_q, weight_q, "_q"), head(hidden_p, weight_p, "_p")
-    shape = q.shape[:-1]
-    if shape != p.shape[:-1]:
+    if q.shape[:-1] != p.shape[:-1]:
         raise ValueError(
             f"hidden_q and hidden_p must have the same leading shape, got {q.shape} and {p.shape}"
         )
+
+    def of_logits(part: slice, logits: Any, dloss: Any, loss: Any, slopes: Any) -> None:
+        pair.call(logits, None, dloss, loss, (slopes, None), row_loss)
+
+    return _distilled(
+        (q, p),
+        p.vocabulary,
+        labels,
+        of_logits,
+        temperature,
+        alpha,
+        weights,
+        ignore_index,
+        logits_bytes,
+        reduction,
+        out,
+    )
+
+
+class Entries(NamedTuple):
+    """A teacher that is known at K classes of each of M rows.
+
+    Attributes:
+        ids: int32 [M, K], different within a row; negative for no entry.
+        logprobs: float32 [M, K], log P there.
+        left: float32 [M], the probability of the other classes; None: 1 less those of `ids`.
+        shares: float32 [M, K] for samples of the teacher, or None.
+        rest: "bucket" or "renormalize", see `sparse_distillation_loss`.
+        temperature: at which `logprobs` were taken.
+        classes: of the teacher.
+    """
+
+    ids: np.ndarray
+    logprobs: np.ndarray
+    left: np.ndarray | None
+    shares: np.ndarray | None
+    rest: str
+    temperature: float
+    classes: int
+
+
+def linear_distillation_from_entries(
+    hidden: Any,
+    weight: Any,
+    entries: Entries,
+    labels: Any,
+    *,
+    kind: str = "forward-kl",
+    temperature: float = 1.0,
+    beta: float = 0.5,
+    skew: float = 0.1,
+    alpha: Any = 0.0,
+    weights: Any = None,
+    ignore_index: int = -100,
+    logits_bytes: int | None = None,
+    reduction: str = "none",
+    out: Any = None,
+) -> Any:
+    """`linear_distillation` from a teacher that is known at some classes of the counted rows.
+
+    `entries` has a row for each row with a label, in their order. Its ids are below both numbers of
+    classes. Raises ValueError for options that such entries cannot serve, see
+    `sparse_distillation_loss`.
+    """
+    q = head(hidden, weight)
+    kernel = sparse_kernel(
+        kind,
+        beta,
+        skew,
+        entries.rest,
+        entries.shares,
+        temperature,
+        entries.temperature,
+        None,
+        1.0,
+    )
+    rows = len(entries.ids)
+    teacher = sparse_teacher(
+        entries.ids,
+        entries.logprobs,
+        entries.left,
+        entries.shares,
+        (rows,),
+        min(q.vocabulary, entries.classes),
+        np.dtype(np.float32),
+    )
+
+    def of_logits(part: slice, logits: Any, dloss: Any, loss: Any, slopes: Any) -> None:
+        inputs = kernel.call(logits[0], teacher.rows(part), None, dloss)
+        row_loss(kernel.name, inputs, (loss, slopes))
+
+    return _distilled(
+        (q,),
+        entries.classes,
+        labels,
+        of_logits,
+        temperature,
+        alpha,
+        weights,
+        ignore_index,
+        logits_bytes,
+        reduction,
+        out,
+        rows,
+    )
+
+
+def _distilled(
+    heads: tuple[Head, ...],
+    classes: int,
+    labels: Any,
+    of_logits: Callable[..., None],
+    temperature: float,
+    alpha: Any,
+    weights: Any,
+    ignore_index: int,
+    logits_bytes: int | None,
+    reduction: str,
+    out: Any,
+    rows: int | None = None,
+) -> Any:
+    """The loss under the heads (student, teacher) or (student,) of `linear_distillation`.
+
+    Args:
+        classes: of the teacher.
+        of_logits: `of_logits(part, logits, dloss, loss, slopes)` computes D and its slopes.
+        rows: how many rows must count.
+    """
+    at_once = None if logits_bytes is None else whole(logits_bytes, "logits_bytes", 1)
+    q, shape = heads[0], heads[0].shape[:-1]
     given = row_weights(weights, shape)
     index = row_labels(labels, given, shape, q.vocabulary, ignore_index)
     counted = np.flatnonzero(index >= 0).astype(np.int32)
-    step = _Step(q, p, pair, temperature, _shares(alpha, shape)[counted], index[counted])
+    if rows is not None and rows != len(counted):
+        raise ValueError(f"entries has {rows} rows, and {len(counted)} rows have a label")
+    factor = real(temperature, "temperature", above=0) ** 2
+    step = _Step(q, classes, of_logits, factor, _shares(alpha, shape)[counted], index[counted])
     run = fused(
-        (q, p), counted if len(counted) < len(index) else None, 0.0, step, at_once, step.columns
+        heads, counted if len(counted) < len(index) else None, 0.0, step, at_once, step.columns
     )
     total, dtype = counted_weight(given, index >= 0), np.dtype(np.float32)
-    teacher = (None,) * len(p.inputs())
+    # Of all heads, only the student's arrays have gradients.
+    teacher = (None,) * sum(len(h.inputs()) for h in heads[1:])
     return RowLoss(run, (*q.inputs(), *teacher), shape, dtype, given, total).result(reduction, out)
 
 
@@ -123,22 +256,21 @@ class _Step:
     def __init__(
         self,
         q: Head,
-        p: Head,
-        pair: PairKernel,
-        temperature: float,
+        classes: int,
+        of_logits: Callable[..., None],
+        factor: float,
         alpha: np.ndarray,
         labels: np.ndarray,
     ):
-        self.pair, self.squared = pair, np.float32(temperature**2)
-        self.alpha, self.labels = alpha, labels
-        self.sizes = q.vocabulary, p.vocabulary
-        if self.sizes[0] != self.sizes[1] and device.is_device_array(q.rows):
+        self.of_logits, self.factor, self.alpha, self.labels = of_logits, factor, alpha, labels
+        self.shared, equal = min(q.vocabulary, classes), q.vocabulary == classes
+        if not equal and device.is_device_array(q.rows):
             raise ValueError(
-                f"the heads have {q.vocabulary} and {p.vocabulary} classes; "
+                f"the heads have {q.vocabulary} and {classes} classes; "
                 "on a device both must have the same number"
             )
         mixed = bool((alpha > 0).any() and (alpha < 1).any())
-        self.columns = q.vocabulary * (mixed + (q.vocabulary != p.vocabulary))
+        self.columns = q.vocabulary * (mixed + (not equal))
 
     def __call__(
         self,
@@ -159,8 +291,8 @@ class _Step:
             if only:
                 loss[...] = own
                 return
-        factor = (1 - alpha) * self.squared
-        self._divergence(logits, None if dloss is None else dloss * factor, loss, dx)
+        factor = (1 - alpha) * np.float32(self.factor)
+        self._divergence(part, logits, None if dloss is None else dloss * factor, loss, dx)
         # A share of 0 takes its part out, even where that is infinite.
         np.multiply(loss, factor, out=loss, where=factor != 0)
         loss[factor == 0] = 0
@@ -171,22 +303,22 @@ class _Step:
 
     def _divergence(
         self,
+        part: slice,
         logits: Sequence[np.ndarray],
         dloss: np.ndarray | None,
         loss: np.ndarray,
         dx: np.ndarray | None,
     ) -> None:
-        own, others = self.sizes
-        both, slope = [logits[0], logits[1]], dx
-        if own != others:
-            shared = min(own, others)
-            both = [x[:, :shared] for x in both]
-            if dx is not None and own > shared:
-                slope = empty(len(dx), shared, like=dx)
-        self.pair.call(both, None, dloss, loss, (slope, None), row_loss)
-        if dx is not None and slope is not None and slope is not dx:
-            dx[:, : slope.shape[1]] = slope
-            dx[:, slope.shape[1] :] = 0
+        shared = self.shared
+        if all(x.shape[1] == shared for x in logits):
+            self.of_logits(part, logits, dloss, loss, dx)
+            return
+        wider = dx is not None and dx.shape[1] > shared
+        slope = empty(len(loss), shared, like=dx) if wider else dx
+        self.of_logits(part, [x[:, :shared] for x in logits], dloss, loss, slope)
+        if dx is not None and slope is not None and wider:
+            dx[:, :shared] = slope
+            dx[:, shared:] = 0
 
 
 def _cross_entropy(
