@@ -19,7 +19,8 @@ class Teacher(Protocol):
         """The sum over the part's targets of their weights times their losses.
 
         `options` are those of `linear_distillation`: kind, temperature, beta, skew and alpha, which
-        may be one for each token.
+        may be one for each token. A teacher may have `check(options)`, which refuses some before a
+        run.
         """
 
 
@@ -63,7 +64,7 @@ class DistillationLoss:
     Each target's loss is alpha CE + (1 - alpha) T^2 D, see `pyloss.losses.linear_distillation`.
 
     Args:
-        teacher: a model, or another `Teacher`.
+        teacher: a model, a `StoredTeacher`, or another `Teacher`.
         kind: the divergence D: "forward-kl", "reverse-kl", "js" (with `beta`), "skew-kl" or
             "skew-reverse-kl" (with `skew`).
         temperature: T > 0, divides the logits of both.
@@ -90,6 +91,8 @@ class DistillationLoss:
             "beta": real(beta, "beta", 0, 1),
             "skew": real(skew, "skew", 0, below=1),
         }
+        if hasattr(self.teacher, "check"):
+            self.teacher.check(self.options)
 
     def __call__(self, model: Any, batch: Any, lengths: Any) -> tuple[Any, float]:
         """The loss of a batch, see `tuner.losses.default_loss`."""

@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from pyloss.distillation.loss import DistillationLoss
+from pyloss.distillation.stored import StoredTeacher
 from pyloss.distillation.vocabularies import check_vocabularies
 from pyloss.tuner.callbacks import TrainingCallback
+from pyloss.tuner.data.batching import iterate_batches
 from pyloss.tuner.run.args import TrainingArgs, TrainingResult
+from pyloss.tuner.run.evaluation import own_data
 from pyloss.tuner.trainer import train
 
 
@@ -33,14 +36,24 @@ def distill(
     `DistillationLoss` as its loss for training and validation.
 
     Args:
-        teacher: a model of `pyloss.load`, quantized or not, with the same tokens.
+        teacher: a model of `pyloss.load`, quantized or not, with the same tokens, or a
+            `StoredTeacher` of the same data.
         tokenizers: the student's and the teacher's, to compare them. Without them, the heads must
-            have the same number of classes.
+            have the same number of classes. A stored teacher's is not needed: None.
 
-    Raises ValueError if the vocabularies differ.
+    Raises ValueError if the vocabularies differ, or a stored teacher lacks a sample.
     """
     loss = DistillationLoss(teacher, kind, temperature, alpha, beta, skew)
-    if tokenizers is not None:
+    if isinstance(teacher, StoredTeacher):
+        # No sample is tokenized twice.
+        train_dataset, val_dataset = (
+            None if data is None else own_data(data, iterate_batches)
+            for data in (train_dataset, val_dataset)
+        )
+        if tokenizers is not None:
+            teacher.check_tokenizer(tokenizers[0])
+        check_data(teacher, train_dataset, val_dataset, args or TrainingArgs())
+    elif tokenizers is not None:
         check_vocabularies(*tokenizers)
     elif (head := getattr(teacher, "head_layer", None)) is not None:
         sizes = model.head_layer.shape[0], head.shape[0]
@@ -58,3 +71,13 @@ def distill(
         loss=loss,
         training_callback=training_callback,
     )
+
+
+def check_data(teacher: StoredTeacher, train_dataset: Any, val_dataset: Any, args: Any) -> None:
+    """Raises ValueError for a sample that the teacher lacks and a run with `args` reads.
+
+    `args` has max_seq_length and val_batches.
+    """
+    teacher.check_data(train_dataset, args.max_seq_length, "training")
+    if val_dataset is not None and args.val_batches:
+        teacher.check_data(val_dataset, args.max_seq_length, "validation")

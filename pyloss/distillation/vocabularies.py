@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 from pyloss.checks.numbers import shown
@@ -23,6 +24,12 @@ def check_vocabularies(student: Any, teacher: Any) -> None:
         f"{first} is {_named(ours.get(first))} in the student's and {_named(theirs.get(first))} in "
         "the teacher's: a teacher must have the same tokenizer"
     )
+
+
+def vocabulary_hash(tokenizer: Any) -> str:
+    """A hash of a tokenizer's tokens and their ids."""
+    text = "\n".join(f"{i} {token!r}" for i, token in sorted(_tokens(tokenizer).items()))
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def _tokens(tokenizer: Any) -> dict[int, str]:

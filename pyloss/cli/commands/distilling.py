@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,22 +11,46 @@ from pyloss import models
 from pyloss.cli.commands.shared import Flags, move
 from pyloss.cli.commands.training import fit
 from pyloss.distillation.loss import DistillationLoss
+from pyloss.distillation.run import check_data
+from pyloss.distillation.stored import StoredTeacher, write_teacher
+from pyloss.distillation.stored.folder import is_stored_teacher
 from pyloss.distillation.vocabularies import check_vocabularies
-from pyloss.errors import size_text
+from pyloss.errors import counted, size_text
 from pyloss.io.console import say
+from pyloss.runtime import precision
+from pyloss.tuner.datasets import load_dataset
+from pyloss.tuner.run.settings import merge_settings
 
 
 def distill(flags: Flags) -> int:
-    """`pyloss distill`: `pyloss train` with the probabilities of a teacher as targets."""
+    """`pyloss distill`: `pyloss train` with the probabilities of a teacher as targets, or their
+    writing.
+    """
+    folder, top_k, samples = (flags.pop(name) for name in ("write_teacher", "top_k", "samples"))
+    if folder is not None:
+        return _write(flags, folder, top_k, samples)
+    if top_k is not None or samples is not None:
+        raise ValueError("--top-k and --samples go with --write-teacher, which stores a teacher")
     return fit(flags, _objective)
 
 
-def _objective(settings: SimpleNamespace, tokenizer: Any) -> Callable[..., Any]:
+def _objective(
+    settings: SimpleNamespace, tokenizer: Any, train_set: Any, valid_set: Any
+) -> Callable[..., Any]:
     """The loss against the teacher of the settings."""
     options = dict(settings.distillation or {})
-    source = options.pop("teacher", None)
+    source, rest = options.pop("teacher", None), options.pop("rest", None)
     if source is None:
         raise ValueError("no teacher: give --teacher, a model's folder, .gguf file or known name")
+    if is_stored_teacher(Path(source)):
+        stored = StoredTeacher(source, rest or "bucket")
+        loss = DistillationLoss(stored, **options)
+        stored.check_tokenizer(tokenizer)
+        check_data(stored, train_set, valid_set, settings)
+        say(f"teacher {source}: {counted(stored.settings.targets, 'target token')} stored")
+        return loss
+    if rest is not None:
+        raise ValueError(f"--rest is for a stored teacher, and {source} is a model")
     teacher, known = models.load(source)
     check_vocabularies(tokenizer, known)
     move(teacher, settings.device)
@@ -33,3 +58,32 @@ def _objective(settings: SimpleNamespace, tokenizer: Any) -> Callable[..., Any]:
     size = size_text(sum(int(array.nbytes) for array in arrays))
     say(f"teacher {source}: {size} of weights, which are read from its file where they are used")
     return DistillationLoss(teacher, **options)
+
+
+def _write(flags: Flags, folder: str, top_k: int | None, samples: int | None) -> int:
+    """Stores the probabilities of the teacher of the settings for their data."""
+    settings = merge_settings(flags, flags.get("config"))
+    options = settings.distillation or {}
+    source = options.get("teacher")
+    if source is None:
+        raise ValueError("no teacher: give --teacher, a model's folder, .gguf file or known name")
+    if top_k is not None and samples is not None:
+        raise ValueError("give --top-k or --samples, not both")
+    teacher, tokenizer = models.load(source)
+    train_set, valid_set, _ = load_dataset(settings, tokenizer, train=True, test=False)
+    move(teacher, settings.device)
+    with precision.matmul_precision(settings.matmul_precision):
+        write_teacher(
+            teacher,
+            train_set,
+            folder,
+            val_dataset=valid_set,
+            top_k=64 if top_k is None else top_k,
+            samples=samples,
+            temperature=options.get("temperature", 1.0),
+            max_seq_length=settings.max_seq_length,
+            tokenizer=tokenizer,
+            seed=settings.seed,
+            overwrite=settings.overwrite,
+        )
+    return 0

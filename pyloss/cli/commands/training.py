@@ -18,14 +18,14 @@ from pyloss.optim import Optimizer, Schedule, WarmUp, build_optimizer, build_sch
 from pyloss.runtime import precision
 from pyloss.tuner.callbacks import get_reporting_callbacks
 from pyloss.tuner.data.batching import NoTargets
-from pyloss.tuner.datasets import load_dataset, resolve_train_on
+from pyloss.tuner.datasets import CacheDataset, load_dataset, resolve_train_on
 from pyloss.tuner.losses import default_loss
 from pyloss.tuner.run.checkpoints import restore_arrays
 from pyloss.tuner.run.run_folder import ADAPTER_FILE, read_adapter_config
 from pyloss.tuner.run.settings import merge_settings, resumed_settings
 
-#: makes the loss of a run, from its settings and the student's tokenizer
-Objective = Callable[[SimpleNamespace, Any], Callable[..., Any]]
+#: makes the loss of a run, from its settings, the student's tokenizer, training and validation data
+Objective = Callable[[SimpleNamespace, Any, Any, Any], Callable[..., Any]]
 
 
 def train(flags: Flags) -> int:
@@ -59,7 +59,13 @@ def fit(flags: Flags, objective: Objective | None = None) -> int:
         out(preview(data, tokenizer, settings.preview, max_seq_length=settings.max_seq_length))
         return 0
     if settings.train:
-        loss = default_loss if objective is None else objective(settings, tokenizer)
+        loss = default_loss
+        if objective is not None:
+            # The objective may read the data, and no sample is tokenized twice.
+            train_set, valid_set = (
+                CacheDataset(data) if len(data) else data for data in (train_set, valid_set)
+            )
+            loss = objective(settings, tokenizer, train_set, valid_set)
         _train(settings, model, optimizer, train_set, valid_set, loss)
     else:
         from pyloss.tuner.utils import load_adapters

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from pyloss.cli.flags.training import run_flags
-from pyloss.cli.parser import command, real
+from pyloss.cli.parser import command, real, whole
 from pyloss.losses.distillation import KINDS
+from pyloss.losses.sparse import RESTS
 from pyloss.tuner.run.settings import DISTILLATION_SCHEMA
 
 
@@ -27,13 +28,18 @@ divergence D between teacher and student at temperature T.""",
                               a quantized teacher: its weights stay in the file
   pyloss distill --teacher big/ --temperature 2 --alpha 0.5 --data data/
                               soft targets, and half of the loss from the labels
+  pyloss distill --teacher big/ --data data/ --write-teacher stored/ --top-k 64
+  pyloss distill --teacher stored/ --data data/
+                              run the teacher once, and train without it
 
 Teacher and student need the same tokenizer. The files of a run, --resume and Ctrl-C are
 those of pyloss train; a YAML file has these settings under the key distillation.""",
     )
     group = parser.add_argument_group("teacher")
     group.add_argument(
-        "--teacher", metavar="PATH", help="a model's folder, a .gguf file, or a known name"
+        "--teacher",
+        metavar="PATH",
+        help="a model's folder, a .gguf file, or a known name; or the folder of --write-teacher",
     )
 
     def add(flag: str, key: str, text: str, **more: Any) -> None:
@@ -64,4 +70,26 @@ those of pyloss train; a YAML file has these settings under the key distillation
         metavar="X",
     )
     add("--skew", "skew", "for skew-kl: the teacher's share of the mixture", type=real, metavar="X")
+    group.add_argument(
+        "--rest",
+        metavar="|".join(RESTS),
+        help="of a stored teacher: its other classes are one more class, or are left out and the "
+        "stored ones add up to 1 (default: bucket)",
+    )
+    group = parser.add_argument_group("storing a teacher")
+    group.add_argument(
+        "--write-teacher",
+        metavar="FOLDER",
+        help="store the teacher's probabilities of the data's target tokens, and train nothing; a "
+        "stopped command goes on where it stopped",
+    )
+    group.add_argument(
+        "--top-k", type=whole, metavar="K", help="the likeliest classes of a token (default: 64)"
+    )
+    group.add_argument(
+        "--samples",
+        type=whole,
+        metavar="N",
+        help="instead, N classes drawn from the teacher's distribution: no bias, for forward-kl",
+    )
     run_flags(parser, lora_alpha="--lora-alpha")

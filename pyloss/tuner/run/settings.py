@@ -16,6 +16,7 @@ from pyloss.checks.numbers import LARGEST, real, shown, whole
 from pyloss.errors import nearest
 from pyloss.io.files import PathLike, user_path
 from pyloss.losses.distillation import KINDS as DIVERGENCES
+from pyloss.losses.sparse import RESTS
 from pyloss.optim import OPTIMIZERS, build_schedule
 from pyloss.runtime.precision import PRECISIONS
 from pyloss.tuner.adapters.lora_parameters import INITS, PEFT_NAMES, read_lora_parameters
@@ -210,6 +211,7 @@ DISTILLATION_SCHEMA: dict[str, Key] = {
     "alpha": Key(_number(0, 1), 0.0),
     "beta": Key(_number(0, 1), 0.5),
     "skew": Key(_number(0, below=1), 0.1),
+    "rest": Key(_optional(_one_of(*RESTS))),  # None: bucket
 }
 
 
