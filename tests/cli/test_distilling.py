@@ -91,6 +91,50 @@ def test_refused_flags(project, capsys, flags, message):
     assert not (project / "run").exists()
 
 
+WRITE = ["distill", "--teacher", "teacher", "--data", "data", "--write-teacher", "stored"]
+
+
+@pytest.mark.parametrize(
+    ("written", "flags"),
+    [
+        (["--top-k", "20"], ["--kind", "js"]),
+        (["--samples", "8"], []),
+        (["--temperature", "2"], ["--temperature", "2", "--alpha", "0.5", "--beta", "0.3"]),
+        ([], ["--temperature", "3", "--rest", "renormalize", "--kind", "skew-kl"]),
+    ],
+)
+def test_a_stored_teacher(project, capsys, written, flags):
+    assert main([*WRITE, *written]) == 0
+    _, err = capsys.readouterr()
+    assert err.splitlines()[0].startswith("stored teacher stored: ")
+    assert main([*WRITE, *written]) == 0
+    assert "1 shard written before: complete" in capsys.readouterr().err
+    run = [*DISTILL[:-1], "stored", "--adapter-path", "run", *flags]
+    assert main(run) == 0
+    assert "teacher stored: " in capsys.readouterr().err
+    assert settings(project / "run")["distillation"]["teacher"] == "stored"
+    assert main(["distill", "--resume", "--adapter-path", "run", "--iters", "3"]) == 0
+    assert "resuming after iteration 2" in capsys.readouterr().err
+
+
+def test_a_stored_teacher_that_does_not_fit(project, capsys):
+    fails(capsys, [*WRITE, "--top-k", "1000"], "top_k is 1000; it must be a whole number from 1 to")
+    fails(capsys, [*WRITE, "--top-k", "2", "--samples", "2"], "give --top-k or --samples, not both")
+    assert not (project / "stored").exists()
+    run = [*DISTILL, "--adapter-path", "run"]
+    fails(capsys, [*run, "--top-k", "2"], "--top-k and --samples go with --write-teacher")
+    fails(capsys, [*run, "--rest", "bucket"], "--rest is for a stored teacher, and teacher is a")
+    assert main(WRITE) == 0
+    capsys.readouterr()
+    fails(capsys, [*WRITE, "--top-k", "2"], "has a stored teacher with count 64, not 2")
+    run = [*DISTILL[:-1], "stored", "--adapter-path", "run"]
+    fails(capsys, [*run, "--temperature", "2"], "temperature is 2 and stored_temperature 1")
+    fails(capsys, [*run, "--rest", "drop"], "distillation.rest is 'drop'; allowed: bucket,")
+    fails(capsys, [*run, "--mask-prompt"], "lacks 6 of the 6 samples of the training data")
+    fails(capsys, [*run, "--max-seq-length", "9"], "max_seq_length 2048")
+    assert not (project / "run").exists()
+
+
 def test_a_teacher_is_needed(project, capsys):
     fails(capsys, [*DISTILL[:-2], "--adapter-path", "run"], "no teacher: give --teacher")
     assert not (project / "run").exists()

@@ -78,7 +78,7 @@ def _write(flags: Flags, folder: str, top_k: int | None, samples: int | None) ->
             train_set,
             folder,
             val_dataset=valid_set,
-            top_k=64 if top_k is None else top_k,
+            top_k=top_k,
             samples=samples,
             temperature=options.get("temperature", 1.0),
             max_seq_length=settings.max_seq_length,

@@ -44,6 +44,7 @@ from pyloss.tuner.run.fingerprint import fingerprint
 
 log = logging.getLogger("pyloss")
 
+TOP_K = 64
 #: a killed run loses what it computed for one shard
 SHARD_BYTES = 16 << 20
 
@@ -54,7 +55,7 @@ def write_teacher(
     path: PathLike,
     *,
     val_dataset: Any = None,
-    top_k: int = 64,
+    top_k: int | None = None,
     samples: int | None = None,
     temperature: float = 1.0,
     max_seq_length: int = 2048,
@@ -73,7 +74,7 @@ def write_teacher(
     Args:
         teacher: a model of `pyloss.load`.
         dataset, val_dataset: as in `pyloss.train`. Equal samples are stored once.
-        top_k: the number K of likeliest classes to store.
+        top_k: the number K of likeliest classes to store; by default 64, or all if there are fewer.
         samples: instead, the number of classes to draw from the teacher's distribution.
         temperature: T > 0, divides the logits.
         max_seq_length: in tokens; that of the training run.
@@ -95,11 +96,10 @@ def write_teacher(
     if not hasattr(teacher, "hidden") or not hasattr(teacher, "head_layer"):
         raise TypeError(f"a teacher must be a model of pyloss.load, not a {type(teacher).__name__}")
     classes = int(teacher.head_layer.shape[0])
-    entries = (
-        whole(top_k, "top_k", 1, classes)
-        if samples is None
-        else whole(samples, "samples", 1, 65535)
-    )
+    if samples is not None:
+        entries = whole(samples, "samples", 1, 65535)
+    else:
+        entries = min(TOP_K, classes) if top_k is None else whole(top_k, "top_k", 1, classes)
     if dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r:.60}; it must be {choices(tuple(DTYPES))}")
     window, size = whole(max_seq_length, "max_seq_length", 2), whole(shard_bytes, "shard_bytes", 1)
@@ -174,14 +174,18 @@ def _check_room(folder: Path, settings: Settings, held: int) -> None:
     log.info(
         "%s",
         f"stored teacher {folder}: {settings.targets} target tokens x {settings.count} {kind}, "
-        f"{settings.row_bytes} bytes a token: {size_text(settings.nbytes)}",
+        f"{settings.row_bytes} bytes a token: {_size(settings.nbytes)}",
     )
     if needed > free:
         raise OSError(
             errno.ENOSPC,
-            f"a stored teacher needs {size_text(needed)}, and the disk has {size_text(free)}",
+            f"a stored teacher needs {_size(needed)}, and the disk has {_size(free)}",
             os.fspath(folder),
         )
+
+
+def _size(nbytes: int) -> str:
+    return size_text(nbytes) if nbytes >= 10_000_000 else f"{nbytes} bytes"
 
 
 class _Plan(NamedTuple):
