@@ -48,7 +48,9 @@ READS = (
     "loftq_model",
     "resume_adapter_file",
 )
-WRITES = ("output", "save_path")
+#: flags of a command that are no settings
+OF_COMMANDS = ("split", "write_teacher", "top_k", "samples")
+WRITES = ("write_teacher", "output", "save_path")
 
 
 def blocks(language):
@@ -144,7 +146,7 @@ def test_every_command_shown_is_taken_and_names_what_is_there(place, monkeypatch
             flags["config"] and not Path(flags["config"]).exists()
         ):
             settings = merge_settings(
-                {k: v for k, v in flags.items() if k not in ("split",)}, flags["config"]
+                {k: v for k, v in flags.items() if k not in OF_COMMANDS}, flags["config"]
             )
             if command in ("train", "distill"):
                 written.add(settings.adapter_path)

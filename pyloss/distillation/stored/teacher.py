@@ -93,7 +93,7 @@ class StoredTeacher:
         return linear_distillation_from_entries(
             model.hidden(part.tokens, part.offsets),
             model.head_layer,
-            self._entries(part, int(model.head_layer.shape[0])),
+            self.entries(part, int(model.head_layer.shape[0])),
             part.labels,
             weights=part.weights,
             ignore_index=-1,
@@ -115,7 +115,7 @@ class StoredTeacher:
             1.0,
         )
 
-    def _entries(self, part: PackedTargets, classes: int) -> Entries:
+    def entries(self, part: PackedTargets, classes: int) -> Entries:
         """The entries of a part's targets, with ids below `classes`."""
         found = []
         for begin, end in zip(part.offsets[:-1], part.offsets[1:], strict=True):
