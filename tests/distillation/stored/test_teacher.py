@@ -15,7 +15,7 @@ from pyloss.errors import FormatError
 from pyloss.tuner import TrainingArgs, evaluate
 from pyloss.tuner.data.batching import iterate_batches
 
-KINDS = ["forward-kl", "reverse-kl", "js", "skew-kl"]
+KINDS = ["forward-kl", "reverse-kl", "js", "skew-kl", "skew-reverse-kl"]
 
 
 @pytest.fixture
