@@ -138,7 +138,9 @@ def test_a_masked_label_still_pulls_at_the_others(dtype):
 
 @pytest.mark.parametrize("v", [1, 2, 3, 31, 33, 5000])
 @pytest.mark.parametrize("scale", [1.0, 50.0, 1e4])
-@pytest.mark.parametrize("loss", PAIRS, ids=str)
+@pytest.mark.parametrize(
+    "loss", [p for p in PAIRS if not any(isinstance(o, tuple) for o in p.options.values())], ids=str
+)
 def test_equal_rows(rng, loss, dtype, scale, v):
     """No divergence and no gradient, within the rounding of a sum of probabilities."""
     q = (scale * rng.standard_normal((4, v))).clip(-6e4, 6e4).astype(dtype)

@@ -61,6 +61,9 @@ def compare(loss, arguments, upstream, reduction=None, **options):
         scale /= max(np.size(arguments[0]) / arguments[0].shape[-1], 1)
     if loss.logits == 2:  # log probability differences are about as large as the loss
         scale *= 1 + np.abs(loss.formula(*arguments, **options)[0]).max(initial=0)
+    if loss.name == "cosine_loss":  # the gradient of an angle is a difference of terms 1 / |x|
+        shortest = min(np.linalg.norm(x.astype(np.float64), axis=-1).min() for x in arguments)
+        scale = scale * max(1, 1 / shortest)
     for gradient, slope, x in zip(gradients, slopes, arguments):
         assert_gradient(gradient, slope, x.dtype, scale)
 
