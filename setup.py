@@ -4,6 +4,7 @@ import glob
 import os
 import platform
 import re
+import subprocess
 import sys
 import sysconfig
 from concurrent.futures import ThreadPoolExecutor
@@ -52,6 +53,9 @@ if X86:
     # Dots of bfloat16 are used where the processor has them; see pl_has_bf16_dots.
     ISA_FLAGS["avx512"] += ["-mavx512bf16", "-mprefer-vector-width=512"]
 
+# The tile unit, used where processor and system have it (pl_amx_missing), if the compiler knows it.
+AMX_FLAGS = ["-mamx-tile", "-mamx-bf16"]
+
 # What kernels/kernels.tpl.h compiles of an instruction set at a time, the longest first.
 UNITS = ["products", "losses", "layers", "table"]
 
@@ -96,8 +100,23 @@ class BuildKernels(build_ext):
             generate.write_headers(generate.operations(f.read()), folder)
         return folder, generate.write_programs(OPENCL_PROGRAMS, "csrc/opencl/programs", folder)
 
+    def accepts(self, flags, folder):
+        """Whether the compiler knows the flags."""
+        source = os.path.join(folder, "empty.c")
+        with open(source, "w", encoding="utf-8") as f:
+            f.write("typedef int nothing;\n")
+        known = subprocess.run(
+            [*self.compiler.compiler, *flags, "-c", source, "-o", source + ".o"],
+            capture_output=True,
+        )
+        return known.returncode == 0
+
     def build_extension(self, ext):
         folder, texts = self.generate()
+        flags_of, common = ISA_FLAGS, CFLAGS
+        if X86 and self.accepts(["-Werror", *AMX_FLAGS], folder):
+            flags_of = {**ISA_FLAGS, "avx512": [*ISA_FLAGS["avx512"], *AMX_FLAGS]}
+            common = [*CFLAGS, "-DPL_AMX"]
         include_dirs = [*ext.include_dirs, "csrc", folder]
         jobs = [
             (
@@ -106,7 +125,7 @@ class BuildKernels(build_ext):
                 os.path.join(self.build_temp, unit),
             )
             for unit in UNITS
-            for isa, flags in reversed(ISA_FLAGS.items())
+            for isa, flags in reversed(flags_of.items())
         ]
         jobs += [(source, [], self.build_temp) for source in (*ext.sources, texts)]
 
@@ -117,7 +136,7 @@ class BuildKernels(build_ext):
                 output_dir=to,
                 macros=ext.define_macros,
                 include_dirs=include_dirs,
-                extra_postargs=CFLAGS + flags,
+                extra_postargs=common + flags,
             )
 
         with ThreadPoolExecutor(cores()) as pool:

@@ -149,14 +149,28 @@ const pl_table *pl_table_at(int index);
 int pl_cpu_count(void);
 /* Whether the processor has instructions for dots of bfloat16 pairs (avx512_bf16). */
 int pl_has_bf16_dots(void);
+/* Why this process cannot use the tile unit (amx_tile, amx_bf16), or NULL. With `request` the
+ * operating system is asked for the unit, which it gives to a process once and for all. */
+const char *pl_amx_missing(int request);
 
 /* core/precision.c: how dense layers multiply, for the whole process. With PL_BFLOAT16 their
- * inputs and weights are rounded to bfloat16 and their products are summed in float32.
- * PL_BFLOAT16_EMULATED does so without the processor's bfloat16 instructions. */
-typedef enum { PL_FLOAT32, PL_BFLOAT16, PL_BFLOAT16_EMULATED } pl_precision;
+ * inputs and weights are rounded to bfloat16 and their products are summed in float32, one depth
+ * after the other; PL_BFLOAT16_EMULATED does so without the processor's bfloat16 instructions.
+ * PL_BFLOAT16_TILES sums in the order of the tile unit (matmul/amx.tpl.h) and uses it; it may be
+ * set only where pl_amx_missing(1) is NULL. PL_BFLOAT16_TILES_EMULATED gives the same bits on any
+ * processor. */
+typedef enum {
+    PL_FLOAT32,
+    PL_BFLOAT16,
+    PL_BFLOAT16_EMULATED,
+    PL_BFLOAT16_TILES,
+    PL_BFLOAT16_TILES_EMULATED
+} pl_precision;
 extern const char *const pl_precision_names[]; /* NULL past the end */
 pl_precision pl_matmul_precision(void);
 void pl_set_matmul_precision(pl_precision precision);
+/* The precision of calls by this thread alone; -1: the process's. */
+void pl_try_matmul_precision(int precision);
 
 /* core/threads.c. Runs fn over [0, n) in pieces of at most grain items, on any thread, in any
  * order; `worker` is below pl_num_threads() and no two pieces run on one worker at once. Runs

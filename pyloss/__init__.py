@@ -148,17 +148,20 @@ def info() -> dict[str, Any]:
     """The version, instruction sets, threads, precision of products, NumPy, and reused buffers.
 
     `isa` is the instruction set in use, `isas` are those available. `bfloat16` is how products in
-    that precision are computed: by "avx512_bf16", or "emulated". `buffers` counts bytes.
+    that precision are computed: by "amx_bf16", by "avx512_bf16", or "emulated"; `bfloat16_reason`
+    says why, and how fast they are beside float32's. `buffers` counts bytes.
     """
     import numpy
 
+    form = precision.bfloat16_form()
     return {
         "version": __version__,
         "isa": _core.isa(),
         "isas": _core.isas(),
         "threads": get_num_threads(),
         "matmul_precision": get_matmul_precision(),
-        "bfloat16": "avx512_bf16" if precision.has_instructions() else "emulated",
+        "bfloat16": form.name,
+        "bfloat16_reason": form.reason,
         "numpy": numpy.__version__,
         "buffers": _core.buffer_stats(),
     }

@@ -144,18 +144,47 @@ static PyObject *py_matmul_precision(PyObject *self, PyObject *unused) {
     return PyUnicode_FromString(pl_precision_names[pl_matmul_precision()]);
 }
 
+/* The number of a precision; -1 with an error set. */
+static int precision_named(const char *name) {
+    for (int i = 0; pl_precision_names[i]; i++) {
+        if (strcmp(pl_precision_names[i], name)) continue;
+        const char *missing = i == PL_BFLOAT16_TILES ? pl_amx_missing(1) : NULL;
+        if (!missing) return i;
+        PyErr_Format(PyExc_ValueError, "no products by the tile unit: %s", missing);
+        return -1;
+    }
+    PyErr_Format(PyExc_ValueError,
+                 "the precision of matrix products must be float32 or bfloat16, not '%s'", name);
+    return -1;
+}
+
 static PyObject *py_set_matmul_precision(PyObject *self, PyObject *args) {
     (void)self;
     const char *name;
     if (!PyArg_ParseTuple(args, "s", &name)) return NULL;
-    for (int i = 0; pl_precision_names[i]; i++)
-        if (!strcmp(pl_precision_names[i], name)) {
-            pl_set_matmul_precision((pl_precision)i);
-            Py_RETURN_NONE;
-        }
-    return PyErr_Format(PyExc_ValueError,
-                        "the precision of matrix products must be float32 or bfloat16, not '%s'",
-                        name);
+    int precision = precision_named(name);
+    if (precision < 0) return NULL;
+    pl_set_matmul_precision((pl_precision)precision);
+    Py_RETURN_NONE;
+}
+
+static PyObject *py_try_matmul_precision(PyObject *self, PyObject *args) {
+    (void)self;
+    const char *name;
+    if (!PyArg_ParseTuple(args, "z", &name)) return NULL;
+    int precision = name ? precision_named(name) : -1;
+    if (name && precision < 0) return NULL;
+    pl_try_matmul_precision(precision);
+    Py_RETURN_NONE;
+}
+
+static PyObject *py_amx_missing(PyObject *self, PyObject *args) {
+    (void)self;
+    int request;
+    if (!PyArg_ParseTuple(args, "p", &request)) return NULL;
+    const char *missing = pl_amx_missing(request);
+    if (!missing) Py_RETURN_NONE;
+    return PyUnicode_FromString(missing);
 }
 
 static PyObject *py_has_bf16_dots(PyObject *self, PyObject *unused) {
@@ -198,7 +227,13 @@ static PyMethodDef functions[] = {
     {"set_num_threads", py_set_num_threads, METH_O, "Sets the number of threads."},
     {"matmul_precision", py_matmul_precision, METH_NOARGS, "The precision of dense layers."},
     {"set_matmul_precision", py_set_matmul_precision, METH_VARARGS,
-     "Sets the precision of dense layers: float32, bfloat16, or for tests bfloat16-emulated."},
+     "Sets the precision of dense layers: float32, bfloat16 (one depth after the other, by the\n"
+     "quickest instructions), bfloat16-emulated (by float32 ones), bfloat16-tiles (by the tile\n"
+     "unit), or bfloat16-tiles-emulated."},
+    {"try_matmul_precision", py_try_matmul_precision, METH_VARARGS,
+     "Sets the precision of calls by this thread alone; None: the process's."},
+    {"amx_missing", py_amx_missing, METH_VARARGS,
+     "Why this process cannot use the tile unit, or None; whether to ask the system for it."},
     {"has_bf16_dots", py_has_bf16_dots, METH_NOARGS,
      "Whether the processor has instructions for dot products of bfloat16."},
     {"buffer_stats", py_buffer_stats, METH_NOARGS,

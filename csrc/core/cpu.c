@@ -8,6 +8,10 @@
 #include <unistd.h>
 #ifdef __linux__
 #include <sched.h>
+#include <sys/syscall.h>
+#endif
+#ifdef PL_AMX
+#include <cpuid.h>
 #endif
 
 const pl_table *pl_table_at(int index) {
@@ -32,6 +36,33 @@ int pl_has_bf16_dots(void) {
     return 0;
 #endif
 }
+
+#if defined(PL_AMX) && defined(__linux__)
+/* Bits of CPUID and of extended control register 0: "Intel Architecture Instruction Set
+ * Extensions", chapter 3. The system call: Linux, Documentation/arch/x86/xstate.rst; its
+ * permission holds for all threads and for forked children. */
+const char *pl_amx_missing(int request) {
+    enum { OSXSAVE = 1 << 27, AMX_BF16 = 1 << 22, AMX_TILE = 1 << 24 };
+    enum { TILE_STATES = 3 << 17, TILE_DATA = 18, REQUEST_PERMISSION = 0x1023 };
+    unsigned a, b, c, d, low, high;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d & AMX_TILE) || !(d & AMX_BF16))
+        return "the processor has no amx_bf16";
+    if (!pl_has_bf16_dots()) return "the processor has amx_bf16 without avx512_bf16";
+    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & OSXSAVE))
+        return "the operating system saves no wide registers";
+    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    if ((low & TILE_STATES) != TILE_STATES)
+        return "the operating system saves no tile registers";
+    if (request && syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA))
+        return "the operating system refuses the tile registers";
+    return NULL;
+}
+#else
+const char *pl_amx_missing(int request) {
+    (void)request;
+    return "this build has no amx_bf16";
+}
+#endif
 
 int pl_cpu_count(void) {
     long n = sysconf(_SC_NPROCESSORS_ONLN);

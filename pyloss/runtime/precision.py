@@ -1,9 +1,16 @@
-"""The precision of products by weights, for the whole process: float32 or bfloat16."""
+"""The precision of products by weights, for the whole process: float32 or bfloat16, and by which of
+the processor's instructions bfloat16 is computed.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import NamedTuple
+
+import numpy as np
 
 from pyloss import _core
 
@@ -23,22 +30,24 @@ def set_matmul_precision(precision: str) -> None:
     """Sets the precision of products by weights: "float32" (the default) or "bfloat16".
 
     It holds forward and for the gradient of the input. "bfloat16" rounds inputs and weights once to
-    bfloat16 (8 bits) and adds their products in float32. With `avx512_bf16`, products took about
-    half the time on an AMD EPYC (Zen 4), and more time than float32 on an Intel Xeon with
-    `amx_bf16`. Other processors compute the same bits with float32 instructions, in up to 1.7 times
-    the time of float32 (`info()["bfloat16"]` says which, `pyloss bench` measures it). Only numbers
-    below 2^-126 differ, which the instructions take as 0.
+    bfloat16 (8 bits) and adds their products in float32. The process measures once which
+    instructions are quickest at it; `info()` says which, and whether they are quicker than float32:
+    with `avx512_bf16`, products took about half the time on an AMD EPYC (Zen 4), and more time than
+    float32 on an Intel Xeon. All processors compute the same bits, except that bfloat16
+    instructions take numbers below 2^-126 as 0. The tile unit (`amx_bf16`) adds in another order;
+    it is used on request (see "Products in bfloat16" in docs/fine_tuning.md).
 
     It applies to layers of any weight format, experts, output heads and the bases of adapters.
     These stay float32: products of up to four rows, the adapters' own matrices, gradients by
     weights, attention, and devices. ValueError for another name.
     """
-    _core.set_matmul_precision(check_precision(precision))
+    name = check_precision(precision)
+    _core.set_matmul_precision(name if name == "float32" else bfloat16_form().setting)
 
 
 def get_matmul_precision() -> str:
     """The precision that `set_matmul_precision` set last."""
-    return str(_core.matmul_precision())
+    return str(_core.matmul_precision()).partition("-")[0]
 
 
 def has_instructions() -> bool:
@@ -49,7 +58,7 @@ def has_instructions() -> bool:
 @contextmanager
 def matmul_precision(precision: str | None) -> Iterator[None]:
     """Sets the precision within a block; None changes nothing."""
-    before = get_matmul_precision()
+    before = _core.matmul_precision()
     if precision is not None:
         set_matmul_precision(precision)
     try:
@@ -57,3 +66,105 @@ def matmul_precision(precision: str | None) -> Iterator[None]:
     finally:
         if precision is not None:
             _core.set_matmul_precision(before)
+
+
+class Form(NamedTuple):
+    """How bfloat16 products are computed: the core's name, the instructions, and why these."""
+
+    setting: str
+    name: str
+    reason: str
+
+
+#: The forms by the core's names, and by the instructions that compute them. The first two give the
+#: same bits, and so do the last two.
+FORMS = {
+    "bfloat16": "avx512_bf16",
+    "bfloat16-emulated": "emulated",
+    "bfloat16-tiles": "amx_bf16",
+    "bfloat16-tiles-emulated": "amx_bf16, emulated",
+}
+
+
+def bfloat16_form(environ: Mapping[str, str] = os.environ) -> Form:
+    """The form of bfloat16 products in this process, by the environment, the processor and, between
+    forms of the same bits, by measurement.
+    """
+    order = _variable(environ, "PYLOSS_BF16", ("portable", "tiles"))
+    unit = _variable(environ, "PYLOSS_AMX", ("0", "1", "emulate"))
+    if order == "portable":
+        return _dots("PYLOSS_BF16=portable")
+    if unit == "emulate":
+        return _emulated_tiles("PYLOSS_AMX=emulate")
+    wanted = order == "tiles" or unit == "1"
+    missing = _core.amx_missing(False) or _forbidden(environ, unit)
+    if wanted and not missing:
+        missing = _core.amx_missing(True)
+    if wanted and not missing:
+        return _measured("bfloat16-tiles", "the tile unit was asked for")
+    if order == "tiles":
+        return _emulated_tiles(f"PYLOSS_BF16=tiles, and {missing}")
+    return _dots(f"no tile unit: {missing or 'PYLOSS_AMX=1 tries it'}")
+
+
+def _variable(environ: Mapping[str, str], name: str, allowed: tuple[str, ...]) -> str:
+    value = environ.get(name, "")
+    if value and value not in allowed:
+        raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")
+    return value
+
+
+def _forbidden(environ: Mapping[str, str], unit: str) -> str | None:
+    """Which setting keeps the tile unit from being used."""
+    if environ.get("PYLOSS_NO_AMX", "0") not in ("", "0"):
+        return "PYLOSS_NO_AMX is set"
+    if unit == "0":
+        return "PYLOSS_AMX=0"
+    if environ.get("PYLOSS_ISA"):
+        return "PYLOSS_ISA is set"
+    return None if _core.isa() == "avx512" else f"the instruction set in use is {_core.isa()}"
+
+
+def _emulated_tiles(why: str) -> Form:
+    setting = "bfloat16-tiles-emulated"
+    return Form(setting, FORMS[setting], f"{why}; it is for tests, far slower than float32")
+
+
+def _dots(why: str) -> Form:
+    """The quicker of two forms of the same bits."""
+    names = ["bfloat16", "bfloat16-emulated"] if has_instructions() else ["bfloat16-emulated"]
+    return _measured(min(names, key=lambda name: _seconds(name)), why)
+
+
+def _measured(setting: str, why: str) -> Form:
+    speed = _seconds("float32") / _seconds(setting)
+    verdict = f"products run {speed:.1f} times as fast as float32's"
+    if speed < 1:
+        verdict = f"products take {1 / speed:.1f} times as long as float32's: it does not pay here"
+    return Form(setting, FORMS[setting], f"{verdict} ({why})")
+
+
+#: Seconds of a product, by instruction set and the core's name of the precision.
+_times: dict[tuple[str, str], float] = {}
+
+
+def _seconds(setting: str) -> float:
+    """Seconds of a product of 12.6 MFLOP, the best of a few; measured once, and without a change to
+    what other threads compute.
+    """
+    key = (_core.isa(), setting)
+    if key not in _times:
+        x, w = np.ones((128, 256), np.float32), np.ones((192, 256), np.float32)
+        y = np.empty((128, 192), np.float32)
+        _core.try_matmul_precision(setting)
+        try:
+            _times[key] = min(_seconds_once(x, w, y) for _ in range(5))
+        finally:
+            _core.try_matmul_precision(None)
+    return _times[key]
+
+
+def _seconds_once(x: np.ndarray, w: np.ndarray, y: np.ndarray) -> float:
+    begin = time.perf_counter()
+    _core.linear_forward(x, w, None, None, None, 0.0, None, y)
+    return time.perf_counter() - begin

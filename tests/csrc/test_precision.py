@@ -1,7 +1,10 @@
 """Layer products in bfloat16, compared to the bit on every instruction set.
 
 The expected value rounds both operands to bfloat16 and adds in float32, one depth after the other.
+Tests that hold for every order of sums also run in the tile unit's; test_amx.py checks its bits.
 """
+
+from concurrent.futures import ThreadPoolExecutor
 
 import ml_dtypes
 import numpy as np
@@ -16,6 +19,7 @@ from pyloss.weights.weight import FORMATS, Weight
 pytestmark = pytest.mark.usefixtures("isa")
 
 ROUNDED = ["bfloat16", "bfloat16-emulated"]
+ANY_ORDER = [*ROUNDED, "bfloat16-tiles-emulated"]
 CHUNK = 576  # depths summed before the sum is added to memory
 
 
@@ -119,14 +123,14 @@ def test_instructions_and_arithmetic_agree_to_the_bit(rng, m, n, k):
         assert got.tobytes() == want.tobytes()
 
 
-@pytest.mark.parametrize("precision", ROUNDED)
+@pytest.mark.parametrize("precision", ANY_ORDER)
 @pytest.mark.parametrize(("m", "n", "k"), LARGE)
 def test_threads_give_the_same_bits(rng, m, n, k, precision):
     _core.set_matmul_precision(precision)
     on_threads(everything(rng, m, n, k))
 
 
-@pytest.mark.parametrize("precision", ROUNDED)
+@pytest.mark.parametrize("precision", ANY_ORDER)
 @pytest.mark.parametrize(("m", "n", "k"), LARGE)
 def test_the_adapter_stays_in_float32(rng, m, n, k, precision):
     """The adapter's own products keep their bits; their part of the result is added in float32."""
@@ -147,8 +151,9 @@ def test_the_adapter_stays_in_float32(rng, m, n, k, precision):
     near(dx, wide(rounded(dy)) @ wide(rounded(w)) + wide(dh) @ wide(a).T, 9 * n)
 
 
+@pytest.mark.parametrize("precision", ANY_ORDER)
 @pytest.mark.parametrize("format", ["f32", "q4_1", "nf4"])
-def test_what_stays_float32(rng, format):
+def test_what_stays_float32(rng, format, precision):
     """Few rows, plain matrix products, and everything after the setting is reset."""
     weight = stored(rng, 40, 96, format)
     x, dy, dense = normal(rng, 33, 96), normal(rng, 33, 40), weight.dequantize()
@@ -167,7 +172,7 @@ def test_what_stays_float32(rng, format):
         return forward(x, weight.handle, out=(33, 40)), backward(dy, weight.handle, (33, 96))
 
     before = [*few(), *plain()], many()
-    _core.set_matmul_precision("bfloat16")
+    _core.set_matmul_precision(precision)
     for got, want in zip([*few(), *plain()], before[0], strict=True):
         assert got.tobytes() == want.tobytes()
     sizes = np.abs(x) @ np.abs(dense).T, np.abs(dy) @ np.abs(dense)
@@ -180,7 +185,7 @@ def test_what_stays_float32(rng, format):
         assert got.tobytes() == want.tobytes()
 
 
-@pytest.mark.parametrize("precision", ROUNDED)
+@pytest.mark.parametrize("precision", ANY_ORDER)
 def test_a_row_does_not_depend_on_its_neighbours(rng, precision):
     weight = stored(rng, 97, 416, "q4_1")
     x, dy = normal(rng, 40, 416), normal(rng, 40, 97)
@@ -194,7 +199,7 @@ def test_a_row_does_not_depend_on_its_neighbours(rng, precision):
         assert backward(some[1], weight.handle, some[0].shape).tobytes() == dx[rows].tobytes()
 
 
-@pytest.mark.parametrize("precision", ROUNDED)
+@pytest.mark.parametrize("precision", ANY_ORDER)
 @pytest.mark.parametrize("bad", [np.nan, np.inf, np.float32(3.4e38)])
 def test_what_is_not_finite_stays_in_its_row_and_column(rng, bad, precision):
     """The largest float32 numbers become infinite in bfloat16."""
@@ -213,3 +218,25 @@ def test_the_setting_is_one_of_the_known():
     assert _core.matmul_precision() == "float32"
     with pytest.raises(ValueError, match="float32 or bfloat16, not 'tf32'"):
         _core.set_matmul_precision("tf32")
+
+
+def test_a_precision_can_be_tried_by_one_thread():
+    """The others, and the process, keep theirs."""
+    rng = np.random.default_rng(0)
+    x, w = normal(rng, 40, 96), normal(rng, 50, 96)
+
+    def layer():
+        return forward(x, w, out=(40, 50)).tobytes()
+
+    exact = layer()
+    _core.try_matmul_precision("bfloat16")
+    try:
+        tried = layer()
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(layer).result() == exact
+            assert pool.submit(_core.matmul_precision).result() == "float32"
+    finally:
+        _core.try_matmul_precision(None)
+    assert tried != exact and layer() == exact
+    with pytest.raises(ValueError, match="float32 or bfloat16, not 'tf32'"):
+        _core.try_matmul_precision("tf32")

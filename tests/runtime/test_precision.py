@@ -1,12 +1,15 @@
 """The precision of layer products in Python: the setting, gradients, layers and adapters."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 import pyloss
 from pyloss import _core
 from pyloss.ops.projection import Projection, project
-from pyloss.runtime.precision import has_instructions, matmul_precision
+from pyloss.runtime import precision
+from pyloss.runtime.precision import bfloat16_form, has_instructions, matmul_precision
 from pyloss.weights.weight import Weight
 
 
@@ -39,8 +42,106 @@ def test_another_precision_is_refused(wrong):
 
 
 def test_instructions_belong_to_one_instruction_set(isa):
-    assert pyloss.info()["bfloat16"] == ("avx512_bf16" if has_instructions() else "emulated")
     assert has_instructions() == (isa == "avx512" and _core.has_bf16_dots())
+    possible = {"avx512_bf16", "emulated"} if has_instructions() else {"emulated"}
+    assert pyloss.info()["bfloat16"] in possible
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """A processor with all instructions, whose speeds are given; settings begin empty."""
+    for name in ("PYLOSS_BF16", "PYLOSS_AMX", "PYLOSS_NO_AMX", "PYLOSS_ISA"):
+        monkeypatch.delenv(name, raising=False)
+    asked, missing = [], {}
+    times = {"float32": 4.0, "bfloat16": 2.0, "bfloat16-emulated": 6.0, "bfloat16-tiles": 1.0}
+
+    def amx_missing(request):
+        asked.append(request)
+        return missing.get("reason")
+
+    monkeypatch.setattr(_core, "isa", lambda: "avx512")
+    monkeypatch.setattr(_core, "has_bf16_dots", lambda: True)
+    monkeypatch.setattr(_core, "amx_missing", amx_missing)
+    monkeypatch.setattr(precision, "_seconds", lambda setting: times[setting])
+    return SimpleNamespace(asked=asked, missing=missing, times=times)
+
+
+def test_the_quicker_of_two_forms_of_the_same_bits_is_used(machine):
+    form = bfloat16_form({})
+    assert form.setting == "bfloat16" and form.name == "avx512_bf16"
+    assert form.reason == (
+        "products run 2.0 times as fast as float32's (no tile unit: PYLOSS_AMX=1 tries it)"
+    )
+    machine.times["bfloat16"] = 7.0
+    form = bfloat16_form({})
+    assert (form.setting, form.name) == ("bfloat16-emulated", "emulated")
+    assert form.reason.startswith(
+        "products take 1.5 times as long as float32's: it does not pay here ("
+    )
+    assert machine.asked == [False, False], "the system was asked for tiles that nobody wants"
+
+
+def test_the_tile_unit_is_used_on_request_only(machine):
+    for settings in ({"PYLOSS_AMX": "1"}, {"PYLOSS_BF16": "tiles"}):
+        form = bfloat16_form(settings)
+        assert (form.setting, form.name) == ("bfloat16-tiles", "amx_bf16")
+        assert form.reason == (
+            "products run 4.0 times as fast as float32's (the tile unit was asked for)"
+        )
+    assert machine.asked == [False, True] * 2
+    # A fixed order of forms of other bits: how fast they are decides nothing.
+    machine.times["bfloat16-tiles"] = 9.0
+    assert bfloat16_form({"PYLOSS_AMX": "1"}).setting == "bfloat16-tiles"
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"PYLOSS_NO_AMX": "1"}, "PYLOSS_NO_AMX is set"),
+        ({"PYLOSS_ISA": "avx512"}, "PYLOSS_ISA is set"),
+        ({"PYLOSS_AMX": "0"}, "PYLOSS_AMX=0"),
+    ],
+)
+def test_settings_that_switch_the_tile_unit_off(machine, settings, reason):
+    form = bfloat16_form({"PYLOSS_AMX": "1"} | settings)
+    assert form.setting == "bfloat16" and f"no tile unit: {reason}" in form.reason
+    form = bfloat16_form({"PYLOSS_BF16": "tiles"} | settings)
+    assert form.setting == "bfloat16-tiles-emulated" and f"tiles, and {reason};" in form.reason
+    assert True not in machine.asked
+
+
+def test_a_machine_without_tile_unit_says_so(machine):
+    machine.missing["reason"] = "the processor has no amx_bf16"
+    for settings in ({}, {"PYLOSS_AMX": "1"}):
+        form = bfloat16_form(settings)
+        assert form.setting == "bfloat16"
+        assert "no tile unit: the processor has no amx_bf16" in form.reason
+    assert bfloat16_form({"PYLOSS_BF16": "tiles"}).name == "amx_bf16, emulated"
+
+
+def test_the_order_of_sums_can_be_fixed(machine):
+    settings = {"PYLOSS_BF16": "portable", "PYLOSS_AMX": "1"}
+    assert bfloat16_form(settings).setting == "bfloat16"
+    assert bfloat16_form({"PYLOSS_AMX": "emulate"}).setting == "bfloat16-tiles-emulated"
+    assert not machine.asked
+
+
+@pytest.mark.parametrize("name", ["PYLOSS_BF16", "PYLOSS_AMX"])
+def test_a_wrong_setting_is_refused(name, monkeypatch):
+    monkeypatch.setenv(name, "fast")
+    with pytest.raises(ValueError, match=f"{name} is 'fast'; it must be one of "):
+        pyloss.set_matmul_precision("bfloat16")
+    assert pyloss.get_matmul_precision() == "float32"
+
+
+def test_products_are_measured_once_and_change_nothing(monkeypatch):
+    calls = []
+    monkeypatch.setattr(precision, "_times", {})
+    monkeypatch.setattr(precision, "_seconds_once", lambda *arrays: calls.append(1) or 0.001)
+    with matmul_precision("bfloat16"), matmul_precision("bfloat16"):
+        assert "1.0 times" in pyloss.info()["bfloat16_reason"]
+        assert len(calls) == 5 * len(precision._times)
+    assert _core.matmul_precision() == "float32"
 
 
 def gradients(weight, m, dropout=0.0):
@@ -63,7 +164,11 @@ def gradients(weight, m, dropout=0.0):
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize("dora", [False, True])
 @pytest.mark.parametrize("format", ["f32", "q4_1", "nf4"])
-def test_gradients_are_those_of_float32_within_the_rounding(format, dora, dropout):
+@pytest.mark.parametrize("order", ["portable", "tiles"])
+def test_gradients_are_those_of_float32_within_the_rounding(
+    format, dora, dropout, order, monkeypatch
+):
+    monkeypatch.setenv("PYLOSS_BF16", order)
     weight = Weight.quantize(normal(96, 64), format)
     m = np.abs(normal(96, seed=1)) if dora else None
     exact = gradients(weight, m, dropout)

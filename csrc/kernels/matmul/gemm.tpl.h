@@ -19,7 +19,14 @@
  * expanded if it is quantized, next to the tile that uses it. The low-rank branch continues the
  * inner loop over k, so it joins a tile before the tile is stored. On request A and B are
  * rounded to bfloat16 as they are packed; sums and the low-rank branch stay float32. Each
- * element of C is summed in one order, so its bits do not depend on the threads. */
+ * element of C is summed in one order, so its bits do not depend on the threads.
+ *
+ * With AMX (amx.tpl.h) a piece of C is a group of columns over the depth of the block, wide enough
+ * that A comes seldom from far away:
+ *
+ *   for each group: pack its columns (GROUP_WORDS)          stays in the second-level cache
+ *     for some rows of A (ROWS_WORDS)                       stay there too
+ *       for 32 columns of the group: all blocks of these rows, then the low-rank branch */
 #ifndef PYLOSS_GEMM_TPL_H
 #define PYLOSS_GEMM_TPL_H
 #include "../../pyloss.h"
@@ -33,7 +40,9 @@ enum {
     KC = 576,    /* depth of a packed panel of B */
     KS = 4 * KC, /* depth of packed A */
     MS = 1024,   /* rows of packed A; up to MS + mr */
-    NB = 96      /* columns of a piece: a multiple of 32 (quantized blocks) and of every NR */
+    NB = 96,     /* columns of a piece: a multiple of 32 (quantized blocks) and of every NR */
+    GROUP_WORDS = 1 << 18, /* AMX: columns of a piece, 1 MB, */
+    ROWS_WORDS = 96 << 10  /* and rows of A that are multiplied together, 384 KB */
 };
 
 /* One block of A, rows [row0, row0 + rows) x depth [k0, k0 + depth), in a batch of blocks. */
@@ -43,6 +52,7 @@ typedef struct {
         pieces; /* numbered through the batch; none when k0 is past the product's depth */
     int mr;     /* rows of a panel */
     int64_t row0, rows, k0, depth;
+    int64_t columns;    /* of a piece */
     int64_t chunk;      /* depth of packed B: even parts of at most KC, a multiple of 32 */
     int last;           /* the last block over k: bias and the low-rank branch join here */
     int in_place;       /* full panels of A are read in place, only a last partial one is packed */
@@ -50,8 +60,9 @@ typedef struct {
     float *packed_low;  /* [panels][low_stride] */
     float *packed_down; /* [rank / width][depth][width] */
     float *packed_b;    /* per worker */
-    float
-        *pairs; /* [rows, up to whole panels][pairs_stride]: A in words, unless these are floats */
+    /* A in words, unless these are floats: [rows, up to whole panels][pairs_stride], or tiles of
+     * AMX */
+    float *pairs;
     int64_t panel_stride, low_stride, b_stride, pairs_stride;
     int64_t row_pieces, rows_per_piece, column_pieces;
 } block;
@@ -106,6 +117,13 @@ static void pack_down(const void *context, int64_t begin, int64_t end, int worke
     }
 }
 
+/* Packs L times its factor, for the rows of a panel. */
+static void pack_low(const block *s, int64_t row, int rows, float *dst) {
+    const gemm *g = s->g;
+    lhs low = {g->low_given ? g->low_given : g->low, g->rank, 0, g->up_scale};
+    pack_a(&low, s->row0 + row, rows, s->mr, 0, g->rank, dst);
+}
+
 /* Packs panels of A; computes their rows of L and packs these. */
 static void pack_panels(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
     const block *s = ((const batch *)context)->blocks;
@@ -119,9 +137,8 @@ static void pack_panels(const void *context, int64_t begin, int64_t end, int wor
         if (!t.in_place && (with_h || g->form == FLOATS))
             pack_a(&g->a, from, t.rows, s->mr, s->k0, s->depth, (float *)t.a);
         if (g->form != FLOATS)
-            (g->form == PAIRS ? pack_a_pairs : pack_a_native_pairs)(
-                &g->a, from, t.rows, s->k0, s->depth, s->pairs_stride,
-                s->pairs + row * s->pairs_stride);
+            a_packers[g->form](&g->a, from, t.rows, s->k0, s->depth, row, s->pairs_stride,
+                               s->pairs);
         if (with_h) {
             int width = low_width(g->rank, s->mr);
             for (int64_t j = 0; j < g->rank; j += width) {
@@ -133,10 +150,8 @@ static void pack_panels(const void *context, int64_t begin, int64_t end, int wor
                 else run_tile(&t, width);
             }
         }
-        if (g->rank && s->last) {
-            lhs low = {g->low_given ? g->low_given : g->low, g->rank, 0, g->up_scale};
-            pack_a(&low, from, t.rows, s->mr, 0, g->rank, s->packed_low + panel * s->low_stride);
-        }
+        if (g->rank && s->last && !is_amx(g->form))
+            pack_low(s, row, t.rows, s->packed_low + panel * s->low_stride);
     }
 }
 
@@ -151,13 +166,80 @@ static b_prefetch next_chunk(const batch *all, const block *s, int64_t piece, in
         while (piece >= s->first_piece + s->pieces) s++;
     }
     const gemm *g = s->g;
-    int64_t j0 = (piece - s->first_piece) % s->column_pieces * NB,
+    int64_t j0 = (piece - s->first_piece) % s->column_pieces * s->columns,
             depth = s->depth - k < s->chunk ? s->depth - k : s->chunk;
-    return prefetch_of(&g->b, g->b_transposed, j0, g->n - j0 < NB ? g->n - j0 : NB, s->k0 + k,
-                       depth, tiles);
+    return prefetch_of(&g->b, g->b_transposed, j0, at_most(g->n - j0, s->columns), s->k0 + k, depth,
+                       tiles);
 }
 
-/* Pieces of C: a range of packed panels times NB columns. */
+/* The low-rank branch and the bias of a strip of C whose product is there: rows of a block from
+ * `row` on, columns from j on of the piece at j0. */
+static void finish_strip(const block *s, int64_t row, int64_t rows, int64_t j0, int64_t j, int cols,
+                         const float *packed_low, const float *packed_up) {
+    const gemm *g = s->g;
+    const int width = panel_width(g->n);
+    for (int64_t i = 0; i < rows; i += s->mr)
+        for (int64_t l = j; l < j + cols; l += width)
+            run_tile(&(tile_args){.k2 = g->rank,
+                                  .a2 = packed_low + i / s->mr * s->low_stride,
+                                  .b2 = packed_up + l * g->rank,
+                                  .a_stride = s->mr,
+                                  .bias = g->bias ? g->bias + j0 + l : NULL,
+                                  .c = g->c + (s->row0 + row + i) * g->n + j0 + l,
+                                  .ldc = g->n,
+                                  .rows = (int)at_most(rows - i, s->mr),
+                                  .cols = (int)at_most(j + cols - l, width),
+                                  .add = 1},
+                     width);
+}
+
+/* Words of a row of a block's A, at its deepest. */
+static int64_t deepest_words(const gemm *g) { return words_of(g->form, at_most(g->k, KS)); }
+
+/* Rows of A that AMX multiplies with a group of columns before it takes the next rows. */
+static int64_t amx_rows(const block *s) {
+    const int64_t fit = ROWS_WORDS / (deepest_words(s->g) + 1) / AMX_BLOCK * AMX_BLOCK;
+    return at_most(fit < AMX_BLOCK ? AMX_BLOCK : fit, round_up(s->rows, AMX_BLOCK));
+}
+
+/* A piece by AMX. */
+static void multiply_amx_piece(const block *s, int64_t piece, float *packed_b) {
+    const gemm *g = s->g;
+    const int64_t words = words_of(g->form, s->depth), together = amx_rows(s);
+    const int64_t j0 = piece % s->column_pieces * s->columns, n = at_most(g->n - j0, s->columns);
+    const int64_t first = piece / s->column_pieces * s->rows_per_piece,
+                  last = at_most(first + s->rows_per_piece, s->rows);
+    const int finish = s->last && (g->rank || g->bias);
+    float *packed_up = packed_b + round_up(n, AMX_BLOCK) * words,
+          *packed_low = packed_up + round_up(n, NR) * g->rank;
+    b_packers[g->form](&g->b, g->b_transposed, j0, n, s->k0, s->depth, AMX_SIDE, 1, g->b_row_factor,
+                       packed_b);
+    if (finish && g->rank)
+        pack_b(&g->up, g->up_transposed, j0, n, 0, g->rank, panel_width(g->n), 1, NULL, packed_up);
+    amx_begin(g->form);
+    for (int64_t row = first; row < last; row += together) {
+        const int64_t rows = at_most(last - row, together);
+        for (int64_t i = 0; finish && g->rank && i < rows; i += s->mr)
+            pack_low(s, row + i, (int)at_most(rows - i, s->mr),
+                     packed_low + i / s->mr * s->low_stride);
+        for (int64_t j = 0; j < n; j += AMX_BLOCK) {
+            const int cols = (int)at_most(n - j, AMX_BLOCK);
+            amx_strip(&(amx_args){.steps = words / AMX_SIDE,
+                                  .a = amx_row(s->pairs, row, words),
+                                  .b = packed_b + j * words,
+                                  .c = g->c + (s->row0 + row) * g->n + j0 + j,
+                                  .ldc = g->n,
+                                  .rows = rows,
+                                  .cols = cols,
+                                  .add = g->accumulate || s->k0 > 0},
+                      g->form);
+            if (finish) finish_strip(s, row, rows, j0, j, cols, packed_low, packed_up);
+        }
+    }
+    amx_end(g->form);
+}
+
+/* Pieces of C: a range of packed panels times some columns. */
 static void multiply_pieces(const void *context, int64_t begin, int64_t end, int worker) {
     const batch *all = context;
     const block *s = all->blocks;
@@ -166,8 +248,12 @@ static void multiply_pieces(const void *context, int64_t begin, int64_t end, int
         const gemm *g = s->g;
         float *packed_b = s->packed_b + worker * s->b_stride;
         int width = panel_width(g->n);
-        int64_t piece = i - s->first_piece, j0 = piece % s->column_pieces * NB;
-        int64_t n = g->n - j0 < NB ? g->n - j0 : NB, padded = round_up(n, width);
+        int64_t piece = i - s->first_piece, j0 = piece % s->column_pieces * s->columns;
+        if (is_amx(g->form)) {
+            multiply_amx_piece(s, piece, packed_b);
+            continue;
+        }
+        int64_t n = at_most(g->n - j0, s->columns), padded = round_up(n, width);
         int64_t first = piece / s->column_pieces * s->rows_per_piece;
         int64_t last = first + s->rows_per_piece < s->rows ? first + s->rows_per_piece : s->rows;
         /* With one panel of A, packing B would cost as much as using it. */
@@ -217,6 +303,15 @@ static void multiply_pieces(const void *context, int64_t begin, int64_t end, int
     }
 }
 
+/* Columns of a piece. AMX has about a piece for each thread: the wider, the less A is read. */
+static int64_t columns_of(const gemm *g, int threads) {
+    if (!is_amx(g->form)) return NB;
+    const int64_t blocks = (g->n + AMX_BLOCK - 1) / AMX_BLOCK;
+    const int64_t most = GROUP_WORDS / AMX_BLOCK / (1 + deepest_words(g));
+    const int64_t pieces = threads * ((blocks + threads * most - 1) / (threads * most));
+    return AMX_BLOCK * ((blocks + pieces - 1) / pieces);
+}
+
 /* Fills a batch from the products at *group, *row0 on: one block of about MS rows, or several whole
  * products. The latter have few rows together, and their packed A fits into one block. */
 static void fill_batch(batch *all, const gemm *groups, int64_t count, int64_t *group,
@@ -237,7 +332,8 @@ static void fill_batch(batch *all, const gemm *groups, int64_t count, int64_t *g
             break;
         block *s = &all->blocks[all->count++];
         *s = (block){.g = g, .mr = mr, .row0 = *row0, .rows = most, .in_place = in_place};
-        s->column_pieces = (g->n + NB - 1) / NB;
+        s->columns = columns_of(g, all->threads);
+        s->column_pieces = (g->n + s->columns - 1) / s->columns;
         rows += most;
         *row0 += most;
         if (*row0 < g->m) break;
@@ -253,21 +349,28 @@ static size_t place_batch(batch *all, float *scratch) {
     for (block *s = all->blocks; s < all->blocks + all->count; s++) {
         const gemm *g = s->g;
         int64_t deepest = g->k < KS ? g->k : KS, panels = (s->rows + s->mr - 1) / s->mr;
-        int64_t b_size = round_up(NB, panel_width(g->n)) * (KC + g->rank);
-        b_stride = b_size > b_stride ? b_size : b_stride;
         s->panel_stride = round_up(deepest * s->mr + PANEL_SPILL, 16);
         s->low_stride = round_up(g->rank * s->mr + PANEL_SPILL, 16);
+        const int64_t words = deepest_words(g);
+        int64_t b_size = round_up(s->columns, panel_width(g->n)) * (KC + g->rank);
+        if (is_amx(g->form))
+            b_size = s->columns * (words + g->rank) + (amx_rows(s) / s->mr + 1) * s->low_stride;
+        b_stride = b_size > b_stride ? b_size : b_stride;
         if (scratch) s->packed_a = scratch + used;
         used += (size_t)((s->in_place ? 1 : panels) * s->panel_stride);
         if (scratch) s->packed_low = scratch + used;
-        used += (size_t)(panels * s->low_stride);
+        if (!is_amx(g->form)) used += (size_t)(panels * s->low_stride);
         if (scratch) s->packed_down = scratch + used;
         int64_t p_rows = round_up(g->rank, low_width(g->rank, s->mr));
         if (g->rank && !g->low_given) used += (size_t)round_up(p_rows * deepest + PANEL_SPILL, 16);
         if (g->form == FLOATS) continue;
-        /* An odd number of lines, so that rows lie in different parts of the first cache. */
-        s->pairs_stride = round_up(words_of(g->form, deepest), 16) | 16;
         if (scratch) s->pairs = scratch + used;
+        if (is_amx(g->form)) {
+            used += (size_t)(round_up(s->rows, AMX_BLOCK) * words);
+            continue;
+        }
+        /* An odd number of lines, so that rows lie in different parts of the first cache. */
+        s->pairs_stride = round_up(words, 16) | 16;
         used += (size_t)(panels * s->mr * s->pairs_stride);
     }
     for (block *s = all->blocks; scratch && s < all->blocks + all->count; s++) {
@@ -286,14 +389,17 @@ static int64_t begin_depth(batch *all, int64_t k0) {
         const gemm *g = s->g;
         int done =
             k0 > 0 && k0 >= g->k; /* once for k = 0 too: bias and the low-rank branch remain */
-        int64_t used = (s->rows + s->mr - 1) / s->mr,
-                most = used / 9 + 1; /* a piece of fewer rows would not pay for packing B */
-        int64_t wanted = (3 * all->threads + columns - 1) / columns;
+        int64_t used = (s->rows + s->mr - 1) / s->mr;
+        const int64_t side = is_amx(g->form) ? AMX_BLOCK : s->mr,
+                      sides = (s->rows + side - 1) / side;
+        int64_t most = sides / 9 + 1; /* a piece of fewer rows would not pay for packing B */
+        int64_t wanted = ((is_amx(g->form) ? 1 : 3) * all->threads + columns - 1) / columns;
         s->row_pieces = wanted < most ? wanted : most;
-        s->rows_per_piece = (used + s->row_pieces - 1) / s->row_pieces * s->mr;
+        s->rows_per_piece = (sides + s->row_pieces - 1) / s->row_pieces * side;
         s->row_pieces = (s->rows + s->rows_per_piece - 1) / s->rows_per_piece;
         s->k0 = k0;
         s->depth = done ? 0 : g->k - k0 < KS ? g->k - k0 : KS;
+        if (is_amx(g->form)) s->pairs_stride = words_of(g->form, s->depth);
         int64_t chunks = s->depth ? (s->depth + KC - 1) / KC : 1;
         s->chunk = round_up((s->depth + chunks - 1) / chunks, 32);
         s->last = k0 + s->depth == g->k;

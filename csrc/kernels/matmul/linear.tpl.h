@@ -7,10 +7,19 @@
 /* The form in which a layer of this many rows multiplies. Few rows wait for memory, so that
  * bfloat16 would gain nothing. */
 static int layer_form(int64_t rows) {
-    const pl_precision precision = pl_matmul_precision();
-    if (precision == PL_FLOAT32 || rows <= SMALL_M) return FLOATS;
-    return precision == PL_BFLOAT16 && NATIVE_PAIRS_COMPILED && pl_has_bf16_dots() ? NATIVE_PAIRS
-                                                                                   : PAIRS;
+    if (rows <= SMALL_M) return FLOATS;
+    switch (pl_matmul_precision()) {
+    case PL_FLOAT32: return FLOATS;
+    case PL_BFLOAT16: return NATIVE_PAIRS_COMPILED && pl_has_bf16_dots() ? NATIVE_PAIRS : PAIRS;
+    case PL_BFLOAT16_EMULATED: return PAIRS;
+#ifdef AMX_COMPILED
+    case PL_BFLOAT16_TILES: return AMX;
+#else
+    case PL_BFLOAT16_TILES:
+#endif
+    case PL_BFLOAT16_TILES_EMULATED: return AMX_EMULATED;
+    }
+    return FLOATS;
 }
 
 /* x W^T, or x W when backward, for `rows` rows of x. */

@@ -4,6 +4,7 @@
 #include "../quant.tpl.h"
 #include "../simd/narrow.h"
 #include "../simd/transpose.h"
+#include "amx.tpl.h"
 #include "product.h"
 #include "tile.tpl.h"
 
@@ -51,40 +52,63 @@ static void pack_a(const lhs *m, int64_t row, int rows, int mr, int64_t k0, int6
     }
 }
 
-/* LANES words of pairs of a row, of which `n` more floats are there; n > 0. */
-INLINE vi pairs_at(const float *row, int64_t n, const int native) {
+/* Whether a form, a constant, rounds by bfloat16 instructions. These take numbers below 2^-126 as
+ * 0; so does the form that emulates AMX. */
+INLINE int is_native(const int form) { return form == NATIVE_PAIRS || form == AMX; }
+INLINE vf before_rounding(vf v, const int form) {
+    return form == AMX_EMULATED ? vf_flush_subnormal(v) : v;
+}
+
+/* LANES words of pairs of a row, of which `n` more floats are there. */
+INLINE vi pairs_at(const float *row, int64_t n, const int form) {
     float part[2 * LANES];
     if (n < 2 * LANES) {
         memset(part, 0, sizeof part);
-        row = memcpy(part, row, (size_t)n * sizeof *row);
+        row = n <= 0 ? part : memcpy(part, row, (size_t)n * sizeof *row);
     }
-    return vi_pairs_in_order(vf_load(row), vf_load(row + LANES), native);
+    return vi_pairs_in_order(before_rounding(vf_load(row), form),
+                             before_rounding(vf_load(row + LANES), form), is_native(form));
 }
 
-/* Rows [row, row + rows) of A, columns [k0, k0 + kc), as pairs, `stride` words from row to row;
- * a multiple of LANES is written of each. Rows from there to MR are 0. A is neither transposed
- * nor has it a factor. */
-INLINE void pack_a_as_pairs(const lhs *m, int64_t row, int rows, int64_t k0, int64_t kc,
-                            int64_t stride, float *dst, const int native) {
-    const int64_t words = (kc + 1) / 2;
-    for (int i = 0; i < MR; i++, dst += stride) {
+/* Rows [row, row + rows) of A, columns [k0, k0 + kc), as words of pairs: rows [at, at + rows) of
+ * the packed block `dst`. A is neither transposed nor has it a factor.
+ * Pairs: `stride` words from row to row; a multiple of LANES is written of each. Rows from there
+ * to MR are 0. AMX: tiles of 16 rows, `stride` words of each row in all. */
+INLINE void pack_a_as(const int form, const lhs *m, int64_t row, int rows, int64_t k0, int64_t kc,
+                      int64_t at, int64_t stride, float *dst) {
+    const int64_t words = words_of(form, kc);
+    for (int i = 0; i < MR; i++) {
         const float *a = m->data + (row + i) * m->stride + k0;
+        float *to = is_amx(form) ? amx_row(dst, at + i, stride) : dst + (at + i) * stride;
         if (i < rows)
             for (int64_t k = 0; k < words; k += LANES)
-                vf_store(dst + k, (vf)pairs_at(a + 2 * k, kc - 2 * k, native));
-        else memset(dst, 0, (size_t)words * sizeof *dst);
+                vf_store(to + (is_amx(form) ? amx_word(k) : k),
+                         (vf)pairs_at(a + 2 * k, kc - 2 * k, form));
+        else if (!is_amx(form)) memset(to, 0, (size_t)words * sizeof *to);
     }
 }
-/* Separate functions, so that only they contain the bfloat16 instructions. */
-static __attribute__((noinline)) void pack_a_pairs(const lhs *m, int64_t row, int rows, int64_t k0,
-                                                   int64_t kc, int64_t stride, float *dst) {
-    pack_a_as_pairs(m, row, rows, k0, kc, stride, dst, 0);
-}
-static __attribute__((noinline)) void pack_a_native_pairs(const lhs *m, int64_t row, int rows,
-                                                          int64_t k0, int64_t kc, int64_t stride,
-                                                          float *dst) {
-    pack_a_as_pairs(m, row, rows, k0, kc, stride, dst, 1);
-}
+
+/* One function for each form of pairs, so that only those of processors with bfloat16 instructions
+ * contain these; NULL for floats. */
+typedef void (*a_packer)(const lhs *m, int64_t row, int rows, int64_t k0, int64_t kc, int64_t at,
+                         int64_t stride, float *dst);
+#define A_PACKER(name, form) \
+    static void name(const lhs *m, int64_t row, int rows, int64_t k0, int64_t kc, int64_t at, \
+                     int64_t stride, float *dst) { \
+        pack_a_as(form, m, row, rows, k0, kc, at, stride, dst); \
+    }
+A_PACKER(pack_a_pairs, PAIRS)
+A_PACKER(pack_a_native_pairs, NATIVE_PAIRS)
+A_PACKER(pack_a_emulated_amx, AMX_EMULATED)
+#ifdef AMX_COMPILED
+A_PACKER(pack_a_amx, AMX)
+#endif
+#undef A_PACKER
+static const a_packer a_packers[] = {NULL, pack_a_pairs, pack_a_native_pairs, pack_a_emulated_amx,
+#ifdef AMX_COMPILED
+                                     pack_a_amx
+#endif
+};
 
 /* Elements [begin, begin + n) of a stored row, n <= 32: in place if they are floats, else expanded
  * into `run`. */
@@ -96,11 +120,12 @@ INLINE const float *stored_run(const pl_weight *w, int64_t row, int64_t begin, i
 }
 
 /* A run of 32 floats times `factor` as the pairs it makes, in place or from elsewhere. */
-INLINE const float *pairs_of_run(const float *run, float factor, float *to, const int native) {
+INLINE const float *pairs_of_run(const float *run, float factor, float *to, const int form) {
     for (int i = 0; i < 32 / LANES / 2; i++) {
         const float *from = run + 2 * i * LANES;
-        vf_store(to + i * LANES, (vf)vi_pairs_in_order(vf_load(from) * factor,
-                                                       vf_load(from + LANES) * factor, native));
+        vf first = before_rounding(vf_load(from) * factor, form);
+        vf second = before_rounding(vf_load(from + LANES) * factor, form);
+        vf_store(to + i * LANES, (vf)vi_pairs_in_order(first, second, is_native(form)));
     }
     return to;
 }
@@ -112,7 +137,7 @@ INLINE const float *pairs_of_run(const float *run, float factor, float *to, cons
 INLINE void pack_b_as(const int form, const pl_weight *w, int transposed, int64_t j0, int64_t n,
                       int64_t k0, int64_t kc, int width, float scale, const float *rows,
                       float *dst) {
-    const int pairs = form != FLOATS, native = form == NATIVE_PAIRS;
+    const int pairs = form != FLOATS;
     const int64_t words = words_of(form, kc);
     float run[LANES][32] = {{0}};
     vf factor = vf_set1(scale);
@@ -134,7 +159,7 @@ INLINE void pack_b_as(const int form, const pl_weight *w, int transposed, int64_
                     if (j + i < n) source[i] = stored_run(w, j0 + j + i, k0 + k, depth, run[i]);
                     else source[i] = memset(run[i], 0, sizeof run[i]);
                     if (pairs && j + i < n)
-                        source[i] = pairs_of_run(source[i], factor[i], run[i], native);
+                        source[i] = pairs_of_run(source[i], factor[i], run[i], form);
                 }
                 for (int64_t at = 0; at < count; at += LANES) {
                     vf v[LANES];
@@ -148,13 +173,13 @@ INLINE void pack_b_as(const int form, const pl_weight *w, int transposed, int64_
         }
         return;
     }
-    for (int64_t k = 0; k < kc; k += pairs ? 2 : 1) {
-        const int second = pairs && k + 1 < kc;
+    for (int64_t k = 0; k < (pairs ? 2 * words : kc); k += pairs ? 2 : 1) {
+        const int first = !is_amx(form) || k < kc, second = pairs && k + 1 < kc;
         vf factor2 = factor;
-        if (rows) factor = vf_set1(scale * rows[k0 + k]);
+        if (rows) factor = vf_set1(first ? scale * rows[k0 + k] : 0);
         if (rows && second) factor2 = vf_set1(scale * rows[k0 + k + 1]);
         for (int64_t j = 0; j < padded; j += 32) {
-            int64_t count = n - j < 32 ? (n - j < 0 ? 0 : n - j) : 32;
+            int64_t count = !first || n < j ? 0 : n - j < 32 ? n - j : 32;
             if (count < 32) memset(run, 0, 2 * sizeof run[0]);
             const float *source = count ? stored_run(w, k0 + k, j0 + j, count, run[0]) : run[0],
                         *source2 = run[1];
@@ -163,9 +188,13 @@ INLINE void pack_b_as(const int form, const pl_weight *w, int transposed, int64_
             for (int64_t at = 0; at < 32 && j + at < padded; at += LANES) {
                 int64_t col = j + at;
                 vf v = vf_load(source + at) * factor;
-                if (pairs) v = (vf)vi_pair(v, vf_load(source2 + at) * factor2, native);
-                vf_store(
-                    dst + col / width * width * words + words_of(form, k) * width + col % width, v);
+                if (pairs)
+                    v = (vf)vi_pair(before_rounding(v, form),
+                                    before_rounding(vf_load(source2 + at) * factor2, form),
+                                    is_native(form));
+                vf_store(dst + col / width * width * words + (pairs ? k / 2 : k) * width +
+                             col % width,
+                         v);
             }
         }
     }
@@ -186,7 +215,22 @@ static void pack_b_native_pairs(const pl_weight *w, int transposed, int64_t j0, 
                                 float *dst) {
     pack_b_as(NATIVE_PAIRS, w, transposed, j0, n, k0, kc, width, scale, rows, dst);
 }
-static const b_packer b_packers[] = {pack_b, pack_b_pairs, pack_b_native_pairs};
+static void pack_b_emulated_amx(const pl_weight *w, int transposed, int64_t j0, int64_t n,
+                                int64_t k0, int64_t kc, int width, float scale, const float *rows,
+                                float *dst) {
+    pack_b_as(AMX_EMULATED, w, transposed, j0, n, k0, kc, width, scale, rows, dst);
+}
+#ifdef AMX_COMPILED
+static void pack_b_amx(const pl_weight *w, int transposed, int64_t j0, int64_t n, int64_t k0,
+                       int64_t kc, int width, float scale, const float *rows, float *dst) {
+    pack_b_as(AMX, w, transposed, j0, n, k0, kc, width, scale, rows, dst);
+}
+#endif
+static const b_packer b_packers[] = {pack_b, pack_b_pairs, pack_b_native_pairs, pack_b_emulated_amx,
+#ifdef AMX_COMPILED
+                                     pack_b_amx
+#endif
+};
 
 /* A part of B that is packed next, prefetched a share at a time between the tiles. */
 typedef struct {

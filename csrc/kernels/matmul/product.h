@@ -9,8 +9,10 @@ enum { SMALL_M = 4 };
 
 /* How operands are packed: as float32, or rounded to bfloat16 with two depths to a word (see
  * narrow.h). PAIRS multiplies these words by float32 instructions, NATIVE_PAIRS by bfloat16
- * ones. */
-enum { FLOATS, PAIRS, NATIVE_PAIRS };
+ * ones. AMX multiplies tiles of them (amx.tpl.h); AMX_EMULATED computes the same bits on any
+ * processor. */
+enum { FLOATS, PAIRS, NATIVE_PAIRS, AMX_EMULATED, AMX };
+INLINE int is_amx(int form) { return form >= AMX_EMULATED; }
 
 /* The left operand A [m, k], times a factor: rows of `stride` elements, or columns if
  * transposed. */

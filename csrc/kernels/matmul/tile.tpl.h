@@ -12,6 +12,7 @@
  * AVX-512: 14 x 2 accumulators, two vectors of B and a broadcast fill 31 of 32 registers. */
 #ifndef PYLOSS_TILE_TPL_H
 #define PYLOSS_TILE_TPL_H
+#include "../pieces.h"
 #include "../simd/narrow.h"
 #include "../simd/vec.h"
 #include "product.h"
@@ -25,8 +26,10 @@ enum { MR = 6 };
 #endif
 enum { NR = 2 * LANES }; /* columns of a tile */
 
+/* Words of packed A or B for a depth. AMX takes 32 depths a step. */
 INLINE int64_t words_of(int form, int64_t depth) {
-    return form == FLOATS ? depth : (depth + 1) / 2;
+    if (form == FLOATS) return depth;
+    return is_amx(form) ? round_up(depth, 32) / 2 : (depth + 1) / 2;
 }
 
 /* One tile: rows of A times columns of B (row stride ldb), then the low-rank branch a2 b2,

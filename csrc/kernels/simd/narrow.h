@@ -186,6 +186,11 @@ enum { NATIVE_PAIRS_COMPILED = 1 };
 enum { NATIVE_PAIRS_COMPILED = 0 };
 #endif
 
+/* Numbers below 2^-126 as 0 of their sign. */
+INLINE vf vf_flush_subnormal(vf v) {
+    return vf_select(vf_less(vf_abs(v), vf_set1(FLT_MIN)), (vf)((vi)v & INT32_MIN), v);
+}
+
 /* The pairs (a[i], b[i]), rounded to nearest even. */
 INLINE vi vi_pair(vf a, vf b, const int native UNUSED) {
 #if defined(__AVX512BF16__) && PL_BYTES == 64

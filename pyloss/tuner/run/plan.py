@@ -9,7 +9,7 @@ from pyloss.errors import counted, size_text
 from pyloss.losses.head import rows_at_once
 from pyloss.models.transformer import HALF_CHECKPOINT_TOKENS
 from pyloss.nn import count_parameters
-from pyloss.runtime.precision import get_matmul_precision, has_instructions
+from pyloss.runtime.precision import bfloat16_form, get_matmul_precision
 from pyloss.tuner.losses import head_bytes, parts_of_rows
 
 _NO_BIAS = "{bias_correction: false}"
@@ -172,12 +172,8 @@ def describe_plan(
     for name, scale in optimizer.rate_scales.items():
         lines.append(f"plan: the learning rate of {name} is {scale:g} times that of the others")
     if get_matmul_precision() != "float32":
-        cost = (
-            ""
-            if has_instructions()
-            else "; this processor has no instructions for it, so it takes longer than float32"
-        )
-        lines.append(f"plan: layers multiply in {get_matmul_precision()}{cost}")
+        form = bfloat16_form()
+        lines.append(f"plan: layers multiply in bfloat16 ({form.name}): {form.reason}")
     report = getattr(batches, "report", None)
     if report is not None:
         epochs = args.iters / batches.batches_per_epoch

@@ -1,0 +1,206 @@
+/* Products by the tile unit of some processors (amx_tile, amx_bf16).
+ *
+ * The unit has eight tiles of 16 rows of 64 bytes. A tile of packed A holds 16 rows of a step of
+ * 32 depths, a tile of packed B 16 columns of it, a tile of C 16 x 16 sums:
+ *
+ *                       b: word w of a row is column w,     A block of C is 2 x 2 tiles, so that
+ *                          row i depths 2i, 2i + 1          each tile of A and B is used twice.
+ *                     +------------------+
+ *   a: row of A,      |  c (float32)     |
+ *      word w is      |                  |
+ *      depths 2w,     |                  |
+ *      2w + 1         +------------------+
+ *
+ * The order of sums: in a step the 16 products of first words' halves and the 16 of second halves
+ * are summed apart, by fused multiply-adds from 0; both sums are added, and their sum is added to
+ * c. Numbers below 2^-126 are 0 before and after each operation. The unit calls the lower half of
+ * a word the first; pairs have it in the upper half (narrow.h), in A as in B, which only swaps the
+ * two sums. */
+#ifndef PYLOSS_AMX_TPL_H
+#define PYLOSS_AMX_TPL_H
+#include "../pieces.h"
+#include "../simd/vec.h"
+#include "product.h"
+
+enum {
+    AMX_SIDE = 16,                  /* rows of a tile, and words of its row */
+    AMX_TILE = AMX_SIDE * AMX_SIDE, /* words */
+    AMX_BLOCK = 2 * AMX_SIDE,       /* rows and columns of a block of C */
+    AMX_ROW_BYTES = 4 * AMX_SIDE
+};
+
+/* Packed A: tiles of 16 rows, their steps of depth one after the other. Where row `row` begins, of
+ * `words` words in all, and where its word k lies from there. */
+INLINE float *amx_row(float *packed, int64_t row, int64_t words) {
+    return packed + row / AMX_SIDE * AMX_SIDE * words + row % AMX_SIDE * AMX_SIDE;
+}
+INLINE int64_t amx_word(int64_t k) { return k / AMX_SIDE * AMX_TILE + k % AMX_SIDE; }
+
+/* A strip of C: any number of rows, at most AMX_BLOCK columns. */
+typedef struct {
+    int64_t steps;  /* of depth */
+    const float *a; /* [rows / 16][steps][AMX_TILE], up to a whole AMX_BLOCK of rows */
+    const float *b; /* [2][steps][AMX_TILE] */
+    float *c;
+    int64_t ldc, rows;
+    int cols, add; /* add to C or store */
+} amx_args;
+
+/* The unit's operations in plain C, under the names of the compiler's functions. */
+typedef union {
+    float sums[AMX_SIDE][AMX_SIDE];
+    uint32_t words[AMX_SIDE][AMX_SIDE];
+} amx_tile;
+
+INLINE void emulated_zero(amx_tile *t, int to) { t[to] = (amx_tile){0}; }
+INLINE void emulated_loadd(amx_tile *t, int to, const float *from, int64_t bytes) {
+    for (int i = 0; i < AMX_SIDE; i++)
+        memcpy(t[to].sums[i], (const char *)from + i * bytes, AMX_ROW_BYTES);
+}
+INLINE void emulated_stored(const amx_tile *t, int from, float *to, int64_t bytes) {
+    for (int i = 0; i < AMX_SIDE; i++)
+        memcpy((char *)to + i * bytes, t[from].sums[i], AMX_ROW_BYTES);
+}
+INLINE float flush_subnormal(float x) { return fabsf(x) < FLT_MIN ? copysignf(0, x) : x; }
+INLINE float float_of_bits(uint32_t bits) {
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return flush_subnormal(x);
+}
+/* sums[0, 16) += x y, with fused multiply-adds. */
+INLINE void emulated_products(float *sums, float x, const float *y) {
+    for (int j = 0; j < AMX_SIDE; j++) sums[j] = flush_subnormal(fmaf(x, y[j], sums[j]));
+}
+static __attribute__((noinline)) void emulated_dpbf16ps(amx_tile *t, int c, int a, int b) {
+    const uint32_t upper = 0xffff0000;
+    float first[AMX_SIDE][AMX_SIDE], second[AMX_SIDE][AMX_SIDE];
+    for (int k = 0; k < AMX_SIDE; k++)
+        for (int j = 0; j < AMX_SIDE; j++) {
+            first[k][j] = float_of_bits(t[b].words[k][j] & upper);
+            second[k][j] = float_of_bits(t[b].words[k][j] << 16);
+        }
+    for (int i = 0; i < AMX_SIDE; i++) {
+        float sum1[AMX_SIDE] = {0}, sum2[AMX_SIDE] = {0}, *sums = t[c].sums[i];
+        for (int k = 0; k < AMX_SIDE; k++) {
+            const uint32_t word = t[a].words[i][k];
+            emulated_products(sum1, float_of_bits(word & upper), first[k]);
+            emulated_products(sum2, float_of_bits(word << 16), second[k]);
+        }
+        for (int j = 0; j < AMX_SIDE; j++) {
+            const float step = flush_subnormal(sum1[j] + sum2[j]);
+            sums[j] = flush_subnormal(flush_subnormal(sums[j]) + step);
+        }
+    }
+}
+
+/* One operation of the unit: UNIT(dpbf16ps, c, a, b). The compiler's functions take tiles as
+ * literals, and GCC's do not say that they read and write memory: hence the barriers. */
+#if defined(__AMX_TILE__) && defined(__AMX_BF16__)
+#define AMX_COMPILED
+#define UNIT(operation, ...) \
+    do { \
+        if (native) _tile_##operation(__VA_ARGS__); \
+        else emulated_##operation(tiles, __VA_ARGS__); \
+    } while (0)
+#define UNIT_BARRIER() __asm__ volatile("" ::: "memory")
+static void amx_configure(void) {
+    struct {
+        uint8_t palette, start, reserved[14];
+        uint16_t row_bytes[16];
+        uint8_t rows[16];
+    } c = {.palette = 1};
+    for (int i = 0; i < 8; i++) {
+        c.row_bytes[i] = AMX_ROW_BYTES;
+        c.rows[i] = AMX_SIDE;
+    }
+    UNIT_BARRIER();
+    _tile_loadconfig(&c);
+}
+static void amx_release(void) { _tile_release(); }
+#else
+#define UNIT(operation, ...) emulated_##operation(tiles, __VA_ARGS__)
+#define UNIT_BARRIER()
+#endif
+
+/* A block of C, in place: tiles 0 to 3 are its sums, 4 and 5 rows of A, 6 and 7 columns of B. */
+INLINE void amx_block(const float *a0, const float *b0, int64_t steps, float *c, int64_t ldc,
+                      int add, const int native UNUSED) {
+    amx_tile tiles[8];
+    const float *a1 = a0 + steps * AMX_TILE, *b1 = b0 + steps * AMX_TILE;
+    float *below = c + AMX_SIDE * ldc;
+    const int64_t row_bytes = 4 * ldc;
+    UNIT_BARRIER();
+    if (add) {
+        UNIT(loadd, 0, c, row_bytes);
+        UNIT(loadd, 1, c + AMX_SIDE, row_bytes);
+        UNIT(loadd, 2, below, row_bytes);
+        UNIT(loadd, 3, below + AMX_SIDE, row_bytes);
+    } else {
+        UNIT(zero, 0);
+        UNIT(zero, 1);
+        UNIT(zero, 2);
+        UNIT(zero, 3);
+    }
+    for (int64_t at = 0; at < steps * AMX_TILE; at += AMX_TILE) {
+        UNIT(loadd, 4, a0 + at, AMX_ROW_BYTES);
+        UNIT(loadd, 6, b0 + at, AMX_ROW_BYTES);
+        UNIT(dpbf16ps, 0, 4, 6);
+        UNIT(loadd, 7, b1 + at, AMX_ROW_BYTES);
+        UNIT(dpbf16ps, 1, 4, 7);
+        UNIT(loadd, 5, a1 + at, AMX_ROW_BYTES);
+        UNIT(dpbf16ps, 2, 5, 6);
+        UNIT(dpbf16ps, 3, 5, 7);
+    }
+    UNIT(stored, 0, c, row_bytes);
+    UNIT(stored, 1, c + AMX_SIDE, row_bytes);
+    UNIT(stored, 2, below, row_bytes);
+    UNIT(stored, 3, below + AMX_SIDE, row_bytes);
+    UNIT_BARRIER();
+}
+
+INLINE void amx_strip_by(const amx_args *t, const int native) {
+    for (int64_t row = 0; row < t->rows; row += AMX_BLOCK) {
+        const float *a = t->a + row * t->steps * AMX_SIDE;
+        float *c = t->c + row * t->ldc;
+        const int64_t rows = at_most(t->rows - row, AMX_BLOCK);
+        if (rows == AMX_BLOCK && t->cols == AMX_BLOCK) {
+            amx_block(a, t->b, t->steps, c, t->ldc, t->add, native);
+            continue;
+        }
+        float edge[AMX_BLOCK * AMX_BLOCK] = {0};
+        const size_t bytes = (size_t)t->cols * sizeof *c;
+        for (int64_t i = 0; i < rows && t->add; i++)
+            memcpy(edge + i * AMX_BLOCK, c + i * t->ldc, bytes);
+        amx_block(a, t->b, t->steps, edge, AMX_BLOCK, t->add, native);
+        for (int64_t i = 0; i < rows; i++) memcpy(c + i * t->ldc, edge + i * AMX_BLOCK, bytes);
+    }
+}
+static void amx_strip_emulated(const amx_args *t) { amx_strip_by(t, 0); }
+#ifdef AMX_COMPILED
+static void amx_strip_native(const amx_args *t) { amx_strip_by(t, 1); }
+#endif
+
+/* The unit is this thread's between begin and end. */
+static void amx_begin(int form UNUSED) {
+#ifdef AMX_COMPILED
+    if (form == AMX) amx_configure();
+#endif
+}
+static void amx_end(int form UNUSED) {
+#ifdef AMX_COMPILED
+    if (form == AMX) amx_release();
+#endif
+}
+static void amx_strip(const amx_args *t, int form UNUSED) {
+#ifdef AMX_COMPILED
+    if (form == AMX) {
+        amx_strip_native(t);
+        return;
+    }
+#endif
+    amx_strip_emulated(t);
+}
+
+#undef UNIT
+#undef UNIT_BARRIER
+#endif
