@@ -51,8 +51,7 @@ const char *pl_amx_missing(int request) {
     if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & OSXSAVE))
         return "the operating system saves no wide registers";
     __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
-    if ((low & TILE_STATES) != TILE_STATES)
-        return "the operating system saves no tile registers";
+    if ((low & TILE_STATES) != TILE_STATES) return "the operating system saves no tile registers";
     if (request && syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA))
         return "the operating system refuses the tile registers";
     return NULL;

@@ -21,12 +21,12 @@
  * rounded to bfloat16 as they are packed; sums and the low-rank branch stay float32. Each
  * element of C is summed in one order, so its bits do not depend on the threads.
  *
- * With AMX (amx.tpl.h) a piece of C is a group of columns over the depth of the block, wide enough
- * that A comes seldom from far away:
+ * With AMX (amx.tpl.h) a piece of C is a group of columns over the depth of the block. The group
+ * and the rows that are multiplied with it fit the second-level cache together:
  *
- *   for each group: pack its columns (GROUP_WORDS)          stays in the second-level cache
- *     for some rows of A (ROWS_WORDS)                       stay there too
- *       for 32 columns of the group: all blocks of these rows, then the low-rank branch */
+ *   for each group of columns: pack it (at most GROUP_WORDS)
+ *     for each part of the rows of A (about ROWS_WORDS)
+ *       for each 32 columns of the group: all blocks of these rows, then the low-rank branch */
 #ifndef PYLOSS_GEMM_TPL_H
 #define PYLOSS_GEMM_TPL_H
 #include "../../pyloss.h"
