@@ -265,10 +265,11 @@ def test_instructions_for_bfloat16_are_in_functions_for_processors_that_have_the
     using = {
         name
         for name, body in zip(bodies[1::2], bodies[2::2], strict=True)
-        if re.search(r"dpbf16ps|cvtne2?ps2?bf16", body)
+        if re.search(r"dpbf16ps|cvtne2?ps2?bf16|\bld?tile|\btile", body)
     }
     assert using
-    assert all("native_pairs" in name for name in using), using
+    own = re.compile(r"native_pairs|^amx_(strip_native|configure|release)|^pack_[ab]_amx")
+    assert all(own.search(name) for name in using), using
 
 
 @pytest.mark.skipif(not X86, reason="wide instructions are an x86 matter")

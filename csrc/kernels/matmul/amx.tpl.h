@@ -94,8 +94,9 @@ static __attribute__((noinline)) void emulated_dpbf16ps(amx_tile *t, int c, int 
 }
 
 /* One operation of the unit: UNIT(dpbf16ps, c, a, b). The compiler's functions take tiles as
- * literals, and GCC's do not say that they read and write memory: hence the barriers. */
-#if defined(__AMX_TILE__) && defined(__AMX_BF16__)
+ * literals, and GCC's do not say that they read and write memory: hence the barriers. Functions
+ * with these instructions are not inlined into functions that run on any processor. */
+#if defined(PL_AMX) && PL_BYTES == 64
 #define AMX_COMPILED
 #define UNIT(operation, ...) \
     do { \
@@ -103,7 +104,7 @@ static __attribute__((noinline)) void emulated_dpbf16ps(amx_tile *t, int c, int 
         else emulated_##operation(tiles, __VA_ARGS__); \
     } while (0)
 #define UNIT_BARRIER() __asm__ volatile("" ::: "memory")
-static void amx_configure(void) {
+static __attribute__((noinline)) void amx_configure(void) {
     struct {
         uint8_t palette, start, reserved[14];
         uint16_t row_bytes[16];
@@ -116,7 +117,7 @@ static void amx_configure(void) {
     UNIT_BARRIER();
     _tile_loadconfig(&c);
 }
-static void amx_release(void) { _tile_release(); }
+static __attribute__((noinline)) void amx_release(void) { _tile_release(); }
 #else
 #define UNIT(operation, ...) emulated_##operation(tiles, __VA_ARGS__)
 #define UNIT_BARRIER()
@@ -177,7 +178,7 @@ INLINE void amx_strip_by(const amx_args *t, const int native) {
 }
 static void amx_strip_emulated(const amx_args *t) { amx_strip_by(t, 0); }
 #ifdef AMX_COMPILED
-static void amx_strip_native(const amx_args *t) { amx_strip_by(t, 1); }
+static __attribute__((noinline)) void amx_strip_native(const amx_args *t) { amx_strip_by(t, 1); }
 #endif
 
 /* The unit is this thread's between begin and end. */
