@@ -265,7 +265,7 @@ def test_instructions_for_bfloat16_are_in_functions_for_processors_that_have_the
     using = {
         name
         for name, body in zip(bodies[1::2], bodies[2::2], strict=True)
-        if re.search(r"dpbf16ps|cvtne2?ps2?bf16|\bld?tile|\btile", body)
+        if re.search(r"\t([vt]dpbf16ps|vcvtne2?ps2?bf16|ldtile|tile[lsrz])", body)
     }
     assert using
     own = re.compile(r"native_pairs|^amx_(strip_native|configure|release)|^pack_[ab]_amx")
