@@ -120,6 +120,8 @@ def test_a_stored_teacher(project, capsys, written, flags):
 def test_a_stored_teacher_that_does_not_fit(project, capsys):
     fails(capsys, [*WRITE, "--top-k", "1000"], "top_k is 1000; it must be a whole number from 1 to")
     fails(capsys, [*WRITE, "--top-k", "2", "--samples", "2"], "give --top-k or --samples, not both")
+    for flag in ("--preview", "--test"):
+        fails(capsys, [*WRITE, flag], "--write-teacher neither previews nor tests")
     assert not (project / "stored").exists()
     run = [*DISTILL, "--adapter-path", "run"]
     fails(capsys, [*run, "--top-k", "2"], "--top-k and --samples go with --write-teacher")

@@ -23,9 +23,7 @@ from pyloss.tuner.run.settings import merge_settings
 
 
 def distill(flags: Flags) -> int:
-    """`pyloss distill`: `pyloss train` with the probabilities of a teacher as targets, or their
-    writing.
-    """
+    """`pyloss distill`: trains with a teacher's probabilities as targets, or stores them."""
     folder, top_k, samples = (flags.pop(name) for name in ("write_teacher", "top_k", "samples"))
     if folder is not None:
         return _write(flags, folder, top_k, samples)
@@ -67,6 +65,10 @@ def _write(flags: Flags, folder: str, top_k: int | None, samples: int | None) ->
     source = options.get("teacher")
     if source is None:
         raise ValueError("no teacher: give --teacher, a model's folder, .gguf file or known name")
+    if settings.preview or settings.test:
+        raise ValueError(
+            "--write-teacher neither previews nor tests: give --preview or --test alone"
+        )
     if top_k is not None and samples is not None:
         raise ValueError("give --top-k or --samples, not both")
     teacher, tokenizer = models.load(source)
