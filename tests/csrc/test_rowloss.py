@@ -255,3 +255,17 @@ def test_gradients_in_the_place_of_the_logits(rng, dtype):
         again, *swapped = called("js_div", (first, second, *given, 0.3), [second, first])
         for got, want in zip([again, *swapped], [loss, *apart], strict=True):
             np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_sparse_losses_of_more_entries_than_classes(rng, dtype):
+    """Callers give each class once; the core stays inside its memory if they do not."""
+    x = rng.standard_normal((5, 4)).astype(dtype)
+    ids = rng.integers(-1, 4, (5, 30)).astype(np.int32)
+    logp = np.full((5, 30), -4, dtype)
+    loss, gradient = np.empty(5, dtype), np.empty_like(x)
+    for flags in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)):
+        _core.sparse_kl_div(
+            x, ids, logp, None, None, None, 1.0, 0.0, 1.0, *flags, None, loss, gradient
+        )
+        assert not np.isnan(gradient).all()
