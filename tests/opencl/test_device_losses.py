@@ -185,6 +185,20 @@ def test_work_groups_that_share_a_row(rng, groups):
         ).all()
 
 
+def test_work_groups_that_share_a_row_of_a_student(rng, groups):
+    for n, v, k in [(3, 33, 5), (2, 4101, 40)]:
+        x, y = (2 * rng.standard_normal((2, n, v))).astype(np.float32)
+        ids = np.argsort(rng.uniform(size=(n, v)), axis=-1)[:, :k]
+        x[0, ids[0]] += 12  # little of the rest
+        logprobs = np.log(rng.dirichlet(np.ones(k + 1), n)[:, :k])
+
+        def sparse(x, ids=ids, logprobs=logprobs):
+            return pyloss.sparse_distillation_loss(x, ids, logprobs, kind="js", softcap=15.0).sum()
+
+        assert_same(*both(sparse, x), "f4", 4, least=1e-3)
+        assert_same(*both(lambda x, y: pyloss.cosine_loss(x, y).sum(), x, y), "f4", least=0.1)
+
+
 def test_arguments_of_two_types(rng):
     q, p = (4 * rng.standard_normal((2, 3, 50))).astype(np.float32)
     p = p.astype(np.float16)
