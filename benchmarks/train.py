@@ -243,7 +243,7 @@ class Tables:
         return [first, table(("short steps of a tiny model, pyloss", "resident memory, MB"), shown)]
 
     def generation(self) -> list[str]:
-        """Reading a prompt and generating, one sequence, from the same Q4_1 file."""
+        """Reading a prompt and generating from the same Q4_1 file: one sequence, and many."""
         scripts: dict[str, tuple[str, ...]] = (
             {"llama.cpp (xllamacpp)": ("generate_llama.py",)} if find_spec("xllamacpp") else {}
         )
@@ -272,7 +272,38 @@ class Tables:
             "generating, tokens/s",
             peer_name,
         )
-        return [table(heads, rows)]
+        return [table(heads, rows), self._batches()]
+
+    def _batches(self) -> str:
+        """Generating many sequences at a time. The programs take turns."""
+        counts = ("1", "4") if self.quick else ("1", "4", "16", "64")
+        sizes = ("32", "8" if self.quick else "64")
+        scripts = {"pyloss": "generate_batch.py"}
+        if find_spec("xllamacpp"):
+            scripts["llama.cpp"] = "generate_batch_llama.py"
+        best: dict[tuple[str, str, str], float] = {}
+        for _ in range(1 if self.quick else 2):
+            for count in counts:
+                for name, script in scripts.items():
+                    got = run_json(script, q4_file(), *sizes, count)[count]
+                    for key, speed in got.items():
+                        at = (name, key, count)
+                        best[at] = max(speed, best.get(at, 0.0))
+        rows = []
+        for count in counts:
+            one, many = best["pyloss", "generating", "1"], best["pyloss", "generating", count]
+            whole = best["pyloss", "with_prompts", count]
+            peer = best.get(("llama.cpp", "with_prompts", count))
+            cells = (f"{many:.0f}", f"{many / one:.2f}", f"{whole:.0f}")
+            rows.append((count, *cells, *((f"{peer:.0f}", f"{whole / peer:.2f}") if peer else "")))
+        heads = (
+            f"Q4_1, sequences of {sizes[0]} + {sizes[1]} tokens at a time",
+            "generating, tokens/s",
+            "speed / one",
+            "with prompts, tokens/s",
+            *(("llama.cpp (xllamacpp)", "speed / llama.cpp") if len(scripts) > 1 else ()),
+        )
+        return table(heads, rows)
 
     def precision(self) -> list[str]:
         """The effect of products in bfloat16 on the loss and on gradients."""

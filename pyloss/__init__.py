@@ -55,7 +55,13 @@ if TYPE_CHECKING:  # `as` makes them public to type checkers
     from pyloss.distillation.loss import DistillationLoss as DistillationLoss
     from pyloss.distillation.run import distill as distill
     from pyloss.exporting import export as export
-    from pyloss.generation import generate as generate, stream_generate as stream_generate
+    from pyloss.generation import (
+        BatchGenerator as BatchGenerator,
+        SamplingParams as SamplingParams,
+        batch_generate as batch_generate,
+        generate as generate,
+        stream_generate as stream_generate,
+    )
     from pyloss.loading import load as load
     from pyloss.losses.act import ACTLossHead as ACTLossHead
     from pyloss.models import load_model as load_model
@@ -83,6 +89,9 @@ _LAZY = {
     "models": "",
     "tuner": "",
     "ACTLossHead": "losses.act",
+    "BatchGenerator": "generation",
+    "SamplingParams": "generation",
+    "batch_generate": "generation",
     "DistillationLoss": "distillation.loss",
     "distill": "distillation.run",
     "export": "exporting",

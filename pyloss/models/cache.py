@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,8 @@ from pyloss.ops.arrays import empty
 from pyloss.runtime.device import on_device_of
 from pyloss.runtime.replay import Replay
 
-_SPARE = 64  # free rows after the stores have moved
+SPARE = 64  # free rows after the stores have moved
+PREFILL = 512  # prompt tokens per forward pass: bounds the memory of long prompts
 
 
 class _Span:
@@ -34,21 +34,19 @@ class _Span:
         self.one_row = self.next_rows = np.zeros(1, np.int32)
 
 
-@dataclass
-class NextToken:
-    """The replayed step of one token.
+class NextTokens:
+    """The replayed step of a token each of n sequences.
 
     Attributes:
-        state: the objects that the recorded calls depend on.
-        token, position, offsets: the arrays that the step reads its input from.
-        replay: the recorded calls.
+        tokens, positions: int32 [n], the step's input.
+        replay: the recorded calls, which read these arrays.
     """
 
-    state: tuple[Any, ...]
-    token: np.ndarray = field(default_factory=lambda: np.zeros(1, np.int32))
-    position: np.ndarray = field(default_factory=lambda: np.zeros(1, np.int32))
-    offsets: np.ndarray = field(default_factory=lambda: np.array([0, 1], np.int32))
-    replay: Replay = field(default_factory=Replay)
+    def __init__(self, state: tuple[Any, ...], n: int = 1):
+        """`state`: the objects that the recorded calls depend on."""
+        self.state = state
+        self.tokens, self.positions = np.zeros((2, n), np.int32)
+        self.replay = Replay()
 
     def holds(self, state: tuple[Any, ...]) -> bool:
         """Whether the recorded calls depend on these very objects."""
@@ -66,12 +64,14 @@ class KVCache:
 
     Attributes:
         length: the tokens of the sequence.
+        offsets: int32 [2], the queries of a step of one token.
         next: the replayed step of one token, if one was recorded.
     """
 
     def __init__(self, windows: list[int]):
         self.length = 0
-        self.next: NextToken | None = None
+        self.offsets = np.array([0, 1], np.int32)
+        self.next: NextTokens | None = None
         self._spans = {window: _Span(window, windows.count(window)) for window in windows}
         self._places = [
             (self._spans[window], windows[:i].count(window)) for i, window in enumerate(windows)
@@ -88,7 +88,7 @@ class KVCache:
 
     def _move(self, span: _Span, n: int) -> None:
         kept = min(span.held, span.window - 1) if span.window else span.held
-        span.capacity = max(2 * kept, kept + n + _SPARE)
+        span.capacity = max(2 * kept, kept + n + SPARE)
         if span.store is not None:
             grown = empty(span.layers, 2, span.capacity, span.store.shape[-1], like=span.store)
             for layer in range(span.layers):

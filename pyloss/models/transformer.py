@@ -14,15 +14,22 @@ import numpy as np
 from pyloss import ops
 from pyloss.autograd.checkpointing import checkpoint
 from pyloss.autograd.tape import data
-from pyloss.models.cache import KVCache, NextToken
+from pyloss.models.batch_cache import BatchCache, PromptCache, rows_needed
+from pyloss.models.cache import KVCache, NextTokens
 from pyloss.models.config.model_config import ModelConfig
 from pyloss.models.fusing import fuse_modules
 from pyloss.models.moe import SparseMoe
 from pyloss.models.rope import RopeTable
 from pyloss.nn import Embedding, Linear, Module, RMSNorm
-from pyloss.ops.arrays import i32
+from pyloss.ops.arrays import empty, i32
 from pyloss.runtime.device import on_device_of
 from pyloss.weights.weight import Weight
+
+#: Sequences of one step of `Model.step_each`: the core sums products of up to so many rows in the
+#: order of one row (SKINNY_M of csrc/kernels/matmul/product.h).
+MOST_ROWS = 32
+
+Cache = KVCache | PromptCache | BatchCache
 
 
 @dataclass
@@ -84,7 +91,7 @@ class Attention(Module):
         self,
         x: Any,
         packing: Packing,
-        cache: KVCache | None = None,
+        cache: Cache | None = None,
         layer: int = 0,
         last_row: Packing | None = None,
     ) -> Any:
@@ -154,7 +161,7 @@ class DecoderLayer(Module):
         self,
         x: Any,
         packing: Packing,
-        cache: KVCache | None = None,
+        cache: Cache | None = None,
         layer: int = 0,
         last_row: Packing | None = None,
     ) -> Any:
@@ -170,7 +177,7 @@ class DecoderLayer(Module):
         self,
         x: Any,
         packing: Packing,
-        cache: KVCache | None = None,
+        cache: Cache | None = None,
         layer: int = 0,
         last_row: Packing | None = None,
     ) -> Any:
@@ -210,7 +217,7 @@ class PostNormLayer(DecoderLayer):
         self,
         x: Any,
         packing: Packing,
-        cache: KVCache | None = None,
+        cache: Cache | None = None,
         layer: int = 0,
         last_row: Packing | None = None,
     ) -> Any:
@@ -312,14 +319,17 @@ class Model(Module):
     ) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
         return self._rope[0].upto(longest), self._rope[1].upto(longest)
 
-    def _run(self, tokens: np.ndarray, packing: Packing, cache: KVCache | None = None) -> Any:
-        """The last hidden states [N, hidden]; with a cache only the last token's, [1, hidden]."""
+    def _run(
+        self,
+        tokens: np.ndarray,
+        packing: Packing,
+        cache: Cache | None = None,
+        last_row: Packing | None = None,
+    ) -> Any:
+        """The last hidden states [N, hidden]; with `last_row` as in `Attention`, [1, hidden]."""
         x = self.model.embed_tokens(tokens)
-        last_row = (
-            packing.of_last().on_device_of(data(x), self._rope)
-            if cache is not None and len(tokens) > 1
-            else None
-        )
+        if last_row is not None:
+            last_row = last_row.on_device_of(data(x), self._rope)
         packing = packing.on_device_of(data(x), self._rope)
         if self.config.family.scaled_embedding:
             x = ops.scale(x, self.config.hidden_size**0.5)
@@ -368,41 +378,86 @@ class Model(Module):
         x = self._run(tokens.reshape(-1), self._pack(np.full(batch, length)))
         return self.head(x).reshape(batch, length, self.vocab_size)
 
-    def step(self, tokens: Any, cache: KVCache) -> np.ndarray:
+    def step(self, tokens: Any, cache: KVCache | PromptCache) -> np.ndarray:
         """Logits [V] after token ids [n], n >= 1, which continue the sequence in `cache`."""
         tokens = self._tokens(tokens, 1)
         if not len(tokens):
             raise ValueError("step needs at least one token")
         cache.reserve(len(tokens))
         if len(tokens) == 1:
-            logits = self._next(tokens, cache).copy()
+            cache.next, found = self._next(tokens, cache.length, cache.offsets, cache, cache.next)
+            logits = found[0].copy()
         else:
-            logits = self._last(tokens, self._pack(np.array([len(tokens)]), cache.length), cache)
+            packing = self._pack(np.array([len(tokens)]), cache.length)
+            logits = self._logits(tokens, packing, cache, packing.of_last())[0]
         cache.advance(len(tokens))
         return logits
 
-    def _last(self, tokens: np.ndarray, packing: Packing, cache: KVCache) -> np.ndarray:
-        x = data(self._run(tokens, packing, cache))
-        return np.asarray(data(self.head(x)))[0]
+    def step_each(self, tokens: Any, cache: BatchCache, slots: Sequence[int]) -> np.ndarray:
+        """Logits [n, V] after one more token [n] of each sequence in these slots, which ascend.
 
-    def _next(self, tokens: np.ndarray, cache: KVCache) -> np.ndarray:
-        """The logits [V] after one token, in an array that the next step of one token overwrites.
-
-        Every such step makes the same calls of the core, so they are replayed.
+        They have the bits of `step`, whatever the other sequences are. The next step may overwrite
+        the array.
         """
-        rotary = self._rotary(cache.length + 1)
+        tokens, here = self._tokens(tokens, 1), np.asarray(slots)
+        parts = np.array_split(np.arange(len(here)), -(-len(here) // MOST_ROWS))
+        logits = empty(len(here), self.vocab_size) if len(parts) > 1 else None
+        for part in parts:
+            n, own = len(part), here[part].tolist()
+            cache.reserve(own)
+            cache.next[n], found = self._next(
+                tokens[part], cache.lengths[own], cache.offsets, cache, cache.next.get(n)
+            )
+            cache.advance(own)
+            if logits is None:
+                return found
+            logits[part] = found
+        assert logits is not None
+        return logits
+
+    def _logits(
+        self, tokens: np.ndarray, packing: Packing, cache: Cache, last_row: Packing | None = None
+    ) -> np.ndarray:
+        return np.asarray(data(self.head(data(self._run(tokens, packing, cache, last_row)))))
+
+    def _next(
+        self,
+        tokens: np.ndarray,
+        lengths: Any,
+        offsets: np.ndarray,
+        cache: Cache,
+        step: NextTokens | None,
+    ) -> tuple[NextTokens, np.ndarray]:
+        """Logits [n, V] after one more token [n] of each of n sequences of these lengths.
+
+        Every such step makes the same calls of the core, so they are replayed: `step` is the one
+        before. The result is overwritten by the next one.
+        """
+        rotary = self._rotary(int(np.max(lengths)) + 1)
         state = (self, Module.assignments, *rotary[0], *rotary[1])
-        if cache.next is None or not cache.next.holds(state):
-            cache.next = NextToken(state)
-        step = cache.next
-        step.token[:], step.position[:] = tokens, cache.length
-        return step.replay(
-            lambda: self._last(step.token, Packing(step.offsets, step.position, rotary), cache)
-        )
+        if step is None or not step.holds(state):
+            step = NextTokens(state, len(tokens))
+        step.tokens[:], step.positions[:] = tokens, lengths
+        packing = Packing(offsets, step.positions, rotary)
+        return step, step.replay(lambda: self._logits(step.tokens, packing, cache))
 
     def make_cache(self) -> KVCache:
         """An empty key-value cache for `step`."""
-        return KVCache([self.config.window(i) for i in range(len(self.layers))])
+        return KVCache(self.windows)
+
+    def make_batch_cache(self, slots: int) -> BatchCache:
+        """An empty cache of up to `slots` sequences for `step_each`."""
+        return BatchCache(self.windows, slots)
+
+    def cache_bytes(self, lengths: Sequence[int]) -> int:
+        """What keys and values of sequences of up to these lengths take at most, together."""
+        rows = sum(rows_needed(window, n) for window in self.windows for n in lengths)
+        return rows * 2 * 4 * self.config.num_key_value_heads * self.config.head_dim
+
+    @property
+    def windows(self) -> list[int]:
+        """The window of each layer's attention, 0 for none."""
+        return [self.config.window(i) for i in range(len(self.layers))]
 
     def _tokens(self, tokens: Any, ndim: int) -> np.ndarray:
         array = i32(tokens, "tokens")

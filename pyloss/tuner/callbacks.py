@@ -60,8 +60,12 @@ class ProgressReporter(TrainingCallback):
 
     def advance(self, loss: float) -> None:
         """Advance the bar by one iteration and show `loss`, the loss of its batch."""
+        self.step(f"loss {loss:.3f}")
+
+    def step(self, text: str) -> None:
+        """Advance the bar by one, with `text` behind it."""
         if self.bar is not None:
-            self.bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
+            self.bar.set_postfix_str(text, refresh=False)
             self.bar.update()
 
     def on_train_loss_report(self, train_info: Info) -> None:

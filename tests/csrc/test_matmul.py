@@ -304,7 +304,7 @@ def test_threads_give_the_same_bits(rng, m, n, k):
     "format", ["f32", "f16", "q8_0", "q4_1", "q5_0", "q4_k", "affine3", "affine4", "nf4"]
 )
 def test_a_row_does_not_depend_on_its_neighbours(rng, format):
-    """Up to four rows take one path, more take another; within a path a row's bits are its own.
+    """Up to 32 rows are summed in one order, more in another; in each a row's bits are its own.
 
     So packing sequences changes nothing.
     """
@@ -312,11 +312,11 @@ def test_a_row_does_not_depend_on_its_neighbours(rng, format):
     weight = stored(rng, n, 416, format)
     k = weight.shape[1]
     x, a, b, bias, dy = (
-        normal(rng, 40, k),
+        normal(rng, 80, k),
         normal(rng, k, r),
         normal(rng, r, n),
         normal(rng, n),
-        normal(rng, 40, n),
+        normal(rng, 80, n),
     )
 
     def run(rows):
@@ -327,11 +327,14 @@ def test_a_row_does_not_depend_on_its_neighbours(rng, format):
         return h, y, dh, dx
 
     whole = run(slice(None))
-    for rows in (slice(0, 5), slice(3, 17), slice(9, 39), slice(31, 40)):
+    for rows in (slice(0, 33), slice(3, 54), slice(9, 79), slice(47, 80)):
         for part, want in zip(run(rows), whole, strict=True):
             assert part.tobytes() == want[rows].tobytes()
-    few = run(slice(0, 4))
-    for rows in (slice(0, 1), slice(1, 3), slice(2, 4)):
+    for rows in (slice(0, 5), slice(3, 17), slice(62, 80)):
+        for part, want in zip(run(rows)[2:], whole[2:], strict=True):
+            assert part.tobytes() == want[rows].tobytes()
+    few = run(slice(0, 32))
+    for rows in (slice(0, 1), slice(1, 3), slice(2, 6), slice(9, 26)):
         for part, want in zip(run(rows)[:2], few[:2], strict=True):
             assert part.tobytes() == want[rows].tobytes()
 
@@ -404,3 +407,25 @@ def test_leading_axes_are_rows(rng, m):
 def test_sizes_that_do_not_fit(name, arguments):
     with pytest.raises(ValueError, match=name):
         getattr(_core, name)(*arguments(lambda *shape: np.zeros(shape, np.float32)))
+
+
+@pytest.mark.parametrize("format", list(FORMATS))
+@pytest.mark.parametrize(("n", "k", "r"), [(7, 50, 3), (40, 1184, 8), (3, 2304, 0), (96, 576, 33)])
+def test_a_row_has_the_same_bits_beside_up_to_31_others(memory, rng, format, n, k, r):
+    """Otherwise a sequence would get other tokens in a batch than alone."""
+    weight = stored(rng, n, k if format in ("f32", "bf16", "f16") else k // 32 * 32, format, 0)
+    k = weight.shape[1]
+    x, bias, factor = normal(rng, 32, k), normal(rng, n), factors(n)
+    a, b = normal(rng, k, max(r, 1)), normal(rng, max(r, 1), n)
+
+    def product(x):
+        x, h, y = memory.put(x), memory.new((len(x), len(b))), memory.new((len(x), n))
+        if r:
+            _core.lora_forward(x, weight.handle, bias, a, b, -1.5, factor, h, y)
+        else:
+            _core.linear_forward(x, weight.handle, bias, None, None, 0.0, factor, y)
+        return y.copy()
+
+    alone = np.concatenate([product(x[i : i + 1]) for i in range(32)])
+    for m in [2, 3, 4, 5, 6, 7, 9, 16, 17, 31, 32]:
+        np.testing.assert_array_equal(product(x[:m]), alone[:m])

@@ -48,9 +48,11 @@ typedef struct {
     int64_t scratch_size; /* floats per worker */
 } attn;
 
-/* Whether the piece's sequence is cut along the keys: few rows against many keys. */
+/* Whether the piece's sequence is cut along the keys: few rows against many keys. Keys before the
+ * window do not count: a cache may have dropped them. */
 INLINE int attn_splits_keys(const attn *g, const attn_piece *p) {
-    return g->share == 0 && p->n * g->group <= ATTN_SPLIT_ROWS && p->m > ATTN_K;
+    return g->share == 0 && p->n * g->group <= ATTN_SPLIT_ROWS &&
+           at_most(p->m, g->window + p->n - 1) > ATTN_K;
 }
 
 static const float attn_ones[ATTN_Q] = {[0 ... ATTN_Q - 1] = 1};

@@ -414,7 +414,8 @@ static int64_t begin_depth(batch *all, int64_t k0) {
 /* Runs independent products together, such as those of experts, so that small ones too keep all
  * threads busy. */
 static pl_status gemm_run_all(const gemm *groups, int64_t count) {
-    gemv_run_all(groups, count);
+    const pl_status status = gemv_run_all(groups, count);
+    if (status != PL_OK) return status;
     batch all = {.threads = pl_num_threads()};
     float *scratch = NULL;
     size_t held = 0;

@@ -4,10 +4,10 @@
 #include "../kernel.h"
 #include "gemm.tpl.h"
 
-/* The form in which a layer of this many rows multiplies. Few rows wait for memory, so that
- * bfloat16 would gain nothing. */
-static int layer_form(int64_t rows) {
-    if (rows <= SMALL_M) return FLOATS;
+/* The form in which a layer of this many rows multiplies. Few rows wait for memory or for the
+ * expansion of B, so that bfloat16 would gain little. */
+static int layer_form(int64_t rows, int backward) {
+    if (rows <= (backward ? SMALL_M : SKINNY_M)) return FLOATS;
     switch (pl_matmul_precision()) {
     case PL_FLOAT32: return FLOATS;
     case PL_BFLOAT16: return NATIVE_PAIRS_COMPILED && pl_has_bf16_dots() ? NATIVE_PAIRS : PAIRS;
@@ -32,7 +32,7 @@ INLINE gemm dense_product(const float *x, int64_t rows, const pl_weight *w, int 
                   .a = {x, k, 0, 1},
                   .b = *w,
                   .b_transposed = !backward,
-                  .form = layer_form(rows),
+                  .form = layer_form(rows, backward),
                   .c = out};
 }
 

@@ -4,8 +4,9 @@
 #include "../../pyloss.h"
 #include "../simd/vec.h"
 
-/* Products of at most this many rows are matrix-vector products (gemv.tpl.h). */
-enum { SMALL_M = 4 };
+/* Products of at most SMALL_M rows are matrix-vector products (gemv.tpl.h). Those of at most
+ * SKINNY_M rows sum in the same order (skinny.tpl.h). */
+enum { SMALL_M = 4, SKINNY_M = 32 };
 
 /* How operands are packed: as float32, or rounded to bfloat16 with two depths to a word (see
  * narrow.h). PAIRS multiplies these words by float32 instructions, NATIVE_PAIRS by bfloat16

@@ -394,6 +394,13 @@ INLINE vf vf_fma(vf a, vf b, vf c) {
     return a * b + c;
 #endif
 }
+INLINE float f_fma(float a, float b, float c) {
+#if PL_BYTES >= 32 || defined(__aarch64__)
+    return __builtin_fmaf(a, b, c);
+#else
+    return a * b + c;
+#endif
+}
 INLINE vd vd_fma(vd a, vd b, vd c) {
 #if PL_BYTES >= 32
     return (vd)X86(fmadd_pd)((x86_pd)a, (x86_pd)b, (x86_pd)c);

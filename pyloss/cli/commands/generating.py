@@ -1,10 +1,11 @@
-"""`pyloss generate`."""
+"""`pyloss generate`: one answer, printed while it is generated, or those of a file of prompts."""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from pyloss import models
@@ -16,10 +17,10 @@ from pyloss.tuner.data.system_prompt import system_prompt_of
 
 
 def generate(flags: Flags) -> int:
-    """`pyloss generate`: prints the answer while it is generated."""
+    """`pyloss generate`: prints the answer, or with --prompts writes the answers of a file."""
     from pyloss.generation import stream_generate
 
-    for name, least in (("max_tokens", 1), ("top_k", 0)) + (
+    for name, least in (("max_tokens", 1), ("top_k", 0), ("batch_size", 1)) + (
         (("seed", 0),) if flags["seed"] is not None else ()
     ):
         whole(flags[name], flag_text(name), least)
@@ -37,6 +38,7 @@ def generate(flags: Flags) -> int:
         raise ValueError(
             "--system-prompt and --no-system-prompt contradict each other: give one of them"
         )
+    records = _records(flags)
     model, tokenizer = models.load(flags["model"], adapter_path=flags["adapter_path"])
     for token in flags["extra_eos_token"]:
         ids = tokenizer.encode(token, add_special_tokens=False)
@@ -46,6 +48,12 @@ def generate(flags: Flags) -> int:
             )
         tokenizer.eos_token_ids.add(ids[0])
     move(model, flags["device"])
+    if records is not None:
+        from pyloss.cli.commands.generating_files import generate_file
+
+        encode = _encoder(flags, tokenizer, model)
+        generate_file(flags, records, model, tokenizer, encode)
+        return 0
     last = None
     for last in stream_generate(
         model,
@@ -70,11 +78,35 @@ def generate(flags: Flags) -> int:
     return 0
 
 
+def _records(flags: Flags) -> Any:
+    """The lines of --prompts, checked; None without it."""
+    if flags["prompts"] is None:
+        if flags["output"] is not None:
+            raise ValueError("--output needs --prompts, the file with the prompts")
+        return None
+    from pyloss.cli.commands.generating_files import check_files
+
+    if flags["prompt"] is not None:
+        raise ValueError("--prompt and --prompts contradict each other: give one of them")
+    return check_files(flags)
+
+
 def _prompt_ids(flags: Flags, tokenizer: Any, model: Any) -> list[int]:
-    """The prompt's tokens, by the chat template if there is one."""
-    text = flags["prompt"].replace("\\n", "\n").replace("\\t", "\t")
+    """The prompt's tokens."""
+    text = "hello" if flags["prompt"] is None else flags["prompt"]
+    text = text.replace("\\n", "\n").replace("\\t", "\t")
     if text == "-":
         text = _read_input()
+    return _encoder(flags, tokenizer, model)([{"role": "user", "content": text}], None)
+
+
+def _encoder(
+    flags: Flags, tokenizer: Any, model: Any
+) -> Callable[[list[dict[str, Any]], Any], list[int]]:
+    """Makes the token ids of a conversation (and tools), by the chat template where there is one.
+
+    Without a template the conversation must be a single message.
+    """
     options: Flags = {}
     if flags["chat_template_config"]:
         try:
@@ -88,16 +120,23 @@ def _prompt_ids(flags: Flags, tokenizer: Any, model: Any) -> list[int]:
                 f"--chat-template-config is {flags['chat_template_config']!r}; "
                 "it must be a JSON object"
             )
-    if flags["ignore_chat_template"] or not tokenizer.chat_template:
-        return encode_text(tokenizer, text + (flags["prefill_response"] or ""))
-    messages = [{"role": "user", "content": text}]
-    if (system := _system_prompt(flags, model)) is not None:
-        messages.insert(0, {"role": "system", "content": system})
     options = {"add_generation_prompt": True} | options
-    rendered = tokenizer.apply_chat_template(messages, tokenize=False, **options) + (
-        flags["prefill_response"] or ""
-    )
-    return list(tokenizer.encode(rendered, add_special_tokens=False))
+    beginning = flags["prefill_response"] or ""
+    plain = flags["ignore_chat_template"] or not tokenizer.chat_template
+    system = None if plain else _system_prompt(flags, model)
+
+    def encode(messages: list[dict[str, Any]], tools: Any) -> list[int]:
+        if plain:
+            if len(messages) > 1 or not isinstance(messages[0]["content"], str):
+                raise ValueError("a conversation of several messages needs a chat template")
+            return encode_text(tokenizer, messages[0]["content"] + beginning)
+        if system is not None and messages[0]["role"] != "system":
+            messages = [{"role": "system", "content": system}, *messages]
+        given = options if tools is None else options | {"tools": tools}
+        rendered = tokenizer.apply_chat_template(messages, tokenize=False, **given) + beginning
+        return list(tokenizer.encode(rendered, add_special_tokens=False))
+
+    return encode
 
 
 def _read_input() -> str:

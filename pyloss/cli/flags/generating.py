@@ -11,12 +11,13 @@ def generate_parser(commands: Any) -> None:
     parser = command(
         commands,
         "generate",
-        text="answer a prompt",
+        text="answer a prompt, or all prompts of a file",
         description="Generate text from a model, with or without an adapter.",
         epilog="""examples:
   pyloss generate --prompt "What is a tensor?"
   pyloss generate --adapter-path adapters --prompt "turn off the lamp in the hall"
                               uses the system prompt that the adapter was trained with, if any
+  pyloss generate --prompts test.jsonl --output answers.jsonl --max-tokens 50
   echo "Hello" | pyloss generate --prompt - --temp 0.7 --seed 1""",
     )
     add = parser.add_argument
@@ -29,8 +30,26 @@ def generate_parser(commands: Any) -> None:
     add(
         "--prompt",
         "-p",
-        default="hello",
         help="the user's message; - reads it from standard input (default: hello)",
+    )
+    add(
+        "--prompts",
+        metavar="FILE",
+        help='JSONL file of {"prompt": ...} or {"messages": [...]}, all answered into --output; '
+        "a line may set max_tokens, temperature, top_p, min_p, top_k, seed and stop",
+    )
+    add(
+        "--output",
+        metavar="FILE",
+        help="JSONL file for the lines of --prompts with their completion, finish_reason, "
+        "prompt_tokens and completion_tokens; written when all are answered",
+    )
+    add(
+        "--batch-size",
+        type=whole,
+        default=16,
+        metavar="N",
+        help="prompts of --prompts that are answered at a time (default: 16)",
     )
     add(
         "--system-prompt",

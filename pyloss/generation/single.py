@@ -1,20 +1,18 @@
-"""Generation: choosing tokens, and the loop that streams them."""
+"""The loop that generates one sequence and streams its text."""
 
 from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from pyloss import random
-from pyloss.checks.numbers import real, whole
+from pyloss.checks.numbers import whole
+from pyloss.generation.sampling import Processor, Sampler, make_sampler
 from pyloss.io.console import out
-
-_PREFILL = 512  # prompt tokens per forward pass: bounds the memory of long prompts
 
 
 @dataclass
@@ -40,82 +38,11 @@ class GenerationStep:
     generation_tps: float
 
 
-def make_sampler(
-    temp: float = 0.0,
-    top_p: float = 1.0,
-    min_p: float = 0.0,
-    min_tokens_to_keep: int = 1,
-    top_k: int = 0,
-    *,
-    generator: np.random.Generator | None = None,
-    temperature: float | None = None,
-) -> Callable[[np.ndarray], int]:
-    """A function from logits [V] to a token id.
-
-    Names and order are mlx-lm's; `temperature` is another name for `temp`.
-    Temperature 0 takes the largest. Otherwise the candidates are narrowed to the `top_k` largest
-    (0: all), to the smallest set whose probabilities sum to `top_p` (0 or 1: all), and to those of
-    at least `min_p` times the largest probability (at least `min_tokens_to_keep` of them), and one
-    is drawn by `generator` or the library's own. ValueError for numbers outside of these ranges.
-    """
-    temperature = temp if temperature is None else temperature
-    min_tokens_to_keep = whole(min_tokens_to_keep, "min_tokens_to_keep", 1)
-    temperature, top_p, min_p = (
-        real(temperature, "temperature", 0),
-        real(top_p, "top_p", 0, 1),
-        real(min_p, "min_p", 0, 1),
-    )
-    top_k = whole(top_k, "top_k", 0)
-    if temperature == 0:
-        return lambda logits: int(np.argmax(logits))
-    draws = generator or random.generator()
-
-    def sample(logits: np.ndarray) -> int:
-        tokens = _largest(logits, top_k) if top_k else np.arange(len(logits))
-        scores = logits[tokens].astype(np.float64) / temperature
-        p = np.exp(scores - scores.max())
-        total = p.sum()
-        if min_p:
-            likely = np.flatnonzero(p >= min_p)
-            if len(likely) < min_tokens_to_keep:
-                likely = _largest(p, min_tokens_to_keep)
-            tokens, p = tokens[likely], p[likely]
-        if 0 < top_p < 1:
-            likely = _first_of(p, top_p * total)
-            tokens, p = tokens[likely], p[likely]
-        sums = np.cumsum(p)
-        place = int(np.searchsorted(sums, draws.random() * sums[-1], side="right"))
-        return int(tokens[min(place, len(tokens) - 1)])
-
-    return sample
-
-
-def _largest(values: np.ndarray, n: int) -> np.ndarray:
-    """The indices of the n largest values, largest first; of equal ones, the first."""
-    if n >= len(values):
-        return np.argsort(-values, kind="stable")
-    least = np.partition(values, len(values) - n)[len(values) - n]
-    above = np.flatnonzero(values > least)
-    found = np.concatenate((above, np.flatnonzero(values == least)[: n - len(above)]))
-    return found[np.argsort(-values[found], kind="stable")]
-
-
-def _first_of(p: np.ndarray, wanted: float) -> np.ndarray:
-    """The fewest indices of largest values whose sum is at least `wanted`; all if none suffice."""
-    n = 64
-    while True:
-        largest = _largest(p, n)
-        before = np.cumsum(p[largest]) - p[largest]
-        if n >= len(p) or before[-1] >= wanted:
-            return largest[before < wanted]
-        n *= 8
-
-
 def generate_tokens(
     model: Any,
     prompt: Sequence[int],
-    sampler: Callable[[np.ndarray], Any] | None = None,
-    logits_processors: Sequence[Callable[[np.ndarray, np.ndarray], Any]] | None = None,
+    sampler: Sampler | None = None,
+    logits_processors: Sequence[Processor] | None = None,
 ) -> Iterator[int]:
     """Token ids after `prompt` (token ids, at least one), without end, one forward pass each.
 
@@ -129,8 +56,7 @@ def generate_tokens(
         )
     sampler = sampler or make_sampler()
     cache = model.make_cache()
-    for begin in range(0, len(ids), _PREFILL):
-        logits = model.step(ids[begin : begin + _PREFILL], cache)
+    logits = read_prompt(model, ids, cache)
     known = list(ids)
     while True:
         if logits_processors:
@@ -144,6 +70,15 @@ def generate_tokens(
         logits = model.step(np.array([token], np.int32), cache)
 
 
+def read_prompt(model: Any, ids: np.ndarray, cache: Any) -> np.ndarray:
+    """The logits [V] after a prompt, read into an empty cache in parts of PREFILL tokens."""
+    from pyloss.models.cache import PREFILL
+
+    for begin in range(0, len(ids), PREFILL):
+        logits = model.step(ids[begin : begin + PREFILL], cache)
+    return logits
+
+
 def stream_generate(
     model: Any,
     tokenizer: Any,
@@ -155,8 +90,8 @@ def stream_generate(
     top_k: int = 0,
     seed: int | None = None,
     *,
-    sampler: Callable[[np.ndarray], Any] | None = None,
-    logits_processors: Sequence[Callable[[np.ndarray, np.ndarray], Any]] | None = None,
+    sampler: Sampler | None = None,
+    logits_processors: Sequence[Processor] | None = None,
 ) -> Iterator[GenerationStep]:
     """Generates after `prompt` (a text or token ids), yielding each token as it comes.
 
@@ -208,15 +143,30 @@ def stream_generate(
 
 
 def generate(
-    model: Any, tokenizer: Any, prompt: str | Sequence[int], verbose: bool = False, **options: Any
-) -> str:
-    """The whole answer of `stream_generate`.
+    model: Any,
+    tokenizer: Any,
+    prompt: str | Sequence[int] | None = None,
+    verbose: bool = False,
+    *,
+    prompts: Sequence[str | Sequence[int]] | None = None,
+    **options: Any,
+) -> Any:
+    """The whole answer of `stream_generate`, or the list of the answers to `prompts`.
 
-    `verbose` prints it as it comes, and then the speed, as in mlx-lm.
+    `verbose` prints it as it comes, and then the speed, as in mlx-lm. `prompts` are answered many
+    at a time; their `options` are those of `batch_generate`, with 256 `max_tokens` by default.
     """
+    if (prompt is None) == (prompts is None):
+        raise ValueError("generate takes either prompt or prompts: give one of them")
+    if prompts is not None:
+        from pyloss.generation.batch import batch_generate
+
+        options.setdefault("max_tokens", 256)
+        return batch_generate(model, tokenizer, prompts, verbose=verbose, **options).texts
     texts, step = [], None
     if verbose:
         out("=" * 10)
+    assert prompt is not None
     for step in stream_generate(model, tokenizer, prompt, **options):
         texts.append(step.text)
         if verbose:

@@ -1,0 +1,229 @@
+"""Keys and values of many sequences that grow side by side, for batched generation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from pyloss import _core
+from pyloss.models.cache import PREFILL, SPARE, NextTokens
+from pyloss.ops.arrays import empty
+from pyloss.runtime.device import on_device_of
+
+
+def rows_needed(window: int, tokens: int) -> int:
+    """Rows that a layer with this window (0: none) keeps for a sequence of up to `tokens`."""
+    if not window:
+        return tokens
+    return min(tokens, max(2 * window, window + min(tokens, PREFILL) + SPARE))
+
+
+class _Layers:
+    """The keys and values of all layers with the same window.
+
+    Slot s owns the rows [begin[s], begin[s] + capacity[s]) of each layer's stores. The first
+    held[s] of them are in use.
+
+    Attributes:
+        most: per slot, the rows that its sequence needs at most.
+        bounds: int32 [2 * slots], per slot its first row and the end of the rows in use with the
+            next tokens. `ops.attention` takes the rows between slots as sequences without queries.
+        next_rows: int32 [n], the rows of the next tokens.
+    """
+
+    def __init__(self, window: int, layers: int, slots: int):
+        self.window = window
+        self.begin, self.capacity, self.held, self.most = np.zeros((4, slots), np.int64)
+        self.bounds = np.zeros(2 * slots, np.int32)
+        self.next_rows = np.zeros(0, np.int32)
+        self._rows: dict[int, np.ndarray] = {}
+        self._stores: list[Any] = [None] * layers
+
+    def store(self, place: int, like: np.ndarray) -> Any:
+        """Keys and values of a layer, [2, rows, D], for rows [n, D] `like` these."""
+        if self._stores[place] is None:
+            self._stores[place] = empty(2, int(self.capacity.sum()), like.shape[1], like=like)
+        return self._stores[place]
+
+    def enter(self, prompts: Mapping[int, tuple[int, int]]) -> bool:
+        """Makes room for new sequences; whether rows have moved. See `BatchCache.enter`."""
+        wanted = {}
+        for slot, (length, most) in prompts.items():
+            self.held[slot], self.most[slot] = 0, rows_needed(self.window, most)
+            wanted[slot] = self.most[slot] if self.window else min(length + SPARE, most)
+        return self._make_room(wanted)
+
+    def make_room(self, slots: Sequence[int], n: int) -> bool:
+        """Makes room for the next n tokens of each of these sequences; whether rows have moved.
+
+        With a window, the rows before it are dropped where there is no room.
+        """
+        full = [slot for slot in slots if self.held[slot] + n > self.capacity[slot]]
+        if self.window:
+            for slot in full:
+                self._drop(slot)
+            return False
+        return self._make_room({slot: self.held[slot] + n for slot in full})
+
+    def _drop(self, slot: int) -> None:
+        begin, held, kept = int(self.begin[slot]), int(self.held[slot]), self.window - 1
+        for store in self._stores:
+            for rows in () if store is None else store:
+                rows[begin : begin + kept] = rows[begin + held - kept : begin + held].copy()
+        self.held[slot] = kept
+
+    def _make_room(self, wanted: Mapping[int, int]) -> bool:
+        if all(rows <= self.capacity[slot] for slot, rows in wanted.items()):
+            return False
+        # Moving one sequence moves all, so those that are half full get their room now. Slots
+        # without a sequence give theirs back.
+        doubled = np.minimum(self.most, np.maximum(2 * self.held, self.held + SPARE))
+        capacity = np.where(self.held > 0, self.capacity, 0)
+        capacity = np.where(2 * self.held > capacity, np.maximum(doubled, capacity), capacity)
+        for slot, rows in wanted.items():
+            capacity[slot] = max(capacity[slot], rows, self.capacity[slot])
+        begin = np.cumsum(capacity) - capacity
+        if capacity.sum() >= 1 << 31:
+            raise MemoryError(f"the cache would have {capacity.sum()} rows, more than 2^31")
+        for place, store in enumerate(self._stores):
+            if store is None:
+                continue
+            moved = empty(2, int(capacity.sum()), store.shape[-1], like=store)
+            for old, new in ((store[0], moved[0]), (store[1], moved[1])):
+                for to, at, held in zip(begin, self.begin, self.held, strict=True):
+                    if held:
+                        new[int(to) : int(to + held)] = old[int(at) : int(at + held)]
+            self._stores[place] = moved
+        self.begin, self.capacity = begin, capacity
+        return True
+
+    def reserve(self, slots: Sequence[int], n: int) -> None:
+        """Sets `next_rows` and `bounds` for the next n tokens of each of these sequences."""
+        here = np.asarray(slots)
+        self.bounds[::2], self.bounds[1::2] = self.begin, self.begin + self.held
+        self.bounds[2 * here + 1] += n
+        # Recorded calls read the same array on every step of as many tokens.
+        self.next_rows = self._rows.setdefault(n * len(here), np.empty(n * len(here), np.int32))
+        self.next_rows[:] = ((self.begin + self.held)[here, None] + np.arange(n)).reshape(-1)
+
+
+class BatchCache:
+    """Keys and values of up to `slots` sequences, each in a slot.
+
+    `enter` makes room for new sequences, `prompt(slot)` is the cache that reads a prompt. From then
+    on a step adds one token to each of some sequences: `reserve(slots)`, `append` in every layer,
+    `advance(slots)`; the slots ascend. `release(slot)` ends a sequence.
+
+    All sequences share the stores of a layer, so that attention is one call. Where a sequence needs
+    more room, all are moved, with twice the room for those that are half full. Layers with a window
+    drop the rows before it instead. `windows` has the window of each layer, 0 for none.
+
+    Attributes:
+        lengths: the tokens of each slot's sequence.
+        offsets: int32 [2 * slots], the first query of each slot in the next step, then of the gap
+            after it, as in `_Layers.bounds`.
+        next: the replayed steps, by their number of sequences.
+    """
+
+    def __init__(self, windows: list[int], slots: int):
+        self.lengths = np.zeros(slots, np.int64)
+        self.offsets = np.zeros(2 * slots, np.int32)
+        self.next: dict[int, NextTokens] = {}
+        self._groups = {window: _Layers(window, windows.count(window), slots) for window in windows}
+        self._places = [
+            (self._groups[window], windows[:i].count(window)) for i, window in enumerate(windows)
+        ]
+
+    def enter(self, prompts: Mapping[int, tuple[int, int]]) -> None:
+        """Makes room for new sequences in free slots.
+
+        `prompts`: per slot the tokens of the prompt, and the most tokens of the whole sequence.
+        """
+        self.lengths[list(prompts)] = 0
+        self._moved([group.enter(prompts) for group in self._groups.values()])
+
+    def prompt(self, slot: int) -> PromptCache:
+        """The cache that reads the prompt of a sequence that has entered."""
+        return PromptCache(self, slot, self._places)
+
+    def release(self, slot: int) -> None:
+        """Ends a sequence; its room serves the next one."""
+        self.lengths[slot] = 0
+        for group in self._groups.values():
+            group.held[slot] = 0
+
+    def make_room(self, slots: Sequence[int], n: int) -> None:
+        """Makes room for the next n tokens of each of these sequences."""
+        self._moved([group.make_room(slots, n) for group in self._groups.values()])
+
+    def _moved(self, groups: Sequence[bool]) -> None:
+        """Drops the replayed steps if the rows of any group have moved."""
+        if any(groups):
+            self.next.clear()
+
+    def reserve(self, slots: Sequence[int]) -> None:
+        """Prepares the next token of each of these sequences."""
+        self.make_room(slots, 1)
+        count = np.zeros(len(self.lengths), np.int32)
+        count[list(slots)] = 1
+        self.offsets[1::2] = np.cumsum(count)
+        self.offsets[2::2] = self.offsets[1:-1:2]
+        for group in self._groups.values():
+            group.reserve(slots, 1)
+
+    def append(self, layer: int, keys: np.ndarray, values: np.ndarray) -> tuple[Any, Any, Any]:
+        """Adds [n, D] in one layer; returns both stores, and the bounds of the sequences there."""
+        group, place = self._places[layer]
+        store = group.store(place, keys)
+        return *_put(store[0], store[1], group.next_rows, keys, values), on_device_of(
+            keys, group.bounds
+        )
+
+    def advance(self, slots: Sequence[int], n: int = 1) -> None:
+        """Ends a step: every layer has n more tokens of each of these sequences."""
+        here = list(slots)
+        self.lengths[here] += n
+        for group in self._groups.values():
+            group.held[here] += n
+
+
+class PromptCache:
+    """A sequence of a `BatchCache`, with the methods of a `KVCache`, for `Model.step`."""
+
+    def __init__(self, cache: BatchCache, slot: int, places: list[tuple[_Layers, int]]):
+        self.offsets = np.array([0, 1], np.int32)
+        self.next: NextTokens | None = None
+        self._cache, self._slot, self._places = cache, slot, places
+
+    @property
+    def length(self) -> int:
+        """The tokens of the sequence."""
+        return int(self._cache.lengths[self._slot])
+
+    def reserve(self, n: int) -> None:
+        """Makes room for the next n tokens."""
+        self._cache.make_room([self._slot], n)
+        self._n = n
+
+    def append(self, layer: int, keys: np.ndarray, values: np.ndarray) -> tuple[Any, Any, Any]:
+        """As `KVCache.append`, in the slot's rows."""
+        group, place = self._places[layer]
+        begin, held = int(group.begin[self._slot]), int(group.held[self._slot])
+        store, n = group.store(place, keys), len(keys)
+        k, v = (rows[begin : begin + int(group.capacity[self._slot])] for rows in store)
+        rows, bounds = np.arange(held, held + n, dtype=np.int32), np.array([0, held + n], np.int32)
+        return *_put(k, v, rows, keys, values), on_device_of(keys, bounds)
+
+    def advance(self, n: int) -> None:
+        """Ends a step of n tokens."""
+        self._cache.advance([self._slot], n)
+
+
+def _put(k: Any, v: Any, rows: np.ndarray, keys: Any, values: Any) -> tuple[Any, Any]:
+    """Writes keys and values [n, D] into `rows` of the stores k and v, and returns these."""
+    there = on_device_of(keys, rows)
+    _core.put_rows(keys, there, k)
+    _core.put_rows(values, there, v)
+    return k, v

@@ -1,0 +1,136 @@
+"""The cache of many sequences: what steps of many sequences give, against each sequence alone."""
+
+import numpy as np
+import pytest
+import tiny
+
+from pyloss.models.config.mixture import Mixture
+from pyloss.models.config.model_config import ModelConfig
+from pyloss.models.synthetic import random_model
+from pyloss.models.transformer import MOST_ROWS
+
+SHAPE = {
+    "vocab_size": 97,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+}
+EXPERTS = {"mixture": Mixture(6, 2, 32, True)}
+TYPES = ["sliding_attention", "full_attention", "sliding_attention"]
+FAMILIES = {
+    "llama": {},
+    "mistral": {"sliding_window": 20},
+    "qwen2": {"attention_bias": True},
+    "qwen3": {"sliding_window": 90, "layer_types": TYPES},
+    "gemma3_text": {
+        "sliding_window": 9, "layer_types": TYPES, "rope_local_base_freq": 1000.0, "query_pre_attn_scalar": 8,
+    },
+    "mixtral": EXPERTS,
+    "qwen3_moe": EXPERTS,
+    "olmoe": EXPERTS,
+}  # fmt: skip
+
+
+def alone(model, tokens, prompt):
+    """The logits after `prompt` tokens and after each later one."""
+    cache = model.make_cache()
+    found = [model.step(tokens[:prompt], cache)]
+    return found + [model.step(tokens[i : i + 1], cache) for i in range(prompt, len(tokens))]
+
+
+def together(model, sequences, slots, most=lambda s: len(s)):
+    """The logits of each sequence, which enter as slots become free and leave as they end.
+
+    `sequences`: (tokens, length of the prompt).
+    """
+    cache, waiting = model.make_batch_cache(slots), list(range(len(sequences)))
+    found, running = [[] for _ in sequences], {}
+    while waiting or running:
+        free = [slot for slot in range(slots) if slot not in running][: len(waiting)]
+        entering = {slot: waiting.pop(0) for slot in free}
+        cache.enter(
+            {slot: (sequences[i][1], most(sequences[i][0])) for slot, i in entering.items()}
+        )
+        for slot, i in entering.items():
+            tokens, prompt = sequences[i]
+            found[i].append(model.step(tokens[:prompt], cache.prompt(slot)))
+        running |= entering
+        for slot in [
+            slot for slot, i in running.items() if cache.lengths[slot] == len(sequences[i][0])
+        ]:
+            cache.release(slot)
+            del running[slot]
+        if running:
+            here = sorted(running)
+            tokens = [sequences[running[slot]][0][cache.lengths[slot]] for slot in here]
+            for slot, logits in zip(here, model.step_each(tokens, cache, here).copy(), strict=True):
+                found[running[slot]].append(logits)
+    return found
+
+
+def draw(rng, count, longest, vocabulary):
+    for _ in range(count):
+        prompt = int(rng.integers(1, longest))
+        yield rng.integers(0, vocabulary, prompt + int(rng.integers(0, longest))), prompt
+
+
+@pytest.mark.parametrize("format", ["f32", "q4_1"])
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_every_family_has_the_bits_of_one_sequence(family, format):
+    model = random_model(ModelConfig(family, **SHAPE, **FAMILIES[family]), format)
+    sequences = list(draw(np.random.default_rng(1), 9, 60, 97))
+    for got, (tokens, prompt) in zip(together(model, sequences, 4), sequences, strict=True):
+        np.testing.assert_array_equal(got, alone(model, tokens, prompt))
+
+
+@pytest.mark.parametrize("slots", [1, 2, 5, 17, 33, 70])
+def test_any_number_of_sequences(tmp_path, slots):
+    """Also more than one step of the core has rows."""
+    assert 33 > MOST_ROWS
+    model = tiny.load_tiny(tmp_path / "model")
+    sequences = list(draw(np.random.default_rng(2), 75, 12, 29))
+    for got, (tokens, prompt) in zip(together(model, sequences, slots), sequences, strict=True):
+        np.testing.assert_array_equal(got, alone(model, tokens, prompt))
+
+
+def test_against_a_forward_pass_over_the_whole_sequence(tmp_path):
+    model = tiny.load_tiny(tmp_path / "model", model_type="mistral", sliding_window=50)
+    sequences = list(draw(np.random.default_rng(3), 5, 200, 29))
+    for got, (tokens, prompt) in zip(together(model, sequences, 3), sequences, strict=True):
+        np.testing.assert_allclose(got, model(tokens[None])[0][prompt - 1 :], atol=5e-5)
+
+
+def test_a_prompt_in_parts_and_rows_that_move(tmp_path):
+    """A long sequence makes the others move again and again."""
+    model = tiny.load_tiny(tmp_path / "model")
+    rng = np.random.default_rng(4)
+    sequences = [(rng.integers(0, 29, n), p) for n, p in ((400, 3), (20, 10), (90, 80), (300, 1))]
+    for got, (tokens, prompt) in zip(together(model, sequences, 3), sequences, strict=True):
+        np.testing.assert_array_equal(got, alone(model, tokens, prompt))
+
+
+def test_rows_stay_within_what_is_promised():
+    model = random_model(ModelConfig("gemma3_text", **SHAPE, **FAMILIES["gemma3_text"]))
+    cache = model.make_batch_cache(2)
+    cache.enter({0: (5, 500), 1: (400, 410)})
+    rng = np.random.default_rng(5)
+    model.step(rng.integers(0, 97, 5), cache.prompt(0))
+    model.step(rng.integers(0, 97, 400), cache.prompt(1))
+    for _ in range(495):
+        model.step_each([1], cache, [0])
+    held = sum(store.nbytes for group in cache._groups.values() for store in group._stores)
+    assert held <= model.cache_bytes([500, 410])
+    assert cache.lengths.tolist() == [500, 400]
+
+
+def test_wrong_tokens(tmp_path):
+    model = tiny.load_tiny(tmp_path / "model")
+    cache = model.make_batch_cache(2)
+    cache.enter({0: (1, 5), 1: (1, 5)})
+    for slot in (0, 1):
+        model.step([1], cache.prompt(slot))
+    with pytest.raises(ValueError, match="outside the vocabulary"):
+        model.step_each([1, 29], cache, [0, 1])
