@@ -7,7 +7,6 @@ counts exact answers on requests whose phrasings are not in the training data.
 """
 
 import argparse
-import json
 import os
 import shutil
 import sys
@@ -15,28 +14,23 @@ import time
 from pathlib import Path
 
 import pyloss
-from pyloss.tuner.trainer import evaluate
+from pyloss import evaluation
 
 HERE = Path(__file__).resolve().parent
 
 
-def answer(model, tokenizer, record, max_tokens=40):
-    """The model's greedy answer to the request of a record."""
-    prompt = tokenizer.apply_chat_template(record["messages"][:-1], add_generation_prompt=True)
-    return pyloss.generate(model, tokenizer, prompt, max_tokens=max_tokens)
-
-
-def measure(model, tokenizer, test, records):
-    """Prints test loss and exact matches; returns the answers and the number of matches."""
+def measure(model, tokenizer, test):
+    """Prints the test loss and the number of exact answers, and returns what was measured."""
     began = time.perf_counter()
-    loss = evaluate(model, test, batch_size=8)
-    answers = [answer(model, tokenizer, record) for record in records]
-    right = sum(
-        a == record["messages"][-1]["content"] for a, record in zip(answers, records, strict=True)
-    )
+    found = evaluation.measure(model, tokenizer, test, ["loss", "exact-match"], max_tokens=40)
     seconds = time.perf_counter() - began
-    print(f"test loss {loss:.3f}, exact match {right}/{len(records)}   ({seconds:.0f} s)")
-    return answers, right
+    right, count = right_answers(found), len(found.results)
+    print(f"test loss {found.scores['loss']:.3f}, exact match {right}/{count}   ({seconds:.0f} s)")
+    return found
+
+
+def right_answers(found):
+    return sum(result.scores["exact-match"] == 1 for result in found.results)
 
 
 def main():
@@ -54,13 +48,9 @@ def main():
     pyloss.random.seed(0)
     model, tokenizer = pyloss.load("smollm2-135m")
     train, valid, test = pyloss.load_dataset(HERE / "data", tokenizer, mask_prompt=True)
-    records = [
-        json.loads(line)
-        for line in (HERE / "data" / "test.jsonl").read_text(encoding="utf-8").splitlines()
-    ]
 
     print("== the base model")
-    before, _ = measure(model, tokenizer, test, records)
+    before = measure(model, tokenizer, test)
 
     print("\n== fine-tuning")
     pyloss.linear_to_lora_layers(
@@ -83,21 +73,19 @@ def main():
     pyloss.train(model, pyloss.optim.AdamW(schedule), train, valid, arguments)
 
     print("\n== the fine-tuned model")
-    after, right = measure(model, tokenizer, test, records)
+    after = measure(model, tokenizer, test)
     for i in range(3):
-        print(f"\n  request:  {records[i]['messages'][-2]['content']}")
-        print(f"  expected: {records[i]['messages'][-1]['content']}")
-        print(f"  before:   {before[i]!r}")
-        print(f"  after:    {after[i]}")
+        print(f"\n  request:  {test[i]['messages'][-2]['content']}")
+        print(f"  expected: {after.results[i].reference}")
+        print(f"  before:   {before.results[i].answer!r}")
+        print(f"  after:    {after.results[i].answer}")
 
     print("\n== fused and loaded again")
     model.fuse(dequantize=True)
     model.save(options.out / "fused", tokenizer, overwrite=True)
     fused, fused_tokenizer = pyloss.load(options.out / "fused")
-    same = sum(
-        answer(fused, fused_tokenizer, record) == a
-        for record, a in zip(records[:20], after[:20], strict=True)
-    )
+    again = evaluation.measure(fused, fused_tokenizer, test, "exact-match", max_tokens=40, limit=20)
+    same = sum(a.answer == b.answer for a, b in zip(again.results, after.results[:20], strict=True))
     print(f"{options.out / 'fused'}: the same answer to {same} of 20 requests")
     print(f"adapter: {options.out / 'adapter'}")
     print(f"\nall in {time.perf_counter() - began:.0f} s")
@@ -105,7 +93,7 @@ def main():
     if (folder / "pyloss").exists() and shutil.which("pyloss") is None:
         here = os.path.relpath(folder)
         print(f"The command line is {here}/pyloss, or pyloss after `source {here}/activate`.")
-    return 0 if same == 20 and right > len(records) // 2 else 1
+    return 0 if same == 20 and right_answers(after) > len(test) // 2 else 1
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ LAYERS = [
     ["generation"],
     ["tuner"],
     ["loading"],
-    ["distillation", "exporting", "measuring"],
+    ["distillation", "evaluation", "exporting", "measuring"],
     ["cli", "interop"],
     ["__main__"],
 ]

@@ -49,7 +49,16 @@ READS = (
     "resume_adapter_file",
 )
 #: flags of a command that are no settings
-OF_COMMANDS = ("split", "write_teacher", "top_k", "samples")
+OF_COMMANDS = (
+    "split",
+    "write_teacher",
+    "top_k",
+    "samples",
+    "metric",
+    "max_tokens",
+    "compare",
+    "output",
+)
 WRITES = ("write_teacher", "output", "save_path")
 
 

@@ -125,7 +125,7 @@ def ignored_flag(add: Callable[..., Any]) -> None:
     )
 
 
-def data_flags(group: Any) -> None:
+def data_flags(group: Any, batch_text: str = "samples in a batch") -> None:
     setting(
         group,
         "--data",
@@ -151,7 +151,7 @@ def data_flags(group: Any) -> None:
         "largest number of tokens of a sample; longer samples are cut",
         type=whole,
     )
-    setting(group, "--batch-size", "samples in a batch", type=whole)
+    setting(group, "--batch-size", batch_text, type=whole)
 
 
 def device_flag(group: Any) -> None:

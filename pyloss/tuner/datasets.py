@@ -89,6 +89,18 @@ class _Dataset:
         self.check(d, "record")
         return _as_offset(self._sample(d))
 
+    def conversation(self, idx: int) -> tuple[list[dict[str, Any]], Any]:
+        """The messages of record `idx`, and its tools or None.
+
+        Raises `ValueError` for an unusable record, and for one of plain text.
+        """
+        record = self[idx]
+        self.check(record, self.where(idx))
+        try:
+            return self._conversation(record)
+        except ValueError as e:
+            raise ValueError(f"{self.where(idx)}: {e}") from e
+
     def where(self, idx: int) -> str:
         """The origin of record `idx`, for error messages."""
         return self._data.where(idx) if isinstance(self._data, Records) else f"record {idx}"
@@ -105,6 +117,9 @@ class _Dataset:
         return None
 
     def _sample(self, record: Record) -> Sample:
+        raise NotImplementedError
+
+    def _conversation(self, record: Record) -> tuple[list[dict[str, Any]], Any]:
         raise NotImplementedError
 
 
@@ -128,6 +143,9 @@ class TextDataset(_Dataset):
         if end is not None and not is_ended(self.tokenizer, tokens):
             tokens.append(end)
         return Sample.from_spans(tokens, [(0, len(tokens))])
+
+    def _conversation(self, record: Record) -> tuple[list[dict[str, Any]], Any]:
+        raise ValueError(f"a record of {self.text_key!r} has no prompt and no reference answer")
 
 
 class ChatDataset(_Dataset):
@@ -163,6 +181,9 @@ class ChatDataset(_Dataset):
             self.tokenizer, record[self.chat_key], tools_of(record.get("tools")), self.train_on
         )
 
+    def _conversation(self, record: Record) -> tuple[list[dict[str, Any]], Any]:
+        return list(record[self.chat_key]), tools_of(record.get("tools"))
+
 
 class CompletionsDataset(_Dataset):
     """Records `{"prompt": ..., "completion": ...}`.
@@ -193,12 +214,15 @@ class CompletionsDataset(_Dataset):
             field(record, key, str, where, f"{self.prompt_key!r} and {self.completion_key!r}")
         check_tools(record, where)
 
-    def _sample(self, record: Record) -> Sample:
+    def _conversation(self, record: Record) -> tuple[list[dict[str, Any]], Any]:
         messages = [
             {"role": "user", "content": record[self.prompt_key]},
             {"role": "assistant", "content": record[self.completion_key]},
         ]
-        sample = chat_sample(self.tokenizer, messages, tools_of(record.get("tools")), self.train_on)
+        return messages, tools_of(record.get("tools"))
+
+    def _sample(self, record: Record) -> Sample:
+        sample = chat_sample(self.tokenizer, *self._conversation(record), self.train_on)
         end = end_id(self.tokenizer)
         if end is None or is_ended(self.tokenizer, sample.tokens):
             return sample
@@ -235,6 +259,14 @@ class ConcatenatedDataset:
     def sample(self, idx: int) -> Sample:
         number, index = self._find(idx)
         return _sample_of(self._data[number], index)
+
+    def conversation(self, idx: int) -> Any:
+        number, index = self._find(idx)
+        return self._data[number].conversation(index)
+
+    def where(self, idx: int) -> str:
+        number, index = self._find(idx)
+        return str(self._data[number].where(index))
 
     def process(self, d: Record) -> Any:
         return self._data[d["_dataset"]].process(d)
@@ -279,6 +311,12 @@ class CacheDataset:
 
     def __getitem__(self, idx: int) -> tuple[list[int], int]:
         return _as_offset(self.sample(idx))
+
+    def conversation(self, idx: int) -> Any:
+        return self._data.conversation(idx)
+
+    def where(self, idx: int) -> str:
+        return str(self._data.where(idx))
 
     def itemlen(self, idx: int) -> int:
         return len(self._arrays(idx)[0])

@@ -6,10 +6,11 @@ from collections.abc import Callable
 
 from pyloss.cli.commands.converting import convert, export, fuse, prune
 from pyloss.cli.commands.distilling import distill
+from pyloss.cli.commands.evaluating import evaluate
 from pyloss.cli.commands.generating import generate
 from pyloss.cli.commands.measuring import bench, info
 from pyloss.cli.commands.shared import Flags
-from pyloss.cli.commands.training import evaluate, train
+from pyloss.cli.commands.training import train
 
 COMMANDS: dict[str, Callable[[Flags], int]] = {
     "train": train,

@@ -1,4 +1,4 @@
-"""`pyloss train` and `pyloss eval`."""
+"""`pyloss train`, and the loss that `pyloss eval` prints too."""
 
 from __future__ import annotations
 
@@ -74,25 +74,7 @@ def fit(flags: Flags, objective: Objective | None = None) -> int:
         say(f"testing {settings.model} with the adapter in {settings.adapter_path}; --train trains")
         move(model, settings.device)
     if settings.test:
-        _evaluate(settings, model, test_set, "test")
-    return 0
-
-
-def evaluate(flags: Flags) -> int:
-    """`pyloss eval`: prints loss and perplexity."""
-    split = flags.pop("split")
-    settings = merge_settings(flags, flags.get("config"), {"adapter_path": None})
-    settings.train, settings.test = split == "train", split == "test"
-    say(
-        f"model {settings.model}, adapter {settings.adapter_path or 'none'}, "
-        f"data {settings.data or 'hf_dataset'}, split {split}"
-    )
-    model, tokenizer = models.load(settings.model, adapter_path=settings.adapter_path)
-    found = dict(zip(("train", "valid", "test"), load_dataset(settings, tokenizer), strict=True))
-    if not found[split]:
-        raise ValueError(f"no {split} data in {settings.data!r}")
-    move(model, settings.device)
-    _evaluate(settings, model, found[split], split)
+        print_loss(settings, model, test_set, "test")
     return 0
 
 
@@ -204,10 +186,11 @@ def _weights(file: Path) -> dict[str, Any]:
     return {name: tensor.array() for name, tensor in read_safetensors(file).tensors.items()}
 
 
-def _evaluate(settings: SimpleNamespace, model: Any, dataset: Any, split: str) -> None:
+def print_loss(settings: SimpleNamespace, model: Any, dataset: Any, split: str) -> None:
+    """Prints the loss and perplexity of a split, as `tuner.evaluate` computes them."""
     from pyloss.tuner.run.evaluation import evaluate as measure
 
-    _note_other_targets(settings)
+    note_other_targets(settings)
     with precision.matmul_precision(settings.matmul_precision):
         try:
             loss = measure(
@@ -224,7 +207,7 @@ def _evaluate(settings: SimpleNamespace, model: Any, dataset: Any, split: str) -
     out(f"loss {loss:.4f}, perplexity {perplexity:.4f}, {counted(count, 'sample')}")
 
 
-def _note_other_targets(settings: SimpleNamespace) -> None:
+def note_other_targets(settings: SimpleNamespace) -> None:
     """Notes a loss that is not comparable with the losses of the adapter's run."""
     if settings.adapter_path is None:
         return

@@ -11,9 +11,10 @@ from pyloss.cli.flags.converting import (
     prune_parser,
 )
 from pyloss.cli.flags.distilling import distill_parser
+from pyloss.cli.flags.evaluating import eval_parser
 from pyloss.cli.flags.generating import generate_parser
 from pyloss.cli.flags.measuring import bench_parser, info_parser
-from pyloss.cli.flags.training import eval_parser, train_parser
+from pyloss.cli.flags.training import train_parser
 from pyloss.cli.parser import Parser
 
 __all__ = ["build_parser"]

@@ -1,4 +1,4 @@
-"""Flags of `pyloss train` and `pyloss eval`: keys of a YAML file, see `tuner.run.settings`."""
+"""Flags of `pyloss train`: keys of a YAML file, see `tuner.run.settings`."""
 
 from __future__ import annotations
 
@@ -188,25 +188,3 @@ def run_flags(parser: Any, lora_alpha: str = "--alpha") -> None:
         "accepted and ignored: code in a model's folder is never run",
         action="store_true",
     )
-
-
-def eval_parser(commands: Any) -> None:
-    parser = command(
-        commands,
-        "eval",
-        text="loss and perplexity on test data",
-        description="Measure the loss and perplexity of a model, with or without an adapter.",
-        epilog="""examples:
-  pyloss eval --data examples/data --mask-prompt                            the model as it is
-  pyloss eval --data examples/data --mask-prompt --adapter-path adapters    with the adapter""",
-    )
-    setting(parser, "--model", "a model's folder, a .gguf file, or a known name", metavar="PATH")
-    parser.add_argument("--adapter-path", help="folder or file of an adapter (default: none)")
-    setting(parser, "--config", "YAML file with any of these settings", "-c", metavar="FILE")
-    data_flags(parser)
-    parser.add_argument(
-        "--split", choices=("train", "valid", "test"), default="test", help="(default: test)"
-    )
-    setting(parser, "--test-batches", "batches to measure; -1 for all", type=whole)
-    device_flag(parser)
-    precision_flag(parser)
