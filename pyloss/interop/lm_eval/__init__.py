@@ -1,4 +1,4 @@
-"""pyloss as a model of EleutherAI's lm-eval (0.4), under the name `pyloss`.
+"""pyloss as a model of EleutherAI's lm-eval (0.4.10 and later), under the name `pyloss`.
 
 lm-eval finds only models that are imported. Its command line with this one is
 
