@@ -176,6 +176,34 @@ def test_with_an_adapter(folder, tmp_path):
     assert found == pytest.approx(want, rel=2e-5)
 
 
+def test_results_are_those_of_lm_evals_own_model(folder, model):
+    """lm-eval's `hf` runs the same weights in transformers."""
+    pytest.importorskip("transformers", reason="compares with transformers (parity extra)")
+    pytest.importorskip("torch", reason="compares with torch (parity extra)")
+    from lm_eval.models.huggingface import HFLM
+
+    theirs = HFLM(pretrained=str(folder[0]), dtype="float32", device="cpu", max_length=16)
+    ours = PylossLM(str(folder[0]), max_length=16)
+    pairs = [
+        ("hello", " world"),
+        ("", "hello"),
+        ("a context of many tokens", " 12 12"),
+        ("x ", "y"),
+    ]
+    asked = requests("loglikelihood", *pairs)
+    want = theirs.loglikelihood(asked, disable_tqdm=True)
+    for (score, greedy), (other, likely) in zip(ours.loglikelihood(asked, True), want, strict=True):
+        assert score == pytest.approx(other, rel=2e-5) and greedy == likely
+    texts = [("hello world, this is a text of some windows",), ("12",)]
+    asked = requests("loglikelihood_rolling", *texts)
+    want = theirs.loglikelihood_rolling(asked, disable_tqdm=True)
+    assert ours.loglikelihood_rolling(asked, True) == pytest.approx(want, rel=2e-5)
+    options = {"until": ["zz"], "max_gen_toks": 6, "do_sample": False}
+    asked = requests("generate_until", ("hello", options), ("a context of many tokens", options))
+    want = theirs.generate_until(asked, disable_tqdm=True)
+    assert ours.generate_until(asked, True) == want
+
+
 TASK = """task: tiny
 dataset_path: json
 dataset_kwargs:
