@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import tiny_project
-from command_line import fails
+from tiny_commands import fails
 
 import pyloss
 from pyloss import evaluation
