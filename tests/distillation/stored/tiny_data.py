@@ -3,6 +3,7 @@
 import numpy as np
 import tiny
 
+import pyloss
 from pyloss.models import load_model
 from pyloss.tuner import linear_to_lora_layers
 
@@ -29,6 +30,7 @@ def models(folder, **teacher_sizes):
     for name, seed, sizes in (("student", 0, {}), ("teacher", 1, teacher_sizes)):
         tiny.write_folder(folder / name, seed=seed, tied=False, **sizes)
         made.append(load_model(folder / name))
+    pyloss.random.seed(0)
     linear_to_lora_layers(made[0], 3, {"rank": 2, "scale": 2.0, "dropout": 0.0})
     return made
 
