@@ -92,7 +92,7 @@ def _measure(q: Any, p: Any, found: Any, exact: Any, random: np.random.Generator
     value = pyloss.sparse_distillation_loss(
         q,
         np.where(new, few.ids, -1),
-        few.logprobs,
+        few.logprobs.astype(np.float16),
         shares=np.where(new, counts / DRAWS, 0).astype(np.float32),
     )
     nothing = np.full(len(q), np.nan)
