@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from fake import FakeTokenizer
 from tiny import load_tiny, write_gguf
 
 import pyloss
@@ -274,3 +275,14 @@ def test_a_step_moves_little(device, tmp_path, dora):
     assert 0 < to < 64 * rows + 8 * len(model.trainable_parameters()) and to < adapters / 2
     # A loss per row, a number per gradient, and with DoRA a byte per layer with a magnitude.
     assert 0 < back <= 8 * rows + 8 * len(model.trainable_parameters()) + len(KEYS) * layers
+
+
+@pytest.mark.parametrize("options", [{}, {"model_type": "mistral", "sliding_window": 20}])
+def test_answers_in_batches_are_those_of_one_at_a_time(device, tmp_path, options):
+    model = load_tiny(tmp_path / "model", vocab_size=258, **options)
+    pyloss.to_device(model, device)
+    prompts = [np.random.default_rng(n).integers(0, 256, n).tolist() for n in (3, 1, 40, 17, 5)]
+    found = pyloss.generate(model, FakeTokenizer(), prompts=prompts, max_tokens=30, batch_size=3)
+    assert found == [
+        pyloss.generate(model, FakeTokenizer(), prompt, max_tokens=30) for prompt in prompts
+    ]
