@@ -125,16 +125,27 @@ def shape_of(name: str, spec: str, arguments: tuple) -> str:
     return " x ".join(map(str, arrays[-1].shape)) if arrays else ""
 
 
+def calls_of(arguments: tuple) -> list[tuple]:
+    """The calls that arguments with lists stand for."""
+    lengths = [len(argument) for argument in arguments if isinstance(argument, list)]
+    if not lengths:
+        return [arguments]
+    return [
+        tuple(argument[i] if isinstance(argument, list) else argument for argument in arguments)
+        for i in range(lengths[0])
+    ]
+
+
 def count_work() -> None:
     """Makes calls of the core add their work to WORK."""
     for name, spec in _core.ops():
         function = getattr(_core, name)
 
         def counted(*arguments, name=name, spec=spec, function=function):
-            begin = time.perf_counter()
-            result = function(*arguments)
-            WORK.add(name, spec, arguments, time.perf_counter() - begin)
-            return result
+            for call in calls_of(arguments):
+                begin = time.perf_counter()
+                function(*call)
+                WORK.add(name, spec, call, time.perf_counter() - begin)
 
         setattr(_core, name, counted)
 

@@ -16,8 +16,9 @@ typedef struct {
 /* A call that is being checked. */
 typedef struct {
     const pl_spec *spec;
-    PyObject *const *args;
+    PyObject **args;               /* `...` is replaced by the array that the call makes */
     pl_call *call;                 /* filled by the check */
+    int may_make;                  /* whether the call may make arrays */
     pl_extent extent[PL_MAX_ARGS]; /* begin == end: the argument has no memory */
     uint32_t bound;                /* bit i: the letter 'A' + i has its size, in call->dim */
     int bound_by[26];              /* the argument that gave the letter its size */
@@ -33,6 +34,8 @@ PyArrayObject *pl_plain_array(const pl_spec *spec, const pl_param *p, PyObject *
 int pl_float_type(PyObject *object);
 /* An array of one fixed type, or of the `acc` type. */
 int pl_take_array(pl_check *c, int index);
+/* Puts a new array in the place of an output that is `...`; the caller owns it. */
+int pl_make_output(pl_check *c, int index);
 /* A `float` argument. */
 int pl_take_rows(pl_check *c, int index);
 /* Dimension `i` of argument `index`, which is its axis `axis` (-1: all leading axes together), has

@@ -2,6 +2,7 @@
 #include "arguments.h"
 
 #include <stdio.h>
+#include <string.h>
 
 #include "numbers.h"
 
@@ -137,6 +138,46 @@ int pl_match_dim(pl_check *c, int index, int i, int axis, int64_t actual) {
 }
 
 /* ---- arguments */
+
+/* The shape of an output whose dimensions are known; leading axes are those of the argument that
+ * gave their letter its size. Its number of axes, or -1. */
+static int shape_to_make(const pl_check *c, const pl_param *p, npy_intp *dims) {
+    int ndim = 0;
+    for (int i = 0; i < p->ndim; i++) {
+        const pl_dim_spec *d = &p->dim[i];
+        if (d->letter && !(c->bound >> (d->letter - 'A') & 1)) return -1;
+        const int from = d->letter ? c->bound_by[d->letter - 'A'] : 0;
+        const pl_param *other = &c->spec->param[from];
+        if (d->rule != '*' || other->dim[0].rule != '*' || !PyArray_Check(c->args[from])) {
+            dims[ndim++] = (npy_intp)pl_dim_size(d, c->call);
+            continue;
+        }
+        PyArrayObject *array = (PyArrayObject *)c->args[from];
+        const int leading = PyArray_NDIM(array) - other->ndim + 1;
+        if (leading + p->ndim - 1 > 8) return -1;
+        for (int k = 0; k < leading; k++) dims[ndim++] = PyArray_DIM(array, k);
+    }
+    return ndim;
+}
+
+int pl_make_output(pl_check *c, int index) {
+    const pl_spec *spec = c->spec;
+    const pl_param *p = &spec->param[index];
+    int accumulates = 0;
+    for (int i = 0; i < index && index == spec->count - 1; i++)
+        if (!strcmp(spec->param[i].name, "accumulate")) accumulates = c->call->arg[i].i != 0;
+    npy_intp dims[8 + PL_MAX_DIMS];
+    const int npy = npy_type(p->type, c->call->wide);
+    const int ndim = npy < 0 || !c->may_make ? -1 : shape_to_make(c, p, dims);
+    if (ndim < 0 || p->updated || accumulates) {
+        PyErr_Format(PyExc_ValueError, "%s: %s must be given", spec->name, p->name);
+        return -1;
+    }
+    PyObject *array = pl_new_array(ndim, dims, npy);
+    if (!array) return -1;
+    c->args[index] = array;
+    return 0;
+}
 
 int pl_take_array(pl_check *c, int index) {
     const pl_spec *spec = c->spec;

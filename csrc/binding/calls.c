@@ -7,6 +7,8 @@
 #include "numpy_api.h"
 #include "profile.h"
 
+#include <string.h>
+
 pl_spec pl_specs[PL_OP_COUNT];
 const pl_table *pl_kernels;
 
@@ -58,9 +60,27 @@ static int record_call(int op, PyObject *const *args, Py_ssize_t nargs) {
     return failed;
 }
 
+/* The arrays that a call has made: None, the only one, or a tuple. Takes the references. */
+static PyObject *returned(PyObject **made, Py_ssize_t nargs) {
+    Py_ssize_t count = 0, next = 0;
+    PyObject *last = NULL;
+    for (Py_ssize_t i = 0; i < nargs; i++)
+        if (made[i]) count++, last = made[i];
+    if (count == 0) return Py_NewRef(Py_None);
+    if (count == 1) return last;
+    PyObject *all = PyTuple_New(count);
+    for (Py_ssize_t i = 0; i < nargs; i++) {
+        if (!made[i]) continue;
+        if (all) PyTuple_SetItem(all, next++, made[i]);
+        else Py_DECREF(made[i]);
+    }
+    return all;
+}
+
 static PyObject *host_call(int op, PyObject *const *args, Py_ssize_t nargs) {
     pl_call call;
-    if (pl_check_call(&pl_specs[op], args, nargs, &call)) return NULL;
+    PyObject *made[PL_MAX_ARGS] = {NULL};
+    if (pl_check_call(&pl_specs[op], args, nargs, &call, made)) return NULL;
     pl_kernel kernel = pl_kernels->kernel[op];
     pl_status status;
     Py_BEGIN_ALLOW_THREADS
@@ -69,17 +89,130 @@ static PyObject *host_call(int op, PyObject *const *args, Py_ssize_t nargs) {
     pl_leave_call();
     Py_END_ALLOW_THREADS
     pl_release_call(&pl_specs[op], &call);
-    if (status == PL_NO_MEMORY) return PyErr_NoMemory();
-    Py_RETURN_NONE;
+    if (status == PL_NO_MEMORY) {
+        for (Py_ssize_t i = 0; i < nargs; i++) Py_XDECREF(made[i]);
+        return PyErr_NoMemory();
+    }
+    return returned(made, nargs);
 }
 
-static PyObject *run(int op, PyObject *const *args, Py_ssize_t nargs) {
+/* One call, on the host or a device. */
+static PyObject *run_one(int op, PyObject *const *args, Py_ssize_t nargs) {
     if (recording && record_call(op, args, nargs)) return NULL;
     const int64_t begin = pl_profile_begin();
     PyObject *done = pl_is_device_call(args, nargs) ? pl_device_call(op, &pl_specs[op], args, nargs)
                                                     : host_call(op, args, nargs);
     if (done && begin) pl_profile_end(op, begin, call_bytes(args, nargs));
     return done;
+}
+
+/* The number of calls that arguments with lists stand for; -1: none is a list; -2: they are of
+ * different lengths, with ValueError set. */
+static Py_ssize_t count_calls(int op, PyObject *const *args, Py_ssize_t nargs) {
+    Py_ssize_t count = -1;
+    for (Py_ssize_t i = 0; i < nargs; i++) {
+        if (!PyList_Check(args[i])) continue;
+        const Py_ssize_t n = PyList_Size(args[i]);
+        if (count >= 0 && n != count) {
+            PyErr_Format(PyExc_ValueError,
+                         "%s: its lists have %zd and %zd items; they must have "
+                         "the same number",
+                         pl_specs[op].name, count, n);
+            return -2;
+        }
+        count = n;
+    }
+    return count;
+}
+
+/* A call with lists runs once for each of their items, in order: the Python between so many calls
+ * would take longer than small kernels do. */
+static PyObject *run(int op, PyObject *const *args, Py_ssize_t nargs) {
+    const Py_ssize_t count = count_calls(op, args, nargs);
+    if (count == -2) return NULL;
+    if (count == -1) return run_one(op, args, nargs);
+    if (nargs > PL_MAX_ARGS) {
+        pl_refuse_count(&pl_specs[op], nargs);
+        return NULL;
+    }
+    for (Py_ssize_t i = 0; i < count; i++) {
+        PyObject *item[PL_MAX_ARGS], *done = NULL;
+        Py_ssize_t held = 0;
+        for (; held < nargs; held++) {
+            item[held] = PyList_Check(args[held]) ? PyList_GetItem(args[held], i) : args[held];
+            if (!item[held]) break;
+            Py_INCREF(item[held]); /* a list may change while the call runs */
+        }
+        if (held == nargs) done = run_one(op, item, nargs);
+        while (held) Py_DECREF(item[--held]);
+        if (!done) return NULL;
+        Py_DECREF(done);
+    }
+    Py_RETURN_NONE;
+}
+
+/* ---- programs */
+
+/* The argument j of a step, a new reference: a constant, what a slot holds, a view of it with other
+ * axes, or `...`. */
+static PyObject *step_argument(char kind, PyObject *value, PyObject *slots) {
+    if (kind == 'c') return Py_NewRef(value);
+    if (kind == 'n') return Py_NewRef(Py_Ellipsis);
+    PyObject *number = kind == 'v' ? PyTuple_GetItem(value, 0) : value;
+    PyObject *held = number ? PyList_GetItem(slots, PyLong_AsSsize_t(number)) : NULL;
+    if (!held || kind == 's') return Py_XNewRef(held);
+    PyObject *axes = PyTuple_GetItem(value, 1);
+    return axes && PyArray_Check(held) ? PyArray_Reshape((PyArrayObject *)held, axes) : NULL;
+}
+
+/* Puts the arrays that a step made into their slots, and empties slots after their last use. */
+static int end_step(PyObject *made, const char *kinds, PyObject *values, PyObject *done,
+                    PyObject *slots) {
+    Py_ssize_t next = 0;
+    for (Py_ssize_t j = 0; kinds[j]; j++) {
+        if (kinds[j] != 'n') continue;
+        PyObject *array = PyTuple_Check(made) ? PyTuple_GetItem(made, next++) : made;
+        const Py_ssize_t slot = PyLong_AsSsize_t(PyTuple_GetItem(values, j));
+        if (!array || PyList_SetItem(slots, slot, Py_NewRef(array))) return -1;
+    }
+    for (Py_ssize_t i = 0; i < PyTuple_Size(done); i++) {
+        const Py_ssize_t slot = PyLong_AsSsize_t(PyTuple_GetItem(done, i));
+        if (PyList_SetItem(slots, slot, Py_NewRef(Py_None))) return -1;
+    }
+    return 0;
+}
+
+static int run_step(PyObject *step, PyObject *slots) {
+    int op;
+    const char *kinds;
+    PyObject *values, *done, *made = NULL, *item[PL_MAX_ARGS];
+    if (!PyArg_ParseTuple(step, "isO!O!", &op, &kinds, &PyTuple_Type, &values, &PyTuple_Type,
+                          &done))
+        return -1;
+    const Py_ssize_t n = (Py_ssize_t)strlen(kinds);
+    if (op < 0 || op >= PL_OP_COUNT || n > PL_MAX_ARGS || n != PyTuple_Size(values)) {
+        PyErr_SetString(PyExc_ValueError, "run: a step must be (operation, kinds, values, done)");
+        return -1;
+    }
+    Py_ssize_t held = 0;
+    for (; held < n; held++)
+        if (!(item[held] = step_argument(kinds[held], PyTuple_GetItem(values, held), slots))) break;
+    if (held == n) made = run_one(op, item, n);
+    while (held) Py_DECREF(item[--held]);
+    const int failed = !made || end_step(made, kinds, values, done, slots);
+    Py_XDECREF(made);
+    if (failed && !PyErr_Occurred())
+        PyErr_SetString(PyExc_ValueError, "run: a step has an argument of another kind");
+    return failed ? -1 : 0;
+}
+
+static PyObject *py_run(PyObject *self, PyObject *args) {
+    (void)self;
+    PyObject *steps, *slots;
+    if (!PyArg_ParseTuple(args, "O!O!", &PyTuple_Type, &steps, &PyList_Type, &slots)) return NULL;
+    for (Py_ssize_t i = 0; i < PyTuple_Size(steps); i++)
+        if (run_step(PyTuple_GetItem(steps, i), slots)) return NULL;
+    Py_RETURN_NONE;
 }
 
 /* ---- recorded calls */
@@ -93,6 +226,11 @@ static PyObject *py_record(PyObject *self, PyObject *args) {
     PyObject *calls = recording ? recording : Py_NewRef(Py_None);
     recording = fresh;
     return calls;
+}
+
+static PyObject *py_recording(PyObject *self, PyObject *unused) {
+    (void)self, (void)unused;
+    return PyBool_FromLong(recording != NULL);
 }
 
 static PyObject *py_replay(PyObject *self, PyObject *calls) {
@@ -134,6 +272,9 @@ PyMethodDef pl_call_functions[] = {
     {"record", py_record, METH_VARARGS,
      "record(on): starts or stops recording this thread's calls. Returns the calls so far, or None "
      "if none were recorded."},
+    {"recording", py_recording, METH_NOARGS, "Whether this thread's calls are recorded."},
+    {"run", py_run, METH_VARARGS,
+     "run(steps, slots): runs the calls of a program, see pyloss/runtime/program.py."},
     {"replay", py_replay, METH_O,
      "replay(calls): checks and runs recorded calls, on the same arrays."},
     {NULL, NULL, 0, NULL}};

@@ -23,6 +23,7 @@ static int take_argument(pl_check *c, int index) {
     PyObject *object = c->args[index];
     pl_value *value = &c->call->arg[index];
     if (p->optional && object == Py_None) return 0;
+    if (object == Py_Ellipsis && p->output && pl_make_output(c, index)) return -1;
     switch (p->type) {
     case PL_T_INT: return pl_whole(spec->name, p->name, object, INT64_MIN, INT64_MAX, &value->i);
     case PL_T_REAL: return pl_finite(spec->name, p->name, object, &value->f);
@@ -160,13 +161,9 @@ static int check_overlap(const pl_check *c, int output) {
 
 /* ---- the call */
 
-static int check(pl_check *c, Py_ssize_t nargs) {
+static int check(pl_check *c) {
     const pl_spec *spec = c->spec;
     pl_call *call = c->call;
-    if (nargs != spec->count) {
-        pl_refuse_count(spec, nargs);
-        return -1;
-    }
     call->count = spec->count;
     for (int i = 0; i < spec->count; i++)
         if (spec->param[i].type == PL_T_FLOAT && pl_float_type(c->args[i]) == PL_F64)
@@ -186,12 +183,24 @@ static int check(pl_check *c, Py_ssize_t nargs) {
     return 0;
 }
 
-int pl_check_call(const pl_spec *spec, PyObject *const *args, Py_ssize_t nargs, pl_call *call) {
+int pl_check_call(const pl_spec *spec, PyObject *const *args, Py_ssize_t nargs, pl_call *call,
+                  PyObject **made) {
     memset(call, 0, sizeof *call);
-    pl_check c = {.spec = spec, .args = args, .call = call};
-    if (!check(&c, nargs)) return 0;
-    pl_release_call(spec, call);
-    return -1;
+    PyObject *own[PL_MAX_ARGS];
+    pl_check c = {.spec = spec, .args = own, .call = call, .may_make = made != NULL};
+    if (nargs != spec->count) {
+        pl_refuse_count(spec, nargs);
+        return -1;
+    }
+    for (Py_ssize_t i = 0; i < nargs; i++) own[i] = args[i];
+    const int failed = check(&c);
+    for (Py_ssize_t i = 0; i < nargs; i++) {
+        if (own[i] == args[i]) continue;
+        if (failed) Py_DECREF(own[i]);
+        else made[i] = own[i];
+    }
+    if (failed) pl_release_call(spec, call);
+    return failed;
 }
 
 void pl_release_call(const pl_spec *spec, pl_call *call) {

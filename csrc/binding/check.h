@@ -7,8 +7,10 @@
 
 #include "spec.h"
 
-/* Fills `call`; -1 with TypeError or ValueError set. Reads no array's data but that of indices. */
-int pl_check_call(const pl_spec *spec, PyObject *const *args, Py_ssize_t nargs, pl_call *call);
+/* Fills `call`; -1 with TypeError or ValueError set. Reads no array's data but that of indices.
+ * Unless `made` is NULL, an output may be `...`: then made[i], NULL before, is its new array. */
+int pl_check_call(const pl_spec *spec, PyObject *const *args, Py_ssize_t nargs, pl_call *call,
+                  PyObject **made);
 /* Frees what a checked call holds. */
 void pl_release_call(const pl_spec *spec, pl_call *call);
 /* Raises TypeError for a wrong number of arguments, with their names. */

@@ -133,7 +133,7 @@ static int check_operation(const pl_spec *spec, PyObject *const *args, pl_cl_ope
         if (a) operation->place[i] = (pl_cl_place){a->buffer, a->offset};
     }
     if (check_in_place(spec, operation->place)) return -1;
-    return pl_check_call(spec, stand_ins, spec->count, call);
+    return pl_check_call(spec, stand_ins, spec->count, call, NULL);
 }
 
 /* ---- the call */

@@ -23,12 +23,12 @@ static PyObject *py_empty(PyObject *self, PyObject *args) {
     if (!PyArg_ParseTuple(args, "O!|s", &PyTuple_Type, &shape, &dtype)) return NULL;
     static const struct {
         const char *name;
-        int npy, bytes;
-    } kinds[] = {{"f32", NPY_FLOAT32, 4},
-                 {"f64", NPY_FLOAT64, 8},
-                 {"i32", NPY_INT32, 4},
-                 {"f16", NPY_FLOAT16, 2},
-                 {"u16", NPY_UINT16, 2}};
+        int npy;
+    } kinds[] = {{"f32", NPY_FLOAT32},
+                 {"f64", NPY_FLOAT64},
+                 {"i32", NPY_INT32},
+                 {"f16", NPY_FLOAT16},
+                 {"u16", NPY_UINT16}};
     size_t kind = 0, count = sizeof kinds / sizeof *kinds;
     while (kind < count && strcmp(kinds[kind].name, dtype)) kind++;
     if (kind == count)
@@ -38,14 +38,21 @@ static PyObject *py_empty(PyObject *self, PyObject *args) {
     Py_ssize_t ndim = PyTuple_Size(shape);
     if (ndim > 8)
         return PyErr_Format(PyExc_ValueError, "empty: at most 8 dimensions, got %zd", ndim);
-    double total = kinds[kind].bytes;
     for (Py_ssize_t i = 0; i < ndim; i++) {
         int64_t n;
         if (pl_whole("empty", "a size of the shape", PyTuple_GetItem(shape, i), 0, INT64_MAX, &n))
             return NULL;
         dims[i] = (npy_intp)n;
-        total *= (double)n;
     }
+    return pl_new_array((int)ndim, dims, kinds[kind].npy);
+}
+
+PyObject *pl_new_array(int ndim, const npy_intp *dims, int npy) {
+    double total = npy == NPY_FLOAT64                       ? 8
+                   : npy == NPY_UINT8                       ? 1
+                   : npy == NPY_FLOAT32 || npy == NPY_INT32 ? 4
+                                                            : 2;
+    for (int i = 0; i < ndim; i++) total *= (double)dims[i];
     if (total > 1e15) return PyErr_NoMemory();
     void *data = pl_acquire((size_t)total);
     if (!data) return PyErr_NoMemory();
@@ -54,7 +61,7 @@ static PyObject *py_empty(PyObject *self, PyObject *args) {
         pl_release(data);
         return NULL;
     }
-    PyObject *array = PyArray_SimpleNewFromData((int)ndim, dims, kinds[kind].npy, data);
+    PyObject *array = PyArray_SimpleNewFromData(ndim, dims, npy, data);
     if (!array) {
         Py_DECREF(capsule);
         return NULL;

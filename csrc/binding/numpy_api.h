@@ -13,4 +13,7 @@
 #endif
 #include <numpy/arrayobject.h>
 
+/* module.c: an uninitialized array in a reused, aligned buffer; NULL with an exception set. */
+PyObject *pl_new_array(int ndim, const npy_intp *dims, int npy);
+
 #endif

@@ -65,6 +65,7 @@ static int read_param(const char **s, pl_param *p) {
         p->in_place = 1;
         p->in_place_on_devices = !read_char(s, '~');
     }
+    p->updated = read_char(s, '+');
     const size_t n = strcspn(*s, "?:");
     if (n == 0 || n >= sizeof p->name) return 0;
     memcpy(p->name, *s, n);

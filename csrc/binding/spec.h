@@ -34,6 +34,7 @@ typedef struct {
     char name[24];
     pl_type type;
     int output, optional;
+    int updated;             /* an output whose values are read too */
     int in_place;            /* an output that may use the memory of an input... */
     int in_place_on_devices; /* ...in device memory too */
     int ndim;

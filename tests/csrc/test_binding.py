@@ -156,7 +156,7 @@ def example(name, text):
     for word in text.split():
         if word == ">" or ":" not in word:
             continue
-        label, _, rest = word.lstrip("=").partition(":")
+        label, _, rest = word.lstrip("+=").partition(":")
         kind, _, dims = re.split(r"[\^<]", rest)[0].partition("[")
         if kind in ("int", "real"):
             made.append((label, kind, 1))
@@ -219,6 +219,90 @@ def test_every_array_of_every_operation(name, text):
                 )
             else:
                 assert bad is larger or bad is deep  # the only array with that letter
+
+
+def test_lists_stand_for_a_call_of_each_item():
+    x, y = [f32(2, 3) + i for i in range(3)], [f32(2, 3) for _ in range(3)]
+    _core.scale([1.0, 2.0, 3.0], x, y)
+    assert [array[0, 0] for array in y] == [0, 2, 6]
+    total = f32(2, 3)
+    _core.axpy(2.0, x, total)  # in order, on one array
+    assert (total == 6).all()
+    _core.axpy(1.0, [], [])
+
+
+@pytest.mark.parametrize(
+    "arguments, error, message",
+    [
+        ((1.0, [f32(2)], [f32(2), f32(2)]), ValueError, "lists have 1 and 2 items"),
+        ((1.0, [f32(2), None], [f32(2), f32(2)]), TypeError, "axpy: x must be a numpy.ndarray"),
+        ((1.0, [[f32(2)]], [f32(2)]), TypeError, "axpy: x must be a numpy.ndarray, not list"),
+        ((1.0, [f32(2)]), TypeError, "axpy takes 3 arguments"),
+        (([1.0],) * 30, TypeError, "axpy takes 3 arguments"),
+    ],
+)
+def test_lists_that_are_refused(arguments, error, message):
+    with pytest.raises(error, match=message):
+        _core.axpy(*arguments)
+
+
+def test_the_calls_of_lists_are_counted_and_recorded_one_by_one():
+    x, y = [f32(2), f32(2)], [f32(2), f32(2)]
+    _core.profile(True)
+    _core.record(True)
+    _core.axpy(1.0, x, y)
+    calls, counted = _core.record(False), _core.profile(False)
+    assert counted["axpy"][0] == 2
+    assert [[id(a) for a in call[2:]] for call in calls] == [[id(a), id(b)] for a, b in zip(x, y)]
+
+
+def test_outputs_that_the_call_makes():
+    x = np.arange(12, dtype=np.float32).reshape(2, 2, 3)
+    y = _core.add(x, x, ...)
+    assert y.tobytes() == (2 * x).tobytes() and y.shape == x.shape
+    y, rstd = _core.rms_norm_forward(x, f32(3) + 1, 1e-5, ..., ...)
+    assert y.shape == (2, 2, 3) and rstd.shape == (4,)
+    assert _core.rms_norm_forward(x, f32(3) + 1, 1e-5, y, ...).tobytes() == rstd.tobytes()
+    dx, dw = _core.rms_norm_grad(x, x, f32(3), rstd, ..., ...)
+    assert dx.shape == x.shape and dw.shape == (3,)
+    assert _core.rms_norm_grad(x, x, f32(3), rstd, ..., None).shape == x.shape
+    squares = _core.row_squares(f32(2, 3) + 2, ...)
+    assert squares.dtype == np.float64 and squares.tolist() == [12, 12]
+    assert _core.argmax(f32(2, 3, 4), ...).shape == (2, 3)
+
+
+@pytest.mark.parametrize(
+    "call, error, message",
+    [
+        (lambda: _core.axpy(1.0, f32(2), ...), ValueError, "axpy: y must be given"),
+        (lambda: _core.put_rows(f32(1, 2), i32(0), ...), ValueError, "y must be given"),
+        (lambda: _core.matmul_nn(f32(2, 2), f32(2, 2), 1.0, 1, ...), ValueError, "c must be given"),
+        (lambda: _core.top_experts(f32(2, 4), ...), ValueError, "chosen must be given"),
+        (lambda: _core.add(..., f32(2), ...), TypeError, "a must be a numpy.ndarray"),
+        (lambda: _core.add(f32(2), f32(3), ...), ValueError, "add: b has shape"),
+    ],
+)
+def test_outputs_that_the_call_cannot_make(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        ((999, "c", (1,), ()),),
+        ((0, "ccccccccccccccccccccccccc", (1,), ()),),
+        ((0, "s", (7,), ()),),
+        ((0, "v", (0,), ()),),
+        ((0, "n", (7,), ()),),
+        ((0, "c", (1,)),),
+        ((0, 1, (1,), ()),),
+        (3,),
+    ],
+)
+def test_programs_that_are_refused(steps):
+    with pytest.raises((TypeError, ValueError, IndexError, SystemError)):
+        _core.run(steps, [None])
 
 
 def test_overlap():

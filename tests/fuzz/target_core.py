@@ -13,7 +13,7 @@ from pyloss.weights.weight import FORMATS
 TYPES = {"f32": np.float32, "f64": np.float64, "i32": np.int32, "i64": np.int64, "u8": np.uint8}
 ROWS = {"f64": np.float64, "f32": np.float32, "f16": np.float16, "bf16": np.uint16}
 SIZES = (0, 1, 2, 3, 4, 5, 8, 15, 16, 17, 32, 33)
-_PARAM = re.compile(r"(=?~?)(\w+)(\??):(\w+)(?:\[([^\]]*)\])?(?:<(\w)(~?))?(?:\^(\w)(~?))?$")
+_PARAM = re.compile(r"\+?(=?~?)(\w+)(\??):(\w+)(?:\[([^\]]*)\])?(?:<(\w)(~?))?(?:\^(\w)(~?))?$")
 _OPS = []
 _SPEC = re.compile(r'\([^()]*\w:\w+[^()]*\)|in "[^"]*"')
 
