@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar, TypeVar
@@ -11,6 +12,7 @@ import numpy as np
 
 from pyloss import ops, random
 from pyloss.autograd.differentiation import leaf_gradient, run_backward
+from pyloss.autograd.recorded import Recorded
 from pyloss.autograd.tape import Tape
 from pyloss.checks.numbers import real, whole
 from pyloss.errors import listed
@@ -32,10 +34,26 @@ class Module:
 
     #: Changes whenever an attribute of any module is set; facts about modules may then be outdated.
     assignments: ClassVar[object] = object()
+    #: As `assignments`, but for `results`.
+    structure: ClassVar[object] = object()
+    #: Attributes that hold results computed from the others.
+    results: ClassVar[frozenset[str]] = frozenset()
+    #: Whether instances of this very class, not of its subclasses, make the same calls of the core
+    #: whatever the values of their arrays and inputs; see `recorded_module`.
+    recordable: ClassVar[bool] = False
 
     def __setattr__(self, name: str, value: Any) -> None:
-        Module.assignments = object()
+        self._changed(name)
         super().__setattr__(name, value)
+
+    def __delattr__(self, name: str) -> None:
+        self._changed(name)
+        super().__delattr__(name)
+
+    def _changed(self, name: str) -> None:
+        Module.assignments = object()
+        if name not in self.results:
+            Module.structure = object()
 
     def __init__(self) -> None:
         self._frozen: set[str] = set()
@@ -70,7 +88,8 @@ class Module:
         """Replaces the submodule with the dotted name `path` by `module`."""
         *parents, last = path.split(".")
         owner: Any = self
-        Module.assignments = object()  # also where the owner is a list or a dict
+        self._changed(last)  # also where the owner is a list or a dict
+        vars(self).pop("_trained", None)
         for part in parents:
             if isinstance(owner, list):
                 owner = owner[int(part)]
@@ -98,14 +117,11 @@ class Module:
 
     def trainable_parameters(self) -> dict[str, np.ndarray]:
         """The parameters that are not frozen, by dotted name; a shared array appears once."""
-        found: dict[str, np.ndarray] = {}
-        seen: set[int] = set()
-        for path, module in self.named_modules():
-            for name, value in module._own():
-                if name not in module._frozen and id(value) not in seen:
-                    seen.add(id(value))
-                    found[_join(path, name)] = value
-        return found
+        kept: _Trained | None = vars(self).get("_trained")
+        if kept is None or not kept.holds():
+            kept = _Trained(self)
+            object.__setattr__(self, "_trained", kept)
+        return {path: vars(module)[name] for path, module, name in kept.places}
 
     def stored(self) -> dict[str, Weight | WeightStack]:
         """The stored matrices, and stacks of them, by dotted name."""
@@ -152,6 +168,7 @@ class Module:
     def moved(self, put: Callable[[Any], Any]) -> Module:
         """This module, with `put`'s results for its arrays and weights; shared ones stay shared."""
         known: dict[int, Any] = {}
+        vars(self).pop("_trained", None)
         for module in self.modules():
             for name, value in list(vars(module).items()):
                 if isinstance(value, np.ndarray | DeviceArray | Weight | WeightStack):
@@ -191,6 +208,43 @@ class Module:
         return self
 
 
+class _Trained:
+    """Where a module's trainable parameters are: a walk over all modules takes milliseconds.
+
+    Attributes:
+        places: (dotted name, module, attribute) of each.
+    """
+
+    def __init__(self, root: Module):
+        self.structure = Module.structure
+        self.places: list[tuple[str, Module, str]] = []
+        # Lists and dicts of modules, with what was in them: they may change unseen.
+        self.containers: list[tuple[list | dict, list]] = []
+        seen: set[int] = set()
+        for path, module in root.named_modules():
+            for name, value in vars(module).items():
+                if isinstance(value, list | dict) and not name.startswith("_"):
+                    self.containers.append((value, _items(value)))
+            for name, value in module._own():
+                if name not in module._frozen and id(value) not in seen:
+                    seen.add(id(value))
+                    self.places.append((_join(path, name), module, name))
+
+    def holds(self) -> bool:
+        """Whether the modules are as they were."""
+        return self.structure is Module.structure and all(
+            _same_items(_items(container), items) for container, items in self.containers
+        )
+
+
+def _items(container: list | dict) -> list:
+    return [*container, *container.values()] if isinstance(container, dict) else list(container)
+
+
+def _same_items(a: list, b: list) -> bool:
+    return len(a) == len(b) and all(map(operator.is_, a, b))
+
+
 def _join(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
 
@@ -222,12 +276,49 @@ def _over(
     return layer
 
 
-class Linear(Module):
+class Projecting(Module):
+    """A layer that is one projection of its input, by the arrays of `projection()`."""
+
+    def projection(self) -> ops.Projection:
+        """The layer's arrays, for callers that compute several projections or losses at once."""
+        raise NotImplementedError
+
+    def __call__(self, x: Any) -> Any:
+        return ops.project(x, self.projection())
+
+
+def project_each(x: Any, *layers: Module) -> list[Any]:
+    """The results of layers for one x; in one operation where all are plain projections."""
+    if all(type(layer).__call__ is Projecting.__call__ for layer in layers):
+        return ops.project_all(x, [layer.projection() for layer in layers])  # type: ignore[attr-defined]
+    return [layer(x) for layer in layers]
+
+
+def recorded_module(module: Module) -> Recorded | None:
+    """What records the calls of a module, as it is now; None if that cannot be."""
+    parameters: list[np.ndarray] = []
+    constants: list[Any] = []
+    for part in module.modules():
+        if not vars(type(part)).get("recordable", False):
+            return None
+        for name, value in vars(part).items():
+            if isinstance(value, DeviceArray):
+                return None
+            if isinstance(value, Weight):
+                constants.append(value.handle)
+            elif isinstance(value, np.ndarray):
+                (constants if name.startswith("_") else parameters).append(value)
+    return Recorded(parameters, constants)
+
+
+class Linear(Projecting):
     """x [..., in] -> x weight^T + bias, [..., out].
 
     `weight` [out, in] is an ndarray (trained unless frozen) or a stored float `Weight` (never
     trained).
     """
+
+    recordable = True
 
     def __init__(self, input_dims: int, output_dims: int, bias: bool = True):
         super().__init__()
@@ -253,11 +344,7 @@ class Linear(Module):
         return (self.weight.shape[0], self.weight.shape[1])
 
     def projection(self) -> ops.Projection:
-        """The layer's arrays, for a loss that makes its logits a few rows at a time."""
         return ops.Projection(self.weight, self.bias)
-
-    def __call__(self, x: Any) -> Any:
-        return ops.project(x, self.projection())
 
     def __repr__(self) -> str:
         kind = self.weight.format if isinstance(self.weight, Weight) else "float32"
@@ -289,6 +376,7 @@ class QuantizedLinear(Linear):
     `group_size`.
     """
 
+    recordable = True
     weight: Weight
 
     def __init__(
@@ -432,6 +520,8 @@ class QuantizedEmbedding(Embedding):
 
 class RMSNorm(Module):
     """x / rms(x) * (weight + offset) along the last axis."""
+
+    recordable = True
 
     def __init__(self, dims: int, eps: float = 1e-5, offset: float = 0.0):
         super().__init__()

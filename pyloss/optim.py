@@ -1,7 +1,8 @@
 """Optimizers and learning-rate schedules.
 
 An optimizer updates the float32 arrays of `model.trainable_parameters()` in place, with one fused
-call of the C core per parameter. A schedule is a function of the number of updates made so far.
+call of the C core for all that have the same rate. A schedule is a function of the number of
+updates made so far.
 """
 
 from __future__ import annotations
@@ -31,11 +32,11 @@ def _in_betas(betas: Sequence[float]) -> tuple[float, float]:
     return real(betas[0], "betas[0]", 0, below=1), real(betas[1], "betas[1]", 0, below=1)
 
 
-def _flat(array: Any) -> Any:
-    """A 1-D float32 view of `array` if possible, else a copy."""
+def _float32(array: Any) -> Any:
+    """`array` as contiguous float32; a copy only if it has another type or layout."""
     if isinstance(array, DeviceArray):
-        return array.astype(np.float32, copy=False).reshape(-1)
-    return np.ascontiguousarray(array, np.float32).reshape(-1)
+        return array.astype(np.float32, copy=False)
+    return np.ascontiguousarray(array, np.float32)
 
 
 def _saved(value: Any, key: str) -> np.ndarray:
@@ -163,7 +164,7 @@ class Optimizer:
                         else f"; the model has {len(parameters)} of them"
                     )
                 )
-            parameter = parameters[name]
+            parameter, slots = parameters[name], self.state.get(name)
             there = isinstance(parameter, DeviceArray)
             array = to_device(grad, parameter) if there else np.asarray(grad)
             if array.shape != parameter.shape:
@@ -171,45 +172,51 @@ class Optimizer:
                     f"gradient for {name!r} has shape {array.shape}; "
                     f"the parameter has {parameter.shape}"
                 )
-            contiguous, writable = (
-                (True, True) if there else (parameter.flags.c_contiguous, parameter.flags.writeable)
-            )
+            contiguous = there or parameter.flags.c_contiguous
+            writable = there or parameter.flags.writeable
             if parameter.dtype != np.float32 or not (contiguous and writable):
                 raise ValueError(
                     f"parameter {name!r} is {parameter.dtype}, contiguous: {contiguous}, writable: "
                     f"{writable}; only writable C-contiguous float32 arrays can be updated in place"
                 )
-            slots = self.state.get(name)
-            if slots is not None and any(slot.size != parameter.size for slot in slots.values()):
-                raise ValueError(
-                    f"optimizer state of {name!r} has another size than the parameter "
-                    f"{parameter.shape}"
-                )
-            work.append((name, _flat(array), parameter.reshape(-1)))
+            if slots is not None:
+                for slot in slots.values():
+                    if slot.size != parameter.size:
+                        raise ValueError(
+                            f"optimizer state of {name!r} has another size than the parameter "
+                            f"{parameter.shape}"
+                        )
+            work.append((name, _float32(array), parameter))
 
         rate = self._rate_of(self.step)
         self.step += 1
+        # Parameters of one rate, by its factor and whether this is their first update.
+        groups: dict[tuple[float, bool], list[tuple[Any, ...]]] = {}
         for name, grad, parameter in work:
-            first = name not in self.state
-            if first:
-                self.state[name] = {
-                    slot: np.zeros(parameter.size, np.float32) for slot in self.slots
-                }
-            self.state[name] = {
-                slot: on_device_of(parameter, array) for slot, array in self.state[name].items()
-            }
-            own_rate = rate * self._rate_scales.get(name.rpartition(".")[2], 1.0)
-            self._apply(grad, parameter, self.state[name], own_rate, float(grad_scale), first)
+            slots = self.state.get(name)
+            first = slots is None
+            if slots is None:
+                slots = {slot: np.zeros(parameter.size, np.float32) for slot in self.slots}
+            if first or isinstance(parameter, DeviceArray):
+                slots = {slot: on_device_of(parameter, array) for slot, array in slots.items()}
+                self.state[name] = slots
+            factor = self._rate_scales.get(name.rpartition(".")[2], 1.0)
+            row = (grad, parameter, *(slots[slot] for slot in self.slots))
+            groups.setdefault((factor, first), []).append(row)
+        for (factor, first), rows in groups.items():
+            arrays, updated, *kept = map(list, zip(*rows, strict=True))
+            self._apply(arrays, updated, kept, rate * factor, float(grad_scale), first)
 
     def _apply(
         self,
-        grad: np.ndarray,
-        parameter: np.ndarray,
-        slots: Arrays,
+        grads: list[Any],
+        parameters: list[Any],
+        slots: list[list[Any]],
         rate: float,
         scale: float,
         first: bool,
     ) -> None:
+        """Updates parameters. `slots` has a list of arrays for each name in `self.slots`."""
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
@@ -277,9 +284,9 @@ class AdamW(Optimizer):
 
     def _apply(
         self,
-        grad: np.ndarray,
-        parameter: np.ndarray,
-        slots: Arrays,
+        grads: list[Any],
+        parameters: list[Any],
+        slots: list[list[Any]],
         rate: float,
         scale: float,
         first: bool,
@@ -289,7 +296,7 @@ class AdamW(Optimizer):
             (1 - beta1**self.step, 1 - beta2**self.step) if self.bias_correction else (1.0, 1.0)
         )
         settings = (rate, beta1, beta2, self.eps, self.weight_decay, bias1, bias2, scale)
-        _core.adamw(grad, *settings, parameter, slots["m"], slots["v"])
+        _core.adamw(grads, *settings, parameters, *slots)
 
 
 class Adam(AdamW):
@@ -335,16 +342,16 @@ class SGD(Optimizer):
 
     def _apply(
         self,
-        grad: np.ndarray,
-        parameter: np.ndarray,
-        slots: Arrays,
+        grads: list[Any],
+        parameters: list[Any],
+        slots: list[list[Any]],
         rate: float,
         scale: float,
         first: bool,
     ) -> None:
         dampening = 0.0 if first or self.momentum == 0 else self.dampening
         settings = (rate, self.momentum, dampening, self.weight_decay, int(self.nesterov), scale)
-        _core.sgd(grad, *settings, parameter, slots.get("buf"))
+        _core.sgd(grads, *settings, parameters, *(slots or (None,)))
 
 
 class Lion(Optimizer):
@@ -367,14 +374,14 @@ class Lion(Optimizer):
 
     def _apply(
         self,
-        grad: np.ndarray,
-        parameter: np.ndarray,
-        slots: Arrays,
+        grads: list[Any],
+        parameters: list[Any],
+        slots: list[list[Any]],
         rate: float,
         scale: float,
         first: bool,
     ) -> None:
-        _core.lion(grad, rate, *self.betas, self.weight_decay, scale, parameter, slots["m"])
+        _core.lion(grads, rate, *self.betas, self.weight_decay, scale, parameters, *slots)
 
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {"adam": Adam, "adamw": AdamW, "lion": Lion, "sgd": SGD}
@@ -407,21 +414,19 @@ def build_optimizer(
 
 def grad_norm(grads: Mapping[str, Any]) -> float:
     """The Euclidean norm of all gradients, summed in float64; nan or inf if any of them is."""
+    arrays = [_float32(grad) for grad in grads.values()]
+    places: dict[bool, list[int]] = {True: [], False: []}
+    for i, array in enumerate(arrays):
+        places[isinstance(array, DeviceArray)].append(i)
+    parts = np.zeros((len(arrays), 1))
+    _core.sum_squares([arrays[i] for i in places[False]], [parts[i] for i in places[False]])
+    if on_device := places[True]:
+        found = to_device(np.zeros((len(on_device), 1)), arrays[on_device[0]])
+        _core.sum_squares([arrays[i] for i in on_device], list(found))
+        parts[on_device] = found.numpy()
     total = 0.0
-    kinds = [isinstance(grad, DeviceArray) for grad in grads.values()]
-    parts = np.zeros(len(kinds), np.float64)
-    there = (
-        to_device(parts, next(g for g in grads.values() if isinstance(g, DeviceArray)))
-        if any(kinds)
-        else None
-    )
-    for i, grad in enumerate(grads.values()):
-        _core.sum_squares(
-            _flat(grad), there[i : i + 1] if there is not None and kinds[i] else parts[i : i + 1]
-        )
-    read = parts if there is None else np.where(kinds, there.numpy(), parts)
-    for part in read:
-        total += float(part)
+    for part in parts[:, 0].tolist():  # not sum(), whose result depends on Python's version
+        total += part
     return math.sqrt(total)
 
 

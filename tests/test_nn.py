@@ -382,3 +382,37 @@ def test_quantised_layers_of_their_own(options, format):
 def test_sizes_that_layers_do_not_have(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_trainable_parameters_follow_every_change_of_the_modules():
+    """They are found by a walk that is kept until a module changes."""
+    model = nn.Module()
+    model.layers = [nn.Linear(2, 3), nn.Linear(3, 4)]
+    model.named = {"a": nn.Linear(2, 2, bias=False)}
+
+    def found():
+        parameters = model.trainable_parameters()
+        assert parameters == {n: p for n, p in model.parameters().items() if n not in frozen}
+        return list(parameters)
+
+    frozen = set()
+    assert len(found()) == 5 and len(found()) == 5
+    model.layers[0].weight = np.ones((3, 2), np.float32)
+    assert model.trainable_parameters()["layers.0.weight"] is model.layers[0].weight
+    model.layers.append(nn.Linear(4, 5))  # no attribute is set
+    assert len(found()) == 7
+    model.layers[1] = nn.Linear(7, 7, bias=False)
+    assert len(found()) == 6
+    model.named["b"] = model.named.pop("a")
+    assert "named.b.weight" in found()
+    model.layers[0].freeze(keys=["bias"])
+    frozen = {"layers.0.bias"}
+    assert "layers.0.bias" not in found()
+    model.set_module("layers.2", nn.Linear(1, 1, bias=False))
+    assert len(found()) == 4
+    del model.named
+    assert len(found()) == 3
+    model.tied = model.layers[0]
+    model.layers = []
+    frozen = {"tied.bias"}
+    assert found() == ["tied.weight"]

@@ -1,9 +1,11 @@
 """The tape: records differentiable operations and runs their gradients backwards.
 
-An operation computes its output on ndarrays. If `recording(*inputs)` says that a gradient may be
-needed, it calls `record(output, inputs, vjp)`. `vjp(dy, grads)` puts the gradient of each input
-with `grads.wanted(i)` into `grads`. `keep(x)` saves a value for the vjp; a value that is cheap to
-recompute takes no memory. Backward drops saved values as soon as it has used them.
+An operation computes its output on ndarrays. If `nodes_of(*inputs)` finds nodes, a gradient may be
+needed, and it calls `record_on(nodes, output, vjp)`. `vjp(dy, grads)` puts the gradient of each
+input with `grads.wanted(i)` into `grads`. `keep(x)` saves a value for the vjp; a value that is
+cheap to recompute takes no memory. Backward drops saved values as soon as it has used them.
+
+A training step visits this file between any two kernels, so its functions do little.
 """
 
 from __future__ import annotations
@@ -18,7 +20,13 @@ import numpy as np
 from pyloss import _core
 from pyloss.runtime import device
 
-_local = threading.local()
+
+class _Local(threading.local):
+    tape: Tape | None = None
+
+
+_local = _Local()
+_FLOAT32 = np.dtype(np.float32)
 
 
 class Node:
@@ -34,16 +42,22 @@ class Node:
         owned: whether `grad` is this node's own buffer, which may be added to in place.
         reads_output: whether `vjp` reads the output. An operation that overwrites the output must
             restore it in its own vjp, which runs earlier.
+        outputs: the nodes of the outputs, if the operation has several. `vjp` then gets a list of
+            their gradients, None for an output that took no part, and may empty it.
     """
 
-    __slots__ = ("root", "parents", "vjp", "recompute", "cache", "grad", "owned", "reads_output")
+    __slots__ = (
+        "root", "parents", "vjp", "recompute", "cache", "grad", "owned", "reads_output", "outputs",
+    )  # fmt: skip
 
     def __init__(
         self,
         root: object,
-        parents: tuple[Node | None, ...] = (),
+        parents: Nodes = (),
         vjp: Callable | None = None,
         recompute: Callable | None = None,
+        reads_output: bool = False,
+        outputs: list[Node] | None = None,
     ):
         self.root = root
         self.parents = parents
@@ -52,7 +66,8 @@ class Node:
         self.cache: np.ndarray | None = None
         self.grad: np.ndarray | None = None
         self.owned = False
-        self.reads_output = False
+        self.reads_output = reads_output
+        self.outputs = outputs
 
     def add(self, grad: np.ndarray, own: bool = False) -> None:
         """Adds to the gradient; `own` says that nobody else will read `grad`."""
@@ -64,6 +79,13 @@ class Node:
             _add_into(self.grad, grad)
 
 
+Nodes = Sequence[Node | None]
+
+
+def _plain_float32(a: Any) -> bool:
+    return type(a) is np.ndarray and a.dtype is _FLOAT32 and a.flags.c_contiguous
+
+
 def _on_device(a: Any, b: Any) -> bool:
     """Whether both are float32 in one place of device memory."""
     both = isinstance(a, device.DeviceArray) and isinstance(b, device.DeviceArray)
@@ -71,37 +93,25 @@ def _on_device(a: Any, b: Any) -> bool:
 
 
 def _added(a: Any, b: Any) -> Any:
+    if _plain_float32(a) and _plain_float32(b):
+        out = _core.empty(a.shape)
+        _core.add(a, b, out)
+        return out
     if _on_device(a, b):
         there = device.empty(a.shape, np.float32, a)
         _core.add(a, b, there)
         return there
     if isinstance(a, device.DeviceArray) or isinstance(b, device.DeviceArray):
         return a + b if isinstance(a, device.DeviceArray) else b + a
-    if (
-        a.dtype == np.float32
-        and a.flags.c_contiguous
-        and b.flags.c_contiguous
-        and b.dtype == np.float32
-    ):
-        out = _core.empty(a.shape)
-        _core.add(a, b, out)
-        return out
     # NumPy returns a scalar for arrays without dimensions, and a scalar cannot be added to.
     return np.asarray(a + b)
 
 
 def _add_into(a: Any, b: Any) -> None:
-    if _on_device(a, b):
+    if (_plain_float32(a) and _plain_float32(b)) or _on_device(a, b):
         _core.axpy(1.0, b, a)
     elif isinstance(a, device.DeviceArray):
         a.write(np.asarray(a) + np.asarray(b))
-    elif (
-        a.dtype == np.float32
-        and a.flags.c_contiguous
-        and b.flags.c_contiguous
-        and b.dtype == np.float32
-    ):
-        _core.axpy(1.0, b, a)
     else:
         a += b
 
@@ -111,7 +121,7 @@ class Gradients:
 
     __slots__ = ("nodes",)
 
-    def __init__(self, nodes: tuple[Node | None, ...]):
+    def __init__(self, nodes: Nodes):
         self.nodes = nodes
 
     def wanted(self, i: int) -> bool:
@@ -128,6 +138,22 @@ class Gradients:
         node = self.nodes[i]
         if node is not None:
             node.add(grad, own)
+
+    def put_all(self, first: int, grads: Sequence[Any]) -> None:
+        """Adds owned gradients to the inputs from `first` on; None for an input without one."""
+        onto, more = [], []
+        for node, grad in zip(self.nodes[first : first + len(grads)], grads, strict=True):
+            if node is None or grad is None:
+                continue
+            if node.grad is None:
+                node.grad, node.owned = grad, True
+            elif node.owned and _plain_float32(node.grad) and _plain_float32(grad):
+                onto.append(node.grad)
+                more.append(grad)
+            else:
+                node.add(grad, True)
+        if more:
+            _core.axpy(1.0, more, onto)
 
 
 class Tape:
@@ -158,7 +184,7 @@ class Tape:
         return leaf
 
     def __enter__(self) -> Tape:
-        self._outer = current_tape()
+        self._outer = _local.tape
         _local.tape = self
         return self
 
@@ -177,16 +203,30 @@ class Tape:
         with no_grad():
             while nodes:
                 node = nodes.pop()
-                if node.grad is not None and node.vjp is not None:
+                if node.outputs is not None:
+                    _backward_of_several(node)
+                elif node.grad is not None and node.vjp is not None:
                     node.vjp(node.grad, Gradients(node.parents))
                 node.vjp = node.recompute = node.cache = node.grad = None
+
+
+def _backward_of_several(node: Node) -> None:
+    """The vjp of an operation with several outputs."""
+    assert node.outputs is not None and node.vjp is not None
+    dys = []
+    for output in node.outputs:
+        dys.append(output.grad)
+        output.cache = output.grad = None
+    if any(dy is not None for dy in dys):
+        node.vjp(dys, Gradients(node.parents))
+    node.outputs = None
 
 
 class no_grad:
     """A context in which nothing is recorded; results are constants to the outer tape."""
 
     def __enter__(self) -> None:
-        self._outer = current_tape()
+        self._outer = _local.tape
         _local.tape = None
 
     def __exit__(self, *unused: object) -> None:
@@ -195,21 +235,36 @@ class no_grad:
 
 def current_tape() -> Tape | None:
     """The tape that this thread records to, or None."""
-    return getattr(_local, "tape", None)
+    return _local.tape
 
 
 def _node_of(x: Any) -> Node | None:
-    tape = current_tape()
+    nodes = nodes_of(x)
+    return None if nodes is None else nodes[0]
+
+
+def nodes_of(*inputs: Any) -> Nodes | None:
+    """The nodes of an operation's inputs, None for constants; None if nothing is to be recorded."""
+    tape = _local.tape
     if tape is None:
         return None
-    if isinstance(x, Tensor):
-        return x._node if x._node is not None and x._node.root is tape.root else None
-    return tape.leaves.get(id(x))
+    root, leaves, found, traced = tape.root, tape.leaves, [], False
+    for x in inputs:
+        if isinstance(x, Tensor):
+            node = x._node
+            if node is not None and node.root is not root:
+                node = None
+        else:
+            node = leaves.get(id(x))
+        if node is not None:
+            traced = True
+        found.append(node)
+    return found if traced else None
 
 
 def recording(*inputs: Any) -> bool:
     """Whether an operation on these inputs has to be recorded."""
-    return current_tape() is not None and any(_node_of(x) is not None for x in inputs)
+    return nodes_of(*inputs) is not None
 
 
 def reads_output(x: Any) -> bool:
@@ -229,22 +284,55 @@ def record(
     reads_output: bool = False,
 ) -> Tensor:
     """The Tensor of an operation's output. `recompute()`, if given, stands in for keeping it."""
-    tape = current_tape()
+    nodes = nodes_of(*inputs) or (None,) * len(inputs)
+    return record_on(nodes, output, vjp, recompute, reads_output)
+
+
+def record_on(
+    nodes: Nodes,
+    output: np.ndarray | LazyTensor,
+    vjp: Callable,
+    recompute: Callable | None = None,
+    reads_output: bool = False,
+) -> Tensor:
+    """`record`, with the inputs' nodes from `nodes_of`."""
+    tape = _local.tape
     assert tape is not None
-    node = (
-        Node(tape.root)
-        if tape.probing
-        else Node(tape.root, tuple(_node_of(x) for x in inputs), vjp, recompute)
-    )
-    if not tape.probing:
+    if tape.probing:
+        node = Node(tape.root, (), None, None, reads_output)
+    else:
+        node = Node(tape.root, nodes, vjp, None if tape.replaying else recompute, reads_output)
         tape.nodes.append(node)
-    node.reads_output = reads_output
-    if tape.replaying:
-        node.recompute = None
+    return _tensor(output, node)
+
+
+def record_several(
+    nodes: Nodes,
+    outputs: Sequence[np.ndarray | LazyTensor],
+    vjp: Callable,
+    reads_outputs: Sequence[bool],
+) -> list[Tensor]:
+    """The Tensors of an operation with several outputs, see `Node.outputs`."""
+    tape = _local.tape
+    assert tape is not None
+    root = tape.root
+    found = [Node(root, (), None, None, reads) for reads in reads_outputs]
+    if not tape.probing:
+        tape.nodes.append(Node(root, nodes, vjp, outputs=found))
+    return [_tensor(output, node) for output, node in zip(outputs, found, strict=True)]
+
+
+def _tensor(output: np.ndarray | LazyTensor, node: Node) -> Tensor:
     if isinstance(output, LazyTensor):
         output._node = node
         return output
     return Tensor(output, node)
+
+
+def replaying() -> bool:
+    """Whether outputs are computed when they are read, see `lazy_output`."""
+    tape = _local.tape
+    return tape is not None and tape.replaying
 
 
 def lazy_output(
@@ -254,12 +342,7 @@ def lazy_output(
 
     It is `compute()`; while a tape replays, it is computed when it is first read.
     """
-    tape = current_tape()
-    return (
-        LazyTensor(shape, np.dtype(np.float32), compute)
-        if tape is not None and tape.replaying
-        else compute()
-    )
+    return LazyTensor(shape, _FLOAT32, compute) if replaying() else compute()
 
 
 def remembered(compute: Callable[[], Any]) -> Any:
@@ -267,7 +350,7 @@ def remembered(compute: Callable[[], Any]) -> Any:
 
     For results that take much time to compute and little memory.
     """
-    tape = current_tape()
+    tape = _local.tape
     if tape is None or tape.memory is None:
         return compute()
     if tape.replaying:

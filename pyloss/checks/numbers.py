@@ -59,9 +59,8 @@ def real(
     given = value
     if isinstance(value, (np.generic, np.ndarray)) and value.ndim == 0:
         value = value.item()
-    allowed = _real_range(low, high, above, below)
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(_refused(given, name, allowed))
+        raise TypeError(_refused(given, name, _real_range(low, high, above, below)))
     try:
         number = float(value)
     except OverflowError:  # an int of more than 308 digits
@@ -73,7 +72,7 @@ def real(
         or (above is not None and number <= above)
         or (below is not None and number >= below)
     ):
-        raise ValueError(_refused(value, name, allowed))
+        raise ValueError(_refused(value, name, _real_range(low, high, above, below)))
     return number
 
 

@@ -216,7 +216,7 @@ class _Walk:
         gradient_filter: float,
     ):
         self.head, self.rows, self.filter = head, rows, gradient_filter if head.plain else 0.0
-        self.product = Product(head.projection, len(rows), rows)
+        self.product = Product((head.projection,), len(rows), rows)
         self.buffer = empty(most, head.vocabulary, like=rows)
         # Otherwise the slopes overwrite the logits, which losses on devices cannot do.
         apart = wanted[-1] or (any(wanted) and device.is_device_array(rows))
@@ -232,7 +232,7 @@ class _Walk:
     def forward(self, part: slice) -> tuple[np.ndarray, np.ndarray | None]:
         """The logits of a part, and the buffer for their slopes."""
         count = part.stop - part.start
-        self.product.forward(self.buffer[:count], part)
+        self.product.forward([self.buffer[:count]], part)
         return self.buffer[:count], None if self.gradients is None else self.slopes[:count]
 
     def backward(self, part: slice, scale: np.ndarray | None) -> None:
@@ -242,20 +242,22 @@ class _Walk:
         slopes = self.slopes[:count]
         classes = _classes(slopes, scale, self.filter)
         if classes is None:
-            self.gradients.add(slopes, self.buffer[:count], part)
+            self.gradients.add([slopes], [self.buffer[:count]], part)
         else:
             dx = self.gradients.dx
             _products(
-                self.product.weight,
+                self.product.weight[0],
                 slopes,
                 self.rows[part],
                 classes,
                 None if dx is None else dx[part],
-                self.gradients.dw,
+                self.gradients.dw[0],
             )
 
     def end(self) -> list[np.ndarray | None]:
-        return [None] * SLOTS if self.gradients is None else self.gradients.end()
+        if self.gradients is None:
+            return [None] * SLOTS
+        return [self.gradients.dx, *self.gradients.end()[0]]
 
 
 def _classes(

@@ -20,7 +20,7 @@ from pyloss.models.config.model_config import ModelConfig
 from pyloss.models.fusing import fuse_modules
 from pyloss.models.moe import SparseMoe
 from pyloss.models.rope import RopeTable
-from pyloss.nn import Embedding, Linear, Module, RMSNorm
+from pyloss.nn import Embedding, Linear, Module, RMSNorm, project_each, recorded_module
 from pyloss.ops.arrays import empty, i32
 from pyloss.runtime.device import on_device_of
 from pyloss.weights.weight import Weight
@@ -69,6 +69,8 @@ class Attention(Module):
     [1, hidden].
     """
 
+    recordable = True
+
     def __init__(
         self,
         config: ModelConfig,
@@ -95,24 +97,33 @@ class Attention(Module):
         layer: int = 0,
         last_row: Packing | None = None,
     ) -> Any:
-        def rotated(projected: Any, norm: RMSNorm | None, where: Packing) -> Any:
-            if norm is not None:
-                shape = projected.shape
-                projected = norm(projected.reshape(-1, len(norm.weight))).reshape(*shape)
-            return ops.rope(
-                projected, where.positions, *where.rotary[self._window > 0], in_place=True
-            )
+        def rotated(where: Packing, *projected: Any) -> Any:
+            rotary = where.rotary[self._window > 0]
+            return ops.rope_all(projected, where.positions, *rotary, in_place=True)
 
-        queries, where = (x, packing) if last_row is None else (x[-1:], last_row)
-        q = rotated(self.q_proj(queries), self.q_norm, where)
-        k = rotated(self.k_proj(x), self.k_norm, packing)
-        v, k_offsets = self.v_proj(x), None
+        if last_row is None:
+            where = packing
+            q, k, v = project_each(x, self.q_proj, self.k_proj, self.v_proj)
+            q, k = rotated(packing, _normed(q, self.q_norm), _normed(k, self.k_norm))
+        else:
+            where = last_row
+            (q,) = rotated(where, _normed(self.q_proj(x[-1:]), self.q_norm))
+            k, v = project_each(x, self.k_proj, self.v_proj)
+            (k,) = rotated(packing, _normed(k, self.k_norm))
+        k_offsets = None
         if cache is not None:
             k, v, k_offsets = cache.append(layer, data(k), data(v))
         mixed = ops.attention(
             q, k, v, where.offsets, self._head_dim, self._scale, k_offsets, self._window
         )
         return self.o_proj(mixed)
+
+
+def _normed(projected: Any, norm: RMSNorm | None) -> Any:
+    """Queries or keys [N, heads * D] after their norm, which may act on each head."""
+    if norm is None:
+        return projected
+    return norm(projected.reshape(-1, len(norm.weight))).reshape(*projected.shape)
 
 
 # activation(gate) * up, by transformers' names of the activations.
@@ -122,6 +133,8 @@ GATED_UNITS = {"silu": ops.swiglu, "gelu_pytorch_tanh": ops.geglu}
 class MLP(Module):
     """down(activation(gate(x)) * up(x))"""
 
+    recordable = True
+
     def __init__(
         self, gate_proj: Linear, up_proj: Linear, down_proj: Linear, activation: str = "silu"
     ):
@@ -130,7 +143,8 @@ class MLP(Module):
         self._gated = GATED_UNITS[activation]
 
     def __call__(self, x: Any) -> Any:
-        return self.down_proj(self._gated(self.gate_proj(x), self.up_proj(x), in_place=True))
+        gate, up = project_each(x, self.gate_proj, self.up_proj)
+        return self.down_proj(self._gated(gate, up, in_place=True))
 
 
 # Up to this many tokens, layers are checkpointed in halves and attention is remembered. The tokens
@@ -141,6 +155,7 @@ HALF_CHECKPOINT_TOKENS = 1024
 class DecoderLayer(Module):
     """x + attention(norm(x)), then x + mlp(norm(x)); the mlp may be a mixture of experts."""
 
+    recordable = True
     recomputed = False  # set by `tuner.trainer.grad_checkpoint`
 
     def __init__(
@@ -183,9 +198,22 @@ class DecoderLayer(Module):
     ) -> Any:
         return self.feed(self.mix(x, packing, cache, layer, last_row))
 
+    def train_on(self, x: Any, packing: Packing) -> Any:
+        """`self(x, packing)`, by recorded calls of the core where that is possible."""
+        kept = vars(self).get("_recorded")
+        if kept is None or kept[0] is not Module.structure:
+            kept = Module.structure, recorded_module(self)
+            object.__setattr__(self, "_recorded", kept)
+        if kept[1] is None:
+            return self(x, packing)
+        arrays = packing.offsets, packing.positions, *packing.rotary[0], *packing.rotary[1]
+        return kept[1](lambda value: self(value, packing), x, arrays)
+
 
 class BlockSparseLayer(DecoderLayer):
     """A `DecoderLayer` whose mixture of experts is called block_sparse_moe, as in Mixtral."""
+
+    recordable = True
 
     @property
     def mlp(self) -> Any:
@@ -199,6 +227,8 @@ class BlockSparseLayer(DecoderLayer):
 
 class PostNormLayer(DecoderLayer):
     """x + norm(attention(norm(x))), then x + norm(mlp(norm(x)))."""
+
+    recordable = True
 
     def __init__(
         self,
@@ -335,9 +365,11 @@ class Model(Module):
             x = ops.scale(x, self.config.hidden_size**0.5)
         for i, layer in enumerate(self.model.layers):
             if not self.grad_checkpoint or cache is not None:
-                x = layer(
-                    x, packing, cache, i, last_row if i == len(self.model.layers) - 1 else None
-                )
+                if cache is None:
+                    x = layer.train_on(x, packing)
+                else:
+                    last = i == len(self.model.layers) - 1
+                    x = layer(x, packing, cache, i, last_row if last else None)
             elif len(tokens) <= HALF_CHECKPOINT_TOKENS:
                 x = checkpoint(
                     lambda value, layer=layer: layer.mix(value, packing), x, remember=True

@@ -12,11 +12,12 @@ from pyloss.ops.layers import (
     geglu,
     rms_norm,
     rope,
+    rope_all,
     scale,
     swiglu,
     transposed,
 )
-from pyloss.ops.projection import Projection, linear, lora_linear, project
+from pyloss.ops.projection import Projection, linear, lora_linear, project, project_all
 
 __all__ = [
     "Projection",
@@ -35,8 +36,10 @@ __all__ = [
     "linear",
     "lora_linear",
     "project",
+    "project_all",
     "rms_norm",
     "rope",
+    "rope_all",
     "route",
     "scale",
     "scale_rows",

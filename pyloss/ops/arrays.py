@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 
 from pyloss import _core
-from pyloss.autograd.tape import Gradients, data
+from pyloss.autograd.tape import Gradients, Tensor, data
 from pyloss.checks.arrays import as_integers
 from pyloss.runtime import device
 from pyloss.weights.stack import WeightStack
 from pyloss.weights.weight import Weight
 
 Array = Any  # numpy.ndarray or Tensor
+_FLOAT32 = np.dtype(np.float32)
 
 
 def empty(*shape: int, like: Any = None) -> Any:
@@ -48,7 +49,10 @@ def f32(x: Array, name: str = "x") -> Any:
 
     Other real dtypes are converted.
     """
-    array = data(x, name)
+    array = x.data if isinstance(x, Tensor) else x
+    if type(array) is np.ndarray and array.dtype is _FLOAT32 and array.flags.carray:
+        return array
+    array = data(array, name)
     if isinstance(array, device.DeviceArray):
         if array.kind not in ("f32", "f64", "f16", "bf16"):
             raise TypeError(f"{name} on a device must hold floats, not {array.dtype}")
@@ -159,7 +163,9 @@ def gradient_buffer(
 ) -> tuple[Any, int]:
     """The buffer for the gradient of input i, and 1 if it holds a gradient to add to."""
     partial = grads.partial(i)
-    if partial is not None and partial.dtype == np.float32:
+    if partial is None:
+        return empty(*shape, like=like), 0
+    if partial.dtype == np.float32:
         if isinstance(partial, device.DeviceArray) or partial.flags.c_contiguous:
             return partial, 1
     return empty(*shape, like=like), 0

@@ -7,7 +7,8 @@ ndarrays or Tensors, and return a Tensor only while a gradient is recorded.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,10 @@ from pyloss.autograd.tape import (
     data,
     keep,
     lazy_output,
+    nodes_of,
     reads_output,
-    record,
-    recording,
+    record_on,
+    record_several,
     remembered,
 )
 from pyloss.checks.numbers import real, whole
@@ -39,7 +41,14 @@ from pyloss.ops.arrays import (
     transpose,
     zeros,
 )
-from pyloss.ops.projection import Projection, linear, lora_linear, project, quotient
+from pyloss.ops.projection import (
+    Projection,
+    linear,
+    lora_linear,
+    project,
+    project_all,
+    quotient,
+)
 from pyloss.runtime.device import on_device_of
 from pyloss.weights.weight import Weight
 
@@ -50,13 +59,14 @@ def embedding(ids: Any, weight: Array | Weight) -> Array:
     found = on_device_of(first_array(w), i32(ids))
     y = empty(*found.shape, shape[1], like=found)
     _core.embedding_forward(found, w, y)
-    if not recording(trainable(weight)):
+    nodes = nodes_of(trainable(weight))
+    if nodes is None:
         return y
 
     def vjp(dy: np.ndarray, grads: Gradients) -> None:
         grads.put(0, _scattered(dy, found, shape))
 
-    return record(y, (weight,), vjp)
+    return record_on(nodes, y, vjp)
 
 
 def adapted_embedding(
@@ -111,7 +121,8 @@ def adapted_embedding(
         factor = quotient(lengths.reshape(-1), norm)
         _core.scale_rows(sums, factor, y)
     inputs = (trainable(weight), lora_a, lora_b, m)
-    if not recording(*inputs):
+    nodes = nodes_of(*inputs)
+    if nodes is None:
         return y.reshape(*found.shape, flat[1])
 
     def vjp(dy: np.ndarray, grads: Gradients) -> None:
@@ -138,7 +149,7 @@ def adapted_embedding(
             _core.matmul_tn(h, dy, scale, 0, db)
             grads.put(2, db)
 
-    return record(y.reshape(*found.shape, flat[1]), inputs, vjp)
+    return record_on(nodes, y.reshape(*found.shape, flat[1]), vjp)
 
 
 def _scattered(dy: np.ndarray, rows: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -160,7 +171,8 @@ def rms_norm(x: Array, weight: Array, eps: float = 1e-5) -> Array:
         )
     y, rstd = empty(*xd.shape, like=xd), empty(math.prod(xd.shape[:-1]), like=xd)
     _core.rms_norm_forward(xd, w, eps, y, rstd)
-    if not recording(x, weight):
+    nodes = nodes_of(x, weight)
+    if nodes is None:
         return y
     kept = keep(x)
     del xd
@@ -182,7 +194,7 @@ def rms_norm(x: Array, weight: Array, eps: float = 1e-5) -> Array:
         if dw is not None:
             grads.put(1, dw)
 
-    return record(y, (x, weight), vjp, recompute)
+    return record_on(nodes, y, vjp, recompute)
 
 
 def rope(
@@ -194,35 +206,56 @@ def rope(
     `positions` int32 [N]. `in_place` overwrites x, which must be a fresh value without other
     readers; backward rotates it back if the operation that made x reads it.
     """
+    return rope_all((x,), positions, cos, sin, in_place)[0]
+
+
+def rope_all(
+    xs: Sequence[Array],
+    positions: np.ndarray,
+    cos: np.ndarray,
+    sin: np.ndarray,
+    in_place: bool = False,
+) -> list[Array]:
+    """`rope` of arrays with the same positions, as one operation on the tape."""
     cos, sin = f32_matrix(cos, "cos"), f32_matrix(sin, "sin")
     head_dim = 2 * cos.shape[1]
-    source = check_matrix(x if isinstance(x, Tensor) else f32(x), "x")
-    _check_heads(source, head_dim, "x")
+    sources = [check_matrix(x if isinstance(x, Tensor) else f32(x), "x") for x in xs]
+    for source in sources:
+        _check_heads(source, head_dim, "x")
     positions = index(positions, "positions", cos)
-    restore = in_place and reads_output(x)
 
-    def rotate(source: np.ndarray, inverse: int, out: np.ndarray) -> None:
+    def rotate(source: np.ndarray, inverse: int, out: np.ndarray) -> np.ndarray:
         heads = (source.shape[0], source.shape[1] // head_dim, head_dim)
-        _core.rope(source.reshape(heads), positions, cos, sin, inverse, out.reshape(heads))
+        before = source.reshape(heads)
+        after = before if out is source else out.reshape(heads)
+        _core.rope(before, positions, cos, sin, inverse, after)
+        return out
 
-    def forward() -> np.ndarray:
+    def forward(source: Array) -> np.ndarray:
         xd = f32(source)
-        y = xd if in_place else empty(*xd.shape, like=xd)
-        rotate(xd, 0, y)
-        return y
+        return rotate(xd, 0, xd if in_place else empty(*xd.shape, like=xd))
 
-    if not recording(x):
-        return forward()
-    y = lazy_output(source.shape, forward)
+    nodes = nodes_of(*xs)
+    if nodes is None:
+        return [forward(source) for source in sources]
+    ys = [lazy_output(source.shape, partial(forward, source)) for source in sources]
+    restored = [
+        y if in_place and node is not None and node.reads_output else None
+        for y, node in zip(ys, nodes, strict=True)
+    ]
 
-    def vjp(dy: np.ndarray, grads: Gradients) -> None:
-        dx = empty(*dy.shape, like=dy)
-        rotate(dy, 1, dx)
-        if restore:
-            rotate(data(y), 1, data(y))
-        grads.put(0, dx)
+    def vjp(dys: list[Any], grads: Gradients) -> None:
+        for i in range(len(ys) - 1, -1, -1):
+            dy, dys[i] = dys[i], None
+            if dy is None:
+                continue
+            dx = rotate(dy, 1, empty(*dy.shape, like=dy))
+            if restored[i] is not None:
+                y = data(restored[i])
+                rotate(y, 1, y)
+            grads.put(i, dx)
 
-    return record(y, (x,), vjp)
+    return record_several(nodes, ys, vjp, (False,) * len(ys))
 
 
 def _check_heads(x: Any, head_dim: int, name: str) -> None:
@@ -275,7 +308,8 @@ def attention(
         return (o, lse, kd, vd) if grouped else (o, lse, None, None)
 
     o, lse, kept_k, kept_v = remembered(forward)
-    if not recording(q, k, v):
+    nodes = nodes_of(q, k, v)
+    if nodes is None:
         return o.reshape(q.shape)
     if k_offsets is not None:
         raise ValueError("attention over a cache has no gradient")
@@ -293,7 +327,7 @@ def attention(
         for i, d in enumerate((dq, dk, dv)):
             grads.put(i, d.reshape(d.shape[0], d.shape[1] * head_dim))
 
-    return record(o.reshape(q.shape), (q, k, v), vjp)
+    return record_on(nodes, o.reshape(q.shape), vjp)
 
 
 def swiglu(gate: Array, up: Array, in_place: bool = False) -> Array:
@@ -324,7 +358,8 @@ def _gated(gate: Array, up: Array, in_place: bool, forward: Callable, grad: Call
         forward(g, u, out)
         return out
 
-    if not recording(gate, up):
+    nodes = nodes_of(gate, up)
+    if nodes is None:
         return recompute()
 
     def vjp(dy: np.ndarray, grads: Gradients) -> None:
@@ -335,7 +370,7 @@ def _gated(gate: Array, up: Array, in_place: bool, forward: Callable, grad: Call
         grads.put(0, dg)
         grads.put(1, du)
 
-    return record(lazy_output(g.shape, recompute), (gate, up), vjp, recompute)
+    return record_on(nodes, lazy_output(g.shape, recompute), vjp, recompute)
 
 
 def add(a: Array, b: Array) -> Array:
@@ -349,14 +384,15 @@ def add(a: Array, b: Array) -> Array:
         _core.add(ad, bd, y)
         return y
 
-    if not recording(a, b):
+    nodes = nodes_of(a, b)
+    if nodes is None:
         return total()
 
     def vjp(dy: np.ndarray, grads: Gradients) -> None:
         grads.put(0, dy, own=False)
         grads.put(1, dy, own=False)
 
-    return record(lazy_output(np.shape(a), total), (a, b), vjp)
+    return record_on(nodes, lazy_output(np.shape(a), total), vjp)
 
 
 def scale(x: Array, factor: float) -> Array:
@@ -364,7 +400,8 @@ def scale(x: Array, factor: float) -> Array:
     xd, factor = f32(x), real(factor, "factor")
     y = empty(*xd.shape, like=xd)
     _core.scale(factor, xd, y)
-    if not recording(x):
+    nodes = nodes_of(x)
+    if nodes is None:
         return y
 
     def vjp(dy: np.ndarray, grads: Gradients) -> None:
@@ -372,7 +409,7 @@ def scale(x: Array, factor: float) -> Array:
         _core.scale(factor, dy, dx)
         grads.put(0, dx)
 
-    return record(y, (x,), vjp)
+    return record_on(nodes, y, vjp)
 
 
 def gather_rows(x: Array, rows: np.ndarray) -> Array:
@@ -381,7 +418,8 @@ def gather_rows(x: Array, rows: np.ndarray) -> Array:
     rows = index(rows, "rows", xd)
     y = empty(*rows.shape, xd.shape[1], like=xd)
     _core.gather_rows(xd, rows, y)
-    if not recording(x):
+    nodes = nodes_of(x)
+    if nodes is None:
         return y
     shape = xd.shape
     del xd
@@ -391,19 +429,20 @@ def gather_rows(x: Array, rows: np.ndarray) -> Array:
         _core.scatter_add_rows(dy, rows, dx)
         grads.put(0, dx)
 
-    return record(y, (x,), vjp)
+    return record_on(nodes, y, vjp)
 
 
 def transposed(x: Array) -> Array:
     """x^T of a matrix."""
     y = transpose(f32_matrix(x))
-    if not recording(x):
+    nodes = nodes_of(x)
+    if nodes is None:
         return y
 
     def vjp(dy: np.ndarray, grads: Gradients) -> None:
         grads.put(0, transpose(f32(dy)))
 
-    return record(y, (x,), vjp)
+    return record_on(nodes, y, vjp)
 
 
 def append(x: Array, tail: np.ndarray, axis: int) -> Array:
@@ -411,7 +450,8 @@ def append(x: Array, tail: np.ndarray, axis: int) -> Array:
     xd = f32(x)
     axis = whole(axis, "axis", -xd.ndim, xd.ndim - 1)
     y = on_device_of(xd, np.concatenate((np.asarray(xd), np.asarray(f32(tail, "tail"))), axis))
-    if not recording(x):
+    nodes = nodes_of(x)
+    if nodes is None:
         return y
     size = xd.shape[axis]
     del xd
@@ -421,7 +461,7 @@ def append(x: Array, tail: np.ndarray, axis: int) -> Array:
             0, on_device_of(dy, np.ascontiguousarray(np.take(np.asarray(dy), range(size), axis)))
         )
 
-    return record(y, (x,), vjp)
+    return record_on(nodes, y, vjp)
 
 
 def dropout(x: Array, p: float, seed: int) -> Array:
@@ -433,7 +473,8 @@ def dropout(x: Array, p: float, seed: int) -> Array:
     xd = f32(x)
     y = empty(*xd.shape, like=xd)
     _core.dropout(xd, seed, p, y)
-    if not recording(x):
+    nodes = nodes_of(x)
+    if nodes is None:
         return y
 
     def vjp(dy: np.ndarray, grads: Gradients) -> None:
@@ -441,7 +482,7 @@ def dropout(x: Array, p: float, seed: int) -> Array:
         _core.dropout(dy, seed, p, dx)
         grads.put(0, dx)
 
-    return record(y, (x,), vjp)
+    return record_on(nodes, y, vjp)
 
 
 __all__ = [
@@ -458,8 +499,10 @@ __all__ = [
     "linear",
     "lora_linear",
     "project",
+    "project_all",
     "rms_norm",
     "rope",
+    "rope_all",
     "scale",
     "swiglu",
     "transposed",

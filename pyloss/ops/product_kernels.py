@@ -1,6 +1,7 @@
 """The core's calls for a projection: for one matrix (`Dense`), or for E experts' (`Experts`).
 
-Both classes have the same methods, so `projection.py` writes the arithmetic once. Rows are
+Both classes have the same methods, so `projection.py` writes the arithmetic once. Methods that only
+call the core take an array, or a list with an item for each of several projections. Rows are
 x [N, I], outputs y [N, O], low-rank activations x lora_a [N, R]. Everything is float32.
 
 | array         | `Dense` | `Experts`; rows sorted by expert |
@@ -34,7 +35,7 @@ class Dense:
         bias: Any,
         low_rank: Any,
         b: Any,
-        scale: float,
+        scale: Any,
         factor: Any,
         y: Any,
     ) -> None:
@@ -42,7 +43,7 @@ class Dense:
         _core.linear_forward(x, weight, bias, low_rank, b, scale, factor, y)
 
     def forward_adapted(
-        self, x: Any, weight: Any, bias: Any, a: Any, b: Any, scale: float, factor: Any,
+        self, x: Any, weight: Any, bias: Any, a: Any, b: Any, scale: Any, factor: Any,
         low_rank: Any, y: Any,
     ) -> None:  # fmt: skip
         """`forward`, and low_rank = x a in the same pass over x."""
@@ -56,18 +57,18 @@ class Dense:
         """Zeros for a weight with one output and for its lora_b."""
         return zeros(1, a.shape[0], like=a), zeros(b.shape[0], 1, like=a)
 
-    def input_grad(self, dy: Any, weight: Any, accumulate: int, factor: Any, dx: Any) -> None:
+    def input_grad(self, dy: Any, weight: Any, accumulate: Any, factor: Any, dx: Any) -> None:
         """dx (+)= (factor dy) weight."""
         _core.linear_input_grad(dy, weight, None, None, accumulate, factor, dx)
 
     def input_grad_adapted(
-        self, dy: Any, weight: Any, a: Any, b: Any, scale: float, accumulate: int, factor: Any,
+        self, dy: Any, weight: Any, a: Any, b: Any, scale: Any, accumulate: Any, factor: Any,
         d_low_rank: Any, dx: Any,
     ) -> None:  # fmt: skip
         """d_low_rank = scale dy b^T, and dx (+)= (factor dy) weight + d_low_rank a^T."""
         _core.lora_input_grad(dy, weight, a, b, scale, accumulate, factor, d_low_rank, dx)
 
-    def up_grad(self, dy: Any, b: Any, scale: float, d_low_rank: Any) -> None:
+    def up_grad(self, dy: Any, b: Any, scale: Any, d_low_rank: Any) -> None:
         """d_low_rank = scale dy b^T."""
         _core.matmul_nt(dy, b, scale, 0, d_low_rank)
 
@@ -81,20 +82,25 @@ class Dense:
         _core.matmul_tn(dy, x, 1.0, int(total is not None), dw)
         return dw
 
-    def a_grad(self, x: Any, d_low_rank: Any) -> Any:
+    def a_grad(self, x: Any, d_low_rank: list[Any]) -> list[Any]:
         """x^T d_low_rank."""
-        if isinstance(d_low_rank, DeviceArray):
-            da = empty(x.shape[1], d_low_rank.shape[1], like=d_low_rank)
+        da = [empty(x.shape[1], d.shape[1], like=d) for d in d_low_rank]
+        if isinstance(x, DeviceArray):
             _core.matmul_tn(x, d_low_rank, 1.0, 0, da)
             return da
         # As [R, I], because the R rows of d_low_rank^T stay in registers while x streams by.
-        transposed = empty(d_low_rank.shape[1], x.shape[1])
+        transposed = [empty(*d.shape[::-1]) for d in da]
         _core.matmul_tn(d_low_rank, x, 1.0, 0, transposed)
-        return np.ascontiguousarray(transposed.T)
+        _core.transpose(transposed, da)
+        return da
 
-    def b_grad(self, low_rank: Any, dy: Any, scale: float, total: Any) -> Any:
+    def b_grad(
+        self, low_rank: list[Any], dy: list[Any], scale: list[float], total: list[Any] | None
+    ) -> list[Any]:
         """scale low_rank^T dy, added to `total` if there is one."""
-        db = empty(low_rank.shape[1], dy.shape[1], like=dy) if total is None else total
+        db = total or [
+            empty(x.shape[1], d.shape[1], like=d) for x, d in zip(low_rank, dy, strict=True)
+        ]
         _core.matmul_tn(low_rank, dy, scale, int(total is not None), db)
         return db
 
@@ -130,14 +136,14 @@ class Experts:
         bias: Any,
         low_rank: Any,
         b: Any,
-        scale: float,
+        scale: Any,
         factor: Any,
         y: Any,
     ) -> None:
         _core.experts_forward(x, weight, bias, self.offsets, low_rank, b, scale, factor, y)
 
     def forward_adapted(
-        self, x: Any, weight: Any, bias: Any, a: Any, b: Any, scale: float, factor: Any,
+        self, x: Any, weight: Any, bias: Any, a: Any, b: Any, scale: Any, factor: Any,
         low_rank: Any, y: Any,
     ) -> None:  # fmt: skip
         _core.experts_lora_forward(x, weight, bias, self.offsets, a, b, scale, factor, low_rank, y)
@@ -148,18 +154,18 @@ class Experts:
     def zero_weights(self, a: Any, b: Any) -> tuple[Any, Any]:
         return zeros(a.shape[0], 1, a.shape[2], like=a), zeros(b.shape[0], 1, b.shape[2], like=a)
 
-    def input_grad(self, dy: Any, weight: Any, accumulate: int, factor: Any, dx: Any) -> None:
+    def input_grad(self, dy: Any, weight: Any, accumulate: Any, factor: Any, dx: Any) -> None:
         _core.experts_input_grad(dy, weight, self.offsets, None, None, accumulate, factor, dx)
 
     def input_grad_adapted(
-        self, dy: Any, weight: Any, a: Any, b: Any, scale: float, accumulate: int, factor: Any,
+        self, dy: Any, weight: Any, a: Any, b: Any, scale: Any, accumulate: Any, factor: Any,
         d_low_rank: Any, dx: Any,
     ) -> None:  # fmt: skip
         _core.experts_lora_input_grad(
             dy, weight, self.offsets, a, b, scale, accumulate, factor, d_low_rank, dx
         )
 
-    def up_grad(self, dy: Any, b: Any, scale: float, d_low_rank: Any) -> None:
+    def up_grad(self, dy: Any, b: Any, scale: Any, d_low_rank: Any) -> None:
         _core.experts_input_grad(dy, b, self.offsets, None, None, 0, None, d_low_rank)
         _core.scale(scale, d_low_rank, d_low_rank)
 
@@ -169,10 +175,15 @@ class Experts:
     def weight_grad(self, dy: Any, x: Any, total: Any) -> Any:
         return self._products(dy, x, 1.0, total)
 
-    def a_grad(self, x: Any, d_low_rank: Any) -> Any:
-        return self._products(d_low_rank, x)
+    def a_grad(self, x: Any, d_low_rank: list[Any]) -> list[Any]:
+        return [self._products(d, x) for d in d_low_rank]
 
-    def b_grad(self, low_rank: Any, dy: Any, scale: float, total: Any) -> Any:
+    def b_grad(
+        self, low_rank: list[Any], dy: list[Any], scale: list[float], total: list[Any] | None
+    ) -> list[Any]:
+        return [self._b_grad(*given, total) for given in zip(low_rank, dy, scale, strict=True)]
+
+    def _b_grad(self, low_rank: Any, dy: Any, scale: float, total: Any) -> Any:
         if isinstance(dy, DeviceArray):
             return self._products(dy, low_rank, scale, total)
         # As [E, R, O], because the R rows of low_rank^T stay in registers while dy streams by.

@@ -5,8 +5,10 @@ One arithmetic for layers, experts and fused heads.
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,13 +16,15 @@ import numpy as np
 from pyloss import _core
 from pyloss.autograd.tape import (
     Gradients,
+    Nodes,
     Tensor,
     current_tape,
     data,
     keep,
     lazy_output,
-    record,
-    recording,
+    nodes_of,
+    record_several,
+    replaying,
 )
 from pyloss.ops.arrays import (
     Array,
@@ -98,7 +102,10 @@ INPUTS = 5
 
 
 class Product:
-    """A projection of float32 rows [N, I], all of them or one part at a time.
+    """Projections of the same float32 rows [N, I], all of them or one part at a time.
+
+    Lists have an item for each projection. The projections agree in `_alike`, so that
+    an operation of the core runs for all of them in one call.
 
     Attributes:
         rows: x, or None while the tape keeps it.
@@ -114,86 +121,105 @@ class Product:
         "adapted",
         "b",
         "bias",
+        "dropout",
         "factor",
         "kernels",
         "low_rank",
         "low_rank_known",
-        "projection",
+        "projections",
         "rows",
+        "scale",
         "scaled_b",
         "weight",
     )
 
     def __init__(
         self,
-        projection: Projection,
+        projections: Sequence[Projection],
         count: int,
         rows: np.ndarray | None = None,
         kernels: Kernels = DENSE,
     ):
         """For `count` rows, which may be set later."""
-        p = self.projection = projection
-        self.kernels, self.rows, self.low_rank_known = kernels, rows, False
-        self.weight = core_weight(p.weight)
-        self.bias = None if p.bias is None else f32(p.bias, "bias")
-        self.factor: np.ndarray | None = None
-        self.adapted = p.lora_a is not None
+        self.projections, self.kernels, self.rows = projections, kernels, rows
+        first = projections[0]
+        self.weight = [core_weight(p.weight) for p in projections]
+        self.bias = [None if p.bias is None else f32(p.bias, "bias") for p in projections]
+        self.scale = [p.scale for p in projections]
+        self.factor: list[Any] | None = None
+        self.adapted, self.dropout = first.lora_a is not None, first.dropout
         self._dropped: np.ndarray | None = None
+        self.low_rank_known = [False] * len(projections)
         if self.adapted:
-            self.a, self.b = f32(p.lora_a, "lora_a"), f32(p.lora_b, "lora_b")
-            self.low_rank = empty(count, self.a.shape[1], like=self.a)
-            self.scaled_b = self.b
-            if p.known is not None:
-                self.factor, self.scaled_b = p.known
-            elif p.m is not None:
-                assert p.norm is not None
-                self.factor = quotient(f32(p.m, "m"), p.norm)
-                self.scaled_b = kernels.scale_b(self.b, self.factor)
+            self.a = [f32(p.lora_a, "lora_a") for p in projections]
+            self.b = self.scaled_b = [f32(p.lora_b, "lora_b") for p in projections]
+            self.low_rank = [empty(count, a.shape[1], like=a) for a in self.a]
+            if first.m is not None:
+                pairs = [self._factor(p, b) for p, b in zip(projections, self.b, strict=True)]
+                self.factor, self.scaled_b = [f for f, _ in pairs], [b for _, b in pairs]
+
+    def _factor(self, p: Projection, b: Any) -> tuple[Any, Any]:
+        """m / norm, and B times it."""
+        if p.known is not None:
+            return p.known
+        assert p.norm is not None
+        factor = quotient(f32(p.m, "m"), p.norm)
+        return factor, self.kernels.scale_b(b, factor)
+
+    def only(self, items: Sequence[int]) -> Product:
+        """The product of some of the projections, with their arrays."""
+        part = Product.__new__(Product)
+        for name in Product.__slots__:
+            value: Any = getattr(self, name, None)
+            own = isinstance(value, list | tuple)
+            setattr(part, name, [value[i] for i in items] if own else value)
+        return part
 
     def dropped(self) -> np.ndarray:
         """The adapter's input, dropout(x)."""
         assert self.rows is not None
-        if not self.projection.dropout:
+        if not self.dropout:
             return self.rows
         if self._dropped is None:
+            (p,) = self.projections
             self._dropped = empty(*self.rows.shape, like=self.rows)
-            _core.dropout(self.rows, self.projection.seed, self.projection.dropout, self._dropped)
+            _core.dropout(self.rows, p.seed, p.dropout, self._dropped)
         return self._dropped
 
     def compute_low_rank(self) -> None:
-        """Fills `low_rank` with the bits that `forward` gives, without y."""
+        """Fills `low_rank` where no forward pass has, with the bits that `forward` gives."""
         rows = self.dropped()
-        if self.projection.dropout:
-            self.kernels.down(rows, self.a, self.low_rank)
-        else:
-            # The kernel that `forward` calls, for a base with one output.
-            weight, b = self.kernels.zero_weights(self.a, self.b)
-            y = empty(len(rows), 1, like=rows)
-            self.kernels.forward_adapted(
-                rows, weight, None, self.a, b, self.projection.scale, None, self.low_rank, y
-            )
+        for i in (i for i, known in enumerate(self.low_rank_known) if not known):
+            if self.dropout:
+                self.kernels.down(rows, self.a[i], self.low_rank[i])
+            else:
+                # The kernel that `forward` calls, for a base with one output.
+                weight, b = self.kernels.zero_weights(self.a[i], self.b[i])
+                y = empty(len(rows), 1, like=rows)
+                self.kernels.forward_adapted(
+                    rows, weight, None, self.a[i], b, self.scale[i], None, self.low_rank[i], y
+                )
 
     def release_rows(self) -> None:
         """Drops the reference to the rows, which the tape keeps or recomputes."""
         self.rows = self._dropped = None
 
-    def forward(self, y: np.ndarray, part: slice = WHOLE) -> None:
-        """Writes the outputs [n, O] of the rows of a part."""
+    def forward(self, y: list[Any], part: slice = WHOLE, items: slice = WHOLE) -> None:
+        """Writes the outputs [n, O] of the rows of a part, of the projections `items`."""
         assert self.rows is not None
-        p, kernels, x = self.projection, self.kernels, _of(self.rows, part)
+        kernels, x = self.kernels, _of(self.rows, part)
+        weight, bias = self.weight[items], self.bias[items]
         if not self.adapted:
-            kernels.forward(x, self.weight, self.bias, None, None, 0.0, None, y)
+            kernels.forward(x, weight, bias, None, None, 0.0, None, y)
             return
-        low_rank = _of(self.low_rank, part)
-        if p.dropout:
-            kernels.down(_of(self.dropped(), part), self.a, low_rank)
-            kernels.forward(
-                x, self.weight, self.bias, low_rank, self.scaled_b, p.scale, self.factor, y
-            )
+        low_rank = _parts_of(self.low_rank[items], part)
+        a, b, scale = self.a[items], self.scaled_b[items], self.scale[items]
+        factor = None if self.factor is None else self.factor[items]
+        if self.dropout:
+            kernels.down(_of(self.dropped(), part), a, low_rank)
+            kernels.forward(x, weight, bias, low_rank, b, scale, factor, y)
         else:
-            kernels.forward_adapted(
-                x, self.weight, self.bias, self.a, self.scaled_b, p.scale, self.factor, low_rank, y
-            )
+            kernels.forward_adapted(x, weight, bias, a, b, scale, factor, low_rank, y)
 
 
 class Backward:
@@ -201,10 +227,10 @@ class Backward:
 
     Args:
         product: of the forward pass.
-        wanted: whether the rows, then each of the projection's inputs, need a gradient.
+        wanted: whether the rows, then each of a projection's inputs, need a gradient.
         dx: [N, I], receives the rows' gradient, or None.
         accumulate: 1 adds to what `dx` holds.
-        dw: [O, I], to which the weight's gradient is added, or None.
+        dw: [O, I], to which the weight's gradient of a single projection is added, or None.
     """
 
     def __init__(
@@ -215,44 +241,54 @@ class Backward:
         accumulate: int = 0,
         dw: np.ndarray | None = None,
     ):
-        self.product, self.wanted, self.dx, self.accumulate = product, wanted, dx, accumulate
+        self.product, self.wanted, self.dx = product, wanted, dx
+        count = len(product.projections)
+        self.accumulate = [accumulate] + [1] * (count - 1)
         by_x, _, _, by_a, _, _ = wanted
         self.d_low_rank = (
-            empty(*product.low_rank.shape, like=product.low_rank)
+            [empty(*x.shape, like=x) for x in product.low_rank]
             if product.adapted and (by_x or by_a)
             else None
         )
-        self.dw, self.db = dw, None
-        self.dbias: Any = None
-        self.dm: Any = None
+        self.dw: list[Any] = [dw] * count
+        self.dbias: list[Any] = [None] * count
+        self.dm: list[Any] = [None] * count
+        self.db: list[Any] | None = None
 
-    def add(self, dy: np.ndarray, y: np.ndarray | None, part: slice = WHOLE) -> None:
+    def add(self, dy: list[Any], y: list[Any] | None, part: slice = WHOLE) -> None:
         """Adds a part's terms, from dy [n, O]. The gradient by m needs the part's outputs y too."""
-        product, kernels, p = self.product, self.product.kernels, self.product.projection
+        product, kernels = self.product, self.product.kernels
         _, by_weight, by_bias, _, by_b, by_m = self.wanted
         if by_m:  # first, while dy and y are still cached
-            self.dm = _sum(self.dm, self._by_m(dy, y, part))
+            assert y is not None
+            for i, output in enumerate(y):
+                self.dm[i] = _sum(self.dm[i], self._by_m(i, dy[i], output, part))
         self._add_to_rows(dy, part)
         if by_weight:
             assert product.rows is not None
-            self.dw = kernels.weight_grad(dy, _of(product.rows, part), self.dw)
+            rows = _of(product.rows, part)
+            pairs = zip(dy, self.dw, strict=True)
+            self.dw = [kernels.weight_grad(d, rows, total) for d, total in pairs]
         if by_b:
-            self.db = kernels.b_grad(_of(product.low_rank, part), dy, p.scale, self.db)
+            low_rank = _parts_of(product.low_rank, part)
+            self.db = kernels.b_grad(low_rank, dy, product.scale, self.db)
         if by_bias:
-            self.dbias = _sum(self.dbias, kernels.row_sum(dy))
+            self.dbias = [
+                _sum(*pair) for pair in zip(self.dbias, map(kernels.row_sum, dy), strict=True)
+            ]
 
-    def _add_to_rows(self, dy: np.ndarray, part: slice) -> None:
+    def _add_to_rows(self, dy: list[Any], part: slice) -> None:
         """The rows' gradient, and that of the low-rank activations, which the one by A needs."""
-        product, kernels, p = self.product, self.product.kernels, self.product.projection
+        product, kernels = self.product, self.product.kernels
         dx = None if self.dx is None else _of(self.dx, part)
-        d_low_rank = None if self.d_low_rank is None else _of(self.d_low_rank, part)
-        if dx is not None and d_low_rank is not None and not p.dropout:
+        d_low_rank = None if self.d_low_rank is None else _parts_of(self.d_low_rank, part)
+        if dx is not None and d_low_rank is not None and not product.dropout:
             kernels.input_grad_adapted(
                 dy,
                 product.weight,
                 product.a,
                 product.scaled_b,
-                p.scale,
+                product.scale,
                 self.accumulate,
                 product.factor,
                 d_low_rank,
@@ -260,63 +296,80 @@ class Backward:
             )
             return
         if d_low_rank is not None:
-            kernels.up_grad(dy, product.scaled_b, p.scale, d_low_rank)
+            kernels.up_grad(dy, product.scaled_b, product.scale, d_low_rank)
         if dx is not None:
             kernels.input_grad(dy, product.weight, self.accumulate, product.factor, dx)
 
-    def _by_m(self, dy: np.ndarray, y: np.ndarray | None, part: slice) -> np.ndarray:
+    def _by_m(self, i: int, dy: np.ndarray, y: np.ndarray, part: slice) -> np.ndarray:
         """The gradient by m: sum of dy (y - bias) over the rows, over m; float64 on the host.
 
         (y - bias) / m is (x W^T + scale x A B) / norm. Where the factor is small, y has too few
         digits of that sum, so it is computed anew.
         """
-        product, kernels, p = self.product, self.product.kernels, self.product.projection
+        product, kernels, p = self.product, self.product.kernels, self.product.projections[i]
         assert p.norm is not None and product.factor is not None
-        dots = kernels.row_dot(dy, y, product.bias)
+        factor = product.factor[i]
+        dots = kernels.row_dot(dy, y, product.bias[i])
         on_device = isinstance(dots, DeviceArray)
         slope = quotient(dots if on_device else dots.astype(np.float64), f32(p.m, "m"))
-        if not any_small(product.factor):
+        if not any_small(factor):
             return slope
         slope, norm = np.asarray(slope), np.asarray(p.norm)
-        small = (np.abs(np.asarray(product.factor)) < SMALL_FACTOR) & (norm > 0)
+        small = (np.abs(np.asarray(factor)) < SMALL_FACTOR) & (norm > 0)
         if small.any():
             assert product.rows is not None
-            x, low_rank = _of(product.rows, part), _of(product.low_rank, part)
+            x, low_rank = _of(product.rows, part), _of(product.low_rank[i], part)
             sums = empty(*dy.shape, like=dy)
-            kernels.forward(x, product.weight, None, low_rank, product.b, p.scale, None, sums)
+            kernels.forward(x, product.weight[i], None, low_rank, product.b[i], p.scale, None, sums)
             slope[small] = np.asarray(kernels.row_dot(dy, sums, None))[small] / norm[small]
         return on_device_of(dots, slope)
 
-    def end(self) -> list[np.ndarray | None]:
-        """The gradients, in the order of `wanted`."""
-        product, kernels, p = self.product, self.product.kernels, self.product.projection
+    def end(self) -> list[list[Any]]:
+        """The gradients of each projection's inputs, in the order of `wanted`."""
+        product, kernels = self.product, self.product.kernels
         _, by_weight, by_bias, by_a, by_b, by_m = self.wanted
-        if p.dropout and product.adapted and self.dx is not None:
+        nothing: list[Any] = [None] * len(product.projections)
+        if product.dropout and product.adapted and self.dx is not None:
+            (p,) = product.projections
+            assert self.d_low_rank is not None
             branch = empty(*self.dx.shape, like=self.dx)
-            kernels.down_grad(self.d_low_rank, product.a, branch)
+            kernels.down_grad(self.d_low_rank[0], product.a[0], branch)
             _core.dropout(branch, p.seed, p.dropout, branch)
             _core.axpy(1.0, branch, self.dx)
-        da = kernels.a_grad(product.dropped(), self.d_low_rank) if by_a else None
-        dw = self._or_zeros(self.dw, p.weight.shape) if by_weight else None
-        db = self._or_zeros(self.db, product.b.shape) if by_b else None
+        da = kernels.a_grad(product.dropped(), self.d_low_rank or []) if by_a else nothing
+        dw = self._or_zeros(self.dw, WHOLE) if by_weight else nothing
+        db = nothing
+        if by_b:
+            db = self.db or [zeros(*b.shape, like=b) for b in product.b]
         if product.factor is not None:
-            dw = None if dw is None else multiply_rows(dw, product.factor)
-            db = None if db is None else kernels.scale_b(db, product.factor)
-        outputs = p.weight.shape[:-1]
-        dbias = self._or_zeros(self.dbias, outputs) if by_bias else None
-        dm = self._or_zeros(self.dm, outputs) if by_m else None
-        return [self.dx, dw, dbias, da, db, dm]
+            if by_weight:
+                dw = [multiply_rows(*pair) for pair in zip(dw, product.factor, strict=True)]
+            if by_b:
+                db = [kernels.scale_b(*pair) for pair in zip(db, product.factor, strict=True)]
+        outputs = slice(-1)
+        dbias = self._or_zeros(self.dbias, outputs) if by_bias else nothing
+        dm = self._or_zeros(self.dm, outputs) if by_m else nothing
+        return [list(gradients) for gradients in zip(dw, dbias, da, db, dm, strict=True)]
 
-    def _or_zeros(self, total: Any, shape: tuple[int, ...]) -> Any:
-        """A sum over the parts in float32; zeros if there were no parts."""
-        if total is None:
-            return zeros(*shape, like=first_array(self.product.weight))
-        return total.astype(np.float32, copy=False)
+    def _or_zeros(self, totals: list[Any], axes: slice) -> list[Any]:
+        """Sums over the parts in float32; zeros with these axes of the weight if no parts were."""
+        return [
+            zeros(*tuple(p.weight.shape)[axes], like=first_array(weight))
+            if total is None
+            else total.astype(np.float32, copy=False)
+            for total, p, weight in zip(
+                totals, self.product.projections, self.product.weight, strict=True
+            )
+        ]
 
 
 def _of(array: Any, part: slice) -> Any:
     """The rows of a part; the array itself for all rows."""
     return array if part is WHOLE else array[part]
+
+
+def _parts_of(arrays: list[Any], part: slice) -> list[Any]:
+    return arrays if part is WHOLE else [array[part] for array in arrays]
 
 
 def _sum(total: Any, term: Any) -> Any:
@@ -351,49 +404,139 @@ def any_small(factor: Any) -> bool:
 
 def project(x: Array, projection: Projection, kernels: Kernels = DENSE) -> Array:
     """The projection of x [..., I]: [..., O]."""
+    return project_all(x, (projection,), kernels)[0]
+
+
+def project_all(
+    x: Array, projections: Sequence[Projection], kernels: Kernels = DENSE
+) -> list[Array]:
+    """Projections of one x [..., I]: each [..., O]. They are one operation on the tape."""
     source = x if isinstance(x, Tensor) else f32(x)
     shape = source.shape
     flat = shape if len(shape) == 2 else (math.prod(shape[:-1]), shape[-1])
-    out_shape = (*shape[:-1], projection.outputs)
-    product = Product(projection, flat[0], kernels=kernels)
+    nodes = None
+    if current_tape() is not None:
+        inputs = itertools.chain.from_iterable([p.inputs() for p in projections])
+        nodes = nodes_of(x, *inputs)
+    groups = [
+        _Group(Product(some, flat[0], kernels=kernels), end, wanted)
+        for some, end, wanted in _alike(projections, nodes)
+    ]
 
-    def rows() -> np.ndarray:
-        xd = f32(source)
-        return xd if shape is flat else xd.reshape(flat)
-
-    def forward() -> np.ndarray:
-        product.rows = rows()
-        y = empty(*out_shape, like=product.rows)
-        product.forward(y)
-        product.low_rank_known = True
+    def forward(group: _Group, items: slice) -> list[np.ndarray]:
+        product, xd = group.product, f32(source)
+        product.rows = xd if shape is flat else xd.reshape(flat)
+        ys = [empty(*shape[:-1], p.outputs, like=xd) for p in product.projections[items]]
+        product.forward(ys, items=items)
+        product.low_rank_known[items] = [True] * len(ys)
         product.release_rows()
-        return y
+        return ys
 
-    if current_tape() is None or not recording(*(inputs := (x, *projection.inputs()))):
-        return forward()
-    by_m = recording(projection.m)
-    y = lazy_output(out_shape, forward)
-    kept, output = keep(x), y if by_m else None
+    ys: list[Any] = []
+    for group in groups:
+        if nodes is not None and replaying():
+            found = [
+                lazy_output((*shape[:-1], p.outputs), partial(_only, forward, group, i))
+                for i, p in enumerate(group.product.projections)
+            ]
+        else:
+            found = list(forward(group, WHOLE))
+        ys += reversed(found)
+    if nodes is None:
+        return ys
+    # The gradient by m reads the outputs.
+    by_m = [node is not None for node in nodes[INPUTS::INPUTS]]
+    kept, read = keep(x), [y if reads else None for y, reads in zip(ys, by_m, strict=True)]
 
-    def vjp(dy: np.ndarray, grads: Gradients) -> None:
-        wanted = [grads.wanted(i) for i in range(1 + INPUTS)]
-        _, by_weight, _, by_a, by_b, by_m = wanted
-        flat_y = (flat[0], projection.outputs)
-        made = None if output is None else data(output).reshape(flat_y)
-        low_rank_missing = by_b and not product.low_rank_known
+    def vjp(dys: list[Any], grads: Gradients) -> None:
+        while groups:  # from the last one, so that later calls add to the rows' gradient
+            product, end, wanted = groups.pop()
+            some = range(end - 1, end - 1 - len(product.projections), -1)
+            dy = [dys[i] for i in some]
+            for i in some:
+                dys[i] = None
+            if any(gradient is None for gradient in dy):
+                used = [k for k, gradient in enumerate(dy) if gradient is not None]
+                if not used:
+                    continue
+                product, dy = product.only(used), [dy[k] for k in used]
+                some = [some[k] for k in used]  # type: ignore[assignment]
+            backward(product, some, wanted, dy, grads)
+
+    def backward(
+        product: Product,
+        some: Sequence[int],
+        wanted: Sequence[bool],
+        dy: list[Any],
+        grads: Gradients,
+    ) -> None:
+        """Puts the gradients of the projections `some`."""
+        by_x, by_weight, _, by_a, by_b, by_m = wanted
+        dy = [d.reshape(flat[0], d.shape[-1]) for d in dy]
+        outputs = (
+            [data(read[i]).reshape(d.shape) for i, d in zip(some, dy, strict=True)]
+            if by_m
+            else None
+        )
+        low_rank_missing = by_b and not all(product.low_rank_known)
         if by_weight or by_a or by_m or low_rank_missing:
             product.rows = f32(kept()).reshape(flat)
         if low_rank_missing:
             product.compute_low_rank()
-        dx, accumulate = gradient_buffer(grads, 0, shape, dy) if wanted[0] else (None, 0)
-        backward = Backward(product, wanted, None if dx is None else dx.reshape(flat), accumulate)
-        backward.add(dy.reshape(flat_y), made)
-        _, *others = backward.end()
-        for i, gradient in enumerate((dx, *others)):
-            if gradient is not None:
-                grads.put(i, gradient)
+        dx, accumulate = gradient_buffer(grads, 0, shape, dy[0]) if by_x else (None, 0)
+        gradients = Backward(product, wanted, None if dx is None else dx.reshape(flat), accumulate)
+        gradients.add(dy, outputs)
+        found = gradients.end()
+        product.release_rows()
+        if dx is not None:
+            grads.put(0, dx)
+        for i, arrays in zip(some, found, strict=True):
+            grads.put_all(1 + INPUTS * i, arrays)
 
-    return record(y, inputs, vjp, reads_output=by_m)
+    return record_several(nodes, ys, vjp, by_m)
+
+
+class _Group(NamedTuple):
+    """Projections that agree, from the last to the first.
+
+    Attributes:
+        end: the place of the first after them.
+        wanted: as `Backward` takes it.
+    """
+
+    product: Product
+    end: int
+    wanted: Sequence[bool]
+
+
+def _alike(
+    projections: Sequence[Projection], nodes: Nodes | None
+) -> list[tuple[list[Projection], int, Sequence[bool]]]:
+    """Neighbors of one kind: the projections in reverse, the place after them, and `wanted`."""
+    found: list[tuple[list[Projection], int, Sequence[bool]]] = []
+    before: Any = None
+    for i, p in enumerate(projections):
+        wanted = (
+            []
+            if nodes is None
+            else [
+                node is not None
+                for node in (nodes[0], *nodes[1 + INPUTS * i : 1 + INPUTS * (i + 1)])
+            ]
+        )
+        # Each dropout has its own rows.
+        kind = (p.lora_a is None, p.m is None, wanted, i if p.dropout else None)
+        if kind == before:
+            some, _, _ = found.pop()
+            found.append(([p, *some], i + 1, wanted))
+        else:
+            found.append(([p], i + 1, wanted))
+        before = kind
+    return found
+
+
+def _only(forward: Callable[..., list[np.ndarray]], group: _Group, i: int) -> np.ndarray:
+    return forward(group, slice(i, i + 1))[0]
 
 
 def linear(x: Array, weight: Array | Weight, bias: Array | None = None) -> Array:

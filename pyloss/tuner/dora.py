@@ -35,6 +35,8 @@ class Magnitude(LowRankAdapter):
 
     parts: ClassVar[Mapping[str, int]] = {**LowRankAdapter.parts, "m": 1}
 
+    results = frozenset(("_squares", "_norms", "_factors"))
+
     @classmethod
     def shapes(cls, layer: Any, r: int) -> dict[str, tuple[int, ...]]:
         return {**super().shapes(layer, r), "m": tuple(layer.shape[:-1])}

@@ -9,7 +9,7 @@ import numpy as np
 
 from pyloss import ops
 from pyloss.autograd.tape import data
-from pyloss.nn import Embedding, Linear, Module
+from pyloss.nn import Embedding, Linear, Module, Projecting
 from pyloss.tuner.adapters.low_rank import LowRankAdapter
 
 
@@ -35,7 +35,7 @@ class DenseAdapter(LowRankAdapter):
         return None, None
 
 
-class LinearAdapter(DenseAdapter):
+class LinearAdapter(Projecting, DenseAdapter):
     """Over a float or quantized `Linear`: lora_a [in, r], lora_b [r, out]."""
 
     base_name, base_type = "linear", Linear
@@ -64,9 +64,6 @@ class LinearAdapter(DenseAdapter):
         return ops.Projection(
             self.linear.weight, self.linear.bias, a, b, self.scale, p, seed, *self._magnitude()
         )
-
-    def __call__(self, x: Any) -> Any:
-        return ops.project(x, self.projection())
 
     def product(self) -> np.ndarray:
         a, b = map(data, self.factors())
@@ -120,6 +117,7 @@ class LoRALinear(LinearAdapter):
     """y = base(x) + scale * dropout(x) lora_a lora_b."""
 
     kind = "lora"
+    recordable = True
 
 
 class LoRAEmbedding(EmbeddingAdapter):

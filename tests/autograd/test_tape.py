@@ -327,3 +327,29 @@ def test_an_error_leaves_no_tape_and_no_memory(rng):
         assert current_tape() is None
     assert buffers() == before
     np.testing.assert_array_equal(grad(lambda a: (a * a).sum())(x), 2 * x)
+
+
+@pytest.mark.parametrize("used", [(0,), (1,), (2,), (0, 2), (0, 1, 2), ()])
+def test_an_operation_with_several_outputs(rng, used):
+    """Outputs that take no part get no gradient; `project_all` is one operation on the tape."""
+    x, *weights = (
+        rng.standard_normal(shape).astype(np.float32) for shape in ((5, 7), (3, 7), (4, 7), (2, 7))
+    )
+
+    def total(outputs):
+        return sum((outputs[i] * outputs[i]).sum() for i in used) + 0.0
+
+    def together(x, weights):
+        return total(ops.project_all(x, [ops.Projection(w) for w in weights])) + (x * 0.0).sum()
+
+    def apart(x, weights):
+        return total([ops.linear(x, w) for w in weights]) + (x * 0.0).sum()
+
+    value, gradients = value_and_grad(together, (0, 1))(x, weights)
+    wanted, expected = value_and_grad(apart, (0, 1))(x, weights)
+    assert value == wanted
+    for found, correct in zip((gradients[0], *gradients[1]), (expected[0], *expected[1])):
+        assert found.tobytes() == correct.tobytes()
+    for i, w in enumerate(weights):
+        by_w = 2 * (x @ w.T).T @ x if i in used else np.zeros_like(w)
+        np.testing.assert_allclose(gradients[1][i], by_w, rtol=1e-4, atol=1e-4)

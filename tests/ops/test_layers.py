@@ -436,11 +436,12 @@ def test_a_products_thin_part_alone_has_the_bits_of_the_whole(rows, depth, dropo
     )
     for weight in (w, Weight.quantize(w, "q4_1")):
         products = [
-            Product(Projection(weight, None, a, b, 2.0, dropout, seed=3), rows, x) for _ in range(2)
+            Product((Projection(weight, None, a, b, 2.0, dropout, seed=3),), rows, x)
+            for _ in range(2)
         ]
-        products[0].forward(np.empty((rows, 64), np.float32))
+        products[0].forward([np.empty((rows, 64), np.float32)])
         products[1].compute_low_rank()
-        first, second = (product.low_rank for product in products)
+        first, second = (product.low_rank[0] for product in products)
         assert first.any() and first.tobytes() == second.tobytes()
 
 

@@ -1,0 +1,159 @@
+"""Programs: the calls of a function to the core, which run on other arrays without its Python.
+
+`Writer` turns recorded calls into steps of `_core.run`. A step names its arrays by slots and lets
+the core make its outputs, so sizes may differ from run to run. A program does not see values that
+Python reads or computes between the calls. `Writer` therefore refuses operations whose results
+Python reads, and arrays that no call made and nobody gave.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pyloss import _core
+from pyloss.runtime.replay import Calls
+
+_OPS = _core.ops()
+#: operations that draw new numbers, or whose results decide about later calls
+_REFUSED = {"dropout", "top_experts", "any_below", "same_bits", "columns_above", "argmax"}
+
+
+class NotReplayable(Exception):
+    """The calls alone do not compute what the function computes."""
+
+
+class _Signature(NamedTuple):
+    """The arguments of an operation.
+
+    Attributes:
+        outputs: the place of the first output.
+        updated: for each argument, whether it is an output whose values are read.
+        accumulate: the place of the argument that makes outputs such, or -1.
+    """
+
+    name: str
+    outputs: int
+    updated: list[bool]
+    accumulate: int
+
+
+def _signature(name: str, text: str) -> _Signature:
+    inputs = text.split(">")[0].count(":")
+    words = [word for word in text.split() if ":" in word]
+    accumulate = [i for i, word in enumerate(words) if word.startswith("accumulate:")]
+    return _Signature(
+        name, inputs, [word.startswith("+") for word in words], accumulate[0] if accumulate else -1
+    )
+
+
+_SIGNATURES = [_signature(name, text) for name, text in _OPS]
+
+# (operation, kinds of the arguments, arguments, slots that are emptied). Kinds and arguments:
+# c: a constant; s: a slot; v: (a slot, the axes of a view); n: a slot for a new array
+Step = tuple[int, str, tuple[Any, ...], tuple[int, ...]]
+
+
+def root(array: np.ndarray) -> np.ndarray:
+    """The array whose memory a view shows."""
+    return array.base if isinstance(array.base, np.ndarray) else array
+
+
+class Writer:
+    """Writes the steps of recorded calls, of a forward pass and then of its backward pass.
+
+    Args:
+        constants: arrays and handles of weights that stay the same objects, with any values.
+    """
+
+    def __init__(self, constants: Iterable[Any]):
+        self.constants = {id(value): value for value in constants}
+        self.size = 0
+        # By the identity of an array that owns memory: its slot, shape, and the array, if it lives.
+        self.known: dict[int, tuple[int, tuple[int, ...], Any]] = {}
+
+    def add(self, array: np.ndarray) -> int:
+        """A slot for an array that is given, or made by a call."""
+        self.known[id(root(array))] = self.size, array.shape, weakref.ref(root(array))
+        self.size += 1
+        return self.size - 1
+
+    def slot(self, array: Any) -> int:
+        """The slot of an array as it is; NotReplayable if there is none."""
+        found = self._find(array) if isinstance(array, np.ndarray) else None
+        if found is None or found[1] != array.shape or not _whole(array):
+            raise NotReplayable("a result was not made by the core")
+        return found[0]
+
+    def _find(self, array: np.ndarray) -> tuple[int, tuple[int, ...]] | None:
+        owner = root(array)
+        found = self.known.get(id(owner))
+        return None if found is None or found[2]() is not owner else found[:2]
+
+    def steps(self, calls: Calls) -> list[tuple[int, str, tuple[Any, ...]]]:
+        """The calls' operations, kinds and arguments. NotReplayable if they cannot be repeated."""
+        return [self._step(_SIGNATURES[op], op, arguments) for op, *arguments in calls]
+
+    def _step(
+        self, signature: _Signature, op: int, arguments: list[Any]
+    ) -> tuple[int, str, tuple[Any, ...]]:
+        if signature.name in _REFUSED:
+            raise NotReplayable(f"{signature.name} depends on more than its arguments")
+        accumulates = signature.accumulate >= 0 and bool(arguments[signature.accumulate])
+        kinds, values = "", []
+        for i, value in enumerate(arguments):
+            read = signature.updated[i] or (accumulates and i == len(arguments) - 1)
+            made = i >= signature.outputs and not read
+            try:
+                kind, stored = self._argument(value, made)
+            except NotReplayable as error:
+                raise NotReplayable(f"argument {i} of {signature.name} {error}") from None
+            kinds += kind
+            values.append(stored)
+        return op, kinds, tuple(values)
+
+    def _argument(self, value: Any, may_be_made: bool) -> tuple[str, Any]:
+        if value is None or isinstance(value, int | float) or id(value) in self.constants:
+            return "c", value
+        if not isinstance(value, np.ndarray) or not _whole(value):
+            raise NotReplayable("is a part of an array")
+        found = self._find(value)
+        if found is not None:
+            slot, shape = found
+            return ("s", slot) if value.shape == shape else ("v", (slot, (-1, *value.shape[1:])))
+        if not may_be_made:
+            raise NotReplayable("was not made by the core")
+        return "n", self.add(value)
+
+
+def _whole(array: np.ndarray) -> bool:
+    return array.flags.c_contiguous and array.nbytes == root(array).nbytes
+
+
+def finished(
+    steps: list[tuple[int, str, tuple[Any, ...]]], first: set[int], kept: set[int]
+) -> tuple[Step, ...]:
+    """Steps that empty each slot after its last use, but those in `kept`.
+
+    `first` has the slots that are filled before.
+    """
+    last: dict[int, int] = dict.fromkeys(first, -1)
+    for place, (_, kinds, values) in enumerate(steps):
+        last |= dict.fromkeys(slots_of(kinds, values), place)
+    done: list[list[int]] = [[] for _ in steps]
+    for slot, place in last.items():
+        if slot not in kept and place >= 0:
+            done[place].append(slot)
+    return tuple((*step, tuple(some)) for step, some in zip(steps, done, strict=True))
+
+
+def slots_of(kinds: str, values: tuple[Any, ...]) -> list[int]:
+    """The slots that a step reads or fills."""
+    return [
+        value[0] if kind == "v" else value
+        for kind, value in zip(kinds, values, strict=True)
+        if kind != "c"
+    ]
