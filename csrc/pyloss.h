@@ -183,6 +183,12 @@ void pl_set_num_threads(int n);
  * thread sets it. */
 void pl_enter_call(void);
 void pl_leave_call(void);
+/* How often this thread's latest call ran pieces on several threads, and the most pieces of such a
+ * run. */
+typedef struct {
+    int64_t meetings, most;
+} pl_pieces;
+pl_pieces pl_latest_pieces(void);
 
 /* core/buffers.c. 64-byte aligned memory. Released buffers are kept for reuse, so that training
  * steps touch the same pages. pl_acquire returns NULL if there is no memory. */

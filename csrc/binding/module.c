@@ -146,6 +146,12 @@ static PyObject *py_set_num_threads(PyObject *self, PyObject *given) {
     Py_RETURN_NONE;
 }
 
+static PyObject *py_pieces(PyObject *self, PyObject *unused) {
+    (void)self, (void)unused;
+    const pl_pieces found = pl_latest_pieces();
+    return Py_BuildValue("(LL)", (long long)found.meetings, (long long)found.most);
+}
+
 static PyObject *py_matmul_precision(PyObject *self, PyObject *unused) {
     (void)self, (void)unused;
     return PyUnicode_FromString(pl_precision_names[pl_matmul_precision()]);
@@ -232,6 +238,10 @@ static PyMethodDef functions[] = {
      "Selects the instruction set of the whole process; for tests and benchmarks."},
     {"num_threads", py_num_threads, METH_NOARGS, "The number of threads that kernels may use."},
     {"set_num_threads", py_set_num_threads, METH_O, "Sets the number of threads."},
+    {"pieces", py_pieces, METH_NOARGS,
+     "Of this thread's latest call: how often threads met for its work, and the most pieces of "
+     "work "
+     "of a meeting."},
     {"matmul_precision", py_matmul_precision, METH_NOARGS, "The precision of dense layers."},
     {"set_matmul_precision", py_set_matmul_precision, METH_VARARGS,
      "Sets the precision of dense layers: float32, bfloat16 (one depth after the other, by the\n"

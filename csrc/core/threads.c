@@ -36,7 +36,8 @@ static struct {
           .joined = CLOSED};
 
 static _Thread_local int inside;
-static _Thread_local int call_threads; /* pl_num_threads() during a call; 0 outside of calls */
+static _Thread_local pl_pieces counted; /* of this thread's latest call */
+static _Thread_local int call_threads;  /* pl_num_threads() during a call; 0 outside of calls */
 
 static void run_pieces(int worker) {
     for (;;) {
@@ -114,6 +115,11 @@ static void adjust_workers(void) {
 void pl_parallel(int64_t n, int64_t grain, pl_range_fn fn, const void *context) {
     if (n <= 0) return;
     if (grain < 1) grain = 1;
+    if (!inside) {
+        const int64_t pieces = (n + grain - 1) / grain;
+        counted.meetings += pieces > 1;
+        if (pieces > counted.most) counted.most = pieces;
+    }
     if (inside || n <= grain || pl_num_threads() == 1 || pthread_mutex_trylock(&pool.caller)) {
         /* In the pieces of a parallel run, so that results do not depend on threads. */
         for (int64_t begin = 0; begin < n; begin += grain)
@@ -165,7 +171,11 @@ void pl_set_num_threads(int n) {
     atomic_store(&pool.wanted, n < 1 ? 1 : n > MAX_THREADS ? MAX_THREADS : n);
 }
 
-void pl_enter_call(void) { call_threads = pl_num_threads(); }
+void pl_enter_call(void) {
+    call_threads = pl_num_threads();
+    counted = (pl_pieces){0, 0};
+}
+pl_pieces pl_latest_pieces(void) { return counted; }
 void pl_leave_call(void) { call_threads = 0; }
 
 /* Threads do not survive fork: the child starts its own. */

@@ -16,7 +16,7 @@ typedef struct {
     const pl_call *call;
     float *partial; /* [blocks, D], or NULL when no sum is wanted */
     float *out;
-    int64_t blocks, width;
+    int64_t blocks, block_rows, width;
 } column_job;
 
 /* Adds the partial rows; they are few enough for float64. */
@@ -34,12 +34,13 @@ static void join_partials_piece(const void *context, int64_t begin, int64_t end,
  * `out` [D] becomes the sum of the partial rows. If `out` is NULL, there are no partial rows. */
 static pl_status sum_columns(const pl_call *call, int64_t rows, float *out, pl_range_fn fn) {
     int64_t width = PL_DIM(call, 'D');
-    column_job job = {call, NULL, out, (rows + BLOCK_ROWS - 1) / BLOCK_ROWS, width};
+    int64_t block = out ? BLOCK_ROWS : grain_for(rows, width);
+    column_job job = {call, NULL, out, (rows + block - 1) / block, block, width};
     if (out) {
         job.partial = pl_acquire((size_t)job.blocks * (size_t)width * sizeof *out);
         if (!job.partial) return PL_NO_MEMORY;
     }
-    pl_parallel(job.blocks, grain_of(BLOCK_ROWS * width), fn, &job);
+    pl_parallel(job.blocks, out ? grain_of(block * width) : 1, fn, &job);
     if (out) pl_parallel(width, grain_of(job.blocks), join_partials_piece, &job);
     pl_release(job.partial);
     return PL_OK;
@@ -133,7 +134,7 @@ static void gather_columns_piece(const void *context, int64_t begin, int64_t end
     }
 }
 pl_status KERNEL(gather_columns)(const pl_call *c) {
-    pl_parallel(PL_DIM(c, 'N'), grain_of(PL_DIM(c, 'M')), gather_columns_piece, c);
+    in_pieces(PL_DIM(c, 'N'), PL_DIM(c, 'M'), gather_columns_piece, c);
     return PL_OK;
 }
 

@@ -45,7 +45,7 @@ INLINE void gated_grad_lanes(vf *v, activation a) {
             end, NULL); \
     } \
     pl_status KERNEL(name##_forward)(const pl_call *c) { \
-        pl_parallel(PL_DIM(c, 'N'), PIECE, name##_forward_piece, c); \
+        in_pieces(PL_DIM(c, 'N'), 1, name##_forward_piece, c); \
         return PL_OK; \
     } \
     static void name##_grad_piece(const void *context, int64_t begin, int64_t end, \
@@ -55,7 +55,7 @@ INLINE void gated_grad_lanes(vf *v, activation a) {
             (float *[]){args.dgate, args.dup}, begin, end, NULL); \
     } \
     pl_status KERNEL(name##_grad)(const pl_call *c) { \
-        pl_parallel(PL_DIM(c, 'N'), PIECE, name##_grad_piece, c); \
+        in_pieces(PL_DIM(c, 'N'), 1, name##_grad_piece, c); \
         return PL_OK; \
     }
 GATED_UNIT(swiglu, silu)
@@ -70,7 +70,7 @@ static void add_piece(const void *context, int64_t begin, int64_t end, int worke
     map(add_lanes, 2, (const float *[]){args.a, args.b}, 1, (float *[]){args.y}, begin, end, NULL);
 }
 pl_status KERNEL(add)(const pl_call *c) {
-    pl_parallel(PL_DIM(c, 'N'), PIECE, add_piece, c);
+    in_pieces(PL_DIM(c, 'N'), 1, add_piece, c);
     return PL_OK;
 }
 
@@ -86,7 +86,7 @@ static void ratio_piece(const void *context, int64_t begin, int64_t end, int wor
         NULL);
 }
 pl_status KERNEL(ratio)(const pl_call *c) {
-    pl_parallel(PL_DIM(c, 'N'), PIECE, ratio_piece, c);
+    in_pieces(PL_DIM(c, 'N'), 1, ratio_piece, c);
     return PL_OK;
 }
 
@@ -102,7 +102,7 @@ static void axpy_piece(const void *context, int64_t begin, int64_t end, int work
     map(axpy_lanes, 2, (const float *[]){args.x, y}, 1, (float *[]){y}, begin, end, &alpha);
 }
 pl_status KERNEL(axpy)(const pl_call *c) {
-    pl_parallel(PL_DIM(c, 'N'), PIECE, axpy_piece, c);
+    in_pieces(PL_DIM(c, 'N'), 1, axpy_piece, c);
     return PL_OK;
 }
 
@@ -118,7 +118,7 @@ static void scale_piece(const void *context, int64_t begin, int64_t end, int wor
     map(scale_lanes, 1, (const float *[]){args.x}, 1, (float *[]){args.y}, begin, end, &alpha);
 }
 pl_status KERNEL(scale)(const pl_call *c) {
-    pl_parallel(PL_DIM(c, 'N'), PIECE, scale_piece, c);
+    in_pieces(PL_DIM(c, 'N'), 1, scale_piece, c);
     return PL_OK;
 }
 
@@ -169,7 +169,7 @@ static void dropout_piece(const void *context, int64_t begin, int64_t end, int w
     map(dropout_lanes, 1, (const float *[]){args.x}, 1, (float *[]){y}, begin, end, &k);
 }
 pl_status KERNEL(dropout)(const pl_call *c) {
-    pl_parallel(PL_DIM(c, 'N'), PIECE, dropout_piece, c);
+    in_pieces(PL_DIM(c, 'N'), 1, dropout_piece, c);
     return PL_OK;
 }
 

@@ -48,7 +48,7 @@ static void adamw_piece(const void *context, int64_t begin, int64_t end, int wor
         &k);
 }
 pl_status KERNEL(adamw)(const pl_call *c) {
-    pl_parallel(PL_DIM(c, 'N'), PIECE, adamw_piece, c);
+    in_pieces(PL_DIM(c, 'N'), 1, adamw_piece, c);
     return PL_OK;
 }
 
@@ -90,7 +90,7 @@ static void sgd_piece(const void *context, int64_t begin, int64_t end, int worke
         map(sgd_plain_lanes, 2, (const float *[]){args.grad, p}, 1, (float *[]){p}, begin, end, &k);
 }
 pl_status KERNEL(sgd)(const pl_call *c) {
-    pl_parallel(PL_DIM(c, 'N'), PIECE, sgd_piece, c);
+    in_pieces(PL_DIM(c, 'N'), 1, sgd_piece, c);
     return PL_OK;
 }
 
@@ -128,7 +128,7 @@ static void lion_piece(const void *context, int64_t begin, int64_t end, int work
     map(lion_lanes, 3, (const float *[]){args.grad, p, m}, 2, (float *[]){p, m}, begin, end, &k);
 }
 pl_status KERNEL(lion)(const pl_call *c) {
-    pl_parallel(PL_DIM(c, 'N'), PIECE, lion_piece, c);
+    in_pieces(PL_DIM(c, 'N'), 1, lion_piece, c);
     return PL_OK;
 }
 

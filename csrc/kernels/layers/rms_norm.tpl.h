@@ -22,7 +22,7 @@ static void rms_norm_forward_piece(const void *context, int64_t begin, int64_t e
     }
 }
 pl_status KERNEL(rms_norm_forward)(const pl_call *c) {
-    pl_parallel(PL_DIM(c, 'N'), grain_of(PL_DIM(c, 'D')), rms_norm_forward_piece, c);
+    in_pieces(PL_DIM(c, 'N'), PL_DIM(c, 'D'), rms_norm_forward_piece, c);
     return PL_OK;
 }
 
@@ -37,9 +37,9 @@ static void rms_norm_grad_piece(const void *context, int64_t begin, int64_t end,
     int64_t n = PL_DIM(c, 'N'), d = job->width;
     for (int64_t b = begin; b < end; b++) {
         float *dw = job->partial ? job->partial + b * d : NULL;
-        int64_t last = at_most((b + 1) * BLOCK_ROWS, n);
+        int64_t last = at_most((b + 1) * job->block_rows, n);
         if (dw) memset(dw, 0, (size_t)d * sizeof *dw);
-        for (int64_t i = b * BLOCK_ROWS; i < last; i++) {
+        for (int64_t i = b * job->block_rows; i < last; i++) {
             const float *dy = args.dy + i * d, *x = args.x + i * d;
             float *dx = args.dx + i * d;
             float r = rstd[i], k = r * r * (dot(dy, x, w, d) / (float)d);

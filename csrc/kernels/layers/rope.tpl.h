@@ -35,7 +35,7 @@ static void rope_piece(const void *context, int64_t begin, int64_t end, int work
     }
 }
 pl_status KERNEL(rope)(const pl_call *c) {
-    pl_parallel(PL_DIM(c, 'N'), grain_of(PL_DIM(c, 'H') * PL_DIM(c, 'D')), rope_piece, c);
+    in_pieces(PL_DIM(c, 'N'), PL_DIM(c, 'H') * PL_DIM(c, 'D'), rope_piece, c);
     return PL_OK;
 }
 

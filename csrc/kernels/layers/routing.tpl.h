@@ -39,7 +39,7 @@ static void top_experts_piece(const void *context, int64_t begin, int64_t end, i
     }
 }
 pl_status KERNEL(top_experts)(const pl_call *c) {
-    pl_parallel(PL_DIM(c, 'N'), grain_of(PL_DIM(c, 'E') * PL_DIM(c, 'K')), top_experts_piece, c);
+    in_pieces(PL_DIM(c, 'N'), PL_DIM(c, 'E') * PL_DIM(c, 'K'), top_experts_piece, c);
     return PL_OK;
 }
 
@@ -81,7 +81,7 @@ static pl_status run_router(const pl_call *c, pl_range_fn piece) {
     router_job job = {c,
                       pl_acquire(sizeof(double) * (size_t)(pl_num_threads() * PL_DIM(c, 'K') + 1))};
     if (!job.powers) return PL_NO_MEMORY;
-    pl_parallel(PL_DIM(c, 'N'), grain_of(16 * PL_DIM(c, 'E')), piece, &job);
+    in_pieces(PL_DIM(c, 'N'), 16 * PL_DIM(c, 'E'), piece, &job);
     pl_release(job.powers);
     return PL_OK;
 }

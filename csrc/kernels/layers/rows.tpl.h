@@ -19,7 +19,7 @@ static void embedding_forward_piece(const void *context, int64_t begin, int64_t 
     for (int64_t i = begin; i < end; i++) decode_row(args.w, ids[i], y + i * d);
 }
 pl_status KERNEL(embedding_forward)(const pl_call *c) {
-    pl_parallel(PL_DIM(c, 'N'), grain_of(PL_DIM(c, 'D')), embedding_forward_piece, c);
+    in_pieces(PL_DIM(c, 'N'), PL_DIM(c, 'D'), embedding_forward_piece, c);
     return PL_OK;
 }
 
@@ -66,7 +66,7 @@ static void gather_rows_piece(const void *context, int64_t begin, int64_t end, i
     for (int64_t i = begin; i < end; i++) memcpy(y + i * d, x + rows[i] * d, (size_t)d * sizeof *y);
 }
 pl_status KERNEL(gather_rows)(const pl_call *c) {
-    pl_parallel(PL_DIM(c, 'M'), grain_of(PL_DIM(c, 'D')), gather_rows_piece, c);
+    in_pieces(PL_DIM(c, 'M'), PL_DIM(c, 'D'), gather_rows_piece, c);
     return PL_OK;
 }
 
@@ -93,7 +93,7 @@ static void zero_piece(const void *context, int64_t begin, int64_t end, int work
 pl_status KERNEL(scatter_add_rows)(const pl_call *c) {
     const scatter_add_rows_args args = scatter_add_rows_args_of(c);
     row_sum_job job = {args.dy, args.rows, args.dx, PL_DIM(c, 'M'), PL_DIM(c, 'D')};
-    pl_parallel(PL_DIM(c, 'N'), grain_of(job.width), zero_piece, &job);
+    in_pieces(PL_DIM(c, 'N'), job.width, zero_piece, &job);
     add_rows(&job);
     return PL_OK;
 }
@@ -124,7 +124,7 @@ static void combine_rows_piece(const void *context, int64_t begin, int64_t end, 
     }
 }
 pl_status KERNEL(combine_rows)(const pl_call *c) {
-    pl_parallel(PL_DIM(c, 'N'), grain_of(PL_DIM(c, 'D') * PL_DIM(c, 'K')), combine_rows_piece, c);
+    in_pieces(PL_DIM(c, 'N'), PL_DIM(c, 'D') * PL_DIM(c, 'K'), combine_rows_piece, c);
     return PL_OK;
 }
 
@@ -141,7 +141,7 @@ static void scale_rows_piece(const void *context, int64_t begin, int64_t end, in
     }
 }
 pl_status KERNEL(scale_rows)(const pl_call *c) {
-    pl_parallel(PL_DIM(c, 'N'), grain_of(PL_DIM(c, 'D')), scale_rows_piece, c);
+    in_pieces(PL_DIM(c, 'N'), PL_DIM(c, 'D'), scale_rows_piece, c);
     return PL_OK;
 }
 
@@ -159,7 +159,7 @@ static void scale_columns_piece(const void *context, int64_t begin, int64_t end,
     }
 }
 pl_status KERNEL(scale_columns)(const pl_call *c) {
-    pl_parallel(PL_DIM(c, 'N'), grain_of(PL_DIM(c, 'D')), scale_columns_piece, c);
+    in_pieces(PL_DIM(c, 'N'), PL_DIM(c, 'D'), scale_columns_piece, c);
     return PL_OK;
 }
 
@@ -179,7 +179,7 @@ static void transpose_piece(const void *context, int64_t begin, int64_t end, int
     }
 }
 pl_status KERNEL(transpose)(const pl_call *c) {
-    pl_parallel((PL_DIM(c, 'N') + 15) / 16, grain_of(16 * PL_DIM(c, 'D')), transpose_piece, c);
+    in_pieces((PL_DIM(c, 'N') + 15) / 16, 16 * PL_DIM(c, 'D'), transpose_piece, c);
     return PL_OK;
 }
 
@@ -198,7 +198,7 @@ static void scale_rows_grad_piece(const void *context, int64_t begin, int64_t en
     }
 }
 pl_status KERNEL(scale_rows_grad)(const pl_call *c) {
-    pl_parallel(PL_DIM(c, 'N'), grain_of(PL_DIM(c, 'D')), scale_rows_grad_piece, c);
+    in_pieces(PL_DIM(c, 'N'), PL_DIM(c, 'D'), scale_rows_grad_piece, c);
     return PL_OK;
 }
 
