@@ -20,7 +20,7 @@ C_FILES := $(filter %.c %.h,$(CORE))
 TABLES := $(filter %.def %.cl,$(CORE))
 
 .PHONY: help demo test test-all readme parity lint sanitized sanitize fuzz fuzz-sanitize
-.PHONY: bench bench-train bench-losses bench-distill bench-opencl clean
+.PHONY: bench bench-train bench-losses bench-distill bench-opencl bench-scaling clean
 
 help:
 	@echo 'make demo           set up .venv and fine-tune the embedded model (about ten minutes)'
@@ -38,6 +38,7 @@ help:
 	@echo 'make bench-losses   measure the losses of pyloss and its peers'
 	@echo 'make bench-distill  measure distillation, beside a plain loop in torch'
 	@echo 'make bench          measure matrix products, experts, loading and imports'
+	@echo 'make bench-scaling  the speed of training by the number of cores, predicted beyond those here'
 	@echo 'make bench-opencl   compare an OpenCL device with the C kernels; DEVICE=opencl:1'
 	@echo 'make clean          remove what was built; .venv stays'
 	@echo
@@ -113,6 +114,9 @@ bench-losses: $(VENV)/done-install $(VENV)/done-parity $(VENV)/done-bench
 
 bench-distill: $(VENV)/done-install $(VENV)/done-model $(VENV)/done-parity $(VENV)/done-bench
 	$(BIN)/python benchmarks/distill.py
+
+bench-scaling: $(VENV)/done-install $(VENV)/done-model $(VENV)/done-parity $(VENV)/done-bench
+	$(BIN)/python benchmarks/scaling.py smollm2-135m
 
 bench-opencl: $(VENV)/done-install $(VENV)/done-model $(VENV)/done-parity $(VENV)/done-bench
 	$(BIN)/python benchmarks/opencl.py --device $(DEVICE)

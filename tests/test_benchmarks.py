@@ -18,6 +18,7 @@ import limit_tables
 import loss_rows
 import matmul
 import opencl
+import scaling
 import step_limits
 import step_work
 import train
@@ -246,3 +247,24 @@ def test_products_on_a_device_are_those_of_the_c_kernels():
         np.testing.assert_allclose(function().numpy(), want, atol=1e-4)
         seen.add((name, direction))
     assert len(seen) == 4
+
+
+def test_the_predicted_time_of_a_call():
+    """The slowest thread has its pieces, and threads meet log2(threads) steps deep."""
+    call = scaling.Call("add", 8.0, 2, 10)
+    assert scaling.predicted(call, 1, 0.1) == 8.0
+    assert scaling.predicted(call, 2, 0.1) == pytest.approx(4.0 + 0.2)
+    assert scaling.predicted(call, 4, 0.0) == pytest.approx(2.4)  # 3 of 10 pieces
+    assert scaling.predicted(call, 64, 0.1) == pytest.approx(0.8 + 2 * 0.1 * 6)
+    inline = scaling.Call("add", 1.0, 0, 1)
+    assert scaling.predicted(inline, 64, 0.1) == 1.0
+    assert scaling.step_seconds([call, inline], 0.5, 4, 0.0) == pytest.approx(3.9)
+
+
+def test_the_calls_of_a_step_are_counted_one_by_one(monkeypatch):
+    monkeypatch.setattr(scaling.Recorded, "__call__", scaling.Recorded.__call__)
+    x, y = [np.ones(9000, np.float32) for _ in range(2)], [np.ones(9000, np.float32)] * 2
+    calls = scaling.calls_of_step(lambda: _core.axpy(1.0, x, y), ())
+    assert [(call.name, call.meetings, call.pieces > 1) for call in calls] == [
+        ("axpy", 1, True)
+    ] * 2

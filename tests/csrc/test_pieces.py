@@ -1,0 +1,58 @@
+"""How many pieces of work operations have for threads, at the shapes of Qwen3-0.6B."""
+
+import numpy as np
+import pytest
+
+import pyloss
+from pyloss import _core
+
+N, D, INNER, HEADS, HEAD = 256, 1024, 3072, 8, 128
+# four pieces for each of 64 threads: a thread that is late then costs a quarter of its share
+WANTED = 256
+
+
+def a(*shape):
+    return np.ones(shape, np.float32)
+
+
+POSITIONS = np.arange(N, dtype=np.int32)
+LAYERS = {
+    "rms_norm_forward": lambda: (a(N, D), a(D), 1e-5, ..., ...),
+    "rms_norm_grad": lambda: (a(N, D), a(N, D), a(D), a(N), ..., None),
+    "rope": lambda: (a(N, HEADS, HEAD), POSITIONS, a(N, HEAD // 2), a(N, HEAD // 2), 0, ...),
+    "swiglu_forward": lambda: (a(N, INNER), a(N, INNER), ...),
+    "swiglu_grad": lambda: (a(N, INNER), a(N, INNER), a(N, INNER), ..., ...),
+    "geglu_forward": lambda: (a(N, INNER), a(N, INNER), ...),
+    "add": lambda: (a(N, D), a(N, D), ...),
+    "axpy": lambda: (1.0, a(N, D), a(N, D)),
+    "scale": lambda: (2.0, a(N, D), ...),
+    "dropout": lambda: (a(N, D), 1, 0.5, ...),
+    "scale_columns": lambda: (a(N, D), a(D), ...),
+    "embedding_forward": lambda: (POSITIONS, a(N, D), ...),
+    "gather_rows": lambda: (a(N, D), POSITIONS, ...),
+    "adamw": lambda: (a(N * D), *[0.5] * 8, a(N * D), a(N * D), a(N * D)),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_operations_over_256_tokens_have_four_pieces_for_each_of_64_threads(name):
+    getattr(_core, name)(*LAYERS[name]())
+    assert _core.pieces()[0] == 1 and _core.pieces()[1] >= WANTED
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_pieces_do_not_depend_on_the_number_of_threads(name):
+    found, before = [], _core.num_threads()
+    for threads in (1, 2, 7):
+        pyloss.set_num_threads(threads)
+        getattr(_core, name)(*LAYERS[name]())
+        found.append(_core.pieces())
+    pyloss.set_num_threads(before)
+    assert found[0] == found[1] == found[2]
+
+
+@pytest.mark.parametrize("count", [1, 100, 8192])
+def test_small_calls_are_one_piece(count):
+    """Waking threads would take longer."""
+    _core.add(a(count), a(count), ...)
+    assert _core.pieces() == (0, 1)
