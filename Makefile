@@ -19,11 +19,12 @@ CORE := setup.py pyproject.toml $(shell find csrc -type f -not -name '*.pyc')
 C_FILES := $(filter %.c %.h,$(CORE))
 TABLES := $(filter %.def %.cl,$(CORE))
 
-.PHONY: help demo test test-all readme parity lint sanitized sanitize fuzz fuzz-sanitize
-.PHONY: bench bench-train bench-losses bench-distill bench-opencl bench-scaling clean
+.PHONY: help demo demo-distill test test-all readme parity lint sanitized sanitize fuzz
+.PHONY: fuzz-sanitize bench bench-train bench-losses bench-distill bench-opencl bench-scaling clean
 
 help:
 	@echo 'make demo           set up .venv and fine-tune the embedded model (about ten minutes)'
+	@echo 'make demo-distill   compare ways of training a shallower student (many hours)'
 	@echo 'make test           set up .venv and run a choice of the tests;'
 	@echo '                    TESTS=tests/test_optim.py runs all of one file'
 	@echo 'make test-all       run every test; installs PyTorch, mlx-lm, ... to compare with'
@@ -46,6 +47,9 @@ help:
 
 demo: $(VENV)/done-install $(VENV)/done-model
 	$(BIN)/python examples/demo.py
+
+demo-distill: $(VENV)/done-install $(VENV)/done-model
+	$(BIN)/python examples/distill.py
 
 # Two processes; a file's tests stay in one of them. Without TESTS, `make test` runs enough variants
 # of each test that every value of every parameter occurs (--each-value). Comparisons with libraries

@@ -1,13 +1,21 @@
-"""The example data: the generator reproduces it, and the test split has phrasings of its own."""
+"""The example data: the generator reproduces it, and the test split has phrasings of its own. The
+comparison of students runs.
+"""
 
 import importlib.util
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+import pyloss
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
+ROOT = str(Path(pyloss.__file__).parents[1])
 SPLITS = ("train", "valid", "test")
 
 _spec = importlib.util.spec_from_file_location("make_data", EXAMPLES / "make_data.py")
@@ -94,3 +102,20 @@ def test_every_training_phrasing_is_used_and_some_names_are_new(splits):
     assert not any(re.search(rf"\b{v}\b", text) for v in new)
     held_out = [r for r in splits["test"] if any(v in asked(r) for v in new)]
     assert 20 <= len(held_out) <= 60
+
+
+@pytest.mark.slow
+def test_the_comparison_of_students_runs(tmp_path):
+    """Every way of training in `distill.py`, on random weights."""
+    try:
+        pyloss.models.resolve_model("smollm2-135m")
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+    script = [sys.executable, str(EXAMPLES / "distill.py"), "--small", "--out", str(tmp_path)]
+    done = subprocess.run(
+        script, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": ROOT}, timeout=900
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = re.findall(r"^\| (.+?) \| [\d.]+ \|", done.stdout, re.M)
+    ways = ["labels", "forward KL", "Jensen-Shannon", "stored top 64", "on-policy"]
+    assert rows == ["teacher", "untrained student", *ways] * 2

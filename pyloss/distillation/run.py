@@ -27,6 +27,8 @@ def distill(
     alpha: float = 0.0,
     beta: float = 0.5,
     skew: float = 0.1,
+    on_policy: float = 0.0,
+    max_new_tokens: int = 128,
     tokenizers: tuple[Any, Any] | None = None,
     training_callback: TrainingCallback | None = None,
 ) -> TrainingResult:
@@ -40,10 +42,18 @@ def distill(
             `StoredTeacher` of the same data.
         tokenizers: the student's and the teacher's, to compare them. Without them, the heads must
             have the same number of classes. A stored teacher's is not needed: None.
+        on_policy: the share of the samples whose targets the student draws itself, up to
+            `max_new_tokens` each; see `OnPolicyLoss`, which needs the student's tokenizer.
 
     Raises ValueError if the vocabularies differ, or a stored teacher lacks a sample.
     """
-    loss = DistillationLoss(teacher, kind, temperature, alpha, beta, skew)
+    loss: Any = DistillationLoss(teacher, kind, temperature, alpha, beta, skew)
+    if on_policy:
+        from pyloss.distillation.on_policy import OnPolicyLoss
+
+        if tokenizers is None:
+            raise ValueError("on_policy needs tokenizers=(student's, teacher's)")
+        loss = OnPolicyLoss(loss, tokenizers[0], on_policy, max_new_tokens)
     if isinstance(teacher, StoredTeacher):
         # No sample is tokenized twice.
         train_dataset, val_dataset = (

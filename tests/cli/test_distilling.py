@@ -60,6 +60,16 @@ def test_the_loss_is_that_of_the_teacher(project, capsys):
     assert shown and all("val loss 0.000" in line for line in shown)
 
 
+def test_answers_of_the_student(project, capsys):
+    flags = ["--mask-prompt", "--on-policy", "1", "--max-new-tokens", "3", "--adapter-path", "run"]
+    assert main([*DISTILL, *flags]) == 0
+    saved = settings(project / "run")["distillation"]
+    assert saved == {"teacher": "teacher", "on_policy": 1.0, "max_new_tokens": 3}
+    first = (project / "run" / "adapters.safetensors").read_bytes()
+    assert main([*DISTILL, *flags, "--overwrite"]) == 0
+    assert (project / "run" / "adapters.safetensors").read_bytes() == first
+
+
 def test_settings_from_a_file(project, capsys):
     (project / "run.yaml").write_text(
         "model: base\ndata: data\niters: 2\nbatch_size: 2\nnum_layers: 1\n"
@@ -83,6 +93,8 @@ def test_other_kinds_of_training(project, kind):
         (["--temperature", "0"], "distillation.temperature is 0.0; allowed: a finite number above"),
         (["--alpha", "1.5"], "distillation.alpha is 1.5; allowed: a finite number of at least 0"),
         (["--skew", "1"], "distillation.skew is 1.0"),
+        (["--on-policy", "2"], "distillation.on_policy is 2.0; allowed: a finite number of at"),
+        (["--max-new-tokens", "0"], "distillation.max_new_tokens is 0; allowed: a whole number"),
         (["--teacher", "nowhere"], "nowhere"),
     ],
 )

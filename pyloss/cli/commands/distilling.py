@@ -38,9 +38,14 @@ def _objective(
     """The loss against the teacher of the settings."""
     options = dict(settings.distillation or {})
     source, rest = options.pop("teacher", None), options.pop("rest", None)
+    share, most = options.pop("on_policy", 0.0), options.pop("max_new_tokens", 128)
     if source is None:
         raise ValueError("no teacher: give --teacher, a model's folder, .gguf file or known name")
     if is_stored_teacher(Path(source)):
+        if share:
+            raise ValueError(
+                f"--on-policy needs a model as its teacher; {source} knows its own data only"
+            )
         stored = StoredTeacher(source, rest or "bucket")
         loss = DistillationLoss(stored, **options)
         stored.check_tokenizer(tokenizer)
@@ -55,7 +60,12 @@ def _objective(
     arrays = (*teacher.stored().values(), *teacher.parameters().values())
     size = size_text(sum(int(array.nbytes) for array in arrays))
     say(f"teacher {source}: {size} of weights, which are read from its file where they are used")
-    return DistillationLoss(teacher, **options)
+    loss = DistillationLoss(teacher, **options)
+    if not share:
+        return loss
+    from pyloss.distillation.on_policy import OnPolicyLoss
+
+    return OnPolicyLoss(loss, tokenizer, share, most)
 
 
 def _write(flags: Flags, folder: str, top_k: int | None, samples: int | None) -> int:

@@ -76,6 +76,20 @@ those of pyloss train; a YAML file has these settings under the key distillation
         help="of a stored teacher: its other classes are one more class, or are left out and the "
         "stored ones add up to 1 (default: bucket)",
     )
+    add(
+        "--on-policy",
+        "on_policy",
+        "share of the samples whose answers the student draws itself; the teacher must be a model",
+        type=real,
+        metavar="X",
+    )
+    add(
+        "--max-new-tokens",
+        "max_new_tokens",
+        "of an answer that the student draws",
+        type=whole,
+        metavar="N",
+    )
     group = parser.add_argument_group("storing a teacher")
     group.add_argument(
         "--write-teacher",

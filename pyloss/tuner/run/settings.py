@@ -212,6 +212,8 @@ DISTILLATION_SCHEMA: dict[str, Key] = {
     "beta": Key(_number(0, 1), 0.5),
     "skew": Key(_number(0, below=1), 0.1),
     "rest": Key(_optional(_one_of(*RESTS))),  # None: bucket
+    "on_policy": Key(_number(0, 1), 0.0),
+    "max_new_tokens": Key(_integer(1), 128),
 }
 
 
