@@ -29,26 +29,35 @@ class TargetScores(NamedTuple):
 def score_targets(model: Any, samples: Sequence[Sample]) -> list[TargetScores]:
     """The scores of all samples' targets.
 
-    Samples are packed without padding, and the logits exist a few rows at a time.
+    Samples are packed without padding, and the logits exist a few rows at a time. Tokens that are
+    equal up to the last target, such as those of one-token choices after a question, are computed
+    once.
     """
     found: list[TargetScores] = [_NONE] * len(samples)
-    used = [int(np.flatnonzero(s.weights).max(initial=0)) for s in samples]
-    for part in parts_of_rows(used, PARTS_TOGETHER):
+    places = [np.flatnonzero(sample.weights) for sample in samples]
+    members: dict[tuple[int, ...], list[int]] = {}
+    for i, (sample, own) in enumerate(zip(samples, places, strict=True)):
+        if len(own):
+            members.setdefault(tuple(sample.tokens[: own[-1]]), []).append(i)
+    inputs = list(members)
+    for part in parts_of_rows([len(tokens) for tokens in inputs], PARTS_TOGETHER):
         if not len(part):
             continue
-        tokens = np.concatenate([samples[i].tokens[: used[i]] for i in part]).astype(np.int32)
-        offsets = np.concatenate(([0], np.cumsum([used[i] for i in part]))).astype(np.int32)
-        places = [np.flatnonzero(samples[i].weights) for i in part]
-        labels = np.concatenate(
-            [np.asarray(samples[i].tokens)[p] for i, p in zip(part, places, strict=True)]
-        ).astype(np.int32)
-        rows = np.concatenate([p - 1 + o for p, o in zip(places, offsets[:-1], strict=True)])
-        losses, greedy = _score_rows(model, data(model.hidden(tokens, offsets)), rows, labels)
-        bounds = np.cumsum([len(p) for p in places])[:-1]
-        for i, own, best in zip(
-            part, np.split(losses, bounds), np.split(greedy, bounds), strict=True
-        ):
-            found[i] = TargetScores(own, best)
+        packed = [inputs[k] for k in part]
+        offsets = np.cumsum([0, *map(len, packed)]).astype(np.int32)
+        hidden = data(model.hidden(np.concatenate(packed).astype(np.int32), offsets))
+        scored = [
+            (i, begin)
+            for k, begin in zip(part, offsets[:-1], strict=True)
+            for i in members[inputs[k]]
+        ]
+        rows = np.concatenate([places[i] - 1 + begin for i, begin in scored])
+        labels = np.concatenate([np.asarray(samples[i].tokens)[places[i]] for i, _ in scored])
+        losses, greedy = _score_rows(model, hidden, rows, labels.astype(np.int32))
+        bounds = np.cumsum([len(places[i]) for i, _ in scored])[:-1]
+        pieces = zip(scored, np.split(losses, bounds), np.split(greedy, bounds), strict=True)
+        for (i, _), own_losses, own_greedy in pieces:
+            found[i] = TargetScores(own_losses, own_greedy)
     return found
 
 

@@ -72,5 +72,24 @@ def test_several_targets_with_tokens_between_them(model):
     assert_allclose(score_targets(own, [sample])[0].losses, losses, rtol=2e-5, atol=2e-5)
 
 
+def test_equal_inputs_are_computed_once(model, monkeypatch):
+    own, logits = model
+    question = [3, 7, 1, 12, 5]
+    made = [Sample.from_spans([*question, choice], [(5, 6)]) for choice in range(6)]
+    made.append(Sample.from_spans([*question, 2], [(3, 6)]))
+    made.append(Sample.from_spans([*question, 2, 9], [(6, 7)]))
+    counts = []
+    hidden = own.hidden
+    monkeypatch.setattr(
+        own, "hidden", lambda tokens, *more: counts.append(len(tokens)) or hidden(tokens, *more)
+    )
+    found = score_targets(own, made)
+    assert counts == [5 + 6]
+    for sample, scores in zip(made, found):
+        losses, greedy = expected(logits, sample)
+        assert_allclose(scores.losses, losses, rtol=2e-5, atol=2e-5)
+        assert np.array_equal(scores.greedy, greedy)
+
+
 def test_nothing_to_score(model):
     assert score_targets(model[0], []) == []
