@@ -104,19 +104,14 @@ static __attribute__((noinline)) void emulated_dpbf16ps(amx_tile *t, int c, int 
         else emulated_##operation(tiles, __VA_ARGS__); \
     } while (0)
 #define UNIT_BARRIER() __asm__ volatile("" ::: "memory")
-static __attribute__((noinline)) void amx_configure(void) {
-    struct {
-        uint8_t palette, start, reserved[14];
-        uint16_t row_bytes[16];
-        uint8_t rows[16];
-    } c = {.palette = 1};
-    for (int i = 0; i < 8; i++) {
-        c.row_bytes[i] = AMX_ROW_BYTES;
-        c.rows[i] = AMX_SIDE;
-    }
-    UNIT_BARRIER();
-    _tile_loadconfig(&c);
-}
+/* A constant: GCC does not know that loadconfig reads all of it. */
+static const struct {
+    uint8_t palette, start, reserved[14];
+    uint16_t row_bytes[16];
+    uint8_t rows[16];
+} amx_shapes = {
+    .palette = 1, .row_bytes = {[0 ... 7] = AMX_ROW_BYTES}, .rows = {[0 ... 7] = AMX_SIDE}};
+static __attribute__((noinline)) void amx_configure(void) { _tile_loadconfig(&amx_shapes); }
 static __attribute__((noinline)) void amx_release(void) { _tile_release(); }
 #else
 #define UNIT(operation, ...) emulated_##operation(tiles, __VA_ARGS__)
