@@ -38,8 +38,8 @@ def set_matmul_precision(precision: str) -> None:
     it is used on request (see "Products in bfloat16" in docs/fine_tuning.md).
 
     It applies to layers of any weight format, experts, output heads and the bases of adapters.
-    These stay float32: products of up to four rows, the adapters' own matrices, gradients by
-    weights, attention, and devices. ValueError for another name.
+    These stay float32: products of up to 32 rows (4 for the gradient of the input), the adapters'
+    own matrices, gradients by weights, attention, and devices. ValueError for another name.
     """
     name = check_precision(precision)
     _core.set_matmul_precision(name if name == "float32" else bfloat16_form().setting)
