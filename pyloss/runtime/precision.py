@@ -150,18 +150,21 @@ _times: dict[tuple[str, str], float] = {}
 
 def _seconds(setting: str) -> float:
     """Seconds of a product of 12.6 MFLOP, the best of a few; measured once, and without a change to
-    what other threads compute.
+    what other threads compute. What is compared is measured in turn.
     """
-    key = (_core.isa(), setting)
-    if key not in _times:
+    isa = _core.isa()
+    if (isa, setting) not in _times:
         x, w = np.ones((128, 256), np.float32), np.ones((192, 256), np.float32)
         y = np.empty((128, 192), np.float32)
-        _core.try_matmul_precision(setting)
-        try:
-            _times[key] = min(_seconds_once(x, w, y) for _ in range(5))
-        finally:
-            _core.try_matmul_precision(None)
-    return _times[key]
+        compared = ["float32", "bfloat16-emulated", *(["bfloat16"] if has_instructions() else [])]
+        for name in [*compared, setting] * 5:
+            _core.try_matmul_precision(name)
+            try:
+                seconds = _seconds_once(x, w, y)
+            finally:
+                _core.try_matmul_precision(None)
+            _times[isa, name] = min(seconds, _times.get((isa, name), seconds))
+    return _times[isa, setting]
 
 
 def _seconds_once(x: np.ndarray, w: np.ndarray, y: np.ndarray) -> float:

@@ -140,7 +140,9 @@ def test_products_are_measured_once_and_change_nothing(monkeypatch):
     monkeypatch.setattr(precision, "_seconds_once", lambda *arrays: calls.append(1) or 0.001)
     with matmul_precision("bfloat16"), matmul_precision("bfloat16"):
         assert "1.0 times" in pyloss.info()["bfloat16_reason"]
-        assert len(calls) == 5 * len(precision._times)
+        first = len(calls)
+    with matmul_precision("bfloat16"):
+        assert 0 < len(calls) == first
     assert _core.matmul_precision() == "float32"
 
 
