@@ -12,6 +12,7 @@ from pyloss.models.config.mixture import Mixture
 from pyloss.models.config.model_config import ModelConfig
 from pyloss.models.synthetic import RandomSource
 from pyloss.tuner.utils import unfreeze_layers
+from pyloss.weights.stack import WeightStack
 from pyloss.weights.weight import Weight
 
 SIZES = {
@@ -43,6 +44,9 @@ class Drawn(RandomSource):
             np.sqrt(cols)
         )
         return Weight.quantize(values, self._format)
+
+    def experts(self, name, count, rows, cols):
+        return WeightStack([self.matrix(name, rows, cols) for _ in range(count)])
 
 
 def model_of(family, format):
