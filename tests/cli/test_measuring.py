@@ -50,7 +50,8 @@ def test_bench_says_what_the_machine_gives(quick, monkeypatch, capsys, tmp_path)
     assert lines[1] == f"model: {tmp_path / 'model'} (0 MB)"
     assert lines[2] == "with DoRA of rank 2, 2 x 5 tokens, checkpointing:"
     assert re.fullmatch(
-        r"  training: 40 tokens/s \(median of 3 steps; best 40\), peak memory \d+ MB", lines[3]
+        r"  training: 40 tokens/s \(median of 3 steps; best 40\), peak memory [\d.]+ [MG]B",
+        lines[3],
     )
     assert lines[4:] == [
         "  2,400 tokens take about 1.0 minutes",
