@@ -140,7 +140,7 @@ def test_logits_and_generation(device, tmp_path):
     caches = here.make_cache(), there.make_cache()
     for part in (tokens[0, :5], tokens[0, 5:6], tokens[0, 6:]):
         np.testing.assert_allclose(
-            there.step(part, caches[1]), here.step(part, caches[0]), atol=1e-5
+            there.step(part, caches[1]), here.step(part, caches[0]), rtol=1e-5, atol=1e-5
         )
 
 
