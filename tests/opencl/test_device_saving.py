@@ -52,9 +52,10 @@ def test_fusing(device, tmp_path, format, dora, dequantize):
     here, there = adapted_pair(tmp_path, format, device, dora=dora, keys=keys)
     assert here.fuse(dequantize) is here and there.fuse(dequantize) is there
     same_model(here, there)
-    tokens = np.random.default_rng(0).integers(0, 29, (2, 9))
+    # Twice, since products of at most 32 rows have another order of sums on the processor.
+    tokens = np.tile(np.random.default_rng(0).integers(0, 29, (2, 9)), (2, 1))
     np.testing.assert_allclose(
-        np.asarray(there.eval()(tokens)), here.eval()(tokens), rtol=1e-5, atol=4e-5
+        np.asarray(there.eval()(tokens)), here.eval()(tokens), rtol=1e-5, atol=2e-5
     )
 
 
