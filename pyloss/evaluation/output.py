@@ -7,18 +7,28 @@ import math
 from typing import Any
 
 from pyloss.evaluation.measurement import Evaluation, Result
-from pyloss.io.files import PathLike, replacing
+from pyloss.io.files import PathLike, replacing, user_path
+from pyloss.io.outputs import output
 
 
-def write_results(path: PathLike, found: Evaluation, base: Evaluation | None = None) -> None:
+def write_results(
+    path: PathLike, found: Evaluation, base: Evaluation | None = None, overwrite: bool = False
+) -> None:
     """Writes the results of each record to a JSONL file, wholly or not at all.
+
+    An earlier file moves to `previous-N` in its folder; `overwrite` replaces it.
 
     A line has `record` (its number in the dataset, from 0), `prompt`, `reference`, `answer`,
     `finish_reason` and `scores`; without generated answers `record` and `scores` only. `base`, the
     evaluation to compare with, adds an object `base` with its own answer and scores. OSError names
     `path`.
     """
-    with replacing(path) as part, open(part, "w", encoding="utf-8", newline="\n") as file:
+    target = user_path(path)
+    with (
+        output(target, overwrite=overwrite),
+        replacing(target) as part,
+        open(part, "w", encoding="utf-8", newline="\n") as file,
+    ):
         for index, result in enumerate(found.results):
             line: dict[str, Any] = {"record": index}
             if result.answer is not None:

@@ -72,6 +72,16 @@ def test_metrics_are_printed_with_their_counts(project, capsys):
     assert f"note: --max-tokens cut {found.cut} answers" in err
 
 
+def test_an_earlier_output_is_kept_or_replaced_as_asked(project):
+    argv = [*EVAL, *ANSWERS, "--output", "out.jsonl"]
+    Path("out.jsonl").write_text("mine")
+    assert main(argv) == 0
+    assert Path("previous-1/out.jsonl").read_text() == "mine"
+    assert len(lines("out.jsonl")) == 3
+    assert main([*argv, "--overwrite"]) == 0
+    assert [str(path) for path in Path().glob("previous-*")] == ["previous-1"]
+
+
 def test_output_holds_every_record(project, capsys):
     assert main([*EVAL, *ANSWERS, "--adapter-path", "adapters", "--output", "out.jsonl"]) == 0
     assert "wrote out.jsonl" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """`generate --prompts`: the lines that it reads and writes."""
 
 import json
+from pathlib import Path
 
 import pytest
 import tiny
@@ -39,6 +40,22 @@ def read():
 
 
 ARGV = ["generate", "--prompts", "in.jsonl", "--output", "out.jsonl"]
+
+
+def test_earlier_answers_are_kept_and_the_prompts_are_never_replaced(model, capsys, tmp_path):
+    write([{"prompt": "ab"}])
+    before = Path("in.jsonl").read_bytes()
+    fails(
+        capsys,
+        ["generate", "--prompts", "in.jsonl", "--output", str(tmp_path / "in.jsonl")],
+        "is the file of --prompts: give another",
+    )
+    assert Path("in.jsonl").read_bytes() == before
+    Path("out.jsonl").write_text("mine")
+    assert main([*ARGV, "-m", "2"]) == 0
+    assert Path("previous-1/out.jsonl").read_text() == "mine" and len(read()) == 1
+    assert main([*ARGV, "-m", "2", "--overwrite"]) == 0
+    assert [str(path) for path in Path().glob("previous-*")] == ["previous-1"]
 
 
 def test_answers_are_those_of_single_prompts_in_the_order_of_the_lines(model, capsys):

@@ -32,7 +32,10 @@ def test_a_line_for_each_record(tmp_path):
     base = {"answer": "c", "finish_reason": "stop", "scores": {"f1": 0.0}}
     write_results(path, evaluation("a\nb", f1=0.5), evaluation("c", f1=0.0))
     assert lines(path) == [whole | {"base": base}]
-    assert list(tmp_path.iterdir()) == [path]
+    aside = tmp_path / "previous-1"
+    assert sorted(tmp_path.iterdir()) == [path, aside] and lines(aside / "out.jsonl") == [whole]
+    write_results(path, evaluation("d", f1=0.5), overwrite=True)
+    assert sorted(tmp_path.iterdir()) == [path, aside]
 
 
 def test_without_answers_there_are_scores_only(tmp_path):
@@ -50,5 +53,10 @@ def test_a_failure_leaves_the_earlier_file(tmp_path):
     with pytest.raises(TypeError):
         write_results(path, broken)
     assert path.read_text() == "before" and list(tmp_path.iterdir()) == [path]
-    with pytest.raises(OSError, match="cannot write"):
-        write_results(tmp_path / "missing" / "out.jsonl", evaluation("a", f1=0.5))
+    with pytest.raises(OSError, match=r"out\.jsonl"):
+        write_results(path / "out.jsonl", evaluation("a", f1=0.5))
+
+
+def test_missing_folders_are_made(tmp_path):
+    write_results(tmp_path / "a" / "b" / "out.jsonl", evaluation("a", f1=0.5))
+    assert len(lines(tmp_path / "a" / "b" / "out.jsonl")) == 1

@@ -57,7 +57,7 @@ def evaluate(flags: Flags) -> int:
         beside = _measured(other, loaded_base, names, max_tokens)
         _print_differences(found, beside, compare(found, beside))
     if output is not None:
-        write_results(output, found, beside)
+        write_results(output, found, beside, settings.overwrite)
         say(f"wrote {output}")
     return 0
 

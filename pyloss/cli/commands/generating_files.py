@@ -13,6 +13,7 @@ from pyloss.cli.commands.shared import Flags
 from pyloss.generation import BatchGenerator, SamplingParams
 from pyloss.io.console import say
 from pyloss.io.files import check_target, replacing, user_path
+from pyloss.io.outputs import output
 from pyloss.tuner.callbacks import ProgressReporter
 from pyloss.tuner.data.records import Record, Records, check_messages, field, keys_of
 
@@ -33,8 +34,10 @@ def check_files(flags: Flags) -> Records:
     """
     if flags["output"] is None:
         raise ValueError("--prompts needs --output, the file that the answers are written to")
-    source = user_path(flags["prompts"])
-    check_target(flags["output"])
+    source, target = user_path(flags["prompts"]), user_path(flags["output"])
+    check_target(target)
+    if target.exists() and source.exists() and target.samefile(source):
+        raise ValueError(f"--output {flags['output']} is the file of --prompts: give another")
     records = Records(source)
     if not records:
         raise ValueError(f"{source} holds no prompts")
@@ -103,7 +106,8 @@ def generate_file(
         f"{len(prompts)} prompts, up to {min(flags['batch_size'], len(prompts))} at a time; "
         f"keys and values take at most {generator.stats.cache_bytes / 1e6:.0f} MB"
     )
-    with replacing(flags["output"]) as part:
+    target = user_path(flags["output"])
+    with output(target, overwrite=flags["overwrite"]), replacing(target) as part:
         _write(part, records, running, generator)
     stats = generator.stats
     say(f"wrote {flags['output']}")

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from pyloss.cli.parser import command, data_flags, device_flag, precision_flag, setting, whole
+from pyloss.cli.parser import (
+    OVERWRITE,
+    command,
+    data_flags,
+    device_flag,
+    precision_flag,
+    setting,
+    whole,
+)
 
 
 def eval_parser(commands: Any) -> None:
@@ -57,6 +65,7 @@ The reference of a record is its last assistant turn; the prompt is all that pre
         metavar="FILE",
         help="JSONL file for the prompt, reference, answer and scores of each record",
     )
+    setting(parser, "--overwrite", OVERWRITE, action="store_true")
     parser.add_argument(
         "--compare",
         metavar="BASE",

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from pyloss.cli.parser import command, device_flag, ignored_flag, model_flags, real, truth, whole
+from pyloss.cli.parser import (
+    OVERWRITE,
+    command,
+    device_flag,
+    ignored_flag,
+    model_flags,
+    real,
+    truth,
+    whole,
+)
 
 
 def generate_parser(commands: Any) -> None:
@@ -44,6 +53,7 @@ def generate_parser(commands: Any) -> None:
         help="JSONL file for the lines of --prompts with their completion, finish_reason, "
         "prompt_tokens and completion_tokens; written when all are answered",
     )
+    add("--overwrite", action="store_true", help=OVERWRITE)
     add(
         "--batch-size",
         type=whole,
