@@ -16,7 +16,6 @@ random weights: it checks the script.
 """
 
 import argparse
-import json
 import math
 import pydoc_data.topics
 from pathlib import Path
@@ -26,6 +25,7 @@ import numpy as np
 import pyloss
 from pyloss.distillation.on_policy import OnPolicyLoss
 from pyloss.distillation.stored import StoredTeacher, write_teacher
+from pyloss.evaluation import measure
 from pyloss.models.pruning import even_layers, prune_model
 from pyloss.tuner import TrainingArgs, evaluate
 from pyloss.tuner.losses import default_loss
@@ -46,31 +46,22 @@ def chunks(lines, tokenizer):
     return pyloss.TextDataset([{"text": text} for text in texts], tokenizer)
 
 
-def exact_match(model, tokenizer, records):
-    """The share of records that the model answers word for word."""
-    prompts = [
-        tokenizer.apply_chat_template(record["messages"][:-1], add_generation_prompt=True)
-        for record in records
-    ]
-    answers = pyloss.batch_generate(model, tokenizer, prompts, max_tokens=40).texts
-    wanted = [record["messages"][-1]["content"] for record in records]
-    return float(np.mean([a == w for a, w in zip(answers, wanted, strict=True)]))
-
-
 class Comparison:
     """One teacher, and the students that learn from it in different ways."""
 
-    def __init__(self, options, source, tokenizer, train_set, valid_set):
+    def __init__(self, options, source, tokenizer, train_set):
         self.options, self.source, self.tokenizer = options, source, tokenizer
-        self.train_set, self.valid_set = train_set, valid_set
+        self.train_set = train_set
         self.teacher, _ = pyloss.load(source)
 
     def losses(self):
         """The loss of each way of training, by its name."""
         live = self.teacher
         place = self.options.out / f"{Path(self.source).name}-top64"
-        if not place.exists():
-            write_teacher(live, self.train_set, place, tokenizer=self.tokenizer, top_k=64)
+        # Written once: a folder of the same teacher and data stays.
+        write_teacher(
+            live, self.train_set, place, tokenizer=self.tokenizer, top_k=64, overwrite=True
+        )
         return {
             "labels": default_loss,
             "forward KL": pyloss.DistillationLoss(live, "forward-kl"),
@@ -148,7 +139,7 @@ def draw(results, path):
 
 def tuned_teacher(options, train_set, tokenizer):
     """The folder of the model tuned on the requests; it is trained once."""
-    place = options.out / "teacher"
+    place = options.out / f"teacher-{options.teacher_iters}"
     if not (place / "config.json").exists():
         model, _ = pyloss.load(options.model)
         pyloss.linear_to_lora_layers(model, -1, {"rank": 8, "scale": 2.0})
@@ -190,34 +181,31 @@ def main():
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     options.model = "smollm2-135m"
-    records = [
-        json.loads(line)
-        for line in (HERE / "data" / "test.jsonl").read_text(encoding="utf-8").splitlines()
-    ]
     _, tokenizer = pyloss.load(options.model)
     lines = running_text()[: LINES + TEST_LINES]
     if options.small:
         options.model = small_model(options.out / "small", tokenizer)
         options.seeds, options.iters, options.teacher_iters, options.layers = 1, 2, 2, 2
-        records, lines = records[:4], lines[: TEST_LINES + 40]
-    train_set, valid_set, _ = pyloss.load_dataset(HERE / "data", tokenizer, mask_prompt=True)
+        lines = lines[: TEST_LINES + 40]
+    train_set, _, test_set = pyloss.load_dataset(HERE / "data", tokenizer, mask_prompt=True)
     results = {}
 
     teacher = tuned_teacher(options, train_set, tokenizer)
-    requests = Comparison(options, teacher, tokenizer, train_set, valid_set)
-    title = "requests, exact match"
-    results[title] = compare(
-        requests, lambda model: exact_match(model, tokenizer, records), options.seeds
-    )
+    requests = Comparison(options, teacher, tokenizer, train_set)
+    title, limit = "requests, exact match", 4 if options.small else None
+
+    def exact_match(model):
+        found = measure(model, tokenizer, test_set, "exact-match", max_tokens=40, limit=limit)
+        return found.scores["exact-match"]
+
+    results[title] = compare(requests, exact_match, options.seeds)
     table(title, results[title])
 
-    test_set = chunks(lines[-TEST_LINES:], tokenizer)
-    text = Comparison(
-        options, options.model, tokenizer, chunks(lines[:-TEST_LINES], tokenizer), None
-    )
+    text_test = chunks(lines[-TEST_LINES:], tokenizer)
+    text = Comparison(options, options.model, tokenizer, chunks(lines[:-TEST_LINES], tokenizer))
     title = "running text, perplexity"
     results[title] = compare(
-        text, lambda model: math.exp(evaluate(model, test_set, options.batch)), options.seeds
+        text, lambda model: math.exp(evaluate(model, text_test, options.batch)), options.seeds
     )
     table(title, results[title])
     draw(results, options.out / "distill.svg")
