@@ -27,6 +27,7 @@ def test_a_header_and_a_line_are_all_that_the_core_needs():
     assert core["csrc/losses.def"].count("\n") == 1 and len(core) == 2
 
 
+@pytest.mark.slow  # builds the core
 def test_the_page_adds_a_loss(tmp_path):
     pytest.importorskip(
         "setuptools", reason="building needs setuptools: pip install 'pyloss[test]'"
