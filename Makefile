@@ -39,7 +39,7 @@ help:
 	@echo 'make bench-losses   measure the losses of pyloss and its peers'
 	@echo 'make bench-distill  measure distillation, beside a plain loop in torch'
 	@echo 'make bench          measure matrix products, experts, loading and imports'
-	@echo 'make bench-scaling  the speed of training by the number of cores, predicted beyond those here'
+	@echo 'make bench-scaling  training by the number of cores; predicts more than there are'
 	@echo 'make bench-opencl   compare an OpenCL device with the C kernels; DEVICE=opencl:1'
 	@echo 'make clean          remove what was built; .venv stays'
 	@echo

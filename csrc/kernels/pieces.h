@@ -4,8 +4,8 @@
 #define PYLOSS_PIECES_H
 #include "simd/vec.h"
 
-/* Elements of a piece: at most 32 KB, so that small calls run inline. Large calls have pieces enough
- * for 64 threads, of 4 KB at least. */
+/* Elements of a piece: at most 32 KB, so that small calls run inline. Large calls have enough
+ * pieces for 64 threads, of 4 KB at least. */
 enum { PIECE = 8192, LEAST_PIECE = 1024, WANTED_PIECES = 256 };
 
 INLINE int64_t at_most(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -13,7 +13,7 @@ INLINE int64_t at_least(int64_t a, int64_t b) { return a > b ? a : b; }
 INLINE int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 /* How many items of `size` elements make a piece. */
 INLINE int64_t grain_of(int64_t size) { return size >= PIECE ? 1 : PIECE / (size > 0 ? size : 1); }
-/* How many of n items of `size` elements make a piece, for items that do not depend on each other. */
+/* How many of n independent items of `size` elements make a piece. */
 INLINE int64_t grain_for(int64_t n, int64_t size) {
     const int64_t most = grain_of(size), least = at_least(LEAST_PIECE / at_least(size, 1), 1);
     if (n <= most) return most;
