@@ -535,7 +535,7 @@ class RMSNorm(Module):
         return ops.rms_norm(x, weight, self.eps)
 
 
-def value_and_grad(model: Module, function: Callable) -> Callable:
+def value_and_grad(model: Any, function: Callable) -> Callable:
     """A function that returns `(value, grads)` of `function`, by the trainable parameters.
 
     `function` returns a scalar, or a tuple that begins with one. `grads` is a flat dict keyed like

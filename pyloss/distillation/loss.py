@@ -8,6 +8,7 @@ import numpy as np
 
 from pyloss.autograd.tape import no_grad
 from pyloss.checks.numbers import real
+from pyloss.distillation.hidden import NEEDS_MODEL, HiddenStates
 from pyloss.losses.distillation import divergence, linear_distillation
 from pyloss.tuner.losses import PackedTargets, loss_in_parts
 
@@ -31,21 +32,34 @@ class LiveTeacher:
 
     Args:
         model: the teacher, with the student's tokens (see `check_vocabularies`).
+        hidden: a term of its hidden states, which is added to the loss.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, hidden: HiddenStates | None = None) -> None:
         if not hasattr(model, "hidden") or not hasattr(model, "head_layer"):
             raise TypeError(
                 f"a teacher must be a model of pyloss.load, not a {type(model).__name__}"
             )
-        self.model = model.eval()
+        self.model, self.hidden = model.eval(), hidden
 
     def loss(self, model: Any, part: PackedTargets, options: dict[str, Any]) -> Any:
         """See `Teacher`."""
+        if self.hidden is not None:
+            known, targets = self.hidden.of_teacher(self.model, part)
+            own, states = self.hidden.of_student(model, part)
+            term = self.hidden.loss(part, states, targets)
+            return self._of_logits(model, own, known, part, options) + term
         with no_grad():
             known = self.model.hidden(part.tokens, part.offsets)
+        own = model.hidden(part.tokens, part.offsets)
+        return self._of_logits(model, own, known, part, options)
+
+    def _of_logits(
+        self, model: Any, own: Any, known: Any, part: PackedTargets, options: dict[str, Any]
+    ) -> Any:
+        """The loss of the student's and the teacher's last hidden states under their heads."""
         return linear_distillation(
-            model.hidden(part.tokens, part.offsets),
+            own,
             model.head_layer,
             known,
             self.model.head_layer,
@@ -61,7 +75,8 @@ class LiveTeacher:
 class DistillationLoss:
     """`loss(model, batch, lengths)`: (the weighted mean over the targets, the sum of weights).
 
-    Each target's loss is alpha CE + (1 - alpha) T^2 D, see `pyloss.losses.linear_distillation`.
+    Each target's loss is alpha CE + (1 - alpha) T^2 D, see `pyloss.losses.linear_distillation`,
+    plus the term of hidden states, if there is one.
 
     Args:
         teacher: a model, a `StoredTeacher`, or another `Teacher`.
@@ -69,8 +84,11 @@ class DistillationLoss:
             "skew-reverse-kl" (with `skew`).
         temperature: T > 0, divides the logits of both.
         alpha: in [0, 1], the share of the labels' cross entropy.
+        hidden: the distance of hidden states, of this student and teacher; a `StoredTeacher` has
+            none.
 
-    Raises ValueError for an unknown kind and for numbers out of their range.
+    Raises ValueError for an unknown kind, for numbers out of their range, and for hidden states of
+    a teacher that is no model.
     """
 
     def __init__(
@@ -81,9 +99,14 @@ class DistillationLoss:
         alpha: float = 0.0,
         beta: float = 0.5,
         skew: float = 0.1,
+        hidden: HiddenStates | None = None,
     ) -> None:
         divergence(kind, temperature=temperature, beta=beta, skew=skew)
-        self.teacher: Teacher = teacher if hasattr(teacher, "loss") else LiveTeacher(teacher)
+        if hidden is not None and hasattr(teacher, "loss"):
+            raise ValueError(NEEDS_MODEL)
+        self.teacher: Teacher = (
+            teacher if hasattr(teacher, "loss") else LiveTeacher(teacher, hidden)
+        )
         self.options = {
             "kind": kind,
             "temperature": real(temperature, "temperature", above=0),
@@ -91,8 +114,13 @@ class DistillationLoss:
             "beta": real(beta, "beta", 0, 1),
             "skew": real(skew, "skew", 0, below=1),
         }
+        self.hidden = hidden
         if hasattr(self.teacher, "check"):
             self.teacher.check(self.options)
+
+    def loss_parameters(self) -> dict[str, np.ndarray]:
+        """The arrays that are trained beside the student: projections of hidden states."""
+        return {} if self.hidden is None else self.hidden.projections
 
     def __call__(self, model: Any, batch: Any, lengths: Any) -> tuple[Any, float]:
         """The loss of a batch, see `tuner.losses.default_loss`."""

@@ -44,6 +44,10 @@ class OnPolicyLoss:
                 "a stored teacher knows the probabilities of its own data only"
             )
 
+    def loss_parameters(self) -> dict[str, np.ndarray]:
+        """See `DistillationLoss`."""
+        return self.loss.loss_parameters()
+
     def __call__(self, model: Any, batch: Any, lengths: Any) -> tuple[Any, float]:
         """The loss of a batch, see `tuner.losses.default_loss`."""
         if not (self.share and model.training):

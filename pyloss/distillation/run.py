@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+from pyloss.distillation.hidden import HiddenStates
 from pyloss.distillation.loss import DistillationLoss
 from pyloss.distillation.stored import StoredTeacher
 from pyloss.distillation.vocabularies import check_vocabularies
@@ -29,6 +31,9 @@ def distill(
     skew: float = 0.1,
     on_policy: float = 0.0,
     max_new_tokens: int = 128,
+    hidden_loss: str | None = None,
+    hidden_layers: Iterable[Sequence[int]] | str | None = None,
+    hidden_weight: float = 1.0,
     tokenizers: tuple[Any, Any] | None = None,
     training_callback: TrainingCallback | None = None,
 ) -> TrainingResult:
@@ -45,9 +50,18 @@ def distill(
         on_policy: the share of the samples whose targets the student draws itself, up to
             `max_new_tokens` each; see `OnPolicyLoss`, which needs the student's tokenizer.
 
+        hidden_loss: "cosine" or "mse" adds `hidden_weight` times the distance of hidden states
+            between the pairs `hidden_layers`, see `HiddenStates`; the teacher must be a model.
+
     Raises ValueError if the vocabularies differ, or a stored teacher lacks a sample.
     """
-    loss: Any = DistillationLoss(teacher, kind, temperature, alpha, beta, skew)
+    hidden = None
+    if hidden_loss is not None:
+        seed = (args.seed if args is not None else None) or 0
+        hidden = HiddenStates(model, teacher, hidden_loss, hidden_layers, hidden_weight, seed)
+    elif hidden_layers is not None:
+        raise ValueError("hidden_layers goes with hidden_loss, which says how states are compared")
+    loss: Any = DistillationLoss(teacher, kind, temperature, alpha, beta, skew, hidden)
     if on_policy:
         from pyloss.distillation.on_policy import OnPolicyLoss
 

@@ -120,7 +120,7 @@ def pair_loss(
 ) -> Any:
     """A loss of two arrays of logits [..., V]: one value per row."""
     inputs = logits_q, logits_p
-    q, p = _two_like(("logits_q", "logits_p"), inputs)
+    q, p = two_like(("logits_q", "logits_p"), inputs)
     shape = q.shape[:-1]
     weights = row_weights(weights, shape)
     index = pair_labels(labels, weights, shape, q.shape[-1], ignore_index)
@@ -150,7 +150,7 @@ def element_loss(
     out: Any,
 ) -> Any:
     """A loss of two arrays of one shape: one value per element."""
-    a, b = _two_like(names, inputs, elementwise=True)
+    a, b = two_like(names, inputs, elementwise=True)
     weights = row_weights(weights, a.shape)
     counted = np.full(math.prod(a.shape), True) if weights is None else (weights != 0).reshape(-1)
     rows = core_rows(a), core_rows(b)
@@ -166,7 +166,7 @@ def element_loss(
     return loss.result(reduction, out)
 
 
-def _two_like(
+def two_like(
     names: tuple[str, str], inputs: tuple[Any, Any], elementwise: bool = False
 ) -> tuple[Any, Any]:
     """Two arrays for the kernels, in one place and of one shape."""

@@ -14,6 +14,7 @@ import numpy as np
 from pyloss import ops
 from pyloss.autograd.checkpointing import checkpoint
 from pyloss.autograd.tape import data
+from pyloss.checks.numbers import whole
 from pyloss.models.batch_cache import BatchCache, PromptCache, rows_needed
 from pyloss.models.cache import KVCache, NextTokens
 from pyloss.models.config.model_config import ModelConfig
@@ -355,8 +356,12 @@ class Model(Module):
         packing: Packing,
         cache: Cache | None = None,
         last_row: Packing | None = None,
+        between: dict[int, Any] | None = None,
     ) -> Any:
-        """The last hidden states [N, hidden]; with `last_row` as in `Attention`, [1, hidden]."""
+        """The last hidden states [N, hidden]; with `last_row` as in `Attention`, [1, hidden].
+
+        `between` gets the outputs of the layers that are its keys.
+        """
         x = self.model.embed_tokens(tokens)
         if last_row is not None:
             last_row = last_row.on_device_of(data(x), self._rope)
@@ -377,6 +382,8 @@ class Model(Module):
                 x = checkpoint(layer.feed, x)
             else:
                 x = checkpoint(lambda value, layer=layer: layer(value, packing), x)
+            if between is not None and i in between:
+                between[i] = x
         return self.model.norm(x)
 
     def hidden(self, tokens: Any, offsets: Any) -> Any:
@@ -384,6 +391,19 @@ class Model(Module):
 
         int32 `offsets` [S + 1] bound the sequences, from 0 to N.
         """
+        return self._run(*self._packed(tokens, offsets))
+
+    def hidden_states(
+        self, tokens: Any, offsets: Any, layers: Sequence[int]
+    ) -> tuple[Any, list[Any]]:
+        """`hidden`, and the outputs [N, hidden] of the decoder layers with these numbers."""
+        count = len(self.layers)
+        between: dict[int, Any] = {whole(i, "layers", 0, count - 1): None for i in layers}
+        last = self._run(*self._packed(tokens, offsets), between=between)
+        return last, [between[i] for i in layers]
+
+    def _packed(self, tokens: Any, offsets: Any) -> tuple[np.ndarray, Packing]:
+        """The arguments of `hidden`, checked."""
         tokens, offsets = self._tokens(tokens, 1), i32(offsets, "offsets")
         lengths = np.diff(offsets)
         if (
@@ -397,7 +417,7 @@ class Model(Module):
                 "offsets must begin with 0, never decrease and end with the number of tokens, "
                 f"{len(tokens)}; got {offsets}"
             )
-        return self._run(tokens, self._pack(lengths))
+        return tokens, self._pack(lengths)
 
     def head(self, x: Any) -> Any:
         """Hidden states [..., hidden] -> logits [..., V]."""

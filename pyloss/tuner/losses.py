@@ -14,6 +14,7 @@ from pyloss.losses.pairs import js_div_loss, kl_div_loss
 from pyloss.losses.public import linear_cross_entropy
 
 __all__ = [
+    "ModelAndLoss",
     "PackedTargets",
     "default_loss",
     "head_bytes",
@@ -104,6 +105,24 @@ def default_loss(model: Any, batch: Any, lengths: Any) -> tuple[Any, float]:
         )
 
     return loss_in_parts(model, batch, lengths, cross_entropy)
+
+
+class ModelAndLoss:
+    """The trainable parameters of a model and of its loss, for `nn.value_and_grad` and optimizers.
+
+    A loss with `loss_parameters()`, a flat dict of float32 arrays, has them trained with the model;
+    they are no part of it.
+    """
+
+    def __init__(self, model: Any, loss: Any) -> None:
+        self.model = model
+        own = getattr(loss, "loss_parameters", None)
+        self.of_loss: dict[str, np.ndarray] = {} if own is None else own()
+
+    def trainable_parameters(self) -> dict[str, np.ndarray]:
+        """The parameters of both, by name."""
+        parameters: dict[str, np.ndarray] = self.model.trainable_parameters()
+        return parameters | self.of_loss if self.of_loss else parameters
 
 
 def loss_in_parts(

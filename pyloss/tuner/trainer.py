@@ -63,7 +63,8 @@ def train(
     lowest validation loss; a resumed run still continues from the last one.
 
     Args:
-        loss: `loss(model, batch, lengths)` returns `(loss, ntoks)` or a scalar.
+        loss: `loss(model, batch, lengths)` returns `(loss, ntoks)` or a scalar. Arrays of its own
+            (see `tuner.losses.ModelAndLoss`) are trained too. Only the run's state keeps them.
         iterate_batches: called with mlx-lm's keywords; yields the arguments of `loss` after the
             model.
 

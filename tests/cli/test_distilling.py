@@ -70,6 +70,34 @@ def test_answers_of_the_student(project, capsys):
     assert (project / "run" / "adapters.safetensors").read_bytes() == first
 
 
+def test_hidden_states(project, capsys):
+    tiny.write_folder(
+        project / "wide", seed=6, vocab_size=tiny.TOKENS, tied=False, hidden_size=40, head_dim=10
+    )
+    load_model(project / "wide").save(project / "larger", tiny.byte_tokenizer())
+    flags = ["--hidden-loss", "mse", "--hidden-layers", "1:0,2:2", "--hidden-weight", "0.1"]
+    run = [*DISTILL[:-1], "larger", "--adapter-path", "run", *flags]
+    assert main(run) == 0
+    shown = "hidden states: mse of the layers 1:0, 2:2 (student:teacher), with projections of 2,560"
+    assert shown in capsys.readouterr().err
+    saved = settings(project / "run")["distillation"]
+    assert saved == {
+        "teacher": "larger", "hidden_loss": "mse", "hidden_layers": "1:0,2:2", "hidden_weight": 0.1,
+    }  # fmt: skip
+    assert main(["distill", "--resume", "--adapter-path", "run", "--iters", "3"]) == 0
+    assert shown in capsys.readouterr().err
+    again = ["distill", "--resume", "--adapter-path", "run", "--iters", "4"]
+    message = "in one only, first 'hidden_projections.1:0'"
+    fails(capsys, [*again, "--hidden-layers", "2:2"], message)
+    assert main(["generate", "--model", "base", "--adapter-path", "run", "--prompt", "hi"]) == 0
+    (project / "run.yaml").write_text(
+        "model: base\ndata: data\niters: 2\nbatch_size: 2\nnum_layers: 1\n"
+        "distillation: {teacher: teacher, hidden_loss: cosine, hidden_layers: [[2, 1], [0, 0]]}\n"
+    )
+    assert main(["distill", "-c", "run.yaml", "--on-policy", "0.5", "--mask-prompt"]) == 0
+    assert "hidden states: cosine of the layers 2:1, 0:0 (stu" in capsys.readouterr().err
+
+
 def test_settings_from_a_file(project, capsys):
     (project / "run.yaml").write_text(
         "model: base\ndata: data\niters: 2\nbatch_size: 2\nnum_layers: 1\n"
@@ -96,6 +124,12 @@ def test_other_kinds_of_training(project, kind):
         (["--on-policy", "2"], "distillation.on_policy is 2.0; allowed: a finite number of at"),
         (["--max-new-tokens", "0"], "distillation.max_new_tokens is 0; allowed: a whole number"),
         (["--teacher", "nowhere"], "nowhere"),
+        (["--hidden-loss", "mae"], "distillation.hidden_loss is 'mae'; allowed: cosine, mse"),
+        (["--hidden-loss", "mse", "--hidden-weight", "0"], "distillation.hidden_weight is 0.0"),
+        (["--hidden-loss", "mse", "--hidden-layers", "1"], "'1' in '1' is not a layer of the stu"),
+        (["--hidden-loss", "mse", "--hidden-layers", "9:1"], "the student has no layer 9: it has"),
+        (["--hidden-layers", "1:1"], "go with --hidden-loss, which says how hidden states are"),
+        (["--hidden-weight", "1"], "go with --hidden-loss, which says how hidden states are"),
     ],
 )
 def test_refused_flags(project, capsys, flags, message):
@@ -143,6 +177,8 @@ def test_a_stored_teacher_that_does_not_fit(project, capsys):
     fails(capsys, [*WRITE, "--top-k", "2"], "has a stored teacher with count 64, not 2")
     run = [*DISTILL[:-1], "stored", "--adapter-path", "run"]
     fails(capsys, [*run, "--temperature", "2"], "temperature is 2 and stored_temperature 1")
+    message = "--hidden-loss needs a model as its teacher; stored has probabilities only"
+    fails(capsys, [*run, "--hidden-loss", "mse"], message)
     fails(capsys, [*run, "--rest", "drop"], "distillation.rest is 'drop'; allowed: bucket,")
     fails(capsys, [*run, "--mask-prompt"], "lacks 6 of the 6 samples of the training data")
     fails(capsys, [*run, "--max-seq-length", "9"], "max_seq_length 2048")

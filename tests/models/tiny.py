@@ -150,8 +150,11 @@ def write_gguf(path, seed=0, format="F32", **options):
     return c, stored
 
 
-def logits(c, arrays, tokens):
-    """Logits [T, V] of one sequence, in float64 and with T x T attention."""
+def logits(c, arrays, tokens, states=None):
+    """Logits [T, V] of one sequence, in float64 and with T x T attention.
+
+    The list `states` gets the output [T, hidden] of each layer.
+    """
     w = {name: array.astype(np.float64) for name, array in arrays.items()}
 
     def norm(x, name):
@@ -192,6 +195,8 @@ def logits(c, arrays, tokens):
         x = x + linear(
             gate / (1 + np.exp(-gate)) * linear(y, f"{at}.mlp.up_proj"), f"{at}.mlp.down_proj"
         )
+        if states is not None:
+            states.append(x)
     head = w["model.embed_tokens.weight"] if c["tie_word_embeddings"] else w["lm_head.weight"]
     return norm(x, "model.norm") @ head.T
 

@@ -10,6 +10,7 @@ from typing import Any
 from pyloss import models
 from pyloss.cli.commands.shared import Flags, move
 from pyloss.cli.commands.training import fit
+from pyloss.distillation.hidden import HiddenStates
 from pyloss.distillation.loss import DistillationLoss
 from pyloss.distillation.run import check_data
 from pyloss.distillation.stored import StoredTeacher, write_teacher
@@ -17,6 +18,7 @@ from pyloss.distillation.stored.folder import is_stored_teacher
 from pyloss.distillation.vocabularies import check_vocabularies
 from pyloss.errors import counted, size_text
 from pyloss.io.console import say
+from pyloss.losses.hidden import KINDS as HIDDEN_LOSSES
 from pyloss.runtime import precision
 from pyloss.tuner.datasets import load_dataset
 from pyloss.tuner.run.settings import merge_settings
@@ -33,15 +35,26 @@ def distill(flags: Flags) -> int:
 
 
 def _objective(
-    settings: SimpleNamespace, tokenizer: Any, train_set: Any, valid_set: Any
+    settings: SimpleNamespace, student: Any, tokenizer: Any, train_set: Any, valid_set: Any
 ) -> Callable[..., Any]:
     """The loss against the teacher of the settings."""
     options = dict(settings.distillation or {})
     source, rest = options.pop("teacher", None), options.pop("rest", None)
     share, most = options.pop("on_policy", 0.0), options.pop("max_new_tokens", 128)
+    kind, pairs = options.pop("hidden_loss", None), options.pop("hidden_layers", None)
+    weight = options.pop("hidden_weight", None)
     if source is None:
         raise ValueError("no teacher: give --teacher, a model's folder, .gguf file or known name")
+    if kind is None and not (pairs is None and weight is None):
+        raise ValueError(
+            "--hidden-layers and --hidden-weight go with --hidden-loss, which says how hidden "
+            f"states are compared: {' or '.join(HIDDEN_LOSSES)}"
+        )
     if is_stored_teacher(Path(source)):
+        if kind is not None:
+            raise ValueError(
+                f"--hidden-loss needs a model as its teacher; {source} has probabilities only"
+            )
         if share:
             raise ValueError(
                 f"--on-policy needs a model as its teacher; {source} knows its own data only"
@@ -60,7 +73,11 @@ def _objective(
     arrays = (*teacher.stored().values(), *teacher.parameters().values())
     size = size_text(sum(int(array.nbytes) for array in arrays))
     say(f"teacher {source}: {size} of weights, which are read from its file where they are used")
-    loss = DistillationLoss(teacher, **options)
+    hidden = None
+    if kind is not None:
+        hidden = HiddenStates(student, teacher, kind, pairs, weight or 1.0, settings.seed)
+        say(hidden.describe())
+    loss = DistillationLoss(teacher, **options, hidden=hidden)
     if not share:
         return loss
     from pyloss.distillation.on_policy import OnPolicyLoss

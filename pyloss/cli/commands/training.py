@@ -24,8 +24,8 @@ from pyloss.tuner.run.checkpoints import restore_arrays
 from pyloss.tuner.run.run_folder import ADAPTER_FILE, read_adapter_config
 from pyloss.tuner.run.settings import merge_settings, resumed_settings
 
-#: makes the loss of a run, from its settings, the student's tokenizer, training and validation data
-Objective = Callable[[SimpleNamespace, Any, Any, Any], Callable[..., Any]]
+#: makes the loss of a run, from its settings, student, tokenizer, training and validation data
+Objective = Callable[[SimpleNamespace, Any, Any, Any, Any], Callable[..., Any]]
 
 
 def train(flags: Flags) -> int:
@@ -65,7 +65,7 @@ def fit(flags: Flags, objective: Objective | None = None) -> int:
             train_set, valid_set = (
                 CacheDataset(data) if len(data) else data for data in (train_set, valid_set)
             )
-            loss = objective(settings, tokenizer, train_set, valid_set)
+            loss = objective(settings, model, tokenizer, train_set, valid_set)
         _train(settings, model, optimizer, train_set, valid_set, loss)
     else:
         from pyloss.tuner.utils import load_adapters

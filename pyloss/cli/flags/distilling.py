@@ -7,6 +7,7 @@ from typing import Any
 from pyloss.cli.flags.training import run_flags
 from pyloss.cli.parser import command, real, whole
 from pyloss.losses.distillation import KINDS
+from pyloss.losses.hidden import KINDS as HIDDEN_LOSSES
 from pyloss.losses.sparse import RESTS
 from pyloss.tuner.run.settings import DISTILLATION_SCHEMA
 
@@ -28,6 +29,8 @@ divergence D between teacher and student at temperature T.""",
                               a quantized teacher: its weights stay in the file
   pyloss distill --teacher big/ --temperature 2 --alpha 0.5 --data data/
                               soft targets, and half of the loss from the labels
+  pyloss distill --teacher big/ --hidden-loss cosine --hidden-layers 3:7,11:29 --data data/
+                              hidden states as targets, too
   pyloss distill --teacher big/ --data data/ --write-teacher stored/ --top-k 64
   pyloss distill --teacher stored/ --data data/
                               run the teacher once, and train without it
@@ -90,6 +93,20 @@ those of pyloss train; a YAML file has these settings under the key distillation
         type=whole,
         metavar="N",
     )
+    group = parser.add_argument_group("hidden states (the teacher must be a model)")
+    group.add_argument(
+        "--hidden-loss",
+        metavar="|".join(HIDDEN_LOSSES),
+        help="add the distance between hidden states of student and teacher: cosine distance or "
+        "mean square (default: none)",
+    )
+    group.add_argument(
+        "--hidden-layers",
+        metavar="S:T,...",
+        help="the pairs of layers that are compared, counted from 0, such as 3:7,11:29: the "
+        "student's and the teacher's (default: the last layers of four equal parts of both)",
+    )
+    add("--hidden-weight", "hidden_weight", "factor of this term", type=real, metavar="W")
     group = parser.add_argument_group("storing a teacher")
     group.add_argument(
         "--write-teacher",

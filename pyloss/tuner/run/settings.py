@@ -16,6 +16,7 @@ from pyloss.checks.numbers import LARGEST, real, shown, whole
 from pyloss.errors import nearest
 from pyloss.io.files import PathLike, user_path
 from pyloss.losses.distillation import KINDS as DIVERGENCES
+from pyloss.losses.hidden import KINDS as HIDDEN_LOSSES
 from pyloss.losses.sparse import RESTS
 from pyloss.optim import OPTIMIZERS, build_schedule
 from pyloss.runtime.precision import PRECISIONS
@@ -177,6 +178,22 @@ def _ranks(value: Any) -> dict[str, int]:
         raise Refused("a mapping of layer names to ranks such as {self_attn.q_proj: 16}") from None
 
 
+def _pairs(value: Any) -> str | list[list[int]]:
+    """Pairs of layers: text such as "3:7,11:29", which the loss reads, or a list of pairs."""
+    if isinstance(value, str):
+        return value
+    allowed = "pairs of layers of the student and the teacher such as 3:7,11:29"
+    if not isinstance(value, (list, tuple)) or not value:
+        raise Refused(allowed)
+    try:
+        pairs = [[_integer(0)(layer) for layer in pair] for pair in value]
+    except (Refused, TypeError):
+        raise Refused(allowed) from None
+    if any(len(pair) != 2 for pair in pairs):
+        raise Refused(allowed)
+    return pairs
+
+
 LORA_SCHEMA = {
     "rank": Key(_integer(1)),
     "scale": Key(_number(0, above=True)),
@@ -214,6 +231,9 @@ DISTILLATION_SCHEMA: dict[str, Key] = {
     "rest": Key(_optional(_one_of(*RESTS))),  # None: bucket
     "on_policy": Key(_number(0, 1), 0.0),
     "max_new_tokens": Key(_integer(1), 128),
+    "hidden_loss": Key(_optional(_one_of(*HIDDEN_LOSSES))),  # None: no such term
+    "hidden_layers": Key(_optional(_pairs)),  # None: evenly, see `HiddenStates`
+    "hidden_weight": Key(_number(0, above=True), 1.0),
 }
 
 

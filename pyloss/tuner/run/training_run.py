@@ -35,6 +35,7 @@ from pyloss.tuner.callbacks import ProgressReporter, TrainingCallback
 from pyloss.tuner.data.batching import NoTargets, iterate_batches
 from pyloss.tuner.data.system_prompt import remembered, system_prompt_of
 from pyloss.tuner.datasets import CacheDataset
+from pyloss.tuner.losses import ModelAndLoss
 from pyloss.tuner.run import checkpoints
 from pyloss.tuner.run.args import TrainingArgs, TrainingResult
 from pyloss.tuner.run.checkpoints import Checkpoint, Progress, uninterrupted
@@ -60,16 +61,19 @@ class TrainingRun:
     ) -> None:
         self.model, self.optimizer, self.args = model, (optimizer := own_optimizer(optimizer)), args
         self.loss, self.make_batches = loss, make_batches
-        self.parameters: dict[str, np.ndarray] = model.trainable_parameters()
-        if not self.parameters:
+        if not model.trainable_parameters():
             raise ValueError(
                 "the model has no trainable parameters: call linear_to_lora_layers or "
                 "unfreeze() first"
             )
+        both = ModelAndLoss(model, loss)
+        self.of_loss = both.of_loss
+        self.trained: Any = both if both.of_loss else model
+        self.parameters: dict[str, np.ndarray] = self.trained.trainable_parameters()
         # A model need not be an nn.Module to be trained.
         adapted = isinstance(model, nn.Module)
         self.fixed = fixed_arrays(model) if adapted else {}
-        self.on_disk = partial(storable_arrays, model) if adapted else dict
+        self.layout = partial(storable_arrays, model) if adapted else dict
         if args.loraplus_lr_ratio != 1:
             if not any(name.endswith("lora_b") for name in self.parameters):
                 raise ValueError(
@@ -90,7 +94,7 @@ class TrainingRun:
         )
         self.given = train_dataset
         self.data = own_data(train_dataset, make_batches)
-        self.value_and_grad = nn.value_and_grad(model, loss)
+        self.value_and_grad = nn.value_and_grad(self.trained, loss)
         self.file = (
             None
             if args.adapter_file is None or not (args.iters or args.resume)
@@ -366,7 +370,7 @@ class TrainingRun:
                 )
             p.grad_norm = norm
             scale *= clip_scale(norm, self.args.max_grad_norm)
-            self.optimizer.update(self.model, self.accumulated, grad_scale=scale)
+            self.optimizer.update(self.trained, self.accumulated, grad_scale=scale)
         self.accumulated, p.pending, p.pending_weight = {}, 0, 0.0
 
     def not_finite(self, what: str, iteration: int) -> str:
@@ -522,6 +526,12 @@ class TrainingRun:
         )
         with uninterrupted():
             checkpoints.save_checkpoint(self.saved_at, saved)
+
+    def on_disk(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The adapter's file of these parameters, without those of the loss."""
+        return self.layout(
+            {name: array for name, array in arrays.items() if name not in self.of_loss}
+        )
 
     def save_adapter(self) -> None:
         assert self.file is not None
