@@ -18,7 +18,7 @@ LAYERS = [
     ["errors"],
     ["checks"],
     ["random", "runtime"],
-    ["weights"],
+    ["arithmetic", "weights"],
     ["io"],
     ["autograd"],
     ["ops"],

@@ -5,6 +5,7 @@
 
 #ifdef PL_UNIT_PRODUCTS
 #include "matmul/linear.tpl.h"
+#include "matmul/batched.tpl.h"
 #include "matmul/experts.tpl.h"
 #include "matmul/norms.tpl.h"
 #endif

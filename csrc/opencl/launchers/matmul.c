@@ -323,3 +323,39 @@ int pl_cl_launch_matmul_tn(const pl_cl_operation *o) {
     const matmul_tn_places at = matmul_tn_places_of(o);
     return plain_product(o, args.alpha, at.a, 1, at.b, 0, args.accumulate, at.c);
 }
+
+/* Matrices of a batched product, and which of them product i reads. */
+typedef struct {
+    pl_cl_place data;
+    const int32_t *index;
+    int64_t count, size;
+    int transposed;
+} operand;
+
+static pl_cl_place matrix_of(const operand *m, int64_t i) {
+    return at(m->data, (m->index ? m->index[i] : i % m->count) * m->size, 4);
+}
+
+static int batched_product(const pl_cl_operation *o, operand a, operand b, double alpha,
+                           int64_t accumulate, pl_cl_place c) {
+    const int64_t m = PL_DIM(o->call, 'M'), n = PL_DIM(o->call, 'N'), k = PL_DIM(o->call, 'K');
+    a.count = PL_DIM(o->call, 'A'), a.size = m * k;
+    b.count = PL_DIM(o->call, 'B'), b.size = k * n;
+    for (int64_t i = 0; a.count && b.count && i < PL_DIM(o->call, 'C'); i++)
+        if (plain_product(o, alpha, matrix_of(&a, i), a.transposed, matrix_of(&b, i), b.transposed,
+                          accumulate, at(c, i * m * n, 4)))
+            return 1;
+    return 0;
+}
+#define BATCHED(name, a_transposed, b_transposed) \
+    int pl_cl_launch_##name(const pl_cl_operation *o) { \
+        const name##_args args = name##_args_of(o->call); \
+        const name##_places to = name##_places_of(o); \
+        return batched_product( \
+            o, (operand){.data = to.a, .index = args.a_index, .transposed = a_transposed}, \
+            (operand){.data = to.b, .index = args.b_index, .transposed = b_transposed}, \
+            args.alpha, args.accumulate, to.c); \
+    }
+BATCHED(batched_nn, 0, 0)
+BATCHED(batched_nt, 0, 1)
+BATCHED(batched_tn, 1, 0)
