@@ -57,14 +57,14 @@ if X86:
 AMX_FLAGS = ["-mamx-tile", "-mamx-bf16"]
 
 # What kernels/kernels.tpl.h compiles of an instruction set at a time, the longest first.
-UNITS = ["products", "losses", "layers", "table"]
+UNITS = ["products", "losses", "layers", "maps", "table"]
 
 SOURCES = sorted(
     path
     for room in ("binding", "core", "opencl")
     for path in glob.glob(f"csrc/{room}/**/*.c", recursive=True)
 )
-OPENCL_PROGRAMS = ["rowloss", "elements", "layers", "matmul", "stored", "attention"]
+OPENCL_PROGRAMS = ["rowloss", "elements", "maps", "layers", "matmul", "stored", "attention"]
 
 
 def cores():

@@ -22,6 +22,10 @@
 #include "attention/attention.tpl.h"
 #endif
 
+#ifdef PL_UNIT_MAPS
+#include "layers/maps.tpl.h"
+#endif
+
 #ifdef PL_UNIT_LOSSES
 #include "rowloss/rowloss.tpl.h"
 #endif

@@ -369,6 +369,25 @@ INLINE vd vd_log1p(vd x) {
     return vd_select(vd_equal(u - u, vd_set1(0)), y, u);
 }
 
+/* log(x) within 2 ulp; -inf at 0, NaN below. Subnormal x are scaled first; the rest is vf_log1p. */
+INLINE vf vf_log(vf x) {
+    const vf_mask small = vf_less(x, vf_set1(FLT_MIN));
+    vi bits = (vi)(x * vf_select(small, vf_set1(0x1p23f), vf_set1(1)));
+    bits += 0x3f800000 - 0x3f3504f3;
+    vf k = __builtin_convertvector((bits >> 23) - 127, vf);
+    k = k - vf_select(small, vf_set1(23), vf_set1(0));
+    vf f = (vf)((bits & 0x7fffff) + 0x3f3504f3) - 1.0f;
+    vf s = f / (f + 2.0f), z = s * s;
+    vf y = s * (z * vf_atanh_rest(z)) + (s + s) + k * 0.69314718f;
+    vf odd = vf_select(vf_less(x, vf_set1(0)), vf_set1(NAN), x);
+    odd = vf_select(vf_equal(x, vf_set1(0)), vf_set1(-INFINITY), odd);
+    return vf_select(vf_less(vf_set1(0), x), vf_select(vf_less(x, vf_set1(INFINITY)), y, x), odd);
+}
+
+INLINE vf vf_copysign(vf x, vf s) {
+    return (vf)(((vi)x & 0x7fffffff) | ((vi)s & ~(vi_set1(0x7fffffff))));
+}
+
 /* log((x + d) / x) for x > 0, x + d > 0. The difference of the bits of x + d and x gives the k for
  * which y = 2^-k (x + d) is near x. The result is k ln 2 + 2 atanh((y - x) / (y + x)). If k is 0,
  * y - x is d itself, so that small d lose nothing. */

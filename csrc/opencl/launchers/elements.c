@@ -96,6 +96,56 @@ int pl_cl_launch_dropout(const pl_cl_operation *o) {
     return run(&l, "dropout", elements(o));
 }
 
+/* ---- maps.cl */
+
+static pl_cl_launch begin_map(const pl_cl_operation *o, const char *function, int of_one,
+                              size_t count, const pl_cl_place *places) {
+    pl_cl_launch l = pl_cl_begin(o, pl_cl_source_maps, shape_of(o), 0);
+    pl_cl_define(&l, "-DMAP=%s_at %s", function, of_one ? "-DOF_ONE " : "");
+    pl_cl_add_each(&l, 4, count, places);
+    return l;
+}
+
+/* An axis whose size is not that of y broadcasts. */
+static void add_steps(pl_cl_launch *l, const int64_t size[3], const int64_t whole[3]) {
+    pl_cl_add_i64(l, size[0] == whole[0] ? size[1] * size[2] : 0);
+    pl_cl_add_i64(l, size[1] == whole[1] ? size[2] : 0);
+    pl_cl_add_i64(l, size[2] == whole[2] ? 1 : 0);
+}
+static int pair_map(const pl_cl_operation *o, const char *function, pl_cl_place a, pl_cl_place b,
+                    pl_cl_place y) {
+    const pl_call *c = o->call;
+    const int64_t whole[] = {PL_DIM(c, 'O'), PL_DIM(c, 'N'), PL_DIM(c, 'D')},
+                  of_a[] = {PL_DIM(c, 'P'), PL_DIM(c, 'Q'), PL_DIM(c, 'R')},
+                  of_b[] = {PL_DIM(c, 'S'), PL_DIM(c, 'T'), PL_DIM(c, 'U')},
+                  n = whole[0] * whole[1] * whole[2], n_a = of_a[0] * of_a[1] * of_a[2],
+                  n_b = of_b[0] * of_b[1] * of_b[2];
+    if (!n || !n_a || !n_b) return 0;
+    pl_cl_launch l = begin_map(o, function, 0, 3, (pl_cl_place[]){a, b, y});
+    pl_cl_add_i64(&l, whole[1]);
+    pl_cl_add_i64(&l, whole[2]);
+    add_steps(&l, of_a, whole);
+    add_steps(&l, of_b, whole);
+    return run(&l, "map_pair", n);
+}
+#define PL_MAP(name, of) \
+    int pl_cl_launch_map_##name(const pl_cl_operation *o) { \
+        const map_##name##_places at = map_##name##_places_of(o); \
+        pl_cl_launch l = begin_map(o, #name, 1, 2, (pl_cl_place[]){at.x, at.y}); \
+        return run(&l, "map_one", elements(o)); \
+    } \
+    int pl_cl_launch_map_##name##_grad(const pl_cl_operation *o) { \
+        const map_##name##_grad_places at = map_##name##_grad_places_of(o); \
+        pl_cl_launch l = begin_map(o, #name "_grad", 0, 3, (pl_cl_place[]){at.dy, at.of, at.dx}); \
+        return run(&l, "map_two", elements(o)); \
+    }
+#define PL_PAIR_MAP(name) \
+    int pl_cl_launch_map_##name(const pl_cl_operation *o) { \
+        const map_##name##_places at = map_##name##_places_of(o); \
+        return pair_map(o, #name, at.a, at.b, at.y); \
+    }
+#include "../../maps.def"
+
 int pl_cl_launch_sum_squares(const pl_cl_operation *o) {
     enum { PARTS = 128 };
     const sum_squares_places at = sum_squares_places_of(o);

@@ -1,0 +1,51 @@
+/* How maps cut their work: a region of the elements for each thread. */
+#ifndef PYLOSS_REGIONS_H
+#define PYLOSS_REGIONS_H
+#include "../pyloss.h"
+#include "pieces.h"
+
+/* Elements in regions, one for each thread, cut into pieces. A thread takes the pieces of its own
+ * region first, which its caches may hold from the last call, then those that others have left.
+ * For maps alone: their bits do not depend on the pieces. */
+enum { REGIONS = 64 };
+typedef struct {
+    pl_range_fn fn;
+    const void *context;
+    int64_t n, grain, region, regions;
+    struct {
+        int64_t next; /* element of the region that is not taken yet */
+        char line[56];
+    } * at;
+} region_job;
+
+static void take_regions(const void *context, int64_t begin UNUSED, int64_t end UNUSED,
+                         int worker) {
+    const region_job *job = context;
+    for (int64_t i = 0; i < job->regions; i++) {
+        const int64_t own = (worker + i) % job->regions,
+                      last = at_most((own + 1) * job->region, job->n);
+        for (;;) {
+            const int64_t first =
+                own * job->region +
+                __atomic_fetch_add(&job->at[own].next, job->grain, __ATOMIC_RELAXED);
+            if (first >= last) break;
+            job->fn(job->context, first, at_most(first + job->grain, last), worker);
+        }
+    }
+}
+static void in_regions(int64_t n, pl_range_fn fn, const void *context) {
+    enum { LEAST = PIECE, MOST = 1 << 16 };
+    const int64_t threads = at_most(at_most(pl_num_threads(), REGIONS), n / LEAST);
+    if (threads <= 1) {
+        if (n) fn(context, 0, n, 0);
+        return;
+    }
+    region_job job = {fn, context, n, 0, round_up((n + threads - 1) / threads, 64), threads, NULL};
+    job.grain = at_least(LEAST, at_most(round_up(job.region / 4, 64), MOST));
+    char at[REGIONS * sizeof *job.at];
+    memset(at, 0, sizeof at);
+    job.at = (void *)at;
+    pl_parallel(threads, 1, take_regions, &job);
+}
+
+#endif
