@@ -120,6 +120,10 @@ class HiddenStates:
         numbers = sum(array.size for array in self.projections.values())
         return f"{text}, with projections of {numbers:,} numbers that the run's state keeps"
 
+    def without_gradient(self, first: int) -> list[int]:
+        """The student's layers below `first`, the first trained one."""
+        return sorted({q for q, _ in self.pairs if q < first})
+
     def of_teacher(self, model: Any, part: PackedTargets) -> tuple[Any, list[Any]]:
         """The teacher's last hidden states [N, E], and those of its layers at the targets."""
         with no_grad():

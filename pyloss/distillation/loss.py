@@ -11,6 +11,13 @@ from pyloss.checks.numbers import real
 from pyloss.distillation.hidden import NEEDS_MODEL, HiddenStates
 from pyloss.losses.distillation import divergence, linear_distillation
 from pyloss.tuner.losses import PackedTargets, loss_in_parts
+from pyloss.tuner.run.plan import (
+    BatchShape,
+    Beside,
+    first_trained_layer,
+    forward_bytes,
+    stored_bytes,
+)
 
 
 class Teacher(Protocol):
@@ -71,6 +78,18 @@ class LiveTeacher:
             **options,
         )
 
+    def beside(self, model: Any, batch: BatchShape) -> Beside:
+        """What the teacher needs beside the student, see `Beside`."""
+        width, classes = self.model.config.hidden_size, self.model.head_layer.shape[0]
+        pairs = 0 if self.hidden is None else len(self.hidden.pairs)
+        # Its last hidden states, twice where some tokens are no targets; then those of its layers.
+        kept = 4 * batch.tokens * width * (2 + pairs)
+        if self.hidden is not None:
+            # Differences and gradients by the student's states.
+            kept += 4 * batch.tokens * (width + model.config.hidden_size) * pairs
+        first = forward_bytes(self.model, batch.without_gradients)
+        return Beside(stored_bytes(self.model), kept, first, classes)
+
 
 class DistillationLoss:
     """`loss(model, batch, lengths)`: (the weighted mean over the targets, the sum of weights).
@@ -107,7 +126,7 @@ class DistillationLoss:
         self.teacher: Teacher = (
             teacher if hasattr(teacher, "loss") else LiveTeacher(teacher, hidden)
         )
-        self.options = {
+        self.options: dict[str, Any] = {
             "kind": kind,
             "temperature": real(temperature, "temperature", above=0),
             "alpha": real(alpha, "alpha", 0, 1),
@@ -121,6 +140,27 @@ class DistillationLoss:
     def loss_parameters(self) -> dict[str, np.ndarray]:
         """The arrays that are trained beside the student: projections of hidden states."""
         return {} if self.hidden is None else self.hidden.projections
+
+    def beside(self, model: Any, batch: BatchShape) -> Beside:
+        """What the loss needs beside the student, see `Beside`."""
+        of_teacher = getattr(self.teacher, "beside", None)
+        found = Beside() if of_teacher is None else of_teacher(model, batch)
+        # Slopes of the divergence and of the cross entropy.
+        both = 0 < self.options["alpha"] < 1
+        return found._replace(columns=found.columns + both * model.head_layer.shape[0])
+
+    def plan_notes(self, model: Any) -> list[str]:
+        """Lines for the plan of a run."""
+        if self.hidden is None:
+            return []
+        below = self.hidden.without_gradient(first_trained_layer(model))
+        if not below:
+            return []
+        return [
+            f"hidden states of the student's {'layer' if len(below) == 1 else 'layers'} "
+            f"{', '.join(map(str, below))} are below the first trained layer: "
+            "their distance changes nothing"
+        ]
 
     def __call__(self, model: Any, batch: Any, lengths: Any) -> tuple[Any, float]:
         """The loss of a batch, see `tuner.losses.default_loss`."""

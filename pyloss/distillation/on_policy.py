@@ -13,6 +13,7 @@ from pyloss.distillation.loss import DistillationLoss, LiveTeacher
 from pyloss.generation.batch import BatchGenerator
 from pyloss.generation.sampling import SamplingParams
 from pyloss.tuner.losses import target_weights
+from pyloss.tuner.run.plan import BatchShape, Beside, forward_bytes
 
 
 class OnPolicyLoss:
@@ -47,6 +48,21 @@ class OnPolicyLoss:
     def loss_parameters(self) -> dict[str, np.ndarray]:
         """See `DistillationLoss`."""
         return self.loss.loss_parameters()
+
+    def beside(self, model: Any, batch: BatchShape) -> Beside:
+        """What the loss and the generation of answers need, see `Beside`."""
+        longest = batch.longest + self.max_new_tokens
+        found = self.loss.beside(model, BatchShape.of(batch.rows, longest))
+        drawing = model.cache_bytes([longest] * batch.rows) + forward_bytes(model, batch.longest)
+        drawing += 4 * batch.rows * model.vocab_size
+        mixed = self.share < 1 and self.loss.options["alpha"] == 1
+        return found._replace(
+            first=max(found.first, drawing), columns=found.columns + mixed * model.vocab_size
+        )
+
+    def plan_notes(self, model: Any) -> list[str]:
+        """See `DistillationLoss`."""
+        return self.loss.plan_notes(model)
 
     def __call__(self, model: Any, batch: Any, lengths: Any) -> tuple[Any, float]:
         """The loss of a batch, see `tuner.losses.default_loss`."""

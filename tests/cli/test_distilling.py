@@ -35,6 +35,7 @@ def test_a_run_keeps_its_settings_and_resumes(project, capsys):
     assert main([*DISTILL, "--adapter-path", "run", *flags]) == 0
     err = capsys.readouterr().err
     assert "teacher teacher: " in err and "iteration 2/2: train loss" in err
+    assert "of memory at the peak, " in err and " of it the teacher's files\n" in err
     saved = settings(project / "run")
     assert saved["distillation"] == {
         "teacher": "teacher", "kind": "js", "beta": 0.25, "alpha": 0.1,

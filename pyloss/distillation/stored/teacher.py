@@ -15,6 +15,7 @@ from pyloss.io.files import PathLike, user_path
 from pyloss.losses.distillation import Entries, linear_distillation_from_entries
 from pyloss.losses.sparse import RESTS, sparse_kernel
 from pyloss.tuner.losses import PackedTargets
+from pyloss.tuner.run.plan import BatchShape, Beside
 
 
 class StoredTeacher:
@@ -101,6 +102,12 @@ class StoredTeacher:
             reduction="sum",
             **options,
         )
+
+    def beside(self, model: Any, batch: BatchShape) -> Beside:
+        """The shards, which are mapped, and a part's entries; see `Beside`."""
+        files = sum(shard.path.stat().st_size for shard in self._shards)
+        # Ids and float32 log-probabilities as read and as the loss takes them, and float64.
+        return Beside(files, 32 * batch.tokens * self.settings.count)
 
     def _kernel(self, options: dict[str, Any]) -> Any:
         return sparse_kernel(

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 from pyloss.errors import counted, size_text
 from pyloss.losses.head import rows_at_once
 from pyloss.models.transformer import HALF_CHECKPOINT_TOKENS
 from pyloss.nn import count_parameters
 from pyloss.runtime.precision import bfloat16_form, get_matmul_precision
-from pyloss.tuner.losses import head_bytes, parts_of_rows
+from pyloss.tuner.losses import PARTS_TOGETHER, head_bytes, parts_of_rows
 
 _NO_BIAS = "{bias_correction: false}"
 
@@ -18,6 +18,88 @@ _NO_BIAS = "{bias_correction: false}"
 BASE_BYTES = 80_000_000
 #: bytes of the packed panels of a matrix product
 PACKED_BYTES = 16_000_000
+
+
+class Beside(NamedTuple):
+    """Bytes that a loss needs beside the model's own, for a part of a batch.
+
+    A loss may have a method `beside(model, batch)` that returns them; `batch` is a `BatchShape`.
+
+    Attributes:
+        stored: weights at their size in the file, and other files that it reads.
+        kept: arrays that exist until the part's backward pass ends.
+        first: what exists before the model runs, and is free again when it does.
+        columns: numbers that the head needs for each row, beside the model's logits.
+    """
+
+    stored: int = 0
+    kept: int = 0
+    first: int = 0
+    columns: int = 0
+
+
+class BatchShape(NamedTuple):
+    """A batch of equally long rows.
+
+    Attributes:
+        rows: of the batch.
+        longest: tokens of a row.
+        tokens: in the largest part of the batch, see `losses.parts_of_rows`.
+        without_gradients: the same where nothing is kept for a backward pass.
+    """
+
+    rows: int
+    longest: int
+    tokens: int
+    without_gradients: int
+
+    @classmethod
+    def of(cls, rows: int, longest: int) -> BatchShape:
+        """The shape of `rows` rows of `longest` tokens."""
+        parts = (
+            longest * max(map(len, parts_of_rows([longest] * rows, together)))
+            for together in (1, PARTS_TOGETHER)
+        )
+        return cls(rows, longest, *parts)
+
+
+class _Sizes(NamedTuple):
+    """The widths of a model: see `estimate_memory`."""
+
+    hidden: int
+    queries: int
+    key_values: int
+    inner: int
+    visits: int
+    vocabulary: int
+
+    @classmethod
+    def of(cls, model: Any) -> _Sizes:
+        config = getattr(model, "config", None)
+        hidden = int(getattr(config, "hidden_size", 0) or 0)
+        heads = int(getattr(config, "num_attention_heads", 1) or 1)
+        key_value_heads = int(getattr(config, "num_key_value_heads", 0) or heads)
+        head_dim = int(getattr(config, "head_dim", 0) or hidden // heads)
+        inner = int(getattr(config, "intermediate_size", 0) or 4 * hidden)
+        mixture = getattr(config, "mixture", None)
+        visits = mixture.active if mixture is not None else 0
+        if mixture is not None:
+            inner = max(visits * mixture.size, inner if mixture.dense_layers else 0)
+        vocabulary = int(getattr(config, "vocab_size", 0) or 0)
+        return cls(hidden, heads * head_dim, key_value_heads * head_dim, inner, visits, vocabulary)
+
+
+def stored_bytes(model: Any) -> int:
+    """The bytes of a model's parameters and stored matrices, these at their size in the file."""
+    stored = model.stored().values() if hasattr(model, "stored") else ()
+    return sum(int(array.nbytes) for array in (*model.parameters().values(), *stored))
+
+
+def forward_bytes(model: Any, tokens: int) -> int:
+    """The working memory of a forward pass that keeps nothing: `4 N (2I + 3H + 2Q + 2K)`."""
+    sizes = _Sizes.of(model)
+    widths = 2 * sizes.inner + 3 * sizes.hidden * (1 + sizes.visits)
+    return 4 * tokens * (widths + 2 * sizes.queries + 2 * sizes.key_values)
 
 
 def estimate_memory(
@@ -28,6 +110,7 @@ def estimate_memory(
     optimizer_slots: int = 2,
     accumulate: bool = False,
     keep_best: bool = True,
+    loss: Any = None,
 ) -> int:
     """Estimate the peak memory of training, in bytes.
 
@@ -54,35 +137,29 @@ def estimate_memory(
     - the second part of the gradient of a trained embedding table that the head shares: `4 V H`;
     - the head: `4 V` for each token computed at once (`losses.head.rows_at_once`), and `8 N H` of
       hidden states;
+    - what the `loss` needs, see `Beside`: a teacher's weights and the hidden states that it gives,
+      the columns of its logits, and its working memory where that is more than the student's;
     - 80 MB for the interpreter and the libraries.
     """
-    trainable = sum(int(array.size) for array in model.trainable_parameters().values())
-    stored = model.stored().values() if hasattr(model, "stored") else ()
-    weights: int = (
-        sum(int(array.nbytes) for array in (*model.parameters().values(), *stored)) - 4 * trainable
+    of_model = sum(int(array.size) for array in model.trainable_parameters().values())
+    trainable = of_model + sum(
+        int(array.size) for array in getattr(loss, "loss_parameters", dict)().values()
     )
     copies = 2 + optimizer_slots + int(accumulate) + int(keep_best)
-    total = BASE_BYTES + max(weights, 0) + 4 * trainable * copies
-    config = getattr(model, "config", None)
-    hidden = int(getattr(config, "hidden_size", 0) or 0)
+    total = BASE_BYTES + max(stored_bytes(model) - 4 * of_model, 0) + 4 * trainable * copies
+    sizes = _Sizes.of(model)
+    hidden, queries, key_values, inner, visits, vocabulary = sizes
     if not hidden:
         return total
-    heads = int(getattr(config, "num_attention_heads", 1) or 1)
-    key_value_heads = int(getattr(config, "num_key_value_heads", 0) or heads)
-    head_dim = int(getattr(config, "head_dim", 0) or hidden // heads)
-    inner = int(getattr(config, "intermediate_size", 0) or 4 * hidden)
-    mixture = getattr(config, "mixture", None)
-    visits = mixture.active if mixture is not None else 0
-    if mixture is not None:
-        inner = max(visits * mixture.size, inner if mixture.dense_layers else 0)
-    vocabulary = int(getattr(config, "vocab_size", 0) or 0)
+    config = model.config
+    family = getattr(config, "family", None)
     table = any(name.endswith("embed_tokens.weight") for name in model.trainable_parameters())
     if table and getattr(config, "tie_word_embeddings", False):
         total += 4 * vocabulary * hidden
     layers = _trained_layers(model)
-    tokens = max_len * max(map(len, parts_of_rows([max_len] * batch_size)))
-    key_values = key_value_heads * head_dim
-    queries, family = heads * head_dim, getattr(config, "family", None)
+    batch = BatchShape.of(batch_size, max_len)
+    beside = loss.beside(model, batch) if hasattr(loss, "beside") else Beside()
+    tokens = batch.tokens
     layer = 4 * tokens * (2 * hidden + 2 * queries + 2 * key_values + 2 * inner)
     if family is not None:
         layer += (
@@ -97,14 +174,14 @@ def estimate_memory(
         name.endswith(("o_proj.m", "down_proj.m")) for name in model.trainable_parameters()
     )
     kept += 4 * tokens * hidden * (outputs / max(layers, 1) if grad_checkpoint else outputs)
-    work = 4 * tokens * (4 * inner + 3 * hidden * (1 + visits) + 10 * key_values) + PACKED_BYTES
+    work = 4 * tokens * (4 * inner + 3 * hidden * (1 + visits) + 10 * key_values)
+    columns = vocabulary + beside.columns
     head = (
-        4
-        * vocabulary
-        * min(rows_at_once(4 * max(vocabulary, 1), head_bytes(grad_checkpoint)), tokens)
+        4 * columns * min(rows_at_once(4 * max(columns, 1), head_bytes(grad_checkpoint)), tokens)
         + 8 * tokens * hidden
     )
-    return int(total + kept + work + head)
+    passes = max(kept + work + head, beside.first)
+    return int(total + PACKED_BYTES + passes + beside.stored + beside.kept)
 
 
 def _trained_layers(model: Any) -> int:
@@ -130,6 +207,7 @@ def describe_plan(
     longest: int,
     first_iteration: int = 0,
     validates: bool = False,
+    loss: Any = None,
 ) -> list[str]:
     """Return the lines printed before a run starts, with all differences from mlx-lm's defaults.
 
@@ -137,6 +215,7 @@ def describe_plan(
         batches: the run's iterator; a user's own has no report, so its samples are not described.
         longest: tokens in the longest row.
         validates: whether there is validation data.
+        loss: of the run. Its `plan_notes(model)`, if it has that method, are lines for the user.
     """
     accumulation = args.grad_accumulation_steps
     updates = math.ceil(args.iters / accumulation)
@@ -192,9 +271,19 @@ def describe_plan(
         accumulation > 1,
         args.keep_best,
     )
-    peak = size_text(estimate_memory(model, *sizes))
+    for note in loss.plan_notes(model) if hasattr(loss, "plan_notes") else ():
+        lines.append(f"plan: {note}")
+    peak = size_text(estimate_memory(model, *sizes, loss))
     share = f" ({trainable / numbers:.2%} of the model)" if numbers else ""
     lines.append(
         f"plan: {trainable:,} trainable parameters{share}, about {peak} of memory at the peak"
     )
+    if hasattr(loss, "beside"):
+        stored = loss.beside(model, BatchShape.of(args.batch_size, longest)).stored
+        lines[-1] += f", {size_text(stored)} of it the teacher's files"
     return lines
+
+
+def first_trained_layer(model: Any) -> int:
+    """The number of the first layer that the backward pass reaches."""
+    return len(getattr(model, "layers", ())) - _trained_layers(model)

@@ -290,6 +290,7 @@ class TrainingRun:
             longest,
             self.progress.iteration,
             validates,
+            self.loss,
         )
 
     def loop(self) -> bool:
