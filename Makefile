@@ -26,7 +26,7 @@ help:
 	@echo 'make demo           set up .venv and fine-tune the embedded model (about ten minutes)'
 	@echo 'make demo-distill   compare ways of training a shallower student (many hours)'
 	@echo 'make test           set up .venv and run a choice of the tests;'
-	@echo '                    TESTS=tests/test_optim.py runs all of one file'
+	@echo '                    TESTS=tests/test_nn.py runs all of one file'
 	@echo 'make test-all       run every test; installs PyTorch, mlx-lm, ... to compare with'
 	@echo 'make readme         run every command of the README on the real model (15 minutes)'
 	@echo 'make parity         install PyTorch, transformers, PEFT and mlx-lm, and compare with them'

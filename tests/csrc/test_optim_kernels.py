@@ -46,6 +46,39 @@ def test_adamw(memory, rng, n, decay, scale, corrected):
 
 
 @pytest.mark.parametrize("n", LENGTHS)
+@pytest.mark.parametrize(("decay", "scale", "scale_v"), [(0.0, 1.0, 1.0), (1e-3, 0.25, 0.09)])
+def test_adam_atan2(memory, rng, n, decay, scale, scale_v):
+    step, beta1, beta2 = 0.5, 0.9, 0.99
+    p = normal(rng, n)
+    m, v = np.zeros(n), np.zeros(n)
+    kp, km, kv = memory.put(p), memory.put(m), memory.put(v)
+    for _ in range(STEPS):
+        grad = normal(rng, n)
+        _core.adam_atan2(memory.put(grad), beta1, beta2, decay, step, scale_v, scale, kp, km, kv)
+        g = grad * scale
+        p = p - decay * p
+        m = beta1 * m + (1 - beta1) * g
+        v = beta2 * v + (1 - beta2) * g * g
+        p = p - step * np.arctan2(m, np.sqrt(scale_v * v))
+    close(kp, p)
+    close(km, m)
+    close(kv, v)
+
+
+def test_adam_atan2_at_every_angle(memory):
+    """Angles up to those of m = 0 and of v = 0, with both signs, and large ratios."""
+    m = np.concatenate([[0.0], np.logspace(-18, 18, 1500), [1.0]]).astype(np.float32)
+    v = np.concatenate([[0.0], np.logspace(-30, 30, 1500)[::-1], [0.0]]).astype(np.float32)
+    zero = np.zeros(m.size, np.float32)
+    for sign in (1, -1):
+        p = memory.put(zero)
+        _core.adam_atan2(zero, 1.0, 1.0, 0.0, 1.0, 1.0, 1.0, p, memory.put(sign * m), memory.put(v))
+        want = -np.arctan2(sign * m.astype(np.float64), np.sqrt(v.astype(np.float64)))
+        np.testing.assert_allclose(p, want, rtol=6e-7, atol=1e-18)
+        assert p[0] == 0
+
+
+@pytest.mark.parametrize("n", LENGTHS)
 @pytest.mark.parametrize(
     ("momentum", "dampening", "nesterov", "decay"),
     [(0.0, 0.0, 0, 0.1), (0.9, 0.0, 0, 0.0), (0.9, 0.3, 0, 0.1), (0.9, 0.0, 1, 0.1)],
@@ -95,6 +128,9 @@ def test_nan_stays_in_its_element(memory):
         "adamw": lambda p, m, v: _core.adamw(
             grad, 0.1, 0.9, 0.99, 1e-8, 0.1, 0.1, 0.01, 1.0, p, m, v
         ),
+        "adam_atan2": lambda p, m, v: _core.adam_atan2(
+            grad, 0.9, 0.99, 0.1, 0.1, 1.0, 1.0, p, m, v
+        ),
         "sgd": lambda p, m, v: _core.sgd(grad, 0.1, 0.9, 0.0, 0.1, 0, 1.0, p, m),
         "lion": lambda p, m, v: _core.lion(grad, 0.1, 0.9, 0.99, 0.1, 1.0, p, m),
     }.items():
@@ -107,6 +143,7 @@ def test_an_untouched_parameter_stays(memory):
     p, m, v = memory.put(np.ones(5)), memory.put(np.zeros(5)), memory.put(np.zeros(5))
     zero = np.zeros(5, np.float32)
     _core.adamw(zero, 0.1, 0.9, 0.99, 1e-8, 0.0, 1.0, 1.0, 1.0, p, m, v)
+    _core.adam_atan2(zero, 0.9, 0.99, 0.0, 0.1, 1.0, 1.0, p, m, v)
     _core.lion(zero, 0.1, 0.9, 0.99, 0.0, 1.0, p, m)
     assert (p == 1).all() and (m == 0).all() and (v == 0).all()
 
@@ -115,13 +152,9 @@ def test_threads_do_not_change_a_bit(rng):
     grad, start = rng.standard_normal((2, 50_021), dtype=np.float32)
 
     def run():
-        p, m, v, q, buf = (
-            start.copy(),
-            np.zeros_like(grad),
-            np.zeros_like(grad),
-            start.copy(),
-            np.zeros_like(grad),
-        )
+        p, q = start.copy(), start.copy()
+        m, v, buf = (np.zeros_like(grad) for _ in range(3))
+        _core.adam_atan2(grad, 0.9, 0.99, 0.1, 0.1, 1.0, 1.0, p, m, v)
         _core.adamw(grad, 0.1, 0.9, 0.99, 1e-8, 0.1, 0.1, 0.01, 1.0, p, m, v)
         _core.sgd(grad, 0.1, 0.9, 0.0, 0.1, 1, 1.0, q, buf)
         _core.lion(grad, 0.1, 0.9, 0.99, 0.1, 1.0, q, buf)

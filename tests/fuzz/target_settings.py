@@ -116,6 +116,7 @@ WORDS = [
     "adam",
     "adamw",
     "sgd",
+    "adam_atan2",
     "lion",
     "dora",
     "full",

@@ -15,10 +15,17 @@ from target_safetensors import broken
 from pyloss import nn, optim
 from pyloss.tuner.run import checkpoints as state
 
-WORDS = words_of("tuner/run/checkpoints", "tuner/run/training_run", "tuner/data/batching", "optim")
+WORDS = words_of(
+    "tuner/run/checkpoints",
+    "tuner/run/training_run",
+    "tuner/data/batching",
+    "optim/optimizer",
+    "optim/state",
+)
 OPTIMIZERS = {
     "adamw": lambda: optim.AdamW(0.05),
     "sgd": lambda: optim.SGD(0.05, momentum=0.9),
+    "adam_atan2": lambda: optim.AdamATan2(0.01),
     "lion": lambda: optim.Lion(0.01),
 }
 SETTINGS = {"iters": 3, "steps_per_eval": 2, "steps_per_save": 2}

@@ -202,6 +202,17 @@ int pl_cl_launch_adamw(const pl_cl_operation *o) {
                            inverse1, inverse2});
     return run(&l, "adamw", elements(o));
 }
+int pl_cl_launch_adam_atan2(const pl_cl_operation *o) {
+    const adam_atan2_args args = adam_atan2_args_of(o->call);
+    const adam_atan2_places at = adam_atan2_places_of(o);
+    double beta1 = args.beta1, beta2 = args.beta2;
+    pl_cl_launch l = begin(o);
+    pl_cl_add_places(&l, 4, at.grad, at.param, at.m, at.v);
+    add_numbers(&l, 8,
+                (double[]){args.decay, args.step, args.grad_scale, beta1, 1 - beta1, beta2,
+                           1 - beta2, args.scale_v});
+    return run(&l, "adam_atan2", elements(o));
+}
 int pl_cl_launch_sgd(const pl_cl_operation *o) {
     const sgd_args args = sgd_args_of(o->call);
     const sgd_places at = sgd_places_of(o);

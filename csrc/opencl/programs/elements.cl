@@ -116,6 +116,17 @@ KERNEL adamw(IN(grad), OUT(param), OUT(m), OUT(v), float lr, float decay, float 
     PUT(m, mean);
     PUT(v, square);
 }
+KERNEL adam_atan2(IN(grad), OUT(param), OUT(m), OUT(v), float decay, float step, float grad_scale,
+                  float beta1, float rest1, float beta2, float rest2, float scale_v, long n) {
+    MINE;
+    V g = GET(grad) * grad_scale, p = GET(param);
+    V mean = beta1 * GET(m) + rest1 * g, square = beta2 * GET(v) + rest2 * (g * g);
+    p -= decay * p;
+    p -= step * atan2(mean, sqrt(square * scale_v));
+    PUT(param, p);
+    PUT(m, mean);
+    PUT(v, square);
+}
 KERNEL sgd(IN(grad), OUT(param), OUT(buf), float lr, float momentum, float fresh,
            float weight_decay, long nesterov, float grad_scale, long n) {
     MINE;

@@ -14,6 +14,7 @@ from pyloss.cli.parser import (
     setting,
     whole,
 )
+from pyloss.optim import OPTIMIZERS
 from pyloss.tuner.adapters.registry import KINDS
 
 #: --preview without a number shows 3 samples.
@@ -122,7 +123,7 @@ def run_flags(parser: Any, lora_alpha: str = "--alpha") -> None:
         "LoRA+: learning rate of lora_b as a multiple of the others'",
         type=real,
     )
-    setting(group, "--optimizer", "adam, adamw, lion or sgd", metavar="NAME")
+    setting(group, "--optimizer", ", ".join(OPTIMIZERS), metavar="NAME")
     setting(group, "--grad-accumulation-steps", "batches per update", type=whole)
     setting(group, "--max-grad-norm", "scale gradients down to this norm (default: off)", type=real)
     setting(

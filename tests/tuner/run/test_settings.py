@@ -179,9 +179,9 @@ def test_flags_go_before_the_file_and_the_file_before_defaults(written):
         ("lora_plus_ratio: 8", ["did you mean loraplus_lr_ratio?"]),
         (
             "optimizer: muon",
-            ["optimizer is 'muon'", "adam, adamw, lion, sgd (muon is not available yet)"],
+            ["optimizer is 'muon'", "adam, adamw, adam_atan2, lion, sgd (muon is not available yet)"],
         ),
-        ("optimizer: adm", ["optimizer is 'adm'", "adam, adamw, lion, sgd"]),
+        ("optimizer: adm", ["optimizer is 'adm'", "adam, adamw, adam_atan2, lion, sgd"]),
         ("optimizer_config: {adm: {}}", ["optimizer_config is", "adam, adamw"]),
         ("lora_parameters: {rank: 0}", ["lora_parameters.rank is 0", "at least 1"]),
         (

@@ -1,69 +1,13 @@
-"""Optimizers against float64 formulas, schedules against closed forms, and refused arguments."""
+"""Updates against float64 formulas, saved state, and refused arguments."""
 
 import math
 from functools import partial
 
 import numpy as np
 import pytest
+from optim_cases import CASES, SHAPES, Holder, some_grads
 
 from pyloss import optim
-
-SHAPES = {"a": (3, 7), "b": (1,), "c": (33, 5), "layers.0.lora_a": (2, 2, 3)}
-
-
-class Holder:
-    """The one method of a model that an optimizer uses."""
-
-    def __init__(self, seed=0):
-        rng = np.random.default_rng(seed)
-        self.arrays = {
-            name: rng.standard_normal(shape).astype(np.float32) for name, shape in SHAPES.items()
-        }
-
-    def trainable_parameters(self):
-        return self.arrays
-
-
-def some_grads(seed):
-    rng = np.random.default_rng(1000 + seed)
-    return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in SHAPES.items()}
-
-
-def adamw_float64(
-    p, g, s, t, lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01, bias_correction=True
-):
-    b1, b2 = betas
-    s["m"] = b1 * s.get("m", 0) + (1 - b1) * g
-    s["v"] = b2 * s.get("v", 0) + (1 - b2) * g * g
-    c1, c2 = (1 - b1**t, 1 - b2**t) if bias_correction else (1, 1)
-    return p - lr * weight_decay * p - lr * (s["m"] / c1) / (np.sqrt(s["v"] / c2) + eps)
-
-
-def sgd_float64(p, g, s, t, lr, momentum=0.0, weight_decay=0.0, dampening=0.0, nesterov=False):
-    g = g + weight_decay * p
-    if momentum:
-        s["buf"] = g if t == 1 else momentum * s["buf"] + (1 - dampening) * g
-        g = g + momentum * s["buf"] if nesterov else s["buf"]
-    return p - lr * g
-
-
-def lion_float64(p, g, s, t, lr, betas=(0.9, 0.99), weight_decay=0.0):
-    m = s.get("m", 0)
-    s["m"] = betas[1] * m + (1 - betas[1]) * g
-    return p - lr * (np.sign(betas[0] * m + (1 - betas[0]) * g) + weight_decay * p)
-
-
-CASES = [
-    (optim.AdamW, adamw_float64, {}),
-    (optim.AdamW, adamw_float64, {"betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": 0.3}),
-    (optim.AdamW, adamw_float64, {"bias_correction": False, "weight_decay": 0.0}),
-    (optim.SGD, sgd_float64, {}),
-    (optim.SGD, sgd_float64, {"weight_decay": 0.1}),
-    (optim.SGD, sgd_float64, {"momentum": 0.9, "dampening": 0.3, "weight_decay": 0.1}),
-    (optim.SGD, sgd_float64, {"momentum": 0.9, "nesterov": True}),
-    (optim.Lion, lion_float64, {}),
-    (optim.Lion, lion_float64, {"betas": (0.5, 0.7), "weight_decay": 0.2}),
-]
 
 
 @pytest.mark.parametrize(("kind", "formula", "options"), CASES)
@@ -183,7 +127,14 @@ def test_a_parameter_that_cannot_be_updated_in_place_is_refused(bad):
 
 
 @pytest.mark.parametrize(
-    "kind", [optim.AdamW, optim.SGD, optim.Lion, partial(optim.SGD, momentum=0.9, dampening=0.5)]
+    "kind",
+    [
+        optim.AdamW,
+        optim.AdamATan2,
+        optim.SGD,
+        optim.Lion,
+        partial(optim.SGD, momentum=0.9, dampening=0.5),
+    ],
 )
 def test_saved_state_continues_to_the_same_bits(kind):
     schedule = optim.cosine_decay(0.01, 10)
@@ -245,104 +196,6 @@ def test_learning_rate_is_that_of_the_latest_update():
         optimizer.learning_rate = -1
 
 
-def test_unavailable_optimizers_are_refused_by_name():
-    with pytest.raises(
-        ValueError, match="'muon' is not available; allowed: adam, adamw, lion, sgd"
-    ):
-        optim.build_optimizer("muon", 0.1)
-    with pytest.raises(ValueError, match="adamw has no option 'beta'; allowed: betas, eps"):
-        optim.build_optimizer("adamw", 0.1, {"beta": 1})
-    with pytest.raises(ValueError, match=r"Adam: betas\[0\] is 1.5"):
-        optim.build_optimizer("Adam", 0.1, {"betas": [1.5, 0.9]})
-    assert isinstance(optim.build_optimizer("AdamW", 0.1, {"betas": [0.9, 0.98]}), optim.AdamW)
-
-
-def test_norm_and_clipping():
-    grads = some_grads(0)
-    norm = math.sqrt(sum(float((g.astype(np.float64) ** 2).sum()) for g in grads.values()))
-    assert optim.grad_norm(grads) == pytest.approx(norm, rel=1e-6)
-    clipped, before = optim.clip_grad_norm(grads, 1.0)
-    assert before == pytest.approx(norm, rel=1e-6)
-    assert optim.grad_norm(clipped) == pytest.approx(1.0, rel=1e-4)
-    kept, _ = optim.clip_grad_norm(grads, 1e9)
-    for name in SHAPES:
-        np.testing.assert_array_equal(kept[name], grads[name])
-    assert optim.grad_norm({}) == 0
-    assert math.isnan(optim.grad_norm({"a": np.array([1, np.nan], np.float32)}))
-    assert math.isinf(optim.grad_norm({"a": np.array([1, np.inf], np.float32)}))
-
-
-def test_schedules_follow_their_closed_forms():
-    linear = optim.linear_schedule(0.0, 0.1, 100)
-    assert [linear(0), linear(50), linear(100), linear(1000)] == pytest.approx([0, 0.05, 0.1, 0.1])
-    step = optim.step_decay(0.1, 0.9, 10)
-    assert [step(9), step(10), step(20)] == pytest.approx([0.1, 0.09, 0.081])
-    cosine = optim.cosine_decay(0.1, 1000, 0.01)
-    assert [cosine(0), cosine(500), cosine(1000), cosine(5000)] == pytest.approx(
-        [0.1, 0.055, 0.01, 0.01]
-    )
-    joined = optim.join_schedules([linear, lambda n: 7 + n, lambda n: 100 + n], [10, 12])
-    assert [joined(9), joined(10), joined(11), joined(12), joined(15)] == pytest.approx(
-        [0.009, 7, 8, 100, 103]
-    )
-    with pytest.raises(ValueError, match="one boundary fewer"):
-        optim.join_schedules([linear], [3])
-    with pytest.raises(ValueError, match="steps is 0"):
-        optim.linear_schedule(0, 1, 0)
-
-
-def test_mlx_lm_schedule_config():
-    config = {
-        "name": "cosine_decay",
-        "warmup": 100,
-        "warmup_init": 1e-7,
-        "arguments": [1e-5, 1000, 1e-7],
-    }
-    schedule = optim.build_schedule(config)
-    after = optim.cosine_decay(1e-5, 1000, 1e-7)
-    assert schedule(0) == 1e-7
-    assert schedule(50) == pytest.approx((1e-5 + 1e-7) / 2)
-    assert schedule(100) == 1e-5
-    assert schedule(101) == pytest.approx(after(0))
-    assert schedule(600) == pytest.approx(after(499))
-    assert schedule.warmup == 100
-    assert optim.build_schedule({"name": "step_decay", "arguments": [0.1, 0.5, 2]})(2) == 0.05
-
-
-@pytest.mark.parametrize(
-    ("config", "match"),
-    [
-        ({"name": "cosine", "arguments": [1]}, "name is 'cosine'; allowed: cosine_decay"),
-        (
-            {"name": {"cosine_decay": 1}, "arguments": [1]},
-            "name is {'cosine_decay': 1}; allowed: cosine_decay",
-        ),
-        ({"name": ["cosine_decay"], "arguments": [1]}, "allowed: cosine_decay"),
-        ({"name": "cosine_decay", "arguments": [1e-5]}, r"takes \[init, decay_steps, end"),
-        ({"name": "cosine_decay"}, "arguments is None"),
-        (
-            {"name": "cosine_decay", "arguments": ["1e-5", 3]},
-            "init is '1e-5'; it must be a finite number",
-        ),
-        (
-            {"name": "linear_schedule", "arguments": [0, 10**400, 3]},
-            "end is an integer of 1329 bits; it must be a finite",
-        ),
-        (
-            {"name": "step_decay", "arguments": [1e-3, 0.5, 2**63]},
-            "step_size is 9223372036854775808; it must be",
-        ),
-        ({"name": "exponential_decay", "arguments": "1e-3"}, "arguments is '1e-3'"),
-        ({"name": "cosine_decay", "arguments": [1e-5, 3], "warm_up": 1}, "unknown key 'warm_up'"),
-        ({"name": "cosine_decay", "arguments": [1e-5, 3], "warmup": "1"}, "warmup is '1'"),
-        ({"name": "cosine_decay", "arguments": [1e-5, 0]}, "decay_steps is 0"),
-    ],
-)
-def test_bad_schedule_configs_are_refused(config, match):
-    with pytest.raises(ValueError, match=match):
-        optim.build_schedule(config)
-
-
 @pytest.mark.parametrize("rate", [math.inf, math.nan, 10**400, -1e-3])
 def test_rates_that_no_step_can_have(rate):
     with pytest.raises(ValueError, match="learning_rate is"):
@@ -357,3 +210,30 @@ def test_a_schedule_that_grows_out_of_range():
     with pytest.raises(ValueError, match="update 400 is too large for a float"):
         optimizer.update({"a": np.ones(2, np.float32)}, {"a": np.ones(2)})
     assert optimizer.step == 400
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "text"),
+    [
+        (
+            optim.SGD(0.1),
+            "SGD(learning_rate=0.1, momentum=0.0, weight_decay=0.0, dampening=0.0, nesterov=False; "
+            "1 update)",
+        ),
+        (
+            optim.Lion(optim.cosine_decay(1e-4, 10)),
+            "Lion(learning_rate=0.0001 by cosine_decay, betas=(0.9, 0.99), weight_decay=0.0; "
+            "1 update)",
+        ),
+        (
+            optim.AdamATan2(optim.WarmUp(1e-4, 10)),
+            "AdamATan2(learning_rate=0 by WarmUp, betas=(0.9, 0.999), weight_decay=0.01, a=1.0, "
+            "b=1.0, correct_angle=False; 1 update)",
+        ),
+    ],
+)
+def test_an_optimizer_says_its_settings_and_its_updates_in_a_line(optimizer, text):
+    optimizer.update(Holder(), some_grads(0))
+    assert repr(optimizer) == text
+    optimizer.rate_scales = {"lora_b": 16}
+    assert "rate_scales={'lora_b': 16.0}" in repr(optimizer)

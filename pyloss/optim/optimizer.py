@@ -1,0 +1,208 @@
+"""What all optimizers share: rate, updates, checks, saved state."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from pyloss.checks.numbers import real, shown, whole
+from pyloss.errors import counted, nearest
+from pyloss.optim.schedules import Schedule, schedule_name
+from pyloss.optim.state import Arrays, State, float32, saved
+from pyloss.runtime.device import DeviceArray, on_device_of, to_device
+
+
+class Optimizer:
+    """The common part of all optimizers: learning rate, count of updates, checks, saved state.
+
+    Attributes:
+        learning_rate: a number, or a schedule.
+        rate_scales: multiplies the rate for some parameters, like parameter groups of torch:
+            `{"lora_b": 16.0}` for parameters whose names end in `.lora_b` (LoRA+,
+            arXiv:2402.12354). Decoupled weight decay grows with it. Like the rate, it is not saved.
+        step: the number of updates.
+        state: the arrays kept for each parameter.
+    """
+
+    #: names of the float32 arrays kept for each parameter
+    slots: tuple[str, ...] = ()
+
+    def __init__(self, learning_rate: float | Schedule) -> None:
+        self.step = 0
+        self.state = {}
+        self.learning_rate = learning_rate
+        self.rate_scales = {}
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """The arrays of each parameter; `state["step"]` is `step`, and can be set, as in mlx."""
+        return self._state
+
+    @state.setter
+    def state(self, arrays: Mapping[str, Any]) -> None:
+        self._state = State(self, arrays)
+
+    def _rate_of(self, step: int) -> float:
+        """The rate of update `step`, counting from 0."""
+        if self.schedule is None:
+            return self._rate
+        try:
+            return real(
+                self.schedule(step), f"the learning rate that the schedule has for update {step}", 0
+            )
+        except OverflowError:
+            raise ValueError(
+                f"the learning rate that the schedule has for update {step} is too large for a "
+                "float"
+            ) from None
+
+    @property
+    def learning_rate(self) -> float:
+        """The rate of the latest update, or of the first one before that."""
+        if self.schedule is None:
+            return self._rate
+        return self._rate_of(max(self.step - 1, 0))
+
+    @learning_rate.setter
+    def learning_rate(self, value: float | Schedule) -> None:
+        self.schedule: Schedule | None = value if callable(value) else None
+        self._rate = 0.0 if callable(value) else real(value, "learning_rate", 0)
+
+    @property
+    def rate_scales(self) -> dict[str, float]:
+        """Factors of the learning rate, by the last part of parameters' names; default 1."""
+        return dict(self._rate_scales)
+
+    @rate_scales.setter
+    def rate_scales(self, scales: Mapping[str, float]) -> None:
+        found = {name: real(scale, f"rate_scales[{name!r}]", 0) for name, scale in scales.items()}
+        self._rate_scales = found
+
+    def update(self, model: Any, grads: Mapping[str, Any], grad_scale: float = 1.0) -> None:
+        """Apply `grads` to the model's trainable parameters, in place, and count one update.
+
+        `grads`: flat dict of arrays keyed and shaped as `model.trainable_parameters()`; a parameter
+        without a gradient stays as it is. Every gradient is multiplied by `grad_scale` first.
+        Raises ValueError, before anything is changed, for an unknown name, a wrong shape, or a
+        parameter that is not a writable C-contiguous float32 array.
+        """
+        parameters = model if isinstance(model, Mapping) else model.trainable_parameters()
+        work = []
+        for name, grad in grads.items():
+            if name not in parameters:
+                hint = nearest(name, parameters)
+                raise ValueError(
+                    f"gradient for {name!r}, which is not a trainable parameter"
+                    + (
+                        f"; the nearest is {hint!r}"
+                        if hint
+                        else f"; the model has {len(parameters)} of them"
+                    )
+                )
+            parameter, slots = parameters[name], self.state.get(name)
+            there = isinstance(parameter, DeviceArray)
+            array = to_device(grad, parameter) if there else np.asarray(grad)
+            if array.shape != parameter.shape:
+                raise ValueError(
+                    f"gradient for {name!r} has shape {array.shape}; "
+                    f"the parameter has {parameter.shape}"
+                )
+            contiguous = there or parameter.flags.c_contiguous
+            writable = there or parameter.flags.writeable
+            if parameter.dtype != np.float32 or not (contiguous and writable):
+                raise ValueError(
+                    f"parameter {name!r} is {parameter.dtype}, contiguous: {contiguous}, writable: "
+                    f"{writable}; only writable C-contiguous float32 arrays can be updated in place"
+                )
+            if slots is not None:
+                for slot in slots.values():
+                    if slot.size != parameter.size:
+                        raise ValueError(
+                            f"optimizer state of {name!r} has another size than the parameter "
+                            f"{parameter.shape}"
+                        )
+            work.append((name, float32(array), parameter))
+
+        rate = self._rate_of(self.step)
+        self.step += 1
+        # Parameters of one rate, by its factor and whether this is their first update.
+        groups: dict[tuple[float, bool], list[tuple[Any, ...]]] = {}
+        for name, grad, parameter in work:
+            slots = self.state.get(name)
+            first = slots is None
+            if slots is None:
+                slots = {slot: np.zeros(parameter.size, np.float32) for slot in self.slots}
+            if first or isinstance(parameter, DeviceArray):
+                slots = {slot: on_device_of(parameter, array) for slot, array in slots.items()}
+                self.state[name] = slots
+            factor = self._rate_scales.get(name.rpartition(".")[2], 1.0)
+            row = (grad, parameter, *(slots[slot] for slot in self.slots))
+            groups.setdefault((factor, first), []).append(row)
+        for (factor, first), rows in groups.items():
+            arrays, updated, *kept = map(list, zip(*rows, strict=True))
+            self._apply(arrays, updated, kept, rate * factor, float(grad_scale), first)
+
+    def _apply(
+        self,
+        grads: list[Any],
+        parameters: list[Any],
+        slots: list[list[Any]],
+        rate: float,
+        scale: float,
+        first: bool,
+    ) -> None:
+        """Updates parameters. `slots` has a list of arrays for each name in `self.slots`."""
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, Any]:
+        """A flat dict: `step`, and `"<slot>.<parameter>"` to a flat float32 array.
+
+        The arrays are not copied, except from a device. Settings such as the learning rate are
+        arguments of the constructor, not state.
+        """
+        flat: dict[str, Any] = {"step": self.step}
+        for name, slots in self.state.items():
+            flat.update({f"{slot}.{name}": np.asarray(array) for slot, array in slots.items()})
+        return flat
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores the result of `state_dict`; arrays are copied.
+
+        ValueError for the state of another kind of optimizer.
+        """
+        loaded: dict[str, Arrays] = {}
+        for key, value in state.items():
+            if key == "step":
+                continue
+            slot, _, name = key.partition(".")
+            if slot not in self.slots or not name:
+                kept = ", ".join(self.slots)
+                raise ValueError(
+                    f"optimizer state has {shown(key)}; "
+                    f"{type(self).__name__} keeps {kept or 'nothing'} for each"
+                )
+            loaded.setdefault(name, {})[slot] = saved(value, key)
+        for name, slots in loaded.items():
+            if missing := set(self.slots) - set(slots):
+                raise ValueError(f"optimizer state of {name!r} lacks {', '.join(sorted(missing))}")
+        if "step" not in state:
+            raise ValueError("optimizer state lacks 'step'")
+        self.step, self.state = whole(state["step"], "the step of the optimizer state", 0), loaded
+
+    @classmethod
+    def _options(cls) -> list[str]:
+        """The names of the constructor's arguments after the rate."""
+        return [p for p in inspect.signature(cls).parameters if p != "learning_rate"]
+
+    def __repr__(self) -> str:
+        rate = f"{self.learning_rate:.4g}"
+        if self.schedule is not None:
+            rate += f" by {schedule_name(self.schedule)}"
+        values = {name: getattr(self, name) for name in self._options() if hasattr(self, name)}
+        said = [f"learning_rate={rate}", *(f"{name}={value}" for name, value in values.items())]
+        if self._rate_scales:
+            said.append(f"rate_scales={self._rate_scales}")
+        return f"{type(self).__name__}({', '.join(said)}; {counted(self.step, 'update')})"

@@ -1,0 +1,74 @@
+"""The arrays that optimizers keep for each parameter, and given arrays and settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from pyloss.checks.arrays import as_array
+from pyloss.checks.numbers import real, shown, whole
+from pyloss.runtime.device import DeviceArray, is_bfloat16
+
+Arrays = dict[str, np.ndarray]
+
+
+class Owner(Protocol):
+    """The optimizer whose count and rate a `State` reads and sets."""
+
+    step: int
+    learning_rate: Any
+
+
+def in_betas(betas: Sequence[float]) -> tuple[float, float]:
+    if isinstance(betas, str) or not hasattr(betas, "__len__") or len(betas) != 2:
+        raise ValueError(
+            f"betas is {shown(betas)}; it must be two numbers of at least 0 and below 1"
+        )
+    return real(betas[0], "betas[0]", 0, below=1), real(betas[1], "betas[1]", 0, below=1)
+
+
+def float32(array: Any) -> Any:
+    """`array` as contiguous float32; a copy only if it has another type or layout."""
+    if isinstance(array, DeviceArray):
+        return array.astype(np.float32, copy=False)
+    return np.ascontiguousarray(array, np.float32)
+
+
+def saved(value: Any, key: str) -> np.ndarray:
+    """A flat float32 copy of the saved state's array under `key`.
+
+    ValueError if it is not an array of numbers.
+    """
+    array = as_array(value, f"optimizer state {shown(key)}")
+    if array.dtype.kind not in "fiu" and not is_bfloat16(array.dtype):
+        raise ValueError(
+            f"optimizer state has {shown(value)} for {shown(key)}; it must be an array of numbers"
+        )
+    return np.array(array, np.float32).reshape(-1)
+
+
+class State(dict[str, Any]):
+    """The arrays of each parameter. As in mlx, `step` and `learning_rate` are the optimizer's."""
+
+    OWN = ("step", "learning_rate")
+
+    def __init__(self, owner: Owner, arrays: Mapping[str, Arrays]) -> None:
+        super().__init__()
+        self._owner = owner
+        for name, value in arrays.items():
+            self[name] = value
+
+    def __missing__(self, key: str) -> Any:
+        if key in self.OWN:
+            return getattr(self._owner, key)
+        raise KeyError(key)
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        if key == "step":
+            self._owner.step = whole(value, "state['step']", 0)
+        elif key == "learning_rate":
+            self._owner.learning_rate = value
+        else:
+            super().__setitem__(key, value)
