@@ -10,6 +10,7 @@ from pyloss.optim.building import OPTIMIZERS, build_optimizer
 from pyloss.optim.clipping import clip_grad_norm, clip_scale, grad_norm
 from pyloss.optim.lion import Lion
 from pyloss.optim.optimizer import Optimizer
+from pyloss.optim.rows import RowGradient, SparseSignSGD
 from pyloss.optim.schedules import (
     SCHEDULES,
     Schedule,
@@ -30,6 +31,8 @@ __all__ = [
     "AdamATan2",
     "Lion",
     "SGD",
+    "SparseSignSGD",
+    "RowGradient",
     "OPTIMIZERS",
     "build_optimizer",
     "Schedule",

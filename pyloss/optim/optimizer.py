@@ -11,8 +11,18 @@ import numpy as np
 from pyloss.checks.numbers import real, shown, whole
 from pyloss.errors import counted, nearest
 from pyloss.optim.schedules import Schedule, schedule_name
-from pyloss.optim.state import Arrays, State, float32, saved
+from pyloss.optim.state import (
+    Arrays,
+    State,
+    check_parameter,
+    float32,
+    parameters_of,
+    saved,
+)
 from pyloss.runtime.device import DeviceArray, on_device_of, to_device
+
+#: name, gradient and parameter
+Work = tuple[str, Any, Any]
 
 
 class Optimizer:
@@ -81,6 +91,11 @@ class Optimizer:
         found = {name: real(scale, f"rate_scales[{name!r}]", 0) for name, scale in scales.items()}
         self._rate_scales = found
 
+    def check(self, model: Any) -> None:
+        """ValueError if a trainable parameter cannot be updated by this optimizer."""
+        for name, parameter in parameters_of(model).items():
+            self._check(name, parameter)
+
     def update(self, model: Any, grads: Mapping[str, Any], grad_scale: float = 1.0) -> None:
         """Apply `grads` to the model's trainable parameters, in place, and count one update.
 
@@ -89,7 +104,14 @@ class Optimizer:
         Raises ValueError, before anything is changed, for an unknown name, a wrong shape, or a
         parameter that is not a writable C-contiguous float32 array.
         """
-        parameters = model if isinstance(model, Mapping) else model.trainable_parameters()
+        work = self._work(parameters_of(model), grads)
+        self._run(work, self._rate_of(self.step), float(grad_scale))
+
+    def _work(self, parameters: Mapping[str, Any], grads: Mapping[str, Any]) -> list[Work]:
+        """What an update works on, checked: names, gradients where the parameters are, and these.
+
+        Nothing is changed.
+        """
         work = []
         for name, grad in grads.items():
             if name not in parameters:
@@ -103,47 +125,73 @@ class Optimizer:
                     )
                 )
             parameter, slots = parameters[name], self.state.get(name)
-            there = isinstance(parameter, DeviceArray)
-            array = to_device(grad, parameter) if there else np.asarray(grad)
-            if array.shape != parameter.shape:
-                raise ValueError(
-                    f"gradient for {name!r} has shape {array.shape}; "
-                    f"the parameter has {parameter.shape}"
-                )
-            contiguous = there or parameter.flags.c_contiguous
-            writable = there or parameter.flags.writeable
-            if parameter.dtype != np.float32 or not (contiguous and writable):
-                raise ValueError(
-                    f"parameter {name!r} is {parameter.dtype}, contiguous: {contiguous}, writable: "
-                    f"{writable}; only writable C-contiguous float32 arrays can be updated in place"
-                )
+            self._check(name, parameter)
+            array = self._gradient(name, grad, parameter)
             if slots is not None:
-                for slot in slots.values():
-                    if slot.size != parameter.size:
-                        raise ValueError(
-                            f"optimizer state of {name!r} has another size than the parameter "
-                            f"{parameter.shape}"
-                        )
-            work.append((name, float32(array), parameter))
+                sizes = self._sizes(parameter)
+                if {slot: kept.size for slot, kept in slots.items()} != sizes:
+                    raise ValueError(
+                        f"optimizer state of {name!r} has another size than the parameter "
+                        f"{parameter.shape}"
+                    )
+            work.append((name, array, parameter))
+        return work
 
-        rate = self._rate_of(self.step)
+    def _run(self, work: list[Work], rate: float, scale: float) -> None:
+        """Updates what `_work` has checked, at the rate of this update, and counts it."""
         self.step += 1
-        # Parameters of one rate, by its factor and whether this is their first update.
-        groups: dict[tuple[float, bool], list[tuple[Any, ...]]] = {}
+        # Parameters of one rate and one kind of state, by the factor of the rate and whether this
+        # is their first update.
+        batches: dict[tuple[float, bool, tuple[str, ...]], list[tuple[Any, ...]]] = {}
         for name, grad, parameter in work:
             slots = self.state.get(name)
             first = slots is None
             if slots is None:
-                slots = {slot: np.zeros(parameter.size, np.float32) for slot in self.slots}
+                sizes = self._sizes(parameter)
+                slots = {slot: np.zeros(size, np.float32) for slot, size in sizes.items()}
             if first or isinstance(parameter, DeviceArray):
                 slots = {slot: on_device_of(parameter, array) for slot, array in slots.items()}
                 self.state[name] = slots
             factor = self._rate_scales.get(name.rpartition(".")[2], 1.0)
-            row = (grad, parameter, *(slots[slot] for slot in self.slots))
-            groups.setdefault((factor, first), []).append(row)
-        for (factor, first), rows in groups.items():
+            row = (grad, parameter, *slots.values())
+            batches.setdefault((factor, first, tuple(slots)), []).append(row)
+        for (factor, first, _), rows in batches.items():
             arrays, updated, *kept = map(list, zip(*rows, strict=True))
-            self._apply(arrays, updated, kept, rate * factor, float(grad_scale), first)
+            self._apply(arrays, updated, kept, rate * factor, scale, first)
+
+    # What kinds of optimizers may replace.
+
+    def _check(self, name: str, parameter: Any) -> None:
+        """ValueError unless the optimizer can update this parameter."""
+        check_parameter(name, parameter)
+
+    def _gradient(self, name: str, grad: Any, parameter: Any) -> Any:
+        """A given gradient as float32 of the parameter's shape, where the parameter is.
+
+        ValueError for another shape.
+        """
+        if hasattr(grad, "rows") and hasattr(grad, "values"):
+            raise TypeError(
+                f"the gradient of {name!r} is a {type(grad).__name__}, and {type(self).__name__} "
+                "updates whole arrays; SparseSignSGD updates rows"
+            )
+        array = (
+            to_device(grad, parameter) if isinstance(parameter, DeviceArray) else np.asarray(grad)
+        )
+        if array.shape != parameter.shape:
+            raise ValueError(
+                f"gradient for {name!r} has shape {array.shape}; "
+                f"the parameter has {parameter.shape}"
+            )
+        return float32(array)
+
+    def _sizes(self, parameter: Any) -> dict[str, int]:
+        """The names of the float32 arrays kept for a parameter, with their numbers of elements."""
+        return dict.fromkeys(self.slots, parameter.size)
+
+    def _slot_sets(self) -> tuple[tuple[str, ...], ...]:
+        """The sets of arrays that a parameter may have."""
+        return (self.slots,)
 
     def _apply(
         self,
@@ -154,7 +202,10 @@ class Optimizer:
         scale: float,
         first: bool,
     ) -> None:
-        """Updates parameters. `slots` has a list of arrays for each name in `self.slots`."""
+        """Updates parameters of one rate, with the same names of kept arrays.
+
+        `slots` has a list for each of these names; all lists are in the order of the parameters.
+        """
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
@@ -174,20 +225,24 @@ class Optimizer:
         ValueError for the state of another kind of optimizer.
         """
         loaded: dict[str, Arrays] = {}
+        sets = self._slot_sets()
+        known = list(dict.fromkeys(slot for names in sets for slot in names))
         for key, value in state.items():
             if key == "step":
                 continue
             slot, _, name = key.partition(".")
-            if slot not in self.slots or not name:
-                kept = ", ".join(self.slots)
+            if slot not in known or not name:
+                kept = ", ".join(known)
                 raise ValueError(
                     f"optimizer state has {shown(key)}; "
                     f"{type(self).__name__} keeps {kept or 'nothing'} for each"
                 )
             loaded.setdefault(name, {})[slot] = saved(value, key)
         for name, slots in loaded.items():
-            if missing := set(self.slots) - set(slots):
+            wanted = min(sets, key=lambda names: len(set(names) ^ set(slots)))
+            if missing := set(wanted) - set(slots):
                 raise ValueError(f"optimizer state of {name!r} lacks {', '.join(sorted(missing))}")
+            loaded[name] = {slot: slots[slot] for slot in wanted}
         if "step" not in state:
             raise ValueError("optimizer state lacks 'step'")
         self.step, self.state = whole(state["step"], "the step of the optimizer state", 0), loaded

@@ -36,6 +36,23 @@ def float32(array: Any) -> Any:
     return np.ascontiguousarray(array, np.float32)
 
 
+def parameters_of(model: Any) -> Mapping[str, Any]:
+    """The trainable parameters of a model, or a mapping of them as it is."""
+    return model if isinstance(model, Mapping) else model.trainable_parameters()
+
+
+def check_parameter(name: str, parameter: Any) -> None:
+    """ValueError unless an array can be updated in place."""
+    there = isinstance(parameter, DeviceArray)
+    contiguous = there or parameter.flags.c_contiguous
+    writable = there or parameter.flags.writeable
+    if parameter.dtype != np.float32 or not (contiguous and writable):
+        raise ValueError(
+            f"parameter {name!r} is {parameter.dtype}, contiguous: {contiguous}, writable: "
+            f"{writable}; only writable C-contiguous float32 arrays can be updated in place"
+        )
+
+
 def saved(value: Any, key: str) -> np.ndarray:
     """A flat float32 copy of the saved state's array under `key`.
 
