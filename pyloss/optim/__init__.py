@@ -8,6 +8,7 @@ updates made so far.
 from pyloss.optim.adam import Adam, AdamATan2, AdamW
 from pyloss.optim.building import OPTIMIZERS, build_optimizer
 from pyloss.optim.clipping import clip_grad_norm, clip_scale, grad_norm
+from pyloss.optim.ema import EMA
 from pyloss.optim.lion import Lion
 from pyloss.optim.optimizer import Optimizer
 from pyloss.optim.rows import RowGradient, SparseSignSGD
@@ -33,6 +34,7 @@ __all__ = [
     "SGD",
     "SparseSignSGD",
     "RowGradient",
+    "EMA",
     "OPTIMIZERS",
     "build_optimizer",
     "Schedule",

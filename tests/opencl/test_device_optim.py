@@ -54,3 +54,28 @@ def test_rows_of_a_table_on_a_device(device, rng):
     np.testing.assert_allclose(there.numpy(), table, rtol=1e-6, atol=1e-6)
     kept = [row for row in range(12) if row not in (0, 3, 7)]
     np.testing.assert_array_equal(there.numpy()[kept], before[kept])
+
+
+def test_an_average_of_parameters_on_a_device(device, rng):
+    host = some(rng)
+    there = {name: pyloss.to_device(array, device) for name, array in host.items()}
+    one, two = optim.EMA(host, 0.9), optim.EMA(there, 0.9)
+    for _ in range(3):
+        for name, step in some(rng).items():
+            host[name] += step
+            there[name][...] = host[name]
+        one.update(host)
+        two.update(there)
+    restored = optim.EMA(there, 0.9)
+    restored.load_state_dict(two.state_dict())
+    restored.update(there)
+    two.update(there)
+    with two.swapped(there), restored.swapped({n: a.copy() for n, a in there.items()}):
+        one.update(host)
+        for name in SHAPES:
+            np.testing.assert_allclose(
+                there[name].numpy(), one.averages[name], rtol=1e-5, atol=1e-6
+            )
+    for name, array in host.items():
+        np.testing.assert_array_equal(there[name].numpy(), array)
+        np.testing.assert_array_equal(restored.averages[name].numpy(), two.averages[name].numpy())

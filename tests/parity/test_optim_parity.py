@@ -63,3 +63,25 @@ def test_updates_equal_mlx(kind, peer, options):
         ours.update(model, {"w": grad})
         weight = theirs.apply_gradients({"w": mx.array(grad)}, weight)
     np.testing.assert_allclose(model.arrays["w"], np.array(weight["w"]), rtol=2e-4, atol=1e-5)
+
+
+def test_averages_equal_those_of_torch():
+    """torch copies at its first update, where `EMA` is made."""
+    torch = pytest.importorskip("torch", reason="torch is not installed (parity extra)")
+    from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+    rng = np.random.default_rng(3)
+    layer = torch.nn.Linear(7, 5)
+    theirs = AveragedModel(layer, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+    arrays = {name: p.detach().numpy() for name, p in layer.named_parameters()}
+    theirs.update_parameters(layer)
+    ours = optim.EMA(arrays, 0.9)
+    for _ in range(30):
+        for array in arrays.values():
+            array += rng.standard_normal(array.shape, dtype=np.float32)
+        ours.update(arrays)
+        theirs.update_parameters(layer)
+    for name, average in theirs.module.named_parameters():
+        np.testing.assert_allclose(
+            ours.averages[name], average.detach().numpy(), rtol=1e-5, atol=1e-6
+        )
