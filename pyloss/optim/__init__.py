@@ -5,11 +5,13 @@ call of the C core for all that have the same rate. A schedule is a function of 
 updates made so far.
 """
 
+from pyloss.optim.adafactor import Adafactor
 from pyloss.optim.adam import Adam, AdamATan2, AdamW
 from pyloss.optim.building import OPTIMIZERS, build_optimizer
 from pyloss.optim.clipping import clip_grad_norm, clip_scale, grad_norm
 from pyloss.optim.ema import EMA
 from pyloss.optim.lion import Lion
+from pyloss.optim.muon import Muon
 from pyloss.optim.optimizer import Optimizer
 from pyloss.optim.rows import RowGradient, SparseSignSGD
 from pyloss.optim.schedules import (
@@ -32,6 +34,8 @@ __all__ = [
     "AdamATan2",
     "Lion",
     "SGD",
+    "Muon",
+    "Adafactor",
     "SparseSignSGD",
     "RowGradient",
     "EMA",

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pyloss.optim.adafactor import Adafactor
 from pyloss.optim.adam import Adam, AdamATan2, AdamW
 from pyloss.optim.lion import Lion
+from pyloss.optim.muon import Muon
 from pyloss.optim.optimizer import Optimizer
 from pyloss.optim.schedules import Schedule
 from pyloss.optim.sgd import SGD
@@ -15,7 +17,9 @@ OPTIMIZERS: dict[str, type[Optimizer]] = {
     "adam": Adam,
     "adamw": AdamW,
     "adam_atan2": AdamATan2,
+    "adafactor": Adafactor,
     "lion": Lion,
+    "muon": Muon,
     "sgd": SGD,
 }
 

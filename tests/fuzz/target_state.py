@@ -27,6 +27,8 @@ OPTIMIZERS = {
     "sgd": lambda: optim.SGD(0.05, momentum=0.9),
     "adam_atan2": lambda: optim.AdamATan2(0.01),
     "lion": lambda: optim.Lion(0.01),
+    "adafactor": lambda: optim.Adafactor(0.05),
+    "muon": lambda: optim.Muon(0.02),
 }
 SETTINGS = {"iters": 3, "steps_per_eval": 2, "steps_per_save": 2}
 ALLOWED = (FloatingPointError,)  # a run that resumes with infinite numbers says so and stops

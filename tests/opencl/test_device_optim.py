@@ -14,6 +14,8 @@ KINDS = [
     optim.AdamATan2,
     partial(optim.SGD, momentum=0.9),
     optim.Lion,
+    optim.Muon,
+    optim.Adafactor,
     optim.SparseSignSGD,
 ]
 

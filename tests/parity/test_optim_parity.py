@@ -65,6 +65,79 @@ def test_updates_equal_mlx(kind, peer, options):
     np.testing.assert_allclose(model.arrays["w"], np.array(weight["w"]), rtol=2e-4, atol=1e-5)
 
 
+MATRICES = {"square": (16, 16), "wide": (5, 24), "tall": (33, 7)}
+
+
+def thirty_updates(ours, theirs, arrays, weights):
+    """Run both optimizers on the same gradients."""
+    torch = pytest.importorskip("torch", reason="torch is not installed (parity extra)")
+    rng = np.random.default_rng(2)
+    for _ in range(30):
+        grads = {n: rng.standard_normal(a.shape).astype(np.float32) for n, a in arrays.items()}
+        ours.update(arrays, grads)
+        for name, grad in grads.items():
+            weights[name].grad = torch.tensor(grad)
+        theirs.step()
+
+
+def weights_of(arrays):
+    torch = pytest.importorskip("torch", reason="torch is not installed (parity extra)")
+    return {name: torch.nn.Parameter(torch.tensor(array)) for name, array in arrays.items()}
+
+
+def some_arrays(shapes):
+    rng = np.random.default_rng(0)
+    return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"adjust_lr_fn": "match_rms_adamw", "momentum": 0.8}, {"nesterov": False, "ns_steps": 3}],
+)
+@pytest.mark.parametrize("iterates_in", ["float32", "bfloat16"])
+def test_thirty_updates_of_muon_equal_torch(options, iterates_in, monkeypatch):
+    """torch iterates in bfloat16; with float32 in its place the updates agree."""
+    torch = pytest.importorskip("torch", reason="torch is not installed (parity extra)")
+    if iterates_in == "float32":
+        monkeypatch.setattr(torch.Tensor, "bfloat16", torch.Tensor.clone)
+    arrays = some_arrays(MATRICES)
+    weights = weights_of(arrays)
+    theirs = torch.optim.Muon(list(weights.values()), lr=0.02, **options)
+    thirty_updates(optim.Muon(0.02, **options), theirs, arrays, weights)
+    bounds = {"rtol": 1e-4, "atol": 1e-5} if iterates_in == "float32" else {"atol": 0.05}
+    for name, array in arrays.items():
+        np.testing.assert_allclose(array, weights[name].detach().numpy(), **bounds)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"weight_decay": 0.2, "beta2_decay": -0.5, "d": 2.0}, {"eps": (1e-4, 0.1)}],
+)
+def test_thirty_updates_of_adafactor_equal_torch(options):
+    torch = pytest.importorskip("torch", reason="torch is not installed (parity extra)")
+    arrays = some_arrays({**MATRICES, "vector": (17,), "stack": (2, 5, 3)})
+    weights = weights_of(arrays)
+    theirs = torch.optim.Adafactor(list(weights.values()), lr=0.05, **options)
+    thirty_updates(optim.Adafactor(0.05, **options), theirs, arrays, weights)
+    for name, array in arrays.items():
+        np.testing.assert_allclose(array, weights[name].detach().numpy(), rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("scaled", [True, False])
+def test_adafactor_at_a_fixed_rate_equals_transformers(scaled):
+    optimization = pytest.importorskip("transformers.optimization", reason="parity extra")
+    arrays = some_arrays({**MATRICES, "vector": (17,)})
+    weights = weights_of(arrays)
+    # transformers scales the decay with the parameter, too.
+    decay = 0.0 if scaled else 0.1
+    options = {"scale_parameter": scaled, "relative_step": False, "weight_decay": decay}
+    theirs = optimization.Adafactor(list(weights.values()), lr=0.05, **options)
+    ours = optim.Adafactor(0.05, eps=(1e-30, 1e-3), **options)
+    thirty_updates(ours, theirs, arrays, weights)
+    for name, array in arrays.items():
+        np.testing.assert_allclose(array, weights[name].detach().numpy(), rtol=2e-4, atol=2e-5)
+
+
 def test_averages_equal_those_of_torch():
     """torch copies at its first update, where `EMA` is made."""
     torch = pytest.importorskip("torch", reason="torch is not installed (parity extra)")

@@ -121,11 +121,9 @@ def _optional(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return lambda value: None if value is None else check(value)
 
 
-def _one_of(*allowed: str, refused: Mapping[str, str] | None = None) -> Callable[[Any], str]:
+def _one_of(*allowed: str) -> Callable[[Any], str]:
     def check(value: Any) -> str:
         name = str(value).lower()
-        if refused and name in refused:
-            raise Refused(f"{', '.join(allowed)} ({refused[name]})")
         if not isinstance(value, str) or name not in allowed:
             raise Refused(", ".join(allowed))
         return name
@@ -156,11 +154,10 @@ def _hf_dataset(value: Any) -> Any:
 
 
 def _optimizer_config(value: Any) -> dict[str, Any]:
-    """Options by optimizer. Options of unavailable optimizers are allowed: they have no effect."""
-    known = (*OPTIMIZERS, "muon", "adafactor")
+    """Options by optimizer; those of the optimizers that are not chosen have no effect."""
     for name, options in _mapping(value).items():
-        if name not in known:
-            raise Refused(f"a mapping with the keys {', '.join(known)}")
+        if name not in OPTIMIZERS:
+            raise Refused(f"a mapping with the keys {', '.join(OPTIMIZERS)}")
         if options is not None:
             _mapping(options)
     return {name: dict(options or {}) for name, options in value.items()}
@@ -241,15 +238,11 @@ def _distillation(value: Any) -> dict[str, Any]:
     return _checked(_mapping(value), DISTILLATION_SCHEMA, "distillation.")
 
 
-_NOT_YET = "is not available yet"
-
 SCHEMA: dict[str, Key] = {
     "model": Key(_place, DEFAULT_MODEL),
     "train": Key(_optional(_boolean)),  # None: true unless test is set
     "fine_tune_type": Key(_one_of(*KINDS, "full"), "lora"),
-    "optimizer": Key(
-        _one_of(*OPTIMIZERS, refused={n: f"{n} {_NOT_YET}" for n in ("muon", "adafactor")}), "adam"
-    ),
+    "optimizer": Key(_one_of(*OPTIMIZERS), "adam"),
     "optimizer_config": Key(_optimizer_config, {}),
     "data": Key(_optional(_place)),
     "hf_dataset": Key(_optional(_hf_dataset)),

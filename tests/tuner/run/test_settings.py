@@ -178,10 +178,9 @@ def test_flags_go_before_the_file_and_the_file_before_defaults(written):
         ("full_keys: [mlp]", ["full_keys says what fine_tune_type full trains", "--lora-keys"]),
         ("lora_plus_ratio: 8", ["did you mean loraplus_lr_ratio?"]),
         (
-            "optimizer: muon",
-            ["optimizer is 'muon'", "adam, adamw, adam_atan2, lion, sgd (muon is not available yet)"],
+            "optimizer: adm",
+            ["optimizer is 'adm'", "adam, adamw, adam_atan2, adafactor, lion, muon, sgd"],
         ),
-        ("optimizer: adm", ["optimizer is 'adm'", "adam, adamw, adam_atan2, lion, sgd"]),
         ("optimizer_config: {adm: {}}", ["optimizer_config is", "adam, adamw"]),
         ("lora_parameters: {rank: 0}", ["lora_parameters.rank is 0", "at least 1"]),
         (
