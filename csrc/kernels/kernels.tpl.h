@@ -24,6 +24,7 @@
 
 #ifdef PL_UNIT_MAPS
 #include "layers/maps.tpl.h"
+#include "layers/axes.tpl.h"
 #endif
 
 #ifdef PL_UNIT_LOSSES

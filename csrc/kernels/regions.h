@@ -4,16 +4,16 @@
 #include "../pyloss.h"
 #include "pieces.h"
 
-/* Elements in regions, one for each thread, cut into pieces. A thread takes the pieces of its own
- * region first, which its caches may hold from the last call, then those that others have left.
- * For maps alone: their bits do not depend on the pieces. */
+/* Items in regions, one for each thread, cut into pieces. A thread takes the pieces of its own
+ * region first, which its caches may hold from the last call, then those that others have left. The
+ * pieces depend on the number of threads, so that each item must be computed for itself. */
 enum { REGIONS = 64 };
 typedef struct {
     pl_range_fn fn;
     const void *context;
     int64_t n, grain, region, regions;
     struct {
-        int64_t next; /* element of the region that is not taken yet */
+        int64_t next; /* the region's first item that is not taken yet */
         char line[56];
     } * at;
 } region_job;
@@ -33,15 +33,18 @@ static void take_regions(const void *context, int64_t begin UNUSED, int64_t end 
         }
     }
 }
-static void in_regions(int64_t n, pl_range_fn fn, const void *context) {
-    enum { LEAST = PIECE, MOST = 1 << 16 };
-    const int64_t threads = at_most(at_most(pl_num_threads(), REGIONS), n / LEAST);
+/* For n independent items of `size` elements each. */
+static void in_regions(int64_t n, int64_t size, pl_range_fn fn, const void *context) {
+    /* Single elements: whole cache lines. */
+    const int64_t least = grain_of(size), unit = size == 1 ? 64 : 1;
+    const int64_t threads = at_most(at_most(pl_num_threads(), REGIONS), n / least);
     if (threads <= 1) {
         if (n) fn(context, 0, n, 0);
         return;
     }
-    region_job job = {fn, context, n, 0, round_up((n + threads - 1) / threads, 64), threads, NULL};
-    job.grain = at_least(LEAST, at_most(round_up(job.region / 4, 64), MOST));
+    region_job job = {.fn = fn, .context = context, .n = n, .regions = threads};
+    job.region = round_up((n + threads - 1) / threads, unit);
+    job.grain = at_least(least, at_most(round_up(job.region / 4, unit), 8 * least));
     char at[REGIONS * sizeof *job.at];
     memset(at, 0, sizeof at);
     job.at = (void *)at;

@@ -15,15 +15,33 @@ from pyloss.arithmetic.elementwise import (
     unary_grad,
 )
 from pyloss.arithmetic.products import batched_product, summed_product
+from pyloss.arithmetic.reductions import (
+    REDUCTIONS,
+    ROW_MAPS,
+    expanded,
+    logsumexp_grad,
+    reduced,
+    row_map,
+    row_map_grad,
+    summed_to,
+)
 
 __all__ = [
     "BINARY",
     "GRADIENT_READS",
+    "REDUCTIONS",
+    "ROW_MAPS",
     "UNARY",
     "batched_product",
     "binary",
+    "expanded",
+    "logsumexp_grad",
+    "reduced",
+    "row_map",
+    "row_map_grad",
     "scaled",
     "summed_product",
+    "summed_to",
     "unary",
     "unary_grad",
 ]

@@ -84,7 +84,7 @@ def binary(name: str, a: Any, b: Any) -> Any:
         if not (isinstance(b, _SCALARS) and type(a) is np.ndarray):
             return None
         b = np.array(b, FLOAT32)
-    plan = _plan(a.shape, b.shape)
+    plan = broadcast_plan(a.shape, b.shape)
     if plan is None:
         return None
     shape, axes_a, axes_b, axes = plan
@@ -100,7 +100,9 @@ def binary(name: str, a: Any, b: Any) -> Any:
 
 
 @lru_cache(maxsize=1024)
-def _plan(a: Shape, b: Shape) -> tuple[Shape, Shape | None, Shape | None, Shape | None] | None:
+def broadcast_plan(
+    a: Shape, b: Shape
+) -> tuple[Shape, Shape | None, Shape | None, Shape | None] | None:
     """The shape of f(a, b), and a, b and it as three axes.
 
     None: they are read so as they are, their leading axes as one. None instead of all: three axes

@@ -66,7 +66,7 @@ INLINE void run_two(two_fn f, const float *a, const float *b, float *y, int64_t 
         else run_one(name##_at, x, y, end - begin, 0); \
     } \
     pl_status KERNEL(map_##name)(const pl_call *c) { \
-        in_regions(PL_DIM(c, 'N'), name##_piece, c); \
+        in_regions(PL_DIM(c, 'N'), 1, name##_piece, c); \
         return PL_OK; \
     } \
     static void name##_grad_piece(const void *context, int64_t begin, int64_t end, \
@@ -79,7 +79,7 @@ INLINE void run_two(two_fn f, const float *a, const float *b, float *y, int64_t 
         else run_two(name##_grad_at, dy, of_, dx, end - begin, 0, 0, 0); \
     } \
     pl_status KERNEL(map_##name##_grad)(const pl_call *c) { \
-        in_regions(PL_DIM(c, 'N'), name##_grad_piece, c); \
+        in_regions(PL_DIM(c, 'N'), 1, name##_grad_piece, c); \
         return PL_OK; \
     }
 #define PL_PAIR_MAP(name)
@@ -162,7 +162,7 @@ static pl_status run_pair(const pl_call *c, pair_operand a, pair_operand b, floa
     }
     job.run = runs[!job.a.step[2]][!job.b.step[2]];
     job.stream = may_stream(y, total, a.data, b.data);
-    in_regions(total, pair_piece, &job);
+    in_regions(total, 1, pair_piece, &job);
     return PL_OK;
 }
 
@@ -175,8 +175,8 @@ static pl_status run_pair(const pl_call *c, pair_operand a, pair_operand b, floa
     }
 #define PL_PAIR_MAP(name) \
     PAIR_RUN(name, 0, 0) \
-    PAIR_RUN(name, 0, 1) PAIR_RUN(name, 1, 0) PAIR_RUN(name, 1, 1) pl_status KERNEL(map_##name)( \
-        const pl_call *c) { \
+    PAIR_RUN(name, 0, 1) \
+    PAIR_RUN(name, 1, 0) PAIR_RUN(name, 1, 1) pl_status KERNEL(map_##name)(const pl_call *c) { \
         static const pair_run runs[2][2] = {{name##_run_00, name##_run_01}, \
                                             {name##_run_10, name##_run_11}}; \
         const map_##name##_args args = map_##name##_args_of(c); \
@@ -187,5 +187,4 @@ static pl_status run_pair(const pl_call *c, pair_operand a, pair_operand b, floa
 #include "../../maps.def"
 #undef PAIR_RUN
 
-#include "../rowloss/untyped.h"
 #endif

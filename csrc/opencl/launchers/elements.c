@@ -146,6 +146,70 @@ static int pair_map(const pl_cl_operation *o, const char *function, pl_cl_place 
     }
 #include "../../maps.def"
 
+/* ---- axes.cl */
+
+static int reduce_axis(const pl_cl_operation *o, int kind, pl_cl_place x, double factor,
+                       pl_cl_place y) {
+    const int64_t outer = PL_DIM(o->call, 'O'), n = PL_DIM(o->call, 'N'), d = PL_DIM(o->call, 'D');
+    const pl_cl_shape shape = shape_of(o);
+    if (!outer || !d) return 0;
+    pl_cl_launch l = pl_cl_begin(o, pl_cl_source_axes, shape, 0);
+    pl_cl_add_places(&l, 4, x, y);
+    pl_cl_add_i64(&l, kind);
+    pl_cl_add_f32(&l, factor);
+    pl_cl_add_i64(&l, n);
+    if (d == 1) return pl_cl_enqueue(&l, "axis_rows", (size_t)outer, (size_t)shape.group, NULL);
+    pl_cl_add_i64(&l, d);
+    return run(&l, "axis_columns", outer * d);
+}
+int pl_cl_launch_axis_sum(const pl_cl_operation *o) {
+    const axis_sum_places at = axis_sum_places_of(o);
+    return reduce_axis(o, 0, at.x, axis_sum_args_of(o->call).scale, at.y);
+}
+int pl_cl_launch_axis_max(const pl_cl_operation *o) {
+    const axis_max_places at = axis_max_places_of(o);
+    return reduce_axis(o, 1, at.x, 1, at.y);
+}
+int pl_cl_launch_axis_min(const pl_cl_operation *o) {
+    const axis_min_places at = axis_min_places_of(o);
+    return reduce_axis(o, 2, at.x, 1, at.y);
+}
+int pl_cl_launch_row_logsumexp(const pl_cl_operation *o) {
+    const row_logsumexp_places at = row_logsumexp_places_of(o);
+    const pl_cl_shape shape = shape_of(o);
+    if (!elements(o)) return 0;
+    pl_cl_launch l = pl_cl_begin(o, pl_cl_source_axes, shape, 0);
+    pl_cl_add_places(&l, 4, at.x, at.y);
+    pl_cl_add_i64(&l, PL_DIM(o->call, 'V'));
+    return pl_cl_enqueue(&l, "row_logsumexp", (size_t)elements(o), (size_t)shape.group, NULL);
+}
+int pl_cl_launch_row_logsumexp_grad(const pl_cl_operation *o) {
+    const row_logsumexp_grad_places at = row_logsumexp_grad_places_of(o);
+    pl_cl_launch l = pl_cl_begin(o, pl_cl_source_axes, shape_of(o), 0);
+    pl_cl_add_places(&l, 4, at.dy, at.x, at.y, at.dx);
+    pl_cl_add_i64(&l, PL_DIM(o->call, 'V'));
+    return run(&l, "row_logsumexp_grad", elements(o) * PL_DIM(o->call, 'V'));
+}
+
+static int softmax_grad(const pl_cl_operation *o, int logarithm, const pl_cl_place *places) {
+    const int64_t rows = elements(o), v = PL_DIM(o->call, 'V');
+    const pl_cl_shape shape = shape_of(o);
+    if (!rows || !v) return 0;
+    pl_cl_launch l = pl_cl_begin(o, pl_cl_source_axes, shape, 0);
+    pl_cl_add_each(&l, 4, 3, places);
+    pl_cl_add_i64(&l, logarithm);
+    pl_cl_add_i64(&l, v);
+    return pl_cl_enqueue(&l, "row_softmax_grad", (size_t)rows, (size_t)shape.group, NULL);
+}
+int pl_cl_launch_row_softmax_grad(const pl_cl_operation *o) {
+    const row_softmax_grad_places at = row_softmax_grad_places_of(o);
+    return softmax_grad(o, 0, (pl_cl_place[]){at.dy, at.y, at.dx});
+}
+int pl_cl_launch_row_log_softmax_grad(const pl_cl_operation *o) {
+    const row_log_softmax_grad_places at = row_log_softmax_grad_places_of(o);
+    return softmax_grad(o, 1, (pl_cl_place[]){at.dy, at.y, at.dx});
+}
+
 int pl_cl_launch_sum_squares(const pl_cl_operation *o) {
     enum { PARTS = 128 };
     const sum_squares_places at = sum_squares_places_of(o);
