@@ -11,6 +11,7 @@ from pyloss.optim.building import OPTIMIZERS, build_optimizer
 from pyloss.optim.clipping import clip_grad_norm, clip_scale, grad_norm
 from pyloss.optim.ema import EMA
 from pyloss.optim.lion import Lion
+from pyloss.optim.multi import MultiOptimizer
 from pyloss.optim.muon import Muon
 from pyloss.optim.optimizer import Optimizer
 from pyloss.optim.rows import RowGradient, SparseSignSGD
@@ -36,6 +37,7 @@ __all__ = [
     "SGD",
     "Muon",
     "Adafactor",
+    "MultiOptimizer",
     "SparseSignSGD",
     "RowGradient",
     "EMA",

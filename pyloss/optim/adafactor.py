@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -54,6 +54,7 @@ class Adafactor(Optimizer):
         weight_decay: float = 0.0,
         scale_parameter: bool = True,
         relative_step: bool = True,
+        groups: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         super().__init__(learning_rate)
         self.beta2_decay = real(beta2_decay, "beta2_decay", high=0)
@@ -64,6 +65,7 @@ class Adafactor(Optimizer):
         self.d = real(d, "d", 1)
         self.weight_decay = real(weight_decay, "weight_decay", 0)
         self.scale_parameter, self.relative_step = bool(scale_parameter), bool(relative_step)
+        self.groups = groups
 
     def _slot_sets(self) -> tuple[tuple[str, ...], ...]:
         return (("row", "col"), ("variance",))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pyloss import _core
@@ -32,12 +32,14 @@ class AdamW(Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.01,
         bias_correction: bool = True,
+        groups: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         super().__init__(learning_rate)
         self.betas = in_betas(betas)
         self.eps = real(eps, "eps", 0)
         self.weight_decay = real(weight_decay, "weight_decay", 0)
         self.bias_correction = bool(bias_correction)
+        self.groups = groups
 
     def _apply(
         self,
@@ -65,8 +67,10 @@ class Adam(AdamW):
         betas: Sequence[float] = (0.9, 0.999),
         eps: float = 1e-8,
         bias_correction: bool = True,
+        groups: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         super().__init__(learning_rate, betas, eps, 0.0, bias_correction)
+        self.groups = groups
 
 
 class AdamATan2(Optimizer):
@@ -95,12 +99,14 @@ class AdamATan2(Optimizer):
         a: float = 1.0,
         b: float = 1.0,
         correct_angle: bool = False,
+        groups: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         super().__init__(learning_rate)
         self.betas = in_betas(betas)
         self.weight_decay = real(weight_decay, "weight_decay", 0)
         self.a, self.b = real(a, "a", above=0), real(b, "b", above=0)
         self.correct_angle = bool(correct_angle)
+        self.groups = groups
 
     def _apply(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pyloss import _core
@@ -25,10 +25,12 @@ class Lion(Optimizer):
         learning_rate: float | Schedule,
         betas: Sequence[float] = (0.9, 0.99),
         weight_decay: float = 0.0,
+        groups: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         super().__init__(learning_rate)
         self.betas = in_betas(betas)
         self.weight_decay = real(weight_decay, "weight_decay", 0)
+        self.groups = groups
 
     def _apply(
         self,

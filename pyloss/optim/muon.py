@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -86,6 +86,7 @@ class Muon(Optimizer):
         eps: float = 1e-7,
         ns_steps: int = 5,
         adjust_lr_fn: str = "original",
+        groups: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         super().__init__(learning_rate)
         self.weight_decay = real(weight_decay, "weight_decay", 0)
@@ -105,6 +106,7 @@ class Muon(Optimizer):
                 f"adjust_lr_fn is {shown(adjust_lr_fn)}; allowed: {', '.join(ADJUSTMENTS)}"
             )
         self.adjust_lr_fn = adjust_lr_fn
+        self.groups = groups
 
     def _check(self, name: str, parameter: Any) -> None:
         super()._check(name, parameter)

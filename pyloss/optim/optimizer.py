@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from pyloss.checks.numbers import real, shown, whole
 from pyloss.errors import counted, nearest
+from pyloss.optim.groups import Groups
 from pyloss.optim.schedules import Schedule, schedule_name
 from pyloss.optim.state import (
     Arrays,
@@ -21,8 +22,23 @@ from pyloss.optim.state import (
 )
 from pyloss.runtime.device import DeviceArray, on_device_of, to_device
 
-#: name, gradient and parameter
-Work = tuple[str, Any, Any]
+#: name, gradient and parameter, and the index of the parameter's group, -1 for none
+Work = tuple[str, Any, Any, int]
+
+
+def check_names(grads: Mapping[str, Any], parameters: Mapping[str, Any]) -> None:
+    """ValueError for the gradient of something that is not among the parameters."""
+    for name in grads:
+        if name not in parameters:
+            hint = nearest(name, parameters)
+            raise ValueError(
+                f"gradient for {name!r}, which is not a trainable parameter"
+                + (
+                    f"; the nearest is {hint!r}"
+                    if hint
+                    else f"; the model has {len(parameters)} of them"
+                )
+            )
 
 
 class Optimizer:
@@ -30,6 +46,11 @@ class Optimizer:
 
     Attributes:
         learning_rate: a number, or a schedule.
+        groups: mappings that give parameters settings of their own. `{"match": "*.bias",
+            "weight_decay": 0}`: parameters whose names match the pattern (see `groups.Matcher`)
+            have this weight decay. `learning_rate` (a number or a schedule) replaces the rate,
+            `rate_scale` multiplies it, any other argument of the constructor replaces that. A
+            parameter belongs to the first group that it matches.
         rate_scales: multiplies the rate for some parameters, like parameter groups of torch:
             `{"lora_b": 16.0}` for parameters whose names end in `.lora_b` (LoRA+,
             arXiv:2402.12354). Decoupled weight decay grows with it. Like the rate, it is not saved.
@@ -45,6 +66,16 @@ class Optimizer:
         self.state = {}
         self.learning_rate = learning_rate
         self.rate_scales = {}
+        self._groups = Groups(self, ())
+
+    @property
+    def groups(self) -> Any:
+        """The groups, as they were given."""
+        return self._groups.given
+
+    @groups.setter
+    def groups(self, groups: Sequence[Mapping[str, Any]]) -> None:
+        self._groups = Groups(self, groups)
 
     @property
     def state(self) -> dict[str, Any]:
@@ -92,9 +123,12 @@ class Optimizer:
         self._rate_scales = found
 
     def check(self, model: Any) -> None:
-        """ValueError if a trainable parameter cannot be updated by this optimizer."""
-        for name, parameter in parameters_of(model).items():
+        """ValueError if this optimizer cannot update a trainable parameter of the model, or if a
+        group matches none."""
+        parameters = parameters_of(model)
+        for name, parameter in parameters.items():
             self._check(name, parameter)
+        self._groups.find(parameters)
 
     def update(self, model: Any, grads: Mapping[str, Any], grad_scale: float = 1.0) -> None:
         """Apply `grads` to the model's trainable parameters, in place, and count one update.
@@ -105,59 +139,58 @@ class Optimizer:
         parameter that is not a writable C-contiguous float32 array.
         """
         work = self._work(parameters_of(model), grads)
-        self._run(work, self._rate_of(self.step), float(grad_scale))
+        self._run(work, self._rates(), float(grad_scale))
+
+    def _rates(self) -> list[float]:
+        """The rates of this update: that of each group, and last that of the other parameters."""
+        rate = self._rate_of(self.step)
+        indices = (*range(len(self._groups)), -1)
+        return [self._groups.rate(index, rate, self.step) for index in indices]
 
     def _work(self, parameters: Mapping[str, Any], grads: Mapping[str, Any]) -> list[Work]:
         """What an update works on, checked: names, gradients where the parameters are, and these.
 
         Nothing is changed.
         """
+        check_names(grads, parameters)
         work = []
+        groups = self._groups.find(parameters) if len(self._groups) else {}
         for name, grad in grads.items():
-            if name not in parameters:
-                hint = nearest(name, parameters)
-                raise ValueError(
-                    f"gradient for {name!r}, which is not a trainable parameter"
-                    + (
-                        f"; the nearest is {hint!r}"
-                        if hint
-                        else f"; the model has {len(parameters)} of them"
-                    )
-                )
             parameter, slots = parameters[name], self.state.get(name)
             self._check(name, parameter)
             array = self._gradient(name, grad, parameter)
             if slots is not None:
-                sizes = self._sizes(parameter)
+                sizes = self._groups.of(self, groups.get(name, -1))._sizes(parameter)
                 if {slot: kept.size for slot, kept in slots.items()} != sizes:
                     raise ValueError(
                         f"optimizer state of {name!r} has another size than the parameter "
                         f"{parameter.shape}"
                     )
-            work.append((name, array, parameter))
+            work.append((name, array, parameter, groups.get(name, -1)))
         return work
 
-    def _run(self, work: list[Work], rate: float, scale: float) -> None:
-        """Updates what `_work` has checked, at the rate of this update, and counts it."""
+    def _run(self, work: list[Work], rates: list[float], scale: float) -> None:
+        """Updates what `_work` has checked, at the rates of `_rates`, and counts the update."""
         self.step += 1
-        # Parameters of one rate and one kind of state, by the factor of the rate and whether this
-        # is their first update.
-        batches: dict[tuple[float, bool, tuple[str, ...]], list[tuple[Any, ...]]] = {}
-        for name, grad, parameter in work:
+        kinds = [self._groups.of(self, index) for index in (*range(len(self._groups)), -1)]
+        # Parameters of one group, one factor of the rate and one kind of state, and whether this is
+        # their first update.
+        batches: dict[tuple[int, float, bool, tuple[str, ...]], list[tuple[Any, ...]]] = {}
+        for name, grad, parameter, group in work:
             slots = self.state.get(name)
             first = slots is None
             if slots is None:
-                sizes = self._sizes(parameter)
+                sizes = kinds[group]._sizes(parameter)
                 slots = {slot: np.zeros(size, np.float32) for slot, size in sizes.items()}
             if first or isinstance(parameter, DeviceArray):
                 slots = {slot: on_device_of(parameter, array) for slot, array in slots.items()}
                 self.state[name] = slots
             factor = self._rate_scales.get(name.rpartition(".")[2], 1.0)
             row = (grad, parameter, *slots.values())
-            batches.setdefault((factor, first, tuple(slots)), []).append(row)
-        for (factor, first, _), rows in batches.items():
+            batches.setdefault((group, factor, first, tuple(slots)), []).append(row)
+        for (group, factor, first, _), rows in batches.items():
             arrays, updated, *kept = map(list, zip(*rows, strict=True))
-            self._apply(arrays, updated, kept, rate * factor, scale, first)
+            kinds[group]._apply(arrays, updated, kept, rates[group] * factor, scale, first)
 
     # What kinds of optimizers may replace.
 
@@ -191,7 +224,8 @@ class Optimizer:
 
     def _slot_sets(self) -> tuple[tuple[str, ...], ...]:
         """The sets of arrays that a parameter may have."""
-        return (self.slots,)
+        kinds = [self._groups.of(self, index) for index in (-1, *range(len(self._groups)))]
+        return tuple(dict.fromkeys(kind.slots for kind in kinds))
 
     def _apply(
         self,
@@ -256,8 +290,10 @@ class Optimizer:
         rate = f"{self.learning_rate:.4g}"
         if self.schedule is not None:
             rate += f" by {schedule_name(self.schedule)}"
-        values = {name: getattr(self, name) for name in self._options() if hasattr(self, name)}
-        said = [f"learning_rate={rate}", *(f"{name}={value}" for name, value in values.items())]
+        names = [name for name in self._options() if name != "groups" and hasattr(self, name)]
+        said = [f"learning_rate={rate}", *(f"{name}={getattr(self, name)}" for name in names)]
+        if len(self._groups):
+            said.append(f"groups={self._groups}")
         if self._rate_scales:
             said.append(f"rate_scales={self._rate_scales}")
         return f"{type(self).__name__}({', '.join(said)}; {counted(self.step, 'update')})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -93,9 +94,11 @@ class SparseSignSGD(Optimizer):
         self,
         learning_rate: float | Schedule,
         weight_decay: float = 0.01,
+        groups: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         super().__init__(learning_rate)
         self.weight_decay = real(weight_decay, "weight_decay", 0)
+        self.groups = groups
 
     def _check(self, name: str, parameter: Any) -> None:
         super()._check(name, parameter)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pyloss import _core
@@ -25,6 +26,7 @@ class SGD(Optimizer):
         weight_decay: float = 0.0,
         dampening: float = 0.0,
         nesterov: bool = False,
+        groups: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         super().__init__(learning_rate)
         self.momentum = real(momentum, "momentum", 0)
@@ -37,6 +39,7 @@ class SGD(Optimizer):
                 "nesterov=True needs momentum above 0 and dampening 0, "
                 f"not {momentum} and {dampening}"
             )
+        self.groups = groups
 
     def _apply(
         self,

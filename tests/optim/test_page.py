@@ -14,4 +14,4 @@ def test_the_examples_run(tmp_path, monkeypatch):
     names = {}
     for code in re.findall("```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL):
         exec(compile(code, str(PAGE), "exec"), names)
-    assert names["optimizer"].step == 25
+    assert names["optimizer"].step == 5

@@ -70,6 +70,8 @@ class TrainingRun:
         self.of_loss = both.of_loss
         self.trained: Any = both if both.of_loss else model
         self.parameters: dict[str, np.ndarray] = self.trained.trainable_parameters()
+        if not isinstance(optimizer, WrappedOptimizer):
+            optimizer.check(self.parameters)
         # A model need not be an nn.Module to be trained.
         adapted = isinstance(model, nn.Module)
         self.fixed = fixed_arrays(model) if adapted else {}
