@@ -20,7 +20,8 @@ C_FILES := $(filter %.c %.h,$(CORE))
 TABLES := $(filter %.def %.cl,$(CORE))
 
 .PHONY: help demo demo-distill test test-all readme parity lint sanitized sanitize fuzz
-.PHONY: fuzz-sanitize bench bench-train bench-losses bench-distill bench-opencl bench-scaling clean
+.PHONY: fuzz-sanitize bench bench-train bench-losses bench-distill bench-opencl bench-scaling \
+    bench-optimizers clean
 
 help:
 	@echo 'make demo           set up .venv and fine-tune the embedded model (about ten minutes)'
@@ -40,6 +41,7 @@ help:
 	@echo 'make bench-distill  measure distillation, beside a plain loop in torch'
 	@echo 'make bench          measure matrix products, experts, loading and imports'
 	@echo 'make bench-scaling  training by the number of cores; predicts more than there are'
+	@echo 'make bench-optimizers  the time of an update by each optimizer'
 	@echo 'make bench-opencl   compare an OpenCL device with the C kernels; DEVICE=opencl:1'
 	@echo 'make clean          remove what was built; .venv stays'
 	@echo
@@ -121,6 +123,9 @@ bench-distill: $(VENV)/done-install $(VENV)/done-model $(VENV)/done-parity $(VEN
 
 bench-scaling: $(VENV)/done-install $(VENV)/done-model $(VENV)/done-parity $(VENV)/done-bench
 	$(BIN)/python benchmarks/scaling.py smollm2-135m
+
+bench-optimizers: $(VENV)/done-install $(VENV)/done-parity
+	$(BIN)/python benchmarks/optimizers.py
 
 bench-opencl: $(VENV)/done-install $(VENV)/done-model $(VENV)/done-parity $(VENV)/done-bench
 	$(BIN)/python benchmarks/opencl.py --device $(DEVICE)

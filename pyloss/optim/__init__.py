@@ -14,7 +14,7 @@ from pyloss.optim.lion import Lion
 from pyloss.optim.multi import MultiOptimizer
 from pyloss.optim.muon import Muon
 from pyloss.optim.optimizer import Optimizer
-from pyloss.optim.rows import RowGradient, SparseSignSGD
+from pyloss.optim.rows import RowGradient
 from pyloss.optim.schedules import (
     SCHEDULES,
     Schedule,
@@ -27,6 +27,7 @@ from pyloss.optim.schedules import (
     step_decay,
 )
 from pyloss.optim.sgd import SGD
+from pyloss.optim.signsgd import SparseSignSGD
 
 __all__ = [
     "Optimizer",

@@ -10,13 +10,14 @@ import numpy as np
 
 from pyloss import _core
 from pyloss.checks.numbers import real
+from pyloss.optim.rows import RowGradient
 from pyloss.optim.state import float32
 from pyloss.runtime.device import DeviceArray, to_device
 
 
 def grad_norm(grads: Mapping[str, Any]) -> float:
     """The Euclidean norm of all gradients, summed in float64; nan or inf if any of them is."""
-    arrays = [float32(grad) for grad in grads.values()]
+    arrays = [float32(g.values if isinstance(g, RowGradient) else g) for g in grads.values()]
     places: dict[bool, list[int]] = {True: [], False: []}
     for i, array in enumerate(arrays):
         places[isinstance(array, DeviceArray)].append(i)
@@ -42,9 +43,7 @@ def clip_scale(norm: float, max_norm: float | None) -> float:
     return min(real(max_norm, "max_norm", 0) / (norm + 1e-6), 1.0)
 
 
-def clip_grad_norm(
-    grads: Mapping[str, Any], max_norm: float
-) -> tuple[dict[str, np.ndarray], float]:
+def clip_grad_norm(grads: Mapping[str, Any], max_norm: float) -> tuple[dict[str, Any], float]:
     """Gradients scaled so that their norm is at most `max_norm`, and their norm before."""
     norm = grad_norm(grads)
     scale = np.float32(clip_scale(norm, max_norm))

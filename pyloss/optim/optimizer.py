@@ -11,6 +11,7 @@ import numpy as np
 from pyloss.checks.numbers import real, shown, whole
 from pyloss.errors import counted, nearest
 from pyloss.optim.groups import Groups
+from pyloss.optim.rows import RowGradient
 from pyloss.optim.schedules import Schedule, schedule_name
 from pyloss.optim.state import (
     Arrays,
@@ -203,7 +204,7 @@ class Optimizer:
 
         ValueError for another shape.
         """
-        if hasattr(grad, "rows") and hasattr(grad, "values"):
+        if isinstance(grad, RowGradient):
             raise TypeError(
                 f"the gradient of {name!r} is a {type(grad).__name__}, and {type(self).__name__} "
                 "updates whole arrays; SparseSignSGD updates rows"

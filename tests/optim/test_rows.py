@@ -102,3 +102,38 @@ def test_what_does_not_fit_a_table_is_refused_before_anything_changes():
         optim.RowGradient.taken(table, [0, V])
     np.testing.assert_array_equal(table, a_table())
     assert optimizer.step == 0
+
+
+def test_norm_and_clipping_take_the_sums_of_the_rows():
+    ids, values = np.array([1, 4, 1]), np.arange(18, dtype=np.float32).reshape(3, D)
+    table = np.zeros((V, D), np.float32)
+    np.add.at(table, ids, values)
+    grads = {"a": np.ones(3, np.float32), "table": optim.RowGradient(ids, values)}
+    norm = optim.grad_norm({"a": grads["a"], "table": table})
+    clipped, before = optim.clip_grad_norm(grads, 1.0)
+    assert before == optim.grad_norm(grads) == pytest.approx(norm, rel=1e-6)
+    assert optim.grad_norm(clipped) == pytest.approx(1.0, rel=1e-5)
+    np.testing.assert_allclose(clipped["table"].values, table[[1, 4]] / norm, rtol=1e-5)
+
+
+def test_a_table_and_the_other_parameters_have_their_own_optimizers():
+    """The recipe of HRM."""
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table, self.layer = nn.Embedding(V, D), nn.Linear(D, 3)
+
+        def __call__(self, ids):
+            return self.layer(self.table(ids))
+
+    model, ids = Model(), np.array([2, 7])
+    before = {name: array.copy() for name, array in model.parameters().items()}
+    several = optim.MultiOptimizer(
+        [optim.SparseSignSGD(0.1, 0.5), optim.AdamATan2(0.01)], ["table.*"]
+    )
+    _, grads = nn.value_and_grad(model, lambda model: (model(ids) ** 2).sum())(model)
+    several.update(model, grads)
+    expected = hrm_update(before["table.weight"], ids, grads["table.weight"][ids], 0.1, 0.5)
+    np.testing.assert_allclose(model.table.weight, expected, rtol=1e-6)
+    assert (model.layer.weight != before["layer.weight"]).all()

@@ -90,6 +90,28 @@ def some_arrays(shapes):
     return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
 
 
+def test_thirty_updates_of_adam_atan2_equal_the_operations_of_its_cuda_kernel():
+    """The package adam-atan2 computes these on a GPU."""
+    torch = pytest.importorskip("torch", reason="torch is not installed (parity extra)")
+    arrays = some_arrays(MATRICES)
+    rng, optimizer = np.random.default_rng(2), optim.AdamATan2(1e-2, (0.9, 0.95), weight_decay=1.0)
+    weights = {name: torch.tensor(array) for name, array in arrays.items()}
+    means = {name: torch.zeros_like(w) for name, w in weights.items()}
+    squares = {name: torch.zeros_like(w) for name, w in weights.items()}
+    for step in range(1, 31):
+        grads = {n: rng.standard_normal(a.shape).astype(np.float32) for n, a in arrays.items()}
+        optimizer.update(arrays, grads)
+        for name, weight in weights.items():
+            g, m, v = torch.tensor(grads[name]), means[name], squares[name]
+            weight *= 1 - 1e-2 * 1.0
+            m.lerp_(g, 1 - 0.9)
+            v.lerp_(g * g, 1 - 0.95)
+            angle = torch.atan2(m, v.sqrt() / (1 - 0.95**step) ** 0.5)
+            weight -= 1e-2 / (1 - 0.9**step) * angle
+    for name, array in arrays.items():
+        np.testing.assert_allclose(array, weights[name].numpy(), rtol=2e-5, atol=2e-6)
+
+
 @pytest.mark.parametrize(
     "options",
     [{}, {"adjust_lr_fn": "match_rms_adamw", "momentum": 0.8}, {"nesterov": False, "ns_steps": 3}],
