@@ -9,13 +9,14 @@
  * pieces depend on the number of threads, so that each item must be computed for itself. */
 enum { REGIONS = 64 };
 typedef struct {
+    int64_t next; /* the region's first item that is not taken yet */
+    char line[56];
+} region;
+typedef struct {
     pl_range_fn fn;
     const void *context;
-    int64_t n, grain, region, regions;
-    struct {
-        int64_t next; /* the region's first item that is not taken yet */
-        char line[56];
-    } * at;
+    int64_t n, grain, size, regions;
+    region *at;
 } region_job;
 
 static void take_regions(const void *context, int64_t begin UNUSED, int64_t end UNUSED,
@@ -23,10 +24,10 @@ static void take_regions(const void *context, int64_t begin UNUSED, int64_t end 
     const region_job *job = context;
     for (int64_t i = 0; i < job->regions; i++) {
         const int64_t own = (worker + i) % job->regions,
-                      last = at_most((own + 1) * job->region, job->n);
+                      last = at_most((own + 1) * job->size, job->n);
         for (;;) {
             const int64_t first =
-                own * job->region +
+                own * job->size +
                 __atomic_fetch_add(&job->at[own].next, job->grain, __ATOMIC_RELAXED);
             if (first >= last) break;
             job->fn(job->context, first, at_most(first + job->grain, last), worker);
@@ -43,11 +44,11 @@ static void in_regions(int64_t n, int64_t size, pl_range_fn fn, const void *cont
         return;
     }
     region_job job = {.fn = fn, .context = context, .n = n, .regions = threads};
-    job.region = round_up((n + threads - 1) / threads, unit);
-    job.grain = at_least(least, at_most(round_up(job.region / 4, unit), 8 * least));
-    char at[REGIONS * sizeof *job.at];
-    memset(at, 0, sizeof at);
-    job.at = (void *)at;
+    job.size = round_up((n + threads - 1) / threads, unit);
+    job.grain = at_least(least, at_most(round_up(job.size / 4, unit), 8 * least));
+    region at[REGIONS];
+    for (int64_t i = 0; i < threads; i++) at[i].next = 0;
+    job.at = at;
     pl_parallel(threads, 1, take_regions, &job);
 }
 

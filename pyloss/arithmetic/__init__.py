@@ -13,11 +13,13 @@ from pyloss.arithmetic.elementwise import (
     scaled,
     unary,
     unary_grad,
+    where,
 )
 from pyloss.arithmetic.products import batched_product, summed_product
 from pyloss.arithmetic.reductions import (
     REDUCTIONS,
     ROW_MAPS,
+    cumsum,
     expanded,
     logsumexp_grad,
     reduced,
@@ -34,6 +36,7 @@ __all__ = [
     "UNARY",
     "batched_product",
     "binary",
+    "cumsum",
     "expanded",
     "logsumexp_grad",
     "reduced",
@@ -44,4 +47,5 @@ __all__ = [
     "summed_to",
     "unary",
     "unary_grad",
+    "where",
 ]

@@ -13,6 +13,7 @@ from pyloss import _core
 from pyloss.arithmetic.arrays import FLOAT32, empty, is_f32
 
 Shape = tuple[int, ...]
+_BOOL = np.dtype(np.bool_)
 _SCALARS = (float, int, np.number, np.bool_)
 
 _specifications = {n.removeprefix("map_"): s for n, s in _core.ops() if n.startswith("map_")}
@@ -87,7 +88,7 @@ def binary(name: str, a: Any, b: Any) -> Any:
     plan = broadcast_plan(a.shape, b.shape)
     if plan is None:
         return None
-    shape, axes_a, axes_b, axes = plan
+    shape, (axes_a, axes_b), axes = plan
     y = empty(shape, a)
     if 0 in shape:
         return y
@@ -99,22 +100,52 @@ def binary(name: str, a: Any, b: Any) -> Any:
     return y
 
 
-@lru_cache(maxsize=1024)
-def broadcast_plan(
-    a: Shape, b: Shape
-) -> tuple[Shape, Shape | None, Shape | None, Shape | None] | None:
-    """The shape of f(a, b), and a, b and it as three axes.
+def where(mask: Any, a: Any, b: Any) -> Any:
+    """a where the mask, an array of bools, is True, else b; None: use NumPy.
 
-    None: they are read so as they are, their leading axes as one. None instead of all: three axes
-    are not enough.
+    The shapes broadcast as in `binary`. a and b are float32 arrays; one or both may be numbers,
+    which become float32. On devices the mask is an array of uint8, and a and b are arrays.
+    """
+    if type(mask) is np.ndarray:
+        if mask.dtype is not _BOOL or not mask.flags.carray:
+            return None
+        mask = mask.view(np.uint8)
+        a, b = (np.array(x, FLOAT32) if isinstance(x, _SCALARS) else x for x in (a, b))
+    elif getattr(mask, "kind", None) != "u8":
+        return None
+    if not (is_f32(a) and is_f32(b)) or not type(mask) is type(a) is type(b):
+        return None
+    plan = broadcast_plan(mask.shape, a.shape, b.shape)
+    if plan is None:
+        return None
+    shape, operands, axes = plan
+    y = empty(shape, a)
+    if 0 in shape:
+        return y
+    _core.select(
+        *(
+            x if three is None else x.reshape(three)
+            for x, three in zip((mask, a, b), operands, strict=True)
+        ),
+        y if axes is None else y.reshape(axes),
+    )
+    return y
+
+
+@lru_cache(maxsize=1024)
+def broadcast_plan(*shapes: Shape) -> tuple[Shape, tuple[Shape | None, ...], Shape | None] | None:
+    """The shape that the shapes broadcast to; each of them, and this shape, as three axes.
+
+    None instead of three axes: the core reads the array so as it is, its leading axes as one. None
+    instead of all: three axes are not enough.
     """
     try:
-        shape = np.broadcast_shapes(a, b)
+        shape = np.broadcast_shapes(*shapes)
     except ValueError:
         return None
     if 0 in shape:
-        return shape, None, None, None
-    wholes = [_padded(x, shape) for x in (a, b, shape)]
+        return shape, (None,) * len(shapes), None
+    wholes = [_padded(x, shape) for x in (*shapes, shape)]
     # As they lie, if the leading axes broadcast together: the core joins the others.
     leading = {_kind(sizes) for sizes in zip(*(x[:-2] for x in wholes), strict=True)} - {None}
     if len(shape) > 1 and len(leading) < 2:
@@ -133,18 +164,21 @@ def broadcast_plan(
             last = kind
         if len(groups) > 3:
             return None
-        groups = [[1, 1, 1]] * (3 - len(groups)) + groups
+        groups = [[1] * len(wholes)] * (3 - len(groups)) + groups
         three = [tuple(sizes) for sizes in zip(*groups, strict=True)]
-    as_read = [
+    as_read = tuple(
         None if len(x) > 1 and (math.prod(x[:-2]), *x[-2:]) == axes else axes
-        for x, axes in zip((a, b, shape), three, strict=True)
-    ]
-    return shape, as_read[0], as_read[1], as_read[2]
+        for x, axes in zip((*shapes, shape), three, strict=True)
+    )
+    return shape, as_read[:-1], as_read[-1]
 
 
-def _kind(sizes: tuple[int, ...]) -> tuple[bool, bool] | None:
-    """Whether a and b have all of an axis of a pair, of sizes (a, b, both); None: it has size 1."""
-    return None if sizes[2] == 1 else (sizes[0] == sizes[2], sizes[1] == sizes[2])
+def _kind(sizes: tuple[int, ...]) -> tuple[bool, ...] | None:
+    """Which of the operands have all of an axis, of sizes (operands..., result).
+
+    None: it has size 1.
+    """
+    return None if sizes[-1] == 1 else tuple(n == sizes[-1] for n in sizes[:-1])
 
 
 def _padded(shape: Shape, whole: Shape) -> Shape:

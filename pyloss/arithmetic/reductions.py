@@ -64,6 +64,18 @@ def _logsumexp(x: Any, steps: tuple[Shape, ...], shape: Shape) -> Any:
     return y.reshape(shape)
 
 
+def cumsum(x: Any, reverse: bool = False) -> Any:
+    """Running sums along the last axis, in float64; None: use NumPy.
+
+    reverse: from the last element on, which is the gradient of the other.
+    """
+    if not is_f32(x) or x.ndim == 0:
+        return None
+    y = empty(x.shape, x)
+    _core.row_cumsum(x, int(reverse), y)
+    return y
+
+
 def logsumexp_grad(dy: Any, x: Any, y: Any) -> Any:
     """dy exp(x - y), for the y of "logsumexp" over the last axis or axes; None: use NumPy.
 
@@ -111,7 +123,7 @@ def expanded(x: Any, shape: Shape) -> Any:
     one = np.ones((1, 1, 1), np.float32)
     if type(x) is not np.ndarray:
         one = device.on_device_of(x, one)
-    axes_x, axes = plan[1], plan[3]
+    axes_x, axes = plan[1][0], plan[2]
     _core.map_multiply(
         x if axes_x is None else x.reshape(axes_x), one, y if axes is None else y.reshape(axes)
     )

@@ -3,7 +3,16 @@
 import numpy as np
 import pytest
 
-from pyloss.arithmetic import BINARY, GRADIENT_READS, UNARY, binary, scaled, unary, unary_grad
+from pyloss.arithmetic import (
+    BINARY,
+    GRADIENT_READS,
+    UNARY,
+    binary,
+    scaled,
+    unary,
+    unary_grad,
+    where,
+)
 
 SHAPES = [
     ((), ()), ((5,), (5,)), ((3, 4), (4,)), ((3, 4), (3, 1)), ((3, 1), (1, 4)), ((2, 3, 4), (2, 1, 4)),
@@ -67,3 +76,29 @@ def test_functions_and_gradients_keep_the_shape(name, shape):
 def test_scaled():
     x = normal(3, 5)
     assert np.array_equal(scaled(x, -1.0), -x)
+
+
+@pytest.mark.parametrize("shapes", [
+    ((5,), (5,), (5,)), ((3, 4), (3, 4), (4,)), ((3, 1), (3, 4), (3, 4)), ((3, 4), (), (3, 4)),
+    ((2, 3, 4), (2, 1, 1), (1, 1, 4)), ((1,), (7,), (7,)), ((4,), (3, 1), (1,)), ((2, 3, 1, 1), (2, 3, 4, 5), ()),
+    ((0,), (1,), ()), ((), (), ()),
+])  # fmt: skip
+def test_where_is_numpys(shapes):
+    mask = np.asarray(normal(*shapes[0]) > 0)
+    a, b = normal(*shapes[1], seed=1), normal(*shapes[2], seed=2)
+    one, two = np.float32(1), np.float32(2)
+    for got, want in (
+        (where(mask, a, b), np.where(mask, a, b)),
+        (where(mask, a, 2), np.where(mask, a, two)),
+        (where(mask, 1.0, b), np.where(mask, one, b)),
+        (where(mask, True, 2), np.where(mask, one, two)),
+    ):
+        assert got.shape == want.shape and got.tobytes() == want.tobytes()
+
+
+def test_where_leaves_the_rest_to_numpy():
+    x = normal(2, 3)
+    assert where(x, x, x) is None  # not bools
+    assert where(x > 0, x.astype(np.float64), x) is None
+    assert where(x > 0, x, normal(4)) is None
+    assert where((x > 0).T, 1.0, 0.0) is None

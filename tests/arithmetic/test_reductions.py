@@ -8,6 +8,7 @@ import pytest
 import pyloss
 from pyloss.arithmetic import (
     ROW_MAPS,
+    cumsum,
     expanded,
     logsumexp_grad,
     reduced,
@@ -95,6 +96,14 @@ def test_rows_of_other_types(dtype):
     assert y.dtype == dtype
     np.testing.assert_allclose(y.astype(np.float64).sum(axis=-1), 1, rtol=2e-3)
     assert row_map_grad("softmax", x, y) is None  # NumPy's, by the result
+
+
+def test_running_sums():
+    x = normal(2, 3, 5)
+    np.testing.assert_allclose(cumsum(x), np.cumsum(x, axis=-1), rtol=1e-5, atol=1e-6)
+    want = np.cumsum(x[..., ::-1], axis=-1)[..., ::-1]
+    np.testing.assert_allclose(cumsum(x, reverse=True), want, rtol=1e-5, atol=1e-6)
+    assert cumsum(x.T) is None and cumsum(np.float32(1)) is None
 
 
 def test_other_arguments_are_left_to_numpy():

@@ -49,6 +49,16 @@ def test_extremes_of_nan_and_infinity(memory, rng, name, at):
             assert np.array_equal(y.reshape(-1), NUMPY[name](x, axis=1), equal_nan=True)
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (3, 7), (5, 33), (9, 1001), (0, 3), (3, 0)])
+@pytest.mark.parametrize("reverse", [0, 1])
+def test_running_sums(memory, rng, shape, reverse):
+    x, y = memory.put(rng.standard_normal(shape)), memory.new(shape)
+    _core.row_cumsum(x, reverse, y)
+    wide = x.astype(np.float64)[:, :: -1 if reverse else 1]
+    want = wide.cumsum(axis=1)[:, :: -1 if reverse else 1]
+    np.testing.assert_allclose(y, want, rtol=2e-7, atol=1e-6)
+
+
 def log_sum(x):
     largest = x.max(axis=-1, keepdims=True)
     with np.errstate(all="ignore"):

@@ -149,6 +149,19 @@ def test_extremes_of_nan_are_nan(memory, name):
     assert np.isnan(y).all()
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("third", [(1, 1, 1), None])
+@pytest.mark.parametrize("turn", [0, 1, 2])
+def test_selection_broadcasts(memory, rng, layout, third, turn):
+    shapes = [*layout, third or np.broadcast_shapes(*layout)]
+    shapes = shapes[turn:] + shapes[:turn]
+    mask = memory.put(rng.integers(0, 2, shapes[0]) * rng.integers(1, 256, shapes[0]), np.uint8)
+    a, b = (memory.put(rng.standard_normal(shape)) for shape in shapes[1:])
+    y = memory.new(np.broadcast_shapes(*shapes))
+    _core.select(mask, a, b, y)
+    assert np.array_equal(y, np.where(mask, a, b))
+
+
 def test_bits_do_not_depend_on_threads(rng, place):
     if "opencl" in place:
         pytest.skip("threads of the core")
@@ -174,3 +187,6 @@ def test_large_results_are_stored_past_the_caches(rng, place):
     z = _core.empty((1, 7, 1_000_000))
     _core.map_multiply(x[:7_000_000].reshape(z.shape), row, z)
     assert np.array_equal(z.reshape(-1), 2 * x[:7_000_000])
+    mask = (x[:7_000_000] > 0).view(np.uint8).reshape(z.shape)
+    _core.select(mask, x[:7_000_000].reshape(z.shape), row, z)
+    assert np.array_equal(z.reshape(-1), np.where(x[:7_000_000] > 0, x[:7_000_000], 2))

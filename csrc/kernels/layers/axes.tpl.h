@@ -171,6 +171,41 @@ pl_status KERNEL(axis_min)(const pl_call *c) {
     return reduce_axis(c, AXIS_MIN, args.x, 1, args.y);
 }
 
+/* ---- running sums of rows, in float64 */
+
+/* Sums of `rows` rows, a constant: side by side, since each addition waits for the one before. */
+INLINE void run_cumsum(const float *x, float *y, int64_t v, const int rows, const int reverse) {
+    double sum[4] = {0};
+    for (int64_t j = 0; j < v; j++) {
+        const int64_t at = reverse ? v - 1 - j : j;
+#pragma GCC unroll 4
+        for (int r = 0; r < rows; r++) {
+            sum[r] += (double)x[r * v + at];
+            y[r * v + at] = (float)sum[r];
+        }
+    }
+}
+static void cumsum_rows(const float *x, float *y, int64_t v, int64_t rows, int reverse) {
+    if (rows == 4 && reverse) run_cumsum(x, y, v, 4, 1);
+    else if (rows == 4) run_cumsum(x, y, v, 4, 0);
+    else
+        for (int64_t r = 0; r < rows; r++) run_cumsum(x + r * v, y + r * v, v, 1, reverse);
+}
+/* Items of four rows. */
+static void cumsum_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
+    const pl_call *c = context;
+    const row_cumsum_args args = row_cumsum_args_of(c);
+    const int64_t v = PL_DIM(c, 'V'), n = PL_DIM(c, 'N');
+    for (int64_t i = begin; i < end; i++)
+        cumsum_rows(args.x + 4 * i * v, args.y + 4 * i * v, v, at_most(4, n - 4 * i),
+                    args.reverse != 0);
+}
+/* y[n,v] = the sum of x[n,0] to x[n,v]; reverse: of x[n,v] to the last one */
+pl_status KERNEL(row_cumsum)(const pl_call *c) {
+    if (PL_DIM(c, 'V')) in_regions((PL_DIM(c, 'N') + 3) / 4, 4 * PL_DIM(c, 'V'), cumsum_piece, c);
+    return PL_OK;
+}
+
 /* ---- log sum exp of rows */
 
 enum { EXP_RUN = 4096 };

@@ -85,106 +85,172 @@ INLINE void run_two(two_fn f, const float *a, const float *b, float *y, int64_t 
 #define PL_PAIR_MAP(name)
 #include "../../maps.def"
 
-/* ---- pairs: y [O,N,D] of a [P,Q,R] and b [S,T,U], whose axes broadcast */
+/* ---- y [O,N,D] of operands whose axes broadcast */
 
-typedef void (*pair_run)(const float *a, const float *b, float *y, int64_t n, int stream);
+enum { MOST_OPERANDS = 3 };
 
 /* An operand's steps along the axes of y; 0 where it broadcasts, having another size. */
 typedef struct {
-    const float *data;
+    const void *data;
     int64_t size[3], step[3];
-} pair_operand;
-typedef struct {
-    pair_operand a, b;
+} operand;
+
+typedef struct broadcast_job broadcast_job;
+/* n elements along the last axis, from element at[i] of operand i on. */
+typedef void (*broadcast_run)(const broadcast_job *job, const int64_t *at, float *y, int64_t n,
+                              int stream);
+struct broadcast_job {
+    operand of[MOST_OPERANDS];
+    int operands, stream;
     float *y;
     int64_t size[3];
-    pair_run run;
-    int stream;
-} pair_job;
-
-INLINE const float *pair_at(const pair_operand *x, int64_t outer, int64_t inner, int64_t column) {
-    return x->data + outer * x->step[0] + inner * x->step[1] + column * x->step[2];
-}
+    broadcast_run run;
+};
 
 /* Elements [begin, end) of y. */
-static void pair_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
-    const pair_job *job = context;
+static void broadcast_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
+    const broadcast_job *job = context;
     const int64_t n = job->size[1], d = job->size[2];
     int64_t column = begin % d, inner = begin / d % n, outer = begin / d / n;
     for (int64_t at = begin; at < end; column = 0) {
         const int64_t some = at_most(d - column, end - at);
-        job->run(pair_at(&job->a, outer, inner, column), pair_at(&job->b, outer, inner, column),
-                 job->y + at, some, job->stream && at % LANES == 0);
+        int64_t from[MOST_OPERANDS];
+        for (int i = 0; i < job->operands; i++) {
+            const int64_t *step = job->of[i].step;
+            from[i] = outer * step[0] + inner * step[1] + column * step[2];
+        }
+        job->run(job, from, job->y + at, some, job->stream && at % LANES == 0);
         at += some;
         if (++inner == n) inner = 0, outer++;
     }
 }
 
-static void set_steps(pair_operand *x, const int64_t whole[3]) {
-    int64_t step = 1;
-    for (int i = 2; i >= 0; i--) {
-        x->step[i] = x->size[i] == whole[i] && whole[i] > 1 ? step : 0;
-        step *= x->size[i];
+/* Makes one axis of `axis` and the next one, if all operands are read so. */
+static void join_axes(broadcast_job *job, int axis) {
+    for (int i = 0; i < job->operands; i++) {
+        const int64_t *step = job->of[i].step;
+        if (step[axis] != step[axis + 1] * job->size[axis + 1]) return;
     }
-}
-
-/* Whether an operand is read along `axis` as if this were part of the next axis. */
-INLINE int joins(const pair_operand *x, const int64_t whole[3], int axis) {
-    return x->step[axis] == x->step[axis + 1] * whole[axis + 1];
-}
-/* Makes one axis of `axis` and the next one. */
-static void join_axes(pair_job *job, int axis) {
-    if (!joins(&job->a, job->size, axis) || !joins(&job->b, job->size, axis)) return;
     job->size[axis + 1] *= job->size[axis];
     job->size[axis] = 1;
-    job->a.step[axis] = job->b.step[axis] = 0;
+    for (int i = 0; i < job->operands; i++) job->of[i].step[axis] = 0;
 }
 
-static pl_status run_pair(const pl_call *c, pair_operand a, pair_operand b, float *y,
-                          const pair_run runs[2][2]) {
-    pair_job job = {a, b, y, {PL_DIM(c, 'O'), PL_DIM(c, 'N'), PL_DIM(c, 'D')}, NULL, 0};
-    int64_t total = 1, operands = 1;
-    for (int i = 0; i < 3; i++) {
-        total *= job.size[i];
-        operands *= a.size[i] * b.size[i];
+/* Sets steps and joins axes; 0 if there is nothing to compute. */
+static int begin_broadcast(broadcast_job *job, const pl_call *c) {
+    const int64_t whole[] = {PL_DIM(c, 'O'), PL_DIM(c, 'N'), PL_DIM(c, 'D')};
+    memcpy(job->size, whole, sizeof whole);
+    if (!(whole[0] && whole[1] && whole[2])) return 0;
+    for (operand *x = job->of; x < job->of + job->operands; x++) {
+        int64_t step = 1;
+        for (int i = 2; i >= 0; step *= x->size[i], i--)
+            x->step[i] = x->size[i] == whole[i] && whole[i] > 1 ? step : 0;
+        if (!step) return 0;
     }
-    if (!total || !operands) return PL_OK;
-    set_steps(&job.a, job.size);
-    set_steps(&job.b, job.size);
-    join_axes(&job, 1);
-    if (job.size[1] == 1) {
-        /* The axis that is left over: the first one takes its place. */
-        job.size[1] = job.size[0], job.size[0] = 1;
-        job.a.step[1] = job.a.step[0], job.b.step[1] = job.b.step[0];
-        join_axes(&job, 1);
+    join_axes(job, 1);
+    if (job->size[1] == 1) {
+        /* The first axis takes its place. */
+        job->size[1] = job->size[0], job->size[0] = 1;
+        for (int i = 0; i < job->operands; i++)
+            job->of[i].step[1] = job->of[i].step[0], job->of[i].step[0] = 0;
+        join_axes(job, 1);
     } else {
-        join_axes(&job, 0);
+        join_axes(job, 0);
     }
-    job.run = runs[!job.a.step[2]][!job.b.step[2]];
-    job.stream = may_stream(y, total, a.data, b.data);
-    in_regions(total, 1, pair_piece, &job);
-    return PL_OK;
+    return 1;
+}
+static void run_broadcast(const broadcast_job *job) {
+    in_regions(job->size[0] * job->size[1] * job->size[2], 1, broadcast_piece, job);
+}
+INLINE int is_one(const operand *x) { return !x->step[2]; }
+INLINE const float *floats_at(const broadcast_job *job, int i, const int64_t *at) {
+    return (const float *)job->of[i].data + at[i];
 }
 
+#define OPERAND(data, p, q, r) \
+    { \
+        data, {PL_DIM(c, p), PL_DIM(c, q), PL_DIM(c, r)}, { 0 } \
+    }
 #define PL_MAP(name, of)
 #define PAIR_RUN(name, one_a, one_b) \
-    static void name##_run_##one_a##one_b(const float *a, const float *b, float *y, int64_t n, \
-                                          int stream) { \
+    static void name##_run_##one_a##one_b(const broadcast_job *job, const int64_t *at, float *y, \
+                                          int64_t n, int stream) { \
+        const float *a = floats_at(job, 0, at), *b = floats_at(job, 1, at); \
         if (stream) run_two(name##_at, a, b, y, n, one_a, one_b, 1); \
         else run_two(name##_at, a, b, y, n, one_a, one_b, 0); \
     }
 #define PL_PAIR_MAP(name) \
     PAIR_RUN(name, 0, 0) \
     PAIR_RUN(name, 0, 1) \
-    PAIR_RUN(name, 1, 0) PAIR_RUN(name, 1, 1) pl_status KERNEL(map_##name)(const pl_call *c) { \
-        static const pair_run runs[2][2] = {{name##_run_00, name##_run_01}, \
-                                            {name##_run_10, name##_run_11}}; \
+    PAIR_RUN(name, 1, 0) \
+    PAIR_RUN(name, 1, 1) \
+    pl_status KERNEL(map_##name)(const pl_call *c) { \
+        static const broadcast_run runs[2][2] = {{name##_run_00, name##_run_01}, \
+                                                 {name##_run_10, name##_run_11}}; \
         const map_##name##_args args = map_##name##_args_of(c); \
-        const pair_operand a = {args.a, {PL_DIM(c, 'P'), PL_DIM(c, 'Q'), PL_DIM(c, 'R')}, {0}}, \
-                           b = {args.b, {PL_DIM(c, 'S'), PL_DIM(c, 'T'), PL_DIM(c, 'U')}, {0}}; \
-        return run_pair(c, a, b, args.y, runs); \
+        broadcast_job job = { \
+            .of = {OPERAND(args.a, 'P', 'Q', 'R'), OPERAND(args.b, 'S', 'T', 'U')}, \
+            .operands = 2, \
+            .y = args.y}; \
+        if (!begin_broadcast(&job, c)) return PL_OK; \
+        job.run = runs[is_one(job.of)][is_one(job.of + 1)]; \
+        job.stream = may_stream(args.y, job.size[0] * job.size[1] * job.size[2], args.a, args.b); \
+        run_broadcast(&job); \
+        return PL_OK; \
     }
 #include "../../maps.def"
 #undef PAIR_RUN
+
+/* y = mask ? a : b */
+INLINE vf chosen(const uint8_t *mask, vf a, vf b) {
+    return vf_select(vi_equal(vi_load_bytes(mask), vi_set1(0)), b, a);
+}
+INLINE void run_select(const uint8_t *mask, const float *a, const float *b, float *y, int64_t n,
+                       const int one_a, const int one_b, const int stream) {
+    const vf all_a = vf_set1(*a), all_b = vf_set1(*b);
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES)
+        store_some(y + i,
+                   chosen(mask + i, one_a ? all_a : vf_load(a + i), one_b ? all_b : vf_load(b + i)),
+                   LANES, stream);
+    for (; i < n; i++) y[i] = mask[i] ? a[one_a ? 0 : i] : b[one_b ? 0 : i];
+}
+INLINE vf first_of(vf a, vf b UNUSED) { return a; }
+
+/* A run whose mask is one element copies a or b. */
+INLINE void select_run(const broadcast_job *job, const int64_t *at, float *y, int64_t n,
+                       const int one_a, const int one_b, const int stream) {
+    const uint8_t *mask = (const uint8_t *)job->of[0].data + at[0];
+    const float *a = floats_at(job, 1, at), *b = floats_at(job, 2, at);
+    if (!is_one(job->of)) run_select(mask, a, b, y, n, one_a, one_b, stream);
+    else if (*mask) run_two(first_of, a, a, y, n, one_a, one_a, stream);
+    else run_two(first_of, b, b, y, n, one_b, one_b, stream);
+}
+#define SELECT_RUN(one_a, one_b) \
+    static void select_run_##one_a##one_b(const broadcast_job *job, const int64_t *at, float *y, \
+                                          int64_t n, int stream) { \
+        if (stream) select_run(job, at, y, n, one_a, one_b, 1); \
+        else select_run(job, at, y, n, one_a, one_b, 0); \
+    }
+SELECT_RUN(0, 0)
+SELECT_RUN(0, 1)
+SELECT_RUN(1, 0)
+SELECT_RUN(1, 1)
+#undef SELECT_RUN
+pl_status KERNEL(select)(const pl_call *c) {
+    static const broadcast_run runs[2][2] = {{select_run_00, select_run_01},
+                                             {select_run_10, select_run_11}};
+    const select_args args = select_args_of(c);
+    broadcast_job job = {.of = {OPERAND(args.mask, 'M', 'K', 'L'), OPERAND(args.a, 'P', 'Q', 'R'),
+                                OPERAND(args.b, 'S', 'T', 'U')},
+                         .operands = 3,
+                         .y = args.y};
+    if (!begin_broadcast(&job, c)) return PL_OK;
+    job.run = runs[is_one(job.of + 1)][is_one(job.of + 2)];
+    job.stream = may_stream(args.y, job.size[0] * job.size[1] * job.size[2], args.a, args.b);
+    run_broadcast(&job);
+    return PL_OK;
+}
+#undef OPERAND
 
 #endif

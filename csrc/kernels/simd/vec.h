@@ -50,6 +50,18 @@ INLINE vf vf_load(const float *p) {
     return v;
 }
 INLINE void vf_store(float *p, vf v) { memcpy(p, &v, sizeof v); }
+/* LANES bytes as integers. */
+INLINE vi vi_load_bytes(const uint8_t *p) {
+#if PL_BYTES == 64
+    return (vi)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p));
+#elif PL_BYTES == 32
+    return (vi)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p));
+#else
+    vi v;
+    for (int i = 0; i < LANES; i++) v[i] = p[i];
+    return v;
+#endif
+}
 INLINE vd vd_load(const double *p) {
     vd v;
     memcpy(&v, p, sizeof v);

@@ -191,6 +191,39 @@ int pl_cl_launch_row_logsumexp_grad(const pl_cl_operation *o) {
     return run(&l, "row_logsumexp_grad", elements(o) * PL_DIM(o->call, 'V'));
 }
 
+int pl_cl_launch_row_cumsum(const pl_cl_operation *o) {
+    const row_cumsum_places at = row_cumsum_places_of(o);
+    const int64_t rows = elements(o);
+    const pl_cl_shape shape = shape_of(o);
+    pl_cl_launch l = pl_cl_begin(o, pl_cl_source_axes, shape, 0);
+    pl_cl_add_places(&l, 4, at.x, at.y);
+    pl_cl_add_i64(&l, row_cumsum_args_of(o->call).reverse != 0);
+    pl_cl_add_i64(&l, PL_DIM(o->call, 'V'));
+    pl_cl_add_i64(&l, rows);
+    return pl_cl_enqueue(&l, "row_cumsum", (size_t)((rows + shape.group - 1) / shape.group),
+                         (size_t)shape.group, NULL);
+}
+int pl_cl_launch_select(const pl_cl_operation *o) {
+    const select_places at = select_places_of(o);
+    const pl_call *c = o->call;
+    const int64_t whole[] = {PL_DIM(c, 'O'), PL_DIM(c, 'N'), PL_DIM(c, 'D')},
+                  of[][3] = {{PL_DIM(c, 'M'), PL_DIM(c, 'K'), PL_DIM(c, 'L')},
+                             {PL_DIM(c, 'P'), PL_DIM(c, 'Q'), PL_DIM(c, 'R')},
+                             {PL_DIM(c, 'S'), PL_DIM(c, 'T'), PL_DIM(c, 'U')}},
+                  n = whole[0] * whole[1] * whole[2];
+    pl_cl_launch l = pl_cl_begin(o, pl_cl_source_axes, shape_of(o), 0);
+    pl_cl_add_place(&l, at.mask, 1);
+    pl_cl_add_places(&l, 4, at.a, at.b, at.y);
+    pl_cl_add_i64(&l, whole[1]);
+    pl_cl_add_i64(&l, whole[2]);
+    for (int i = 0; i < 3; i++) {
+        const int64_t size = of[i][0] * of[i][1] * of[i][2];
+        if (!size || !n) return 0;
+        add_steps(&l, of[i], whole);
+    }
+    return run(&l, "select_pair", n);
+}
+
 static int softmax_grad(const pl_cl_operation *o, int logarithm, const pl_cl_place *places) {
     const int64_t rows = elements(o), v = PL_DIM(o->call, 'V');
     const pl_cl_shape shape = shape_of(o);

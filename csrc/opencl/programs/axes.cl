@@ -82,3 +82,26 @@ KERNEL row_softmax_grad(IN(dy), IN(y), OUT(dx), long logarithm, long n) {
         *ROW(dx, begin + i) = logarithm ? from_dy[i] - exp(from_y[i]) * total
                                         : from_y[i] * (from_dy[i] - total);
 }
+
+/* One work-item for each row. */
+KERNEL row_cumsum(IN(x), OUT(y), long reverse, long v, long n) {
+    const long row = get_global_id(0);
+    if (row >= n) return;
+    exact sum = {0, 0};
+    for (long j = 0; j < v; j++) {
+        const long at = row * v + (reverse ? v - 1 - j : j);
+        add_to(&sum, *ROW(x, at));
+        *ROW(y, at) = (float)value_of(sum);
+    }
+}
+
+/* y = mask ? a : b, of three axes as map_pair in maps.cl. */
+KERNEL select_pair(ARRAY(const uchar, mask), IN(a), IN(b), OUT(y), long middle, long last, long m0,
+                   long m1, long m2, long a0, long a1, long a2, long b0, long b1, long b2, long n) {
+    MINE;
+    for (long at = i; at < min(i + WIDTH, n); at++) {
+        const long row = at / last, j = at % last, o = row / middle, m = row % middle;
+        *ROW(y, at) = *ROW(mask, o * m0 + m * m1 + j * m2) ? *ROW(a, o * a0 + m * a1 + j * a2)
+                                                           : *ROW(b, o * b0 + m * b1 + j * b2);
+    }
+}
