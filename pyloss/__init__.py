@@ -11,8 +11,20 @@ from typing import TYPE_CHECKING, Any
 
 from pyloss import _core, autograd, nn, optim, random
 from pyloss.autograd.checkpointing import checkpoint
-from pyloss.autograd.differentiation import grad, value_and_grad
-from pyloss.autograd.tape import Tensor
+from pyloss.autograd.custom import custom_function, stop_gradient
+from pyloss.autograd.differentiation import grad, value_and_grad, vjp
+from pyloss.autograd.functions import (
+    gelu,
+    log_softmax,
+    logsumexp,
+    one_hot,
+    relu,
+    sigmoid,
+    silu,
+    softmax,
+)
+from pyloss.autograd.scope import no_grad
+from pyloss.autograd.tensor import Tensor
 from pyloss.errors import DeviceError, FormatError
 from pyloss.losses.pairs import (
     cosine_loss,
@@ -221,5 +233,17 @@ __all__ = [
     "to_device",
     "tvd_loss",
     "value_and_grad",
+    "custom_function",
+    "gelu",
+    "log_softmax",
+    "logsumexp",
+    "no_grad",
+    "one_hot",
+    "relu",
+    "sigmoid",
+    "silu",
+    "softmax",
+    "stop_gradient",
+    "vjp",
     *_LAZY,
 ]

@@ -5,7 +5,7 @@ import pytest
 
 import pyloss
 from pyloss import nn, ops
-from pyloss.autograd.tape import Tensor
+from pyloss.autograd.tensor import Tensor
 from pyloss.weights.stack import WeightStack
 from pyloss.weights.weight import Weight
 
@@ -76,7 +76,11 @@ def test_freezing():
     assert "bias" not in net.trainable_parameters() and "first.weight" in net.trainable_parameters()
     net.unfreeze()
     assert sorted(net.trainable_parameters()) == sorted(NAMES)
-    net.freeze(keys=["no such name"])
+    for method in (net.freeze, net.unfreeze):
+        with pytest.raises(ValueError, match="'wieght'; the names are bias, weight"):
+            method(keys=["bias", "wieght"])
+    with pytest.raises(TypeError, match="not the string 'bias'"):
+        net.freeze(keys="bias")
     assert sorted(net.trainable_parameters()) == sorted(NAMES)
 
 

@@ -1,4 +1,4 @@
-"""Gradients of functions: `value_and_grad` and `grad`, and helpers for gradients of modules."""
+"""Gradients of functions: `value_and_grad`, `grad`, `vjp`, and helpers for gradients of modules."""
 
 from __future__ import annotations
 
@@ -8,21 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from pyloss.autograd.tape import Node, Tape, Tensor
+from pyloss.autograd.tape import Node, Tape
+from pyloss.autograd.tensor import Tensor, stripped
+from pyloss.autograd.trees import tree_map
 from pyloss.runtime import device
 
 
-def _tree_map(function: Callable, tree: Any) -> Any:
-    if isinstance(tree, dict):
-        return {k: _tree_map(function, v) for k, v in tree.items()}
-    if isinstance(tree, list | tuple):
-        mapped = (_tree_map(function, v) for v in tree)
-        return type(tree)(*mapped) if hasattr(tree, "_fields") else type(tree)(mapped)
-    return function(tree)
-
-
 def _plain(value: Any) -> Any:
-    return _tree_map(lambda v: v.data[()] if isinstance(v, Tensor) else v, value)
+    return tree_map(lambda v: v.data[()] if isinstance(v, Tensor) else v, value)
 
 
 def leaf_gradient(leaf: Node, array: Any) -> Any:
@@ -38,13 +31,25 @@ def leaf_gradient(leaf: Node, array: Any) -> Any:
     return leaf.grad.astype(array.dtype, copy=not leaf.owned)
 
 
-def run_backward(tape: Tape, result: Any) -> Any:
+def run_backward(tape: Tape, result: Any, has_aux: bool = False) -> Any:
     """Runs backward from a scalar result, or the first of a tuple.
 
     Returns the result as plain arrays.
     """
-    loss = result[0] if isinstance(result, tuple) else result
-    shape = loss.shape if isinstance(loss, Tensor) else np.shape(loss)
+    if has_aux and not (isinstance(result, tuple) and len(result) == 2):
+        raise TypeError(
+            f"with has_aux the function must return (value, aux), not {type(result).__name__}"
+        )
+    loss = result[0] if isinstance(result, tuple) and result else result
+    try:
+        shape = loss.shape if isinstance(loss, Tensor) else np.shape(loss)
+        kind = loss.dtype if isinstance(loss, Tensor) else np.asarray(loss).dtype
+    except ValueError as error:  # lists of several lengths
+        raise TypeError(f"the function must return a scalar: {error}") from None
+    if kind.kind not in "fiubV":
+        raise TypeError(
+            f"the function must return a scalar to be differentiated, not {type(loss).__name__}"
+        )
     if math.prod(shape) != 1:
         raise ValueError(
             f"the function must return a scalar to be differentiated, not an array of shape {shape}"
@@ -54,36 +59,52 @@ def run_backward(tape: Tape, result: Any) -> Any:
     return _plain(result)
 
 
-def value_and_grad(function: Callable, argnums: int | Sequence[int] = 0) -> Callable:
+def leaf_of(value: Any, root: object) -> Tensor:
+    """A Tensor that gets a gradient; whole numbers become float32."""
+    array = device.array(value)
+    if isinstance(array, device.DeviceArray) and array.dtype.kind not in "fV":
+        raise TypeError(
+            f"cannot differentiate with respect to dtype {array.dtype} on a device; "
+            "it must be of a float type"
+        )
+    if array.dtype not in (np.float32, np.float64, np.float16) and not device.is_bfloat16(
+        array.dtype
+    ):
+        if array.dtype.kind not in "fiub":
+            raise TypeError(
+                f"cannot differentiate with respect to dtype {array.dtype}; "
+                "it must hold real numbers"
+            )
+        native = array.dtype.newbyteorder("=")
+        array = array.astype(native if native.kind == "f" and native.itemsize <= 8 else np.float32)
+    return Tensor(array, Node(root))
+
+
+def gradient_of(t: Tensor) -> Any:
+    """The gradient of a Tensor that `leaf_of` made, after backward."""
+    assert t._node is not None
+    return leaf_gradient(t._node, t.data)
+
+
+def value_and_grad(
+    function: Callable, argnums: int | Sequence[int] = 0, has_aux: bool = False
+) -> Callable:
     """A function that returns `(value, gradients)` of `function`.
 
-    `function` returns a scalar, or a tuple that begins with one; the rest is passed through. The
-    gradients are those of the arguments at `argnums`: float arrays, or dicts, lists and tuples of
-    them. An int gives one gradient, a sequence gives a tuple. Float arguments and their gradients
-    keep their type; other numbers are computed in float32.
+    `function` returns a scalar, or a tuple that begins with one; the rest is passed through.
+
+    Args:
+        argnums: the arguments to differentiate by: float arrays, or dicts, lists and tuples of
+            them. An int gives one gradient, a sequence gives a tuple. Float arguments and their
+            gradients keep their type; other numbers are computed in float32.
+        has_aux: the function must return `(value, aux)`. The result is the same as without.
+
+    Raises:
+        TypeError: an operation cannot carry a gradient, or the function reads values of an outer
+            function that is being differentiated (gradients of gradients are not computed).
+        ValueError: the function returns no scalar, or has no such argument.
     """
     positions = (argnums,) if isinstance(argnums, int) else tuple(argnums)
-
-    def leaf(value: Any, root: object) -> Tensor:
-        array = device.array(value)
-        if isinstance(array, device.DeviceArray) and array.dtype.kind not in "fV":
-            raise TypeError(
-                f"cannot differentiate with respect to dtype {array.dtype} on a device; "
-                "it must be of a float type"
-            )
-        if array.dtype not in (np.float32, np.float64, np.float16) and not device.is_bfloat16(
-            array.dtype
-        ):
-            if array.dtype.kind not in "fiub":
-                raise TypeError(
-                    f"cannot differentiate with respect to dtype {array.dtype}; "
-                    "it must hold real numbers"
-                )
-            native = array.dtype.newbyteorder("=")
-            array = array.astype(
-                native if native.kind == "f" and native.itemsize <= 8 else np.float32
-            )
-        return Tensor(array, Node(root))
 
     def wrapped(*args: Any, **kwargs: Any) -> tuple[Any, Any]:
         for i in positions:
@@ -94,21 +115,54 @@ def value_and_grad(function: Callable, argnums: int | Sequence[int] = 0) -> Call
                 )
         traced, tape = list(args), Tape()
         for i in positions:
-            traced[i] = _tree_map(lambda value: leaf(value, tape.root), args[i])
+            traced[i] = tree_map(lambda value: leaf_of(value, tape.root), args[i])
         with tape:
-            value = run_backward(tape, function(*traced, **kwargs))
-
-        def gradient(t: Tensor) -> np.ndarray:
-            assert t._node is not None
-            return leaf_gradient(t._node, t.data)
-
-        grads = tuple(_tree_map(gradient, traced[i]) for i in positions)
+            value = run_backward(tape, function(*traced, **kwargs), has_aux)
+        grads = tuple(tree_map(gradient_of, traced[i]) for i in positions)
         return value, grads[0] if isinstance(argnums, int) else grads
 
     return wrapped
 
 
-def grad(function: Callable, argnums: int | Sequence[int] = 0) -> Callable:
-    """Like `value_and_grad`, but returns only the gradients."""
-    both = value_and_grad(function, argnums)
-    return lambda *args, **kwargs: both(*args, **kwargs)[1]
+def grad(function: Callable, argnums: int | Sequence[int] = 0, has_aux: bool = False) -> Callable:
+    """Like `value_and_grad`, but returns only the gradients; with `has_aux` (gradients, aux)."""
+    both = value_and_grad(function, argnums, has_aux)
+
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        value, grads = both(*args, **kwargs)
+        return (grads, value[1]) if has_aux else grads
+
+    return wrapped
+
+
+def vjp(function: Callable, primals: Sequence[Any], cotangents: Any) -> tuple[Any, list[Any]]:
+    """`(outputs, gradients)`: the products of `cotangents` with the Jacobian of `function`.
+
+    Args:
+        function: of the arrays `primals`; returns an array or a tuple or list of arrays.
+        primals: arguments; a gradient for each is returned.
+        cotangents: an array for each output, of its shape; one array for one output.
+
+    Raises:
+        ValueError: a cotangent has another shape, or there are more or fewer than outputs.
+    """
+    tape = Tape()
+    leaves = [leaf_of(x, tape.root) for x in primals]
+    with tape:
+        result = function(*leaves)
+        several = isinstance(result, tuple | list)
+        outputs = list(result) if several else [result]
+        given = list(cotangents) if several else [cotangents]
+        if len(given) != len(outputs):
+            raise ValueError(f"{len(outputs)} outputs need as many cotangents, got {len(given)}")
+        ends = []
+        for output, cotangent in zip(outputs, given, strict=True):
+            dy = np.asarray(stripped(cotangent), getattr(output, "dtype", None))
+            if dy.shape != np.shape(stripped(output)):
+                raise ValueError(
+                    f"a cotangent has shape {dy.shape}, its output {np.shape(stripped(output))}"
+                )
+            if isinstance(output, Tensor) and output._node is not None:
+                ends.append((output._node, dy))
+        tape.backward_from_all(ends)
+    return _plain(result), [gradient_of(t) for t in leaves]

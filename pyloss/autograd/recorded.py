@@ -12,17 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pyloss import _core
-from pyloss.autograd.tape import (
-    Gradients,
-    Node,
-    Nodes,
-    Tape,
-    Tensor,
-    current_tape,
-    data,
-    nodes_of,
-    record_on,
-)
+from pyloss.autograd.scope import current_tape
+from pyloss.autograd.tape import Gradients, Node, Nodes, Tape, data, nodes_of, record_on
+from pyloss.autograd.tensor import Tensor
 from pyloss.runtime.program import NotReplayable, Step, Writer, finished, slots_of
 
 

@@ -10,22 +10,16 @@ A training step visits this file between any two kernels, so its functions do li
 
 from __future__ import annotations
 
-import math
-import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from pyloss import _core
+from pyloss.autograd.scope import local, no_grad
+from pyloss.autograd.tensor import LazyTensor, Parameter, Tensor
 from pyloss.runtime import device
 
-
-class _Local(threading.local):
-    tape: Tape | None = None
-
-
-_local = _Local()
 _FLOAT32 = np.dtype(np.float32)
 
 
@@ -173,6 +167,7 @@ class Tape:
         self.probing, self.replaying = probing, replaying
         self.memory: list[Any] | None = None  # of a checkpoint, see `remembered`
         self.nodes: list[Node] = []
+        self.enclosing: list[Tape] = []  # those of other recordings, while this one is entered
         self.leaves: dict[int, Node] = {} if within is None else within.leaves
         self._watched: list[np.ndarray] = [] if within is None else within._watched
 
@@ -183,13 +178,44 @@ class Tape:
         self._watched.append(array)  # keeps the identity valid
         return leaf
 
+    def node_of(self, x: Any) -> Node | None:
+        """The node of a value; None for a constant. Other errors as `nodes_of`."""
+        if not isinstance(x, Tensor):
+            node = self.leaves.get(id(x))
+        elif type(x) is Parameter:
+            node, x = self.leaves.get(id(x._data)), x._data
+        else:
+            node = x._node
+            if node is not None and node.root is self.root:
+                return node
+            if node is not None and self.enclosing:
+                self._check_constant(any(tape.root is node.root for tape in self.enclosing))
+            return None
+        if node is None and self.enclosing:
+            self._check_constant(any(id(x) in tape.leaves for tape in self.enclosing))
+        return node
+
+    @staticmethod
+    def _check_constant(outer: bool) -> None:
+        if outer:
+            raise TypeError(
+                "a value of one recording is used in another one within it, and its gradient would "
+                "be lost: gradients of gradients are not computed; pyloss.stop_gradient(x) makes "
+                "a constant"
+            )
+
     def __enter__(self) -> Tape:
-        self._outer = _local.tape
-        _local.tape = self
+        self._outer = tape = local.tape
+        self.enclosing = []
+        while tape is not None:
+            if tape.root is not self.root:
+                self.enclosing.append(tape)
+            tape = tape._outer
+        local.tape = self
         return self
 
     def __exit__(self, *unused: object) -> None:
-        _local.tape = self._outer
+        local.tape = self._outer
 
     def backward(self, output: Tensor, grad: np.ndarray) -> None:
         """Propagates `grad`, the gradient of `output`, to all leaves. Uses the tape up."""
@@ -198,7 +224,12 @@ class Tape:
 
     def backward_from(self, node: Node, grad: np.ndarray) -> None:
         """`backward` from the node of an operation, whose output may be gone."""
-        node.add(grad)
+        self.backward_from_all([(node, grad)])
+
+    def backward_from_all(self, ends: Sequence[tuple[Node, np.ndarray]]) -> None:
+        """`backward_from` several nodes at once."""
+        for node, grad in ends:
+            node.add(grad)
         nodes, self.nodes = self.nodes, []
         with no_grad():
             while nodes:
@@ -222,42 +253,25 @@ def _backward_of_several(node: Node) -> None:
     node.outputs = None
 
 
-class no_grad:
-    """A context in which nothing is recorded; results are constants to the outer tape."""
-
-    def __enter__(self) -> None:
-        self._outer = _local.tape
-        _local.tape = None
-
-    def __exit__(self, *unused: object) -> None:
-        _local.tape = self._outer
-
-
-def current_tape() -> Tape | None:
-    """The tape that this thread records to, or None."""
-    return _local.tape
-
-
-def _node_of(x: Any) -> Node | None:
-    nodes = nodes_of(x)
-    return None if nodes is None else nodes[0]
-
-
 def nodes_of(*inputs: Any) -> Nodes | None:
-    """The nodes of an operation's inputs, None for constants; None if nothing is to be recorded."""
-    tape = _local.tape
+    """The nodes of an operation's inputs, None for constants; None if nothing is to be recorded.
+
+    TypeError for a value of an outer recording: its gradient would be lost.
+    """
+    tape = local.tape
     if tape is None:
         return None
-    root, leaves, found, traced = tape.root, tape.leaves, [], False
+    root, leaves, inside, traced = tape.root, tape.leaves, bool(tape.enclosing), False
+    found: list[Node | None] = []
     for x in inputs:
-        if isinstance(x, Tensor):
+        kind, node = type(x), None
+        if kind is Tensor and x._node is not None and x._node.root is root:
             node = x._node
-            if node is not None and node.root is not root:
-                node = None
+        elif kind is not np.ndarray or inside:
+            node = tape.node_of(x)
         else:
             node = leaves.get(id(x))
-        if node is not None:
-            traced = True
+        traced = traced or node is not None
         found.append(node)
     return found if traced else None
 
@@ -272,8 +286,8 @@ def reads_output(x: Any) -> bool:
 
     An operation that overwrites x must then restore it in its own vjp.
     """
-    node = _node_of(x)
-    return node is not None and node.reads_output
+    nodes = nodes_of(x)
+    return nodes is not None and nodes[0] is not None and nodes[0].reads_output
 
 
 def record(
@@ -296,7 +310,7 @@ def record_on(
     reads_output: bool = False,
 ) -> Tensor:
     """`record`, with the inputs' nodes from `nodes_of`."""
-    tape = _local.tape
+    tape = local.tape
     assert tape is not None
     if tape.probing:
         node = Node(tape.root, (), None, None, reads_output)
@@ -313,7 +327,7 @@ def record_several(
     reads_outputs: Sequence[bool],
 ) -> list[Tensor]:
     """The Tensors of an operation with several outputs, see `Node.outputs`."""
-    tape = _local.tape
+    tape = local.tape
     assert tape is not None
     root = tape.root
     found = [Node(root, (), None, None, reads) for reads in reads_outputs]
@@ -331,7 +345,7 @@ def _tensor(output: np.ndarray | LazyTensor, node: Node) -> Tensor:
 
 def replaying() -> bool:
     """Whether outputs are computed when they are read, see `lazy_output`."""
-    tape = _local.tape
+    tape = local.tape
     return tape is not None and tape.replaying
 
 
@@ -350,7 +364,7 @@ def remembered(compute: Callable[[], Any]) -> Any:
 
     For results that take much time to compute and little memory.
     """
-    tape = _local.tape
+    tape = local.tape
     if tape is None or tape.memory is None:
         return compute()
     if tape.replaying:
@@ -369,7 +383,8 @@ def data(x: Any, name: str = "the argument") -> Any:
 
 def keep(x: Any) -> Callable[[], np.ndarray]:
     """Saves a value for backward. Returns a function that gives or recomputes it."""
-    node = _node_of(x)
+    nodes = nodes_of(x)
+    node = None if nodes is None else nodes[0]
     if node is None or node.recompute is None:
         if isinstance(x, LazyTensor):
             return lambda: x.data
@@ -383,243 +398,3 @@ def keep(x: Any) -> Callable[[], np.ndarray]:
         return node.cache
 
     return get
-
-
-def _unbroadcast(grad: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Sums a gradient over the axes along which an input of `shape` was broadcast."""
-    grad = grad.sum(axis=tuple(range(grad.ndim - len(shape)))) if grad.ndim > len(shape) else grad
-    axes = tuple(i for i, n in enumerate(shape) if n == 1 and grad.shape[i] != 1)
-    return grad.sum(axis=axes, keepdims=True) if axes else grad
-
-
-def _value(x: Any) -> Any:
-    return x if np.isscalar(x) else data(x)
-
-
-def _elementwise(function: Callable, partials: tuple[Callable, Callable], a: Any, b: Any) -> Any:
-    """A binary operation with broadcasting.
-
-    `partials` are its derivatives, functions of both arguments and the result.
-    """
-    if not recording(a, b):
-        return function(_value(a), _value(b))
-    a, b = (v if np.isscalar(v) or isinstance(v, Tensor) else np.asarray(v) for v in (a, b))
-    if isinstance(a, LazyTensor) or isinstance(b, LazyTensor):
-        shape = np.broadcast_shapes(
-            *(v.shape if isinstance(v, Tensor) else np.shape(v) for v in (a, b))
-        )
-        small = (v if np.isscalar(v) else np.ones((1,) * v.ndim, v.dtype) for v in (a, b))
-        out: Any = LazyTensor(
-            shape, function(*small).dtype, lambda: np.asarray(function(_value(a), _value(b)))
-        )
-    else:
-        out = function(_value(a), _value(b))
-
-    def vjp(dy: np.ndarray, grads: Gradients) -> None:
-        for i, operand in enumerate((a, b)):
-            if grads.wanted(i):
-                partial = _value(partials[i](a, b, out))
-                grads.put(
-                    i,
-                    np.asarray(_unbroadcast(dy * partial, operand.shape), operand.dtype, order="C"),
-                )
-
-    return record(out, (a, b), vjp)
-
-
-class Tensor:
-    """A traced array: functions under `value_and_grad` compute with these.
-
-    `+ - * / **` with arrays and numbers (NumPy's broadcasting), `sum`, `mean`, `reshape` and
-    pyloss's functions carry the gradient. `.data` is the ndarray.
-    """
-
-    __slots__ = ("_data", "_node")
-    __array_ufunc__ = None  # ndarray + Tensor is ours
-
-    def __init__(self, data: np.ndarray, node: Node | None = None):
-        self._data = data
-        self._node = node
-
-    @property
-    def data(self) -> np.ndarray:
-        """The ndarray."""
-        return self._data
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The sizes of the axes."""
-        return self.data.shape
-
-    @property
-    def dtype(self) -> np.dtype:
-        """The element type."""
-        return self.data.dtype
-
-    @property
-    def ndim(self) -> int:
-        """The number of axes."""
-        return self.data.ndim
-
-    @property
-    def size(self) -> int:
-        """The number of elements."""
-        return self.data.size
-
-    def item(self) -> float:
-        """The value of a Tensor with one element."""
-        return self.data.item()
-
-    def __float__(self) -> float:
-        return float(self.data.item())
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def __repr__(self) -> str:
-        return f"Tensor({self.data!r})"
-
-    def __add__(self, other: Any) -> Any:
-        return _elementwise(np.add, (lambda a, b, y: 1, lambda a, b, y: 1), self, other)
-
-    __radd__ = __add__
-
-    def __sub__(self, other: Any) -> Any:
-        return _elementwise(np.subtract, (lambda a, b, y: 1, lambda a, b, y: -1), self, other)
-
-    def __rsub__(self, other: Any) -> Any:
-        return _elementwise(np.subtract, (lambda a, b, y: 1, lambda a, b, y: -1), other, self)
-
-    def __mul__(self, other: Any) -> Any:
-        return _elementwise(np.multiply, (lambda a, b, y: b, lambda a, b, y: a), self, other)
-
-    __rmul__ = __mul__
-
-    def __truediv__(self, other: Any) -> Any:
-        return _elementwise(np.divide, (_over, lambda a, b, y: -_value(y) / _value(b)), self, other)
-
-    def __rtruediv__(self, other: Any) -> Any:
-        return _elementwise(np.divide, (_over, lambda a, b, y: -_value(y) / _value(b)), other, self)
-
-    def __pow__(self, other: float) -> Any:
-        if isinstance(other, Tensor):
-            raise TypeError("an exponent must be a number or a plain array: it gets no gradient")
-        return _elementwise(np.power, (_power_slope, lambda a, b, y: 0), self, other)
-
-    def __neg__(self) -> Any:
-        return self * -1
-
-    def sum(self, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Any:
-        """The sum over an axis, several, or all; added up in float64."""
-        shape = self.shape
-        kept = (
-            np.empty(shape, np.bool_).sum(axis=axis, keepdims=True).shape
-            if axis is not None
-            else (1,) * self.ndim
-        )
-        dims = (
-            kept
-            if keepdims
-            else np.empty(shape, np.bool_).sum(axis=axis).shape
-            if axis is not None
-            else ()
-        )
-
-        def total(x: np.ndarray) -> np.ndarray:
-            wide = np.float64 if x.dtype.itemsize < 8 and x.dtype.kind not in "iub" else None
-            return np.asarray(
-                x.sum(axis=axis, keepdims=keepdims, dtype=wide), x.dtype if wide else None
-            )
-
-        out = self._derived(dims, total)
-        if not recording(self):
-            return out
-
-        def vjp(dy: np.ndarray, grads: Gradients) -> None:
-            dx = np.empty(shape, dy.dtype)
-            dx[...] = dy.reshape(kept)
-            grads.put(0, dx)
-
-        return record(out, (self,), vjp)
-
-    def mean(self, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Any:
-        """The mean over an axis, several, or all."""
-        total = self.sum(axis, keepdims)
-        return total * (math.prod(total.shape) / max(self.size, 1))
-
-    def reshape(self, *shape: Any) -> Any:
-        """The same elements in another shape."""
-        before = self.shape
-        out = self._derived(
-            np.empty(before, np.bool_).reshape(*shape).shape, lambda x: x.reshape(*shape)
-        )
-        if not recording(self):
-            return out
-
-        def vjp(dy: np.ndarray, grads: Gradients) -> None:
-            grads.put(0, dy.reshape(before), own=False)
-
-        return record(out, (self,), vjp, reads_output=reads_output(self))
-
-    def _derived(self, shape: tuple[int, ...], function: Callable[[np.ndarray], np.ndarray]) -> Any:
-        """`function` of the data; deferred while these are not computed."""
-        return function(self.data)
-
-
-class LazyTensor(Tensor):
-    """A Tensor that computes its data when they are first read.
-
-    Backward does not read the data of a loss, so the core computes a loss and its gradient in one
-    call.
-    """
-
-    __slots__ = ("_compute", "_dtype", "_shape")
-
-    def __init__(self, shape: tuple[int, ...], dtype: np.dtype, compute: Callable[[], np.ndarray]):
-        self._compute: Callable[[], np.ndarray] | None = compute
-        self._shape, self._dtype = shape, dtype
-        self._node = None
-
-    @property
-    def data(self) -> np.ndarray:
-        if self._compute is not None:
-            with no_grad():
-                self.set_data(self._compute())
-        return self._data
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self._shape
-
-    @property
-    def dtype(self) -> np.dtype:
-        return self._dtype
-
-    @property
-    def ndim(self) -> int:
-        return len(self._shape)
-
-    @property
-    def size(self) -> int:
-        return math.prod(self._shape)
-
-    def __len__(self) -> int:
-        if not self._shape:
-            raise TypeError("len() of a Tensor without dimensions")
-        return self._shape[0]
-
-    def set_data(self, data: np.ndarray) -> None:
-        """Sets the data, when backward has computed them already."""
-        self._data, self._compute = data, None
-
-    def _derived(self, shape: tuple[int, ...], function: Callable[[np.ndarray], np.ndarray]) -> Any:
-        return LazyTensor(shape, self._dtype, lambda: function(self.data))
-
-
-def _over(a: Any, b: Any, y: Any) -> Any:
-    return 1 / _value(b)
-
-
-def _power_slope(a: Any, b: Any, y: Any) -> Any:
-    base, exponent = _value(a), _value(b)
-    return exponent * base ** np.where(exponent == 0, 1, exponent - 1)

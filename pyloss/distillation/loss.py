@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from pyloss.autograd.tape import no_grad
+from pyloss.autograd.scope import no_grad
 from pyloss.checks.numbers import real
 from pyloss.distillation.hidden import NEEDS_MODEL, HiddenStates
 from pyloss.losses.distillation import divergence, linear_distillation

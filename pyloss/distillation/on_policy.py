@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from pyloss import random
-from pyloss.autograd.tape import no_grad
+from pyloss.autograd.scope import no_grad
 from pyloss.checks.numbers import real, whole
 from pyloss.distillation.loss import DistillationLoss, LiveTeacher
 from pyloss.generation.batch import BatchGenerator

@@ -28,7 +28,8 @@ import torch
 
 from pyloss import losses
 from pyloss.autograd.differentiation import leaf_gradient, value_and_grad
-from pyloss.autograd.tape import Node, Tape, Tensor, data
+from pyloss.autograd.tape import Node, Tape, data
+from pyloss.autograd.tensor import Tensor
 
 _DIFFERENTIABLE = (
     "logits",

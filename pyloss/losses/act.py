@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from pyloss.autograd.tape import data, no_grad
+from pyloss.autograd.scope import no_grad
+from pyloss.autograd.tape import data
 from pyloss.checks.arrays import as_integers
 from pyloss.losses.public import (
     binary_cross_entropy_with_logits,

@@ -20,7 +20,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pyloss import _core
-from pyloss.autograd.tape import Gradients, LazyTensor, Tensor, data, record, recording
+from pyloss.autograd.tape import Gradients, data, record, recording
+from pyloss.autograd.tensor import LazyTensor, Tensor
 from pyloss.checks.arrays import as_array, as_integers
 from pyloss.checks.numbers import SMALLEST, shown, whole
 from pyloss.runtime import device

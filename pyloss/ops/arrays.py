@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from pyloss import _core
-from pyloss.autograd.tape import Gradients, Tensor, data
+from pyloss.autograd.tape import Gradients, data
+from pyloss.autograd.tensor import Tensor
 from pyloss.checks.arrays import as_integers
 from pyloss.runtime import device
 from pyloss.weights.stack import WeightStack

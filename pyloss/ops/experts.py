@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from pyloss import _core
-from pyloss.autograd.tape import Gradients, Tensor, keep, record, recording
+from pyloss.autograd.tape import Gradients, keep, record, recording
+from pyloss.autograd.tensor import Tensor
 from pyloss.ops.arrays import Array, check_matrix, empty, f32, gradient_buffer, integers
 from pyloss.ops.product_kernels import Experts
 from pyloss.ops.projection import Projection, project

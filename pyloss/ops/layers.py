@@ -16,7 +16,6 @@ import numpy as np
 from pyloss import _core
 from pyloss.autograd.tape import (
     Gradients,
-    Tensor,
     data,
     keep,
     lazy_output,
@@ -26,6 +25,7 @@ from pyloss.autograd.tape import (
     record_several,
     remembered,
 )
+from pyloss.autograd.tensor import Tensor
 from pyloss.checks.numbers import real, whole
 from pyloss.ops.arrays import (
     Array,

@@ -14,11 +14,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pyloss import _core
+from pyloss.autograd.scope import current_tape
 from pyloss.autograd.tape import (
     Gradients,
     Nodes,
-    Tensor,
-    current_tape,
     data,
     keep,
     lazy_output,
@@ -26,6 +25,7 @@ from pyloss.autograd.tape import (
     record_several,
     replaying,
 )
+from pyloss.autograd.tensor import Tensor
 from pyloss.ops.arrays import (
     Array,
     core_weight,

@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from pyloss import _core
-from pyloss.autograd.tape import current_tape, data
+from pyloss.autograd.scope import current_tape
+from pyloss.autograd.tape import data
 from pyloss.ops.arrays import (
     core_weight,
     empty,

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pyloss.autograd.checkpointing import sum_in_parts
-from pyloss.autograd.tape import current_tape
+from pyloss.autograd.scope import current_tape
 from pyloss.checks.arrays import as_array, as_integers
 from pyloss.losses.pairs import js_div_loss, kl_div_loss
 from pyloss.losses.public import linear_cross_entropy

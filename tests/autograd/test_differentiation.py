@@ -9,7 +9,7 @@ from tape_cases import Scale, numeric
 
 from pyloss import nn, ops
 from pyloss.autograd.differentiation import grad, value_and_grad
-from pyloss.autograd.tape import current_tape
+from pyloss.autograd.scope import current_tape
 
 Pair = namedtuple("Pair", "a b")
 

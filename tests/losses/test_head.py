@@ -10,7 +10,7 @@ from stored_weights import stored
 import pyloss
 from pyloss import _core
 from pyloss.autograd.differentiation import value_and_grad
-from pyloss.autograd.tape import Tensor
+from pyloss.autograd.tensor import Tensor
 from pyloss.losses import head as linear_losses
 from pyloss.weights.weight import FORMATS, Weight
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pyloss.autograd.tape import no_grad
+from pyloss.autograd.scope import no_grad
 from pyloss.checks.numbers import real, whole
 from pyloss.distillation.stored.entries import Rows, drawn, likeliest
 from pyloss.distillation.stored.folder import (

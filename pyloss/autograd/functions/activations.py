@@ -1,0 +1,141 @@
+"""pyloss.softmax and its kind, of arrays and Tensors."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from pyloss.autograd.functions.apply import apply, operand, value_of
+from pyloss.autograd.tensor import Tensor
+from pyloss.checks.arrays import as_integers
+from pyloss.checks.numbers import whole
+
+
+def _real(x: Any) -> Any:
+    """A Tensor or an array of floats; whole numbers become float32."""
+    x = operand(x)
+    if not isinstance(x, Tensor):
+        x = np.asarray(x) if not hasattr(x, "dtype") else x
+        if x.dtype.kind in "iub" or (x.ndim == 0 and isinstance(x, float | int)):
+            x = x.astype(np.float32)
+    return x
+
+
+def _stable_softmax(xd: Any, axis: Any) -> Any:
+    peak = np.max(xd, axis=axis, keepdims=True, initial=-np.inf)
+    found = np.exp(xd - np.where(np.isfinite(peak), peak, 0))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return found / np.sum(found, axis=axis, keepdims=True)
+
+
+def softmax(x: Any, axis: int | tuple[int, ...] = -1) -> Any:
+    """exp(x) / sum(exp(x)) along an axis or several."""
+    return apply(
+        lambda xd: _stable_softmax(xd, axis),
+        (_real(x),),
+        lambda i, dy, y, xd: y * (dy - np.sum(dy * y, axis=axis, keepdims=True)),
+        "y",
+    )
+
+
+def log_softmax(x: Any, axis: int | tuple[int, ...] = -1) -> Any:
+    """x - logsumexp(x) along an axis or several."""
+    return apply(
+        lambda xd: xd - _logsumexp(xd, axis, True),
+        (_real(x),),
+        lambda i, dy, y, xd: dy - np.exp(y) * np.sum(dy, axis=axis, keepdims=True),
+        "y",
+    )
+
+
+def _logsumexp(xd: Any, axis: Any, keepdims: bool) -> Any:
+    peak = np.max(xd, axis=axis, keepdims=True, initial=-np.inf)
+    peak = np.where(np.isfinite(peak), peak, 0)
+    with np.errstate(divide="ignore"):
+        sums = np.log(np.sum(np.exp(xd - peak), axis=axis, keepdims=True)) + peak
+    return sums if keepdims else np.squeeze(sums, axis if axis is not None else None)
+
+
+def logsumexp(x: Any, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Any:
+    """log(sum(exp(x))) along an axis, several, or all."""
+    source = _real(x)
+    axes = tuple(range(source.ndim)) if axis is None else axis
+
+    def gradient(i: int, dy: Any, y: Any, xd: Any) -> Any:
+        return dy.reshape(np.sum(xd, axis=axes, keepdims=True).shape) * _stable_softmax(xd, axes)
+
+    return apply(lambda xd: _logsumexp(xd, axes, keepdims), (source,), gradient, "0")
+
+
+def _sigmoid(xd: Any) -> Any:
+    small = np.exp(-np.abs(xd))
+    return np.where(xd >= 0, 1, small) / (1 + small)
+
+
+def sigmoid(x: Any) -> Any:
+    """1 / (1 + exp(-x))."""
+    return apply(_sigmoid, (_real(x),), lambda i, dy, y, xd: dy * (y * (1 - y)), "y")
+
+
+def silu(x: Any) -> Any:
+    """x sigmoid(x)."""
+
+    def gradient(i: int, dy: Any, y: Any, xd: Any) -> Any:
+        gate = _sigmoid(xd)
+        return dy * (gate * (1 + xd * (1 - gate)))
+
+    return apply(lambda xd: xd * _sigmoid(xd), (_real(x),), gradient, "0")
+
+
+def relu(x: Any) -> Any:
+    """max(x, 0), whose derivative at 0 is 0."""
+    return apply(
+        lambda xd: np.maximum(xd, 0), (_real(x),), lambda i, dy, y, xd: np.where(y > 0, dy, 0), "y"
+    )
+
+
+def _erf(xd: Any) -> Any:
+    values = np.frompyfunc(math.erf, 1, 1)(np.asarray(xd, np.float64))
+    return np.asarray(values, np.float64)
+
+
+def gelu(x: Any, approximate: str = "none") -> Any:
+    """x P(X <= x) for a standard normal X (Hendrycks & Gimpel, arXiv:1606.08415).
+
+    `approximate="tanh"` is the form with tanh.
+    """
+    if approximate not in ("none", "tanh"):
+        raise ValueError(f"approximate must be 'none' or 'tanh', not {approximate!r}")
+    source = _real(x)
+    inner = math.sqrt(2 / math.pi)
+
+    def below(xd: Any) -> Any:
+        if approximate == "tanh":
+            return 0.5 * (1 + np.tanh(inner * (xd + 0.044715 * xd**3)))
+        return (0.5 * (1 + _erf(xd / math.sqrt(2)))).astype(xd.dtype)
+
+    def gradient(i: int, dy: Any, y: Any, xd: Any) -> Any:
+        share = below(xd)
+        if approximate == "tanh":
+            slope = 2 * share * (1 - share) * inner * (1 + 3 * 0.044715 * xd**2)
+        else:
+            slope = np.exp(-0.5 * xd * xd) / math.sqrt(2 * math.pi)
+        return dy * (share + xd * slope)
+
+    return apply(lambda xd: xd * below(xd), (source,), gradient, "0")
+
+
+def one_hot(labels: Any, num_classes: int, dtype: Any = np.float32) -> np.ndarray:
+    """labels [...], whole numbers in [0, num_classes) -> [..., num_classes], a constant.
+
+    ValueError for a label outside.
+    """
+    ids = as_integers(value_of(operand(labels)), "labels")
+    count = whole(num_classes, "num_classes", 1)
+    if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < count:
+        raise ValueError(
+            f"labels must lie in [0, {count}), got values from {ids.min()} to {ids.max()}"
+        )
+    return (ids[..., None] == np.arange(count)).astype(dtype)

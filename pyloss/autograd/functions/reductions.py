@@ -1,0 +1,181 @@
+"""NumPy's sums, means, extremes and products along axes."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from pyloss.autograd.functions.apply import apply, constant, implements, operand, value_of
+
+Axis = int | tuple[int, ...] | None
+
+
+def _axes(x: Any, axis: Axis) -> tuple[int, ...]:
+    """The axes as numbers from 0; numpy.exceptions.AxisError for one that x has not."""
+    if axis is None:
+        return tuple(range(x.ndim))
+    return np.lib.array_utils.normalize_axis_tuple(axis, x.ndim, "axis")
+
+
+def _shapes(x: Any, axis: Axis, keepdims: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The shapes of a reduction's result, with axes of 1 and as it is returned."""
+    axes = _axes(x, axis)
+    kept = tuple(1 if i in axes else n for i, n in enumerate(x.shape))
+    return kept, kept if keepdims else tuple(n for i, n in enumerate(x.shape) if i not in axes)
+
+
+def _count(x: Any, axis: Axis) -> int:
+    return math.prod(x.shape[i] for i in _axes(x, axis))
+
+
+@implements(np.sum)
+def sum(a: Any, axis: Axis = None, dtype: Any = None, *, keepdims: bool = False) -> Any:
+    """Added up in float64."""
+    x = operand(a)
+    if dtype is not None:
+        x = x.astype(dtype)
+    kept, shape = _shapes(x, axis, keepdims)
+    source = x.shape
+
+    def total(xd: np.ndarray) -> np.ndarray:
+        wide = np.float64 if xd.dtype.itemsize < 8 and xd.dtype.kind not in "iub" else None
+        return np.asarray(
+            xd.sum(axis=axis, keepdims=keepdims, dtype=wide), xd.dtype if wide else None
+        )
+
+    def gradient(i: int, dy: Any, y: Any, xd: Any) -> Any:
+        return np.broadcast_to(dy.reshape(kept), source)
+
+    return apply(total, (x,), gradient, lazy=lambda: (shape, x.dtype))
+
+
+@implements(np.mean)
+def mean(a: Any, axis: Axis = None, dtype: Any = None, *, keepdims: bool = False) -> Any:
+    x = operand(a)
+    if x.dtype.kind in "iub":
+        return np.mean(value_of(x), axis, dtype, keepdims=keepdims)
+    count = _count(x, axis)
+    total = sum(x, axis, dtype, keepdims=keepdims)
+    return total * (1 / count if count else math.nan)
+
+
+@implements(np.var)
+def var(
+    a: Any, axis: Axis = None, dtype: Any = None, *, ddof: float = 0, keepdims: bool = False
+) -> Any:
+    x = operand(a)
+    squares = np.square(x - mean(x, axis, dtype, keepdims=True))
+    left = max(_count(x, axis) - ddof, 0)
+    return sum(squares, axis, keepdims=keepdims) * (1 / left if left else math.nan)
+
+
+@implements(np.std)
+def std(
+    a: Any, axis: Axis = None, dtype: Any = None, *, ddof: float = 0, keepdims: bool = False
+) -> Any:
+    return np.sqrt(var(a, axis, dtype, ddof=ddof, keepdims=keepdims))
+
+
+def _extreme(function: Any) -> Any:
+    def computed(a: Any, axis: Axis = None, *, keepdims: bool = False) -> Any:
+        x = operand(a)
+        kept, _ = _shapes(x, axis, keepdims)
+        axes = _axes(x, axis)
+
+        def gradient(i: int, dy: Any, y: Any, xd: Any) -> Any:
+            chosen = xd == y.reshape(kept)
+            share = dy.reshape(kept) / np.maximum(chosen.sum(axis=axes, keepdims=True), 1)
+            return np.where(chosen, share, 0)
+
+        return apply(lambda xd: function(xd, axis=axes, keepdims=keepdims), (x,), gradient, "0y")
+
+    return computed
+
+
+implements(np.max, np.amax)(_extreme(np.max))
+implements(np.min, np.amin)(_extreme(np.min))
+
+
+@implements(np.ptp)
+def ptp(a: Any, axis: Axis = None, *, keepdims: bool = False) -> Any:
+    return np.max(a, axis, keepdims=keepdims) - np.min(a, axis, keepdims=keepdims)
+
+
+@implements(np.prod)
+def prod(a: Any, axis: Axis = None, *, keepdims: bool = False) -> Any:
+    x = operand(a)
+    kept, _ = _shapes(x, axis, keepdims)
+    axes = _axes(x, axis)
+
+    def gradient(i: int, dy: Any, y: Any, xd: Any) -> Any:
+        zeros = xd == 0
+        count = zeros.sum(axis=axes, keepdims=True)
+        rest = np.prod(np.where(zeros, 1, xd), axis=axes, keepdims=True)  # of those not 0
+        by_one = np.where(count == 0, rest / np.where(zeros, 1, xd), 0)
+        return dy.reshape(kept) * np.where(zeros & (count == 1), rest, by_one)
+
+    return apply(lambda xd: np.prod(xd, axis=axes, keepdims=keepdims), (x,), gradient, "0")
+
+
+@implements(np.cumsum)
+def cumsum(a: Any, axis: int | None = None) -> Any:
+    x = operand(a)
+    if axis is None:
+        x, axis = np.ravel(x), 0
+
+    def gradient(i: int, dy: Any, y: Any, xd: Any) -> Any:
+        return np.flip(np.cumsum(np.flip(dy, axis), axis), axis)
+
+    return apply(lambda xd: np.cumsum(xd, axis), (x,), gradient)
+
+
+@implements(np.diff)
+def diff(a: Any, n: int = 1, axis: int = -1) -> Any:
+    x = operand(a)
+    for _ in range(n):
+        size = x.shape[axis]
+        front, back = (
+            (slice(None),) * (axis % x.ndim) + (s,) for s in (slice(1, size), slice(0, size - 1))
+        )
+        x = x[front] - x[back]
+    return x
+
+
+@implements(np.average)
+def average(a: Any, axis: Axis = None, weights: Any = None) -> Any:
+    if weights is None:
+        return mean(a, axis)
+    w = operand(weights)
+    return np.sum(a * w, axis) / np.sum(np.broadcast_to(w, np.shape(a)), axis)
+
+
+@implements(np.linalg.norm)
+def norm(x: Any, ord: Any = None, axis: Axis = None, keepdims: bool = False) -> Any:
+    """Of vectors: order 1, 2, infinity or a number above 0; of matrices: Frobenius'."""
+    x = operand(x)
+    vectors = axis is None and (ord is None or x.ndim == 1)
+    if vectors or isinstance(axis, int) or (isinstance(axis, tuple) and len(axis) == 1):
+        if ord is None or ord == 2:
+            return np.sqrt(np.sum(np.square(x), axis, keepdims=keepdims))
+        if ord == math.inf:
+            return np.max(np.abs(x), axis, keepdims=keepdims)
+        if isinstance(ord, int | float) and ord > 0:
+            sums = np.sum(np.abs(x) ** ord, axis, keepdims=keepdims)
+            return sums if ord == 1 else sums ** (1 / ord)
+    elif ord in (None, "fro"):
+        return np.sqrt(np.sum(np.square(x), axis, keepdims=keepdims))
+    raise TypeError(
+        f"numpy.linalg.norm with ord={ord!r} has no gradient; of vectors 1, 2, inf and other "
+        "numbers above 0 have one, of matrices 'fro'"
+    )
+
+
+constant(
+    np.argmax, np.argmin, np.argsort, np.nonzero, np.argwhere, np.flatnonzero, np.count_nonzero,
+    np.any, np.all, np.searchsorted, np.shape, np.ndim, np.size, np.zeros_like, np.ones_like,
+    np.empty_like, np.full_like, np.isclose, np.allclose, np.array_equal, np.array_equiv,
+    np.array_repr, np.array_str, np.array2string, np.iscomplexobj, np.isrealobj, np.result_type,
+    np.can_cast, np.may_share_memory, np.shares_memory, np.argpartition,
+)  # fmt: skip

@@ -1,0 +1,360 @@
+"""NumPy's views, copies, joins and choices of elements.
+
+Most of them only choose elements, some several times. The gradient adds up what each element was
+chosen for: `_chosen` finds out by choosing among the elements' numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from pyloss.autograd.functions.apply import apply, apply_several, implements, operand, value_of
+from pyloss.autograd.tape import reads_output, record, recording
+from pyloss.autograd.tensor import LazyTensor, Tensor, stripped
+
+
+def _moved(x: Any, function: Callable[[Any], Any], back: Callable[[Any], Any]) -> Any:
+    """A function that only moves elements, whose inverse is `back`."""
+    return apply(function, (x,), lambda i, dy, y, xd: back(dy))
+
+
+def _chosen(x: Any, choose: Callable[[Any], Any]) -> Any:
+    """A function that chooses elements, possibly several times."""
+    x = operand(x)
+    shape, size = x.shape, x.size
+
+    def gradient(i: int, dy: Any, y: Any, xd: Any) -> Any:
+        numbers = choose(np.arange(size).reshape(shape))
+        total = np.bincount(numbers.reshape(-1), dy.reshape(-1), minlength=size)
+        return total.reshape(shape)
+
+    return apply(choose, (x,), gradient)
+
+
+@implements(np.reshape)
+def reshape(a: Any, shape: Any = None, order: str = "C", *, newshape: Any = None) -> Any:
+    x, wanted = operand(a), shape if shape is not None else newshape
+    if order != "C":
+        raise TypeError(f"numpy.reshape(order={order!r}) has no gradient; order='C' has one")
+    before = x.shape
+    after = np.broadcast_to(np.empty((), np.bool_), before).reshape(wanted).shape
+    if isinstance(x, LazyTensor):
+        out: Any = LazyTensor(after, x.dtype, lambda: x.data.reshape(after))
+    else:
+        out = (x.data if isinstance(x, Tensor) else x).reshape(after)
+    if not recording(x):
+        return out.data if isinstance(out, Tensor) else out
+    # A view, on a device too: an operation that overwrites the result overwrites x.
+    return record(
+        out,
+        (x,),
+        lambda dy, grads: grads.put(0, dy.reshape(before), own=False),
+        reads_output=reads_output(x),
+    )
+
+
+@implements(np.ravel)
+def ravel(a: Any, order: str = "C") -> Any:
+    return reshape(a, (-1,), order)
+
+
+@implements(np.transpose)
+def transpose(a: Any, axes: Any = None) -> Any:
+    x = operand(a)
+    inverse = None if axes is None else np.argsort([axis % x.ndim for axis in axes])
+    return _moved(x, lambda xd: np.transpose(xd, axes), lambda dy: np.transpose(dy, inverse))
+
+
+@implements(np.matrix_transpose)
+def matrix_transpose(x: Any) -> Any:
+    return swapaxes(x, -1, -2)
+
+
+@implements(np.swapaxes)
+def swapaxes(a: Any, axis1: int, axis2: int) -> Any:
+    return _moved(
+        operand(a),
+        lambda xd: np.swapaxes(xd, axis1, axis2),
+        lambda dy: np.swapaxes(dy, axis1, axis2),
+    )
+
+
+@implements(np.moveaxis)
+def moveaxis(a: Any, source: Any, destination: Any) -> Any:
+    return _moved(
+        operand(a),
+        lambda xd: np.moveaxis(xd, source, destination),
+        lambda dy: np.moveaxis(dy, destination, source),
+    )
+
+
+def _reshaping(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that only adds or drops axes of 1."""
+
+    def computed(a: Any, *args: Any, **kwargs: Any) -> Any:
+        x = operand(a)
+        probe = np.broadcast_to(np.empty((), np.bool_), x.shape)
+        return reshape(x, function(probe, *args, **kwargs).shape)
+
+    return computed
+
+
+implements(np.expand_dims)(_reshaping(np.expand_dims))
+implements(np.squeeze)(_reshaping(np.squeeze))
+
+
+def _at_least(function: Callable[..., Any]) -> Callable[..., Any]:
+    def computed(*arrays: Any) -> Any:
+        found = [_reshaping(function)(array) for array in arrays]
+        return found[0] if len(found) == 1 else tuple(found)
+
+    return computed
+
+
+for _function in (np.atleast_1d, np.atleast_2d, np.atleast_3d):
+    implements(_function)(_at_least(_function))
+
+
+@implements(np.broadcast_to)
+def broadcast_to(array: Any, shape: Any, subok: bool = False) -> Any:
+    # A copy: a broadcast view would be read-only.
+    return apply(
+        lambda xd: np.array(np.broadcast_to(xd, shape)),
+        (operand(array),),
+        lambda i, dy, y, xd: dy,
+    )
+
+
+@implements(np.broadcast_arrays)
+def broadcast_arrays(*args: Any, subok: bool = False) -> tuple[Any, ...]:
+    shape = np.broadcast_shapes(*(operand(a).shape for a in args))
+    return tuple(broadcast_to(a, shape) for a in args)
+
+
+@implements(np.concatenate)
+def concatenate(arrays: Sequence[Any], /, axis: int | None = 0, *, dtype: Any = None) -> Any:
+    parts = [operand(a) for a in arrays]
+    if axis is None:
+        parts, axis = [ravel(part) for part in parts], 0
+    along = axis
+    ends = np.cumsum([part.shape[along] for part in parts]).tolist() if parts[0].ndim else []
+
+    def gradient(i: int, dy: Any, y: Any, *unread: Any) -> Any:
+        index = [slice(None)] * dy.ndim
+        index[along] = slice(ends[i - 1] if i else 0, ends[i])
+        return dy[tuple(index)]
+
+    return apply(
+        lambda *found: np.concatenate(found, along, dtype=dtype, casting="same_kind"),
+        parts,
+        gradient,
+    )
+
+
+@implements(np.stack)
+def stack(arrays: Sequence[Any], axis: int = 0, *, dtype: Any = None) -> Any:
+    return concatenate([np.expand_dims(operand(a), axis) for a in arrays], axis, dtype=dtype)
+
+
+@implements(np.vstack)
+def vstack(tup: Sequence[Any]) -> Any:
+    return concatenate([np.atleast_2d(operand(a)) for a in tup], 0)
+
+
+@implements(np.hstack)
+def hstack(tup: Sequence[Any]) -> Any:
+    parts = [np.atleast_1d(operand(a)) for a in tup]
+    return concatenate(parts, 0 if parts[0].ndim == 1 else 1)
+
+
+@implements(np.dstack)
+def dstack(tup: Sequence[Any]) -> Any:
+    return concatenate([np.atleast_3d(operand(a)) for a in tup], 2)
+
+
+@implements(np.column_stack)
+def column_stack(tup: Sequence[Any]) -> Any:
+    parts = [operand(a) for a in tup]
+    return concatenate([p[:, None] if p.ndim == 1 else np.atleast_2d(p) for p in parts], 1)
+
+
+def _splitting(function: Callable[..., Any], axis: int | None) -> Callable[..., Any]:
+    def computed(ary: Any, indices_or_sections: Any, *more: int, **kwargs: int) -> list[Any]:
+        along = more[0] if more else kwargs.get("axis", 0) if axis is None else axis
+
+        def pieces(xd: Any) -> list[Any]:
+            return [piece.copy() for piece in function(xd, indices_or_sections, *more, **kwargs)]
+
+        return apply_several(pieces, operand(ary), lambda dys: np.concatenate(dys, along))
+
+    return computed
+
+
+for _function, _axis in (
+    (np.split, None),
+    (np.array_split, None),
+    (np.vsplit, 0),
+    (np.hsplit, 1),
+    (np.dsplit, 2),
+):
+    implements(_function)(_splitting(_function, _axis))
+
+
+def unstack(x: Any, /, *, axis: int = 0) -> tuple[Any, ...]:
+    """The parts of x along an axis, without that axis."""
+    return tuple(
+        apply_several(
+            lambda xd: [np.take(xd, i, axis) for i in range(xd.shape[axis])],
+            operand(x),
+            lambda dys: np.stack(dys, axis),
+        )
+    )
+
+
+if hasattr(np, "unstack"):  # from NumPy 2.1 on
+    implements(np.unstack)(unstack)
+
+
+@implements(np.pad)
+def pad(array: Any, pad_width: Any, mode: str = "constant", **kwargs: Any) -> Any:
+    x = operand(array)
+    if mode == "constant":
+        numbers = np.pad(np.ones(x.shape, np.bool_), pad_width)
+        inside = tuple(
+            slice(int(found[0]), int(found[-1]) + 1) if len(found) else slice(0, 0)
+            for found in (
+                np.flatnonzero(numbers.any(axis=tuple(j for j in range(x.ndim) if j != i)))
+                for i in range(x.ndim)
+            )
+        )
+        return _moved(x, lambda xd: np.pad(xd, pad_width, **kwargs), lambda dy: dy[inside])
+    if mode in ("edge", "reflect", "symmetric", "wrap") and kwargs.get("reflect_type") != "odd":
+        return _chosen(x, lambda xd: np.pad(xd, pad_width, mode, **kwargs))
+    raise TypeError(
+        f"numpy.pad(mode={mode!r}) has no gradient; constant, edge, reflect, symmetric and wrap "
+        "have one"
+    )
+
+
+@implements(np.roll)
+def roll(a: Any, shift: Any, axis: Any = None) -> Any:
+    opposite = np.negative(shift).tolist()
+    return _moved(
+        operand(a), lambda xd: np.roll(xd, shift, axis), lambda dy: np.roll(dy, opposite, axis)
+    )
+
+
+@implements(np.flip)
+def flip(m: Any, axis: Any = None) -> Any:
+    return _moved(operand(m), lambda xd: np.flip(xd, axis), lambda dy: np.flip(dy, axis))
+
+
+implements(np.flipud)(lambda m: flip(m, 0))
+implements(np.fliplr)(lambda m: flip(m, 1))
+
+
+@implements(np.rot90)
+def rot90(m: Any, k: int = 1, axes: tuple[int, int] = (0, 1)) -> Any:
+    return _moved(operand(m), lambda xd: np.rot90(xd, k, axes), lambda dy: np.rot90(dy, -k, axes))
+
+
+@implements(np.tile)
+def tile(A: Any, reps: Any) -> Any:
+    return _chosen(A, lambda xd: np.tile(xd, reps))
+
+
+@implements(np.repeat)
+def repeat(a: Any, repeats: Any, axis: int | None = None) -> Any:
+    return _chosen(a, lambda xd: np.repeat(xd, value_of(operand(repeats)), axis))
+
+
+@implements(np.diagonal)
+def diagonal(a: Any, offset: int = 0, axis1: int = 0, axis2: int = 1) -> Any:
+    return _chosen(a, lambda xd: np.diagonal(xd, offset, axis1, axis2).copy())
+
+
+@implements(np.trace)
+def trace(a: Any, offset: int = 0, axis1: int = 0, axis2: int = 1) -> Any:
+    return np.sum(diagonal(a, offset, axis1, axis2), -1)
+
+
+@implements(np.diag)
+def diag(v: Any, k: int = 0) -> Any:
+    x = operand(v)
+    if x.ndim == 2:
+        return diagonal(x, k)
+    return _moved(x, lambda xd: np.diag(xd, k), lambda dy: np.diagonal(dy, k))
+
+
+@implements(np.tril)
+def tril(m: Any, k: int = 0) -> Any:
+    return _moved(operand(m), lambda xd: np.tril(xd, k), lambda dy: np.tril(dy, k))
+
+
+@implements(np.triu)
+def triu(m: Any, k: int = 0) -> Any:
+    return _moved(operand(m), lambda xd: np.triu(xd, k), lambda dy: np.triu(dy, k))
+
+
+@implements(np.take)
+def take(a: Any, indices: Any, axis: int | None = None, *, mode: str = "raise") -> Any:
+    where = value_of(operand(indices))
+    if mode == "raise":
+        x = operand(a) if axis is not None else ravel(a)
+        return x[(slice(None),) * ((axis or 0) % max(x.ndim, 1)) + (where,)]
+    return _chosen(a, lambda xd: np.take(xd, where, axis, mode=mode))
+
+
+@implements(np.take_along_axis)
+def take_along_axis(arr: Any, indices: Any, axis: int | None = -1) -> Any:
+    where = value_of(operand(indices))
+    return _chosen(arr, lambda xd: np.take_along_axis(xd, where, axis))
+
+
+@implements(np.sort)
+def sort(a: Any, axis: int = -1, *, stable: bool | None = None) -> Any:
+    x = operand(a)
+    return take_along_axis(x, np.argsort(value_of(x), axis, kind="stable"), axis)
+
+
+implements(np.compress)(
+    lambda condition, a, axis=None: _chosen(
+        a, lambda xd: np.compress(stripped(condition), xd, axis)
+    )
+)
+implements(np.delete)(lambda arr, obj, axis=None: _chosen(arr, lambda xd: np.delete(xd, obj, axis)))
+
+
+@implements(Tensor.__getitem__)
+def getitem(x: Tensor, index: Any) -> Any:
+    where = _index(index)
+    shape, kind = x.shape, x.dtype
+    basic = all(
+        isinstance(i, slice | int | np.integer | type(None) | type(...)) and not isinstance(i, bool)
+        for i in (where if isinstance(where, tuple) else (where,))
+    )
+
+    def gradient(i: int, dy: Any, y: Any, xd: Any) -> Any:
+        dx = np.zeros(shape, kind)
+        if basic or _is_mask(where):
+            dx[where] = dy
+        else:
+            np.add.at(dx, where, dy)
+        return dx
+
+    # A copy: a change of the result must not change x.
+    return apply(lambda xd: np.array(xd[where]), (x,), gradient)
+
+
+def _index(index: Any) -> Any:
+    """An index with plain arrays in it."""
+    if isinstance(index, tuple):
+        return tuple(_index(part) for part in index)
+    return value_of(index) if isinstance(index, Tensor) else index
+
+
+def _is_mask(index: Any) -> bool:
+    return isinstance(index, np.ndarray) and index.dtype == np.bool_

@@ -1,0 +1,32 @@
+"""Modules: named parameters, frozen or trained, the plain layers, and gradients of modules."""
+
+from pyloss.nn.layers import (
+    Embedding,
+    Linear,
+    Projecting,
+    QuantizedEmbedding,
+    QuantizedLinear,
+    QuantizedSwitchLinear,
+    RMSNorm,
+    SwitchLinear,
+    project_each,
+    uniform,
+)
+from pyloss.nn.module import Module, count_parameters, recorded_module, value_and_grad
+
+__all__ = [
+    "Embedding",
+    "Linear",
+    "Module",
+    "Projecting",
+    "QuantizedEmbedding",
+    "QuantizedLinear",
+    "QuantizedSwitchLinear",
+    "RMSNorm",
+    "SwitchLinear",
+    "count_parameters",
+    "project_each",
+    "recorded_module",
+    "uniform",
+    "value_and_grad",
+]

@@ -1,0 +1,483 @@
+"""Modules: trees of named parameters, frozen or trained, and their gradients."""
+
+from __future__ import annotations
+
+import math
+import operator
+import os
+import threading
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, ClassVar
+
+import numpy as np
+
+from pyloss.autograd.differentiation import leaf_gradient, run_backward
+from pyloss.autograd.recorded import Recorded
+from pyloss.autograd.tape import Tape
+from pyloss.autograd.tensor import Parameter
+from pyloss.autograd.trees import tree_map
+from pyloss.errors import listed
+from pyloss.runtime.device import DeviceArray, is_bfloat16
+from pyloss.weights.stack import WeightStack
+from pyloss.weights.weight import Weight
+
+_ARRAYS = (np.ndarray, DeviceArray, Parameter)
+_CONTAINERS = (list, tuple, dict)
+
+
+class Module:
+    """A tree of parameters.
+
+    ndarray attributes of float32 or a shorter float type are parameters, `Module` attributes are
+    submodules, also in lists, tuples and dicts of any depth; attributes whose names begin with `_`
+    are neither. Parameters are trained unless frozen. Other arrays (integers, bool, float64, and
+    names given to `register_buffer`) are buffers: saved and loaded, never trained. A `Weight` (a
+    stored matrix) is never trained.
+
+    While `value_and_grad` runs a function, trained parameters are Tensors.
+    """
+
+    #: Changes whenever an attribute of any module is set; facts about modules may then be outdated.
+    assignments: ClassVar[object] = object()
+    #: As `assignments`, but for `results`.
+    structure: ClassVar[object] = object()
+    #: Attributes that hold results computed from the others.
+    results: ClassVar[frozenset[str]] = frozenset()
+    #: Whether instances of this very class, not of its subclasses, make the same calls of the core
+    #: whatever the values of their arrays and inputs; see `recorded_module`.
+    recordable: ClassVar[bool] = False
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self._changed(name)
+        super().__setattr__(name, value)
+
+    def __delattr__(self, name: str) -> None:
+        self._changed(name)
+        super().__delattr__(name)
+
+    def _changed(self, name: str) -> None:
+        Module.assignments = object()
+        if name not in self.results:
+            Module.structure = object()
+
+    def __init__(self) -> None:
+        self._frozen: set[str] = set()
+        self._buffers: set[str] = set()
+        self._training = True
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError(f"{type(self).__name__} has no forward computation")
+
+    def children(self) -> Iterator[tuple[str, Module]]:
+        """The submodules of this module with their names, such as `("layers.0", ...)`."""
+        for name, value in vars(self).items():
+            if isinstance(value, Module):
+                if not name.startswith("_"):
+                    yield name, value
+            elif isinstance(value, _CONTAINERS) and not name.startswith("_"):
+                yield from ((k, v) for k, v in _leaves(name, value) if isinstance(v, Module))
+
+    def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
+        """This module and all below it, with dotted names; this one's name is `prefix`."""
+        yield prefix, self
+        for name, child in self.children():
+            yield from child.named_modules(f"{prefix}.{name}" if prefix else name)
+
+    def modules(self) -> Iterator[Module]:
+        """This module and all below it."""
+        return (module for _, module in self.named_modules())
+
+    def set_module(self, path: str, module: Module) -> None:
+        """Replaces the submodule with the dotted name `path` by `module`."""
+        *parents, last = path.split(".")
+        owner: Any = self
+        self._changed(last)  # also where the owner is a list or a dict
+        vars(self).pop("_trained", None)
+        for part in parents:
+            if isinstance(owner, list | tuple):
+                owner = owner[int(part)]
+            else:
+                owner = (
+                    owner[_key(owner, part)] if isinstance(owner, dict) else getattr(owner, part)
+                )
+        if isinstance(owner, tuple):
+            raise TypeError(f"{path} is in a tuple; modules that are replaced must be in a list")
+        if isinstance(owner, list):
+            owner[int(last)] = module
+        elif isinstance(owner, dict):
+            owner[_key(owner, last)] = module
+        else:
+            setattr(owner, last, module)
+
+    def register_buffer(self, name: str, array: Any) -> None:
+        """Sets an attribute that is saved and loaded with the parameters and never trained."""
+        if name.startswith("_") or "." in name:
+            raise ValueError(f"a buffer's name must not begin with '_' or hold '.': {name!r}")
+        if not isinstance(array, _ARRAYS):
+            array = np.asarray(array)
+        self._buffers.add(name)
+        setattr(self, name, array)
+
+    def _arrays(self) -> Iterator[tuple[str, Any, bool]]:
+        """This module's own arrays with their names, and whether each is a parameter."""
+        for name, value in vars(self).items():
+            if name.startswith("_"):
+                continue
+            if isinstance(value, _ARRAYS):
+                yield name, value, _is_parameter(value) and name not in self._buffers
+            elif isinstance(value, _CONTAINERS):
+                for path, leaf in _leaves(name, value):
+                    if isinstance(leaf, _ARRAYS):
+                        yield path, leaf, _is_parameter(leaf) and name not in self._buffers
+
+    def _named(self, parameters: bool) -> dict[str, Any]:
+        return {
+            _join(path, name): value
+            for path, module in self.named_modules()
+            for name, value, is_parameter in module._arrays()
+            if is_parameter == parameters
+        }
+
+    def parameters(self) -> dict[str, np.ndarray]:
+        """All parameters by dotted name, without the stored matrices."""
+        return self._named(True)
+
+    def buffers(self) -> dict[str, np.ndarray]:
+        """All arrays that are no parameters, by dotted name."""
+        return self._named(False)
+
+    def trainable_parameters(self) -> dict[str, np.ndarray]:
+        """The parameters that are not frozen, by dotted name; a shared array appears once."""
+        return {path: get() for path, get in self._found().places}
+
+    def _found(self) -> _Trained:
+        kept: _Trained | None = vars(self).get("_trained")
+        if kept is None or not kept.holds():
+            kept = _Trained(self)
+            object.__setattr__(self, "_trained", kept)
+        return kept
+
+    def stored(self) -> dict[str, Weight | WeightStack]:
+        """The stored matrices, and stacks of them, by dotted name."""
+        return {
+            _join(path, name): value
+            for path, module in self.named_modules()
+            for name, value in vars(module).items()
+            if isinstance(value, Weight | WeightStack)
+        }
+
+    def freeze(self, *, recurse: bool = True, keys: Iterable[str] | None = None) -> Module:
+        """Excludes parameters from training: all, or those with the names `keys`.
+
+        A name is that of an attribute, or of an array in it (`"scales.0"`).
+        `recurse=False`: in this module only. ValueError for a name that no parameter has.
+        """
+        for module, names in self._chosen(recurse, keys):
+            module._frozen |= names
+        return self
+
+    def unfreeze(self, *, recurse: bool = True, keys: Iterable[str] | None = None) -> Module:
+        """The opposite of `freeze`."""
+        for module, names in self._chosen(recurse, keys):
+            module._frozen -= names
+        return self
+
+    def _chosen(self, recurse: bool, keys: Iterable[str] | None) -> list[tuple[Module, set[str]]]:
+        """The modules with those of their parameters' names that `keys` names."""
+        if isinstance(keys, str):
+            raise TypeError(f"keys must be a list of names, not the string {keys!r}")
+        modules = list(self.modules()) if recurse else [self]
+        own = [{name for name, _, parameter in module._arrays() if parameter} for module in modules]
+        if keys is None:
+            return list(zip(modules, own, strict=True))
+        wanted = set(keys)
+        chosen = [
+            {name for name in names if name in wanted or name.split(".")[0] in wanted}
+            for names in own
+        ]
+        known = {name for names in own for name in (*names, *(n.split(".")[0] for n in names))}
+        if wanted - known:
+            raise ValueError(
+                f"no parameter is named {', '.join(map(repr, sorted(wanted - known)))}; "
+                f"the names are {', '.join(sorted(known)) or 'none: there are no parameters'}"
+            )
+        return list(zip(modules, chosen, strict=True))
+
+    @property
+    def training(self) -> bool:
+        """Whether dropout acts."""
+        return self._training
+
+    def train(self, mode: bool = True) -> Module:
+        """Switches to training, or with `mode=False` to evaluation."""
+        for module in self.modules():
+            module._training = mode
+        return self
+
+    def eval(self) -> Module:
+        """Switches to evaluation: no dropout."""
+        return self.train(False)
+
+    def moved(self, put: Callable[[Any], Any]) -> Module:
+        """This module, with `put`'s results for its arrays and weights; shared ones stay shared."""
+        known: dict[int, Any] = {}
+        vars(self).pop("_trained", None)
+
+        def moved(value: Any) -> Any:
+            if not isinstance(value, np.ndarray | DeviceArray | Weight | WeightStack):
+                return value
+            if id(value) not in known:
+                known[id(value)] = (
+                    value,
+                    value.moved(put) if hasattr(value, "moved") else put(value),
+                )
+            return known[id(value)][1]
+
+        for module in self.modules():
+            for name, value in list(vars(module).items()):
+                if isinstance(value, np.ndarray | DeviceArray | Weight | WeightStack):
+                    setattr(module, name, moved(value))
+                elif isinstance(value, _CONTAINERS) and not name.startswith("_"):
+                    if any(isinstance(leaf, _ARRAYS) for _, leaf in _leaves(name, value)):
+                        setattr(module, name, tree_map(moved, value))
+        return self
+
+    def load_weights(self, weights: Any, strict: bool = True) -> Module:
+        """Copies `weights` into the parameters and buffers of the same names.
+
+        `weights` is a dict, (name, array) pairs, or the path of a safetensors file. ValueError,
+        before any change, for unknown names, other shapes, and with `strict` for missing arrays.
+        """
+        if isinstance(weights, str | os.PathLike):
+            from pyloss.io.safetensors import read_safetensors
+
+            weights = {
+                name: tensor.array() for name, tensor in read_safetensors(weights).tensors.items()
+            }
+        weights, own = dict(weights), {**self.parameters(), **self.buffers()}
+        problems = [f"{k}: no such parameter" for k in weights if k not in own]
+        problems += [
+            f"{k}: shape {np.shape(v)}, expected {own[k].shape}"
+            for k, v in weights.items()
+            if k in own and np.shape(v) != own[k].shape
+        ]
+        problems += [f"{k}: missing" for k in own if strict and k not in weights]
+        if problems:
+            raise ValueError(f"these weights do not fit the model:{listed(problems)}")
+        for name, value in weights.items():
+            own[name][...] = value
+        return self
+
+    def save_weights(self, path: str | os.PathLike) -> None:
+        """Writes parameters and buffers to a safetensors file, for `load_weights`.
+
+        The stored matrices of a quantized model are not among them: `model.save` writes these.
+        """
+        from pyloss.io.safetensors import write_safetensors
+
+        arrays = {**self.parameters(), **self.buffers()}
+        write_safetensors(
+            path,
+            {k: np.ascontiguousarray(np.asarray(v)).reshape(v.shape) for k, v in arrays.items()},
+        )
+
+    def apply(self, function: Callable[[Module], Any]) -> Module:
+        """Calls `function` with every module, this one last."""
+        for module in reversed(list(self.modules())):
+            function(module)
+        return self
+
+
+def _is_parameter(array: Any) -> bool:
+    kind = array.dtype
+    return (kind.kind == "f" and kind.itemsize < 8) or is_bfloat16(kind)
+
+
+def _key(owner: dict, part: str) -> Any:
+    """The key of a dict whose name in a path is `part`."""
+    return next((key for key in owner if str(key) == part), part)
+
+
+def _leaves(name: str, container: Any) -> Iterator[tuple[str, Any]]:
+    """What lists, tuples and dicts of any depth hold, with dotted names."""
+    items = container.items() if isinstance(container, dict) else enumerate(container)
+    for key, value in items:
+        if isinstance(value, _CONTAINERS):
+            yield from _leaves(f"{name}.{key}", value)
+        else:
+            yield f"{name}.{key}", value
+
+
+class _Trained:
+    """Where a module's trainable parameters are: a walk over all modules takes milliseconds.
+
+    Attributes:
+        places: (dotted name, a function that gets the array) of each.
+        shown: (a module's attributes, name) wherever a trained array is, in a container or not.
+    """
+
+    def __init__(self, root: Module):
+        self.structure = Module.structure
+        self.places: list[tuple[str, Callable[[], Any]]] = []
+        # Lists and dicts, with what was in them: they may change unseen.
+        self.containers: list[tuple[list | dict, list]] = []
+        trained: set[int] = set()
+        wide: list[str] = []
+        modules = list(root.named_modules())
+        for path, module in modules:
+            for name, value in vars(module).items():
+                if isinstance(value, _CONTAINERS) and not name.startswith("_"):
+                    self._watch(value)
+            for name, value, is_parameter in module._arrays():
+                if is_parameter and name not in module._frozen and id(_array(value)) not in trained:
+                    trained.add(id(_array(value)))
+                    self.places.append((_join(path, name), _getter(module, name)))
+                elif not is_parameter and value.dtype == np.float64:
+                    if name.split(".")[0] not in module._buffers:
+                        wide.append(_join(path, name))
+        self.shown = [
+            (vars(module), name)
+            for _, module in modules
+            for name, value in vars(module).items()
+            if _holds_one_of(value, trained, name)
+        ]
+        if wide:
+            warnings.warn(
+                f"float64 arrays are not trained: {', '.join(wide)}. Parameters are float32 "
+                "(array.astype(numpy.float32)); register_buffer(name, array) says that one is "
+                "constant",
+                stacklevel=4,
+            )
+
+    def _watch(self, container: Any) -> None:
+        if not isinstance(container, tuple):
+            self.containers.append((container, _items(container)))
+        for value in container.values() if isinstance(container, dict) else container:
+            if isinstance(value, _CONTAINERS):
+                self._watch(value)
+
+    def holds(self) -> bool:
+        """Whether the modules are as they were."""
+        return self.structure is Module.structure and all(
+            _same_items(_items(container), items) for container, items in self.containers
+        )
+
+
+def _array(value: Any) -> Any:
+    return value.data if isinstance(value, Parameter) else value
+
+
+def _getter(module: Module, path: str) -> Callable[[], Any]:
+    """A function that gets the array at `path` in a module's attributes."""
+    name, *keys = path.split(".")
+    if not keys:
+        return lambda: vars(module)[name]
+
+    def get() -> Any:
+        value = vars(module)[name]
+        for key in keys:
+            value = value[_key(value, key)] if isinstance(value, dict) else value[int(key)]
+        return value
+
+    return get
+
+
+def _holds_one_of(value: Any, arrays: set[int], name: str) -> bool:
+    if isinstance(value, _CONTAINERS) and not name.startswith("_"):
+        return any(id(_array(leaf)) in arrays for _, leaf in _leaves(name, value))
+    return isinstance(value, _ARRAYS) and id(_array(value)) in arrays
+
+
+def _items(container: list | dict) -> list:
+    return [*container, *container.values()] if isinstance(container, dict) else list(container)
+
+
+def _same_items(a: list, b: list) -> bool:
+    return len(a) == len(b) and all(map(operator.is_, a, b))
+
+
+class _Shown:
+    """Trained arrays are Parameters in the modules' attributes while this is entered.
+
+    Several threads may differentiate one model at once: the last one puts the arrays back.
+    """
+
+    _lock = threading.Lock()
+    _counts: ClassVar[dict[tuple[int, str], list]] = {}
+
+    def __init__(self, places: list[tuple[dict, str]], arrays: Iterable[Any]):
+        self.places = places
+        self.parameters = {id(array): Parameter(array) for array in arrays}
+
+    def __enter__(self) -> None:
+        with self._lock:
+            for attributes, name in self.places:
+                entry = self._counts.get((id(attributes), name))
+                if entry is not None:
+                    entry[0] += 1
+                    continue
+                before = attributes[name]
+                after = tree_map(lambda v: self.parameters.get(id(v), v), before)
+                self._counts[id(attributes), name] = [1, before, after]
+                attributes[name] = after
+
+    def __exit__(self, *unused: object) -> None:
+        with self._lock:
+            for attributes, name in self.places:
+                entry = self._counts[id(attributes), name]
+                entry[0] -= 1
+                if not entry[0]:
+                    del self._counts[id(attributes), name]
+                    # Else the function has set it to something else.
+                    if attributes.get(name) is entry[2]:
+                        attributes[name] = entry[1]
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
+
+
+def count_parameters(model: Any) -> tuple[int, int]:
+    """How many numbers of a model are trained, and how many it has, stored matrices included."""
+    stored = model.stored().values() if hasattr(model, "stored") else ()
+    trained = sum(math.prod(array.shape) for array in model.trainable_parameters().values())
+    return trained, sum(math.prod(array.shape) for array in (*model.parameters().values(), *stored))
+
+
+def recorded_module(module: Module) -> Recorded | None:
+    """What records the calls of a module, as it is now; None if that cannot be."""
+    parameters: list[np.ndarray] = []
+    constants: list[Any] = []
+    for part in module.modules():
+        if not vars(type(part)).get("recordable", False):
+            return None
+        for name, value in vars(part).items():
+            value = _array(value)
+            if isinstance(value, DeviceArray):
+                return None
+            if isinstance(value, Weight):
+                constants.append(value.handle)
+            elif isinstance(value, np.ndarray):
+                (constants if name.startswith("_") else parameters).append(value)
+    return Recorded(parameters, constants)
+
+
+def value_and_grad(model: Module, function: Callable, has_aux: bool = False) -> Callable:
+    """A function that returns `(value, grads)` of `function`, by the trainable parameters.
+
+    `function` returns a scalar, or a tuple that begins with one; with `has_aux` it must return
+    `(value, aux)`. `grads` is a flat dict keyed like `model.trainable_parameters()`, with zeros for
+    parameters that took no part. While `function` runs, the trained attributes of `model` are
+    Tensors: NumPy's functions of them carry gradients or raise TypeError.
+    """
+
+    def wrapped(*args: Any, **kwargs: Any) -> tuple[Any, dict[str, np.ndarray]]:
+        found = model._found()
+        parameters = {path: _array(get()) for path, get in found.places}
+        with Tape() as tape, _Shown(found.shown, parameters.values()):
+            leaves = {name: tape.watch(array) for name, array in parameters.items()}
+            value = run_backward(tape, function(*args, **kwargs), has_aux)
+        return value, {name: leaf_gradient(leaf, parameters[name]) for name, leaf in leaves.items()}
+
+    return wrapped
