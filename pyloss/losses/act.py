@@ -159,9 +159,9 @@ class ACTLossHead(Module):
             "exact_accuracy": int((counted & all_right).sum()),
             "q_halt_accuracy": int((counted & ((data(q_halt) >= 0) == all_right)).sum()),
             "steps": int(steps[counted].sum()),
-            "lm_loss": float(lm_loss),
-            "q_halt_loss": float(q_halt_loss),
-            "q_continue_loss": float(q_continue_loss),
+            "lm_loss": float(data(lm_loss)),
+            "q_halt_loss": float(data(q_halt_loss)),
+            "q_continue_loss": float(data(q_continue_loss)),
         }
         returned = {key: data(outputs[key]) for key in return_keys if key in outputs}
         return new_carry, lm_loss + q_loss * 0.5, metrics, returned, bool(halted[kept].all())

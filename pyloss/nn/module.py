@@ -119,7 +119,7 @@ class Module:
         self._buffers.add(name)
         setattr(self, name, array)
 
-    def _arrays(self) -> Iterator[tuple[str, Any, bool]]:
+    def _own_arrays(self) -> Iterator[tuple[str, Any, bool]]:
         """This module's own arrays with their names, and whether each is a parameter."""
         for name, value in vars(self).items():
             if name.startswith("_"):
@@ -131,27 +131,27 @@ class Module:
                     if isinstance(leaf, _ARRAYS):
                         yield path, leaf, _is_parameter(leaf) and name not in self._buffers
 
-    def _named(self, parameters: bool) -> dict[str, Any]:
+    def _arrays_by_name(self, parameters: bool) -> dict[str, Any]:
         return {
             _join(path, name): value
             for path, module in self.named_modules()
-            for name, value, is_parameter in module._arrays()
+            for name, value, is_parameter in module._own_arrays()
             if is_parameter == parameters
         }
 
     def parameters(self) -> dict[str, np.ndarray]:
         """All parameters by dotted name, without the stored matrices."""
-        return self._named(True)
+        return self._arrays_by_name(True)
 
     def buffers(self) -> dict[str, np.ndarray]:
         """All arrays that are no parameters, by dotted name."""
-        return self._named(False)
+        return self._arrays_by_name(False)
 
     def trainable_parameters(self) -> dict[str, np.ndarray]:
         """The parameters that are not frozen, by dotted name; a shared array appears once."""
-        return {path: get() for path, get in self._found().places}
+        return {path: get() for path, get in self._trained_places().places}
 
-    def _found(self) -> _Trained:
+    def _trained_places(self) -> _Trained:
         kept: _Trained | None = vars(self).get("_trained")
         if kept is None or not kept.holds():
             kept = _Trained(self)
@@ -173,22 +173,26 @@ class Module:
         A name is that of an attribute, or of an array in it (`"scales.0"`).
         `recurse=False`: in this module only. ValueError for a name that no parameter has.
         """
-        for module, names in self._chosen(recurse, keys):
+        for module, names in self._with_names(recurse, keys):
             module._frozen |= names
         return self
 
     def unfreeze(self, *, recurse: bool = True, keys: Iterable[str] | None = None) -> Module:
         """The opposite of `freeze`."""
-        for module, names in self._chosen(recurse, keys):
+        for module, names in self._with_names(recurse, keys):
             module._frozen -= names
         return self
 
-    def _chosen(self, recurse: bool, keys: Iterable[str] | None) -> list[tuple[Module, set[str]]]:
+    def _with_names(
+        self, recurse: bool, keys: Iterable[str] | None
+    ) -> list[tuple[Module, set[str]]]:
         """The modules with those of their parameters' names that `keys` names."""
         if isinstance(keys, str):
             raise TypeError(f"keys must be a list of names, not the string {keys!r}")
         modules = list(self.modules()) if recurse else [self]
-        own = [{name for name, _, parameter in module._arrays() if parameter} for module in modules]
+        own = [
+            {name for name, _, parameter in module._own_arrays() if parameter} for module in modules
+        ]
         if keys is None:
             return list(zip(modules, own, strict=True))
         wanted = set(keys)
@@ -329,7 +333,7 @@ class _Trained:
             for name, value in vars(module).items():
                 if isinstance(value, _CONTAINERS) and not name.startswith("_"):
                     self._watch(value)
-            for name, value, is_parameter in module._arrays():
+            for name, value, is_parameter in module._own_arrays():
                 if is_parameter and name not in module._frozen and id(_array(value)) not in trained:
                     trained.add(id(_array(value)))
                     self.places.append((_join(path, name), _getter(module, name)))
@@ -473,7 +477,7 @@ def value_and_grad(model: Module, function: Callable, has_aux: bool = False) -> 
     """
 
     def wrapped(*args: Any, **kwargs: Any) -> tuple[Any, dict[str, np.ndarray]]:
-        found = model._found()
+        found = model._trained_places()
         parameters = {path: _array(get()) for path, get in found.places}
         with Tape() as tape, _Shown(found.shown, parameters.values()):
             leaves = {name: tape.watch(array) for name, array in parameters.items()}

@@ -1,6 +1,7 @@
 """The differentiable operations of models: a kernel call each, and one for the gradient.
 
-Arrays are float32 unless said otherwise, with any leading axes in "[..., D]". Operations take
+Arrays are float32 unless said otherwise, with any leading axes in "[..., D]". With an array of
+float64, most operations compute in float64, slower; see `wide.py`. Operations take
 ndarrays or Tensors, and return a Tensor only while a gradient is recorded.
 """
 
@@ -27,6 +28,7 @@ from pyloss.autograd.tape import (
 )
 from pyloss.autograd.tensor import Tensor
 from pyloss.checks.numbers import real, whole
+from pyloss.ops import wide
 from pyloss.ops.arrays import (
     Array,
     check_matrix,
@@ -53,6 +55,7 @@ from pyloss.runtime.device import on_device_of
 from pyloss.weights.weight import Weight
 
 
+@wide.in_float64(wide.embedding, 2)
 def embedding(ids: Any, weight: Array | Weight) -> Array:
     """Rows `ids` [...] (integers in [0, V)) of weight [V, D]: [..., D]."""
     w, shape = core_table(weight)
@@ -159,6 +162,7 @@ def _scattered(dy: np.ndarray, rows: np.ndarray, shape: tuple[int, ...]) -> np.n
     return found
 
 
+@wide.in_float64(wide.rms_norm, 2)
 def rms_norm(x: Array, weight: Array, eps: float = 1e-5) -> Array:
     """x / sqrt(mean(x^2) + eps) * weight along the last axis. Recomputed, not kept.
 
@@ -217,6 +221,8 @@ def rope_all(
     in_place: bool = False,
 ) -> list[Array]:
     """`rope` of arrays with the same positions, as one operation on the tape."""
+    if wide.is_wide(*xs):
+        return wide.rope_all(xs, positions, cos, sin)
     cos, sin = f32_matrix(cos, "cos"), f32_matrix(sin, "sin")
     head_dim = 2 * cos.shape[1]
     sources = [check_matrix(x if isinstance(x, Tensor) else f32(x), "x") for x in xs]
@@ -265,6 +271,7 @@ def _check_heads(x: Any, head_dim: int, name: str) -> None:
         )
 
 
+@wide.in_float64(wide.attention, 3)
 def attention(
     q: Array,
     k: Array,
@@ -330,6 +337,7 @@ def attention(
     return record_on(nodes, o.reshape(q.shape), vjp)
 
 
+@wide.in_float64(wide.swiglu, 2)
 def swiglu(gate: Array, up: Array, in_place: bool = False) -> Array:
     """silu(gate) * up (Shazeer, arXiv:2002.05202). Cheap: recomputed, not kept.
 
@@ -338,6 +346,7 @@ def swiglu(gate: Array, up: Array, in_place: bool = False) -> Array:
     return _gated(gate, up, in_place, _core.swiglu_forward, _core.swiglu_grad)
 
 
+@wide.in_float64(wide.geglu, 2)
 def geglu(gate: Array, up: Array, in_place: bool = False) -> Array:
     """gelu(gate) * up with GELU's tanh form (Shazeer, arXiv:2002.05202), otherwise as `swiglu`."""
     return _gated(gate, up, in_place, _core.geglu_forward, _core.geglu_grad)
@@ -373,6 +382,7 @@ def _gated(gate: Array, up: Array, in_place: bool, forward: Callable, grad: Call
     return record_on(nodes, lazy_output(g.shape, recompute), vjp, recompute)
 
 
+@wide.in_float64(wide.add, 2)
 def add(a: Array, b: Array) -> Array:
     """a + b of equal shapes."""
     if np.shape(a) != np.shape(b):
@@ -395,6 +405,7 @@ def add(a: Array, b: Array) -> Array:
     return record_on(nodes, lazy_output(np.shape(a), total), vjp)
 
 
+@wide.in_float64(wide.scale, 1)
 def scale(x: Array, factor: float) -> Array:
     """factor * x."""
     xd, factor = f32(x), real(factor, "factor")
@@ -412,6 +423,7 @@ def scale(x: Array, factor: float) -> Array:
     return record_on(nodes, y, vjp)
 
 
+@wide.in_float64(wide.gather_rows, 1)
 def gather_rows(x: Array, rows: np.ndarray) -> Array:
     """Rows `rows` int32 [M] of x [N, D]."""
     xd = f32_matrix(x)
@@ -432,6 +444,7 @@ def gather_rows(x: Array, rows: np.ndarray) -> Array:
     return record_on(nodes, y, vjp)
 
 
+@wide.in_float64(wide.transposed, 1)
 def transposed(x: Array) -> Array:
     """x^T of a matrix."""
     y = transpose(f32_matrix(x))
@@ -445,6 +458,7 @@ def transposed(x: Array) -> Array:
     return record_on(nodes, y, vjp)
 
 
+@wide.in_float64(wide.append, 1)
 def append(x: Array, tail: np.ndarray, axis: int) -> Array:
     """x with the constant `tail` appended along an axis."""
     xd = f32(x)
@@ -464,6 +478,7 @@ def append(x: Array, tail: np.ndarray, axis: int) -> Array:
     return record_on(nodes, y, vjp)
 
 
+@wide.in_float64(wide.dropout, 1)
 def dropout(x: Array, p: float, seed: int) -> Array:
     """Zeroes elements with probability p in [0, 1) and scales the others by 1 / (1 - p).
 

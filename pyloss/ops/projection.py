@@ -26,6 +26,7 @@ from pyloss.autograd.tape import (
     replaying,
 )
 from pyloss.autograd.tensor import Tensor
+from pyloss.ops import wide
 from pyloss.ops.arrays import (
     Array,
     core_weight,
@@ -411,6 +412,8 @@ def project_all(
     x: Array, projections: Sequence[Projection], kernels: Kernels = DENSE
 ) -> list[Array]:
     """Projections of one x [..., I]: each [..., O]. They are one operation on the tape."""
+    if kernels is DENSE and wide.wide_projections(x, projections):
+        return wide.project_all(x, projections)
     source = x if isinstance(x, Tensor) else f32(x)
     shape = source.shape
     flat = shape if len(shape) == 2 else (math.prod(shape[:-1]), shape[-1])

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from pyloss.autograd.tape import Gradients, data, keep, nodes_of, record_on, record_several
+from pyloss.autograd.tape import Gradients, keep, nodes_of, record_on, record_several
 from pyloss.autograd.tensor import FUNCTIONS, UFUNCS, LazyTensor, Tensor, stripped
 from pyloss.runtime import device
 
@@ -75,11 +76,15 @@ def unbroadcast(grad: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 Gradient = Callable[..., Any]
 
 
+def _same(x: Any) -> Any:
+    return x
+
+
 def apply(
     forward: Callable[..., Any],
     inputs: Sequence[Any],
     gradient: Gradient,
-    reads: str = "",
+    reads: str | Sequence[str] = "",
     lazy: Callable[[], tuple[tuple[int, ...], np.dtype]] | None = None,
 ) -> Any:
     """`forward(*arrays)` as an operation.
@@ -87,7 +92,8 @@ def apply(
     Args:
         inputs: what `operand` gives.
         gradient: see `Gradient`. It gets the arrays that it reads, None for others.
-        reads: "y" if the gradient reads the result, and the numbers of the inputs that it reads.
+        reads: "y" if the gradient reads the result, and the numbers of the inputs that it reads;
+            one string, or one for the gradient of each input.
         lazy: the shape and type of the result, for a result that is computed when it is read. Used
             where an input is not computed yet.
     """
@@ -101,23 +107,28 @@ def apply(
         return compute()
     shapes = [(np.shape(x) if not isinstance(x, Tensor) else x.shape) for x in inputs]
     types = [getattr(x, "dtype", None) for x in inputs]
+    each = [reads] * len(inputs) if isinstance(reads, str) else reads
+    read = "".join(some for some, node in zip(each, nodes, strict=True) if node is not None)
     kept = [
-        (keep(x) if isinstance(x, Tensor) else x) if str(i) in reads else None
+        (keep(x) if isinstance(x, Tensor) else partial(_same, x)) if str(i) in read else None
         for i, x in enumerate(inputs)
     ]
     if lazy is not None and any(isinstance(x, LazyTensor) for x in inputs):
         y: Any = LazyTensor(*lazy(), compute)
     else:
         y = compute()
-    out = y if "y" in reads else None
+    out = y if "y" in read else None
 
     def vjp(dy: Any, grads: Gradients) -> None:
         dy = value_of(dy)
-        given = [value_of(k()) if callable(k) else value_of(k) for k in kept]
-        result = None if out is None else value_of(out)
         for i, shape in enumerate(shapes):
             if not grads.wanted(i):
                 continue
+            given = [
+                value_of(get()) if get is not None and str(j) in each[i] else None
+                for j, get in enumerate(kept)
+            ]
+            result = value_of(out) if "y" in each[i] else None
             found = unbroadcast(np.asarray(gradient(i, dy, result, *given)), shape)
             if found.shape != shape:
                 found = np.broadcast_to(found, shape)
@@ -154,6 +165,3 @@ def apply_several(
 
 def _shared(found: np.ndarray, others: Sequence[np.ndarray]) -> bool:
     return any(np.may_share_memory(found, other) for other in others)
-
-
-__all__ = ["apply", "apply_several", "constant", "data", "implements", "operand", "value_of"]

@@ -28,7 +28,9 @@ def _unary(ufunc: np.ufunc, slope: Callable[[Any, Any], Any], reads: str) -> Non
 
 
 def _binary(
-    ufunc: np.ufunc, slopes: tuple[Callable[..., Any], Callable[..., Any]], reads: str
+    ufunc: np.ufunc,
+    slopes: tuple[Callable[..., Any], Callable[..., Any]],
+    reads: str | tuple[str, str],
 ) -> None:
     """Registers a function of two arrays; `slopes[i](dy, a, b, y)` is dy times a derivative."""
 
@@ -112,8 +114,8 @@ def _power_by_exponent(dy: Any, a: Any, b: Any, y: Any) -> Any:
 for _ufunc, _slopes, _reads in [
     (np.add, (lambda dy, a, b, y: dy, lambda dy, a, b, y: dy), ""),
     (np.subtract, (lambda dy, a, b, y: dy, lambda dy, a, b, y: -dy), ""),
-    (np.multiply, (lambda dy, a, b, y: dy * b, lambda dy, a, b, y: dy * a), "01"),
-    (np.divide, (lambda dy, a, b, y: dy / b, lambda dy, a, b, y: -dy * y / b), "1y"),
+    (np.multiply, (lambda dy, a, b, y: dy * b, lambda dy, a, b, y: dy * a), ("1", "0")),
+    (np.divide, (lambda dy, a, b, y: dy / b, lambda dy, a, b, y: -dy * y / b), ("1", "1y")),
     (np.power, (_power_by_base, _power_by_exponent), "01y"),
     (np.float_power, (_power_by_base, _power_by_exponent), "01y"),
     (

@@ -31,7 +31,7 @@ def matmul(a: Any, b: Any) -> Any:
             else np.matmul(np.swapaxes(ad, -1, -2), dy)
         )
 
-    return apply(np.matmul, (x, y), gradient, "01")
+    return apply(np.matmul, (x, y), gradient, ("1", "0"))
 
 
 @implements(np.dot)
@@ -138,5 +138,6 @@ def einsum(subscripts: Any, *operands: Any, optimize: Any = True) -> Any:
         back = f"{','.join([*sources, *alone])}->{letters[i]}"
         return np.einsum(back, dy, *(array for _, array in others), *ones, optimize=True)
 
-    reads = "".join(map(str, range(len(given)))) if len(given) > 1 else ""
+    places = range(len(given))
+    reads = ["".join(str(j) for j in places if j != i) for i in places]
     return apply(lambda *xs: np.einsum(plan, *xs, optimize=optimize), given, gradient, reads)

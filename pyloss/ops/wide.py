@@ -1,0 +1,172 @@
+"""The operations of models in float64, from NumPy's functions.
+
+An operation whose arrays include one of float64 computes in float64, so that finite differences can
+check a model's gradients. Nothing here is fast. Arguments are those of the float32 operations.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from pyloss import _core
+from pyloss.autograd.functions import silu
+from pyloss.autograd.tape import nodes_of
+from pyloss.autograd.tensor import Tensor
+from pyloss.ops.arrays import i32
+from pyloss.weights.stack import WeightStack
+from pyloss.weights.weight import Weight
+
+_FLOAT64 = np.dtype(np.float64)
+
+
+def is_wide(*arrays: Any) -> bool:
+    """Whether any of these is an array or Tensor of float64 on the host."""
+    for x in arrays:
+        if isinstance(x, np.ndarray | Tensor) and x.dtype == _FLOAT64:
+            return True
+    return False
+
+
+def in_float64(wide: Callable, count: int) -> Callable:
+    """A decorator: `wide` computes if one of the first `count` arguments is of float64."""
+
+    def decorate(function: Callable) -> Callable:
+        @functools.wraps(function)
+        def chosen(*args: Any, **kwargs: Any) -> Any:
+            given = args[:count] if len(args) >= count else (*args, *kwargs.values())
+            return (wide if is_wide(*given) else function)(*args, **kwargs)
+
+        return chosen
+
+    return decorate
+
+
+def _value(x: Any) -> Any:
+    """A Tensor where a gradient is recorded, else a float64 array."""
+    if x is None or isinstance(x, Tensor):
+        return x
+    if isinstance(x, Weight):
+        return x.dequantize().astype(np.float64)
+    if isinstance(x, WeightStack):
+        return np.stack([_value(matrix) for matrix in x.matrices])
+    nodes = nodes_of(x)
+    return np.asarray(x, np.float64) if nodes is None else Tensor(x, nodes[0])
+
+
+def _rows(x: Any, rows: Any, name: str) -> Any:
+    chosen = i32(rows, name)
+    if chosen.size and not 0 <= chosen.min() <= chosen.max() < x.shape[0]:
+        raise ValueError(
+            f"{name} must lie in [0, {x.shape[0]}), got values from {chosen.min()} to "
+            f"{chosen.max()}"
+        )
+    return _value(x)[chosen]
+
+
+def embedding(ids: Any, weight: Any) -> Any:
+    return _rows(weight, ids, "ids")
+
+
+def rms_norm(x: Any, weight: Any, eps: float = 1e-5) -> Any:
+    x, w = _value(x), _value(weight)
+    return x / np.sqrt(np.mean(x * x, -1, keepdims=True) + eps) * w
+
+
+def rope_all(xs: Any, positions: Any, cos: Any, sin: Any, in_place: bool = False) -> list[Any]:
+    c, s = (np.asarray(t, np.float64)[np.asarray(positions)][:, None] for t in (cos, sin))
+    found = []
+    for x in map(_value, xs):
+        heads = np.reshape(x, (x.shape[0], -1, 2 * c.shape[-1]))
+        a, b = np.split(heads, 2, -1)
+        found.append(np.reshape(np.concatenate([a * c - b * s, b * c + a * s], -1), x.shape))
+    return found
+
+
+def attention(
+    q: Any,
+    k: Any,
+    v: Any,
+    offsets: Any,
+    head_dim: int,
+    scale: float,
+    k_offsets: Any = None,
+    window: int = 0,
+) -> Any:
+    q, k, v = (np.reshape(_value(t), (t.shape[0], -1, head_dim)) for t in (q, k, v))
+    shared, parts = q.shape[1] // k.shape[1], []
+    k_offsets = offsets if k_offsets is None else k_offsets
+    for i in range(len(offsets) - 1):
+        rows, keys = (slice(o[i], o[i + 1]) for o in (offsets, k_offsets))
+        qs, ks, vs = q[rows], np.repeat(k[keys], shared, 1), np.repeat(v[keys], shared, 1)
+        ago = np.arange(len(qs))[:, None] + len(ks) - len(qs) - np.arange(len(ks))
+        seen = (ago >= 0) & ((ago < window) if window else True)
+        scores = np.where(seen, np.einsum("qhd,khd->hqk", qs, ks) * scale, -np.inf)
+        weights = np.exp(scores - np.max(scores, -1, keepdims=True))
+        weights = weights / np.sum(weights, -1, keepdims=True)
+        parts.append(np.einsum("hqk,khd->qhd", weights, vs))
+    return np.reshape(np.concatenate(parts), (q.shape[0], -1))
+
+
+def swiglu(gate: Any, up: Any, in_place: bool = False) -> Any:
+    return silu(_value(gate)) * _value(up)
+
+
+def geglu(gate: Any, up: Any, in_place: bool = False) -> Any:
+    g = _value(gate)
+    inner = math.sqrt(2 / math.pi) * (g + 0.044715 * g**3)
+    return 0.5 * g * (1 + np.tanh(inner)) * _value(up)
+
+
+def add(a: Any, b: Any) -> Any:
+    return _value(a) + _value(b)
+
+
+def scale(x: Any, factor: float) -> Any:
+    return _value(x) * factor
+
+
+def gather_rows(x: Any, rows: Any) -> Any:
+    return _rows(x, rows, "rows")
+
+
+def transposed(x: Any) -> Any:
+    return np.transpose(_value(x))
+
+
+def append(x: Any, tail: Any, axis: int) -> Any:
+    return np.concatenate([_value(x), np.asarray(tail, np.float64)], axis)
+
+
+def dropout(x: Any, p: float, seed: int) -> Any:
+    """The mask of the float32 operation."""
+    mask = np.empty(x.shape, np.float32)
+    _core.dropout(np.ones(x.shape, np.float32), seed, p, mask)
+    return _value(x) * (mask > 0) / (1 - p)
+
+
+def project_all(x: Any, projections: Sequence[Any]) -> list[Any]:
+    """y = m / norm * (x W^T + scale * dropout(x) A B) + bias for each projection."""
+    return [_project(_value(x), p) for p in projections]
+
+
+def _project(x: Any, p: Any) -> Any:
+    y = x @ np.swapaxes(_value(p.weight), -1, -2)
+    if p.lora_a is not None:
+        dropped = dropout(x, p.dropout, p.seed) if p.dropout else x
+        y = y + p.scale * ((dropped @ _value(p.lora_a)) @ _value(p.lora_b))
+    if p.m is not None:
+        norm = np.asarray(p.norm, np.float64)
+        y = y * (_value(p.m) * np.divide(1, norm, out=np.zeros_like(norm), where=norm != 0))
+    return y if p.bias is None else y + _value(p.bias)
+
+
+def wide_projections(x: Any, projections: Sequence[Any]) -> bool:
+    """Whether x or an array of the projections is of float64."""
+    return is_wide(x) or any(
+        is_wide(p.weight, p.bias, p.lora_a, p.lora_b, p.m) for p in projections
+    )
