@@ -26,6 +26,7 @@ from pyloss.autograd.functions import (
 from pyloss.autograd.scope import no_grad
 from pyloss.autograd.tensor import Tensor
 from pyloss.errors import DeviceError, FormatError
+from pyloss.gradient_check import gradcheck
 from pyloss.losses.pairs import (
     cosine_loss,
     js_div_loss,
@@ -234,6 +235,7 @@ __all__ = [
     "tvd_loss",
     "value_and_grad",
     "custom_function",
+    "gradcheck",
     "gelu",
     "log_softmax",
     "logsumexp",

@@ -23,7 +23,7 @@ LAYERS = [
     ["autograd"],
     ["ops"],
     ["nn", "optim"],
-    ["losses"],
+    ["losses", "gradient_check"],
     ["models"],
     ["generation"],
     ["tuner"],

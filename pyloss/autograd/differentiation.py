@@ -80,6 +80,24 @@ def leaf_of(value: Any, root: object) -> Tensor:
     return Tensor(array, Node(root))
 
 
+def _leaves(tree: Any, root: object, position: int) -> Any:
+    """`leaf_of` of a tree's arrays; None and text stay as they are."""
+    found: list[Tensor] = []
+
+    def leaf(value: Any) -> Any:
+        if value is None or isinstance(value, str):
+            return value
+        found.append(leaf_of(value, root))
+        return found[-1]
+
+    if not isinstance(tree, dict | list | tuple):
+        return leaf_of(tree, root)
+    traced = tree_map(leaf, tree)
+    if not found:
+        raise TypeError(f"argument {position} holds no arrays to differentiate by")
+    return traced
+
+
 def gradient_of(t: Tensor) -> Any:
     """The gradient of a Tensor that `leaf_of` made, after backward."""
     assert t._node is not None
@@ -95,8 +113,9 @@ def value_and_grad(
 
     Args:
         argnums: the arguments to differentiate by: float arrays, or dicts, lists and tuples of
-            them. An int gives one gradient, a sequence gives a tuple. Float arguments and their
-            gradients keep their type; other numbers are computed in float32.
+            them, in which None and text have the gradient None. An int gives one gradient, a
+            sequence gives a tuple. Float arguments and their gradients keep their type; other
+            numbers are computed in float32.
         has_aux: the function must return `(value, aux)`. The result is the same as without.
 
     Raises:
@@ -115,10 +134,13 @@ def value_and_grad(
                 )
         traced, tape = list(args), Tape()
         for i in positions:
-            traced[i] = tree_map(lambda value: leaf_of(value, tape.root), args[i])
+            traced[i] = _leaves(args[i], tape.root, i)
         with tape:
             value = run_backward(tape, function(*traced, **kwargs), has_aux)
-        grads = tuple(tree_map(gradient_of, traced[i]) for i in positions)
+        grads = tuple(
+            tree_map(lambda t: gradient_of(t) if isinstance(t, Tensor) else None, traced[i])
+            for i in positions
+        )
         return value, grads[0] if isinstance(argnums, int) else grads
 
     return wrapped

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pyloss import ops
-from pyloss.autograd.tape import no_grad
+from pyloss.autograd.scope import no_grad
 from pyloss.checks.numbers import real, shown, whole
 from pyloss.errors import choices, counted
 from pyloss.losses.hidden import KINDS, hidden_state_loss

@@ -13,6 +13,12 @@ from pyloss.errors import FormatError
 from pyloss.weights.stack import WeightStack
 from pyloss.weights.weight import SINGLE, Weight
 
+#: Types that models are not stored in, and modules' buffers may be.
+_PLAIN = {
+    "F64": "<f8", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "<i1",
+    "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "<u1", "BOOL": "?",
+}  # fmt: skip
+
 
 @dataclass(frozen=True, eq=False)
 class StoredTensor:
@@ -72,6 +78,13 @@ class StoredTensor:
         data = self._readable()
         rows, columns = (math.prod(self.shape[:-1]), self.shape[-1]) if self.shape else (1, 1)
         return Weight(data, self.dtype.lower(), (rows, columns)).dequantize().reshape(self.shape)
+
+    def values(self) -> np.ndarray:
+        """The values in the file's type where that is one of NumPy's, else as `array`."""
+        plain = _PLAIN.get(self.dtype)
+        if plain is None or self.data is None:
+            return self.array()
+        return np.asarray(self.data).reshape(-1).view(plain).reshape(self.shape)
 
     def _readable(self) -> np.ndarray:
         if self.data is None or self.dtype.lower() not in SINGLE:

@@ -12,7 +12,7 @@ from pyloss.nn.layers import (
     project_each,
     uniform,
 )
-from pyloss.nn.module import Module, count_parameters, recorded_module, value_and_grad
+from pyloss.nn.module import Module, count_parameters, recorded_module, shown, value_and_grad
 
 __all__ = [
     "Embedding",
@@ -27,6 +27,7 @@ __all__ = [
     "count_parameters",
     "project_each",
     "recorded_module",
+    "shown",
     "uniform",
     "value_and_grad",
 ]

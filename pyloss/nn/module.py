@@ -151,6 +151,10 @@ class Module:
         """The parameters that are not frozen, by dotted name; a shared array appears once."""
         return {path: get() for path, get in self._trained_places().places}
 
+    def trained_attributes(self) -> list[tuple[dict[str, Any], str]]:
+        """Where trained arrays are: a module's attributes and the name of one."""
+        return self._trained_places().shown
+
     def _trained_places(self) -> _Trained:
         kept: _Trained | None = vars(self).get("_trained")
         if kept is None or not kept.holds():
@@ -257,7 +261,7 @@ class Module:
             from pyloss.io.safetensors import read_safetensors
 
             weights = {
-                name: tensor.array() for name, tensor in read_safetensors(weights).tensors.items()
+                name: tensor.values() for name, tensor in read_safetensors(weights).tensors.items()
             }
         weights, own = dict(weights), {**self.parameters(), **self.buffers()}
         problems = [f"{k}: no such parameter" for k in weights if k not in own]
@@ -278,13 +282,9 @@ class Module:
 
         The stored matrices of a quantized model are not among them: `model.save` writes these.
         """
-        from pyloss.io.safetensors import write_safetensors
+        from pyloss.io.files import write_safetensors
 
-        arrays = {**self.parameters(), **self.buffers()}
-        write_safetensors(
-            path,
-            {k: np.ascontiguousarray(np.asarray(v)).reshape(v.shape) for k, v in arrays.items()},
-        )
+        write_safetensors(path, {**self.parameters(), **self.buffers()})
 
     def apply(self, function: Callable[[Module], Any]) -> Module:
         """Calls `function` with every module, this one last."""
@@ -401,18 +401,22 @@ def _same_items(a: list, b: list) -> bool:
     return len(a) == len(b) and all(map(operator.is_, a, b))
 
 
-class _Shown:
-    """Trained arrays are Parameters in the modules' attributes while this is entered.
+class shown:
+    """Arrays are Parameters in the modules' attributes while this is entered.
 
     Several threads may differentiate one model at once: the last one puts the arrays back.
+
+    Args:
+        places: see `Module.trained_attributes`.
+        arrays: by the identity of an array, the one in its Parameter: itself or another.
     """
 
     _lock = threading.Lock()
     _counts: ClassVar[dict[tuple[int, str], list]] = {}
 
-    def __init__(self, places: list[tuple[dict, str]], arrays: Iterable[Any]):
+    def __init__(self, places: list[tuple[dict, str]], arrays: dict[int, Any]):
         self.places = places
-        self.parameters = {id(array): Parameter(array) for array in arrays}
+        self.parameters = {key: Parameter(array) for key, array in arrays.items()}
 
     def __enter__(self) -> None:
         with self._lock:
@@ -467,19 +471,21 @@ def recorded_module(module: Module) -> Recorded | None:
     return Recorded(parameters, constants)
 
 
-def value_and_grad(model: Module, function: Callable, has_aux: bool = False) -> Callable:
+def value_and_grad(model: Any, function: Callable, has_aux: bool = False) -> Callable:
     """A function that returns `(value, grads)` of `function`, by the trainable parameters.
 
-    `function` returns a scalar, or a tuple that begins with one; with `has_aux` it must return
-    `(value, aux)`. `grads` is a flat dict keyed like `model.trainable_parameters()`, with zeros for
-    parameters that took no part. While `function` runs, the trained attributes of `model` are
-    Tensors: NumPy's functions of them carry gradients or raise TypeError.
+    `model` is a Module, or another object with `trainable_parameters()` and, for Tensors in place
+    of arrays, `trained_attributes()`. `function` returns a scalar, or a tuple that begins with one;
+    with `has_aux` it must return `(value, aux)`. `grads` is a flat dict keyed like
+    `model.trainable_parameters()`, with zeros for parameters that took no part. While `function`
+    runs, the trained attributes of `model` are Tensors: NumPy's functions of them carry gradients
+    or raise TypeError.
     """
 
     def wrapped(*args: Any, **kwargs: Any) -> tuple[Any, dict[str, np.ndarray]]:
-        found = model._trained_places()
-        parameters = {path: _array(get()) for path, get in found.places}
-        with Tape() as tape, _Shown(found.shown, parameters.values()):
+        parameters = {path: _array(value) for path, value in model.trainable_parameters().items()}
+        attributes: list = getattr(model, "trained_attributes", list)()
+        with Tape() as tape, shown(attributes, {id(array): array for array in parameters.values()}):
             leaves = {name: tape.watch(array) for name, array in parameters.items()}
             value = run_backward(tape, function(*args, **kwargs), has_aux)
         return value, {name: leaf_gradient(leaf, parameters[name]) for name, leaf in leaves.items()}

@@ -124,6 +124,11 @@ class ModelAndLoss:
         parameters: dict[str, np.ndarray] = self.model.trainable_parameters()
         return parameters | self.of_loss if self.of_loss else parameters
 
+    def trained_attributes(self) -> list[tuple[dict[str, Any], str]]:
+        """See `Module.trained_attributes`; those of the loss stay arrays."""
+        found = getattr(self.model, "trained_attributes", list)
+        return list(found())
+
 
 def loss_in_parts(
     model: Any, batch: Any, lengths: Any, loss: Callable[[PackedTargets], Any]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from pyloss.arithmetic import GRADIENT_READS, unary, unary_grad
 from pyloss.autograd.functions.apply import apply, operand, value_of
 from pyloss.autograd.tensor import Tensor
 from pyloss.checks.arrays import as_integers
@@ -74,25 +76,43 @@ def _sigmoid(xd: Any) -> Any:
     return np.where(xd >= 0, 1, small) / (1 + small)
 
 
+def _in_core(
+    name: str, x: Any, value: Callable[[Any], Any], gradient: Callable[[Any, Any], Any]
+) -> Any:
+    """A function of one array; float32 in the core. `gradient(dy, read)` of what the core reads."""
+    reads = GRADIENT_READS[name]
+
+    def forward(xd: Any) -> Any:
+        found = unary(name, xd)
+        return value(xd) if found is None else found
+
+    def backward(i: int, dy: Any, y: Any, xd: Any) -> Any:
+        read = y if reads == "y" else xd
+        found = unary_grad(name, dy, read)
+        return gradient(dy, read) if found is None else found
+
+    return apply(forward, (_real(x),), backward, "y" if reads == "y" else "0")
+
+
 def sigmoid(x: Any) -> Any:
     """1 / (1 + exp(-x))."""
-    return apply(_sigmoid, (_real(x),), lambda i, dy, y, xd: dy * (y * (1 - y)), "y")
+    return _in_core("sigmoid", x, _sigmoid, lambda dy, y: dy * (y * (1 - y)))
 
 
 def silu(x: Any) -> Any:
     """x sigmoid(x)."""
 
-    def gradient(i: int, dy: Any, y: Any, xd: Any) -> Any:
+    def gradient(dy: Any, xd: Any) -> Any:
         gate = _sigmoid(xd)
         return dy * (gate * (1 + xd * (1 - gate)))
 
-    return apply(lambda xd: xd * _sigmoid(xd), (_real(x),), gradient, "0")
+    return _in_core("silu", x, lambda xd: xd * _sigmoid(xd), gradient)
 
 
 def relu(x: Any) -> Any:
     """max(x, 0), whose derivative at 0 is 0."""
-    return apply(
-        lambda xd: np.maximum(xd, 0), (_real(x),), lambda i, dy, y, xd: np.where(y > 0, dy, 0), "y"
+    return _in_core(
+        "relu", x, lambda xd: np.maximum(xd, 0), lambda dy, read: np.where(read > 0, dy, 0)
     )
 
 
@@ -108,7 +128,6 @@ def gelu(x: Any, approximate: str = "none") -> Any:
     """
     if approximate not in ("none", "tanh"):
         raise ValueError(f"approximate must be 'none' or 'tanh', not {approximate!r}")
-    source = _real(x)
     inner = math.sqrt(2 / math.pi)
 
     def below(xd: Any) -> Any:
@@ -116,7 +135,7 @@ def gelu(x: Any, approximate: str = "none") -> Any:
             return 0.5 * (1 + np.tanh(inner * (xd + 0.044715 * xd**3)))
         return (0.5 * (1 + _erf(xd / math.sqrt(2)))).astype(xd.dtype)
 
-    def gradient(i: int, dy: Any, y: Any, xd: Any) -> Any:
+    def gradient(dy: Any, xd: Any) -> Any:
         share = below(xd)
         if approximate == "tanh":
             slope = 2 * share * (1 - share) * inner * (1 + 3 * 0.044715 * xd**2)
@@ -124,7 +143,8 @@ def gelu(x: Any, approximate: str = "none") -> Any:
             slope = np.exp(-0.5 * xd * xd) / math.sqrt(2 * math.pi)
         return dy * (share + xd * slope)
 
-    return apply(lambda xd: xd * below(xd), (source,), gradient, "0")
+    name = "gelu_tanh" if approximate == "tanh" else "gelu"
+    return _in_core(name, x, lambda xd: xd * below(xd), gradient)
 
 
 def one_hot(labels: Any, num_classes: int, dtype: Any = np.float32) -> np.ndarray:

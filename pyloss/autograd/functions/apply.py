@@ -18,7 +18,8 @@ def implements(*functions: Callable) -> Callable:
 
     def register(function: Callable) -> Callable:
         for one in functions:
-            (UFUNCS if isinstance(one, np.ufunc) else FUNCTIONS)[one] = function
+            table: dict[Any, Callable] = UFUNCS if isinstance(one, np.ufunc) else FUNCTIONS  # type: ignore[assignment]
+            table[one] = function
         return function
 
     return register

@@ -2,24 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
+from pyloss.arithmetic import BINARY, GRADIENT_READS, binary, unary, unary_grad
 from pyloss.autograd.functions.apply import apply, constant, implements, operand, value_of
 from pyloss.autograd.tensor import FUNCTIONS, Tensor
+
+#: The core's names of its functions of one array.
+_IN_CORE: dict[Any, str] = {
+    np.exp: "exp", np.expm1: "expm1", np.log: "log", np.log1p: "log1p", np.sqrt: "sqrt",
+    np.square: "square", np.reciprocal: "reciprocal", np.absolute: "absolute", np.tanh: "tanh",
+}  # fmt: skip
+
+
+def times(a: Any, b: Any) -> Any:
+    """a * b, in the core where it can."""
+    found = binary("multiply", a, b)
+    return a * b if found is None else found
 
 
 def _unary(ufunc: np.ufunc, slope: Callable[[Any, Any], Any], reads: str) -> None:
     """Registers a function of one array; `slope(x, y)` is its derivative."""
 
+    name = _IN_CORE.get(ufunc)
+    if name is not None:
+        reads = {"x": "0", "y": "y"}[GRADIENT_READS[name]]
+
+    def value(xd: Any) -> Any:
+        found = None if name is None else unary(name, xd)
+        return ufunc(xd) if found is None else found
+
+    def gradient(i: int, dy: Any, y: Any, xd: Any) -> Any:
+        found = None if name is None else unary_grad(name, dy, xd if y is None else y)
+        return dy * slope(xd, y) if found is None else found
+
     def computed(x: Any) -> Any:
         x = operand(x)
         return apply(
-            ufunc,
+            value,
             (x,),
-            lambda i, dy, y, xd: dy * slope(xd, y),
+            gradient,
             reads,
             lambda: (np.shape(x) if not isinstance(x, Tensor) else x.shape, _type(ufunc, x)),
         )
@@ -30,14 +55,20 @@ def _unary(ufunc: np.ufunc, slope: Callable[[Any, Any], Any], reads: str) -> Non
 def _binary(
     ufunc: np.ufunc,
     slopes: tuple[Callable[..., Any], Callable[..., Any]],
-    reads: str | tuple[str, str],
+    reads: str | Sequence[str],
 ) -> None:
     """Registers a function of two arrays; `slopes[i](dy, a, b, y)` is dy times a derivative."""
+
+    name = ufunc.__name__ if ufunc.__name__ in BINARY else None
+
+    def value(ad: Any, bd: Any) -> Any:
+        found = None if name is None else binary(name, ad, bd)
+        return ufunc(ad, bd) if found is None else found
 
     def computed(a: Any, b: Any) -> Any:
         a, b = operand(a), operand(b)
         return apply(
-            ufunc,
+            value,
             (a, b),
             lambda i, dy, y, ad, bd: slopes[i](dy, ad, bd, y),
             reads,
@@ -70,7 +101,7 @@ for _ufunc, _slope, _reads in [
     (np.cbrt, lambda x, y: 1 / (3 * y * y), "y"),
     (np.exp, lambda x, y: y, "y"),
     (np.exp2, lambda x, y: y * LN2, "y"),
-    (np.expm1, lambda x, y: y + 1, "y"),
+    (np.expm1, lambda x, y: np.exp(x), "0"),
     (np.log, lambda x, y: 1 / x, "0"),
     (np.log2, lambda x, y: 1 / (x * LN2), "0"),
     (np.log10, lambda x, y: 1 / (x * LN10), "0"),
@@ -111,10 +142,10 @@ def _power_by_exponent(dy: Any, a: Any, b: Any, y: Any) -> Any:
     return dy * (y * np.asarray(logs, y.dtype))
 
 
-for _ufunc, _slopes, _reads in [
+for _two, _slopes, _by in [
     (np.add, (lambda dy, a, b, y: dy, lambda dy, a, b, y: dy), ""),
     (np.subtract, (lambda dy, a, b, y: dy, lambda dy, a, b, y: -dy), ""),
-    (np.multiply, (lambda dy, a, b, y: dy * b, lambda dy, a, b, y: dy * a), ("1", "0")),
+    (np.multiply, (lambda dy, a, b, y: times(dy, b), lambda dy, a, b, y: times(dy, a)), ("1", "0")),
     (np.divide, (lambda dy, a, b, y: dy / b, lambda dy, a, b, y: -dy * y / b), ("1", "1y")),
     (np.power, (_power_by_base, _power_by_exponent), "01y"),
     (np.float_power, (_power_by_base, _power_by_exponent), "01y"),
@@ -163,7 +194,7 @@ for _ufunc, _slopes, _reads in [
         for extreme in (np.maximum, np.minimum, np.fmax, np.fmin)
     ),
 ]:
-    _binary(_ufunc, _slopes, _reads)
+    _binary(_two, _slopes, _by)
 
 constant(
     np.equal, np.not_equal, np.less, np.less_equal, np.greater, np.greater_equal,

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from pyloss.arithmetic import batched_product, summed_product
 from pyloss.autograd.functions.apply import apply, implements, operand
 
 
@@ -25,13 +26,18 @@ def matmul(a: Any, b: Any) -> Any:
         return np.squeeze(out, -1) if y.ndim == 1 else out
 
     def gradient(i: int, dy: Any, out: Any, ad: Any, bd: Any) -> Any:
-        return (
-            np.matmul(dy, np.swapaxes(bd, -1, -2))
-            if i == 0
-            else np.matmul(np.swapaxes(ad, -1, -2), dy)
-        )
+        if i == 0:
+            found = summed_product(dy, bd, x.shape[:-2], transpose_b=True)
+            return dy @ np.swapaxes(bd, -1, -2) if found is None else found
+        found = summed_product(ad, dy, y.shape[:-2], transpose_a=True)
+        return np.swapaxes(ad, -1, -2) @ dy if found is None else found
 
-    return apply(np.matmul, (x, y), gradient, ("1", "0"))
+    return apply(_product, (x, y), gradient, ("1", "0"))
+
+
+def _product(ad: Any, bd: Any) -> Any:
+    found = batched_product(ad, bd)
+    return np.matmul(ad, bd) if found is None else found
 
 
 @implements(np.dot)

@@ -114,8 +114,8 @@ def _at_least(function: Callable[..., Any]) -> Callable[..., Any]:
     return computed
 
 
-for _function in (np.atleast_1d, np.atleast_2d, np.atleast_3d):
-    implements(_function)(_at_least(_function))
+for _at_least_so_many in (np.atleast_1d, np.atleast_2d, np.atleast_3d):
+    implements(_at_least_so_many)(_at_least(_at_least_so_many))
 
 
 @implements(np.broadcast_to)
@@ -219,7 +219,7 @@ if hasattr(np, "unstack"):  # from NumPy 2.1 on
 
 
 @implements(np.pad)
-def pad(array: Any, pad_width: Any, mode: str = "constant", **kwargs: Any) -> Any:
+def pad(array: Any, pad_width: Any, mode: Any = "constant", **kwargs: Any) -> Any:
     x = operand(array)
     if mode == "constant":
         numbers = np.pad(np.ones(x.shape, np.bool_), pad_width)
@@ -300,7 +300,7 @@ def triu(m: Any, k: int = 0) -> Any:
 
 
 @implements(np.take)
-def take(a: Any, indices: Any, axis: int | None = None, *, mode: str = "raise") -> Any:
+def take(a: Any, indices: Any, axis: int | None = None, *, mode: Any = "raise") -> Any:
     where = value_of(operand(indices))
     if mode == "raise":
         x = operand(a) if axis is not None else ravel(a)

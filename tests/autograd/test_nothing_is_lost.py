@@ -1,0 +1,363 @@
+"""A trained array that meets NumPy or Python carries its gradient or raises TypeError."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+from tape_cases import numeric
+
+import pyloss
+from pyloss import nn
+
+
+class Trained(nn.Module):
+    """A module of any attributes."""
+
+    def __init__(self, **attributes):
+        super().__init__()
+        for name, value in attributes.items():
+            setattr(self, name, value)
+
+
+def single(*shape, seed=0):
+    return np.random.default_rng(seed).uniform(0.5, 1.5, shape).astype(np.float32)
+
+
+def check(model, loss, name="g"):
+    """The gradient of a parameter against differences in float32's precision."""
+    _, grads = nn.value_and_grad(model, loss)()
+    array = model.parameters()[name]
+    assert type(array) is np.ndarray
+
+    def moved(values):
+        before = array.copy()
+        array[...] = values
+        value = float(loss())
+        array[...] = before
+        return value
+
+    want = numeric(moved, array.astype(np.float64), step=1e-2)
+    np.testing.assert_allclose(grads[name], want, rtol=2e-2, atol=2e-2)
+    assert np.abs(grads[name]).max() > 0
+
+
+FORMS = {
+    "arithmetic": lambda m, x: (x * (1 + m.g)).sum(),
+    "NumPy's function": lambda m, x: (x * np.exp(m.g)).sum(),
+    "power": lambda m, x: (m.g**2).sum(),
+    "slice": lambda m, x: (m.g[:2] * 3).sum(),
+    "index of lists": lambda m, x: (m.g[[0, 0, 2]] * x[:3]).sum(),
+    "reshape": lambda m, x: (m.g.reshape(2, 2) @ x.reshape(2, 2)).sum(),
+    "astype": lambda m, x: (m.g.astype(np.float64) * x).sum(),
+    "where": lambda m, x: np.where(x > 1, m.g, 0).sum() + (m.g * 0.1).sum(),
+    "stack": lambda m, x: np.stack([m.g, x]).max(0).sum() + (m.g * 0.1).sum(),
+    "array on the left": lambda m, x: (x - m.g).mean() + np.subtract(x, m.g).var(),
+    "norm": lambda m, x: np.linalg.norm(m.g),
+    "sum of Python": lambda m, x: sum(m.g) * 2,
+    "a loop": lambda m, x: sum((v * w for v, w in zip(m.g, x, strict=True)), 0),
+    "all parameters": lambda m, x: sum((p**2).sum() for p in m.trainable_parameters().values()),
+    "einsum": lambda m, x: np.einsum("i,i->", m.g, x),
+    "copy": lambda m, x: (copy.deepcopy(m.g) * copy.copy(m.g)).sum(),
+    "own functions": lambda m, x: pyloss.logsumexp(m.g * x),
+    "a checkpoint": lambda m, x: pyloss.checkpoint(lambda x: (x * np.exp(m.g)).sum(), x),
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_numpy_on_a_parameter(name):
+    model, x = Trained(g=single(4)), single(4, seed=1)
+    check(model, lambda: FORMS[name](model, x))
+    assert type(model.g) is np.ndarray
+
+
+@pytest.mark.parametrize(
+    "lost",
+    [
+        lambda g: math.exp(g[0]), lambda g: float(g[0]), np.asarray, np.array, np.ascontiguousarray,
+        lambda g: np.zeros(4).__setitem__(slice(None), g), lambda g: np.array([g, g]),
+        np.median, lambda g: g.__imul__(2), lambda g: np.add(g, 1, out=np.zeros(4)),
+        lambda g: np.random.default_rng(0).normal(g), lambda g: np.frombuffer(g, np.float32),
+        lambda g: memoryview(g), lambda g: np.linalg.svd(g[None]),
+    ],
+)  # fmt: skip
+def test_what_would_lose_the_gradient_raises(lost):
+    model = Trained(g=single(4))
+    with pytest.raises(TypeError):
+        nn.value_and_grad(model, lambda: (lost(model.g), (model.g * 1).sum())[1])()
+    assert type(model.g) is np.ndarray
+
+
+def test_frozen_parameters_and_evaluation_are_plain():
+    model = Trained(g=single(4), h=single(4))
+    model.freeze(keys=["h"])
+
+    def loss():
+        assert type(model.h) is np.ndarray and isinstance(model.g, pyloss.Tensor)
+        return (model.g * np.median(model.h)).sum()
+
+    nn.value_and_grad(model, loss)()
+    assert type(model.g) is np.ndarray
+
+
+def test_attributes_come_back_after_an_error_and_own_assignments_stay():
+    model = Trained(g=single(4), ws=[single(2)])
+    with pytest.raises(ZeroDivisionError):
+        nn.value_and_grad(model, lambda: 1 / 0)()
+    assert type(model.g) is np.ndarray and type(model.ws[0]) is np.ndarray
+    other = single(4, seed=5)
+
+    def loss():
+        value = model.g.sum()
+        model.g = other
+        return value
+
+    nn.value_and_grad(model, loss)()
+    assert model.g is other
+
+
+def test_a_tied_array_is_a_tensor_everywhere():
+    shared = single(3)
+    model = Trained(a=Trained(g=shared), b=Trained(h=shared))
+    _, grads = nn.value_and_grad(model, lambda: (np.exp(model.a.g) * model.b.h).sum())()
+    np.testing.assert_allclose(grads["a.g"], np.exp(shared) * (1 + shared), rtol=1e-5)
+
+
+def test_a_function_within_a_checkpoint_may_have_several_results():
+    model, x = Trained(g=single(4)), single(4, seed=1)
+
+    def two(x):
+        return x * model.g, {"square": model.g**2, "constant": 3, "unused": np.exp(model.g)}
+
+    def plain():
+        a, rest = two(x)
+        return (a * rest["square"]).sum() * rest["constant"]
+
+    def checkpointed():
+        a, rest = pyloss.checkpoint(two, x)
+        return (a * rest["square"]).sum() * rest["constant"]
+
+    want = nn.value_and_grad(model, plain)()
+    found = nn.value_and_grad(model, checkpointed)()
+    assert found[0] == want[0]
+    np.testing.assert_array_equal(found[1]["g"], want[1]["g"])
+
+
+def test_a_checkpoint_takes_several_arguments():
+    a, b = single(3), single(3, seed=1)
+
+    def f(a, b, power):
+        return ((a * b) ** power).sum()
+
+    want = pyloss.grad(lambda a, b: f(a, b, 2), (0, 1))(a, b)
+    found = pyloss.grad(lambda a, b: pyloss.checkpoint(f, a, b, 2), (0, 1))(a, b)
+    for one, other in zip(found, want, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+# Comparisons
+
+
+def test_comparisons_compare():
+    def f(t):
+        assert (t == np.array([1, 2])).tolist() == [True, False]
+        assert (t != np.array([1, 2])).tolist() == [False, True]
+        assert not bool(t[:1] * 0) and bool(t[0])
+        with pytest.raises(ValueError, match="ambiguous"):
+            bool(t)
+        with pytest.raises(TypeError, match="unhashable"):
+            hash(t)
+        return t.sum()
+
+    pyloss.value_and_grad(f)(np.array([1.0, 3.0]))
+
+
+def test_masks_of_numpy_give_the_number_of_the_formula():
+    """numpy.where over Tensors once made an object array, and 2.289 of 2.408."""
+    rng = np.random.default_rng(0)
+    logits, labels = rng.standard_normal((6, 5)), np.array([0, 1, 2, 3, 4, 0])
+    mask = np.array([1, 1, 0, 1, 0, 1], bool)
+
+    def loss(logits):
+        losses = pyloss.softmax_cross_entropy(logits, labels)
+        return np.where(mask, losses, 0).sum() / mask.sum()
+
+    shifted = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    want = -shifted[np.arange(6), labels][mask].mean()
+    value, gradient = pyloss.value_and_grad(loss)(logits)
+    np.testing.assert_allclose(value, want, rtol=1e-12)
+    np.testing.assert_allclose(gradient, numeric(loss, logits), atol=1e-7)
+
+
+# What is a parameter
+
+
+def test_only_short_floats_are_trained():
+    model = Trained(
+        g=single(2), half=single(2).astype(np.float16), ids=np.arange(3), mask=np.ones(2, bool),
+    )  # fmt: skip
+    model.register_buffer("mean", single(2))
+    assert list(model.trainable_parameters()) == list(model.parameters()) == ["g", "half"]
+    assert list(model.buffers()) == ["ids", "mask", "mean"]
+    assert list(nn.value_and_grad(model, lambda: model.g.sum())()[1]) == ["g", "half"]
+    with pytest.raises(ValueError, match="_mean"):
+        model.register_buffer("_mean", single(2))
+
+
+def test_float64_is_not_trained_and_says_so():
+    model = Trained(g=single(2), wide=np.ones(2))
+    with pytest.warns(UserWarning, match=r"wide.*float32.*register_buffer"):
+        assert list(model.trainable_parameters()) == ["g"]
+    model.register_buffer("wide", np.ones(2))
+    assert list(model.trainable_parameters()) == ["g"]
+
+
+def test_containers_of_any_depth_hold_parameters():
+    model = Trained(
+        grid=[[nn.Linear(2, 3), nn.Linear(3, 2)], {"x": [nn.Linear(2, 2)]}],
+        scales=[single(2), {"deep": single(2)}],
+        pair=(single(2), "name", None),
+    )
+    names = [
+        "grid.0.0.weight", "grid.0.0.bias", "grid.0.1.weight", "grid.0.1.bias",
+        "grid.1.x.0.weight", "grid.1.x.0.bias",
+        "scales.0", "scales.1.deep", "pair.0",
+    ]  # fmt: skip
+    assert sorted(model.parameters()) == sorted(names)
+    check(model, lambda: np.exp(model.scales[0]).sum(), "scales.0")
+    check(model, lambda: np.exp(model.scales[1]["deep"]).sum(), "scales.1.deep")
+    check(model, lambda: np.exp(model.pair[0]).sum(), "pair.0")
+    check(model, lambda: (model.grid[1]["x"][0](single(2, 2)) ** 2).sum(), "grid.1.x.0.weight")
+    model.freeze(keys=["scales"])
+    assert not any(name.startswith("scales") for name in model.trainable_parameters())
+    other = nn.Linear(2, 2)
+    model.set_module("grid.1.x.0", other)
+    assert model.grid[1]["x"][0] is other
+    model.scales.append(single(2, seed=3))
+    assert (
+        "scales.2" in model.parameters() and "scales.2" in model.unfreeze().trainable_parameters()
+    )
+
+
+def test_none_and_text_in_a_tree_of_parameters_stay():
+    tree = {"w": single(2), "bias": None, "kind": "relu", "layers": [single(2), None]}
+    value, grads = pyloss.value_and_grad(
+        lambda p: (
+            (p["w"] * p["layers"][0]).sum() if p["kind"] == "relu" and p["bias"] is None else 0
+        )
+    )(tree)
+    assert value > 0 and grads["bias"] is None and grads["kind"] is None
+    np.testing.assert_array_equal(grads["w"], tree["layers"][0])
+    with pytest.raises(TypeError, match="argument 0 holds no arrays"):
+        pyloss.value_and_grad(lambda p: 1.0)({"kind": "relu"})
+
+
+def test_weights_are_saved_and_loaded(tmp_path):
+    model = Trained(layers=[nn.Linear(3, 2)], g=single(2).T, ids=np.arange(3))
+    model.save_weights(tmp_path / "w.safetensors")
+    other = Trained(layers=[nn.Linear(3, 2)], g=single(2, seed=4), ids=np.zeros(3, np.int64))
+    other.load_weights(tmp_path / "w.safetensors")
+    for name, array in {**model.parameters(), **model.buffers()}.items():
+        np.testing.assert_array_equal({**other.parameters(), **other.buffers()}[name], array)
+
+
+# Functions of a user's own
+
+
+def test_custom_functions():
+    @pyloss.custom_function
+    def scaled(x, factor):
+        """Doc."""
+        assert type(x) is np.ndarray
+        return x * factor
+
+    assert scaled.__name__ == "scaled" and scaled(np.ones(2), 3.0).tolist() == [3, 3]
+    with pytest.raises(TypeError, match=r"scaled has no gradient.*@scaled\.vjp"):
+        pyloss.grad(lambda x: scaled(x, 2.0).sum())(np.ones(2))
+
+    @scaled.vjp
+    def scaled_vjp(primals, cotangent, output):
+        x, factor = primals
+        np.testing.assert_array_equal(output, x * factor)
+        return cotangent * factor, np.sum(cotangent * x)
+
+    x, factor = np.array([1.0, 2.0]), np.array(3.0)
+    dx, dfactor = pyloss.grad(lambda x, f: (scaled(x, f) ** 2).sum(), (0, 1))(x, factor)
+    np.testing.assert_allclose(dx, 2 * factor**2 * x)
+    np.testing.assert_allclose(dfactor, 2 * factor * (x**2).sum())
+
+    @pyloss.custom_function
+    def polar(x, y):
+        return np.hypot(x, y), np.arctan2(y, x)
+
+    polar.defvjp(
+        lambda x, y: ((np.hypot(x, y), np.arctan2(y, x)), (x, y)),
+        lambda kept, dys: (
+            (dys[0] * kept[0] * np.hypot(*kept) - dys[1] * kept[1]) / np.hypot(*kept) ** 2,
+            (dys[0] * kept[1] * np.hypot(*kept) + dys[1] * kept[0]) / np.hypot(*kept) ** 2,
+        ),
+    )
+    report = pyloss.gradcheck(
+        lambda x, y: sum(a * b for a, b in zip(polar(x, y), (2, 3), strict=True)), x, x + 1
+    )
+    assert report.ok
+
+    @pyloss.custom_function
+    def wrong(x):
+        return x * 1
+
+    wrong.vjp(lambda x, dy, y: dy[:1])
+    with pytest.raises(ValueError, match=r"shape \(1,\), and the argument \(2,\)"):
+        pyloss.grad(lambda x: wrong(x).sum())(x)
+    with pytest.raises(TypeError, match="by keyword"):
+        pyloss.grad(lambda f: scaled(x, factor=f).sum())(factor)
+
+
+def test_vjp_is_mlxs():
+    x, w = np.array([1.0, 2.0]), np.array([3.0, 4.0])
+    outputs, grads = pyloss.vjp(lambda x, w: (x * w, np.exp(x)), [x, w], [np.ones(2), np.zeros(2)])
+    np.testing.assert_array_equal(outputs[0], x * w)
+    np.testing.assert_array_equal(grads[0], w)
+    np.testing.assert_array_equal(grads[1], x)
+    with pytest.raises(ValueError, match="2 outputs need as many cotangents, got 1"):
+        pyloss.vjp(lambda x: (x, x), [x], [x])
+    with pytest.raises(ValueError, match=r"shape \(1,\), its output \(2,\)"):
+        pyloss.vjp(lambda x: x * 2, [x], x[:1])
+
+
+def test_auxiliary_results():
+    f = pyloss.value_and_grad(lambda x: (x.sum(), {"mean": x.mean()}), has_aux=True)
+    (value, aux), gradient = f(np.ones(2))
+    assert value == 2 and aux == {"mean": 1} and gradient.tolist() == [1, 1]
+    gradient, aux = pyloss.grad(lambda x: (x.sum(), 5), has_aux=True)(np.ones(2))
+    assert aux == 5 and gradient.tolist() == [1, 1]
+    with pytest.raises(TypeError, match=r"\(value, aux\)"):
+        pyloss.value_and_grad(lambda x: x.sum(), has_aux=True)(np.ones(2))
+
+
+def test_gradcheck_finds_a_wrong_gradient():
+    @pyloss.custom_function
+    def cube(x):
+        return x**3
+
+    cube.vjp(lambda x, dy, y: np.where(x > 1, 2.5, 3) * x**2 * dy)
+    x = np.array([[0.5, 0.7], [2.0, 0.1]], np.float32)
+    with pytest.raises(AssertionError, match=r"argument 0 at \(1, 0\)"):
+        pyloss.gradcheck(cube, x)
+    report = pyloss.gradcheck(cube, x, raise_error=False)
+    assert not report.ok and report.entry == (1, 0) and "argument 0" in repr(report)
+    assert pyloss.gradcheck(cube, x[:1]).ok
+
+
+def test_gradcheck_of_a_model():
+    model = Trained(layer=nn.Linear(3, 4), norm=nn.RMSNorm(4), g=single(4))
+    x, labels = single(5, 3), np.array([0, 1, 2, 3, 0])
+    before = model.layer.weight
+
+    def loss(x):
+        hidden = pyloss.ops.swiglu(model.layer(x), model.norm(model.layer(x)) * model.g)
+        return pyloss.softmax_cross_entropy(hidden, labels).mean()
+
+    report = pyloss.gradcheck(loss, x, model=model)
+    assert report.ok and report.error < 1e-6
+    assert model.layer.weight is before
