@@ -8,7 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from pyloss.arithmetic import GRADIENT_READS, unary, unary_grad
+from pyloss.arithmetic import (
+    GRADIENT_READS,
+    logsumexp_grad,
+    reduced,
+    row_map,
+    row_map_grad,
+    unary,
+    unary_grad,
+)
 from pyloss.autograd.functions.apply import apply, operand, value_of
 from pyloss.autograd.tensor import Tensor
 from pyloss.checks.arrays import as_integers
@@ -32,23 +40,43 @@ def _stable_softmax(xd: Any, axis: Any) -> Any:
         return found / np.sum(found, axis=axis, keepdims=True)
 
 
+def _rows(
+    name: str, x: Any, axis: Any, value: Callable, gradient: Callable[[Any, Any], Any]
+) -> Any:
+    """A function of rows of float32 in the core; `gradient(dy, y)`."""
+    source = _real(x)
+    last = axis in (-1, (-1,), source.ndim - 1)
+
+    def forward(xd: Any) -> Any:
+        found = row_map(name, xd) if last and xd.dtype == np.float32 else None
+        return value(xd) if found is None else found
+
+    def backward(i: int, dy: Any, y: Any, xd: Any) -> Any:
+        found = row_map_grad(name, dy, y) if last and y.dtype == np.float32 else None
+        return gradient(dy, y) if found is None else found
+
+    return apply(forward, (source,), backward, "y")
+
+
 def softmax(x: Any, axis: int | tuple[int, ...] = -1) -> Any:
     """exp(x) / sum(exp(x)) along an axis or several."""
-    return apply(
+    return _rows(
+        "softmax",
+        x,
+        axis,
         lambda xd: _stable_softmax(xd, axis),
-        (_real(x),),
-        lambda i, dy, y, xd: y * (dy - np.sum(dy * y, axis=axis, keepdims=True)),
-        "y",
+        lambda dy, y: y * (dy - np.sum(dy * y, axis=axis, keepdims=True)),
     )
 
 
 def log_softmax(x: Any, axis: int | tuple[int, ...] = -1) -> Any:
     """x - logsumexp(x) along an axis or several."""
-    return apply(
+    return _rows(
+        "log_softmax",
+        x,
+        axis,
         lambda xd: xd - _logsumexp(xd, axis, True),
-        (_real(x),),
-        lambda i, dy, y, xd: dy - np.exp(y) * np.sum(dy, axis=axis, keepdims=True),
-        "y",
+        lambda dy, y: dy - np.exp(y) * np.sum(dy, axis=axis, keepdims=True),
     )
 
 
@@ -64,11 +92,19 @@ def logsumexp(x: Any, axis: int | tuple[int, ...] | None = None, keepdims: bool 
     """log(sum(exp(x))) along an axis, several, or all."""
     source = _real(x)
     axes = tuple(range(source.ndim)) if axis is None else axis
+    rows = axes in (-1, (-1,), source.ndim - 1)
 
     def gradient(i: int, dy: Any, y: Any, xd: Any) -> Any:
+        found = logsumexp_grad(dy, xd, y) if rows else None
+        if found is not None:
+            return found
         return dy.reshape(np.sum(xd, axis=axes, keepdims=True).shape) * _stable_softmax(xd, axes)
 
-    return apply(lambda xd: _logsumexp(xd, axes, keepdims), (source,), gradient, "0")
+    def value(xd: Any) -> Any:
+        found = reduced("logsumexp", xd, axes, keepdims)
+        return _logsumexp(xd, axes, keepdims) if found is None else found
+
+    return apply(value, (source,), gradient, "0y")
 
 
 def _sigmoid(xd: Any) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from pyloss.arithmetic import summed_to
 from pyloss.autograd.tape import Gradients, keep, nodes_of, record_on, record_several
 from pyloss.autograd.tensor import FUNCTIONS, UFUNCS, LazyTensor, Tensor, stripped
 from pyloss.runtime import device
@@ -68,6 +69,9 @@ def _place(values: Sequence[Any]) -> Any:
 
 def unbroadcast(grad: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Sums a gradient over the axes along which an input of `shape` was broadcast."""
+    found = summed_to(grad, shape)
+    if found is not None:
+        return found
     grad = grad.sum(axis=tuple(range(grad.ndim - len(shape)))) if grad.ndim > len(shape) else grad
     axes = tuple(i for i, n in enumerate(shape) if n == 1 and grad.shape[i] != 1)
     return grad.sum(axis=axes, keepdims=True) if axes else grad

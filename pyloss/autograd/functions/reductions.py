@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from pyloss.arithmetic import expanded, reduced
 from pyloss.autograd.functions.apply import apply, constant, implements, operand, value_of
 
 Axis = int | tuple[int, ...] | None
@@ -40,13 +41,17 @@ def sum(a: Any, axis: Axis = None, dtype: Any = None, *, keepdims: bool = False)
     source = x.shape
 
     def total(xd: np.ndarray) -> np.ndarray:
+        found = reduced("sum", xd, axis, keepdims)
+        if found is not None:
+            return found
         wide = np.float64 if xd.dtype.itemsize < 8 and xd.dtype.kind not in "iub" else None
         return np.asarray(
             xd.sum(axis=axis, keepdims=keepdims, dtype=wide), xd.dtype if wide else None
         )
 
     def gradient(i: int, dy: Any, y: Any, xd: Any) -> Any:
-        return np.broadcast_to(dy.reshape(kept), source)
+        spread = expanded(dy.reshape(kept), source)
+        return np.broadcast_to(dy.reshape(kept), source) if spread is None else spread
 
     return apply(total, (x,), gradient, lazy=lambda: (shape, x.dtype))
 
@@ -84,12 +89,16 @@ def _extreme(function: Any) -> Any:
         kept, _ = _shapes(x, axis, keepdims)
         axes = _axes(x, axis)
 
+        def value(xd: Any) -> Any:
+            found = reduced(function.__name__, xd, axes, keepdims)
+            return function(xd, axis=axes, keepdims=keepdims) if found is None else found
+
         def gradient(i: int, dy: Any, y: Any, xd: Any) -> Any:
             chosen = xd == y.reshape(kept)
             share = dy.reshape(kept) / np.maximum(chosen.sum(axis=axes, keepdims=True), 1)
             return np.where(chosen, share, 0)
 
-        return apply(lambda xd: function(xd, axis=axes, keepdims=keepdims), (x,), gradient, "0y")
+        return apply(value, (x,), gradient, "0y")
 
     return computed
 
