@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Sequence
 
 from pyloss.checks.numbers import shown, whole
 from pyloss.errors import counted
-from pyloss.models.config.fields import FULL, SLIDING
 from pyloss.models.saving import refuse_adapters
 from pyloss.models.transformer import Model
 
@@ -54,7 +52,7 @@ def prune_model(model: Model, layers: Sequence[int]) -> None:
     model has unfused adapters.
     """
     refuse_adapters(model)
-    config, count = model.config, len(model.layers)
+    count = len(model.layers)
     kept = [whole(i, "layers", 0) for i in layers]
     if not kept:
         raise ValueError("layers is empty: a model needs at least one layer")
@@ -63,14 +61,5 @@ def prune_model(model: Model, layers: Sequence[int]) -> None:
             raise ValueError(f"layers has {i}; the model has layers 0 to {count - 1}")
         if i <= before:
             raise ValueError(f"layers has {i} after {before}; layers must be in ascending order")
-    types = None
-    if config.sliding_window is not None:
-        types = [SLIDING if config.window(i) else FULL for i in kept]
-    mixture = config.mixture
-    if mixture is not None:
-        dense = tuple(new for new, i in enumerate(kept) if i in mixture.dense_layers)
-        mixture = dataclasses.replace(mixture, dense_layers=dense)
-    model.config = dataclasses.replace(
-        config, num_hidden_layers=len(kept), layer_types=types, mixture=mixture
-    )
     model.model.layers = [model.layers[i] for i in kept]
+    model.config = model.config_of_layers()

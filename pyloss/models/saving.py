@@ -81,10 +81,14 @@ def save_model(
     The files of a model in the folder move to `previous-N`, or are removed with `overwrite`; the
     tokenizer's files stay if `tokenizer` is None.
 
-    Raises ValueError when the model has unfused adapters or is quantized both ways, OSError naming
-    the path when it cannot be written.
+    The configuration is that of the layers that the model has.
+
+    Raises ValueError when the model has unfused adapters or no layers, or is quantized both ways,
+    OSError naming the path when it cannot be written.
     """
     refuse_adapters(model)
+    if not model.layers:
+        raise ValueError("the model has no layers: it cannot be saved")
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
     usual = dtype or model_dtype(model)
@@ -100,7 +104,7 @@ def save_model(
         if isinstance(module, Linear) and name not in grouped
     ]
     config = {
-        **model.config.to_hf(),
+        **model.config_of_layers().to_hf(),
         "torch_dtype": usual,
         **(settings(grouped, usual, plain) if grouped else {}),
     }

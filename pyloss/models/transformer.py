@@ -5,6 +5,7 @@ Modules and parameters have Hugging Face's names, under which adapters are saved
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from pyloss.autograd.tape import data
 from pyloss.checks.numbers import whole
 from pyloss.models.batch_cache import BatchCache, PromptCache, rows_needed
 from pyloss.models.cache import KVCache, NextTokens
+from pyloss.models.config.fields import FULL, SLIDING
 from pyloss.models.config.model_config import ModelConfig
 from pyloss.models.fusing import fuse_modules
 from pyloss.models.moe import SparseMoe
@@ -89,6 +91,11 @@ class Attention(Module):
         self._head_dim = config.head_dim
         self._scale = (config.query_pre_attn_scalar or config.head_dim) ** -0.5
         self._window = config.window(layer)
+
+    @property
+    def window(self) -> int:
+        """How many keys a query sees; 0 for all."""
+        return self._window
 
     def __call__(
         self,
@@ -509,7 +516,24 @@ class Model(Module):
     @property
     def windows(self) -> list[int]:
         """The window of each layer's attention, 0 for none."""
-        return [self.config.window(i) for i in range(len(self.layers))]
+        return [layer.self_attn.window for layer in self.layers]
+
+    def config_of_layers(self) -> ModelConfig:
+        """The configuration, for the layers that the model has: some may have been taken away."""
+        config, mixture, windows = self.config, self.config.mixture, self.windows
+        dense = tuple(i for i, layer in enumerate(self.layers) if isinstance(layer.mlp, MLP))
+        count = config.num_hidden_layers
+        if windows == [config.window(i) for i in range(count)]:
+            if mixture is None or dense == mixture.dense_layers:
+                return config
+        types = None
+        if config.sliding_window is not None:
+            types = [SLIDING if window else FULL for window in windows]
+        if mixture is not None:
+            mixture = dataclasses.replace(mixture, dense_layers=dense)
+        return dataclasses.replace(
+            config, num_hidden_layers=len(windows), layer_types=types, mixture=mixture
+        )
 
     def _tokens(self, tokens: Any, ndim: int) -> np.ndarray:
         array = i32(tokens, "tokens")

@@ -55,6 +55,21 @@ def test_the_kept_layers_compute_what_they_did(tmp_path):
     np.testing.assert_array_equal(again(TOKENS), model(TOKENS))
 
 
+def test_layers_taken_away_by_hand_are_saved_as_they_are(tmp_path):
+    tiny.write_folder(tmp_path / "whole", num_hidden_layers=5)
+    model = load_model(tmp_path / "whole")
+    del model.layers[3:]
+    del model.layers[0]
+    model.save(tmp_path / "student")
+    again = load_model(tmp_path / "student")
+    assert len(again.layers) == again.config.num_hidden_layers == 2
+    np.testing.assert_array_equal(again(TOKENS), model(TOKENS))
+    del model.layers[:]
+    with pytest.raises(ValueError, match="no layers"):
+        model.save(tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
 def test_windows_and_dense_layers_move_with_their_layer(tmp_path):
     config = ModelConfig(
         "gemma3_text", vocab_size=40, hidden_size=32, intermediate_size=48, num_hidden_layers=6,

@@ -106,7 +106,7 @@ def _add_value(gguf: Any, writer: Any, key: str, value: Any) -> None:
 
 def refuse_model(model: Model, tokenizer: Tokenizer) -> None:
     """Raises ValueError for a model or a tokenizer that GGUF cannot describe."""
-    _hyperparameters(model.config)
+    _hyperparameters(model.config_of_layers())
     vocabulary_metadata(tokenizer, model.config.vocab_size)
 
 
@@ -143,7 +143,7 @@ def write_gguf(
         "general.name": name or user_path(path).stem,
         "general.file_type": _FILE_TYPES[used.most_common(1)[0][0]],
         "general.quantization_version": 2,
-        **_hyperparameters(model.config),
+        **_hyperparameters(model.config_of_layers()),
         **vocabulary_metadata(tokenizer, model.config.vocab_size),
     }
     write_gguf_file(path, model.config.family.gguf, metadata, tensors)
