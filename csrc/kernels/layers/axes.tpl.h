@@ -41,8 +41,9 @@ INLINE double run_sum(const float *x, int64_t n) {
             for (int l = 0; l < SUMS; l++) sum[l] += vf_load(x + i + l * LANES);
         total += (double)vf_sum((sum[0] + sum[1]) + (sum[2] + sum[3]));
     }
-    for (; i < n; i++) total += (double)x[i];
-    return total;
+    vf rest = {0}; /* of at most four additions */
+    for (; i < n; i += LANES) rest += load_some(x + i, at_most(n - i, LANES));
+    return total + (double)vf_sum(rest);
 }
 
 /* The extreme of n > 0 elements; NaN if one is. */

@@ -383,8 +383,9 @@ INLINE vd vd_log1p(vd x) {
 
 /* log(x) within 2 ulp; -inf at 0, NaN below. Subnormal x are scaled first; the rest is vf_log1p. */
 INLINE vf vf_log(vf x) {
-    const vf_mask small = vf_less(x, vf_set1(FLT_MIN));
-    vi bits = (vi)(x * vf_select(small, vf_set1(0x1p23f), vf_set1(1)));
+    const vf_mask positive = vf_less(vf_set1(0), x), small = vf_less(x, vf_set1(FLT_MIN));
+    vf finite = vf_select(positive, vf_min(vf_set1(FLT_MAX), x), vf_set1(1));
+    vi bits = (vi)(finite * vf_select(small, vf_set1(0x1p23f), vf_set1(1)));
     bits += 0x3f800000 - 0x3f3504f3;
     vf k = __builtin_convertvector((bits >> 23) - 127, vf);
     k = k - vf_select(small, vf_set1(23), vf_set1(0));
@@ -393,7 +394,7 @@ INLINE vf vf_log(vf x) {
     vf y = s * (z * vf_atanh_rest(z)) + (s + s) + k * 0.69314718f;
     vf odd = vf_select(vf_less(x, vf_set1(0)), vf_set1(NAN), x);
     odd = vf_select(vf_equal(x, vf_set1(0)), vf_set1(-INFINITY), odd);
-    return vf_select(vf_less(vf_set1(0), x), vf_select(vf_less(x, vf_set1(INFINITY)), y, x), odd);
+    return vf_select(positive, vf_select(vf_less(x, vf_set1(INFINITY)), y, x), odd);
 }
 
 INLINE vf vf_copysign(vf x, vf s) {
