@@ -9,10 +9,11 @@
 
 typedef void (*pair_formula)(pair_element *e, const double *option);
 
-/* One of the two rows: its weights, the derivatives that wait for their sum, and that sum. */
+/* One of the two rows: its weights, the derivatives that wait for their sum, and that sum. Capped
+ * logits are kept where the walk then writes the derivatives. */
 typedef struct {
     row_statistics row;
-    REAL *by;
+    REAL *by, *logits;
     double sum;
 } pair_side;
 
@@ -85,8 +86,8 @@ INLINE double pair_walk(pair_formula formula, const double *option, row_reading 
     q->sum = p->sum = 0;
     for (int64_t begin = 0; begin < n; begin += ROW_BLOCK) {
         int64_t m = n - begin < ROW_BLOCK ? n - begin : ROW_BLOCK, j = 0;
-        const REAL *xq = read_block(in_q, i, begin, m, from_q),
-                   *xp = read_block(in_p, i, begin, m, from_p);
+        const REAL *xq = reread_block(in_q, i, begin, m, from_q),
+                   *xp = reread_block(in_p, i, begin, m, from_p);
         const REAL *kept_q = q->row.kept + begin, *kept_p = p->row.kept + begin;
         REAL *to_q = q->by + begin, *to_p = p->by + begin;
         c.factor_q = block_factor(&q->row, begin, scale, 1);
@@ -127,7 +128,8 @@ INLINE void pair_rows(pair_formula formula, const int q_direct, const pair_args 
     REAL scale = prepare ? 1 : (REAL)args->scale_q;
 #define SIDE(first) \
     {.row = statistics_in(scratch_part(job, worker, first), n), \
-     .by = scratch_part(job, worker, first + 1)}
+     .by = scratch_part(job, worker, first + 1), \
+     .logits = scratch_part(job, worker, first + 1)}
     /* A streamed gradient of q is pending in one buffer while the next row uses the other; the
      * second buffer exists only then. */
     pair_side p = SIDE(0), buffers[2] = {SIDE(2), SIDE(4)};
@@ -156,6 +158,8 @@ INLINE void pair_rows(pair_formula formula, const int q_direct, const pair_args 
         int zero_gradient = dloss && dloss[i] == 0, want_q = dq->data && !zero_gradient,
             want_p = dp->data && !zero_gradient;
         pair_side *q = &buffers[buffer];
+        if (in_q.softcap > 0) in_q.keep = q->logits;
+        if (in_p.softcap > 0) in_p.keep = p.logits;
         take_statistics(FAMILY(softmax), in_q, i, n, &q->row, &pending, 0, 2);
         take_statistics(FAMILY(softmax), in_p, i, n, &p.row, &pending, 1, 2);
         pending.out = NULL;

@@ -71,13 +71,15 @@ INLINE void block_mean(const REAL *x, int64_t n, row_statistics *row) {
 }
 
 /* How a row of logits is read: its storage, and what is done to each logit first. A prepared logit
- * is factor x, capped if softcap > 0. */
+ * is factor x, capped if softcap > 0. The walk that takes statistics keeps a row's prepared logits
+ * in `keep`, unless that is NULL: the cap takes longer than the rest of a walk. */
 typedef struct {
     const pl_rows *rows;
     REAL scale;
     int prepare;
     REAL factor, softcap;
     int with_slope, with_mean;
+    REAL *keep;
 } row_reading;
 
 /* Elements [begin, begin + n) of row i as they are read, in place or in `buffer`. */
@@ -89,7 +91,14 @@ INLINE const REAL *read_block(row_reading in, int64_t i, int64_t begin, int64_t 
         V v = load_lanes(x + j, n - j, 0) * factor;
         store_lanes(buffer + j, in.softcap > 0 ? capped(v, softcap) : v, n - j);
     }
+    if (in.keep) memcpy(in.keep + begin, buffer, (size_t)n * sizeof *buffer);
     return buffer;
+}
+
+/* `read_block` of a row whose statistics are taken: kept logits are copied. */
+INLINE const REAL *reread_block(row_reading in, int64_t i, int64_t begin, int64_t n, REAL *buffer) {
+    if (!in.keep) return read_block(in, i, begin, n, buffer);
+    return memcpy(buffer, in.keep + begin, (size_t)n * sizeof *buffer);
 }
 
 /* The derivative of the cap by its input at the capped logits z; 0 at -inf, a masked class. */

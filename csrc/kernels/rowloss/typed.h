@@ -31,6 +31,8 @@
 #define class_row TYPED(class_row)
 #define pair_element TYPED(pair_element)
 #define loss_element TYPED(loss_element)
+
+/* softcap.h */
 #define capped TYPED(capped)
 
 /* rows.tpl.h */
@@ -57,6 +59,7 @@
 #define block_sum TYPED(block_sum)
 #define block_mean TYPED(block_mean)
 #define read_block TYPED(read_block)
+#define reread_block TYPED(reread_block)
 #define cap_slope TYPED(cap_slope)
 #define weigh TYPED(weigh)
 #define take_statistics TYPED(take_statistics)
