@@ -9,7 +9,8 @@ import numpy as np
 from pyloss.autograd.scope import no_grad
 from pyloss.checks.numbers import real
 from pyloss.distillation.hidden import NEEDS_MODEL, HiddenStates
-from pyloss.losses.distillation import divergence, linear_distillation
+from pyloss.losses.distillation import linear_distillation
+from pyloss.losses.pairs import divergence
 from pyloss.tuner.losses import PackedTargets, loss_in_parts
 from pyloss.tuner.run.plan import (
     BatchShape,

@@ -14,40 +14,14 @@ import numpy as np
 from pyloss import _core
 from pyloss.checks.arrays import as_array
 from pyloss.checks.numbers import real, whole
-from pyloss.errors import choices
 from pyloss.losses.head import Head, fused, head, row_loss
-from pyloss.losses.pairs import js_kernel, kl_kernel, scaling, skew_kernel
-from pyloss.losses.rows import PairKernel, RowLoss, counted_weight, row_labels, row_weights
+from pyloss.losses.pairs import DIVERGENCES, divergence
+from pyloss.losses.rows import RowLoss, RowOptions, counted_weight, row_labels, row_weights
 from pyloss.losses.sparse import sparse_kernel, sparse_teacher
 from pyloss.ops.arrays import empty
 from pyloss.runtime import device
 
-#: The names of the divergences from a teacher P to a student Q.
-KINDS = ("forward-kl", "reverse-kl", "js", "skew-kl", "skew-reverse-kl")
-
-
-def divergence(
-    kind: str, *, temperature: float = 1.0, beta: float = 0.5, skew: float = 0.1
-) -> PairKernel:
-    """The divergence called `kind`, P and Q being the softmax of the logits over `temperature`.
-
-    - "forward-kl": KL(P || Q) (Hinton et al., arXiv:1503.02531).
-    - "reverse-kl": KL(Q || P) (Gu et al., arXiv:2306.08543).
-    - "js": beta KL(P || M) + (1 - beta) KL(Q || M), M = beta P + (1 - beta) Q (Agarwal et al.,
-      arXiv:2306.13649); beta 0 and 1 are forward and reverse KL, as in `js_div_loss`.
-    - "skew-kl": KL(P || skew P + (1 - skew) Q), skew in [0, 1) (Ko et al., arXiv:2402.03898);
-      "skew-reverse-kl": KL(Q || skew Q + (1 - skew) P).
-
-    Raises ValueError for another kind, and for options out of their range.
-    """
-    given = scaling(temperature, None, 1.0)
-    if kind == "js":
-        return js_kernel(beta, given)
-    if kind in ("forward-kl", "reverse-kl"):
-        return kl_kernel(kind.removesuffix("-kl"), given)
-    if kind in ("skew-kl", "skew-reverse-kl"):
-        return skew_kernel(skew, "reverse" if "reverse" in kind else "forward", given)
-    raise ValueError(f"kind is {kind!r:.60}; it must be {choices(KINDS)}")
+KINDS = DIVERGENCES
 
 
 def linear_distillation(
@@ -93,15 +67,11 @@ def linear_distillation(
     return _distilled(
         (q, p),
         p.vocabulary,
-        labels,
         of_logits,
         temperature,
         alpha,
-        weights,
-        ignore_index,
+        RowOptions(labels, ignore_index, weights, reduction, out),
         logits_bytes,
-        reduction,
-        out,
     )
 
 
@@ -152,15 +122,7 @@ def linear_distillation_from_entries(
     """
     q = head(hidden, weight)
     kernel = sparse_kernel(
-        kind,
-        beta,
-        skew,
-        entries.rest,
-        entries.shares,
-        temperature,
-        entries.temperature,
-        None,
-        1.0,
+        kind, beta, skew, entries.rest, entries.shares, temperature, entries.temperature
     )
     rows = len(entries.ids)
     teacher = sparse_teacher(
@@ -180,15 +142,11 @@ def linear_distillation_from_entries(
     return _distilled(
         (q,),
         entries.classes,
-        labels,
         of_logits,
         temperature,
         alpha,
-        weights,
-        ignore_index,
+        RowOptions(labels, ignore_index, weights, reduction, out),
         logits_bytes,
-        reduction,
-        out,
         rows,
     )
 
@@ -196,15 +154,11 @@ def linear_distillation_from_entries(
 def _distilled(
     heads: tuple[Head, ...],
     classes: int,
-    labels: Any,
     of_logits: Callable[..., None],
     temperature: float,
     alpha: Any,
-    weights: Any,
-    ignore_index: int,
+    options: RowOptions,
     logits_bytes: int | None,
-    reduction: str,
-    out: Any,
     rows: int | None = None,
 ) -> Any:
     """The loss under the heads (student, teacher) or (student,) of `linear_distillation`.
@@ -214,6 +168,7 @@ def _distilled(
         of_logits: `of_logits(part, logits, dloss, loss, slopes)` computes D and its slopes.
         rows: how many rows must count.
     """
+    labels, ignore_index, weights, reduction, out = options
     at_once = None if logits_bytes is None else whole(logits_bytes, "logits_bytes", 1)
     q, shape = heads[0], heads[0].shape[:-1]
     given = row_weights(weights, shape)

@@ -36,10 +36,12 @@ from typing import Any
 import numpy as np
 
 from pyloss.checks.numbers import real
+from pyloss.errors import choices
 from pyloss.losses.head import fused, head, row_loss
 from pyloss.losses.rows import (
     PairKernel,
     RowLoss,
+    RowOptions,
     counted_weight,
     pair_labels,
     pair_loss,
@@ -47,6 +49,8 @@ from pyloss.losses.rows import (
 )
 
 DIRECTIONS = ("forward", "reverse")
+#: The names of the divergences from a teacher P to a student Q, see `divergence`.
+DIVERGENCES = ("forward-kl", "reverse-kl", "js", "skew-kl", "skew-reverse-kl")
 
 
 def kl_div_loss(
@@ -70,16 +74,8 @@ def kl_div_loss(
     are those of every loss of `pyloss.losses.pairs`.
     """
     kernel = kl_kernel(direction, scaling(temperature, softcap, logit_scale))
-    return pair_loss(
-        kernel,
-        logits_q,
-        logits_p,
-        labels=labels,
-        ignore_index=ignore_index,
-        weights=weights,
-        reduction=reduction,
-        out=out,
-    )
+    options = RowOptions(labels, ignore_index, weights, reduction, out)
+    return pair_loss(kernel, logits_q, logits_p, options)
 
 
 def js_div_loss(
@@ -111,16 +107,8 @@ def js_div_loss(
     `beta` is the same too.
     """
     kernel = js_kernel(beta, scaling(temperature, softcap, logit_scale))
-    return pair_loss(
-        kernel,
-        logits_q,
-        logits_p,
-        labels=labels,
-        ignore_index=ignore_index,
-        weights=weights,
-        reduction=reduction,
-        out=out,
-    )
+    options = RowOptions(labels, ignore_index, weights, reduction, out)
+    return pair_loss(kernel, logits_q, logits_p, options)
 
 
 def skew_kl_div_loss(
@@ -145,16 +133,8 @@ def skew_kl_div_loss(
     bit for bit `kl_div_loss`.
     """
     kernel = skew_kernel(skew, direction, scaling(temperature, softcap, logit_scale))
-    return pair_loss(
-        kernel,
-        logits_q,
-        logits_p,
-        labels=labels,
-        ignore_index=ignore_index,
-        weights=weights,
-        reduction=reduction,
-        out=out,
-    )
+    options = RowOptions(labels, ignore_index, weights, reduction, out)
+    return pair_loss(kernel, logits_q, logits_p, options)
 
 
 def tvd_loss(
@@ -175,16 +155,8 @@ def tvd_loss(
     A class with P = Q has derivative 0.
     """
     kernel = PairKernel("tvd", False, (), scaling(temperature, softcap, logit_scale))
-    return pair_loss(
-        kernel,
-        logits_q,
-        logits_p,
-        labels=labels,
-        ignore_index=ignore_index,
-        weights=weights,
-        reduction=reduction,
-        out=out,
-    )
+    options = RowOptions(labels, ignore_index, weights, reduction, out)
+    return pair_loss(kernel, logits_q, logits_p, options)
 
 
 def cosine_loss(
@@ -205,16 +177,9 @@ def cosine_loss(
     class that is -inf in either row is left out. A row of zeros has distance 1 and gradient 0.
     `logit_scale` has an effect with a `softcap` only.
     """
-    return pair_loss(
-        PairKernel("cosine", False, (), scaling(1.0, softcap, logit_scale)),
-        logits_q,
-        logits_p,
-        labels=labels,
-        ignore_index=ignore_index,
-        weights=weights,
-        reduction=reduction,
-        out=out,
-    )
+    kernel = PairKernel("cosine", False, (), scaling(1.0, softcap, logit_scale))
+    options = RowOptions(labels, ignore_index, weights, reduction, out)
+    return pair_loss(kernel, logits_q, logits_p, options)
 
 
 def linear_kl_div(
@@ -241,16 +206,10 @@ def linear_kl_div(
     arguments have gradients. Rows of weight 0, and rows whose label is `ignore_index`, are not
     computed.
     """
-    return pair_of_heads(
-        kl_kernel(direction, scaling(temperature, softcap, logit_scale)),
-        (hidden_q, weight_q, hidden_p, weight_p),
-        labels=labels,
-        ignore_index=ignore_index,
-        weights=weights,
-        gradient_filter=gradient_filter,
-        reduction=reduction,
-        out=out,
-    )
+    kernel = kl_kernel(direction, scaling(temperature, softcap, logit_scale))
+    heads = hidden_q, weight_q, hidden_p, weight_p
+    options = RowOptions(labels, ignore_index, weights, reduction, out)
+    return pair_of_heads(kernel, heads, options, gradient_filter)
 
 
 def linear_js_div(
@@ -275,16 +234,10 @@ def linear_js_div(
     Arguments as in `linear_kl_div`. `beta` in [0, 1] as in `js_div_loss`: 0 is the forward KL(P ||
     Q), 1 the reverse KL(Q || P).
     """
-    return pair_of_heads(
-        js_kernel(beta, scaling(temperature, softcap, logit_scale)),
-        (hidden_q, weight_q, hidden_p, weight_p),
-        labels=labels,
-        ignore_index=ignore_index,
-        weights=weights,
-        gradient_filter=gradient_filter,
-        reduction=reduction,
-        out=out,
-    )
+    kernel = js_kernel(beta, scaling(temperature, softcap, logit_scale))
+    heads = hidden_q, weight_q, hidden_p, weight_p
+    options = RowOptions(labels, ignore_index, weights, reduction, out)
+    return pair_of_heads(kernel, heads, options, gradient_filter)
 
 
 def linear_skew_kl_div(
@@ -309,16 +262,10 @@ def linear_skew_kl_div(
 
     Arguments as in `linear_kl_div`; `skew` and `direction` as in `skew_kl_div_loss`.
     """
-    return pair_of_heads(
-        skew_kernel(skew, direction, scaling(temperature, softcap, logit_scale)),
-        (hidden_q, weight_q, hidden_p, weight_p),
-        labels=labels,
-        ignore_index=ignore_index,
-        weights=weights,
-        gradient_filter=gradient_filter,
-        reduction=reduction,
-        out=out,
-    )
+    kernel = skew_kernel(skew, direction, scaling(temperature, softcap, logit_scale))
+    heads = hidden_q, weight_q, hidden_p, weight_p
+    options = RowOptions(labels, ignore_index, weights, reduction, out)
+    return pair_of_heads(kernel, heads, options, gradient_filter)
 
 
 def linear_tvd(
@@ -341,16 +288,10 @@ def linear_tvd(
 
     Arguments as in `linear_kl_div`.
     """
-    return pair_of_heads(
-        PairKernel("tvd", False, (), scaling(temperature, softcap, logit_scale)),
-        (hidden_q, weight_q, hidden_p, weight_p),
-        labels=labels,
-        ignore_index=ignore_index,
-        weights=weights,
-        gradient_filter=gradient_filter,
-        reduction=reduction,
-        out=out,
-    )
+    kernel = PairKernel("tvd", False, (), scaling(temperature, softcap, logit_scale))
+    heads = hidden_q, weight_q, hidden_p, weight_p
+    options = RowOptions(labels, ignore_index, weights, reduction, out)
+    return pair_of_heads(kernel, heads, options, gradient_filter)
 
 
 def linear_cosine(
@@ -372,16 +313,10 @@ def linear_cosine(
 
     Arguments as in `linear_kl_div`.
     """
-    return pair_of_heads(
-        PairKernel("cosine", False, (), scaling(1.0, softcap, logit_scale)),
-        (hidden_q, weight_q, hidden_p, weight_p),
-        labels=labels,
-        ignore_index=ignore_index,
-        weights=weights,
-        gradient_filter=gradient_filter,
-        reduction=reduction,
-        out=out,
-    )
+    kernel = PairKernel("cosine", False, (), scaling(1.0, softcap, logit_scale))
+    heads = hidden_q, weight_q, hidden_p, weight_p
+    options = RowOptions(labels, ignore_index, weights, reduction, out)
+    return pair_of_heads(kernel, heads, options, gradient_filter)
 
 
 # Kernels and their options ------------------------------------------------------------------------
@@ -436,21 +371,47 @@ def skew_kernel(skew: float, direction: str, given: Scaling) -> PairKernel:
     return PairKernel("skew_kl_div", _direction(direction), (s,), given)
 
 
+def divergence(
+    kind: str,
+    *,
+    temperature: float = 1.0,
+    beta: float = 0.5,
+    skew: float = 0.1,
+    softcap: Any = None,
+    logit_scale: Any = 1.0,
+) -> PairKernel:
+    """The divergence called `kind`, P and Q being the softmax of the logits over `temperature`.
+
+    - "forward-kl": KL(P || Q) (Hinton et al., arXiv:1503.02531).
+    - "reverse-kl": KL(Q || P) (Gu et al., arXiv:2306.08543).
+    - "js": beta KL(P || M) + (1 - beta) KL(Q || M), M = beta P + (1 - beta) Q (Agarwal et al.,
+      arXiv:2306.13649); beta 0 and 1 are forward and reverse KL, as in `js_div_loss`.
+    - "skew-kl": KL(P || skew P + (1 - skew) Q), skew in [0, 1) (Ko et al., arXiv:2402.03898);
+      "skew-reverse-kl": KL(Q || skew Q + (1 - skew) P).
+
+    Raises ValueError for another kind, and for options out of their range.
+    """
+    given = scaling(temperature, softcap, logit_scale)
+    if kind == "js":
+        return js_kernel(beta, given)
+    if kind in ("forward-kl", "reverse-kl"):
+        return kl_kernel(kind.removesuffix("-kl"), given)
+    if kind in ("skew-kl", "skew-reverse-kl"):
+        return skew_kernel(skew, "reverse" if "reverse" in kind else "forward", given)
+    raise ValueError(f"kind is {kind!r:.60}; it must be {choices(DIVERGENCES)}")
+
+
 # Under two heads ----------------------------------------------------------------------------------
 
 
 def pair_of_heads(
     kernel: PairKernel,
     arguments: tuple[Any, Any, Any, Any],
-    *,
-    labels: Any,
-    ignore_index: int,
-    weights: Any,
+    options: RowOptions,
     gradient_filter: float,
-    reduction: str,
-    out: Any,
 ) -> Any:
     """A pair loss of the logits of (hidden_q, weight_q, hidden_p, weight_p)."""
+    labels, ignore_index, weights, reduction, out = options
     hidden_q, weight_q, hidden_p, weight_p = arguments
     q, p = head(hidden_q, weight_q, "_q"), head(hidden_p, weight_p, "_p")
     if q.shape[:-1] != p.shape[:-1]:

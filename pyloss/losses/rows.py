@@ -108,18 +108,19 @@ class PairKernel(NamedTuple):
         by(self.name, (*inputs, dloss), (loss, gradients[i], gradients[j]))
 
 
-def pair_loss(
-    kernel: PairKernel,
-    logits_q: Any,
-    logits_p: Any,
-    *,
-    labels: Any,
-    ignore_index: int,
-    weights: Any,
-    reduction: str,
-    out: Any,
-) -> Any:
+class RowOptions(NamedTuple):
+    """The arguments of a loss that say which rows count, and what becomes of their losses."""
+
+    labels: Any
+    ignore_index: int
+    weights: Any
+    reduction: str
+    out: Any
+
+
+def pair_loss(kernel: PairKernel, logits_q: Any, logits_p: Any, options: RowOptions) -> Any:
     """A loss of two arrays of logits [..., V]: one value per row."""
+    labels, ignore_index, weights, reduction, out = options
     inputs = logits_q, logits_p
     q, p = two_like(("logits_q", "logits_p"), inputs)
     shape = q.shape[:-1]

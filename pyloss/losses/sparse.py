@@ -14,6 +14,7 @@ import numpy as np
 from pyloss.checks.arrays import as_array, as_integers
 from pyloss.checks.numbers import real, whole
 from pyloss.losses.head import fused, head, row_loss
+from pyloss.losses.pairs import DIVERGENCES, divergence
 from pyloss.losses.rows import (
     RowLoss,
     accumulator,
@@ -27,15 +28,7 @@ from pyloss.losses.rows import (
 )
 from pyloss.runtime import device
 
-KINDS = (
-    "forward-kl",
-    "reverse-kl",
-    "js",
-    "skew-kl",
-    "skew-reverse-kl",
-    "tvd",
-    "cross-entropy",
-)
+KINDS = (*DIVERGENCES, "tvd", "cross-entropy")
 RESTS = ("bucket", "renormalize")
 
 
@@ -217,8 +210,8 @@ def sparse_kernel(
     shares: Any,
     temperature: float,
     stored_temperature: float,
-    softcap: float | None,
-    logit_scale: float,
+    softcap: float | None = None,
+    logit_scale: float = 1.0,
 ) -> _Kernel:
     for name, value, allowed in (("kind", kind, KINDS), ("rest", rest, RESTS)):
         if value not in allowed:
@@ -227,20 +220,23 @@ def sparse_kernel(
             )
     t = real(temperature, "temperature", above=0)
     stored = real(stored_temperature, "stored_temperature", above=0)
-    cap = 0.0 if softcap is None else real(softcap, "softcap", above=0)
-    scale = real(logit_scale, "logit_scale", above=0)
-    b, s = real(beta, "beta", 0, 1), real(skew, "skew", 0, below=1)
-    if kind == "js" and b in (0, 1):
-        kind = "reverse-kl" if b else "forward-kl"
-    if kind in ("skew-kl", "skew-reverse-kl") and s == 0:
-        kind = "forward-kl" if kind == "skew-kl" else "reverse-kl"
+    real(beta, "beta", 0, 1), real(skew, "skew", 0, below=1)  # also where the kind has none
+    cross, tvd = kind == "cross-entropy", kind == "tvd"
+    pair = divergence(
+        "forward-kl" if cross or tvd else kind,
+        temperature=t,
+        beta=beta,
+        skew=skew,
+        softcap=softcap,
+        logit_scale=logit_scale,
+    )
     renormalize = rest == "renormalize" and shares is None
-    if renormalize and kind == "reverse-kl":
+    if renormalize and pair.name == "kl_div" and pair.swapped:
         raise ValueError(
             "the reverse KL to a teacher that is 0 outside its ids is infinite: "
             "rest must be 'bucket', not 'renormalize'"
         )
-    if shares is not None and kind not in ("forward-kl", "cross-entropy"):
+    if shares is not None and (tvd or pair.name != "kl_div" or pair.swapped):
         raise ValueError(f"shares are for the kinds 'forward-kl' and 'cross-entropy', not {kind!r}")
     if not renormalize and t != stored:
         which = "samples" if shares is not None else "rest='bucket'"
@@ -248,14 +244,13 @@ def sparse_kernel(
             f"{which} need a teacher stored at the loss's temperature; temperature is {t:g} and "
             f"stored_temperature {stored:g}"
         )
-    name, options = {
-        "js": ("sparse_js_div", (b,)),
-        "skew-kl": ("sparse_skew_kl_div", (s,)),
-        "skew-reverse-kl": ("sparse_skew_kl_div", (s,)),
-        "tvd": ("sparse_tvd", ()),
-    }.get(kind, ("sparse_kl_div", ()))
-    flags = int(renormalize), int(kind == "cross-entropy"), int("reverse" in kind)
-    return _Kernel(name, (scale / t, cap / t, stored / t if renormalize else 1.0), flags, options)
+    scale, cap = pair.scaling[0]
+    return _Kernel(
+        "sparse_tvd" if tvd else f"sparse_{pair.name}",
+        (scale, cap, stored / t if renormalize else 1.0),
+        (int(renormalize), int(cross), int(pair.swapped)),
+        pair.options,
+    )
 
 
 def sparse_teacher(

@@ -118,8 +118,6 @@ class StoredTeacher:
             True if self.settings.sampled else None,
             options["temperature"],
             self.settings.temperature,
-            None,
-            1.0,
         )
 
     def entries(self, part: PackedTargets, classes: int) -> Entries:
