@@ -177,6 +177,9 @@ void pl_try_matmul_precision(int precision);
  * inline when nested, when n <= grain, or when another thread is using the pool. */
 typedef void (*pl_range_fn)(const void *context, int64_t begin, int64_t end, int worker);
 void pl_parallel(int64_t n, int64_t grain, pl_range_fn fn, const void *context);
+/* The same in pieces of one item. A worker runs neighbors one after the other, as far as threads
+ * are equally fast, so that it may keep what they share. */
+void pl_parallel_near(int64_t n, pl_range_fn fn, const void *context);
 int pl_num_threads(void);
 void pl_set_num_threads(int n);
 /* Called around a kernel call: pl_num_threads() stays the same for this thread, even if another

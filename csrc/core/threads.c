@@ -25,6 +25,7 @@ static struct {
     _Atomic int joined; /* workers in the running job, plus CLOSED when it accepts no more */
     _Atomic int64_t next;
     int64_t n, grain;
+    int shares; /* of the items, one for each thread, or 0: they are taken from one queue */
     pl_range_fn fn;
     const void *context;
     pthread_t thread[MAX_THREADS];
@@ -39,7 +40,38 @@ static _Thread_local int inside;
 static _Thread_local pl_pieces counted; /* of this thread's latest call */
 static _Thread_local int call_threads;  /* pl_num_threads() during a call; 0 outside of calls */
 
+/* The items that are left of a thread's share: the first one in the low half, the end in the high
+ * half. A cache line each. */
+static struct { _Alignas(64) _Atomic uint64_t rest; } share[MAX_THREADS];
+
+static void set_shares(int64_t n, int count) {
+    for (int i = 0; i < count; i++)
+        atomic_store_explicit(&share[i].rest,
+                              (uint64_t)(n * i / count) | (uint64_t)(n * (i + 1) / count) << 32,
+                              memory_order_relaxed);
+}
+
+/* Takes an item: the next one of the worker's own share, else the last one of another; -1: none is
+ * left. */
+static int64_t take(int worker) {
+    for (int i = 0; i < pool.shares; i++) {
+        _Atomic uint64_t *rest = &share[(worker + i) % pool.shares].rest;
+        uint64_t seen = atomic_load_explicit(rest, memory_order_relaxed);
+        while ((uint32_t)seen < seen >> 32) {
+            const uint64_t left = i == 0 ? seen + 1 : seen - ((uint64_t)1 << 32);
+            if (atomic_compare_exchange_weak_explicit(rest, &seen, left, memory_order_relaxed,
+                                                      memory_order_relaxed))
+                return i == 0 ? (int64_t)(uint32_t)seen : (int64_t)(left >> 32);
+        }
+    }
+    return -1;
+}
+
 static void run_pieces(int worker) {
+    if (pool.shares) {
+        for (int64_t i; (i = take(worker)) >= 0;) pool.fn(pool.context, i, i + 1, worker);
+        return;
+    }
     for (;;) {
         int64_t begin = atomic_fetch_add_explicit(&pool.next, pool.grain, memory_order_relaxed);
         if (begin >= pool.n) return;
@@ -112,7 +144,7 @@ static void adjust_workers(void) {
     }
 }
 
-void pl_parallel(int64_t n, int64_t grain, pl_range_fn fn, const void *context) {
+static void run(int64_t n, int64_t grain, int near, pl_range_fn fn, const void *context) {
     if (n <= 0) return;
     if (grain < 1) grain = 1;
     if (!inside) {
@@ -132,6 +164,8 @@ void pl_parallel(int64_t n, int64_t grain, pl_range_fn fn, const void *context) 
     pool.grain = grain;
     pool.fn = fn;
     pool.context = context;
+    pool.shares = near ? pool.started + 1 : 0;
+    set_shares(n, pool.shares);
     atomic_store_explicit(&pool.next, 0, memory_order_relaxed);
     atomic_store_explicit(&pool.joined, 0, memory_order_release);
     if (pool.started) announce();
@@ -144,6 +178,13 @@ void pl_parallel(int64_t n, int64_t grain, pl_range_fn fn, const void *context) 
     }
     inside = 0;
     pthread_mutex_unlock(&pool.caller);
+}
+
+void pl_parallel(int64_t n, int64_t grain, pl_range_fn fn, const void *context) {
+    run(n, grain, 0, fn, context);
+}
+void pl_parallel_near(int64_t n, pl_range_fn fn, const void *context) {
+    run(n, 1, n <= INT32_MAX, fn, context);
 }
 
 static int threads_from_environment(void) {

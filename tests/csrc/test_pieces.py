@@ -33,21 +33,48 @@ LAYERS = {
     "adamw": lambda: (a(N * D), *[0.5] * 8, a(N * D), a(N * D), a(N * D)),
     "adam_atan2": lambda: (a(N * D), *[0.5] * 6, a(N * D), a(N * D), a(N * D)),
 }
+RANK = 8
+# the shapes of a layer's weights: key and value, query, gate and up, attention's output, down
+WEIGHTS = [(D, D), (2 * D, D), (INNER, D), (D, 2 * D), (D, INNER)]
+PRODUCTS = {
+    "linear_forward": lambda o, i: (a(N, i), a(o, i), None, None, None, 0.0, None, ...),
+    "lora_forward": lambda o, i: (a(N, i), a(o, i), None, a(i, RANK), a(RANK, o), 1.0, None)
+    + (..., ...),
+    "linear_input_grad": lambda o, i: (a(N, o), a(o, i), None, None, 0, None, ...),
+    "lora_input_grad": lambda o, i: (a(N, o), a(o, i), a(i, RANK), a(RANK, o), 1.0, 0, None)
+    + (..., ...),
+}
+CALLS = {
+    **LAYERS,
+    **{
+        f"{name} {o} x {i}": lambda call=call, o=o, i=i: call(o, i)
+        for name, call in PRODUCTS.items()
+        for o, i in WEIGHTS
+    },
+}
+
+
+def call(name):
+    getattr(_core, name.split()[0])(*CALLS[name]())
+    return _core.pieces()
 
 
 @pytest.mark.parametrize("name", LAYERS)
+def test_layers_meet_once(name):
+    assert call(name)[0] == 1
+
+
+@pytest.mark.parametrize("name", CALLS)
 def test_operations_over_256_tokens_have_four_pieces_for_each_of_64_threads(name):
-    getattr(_core, name)(*LAYERS[name]())
-    assert _core.pieces()[0] == 1 and _core.pieces()[1] >= WANTED
+    assert call(name)[1] >= WANTED
 
 
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("name", CALLS)
 def test_pieces_do_not_depend_on_the_number_of_threads(name):
     found, before = [], _core.num_threads()
     for threads in (1, 2, 7):
         pyloss.set_num_threads(threads)
-        getattr(_core, name)(*LAYERS[name]())
-        found.append(_core.pieces())
+        found.append(call(name))
     pyloss.set_num_threads(before)
     assert found[0] == found[1] == found[2]
 

@@ -17,7 +17,9 @@ def work(seed):
     y, dx, rstd, dw = np.zeros_like(x), np.zeros_like(x), f32(200), f32(577)
     _core.rms_norm_forward(x, w, 1e-5, y, rstd)
     _core.rms_norm_grad(dy, x, w, rstd, dx, dw)
-    return y.tobytes() + dx.tobytes() + dw.tobytes()
+    product = f32(200, 200)
+    _core.matmul_nt(x, dy, 1.0, 0, product)
+    return y.tobytes() + dx.tobytes() + dw.tobytes() + product.tobytes()
 
 
 @pytest.fixture

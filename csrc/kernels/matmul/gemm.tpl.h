@@ -15,11 +15,13 @@
  *   A panel [kc][mr]:     a00 a10 a20 .. | a01 a11 a21 .. | a02 ..      one group per depth
  *   B panel [kc][width]:  b00 b01 b02 .. | b10 b11 b12 .. | b20 ..      one group per depth
  *
- * A is read in place, or packed once where tiles would be slow to read it; B is packed, and
- * expanded if it is quantized, next to the tile that uses it. The low-rank branch continues the
- * inner loop over k, so it joins a tile before the tile is stored. On request A and B are
- * rounded to bfloat16 as they are packed; sums and the low-rank branch stay float32. Each
- * element of C is summed in one order, so its bits do not depend on the threads.
+ * A is read in place, or packed once where tiles would be slow to read it. B is packed, and
+ * expanded if it is quantized, a strip of NB columns at a time, next to the tiles that use it. A
+ * piece of work is a strip times some rows, by the shape alone; a worker runs neighboring pieces
+ * one after the other and packs their strip once. The low-rank branch continues the inner loop over
+ * k, so it joins a tile before the tile is stored. On request A and B are rounded to bfloat16 as
+ * they are packed; sums and the low-rank branch stay float32. Each element of C is summed in one
+ * order, so its bits do not depend on the threads.
  *
  * With AMX (amx.tpl.h) a piece of C is a group of columns over the depth of the block. The group
  * and the rows that are multiplied with it fit the second-level cache together:
@@ -37,12 +39,13 @@
 #include "tile.tpl.h"
 
 enum {
-    KC = 576,    /* depth of a packed panel of B */
-    KS = 4 * KC, /* depth of packed A */
-    MS = 1024,   /* rows of packed A; up to MS + mr */
-    NB = 96,     /* columns of a piece: a multiple of 32 (quantized blocks) and of every NR */
-    GROUP_WORDS = 1 << 18, /* AMX: columns of a piece, 1 MB, */
-    ROWS_WORDS = 96 << 10  /* and rows of A that are multiplied together, 384 KB */
+    KC = 576,                   /* depth of a packed panel of B */
+    KS = 4 * KC,                /* depth of packed A */
+    MS = 1024,                  /* rows of packed A; up to MS + mr */
+    NB = NR < 16 ? 32 : 2 * NR, /* columns of a strip: a multiple of 32, for quantized blocks */
+    LEAST_PRODUCTS = 1 << 19,   /* of a piece of a strip, on average */
+    GROUP_WORDS = 1 << 18,      /* AMX: columns of a piece, 1 MB, */
+    ROWS_WORDS = 96 << 10       /* and rows of A that are multiplied together, 384 KB */
 };
 
 /* One block of A, rows [row0, row0 + rows) x depth [k0, k0 + depth), in a batch of blocks. */
@@ -52,7 +55,7 @@ typedef struct {
         pieces; /* numbered through the batch; none when k0 is past the product's depth */
     int mr;     /* rows of a panel */
     int64_t row0, rows, k0, depth;
-    int64_t columns;    /* of a piece */
+    int64_t columns;    /* of a strip */
     int64_t chunk;      /* depth of packed B: even parts of at most KC, a multiple of 32 */
     int last;           /* the last block over k: bias and the low-rank branch join here */
     int in_place;       /* full panels of A are read in place, only a last partial one is packed */
@@ -64,7 +67,7 @@ typedef struct {
      * AMX */
     float *pairs;
     int64_t panel_stride, low_stride, b_stride, pairs_stride;
-    int64_t row_pieces, rows_per_piece, column_pieces;
+    int64_t row_pieces, rows_per_piece, column_pieces, first_strip;
 } block;
 
 enum { BATCH = 64 }; /* blocks computed together, at most */
@@ -155,18 +158,24 @@ static void pack_panels(const void *context, int64_t begin, int64_t end, int wor
     }
 }
 
-/* The part of B to prefetch after depth `k` of a piece: the piece's next chunk, or the first
- * chunk of the piece that this worker likely runs next. */
-static b_prefetch next_chunk(const batch *all, const block *s, int64_t piece, int64_t k,
+/* The strip of a piece; strips are numbered through the batch. */
+INLINE int64_t strip_of(const block *s, int64_t piece) {
+    return s->first_strip + (piece - s->first_piece) / s->row_pieces;
+}
+
+/* The part of B to prefetch after depth `k` of a piece: the next chunk, if the piece packs its
+ * strip, or the first chunk of the next piece's strip. */
+static b_prefetch next_chunk(const batch *all, const block *s, int64_t piece, int64_t k, int packs,
                              int64_t tiles) {
     if (k == s->depth) {
-        k = 0;
-        piece += all->threads;
-        if (piece >= all->pieces) return (b_prefetch){0};
+        const int64_t strip = strip_of(s, piece++);
+        if (piece == all->pieces) return (b_prefetch){0};
         while (piece >= s->first_piece + s->pieces) s++;
-    }
+        if (strip_of(s, piece) == strip) return (b_prefetch){0};
+        k = 0;
+    } else if (!packs) return (b_prefetch){0};
     const gemm *g = s->g;
-    int64_t j0 = (piece - s->first_piece) % s->column_pieces * s->columns,
+    int64_t j0 = (piece - s->first_piece) / s->row_pieces * s->columns,
             depth = s->depth - k < s->chunk ? s->depth - k : s->chunk;
     return prefetch_of(&g->b, g->b_transposed, j0, at_most(g->n - j0, s->columns), s->k0 + k, depth,
                        tiles);
@@ -239,23 +248,33 @@ static void multiply_amx_piece(const block *s, int64_t piece, float *packed_b) {
     amx_end(g->form);
 }
 
-/* Pieces of C: a range of packed panels times some columns. */
+/* The strip that a worker has packed; its memory begins with this. */
+typedef union {
+    int64_t strip;
+    float line[16];
+} packed_strip;
+
+/* Pieces of C: a range of packed panels times a strip of columns. A worker packs the strip at the
+ * first of the pieces that it runs one after the other. */
 static void multiply_pieces(const void *context, int64_t begin, int64_t end, int worker) {
     const batch *all = context;
     const block *s = all->blocks;
     for (int64_t i = begin; i < end; i++) {
         while (i >= s->first_piece + s->pieces) s++;
         const gemm *g = s->g;
-        float *packed_b = s->packed_b + worker * s->b_stride;
+        packed_strip *held = (packed_strip *)(void *)(s->packed_b + worker * s->b_stride);
+        float *packed_b = (float *)(held + 1);
         int width = panel_width(g->n);
-        int64_t piece = i - s->first_piece, j0 = piece % s->column_pieces * s->columns;
+        int64_t piece = i - s->first_piece, j0 = piece / s->row_pieces * s->columns;
         if (is_amx(g->form)) {
             multiply_amx_piece(s, piece, packed_b);
             continue;
         }
         int64_t n = at_most(g->n - j0, s->columns), padded = round_up(n, width);
-        int64_t first = piece / s->column_pieces * s->rows_per_piece;
-        int64_t last = first + s->rows_per_piece < s->rows ? first + s->rows_per_piece : s->rows;
+        int64_t first = piece % s->row_pieces * s->rows_per_piece;
+        int64_t last = at_most(first + s->rows_per_piece, s->rows);
+        const int packs = held->strip != strip_of(s, i);
+        held->strip = strip_of(s, i);
         /* With one panel of A, packing B would cost as much as using it. */
         int direct = s->rows <= s->mr && !g->b_transposed && g->b.format == PL_W_F32 &&
                      !g->b.head_dim && !g->b_row_factor && n % width == 0 && g->form == FLOATS;
@@ -264,15 +283,15 @@ static void multiply_pieces(const void *context, int64_t begin, int64_t end, int
             depth = s->depth - k < s->chunk ? s->depth - k : s->chunk;
             int finish = s->last && k + depth == s->depth;
             const int64_t words = words_of(g->form, depth);
-            const float *b = packed_b;
-            float *packed_up = packed_b + padded * words;
+            const float *b = packed_b + padded * words_of(g->form, k);
+            float *packed_up = packed_b + padded * words_of(g->form, s->depth);
             if (direct) b = (const float *)g->b.data + (s->k0 + k) * g->n + j0;
-            else
+            else if (packs)
                 b_packers[g->form](&g->b, g->b_transposed, j0, n, s->k0 + k, depth, width, 1,
-                                   g->b_row_factor, packed_b);
-            if (finish && g->rank)
+                                   g->b_row_factor, (float *)b);
+            if (finish && g->rank && packs)
                 pack_b(&g->up, g->up_transposed, j0, n, 0, g->rank, width, 1, NULL, packed_up);
-            b_prefetch ahead = next_chunk(all, s, i, k + depth,
+            b_prefetch ahead = next_chunk(all, s, i, k + depth, packs,
                                           (last - first + s->mr - 1) / s->mr * (padded / width));
             for (int64_t row = first; row < last; row += s->mr) {
                 const float *low = s->packed_low + row / s->mr * s->low_stride;
@@ -323,9 +342,10 @@ static void fill_batch(batch *all, const gemm *groups, int64_t count, int64_t *g
         int mr = g->form == FLOATS ? tiles[tile_kernel(g->m)].mr : MR;
         if (g->m == 0 || g->n == 0 || is_gemv(g)) continue;
         int64_t rest = g->m - *row0, most = rest < MS + mr ? rest : round_up(MS, mr);
-        /* Rows a multiple of 4 KB apart map to the same lines of the first cache: pack these. */
-        int in_place = g->form != FLOATS ||
-                       (mr == MR && !g->a.transposed && g->a.factor == 1 && g->a.stride % 1024);
+        /* Rows a multiple of 4 KB apart map to the same lines of the first cache, and very long
+         * rows to many pages: pack these. */
+        int in_place = g->form != FLOATS || (mr == MR && !g->a.transposed && g->a.factor == 1 &&
+                                             g->a.stride % 1024 && g->k <= KS);
         int64_t small = 4 * MS, fit = (int64_t)MS * KS / (g->k < 1 ? 1 : g->k < KS ? g->k : KS);
         if (all->count &&
             (rest >= MS + mr || rows + rest > (in_place || fit > small ? small : fit)))
@@ -352,10 +372,10 @@ static size_t place_batch(batch *all, float *scratch) {
         s->panel_stride = round_up(deepest * s->mr + PANEL_SPILL, 16);
         s->low_stride = round_up(g->rank * s->mr + PANEL_SPILL, 16);
         const int64_t words = deepest_words(g);
-        int64_t b_size = round_up(s->columns, panel_width(g->n)) * (KC + g->rank);
+        int64_t b_size = round_up(s->columns, panel_width(g->n)) * (words + g->rank);
         if (is_amx(g->form))
             b_size = s->columns * (words + g->rank) + (amx_rows(s) / s->mr + 1) * s->low_stride;
-        b_stride = b_size > b_stride ? b_size : b_stride;
+        b_stride = at_least(b_stride, round_up(b_size, 16) + (int64_t)sizeof(packed_strip) / 4);
         if (scratch) s->packed_a = scratch + used;
         used += (size_t)((s->in_place ? 1 : panels) * s->panel_stride);
         if (scratch) s->packed_low = scratch + used;
@@ -380,10 +400,22 @@ static size_t place_batch(batch *all, float *scratch) {
     return used + (size_t)(all->threads * b_stride);
 }
 
+/* How many ranges of rows a block is cut into, over `strips` of columns in all. AMX has a piece for
+ * each thread. Others have enough for many threads, by the shape alone, of some work each. */
+static int64_t row_pieces_of(const batch *all, const block *s, int64_t sides, int64_t strips) {
+    if (is_amx(s->g->form)) return at_most((all->threads + strips - 1) / strips, sides / 9 + 1);
+    const int64_t depth = at_least(at_most(s->g->k, KS), 1), rows = sides * s->mr,
+                  products = rows * s->columns * depth;
+    return at_most((WANTED_PIECES + strips - 1) / strips, products / LEAST_PRODUCTS + 1);
+}
+
 /* Sets up the part of each block's depth from k0 on; 0 when nothing is rest. */
 static int64_t begin_depth(batch *all, int64_t k0) {
-    int64_t columns = 0;
-    for (block *s = all->blocks; s < all->blocks + all->count; s++) columns += s->column_pieces;
+    int64_t strips = 0;
+    for (block *s = all->blocks; s < all->blocks + all->count; s++) {
+        s->first_strip = strips;
+        strips += s->column_pieces;
+    }
     all->panels = all->pieces = 0;
     for (block *s = all->blocks; s < all->blocks + all->count; s++) {
         const gemm *g = s->g;
@@ -392,10 +424,7 @@ static int64_t begin_depth(batch *all, int64_t k0) {
         int64_t used = (s->rows + s->mr - 1) / s->mr;
         const int64_t side = is_amx(g->form) ? AMX_BLOCK : s->mr,
                       sides = (s->rows + side - 1) / side;
-        int64_t most = sides / 9 + 1; /* a piece of fewer rows would not pay for packing B */
-        int64_t wanted = ((is_amx(g->form) ? 1 : 3) * all->threads + columns - 1) / columns;
-        s->row_pieces = wanted < most ? wanted : most;
-        s->rows_per_piece = (sides + s->row_pieces - 1) / s->row_pieces * side;
+        s->rows_per_piece = at_least(sides / row_pieces_of(all, s, sides, strips), 1) * side;
         s->row_pieces = (s->rows + s->rows_per_piece - 1) / s->rows_per_piece;
         s->k0 = k0;
         s->depth = done ? 0 : g->k - k0 < KS ? g->k - k0 : KS;
@@ -407,6 +436,10 @@ static int64_t begin_depth(batch *all, int64_t k0) {
         s->first_piece = all->pieces;
         all->panels += s->panels = done ? 0 : used;
         all->pieces += s->pieces = done ? 0 : s->row_pieces * s->column_pieces;
+    }
+    for (int worker = 0; all->count && worker < all->threads; worker++) {
+        const block *s = all->blocks;
+        ((packed_strip *)(void *)(s->packed_b + worker * s->b_stride))->strip = -1;
     }
     return all->panels;
 }
@@ -431,8 +464,8 @@ static pl_status gemm_run_all(const gemm *groups, int64_t count) {
         if (all.count) place_batch(&all, scratch);
         for (int64_t k0 = 0; all.count && begin_depth(&all, k0); k0 += KS) {
             pl_parallel(all.count, 1, pack_down, &all);
-            pl_parallel(all.panels, 4, pack_panels, &all);
-            pl_parallel(all.pieces, 1, multiply_pieces, &all);
+            pl_parallel(all.panels, 1, pack_panels, &all);
+            pl_parallel_near(all.pieces, multiply_pieces, &all);
         }
     }
     pl_release(scratch);

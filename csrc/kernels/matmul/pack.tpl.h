@@ -111,11 +111,22 @@ static const a_packer a_packers[] = {NULL, pack_a_pairs, pack_a_native_pairs, pa
 };
 
 /* Elements [begin, begin + n) of a stored row, n <= 32: in place if they are floats, else expanded
- * into `run`. */
-INLINE const float *stored_run(const pl_weight *w, int64_t row, int64_t begin, int64_t n,
-                               float *run) {
+ * into `run`. `format` is a constant, the weight's or ANY_FORMAT. */
+enum { ANY_FORMAT = -1 };
+INLINE const float *stored_run(const int format, const pl_weight *w, int64_t row, int64_t begin,
+                               int64_t n, float *run) {
     if (w->format == PL_W_F32 && n == 32) return (const float *)pl_weight_row(w, row) + begin;
-    decoders[w->format](w, pl_stored_row(w, row), begin, n, run);
+    if (n < 32 || format == ANY_FORMAT) {
+        decoders[w->format](w, pl_stored_row(w, row), begin, n, run);
+        return run;
+    }
+    switch (format) {
+#define PL_FORMAT(name, elements, bytes, decoder, kind) \
+    case PL_W_##name: \
+        run_##name(w, pl_stored_row(w, row), begin, 32, run); \
+        break;
+#include "../../formats.def"
+    }
     return run;
 }
 
@@ -132,11 +143,11 @@ INLINE const float *pairs_of_run(const float *run, float factor, float *to, cons
 
 /* Columns [j0, j0 + n) and depth [k0, k0 + kc) of B as panels [n / width][kc in words][width],
  * times `scale` and unless `rows` is NULL times the factor of each stored row; padded with 0.
- * For a quantized B, k0 (transposed) or j0 (not transposed) is a multiple of 32. `form` is a
- * constant. */
-INLINE void pack_b_as(const int form, const pl_weight *w, int transposed, int64_t j0, int64_t n,
-                      int64_t k0, int64_t kc, int width, float scale, const float *rows,
-                      float *dst) {
+ * For a quantized B, k0 (transposed) or j0 (not transposed) is a multiple of 32. `form` and
+ * `format` are constants, see stored_run. */
+INLINE void pack_b_as(const int form, const int format, const pl_weight *w, int transposed,
+                      int64_t j0, int64_t n, int64_t k0, int64_t kc, int width, float scale,
+                      const float *rows, float *dst) {
     const int pairs = form != FLOATS;
     const int64_t words = words_of(form, kc);
     float run[LANES][32] = {{0}};
@@ -156,7 +167,8 @@ INLINE void pack_b_as(const int form, const pl_weight *w, int transposed, int64_
                 const float *source[LANES];
                 if (pairs && depth < 32) memset(run, 0, sizeof run);
                 for (int i = 0; i < LANES; i++) {
-                    if (j + i < n) source[i] = stored_run(w, j0 + j + i, k0 + k, depth, run[i]);
+                    if (j + i < n)
+                        source[i] = stored_run(format, w, j0 + j + i, k0 + k, depth, run[i]);
                     else source[i] = memset(run[i], 0, sizeof run[i]);
                     if (pairs && j + i < n)
                         source[i] = pairs_of_run(source[i], factor[i], run[i], form);
@@ -181,9 +193,10 @@ INLINE void pack_b_as(const int form, const pl_weight *w, int transposed, int64_
         for (int64_t j = 0; j < padded; j += 32) {
             int64_t count = !first || n < j ? 0 : n - j < 32 ? n - j : 32;
             if (count < 32) memset(run, 0, 2 * sizeof run[0]);
-            const float *source = count ? stored_run(w, k0 + k, j0 + j, count, run[0]) : run[0],
+            const float *source =
+                            count ? stored_run(format, w, k0 + k, j0 + j, count, run[0]) : run[0],
                         *source2 = run[1];
-            if (second && count) source2 = stored_run(w, k0 + k + 1, j0 + j, count, run[1]);
+            if (second && count) source2 = stored_run(format, w, k0 + k + 1, j0 + j, count, run[1]);
             else if (pairs) memset(run[1], 0, sizeof run[1]);
             for (int64_t at = 0; at < 32 && j + at < padded; at += LANES) {
                 int64_t col = j + at;
@@ -200,32 +213,37 @@ INLINE void pack_b_as(const int form, const pl_weight *w, int transposed, int64_
     }
 }
 
+/* One function for each format, whose decoder it inlines, in tiles of full width; others for
+ * narrower tiles, and for each form of pairs. */
 typedef void (*b_packer)(const pl_weight *w, int transposed, int64_t j0, int64_t n, int64_t k0,
                          int64_t kc, int width, float scale, const float *rows, float *dst);
+#define B_PACKER(name, form, format, width) \
+    static void name(const pl_weight *w, int transposed, int64_t j0, int64_t n, int64_t k0, \
+                     int64_t kc, int any_width UNUSED, float scale, const float *rows, \
+                     float *dst) { \
+        pack_b_as(form, format, w, transposed, j0, n, k0, kc, width, scale, rows, dst); \
+    }
+#define PL_FORMAT(name, elements, bytes, decoder, kind) \
+    B_PACKER(pack_b_##name, FLOATS, PL_W_##name, NR)
+#include "../../formats.def"
+B_PACKER(pack_b_narrow, FLOATS, ANY_FORMAT, any_width)
+B_PACKER(pack_b_pairs, PAIRS, ANY_FORMAT, any_width)
+B_PACKER(pack_b_native_pairs, NATIVE_PAIRS, ANY_FORMAT, any_width)
+B_PACKER(pack_b_emulated_amx, AMX_EMULATED, ANY_FORMAT, any_width)
+#ifdef AMX_COMPILED
+B_PACKER(pack_b_amx, AMX, ANY_FORMAT, any_width)
+#endif
+#undef B_PACKER
+
 static void pack_b(const pl_weight *w, int transposed, int64_t j0, int64_t n, int64_t k0,
                    int64_t kc, int width, float scale, const float *rows, float *dst) {
-    pack_b_as(FLOATS, w, transposed, j0, n, k0, kc, width, scale, rows, dst);
+    static const b_packer wide[PL_W_COUNT] = {
+#define PL_FORMAT(name, elements, bytes, decoder, kind) pack_b_##name,
+#include "../../formats.def"
+    };
+    const b_packer packer = width == NR ? wide[w->format] : pack_b_narrow;
+    packer(w, transposed, j0, n, k0, kc, width, scale, rows, dst);
 }
-static void pack_b_pairs(const pl_weight *w, int transposed, int64_t j0, int64_t n, int64_t k0,
-                         int64_t kc, int width, float scale, const float *rows, float *dst) {
-    pack_b_as(PAIRS, w, transposed, j0, n, k0, kc, width, scale, rows, dst);
-}
-static void pack_b_native_pairs(const pl_weight *w, int transposed, int64_t j0, int64_t n,
-                                int64_t k0, int64_t kc, int width, float scale, const float *rows,
-                                float *dst) {
-    pack_b_as(NATIVE_PAIRS, w, transposed, j0, n, k0, kc, width, scale, rows, dst);
-}
-static void pack_b_emulated_amx(const pl_weight *w, int transposed, int64_t j0, int64_t n,
-                                int64_t k0, int64_t kc, int width, float scale, const float *rows,
-                                float *dst) {
-    pack_b_as(AMX_EMULATED, w, transposed, j0, n, k0, kc, width, scale, rows, dst);
-}
-#ifdef AMX_COMPILED
-static void pack_b_amx(const pl_weight *w, int transposed, int64_t j0, int64_t n, int64_t k0,
-                       int64_t kc, int width, float scale, const float *rows, float *dst) {
-    pack_b_as(AMX, w, transposed, j0, n, k0, kc, width, scale, rows, dst);
-}
-#endif
 static const b_packer b_packers[] = {pack_b, pack_b_pairs, pack_b_native_pairs, pack_b_emulated_amx,
 #ifdef AMX_COMPILED
                                      pack_b_amx
@@ -245,7 +263,7 @@ static b_prefetch prefetch_of(const pl_weight *w, int transposed, int64_t j0, in
     int64_t row = transposed ? j0 : k0, rows = transposed ? n : kc, from = transposed ? k0 : j0,
             count = transposed ? kc : n;
     b_prefetch a = {.w = w, .row = row, .end = row + rows, .first = from * bytes / elements};
-    a.lines = (count * bytes / elements + 63) / 64;
+    a.lines = (count * bytes / elements + 126) / 64; /* a row may begin anywhere in a line */
     a.share = (rows * a.lines + shares - 1) / shares;
     return a;
 }
