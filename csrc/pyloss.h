@@ -180,6 +180,11 @@ void pl_parallel(int64_t n, int64_t grain, pl_range_fn fn, const void *context);
 /* The same in pieces of one item. A worker runs neighbors one after the other, as far as threads
  * are equally fast, so that it may keep what they share. */
 void pl_parallel_near(int64_t n, pl_range_fn fn, const void *context);
+/* For pieces that depend on earlier ones of the same run: waits until *progress, which another
+ * thread raises by pl_tell, is at least `least`. Pieces of one queue start in order, so that no two
+ * wait for each other. */
+void pl_wait_for(const int32_t *progress, int32_t least);
+void pl_tell(int32_t *progress, int32_t value);
 int pl_num_threads(void);
 void pl_set_num_threads(int n);
 /* Called around a kernel call: pl_num_threads() stays the same for this thread, even if another

@@ -187,6 +187,16 @@ void pl_parallel_near(int64_t n, pl_range_fn fn, const void *context) {
     run(n, 1, n <= INT32_MAX, fn, context);
 }
 
+void pl_wait_for(const int32_t *progress, int32_t least) {
+    for (int i = 0; __atomic_load_n(progress, __ATOMIC_ACQUIRE) < least; i++) {
+        if (i < SPINS) RELAX();
+        else sched_yield();
+    }
+}
+void pl_tell(int32_t *progress, int32_t value) {
+    __atomic_store_n(progress, value, __ATOMIC_RELEASE);
+}
+
 static int threads_from_environment(void) {
     static const char *const names[] = {"PYLOSS_NUM_THREADS", "OMP_NUM_THREADS"};
     for (int i = 0; i < 2; i++) {

@@ -38,14 +38,26 @@ RANK = 8
 WEIGHTS = [(D, D), (2 * D, D), (INNER, D), (D, 2 * D), (D, INNER)]
 PRODUCTS = {
     "linear_forward": lambda o, i: (a(N, i), a(o, i), None, None, None, 0.0, None, ...),
-    "lora_forward": lambda o, i: (a(N, i), a(o, i), None, a(i, RANK), a(RANK, o), 1.0, None)
-    + (..., ...),
+    "lora_forward": lambda o, i: (
+        (a(N, i), a(o, i), None, a(i, RANK), a(RANK, o), 1.0, None) + (..., ...)
+    ),
     "linear_input_grad": lambda o, i: (a(N, o), a(o, i), None, None, 0, None, ...),
-    "lora_input_grad": lambda o, i: (a(N, o), a(o, i), a(i, RANK), a(RANK, o), 1.0, 0, None)
-    + (..., ...),
+    "lora_input_grad": lambda o, i: (
+        (a(N, o), a(o, i), a(i, RANK), a(RANK, o), 1.0, 0, None) + (..., ...)
+    ),
+}
+# Heads whose values are read in place, so that the only pieces are those of the scores.
+GROUP, WIDE = 2, 136
+OFFSETS = np.array([0, N], np.int32)
+SCORES = {
+    "attention_forward": lambda: (
+        (a(N, GROUP * HEADS, WIDE), a(N, HEADS, WIDE), a(N, HEADS, WIDE), OFFSETS, OFFSETS, 1.0, 0)
+        + (..., ...)
+    )
 }
 CALLS = {
     **LAYERS,
+    **SCORES,
     **{
         f"{name} {o} x {i}": lambda call=call, o=o, i=i: call(o, i)
         for name, call in PRODUCTS.items()
@@ -59,7 +71,7 @@ def call(name):
     return _core.pieces()
 
 
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("name", [*LAYERS, *SCORES])
 def test_layers_meet_once(name):
     assert call(name)[0] == 1
 
@@ -77,6 +89,13 @@ def test_pieces_do_not_depend_on_the_number_of_threads(name):
         found.append(call(name))
     pyloss.set_num_threads(before)
     assert found[0] == found[1] == found[2]
+
+
+def test_pieces_of_the_gradient_of_attention_grow_with_the_tokens():
+    """Each has 32 rows at least: 16 heads of 512 tokens are 256 pieces."""
+    n, q, k = 512, a(512, GROUP * HEADS, HEAD), a(512, HEADS, HEAD)
+    _core.attention_grad(q, q, k, k, q, a(n, GROUP * HEADS), 2 * OFFSETS, 1.0, 0, ..., ..., ...)
+    assert _core.pieces()[1] >= WANTED
 
 
 @pytest.mark.parametrize("count", [1, 100, 8192])

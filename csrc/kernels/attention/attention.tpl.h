@@ -18,9 +18,8 @@
  * with rows in the lanes.
  *
  * A piece of the forward pass is a range of rows. Few rows against many keys (generation) are cut
- * into ranges of keys instead. A piece of the backward pass is a range of rows. It writes its rows
- * of dq, and sums dk and dv in memory of its own; attn_join_tokens adds these sums in the order of
- * the pieces. */
+ * into ranges of keys instead. A piece of the backward pass is a range of rows, too. It writes its
+ * rows of dq, and adds to the sums of dk and dv after the piece of the rows before it. */
 #ifndef PYLOSS_ATTENTION_TPL_H
 #define PYLOSS_ATTENTION_TPL_H
 #include "../kernel.h"
@@ -32,90 +31,140 @@
 
 /* ---- Cutting the work */
 
-/* Twice the number of scores of the first n queries of a sequence: a triangle, then a band of the
- * window's width. */
-INLINE double attn_area(const attn *g, double n) {
-    double window = (double)g->window;
-    return n <= window ? n * n : window * (2 * n - window);
-}
-/* The inverse: the number of queries that have this area. */
-INLINE double attn_queries(const attn *g, double area) {
-    double window = (double)g->window;
-    return area <= window * window ? sqrt(area) : (area / window + window) / 2;
-}
-
-/* Cuts key-value head `kv_head` of sequence s into pieces. Returns their number, writes them to
- * `to` unless it is NULL, and adds the floats of their partial results to *partial. If the keys are
- * cut, the pieces of head 0 serve all heads. */
-static int64_t attn_cut(const attn *g, int64_t s, int64_t kv_head, attn_piece *to,
-                        int64_t *partial) {
-    attn_piece p = {.query = g->q_offsets[s], .key = g->k_offsets[s], .kv_head = kv_head};
+/* Sequence s, without pieces. */
+static attn_piece attn_sequence(const attn *g, int64_t s) {
+    attn_piece p = {.query = g->q_offsets[s], .key = g->k_offsets[s], .before = -1};
     p.n = g->q_offsets[s + 1] - p.query;
     p.m = g->k_offsets[s + 1] - p.key;
-    int64_t rows = p.n * g->group, count, few = attn_splits_keys(g, &p);
-    if (rows == 0 || (few && kv_head)) return 0;
-    int64_t first = attn_hidden(g, &p, 0);
-    double area = attn_area(g, (double)p.n);
-    if (few) count = (p.m - first + ATTN_SPLIT_KEYS - 1) / ATTN_SPLIT_KEYS;
-    else if (g->share == 0) count = (rows + ATTN_FORWARD_ROWS - 1) / ATTN_FORWARD_ROWS;
-    else
-        count =
-            at_most((int64_t)ceil(g->share * area), (rows + ATTN_GRAD_LEAST - 1) / ATTN_GRAD_LEAST);
-    for (int64_t c = 0; c < count; c++) {
-        p.partial = *partial;
-        if (few) {
-            p.rows = rows;
-            p.from = first + c * ATTN_SPLIT_KEYS;
-            p.to = at_most(p.m, p.from + ATTN_SPLIT_KEYS);
-            *partial += rows * g->kv_heads * attn_split_stride(g);
-        } else {
-            int64_t end = (c + 1) * ATTN_FORWARD_ROWS;
-            if (g->share != 0) {
-                double queries = attn_queries(g, area * (double)(c + 1) / (double)count);
-                end = round_up((int64_t)((double)g->group * queries), ATTN_Q);
-            }
-            if (c + 1 == count || end > rows) end = rows;
-            p.row += p.rows;
-            p.rows = end - p.row;
-            p.from = p.to = 0;
-            if (p.rows) {
-                p.from = attn_hidden(g, &p, p.row);
-                p.to = attn_visible(g, &p, end - 1);
-            }
-            if (g->share != 0) *partial += 2 * (p.to - p.from) * g->width;
-        }
-        if (to) to[c] = p;
+    return p;
+}
+
+/* How many pieces a sequence has: ranges of rows for each key-value head, or of keys for all. */
+static int64_t attn_count(const attn *g, const attn_piece *p) {
+    if (p->n == 0) return 0;
+    if (attn_splits_keys(g, p))
+        return (p->m - attn_hidden(g, p, 0) + ATTN_SPLIT_KEYS - 1) / ATTN_SPLIT_KEYS;
+    return (p->n * g->group + g->piece_rows - 1) / g->piece_rows;
+}
+
+/* Piece c of a sequence and head. */
+static attn_piece attn_cut(const attn *g, attn_piece p, int64_t kv_head, int64_t c) {
+    p.kv_head = kv_head;
+    if (attn_splits_keys(g, &p)) {
+        p.rows = p.n * g->group;
+        p.from = attn_hidden(g, &p, 0) + c * ATTN_SPLIT_KEYS;
+        p.to = at_most(p.m, p.from + ATTN_SPLIT_KEYS);
+    } else {
+        p.row = c * g->piece_rows;
+        p.rows = at_most(p.n * g->group - p.row, g->piece_rows);
+        p.from = attn_hidden(g, &p, p.row) / ATTN_K * ATTN_K;
+        p.to = attn_visible(g, &p, p.row + p.rows - 1);
     }
-    return count;
+    return p;
+}
+
+/* Lists the pieces: of one sequence after the other. */
+static void attn_list_forward(attn *g) {
+    int64_t partial = 0, count = 0;
+    for (int64_t s = 0; s < g->sequences; s++) {
+        const attn_piece p = attn_sequence(g, s);
+        const int64_t pieces = attn_count(g, &p), few = attn_splits_keys(g, &p);
+        g->first[s] = count;
+        for (int64_t h = 0; h < (few ? 1 : g->kv_heads); h++)
+            for (int64_t c = 0; c < pieces; c++) {
+                g->piece[count] = attn_cut(g, p, h, c);
+                g->piece[count++].partial = partial;
+                if (few) partial += p.n * g->heads * attn_split_stride(g);
+            }
+    }
+    g->first[g->sequences] = count;
+}
+
+/* Lists the pieces: of one sequence after the other; the first rows of all heads, then the next
+ * ones, so that a piece mostly finds the one before it done. */
+static void attn_list_backward(attn *g) {
+    int64_t count = 0;
+    for (int64_t s = 0; s < g->sequences; s++) {
+        const attn_piece p = attn_sequence(g, s);
+        const int64_t pieces = attn_count(g, &p);
+        g->first[s] = count;
+        for (int64_t c = 0; c < pieces; c++)
+            for (int64_t h = 0; h < g->kv_heads; h++, count++) {
+                g->piece[count] = attn_cut(g, p, h, c);
+                g->piece[count].before = c ? count - g->kv_heads : -1;
+                g->done[count] = 0;
+            }
+    }
+    g->first[g->sequences] = count;
 }
 
 static void attn_release(attn *g) {
-    pl_release(g->piece);
-    pl_release(g->first);
-    pl_release(g->partial);
-    pl_release(g->scratch);
+    void *buffers[] = {g->piece, g->first, g->partial, g->near, g->dk_sums, g->done, g->scratch};
+    for (size_t i = 0; i < sizeof buffers / sizeof *buffers; i++) pl_release(buffers[i]);
+}
+
+/* Packs the rows of tokens [begin, end) that products cannot read in place, and sets sums to 0. */
+static void attn_prepare_tokens(const void *context, int64_t begin, int64_t end,
+                                int worker UNUSED) {
+    const attn *g = context;
+    const float *from = g->backward ? g->k : g->v;
+    for (int64_t token = begin; token < end; token++)
+        for (int64_t h = 0; h < g->kv_heads; h++) {
+            const int64_t at = attn_near(g, h, token);
+            if (g->near)
+                attn_pad_row(g->near + at, from + (token * g->kv_heads + h) * g->d, g->d, g->width,
+                             1);
+            if (!g->backward) continue;
+            memset(g->dk_sums + at, 0, (size_t)g->width * sizeof *g->dk_sums);
+            memset(g->dv_sums + at, 0, (size_t)g->width * sizeof *g->dv_sums);
+        }
+}
+
+static void attn_each_token(const attn *g, pl_range_fn fn) {
+    pl_parallel(g->tokens, grain_of(g->kv_heads * g->width), fn, g);
 }
 
 /* Allocates memory and lists the pieces. */
-static pl_status attn_prepare(attn *g, int64_t rows_kept) {
-    int64_t partial = 0, count = 0;
-    int64_t few = attn_split_size(g), rest = attn_scratch_size(g->width, rows_kept);
+static pl_status attn_prepare(attn *g) {
+    int64_t partial = 0, count = 0, whole = 0, queries = 0;
+    for (int64_t s = 0; s < g->sequences; s++) {
+        const attn_piece p = attn_sequence(g, s);
+        if (!attn_splits_keys(g, &p)) queries += p.n;
+    }
+    /* Pieces enough for many threads, of some rows each. */
+    const int64_t least = g->backward ? ATTN_GRAD_LEAST : at_least(16, ATTN_PANEL),
+                  most = g->backward ? ATTN_GRAD_ROWS : ATTN_FORWARD_ROWS;
+    g->piece_rows =
+        at_least(at_most(queries * g->heads / WANTED_PIECES / least * least, most), least);
+    for (int64_t s = 0; s < g->sequences; s++) {
+        const attn_piece p = attn_sequence(g, s);
+        const int64_t pieces = attn_count(g, &p);
+        if (attn_splits_keys(g, &p)) partial += pieces * p.n * g->heads * attn_split_stride(g);
+        else whole += pieces;
+        count += attn_splits_keys(g, &p) ? pieces : pieces * g->kv_heads;
+    }
+    /* Vectors may not reach past a head; rows a large power of two apart map to few lines of the
+     * first cache. */
+    const int packed = whole && (g->width != g->d || g->kv_heads * g->d % 256 == 0);
+    const size_t rows = (size_t)(g->kv_heads * g->tokens * g->pitch) * sizeof(float);
+    int64_t few = attn_split_size(g), rest = attn_scratch_size(g->pitch, most);
     g->scratch_size = round_up(few > rest ? few : rest, 16);
     g->scratch = pl_acquire((size_t)(g->scratch_size * pl_num_threads()) * sizeof *g->scratch);
     g->first = pl_acquire((size_t)(g->sequences + 1) * sizeof *g->first);
-    if (!g->scratch || !g->first) return PL_NO_MEMORY;
-    for (int64_t s = 0; s < g->sequences; s++) {
-        g->first[s] = count;
-        for (int64_t h = 0; h < g->kv_heads; h++) count += attn_cut(g, s, h, NULL, &partial);
-    }
-    g->first[g->sequences] = count;
     g->piece = pl_acquire((size_t)count * sizeof *g->piece);
     g->partial = pl_acquire((size_t)partial * sizeof *g->partial);
-    if (!g->piece || !g->partial) return PL_NO_MEMORY;
-    partial = 0;
-    attn_piece *to = g->piece;
-    for (int64_t s = 0; s < g->sequences; s++)
-        for (int64_t h = 0; h < g->kv_heads; h++) to += attn_cut(g, s, h, to, &partial);
+    if (packed) g->near = pl_acquire(rows);
+    if (g->backward) {
+        g->dk_sums = pl_acquire(2 * rows);
+        g->dv_sums = g->dk_sums + rows / sizeof *g->dv_sums;
+        g->done = pl_acquire((size_t)count * sizeof *g->done);
+    }
+    if (!g->scratch || !g->first || !g->piece || !g->partial || (packed && !g->near) ||
+        (g->backward && !(g->dk_sums && g->done)))
+        return PL_NO_MEMORY;
+    if (g->backward) attn_list_backward(g);
+    else attn_list_forward(g);
+    if (packed || g->backward) attn_each_token(g, attn_prepare_tokens);
     return PL_OK;
 }
 
@@ -124,6 +173,7 @@ static attn attn_of(const pl_call *call, int64_t window) {
     g.sequences = PL_DIM(call, 'S') - 1;
     g.group = g.kv_heads ? g.heads / g.kv_heads : 0;
     g.width = round_up(g.d, LANES);
+    g.pitch = g.width % 128 ? g.width : g.width + 16;
     g.window = window > 0 && window < INT32_MAX ? window : INT32_MAX;
     return g;
 }
@@ -151,10 +201,11 @@ pl_status KERNEL(attention_forward)(const pl_call *call) {
     g.v = args.v;
     g.q_offsets = args.q_offsets;
     g.k_offsets = args.k_offsets;
+    g.tokens = PL_DIM(call, 'M');
     g.scale = (float)args.scale;
     g.o = args.o;
     g.lse = args.lse;
-    pl_status status = attn_prepare(&g, ATTN_FORWARD_ROWS);
+    pl_status status = attn_prepare(&g);
     if (status == PL_OK) {
         pl_parallel(g.first[g.sequences], 1, attn_forward_piece, &g);
         for (int64_t s = 0; s < g.sequences; s++) {
@@ -182,15 +233,12 @@ pl_status KERNEL(attention_grad)(const pl_call *call) {
     g.dq = args.dq;
     g.dk = args.dk;
     g.dv = args.dv;
-    double work = 0;
-    for (int64_t s = 0; s < g.sequences; s++) {
-        work += attn_area(&g, (double)(g.q_offsets[s + 1] - g.q_offsets[s])) * (double)g.kv_heads;
-    }
-    g.share = work > 0 ? ATTN_GRAD_PIECES / work : 1;
-    pl_status status = attn_prepare(&g, ATTN_GRAD_ROWS);
+    g.tokens = PL_DIM(call, 'N');
+    g.backward = 1;
+    pl_status status = attn_prepare(&g);
     if (status == PL_OK) {
         pl_parallel(g.first[g.sequences], 1, attn_grad_piece, &g);
-        pl_parallel(PL_DIM(call, 'N'), ATTN_K, attn_join_tokens, &g);
+        attn_each_token(&g, attn_finish_tokens);
     }
     attn_release(&g);
     return status;

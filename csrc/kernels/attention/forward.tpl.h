@@ -36,31 +36,34 @@ static void attn_softmax(const attn_scratch *x, int64_t row, int64_t columns, in
 }
 
 static void attn_forward_rows(const attn *g, const attn_piece *p, float *scratch) {
-    int64_t width = g->width;
-    attn_scratch x = attn_scratch_at(scratch, width, ATTN_FORWARD_ROWS);
+    int64_t width = g->width, pitch = g->pitch;
+    attn_scratch x = attn_scratch_at(scratch, pitch, ATTN_FORWARD_ROWS);
     attn_set_rows(g, p, p->row, p->rows, &x);
-    attn_transpose_rows(g, &x, g->q, p->rows, g->scale, x.q_t);
-    memset(x.acc, 0, (size_t)(p->rows * width) * sizeof *x.acc);
+    attn_pack_rows(g, &x, g->q, p->rows, g->scale, x.q);
+    attn_transpose_packed(g, x.q, p->rows, x.q_t);
+    memset(x.acc, 0, (size_t)(p->rows * pitch) * sizeof *x.acc);
     for (int64_t r = 0; r < ATTN_FORWARD_ROWS; r++) {
         x.max[r] = -FLT_MAX; /* finite: a row that has seen no key yet must not give inf - inf */
         x.sum[r] = 0;
     }
     for (int64_t key = p->from; key < p->to; key += ATTN_K) {
-        attn_keys near = attn_keys_at(g, p, key, at_most(p->to - key, ATTN_K), &x);
+        const attn_rows values = attn_rows_at(g, p, g->v, key);
         for (int64_t r = 0; r < p->rows; r += ATTN_Q) {
             int64_t rows = at_most(p->rows - r, ATTN_Q), columns = round_up(rows, LANES);
             int64_t keys = attn_keys_seen(&x, r, rows, key);
             if (keys == 0) continue;
-            attn_scores(&x, r, columns, key, keys, g->d, near.k, near.stride, x.q_t + r * width,
-                        x.s);
+            attn_scores(&x, r, columns, key, keys, g->d, attn_key(g, p, g->k, key),
+                        g->kv_heads * g->d, x.q_t + r * width, x.s);
             attn_softmax(&x, r, columns, key, keys);
-            attn_by_column((attn_product){rows, width, keys, x.s, ATTN_Q, near.v, near.stride,
-                                          x.acc + r * width, width, x.factor},
+            attn_by_column((attn_product){rows, width, keys, x.s, ATTN_Q, values.data,
+                                          values.stride, x.acc + r * pitch, pitch, x.factor},
                            x.visible + r, key);
         }
     }
-    for (int64_t r = 0; r < p->rows; r++)
-        attn_finish_row(g, x.at[r], x.acc + r * width, x.max[r], x.sum[r]);
+    for (int64_t r = 0; r < p->rows; r++) {
+        attn_prefetch(g, &x, g->o, r, p->rows);
+        attn_finish_row(g, x.at[r], x.acc + r * pitch, x.max[r], x.sum[r]);
+    }
 }
 
 #endif

@@ -8,18 +8,13 @@
 #include "tile.tpl.h"
 
 enum {
-    ATTN_Q = 64, /* rows (lanes) of a tile of scores */
-    ATTN_K = 64, /* keys of a tile of scores */
-    /* Rows of a piece of the forward pass: several tiles share the keys in the cache. */
-    ATTN_FORWARD_ROWS = 128,
-    ATTN_GRAD_ROWS = 256, /* rows that the backward pass keeps packed */
-    /* Pieces of the backward pass, of about equal work, over all sequences and heads. */
-    ATTN_GRAD_PIECES = 24,
-    /* Rows that a piece of the backward pass has on average, at least: with fewer, summing dk and
-     * dv would take too large a share. */
-    ATTN_GRAD_LEAST = 128,
-    ATTN_SPLIT_ROWS = 8, /* most rows of a sequence that is cut along the keys */
-    ATTN_SPLIT_KEYS = 32 /* most keys of a piece that is cut along the keys */
+    ATTN_Q = 64,             /* rows (lanes) of a tile of scores */
+    ATTN_K = 64,             /* keys of a tile of scores */
+    ATTN_FORWARD_ROWS = 128, /* most rows of a piece: its tiles share the keys in the cache */
+    ATTN_GRAD_ROWS = 64,     /* most rows of a piece of the backward pass, */
+    ATTN_GRAD_LEAST = 32,    /* and fewest: with fewer, dk and dv would be loaded too often */
+    ATTN_SPLIT_ROWS = 8,     /* most rows of a sequence that is cut along the keys */
+    ATTN_SPLIT_KEYS = 32     /* most keys of a piece that is cut along the keys */
 };
 
 /* Rows [row, row + rows) of a key-value head of a sequence, against its keys [from, to). */
@@ -28,14 +23,17 @@ typedef struct {
     int64_t n, m;       /* its number of queries, and of keys */
     int64_t kv_head;
     int64_t row, rows, from, to;
-    int64_t partial; /* offset of its results in attn.partial */
+    int64_t partial; /* forward, cut along the keys: offset of its results in attn.partial */
+    int64_t before;  /* backward: the piece of the rows before, or -1 */
 } attn_piece;
 
 typedef struct {
     int64_t heads, kv_heads, group, d;
     int64_t width; /* d rounded up to whole vectors */
+    int64_t pitch; /* between packed rows: not a large power of two, see attn_of */
     float scale;
-    double share; /* pieces per attn_area in the backward pass; 0 in the forward pass */
+    int backward;
+    int64_t piece_rows; /* of a piece */
     const float *q, *k, *v, *saved_o, *saved_lse, *d_o;
     float *o, *lse, *dq, *dk, *dv;
     int64_t sequences;
@@ -43,7 +41,12 @@ typedef struct {
     int64_t window; /* most keys that a row sees */
     attn_piece *piece;
     int64_t *first; /* the first piece of each sequence, then the number of pieces */
-    float *partial;
+    float *partial; /* forward, cut along the keys */
+    /* Keys (backward) or values (forward) where products cannot read them in place, else NULL; sums
+     * of dk and dv (backward). All are [kv_heads][tokens][pitch]. */
+    float *near, *dk_sums, *dv_sums;
+    int64_t tokens;
+    int32_t *done; /* backward: a piece has added to dk and dv of its keys before this one */
     float *scratch;
     int64_t scratch_size; /* floats per worker */
 } attn;
@@ -51,7 +54,7 @@ typedef struct {
 /* Whether the piece's sequence is cut along the keys: few rows against many keys. Keys before the
  * window do not count: a cache may have dropped them. */
 INLINE int attn_splits_keys(const attn *g, const attn_piece *p) {
-    return g->share == 0 && p->n * g->group <= ATTN_SPLIT_ROWS &&
+    return !g->backward && p->n * g->group <= ATTN_SPLIT_ROWS &&
            at_most(p->m, g->window + p->n - 1) > ATTN_K;
 }
 
@@ -60,16 +63,9 @@ _Static_assert(ATTN_K <= ATTN_Q, "attn_ones serves keys and rows");
 
 /* ---- Rows in and out */
 
-/* A tile of keys and values: rows of `width` floats, `stride` apart. */
-typedef struct {
-    const float *k, *v;
-    int64_t stride;
-} attn_keys;
-
-/* A worker's memory. Packed rows are [rows][width], transposed ones (_t)
+/* A worker's memory. Packed rows are [rows][pitch], transposed ones (_t)
  * [rows / ATTN_Q][width][ATTN_Q]. */
 typedef struct {
-    float *k, *v;  /* [ATTN_K][width], if keys and values cannot be read in place */
     float *s, *ds; /* [ATTN_K][ATTN_Q] */
     float *q, *q_t, *d_o, *d_o_t, *acc;
     float *max, *sum; /* per row; in the backward pass the log-sum-exp and o . do */
@@ -78,22 +74,20 @@ typedef struct {
     int32_t *hidden, *visible; /* a row sees keys [hidden, visible); visible <= 0: none */
 } attn_scratch;
 
-static int64_t attn_scratch_size(int64_t width, int64_t rows) {
-    return (2 * ATTN_K + 5 * rows) * width + 2 * ATTN_K * ATTN_Q + 7 * rows;
+static int64_t attn_scratch_size(int64_t pitch, int64_t rows) {
+    return 5 * rows * pitch + 2 * ATTN_K * ATTN_Q + 7 * rows;
 }
 INLINE float *attn_take(float **p, int64_t n) {
     float *taken = *p;
     *p += n;
     return taken;
 }
-static attn_scratch attn_scratch_at(float *p, int64_t width, int64_t rows) {
+static attn_scratch attn_scratch_at(float *p, int64_t pitch, int64_t rows) {
     attn_scratch x;
     float **packed[] = {&x.q, &x.q_t, &x.d_o, &x.d_o_t, &x.acc};
-    x.k = attn_take(&p, ATTN_K * width);
-    x.v = attn_take(&p, ATTN_K * width);
     x.s = attn_take(&p, ATTN_K * ATTN_Q);
     x.ds = attn_take(&p, ATTN_K * ATTN_Q);
-    for (int i = 0; i < 5; i++) *packed[i] = attn_take(&p, rows * width);
+    for (int i = 0; i < 5; i++) *packed[i] = attn_take(&p, rows * pitch);
     x.max = attn_take(&p, rows);
     x.sum = attn_take(&p, rows);
     x.factor = attn_take(&p, rows);
@@ -137,44 +131,57 @@ static void attn_set_rows(const attn *g, const attn_piece *p, int64_t row, int64
     }
 }
 
+/* Prefetches row r of q, o or do, or rather the row that is read AHEAD rows later: rows lie apart,
+ * and the hardware would not prefetch them. */
+INLINE void attn_prefetch(const attn *g, const attn_scratch *x, const float *from, int64_t r,
+                          int64_t rows) {
+    enum { AHEAD = 4 };
+    const float *later = from + x->at[at_most(r + AHEAD, rows - 1)] * g->d;
+    for (int64_t i = 0; i < g->d; i += 16) __builtin_prefetch(later + i);
+}
+
 /* Packs factor times the rows of q or do. */
 static void attn_pack_rows(const attn *g, const attn_scratch *x, const float *from, int64_t rows,
                            float factor, float *to) {
-    for (int64_t r = 0; r < rows; r++)
-        attn_pad_row(to + r * g->width, from + x->at[r] * g->d, g->d, g->width, factor);
+    for (int64_t r = 0; r < rows; r++) {
+        attn_prefetch(g, x, from, r, rows);
+        attn_pad_row(to + r * g->pitch, from + x->at[r] * g->d, g->d, g->width, factor);
+    }
 }
 
-/* Packs factor times the rows of q or do, transposed. */
-static void attn_transpose_rows(const attn *g, const attn_scratch *x, const float *from,
-                                int64_t rows, float factor, float *to) {
+/* Transposes packed rows; lanes past the rows repeat the last one. */
+static void attn_transpose_packed(const attn *g, const float *from, int64_t rows, float *to) {
     for (int64_t r = 0; r < rows; r += LANES) {
         float *t = to + r / ATTN_Q * ATTN_Q * g->width + r % ATTN_Q;
+        const float *source[LANES];
+        for (int64_t l = 0; l < LANES; l++) source[l] = from + at_most(r + l, rows - 1) * g->pitch;
         for (int64_t j = 0; j < g->width; j += LANES) {
-            float part[LANES][LANES] = {0};
-            const float *source[LANES];
             vf v[LANES];
-            for (int64_t l = 0; l < LANES; l++) {
-                source[l] = from + x->at[r + l] * g->d + j;
-                if (j + LANES > g->d)
-                    source[l] = memcpy(part[l], source[l], (size_t)(g->d - j) * sizeof **part);
-            }
-            load_transposed(source, 0, v);
-            for (int64_t l = 0; l < LANES; l++) vf_store(t + (j + l) * ATTN_Q, v[l] * factor);
+            load_transposed(source, j, v);
+            for (int64_t l = 0; l < LANES; l++) vf_store(t + (j + l) * ATTN_Q, v[l]);
         }
     }
 }
 
-/* Keys and values [key, key + keys): read in place if d is a multiple of a vector, else packed,
- * since vectors would reach past a head. */
-static attn_keys attn_keys_at(const attn *g, const attn_piece *p, int64_t key, int64_t keys,
-                              const attn_scratch *x) {
-    int64_t stride = g->kv_heads * g->d, at = (p->key + key) * stride + p->kv_head * g->d;
-    if (g->width == g->d) return (attn_keys){g->k + at, g->v + at, stride};
-    for (int64_t j = 0; j < keys; j++) {
-        attn_pad_row(x->k + j * g->width, g->k + at + j * stride, g->d, g->width, 1);
-        attn_pad_row(x->v + j * g->width, g->v + at + j * stride, g->d, g->width, 1);
-    }
-    return (attn_keys){x->k, x->v, g->width};
+/* Row `key` of a piece's keys or values. */
+INLINE const float *attn_key(const attn *g, const attn_piece *p, const float *from, int64_t key) {
+    return from + ((p->key + key) * g->kv_heads + p->kv_head) * g->d;
+}
+/* Where a token's row is in near, dk_sums and dv_sums. */
+INLINE int64_t attn_near(const attn *g, int64_t kv_head, int64_t token) {
+    return (kv_head * g->tokens + token) * g->pitch;
+}
+
+/* The right operand of a product: rows of `width` floats. */
+typedef struct {
+    const float *data;
+    int64_t stride;
+} attn_rows;
+
+/* Keys or values from `key` on as a right operand. */
+INLINE attn_rows attn_rows_at(const attn *g, const attn_piece *p, const float *from, int64_t key) {
+    if (g->near) return (attn_rows){g->near + attn_near(g, p->kv_head, p->key + key), g->pitch};
+    return (attn_rows){attn_key(g, p, from, key), g->kv_heads * g->d};
 }
 
 INLINE int64_t attn_visible(const attn *g, const attn_piece *p, int64_t row) {
