@@ -50,6 +50,7 @@ from pyloss.losses.public import (
     stablemax_cross_entropy,
 )
 from pyloss.losses.sparse import linear_sparse_distillation, sparse_distillation_loss
+from pyloss.ops.dot_product_attention import attention, scaled_dot_product_attention
 from pyloss.runtime import precision
 from pyloss.runtime.device import (
     Device,
@@ -247,5 +248,7 @@ __all__ = [
     "softmax",
     "stop_gradient",
     "vjp",
+    "attention",
+    "scaled_dot_product_attention",
     *_LAZY,
 ]
