@@ -21,8 +21,8 @@ from pyloss.checks.numbers import real, shown, whole
 from pyloss.ops.arrays import empty, i32
 from pyloss.runtime.device import array, is_bfloat16, on_device_of
 
-#: Numbers of a block of scores: they and their gradients stay in a core's caches.
-BLOCK = 1 << 18
+#: Numbers of a block of scores (4 MB): enough heads for all threads, and little beside the arrays.
+BLOCK = 1 << 20
 
 _Array = Any
 
