@@ -1,5 +1,7 @@
 """Modules: named parameters, frozen or trained, the plain layers, and gradients of modules."""
 
+from pyloss.nn import init
+from pyloss.nn.blocks import Conv1d, Dropout, LayerNorm, MultiHeadAttention, RoPE, Sequential
 from pyloss.nn.layers import (
     Embedding,
     Linear,
@@ -15,6 +17,13 @@ from pyloss.nn.layers import (
 from pyloss.nn.module import Module, count_parameters, recorded_module, shown, value_and_grad
 
 __all__ = [
+    "Conv1d",
+    "Dropout",
+    "LayerNorm",
+    "MultiHeadAttention",
+    "RoPE",
+    "Sequential",
+    "init",
     "Embedding",
     "Linear",
     "Module",

@@ -263,17 +263,22 @@ class QuantizedEmbedding(Embedding):
 
 
 class RMSNorm(Module):
-    """x / rms(x) * (weight + offset) along the last axis."""
+    """x / rms(x) * (weight + offset) along the last axis; `affine=False` has no weight."""
 
     recordable = True
 
-    def __init__(self, dims: int, eps: float = 1e-5, offset: float = 0.0):
+    def __init__(self, dims: int, eps: float = 1e-5, offset: float = 0.0, affine: bool = True):
         super().__init__()
         dims, offset = whole(dims, "dims", 1), real(offset, "offset")
-        self.weight = np.full(dims, 1 - offset, np.float32)
+        if offset and not affine:
+            raise ValueError("an offset needs a weight")
+        self.weight: Any = np.full(dims, 1 - offset, np.float32) if affine else None
         self.eps = real(eps, "eps", 0)
         self._offset = np.full(dims, offset, np.float32) if offset else None
+        self._ones = None if affine else np.ones(dims, np.float32)
 
     def __call__(self, x: Any) -> Any:
-        weight = self.weight if self._offset is None else ops.add(self.weight, self._offset)
+        weight = self._ones if self.weight is None else self.weight
+        if self._offset is not None:
+            weight = ops.add(weight, self._offset)
         return ops.rms_norm(x, weight, self.eps)
