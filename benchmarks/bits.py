@@ -99,7 +99,7 @@ class Arguments:
         if optional and not self.full and not name.startswith("d"):
             return None
         if kind == "int":
-            return 12345 if name == "seed" else 11 if name == "window" else int(self.full)
+            return {"seed": 12345, "window": 11, "ahead": 0}.get(name, int(self.full))
         if kind == "real":
             return (
                 0.3

@@ -19,6 +19,8 @@ from pyloss.autograd.tape import Gradients, keep, nodes_of, record_on
 from pyloss.autograd.tensor import Tensor
 from pyloss.checks.numbers import real, shown, whole
 from pyloss.ops.arrays import empty, i32
+from pyloss.ops.layers import attention as kernel
+from pyloss.ops.wide import is_wide
 from pyloss.runtime.device import array, is_bfloat16, on_device_of
 
 #: Numbers of a block of scores (4 MB): enough heads for all threads, and little beside the arrays.
@@ -78,6 +80,12 @@ def attention(
     for x, name in ((q, "q"), (k, "k"), (v, "v")):
         if len(x.shape) != 4:
             raise ValueError(f"{name} must be [batch, tokens, heads, size], got shape {x.shape}")
+    if mask is None and bias is None and not softcap and not dropout and _fits_kernel(q, k, v):
+        b, t, heads, d = q.shape
+        q, k, v = (np.reshape(x, (-1, *x.shape[2:])) for x in (q, k, v))
+        ends = np.arange(b + 1, dtype=np.int32)
+        y = _by_kernel(q, k, v, causal, window, scale, ends * t, ends * (len(k) // b))
+        return np.reshape(y, (b, t, heads, d))
     added = None if bias is None else _operand(bias, "bias")
     kind = _checked(q, k, v, causal, window, mask, added, softcap, scale, dropout)
     return _apply(kind, q, k, v, added)
@@ -498,6 +506,8 @@ def _packed(
             f"{len(ends) - 1} sequences of {len(q)} queries do not fit {len(k_ends) - 1} sequences "
             f"of {len(k)} keys and {len(v)} values"
         )
+    if not softcap and not dropout and _fits_kernel(q, k, v):
+        return _by_kernel(q, k, v, causal, window, scale, ends, k_ends)
     parts = [
         attention(
             qs[None],
@@ -517,6 +527,39 @@ def _packed(
         )
     ]
     return np.concatenate(parts)
+
+
+def _fits_kernel(q: Any, k: Any, v: Any) -> bool:
+    """Whether shapes and types are those of `ops.layers.attention`."""
+    heads, groups = q.shape[-2], k.shape[-2]
+    return (
+        k.shape == v.shape
+        and q.shape[-1] == k.shape[-1]
+        and len(q.shape) == len(k.shape)
+        and q.shape[:-3] == k.shape[:-3]
+        and 0 not in (*q.shape, *k.shape)
+        and not heads % groups
+        and not is_wide(q, k, v)
+    )
+
+
+def _by_kernel(
+    q: Any, k: Any, v: Any, causal: bool, window: int, scale: float | None, ends: Any, k_ends: Any
+) -> Any:
+    """Packed [N, H, D] arrays without mask, bias, cap and dropout."""
+    window = whole(window, "window", 0)
+    ahead = 0 if causal else window - 1 if window else np.iinfo(np.int32).max
+    d = q.shape[-1]
+    y = kernel(
+        *(np.reshape(x, (x.shape[0], -1)) for x in (q, k, v)),
+        ends,
+        d,
+        d**-0.5 if scale is None else scale,
+        k_ends,
+        window,
+        ahead,
+    )
+    return np.reshape(y, q.shape)
 
 
 def _offsets(given: Any, count: int, name: str) -> np.ndarray:

@@ -281,24 +281,27 @@ def attention(
     scale: float,
     k_offsets: np.ndarray | None = None,
     window: int = 0,
+    ahead: int = 0,
 ) -> Array:
-    """Causal grouped-query attention over packed sequences.
+    """Grouped-query attention over packed sequences, causal by default.
 
     q [N, H * D], k and v [M, G * D], H a multiple of G. int32 [S + 1] `offsets` bounds the
     sequences in q, and `k_offsets` those in k and v (by default the same). The last query of a
-    sequence sees all its keys. With a `window` above 0, a query sees only the last `window` keys up
-    to its own, and the cost grows with the window instead of the length. There is no gradient with
-    `k_offsets`.
+    sequence has the place of its last key. A query sees the keys up to its place, and `ahead` more.
+    With a `window` above 0, it sees only the last `window` keys up to its place, and the cost grows
+    with the window instead of the length.
     """
     q, k, v = (
         check_matrix(t if isinstance(t, Tensor) else f32(t, n), n)
         for t, n in ((q, "q"), (k, "k"), (v, "v"))
     )
-    head_dim, window, scale = (
+    head_dim, window, ahead, scale = (
         whole(head_dim, "head_dim", 1),
         whole(window, "window", 0),
+        whole(ahead, "ahead", 0),
         real(scale, "scale"),
     )
+    k_offsets = offsets if k_offsets is None else k_offsets
     for given, name in ((q, "q"), (k, "k"), (v, "v")):
         _check_heads(given, head_dim, name)
     grouped = 2 * k.shape[1] <= q.shape[1]  # small against q: checkpoints keep k and v too
@@ -309,17 +312,13 @@ def attention(
     def forward() -> tuple[np.ndarray | None, ...]:
         qd, kd, vd = heads(q), heads(k), heads(v)
         o, lse = empty(*qd.shape, like=qd), empty(*qd.shape[:2], like=qd)
-        _core.attention_forward(
-            qd, kd, vd, offsets, offsets if k_offsets is None else k_offsets, scale, window, o, lse
-        )
+        _core.attention_forward(qd, kd, vd, offsets, k_offsets, scale, window, ahead, o, lse)
         return (o, lse, kd, vd) if grouped else (o, lse, None, None)
 
     o, lse, kept_k, kept_v = remembered(forward)
     nodes = nodes_of(q, k, v)
     if nodes is None:
         return o.reshape(q.shape)
-    if k_offsets is not None:
-        raise ValueError("attention over a cache has no gradient")
 
     def vjp(dy: np.ndarray, grads: Gradients) -> None:
         qd, kd, vd = (
@@ -329,7 +328,20 @@ def attention(
         )
         dq, dk, dv = (empty(*t.shape, like=t) for t in (qd, kd, vd))
         _core.attention_grad(
-            dy.reshape(o.shape), qd, kd, vd, o, lse, offsets, scale, window, dq, dk, dv
+            dy.reshape(o.shape),
+            qd,
+            kd,
+            vd,
+            o,
+            lse,
+            offsets,
+            k_offsets,
+            scale,
+            window,
+            ahead,
+            dq,
+            dk,
+            dv,
         )
         for i, d in enumerate((dq, dk, dv)):
             grads.put(i, d.reshape(d.shape[0], d.shape[1] * head_dim))

@@ -96,6 +96,7 @@ def attention(
     scale: float,
     k_offsets: Any = None,
     window: int = 0,
+    ahead: int = 0,
 ) -> Any:
     q, k, v = (np.reshape(_value(t), (t.shape[0], -1, head_dim)) for t in (q, k, v))
     shared, parts = q.shape[1] // k.shape[1], []
@@ -104,7 +105,7 @@ def attention(
         rows, keys = (slice(o[i], o[i + 1]) for o in (offsets, k_offsets))
         qs, ks, vs = q[rows], np.repeat(k[keys], shared, 1), np.repeat(v[keys], shared, 1)
         ago = np.arange(len(qs))[:, None] + len(ks) - len(qs) - np.arange(len(ks))
-        seen = (ago >= 0) & ((ago < window) if window else True)
+        seen = (ago >= -ahead) & ((ago < window) if window else True)
         scores = np.where(seen, np.einsum("qhd,khd->hqk", qs, ks) * scale, -np.inf)
         weights = np.exp(scores - np.max(scores, -1, keepdims=True))
         weights = weights / np.sum(weights, -1, keepdims=True)

@@ -31,11 +31,11 @@ def pairs(q_offsets, k_offsets, heads, kv_heads):
             )
 
 
-def probabilities(q, k, scale, window=0):
+def probabilities(q, k, scale, window=0, further=0):
     """Probabilities and log-sum-exp of one head; 0 and -inf where a query sees no key."""
     scores = scale * q @ k.T
     ahead = np.arange(len(k)) - (np.arange(len(q))[:, None] + len(k) - len(q))
-    seen = (ahead <= 0) & ((ahead > -window) if window else True)
+    seen = (ahead <= further) & ((ahead > -window) if window else True)
     scores = np.where(seen, scores, -np.inf)
     top = scores.max(axis=1, keepdims=True, initial=-1e30)
     e = np.exp(scores - top)
@@ -46,23 +46,23 @@ def probabilities(q, k, scale, window=0):
         ]
 
 
-def reference(q, k, v, q_offsets, k_offsets, scale, window=0):
+def reference(q, k, v, q_offsets, k_offsets, scale, window=0, ahead=0):
     o, lse = np.zeros(q.shape), np.zeros(q.shape[:2])
     for i, j, h, g in pairs(q_offsets, k_offsets, q.shape[1], k.shape[1]):
-        p, lse[i, h] = probabilities(q[i, h], k[j, g], scale, window)
+        p, lse[i, h] = probabilities(q[i, h], k[j, g], scale, window, ahead)
         o[i, h] = p @ v[j, g]
     return o, lse
 
 
-def reference_grad(do, q, k, v, at, scale, window=0):
+def reference_grad(do, q, k, v, at, scale, window=0, ahead=0, k_at=None):
     dq, dk, dv = np.zeros(q.shape), np.zeros(k.shape), np.zeros(v.shape)
-    for i, _, h, g in pairs(at, at, q.shape[1], k.shape[1]):
-        p, _ = probabilities(q[i, h], k[i, g], scale, window)
-        dv[i, g] += p.T @ do[i, h]
-        dp = do[i, h] @ v[i, g].T
+    for i, j, h, g in pairs(at, at if k_at is None else k_at, q.shape[1], k.shape[1]):
+        p, _ = probabilities(q[i, h], k[j, g], scale, window, ahead)
+        dv[j, g] += p.T @ do[i, h]
+        dp = do[i, h] @ v[j, g].T
         ds = scale * p * (dp - (p * dp).sum(axis=1, keepdims=True))
-        dq[i, h] = ds @ k[i, g]
-        dk[i, g] += ds.T @ q[i, h]
+        dq[i, h] = ds @ k[j, g]
+        dk[j, g] += ds.T @ q[i, h]
     return dq, dk, dv
 
 
@@ -70,25 +70,28 @@ def normal(rng, *shape):
     return rng.standard_normal(shape).astype(np.float32).astype(np.float64)
 
 
-def forward(memory, q, k, v, q_offsets, k_offsets, scale, window=0):
+def forward(memory, q, k, v, q_offsets, k_offsets, scale, window=0, ahead=0):
     o, lse = memory.new(q.shape), memory.new(q.shape[:2])
     inputs = [memory.put(a) for a in (q, k, v)] + [
         memory.put(a, np.int32) for a in (q_offsets, k_offsets)
     ]
-    _core.attention_forward(*inputs, scale, window, o, lse)
+    _core.attention_forward(*inputs, scale, window, ahead, o, lse)
     return o, lse
 
 
-def grad(memory, do, q, k, v, at, scale, window=0):
-    o, lse = forward(memory, q, k, v, at, at, scale, window)
+def grad(memory, do, q, k, v, at, scale, window=0, ahead=0, k_at=None):
+    k_at = at if k_at is None else k_at
+    o, lse = forward(memory, q, k, v, at, k_at, scale, window, ahead)
     out = [memory.new(a.shape) for a in (q, k, v)]
     _core.attention_grad(
         *(memory.put(a) for a in (do, q, k, v)),
         o,
         lse,
         memory.put(at, np.int32),
+        memory.put(k_at, np.int32),
         scale,
         window,
+        ahead,
         *out,
     )
     return tuple(out)
@@ -149,6 +152,38 @@ WINDOWS = [1, 2, 17, 64, 100, 256, 1000]
 @pytest.mark.parametrize(("heads", "kv_heads", "d"), [(9, 3, 64), (4, 1, 33)])
 def test_windows(memory, rng, window, heads, kv_heads, d):
     check(memory, rng, [1, 300, 0, 63, 129], heads, kv_heads, d, window)
+
+
+EVERYTHING = np.iinfo(np.int32).max
+
+
+@pytest.mark.parametrize(
+    ("ahead", "window"), [(EVERYTHING, 0), (3, 0), (70, 0), (1, 2), (40, 41), (EVERYTHING, 5)]
+)
+@pytest.mark.parametrize(
+    ("q_lengths", "k_lengths"),
+    [
+        ((5, 130, 1), (5, 130, 1)), ((200,), (200,)), ((81, 81), (81, 81)), ((70, 3), (9, 140)),
+        ((1, 2), (200, 65)), ((3, 0, 64), (2, 5, 1)),
+    ],
+    ids=str,
+)  # fmt: skip
+@pytest.mark.parametrize(("heads", "kv_heads", "d"), [(6, 2, 16), (1, 1, 7)])
+def test_keys_after_a_querys_place(
+    memory, rng, q_lengths, k_lengths, heads, kv_heads, d, ahead, window
+):
+    at, k_at = (np.concatenate([[0], np.cumsum(n)]) for n in (q_lengths, k_lengths))
+    q, do = normal(rng, at[-1], heads, d), normal(rng, at[-1], heads, d)
+    k, v = normal(rng, k_at[-1], kv_heads, d), normal(rng, k_at[-1], kv_heads, d)
+    o, lse = forward(memory, q, k, v, at, k_at, 0.3, window, ahead)
+    want, want_lse = reference(q, k, v, at, k_at, 0.3, window, ahead)
+    assert_near(o, want, 1e-5)
+    np.testing.assert_allclose(lse, want_lse, atol=1e-4)
+    found = grad(memory, do, q, k, v, at, 0.3, window, ahead, k_at)
+    for got, slope in zip(
+        found, reference_grad(do, q, k, v, at, 0.3, window, ahead, k_at), strict=True
+    ):
+        assert_near(got, slope, 1e-5)
 
 
 def test_wide_heads_with_a_window(memory, rng):

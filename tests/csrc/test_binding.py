@@ -448,6 +448,7 @@ def test_offsets(offsets):
             offsets,
             1.0,
             0,
+            0,
             f32(4, 2, 8),
             f32(4, 2),
         )
@@ -467,6 +468,7 @@ def test_offsets_of_a_part(bounds, good):
             i32(0, 1),
             i32(*bounds),
             1.0,
+            0,
             0,
             f32(1, 2, 8),
             f32(1, 2),
@@ -492,6 +494,7 @@ def test_heads_must_share_evenly():
             offsets,
             offsets,
             1.0,
+            0,
             0,
             f32(4, 3, 8),
             f32(4, 3),

@@ -51,7 +51,16 @@ GROUP, WIDE = 2, 136
 OFFSETS = np.array([0, N], np.int32)
 SCORES = {
     "attention_forward": lambda: (
-        (a(N, GROUP * HEADS, WIDE), a(N, HEADS, WIDE), a(N, HEADS, WIDE), OFFSETS, OFFSETS, 1.0, 0)
+        (
+            a(N, GROUP * HEADS, WIDE),
+            a(N, HEADS, WIDE),
+            a(N, HEADS, WIDE),
+            OFFSETS,
+            OFFSETS,
+            1.0,
+            0,
+            0,
+        )
         + (..., ...)
     )
 }
@@ -94,7 +103,9 @@ def test_pieces_do_not_depend_on_the_number_of_threads(name):
 def test_pieces_of_the_gradient_of_attention_grow_with_the_tokens():
     """Each has 32 rows at least: 16 heads of 512 tokens are 256 pieces."""
     n, q, k = 512, a(512, GROUP * HEADS, HEAD), a(512, HEADS, HEAD)
-    _core.attention_grad(q, q, k, k, q, a(n, GROUP * HEADS), 2 * OFFSETS, 1.0, 0, ..., ..., ...)
+    _core.attention_grad(
+        q, q, k, k, q, a(n, GROUP * HEADS), *(2 * [2 * OFFSETS]), 1.0, 0, 0, ..., ..., ...
+    )
     assert _core.pieces()[1] >= WANTED
 
 

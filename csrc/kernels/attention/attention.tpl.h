@@ -1,4 +1,5 @@
-/* Attention: causal, grouped-query, over packed sequences, without the matrix of all scores.
+/* Attention: grouped-query, over packed sequences, without the matrix of all scores; causal in the
+ * picture.
  *
  * The queries of the heads that share a key-value head are stacked: row r of a sequence is query
  * r / group, head r % group. A key-value head is then one problem of n * group rows against m keys,
@@ -168,13 +169,14 @@ static pl_status attn_prepare(attn *g) {
     return PL_OK;
 }
 
-static attn attn_of(const pl_call *call, int64_t window) {
+static attn attn_of(const pl_call *call, int64_t window, int64_t ahead) {
     attn g = {.heads = PL_DIM(call, 'H'), .kv_heads = PL_DIM(call, 'G'), .d = PL_DIM(call, 'D')};
     g.sequences = PL_DIM(call, 'S') - 1;
     g.group = g.kv_heads ? g.heads / g.kv_heads : 0;
     g.width = round_up(g.d, LANES);
     g.pitch = g.width % 128 ? g.width : g.width + 16;
     g.window = window > 0 && window < INT32_MAX ? window : INT32_MAX;
+    g.ahead = at_least(at_most(ahead, INT32_MAX), 0);
     return g;
 }
 
@@ -194,7 +196,7 @@ static void attn_forward_piece(const void *context, int64_t begin, int64_t end, 
 
 pl_status KERNEL(attention_forward)(const pl_call *call) {
     const attention_forward_args args = attention_forward_args_of(call);
-    attn g = attn_of(call, args.window);
+    attn g = attn_of(call, args.window, args.ahead);
     if (g.heads == 0) return PL_OK;
     g.q = args.q;
     g.k = args.k;
@@ -220,7 +222,7 @@ pl_status KERNEL(attention_forward)(const pl_call *call) {
 
 pl_status KERNEL(attention_grad)(const pl_call *call) {
     const attention_grad_args args = attention_grad_args_of(call);
-    attn g = attn_of(call, args.window);
+    attn g = attn_of(call, args.window, args.ahead);
     if (g.heads == 0) return PL_OK;
     g.d_o = args.d_o;
     g.q = args.q;
@@ -228,12 +230,13 @@ pl_status KERNEL(attention_grad)(const pl_call *call) {
     g.v = args.v;
     g.saved_o = args.o;
     g.saved_lse = args.lse;
-    g.q_offsets = g.k_offsets = args.offsets;
+    g.q_offsets = args.q_offsets;
+    g.k_offsets = args.k_offsets;
     g.scale = (float)args.scale;
     g.dq = args.dq;
     g.dk = args.dk;
     g.dv = args.dv;
-    g.tokens = PL_DIM(call, 'N');
+    g.tokens = PL_DIM(call, 'M');
     g.backward = 1;
     pl_status status = attn_prepare(&g);
     if (status == PL_OK) {

@@ -58,7 +58,7 @@ static void attn_grad_rows(const attn *g, const attn_piece *p, const attn_scratc
         const int64_t columns = round_up(rows, LANES), keys = attn_keys_seen(x, 0, rows, key);
         /* The first row that sees the tile's first key, counted from the piece's first row. It is
          * negative if it lies before the piece. */
-        const int64_t first = (key - (p->m - p->n)) * g->group - p->row;
+        const int64_t first = (key - (p->m - p->n) - g->ahead) * g->group - p->row;
         attn_scores(x, 0, columns, key, keys, g->d, k, stride, x->q_t, x->s);
         attn_scores(x, 0, columns, key, keys, g->d, v, stride, x->d_o_t, x->ds);
         attn_softmax_grad(x, 0, columns, key, keys);

@@ -38,7 +38,8 @@ typedef struct {
     float *o, *lse, *dq, *dk, *dv;
     int64_t sequences;
     const int32_t *q_offsets, *k_offsets;
-    int64_t window; /* most keys that a row sees */
+    int64_t window; /* most keys up to its own place that a row sees */
+    int64_t ahead;  /* keys after its place that it sees too */
     attn_piece *piece;
     int64_t *first; /* the first piece of each sequence, then the number of pieces */
     float *partial; /* forward, cut along the keys */
@@ -121,9 +122,9 @@ static void attn_set_rows(const attn *g, const attn_piece *p, int64_t row, int64
                           const attn_scratch *x) {
     int64_t query = row / g->group, head = row % g->group;
     for (int64_t r = 0; r < round_up(rows, LANES); r++) {
-        int64_t visible = p->m - p->n + query + 1, hidden = visible - g->window;
+        int64_t place = p->m - p->n + query + 1, hidden = place - g->window;
         x->at[r] = (p->query + query) * g->heads + p->kv_head * g->group + head;
-        x->visible[r] = (int32_t)visible;
+        x->visible[r] = (int32_t)at_most(place + g->ahead, p->m);
         x->hidden[r] = hidden > 0 ? (int32_t)hidden : 0;
         if (r >= rows - 1 || ++head < g->group) continue;
         head = 0;
@@ -185,11 +186,10 @@ INLINE attn_rows attn_rows_at(const attn *g, const attn_piece *p, const float *f
 }
 
 INLINE int64_t attn_visible(const attn *g, const attn_piece *p, int64_t row) {
-    return p->m - p->n + row / g->group + 1;
+    return at_most(p->m - p->n + row / g->group + 1 + g->ahead, p->m);
 }
 INLINE int64_t attn_hidden(const attn *g, const attn_piece *p, int64_t row) {
-    int64_t hidden = attn_visible(g, p, row) - g->window;
-    return hidden > 0 ? hidden : 0;
+    return at_least(p->m - p->n + row / g->group + 1 - g->window, 0);
 }
 
 /* How many keys of a tile, from `key` on, its rows see together; 0 if no row sees any. */

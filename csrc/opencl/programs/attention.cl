@@ -1,4 +1,4 @@
-/* Attention: causal, grouped-query, over packed sequences, without the matrix of all scores, as in
+/* Attention: grouped-query, over packed sequences, without the matrix of all scores, as in
  * kernels/attention/. A row is a query of one of the `share` heads that share a key-value head. A
  * work-item has WIDTH rows in the lanes of its vectors and walks over the keys that they see. For
  * the gradients of keys and values it has WIDTH keys and walks over the queries that see them. It
@@ -52,10 +52,11 @@ INLINE long head_index(const group_work *w, long row, long heads, long kv_heads)
 typedef struct {
     long hidden, visible;
 } keys_of_row;
-INLINE keys_of_row keys_seen(const group_work *w, long row, long share, long window) {
+INLINE keys_of_row keys_seen(const group_work *w, long row, long share, long window, long ahead) {
     keys_of_row k;
-    k.visible = w->m - w->n + row / share + 1;
-    k.hidden = max(0L, k.visible - window);
+    const long place = w->m - w->n + row / share + 1;
+    k.visible = min(place + ahead, w->m);
+    k.hidden = max(0L, place - window);
     return k;
 }
 
@@ -113,14 +114,14 @@ INLINE V dot_row(const float *lanes, TILE_POINTER row) {
 #define TAKE_SEEN \
     int seen_memory[WIDTH], hidden_memory[WIDTH]; \
     for (int l = 0; l < WIDTH; l++) { \
-        const keys_of_row k = keys_seen(&w, min(row0 + l, rows - 1), share, window); \
+        const keys_of_row k = keys_seen(&w, min(row0 + l, rows - 1), share, window, ahead); \
         seen_memory[l] = (int)(row0 + l < rows ? max(k.visible, 0L) : 0); \
         hidden_memory[l] = (int)k.hidden; \
     } \
     const VI visible = VLOAD(0, seen_memory), hidden = VLOAD(0, hidden_memory); \
-    const long first_key = keys_seen(&w, w.block * ITEM_ROWS, share, window).hidden; \
+    const long first_key = keys_seen(&w, w.block * ITEM_ROWS, share, window, ahead).hidden; \
     const long last_key = \
-        max(0L, keys_seen(&w, min((w.block + 1) * ITEM_ROWS, rows) - 1, share, window).visible)
+        max(0L, keys_seen(&w, min((w.block + 1) * ITEM_ROWS, rows) - 1, share, window, ahead).visible)
 /* Loads the tile of `count` keys and values from `key` on. */
 #define TAKE_KEYS(key) \
     const int count = (int)min((long)TILE, last_key - key); \
@@ -134,7 +135,7 @@ INLINE V dot_row(const float *lanes, TILE_POINTER row) {
 KERNEL attention_forward(ARRAY(const float, q), ARRAY(const float, k), ARRAY(const float, v),
                          ARRAY(const int, q_offsets), ARRAY(const int, k_offsets), ARRAY(float, o),
                          ARRAY(float, lse), long sequences, long heads, long kv_heads, float scale,
-                         long window) {
+                         long window, long ahead) {
     TILE_MEMORY(k);
     TILE_MEMORY(v);
     const group_work w =
@@ -179,11 +180,13 @@ KERNEL attention_forward(ARRAY(const float, q), ARRAY(const float, k), ARRAY(con
 /* Writes dq, and delta = o . do of each row for attention_grad_keys. */
 KERNEL attention_grad_rows(ARRAY(const float, d_o), ARRAY(const float, q), ARRAY(const float, k),
                            ARRAY(const float, v), ARRAY(const float, o), ARRAY(const float, lse),
-                           ARRAY(const int, offsets), ARRAY(float, dq), ARRAY(float, delta),
-                           long sequences, long heads, long kv_heads, float scale, long window) {
+                           ARRAY(const int, q_offsets), ARRAY(const int, k_offsets),
+                           ARRAY(float, dq), ARRAY(float, delta), long sequences, long heads,
+                           long kv_heads, float scale, long window, long ahead) {
     TILE_MEMORY(k);
     TILE_MEMORY(v);
-    const group_work w = find_work(ROW(offsets, 0), ROW(offsets, 0), sequences, kv_heads, heads, 0);
+    const group_work w =
+        find_work(ROW(q_offsets, 0), ROW(k_offsets, 0), sequences, kv_heads, heads, 0);
     const long share = heads / kv_heads, rows = w.n * share,
                row0 = w.block * ITEM_ROWS + LANE * WIDTH, step = kv_heads * D;
     float query[ARRAY_D * WIDTH], slope[ARRAY_D * WIDTH], acc[ARRAY_D * WIDTH], lses[WIDTH],
@@ -217,15 +220,17 @@ KERNEL attention_grad_rows(ARRAY(const float, d_o), ARRAY(const float, q), ARRAY
 /* Writes dk and dv of WIDTH keys per work-item, summed over all rows that see them. */
 KERNEL attention_grad_keys(ARRAY(const float, d_o), ARRAY(const float, q), ARRAY(const float, k),
                            ARRAY(const float, v), ARRAY(const float, lse),
-                           ARRAY(const float, delta), ARRAY(const int, offsets), ARRAY(float, dk),
-                           ARRAY(float, dv), long sequences, long heads, long kv_heads, float scale,
-                           long window) {
+                           ARRAY(const float, delta), ARRAY(const int, q_offsets),
+                           ARRAY(const int, k_offsets), ARRAY(float, dk), ARRAY(float, dv),
+                           long sequences, long heads, long kv_heads, float scale, long window,
+                           long ahead) {
     TILE_MEMORY(q);
     TILE_MEMORY(d_o);
 #if GROUP > 1
     local float lse_tile[TILE], delta_tile[TILE];
 #endif
-    const group_work w = find_work(ROW(offsets, 0), ROW(offsets, 0), sequences, kv_heads, heads, 1);
+    const group_work w =
+        find_work(ROW(q_offsets, 0), ROW(k_offsets, 0), sequences, kv_heads, heads, 1);
     const long share = heads / kv_heads, key0 = w.block * ITEM_ROWS + LANE * WIDTH;
     float key_memory[ARRAY_D * WIDTH], value_memory[ARRAY_D * WIDTH], dkey[ARRAY_D * WIDTH],
         dvalue[ARRAY_D * WIDTH];
@@ -243,10 +248,11 @@ KERNEL attention_grad_keys(ARRAY(const float, d_o), ARRAY(const float, q), ARRAY
         VSTORE(v_set(0), d, dkey);
         VSTORE(v_set(0), d, dvalue);
     }
-    /* The group's keys are seen from its first key's query on, as long as its last key is in the
-     * window. */
-    const long first_query = w.block * ITEM_ROWS,
-               last_query = min(w.n, min(first_query + ITEM_ROWS, w.m) - 1 + window);
+    /* The group's keys are seen from the first query on that reaches its first key, as long as its
+     * last key is in the window. */
+    const long earlier = w.m - w.n, first_key = w.block * ITEM_ROWS,
+               first_query = max(0L, first_key - earlier - ahead),
+               last_query = min(w.n, min(first_key + ITEM_ROWS, w.m) - 1 - earlier + window);
     for (long part = 0; part < share;
          part++) { /* head by head: rows of a head are heads * D apart */
         const long step = heads * D;
@@ -271,10 +277,10 @@ KERNEL attention_grad_keys(ARRAY(const float, d_o), ARRAY(const float, q), ARRAY
 #else
                 const float log_sum = *ROW(lse, at + j * heads), by = *ROW(delta, at + j * heads);
 #endif
-                const VI self = (VI)((int)(query + j)),
-                         oldest = (VI)((int)max(query + j + 1 - window, 0L));
+                const VI newest = (VI)((int)min(earlier + query + j + ahead, w.m)),
+                         oldest = (VI)((int)max(earlier + query + j + 1 - window, 0L));
                 const V s = scale * dot_row(key_memory, TILE_ROW(q, queries, step, j));
-                const VI sees = (number <= self) & (number >= oldest);
+                const VI sees = (number <= newest) & (number >= oldest);
                 p[j] = v_select(sees, v_exp(s - log_sum), v_set(0));
                 ds[j] = v_select(
                     sees, p[j] * (dot_row(value_memory, TILE_ROW(d_o, slopes, step, j)) - by),
