@@ -120,8 +120,8 @@ INLINE V dot_row(const float *lanes, TILE_POINTER row) {
     } \
     const VI visible = VLOAD(0, seen_memory), hidden = VLOAD(0, hidden_memory); \
     const long first_key = keys_seen(&w, w.block * ITEM_ROWS, share, window, ahead).hidden; \
-    const long last_key = \
-        max(0L, keys_seen(&w, min((w.block + 1) * ITEM_ROWS, rows) - 1, share, window, ahead).visible)
+    const long last_row = min((w.block + 1) * ITEM_ROWS, rows) - 1; \
+    const long last_key = max(0L, keys_seen(&w, last_row, share, window, ahead).visible)
 /* Loads the tile of `count` keys and values from `key` on. */
 #define TAKE_KEYS(key) \
     const int count = (int)min((long)TILE, last_key - key); \
