@@ -133,3 +133,8 @@ INLINE V FORMULA(divide)(V a, V b) { return a / b; }
 /* NaN if either is. */
 INLINE V FORMULA(maximum)(V a, V b) { return v_select(v_equal(a, a), v_max(a, b), a); }
 INLINE V FORMULA(minimum)(V a, V b) { return v_select(v_equal(a, a), v_min(a, b), a); }
+/* 1 where a > b, 1/2 where they are equal, else 0: what a has of the gradient of their maximum. */
+INLINE V FORMULA(above)(V a, V b) {
+    V shared = v_select(v_equal(a, b), v_set(0.5f), v_set(0));
+    return v_select(v_less(b, a), v_set(1), shared);
+}

@@ -64,6 +64,27 @@ def _logsumexp(x: Any, steps: tuple[Shape, ...], shape: Shape) -> Any:
     return y.reshape(shape)
 
 
+def extreme_grad(dy: Any, x: Any, y: Any, axis: Any = None) -> Any:
+    """The gradient of "max" or "min" over `axis`; None: use NumPy.
+
+    Elements of x that are equal to the result y share dy evenly. dy and y have one element for each
+    result, with or without the axes. The axes must be neighbors.
+    """
+    if not (is_f32(dy) and is_f32(x) and is_f32(y)) or dy.size != y.size:
+        return None
+    plan = _plan(x.shape, tuple(axis) if isinstance(axis, list) else axis)
+    if plan is None or len(plan[0]) != 1:
+        return None
+    o, n, d = plan[0][0]
+    if y.size != o * d:
+        return None
+    dx = empty(x.shape, x)
+    _core.axis_extreme_grad(
+        dy.reshape(o, d), x.reshape(o, n, d), y.reshape(o, d), dx.reshape(o, n, d)
+    )
+    return dx
+
+
 def cumsum(x: Any, reverse: bool = False) -> Any:
     """Running sums along the last axis, in float64; None: use NumPy.
 

@@ -10,6 +10,7 @@ from pyloss.arithmetic import (
     ROW_MAPS,
     cumsum,
     expanded,
+    extreme_grad,
     logsumexp_grad,
     reduced,
     row_map,
@@ -96,6 +97,19 @@ def test_rows_of_other_types(dtype):
     assert y.dtype == dtype
     np.testing.assert_allclose(y.astype(np.float64).sum(axis=-1), 1, rtol=2e-3)
     assert row_map_grad("softmax", x, y) is None  # NumPy's, by the result
+
+
+@pytest.mark.parametrize("axis", [None, 0, 1, -1, (0, 1), (1, 2)])
+def test_gradients_of_extremes(axis):
+    x = np.round(normal(3, 4, 5) * 2)
+    y = x.max(axis=axis)
+    dy = normal(*y.shape, seed=1)
+    dx = extreme_grad(dy, x, np.asarray(y), axis)
+    at = x == x.max(axis=axis, keepdims=True)
+    kept = dy.reshape(x.max(axis=axis, keepdims=True).shape)
+    want = np.where(at, kept / at.sum(axis=axis, keepdims=True), 0)
+    np.testing.assert_allclose(dx, want, rtol=1e-6)
+    assert extreme_grad(dy, x, np.asarray(y), (0, 2)) is None
 
 
 def test_running_sums():

@@ -36,6 +36,17 @@ def test_extremes(memory, rng, name, shape):
         assert np.isnan(y).all()
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+def test_an_extremes_gradient_is_shared(memory, rng, shape):
+    x = memory.put(rng.integers(-3, 4, shape))
+    dy, dx = memory.put(rng.standard_normal((shape[0], shape[2]))), memory.new(shape)
+    y = memory.put(x.max(axis=1) if shape[1] else dy)
+    _core.axis_extreme_grad(dy, x, y, dx)
+    chosen = x == y[:, None]
+    count = np.maximum(chosen.sum(axis=1, keepdims=True), 1)
+    np.testing.assert_allclose(dx, np.where(chosen, dy[:, None] / count, 0), rtol=3e-7)
+
+
 @pytest.mark.parametrize("name", NUMPY)
 @pytest.mark.parametrize("at", [0, 1, 30, 8200, 20_000])
 def test_extremes_of_nan_and_infinity(memory, rng, name, at):

@@ -9,11 +9,11 @@
 
 enum { RUN = 8192, ROWS = 64, FLOAT_ROWS = 32, TILE = 1024 };
 
-typedef enum { AXIS_SUM, AXIS_MAX, AXIS_MIN } axis_kind;
+typedef enum { AXIS_SUM, AXIS_MAX, AXIS_MIN, AXIS_COUNT } axis_kind;
 
 typedef struct {
-    const float *x;
-    double scale, *partial; /* [O,blocks,D]; NULL: a block is the whole axis */
+    const float *x, *counted; /* [O,D]: AXIS_COUNT counts the elements that are equal to these */
+    double scale, *partial;   /* [O,blocks,D]; NULL: a block is the whole axis */
     float *y;
     int64_t o, n, d, block, blocks, tiles;
     axis_kind kind;
@@ -65,6 +65,17 @@ INLINE double run_extreme(const int largest, const float *x, int64_t n) {
     return found;
 }
 
+INLINE vf equal_ones(vf x, vf y) { return vf_select(vf_equal(x, y), vf_set1(1), vf_set1(0)); }
+
+static double run_count(const float *x, int64_t n, float y) {
+    vf count = {0};
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES) count += equal_ones(vf_load(x + i), vf_set1(y));
+    double total = (double)vf_sum(count);
+    for (; i < n; i++) total += x[i] == y;
+    return total;
+}
+
 static double run_value(axis_kind kind, const float *x, int64_t n) {
     if (kind == AXIS_SUM) return run_sum(x, n);
     return kind == AXIS_MAX ? run_extreme(1, x, n) : run_extreme(0, x, n);
@@ -96,6 +107,15 @@ INLINE void extremes_of_rows(const int largest, const float *x, int64_t rows, in
     for (int64_t j = 0; j < width; j++) to[j] = (double)found[j];
 }
 
+static void count_rows(const float *x, int64_t rows, int64_t d, int64_t width, const float *y,
+                       double *to) {
+    float count[TILE];
+    memset(count, 0, (size_t)width * sizeof *count);
+    for (int64_t i = 0; i < rows; i++)
+        for (int64_t j = 0; j < width; j++) count[j] += x[i * d + j] == y[j] ? 1.0f : 0.0f;
+    for (int64_t j = 0; j < width; j++) to[j] = (double)count[j];
+}
+
 /* Items: block b of the axis at o, or its tile t: (o * blocks + b) * tiles + t. */
 static void axis_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
     const axis_job *job = context;
@@ -108,7 +128,10 @@ static void axis_piece(const void *context, int64_t begin, int64_t end, int work
                       rows = at_most(job->block, job->n - first), j = (i - at * job->tiles) * TILE
         , width = at_most(TILE, job->d - j);
         const float *x = job->x + (o * job->n + first) * job->d + j;
-        if (job->d == 1) values[0] = run_value(job->kind, x, rows);
+        const float *y = job->counted ? job->counted + o * job->d + j : NULL;
+        if (y && job->d == 1) values[0] = run_count(x, rows, *y);
+        else if (y) count_rows(x, rows, job->d, width, y, values);
+        else if (job->d == 1) values[0] = run_value(job->kind, x, rows);
         else if (job->kind == AXIS_SUM) sum_rows(x, rows, job->d, width, values);
         else if (job->kind == AXIS_MAX) extremes_of_rows(1, x, rows, job->d, width, values);
         else extremes_of_rows(0, x, rows, job->d, width, values);
@@ -127,25 +150,19 @@ static void join_blocks(const void *context, int64_t begin, int64_t end, int wor
         double value = *part;
         for (int64_t b = 1; b < job->blocks; b++) {
             const double next = part[b * job->d];
-            value = job->kind == AXIS_SUM ? value + next
-                                          : extreme_of_two(job->kind == AXIS_MAX, value, next);
+            value = job->kind == AXIS_MAX || job->kind == AXIS_MIN
+                        ? extreme_of_two(job->kind == AXIS_MAX, value, next)
+                        : value + next;
         }
         job->y[i] = (float)(value * job->scale);
     }
 }
 
-/* An empty axis has sum 0, and no extreme: NaN. */
-static pl_status reduce_axis(const pl_call *c, axis_kind kind, const float *x, double scale,
-                             float *y) {
-    axis_job job = {.x = x,
-                    .scale = scale,
-                    .y = y,
-                    .o = PL_DIM(c, 'O'),
-                    .n = PL_DIM(c, 'N'),
-                    .d = PL_DIM(c, 'D'),
-                    .kind = kind};
+/* Takes the shape of a call, and reduces. An empty axis has sum 0, and no extreme: NaN. */
+static pl_status reduce_axis(const pl_call *c, axis_job job) {
+    job.o = PL_DIM(c, 'O'), job.n = PL_DIM(c, 'N'), job.d = PL_DIM(c, 'D');
     if (!job.n)
-        for (int64_t i = 0; i < job.o * job.d; i++) y[i] = kind == AXIS_SUM ? 0 : NAN;
+        for (int64_t i = 0; i < job.o * job.d; i++) job.y[i] = job.kind == AXIS_SUM ? 0 : NAN;
     if (!(job.o && job.n && job.d)) return PL_OK;
     job.block = at_most(job.n, job.d == 1 ? RUN : ROWS);
     job.blocks = (job.n + job.block - 1) / job.block;
@@ -161,15 +178,62 @@ static pl_status reduce_axis(const pl_call *c, axis_kind kind, const float *x, d
 }
 pl_status KERNEL(axis_sum)(const pl_call *c) {
     const axis_sum_args args = axis_sum_args_of(c);
-    return reduce_axis(c, AXIS_SUM, args.x, args.scale, args.y);
+    return reduce_axis(c, (axis_job){.x = args.x, .scale = args.scale, .y = args.y});
 }
 pl_status KERNEL(axis_max)(const pl_call *c) {
     const axis_max_args args = axis_max_args_of(c);
-    return reduce_axis(c, AXIS_MAX, args.x, 1, args.y);
+    return reduce_axis(c, (axis_job){.x = args.x, .scale = 1, .y = args.y, .kind = AXIS_MAX});
 }
 pl_status KERNEL(axis_min)(const pl_call *c) {
     const axis_min_args args = axis_min_args_of(c);
-    return reduce_axis(c, AXIS_MIN, args.x, 1, args.y);
+    return reduce_axis(c, (axis_job){.x = args.x, .scale = 1, .y = args.y, .kind = AXIS_MIN});
+}
+
+typedef struct {
+    const float *x, *y, *share; /* share [O,D] */
+    float *dx;
+    int64_t n, d;
+    int stream;
+} extreme_job;
+
+/* Elements [begin, end) of dx. */
+static void extreme_grad_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
+    const extreme_job *job = context;
+    const int64_t run = job->d == 1 ? job->n : job->d; /* elements of a row that are contiguous */
+    for (int64_t at = begin; at < end;) {
+        const int64_t row = at / run, column = at - row * run, n = at_most(run - column, end - at);
+        const int64_t of = job->d == 1 ? row : row / job->n * job->d + column;
+        const float *x = job->x + at, *y = job->y + of, *share = job->share + of;
+        const int one = job->d == 1, stream = job->stream && at % LANES == 0;
+        for (int64_t i = 0; i < n; i += LANES) {
+            const int64_t some = at_most(n - i, LANES);
+            const vf extreme_of = one ? vf_set1(*y) : load_some(y + i, some),
+                     part = one ? vf_set1(*share) : load_some(share + i, some);
+            store_some(job->dx + at + i,
+                       vf_select(vf_equal(load_some(x + i, some), extreme_of), part, vf_set1(0)),
+                       some, stream);
+        }
+        at += n;
+    }
+}
+
+/* dx = dy, in even shares, where x is its axis's extreme y; else 0 */
+pl_status KERNEL(axis_extreme_grad)(const pl_call *c) {
+    const axis_extreme_grad_args args = axis_extreme_grad_args_of(c);
+    const int64_t n = PL_DIM(c, 'N'), d = PL_DIM(c, 'D'), results = PL_DIM(c, 'O') * d;
+    if (!results || !n) return PL_OK;
+    float *share = pl_acquire((size_t)results * sizeof *share);
+    if (!share) return PL_NO_MEMORY;
+    const pl_status status = reduce_axis(
+        c, (axis_job){.x = args.x, .counted = args.y, .scale = 1, .y = share, .kind = AXIS_COUNT});
+    if (status == PL_OK) {
+        for (int64_t i = 0; i < results; i++) share[i] = args.dy[i] / fmaxf(share[i], 1);
+        const extreme_job job = {
+            args.x, args.y, share, args.dx, n, d, may_stream(args.dx, results * n, args.x, NULL)};
+        in_regions(results * n, 1, extreme_grad_piece, &job);
+    }
+    pl_release(share);
+    return status;
 }
 
 /* ---- running sums of rows, in float64 */

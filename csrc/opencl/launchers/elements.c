@@ -174,6 +174,14 @@ int pl_cl_launch_axis_min(const pl_cl_operation *o) {
     const axis_min_places at = axis_min_places_of(o);
     return reduce_axis(o, 2, at.x, 1, at.y);
 }
+int pl_cl_launch_axis_extreme_grad(const pl_cl_operation *o) {
+    const axis_extreme_grad_places at = axis_extreme_grad_places_of(o);
+    pl_cl_launch l = pl_cl_begin(o, pl_cl_source_axes, shape_of(o), 0);
+    pl_cl_add_places(&l, 4, at.dy, at.x, at.y, at.dx);
+    pl_cl_add_i64(&l, PL_DIM(o->call, 'N'));
+    pl_cl_add_i64(&l, PL_DIM(o->call, 'D'));
+    return run(&l, "axis_extreme_grad", PL_DIM(o->call, 'O') * PL_DIM(o->call, 'D'));
+}
 int pl_cl_launch_row_logsumexp(const pl_cl_operation *o) {
     const row_logsumexp_places at = row_logsumexp_places_of(o);
     const pl_cl_shape shape = shape_of(o);

@@ -24,6 +24,20 @@ KERNEL axis_columns(IN(x), OUT(y), long kind, float factor, long rows, long d, l
     }
 }
 
+/* One work-item for each result: d is any. dx = dy, in even shares, where x is the extreme y. */
+KERNEL axis_extreme_grad(IN(dy), IN(x), IN(y), OUT(dx), long rows, long d, long n) {
+    MINE;
+    for (long at = i; at < min(i + WIDTH, n); at++) {
+        const long first = at / d * rows * d + at % d;
+        const float best = *ROW(y, at);
+        long count = 0;
+        for (long r = 0; r < rows; r++) count += *ROW(x, first + r * d) == best;
+        const float share = *ROW(dy, at) / (float)max(count, 1L);
+        for (long r = 0; r < rows; r++)
+            *ROW(dx, first + r * d) = *ROW(x, first + r * d) == best ? share : 0;
+    }
+}
+
 /* The largest of a group's values; NaN if one is. */
 #define GROUP_LARGEST(best) (group_max((SCALAR)(best != best)) > 0 ? NAN : (float)group_max(best))
 
