@@ -21,7 +21,7 @@ TABLES := $(filter %.def %.cl,$(CORE))
 
 .PHONY: help demo demo-distill test test-all readme parity lint sanitized sanitize fuzz
 .PHONY: fuzz-sanitize bench bench-train bench-losses bench-distill bench-opencl bench-scaling \
-    bench-optimizers clean
+    bench-tape bench-optimizers clean
 
 help:
 	@echo 'make demo           set up .venv and fine-tune the embedded model (about ten minutes)'
@@ -39,6 +39,7 @@ help:
 	@echo 'make bench-train    measure training and generation of pyloss and its peers (an hour)'
 	@echo 'make bench-losses   measure the losses of pyloss and its peers'
 	@echo 'make bench-distill  measure distillation, beside a plain loop in torch'
+	@echo 'make bench-tape     measure attention, NumPy on Tensors and optimizers, beside torch'
 	@echo 'make bench          measure matrix products, experts, loading and imports'
 	@echo 'make bench-scaling  training by the number of cores; predicts more than there are'
 	@echo 'make bench-optimizers  the time of an update by each optimizer'
@@ -120,6 +121,9 @@ bench-losses: $(VENV)/done-install $(VENV)/done-parity $(VENV)/done-bench
 
 bench-distill: $(VENV)/done-install $(VENV)/done-model $(VENV)/done-parity $(VENV)/done-bench
 	$(BIN)/python benchmarks/distill.py
+
+bench-tape: $(VENV)/done-install $(VENV)/done-parity $(VENV)/done-bench
+	$(BIN)/python benchmarks/tape.py
 
 bench-scaling: $(VENV)/done-install $(VENV)/done-model $(VENV)/done-parity $(VENV)/done-bench
 	$(BIN)/python benchmarks/scaling.py smollm2-135m
