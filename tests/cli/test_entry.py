@@ -45,7 +45,7 @@ from pyloss.cli import commands, main
             [*TRAIN, "--matmul-precision", "bf16"],
             ["matmul_precision is 'bf16'; allowed: float32, bfloat16"],
         ),
-        ([*TRAIN, "--optimizer", "muon"], ["muon is not available yet"]),
+        ([*TRAIN, "--optimizer", "rmsprop"], ["rmsprop", "allowed: adam, adamw, adam_atan2"]),
         ([*TRAIN, "--model", "missing"], ["no such model: missing"]),
         ([*TRAIN, "--data", "./nowhere"], ["nowhere", "no such folder"]),
         (["train"], ["no data given"]),
