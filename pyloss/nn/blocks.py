@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 
 from pyloss import ops, random
+from pyloss.autograd.tape import data
 from pyloss.checks.numbers import real, whole
 from pyloss.nn import init
 from pyloss.nn.layers import Linear
 from pyloss.nn.module import Module
 from pyloss.ops.dot_product_attention import attention
+from pyloss.runtime.device import on_device_of
 
 
 class Sequential(Module):
@@ -192,7 +194,7 @@ class RoPE(Module):
             raise ValueError(f"x has shape {shape}; it must be [B, T, H, {self.dims}]")
         tokens = shape[-3]
         first = whole(offset, "offset", 0)
-        cos, sin = self._angles(first + tokens)
+        cos, sin = (on_device_of(data(x), table) for table in self._angles(first + tokens))
         positions = np.tile(
             np.arange(first, first + tokens, dtype=np.int32), shape[0] if len(shape) == 4 else 1
         )

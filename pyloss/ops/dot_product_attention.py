@@ -15,7 +15,7 @@ import numpy as np
 
 from pyloss import _core, random
 from pyloss.arithmetic import batched_product, binary, reduced, row_map, row_map_grad, scaled, unary
-from pyloss.autograd.tape import Gradients, keep, nodes_of, record_on
+from pyloss.autograd.tape import Gradients, data, keep, nodes_of, record_on
 from pyloss.autograd.tensor import Tensor
 from pyloss.checks.numbers import real, shown, whole
 from pyloss.ops.arrays import empty, i32
@@ -549,13 +549,13 @@ def _by_kernel(
     """Packed [N, H, D] arrays without mask, bias, cap and dropout."""
     window = whole(window, "window", 0)
     ahead = 0 if causal else window - 1 if window else np.iinfo(np.int32).max
-    d = q.shape[-1]
+    d, place = q.shape[-1], data(q)
     y = kernel(
         *(np.reshape(x, (x.shape[0], -1)) for x in (q, k, v)),
-        ends,
+        on_device_of(place, ends),
         d,
         d**-0.5 if scale is None else scale,
-        k_ends,
+        on_device_of(place, k_ends),
         window,
         ahead,
     )
