@@ -18,6 +18,7 @@ from pyloss.autograd.tape import Tape
 from pyloss.autograd.tensor import Parameter
 from pyloss.autograd.trees import tree_map
 from pyloss.errors import listed
+from pyloss.nn.display import ArrayTable, Shown, summary, tree_html, tree_text
 from pyloss.runtime.device import DeviceArray, is_bfloat16
 from pyloss.weights.stack import WeightStack
 from pyloss.weights.weight import Weight
@@ -68,6 +69,13 @@ class Module:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError(f"{type(self).__name__} has no forward computation")
+
+    __repr__ = tree_text
+    _repr_html_ = tree_html
+
+    def summary(self) -> Shown:
+        """The tree that `repr` shows, and a table of the parameters by class: a text."""
+        return summary(self)
 
     def children(self) -> Iterator[tuple[str, Module]]:
         """The submodules of this module with their names, such as `("layers.0", ...)`."""
@@ -132,12 +140,12 @@ class Module:
                         yield path, leaf, _is_parameter(leaf) and name not in self._buffers
 
     def _arrays_by_name(self, parameters: bool) -> dict[str, Any]:
-        return {
-            _join(path, name): value
+        return ArrayTable(
+            (_join(path, name), value)
             for path, module in self.named_modules()
             for name, value, is_parameter in module._own_arrays()
             if is_parameter == parameters
-        }
+        )
 
     def parameters(self) -> dict[str, np.ndarray]:
         """All parameters by dotted name, without the stored matrices."""
@@ -148,8 +156,11 @@ class Module:
         return self._arrays_by_name(False)
 
     def trainable_parameters(self) -> dict[str, np.ndarray]:
-        """The parameters that are not frozen, by dotted name; a shared array appears once."""
-        return {path: get() for path, get in self._trained_places().places}
+        """The parameters that are not frozen, by dotted name; a shared array appears once.
+
+        The dict is shown as a table of names, shapes, types and counts.
+        """
+        return ArrayTable((path, get()) for path, get in self._trained_places().places)
 
     def trained_attributes(self) -> list[tuple[dict[str, Any], str]]:
         """Where trained arrays are: a module's attributes and the name of one."""
