@@ -1,5 +1,5 @@
 /* Products of many pairs of float32 matrices in one call. Small ones are computed whole, each by
- * one thread: A and B are read in place, but for columns of B that fill no tile. */
+ * one thread: A is read in place; so is B, if few rows of A meet it and it fills the tile. */
 #ifndef PYLOSS_BATCHED_TPL_H
 #define PYLOSS_BATCHED_TPL_H
 #include "../kernel.h"
@@ -28,7 +28,11 @@ typedef struct {
 
 /* ---- small products */
 
-enum { SMALL_A = 1 << 16 /* elements of A that stay in the second cache */ };
+enum {
+    SMALL_A = 1 << 16,   /* elements of A that stay in the second cache */
+    SMALL_COLUMNS = 96,  /* of a piece; a multiple of every NR */
+    PACKED_ROWS = 4 * MR /* for so many rows of A, packing B costs less than reading it in place */
+};
 
 /* A tile of C: all depths of some rows of A, in place, times one or two vectors of B. */
 typedef struct {
@@ -96,6 +100,7 @@ SMALL_TILES(8)
 SMALL_TILES(6)
 #endif
 SMALL_TILES(4)
+SMALL_TILES(3)
 SMALL_TILES(2)
 SMALL_TILES(1)
 /* From the most rows to the fewest. */
@@ -110,7 +115,7 @@ static const struct {
 #else
     SMALL_ENTRY(6),
 #endif
-    SMALL_ENTRY(4), SMALL_ENTRY(2), SMALL_ENTRY(1)};
+    SMALL_ENTRY(4),  SMALL_ENTRY(3), SMALL_ENTRY(2), SMALL_ENTRY(1)};
 #undef SMALL_TILE
 #undef SMALL_TILES
 #undef SMALL_ENTRY
@@ -124,13 +129,16 @@ static void pack_columns(const batch_job *job, const float *b, int64_t j, int64_
         return;
     }
     for (int64_t k = 0; k < job->k; k++)
-        for (int64_t l = 0; l < width; l++)
-            to[k * width + l] = l < cols ? b[k * job->n + j + l] : 0;
+        for (int64_t l = 0; l < width; l += LANES) {
+            const float *from = b + k * job->n + j + l;
+            vf_store(to + k * width + l,
+                     cols - l >= LANES ? vf_load(from) : vf_load_part(from, cols - l, 0));
+        }
 }
 
 /* Some columns of product i. */
 static void small_columns(const batch_job *job, int64_t i, int64_t first, int64_t last) {
-    float packed[KC * NR + PANEL_SPILL];
+    float packed[KC * NR + PANEL_SPILL] __attribute__((aligned(64)));
     const float *a = matrix_of(&job->a, i), *b = matrix_of(&job->b, i);
     const int transposed = job->a.transposed;
     small_tile t = {.k = job->k,
@@ -142,7 +150,7 @@ static void small_columns(const batch_job *job, int64_t i, int64_t first, int64_
         t.cols = at_most(last - j, NR);
         const int vectors = t.cols > LANES ? 2 : 1, width = vectors * LANES;
         /* Rows a page apart would meet in few lines of the first cache. */
-        if (job->b.transposed || t.cols < width || job->n % 1024 == 0) {
+        if (job->b.transposed || t.cols < width || job->n % 1024 == 0 || job->m >= PACKED_ROWS) {
             pack_columns(job, b, j, t.cols, width, packed);
             t.b = packed;
             t.ldb = width;
@@ -160,14 +168,16 @@ static void small_columns(const batch_job *job, int64_t i, int64_t first, int64_
     }
 }
 
-INLINE int64_t small_pieces(const batch_job *job) { return (job->n + NB - 1) / NB; }
+INLINE int64_t small_pieces(const batch_job *job) {
+    return (job->n + SMALL_COLUMNS - 1) / SMALL_COLUMNS;
+}
 
 static void small_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
     const batch_job *job = context;
     const int64_t pieces = small_pieces(job);
     for (int64_t i = begin; i < end; i++) {
-        const int64_t first = i % pieces * NB;
-        small_columns(job, i / pieces, first, at_most(first + NB, job->n));
+        const int64_t first = i % pieces * SMALL_COLUMNS;
+        small_columns(job, i / pieces, first, at_most(first + SMALL_COLUMNS, job->n));
     }
 }
 
@@ -220,7 +230,7 @@ static pl_status batched_product(const pl_call *call, operand a, operand b, doub
         job.count = 1;
     }
     if (job.count == 1 || job.k > KC || job.a.size > SMALL_A) return large_products(&job);
-    const int64_t each = job.m * at_most(job.n, NB) * job.k;
+    const int64_t each = job.m * at_most(job.n, SMALL_COLUMNS) * job.k;
     pl_parallel(job.count * small_pieces(&job), at_least(PIECE_PRODUCTS / at_least(each, 1), 1),
                 small_piece, &job);
     return PL_OK;
