@@ -8,22 +8,23 @@ from typing import Any
 
 import numpy as np
 
+from pyloss import _core
 from pyloss.checks.numbers import real, shown
+from pyloss.optim.clipping import grad_norm
 from pyloss.optim.optimizer import Optimizer
 from pyloss.optim.schedules import Schedule
+from pyloss.optim.state import empty_like
+from pyloss.runtime.device import on_device_of
 
 FLOAT32_EPS = float(np.finfo(np.float32).eps)
 
 
-def _rms(array: np.ndarray) -> float:
-    return float(np.linalg.norm(array)) / math.sqrt(max(array.size, 1))
+#: float32's smallest normal number
+SMALLEST = float(np.finfo(np.float32).tiny)
 
 
-def _mean_squares(grad: np.ndarray, axis: int) -> np.ndarray:
-    return np.asarray(
-        np.einsum("...ij,...ij->...i" if axis == -1 else "...ij,...ij->...j", grad, grad)
-        / grad.shape[axis]
-    )
+def _rms(array: Any) -> float:
+    return grad_norm({"": array}) / math.sqrt(max(array.size, 1))
 
 
 class Adafactor(Optimizer):
@@ -42,7 +43,7 @@ class Adafactor(Optimizer):
     makes rho the learning rate, `scale_parameter=False` leaves out the size of p: together they are
     the fixed rates that transformers' Adafactor has with the same settings.
 
-    It runs in NumPy; arrays on a device are copied to the host and back.
+    The core computes it, by four walks over a gradient.
     """
 
     def __init__(
@@ -94,33 +95,44 @@ class Adafactor(Optimizer):
     ) -> None:
         if not parameter.size:
             return
-        g = np.asarray(grad) * np.float32(scale)
-        p = np.asarray(parameter)
-        eps1, eps2 = self.eps
-        floor = FLOAT32_EPS if eps1 is None else eps1
-        share = np.float32(self.step**self.beta2_decay)
+        floor = max(FLOAT32_EPS if self.eps[0] is None else self.eps[0], SMALLEST)
         rho = min(rate, self.step**-0.5) if self.relative_step else rate
-        alpha = max(eps2, _rms(p)) * rho if self.scale_parameter else rho
-        if len(kept) == 2:
-            row, col = (
-                self._moved(slot, _mean_squares(g, axis).reshape(-1), share)
-                for slot, axis in zip(kept, (-1, -2), strict=True)
-            )
-            row = row.reshape(*p.shape[:-1], 1)
-            col = col.reshape(*p.shape[:-2], 1, p.shape[-1])
-            mean = np.maximum(row.mean(axis=-2, keepdims=True), np.float32(floor))
-            u = row / mean * col
-        else:
-            u = self._moved(kept[0], (g * g).reshape(-1), share).reshape(p.shape).copy()
-        np.maximum(u, np.float32(floor * floor), out=u)
-        np.sqrt(u, out=u)
-        np.divide(g, u, out=u)
-        u *= np.float32(alpha / max(1.0, _rms(u) / self.d))
-        parameter[...] = p * np.float32(1 - rate * self.weight_decay) - u
+        alpha = max(self.eps[1], _rms(parameter)) * rho if self.scale_parameter else rho
+        # A vector is a matrix of one row.
+        rows, columns = parameter.shape[-2:] if parameter.ndim > 1 else (1, parameter.size)
+        g = grad.reshape(-1, rows, columns)
+        u = empty_like(g)
+        for index in range(len(g)):
+            row, col = self._moved(g[index], kept, index, scale)
+            row = row / max(float(row.mean()), floor) if parameter.ndim > 1 else row
+            factors = (on_device_of(g, np.float32(factor)) for factor in (row, col))
+            _core.adafactor_update(g[index], *factors, scale, max(floor**2, SMALLEST), u[index])
+        step = alpha / max(1.0, _rms(u) / self.d)
+        # SGD's update: p -= rate weight_decay p + step u.
+        _core.sgd(u, 1.0, 0.0, 0.0, rate * self.weight_decay, 0, step, parameter, None)
 
-    def _moved(self, slot: Any, towards: np.ndarray, share: np.float32) -> np.ndarray:
-        """Moves a kept mean by the share towards new values; returns it on the host."""
-        mean = np.asarray(slot)
-        mean = mean + share * (towards - mean)
-        slot[...] = mean
+    def _moved(
+        self, g: Any, kept: list[Any], index: int, scale: float
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Moves the kept means of matrix `index` towards those of g^2; returns those of rows and
+        columns, or 1 and the vector's own."""
+        rows, columns = g.shape
+        by_column = on_device_of(g, np.empty(columns, np.float32))
+        _core.column_dot(g, g, None, by_column)
+        if len(kept) == 1:
+            return np.ones(1), self._towards(kept[0], 0, np.asarray(by_column) * scale**2)
+        by_row = on_device_of(g, np.empty(rows))
+        _core.row_squares(g, by_row)
+        row, col = kept
+        return (
+            self._towards(row, index * rows, np.asarray(by_row) * (scale**2 / columns)),
+            self._towards(col, index * columns, np.asarray(by_column) * (scale**2 / rows)),
+        )
+
+    def _towards(self, kept: Any, begin: int, values: np.ndarray) -> np.ndarray:
+        """Moves a part of a kept mean towards new values; returns it on the host."""
+        part = kept[begin : begin + values.size]
+        mean = np.asarray(part)
+        mean = mean + self.step**self.beta2_decay * (values - mean)
+        part[...] = mean.astype(np.float32)
         return mean

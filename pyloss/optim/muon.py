@@ -6,23 +6,14 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from pyloss import _core
 from pyloss.checks.numbers import real, shown, whole
 from pyloss.optim.clipping import grad_norm
 from pyloss.optim.optimizer import Optimizer
 from pyloss.optim.schedules import Schedule
-from pyloss.runtime.device import DeviceArray, empty
+from pyloss.optim.state import empty_like
 
 ADJUSTMENTS = ("original", "match_rms_adamw")
-
-
-def _empty_like(array: Any, rows: int, columns: int) -> Any:
-    shape = (rows, columns)
-    if isinstance(array, DeviceArray):
-        return empty(shape, np.float32, array)
-    return _core.empty(shape)
 
 
 def orthogonalized(
@@ -40,8 +31,8 @@ def orthogonalized(
     rows, columns = matrix.shape
     wide = rows <= columns
     side = min(rows, columns)
-    x, y = _empty_like(matrix, rows, columns), _empty_like(matrix, rows, columns)
-    gram, factor = _empty_like(matrix, side, side), _empty_like(matrix, side, side)
+    x, y = empty_like(matrix), empty_like(matrix)
+    gram, factor = (empty_like(matrix, (side, side)) for _ in range(2))
     _core.scale(1 / max(grad_norm({"": matrix}), eps), matrix, x)
     for _ in range(steps):
         if wide:
@@ -136,7 +127,7 @@ class Muon(Optimizer):
             mean = mean.reshape(parameter.shape)
             update = mean
             if self.nesterov:
-                update = _empty_like(parameter, *parameter.shape)
+                update = empty_like(parameter)
                 _core.scale(self.momentum, mean, update)
                 _core.axpy(rest * scale, grad, update)
             update = orthogonalized(update, self.ns_coefficients, self.ns_steps, self.eps)

@@ -12,6 +12,7 @@ from pyloss.checks.numbers import real
 from pyloss.optim.optimizer import Optimizer
 from pyloss.optim.rows import RowGradient
 from pyloss.optim.schedules import Schedule
+from pyloss.optim.state import empty_like
 from pyloss.runtime.device import DeviceArray, on_device_of, to_device
 
 
@@ -75,14 +76,9 @@ class SparseSignSGD(Optimizer):
                 if isinstance(table, DeviceArray)
                 else np.asarray(grad.values)
             )
-            before = on_device_of(table, np.empty(values.shape, np.float32))
-            _core.embedding_forward(rows, table, before)
-            after = before.copy()
-            unused = on_device_of(table, np.zeros(values.shape, np.float32))
+            taken, unused = empty_like(values), empty_like(values)
+            _core.gather_rows(table, rows, taken)
+            _core.scale(0.0, taken, unused)
             # Lion without momentum.
-            _core.lion(values, rate, 0.0, 0.0, self.weight_decay, scale, after, unused)
-            if isinstance(table, DeviceArray):
-                _core.axpy(-1.0, before, after)
-                _core.embedding_grad(after, rows, table)
-            else:
-                table[grad.rows] = after
+            _core.lion(values, rate, 0.0, 0.0, self.weight_decay, scale, taken, unused)
+            _core.put_rows(taken, rows, table)

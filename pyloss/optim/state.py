@@ -7,9 +7,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from pyloss import _core
 from pyloss.checks.arrays import as_array
 from pyloss.checks.numbers import real, shown, whole
-from pyloss.runtime.device import DeviceArray, is_bfloat16
+from pyloss.runtime.device import DeviceArray, empty, is_bfloat16
 
 Arrays = dict[str, np.ndarray]
 
@@ -19,6 +20,14 @@ class Owner(Protocol):
 
     step: int
     learning_rate: Any
+
+
+def empty_like(array: Any, shape: tuple[int, ...] | None = None) -> Any:
+    """An uninitialized float32 array where `array` is, of its shape or another one."""
+    wanted = tuple(array.shape) if shape is None else shape
+    return (
+        empty(wanted, np.float32, array) if isinstance(array, DeviceArray) else _core.empty(wanted)
+    )
 
 
 def in_betas(betas: Sequence[float]) -> tuple[float, float]:

@@ -116,6 +116,14 @@ def test_lion(memory, rng, n):
     close(km, m)
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (3, 5), (7, 8), (5, 33), (17, 127), (1, 8193), (0, 4)])
+def test_adafactor_update(memory, rng, shape):
+    grad, row, col = normal(rng, shape), normal(rng, shape[0]) ** 2, normal(rng, shape[1]) ** 2
+    u = memory.put(np.zeros(shape))
+    _core.adafactor_update(memory.put(grad), memory.put(row), memory.put(col), 0.5, 0.25, u)
+    close(u, 0.5 * grad / np.sqrt(np.maximum(0.25, np.outer(row, col))))
+
+
 def test_nan_stays_in_its_element(memory):
     grad = np.ones(37, np.float32)
     grad[[0, 20, 36]] = np.nan

@@ -31,6 +31,7 @@ LAYERS = {
     "embedding_forward": lambda: (POSITIONS, a(N, D), ...),
     "gather_rows": lambda: (a(N, D), POSITIONS, ...),
     "adamw": lambda: (a(N * D), *[0.5] * 8, a(N * D), a(N * D), a(N * D)),
+    "adafactor_update": lambda: (a(N, D), a(N), a(D), 0.5, 0.5, ...),
     "adam_atan2": lambda: (a(N * D), *[0.5] * 6, a(N * D), a(N * D), a(N * D)),
 }
 RANK = 8

@@ -186,4 +186,34 @@ pl_status KERNEL(lion)(const pl_call *c) {
     return PL_OK;
 }
 
+typedef struct {
+    float row, grad_scale, least;
+} adafactor_constants;
+
+INLINE void adafactor_lanes(vf *v, int64_t index UNUSED, const void *constants) {
+    const adafactor_constants *k = constants;
+    /* In this order a NaN stays NaN. */
+    vf square = vf_max(vf_set1(k->least), k->row * v[1]);
+    v[0] = v[0] * k->grad_scale / vf_sqrt(square);
+}
+
+/* u[n,d] = g[n,d] / sqrt(max(least, row[n] col[d])) */
+static void adafactor_update_piece(const void *context, int64_t begin, int64_t end,
+                                   int worker UNUSED) {
+    const pl_call *c = context;
+    const adafactor_update_args args = adafactor_update_args_of(c);
+    const float *row = args.row, *col = args.col;
+    int64_t d = PL_DIM(c, 'D');
+    adafactor_constants k = {.grad_scale = (float)args.grad_scale, .least = (float)args.least};
+    for (int64_t n = begin; n < end; n++) {
+        k.row = row[n];
+        map(adafactor_lanes, 2, (const float *[]){args.grad + n * d, col}, 1,
+            (float *[]){args.u + n * d}, 0, d, &k);
+    }
+}
+pl_status KERNEL(adafactor_update)(const pl_call *c) {
+    in_pieces(PL_DIM(c, 'N'), PL_DIM(c, 'D'), adafactor_update_piece, c);
+    return PL_OK;
+}
+
 #endif

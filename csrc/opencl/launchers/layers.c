@@ -127,6 +127,17 @@ int pl_cl_launch_scale_columns(const pl_cl_operation *o) {
     return run(&l, "scale_columns", dim(o, 'N'));
 }
 
+int pl_cl_launch_adafactor_update(const pl_cl_operation *o) {
+    const adafactor_update_args args = adafactor_update_args_of(o->call);
+    const adafactor_update_places at = adafactor_update_places_of(o);
+    pl_cl_launch l = begin(o);
+    pl_cl_add_places(&l, 4, at.grad, at.row, at.col, at.u);
+    add_sizes(&l, "D");
+    pl_cl_add_f32(&l, args.grad_scale);
+    pl_cl_add_f32(&l, args.least);
+    return run(&l, "adafactor_update", dim(o, 'N'));
+}
+
 int pl_cl_launch_transpose(const pl_cl_operation *o) {
     const transpose_places at = transpose_places_of(o);
     pl_cl_launch l = begin(o);

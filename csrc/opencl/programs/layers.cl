@@ -92,6 +92,17 @@ KERNEL scale_columns(IN(x), IN(factor), OUT(y), long d) {
     EACH(i, d) PUT(y, row, GET(factor, 0) * GET(x, row));
 }
 
+/* Adafactor's step before its size is bounded. */
+KERNEL adafactor_update(IN(grad), IN(squares_of_row), IN(col), OUT(u), long d, float grad_scale,
+                        float least) {
+    MY_ROW;
+    const float of_row = *ROW(squares_of_row, row);
+    EACH(i, d) {
+        const V square = v_max(v_set(least), of_row * GET(col, 0));
+        PUT(u, row, GET(grad, row) * grad_scale / sqrt(square));
+    }
+}
+
 KERNEL transpose(IN(x), OUT(y), long d, long n) {
     MY_ROW;
     for (long j = LANE; j < d; j += GROUP) *ROW(y, j * n + row) = *ROW(x, row * d + j);
