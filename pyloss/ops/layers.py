@@ -397,8 +397,9 @@ def _gated(gate: Array, up: Array, in_place: bool, forward: Callable, grad: Call
 @wide.in_float64(wide.add, 2)
 def add(a: Array, b: Array) -> Array:
     """a + b of equal shapes."""
-    if np.shape(a) != np.shape(b):
-        raise ValueError(f"a and b must have one shape, got {np.shape(a)} and {np.shape(b)}")
+    shapes = [x.shape if hasattr(x, "shape") else np.shape(x) for x in (a, b)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"a and b must have one shape, got {shapes[0]} and {shapes[1]}")
 
     def total() -> np.ndarray:
         ad, bd = f32(a), f32(b)
@@ -414,7 +415,7 @@ def add(a: Array, b: Array) -> Array:
         grads.put(0, dy, own=False)
         grads.put(1, dy, own=False)
 
-    return record_on(nodes, lazy_output(np.shape(a), total), vjp)
+    return record_on(nodes, lazy_output(shapes[0], total), vjp)
 
 
 @wide.in_float64(wide.scale, 1)

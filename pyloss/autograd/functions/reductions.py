@@ -183,8 +183,40 @@ def norm(x: Any, ord: Any = None, axis: Axis = None, keepdims: bool = False) -> 
 
 constant(
     np.argmax, np.argmin, np.argsort, np.nonzero, np.argwhere, np.flatnonzero, np.count_nonzero,
-    np.any, np.all, np.searchsorted, np.shape, np.ndim, np.size, np.zeros_like, np.ones_like,
-    np.empty_like, np.full_like, np.isclose, np.allclose, np.array_equal, np.array_equiv,
+    np.any, np.all, np.searchsorted,
+    np.isclose, np.allclose, np.array_equal, np.array_equiv,
     np.array_repr, np.array_str, np.array2string, np.iscomplexobj, np.isrealobj, np.result_type,
     np.can_cast, np.may_share_memory, np.shares_memory, np.argpartition,
 )  # fmt: skip
+
+
+# Of the shape and type alone: data may lie on a device, or not be computed yet.
+
+
+@implements(np.shape)
+def shape(a: Any) -> tuple[int, ...]:
+    return operand(a).shape
+
+
+@implements(np.ndim)
+def ndim(a: Any) -> int:
+    return len(operand(a).shape)
+
+
+@implements(np.size)
+def size(a: Any, axis: int | None = None) -> int:
+    found = operand(a).shape
+    return math.prod(found) if axis is None else found[axis]
+
+
+def _filled(function: Any) -> Any:
+    def computed(a: Any, *args: Any, **kwargs: Any) -> np.ndarray:
+        x = operand(a)
+        like = np.broadcast_to(np.empty((), x.dtype), x.shape)
+        return function(like, *map(value_of, args), **{"subok": False, **kwargs})
+
+    return computed
+
+
+for _like in (np.zeros_like, np.ones_like, np.empty_like, np.full_like):
+    implements(_like)(_filled(_like))

@@ -142,7 +142,7 @@ class DoRASwitchLinear(Magnitude, SwitchAdapter):
 
     def _norms_there(self, experts: Iterable[int], a: Any, b: Any) -> Any:
         """`_norms_of` on a device; experts without rows get m, which makes a factor of 1."""
-        weight, squares, found = self.linear.weight, self.squares(), self.m.copy()
+        weight, squares, found = self.linear.weight, self.squares(), data(self.m).copy()
         for e in experts:
             one = weight.matrices[e] if isinstance(weight, WeightStack) else weight[e]
             found[e][...] = self._adapted_norms(
