@@ -13,7 +13,16 @@ import numpy as np
 
 from pyloss import _core
 from pyloss.autograd.scope import current_tape
-from pyloss.autograd.tape import Gradients, Node, Nodes, Tape, data, nodes_of, record_on
+from pyloss.autograd.tape import (
+    Gradients,
+    Node,
+    Nodes,
+    Tape,
+    data,
+    nodes_of,
+    record_on,
+    record_several,
+)
 from pyloss.autograd.tensor import Tensor
 from pyloss.runtime.program import NotReplayable, Step, Writer, finished, slots_of
 
@@ -162,12 +171,12 @@ def _run(program: _Program, nodes: Nodes, x: Any, arrays: Sequence[np.ndarray]) 
     if not program.keeps_y:
         slots[program.y] = None
 
-    def vjp(dy: np.ndarray, grads: Gradients) -> None:
-        slots[program.dy] = dy
+    def vjp(dys: list[Any], grads: Gradients) -> None:
+        slots[program.dy] = dys.pop()  # the program drops it after its last use
         _core.run(program.backward, slots)
         if program.dx is not None:
             grads.put(0, slots[program.dx], program.owned)
         grads.put_all(1, [None if i is None else slots[i] for i in program.gradients])
         slots.clear()
 
-    return record_on(nodes, y, vjp)
+    return record_several(nodes, [y], vjp, (False,))[0]
