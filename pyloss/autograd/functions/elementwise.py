@@ -7,7 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from pyloss.arithmetic import BINARY, GRADIENT_READS, binary, unary, unary_grad
+from pyloss.arithmetic import (
+    BINARY,
+    GRADIENT_READS,
+    binary,
+    scaled,
+    unary,
+    unary_grad,
+    where as core_where,
+)
 from pyloss.autograd.functions.apply import apply, constant, implements, operand, value_of
 from pyloss.autograd.tensor import FUNCTIONS, Tensor
 
@@ -22,6 +30,12 @@ def times(a: Any, b: Any) -> Any:
     """a * b, in the core where it can."""
     found = binary("multiply", a, b)
     return a * b if found is None else found
+
+
+def negated(a: Any) -> Any:
+    """-a, in the core where it can."""
+    found = scaled(a, -1.0)
+    return -a if found is None else found
 
 
 def _unary(ufunc: np.ufunc, slope: Callable[[Any, Any], Any], reads: str) -> None:
@@ -126,8 +140,15 @@ for _ufunc, _slope, _reads in [
     _unary(_ufunc, _slope, _reads)
 
 
-def _share(mine: Any, other: Any, y: Any) -> Any:
-    """The share of a maximum's or minimum's gradient; equal values have half each."""
+def _share(mine: Any, other: Any, y: Any, largest: bool | None = None) -> Any:
+    """The share of a maximum's or minimum's gradient; equal values have half each.
+
+    `largest` lets the core compute it, for functions that give NaN for NaN.
+    """
+    if largest is not None:
+        found = binary("above", *((mine, other) if largest else (other, mine)))
+        if found is not None:
+            return found
     return np.where(mine == y, np.where(other == y, 0.5, 1.0), 0.0).astype(np.float32)
 
 
@@ -144,9 +165,13 @@ def _power_by_exponent(dy: Any, a: Any, b: Any, y: Any) -> Any:
 
 for _two, _slopes, _by in [
     (np.add, (lambda dy, a, b, y: dy, lambda dy, a, b, y: dy), ""),
-    (np.subtract, (lambda dy, a, b, y: dy, lambda dy, a, b, y: -dy), ""),
+    (np.subtract, (lambda dy, a, b, y: dy, lambda dy, a, b, y: negated(dy)), ""),
     (np.multiply, (lambda dy, a, b, y: times(dy, b), lambda dy, a, b, y: times(dy, a)), ("1", "0")),
-    (np.divide, (lambda dy, a, b, y: dy / b, lambda dy, a, b, y: -dy * y / b), ("1", "1y")),
+    (
+        np.divide,
+        (lambda dy, a, b, y: dy / b, lambda dy, a, b, y: negated(times(dy, y) / b)),
+        ("1", "1y"),
+    ),
     (np.power, (_power_by_base, _power_by_exponent), "01y"),
     (np.float_power, (_power_by_base, _power_by_exponent), "01y"),
     (
@@ -186,12 +211,17 @@ for _two, _slopes, _by in [
         (
             extreme,
             (
-                lambda dy, a, b, y: dy * _share(a, b, y),
-                lambda dy, a, b, y: dy * _share(b, a, y),
+                lambda dy, a, b, y, largest=largest: times(dy, _share(a, b, y, largest)),
+                lambda dy, a, b, y, largest=largest: times(dy, _share(b, a, y, largest)),
             ),
             "01y",
         )
-        for extreme in (np.maximum, np.minimum, np.fmax, np.fmin)
+        for extreme, largest in (
+            (np.maximum, True),
+            (np.minimum, False),
+            (np.fmax, None),
+            (np.fmin, None),
+        )
     ),
 ]:
     _binary(_two, _slopes, _by)
@@ -212,10 +242,16 @@ def where(condition: Any, x: Any = None, y: Any = None) -> Any:
     mask = np.asarray(value_of(operand(condition))).astype(bool)
     a, b = operand(x), operand(y)
     return apply(
-        lambda ad, bd: np.where(mask, ad, bd),
+        lambda ad, bd: chosen(mask, ad, bd),
         (a, b),
-        lambda i, dy, out, *unread: np.where(mask, dy, 0) if i == 0 else np.where(mask, 0, dy),
+        lambda i, dy, out, *unread: chosen(mask, dy, 0) if i == 0 else chosen(mask, 0, dy),
     )
+
+
+def chosen(mask: Any, a: Any, b: Any) -> Any:
+    """np.where, in the core where it can."""
+    found = core_where(mask, a, b)
+    return np.where(mask, a, b) if found is None else found
 
 
 @implements(np.clip)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pyloss.arithmetic import expanded, reduced
+from pyloss.arithmetic import cumsum as core_cumsum, expanded, extreme_grad, reduced
 from pyloss.autograd.functions.apply import apply, constant, implements, operand, value_of
 
 Axis = int | tuple[int, ...] | None
@@ -94,6 +94,9 @@ def _extreme(function: Any) -> Any:
             return function(xd, axis=axes, keepdims=keepdims) if found is None else found
 
         def gradient(i: int, dy: Any, y: Any, xd: Any) -> Any:
+            found = extreme_grad(dy, xd, y, axes)
+            if found is not None:
+                return found
             chosen = xd == y.reshape(kept)
             share = dy.reshape(kept) / np.maximum(chosen.sum(axis=axes, keepdims=True), 1)
             return np.where(chosen, share, 0)
@@ -134,10 +137,17 @@ def cumsum(a: Any, axis: int | None = None) -> Any:
     if axis is None:
         x, axis = np.ravel(x), 0
 
-    def gradient(i: int, dy: Any, y: Any, xd: Any) -> Any:
-        return np.flip(np.cumsum(np.flip(dy, axis), axis), axis)
+    last = axis in (-1, x.ndim - 1)
 
-    return apply(lambda xd: np.cumsum(xd, axis), (x,), gradient)
+    def value(xd: Any) -> Any:
+        found = core_cumsum(xd) if last else None
+        return np.cumsum(xd, axis) if found is None else found
+
+    def gradient(i: int, dy: Any, y: Any, xd: Any) -> Any:
+        found = core_cumsum(dy, reverse=True) if last else None
+        return np.flip(np.cumsum(np.flip(dy, axis), axis), axis) if found is None else found
+
+    return apply(value, (x,), gradient)
 
 
 @implements(np.diff)
