@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pyloss.autograd.scope import local, no_grad
+from pyloss.autograd.tensor_text import tensor_html, tensor_text
 from pyloss.autograd.trees import tree_map
 
 if TYPE_CHECKING:
@@ -194,7 +195,10 @@ class Tensor:
         return stripped(value) in np.asarray(self.data)
 
     def __repr__(self) -> str:
-        return f"Tensor({self.data!r})"
+        return tensor_text(self)
+
+    def _repr_html_(self) -> str:
+        return tensor_html(self)
 
     def __format__(self, spec: str) -> str:
         return format(self.data.item(), spec) if spec and self.size == 1 else str(self)

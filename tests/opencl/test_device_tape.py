@@ -68,3 +68,24 @@ def test_a_model_of_blocks_trains_on_a_device(device):
     for name, gradient in found.items():
         assert isinstance(gradient, DeviceArray)
         np.testing.assert_allclose(gradient.numpy(), slopes[name], rtol=1e-2, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (100,), (2, 50), (1, 9, 1), (20, 3, 40), (0, 2)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_tensor_on_a_device_is_shown_as_on_the_host(device, rng, shape, dtype):
+    import ml_dtypes
+
+    from pyloss.autograd.tensor import Tensor
+
+    x = np.asarray(rng.standard_normal(shape)).astype(
+        ml_dtypes.bfloat16 if dtype == "bfloat16" else np.float32
+    )
+    shown = repr(Tensor(pyloss.to_device(x)))
+    assert shown == repr(Tensor(x)).replace("host", device)
+
+
+def test_a_module_on_a_device_is_shown_as_on_the_host(device):
+    model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4))
+    expected = repr(model), str(model.summary()), repr(model.trainable_parameters())
+    pyloss.to_device(model)
+    assert (repr(model), str(model.summary()), repr(model.trainable_parameters())) == expected
