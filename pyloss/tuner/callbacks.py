@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from importlib.util import find_spec
 from typing import Any, TextIO
 
 from pyloss.io.console import Console
@@ -30,25 +32,29 @@ class TrainingCallback:
 
 
 class ProgressReporter(TrainingCallback):
-    """Shows a progress bar on a terminal; prints plain lines elsewhere or without tqdm."""
+    """Shows a progress bar on a terminal and in a notebook that has ipywidgets.
+
+    Prints plain lines elsewhere or without tqdm.
+    """
 
     def __init__(self, total: int, done: int = 0, stream: TextIO | None = None) -> None:
         self.total = total
         self.stream: Any = Console(stream=stream)
         self.bar: Any = None
-        if self.stream.isatty():
-            try:
+        # A notebook's bar is a widget: it goes into the page, not into a stream.
+        options = {"file": self.stream} if self.stream.isatty() else {}
+        try:
+            if options:
                 from tqdm import tqdm
-            except ImportError:
+            elif stream is None and _in_notebook():
+                from tqdm.auto import tqdm
+            else:
                 return
-            self.bar = tqdm(
-                total=total,
-                initial=done,
-                file=self.stream,
-                unit="it",
-                dynamic_ncols=True,
-                leave=False,
-            )
+        except ImportError:
+            return
+        self.bar = tqdm(
+            total=total, initial=done, unit="it", dynamic_ncols=True, leave=False, **options
+        )
 
     def line(self, text: str) -> None:
         """Print one line, above the bar if there is one."""
@@ -88,6 +94,18 @@ class ProgressReporter(TrainingCallback):
         if self.bar is not None:
             self.bar.close()
             self.bar = None
+
+
+def _in_notebook() -> bool:
+    """Whether tqdm shows its bars as a notebook's widgets."""
+    if "ipykernel.zmqshell" not in sys.modules or find_spec("ipywidgets") is None:
+        return False
+    try:
+        from tqdm.auto import tqdm
+        from tqdm.notebook import tqdm_notebook
+    except ImportError:
+        return False
+    return issubclass(tqdm, tqdm_notebook)
 
 
 class _ServiceCallback(TrainingCallback):

@@ -15,6 +15,7 @@ from pyloss.errors import said
 from pyloss.io.files import user_path
 from pyloss.models.text.chat_forms import as_text, tools_of
 from pyloss.models.text.special import encode_text, end_id, is_ended
+from pyloss.tuner.data.dataset_text import ShownDataset
 from pyloss.tuner.data.records import Record, Records, check_messages, check_tools, field, keys_of
 from pyloss.tuner.data.targets import TRAIN_ON, Sample, as_sample, chat_sample
 
@@ -44,7 +45,7 @@ def resolve_train_on(train_on: str | None, mask_prompt: bool) -> str:
     return train_on
 
 
-class _Dataset:
+class _Dataset(ShownDataset):
     """Records with a tokenizer. `dataset[i]` is the record as given.
 
     Attributes:
@@ -67,6 +68,9 @@ class _Dataset:
     def __getitem__(self, idx: int) -> Record:
         record: Record = self._data[idx]
         return record
+
+    def _facts(self) -> list[str]:
+        return [f"train_on={self.train_on!r}"]
 
     def sample(self, idx: int) -> Sample:
         """The tokens of record `idx`, and each token's weight as a target.
@@ -229,7 +233,7 @@ class CompletionsDataset(_Dataset):
         return Sample([*sample.tokens, end], np.append(sample.weights, np.float32(1)))
 
 
-class ConcatenatedDataset:
+class ConcatenatedDataset(ShownDataset):
     """Several datasets, concatenated.
 
     `dataset[i]` is a copy of the record with the key `"_dataset"`, the index of its dataset. The
@@ -251,6 +255,9 @@ class ConcatenatedDataset:
 
     def __len__(self) -> int:
         return sum(map(len, self._data))
+
+    def _facts(self) -> list[str]:
+        return [f"{len(part):,} of {type(part).__name__}" for part in self._data]
 
     def __getitem__(self, idx: int) -> Record:
         number, index = self._find(idx)
@@ -275,7 +282,7 @@ class ConcatenatedDataset:
         return _shared(_prompt_of(part) for part in self._data if len(part))
 
 
-class CacheDataset:
+class CacheDataset(ShownDataset):
     """Tokenizes each record of a dataset on first use and keeps the result (8 bytes per token).
 
     `cache[i]` is `(tokens, offset)`, `cache.sample(i)` is the `Sample`, and `cache.itemlen(i)` is
@@ -295,6 +302,13 @@ class CacheDataset:
 
     def __len__(self) -> int:
         return len(self._kept)
+
+    def _facts(self) -> list[str]:
+        done = sum(kept is not None for kept in self._kept)
+        return [f"{done:,} tokenized", f"of {type(self._data).__name__}"]
+
+    def _shown_record(self, idx: int) -> Any:
+        return self._data[idx]  # `self[idx]` would tokenize it
 
     def _arrays(self, idx: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
         kept = self._kept[idx]

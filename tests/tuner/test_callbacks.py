@@ -6,6 +6,7 @@ import types
 
 import pytest
 
+from pyloss.tuner import callbacks
 from pyloss.tuner.callbacks import ProgressReporter, TrainingCallback, get_reporting_callbacks
 
 TRAIN = {
@@ -64,6 +65,35 @@ def test_without_tqdm_a_terminal_gets_lines(monkeypatch):
     stream = Terminal()
     ProgressReporter(4, stream=stream).line("hello")
     assert stream.getvalue() == "hello\n"
+
+
+def test_a_notebook_with_widgets_gets_their_bar(monkeypatch):
+    class Bar(list):
+        def __init__(self, **options):
+            self.options = options
+
+        def write(self, text, file):
+            self.append(text)
+
+        def close(self):
+            self.append("closed")
+
+    monkeypatch.setattr(callbacks, "_in_notebook", lambda: True)
+    monkeypatch.setitem(sys.modules, "tqdm.auto", types.SimpleNamespace(tqdm=Bar))
+    assert ProgressReporter(4, stream=io.StringIO()).bar is None
+    reporter = ProgressReporter(4, done=1)
+    bar = reporter.bar
+    assert "file" not in bar.options and (bar.options["total"], bar.options["initial"]) == (4, 1)
+    reporter.line("hello")
+    reporter.close()
+    assert bar == ["hello", "closed"]
+
+
+def test_outside_of_notebooks_there_is_no_widget(monkeypatch):
+    assert not callbacks._in_notebook()
+    monkeypatch.setitem(sys.modules, "ipykernel.zmqshell", types.ModuleType("zmqshell"))
+    monkeypatch.setattr(callbacks, "find_spec", lambda name: None)  # no ipywidgets
+    assert not callbacks._in_notebook() and ProgressReporter(4).bar is None
 
 
 def test_callbacks_do_nothing_unless_overridden():

@@ -21,7 +21,7 @@ except ImportError as error:
     raise ImportError(
         'this adapter needs the package lm-eval: pip install "pyloss[lm-eval]"'
     ) from error
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from pyloss.evaluation.likelihood import score_targets
 from pyloss.generation import BatchGenerator, SamplingParams

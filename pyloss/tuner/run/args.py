@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pyloss.checks.numbers import real, whole
+from pyloss.nn.display import html_table
 from pyloss.runtime.precision import check_precision
 
 
@@ -100,6 +101,9 @@ class TrainingResult:
         best_loss: lowest validation loss; None without validation.
         best_iteration: iteration of `best_loss`; None without validation.
         stopped_early: whether `patience` stopped the run.
+        history: the reports as columns: `iteration`, `train_loss`, `learning_rate` and the others
+            of `TrainingCallback.on_train_loss_report`, and of the validations `val_iteration`,
+            `val_loss` and `val_time`. A resumed run has those since it was resumed.
     """
 
     iterations: int
@@ -108,3 +112,41 @@ class TrainingResult:
     best_loss: float | None
     best_iteration: int | None
     stopped_early: bool
+    history: dict[str, list[Any]] = field(default_factory=dict, repr=False, compare=False)
+
+    def plot(self, ax: Any = None) -> Any:
+        """Draws training and validation loss over the iterations; returns matplotlib's axes.
+
+        `ax`: the axes to draw in; None: new ones. ImportError if matplotlib is not installed.
+        """
+        if ax is None:
+            try:
+                from matplotlib import pyplot
+            except ImportError as error:
+                raise ImportError("plot() needs matplotlib: pip install matplotlib") from error
+            _, ax = pyplot.subplots()
+        for name, at, label in (
+            ("train_loss", "iteration", "training"),
+            ("val_loss", "val_iteration", "validation"),
+        ):
+            if self.history.get(name):
+                ax.plot(self.history[at], self.history[name], marker=".", label=label)
+        ax.set_xlabel("iteration")
+        ax.set_ylabel("loss")
+        if ax.get_legend_handles_labels()[0]:
+            ax.legend()
+        return ax
+
+    def _repr_html_(self) -> str:
+        rows = [
+            ["iterations", f"{self.iterations:,}{' (stopped early)' * self.stopped_early}"],
+            ["updates", f"{self.updates:,}"],
+            ["trained tokens", f"{self.trained_tokens:,}"],
+        ]
+        losses = self.history.get("train_loss")
+        if losses:
+            rows.append(["train loss, first and last report", f"{losses[0]:.4f}, {losses[-1]:.4f}"])
+        if self.best_loss is not None:
+            best = f"{self.best_loss:.4f} at iteration {self.best_iteration:,}"
+            rows.append(["lowest validation loss", best])
+        return html_table(["", ""], rows)

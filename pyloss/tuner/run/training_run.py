@@ -112,6 +112,7 @@ class TrainingRun:
         self.saved_at: Path | None = None
         self.reporters: list[TrainingCallback] = []
         self.display: ProgressReporter | None = None
+        self.history: dict[str, list[Any]] = {}
 
     # ---- the run
 
@@ -145,7 +146,13 @@ class TrainingRun:
         p = self.progress
         best = None if p.best_loss is None else p.best_iteration
         return TrainingResult(
-            p.iteration, self.optimizer.step, p.trained_tokens, p.best_loss, best, stopped
+            p.iteration,
+            self.optimizer.step,
+            p.trained_tokens,
+            p.best_loss,
+            best,
+            stopped,
+            self.history,
         )
 
     def start(self, held: ExitStack) -> list[str]:
@@ -451,8 +458,14 @@ class TrainingRun:
         with uninterrupted():
             p.loss_sum, p.loss_weight, p.reported_at = 0.0, 0.0, p.iteration
             self.train_time, self.timed_steps, self.timed_tokens = 0.0, 0, 0
+        self.keep(info)
         for reporter in self.reporters:
             reporter.on_train_loss_report(dict(info))
+
+    def keep(self, info: Mapping[str, Any]) -> None:
+        """Append a report to the columns of the history."""
+        for name, value in info.items():
+            self.history.setdefault(name, []).append(value)
 
     def validate(self) -> None:
         p = self.progress
@@ -483,6 +496,7 @@ class TrainingRun:
             "val_loss": value,
             "val_time": time.perf_counter() - begun,
         }
+        self.keep({"val_iteration": p.iteration} | {k: info[k] for k in ("val_loss", "val_time")})
         for reporter in self.reporters:
             reporter.on_val_loss_report(dict(info))
 
