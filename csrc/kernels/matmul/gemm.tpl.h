@@ -163,20 +163,25 @@ INLINE int64_t strip_of(const block *s, int64_t piece) {
     return s->first_strip + (piece - s->first_piece) / s->row_pieces;
 }
 
-/* The part of B to prefetch after depth `k` of a piece: the next chunk, if the piece packs its
- * strip, or the first chunk of the next piece's strip. */
+/* The part of B to prefetch while a piece multiplies its depth up to `k`. A piece that packs its
+ * strip: the next chunk. Then each of the strip's pieces: a share of the next strip. */
 static b_prefetch next_chunk(const batch *all, const block *s, int64_t piece, int64_t k, int packs,
                              int64_t tiles) {
-    if (k == s->depth) {
-        const int64_t strip = strip_of(s, piece++);
-        if (piece == all->pieces) return (b_prefetch){0};
-        while (piece >= s->first_piece + s->pieces) s++;
-        if (strip_of(s, piece) == strip) return (b_prefetch){0};
-        k = 0;
-    } else if (!packs) return (b_prefetch){0};
     const gemm *g = s->g;
-    int64_t j0 = (piece - s->first_piece) / s->row_pieces * s->columns,
-            depth = s->depth - k < s->chunk ? s->depth - k : s->chunk;
+    int64_t depth = at_most(s->depth - k, s->chunk);
+    if (k == s->depth) {
+        const int64_t pieces = s->row_pieces, at = (piece - s->first_piece) % pieces;
+        piece += pieces - at;
+        if (piece >= all->pieces) return (b_prefetch){0};
+        while (piece >= s->first_piece + s->pieces) s++;
+        g = s->g;
+        k = at * s->depth / pieces / 32 * 32;
+        depth = (at + 1 == pieces ? s->depth : (at + 1) * s->depth / pieces / 32 * 32) - k;
+        if (pieces == 1) depth = at_most(depth, s->chunk);
+    } else if (!packs) {
+        return (b_prefetch){0};
+    }
+    const int64_t j0 = (piece - s->first_piece) / s->row_pieces * s->columns;
     return prefetch_of(&g->b, g->b_transposed, j0, at_most(g->n - j0, s->columns), s->k0 + k, depth,
                        tiles);
 }
@@ -293,28 +298,24 @@ static void multiply_pieces(const void *context, int64_t begin, int64_t end, int
                 pack_b(&g->up, g->up_transposed, j0, n, 0, g->rank, width, 1, NULL, packed_up);
             b_prefetch ahead = next_chunk(all, s, i, k + depth, packs,
                                           (last - first + s->mr - 1) / s->mr * (padded / width));
+            tile_args t = {.k = words,
+                           .ldb = direct ? g->n : width,
+                           .k2 = finish ? g->rank : 0,
+                           .ldc = g->n,
+                           .add = g->accumulate || s->k0 + k > 0};
             for (int64_t row = first; row < last; row += s->mr) {
-                const float *low = s->packed_low + row / s->mr * s->low_stride;
+                t.a2 = s->packed_low + row / s->mr * s->low_stride;
+                if (g->form == FLOATS) take_panel(s, row, rows_of_panel(s, row), k, &t);
+                else take_pairs(s, row, rows_of_panel(s, row), k, &t);
                 for (int64_t j = 0; j < padded; j += width) {
-                    tile_args t = {.k = words,
-                                   .ldb = direct ? g->n : width,
-                                   .b = direct ? b + j : b + j * words,
-                                   .k2 = finish ? g->rank : 0,
-                                   .a2 = low,
-                                   .b2 = packed_up + j * g->rank,
-                                   .bias = finish && g->bias ? g->bias + j0 + j : NULL,
-                                   .c = g->c + (s->row0 + row) * g->n + j0 + j,
-                                   .ldc = g->n,
-                                   .cols = (int)(n - j < width ? n - j : width),
-                                   .add = g->accumulate || s->k0 + k > 0};
+                    t.b = direct ? b + j : b + j * words;
+                    t.b2 = packed_up + j * g->rank;
+                    t.bias = finish && g->bias ? g->bias + j0 + j : NULL;
+                    t.c = g->c + (s->row0 + row) * g->n + j0 + j;
+                    t.cols = (int)(n - j < width ? n - j : width);
                     prefetch_share(&ahead);
-                    if (g->form == FLOATS) {
-                        take_panel(s, row, rows_of_panel(s, row), k, &t);
-                        run_tile(&t, width);
-                    } else {
-                        take_pairs(s, row, rows_of_panel(s, row), k, &t);
-                        run_tile_of_pairs(&t, width, g->form);
-                    }
+                    if (g->form == FLOATS) run_tile(&t, width);
+                    else run_tile_of_pairs(&t, width, g->form);
                 }
             }
             k += depth;
