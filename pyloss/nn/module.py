@@ -160,7 +160,7 @@ class Module:
 
         The dict is shown as a table of names, shapes, types and counts.
         """
-        return ArrayTable((path, get()) for path, get in self._trained_places().places)
+        return ArrayTable({path: get() for path, get in self._trained_places().places})
 
     def trained_attributes(self) -> list[tuple[dict[str, Any], str]]:
         """Where trained arrays are: a module's attributes and the name of one."""
