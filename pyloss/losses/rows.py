@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pyloss import _core
+from pyloss.autograd.functions import reductions
 from pyloss.autograd.tape import Gradients, data, record, recording
 from pyloss.autograd.tensor import LazyTensor, Tensor
 from pyloss.checks.arrays import as_array, as_integers
@@ -440,10 +441,11 @@ class RowLoss:
     def _finished(self, result: Any, reduction: str, out: Any) -> Any:
         """The losses reduced, and written to `out`."""
         if reduction != "none":
-            if isinstance(result, Tensor):
-                result = result.sum()
-            else:
+            if isinstance(result, device.DeviceArray):
                 result = result.sum(dtype=np.float64).astype(self.dtype)
+            else:  # with the same bits inside and outside of a recording
+                result = reductions.sum(result)
+                result = result if isinstance(result, Tensor) else result[()]
         if reduction == "mean":
             result = result * self.dtype.type(1 / self.total if self.total else 0)
         if out is None or result is out:

@@ -10,6 +10,9 @@ import numpy as np
 from pyloss.arithmetic import cumsum as core_cumsum, expanded, extreme_grad, reduced
 from pyloss.autograd.functions.apply import apply, constant, implements, operand, value_of
 
+#: Sums of fewer numbers are added up in float64 by NumPy.
+IN_CORE = 1 << 16
+
 Axis = int | tuple[int, ...] | None
 
 
@@ -33,7 +36,7 @@ def _count(x: Any, axis: Axis) -> int:
 
 @implements(np.sum)
 def sum(a: Any, axis: Axis = None, dtype: Any = None, *, keepdims: bool = False) -> Any:
-    """Added up in float64."""
+    """Added up in float64, by the core in blocks of float32."""
     x = operand(a)
     if dtype is not None:
         x = x.astype(dtype)
@@ -41,7 +44,8 @@ def sum(a: Any, axis: Axis = None, dtype: Any = None, *, keepdims: bool = False)
     source = x.shape
 
     def total(xd: np.ndarray) -> np.ndarray:
-        found = reduced("sum", xd, axis, keepdims)
+        # The core adds some numbers in float32 before it widens them.
+        found = reduced("sum", xd, axis, keepdims) if xd.size >= IN_CORE else None
         if found is not None:
             return found
         wide = np.float64 if xd.dtype.itemsize < 8 and xd.dtype.kind not in "iub" else None
