@@ -32,8 +32,10 @@ def checkpoint(function: Callable, *args: Any, remember: bool = False) -> Any:
 
     `function` takes arrays or Tensors, and other arguments as they are. It returns an array of any
     shape, or a tuple, list or dict with several. Parameters that it closes over get their gradients
-    too. Random numbers are the same in both runs. With `remember`, results that the function passes
-    through `autograd.remembered` are kept. Outside of `value_and_grad` this is `function(*args)`.
+    too. It must compute the same both times; pyloss's random numbers are the same. Its results
+    leave it by the return value: others raise TypeError where they are used. With `remember`,
+    results that the function passes through `autograd.remembered` are kept. Outside of
+    `value_and_grad` this is `function(*args)`.
     """
     outer = current_tape()
     if outer is None:
@@ -45,7 +47,7 @@ def checkpoint(function: Callable, *args: Any, remember: bool = False) -> Any:
     with Tape(within=outer, probing=True) as probe:
         probe.memory = memory
         traced = [
-            Tensor(data(x), Node(probe.root)) if node is not None else _constant(x)
+            Tensor(data(x), Node(probe.probe_root)) if node is not None else _constant(x)
             for x, node in zip(args, nodes, strict=True)
         ]
         result = function(*traced)

@@ -10,11 +10,20 @@ import numpy as np
 from pyloss.autograd.scope import no_grad
 from pyloss.autograd.tape import Gradients, data, nodes_of, record_on, record_several
 from pyloss.autograd.tensor import Tensor, stripped
+from pyloss.autograd.trees import tree_map
 
 
 def stop_gradient(x: Any) -> Any:
-    """x as a constant: the arrays of Tensors, in lists, tuples and dicts too."""
-    return stripped(x)
+    """x as a constant: the arrays of Tensors, in lists, tuples and dicts too.
+
+    An array is a view that cannot be written to, since gradients may read it: `.copy()` gives one
+    that can.
+    """
+
+    def constant(value: Any) -> Any:
+        return value.detach() if isinstance(value, Tensor) else value
+
+    return tree_map(constant, x)
 
 
 class custom_function:

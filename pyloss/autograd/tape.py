@@ -110,6 +110,17 @@ def _add_into(a: Any, b: Any) -> None:
         a += b
 
 
+_OUTER = (
+    "a value of one recording is used in another one within it, and its gradient would be lost: "
+    "gradients of gradients are not computed; pyloss.stop_gradient(x) makes a constant"
+)
+_EARLIER = (
+    "a value of an earlier recording, or one that left a checkpointed function other than by its "
+    "result, is used here, and its gradient would be lost: compute it again, or make a constant of "
+    "it with pyloss.stop_gradient(x) where it was computed"
+)
+
+
 class Gradients:
     """The gradients that a vjp writes, one per input of its operation."""
 
@@ -165,6 +176,11 @@ class Tape:
     ) -> None:
         self.root: object = object() if within is None else within.root
         self.probing, self.replaying = probing, replaying
+        # Whose nodes this tape knows. Those of a probing tape end with it.
+        self.probe_root: object = object() if probing else self.root
+        self.roots: tuple[object, ...] = (self.root,) if within is None else within.roots
+        if probing:
+            self.roots = (*self.roots, self.probe_root)
         self.memory: list[Any] | None = None  # of a checkpoint, see `remembered`
         self.nodes: list[Node] = []
         self.enclosing: list[Tape] = []  # those of other recordings, while this one is entered
@@ -183,26 +199,16 @@ class Tape:
         if not isinstance(x, Tensor):
             node = self.leaves.get(id(x))
         elif type(x) is Parameter:
-            node, x = self.leaves.get(id(x._data)), x._data
+            node, x = self.leaves.get(id(x._array)), x._array
         else:
             node = x._node
-            if node is not None and node.root is self.root:
-                return node
-            if node is not None and self.enclosing:
-                self._check_constant(any(tape.root is node.root for tape in self.enclosing))
-            return None
-        if node is None and self.enclosing:
-            self._check_constant(any(id(x) in tape.leaves for tape in self.enclosing))
+            if node is not None and not any(node.root is root for root in self.roots):
+                outer = any(node.root is root for tape in self.enclosing for root in tape.roots)
+                raise TypeError(_OUTER if outer else _EARLIER)
+            return node
+        if node is None and any(id(x) in tape.leaves for tape in self.enclosing):
+            raise TypeError(_OUTER)
         return node
-
-    @staticmethod
-    def _check_constant(outer: bool) -> None:
-        if outer:
-            raise TypeError(
-                "a value of one recording is used in another one within it, and its gradient would "
-                "be lost: gradients of gradients are not computed; pyloss.stop_gradient(x) makes "
-                "a constant"
-            )
 
     def __enter__(self) -> Tape:
         self._outer = tape = local.tape
@@ -313,7 +319,7 @@ def record_on(
     tape = local.tape
     assert tape is not None
     if tape.probing:
-        node = Node(tape.root, (), None, None, reads_output)
+        node = Node(tape.probe_root, (), None, None, reads_output)
     else:
         node = Node(tape.root, nodes, vjp, None if tape.replaying else recompute, reads_output)
         tape.nodes.append(node)
@@ -329,10 +335,9 @@ def record_several(
     """The Tensors of an operation with several outputs, see `Node.outputs`."""
     tape = local.tape
     assert tape is not None
-    root = tape.root
-    found = [Node(root, (), None, None, reads) for reads in reads_outputs]
+    found = [Node(tape.probe_root, (), None, None, reads) for reads in reads_outputs]
     if not tape.probing:
-        tape.nodes.append(Node(root, nodes, vjp, outputs=found))
+        tape.nodes.append(Node(tape.root, nodes, vjp, outputs=found))
     return [_tensor(output, node) for output, node in zip(outputs, found, strict=True)]
 
 

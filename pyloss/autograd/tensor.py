@@ -81,17 +81,17 @@ class Tensor:
     ndarray, a constant.
     """
 
-    __slots__ = ("_data", "_node")
+    __slots__ = ("_array", "_node")
     __hash__ = None  # type: ignore[assignment]
 
     def __init__(self, data: np.ndarray, node: Node | None = None):
-        self._data = data
+        self._array = data
         self._node = node
 
     @property
     def data(self) -> np.ndarray:
         """The ndarray."""
-        return self._data
+        return self._array
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -281,8 +281,12 @@ class Tensor:
         return FUNCTIONS[Tensor.astype](self, dtype)
 
     def detach(self) -> np.ndarray:
-        """The array, a constant to the tape."""
-        return self.data
+        """The array, a constant to the tape; a view that cannot be written to."""
+        array = self.data
+        if isinstance(array, np.ndarray):
+            array = array.view()
+            array.flags.writeable = False
+        return array
 
 
 class Parameter(Tensor):
@@ -313,7 +317,7 @@ class LazyTensor(Tensor):
         if self._compute is not None:
             with no_grad():
                 self.set_data(self._compute())
-        return self._data
+        return self._array
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -325,4 +329,4 @@ class LazyTensor(Tensor):
 
     def set_data(self, data: np.ndarray) -> None:
         """Sets the data, when backward has computed them already."""
-        self._data, self._compute = data, None
+        self._array, self._compute = data, None

@@ -15,7 +15,7 @@ import numpy as np
 from pyloss.autograd.differentiation import leaf_gradient, run_backward
 from pyloss.autograd.recorded import Recorded
 from pyloss.autograd.tape import Tape
-from pyloss.autograd.tensor import Parameter
+from pyloss.autograd.tensor import Parameter, Tensor
 from pyloss.autograd.trees import tree_map
 from pyloss.errors import listed
 from pyloss.nn.display import ArrayTable, Shown, summary, tree_html, tree_text
@@ -50,8 +50,17 @@ class Module:
     recordable: ClassVar[bool] = False
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, Tensor) and isinstance(vars(self).get(name), _ARRAYS):
+            raise TypeError(
+                f"{name} is an array of the module, and a Tensor of a recording would take its "
+                "place: use another name, or pyloss.stop_gradient(t).copy()"
+            )
         self._changed(name)
         super().__setattr__(name, value)
+
+    def __getstate__(self) -> dict[str, Any]:
+        kept = ("_trained", "_recorded")  # made again when they are needed
+        return {name: value for name, value in vars(self).items() if name not in kept}
 
     def __delattr__(self, name: str) -> None:
         self._changed(name)
@@ -140,12 +149,13 @@ class Module:
                         yield path, leaf, _is_parameter(leaf) and name not in self._buffers
 
     def _arrays_by_name(self, parameters: bool) -> dict[str, Any]:
-        return ArrayTable(
-            (_join(path, name), value)
-            for path, module in self.named_modules()
-            for name, value, is_parameter in module._own_arrays()
-            if is_parameter == parameters
-        )
+        found = ArrayTable()
+        for path, module in self.named_modules():
+            for name, value, is_parameter in module._own_arrays():
+                if is_parameter == parameters:
+                    _check_new(_join(path, name), found)
+                    found[_join(path, name)] = value
+        return found
 
     def parameters(self) -> dict[str, np.ndarray]:
         """All parameters by dotted name, without the stored matrices."""
@@ -351,6 +361,10 @@ class _Trained:
                 elif not is_parameter and value.dtype == np.float64:
                     if name.split(".")[0] not in module._buffers:
                         wide.append(_join(path, name))
+        names: set[str] = set()
+        for name, _ in self.places:
+            _check_new(name, names)
+            names.add(name)
         self.shown = [
             (vars(module), name)
             for _, module in modules
@@ -451,6 +465,14 @@ class shown:
                     # Else the function has set it to something else.
                     if attributes.get(name) is entry[2]:
                         attributes[name] = entry[1]
+
+
+def _check_new(name: str, names: Any) -> None:
+    if name in names:
+        raise ValueError(
+            f"two arrays of the model have the name {name!r}: keys of dicts must differ as text "
+            "and hold no '.'"
+        )
 
 
 def _join(path: str, name: str) -> str:

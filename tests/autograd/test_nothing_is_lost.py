@@ -2,6 +2,7 @@
 
 import copy
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -153,6 +154,109 @@ def test_a_checkpoint_takes_several_arguments():
     found = pyloss.grad(lambda a, b: pyloss.checkpoint(f, a, b, 2), (0, 1))(a, b)
     for one, other in zip(found, want, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_an_array_that_changes_after_an_operation_was_read_before():
+    def loss(x):
+        buffer, index, total = np.zeros(3), np.zeros(1, int), 0
+        for i in (1, 2):
+            buffer[:], index[:] = i, i
+            total = total + (x * buffer).sum() + x[index].sum() + (buffer @ x)
+        return total
+
+    np.testing.assert_array_equal(pyloss.grad(loss)(np.arange(3.0)), [6, 7, 7])
+
+
+def test_constants_of_values_cannot_be_written_to():
+    def loss(x):
+        h = np.exp(x)
+        for constant in (pyloss.stop_gradient(h), pyloss.stop_gradient([h])[0], h.detach()):
+            with pytest.raises(ValueError, match="read-only"):
+                constant += 1
+        carry = pyloss.stop_gradient(h).copy()
+        carry[:1] = 0
+        return (h * h).sum() + (carry * x).sum()
+
+    x = np.array([0.5, 1.0])
+    want = 2 * np.exp(2 * x) + np.where(np.arange(2) == 0, 0, np.exp(x))
+    np.testing.assert_allclose(pyloss.grad(loss)(x), want)
+
+
+def test_what_leaves_a_checkpoint_beside_its_result_is_refused():
+    def loss(x):
+        beside = []
+        y = pyloss.checkpoint(lambda x: (beside.append((x * x).sum()), np.exp(x))[1], x)
+        return y.sum() + beside[0]
+
+    with pytest.raises(TypeError, match="left a checkpointed function"):
+        pyloss.grad(loss)(np.ones(2))
+    # Values of outside are the same within, also in a checkpoint of a checkpoint.
+    scale, x = np.array([2.0, 3.0]), np.array([0.5, 1.0])
+
+    def nested(x, scale):
+        outer = np.exp(scale)
+        return pyloss.checkpoint(
+            lambda x: pyloss.checkpoint(lambda y: y * outer * x, np.sin(x)) * outer, x
+        ).sum()
+
+    assert pyloss.gradcheck(nested, x, scale).ok
+
+
+MASKED = np.ma.masked_array([1.0, 1.0], mask=[1, 0])
+
+
+@pytest.mark.parametrize(
+    "lost",
+    [
+        lambda t: MASKED * t, lambda t: t * MASKED, lambda t: np.ma.log(t), lambda t: MASKED + t,
+        lambda t: np.ma.getdata(t), lambda t: t * np.asmatrix([[1.0, 2.0]]),
+        lambda t: np.abs(t * 1j), lambda t: t.astype(complex), lambda t: np.sum(t, dtype=complex),
+        lambda t: t.astype(object), lambda t: t @ np.exp(1j * np.eye(2)),
+    ],
+)  # fmt: skip
+def test_masks_matrices_and_complex_numbers_raise(lost):
+    with pytest.raises(TypeError):
+        pyloss.grad(lambda t: (lost(t), t.sum())[1])(np.ones(2))
+
+
+def test_a_tensor_does_not_take_a_parameters_place():
+    layer = nn.Linear(3, 2)
+
+    def loss():
+        layer.seen = layer.weight * 2  # not an array of the module
+        layer.weight = layer.weight * 1.0
+        return layer.weight.sum()
+
+    with pytest.raises(TypeError, match="weight is an array of the module"):
+        nn.value_and_grad(layer, loss)()
+    assert type(layer.weight) is np.ndarray
+
+
+def test_two_arrays_of_one_name_are_refused():
+    for keys in ({0: single(1), "0": single(1)}, {"a.b": single(1), "a": {"b": single(1)}}):
+        model = Trained(d=keys)
+        for ask in (model.parameters, model.trainable_parameters):
+            with pytest.raises(ValueError, match="two arrays of the model have the name"):
+                ask()
+
+
+def test_a_model_is_pickled_after_a_step():
+    model = Trained(layer=nn.Linear(2, 2))
+    nn.value_and_grad(model, lambda: model.layer.weight.sum())()
+    again = pickle.loads(pickle.dumps(model))
+    np.testing.assert_array_equal(again.layer.weight, model.layer.weight)
+    assert list(again.trainable_parameters()) == ["layer.weight", "layer.bias"]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_products_and_pads_of_nothing(dtype):
+    for f, shape in (
+        (lambda a: np.dot(a, a), (0,)), (lambda a: (a @ a.T).sum(), (2, 0)),
+        (lambda a: np.vdot(a, a), (0, 3)), (lambda a: np.pad(a, 1).sum(), (0, 3)),
+        (lambda a: np.pad(a, {-1: (1, 2)}).sum(), (2, 3)),
+    ):  # fmt: skip
+        x = np.ones(shape, dtype)
+        assert pyloss.grad(f)(x).shape == shape
 
 
 # Comparisons

@@ -182,10 +182,13 @@ def test_a_trained_array_of_an_outer_recording_is_refused_in_an_inner_one():
         assert inner() == 3
 
 
-def test_a_tensor_of_a_finished_tape_is_a_constant():
+def test_a_tensor_of_a_finished_tape_is_refused():
+    """As a constant it would lose its gradient from the second step on."""
     leaked = []
     grad(lambda x: (leaked.append(x * 3), x.sum())[1])(np.ones(2))
-    gradient = grad(lambda x: (x * leaked[0]).sum())(np.ones(2))
+    with pytest.raises(TypeError, match="earlier recording"):
+        grad(lambda x: (x * leaked[0]).sum())(np.ones(2))
+    gradient = grad(lambda x: (x * leaked[0].data).sum())(np.ones(2))
     np.testing.assert_array_equal(gradient, [3, 3])
 
 

@@ -45,6 +45,11 @@ def _hosted(args: Sequence[Any]) -> list[Any]:
 
 def operand(x: Any) -> Any:
     """An argument: a Tensor, an array, or a Python number, which leaves float32 as it is."""
+    if isinstance(x, np.ma.MaskedArray | np.matrix):
+        raise TypeError(
+            f"a {type(x).__name__} has operations of its own: use numpy.asarray(x), and "
+            "numpy.where for a mask"
+        )
     if isinstance(x, np.generic) and x.dtype.kind in "biuf":  # np.float64 is a float, too
         return x.item()
     if isinstance(x, Tensor | np.ndarray | int | float | complex | device.DeviceArray):
@@ -81,6 +86,13 @@ def unbroadcast(grad: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 Gradient = Callable[..., Any]
 
 
+def unchanging(x: Any) -> Any:
+    """A constant that a gradient reads: a copy of an array that may be written to before."""
+    if isinstance(x, np.ndarray) and (x.flags.writeable or x.base is not None):
+        return x.copy(order="K")
+    return x
+
+
 def _same(x: Any) -> Any:
     return x
 
@@ -115,13 +127,19 @@ def apply(
     each = [reads] * len(inputs) if isinstance(reads, str) else reads
     read = "".join(some for some, node in zip(each, nodes, strict=True) if node is not None)
     kept = [
-        (keep(x) if isinstance(x, Tensor) else partial(_same, x)) if str(i) in read else None
+        (keep(x) if isinstance(x, Tensor) else partial(_same, unchanging(x)))
+        if str(i) in read
+        else None
         for i, x in enumerate(inputs)
     ]
     if lazy is not None and any(isinstance(x, LazyTensor) for x in inputs):
         y: Any = LazyTensor(*lazy(), compute)
     else:
         y = compute()
+        if y.dtype.kind == "c":
+            raise TypeError(
+                "complex numbers have no gradient: compute with real and imaginary parts"
+            )
     out = y if "y" in read else None
 
     def vjp(dy: Any, grads: Gradients) -> None:

@@ -17,6 +17,7 @@ from pyloss.arithmetic import (
     where as core_where,
 )
 from pyloss.autograd.functions.apply import apply, constant, implements, operand, value_of
+from pyloss.autograd.tape import recording
 from pyloss.autograd.tensor import FUNCTIONS, Tensor
 
 #: The core's names of its functions of one array.
@@ -290,6 +291,8 @@ def nan_to_num(
 @implements(Tensor.astype)
 def astype(x: Any, dtype: Any) -> Any:
     wanted = np.dtype(dtype)
+    if wanted.kind not in "fiubV" and recording(x):
+        raise TypeError(f"a value of type {wanted} has no gradient: use stop_gradient(t) first")
     if wanted.kind not in "fV":
         return np.asarray(value_of(x)).astype(wanted)
     return apply(lambda xd: xd.astype(wanted), (x,), lambda i, dy, y, xd: dy)

@@ -26,6 +26,8 @@ def matmul(a: Any, b: Any) -> Any:
         return np.squeeze(out, -1) if y.ndim == 1 else out
 
     def gradient(i: int, dy: Any, out: Any, ad: Any, bd: Any) -> Any:
+        if not dy.size or not x.size or not y.size:
+            return np.zeros((x if i == 0 else y).shape, dy.dtype)
         if i == 0:
             found = summed_product(dy, bd, x.shape[:-2], transpose_b=True)
             return dy @ np.swapaxes(bd, -1, -2) if found is None else found
@@ -36,7 +38,7 @@ def matmul(a: Any, b: Any) -> Any:
 
 
 def _product(ad: Any, bd: Any) -> Any:
-    found = batched_product(ad, bd)
+    found = batched_product(ad, bd) if ad.size and bd.size else None
     return np.matmul(ad, bd) if found is None else found
 
 

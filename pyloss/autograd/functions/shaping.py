@@ -218,17 +218,23 @@ if hasattr(np, "unstack"):  # from NumPy 2.1 on
     implements(np.unstack)(unstack)
 
 
+def _pad_widths(given: Any, ndim: int) -> Any:
+    """What is added before and after each axis."""
+    if isinstance(given, dict):
+        pairs = np.zeros((ndim, 2), int)
+        for axis, width in given.items():
+            pairs[axis] = width
+        return pairs
+    return np.broadcast_to(np.asarray(given), (ndim, 2))
+
+
 @implements(np.pad)
 def pad(array: Any, pad_width: Any, mode: Any = "constant", **kwargs: Any) -> Any:
     x = operand(array)
     if mode == "constant":
-        numbers = np.pad(np.ones(x.shape, np.bool_), pad_width)
         inside = tuple(
-            slice(int(found[0]), int(found[-1]) + 1) if len(found) else slice(0, 0)
-            for found in (
-                np.flatnonzero(numbers.any(axis=tuple(j for j in range(x.ndim) if j != i)))
-                for i in range(x.ndim)
-            )
+            slice(int(before), int(before) + n)
+            for (before, _), n in zip(_pad_widths(pad_width, x.ndim), x.shape, strict=True)
         )
         return _moved(x, lambda xd: np.pad(xd, pad_width, **kwargs), lambda dy: dy[inside])
     if mode in ("edge", "reflect", "symmetric", "wrap") and kwargs.get("reflect_type") != "odd":
@@ -353,7 +359,8 @@ def _index(index: Any) -> Any:
     """An index with plain arrays in it."""
     if isinstance(index, tuple):
         return tuple(_index(part) for part in index)
-    return value_of(index) if isinstance(index, Tensor) else index
+    index = value_of(index) if isinstance(index, Tensor) else index
+    return index.copy() if isinstance(index, np.ndarray) else index
 
 
 def _is_mask(index: Any) -> bool:
