@@ -130,7 +130,8 @@ class Tensor:
             raise TypeError(
                 f"this would make a plain array of a Tensor and lose its gradient: {_WAYS}"
             )
-        return np.array(self.data, dtype, copy=copy)
+        # NumPy 1 knows no copy=None.
+        return np.asarray(self.data, dtype) if not copy else np.array(self.data, dtype)
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
         if local.tape is not None:
@@ -249,8 +250,7 @@ class Tensor:
     max, min, any, all = _by_name("max"), _by_name("min"), _by_name("any"), _by_name("all")
     argmax, argmin, argsort = _by_name("argmax"), _by_name("argmin"), _by_name("argsort")
     ravel, squeeze, swapaxes = _by_name("ravel"), _by_name("squeeze"), _by_name("swapaxes")
-    clip, take, repeat, dot = (
-        _by_name("clip"),
+    take, repeat, dot = (
         _by_name("take"),
         _by_name("repeat"),
         _by_name("dot"),
@@ -266,6 +266,10 @@ class Tensor:
     def mean(self, axis: Any = None, keepdims: bool = False, dtype: Any = None) -> Any:
         """The mean over an axis, several, or all."""
         return np.mean(self, axis, dtype, keepdims=keepdims)  # type: ignore[call-overload]
+
+    def clip(self, min: Any = None, max: Any = None) -> Any:
+        """The values, bounded below and above."""
+        return FUNCTIONS[np.clip](self, min, max)
 
     def reshape(self, *shape: Any) -> Any:
         """The same elements in another shape."""

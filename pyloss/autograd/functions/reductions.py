@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,15 @@ def _axes(x: Any, axis: Axis) -> tuple[int, ...]:
     """The axes as numbers from 0; numpy.exceptions.AxisError for one that x has not."""
     if axis is None:
         return tuple(range(x.ndim))
-    return np.lib.array_utils.normalize_axis_tuple(axis, x.ndim, "axis")
+    given = axis if isinstance(axis, tuple) else (axis,)
+    found = tuple(operator.index(i) + x.ndim * (i < 0) for i in given)
+    for i, place in zip(given, found, strict=True):
+        if not 0 <= place < x.ndim:
+            errors: Any = getattr(np, "exceptions", np)  # numpy.AxisError before NumPy 1.25
+            raise errors.AxisError(i, x.ndim)
+    if len(set(found)) < len(found):
+        raise ValueError(f"axis names one axis twice: {axis}")
+    return found
 
 
 def _shapes(x: Any, axis: Axis, keepdims: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -68,9 +68,8 @@ def transpose(a: Any, axes: Any = None) -> Any:
     return _moved(x, lambda xd: np.transpose(xd, axes), lambda dy: np.transpose(dy, inverse))
 
 
-@implements(np.matrix_transpose)
-def matrix_transpose(x: Any) -> Any:
-    return swapaxes(x, -1, -2)
+if hasattr(np, "matrix_transpose"):  # from NumPy 2 on
+    implements(np.matrix_transpose)(lambda x, /: np.swapaxes(x, -1, -2))
 
 
 @implements(np.swapaxes)
