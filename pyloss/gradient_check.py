@@ -81,6 +81,8 @@ def gradcheck(
     }
     wide: dict[int, np.ndarray] = {}
     if model is not None:
+        if not model.trainable_parameters():
+            raise ValueError("the model has no trainable parameters to check")
         for name, array in model.trainable_parameters().items():
             wide[id(array)] = checked[name] = np.array(array, np.float64)
     if not checked:

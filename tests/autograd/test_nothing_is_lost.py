@@ -453,6 +453,11 @@ def test_gradcheck_finds_a_wrong_gradient():
     assert pyloss.gradcheck(cube, x[:1]).ok
 
 
+def test_gradcheck_refuses_a_model_without_parameters():
+    with pytest.raises(ValueError, match="no trainable parameters"):
+        pyloss.gradcheck(lambda x: x, single(2), model=Trained(_hidden=single(2)))
+
+
 def test_gradcheck_of_a_model():
     model = Trained(layer=nn.Linear(3, 4), norm=nn.RMSNorm(4), g=single(4))
     x, labels = single(5, 3), np.array([0, 1, 2, 3, 0])
