@@ -81,12 +81,11 @@ def gradcheck(
     }
     wide: dict[int, np.ndarray] = {}
     if model is not None:
-        if not model.trainable_parameters():
-            raise ValueError("the model has no trainable parameters to check")
         for name, array in model.trainable_parameters().items():
             wide[id(array)] = checked[name] = np.array(array, np.float64)
     if not checked:
-        raise TypeError("nothing to check: no argument is a float array, and there is no model")
+        without = "there is no model" if model is None else "the model has no trainable parameters"
+        raise TypeError(f"nothing to check: no argument is a float array, and {without}")
     with nn.shown(model.trained_attributes() if model is not None else [], wide):
         return _compared(function, given, checked, step, tolerance, raise_error)
 
