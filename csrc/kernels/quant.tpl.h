@@ -166,17 +166,20 @@ INLINE void decode_affine(const int format, const pl_weight *w, int64_t row, int
         vf_store(out + l * LANES, vf_from_codes(codes[l]) * scale + offset);
 }
 
-/* Each format's decoder: run_<name>, inlined where the format is a constant, and decoders[format]
- * where it is not. */
+/* Each format's decoder: run_<name> of one run of 32 elements, inlined where the format is a
+ * constant, and decoders[format], which expands elements [begin, begin + n) of a stored row, n a
+ * multiple of 32, or for floats any number. */
+typedef void (*run_decoder)(const pl_weight *w, int64_t row, int64_t begin, float *out);
 typedef void (*decoder)(const pl_weight *w, int64_t row, int64_t begin, int64_t n, float *out);
 #define PL_FORMAT(name, elements, bytes, decoder, kind) \
-    INLINE void run_##name(const pl_weight *w, int64_t row, int64_t begin, int64_t n, \
-                           float *out) { \
-        decode_##decoder(PL_W_##name, w, row, begin, n, out); \
+    INLINE void run_##name(const pl_weight *w, int64_t row, int64_t begin, float *out) { \
+        decode_##decoder(PL_W_##name, w, row, begin, 32, out); \
     } \
     static void decode_##name(const pl_weight *w, int64_t row, int64_t begin, int64_t n, \
                               float *out) { \
-        run_##name(w, row, begin, n, out); \
+        for (; n >= 32; n -= 32, begin += 32, out += 32) run_##name(w, row, begin, out); \
+        if (PL_KIND_##kind == PL_KIND_FLOATS && n > 0) \
+            decode_##decoder(PL_W_##name, w, row, begin, n, out); \
     }
 #include "../formats.def"
 static const decoder decoders[PL_W_COUNT] = {
@@ -186,9 +189,7 @@ static const decoder decoders[PL_W_COUNT] = {
 
 /* Decodes a whole row. */
 INLINE void decode_row(const pl_weight *w, int64_t row, float *out) {
-    const int64_t stored = pl_stored_row(w, row);
-    for (int64_t i = 0; i < w->cols; i += 32)
-        decoders[w->format](w, stored, i, w->cols - i < 32 ? w->cols - i : 32, out + i);
+    decoders[w->format](w, pl_stored_row(w, row), 0, w->cols, out);
 }
 
 #endif

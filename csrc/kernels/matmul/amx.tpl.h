@@ -71,7 +71,7 @@ INLINE float float_of_bits(uint32_t bits) {
 INLINE void emulated_products(float *sums, float x, const float *y) {
     for (int j = 0; j < AMX_SIDE; j++) sums[j] = flush_subnormal(fmaf(x, y[j], sums[j]));
 }
-static __attribute__((noinline)) void emulated_dpbf16ps(amx_tile *t, int c, int a, int b) {
+static NOINLINE void emulated_dpbf16ps(amx_tile *t, int c, int a, int b) {
     const uint32_t upper = 0xffff0000;
     float first[AMX_SIDE][AMX_SIDE], second[AMX_SIDE][AMX_SIDE];
     for (int k = 0; k < AMX_SIDE; k++)
@@ -111,8 +111,8 @@ static const struct {
     uint8_t rows[16];
 } amx_shapes = {
     .palette = 1, .row_bytes = {[0 ... 7] = AMX_ROW_BYTES}, .rows = {[0 ... 7] = AMX_SIDE}};
-static __attribute__((noinline)) void amx_configure(void) { _tile_loadconfig(&amx_shapes); }
-static __attribute__((noinline)) void amx_release(void) { _tile_release(); }
+static NOINLINE void amx_configure(void) { _tile_loadconfig(&amx_shapes); }
+static NOINLINE void amx_release(void) { _tile_release(); }
 #else
 #define UNIT(operation, ...) emulated_##operation(tiles, __VA_ARGS__)
 #define UNIT_BARRIER()
@@ -173,7 +173,7 @@ INLINE void amx_strip_by(const amx_args *t, const int native) {
 }
 static void amx_strip_emulated(const amx_args *t) { amx_strip_by(t, 0); }
 #ifdef AMX_COMPILED
-static __attribute__((noinline)) void amx_strip_native(const amx_args *t) { amx_strip_by(t, 1); }
+static NOINLINE void amx_strip_native(const amx_args *t) { amx_strip_by(t, 1); }
 #endif
 
 /* The unit is this thread's between begin and end. */

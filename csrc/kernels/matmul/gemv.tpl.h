@@ -11,7 +11,7 @@
 
 /* The low-rank branch of one element of C. Not inlined: each instance of gemv_rows would fuse or
  * split its products differently, and a row's bits would depend on how many rows come with it. */
-static __attribute__((noinline)) float gemv_branch(const gemm *g, const float *low, int64_t o) {
+static NOINLINE float gemv_branch(const gemm *g, const float *low, int64_t o) {
     const float *u = (const float *)g->up.data;
     float sum = 0;
     for (int64_t j = 0; j < g->rank; j++)
@@ -38,7 +38,7 @@ enum { GEMV_PREFETCH = 2048 };
 /* Rows [begin, end) of B, expanded a run of 32 at a time. The number m of rows of A and the format
  * are constants in every instance, so that sums and runs live in registers. */
 INLINE void gemv_rows(const gemm *g, int64_t begin, int64_t end, const int m, const int format,
-                      const decoder decode) {
+                      const run_decoder decode) {
     for (int64_t o = begin; o < end; o++) {
         const int64_t row = pl_stored_row(&g->b, o);
         if (!pl_is_floats(format))
@@ -52,7 +52,7 @@ INLINE void gemv_rows(const gemm *g, int64_t begin, int64_t end, const int m, co
         int64_t k = 0;
         for (; k + 32 <= g->k; k += 32) {
             float run[32];
-            decode(&g->b, row, k, 32, run);
+            decode(&g->b, row, k, run);
 #pragma GCC unroll 4
             for (int i = 0; i < m; i++)
 #pragma GCC unroll 8
@@ -76,8 +76,7 @@ INLINE void gemv_rows(const gemm *g, int64_t begin, int64_t end, const int m, co
 /* Instances are separate functions: if one holds them all, the compiler keeps sums on the stack. */
 typedef void (*gemv_fn)(const gemm *g, int64_t begin, int64_t end);
 #define GEMV_ROWS(name, m) \
-    static __attribute__((noinline)) void gemv_##name##_##m(const gemm *g, int64_t begin, \
-                                                            int64_t end) { \
+    static NOINLINE void gemv_##name##_##m(const gemm *g, int64_t begin, int64_t end) { \
         gemv_rows(g, begin, end, m, PL_W_##name, run_##name); \
     }
 #define PL_FORMAT(name, elements, bytes, decoder, kind) \

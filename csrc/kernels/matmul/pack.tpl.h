@@ -110,47 +110,64 @@ static const a_packer a_packers[] = {NULL, pack_a_pairs, pack_a_native_pairs, pa
 #endif
 };
 
-/* Elements [begin, begin + n) of a stored row, n <= 32: in place if they are floats, else expanded
- * into `run`. `format` is a constant, the weight's or ANY_FORMAT. */
-enum { ANY_FORMAT = -1 };
-INLINE const float *stored_run(const int format, const pl_weight *w, int64_t row, int64_t begin,
-                               int64_t n, float *run) {
-    if (w->format == PL_W_F32 && n == 32) return (const float *)pl_weight_row(w, row) + begin;
-    if (n < 32 || format == ANY_FORMAT) {
-        decoders[w->format](w, pl_stored_row(w, row), begin, n, run);
-        return run;
-    }
-    switch (format) {
-#define PL_FORMAT(name, elements, bytes, decoder, kind) \
-    case PL_W_##name: \
-        run_##name(w, pl_stored_row(w, row), begin, 32, run); \
-        break;
-#include "../../formats.def"
-    }
-    return run;
+/* B is packed from stretches of its rows, expanded into the first cache. */
+enum { STRETCH = 128 };
+
+/* The length of the next stretch of the `n` elements that are left: multiples of 32 first, which
+ * floats have in place. */
+INLINE int64_t stretch_of(int64_t n) { return n < 32 ? n : at_most(n / 32 * 32, STRETCH); }
+
+/* Elements [begin, begin + n) of a row, a stretch: in place if they are floats and n a multiple of
+ * 32, else expanded into `stretch`. */
+INLINE const float *stored(const pl_weight *w, int64_t row, int64_t begin, int64_t n,
+                           float *stretch) {
+    if (w->format == PL_W_F32 && n % 32 == 0) return (const float *)pl_weight_row(w, row) + begin;
+    decoders[w->format](w, pl_stored_row(w, row), begin, n, stretch);
+    return stretch;
 }
 
-/* A run of 32 floats times `factor` as the pairs it makes, in place or from elsewhere. */
-INLINE const float *pairs_of_run(const float *run, float factor, float *to, const int form) {
-    for (int i = 0; i < 32 / LANES / 2; i++) {
-        const float *from = run + 2 * i * LANES;
-        vf first = before_rounding(vf_load(from) * factor, form);
-        vf second = before_rounding(vf_load(from + LANES) * factor, form);
-        vf_store(to + i * LANES, (vf)vi_pairs_in_order(first, second, is_native(form)));
+/* A stretch of `n` floats, followed by zeros up to a multiple of 32, times `factor` as the pairs it
+ * makes, in place or from elsewhere. */
+INLINE const float *pairs_of(const float *stretch, int64_t n, float factor, float *to,
+                             const int form) {
+    for (int64_t i = 0; 2 * i < round_up(n, 32); i += LANES) {
+        vf first = before_rounding(vf_load(stretch + 2 * i) * factor, form);
+        vf second = before_rounding(vf_load(stretch + 2 * i + LANES) * factor, form);
+        vf_store(to + i, (vf)vi_pairs_in_order(first, second, is_native(form)));
     }
     return to;
 }
 
+/* Elements [begin, begin + 32 runs) of a stored row, times `factor`, as a depth of panels of NR
+ * columns that lie `stride` floats apart. */
+typedef void (*row_packer)(const pl_weight *w, int64_t row, int64_t begin, int64_t runs, vf factor,
+                           int64_t stride, float *dst);
+#define PL_FORMAT(name, elements, bytes, decoder, kind) \
+    static void pack_row_##name(const pl_weight *w, int64_t row, int64_t begin, int64_t runs, \
+                                vf factor, int64_t stride, float *dst) { \
+        for (int64_t at = 0; at < 32 * runs; at += 32) { \
+            float run[32]; \
+            run_##name(w, row, begin + at, run); \
+            for (int i = 0; i < 32; i += LANES) \
+                vf_store(dst + (at + i) / NR * stride + (at + i) % NR, vf_load(run + i) * factor); \
+        } \
+    }
+#include "../../formats.def"
+static const row_packer row_packers[PL_W_COUNT] = {
+#define PL_FORMAT(name, elements, bytes, decoder, kind) pack_row_##name,
+#include "../../formats.def"
+};
+
 /* Columns [j0, j0 + n) and depth [k0, k0 + kc) of B as panels [n / width][kc in words][width],
  * times `scale` and unless `rows` is NULL times the factor of each stored row; padded with 0.
- * For a quantized B, k0 (transposed) or j0 (not transposed) is a multiple of 32. `form` and
- * `format` are constants, see stored_run. */
-INLINE void pack_b_as(const int form, const int format, const pl_weight *w, int transposed,
-                      int64_t j0, int64_t n, int64_t k0, int64_t kc, int width, float scale,
-                      const float *rows, float *dst) {
+ * For a quantized B, k0 (transposed) or j0 (not transposed) is a multiple of 32. `form` is a
+ * constant. */
+INLINE void pack_b_as(const int form, const pl_weight *w, int transposed, int64_t j0, int64_t n,
+                      int64_t k0, int64_t kc, int width, float scale, const float *rows,
+                      float *dst) {
     const int pairs = form != FLOATS;
     const int64_t words = words_of(form, kc);
-    float run[LANES][32] = {{0}};
+    float stretch[LANES][STRETCH] = {{0}};
     vf factor = vf_set1(scale);
     const int64_t padded = (n + width - 1) / width * width;
     if (transposed) {
@@ -162,16 +179,17 @@ INLINE void pack_b_as(const int form, const int format, const pl_weight *w, int 
                                               : n - j < LANES ? n - j
                                                               : LANES,
                                               0);
-            for (int64_t k = 0; k < kc; k += 32) {
-                int64_t depth = kc - k < 32 ? kc - k : 32, count = words_of(form, depth);
+            int64_t depth;
+            for (int64_t k = 0; k < kc; k += depth) {
+                depth = stretch_of(kc - k);
+                const int64_t count = words_of(form, depth);
                 const float *source[LANES];
-                if (pairs && depth < 32) memset(run, 0, sizeof run);
+                if (pairs && depth < 32) memset(stretch, 0, sizeof stretch);
                 for (int i = 0; i < LANES; i++) {
-                    if (j + i < n)
-                        source[i] = stored_run(format, w, j0 + j + i, k0 + k, depth, run[i]);
-                    else source[i] = memset(run[i], 0, sizeof run[i]);
+                    if (j + i < n) source[i] = stored(w, j0 + j + i, k0 + k, depth, stretch[i]);
+                    else source[i] = memset(stretch[i], 0, sizeof stretch[i]);
                     if (pairs && j + i < n)
-                        source[i] = pairs_of_run(source[i], factor[i], run[i], form);
+                        source[i] = pairs_of(source[i], depth, factor[i], stretch[i], form);
                 }
                 for (int64_t at = 0; at < count; at += LANES) {
                     vf v[LANES];
@@ -190,15 +208,21 @@ INLINE void pack_b_as(const int form, const int format, const pl_weight *w, int 
         vf factor2 = factor;
         if (rows) factor = vf_set1(first ? scale * rows[k0 + k] : 0);
         if (rows && second) factor2 = vf_set1(scale * rows[k0 + k + 1]);
-        for (int64_t j = 0; j < padded; j += 32) {
-            int64_t count = !first || n < j ? 0 : n - j < 32 ? n - j : 32;
-            if (count < 32) memset(run, 0, 2 * sizeof run[0]);
-            const float *source =
-                            count ? stored_run(format, w, k0 + k, j0 + j, count, run[0]) : run[0],
-                        *source2 = run[1];
-            if (second && count) source2 = stored_run(format, w, k0 + k + 1, j0 + j, count, run[1]);
-            else if (pairs) memset(run[1], 0, sizeof run[1]);
-            for (int64_t at = 0; at < 32 && j + at < padded; at += LANES) {
+        int64_t j = 0, span;
+        if (!pairs && width == NR) {
+            j = n / 32 * 32;
+            row_packers[w->format](w, pl_stored_row(w, k0 + k), j0, n / 32, factor, NR * words,
+                                   dst + k * NR);
+        }
+        for (; j < padded; j += span) {
+            const int64_t count = first && j < n ? stretch_of(n - j) : 0;
+            span = count / 32 ? count : at_most(padded - j, 32);
+            if (count < span) memset(stretch, 0, 2 * sizeof stretch[0]);
+            const float *source = count ? stored(w, k0 + k, j0 + j, count, stretch[0]) : stretch[0],
+                        *source2 = stretch[1];
+            if (second && count) source2 = stored(w, k0 + k + 1, j0 + j, count, stretch[1]);
+            else if (pairs) memset(stretch[1], 0, sizeof stretch[1]);
+            for (int64_t at = 0; at < span; at += LANES) {
                 int64_t col = j + at;
                 vf v = vf_load(source + at) * factor;
                 if (pairs)
@@ -213,36 +237,29 @@ INLINE void pack_b_as(const int form, const int format, const pl_weight *w, int 
     }
 }
 
-/* One function for each format, whose decoder it inlines, in tiles of full width; others for
- * narrower tiles, and for each form of pairs. */
+/* One function for tiles of full width, one for narrower ones, and one for each form of pairs. */
 typedef void (*b_packer)(const pl_weight *w, int transposed, int64_t j0, int64_t n, int64_t k0,
                          int64_t kc, int width, float scale, const float *rows, float *dst);
-#define B_PACKER(name, form, format, width) \
+#define B_PACKER(name, form, width) \
     static void name(const pl_weight *w, int transposed, int64_t j0, int64_t n, int64_t k0, \
                      int64_t kc, int any_width UNUSED, float scale, const float *rows, \
                      float *dst) { \
-        pack_b_as(form, format, w, transposed, j0, n, k0, kc, width, scale, rows, dst); \
+        pack_b_as(form, w, transposed, j0, n, k0, kc, width, scale, rows, dst); \
     }
-#define PL_FORMAT(name, elements, bytes, decoder, kind) \
-    B_PACKER(pack_b_##name, FLOATS, PL_W_##name, NR)
-#include "../../formats.def"
-B_PACKER(pack_b_narrow, FLOATS, ANY_FORMAT, any_width)
-B_PACKER(pack_b_pairs, PAIRS, ANY_FORMAT, any_width)
-B_PACKER(pack_b_native_pairs, NATIVE_PAIRS, ANY_FORMAT, any_width)
-B_PACKER(pack_b_emulated_amx, AMX_EMULATED, ANY_FORMAT, any_width)
+B_PACKER(pack_b_wide, FLOATS, NR)
+B_PACKER(pack_b_narrow, FLOATS, any_width)
+B_PACKER(pack_b_pairs, PAIRS, any_width)
+B_PACKER(pack_b_native_pairs, NATIVE_PAIRS, any_width)
+B_PACKER(pack_b_emulated_amx, AMX_EMULATED, any_width)
 #ifdef AMX_COMPILED
-B_PACKER(pack_b_amx, AMX, ANY_FORMAT, any_width)
+B_PACKER(pack_b_amx, AMX, any_width)
 #endif
 #undef B_PACKER
 
 static void pack_b(const pl_weight *w, int transposed, int64_t j0, int64_t n, int64_t k0,
                    int64_t kc, int width, float scale, const float *rows, float *dst) {
-    static const b_packer wide[PL_W_COUNT] = {
-#define PL_FORMAT(name, elements, bytes, decoder, kind) pack_b_##name,
-#include "../../formats.def"
-    };
-    const b_packer packer = width == NR ? wide[w->format] : pack_b_narrow;
-    packer(w, transposed, j0, n, k0, kc, width, scale, rows, dst);
+    (width == NR ? pack_b_wide : pack_b_narrow)(w, transposed, j0, n, k0, kc, width, scale, rows,
+                                                dst);
 }
 static const b_packer b_packers[] = {pack_b, pack_b_pairs, pack_b_native_pairs, pack_b_emulated_amx,
 #ifdef AMX_COMPILED

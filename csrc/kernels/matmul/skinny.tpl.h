@@ -44,12 +44,12 @@ typedef struct {
 typedef void (*skinny_decoder)(const pl_weight *b, const int64_t *rows, int64_t k, int64_t runs,
                                float *panel);
 #define PL_FORMAT(name, elements, bytes, decoder, kind) \
-    static __attribute__((noinline)) void skinny_panel_##name( \
-        const pl_weight *b, const int64_t *rows, int64_t k, int64_t runs, float *panel) { \
+    static NOINLINE void skinny_panel_##name(const pl_weight *b, const int64_t *rows, int64_t k, \
+                                             int64_t runs, float *panel) { \
         for (int c = 0; c < SKINNY_COLUMNS; c++) \
             for (int64_t i = 0; i < runs; i++) { \
                 float run[32]; \
-                run_##name(b, rows[c], k + 32 * i, 32, run); \
+                run_##name(b, rows[c], k + 32 * i, run); \
                 for (int64_t p = 0; p < PHASES; p++) \
                     vf_store(panel + ((p * runs + i) * SKINNY_COLUMNS + c) * LANES, \
                              vf_load(run + p * LANES)); \
@@ -95,8 +95,8 @@ INLINE void skinny_tile(const float *a, const float *panel, int64_t runs, int ho
 }
 typedef void (*skinny_fn)(const float *a, const float *panel, int64_t runs, int how, float *sums);
 #define SKINNY_TILE(rows) \
-    static __attribute__((noinline)) void skinny_tile_##rows(const float *a, const float *panel, \
-                                                             int64_t runs, int how, float *sums) { \
+    static NOINLINE void skinny_tile_##rows(const float *a, const float *panel, int64_t runs, \
+                                            int how, float *sums) { \
         skinny_tile(a, panel, runs, how, sums, rows); \
     }
 SKINNY_TILE(1)

@@ -111,6 +111,17 @@ INLINE void tile_depth(vf acc[MR][2], a_reader a, const float *b, int64_t ldb, i
     }
 }
 
+/* Adds the bias to a tile of fewer columns than its vectors have, and stores it. */
+static NOINLINE void store_edge(const tile_args *t, float (*edge)[NR]) {
+    for (int i = 0; i < t->rows; i++) {
+        float *c = t->c + i * t->ldc;
+        for (int j = 0; j < t->cols; j++) {
+            float y = edge[i][j] + (t->bias ? t->bias[j] : 0);
+            c[j] = t->add ? c[j] + y : y;
+        }
+    }
+}
+
 /* mr, nv, in_place and form are constants in every instance, so that the accumulators live in
  * registers. */
 INLINE void tile_body(const tile_args *t, const int mr, const int nv, const int in_place,
@@ -140,17 +151,12 @@ INLINE void tile_body(const tile_args *t, const int mr, const int nv, const int 
         }
         return;
     }
+    float edge[MR][NR];
 #pragma GCC unroll 14
-    for (int i = 0; i < mr; i++) {
-        if (i >= t->rows) break;
-        float *c = t->c + i * t->ldc, row[NR] = {0};
-        vf_store(row, acc[i][0]);
-        if (nv == 2) vf_store(row + LANES, acc[i][1]);
-        for (int j = 0; j < t->cols; j++) {
-            float y = row[j] + (t->bias ? t->bias[j] : 0);
-            c[j] = t->add ? c[j] + y : y;
-        }
-    }
+    for (int i = 0; i < mr; i++)
+#pragma GCC unroll 2
+        for (int j = 0; j < nv; j++) vf_store(edge[i] + j * LANES, acc[i][j]);
+    store_edge(t, edge);
 }
 
 typedef void (*tile_fn)(const tile_args *t);

@@ -134,7 +134,7 @@ static void finish_block(const pending_gradient *g, const pending_block *block, 
 }
 
 /* Writes a whole gradient at once; afterwards nothing is pending. */
-INLINE void write_gradient(pending_gradient *g) {
+static void write_gradient(pending_gradient *g) {
     if (!g->out) return;
     for (int64_t begin = 0; begin < g->n; begin += ROW_BLOCK) {
         int64_t m = g->n - begin < ROW_BLOCK ? g->n - begin : ROW_BLOCK;

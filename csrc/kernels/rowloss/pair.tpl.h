@@ -17,6 +17,12 @@ typedef struct {
     double sum;
 } pair_side;
 
+/* The statistics of one of two rows. All pair losses share these instructions. */
+static NOINLINE void pair_statistics(row_reading in, int64_t i, int64_t n, row_statistics *row,
+                                     const pending_gradient *pending, int walk) {
+    take_statistics(FAMILY(softmax), in, i, n, row, pending, walk, 2);
+}
+
 /* The gradient of row i: factor (by - prob * sum), prob from the kept weights. With `direct`, by
  * sums to 0 and is the gradient itself. */
 INLINE pending_gradient pair_gradient(const row_job *job, const pl_rows *out, int64_t i,
@@ -44,23 +50,27 @@ typedef struct {
     V shift_q, shift_p, scale, log_totals, factor_q, factor_p;
 } pair_constants;
 
-/* A vector of both rows, which have n elements left; returns its part of the loss. */
+/* A vector of both rows; returns its part of the loss. */
 INLINE V pair_step(pair_formula formula, const double *option, pair_mode mode, const REAL *xq,
-                   const REAL *xp, const REAL *kept_q, const REAL *kept_p, int64_t n,
-                   const pair_constants *c, V *by_q, V *by_p) {
-    pair_element e = {.q = load_lanes(kept_q, n, 0) * c->factor_q,
-                      .p = load_lanes(kept_p, n, 0) * c->factor_p};
+                   const REAL *xp, const REAL *kept_q, const REAL *kept_p, const pair_constants *c,
+                   V *by_q, V *by_p) {
+    pair_element e = {.q = v_load(kept_q) * c->factor_q, .p = v_load(kept_p) * c->factor_p};
     /* log(q / p) = scale ((x_q - shift_q) - (x_p - shift_p)) - (log total_q - log total_p):
      * large common parts are subtracted first. */
     e.log_ratio =
-        ((load_lanes(xq, n, 0) - c->shift_q) - (load_lanes(xp, n, 0) - c->shift_p)) * c->scale -
-        c->log_totals;
+        ((v_load(xq) - c->shift_q) - (v_load(xp) - c->shift_p)) * c->scale - c->log_totals;
     formula(&e, option);
-    if (n < WIDTH) /* lanes past the end of a row may hold anything */
-        for (int64_t l = n; l < WIDTH; l++) e.loss[l] = e.by_q[l] = e.by_p[l] = 0;
     if (mode.want_q) *by_q = e.by_q;
     if (mode.want_p) *by_p = e.by_p;
     return e.loss;
+}
+
+/* The n elements of a block, filled up to whole vectors: in place, or in `buffer`. */
+INLINE const REAL *whole_vectors(const REAL *x, int64_t n, REAL fill, REAL *buffer) {
+    if (n % WIDTH == 0) return x;
+    if (x != buffer) memcpy(buffer, x, (size_t)n * sizeof *x);
+    for (; n % WIDTH; n++) buffer[n] = fill;
+    return buffer;
 }
 
 /* Multiplies a block's derivatives and weights by the slope of the cap, at its capped logits z. */
@@ -85,26 +95,27 @@ INLINE double pair_walk(pair_formula formula, const double *option, row_reading 
     double total = 0;
     q->sum = p->sum = 0;
     for (int64_t begin = 0; begin < n; begin += ROW_BLOCK) {
-        int64_t m = n - begin < ROW_BLOCK ? n - begin : ROW_BLOCK, j = 0;
+        int64_t m = n - begin < ROW_BLOCK ? n - begin : ROW_BLOCK;
         const REAL *xq = reread_block(in_q, i, begin, m, from_q),
                    *xp = reread_block(in_p, i, begin, m, from_p);
-        const REAL *kept_q = q->row.kept + begin, *kept_p = p->row.kept + begin;
+        REAL *kept_q = q->row.kept + begin, *kept_p = p->row.kept + begin;
         REAL *to_q = q->by + begin, *to_p = p->by + begin;
         c.factor_q = block_factor(&q->row, begin, scale, 1);
         c.factor_p = block_factor(&p->row, begin, scale, 1);
+        /* Elements past the end of a row have probability 0 on both sides, and add 0. */
+        xq = whole_vectors(xq, m, q->row.shift, from_q);
+        xp = whole_vectors(xp, m, p->row.shift, from_p);
+        whole_vectors(kept_q, m, 0, kept_q);
+        whole_vectors(kept_p, m, 0, kept_p);
         V sum = {0}, sum_q = {0}, sum_p = {0}, by_q = {0}, by_p = {0};
-#define STEP(n) \
-    do { \
-        sum += pair_step(formula, option, mode, xq + j, xp + j, kept_q + j, kept_p + j, n, &c, \
-                         &by_q, &by_p); \
-        if (mode.want_q) sum_q += by_q; \
-        if (mode.want_q) store_lanes(to_q + j, by_q, n); \
-        if (mode.want_p) sum_p += by_p; \
-        if (mode.want_p) store_lanes(to_p + j, by_p, n); \
-    } while (0)
-        for (; j + WIDTH <= m; j += WIDTH) STEP(WIDTH);
-        if (j < m) STEP(m - j);
-#undef STEP
+        for (int64_t j = 0; j < m; j += WIDTH) {
+            sum += pair_step(formula, option, mode, xq + j, xp + j, kept_q + j, kept_p + j, &c,
+                             &by_q, &by_p);
+            if (mode.want_q) sum_q += by_q;
+            if (mode.want_q) v_store(to_q + j, by_q);
+            if (mode.want_p) sum_p += by_p;
+            if (mode.want_p) v_store(to_p + j, by_p);
+        }
         total += (double)v_sum(sum);
         if (mode.want_q) q->sum += (double)v_sum(sum_q);
         if (mode.want_p) p->sum += (double)v_sum(sum_p);
@@ -160,8 +171,8 @@ INLINE void pair_rows(pair_formula formula, const int q_direct, const pair_args 
         pair_side *q = &buffers[buffer];
         if (in_q.softcap > 0) in_q.keep = q->logits;
         if (in_p.softcap > 0) in_p.keep = p.logits;
-        take_statistics(FAMILY(softmax), in_q, i, n, &q->row, &pending, 0, 2);
-        take_statistics(FAMILY(softmax), in_p, i, n, &p.row, &pending, 1, 2);
+        pair_statistics(in_q, i, n, &q->row, &pending, 0);
+        pair_statistics(in_p, i, n, &p.row, &pending, 1);
         pending.out = NULL;
         double given = dloss ? (double)dloss[i] : 1, total;
 #define WALK(want_q, want_p) \

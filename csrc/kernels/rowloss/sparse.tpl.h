@@ -141,7 +141,7 @@ INLINE void sparse_rows(pair_formula formula, const sparse_args *args, const row
             continue;
         }
         int gradient = out->data && !(dloss && dloss[i] == 0);
-        take_statistics(FAMILY(softmax), in, i, n, &row, NULL, 0, 1);
+        pair_statistics(in, i, n, &row, NULL, 0);
         sparse_teacher t = {.ids = args->ids + i * k,
                             .logp = (const REAL *)args->logp + i * k,
                             .shares = args->shares ? (const REAL *)args->shares + i * k : NULL,

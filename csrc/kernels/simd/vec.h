@@ -18,6 +18,7 @@
 #define LANES (PL_BYTES / 4)
 #define DLANES (PL_BYTES / 8)
 #define INLINE static inline __attribute__((always_inline, unused))
+#define NOINLINE __attribute__((noinline))
 #define UNUSED __attribute__((unused))
 
 typedef float vf __attribute__((vector_size(PL_BYTES)));
