@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from pyloss.autograd.scope import no_grad
-from pyloss.autograd.tape import Gradients, data, nodes_of, record_on, record_several
+from pyloss.autograd.scope import current_tape
+from pyloss.autograd.tape import Gradients, Tape, data, nodes_of, record_on, record_several
 from pyloss.autograd.tensor import Tensor, stripped
 from pyloss.autograd.trees import tree_map
 
@@ -26,11 +26,18 @@ def stop_gradient(x: Any) -> Any:
     return tree_map(constant, x)
 
 
+def _constant(x: Any) -> Any:
+    """The array of a Tensor or parameter, as one that no recording knows."""
+    array = x.data if isinstance(x, Tensor) else x
+    return array.view() if isinstance(array, np.ndarray) else array
+
+
 class custom_function:
     """A function with a gradient that is written by hand; used as a decorator.
 
     The function gets plain arrays in place of Tensors, computes as it likes, and returns an array
-    or a tuple of arrays. Its gradient is registered in one of two ways.
+    or a tuple of arrays. Values of the recording that it does not get as arguments raise TypeError.
+    Its gradient is registered in one of two ways.
 
     MLX's:
 
@@ -74,9 +81,15 @@ class custom_function:
             raise TypeError(
                 f"{self.__name__}: an argument by keyword gets no gradient; pass it by position"
             )
-        arrays = [x.data if isinstance(x, Tensor) else x for x in args]
+        arrays = [_constant(x) for x in args]
         kwargs = stripped(kwargs)
-        with no_grad():
+        if nodes is None and current_tape() is None:
+            return self.function(*arrays, **kwargs)
+        closed = (
+            f"{self.__name__}, a custom_function, uses a value that it is not given as an argument "
+            "by position, and the gradient would be lost: pass it, or use stop_gradient of it"
+        )
+        with Tape(refusing=closed):
             if nodes is None:
                 return self.function(*arrays, **kwargs)
             if self._backward is None:

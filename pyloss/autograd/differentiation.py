@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from pyloss.autograd.scope import Root
 from pyloss.autograd.tape import Node, Tape
 from pyloss.autograd.tensor import Tensor, stripped
 from pyloss.autograd.trees import tree_map
@@ -59,7 +60,7 @@ def run_backward(tape: Tape, result: Any, has_aux: bool = False) -> Any:
     return _plain(result)
 
 
-def leaf_of(value: Any, root: object) -> Tensor:
+def leaf_of(value: Any, root: Root) -> Tensor:
     """A Tensor that gets a gradient; whole numbers become float32."""
     array = device.array(value)
     if isinstance(array, device.DeviceArray) and array.dtype.kind not in "fV":
@@ -80,7 +81,7 @@ def leaf_of(value: Any, root: object) -> Tensor:
     return Tensor(array, Node(root))
 
 
-def _leaves(tree: Any, root: object, position: int) -> Any:
+def _leaves(tree: Any, root: Root, position: int) -> Any:
     """`leaf_of` of a tree's arrays; None and text stay as they are."""
     found: list[Tensor] = []
 

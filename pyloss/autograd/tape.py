@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from pyloss import _core
-from pyloss.autograd.scope import local, no_grad
-from pyloss.autograd.tensor import LazyTensor, Parameter, Tensor
+from pyloss.autograd.scope import OPEN, Root, local, no_grad
+from pyloss.autograd.tensor import LazyTensor, Parameter, Tensor, refuse_elsewhere
 from pyloss.runtime import device
 
 _FLOAT32 = np.dtype(np.float32)
@@ -27,7 +27,7 @@ class Node:
     """A recorded operation or a leaf.
 
     Attributes:
-        root: identifies the tape. To other tapes, the node's Tensor is a constant.
+        root: identifies the recording. To others, the node's Tensor is a constant.
         parents: the nodes of the inputs, None for constants.
         vjp: computes the inputs' gradients; None for a leaf.
         recompute: computes the output instead of keeping it, or None.
@@ -46,7 +46,7 @@ class Node:
 
     def __init__(
         self,
-        root: object,
+        root: Root,
         parents: Nodes = (),
         vjp: Callable | None = None,
         recompute: Callable | None = None,
@@ -167,18 +167,24 @@ class Tape:
     Args:
         within: another tape, whose Tensors and leaves this one knows too.
         probing: only finds out whether there is anything to record.
+        refusing: the TypeError where a value of an outer recording is used, in place of the usual.
         replaying: runs a function a second time for its gradient. Outputs are computed when they
             are read, see `lazy_output`, and cheap values are kept, since backward follows at once.
     """
 
     def __init__(
-        self, within: Tape | None = None, probing: bool = False, replaying: bool = False
+        self,
+        within: Tape | None = None,
+        probing: bool = False,
+        replaying: bool = False,
+        refusing: str = _OUTER,
     ) -> None:
-        self.root: object = object() if within is None else within.root
+        self.root: Root = Root() if within is None else within.root
+        self.refusing = refusing
         self.probing, self.replaying = probing, replaying
         # Whose nodes this tape knows. Those of a probing tape end with it.
-        self.probe_root: object = object() if probing else self.root
-        self.roots: tuple[object, ...] = (self.root,) if within is None else within.roots
+        self.probe_root: Root = Root() if probing else self.root
+        self.roots: tuple[Root, ...] = (self.root,) if within is None else within.roots
         if probing:
             self.roots = (*self.roots, self.probe_root)
         self.memory: list[Any] | None = None  # of a checkpoint, see `remembered`
@@ -204,10 +210,10 @@ class Tape:
             node = x._node
             if node is not None and not any(node.root is root for root in self.roots):
                 outer = any(node.root is root for tape in self.enclosing for root in tape.roots)
-                raise TypeError(_OUTER if outer else _EARLIER)
+                raise TypeError(self.refusing if outer else _EARLIER)
             return node
         if node is None and any(id(x) in tape.leaves for tape in self.enclosing):
-            raise TypeError(_OUTER)
+            raise TypeError(self.refusing)
         return node
 
     def __enter__(self) -> Tape:
@@ -218,10 +224,16 @@ class Tape:
                 self.enclosing.append(tape)
             tape = tape._outer
         local.tape = self
+        local.inside += 1
+        for root in {self.root, self.probe_root}:
+            root.enter()
         return self
 
     def __exit__(self, *unused: object) -> None:
         local.tape = self._outer
+        local.inside -= 1
+        for root in {self.root, self.probe_root}:
+            root.leave()
 
     def backward(self, output: Tensor, grad: np.ndarray) -> None:
         """Propagates `grad`, the gradient of `output`, to all leaves. Uses the tape up."""
@@ -266,6 +278,8 @@ def nodes_of(*inputs: Any) -> Nodes | None:
     """
     tape = local.tape
     if tape is None:
+        if OPEN and not local.inside:
+            refuse_elsewhere(inputs)
         return None
     root, leaves, inside, traced = tape.root, tape.leaves, bool(tape.enclosing), False
     found: list[Node | None] = []

@@ -6,13 +6,14 @@ in `functions/`, which fills `UFUNCS` and `FUNCTIONS`.
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pyloss.autograd.scope import local, no_grad
+from pyloss.autograd.scope import OPEN, local, no_grad
 from pyloss.autograd.tensor_text import tensor_html, tensor_text
 from pyloss.autograd.trees import tree_map
 
@@ -29,10 +30,29 @@ _WAYS = (
 )
 
 
+_ELSEWHERE = (
+    "a value that another thread records a gradient for is used in this thread, and its gradient "
+    "would be lost: compute in the thread that records, or enter pyloss.no_grad() here"
+)
+
+
+def refuse_elsewhere(values: Iterable[Any]) -> None:
+    """TypeError for a value whose gradient another thread records."""
+    for x in values:
+        if type(x) is Parameter or (
+            isinstance(x, Tensor) and x._node is not None and x._node.root in OPEN
+        ):
+            raise TypeError(_ELSEWHERE)
+
+
 def carries(t: Tensor) -> bool:
     """Whether this thread records a gradient for t."""
     tape = local.tape
-    return tape is not None and tape.node_of(t) is not None
+    if tape is None:
+        if OPEN and not local.inside:
+            refuse_elsewhere([t])
+        return False
+    return tape.node_of(t) is not None
 
 
 def stripped(value: Any) -> Any:
@@ -45,6 +65,22 @@ def _refuse_write(kind: str) -> TypeError:
         f"{kind} would change a Tensor in place, and its gradient would be lost: "
         "write t = t + x, or np.where(mask, new, t)"
     )
+
+
+def _called(func: Callable, args: Any, kwargs: Any) -> Any:
+    """What computes NumPy's function for Tensors; TypeError for arguments that it does not take."""
+    function = FUNCTIONS[func]
+    try:
+        return function(*args, **kwargs)
+    except TypeError:
+        try:
+            parameters = inspect.signature(function)
+            parameters.bind(*args, **kwargs)
+        except TypeError as error:
+            raise TypeError(
+                f"numpy.{func.__name__} of a Tensor takes {parameters}: {error}"
+            ) from None
+        raise
 
 
 def _by_name(name: str) -> Callable:
@@ -143,16 +179,26 @@ class Tensor:
                 name = ufunc.__name__ if method == "__call__" else f"{ufunc.__name__}.{method}"
                 more = f" with {', '.join(kwargs)}" if kwargs else ""
                 raise TypeError(f"numpy.{name}{more} has no gradient: {_WAYS}")
+        elif OPEN and not local.inside:
+            refuse_elsewhere(inputs)
         return getattr(ufunc, method)(*stripped(inputs), **stripped(kwargs))
 
     def __array_function__(self, func: Callable, types: Any, args: Any, kwargs: Any) -> Any:
         if local.tape is None:
+            if OPEN and not local.inside:
+                tree_map(lambda x: refuse_elsewhere([x]), [args, kwargs])
             return func(*stripped(args), **stripped(kwargs))
         if kwargs.get("out") is not None:
             raise _refuse_write(f"numpy.{func.__name__}(..., out=)")
         if func not in FUNCTIONS:
             raise TypeError(f"numpy.{func.__name__} has no gradient: {_WAYS}")
-        return FUNCTIONS[func](*args, **kwargs)
+        return _called(func, args, kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        """Only called for what a Tensor lacks."""
+        if hasattr(np.ndarray, name):
+            raise AttributeError(f"a Tensor has no {name!r}, which arrays have: {_WAYS}")
+        raise AttributeError(f"a Tensor has no {name!r}")
 
     # Numbers
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pyloss.autograd.scope import no_grad
 from pyloss.autograd.tape import data
 from pyloss.losses.head import rows_at_once
 from pyloss.losses.public import softmax_cross_entropy
@@ -26,6 +27,7 @@ class TargetScores(NamedTuple):
     greedy: np.ndarray
 
 
+@no_grad()
 def score_targets(model: Any, samples: Sequence[Sample]) -> list[TargetScores]:
     """The scores of all samples' targets.
 

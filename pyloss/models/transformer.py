@@ -14,6 +14,7 @@ import numpy as np
 
 from pyloss import ops
 from pyloss.autograd.checkpointing import checkpoint
+from pyloss.autograd.scope import no_grad
 from pyloss.autograd.tape import data
 from pyloss.checks.numbers import whole
 from pyloss.models.batch_cache import BatchCache, PromptCache, rows_needed
@@ -477,7 +478,8 @@ class Model(Module):
     def _logits(
         self, tokens: np.ndarray, packing: Packing, cache: Cache, last_row: Packing | None = None
     ) -> np.ndarray:
-        return np.asarray(data(self.head(data(self._run(tokens, packing, cache, last_row)))))
+        with no_grad():
+            return np.asarray(data(self.head(data(self._run(tokens, packing, cache, last_row)))))
 
     def _next(
         self,

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from pyloss import _core
+from pyloss.autograd.tensor import Tensor
 from pyloss.checks.arrays import as_array
 from pyloss.checks.numbers import real, shown, whole
 from pyloss.runtime.device import DeviceArray, empty, is_bfloat16
@@ -46,8 +47,17 @@ def float32(array: Any) -> Any:
 
 
 def parameters_of(model: Any) -> Mapping[str, Any]:
-    """The trainable parameters of a model, or a mapping of them as it is."""
-    return model if isinstance(model, Mapping) else model.trainable_parameters()
+    """The trainable parameters of a model, or a mapping of them as it is.
+
+    TypeError while a function of the model is differentiated.
+    """
+    found = model if isinstance(model, Mapping) else model.trainable_parameters()
+    if any(isinstance(x, Tensor) for x in found.values()):
+        raise TypeError(
+            "the model's parameters are being differentiated: change them when the gradients are "
+            "there, outside of the function"
+        )
+    return found
 
 
 def check_parameter(name: str, parameter: Any) -> None:

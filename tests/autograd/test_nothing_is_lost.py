@@ -3,6 +3,7 @@
 import copy
 import math
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -472,3 +473,100 @@ def test_gradcheck_of_a_model():
     report = pyloss.gradcheck(loss, x, model=model)
     assert report.ok and report.error < 1e-6
     assert model.layer.weight is before
+
+
+def in_a_thread(function):
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(function).result()
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda model, t: np.exp(t),
+        lambda model, t: t * 2.0,
+        lambda model, t: np.concatenate([np.ones(0, np.float32), t]),
+        lambda model, t: pyloss.softmax(t),
+        lambda model, t: model.g * 2.0,
+        lambda model, t: nn.RMSNorm(4)(model.g),
+    ],
+    ids=["ufunc", "operator", "function", "loss", "parameter", "layer"],
+)
+def test_what_another_thread_computes_raises(use):
+    model = Trained(g=single(4))
+
+    def loss(x):
+        t = x * 3.0
+        return np.sum(t * in_a_thread(lambda: use(model, t)))
+
+    with pytest.raises(TypeError, match="another thread"):
+        nn.value_and_grad(model, lambda: loss(model.g))()
+    aside = pyloss.no_grad()(lambda: use(model, single(4)))
+    nn.value_and_grad(model, lambda: np.sum(model.g * in_a_thread(aside)))()
+
+
+def test_other_threads_may_record_and_constants_may_be_used_anywhere():
+    model = Trained(g=single(4))
+    both = nn.value_and_grad(model, lambda: np.sum(model.g * 2.0))
+
+    def loss():
+        value, grads = in_a_thread(both)
+        return np.sum(model.g * grads["g"]) + value
+
+    _, grads = both()
+    np.testing.assert_array_equal(nn.value_and_grad(model, loss)()[1]["g"], grads["g"])
+    kept = []
+    pyloss.value_and_grad(lambda x: kept.append(x * 2.0) or np.sum(x))(single(4))
+    np.testing.assert_array_equal(in_a_thread(lambda: np.exp(kept[0])), np.exp(single(4) * 2))
+
+
+@pytest.mark.parametrize("use", ["value", "parameter", "keyword"])
+def test_custom_functions_take_what_they_differentiate_as_arguments(use):
+    model = Trained(g=single(4))
+
+    def loss(t):
+        @pyloss.custom_function
+        def scaled(x, factor=1.0):
+            return x * {"value": t, "parameter": model.g, "keyword": factor}[use]
+
+        scaled.vjp(lambda x, dy, y: dy)
+        return np.sum(scaled(t) if use != "keyword" else scaled(t, factor=t))
+
+    with pytest.raises(TypeError, match="by position"):
+        nn.value_and_grad(model, lambda: loss(model.g * 2.0))()
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda t: np.sum(t, where=np.ones(4, bool)), "numpy.sum of a Tensor takes"),
+        (lambda t: np.diff(t, prepend=0.0), "numpy.diff of a Tensor takes"),
+        (lambda t: t.cumprod(), "which arrays have: docs/experiments.md"),
+        (lambda t: t.unknown, "a Tensor has no 'unknown'"),
+    ],
+)
+def test_what_is_missing_is_named(call, message):
+    with pytest.raises((TypeError, AttributeError), match=message):
+        pyloss.value_and_grad(lambda x: call(x * 2.0))(single(4))
+
+
+def test_parameters_are_not_updated_while_they_are_differentiated():
+    model = Trained(g=single(4))
+    optimizer = pyloss.optim.SGD(0.1)
+
+    def loss():
+        optimizer.update(model, {"g": single(4)})
+        return np.sum(model.g)
+
+    with pytest.raises(TypeError, match="outside of the function"):
+        nn.value_and_grad(model, loss)()
+
+
+@pytest.mark.parametrize("product", [np.dot, np.inner, np.tensordot])
+def test_products_refuse_sizes_that_numpy_refuses(product):
+    a, b = np.ones((2, 3, 1), np.float32), np.ones((3, 4), np.float32)
+    axes = () if product is not np.tensordot else (((2,), (0,)),)
+    with pytest.raises(ValueError):
+        product(a, b, *axes)
+    with pytest.raises(ValueError, match="differ in size"):
+        pyloss.value_and_grad(lambda x: np.sum(product(x, b, *axes)))(a)

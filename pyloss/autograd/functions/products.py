@@ -90,6 +90,11 @@ def tensordot(a: Any, b: Any, axes: Any = 2) -> Any:
     of_x = list(letters[: x.ndim])
     of_y = list(letters[x.ndim : x.ndim + y.ndim])
     for i, j in zip(left, right, strict=True):
+        if x.shape[i] != y.shape[j]:  # einsum would broadcast a size of 1
+            raise ValueError(
+                f"a product of shapes {x.shape} and {y.shape} sums axis {i} of the first and axis "
+                f"{j} of the second, which differ in size"
+            )
         of_y[j] = of_x[i]
     summed = {of_x[i] for i in left}
     out = [letter for letter in of_x + of_y if letter not in summed]

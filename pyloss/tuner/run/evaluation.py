@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from pyloss.autograd.scope import no_grad
 from pyloss.tuner.data.batching import NoTargets, iterate_batches
 from pyloss.tuner.datasets import CacheDataset
 from pyloss.tuner.losses import default_loss
@@ -48,6 +49,7 @@ def own_data(dataset: Any, make: Callable[..., Any]) -> Any:
     )
 
 
+@no_grad()
 def evaluate(
     model: Any,
     dataset: Any,
