@@ -33,7 +33,7 @@ def build_model(config: ModelConfig, source: Source) -> Model:
     table = source.matrix("model.embed_tokens", config.vocab_size, config.hidden_size)
     embedding = Embedding.from_weight(table)
     layers = [builder.layer(i) for i in range(config.num_hidden_layers)]
-    decoder = Decoder(embedding, layers, builder.norm("model.norm", config.hidden_size))
+    decoder = Decoder(embedding, layers, builder.layer_norm("model.norm"))
     head = builder.head(table)
     config = replace(config, tie_word_embeddings=head is None)
     source.refuse_leftovers()
@@ -71,6 +71,12 @@ class _Builder:
     def norm(self, at: str, dims: int) -> RMSNorm:
         layer = RMSNorm(dims, self.config.rms_norm_eps, self.config.family.norm_offset)
         layer.weight = self.source.norm(at, dims)
+        return layer
+
+    def layer_norm(self, at: str) -> RMSNorm:
+        """A norm of hidden states, which `Model` divides by the residual multiplier."""
+        layer = self.norm(at, self.config.hidden_size)
+        layer.eps /= (self.config.residual_multiplier or 1.0) ** 2
         return layer
 
     def attention(self, at: str, i: int) -> Attention:
@@ -130,7 +136,7 @@ class _Builder:
                 PostNormLayer,
                 [*names, "pre_feedforward_layernorm", "post_feedforward_layernorm"],
             )
-        norms = [self.norm(f"{at}.{name}", self.config.hidden_size) for name in names]
+        norms = [self.layer_norm(f"{at}.{name}") for name in names]
         mixture, experts = self.config.mixture, self.config.family.experts
         if mixture is None or experts is None or i in mixture.dense_layers:
             return cls(self.attention(f"{at}.self_attn", i), self.mlp(f"{at}.mlp"), *norms)

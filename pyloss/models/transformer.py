@@ -90,7 +90,7 @@ class Attention(Module):
         self.q_proj, self.k_proj, self.v_proj, self.o_proj = q_proj, k_proj, v_proj, o_proj
         self.q_norm, self.k_norm = q_norm, k_norm
         self._head_dim = config.head_dim
-        self._scale = (config.query_pre_attn_scalar or config.head_dim) ** -0.5
+        self._scale = config.attention_scale
         self._window = config.window(layer)
 
     @property
@@ -369,13 +369,18 @@ class Model(Module):
         """The last hidden states [N, hidden]; with `last_row` as in `Attention`, [1, hidden].
 
         `between` gets the outputs of the layers that are its keys.
+
+        A residual multiplier m costs nothing: layers add their outputs as they are to hidden states
+        divided by m, whose norms are the same with an eps divided by m^2 (see `building`).
         """
+        multiplier = self.config.residual_multiplier or 1.0
+        factor = self.config.embedding_factor / multiplier
         x = self.model.embed_tokens(tokens)
         if last_row is not None:
             last_row = last_row.on_device_of(data(x), self._rope)
         packing = packing.on_device_of(data(x), self._rope)
-        if self.config.family.scaled_embedding:
-            x = ops.scale(x, self.config.hidden_size**0.5)
+        if factor != 1:
+            x = ops.scale(x, factor)
         for i, layer in enumerate(self.model.layers):
             if not self.grad_checkpoint or cache is not None:
                 if cache is None:
@@ -391,11 +396,14 @@ class Model(Module):
             else:
                 x = checkpoint(lambda value, layer=layer: layer(value, packing), x)
             if between is not None and i in between:
-                between[i] = x
-        return self.model.norm(x)
+                between[i] = x if multiplier == 1 else ops.scale(x, multiplier)
+        x = self.model.norm(x)
+        # Here, and not on logits: all losses and heads take these hidden states.
+        scaling = self.config.logits_scaling or 1.0
+        return x if scaling == 1 else ops.scale(x, 1 / scaling)
 
     def hidden(self, tokens: Any, offsets: Any) -> Any:
-        """Last hidden states [N, hidden] of packed token ids [N].
+        """Last hidden states [N, hidden] of packed token ids [N], divided by logits_scaling.
 
         int32 `offsets` [S + 1] bound the sequences, from 0 to N.
         """

@@ -91,6 +91,7 @@ def unfrozen(net):
         (lambda: adapted("qwen3", "q8_0"), True),
         (lambda: adapted("gemma3_text", **GEMMA), True),
         (lambda: adapted("qwen2", attention_bias=True), True),
+        (lambda: adapted("granite", residual_multiplier=0.22, logits_scaling=8.0), True),
         (lambda: adapted(keys=["self_attn.q_proj", "self_attn.v_proj"]), True),
         (lambda: adapted(keys=["mlp.down_proj"]), True),
         (lambda: unfrozen(model()), True),

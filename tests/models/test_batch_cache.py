@@ -28,6 +28,9 @@ FAMILIES = {
     "gemma3_text": {
         "sliding_window": 9, "layer_types": TYPES, "rope_local_base_freq": 1000.0, "query_pre_attn_scalar": 8,
     },
+    "granite": {
+        "embedding_multiplier": 12.0, "attention_multiplier": 0.35, "residual_multiplier": 0.22, "logits_scaling": 0.5,
+    },
     "mixtral": EXPERTS,
     "qwen3_moe": EXPERTS,
     "olmoe": EXPERTS,

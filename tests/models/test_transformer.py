@@ -53,6 +53,35 @@ def test_gguf_logits_against_float64(tmp_path, format, options):
         assert np.abs(model(np.array([tokens]))[0] - tiny.logits(c, arrays, tokens)).max() < 1e-4
 
 
+GRANITE = {
+    "model_type": "granite",
+    "embedding_multiplier": 12.0,
+    "attention_multiplier": 0.2,
+    "residual_multiplier": 0.22,
+    "logits_scaling": 8.0,
+    "rms_norm_eps": 0.01,  # large enough for an eps that is not scaled to show
+}
+
+
+def test_multipliers_against_float64(tmp_path):
+    c, arrays = tiny.write_folder(tmp_path, **GRANITE)
+    model, tokens, expected = load_model(tmp_path), SEQUENCES[2], []
+    want = tiny.logits(c, arrays, tokens, expected)
+    np.testing.assert_allclose(model(np.array([tokens]))[0], want, rtol=0, atol=1e-5)
+    last, states = model.hidden_states(np.array(tokens), [0, len(tokens)], [0, 2])
+    np.testing.assert_allclose(model.head(last), want, rtol=0, atol=1e-5)
+    for state, i in zip(states, (0, 2), strict=True):
+        np.testing.assert_allclose(state, expected[i], rtol=0, atol=1e-4)
+
+
+def test_losses_of_hidden_states_have_the_scaling_of_logits(tmp_path):
+    model = tiny.load_tiny(tmp_path, **GRANITE)
+    logits = np.concatenate([model(np.array([tokens]))[0] for tokens in SEQUENCES])
+    labels = np.concatenate([[*s[1:], -1] for s in SEQUENCES]).astype(np.int32)
+    want = pyloss.softmax_cross_entropy(logits, labels, ignore_index=-1).sum()
+    assert loss(model, SEQUENCES) == pytest.approx(want, rel=1e-5)
+
+
 def test_packed_sequences_do_not_see_each_other(model):
     together = packed(model, SEQUENCES)
     begin = 0

@@ -174,7 +174,8 @@ def logits(c, arrays, tokens, states=None):
         a, b = x[..., : d // 2], x[..., d // 2 :]
         return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1) if rotate else x
 
-    x = w["model.embed_tokens.weight"][tokens]
+    x = w["model.embed_tokens.weight"][tokens] * c.get("embedding_multiplier", 1)
+    scale, added = c.get("attention_multiplier", d**-0.5), c.get("residual_multiplier", 1)
     share = c["num_attention_heads"] // c["num_key_value_heads"]
     for i in range(c["num_hidden_layers"]):
         at = f"model.layers.{i}"
@@ -185,20 +186,21 @@ def logits(c, arrays, tokens, states=None):
         )
         v = heads(linear(y, f"{at}.self_attn.v_proj"), rotate=False)
         k, v = np.repeat(k, share, axis=1), np.repeat(v, share, axis=1)
-        scores = np.einsum("nhd,mhd->hnm", q, k) / np.sqrt(d)
+        scores = np.einsum("nhd,mhd->hnm", q, k) * scale
         scores = np.where(np.tril(np.ones((n, n), bool)), scores, -np.inf)
         p = np.exp(scores - scores.max(-1, keepdims=True))
         p /= p.sum(-1, keepdims=True)
-        x = x + linear(np.einsum("hnm,mhd->nhd", p, v).reshape(n, -1), f"{at}.self_attn.o_proj")
+        mixed = np.einsum("hnm,mhd->nhd", p, v).reshape(n, -1)
+        x = x + added * linear(mixed, f"{at}.self_attn.o_proj")
         y = norm(x, f"{at}.post_attention_layernorm")
         gate = linear(y, f"{at}.mlp.gate_proj")
-        x = x + linear(
+        x = x + added * linear(
             gate / (1 + np.exp(-gate)) * linear(y, f"{at}.mlp.up_proj"), f"{at}.mlp.down_proj"
         )
         if states is not None:
             states.append(x)
     head = w["model.embed_tokens.weight"] if c["tie_word_embeddings"] else w["lm_head.weight"]
-    return norm(x, "model.norm") @ head.T
+    return norm(x, "model.norm") @ head.T / c.get("logits_scaling", 1)
 
 
 def load_tiny(folder, **options):

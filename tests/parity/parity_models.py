@@ -48,6 +48,15 @@ GEMMA3 = {
     "rope_theta": 1e6,
 }
 
+# All multipliers differ from their defaults.
+GRANITE = {
+    "family": "Granite",
+    "embedding_multiplier": 12.0,
+    "attention_multiplier": 0.35,
+    "residual_multiplier": 0.22,
+    "logits_scaling": 2.0,
+}
+
 # Mixtures of experts: class names and options of the tiny models.
 MIXTURES = {
     "mixtral": {
@@ -102,14 +111,21 @@ def make_tiny(seed=0, family="Llama", **changes):
     return model
 
 
+def head_size(config):
+    """head_dim of a transformers configuration, which some families do not store."""
+    said = getattr(config, "head_dim", None)
+    return said or config.hidden_size // config.num_attention_heads
+
+
 def write_gguf(model, path, type_of=lambda name: "F32"):
     """Write a transformers model as llama.cpp's converter does.
 
     `type_of(name)` gives the type of a matrix; experts are always float32. Afterwards `model` holds
     the values that the file stores.
 
-    Rules of the conversion scripts: `llama` interleaves the rotary pairs of q and k, Llama 3's
-    scaling is a tensor, and norms of `gemma3` have 1 added. The file has no query_pre_attn_scalar.
+    Rules of the conversion scripts: `llama` and `granite` interleave the rotary pairs of q and k,
+    Llama 3's scaling is a tensor, and norms of `gemma3` have 1 added. The file has no
+    query_pre_attn_scalar.
     """
     gguf = pytest.importorskip("gguf", reason="writes GGUF files with it")
     config, architectures = (
@@ -118,6 +134,7 @@ def write_gguf(model, path, type_of=lambda name: "F32"):
     )
     arch = architectures.get(config.model_type, config.model_type)
     rope = config.rope_parameters.get("full_attention", config.rope_parameters)
+    head_dim = head_size(config)
     writer = gguf.GGUFWriter(path, arch)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
@@ -125,9 +142,9 @@ def write_gguf(model, path, type_of=lambda name: "F32"):
     writer.add_feed_forward_length(config.intermediate_size)
     writer.add_head_count(config.num_attention_heads)
     writer.add_head_count_kv(config.num_key_value_heads)
-    if arch != "llama" or config.head_dim * config.num_attention_heads != config.hidden_size:
-        writer.add_key_length(config.head_dim)
-        writer.add_value_length(config.head_dim)
+    if arch != "llama" or head_dim * config.num_attention_heads != config.hidden_size:
+        writer.add_key_length(head_dim)
+        writer.add_value_length(head_dim)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_freq_base(rope["rope_theta"])
     if experts := getattr(config, "num_local_experts", None):
@@ -143,8 +160,13 @@ def write_gguf(model, path, type_of=lambda name: "F32"):
     if rope["rope_type"] == "yarn":
         writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
         writer.add_rope_scaling_yarn_beta_fast(rope["beta_fast"])
-    if arch == "llama":
-        writer.add_rope_dimension_count(config.head_dim)
+    if arch == "granite":
+        writer.add_embedding_scale(config.embedding_multiplier)
+        writer.add_attention_scale(config.attention_multiplier)
+        writer.add_residual_scale(config.residual_multiplier)
+        writer.add_logit_scale(config.logits_scaling)
+    if arch in ("llama", "granite"):
+        writer.add_rope_dimension_count(head_dim)
         writer.add_vocab_size(config.vocab_size)
     names = gguf.get_tensor_name_map(
         getattr(gguf.MODEL_ARCH, arch.upper()), config.num_hidden_layers
@@ -169,14 +191,14 @@ def write_gguf(model, path, type_of=lambda name: "F32"):
         stored = gguf.quants.quantize(array, kind)
         if tensor.ndim == 2:
             tensor.copy_(torch.from_numpy(np.array(gguf.quants.dequantize(stored, kind))))
-        if arch == "llama" and (".q_proj." in name or ".k_proj." in name):
-            halves = stored.reshape(-1, 2, config.head_dim // 2, *stored.shape[1:])
+        if arch in ("llama", "granite") and (".q_proj." in name or ".k_proj." in name):
+            halves = stored.reshape(-1, 2, head_dim // 2, *stored.shape[1:])
             stored = np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(stored.shape)
         writer.add_tensor(
             names.get_name(name, try_suffixes=(".weight", ".bias")), stored, raw_dtype=kind
         )
     if rope["rope_type"] == "llama3":
-        plain = 1 / rope["rope_theta"] ** (np.arange(0, config.head_dim, 2) / config.head_dim)
+        plain = 1 / rope["rope_theta"] ** (np.arange(0, head_dim, 2) / head_dim)
         scaled, _ = transformers.modeling_rope_utils.ROPE_INIT_FUNCTIONS["llama3"](
             config, device="cpu"
         )

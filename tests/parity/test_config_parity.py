@@ -16,6 +16,12 @@ from pyloss.models.config.rope_scaling import llama3_factors, rotary_frequencies
 LLAMA3 = llama3(8.0)
 
 
+MULTIPLIERS = {
+    "embedding_multiplier": 12.0,
+    "attention_multiplier": 0.0625,
+    "residual_multiplier": 0.22,
+    "logits_scaling": 8.0,
+}
 GEMMA3 = {"rope_local_base_freq": 1e4, "query_pre_attn_scalar": 24}
 PATTERN = ["sliding_attention"] * 5 + ["full_attention", "sliding_attention"]
 
@@ -66,6 +72,7 @@ def make(**changes):
         {"rope_scaling": YARN},
         {"model_type": "qwen2", "rope_theta": 1e6, "head_dim": 16},
         {"model_type": "qwen3", "tie_word_embeddings": False, "attention_bias": True},
+        {"model_type": "granite", "head_dim": 16, **MULTIPLIERS},
         {"model_type": "mistral", "sliding_window": 100},
         {
             "model_type": "qwen2",
@@ -112,10 +119,11 @@ def test_transformers_reads_ours_and_we_read_what_it_writes(tmp_path, changes):
         "tie_word_embeddings",
         "rms_norm_eps",
     ):
-        assert getattr(theirs, name) == getattr(config, name)
+        assert getattr(theirs, name, config.head_dim) == getattr(config, name)
     assert rotary_bases(theirs) == (config.rope_theta, config.rope_local_base_freq)
     assert windows_of(theirs) == [config.window(i) for i in range(config.num_hidden_layers)]
-    assert getattr(theirs, "query_pre_attn_scalar", None) == config.query_pre_attn_scalar
+    for name in ("query_pre_attn_scalar", *MULTIPLIERS):
+        assert getattr(theirs, name, None) == getattr(config, name)
     theirs.save_pretrained(tmp_path)
     assert ModelConfig.from_hf(tmp_path / "config.json") == config
 
@@ -139,6 +147,8 @@ def test_what_transformers_takes_for_missing_keys(tmp_path, name):
     )
     assert rotary_bases(theirs) == (ours.rope_theta, ours.rope_local_base_freq)
     assert windows_of(theirs) == [ours.window(i) for i in range(ours.num_hidden_layers)]
+    for key in MULTIPLIERS:
+        assert getattr(theirs, key, None) == getattr(ours, key)
     for key in ("head_dim", "rms_norm_eps", "max_position_embeddings", "tie_word_embeddings"):
         said = getattr(theirs, key, None)
         assert (ours.hidden_size // ours.num_attention_heads if said is None else said) == getattr(

@@ -4,7 +4,16 @@ import llama_runner
 import numpy as np
 import pytest
 import tokenizers
-from parity_models import GEMMA3, LLAMA3, MIXTURES, YARN, add_adapter, make_tiny, our_logits
+from parity_models import (
+    GEMMA3,
+    GRANITE,
+    LLAMA3,
+    MIXTURES,
+    YARN,
+    add_adapter,
+    make_tiny,
+    our_logits,
+)
 
 import pyloss
 from pyloss.models import load_model
@@ -100,6 +109,7 @@ MODELS = {
     "mistral": {"family": "Mistral", "sliding_window": 100, "tie_word_embeddings": False},
     "qwen2": {"family": "Qwen2", "rope_scaling": YARN},
     "qwen3": {"family": "Qwen3", "tie_word_embeddings": False},
+    "granite": GRANITE,
     "gemma3": {
         "family": "Gemma3",
         **GEMMA3,

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from parity_models import (
     GEMMA3,
+    GRANITE,
     LINEARS,
     LLAMA3,
     YARN,
@@ -61,6 +62,13 @@ VARIANTS = {
     },
     "qwen3": {"family": "Qwen3", "tie_word_embeddings": False},
     "qwen3 with biases": {"family": "Qwen3", "attention_bias": True},
+    "granite": GRANITE,
+    "granite with biases and a head": {
+        **GRANITE,
+        "attention_bias": True,
+        "mlp_bias": True,
+        "tie_word_embeddings": False,
+    },
     "gemma3": {"family": "Gemma3", **GEMMA3},
     "gemma3 with scaled positions": {
         "family": "Gemma3",
@@ -85,6 +93,8 @@ GGUF = (
     "yarn rotary",
     "qwen2",
     "qwen3",
+    "granite",
+    "granite with biases and a head",
     "gemma3",
     "gemma3 with scaled positions",
 )

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from parity_models import (
+    GRANITE,
     TINY,
     add_adapter,
     make_tiny,
@@ -121,6 +122,24 @@ def test_checkpointing_changes_no_bit(smollm2_gguf):
     assert runs[0][0] == runs[1][0]
     for name, array in runs[0][1].items():
         np.testing.assert_array_equal(array, runs[1][1][name], err_msg=name)
+
+
+FAMILIES = {"granite": GRANITE}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_twenty_steps_of_families(tmp_path, name):
+    """LoRA over all linear layers."""
+    make_tiny(**FAMILIES[name]).save_pretrained(tmp_path)
+    ours = begin_adapter(pyloss.load_model(tmp_path), rank=4)
+    theirs = peft_twin(ours, torch_model(tmp_path))
+    before = {name: array.copy() for name, array in ours.trainable_parameters().items()}
+    tokens = np.random.default_rng(0).integers(0, TINY["vocab_size"], 60)
+    batches = list(make_batches(tokens, STEPS))
+    found, expected = train_ours(ours, batches), train_peft(theirs, batches)
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    after = {name: p.detach().numpy().T for name, p in peft_matrices(theirs).items()}
+    assert compare_changes(ours, before, after) < 2e-3
 
 
 @pytest.fixture

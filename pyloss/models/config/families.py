@@ -44,6 +44,8 @@ class Family:
         norm_offset: the number that norms add to their weight; GGUF stores the sum.
         activation: the activation of the MLP's gate, by its name in transformers.
         scaled_embedding: embeddings are multiplied by sqrt(hidden_size).
+        multipliers: embedding_multiplier, attention_multiplier, residual_multiplier and
+            logits_scaling are in the configuration, see `ModelConfig`.
         windows: the layers that may have a sliding window: "all"; "from": max_window_layers and
             later ones; "periodic": all but every sliding_window_pattern-th; None: no layer.
         window_switch: there are windows only if use_sliding_window says so.
@@ -63,6 +65,7 @@ class Family:
     norm_offset: float = 0.0
     activation: str = "silu"
     scaled_embedding: bool = False
+    multipliers: bool = False
     windows: str | None = None
     window_switch: bool = False
     local_rope: bool = False
@@ -140,6 +143,18 @@ FAMILIES = {
             "rms_norm_eps": 1e-5,
             "num_experts": 64,
             "num_experts_per_tok": 8,
+        },
+    ),
+    "granite": Family(
+        "GraniteForCausalLM",
+        "granite",
+        gguf_interleaved=True,
+        multipliers=True,
+        defaults={
+            "embedding_multiplier": 1.0,
+            "attention_multiplier": 1.0,
+            "residual_multiplier": 1.0,
+            "logits_scaling": 1.0,
         },
     ),
     "gemma3_text": Family(

@@ -20,6 +20,14 @@ DEFAULTS: Mapping[str, Any] = {
     "mlp_bias": False,
 }
 
+#: Factors of activations in some configurations, with the names of their keys in GGUF.
+MULTIPLIERS = {
+    "embedding_multiplier": "embedding_scale",
+    "attention_multiplier": "attention.scale",
+    "residual_multiplier": "residual_scale",
+    "logits_scaling": "logit_scale",
+}
+
 # Far beyond any model. Counts size lists; windows and sizes are 32-bit integers in the kernels.
 _LARGEST_SIZE = (1 << 31) - 1
 

@@ -10,7 +10,7 @@ from pyloss.checks.numbers import shown
 from pyloss.errors import FormatError, counted
 from pyloss.io.tensor_file import StoredTensor, layers_held
 from pyloss.models.config.families import FAMILIES, Family
-from pyloss.models.config.fields import DEFAULTS, head_size, periodic_layers
+from pyloss.models.config.fields import DEFAULTS, MULTIPLIERS, head_size, periodic_layers
 from pyloss.models.config.known_keys import refuse_gguf_keys
 from pyloss.models.config.mixture import read_gguf_mixture
 from pyloss.models.config.rope_scaling import read_gguf_scaling
@@ -54,12 +54,20 @@ _OF_WINDOWS: dict[str, Kind] = {
 }
 _OF_EXPERTS: dict[str, Kind] = {"expert_used_count": whole(), "expert_weights_norm": FLAG}
 _OF_SIZED_EXPERTS: dict[str, Kind] = {"expert_feed_forward_length": whole()}
+# Keys of architectures with multipliers, and of no other one. llama.cpp requires the last; it takes
+# 0 for an absent one of the others, and rope.scaling.finetuned for whether positions rotate.
+_OF_MULTIPLIERS: dict[str, Kind] = {
+    **dict.fromkeys(MULTIPLIERS.values(), float32),
+    "rope.scaling.finetuned": FLAG,
+}
 
 _KNOWN = {*_REQUIRED, *_OPTIONAL, *_OF_WINDOWS, *_OF_EXPERTS, *_OF_SIZED_EXPERTS}
 _DEFAULTS = {
     **dict.fromkeys(_OPTIONAL),
     "attention.sliding_window": 0,
     "expert_weights_norm": None,
+    **{key: 0.0 for key in MULTIPLIERS.values() if key != "logit_scale"},
+    "rope.scaling.finetuned": True,
 }
 _TOKENS = ("bos", "eos", "padding")
 
@@ -106,6 +114,7 @@ def read_gguf_config(
         )
         if family.query_scalar
         else None,
+        **_multipliers(read, family),
         "mixture": read_gguf_mixture(read, family),
         "bos_token_id": tokens["bos_token_id"],
         "eos_token_id": tokens["eos_token_id"],
@@ -133,7 +142,9 @@ def _read(metadata: Mapping[str, Any], path: str | os.PathLike[str]) -> tuple[st
         kinds |= _OF_WINDOWS
     if family.experts is not None:
         kinds |= _OF_EXPERTS | (_OF_SIZED_EXPERTS if family.experts.own_size else {})
-    refuse_gguf_keys(path, arch, metadata, _KNOWN)
+    if family.multipliers:
+        kinds |= _OF_MULTIPLIERS
+    refuse_gguf_keys(path, arch, metadata, _KNOWN | set(kinds))
     return found[0], Values(path, metadata, kinds, _DEFAULTS | _window_defaults(family), f"{arch}.")
 
 
@@ -192,6 +203,16 @@ def _windows(read: Values, family: Family) -> dict[str, Any]:
     except ValueError as error:
         raise read.wrong(key, str(error)) from None
     return {**local, "sliding_window": window, "layer_types": types}
+
+
+def _multipliers(read: Values, family: Family) -> dict[str, Any]:
+    if not family.multipliers:
+        return {}
+    if not read["rope.scaling.finetuned"]:
+        raise read.unsupported(f"{read.prefix}rope.scaling.finetuned false", "true")
+    found = {name: read[key] for name, key in MULTIPLIERS.items()}
+    absent = {"embedding_multiplier": 1.0, "residual_multiplier": 1.0, "attention_multiplier": None}
+    return found | {name: value for name, value in absent.items() if found[name] == 0}
 
 
 def gguf_query_scalar(layers: int, hidden: int, heads: int, head_dim: int) -> int:

@@ -14,6 +14,7 @@ from pyloss.models.config.fields import (
     FULL,
     LAYER_TYPES,
     LIMITS,
+    MULTIPLIERS,
     SLIDING,
     head_size,
     periodic_layers,
@@ -89,6 +90,7 @@ _OF_SOME: dict[str, tuple[Kind, Callable[[Family], Any]]] = {
     "sliding_window_pattern": (whole(), lambda family: family.windows == "periodic"),
     "rope_local_base_freq": (real, lambda family: family.local_rope),
     "query_pre_attn_scalar": (whole(1), lambda family: family.query_scalar),
+    **{name: (real, lambda family: family.multipliers) for name in MULTIPLIERS},
     "num_experts": (whole(), lambda family: family.experts),
     "num_local_experts": (whole(), lambda family: family.experts),
     "num_experts_per_tok": (whole(), lambda family: family.experts),
@@ -147,6 +149,7 @@ def read_hf_config(path: str | os.PathLike[str]) -> dict[str, Any]:
         "num_key_value_heads": heads if key_value_heads is None else key_value_heads,
         "head_dim": head_dim,
         "query_pre_attn_scalar": read.get("query_pre_attn_scalar"),
+        **{name: read.get(name) for name in MULTIPLIERS},
         "mixture": read_hf_mixture(read, family),
     }
 

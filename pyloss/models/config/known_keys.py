@@ -200,9 +200,11 @@ def refuse_gguf_keys(
         if not key.startswith(f"{arch}."):
             continue
         own = key.removeprefix(f"{arch}.")
+        if own in read:
+            continue
         if own in _GGUF_REFUSED:
             _refuse(path, key, value, _GGUF_REFUSED[own])
-        elif own not in read and own not in _GGUF_INERT and not own.startswith(_GGUF_INERT_BEGINS):
+        elif own not in _GGUF_INERT and not own.startswith(_GGUF_INERT_BEGINS):
             raise ValueError(
                 f"{path}: {key} {shown(value)} is not known to pyloss, and might change results"
             )

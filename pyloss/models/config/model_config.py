@@ -14,7 +14,7 @@ from typing import Any
 from pyloss.checks.numbers import real, shown, whole
 from pyloss.io.tensor_file import StoredTensor
 from pyloss.models.config.families import FAMILIES, Family
-from pyloss.models.config.fields import DEFAULTS, FULL, LAYER_TYPES, LIMITS, SLIDING
+from pyloss.models.config.fields import DEFAULTS, FULL, LAYER_TYPES, LIMITS, MULTIPLIERS, SLIDING
 from pyloss.models.config.gguf_reader import read_gguf_config
 from pyloss.models.config.hf_reader import read_hf_config
 from pyloss.models.config.mixture import Mixture
@@ -32,6 +32,10 @@ class ModelConfig:
         layer_types: one of `fields.LAYER_TYPES` per layer; None if all layers are alike.
         rope_local_base_freq: the rotary base, unscaled, of layers with a window; None: rope_theta.
         query_pre_attn_scalar: attention scores are divided by its square root; None: head_dim.
+        embedding_multiplier: embeddings are multiplied by it; None: 1.
+        attention_multiplier: attention scores are; None: 1 / sqrt(query_pre_attn_scalar).
+        residual_multiplier: the outputs of attention and MLP are, before they are added; None: 1.
+        logits_scaling: logits are divided by it; None: 1.
         mixture: the experts; None if MLPs are dense.
         intermediate_size: the inner size of MLPs, and of experts without a separate size.
 
@@ -58,6 +62,10 @@ class ModelConfig:
     layer_types: list[str] | None = None
     rope_local_base_freq: float | None = None
     query_pre_attn_scalar: int | None = None
+    embedding_multiplier: float | None = None
+    attention_multiplier: float | None = None
+    residual_multiplier: float | None = None
+    logits_scaling: float | None = None
     mixture: Mixture | None = None
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
@@ -72,7 +80,7 @@ class ModelConfig:
         for name, limit in LIMITS.items():
             if getattr(self, name) is not None:
                 whole(getattr(self, name), name, 1, limit)
-        for name in ("rms_norm_eps", "rope_theta", "rope_local_base_freq", "query_pre_attn_scalar"):
+        for name in ("rms_norm_eps", "rope_theta", *_PARTICULAR_NUMBERS):
             if getattr(self, name) is not None:
                 real(getattr(self, name), name, above=0)
         if self.num_attention_heads % self.num_key_value_heads:
@@ -116,6 +124,20 @@ class ModelConfig:
         """The number of tokens that `layer` sees, its own included; 0 for all."""
         local = self.layer_types is None or self.layer_types[layer] == SLIDING
         return self.sliding_window if self.sliding_window is not None and local else 0
+
+    @property
+    def embedding_factor(self) -> float:
+        """What embeddings are multiplied by."""
+        if self.family.scaled_embedding:
+            return self.hidden_size**0.5
+        return 1.0 if self.embedding_multiplier is None else self.embedding_multiplier
+
+    @property
+    def attention_scale(self) -> float:
+        """What attention scores are multiplied by."""
+        if self.attention_multiplier is not None:
+            return self.attention_multiplier
+        return float((self.query_pre_attn_scalar or self.head_dim) ** -0.5)
 
     @property
     def window_period(self) -> int | None:
@@ -180,5 +202,6 @@ class ModelConfig:
         return content | (self.mixture.to_hf(family) if self.mixture else {})
 
 
-# Left out of config.json if None.
-_PARTICULAR = ("layer_types", "rope_local_base_freq", "query_pre_attn_scalar")
+# Left out of config.json if None; all but the first are positive numbers.
+_PARTICULAR_NUMBERS = ("rope_local_base_freq", "query_pre_attn_scalar", *MULTIPLIERS)
+_PARTICULAR = ("layer_types", *_PARTICULAR_NUMBERS)

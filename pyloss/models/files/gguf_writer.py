@@ -12,6 +12,7 @@ import numpy as np
 
 from pyloss.io.files import replacing, user_path
 from pyloss.io.gguf import GGML_TYPES
+from pyloss.models.config.fields import MULTIPLIERS
 from pyloss.models.config.gguf_reader import gguf_query_scalar
 from pyloss.models.config.model_config import ModelConfig
 from pyloss.models.config.rope_scaling import gguf_scaling, llama3_factors
@@ -169,6 +170,8 @@ def _hyperparameters(c: ModelConfig) -> dict[str, Any]:
         **gguf_scaling(c.rope_scaling),
         **(c.mixture.to_gguf(c.family) if c.mixture else {}),
     }
+    if c.family.multipliers:
+        values |= {key: float(getattr(c, name)) for name, key in MULTIPLIERS.items()}
     said = gguf_query_scalar(c.num_hidden_layers, c.hidden_size, c.num_attention_heads, c.head_dim)
     if c.query_pre_attn_scalar not in (None, said):
         raise ValueError(

@@ -70,6 +70,7 @@ _TEKKEN = _Pre(
 PRE_TOKENIZERS = {
     "gpt-2": _GPT2,
     "smollm": _SMOLLM,
+    "refact": _SMOLLM,  # the name in published files of Granite 3
     "llama-bpe": _LLAMA3,
     "llama3": _LLAMA3,
     "llama-v3": _LLAMA3,

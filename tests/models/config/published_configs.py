@@ -56,6 +56,14 @@ _OLMOE = {
     "rope_scaling": None, "rope_theta": 10000.0, "router_aux_loss_coef": 0.01, "tie_word_embeddings": False, "torch_dtype": "bfloat16",
     "transformers_version": "4.43.0.dev0", "use_cache": True, "vocab_size": 50304,
 }  # fmt: skip
+_GRANITE = {
+    "architectures": ["GraniteForCausalLM"], "attention_bias": False, "attention_dropout": 0.1, "attention_multiplier": 0.015625,
+    "bos_token_id": 0, "embedding_multiplier": 12.0, "eos_token_id": 0, "hidden_act": "silu", "hidden_size": 2048,
+    "initializer_range": 0.02, "intermediate_size": 8192, "logits_scaling": 8.0, "max_position_embeddings": 131072, "mlp_bias": False,
+    "model_type": "granite", "num_attention_heads": 32, "num_hidden_layers": 40, "num_key_value_heads": 8, "pad_token_id": 0,
+    "residual_multiplier": 0.22, "rms_norm_eps": 1e-05, "rope_scaling": None, "rope_theta": 5000000.0, "tie_word_embeddings": True,
+    "torch_dtype": "bfloat16", "transformers_version": "4.47.0", "use_cache": True, "vocab_size": 49155,
+}  # fmt: skip
 _GEMMA3_TEXT = {
     "architectures": ["Gemma3ForCausalLM"], "attention_bias": False, "attention_dropout": 0.0, "attn_logit_softcapping": None,
     "bos_token_id": 2, "cache_implementation": "hybrid", "eos_token_id": [1, 106], "final_logit_softcapping": None, "head_dim": 256,
@@ -94,6 +102,7 @@ HF = {
     "qwen3-moe": _QWEN3_MOE,
     "mixtral": _MIXTRAL,
     "olmoe": _OLMOE,
+    "granite-3.1-2b": _GRANITE,
     "gemma3-1b": _GEMMA3_TEXT,
     "gemma3-4b": _GEMMA3,
     "by mlx": {**_LLAMA3, "quantization": _MLX, "quantization_config": _MLX, "dtype": "bfloat16"},
@@ -144,6 +153,13 @@ GGUF = {
         "qwen3moe", expert_count=128, expert_used_count=8, expert_feed_forward_length=768
     ),
     "olmoe": _gguf("olmoe", expert_count=64, expert_used_count=8),
+    "granite": _gguf(
+        "granite",
+        attention__scale=0.015625,
+        embedding_scale=12.0,
+        residual_scale=0.22,
+        logit_scale=8.0,
+    ),
     "gemma3": _gguf(
         "gemma3",
         attention__sliding_window=512,

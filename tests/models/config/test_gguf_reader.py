@@ -62,6 +62,28 @@ def test_gguf_of_gemma():
         ModelConfig.from_gguf({**metadata, "gemma3.final_logit_softcapping": 30.0}, EMBEDDING)
 
 
+def test_gguf_of_granite():
+    granite = {key.replace("llama.", "granite."): value for key, value in GGUF.items()}
+    granite |= {"general.architecture": "granite", "granite.logit_scale": 8.0}
+    config = ModelConfig.from_gguf(granite, EMBEDDING)
+    assert (config.embedding_factor, config.residual_multiplier, config.logits_scaling) == (1, 1, 8)
+    assert config.attention_scale == 64**-0.5  # llama.cpp's default
+    scales = {"attention.scale": 0.0, "embedding_scale": 12.0, "residual_scale": 0.22}
+    more = {f"granite.{key}": value for key, value in scales.items()}
+    config = ModelConfig.from_gguf({**granite, **more}, EMBEDDING)
+    assert (config.embedding_factor, config.residual_multiplier) == (12, 0.22)
+    assert config.attention_scale == 64**-0.5
+    config = ModelConfig.from_gguf({**granite, "granite.attention.scale": 0.015625}, EMBEDDING)
+    assert config.attention_scale == 0.015625
+    with pytest.raises(ValueError, match="granite.rope.scaling.finetuned false is not supported"):
+        ModelConfig.from_gguf({**granite, "granite.rope.scaling.finetuned": False}, EMBEDDING)
+    with pytest.raises(FormatError, match="granite.logit_scale: this key is missing"):
+        ModelConfig.from_gguf(
+            {key: value for key, value in granite.items() if key != "granite.logit_scale"},
+            EMBEDDING,
+        )
+
+
 @pytest.mark.parametrize("original", [32, 4096, 8192])
 def test_gguf_llama3_factors_are_turned_back_into_their_numbers(original):
     scaling = {**LLAMA3, "original_max_position_embeddings": original}
@@ -162,7 +184,7 @@ def test_gguf_arithmetic_stays_in_its_range(key, value):
     [
         (
             {"general.architecture": "mamba"},
-            "architecture 'mamba' is not supported; supported are gemma3, llama",
+            "architecture 'mamba' is not supported; supported are .*gemma3, .*llama",
         ),
         ({"llama.expert_count": 8}, "llama.expert_used_count: this key is missing"),
         ({"llama.expert_count": 8, "llama.expert_used_count": 9}, "cannot visit 9 of 8 experts"),

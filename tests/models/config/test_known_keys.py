@@ -62,6 +62,7 @@ def test_published_metadata_are_accepted_without_a_word(name):
         ),
         ("qwen2.5", {"use_mrope": True}, "use_mrope True"),
         ("qwen3", {"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5"),
+        ("granite-3.1-2b", {"logit_scale": 8.0}, "logit_scale 8.0 is not supported"),
         ("olmoe", {"clip_qkv": 8.0}, "clip_qkv 8.0"),
         (
             "llama-3.2",
