@@ -12,6 +12,7 @@ from pyloss.models.files.sources import Source
 from pyloss.models.moe import SparseMoe, SwitchGLU
 from pyloss.models.transformer import (
     MLP,
+    AfterNormLayer,
     Attention,
     BlockSparseLayer,
     Decoder,
@@ -136,6 +137,8 @@ class _Builder:
                 PostNormLayer,
                 [*names, "pre_feedforward_layernorm", "post_feedforward_layernorm"],
             )
+        if not self.config.family.pre_norms:
+            cls, names = AfterNormLayer, ["post_attention_layernorm", "post_feedforward_layernorm"]
         norms = [self.layer_norm(f"{at}.{name}") for name in names]
         mixture, experts = self.config.mixture, self.config.family.experts
         if mixture is None or experts is None or i in mixture.dense_layers:

@@ -66,11 +66,11 @@ class Packing:
 
 
 class Attention(Module):
-    """Causal grouped-query attention with rotary positions: x [N, hidden] -> [N, hidden].
+    """Causal grouped-query attention: x [N, hidden] -> [N, hidden].
 
-    `q_norm` and `k_norm` act before the rotation: on each head, or on all heads together, depending
-    on their sizes. With a cache, `last_row`, the packing of the last row, requests only that row:
-    [1, hidden].
+    Most layers have rotary positions. `q_norm` and `k_norm` act before the rotation: on each head,
+    or on all heads together, depending on their sizes. With a cache, `last_row`, the packing of the
+    last row, requests only that row: [1, hidden].
     """
 
     recordable = True
@@ -92,11 +92,17 @@ class Attention(Module):
         self._head_dim = config.head_dim
         self._scale = config.attention_scale
         self._window = config.window(layer)
+        self._rotated = config.rotated(layer)
 
     @property
     def window(self) -> int:
         """How many keys a query sees; 0 for all."""
         return self._window
+
+    @property
+    def rotated(self) -> bool:
+        """Whether queries and keys have rotary positions."""
+        return self._rotated
 
     def __call__(
         self,
@@ -107,6 +113,8 @@ class Attention(Module):
         last_row: Packing | None = None,
     ) -> Any:
         def rotated(where: Packing, *projected: Any) -> Any:
+            if not self._rotated:
+                return projected
             rotary = where.rotary[self._window > 0]
             return ops.rope_all(projected, where.positions, *rotary, in_place=True)
 
@@ -267,6 +275,40 @@ class PostNormLayer(DecoderLayer):
         return ops.add(
             x, self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)))
         )
+
+
+class AfterNormLayer(DecoderLayer):
+    """x + norm(attention(x)), then x + norm(mlp(x))."""
+
+    recordable = True
+
+    def __init__(
+        self,
+        self_attn: Attention,
+        mlp: MLP,
+        post_attention_layernorm: RMSNorm,
+        post_feedforward_layernorm: RMSNorm,
+    ):
+        Module.__init__(self)
+        self.self_attn, self.mlp = self_attn, mlp
+        self.post_attention_layernorm, self.post_feedforward_layernorm = (
+            post_attention_layernorm,
+            post_feedforward_layernorm,
+        )
+
+    def mix(
+        self,
+        x: Any,
+        packing: Packing,
+        cache: Cache | None = None,
+        layer: int = 0,
+        last_row: Packing | None = None,
+    ) -> Any:
+        mixed = self.self_attn(x, packing, cache, layer, last_row)
+        return ops.add(x if last_row is None else x[-1:], self.post_attention_layernorm(mixed))
+
+    def feed(self, x: Any) -> Any:
+        return ops.add(x, self.post_feedforward_layernorm(self.mlp(x)))
 
 
 class Decoder(Module):
@@ -531,9 +573,12 @@ class Model(Module):
     def config_of_layers(self) -> ModelConfig:
         """The configuration, for the layers that the model has: some may have been taken away."""
         config, mixture, windows = self.config, self.config.mixture, self.windows
+        rotated = [layer.self_attn.rotated for layer in self.layers]
         dense = tuple(i for i, layer in enumerate(self.layers) if isinstance(layer.mlp, MLP))
         count = config.num_hidden_layers
-        if windows == [config.window(i) for i in range(count)]:
+        if windows == [config.window(i) for i in range(count)] and rotated == [
+            config.rotated(i) for i in range(count)
+        ]:
             if mixture is None or dense == mixture.dense_layers:
                 return config
         types = None
@@ -542,7 +587,11 @@ class Model(Module):
         if mixture is not None:
             mixture = dataclasses.replace(mixture, dense_layers=dense)
         return dataclasses.replace(
-            config, num_hidden_layers=len(windows), layer_types=types, mixture=mixture
+            config,
+            num_hidden_layers=len(windows),
+            layer_types=types,
+            no_rope_layers=None if all(rotated) else [int(one) for one in rotated],
+            mixture=mixture,
         )
 
     def _tokens(self, tokens: Any, ndim: int) -> np.ndarray:

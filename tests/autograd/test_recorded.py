@@ -29,6 +29,7 @@ GEMMA = {
     "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
     "rope_local_base_freq": 100.0,
 }
+OLMO3 = {key: value for key, value in GEMMA.items() if key != "rope_local_base_freq"}
 
 
 def model(family="llama", format="f32", **changes):
@@ -90,6 +91,9 @@ def unfrozen(net):
         (lambda: adapted(format="q4_0"), True),
         (lambda: adapted("qwen3", "q8_0"), True),
         (lambda: adapted("gemma3_text", **GEMMA), True),
+        (lambda: adapted("smollm3", no_rope_layers=[1, 0, 1]), True),
+        (lambda: adapted("olmo2", "q8_0"), True),
+        (lambda: adapted("olmo3", **OLMO3), True),
         (lambda: adapted("qwen2", attention_bias=True), True),
         (lambda: adapted("granite", residual_multiplier=0.22, logits_scaling=8.0), True),
         (lambda: adapted(keys=["self_attn.q_proj", "self_attn.v_proj"]), True),

@@ -31,6 +31,9 @@ FAMILIES = {
     "granite": {
         "embedding_multiplier": 12.0, "attention_multiplier": 0.35, "residual_multiplier": 0.22, "logits_scaling": 0.5,
     },
+    "smollm3": {"sliding_window": 9, "layer_types": TYPES, "no_rope_layers": [0, 1, 0]},
+    "olmo2": {},
+    "olmo3": {"sliding_window": 9, "layer_types": TYPES},
     "mixtral": EXPERTS,
     "qwen3_moe": EXPERTS,
     "olmoe": EXPERTS,

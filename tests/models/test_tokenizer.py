@@ -22,7 +22,7 @@ from pyloss.models.tokenizer import StreamDecoder, Tokenizer
 
 
 @pytest.mark.parametrize("text", STRINGS)
-@pytest.mark.parametrize("pre", ["smollm", "gpt-2", "llama-bpe", "qwen2", "tekken", "olmo"])
+@pytest.mark.parametrize("pre", ["smollm", "gpt-2", "llama-bpe", "qwen2", "tekken", "olmo", "dbrx"])
 def test_text_survives(text, pre):
     tok = tokenizer(pre=pre)
     assert tok.decode(tok.encode(text, add_special_tokens=False)) == text
@@ -51,6 +51,8 @@ def test_special_tokens_inside_text():
         ({"add_bos_token": True, "add_eos_token": True}, ["<s>", "h", "</s>"]),
         ({"pre": "llama-bpe"}, ["<s>", "h"]),
         ({"pre": "llama-bpe", "add_bos_token": False}, ["h"]),
+        ({"pre": "smaug-bpe"}, ["h"]),
+        ({"pre": "dbrx", "add_bos_token": True}, ["<s>", "h"]),
     ],
 )
 def test_bos_and_eos_flags(changes, expected):
@@ -84,6 +86,8 @@ def pieces(pre, text):
         ("gpt-2", ["It", "'s", "Ġ1234", "Ġ", "Ġx", "'", "LL", "Ċ"]),
         ("smollm", ["It", "'s", "Ġ", "1", "2", "3", "4", "Ġ", "Ġx", "'", "LL", "Ċ"]),
         ("llama-bpe", ["It", "'s", "Ġ", "123", "4", "Ġ", "Ġx", "'LL", "Ċ"]),
+        ("dbrx", ["It", "'s", "Ġ", "123", "4", "Ġ", "Ġx", "'LL", "Ċ"]),
+        ("smaug-bpe", ["It", "'s", "Ġ", "123", "4", "Ġ", "Ġx", "'LL", "Ċ"]),
         ("qwen2", ["It", "'s", "Ġ", "1", "2", "3", "4", "Ġ", "Ġx", "'LL", "Ċ"]),
         ("olmo", ["It", "'s", "Ġ1234", "Ġ", "Ġx", "'", "LL", "Ċ"]),
         ("tekken", ["It", "'s", "Ġ", "1", "2", "3", "4", "Ġ", "Ġx", "'LL", "Ċ"]),

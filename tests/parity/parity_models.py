@@ -57,6 +57,13 @@ GRANITE = {
     "logits_scaling": 2.0,
 }
 
+# Every second layer without rotary positions; five layers: llama.cpp's pattern and one more.
+SMOLLM3 = {"family": "SmolLM3", "no_rope_layer_interval": 2, "pad_token_id": 0}
+SMOLLM3_GGUF = {"family": "SmolLM3", "num_hidden_layers": 5, "pad_token_id": 0}
+OLMO2 = {"family": "Olmo2", "pad_token_id": 0}
+# The whole pattern and one more layer. Rotary scaling does not act in layers with a window.
+OLMO3 = {"family": "Olmo3", "pad_token_id": 0, "num_hidden_layers": 5, "sliding_window": 24}
+
 # Mixtures of experts: class names and options of the tiny models.
 MIXTURES = {
     "mixtral": {
@@ -92,10 +99,11 @@ def make_tiny(seed=0, family="Llama", **changes):
         values.pop("rope_scaling", None) or {"rope_type": "default"},
     )
     rope = {"rope_theta": theta, **scaling}
-    if family == "Gemma3":
+    if family in ("Gemma3", "Olmo3"):
+        local = 1e4 if family == "Gemma3" else theta
         rope = {
             "full_attention": rope,
-            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+            "sliding_attention": {"rope_type": "default", "rope_theta": local},
         }
     name = f"{family}TextConfig" if family == "Gemma3" else f"{family}Config"
     config = getattr(transformers, name)(**values, rope_parameters=rope)
@@ -130,7 +138,13 @@ def write_gguf(model, path, type_of=lambda name: "F32"):
     gguf = pytest.importorskip("gguf", reason="writes GGUF files with it")
     config, architectures = (
         model.config,
-        {"mistral": "llama", "mixtral": "llama", "gemma3_text": "gemma3", "qwen3_moe": "qwen3moe"},
+        {
+            "mistral": "llama",
+            "mixtral": "llama",
+            "gemma3_text": "gemma3",
+            "qwen3_moe": "qwen3moe",
+            "olmo3": "olmo2",
+        },
     )
     arch = architectures.get(config.model_type, config.model_type)
     rope = config.rope_parameters.get("full_attention", config.rope_parameters)
@@ -152,8 +166,12 @@ def write_gguf(model, path, type_of=lambda name: "F32"):
         writer.add_expert_used_count(config.num_experts_per_tok)
     if arch == "qwen3moe":
         writer.add_expert_feed_forward_length(config.moe_intermediate_size)
-    if arch == "gemma3":
+    if arch == "gemma3" or config.model_type == "olmo3":
         writer.add_sliding_window(config.sliding_window)
+    if config.model_type == "olmo3":
+        writer.add_sliding_window_pattern(
+            [kind == "sliding_attention" for kind in config.layer_types]
+        )
     if rope["rope_type"] in ("linear", "yarn"):
         writer.add_rope_scaling_type(gguf.RopeScalingType(rope["rope_type"]))
         writer.add_rope_scaling_factor(rope["factor"])
@@ -165,7 +183,8 @@ def write_gguf(model, path, type_of=lambda name: "F32"):
         writer.add_attention_scale(config.attention_multiplier)
         writer.add_residual_scale(config.residual_multiplier)
         writer.add_logit_scale(config.logits_scaling)
-    if arch in ("llama", "granite"):
+    interleaved = arch in ("llama", "smollm3", "granite")
+    if interleaved:
         writer.add_rope_dimension_count(head_dim)
         writer.add_vocab_size(config.vocab_size)
     names = gguf.get_tensor_name_map(
@@ -191,7 +210,7 @@ def write_gguf(model, path, type_of=lambda name: "F32"):
         stored = gguf.quants.quantize(array, kind)
         if tensor.ndim == 2:
             tensor.copy_(torch.from_numpy(np.array(gguf.quants.dequantize(stored, kind))))
-        if arch in ("llama", "granite") and (".q_proj." in name or ".k_proj." in name):
+        if interleaved and (".q_proj." in name or ".k_proj." in name):
             halves = stored.reshape(-1, 2, head_dim // 2, *stored.shape[1:])
             stored = np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(stored.shape)
         writer.add_tensor(

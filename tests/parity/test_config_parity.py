@@ -98,6 +98,23 @@ def make(**changes):
             **GEMMA3,
             "rope_scaling": {"rope_type": "linear", "factor": 8.0},
         },
+        {"model_type": "smollm3", "head_dim": 16, "no_rope_layers": [1, 0]},
+        {
+            "model_type": "smollm3",
+            "head_dim": 16,
+            "no_rope_layers": [0, 1],
+            "sliding_window": 100,
+            "layer_types": ["sliding_attention", "full_attention"],
+        },
+        {"model_type": "olmo2", "head_dim": 16, "rope_scaling": YARN},
+        {
+            "model_type": "olmo3",
+            "head_dim": 16,
+            "sliding_window": 100,
+            "layer_types": ["sliding_attention", "full_attention"],
+            "rope_scaling": YARN,
+        },
+        {"model_type": "olmo3", "head_dim": 16, "rope_theta": 3e5, "rope_local_base_freq": 1e4},
         {
             "attention_bias": True,
             "mlp_bias": True,

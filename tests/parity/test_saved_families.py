@@ -10,6 +10,9 @@ from parity_models import (
     GEMMA3,
     GRANITE,
     LLAMA3,
+    OLMO2,
+    OLMO3,
+    SMOLLM3_GGUF,
     YARN,
     add_adapter,
     greedy,
@@ -37,10 +40,13 @@ FAMILIES = {
     },
     "qwen3": {"family": "Qwen3", "tie_word_embeddings": False},
     "granite": {**GRANITE, "pad_token_id": 0},
+    "smollm3": {**SMOLLM3_GGUF, "rope_scaling": {**YARN, "beta_fast": 32.0}},
+    "olmo2": {**OLMO2, "tie_word_embeddings": False},
+    "olmo3": {**OLMO3, "tie_word_embeddings": False, "rope_scaling": {**YARN, "beta_fast": 32.0}},
     "gemma3": {"family": "Gemma3", **GEMMA3},
 }
 IDS = np.random.default_rng(0).integers(5, tiny.TOKENS, 60)
-WITHIN = IDS[:20]  # mlx-lm and llama.cpp apply windows only to gemma3
+WITHIN = IDS[:20]  # mlx-lm and llama.cpp apply windows only to gemma3 and olmo3
 
 
 @pytest.fixture(params=FAMILIES)
@@ -89,7 +95,7 @@ def test_written_as_gguf(family, tmp_path):
     ids = WITHIN if "windows" in name or name == "mistral" else IDS
     np.testing.assert_allclose(our_logits(again, ids), our_logits(model, ids), rtol=0, atol=1e-5)
     assert again.config.max_position_embeddings == (512 if ids is IDS else 24)
-    if name in ("gemma3", "granite"):
+    if name in ("smollm3", "olmo2", "olmo3", "granite", "gemma3"):
         assert again.config == model.config
 
 
@@ -117,7 +123,7 @@ def test_a_configuration_that_lies_is_named(name, tmp_path):
                        ("head_dim", 8), ("vocab_size", 299), ("num_hidden_layers", 1), ("num_hidden_layers", 9)):  # fmt: skip
         changed = {**content, key: value}
         if key == "num_hidden_layers":
-            changed["layer_types"] = None
+            changed |= {"layer_types": None, "no_rope_layers": None}
         (tmp_path / "config.json").write_text(json.dumps(changed))
         with pytest.raises(
             FormatError,

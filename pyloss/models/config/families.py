@@ -40,20 +40,28 @@ class Family:
         gguf_interleaved: GGUF stores the rows of q and k with rotary pairs interleaved.
         qkv_bias: q, k and v always have biases, and o has none.
         qk_norm: RMS norms of q and k before the rotation, over each "head" or the whole "width".
-        post_norms: norms also follow attention and the MLP, and the names of the norms differ.
+        pre_norms: norms precede attention and the MLP.
+        post_norms: norms follow attention and the MLP, and the names of the norms differ.
         norm_offset: the number that norms add to their weight; GGUF stores the sum.
         activation: the activation of the MLP's gate, by its name in transformers.
         scaled_embedding: embeddings are multiplied by sqrt(hidden_size).
         multipliers: embedding_multiplier, attention_multiplier, residual_multiplier and
             logits_scaling are in the configuration, see `ModelConfig`.
+        unrotated_layers: no_rope_layers, or every no_rope_layer_interval-th layer, have no rotary
+            positions.
         windows: the layers that may have a sliding window: "all"; "from": max_window_layers and
-            later ones; "periodic": all but every sliding_window_pattern-th; None: no layer.
+            later ones; "periodic": all but every sliding_window_pattern-th; "fourth": all but
+            every fourth; "unrotated": those without rotary positions; None: no layer.
         window_switch: there are windows only if use_sliding_window says so.
-        local_rope: layers with a window have their own rotary base, rope_local_base_freq.
+        local_rope: layers with a window have unscaled rotary positions. "own": their base is
+            rope_local_base_freq; "same": it is rope_theta, unless rope_parameters have two.
         query_scalar: query_pre_attn_scalar, not head_dim, scales attention scores.
         experts: the mixture of experts; None if MLPs are dense.
         defaults: transformers' values for missing keys of config.json that differ from
             `fields.DEFAULTS`. Only numbers: the fields above are the family's options.
+        gguf_head: llama.cpp needs a head, so a tied one is written as a second tensor.
+        gguf_lacks: the names in `gguf_writer.LACKS` of options that llama.cpp does not have for
+            this architecture.
     """
 
     architecture: str
@@ -61,19 +69,42 @@ class Family:
     gguf_interleaved: bool = False
     qkv_bias: bool = False
     qk_norm: str | None = None
+    pre_norms: bool = True
     post_norms: bool = False
     norm_offset: float = 0.0
     activation: str = "silu"
     scaled_embedding: bool = False
     multipliers: bool = False
+    unrotated_layers: bool = False
     windows: str | None = None
     window_switch: bool = False
-    local_rope: bool = False
+    local_rope: str | None = None
     query_scalar: bool = False
     experts: Experts | None = None
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    gguf_head: bool = False
+    gguf_lacks: tuple[str, ...] = ()
+
+    @property
+    def window_period(self) -> int | None:
+        """The p whose every p-th layer has no window, unless the file says otherwise."""
+        if self.windows == "fourth":
+            return 4
+        return self.defaults["sliding_window_pattern"] if self.windows == "periodic" else None
 
 
+_OLMO2: dict[str, Any] = {
+    "qk_norm": "width",
+    "pre_norms": False,
+    "post_norms": True,
+    "gguf_head": True,
+    "gguf_lacks": (
+        "attention_bias",
+        "mlp_bias",
+        "rope_scaling of type llama3",
+        "head_dim other than hidden_size / num_attention_heads",
+    ),
+}
 _QWEN = {"max_position_embeddings": 32768, "sliding_window": 4096, "max_window_layers": 28}
 
 # A family with the same layers is one more record.
@@ -85,6 +116,22 @@ FAMILIES = {
         gguf_interleaved=True,
         windows="all",
         defaults={"sliding_window": 4096, "max_position_embeddings": 131072},
+    ),
+    "smollm3": Family(
+        "SmolLM3ForCausalLM",
+        "smollm3",
+        gguf_interleaved=True,
+        unrotated_layers=True,
+        windows="unrotated",
+        window_switch=True,
+        defaults={
+            "num_key_value_heads": 4,
+            "max_position_embeddings": 32768,
+            "rope_theta": 2e6,
+            "no_rope_layer_interval": 4,
+            "tie_word_embeddings": True,
+        },
+        gguf_lacks=("attention_bias", "mlp_bias", "rope_scaling of type llama3"),
     ),
     "qwen2": Family(
         "Qwen2ForCausalLM",
@@ -138,12 +185,27 @@ FAMILIES = {
         "olmoe",
         qk_norm="width",
         experts=Experts(gguf_normalize=False),
+        gguf_head=True,
         defaults={
             "max_position_embeddings": 4096,
             "rms_norm_eps": 1e-5,
             "num_experts": 64,
             "num_experts_per_tok": 8,
         },
+    ),
+    "olmo2": Family(
+        "Olmo2ForCausalLM",
+        "olmo2",
+        **_OLMO2,
+        defaults={"rms_norm_eps": 1e-5},
+    ),
+    "olmo3": Family(
+        "Olmo3ForCausalLM",
+        "olmo2",
+        **_OLMO2,
+        windows="fourth",
+        local_rope="same",
+        defaults={"rms_norm_eps": 1e-5, "rope_theta": 5e5, "sliding_window": 4096},
     ),
     "granite": Family(
         "GraniteForCausalLM",
@@ -166,7 +228,7 @@ FAMILIES = {
         activation="gelu_pytorch_tanh",
         scaled_embedding=True,
         windows="periodic",
-        local_rope=True,
+        local_rope="own",
         query_scalar=True,
         # Published configurations rely on many of these.
         defaults={

@@ -52,6 +52,11 @@ def head_size(hidden: int, heads: int) -> int:
     return hidden // heads
 
 
+def rotated_layers(interval: int, layers: int) -> list[int]:
+    """`no_rope_layers` of a file that gives only the interval: 0 for each interval-th layer."""
+    return [int((i + 1) % interval != 0) for i in range(layers)]
+
+
 def periodic_layers(period: int, layers: int) -> list[str]:
     """`layer_types` where each period-th layer has no window. Raises ValueError for period < 1."""
     if period < 1:

@@ -10,11 +10,27 @@ from pyloss.checks.numbers import shown
 from pyloss.errors import FormatError, counted
 from pyloss.io.tensor_file import StoredTensor, layers_held
 from pyloss.models.config.families import FAMILIES, Family
-from pyloss.models.config.fields import DEFAULTS, MULTIPLIERS, head_size, periodic_layers
+from pyloss.models.config.fields import (
+    DEFAULTS,
+    FULL,
+    MULTIPLIERS,
+    SLIDING,
+    head_size,
+    periodic_layers,
+    rotated_layers,
+)
 from pyloss.models.config.known_keys import refuse_gguf_keys
 from pyloss.models.config.mixture import read_gguf_mixture
 from pyloss.models.config.rope_scaling import read_gguf_scaling
 from pyloss.models.config.values import FLAG, TEXT, Kind, Values, checked, float32, whole
+
+
+def _pattern(value: Any) -> Any:
+    """The period of layers without a window, or for each layer whether it has one."""
+    if isinstance(value, list) and all(type(item) is bool for item in value):
+        return value
+    return whole()(value)
+
 
 # Keys under the architecture's name, with the field that takes the value as it is.
 _REQUIRED: dict[str, tuple[Kind, str]] = {
@@ -49,7 +65,7 @@ _OPTIONAL: dict[str, Kind] = {
 # Keys of architectures with windows in some layers, with experts, and with a separate size of
 # experts.
 _OF_WINDOWS: dict[str, Kind] = {
-    "attention.sliding_window_pattern": whole(),
+    "attention.sliding_window_pattern": _pattern,
     "rope.freq_base_swa": float32,
 }
 _OF_EXPERTS: dict[str, Kind] = {"expert_used_count": whole(), "expert_weights_norm": FLAG}
@@ -99,8 +115,9 @@ def read_gguf_config(
     )
     return {
         **{field: read[key] for key, (_, field) in _REQUIRED.items()},
-        **_windows(read, family),
+        **_windows(read, family, theta),
         "model_type": model_type,
+        "no_rope_layers": gguf_no_rope_layers(family, read["block_count"]),
         "vocab_size": vocabulary_size,
         "num_key_value_heads": heads if key_value_heads is None else key_value_heads,
         "head_dim": head_dim,
@@ -136,9 +153,12 @@ def _read(metadata: Mapping[str, Any], path: str | os.PathLike[str]) -> tuple[st
         raise ValueError(
             f"{path}: GGUF {kind} {shown(arch)} is not supported; supported are {supported}"
         )
+    # Two families may share an architecture, one of them with windows in some layers.
+    windowed = bool(metadata.get(f"{arch}.attention.sliding_window"))
+    found.sort(key=lambda name: (FAMILIES[name].window_period is not None) != windowed)
     family = FAMILIES[found[0]]
     kinds = {key: kind for key, (kind, _) in _REQUIRED.items()} | _OPTIONAL
-    if family.windows == "periodic":
+    if family.window_period:
         kinds |= _OF_WINDOWS
     if family.experts is not None:
         kinds |= _OF_EXPERTS | (_OF_SIZED_EXPERTS if family.experts.own_size else {})
@@ -150,7 +170,7 @@ def _read(metadata: Mapping[str, Any], path: str | os.PathLike[str]) -> tuple[st
 
 def _window_defaults(family: Family) -> dict[str, Any]:
     return {
-        "attention.sliding_window_pattern": family.defaults.get("sliding_window_pattern"),
+        "attention.sliding_window_pattern": family.window_period,
         "rope.freq_base_swa": family.defaults.get("rope_local_base_freq"),
     }
 
@@ -186,20 +206,30 @@ def _head_dim(read: Values) -> int:
     return head_dim
 
 
-def _windows(read: Values, family: Family) -> dict[str, Any]:
+def _windows(read: Values, family: Family, theta: float) -> dict[str, Any]:
     """sliding_window, layer_types and rope_local_base_freq."""
     window = read["attention.sliding_window"]
-    if family.windows != "periodic":
+    if family.window_period is None:
         if 0 < window < read["context_length"]:  # llama.cpp ignores others
             name = f"{read.prefix}attention.sliding_window {window}"
             raise read.unsupported(name, "0")
         return {}
-    local = {"rope_local_base_freq": read["rope.freq_base_swa"]}
+    local_theta = read["rope.freq_base_swa"]
+    if family.local_rope == "same":
+        if local_theta not in (None, theta):  # llama.cpp does not use it
+            name = f"{read.prefix}rope.freq_base_swa {local_theta}"
+            raise read.unsupported(name, f"{theta}, that of all layers")
+        local_theta = theta
+    local = {"rope_local_base_freq": local_theta}
     if not window:
         return local
     key = "attention.sliding_window_pattern"
+    pattern = read[key]
+    if isinstance(pattern, list):
+        types = [SLIDING if local else FULL for local in pattern]
+        return {**local, "sliding_window": window, "layer_types": types}
     try:
-        types = periodic_layers(read[key], read["block_count"])
+        types = periodic_layers(pattern, read["block_count"])
     except ValueError as error:
         raise read.wrong(key, str(error)) from None
     return {**local, "sliding_window": window, "layer_types": types}
@@ -213,6 +243,13 @@ def _multipliers(read: Values, family: Family) -> dict[str, Any]:
     found = {name: read[key] for name, key in MULTIPLIERS.items()}
     absent = {"embedding_multiplier": 1.0, "residual_multiplier": 1.0, "attention_multiplier": None}
     return found | {name: value for name, value in absent.items() if found[name] == 0}
+
+
+def gguf_no_rope_layers(family: Family, layers: int) -> list[int] | None:
+    """no_rope_layers, which GGUF does not store: llama.cpp knows the published interval."""
+    if not family.unrotated_layers:
+        return None
+    return rotated_layers(family.defaults["no_rope_layer_interval"], layers)
 
 
 def gguf_query_scalar(layers: int, hidden: int, heads: int, head_dim: int) -> int:

@@ -18,6 +18,7 @@ from pyloss.models.config.fields import (
     SLIDING,
     head_size,
     periodic_layers,
+    rotated_layers,
 )
 from pyloss.models.config.known_keys import refuse_hf_keys, refuse_rope_keys
 from pyloss.models.config.mixture import read_hf_mixture
@@ -88,9 +89,11 @@ _OF_SOME: dict[str, tuple[Kind, Callable[[Family], Any]]] = {
     "use_sliding_window": (FLAG, lambda family: family.window_switch),
     "max_window_layers": (whole(), lambda family: family.windows == "from"),
     "sliding_window_pattern": (whole(), lambda family: family.windows == "periodic"),
-    "rope_local_base_freq": (real, lambda family: family.local_rope),
+    "rope_local_base_freq": (real, lambda family: family.local_rope == "own"),
     "query_pre_attn_scalar": (whole(1), lambda family: family.query_scalar),
     **{name: (real, lambda family: family.multipliers) for name in MULTIPLIERS},
+    "no_rope_layers": (LIST, lambda family: family.unrotated_layers),
+    "no_rope_layer_interval": (whole(1), lambda family: family.unrotated_layers),
     "num_experts": (whole(), lambda family: family.experts),
     "num_local_experts": (whole(), lambda family: family.experts),
     "num_experts_per_tok": (whole(), lambda family: family.experts),
@@ -140,14 +143,16 @@ def read_hf_config(path: str | os.PathLike[str]) -> dict[str, Any]:
     if head_dim is None:
         head_dim = checked(path, head_size, hidden=read["hidden_size"], heads=heads)
     key_value_heads = read["num_key_value_heads"]
+    no_rope_layers = _no_rope_layers(read, family)
     own = (*_REQUIRED, *DEFAULTS, "bos_token_id", "eos_token_id", "pad_token_id")
     return {
         **{name: read[name] for name in own},
         **_rope(read, family),
-        **_windows(read, family, model_type),
+        **_windows(read, family, model_type, no_rope_layers),
         "model_type": model_type,
         "num_key_value_heads": heads if key_value_heads is None else key_value_heads,
         "head_dim": head_dim,
+        "no_rope_layers": no_rope_layers,
         "query_pre_attn_scalar": read.get("query_pre_attn_scalar"),
         **{name: read.get(name) for name in MULTIPLIERS},
         "mixture": read_hf_mixture(read, family),
@@ -175,8 +180,21 @@ def _refuse_activation(read: Values, family: Family) -> None:
         raise read.unsupported(f"{key} {shown(activation)}", repr(family.activation))
 
 
-def _windows(read: Values, family: Family, model_type: str) -> dict[str, Any]:
-    """sliding_window and layer_types, which families express in four ways."""
+def _no_rope_layers(read: Values, family: Family) -> list[int] | None:
+    """As in transformers, a list counts more than the interval, and may be longer than needed."""
+    if not family.unrotated_layers:
+        return None
+    listed: list[int] | None = read["no_rope_layers"]
+    layers = read["num_hidden_layers"]
+    if listed is None:
+        return rotated_layers(read["no_rope_layer_interval"], layers)
+    return listed[:layers]
+
+
+def _windows(
+    read: Values, family: Family, model_type: str, no_rope_layers: list[int] | None
+) -> dict[str, Any]:
+    """sliding_window and layer_types, which families express in five ways."""
     window, types = read["sliding_window"], read["layer_types"]
     if family.windows is None:
         if window is not None and window < read["max_position_embeddings"]:
@@ -186,24 +204,34 @@ def _windows(read: Values, family: Family, model_type: str) -> dict[str, Any]:
             )
         window = None
     elif family.window_switch and not read["use_sliding_window"]:
+        if family.windows == "unrotated" and SLIDING in (types or ()):
+            raise ValueError(
+                f"{read.path}: layer_types names {SLIDING}, and use_sliding_window is false"
+            )
         window = None
+    if family.windows == "fourth" and window is None and SLIDING in (types or (SLIDING,)):
+        raise ValueError(f"{read.path}: sliding_window is null, and layer_types have {SLIDING}")
     if family.windows in (None, "all"):
         alike = FULL if window is None else SLIDING
         if types is not None and any(kind != alike for kind in types):
             raise read.unsupported(f"layer_types {shown(types)}", f"{alike!r} for all layers")
         types = None
     elif window is not None and types is None:
-        types = _own_types(read, family)
+        types = _own_types(read, family, no_rope_layers)
     return {"sliding_window": window, "layer_types": types}
 
 
-def _own_types(read: Values, family: Family) -> list[str]:
+def _own_types(read: Values, family: Family, no_rope_layers: list[int] | None) -> list[str]:
     """The `layer_types` of a family that has windows in some layers."""
     layers = read["num_hidden_layers"]
+    if no_rope_layers is not None:
+        return [FULL if rotated else SLIDING for rotated in no_rope_layers]
     if family.windows == "from":
         return [SLIDING if i >= read["max_window_layers"] else FULL for i in range(layers)]
     try:
-        return periodic_layers(read["sliding_window_pattern"], layers)
+        return periodic_layers(
+            read.get("sliding_window_pattern", family.window_period or 0), layers
+        )
     except ValueError as error:
         raise read.wrong("sliding_window_pattern", str(error)) from None
 
@@ -229,6 +257,8 @@ def _rope(read: Values, family: Family) -> dict[str, Any]:
     # replaces the whole object.
     outer = read["rope_scaling"]
     scaling = {**nested, **outer} if family.local_rope else outer or nested
+    if family.local_rope == "same" and local is None:
+        local = _same_theta(read, nested, family)
     theta = {"rope_theta": read["rope_theta"]}
     return {
         **Values(read.path, scaling, {"rope_theta": real}, theta),
@@ -240,6 +270,21 @@ def _rope(read: Values, family: Family) -> dict[str, Any]:
             read["max_position_embeddings"],
         ),
     }
+
+
+def _same_theta(read: Values, flat: Mapping[str, Any], family: Family) -> Any:
+    """The base of layers with a window where rope_parameters do not say it per type of layer.
+
+    transformers 5 then takes its own default for them, and transformers 4 rope_theta.
+    """
+    theta, default = read["rope_theta"], family.defaults["rope_theta"]
+    if flat or theta != default:
+        key = "rope_parameters" if flat else f"rope_theta {theta}"
+        raise ValueError(
+            f"{read.path}: {key} must be given for {FULL} and {SLIDING} each: versions of "
+            "transformers take different values otherwise"
+        )
+    return theta
 
 
 def _local_theta(read: Values, sliding: Mapping[str, Any], default: float | None) -> Any:

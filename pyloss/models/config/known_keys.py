@@ -38,8 +38,6 @@ _HF_REFUSED: dict[str, tuple[Any, ...]] = {
     "use_parallel_residual": _OFF,
     "attn_output_gate": _OFF,
     "attention_chunk_size": _OFF,
-    "no_rope_layers": (None, []),
-    "no_rope_layer_interval": _OFF,
     "first_k_dense_replace": _OFF,
     "lm_head_bias": _OFF,
     "logit_scale": _ONE,

@@ -30,6 +30,8 @@ class ModelConfig:
         rope_scaling: None, or {"rope_type": kind, ...} with the numbers of `rope_scaling.KEYS`.
         sliding_window: the number of tokens that a layer with a window sees, its own included.
         layer_types: one of `fields.LAYER_TYPES` per layer; None if all layers are alike.
+        no_rope_layers: 1 per layer with rotary positions, 0 per layer without; None if all have
+            them.
         rope_local_base_freq: the rotary base, unscaled, of layers with a window; None: rope_theta.
         query_pre_attn_scalar: attention scores are divided by its square root; None: head_dim.
         embedding_multiplier: embeddings are multiplied by it; None: 1.
@@ -60,6 +62,7 @@ class ModelConfig:
     mlp_bias: bool = DEFAULTS["mlp_bias"]
     sliding_window: int | None = None
     layer_types: list[str] | None = None
+    no_rope_layers: list[int] | None = None
     rope_local_base_freq: float | None = None
     query_pre_attn_scalar: int | None = None
     embedding_multiplier: float | None = None
@@ -94,7 +97,24 @@ class ModelConfig:
         check_rotary(self.rope_theta, self.head_dim, self.rope_scaling)
         if self.rope_local_base_freq is not None:
             check_rotary(self.rope_local_base_freq, self.head_dim, None)
+        if self.family.local_rope == "same" and self.rope_local_base_freq is None:
+            self.rope_local_base_freq = self.rope_theta
         self._check_windows()
+        if self.no_rope_layers is not None:
+            self._check_unrotated(self.no_rope_layers)
+
+    def _check_unrotated(self, layers: list[int]) -> None:
+        if not self.family.unrotated_layers:
+            raise ValueError(f"no_rope_layers are not supported for {self.model_type}")
+        if any(type(layer) is not int or layer not in (0, 1) for layer in layers):
+            raise ValueError(f"no_rope_layers must be 0 or 1 per layer, got {shown(layers)}")
+        if len(layers) != self.num_hidden_layers:
+            raise ValueError(
+                f"no_rope_layers names {len(layers)} layers, "
+                f"and num_hidden_layers is {self.num_hidden_layers}"
+            )
+        if all(layers):
+            self.no_rope_layers = None
 
     def _check_windows(self) -> None:
         """Makes equivalent configurations equal: no types if all layers are alike."""
@@ -124,6 +144,10 @@ class ModelConfig:
         """The number of tokens that `layer` sees, its own included; 0 for all."""
         local = self.layer_types is None or self.layer_types[layer] == SLIDING
         return self.sliding_window if self.sliding_window is not None and local else 0
+
+    def rotated(self, layer: int) -> bool:
+        """Whether `layer` has rotary positions."""
+        return self.no_rope_layers is None or self.no_rope_layers[layer] == 1
 
     @property
     def embedding_factor(self) -> float:
@@ -189,7 +213,11 @@ class ModelConfig:
         }
         if family.window_switch:
             content["use_sliding_window"] = self.sliding_window is not None
-        if family.windows in ("from", "periodic"):
+        if family.unrotated_layers:
+            content["no_rope_layers"] = [
+                int(self.rotated(i)) for i in range(self.num_hidden_layers)
+            ]
+        if family.windows not in (None, "all"):
             content["layer_types"] = [
                 SLIDING if self.window(i) else FULL for i in range(self.num_hidden_layers)
             ]
@@ -199,9 +227,16 @@ class ModelConfig:
                 "sliding_window_pattern": self.window_period,
                 "hidden_activation": family.activation,
             }
+        if family.local_rope == "same":
+            # transformers 4 and mlx-lm read the top-level keys, transformers 5 these.
+            plain = {"rope_type": "default", "rope_theta": self.rope_theta}
+            content["rope_parameters"] = {
+                FULL: plain | (self.rope_scaling or {}),
+                SLIDING: plain | {"rope_theta": content.pop("rope_local_base_freq")},
+            }
         return content | (self.mixture.to_hf(family) if self.mixture else {})
 
 
-# Left out of config.json if None; all but the first are positive numbers.
+# Left out of config.json if None; all but the first two are positive numbers.
 _PARTICULAR_NUMBERS = ("rope_local_base_freq", "query_pre_attn_scalar", *MULTIPLIERS)
-_PARTICULAR = ("layer_types", *_PARTICULAR_NUMBERS)
+_PARTICULAR = ("layer_types", "no_rope_layers", *_PARTICULAR_NUMBERS)

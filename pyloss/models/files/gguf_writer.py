@@ -13,7 +13,7 @@ import numpy as np
 from pyloss.io.files import replacing, user_path
 from pyloss.io.gguf import GGML_TYPES
 from pyloss.models.config.fields import MULTIPLIERS
-from pyloss.models.config.gguf_reader import gguf_query_scalar
+from pyloss.models.config.gguf_reader import gguf_no_rope_layers, gguf_query_scalar
 from pyloss.models.config.model_config import ModelConfig
 from pyloss.models.config.rope_scaling import gguf_scaling, llama3_factors
 from pyloss.models.files.names import gguf_name
@@ -35,6 +35,17 @@ _FILE_TYPES = {
     "f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q8_0": 7, "q5_0": 8, "q5_1": 9, "q2_k": 10,
     "q3_k": 12, "q4_k": 15, "q5_k": 17, "q6_k": 18, "bf16": 32,
 }  # fmt: skip
+
+#: Options that llama.cpp lacks for some architectures, see `Family.gguf_lacks`: whether a model has
+#: the option.
+LACKS: dict[str, Callable[[ModelConfig], bool]] = {
+    "attention_bias": lambda c: c.attention_bias,
+    "mlp_bias": lambda c: c.mlp_bias,
+    "head_dim other than hidden_size / num_attention_heads": lambda c: (
+        c.head_dim * c.num_attention_heads != c.hidden_size
+    ),
+    "rope_scaling of type llama3": lambda c: (c.rope_scaling or {}).get("rope_type") == "llama3",
+}
 
 
 class GGUFTensor(NamedTuple):
@@ -178,13 +189,23 @@ def _hyperparameters(c: ModelConfig) -> dict[str, Any]:
             f"query_pre_attn_scalar {c.query_pre_attn_scalar} cannot be written: "
             f"llama.cpp takes {said}"
         )
+    for option in c.family.gguf_lacks:
+        if LACKS[option](c):
+            raise ValueError(
+                f"{option} cannot be written: llama.cpp does not have it for {c.family.gguf}"
+            )
+    rotated = gguf_no_rope_layers(c.family, c.num_hidden_layers)
+    if rotated and rotated != [int(c.rotated(i)) for i in range(c.num_hidden_layers)]:
+        raise ValueError(
+            f"no_rope_layers {c.no_rope_layers} cannot be written: llama.cpp takes {rotated}"
+        )
     return {f"{c.family.gguf}.{key}": value for key, value in values.items()}
 
 
 def _windows(c: ModelConfig) -> dict[str, Any]:
     if c.sliding_window is None:
         return {}
-    if c.family.windows != "periodic":
+    if c.family.window_period is None:
         # llama.cpp applies no window in this architecture, which is right up to the window's
         # length.
         return {"context_length": min(c.sliding_window, c.max_position_embeddings)}
@@ -192,6 +213,11 @@ def _windows(c: ModelConfig) -> dict[str, Any]:
         raise ValueError(
             "llama.cpp reads layer_types that repeat with one full_attention at the end, "
             f"got {c.layer_types}"
+        )
+    if c.family.local_rope == "same" and c.rope_local_base_freq != c.rope_theta:
+        raise ValueError(
+            f"rope_theta {c.rope_local_base_freq} of layers with a window cannot be written: "
+            f"llama.cpp takes {c.rope_theta}, that of the other layers"
         )
     return {
         "attention.sliding_window": c.sliding_window,
@@ -207,6 +233,8 @@ def _tensors(model: Model, type: str | None) -> Iterator[GGUFTensor]:
         yield GGUFTensor("rope_freqs.weight", factors.shape, "f32", lambda: factors.view(np.uint8))
     parameters = {name: to_device(array, "cpu") for name, array in model.parameters().items()}
     values: dict[str, np.ndarray | Weight | WeightStack] = {**model.stored(), **parameters}
+    if c.family.gguf_head and model.lm_head is None:
+        values["lm_head.weight"] = values["model.embed_tokens.weight"]
     for name, value in values.items():
         head_dim = interleaved_head(c, name)
         if isinstance(value, np.ndarray) and value.ndim == 1:

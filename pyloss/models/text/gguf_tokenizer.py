@@ -56,6 +56,9 @@ _GPT2 = _Pre(None)
 # tokens that the model was not trained with.
 _SMOLLM = _Pre(None, digits=True)
 _LLAMA3 = _Pre(_llama3_pattern(r"\p{N}{1,3}"), ignore_merges=True, add_bos=True)
+# OpenAI's cl100k and the vocabularies made like it: DBRX, OLMo 2 and 3. llama.cpp's converter also
+# gives SmolLM3 such a name, smaug-bpe: Llama 3's pattern for a tokenizer that adds no bos token.
+_CL100K = _Pre(_llama3_pattern(r"\p{N}{1,3}"))
 _QWEN2 = _Pre(_llama3_pattern(r"\p{N}"))
 # Mistral's newer vocabularies also split words before a capital.
 _TEKKEN = _Pre(
@@ -78,6 +81,8 @@ PRE_TOKENIZERS = {
     "deepseek-r1-qwen": _QWEN2,
     "tekken": _TEKKEN,
     "olmo": _GPT2,
+    "dbrx": _CL100K,
+    "smaug-bpe": _CL100K,
 }
 
 

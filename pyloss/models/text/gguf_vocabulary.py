@@ -106,7 +106,11 @@ def _steps(node: dict[str, Any] | None) -> list[dict[str, Any]]:
         return []
     if node["type"] == "Sequence":
         return [step for inner in node["pretokenizers"] for step in _steps(inner)]
-    return [{key: value for key, value in node.items() if key != "trim_offsets"}]
+    step = {key: value for key, value in node.items() if key != "trim_offsets"}
+    if step.get("behavior") == "Removed" and step["invert"]:
+        # The patterns of `PRE_TOKENIZERS` match all of a text, so there is nothing to remove.
+        step |= {"behavior": "Isolated", "invert": False}
+    return [step]
 
 
 def _tokens(tokenizer: Tokenizer, vocab_size: int) -> tuple[list[str], list[int]]:

@@ -35,9 +35,9 @@ def test_names_of_families(name):
     (arch,) = [arch for arch, text in gguf.MODEL_ARCH_NAMES.items() if text == family.gguf]
     table = gguf.get_tensor_name_map(arch, 12)
     layer = (
-        LAYER[: len(LAYER) - 3 * bool(family.experts)]
+        LAYER[not family.pre_norms : len(LAYER) - 3 * bool(family.experts)]
         + QK_NORMS * bool(family.qk_norm)
-        + POST_NORMS * family.post_norms
+        + POST_NORMS[not family.pre_norms :] * family.post_norms
     )
     names = [
         "model.embed_tokens",
