@@ -53,6 +53,38 @@ def test_gguf_logits_against_float64(tmp_path, format, options):
         assert np.abs(model(np.array([tokens]))[0] - tiny.logits(c, arrays, tokens)).max() < 1e-4
 
 
+UNROTATED = {"model_type": "smollm3", "no_rope_layers": [1, 0, 1]}
+AFTER_NORMS = {
+    "model_type": "olmo3",
+    "sliding_window": 3,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    "rope_parameters": {
+        "full_attention": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1000.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 700.0},
+    },
+}
+
+
+@pytest.mark.parametrize(
+    "options", [UNROTATED, {"model_type": "olmo2"}, AFTER_NORMS], ids=["smollm3", "olmo2", "olmo3"]
+)
+def test_families_against_float64(tmp_path, options):
+    c, arrays = tiny.write_folder(tmp_path, **options)
+    model = load_model(tmp_path)
+    for tokens in SEQUENCES:
+        want = tiny.logits(c, arrays, tokens)
+        np.testing.assert_allclose(model(np.array([tokens]))[0], want, rtol=0, atol=1e-4)
+    offsets = np.cumsum([0, *map(len, SEQUENCES)]).astype(np.int32)
+    packed = model.head(model.hidden(np.concatenate(SEQUENCES), offsets))
+    for i, tokens in enumerate(SEQUENCES):
+        alone = model(np.array([tokens]))[0]
+        np.testing.assert_allclose(packed[offsets[i] : offsets[i + 1]], alone, rtol=0, atol=1e-6)
+    model.save(tmp_path / "again")
+    again = load_model(tmp_path / "again")
+    assert again.config == model.config
+    np.testing.assert_array_equal(again([SEQUENCES[0]]), model([SEQUENCES[0]]))
+
+
 GRANITE = {
     "model_type": "granite",
     "embedding_multiplier": 12.0,

@@ -37,6 +37,15 @@ def config(tied=True, bias=False, **changes):
     }
 
 
+OLMO = ("olmo2", "olmo3")
+
+
+def norms(c):
+    """The names of a layer's norms of hidden states."""
+    both = ("input_layernorm", "post_attention_layernorm", "post_feedforward_layernorm")
+    return both[1:] if c["model_type"] in OLMO else both[:2]
+
+
 def tensors(c, seed=0):
     """float32 arrays under Hugging Face's names."""
     rng = np.random.default_rng(seed)
@@ -54,8 +63,11 @@ def tensors(c, seed=0):
             )
             if c["attention_bias" if "attn" in name else "mlp_bias"]:
                 out[f"{at}.{name}.bias"] = rng.standard_normal(rows) / 2
-        for name in ("input_layernorm", "post_attention_layernorm"):
+        for name in norms(c):
             out[f"{at}.{name}.weight"] = rng.uniform(0.5, 1.5, hidden)
+        if c["model_type"] in OLMO:
+            out[f"{at}.self_attn.q_norm.weight"] = rng.uniform(0.5, 1.5, width)
+            out[f"{at}.self_attn.k_norm.weight"] = rng.uniform(0.5, 1.5, kv)
     out["model.norm.weight"] = rng.uniform(0.5, 1.5, hidden)
     if not c["tie_word_embeddings"]:
         out["lm_head.weight"] = rng.standard_normal((c["vocab_size"], hidden))
@@ -166,10 +178,14 @@ def logits(c, arrays, tokens, states=None):
         return x @ w[f"{name}.weight"].T + w.get(f"{name}.bias", 0)
 
     d, n = c["head_dim"], len(tokens)
-    angles = np.arange(n)[:, None] * c["rope_theta"] ** -(np.arange(0, d, 2) / d)
-    cos, sin = np.cos(angles)[:, None], np.sin(angles)[:, None]
+    after, types = c["model_type"] in OLMO, c.get("layer_types")
 
-    def heads(x, rotate=True):
+    def heads(x, i, rotate=True):
+        rope = c.get("rope_parameters", {}).get(types[i] if types else "", c)
+        angles = np.arange(n)[:, None] * rope["rope_theta"] ** -(np.arange(0, d, 2) / d)
+        angles /= rope.get("factor", 1)
+        rotate = rotate and (c.get("no_rope_layers") or [1] * (i + 1))[i]
+        cos, sin = np.cos(angles)[:, None], np.sin(angles)[:, None]
         x = x.reshape(n, -1, d)
         a, b = x[..., : d // 2], x[..., d // 2 :]
         return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1) if rotate else x
@@ -179,24 +195,28 @@ def logits(c, arrays, tokens, states=None):
     share = c["num_attention_heads"] // c["num_key_value_heads"]
     for i in range(c["num_hidden_layers"]):
         at = f"model.layers.{i}"
-        y = norm(x, f"{at}.input_layernorm")
-        q, k = (
-            heads(linear(y, f"{at}.self_attn.q_proj")),
-            heads(linear(y, f"{at}.self_attn.k_proj")),
-        )
-        v = heads(linear(y, f"{at}.self_attn.v_proj"), rotate=False)
+        y = x if after else norm(x, f"{at}.input_layernorm")
+        q, k, v = (linear(y, f"{at}.self_attn.{name}_proj") for name in "qkv")
+        if after:
+            q, k = norm(q, f"{at}.self_attn.q_norm"), norm(k, f"{at}.self_attn.k_norm")
+        q, k, v = heads(q, i), heads(k, i), heads(v, i, rotate=False)
         k, v = np.repeat(k, share, axis=1), np.repeat(v, share, axis=1)
         scores = np.einsum("nhd,mhd->hnm", q, k) * scale
-        scores = np.where(np.tril(np.ones((n, n), bool)), scores, -np.inf)
+        seen = np.tril(np.ones((n, n), bool))
+        if types and types[i] == "sliding_attention":
+            seen = np.triu(seen, 1 - c["sliding_window"])
+        scores = np.where(seen, scores, -np.inf)
         p = np.exp(scores - scores.max(-1, keepdims=True))
         p /= p.sum(-1, keepdims=True)
         mixed = np.einsum("hnm,mhd->nhd", p, v).reshape(n, -1)
-        x = x + added * linear(mixed, f"{at}.self_attn.o_proj")
-        y = norm(x, f"{at}.post_attention_layernorm")
+        mixed, middle = linear(mixed, f"{at}.self_attn.o_proj"), f"{at}.post_attention_layernorm"
+        x = x + added * (norm(mixed, middle) if after else mixed)
+        y = x if after else norm(x, middle)
         gate = linear(y, f"{at}.mlp.gate_proj")
-        x = x + added * linear(
+        fed = linear(
             gate / (1 + np.exp(-gate)) * linear(y, f"{at}.mlp.up_proj"), f"{at}.mlp.down_proj"
         )
+        x = x + added * (norm(fed, f"{at}.post_feedforward_layernorm") if after else fed)
         if states is not None:
             states.append(x)
     head = w["model.embed_tokens.weight"] if c["tie_word_embeddings"] else w["lm_head.weight"]

@@ -4,6 +4,9 @@ import numpy as np
 import pytest
 from parity_models import (
     GRANITE,
+    OLMO2,
+    OLMO3,
+    SMOLLM3,
     TINY,
     add_adapter,
     make_tiny,
@@ -124,7 +127,7 @@ def test_checkpointing_changes_no_bit(smollm2_gguf):
         np.testing.assert_array_equal(array, runs[1][1][name], err_msg=name)
 
 
-FAMILIES = {"granite": GRANITE}
+FAMILIES = {"granite": GRANITE, "smollm3": SMOLLM3, "olmo2": OLMO2, "olmo3": OLMO3}
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -64,6 +64,32 @@ _GRANITE = {
     "residual_multiplier": 0.22, "rms_norm_eps": 1e-05, "rope_scaling": None, "rope_theta": 5000000.0, "tie_word_embeddings": True,
     "torch_dtype": "bfloat16", "transformers_version": "4.47.0", "use_cache": True, "vocab_size": 49155,
 }  # fmt: skip
+_SMOLLM3 = {
+    "architectures": ["SmolLM3ForCausalLM"], "attention_bias": False, "attention_dropout": 0.0, "bos_token_id": 128000,
+    "eos_token_id": 128012, "hidden_act": "silu", "hidden_size": 2048, "initializer_range": 0.02, "intermediate_size": 11008,
+    "layer_types": ["full_attention"] * 36, "max_position_embeddings": 65536, "max_window_layers": 28, "mlp_bias": False,
+    "model_type": "smollm3", "no_rope_layer_interval": 4, "no_rope_layers": [1, 1, 1, 0] * 9, "num_attention_heads": 16,
+    "num_hidden_layers": 36, "num_key_value_heads": 4, "pad_token_id": 128004, "pretraining_tp": 2, "rms_norm_eps": 1e-06,
+    "rope_scaling": None, "rope_theta": 5000000.0, "sliding_window": None, "torch_dtype": "bfloat16",
+    "transformers_version": "4.54.0.dev0", "use_cache": False, "use_sliding_window": False, "vocab_size": 128256,
+}  # fmt: skip
+_OLMO2 = {
+    "architectures": ["Olmo2ForCausalLM"], "attention_bias": False, "attention_dropout": 0.0, "eos_token_id": 100257, "hidden_act": "silu",
+    "hidden_size": 2048, "initializer_range": 0.02, "intermediate_size": 8192, "max_position_embeddings": 4096, "model_type": "olmo2",
+    "num_attention_heads": 16, "num_hidden_layers": 16, "num_key_value_heads": 16, "pad_token_id": 100277, "rms_norm_eps": 1e-06,
+    "rope_scaling": None, "rope_theta": 500000, "tie_word_embeddings": False, "torch_dtype": "float32",
+    "transformers_version": "4.47.0.dev0", "use_cache": True, "vocab_size": 100352,
+}  # fmt: skip
+_OLMO3 = {
+    **_OLMO2, "architectures": ["Olmo3ForCausalLM"], "hidden_size": 4096, "intermediate_size": 11008,
+    "layer_types": (["sliding_attention"] * 3 + ["full_attention"]) * 8, "max_position_embeddings": 65536, "model_type": "olmo3",
+    "num_attention_heads": 32, "num_hidden_layers": 32, "num_key_value_heads": 32, "rope_theta": 500000, "sliding_window": 4096,
+    "rope_scaling": {
+        "attention_factor": 1.2079441541679836, "beta_fast": 32.0, "beta_slow": 1.0, "factor": 8.0,
+        "original_max_position_embeddings": 8192, "rope_type": "yarn",
+    },
+    "torch_dtype": "bfloat16", "transformers_version": "4.57.0", "vocab_size": 100278,
+}  # fmt: skip
 _GEMMA3_TEXT = {
     "architectures": ["Gemma3ForCausalLM"], "attention_bias": False, "attention_dropout": 0.0, "attn_logit_softcapping": None,
     "bos_token_id": 2, "cache_implementation": "hybrid", "eos_token_id": [1, 106], "final_logit_softcapping": None, "head_dim": 256,
@@ -103,6 +129,9 @@ HF = {
     "mixtral": _MIXTRAL,
     "olmoe": _OLMOE,
     "granite-3.1-2b": _GRANITE,
+    "smollm3": _SMOLLM3,
+    "olmo-2": _OLMO2,
+    "olmo-3": _OLMO3,
     "gemma3-1b": _GEMMA3_TEXT,
     "gemma3-4b": _GEMMA3,
     "by mlx": {**_LLAMA3, "quantization": _MLX, "quantization_config": _MLX, "dtype": "bfloat16"},
@@ -153,6 +182,16 @@ GGUF = {
         "qwen3moe", expert_count=128, expert_used_count=8, expert_feed_forward_length=768
     ),
     "olmoe": _gguf("olmoe", expert_count=64, expert_used_count=8),
+    "smollm3": _gguf("smollm3"),
+    "olmo2": _gguf("olmo2"),
+    "olmo3": _gguf(
+        "olmo2",
+        attention__sliding_window=4096,
+        attention__sliding_window_pattern=([True] * 3 + [False]) * 7 + [True] * 2,
+        rope__scaling__type="yarn",
+        rope__scaling__factor=8.0,
+        rope__scaling__original_context_length=8192,
+    ),
     "granite": _gguf(
         "granite",
         attention__scale=0.015625,

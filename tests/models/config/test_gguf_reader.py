@@ -62,6 +62,41 @@ def test_gguf_of_gemma():
         ModelConfig.from_gguf({**metadata, "gemma3.final_logit_softcapping": 30.0}, EMBEDDING)
 
 
+def of(arch, **changes):
+    """The metadata of another architecture."""
+    own = {key.replace("llama.", f"{arch}."): value for key, value in GGUF.items()}
+    changes = {f"{arch}.{key.replace('__', '.')}": value for key, value in changes.items()}
+    return {**own, "general.architecture": arch, **changes}
+
+
+def test_gguf_of_smollm3():
+    """llama.cpp knows the interval of layers without rotary positions."""
+    config = ModelConfig.from_gguf(of("smollm3"), EMBEDDING)
+    assert [i for i in range(30) if not config.rotated(i)] == [3, 7, 11, 15, 19, 23, 27]
+    assert ModelConfig.from_gguf(of("smollm3", block_count=3), EMBEDDING).no_rope_layers is None
+
+
+def test_gguf_of_olmo():
+    """Both have one architecture; the windows tell them apart."""
+    assert ModelConfig.from_gguf(of("olmo2"), EMBEDDING).model_type == "olmo2"
+    without = of("olmo2", attention__sliding_window=0)
+    assert ModelConfig.from_gguf(without, EMBEDDING).model_type == "olmo2"
+    windowed = of("olmo2", attention__sliding_window=8, rope__scaling__factor=2.0)
+    config = ModelConfig.from_gguf(windowed, EMBEDDING)
+    assert config.model_type == "olmo3" and windows(config) == ([8] * 3 + [0]) * 7 + [8] * 2
+    assert (config.rope_theta, config.rope_local_base_freq) == (1e5, 1e5)
+    assert config.rope_scaling == {"rope_type": "linear", "factor": 2.0}
+    key = "olmo2.attention.sliding_window_pattern"
+    for pattern, expected in ((2, [8, 0] * 15), ([False, True, True] * 10, [0, 8, 8] * 10)):
+        assert windows(ModelConfig.from_gguf({**windowed, key: pattern}, EMBEDDING)) == expected
+    with pytest.raises(FormatError, match="layer_types names 3 layers"):
+        ModelConfig.from_gguf({**windowed, key: [True, True, False]}, EMBEDDING)
+    with pytest.raises(FormatError, match=key):
+        ModelConfig.from_gguf({**windowed, key: [1, 0] * 15}, EMBEDDING)
+    with pytest.raises(ValueError, match="rope.freq_base_swa 5000.0 is not supported"):
+        ModelConfig.from_gguf({**windowed, "olmo2.rope.freq_base_swa": 5e3}, EMBEDDING)
+
+
 def test_gguf_of_granite():
     granite = {key.replace("llama.", "granite."): value for key, value in GGUF.items()}
     granite |= {"general.architecture": "granite", "granite.logit_scale": 8.0}

@@ -191,6 +191,55 @@ def test_windows(read):
     assert windows(read(model_type="gemma3_text", sliding_window_pattern=1)) == [0] * 30
 
 
+def test_windows_of_layers_without_positions(read):
+    smollm3 = {"model_type": "smollm3", "sliding_window": 9}
+    assert windows(read(**smollm3)) == [0] * 30
+    config = read(**smollm3, use_sliding_window=True)
+    assert windows(config) == ([0] * 3 + [9]) * 7 + [0] * 2
+    own = ["sliding_attention"] + ["full_attention"] * 29
+    assert windows(read(**smollm3, use_sliding_window=True, layer_types=own)) == [9] + [0] * 29
+    assert (
+        windows(read(model_type="smollm3", sliding_window=None, use_sliding_window=True))
+        == [0] * 30
+    )
+
+
+def test_layers_without_positions(read):
+    def unrotated(**changes):
+        config = read(**{"model_type": "smollm3", "num_hidden_layers": 9, **changes})
+        return [i for i in range(9) if not config.rotated(i)]
+
+    assert unrotated() == [3, 7]
+    assert unrotated(no_rope_layer_interval=2) == [1, 3, 5, 7]
+    assert unrotated(no_rope_layer_interval=1) == list(range(9))
+    assert unrotated(no_rope_layer_interval=10) == []
+    assert unrotated(no_rope_layers=[1] * 8 + [0], no_rope_layer_interval=2) == [8]
+    assert unrotated(no_rope_layers=[0] + [1] * 20) == [0]  # longer, as in transformers
+    assert unrotated(no_rope_layers=[1] * 9) == []
+
+
+def test_olmo3_by_its_defaults(read):
+    config = read(model_type="olmo3", rope_theta=...)
+    assert windows(config) == ([4096] * 3 + [0]) * 7 + [4096] * 2
+    assert (config.rope_theta, config.rope_local_base_freq, config.rope_scaling) == (5e5, 5e5, None)
+    scaled = read(model_type="olmo3", rope_theta=500000, rope_scaling=YARN)
+    assert (scaled.rope_local_base_freq, scaled.rope_scaling) == (5e5, YARN)
+    parts = {
+        "full_attention": {**YARN, "rope_theta": 7e5},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 7e5},
+    }
+    config = read(model_type="olmo3", rope_parameters=parts, rope_theta=...)
+    assert (config.rope_theta, config.rope_local_base_freq) == (7e5, 7e5)
+    assert config.rope_scaling == YARN
+    full = read(
+        model_type="olmo3",
+        rope_theta=...,
+        sliding_window=None,
+        layer_types=["full_attention"] * 30,
+    )
+    assert windows(full) == [0] * 30
+
+
 def test_window_period(read):
     def period(*types):
         names = {"s": "sliding_attention", "f": "full_attention"}
@@ -275,6 +324,12 @@ def test_rope_per_layer_type(read):
             "layer_types": ["full_attention"] + ["sliding_attention"] * 29,
         },
         {"model_type": "gemma3_text", "sliding_window_pattern": 1},
+        {"model_type": "smollm3"},
+        {"model_type": "smollm3", "no_rope_layers": [1] * 30},
+        {"model_type": "smollm3", "use_sliding_window": True, "sliding_window": 7},
+        {"model_type": "olmo2", "rope_scaling": YARN},
+        {"model_type": "olmo3", "sliding_window": 9, "rope_theta": 500000, "rope_scaling": YARN},
+        {"model_type": "olmo3", "rope_theta": ..., "layer_types": ["full_attention"] * 30},
     ],
 )
 def test_round_trip(read, tmp_path, changes):
@@ -328,6 +383,33 @@ def test_round_trip(read, tmp_path, changes):
             "truncate of rope_scaling False is not supported",
         ),
         ({"rope_parameters": {"full": {"rope_theta": 1.0}}}, "per layer type"),
+        (
+            {"no_rope_layer_interval": 4},
+            "no_rope_layer_interval 4 is not supported for llama",
+        ),
+        ({"no_rope_layers": [1, 0] * 15}, r"no_rope_layers \[.* is not supported for llama"),
+        (
+            {"model_type": "smollm3", "layer_types": ["sliding_attention"] * 30},
+            "layer_types names sliding_attention, and use_sliding_window is false",
+        ),
+        ({"model_type": "olmo2", "sliding_window": 512}, "sliding_window 512 is not supported for"),
+        ({"model_type": "olmo2", "clip_qkv": 8.0}, "clip_qkv 8.0 is not supported"),
+        (
+            {"model_type": "olmo3", "rope_theta": 1e6},
+            "rope_theta 1000000.0 must be given for full_attention and sliding_attention each",
+        ),
+        (
+            {"model_type": "olmo3", "rope_parameters": {"rope_theta": 5e5}, "rope_theta": ...},
+            "rope_parameters must be given for full_attention and sliding_attention each",
+        ),
+        (
+            {"model_type": "olmo3", "rope_theta": 5e5, "sliding_window": None},
+            "sliding_window is null, and layer_types have sliding_attention",
+        ),
+        (
+            {"model_type": "olmo3", "sliding_window_pattern": 6},
+            "sliding_window_pattern 6 is not supported for olmo3",
+        ),
     ],
 )
 def test_what_is_not_supported_is_named(read, changes, message):
@@ -416,6 +498,21 @@ def test_what_is_not_supported_is_named(read, changes, message):
             "layer_types must be of .* got 'chunked_attention'",
         ),
         ({**WINDOWED, "layer_types": "full_attention"}, "layer_types", "expected list"),
+        (
+            {"model_type": "smollm3", "no_rope_layers": [1, 0]},
+            None,
+            "no_rope_layers names 2 layers, and num_hidden_layers is 30",
+        ),
+        (
+            {"model_type": "smollm3", "no_rope_layers": [1, 2] * 15},
+            None,
+            "no_rope_layers must be 0 or 1 per layer",
+        ),
+        (
+            {"model_type": "smollm3", "no_rope_layer_interval": 0},
+            "no_rope_layer_interval",
+            "at least 1",
+        ),
         (
             {"model_type": "gemma3_text", "sliding_window_pattern": 0},
             "sliding_window_pattern",
