@@ -76,11 +76,11 @@ def test_the_work_of_products_and_attention():
     q, k = f(5, 4, 8), f(5, 2, 8)
     seen = 6 + 3
     assert (
-        work("attention_forward", q, k, k, offsets, offsets, 1.0, 0, 0, q, f(5, 4))
+        work("attention_forward", q, k, k, offsets, offsets, 1.0, 0.0, 0, 0, q, f(5, 4))
         == 2 * 2 * seen * 4 * 8
     )
     assert (
-        work("attention_grad", q, q, k, k, q, f(5, 4), offsets, offsets, 1.0, 2, 0, q, k, k)
+        work("attention_grad", q, q, k, k, q, f(5, 4), offsets, offsets, 1.0, 0.0, 2, 0, q, k, k)
         == 2 * 5 * (5 + 3) * 4 * 8
     )
     assert work("add", x, x, x) == 0

@@ -80,11 +80,11 @@ def attention(
     for x, name in ((q, "q"), (k, "k"), (v, "v")):
         if len(x.shape) != 4:
             raise ValueError(f"{name} must be [batch, tokens, heads, size], got shape {x.shape}")
-    if mask is None and bias is None and not softcap and not dropout and _fits_kernel(q, k, v):
+    if mask is None and bias is None and not dropout and _fits_kernel(q, k, v):
         b, t, heads, d = q.shape
         q, k, v = (np.reshape(x, (-1, *x.shape[2:])) for x in (q, k, v))
         ends = np.arange(b + 1, dtype=np.int32)
-        y = _by_kernel(q, k, v, causal, window, scale, ends * t, ends * (len(k) // b))
+        y = _by_kernel(q, k, v, causal, window, softcap, scale, ends * t, ends * (len(k) // b))
         return np.reshape(y, (b, t, heads, d))
     added = None if bias is None else _operand(bias, "bias")
     kind = _checked(q, k, v, causal, window, mask, added, softcap, scale, dropout)
@@ -506,8 +506,8 @@ def _packed(
             f"{len(ends) - 1} sequences of {len(q)} queries do not fit {len(k_ends) - 1} sequences "
             f"of {len(k)} keys and {len(v)} values"
         )
-    if not softcap and not dropout and _fits_kernel(q, k, v):
-        return _by_kernel(q, k, v, causal, window, scale, ends, k_ends)
+    if not dropout and _fits_kernel(q, k, v):
+        return _by_kernel(q, k, v, causal, window, softcap, scale, ends, k_ends)
     parts = [
         attention(
             qs[None],
@@ -544,9 +544,10 @@ def _fits_kernel(q: Any, k: Any, v: Any) -> bool:
 
 
 def _by_kernel(
-    q: Any, k: Any, v: Any, causal: bool, window: int, scale: float | None, ends: Any, k_ends: Any
-) -> Any:
-    """Packed [N, H, D] arrays without mask, bias, cap and dropout."""
+    q: Any, k: Any, v: Any, causal: bool, window: int, softcap: float, scale: float | None,
+    ends: Any, k_ends: Any,
+) -> Any:  # fmt: skip
+    """Packed [N, H, D] arrays without mask, bias and dropout."""
     window = whole(window, "window", 0)
     ahead = 0 if causal else window - 1 if window else np.iinfo(np.int32).max
     d, place = q.shape[-1], data(q)
@@ -558,6 +559,7 @@ def _by_kernel(
         on_device_of(place, k_ends),
         window,
         ahead,
+        softcap,
     )
     return np.reshape(y, q.shape)
 

@@ -282,6 +282,7 @@ def attention(
     k_offsets: np.ndarray | None = None,
     window: int = 0,
     ahead: int = 0,
+    softcap: float = 0.0,
 ) -> Array:
     """Grouped-query attention over packed sequences, causal by default.
 
@@ -289,17 +290,19 @@ def attention(
     sequences in q, and `k_offsets` those in k and v (by default the same). The last query of a
     sequence has the place of its last key. A query sees the keys up to its place, and `ahead` more.
     With a `window` above 0, it sees only the last `window` keys up to its place, and the cost grows
-    with the window instead of the length.
+    with the window instead of the length. With a `softcap` above 0, scores s become
+    softcap tanh(s / softcap), as in Gemma 2.
     """
     q, k, v = (
         check_matrix(t if isinstance(t, Tensor) else f32(t, n), n)
         for t, n in ((q, "q"), (k, "k"), (v, "v"))
     )
-    head_dim, window, ahead, scale = (
+    head_dim, window, ahead, scale, softcap = (
         whole(head_dim, "head_dim", 1),
         whole(window, "window", 0),
         whole(ahead, "ahead", 0),
         real(scale, "scale"),
+        real(softcap, "softcap", 0),
     )
     k_offsets = offsets if k_offsets is None else k_offsets
     for given, name in ((q, "q"), (k, "k"), (v, "v")):
@@ -312,7 +315,9 @@ def attention(
     def forward() -> tuple[np.ndarray | None, ...]:
         qd, kd, vd = heads(q), heads(k), heads(v)
         o, lse = empty(*qd.shape, like=qd), empty(*qd.shape[:2], like=qd)
-        _core.attention_forward(qd, kd, vd, offsets, k_offsets, scale, window, ahead, o, lse)
+        _core.attention_forward(
+            qd, kd, vd, offsets, k_offsets, scale, softcap, window, ahead, o, lse
+        )
         return (o, lse, kd, vd) if grouped else (o, lse, None, None)
 
     o, lse, kept_k, kept_v = remembered(forward)
@@ -337,6 +342,7 @@ def attention(
             offsets,
             k_offsets,
             scale,
+            softcap,
             window,
             ahead,
             dq,

@@ -97,6 +97,7 @@ def attention(
     k_offsets: Any = None,
     window: int = 0,
     ahead: int = 0,
+    softcap: float = 0.0,
 ) -> Any:
     q, k, v = (np.reshape(_value(t), (t.shape[0], -1, head_dim)) for t in (q, k, v))
     shared, parts = q.shape[1] // k.shape[1], []
@@ -106,7 +107,10 @@ def attention(
         qs, ks, vs = q[rows], np.repeat(k[keys], shared, 1), np.repeat(v[keys], shared, 1)
         ago = np.arange(len(qs))[:, None] + len(ks) - len(qs) - np.arange(len(ks))
         seen = (ago >= -ahead) & ((ago < window) if window else True)
-        scores = np.where(seen, np.einsum("qhd,khd->hqk", qs, ks) * scale, -np.inf)
+        scores = np.einsum("qhd,khd->hqk", qs, ks) * scale
+        if softcap:
+            scores = np.tanh(scores / softcap) * softcap
+        scores = np.where(seen, scores, -np.inf)
         weights = np.exp(scores - np.max(scores, -1, keepdims=True))
         weights = weights / np.sum(weights, -1, keepdims=True)
         parts.append(np.einsum("hqk,khd->qhd", weights, vs))

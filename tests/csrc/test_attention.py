@@ -31,9 +31,11 @@ def pairs(q_offsets, k_offsets, heads, kv_heads):
             )
 
 
-def probabilities(q, k, scale, window=0, further=0):
+def probabilities(q, k, scale, window=0, further=0, softcap=0.0):
     """Probabilities and log-sum-exp of one head; 0 and -inf where a query sees no key."""
     scores = scale * q @ k.T
+    if softcap:
+        scores = softcap * np.tanh(scores / softcap)
     ahead = np.arange(len(k)) - (np.arange(len(q))[:, None] + len(k) - len(q))
     seen = (ahead <= further) & ((ahead > -window) if window else True)
     scores = np.where(seen, scores, -np.inf)
@@ -46,21 +48,23 @@ def probabilities(q, k, scale, window=0, further=0):
         ]
 
 
-def reference(q, k, v, q_offsets, k_offsets, scale, window=0, ahead=0):
+def reference(q, k, v, q_offsets, k_offsets, scale, window=0, ahead=0, softcap=0.0):
     o, lse = np.zeros(q.shape), np.zeros(q.shape[:2])
     for i, j, h, g in pairs(q_offsets, k_offsets, q.shape[1], k.shape[1]):
-        p, lse[i, h] = probabilities(q[i, h], k[j, g], scale, window, ahead)
+        p, lse[i, h] = probabilities(q[i, h], k[j, g], scale, window, ahead, softcap)
         o[i, h] = p @ v[j, g]
     return o, lse
 
 
-def reference_grad(do, q, k, v, at, scale, window=0, ahead=0, k_at=None):
+def reference_grad(do, q, k, v, at, scale, window=0, ahead=0, k_at=None, softcap=0.0):
     dq, dk, dv = np.zeros(q.shape), np.zeros(k.shape), np.zeros(v.shape)
     for i, j, h, g in pairs(at, at if k_at is None else k_at, q.shape[1], k.shape[1]):
-        p, _ = probabilities(q[i, h], k[j, g], scale, window, ahead)
+        p, _ = probabilities(q[i, h], k[j, g], scale, window, ahead, softcap)
         dv[j, g] += p.T @ do[i, h]
         dp = do[i, h] @ v[j, g].T
         ds = scale * p * (dp - (p * dp).sum(axis=1, keepdims=True))
+        if softcap:
+            ds /= np.cosh(scale * q[i, h] @ k[j, g].T / softcap) ** 2
         dq[i, h] = ds @ k[j, g]
         dk[j, g] += ds.T @ q[i, h]
     return dq, dk, dv
@@ -70,18 +74,18 @@ def normal(rng, *shape):
     return rng.standard_normal(shape).astype(np.float32).astype(np.float64)
 
 
-def forward(memory, q, k, v, q_offsets, k_offsets, scale, window=0, ahead=0):
+def forward(memory, q, k, v, q_offsets, k_offsets, scale, window=0, ahead=0, softcap=0.0):
     o, lse = memory.new(q.shape), memory.new(q.shape[:2])
     inputs = [memory.put(a) for a in (q, k, v)] + [
         memory.put(a, np.int32) for a in (q_offsets, k_offsets)
     ]
-    _core.attention_forward(*inputs, scale, window, ahead, o, lse)
+    _core.attention_forward(*inputs, scale, softcap, window, ahead, o, lse)
     return o, lse
 
 
-def grad(memory, do, q, k, v, at, scale, window=0, ahead=0, k_at=None):
+def grad(memory, do, q, k, v, at, scale, window=0, ahead=0, k_at=None, softcap=0.0):
     k_at = at if k_at is None else k_at
-    o, lse = forward(memory, q, k, v, at, k_at, scale, window, ahead)
+    o, lse = forward(memory, q, k, v, at, k_at, scale, window, ahead, softcap)
     out = [memory.new(a.shape) for a in (q, k, v)]
     _core.attention_grad(
         *(memory.put(a) for a in (do, q, k, v)),
@@ -90,6 +94,7 @@ def grad(memory, do, q, k, v, at, scale, window=0, ahead=0, k_at=None):
         memory.put(at, np.int32),
         memory.put(k_at, np.int32),
         scale,
+        softcap,
         window,
         ahead,
         *out,
@@ -184,6 +189,28 @@ def test_keys_after_a_querys_place(
         found, reference_grad(do, q, k, v, at, 0.3, window, ahead, k_at), strict=True
     ):
         assert_near(got, slope, 1e-5)
+
+
+@pytest.mark.parametrize("softcap", [0.5, 4.0, 50.0])
+@pytest.mark.parametrize(
+    ("q_lengths", "k_lengths"), [((1, 2, 70), (200, 65, 130)), ((129,), (129,))]
+)
+@pytest.mark.parametrize(("window", "ahead"), [(0, 0), (40, 0), (0, EVERYTHING)])
+def test_softcap(memory, rng, softcap, q_lengths, k_lengths, window, ahead):
+    """Scores reach the cap, and are near 0."""
+    at, k_at = offsets(q_lengths), offsets(k_lengths)
+    q, do = 3 * normal(rng, at[-1], 4, 24), normal(rng, at[-1], 4, 24)
+    k, v = normal(rng, k_at[-1], 2, 24), normal(rng, k_at[-1], 2, 24)
+    more = {"window": window, "ahead": ahead, "softcap": softcap}
+    o, lse = forward(memory, q, k, v, at, k_at, 0.3, **more)
+    want, want_lse = reference(q, k, v, at, k_at, 0.3, **more)
+    assert_near(o, want, 1e-5)
+    assert_near(lse, want_lse, 1e-5)
+    slopes = reference_grad(do, q, k, v, at, 0.3, k_at=k_at, **more)
+    for got, slope in zip(
+        grad(memory, do, q, k, v, at, 0.3, k_at=k_at, **more), slopes, strict=True
+    ):
+        assert_near(got, slope, 2e-5)
 
 
 def test_wide_heads_with_a_window(memory, rng):

@@ -59,6 +59,7 @@ SCORES = {
             OFFSETS,
             OFFSETS,
             1.0,
+            0.0,
             0,
             0,
         )
@@ -105,7 +106,7 @@ def test_pieces_of_the_gradient_of_attention_grow_with_the_tokens():
     """Each has 32 rows at least: 16 heads of 512 tokens are 256 pieces."""
     n, q, k = 512, a(512, GROUP * HEADS, HEAD), a(512, HEADS, HEAD)
     _core.attention_grad(
-        q, q, k, k, q, a(n, GROUP * HEADS), *(2 * [2 * OFFSETS]), 1.0, 0, 0, ..., ..., ...
+        q, q, k, k, q, a(n, GROUP * HEADS), *(2 * [2 * OFFSETS]), 1.0, 0.0, 0, 0, ..., ..., ...
     )
     assert _core.pieces()[1] >= WANTED
 

@@ -205,6 +205,7 @@ pl_status KERNEL(attention_forward)(const pl_call *call) {
     g.k_offsets = args.k_offsets;
     g.tokens = PL_DIM(call, 'M');
     g.scale = (float)args.scale;
+    g.softcap = (float)args.softcap;
     g.o = args.o;
     g.lse = args.lse;
     pl_status status = attn_prepare(&g);
@@ -233,6 +234,7 @@ pl_status KERNEL(attention_grad)(const pl_call *call) {
     g.q_offsets = args.q_offsets;
     g.k_offsets = args.k_offsets;
     g.scale = (float)args.scale;
+    g.softcap = (float)args.softcap;
     g.dq = args.dq;
     g.dk = args.dk;
     g.dv = args.dv;

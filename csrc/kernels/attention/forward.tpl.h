@@ -10,11 +10,13 @@
 
 /* Turns scores [keys][ATTN_Q] into exponentials relative to the running maximum. x->factor rescales
  * earlier sums to this maximum. */
-static void attn_softmax(const attn_scratch *x, int64_t row, int64_t columns, int64_t key,
-                         int64_t all) {
+static void attn_softmax(const attn *g, const attn_scratch *x, int64_t row, int64_t columns,
+                         int64_t key, int64_t all) {
     for (int64_t c = 0; c < columns; c += LANES) {
         float *s = x->s + c;
         int64_t keys = attn_panel_keys(x, row, columns, c, key, all);
+        for (int64_t j = 0; g->softcap > 0 && j < keys; j++)
+            vf_store(s + j * ATTN_Q, capped_f32(vf_load(s + j * ATTN_Q), vf_set1(g->softcap)));
         if (attn_is_masked(x, row + c, key, keys)) {
             attn_mask mask = attn_mask_at(x, row + c, key);
             for (int64_t j = 0; j < keys; j++)
@@ -54,7 +56,7 @@ static void attn_forward_rows(const attn *g, const attn_piece *p, float *scratch
             if (keys == 0) continue;
             attn_scores(&x, r, columns, key, keys, g->d, attn_key(g, p, g->k, key),
                         g->kv_heads * g->d, x.q_t + r * width, x.s);
-            attn_softmax(&x, r, columns, key, keys);
+            attn_softmax(g, &x, r, columns, key, keys);
             attn_by_column((attn_product){rows, width, keys, x.s, ATTN_Q, values.data,
                                           values.stride, x.acc + r * pitch, pitch, x.factor},
                            x.visible + r, key);

@@ -8,8 +8,9 @@
 #include "tile.tpl.h"
 
 /* Turns scores into probabilities, and do . v into the gradient of the scores, in place. */
-static void attn_softmax_grad(const attn_scratch *x, int64_t row, int64_t columns, int64_t key,
-                              int64_t all) {
+static void attn_softmax_grad(const attn *g, const attn_scratch *x, int64_t row, int64_t columns,
+                              int64_t key, int64_t all) {
+    const vf softcap = vf_set1(g->softcap);
     for (int64_t c = 0; c < columns; c += LANES) {
         int64_t keys = attn_panel_keys(x, row, columns, c, key, all);
         vf lse = vf_load(x->max + row + c), delta = vf_load(x->sum + row + c);
@@ -17,10 +18,14 @@ static void attn_softmax_grad(const attn_scratch *x, int64_t row, int64_t column
         int masked = attn_is_masked(x, row + c, key, keys);
         for (int64_t j = 0; j < keys; j++) {
             float *s = x->s + j * ATTN_Q + c, *ds = x->ds + j * ATTN_Q + c;
-            vf p = vf_decay(vf_load(s) - lse);
+            vf score = vf_load(s);
+            if (g->softcap > 0) score = capped_f32(score, softcap);
+            vf p = vf_decay(score - lse);
             if (masked) p = attn_masked(&mask, j, p, vf_set1(0));
+            vf by_score = p * (vf_load(ds) - delta);
+            if (g->softcap > 0) by_score *= cap_slope_f32(score, softcap);
             vf_store(s, p);
-            vf_store(ds, p * (vf_load(ds) - delta));
+            vf_store(ds, by_score);
         }
     }
 }
@@ -61,7 +66,7 @@ static void attn_grad_rows(const attn *g, const attn_piece *p, const attn_scratc
         const int64_t first = (key - (p->m - p->n) - g->ahead) * g->group - p->row;
         attn_scores(x, 0, columns, key, keys, g->d, k, stride, x->q_t, x->s);
         attn_scores(x, 0, columns, key, keys, g->d, v, stride, x->d_o_t, x->ds);
-        attn_softmax_grad(x, 0, columns, key, keys);
+        attn_softmax_grad(g, x, 0, columns, key, keys);
         if (p->before >= 0) pl_wait_for(g->done + p->before, (int32_t)(key + ATTN_K));
         attn_by_row((attn_product){keys, width, rows, x->s, ATTN_Q, x->d_o, pitch,
                                    g->dv_sums + sums, pitch, attn_ones},

@@ -3,9 +3,13 @@
 #ifndef PYLOSS_ATTENTION_ROWS_TPL_H
 #define PYLOSS_ATTENTION_ROWS_TPL_H
 #include "../pieces.h"
+#include "../rowloss/f32.h"
 #include "../simd/transpose.h"
 #include "../simd/vec.h"
 #include "tile.tpl.h"
+
+#include "../../softcap.h"
+#include "../rowloss/untyped.h"
 
 enum {
     ATTN_Q = 64,             /* rows (lanes) of a tile of scores */
@@ -29,9 +33,9 @@ typedef struct {
 
 typedef struct {
     int64_t heads, kv_heads, group, d;
-    int64_t width; /* d rounded up to whole vectors */
-    int64_t pitch; /* between packed rows: not a large power of two, see attn_of */
-    float scale;
+    int64_t width;        /* d rounded up to whole vectors */
+    int64_t pitch;        /* between packed rows: not a large power of two, see attn_of */
+    float scale, softcap; /* softcap 0: none */
     int backward;
     int64_t piece_rows; /* of a piece */
     const float *q, *k, *v, *saved_o, *saved_lse, *d_o;

@@ -56,6 +56,8 @@ static void attn_split_softmax(const attn *g, const attn_piece *p, int64_t r, fl
                                float *last) {
     int64_t seen = attn_visible(g, p, r) - p->from, hidden = attn_hidden(g, p, r) - p->from;
     int64_t whole = round_up(p->to - p->from, LANES);
+    for (int64_t j = 0; g->softcap > 0 && j < whole; j += LANES)
+        vf_store(s + j, capped_f32(vf_load(s + j), vf_set1(g->softcap)));
     for (int64_t j = seen < 0 ? 0 : seen; j < whole; j++) s[j] = -INFINITY;
     for (int64_t j = 0; j < at_most(hidden, whole); j++) s[j] = -INFINITY;
     vf max = vf_set1(-FLT_MAX), sum = vf_set1(0);

@@ -26,7 +26,7 @@ INLINE void write_class_row(row_reading in, const pending_gradient *g, double by
         for (int64_t j = 0; j < m; j += WIDTH) {
             V v = load_lanes(x + j, m - j, 0), d = load_lanes(gradient + j, m - j, 0);
             if (in.with_mean) d += v_select(v_equal(v, masked), zero, by);
-            if (in.softcap > 0) d *= cap_slope(capped(v, v_set(in.softcap)), in.softcap);
+            if (in.softcap > 0) d *= cap_slope(capped(v, v_set(in.softcap)), v_set(in.softcap));
             store_lanes(gradient + j, d, m - j);
         }
         REAL *to = target(g->out, g->i, begin, NULL);

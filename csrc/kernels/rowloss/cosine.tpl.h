@@ -42,7 +42,8 @@ INLINE void cosine_gradient(const REAL *x, const REAL *y, int64_t n, double own,
     for (int64_t j = 0; j < n; j += WIDTH) {
         cosine_vectors(x + j, y + j, n - j, &a, &b);
         V d = swapped ? b * by_own + a * by_other : a * by_own + b * by_other;
-        if (softcap > 0) d *= cap_slope(load_lanes((swapped ? y : x) + j, n - j, 0), softcap);
+        if (softcap > 0)
+            d *= cap_slope(load_lanes((swapped ? y : x) + j, n - j, 0), v_set(softcap));
         store_lanes(to + j, d, n - j);
     }
 }

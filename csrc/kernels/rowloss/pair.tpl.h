@@ -76,7 +76,7 @@ INLINE const REAL *whole_vectors(const REAL *x, int64_t n, REAL fill, REAL *buff
 /* Multiplies a block's derivatives and weights by the slope of the cap, at its capped logits z. */
 static void cap_gradient(const REAL *z, int64_t n, REAL softcap, REAL *by, REAL *kept) {
     for (int64_t j = 0; j < n; j += WIDTH) {
-        V slope = cap_slope(load_lanes(z + j, n - j, 0), softcap);
+        V slope = cap_slope(load_lanes(z + j, n - j, 0), v_set(softcap));
         store_lanes(by + j, load_lanes(by + j, n - j, 0) * slope, n - j);
         if (kept != by) store_lanes(kept + j, load_lanes(kept + j, n - j, 0) * slope, n - j);
     }

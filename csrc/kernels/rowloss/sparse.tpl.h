@@ -80,7 +80,8 @@ INLINE sparse_sums sparse_walk(pair_formula formula, const sparse_args *args, ro
         for (int64_t j = 0; j < m; j += WIDTH) {
             V x = v_load(z + j), logp = v_load(l + j) * t->scale - t->log_sum, slope = v_set(1), d;
             if (in.prepare) x *= v_set(in.factor);
-            if (in.softcap > 0) x = capped(x, v_set(in.softcap)), slope = cap_slope(x, in.softcap);
+            if (in.softcap > 0)
+                x = capped(x, v_set(in.softcap)), slope = cap_slope(x, v_set(in.softcap));
             V student = v_load(w + j) * over, teacher = t->shares ? v_load(share + j) : v_exp(logp);
             V log_ratio = (x - shift) * scale - log_total;
             if (!args->cross) log_ratio -= logp;

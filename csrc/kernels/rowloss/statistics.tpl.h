@@ -101,12 +101,6 @@ INLINE const REAL *reread_block(row_reading in, int64_t i, int64_t begin, int64_
     return memcpy(buffer, in.keep + begin, (size_t)n * sizeof *buffer);
 }
 
-/* The derivative of the cap by its input at the capped logits z; 0 at -inf, a masked class. */
-INLINE V cap_slope(V z, REAL softcap) {
-    V t = z / softcap;
-    return v_select(v_equal(z, v_set((REAL)-INFINITY)), v_set(0), v_set(1) - t * t);
-}
-
 /* One walk over row i into `row`, whose arrays exist already. A larger maximum rescales the
  * total. `pending`, which may be NULL, is written meanwhile: all of it, or with two walks per
  * row one half. */

@@ -34,6 +34,7 @@
 
 /* softcap.h */
 #define capped TYPED(capped)
+#define cap_slope TYPED(cap_slope)
 
 /* rows.tpl.h */
 #define widen_halves TYPED(widen_halves)
@@ -60,7 +61,6 @@
 #define block_mean TYPED(block_mean)
 #define read_block TYPED(read_block)
 #define reread_block TYPED(reread_block)
-#define cap_slope TYPED(cap_slope)
 #define weigh TYPED(weigh)
 #define take_statistics TYPED(take_statistics)
 

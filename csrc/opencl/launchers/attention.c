@@ -36,7 +36,7 @@ static pl_cl_launch begin(const pl_cl_operation *o) {
 /* Enqueues a group for each block of rows of each key-value head. A token that `offsets` counts has
  * `share` rows. */
 static int run(pl_cl_launch *l, const char *kernel, const int32_t *offsets, int64_t share,
-               double scale, int64_t window, int64_t ahead) {
+               double scale, double softcap, int64_t window, int64_t ahead) {
     const pl_cl_operation *o = l->operation;
     pl_cl_shape shape = shape_of(o);
     int64_t sequences = PL_DIM(o->call, 'S') - 1, blocks = 0, rows = shape.group * shape.width;
@@ -46,6 +46,7 @@ static int run(pl_cl_launch *l, const char *kernel, const int32_t *offsets, int6
     pl_cl_add_i64(l, PL_DIM(o->call, 'H'));
     pl_cl_add_i64(l, PL_DIM(o->call, 'G'));
     pl_cl_add_f32(l, scale);
+    pl_cl_add_f32(l, softcap);
     pl_cl_add_i64(l, window > 0 && window < INT32_MAX ? window : INT32_MAX);
     pl_cl_add_i64(l, ahead < 0 ? 0 : ahead < INT32_MAX ? ahead : INT32_MAX);
     return pl_cl_enqueue(l, kernel, (size_t)(blocks * PL_DIM(o->call, 'G')), (size_t)shape.group,
@@ -59,7 +60,8 @@ int pl_cl_launch_attention_forward(const pl_cl_operation *o) {
     pl_cl_launch l = begin(o);
     pl_cl_add_places(&l, 4, at.q, at.k, at.v, at.q_offsets, at.k_offsets, at.o, at.lse);
     int64_t share = PL_DIM(o->call, 'H') / PL_DIM(o->call, 'G');
-    return run(&l, "attention_forward", args.q_offsets, share, args.scale, args.window, args.ahead);
+    return run(&l, "attention_forward", args.q_offsets, share, args.scale, args.softcap,
+               args.window, args.ahead);
 }
 
 int pl_cl_launch_attention_grad(const pl_cl_operation *o) {
@@ -75,10 +77,10 @@ int pl_cl_launch_attention_grad(const pl_cl_operation *o) {
     pl_cl_add_places(&keys, 4, at.d_o, at.q, at.k, at.v, at.lse, delta, at.q_offsets, at.k_offsets,
                      at.dk, at.dv);
     int64_t share = PL_DIM(o->call, 'H') / PL_DIM(o->call, 'G');
-    int failed =
-        run(&rows, "attention_grad_rows", args.q_offsets, share, args.scale, args.window,
-            args.ahead) ||
-        run(&keys, "attention_grad_keys", args.k_offsets, 1, args.scale, args.window, args.ahead);
+    int failed = run(&rows, "attention_grad_rows", args.q_offsets, share, args.scale, args.softcap,
+                     args.window, args.ahead) ||
+                 run(&keys, "attention_grad_keys", args.k_offsets, 1, args.scale, args.softcap,
+                     args.window, args.ahead);
     pl_cl_buffer_release(delta.buffer);
     return failed;
 }

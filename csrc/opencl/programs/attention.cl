@@ -10,6 +10,8 @@
 #define INDEX long
 #include "types.cl"
 
+#include "../../softcap.h"
+
 #define LOWEST (-(REAL)INFINITY)
 #define ARRAY_D (D > 0 ? D : 1) /* C has no arrays of 0 elements */
 #define ITEM_ROWS (GROUP * WIDTH)
@@ -100,6 +102,12 @@ INLINE V dot_row(const float *lanes, TILE_POINTER row) {
     return (sum[0] + sum[1]) + (sum[2] + sum[3]);
 }
 
+/* A score after the cap, if there is one, and the cap's slope there. */
+INLINE V score_of(V s, float softcap) { return softcap > 0 ? capped(s, v_set(softcap)) : s; }
+INLINE V score_slope(V score, float softcap) {
+    return softcap > 0 ? cap_slope(score, v_set(softcap)) : v_set(1);
+}
+
 /* acc = acc factor + the sum over the tile of p[j] row j. */
 #define ADD_ROWS(acc, factor, p, name, from, step, count) \
     for (int d = 0; d < D; d++) { \
@@ -135,7 +143,7 @@ INLINE V dot_row(const float *lanes, TILE_POINTER row) {
 KERNEL attention_forward(ARRAY(const float, q), ARRAY(const float, k), ARRAY(const float, v),
                          ARRAY(const int, q_offsets), ARRAY(const int, k_offsets), ARRAY(float, o),
                          ARRAY(float, lse), long sequences, long heads, long kv_heads, float scale,
-                         long window, long ahead) {
+                         float softcap, long window, long ahead) {
     TILE_MEMORY(k);
     TILE_MEMORY(v);
     const group_work w =
@@ -151,7 +159,7 @@ KERNEL attention_forward(ARRAY(const float, q), ARRAY(const float, k), ARRAY(con
         TAKE_KEYS(key)
         V p[TILE], high = top;
         for (int j = 0; j < count; j++) {
-            p[j] = v_select(SEES((int)(key + j)), dot_row(query, TILE_ROW(k, keys, step, j)),
+            p[j] = v_select(SEES((int)(key + j)), score_of(dot_row(query, TILE_ROW(k, keys, step, j)), softcap),
                             v_set(LOWEST));
             high = p[j] > high || p[j] != p[j] ? p[j] : high;
         }
@@ -182,7 +190,7 @@ KERNEL attention_grad_rows(ARRAY(const float, d_o), ARRAY(const float, q), ARRAY
                            ARRAY(const float, v), ARRAY(const float, o), ARRAY(const float, lse),
                            ARRAY(const int, q_offsets), ARRAY(const int, k_offsets),
                            ARRAY(float, dq), ARRAY(float, delta), long sequences, long heads,
-                           long kv_heads, float scale, long window, long ahead) {
+                           long kv_heads, float scale, float softcap, long window, long ahead) {
     TILE_MEMORY(k);
     TILE_MEMORY(v);
     const group_work w =
@@ -208,9 +216,12 @@ KERNEL attention_grad_rows(ARRAY(const float, d_o), ARRAY(const float, q), ARRAY
         TAKE_KEYS(key)
         V ds[TILE];
         for (int j = 0; j < count; j++) {
-            const V p = v_exp(dot_row(query, TILE_ROW(k, keys, step, j)) - log_sum);
+            const V s = score_of(dot_row(query, TILE_ROW(k, keys, step, j)), softcap),
+                    p = v_exp(s - log_sum);
             ds[j] = v_select(SEES((int)(key + j)),
-                             p * (dot_row(slope, TILE_ROW(v, values, step, j)) - by), v_set(0));
+                             p * (dot_row(slope, TILE_ROW(v, values, step, j)) - by) *
+                                 score_slope(s, softcap),
+                             v_set(0));
         }
         ADD_ROWS(acc, v_set(1), ds, k, keys, step, count)
     }
@@ -222,8 +233,8 @@ KERNEL attention_grad_keys(ARRAY(const float, d_o), ARRAY(const float, q), ARRAY
                            ARRAY(const float, v), ARRAY(const float, lse),
                            ARRAY(const float, delta), ARRAY(const int, q_offsets),
                            ARRAY(const int, k_offsets), ARRAY(float, dk), ARRAY(float, dv),
-                           long sequences, long heads, long kv_heads, float scale, long window,
-                           long ahead) {
+                           long sequences, long heads, long kv_heads, float scale, float softcap,
+                           long window, long ahead) {
     TILE_MEMORY(q);
     TILE_MEMORY(d_o);
 #if GROUP > 1
@@ -279,11 +290,14 @@ KERNEL attention_grad_keys(ARRAY(const float, d_o), ARRAY(const float, q), ARRAY
 #endif
                 const VI newest = (VI)((int)min(earlier + query + j + ahead, w.m)),
                          oldest = (VI)((int)max(earlier + query + j + 1 - window, 0L));
-                const V s = scale * dot_row(key_memory, TILE_ROW(q, queries, step, j));
+                const V s = score_of(scale * dot_row(key_memory, TILE_ROW(q, queries, step, j)),
+                                     softcap);
                 const VI sees = (number <= newest) & (number >= oldest);
                 p[j] = v_select(sees, v_exp(s - log_sum), v_set(0));
                 ds[j] = v_select(
-                    sees, p[j] * (dot_row(value_memory, TILE_ROW(d_o, slopes, step, j)) - by),
+                    sees,
+                    p[j] * (dot_row(value_memory, TILE_ROW(d_o, slopes, step, j)) - by) *
+                        score_slope(s, softcap),
                     v_set(0));
             }
             ADD_ROWS(dvalue, v_set(1), p, d_o, slopes, step, count)

@@ -67,14 +67,9 @@ INLINE V prepared(V x, reading in) {
     V scaled = x * in.factor;
     return in.softcap > 0 ? capped(scaled, v_set(in.softcap)) : scaled;
 }
-/* The derivative of the cap by its input at the capped logits z; 0 at -inf, a masked class. */
-INLINE V cap_slope(V z, REAL softcap) {
-    V t = z / softcap;
-    return v_select(v_equal(z, v_set(LOWEST)), v_set(0), v_set(1) - t * t);
-}
 #ifdef PREPARE
 #define PREPARED(x, in) prepared(x, in)
-#define CAPPED_GRADIENT(g, z, in) ((in).softcap > 0 ? (g) * cap_slope(z, (in).softcap) : (g))
+#define CAPPED_GRADIENT(g, z, in) ((in).softcap > 0 ? (g) * cap_slope(z, v_set((in).softcap)) : (g))
 #else
 #define PREPARED(x, in) (x)
 #define CAPPED_GRADIENT(g, z, in) (g)
