@@ -85,6 +85,19 @@ def test_windows_and_dense_layers_move_with_their_layer(tmp_path):
     np.testing.assert_array_equal(again(TOKENS), model(TOKENS))
 
     config = ModelConfig(
+        "smollm3", vocab_size=40, hidden_size=32, intermediate_size=48, num_hidden_layers=5,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=8, no_rope_layers=[1, 0, 1, 0, 1],
+    )  # fmt: skip
+    model = random_model(config)
+    prune_model(model, [0, 1, 2])
+    assert model.config.no_rope_layers == [1, 0, 1]
+    model.save(tmp_path / "unrotated")
+    again = load_model(tmp_path / "unrotated")
+    np.testing.assert_array_equal(again(TOKENS), model(TOKENS))
+    prune_model(model, [0, 2])
+    assert model.config.no_rope_layers is None
+
+    config = ModelConfig(
         "qwen3_moe", vocab_size=40, hidden_size=32, intermediate_size=48, num_hidden_layers=4,
         num_attention_heads=4, num_key_value_heads=2, head_dim=8,
         mixture=Mixture(4, 2, 16, True, dense_layers=(1, 3)),

@@ -6,7 +6,7 @@ import tiny
 
 import pyloss
 from pyloss import _core, nn
-from pyloss.models import load_model, transformer
+from pyloss.models import load_model, quantize_model, transformer
 from pyloss.tuner import linear_to_lora_layers
 
 SEQUENCES = [[5, 3, 28, 0, 7, 7, 11], [1], [2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24], [9, 9]]
@@ -53,23 +53,9 @@ def test_gguf_logits_against_float64(tmp_path, format, options):
         assert np.abs(model(np.array([tokens]))[0] - tiny.logits(c, arrays, tokens)).max() < 1e-4
 
 
-UNROTATED = {"model_type": "smollm3", "no_rope_layers": [1, 0, 1]}
-AFTER_NORMS = {
-    "model_type": "olmo3",
-    "sliding_window": 3,
-    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
-    "rope_parameters": {
-        "full_attention": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1000.0},
-        "sliding_attention": {"rope_type": "default", "rope_theta": 700.0},
-    },
-}
-
-
-@pytest.mark.parametrize(
-    "options", [UNROTATED, {"model_type": "olmo2"}, AFTER_NORMS], ids=["smollm3", "olmo2", "olmo3"]
-)
-def test_families_against_float64(tmp_path, options):
-    c, arrays = tiny.write_folder(tmp_path, **options)
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_families_against_float64(tmp_path, family):
+    c, arrays = tiny.write_folder(tmp_path, **tiny.FAMILIES[family])
     model = load_model(tmp_path)
     for tokens in SEQUENCES:
         want = tiny.logits(c, arrays, tokens)
@@ -83,6 +69,19 @@ def test_families_against_float64(tmp_path, options):
     again = load_model(tmp_path / "again")
     assert again.config == model.config
     np.testing.assert_array_equal(again([SEQUENCES[0]]), model([SEQUENCES[0]]))
+
+
+@pytest.mark.parametrize("quantization", ["q4", "nf4"])
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_quantized_folders_of_families(tmp_path, family, quantization):
+    model = tiny.load_tiny(tmp_path / "plain", **tiny.FAMILIES[family])
+    before = model([SEQUENCES[2]])
+    quantize_model(model, quantization, group_size=32)
+    assert 0.01 < np.abs(model([SEQUENCES[2]]) - before).max() < 10
+    model.save(tmp_path / "quantized")
+    again = load_model(tmp_path / "quantized")
+    assert {weight.format for weight in again.stored().values()} & {"affine4", "nf4"}
+    np.testing.assert_array_equal(again([SEQUENCES[2]]), model([SEQUENCES[2]]))
 
 
 GRANITE = {

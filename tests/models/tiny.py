@@ -37,6 +37,20 @@ def config(tied=True, bias=False, **changes):
     }
 
 
+# Options of `config` for families whose layers differ from Llama's.
+FAMILIES = {
+    "smollm3": {"model_type": "smollm3", "no_rope_layers": [1, 0, 1]},
+    "olmo2": {"model_type": "olmo2"},
+    "olmo3": {
+        "model_type": "olmo3",
+        "sliding_window": 3,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        "rope_parameters": {
+            "full_attention": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1000.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 700.0},
+        },
+    },
+}
 OLMO = ("olmo2", "olmo3")
 
 

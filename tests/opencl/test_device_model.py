@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from fake import FakeTokenizer
-from tiny import load_tiny, logits, write_folder, write_gguf
+from tiny import FAMILIES, load_tiny, logits, write_folder, write_gguf
 
 import pyloss
 from pyloss import _core, nn, optim
@@ -70,6 +70,21 @@ def test_steps_are_those_of_the_processor(device, tmp_path, format, dora):
 
     here, there = (adapted(fresh(tmp_path / name), dora) for name in ("here", "there"))
     same_steps(here, there, device)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_families(device, tmp_path, family):
+    here, there = (
+        adapted(load_tiny(tmp_path / name, **FAMILIES[family]), dropout=0.0)
+        for name in ("here", "there")
+    )
+    same_steps(here, there, device)
+    tokens = np.random.default_rng(0).integers(0, 29, 9)
+    for cache, model in ((model.make_cache(), model.eval()) for model in (here, there)):
+        model.step(tokens[:5], cache)
+        for i in range(5, 9):
+            found = np.asarray(model.step(tokens[i : i + 1], cache))
+        np.testing.assert_allclose(found, np.asarray(model([tokens]))[0, -1], rtol=0, atol=1e-4)
 
 
 @pytest.mark.slow

@@ -129,6 +129,7 @@ MODELS = {
     **MIXTURES,
     # llama.cpp expects k's norm to be as wide as q's.
     "olmoe": {**MIXTURES["olmoe"], "num_key_value_heads": 4},
+    "olmoe-tied": {**MIXTURES["olmoe"], "num_key_value_heads": 4, "tie_word_embeddings": True},
 }
 
 
@@ -170,7 +171,7 @@ def test_families(name, tmp_path):
     atol = 5e-3 if name == "gemma3" else 1e-3  # llama.cpp's GELU is a float16 table
     agree(model, IDS, llama_runner.run(tmp_path / "base.gguf", IDS, TOKENS), atol)
     block = {"mixtral": "block_sparse_moe.switch_mlp"}.get(
-        name, "mlp.switch_mlp" if name in MIXTURES else "mlp"
+        name, "mlp.switch_mlp" if name.removesuffix("-tied") in MIXTURES else "mlp"
     )
     keys = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.o_proj", f"{block}.down_proj"]
     add_adapter(

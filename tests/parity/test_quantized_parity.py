@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import tokenizers
-from parity_models import MIXTURES, make_tiny, torch_model
+from parity_models import MIXTURES, OLMO2, OLMO3, SMOLLM3, make_tiny, torch_model
 
 import pyloss
 from pyloss.cli import main
@@ -291,9 +291,12 @@ def test_every_gguf_type_reads_as_gguf_does(tmp_path, format):
     assert np.shares_memory(tensor.weight().raw, tensor.data)
 
 
-@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe", "olmoe"])
-def test_mixtures_of_experts_both_ways_with_mlx_lm(tmp_path, family):
-    make_tiny(**MIXTURES[family]).save_pretrained(tmp_path / "first")
+FAMILIES = {**MIXTURES, "smollm3": SMOLLM3, "olmo2": OLMO2, "olmo3": OLMO3}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_families_both_ways_with_mlx_lm(tmp_path, family):
+    make_tiny(**FAMILIES[family]).save_pretrained(tmp_path / "first")
     write_tokenizer(tmp_path / "first")
     # mlx-lm cannot read all entries that transformers 5 writes into config.json.
     assert (
@@ -327,4 +330,5 @@ def test_mixtures_of_experts_both_ways_with_mlx_lm(tmp_path, family):
             logits(tmp_path / name), np.array(theirs(mx.array(TOKENS))), atol=2e-4, err_msg=name
         )
     stored = pyloss.models.load_model(tmp_path / "theirs").stored()
-    assert {weight.format for name, weight in stored.items() if "switch_mlp" in name} == {"affine4"}
+    block = "switch_mlp" if family in MIXTURES else "mlp"
+    assert {weight.format for name, weight in stored.items() if block in name} == {"affine4"}

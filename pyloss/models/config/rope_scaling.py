@@ -162,7 +162,7 @@ def read_gguf_scaling(
         raise read.wrong(f"{at}.factor", "this key is missing")
     if kind == "linear" and factor in (0.0, 1.0):
         kind = "none"
-    _refuse_yarn_options(read, at, kind)
+    _refuse_yarn_options(read, at, kind, factor)
     if factors is not None:
         if kind != "none":
             where = f"{read.prefix}{at}.type {shown(kind)} beside {factors.name}"
@@ -185,12 +185,16 @@ def read_gguf_scaling(
     }
 
 
-def _refuse_yarn_options(read: Values, at: str, kind: str) -> None:
-    """Raises ValueError for factors of yarn that differ from those that llama.cpp assumes."""
+def _refuse_yarn_options(read: Values, at: str, kind: str, factor: float) -> None:
+    """Raises ValueError for factors of yarn that differ from those that llama.cpp assumes.
+
+    Its converter writes attention_factor as yarn_attn_factor, which llama.cpp itself does not read.
+    """
     extrapolated = (-1.0, 1.0) if kind == "yarn" else (-1.0, 0.0)
+    own = (float(str(np.float32(_attention_factor(factor)))),) if kind == "yarn" else ()
     for name, neutral in (
         ("attn_factor", (1.0,)),
-        ("yarn_attn_factor", (1.0,)),
+        ("yarn_attn_factor", (1.0, *own)),
         ("yarn_ext_factor", extrapolated),
     ):
         value = read[f"{at}.{name}"]

@@ -191,6 +191,9 @@ GGUF = {
         rope__scaling__type="yarn",
         rope__scaling__factor=8.0,
         rope__scaling__original_context_length=8192,
+        rope__scaling__yarn_attn_factor=1.2079441547393799,
+        rope__scaling__yarn_beta_fast=32.0,
+        rope__scaling__yarn_beta_slow=1.0,
     ),
     "granite": _gguf(
         "granite",

@@ -151,6 +151,8 @@ def test_gguf_yarn():
         {**metadata, "llama.rope.scaling.yarn_beta_fast": 16.0}, EMBEDDING
     ).rope_scaling
     assert scaling["beta_fast"] == 16.0
+    said = {**metadata, "llama.rope.scaling.yarn_attn_factor": 1.1386294364929199}  # float32
+    assert ModelConfig.from_gguf(said, EMBEDDING) == ModelConfig.from_gguf(metadata, EMBEDDING)
     for key in ("attn_factor", "yarn_ext_factor", "yarn_attn_factor"):
         with pytest.raises(
             ValueError, match=f"m.gguf: llama.rope.scaling.{key} 0.5 is not supported"

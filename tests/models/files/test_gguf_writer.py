@@ -147,6 +147,69 @@ def test_trained_matrices_and_other_families(tmp_path):
     np.testing.assert_array_equal(stored, layer.q_proj.weight)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"model_type": "smollm3"},
+        {"model_type": "olmo2", "tied": False, "rms_norm_eps": 0.01},
+        {
+            **tiny.FAMILIES["olmo3"],
+            "tied": False,
+            "rope_parameters": {
+                kind: {"rope_type": "default", "rope_theta": 1000.0}
+                for kind in ("full_attention", "sliding_attention")
+            },
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        },
+    ],
+    ids=["smollm3", "olmo2", "olmo3"],
+)
+def test_families_become_the_same_model(tmp_path, options):
+    model = tiny_model(tmp_path / "hf", num_hidden_layers=3, **options)
+    write_gguf(model, tmp_path / "model.gguf", tiny.byte_tokenizer())
+    again = load_model(tmp_path / "model.gguf")
+    assert again.config == dataclasses.replace(model.config, pad_token_id=0)
+    np.testing.assert_array_equal(logits(again), logits(model))
+
+
+def test_a_tied_head_that_llama_cpp_needs_is_written(tmp_path):
+    model = tiny_model(tmp_path / "hf", model_type="olmo2")
+    write_gguf(model, tmp_path / "model.gguf", tiny.byte_tokenizer())
+    again = load_model(tmp_path / "model.gguf")
+    assert not again.config.tie_word_embeddings
+    np.testing.assert_array_equal(logits(again), logits(model))
+
+
+OLMO3 = tiny.FAMILIES["olmo3"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            tiny.FAMILIES["smollm3"],
+            r"no_rope_layers \[1, 0, 1\] cannot be written: llama.cpp takes",
+        ),
+        (
+            {"model_type": "smollm3", "rope_scaling": LLAMA3},
+            "rope_scaling of type llama3 cannot be written: llama.cpp does not have it for smollm3",
+        ),
+        ({"model_type": "olmo2", "head_dim": 16}, "head_dim other than .* cannot be written"),
+        ({"model_type": "smollm3", "bias": True}, "attention_bias cannot be written"),
+        (OLMO3, "rope_theta 700.0 of layers with a window cannot be written"),
+        (
+            {**OLMO3, "layer_types": OLMO3["layer_types"][1:] + ["full_attention"]},
+            "llama.cpp reads layer_types that repeat with one full_attention at the end",
+        ),
+    ],
+)
+def test_options_that_llama_cpp_lacks_are_refused(tmp_path, options, message):
+    model = tiny_model(tmp_path / "hf", **options)
+    with pytest.raises(ValueError, match=message):
+        write_gguf(model, tmp_path / "model.gguf", tiny.byte_tokenizer())
+    assert not (tmp_path / "model.gguf").exists()
+
+
 def _qkv_biases():
     rng, sizes = np.random.default_rng(5), {"q_proj": 32, "k_proj": 16, "v_proj": 16}
     return {
