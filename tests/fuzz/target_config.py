@@ -19,9 +19,12 @@ WORDS = words_of(
 EXTRA = {
     "rope_scaling": ({"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 32}, {"type": "linear", "factor": 2.0},
                      {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32}),
-    "rope_parameters": ({"rope_theta": 100.0, "rope_type": "default"}, {"full_attention": {"rope_theta": 1e4}}),
+    "rope_parameters": ({"rope_theta": 100.0, "rope_type": "default"}, {"full_attention": {"rope_theta": 1e4}},
+                        {"full_attention": {"rope_theta": 1e4}, "sliding_attention": {"rope_theta": 1e3, "rope_type": "default"}}),
     "layer_types": (["full_attention", "sliding_attention"],),
     "sliding_window": (4,),
+    "no_rope_layers": ([1, 0], [0, 0], [1], [2, 1]),
+    "no_rope_layer_interval": (1, 2),
     "quantization": ({"group_size": 32, "bits": 4}, {"group_size": 64, "bits": 8, "mode": "affine"}),
     "quantization_config": ({"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},),
     "text_config": ({"hidden_size": 16},),

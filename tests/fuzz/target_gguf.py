@@ -55,6 +55,7 @@ SETTINGS += [
     "rope.scaling.yarn_beta_slow",
     "rope.scaling.attn_factor",
     "attention.sliding_window",
+    "attention.sliding_window_pattern",
 ]
 SETTINGS += [
     "expert_count",

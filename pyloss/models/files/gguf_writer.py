@@ -182,7 +182,12 @@ def _hyperparameters(c: ModelConfig) -> dict[str, Any]:
         **(c.mixture.to_gguf(c.family) if c.mixture else {}),
     }
     if c.family.multipliers:
-        values |= {key: float(getattr(c, name)) for name, key in MULTIPLIERS.items()}
+        given = {name: getattr(c, name) for name in MULTIPLIERS}
+        given["attention_multiplier"] = c.attention_scale
+        values |= {
+            key: 1.0 if given[name] is None else float(given[name])
+            for name, key in MULTIPLIERS.items()
+        }
     said = gguf_query_scalar(c.num_hidden_layers, c.hidden_size, c.num_attention_heads, c.head_dim)
     if c.query_pre_attn_scalar not in (None, said):
         raise ValueError(
