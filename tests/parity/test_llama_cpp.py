@@ -21,6 +21,7 @@ from parity_models import (
 import pyloss
 from pyloss.models import load_model
 from pyloss.models.files.gguf_writer import write_gguf
+from pyloss.models.text.gguf_tokenizer import PRE_TOKENIZERS
 from pyloss.models.tokenizer import Tokenizer
 from pyloss.tuner.adapters.adapter import adapter_modules
 from pyloss.tuner.adapters.gguf import write_lora_gguf
@@ -160,6 +161,47 @@ def test_vocabularies_of_sentencepiece(kind, tmp_path):
         " two  spaces,\n\n    four, é→日 <b>x</b>",
         "a<end_of_turn>\n<start_of_turn>b c",
     ):
+        agree(model, tokenizer.encode(text), llama_runner.run(tmp_path / "m.gguf", text, 3))
+
+
+TEXTS = (
+    PROMPT,
+    "It's 1234567 x'LL WE'RE  two   spaces\n\n  é→日 don't3.14",
+    "getHTTPResponse a/\nb._c--=\t\tT\r\n 12 34 ",
+)
+# Some cross the borders of some pre-tokenizers only.
+MERGES = (
+    "t h", "th e", "Ġ Ġ", "Ġ x", "' s", "' L", "'L L", "1 2", "12 3", "3 4", "123 4", "4 5", "Ċ Ċ", "Ċ Ġ", "/ Ċ", ". _", "e t", "t H", "- -",
+    "Ġ 1", "Ġ1 2",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("pre", PRE_TOKENIZERS)
+def test_texts_are_cut_as_llama_cpp_cuts_them(pre, tmp_path, monkeypatch):
+    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    tokens = ["<s>", "</s>", *alphabet, *dict.fromkeys(merge.replace(" ", "") for merge in MERGES)]
+    metadata = {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": pre,
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": [3, 3] + [1] * (len(tokens) - 2),
+        "tokenizer.ggml.merges": list(MERGES),
+        "tokenizer.ggml.bos_token_id": 0,
+        "tokenizer.ggml.eos_token_id": 1,
+    }
+    monkeypatch.setattr(
+        "pyloss.models.files.gguf_writer.vocabulary_metadata", lambda tokenizer, size: metadata
+    )
+    theirs = make_tiny(vocab_size=len(tokens))
+    for index, token in enumerate(
+        tokens
+    ):  # answers of letters alone: incomplete UTF-8 is held back
+        theirs.model.embed_tokens.weight.data[index] *= token.isascii() and token.isalpha()
+    theirs.save_pretrained(tmp_path / "hf")
+    tokenizer = Tokenizer.from_gguf(metadata)
+    write_gguf(load_model(tmp_path / "hf"), tmp_path / "m.gguf", tokenizer)
+    model = load_model(tmp_path / "m.gguf")
+    for text in TEXTS:
         agree(model, tokenizer.encode(text), llama_runner.run(tmp_path / "m.gguf", text, 3))
 
 
