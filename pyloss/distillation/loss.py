@@ -72,6 +72,7 @@ class LiveTeacher:
             known,
             self.model.head_layer,
             part.labels,
+            softcap=(getattr(model, "softcap", None), getattr(self.model, "softcap", None)),
             weights=part.weights,
             ignore_index=-1,
             logits_bytes=part.logits_bytes,

@@ -15,7 +15,7 @@ from pyloss import _core
 from pyloss.checks.arrays import as_array
 from pyloss.checks.numbers import real, whole
 from pyloss.losses.head import Head, fused, head, row_loss
-from pyloss.losses.pairs import DIVERGENCES, divergence
+from pyloss.losses.pairs import DIVERGENCES, both, divergence
 from pyloss.losses.rows import RowLoss, RowOptions, counted_weight, row_labels, row_weights
 from pyloss.losses.sparse import sparse_kernel, sparse_teacher
 from pyloss.ops.arrays import empty
@@ -36,6 +36,7 @@ def linear_distillation(
     beta: float = 0.5,
     skew: float = 0.1,
     alpha: Any = 0.0,
+    softcap: Any = None,
     weights: Any = None,
     ignore_index: int = -100,
     logits_bytes: int | None = None,
@@ -51,10 +52,13 @@ def linear_distillation(
     D is over the first min(V, W) classes, and the student's other classes count in the cross
     entropy only. The teacher's arguments get no gradient.
 
+    `softcap` c > 0 replaces logits by c tanh(logits / c): one number, or a pair for the student's
+    and the teacher's, None for no cap.
+
     `alpha` in [0, 1], one number or one for each row [...]. `labels` integers [...]; rows whose
     label is `ignore_index` and rows of weight 0 are not computed, and give 0.
     """
-    pair = divergence(kind, temperature=temperature, beta=beta, skew=skew)
+    pair = divergence(kind, temperature=temperature, beta=beta, skew=skew, softcap=softcap)
     q, p = head(hidden_q, weight_q, "_q"), head(hidden_p, weight_p, "_p")
     if q.shape[:-1] != p.shape[:-1]:
         raise ValueError(
@@ -68,7 +72,7 @@ def linear_distillation(
         (q, p),
         p.vocabulary,
         of_logits,
-        temperature,
+        (temperature, both(softcap)[0]),
         alpha,
         RowOptions(labels, ignore_index, weights, reduction, out),
         logits_bytes,
@@ -108,6 +112,7 @@ def linear_distillation_from_entries(
     beta: float = 0.5,
     skew: float = 0.1,
     alpha: Any = 0.0,
+    softcap: float | None = None,
     weights: Any = None,
     ignore_index: int = -100,
     logits_bytes: int | None = None,
@@ -122,7 +127,7 @@ def linear_distillation_from_entries(
     """
     q = head(hidden, weight)
     kernel = sparse_kernel(
-        kind, beta, skew, entries.rest, entries.shares, temperature, entries.temperature
+        kind, beta, skew, entries.rest, entries.shares, temperature, entries.temperature, softcap
     )
     rows = len(entries.ids)
     teacher = sparse_teacher(
@@ -143,7 +148,7 @@ def linear_distillation_from_entries(
         (q,),
         entries.classes,
         of_logits,
-        temperature,
+        (temperature, softcap),
         alpha,
         RowOptions(labels, ignore_index, weights, reduction, out),
         logits_bytes,
@@ -155,7 +160,7 @@ def _distilled(
     heads: tuple[Head, ...],
     classes: int,
     of_logits: Callable[..., None],
-    temperature: float,
+    given: tuple[float, float | None],
     alpha: Any,
     options: RowOptions,
     logits_bytes: int | None,
@@ -166,25 +171,28 @@ def _distilled(
     Args:
         classes: of the teacher.
         of_logits: `of_logits(part, logits, dloss, loss, slopes)` computes D and its slopes.
+        given: the temperature, and the cap of the student's logits.
         rows: how many rows must count.
     """
+    temperature, softcap = given
     labels, ignore_index, weights, reduction, out = options
     at_once = None if logits_bytes is None else whole(logits_bytes, "logits_bytes", 1)
     q, shape = heads[0], heads[0].shape[:-1]
-    given = row_weights(weights, shape)
-    index = row_labels(labels, given, shape, q.vocabulary, ignore_index)
+    weight = row_weights(weights, shape)
+    index = row_labels(labels, weight, shape, q.vocabulary, ignore_index)
     counted = np.flatnonzero(index >= 0).astype(np.int32)
     if rows is not None and rows != len(counted):
         raise ValueError(f"entries has {rows} rows, and {len(counted)} rows have a label")
     factor = real(temperature, "temperature", above=0) ** 2
-    step = _Step(q, classes, of_logits, factor, _shares(alpha, shape)[counted], index[counted])
+    shares = _shares(alpha, shape)[counted]
+    step = _Step(q, classes, of_logits, (factor, softcap or 0.0), shares, index[counted])
     run = fused(
         heads, counted if len(counted) < len(index) else None, 0.0, step, at_once, step.columns
     )
-    total, dtype = counted_weight(given, index >= 0), np.dtype(np.float32)
+    total, dtype = counted_weight(weight, index >= 0), np.dtype(np.float32)
     # Of all heads, only the student's arrays have gradients.
     teacher = (None,) * sum(len(h.inputs()) for h in heads[1:])
-    return RowLoss(run, (*q.inputs(), *teacher), shape, dtype, given, total).result(reduction, out)
+    return RowLoss(run, (*q.inputs(), *teacher), shape, dtype, weight, total).result(reduction, out)
 
 
 def _shares(alpha: Any, shape: tuple[int, ...]) -> np.ndarray:
@@ -213,11 +221,12 @@ class _Step:
         q: Head,
         classes: int,
         of_logits: Callable[..., None],
-        factor: float,
+        factor_and_cap: tuple[float, float],
         alpha: np.ndarray,
         labels: np.ndarray,
     ):
-        self.of_logits, self.factor, self.alpha, self.labels = of_logits, factor, alpha, labels
+        self.of_logits, self.alpha, self.labels = of_logits, alpha, labels
+        self.factor, self.softcap = factor_and_cap
         self.shared, equal = min(q.vocabulary, classes), q.vocabulary == classes
         if not equal and device.is_device_array(q.rows):
             raise ValueError(
@@ -242,7 +251,9 @@ class _Step:
             # First, since the divergence's slopes may take the place of the logits.
             own, only = np.empty_like(loss), bool((alpha == 1).all())
             own_dx = dx if only or dx is None else empty(*x.shape, like=x)
-            _cross_entropy(x, labels, None if dloss is None else dloss * alpha, own, own_dx)
+            _cross_entropy(
+                x, labels, self.softcap, None if dloss is None else dloss * alpha, own, own_dx
+            )
             if only:
                 loss[...] = own
                 return
@@ -279,8 +290,9 @@ class _Step:
 def _cross_entropy(
     logits: np.ndarray,
     labels: np.ndarray,
+    softcap: float,
     dloss: np.ndarray | None,
     loss: np.ndarray,
     slopes: np.ndarray | None,
 ) -> None:
-    row_loss("softmax_cross_entropy", (logits, labels, 0.0, 0.0, 0.0, dloss), (loss, slopes))
+    row_loss("softmax_cross_entropy", (logits, labels, 0.0, 0.0, softcap, dloss), (loss, slopes))

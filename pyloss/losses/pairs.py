@@ -330,12 +330,12 @@ def scaling(temperature: float, softcap: Any, logit_scale: Any) -> Scaling:
     c tanh(a x / c) / T is a cap of c / T over logits times a / T.
     """
     t = real(temperature, "temperature", above=0)
-    caps = [0.0 if c is None else real(c, "softcap", above=0) / t for c in _both(softcap)]
-    scales = [real(a, "logit_scale", above=0) / t for a in _both(logit_scale)]
+    caps = [0.0 if c is None else real(c, "softcap", above=0) / t for c in both(softcap)]
+    scales = [real(a, "logit_scale", above=0) / t for a in both(logit_scale)]
     return (scales[0], caps[0]), (scales[1], caps[1])
 
 
-def _both(value: Any) -> tuple[Any, Any]:
+def both(value: Any) -> tuple[Any, Any]:
     """An option of the student's row and of the teacher's, given as a pair or as one for both."""
     pair = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
     return pair if len(pair) == 2 else (value, value)

@@ -91,6 +91,7 @@ class Attention(Module):
         self.q_norm, self.k_norm = q_norm, k_norm
         self._head_dim = config.head_dim
         self._scale = config.attention_scale
+        self._softcap = config.attn_logit_softcapping or 0.0
         self._window = config.window(layer)
         self._rotated = config.rotated(layer)
 
@@ -131,8 +132,9 @@ class Attention(Module):
         if cache is not None:
             k, v, k_offsets = cache.append(layer, data(k), data(v))
         mixed = ops.attention(
-            q, k, v, where.offsets, self._head_dim, self._scale, k_offsets, self._window
-        )
+            q, k, v, where.offsets, self._head_dim, self._scale, k_offsets, self._window,
+            softcap=self._softcap,
+        )  # fmt: skip
         return self.o_proj(mixed)
 
 
@@ -352,6 +354,11 @@ class Model(Module):
         return self.config.vocab_size
 
     @property
+    def softcap(self) -> float | None:
+        """c where logits x are replaced by c tanh(x / c); losses under the head need it."""
+        return self.config.final_logit_softcapping
+
+    @property
     def head_layer(self) -> Any:
         """The layer that makes logits, with its adapter: lm_head, or the embedding if tied."""
         return self.model.embed_tokens if self.lm_head is None else self.lm_head
@@ -479,7 +486,8 @@ class Model(Module):
 
     def head(self, x: Any) -> Any:
         """Hidden states [..., hidden] -> logits [..., V]."""
-        return ops.project(x, self.head_layer.projection())
+        logits = ops.project(x, self.head_layer.projection())
+        return logits if self.softcap is None else ops.capped(logits, self.softcap)
 
     def __call__(self, tokens: Any) -> Any:
         """Logits [B, T, V] of token ids [B, T]; each row is a sequence."""

@@ -26,7 +26,7 @@ from pyloss.autograd.tape import (
     record_several,
     remembered,
 )
-from pyloss.autograd.tensor import Tensor
+from pyloss.autograd.tensor import UFUNCS, Tensor
 from pyloss.checks.numbers import real, whole
 from pyloss.ops import wide
 from pyloss.ops.arrays import (
@@ -440,6 +440,12 @@ def scale(x: Array, factor: float) -> Array:
         grads.put(0, dx)
 
     return record_on(nodes, y, vjp)
+
+
+def capped(x: Array, softcap: float) -> Array:
+    """softcap tanh(x / softcap), as Gemma 2 caps logits; softcap > 0."""
+    c = real(softcap, "softcap", above=0)
+    return scale(UFUNCS[np.tanh](scale(x, 1 / c)), c)
 
 
 @wide.in_float64(wide.gather_rows, 1)

@@ -98,6 +98,7 @@ def default_loss(model: Any, batch: Any, lengths: Any) -> tuple[Any, float]:
             model.hidden(part.tokens, part.offsets),
             model.head_layer,
             part.labels,
+            softcap=getattr(model, "softcap", None),
             weights=part.weights,
             ignore_index=-1,
             reduction="sum",

@@ -91,6 +91,7 @@ def unfrozen(net):
         (lambda: adapted(format="q4_0"), True),
         (lambda: adapted("qwen3", "q8_0"), True),
         (lambda: adapted("gemma3_text", **GEMMA), True),
+        (lambda: adapted("gemma2", attn_logit_softcapping=2.0), True),
         (lambda: adapted("smollm3", no_rope_layers=[1, 0, 1]), True),
         (lambda: adapted("olmo2", "q8_0"), True),
         (lambda: adapted("olmo3", **OLMO3), True),

@@ -67,7 +67,18 @@ def test_bench_says_what_the_machine_gives(quick, monkeypatch, capsys, tmp_path)
 
 @pytest.mark.parametrize(
     "family",
-    ["llama", "qwen2", "qwen3", "smollm3", "olmo2", "olmo3", "granite", "gemma3_text", "mixtral"],
+    [
+        "llama",
+        "qwen2",
+        "qwen3",
+        "smollm3",
+        "olmo2",
+        "olmo3",
+        "granite",
+        "gemma2",
+        "gemma3_text",
+        "mixtral",
+    ],
 )
 @pytest.mark.parametrize("stored", ["q4_1", "q4", "nf4", None])
 def test_bench_of_a_configuration_alone(quick, capsys, tmp_path, family, stored):

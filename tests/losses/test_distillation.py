@@ -99,6 +99,29 @@ def test_values_and_gradients(options, alpha):
     np.testing.assert_allclose(dw, slopes(lambda x: total(hq, x), wq), atol=2e-4)
 
 
+@pytest.mark.parametrize("softcap", [1.5, (1.5, 0.7), (None, 0.7)])
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "-".join(map(str, o.values())))
+def test_softcap_of_either_head(options, softcap):
+    """Logits c tanh(x / c), for the divergence and for the labels."""
+    arrays, labels = case()
+    hq, wq, hp, wp = (a.astype(np.float64) for a in arrays)
+    caps = softcap if isinstance(softcap, tuple) else (softcap, softcap)
+    options = options | {"alpha": 0.3}
+
+    def total(hidden):
+        logits = (hidden @ wq.T, hp @ wp.T)
+        q, p = (z if c is None else c * np.tanh(z / c) for z, c in zip(logits, caps, strict=True))
+        return exact(q, p, labels, **options).sum()
+
+    value, slope = value_and_grad(
+        lambda h: linear_distillation(
+            h, *arrays[1:], labels, softcap=softcap, reduction="sum", **options
+        )
+    )(arrays[0])
+    assert value == pytest.approx(total(hq), rel=1e-5)
+    np.testing.assert_allclose(slope, slopes(total, hq), atol=2e-4)
+
+
 @pytest.mark.parametrize(("v", "w"), [(37, 40), (40, 37)])
 @pytest.mark.parametrize("kind", ["forward-kl", "reverse-kl", "js"])
 @pytest.mark.parametrize("alpha", [0.0, 0.4])

@@ -25,6 +25,10 @@ FAMILIES = {
     "mistral": {"sliding_window": 20},
     "qwen2": {"attention_bias": True},
     "qwen3": {"sliding_window": 90, "layer_types": TYPES},
+    "gemma2": {
+        "sliding_window": 9, "layer_types": TYPES, "query_pre_attn_scalar": 12, "attn_logit_softcapping": 1.5,
+        "final_logit_softcapping": 2.0,
+    },
     "gemma3_text": {
         "sliding_window": 9, "layer_types": TYPES, "rope_local_base_freq": 1000.0, "query_pre_attn_scalar": 8,
     },

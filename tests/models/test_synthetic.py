@@ -31,7 +31,18 @@ SIZES |= {"num_attention_heads": 4, "num_key_value_heads": 2}
 
 @pytest.mark.parametrize(
     "family",
-    ["llama", "qwen2", "qwen3", "smollm3", "olmo2", "olmo3", "granite", "gemma3_text", "mixtral"],
+    [
+        "llama",
+        "qwen2",
+        "qwen3",
+        "smollm3",
+        "olmo2",
+        "olmo3",
+        "granite",
+        "gemma2",
+        "gemma3_text",
+        "mixtral",
+    ],
 )
 @pytest.mark.parametrize("format", ["f32", "q4_1"])
 def test_logits_are_of_a_useful_size(family, format):

@@ -48,6 +48,17 @@ GEMMA3 = {
     "rope_theta": 1e6,
 }
 
+# Caps that scores and logits of tiny models reach.
+GEMMA2 = {
+    "family": "Gemma2",
+    "num_hidden_layers": 4,
+    "sliding_window": 24,
+    "query_pre_attn_scalar": 16,
+    "attn_logit_softcapping": 1.5,
+    "final_logit_softcapping": 2.0,
+    "attn_implementation": "eager",  # the others of transformers know no cap
+}
+
 # All multipliers differ from their defaults.
 GRANITE = {
     "family": "Granite",
@@ -132,7 +143,7 @@ def write_gguf(model, path, type_of=lambda name: "F32"):
     the values that the file stores.
 
     Rules of the conversion scripts: `llama` and `granite` interleave the rotary pairs of q and k,
-    Llama 3's scaling is a tensor, and norms of `gemma3` have 1 added. The file has no
+    Llama 3's scaling is a tensor, and norms of `gemma2` and `gemma3` have 1 added. The file has no
     query_pre_attn_scalar.
     """
     gguf = pytest.importorskip("gguf", reason="writes GGUF files with it")
@@ -166,8 +177,11 @@ def write_gguf(model, path, type_of=lambda name: "F32"):
         writer.add_expert_used_count(config.num_experts_per_tok)
     if arch == "qwen3moe":
         writer.add_expert_feed_forward_length(config.moe_intermediate_size)
-    if arch == "gemma3" or config.model_type == "olmo3":
+    if arch in ("gemma2", "gemma3") or config.model_type == "olmo3":
         writer.add_sliding_window(config.sliding_window)
+    if arch == "gemma2":
+        writer.add_attn_logit_softcapping(config.attn_logit_softcapping)
+        writer.add_final_logit_softcapping(config.final_logit_softcapping)
     if config.model_type == "olmo3":
         writer.add_sliding_window_pattern(
             [kind == "sliding_attention" for kind in config.layer_types]
@@ -204,7 +218,7 @@ def write_gguf(model, path, type_of=lambda name: "F32"):
             for part, value in parts.items():
                 writer.add_tensor(f"{block}.ffn_{part}_exps.weight", np.ascontiguousarray(value))
             continue
-        if arch == "gemma3" and name.endswith("norm.weight"):
+        if arch in ("gemma2", "gemma3") and name.endswith("norm.weight"):
             array = array + 1
         kind = gguf.GGMLQuantizationType[type_of(name) if tensor.ndim == 2 else "F32"]
         stored = gguf.quants.quantize(array, kind)
@@ -230,7 +244,9 @@ def write_gguf(model, path, type_of=lambda name: "F32"):
 
 def torch_model(folder):
     """The model of a folder in transformers, in float32."""
-    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    return transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
 
 
 def torch_logits(model, ids):

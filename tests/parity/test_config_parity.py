@@ -22,6 +22,8 @@ MULTIPLIERS = {
     "residual_multiplier": 0.22,
     "logits_scaling": 8.0,
 }
+SOFTCAPS = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
+GEMMA2 = {"query_pre_attn_scalar": 24, **SOFTCAPS}
 GEMMA3 = {"rope_local_base_freq": 1e4, "query_pre_attn_scalar": 24}
 PATTERN = ["sliding_attention"] * 5 + ["full_attention", "sliding_attention"]
 
@@ -79,6 +81,13 @@ def make(**changes):
             "head_dim": 16,
             "sliding_window": 100,
             "layer_types": ["full_attention", "sliding_attention"],
+        },
+        {"model_type": "gemma2", **GEMMA2, "final_logit_softcapping": None},
+        {
+            "model_type": "gemma2",
+            **GEMMA2,
+            "sliding_window": 100,
+            "layer_types": ["sliding_attention", "full_attention"],
         },
         {
             "model_type": "gemma3_text",
@@ -139,7 +148,7 @@ def test_transformers_reads_ours_and_we_read_what_it_writes(tmp_path, changes):
         assert getattr(theirs, name, config.head_dim) == getattr(config, name)
     assert rotary_bases(theirs) == (config.rope_theta, config.rope_local_base_freq)
     assert windows_of(theirs) == [config.window(i) for i in range(config.num_hidden_layers)]
-    for name in ("query_pre_attn_scalar", *MULTIPLIERS):
+    for name in ("query_pre_attn_scalar", *SOFTCAPS, *MULTIPLIERS):
         assert getattr(theirs, name, None) == getattr(config, name)
     theirs.save_pretrained(tmp_path)
     assert ModelConfig.from_hf(tmp_path / "config.json") == config
@@ -164,7 +173,7 @@ def test_what_transformers_takes_for_missing_keys(tmp_path, name):
     )
     assert rotary_bases(theirs) == (ours.rope_theta, ours.rope_local_base_freq)
     assert windows_of(theirs) == [ours.window(i) for i in range(ours.num_hidden_layers)]
-    for key in MULTIPLIERS:
+    for key in (*SOFTCAPS, *MULTIPLIERS):
         assert getattr(theirs, key, None) == getattr(ours, key)
     for key in ("head_dim", "rms_norm_eps", "max_position_embeddings", "tie_word_embeddings"):
         said = getattr(theirs, key, None)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from parity_models import (
+    GEMMA2,
     GEMMA3,
     GRANITE,
     LINEARS,
@@ -97,6 +98,12 @@ VARIANTS = {
         "rope_scaling": {"rope_type": "linear", "factor": 4.0},
         "tie_word_embeddings": False,
     },
+    "gemma2": GEMMA2,
+    "gemma2 of another scale, without a cap of logits": {
+        **GEMMA2,
+        "query_pre_attn_scalar": 24,
+        "final_logit_softcapping": None,
+    },
     "gemma3": {"family": "Gemma3", **GEMMA3},
     "gemma3 with scaled positions": {
         "family": "Gemma3",
@@ -127,6 +134,7 @@ GGUF = (
     "olmo2",
     "olmo3",
     "olmo3 with its own pattern",
+    "gemma2",
     "gemma3",
     "gemma3 with scaled positions",
 )

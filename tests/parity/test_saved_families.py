@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tiny
 from parity_models import (
+    GEMMA2,
     GEMMA3,
     GRANITE,
     LLAMA3,
@@ -43,10 +44,11 @@ FAMILIES = {
     "smollm3": {**SMOLLM3_GGUF, "rope_scaling": {**YARN, "beta_fast": 32.0}},
     "olmo2": {**OLMO2, "tie_word_embeddings": False},
     "olmo3": {**OLMO3, "tie_word_embeddings": False, "rope_scaling": {**YARN, "beta_fast": 32.0}},
+    "gemma2": GEMMA2,
     "gemma3": {"family": "Gemma3", **GEMMA3},
 }
 IDS = np.random.default_rng(0).integers(5, tiny.TOKENS, 60)
-WITHIN = IDS[:20]  # mlx-lm and llama.cpp apply windows only to gemma3 and olmo3
+WITHIN = IDS[:20]  # mlx-lm applies windows only to gemma3 and olmo3, llama.cpp also to gemma2
 
 
 @pytest.fixture(params=FAMILIES)
@@ -83,7 +85,8 @@ def test_fused_and_saved(family, tmp_path):
     np.testing.assert_allclose(torch_logits(theirs, IDS), logits, rtol=0, atol=2e-4)
     utils = pytest.importorskip("mlx_lm.utils", reason="compares with mlx-lm (parity extra)")
     mlx, _ = utils.load_model(tmp_path / "fused")
-    ids, expected = (WITHIN, within) if "windows" in name or name == "mistral" else (IDS, logits)
+    windowless = "windows" in name or name in ("mistral", "gemma2")
+    ids, expected = (WITHIN, within) if windowless else (IDS, logits)
     np.testing.assert_allclose(mlx_logits(mlx, ids), expected, rtol=0, atol=2e-4)
 
 
@@ -95,7 +98,7 @@ def test_written_as_gguf(family, tmp_path):
     ids = WITHIN if "windows" in name or name == "mistral" else IDS
     np.testing.assert_allclose(our_logits(again, ids), our_logits(model, ids), rtol=0, atol=1e-5)
     assert again.config.max_position_embeddings == (512 if ids is IDS else 24)
-    if name in ("smollm3", "olmo2", "olmo3", "granite", "gemma3"):
+    if name in ("smollm3", "olmo2", "olmo3", "granite", "gemma2", "gemma3"):
         assert again.config == model.config
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from parity_models import (
+    GEMMA2,
     GRANITE,
     OLMO2,
     OLMO3,
@@ -127,7 +128,13 @@ def test_checkpointing_changes_no_bit(smollm2_gguf):
         np.testing.assert_array_equal(array, runs[1][1][name], err_msg=name)
 
 
-FAMILIES = {"granite": GRANITE, "smollm3": SMOLLM3, "olmo2": OLMO2, "olmo3": OLMO3}
+FAMILIES = {
+    "gemma2": GEMMA2,
+    "granite": GRANITE,
+    "smollm3": SMOLLM3,
+    "olmo2": OLMO2,
+    "olmo3": OLMO3,
+}
 
 
 @pytest.mark.parametrize("name", FAMILIES)

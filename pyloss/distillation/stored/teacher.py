@@ -96,6 +96,7 @@ class StoredTeacher:
             model.head_layer,
             self.entries(part, int(model.head_layer.shape[0])),
             part.labels,
+            softcap=getattr(model, "softcap", None),
             weights=part.weights,
             ignore_index=-1,
             logits_bytes=part.logits_bytes,

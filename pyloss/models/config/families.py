@@ -56,6 +56,8 @@ class Family:
         local_rope: layers with a window have unscaled rotary positions. "own": their base is
             rope_local_base_freq; "same": it is rope_theta, unless rope_parameters have two.
         query_scalar: query_pre_attn_scalar, not head_dim, scales attention scores.
+        softcaps: attention scores and logits have caps, attn_logit_softcapping and
+            final_logit_softcapping.
         experts: the mixture of experts; None if MLPs are dense.
         defaults: transformers' values for missing keys of config.json that differ from
             `fields.DEFAULTS`. Only numbers: the fields above are the family's options.
@@ -80,6 +82,7 @@ class Family:
     window_switch: bool = False
     local_rope: str | None = None
     query_scalar: bool = False
+    softcaps: bool = False
     experts: Experts | None = None
     defaults: Mapping[str, Any] = field(default_factory=dict)
     gguf_head: bool = False
@@ -104,6 +107,26 @@ _OLMO2: dict[str, Any] = {
         "rope_scaling of type llama3",
         "head_dim other than hidden_size / num_attention_heads",
     ),
+}
+_GEMMA: dict[str, Any] = {
+    "post_norms": True,
+    "norm_offset": 1.0,
+    "activation": "gelu_pytorch_tanh",
+    "scaled_embedding": True,
+    "windows": "periodic",
+    "query_scalar": True,
+}
+# Published configurations rely on many of these.
+_GEMMA_SIZES = {
+    "hidden_size": 2304,
+    "intermediate_size": 9216,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "query_pre_attn_scalar": 256,
+    "sliding_window": 4096,
+    "tie_word_embeddings": True,
 }
 _QWEN = {"max_position_embeddings": 32768, "sliding_window": 4096, "max_window_layers": 28}
 
@@ -219,33 +242,34 @@ FAMILIES = {
             "logits_scaling": 1.0,
         },
     ),
+    "gemma2": Family(
+        "Gemma2ForCausalLM",
+        "gemma2",
+        **_GEMMA,
+        softcaps=True,
+        gguf_lacks=("attention_bias", "an output head of its own"),
+        defaults={
+            **_GEMMA_SIZES,
+            "vocab_size": 256000,
+            "max_position_embeddings": 8192,
+            "sliding_window_pattern": 2,
+            "attn_logit_softcapping": 50.0,
+            "final_logit_softcapping": 30.0,
+        },
+    ),
     "gemma3_text": Family(
         "Gemma3ForCausalLM",
         "gemma3",
+        **_GEMMA,
         qk_norm="head",
-        post_norms=True,
-        norm_offset=1.0,
-        activation="gelu_pytorch_tanh",
-        scaled_embedding=True,
-        windows="periodic",
         local_rope="own",
-        query_scalar=True,
-        # Published configurations rely on many of these.
         defaults={
+            **_GEMMA_SIZES,
             "vocab_size": 262208,
-            "hidden_size": 2304,
-            "intermediate_size": 9216,
-            "num_hidden_layers": 26,
-            "num_attention_heads": 8,
-            "num_key_value_heads": 4,
-            "head_dim": 256,
-            "query_pre_attn_scalar": 256,
             "max_position_embeddings": 131072,
             "rope_theta": 1e6,
             "rope_local_base_freq": 1e4,
-            "sliding_window": 4096,
             "sliding_window_pattern": 6,
-            "tie_word_embeddings": True,
         },
     ),
 }

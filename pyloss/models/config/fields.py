@@ -20,6 +20,9 @@ DEFAULTS: Mapping[str, Any] = {
     "mlp_bias": False,
 }
 
+#: Caps of attention scores and of logits in some configurations, under the same keys in GGUF.
+SOFTCAPS = ("attn_logit_softcapping", "final_logit_softcapping")
+
 #: Factors of activations in some configurations, with the names of their keys in GGUF.
 MULTIPLIERS = {
     "embedding_multiplier": "embedding_scale",

@@ -15,6 +15,7 @@ from pyloss.models.config.fields import (
     FULL,
     MULTIPLIERS,
     SLIDING,
+    SOFTCAPS,
     head_size,
     periodic_layers,
     rotated_layers,
@@ -77,6 +78,8 @@ _OF_MULTIPLIERS: dict[str, Kind] = {
     "rope.scaling.finetuned": FLAG,
 }
 
+_OF_SOFTCAPS: dict[str, Kind] = dict.fromkeys(SOFTCAPS, float32)
+
 _KNOWN = {*_REQUIRED, *_OPTIONAL, *_OF_WINDOWS, *_OF_EXPERTS, *_OF_SIZED_EXPERTS}
 _DEFAULTS = {
     **dict.fromkeys(_OPTIONAL),
@@ -127,10 +130,11 @@ def read_gguf_config(
         "attention_bias": "blk.0.attn_q.bias" in tensors and not family.qkv_bias,
         "mlp_bias": "blk.0.ffn_gate.bias" in tensors,
         "query_pre_attn_scalar": gguf_query_scalar(
-            read["block_count"], read["embedding_length"], heads, head_dim
+            family, read["block_count"], read["embedding_length"], heads, head_dim
         )
         if family.query_scalar
         else None,
+        **{name: read.get(name) for name in SOFTCAPS},
         **_multipliers(read, family),
         "mixture": read_gguf_mixture(read, family),
         "bos_token_id": tokens["bos_token_id"],
@@ -162,6 +166,8 @@ def _read(metadata: Mapping[str, Any], path: str | os.PathLike[str]) -> tuple[st
         kinds |= _OF_WINDOWS
     if family.experts is not None:
         kinds |= _OF_EXPERTS | (_OF_SIZED_EXPERTS if family.experts.own_size else {})
+    if family.softcaps:
+        kinds |= _OF_SOFTCAPS
     if family.multipliers:
         kinds |= _OF_MULTIPLIERS
     refuse_gguf_keys(path, arch, metadata, _KNOWN | set(kinds))
@@ -172,7 +178,16 @@ def _window_defaults(family: Family) -> dict[str, Any]:
     return {
         "attention.sliding_window_pattern": family.window_period,
         "rope.freq_base_swa": family.defaults.get("rope_local_base_freq"),
-    }
+    } | _softcap_defaults(family)
+
+
+def _softcap_defaults(family: Family) -> dict[str, Any]:
+    """llama.cpp's values for what early files of Gemma 2 lack."""
+    if not family.softcaps:
+        return {}
+    defaults = family.defaults
+    window = {"attention.sliding_window": defaults["sliding_window"]}
+    return window | {name: defaults[name] for name in SOFTCAPS}
 
 
 def _vocabulary_size(read: Values, tensors: Mapping[str, StoredTensor]) -> int:
@@ -252,9 +267,10 @@ def gguf_no_rope_layers(family: Family, layers: int) -> list[int] | None:
     return rotated_layers(family.defaults["no_rope_layer_interval"], layers)
 
 
-def gguf_query_scalar(layers: int, hidden: int, heads: int, head_dim: int) -> int:
+def gguf_query_scalar(family: Family, layers: int, hidden: int, heads: int, head_dim: int) -> int:
     """query_pre_attn_scalar, which GGUF does not store.
 
     llama.cpp knows the largest of the published models by its number of layers.
     """
-    return hidden // heads if layers == 62 else head_dim
+    largest = {"gemma2": 46, "gemma3": 62}.get(family.gguf)
+    return hidden // heads if layers == largest else head_dim

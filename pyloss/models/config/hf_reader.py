@@ -16,6 +16,7 @@ from pyloss.models.config.fields import (
     LIMITS,
     MULTIPLIERS,
     SLIDING,
+    SOFTCAPS,
     head_size,
     periodic_layers,
     rotated_layers,
@@ -91,6 +92,7 @@ _OF_SOME: dict[str, tuple[Kind, Callable[[Family], Any]]] = {
     "sliding_window_pattern": (whole(), lambda family: family.windows == "periodic"),
     "rope_local_base_freq": (real, lambda family: family.local_rope == "own"),
     "query_pre_attn_scalar": (whole(1), lambda family: family.query_scalar),
+    **{name: (real, lambda family: family.softcaps) for name in SOFTCAPS},
     **{name: (real, lambda family: family.multipliers) for name in MULTIPLIERS},
     "no_rope_layers": (LIST, lambda family: family.unrotated_layers),
     "no_rope_layer_interval": (whole(1), lambda family: family.unrotated_layers),
@@ -154,6 +156,7 @@ def read_hf_config(path: str | os.PathLike[str]) -> dict[str, Any]:
         "head_dim": head_dim,
         "no_rope_layers": no_rope_layers,
         "query_pre_attn_scalar": read.get("query_pre_attn_scalar"),
+        **{name: _softcap(content, read, name) for name in SOFTCAPS},
         **{name: read.get(name) for name in MULTIPLIERS},
         "mixture": read_hf_mixture(read, family),
     }
@@ -171,6 +174,11 @@ def _text_part(path: str | os.PathLike[str], content: dict[str, Any]) -> dict[st
         if key.endswith("_token_id") and value is not None
     }
     return {**content, **text, **outer, "model_type": kind}
+
+
+def _softcap(content: Mapping[str, Any], read: Values, name: str) -> Any:
+    """A null is no cap; a missing key is the default."""
+    return None if name in content and content[name] is None else read.get(name)
 
 
 def _refuse_activation(read: Values, family: Family) -> None:

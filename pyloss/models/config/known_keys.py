@@ -25,8 +25,6 @@ _HF_READ = {
 _HF_REFUSED: dict[str, tuple[Any, ...]] = {
     "partial_rotary_factor": _ONE,
     "rotary_pct": _ONE,
-    "attn_logit_softcapping": (None,),
-    "final_logit_softcapping": (None,),
     "use_bidirectional_attention": _OFF,
     "rope_interleaved": _OFF,
     "use_mrope": _OFF,

@@ -14,7 +14,15 @@ from typing import Any
 from pyloss.checks.numbers import real, shown, whole
 from pyloss.io.tensor_file import StoredTensor
 from pyloss.models.config.families import FAMILIES, Family
-from pyloss.models.config.fields import DEFAULTS, FULL, LAYER_TYPES, LIMITS, MULTIPLIERS, SLIDING
+from pyloss.models.config.fields import (
+    DEFAULTS,
+    FULL,
+    LAYER_TYPES,
+    LIMITS,
+    MULTIPLIERS,
+    SLIDING,
+    SOFTCAPS,
+)
 from pyloss.models.config.gguf_reader import read_gguf_config
 from pyloss.models.config.hf_reader import read_hf_config
 from pyloss.models.config.mixture import Mixture
@@ -34,6 +42,8 @@ class ModelConfig:
             them.
         rope_local_base_freq: the rotary base, unscaled, of layers with a window; None: rope_theta.
         query_pre_attn_scalar: attention scores are divided by its square root; None: head_dim.
+        attn_logit_softcapping: attention scores s become c tanh(s / c); None: they stay.
+        final_logit_softcapping: the same of logits.
         embedding_multiplier: embeddings are multiplied by it; None: 1.
         attention_multiplier: attention scores are; None: 1 / sqrt(query_pre_attn_scalar).
         residual_multiplier: the outputs of attention and MLP are, before they are added; None: 1.
@@ -65,6 +75,8 @@ class ModelConfig:
     no_rope_layers: list[int] | None = None
     rope_local_base_freq: float | None = None
     query_pre_attn_scalar: int | None = None
+    attn_logit_softcapping: float | None = None
+    final_logit_softcapping: float | None = None
     embedding_multiplier: float | None = None
     attention_multiplier: float | None = None
     residual_multiplier: float | None = None
@@ -211,6 +223,8 @@ class ModelConfig:
                 if value is not None or name not in _PARTICULAR
             },
         }
+        if family.softcaps:  # a missing key would be the family's default
+            content |= {name: own[name] for name in SOFTCAPS}
         if family.window_switch:
             content["use_sliding_window"] = self.sliding_window is not None
         if family.unrotated_layers:
@@ -238,5 +252,5 @@ class ModelConfig:
 
 
 # Left out of config.json if None; all but the first two are positive numbers.
-_PARTICULAR_NUMBERS = ("rope_local_base_freq", "query_pre_attn_scalar", *MULTIPLIERS)
+_PARTICULAR_NUMBERS = ("rope_local_base_freq", "query_pre_attn_scalar", *SOFTCAPS, *MULTIPLIERS)
 _PARTICULAR = ("layer_types", "no_rope_layers", *_PARTICULAR_NUMBERS)

@@ -12,7 +12,7 @@ import numpy as np
 
 from pyloss.io.files import replacing, user_path
 from pyloss.io.gguf import GGML_TYPES
-from pyloss.models.config.fields import MULTIPLIERS
+from pyloss.models.config.fields import MULTIPLIERS, SOFTCAPS
 from pyloss.models.config.gguf_reader import gguf_no_rope_layers, gguf_query_scalar
 from pyloss.models.config.model_config import ModelConfig
 from pyloss.models.config.rope_scaling import gguf_scaling, llama3_factors
@@ -40,6 +40,7 @@ _FILE_TYPES = {
 #: the option.
 LACKS: dict[str, Callable[[ModelConfig], bool]] = {
     "attention_bias": lambda c: c.attention_bias,
+    "an output head of its own": lambda c: not c.tie_word_embeddings,
     "mlp_bias": lambda c: c.mlp_bias,
     "head_dim other than hidden_size / num_attention_heads": lambda c: (
         c.head_dim * c.num_attention_heads != c.hidden_size
@@ -181,6 +182,8 @@ def _hyperparameters(c: ModelConfig) -> dict[str, Any]:
         **gguf_scaling(c.rope_scaling),
         **(c.mixture.to_gguf(c.family) if c.mixture else {}),
     }
+    if c.family.softcaps:
+        values |= _softcaps(c)
     if c.family.multipliers:
         given = {name: getattr(c, name) for name in MULTIPLIERS}
         given["attention_multiplier"] = c.attention_scale
@@ -188,7 +191,9 @@ def _hyperparameters(c: ModelConfig) -> dict[str, Any]:
             key: 1.0 if given[name] is None else float(given[name])
             for name, key in MULTIPLIERS.items()
         }
-    said = gguf_query_scalar(c.num_hidden_layers, c.hidden_size, c.num_attention_heads, c.head_dim)
+    said = gguf_query_scalar(
+        c.family, c.num_hidden_layers, c.hidden_size, c.num_attention_heads, c.head_dim
+    )
     if c.query_pre_attn_scalar not in (None, said):
         raise ValueError(
             f"query_pre_attn_scalar {c.query_pre_attn_scalar} cannot be written: "
@@ -207,7 +212,25 @@ def _hyperparameters(c: ModelConfig) -> dict[str, Any]:
     return {f"{c.family.gguf}.{key}": value for key, value in values.items()}
 
 
+def _softcaps(c: ModelConfig) -> dict[str, float]:
+    found = {name: getattr(c, name) for name in SOFTCAPS}
+    for name, value in found.items():
+        if value is None:
+            raise ValueError(f"{name} null cannot be written: llama.cpp caps in {c.family.gguf}")
+    return {name: float(value) for name, value in found.items()}
+
+
 def _windows(c: ModelConfig) -> dict[str, Any]:
+    if c.family.softcaps:  # llama.cpp has windows of its own where a file has none
+        period = c.family.window_period
+        if c.sliding_window is None:
+            return {"attention.sliding_window": c.max_position_embeddings}
+        if c.window_period != period:
+            raise ValueError(
+                f"layer_types {c.layer_types} cannot be written: llama.cpp takes all but every "
+                f"{period}th layer with a window"
+            )
+        return {"attention.sliding_window": c.sliding_window}
     if c.sliding_window is None:
         return {}
     if c.family.window_period is None:

@@ -90,6 +90,14 @@ _OLMO3 = {
     },
     "torch_dtype": "bfloat16", "transformers_version": "4.57.0", "vocab_size": 100278,
 }  # fmt: skip
+_GEMMA2 = {
+    "architectures": ["Gemma2ForCausalLM"], "attention_bias": False, "attention_dropout": 0.0, "attn_logit_softcapping": 50.0,
+    "bos_token_id": 2, "cache_implementation": "hybrid", "eos_token_id": [1, 107], "final_logit_softcapping": 30.0, "head_dim": 256,
+    "hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh", "hidden_size": 2304, "initializer_range": 0.02,
+    "intermediate_size": 9216, "max_position_embeddings": 8192, "model_type": "gemma2", "num_attention_heads": 8, "num_hidden_layers": 26,
+    "num_key_value_heads": 4, "pad_token_id": 0, "query_pre_attn_scalar": 256, "rms_norm_eps": 1e-06, "rope_theta": 10000.0,
+    "sliding_window": 4096, "torch_dtype": "bfloat16", "transformers_version": "4.42.4", "use_cache": True, "vocab_size": 256000,
+}  # fmt: skip
 _GEMMA3_TEXT = {
     "architectures": ["Gemma3ForCausalLM"], "attention_bias": False, "attention_dropout": 0.0, "attn_logit_softcapping": None,
     "bos_token_id": 2, "cache_implementation": "hybrid", "eos_token_id": [1, 106], "final_logit_softcapping": None, "head_dim": 256,
@@ -132,6 +140,7 @@ HF = {
     "smollm3": _SMOLLM3,
     "olmo-2": _OLMO2,
     "olmo-3": _OLMO3,
+    "gemma2-2b": _GEMMA2,
     "gemma3-1b": _GEMMA3_TEXT,
     "gemma3-4b": _GEMMA3,
     "by mlx": {**_LLAMA3, "quantization": _MLX, "quantization_config": _MLX, "dtype": "bfloat16"},
@@ -201,6 +210,12 @@ GGUF = {
         embedding_scale=12.0,
         residual_scale=0.22,
         logit_scale=8.0,
+    ),
+    "gemma2": _gguf(
+        "gemma2",
+        attention__sliding_window=4096,
+        attn_logit_softcapping=50.0,
+        final_logit_softcapping=30.0,
     ),
     "gemma3": _gguf(
         "gemma3",

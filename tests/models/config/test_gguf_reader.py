@@ -97,6 +97,25 @@ def test_gguf_of_olmo():
         ModelConfig.from_gguf({**windowed, "olmo2.rope.freq_base_swa": 5e3}, EMBEDDING)
 
 
+def test_gguf_of_gemma_2():
+    """Early files lack the caps and the window, and llama.cpp takes the published ones."""
+    metadata = {key.replace("llama.", "gemma2."): value for key, value in GGUF.items()}
+    metadata |= {"general.architecture": "gemma2", "gemma2.context_length": 8192}
+    config = ModelConfig.from_gguf(metadata, EMBEDDING)
+    assert (config.attn_logit_softcapping, config.final_logit_softcapping) == (50, 30)
+    windows = [config.window(i) for i in range(config.num_hidden_layers)]
+    assert windows == [0 if i % 2 else 4096 for i in range(len(windows))]
+    given = {"gemma2.attn_logit_softcapping": 20.0, "gemma2.final_logit_softcapping": 10.0}
+    config = ModelConfig.from_gguf({**metadata, **given}, EMBEDDING)
+    assert (config.attn_logit_softcapping, config.final_logit_softcapping) == (20, 10)
+    largest = {**metadata, "gemma2.block_count": 46, "gemma2.embedding_length": 900}
+    layers = {f"blk.{i}.attn_q.weight": EMBEDDING["token_embd.weight"] for i in range(46)}
+    config = ModelConfig.from_gguf(largest, {**EMBEDDING, **layers})
+    assert config.query_pre_attn_scalar == 900 // config.num_attention_heads
+    with pytest.raises(FormatError, match="final_logit_softcapping is 0.0; it must be"):
+        ModelConfig.from_gguf({**metadata, "gemma2.final_logit_softcapping": 0.0}, EMBEDDING)
+
+
 def test_gguf_of_granite():
     granite = {key.replace("llama.", "granite."): value for key, value in GGUF.items()}
     granite |= {"general.architecture": "granite", "granite.logit_scale": 8.0}

@@ -355,11 +355,11 @@ def test_round_trip(read, tmp_path, changes):
         ),
         (
             {"model_type": "gemma3_text", "attn_logit_softcapping": 50.0},
-            "attn_logit_softcapping 50.0 .* supported is null",
+            "attn_logit_softcapping 50.0 is not supported for gemma3_text",
         ),
         (
             {"model_type": "gemma3_text", "final_logit_softcapping": 30.0},
-            "final_logit_softcapping 30.0",
+            "final_logit_softcapping 30.0 is not supported for gemma3_text",
         ),
         (
             {"model_type": "gemma3_text", "use_bidirectional_attention": True},
