@@ -28,7 +28,7 @@ LAYERS = [
     ["generation"],
     ["tuner"],
     ["loading"],
-    ["distillation", "evaluation", "exporting", "measuring"],
+    ["describing", "distillation", "evaluation", "exporting", "measuring"],
     ["cli", "interop"],
     ["__main__"],
 ]

@@ -122,7 +122,13 @@ def _tokens(speed: float) -> str:
 
 
 def info(flags: Flags) -> int:
-    """`pyloss info`: prints version, instruction set, threads and devices."""
+    """`pyloss info`: prints version, instruction set, threads and devices, or describes a model."""
+    if flags["model"]:
+        from pyloss.describing import describe_model
+
+        for line in describe_model(models.resolve_model(flags["model"])):
+            out(line)
+        return 0
     for name, value in pyloss.info().items():
         out(f"{name}: {value}")
     return 0

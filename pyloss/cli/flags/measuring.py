@@ -71,8 +71,18 @@ def bench_parser(commands: Any) -> None:
 
 
 def info_parser(commands: Any) -> None:
-    commands.add_parser(
+    parser = command(
+        commands,
         "info",
-        help="version, processor and threads in use",
-        description="Print the version, the processor, threads and devices.",
+        "version, processor and threads in use; or what a model is",
+        "[MODEL]",
+        description="""Print the version, the processor, threads and devices. With MODEL, print its
+family, layers, formats and sizes, its chat template's features, and the memory of LoRA.
+A model that pyloss does not support is refused with the part that is missing.""",
+    )
+    parser.add_argument(
+        "model",
+        nargs="?",
+        metavar="MODEL",
+        help="folder, .gguf file, known name, or a config.json alone",
     )

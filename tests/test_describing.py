@@ -1,0 +1,138 @@
+"""`pyloss info MODEL`."""
+
+import json
+
+import pytest
+import tiny
+from tiny_commands import fails
+
+from pyloss.cli import main
+from pyloss.describing import describe_model, template_features
+from pyloss.models.config.mixture import Mixture
+from pyloss.models.config.model_config import ModelConfig
+from pyloss.models.reading import resolve_model
+from pyloss.models.synthetic import random_model
+
+SIZES = {
+    "vocab_size": 300,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "head_dim": 16,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "tie_word_embeddings": True,
+}
+
+
+def described(place):
+    return dict(line.split(": ", 1) for line in describe_model(place))
+
+
+@pytest.mark.parametrize("kind", ["folder", "gguf"])
+def test_a_model_is_described_without_reading_its_weights(tmp_path, kind, monkeypatch):
+    place = tmp_path / ("m.gguf" if kind == "gguf" else "m")
+    (tiny.write_gguf if kind == "gguf" else tiny.write_folder)(place)
+    found = described(place)
+    assert found["family"] == "llama (LlamaForCausalLM; llama in GGUF)"
+    assert found["layers"] == "3: 3 with full attention"
+    assert found["sizes"] == (
+        "hidden 32, MLP 64, 4 heads of 8 with 2 for keys and values, vocabulary 29, head tied to "
+        "the embedding"
+    )
+    assert found["context"] == "512 tokens"
+    # embedding; q and o, k and v, MLP of three layers; norms
+    assert (
+        found["parameters"]
+        == f"{29 * 32 + 3 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64) + 7 * 32:,}, 928 of them in embedding and head"
+    )
+    assert found["stored"] == "0 MB: 100.0% f32"
+    assert found["tokenizer"].startswith("none that can be read")
+    assert "self_attn.q_proj, " in found["adapters"] and "mlp.down_proj" in found["adapters"]
+    longer = [name for name in found if name.startswith("LoRA of rank 8 (")]
+    assert [name.split("), ")[1] for name in longer] == ["1 x 512 tokens", "1 x 2048 tokens"]
+    assert all("with --grad-checkpoint" in found[name] for name in longer)
+
+
+def test_layers_are_counted_by_type(tmp_path):
+    kinds = ["sliding_attention", "sliding_attention", "full_attention"]
+    config = ModelConfig(
+        "gemma2", num_hidden_layers=3, sliding_window=64, layer_types=kinds, **SIZES
+    )
+    random_model(config, "q8_0").save(tmp_path / "gemma")
+    found = described(tmp_path / "gemma")
+    assert found["layers"] == "3: 2 with attention over 64 tokens; 1 with full attention"
+    bare = ModelConfig("smollm3", num_hidden_layers=2, no_rope_layers=[1, 0], **SIZES)
+    random_model(bare, "f32").save(tmp_path / "smollm3")
+    assert described(tmp_path / "smollm3")["layers"] == (
+        "2: 1 with full attention; 1 with full attention, without positions"
+    )
+    experts = ModelConfig("mixtral", num_hidden_layers=2, mixture=Mixture(4, 2, 128, True), **SIZES)
+    random_model(experts, "f32").save(tmp_path / "mixtral")
+    assert described(tmp_path / "mixtral")["layers"] == (
+        "2: 2 with full attention, 4 experts of 128, 2 per token"
+    )
+
+
+def test_a_configuration_alone(tmp_path, capsys):
+    config = ModelConfig("llama", num_hidden_layers=2, **SIZES)
+    (tmp_path / "config.json").write_text(json.dumps(config.to_hf()))
+    for place in (tmp_path, tmp_path / "config.json"):
+        assert main(["info", str(place)]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert "weights: none here" in lines and not any("LoRA" in line for line in lines)
+
+
+def test_what_is_refused_is_named(tmp_path, capsys):
+    config = ModelConfig("llama", num_hidden_layers=2, **SIZES).to_hf()
+    (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "mamba2"}))
+    fails(capsys, ["info", str(tmp_path)], "model_type 'mamba2' is not supported")
+    (tmp_path / "config.json").write_text(json.dumps(config | {"partial_rotary_factor": 0.3}))
+    fails(capsys, ["info", str(tmp_path)], "partial_rotary_factor 0.3")
+
+
+class Templated:
+    """A tokenizer that is only a chat template."""
+
+    def __init__(self, template):
+        self.chat_template = template
+
+    def apply_chat_template(self, messages, tokenize=False, **options):
+        from pyloss.models.text.chat_template import render_chat
+
+        return render_chat(self.chat_template, messages, **options)
+
+
+PLAIN = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "features"),
+    [
+        (PLAIN, ["system role"]),
+        ("{% for m in messages if m.role != 'system' %}{{ m.content }}{% endfor %}", []),
+        ("{% if tools %}{{ tools | tojson }}{% endif %}" + PLAIN, ["system role", "tools"]),
+        (
+            PLAIN + "{% if enable_thinking %}<think>{% endif %}",
+            ["system role", "thinking, switched by enable_thinking"],
+        ),
+        (PLAIN + "{{ messages[-1].reasoning_content }}", ["system role", "thinking"]),
+        (
+            "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}",
+            ["system role", "marks around the assistant's text"],
+        ),
+        ("{{ raise_exception('no') }}", []),
+    ],
+)
+def test_features_of_chat_templates(template, features):
+    assert template_features(Templated(template)) == features
+
+
+def test_the_embedded_model():
+    try:
+        place = resolve_model("smollm2-135m")
+    except FileNotFoundError:
+        pytest.skip("the model is not installed")
+    found = described(place)
+    assert found["parameters"] == "134,515,008, 28,311,552 of them in embedding and head"
+    assert found["stored"].startswith("97 MB: ")
+    assert found["tokenizer"] == "49152 tokens" and found["chat template"] == "system role"
