@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import struct
 from typing import Any
 
@@ -54,7 +55,10 @@ _MAX_DIMENSIONS = 4
 
 
 def read_gguf(path: str | os.PathLike[str]) -> TensorFile:
-    """Map a GGUF file.
+    """Map a GGUF file, or all files of a split model where `path` is one of them.
+
+    The files of a split model are called NAME-00001-of-00003.gguf and so on. The metadata are those
+    of the first one.
 
     Metadata values are Python numbers, bools, strings, and lists of these. Tensor types have ggml's
     names ("Q4_1"), shapes are in NumPy order. Types that pyloss cannot read are listed too; only
@@ -62,10 +66,56 @@ def read_gguf(path: str | os.PathLike[str]) -> TensorFile:
 
     Raises:
         FormatError: not a GGUF file, or one that is truncated or damaged, naming the key or tensor
-            and what is wrong.
+            and what is wrong; a split model with a missing file, or with files of several models.
         OSError: the file cannot be opened.
     """
-    return _Reader(os.fspath(user_path(path))).read()
+    place = os.fspath(user_path(path))
+    file = _Reader(place).read()
+    count = file.metadata.get("split.count", 0)
+    return file if count in (0, 1) else _joined(place, file, count)
+
+
+_PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL)
+
+
+def _joined(path: str, file: TensorFile, count: Any) -> TensorFile:
+    """The files of the split model of which `file`, at `path`, is one."""
+    name = _PART.fullmatch(path)
+    if type(count) is not int or name is None or int(name[3]) != count:
+        raise FormatError(
+            path,
+            "split.count",
+            f"one of {shown(count)} files of a split model, which must be called "
+            "NAME-00001-of-00003.gguf and so on",
+        )
+    tensors: dict[str, StoredTensor] = {}
+    first = file
+    for number in range(1, count + 1):
+        at = f"{name[1]}-{number:05}-of-{name[3]}.gguf"
+        if not os.path.exists(at):
+            raise FormatError(
+                path, "split.count", f"file {number} of {count} is missing: {os.path.basename(at)}"
+            )
+        part = file if at == path else _Reader(at).read()
+        first = part if number == 1 else first
+        for key, wanted in (
+            ("split.no", number - 1),
+            ("split.count", count),
+            ("split.tensors.count", first.metadata.get("split.tensors.count")),
+        ):
+            if part.metadata.get(key) != wanted:
+                reason = f"it is {shown(part.metadata.get(key))}, and the other files say {wanted}"
+                raise FormatError(at, key, reason)
+        for tensor in part:
+            if tensor in tensors:
+                raise FormatError(at, tensor, f"this tensor is in {tensors[tensor].path} too")
+        tensors |= part.tensors
+    total = first.metadata.get("split.tensors.count")
+    if total is not None and total != len(tensors):
+        raise FormatError(
+            first.path, "split.tensors.count", f"it is {total}, and the files have {len(tensors)}"
+        )
+    return TensorFile(first.path, first.metadata, tensors)
 
 
 class _Reader:
@@ -100,9 +150,6 @@ class _Reader:
             if key in metadata:
                 raise FormatError(self.path, key, "this key occurs twice")
             metadata[key] = self.value(key)
-        if metadata.get("split.count", 0) not in (0, 1):
-            reason = "one part of a split model; join the parts first (llama-gguf-split --merge)"
-            raise FormatError(self.path, "split.count", reason)
         tensors = self.tensors(tensor_count, metadata.get("general.alignment", 32))
         return TensorFile(self.path, metadata, tensors)
 

@@ -210,7 +210,7 @@ HUGE = 1 << 62
             "string 0 is not UTF-8",
         ),
         (gguf_file([entry("k", 7, b"\1")] * 2), "k", "occurs twice"),
-        (gguf_file([entry("split.count", 2, b"\2\0")]), "split.count", "join the parts"),
+        (gguf_file([entry("split.count", 2, b"\2\0")]), "split.count", "must be called"),
         (
             gguf_file([entry("general.alignment", 4, struct.pack("<I", 0))]),
             "general.alignment",
@@ -268,3 +268,56 @@ def test_no_flipped_byte_raises_anything_else(write):
 def test_a_missing_file_is_an_oserror(tmp_path):
     with pytest.raises(FileNotFoundError):
         read_gguf(tmp_path / "none.gguf")
+
+
+# ---- Split models
+
+
+def split(folder, seed=0, tensors=5, name="m"):
+    """A model split by the gguf package, two tensors in a file: its files and its arrays."""
+    rng = np.random.default_rng(seed)
+    arrays = {f"t{i}": rng.standard_normal((3, 32)).astype(np.float32) for i in range(tensors)}
+    writer = gguf.GGUFWriter(folder / f"{name}.gguf", "llama", split_max_tensors=2)
+    writer.add_block_count(7)
+    for key, array in arrays.items():
+        writer.add_tensor(key, array)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return sorted(folder.glob(f"{name}-*-of-*.gguf")), arrays
+
+
+def test_a_split_model_is_read_by_any_of_its_files(tmp_path):
+    files, arrays = split(tmp_path)
+    assert len(files) == 3
+    for path in files:
+        found = read_gguf(path)
+        assert sorted(found) == sorted(arrays) and found.path == str(files[0])
+        assert found.metadata["llama.block_count"] == 7
+        for name, array in arrays.items():
+            np.testing.assert_array_equal(found.tensor(name).array(), array)
+
+
+def test_a_missing_file_of_a_split_model_is_named(tmp_path):
+    files, _ = split(tmp_path)
+    files[1].unlink()
+    for path in (files[0], files[2]):
+        with pytest.raises(FormatError, match=f"file 2 of 3 is missing: {files[1].name}"):
+            read_gguf(path)
+    renamed = files[0].rename(tmp_path / "model.gguf")
+    with pytest.raises(FormatError, match=r"one of 3 files .* must be called NAME-00001-of-00003"):
+        read_gguf(renamed)
+
+
+def test_files_of_two_split_models_are_refused(tmp_path):
+    files, _ = split(tmp_path)
+    (tmp_path / "other").mkdir()
+    others, _ = split(tmp_path / "other", tensors=6, name="other")
+    others[1].rename(files[1])
+    with pytest.raises(FormatError, match=r"split.tensors.count: it is 6, and the other .* say 5"):
+        read_gguf(files[0])
+    files, _ = split(tmp_path)
+    files[2].write_bytes(files[1].read_bytes())
+    with pytest.raises(FormatError, match=r"split.no: it is 1, and the other files say 2"):
+        read_gguf(files[0])
