@@ -96,17 +96,14 @@ class Family:
         return self.defaults["sliding_window_pattern"] if self.windows == "periodic" else None
 
 
+# What llama.cpp lacks for most architectures but llama.
+_GGUF_LACKS = ("attention_bias", "mlp_bias", "rope_scaling of type llama3")
 _OLMO2: dict[str, Any] = {
     "qk_norm": "width",
     "pre_norms": False,
     "post_norms": True,
     "gguf_head": True,
-    "gguf_lacks": (
-        "attention_bias",
-        "mlp_bias",
-        "rope_scaling of type llama3",
-        "head_dim other than hidden_size / num_attention_heads",
-    ),
+    "gguf_lacks": (*_GGUF_LACKS, "head_dim other than hidden_size / num_attention_heads"),
 }
 _GEMMA: dict[str, Any] = {
     "post_norms": True,
@@ -154,7 +151,7 @@ FAMILIES = {
             "no_rope_layer_interval": 4,
             "tie_word_embeddings": True,
         },
-        gguf_lacks=("attention_bias", "mlp_bias", "rope_scaling of type llama3"),
+        gguf_lacks=_GGUF_LACKS,
     ),
     "qwen2": Family(
         "Qwen2ForCausalLM",
@@ -163,6 +160,7 @@ FAMILIES = {
         windows="from",
         window_switch=True,
         defaults=_QWEN,
+        gguf_lacks=_GGUF_LACKS,
     ),
     "qwen3": Family(
         "Qwen3ForCausalLM",
@@ -171,6 +169,7 @@ FAMILIES = {
         windows="from",
         window_switch=True,
         defaults={"head_dim": 128, **_QWEN},
+        gguf_lacks=_GGUF_LACKS,
     ),
     "mixtral": Family(
         "MixtralForCausalLM",
@@ -202,6 +201,7 @@ FAMILIES = {
             "num_experts_per_tok": 8,
             "moe_intermediate_size": 768,
         },
+        gguf_lacks=_GGUF_LACKS,
     ),
     "olmoe": Family(
         "OlmoeForCausalLM",
@@ -209,6 +209,7 @@ FAMILIES = {
         qk_norm="width",
         experts=Experts(gguf_normalize=False),
         gguf_head=True,
+        gguf_lacks=_GGUF_LACKS,
         defaults={
             "max_position_embeddings": 4096,
             "rms_norm_eps": 1e-5,
@@ -271,5 +272,6 @@ FAMILIES = {
             "rope_local_base_freq": 1e4,
             "sliding_window_pattern": 6,
         },
+        gguf_lacks=_GGUF_LACKS,
     ),
 }
