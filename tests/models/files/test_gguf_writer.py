@@ -15,7 +15,9 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 import pyloss
 from pyloss.io.gguf import read_gguf
 from pyloss.models import load, load_model
+from pyloss.models.config.model_config import ModelConfig
 from pyloss.models.files.gguf_writer import TYPES, GGUFTensor, write_gguf, write_gguf_file
+from pyloss.models.synthetic import random_model
 from pyloss.models.text.gguf_vocabulary import vocabulary_metadata
 from pyloss.models.tokenizer import Tokenizer
 from pyloss.tuner import linear_to_lora_layers
@@ -208,6 +210,16 @@ def test_options_that_llama_cpp_lacks_are_refused(tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
         write_gguf(model, tmp_path / "model.gguf", tiny.byte_tokenizer())
     assert not (tmp_path / "model.gguf").exists()
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3", "gemma3_text"])
+@pytest.mark.parametrize("option", ["attention_bias", "rope_scaling"])
+def test_options_that_only_llama_has(tmp_path, family, option):
+    value = {"attention_bias": True, "rope_scaling": LLAMA3}[option]
+    sizes = {key: tiny.SIZES[key] for key in tiny.SIZES if not key.startswith(("rms", "rope"))}
+    config = ModelConfig(family, **{**sizes, "vocab_size": tiny.TOKENS}, **{option: value})
+    with pytest.raises(ValueError, match=f"{option}.* cannot be written: llama.cpp does not have"):
+        write_gguf(random_model(config), tmp_path / "model.gguf", tiny.byte_tokenizer())
 
 
 def _qkv_biases():
