@@ -16,7 +16,7 @@ from pyloss.autograd.differentiation import leaf_gradient, run_backward
 from pyloss.autograd.recorded import Recorded
 from pyloss.autograd.tape import Tape
 from pyloss.autograd.tensor import Parameter, Tensor
-from pyloss.autograd.trees import tree_map
+from pyloss.autograd.trees import tree_leaves, tree_map
 from pyloss.errors import listed
 from pyloss.nn.display import ArrayTable, Shown, summary, tree_html, tree_text
 from pyloss.runtime.device import DeviceArray, is_bfloat16
@@ -51,16 +51,28 @@ class Module:
 
     def __setattr__(self, name: str, value: Any) -> None:
         if isinstance(value, Tensor) and isinstance(vars(self).get(name), _ARRAYS):
-            raise TypeError(
-                f"{name} is an array of the module, and a Tensor of a recording would take its "
-                "place: use another name, or pyloss.stop_gradient(t).copy()"
-            )
+            raise TypeError(_TAKEN.format(name))
         self._changed(name)
         super().__setattr__(name, value)
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = ("_trained", "_recorded")  # made again when they are needed
-        return {name: value for name, value in vars(self).items() if name not in kept}
+        """For pickle and deep copies: arrays, also while they are differentiated."""
+        return {
+            name: tree_map(_array, value)
+            if any(type(leaf) is Parameter for leaf in tree_leaves(value))
+            else value
+            for name, value in self._kept().items()
+        }
+
+    def __copy__(self) -> Module:
+        other = type(self).__new__(type(self))
+        vars(other).update(self._kept())
+        return other
+
+    def _kept(self) -> dict[str, Any]:
+        """The attributes, without what is made again when it is needed."""
+        again = ("_trained", "_recorded")
+        return {name: value for name, value in vars(self).items() if name not in again}
 
     def __delattr__(self, name: str) -> None:
         self._changed(name)
@@ -96,10 +108,21 @@ class Module:
                 yield from ((k, v) for k, v in _leaves(name, value) if isinstance(v, Module))
 
     def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
-        """This module and all below it, with dotted names; this one's name is `prefix`."""
-        yield prefix, self
+        """This module and all below it, with dotted names; this one's name is `prefix`.
+
+        ValueError for a module that is in itself.
+        """
+        return self._named_modules(prefix, ())
+
+    def _named_modules(self, path: str, above: tuple[Module, ...]) -> Iterator[tuple[str, Module]]:
+        if any(module is self for module in above):
+            raise ValueError(
+                f"the module {path!r} is one that it is in. Attributes are parts of a module, "
+                "unless their names begin with '_'"
+            )
+        yield path, self
         for name, child in self.children():
-            yield from child.named_modules(f"{prefix}.{name}" if prefix else name)
+            yield from child._named_modules(_join(path, name), (*above, self))
 
     def modules(self) -> Iterator[Module]:
         """This module and all below it."""
@@ -418,18 +441,81 @@ def _holds_one_of(value: Any, arrays: set[int], name: str) -> bool:
     return isinstance(value, _ARRAYS) and id(_array(value)) in arrays
 
 
-def _items(container: list | dict) -> list:
-    return [*container, *container.values()] if isinstance(container, dict) else list(container)
+def _items(container: list | tuple | dict) -> list:
+    """What is in a container; arrays in place of Parameters, and what is in tuples."""
+    found: list = list(container) if isinstance(container, dict) else []
+    for value in container.values() if isinstance(container, dict) else container:
+        found += _items(value) if isinstance(value, tuple) else [_array(value)]
+    return found
 
 
 def _same_items(a: list, b: list) -> bool:
     return len(a) == len(b) and all(map(operator.is_, a, b))
 
 
+def _replaced(name: str, value: Any, replace: Callable[[str, Any], Any]) -> Any:
+    """`value` with `replace(dotted name, leaf)` in place of its leaves.
+
+    Lists and dicts are changed in place, so that what else changes in them stays; tuples are new.
+    """
+    if isinstance(value, tuple):
+        new = [_replaced(f"{name}.{i}", leaf, replace) for i, leaf in enumerate(value)]
+        if all(map(operator.is_, new, value)):
+            return value
+        return type(value)(*new) if hasattr(value, "_fields") else type(value)(new)
+    if isinstance(value, list | dict):
+        for key, leaf in value.items() if isinstance(value, dict) else enumerate(value):
+            value[key] = _replaced(f"{name}.{key}", leaf, replace)
+        return value
+    return replace(name, value)
+
+
+class _Place:
+    """An attribute that holds trained arrays, while Parameters stand in their places.
+
+    Attributes:
+        entered: how many `shown` have entered it.
+        arrays: the arrays, by dotted name.
+        by_parameter: (Parameter, array), by the identity of the Parameter.
+    """
+
+    def __init__(self, attributes: dict[str, Any], name: str, parameters: dict[int, Parameter]):
+        self.attributes, self.name, self.entered = attributes, name, 1
+        self.arrays: dict[str, Any] = {}
+        self.by_parameter: dict[int, tuple[Parameter, Any]] = {}
+
+        def show(path: str, leaf: Any) -> Any:
+            parameter = parameters.get(id(leaf))
+            if parameter is None:
+                return leaf
+            self.arrays[path] = leaf
+            self.by_parameter[id(parameter)] = parameter, leaf
+            return parameter
+
+        attributes[name] = _replaced(name, attributes[name], show)
+
+    def restore(self) -> list[str]:
+        """Puts the arrays back. Returns the names of those whose place another Tensor took."""
+        taken = []
+
+        def back(path: str, leaf: Any) -> Any:
+            if id(leaf) in self.by_parameter:
+                return self.by_parameter[id(leaf)][1]
+            if isinstance(leaf, Tensor) and path in self.arrays:
+                taken.append(path)
+                return self.arrays[path]
+            return leaf
+
+        if self.name in self.attributes:
+            self.attributes[self.name] = _replaced(self.name, self.attributes[self.name], back)
+        return taken
+
+
 class shown:
     """Arrays are Parameters in the modules' attributes while this is entered.
 
     Several threads may differentiate one model at once: the last one puts the arrays back.
+    TypeError on leaving, if a Tensor was put in the place of an array of a list or dict.
 
     Args:
         places: see `Module.trained_attributes`.
@@ -437,7 +523,7 @@ class shown:
     """
 
     _lock = threading.Lock()
-    _counts: ClassVar[dict[tuple[int, str], list]] = {}
+    _entered: ClassVar[dict[tuple[int, str], _Place]] = {}
 
     def __init__(self, places: list[tuple[dict, str]], arrays: dict[int, Any]):
         self.places = places
@@ -446,25 +532,30 @@ class shown:
     def __enter__(self) -> None:
         with self._lock:
             for attributes, name in self.places:
-                entry = self._counts.get((id(attributes), name))
-                if entry is not None:
-                    entry[0] += 1
-                    continue
-                before = attributes[name]
-                after = tree_map(lambda v: self.parameters.get(id(v), v), before)
-                self._counts[id(attributes), name] = [1, before, after]
-                attributes[name] = after
+                place = self._entered.get((id(attributes), name))
+                if place is not None:
+                    place.entered += 1
+                else:
+                    place = _Place(attributes, name, self.parameters)
+                    self._entered[id(attributes), name] = place
 
-    def __exit__(self, *unused: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *unused: object) -> None:
+        taken = []
         with self._lock:
             for attributes, name in self.places:
-                entry = self._counts[id(attributes), name]
-                entry[0] -= 1
-                if not entry[0]:
-                    del self._counts[id(attributes), name]
-                    # Else the function has set it to something else.
-                    if attributes.get(name) is entry[2]:
-                        attributes[name] = entry[1]
+                place = self._entered[id(attributes), name]
+                place.entered -= 1
+                if not place.entered:
+                    del self._entered[id(attributes), name]
+                    taken += place.restore()
+        if taken and kind is None:
+            raise TypeError(_TAKEN.format(taken[0]))
+
+
+_TAKEN = (
+    "{} is an array of the module, and a Tensor of a recording would take its place: use another "
+    "name, or pyloss.stop_gradient(t).copy()"
+)
 
 
 def _check_new(name: str, names: Any) -> None:

@@ -420,3 +420,15 @@ def test_trainable_parameters_follow_every_change_of_the_modules():
     model.layers = []
     frozen = {"tied.bias"}
     assert found() == ["tied.weight"]
+
+
+def test_a_module_in_itself_is_refused():
+    parent, child = nn.Sequential(), nn.Linear(2, 2)
+    parent.layers.append(child)
+    child.owner = parent
+    for ask in (parent.parameters, parent.freeze, parent.train, child.buffers):
+        with pytest.raises(ValueError, match="is one that it is in.*begin with '_'"):
+            ask()
+    del child.owner
+    child._owner = parent
+    assert list(parent.parameters()) == ["layers.0.weight", "layers.0.bias"]
