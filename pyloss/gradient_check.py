@@ -12,7 +12,7 @@ from pyloss.autograd.differentiation import gradient_of, leaf_of
 from pyloss.autograd.scope import no_grad
 from pyloss.autograd.tape import Tape
 from pyloss.autograd.tensor import Tensor, stripped
-from pyloss.autograd.trees import tree_map
+from pyloss.autograd.trees import tree_leaves, tree_map, tree_map_with_path
 from pyloss.checks.numbers import real
 
 
@@ -61,38 +61,55 @@ def gradcheck(
 
     Args:
         function: returns an array or Tensor of any shape.
-        args: float arrays are converted to float64 and checked; others are passed as they are.
+        args: float arrays, also in dicts, lists and tuples, are converted to float64 and checked;
+            others are passed as they are.
         model: its trainable parameters are checked too, as float64 arrays.
         step: of the differences.
         tolerance: of the report's `error`.
         raise_error: AssertionError, with the report, where entries do not agree.
+
+    Raises:
+        TypeError: there is no entry to check.
     """
     step, tolerance = real(step, "step", above=0), real(tolerance, "tolerance", above=0)
-    given = [
-        np.array(x, np.float64)
-        if not isinstance(x, str | bytes) and np.asarray(x).dtype.kind == "f"
-        else x
-        for x in args
-    ]
-    checked: dict[str, np.ndarray] = {
-        f"argument {i}": x
-        for i, (x, before) in enumerate(zip(given, args, strict=True))
-        if x is not before or (isinstance(x, np.ndarray) and x.dtype == np.float64)
-    }
+    checked: dict[str, np.ndarray] = {}
+
+    def wide_copy(path: tuple[Any, ...], x: Any) -> Any:
+        if not _is_float(x, len(path) > 1):
+            return x
+        name = f"argument {path[0]}{''.join(f'[{key!r}]' for key in path[1:])}"
+        checked[name] = np.array(x, np.float64)
+        return checked[name]
+
+    given = []
+    for i, x in enumerate(args):
+        holds_arrays = any(isinstance(leaf, np.ndarray) for leaf in tree_leaves(x))
+        given.append(tree_map_with_path(wide_copy, x, (i,)) if holds_arrays else wide_copy((i,), x))
+    arguments = list(checked)
     wide: dict[int, np.ndarray] = {}
     if model is not None:
         for name, array in model.trainable_parameters().items():
             wide[id(array)] = checked[name] = np.array(array, np.float64)
-    if not checked:
+    if not any(array.size for array in checked.values()):
         without = "there is no model" if model is None else "the model has no trainable parameters"
-        raise TypeError(f"nothing to check: no argument is a float array, and {without}")
+        raise TypeError(
+            f"nothing to check: no argument is a float array with elements, and {without}"
+        )
     with nn.shown(model.trained_attributes() if model is not None else [], wide):
-        return _compared(function, given, checked, step, tolerance, raise_error)
+        return _compared(function, given, arguments, checked, step, tolerance, raise_error)
+
+
+def _is_float(x: Any, in_container: bool) -> bool:
+    """Whether an argument is checked. Numbers in containers are options."""
+    if in_container and not isinstance(x, np.ndarray):
+        return False
+    return not isinstance(x, str | bytes | dict) and np.asarray(x).dtype.kind == "f"
 
 
 def _compared(
     function: Callable,
     given: list[Any],
+    arguments: list[str],
     checked: dict[str, np.ndarray],
     step: float,
     tolerance: float,
@@ -108,10 +125,11 @@ def _compared(
         return np.sum(result * upstream[0] if upstream[0].ndim else result)
 
     tape = Tape()
-    leaves = {name: leaf_of(x, tape.root) for name, x in checked.items() if name[:9] == "argument "}
+    leaves = {name: leaf_of(checked[name], tape.root) for name in arguments}
+    by_array = {id(checked[name]): leaf for name, leaf in leaves.items()}
     with tape:
         watched = {name: tape.watch(x) for name, x in checked.items() if name not in leaves}
-        value = weighted([leaves.get(f"argument {i}", x) for i, x in enumerate(given)])
+        value = weighted(tree_map(lambda x: by_array.get(id(x), x), given))
         if isinstance(value, Tensor):
             tape.backward(value, np.ones((), np.float64))
     worst, count = GradientReport(True, -1.0, "", (), 0.0, 0.0, 0), 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from pyloss.autograd.tape import (
     record_on,
     record_several,
 )
-from pyloss.autograd.tensor import LazyTensor, Tensor
+from pyloss.autograd.tensor import LazyTensor, Tensor, stripped
 from pyloss.autograd.trees import tree_map
 
 
@@ -39,9 +40,14 @@ def checkpoint(function: Callable, *args: Any, remember: bool = False) -> Any:
     """
     outer = current_tape()
     if outer is None:
-        return function(*args)
+        result = function(*args)
+        return stripped(result) if _tensors(result) else result
     nodes = nodes_of(*args) or (None,) * len(args)
-    kept = [keep(x) if isinstance(x, Tensor) else lambda x=x: x for x in args]
+    # Dicts and lists of their own: the function may change those that it gets.
+    kept = [
+        keep(x) if isinstance(x, Tensor) else partial(tree_map, _same, tree_map(_same, x))
+        for x in args
+    ]
     state = random.state()
     memory: list[Any] | None = [] if remember else None
     with Tape(within=outer, probing=True) as probe:
@@ -96,6 +102,10 @@ def checkpoint(function: Callable, *args: Any, remember: bool = False) -> Any:
         return record_on(nodes, outs[0], lambda dy, grads: vjp([dy], grads))
     tensors = record_several(nodes, outs, vjp, (False,) * len(outs))
     return tree_map(lambda v: tensors[v.number] if isinstance(v, _Number) else v, shell)
+
+
+def _same(value: Any) -> Any:
+    return value
 
 
 def _number(value: Any) -> float:

@@ -133,13 +133,15 @@ def value_and_grad(
                     f"argnums names argument {i}, "
                     f"but the function was called with {len(args)} arguments"
                 )
-        traced, tape = list(args), Tape()
-        for i in positions:
-            traced[i] = _leaves(args[i], tape.root, i)
+        tape = Tape()
+        leaves = {i: _leaves(args[i], tape.root, i) for i in positions}
+        traced = list(args)
+        for i in positions:  # dicts and lists of its own, which the function may change
+            traced[i] = tree_map(lambda t: t, leaves[i])
         with tape:
             value = run_backward(tape, function(*traced, **kwargs), has_aux)
         grads = tuple(
-            tree_map(lambda t: gradient_of(t) if isinstance(t, Tensor) else None, traced[i])
+            tree_map(lambda t: gradient_of(t) if isinstance(t, Tensor) else None, leaves[i])
             for i in positions
         )
         return value, grads[0] if isinstance(argnums, int) else grads
@@ -162,30 +164,51 @@ def vjp(function: Callable, primals: Sequence[Any], cotangents: Any) -> tuple[An
     """`(outputs, gradients)`: the products of `cotangents` with the Jacobian of `function`.
 
     Args:
-        function: of the arrays `primals`; returns an array or a tuple or list of arrays.
+        function: of the arrays `primals`; returns an array, or dicts, lists and tuples of arrays.
         primals: arguments; a gradient for each is returned.
-        cotangents: an array for each output, of its shape; one array for one output.
+        cotangents: arrays of the outputs' shapes, in dicts, lists and tuples as theirs; a list may
+            stand for a tuple.
 
     Raises:
+        TypeError: an output or a cotangent is no array of real numbers.
         ValueError: a cotangent has another shape, or there are more or fewer than outputs.
     """
     tape = Tape()
     leaves = [leaf_of(x, tape.root) for x in primals]
     with tape:
         result = function(*leaves)
-        several = isinstance(result, tuple | list)
-        outputs = list(result) if several else [result]
-        given = list(cotangents) if several else [cotangents]
-        if len(given) != len(outputs):
-            raise ValueError(f"{len(outputs)} outputs need as many cotangents, got {len(given)}")
-        ends = []
-        for output, cotangent in zip(outputs, given, strict=True):
-            dy = np.asarray(stripped(cotangent), getattr(output, "dtype", None))
-            if dy.shape != np.shape(stripped(output)):
-                raise ValueError(
-                    f"a cotangent has shape {dy.shape}, its output {np.shape(stripped(output))}"
-                )
-            if isinstance(output, Tensor) and output._node is not None:
-                ends.append((output._node, dy))
+        ends: list[tuple[Node, np.ndarray]] = []
+        _match(result, cotangents, ends)
         tape.backward_from_all(ends)
     return _plain(result), [gradient_of(t) for t in leaves]
+
+
+def _match(output: Any, cotangent: Any, ends: list[tuple[Node, np.ndarray]]) -> None:
+    """Adds the nodes of a tree of outputs, with their cotangents, to `ends`."""
+    if isinstance(output, dict):
+        if not isinstance(cotangent, dict) or cotangent.keys() != output.keys():
+            raise ValueError(
+                f"an output is a dict with the keys {list(output)}, and its cotangent is not"
+            )
+        for key, value in output.items():
+            _match(value, cotangent[key], ends)
+        return
+    if isinstance(output, list | tuple):
+        given = list(cotangent) if np.iterable(cotangent) else [cotangent]
+        if len(given) != len(output):
+            raise ValueError(f"{len(output)} outputs need as many cotangents, got {len(given)}")
+        for value, dy in zip(output, given, strict=True):
+            _match(value, dy, ends)
+        return
+    array, dy = output if isinstance(output, Tensor) else np.asarray(output), stripped(cotangent)
+    dy = np.asarray(dy)
+    for name, x, kind in (("an output", array, type(output)), ("a cotangent", dy, type(cotangent))):
+        if x.dtype.kind not in "fiub" and not device.is_bfloat16(x.dtype):
+            raise TypeError(
+                f"{name} is a {kind.__name__} of type {x.dtype}; it must be an array of real "
+                "numbers, or a dict, list or tuple of them"
+            )
+    if dy.shape != array.shape:
+        raise ValueError(f"a cotangent has shape {dy.shape}, its output {array.shape}")
+    if isinstance(output, Tensor) and output._node is not None:
+        ends.append((output._node, dy.astype(output.dtype)))

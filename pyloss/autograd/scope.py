@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -20,10 +21,14 @@ class Local(threading.local):
     Attributes:
         tape: records, or None.
         inside: how many recordings and `no_grad` the thread has entered.
+        paused: the tapes that recorded when `no_grad` was entered; the last one is the innermost.
     """
 
     tape: Tape | None = None
     inside = 0
+
+    def __init__(self) -> None:  # called in each thread
+        self.paused: list[Tape | None] = []
 
 
 local = Local()
@@ -57,15 +62,24 @@ class no_grad:
     """A context, or a decorator, in which nothing is recorded: results are constants."""
 
     def __enter__(self) -> None:
-        self._outer = local.tape
+        local.paused.append(local.tape)
         local.tape = None
         local.inside += 1
 
     def __exit__(self, *unused: object) -> None:
-        local.tape = self._outer
+        local.tape = local.paused.pop()
         local.inside -= 1
 
     def __call__(self, function: F) -> F:
+        for kind in (inspect.isgeneratorfunction, inspect.iscoroutinefunction,
+                     inspect.isasyncgenfunction):  # fmt: skip
+            if kind(function):
+                raise TypeError(
+                    f"no_grad() is a decorator of plain functions, and {function.__name__} is a "
+                    "generator or async: write `with pyloss.no_grad():` in it, around what is "
+                    "computed between two yields"
+                )
+
         @functools.wraps(function)
         def constant(*args: Any, **kwargs: Any) -> Any:
             with no_grad():

@@ -55,6 +55,11 @@ def carries(t: Tensor) -> bool:
     return tape.node_of(t) is not None
 
 
+def unchanged(x: Any) -> Any:
+    """x as the result of a function that does nothing: a constant where nothing is recorded."""
+    return x.data if isinstance(x, Tensor) and local.tape is None else x
+
+
 def stripped(value: Any) -> Any:
     """`value` with the arrays of Tensors in place of Tensors, in lists, tuples and dicts too."""
     return tree_map(lambda x: x.data if isinstance(x, Tensor) else x, value)
@@ -251,7 +256,7 @@ class Tensor:
         return format(self.data.item(), spec) if spec and self.size == 1 else str(self)
 
     def __copy__(self) -> Any:
-        return self
+        return np.copy(self)  # type: ignore[call-overload]
 
     def __deepcopy__(self, memo: Any) -> Any:
         return np.copy(self)  # type: ignore[call-overload]
@@ -278,7 +283,7 @@ class Tensor:
         return UFUNCS[np.negative](self)
 
     def __pos__(self) -> Any:
-        return self
+        return UFUNCS[np.positive](self)
 
     def __abs__(self) -> Any:
         return UFUNCS[np.absolute](self)
@@ -315,7 +320,7 @@ class Tensor:
 
     def clip(self, min: Any = None, max: Any = None) -> Any:
         """The values, bounded below and above."""
-        return FUNCTIONS[np.clip](self, min, max)
+        return np.clip(self, min, max)  # type: ignore[call-overload]
 
     def reshape(self, *shape: Any) -> Any:
         """The same elements in another shape."""

@@ -9,6 +9,7 @@ import numpy as np
 
 from pyloss import ops, random
 from pyloss.autograd.tape import data
+from pyloss.autograd.tensor import unchanged
 from pyloss.checks.numbers import real, whole
 from pyloss.nn import init
 from pyloss.nn.layers import Linear
@@ -39,7 +40,7 @@ class Dropout(Module):
 
     def __call__(self, x: Any) -> Any:
         if not self.training or not self.p:
-            return x
+            return unchanged(x)
         return ops.dropout(x, self.p, random.next_seed())
 
     def __repr__(self) -> str:

@@ -31,3 +31,16 @@ def numeric(f, x, step=1e-6):
         down[i] -= step
         out[i] = (float(f(up)) - float(f(down))) / (2 * step)
     return out
+
+
+class Trained(nn.Module):
+    """A module of any attributes."""
+
+    def __init__(self, **attributes):
+        super().__init__()
+        for name, value in attributes.items():
+            setattr(self, name, value)
+
+
+def single(*shape, seed=0):
+    return np.random.default_rng(seed).uniform(0.5, 1.5, shape).astype(np.float32)

@@ -8,7 +8,7 @@ import pytest
 from tape_cases import Scale, numeric
 
 from pyloss import nn, ops
-from pyloss.autograd.differentiation import grad, value_and_grad
+from pyloss.autograd.differentiation import grad, value_and_grad, vjp
 from pyloss.autograd.scope import current_tape
 
 Pair = namedtuple("Pair", "a b")
@@ -138,3 +138,52 @@ def test_arguments_are_not_touched_and_gradients_are_the_callers_alone(rng):
     (_, first), second = nn.value_and_grad(model, lambda: ops.add(model.weight, b).sum())(), a
     first["weight"] *= 0
     assert (second == before).all()
+
+
+def test_vjp_is_mlxs():
+    x, w = np.array([1.0, 2.0]), np.array([3.0, 4.0])
+    outputs, grads = vjp(lambda x, w: (x * w, np.exp(x)), [x, w], [np.ones(2), np.zeros(2)])
+    np.testing.assert_array_equal(outputs[0], x * w)
+    np.testing.assert_array_equal(grads[0], w)
+    np.testing.assert_array_equal(grads[1], x)
+    with pytest.raises(ValueError, match="2 outputs need as many cotangents, got 1"):
+        vjp(lambda x: (x, x), [x], [x])
+    with pytest.raises(ValueError, match=r"shape \(1,\), its output \(2,\)"):
+        vjp(lambda x: x * 2, [x], x[:1])
+
+
+def test_auxiliary_results():
+    f = value_and_grad(lambda x: (x.sum(), {"mean": x.mean()}), has_aux=True)
+    (value, aux), gradient = f(np.ones(2))
+    assert value == 2 and aux == {"mean": 1} and gradient.tolist() == [1, 1]
+    gradient, aux = grad(lambda x: (x.sum(), 5), has_aux=True)(np.ones(2))
+    assert aux == 5 and gradient.tolist() == [1, 1]
+    with pytest.raises(TypeError, match=r"\(value, aux\)"):
+        value_and_grad(lambda x: x.sum(), has_aux=True)(np.ones(2))
+
+
+def test_vjp_of_trees():
+    x = np.array([1.0, 2.0])
+    outputs, (dx,) = vjp(
+        lambda a: {"y": a * a, "z": (a * 1, [a * 2, 3])}, [x], {"y": x, "z": (x, [10 * x, 0])}
+    )
+    np.testing.assert_array_equal(outputs["z"][1][0], 2 * x)
+    np.testing.assert_array_equal(dx, 2 * x * x + x + 20 * x)
+    dx = vjp(lambda a: [[a * 1, a * 2], a], [x], [[x, x], x])[1][0]
+    np.testing.assert_array_equal(dx, 4 * x)
+
+
+@pytest.mark.parametrize(
+    ("f", "cotangent", "error", "message"),
+    [
+        (lambda a: a * 1, np.ones(2, complex), TypeError, "a cotangent is a ndarray of .*complex"),
+        (lambda a: (a, None), [np.ones(2), None], TypeError, "an output is a NoneType"),
+        (lambda a: (a, "x"), [np.ones(2), "x"], TypeError, "an output is a str"),
+        (lambda a: {"y": a}, np.ones(2), ValueError, r"a dict with the keys \['y'\]"),
+        (lambda a: {"y": a}, {"x": np.ones(2)}, ValueError, r"a dict with the keys \['y'\]"),
+        (lambda a: (a, (a, a)), [np.ones(2), [np.ones(2)]], ValueError, "2 outputs need as many"),
+    ],
+)
+def test_cotangents_that_do_not_fit(f, cotangent, error, message):
+    with pytest.raises(error, match=message):
+        vjp(f, [np.ones(2)], cotangent)

@@ -7,23 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from tape_cases import numeric
+from tape_cases import Trained, numeric, single
 
 import pyloss
 from pyloss import nn
-
-
-class Trained(nn.Module):
-    """A module of any attributes."""
-
-    def __init__(self, **attributes):
-        super().__init__()
-        for name, value in attributes.items():
-            setattr(self, name, value)
-
-
-def single(*shape, seed=0):
-    return np.random.default_rng(seed).uniform(0.5, 1.5, shape).astype(np.float32)
 
 
 def check(model, loss, name="g"):
@@ -155,32 +142,6 @@ def test_a_checkpoint_takes_several_arguments():
     found = pyloss.grad(lambda a, b: pyloss.checkpoint(f, a, b, 2), (0, 1))(a, b)
     for one, other in zip(found, want, strict=True):
         np.testing.assert_array_equal(one, other)
-
-
-def test_an_array_that_changes_after_an_operation_was_read_before():
-    def loss(x):
-        buffer, index, total = np.zeros(3), np.zeros(1, int), 0
-        for i in (1, 2):
-            buffer[:], index[:] = i, i
-            total = total + (x * buffer).sum() + x[index].sum() + (buffer @ x)
-        return total
-
-    np.testing.assert_array_equal(pyloss.grad(loss)(np.arange(3.0)), [6, 7, 7])
-
-
-def test_constants_of_values_cannot_be_written_to():
-    def loss(x):
-        h = np.exp(x)
-        for constant in (pyloss.stop_gradient(h), pyloss.stop_gradient([h])[0], h.detach()):
-            with pytest.raises(ValueError, match="read-only"):
-                constant += 1
-        carry = pyloss.stop_gradient(h).copy()
-        carry[:1] = 0
-        return (h * h).sum() + (carry * x).sum()
-
-    x = np.array([0.5, 1.0])
-    want = 2 * np.exp(2 * x) + np.where(np.arange(2) == 0, 0, np.exp(x))
-    np.testing.assert_allclose(pyloss.grad(loss)(x), want)
 
 
 def test_what_leaves_a_checkpoint_beside_its_result_is_refused():
@@ -366,115 +327,6 @@ def test_weights_are_saved_and_loaded(tmp_path):
         np.testing.assert_array_equal({**other.parameters(), **other.buffers()}[name], array)
 
 
-# Functions of a user's own
-
-
-def test_custom_functions():
-    @pyloss.custom_function
-    def scaled(x, factor):
-        """Doc."""
-        assert type(x) is np.ndarray
-        return x * factor
-
-    assert scaled.__name__ == "scaled" and scaled(np.ones(2), 3.0).tolist() == [3, 3]
-    with pytest.raises(TypeError, match=r"scaled has no gradient.*@scaled\.vjp"):
-        pyloss.grad(lambda x: scaled(x, 2.0).sum())(np.ones(2))
-
-    @scaled.vjp
-    def scaled_vjp(primals, cotangent, output):
-        x, factor = primals
-        np.testing.assert_array_equal(output, x * factor)
-        return cotangent * factor, np.sum(cotangent * x)
-
-    x, factor = np.array([1.0, 2.0]), np.array(3.0)
-    dx, dfactor = pyloss.grad(lambda x, f: (scaled(x, f) ** 2).sum(), (0, 1))(x, factor)
-    np.testing.assert_allclose(dx, 2 * factor**2 * x)
-    np.testing.assert_allclose(dfactor, 2 * factor * (x**2).sum())
-
-    @pyloss.custom_function
-    def polar(x, y):
-        return np.hypot(x, y), np.arctan2(y, x)
-
-    polar.defvjp(
-        lambda x, y: ((np.hypot(x, y), np.arctan2(y, x)), (x, y)),
-        lambda kept, dys: (
-            (dys[0] * kept[0] * np.hypot(*kept) - dys[1] * kept[1]) / np.hypot(*kept) ** 2,
-            (dys[0] * kept[1] * np.hypot(*kept) + dys[1] * kept[0]) / np.hypot(*kept) ** 2,
-        ),
-    )
-    report = pyloss.gradcheck(
-        lambda x, y: sum(a * b for a, b in zip(polar(x, y), (2, 3), strict=True)), x, x + 1
-    )
-    assert report.ok
-
-    @pyloss.custom_function
-    def wrong(x):
-        return x * 1
-
-    wrong.vjp(lambda x, dy, y: dy[:1])
-    with pytest.raises(ValueError, match=r"shape \(1,\), and the argument \(2,\)"):
-        pyloss.grad(lambda x: wrong(x).sum())(x)
-    with pytest.raises(TypeError, match="by keyword"):
-        pyloss.grad(lambda f: scaled(x, factor=f).sum())(factor)
-
-
-def test_vjp_is_mlxs():
-    x, w = np.array([1.0, 2.0]), np.array([3.0, 4.0])
-    outputs, grads = pyloss.vjp(lambda x, w: (x * w, np.exp(x)), [x, w], [np.ones(2), np.zeros(2)])
-    np.testing.assert_array_equal(outputs[0], x * w)
-    np.testing.assert_array_equal(grads[0], w)
-    np.testing.assert_array_equal(grads[1], x)
-    with pytest.raises(ValueError, match="2 outputs need as many cotangents, got 1"):
-        pyloss.vjp(lambda x: (x, x), [x], [x])
-    with pytest.raises(ValueError, match=r"shape \(1,\), its output \(2,\)"):
-        pyloss.vjp(lambda x: x * 2, [x], x[:1])
-
-
-def test_auxiliary_results():
-    f = pyloss.value_and_grad(lambda x: (x.sum(), {"mean": x.mean()}), has_aux=True)
-    (value, aux), gradient = f(np.ones(2))
-    assert value == 2 and aux == {"mean": 1} and gradient.tolist() == [1, 1]
-    gradient, aux = pyloss.grad(lambda x: (x.sum(), 5), has_aux=True)(np.ones(2))
-    assert aux == 5 and gradient.tolist() == [1, 1]
-    with pytest.raises(TypeError, match=r"\(value, aux\)"):
-        pyloss.value_and_grad(lambda x: x.sum(), has_aux=True)(np.ones(2))
-
-
-def test_gradcheck_finds_a_wrong_gradient():
-    @pyloss.custom_function
-    def cube(x):
-        return x**3
-
-    cube.vjp(lambda x, dy, y: np.where(x > 1, 2.5, 3) * x**2 * dy)
-    x = np.array([[0.5, 0.7], [2.0, 0.1]], np.float32)
-    with pytest.raises(AssertionError, match=r"argument 0 at \(1, 0\)"):
-        pyloss.gradcheck(cube, x)
-    report = pyloss.gradcheck(cube, x, raise_error=False)
-    assert not report.ok and report.entry == (1, 0) and "argument 0" in repr(report)
-    assert pyloss.gradcheck(cube, x[:1]).ok
-
-
-def test_gradcheck_refuses_a_model_without_parameters_where_nothing_else_is_checked():
-    without = Trained(_hidden=single(2))
-    with pytest.raises(TypeError, match="no trainable parameters"):
-        pyloss.gradcheck(lambda: np.sum(single(2)), model=without)
-    assert pyloss.gradcheck(lambda x: x * 2.0, single(2), model=without).ok
-
-
-def test_gradcheck_of_a_model():
-    model = Trained(layer=nn.Linear(3, 4), norm=nn.RMSNorm(4), g=single(4))
-    x, labels = single(5, 3), np.array([0, 1, 2, 3, 0])
-    before = model.layer.weight
-
-    def loss(x):
-        hidden = pyloss.ops.swiglu(model.layer(x), model.norm(model.layer(x)) * model.g)
-        return pyloss.softmax_cross_entropy(hidden, labels).mean()
-
-    report = pyloss.gradcheck(loss, x, model=model)
-    assert report.ok and report.error < 1e-6
-    assert model.layer.weight is before
-
-
 def in_a_thread(function):
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(function).result()
@@ -518,22 +370,6 @@ def test_other_threads_may_record_and_constants_may_be_used_anywhere():
     kept = []
     pyloss.value_and_grad(lambda x: kept.append(x * 2.0) or np.sum(x))(single(4))
     np.testing.assert_array_equal(in_a_thread(lambda: np.exp(kept[0])), np.exp(single(4) * 2))
-
-
-@pytest.mark.parametrize("use", ["value", "parameter", "keyword"])
-def test_custom_functions_take_what_they_differentiate_as_arguments(use):
-    model = Trained(g=single(4))
-
-    def loss(t):
-        @pyloss.custom_function
-        def scaled(x, factor=1.0):
-            return x * {"value": t, "parameter": model.g, "keyword": factor}[use]
-
-        scaled.vjp(lambda x, dy, y: dy)
-        return np.sum(scaled(t) if use != "keyword" else scaled(t, factor=t))
-
-    with pytest.raises(TypeError, match="by position"):
-        nn.value_and_grad(model, lambda: loss(model.g * 2.0))()
 
 
 @pytest.mark.parametrize(

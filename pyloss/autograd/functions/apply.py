@@ -11,6 +11,7 @@ import numpy as np
 from pyloss.arithmetic import summed_to
 from pyloss.autograd.tape import Gradients, keep, nodes_of, record_on, record_several
 from pyloss.autograd.tensor import FUNCTIONS, UFUNCS, LazyTensor, Tensor, stripped
+from pyloss.autograd.trees import tree_map
 from pyloss.runtime import device
 
 
@@ -93,6 +94,16 @@ def unchanging(x: Any) -> Any:
     return x
 
 
+def settled(argument: Any) -> Any:
+    """An index or another argument as it is now, without Tensors: a gradient reads it later."""
+
+    def copied(x: Any) -> Any:
+        x = value_of(x)
+        return x.copy() if isinstance(x, np.ndarray) else x
+
+    return tree_map(copied, argument)
+
+
 def _same(x: Any) -> Any:
     return x
 
@@ -116,6 +127,9 @@ def apply(
     """
     place = _place(inputs)
     nodes = nodes_of(*inputs)
+    late = lazy is not None and any(isinstance(x, LazyTensor) for x in inputs)
+    if late:
+        inputs = [x if isinstance(x, Tensor) else unchanging(x) for x in inputs]
 
     def compute() -> Any:
         return device.on_device_of(place, np.asarray(forward(*map(value_of, inputs))))
@@ -132,7 +146,8 @@ def apply(
         else None
         for i, x in enumerate(inputs)
     ]
-    if lazy is not None and any(isinstance(x, LazyTensor) for x in inputs):
+    if late:
+        assert lazy is not None
         y: Any = LazyTensor(*lazy(), compute)
     else:
         y = compute()

@@ -231,9 +231,18 @@ constant(
     np.equal, np.not_equal, np.less, np.less_equal, np.greater, np.greater_equal,
     np.logical_and, np.logical_or, np.logical_xor, np.logical_not,
     np.isnan, np.isinf, np.isfinite, np.signbit, np.sign,
-    np.floor, np.ceil, np.trunc, np.rint, np.floor_divide, np.heaviside,
+    np.floor, np.ceil, np.trunc, np.rint, np.floor_divide,
     np.round, np.around, np.fix,
 )  # fmt: skip
+
+
+@implements(np.heaviside)
+def heaviside(x1: Any, x2: Any) -> Any:
+    """Of x1 it has no gradient; x2 has one where it is chosen."""
+    x, y = value_of(operand(x1)), operand(x2)
+    if not recording(y):
+        return np.heaviside(x, value_of(y))
+    return where(np.equal(x, 0), y, np.heaviside(x, np.zeros((), y.dtype)))
 
 
 @implements(np.where)
@@ -258,8 +267,10 @@ def chosen(mask: Any, a: Any, b: Any) -> Any:
 @implements(np.clip)
 def clip(a: Any, a_min: Any = None, a_max: Any = None, *, min: Any = None, max: Any = None) -> Any:
     low, high = (a_min if min is None else min), (a_max if max is None else max)
+    if low is None and high is None:
+        return copy(a)
     for bound, ufunc in ((low, np.maximum), (high, np.minimum)):
-        if isinstance(bound, Tensor):
+        if isinstance(bound, Tensor) or recording(bound):
             a = ufunc(a, bound)
         elif bound is not None:
             a = _bounded(a, bound, ufunc)
@@ -272,7 +283,7 @@ def _bounded(a: Any, bound: Any, ufunc: np.ufunc) -> Any:
         ufunc,
         (operand(a), operand(bound)),
         lambda i, dy, y, ad, bd: np.where(ad == y, dy, 0),
-        "01y",
+        "0y",
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 
 from pyloss.arithmetic import cumsum as core_cumsum, expanded, extreme_grad, reduced
 from pyloss.autograd.functions.apply import apply, constant, implements, operand, value_of
+from pyloss.autograd.tape import recording
 
 #: Sums of fewer numbers are added up in float64 by NumPy.
 IN_CORE = 1 << 16
@@ -69,7 +71,21 @@ def sum(a: Any, axis: Axis = None, dtype: Any = None, *, keepdims: bool = False)
     return apply(total, (x,), gradient, lazy=lambda: (shape, x.dtype))
 
 
+def _widened(function: Any) -> Any:
+    """Computed in float32 for float16, whose sums overflow."""
+
+    @functools.wraps(function)
+    def computed(a: Any, *args: Any, **kwargs: Any) -> Any:
+        x = operand(a)
+        if getattr(x, "dtype", None) != np.float16:
+            return function(x, *args, **kwargs)
+        return function(x.astype(np.float32), *args, **kwargs).astype(np.float16)
+
+    return computed
+
+
 @implements(np.mean)
+@_widened
 def mean(a: Any, axis: Axis = None, dtype: Any = None, *, keepdims: bool = False) -> Any:
     x = operand(a)
     if x.dtype.kind in "iub":
@@ -80,6 +96,7 @@ def mean(a: Any, axis: Axis = None, dtype: Any = None, *, keepdims: bool = False
 
 
 @implements(np.var)
+@_widened
 def var(
     a: Any, axis: Axis = None, dtype: Any = None, *, ddof: float = 0, keepdims: bool = False
 ) -> Any:
@@ -90,6 +107,7 @@ def var(
 
 
 @implements(np.std)
+@_widened
 def std(
     a: Any, axis: Axis = None, dtype: Any = None, *, ddof: float = 0, keepdims: bool = False
 ) -> Any:
@@ -176,14 +194,46 @@ def diff(a: Any, n: int = 1, axis: int = -1) -> Any:
 
 
 @implements(np.average)
-def average(a: Any, axis: Axis = None, weights: Any = None) -> Any:
+def average(
+    a: Any,
+    axis: Axis = None,
+    weights: Any = None,
+    returned: bool = False,
+    *,
+    keepdims: bool = False,
+) -> Any:
+    """Weights have the shape of a, or that of its axes `axis`."""
+    x = operand(a)
     if weights is None:
-        return mean(a, axis)
+        if returned:
+            raise TypeError("numpy.average(returned=True) of a Tensor needs weights")
+        return mean(x, axis, keepdims=keepdims)
     w = operand(weights)
-    return np.sum(a * w, axis) / np.sum(np.broadcast_to(w, np.shape(a)), axis)
+    kind = np.result_type(x.dtype, w.dtype)
+    if kind == np.float16:  # sums would overflow
+        x, w = x.astype(np.float32), w.astype(np.float32)
+    if w.shape != x.shape:
+        if axis is None:
+            raise TypeError("numpy.average of weights of another shape needs an axis")
+        axes = _axes(x, axis)
+        if w.shape != tuple(x.shape[i] for i in axes):
+            raise ValueError(
+                f"numpy.average along {axis} of shape {x.shape} takes weights of shape "
+                f"{tuple(x.shape[i] for i in axes)} or {x.shape}, not {w.shape}"
+            )
+        w = np.transpose(w, np.argsort(axes))
+        w = np.reshape(w, tuple(n if i in axes else 1 for i, n in enumerate(x.shape)))
+    total = np.sum(np.broadcast_to(w, x.shape), axis, keepdims=keepdims)
+    if np.any(np.equal(total, 0)):
+        raise ZeroDivisionError("numpy.average: the weights sum to 0, and cannot be normalized")
+    found = np.sum(x * w, axis, keepdims=keepdims) / total
+    if found.dtype != kind:
+        found = found.astype(kind)
+    return (found, total.astype(kind)) if returned else found
 
 
 @implements(np.linalg.norm)
+@_widened
 def norm(x: Any, ord: Any = None, axis: Axis = None, keepdims: bool = False) -> Any:
     """Of vectors: order 1, 2, infinity or a number above 0; of matrices: Frobenius'."""
     x = operand(x)
@@ -241,5 +291,17 @@ def _filled(function: Any) -> Any:
     return computed
 
 
-for _like in (np.zeros_like, np.ones_like, np.empty_like, np.full_like):
+for _like in (np.zeros_like, np.ones_like, np.empty_like):
     implements(_like)(_filled(_like))
+
+
+@implements(np.full_like)
+def full_like(
+    a: Any, fill_value: Any, dtype: Any = None, order: str = "K", subok: bool = False,
+    shape: Any = None,
+) -> Any:  # fmt: skip
+    if not recording(fill_value):
+        return _filled(np.full_like)(a, fill_value, dtype, order, shape=shape)
+    x = operand(a)
+    filled = np.broadcast_to(operand(fill_value), x.shape if shape is None else shape)
+    return filled.astype(x.dtype if dtype is None else dtype)

@@ -11,9 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from pyloss.autograd.functions.apply import apply, apply_several, implements, operand, value_of
+from pyloss.autograd.functions.apply import (
+    apply,
+    apply_several,
+    implements,
+    operand,
+    settled,
+    value_of,
+)
 from pyloss.autograd.tape import reads_output, record, recording
-from pyloss.autograd.tensor import LazyTensor, Tensor, stripped
+from pyloss.autograd.tensor import LazyTensor, Tensor
 
 
 def _moved(x: Any, function: Callable[[Any], Any], back: Callable[[Any], Any]) -> Any:
@@ -21,17 +28,17 @@ def _moved(x: Any, function: Callable[[Any], Any], back: Callable[[Any], Any]) -
     return apply(function, (x,), lambda i, dy, y, xd: back(dy))
 
 
-def _chosen(x: Any, choose: Callable[[Any], Any]) -> Any:
-    """A function that chooses elements, possibly several times."""
-    x = operand(x)
+def _chosen(x: Any, choose: Callable[..., Any], *arguments: Any) -> Any:
+    """`choose(x, *arguments)`, which chooses elements, possibly several times."""
+    x, fixed = operand(x), settled(arguments)
     shape, size = x.shape, x.size
 
     def gradient(i: int, dy: Any, y: Any, xd: Any) -> Any:
-        numbers = choose(np.arange(size).reshape(shape))
+        numbers = choose(np.arange(size).reshape(shape), *fixed)
         total = np.bincount(numbers.reshape(-1), dy.reshape(-1), minlength=size)
         return total.reshape(shape)
 
-    return apply(choose, (x,), gradient)
+    return apply(lambda xd: choose(xd, *fixed), (x,), gradient)
 
 
 @implements(np.reshape)
@@ -83,6 +90,7 @@ def swapaxes(a: Any, axis1: int, axis2: int) -> Any:
 
 @implements(np.moveaxis)
 def moveaxis(a: Any, source: Any, destination: Any) -> Any:
+    source, destination = settled((source, destination))
     return _moved(
         operand(a),
         lambda xd: np.moveaxis(xd, source, destination),
@@ -180,26 +188,27 @@ def column_stack(tup: Sequence[Any]) -> Any:
     return concatenate([p[:, None] if p.ndim == 1 else np.atleast_2d(p) for p in parts], 1)
 
 
-def _splitting(function: Callable[..., Any], axis: int | None) -> Callable[..., Any]:
+def _splitting(function: Callable[..., Any]) -> Callable[..., Any]:
     def computed(ary: Any, indices_or_sections: Any, *more: int, **kwargs: int) -> list[Any]:
-        along = more[0] if more else kwargs.get("axis", 0) if axis is None else axis
+        x, where = operand(ary), settled(indices_or_sections)
+        shape = x.shape
 
-        def pieces(xd: Any) -> list[Any]:
-            return [piece.copy() for piece in function(xd, indices_or_sections, *more, **kwargs)]
+        def views(array: Any) -> list[Any]:
+            return function(array, where, *more, **kwargs)
 
-        return apply_several(pieces, operand(ary), lambda dys: np.concatenate(dys, along))
+        def gradient(dys: list[Any]) -> Any:
+            dx = np.zeros(shape, dys[0].dtype if dys else None)
+            for part, dy in zip(views(dx), dys, strict=True):
+                part += dy  # parts may overlap
+            return dx
+
+        return apply_several(lambda xd: [part.copy() for part in views(xd)], x, gradient)
 
     return computed
 
 
-for _function, _axis in (
-    (np.split, None),
-    (np.array_split, None),
-    (np.vsplit, 0),
-    (np.hsplit, 1),
-    (np.dsplit, 2),
-):
-    implements(_function)(_splitting(_function, _axis))
+for _function in (np.split, np.array_split, np.vsplit, np.hsplit, np.dsplit):
+    implements(_function)(_splitting(_function))
 
 
 def unstack(x: Any, /, *, axis: int = 0) -> tuple[Any, ...]:
@@ -237,7 +246,7 @@ def pad(array: Any, pad_width: Any, mode: Any = "constant", **kwargs: Any) -> An
         )
         return _moved(x, lambda xd: np.pad(xd, pad_width, **kwargs), lambda dy: dy[inside])
     if mode in ("edge", "reflect", "symmetric", "wrap") and kwargs.get("reflect_type") != "odd":
-        return _chosen(x, lambda xd: np.pad(xd, pad_width, mode, **kwargs))
+        return _chosen(x, lambda xd, width: np.pad(xd, width, mode, **kwargs), pad_width)
     raise TypeError(
         f"numpy.pad(mode={mode!r}) has no gradient; constant, edge, reflect, symmetric and wrap "
         "have one"
@@ -246,6 +255,7 @@ def pad(array: Any, pad_width: Any, mode: Any = "constant", **kwargs: Any) -> An
 
 @implements(np.roll)
 def roll(a: Any, shift: Any, axis: Any = None) -> Any:
+    axis = settled(axis)
     opposite = np.negative(shift).tolist()
     return _moved(
         operand(a), lambda xd: np.roll(xd, shift, axis), lambda dy: np.roll(dy, opposite, axis)
@@ -254,6 +264,7 @@ def roll(a: Any, shift: Any, axis: Any = None) -> Any:
 
 @implements(np.flip)
 def flip(m: Any, axis: Any = None) -> Any:
+    axis = settled(axis)
     return _moved(operand(m), lambda xd: np.flip(xd, axis), lambda dy: np.flip(dy, axis))
 
 
@@ -263,17 +274,18 @@ implements(np.fliplr)(lambda m: flip(m, 1))
 
 @implements(np.rot90)
 def rot90(m: Any, k: int = 1, axes: tuple[int, int] = (0, 1)) -> Any:
+    axes = settled(axes)
     return _moved(operand(m), lambda xd: np.rot90(xd, k, axes), lambda dy: np.rot90(dy, -k, axes))
 
 
 @implements(np.tile)
 def tile(A: Any, reps: Any) -> Any:
-    return _chosen(A, lambda xd: np.tile(xd, reps))
+    return _chosen(A, np.tile, reps)
 
 
 @implements(np.repeat)
 def repeat(a: Any, repeats: Any, axis: int | None = None) -> Any:
-    return _chosen(a, lambda xd: np.repeat(xd, value_of(operand(repeats)), axis))
+    return _chosen(a, np.repeat, repeats, axis)
 
 
 @implements(np.diagonal)
@@ -306,17 +318,15 @@ def triu(m: Any, k: int = 0) -> Any:
 
 @implements(np.take)
 def take(a: Any, indices: Any, axis: int | None = None, *, mode: Any = "raise") -> Any:
-    where = value_of(operand(indices))
     if mode == "raise":
-        x = operand(a) if axis is not None else ravel(a)
+        x, where = operand(a) if axis is not None else ravel(a), value_of(operand(indices))
         return x[(slice(None),) * ((axis or 0) % max(x.ndim, 1)) + (where,)]
-    return _chosen(a, lambda xd: np.take(xd, where, axis, mode=mode))
+    return _chosen(a, lambda xd, where: np.take(xd, where, axis, mode=mode), indices)
 
 
 @implements(np.take_along_axis)
 def take_along_axis(arr: Any, indices: Any, axis: int | None = -1) -> Any:
-    where = value_of(operand(indices))
-    return _chosen(arr, lambda xd: np.take_along_axis(xd, where, axis))
+    return _chosen(arr, np.take_along_axis, indices, axis)
 
 
 @implements(np.sort)
@@ -327,15 +337,15 @@ def sort(a: Any, axis: int = -1, *, stable: bool | None = None) -> Any:
 
 implements(np.compress)(
     lambda condition, a, axis=None: _chosen(
-        a, lambda xd: np.compress(stripped(condition), xd, axis)
+        a, lambda xd, mask: np.compress(mask, xd, axis), condition
     )
 )
-implements(np.delete)(lambda arr, obj, axis=None: _chosen(arr, lambda xd: np.delete(xd, obj, axis)))
+implements(np.delete)(lambda arr, obj, axis=None: _chosen(arr, np.delete, obj, axis))
 
 
 @implements(Tensor.__getitem__)
 def getitem(x: Tensor, index: Any) -> Any:
-    where = _index(index)
+    where = settled(index)
     shape, kind = x.shape, x.dtype
     basic = all(
         isinstance(i, slice | int | np.integer | type(None) | type(...)) and not isinstance(i, bool)
@@ -352,14 +362,6 @@ def getitem(x: Tensor, index: Any) -> Any:
 
     # A copy: a change of the result must not change x.
     return apply(lambda xd: np.array(xd[where]), (x,), gradient)
-
-
-def _index(index: Any) -> Any:
-    """An index with plain arrays in it."""
-    if isinstance(index, tuple):
-        return tuple(_index(part) for part in index)
-    index = value_of(index) if isinstance(index, Tensor) else index
-    return index.copy() if isinstance(index, np.ndarray) else index
 
 
 def _is_mask(index: Any) -> bool:

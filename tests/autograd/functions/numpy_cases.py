@@ -46,6 +46,10 @@ ONE_ARRAY = {
     "sum axes, kept": lambda x: np.sum(x, axis=(0, -1), keepdims=True),
     "mean": lambda x: np.mean(x, axis=-1),
     "average": lambda x: np.average(x, 0, np.array([0.25, 0.75])[:, None, None] * np.ones((2, 3, 5))),
+    "average of rows": lambda x: np.average(x, 1, np.array([1.0, 2.0, 5.0])),
+    "average of axes": lambda x: np.average(
+        x, (2, 0), np.arange(1.0, 11).reshape(5, 2), keepdims=True
+    ),
     "var": lambda x: np.var(x, axis=1, ddof=1),
     "std": lambda x: np.std(x, axis=(0, 2), keepdims=True),
     "prod": lambda x: np.prod(x, axis=1),

@@ -6,9 +6,9 @@ import math
 import numpy as np
 import pytest
 from numpy_cases import BINARY, ONE_ARRAY, SHAPES, TWO_ARRAYS, UNARY, drawn
-from tape_cases import numeric
+from tape_cases import Scale, numeric
 
-from pyloss import grad, value_and_grad
+from pyloss import grad, nn, value_and_grad
 from pyloss.autograd.tensor import FUNCTIONS, UFUNCS, Tensor
 
 ORDERS = ["C", "F"]
@@ -269,3 +269,77 @@ def test_registered_functions_take_numpys_arguments():
         want = [p.name for p in theirs if p.kind in positional]
         mine = [p.name for p in inspect.signature(ours).parameters.values() if p.kind in positional]
         assert mine == want[: len(mine)], f"numpy.{function.__name__}"
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_weights_of_an_axis_of_a_square(rng, axis):
+    """Along axis 0, broadcasting would weight axis 1."""
+    check(lambda x, w: np.average(x, axis, w), drawn(rng, (3, 3)), drawn(rng, (3,), "positive"))
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis", "error"),
+    [
+        ((3,), None, TypeError),
+        ((2,), 0, ValueError),
+        ((3, 1), 1, ValueError),
+        ((0,), 0, ValueError),
+    ],
+)
+def test_weights_that_numpy_refuses(shape, axis, error):
+    for x in (np.ones((3, 3)), np.ones((3, 3))):
+        with pytest.raises(error):
+            np.average(x, axis, np.ones(shape))
+        with pytest.raises(error):
+            grad(lambda x: np.sum(np.average(x, axis, np.ones(shape))))(x)
+    with pytest.raises(ZeroDivisionError):
+        grad(lambda x: np.average(x, weights=x * 0))(np.ones(3))
+
+
+def test_means_of_float16_do_not_overflow():
+    x = np.full(70000, 3, np.float16)
+    for f in (
+        np.mean, np.std, np.linalg.norm, np.average, lambda x: np.average(x, weights=x),
+        lambda x: np.var(x * 40.0),
+    ):  # fmt: skip
+        value, gradient = value_and_grad(f)(x)
+        assert value.dtype == gradient.dtype == np.float16
+        np.testing.assert_allclose(value, f(x.astype(np.float64)), rtol=1e-3)
+    assert value_and_grad(lambda x: np.average(x, weights=np.ones(70000)))(x)[0].dtype == np.float64
+
+
+@pytest.mark.parametrize(
+    ("split", "shape"),
+    [
+        (lambda x: np.split(x, [3, 1]), (4,)), (lambda x: np.split(x, [1, 1, 9], 1), (2, 3)),
+        (lambda x: np.hsplit(x, 2), (4,)), (lambda x: np.hsplit(x, [2, 1]), (4,)),
+        (lambda x: np.array_split(x, 3), (4,)), (lambda x: np.dsplit(x, [2, 0]), (1, 2, 3)),
+    ],
+)  # fmt: skip
+def test_splits_that_overlap_and_of_one_axis(rng, split, shape):
+    check(
+        lambda x: sum(np.sum(part * (i + 1)) for i, part in enumerate(split(x))), drawn(rng, shape)
+    )
+
+
+def test_values_that_fill_and_choose(rng):
+    x = drawn(rng, (3,))
+    check(lambda x: np.full_like(x, x.sum()) * x, x)
+    check(lambda x: np.full_like(x, fill_value=x[0], shape=(2, 1)) * x, x)
+    check(lambda x: np.heaviside(np.array([-1, 0, 2.0]), x), x)
+    check(lambda x: np.heaviside(np.array([[0.0], [1]]), x), x)
+    assert not grad(lambda x: np.sum(np.heaviside(x, 0.5) * x * 0))(x).any()
+
+
+def test_a_trained_array_that_bounds(rng):
+    """The arrays of a model before it is differentiated are bounds, too."""
+    low = np.array([1.0, 0.0, 2.0], np.float32)
+    model = Scale(low)
+    x = np.array([0.5, 3.0, 1.0], np.float32)
+    for f in (
+        lambda: np.clip(model.weight * 0 + x, low, None),
+        lambda: np.maximum(model.weight, x),
+    ):
+        np.testing.assert_array_equal(
+            nn.value_and_grad(model, lambda f=f: np.sum(f()))()[1]["weight"], [1, 0, 1]
+        )
