@@ -127,6 +127,37 @@ INLINE void decode_k_sixteens(const int format, const pl_weight *w, int64_t row,
     }
 }
 
+/* Blocks of IQ4_NL and MXFP4, and one of the eight runs of 32 elements in a block of IQ4_XS: codes
+ * of 4 bits are places in a table. MXFP4's scale is a power of two, 2^(p[0] - 128), since its table
+ * has twice the values of E2M1 (OCP Microscaling Formats 1.0, section 5.3.3). */
+INLINE void decode_codebook(const int format, const pl_weight *w, int64_t row, int64_t begin,
+                            int64_t n UNUSED, float *out) {
+    static const float iq4[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
+                                  1,    13,   25,  38,  53,  69,  89,  113},
+                       e2m1[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
+    const uint8_t *p = block_at(format, w, row, begin), *codes = p + 2;
+    float scale;
+    if (format == PL_W_MXFP4) {
+        const uint32_t bits = p[0] < 2 ? 0x00200000u << p[0] : (uint32_t)(p[0] - 1) << 23;
+        memcpy(&scale, &bits, sizeof scale);
+        codes = p + 1;
+    } else {
+        scale = f16_at(p);
+    }
+    if (format == PL_W_IQ4_XS) {
+        const int run = (int)(begin / 32 % 8), high = p[2] | p[3] << 8;
+        scale *=
+            (float)(((p[4 + run / 2] >> (run & 1) * 4 & 15) | (high >> 2 * run & 3) << 4) - 32);
+        codes = p + 8 + 16 * run;
+    }
+    const uint8_t *table = (const uint8_t *)(format == PL_W_MXFP4 ? e2m1 : iq4);
+    for (int i = 0; i < 16; i += LANES) {
+        const vi both = vi_from_u8(codes + i);
+        vf_store(out + i, vf_lookup16(table, both & 15) * scale);
+        vf_store(out + 16 + i, vf_lookup16(table, both >> 4) * scale);
+    }
+}
+
 /* The index of an element's group in the matrix; the size of a group is a power of two. */
 INLINE int64_t group_of(const pl_weight *w, int64_t row, int64_t begin) {
     return (w->groups.first + row * w->cols + begin) >>

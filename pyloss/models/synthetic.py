@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -44,13 +45,16 @@ STORED_TYPES = {name: name for name in SINGLE} | QUANTIZATIONS
 # About so many values of a matrix are drawn; its other rows repeat them.
 _DRAWN = 1 << 20
 # In a block of a format without an encoder: where the float16 scales lie, and a size of them that
-# makes values of about 1.
+# makes values of about 1. MXFP4 has an exponent in their place.
 _SCALES = {
     "q2_k": ((80, 82), 0.06),
     "q3_k": ((108,), 0.025),
     "q4_k": ((0, 2), 0.003),
     "q5_k": ((0, 2), 0.0015),
     "q6_k": ((208,), 0.0008),
+    "iq4_nl": ((0,), 0.015),
+    "iq4_xs": ((0,), 0.0008),
+    "mxfp4": ((), 0.2),
 }
 
 
@@ -130,6 +134,8 @@ def _random_rows(rows: int, cols: int, format: str) -> Weight:
     places, scale = _SCALES[format]
     for at in places:
         blocks[:, at : at + 2] = np.array([scale / size], "<f2").view(np.uint8)
+    if format == "mxfp4":
+        blocks[:, 0] = 128 + round(math.log2(scale / size))
     return Weight(raw, format, (rows, cols))
 
 

@@ -34,7 +34,13 @@ class Format(NamedTuple):
 
 
 # The reference encoders of these search for scales at length, and gguf-py has none to compare with.
-_READ_ONLY = ("q2_k", "q3_k", "q4_k", "q5_k", "q6_k")
+_READ_ONLY = ("q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_nl", "iq4_xs", "mxfp4")
+
+# The values of codes of 4 bits: ggml's for IQ4, and twice those of E2M1.
+_IQ4 = np.array(
+    [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32
+)
+_E2M1 = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.float32)
 
 #: the core's table, csrc/formats.def
 FORMATS: dict[str, Format] = {
@@ -68,7 +74,10 @@ def decode(rows: Array, format: str) -> Array:
     if format == "bf16":
         return (rows.view("<u2").astype(np.uint32) << 16).view(np.float32)
     blocks = rows.reshape(-1, FORMATS[format].bytes)
-    values = _decode_k(blocks, format) if format.endswith("_k") else _decode_32(blocks, format)
+    if format in ("iq4_nl", "iq4_xs", "mxfp4"):
+        values = _decode_codebook(blocks, format)
+    else:
+        values = _decode_k(blocks, format) if format.endswith("_k") else _decode_32(blocks, format)
     return values.reshape(count, -1)
 
 
@@ -137,6 +146,24 @@ def _decode_k(blocks: Array, format: str) -> Array:
         codes = (low | high << 4).astype(np.int8) - 32
         scale, d = blocks[:, 192:208].view(np.int8), _half(blocks, 208)
     return codes.astype(np.float32) * (d * scale.astype(np.float32))[:, :, None]
+
+
+def _decode_codebook(blocks: Array, format: str) -> Array:
+    """Runs of 32 values: a scale times the values that codes of 4 bits stand for."""
+    n, table = len(blocks), _IQ4
+    if format == "mxfp4":  # the scale is 2^(byte - 128), and _E2M1 has twice the values
+        scale, table = np.ldexp(np.float32(1), blocks[:, :1].astype(np.int32) - 128), _E2M1
+        packed = blocks[:, 1:].reshape(n, 1, 16)
+    elif format == "iq4_nl":
+        scale, packed = _half(blocks, 0), blocks[:, 2:].reshape(n, 1, 16)
+    else:
+        high = blocks[:, 2:4].copy().view("<u2") >> np.arange(0, 16, 2, dtype=np.uint16) & 3
+        low = (blocks[:, 4:8, None] >> np.array([0, 4], np.uint8) & 15).reshape(n, 8)
+        scale = _half(blocks, 0) * ((low | high << 4).astype(np.float32) - 32)
+        packed = blocks[:, 8:].reshape(n, 8, 16)
+    codes = np.concatenate([packed & 15, packed >> 4], axis=2)
+    with np.errstate(over="ignore"):
+        return np.asarray(table[codes] * scale[:, :, None], np.float32)
 
 
 def encode(rows: Array, format: str) -> Array:

@@ -9,8 +9,14 @@ import numpy as np
 from pyloss.weights.weight import FORMATS, Weight
 
 #: Offsets of a block's scale halves, and a scale that gives values of about 1.
-K_HALVES = {"q2_k": (80, 82), "q3_k": (108,), "q4_k": (0, 2), "q5_k": (0, 2), "q6_k": (208,)}
-K_SIZES = {"q2_k": 0.06, "q3_k": 0.025, "q4_k": 0.003, "q5_k": 0.0015, "q6_k": 0.0008}
+K_HALVES = {
+    "q2_k": (80, 82), "q3_k": (108,), "q4_k": (0, 2), "q5_k": (0, 2), "q6_k": (208,),
+    "iq4_nl": (0,), "iq4_xs": (0,), "mxfp4": (),
+}  # fmt: skip
+K_SIZES = {
+    "q2_k": 0.06, "q3_k": 0.025, "q4_k": 0.003, "q5_k": 0.0015, "q6_k": 0.0008,
+    "iq4_nl": 0.015, "iq4_xs": 0.0008, "mxfp4": 0.2,
+}  # fmt: skip
 QUANTISED = [name for name, layout in FORMATS.items() if layout.elements > 1]
 GGUF = [name for name, layout in FORMATS.items() if not layout.bits]
 GROUPED = [name for name, layout in FORMATS.items() if layout.bits]
@@ -29,4 +35,7 @@ def stored(rng, rows, cols, format, head_dim=0, size=1.0):
     for at in K_HALVES[format]:
         halves = size * K_SIZES[format] * rng.uniform(0.5, 1.5, len(blocks))
         blocks[:, at : at + 2] = halves.astype("<f2").view(np.uint8).reshape(-1, 2)
+    if format == "mxfp4":  # an exponent in place of a scale
+        powers = np.log2(size * K_SIZES[format]) + rng.uniform(-1, 1, len(blocks))
+        blocks[:, 0] = 128 + np.round(powers)
     return Weight(blocks.reshape(-1), format, (rows, cols), head_dim)

@@ -10,6 +10,7 @@ from pyloss.weights.weight import FORMATS, Weight
 
 WRITTEN = [name for name in GGUF if FORMATS[name].encodes]
 QUANTISED = [name for name in WRITTEN if name.startswith("q")]
+READ_ONLY = [name for name in GGUF if not FORMATS[name].encodes]
 AFFINE = [name for name in GROUPED if name != "nf4"]
 
 
@@ -169,7 +170,7 @@ def test_what_it_tells():
     assert weight.handle[0] is weight.raw
     assert weight.handle[1:] == (5, 4, 64, 2)
     assert repr(weight) == "Weight(q4_1, shape=(4, 64), 160 bytes, head_dim=2)"
-    assert [layout.code for layout in FORMATS.values()] == list(range(20))
+    assert [layout.code for layout in FORMATS.values()] == list(range(len(FORMATS)))
 
 
 @pytest.mark.parametrize(
@@ -223,7 +224,7 @@ def test_vanishing_scales_become_zero(format):
 
 
 def test_what_can_only_be_read_is_refused():
-    for format in ("q2_k", "q3_k", "q4_k", "q5_k", "q6_k"):
+    for format in READ_ONLY:
         with pytest.raises(
             ValueError,
             match=f"{format} can be read but not written; what can be written: f32, .*q5_1, .*nf4",

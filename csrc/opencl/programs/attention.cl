@@ -159,8 +159,8 @@ KERNEL attention_forward(ARRAY(const float, q), ARRAY(const float, k), ARRAY(con
         TAKE_KEYS(key)
         V p[TILE], high = top;
         for (int j = 0; j < count; j++) {
-            p[j] = v_select(SEES((int)(key + j)), score_of(dot_row(query, TILE_ROW(k, keys, step, j)), softcap),
-                            v_set(LOWEST));
+            const V s = score_of(dot_row(query, TILE_ROW(k, keys, step, j)), softcap);
+            p[j] = v_select(SEES((int)(key + j)), s, v_set(LOWEST));
             high = p[j] > high || p[j] != p[j] ? p[j] : high;
         }
         /* While no key is seen, all weights are e^(-inf - 0) = 0. */

@@ -173,6 +173,34 @@ INLINE float8 decode(const weight *w, const global uchar *row, long at, long i) 
     return convert_float8(q) * d - offset;
 }
 
+#elif defined(FORMAT_IQ4_NL) || defined(FORMAT_IQ4_XS) || defined(FORMAT_MXFP4)
+#ifdef FORMAT_MXFP4
+constant float codebook[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
+#else
+constant float codebook[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
+                               1,    13,   25,  38,  53,  69,  89,  113};
+#endif
+INLINE float8 decode(const weight *w, const global uchar *row, long at, long i) {
+    const global uchar *p = row + i / BLOCK_ELEMENTS * BLOCK_BYTES;
+    const int e = (int)(i % 32);
+#if defined(FORMAT_MXFP4)
+    const float scale = as_float(p[0] < 2 ? 0x00200000u << p[0] : (uint)(p[0] - 1) << 23);
+    p += 1;
+#elif defined(FORMAT_IQ4_XS)
+    const int run = (int)(i / 32 % 8), high = p[2] | p[3] << 8;
+    const float scale =
+        half_at(p) *
+        (float)(((p[4 + run / 2] >> (run & 1) * 4 & 15) | (high >> 2 * run & 3) << 4) - 32);
+    p += 8 + 16 * run;
+#else
+    const float scale = half_at(p);
+    p += 2;
+#endif
+    float value[8];
+    for (int j = 0; j < 8; j++) value[j] = codebook[p[e % 16 + j] >> (e < 16 ? 0 : 4) & 15];
+    return vload8(0, value) * scale;
+}
+
 #elif defined(GROUPED)
 INLINE float scale_at(const global uchar *p, int format, long i) {
     if (format == SCALE_F32) return ((const global float *)p)[i];

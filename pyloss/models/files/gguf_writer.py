@@ -33,7 +33,8 @@ TYPES = ("f32", "f16", "bf16", "q8_0", "q5_0", "q5_1", "q4_0", "q4_1")
 # general.file_type: llama.cpp's number of the most frequent type; the medium mix of K-quants.
 _FILE_TYPES = {
     "f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q8_0": 7, "q5_0": 8, "q5_1": 9, "q2_k": 10,
-    "q3_k": 12, "q4_k": 15, "q5_k": 17, "q6_k": 18, "bf16": 32,
+    "q3_k": 12, "q4_k": 15, "q5_k": 17, "q6_k": 18, "iq4_nl": 25, "iq4_xs": 30,
+    "bf16": 32, "mxfp4": 38,
 }  # fmt: skip
 
 #: Options that llama.cpp lacks for some architectures, see `Family.gguf_lacks`: whether a model has
