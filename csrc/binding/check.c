@@ -34,19 +34,21 @@ static int take_argument(pl_check *c, int index) {
     }
 }
 
-static int check_multiples(const pl_check *c) {
+static int check_constraints(const pl_check *c) {
     const pl_spec *spec = c->spec;
     for (int i = 0; i < spec->constraints; i++) {
         const char letter = spec->constraint[i].multiple, divisor = spec->constraint[i].divisor;
         const int64_t a = PL_DIM(c->call, letter), b = PL_DIM(c->call, divisor);
-        if (b ? a % b == 0 : a == 0) continue;
+        const int twice = spec->constraint[i].twice;
+        if (twice ? b <= a / 2 : b ? a % b == 0 : a == 0) continue;
         const char *name, *divisor_name;
         const int axis = pl_axis_of(c, letter, &name),
                   divisor_axis = pl_axis_of(c, divisor, &divisor_name);
         PyErr_Format(
             PyExc_ValueError,
-            "%s: axis %d of %s has size %lld; it must be a multiple of axis %d of %s, %lld",
-            spec->name, axis, name, (long long)a, divisor_axis, divisor_name, (long long)b);
+            "%s: axis %d of %s has size %lld; it must be %s axis %d of %s, %lld", spec->name, axis,
+            name, (long long)a, twice ? "at least twice" : "a multiple of", divisor_axis,
+            divisor_name, (long long)b);
         return -1;
     }
     return 0;
@@ -170,7 +172,7 @@ static int check(pl_check *c) {
             call->wide = 1;
     for (int i = 0; i < spec->count; i++)
         if (take_argument(c, i)) return -1;
-    if (check_multiples(c) || copy_indices(spec, call)) return -1;
+    if (check_constraints(c) || copy_indices(spec, call)) return -1;
     for (int i = 0; i < spec->count; i++) {
         const pl_param *p = &spec->param[i];
         /* Empty offsets are wrong, and empty indices are not. */

@@ -38,9 +38,12 @@ static int read_type(const char **s, pl_type *type) {
 static int read_dim(const char **s, pl_dim_spec *d) {
     if (read_char(s, '*')) d->rule = '*';
     if (read_letter(s, &d->letter)) {
-        if (read_char(s, '+')) {
-            d->rule = '+';
-            return read_char(s, '1');
+        for (int i = 0; read_char(s, '+'); i++) {
+            if (!i && read_char(s, '1')) {
+                d->rule = '+';
+                return 1;
+            }
+            if (i == 2 || !read_letter(s, &d->more[i])) return 0;
         }
         if (read_char(s, '/')) {
             d->rule = '/';
@@ -99,6 +102,13 @@ const char *pl_spec_parse(pl_spec *spec, const char *name, const char *text) {
             spec->constraint[spec->constraints].multiple = s[0];
             spec->constraint[spec->constraints++].divisor = s[2];
             s += 3;
+        } else if (s[0] == '2' && is_letter(s[1]) && s[2] == '<' && s[3] == '=' &&
+                   is_letter(s[4])) {
+            if (spec->constraints == PL_MAX_CONSTRAINTS) return s;
+            spec->constraint[spec->constraints].multiple = s[4];
+            spec->constraint[spec->constraints].divisor = s[1];
+            spec->constraint[spec->constraints++].twice = 1;
+            s += 5;
         } else {
             if (spec->count == PL_MAX_ARGS) return s;
             pl_param *p = &spec->param[spec->count++];

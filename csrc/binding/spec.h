@@ -26,6 +26,7 @@ enum { PL_MAX_DIMS = 4, PL_MAX_CONSTRAINTS = 2 };
 typedef struct {
     char letter;  /* 0: the dimension is the number `size` */
     char rule;    /* '+': letter + 1; '/': letter / 2; '*': all leading axes together; 0: letter */
+    char more[2]; /* letters that are added, or 0 */
     int64_t size; /* used without a letter */
 } pl_dim_spec;
 
@@ -51,7 +52,8 @@ typedef struct {
     pl_param param[PL_MAX_ARGS];
     int constraints;
     struct {
-        char multiple, divisor; /* letters: the first is a multiple of the second */
+        char multiple, divisor; /* letters: the first is a multiple of the second... */
+        int twice;              /* ...or at least twice the second */
     } constraint[PL_MAX_CONSTRAINTS];
 } pl_spec;
 
@@ -61,7 +63,8 @@ const char *pl_spec_parse(pl_spec *spec, const char *name, const char *text);
 /* A dimension's size, once the letters have theirs. */
 static inline int64_t pl_dim_size(const pl_dim_spec *d, const pl_call *call) {
     if (!d->letter) return d->size;
-    const int64_t size = PL_DIM(call, d->letter);
+    int64_t size = PL_DIM(call, d->letter);
+    for (int i = 0; i < 2 && d->more[i]; i++) size += PL_DIM(call, d->more[i]);
     return d->rule == '+' ? size + 1 : d->rule == '/' ? size / 2 : size;
 }
 

@@ -74,6 +74,8 @@ def read_prompt(model: Any, ids: np.ndarray, cache: Any) -> np.ndarray:
     """The logits [V] after a prompt, read into an empty cache in parts of PREFILL tokens."""
     from pyloss.models.cache import PREFILL
 
+    if hasattr(cache, "least"):  # pyloss's own
+        cache.least = len(ids)
     for begin in range(0, len(ids), PREFILL):
         logits = model.step(ids[begin : begin + PREFILL], cache)
     return logits

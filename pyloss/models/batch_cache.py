@@ -122,13 +122,16 @@ class BatchCache:
 
     Attributes:
         lengths: the tokens of each slot's sequence.
+        least: how many tokens each slot's sequence will have at least.
+        history: each slot's token ids, as in `KVCache`.
         offsets: int32 [2 * slots], the first query of each slot in the next step, then of the gap
             after it, as in `_Layers.bounds`.
         next: the replayed steps, by their number of sequences.
     """
 
     def __init__(self, windows: list[int], slots: int):
-        self.lengths = np.zeros(slots, np.int64)
+        self.lengths, self.least, self._most = np.zeros((3, slots), np.int64)
+        self.history: list[list[int]] = [[] for _ in range(slots)]
         self.offsets = np.zeros(2 * slots, np.int32)
         self.next: dict[int, NextTokens] = {}
         self._groups = {window: _Layers(window, windows.count(window), slots) for window in windows}
@@ -141,8 +144,16 @@ class BatchCache:
 
         `prompts`: per slot the tokens of the prompt, and the most tokens of the whole sequence.
         """
-        self.lengths[list(prompts)] = 0
+        for slot, (length, most) in prompts.items():
+            self.lengths[slot], self.least[slot], self._most[slot] = 0, length, most
+            self.history[slot] = []
         self._moved([group.enter(prompts) for group in self._groups.values()])
+
+    def restart(self, slot: int) -> None:
+        """Drops the keys and values of a sequence; its `history` stays."""
+        history = self.history[slot]
+        self.enter({slot: (len(history) + 1, int(self._most[slot]))})
+        self.history[slot] = history
 
     def prompt(self, slot: int) -> PromptCache:
         """The cache that reads the prompt of a sequence that has entered."""
@@ -201,6 +212,24 @@ class PromptCache:
     def length(self) -> int:
         """The tokens of the sequence."""
         return int(self._cache.lengths[self._slot])
+
+    @property
+    def least(self) -> int:
+        """As `KVCache.least`."""
+        return int(self._cache.least[self._slot])
+
+    @least.setter
+    def least(self, tokens: int) -> None:
+        self._cache.least[self._slot] = tokens
+
+    @property
+    def history(self) -> list[int]:
+        """As `KVCache.history`."""
+        return self._cache.history[self._slot]
+
+    def restart(self) -> None:
+        """As `KVCache.restart`."""
+        self._cache.restart(self._slot)
 
     def reserve(self, n: int) -> None:
         """Makes room for the next n tokens."""

@@ -17,6 +17,8 @@ from pyloss.models.transformer import (
     BlockSparseLayer,
     Decoder,
     DecoderLayer,
+    FusedAttention,
+    FusedMLP,
     Model,
     PostNormLayer,
 )
@@ -84,6 +86,11 @@ class _Builder:
         c, family = self.config, self.config.family
         width, kv_width = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
         bias = c.attention_bias or family.qkv_bias
+        o_proj = (f"{at}.o_proj", c.hidden_size, width, c.attention_bias)
+        if family.fused:
+            rows = width + 2 * kv_width
+            qkv_proj = self.linear(f"{at}.qkv_proj", rows, c.hidden_size, bias)
+            return FusedAttention(c, i, qkv_proj, self.linear(*o_proj))
         q_norm = k_norm = None
         if family.qk_norm:
             q_norm = self.norm(f"{at}.q_norm", c.head_dim if family.qk_norm == "head" else width)
@@ -94,13 +101,19 @@ class _Builder:
             self.linear(f"{at}.q_proj", width, c.hidden_size, bias, rotary=True),
             self.linear(f"{at}.k_proj", kv_width, c.hidden_size, bias, rotary=True),
             self.linear(f"{at}.v_proj", kv_width, c.hidden_size, bias),
-            self.linear(f"{at}.o_proj", c.hidden_size, width, c.attention_bias),
+            self.linear(*o_proj),
             q_norm,
             k_norm,
         )
 
     def mlp(self, at: str) -> MLP:
         c = self.config
+        if c.family.fused:
+            return FusedMLP(
+                self.linear(f"{at}.gate_up_proj", 2 * c.intermediate_size, c.hidden_size),
+                self.linear(f"{at}.down_proj", c.hidden_size, c.intermediate_size),
+                c.family.activation,
+            )
         return MLP(
             self.linear(f"{at}.gate_proj", c.intermediate_size, c.hidden_size, c.mlp_bias),
             self.linear(f"{at}.up_proj", c.intermediate_size, c.hidden_size, c.mlp_bias),

@@ -64,12 +64,15 @@ class KVCache:
 
     Attributes:
         length: the tokens of the sequence.
+        least: how many it will have at least, if that is known before they come.
+        history: its token ids; only where a longer sequence needs other keys (longrope).
         offsets: int32 [2], the queries of a step of one token.
         next: the replayed step of one token, if one was recorded.
     """
 
     def __init__(self, windows: list[int]):
-        self.length = 0
+        self.length = self.least = 0
+        self.history: list[int] = []
         self.offsets = np.array([0, 1], np.int32)
         self.next: NextTokens | None = None
         self._spans = {window: _Span(window, windows.count(window)) for window in windows}
@@ -85,6 +88,12 @@ class KVCache:
             span.next_rows = span.one_row if n == 1 else np.empty(n, np.int32)
             span.next_rows[:] = range(span.held, span.held + n)
             span.bounds[1] = span.held + n
+
+    def restart(self) -> None:
+        """Drops all keys and values; `history` stays."""
+        self.length, self.next = 0, None
+        for span in self._spans.values():
+            span.held = 0
 
     def _move(self, span: _Span, n: int) -> None:
         kept = min(span.held, span.window - 1) if span.window else span.held

@@ -7,29 +7,40 @@ from typing import Any
 import numpy as np
 
 from pyloss.models.config.model_config import ModelConfig
-from pyloss.models.config.rope_scaling import rotary_frequencies
+from pyloss.models.config.rope_scaling import long_from, rotary_frequencies
 from pyloss.runtime.device import on_device_of
 
 
 class RopeTable:
-    """cos and sin of the rotary angles, float32 [positions, head_dim / 2], grown on demand."""
+    """cos and sin of the rotary angles, float32 [rows, rotary_dim / 2], grown on demand.
+
+    A position's row is the position itself. With longrope, whose long factors hold for all
+    positions of a long sequence, these have rows of their own, `long_from` further down.
+    """
 
     def __init__(self, config: ModelConfig, local: bool = False):
         """`local`: for layers with a window, whose rotary base may differ."""
         theta, scaling = config.rope_theta, config.rope_scaling
         if local and config.rope_local_base_freq is not None:
             theta, scaling = config.rope_local_base_freq, None
-        self._frequencies, self._scale = rotary_frequencies(theta, config.head_dim, scaling)
+        self._frequencies, self._scale = rotary_frequencies(theta, config.rotary_dim, scaling)
+        self._long, _ = rotary_frequencies(theta, config.rotary_dim, scaling, long=True)
+        self._long_from = long_from(scaling)
         self._cos = self._sin = np.empty((0, len(self._frequencies)), np.float32)
         # the cos that was copied to a device, and the copies of both tables
         self._copies: tuple[Any, Any, Any] | None = None
 
     def upto(self, positions: int) -> tuple[np.ndarray, np.ndarray]:
-        """Tables of at least the first `positions` positions."""
-        if positions > len(self._cos):
+        """Tables for sequences of at least up to `positions` positions."""
+        short = self._long_from
+        rows = positions + (short if short is not None and positions > short else 0)
+        if rows > len(self._cos):
             # Doubled, so that generation does not rebuild them at every token. The angles are
             # float64: float32 loses digits at high positions.
-            angles = np.arange(max(positions, 2 * len(self._cos), 256))[:, None] * self._frequencies
+            row = np.arange(max(rows, 2 * len(self._cos), 256))[:, None]
+            angles = row * self._frequencies
+            if short is not None:
+                angles[short:] = (row[short:] - short) * self._long
             self._cos, self._sin = (
                 (self._scale * f(angles)).astype(np.float32) for f in (np.cos, np.sin)
             )

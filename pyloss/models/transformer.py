@@ -18,9 +18,10 @@ from pyloss.autograd.scope import no_grad
 from pyloss.autograd.tape import data
 from pyloss.checks.numbers import whole
 from pyloss.models.batch_cache import BatchCache, PromptCache, rows_needed
-from pyloss.models.cache import KVCache, NextTokens
+from pyloss.models.cache import PREFILL, KVCache, NextTokens
 from pyloss.models.config.fields import FULL, SLIDING
 from pyloss.models.config.model_config import ModelConfig
+from pyloss.models.config.rope_scaling import long_from
 from pyloss.models.fusing import fuse_modules
 from pyloss.models.moe import SparseMoe
 from pyloss.models.rope import RopeTable
@@ -42,7 +43,7 @@ class Packing:
 
     Attributes:
         offsets: int32 [S + 1]: the first token of each sequence, and the number of all tokens.
-        positions: int32 [N]: each token's position in its sequence.
+        positions: int32 [N]: each token's row in the rotary tables, see `RopeTable`.
         rotary: the tables (cos, sin) of layers without a window, and of layers with one.
     """
 
@@ -88,6 +89,16 @@ class Attention(Module):
     ):
         super().__init__()
         self.q_proj, self.k_proj, self.v_proj, self.o_proj = q_proj, k_proj, v_proj, o_proj
+        self._settle(config, layer, q_norm, k_norm)
+
+    def _settle(
+        self,
+        config: ModelConfig,
+        layer: int,
+        q_norm: RMSNorm | None = None,
+        k_norm: RMSNorm | None = None,
+    ) -> None:
+        """Sets what does not depend on the projections."""
         self.q_norm, self.k_norm = q_norm, k_norm
         self._head_dim = config.head_dim
         self._scale = config.attention_scale
@@ -105,6 +116,12 @@ class Attention(Module):
         """Whether queries and keys have rotary positions."""
         return self._rotated
 
+    def projected(self, x: Any, last_query: bool) -> Any:
+        """Queries, keys and values of x; with `last_query` only the last row's query."""
+        if not last_query:
+            return project_each(x, self.q_proj, self.k_proj, self.v_proj)
+        return self.q_proj(x[-1:]), *project_each(x, self.k_proj, self.v_proj)
+
     def __call__(
         self,
         x: Any,
@@ -117,16 +134,17 @@ class Attention(Module):
             if not self._rotated:
                 return projected
             rotary = where.rotary[self._window > 0]
-            return ops.rope_all(projected, where.positions, *rotary, in_place=True)
+            return ops.rope_all(
+                projected, where.positions, *rotary, in_place=True, head_dim=self._head_dim
+            )
 
+        q, k, v = self.projected(x, last_row is not None)
         if last_row is None:
             where = packing
-            q, k, v = project_each(x, self.q_proj, self.k_proj, self.v_proj)
             q, k = rotated(packing, _normed(q, self.q_norm), _normed(k, self.k_norm))
         else:
             where = last_row
-            (q,) = rotated(where, _normed(self.q_proj(x[-1:]), self.q_norm))
-            k, v = project_each(x, self.k_proj, self.v_proj)
+            (q,) = rotated(where, _normed(q, self.q_norm))
             (k,) = rotated(packing, _normed(k, self.k_norm))
         k_offsets = None
         if cache is not None:
@@ -136,6 +154,30 @@ class Attention(Module):
             softcap=self._softcap,
         )  # fmt: skip
         return self.o_proj(mixed)
+
+
+class FusedAttention(Attention):
+    """`Attention` whose queries, keys and values are one projection, as in Phi-3."""
+
+    recordable = True
+
+    def __init__(self, config: ModelConfig, layer: int, qkv_proj: Linear, o_proj: Linear):
+        Module.__init__(self)
+        self.qkv_proj, self.o_proj = qkv_proj, o_proj
+        self._settle(config, layer)
+        heads = config.num_attention_heads, config.num_key_value_heads, config.num_key_value_heads
+        self._q, self._k, self._v = _columns(*(count * config.head_dim for count in heads))
+
+    def projected(self, x: Any, last_query: bool) -> Any:
+        """See `Attention`."""
+        q, k, v = ops.split_columns(self.qkv_proj(x), self._q, self._k, self._v)
+        return q[-1:] if last_query else q, k, v
+
+
+def _columns(*widths: int) -> list[np.ndarray]:
+    """The columns of parts that lie side by side, for `ops.split_columns`."""
+    ends = np.cumsum([0, *widths])
+    return [np.arange(*ends[i : i + 2], dtype=np.int32) for i in range(len(widths))]
 
 
 def _normed(projected: Any, norm: RMSNorm | None) -> Any:
@@ -163,6 +205,23 @@ class MLP(Module):
 
     def __call__(self, x: Any) -> Any:
         gate, up = project_each(x, self.gate_proj, self.up_proj)
+        return self.down_proj(self._gated(gate, up, in_place=True))
+
+
+class FusedMLP(MLP):
+    """An `MLP` whose gate and up are one projection, as in Phi-3."""
+
+    recordable = True
+
+    def __init__(self, gate_up_proj: Linear, down_proj: Linear, activation: str = "silu"):
+        Module.__init__(self)
+        self.gate_up_proj, self.down_proj = gate_up_proj, down_proj
+        self._gated = GATED_UNITS[activation]
+        inner = gate_up_proj.shape[0] // 2
+        self._gate, self._up = _columns(inner, inner)
+
+    def __call__(self, x: Any) -> Any:
+        gate, up = ops.split_columns(self.gate_up_proj(x), self._gate, self._up)
         return self.down_proj(self._gated(gate, up, in_place=True))
 
 
@@ -341,6 +400,7 @@ class Model(Module):
         self.adapter_config: dict[str, Any] | None = None
         self.kept_of_adapter: float | None = None
         self._rope = (RopeTable(config), RopeTable(config, local=True))
+        self._long_from = long_from(config.rope_scaling)
         self._checkpoint = False
 
     @property
@@ -392,7 +452,11 @@ class Model(Module):
         """Whether layers are recomputed for the backward pass."""
         return self._checkpoint or any(layer.recomputed for layer in self.layers)
 
-    def _pack(self, lengths: np.ndarray, past: int = 0) -> Packing:
+    def _pack(self, lengths: np.ndarray, past: int = 0, least: int = 0) -> Packing:
+        """The packing of sequences that have these lengths and `past` tokens before them.
+
+        `least`: how many tokens they will have at least.
+        """
         offsets = np.concatenate(([0], np.cumsum(lengths))).astype(np.int32)
         if offsets[-1] == 0:
             positions = np.empty(0, np.int32)
@@ -400,7 +464,15 @@ class Model(Module):
             positions = (np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths) + past).astype(
                 np.int32
             )
-        return Packing(offsets, positions, self._rotary(int(lengths.max(initial=0)) + past))
+        longest = max(int(lengths.max(initial=0)) + past, least)
+        shifts = np.repeat(self._shift(np.maximum(lengths + past, least)), lengths)
+        return Packing(offsets, positions + shifts, self._rotary(longest))
+
+    def _shift(self, lengths: np.ndarray) -> np.ndarray:
+        """How far the rotary rows of sequences of these lengths are after their positions."""
+        short = self._long_from
+        long = np.zeros(len(lengths), bool) if short is None else lengths > short
+        return (long * (short or 0)).astype(np.int32)
 
     def _rotary(
         self, longest: int
@@ -501,15 +573,54 @@ class Model(Module):
         tokens = self._tokens(tokens, 1)
         if not len(tokens):
             raise ValueError("step needs at least one token")
+        if self._long_from is not None:
+            if self._outgrown(len(cache.history), len(tokens), cache.length, cache.least):
+                return self._recomputed(tokens, cache)
         cache.reserve(len(tokens))
         if len(tokens) == 1:
-            cache.next, found = self._next(tokens, cache.length, cache.offsets, cache, cache.next)
+            cache.next, found = self._next(
+                tokens,
+                np.array([cache.length]),
+                np.array([cache.least]),
+                cache.offsets,
+                cache,
+                cache.next,
+            )
             logits = found[0].copy()
         else:
-            packing = self._pack(np.array([len(tokens)]), cache.length)
+            packing = self._pack(np.array([len(tokens)]), cache.length, cache.least)
             logits = self._logits(tokens, packing, cache, packing.of_last())[0]
         cache.advance(len(tokens))
+        if self._long_from is not None:
+            cache.history.extend(tokens.tolist())
         return logits
+
+    def _recomputed(self, tokens: np.ndarray, cache: KVCache | PromptCache) -> np.ndarray:
+        """`step` that computes the keys and values of all earlier tokens again."""
+        earlier = list(cache.history)
+        tokens = np.concatenate([np.array(earlier, np.int32), tokens])
+        cache.restart()
+        cache.history.clear()
+        cache.least = len(tokens)
+        try:
+            for begin in range(0, len(tokens), PREFILL):
+                logits = self.step(tokens[begin : begin + PREFILL], cache)
+        except BaseException:
+            cache.restart()
+            cache.history[:] = earlier  # the next step computes all again
+            raise
+        return logits
+
+    def _outgrown(self, known: int, more: int, held: int, least: int) -> bool:
+        """Whether `more` tokens after `known` ones need other keys than the cache has of these.
+
+        longrope rotates all keys of a sequence otherwise once it is longer than its original length
+        (transformers drops its cache there, too). `held` is less than `known` after a step that
+        failed.
+        """
+        short = self._long_from
+        assert short is not None
+        return held < known or (known > 0 and max(known, least) <= short < known + more)
 
     def step_each(self, tokens: Any, cache: BatchCache, slots: Sequence[int]) -> np.ndarray:
         """Logits [n, V] after one more token [n] of each sequence in these slots, which ascend.
@@ -518,13 +629,50 @@ class Model(Module):
         the array.
         """
         tokens, here = self._tokens(tokens, 1), np.asarray(slots)
+        if self._long_from is not None:
+            return self._step_each_long(tokens, cache, here)
+        return self._step_held(tokens, cache, here)
+
+    def _step_each_long(
+        self, tokens: np.ndarray, cache: BatchCache, here: np.ndarray
+    ) -> np.ndarray:
+        """`step_each` of a model with longrope.
+
+        The keys of sequences that outgrow the original length are computed again, each by itself.
+        """
+        outgrown = np.array(
+            [
+                self._outgrown(
+                    len(cache.history[slot]), 1, int(cache.lengths[slot]), int(cache.least[slot])
+                )
+                for slot in here
+            ],
+            bool,
+        )
+        logits = empty(len(here), self.vocab_size)
+        for i in np.flatnonzero(outgrown):
+            logits[i] = self.step(tokens[i : i + 1], cache.prompt(int(here[i])))
+        rest = np.flatnonzero(~outgrown)
+        if len(rest):
+            logits[rest] = self._step_held(tokens[rest], cache, here[rest])
+            for i in rest:
+                cache.history[here[i]].append(int(tokens[i]))
+        return logits
+
+    def _step_held(self, tokens: np.ndarray, cache: BatchCache, here: np.ndarray) -> np.ndarray:
+        """`step_each` with the keys that the cache holds."""
         parts = np.array_split(np.arange(len(here)), -(-len(here) // MOST_ROWS))
         logits = empty(len(here), self.vocab_size) if len(parts) > 1 else None
         for part in parts:
             n, own = len(part), here[part].tolist()
             cache.reserve(own)
             cache.next[n], found = self._next(
-                tokens[part], cache.lengths[own], cache.offsets, cache, cache.next.get(n)
+                tokens[part],
+                cache.lengths[own],
+                cache.least[own],
+                cache.offsets,
+                cache,
+                cache.next.get(n),
             )
             cache.advance(own)
             if logits is None:
@@ -542,7 +690,8 @@ class Model(Module):
     def _next(
         self,
         tokens: np.ndarray,
-        lengths: Any,
+        lengths: np.ndarray,
+        least: np.ndarray,
         offsets: np.ndarray,
         cache: Cache,
         step: NextTokens | None,
@@ -550,13 +699,14 @@ class Model(Module):
         """Logits [n, V] after one more token [n] of each of n sequences of these lengths.
 
         Every such step makes the same calls of the core, so they are replayed: `step` is the one
-        before. The result is overwritten by the next one.
+        before. The result is overwritten by the next one. `least` as in `KVCache`.
         """
-        rotary = self._rotary(int(np.max(lengths)) + 1)
+        longest = np.maximum(lengths + 1, least)
+        rotary = self._rotary(int(longest.max()))
         state = (self, Module.assignments, *rotary[0], *rotary[1])
         if step is None or not step.holds(state):
             step = NextTokens(state, len(tokens))
-        step.tokens[:], step.positions[:] = tokens, lengths
+        step.tokens[:], step.positions[:] = tokens, lengths + self._shift(longest)
         packing = Packing(offsets, step.positions, rotary)
         return step, step.replay(lambda: self._logits(step.tokens, packing, cache))
 

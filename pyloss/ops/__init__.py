@@ -15,6 +15,7 @@ from pyloss.ops.layers import (
     rope,
     rope_all,
     scale,
+    split_columns,
     swiglu,
     transposed,
 )
@@ -45,6 +46,7 @@ __all__ = [
     "route",
     "scale",
     "scale_rows",
+    "split_columns",
     "swiglu",
     "transposed",
 ]

@@ -202,15 +202,21 @@ def rms_norm(x: Array, weight: Array, eps: float = 1e-5) -> Array:
 
 
 def rope(
-    x: Array, positions: np.ndarray, cos: np.ndarray, sin: np.ndarray, in_place: bool = False
+    x: Array,
+    positions: np.ndarray,
+    cos: np.ndarray,
+    sin: np.ndarray,
+    in_place: bool = False,
+    head_dim: int | None = None,
 ) -> Array:
     """Rotates the halves of each head of x [N, heads * D] by its position's angles.
 
-    Su et al., arXiv:2104.09864. `cos` and `sin` [P, D/2] are tables of positions 0 to P - 1,
-    `positions` int32 [N]. `in_place` overwrites x, which must be a fresh value without other
-    readers; backward rotates it back if the operation that made x reads it.
+    Su et al., arXiv:2104.09864. `cos` and `sin` [P, R] are tables of positions 0 to P - 1,
+    `positions` int32 [N]. D is 2 R, or a larger `head_dim`: then the first 2 R elements of each
+    head are rotated, and the others stay. `in_place` overwrites x, which must be a fresh value
+    without other readers; backward rotates it back if the operation that made x reads it.
     """
-    return rope_all((x,), positions, cos, sin, in_place)[0]
+    return rope_all((x,), positions, cos, sin, in_place, head_dim)[0]
 
 
 def rope_all(
@@ -219,12 +225,14 @@ def rope_all(
     cos: np.ndarray,
     sin: np.ndarray,
     in_place: bool = False,
+    head_dim: int | None = None,
 ) -> list[Array]:
     """`rope` of arrays with the same positions, as one operation on the tape."""
     if wide.is_wide(*xs):
-        return wide.rope_all(xs, positions, cos, sin)
+        return wide.rope_all(xs, positions, cos, sin, in_place, head_dim)
     cos, sin = f32_matrix(cos, "cos"), f32_matrix(sin, "sin")
-    head_dim = 2 * cos.shape[1]
+    rotary = 2 * cos.shape[1]
+    head_dim = rotary if head_dim is None else whole(head_dim, "head_dim", rotary)
     sources = [check_matrix(x if isinstance(x, Tensor) else f32(x), "x") for x in xs]
     for source in sources:
         _check_heads(source, head_dim, "x")
@@ -260,6 +268,46 @@ def rope_all(
                 y = data(restored[i])
                 rotate(y, 1, y)
             grads.put(i, dx)
+
+    return record_several(nodes, ys, vjp, (False,) * len(ys))
+
+
+@wide.in_float64(wide.split_columns, 1)
+def split_columns(x: Array, *parts: np.ndarray) -> list[Array]:
+    """Columns `parts[i]`, int32, of x [N, D]: new arrays, as one operation on the tape.
+
+    There are two or three parts, which together are all columns in order.
+    """
+    source = check_matrix(x if isinstance(x, Tensor) else f32(x), "x")
+    widths = [len(part) for part in parts]
+    if len(parts) not in (2, 3) or sum(widths) != source.shape[1]:
+        raise ValueError(
+            f"x of shape {tuple(source.shape)} has no {len(parts)} parts of {widths} columns"
+        )
+
+    def chosen(part: np.ndarray) -> np.ndarray:
+        xd = f32(x)
+        y = empty(xd.shape[0], len(part), like=xd)
+        _core.gather_columns(xd, index(part, "parts", xd), y)
+        return y
+
+    nodes = nodes_of(x)
+    if nodes is None:
+        return [chosen(part) for part in parts]
+    rows = source.shape[0]
+    del source
+    ys = [lazy_output((rows, len(part)), partial(chosen, part)) for part in parts]
+
+    def vjp(dys: list[Any], grads: Gradients) -> None:
+        like = next(dy for dy in dys if dy is not None)
+        given = [
+            zeros(rows, n, like=like) if dy is None else dy
+            for n, dy in zip(widths, dys, strict=True)
+        ]
+        dys.clear()
+        dx = empty(rows, sum(widths), like=like)
+        _core.concat_columns(given[0], given[1], given[2] if len(given) > 2 else None, dx)
+        grads.put(0, dx)
 
     return record_several(nodes, ys, vjp, (False,) * len(ys))
 
@@ -544,6 +592,7 @@ __all__ = [
     "rope",
     "rope_all",
     "scale",
+    "split_columns",
     "swiglu",
     "transposed",
 ]

@@ -77,14 +77,27 @@ def rms_norm(x: Any, weight: Any, eps: float = 1e-5) -> Any:
     return x / np.sqrt(np.mean(x * x, -1, keepdims=True) + eps) * w
 
 
-def rope_all(xs: Any, positions: Any, cos: Any, sin: Any, in_place: bool = False) -> list[Any]:
+def rope_all(
+    xs: Any,
+    positions: Any,
+    cos: Any,
+    sin: Any,
+    in_place: bool = False,
+    head_dim: int | None = None,
+) -> list[Any]:
     c, s = (np.asarray(t, np.float64)[np.asarray(positions)][:, None] for t in (cos, sin))
-    found = []
+    half, found = c.shape[-1], []
     for x in map(_value, xs):
-        heads = np.reshape(x, (x.shape[0], -1, 2 * c.shape[-1]))
-        a, b = np.split(heads, 2, -1)
-        found.append(np.reshape(np.concatenate([a * c - b * s, b * c + a * s], -1), x.shape))
+        heads = np.reshape(x, (x.shape[0], -1, 2 * half if head_dim is None else head_dim))
+        a, b, rest = heads[..., :half], heads[..., half : 2 * half], heads[..., 2 * half :]
+        turned = np.concatenate([a * c - b * s, b * c + a * s, rest], -1)
+        found.append(np.reshape(turned, x.shape))
     return found
+
+
+def split_columns(x: Any, *parts: Any) -> list[Any]:
+    value = _value(x)
+    return [value[:, part] for part in parts]
 
 
 def attention(

@@ -96,6 +96,7 @@ def unfrozen(net):
         (lambda: adapted("olmo2", "q8_0"), True),
         (lambda: adapted("olmo3", **OLMO3), True),
         (lambda: adapted("qwen2", attention_bias=True), True),
+        (lambda: adapted("phi3", partial_rotary_factor=0.5), True),
         (lambda: adapted("granite", residual_multiplier=0.22, logits_scaling=8.0), True),
         (lambda: adapted(keys=["self_attn.q_proj", "self_attn.v_proj"]), True),
         (lambda: adapted(keys=["mlp.down_proj"]), True),

@@ -75,6 +75,7 @@ def test_bench_says_what_the_machine_gives(quick, monkeypatch, capsys, tmp_path)
         "olmo2",
         "olmo3",
         "granite",
+        "phi3",
         "gemma2",
         "gemma3_text",
         "mixtral",

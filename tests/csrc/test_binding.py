@@ -424,14 +424,25 @@ def test_labels():
         _core.softmax_cross_entropy(f32(1, 5), np.zeros(1, np.int64), *PLAIN, None, f32(1), None)
 
 
-def test_half_dimensions():
-    with pytest.raises(ValueError, match="axis 2 of x has size 5; it must be even"):
-        _core.rope(f32(1, 1, 5), i32(0), f32(3, 2), f32(3, 2), 0, f32(1, 1, 5))
-    with pytest.raises(
-        ValueError,
-        match=r"cos has shape \(3, 3\); its axis 1 must be 2, not 3, to go with x of shape \(1, 1, 4\)",
-    ):
-        _core.rope(f32(1, 1, 4), i32(0), f32(3, 3), f32(3, 3), 0, f32(1, 1, 4))
+def test_twice_a_dimension():
+    _core.rope(f32(1, 1, 5), i32(0), f32(3, 2), f32(3, 2), 0, f32(1, 1, 5))
+    for d in (0, 4, 5):
+        with pytest.raises(
+            ValueError,
+            match=f"rope: axis 2 of x has size {d}; it must be at least twice axis 1 of cos, 3",
+        ):
+            _core.rope(f32(1, 1, d), i32(0), f32(3, 3), f32(3, 3), 0, f32(1, 1, d))
+
+
+def test_sums_of_dimensions():
+    parts = f32(2, 3), f32(2, 4), f32(2, 1)
+    assert _core.concat_columns(*parts, ...).shape == (2, 8)
+    assert _core.concat_columns(*parts[:2], None, ...).shape == (2, 7)
+    for wrong in (f32(2, 7), f32(2, 9), f32(3, 8)):
+        with pytest.raises(ValueError, match="concat_columns: y has shape"):
+            _core.concat_columns(*parts, wrong)
+    with pytest.raises(ValueError, match="concat_columns: y overlaps a"):
+        _core.concat_columns(parts[0], f32(2, 0), None, parts[0])
 
 
 @pytest.mark.parametrize("offsets", [(), (0, 3), (1, 4), (0, 3, 2, 4), (0, -1, 4), (0, 5)])

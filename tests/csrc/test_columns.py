@@ -1,5 +1,7 @@
 """Operations on the columns of a matrix, on every instruction set and thread count."""
 
+import itertools
+
 import numpy as np
 import pytest
 from kernel_checks import on_threads
@@ -52,6 +54,26 @@ def test_gather_columns(memory, rng, n, v):
         return (y,)
 
     np.testing.assert_array_equal(on_threads(run)[0], x[:, columns])
+
+
+@pytest.mark.parametrize(("n", "v"), SHAPES)
+def test_runs_of_columns_apart_and_together_again(memory, rng, n, v):
+    x = rng.standard_normal((n, v)).astype(np.float32)
+    for ends in ((0, v // 3, v // 2, v), (0, v // 3, v)):
+        parts = []
+        for begin, end in itertools.pairwise(ends):
+            columns = memory.put(np.arange(begin, end), np.int32)
+            parts.append(memory.new((n, end - begin)))
+            _core.gather_columns(memory.put(x), columns, parts[-1])
+            np.testing.assert_array_equal(parts[-1], x[:, begin:end])
+        given = [memory.put(part) for part in parts] + [None] * (3 - len(parts))
+
+        def run(given=given):
+            y = memory.new((n, v))
+            _core.concat_columns(*given, y)
+            return (y,)
+
+        np.testing.assert_array_equal(on_threads(run)[0], x)
 
 
 def test_a_column_that_is_not_there():

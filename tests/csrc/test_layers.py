@@ -193,18 +193,21 @@ def test_nan_stays_in_its_row(memory, rng):
 
 
 def rotate(x, positions, cos, sin):
-    half = x.shape[-1] // 2
-    a, b = x[..., :half], x[..., half:]
+    half = cos.shape[-1]
+    a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
     c, s = cos[positions][:, None], sin[positions][:, None]
-    return np.concatenate([a * c - b * s, b * c + a * s], axis=-1)
+    return np.concatenate([a * c - b * s, b * c + a * s, rest], axis=-1)
 
 
 @pytest.mark.parametrize(
-    ("n", "h", "d"),
-    [(0, 2, 4), (1, 1, 2), (3, 2, 6), (5, 3, 64), (2, 1, 34), (7, 2, 30), (2, 2, 0)],
-)
-def test_rope(memory, rng, n, h, d):
-    x, dy, angles = normal(rng, n, h, d), normal(rng, n, h, d), normal(rng, 13, d // 2)
+    ("n", "h", "d", "half"),
+    [
+        (0, 2, 4, 2), (1, 1, 2, 1), (3, 2, 6, 3), (5, 3, 64, 32), (2, 1, 34, 17), (7, 2, 30, 15), (2, 2, 0, 0),
+        (3, 2, 6, 2), (5, 3, 64, 24), (2, 2, 33, 16), (4, 1, 40, 3), (3, 2, 5, 0),
+    ],
+)  # fmt: skip
+def test_rope(memory, rng, n, h, d, half):
+    x, dy, angles = normal(rng, n, h, d), normal(rng, n, h, d), normal(rng, 13, half)
     cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
     positions = rng.integers(0, 13, n)
     tables = memory.put(positions, np.int32), memory.put(cos), memory.put(sin)

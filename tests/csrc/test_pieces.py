@@ -20,6 +20,7 @@ LAYERS = {
     "rms_norm_forward": lambda: (a(N, D), a(D), 1e-5, ..., ...),
     "rms_norm_grad": lambda: (a(N, D), a(N, D), a(D), a(N), ..., None),
     "rope": lambda: (a(N, HEADS, HEAD), POSITIONS, a(N, HEAD // 2), a(N, HEAD // 2), 0, ...),
+    "concat_columns": lambda: (a(N, D), a(N, D), None, ...),
     "swiglu_forward": lambda: (a(N, INNER), a(N, INNER), ...),
     "swiglu_grad": lambda: (a(N, INNER), a(N, INNER), a(N, INNER), ..., ...),
     "geglu_forward": lambda: (a(N, INNER), a(N, INNER), ...),

@@ -38,6 +38,7 @@ FAMILIES = {
     "smollm3": {"sliding_window": 9, "layer_types": TYPES, "no_rope_layers": [0, 1, 0]},
     "olmo2": {},
     "olmo3": {"sliding_window": 9, "layer_types": TYPES},
+    "phi3": {"sliding_window": 20, "partial_rotary_factor": 0.75},
     "mixtral": EXPERTS,
     "qwen3_moe": EXPERTS,
     "olmoe": EXPERTS,
@@ -94,6 +95,31 @@ def test_every_family_has_the_bits_of_one_sequence(family, format):
     sequences = list(draw(np.random.default_rng(1), 9, 60, 97))
     for got, (tokens, prompt) in zip(together(model, sequences, 4), sequences, strict=True):
         np.testing.assert_array_equal(got, alone(model, tokens, prompt))
+
+
+LONGROPE = {
+    "rope_type": "longrope",
+    "short_factor": [1.0] * 8,
+    "long_factor": [float(i) for i in range(1, 9)],
+    "original_max_position_embeddings": 40,
+    "attention_factor": 1.1,
+}
+
+
+@pytest.mark.parametrize("window", [None, 20])
+def test_sequences_that_outgrow_the_original_length(window):
+    """Their keys are computed again, beside sequences that are shorter or were longer before."""
+    config = ModelConfig("phi3", **SHAPE, rope_scaling=LONGROPE, sliding_window=window)
+    model = random_model(config)
+    sequences = list(draw(np.random.default_rng(2), 12, 70, 97))
+    lengths = [(prompt, len(tokens)) for tokens, prompt in sequences]
+    assert sum(prompt <= 40 < length for prompt, length in lengths) > 1
+    assert any(length <= 40 for _, length in lengths) and any(p > 40 for p, _ in lengths)
+    for got, (tokens, prompt) in zip(together(model, sequences, 4), sequences, strict=True):
+        np.testing.assert_array_equal(got, alone(model, tokens, prompt))
+        for step in (0, len(got) - 1):
+            want = model(tokens[None, : prompt + step])[0, -1]
+            np.testing.assert_allclose(got[step], want, rtol=0, atol=5e-5)
 
 
 @pytest.mark.parametrize("slots", [1, 2, 5, 17, 33, 70])

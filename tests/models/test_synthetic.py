@@ -39,6 +39,7 @@ SIZES |= {"num_attention_heads": 4, "num_key_value_heads": 2}
         "olmo2",
         "olmo3",
         "granite",
+        "phi3",
         "gemma2",
         "gemma3_text",
         "mixtral",

@@ -22,7 +22,9 @@ from pyloss.models.tokenizer import StreamDecoder, Tokenizer
 
 
 @pytest.mark.parametrize("text", STRINGS)
-@pytest.mark.parametrize("pre", ["smollm", "gpt-2", "llama-bpe", "qwen2", "tekken", "olmo", "dbrx"])
+@pytest.mark.parametrize(
+    "pre", ["smollm", "gpt-2", "llama-bpe", "qwen2", "tekken", "olmo", "dbrx", "gpt-4o"]
+)
 def test_text_survives(text, pre):
     tok = tokenizer(pre=pre)
     assert tok.decode(tok.encode(text, add_special_tokens=False)) == text
@@ -89,6 +91,7 @@ def pieces(pre, text):
         ("dbrx", ["It", "'s", "Ġ", "123", "4", "Ġ", "Ġx", "'LL", "Ċ"]),
         ("smaug-bpe", ["It", "'s", "Ġ", "123", "4", "Ġ", "Ġx", "'LL", "Ċ"]),
         ("qwen2", ["It", "'s", "Ġ", "1", "2", "3", "4", "Ġ", "Ġx", "'LL", "Ċ"]),
+        ("gpt-4o", ["It's", "Ġ", "123", "4", "Ġ", "Ġx'LL", "Ċ"]),
         ("olmo", ["It", "'s", "Ġ1234", "Ġ", "Ġx", "'", "LL", "Ċ"]),
         ("tekken", ["It", "'s", "Ġ", "1", "2", "3", "4", "Ġ", "Ġx", "'LL", "Ċ"]),
     ],

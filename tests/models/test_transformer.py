@@ -105,6 +105,50 @@ def test_multipliers_against_float64(tmp_path):
         np.testing.assert_allclose(state, expected[i], rtol=0, atol=1e-4)
 
 
+PHI3 = {"model_type": "phi3", "change": tiny.fuse}
+LONGROPE = {
+    "rope_scaling": {
+        "type": "longrope",
+        "short_factor": [1.0, 1.1, 1.2],
+        "long_factor": [1.0, 3.0, 5.0],
+        "attention_factor": 1.2,
+    },
+    "partial_rotary_factor": 0.75,
+    "original_max_position_embeddings": 7,
+}
+
+
+@pytest.mark.parametrize("options", [{}, {"partial_rotary_factor": 0.5}, LONGROPE])
+def test_fused_matrices_against_float64(tmp_path, options):
+    c, _ = tiny.write_folder(tmp_path, **PHI3, **options)
+    model, apart = load_model(tmp_path), tiny.tensors(c)
+    rows, begin = model.head(packed(model, SEQUENCES)), 0
+    for tokens in SEQUENCES:
+        want = tiny.logits(c, apart, tokens)
+        for got in (model(np.array([tokens]))[0], rows[begin : begin + len(tokens)]):
+            np.testing.assert_allclose(got, want, rtol=0, atol=1e-4)
+        begin += len(tokens)
+
+
+def test_longrope_computes_the_keys_again_when_a_step_has_failed(tmp_path, monkeypatch):
+    model = tiny.load_tiny(tmp_path, **PHI3, **LONGROPE)
+    tokens, cache = np.array(SEQUENCES[2]), model.make_cache()
+    model.step(tokens[:6], cache)
+    model.step(tokens[6:7], cache)
+
+    def failing(self, *unused, **more):
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(transformer.Model, "_logits", failing)
+        with pytest.raises(MemoryError):
+            model.step(tokens[7:9], cache)
+    assert cache.length == 0 and cache.history == tokens[:7].tolist()
+    want = model(tokens[None, :9])[0, -1]
+    np.testing.assert_allclose(model.step(tokens[7:9], cache), want, rtol=0, atol=1e-5)
+    assert cache.length == 9
+
+
 def test_losses_of_hidden_states_have_the_scaling_of_logits(tmp_path):
     model = tiny.load_tiny(tmp_path, **GRANITE)
     logits = np.concatenate([model(np.array([tokens]))[0] for tokens in SEQUENCES])

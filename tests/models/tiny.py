@@ -103,6 +103,16 @@ def write_folder(folder, seed=0, dtype="f32", change=None, **options):
     return c, {name: array.astype(np.float32) for name, array in arrays.items()}
 
 
+def fuse(arrays):
+    """Put q, k and v into one matrix, and gate and up, as Phi-3's files have them."""
+    for name in [name for name in arrays if name.endswith(("q_proj.weight", "gate_proj.weight"))]:
+        at, first = name.removesuffix("_proj.weight").rsplit(".", 1)
+        parts = {"q": ("q", "k", "v"), "gate": ("gate", "up")}[first]
+        whole = {"q": "qkv_proj", "gate": "gate_up_proj"}[first]
+        matrices = [arrays.pop(f"{at}.{part}_proj.weight") for part in parts]
+        arrays[f"{at}.{whole}.weight"] = np.concatenate(matrices)
+
+
 GGUF_NAMES = {
     "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
     "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
@@ -193,16 +203,23 @@ def logits(c, arrays, tokens, states=None):
 
     d, n = c["head_dim"], len(tokens)
     after, types = c["model_type"] in OLMO, c.get("layer_types")
+    r = int(d * c.get("partial_rotary_factor", 1))
+    scaling, factors = c.get("rope_scaling") or {}, 1.0
+    if "short_factor" in scaling:  # longrope
+        long = n > c["original_max_position_embeddings"]
+        factors = np.array(scaling["long_factor" if long else "short_factor"])
+    by = scaling.get("attention_factor", 1)
 
     def heads(x, i, rotate=True):
         rope = c.get("rope_parameters", {}).get(types[i] if types else "", c)
-        angles = np.arange(n)[:, None] * rope["rope_theta"] ** -(np.arange(0, d, 2) / d)
-        angles /= rope.get("factor", 1)
+        angles = np.arange(n)[:, None] * rope["rope_theta"] ** -(np.arange(0, r, 2) / r)
+        angles /= rope.get("factor", 1) * factors
         rotate = rotate and (c.get("no_rope_layers") or [1] * (i + 1))[i]
-        cos, sin = np.cos(angles)[:, None], np.sin(angles)[:, None]
+        cos, sin = by * np.cos(angles)[:, None], by * np.sin(angles)[:, None]
         x = x.reshape(n, -1, d)
-        a, b = x[..., : d // 2], x[..., d // 2 :]
-        return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1) if rotate else x
+        a, b, rest = x[..., : r // 2], x[..., r // 2 : r], x[..., r:]
+        turned = np.concatenate([a * cos - b * sin, b * cos + a * sin, rest], axis=-1)
+        return turned if rotate else x
 
     x = w["model.embed_tokens.weight"][tokens] * c.get("embedding_multiplier", 1)
     scale, added = c.get("attention_multiplier", d**-0.5), c.get("residual_multiplier", 1)

@@ -224,24 +224,28 @@ def test_rms_norm(rng, shape):
     )  # fmt: skip
 
 
-def rotated(x, positions, cos, sin):
+def rotated(x, positions, cos, sin, head_dim):
     half = cos.shape[1]
-    heads = x.reshape(len(x), x.shape[1] // (2 * half), 2, half)
+    heads = x.reshape(len(x), x.shape[1] // head_dim, head_dim)
     c, s = cos[positions][:, None], sin[positions][:, None]
-    a, b = heads[:, :, 0], heads[:, :, 1]
-    return np.stack([a * c - b * s, b * c + a * s], axis=2).reshape(x.shape)
+    a, b, rest = heads[..., :half], heads[..., half : 2 * half], heads[..., 2 * half :]
+    return np.concatenate([a * c - b * s, b * c + a * s, rest], axis=2).reshape(x.shape)
 
 
 @pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize("rest", [0, 1, 8])
 @pytest.mark.parametrize(("n", "heads", "half"), [(1, 1, 1), (7, 3, 5), (5, 2, 16), (0, 2, 3)])
-def test_rope(rng, n, heads, half, in_place):
+def test_rope(rng, n, heads, half, rest, in_place):
+    head_dim = 2 * half + rest
     angles = normal(rng, 9, half)
     cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
     positions = rng.integers(0, 9, n).astype(np.int32)
 
     def operation(x):
         fresh = ops.add(x, np.zeros(x.shape, np.float32))
-        out = ops.rope(fresh, positions, cos, sin, in_place=in_place)
+        out = ops.rope(
+            fresh, positions, cos, sin, in_place=in_place, head_dim=head_dim if rest else None
+        )
         if n:
             array = fresh if isinstance(fresh, np.ndarray) else fresh.data
             assert (
@@ -253,9 +257,34 @@ def test_rope(rng, n, heads, half, in_place):
     check(
         rng,
         operation,
-        lambda x: rotated(x, positions, cos.astype(float), sin.astype(float)),
-        normal(rng, n, 2 * half * heads),
+        lambda x: rotated(x, positions, cos.astype(float), sin.astype(float), head_dim),
+        normal(rng, n, head_dim * heads),
     )
+
+
+@pytest.mark.parametrize("widths", [(3, 4), (5, 0), (1, 2, 6), (16, 8, 8)])
+@pytest.mark.parametrize("n", [0, 1, 5])
+def test_split_columns(rng, n, widths):
+    ends = np.cumsum([0, *widths])
+    parts = [np.arange(a, b, dtype=np.int32) for a, b in itertools.pairwise(ends)]
+    x = normal(rng, n, sum(widths))
+    for found, part in zip(ops.split_columns(x, *parts), parts, strict=True):
+        np.testing.assert_array_equal(found, x[:, part])
+    weights = [normal(rng, n, width).astype(np.float32) for width in widths]
+
+    def joined(x):  # a third part has no gradient
+        chosen = ops.split_columns(x, *parts)
+        return chosen[0] * weights[0] @ np.ones((widths[0], 2), np.float32) + np.sum(
+            chosen[1] * weights[1], 1, keepdims=True
+        )
+
+    def expected(x):
+        chosen = [x[:, part] for part in parts]
+        return (chosen[0] * weights[0]).sum(1, keepdims=True) * np.ones(2) + (
+            chosen[1] * weights[1]
+        ).sum(1, keepdims=True)
+
+    check(rng, joined, expected, x)
 
 
 def attention_reference(q, k, v, offsets, head_dim, scale, window):

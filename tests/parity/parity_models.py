@@ -74,6 +74,22 @@ SMOLLM3_GGUF = {"family": "SmolLM3", "num_hidden_layers": 5, "pad_token_id": 0}
 OLMO2 = {"family": "Olmo2", "pad_token_id": 0}
 # The whole pattern and one more layer. Rotary scaling does not act in layers with a window.
 OLMO3 = {"family": "Olmo3", "pad_token_id": 0, "num_hidden_layers": 5, "sliding_window": 24}
+PHI3 = {"family": "Phi3", "pad_token_id": None}
+
+
+def longrope(original, pairs=8, **more):
+    """Options of a Phi-3 whose positions are scaled by longrope beyond `original` tokens."""
+    scaling = {
+        "rope_type": "longrope",
+        "short_factor": [1 + i / 64 for i in range(pairs)],
+        "long_factor": [1.5 + i / 2 for i in range(pairs)],
+        **more,
+    }
+    return {**PHI3, "rope_scaling": scaling, "original_max_position_embeddings": original}
+
+
+# As Phi-4-mini: three quarters of each head rotate.
+PHI4 = {**longrope(256, 6), "partial_rotary_factor": 0.75}
 
 # Mixtures of experts: class names and options of the tiny models.
 MIXTURES = {
@@ -110,6 +126,8 @@ def make_tiny(seed=0, family="Llama", **changes):
         values.pop("rope_scaling", None) or {"rope_type": "default"},
     )
     rope = {"rope_theta": theta, **scaling}
+    if "partial_rotary_factor" in values:
+        rope["partial_rotary_factor"] = values.pop("partial_rotary_factor")
     if family in ("Gemma3", "Olmo3"):
         local = 1e4 if family == "Gemma3" else theta
         rope = {
@@ -167,7 +185,8 @@ def write_gguf(model, path, type_of=lambda name: "F32"):
     writer.add_feed_forward_length(config.intermediate_size)
     writer.add_head_count(config.num_attention_heads)
     writer.add_head_count_kv(config.num_key_value_heads)
-    if arch != "llama" or head_dim * config.num_attention_heads != config.hidden_size:
+    usual = head_dim * config.num_attention_heads == config.hidden_size
+    if arch != "phi3" and (arch != "llama" or not usual):
         writer.add_key_length(head_dim)
         writer.add_value_length(head_dim)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
@@ -192,6 +211,17 @@ def write_gguf(model, path, type_of=lambda name: "F32"):
     if rope["rope_type"] == "yarn":
         writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
         writer.add_rope_scaling_yarn_beta_fast(rope["beta_fast"])
+    if arch == "phi3":
+        partial = int(head_dim * rope["partial_rotary_factor"])
+        writer.add_rope_dimension_count(partial)
+        writer.add_rope_scaling_orig_ctx_len(config.original_max_position_embeddings)
+        writer.add_sliding_window(config.sliding_window or 0)
+    if rope["rope_type"] == "longrope":
+        init = transformers.modeling_rope_utils.ROPE_INIT_FUNCTIONS["longrope"]
+        writer.add_rope_scaling_attn_factors(init(config, device="cpu")[1])
+        for kind in ("long", "short"):
+            factors = np.array(rope[f"{kind}_factor"], np.float32)
+            writer.add_tensor(f"rope_factors_{kind}.weight", factors)
     if arch == "granite":
         writer.add_embedding_scale(config.embedding_multiplier)
         writer.add_attention_scale(config.attention_multiplier)

@@ -75,6 +75,20 @@ def make(**changes):
         {"model_type": "qwen2", "rope_theta": 1e6, "head_dim": 16},
         {"model_type": "qwen3", "tie_word_embeddings": False, "attention_bias": True},
         {"model_type": "granite", "head_dim": 16, **MULTIPLIERS},
+        {"model_type": "phi3", "head_dim": 16, "partial_rotary_factor": 1.0},
+        {
+            "model_type": "phi3",
+            "head_dim": 16,
+            "partial_rotary_factor": 0.75,
+            "sliding_window": 262144,
+            "rope_scaling": {
+                "rope_type": "longrope",
+                "short_factor": [1.0, 1.0, 1.0, 1.1, 1.2, 1.3],
+                "long_factor": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0],
+                "original_max_position_embeddings": 2048,
+                "attention_factor": 1.25,
+            },
+        },
         {"model_type": "mistral", "sliding_window": 100},
         {
             "model_type": "qwen2",
@@ -147,6 +161,9 @@ def test_transformers_reads_ours_and_we_read_what_it_writes(tmp_path, changes):
     ):
         assert getattr(theirs, name, config.head_dim) == getattr(config, name)
     assert rotary_bases(theirs) == (config.rope_theta, config.rope_local_base_freq)
+    if config.partial_rotary_factor is not None:
+        assert theirs.rope_parameters["partial_rotary_factor"] == config.partial_rotary_factor
+        assert theirs.original_max_position_embeddings == (2048 if config.rope_scaling else 4096)
     assert windows_of(theirs) == [config.window(i) for i in range(config.num_hidden_layers)]
     for name in ("query_pre_attn_scalar", *SOFTCAPS, *MULTIPLIERS):
         assert getattr(theirs, name, None) == getattr(config, name)

@@ -12,9 +12,12 @@ from parity_models import (
     MIXTURES,
     OLMO2,
     OLMO3,
+    PHI3,
+    PHI4,
     SMOLLM3_GGUF,
     YARN,
     add_adapter,
+    longrope,
     make_tiny,
     our_logits,
 )
@@ -115,6 +118,13 @@ MODELS = {
     "qwen2": {"family": "Qwen2", "rope_scaling": YARN},
     "qwen3": {"family": "Qwen3", "tie_word_embeddings": False},
     "granite": GRANITE,
+    "granite-bias": {
+        **GRANITE,
+        "attention_bias": True,
+        "mlp_bias": True,
+        "tie_word_embeddings": False,
+        "rope_scaling": LLAMA3,
+    },
     "smollm3": {**SMOLLM3_GGUF, "rope_scaling": YARN},
     "olmo2": {**OLMO2, "tie_word_embeddings": False, "rope_scaling": YARN},
     "olmo2-tied": OLMO2,
@@ -124,6 +134,10 @@ MODELS = {
         "layer_types": ["sliding_attention", "full_attention"] * 2 + ["sliding_attention"],
     },
     "gemma2": GEMMA2,
+    "phi3": {**PHI3, "sliding_window": 100, "tie_word_embeddings": False},
+    # llama.cpp takes the long factors if its context, 512, is longer than the original length.
+    "phi4": {**PHI4, "original_max_position_embeddings": 512, "max_position_embeddings": 2048},
+    "phi3-longrope": longrope(32),
     "gemma3": {
         "family": "Gemma3",
         **GEMMA3,
@@ -218,6 +232,8 @@ def test_families(name, tmp_path):
         name, "mlp.switch_mlp" if name.removesuffix("-tied") in MIXTURES else "mlp"
     )
     keys = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.o_proj", f"{block}.down_proj"]
+    if name.startswith("phi"):
+        keys[:2] = ["self_attn.qkv_proj", "mlp.gate_up_proj"]
     add_adapter(
         model,
         keys=keys + ([] if model.lm_head is None else ["lm_head", "model.embed_tokens"]),

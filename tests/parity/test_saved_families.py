@@ -13,10 +13,12 @@ from parity_models import (
     LLAMA3,
     OLMO2,
     OLMO3,
+    PHI3,
     SMOLLM3_GGUF,
     YARN,
     add_adapter,
     greedy,
+    longrope,
     make_tiny,
     mlx_logits,
     our_logits,
@@ -45,6 +47,13 @@ FAMILIES = {
     "olmo2": {**OLMO2, "tie_word_embeddings": False},
     "olmo3": {**OLMO3, "tie_word_embeddings": False, "rope_scaling": {**YARN, "beta_fast": 32.0}},
     "gemma2": GEMMA2,
+    "phi3 with windows": {**PHI3, "sliding_window": 24, "tie_word_embeddings": False},
+    "phi4": {
+        **longrope(256, 6, attention_factor=1.0625),
+        "partial_rotary_factor": 0.75,
+        "pad_token_id": 0,
+    },
+    "phi3 with longrope": {**longrope(1, attention_factor=1.02), "pad_token_id": 0},
     "gemma3": {"family": "Gemma3", **GEMMA3},
 }
 IDS = np.random.default_rng(0).integers(5, tiny.TOKENS, 60)
@@ -83,6 +92,11 @@ def test_fused_and_saved(family, tmp_path):
     np.testing.assert_array_equal(our_logits(again, IDS), our_logits(model, IDS))
     theirs = torch_model(tmp_path / "fused")
     np.testing.assert_allclose(torch_logits(theirs, IDS), logits, rtol=0, atol=2e-4)
+    if name == "phi4":
+        return  # mlx-lm always takes longrope's long factors
+    if "longrope" in name:
+        # mlx-lm derives the attention factor from the lengths, and this model has another one.
+        return
     utils = pytest.importorskip("mlx_lm.utils", reason="compares with mlx-lm (parity extra)")
     mlx, _ = utils.load_model(tmp_path / "fused")
     windowless = "windows" in name or name in ("mistral", "gemma2")
@@ -98,7 +112,17 @@ def test_written_as_gguf(family, tmp_path):
     ids = WITHIN if "windows" in name or name == "mistral" else IDS
     np.testing.assert_allclose(our_logits(again, ids), our_logits(model, ids), rtol=0, atol=1e-5)
     assert again.config.max_position_embeddings == (512 if ids is IDS else 24)
-    if name in ("smollm3", "olmo2", "olmo3", "granite", "gemma2", "gemma3"):
+    equal = (
+        "smollm3",
+        "olmo2",
+        "olmo3",
+        "granite",
+        "gemma2",
+        "gemma3",
+        "phi4",
+        "phi3 with longrope",
+    )
+    if name in equal:
         assert again.config == model.config
 
 
@@ -130,7 +154,7 @@ def test_a_configuration_that_lies_is_named(name, tmp_path):
         (tmp_path / "config.json").write_text(json.dumps(changed))
         with pytest.raises(
             FormatError,
-            match="where the configuration gives|missing|no part of this configuration|the file has tensors for",
+            match="where the configuration gives|missing|no part of this configuration|the file has tensors for|rotary frequencies",
         ):
             pyloss.load_model(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(content))

@@ -7,6 +7,8 @@ from parity_models import (
     GRANITE,
     OLMO2,
     OLMO3,
+    PHI3,
+    PHI4,
     SMOLLM3,
     TINY,
     add_adapter,
@@ -134,6 +136,8 @@ FAMILIES = {
     "smollm3": SMOLLM3,
     "olmo2": OLMO2,
     "olmo3": OLMO3,
+    "phi3": PHI3,
+    "phi4": PHI4,
 }
 
 

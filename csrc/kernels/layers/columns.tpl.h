@@ -126,15 +126,38 @@ static void gather_columns_piece(const void *context, int64_t begin, int64_t end
     const pl_call *c = context;
     const gather_columns_args args = gather_columns_args_of(c);
     const int32_t *columns = args.columns;
-    int64_t v = PL_DIM(c, 'V'), m = PL_DIM(c, 'M');
+    int64_t v = PL_DIM(c, 'V'), m = PL_DIM(c, 'M'), run = 1;
+    while (run < m && columns[run] == columns[0] + run) run++;
     for (int64_t i = begin; i < end; i++) {
         const float *x = args.x + i * v;
         float *y = args.y + i * m;
-        for (int64_t j = 0; j < m; j++) y[j] = x[columns[j]];
+        if (run == m) memcpy(y, x + columns[0], (size_t)m * sizeof *y);
+        else
+            for (int64_t j = 0; j < m; j++) y[j] = x[columns[j]];
     }
 }
 pl_status KERNEL(gather_columns)(const pl_call *c) {
-    in_pieces(PL_DIM(c, 'N'), PL_DIM(c, 'M'), gather_columns_piece, c);
+    if (PL_DIM(c, 'M')) in_pieces(PL_DIM(c, 'N'), PL_DIM(c, 'M'), gather_columns_piece, c);
+    return PL_OK;
+}
+
+/* y = the columns of a, b and c side by side   a [N,A], b [N,B], c [N,C] or NULL, y [N,A+B+C] */
+static void concat_columns_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
+    const pl_call *call = context;
+    const concat_columns_args args = concat_columns_args_of(call);
+    const float *const parts[] = {args.a, args.b, args.c};
+    const int64_t widths[] = {PL_DIM(call, 'A'), PL_DIM(call, 'B'), PL_DIM(call, 'C')};
+    float *y = args.y + begin * (widths[0] + widths[1] + widths[2]);
+    for (int64_t i = begin; i < end; i++)
+        for (int p = 0; p < 3; p++) {
+            if (!widths[p]) continue;
+            memcpy(y, parts[p] + i * widths[p], (size_t)widths[p] * sizeof *y);
+            y += widths[p];
+        }
+}
+pl_status KERNEL(concat_columns)(const pl_call *c) {
+    in_pieces(PL_DIM(c, 'N'), PL_DIM(c, 'A') + PL_DIM(c, 'B') + PL_DIM(c, 'C'), concat_columns_piece,
+              c);
     return PL_OK;
 }
 

@@ -13,14 +13,15 @@ INLINE void rope_step(const float *x, const float *cosine, const float *sine, fl
     vf_store_part(y + half, b * c + a * s, n);
 }
 
-/* Rotates each pair (x[j], x[D/2 + j]) by the angle of its position. With `inverse` it rotates
- * back, which is also the gradient.   x, y [N,H,D], positions [N], cos, sin [P,D/2]; y may be x */
+/* Rotates each pair (x[j], x[R + j]) by the angle of its position; the rest of a head, from 2 R on,
+ * stays. With `inverse` it rotates back, which is also the gradient.
+ * x, y [N,H,D], positions [N], cos, sin [P,R]; y may be x */
 static void rope_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
     const pl_call *call = context;
     const rope_args args = rope_args_of(call);
     const int32_t *positions = args.positions;
     float sign = args.inverse ? -1.0f : 1.0f;
-    int64_t heads = PL_DIM(call, 'H'), d = PL_DIM(call, 'D'), half = d / 2;
+    int64_t heads = PL_DIM(call, 'H'), d = PL_DIM(call, 'D'), half = PL_DIM(call, 'R');
     for (int64_t i = begin; i < end; i++) {
         const float *cosine = args.cos + positions[i] * half;
         const float *sine = args.sin + positions[i] * half;
@@ -31,6 +32,8 @@ static void rope_piece(const void *context, int64_t begin, int64_t end, int work
             for (; j + LANES <= half; j += LANES)
                 rope_step(x + j, cosine + j, sine + j, sign, half, y + j, LANES);
             if (j < half) rope_step(x + j, cosine + j, sine + j, sign, half, y + j, half - j);
+            if (y != x && 2 * half < d)
+                memcpy(y + 2 * half, x + 2 * half, (size_t)(d - 2 * half) * sizeof *y);
         }
     }
 }

@@ -89,7 +89,7 @@ int pl_cl_launch_rope(const pl_cl_operation *o) {
     pl_cl_launch l = begin(o);
     pl_cl_add_places(&l, 4, at.x, at.positions, at.cos, at.sin, at.y);
     pl_cl_add_i64(&l, args.inverse != 0);
-    add_sizes(&l, "HD");
+    add_sizes(&l, "HDR");
     return run(&l, "rope", dim(o, 'N'));
 }
 
@@ -169,6 +169,14 @@ int pl_cl_launch_gather_columns(const pl_cl_operation *o) {
     pl_cl_add_places(&l, 4, at.x, at.columns, at.y);
     add_sizes(&l, "VM");
     return run(&l, "gather_columns", dim(o, 'N'));
+}
+
+int pl_cl_launch_concat_columns(const pl_cl_operation *o) {
+    const concat_columns_places at = concat_columns_places_of(o);
+    pl_cl_launch l = begin(o);
+    pl_cl_add_places(&l, 4, at.a, at.b, at.c, at.y);
+    add_sizes(&l, "ABC");
+    return run(&l, "concat_columns", dim(o, 'N'));
 }
 
 int pl_cl_launch_top_experts(const pl_cl_operation *o) {

@@ -48,20 +48,22 @@ KERNEL rms_norm_grad(IN(dy), IN(x), IN(w), IN(rstd), OUT(dx), long d) {
     EACH(i, d) PUT(dx, row, r * (GET(dy, row) * GET(w, 0) - k * GET(x, row)));
 }
 
-/* Rotates x by its positions, backward with `inverse`; y may be x. */
+/* Rotates the pairs (x[j], x[half_dim + j]) of each head by its position, backward with `inverse`;
+ * the rest of a head stays; y may be x. */
 KERNEL rope(IN(x), INDICES(positions), IN(cosine), IN(sine), OUT(y), long inverse, long heads,
-            long d) {
+            long d, long half_dim) {
     MY_ROW;
-    const long half_dim = d / 2, angle = *ROW(positions, row) * half_dim;
+    const long angle = *ROW(positions, row) * half_dim;
     const float sign = inverse ? -1 : 1;
     for (long h = 0; h < heads; h++) {
-        const long at = (row * heads + h) * 2 * half_dim;
+        const long at = (row * heads + h) * d;
         for (long j = LANE; j < half_dim; j += GROUP) {
             float a = *ROW(x, at + j), b = *ROW(x, at + half_dim + j);
             float c = *ROW(cosine, angle + j), s = sign * *ROW(sine, angle + j);
             *ROW(y, at + j) = a * c - b * s;
             *ROW(y, at + half_dim + j) = b * c + a * s;
         }
+        for (long j = 2 * half_dim + LANE; j < d; j += GROUP) *ROW(y, at + j) = *ROW(x, at + j);
     }
 }
 
@@ -122,6 +124,16 @@ KERNEL gather_columns(IN(x), INDICES(columns), OUT(y), long v, long count) {
     MY_ROW;
     for (long j = LANE; j < count; j += GROUP)
         *ROW(y, row * count + j) = *ROW(x, row * v + *ROW(columns, j));
+}
+
+/* The columns of a, b and c side by side; c may be absent, with of_c = 0. */
+KERNEL concat_columns(IN(a), IN(b), IN(c), OUT(y), long of_a, long of_b, long of_c) {
+    MY_ROW;
+    const long at = row * (of_a + of_b + of_c);
+    for (long j = LANE; j < of_a; j += GROUP) *ROW(y, at + j) = *ROW(a, row * of_a + j);
+    for (long j = LANE; j < of_b; j += GROUP) *ROW(y, at + of_a + j) = *ROW(b, row * of_b + j);
+    for (long j = LANE; j < of_c; j += GROUP)
+        *ROW(y, at + of_a + of_b + j) = *ROW(c, row * of_c + j);
 }
 
 /* ---- Work-items with some columns, for all rows or one part of them */

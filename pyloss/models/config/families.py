@@ -44,6 +44,10 @@ class Family:
         post_norms: norms follow attention and the MLP, and the names of the norms differ.
         norm_offset: the number that norms add to their weight; GGUF stores the sum.
         activation: the activation of the MLP's gate, by its name in transformers.
+        fused: q, k and v are one matrix, and so are gate and up.
+        partial_rotary: only the share partial_rotary_factor of each head rotates.
+        longrope: positions are scaled by longrope or not at all.
+        gguf_window: GGUF has the window of all layers, which llama.cpp does not apply.
         scaled_embedding: embeddings are multiplied by sqrt(hidden_size).
         multipliers: embedding_multiplier, attention_multiplier, residual_multiplier and
             logits_scaling are in the configuration, see `ModelConfig`.
@@ -75,6 +79,10 @@ class Family:
     post_norms: bool = False
     norm_offset: float = 0.0
     activation: str = "silu"
+    fused: bool = False
+    partial_rotary: bool = False
+    longrope: bool = False
+    gguf_window: bool = False
     scaled_embedding: bool = False
     multipliers: bool = False
     unrotated_layers: bool = False
@@ -256,6 +264,26 @@ FAMILIES = {
             "sliding_window_pattern": 2,
             "attn_logit_softcapping": 50.0,
             "final_logit_softcapping": 30.0,
+        },
+    ),
+    "phi3": Family(
+        "Phi3ForCausalLM",
+        "phi3",
+        fused=True,
+        partial_rotary=True,
+        longrope=True,
+        gguf_window=True,
+        windows="all",
+        gguf_lacks=(
+            "attention_bias",
+            "mlp_bias",
+            "head_dim other than hidden_size / num_attention_heads",
+        ),
+        defaults={
+            "rms_norm_eps": 1e-5,
+            "max_position_embeddings": 4096,
+            "original_max_position_embeddings": 4096,
+            "partial_rotary_factor": 1.0,
         },
     ),
     "gemma3_text": Family(

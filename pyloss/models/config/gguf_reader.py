@@ -22,7 +22,7 @@ from pyloss.models.config.fields import (
 )
 from pyloss.models.config.known_keys import refuse_gguf_keys
 from pyloss.models.config.mixture import read_gguf_mixture
-from pyloss.models.config.rope_scaling import read_gguf_scaling
+from pyloss.models.config.rope_scaling import read_gguf_longrope, read_gguf_scaling
 from pyloss.models.config.values import FLAG, TEXT, Kind, Values, checked, float32, whole
 
 
@@ -88,6 +88,8 @@ _DEFAULTS = {
     **{key: 0.0 for key in MULTIPLIERS.values() if key != "logit_scale"},
     "rope.scaling.finetuned": True,
 }
+#: The tensors of longrope's short and long factors.
+LONGROPE_FACTORS = ("rope_factors_short.weight", "rope_factors_long.weight")
 _TOKENS = ("bos", "eos", "padding")
 
 
@@ -104,10 +106,17 @@ def read_gguf_config(
     model_type, read = _read(metadata, path)
     family = FAMILIES[model_type]
     vocabulary_size = _vocabulary_size(read, tensors)
-    heads, head_dim = read["attention.head_count"], _head_dim(read)
+    heads, head_dim = read["attention.head_count"], _head_dim(read, family)
     theta = read["rope.freq_base"]
     if theta is None:
         theta = float32(family.defaults.get("rope_theta", DEFAULTS["rope_theta"]))
+    rotary = read["rope.dimension_count"] or head_dim
+    short, long = (tensors.get(name) for name in LONGROPE_FACTORS)
+    scaling = (
+        read_gguf_longrope(read, short, long, rotary // 2)
+        if family.longrope
+        else read_gguf_scaling(read, tensors.get("rope_freqs.weight"), theta, head_dim)
+    )
     key_value_heads = read["attention.head_count_kv"]
     tokens = Values(
         path,
@@ -125,7 +134,8 @@ def read_gguf_config(
         "num_key_value_heads": heads if key_value_heads is None else key_value_heads,
         "head_dim": head_dim,
         "rope_theta": theta,
-        "rope_scaling": read_gguf_scaling(read, tensors.get("rope_freqs.weight"), theta, head_dim),
+        "rope_scaling": scaling,
+        "partial_rotary_factor": _share(rotary, head_dim) if family.partial_rotary else None,
         "tie_word_embeddings": "output.weight" not in tensors,
         "attention_bias": "blk.0.attn_q.bias" in tensors and not family.qkv_bias,
         "mlp_bias": "blk.0.ffn_gate.bias" in tensors,
@@ -202,13 +212,21 @@ def _vocabulary_size(read: Values, tensors: Mapping[str, StoredTensor]) -> int:
     return embedding.shape[0]
 
 
-def _head_dim(read: Values) -> int:
+def _share(rotary: int, head_dim: int) -> float:
+    """The partial_rotary_factor that stands for this number of elements."""
+    factor = rotary / head_dim
+    return factor if int(head_dim * factor) == rotary else (rotary + 0.5) / head_dim
+
+
+def _head_dim(read: Values, family: Family) -> int:
     rotary, length = read["rope.dimension_count"], read["attention.key_length"]
-    head_dim: int | None = rotary if length is None else length
+    head_dim: int | None = length
+    if length is None and not family.partial_rotary:
+        head_dim = rotary
     if head_dim is None:
         sizes = {"hidden": read["embedding_length"], "heads": read["attention.head_count"]}
         head_dim = checked(read.path, head_size, **sizes)
-    if (rotary or head_dim) != head_dim:
+    if (rotary or head_dim) != head_dim and not family.partial_rotary:
         raise ValueError(
             f"{read.path}: rope.dimension_count {rotary} of head size {head_dim}: "
             "partial is not supported"
@@ -224,6 +242,8 @@ def _head_dim(read: Values) -> int:
 def _windows(read: Values, family: Family, theta: float) -> dict[str, Any]:
     """sliding_window, layer_types and rope_local_base_freq."""
     window = read["attention.sliding_window"]
+    if family.gguf_window:
+        return {"sliding_window": window or None}
     if family.window_period is None:
         if 0 < window < read["context_length"]:  # llama.cpp ignores others
             name = f"{read.prefix}attention.sliding_window {window}"

@@ -96,6 +96,7 @@ _OF_SOME: dict[str, tuple[Kind, Callable[[Family], Any]]] = {
     **{name: (real, lambda family: family.multipliers) for name in MULTIPLIERS},
     "no_rope_layers": (LIST, lambda family: family.unrotated_layers),
     "no_rope_layer_interval": (whole(1), lambda family: family.unrotated_layers),
+    "partial_rotary_factor": (real, lambda family: family.partial_rotary),
     "num_experts": (whole(), lambda family: family.experts),
     "num_local_experts": (whole(), lambda family: family.experts),
     "num_experts_per_tok": (whole(), lambda family: family.experts),
@@ -267,15 +268,20 @@ def _rope(read: Values, family: Family) -> dict[str, Any]:
     scaling = {**nested, **outer} if family.local_rope else outer or nested
     if family.local_rope == "same" and local is None:
         local = _same_theta(read, nested, family)
-    theta = {"rope_theta": read["rope_theta"]}
+    defaults = {"rope_theta": read["rope_theta"]}
+    if family.partial_rotary:
+        defaults["partial_rotary_factor"] = read["partial_rotary_factor"]
+    numbers = Values(read.path, scaling, dict.fromkeys(defaults, real), defaults)
+    scaling = {key: value for key, value in scaling.items() if key not in numbers}
     return {
-        **Values(read.path, scaling, {"rope_theta": real}, theta),
+        **numbers,
         "rope_local_base_freq": local,
         "rope_scaling": read_hf_scaling(
             read.path,
             scaling,
             read["original_max_position_embeddings"],
             read["max_position_embeddings"],
+            family.longrope,
         ),
     }
 

@@ -38,6 +38,8 @@ _HF_REFUSED: dict[str, tuple[Any, ...]] = {
     "attention_chunk_size": _OFF,
     "first_k_dense_replace": _OFF,
     "lm_head_bias": _OFF,
+    "full_attn_mod": _ONE,
+    "interpolate_factor": _ONE,
     "logit_scale": _ONE,
     "logits_scaling": _ONE,
     "embedding_multiplier": _ONE,
@@ -139,9 +141,11 @@ def refuse_rope_keys(
 ) -> None:
     """Raises ValueError for a key of rope_scaling other than `known` and the inert ones."""
     for key, value in scaling.items():
+        if key in known:
+            continue
         if key in _ROPE_REFUSED:
             _refuse(path, f"{key} of rope_scaling", value, _ROPE_REFUSED[key])
-        elif key not in known and key not in _ROPE_READ and value is not None:
+        elif key not in _ROPE_READ and value is not None:
             raise ValueError(f"{path}: {shown(key)} of rope_scaling is not supported")
 
 

@@ -26,7 +26,7 @@ from pyloss.models.config.fields import (
 from pyloss.models.config.gguf_reader import read_gguf_config
 from pyloss.models.config.hf_reader import read_hf_config
 from pyloss.models.config.mixture import Mixture
-from pyloss.models.config.rope_scaling import check_rotary, check_scaling
+from pyloss.models.config.rope_scaling import check_rotary, check_scaling, long_from
 from pyloss.models.config.values import checked
 
 
@@ -44,6 +44,7 @@ class ModelConfig:
         query_pre_attn_scalar: attention scores are divided by its square root; None: head_dim.
         attn_logit_softcapping: attention scores s become c tanh(s / c); None: they stay.
         final_logit_softcapping: the same of logits.
+        partial_rotary_factor: the share of each head that rotates; None: 1.
         embedding_multiplier: embeddings are multiplied by it; None: 1.
         attention_multiplier: attention scores are; None: 1 / sqrt(query_pre_attn_scalar).
         residual_multiplier: the outputs of attention and MLP are, before they are added; None: 1.
@@ -77,6 +78,7 @@ class ModelConfig:
     query_pre_attn_scalar: int | None = None
     attn_logit_softcapping: float | None = None
     final_logit_softcapping: float | None = None
+    partial_rotary_factor: float | None = None
     embedding_multiplier: float | None = None
     attention_multiplier: float | None = None
     residual_multiplier: float | None = None
@@ -105,10 +107,16 @@ class ModelConfig:
             )
         if self.head_dim % 2:
             raise ValueError(f"head_dim must be even, got {self.head_dim}")
+        if self.rotary_dim % 2 or not 2 <= self.rotary_dim <= self.head_dim:
+            raise ValueError(
+                f"partial_rotary_factor {self.partial_rotary_factor} rotates {self.rotary_dim} of "
+                f"{self.head_dim} elements of a head; it must be an even number of them, "
+                "at least 2"
+            )
         check_scaling(self.rope_scaling)
-        check_rotary(self.rope_theta, self.head_dim, self.rope_scaling)
+        check_rotary(self.rope_theta, self.rotary_dim, self.rope_scaling)
         if self.rope_local_base_freq is not None:
-            check_rotary(self.rope_local_base_freq, self.head_dim, None)
+            check_rotary(self.rope_local_base_freq, self.rotary_dim, None)
         if self.family.local_rope == "same" and self.rope_local_base_freq is None:
             self.rope_local_base_freq = self.rope_theta
         self._check_windows()
@@ -160,6 +168,12 @@ class ModelConfig:
     def rotated(self, layer: int) -> bool:
         """Whether `layer` has rotary positions."""
         return self.no_rope_layers is None or self.no_rope_layers[layer] == 1
+
+    @property
+    def rotary_dim(self) -> int:
+        """The number of elements of each head that rotate, from the first on."""
+        factor = self.partial_rotary_factor
+        return self.head_dim if factor is None else int(self.head_dim * factor)
 
     @property
     def embedding_factor(self) -> float:
@@ -248,9 +262,20 @@ class ModelConfig:
                 FULL: plain | (self.rope_scaling or {}),
                 SLIDING: plain | {"rope_theta": content.pop("rope_local_base_freq")},
             }
+        if long_from(self.rope_scaling) is not None:
+            # transformers takes the original length from here, and mlx-lm also the type.
+            scaling = {**content["rope_scaling"], "type": "longrope"}
+            original = scaling["original_max_position_embeddings"]
+            content |= {"rope_scaling": scaling, "original_max_position_embeddings": original}
         return content | (self.mixture.to_hf(family) if self.mixture else {})
 
 
 # Left out of config.json if None; all but the first two are positive numbers.
-_PARTICULAR_NUMBERS = ("rope_local_base_freq", "query_pre_attn_scalar", *SOFTCAPS, *MULTIPLIERS)
+_PARTICULAR_NUMBERS = (
+    "rope_local_base_freq",
+    "query_pre_attn_scalar",
+    "partial_rotary_factor",
+    *SOFTCAPS,
+    *MULTIPLIERS,
+)
 _PARTICULAR = ("layer_types", "no_rope_layers", *_PARTICULAR_NUMBERS)

@@ -13,7 +13,7 @@ from pyloss.checks.numbers import shown
 from pyloss.errors import FormatError
 from pyloss.io.tensor_file import StoredTensor
 from pyloss.models.config.known_keys import refuse_rope_keys
-from pyloss.models.config.values import TEXT, Values, float32, real
+from pyloss.models.config.values import TEXT, Kind, Values, float32, real
 
 # The numbers of each kind. Those of yarn that follow from others are always written out.
 KEYS = {
@@ -26,14 +26,26 @@ KEYS = {
         "beta_slow",
         "attention_factor",
     ),
+    "longrope": (
+        "short_factor",
+        "long_factor",
+        "original_max_position_embeddings",
+        "attention_factor",
+    ),
 }
+# Numbers that are lists, with a divisor for each rotary frequency.
+_LISTS = ("short_factor", "long_factor")
 _YARN = {"beta_fast": 32.0, "beta_slow": 1.0}
 
 
 def rotary_frequencies(
-    theta: float, head_dim: int, scaling: Mapping[str, Any] | None
+    theta: float, head_dim: int, scaling: Mapping[str, Any] | None, long: bool = False
 ) -> tuple[np.ndarray, float]:
-    """Each pair's angle per position, float64 [head_dim / 2], and the scale of cos and sin."""
+    """Each pair's angle per position, float64 [head_dim / 2], and the scale of cos and sin.
+
+    `head_dim` is the part of a head that rotates. `long`: longrope's frequencies for sequences that
+    are longer than the original length.
+    """
     plain = theta ** -(np.arange(0, head_dim, 2) / head_dim)
     kind = scaling["rope_type"] if scaling else None
     if scaling is None or kind is None:
@@ -42,6 +54,9 @@ def rotary_frequencies(
         return plain / scaling["factor"], 1.0
     if kind == "llama3":
         return plain / llama3_factors(scaling, theta, head_dim), 1.0
+    if kind == "longrope":
+        factors = scaling["long_factor" if long else "short_factor"]
+        return plain / np.array(factors, np.float64), scaling["attention_factor"]
     # Pairs that turn beta_fast times in the original length keep their frequency; pairs that turn
     # less than beta_slow times are slowed by the factor; in between the two are blended
     # (Peng et al., arXiv:2309.00071).
@@ -53,6 +68,17 @@ def rotary_frequencies(
     low, high = max(math.floor(first), 0), min(math.ceil(last), head_dim - 1)
     slowed = np.clip((np.arange(head_dim // 2) - low) / max(high - low, 0.001), 0, 1)
     return plain * (slowed / scaling["factor"] + 1 - slowed), scaling["attention_factor"]
+
+
+def long_from(scaling: Mapping[str, Any] | None) -> int | None:
+    """The longest sequence whose positions longrope scales by its short factors, else None.
+
+    All positions of a longer sequence are scaled by the long factors. (Ding et al.,
+    arXiv:2402.13753)
+    """
+    if scaling is None or scaling["rope_type"] != "longrope":
+        return None
+    return int(scaling["original_max_position_embeddings"])
 
 
 def llama3_factors(scaling: Mapping[str, Any], theta: float, head_dim: int) -> np.ndarray:
@@ -74,7 +100,9 @@ def check_scaling(scaling: Mapping[str, Any] | None) -> None:
         raise ValueError(
             f"rope_scaling must be None or of type {' or '.join(KEYS)} with its keys, got {scaling}"
         )
-    if not all(0 < scaling[key] < math.inf for key in keys):
+    numbers = [scaling[key] for key in keys if key not in _LISTS]
+    numbers += [number for key in keys if key in _LISTS for number in scaling[key]]
+    if not all(0 < number < math.inf for number in numbers):
         raise ValueError(f"rope_scaling must hold positive finite numbers, got {scaling}")
     for low, high in (("low_freq_factor", "high_freq_factor"), ("beta_slow", "beta_fast")):
         if low in keys and not scaling[low] < scaling[high]:
@@ -87,6 +115,12 @@ _LAST_POSITION = 2.0**31
 
 def check_rotary(theta: float, head_dim: int, scaling: Mapping[str, Any] | None) -> None:
     """Raises ValueError if the angles, or the scale of cos and sin, are not finite."""
+    for key in _LISTS:
+        if scaling and key in scaling and len(scaling[key]) != head_dim // 2:
+            raise ValueError(
+                f"rope_scaling's {key} has {len(scaling[key])} numbers for "
+                f"{head_dim // 2} rotary frequencies"
+            )
     try:
         with np.errstate(all="ignore"):
             frequencies, scale = rotary_frequencies(theta, head_dim, scaling)
@@ -101,12 +135,17 @@ def check_rotary(theta: float, head_dim: int, scaling: Mapping[str, Any] | None)
 
 
 def read_hf_scaling(
-    path: str | os.PathLike[str], scaling: Mapping[str, Any], original: float | None, longest: int
+    path: str | os.PathLike[str],
+    scaling: Mapping[str, Any],
+    original: float | None,
+    longest: int,
+    longrope: bool = False,
 ) -> dict[str, Any] | None:
     """Read the object under `rope_scaling` or `rope_parameters` of config.json.
 
     As in transformers, the length before scaling is `original`, from the configuration itself, else
-    that of `scaling`, else `longest`, max_position_embeddings.
+    that of `scaling`, else `longest`, max_position_embeddings. `longrope`: the family has this kind
+    alone, whose older names are su and yarn.
     """
     names = Values(
         path,
@@ -117,11 +156,16 @@ def read_hf_scaling(
     kind = names["type"] if names["rope_type"] is None else names["rope_type"]
     if kind == "default":
         return None
-    if kind not in KEYS:
+    if longrope and kind in ("su", "yarn"):
+        kind = "longrope"
+    kinds = [known for known in KEYS if (known == "longrope") == longrope]
+    if kind not in kinds:
         raise ValueError(
             f"{path}: rope_type {shown(kind)} is not supported; "
-            f"supported are default, {', '.join(KEYS)}"
+            f"supported are default, {', '.join(kinds)}"
         )
+    if kind == "longrope":
+        return _read_hf_longrope(path, scaling, original, longest)
     refuse_rope_keys(path, scaling, {key for keys in KEYS.values() for key in keys})
     defaults = {**_YARN, "attention_factor": None, "original_max_position_embeddings": longest}
     numbers = dict(Values(path, scaling, dict.fromkeys(KEYS[kind], real), defaults))
@@ -133,6 +177,46 @@ def read_hf_scaling(
             int(length) if length == int(length) else length
         )
     return {"rope_type": kind, **numbers}
+
+
+def _read_hf_longrope(
+    path: str | os.PathLike[str], scaling: Mapping[str, Any], original: float | None, longest: int
+) -> dict[str, Any]:
+    refuse_rope_keys(path, scaling, {*KEYS["longrope"], "factor", *_MSCALES})
+    kinds: dict[str, Kind] = dict.fromkeys(_LISTS, _numbers)
+    kinds |= dict.fromkeys(("factor", "attention_factor", "original_max_position_embeddings"), real)
+    numbers = ("factor", "attention_factor", "original_max_position_embeddings")
+    read = Values(path, scaling, kinds, dict.fromkeys(numbers))
+    said = read["original_max_position_embeddings"]
+    length = next(each for each in (original, said, float(longest)) if each is not None)
+    factor = longest / length if read["factor"] is None else read["factor"]
+    attention_factor = read["attention_factor"]
+    if attention_factor is None:
+        attention_factor = longrope_factor(factor, length)
+    return {
+        "rope_type": "longrope",
+        "short_factor": read["short_factor"],
+        "long_factor": read["long_factor"],
+        "original_max_position_embeddings": int(length) if length == int(length) else length,
+        "attention_factor": attention_factor,
+    }
+
+
+# Keys of some published configurations that transformers ignores.
+_MSCALES = ("short_mscale", "long_mscale")
+
+
+def _numbers(value: Any) -> list[float]:
+    if type(value) is not list:
+        raise TypeError(f"expected a list of numbers, got {shown(value)}")
+    return [real(number) for number in value]
+
+
+def longrope_factor(factor: float, original: float) -> float:
+    """longrope's scale of cos and sin for a context that is `factor` times the original one."""
+    if factor <= 1 or original <= 1:
+        return 1.0
+    return math.sqrt(1 + math.log(factor) / math.log(original))
 
 
 def _attention_factor(factor: float) -> float:
@@ -182,6 +266,44 @@ def read_gguf_scaling(
         ),
         **{key: _YARN[key] if value is None else value for key, value in betas.items()},
         "attention_factor": _attention_factor(factor) if factor > 0 else 0.0,
+    }
+
+
+def read_gguf_longrope(
+    read: Values, short: StoredTensor | None, long: StoredTensor | None, pairs: int
+) -> dict[str, Any] | None:
+    """The longrope of a GGUF file, whose factors are two tensors; None if it has neither.
+
+    The other scalings of GGUF are refused.
+    """
+    at = "rope.scaling"
+    kind = read[f"{at}.type"]
+    if kind not in (None, "none", "longrope") or read[f"{at}.factor"] not in (None, 0.0, 1.0):
+        raise read.unsupported(f"{read.prefix}{at}.type {shown(kind or 'linear')}", "longrope")
+    if short is None or long is None:
+        found, name = (long, "rope_factors_short.weight") if short is None else (short, "")
+        if found is not None:
+            lacks = name or "rope_factors_long.weight"
+            raise FormatError(read.path, lacks, f"this tensor is missing beside {found.name}")
+        if kind == "longrope":
+            raise FormatError(read.path, "rope_factors_long.weight", "this tensor is missing")
+        _refuse_yarn_options(read, at, "none", 1.0)
+        return None
+    for tensor in (short, long):
+        if tensor.shape != (pairs,):
+            raise FormatError(
+                read.path, tensor.name, f"has shape {tensor.shape}, where rotary pairs are {pairs}"
+            )
+    original, factor = read[f"{at}.original_context_length"], read[f"{at}.attn_factor"]
+    original = read["context_length"] if original is None else original
+    return {
+        "rope_type": "longrope",
+        **{
+            key: [float32(number) for number in tensor.array()]
+            for key, tensor in (("short_factor", short), ("long_factor", long))
+        },
+        "original_max_position_embeddings": original,
+        "attention_factor": 1.0 if factor is None else factor,
     }
 
 
@@ -249,11 +371,16 @@ def _llama3_scaling(factors: np.ndarray, theta: float, head_dim: int) -> dict[st
 def gguf_scaling(scaling: Mapping[str, Any] | None) -> dict[str, Any]:
     """`scaling` as GGUF metadata, without the architecture's name.
 
-    Llama 3's scaling is a tensor instead, see `llama3_factors`.
+    Llama 3's scaling is a tensor instead, see `llama3_factors`; longrope's factors are two.
     Raises ValueError for an attention_factor other than the one that follows from the factor.
     """
     if scaling is None or scaling["rope_type"] == "llama3":
         return {}
+    if scaling["rope_type"] == "longrope":
+        return {
+            "rope.scaling.original_context_length": scaling["original_max_position_embeddings"],
+            "rope.scaling.attn_factor": float(scaling["attention_factor"]),
+        }
     values = {"type": scaling["rope_type"], "factor": float(scaling["factor"])}
     if scaling["rope_type"] == "yarn":
         if not math.isclose(

@@ -13,7 +13,11 @@ import numpy as np
 from pyloss.io.files import replacing, user_path
 from pyloss.io.gguf import GGML_TYPES
 from pyloss.models.config.fields import MULTIPLIERS, SOFTCAPS
-from pyloss.models.config.gguf_reader import gguf_no_rope_layers, gguf_query_scalar
+from pyloss.models.config.gguf_reader import (
+    LONGROPE_FACTORS,
+    gguf_no_rope_layers,
+    gguf_query_scalar,
+)
 from pyloss.models.config.model_config import ModelConfig
 from pyloss.models.config.rope_scaling import gguf_scaling, llama3_factors
 from pyloss.models.files.names import gguf_name
@@ -175,7 +179,7 @@ def _hyperparameters(c: ModelConfig) -> dict[str, Any]:
         "attention.key_length": c.head_dim,
         "attention.value_length": c.head_dim,
         "attention.layer_norm_rms_epsilon": float(c.rms_norm_eps),
-        "rope.dimension_count": c.head_dim,
+        "rope.dimension_count": c.rotary_dim,
         "rope.freq_base": float(c.rope_theta),
     }
     values |= {
@@ -260,6 +264,10 @@ def _tensors(model: Model, type: str | None) -> Iterator[GGUFTensor]:
     if c.rope_scaling and c.rope_scaling["rope_type"] == "llama3":
         factors = llama3_factors(c.rope_scaling, c.rope_theta, c.head_dim).astype(np.float32)
         yield GGUFTensor("rope_freqs.weight", factors.shape, "f32", lambda: factors.view(np.uint8))
+    if c.rope_scaling and c.rope_scaling["rope_type"] == "longrope":
+        for name, key in zip(LONGROPE_FACTORS, ("short_factor", "long_factor"), strict=True):
+            numbers = np.array(c.rope_scaling[key], np.float32)
+            yield GGUFTensor(name, numbers.shape, "f32", partial(numbers.view, np.uint8))
     parameters = {name: to_device(array, "cpu") for name, array in model.parameters().items()}
     values: dict[str, np.ndarray | Weight | WeightStack] = {**model.stored(), **parameters}
     if c.family.gguf_head and model.lm_head is None:

@@ -13,11 +13,13 @@ _GGUF_NAMES = {
     "model.layers.{}.self_attn.q_proj": "blk.{}.attn_q",
     "model.layers.{}.self_attn.k_proj": "blk.{}.attn_k",
     "model.layers.{}.self_attn.v_proj": "blk.{}.attn_v",
+    "model.layers.{}.self_attn.qkv_proj": "blk.{}.attn_qkv",
     "model.layers.{}.self_attn.o_proj": "blk.{}.attn_output",
     "model.layers.{}.self_attn.q_norm": "blk.{}.attn_q_norm",
     "model.layers.{}.self_attn.k_norm": "blk.{}.attn_k_norm",
     "model.layers.{}.mlp.gate_proj": "blk.{}.ffn_gate",
     "model.layers.{}.mlp.up_proj": "blk.{}.ffn_up",
+    "model.layers.{}.mlp.gate_up_proj": "blk.{}.ffn_up",
     "model.layers.{}.mlp.down_proj": "blk.{}.ffn_down",
     **{
         f"model.layers.{{}}.{block}.{ours}": f"blk.{{}}.{theirs}"

@@ -6,7 +6,9 @@ import numpy as np
 
 from pyloss.errors import FormatError, counted
 from pyloss.io.tensor_file import StoredTensor, TensorFile, layers_held
+from pyloss.models.config.gguf_reader import LONGROPE_FACTORS
 from pyloss.models.config.model_config import ModelConfig
+from pyloss.models.config.rope_scaling import long_from
 from pyloss.models.files.names import expert_name, gguf_name
 from pyloss.models.files.quantized import Quantization
 from pyloss.weights.stack import WeightStack
@@ -150,6 +152,9 @@ class GGUFSource(Source):
         super().__init__(file)
         self._family = config.family
         self._head_dim = config.head_dim if self._family.gguf_interleaved else 0
+        if long_from(config.rope_scaling) is not None:
+            for name in LONGROPE_FACTORS:  # which the configuration was read from
+                self.file.tensor(name)
 
     def norm(self, name: str, dims: int) -> np.ndarray:
         """See `Source`."""

@@ -68,6 +68,15 @@ _TEKKEN = _Pre(
     ignore_merges=True,
     add_bos=True,
 )
+# OpenAI's o200k, Phi-4-mini's too: words are also split before a capital, and keep 's, 're ...
+_O200K_END = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+_O200K = _Pre(
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+    + _O200K_END
+    + r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+    + _O200K_END
+    + r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 # By tokenizer.ggml.pre. If several names mean one, the first is that of llama.cpp's converter.
 PRE_TOKENIZERS = {
@@ -83,6 +92,7 @@ PRE_TOKENIZERS = {
     "olmo": _GPT2,
     "dbrx": _CL100K,
     "smaug-bpe": _CL100K,
+    "gpt-4o": _O200K,
 }
 
 

@@ -133,7 +133,8 @@ def estimate_memory(
       or down_proj, whose output nothing else keeps; with checkpointing only those of one layer;
     - the working memory of one layer, forward and backward: `4 N (4I + 3H + 10K)`, and 16 MB of
       packed matrices. In a mixture of experts I is the total width of a token's k experts, and
-      each expert has its own rows: `4 N (3 k H)` more;
+      each expert has its own rows: `4 N (3 k H)` more. Fused matrices hold their output twice while
+      it is cut into parts: `4 N max(2I, Q + 2K)` more;
     - the second part of the gradient of a trained embedding table that the head shares: `4 V H`;
     - the head: `4 V` for each token computed at once (`losses.head.rows_at_once`), and `8 N H` of
       hidden states;
@@ -175,6 +176,8 @@ def estimate_memory(
     )
     kept += 4 * tokens * hidden * (outputs / max(layers, 1) if grad_checkpoint else outputs)
     work = 4 * tokens * (4 * inner + 3 * hidden * (1 + visits) + 10 * key_values)
+    if getattr(family, "fused", False):
+        work += 4 * tokens * max(2 * inner, queries + 2 * key_values)
     columns = vocabulary + beside.columns
     head = (
         4 * columns * min(rows_at_once(4 * max(columns, 1), head_bytes(grad_checkpoint)), tokens)

@@ -98,6 +98,23 @@ _GEMMA2 = {
     "num_key_value_heads": 4, "pad_token_id": 0, "query_pre_attn_scalar": 256, "rms_norm_eps": 1e-06, "rope_theta": 10000.0,
     "sliding_window": 4096, "torch_dtype": "bfloat16", "transformers_version": "4.42.4", "use_cache": True, "vocab_size": 256000,
 }  # fmt: skip
+_PHI3 = {
+    "architectures": ["Phi3ForCausalLM"], "attention_bias": False, "attention_dropout": 0.0,
+    "auto_map": {"AutoConfig": "configuration_phi3.Phi3Config"}, "bos_token_id": 1, "embd_pdrop": 0.0, "eos_token_id": 32000,
+    "hidden_act": "silu", "hidden_size": 3072, "initializer_range": 0.02, "intermediate_size": 8192, "max_position_embeddings": 4096,
+    "model_type": "phi3", "num_attention_heads": 32, "num_hidden_layers": 32, "num_key_value_heads": 32,
+    "original_max_position_embeddings": 4096, "pad_token_id": 32000, "resid_pdrop": 0.0, "rms_norm_eps": 1e-05, "rope_scaling": None,
+    "rope_theta": 10000.0, "sliding_window": 2047, "tie_word_embeddings": False, "torch_dtype": "bfloat16",
+    "transformers_version": "4.40.2", "use_cache": True, "vocab_size": 32064,
+}  # fmt: skip
+_PHI35 = {
+    **_PHI3, "max_position_embeddings": 131072, "sliding_window": 262144,
+    "rope_scaling": {"long_factor": [1.08] * 47 + [64.0], "short_factor": [1.0] * 47 + [1.48], "type": "longrope"},
+}  # fmt: skip
+_PHI4 = {
+    **_PHI35, "embd_pdrop": 0.0, "full_attn_mod": 1, "interpolate_factor": 1, "lm_head_bias": False, "mlp_bias": False,
+    "num_attention_heads": 24, "num_key_value_heads": 8, "partial_rotary_factor": 0.75, "tie_word_embeddings": True, "vocab_size": 200064,
+}  # fmt: skip
 _GEMMA3_TEXT = {
     "architectures": ["Gemma3ForCausalLM"], "attention_bias": False, "attention_dropout": 0.0, "attn_logit_softcapping": None,
     "bos_token_id": 2, "cache_implementation": "hybrid", "eos_token_id": [1, 106], "final_logit_softcapping": None, "head_dim": 256,
@@ -141,6 +158,10 @@ HF = {
     "olmo-2": _OLMO2,
     "olmo-3": _OLMO3,
     "gemma2-2b": _GEMMA2,
+    "phi-3-mini-4k": _PHI3,
+    "phi-3-mini-128k of 2024": {**_PHI35, "rope_scaling": {**_PHI35["rope_scaling"], "type": "su"}},
+    "phi-3.5-mini": _PHI35,
+    "phi-4-mini": _PHI4,
     "gemma3-1b": _GEMMA3_TEXT,
     "gemma3-4b": _GEMMA3,
     "by mlx": {**_LLAMA3, "quantization": _MLX, "quantization_config": _MLX, "dtype": "bfloat16"},
@@ -216,6 +237,12 @@ GGUF = {
         attention__sliding_window=4096,
         attn_logit_softcapping=50.0,
         final_logit_softcapping=30.0,
+    ),
+    "phi3": _gguf(
+        "phi3",
+        rope__scaling__original_context_length=4096,
+        attention__sliding_window=2047,
+        rope__dimension_count=48,
     ),
     "gemma3": _gguf(
         "gemma3",

@@ -138,6 +138,58 @@ def test_gguf_of_granite():
         )
 
 
+def test_gguf_of_phi3():
+    phi3 = {key.replace("llama.", "phi3."): value for key, value in GGUF.items()}
+    phi3 |= {"general.architecture": "phi3", "phi3.rope.dimension_count": 48}
+    config = ModelConfig.from_gguf(phi3, EMBEDDING)
+    assert (config.head_dim, config.rotary_dim, config.partial_rotary_factor) == (64, 48, 0.75)
+    assert config.rope_scaling is None and config.sliding_window is None
+    assert (
+        ModelConfig.from_gguf({**phi3, "phi3.rope.dimension_count": 22}, EMBEDDING).rotary_dim == 22
+    )
+    windowed = ModelConfig.from_gguf({**phi3, "phi3.attention.sliding_window": 2047}, EMBEDDING)
+    assert windows(windowed) == [2047] * 30
+    scaled = {
+        "phi3.rope.scaling.original_context_length": 4096,
+        "phi3.rope.scaling.attn_factor": 1.25,
+    }
+    factors = {
+        name: stored(name, np.linspace(1, last, 24))
+        for name, last in (("rope_factors_short.weight", 2), ("rope_factors_long.weight", 50))
+    }
+    scaling = ModelConfig.from_gguf({**phi3, **scaled}, {**EMBEDDING, **factors}).rope_scaling
+    assert scaling["original_max_position_embeddings"] == 4096
+    assert scaling["attention_factor"] == 1.25 and scaling["rope_type"] == "longrope"
+    assert (scaling["short_factor"][-1], scaling["long_factor"][-1]) == (2.0, 50.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "tensors", "message"),
+    [
+        ({}, {"rope_factors_long.weight": 24}, "short.weight: this tensor is missing beside rope_"),
+        ({}, {"rope_factors_short.weight": 24}, "long.weight: this tensor is missing beside rope_"),
+        ({"rope.scaling.type": "longrope"}, {}, "rope_factors_long.weight: this tensor is missing"),
+        (
+            {},
+            {"rope_factors_short.weight": 24, "rope_factors_long.weight": 32},
+            r"rope_factors_long.weight: has shape \(32,\), where rotary pairs are 24",
+        ),
+        ({"rope.scaling.type": "yarn"}, {}, "phi3.rope.scaling.type 'yarn' is not supported"),
+        ({"rope.scaling.factor": 4.0}, {}, "phi3.rope.scaling.type 'linear' is not supported"),
+        ({"rope.scaling.attn_factor": 1.2}, {}, "phi3.rope.scaling.attn_factor 1.2 is not"),
+        ({"rope.dimension_count": 23}, {}, "rotates 23 of 64 elements of a head"),
+        ({"rope.dimension_count": 66}, {}, "rotates 66 of 64 elements of a head"),
+    ],
+)
+def test_gguf_of_phi3_that_does_not_fit(changes, tensors, message):
+    phi3 = {key.replace("llama.", "phi3."): value for key, value in GGUF.items()}
+    phi3 |= {"general.architecture": "phi3", "phi3.rope.dimension_count": 48}
+    phi3 |= {f"phi3.{key}": value for key, value in changes.items()}
+    factors = {name: stored(name, np.ones(count)) for name, count in tensors.items()}
+    with pytest.raises(ValueError, match=message):
+        ModelConfig.from_gguf(phi3, {**EMBEDDING, **factors}, "m.gguf")
+
+
 @pytest.mark.parametrize("original", [32, 4096, 8192])
 def test_gguf_llama3_factors_are_turned_back_into_their_numbers(original):
     scaling = {**LLAMA3, "original_max_position_embeddings": original}

@@ -63,6 +63,14 @@ def test_published_metadata_are_accepted_without_a_word(name):
         ("qwen2.5", {"use_mrope": True}, "use_mrope True"),
         ("qwen3", {"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5"),
         ("granite-3.1-2b", {"logit_scale": 8.0}, "logit_scale 8.0 is not supported"),
+        ("phi-4-mini", {"full_attn_mod": 2}, "full_attn_mod 2 is not supported"),
+        ("phi-4-mini", {"interpolate_factor": 2}, "interpolate_factor 2 is not supported"),
+        ("phi-3.5-mini", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "'linear' is not"),
+        (
+            "llama-2",
+            {"rope_scaling": HF["phi-3.5-mini"]["rope_scaling"]},
+            "rope_type 'longrope' is not supported; supported are default, linear",
+        ),
         ("olmoe", {"clip_qkv": 8.0}, "clip_qkv 8.0"),
         (
             "llama-3.2",

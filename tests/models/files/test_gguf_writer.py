@@ -234,7 +234,9 @@ def _qkv_biases():
 # ---- Tokenizers
 
 
-@pytest.mark.parametrize("pre", ["gpt-2", "smollm", "llama-bpe", "qwen2", "tekken", "dbrx"])
+@pytest.mark.parametrize(
+    "pre", ["gpt-2", "smollm", "llama-bpe", "qwen2", "tekken", "dbrx", "gpt-4o"]
+)
 @pytest.mark.parametrize(
     "around", [{}, {"add_bos_token": True}, {"add_bos_token": True, "add_eos_token": True}]
 )

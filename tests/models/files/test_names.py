@@ -9,6 +9,14 @@ LAYER = (
     "input_layernorm", "post_attention_layernorm", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj",
     "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj",
 )  # fmt: skip
+FUSED = (
+    "input_layernorm",
+    "self_attn.qkv_proj",
+    "self_attn.o_proj",
+    "post_attention_layernorm",
+    "mlp.gate_up_proj",
+    "mlp.down_proj",
+)
 QK_NORMS = ("self_attn.q_norm", "self_attn.k_norm")
 EXPERTS = ("gate", "switch_mlp.gate_proj", "switch_mlp.up_proj", "switch_mlp.down_proj")
 POST_NORMS = ("pre_feedforward_layernorm", "post_feedforward_layernorm")
@@ -35,9 +43,13 @@ def test_names_of_families(name):
     (arch,) = [arch for arch, text in gguf.MODEL_ARCH_NAMES.items() if text == family.gguf]
     table = gguf.get_tensor_name_map(arch, 12)
     layer = (
-        LAYER[not family.pre_norms : len(LAYER) - 3 * bool(family.experts)]
-        + QK_NORMS * bool(family.qk_norm)
-        + POST_NORMS[not family.pre_norms :] * family.post_norms
+        FUSED
+        if family.fused
+        else (
+            LAYER[not family.pre_norms : len(LAYER) - 3 * bool(family.experts)]
+            + QK_NORMS * bool(family.qk_norm)
+            + POST_NORMS[not family.pre_norms :] * family.post_norms
+        )
     )
     names = [
         "model.embed_tokens",
