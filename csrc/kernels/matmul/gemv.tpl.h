@@ -36,8 +36,7 @@ INLINE void gemv_store(const gemm *g, int64_t i, int64_t o, float sum, const flo
 enum { GEMV_PREFETCH = 2048 };
 
 /* Rows [begin, end) of B, expanded a run of 32 at a time. The number m of rows of A and the format
- * are constants in every instance, so that sums and runs live in registers. There are instances for
- * 1, 2 and 4 rows; with 3, the last row is computed twice. */
+ * are constants in every instance, so that sums and runs live in registers. */
 INLINE void gemv_rows(const gemm *g, int64_t begin, int64_t end, const int m, const int format,
                       const run_decoder decode) {
     for (int64_t o = begin; o < end; o++) {
@@ -46,8 +45,6 @@ INLINE void gemv_rows(const gemm *g, int64_t begin, int64_t end, const int m, co
             for (int64_t i = 0; i < g->b.row_bytes; i += 64)
                 __builtin_prefetch(g->b.data + row * g->b.row_bytes + GEMV_PREFETCH + i);
         vf acc[SMALL_M][32 / LANES];
-        const float *a[SMALL_M];
-        for (int i = 0; i < m; i++) a[i] = g->a.data + at_most(i, g->m - 1) * g->a.stride;
 #pragma GCC unroll 4
         for (int i = 0; i < m; i++)
 #pragma GCC unroll 8
@@ -61,13 +58,13 @@ INLINE void gemv_rows(const gemm *g, int64_t begin, int64_t end, const int m, co
 #pragma GCC unroll 8
                 for (int l = 0; l < 32 / LANES; l++)
                     acc[i][l] =
-                        vf_fma(vf_load(run + l * LANES), vf_load(a[i] + k + l * LANES), acc[i][l]);
+                        vf_fma(vf_load(run + l * LANES),
+                               vf_load(g->a.data + i * g->a.stride + k + l * LANES), acc[i][l]);
         }
         float tail[32];
         if (k < g->k) decoders[g->b.format](&g->b, row, k, g->k - k, tail);
 #pragma GCC unroll 4
         for (int i = 0; i < m; i++) {
-            if (m == 4 && i == 3 && g->m == 3) break;
             vf total = acc[i][0];
 #pragma GCC unroll 8
             for (int l = 1; l < 32 / LANES; l++) total += acc[i][l];
@@ -83,11 +80,11 @@ typedef void (*gemv_fn)(const gemm *g, int64_t begin, int64_t end);
         gemv_rows(g, begin, end, m, PL_W_##name, run_##name); \
     }
 #define PL_FORMAT(name, elements, bytes, decoder, kind) \
-    GEMV_ROWS(name, 1) GEMV_ROWS(name, 2) GEMV_ROWS(name, 4)
+    GEMV_ROWS(name, 1) GEMV_ROWS(name, 2) GEMV_ROWS(name, 3) GEMV_ROWS(name, 4)
 #include "../../formats.def"
 static const gemv_fn gemv_of[PL_W_COUNT][SMALL_M] = {
 #define PL_FORMAT(name, elements, bytes, decoder, kind) \
-    {gemv_##name##_1, gemv_##name##_2, gemv_##name##_4, gemv_##name##_4},
+    {gemv_##name##_1, gemv_##name##_2, gemv_##name##_3, gemv_##name##_4},
 #include "../../formats.def"
 };
 
