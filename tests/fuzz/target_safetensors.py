@@ -12,6 +12,8 @@ KINDS = [
     ("mixtral", "f32"),
     ("qwen3_moe", "f32"),
     ("gemma3_text", "f32"),
+    ("granite", "f32"),
+    ("phi3", "f32"),
     ("smollm3", "f32"),
     ("olmo3", "f32"),
     ("llama", "affine4"),

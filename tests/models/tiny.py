@@ -40,6 +40,8 @@ def config(tied=True, bias=False, **changes):
 # Options of `config` for families whose layers differ from Llama's.
 FAMILIES = {
     "smollm3": {"model_type": "smollm3", "no_rope_layers": [1, 0, 1]},
+    "granite": {"model_type": "granite", "attention_multiplier": 0.3, "residual_multiplier": 0.22},
+    "phi3": {"model_type": "phi3", "partial_rotary_factor": 0.75, "sliding_window": 5},
     "olmo2": {"model_type": "olmo2"},
     "olmo3": {
         "model_type": "olmo3",
@@ -95,6 +97,8 @@ def write_folder(folder, seed=0, dtype="f32", change=None, **options):
     """
     c = config(**options)
     arrays = {name: array.astype(TYPES[dtype]) for name, array in tensors(c, seed).items()}
+    if c["model_type"] == "phi3":
+        fuse(arrays)
     if change:
         change(arrays)
     folder.mkdir(parents=True, exist_ok=True)
@@ -111,6 +115,24 @@ def fuse(arrays):
         whole = {"q": "qkv_proj", "gate": "gate_up_proj"}[first]
         matrices = [arrays.pop(f"{at}.{part}_proj.weight") for part in parts]
         arrays[f"{at}.{whole}.weight"] = np.concatenate(matrices)
+
+
+def apart(c, arrays):
+    """The arrays with the parts of fused matrices as matrices of their own."""
+    kv, found = c["num_key_value_heads"] * c["head_dim"], dict(arrays)
+    for name in [
+        name for name in arrays if name.endswith(("qkv_proj.weight", "gate_up_proj.weight"))
+    ]:
+        at, whole = name.removesuffix("_proj.weight").rsplit(".", 1)
+        rows = len(arrays[name])
+        parts, ends = (
+            (("q", "k", "v"), (rows - 2 * kv, rows - kv))
+            if whole == "qkv"
+            else (("gate", "up"), (rows // 2,))
+        )
+        for part, matrix in zip(parts, np.split(found.pop(name), ends), strict=True):
+            found[f"{at}.{part}_proj.weight"] = matrix
+    return found
 
 
 GGUF_NAMES = {
@@ -191,7 +213,7 @@ def logits(c, arrays, tokens, states=None):
 
     The list `states` gets the output [T, hidden] of each layer.
     """
-    w = {name: array.astype(np.float64) for name, array in arrays.items()}
+    w = {name: array.astype(np.float64) for name, array in apart(c, arrays).items()}
 
     def norm(x, name):
         return (
@@ -234,7 +256,7 @@ def logits(c, arrays, tokens, states=None):
         k, v = np.repeat(k, share, axis=1), np.repeat(v, share, axis=1)
         scores = np.einsum("nhd,mhd->hnm", q, k) * scale
         seen = np.tril(np.ones((n, n), bool))
-        if types and types[i] == "sliding_attention":
+        if types[i] == "sliding_attention" if types else c.get("sliding_window"):
             seen = np.triu(seen, 1 - c["sliding_window"])
         scores = np.where(seen, scores, -np.inf)
         p = np.exp(scores - scores.max(-1, keepdims=True))

@@ -75,7 +75,7 @@ def test_steps_are_those_of_the_processor(device, tmp_path, format, dora):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_families(device, tmp_path, family):
     here, there = (
-        adapted(load_tiny(tmp_path / name, **FAMILIES[family]), dropout=0.0)
+        adapted(load_tiny(tmp_path / name, **FAMILIES[family]), dropout=0.0, keys=None)
         for name in ("here", "there")
     )
     same_steps(here, there, device)

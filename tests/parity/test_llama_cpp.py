@@ -23,6 +23,7 @@ from parity_models import (
 )
 
 import pyloss
+from pyloss.io.gguf import read_gguf
 from pyloss.models import load_model
 from pyloss.models.files.gguf_writer import write_gguf
 from pyloss.models.text.gguf_tokenizer import PRE_TOKENIZERS
@@ -178,6 +179,34 @@ def test_vocabularies_of_sentencepiece(kind, tmp_path):
         "a<end_of_turn>\n<start_of_turn>b c",
     ):
         agree(model, tokenizer.encode(text), llama_runner.run(tmp_path / "m.gguf", text, 3))
+
+
+@pytest.mark.parametrize("name", ["tuned Phi3 of mine", "something else"])
+def test_special_tokens_of_phi3_strip_the_space_after_them(name, tmp_path):
+    """By the name of the model, which is all that llama.cpp goes by."""
+    spm = pytest.importorskip("trained_sentencepiece", reason="needs SentencePiece (parity extra)")
+    processor = spm.train("llama", tmp_path)
+    metadata = spm.gguf_metadata(processor, "llama")
+    tokens = metadata["tokenizer.ggml.tokens"]
+    tokens[tokens.index("<start_of_turn>")] = "<|endoftext|>"
+    Tokenizer.from_gguf({**metadata, "general.name": name}).save(tmp_path / "hf")
+    theirs = make_tiny(vocab_size=spm.SIZE)
+    for index in range(spm.SIZE):
+        theirs.model.embed_tokens.weight.data[index] *= not (
+            processor.is_byte(index) or processor.is_control(index)
+        )
+    theirs.save_pretrained(tmp_path / "hf")
+    model, tokenizer = pyloss.load(tmp_path / "hf")
+    write_gguf(model, tmp_path / "phi-3.gguf", tokenizer)
+    again, read = pyloss.load(tmp_path / "phi-3.gguf")
+    found = read_gguf(tmp_path / "phi-3.gguf").metadata["general.name"]
+    assert found == ("phi-3" if "Phi" in name else "Phi 3")
+    for text in ("a<end_of_turn>\n b c", "a<end_of_turn>  b<|endoftext|>\n\n c</s>\nd"):
+        ids = tokenizer.encode(text)
+        assert read.encode(text) == ids
+        agree(again, ids, llama_runner.run(tmp_path / "phi-3.gguf", text, 3))
+    plain = Tokenizer.from_gguf(metadata)
+    assert (plain.encode(text) == ids) == (name == "something else")
 
 
 TEXTS = (

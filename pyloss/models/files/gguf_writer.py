@@ -22,7 +22,7 @@ from pyloss.models.config.model_config import ModelConfig
 from pyloss.models.config.rope_scaling import gguf_scaling, llama3_factors
 from pyloss.models.files.names import gguf_name
 from pyloss.models.saving import refuse_adapters
-from pyloss.models.text.gguf_vocabulary import vocabulary_metadata
+from pyloss.models.text.gguf_vocabulary import model_name, vocabulary_metadata
 from pyloss.models.transformer import Model
 from pyloss.runtime.device import to_device
 from pyloss.weights.stack import WeightStack
@@ -158,7 +158,7 @@ def write_gguf(
             used[tensor.format] += int(np.prod(tensor.shape))
     metadata = {
         "general.type": "model",
-        "general.name": name or user_path(path).stem,
+        "general.name": model_name(name or user_path(path).stem, tokenizer),
         "general.file_type": _FILE_TYPES[used.most_common(1)[0][0]],
         "general.quantization_version": 2,
         **_hyperparameters(model.config_of_layers()),

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -28,6 +29,10 @@ SPECIAL = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padd
 _ENDS = ("eos", "eot", "eom")
 # Files often omit the key; llama.cpp then recognizes these tokens by their text.
 _TURN_ENDS = ("<end_of_turn>", "<|im_end|>", "<|eot_id|>")
+
+#: Names of models whose special tokens strip white space, and the tokens that never do.
+PHI3 = re.compile("phi-?3", re.IGNORECASE)
+KEEPING_SPACE = ("<unk>", "<s>", "<|endoftext|>")
 
 # llama.cpp's values for keys that a file with SentencePiece's vocabulary lacks.
 _SENTENCEPIECE_IDS = {"unknown": 0, "bos": 1, "eos": 2}
@@ -141,7 +146,9 @@ def build_tokenizer(
         )
     else:
         backend, add_bos = _byte_level(metadata, vocabulary, path)
-    _add_tokens(backend, kinds, tokens)
+    named = metadata.get("general.name")
+    strips = isinstance(named, str) and strips_by_name(named, vocabulary)
+    _add_tokens(backend, kinds, tokens, strips)
     around = _around(metadata, add_bos, special, vocabulary, path)
     if around is not None:
         backend.post_processor = around
@@ -223,10 +230,25 @@ def pre_tokenizer(pre: _Pre) -> Any:
     return pre_tokenizers.Sequence(steps)
 
 
-def _add_tokens(backend: tokenizers.Tokenizer, kinds: list[Any], tokens: list[str]) -> None:
-    """Add the tokens that are matched in the text before it is split."""
+def strips_by_name(name: str, vocabulary: Mapping[str, int]) -> bool:
+    """Whether special tokens take the white space after them away, in a model of this name.
+
+    GGUF has no flag for it: llama.cpp goes by general.name, as Phi-3's special tokens do so.
+    """
+    return bool(PHI3.search(name)) and all(token in vocabulary for token in KEEPING_SPACE)
+
+
+def _add_tokens(
+    backend: tokenizers.Tokenizer, kinds: list[Any], tokens: list[str], strips: bool
+) -> None:
+    """Add the tokens that are matched in the text before it is split; see `strips_by_name`."""
     added = [
-        tokenizers.AddedToken(token, special=kind != USER_DEFINED, normalized=False)
+        tokenizers.AddedToken(
+            token,
+            special=kind != USER_DEFINED,
+            normalized=False,
+            rstrip=strips and token not in KEEPING_SPACE,
+        )
         for token, kind in zip(tokens, kinds, strict=True)
         if kind in _ADDED and token
     ]

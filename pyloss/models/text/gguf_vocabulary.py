@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from pyloss.io.gguf import CONTROL, NORMAL, UNUSED, USER_DEFINED, read_gguf
 from pyloss.models.text.gguf_sentencepiece import refused, sentencepiece_metadata
-from pyloss.models.text.gguf_tokenizer import PRE_TOKENIZERS, SPECIAL, pre_tokenizer
+from pyloss.models.text.gguf_tokenizer import (
+    KEEPING_SPACE,
+    PHI3,
+    PRE_TOKENIZERS,
+    SPECIAL,
+    pre_tokenizer,
+)
 
 if TYPE_CHECKING:
     from pyloss.models.tokenizer import Tokenizer
@@ -124,11 +130,27 @@ def _tokens(tokenizer: Tokenizer, vocab_size: int) -> tuple[list[str], list[int]
     tokens, kinds = [f"[PAD{i}]" for i in range(vocab_size)], [UNUSED] * vocab_size
     for text, index in vocabulary.items():
         tokens[index], kinds[index] = text, NORMAL
+    strips = strips_space(tokenizer)
     for index, token in tokenizer.backend.get_added_tokens_decoder().items():
-        if token.lstrip or token.rstrip or token.single_word:
+        stripping = strips and token.content not in KEEPING_SPACE
+        if token.lstrip or token.rstrip != stripping or token.single_word:
             raise refused(f"{token.content!r} takes the text around it into account")
         kinds[index] = CONTROL if token.special else USER_DEFINED
     return tokens, kinds
+
+
+def strips_space(tokenizer: Tokenizer) -> bool:
+    """Whether special tokens strip the white space after them, in the way that GGUF can have."""
+    added = tokenizer.backend.get_added_tokens_decoder().values()
+    known = all(tokenizer.backend.token_to_id(text) is not None for text in KEEPING_SPACE)
+    return known and any(token.rstrip for token in added)
+
+
+def model_name(name: str, tokenizer: Tokenizer) -> str:
+    """A general.name by which llama.cpp strips white space exactly if the tokenizer does."""
+    if strips_space(tokenizer):
+        return name if PHI3.search(name) else f"{name} (Phi-3)"
+    return PHI3.sub("Phi 3", name)
 
 
 def _further_ends(tokenizer: Tokenizer) -> dict[str, int]:
