@@ -274,6 +274,9 @@ class BatchGenerator:
             token = int(np.asarray(sequence.sampler(own)).reshape(-1)[0])
             return token, _logprob(own, token) if self._logprobs else 0.0
 
+        highest = getattr(self.tokenizer, "highest_id", None)
+        if highest is not None:  # rows of the output past it are no tokens
+            logits = logits[:, : highest + 1]
         slow = self._logprobs or any(s.params.temperature for s in sequences)
         chosen = (self._map() if slow and len(sequences) > 1 else map)(choose, sequences, logits)
         ends = self.tokenizer.eos_token_ids

@@ -43,8 +43,11 @@ def generate_tokens(
     prompt: Sequence[int],
     sampler: Sampler | None = None,
     logits_processors: Sequence[Processor] | None = None,
+    highest_id: int | None = None,
 ) -> Iterator[int]:
     """Token ids after `prompt` (token ids, at least one), without end, one forward pass each.
+
+    Rows of the output past `highest_id` are no tokens, and are not generated.
 
     `logits_processors` are called in turn with all token ids so far and the logits [1, V], which
     they may change, as mlx-lm calls them; `sampler` takes the logits [V] that come out.
@@ -57,8 +60,9 @@ def generate_tokens(
     sampler = sampler or make_sampler()
     cache = model.make_cache()
     logits = read_prompt(model, ids, cache)
-    known = list(ids)
+    known, tokens = list(ids), None if highest_id is None else highest_id + 1
     while True:
+        logits = logits[:tokens]
         if logits_processors:
             rows = np.array(logits, np.float32).reshape(1, -1)
             for process in logits_processors:
@@ -122,7 +126,9 @@ def stream_generate(
             "sampler takes the place of temperature, top_p, min_p, top_k and seed: "
             "give one or the others"
         )
-    tokens = generate_tokens(model, ids, sampler or own, logits_processors)
+    # Tokenizers of other libraries may not say it.
+    highest = getattr(tokenizer, "highest_id", None)
+    tokens = generate_tokens(model, ids, sampler or own, logits_processors, highest)
     decoder = StreamDecoder(tokenizer, skip_special_tokens=True)
     begin = time.perf_counter()
     first = begin

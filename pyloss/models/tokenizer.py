@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from typing import Any
 
 import tokenizers
@@ -147,6 +148,11 @@ class Tokenizer:
 
     def __len__(self) -> int:
         return self.vocab_size
+
+    @cached_property
+    def highest_id(self) -> int:
+        """The largest token id. A model's output may have rows past it, which are no tokens."""
+        return max(self.backend.get_vocab(with_added_tokens=True).values(), default=-1)
 
     def _id(self, name: str) -> int | None:
         token = self.special_tokens.get(name)

@@ -52,6 +52,26 @@ def test_a_long_prompt_is_read_in_parts(model):
     assert np.concatenate(scripted.fed).tolist() == list(prompt) and len(scripted.fed) == 3
 
 
+class Short(FakeTokenizer):
+    """Has fewer tokens than the model has rows."""
+
+    highest_id = 99
+
+
+def test_rows_past_the_tokenizers_tokens_are_never_sampled(model):
+    for seed in range(3):
+        answer = stream_generate(model, Short(), "abc", 40, temperature=50.0, seed=seed)
+        assert all(step.token <= 99 for step in answer)
+    seen = []
+    steps = stream_generate(
+        model, Short(), "abc", 3, logits_processors=[lambda ids, z: seen.append(z.shape) or z]
+    )
+    assert len(list(steps)) == 3 and set(seen) == {(1, 100)}
+    params = pyloss.SamplingParams(max_tokens=40, temperature=50.0, seed=1)
+    found = pyloss.batch_generate(model, Short(), ["abc", "d"], params=params, return_logprobs=True)
+    assert all(token <= 99 for ids in found.token_ids for token in ids)
+
+
 def test_the_same_seed_gives_the_same_answer(model):
     def run(seed):
         return [
