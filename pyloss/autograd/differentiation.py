@@ -10,7 +10,7 @@ import numpy as np
 
 from pyloss.autograd.scope import Root
 from pyloss.autograd.tape import Node, Tape
-from pyloss.autograd.tensor import Tensor, stripped
+from pyloss.autograd.tensor import Tensor, refuse_outer, stripped
 from pyloss.autograd.trees import tree_map
 from pyloss.runtime import device
 
@@ -41,6 +41,11 @@ def run_backward(tape: Tape, result: Any, has_aux: bool = False) -> Any:
         raise TypeError(
             f"with has_aux the function must return (value, aux), not {type(result).__name__}"
         )
+    if isinstance(result, list | dict):
+        raise TypeError(
+            f"the function must return a scalar, or a tuple that begins with one: (loss, more), "
+            f"not a {type(result).__name__}"
+        )
     loss = result[0] if isinstance(result, tuple) and result else result
     try:
         shape = loss.shape if isinstance(loss, Tensor) else np.shape(loss)
@@ -62,6 +67,7 @@ def run_backward(tape: Tape, result: Any, has_aux: bool = False) -> Any:
 
 def leaf_of(value: Any, root: Root) -> Tensor:
     """A Tensor that gets a gradient; whole numbers become float32."""
+    refuse_outer(value)
     array = device.array(value)
     if isinstance(array, device.DeviceArray) and array.dtype.kind not in "fV":
         raise TypeError(
@@ -124,7 +130,8 @@ def value_and_grad(
             function that is being differentiated (gradients of gradients are not computed).
         ValueError: the function returns no scalar, or has no such argument.
     """
-    positions = (argnums,) if isinstance(argnums, int) else tuple(argnums)
+    single = not np.iterable(argnums)
+    positions: tuple[int, ...] = (argnums,) if single else tuple(argnums)  # type: ignore
 
     def wrapped(*args: Any, **kwargs: Any) -> tuple[Any, Any]:
         for i in positions:
@@ -144,7 +151,7 @@ def value_and_grad(
             tree_map(lambda t: gradient_of(t) if isinstance(t, Tensor) else None, leaves[i])
             for i in positions
         )
-        return value, grads[0] if isinstance(argnums, int) else grads
+        return value, grads[0] if single else grads
 
     return wrapped
 

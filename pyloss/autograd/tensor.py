@@ -65,6 +65,25 @@ def stripped(value: Any) -> Any:
     return tree_map(lambda x: x.data if isinstance(x, Tensor) else x, value)
 
 
+def refuse_outer(x: Any) -> None:
+    """TypeError for a value that is being differentiated, where an inner gradient is asked for."""
+    if isinstance(x, Tensor) and carries(x):
+        raise TypeError(
+            "an inner gradient is taken by a value that is being differentiated, and gradients of "
+            "gradients are not computed: pyloss.stop_gradient(x) makes a constant"
+        )
+
+
+def _refuse_out(name: str) -> TypeError:
+    return TypeError(
+        f"{name}(..., out=) of a Tensor would lose the gradient: use the result, y = {name}(...)"
+    )
+
+
+def _full_name(func: Callable) -> str:
+    return f"{func.__module__}.{func.__name__}"
+
+
 def _refuse_write(kind: str) -> TypeError:
     return TypeError(
         f"{kind} would change a Tensor in place, and its gradient would be lost: "
@@ -78,14 +97,45 @@ def _called(func: Callable, args: Any, kwargs: Any) -> Any:
     try:
         return function(*args, **kwargs)
     except TypeError:
-        try:
-            parameters = inspect.signature(function)
-            parameters.bind(*args, **kwargs)
-        except TypeError as error:
-            raise TypeError(
-                f"numpy.{func.__name__} of a Tensor takes {parameters}: {error}"
-            ) from None
-        raise
+        if _misfit(function, args, kwargs) is None:
+            raise
+    args, kwargs = _without_defaults(func, args, kwargs)
+    error = _misfit(function, args, kwargs)
+    if error is not None:
+        taken = [
+            p.replace(annotation=p.empty) for p in inspect.signature(function).parameters.values()
+        ]
+        raise TypeError(
+            f"{_full_name(func)} of a Tensor takes {inspect.Signature(taken)}: {error}"
+        ) from None
+    return function(*args, **kwargs)
+
+
+def _misfit(function: Callable, args: Any, kwargs: Any) -> TypeError | None:
+    """Why a function does not take these arguments."""
+    try:
+        inspect.signature(function).bind(*args, **kwargs)
+    except TypeError as error:
+        return error
+    return None
+
+
+def _without_defaults(func: Callable, args: Any, kwargs: Any) -> tuple[Any, dict[str, Any]]:
+    """The arguments of NumPy's function without its defaults, such as out=None and where=True."""
+    try:
+        parameters = inspect.signature(func).parameters
+    except ValueError:  # functions in C, before NumPy 2.4
+        named, args, defaults = dict(kwargs), args, {}
+    else:
+        named = {**dict(zip(list(parameters)[1:], args[1:], strict=False)), **kwargs}
+        args, defaults = args[:1], {name: p.default for name, p in parameters.items()}
+    usual = {"out": None, "where": True}
+    return args, {
+        name: value
+        for name, value in named.items()
+        if value is not defaults.get(name, inspect.Parameter.empty)
+        and value is not usual.get(name, inspect.Parameter.empty)
+    }
 
 
 def _by_name(name: str) -> Callable:
@@ -176,8 +226,11 @@ class Tensor:
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
         if local.tape is not None:
-            if kwargs.get("out") is not None:
-                raise _refuse_write(f"numpy.{ufunc.__name__}(..., out=)")
+            if kwargs:
+                if kwargs.get("out") is not None:
+                    raise _refuse_out(f"numpy.{ufunc.__name__}")
+                if kwargs.get("where") is True:
+                    del kwargs["where"]
             if method == "__call__" and not kwargs and ufunc in UFUNCS:
                 return UFUNCS[ufunc](*inputs)
             if any(isinstance(x, Tensor) and carries(x) for x in inputs):
@@ -194,9 +247,9 @@ class Tensor:
                 tree_map(lambda x: refuse_elsewhere([x]), [args, kwargs])
             return func(*stripped(args), **stripped(kwargs))
         if kwargs.get("out") is not None:
-            raise _refuse_write(f"numpy.{func.__name__}(..., out=)")
+            raise _refuse_out(_full_name(func))
         if func not in FUNCTIONS:
-            raise TypeError(f"numpy.{func.__name__} has no gradient: {_WAYS}")
+            raise TypeError(f"{_full_name(func)} has no gradient: {_WAYS}")
         return _called(func, args, kwargs)
 
     def __getattr__(self, name: str) -> Any:
@@ -237,7 +290,10 @@ class Tensor:
 
     def __len__(self) -> int:
         if not self.shape:
-            raise TypeError("len() of a Tensor without dimensions")
+            raise TypeError(
+                "len() of a Tensor without dimensions: t.item() gives its number, and t.data the "
+                "array for another library, both as constants"
+            )
         return self.shape[0]
 
     def __iter__(self) -> Iterator[Any]:
@@ -269,7 +325,7 @@ class Tensor:
     __truediv__, __rtruediv__ = _operator(np.divide), _operator(np.divide, True)
     __floordiv__, __rfloordiv__ = _operator(np.floor_divide), _operator(np.floor_divide, True)
     __mod__, __rmod__ = _operator(np.remainder), _operator(np.remainder, True)
-    __pow__, __rpow__ = _operator(np.power), _operator(np.power, True)
+    __rpow__ = _operator(np.power, True)
     __matmul__, __rmatmul__ = _operator(np.matmul), _operator(np.matmul, True)
     __lt__, __le__ = _operator(np.less), _operator(np.less_equal)
     __gt__, __ge__ = _operator(np.greater), _operator(np.greater_equal)
@@ -278,6 +334,11 @@ class Tensor:
     __iadd__, __isub__, __imul__ = _in_place("+="), _in_place("-="), _in_place("*=")
     __itruediv__, __ifloordiv__ = _in_place("/="), _in_place("//=")
     __imod__, __ipow__, __imatmul__ = _in_place("%="), _in_place("**="), _in_place("@=")
+
+    def __pow__(self, other: Any, modulus: Any = None) -> Any:
+        if modulus is not None:
+            raise TypeError("pow() of a Tensor takes no modulus: write t ** x % modulus")
+        return UFUNCS[np.power](self, other)
 
     def __neg__(self) -> Any:
         return UFUNCS[np.negative](self)
@@ -296,7 +357,7 @@ class Tensor:
 
     # Methods
 
-    prod = _by_name("prod")
+    sum, mean, prod, clip = _by_name("sum"), _by_name("mean"), _by_name("prod"), _by_name("clip")
     var, std, cumsum = _by_name("var"), _by_name("std"), _by_name("cumsum")
     max, min, any, all = _by_name("max"), _by_name("min"), _by_name("any"), _by_name("all")
     argmax, argmin, argsort = _by_name("argmax"), _by_name("argmin"), _by_name("argsort")
@@ -310,21 +371,9 @@ class Tensor:
     nonzero, copy = _by_name("nonzero"), _by_name("copy")
     flatten = ravel
 
-    def sum(self, axis: Any = None, keepdims: bool = False, dtype: Any = None) -> Any:
-        """The sum over an axis, several, or all; added up in float64."""
-        return np.sum(self, axis, dtype, keepdims=keepdims)  # type: ignore[call-overload]
-
-    def mean(self, axis: Any = None, keepdims: bool = False, dtype: Any = None) -> Any:
-        """The mean over an axis, several, or all."""
-        return np.mean(self, axis, dtype, keepdims=keepdims)  # type: ignore[call-overload]
-
-    def clip(self, min: Any = None, max: Any = None) -> Any:
-        """The values, bounded below and above."""
-        return np.clip(self, min, max)  # type: ignore[call-overload]
-
-    def reshape(self, *shape: Any) -> Any:
+    def reshape(self, *shape: Any, order: Any = "C") -> Any:
         """The same elements in another shape."""
-        return np.reshape(self, shape[0] if len(shape) == 1 else shape)  # type: ignore[call-overload]
+        return np.reshape(self, shape[0] if len(shape) == 1 else shape, order)  # type: ignore[call-overload]
 
     def transpose(self, *axes: Any) -> Any:
         """The axes in another order; all reversed by default."""

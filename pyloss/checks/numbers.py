@@ -86,7 +86,9 @@ def shown(value: Any) -> str:
 
 
 def _refused(value: Any, name: str, allowed: str) -> str:
-    return f"{name} is {shown(value)}; it must be {allowed}"
+    # An array that may carry a gradient.
+    constant = "; it carries no gradient, and t.item() is a number" * hasattr(value, "detach")
+    return f"{name} is {shown(value)}; it must be {allowed}{constant}"
 
 
 def _whole_range(low: int | None, high: int | None) -> str:

@@ -273,6 +273,12 @@ class MultiHeadAttention(Module):
             for layer, x in ((self.key_proj, keys), (self.value_proj, values))
         )
         if self.rope is not None:
+            if self.causal and np.shape(k)[1] < np.shape(q)[1]:
+                raise ValueError(
+                    f"causal attention with rope has {np.shape(q)[1]} queries and only "
+                    f"{np.shape(k)[1]} keys: the last query has the place of the last key, so "
+                    "there must be at least as many keys"
+                )
             q, k = self.rope(q, np.shape(k)[1] - np.shape(q)[1] if self.causal else 0), self.rope(k)
         y = attention(
             q,

@@ -115,6 +115,11 @@ class Module:
         return self._named_modules(prefix, ())
 
     def _named_modules(self, path: str, above: tuple[Module, ...]) -> Iterator[tuple[str, Module]]:
+        if "_frozen" not in vars(self):
+            raise TypeError(
+                f"{type(self).__name__}.__init__ has not called super().__init__(), which must "
+                "come first"
+            )
         if any(module is self for module in above):
             raise ValueError(
                 f"the module {path!r} is one that it is in. Attributes are parts of a module, "
@@ -328,7 +333,8 @@ class Module:
         """
         from pyloss.io.files import write_safetensors
 
-        write_safetensors(path, {**self.parameters(), **self.buffers()})
+        arrays = {**self.parameters(), **self.buffers()}
+        write_safetensors(path, {name: _array(value) for name, value in arrays.items()})
 
     def apply(self, function: Callable[[Module], Any]) -> Module:
         """Calls `function` with every module, this one last."""

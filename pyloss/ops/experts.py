@@ -15,6 +15,7 @@ import numpy as np
 from pyloss import _core
 from pyloss.autograd.tape import Gradients, keep, record, recording
 from pyloss.autograd.tensor import Tensor
+from pyloss.ops import wide
 from pyloss.ops.arrays import Array, check_matrix, empty, f32, gradient_buffer, integers
 from pyloss.ops.product_kernels import Experts
 from pyloss.ops.projection import Projection, project
@@ -70,6 +71,8 @@ def route(logits: Array, k: int, normalize: bool) -> tuple[Routing, Array]:
     chosen = integers((rows, k), source)
     _core.top_experts(source, chosen)
     routing = _sorted_visits(chosen, count)
+    if wide.is_wide(logits):
+        return routing, wide.visit_weights(logits, chosen, routing.visits, normalize)
     weights = empty(rows * k, like=source)
     _core.visit_weights(source, chosen, routing.visits, int(normalize), weights)
     if not recording(logits):
@@ -83,6 +86,7 @@ def route(logits: Array, k: int, normalize: bool) -> tuple[Routing, Array]:
     return routing, record(weights, (logits,), vjp)
 
 
+@wide.in_float64(wide.dispatch, 1)
 def dispatch(x: Array, routing: Routing) -> Array:
     """The rows of x [N, D] for each visit, [M, D]; copied a second time for the backward pass."""
 
@@ -104,6 +108,7 @@ def dispatch(x: Array, routing: Routing) -> Array:
     return record(y, (x,), vjp, lambda: rows(f32(kept())))
 
 
+@wide.in_float64(wide.combine, 1)
 def combine(x: Array, routing: Routing) -> Array:
     """The sum of each token's visits in x [M, D], [N, D]."""
     xd = f32(x)
@@ -121,6 +126,7 @@ def combine(x: Array, routing: Routing) -> Array:
     return record(y, (x,), vjp)
 
 
+@wide.in_float64(wide.scale_rows, 2)
 def scale_rows(x: Array, factor: Array) -> Array:
     """Each row of x [M, D] times its factor [M]. Recomputed, not kept."""
 
@@ -151,5 +157,7 @@ def expert_project(x: Array, offsets: np.ndarray, projection: Projection) -> Arr
     arrays have a leading axis of E experts, and the adapter has mlx-lm's layout: weight [E, O, I],
     float32 or a `WeightStack`, bias, m and norm [E, O], lora_a [E, R, I], lora_b [E, O, R].
     """
+    if wide.wide_projections(x, [projection]):
+        return wide.expert_project(x, offsets, projection)
     x = check_matrix(x if isinstance(x, Tensor) else f32(x), "x")
     return project(x, projection, Experts(offsets))

@@ -7,6 +7,7 @@ check a model's gradients. Nothing here is fast. Arguments are those of the floa
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from pyloss import _core
-from pyloss.autograd.functions import silu
+from pyloss.autograd.functions import silu, softmax
 from pyloss.autograd.tape import nodes_of
 from pyloss.autograd.tensor import Tensor
 from pyloss.ops.arrays import i32
@@ -148,6 +149,26 @@ def scale(x: Any, factor: float) -> Any:
     return _value(x) * factor
 
 
+def scale_rows(x: Any, factor: Any) -> Any:
+    return _value(x) * _value(factor)[:, None]
+
+
+def visit_weights(logits: Any, experts: np.ndarray, visits: np.ndarray, normalize: bool) -> Any:
+    """Of tokens' chosen `experts` and the rows of their `visits` [N, k]: [M]."""
+    shares = np.take_along_axis(softmax(_value(logits)), experts, 1)
+    if normalize:
+        shares = shares / np.sum(shares, 1, keepdims=True)
+    return np.reshape(shares, -1)[np.argsort(visits.reshape(-1))]
+
+
+def dispatch(x: Any, routing: Any) -> Any:
+    return _value(x)[routing.tokens]
+
+
+def combine(x: Any, routing: Any) -> Any:
+    return np.sum(_value(x)[routing.visits], 1)
+
+
 def gather_rows(x: Any, rows: Any) -> Any:
     return _rows(x, rows, "rows")
 
@@ -169,13 +190,30 @@ def dropout(x: Any, p: float, seed: int) -> Any:
 
 def project_all(x: Any, projections: Sequence[Any]) -> list[Any]:
     """y = m / norm * (x W^T + scale * dropout(x) A B) + bias for each projection."""
-    return [_project(_value(x), p) for p in projections]
+    return [_project(_value(x), _dropped(x, p), p) for p in projections]
 
 
-def _project(x: Any, p: Any) -> Any:
+def expert_project(x: Any, offsets: np.ndarray, projection: Any) -> Any:
+    x, dropped = _value(x), _dropped(x, projection)
+    arrays = ("weight", "bias", "lora_a", "lora_b", "m", "norm")
+    stacks = {name: _value(getattr(projection, name)) for name in arrays}
+    parts = []
+    for e, (begin, end) in enumerate(itertools.pairwise(offsets)):
+        own = {name: None if stack is None else stack[e] for name, stack in stacks.items()}
+        for name in ("lora_a", "lora_b"):
+            own[name] = None if stacks[name] is None else np.swapaxes(stacks[name][e], 0, 1)
+        parts.append(_project(x[begin:end], dropped[begin:end], projection._replace(**own)))
+    return np.concatenate(parts)
+
+
+def _dropped(x: Any, p: Any) -> Any:
+    """What the adapter of a projection reads."""
+    return dropout(x, p.dropout, p.seed) if p.dropout and p.lora_a is not None else _value(x)
+
+
+def _project(x: Any, dropped: Any, p: Any) -> Any:
     y = x @ np.swapaxes(_value(p.weight), -1, -2)
     if p.lora_a is not None:
-        dropped = dropout(x, p.dropout, p.seed) if p.dropout else x
         y = y + p.scale * ((dropped @ _value(p.lora_a)) @ _value(p.lora_b))
     if p.m is not None:
         norm = np.asarray(p.norm, np.float64)

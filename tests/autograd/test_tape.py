@@ -112,7 +112,7 @@ def test_reductions(rng, method, axis, keepdims):
     want = getattr(x, method)(axis=axis, keepdims=keepdims)
     upstream = rng.standard_normal(want.shape)
     value, gradient = value_and_grad(
-        lambda t: (getattr(t, method)(axis, keepdims) * upstream).sum()
+        lambda t: (getattr(t, method)(axis, keepdims=keepdims) * upstream).sum()
     )(x)
     np.testing.assert_allclose(value, (want * upstream).sum())
     np.testing.assert_allclose(
@@ -166,7 +166,7 @@ def test_a_value_of_an_outer_recording_is_refused_in_an_inner_one(rng):
         value_and_grad(f)(x, lambda a: a)
     _, gradient = value_and_grad(f)(x, pyloss.stop_gradient)
     np.testing.assert_allclose(gradient, 2 * x * (x * y * y).sum())
-    with pytest.raises(TypeError, match="lose its gradient"):
+    with pytest.raises(TypeError, match="inner gradient.*gradients of gradients are not computed"):
         value_and_grad(lambda a: value_and_grad(lambda b: (b * b).sum())(a)[0])(x)
 
 

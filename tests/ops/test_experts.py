@@ -238,3 +238,27 @@ def test_magnitudes(rng, dropout):
     _, grads = pyloss.value_and_grad(loss, argnums=range(6))(x, w, bias, a, b, m)
     for (name, want), grad in zip(wanted.items(), grads, strict=True):
         np.testing.assert_allclose(grad, want, atol=3e-4, err_msg=name)
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_float64_is_computed_in_float64(rng, normalize, dropout):
+    """A mixture of experts, with everything that a projection may have."""
+    n, d, o, e, r = 5, 4, 3, 3, 2
+    arrays = [
+        normal(rng, *shape)
+        for shape in ((n, e), (n, d), (e, o, d), (e, o), (e, r, d), (e, o, r), (e, o))
+    ]
+    norm = np.abs(normal(rng, e, o)) + 1
+    norm[0, 0] = 0
+
+    def mixed(logits, x, weight, bias, a, b, m):
+        routing, shares = ops.route(logits, 2, normalize)
+        projection = Projection(weight, bias, a, b, 1.5, dropout, 3, m, norm)
+        rows = ops.expert_project(ops.dispatch(x, routing), routing.offsets, projection)
+        return ops.combine(ops.scale_rows(rows, shares), routing)
+
+    wide = mixed(*(array.astype(np.float64) for array in arrays))
+    assert wide.dtype == np.float64
+    np.testing.assert_allclose(mixed(*arrays), wide, rtol=1e-5, atol=1e-5)
+    assert pyloss.gradcheck(mixed, *arrays).error < 1e-7

@@ -71,9 +71,8 @@ def outer(a: Any, b: Any) -> Any:
 @implements(np.kron)
 def kron(a: Any, b: Any) -> Any:
     x, y = operand(a), operand(b)
-    if x.ndim != y.ndim:
-        raise TypeError("numpy.kron has a gradient for arrays with the same number of axes")
-    n = x.ndim
+    n = max(np.ndim(x), np.ndim(y))
+    x, y = (np.reshape(part, (1,) * (n - np.ndim(part)) + np.shape(part)) for part in (x, y))
     spread = np.reshape(x, tuple(v for size in x.shape for v in (size, 1)))
     product = spread * np.reshape(y, tuple(v for size in y.shape for v in (1, size)))
     return np.reshape(product, tuple(x.shape[i] * y.shape[i] for i in range(n)))
@@ -82,7 +81,7 @@ def kron(a: Any, b: Any) -> Any:
 @implements(np.tensordot)
 def tensordot(a: Any, b: Any, axes: Any = 2) -> Any:
     x, y = operand(a), operand(b)
-    if isinstance(axes, int):
+    if isinstance(axes, int | np.integer):
         left, right = list(range(x.ndim - axes, x.ndim)), list(range(axes))
     else:
         left, right = (list(part) if np.iterable(part) else [part] for part in axes)
@@ -99,6 +98,28 @@ def tensordot(a: Any, b: Any, axes: Any = 2) -> Any:
     summed = {of_x[i] for i in left}
     out = [letter for letter in of_x + of_y if letter not in summed]
     return np.einsum(f"{''.join(of_x)},{''.join(of_y)}->{''.join(out)}", x, y)
+
+
+def vecdot(a: Any, b: Any, axis: int = -1) -> Any:
+    """The sum of a * b along an axis."""
+    x, y = (np.moveaxis(x, axis, -1) if np.ndim(x) else x for x in (operand(a), operand(b)))
+    if not np.ndim(x) or not np.ndim(y) or x.shape[-1] != y.shape[-1]:
+        raise ValueError(
+            f"vecdot takes arrays of one size along axis {axis}, not of shapes {np.shape(x)} and "
+            f"{np.shape(y)}"
+        )
+    return np.sum(x * y, -1)
+
+
+if hasattr(np, "vecdot"):  # from NumPy 2 on
+    implements(np.vecdot)(vecdot)
+    implements(np.linalg.vecdot)(lambda x1, x2, /, *, axis=-1: vecdot(x1, x2, axis))
+    implements(np.linalg.matmul)(lambda x1, x2, /: matmul(x1, x2))
+    implements(np.linalg.outer)(lambda x1, x2, /: outer(x1, x2))
+    implements(np.linalg.tensordot)(lambda x1, x2, /, *, axes=2: tensordot(x1, x2, axes))
+if hasattr(np, "matvec"):  # from NumPy 2.2 on
+    implements(np.matvec)(lambda x1, x2: np.squeeze(matmul(x1, np.expand_dims(x2, -1)), -1))
+    implements(np.vecmat)(lambda x1, x2: np.squeeze(matmul(np.expand_dims(x1, -2), x2), -2))
 
 
 def _subscripts(subscripts: str, ranks: Sequence[int]) -> tuple[list[str], str]:

@@ -111,7 +111,18 @@ def var(
 def std(
     a: Any, axis: Axis = None, dtype: Any = None, *, ddof: float = 0, keepdims: bool = False
 ) -> Any:
-    return np.sqrt(var(a, axis, dtype, ddof=ddof, keepdims=keepdims))
+    return _root(var(a, axis, dtype, ddof=ddof, keepdims=keepdims))
+
+
+def _root(squares: Any) -> Any:
+    """A square root whose gradient at 0 is 0, for the root of a sum of squares."""
+    y = operand(squares)
+    return apply(
+        np.sqrt,
+        (y,),
+        lambda i, dy, root, xd: np.divide(dy, 2 * root, out=np.zeros_like(root), where=root != 0),
+        "y",
+    )
 
 
 def _extreme(function: Any) -> Any:
@@ -238,20 +249,38 @@ def norm(x: Any, ord: Any = None, axis: Axis = None, keepdims: bool = False) -> 
     """Of vectors: order 1, 2, infinity or a number above 0; of matrices: Frobenius'."""
     x = operand(x)
     vectors = axis is None and (ord is None or x.ndim == 1)
-    if vectors or isinstance(axis, int) or (isinstance(axis, tuple) and len(axis) == 1):
+    one = isinstance(axis, int | np.integer) or (isinstance(axis, tuple) and len(axis) == 1)
+    if vectors or one:
         if ord is None or ord == 2:
-            return np.sqrt(np.sum(np.square(x), axis, keepdims=keepdims))
+            return _root(np.sum(np.square(x), axis, keepdims=keepdims))
         if ord == math.inf:
             return np.max(np.abs(x), axis, keepdims=keepdims)
         if isinstance(ord, int | float) and ord > 0:
             sums = np.sum(np.abs(x) ** ord, axis, keepdims=keepdims)
             return sums if ord == 1 else sums ** (1 / ord)
     elif ord in (None, "fro"):
-        return np.sqrt(np.sum(np.square(x), axis, keepdims=keepdims))
+        return _root(np.sum(np.square(x), axis, keepdims=keepdims))
     raise TypeError(
         f"numpy.linalg.norm with ord={ord!r} has no gradient; of vectors 1, 2, inf and other "
         "numbers above 0 have one, of matrices 'fro'"
     )
+
+
+if hasattr(np.linalg, "vector_norm"):  # from NumPy 2 on
+
+    @implements(np.linalg.vector_norm)
+    def vector_norm(x: Any, /, *, axis: Axis = None, keepdims: bool = False, ord: Any = 2) -> Any:
+        x = operand(x)
+        axes = _axes(x, axis)
+        _, shape = _shapes(x, axis, keepdims)
+        # The axes become one, the last.
+        last = np.transpose(x, (*(i for i in range(x.ndim) if i not in axes), *axes))
+        rows = np.reshape(last, (*last.shape[: x.ndim - len(axes)], _count(x, axis)))
+        return np.reshape(norm(rows, ord, -1), shape)
+
+    @implements(np.linalg.matrix_norm)
+    def matrix_norm(x: Any, /, *, keepdims: bool = False, ord: Any = "fro") -> Any:
+        return norm(x, ord, (-2, -1), keepdims)
 
 
 constant(

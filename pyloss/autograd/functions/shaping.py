@@ -298,6 +298,12 @@ def trace(a: Any, offset: int = 0, axis1: int = 0, axis2: int = 1) -> Any:
     return np.sum(diagonal(a, offset, axis1, axis2), -1)
 
 
+if hasattr(np.linalg, "matrix_transpose"):  # from NumPy 2 on
+    implements(np.linalg.matrix_transpose)(lambda x, /: np.swapaxes(x, -1, -2))
+    implements(np.linalg.diagonal)(lambda x, /, *, offset=0: diagonal(x, offset, -2, -1))
+    implements(np.linalg.trace)(lambda x, /, *, offset=0: trace(x, offset, -2, -1))
+
+
 @implements(np.diag)
 def diag(v: Any, k: int = 0) -> Any:
     x = operand(v)
@@ -330,7 +336,12 @@ def take_along_axis(arr: Any, indices: Any, axis: int | None = -1) -> Any:
 
 
 @implements(np.sort)
-def sort(a: Any, axis: int = -1, *, stable: bool | None = None) -> Any:
+def sort(
+    a: Any, axis: int = -1, kind: Any = None, order: Any = None, *, stable: bool | None = None
+) -> Any:
+    """Always stable."""
+    if order is not None:
+        raise TypeError(f"numpy.sort(order={order!r}) is for arrays of fields, not for numbers")
     x = operand(a)
     return take_along_axis(x, np.argsort(value_of(x), axis, kind="stable"), axis)
 
