@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import date, time, timedelta
 from enum import Enum
+from functools import partial
 from numbers import Number
 from pathlib import PurePath
 from types import BuiltinFunctionType, FunctionType, NoneType
@@ -102,6 +103,10 @@ class custom_function:
         self.__doc__ = function.__doc__
         self._forward: Callable | None = None
         self._backward: Callable | None = None
+
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        """As a method: the instance is the first argument, without a gradient."""
+        return self if instance is None else partial(self, instance)
 
     def vjp(self, function: Callable) -> Callable:
         """Registers `function(primals, cotangent, output)`."""

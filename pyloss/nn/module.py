@@ -17,6 +17,7 @@ from pyloss.autograd.recorded import Recorded
 from pyloss.autograd.tape import Tape
 from pyloss.autograd.tensor import Parameter, Tensor
 from pyloss.autograd.trees import tree_leaves, tree_map
+from pyloss.checks.arrays import as_array
 from pyloss.errors import listed
 from pyloss.nn.display import ArrayTable, Shown, summary, tree_html, tree_text
 from pyloss.runtime.device import DeviceArray, is_bfloat16
@@ -304,7 +305,8 @@ class Module:
         """Copies `weights` into the parameters and buffers of the same names.
 
         `weights` is a dict, (name, array) pairs, or the path of a safetensors file. ValueError,
-        before any change, for unknown names, other shapes, and with `strict` for missing arrays.
+        before any change, for unknown names, other shapes, values that the array's type cannot
+        hold (fractions in one of integers), and with `strict` for missing arrays.
         """
         if isinstance(weights, str | os.PathLike):
             from pyloss.io.safetensors import read_safetensors
@@ -312,12 +314,17 @@ class Module:
             weights = {
                 name: tensor.values() for name, tensor in read_safetensors(weights).tensors.items()
             }
-        weights, own = dict(weights), {**self.parameters(), **self.buffers()}
+        own = {**self.parameters(), **self.buffers()}
+        weights = {
+            k: v if isinstance(v, DeviceArray) else as_array(v, k) for k, v in dict(weights).items()
+        }
         problems = [f"{k}: no such parameter" for k in weights if k not in own]
         problems += [
-            f"{k}: shape {np.shape(v)}, expected {own[k].shape}"
+            f"{k}: shape {v.shape}, expected {own[k].shape}"
+            if v.shape != own[k].shape
+            else f"{k}: values of {v.dtype}, which {own[k].dtype} cannot hold"
             for k, v in weights.items()
-            if k in own and np.shape(v) != own[k].shape
+            if k in own and (v.shape != own[k].shape or not _holds(own[k].dtype, v))
         ]
         problems += [f"{k}: missing" for k in own if strict and k not in weights]
         if problems:
@@ -346,6 +353,16 @@ class Module:
 def _is_parameter(array: Any) -> bool:
     kind = array.dtype
     return (kind.kind == "f" and kind.itemsize < 8) or is_bfloat16(kind)
+
+
+def _holds(kind: np.dtype, values: Any) -> bool:
+    """Whether an array of type `kind` can hold these values, floats as rounded."""
+    given = values.dtype
+    if kind.kind == "f" or is_bfloat16(kind):
+        return given.kind in "fiub" or is_bfloat16(given)
+    if given.kind not in "iub" or isinstance(values, DeviceArray):
+        return given == kind
+    return np.can_cast(given, kind) or bool(np.array_equal(values.astype(kind), values))
 
 
 def _key(owner: dict, part: str) -> Any:
@@ -378,11 +395,15 @@ class _Trained:
         self.containers: list[tuple[list | dict, list]] = []
         trained: set[int] = set()
         wide: list[str] = []
+        single: list[str] = []
         modules = list(root.named_modules())
         for path, module in modules:
             for name, value in vars(module).items():
                 if isinstance(value, _CONTAINERS) and not name.startswith("_"):
                     self._watch(value)
+                elif isinstance(value, np.float32 | np.float16) and not name.startswith("_"):
+                    single.append(_join(path, name))
+            single += [_join(path, name) for name in _class_arrays(module)]
             for name, value, is_parameter in module._own_arrays():
                 if is_parameter and name not in module._frozen and id(_array(value)) not in trained:
                     trained.add(id(_array(value)))
@@ -407,6 +428,13 @@ class _Trained:
                 "constant",
                 stacklevel=4,
             )
+        if single:
+            warnings.warn(
+                f"not trained, since they are no arrays of a module: {', '.join(single)}. A "
+                "parameter is set in __init__, and one number is numpy.array(x, numpy.float32); "
+                "float(x), or a name that begins with '_', says that a value is constant",
+                stacklevel=4,
+            )
 
     def _watch(self, container: Any) -> None:
         if not isinstance(container, tuple):
@@ -420,6 +448,17 @@ class _Trained:
         return self.structure is Module.structure and all(
             _same_items(_items(container), items) for container, items in self.containers
         )
+
+
+def _class_arrays(module: Module) -> list[str]:
+    """The names of arrays of short floats that a module's class has, and not the module."""
+    return [
+        name
+        for base in type(module).__mro__
+        for name, value in vars(base).items()
+        if isinstance(value, np.ndarray) and _is_parameter(value)
+        if not name.startswith("_") and name not in vars(module)
+    ]
 
 
 def _array(value: Any) -> Any:

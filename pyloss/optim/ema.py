@@ -6,12 +6,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
-
 from pyloss import _core
 from pyloss.checks.numbers import real, whole
 from pyloss.errors import counted
-from pyloss.optim.state import check_parameter, parameters_of, saved
+from pyloss.optim.state import check_parameter, on_host, parameters_of, saved
 from pyloss.runtime.device import on_device_of
 
 
@@ -79,9 +77,9 @@ class EMA:
             self._exchange(model)
 
     def state_dict(self) -> dict[str, Any]:
-        """A flat dict: `step`, and `"average.<parameter>"` to an array."""
+        """A flat dict: `step`, and `"average.<parameter>"` to a copy of its average."""
         self._refuse_while_swapped("state_dict")
-        averages = {f"average.{name}": np.asarray(a) for name, a in self.averages.items()}
+        averages = {f"average.{name}": on_host(a, True) for name, a in self.averages.items()}
         return {"step": self.step, **averages}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

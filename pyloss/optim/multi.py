@@ -115,11 +115,11 @@ class MultiOptimizer(Optimizer):
             one._run(work, own, float(grad_scale))
         self.step += 1
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self, copy: bool = True) -> dict[str, Any]:
         """A flat dict: `step`, and `"<i>.<key>"` for each key of optimizer i's state."""
         flat: dict[str, Any] = {"step": self.step}
         for index, one in enumerate(self.optimizers):
-            flat |= {f"{index}.{key}": value for key, value in one.state_dict().items()}
+            flat |= {f"{index}.{key}": value for key, value in one.state_dict(copy).items()}
         return flat
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -136,7 +136,7 @@ class MultiOptimizer(Optimizer):
                     f"the {len(parts)} optimizers"
                 )
             parts[int(index)][rest] = value
-        before = [one.state_dict() for one in self.optimizers]
+        before = [one.state_dict(copy=False) for one in self.optimizers]
         try:
             for one, part in zip(self.optimizers, parts, strict=True):
                 one.load_state_dict(part)

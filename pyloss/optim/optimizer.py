@@ -18,6 +18,7 @@ from pyloss.optim.state import (
     State,
     check_parameter,
     float32,
+    on_host,
     parameters_of,
     saved,
 )
@@ -243,15 +244,15 @@ class Optimizer:
         """
         raise NotImplementedError
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self, copy: bool = True) -> dict[str, Any]:
         """A flat dict: `step`, and `"<slot>.<parameter>"` to a flat float32 array.
 
-        The arrays are not copied, except from a device. Settings such as the learning rate are
-        arguments of the constructor, not state.
+        Without `copy` the arrays are those that updates change. Settings such as the learning rate
+        are arguments of the constructor, not state.
         """
         flat: dict[str, Any] = {"step": self.step}
         for name, slots in self.state.items():
-            flat.update({f"{slot}.{name}": np.asarray(array) for slot, array in slots.items()})
+            flat |= {f"{slot}.{name}": on_host(array, copy) for slot, array in slots.items()}
         return flat
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

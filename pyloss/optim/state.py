@@ -85,6 +85,11 @@ def saved(value: Any, key: str) -> np.ndarray:
     return np.array(array, np.float32).reshape(-1)
 
 
+def on_host(array: Any, copy: bool) -> np.ndarray:
+    """A kept array as a NumPy array, by default one that later updates do not change."""
+    return array.copy() if copy and isinstance(array, np.ndarray) else np.asarray(array)
+
+
 class State(dict[str, Any]):
     """The arrays of each parameter. As in mlx, `step` and `learning_rate` are the optimizer's."""
 

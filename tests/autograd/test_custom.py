@@ -210,3 +210,21 @@ def test_stop_gradient_refuses_what_may_hold_tensors():
         return t.sum()
 
     pyloss.grad(loss)(np.ones(2))
+
+
+def test_a_custom_function_is_a_method():
+    class Scaled:
+        factor = 3.0
+
+        @pyloss.custom_function
+        def apply(self, x):
+            return x * self.factor
+
+        @apply.vjp
+        def apply_vjp(primals, cotangent, output):
+            return None, cotangent * primals[0].factor
+
+    scaled, x = Scaled(), np.ones(2)
+    assert scaled.apply(x).tolist() == [3, 3]
+    assert pyloss.grad(lambda x: scaled.apply(x).sum())(x).tolist() == [3, 3]
+    assert isinstance(Scaled.apply, pyloss.custom_function)

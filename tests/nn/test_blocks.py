@@ -200,3 +200,9 @@ def test_other_first_values():
     first = nn.init.normal(3)
     pyloss.random.seed(4)
     np.testing.assert_array_equal(first, nn.init.normal(3))
+
+
+def test_causal_rope_with_fewer_keys_than_queries_is_refused():
+    layer = nn.MultiHeadAttention(8, 2, causal=True, rope=nn.RoPE(4))
+    with pytest.raises(ValueError, match="5 queries and only 3 keys"):
+        layer(np.ones((1, 5, 8), np.float32), np.ones((1, 3, 8), np.float32))

@@ -432,3 +432,55 @@ def test_a_module_in_itself_is_refused():
     del child.owner
     child._owner = parent
     assert list(parent.parameters()) == ["layers.0.weight", "layers.0.bias"]
+
+
+def test_load_weights_refuses_what_an_array_cannot_hold():
+    net = nn.Module()
+    net.w, net.ids = np.ones(2, np.float32), np.arange(2, dtype=np.uint8)
+    net.mask = np.ones(2, bool)
+    good = {"w": np.zeros(2, np.float16), "ids": np.array([3, 4]), "mask": np.zeros(2, bool)}
+    for name, wrong in (
+        ("w", np.array(["a", "b"])), ("w", np.ones(2, complex)), ("w", [None, 1]),
+        ("ids", np.array([1.5, 2])), ("ids", np.array([1, 300])), ("ids", np.array([1, -1])),
+        ("mask", np.array([0.5, 1])), ("mask", np.array([1, 2])),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=f"{name}: values of .* cannot hold"):
+            net.load_weights({**good, name: wrong}, strict=False)
+        assert net.w[0] == 1 and net.ids[0] == 0 and net.mask[0]
+    net.load_weights(good)
+    assert net.w[0] == 0 and net.ids[0] == 3 and not net.mask[0]
+
+
+def test_weights_are_saved_while_they_are_differentiated(tmp_path):
+    net = nn.Linear(2, 2)
+    nn.value_and_grad(net, lambda: (net.save_weights(tmp_path / "w"), net.weight.sum())[1])()
+    other = nn.Linear(2, 2).load_weights(tmp_path / "w")
+    np.testing.assert_array_equal(other.weight, net.weight)
+
+
+def test_a_module_without_super_init_is_named():
+    class Forgetful(nn.Module):
+        def __init__(self):
+            self.weight = np.ones(2, np.float32)
+
+    parent = nn.Sequential(Forgetful())
+    for ask in (Forgetful().parameters, parent.trainable_parameters, parent.eval):
+        with pytest.raises(TypeError, match=r"Forgetful\.__init__ .*super\(\)\.__init__\(\)"):
+            ask()
+
+
+def test_numbers_and_arrays_of_a_class_are_not_trained_and_say_so():
+    class Scaled(nn.Module):
+        shared = np.ones(2, np.float32)
+        own = np.ones(2, np.float32)
+        _table = np.ones(2, np.float32)
+        steps = np.arange(2)
+
+        def __init__(self):
+            super().__init__()
+            self.alpha, self.beta, self._gamma = np.float32(1), 1.0, np.float32(2)
+            self.own = np.ones(2, np.float32)
+
+    model = nn.Sequential(Scaled())
+    with pytest.warns(UserWarning, match=r"not trained.*: layers\.0\.alpha, layers\.0\.shared\."):
+        assert list(model.trainable_parameters()) == ["layers.0.own"]

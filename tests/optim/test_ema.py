@@ -81,6 +81,8 @@ def test_other_parameters_and_states_are_refused():
     with pytest.raises(ValueError, match=r"average of 'a' has shape \(3, 7\).*\(2, 2\)"):
         ema.update(other)
     state = ema.state_dict()
+    ema.averages["a"] += 1  # the state is a copy
+    assert (ema.averages["a"] != state["average.a"]).all()
     with pytest.raises(ValueError, match="lacks 'step'"):
         ema.load_state_dict({})
     with pytest.raises(ValueError, match=r"lacks 'average\.c'"):

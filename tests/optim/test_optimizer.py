@@ -237,3 +237,15 @@ def test_an_optimizer_says_its_settings_and_its_updates_in_a_line(optimizer, tex
     assert repr(optimizer) == text
     optimizer.rate_scales = {"lora_b": 16}
     assert "rate_scales={'lora_b': 16.0}" in repr(optimizer)
+
+
+def test_a_saved_state_does_not_change_at_the_next_update():
+    for optimizer in (optim.Adam(0.1), optim.MultiOptimizer([optim.Adam(0.1)], [])):
+        model = Holder()
+        optimizer.update(model, some_grads(0))
+        saved, live = optimizer.state_dict(), optimizer.state_dict(copy=False)
+        kept = {key: np.copy(value) for key, value in saved.items()}
+        optimizer.update(model, some_grads(1))
+        for key, value in kept.items():
+            np.testing.assert_array_equal(saved[key], value)
+        assert any((live[key] != value).any() for key, value in kept.items() if key != "step")

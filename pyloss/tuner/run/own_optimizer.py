@@ -56,7 +56,7 @@ class WrappedOptimizer:
         self.inner.update(model, grads)
         self.step += 1
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self, copy: bool = True) -> dict[str, Any]:
         state = getattr(self.inner, "state", None)
         found: dict[str, Any] = {"step": self.step}
         if isinstance(state, Mapping):

@@ -518,7 +518,7 @@ class TrainingRun:
         checkpoint = Checkpoint(
             self.progress,
             self.parameters | self.fixed,
-            self.optimizer.state_dict(),
+            self.optimizer.state_dict(copy=False),
             optimizer_name(self.optimizer),
             self.accumulated,
             self.best,
