@@ -14,7 +14,8 @@ from pyloss.nn.layers import (
     project_each,
     uniform,
 )
-from pyloss.nn.module import Module, count_parameters, recorded_module, shown, value_and_grad
+from pyloss.nn.module import Module, count_parameters, recorded_module, value_and_grad
+from pyloss.nn.places import shown
 
 __all__ = [
     "Conv1d",

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import math
-import operator
 import os
-import threading
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar
 
@@ -20,12 +17,22 @@ from pyloss.autograd.trees import tree_leaves, tree_map
 from pyloss.checks.arrays import as_array
 from pyloss.errors import listed
 from pyloss.nn.display import ArrayTable, Shown, summary, tree_html, tree_text
+from pyloss.nn.places import (
+    ARRAYS,
+    CONTAINERS,
+    TAKEN,
+    TrainedPlaces,
+    array_of,
+    check_new,
+    is_trainable,
+    joined,
+    key_named,
+    leaves,
+    shown,
+)
 from pyloss.runtime.device import DeviceArray, is_bfloat16
 from pyloss.weights.stack import WeightStack
 from pyloss.weights.weight import Weight
-
-_ARRAYS = (np.ndarray, DeviceArray, Parameter)
-_CONTAINERS = (list, tuple, dict)
 
 
 class Module:
@@ -51,15 +58,15 @@ class Module:
     recordable: ClassVar[bool] = False
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if isinstance(value, Tensor) and isinstance(vars(self).get(name), _ARRAYS):
-            raise TypeError(_TAKEN.format(name))
+        if isinstance(value, Tensor) and isinstance(vars(self).get(name), ARRAYS):
+            raise TypeError(TAKEN.format(name))
         self._changed(name)
         super().__setattr__(name, value)
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle and deep copies: arrays, also while they are differentiated."""
         return {
-            name: tree_map(_array, value)
+            name: tree_map(array_of, value)
             if any(type(leaf) is Parameter for leaf in tree_leaves(value))
             else value
             for name, value in self._kept().items()
@@ -105,8 +112,8 @@ class Module:
             if isinstance(value, Module):
                 if not name.startswith("_"):
                     yield name, value
-            elif isinstance(value, _CONTAINERS) and not name.startswith("_"):
-                yield from ((k, v) for k, v in _leaves(name, value) if isinstance(v, Module))
+            elif isinstance(value, CONTAINERS) and not name.startswith("_"):
+                yield from ((k, v) for k, v in leaves(name, value) if isinstance(v, Module))
 
     def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
         """This module and all below it, with dotted names; this one's name is `prefix`.
@@ -128,7 +135,7 @@ class Module:
             )
         yield path, self
         for name, child in self.children():
-            yield from child._named_modules(_join(path, name), (*above, self))
+            yield from child._named_modules(joined(path, name), (*above, self))
 
     def modules(self) -> Iterator[Module]:
         """This module and all below it."""
@@ -144,15 +151,14 @@ class Module:
             if isinstance(owner, list | tuple):
                 owner = owner[int(part)]
             else:
-                owner = (
-                    owner[_key(owner, part)] if isinstance(owner, dict) else getattr(owner, part)
-                )
+                in_dict = isinstance(owner, dict)
+                owner = owner[key_named(owner, part)] if in_dict else getattr(owner, part)
         if isinstance(owner, tuple):
             raise TypeError(f"{path} is in a tuple; modules that are replaced must be in a list")
         if isinstance(owner, list):
             owner[int(last)] = module
         elif isinstance(owner, dict):
-            owner[_key(owner, last)] = module
+            owner[key_named(owner, last)] = module
         else:
             setattr(owner, last, module)
 
@@ -160,7 +166,7 @@ class Module:
         """Sets an attribute that is saved and loaded with the parameters and never trained."""
         if name.startswith("_") or "." in name:
             raise ValueError(f"a buffer's name must not begin with '_' or hold '.': {name!r}")
-        if not isinstance(array, _ARRAYS):
+        if not isinstance(array, ARRAYS):
             array = np.asarray(array)
         self._buffers.add(name)
         setattr(self, name, array)
@@ -170,20 +176,20 @@ class Module:
         for name, value in vars(self).items():
             if name.startswith("_"):
                 continue
-            if isinstance(value, _ARRAYS):
-                yield name, value, _is_parameter(value) and name not in self._buffers
-            elif isinstance(value, _CONTAINERS):
-                for path, leaf in _leaves(name, value):
-                    if isinstance(leaf, _ARRAYS):
-                        yield path, leaf, _is_parameter(leaf) and name not in self._buffers
+            if isinstance(value, ARRAYS):
+                yield name, value, is_trainable(value) and name not in self._buffers
+            elif isinstance(value, CONTAINERS):
+                for path, leaf in leaves(name, value):
+                    if isinstance(leaf, ARRAYS):
+                        yield path, leaf, is_trainable(leaf) and name not in self._buffers
 
     def _arrays_by_name(self, parameters: bool) -> dict[str, Any]:
         found = ArrayTable()
         for path, module in self.named_modules():
             for name, value, is_parameter in module._own_arrays():
                 if is_parameter == parameters:
-                    _check_new(_join(path, name), found)
-                    found[_join(path, name)] = value
+                    check_new(joined(path, name), found)
+                    found[joined(path, name)] = value
         return found
 
     def parameters(self) -> dict[str, np.ndarray]:
@@ -205,17 +211,17 @@ class Module:
         """Where trained arrays are: a module's attributes and the name of one."""
         return self._trained_places().shown
 
-    def _trained_places(self) -> _Trained:
-        kept: _Trained | None = vars(self).get("_trained")
+    def _trained_places(self) -> TrainedPlaces:
+        kept: TrainedPlaces | None = vars(self).get("_trained")
         if kept is None or not kept.holds():
-            kept = _Trained(self)
+            kept = TrainedPlaces(self)
             object.__setattr__(self, "_trained", kept)
         return kept
 
     def stored(self) -> dict[str, Weight | WeightStack]:
         """The stored matrices, and stacks of them, by dotted name."""
         return {
-            _join(path, name): value
+            joined(path, name): value
             for path, module in self.named_modules()
             for name, value in vars(module).items()
             if isinstance(value, Weight | WeightStack)
@@ -296,8 +302,8 @@ class Module:
             for name, value in list(vars(module).items()):
                 if isinstance(value, np.ndarray | DeviceArray | Weight | WeightStack):
                     setattr(module, name, moved(value))
-                elif isinstance(value, _CONTAINERS) and not name.startswith("_"):
-                    if any(isinstance(leaf, _ARRAYS) for _, leaf in _leaves(name, value)):
+                elif isinstance(value, CONTAINERS) and not name.startswith("_"):
+                    if any(isinstance(leaf, ARRAYS) for _, leaf in leaves(name, value)):
                         setattr(module, name, tree_map(moved, value))
         return self
 
@@ -341,18 +347,13 @@ class Module:
         from pyloss.io.files import write_safetensors
 
         arrays = {**self.parameters(), **self.buffers()}
-        write_safetensors(path, {name: _array(value) for name, value in arrays.items()})
+        write_safetensors(path, {name: array_of(value) for name, value in arrays.items()})
 
     def apply(self, function: Callable[[Module], Any]) -> Module:
         """Calls `function` with every module, this one last."""
         for module in reversed(list(self.modules())):
             function(module)
         return self
-
-
-def _is_parameter(array: Any) -> bool:
-    kind = array.dtype
-    return (kind.kind == "f" and kind.itemsize < 8) or is_bfloat16(kind)
 
 
 def _holds(kind: np.dtype, values: Any) -> bool:
@@ -363,256 +364,6 @@ def _holds(kind: np.dtype, values: Any) -> bool:
     if given.kind not in "iub" or isinstance(values, DeviceArray):
         return given == kind
     return np.can_cast(given, kind) or bool(np.array_equal(values.astype(kind), values))
-
-
-def _key(owner: dict, part: str) -> Any:
-    """The key of a dict whose name in a path is `part`."""
-    return next((key for key in owner if str(key) == part), part)
-
-
-def _leaves(name: str, container: Any) -> Iterator[tuple[str, Any]]:
-    """What lists, tuples and dicts of any depth hold, with dotted names."""
-    items = container.items() if isinstance(container, dict) else enumerate(container)
-    for key, value in items:
-        if isinstance(value, _CONTAINERS):
-            yield from _leaves(f"{name}.{key}", value)
-        else:
-            yield f"{name}.{key}", value
-
-
-class _Trained:
-    """Where a module's trainable parameters are: a walk over all modules takes milliseconds.
-
-    Attributes:
-        places: (dotted name, a function that gets the array) of each.
-        shown: (a module's attributes, name) wherever a trained array is, in a container or not.
-    """
-
-    def __init__(self, root: Module):
-        self.structure = Module.structure
-        self.places: list[tuple[str, Callable[[], Any]]] = []
-        # Lists and dicts, with what was in them: they may change unseen.
-        self.containers: list[tuple[list | dict, list]] = []
-        trained: set[int] = set()
-        wide: list[str] = []
-        single: list[str] = []
-        modules = list(root.named_modules())
-        for path, module in modules:
-            for name, value in vars(module).items():
-                if isinstance(value, _CONTAINERS) and not name.startswith("_"):
-                    self._watch(value)
-                elif isinstance(value, np.float32 | np.float16) and not name.startswith("_"):
-                    single.append(_join(path, name))
-            single += [_join(path, name) for name in _class_arrays(module)]
-            for name, value, is_parameter in module._own_arrays():
-                if is_parameter and name not in module._frozen and id(_array(value)) not in trained:
-                    trained.add(id(_array(value)))
-                    self.places.append((_join(path, name), _getter(module, name)))
-                elif not is_parameter and value.dtype == np.float64:
-                    if name.split(".")[0] not in module._buffers:
-                        wide.append(_join(path, name))
-        names: set[str] = set()
-        for name, _ in self.places:
-            _check_new(name, names)
-            names.add(name)
-        self.shown = [
-            (vars(module), name)
-            for _, module in modules
-            for name, value in vars(module).items()
-            if _holds_one_of(value, trained, name)
-        ]
-        if wide:
-            warnings.warn(
-                f"float64 arrays are not trained: {', '.join(wide)}. Parameters are float32 "
-                "(array.astype(numpy.float32)); register_buffer(name, array) says that one is "
-                "constant",
-                stacklevel=4,
-            )
-        if single:
-            warnings.warn(
-                f"not trained, since they are no arrays of a module: {', '.join(single)}. A "
-                "parameter is set in __init__, and one number is numpy.array(x, numpy.float32); "
-                "float(x), or a name that begins with '_', says that a value is constant",
-                stacklevel=4,
-            )
-
-    def _watch(self, container: Any) -> None:
-        if not isinstance(container, tuple):
-            self.containers.append((container, _items(container)))
-        for value in container.values() if isinstance(container, dict) else container:
-            if isinstance(value, _CONTAINERS):
-                self._watch(value)
-
-    def holds(self) -> bool:
-        """Whether the modules are as they were."""
-        return self.structure is Module.structure and all(
-            _same_items(_items(container), items) for container, items in self.containers
-        )
-
-
-def _class_arrays(module: Module) -> list[str]:
-    """The names of arrays of short floats that a module's class has, and not the module."""
-    return [
-        name
-        for base in type(module).__mro__
-        for name, value in vars(base).items()
-        if isinstance(value, np.ndarray) and _is_parameter(value)
-        if not name.startswith("_") and name not in vars(module)
-    ]
-
-
-def _array(value: Any) -> Any:
-    return value.data if isinstance(value, Parameter) else value
-
-
-def _getter(module: Module, path: str) -> Callable[[], Any]:
-    """A function that gets the array at `path` in a module's attributes."""
-    name, *keys = path.split(".")
-    if not keys:
-        return lambda: vars(module)[name]
-
-    def get() -> Any:
-        value = vars(module)[name]
-        for key in keys:
-            value = value[_key(value, key)] if isinstance(value, dict) else value[int(key)]
-        return value
-
-    return get
-
-
-def _holds_one_of(value: Any, arrays: set[int], name: str) -> bool:
-    if isinstance(value, _CONTAINERS) and not name.startswith("_"):
-        return any(id(_array(leaf)) in arrays for _, leaf in _leaves(name, value))
-    return isinstance(value, _ARRAYS) and id(_array(value)) in arrays
-
-
-def _items(container: list | tuple | dict) -> list:
-    """What is in a container; arrays in place of Parameters, and what is in tuples."""
-    found: list = list(container) if isinstance(container, dict) else []
-    for value in container.values() if isinstance(container, dict) else container:
-        found += _items(value) if isinstance(value, tuple) else [_array(value)]
-    return found
-
-
-def _same_items(a: list, b: list) -> bool:
-    return len(a) == len(b) and all(map(operator.is_, a, b))
-
-
-def _replaced(name: str, value: Any, replace: Callable[[str, Any], Any]) -> Any:
-    """`value` with `replace(dotted name, leaf)` in place of its leaves.
-
-    Lists and dicts are changed in place, so that what else changes in them stays; tuples are new.
-    """
-    if isinstance(value, tuple):
-        new = [_replaced(f"{name}.{i}", leaf, replace) for i, leaf in enumerate(value)]
-        if all(map(operator.is_, new, value)):
-            return value
-        return type(value)(*new) if hasattr(value, "_fields") else type(value)(new)
-    if isinstance(value, list | dict):
-        for key, leaf in value.items() if isinstance(value, dict) else enumerate(value):
-            value[key] = _replaced(f"{name}.{key}", leaf, replace)
-        return value
-    return replace(name, value)
-
-
-class _Place:
-    """An attribute that holds trained arrays, while Parameters stand in their places.
-
-    Attributes:
-        entered: how many `shown` have entered it.
-        arrays: the arrays, by dotted name.
-        by_parameter: (Parameter, array), by the identity of the Parameter.
-    """
-
-    def __init__(self, attributes: dict[str, Any], name: str, parameters: dict[int, Parameter]):
-        self.attributes, self.name, self.entered = attributes, name, 1
-        self.arrays: dict[str, Any] = {}
-        self.by_parameter: dict[int, tuple[Parameter, Any]] = {}
-
-        def show(path: str, leaf: Any) -> Any:
-            parameter = parameters.get(id(leaf))
-            if parameter is None:
-                return leaf
-            self.arrays[path] = leaf
-            self.by_parameter[id(parameter)] = parameter, leaf
-            return parameter
-
-        attributes[name] = _replaced(name, attributes[name], show)
-
-    def restore(self) -> list[str]:
-        """Puts the arrays back. Returns the names of those whose place another Tensor took."""
-        taken = []
-
-        def back(path: str, leaf: Any) -> Any:
-            if id(leaf) in self.by_parameter:
-                return self.by_parameter[id(leaf)][1]
-            if isinstance(leaf, Tensor) and path in self.arrays:
-                taken.append(path)
-                return self.arrays[path]
-            return leaf
-
-        if self.name in self.attributes:
-            self.attributes[self.name] = _replaced(self.name, self.attributes[self.name], back)
-        return taken
-
-
-class shown:
-    """Arrays are Parameters in the modules' attributes while this is entered.
-
-    Several threads may differentiate one model at once: the last one puts the arrays back.
-    TypeError on leaving, if a Tensor was put in the place of an array of a list or dict.
-
-    Args:
-        places: see `Module.trained_attributes`.
-        arrays: by the identity of an array, the one in its Parameter: itself or another.
-    """
-
-    _lock = threading.Lock()
-    _entered: ClassVar[dict[tuple[int, str], _Place]] = {}
-
-    def __init__(self, places: list[tuple[dict, str]], arrays: dict[int, Any]):
-        self.places = places
-        self.parameters = {key: Parameter(array) for key, array in arrays.items()}
-
-    def __enter__(self) -> None:
-        with self._lock:
-            for attributes, name in self.places:
-                place = self._entered.get((id(attributes), name))
-                if place is not None:
-                    place.entered += 1
-                else:
-                    place = _Place(attributes, name, self.parameters)
-                    self._entered[id(attributes), name] = place
-
-    def __exit__(self, kind: type[BaseException] | None, *unused: object) -> None:
-        taken = []
-        with self._lock:
-            for attributes, name in self.places:
-                place = self._entered[id(attributes), name]
-                place.entered -= 1
-                if not place.entered:
-                    del self._entered[id(attributes), name]
-                    taken += place.restore()
-        if taken and kind is None:
-            raise TypeError(_TAKEN.format(taken[0]))
-
-
-_TAKEN = (
-    "{} is an array of the module, and a Tensor of a recording would take its place: use another "
-    "name, or pyloss.stop_gradient(t).copy()"
-)
-
-
-def _check_new(name: str, names: Any) -> None:
-    if name in names:
-        raise ValueError(
-            f"two arrays of the model have the name {name!r}: keys of dicts must differ as text "
-            "and hold no '.'"
-        )
-
-
-def _join(path: str, name: str) -> str:
-    return f"{path}.{name}" if path else name
 
 
 def count_parameters(model: Any) -> tuple[int, int]:
@@ -630,7 +381,7 @@ def recorded_module(module: Module) -> Recorded | None:
         if not vars(type(part)).get("recordable", False):
             return None
         for name, value in vars(part).items():
-            value = _array(value)
+            value = array_of(value)
             if isinstance(value, DeviceArray):
                 return None
             if isinstance(value, Weight):
@@ -652,7 +403,7 @@ def value_and_grad(model: Any, function: Callable, has_aux: bool = False) -> Cal
     """
 
     def wrapped(*args: Any, **kwargs: Any) -> tuple[Any, dict[str, np.ndarray]]:
-        parameters = {path: _array(value) for path, value in model.trainable_parameters().items()}
+        parameters = {path: array_of(value) for path, value in model.trainable_parameters().items()}
         attributes: list = getattr(model, "trained_attributes", list)()
         with Tape() as tape, shown(attributes, {id(array): array for array in parameters.values()}):
             leaves = {name: tape.watch(array) for name, array in parameters.items()}
