@@ -67,10 +67,11 @@ def stripped(value: Any) -> Any:
 
 def refuse_outer(x: Any) -> None:
     """TypeError for a value that is being differentiated, where an inner gradient is asked for."""
-    if isinstance(x, Tensor) and carries(x):
+    if local.tape is not None and local.tape.node_of(x) is not None:
         raise TypeError(
             "an inner gradient is taken by a value that is being differentiated, and gradients of "
-            "gradients are not computed: pyloss.stop_gradient(x) makes a constant"
+            "gradients are not computed: pyloss.stop_gradient(x) makes a constant, and so does "
+            "pyloss.no_grad() around the inner function"
         )
 
 

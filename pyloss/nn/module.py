@@ -11,8 +11,9 @@ import numpy as np
 
 from pyloss.autograd.differentiation import leaf_gradient, run_backward
 from pyloss.autograd.recorded import Recorded
+from pyloss.autograd.scope import current_tape
 from pyloss.autograd.tape import Tape
-from pyloss.autograd.tensor import Parameter, Tensor
+from pyloss.autograd.tensor import Parameter, Tensor, refuse_outer
 from pyloss.autograd.trees import tree_leaves, tree_map
 from pyloss.checks.arrays import as_array
 from pyloss.errors import listed
@@ -404,6 +405,9 @@ def value_and_grad(model: Any, function: Callable, has_aux: bool = False) -> Cal
 
     def wrapped(*args: Any, **kwargs: Any) -> tuple[Any, dict[str, np.ndarray]]:
         parameters = {path: array_of(value) for path, value in model.trainable_parameters().items()}
+        if current_tape() is not None:
+            for array in parameters.values():
+                refuse_outer(array)
         attributes: list = getattr(model, "trained_attributes", list)()
         with Tape() as tape, shown(attributes, {id(array): array for array in parameters.values()}):
             leaves = {name: tape.watch(array) for name, array in parameters.items()}

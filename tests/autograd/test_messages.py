@@ -96,6 +96,18 @@ def test_a_parameter_of_an_outer_recording_is_no_argument():
     layer = nn.Linear(2, 2)
     with pytest.raises(TypeError, match="inner gradient"):
         nn.value_and_grad(layer, lambda: pyloss.grad(lambda w: w.sum())(layer.weight).sum())()
+    weight = layer.weight
+    inner = nn.value_and_grad(layer, lambda: (layer.weight**2).sum())
+    for f in (
+        lambda: inner()[0],
+        lambda: pyloss.value_and_grad(lambda w: (w * w).sum())(weight)[0],
+    ):
+        with pytest.raises(TypeError, match="inner gradient"):
+            nn.value_and_grad(layer, lambda f=f: layer.weight.sum() + f())()
+        _, grads = nn.value_and_grad(
+            layer, lambda f=f: layer.weight.sum() + pyloss.no_grad()(f)()
+        )()
+        assert (grads["weight"] == 1).all()
     constant = pyloss.grad(lambda w: (w * w).sum())
     _, grads = nn.value_and_grad(
         layer, lambda: (constant(pyloss.stop_gradient(layer.weight)) * layer.weight).sum()
