@@ -262,3 +262,22 @@ def test_bad_calls_are_named():
     with pytest.raises(ValueError, match=r"one of 'nnn.* and 42 more: this") as raised:
         tok.apply_chat_template(CHAT)
     assert len(str(raised.value)) < 500
+
+
+def test_special_tokens_of_phi3_strip_the_space_after_them():
+    """GGUF has no flag for it: a model's name and three of its tokens tell."""
+    content = metadata()
+    tokens = content["tokenizer.ggml.tokens"]
+    named = {**content, "general.name": "My PHI-3 mini"}
+    assert tokens_of(Tokenizer.from_gguf(named), "<|eot|>  h<s> h")[1:4] == ["Ġ", "Ġ", "h"]
+    tokens[tokens.index("hell")] = "<|endoftext|>"
+    content["tokenizer.ggml.merges"] = [m for m in MERGES if "ll" not in m]
+    found = {
+        name: tokens_of(
+            Tokenizer.from_gguf({**content, "general.name": name}), "<|eot|>  h<s> h<tool>\n\nh"
+        )
+        for name in ("My PHI-3 mini", "phi3", "Phi 3", "phi-4")
+    }
+    stripped = ["<|eot|>", "h", "<s>", "Ġ", "h", "<tool>", "h"]
+    kept = ["<|eot|>", "Ġ", "Ġ", "h", "<s>", "Ġ", "h", "<tool>", "Ċ", "Ċ", "h"]
+    assert list(found.values()) == [stripped, stripped, kept, kept]
