@@ -189,38 +189,47 @@ class _Place:
         entered: how many `shown` have entered it.
         arrays: the arrays, by dotted name.
         by_parameter: (Parameter, array), by the identity of the Parameter.
+        taken: the names of arrays whose place another Tensor took.
     """
+
+    __slots__ = ("arrays", "attributes", "by_parameter", "entered", "name", "parameters", "taken")
 
     def __init__(self, attributes: dict[str, Any], name: str, parameters: dict[int, Parameter]):
         self.attributes, self.name, self.entered = attributes, name, 1
+        self.parameters = parameters
+        self.taken: list[str] = []
         self.arrays: dict[str, Any] = {}
         self.by_parameter: dict[int, tuple[Parameter, Any]] = {}
-
-        def show(path: str, leaf: Any) -> Any:
-            parameter = parameters.get(id(leaf))
-            if parameter is None:
-                return leaf
-            self.arrays[path] = leaf
-            self.by_parameter[id(parameter)] = parameter, leaf
-            return parameter
-
-        attributes[name] = _replaced(name, attributes[name], show)
+        self._replace(self._show)
 
     def restore(self) -> list[str]:
         """Puts the arrays back. Returns the names of those whose place another Tensor took."""
-        taken = []
-
-        def back(path: str, leaf: Any) -> Any:
-            if id(leaf) in self.by_parameter:
-                return self.by_parameter[id(leaf)][1]
-            if isinstance(leaf, Tensor) and path in self.arrays:
-                taken.append(path)
-                return self.arrays[path]
-            return leaf
-
         if self.name in self.attributes:
-            self.attributes[self.name] = _replaced(self.name, self.attributes[self.name], back)
-        return taken
+            self._replace(self._back)
+        return self.taken
+
+    def _replace(self, replace: Callable[[str, Any], Any]) -> None:
+        value = self.attributes[self.name]
+        in_container = isinstance(value, CONTAINERS)
+        self.attributes[self.name] = (
+            _replaced(self.name, value, replace) if in_container else replace(self.name, value)
+        )
+
+    def _show(self, path: str, leaf: Any) -> Any:
+        parameter = self.parameters.get(id(leaf))
+        if parameter is None:
+            return leaf
+        self.arrays[path] = leaf
+        self.by_parameter[id(parameter)] = parameter, leaf
+        return parameter
+
+    def _back(self, path: str, leaf: Any) -> Any:
+        if id(leaf) in self.by_parameter:
+            return self.by_parameter[id(leaf)][1]
+        if isinstance(leaf, Tensor) and path in self.arrays:
+            self.taken.append(path)
+            return self.arrays[path]
+        return leaf
 
 
 class shown:
