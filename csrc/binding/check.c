@@ -45,10 +45,9 @@ static int check_constraints(const pl_check *c) {
         const int axis = pl_axis_of(c, letter, &name),
                   divisor_axis = pl_axis_of(c, divisor, &divisor_name);
         PyErr_Format(
-            PyExc_ValueError,
-            "%s: axis %d of %s has size %lld; it must be %s axis %d of %s, %lld", spec->name, axis,
-            name, (long long)a, twice ? "at least twice" : "a multiple of", divisor_axis,
-            divisor_name, (long long)b);
+            PyExc_ValueError, "%s: axis %d of %s has size %lld; it must be %s axis %d of %s, %lld",
+            spec->name, axis, name, (long long)a, twice ? "at least twice" : "a multiple of",
+            divisor_axis, divisor_name, (long long)b);
         return -1;
     }
     return 0;

@@ -142,7 +142,8 @@ pl_status KERNEL(gather_columns)(const pl_call *c) {
 }
 
 /* y = the columns of a, b and c side by side   a [N,A], b [N,B], c [N,C] or NULL, y [N,A+B+C] */
-static void concat_columns_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
+static void concat_columns_piece(const void *context, int64_t begin, int64_t end,
+                                 int worker UNUSED) {
     const pl_call *call = context;
     const concat_columns_args args = concat_columns_args_of(call);
     const float *const parts[] = {args.a, args.b, args.c};
@@ -156,8 +157,8 @@ static void concat_columns_piece(const void *context, int64_t begin, int64_t end
         }
 }
 pl_status KERNEL(concat_columns)(const pl_call *c) {
-    in_pieces(PL_DIM(c, 'N'), PL_DIM(c, 'A') + PL_DIM(c, 'B') + PL_DIM(c, 'C'), concat_columns_piece,
-              c);
+    in_pieces(PL_DIM(c, 'N'), PL_DIM(c, 'A') + PL_DIM(c, 'B') + PL_DIM(c, 'C'),
+              concat_columns_piece, c);
     return PL_OK;
 }
 
