@@ -61,6 +61,9 @@ def _layers(c: ModelConfig) -> str:
     kinds: Counter[str] = Counter()
     for i in range(c.num_hidden_layers):
         window = c.window(i)
+        if c.convolved(i):
+            kinds[f"short convolution over {counted(window, 'token')}"] += 1
+            continue
         parts = [f"attention over {window} tokens" if window else "full attention"]
         if not c.rotated(i):
             parts.append("without positions")

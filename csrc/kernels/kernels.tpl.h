@@ -16,6 +16,7 @@
 #include "layers/reductions.tpl.h"
 #include "layers/rms_norm.tpl.h"
 #include "layers/rope.tpl.h"
+#include "layers/short_conv.tpl.h"
 #include "layers/elementwise.tpl.h"
 #include "layers/routing.tpl.h"
 #include "layers/optim.tpl.h"

@@ -41,10 +41,13 @@ class _Layers:
         self._rows: dict[int, np.ndarray] = {}
         self._stores: list[Any] = [None] * layers
 
-    def store(self, place: int, like: np.ndarray) -> Any:
-        """Keys and values of a layer, [2, rows, D], for rows [n, D] `like` these."""
+    def store(self, place: int, like: np.ndarray, width: int, parts: int = 2) -> Any:
+        """Keys and values of a layer, [2, rows, width], on the device of `like`.
+
+        A convolution has only one part.
+        """
         if self._stores[place] is None:
-            self._stores[place] = empty(2, int(self.capacity.sum()), like.shape[1], like=like)
+            self._stores[place] = empty(parts, int(self.capacity.sum()), width, like=like)
         return self._stores[place]
 
     def enter(self, prompts: Mapping[int, tuple[int, int]]) -> bool:
@@ -90,8 +93,8 @@ class _Layers:
         for place, store in enumerate(self._stores):
             if store is None:
                 continue
-            moved = empty(2, int(capacity.sum()), store.shape[-1], like=store)
-            for old, new in ((store[0], moved[0]), (store[1], moved[1])):
+            moved = empty(len(store), int(capacity.sum()), store.shape[-1], like=store)
+            for old, new in zip(store, moved, strict=True):
                 for to, at, held in zip(begin, self.begin, self.held, strict=True):
                     if held:
                         new[int(to) : int(to + held)] = old[int(at) : int(at + held)]
@@ -187,10 +190,16 @@ class BatchCache:
     def append(self, layer: int, keys: np.ndarray, values: np.ndarray) -> tuple[Any, Any, Any]:
         """Adds [n, D] in one layer; returns both stores, and the bounds of the sequences there."""
         group, place = self._places[layer]
-        store = group.store(place, keys)
+        store = group.store(place, keys, keys.shape[1])
         return *_put(store[0], store[1], group.next_rows, keys, values), on_device_of(
             keys, group.bounds
         )
+
+    def rows(self, layer: int, like: np.ndarray, width: int) -> tuple[Any, Any, Any]:
+        """As `KVCache.rows`; the bounds are those of all slots."""
+        group, place = self._places[layer]
+        store = group.store(place, like, width, 1)[0]
+        return store, on_device_of(like, group.next_rows), on_device_of(like, group.bounds)
 
     def advance(self, slots: Sequence[int], n: int = 1) -> None:
         """Ends a step: every layer has n more tokens of each of these sequences."""
@@ -239,11 +248,22 @@ class PromptCache:
     def append(self, layer: int, keys: np.ndarray, values: np.ndarray) -> tuple[Any, Any, Any]:
         """As `KVCache.append`, in the slot's rows."""
         group, place = self._places[layer]
-        begin, held = int(group.begin[self._slot]), int(group.held[self._slot])
-        store, n = group.store(place, keys), len(keys)
+        begin, store = int(group.begin[self._slot]), group.store(place, keys, keys.shape[1])
         k, v = (rows[begin : begin + int(group.capacity[self._slot])] for rows in store)
-        rows, bounds = np.arange(held, held + n, dtype=np.int32), np.array([0, held + n], np.int32)
+        rows, bounds = self._next(group, len(keys))
         return *_put(k, v, rows, keys, values), on_device_of(keys, bounds)
+
+    def rows(self, layer: int, like: np.ndarray, width: int) -> tuple[Any, Any, Any]:
+        """As `KVCache.rows`, in the slot's rows."""
+        group, place = self._places[layer]
+        begin, store = int(group.begin[self._slot]), group.store(place, like, width, 1)[0]
+        rows, bounds = (on_device_of(like, each) for each in self._next(group, len(like)))
+        return store[begin : begin + int(group.capacity[self._slot])], rows, bounds
+
+    def _next(self, group: _Layers, n: int) -> tuple[np.ndarray, np.ndarray]:
+        """The rows of the next n tokens among the slot's, and the bounds of those in use."""
+        held = int(group.held[self._slot])
+        return np.arange(held, held + n, dtype=np.int32), np.array([0, held + n], np.int32)
 
     def advance(self, n: int) -> None:
         """Ends a step of n tokens."""

@@ -9,6 +9,15 @@ import numpy as np
 from pyloss.models.config.mixture import Mixture
 from pyloss.models.config.model_config import ModelConfig
 from pyloss.models.files.sources import Source
+from pyloss.models.lfm2 import (
+    Lfm2Attention,
+    Lfm2ConvLayer,
+    Lfm2Decoder,
+    Lfm2Layer,
+    Lfm2MLP,
+    ShortConv,
+    Taps,
+)
 from pyloss.models.moe import SparseMoe, SwitchGLU
 from pyloss.models.transformer import (
     MLP,
@@ -36,7 +45,12 @@ def build_model(config: ModelConfig, source: Source) -> Model:
     table = source.matrix("model.embed_tokens", config.vocab_size, config.hidden_size)
     embedding = Embedding.from_weight(table)
     layers = [builder.layer(i) for i in range(config.num_hidden_layers)]
-    decoder = Decoder(embedding, layers, builder.layer_norm("model.norm"))
+    if config.family.short_conv:
+        decoder: Decoder = Lfm2Decoder(
+            embedding, layers, builder.layer_norm("model.embedding_norm")
+        )
+    else:
+        decoder = Decoder(embedding, layers, builder.layer_norm("model.norm"))
     head = builder.head(table)
     config = replace(config, tie_word_embeddings=head is None)
     source.refuse_leftovers()
@@ -141,8 +155,44 @@ class _Builder:
             mixture.normalize,
         )
 
+    def convolution(self, at: str) -> ShortConv:
+        c = self.config
+        size, bias = c.hidden_size, c.conv_bias
+        taps = self.source.taps(f"{at}.conv", size, c.conv_L_cache or 0)
+        return ShortConv(
+            self.linear(f"{at}.in_proj", 3 * size, size, bias),
+            Taps(taps, self.source.array(f"{at}.conv.bias", size) if bias else None),
+            self.linear(f"{at}.out_proj", size, size, bias),
+        )
+
+    def lfm2_layer(self, at: str, i: int) -> DecoderLayer:
+        c = self.config
+        hidden, inner = c.hidden_size, c.intermediate_size
+        width, kv_width = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
+        mlp = Lfm2MLP(
+            self.linear(f"{at}.feed_forward.w1", inner, hidden),
+            self.linear(f"{at}.feed_forward.w3", inner, hidden),
+            self.linear(f"{at}.feed_forward.w2", hidden, inner),
+        )
+        norms = [self.layer_norm(f"{at}.{name}") for name in ("operator_norm", "ffn_norm")]
+        if c.convolved(i):
+            return Lfm2ConvLayer(self.convolution(f"{at}.conv"), mlp, *norms)
+        attention = Lfm2Attention(
+            c,
+            i,
+            self.linear(f"{at}.self_attn.q_proj", width, hidden, rotary=True),
+            self.linear(f"{at}.self_attn.k_proj", kv_width, hidden, rotary=True),
+            self.linear(f"{at}.self_attn.v_proj", kv_width, hidden),
+            self.linear(f"{at}.self_attn.out_proj", hidden, width),
+            self.norm(f"{at}.self_attn.q_layernorm", c.head_dim),
+            self.norm(f"{at}.self_attn.k_layernorm", c.head_dim),
+        )
+        return Lfm2Layer(attention, mlp, *norms)
+
     def layer(self, i: int) -> DecoderLayer:
         at = f"model.layers.{i}"
+        if self.config.family.short_conv:
+            return self.lfm2_layer(at, i)
         cls: type[DecoderLayer] = DecoderLayer
         names = ["input_layernorm", "post_attention_layernorm"]
         if self.config.family.post_norms:

@@ -22,7 +22,8 @@ class _Span:
 
     Attributes:
         held: rows in use, of `capacity`.
-        store: [layers, 2, capacity, kv heads * head_dim], keys before values.
+        store: [layers, 2, capacity, kv heads * head_dim], keys before values; of convolutions
+            [layers, 1, capacity, hidden].
         next_rows: int32 [n], the rows of the tokens that come next.
         bounds: int32 [2], [0, rows in use with these tokens].
     """
@@ -99,7 +100,8 @@ class KVCache:
         kept = min(span.held, span.window - 1) if span.window else span.held
         span.capacity = max(2 * kept, kept + n + SPARE)
         if span.store is not None:
-            grown = empty(span.layers, 2, span.capacity, span.store.shape[-1], like=span.store)
+            layers, parts, _, width = span.store.shape
+            grown = empty(layers, parts, span.capacity, width, like=span.store)
             for layer in range(span.layers):
                 for store, new in zip(span.store[layer], grown[layer], strict=True):
                     new[:kept] = store[span.held - kept : span.held]
@@ -118,6 +120,23 @@ class KVCache:
         _core.put_rows(keys, rows, k)
         _core.put_rows(values, rows, v)
         return k, v, on_device_of(keys, span.bounds)
+
+    def rows(
+        self, layer: int, like: np.ndarray, width: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Room for one array in a layer without values, which the caller fills.
+
+        Returns its store [capacity, width], the rows of the next tokens, and int32 [2]: [0, rows
+        in use]. On the device of `like`.
+        """
+        span, place = self._places[layer]
+        if span.store is None:
+            span.store = empty(span.layers, 1, span.capacity, width, like=like)
+        return (
+            span.store[place][0],
+            on_device_of(like, span.next_rows),
+            on_device_of(like, span.bounds),
+        )
 
     def advance(self, n: int) -> None:
         """Ends a step: every layer has the n tokens."""

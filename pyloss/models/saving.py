@@ -138,7 +138,7 @@ def _single_experts(
 ) -> Iterator[tuple[str, np.ndarray]]:
     """The tensors with one matrix per expert, as Hugging Face names them."""
     for name, array in tensors.items():
-        if array.ndim == 3:
+        if array.ndim == 3 and ".switch_mlp." in name:
             for expert, matrix in enumerate(array):
                 yield expert_name(name, model.config.family, expert), matrix
         else:

@@ -77,6 +77,10 @@ class RandomSource(Source):
         """See `Source`: zeros, as only biases are read this way."""
         return np.zeros(shape, np.float32)
 
+    def taps(self, name: str, columns: int, taps: int) -> np.ndarray:
+        """See `Source`."""
+        return np.full((columns, 1, taps), 1 / taps, np.float32)
+
     def norm(self, name: str, dims: int) -> np.ndarray:
         """See `Source`."""
         return np.ones(dims, np.float32)

@@ -19,7 +19,7 @@ from pyloss.autograd.tape import data
 from pyloss.checks.numbers import whole
 from pyloss.models.batch_cache import BatchCache, PromptCache, rows_needed
 from pyloss.models.cache import PREFILL, KVCache, NextTokens
-from pyloss.models.config.fields import FULL, SLIDING
+from pyloss.models.config.fields import CONV, FULL, SLIDING
 from pyloss.models.config.model_config import ModelConfig
 from pyloss.models.config.rope_scaling import long_from
 from pyloss.models.fusing import fuse_modules
@@ -75,6 +75,7 @@ class Attention(Module):
     """
 
     recordable = True
+    taps = 0  # of a convolution in place of attention
 
     def __init__(
         self,
@@ -231,14 +232,17 @@ HALF_CHECKPOINT_TOKENS = 1024
 
 
 class DecoderLayer(Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)); the mlp may be a mixture of experts."""
+    """x + attention(norm(x)), then x + mlp(norm(x)); the mlp may be a mixture of experts.
+
+    `self_attn` is an `Attention`, or what mixes tokens in its place with its attributes.
+    """
 
     recordable = True
     recomputed = False  # set by `tuner.trainer.grad_checkpoint`
 
     def __init__(
         self,
-        self_attn: Attention,
+        self_attn: Any,
         mlp: MLP | SparseMoe,
         input_layernorm: RMSNorm,
         post_attention_layernorm: RMSNorm,
@@ -720,12 +724,16 @@ class Model(Module):
 
     def cache_bytes(self, lengths: Sequence[int]) -> int:
         """What keys and values of sequences of up to these lengths take at most, together."""
-        rows = sum(rows_needed(window, n) for window in self.windows for n in lengths)
-        return rows * 2 * 4 * self.config.num_key_value_heads * self.config.head_dim
+        c, total = self.config, 0
+        for layer in self.layers:
+            rows = sum(rows_needed(layer.self_attn.window, n) for n in lengths)
+            both = 2 * c.num_key_value_heads * c.head_dim
+            total += 4 * rows * (c.hidden_size if layer.self_attn.taps else both)
+        return total
 
     @property
     def windows(self) -> list[int]:
-        """The window of each layer's attention, 0 for none."""
+        """The window of each layer's attention, 0 for none; of a convolution its taps."""
         return [layer.self_attn.window for layer in self.layers]
 
     def config_of_layers(self) -> ModelConfig:
@@ -742,6 +750,8 @@ class Model(Module):
         types = None
         if config.sliding_window is not None:
             types = [SLIDING if window else FULL for window in windows]
+        elif config.family.short_conv:
+            types = [CONV if layer.self_attn.taps else FULL for layer in self.layers]
         if mixture is not None:
             mixture = dataclasses.replace(mixture, dense_layers=dense)
         return dataclasses.replace(

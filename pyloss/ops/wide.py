@@ -131,6 +131,21 @@ def attention(
     return np.reshape(np.concatenate(parts), (q.shape[0], -1))
 
 
+def short_conv(x: Any, weight: Any, bias: Any, offsets: Any) -> Any:
+    x, w, bias = _value(x), _value(weight), _value(bias)
+    d, taps = w.shape[0], w.shape[2]
+    inner = x[:, :d] * x[:, 2 * d :]
+    parts = []
+    for i in range(len(offsets) - 1):
+        rows, n = inner[offsets[i] : offsets[i + 1]], int(offsets[i + 1] - offsets[i])
+        padded = np.concatenate([np.zeros((taps - 1, d)), rows])
+        total = padded[:n] * w[:, 0, 0]
+        for t in range(1, taps):
+            total = total + padded[t : t + n] * w[:, 0, t]
+        parts.append(total if bias is None else total + bias)
+    return np.concatenate(parts) * x[:, d : 2 * d]
+
+
 def swiglu(gate: Any, up: Any, in_place: bool = False) -> Any:
     return silu(_value(gate)) * _value(up)
 

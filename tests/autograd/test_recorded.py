@@ -11,6 +11,7 @@ from pyloss.autograd.tape import Tape, data
 from pyloss.models import transformer
 from pyloss.models.config import ModelConfig
 from pyloss.models.config.mixture import Mixture
+from pyloss.models.lfm2 import ShortConv
 from pyloss.models.synthetic import random_model
 from pyloss.tuner import default_loss, linear_to_lora_layers
 from pyloss.tuner.adapters.full import unfreeze_layers
@@ -68,14 +69,20 @@ def losses_and_gradients(net, lengths=((7, 5), (3,), (9, 2, 6), (7, 5))):
 
 @pytest.fixture
 def counted(monkeypatch):
-    """The number of times that attention's Python ran."""
-    calls, call = [], transformer.Attention.__call__
+    """The number of times that the Python of attention or of a convolution ran."""
+    calls = []
 
-    def run(self, *arguments):
-        calls.append(self)
-        return call(self, *arguments)
+    def count(cls):
+        call = cls.__call__
 
-    monkeypatch.setattr(transformer.Attention, "__call__", run)
+        def run(self, *arguments):
+            calls.append(self)
+            return call(self, *arguments)
+
+        monkeypatch.setattr(cls, "__call__", run)
+
+    count(transformer.Attention)
+    count(ShortConv)
     return calls
 
 
@@ -97,6 +104,8 @@ def unfrozen(net):
         (lambda: adapted("olmo3", **OLMO3), True),
         (lambda: adapted("qwen2", attention_bias=True), True),
         (lambda: adapted("phi3", partial_rotary_factor=0.5), True),
+        (lambda: adapted("lfm2", layer_types=["conv", "full_attention", "conv"]), True),
+        (lambda: unfrozen(model("lfm2", layer_types=["conv", "full_attention", "conv"])), True),
         (lambda: adapted("granite", residual_multiplier=0.22, logits_scaling=8.0), True),
         (lambda: adapted(keys=["self_attn.q_proj", "self_attn.v_proj"]), True),
         (lambda: adapted(keys=["mlp.down_proj"]), True),

@@ -76,6 +76,7 @@ def test_bench_says_what_the_machine_gives(quick, monkeypatch, capsys, tmp_path)
         "olmo3",
         "granite",
         "phi3",
+        "lfm2",
         "gemma2",
         "gemma3_text",
         "mixtral",

@@ -21,6 +21,8 @@ LAYERS = {
     "rms_norm_grad": lambda: (a(N, D), a(N, D), a(D), a(N), ..., None),
     "rope": lambda: (a(N, HEADS, HEAD), POSITIONS, a(N, HEAD // 2), a(N, HEAD // 2), 0, ...),
     "concat_columns": lambda: (a(N, D), a(N, D), None, ...),
+    "short_conv_forward": lambda: (a(N, 3, D), a(D, 1, 3), None, OFFSETS, ...),
+    "short_conv_grad": lambda: (a(N, D), a(N, 3, D), a(D, 1, 3), None, OFFSETS, ..., None, None),
     "swiglu_forward": lambda: (a(N, INNER), a(N, INNER), ...),
     "swiglu_grad": lambda: (a(N, INNER), a(N, INNER), a(N, INNER), ..., ...),
     "geglu_forward": lambda: (a(N, INNER), a(N, INNER), ...),

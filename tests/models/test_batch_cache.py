@@ -39,6 +39,7 @@ FAMILIES = {
     "olmo2": {},
     "olmo3": {"sliding_window": 9, "layer_types": TYPES},
     "phi3": {"sliding_window": 20, "partial_rotary_factor": 0.75},
+    "lfm2": {"layer_types": ["conv", "full_attention", "conv"]},
     "mixtral": EXPERTS,
     "qwen3_moe": EXPERTS,
     "olmoe": EXPERTS,

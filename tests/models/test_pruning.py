@@ -97,6 +97,18 @@ def test_windows_and_dense_layers_move_with_their_layer(tmp_path):
     prune_model(model, [0, 2])
     assert model.config.no_rope_layers is None
 
+    types = ["conv", "full_attention", "conv", "full_attention", "conv"]
+    sizes = {
+        "vocab_size": 40, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 5, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 8,
+    }  # fmt: skip
+    model = random_model(ModelConfig("lfm2", **sizes, layer_types=types))
+    prune_model(model, [0, 2, 3])
+    assert model.config.layer_types == ["conv", "conv", "full_attention"]
+    model.save(tmp_path / "convolutions")
+    again = load_model(tmp_path / "convolutions")
+    np.testing.assert_array_equal(again(TOKENS), model(TOKENS))
+
     config = ModelConfig(
         "qwen3_moe", vocab_size=40, hidden_size=32, intermediate_size=48, num_hidden_layers=4,
         num_attention_heads=4, num_key_value_heads=2, head_dim=8,

@@ -40,6 +40,7 @@ SIZES |= {"num_attention_heads": 4, "num_key_value_heads": 2}
         "olmo3",
         "granite",
         "phi3",
+        "lfm2",
         "gemma2",
         "gemma3_text",
         "mixtral",

@@ -44,6 +44,12 @@ REFUSED = [
     (lambda: ops.split_columns(ROW, AT, AT), ValueError, "x must be a matrix"),
     (lambda: ops.split_columns(X, AT), ValueError, "has no 1 parts"),
     (lambda: ops.split_columns(X, AT, AT, AT), ValueError, r"has no 3 parts of \[3, 3, 3\] col"),
+    (lambda: ops.short_conv(ROW, TABLE, None, BOUNDS), ValueError, "x must be a matrix"),
+    (
+        lambda: ops.short_conv(X, TABLE, None, BOUNDS),
+        ValueError,
+        r"a weight of shape \(5, 4\) does not fit x of shape \(3, 4\)",
+    ),
     (lambda: ops.attention(X, X, X, BOUNDS, 0, 1.0), ValueError, "head_dim is 0"),
     (lambda: ops.attention(X, X, X, BOUNDS, 3, 1.0), ValueError, "q has 4 columns"),
     (lambda: ops.attention(X, ROW, X, BOUNDS, 4, 1.0), ValueError, "k must be a matrix"),

@@ -91,6 +91,15 @@ def longrope(original, pairs=8, **more):
 # As Phi-4-mini: three quarters of each head rotate.
 PHI4 = {**longrope(256, 6), "partial_rotary_factor": 0.75}
 
+# Convolutions before, between and after layers with attention; the MLP's size is adjusted.
+LFM2 = {
+    "family": "Lfm2",
+    "pad_token_id": 0,
+    "num_hidden_layers": 5,
+    "layer_types": ["conv", "full_attention", "conv", "conv", "full_attention"],
+    "block_multiple_of": 16,
+}
+
 # Mixtures of experts: class names and options of the tiny models.
 MIXTURES = {
     "mixtral": {
@@ -182,9 +191,14 @@ def write_gguf(model, path, type_of=lambda name: "F32"):
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
+    mlp = getattr(model.model.layers[0], "feed_forward", None)
+    writer.add_feed_forward_length(mlp.w1.out_features if mlp else config.intermediate_size)
     writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
+    heads = config.num_key_value_heads
+    if arch == "lfm2":
+        heads = [0 if kind == "conv" else heads for kind in config.layer_types]
+        writer.add_shortconv_l_cache(config.conv_L_cache)
+    writer.add_head_count_kv(heads)
     usual = head_dim * config.num_attention_heads == config.hidden_size
     if arch != "phi3" and (arch != "llama" or not usual):
         writer.add_key_length(head_dim)
@@ -238,6 +252,8 @@ def write_gguf(model, path, type_of=lambda name: "F32"):
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue
         array = tensor.float().numpy()
+        if name.endswith("conv.weight"):
+            array = array.squeeze(1)
         if ".mlp.experts." in name:
             block, halves = f"blk.{name.split('.')[2]}", np.split(array, 2, axis=1)
             parts = (

@@ -8,6 +8,7 @@ from parity_models import (
     GEMMA2,
     GEMMA3,
     GRANITE,
+    LFM2,
     LLAMA3,
     MIXTURES,
     OLMO2,
@@ -135,6 +136,7 @@ MODELS = {
         "layer_types": ["sliding_attention", "full_attention"] * 2 + ["sliding_attention"],
     },
     "gemma2": GEMMA2,
+    "lfm2": LFM2,
     "phi3": {**PHI3, "sliding_window": 100, "tie_word_embeddings": False},
     # llama.cpp takes the long factors if its context, 512, is longer than the original length.
     "phi4": {**PHI4, "original_max_position_embeddings": 512, "max_position_embeddings": 2048},
@@ -263,12 +265,16 @@ def test_families(name, tmp_path):
     keys = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.o_proj", f"{block}.down_proj"]
     if name.startswith("phi"):
         keys[:2] = ["self_attn.qkv_proj", "mlp.gate_up_proj"]
+    last = f"{block}.down_proj"
+    if name == "lfm2":
+        last = "feed_forward.w2"
+        keys = ["self_attn.k_proj", "self_attn.out_proj", "conv.in_proj", "conv.out_proj", last]
     add_adapter(
         model,
         keys=keys + ([] if model.lm_head is None else ["lm_head", "model.embed_tokens"]),
         size=0.2,
     )
-    adapter_modules(model)[f"model.layers.0.{block}.down_proj"].scale = 5.0
+    adapter_modules(model)[f"model.layers.0.{last}"].scale = 5.0
     write_lora_gguf(model, tmp_path / "lora.gguf")
     agree(
         model,

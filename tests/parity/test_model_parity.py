@@ -6,6 +6,7 @@ from parity_models import (
     GEMMA2,
     GEMMA3,
     GRANITE,
+    LFM2,
     LINEARS,
     LLAMA3,
     OLMO2,
@@ -102,6 +103,14 @@ VARIANTS = {
         "rope_scaling": {"rope_type": "linear", "factor": 4.0},
         "tie_word_embeddings": False,
     },
+    "lfm2": LFM2,
+    "lfm2 of other sizes": {
+        **LFM2,
+        "conv_bias": True,
+        "conv_L_cache": 5,
+        "block_ffn_dim_multiplier": 1.7,
+        "tie_word_embeddings": False,
+    },
     "gemma2": GEMMA2,
     "gemma2 of another scale, without a cap of logits": {
         **GEMMA2,
@@ -139,6 +148,7 @@ GGUF = (
     "granite",
     "granite with biases and a head",
     "smollm3 of llama.cpp's pattern",
+    "lfm2",
     "olmo2",
     "olmo3",
     "olmo3 with its own pattern",
@@ -432,7 +442,7 @@ def test_gradients_of_variants(tiny):
     trained = peft_matrices(theirs)
     ours.unfreeze()
     for name, parameter in theirs.named_parameters():
-        if parameter.ndim == 1:
+        if parameter.ndim == 1 or name.endswith("conv.weight"):
             parameter.requires_grad_(True)
             trained[name.removeprefix("base_model.model.").replace(".base_layer.", ".linear.")] = (
                 parameter
@@ -450,4 +460,6 @@ def test_gradients_of_variants(tiny):
     assert grads.keys() == trained.keys()
     for name, parameter in trained.items():
         assert np.linalg.norm(grads[name]) > 0, name
-        assert relative(grads[name], parameter.grad.numpy().T) < 1e-4, name
+        expected = parameter.grad.numpy()
+        expected = expected.T if expected.ndim == 2 else expected
+        assert relative(grads[name], expected) < 1e-4, name

@@ -5,7 +5,17 @@ import json
 import numpy as np
 import pytest
 import tokenizers
-from parity_models import GRANITE, MIXTURES, OLMO2, OLMO3, PHI3, SMOLLM3, make_tiny, torch_model
+from parity_models import (
+    GRANITE,
+    LFM2,
+    MIXTURES,
+    OLMO2,
+    OLMO3,
+    PHI3,
+    SMOLLM3,
+    make_tiny,
+    torch_model,
+)
 
 import pyloss
 from pyloss.cli import main
@@ -298,6 +308,7 @@ FAMILIES = {
     "smollm3": SMOLLM3,
     "olmo2": OLMO2,
     "olmo3": OLMO3,
+    "lfm2": LFM2,
 }
 
 
@@ -337,7 +348,7 @@ def test_families_both_ways_with_mlx_lm(tmp_path, family):
             logits(tmp_path / name), np.array(theirs(mx.array(TOKENS))), atol=2e-4, err_msg=name
         )
     stored = pyloss.models.load_model(tmp_path / "theirs").stored()
-    block = "switch_mlp" if family in MIXTURES else "mlp"
+    block = "switch_mlp" if family in MIXTURES else {"lfm2": "conv"}.get(family, "mlp")
     formats = {weight.format for name, weight in stored.items() if block in name}
     # mlx-lm stores some layers of Granite in 8 bits
     assert formats == ({"affine4", "affine8"} if family == "granite" else {"affine4"})

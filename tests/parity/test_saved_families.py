@@ -10,6 +10,7 @@ from parity_models import (
     GEMMA2,
     GEMMA3,
     GRANITE,
+    LFM2,
     LLAMA3,
     OLMO2,
     OLMO3,
@@ -47,6 +48,7 @@ FAMILIES = {
     "olmo2": {**OLMO2, "tie_word_embeddings": False},
     "olmo3": {**OLMO3, "tie_word_embeddings": False, "rope_scaling": {**YARN, "beta_fast": 32.0}},
     "gemma2": GEMMA2,
+    "lfm2": LFM2,
     "phi3 with windows": {**PHI3, "sliding_window": 24, "tie_word_embeddings": False},
     "phi4": {
         **longrope(256, 6, attention_factor=1.0625),
@@ -117,6 +119,7 @@ def test_written_as_gguf(family, tmp_path):
         "olmo2",
         "olmo3",
         "granite",
+        "lfm2",
         "gemma2",
         "gemma3",
         "phi4",

@@ -5,6 +5,7 @@ import pytest
 from parity_models import (
     GEMMA2,
     GRANITE,
+    LFM2,
     OLMO2,
     OLMO3,
     PHI3,
@@ -136,6 +137,7 @@ FAMILIES = {
     "smollm3": SMOLLM3,
     "olmo2": OLMO2,
     "olmo3": OLMO3,
+    "lfm2": {**LFM2, "conv_bias": True},
     "phi3": PHI3,
     "phi4": PHI4,
 }

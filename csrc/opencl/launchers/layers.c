@@ -93,6 +93,37 @@ int pl_cl_launch_rope(const pl_cl_operation *o) {
     return run(&l, "rope", dim(o, 'N'));
 }
 
+int pl_cl_launch_short_conv_forward(const pl_cl_operation *o) {
+    const short_conv_forward_places at = short_conv_forward_places_of(o);
+    pl_cl_launch l = begin(o);
+    pl_cl_add_places(&l, 4, at.x, at.w, at.bias, at.offsets, at.y);
+    add_sizes(&l, "DKS");
+    return run(&l, "short_conv_forward", dim(o, 'N'));
+}
+
+int pl_cl_launch_short_conv_grad(const pl_cl_operation *o) {
+    const short_conv_grad_places at = short_conv_grad_places_of(o);
+    pl_cl_launch l = begin(o), sums = begin(o);
+    pl_cl_add_places(&l, 4, at.dy, at.x, at.w, at.bias, at.offsets, at.dx);
+    add_sizes(&l, "DKS");
+    if (run(&l, "short_conv_grad", dim(o, 'N'))) return 1;
+    if (!at.dw.buffer && !at.dbias.buffer) return 0;
+    pl_cl_add_places(&sums, 4, at.dy, at.x, at.offsets, at.dw, at.dbias);
+    add_sizes(&sums, "DKS");
+    return run_items(&sums, "short_conv_weight_grad", dim(o, 'D') * (dim(o, 'K') + 1));
+}
+
+int pl_cl_launch_short_conv_step(const pl_cl_operation *o) {
+    const short_conv_step_places at = short_conv_step_places_of(o);
+    pl_cl_launch put = begin(o), l = begin(o);
+    pl_cl_add_places(&put, 4, at.x, at.rows, at.store);
+    add_sizes(&put, "D");
+    if (run(&put, "short_conv_put", dim(o, 'N'))) return 1;
+    pl_cl_add_places(&l, 4, at.x, at.w, at.bias, at.q_offsets, at.k_offsets, at.store, at.y);
+    add_sizes(&l, "DKS");
+    return run(&l, "short_conv_step", dim(o, 'N'));
+}
+
 int pl_cl_launch_gather_rows(const pl_cl_operation *o) {
     const gather_rows_places at = gather_rows_places_of(o);
     pl_cl_launch l = begin(o);

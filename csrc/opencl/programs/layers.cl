@@ -136,6 +136,87 @@ KERNEL concat_columns(IN(a), IN(b), IN(c), OUT(y), long of_a, long of_b, long of
         *ROW(y, at + of_a + of_b + j) = *ROW(c, row * of_c + j);
 }
 
+/* ---- Gated short convolutions, as in kernels/layers/short_conv.tpl.h */
+
+/* The sequence of a row: the last one that begins there or before. */
+INLINE long sequence_at(const global int *offsets, long count, long row) {
+    long low = 0, high = count - 1;
+    while (high - low > 1) {
+        const long middle = low + (high - low) / 2;
+        if (offsets[middle] <= row) low = middle;
+        else high = middle;
+    }
+    return low;
+}
+#define SEQUENCE(offsets) const long s = sequence_at(ROW(offsets, 0), count, row)
+#define FIRST_TAP(seen) max(0L, taps - (seen))
+#define GATED(row) (*ROW(x, (row) * 3 * d + j) * *ROW(x, (row) * 3 * d + 2 * d + j))
+#define GATE(row) *ROW(x, (row) * 3 * d + d + j)
+#define TAP(t) *ROW(w, j * taps + (t))
+#define CONVOLVED(sum, seen, u) \
+    float sum = bias_data ? *ROW(bias, j) : 0; \
+    for (long t = FIRST_TAP(seen); t < taps; t++) sum += TAP(t) * (u)
+
+KERNEL short_conv_forward(IN(x), IN(w), IN(bias), INDICES(offsets), OUT(y), long d, long taps,
+                          long count) {
+    MY_ROW;
+    SEQUENCE(offsets);
+    for (long j = LANE; j < d; j += GROUP) {
+        CONVOLVED(sum, row - *ROW(offsets, s) + 1, GATED(row - taps + 1 + t));
+        *ROW(y, row * d + j) = GATE(row) * sum;
+    }
+}
+
+KERNEL short_conv_put(IN(x), INDICES(rows), OUT(store), long d) {
+    MY_ROW;
+    for (long j = LANE; j < d; j += GROUP) *ROW(store, *ROW(rows, row) * d + j) = GATED(row);
+}
+KERNEL short_conv_step(IN(x), IN(w), IN(bias), INDICES(q_offsets), INDICES(k_offsets), IN(store),
+                       OUT(y), long d, long taps, long count) {
+    MY_ROW;
+    SEQUENCE(q_offsets);
+    const long at = *ROW(k_offsets, s + 1) - (*ROW(q_offsets, s + 1) - row);
+    const long seen = max(0L, at - *ROW(k_offsets, s) + 1);
+    for (long j = LANE; j < d; j += GROUP) {
+        CONVOLVED(sum, seen, *ROW(store, (at - taps + 1 + t) * d + j));
+        *ROW(y, row * d + j) = GATE(row) * sum;
+    }
+}
+
+KERNEL short_conv_grad(IN(dy), IN(x), IN(w), IN(bias), INDICES(offsets), OUT(dx), long d, long taps,
+                       long count) {
+    MY_ROW;
+    SEQUENCE(offsets);
+    const long left = *ROW(offsets, s + 1) - row;
+    for (long j = LANE; j < d; j += GROUP) {
+        CONVOLVED(sum, row - *ROW(offsets, s) + 1, GATED(row - taps + 1 + t));
+        float du = 0;
+        for (long t = FIRST_TAP(left); t < taps; t++) {
+            const long later = row + taps - 1 - t;
+            du += TAP(t) * *ROW(dy, later * d + j) * GATE(later);
+        }
+        *ROW(dx, row * 3 * d + j) = du * *ROW(x, row * 3 * d + 2 * d + j);
+        *ROW(dx, row * 3 * d + d + j) = *ROW(dy, row * d + j) * sum;
+        *ROW(dx, row * 3 * d + 2 * d + j) = du * *ROW(x, row * 3 * d + j);
+    }
+}
+/* A work-item has one tap of one column; the bias is a last tap. */
+KERNEL short_conv_weight_grad(IN(dy), IN(x), INDICES(offsets), OUT(dw), OUT(dbias), long d,
+                              long taps, long count) {
+    const long j = get_global_id(0) / (taps + 1), t = get_global_id(0) % (taps + 1);
+    if (j >= d) return;
+    exact sum = {0, 0};
+    for (long s = 0; s + 1 < count; s++) {
+        const long ago = t < taps ? taps - 1 - t : 0;
+        for (long row = *ROW(offsets, s) + ago; row < *ROW(offsets, s + 1); row++) {
+            const float dv = *ROW(dy, row * d + j) * GATE(row);
+            add_to(&sum, t < taps ? dv * GATED(row - ago) : dv);
+        }
+    }
+    if (t < taps && dw_data) *ROW(dw, j * taps + t) = (float)value_of(sum);
+    if (t == taps && dbias_data) *ROW(dbias, j) = (float)value_of(sum);
+}
+
 /* ---- Work-items with some columns, for all rows or one part of them */
 
 /* `i`: the work-item's first column. `part`: its part of the rows; a part is a run of groups. */

@@ -62,6 +62,8 @@ class Family:
         query_scalar: query_pre_attn_scalar, not head_dim, scales attention scores.
         softcaps: attention scores and logits have caps, attn_logit_softcapping and
             final_logit_softcapping.
+        short_conv: layers have LFM2's names, and those of type "conv" a gated short convolution in
+            place of attention.
         experts: the mixture of experts; None if MLPs are dense.
         defaults: transformers' values for missing keys of config.json that differ from
             `fields.DEFAULTS`. Only numbers: the fields above are the family's options.
@@ -91,6 +93,7 @@ class Family:
     local_rope: str | None = None
     query_scalar: bool = False
     softcaps: bool = False
+    short_conv: bool = False
     experts: Experts | None = None
     defaults: Mapping[str, Any] = field(default_factory=dict)
     gguf_head: bool = False
@@ -250,6 +253,27 @@ FAMILIES = {
             "residual_multiplier": 1.0,
             "logits_scaling": 1.0,
         },
+    ),
+    "lfm2": Family(
+        "Lfm2ForCausalLM",
+        "lfm2",
+        qk_norm="head",
+        short_conv=True,
+        defaults={
+            "vocab_size": 65536,
+            "hidden_size": 2560,
+            "intermediate_size": 12288,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "max_position_embeddings": 128000,
+            "rms_norm_eps": 1e-5,
+            "rope_theta": 1e6,
+            "tie_word_embeddings": True,
+            "conv_L_cache": 3,
+            "conv_bias": False,
+        },
+        gguf_lacks=(*_GGUF_LACKS, "conv_bias"),
     ),
     "gemma2": Family(
         "Gemma2ForCausalLM",

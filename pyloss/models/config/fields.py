@@ -9,6 +9,8 @@ from pyloss.checks.numbers import LARGEST
 
 #: Values of `layer_types`: layers that see all tokens, and layers with a window.
 FULL, SLIDING = LAYER_TYPES = ("full_attention", "sliding_attention")
+#: Its further value in LFM2: layers with a short convolution in place of attention.
+CONV = "conv"
 
 #: transformers' values for missing keys of config.json, unless the family has its own.
 DEFAULTS: Mapping[str, Any] = {
@@ -45,6 +47,7 @@ LIMITS = {
     "head_dim": 1 << 16,
     "max_position_embeddings": LARGEST,
     "sliding_window": _LARGEST_SIZE,
+    "conv_L_cache": 1 << 16,
 }
 
 

@@ -11,6 +11,7 @@ from pyloss.errors import FormatError, counted
 from pyloss.io.tensor_file import StoredTensor, layers_held
 from pyloss.models.config.families import FAMILIES, Family
 from pyloss.models.config.fields import (
+    CONV,
     DEFAULTS,
     FULL,
     MULTIPLIERS,
@@ -31,6 +32,11 @@ def _pattern(value: Any) -> Any:
     if isinstance(value, list) and all(type(item) is bool for item in value):
         return value
     return whole()(value)
+
+
+def _heads(value: Any) -> Any:
+    """The number of key-value heads, or that of each layer, 0 for one without attention."""
+    return [whole(0)(item) for item in value] if isinstance(value, list) else whole()(value)
 
 
 # Keys under the architecture's name, with the field that takes the value as it is.
@@ -78,6 +84,12 @@ _OF_MULTIPLIERS: dict[str, Kind] = {
     "rope.scaling.finetuned": FLAG,
 }
 
+# Keys of architectures with short convolutions.
+_OF_CONVOLUTIONS: dict[str, Kind] = {
+    "attention.head_count_kv": _heads,
+    "shortconv.l_cache": whole(1),
+}
+
 _OF_SOFTCAPS: dict[str, Kind] = dict.fromkeys(SOFTCAPS, float32)
 
 _KNOWN = {*_REQUIRED, *_OPTIONAL, *_OF_WINDOWS, *_OF_EXPERTS, *_OF_SIZED_EXPERTS}
@@ -117,7 +129,7 @@ def read_gguf_config(
         if family.longrope
         else read_gguf_scaling(read, tensors.get("rope_freqs.weight"), theta, head_dim)
     )
-    key_value_heads = read["attention.head_count_kv"]
+    key_value_heads, convolutions = _convolutions(read, family)
     tokens = Values(
         path,
         metadata,
@@ -128,6 +140,7 @@ def read_gguf_config(
     return {
         **{field: read[key] for key, (_, field) in _REQUIRED.items()},
         **_windows(read, family, theta),
+        **convolutions,
         "model_type": model_type,
         "no_rope_layers": gguf_no_rope_layers(family, read["block_count"]),
         "vocab_size": vocabulary_size,
@@ -178,6 +191,8 @@ def _read(metadata: Mapping[str, Any], path: str | os.PathLike[str]) -> tuple[st
         kinds |= _OF_EXPERTS | (_OF_SIZED_EXPERTS if family.experts.own_size else {})
     if family.softcaps:
         kinds |= _OF_SOFTCAPS
+    if family.short_conv:
+        kinds |= _OF_CONVOLUTIONS
     if family.multipliers:
         kinds |= _OF_MULTIPLIERS
     refuse_gguf_keys(path, arch, metadata, _KNOWN | set(kinds))
@@ -268,6 +283,24 @@ def _windows(read: Values, family: Family, theta: float) -> dict[str, Any]:
     except ValueError as error:
         raise read.wrong(key, str(error)) from None
     return {**local, "sliding_window": window, "layer_types": types}
+
+
+def _convolutions(read: Values, family: Family) -> tuple[Any, dict[str, Any]]:
+    """The number of key-value heads, and layer_types and conv_L_cache, which it tells of layers."""
+    heads, layers = read["attention.head_count_kv"], read["block_count"]
+    if not family.short_conv:
+        return heads, {}
+    each = heads if isinstance(heads, list) else [heads or read["attention.head_count"]] * layers
+    some = sorted(set(each) - {0})
+    if len(some) > 1:
+        raise read.unsupported(
+            f"{read.prefix}attention.head_count_kv {shown(each)}", "0 or one number for all layers"
+        )
+    types = [FULL if count else CONV for count in each]
+    return (some or [None])[0], {
+        "layer_types": types,
+        "conv_L_cache": read["shortconv.l_cache"],
+    }
 
 
 def _multipliers(read: Values, family: Family) -> dict[str, Any]:

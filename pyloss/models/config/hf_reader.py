@@ -22,6 +22,7 @@ from pyloss.models.config.fields import (
     rotated_layers,
 )
 from pyloss.models.config.known_keys import refuse_hf_keys, refuse_rope_keys
+from pyloss.models.config.lfm2 import READ as LFM2_READ, plain_keys
 from pyloss.models.config.mixture import read_hf_mixture
 from pyloss.models.config.rope_scaling import read_hf_scaling
 from pyloss.models.config.values import (
@@ -94,6 +95,8 @@ _OF_SOME: dict[str, tuple[Kind, Callable[[Family], Any]]] = {
     "query_pre_attn_scalar": (whole(1), lambda family: family.query_scalar),
     **{name: (real, lambda family: family.softcaps) for name in SOFTCAPS},
     **{name: (real, lambda family: family.multipliers) for name in MULTIPLIERS},
+    "conv_L_cache": (whole(1), lambda family: family.short_conv),
+    "conv_bias": (FLAG, lambda family: family.short_conv),
     "no_rope_layers": (LIST, lambda family: family.unrotated_layers),
     "no_rope_layer_interval": (whole(1), lambda family: family.unrotated_layers),
     "partial_rotary_factor": (real, lambda family: family.partial_rotary),
@@ -135,7 +138,10 @@ def read_hf_config(path: str | os.PathLike[str]) -> dict[str, Any]:
     family = FAMILIES[model_type]
     kinds = _REQUIRED | _OPTIONAL
     kinds |= {key: kind for key, (kind, has) in _OF_SOME.items() if has(family)}
-    refuse_hf_keys(path, content, set(kinds), set(_OF_SOME), model_type)
+    known = set(kinds) | (LFM2_READ if family.short_conv else set())
+    refuse_hf_keys(path, content, known, set(_OF_SOME), model_type)
+    if family.short_conv:
+        content = plain_keys(path, content, family.defaults)
     defaults = {**{key: None for key in kinds if key not in _REQUIRED}, **_OFF, **DEFAULTS}
     defaults |= family.defaults
     if content.get("sliding_window", 0) is None:
@@ -156,6 +162,7 @@ def read_hf_config(path: str | os.PathLike[str]) -> dict[str, Any]:
         "num_key_value_heads": heads if key_value_heads is None else key_value_heads,
         "head_dim": head_dim,
         "no_rope_layers": no_rope_layers,
+        **{key: read[key] for key in ("conv_L_cache", "conv_bias") if family.short_conv},
         "query_pre_attn_scalar": read.get("query_pre_attn_scalar"),
         **{name: _softcap(content, read, name) for name in SOFTCAPS},
         **{name: read.get(name) for name in MULTIPLIERS},
@@ -205,6 +212,10 @@ def _windows(
 ) -> dict[str, Any]:
     """sliding_window and layer_types, which families express in five ways."""
     window, types = read["sliding_window"], read["layer_types"]
+    if family.short_conv:
+        if window is not None:
+            raise read.unsupported(f"sliding_window {window} for {model_type}", "null")
+        return {"sliding_window": None, "layer_types": types}
     if family.windows is None:
         if window is not None and window < read["max_position_embeddings"]:
             raise ValueError(

@@ -46,6 +46,8 @@ _HF_REFUSED: dict[str, tuple[Any, ...]] = {
     "residual_multiplier": _ONE,
     "attention_multiplier": (None,),
     "compression_config": (None,),
+    "block_use_swiglu": (None, True),
+    "use_pos_enc": (None, True),
     "layer_norm_eps": (None,),
     "clip_qkv": (None,),
     "router_jitter_noise": _OFF,
@@ -79,6 +81,10 @@ _HF_INERT = {
     "resid_pdrop", "embd_pdrop", "attn_pdrop", "dropout", "output_router_logits",
     "router_aux_loss_coef",
     "gradient_checkpointing", "training_config",
+    "block_mlp_init_scale", "block_out_init_scale", "block_use_xavier_init",
+    "conv_use_xavier_init",
+    # LFM2's second names of norm_eps and rope_theta, which transformers ignores
+    "block_norm_eps", "theta",
     # how answers are drawn
     "max_length", "max_new_tokens", "min_length", "do_sample", "early_stopping", "num_beams",
     "num_beam_groups",

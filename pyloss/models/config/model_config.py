@@ -15,6 +15,7 @@ from pyloss.checks.numbers import real, shown, whole
 from pyloss.io.tensor_file import StoredTensor
 from pyloss.models.config.families import FAMILIES, Family
 from pyloss.models.config.fields import (
+    CONV,
     DEFAULTS,
     FULL,
     LAYER_TYPES,
@@ -25,6 +26,7 @@ from pyloss.models.config.fields import (
 )
 from pyloss.models.config.gguf_reader import read_gguf_config
 from pyloss.models.config.hf_reader import read_hf_config
+from pyloss.models.config.lfm2 import own_keys
 from pyloss.models.config.mixture import Mixture
 from pyloss.models.config.rope_scaling import check_rotary, check_scaling, long_from
 from pyloss.models.config.values import checked
@@ -38,6 +40,8 @@ class ModelConfig:
         rope_scaling: None, or {"rope_type": kind, ...} with the numbers of `rope_scaling.KEYS`.
         sliding_window: the number of tokens that a layer with a window sees, its own included.
         layer_types: one of `fields.LAYER_TYPES` per layer; None if all layers are alike.
+        conv_L_cache: the rows that a convolution of a layer of type "conv" sees; None: no layer has
+            one. conv_bias: whether it and its projections have biases.
         no_rope_layers: 1 per layer with rotary positions, 0 per layer without; None if all have
             them.
         rope_local_base_freq: the rotary base, unscaled, of layers with a window; None: rope_theta.
@@ -73,6 +77,8 @@ class ModelConfig:
     mlp_bias: bool = DEFAULTS["mlp_bias"]
     sliding_window: int | None = None
     layer_types: list[str] | None = None
+    conv_L_cache: int | None = None
+    conv_bias: bool = False
     no_rope_layers: list[int] | None = None
     rope_local_base_freq: float | None = None
     query_pre_attn_scalar: int | None = None
@@ -140,17 +146,27 @@ class ModelConfig:
         """Makes equivalent configurations equal: no types if all layers are alike."""
         types = self.layer_types
         if types is not None:
-            wrong = [kind for kind in types if kind not in LAYER_TYPES]
+            allowed = (FULL, CONV) if self.family.short_conv else LAYER_TYPES
+            wrong = [kind for kind in types if kind not in allowed]
             if wrong:
                 raise ValueError(
-                    f"layer_types must be of {', '.join(LAYER_TYPES)}, got {shown(wrong[0])}"
+                    f"layer_types must be of {', '.join(allowed)}, got {shown(wrong[0])}"
                 )
             if len(types) != self.num_hidden_layers:
                 raise ValueError(
                     f"layer_types names {len(types)} layers, "
                     f"and num_hidden_layers is {self.num_hidden_layers}"
                 )
-        if self.sliding_window is None or (types is not None and SLIDING not in types):
+        if self.family.short_conv:
+            for name in ("attention_bias", "mlp_bias"):
+                if getattr(self, name):
+                    raise ValueError(f"{name} is not supported for {self.model_type}")
+            if types is None:
+                self.layer_types = [FULL] * self.num_hidden_layers
+            if self.conv_L_cache is None:
+                self.conv_L_cache = self.family.defaults["conv_L_cache"]
+            self.sliding_window = None
+        elif self.sliding_window is None or (types is not None and SLIDING not in types):
             self.sliding_window = self.layer_types = None
         elif types is not None and FULL not in types:
             self.layer_types = None
@@ -160,8 +176,14 @@ class ModelConfig:
         """The record of `model_type`."""
         return FAMILIES[self.model_type]
 
+    def convolved(self, layer: int) -> bool:
+        """Whether `layer` has a short convolution in place of attention."""
+        return self.layer_types is not None and self.layer_types[layer] == CONV
+
     def window(self, layer: int) -> int:
         """The number of tokens that `layer` sees, its own included; 0 for all."""
+        if self.convolved(layer):
+            return self.conv_L_cache or 0
         local = self.layer_types is None or self.layer_types[layer] == SLIDING
         return self.sliding_window if self.sliding_window is not None and local else 0
 
@@ -237,6 +259,10 @@ class ModelConfig:
                 if value is not None or name not in _PARTICULAR
             },
         }
+        if family.short_conv:
+            content = own_keys(content)
+        else:
+            del content["conv_bias"]
         if family.softcaps:  # a missing key would be the family's default
             content |= {name: own[name] for name in SOFTCAPS}
         if family.window_switch:
@@ -278,4 +304,4 @@ _PARTICULAR_NUMBERS = (
     *SOFTCAPS,
     *MULTIPLIERS,
 )
-_PARTICULAR = ("layer_types", "no_rope_layers", *_PARTICULAR_NUMBERS)
+_PARTICULAR = ("layer_types", "conv_L_cache", "no_rope_layers", *_PARTICULAR_NUMBERS)

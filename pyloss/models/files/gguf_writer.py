@@ -45,6 +45,7 @@ _FILE_TYPES = {
 #: the option.
 LACKS: dict[str, Callable[[ModelConfig], bool]] = {
     "attention_bias": lambda c: c.attention_bias,
+    "conv_bias": lambda c: c.conv_bias,
     "an output head of its own": lambda c: not c.tie_word_embeddings,
     "mlp_bias": lambda c: c.mlp_bias,
     "head_dim other than hidden_size / num_attention_heads": lambda c: (
@@ -189,6 +190,10 @@ def _hyperparameters(c: ModelConfig) -> dict[str, Any]:
     }
     if c.family.softcaps:
         values |= _softcaps(c)
+    if c.family.short_conv:
+        heads, layers = c.num_key_value_heads, range(c.num_hidden_layers)
+        values["attention.head_count_kv"] = [0 if c.convolved(i) else heads for i in layers]
+        values["shortconv.l_cache"] = c.conv_L_cache
     if c.family.multipliers:
         given = {name: getattr(c, name) for name in MULTIPLIERS}
         given["attention_multiplier"] = c.attention_scale
@@ -280,6 +285,9 @@ def _tensors(model: Model, type: str | None) -> Iterator[GGUFTensor]:
             yield GGUFTensor(
                 gguf_name(name, c.family), value.shape, "f32", partial(_reordered, value, head_dim)
             )
+        elif name.endswith("conv.weight"):
+            taps = np.asarray(value).reshape(len(value), -1)  # type: ignore[arg-type]
+            yield _matrix(name, gguf_name(name, c.family), taps, "f32", 0)
         else:
             yield _matrix(name, gguf_name(name, c.family), value, type, head_dim)
 

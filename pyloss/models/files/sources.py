@@ -45,6 +45,17 @@ class Source:
         """The weight of the norm `name`, such as "model.norm", a new float32 array."""
         return self.array(f"{name}.weight", dims)
 
+    def taps(self, name: str, columns: int, taps: int) -> np.ndarray:
+        """The weight of the convolution `name`, a new float32 array [columns, 1, taps].
+
+        mlx has the axis of 1 last, and GGUF does not have it.
+        """
+        tensor = self.file.tensor(self._stored_name(f"{name}.weight"))
+        shape = (columns, 1, taps)
+        if tensor.shape not in ((columns, taps), (columns, taps, 1)):
+            tensor = self._find(f"{name}.weight", *shape)
+        return tensor.array().reshape(shape)
+
     def matrix(self, name: str, rows: int, cols: int, rotary: bool = False) -> Weight:
         """The weight of the layer `name`, such as "model.layers.0.mlp.up_proj", not copied."""
         return self._find(f"{name}.weight", rows, cols).weight()

@@ -141,7 +141,24 @@ _BNB = {
 }  # fmt: skip
 _MLX = {"group_size": 64, "bits": 4, "mode": "affine"}
 
+_LFM2 = {
+    "architectures": ["Lfm2ForCausalLM"], "block_auto_adjust_ff_dim": True, "block_dim": 2048, "block_ff_dim": 12288,
+    "block_ffn_dim_multiplier": 1.0, "block_mlp_init_scale": 1.0, "block_multiple_of": 256, "block_norm_eps": 1e-05,
+    "block_out_init_scale": 1.0, "block_use_swiglu": True, "block_use_xavier_init": True, "bos_token_id": 1, "conv_L_cache": 3,
+    "conv_bias": False, "conv_dim": 2048, "conv_dim_out": 2048, "conv_use_xavier_init": True, "eos_token_id": 7,
+    "full_attn_idxs": [2, 5, 8, 10, 12, 14], "hidden_size": 2048, "initializer_range": 0.02, "max_position_embeddings": 128000,
+    "model_type": "lfm2", "norm_eps": 1e-05, "num_attention_heads": 32, "num_heads": 32, "num_hidden_layers": 16,
+    "num_key_value_heads": 8, "pad_token_id": 0, "rope_theta": 1000000.0, "torch_dtype": "bfloat16",
+    "transformers_version": "4.54.0.dev0", "use_cache": True, "use_pos_enc": True, "vocab_size": 65536,
+}  # fmt: skip
+
 HF = {
+    "lfm2": _LFM2,
+    "lfm2.5": {
+        **{key: value for key, value in _LFM2.items() if key not in ("full_attn_idxs", "rope_theta")},
+        "intermediate_size": 12288, "layer_types": ["conv", "conv", "full_attention", "conv"] * 4, "tie_embedding": True,
+        "rope_parameters": {"rope_theta": 1000000.0, "rope_type": "default"}, "dtype": "bfloat16", "theta": 1000000.0,
+    },
     "llama-2": {**_LLAMA, "_name_or_path": "meta-llama/Llama-2-7b-hf", "max_length": 4096},
     "llama-3.2": _LLAMA3,
     "smollm2": _SMOLLM2,
@@ -238,6 +255,7 @@ GGUF = {
         attn_logit_softcapping=50.0,
         final_logit_softcapping=30.0,
     ),
+    "lfm2": _gguf("lfm2", shortconv__l_cache=3, attention__head_count_kv=[0, 0, 3] * 10),
     "phi3": _gguf(
         "phi3",
         rope__scaling__original_context_length=4096,

@@ -71,6 +71,30 @@ def test_published_metadata_are_accepted_without_a_word(name):
             {"rope_scaling": HF["phi-3.5-mini"]["rope_scaling"]},
             "rope_type 'longrope' is not supported; supported are default, linear",
         ),
+        ("lfm2", {"block_use_swiglu": False}, "block_use_swiglu False is not supported"),
+        ("lfm2", {"use_pos_enc": False}, "use_pos_enc False is not supported"),
+        (
+            "lfm2",
+            {"conv_dim": 1024},
+            "conv_dim 1024 is not supported; it must be hidden_size, 2048",
+        ),
+        (
+            "lfm2",
+            {"num_heads": 16},
+            "num_heads 16 is not supported; it must be num_attention_heads",
+        ),
+        ("lfm2", {"full_attn_idxs": [2, 16]}, "full_attn_idxs must be layers from 0 to 15"),
+        ("lfm2", {"layer_types": ["conv"] * 15}, "layer_types names 15 layers"),
+        (
+            "lfm2",
+            {"layer_types": ["sliding_attention"] * 16},
+            "must be of full_attention, conv, got",
+        ),
+        ("lfm2", {"sliding_window": 64}, "sliding_window 64 for lfm2 is not supported"),
+        ("lfm2", {"attention_bias": True}, "attention_bias is not supported for lfm2"),
+        ("lfm2", {"conv_L_cache": 0}, "conv_L_cache: the value is 0"),
+        ("lfm2", {"block_multiple_of": 0}, "block_multiple_of: the value is 0"),
+        ("llama-2", {"conv_bias": True}, "conv_bias True is not supported for llama"),
         ("olmoe", {"clip_qkv": 8.0}, "clip_qkv 8.0"),
         (
             "llama-3.2",
@@ -94,6 +118,26 @@ def test_published_metadata_are_accepted_without_a_word(name):
 def test_what_would_change_results_is_refused_by_name(tmp_path, base, changes, message):
     with pytest.raises(ValueError, match=message):
         read(tmp_path, {**HF[base], **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "size"),
+    [
+        ({}, 8192),
+        ({"block_auto_adjust_ff_dim": False}, 12288),
+        ({"block_ff_dim": 6656}, 4608),
+        ({"block_ffn_dim_multiplier": 1.3}, 10752),
+        ({"block_ffn_dim_multiplier": None, "block_ff_dim": 6656}, 4437),
+        ({"block_multiple_of": 1000}, 9000),
+        ({"block_ff_dim": None, "intermediate_size": 3000, "block_multiple_of": 1}, 2000),
+    ],
+)
+def test_the_size_of_lfm2s_mlp(tmp_path, changes, size):
+    config = read(tmp_path, {**HF["lfm2"], **changes})
+    assert config.intermediate_size == size
+    assert [i for i in range(16) if not config.convolved(i)] == [2, 5, 8, 10, 12, 14]
+    content = config.to_hf()
+    assert read(tmp_path, content) == config
 
 
 def test_options_that_are_not_used_may_be_written_out(tmp_path):

@@ -17,6 +17,11 @@ FUSED = (
     "mlp.gate_up_proj",
     "mlp.down_proj",
 )
+LFM2 = (
+    "operator_norm", "ffn_norm", "feed_forward.w1", "feed_forward.w2", "feed_forward.w3", "self_attn.q_proj",
+    "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj", "self_attn.q_layernorm", "self_attn.k_layernorm",
+    "conv.in_proj", "conv.conv", "conv.out_proj",
+)  # fmt: skip
 QK_NORMS = ("self_attn.q_norm", "self_attn.k_norm")
 EXPERTS = ("gate", "switch_mlp.gate_proj", "switch_mlp.up_proj", "switch_mlp.down_proj")
 POST_NORMS = ("pre_feedforward_layernorm", "post_feedforward_layernorm")
@@ -43,7 +48,9 @@ def test_names_of_families(name):
     (arch,) = [arch for arch, text in gguf.MODEL_ARCH_NAMES.items() if text == family.gguf]
     table = gguf.get_tensor_name_map(arch, 12)
     layer = (
-        FUSED
+        LFM2
+        if family.short_conv
+        else FUSED
         if family.fused
         else (
             LAYER[not family.pre_norms : len(LAYER) - 3 * bool(family.experts)]
@@ -53,7 +60,7 @@ def test_names_of_families(name):
     )
     names = [
         "model.embed_tokens",
-        "model.norm",
+        "model.embedding_norm" if family.short_conv else "model.norm",
         *["lm_head"] * ("an output head of its own" not in family.gguf_lacks),
         *(f"model.layers.{i}.{part}" for i in (0, 11) for part in layer),
     ]

@@ -1,0 +1,115 @@
+"""LFM2's layers: gated short convolutions and attention, under its own names of modules.
+
+The classes are those of `transformer`, whose names are properties over the family's.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from pyloss import ops
+from pyloss.autograd.tape import data
+from pyloss.models.transformer import MLP, Attention, Cache, Decoder, DecoderLayer, Packing
+from pyloss.nn import Linear, Module
+
+
+def _renamed(name: str) -> Any:
+    """A property that is the attribute `name`."""
+
+    def get(self: Any) -> Any:
+        return getattr(self, name)
+
+    def put(self: Any, value: Any) -> None:
+        setattr(self, name, value)
+
+    return property(get, put)
+
+
+class Taps(Module):
+    """The parameters of a causal convolution of each column: weight [D, 1, K], and a bias [D]."""
+
+    recordable = True
+
+    def __init__(self, weight: np.ndarray, bias: np.ndarray | None):
+        super().__init__()
+        self.weight, self.bias = weight, bias
+
+
+class ShortConv(Module):
+    """out(c * conv(b * v)), where b, c and v are the parts of in(x): x [N, hidden] -> [N, hidden].
+
+    A cache keeps the products b * v as it keeps the keys of attention with a window of K tokens.
+    """
+
+    recordable = True
+    rotated = True  # it has no positions that could be left out
+
+    def __init__(self, in_proj: Linear, conv: Taps, out_proj: Linear):
+        super().__init__()
+        self.in_proj, self.conv, self.out_proj = in_proj, conv, out_proj
+
+    @property
+    def taps(self) -> int:
+        """K, how many rows each row depends on, its own included."""
+        return int(self.conv.weight.shape[2])
+
+    @property
+    def window(self) -> int:
+        """See `Attention`."""
+        return self.taps
+
+    def __call__(
+        self,
+        x: Any,
+        packing: Packing,
+        cache: Cache | None = None,
+        layer: int = 0,
+        last_row: Packing | None = None,
+    ) -> Any:
+        parts, conv = self.in_proj(x), self.conv
+        if cache is None:
+            mixed = ops.short_conv(parts, conv.weight, conv.bias, packing.offsets)
+        else:
+            parts = data(parts)
+            held = cache.rows(layer, parts, conv.weight.shape[0])
+            mixed = ops.short_conv_step(parts, conv.weight, conv.bias, packing.offsets, *held)
+        return self.out_proj(mixed if last_row is None else mixed[-1:])
+
+
+class Lfm2Attention(Attention):
+    """`Attention` under LFM2's names."""
+
+    recordable = True
+    o_proj = _renamed("out_proj")
+    q_norm, k_norm = _renamed("q_layernorm"), _renamed("k_layernorm")
+
+
+class Lfm2MLP(MLP):
+    """`MLP` under LFM2's names."""
+
+    recordable = True
+    gate_proj, up_proj, down_proj = _renamed("w1"), _renamed("w3"), _renamed("w2")
+
+
+class Lfm2Layer(DecoderLayer):
+    """A `DecoderLayer` with attention, under LFM2's names."""
+
+    recordable = True
+    mlp = _renamed("feed_forward")
+    input_layernorm = _renamed("operator_norm")
+    post_attention_layernorm = _renamed("ffn_norm")
+
+
+class Lfm2ConvLayer(Lfm2Layer):
+    """An `Lfm2Layer` with a convolution in place of attention."""
+
+    recordable = True
+    self_attn = _renamed("conv")
+
+
+class Lfm2Decoder(Decoder):
+    """`Decoder` under LFM2's names."""
+
+    norm = _renamed("embedding_norm")

@@ -1,0 +1,156 @@
+"""Gated short convolutions against float64 formulas and their central differences."""
+
+import itertools
+
+import numpy as np
+import pytest
+from kernel_checks import assert_close, on_threads, tolerance
+
+from pyloss import _core
+
+pytestmark = pytest.mark.usefixtures("place")
+
+LENGTHS = [[0], [1], [2], [3], [64], [65], [0, 1, 0, 2, 3, 0], [5, 1, 1, 64, 2], [400, 1, 33]]
+COLUMNS = [1, 7, 16, 33, 257]
+
+
+def normal(rng, *shape):
+    return rng.standard_normal(shape).astype(np.float32).astype(np.float64)
+
+
+def convolved(x, w, bias, offsets):
+    """c (bias + sum over t of w[t] (b v)[n - K + 1 + t]), row by row."""
+    b, c, v = (x[:, i] for i in range(3))
+    y = np.tile(0.0 if bias is None else bias, (len(x), 1)) * np.ones_like(b)
+    taps = w.shape[2]
+    for begin, end in itertools.pairwise(offsets):
+        for n in range(begin, end):
+            for t in range(taps):
+                at = n - taps + 1 + t
+                if at >= begin:
+                    y[n] += w[:, 0, t] * b[at] * v[at]
+    return c * y
+
+
+def slopes(x, w, bias, offsets, dy):
+    """Gradients of sum(convolved dy): by x, from each part's own factor, by w and by bias."""
+    b, c, v = (x[:, i] for i in range(3))
+    dx, dw, taps = np.zeros_like(x), np.zeros_like(w), w.shape[2]
+    dx[:, 1] = dy * convolved(np.stack([b, np.ones_like(c), v], 1), w, bias, offsets)
+    for begin, end in itertools.pairwise(offsets):
+        for n in range(begin, end):
+            for t in range(taps):
+                at = n - taps + 1 + t
+                if at >= begin:
+                    dx[at, 0] += w[:, 0, t] * dy[n] * c[n] * v[at]
+                    dx[at, 2] += w[:, 0, t] * dy[n] * c[n] * b[at]
+                    dw[:, 0, t] += dy[n] * c[n] * b[at] * v[at]
+    return dx, dw, (dy * c).sum(0)
+
+
+@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
+@pytest.mark.parametrize("columns", COLUMNS)
+@pytest.mark.parametrize("taps", [1, 2, 3, 4, 9])
+@pytest.mark.parametrize("biased", [False, True])
+def test_short_conv(memory, rng, lengths, columns, taps, biased):
+    offsets = np.cumsum([0, *lengths])
+    n = int(offsets[-1])
+    x, w, dy = (
+        normal(rng, n, 3, columns),
+        normal(rng, columns, 1, taps),
+        normal(rng, n, columns),
+    )
+    bias = normal(rng, columns) if biased else None
+    given = (
+        memory.put(x),
+        memory.put(w),
+        memory.put(bias) if biased else None,
+        memory.put(offsets, np.int32),
+    )
+
+    def run():
+        y, dx = memory.new((n, columns)), memory.new((n, 3, columns))
+        dw, dbias = memory.new((columns, 1, taps)), memory.new(columns)
+        _core.short_conv_forward(*given, y)
+        _core.short_conv_grad(memory.put(dy), *given, dx, dw, dbias)
+        return y, dx, dw, dbias
+
+    y, dx, dw, dbias = on_threads(run)
+    assert_close(y, convolved(x, w, bias, offsets), taps)
+    want = slopes(x, w, bias, offsets, dy)
+    assert_close(dx, want[0], taps)
+    for got, sums in ((dw, want[1]), (dbias, want[2])):
+        np.testing.assert_allclose(got, sums, rtol=0, atol=4 * tolerance(n) * np.sqrt(n + 1))
+    alone = memory.new(dx.shape)
+    _core.short_conv_grad(memory.put(dy), *given, alone, None, None)
+    np.testing.assert_array_equal(alone, dx)
+
+
+def test_the_formulas_of_this_file(rng):
+    """Its gradients are those of its convolution."""
+    offsets = np.cumsum([0, 2, 4])
+    x, w, bias, dy = normal(rng, 6, 3, 2), normal(rng, 2, 1, 3), normal(rng, 2), normal(rng, 6, 2)
+    for array, slope in zip((x, w, bias), slopes(x, w, bias, offsets, dy), strict=True):
+        for place in np.ndindex(array.shape):
+            ends = []
+            for step in (1e-5, -1e-5):
+                array[place] += step
+                ends.append((convolved(x, w, bias, offsets) * dy).sum())
+                array[place] -= step
+            assert (ends[0] - ends[1]) / 2e-5 == pytest.approx(slope[place], abs=1e-8)
+
+
+@pytest.mark.parametrize("columns", [1, 16, 33])
+@pytest.mark.parametrize("taps", [1, 3, 5])
+def test_sequences_that_grow_have_the_bits_of_whole_ones(memory, rng, columns, taps):
+    """Steps of any length, of some sequences among others in one store, with rows between them."""
+    lengths, room = [70, 9, 1, 40], 75
+    offsets = np.cumsum([0, *lengths])
+    x, w = memory.put(normal(rng, int(offsets[-1]), 3, columns)), normal(rng, columns, 1, taps)
+    w, bias = memory.put(w), memory.put(normal(rng, columns))
+    whole = memory.new((len(x), columns))
+    _core.short_conv_forward(x, w, bias, memory.put(offsets, np.int32), whole)
+    store, held = memory.new((len(lengths) * room, columns)), np.zeros(len(lengths), int)
+    got = np.full((len(x), columns), np.nan, np.float32)
+    while (held < lengths).any():
+        n = np.minimum(rng.integers(0, 9, len(lengths)), np.array(lengths) - held)
+        q = np.zeros(2 * len(lengths), np.int32)
+        q[1::2] = np.cumsum(n)
+        q[2::2] = q[1:-1:2]
+        k, begin = np.zeros_like(q), np.arange(len(lengths)) * room
+        k[::2], k[1::2] = begin, begin + held + n
+        rows = [begin[i] + held[i] + j for i in range(len(lengths)) for j in range(n[i])]
+        new = [offsets[i] + held[i] + j for i in range(len(lengths)) for j in range(n[i])]
+        y = memory.new((len(new), columns))
+        _core.short_conv_step(
+            memory.put(x[new]),
+            w,
+            bias,
+            memory.put(q, np.int32),
+            memory.put(k, np.int32),
+            memory.put(rows, np.int32),
+            store,
+            y,
+        )
+        got[new] = y
+        held += n
+    np.testing.assert_allclose(got, whole, rtol=1e-5, atol=1e-5)
+
+
+def test_arguments_that_do_not_fit(memory):
+    def call(x=(4, 3, 5), w=(5, 1, 3), offsets=(0, 4)):
+        arrays = np.zeros(x, np.float32), np.zeros(w, np.float32), None
+        y = memory.new((x[0], w[0]))
+        _core.short_conv_forward(*arrays, np.array(offsets, np.int32), y)
+
+    call()
+    for wrong in (
+        {"x": (4, 2, 5)},
+        {"w": (5, 2, 3)},
+        {"w": (4, 1, 3)},
+        {"offsets": (0, 3)},
+        {"offsets": (1, 4)},
+        {"offsets": ()},
+    ):
+        with pytest.raises(ValueError, match="short_conv_forward: "):
+            call(**wrong)
