@@ -8,6 +8,8 @@ from pyloss import _core
 from pyloss.weights.weight import FORMATS
 
 WHOLE = {name: layout for name, layout in FORMATS.items() if not layout.bits}
+CODE = {name: layout.code for name, layout in FORMATS.items()}
+NO_FORMAT = len(FORMATS)
 
 
 def embed(handle, rows=4, cols=256):
@@ -39,7 +41,7 @@ NF4 = (64, 0, raw(64), None, 0, raw(64), None, None, 0, 0.0)
 DOUBLE = (64, 0, raw(16), None, 0, raw(64), raw(1024), raw(4), 256, 0.5)
 
 
-def grouped(groups, code=15, row=128):
+def grouped(groups, code=CODE["affine4"], row=128):
     return (raw(4 * row), code, 4, 256, 0, groups)
 
 
@@ -60,11 +62,12 @@ def changed(groups, **parts):
 
 
 def test_weights_with_groups():
-    for code, row in zip(range(13, 19), (64, 96, 128, 160, 192, 256), strict=True):
+    affine = [code for name, code in CODE.items() if name.startswith("affine")]
+    for code, row in zip(affine, (64, 96, 128, 160, 192, 256), strict=True):
         embed(grouped(AFFINE, code, row))
-    embed(grouped(NF4, 19))
-    embed(grouped(DOUBLE, 19))
-    embed(grouped(changed(DOUBLE, first=64 * 16, scales=raw(32)), 19))
+    embed(grouped(NF4, CODE["nf4"]))
+    embed(grouped(DOUBLE, CODE["nf4"]))
+    embed(grouped(changed(DOUBLE, first=64 * 16, scales=raw(32)), CODE["nf4"]))
     embed(grouped(changed(AFFINE, type=0, scales=raw(64), offsets=raw(64))))
 
 
@@ -72,8 +75,8 @@ def test_weights_with_groups():
     ("handle", "error", "message"),
     [
         (grouped(AFFINE)[:5], ValueError, "must come with groups"),
-        (grouped(AFFINE, 20), ValueError, "the format of w is 20; it must be a whole number from 0 to 19"),
-        (grouped(AFFINE, 16), ValueError, "has 512 bytes; its 4 rows need 160 each"),
+        (grouped(AFFINE, NO_FORMAT), ValueError, f"the format of w is {NO_FORMAT}; it must be a whole number from 0 to {NO_FORMAT - 1}"),
+        (grouped(AFFINE, CODE["affine5"]), ValueError, "has 512 bytes; its 4 rows need 160 each"),
         (grouped(None), TypeError, "groups of w must be a tuple"),
         (grouped(AFFINE[:9]), TypeError, "groups of w must be a tuple"),
         (grouped(changed(AFFINE, size=0)), ValueError, "the group size of w is 0; it must be a power of two from 32 on"),
@@ -100,16 +103,16 @@ def test_weights_with_groups():
         (grouped(changed(AFFINE, size="64")), TypeError, "the group size of w must be a whole number .*, not str"),
         (grouped(changed(AFFINE, nested_offset=None)), TypeError, "the nested offset of w must be a number, not None"),
         (grouped(NF4), ValueError, "the groups of w must have"),
-        (grouped(changed(NF4, table=raw(60)), 19), ValueError, "table of w has 60 bytes; it must have 64"),
-        (grouped(changed(NF4, table=None), 19), ValueError, "the groups of w must have"),
-        (grouped(changed(NF4, offsets=raw(64)), 19), ValueError, "the groups of w must have"),
-        (grouped(changed(NF4, map=raw(1024), nested_size=256), 19), ValueError, "the groups of w must have"),
-        (grouped(changed(NF4, nested=raw(1024), nested_size=256), 19), ValueError, "the groups of w must have"),
-        (grouped(changed(DOUBLE, map=raw(1020)), 19), ValueError, "map of w has 1020 bytes"),
-        (grouped(changed(DOUBLE, nested=raw(0)), 19), ValueError, "nested of w has 0 bytes; it must have 4"),
-        (grouped(changed(DOUBLE, nested_size=8), 19), ValueError, "nested of w has 4 bytes; it must have 8"),
-        (grouped(changed(DOUBLE, nested_size=0), 19), ValueError, "the nested group size of w is 0; it must be"),
-        (grouped(changed(DOUBLE, nested_size=3), 19), ValueError, "the nested group size of w is 3; it must be"),
+        (grouped(changed(NF4, table=raw(60)), CODE["nf4"]), ValueError, "table of w has 60 bytes; it must have 64"),
+        (grouped(changed(NF4, table=None), CODE["nf4"]), ValueError, "the groups of w must have"),
+        (grouped(changed(NF4, offsets=raw(64)), CODE["nf4"]), ValueError, "the groups of w must have"),
+        (grouped(changed(NF4, map=raw(1024), nested_size=256), CODE["nf4"]), ValueError, "the groups of w must have"),
+        (grouped(changed(NF4, nested=raw(1024), nested_size=256), CODE["nf4"]), ValueError, "the groups of w must have"),
+        (grouped(changed(DOUBLE, map=raw(1020)), CODE["nf4"]), ValueError, "map of w has 1020 bytes"),
+        (grouped(changed(DOUBLE, nested=raw(0)), CODE["nf4"]), ValueError, "nested of w has 0 bytes; it must have 4"),
+        (grouped(changed(DOUBLE, nested_size=8), CODE["nf4"]), ValueError, "nested of w has 4 bytes; it must have 8"),
+        (grouped(changed(DOUBLE, nested_size=0), CODE["nf4"]), ValueError, "the nested group size of w is 0; it must be"),
+        (grouped(changed(DOUBLE, nested_size=3), CODE["nf4"]), ValueError, "the nested group size of w is 3; it must be"),
     ],
 )  # fmt: skip
 def test_malformed_groups(handle, error, message):
@@ -120,7 +123,11 @@ def test_malformed_groups(handle, error, message):
 @pytest.mark.parametrize(
     ("handle", "error", "message"),
     [
-        ((raw(1024), 20, 4, 64, 0), ValueError, "the format of w is 20; it must be"),
+        (
+            (raw(1024), NO_FORMAT, 4, 64, 0),
+            ValueError,
+            f"the format of w is {NO_FORMAT}; it must be",
+        ),
         ((raw(1024), -1, 4, 64, 0), ValueError, "the format of w is -1; it must be"),
         ((raw(1024), 2**40, 4, 64, 0), ValueError, "the format of w is"),
         (

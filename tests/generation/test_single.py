@@ -68,7 +68,9 @@ def test_rows_past_the_tokenizers_tokens_are_never_sampled(model):
     )
     assert len(list(steps)) == 3 and set(seen) == {(1, 100)}
     params = pyloss.SamplingParams(max_tokens=40, temperature=50.0, seed=1)
-    found = pyloss.batch_generate(model, Short(), ["abc", "d"], params=params, return_token_ids=True)
+    found = pyloss.batch_generate(
+        model, Short(), ["abc", "d"], params=params, return_token_ids=True
+    )
     assert all(token <= 99 for ids in found.token_ids for token in ids)
 
 
