@@ -39,12 +39,12 @@ class Param:
 
 
 def parse(spec):
-    """The arguments of a specification, and its pairs H%G."""
+    """The arguments of a specification, and its pairs H%G and 2R<=D."""
     params, multiples, output = [], [], False
     for part in spec.split():
         if part == ">":
             output = True
-        elif re.fullmatch(r"\w%\w", part):
+        elif re.fullmatch(r"\w%\w|2\w<=\w", part):
             multiples.append(part)
         else:
             params.append(Param(part, output))
@@ -92,6 +92,9 @@ def _sizes(m, params, multiples, format):
             elif size[p.offsets]:
                 size[own[0]] = max(size[own[0]], 1)
     for pair in multiples:
+        if pair[0] == "2":
+            size[pair[-1]] = max(size[pair[-1]], 2 * size[pair[1]])
+            continue
         size[pair[0]] = size[pair[2]] * m.pick((1, 2, 3))
     return size
 
@@ -102,7 +105,7 @@ def _shape(m, p, size, split=True):
         if dim[0].isdigit():
             shape.append(int(dim))
             continue
-        n = size[dim.strip("*")[0]]
+        n = sum(size[letter] for letter in re.findall(r"[A-Z]", dim))
         n = n + 1 if dim.endswith("+1") else n // 2 if dim.endswith("/2") else n
         if dim[0] == "*" and split and n % 2 == 0 and m.chance(0.3):
             shape += [2, n // 2]

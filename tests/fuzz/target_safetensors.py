@@ -15,6 +15,7 @@ KINDS = [
     ("granite", "f32"),
     ("phi3", "f32"),
     ("smollm3", "f32"),
+    ("lfm2", "f32"),
     ("olmo3", "f32"),
     ("llama", "affine4"),
     ("llama", "nf4"),

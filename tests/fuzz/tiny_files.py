@@ -86,6 +86,11 @@ def tokenizer() -> Any:
 def config(family: str, vocabulary: int, **changes: Any) -> ModelConfig:
     """A tiny configuration of a family."""
     experts = FAMILIES[family].experts
+    if FAMILIES[family].softcaps:
+        caps = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
+        changes = {**caps, "tie_word_embeddings": True, **changes}
+    if FAMILIES[family].short_conv:
+        changes = {"layer_types": ["conv", "full_attention"], **changes}
     mixture = Mixture(4, 2, 32, experts.gguf_normalize) if experts else None
     return ModelConfig(family, vocab_size=vocabulary, mixture=mixture, **SIZES | changes)
 

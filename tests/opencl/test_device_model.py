@@ -9,6 +9,8 @@ import pyloss
 from pyloss import _core, nn, optim
 from pyloss.io.safetensors import read_safetensors
 from pyloss.models import dequantize_model, load_model
+from pyloss.models.config import ModelConfig
+from pyloss.models.synthetic import random_model
 from pyloss.tuner.losses import default_loss
 from pyloss.tuner.utils import unfreeze_layers
 
@@ -78,6 +80,40 @@ def test_families(device, tmp_path, family):
         adapted(load_tiny(tmp_path / name, **FAMILIES[family]), dropout=0.0, keys=None)
         for name in ("here", "there")
     )
+    same_steps(here, there, device)
+    tokens = np.random.default_rng(0).integers(0, 29, 9)
+    for cache, model in ((model.make_cache(), model.eval()) for model in (here, there)):
+        model.step(tokens[:5], cache)
+        for i in range(5, 9):
+            found = np.asarray(model.step(tokens[i : i + 1], cache))
+        np.testing.assert_allclose(found, np.asarray(model([tokens]))[0, -1], rtol=0, atol=1e-4)
+
+
+def test_short_convolutions(device):
+    """Training, also of the convolutions themselves, and generation."""
+
+    def fresh():
+        model = random_model(
+            ModelConfig(
+                "lfm2",
+                vocab_size=29,
+                hidden_size=24,
+                intermediate_size=40,
+                num_hidden_layers=3,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+                head_dim=6,
+                layer_types=["conv", "full_attention", "conv"],
+                conv_bias=True,
+            )
+        )
+        adapted(model, dropout=0.0, keys=None)
+        for layer in (model.layers[0], model.layers[2]):
+            layer.conv.conv.unfreeze()
+        return model
+
+    here, there = fresh(), fresh()
+    assert "model.layers.2.conv.conv.bias" in here.trainable_parameters()
     same_steps(here, there, device)
     tokens = np.random.default_rng(0).integers(0, 29, 9)
     for cache, model in ((model.make_cache(), model.eval()) for model in (here, there)):

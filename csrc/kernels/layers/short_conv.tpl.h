@@ -36,19 +36,28 @@ INLINE int64_t sequence_at(const int32_t *offsets, int64_t count, int64_t i) {
     return low;
 }
 
+/* n columns. Masked loads and stores of whole vectors are slower, stores many times on some
+ * processors. */
+INLINE vf conv_load(const float *p, int64_t n) {
+    return n == LANES ? vf_load(p) : vf_load_part(p, n, 0);
+}
+INLINE void conv_store(float *p, vf v, int64_t n) {
+    if (n == LANES) vf_store(p, v);
+    else vf_store_part(p, v, n);
+}
 INLINE vf conv_gate(const float *x, int64_t d, int64_t n) {
-    return vf_load_part(x, n, 0) * vf_load_part(x + 2 * d, n, 0);
+    return conv_load(x, n) * conv_load(x + 2 * d, n);
 }
 
-/* n columns of bias + sum of w u. The sequence has `seen` rows up to this one. `u` is this row of u,
- * or with `gated` of x; rows are `step` apart. */
+/* n columns of bias + sum of w u. The sequence has `seen` rows up to this one. `u` is this row of
+ * u, or with `gated` that of x; rows are `step` apart. */
 INLINE vf conv_sum(const float *w, const float *bias, const float *u, int64_t step, int gated,
                    int64_t taps, int64_t seen, int64_t d, int64_t n) {
-    vf sum = bias ? vf_load_part(bias, n, 0) : vf_set1(0);
+    vf sum = bias ? conv_load(bias, n) : vf_set1(0);
     for (int64_t t = seen < taps ? taps - seen : 0; t < taps; t++) {
         const float *row = u - (taps - 1 - t) * step;
-        const vf one = gated ? conv_gate(row, d, n) : vf_load_part(row, n, 0);
-        sum += vf_load_part(w + t * d, n, 0) * one;
+        const vf one = gated ? conv_gate(row, d, n) : conv_load(row, n);
+        sum += conv_load(w + t * d, n) * one;
     }
     return sum;
 }
@@ -58,7 +67,7 @@ INLINE void conv_step(const conv_job *job, const float *x, const float *u, int64
     const int64_t d = PL_DIM(job->call, 'D'), taps = PL_DIM(job->call, 'K');
     const float *bias = job->bias ? job->bias + j : NULL;
     const vf sum = conv_sum(job->w + j, bias, u, step, gated, taps, seen, d, n);
-    vf_store_part(y, vf_load_part(x + d, n, 0) * sum, n);
+    conv_store(y, conv_load(x + d, n) * sum, n);
 }
 
 /* `one` of all columns from j = 0 to d, n at a time. */
@@ -102,25 +111,24 @@ INLINE void conv_grad_step(const conv_job *job, const float *x, const float *dy,
                            const float *bias, int64_t seen, int64_t left, float *dx, float *partial,
                            int64_t n) {
     const int64_t d = PL_DIM(job->call, 'D'), taps = PL_DIM(job->call, 'K');
-    const vf g = vf_load_part(dy, n, 0);
-    vf_store_part(dx + d, g * conv_sum(w, bias, x, 3 * d, 1, taps, seen, d, n), n);
+    const vf g = conv_load(dy, n);
+    conv_store(dx + d, g * conv_sum(w, bias, x, 3 * d, 1, taps, seen, d, n), n);
     vf du = vf_set1(0);
     for (int64_t t = left < taps ? taps - left : 0; t < taps; t++) {
         const int64_t later = taps - 1 - t;
-        du += vf_load_part(w + t * d, n, 0) * vf_load_part(dy + later * d, n, 0) *
-              vf_load_part(x + later * 3 * d + d, n, 0);
+        du += conv_load(w + t * d, n) * conv_load(dy + later * d, n) *
+              conv_load(x + later * 3 * d + d, n);
     }
-    vf_store_part(dx, du * vf_load_part(x + 2 * d, n, 0), n);
-    vf_store_part(dx + 2 * d, du * vf_load_part(x, n, 0), n);
+    conv_store(dx, du * conv_load(x + 2 * d, n), n);
+    conv_store(dx + 2 * d, du * conv_load(x, n), n);
     if (!partial) return;
-    const vf dv = g * vf_load_part(x + d, n, 0);
+    const vf dv = g * conv_load(x + d, n);
     for (int64_t t = seen < taps ? taps - seen : 0; t < taps; t++) {
         float *to = partial + t * d;
-        vf_store_part(to, vf_load_part(to, n, 0) + dv * conv_gate(x - (taps - 1 - t) * 3 * d, d, n),
-                      n);
+        conv_store(to, conv_load(to, n) + dv * conv_gate(x - (taps - 1 - t) * 3 * d, d, n), n);
     }
     float *to = partial + taps * d;
-    vf_store_part(to, vf_load_part(to, n, 0) + dv, n);
+    conv_store(to, conv_load(to, n) + dv, n);
 }
 
 static void short_conv_grad_piece(const void *context, int64_t begin, int64_t end,
@@ -188,8 +196,8 @@ static void put_gated_piece(const void *context, int64_t begin, int64_t end, int
     const short_conv_step_args args = short_conv_step_args_of(c);
     const int64_t d = PL_DIM(c, 'D');
     for (int64_t i = begin; i < end; i++)
-        CONV_COLUMNS(vf_store_part(args.store + args.rows[i] * d + j,
-                                   conv_gate(args.x + i * 3 * d + j, d, n), n));
+        CONV_COLUMNS(conv_store(args.store + args.rows[i] * d + j,
+                                conv_gate(args.x + i * 3 * d + j, d, n), n));
 }
 static void short_conv_step_piece(const void *context, int64_t begin, int64_t end,
                                   int worker UNUSED) {
