@@ -304,10 +304,12 @@ def make(m):
         return np.float64 in rows.values()
 
     # Inputs first: their types determine the type of accumulators.
-    made = {
-        p: _argument(m, p, size, rng, memory, rows, wide, format)
-        for p in sorted(params, key=lambda p: p.type == "acc")
-    }
+    made = {}
+    added = {letter for p in params for dim in p.dims for letter in re.findall(r"\+([A-Z])", dim)}
+    for p in sorted(params, key=lambda p: p.type == "acc"):
+        made[p] = _argument(m, p, size, rng, memory, rows, wide, format)
+        if made[p] is None and p.dims and p.dims[-1] in added:
+            size[p.dims[-1]] = 0  # an absent argument adds nothing to a sum of dimensions
     arguments = [made[p] for p in params]
     for p, number in zip(params, range(len(params))):
         if p.in_place and m.chance(0.2):  # in place of an input
