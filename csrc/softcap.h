@@ -1,6 +1,6 @@
-/* Softcapping of logits and scores, once for C and OpenCL C. The including file defines V, INLINE and the
- * functions v_set, v_abs, v_expm1, v_equal, v_less and v_select on V; losses/formulas.h says what
- * they do. */
+/* Softcapping of logits and scores, once for C and OpenCL C. The including file defines V, INLINE
+ * and the functions v_set, v_abs, v_expm1, v_equal, v_less and v_select on V; losses/formulas.h
+ * says what they do. */
 
 /* c tanh(x / c); -inf stays -inf, so that a masked class stays masked. tanh |y| = -e / (2 + e) with
  * e = e^(-2|y|) - 1. */
