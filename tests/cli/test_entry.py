@@ -24,7 +24,7 @@ from pyloss.cli import commands, main
             ["generate", "--max-token=3", "--promt", "a"],
             ["--promt a; did you mean --prompt? (see pyloss generate --help)"],
         ),
-        (["info", "extra"], ["unrecognized arguments: extra (see pyloss info --help)"]),
+        (["info", "model", "extra"], ["unrecognized arguments: extra (see pyloss info --help)"]),
         (["trian"], ["invalid choice: 'trian'"]),
         (
             [*TRAIN, "--itres", "4"],
