@@ -193,7 +193,8 @@ def test_what_transformers_takes_for_missing_keys(tmp_path, name):
     for key in (*SOFTCAPS, *MULTIPLIERS):
         assert getattr(theirs, key, None) == getattr(ours, key)
     for key in ("head_dim", "rms_norm_eps", "max_position_embeddings", "tie_word_embeddings"):
-        said = getattr(theirs, key, None)
+        other = "norm_eps" if key == "rms_norm_eps" else key
+        said = getattr(theirs, key, getattr(theirs, other, None))
         assert (ours.hidden_size // ours.num_attention_heads if said is None else said) == getattr(
             ours, key
         ), key
