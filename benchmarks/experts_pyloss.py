@@ -14,8 +14,8 @@ from common import THREADS, best_of
 
 import pyloss
 from pyloss import nn
+from pyloss.models.layers import MLP
 from pyloss.models.moe import SparseMoe, SwitchGLU
-from pyloss.models.transformer import MLP
 from pyloss.tuner.adapters.registry import adapter_class
 
 TOKENS, EXPERTS, ACTIVE, RANK = 1024, 64, 8, 8

@@ -66,6 +66,13 @@ def test_layers_are_counted_by_type(tmp_path):
     assert described(tmp_path / "smollm3")["layers"] == (
         "2: 1 with full attention; 1 with full attention, without positions"
     )
+    mixed = ModelConfig(
+        "lfm2", num_hidden_layers=2, layer_types=["conv", "full_attention"], conv_L_cache=3, **SIZES
+    )
+    random_model(mixed, "f32").save(tmp_path / "lfm2")
+    assert described(tmp_path / "lfm2")["layers"] == (
+        "2: 1 with short convolution over 3 tokens; 1 with full attention"
+    )
     experts = ModelConfig("mixtral", num_hidden_layers=2, mixture=Mixture(4, 2, 128, True), **SIZES)
     random_model(experts, "f32").save(tmp_path / "mixtral")
     assert described(tmp_path / "mixtral")["layers"] == (

@@ -9,7 +9,18 @@ import numpy as np
 from pyloss.models.config.mixture import Mixture
 from pyloss.models.config.model_config import ModelConfig
 from pyloss.models.files.sources import Source
+from pyloss.models.layers import (
+    MLP,
+    AfterNormLayer,
+    Attention,
+    BlockSparseLayer,
+    DecoderLayer,
+    FusedAttention,
+    FusedMLP,
+    PostNormLayer,
+)
 from pyloss.models.lfm2 import (
+    NAMES as LFM2_NAMES,
     Lfm2Attention,
     Lfm2ConvLayer,
     Lfm2Decoder,
@@ -19,18 +30,7 @@ from pyloss.models.lfm2 import (
     Taps,
 )
 from pyloss.models.moe import SparseMoe, SwitchGLU
-from pyloss.models.transformer import (
-    MLP,
-    AfterNormLayer,
-    Attention,
-    BlockSparseLayer,
-    Decoder,
-    DecoderLayer,
-    FusedAttention,
-    FusedMLP,
-    Model,
-    PostNormLayer,
-)
+from pyloss.models.transformer import Decoder, Model
 from pyloss.nn import Embedding, Linear, RMSNorm, SwitchLinear
 from pyloss.weights.weight import Weight
 
@@ -45,12 +45,8 @@ def build_model(config: ModelConfig, source: Source) -> Model:
     table = source.matrix("model.embed_tokens", config.vocab_size, config.hidden_size)
     embedding = Embedding.from_weight(table)
     layers = [builder.layer(i) for i in range(config.num_hidden_layers)]
-    if config.family.short_conv:
-        decoder: Decoder = Lfm2Decoder(
-            embedding, layers, builder.layer_norm("model.embedding_norm")
-        )
-    else:
-        decoder = Decoder(embedding, layers, builder.layer_norm("model.norm"))
+    norm = builder.layer_norm(builder.named("model", "norm"))
+    decoder = (Lfm2Decoder if config.family.short_conv else Decoder)(embedding, layers, norm)
     head = builder.head(table)
     config = replace(config, tie_word_embeddings=head is None)
     source.refuse_leftovers()
@@ -65,6 +61,11 @@ class _Builder:
     def __init__(self, config: ModelConfig, source: Source) -> None:
         self.config = config
         self.source = source
+        self.lfm2 = config.family.short_conv
+
+    def named(self, at: str, name: str) -> str:
+        """The module `name` of a block in the file."""
+        return f"{at}.{LFM2_NAMES.get(name, name) if self.lfm2 else name}"
 
     def linear(
         self, at: str, rows: int, cols: int, bias: bool = False, rotary: bool = False
@@ -100,16 +101,17 @@ class _Builder:
         c, family = self.config, self.config.family
         width, kv_width = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
         bias = c.attention_bias or family.qkv_bias
-        o_proj = (f"{at}.o_proj", c.hidden_size, width, c.attention_bias)
+        o_proj = (self.named(at, "o_proj"), c.hidden_size, width, c.attention_bias)
         if family.fused:
             rows = width + 2 * kv_width
             qkv_proj = self.linear(f"{at}.qkv_proj", rows, c.hidden_size, bias)
             return FusedAttention(c, i, qkv_proj, self.linear(*o_proj))
         q_norm = k_norm = None
         if family.qk_norm:
-            q_norm = self.norm(f"{at}.q_norm", c.head_dim if family.qk_norm == "head" else width)
-            k_norm = self.norm(f"{at}.k_norm", c.head_dim if family.qk_norm == "head" else kv_width)
-        return Attention(
+            each = family.qk_norm == "head"
+            q_norm = self.norm(self.named(at, "q_norm"), c.head_dim if each else width)
+            k_norm = self.norm(self.named(at, "k_norm"), c.head_dim if each else kv_width)
+        return (Lfm2Attention if self.lfm2 else Attention)(
             c,
             i,
             self.linear(f"{at}.q_proj", width, c.hidden_size, bias, rotary=True),
@@ -128,10 +130,11 @@ class _Builder:
                 self.linear(f"{at}.down_proj", c.hidden_size, c.intermediate_size),
                 c.family.activation,
             )
-        return MLP(
-            self.linear(f"{at}.gate_proj", c.intermediate_size, c.hidden_size, c.mlp_bias),
-            self.linear(f"{at}.up_proj", c.intermediate_size, c.hidden_size, c.mlp_bias),
-            self.linear(f"{at}.down_proj", c.hidden_size, c.intermediate_size, c.mlp_bias),
+        hidden, inner, bias = c.hidden_size, c.intermediate_size, c.mlp_bias
+        return (Lfm2MLP if self.lfm2 else MLP)(
+            self.linear(self.named(at, "gate_proj"), inner, hidden, bias),
+            self.linear(self.named(at, "up_proj"), inner, hidden, bias),
+            self.linear(self.named(at, "down_proj"), hidden, inner, bias),
             c.family.activation,
         )
 
@@ -166,32 +169,15 @@ class _Builder:
         )
 
     def lfm2_layer(self, at: str, i: int) -> DecoderLayer:
-        c = self.config
-        hidden, inner = c.hidden_size, c.intermediate_size
-        width, kv_width = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
-        mlp = Lfm2MLP(
-            self.linear(f"{at}.feed_forward.w1", inner, hidden),
-            self.linear(f"{at}.feed_forward.w3", inner, hidden),
-            self.linear(f"{at}.feed_forward.w2", hidden, inner),
-        )
+        mlp = self.mlp(f"{at}.feed_forward")
         norms = [self.layer_norm(f"{at}.{name}") for name in ("operator_norm", "ffn_norm")]
-        if c.convolved(i):
+        if self.config.convolved(i):
             return Lfm2ConvLayer(self.convolution(f"{at}.conv"), mlp, *norms)
-        attention = Lfm2Attention(
-            c,
-            i,
-            self.linear(f"{at}.self_attn.q_proj", width, hidden, rotary=True),
-            self.linear(f"{at}.self_attn.k_proj", kv_width, hidden, rotary=True),
-            self.linear(f"{at}.self_attn.v_proj", kv_width, hidden),
-            self.linear(f"{at}.self_attn.out_proj", hidden, width),
-            self.norm(f"{at}.self_attn.q_layernorm", c.head_dim),
-            self.norm(f"{at}.self_attn.k_layernorm", c.head_dim),
-        )
-        return Lfm2Layer(attention, mlp, *norms)
+        return Lfm2Layer(self.attention(f"{at}.self_attn", i), mlp, *norms)
 
     def layer(self, i: int) -> DecoderLayer:
         at = f"model.layers.{i}"
-        if self.config.family.short_conv:
+        if self.lfm2:
             return self.lfm2_layer(at, i)
         cls: type[DecoderLayer] = DecoderLayer
         names = ["input_layernorm", "post_attention_layernorm"]

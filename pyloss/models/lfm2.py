@@ -1,6 +1,6 @@
 """LFM2's layers: gated short convolutions and attention, under its own names of modules.
 
-The classes are those of `transformer`, whose names are properties over the family's.
+The classes are those of `layers`, whose names are properties over the family's.
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ import numpy as np
 
 from pyloss import ops
 from pyloss.autograd.tape import data
-from pyloss.models.transformer import MLP, Attention, Cache, Decoder, DecoderLayer, Packing
+from pyloss.models.layers import MLP, Attention, Cache, DecoderLayer, Packing, renamed
+from pyloss.models.transformer import Decoder
 from pyloss.nn import Linear, Module
 
-
-def _renamed(name: str) -> Any:
-    """A property that is the attribute `name`."""
-
-    def get(self: Any) -> Any:
-        return getattr(self, name)
-
-    def put(self: Any, value: Any) -> None:
-        setattr(self, name, value)
-
-    return property(get, put)
+#: LFM2's names of modules, by those of other families.
+NAMES = {
+    "o_proj": "out_proj",
+    "q_norm": "q_layernorm",
+    "k_norm": "k_layernorm",
+    "gate_proj": "w1",
+    "up_proj": "w3",
+    "down_proj": "w2",
+    "norm": "embedding_norm",
+}
 
 
 class Taps(Module):
@@ -82,34 +82,34 @@ class Lfm2Attention(Attention):
     """`Attention` under LFM2's names."""
 
     recordable = True
-    o_proj = _renamed("out_proj")
-    q_norm, k_norm = _renamed("q_layernorm"), _renamed("k_layernorm")
+    o_proj, q_norm, k_norm = (renamed(NAMES[name]) for name in ("o_proj", "q_norm", "k_norm"))
 
 
 class Lfm2MLP(MLP):
     """`MLP` under LFM2's names."""
 
     recordable = True
-    gate_proj, up_proj, down_proj = _renamed("w1"), _renamed("w3"), _renamed("w2")
+    gate_proj, up_proj = renamed(NAMES["gate_proj"]), renamed(NAMES["up_proj"])
+    down_proj = renamed(NAMES["down_proj"])
 
 
 class Lfm2Layer(DecoderLayer):
     """A `DecoderLayer` with attention, under LFM2's names."""
 
     recordable = True
-    mlp = _renamed("feed_forward")
-    input_layernorm = _renamed("operator_norm")
-    post_attention_layernorm = _renamed("ffn_norm")
+    mlp = renamed("feed_forward")
+    input_layernorm = renamed("operator_norm")
+    post_attention_layernorm = renamed("ffn_norm")
 
 
 class Lfm2ConvLayer(Lfm2Layer):
     """An `Lfm2Layer` with a convolution in place of attention."""
 
     recordable = True
-    self_attn = _renamed("conv")
+    self_attn = renamed("conv")
 
 
 class Lfm2Decoder(Decoder):
     """`Decoder` under LFM2's names."""
 
-    norm = _renamed("embedding_norm")
+    norm = renamed(NAMES["norm"])

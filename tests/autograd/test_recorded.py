@@ -8,7 +8,7 @@ import pyloss
 from pyloss import _core, nn, ops
 from pyloss.autograd.recorded import Recorded
 from pyloss.autograd.tape import Tape, data
-from pyloss.models import transformer
+from pyloss.models import layers as of_models
 from pyloss.models.config import ModelConfig
 from pyloss.models.config.mixture import Mixture
 from pyloss.models.lfm2 import ShortConv
@@ -81,7 +81,7 @@ def counted(monkeypatch):
 
         monkeypatch.setattr(cls, "__call__", run)
 
-    count(transformer.Attention)
+    count(of_models.Attention)
     count(ShortConv)
     return calls
 
@@ -118,7 +118,7 @@ def unfrozen(net):
 def test_recorded_layers_have_the_bits_of_the_layers(make, recorded, counted, monkeypatch):
     found = losses_and_gradients(make())
     by_record = len(counted)
-    monkeypatch.setattr(transformer, "recorded_module", lambda layer: None)
+    monkeypatch.setattr(of_models, "recorded_module", lambda layer: None)
     assert found == losses_and_gradients(make())
     layers = SIZES["num_hidden_layers"]
     assert len(counted) - by_record == 4 * layers
@@ -143,7 +143,7 @@ def test_parts_of_a_batch_and_several_runs_on_one_tape(counted, monkeypatch):
 
     found = steps()
     assert len(counted) < 3 * 2 * SIZES["num_hidden_layers"]
-    monkeypatch.setattr(transformer, "recorded_module", lambda layer: None)
+    monkeypatch.setattr(of_models, "recorded_module", lambda layer: None)
     assert found == steps()
 
 
@@ -170,7 +170,7 @@ def test_every_change_of_a_layer_is_seen(monkeypatch):
         return found
 
     found = steps()
-    monkeypatch.setattr(transformer, "recorded_module", lambda layer: None)
+    monkeypatch.setattr(of_models, "recorded_module", lambda layer: None)
     assert found == steps()
 
 
@@ -201,7 +201,7 @@ def test_no_array_lives_longer_and_no_more_memory_is_used(monkeypatch):
         return _core.buffer_stats()["peak"] - before
 
     found = peak()
-    monkeypatch.setattr(transformer, "recorded_module", lambda layer: None)
+    monkeypatch.setattr(of_models, "recorded_module", lambda layer: None)
     assert found <= peak()
 
 

@@ -67,6 +67,10 @@ class Family:
         experts: the mixture of experts; None if MLPs are dense.
         defaults: transformers' values for missing keys of config.json that differ from
             `fields.DEFAULTS`. Only numbers: the fields above are the family's options.
+        gguf_own_windows: llama.cpp has the family's windows where a GGUF file says nothing, and no
+            other pattern.
+        gguf_largest: the layers of the published model whose query_pre_attn_scalar is hidden_size /
+            num_attention_heads in llama.cpp; it is head_dim for others.
         gguf_head: llama.cpp needs a head, so a tied one is written as a second tensor.
         gguf_lacks: the names in `gguf_writer.LACKS` of options that llama.cpp does not have for
             this architecture.
@@ -96,6 +100,8 @@ class Family:
     short_conv: bool = False
     experts: Experts | None = None
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    gguf_own_windows: bool = False
+    gguf_largest: int | None = None
     gguf_head: bool = False
     gguf_lacks: tuple[str, ...] = ()
 
@@ -280,6 +286,8 @@ FAMILIES = {
         "gemma2",
         **_GEMMA,
         softcaps=True,
+        gguf_own_windows=True,
+        gguf_largest=46,
         gguf_lacks=("attention_bias", "an output head of its own"),
         defaults={
             **_GEMMA_SIZES,
@@ -316,6 +324,7 @@ FAMILIES = {
         **_GEMMA,
         qk_norm="head",
         local_rope="own",
+        gguf_largest=62,
         defaults={
             **_GEMMA_SIZES,
             "vocab_size": 262208,

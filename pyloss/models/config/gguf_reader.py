@@ -203,16 +203,14 @@ def _window_defaults(family: Family) -> dict[str, Any]:
     return {
         "attention.sliding_window_pattern": family.window_period,
         "rope.freq_base_swa": family.defaults.get("rope_local_base_freq"),
-    } | _softcap_defaults(family)
-
-
-def _softcap_defaults(family: Family) -> dict[str, Any]:
-    """llama.cpp's values for what early files of Gemma 2 lack."""
-    if not family.softcaps:
-        return {}
-    defaults = family.defaults
-    window = {"attention.sliding_window": defaults["sliding_window"]}
-    return window | {name: defaults[name] for name in SOFTCAPS}
+        # llama.cpp's values for what early files of Gemma 2 lack
+        **({name: family.defaults[name] for name in SOFTCAPS} if family.softcaps else {}),
+        **(
+            {"attention.sliding_window": family.defaults["sliding_window"]}
+            if family.gguf_own_windows
+            else {}
+        ),
+    }
 
 
 def _vocabulary_size(read: Values, tensors: Mapping[str, StoredTensor]) -> int:
@@ -325,5 +323,4 @@ def gguf_query_scalar(family: Family, layers: int, hidden: int, heads: int, head
 
     llama.cpp knows the largest of the published models by its number of layers.
     """
-    largest = {"gemma2": 46, "gemma3": 62}.get(family.gguf)
-    return hidden // heads if layers == largest else head_dim
+    return hidden // heads if layers == family.gguf_largest else head_dim

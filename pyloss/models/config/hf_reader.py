@@ -144,8 +144,9 @@ def read_hf_config(path: str | os.PathLike[str]) -> dict[str, Any]:
         content = plain_keys(path, content, family.defaults)
     defaults = {**{key: None for key in kinds if key not in _REQUIRED}, **_OFF, **DEFAULTS}
     defaults |= family.defaults
-    if content.get("sliding_window", 0) is None:
-        defaults["sliding_window"] = None  # a null is no window; a missing key is the default
+    # A null is no window and no cap; a missing key is the default.
+    off = {key for key in ("sliding_window", *SOFTCAPS) if content.get(key, 0) is None}
+    defaults |= dict.fromkeys(off)
     read = Values(path, content, kinds, defaults | {"num_experts": None})
     _refuse_activation(read, family)
     heads, head_dim = read["num_attention_heads"], read["head_dim"]
@@ -164,7 +165,7 @@ def read_hf_config(path: str | os.PathLike[str]) -> dict[str, Any]:
         "no_rope_layers": no_rope_layers,
         **{key: read[key] for key in ("conv_L_cache", "conv_bias") if family.short_conv},
         "query_pre_attn_scalar": read.get("query_pre_attn_scalar"),
-        **{name: _softcap(content, read, name) for name in SOFTCAPS},
+        **{name: read.get(name) for name in SOFTCAPS},
         **{name: read.get(name) for name in MULTIPLIERS},
         "mixture": read_hf_mixture(read, family),
     }
@@ -182,11 +183,6 @@ def _text_part(path: str | os.PathLike[str], content: dict[str, Any]) -> dict[st
         if key.endswith("_token_id") and value is not None
     }
     return {**content, **text, **outer, "model_type": kind}
-
-
-def _softcap(content: Mapping[str, Any], read: Values, name: str) -> Any:
-    """A null is no cap; a missing key is the default."""
-    return None if name in content and content[name] is None else read.get(name)
 
 
 def _refuse_activation(read: Values, family: Family) -> None:

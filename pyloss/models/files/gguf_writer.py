@@ -231,7 +231,7 @@ def _softcaps(c: ModelConfig) -> dict[str, float]:
 
 
 def _windows(c: ModelConfig) -> dict[str, Any]:
-    if c.family.softcaps:  # llama.cpp has windows of its own where a file has none
+    if c.family.gguf_own_windows:
         period = c.family.window_period
         if c.sliding_window is None:
             return {"attention.sliding_window": c.max_position_embeddings}

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from pyloss.errors import counted, size_text
 from pyloss.losses.head import rows_at_once
-from pyloss.models.transformer import HALF_CHECKPOINT_TOKENS
+from pyloss.models.layers import HALF_CHECKPOINT_TOKENS
 from pyloss.nn import count_parameters
 from pyloss.runtime.precision import bfloat16_form, get_matmul_precision
 from pyloss.tuner.losses import PARTS_TOGETHER, head_bytes, parts_of_rows
@@ -127,7 +127,7 @@ def estimate_memory(
       (input and the sum after attention; queries and attention's output; keys and values; gate and
       up). Norms of q and k add `4 N (Q + K)`; norms after attention and MLP add `8 N H`. With
       checkpointing each layer keeps only `4 N H`, and one layer is kept in full. While N is at most
-      `transformer.HALF_CHECKPOINT_TOKENS`, each keeps `4 N (2H + Q)`, plus `8 N K` if queries share
+      `layers.HALF_CHECKPOINT_TOKENS`, each keeps `4 N (2H + Q)`, plus `8 N K` if queries share
       keys (`ops.attention`);
     - outputs that DoRA's magnitude gradients read: `4 N H` for each trained magnitude of an o_proj
       or down_proj, whose output nothing else keeps; with checkpointing only those of one layer;

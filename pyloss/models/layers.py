@@ -1,0 +1,376 @@
+"""The layers of the decoder: attention, MLPs, and their order; on packed sequences.
+
+Modules and parameters have Hugging Face's names, under which adapters are saved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pyloss import ops
+from pyloss.autograd.tape import data
+from pyloss.models.batch_cache import BatchCache, PromptCache
+from pyloss.models.cache import KVCache
+from pyloss.models.config.model_config import ModelConfig
+from pyloss.models.moe import SparseMoe
+from pyloss.models.rope import RopeTable
+from pyloss.nn import Linear, Module, RMSNorm, project_each, recorded_module
+from pyloss.runtime.device import on_device_of
+
+Cache = KVCache | PromptCache | BatchCache
+
+
+@dataclass
+class Packing:
+    """The positions of the tokens of a packed batch.
+
+    Attributes:
+        offsets: int32 [S + 1]: the first token of each sequence, and the number of all tokens.
+        positions: int32 [N]: each token's row in the rotary tables, see `RopeTable`.
+        rotary: the tables (cos, sin) of layers without a window, and of layers with one.
+    """
+
+    offsets: np.ndarray
+    positions: np.ndarray
+    rotary: tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+    def of_last(self) -> Packing:
+        """The packing of only the last token, which sees all earlier tokens in a cache."""
+        return Packing(np.array([0, 1], np.int32), self.positions[-1:], self.rotary)
+
+    def on_device_of(self, x: Any, tables: Sequence[RopeTable]) -> Packing:
+        """This packing on the device of `x`, with the copies that `tables` have there."""
+        if isinstance(x, np.ndarray):
+            return self
+        return Packing(
+            on_device_of(x, self.offsets),
+            on_device_of(x, self.positions),
+            (tables[0].on_device_of(x), tables[1].on_device_of(x)),
+        )
+
+
+class Attention(Module):
+    """Causal grouped-query attention: x [N, hidden] -> [N, hidden].
+
+    Most layers have rotary positions. `q_norm` and `k_norm` act before the rotation: on each head,
+    or on all heads together, depending on their sizes. With a cache, `last_row`, the packing of the
+    last row, requests only that row: [1, hidden].
+    """
+
+    recordable = True
+    taps = 0  # of a convolution in place of attention
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        layer: int,
+        q_proj: Linear,
+        k_proj: Linear,
+        v_proj: Linear,
+        o_proj: Linear,
+        q_norm: RMSNorm | None = None,
+        k_norm: RMSNorm | None = None,
+    ):
+        super().__init__()
+        self.q_proj, self.k_proj, self.v_proj, self.o_proj = q_proj, k_proj, v_proj, o_proj
+        self._settle(config, layer, q_norm, k_norm)
+
+    def _settle(
+        self,
+        config: ModelConfig,
+        layer: int,
+        q_norm: RMSNorm | None = None,
+        k_norm: RMSNorm | None = None,
+    ) -> None:
+        """Sets what does not depend on the projections."""
+        self.q_norm, self.k_norm = q_norm, k_norm
+        self._head_dim = config.head_dim
+        self._scale = config.attention_scale
+        self._softcap = config.attn_logit_softcapping or 0.0
+        self._window = config.window(layer)
+        self._rotated = config.rotated(layer)
+
+    @property
+    def window(self) -> int:
+        """How many keys a query sees; 0 for all."""
+        return self._window
+
+    @property
+    def rotated(self) -> bool:
+        """Whether queries and keys have rotary positions."""
+        return self._rotated
+
+    def projected(self, x: Any, last_query: bool) -> Any:
+        """Queries, keys and values of x; with `last_query` only the last row's query."""
+        if not last_query:
+            return project_each(x, self.q_proj, self.k_proj, self.v_proj)
+        return self.q_proj(x[-1:]), *project_each(x, self.k_proj, self.v_proj)
+
+    def __call__(
+        self,
+        x: Any,
+        packing: Packing,
+        cache: Cache | None = None,
+        layer: int = 0,
+        last_row: Packing | None = None,
+    ) -> Any:
+        def rotated(where: Packing, *projected: Any) -> Any:
+            if not self._rotated:
+                return projected
+            rotary = where.rotary[self._window > 0]
+            return ops.rope_all(
+                projected, where.positions, *rotary, in_place=True, head_dim=self._head_dim
+            )
+
+        q, k, v = self.projected(x, last_row is not None)
+        if last_row is None:
+            where = packing
+            q, k = rotated(packing, _normed(q, self.q_norm), _normed(k, self.k_norm))
+        else:
+            where = last_row
+            (q,) = rotated(where, _normed(q, self.q_norm))
+            (k,) = rotated(packing, _normed(k, self.k_norm))
+        k_offsets = None
+        if cache is not None:
+            k, v, k_offsets = cache.append(layer, data(k), data(v))
+        mixed = ops.attention(
+            q, k, v, where.offsets, self._head_dim, self._scale, k_offsets, self._window,
+            softcap=self._softcap,
+        )  # fmt: skip
+        return self.o_proj(mixed)
+
+
+class FusedAttention(Attention):
+    """`Attention` whose queries, keys and values are one projection, as in Phi-3."""
+
+    recordable = True
+
+    def __init__(self, config: ModelConfig, layer: int, qkv_proj: Linear, o_proj: Linear):
+        Module.__init__(self)
+        self.qkv_proj, self.o_proj = qkv_proj, o_proj
+        self._settle(config, layer)
+        heads = config.num_attention_heads, config.num_key_value_heads, config.num_key_value_heads
+        self._q, self._k, self._v = _columns(*(count * config.head_dim for count in heads))
+
+    def projected(self, x: Any, last_query: bool) -> Any:
+        """See `Attention`."""
+        q, k, v = ops.split_columns(self.qkv_proj(x), self._q, self._k, self._v)
+        return q[-1:] if last_query else q, k, v
+
+
+def _columns(*widths: int) -> list[np.ndarray]:
+    """The columns of parts that lie side by side, for `ops.split_columns`."""
+    ends = np.cumsum([0, *widths])
+    return [np.arange(*ends[i : i + 2], dtype=np.int32) for i in range(len(widths))]
+
+
+def _normed(projected: Any, norm: RMSNorm | None) -> Any:
+    """Queries or keys [N, heads * D] after their norm, which may act on each head."""
+    if norm is None:
+        return projected
+    return norm(projected.reshape(-1, len(norm.weight))).reshape(*projected.shape)
+
+
+# activation(gate) * up, by transformers' names of the activations.
+GATED_UNITS = {"silu": ops.swiglu, "gelu_pytorch_tanh": ops.geglu}
+
+
+class MLP(Module):
+    """down(activation(gate(x)) * up(x))"""
+
+    recordable = True
+
+    def __init__(
+        self, gate_proj: Linear, up_proj: Linear, down_proj: Linear, activation: str = "silu"
+    ):
+        super().__init__()
+        self.gate_proj, self.up_proj, self.down_proj = gate_proj, up_proj, down_proj
+        self._gated = GATED_UNITS[activation]
+
+    def __call__(self, x: Any) -> Any:
+        gate, up = project_each(x, self.gate_proj, self.up_proj)
+        return self.down_proj(self._gated(gate, up, in_place=True))
+
+
+class FusedMLP(MLP):
+    """An `MLP` whose gate and up are one projection, as in Phi-3."""
+
+    recordable = True
+
+    def __init__(self, gate_up_proj: Linear, down_proj: Linear, activation: str = "silu"):
+        Module.__init__(self)
+        self.gate_up_proj, self.down_proj = gate_up_proj, down_proj
+        self._gated = GATED_UNITS[activation]
+        inner = gate_up_proj.shape[0] // 2
+        self._gate, self._up = _columns(inner, inner)
+
+    def __call__(self, x: Any) -> Any:
+        gate, up = ops.split_columns(self.gate_up_proj(x), self._gate, self._up)
+        return self.down_proj(self._gated(gate, up, in_place=True))
+
+
+# Up to this many tokens, layers are checkpointed in halves and attention is remembered. The tokens
+# are those of a part of a batch, see tuner.losses.
+HALF_CHECKPOINT_TOKENS = 1024
+
+
+class DecoderLayer(Module):
+    """x + attention(norm(x)), then x + mlp(norm(x)); the mlp may be a mixture of experts.
+
+    `self_attn` is an `Attention`, or what mixes tokens in its place with its attributes.
+    """
+
+    recordable = True
+    recomputed = False  # set by `tuner.trainer.grad_checkpoint`
+
+    def __init__(
+        self,
+        self_attn: Any,
+        mlp: MLP | SparseMoe,
+        input_layernorm: RMSNorm,
+        post_attention_layernorm: RMSNorm,
+    ):
+        super().__init__()
+        self.self_attn, self.mlp = self_attn, mlp
+        self.input_layernorm, self.post_attention_layernorm = (
+            input_layernorm,
+            post_attention_layernorm,
+        )
+
+    # Where the norms are; families differ. A half is x + after(block(before(x))).
+
+    def before_mixing(self, x: Any) -> Any:
+        """What the block that mixes tokens gets of x."""
+        return self.input_layernorm(x)
+
+    def after_mixing(self, mixed: Any) -> Any:
+        """What is added of the block's result."""
+        return mixed
+
+    def before_mlp(self, x: Any) -> Any:
+        """What the MLP gets of x."""
+        return self.post_attention_layernorm(x)
+
+    def after_mlp(self, fed: Any) -> Any:
+        """What is added of the MLP's result."""
+        return fed
+
+    def mix(
+        self,
+        x: Any,
+        packing: Packing,
+        cache: Cache | None = None,
+        layer: int = 0,
+        last_row: Packing | None = None,
+    ) -> Any:
+        """The first half: attention and the sum after it; `last_row` as in `Attention`."""
+        mixed = self.self_attn(self.before_mixing(x), packing, cache, layer, last_row)
+        return ops.add(x if last_row is None else x[-1:], self.after_mixing(mixed))
+
+    def feed(self, x: Any) -> Any:
+        """The second half: the MLP and the sum after it, row by row."""
+        return ops.add(x, self.after_mlp(self.mlp(self.before_mlp(x))))
+
+    def __call__(
+        self,
+        x: Any,
+        packing: Packing,
+        cache: Cache | None = None,
+        layer: int = 0,
+        last_row: Packing | None = None,
+    ) -> Any:
+        return self.feed(self.mix(x, packing, cache, layer, last_row))
+
+    def train_on(self, x: Any, packing: Packing) -> Any:
+        """`self(x, packing)`, by recorded calls of the core where that is possible."""
+        kept = vars(self).get("_recorded")
+        if kept is None or kept[0] is not Module.structure:
+            kept = Module.structure, recorded_module(self)
+            object.__setattr__(self, "_recorded", kept)
+        if kept[1] is None:
+            return self(x, packing)
+        arrays = packing.offsets, packing.positions, *packing.rotary[0], *packing.rotary[1]
+        return kept[1](lambda value: self(value, packing), x, arrays)
+
+
+def renamed(name: str) -> Any:
+    """A property that is the attribute `name`: a family's own name of a module."""
+
+    def get(self: Any) -> Any:
+        return getattr(self, name)
+
+    def put(self: Any, value: Any) -> None:
+        setattr(self, name, value)
+
+    return property(get, put)
+
+
+class BlockSparseLayer(DecoderLayer):
+    """A `DecoderLayer` whose mixture of experts is called block_sparse_moe, as in Mixtral."""
+
+    recordable = True
+    mlp = renamed("block_sparse_moe")
+
+
+class PostNormLayer(DecoderLayer):
+    """x + norm(attention(norm(x))), then x + norm(mlp(norm(x)))."""
+
+    recordable = True
+
+    def __init__(
+        self,
+        self_attn: Attention,
+        mlp: MLP,
+        input_layernorm: RMSNorm,
+        post_attention_layernorm: RMSNorm,
+        pre_feedforward_layernorm: RMSNorm,
+        post_feedforward_layernorm: RMSNorm,
+    ):
+        super().__init__(self_attn, mlp, input_layernorm, post_attention_layernorm)
+        self.pre_feedforward_layernorm = pre_feedforward_layernorm
+        self.post_feedforward_layernorm = post_feedforward_layernorm
+
+    def after_mixing(self, mixed: Any) -> Any:
+        return self.post_attention_layernorm(mixed)
+
+    def before_mlp(self, x: Any) -> Any:
+        return self.pre_feedforward_layernorm(x)
+
+    def after_mlp(self, fed: Any) -> Any:
+        return self.post_feedforward_layernorm(fed)
+
+
+class AfterNormLayer(DecoderLayer):
+    """x + norm(attention(x)), then x + norm(mlp(x))."""
+
+    recordable = True
+
+    def __init__(
+        self,
+        self_attn: Attention,
+        mlp: MLP,
+        post_attention_layernorm: RMSNorm,
+        post_feedforward_layernorm: RMSNorm,
+    ):
+        Module.__init__(self)
+        self.self_attn, self.mlp = self_attn, mlp
+        self.post_attention_layernorm, self.post_feedforward_layernorm = (
+            post_attention_layernorm,
+            post_feedforward_layernorm,
+        )
+
+    def before_mixing(self, x: Any) -> Any:
+        return x
+
+    def after_mixing(self, mixed: Any) -> Any:
+        return self.post_attention_layernorm(mixed)
+
+    def before_mlp(self, x: Any) -> Any:
+        return x
+
+    def after_mlp(self, fed: Any) -> Any:
+        return self.post_feedforward_layernorm(fed)
