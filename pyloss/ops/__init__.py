@@ -1,5 +1,6 @@
 """The differentiable operations of models."""
 
+from pyloss.ops.convolution import short_conv, short_conv_step
 from pyloss.ops.experts import Routing, combine, dispatch, expert_project, route, scale_rows
 from pyloss.ops.layers import (
     adapted_embedding,
@@ -15,8 +16,6 @@ from pyloss.ops.layers import (
     rope,
     rope_all,
     scale,
-    short_conv,
-    short_conv_step,
     split_columns,
     swiglu,
     transposed,

@@ -4,6 +4,7 @@ import json
 import re
 
 import pytest
+from tiny import DENSE
 from tiny_commands import fails
 
 import pyloss
@@ -65,23 +66,7 @@ def test_bench_says_what_the_machine_gives(quick, monkeypatch, capsys, tmp_path)
     ]
 
 
-@pytest.mark.parametrize(
-    "family",
-    [
-        "llama",
-        "qwen2",
-        "qwen3",
-        "smollm3",
-        "olmo2",
-        "olmo3",
-        "granite",
-        "phi3",
-        "lfm2",
-        "gemma2",
-        "gemma3_text",
-        "mixtral",
-    ],
-)
+@pytest.mark.parametrize("family", [*DENSE, "mixtral"])
 @pytest.mark.parametrize("stored", ["q4_1", "q4", "nf4", None])
 def test_bench_of_a_configuration_alone(quick, capsys, tmp_path, family, stored):
     mixture = Mixture(4, 2, 64, True) if family == "mixtral" else None

@@ -7,6 +7,11 @@ import numpy as np
 from safetensors.numpy import save_file
 from stored_weights import stored as random_weight
 
+from pyloss.models.config.families import FAMILIES
+
+#: Families without experts, which need no sizes of their own.
+DENSE = [name for name, family in FAMILIES.items() if family.experts is None]
+
 SIZES = {
     "vocab_size": 29,
     "hidden_size": 32,

@@ -74,6 +74,15 @@ def test_steps_are_those_of_the_processor(device, tmp_path, format, dora):
     same_steps(here, there, device)
 
 
+def steps_are_those_of_the_whole(*models):
+    tokens = np.random.default_rng(0).integers(0, 29, 9)
+    for cache, model in ((model.make_cache(), model.eval()) for model in models):
+        model.step(tokens[:5], cache)
+        for i in range(5, 9):
+            found = np.asarray(model.step(tokens[i : i + 1], cache))
+        np.testing.assert_allclose(found, np.asarray(model([tokens]))[0, -1], rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_families(device, tmp_path, family):
     here, there = (
@@ -81,12 +90,7 @@ def test_families(device, tmp_path, family):
         for name in ("here", "there")
     )
     same_steps(here, there, device)
-    tokens = np.random.default_rng(0).integers(0, 29, 9)
-    for cache, model in ((model.make_cache(), model.eval()) for model in (here, there)):
-        model.step(tokens[:5], cache)
-        for i in range(5, 9):
-            found = np.asarray(model.step(tokens[i : i + 1], cache))
-        np.testing.assert_allclose(found, np.asarray(model([tokens]))[0, -1], rtol=0, atol=1e-4)
+    steps_are_those_of_the_whole(here, there)
 
 
 def test_short_convolutions(device):
@@ -115,12 +119,7 @@ def test_short_convolutions(device):
     here, there = fresh(), fresh()
     assert "model.layers.2.conv.conv.bias" in here.trainable_parameters()
     same_steps(here, there, device)
-    tokens = np.random.default_rng(0).integers(0, 29, 9)
-    for cache, model in ((model.make_cache(), model.eval()) for model in (here, there)):
-        model.step(tokens[:5], cache)
-        for i in range(5, 9):
-            found = np.asarray(model.step(tokens[i : i + 1], cache))
-        np.testing.assert_allclose(found, np.asarray(model([tokens]))[0, -1], rtol=0, atol=1e-4)
+    steps_are_those_of_the_whole(here, there)
 
 
 @pytest.mark.slow
