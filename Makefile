@@ -102,7 +102,7 @@ sanitized: $(VENV)/done-install $(VENV)/done-test
 	    $(BIN)/python setup.py -q build --build-base build/sanitize --build-lib build/sanitize/lib
 
 sanitize: sanitized
-	$(SANITIZED)/pytest -q -p no:cacheprovider $(CURDIR)/tests/csrc
+	$(SANITIZED)/pytest -q -p no:cacheprovider -n 2 --dist loadscope $(CURDIR)/tests/csrc
 
 fuzz: $(VENV)/done-install $(VENV)/done-test
 	$(BIN)/python tests/fuzz/run.py $(TARGET) -n $(N)
