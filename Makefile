@@ -21,7 +21,7 @@ TABLES := $(filter %.def %.cl,$(CORE))
 
 .PHONY: help demo demo-distill test test-all readme parity lint sanitized sanitize fuzz
 .PHONY: fuzz-sanitize bench bench-train bench-losses bench-distill bench-opencl bench-scaling \
-    bench-tape bench-optimizers clean
+    bench-families bench-tape bench-optimizers clean
 
 help:
 	@echo 'make demo           set up .venv and fine-tune the embedded model (about ten minutes)'
@@ -40,6 +40,7 @@ help:
 	@echo 'make bench-losses   measure the losses of pyloss and its peers'
 	@echo 'make bench-distill  measure distillation, beside a plain loop in torch'
 	@echo 'make bench-tape     measure attention, NumPy on Tensors and optimizers, beside torch'
+	@echo 'make bench-families  steps of each family, and what models of real sizes need (an hour)'
 	@echo 'make bench          measure matrix products, experts, loading and imports'
 	@echo 'make bench-scaling  training by the number of cores; predicts more than there are'
 	@echo 'make bench-optimizers  the time of an update by each optimizer'
@@ -124,6 +125,9 @@ bench-distill: $(VENV)/done-install $(VENV)/done-model $(VENV)/done-parity $(VEN
 
 bench-tape: $(VENV)/done-install $(VENV)/done-parity $(VENV)/done-bench
 	$(BIN)/python benchmarks/tape.py
+
+bench-families: $(VENV)/done-install $(VENV)/done-parity $(VENV)/done-bench
+	$(BIN)/python benchmarks/families.py
 
 bench-scaling: $(VENV)/done-install $(VENV)/done-model $(VENV)/done-parity $(VENV)/done-bench
 	$(BIN)/python benchmarks/scaling.py smollm2-135m

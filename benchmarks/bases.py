@@ -1,11 +1,10 @@
-"""The measured models: SmolLM2-135M in each format, and shapes of larger models.
+"""The measured models: SmolLM2-135M in each format; `load` makes those of `shapes` too.
 
 Files are written once for all programs.
 """
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from common import WORK
@@ -16,36 +15,6 @@ from pyloss.models.synthetic import STORED_TYPES, random_model, shape_of
 from pyloss.models.transformer import Model
 
 MODEL = "smollm2-135m"  # Q4_1; the embedded model
-
-_QWEN3 = {
-    "architectures": ["Qwen3ForCausalLM"],
-    "attention_bias": False,
-    "head_dim": 128,
-    "hidden_act": "silu",
-    "max_position_embeddings": 40960,
-    "model_type": "qwen3",
-    "num_attention_heads": 16,
-    "num_hidden_layers": 28,
-    "num_key_value_heads": 8,
-    "rms_norm_eps": 1e-6,
-    "rope_theta": 1000000,
-    "tie_word_embeddings": True,
-    "torch_dtype": "bfloat16",
-    "vocab_size": 151936,
-}
-#: config.json of models whose weights are not needed
-SHAPES: dict[str, dict] = {
-    "Qwen3-0.6B": {**_QWEN3, "hidden_size": 1024, "intermediate_size": 3072},
-    "Qwen3-1.7B": {**_QWEN3, "hidden_size": 2048, "intermediate_size": 6144},
-}
-
-
-def shape_file(name: str) -> str:
-    """The config.json of a shape."""
-    path = WORK / name / "config.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(SHAPES[name], indent=2), encoding="utf-8")
-    return str(path)
 
 
 def load(model: str, stored_type: str | None = None) -> Model:

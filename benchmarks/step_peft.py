@@ -14,8 +14,6 @@ from common import THREADS
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
-PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-
 
 def main() -> None:
     parser = step_work.parser(__doc__)
@@ -43,7 +41,7 @@ def main() -> None:
         r=rank,
         lora_alpha=alpha,
         lora_dropout=0.0,
-        target_modules=PROJECTIONS,
+        target_modules="all-linear",
         use_dora=options.kind == "dora",
     )
     model = get_peft_model(model, adapter).to(options.device)

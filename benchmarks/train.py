@@ -15,11 +15,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-from bases import MODEL, SHAPES, float_folder, nf4_folder, q4_file, q8_file, shape_file
+from bases import MODEL, float_folder, nf4_folder, q4_file, q8_file
 from chat import chat_file
 from common import WORK, compiled, free_gb, machine, run_json, table
 from limit_tables import limit_table, shape_table
 from picture import draw
+from shapes import SHAPES, shape_file
 
 from pyloss.runtime.precision import PRECISIONS, has_instructions
 

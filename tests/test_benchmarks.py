@@ -14,11 +14,13 @@ from pyloss.models import building, synthetic
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 
 import bases
+import families
 import limit_tables
 import loss_rows
 import matmul
 import opencl
 import scaling
+import shapes
 import step_limits
 import step_work
 import train
@@ -147,24 +149,68 @@ def test_the_limits_of_a_step_by_kind_of_operation():
     ]
 
 
-def test_shapes_of_real_models_have_their_sizes(monkeypatch, tmp_path):
-    monkeypatch.setattr(bases, "WORK", tmp_path)
-    # numbers of the models' cards, embeddings included
-    for name, parameters in (("Qwen3-0.6B", 0.596e9), ("Qwen3-1.7B", 1.72e9)):
-        config, format = synthetic.shape_of(Path(bases.shape_file(name)))
-        source = synthetic.RandomSource("bf16")
-        building.build_model(config, source)  # nothing is written, so no memory is taken
-        assert format == "bf16" and source.nbytes / 2 == pytest.approx(parameters, rel=0.01)
-    tiny = bases._QWEN3 | {"hidden_size": 64, "intermediate_size": 128, "vocab_size": 50}
-    tiny |= {"num_hidden_layers": 1, "head_dim": 16, "num_attention_heads": 4}
-    monkeypatch.setitem(bases.SHAPES, "tiny", tiny | {"num_key_value_heads": 2})
+# numbers of the models' cards, embeddings included
+PARAMETERS = {
+    "SmolLM2-135M": 0.1345e9,
+    "LFM2-350M": 0.354e9,
+    "Qwen2.5-0.5B": 0.494e9,
+    "Qwen3-0.6B": 0.596e9,
+    "Gemma-3-1B": 1.0e9,
+    "LFM2-1.2B": 1.17e9,
+    "Llama-3.2-1B": 1.236e9,
+    "OLMo-2-1B": 1.485e9,
+    "OLMoE-1B-7B": 6.92e9,
+    "SmolLM2-1.7B": 1.711e9,
+    "Qwen3-1.7B": 1.72e9,
+    "Granite-3.3-2B": 2.53e9,
+    "Gemma-2-2B": 2.614e9,
+    "SmolLM3-3B": 3.075e9,
+    "Phi-4-mini": 3.836e9,
+    "Qwen3-4B": 4.022e9,
+}
+
+
+@pytest.mark.parametrize("name", shapes.SHAPES)
+def test_shapes_of_real_models_have_their_sizes(name, monkeypatch, tmp_path):
+    monkeypatch.setattr(shapes, "WORK", tmp_path)
+    config, format = synthetic.shape_of(Path(shapes.shape_file(name)))
+    source = synthetic.RandomSource("bf16")
+    building.build_model(config, source)  # nothing is written, so no memory is taken
+    assert format == "bf16"
+    assert source.nbytes / 2 == pytest.approx(PARAMETERS[name], rel=0.01)
+
+
+def test_random_weights_of_a_shape_in_a_format(monkeypatch, tmp_path):
+    monkeypatch.setattr(shapes, "WORK", tmp_path)
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "vocab_size": 50, "head_dim": 16}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    monkeypatch.setitem(shapes.SHAPES, "tiny", shapes.SHAPES["Qwen3-0.6B"] | sizes | heads)
+    file = shapes.narrow("tiny", 1, 40)
     for stored, format in ((None, "bf16"), ("q4", "affine4")):
-        model = bases.load(bases.shape_file("tiny"), stored)
+        model = bases.load(file, stored)
+        assert (len(model.layers), model.vocab_size) == (1, 40)
         assert model.layers[0].mlp.up_proj.weight.format == format
 
 
+def test_the_time_of_products_and_the_rows_of_mixers():
+    shown = {
+        "linear_forward 8 x 4 to 4": [2, 3.0, 4.0],
+        "attention_forward 2 heads of 4": [1, 1.0, 8.0],
+        "short_conv_forward 8 x 4": [1, 5.0, 0.0],
+    }
+    found = {
+        "matrix_gflops": 100.0,
+        "memory_gb_s": 10.0,
+        "shapes": shown,
+        "operations": {"short_conv_forward": [1, 5.0, 0.0, 0.02], "add": [1, 1.0, 0.0, 0.1]},
+    }
+    assert families.product_limit(found) == 40.0
+    rows = families.mixer_rows("LFM2", found)
+    assert rows == [("LFM2: short_conv_forward", "1", "5.0", "", "4.0", "0.40")]
+
+
 def test_peers_run_where_memory_allows(monkeypatch, tmp_path):
-    monkeypatch.setattr(bases, "WORK", tmp_path)
+    monkeypatch.setattr(shapes, "WORK", tmp_path)
     # measured: 7.8 and 5.3 GB for 1 x 512 tokens
     assert train.peer_gb("Qwen3-0.6B", "float32", 512) == pytest.approx(7.8, rel=0.1)
     assert train.peer_gb("Qwen3-0.6B", "bfloat16", 512) == pytest.approx(5.3, rel=0.1)
