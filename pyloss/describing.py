@@ -69,7 +69,10 @@ def _layers(c: ModelConfig) -> str:
             parts.append("without positions")
         mixture = c.mixture
         if mixture is not None and i not in mixture.dense_layers:
-            parts.append(f"{mixture.count} experts of {mixture.size}, {mixture.active} per token")
+            shared = f" and one of {mixture.shared_size}" if mixture.shared_size else ""
+            parts.append(
+                f"{mixture.count} experts of {mixture.size}, {mixture.active}{shared} per token"
+            )
         kinds[", ".join(parts)] += 1
     return "; ".join(f"{count} with {kind}" for kind, count in kinds.items())
 

@@ -29,7 +29,7 @@ from pyloss.models.lfm2 import (
     ShortConv,
     Taps,
 )
-from pyloss.models.moe import SparseMoe, SwitchGLU
+from pyloss.models.moe import SharedMoe, SparseMoe, SwitchGLU
 from pyloss.models.transformer import Decoder, Model
 from pyloss.nn import Embedding, Linear, RMSNorm, SwitchLinear
 from pyloss.weights.weight import Weight
@@ -122,15 +122,17 @@ class _Builder:
             k_norm,
         )
 
-    def mlp(self, at: str) -> MLP:
+    def mlp(self, at: str, inner: int | None = None) -> MLP:
+        """An MLP of the size `inner`, or of intermediate_size."""
         c = self.config
+        hidden, bias = c.hidden_size, c.mlp_bias
+        inner = c.intermediate_size if inner is None else inner
         if c.family.fused:
             return FusedMLP(
-                self.linear(f"{at}.gate_up_proj", 2 * c.intermediate_size, c.hidden_size),
-                self.linear(f"{at}.down_proj", c.hidden_size, c.intermediate_size),
+                self.linear(f"{at}.gate_up_proj", 2 * inner, hidden),
+                self.linear(f"{at}.down_proj", hidden, inner),
                 c.family.activation,
             )
-        hidden, inner, bias = c.hidden_size, c.intermediate_size, c.mlp_bias
         return (Lfm2MLP if self.lfm2 else MLP)(
             self.linear(self.named(at, "gate_proj"), inner, hidden, bias),
             self.linear(self.named(at, "up_proj"), inner, hidden, bias),
@@ -151,12 +153,15 @@ class _Builder:
             self.source.experts(f"{at}.switch_mlp.{name}", mixture.count, *shape)
             for name, shape in shapes.items()
         ]
-        return SparseMoe(
-            gate,
-            SwitchGLU(*map(SwitchLinear.from_weight, stacks)),
-            mixture.active,
-            mixture.normalize,
-        )
+        switch_mlp = SwitchGLU(*map(SwitchLinear.from_weight, stacks))
+        routed = gate, switch_mlp, mixture.active, mixture.normalize
+        if not mixture.shared_size:
+            return SparseMoe(*routed)
+        family, shared_gate = self.config.family.experts, None
+        shared_expert = self.mlp(f"{at}.shared_expert", mixture.shared_size)
+        if family is not None and family.shared_gate:
+            shared_gate = self.linear(f"{at}.shared_expert_gate", 1, hidden)
+        return SharedMoe(*routed, shared_expert, shared_gate)
 
     def convolution(self, at: str) -> ShortConv:
         c = self.config

@@ -47,3 +47,29 @@ class SparseMoe(Module):
     def __call__(self, x: Any) -> Any:
         routing, weights = ops.route(self.gate(x), self._k, self._normalize)
         return self.switch_mlp(x, routing, weights)
+
+
+class SharedMoe(SparseMoe):
+    """A `SparseMoe` and an MLP that every token visits, `shared_expert`.
+
+    With `shared_expert_gate` its result is multiplied by the sigmoid of one number per token.
+    """
+
+    def __init__(
+        self,
+        gate: Linear,
+        switch_mlp: SwitchGLU,
+        k: int,
+        normalize: bool,
+        shared_expert: Module,
+        shared_expert_gate: Linear | None = None,
+    ):
+        super().__init__(gate, switch_mlp, k, normalize)
+        self.shared_expert, self.shared_expert_gate = shared_expert, shared_expert_gate
+
+    def __call__(self, x: Any) -> Any:
+        shared = self.shared_expert(x)
+        if self.shared_expert_gate is not None:
+            factors = ops.sigmoid(self.shared_expert_gate(x)).reshape(-1)
+            shared = ops.scale_rows(shared, factors)
+        return ops.add(super().__call__(x), shared)

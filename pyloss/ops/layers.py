@@ -496,6 +496,24 @@ def capped(x: Array, softcap: float) -> Array:
     return scale(UFUNCS[np.tanh](scale(x, 1 / c)), c)
 
 
+@wide.in_float64(wide.sigmoid, 1)
+def sigmoid(x: Array) -> Array:
+    """1 / (1 + exp(-x)) of x [...]."""
+    xd = f32(x)
+    y = empty(*xd.shape, like=xd)
+    _core.map_sigmoid(xd, y)
+    nodes = nodes_of(x)
+    if nodes is None:
+        return y
+
+    def vjp(dy: np.ndarray, grads: Gradients) -> None:
+        dx = empty(*y.shape, like=dy)
+        _core.map_sigmoid_grad(dy, y, dx)
+        grads.put(0, dx)
+
+    return record_on(nodes, y, vjp)
+
+
 @wide.in_float64(wide.gather_rows, 1)
 def gather_rows(x: Array, rows: np.ndarray) -> Array:
     """Rows `rows` int32 [M] of x [N, D]."""

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from pyloss import _core
-from pyloss.autograd.functions import silu, softmax
+from pyloss.autograd.functions import sigmoid as sigmoid_of, silu, softmax
 from pyloss.autograd.tape import nodes_of
 from pyloss.autograd.tensor import Tensor
 from pyloss.ops.arrays import i32
@@ -182,6 +182,10 @@ def dispatch(x: Any, routing: Any) -> Any:
 
 def combine(x: Any, routing: Any) -> Any:
     return np.sum(_value(x)[routing.visits], 1)
+
+
+def sigmoid(x: Any) -> Any:
+    return sigmoid_of(_value(x))
 
 
 def gather_rows(x: Any, rows: Any) -> Any:

@@ -91,7 +91,10 @@ def config(family: str, vocabulary: int, **changes: Any) -> ModelConfig:
         changes = {**caps, "tie_word_embeddings": True, **changes}
     if FAMILIES[family].short_conv:
         changes = {"layer_types": ["conv", "full_attention"], **changes}
-    mixture = Mixture(4, 2, 32, experts.gguf_normalize) if experts else None
+    mixture = None
+    if experts:
+        shared = 32 if experts.shared else 0
+        mixture = Mixture(4, 2, 32, experts.gguf_normalize, shared_size=shared)
     return ModelConfig(family, vocab_size=vocabulary, mixture=mixture, **SIZES | changes)
 
 

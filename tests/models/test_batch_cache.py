@@ -43,6 +43,7 @@ FAMILIES = {
     "mixtral": EXPERTS,
     "qwen3_moe": EXPERTS,
     "olmoe": EXPERTS,
+    "qwen2_moe": {"mixture": Mixture(6, 2, 32, False, shared_size=64)},
 }  # fmt: skip
 
 

@@ -23,12 +23,13 @@ SIZES = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
 }
-# Every kind of block: Mixtral's normalizes shares, Qwen's follows a layer with an MLP, OLMoE's has
-# shares of all experts.
+# Every kind of block: Mixtral's normalizes shares, Qwen 3's follows a layer with an MLP, OLMoE's
+# has shares of all experts, Qwen 2's a shared expert with a gate.
 MODELS = {
     "mixtral": Mixture(5, 2, 64, True),
     "qwen3_moe": Mixture(8, 3, 32, True, (0,)),
     "olmoe": Mixture(6, 2, 64, False),
+    "qwen2_moe": Mixture(6, 2, 32, False, shared_size=64),
 }
 
 

@@ -400,6 +400,7 @@ def test_elementwise(rng, shape):
         gate,
         up,
     )
+    check(rng, ops.sigmoid, lambda x: 1 / (1 + np.exp(-x)), gate)
     check(rng, ops.add, lambda a, b: a + b, gate, up)
     check(rng, lambda x: ops.add(x, x), lambda x: x + x, gate)
     check(

@@ -115,6 +115,15 @@ MIXTURES = {
         "moe_intermediate_size": 32,
         "norm_topk_prob": True,
     },
+    "qwen2_moe": {
+        "family": "Qwen2Moe",
+        "num_experts": 6,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 32,
+        "shared_expert_intermediate_size": 48,
+        "tie_word_embeddings": False,
+        "head_dim": 16,
+    },
     "olmoe": {
         "family": "Olmoe",
         "num_experts": 6,
@@ -181,6 +190,7 @@ def write_gguf(model, path, type_of=lambda name: "F32"):
             "mixtral": "llama",
             "gemma3_text": "gemma3",
             "qwen3_moe": "qwen3moe",
+            "qwen2_moe": "qwen2moe",
             "olmo3": "olmo2",
         },
     )
@@ -205,10 +215,12 @@ def write_gguf(model, path, type_of=lambda name: "F32"):
         writer.add_value_length(head_dim)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_freq_base(rope["rope_theta"])
-    if experts := getattr(config, "num_local_experts", None):
+    if experts := getattr(config, "num_local_experts", getattr(config, "num_experts", None)):
         writer.add_expert_count(experts)
         writer.add_expert_used_count(config.num_experts_per_tok)
-    if arch == "qwen3moe":
+    if arch == "qwen2moe":
+        writer.add_expert_shared_feed_forward_length(config.shared_expert_intermediate_size)
+    if arch in ("qwen2moe", "qwen3moe"):
         writer.add_expert_feed_forward_length(config.moe_intermediate_size)
     if arch in ("gemma2", "gemma3") or config.model_type == "olmo3":
         writer.add_sliding_window(config.sliding_window)

@@ -34,6 +34,15 @@ VARIANTS = {
         "mlp_only_layers": [0],
         "norm_topk_prob": False,
     },
+    "qwen2_moe with MLPs and windows": {
+        **MIXTURES["qwen2_moe"],
+        "num_hidden_layers": 4,
+        "decoder_sparse_step": 2,
+        "norm_topk_prob": True,
+        "use_sliding_window": True,
+        "sliding_window": 24,
+        "max_window_layers": 3,
+    },
 }
 
 
@@ -195,6 +204,11 @@ def test_fused_into_a_quantised_base(tmp_path, name):
             "olmoe",
             {"norm_topk_prob": True},
             "weights that are not normalized; norm_topk_prob is True",
+        ),
+        (
+            "qwen2_moe",
+            {"decoder_sparse_step": 2},
+            r"experts in all layers of qwen2moe; here layers \[0\] have none",
         ),
     ],
 )

@@ -6,6 +6,7 @@ from parity_models import (
     GEMMA2,
     GRANITE,
     LFM2,
+    MIXTURES,
     OLMO2,
     OLMO3,
     PHI3,
@@ -140,6 +141,15 @@ FAMILIES = {
     "lfm2": {**LFM2, "conv_bias": True},
     "phi3": PHI3,
     "phi4": PHI4,
+    "qwen2_moe": MIXTURES["qwen2_moe"],
+}
+# In transformers, experts and routers are no layers that PEFT could adapt.
+KEYS = {
+    "qwen2_moe": [
+        *(f"self_attn.{name}_proj" for name in "qkvo"),
+        *(f"mlp.shared_expert.{name}_proj" for name in ("gate", "up", "down")),
+        "mlp.shared_expert_gate",
+    ]
 }
 
 
@@ -147,7 +157,7 @@ FAMILIES = {
 def test_twenty_steps_of_families(tmp_path, name):
     """LoRA over all linear layers."""
     make_tiny(**FAMILIES[name]).save_pretrained(tmp_path)
-    ours = begin_adapter(pyloss.load_model(tmp_path), rank=4)
+    ours = begin_adapter(pyloss.load_model(tmp_path), rank=4, keys=KEYS.get(name))
     theirs = peft_twin(ours, torch_model(tmp_path))
     before = {name: array.copy() for name, array in ours.trainable_parameters().items()}
     tokens = np.random.default_rng(0).integers(0, TINY["vocab_size"], 60)

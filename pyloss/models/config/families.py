@@ -21,6 +21,8 @@ class Experts:
         normalize: whether the weights of a token's experts are divided by their sum; None: the
             file's norm_topk_prob decides.
         gguf_normalize: whether llama.cpp divides them; GGUF files do not say.
+        shared: the key of config.json for the size of a further expert, which every token visits.
+        shared_gate: a gate scales its result, by the sigmoid of one number per token.
     """
 
     block: str = "mlp"
@@ -28,6 +30,8 @@ class Experts:
     own_size: bool = False
     normalize: bool | None = None
     gguf_normalize: bool = True
+    shared: str | None = None
+    shared_gate: bool = False
 
 
 @dataclass(frozen=True)
@@ -54,8 +58,9 @@ class Family:
         unrotated_layers: no_rope_layers, or every no_rope_layer_interval-th layer, have no rotary
             positions.
         windows: the layers that may have a sliding window: "all"; "from": max_window_layers and
-            later ones; "periodic": all but every sliding_window_pattern-th; "fourth": all but
-            every fourth; "unrotated": those without rotary positions; None: no layer.
+            later ones; "alternate": every second one before max_window_layers, from the first on;
+            "periodic": all but every sliding_window_pattern-th; "fourth": all but every fourth;
+            "unrotated": those without rotary positions; None: no layer.
         window_switch: there are windows only if use_sliding_window says so.
         local_rope: layers with a window have unscaled rotary positions. "own": their base is
             rope_local_base_freq; "same": it is rope_theta, unless rope_parameters have two.
@@ -202,6 +207,27 @@ FAMILIES = {
             "num_experts": 8,
             "num_experts_per_tok": 2,
         },
+    ),
+    "qwen2_moe": Family(
+        "Qwen2MoeForCausalLM",
+        "qwen2moe",
+        qkv_bias=True,
+        windows="alternate",
+        window_switch=True,
+        experts=Experts(
+            own_size=True,
+            gguf_normalize=False,
+            shared="shared_expert_intermediate_size",
+            shared_gate=True,
+        ),
+        defaults={
+            **_QWEN,
+            "num_experts": 60,
+            "num_experts_per_tok": 4,
+            "moe_intermediate_size": 1408,
+            "shared_expert_intermediate_size": 5632,
+        },
+        gguf_lacks=_GGUF_LACKS,
     ),
     "qwen3_moe": Family(
         "Qwen3MoeForCausalLM",

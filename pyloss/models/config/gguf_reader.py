@@ -77,6 +77,7 @@ _OF_WINDOWS: dict[str, Kind] = {
 }
 _OF_EXPERTS: dict[str, Kind] = {"expert_used_count": whole(), "expert_weights_norm": FLAG}
 _OF_SIZED_EXPERTS: dict[str, Kind] = {"expert_feed_forward_length": whole()}
+_OF_SHARED_EXPERTS: dict[str, Kind] = {"expert_shared_feed_forward_length": whole()}
 # Keys of architectures with multipliers, and of no other one. llama.cpp requires the last; it takes
 # 0 for an absent one of the others, and rope.scaling.finetuned for whether positions rotate.
 _OF_MULTIPLIERS: dict[str, Kind] = {
@@ -97,6 +98,7 @@ _DEFAULTS = {
     **dict.fromkeys(_OPTIONAL),
     "attention.sliding_window": 0,
     "expert_weights_norm": None,
+    "expert_shared_feed_forward_length": None,
     **{key: 0.0 for key in MULTIPLIERS.values() if key != "logit_scale"},
     "rope.scaling.finetuned": True,
 }
@@ -189,6 +191,7 @@ def _read(metadata: Mapping[str, Any], path: str | os.PathLike[str]) -> tuple[st
         kinds |= _OF_WINDOWS
     if family.experts is not None:
         kinds |= _OF_EXPERTS | (_OF_SIZED_EXPERTS if family.experts.own_size else {})
+        kinds |= _OF_SHARED_EXPERTS if family.experts.shared else {}
     if family.softcaps:
         kinds |= _OF_SOFTCAPS
     if family.short_conv:

@@ -89,7 +89,7 @@ _OF_SOME: dict[str, tuple[Kind, Callable[[Family], Any]]] = {
     "hidden_act": (TEXT, lambda family: family.activation == "silu"),
     "hidden_activation": (TEXT, lambda family: family.activation != "silu"),
     "use_sliding_window": (FLAG, lambda family: family.window_switch),
-    "max_window_layers": (whole(), lambda family: family.windows == "from"),
+    "max_window_layers": (whole(), lambda family: family.windows in ("from", "alternate")),
     "sliding_window_pattern": (whole(), lambda family: family.windows == "periodic"),
     "rope_local_base_freq": (real, lambda family: family.local_rope == "own"),
     "query_pre_attn_scalar": (whole(1), lambda family: family.query_scalar),
@@ -107,6 +107,11 @@ _OF_SOME: dict[str, tuple[Kind, Callable[[Family], Any]]] = {
     "moe_intermediate_size": (whole(), lambda family: family.experts),
     "decoder_sparse_step": (whole(), lambda family: family.experts),
     "mlp_only_layers": (_layer_numbers, lambda family: family.experts),
+    "shared_expert_intermediate_size": (
+        whole(1),
+        lambda family: family.experts and family.experts.shared,
+    ),
+    "qkv_bias": (FLAG, lambda family: family.qkv_bias),
 }
 
 # Options that neither a family nor the file sets.
@@ -117,6 +122,7 @@ _OFF = {
     "mlp_only_layers": (),
     "rope_scaling": {},
     "rope_parameters": {},
+    "qkv_bias": True,
 }
 
 
@@ -149,6 +155,8 @@ def read_hf_config(path: str | os.PathLike[str]) -> dict[str, Any]:
     defaults |= dict.fromkeys(off)
     read = Values(path, content, kinds, defaults | {"num_experts": None})
     _refuse_activation(read, family)
+    if family.qkv_bias and not read["qkv_bias"]:
+        raise read.unsupported("qkv_bias false", "true")
     heads, head_dim = read["num_attention_heads"], read["head_dim"]
     if head_dim is None:
         head_dim = checked(path, head_size, hidden=read["hidden_size"], heads=heads)
@@ -242,8 +250,12 @@ def _own_types(read: Values, family: Family, no_rope_layers: list[int] | None) -
     layers = read["num_hidden_layers"]
     if no_rope_layers is not None:
         return [FULL if rotated else SLIDING for rotated in no_rope_layers]
-    if family.windows == "from":
-        return [SLIDING if i >= read["max_window_layers"] else FULL for i in range(layers)]
+    if family.windows in ("from", "alternate"):
+        first, after = read["max_window_layers"], family.windows == "from"
+        return [
+            SLIDING if (i >= first if after else i < first and i % 2 == 0) else FULL
+            for i in range(layers)
+        ]
     try:
         return periodic_layers(
             read.get("sliding_window_pattern", family.window_period or 0), layers

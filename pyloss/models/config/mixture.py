@@ -21,6 +21,7 @@ class Mixture:
         size: an expert's inner size.
         normalize: the weights of a token's visits are divided by their sum.
         dense_layers: the layers that have an MLP.
+        shared_size: the inner size of a further expert, which every token visits; 0: there is none.
 
     Raises:
         ValueError: numbers that do not fit together.
@@ -31,12 +32,20 @@ class Mixture:
     size: int
     normalize: bool
     dense_layers: tuple[int, ...] = ()
+    shared_size: int = 0
 
     def __post_init__(self) -> None:
         if self.count < 1 or self.size < 1 or not 1 <= self.active <= self.count:
             raise ValueError(
                 f"a token cannot visit {self.active} of {self.count} experts of size {self.size}"
             )
+        if self.shared_size < 0:
+            raise ValueError(f"a shared expert cannot have the size {self.shared_size}")
+
+    @property
+    def width(self) -> int:
+        """The inner size of all experts of a token together."""
+        return self.active * self.size + self.shared_size
 
     def to_hf(self, family: Family) -> dict[str, Any]:
         """The keys of config.json: transformers' and mlx-lm's, old and new."""
@@ -47,6 +56,8 @@ class Mixture:
         }
         if family.experts.normalize is None:
             content |= {"num_experts": self.count, "norm_topk_prob": self.normalize}
+        if family.experts.shared:
+            content[family.experts.shared] = self.shared_size
         if family.experts.own_size:
             content |= {
                 "moe_intermediate_size": self.size,
@@ -73,6 +84,8 @@ class Mixture:
                 f"norm_topk_prob is {self.normalize}"
             )
         own = {"expert_feed_forward_length": self.size} if family.experts.own_size else {}
+        if self.shared_size:
+            own["expert_shared_feed_forward_length"] = self.shared_size
         return {"expert_count": self.count, "expert_used_count": self.active, **own}
 
 
@@ -102,6 +115,7 @@ def read_hf_mixture(read: Values, family: Family) -> Mixture | None:
         size=size,
         normalize=read["norm_topk_prob"] if experts.normalize is None else experts.normalize,
         dense_layers=tuple(dense),
+        shared_size=read[experts.shared] if experts.shared else 0,
     )
 
 
@@ -118,4 +132,11 @@ def read_gguf_mixture(read: Values, family: Family) -> Mixture | None:
         active=read["expert_used_count"],
         size=read["expert_feed_forward_length" if experts.own_size else "feed_forward_length"],
         normalize=experts.gguf_normalize if own is None else own,
+        shared_size=_gguf_shared_size(read) if experts.shared else 0,
     )
+
+
+def _gguf_shared_size(read: Values) -> int:
+    """As in llama.cpp, a shared expert has the size of an MLP if the file does not say it."""
+    size: int | None = read["expert_shared_feed_forward_length"]
+    return read["feed_forward_length"] if size is None else size

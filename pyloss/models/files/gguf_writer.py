@@ -288,6 +288,8 @@ def _tensors(model: Model, type: str | None) -> Iterator[GGUFTensor]:
         elif name.endswith("conv.weight"):
             taps = np.asarray(value).reshape(len(value), -1)  # type: ignore[arg-type]
             yield _matrix(name, gguf_name(name, c.family), taps, "f32", 0)
+        elif name.endswith("shared_expert_gate.weight"):  # as llama.cpp's converter
+            yield _matrix(name, gguf_name(name, c.family), value, "f32", 0)
         else:
             yield _matrix(name, gguf_name(name, c.family), value, type, head_dim)
 

@@ -41,6 +41,10 @@ _GGUF_NAMES = {
             "switch_mlp.gate_proj": "ffn_gate_exps",
             "switch_mlp.up_proj": "ffn_up_exps",
             "switch_mlp.down_proj": "ffn_down_exps",
+            "shared_expert_gate": "ffn_gate_inp_shexp",
+            "shared_expert.gate_proj": "ffn_gate_shexp",
+            "shared_expert.up_proj": "ffn_up_shexp",
+            "shared_expert.down_proj": "ffn_down_shexp",
         }.items()
     },
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from pyloss.errors import FormatError, counted
@@ -181,6 +183,10 @@ class GGUFSource(Source):
 
     def matrix(self, name: str, rows: int, cols: int, rotary: bool = False) -> Weight:
         """See `Source`."""
+        stored = self.file.tensors.get(self._stored_name(f"{name}.weight"))
+        if rows == 1 and stored is not None and stored.shape == (cols,):  # of older converters
+            self.file.tensor(stored.name)
+            return replace(stored, shape=(rows, cols)).weight()
         return self._find(f"{name}.weight", rows, cols).weight(self._head_dim if rotary else 0)
 
     def _layers(self) -> str:

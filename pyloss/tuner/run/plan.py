@@ -84,7 +84,7 @@ class _Sizes(NamedTuple):
         mixture = getattr(config, "mixture", None)
         visits = mixture.active if mixture is not None else 0
         if mixture is not None:
-            inner = max(visits * mixture.size, inner if mixture.dense_layers else 0)
+            inner = max(mixture.width, inner if mixture.dense_layers else 0)
         vocabulary = int(getattr(config, "vocab_size", 0) or 0)
         return cls(hidden, heads * head_dim, key_value_heads * head_dim, inner, visits, vocabulary)
 

@@ -44,6 +44,13 @@ _QWEN3_MOE = {
     "norm_topk_prob": True, "num_attention_heads": 32, "num_experts": 128, "num_experts_per_tok": 8, "num_hidden_layers": 48,
     "num_key_value_heads": 4, "output_router_logits": False, "router_aux_loss_coef": 0.001, "tie_word_embeddings": False,
 }  # fmt: skip
+_QWEN2_MOE = {
+    **_QWEN2, "architectures": ["Qwen2MoeForCausalLM"], "decoder_sparse_step": 1, "hidden_size": 2048, "intermediate_size": 5632,
+    "max_position_embeddings": 8192, "max_window_layers": 21, "model_type": "qwen2_moe", "moe_intermediate_size": 1408,
+    "norm_topk_prob": False, "num_attention_heads": 16, "num_experts": 60, "num_experts_per_tok": 4, "num_hidden_layers": 24,
+    "num_key_value_heads": 16, "output_router_logits": False, "qkv_bias": True, "router_aux_loss_coef": 0.001,
+    "shared_expert_intermediate_size": 5632, "tie_word_embeddings": False,
+}  # fmt: skip
 _MIXTRAL = {
     **_MISTRAL, "architectures": ["MixtralForCausalLM"], "model_type": "mixtral", "num_experts_per_tok": 2, "num_local_experts": 8,
     "output_router_logits": False, "router_aux_loss_coef": 0.02, "router_jitter_noise": 0.0, "vocab_size": 32000,
@@ -168,6 +175,7 @@ HF = {
     "qwen2.5 with yarn": {**_QWEN2, "rope_scaling": {"factor": 4.0, "original_max_position_embeddings": 32768, "type": "yarn"}},
     "qwen3": _QWEN3,
     "qwen3-moe": _QWEN3_MOE,
+    "qwen1.5-moe": _QWEN2_MOE,
     "mixtral": _MIXTRAL,
     "olmoe": _OLMOE,
     "granite-3.1-2b": _GRANITE,

@@ -24,6 +24,7 @@ LFM2 = (
 )  # fmt: skip
 QK_NORMS = ("self_attn.q_norm", "self_attn.k_norm")
 EXPERTS = ("gate", "switch_mlp.gate_proj", "switch_mlp.up_proj", "switch_mlp.down_proj")
+SHARED = ("gate_proj", "up_proj", "down_proj")
 POST_NORMS = ("pre_feedforward_layernorm", "post_feedforward_layernorm")
 
 
@@ -93,3 +94,9 @@ def test_names_of_experts(name):
         assert gguf_name(f"{at}.{part}.weight", family) == f"{table.get_name(theirs)}.weight"
         if own:
             assert expert_name(f"{at}.{part}.weight", family, 5) == f"{at}.experts.5.{own}.weight"
+    for part in SHARED if family.experts.shared else ():
+        name = f"{at}.shared_expert.{part}"
+        assert gguf_name(f"{name}.weight", family) == f"{table.get_name(name)}.weight"
+    if family.experts.shared_gate:
+        name = f"{at}.shared_expert_gate"
+        assert gguf_name(f"{name}.weight", family) == f"{table.get_name(name)}.weight"
