@@ -12,6 +12,7 @@ import numpy as np
 from pyloss.io.files import check_target, user_path
 from pyloss.io.outputs import output
 from pyloss.models.files.gguf_writer import TYPES, library, refuse_model, stored_as, write_gguf
+from pyloss.models.files.quantized import stays_quantized
 from pyloss.models.fusing import fuse_modules, refuse_loss
 from pyloss.tuner.adapters.adapter import adapter_modules
 from pyloss.tuner.adapters.folder import save_adapter
@@ -81,7 +82,7 @@ def export(
     elif tokenizer is None:
         raise ValueError("a GGUF file holds the tokenizer too: give it")
     else:
-        type = type if type is not None or becomes_floats(model) else "f16"
+        type = type if type is not None or _known_to_gguf(model) else "f16"
         refuse_model(model, tokenizer)
         ways = GGUF_WAYS.format(
             {"q8_0": "f16", "f16": "f32", "bf16": "f32"}.get(type or "", "q8_0")
@@ -104,7 +105,19 @@ def _kept(name: str, adapter: Any, fused: Any, type: str) -> float:
 
 
 def becomes_floats(model: Any) -> bool:
-    """Whether a Hugging Face folder gets floats for all matrices: they are floats, or GGUF's."""
+    """Whether adapters are fused into floats for a Hugging Face folder.
+
+    They are where all matrices are floats or GGUF's, or where a folder cannot hold the order of
+    their columns.
+    """
+    stored = model.stored().values()
+    return _known_to_gguf(model) or any(
+        weight.format not in SINGLE and not stays_quantized(weight) for weight in stored
+    )
+
+
+def _known_to_gguf(model: Any) -> bool:
+    """Whether GGUF has the formats of all matrices."""
     return all(weight.format in SINGLE for weight in model.stored().values())
 
 

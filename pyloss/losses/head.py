@@ -92,6 +92,8 @@ def head(hidden: Any, weight: Any, suffix: str = "") -> Head:
             )
         else:
             projection = Projection(f32(weight, f"weight{suffix}"))
+    if getattr(projection.weight, "columns", None) is not None:
+        raise ValueError(f"weight{suffix} must have its columns in order")
     width = projection.weight.shape[1]
     if source.shape[-1:] != (width,):
         raise ValueError(

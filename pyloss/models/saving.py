@@ -13,12 +13,12 @@ import numpy as np
 from pyloss.io.files import user_path, write_json, write_safetensors
 from pyloss.io.outputs import make_folder, output
 from pyloss.models.files.names import expert_name
-from pyloss.models.files.quantized import floats, layer_tensors, settings
+from pyloss.models.files.quantized import floats, layer_tensors, settings, stays_quantized
 from pyloss.models.transformer import Model
 from pyloss.nn import Linear
 from pyloss.runtime.device import to_device
 from pyloss.weights.stack import WeightStack
-from pyloss.weights.weight import FORMATS, Weight
+from pyloss.weights.weight import Weight
 
 #: Float formats by their names in configurations.
 DTYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
@@ -74,7 +74,8 @@ def save_model(
     """Writes config.json, model.safetensors and the tokenizer's files into the folder `path`.
 
     Matrices in mlx's affine groups or in NF4 stay as they are, in the layout of mlx or
-    bitsandbytes; those in GGUF's quantized formats become float32. Floats keep their type.
+    bitsandbytes; those in GGUF's quantized formats, and GPTQ's with `desc_act`, become float32.
+    Floats keep their type.
     Parameters take the type of most matrices if it holds their values exactly. With `dtype`
     ("float32", "float16" or "bfloat16") all floats have that type.
 
@@ -96,7 +97,7 @@ def save_model(
     grouped = {
         name.removesuffix(".weight"): weight
         for name, weight in stored.items()
-        if FORMATS[weight.format].bits
+        if stays_quantized(weight)
     }
     plain = [
         name
@@ -110,7 +111,7 @@ def save_model(
     }
     tensors: dict[str, np.ndarray] = {}
     for name, weight in stored.items():
-        if FORMATS[weight.format].bits:
+        if stays_quantized(weight):
             tensors |= layer_tensors(name.removesuffix(".weight"), weight, usual)
         else:
             tensors[name] = _floats(weight, DTYPES[dtype] if dtype else None)

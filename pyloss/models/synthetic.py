@@ -204,8 +204,8 @@ def shape_of(place: Path) -> tuple[ModelConfig, str]:
     file = config_file_of(place) if place.is_dir() else place
     config, content = ModelConfig.from_hf(file), read_json(file)
     quantization = Quantization(file, content)
-    if quantization.method == "mlx":
-        return config, f"affine{quantization.of('')[0]}"
+    if quantization.bits():
+        return config, f"affine{quantization.bits()}"
     if quantization.method:
         return config, "nf4"
     dtype = content.get("dtype", content.get("torch_dtype"))

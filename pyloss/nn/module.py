@@ -386,7 +386,7 @@ def recorded_module(module: Module) -> Recorded | None:
             if isinstance(value, DeviceArray):
                 return None
             if isinstance(value, Weight):
-                constants.append(value.handle)
+                constants += [value.handle, *(value.orders or ())]
             elif isinstance(value, np.ndarray):
                 (constants if name.startswith("_") else parameters).append(value)
     return Recorded(parameters, constants)

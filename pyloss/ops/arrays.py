@@ -106,9 +106,21 @@ def core_table(weight: Array | Weight) -> tuple[Any, tuple[int, int]]:
     ValueError unless it has two dimensions.
     """
     if isinstance(weight, Weight):
+        if weight.columns is not None:
+            raise ValueError("a table of rows must have its columns in order")
         return weight.handle, weight.shape
     rows = f32_matrix(weight, "weight")
     return rows, rows.shape
+
+
+def in_stored_order(a: Any, weight: Any) -> Any:
+    """The rows of a float32 matrix [I, R] in the order of the columns that `weight` stores."""
+    orders = getattr(weight, "orders", None)
+    if orders is None:
+        return a
+    y = empty(*a.shape, like=a)
+    _core.gather_rows(a, index(orders[0], "columns", a), y)
+    return y
 
 
 def first_array(matrix: Any) -> Any:

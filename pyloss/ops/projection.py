@@ -39,6 +39,7 @@ from pyloss.ops.arrays import (
     zeros,
 )
 from pyloss.ops.product_kernels import Dense, Kernels
+from pyloss.ops.reordering import reorder_columns, reorder_rows
 from pyloss.runtime.device import DeviceArray, empty as device_empty, on_device_of
 from pyloss.weights.stack import WeightStack
 from pyloss.weights.weight import Weight
@@ -414,6 +415,38 @@ def project_all(
     """Projections of one x [..., I]: each [..., O]. They are one operation on the tape."""
     if kernels is DENSE and wide.wide_projections(x, projections):
         return wide.project_all(x, projections)
+    if any(getattr(p.weight, "columns", None) is not None for p in projections):
+        return _reordered(x, projections, kernels)
+    return _project_all(x, projections, kernels)
+
+
+def _reordered(x: Array, projections: Sequence[Projection], kernels: Kernels) -> list[Array]:
+    """Projections whose matrices store their columns in another order.
+
+    Rows of lora_a and columns of x are put into that order, the latter once for all matrices that
+    share it.
+    """
+    kinds: dict[int, list[int]] = {}
+    for i, p in enumerate(projections):
+        kinds.setdefault(id(getattr(p.weight, "columns", None)), []).append(i)
+    ys: list[Any] = [None] * len(projections)
+    for some in kinds.values():
+        chosen = [projections[i] for i in some]
+        first: Any = chosen[0].weight
+        orders = getattr(first, "orders", None)
+        rows = x
+        if orders is not None:
+            rows = reorder_columns(x, *orders)
+            chosen = [
+                p if p.lora_a is None else p._replace(lora_a=reorder_rows(p.lora_a, *orders))
+                for p in chosen
+            ]
+        for i, y in zip(some, _project_all(rows, chosen, kernels), strict=True):
+            ys[i] = y
+    return ys
+
+
+def _project_all(x: Array, projections: Sequence[Projection], kernels: Kernels) -> list[Array]:
     source = x if isinstance(x, Tensor) else f32(x)
     shape = source.shape
     flat = shape if len(shape) == 2 else (math.prod(shape[:-1]), shape[-1])

@@ -15,6 +15,7 @@ from pyloss.ops.arrays import (
     empty,
     f32,
     first_array,
+    in_stored_order,
     multiply_columns,
     same_bits,
     transpose,
@@ -104,6 +105,7 @@ class Magnitude(LowRankAdapter):
         )
         if not isinstance(a, DeviceArray):
             a, b = np.ascontiguousarray(a), np.ascontiguousarray(b)
+        a = in_stored_order(a, weight)
         _core.adapted_norm(core_weight(weight), a, b, self.scale, squares, found)
         return found
 

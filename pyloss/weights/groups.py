@@ -158,7 +158,11 @@ def decode_rows(codes: Array, format: str, groups: Groups, rows: Array) -> Array
     cols = codes.shape[1] // layout.bytes * layout.elements
     index = (groups.first + rows[:, None] * cols + np.arange(0, cols, 32)) // groups.size
     scale = groups.scale_at(index)[:, :, None]
-    values = _unpack(codes, format).reshape(len(codes), -1, 32)
+    values = (
+        np.stack([codes >> 4, codes & 15], axis=-1)
+        if format == "nf4"
+        else decode_stream(codes, layout.bits)
+    ).reshape(len(codes), -1, 32)
     if groups.table is not None:
         result = _floats(groups.table, "f32")[values] * scale
     else:
@@ -170,14 +174,15 @@ def decode_rows(codes: Array, format: str, groups: Groups, rows: Array) -> Array
     return result.reshape(len(codes), cols)
 
 
-def _unpack(codes: Array, format: str) -> Array:
-    """uint8 codes [n, bytes] to uint8 values, flat."""
-    if format == "nf4":
-        return np.stack([codes >> 4, codes & 15], axis=-1).reshape(-1)
-    bits = FORMATS[format].bits
+def decode_stream(stream: Array, bits: int) -> Array:
+    """A stream of codes, lowest bits first, in uint8 bytes: the codes, uint8 and flat."""
+    codes = stream.reshape(-1)
     if bits == 8:
-        return codes.reshape(-1)
-    stream = np.unpackbits(codes.reshape(-1), bitorder="little").reshape(-1, bits)
+        return codes
+    if bits in (2, 4):
+        mask = np.uint8((1 << bits) - 1)
+        return np.stack([codes >> shift & mask for shift in range(0, 8, bits)], -1).reshape(-1)
+    stream = np.unpackbits(codes, bitorder="little").reshape(-1, bits)
     return np.packbits(stream, axis=1, bitorder="little").reshape(-1)
 
 
@@ -225,13 +230,19 @@ def _affine(groups: Array, bits: int) -> tuple[Array, Array, Array]:
         scale = np.where(exact, edge / np.where(exact, steps, 1), scale)
         offset = np.where(exact, edge, np.float32(0))
         codes = np.rint((groups - offset) / scale).clip(0, highest).astype(np.uint8)
-    return _pack(codes, bits), scale[:, 0], offset[:, 0]
+    return encode_stream(codes, bits), scale[:, 0], offset[:, 0]
 
 
-def _pack(codes: Array, bits: int) -> Array:
+def encode_stream(codes: Array, bits: int) -> Array:
     """uint8 codes below 2^bits to a stream of bytes."""
     if bits == 8:
         return codes.reshape(-1)
+    if bits in (2, 4):
+        each = codes.reshape(-1, 8 // bits)
+        stream = each[:, 0].copy()
+        for i in range(1, 8 // bits):
+            stream |= each[:, i] << bits * i
+        return stream
     stream = np.unpackbits(codes.reshape(-1, 1), axis=1, count=bits, bitorder="little")
     return np.packbits(stream.reshape(-1), bitorder="little")
 
@@ -299,7 +310,9 @@ def encode_with_groups(matrix: Array, format: str, groups: Groups) -> Array:
                 codes[part] = steps.clip(0, (1 << FORMATS[format].bits) - 1)
     flat = codes.reshape(-1)
     return (
-        flat[::2] << 4 | flat[1::2] if groups.offsets is None else _pack(flat, FORMATS[format].bits)
+        flat[::2] << 4 | flat[1::2]
+        if groups.offsets is None
+        else encode_stream(flat, FORMATS[format].bits)
     )
 
 

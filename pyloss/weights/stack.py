@@ -17,8 +17,8 @@ class WeightStack:
         matrices: the `Weight` of each expert, with bytes anywhere; they are kept as they are.
 
     Raises:
-        ValueError: no matrices, or one that differs from the first in format, shape or order of
-            rows.
+        ValueError: no matrices, one that differs from the first in format, shape or order of
+            rows, or one whose columns are not in order.
     """
 
     __slots__ = ("format", "handle", "matrices", "shape")
@@ -38,6 +38,8 @@ class WeightStack:
                     f"the matrices of a stack must be alike: the first is {first}, "
                     f"number {i} is {matrix}"
                 )
+            if matrix.columns is not None:
+                raise ValueError("the matrices of a stack must have their columns in order")
         self.format = first.format
         self.shape = (len(self.matrices), *first.shape)
         # The C binding takes this in place of an array.

@@ -43,13 +43,19 @@ class Weight:
         head_dim: when D > 0, the file interleaves the rotary pairs of each head of D rows: row j of
             the head's first half lies at 2j, row j of its second half at 2j + 1. This class still
             gives and takes rows in Hugging Face order.
+        columns: int32 [in_features], the column at each place of the stored rows, or None if they
+            are in order. This class gives and takes columns in order, and the kernels' handle
+            knows nothing of them: `ops.project_all` reorders what the kernels multiply.
+
+    Attributes:
+        orders: `columns` and their inverse on the kernels' device, or None.
 
     Raises:
         TypeError: `raw` is not a uint8 array.
         ValueError: an unknown format, or sizes that don't fit together.
     """
 
-    __slots__ = ("format", "groups", "handle", "head_dim", "raw", "shape")
+    __slots__ = ("columns", "format", "groups", "handle", "head_dim", "orders", "raw", "shape")
 
     def __init__(
         self,
@@ -58,6 +64,7 @@ class Weight:
         shape: tuple[int, int],
         head_dim: int = 0,
         groups: Groups | None = None,
+        columns: Array | None = None,
     ) -> None:
         if not isinstance(raw, np.ndarray) or raw.dtype != np.uint8:
             raise TypeError(
@@ -86,6 +93,12 @@ class Weight:
         self.shape = (out_features, in_features)
         self.head_dim = int(head_dim)
         self.groups = groups
+        self.columns = columns
+        self.orders: tuple[Any, Any] | None = None
+        if columns is not None:
+            if not np.array_equal(np.sort(columns), np.arange(in_features)):
+                raise ValueError(f"columns must be all numbers below {in_features}, each once")
+            self.orders = columns, _inverse(columns)
         # The C binding takes this in place of an array.
         self.handle: tuple[Any, ...] = self.handle_of_host()
 
@@ -102,6 +115,8 @@ class Weight:
         again = copy.copy(self)
         parts = self.handle_of_host()
         again.handle = tuple(_put(part, put) for part in parts)
+        if self.columns is not None:
+            again.orders = put(self.columns), put(_inverse(self.columns))
         return again
 
     @classmethod
@@ -170,7 +185,13 @@ class Weight:
             "scale_format": g.scale_format,
             "double": g.double,
         }
-        return Weight.quantize(array, self.format, self.head_dim, **options)
+        if self.columns is None:
+            return Weight.quantize(array, self.format, self.head_dim, **options)
+        ordered = np.asarray(array)[:, self.columns]
+        stored = Weight.quantize(ordered, self.format, self.head_dim, **options)
+        return Weight(
+            stored.raw, self.format, stored.shape, self.head_dim, stored.groups, self.columns
+        )
 
     def requantize(self, array: Array) -> Weight:
         """`array` [out, in], a change of this matrix, in its format.
@@ -181,13 +202,14 @@ class Weight:
         g, fresh = self.groups, self.quantize_alike(array)
         if self.is_float:
             return fresh
-        matrix = _in_stored_order(array, self.head_dim)
+        ordered = array if self.columns is None else array[:, self.columns]
+        matrix = _in_stored_order(ordered, self.head_dim)
         if g is not None:
             codes = encode_with_groups(matrix, self.format, g)
         else:
             blocks = self.raw.reshape(-1, FORMATS[self.format].bytes)
             codes = encode_blocks_with_scales(matrix, self.format, blocks).reshape(-1)
-        again = Weight(codes, self.format, self.shape, self.head_dim, g)
+        again = Weight(codes, self.format, self.shape, self.head_dim, g, self.columns)
         return min(
             (again, fresh),
             key=lambda stored: float(np.sum((stored.dequantize() - array) ** 2, dtype=np.float64)),
@@ -213,6 +235,7 @@ class Weight:
             (end - begin, in_features),
             self.head_dim,
             groups,
+            self.columns,
         )
 
     @property
@@ -261,22 +284,29 @@ class Weight:
         stored = self.raw.reshape(self.shape[0], row_bytes(self.format, self.shape[1]))
         result = np.empty((flat.size, self.shape[1]), np.float32)
         step = max(1, _CHUNK // max(1, self.shape[1]))
+        places = slice(None) if self.columns is None else self.columns
         for start in range(0, flat.size, step):
             where = _stored_rows(flat[start : start + step], self.head_dim)
             # a damaged file's infinite scale makes NaN, quietly as in the kernels
             with np.errstate(invalid="ignore"):
                 if self.groups is None:
-                    result[start : start + step] = decode(stored[where], self.format)
+                    part = decode(stored[where], self.format)
                 else:
-                    result[start : start + step] = decode_rows(
-                        stored[where], self.format, self.groups, where
-                    )
+                    part = decode_rows(stored[where], self.format, self.groups, where)
+            result[start : start + step, places] = part
         return result.reshape(*indices.shape, self.shape[1])
 
     def __repr__(self) -> str:
         heads = f", head_dim={self.head_dim}" if self.head_dim else ""
         groups = f" in groups of {self.groups.size}" if self.groups else ""
-        return f"Weight({self.format}{groups}, shape={self.shape}, {self.nbytes} bytes{heads})"
+        order = ", columns in another order" if self.columns is not None else ""
+        sizes = f"shape={self.shape}, {self.nbytes} bytes"
+        return f"Weight({self.format}{groups}, {sizes}{heads}{order})"
+
+
+def _inverse(columns: Array) -> Array:
+    """The place of each column, int32."""
+    return np.argsort(columns).astype(np.int32)
 
 
 def _put(part: Any, put: Callable[[Array], Any]) -> Any:

@@ -26,7 +26,11 @@ EXTRA = {
     "no_rope_layers": ([1, 0], [0, 0], [1], [2, 1]),
     "no_rope_layer_interval": (1, 2),
     "quantization": ({"group_size": 32, "bits": 4}, {"group_size": 64, "bits": 8, "mode": "affine"}),
-    "quantization_config": ({"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},),
+    "quantization_config": (
+        {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
+        {"quant_method": "gptq", "bits": 4, "group_size": 128},
+        {"quant_method": "awq", "bits": 4, "version": "gemm"},
+    ),
     "text_config": ({"hidden_size": 16},),
     "tie_word_embeddings": (True, False),
 }  # fmt: skip

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from fake import FakeTokenizer
+from packed_folders import write_packed
 from tiny import FAMILIES, load_tiny, logits, write_folder, write_gguf
 
 import pyloss
@@ -71,6 +72,14 @@ def test_steps_are_those_of_the_processor(device, tmp_path, format, dora):
         return load_model(folder / "tiny.gguf")
 
     here, there = (adapted(fresh(tmp_path / name), dora) for name in ("here", "there"))
+    same_steps(here, there, device)
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_steps_over_columns_in_another_order(device, tmp_path, dora):
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "head_dim": 16}
+    write_packed(tmp_path, order=True, **sizes)
+    here, there = (adapted(load_model(tmp_path), dora, 0.0) for _ in range(2))
     same_steps(here, there, device)
 
 

@@ -1,4 +1,4 @@
-"""Quantized layers in Hugging Face folders: mlx's affine groups and bitsandbytes' NF4.
+"""Quantized layers in Hugging Face folders: mlx's affine groups, bitsandbytes' NF4, GPTQ and AWQ.
 
 mlx: tensors `weight` (codes in uint32 words), `scales` and `biases`; bits and group size are in
 config.json under `quantization`, with entries for layers that differ.
@@ -6,6 +6,8 @@ config.json under `quantization`, with entries for layers that differ.
 bitsandbytes: tensors `weight` (two codes per byte), `weight.absmax`, `weight.quant_map`, with
 double quantization `weight.nested_absmax` and `weight.nested_quant_map`; the rest is JSON in the
 bytes of `weight.quant_state.bitsandbytes__nf4`.
+
+GPTQ and AWQ: see `packed.py`. Here their layers become affine groups.
 
 A layer without these tensors is not quantized.
 """
@@ -24,12 +26,13 @@ import numpy as np
 from pyloss.checks.numbers import shown
 from pyloss.errors import FormatError
 from pyloss.io.tensor_file import StoredTensor, TensorFile
+from pyloss.models.files.packed import Packed
 from pyloss.weights.formats import FORMATS
 from pyloss.weights.stack import WeightStack
 from pyloss.weights.weight import Groups, Weight
 
 AFFINE_BITS = sorted(layout.bits for name, layout in FORMATS.items() if name.startswith("affine"))
-_READS = "pyloss reads mlx's affine groups and bitsandbytes' NF4"
+_READS = "pyloss reads mlx's affine groups, bitsandbytes' NF4, GPTQ and AWQ"
 _STATE = "weight.quant_state.bitsandbytes__nf4"
 
 
@@ -37,7 +40,7 @@ class Quantization:
     """The settings of quantized layers in the config.json at `path`.
 
     Attributes:
-        method: "mlx", "bitsandbytes", or "" if the file has no settings.
+        method: "mlx", "bitsandbytes", "gptq", "awq", or "" if the file has no settings.
 
     Raises:
         ValueError: a method that pyloss does not read.
@@ -52,8 +55,11 @@ class Quantization:
         if not isinstance(self.settings, dict):
             raise FormatError(path, key, f"expected an object, got {shown(settings)}")
         self.method = self.settings.get("quant_method", "mlx") if settings is not None else ""
+        self.packed: Packed | None = None
         if self.method == "mlx":
             self.of("")
+        elif self.method in ("gptq", "awq"):
+            self.packed = Packed(path, self.settings)
         elif self.method == "bitsandbytes":
             if not (self.settings.get("load_in_4bit") or self.settings.get("_load_in_4bit")):
                 raise ValueError(f"{path}: quantized by bitsandbytes in 8 bits; {_READS}")
@@ -89,11 +95,23 @@ class Quantization:
             )
         return bits, size
 
+    def bits(self) -> int:
+        """The usual number of bits of layers in affine groups, 0 for other methods."""
+        if self.packed is not None:
+            return int(self.packed.bits)
+        return self.of("")[0] if self.method == "mlx" else 0
+
     def weight(self, file: TensorFile, layer: str, *shape: int) -> Weight | None:
         """The quantized matrix of `layer`, or None if the layer is not quantized.
 
         `shape` is [rows, cols], or [count, rows, cols] of experts, whose rows are one matrix.
         """
+        if f"{layer}.qweight" in file:
+            if self.packed is None:
+                reason = "a quantized layer, and config.json has no quantization_config of its"
+                raise FormatError(file.path, f"{layer}.qweight", reason)
+            *leading, cols = shape
+            return self.packed.weight(file, layer, math.prod(leading), cols)
         if f"{layer}.scales" in file:
             if self.method != "mlx":
                 raise FormatError(
@@ -204,6 +222,11 @@ def _state(tensor: StoredTensor) -> dict[str, Any]:
             tensor.path, tensor.name, f"not bitsandbytes' state of an nf4 tensor: {error}"
         ) from None
     return state
+
+
+def stays_quantized(weight: Weight | WeightStack) -> bool:
+    """Whether a Hugging Face folder holds the matrix as it is, not as floats."""
+    return bool(FORMATS[weight.format].bits) and getattr(weight, "columns", None) is None
 
 
 def layer_tensors(layer: str, weight: Weight | WeightStack, dtype: str) -> dict[str, np.ndarray]:

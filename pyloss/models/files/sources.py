@@ -72,16 +72,16 @@ class Source:
     def refuse_leftovers(self) -> None:
         """Raises FormatError for a tensor that no part of the configuration has requested."""
         left = [name for name in self.file if name not in self.file.asked]
-        left = [
-            name
-            for name in left
-            if not name.endswith(_TABLES) and not name.startswith(_OTHER_INPUTS)
-        ]
+        left = [name for name in left if not self._means_nothing(name)]
         if left:
             others = f", and {len(left) - 1} others" if len(left) > 1 else ""
             raise FormatError(
                 self.file.path, left[0], f"no part of this configuration has such a tensor{others}"
             )
+
+    def _means_nothing(self, name: str) -> bool:
+        """Whether the tensor `name`, which was not requested, changes no result."""
+        return name.endswith(_TABLES) or name.startswith(_OTHER_INPUTS)
 
     def refuse_missing_layers(self, layers: int) -> None:
         """Raises FormatError if the configuration has more `layers` than the file."""
@@ -124,7 +124,20 @@ class FolderSource(Source):
 
     def matrix(self, name: str, rows: int, cols: int, rotary: bool = False) -> Weight:
         """See `Source`."""
-        return self._quantized(name, rows, cols) or super().matrix(name, rows, cols, rotary)
+        found = self._quantized(name, rows, cols) or super().matrix(name, rows, cols, rotary)
+        if found.columns is not None and (name == "lm_head" or ".experts." in name):
+            raise ValueError(
+                f"{self.file.path}: {name}: heads and experts quantized with desc_act are not "
+                "supported"
+            )
+        return found
+
+    def _means_nothing(self, name: str) -> bool:
+        layer, _, part = name.rpartition(".")
+        if part == "bias" and f"{layer}.qweight" in self.file:
+            # AutoGPTQ writes zeros for layers that have no bias.
+            return not self.file.tensor(name).values().any()
+        return super()._means_nothing(name)
 
     def _quantized(self, name: str, *shape: int) -> Weight | None:
         layer = self._stored_name(f"{name}.weight").removesuffix(".weight")

@@ -201,7 +201,8 @@ def _products(weight: Any) -> tuple[Product, Product]:
         _core.linear_input_grad(
             np.ascontiguousarray(y), core_weight(weight), None, None, 0, None, out
         )
-        return out
+        orders = getattr(weight, "orders", None)
+        return out if orders is None else out[:, orders[1]]
 
     return lambda x: ops.linear(np.ascontiguousarray(x), weight), backward
 

@@ -221,9 +221,9 @@ def test_a_folder_is_of_one_kind(tmp_path):
     ("content", "error", "message"),
     [
         (
-            {"quantization_config": {"quant_method": "gptq", "bits": 4}},
+            {"quantization_config": {"quant_method": "hqq", "bits": 4}},
             ValueError,
-            "quantized by 'gptq'; pyloss reads mlx's",
+            "quantized by 'hqq'; pyloss reads mlx's",
         ),
         (
             {"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}},

@@ -1,0 +1,126 @@
+"""Folders as AutoGPTQ and AutoAWQ write them, from random integers, packed bit by bit."""
+
+import json
+
+import numpy as np
+import tiny
+from safetensors.numpy import save_file
+
+AWQ_ORDER = [0, 2, 4, 6, 1, 3, 5, 7]
+
+
+def gptq_words(codes, bits):
+    """codes [n, out] to uint32 [n * bits / 32, out]: each column is a stream, lowest bits first."""
+    n, out = codes.shape
+    stream = ((codes[:, None] >> np.arange(bits)[None, :, None]) & 1).reshape(
+        n * bits // 32, 32, out
+    )
+    return (
+        (stream.astype(np.uint64) << np.arange(32, dtype=np.uint64)[None, :, None])
+        .sum(1)
+        .astype(np.uint32)
+    )
+
+
+def awq_words(codes):
+    """codes [n, out] to uint32 [n, out / 8]: eight codes of a row in AWQ's order."""
+    eights = codes.reshape(len(codes), -1, 8)[:, :, AWQ_ORDER].astype(np.uint64)
+    return (eights << (4 * np.arange(8, dtype=np.uint64))).sum(-1).astype(np.uint32)
+
+
+def random_layer(rng, out, cols, bits, groups, group_of, sym, scale_type):
+    """Codes [cols, out], zeros and scales [groups, out], and the matrix [out, cols] of these."""
+    codes = rng.integers(0, 1 << bits, (cols, out))
+    zeros = rng.integers(0, 1 << bits, (groups, out))
+    if sym:
+        zeros[...] = 1 << (bits - 1)
+    size = 3 / (1 << bits) / np.sqrt(cols)
+    scales = (rng.uniform(0.5, 1.5, (groups, out)) * size).astype(scale_type)
+    matrix = (codes - zeros[group_of]) * scales.astype(np.float64)[group_of]
+    return codes, zeros, scales, np.ascontiguousarray(matrix.T, np.float32)
+
+
+def write_packed(
+    folder,
+    method="gptq",
+    bits=4,
+    group_size=32,
+    sym=False,
+    order=None,
+    g_idx=True,
+    format=None,
+    scale_type=np.float16,
+    zero_biases=False,
+    skip=("embed_tokens", "lm_head"),
+    seed=0,
+    change=None,
+    settings=None,
+    **options,
+):
+    """Write such a folder; return (config, arrays of the model that it stands for).
+
+    With `order` the columns of a group lie apart, as desc_act leaves them.
+    """
+    c = tiny.config(**{"tied": False, **options})
+    rng = np.random.default_rng(seed)
+    arrays, stored = tiny.tensors(c, seed), {}
+    shared = {}
+    for name, array in list(arrays.items()):
+        layer, _, kind = name.rpartition(".")
+        if kind != "weight" or array.ndim != 2 or any(part in name for part in skip):
+            stored[name] = array.astype(np.float32)
+            continue
+        out, cols = array.shape
+        size = cols if group_size == -1 else group_size
+        groups = -(-cols // size)
+        group_of = np.arange(cols) // size
+        if order:  # q, k and v have one order, as in real files
+            at, one = layer.rpartition(".")[::2]
+            key = at if one in ("q_proj", "k_proj", "v_proj") else layer
+            drawn = shared.setdefault(key, rng.permutation(cols))
+            group_of = group_of[drawn]
+        codes, zeros, scales, arrays[name] = random_layer(
+            rng, out, cols, bits, groups, group_of, sym, scale_type
+        )
+        if method == "awq":
+            stored[f"{layer}.qweight"], stored[f"{layer}.qzeros"] = map(awq_words, (codes, zeros))
+        else:
+            less = 0 if format == "gptq_v2" else 1
+            stored[f"{layer}.qweight"] = gptq_words(codes, bits)
+            stored[f"{layer}.qzeros"] = gptq_words(((zeros - less) % (1 << bits)).T, bits).T
+            if g_idx:
+                index = group_of if g_idx != "zeros" else 0 * group_of
+                stored[f"{layer}.g_idx"] = index.astype(np.int32)
+            if zero_biases and f"{layer}.bias" not in arrays:
+                stored[f"{layer}.bias"] = np.zeros(out, np.float16)
+        stored[f"{layer}.scales"] = scales
+    for name, array in stored.items():
+        if array.dtype == np.uint32:
+            stored[name] = np.ascontiguousarray(array).view(np.int32)
+    if change:
+        change(stored)
+    stored = {name: np.ascontiguousarray(array) for name, array in stored.items()}
+    own = (
+        {"version": "GEMM", "zero_point": True}
+        if method == "awq"
+        else {"sym": sym, "desc_act": bool(order)}
+    )
+    if format and method == "gptq":
+        own["checkpoint_format"] = format
+    c["quantization_config"] = {
+        "quant_method": method, "bits": bits, "group_size": group_size, **own, **(settings or {})
+    }  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(c))
+    save_file(stored, folder / "model.safetensors", {"format": "pt"})
+    return c, arrays
+
+
+def write_plain(folder, c, arrays):
+    """The folder of floats that a packed folder stands for."""
+    folder.mkdir(parents=True, exist_ok=True)
+    plain = {key: value for key, value in c.items() if key != "quantization_config"}
+    (folder / "config.json").write_text(json.dumps(plain))
+    save_file(
+        {name: a.astype(np.float32) for name, a in arrays.items()}, folder / "model.safetensors"
+    )
