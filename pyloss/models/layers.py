@@ -31,12 +31,13 @@ class Packing:
     Attributes:
         offsets: int32 [S + 1]: the first token of each sequence, and the number of all tokens.
         positions: int32 [N]: each token's row in the rotary tables, see `RopeTable`.
-        rotary: the tables (cos, sin) of layers without a window, and of layers with one.
+        rotary: the tables (cos, sin) of layers without a window, and of layers with one; where the
+            scale of queries grows with their position, also those of queries.
     """
 
     offsets: np.ndarray
     positions: np.ndarray
-    rotary: tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+    rotary: tuple[tuple[np.ndarray, np.ndarray], ...]
 
     def of_last(self) -> Packing:
         """The packing of only the last token, which sees all earlier tokens in a cache."""
@@ -49,7 +50,7 @@ class Packing:
         return Packing(
             on_device_of(x, self.offsets),
             on_device_of(x, self.positions),
-            (tables[0].on_device_of(x), tables[1].on_device_of(x)),
+            tuple(table.on_device_of(x) for table in tables),
         )
 
 
@@ -118,22 +119,23 @@ class Attention(Module):
         layer: int = 0,
         last_row: Packing | None = None,
     ) -> Any:
-        def rotated(where: Packing, *projected: Any) -> Any:
+        def rotated(where: Packing, table: int, *projected: Any) -> Any:
             if not self._rotated:
                 return projected
-            rotary = where.rotary[self._window > 0]
+            rotary = where.rotary[table]
             return ops.rope_all(
                 projected, where.positions, *rotary, in_place=True, head_dim=self._head_dim
             )
 
         q, k, v = self.projected(x, last_row is not None)
-        if last_row is None:
-            where = packing
-            q, k = rotated(packing, _normed(q, self.q_norm), _normed(k, self.k_norm))
+        where = packing if last_row is None else last_row
+        of_keys = int(self._window > 0)
+        of_queries = of_keys if len(packing.rotary) == 2 else 2
+        if last_row is None and of_queries == of_keys:
+            q, k = rotated(packing, of_keys, _normed(q, self.q_norm), _normed(k, self.k_norm))
         else:
-            where = last_row
-            (q,) = rotated(where, _normed(q, self.q_norm))
-            (k,) = rotated(packing, _normed(k, self.k_norm))
+            (q,) = rotated(where, of_queries, _normed(q, self.q_norm))
+            (k,) = rotated(packing, of_keys, _normed(k, self.k_norm))
         k_offsets = None
         if cache is not None:
             k, v, k_offsets = cache.append(layer, data(k), data(v))
@@ -293,7 +295,8 @@ class DecoderLayer(Module):
             object.__setattr__(self, "_recorded", kept)
         if kept[1] is None:
             return self(x, packing)
-        arrays = packing.offsets, packing.positions, *packing.rotary[0], *packing.rotary[1]
+        tables = (array for pair in packing.rotary for array in pair)
+        arrays = packing.offsets, packing.positions, *tables
         return kept[1](lambda value: self(value, packing), x, arrays)
 
 

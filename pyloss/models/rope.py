@@ -18,14 +18,18 @@ class RopeTable:
     positions of a long sequence, these have rows of their own, `long_from` further down.
     """
 
-    def __init__(self, config: ModelConfig, local: bool = False):
-        """`local`: for layers with a window, whose rotary base may differ."""
+    def __init__(self, config: ModelConfig, local: bool = False, queries: bool = False):
+        """`local`: for layers with a window, whose rotary base may differ.
+
+        `queries`: for queries whose scale grows with their position.
+        """
         theta, scaling = config.rope_theta, config.rope_scaling
         if local and config.rope_local_base_freq is not None:
             theta, scaling = config.rope_local_base_freq, None
         self._frequencies, self._scale = rotary_frequencies(theta, config.rotary_dim, scaling)
         self._long, _ = rotary_frequencies(theta, config.rotary_dim, scaling, long=True)
         self._long_from = long_from(scaling)
+        self._growth = config.query_growth if queries else None
         self._cos = self._sin = np.empty((0, len(self._frequencies)), np.float32)
         # the cos that was copied to a device, and the copies of both tables
         self._copies: tuple[Any, Any, Any] | None = None
@@ -41,8 +45,12 @@ class RopeTable:
             angles = row * self._frequencies
             if short is not None:
                 angles[short:] = (row[short:] - short) * self._long
+            scale: Any = self._scale
+            if self._growth is not None:
+                by, each = self._growth
+                scale = scale * (1 + by * np.log1p(row // each))
             self._cos, self._sin = (
-                (self._scale * f(angles)).astype(np.float32) for f in (np.cos, np.sin)
+                (scale * f(angles)).astype(np.float32) for f in (np.cos, np.sin)
             )
         return self._cos, self._sin
 

@@ -57,7 +57,9 @@ class Model(Module):
         self.lm_head = lm_head
         self.adapter_config: dict[str, Any] | None = None
         self.kept_of_adapter: float | None = None
-        self._rope = (RopeTable(config), RopeTable(config, local=True))
+        self._rope = [RopeTable(config), RopeTable(config, local=True)]
+        if config.query_growth is not None:
+            self._rope.append(RopeTable(config, queries=True))
         self._long_from = long_from(config.rope_scaling)
         self._checkpoint = False
 
@@ -132,10 +134,8 @@ class Model(Module):
         long = np.zeros(len(lengths), bool) if short is None else lengths > short
         return (long * (short or 0)).astype(np.int32)
 
-    def _rotary(
-        self, longest: int
-    ) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
-        return self._rope[0].upto(longest), self._rope[1].upto(longest)
+    def _rotary(self, longest: int) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
+        return tuple(table.upto(longest) for table in self._rope)
 
     def _run(
         self,
@@ -361,7 +361,7 @@ class Model(Module):
         """
         longest = np.maximum(lengths + 1, least)
         rotary = self._rotary(int(longest.max()))
-        state = (self, Module.assignments, *rotary[0], *rotary[1])
+        state = (self, Module.assignments, *(array for pair in rotary for array in pair))
         if step is None or not step.holds(state):
             step = NextTokens(state, len(tokens))
         step.tokens[:], step.positions[:] = tokens, lengths + self._shift(longest)

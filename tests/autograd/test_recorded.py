@@ -30,6 +30,17 @@ GEMMA = {
     "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
     "rope_local_base_freq": 100.0,
 }
+MINISTRAL3 = {
+    "llama_4_scaling_beta": 0.4,
+    "rope_scaling": {
+        "rope_type": "yarn",
+        "factor": 4.0,
+        "original_max_position_embeddings": 4,
+        "beta_fast": 4.0,
+        "beta_slow": 1.0,
+        "attention_factor": 1.0,
+    },
+}
 OLMO3 = {key: value for key, value in GEMMA.items() if key != "rope_local_base_freq"}
 
 
@@ -99,6 +110,7 @@ def unfrozen(net):
         (lambda: adapted("qwen3", "q8_0"), True),
         (lambda: adapted("gemma3_text", **GEMMA), True),
         (lambda: adapted("gemma2", attn_logit_softcapping=2.0), True),
+        (lambda: adapted("ministral3", **MINISTRAL3), True),
         (lambda: adapted("smollm3", no_rope_layers=[1, 0, 1]), True),
         (lambda: adapted("olmo2", "q8_0"), True),
         (lambda: adapted("olmo3", **OLMO3), True),

@@ -36,6 +36,13 @@ FAMILIES = {
         "embedding_multiplier": 12.0, "attention_multiplier": 0.35, "residual_multiplier": 0.22, "logits_scaling": 0.5,
     },
     "smollm3": {"sliding_window": 9, "layer_types": TYPES, "no_rope_layers": [0, 1, 0]},
+    "ministral3": {
+        "llama_4_scaling_beta": 0.4,
+        "rope_scaling": {
+            "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "beta_fast": 4.0, "beta_slow": 1.0,
+            "attention_factor": 1.0,
+        },
+    },
     "olmo2": {},
     "olmo3": {"sliding_window": 9, "layer_types": TYPES},
     "phi3": {"sliding_window": 20, "partial_rotary_factor": 0.75},

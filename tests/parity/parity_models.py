@@ -100,6 +100,19 @@ LFM2 = {
     "block_multiple_of": 16,
 }
 
+# Queries grow within the test sequences: more than twice the original length.
+MINISTRAL3 = {
+    "family": "Ministral3",
+    "pad_token_id": 0,
+    "rope_scaling": {
+        **YARN,
+        "original_max_position_embeddings": 16,
+        "mscale": 1.0,
+        "mscale_all_dim": 1.0,
+        "llama_4_scaling_beta": 0.4,
+    },
+}
+
 # Mixtures of experts: class names and options of the tiny models.
 MIXTURES = {
     "mixtral": {
@@ -191,6 +204,7 @@ def write_gguf(model, path, type_of=lambda name: "F32"):
             "gemma3_text": "gemma3",
             "qwen3_moe": "qwen3moe",
             "qwen2_moe": "qwen2moe",
+            "ministral3": "mistral3",
             "olmo3": "olmo2",
         },
     )
@@ -237,6 +251,9 @@ def write_gguf(model, path, type_of=lambda name: "F32"):
     if rope["rope_type"] == "yarn":
         writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
         writer.add_rope_scaling_yarn_beta_fast(rope["beta_fast"])
+    if arch == "mistral3":
+        writer.add_rope_scaling_yarn_log_mul(rope["mscale_all_dim"])
+        writer.add_attn_temperature_scale(rope["llama_4_scaling_beta"])
     if arch == "phi3":
         partial = int(head_dim * rope["partial_rotary_factor"])
         writer.add_rope_dimension_count(partial)
@@ -253,7 +270,7 @@ def write_gguf(model, path, type_of=lambda name: "F32"):
         writer.add_attention_scale(config.attention_multiplier)
         writer.add_residual_scale(config.residual_multiplier)
         writer.add_logit_scale(config.logits_scaling)
-    interleaved = arch in ("llama", "smollm3", "granite")
+    interleaved = arch in ("llama", "smollm3", "granite", "mistral3")
     if interleaved:
         writer.add_rope_dimension_count(head_dim)
         writer.add_vocab_size(config.vocab_size)

@@ -129,6 +129,8 @@ def make(**changes):
             "sliding_window": 100,
             "layer_types": ["sliding_attention", "full_attention"],
         },
+        {"model_type": "ministral3", "rope_scaling": YARN, "llama_4_scaling_beta": 0.1},
+        {"model_type": "ministral3", "sliding_window": 100},
         {"model_type": "olmo2", "head_dim": 16, "rope_scaling": YARN},
         {
             "model_type": "olmo3",

@@ -9,6 +9,7 @@ from parity_models import (
     LFM2,
     LINEARS,
     LLAMA3,
+    MINISTRAL3,
     OLMO2,
     OLMO3,
     PHI3,
@@ -79,6 +80,13 @@ VARIANTS = {
         "mlp_bias": True,
         "tie_word_embeddings": False,
     },
+    "ministral3": MINISTRAL3,
+    "ministral3 with a window and another scale": {
+        **MINISTRAL3,
+        "sliding_window": 24,
+        "tie_word_embeddings": False,
+        "rope_scaling": {**MINISTRAL3["rope_scaling"], "mscale_all_dim": 0.5},
+    },
     "smollm3": SMOLLM3,
     "smollm3 of llama.cpp's pattern": {**SMOLLM3_GGUF, "rope_scaling": YARN},
     "smollm3 with windows": {
@@ -147,6 +155,7 @@ GGUF = (
     "qwen3",
     "granite",
     "granite with biases and a head",
+    "ministral3",
     "smollm3 of llama.cpp's pattern",
     "lfm2",
     "olmo2",
@@ -224,6 +233,39 @@ def test_logits_of_variants(tiny):
         expected = torch_logits(theirs, ids)
         assert expected.std() > 0.5  # large enough for differences to show
         np.testing.assert_allclose(our_logits(ours, ids), expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("family", ["Ministral3", "Mistral"])
+def test_the_language_model_of_mistral3(tmp_path, family, tied):
+    """The wrapper of Ministral 3 and of Mistral Small 3.1, whose parts for images are left out."""
+    scaling = MINISTRAL3.get("rope_scaling") if family == "Ministral3" else None
+    text = make_tiny(family=family, rope_scaling=scaling, tie_word_embeddings=tied)
+    vision = {
+        "model_type": "pixtral",
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 28,
+        "patch_size": 14,
+        "head_dim": 8,
+    }
+    config = transformers.Mistral3Config(
+        text_config=text.config.to_dict(), vision_config=vision, tie_word_embeddings=tied
+    )
+    whole = transformers.Mistral3ForConditionalGeneration(config).eval()
+    whole.model.language_model.load_state_dict(text.model.state_dict())
+    whole.lm_head.load_state_dict(text.lm_head.state_dict())
+    whole.save_pretrained(tmp_path)
+    (file,) = tmp_path.glob("*.safetensors")
+    assert any("vision_tower" in name for name in load_file(file))
+    ours = pyloss.load_model(tmp_path)
+    assert ours.config.model_type == family.lower() and (ours.lm_head is None) == tied
+    (ids,) = ragged(300, 40)
+    np.testing.assert_allclose(our_logits(ours, ids), torch_logits(text, ids), rtol=0, atol=1e-4)
+    ours.save(tmp_path / "text")
+    assert pyloss.load_model(tmp_path / "text").config == ours.config
 
 
 @pytest.mark.parametrize("beginning", ["language_model.model.", "model.language_model."])

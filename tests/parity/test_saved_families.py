@@ -12,6 +12,7 @@ from parity_models import (
     GRANITE,
     LFM2,
     LLAMA3,
+    MINISTRAL3,
     OLMO2,
     OLMO3,
     PHI3,
@@ -44,6 +45,7 @@ FAMILIES = {
     },
     "qwen3": {"family": "Qwen3", "tie_word_embeddings": False},
     "granite": {**GRANITE, "pad_token_id": 0},
+    "ministral3": {**MINISTRAL3, "rope_scaling": {**MINISTRAL3["rope_scaling"], "beta_fast": 32.0}},
     "smollm3": {**SMOLLM3_GGUF, "rope_scaling": {**YARN, "beta_fast": 32.0}},
     "olmo2": {**OLMO2, "tie_word_embeddings": False},
     "olmo3": {**OLMO3, "tie_word_embeddings": False, "rope_scaling": {**YARN, "beta_fast": 32.0}},
@@ -115,6 +117,7 @@ def test_written_as_gguf(family, tmp_path):
     np.testing.assert_allclose(our_logits(again, ids), our_logits(model, ids), rtol=0, atol=1e-5)
     assert again.config.max_position_embeddings == (512 if ids is IDS else 24)
     equal = (
+        "ministral3",
         "smollm3",
         "olmo2",
         "olmo3",

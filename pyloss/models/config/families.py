@@ -51,6 +51,7 @@ class Family:
         fused: q, k and v are one matrix, and so are gate and up.
         partial_rotary: only the share partial_rotary_factor of each head rotates.
         longrope: positions are scaled by longrope or not at all.
+        query_growth: llama_4_scaling_beta in rope_parameters, see `ModelConfig`.
         gguf_window: GGUF has the window of all layers, which llama.cpp does not apply.
         scaled_embedding: embeddings are multiplied by sqrt(hidden_size).
         multipliers: embedding_multiplier, attention_multiplier, residual_multiplier and
@@ -93,6 +94,7 @@ class Family:
     fused: bool = False
     partial_rotary: bool = False
     longrope: bool = False
+    query_growth: bool = False
     gguf_window: bool = False
     scaled_embedding: bool = False
     multipliers: bool = False
@@ -158,6 +160,30 @@ FAMILIES = {
         gguf_interleaved=True,
         windows="all",
         defaults={"sliding_window": 4096, "max_position_embeddings": 131072},
+    ),
+    "ministral3": Family(
+        "Ministral3ForCausalLM",
+        "mistral3",
+        gguf_interleaved=True,
+        query_growth=True,
+        windows="all",
+        defaults={
+            "num_key_value_heads": 8,
+            "head_dim": 128,
+            "max_position_embeddings": 262144,
+            "rms_norm_eps": 1e-5,
+            "rope_theta": 1e6,
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 1e6,
+                "factor": 16.0,
+                "original_max_position_embeddings": 16384,
+                "mscale": 1.0,
+                "mscale_all_dim": 1.0,
+                "llama_4_scaling_beta": 0.1,
+            },
+        },
+        gguf_lacks=_GGUF_LACKS,
     ),
     "smollm3": Family(
         "SmolLM3ForCausalLM",

@@ -23,7 +23,11 @@ from pyloss.models.config.fields import (
 )
 from pyloss.models.config.known_keys import refuse_gguf_keys
 from pyloss.models.config.mixture import read_gguf_mixture
-from pyloss.models.config.rope_scaling import read_gguf_longrope, read_gguf_scaling
+from pyloss.models.config.rope_scaling import (
+    GGUF_ALL_DIM,
+    read_gguf_longrope,
+    read_gguf_scaling,
+)
 from pyloss.models.config.values import FLAG, TEXT, Kind, Values, checked, float32, whole
 
 
@@ -91,6 +95,12 @@ _OF_CONVOLUTIONS: dict[str, Kind] = {
     "shortconv.l_cache": whole(1),
 }
 
+# Keys of architectures whose queries grow with their position.
+_OF_GROWTH: dict[str, Kind] = {
+    "attention.temperature_scale": float32,
+    f"rope.scaling.{GGUF_ALL_DIM}": float32,
+}
+
 _OF_SOFTCAPS: dict[str, Kind] = dict.fromkeys(SOFTCAPS, float32)
 
 _KNOWN = {*_REQUIRED, *_OPTIONAL, *_OF_WINDOWS, *_OF_EXPERTS, *_OF_SIZED_EXPERTS}
@@ -99,6 +109,8 @@ _DEFAULTS = {
     "attention.sliding_window": 0,
     "expert_weights_norm": None,
     "expert_shared_feed_forward_length": None,
+    "attention.temperature_scale": None,
+    f"rope.scaling.{GGUF_ALL_DIM}": None,
     **{key: 0.0 for key in MULTIPLIERS.values() if key != "logit_scale"},
     "rope.scaling.finetuned": True,
 }
@@ -160,6 +172,7 @@ def read_gguf_config(
         if family.query_scalar
         else None,
         **{name: read.get(name) for name in SOFTCAPS},
+        "llama_4_scaling_beta": read.get("attention.temperature_scale") or None,
         **_multipliers(read, family),
         "mixture": read_gguf_mixture(read, family),
         "bos_token_id": tokens["bos_token_id"],
@@ -198,6 +211,8 @@ def _read(metadata: Mapping[str, Any], path: str | os.PathLike[str]) -> tuple[st
         kinds |= _OF_CONVOLUTIONS
     if family.multipliers:
         kinds |= _OF_MULTIPLIERS
+    if family.query_growth:
+        kinds |= _OF_GROWTH
     refuse_gguf_keys(path, arch, metadata, _KNOWN | set(kinds))
     return found[0], Values(path, metadata, kinds, _DEFAULTS | _window_defaults(family), f"{arch}.")
 

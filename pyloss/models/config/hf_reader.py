@@ -126,6 +126,10 @@ _OFF = {
 }
 
 
+#: Kinds of models with a part for images, and the language model's kind where it is not said.
+WRAPPERS = {"mistral3": "mistral"}
+
+
 def read_hf_config(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The fields of `ModelConfig`, read from the config.json at `path`.
 
@@ -182,9 +186,16 @@ def read_hf_config(path: str | os.PathLike[str]) -> dict[str, Any]:
 def _text_part(path: str | os.PathLike[str], content: dict[str, Any]) -> dict[str, Any]:
     """The language model's configuration in one that also describes an image model."""
     kind = f"{content.get('model_type')}_text"
-    if kind not in FAMILIES:
+    wrapper = next((own for name, own in WRAPPERS.items() if f"{name}_text" == kind), None)
+    if kind not in FAMILIES and wrapper is None:
         return content
     text = Values(path, content, {"text_config": OBJECT}, {})["text_config"]
+    if wrapper is not None:
+        kind = text.get("model_type", wrapper)
+        # transformers has one of the two flags, and a head in the file counts more.
+        tied = (part.get("tie_word_embeddings") for part in (content, text))
+        said = [flag for flag in tied if flag is not None]
+        text = {**text, "tie_word_embeddings": True in said or not said}
     outer = {
         key: value
         for key, value in content.items()
@@ -288,10 +299,17 @@ def _rope(read: Values, family: Family) -> dict[str, Any]:
     if family.local_rope == "same" and local is None:
         local = _same_theta(read, nested, family)
     defaults = {"rope_theta": read["rope_theta"]}
+    if family.query_growth:
+        # Inert: max_position_embeddings is that of the configuration itself.
+        ignored = ("max_position_embeddings",)
+        scaling = {key: value for key, value in scaling.items() if key not in ignored}
+        defaults["llama_4_scaling_beta"] = None
     if family.partial_rotary:
         defaults["partial_rotary_factor"] = read["partial_rotary_factor"]
     numbers = Values(read.path, scaling, dict.fromkeys(defaults, real), defaults)
     scaling = {key: value for key, value in scaling.items() if key not in numbers}
+    if family.query_growth and not numbers["llama_4_scaling_beta"]:
+        numbers["llama_4_scaling_beta"] = None
     return {
         **numbers,
         "rope_local_base_freq": local,

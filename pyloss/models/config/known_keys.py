@@ -98,7 +98,8 @@ _HF_INERT = {
     # parts for images, and adapters that a folder was made with
     "vision_config", "mm_tokens_per_image", "vision_feature_layer",
     "vision_feature_select_strategy", "projector_hidden_act",
-    "multimodal_projector_bias", "_attn_implementation_autoset", "peft", "lora",
+    "multimodal_projector_bias", "spatial_merge_size", "_attn_implementation_autoset", "peft",
+    "lora",
 }  # fmt: skip
 _HF_INERT_ENDS = ("_token_id", "_token_ids", "_token_index")
 

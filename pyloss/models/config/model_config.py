@@ -28,7 +28,12 @@ from pyloss.models.config.gguf_reader import read_gguf_config
 from pyloss.models.config.hf_reader import read_hf_config
 from pyloss.models.config.lfm2 import own_keys
 from pyloss.models.config.mixture import Mixture
-from pyloss.models.config.rope_scaling import check_rotary, check_scaling, long_from
+from pyloss.models.config.rope_scaling import (
+    check_rotary,
+    check_scaling,
+    long_from,
+    yarn_for_mlx,
+)
 from pyloss.models.config.values import checked
 
 
@@ -49,6 +54,8 @@ class ModelConfig:
         attn_logit_softcapping: attention scores s become c tanh(s / c); None: they stay.
         final_logit_softcapping: the same of logits.
         partial_rotary_factor: the share of each head that rotates; None: 1.
+        llama_4_scaling_beta: queries are multiplied by 1 + it log(1 + floor(p / n)), for their
+            position p and n original_max_position_embeddings of yarn; None: they stay.
         embedding_multiplier: embeddings are multiplied by it; None: 1.
         attention_multiplier: attention scores are; None: 1 / sqrt(query_pre_attn_scalar).
         residual_multiplier: the outputs of attention and MLP are, before they are added; None: 1.
@@ -85,6 +92,7 @@ class ModelConfig:
     attn_logit_softcapping: float | None = None
     final_logit_softcapping: float | None = None
     partial_rotary_factor: float | None = None
+    llama_4_scaling_beta: float | None = None
     embedding_multiplier: float | None = None
     attention_multiplier: float | None = None
     residual_multiplier: float | None = None
@@ -125,9 +133,17 @@ class ModelConfig:
             check_rotary(self.rope_local_base_freq, self.rotary_dim, None)
         if self.family.local_rope == "same" and self.rope_local_base_freq is None:
             self.rope_local_base_freq = self.rope_theta
+        if self.llama_4_scaling_beta is not None:
+            self._check_growth()
         self._check_windows()
         if self.no_rope_layers is not None:
             self._check_unrotated(self.no_rope_layers)
+
+    def _check_growth(self) -> None:
+        if not self.family.query_growth:
+            raise ValueError(f"llama_4_scaling_beta is not supported for {self.model_type}")
+        if (self.rope_scaling or {}).get("rope_type") != "yarn":
+            raise ValueError("llama_4_scaling_beta is supported only with rope_type yarn")
 
     def _check_unrotated(self, layers: list[int]) -> None:
         if not self.family.unrotated_layers:
@@ -196,6 +212,13 @@ class ModelConfig:
         """The number of elements of each head that rotate, from the first on."""
         factor = self.partial_rotary_factor
         return self.head_dim if factor is None else int(self.head_dim * factor)
+
+    @property
+    def query_growth(self) -> tuple[float, float] | None:
+        """llama_4_scaling_beta and the positions after which queries grow; None: they do not."""
+        if self.llama_4_scaling_beta is None or self.rope_scaling is None:
+            return None
+        return self.llama_4_scaling_beta, self.rope_scaling["original_max_position_embeddings"]
 
     @property
     def embedding_factor(self) -> float:
@@ -288,6 +311,13 @@ class ModelConfig:
                 FULL: plain | (self.rope_scaling or {}),
                 SLIDING: plain | {"rope_theta": content.pop("rope_local_base_freq")},
             }
+        if family.query_growth:  # transformers and mlx-lm need both keys
+            content["rope_parameters"] = {
+                "rope_theta": self.rope_theta,
+                "original_max_position_embeddings": self.max_position_embeddings,
+                **(yarn_for_mlx(content.pop("rope_scaling")) or {"rope_type": "default"}),
+                "llama_4_scaling_beta": content.pop("llama_4_scaling_beta", 0.0),
+            }
         if long_from(self.rope_scaling) is not None:
             # transformers takes the original length from here, and mlx-lm also the type.
             scaling = {**content["rope_scaling"], "type": "longrope"}
@@ -301,6 +331,7 @@ _PARTICULAR_NUMBERS = (
     "rope_local_base_freq",
     "query_pre_attn_scalar",
     "partial_rotary_factor",
+    "llama_4_scaling_beta",
     *SOFTCAPS,
     *MULTIPLIERS,
 )

@@ -166,11 +166,16 @@ def read_hf_scaling(
         )
     if kind == "longrope":
         return _read_hf_longrope(path, scaling, original, longest)
-    refuse_rope_keys(path, scaling, {key for keys in KEYS.values() for key in keys})
+    scales = _YARN_SCALES if kind == "yarn" else ()
+    refuse_rope_keys(path, scaling, {*scales, *(key for keys in KEYS.values() for key in keys)})
     defaults = {**_YARN, "attention_factor": None, "original_max_position_embeddings": longest}
     numbers = dict(Values(path, scaling, dict.fromkeys(KEYS[kind], real), defaults))
     if kind == "yarn" and numbers["attention_factor"] is None:
+        read = Values(path, scaling, dict.fromkeys(scales, real), dict.fromkeys(scales))
         numbers["attention_factor"] = _attention_factor(numbers["factor"])
+        if all(read.values()):
+            over, under = (_attention_factor(numbers["factor"], read[key]) for key in scales)
+            numbers["attention_factor"] = over / under
     if "original_max_position_embeddings" in numbers:
         length = numbers["original_max_position_embeddings"] if original is None else original
         numbers["original_max_position_embeddings"] = (
@@ -219,10 +224,36 @@ def longrope_factor(factor: float, original: float) -> float:
     return math.sqrt(1 + math.log(factor) / math.log(original))
 
 
-def _attention_factor(factor: float) -> float:
-    return 0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0
+def _attention_factor(factor: float, mscale: float = 1.0) -> float:
+    return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
+# Numbers of yarn in whose place an attention_factor is kept.
+_YARN_SCALES = ("mscale", "mscale_all_dim")
+
+
+def _mscale_all_dim(scaling: Mapping[str, Any]) -> float | None:
+    """The mscale_all_dim of yarn's attention_factor, beside the mscale 1; 0: yarn's own factor.
+
+    None if no number gives that factor.
+    """
+    factor, own = scaling["attention_factor"], _attention_factor(scaling["factor"])
+    if math.isclose(factor, own, rel_tol=1e-6):
+        return 0.0
+    if scaling["factor"] <= 1 or own < factor:
+        return None
+    return (own / factor - 1) / (own - 1)
+
+
+def yarn_for_mlx(scaling: dict[str, Any] | None) -> dict[str, Any] | None:
+    """`scaling` with mscale and mscale_all_dim for yarn: mlx-lm reads no attention_factor."""
+    if scaling is None or scaling["rope_type"] != "yarn":
+        return scaling
+    return {**scaling, "mscale": 1.0, "mscale_all_dim": _mscale_all_dim(scaling) or 0.0}
+
+
+#: The name under `rope.scaling.` of yarn's mscale_all_dim, which llama.cpp reads for mistral3.
+GGUF_ALL_DIM = "yarn_log_multiplier"
 # The names under `rope.scaling.` in GGUF of yarn's numbers.
 _GGUF_YARN = {"beta_fast": "yarn_beta_fast", "beta_slow": "yarn_beta_slow"}
 
@@ -265,8 +296,15 @@ def read_gguf_scaling(
             read["context_length"] if original is None else original
         ),
         **{key: _YARN[key] if value is None else value for key, value in betas.items()},
-        "attention_factor": _attention_factor(factor) if factor > 0 else 0.0,
+        "attention_factor": _gguf_attention_factor(read, factor),
     }
+
+
+def _gguf_attention_factor(read: Values, factor: float) -> float:
+    if factor <= 0:
+        return 0.0
+    all_dim = read.get(f"rope.scaling.{GGUF_ALL_DIM}") or 0.0
+    return _attention_factor(factor) / (_attention_factor(factor, all_dim) if all_dim else 1.0)
 
 
 def read_gguf_longrope(
@@ -368,8 +406,10 @@ def _llama3_scaling(factors: np.ndarray, theta: float, head_dim: int) -> dict[st
     }
 
 
-def gguf_scaling(scaling: Mapping[str, Any] | None) -> dict[str, Any]:
+def gguf_scaling(scaling: Mapping[str, Any] | None, all_dim: bool = False) -> dict[str, Any]:
     """`scaling` as GGUF metadata, without the architecture's name.
+
+    `all_dim`: llama.cpp reads `GGUF_ALL_DIM` for this architecture.
 
     Llama 3's scaling is a tensor instead, see `llama3_factors`; longrope's factors are two.
     Raises ValueError for an attention_factor other than the one that follows from the factor.
@@ -383,9 +423,10 @@ def gguf_scaling(scaling: Mapping[str, Any] | None) -> dict[str, Any]:
         }
     values = {"type": scaling["rope_type"], "factor": float(scaling["factor"])}
     if scaling["rope_type"] == "yarn":
-        if not math.isclose(
-            scaling["attention_factor"], _attention_factor(scaling["factor"]), rel_tol=1e-6
-        ):
+        said = _mscale_all_dim(scaling)
+        if said and all_dim:
+            values[GGUF_ALL_DIM] = said
+        elif said != 0:
             raise ValueError(
                 f"attention_factor {scaling['attention_factor']} of yarn cannot be written: "
                 "llama.cpp has its own"

@@ -185,11 +185,13 @@ def _hyperparameters(c: ModelConfig) -> dict[str, Any]:
     }
     values |= {
         **_windows(c),
-        **gguf_scaling(c.rope_scaling),
+        **gguf_scaling(c.rope_scaling, c.family.query_growth),
         **(c.mixture.to_gguf(c.family) if c.mixture else {}),
     }
     if c.family.softcaps:
         values |= _softcaps(c)
+    if c.llama_4_scaling_beta is not None:
+        values["attention.temperature_scale"] = float(c.llama_4_scaling_beta)
     if c.family.short_conv:
         heads, layers = c.num_key_value_heads, range(c.num_hidden_layers)
         values["attention.head_count_kv"] = [0 if c.convolved(i) else heads for i in layers]

@@ -93,6 +93,28 @@ def test_rope_before_transformers_5(read):
     )
 
 
+def test_the_scales_of_yarn(read):
+    """As in transformers, both together, and attention_factor counts more."""
+    yarn = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+
+    def factor(**more):
+        return read(rope_scaling={**yarn, **more}).rope_scaling["attention_factor"]
+
+    assert factor(mscale=1.0) == factor(mscale_all_dim=0.0, mscale=1.0) == factor()
+    assert factor(mscale=1.0, mscale_all_dim=1.0) == 1.0
+    assert factor(mscale=0.5, mscale_all_dim=1.0) == pytest.approx(1.0693 / 1.1386, rel=1e-4)
+    assert factor(mscale=0.5, mscale_all_dim=1.0, attention_factor=1.2) == 1.2
+
+
+def test_ministral3_without_rope_parameters(read):
+    config = read(model_type="ministral3")
+    assert config.query_growth == (0.1, 16384) and config.rope_scaling["attention_factor"] == 1.0
+    scaling = {"rope_type": "default", "rope_theta": 1e6, "llama_4_scaling_beta": 0.0}
+    assert read(model_type="ministral3", rope_parameters=scaling).query_growth is None
+    with pytest.raises(FormatError, match="supported only with rope_type yarn"):
+        read(model_type="ministral3", rope_parameters={**scaling, "llama_4_scaling_beta": 0.1})
+
+
 @pytest.mark.parametrize("kind", ["yarn", "llama3"])
 def test_the_length_before_scaling_may_be_left_to_the_configuration(read, kind):
     """Integral floats are valid; tests/parity/test_config_parity.py has transformers' values."""
@@ -377,7 +399,16 @@ def test_round_trip(read, tmp_path, changes):
             {"rope_scaling": {"rope_type": "dynamic", "factor": 4.0}},
             "rope_type 'dynamic' .* default, linear, llama3, yarn",
         ),
-        ({"rope_scaling": {**YARN, "mscale": 1.0}}, "mscale of rope_scaling 1.0 is not supported"),
+        (
+            {"rope_scaling": {"rope_type": "linear", "factor": 2.0, "mscale": 1.0}},
+            "mscale of rope_scaling 1.0 is not supported",
+        ),
+        (
+            {"rope_scaling": {**YARN, "llama_4_scaling_beta": 0.1}},
+            "'llama_4_scaling_beta' of rope_scaling is not supported",
+        ),
+        ({"model_type": "qwen2_moe", "qkv_bias": False}, "qkv_bias false is not supported"),
+        ({"qkv_bias": True}, "qkv_bias True is not supported for llama"),
         (
             {"rope_scaling": {**YARN, "truncate": False}},
             "truncate of rope_scaling False is not supported",
