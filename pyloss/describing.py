@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from pyloss.errors import FormatError, counted, size_text
+from pyloss.io.files import read_json
 from pyloss.models.config.model_config import ModelConfig
+from pyloss.models.files.quantized import Quantization
 from pyloss.models.reading import config_file_of, read_model
 from pyloss.models.synthetic import lacks_weights
 from pyloss.tuner.run.settings import LORA_DEFAULTS
@@ -30,7 +32,9 @@ def describe_model(place: Path) -> list[str]:
     """
     if lacks_weights(place):
         folder = place if place.is_dir() else place.parent
-        config = ModelConfig.from_hf(config_file_of(place) if place.is_dir() else place)
+        where = config_file_of(place) if place.is_dir() else place
+        config = ModelConfig.from_hf(where)
+        Quantization(where, read_json(where))  # refuses a method that pyloss does not read
         return [*_of_config(config), "weights: none here", *_of_tokenizer(folder)]
     model, file = read_model(place)
     metadata = None if place.is_dir() else file.metadata

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from pyloss.errors import FormatError
+from pyloss.weights.formats import encode
 from pyloss.weights.stack import WeightStack
 from pyloss.weights.weight import SINGLE, Weight
 
@@ -17,6 +18,10 @@ from pyloss.weights.weight import SINGLE, Weight
 _PLAIN = {
     "F64": "<f8", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "<i1",
     "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "<u1", "BOOL": "?",
+}  # fmt: skip
+#: Types of 8-bit floats, which are expanded, with ml_dtypes' names for them.
+FLOAT8 = {
+    "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E8M0": "float8_e8m0fnu",
 }  # fmt: skip
 
 
@@ -40,13 +45,16 @@ class StoredTensor:
     data: np.ndarray | None = field(repr=False)
 
     def weight(self, head_dim: int = 0) -> Weight:
-        """The matrix, not copied.
+        """The matrix, not copied; 8-bit floats are expanded to bfloat16, which holds them exactly.
 
         FormatError unless it is a matrix of a type that pyloss reads.
         """
         data = self._readable()
         if len(self.shape) != 2:
             raise FormatError(self.path, self.name, f"expected a matrix, got shape {self.shape}")
+        if self.dtype in FLOAT8:
+            table = encode(self._float8_values()[None], "bf16").view("<u2")[0]
+            return Weight(table[data].view(np.uint8), "bf16", (self.shape[0], self.shape[1]))
         try:
             return Weight(data, self.dtype.lower(), (self.shape[0], self.shape[1]), head_dim)
         except ValueError as error:
@@ -58,6 +66,10 @@ class StoredTensor:
         Raises FormatError as `weight` does.
         """
         data = self._readable()
+        if self.dtype in FLOAT8 and len(self.shape) == 3:
+            count, rows, cols = self.shape
+            whole = replace(self, shape=(count * rows, cols)).weight()
+            return WeightStack.from_rows(whole, count)
         if len(self.shape) != 3:
             raise FormatError(
                 self.path, self.name, f"expected a stack of matrices, got shape {self.shape}"
@@ -76,8 +88,24 @@ class StoredTensor:
         FormatError for a type that pyloss does not read.
         """
         data = self._readable()
+        if self.dtype in FLOAT8:
+            return self._float8_values()[data].reshape(self.shape)
         rows, columns = (math.prod(self.shape[:-1]), self.shape[-1]) if self.shape else (1, 1)
         return Weight(data, self.dtype.lower(), (rows, columns)).dequantize().reshape(self.shape)
+
+    def rows(self, indices: np.ndarray) -> np.ndarray:
+        """Rows of a matrix of 8-bit floats, a new float32 array."""
+        return self._float8_values()[self._readable().reshape(self.shape)[indices]]
+
+    def _float8_values(self) -> np.ndarray:
+        """The 256 values of the type, float32."""
+        import ml_dtypes
+
+        return (
+            np.arange(256, dtype=np.uint8)
+            .view(getattr(ml_dtypes, FLOAT8[self.dtype]))
+            .astype(np.float32)
+        )
 
     def values(self) -> np.ndarray:
         """The values in the file's type where that is one of NumPy's, else as `array`."""
@@ -87,8 +115,8 @@ class StoredTensor:
         return np.asarray(self.data).reshape(-1).view(plain).reshape(self.shape)
 
     def _readable(self) -> np.ndarray:
-        if self.data is None or self.dtype.lower() not in SINGLE:
-            known = ", ".join(name.upper() for name in SINGLE)
+        if self.data is None or (self.dtype.lower() not in SINGLE and self.dtype not in FLOAT8):
+            known = ", ".join([*(name.upper() for name in SINGLE), *FLOAT8])
             raise FormatError(
                 self.path, self.name, f"stored as {self.dtype}, and pyloss reads {known}"
             )

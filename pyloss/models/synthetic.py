@@ -206,7 +206,7 @@ def shape_of(place: Path) -> tuple[ModelConfig, str]:
     quantization = Quantization(file, content)
     if quantization.bits():
         return config, f"affine{quantization.bits()}"
-    if quantization.method:
+    if quantization.method == "bitsandbytes":
         return config, "nf4"
     dtype = content.get("dtype", content.get("torch_dtype"))
     return config, DTYPES.get(dtype, "bf16") if isinstance(dtype, str) else "bf16"

@@ -1,11 +1,13 @@
-"""Folders as AutoGPTQ and AutoAWQ write them, from random integers, packed bit by bit."""
+"""Folders as AutoGPTQ, AutoAWQ and others write them, from random numbers, packed bit by bit."""
 
 import json
 
+import ml_dtypes
 import numpy as np
 import tiny
 from safetensors.numpy import save_file
 
+E4M3 = ml_dtypes.float8_e4m3fn
 AWQ_ORDER = [0, 2, 4, 6, 1, 3, 5, 7]
 
 
@@ -124,3 +126,42 @@ def write_plain(folder, c, arrays):
     save_file(
         {name: a.astype(np.float32) for name, a in arrays.items()}, folder / "model.safetensors"
     )
+
+
+def write_float8(
+    folder, block=(16, 32), kind=E4M3, per="block", scale="weight_scale_inv", change=None, **options
+):
+    """Write such a folder; return (config, float32 arrays of the model that it stands for)."""
+    c = tiny.config(**{"tied": False, "torch_dtype": "float32", **options})
+    rng = np.random.default_rng(0)
+    arrays, stored = tiny.tensors(c), {}
+    for name, array in list(arrays.items()):
+        layer, _, part = name.rpartition(".")
+        if part != "weight" or array.ndim != 2 or "embed" in name or "lm_head" in name:
+            stored[name] = array
+            continue
+        rows, cols = array.shape
+        down, across = {"block": block, "row": (1, cols), "tensor": (rows, cols)}[per]
+        shape = (-(-rows // down), -(-cols // across))
+        scales = rng.uniform(0.5, 1.5, shape).astype(np.float32) / 64
+        whole = np.repeat(np.repeat(scales, down, 0), across, 1)[:rows, :cols]
+        stored[name] = (array / whole).astype(kind)
+        arrays[name] = stored[name].astype(np.float32) * whole
+        stored[f"{layer}.{scale}"] = scales[0, 0].reshape(()) if per == "tensor" else scales
+        if per == "tensor":
+            stored[f"{layer}.activation_scale"] = np.array(0.5, np.float32)
+    if change:
+        change(stored)
+    c["quantization_config"] = {
+        "quant_method": "fp8",
+        "activation_scheme": "static" if per == "tensor" else "dynamic",
+        "weight_block_size": list(block) if per == "block" else None,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(c))
+    save_file(
+        {n: np.ascontiguousarray(a) for n, a in stored.items()},
+        folder / "model.safetensors",
+        {"format": "pt"},
+    )
+    return c, arrays

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import tokenizers
+from packed_folders import write_float8, write_packed
 from parity_models import (
     GRANITE,
     LFM2,
@@ -20,7 +21,7 @@ from parity_models import (
 import pyloss
 from pyloss.cli import main
 from pyloss.io.gguf import read_gguf
-from pyloss.models import conversion, saving
+from pyloss.models import conversion, load_model, saving
 from pyloss.weights.formats import FORMATS
 from pyloss.weights.groups import dynamic_map
 from pyloss.weights.weight import Weight
@@ -352,3 +353,34 @@ def test_families_both_ways_with_mlx_lm(tmp_path, family):
     formats = {weight.format for name, weight in stored.items() if block in name}
     # mlx-lm stores some layers of Granite in 8 bits
     assert formats == ({"affine4", "affine8"} if family == "granite" else {"affine4"})
+
+
+@pytest.mark.parametrize("per", ["block", "tensor"])
+def test_fp8_as_transformers_expands_it(tmp_path, per):
+    """Both from the same folder; transformers multiplies floats with `dequantize`."""
+    transformers = pytest.importorskip("transformers")
+    torch = pytest.importorskip("torch")
+    write_float8(tmp_path, per=per)
+    block = [16, 32] if per == "block" else None
+    settings = transformers.FineGrainedFP8Config(dequantize=True, weight_block_size=block)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path, dtype=torch.float32, quantization_config=settings
+    )
+    tokens = np.array([[3, 1, 4, 1, 5]])
+    with torch.no_grad():
+        want = theirs(torch.tensor(tokens)).logits.numpy()
+    np.testing.assert_allclose(load_model(tmp_path)(tokens), want, atol=1e-4)
+
+
+@pytest.mark.parametrize("case", [{"sym": True}, {}, {"method": "awq"}, {"bits": 3}])
+def test_mlx_lm_loads_packed_folders_that_are_saved(tmp_path, case):
+    from mlx_lm.utils import load_model as load_mlx
+
+    sizes = {"hidden_size": 128, "intermediate_size": 256, "head_dim": 32}
+    write_packed(tmp_path / "packed", group_size=64, **sizes, **case)
+    model = load_model(tmp_path / "packed")
+    model.save(tmp_path / "saved")
+    theirs, _ = load_mlx(tmp_path / "saved")
+    tokens = np.array([[3, 1, 4, 1, 5]])
+    got = np.array(theirs(mx.array(tokens)).astype(mx.float32))
+    np.testing.assert_allclose(got, model(tokens), atol=1e-3)

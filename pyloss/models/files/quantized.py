@@ -1,4 +1,4 @@
-"""Quantized layers in Hugging Face folders: mlx's affine groups, bitsandbytes' NF4, GPTQ and AWQ.
+"""Quantized layers in Hugging Face folders, of the methods that pyloss reads.
 
 mlx: tensors `weight` (codes in uint32 words), `scales` and `biases`; bits and group size are in
 config.json under `quantization`, with entries for layers that differ.
@@ -7,7 +7,8 @@ bitsandbytes: tensors `weight` (two codes per byte), `weight.absmax`, `weight.qu
 double quantization `weight.nested_absmax` and `weight.nested_quant_map`; the rest is JSON in the
 bytes of `weight.quant_state.bitsandbytes__nf4`.
 
-GPTQ and AWQ: see `packed.py`. Here their layers become affine groups.
+GPTQ and AWQ: see `packed.py`. Here their layers become affine groups. fp8: see `float8.py`; layers
+become floats.
 
 A layer without these tensors is not quantized.
 """
@@ -26,13 +27,14 @@ import numpy as np
 from pyloss.checks.numbers import shown
 from pyloss.errors import FormatError
 from pyloss.io.tensor_file import StoredTensor, TensorFile
+from pyloss.models.files.float8 import Float8
 from pyloss.models.files.packed import Packed
 from pyloss.weights.formats import FORMATS
 from pyloss.weights.stack import WeightStack
 from pyloss.weights.weight import Groups, Weight
 
 AFFINE_BITS = sorted(layout.bits for name, layout in FORMATS.items() if name.startswith("affine"))
-_READS = "pyloss reads mlx's affine groups, bitsandbytes' NF4, GPTQ and AWQ"
+_READS = "pyloss reads mlx's affine groups, bitsandbytes' NF4, GPTQ, AWQ and fp8"
 _STATE = "weight.quant_state.bitsandbytes__nf4"
 
 
@@ -40,7 +42,7 @@ class Quantization:
     """The settings of quantized layers in the config.json at `path`.
 
     Attributes:
-        method: "mlx", "bitsandbytes", "gptq", "awq", or "" if the file has no settings.
+        method: "mlx", "bitsandbytes", "gptq", "awq", "fp8", or "" if the file has no settings.
 
     Raises:
         ValueError: a method that pyloss does not read.
@@ -56,10 +58,15 @@ class Quantization:
             raise FormatError(path, key, f"expected an object, got {shown(settings)}")
         self.method = self.settings.get("quant_method", "mlx") if settings is not None else ""
         self.packed: Packed | None = None
+        self.float8: Float8 | None = None
         if self.method == "mlx":
             self.of("")
         elif self.method in ("gptq", "awq"):
             self.packed = Packed(path, self.settings)
+        elif self.method == "fp8":
+            dtype = content.get("dtype", content.get("torch_dtype"))
+            format = "f32" if dtype == "float32" else "bf16"
+            self.float8 = Float8(path, self.settings, format)
         elif self.method == "bitsandbytes":
             if not (self.settings.get("load_in_4bit") or self.settings.get("_load_in_4bit")):
                 raise ValueError(f"{path}: quantized by bitsandbytes in 8 bits; {_READS}")
@@ -106,6 +113,8 @@ class Quantization:
 
         `shape` is [rows, cols], or [count, rows, cols] of experts, whose rows are one matrix.
         """
+        if self.float8 is not None and len(shape) == 2:
+            return self.float8.weight(file, layer, *shape)
         if f"{layer}.qweight" in file:
             if self.packed is None:
                 reason = "a quantized layer, and config.json has no quantization_config of its"
