@@ -81,6 +81,12 @@ class _Builder:
         c = self.config
         if c.tie_word_embeddings and not self.source.has("lm_head.weight"):
             return None
+        if self.source.lacks_head():
+            raise ValueError(
+                f"{self.source.file.path}: there is no output head (lm_head.weight), and "
+                "tie_word_embeddings is false: an embedding model without a head of its own is "
+                "not supported"
+            )
         weight = self.source.matrix("lm_head", c.vocab_size, c.hidden_size)
         return (
             None if c.tie_word_embeddings and _same(weight, table) else Linear.from_weight(weight)

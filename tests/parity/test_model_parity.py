@@ -1,5 +1,7 @@
 """Logits, generation and gradients against transformers and torch autograd on equal weights."""
 
+import json
+
 import numpy as np
 import pytest
 from parity_models import (
@@ -266,6 +268,28 @@ def test_the_language_model_of_mistral3(tmp_path, family, tied):
     np.testing.assert_allclose(our_logits(ours, ids), torch_logits(text, ids), rtol=0, atol=1e-4)
     ours.save(tmp_path / "text")
     assert pyloss.load_model(tmp_path / "text").config == ours.config
+
+
+@pytest.mark.parametrize("options", [{"family": "Qwen3"}, {"family": "Gemma3", **GEMMA3}])
+def test_embedding_models(tmp_path, options):
+    """Saved as Qwen3-Embedding is: without a head, and without the prefix of one that has it."""
+    theirs = make_tiny(**options)
+    theirs.model.save_pretrained(tmp_path)
+    (file,) = tmp_path.glob("*.safetensors")
+    assert "embed_tokens.weight" in load_file(file)
+    ours = pyloss.load_model(tmp_path)
+    (ids,) = ragged(300, 40)
+    np.testing.assert_allclose(our_logits(ours, ids), torch_logits(theirs, ids), rtol=0, atol=1e-4)
+    found = ours.hidden(ids, np.array([0, 40], np.int32))
+    with torch.no_grad():
+        states = theirs.model(torch.tensor(ids[None].astype(np.int64))).last_hidden_state[0]
+    np.testing.assert_allclose(found, states.numpy(), rtol=0, atol=1e-4)
+    ours.save(tmp_path / "saved")
+    assert pyloss.load_model(tmp_path / "saved").config == ours.config
+    content = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**content, "tie_word_embeddings": False}))
+    with pytest.raises(ValueError, match="there is no output head .* an embedding model without"):
+        pyloss.load_model(tmp_path)
 
 
 @pytest.mark.parametrize("beginning", ["language_model.model.", "model.language_model."])

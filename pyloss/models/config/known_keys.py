@@ -131,6 +131,11 @@ def refuse_hf_keys(
     for key, value in content.items():
         if key in read or key in _HF_READ or key in _HF_INERT or key.endswith(_HF_INERT_ENDS):
             continue
+        if key == "use_bidirectional_attention" and value:
+            raise ValueError(
+                f"{path}: attention in both directions (use_bidirectional_attention "
+                f"{shown(value)}) is not supported; supported are causal models"
+            )
         if key in _HF_REFUSED:
             _refuse(path, key, value, _HF_REFUSED[key])
         elif key in others:
@@ -172,7 +177,7 @@ _GGUF_REFUSED: dict[str, tuple[Any, ...]] = {
     "residual_scale": (0, 1),
     "embedding_scale": (0, 1),
     "use_parallel_residual": (0,),
-    "pooling_type": (0,),
+    "pooling_type": (0, 1, 2, 3),  # of embeddings; 4 ranks texts by a head of its own
     "nextn_predict_layers": (0,),
     "attention.causal": (True,),
     "attention.scale": (0,),

@@ -69,6 +69,10 @@ class Source:
         """
         return self._find(f"{name}.weight", count, rows, cols).stack()
 
+    def lacks_head(self) -> bool:
+        """Whether the file is one of a model that was saved without its head."""
+        return False
+
     def refuse_leftovers(self) -> None:
         """Raises FormatError for a tensor that no part of the configuration has requested."""
         left = [name for name in self.file if name not in self.file.asked]
@@ -109,7 +113,8 @@ class Source:
 
 
 class FolderSource(Source):
-    """A Hugging Face folder; names have a longer prefix if it also has an image model.
+    """A Hugging Face folder; names have a longer prefix if it also has an image model, and none
+    in embedding models.
 
     Experts are stacked as in mlx-lm or in transformers 5, or each is a tensor of its own.
     `quantization` is read from the configuration.
@@ -139,6 +144,10 @@ class FolderSource(Source):
             return not self.file.tensor(name).values().any()
         return super()._means_nothing(name)
 
+    def lacks_head(self) -> bool:
+        """See `Source`."""
+        return "embed_tokens.weight" in self.file and not self.has("lm_head.weight")
+
     def _quantized(self, name: str, *shape: int) -> Weight | None:
         layer = self._stored_name(f"{name}.weight").removesuffix(".weight")
         return self._quantization.weight(self.file, layer, *shape)
@@ -165,6 +174,8 @@ class FolderSource(Source):
             return f"language_model.{name}"
         if "model.language_model.embed_tokens.weight" in self.file and name.startswith("model."):
             return name.replace("model.", "model.language_model.", 1)
+        if name.startswith("model.") and "embed_tokens.weight" in self.file:
+            return name.removeprefix("model.")  # saved without a head, as embedding models are
         if ".block_sparse_moe." in name and name not in self.file:
             # the module's own name in transformers 5
             return name.replace(".block_sparse_moe.", ".mlp.")

@@ -385,7 +385,7 @@ def test_round_trip(read, tmp_path, changes):
         ),
         (
             {"model_type": "gemma3_text", "use_bidirectional_attention": True},
-            "use_bidirectional_attention True .* null or false",
+            r"attention in both directions \(use_bidirectional_attention True\) is not supported",
         ),
         ({"model_type": "gemma3_text", "rope_parameters": {"other": {}}}, "per layer type"),
         (

@@ -185,8 +185,15 @@ def test_unknown_keys_are_named_and_nulls_are_none(tmp_path):
         ),
         ("llama.moe_every_n_layers", 2, "moe_every_n_layers 2 is not known"),
         ("llama.rope.scaling.yarn_log_multiplier", 0.1, "yarn_log_multiplier 0.1"),
+        ("llama.pooling_type", 4, "pooling_type 4 is not supported"),
     ],
 )
 def test_metadata_that_would_change_results_are_refused_by_name(key, value, message):
     with pytest.raises(ValueError, match=message):
         ModelConfig.from_gguf({**GGUF["llama"], key: value}, TENSORS)
+
+
+def test_embedding_models_have_the_decoder_of_others():
+    """How llama.cpp makes one vector of a text's hidden states changes none of them."""
+    plain = ModelConfig.from_gguf(GGUF["llama"], TENSORS)
+    assert ModelConfig.from_gguf({**GGUF["llama"], "llama.pooling_type": 3}, TENSORS) == plain
