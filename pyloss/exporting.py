@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pyloss.io.files import check_target, user_path
-from pyloss.io.outputs import output
-from pyloss.models.files.gguf_writer import TYPES, library, refuse_model, stored_as, write_gguf
+from pyloss.io.outputs import make_folder, output
+from pyloss.models.files.gguf_writer import (
+    TYPES,
+    earlier_parts,
+    library,
+    refuse_model,
+    stored_as,
+    write_gguf,
+)
 from pyloss.models.files.quantized import stays_quantized
 from pyloss.models.fusing import fuse_modules, refuse_loss
 from pyloss.tuner.adapters.adapter import adapter_modules
@@ -46,7 +55,8 @@ def export(
     dequantize: bool = False,
     name: str | None = None,
     overwrite: bool = False,
-) -> None:
+    split_max_size: int | str | None = None,
+) -> Path:
     """Write `model` in another program's format. Files of models get fused adapters.
 
     The model itself stays as it is.
@@ -63,6 +73,12 @@ def export(
             is lost. Always done if the file cannot hold the base's quantization.
         name: the model's name in a GGUF file, or the base's in PEFT's configuration.
         overwrite: replace an existing output, which otherwise moves to `previous-N`.
+        split_max_size: with "gguf", the most bytes of a file, as a number or as "2G" or "500M"
+            (powers of 1000, as in llama.cpp). A larger model becomes NAME-00001-of-00003.gguf and
+            so on.
+
+    Returns:
+        What was written, of a split model its first file, by which it is loaded.
 
     Raises:
         ValueError: an unknown format, arguments that do not go together, a model without an
@@ -70,7 +86,14 @@ def export(
         ImportError: writing GGUF needs the `gguf` package.
         OSError: naming what cannot be written.
     """
-    check_request(path, to, adapter_only=adapter_only, type=type, dequantize=dequantize)
+    check_request(
+        path,
+        to,
+        adapter_only=adapter_only,
+        type=type,
+        dequantize=dequantize,
+        split_max_size=split_max_size,
+    )
     if to in ("peft", "mlx"):
         save_adapter(model, path, to, base_model=name, one_rank=True, overwrite=overwrite)
     elif adapter_only:
@@ -88,8 +111,30 @@ def export(
             {"q8_0": "f16", "f16": "f32", "bf16": "f32"}.get(type or "", "q8_0")
         )
         kept = _fused(model, dequantize or type is not None, ways, gguf_type=type)
-        with kept, output(user_path(path), overwrite=overwrite):
-            write_gguf(model, path, tokenizer, type, name)
+        file, most = user_path(path), byte_count(split_max_size)
+        with kept, _gguf_output(file, most is not None, overwrite):
+            return write_gguf(model, file, tokenizer, type, name, most)
+    return user_path(path)
+
+
+def _gguf_output(path: Path, split: bool, overwrite: bool) -> AbstractContextManager[None]:
+    if not split:
+        return output(path, overwrite=overwrite)
+    make_folder(path.parent)
+    return output(path.parent, [path.name, *earlier_parts(path)], overwrite)
+
+
+def byte_count(size: int | str | None) -> int | None:
+    """The bytes that `split_max_size` stands for. Raises ValueError for what is no size."""
+    if size is None:
+        return None
+    units = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
+    match = re.fullmatch(r"(\d{1,15})([KMG]?)B?", str(size).upper())
+    if match is None or isinstance(size, bool) or not int(match[1]):
+        raise ValueError(
+            f"split_max_size must be a number of bytes above 0, such as 2G or 500M, got {size!r}"
+        )
+    return int(match[1]) * units[match[2]]
 
 
 def _kept(name: str, adapter: Any, fused: Any, type: str) -> float:
@@ -128,6 +173,7 @@ def check_request(
     adapter_only: bool = False,
     type: str | None = None,
     dequantize: bool = False,
+    split_max_size: int | str | None = None,
 ) -> None:
     """Check a request to `export` without the model: options, packages, the output's path.
 
@@ -135,9 +181,13 @@ def check_request(
     """
     if to not in FORMATS:
         raise ValueError(f"to must be one of {', '.join(FORMATS)}, not {to!r}")
-    for option, given in (("adapter_only", adapter_only), ("type", type)):
+    byte_count(split_max_size)
+    gguf_alone = {"adapter_only": adapter_only, "type": type, "split_max_size": split_max_size}
+    for option, given in gguf_alone.items():
         if given and to != "gguf":
             raise ValueError(f"{option} is for 'gguf' alone, not for {to!r}")
+    if adapter_only and split_max_size is not None:
+        raise ValueError("split_max_size is for whole models: an adapter is one file")
     if adapter_only and type is not None:
         raise ValueError("type is for whole models: an adapter is written in float32")
     if dequantize and (adapter_only or to in ("peft", "mlx")):

@@ -1,5 +1,6 @@
 """`export`: every format from a tiny model, which stays unchanged."""
 
+import gguf
 import numpy as np
 import pytest
 import tiny
@@ -161,3 +162,79 @@ def test_arguments_that_do_not_go_together(model, tmp_path, to, options, message
         )
     assert [path.name for path in tmp_path.iterdir()] == ["base"]
     assert set(model.trainable_parameters()) == names
+
+
+def parts_in(folder):
+    return sorted(path.name for path in folder.glob("m*.gguf"))
+
+
+@pytest.mark.parametrize("size", [40_000, "40K", "0.04M", "4M", 1])
+def test_split_gguf(plain, tmp_path, size):
+    tokenizer = tiny.byte_tokenizer()
+    out = tmp_path / "out"
+    if size == "0.04M":
+        with pytest.raises(ValueError, match="split_max_size must be a number of bytes .* '0.04M'"):
+            pyloss.export(plain, out / "m.gguf", "gguf", tokenizer, split_max_size=size)
+        return
+    whole = pyloss.export(plain, tmp_path / "whole.gguf", "gguf", tokenizer)
+    first = pyloss.export(plain, out / "m.gguf", "gguf", tokenizer, split_max_size=size)
+    names = parts_in(out)
+    if size == "4M":
+        assert names == ["m.gguf"] and first == out / "m.gguf"
+    else:
+        count = len(names)
+        assert names == [f"m-{i + 1:05}-of-{count:05}.gguf" for i in range(count)]
+        assert first == out / names[0]
+        files = [gguf.GGUFReader(out / name) for name in names]
+        held = [[tensor.name for tensor in file.tensors] for file in files]
+        if size == 1:
+            assert all(len(tensors) == 1 for tensors in held)
+        else:
+            assert 2 < count < 20 and all((out / name).stat().st_size <= 40_000 for name in names)
+        for i, file in enumerate(files):
+            said = {key: int(file.fields[f"split.{key}"].contents()) for key in ("no", "count")}
+            assert said == {"no": i, "count": count}
+            total = file.fields["split.tensors.count"]
+            assert total.contents() == sum(map(len, held)) and total.types[0].name == "INT32"
+            assert file.fields["split.no"].types[0].name == "UINT16"
+            assert ("tokenizer.ggml.tokens" in file.fields) == (i == 0)
+    one, other = read_gguf(whole), read_gguf(first)
+    assert one.tensors.keys() == other.tensors.keys()
+    for name, tensor in one.tensors.items():
+        assert other.tensors[name].data.tobytes() == tensor.data.tobytes()
+    again, text = load(first)
+    np.testing.assert_array_equal(logits(again), logits(plain))
+    assert text.encode("hello w12") == tokenizer.encode("hello w12")
+
+
+def test_files_of_an_earlier_split_are_kept(plain, tmp_path, monkeypatch):
+    tokenizer = tiny.byte_tokenizer()
+    for size in (40_000, 80_000):
+        pyloss.export(plain, tmp_path / "m.gguf", "gguf", tokenizer, split_max_size=size)
+    names = parts_in(tmp_path)
+    assert all(name.endswith(f"-of-{len(names):05}.gguf") for name in names)
+    assert len(parts_in(tmp_path / "previous-1")) > len(names)
+    before = [(tmp_path / name).read_bytes() for name in names]
+    monkeypatch.setattr("pyloss.models.files.gguf_writer._MOST_PARTS", 2)
+    with pytest.raises(ValueError, match="a model has at most 2 files, and 40000 bytes make more"):
+        pyloss.export(plain, tmp_path / "m.gguf", "gguf", tokenizer, split_max_size=40_000)
+    assert [(tmp_path / name).read_bytes() for name in names] == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"to": "hf", "split_max_size": "2G"}, "split_max_size is for 'gguf' alone, not for 'hf'"),
+        (
+            {"adapter_only": True, "split_max_size": "2G"},
+            "for whole models: an adapter is one file",
+        ),
+        ({"split_max_size": 0}, "number of bytes above 0"),
+        ({"split_max_size": "many"}, "got 'many'"),
+        ({"split_max_size": True}, "got True"),
+        ({"split_max_size": -5}, "got -5"),
+    ],
+)
+def test_split_requests_that_are_refused(plain, tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        pyloss.export(plain, tmp_path / "m", tokenizer=None, **{"to": "gguf", **options})

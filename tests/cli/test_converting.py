@@ -29,10 +29,15 @@ def test_fuse_writes_gguf_too_and_says_what_it_lost(world, monkeypatch, capsys):
 
 def test_export_hands_over_what_it_is_asked_for(world, monkeypatch, capsys):
     seen = []
-    monkeypatch.setattr(
-        "pyloss.exporting.export", lambda model, *args, **options: seen.append((*args[:2], options))
-    )
+
+    def write(model, path, to, tokenizer, **options):
+        seen.append((path, to, options))
+        split = options["split_max_size"]
+        return Path("m-00001-of-00002.gguf" if split else path)
+
+    monkeypatch.setattr("pyloss.exporting.export", write)
     plain = {
+        "split_max_size": None,
         "adapter_only": False,
         "type": None,
         "dequantize": False,
@@ -83,6 +88,11 @@ def test_export_hands_over_what_it_is_asked_for(world, monkeypatch, capsys):
         ("p", "peft", {**plain, "name": "owner/model"}),
     ]
     assert capsys.readouterr().err == "wrote m.gguf\nwrote l.gguf\nwrote p\n"
+    split = ["export", "--to", "gguf", "--output", "m.gguf", "--split-max-size", "2G"]
+    assert main(split) == 0 and seen[-1][2]["split_max_size"] == "2G"
+    assert capsys.readouterr().err == "wrote m-00001-of-00002.gguf\n"
+    source = ["--model", "m-00002-of-00003.gguf"]
+    fails(capsys, [*split, *source], "--output m.gguf is the model itself: give another place")
     for flags in (["--to", "mlx"], ["--to", "peft"], ["--to", "gguf", "--adapter-only"]):
         fails(capsys, ["export", *flags, "--output", "x"], "give its folder as --adapter-path")
     fails(capsys, ["export", "--to", "onnx", "--output", "x"], "invalid choice: 'onnx'")

@@ -106,6 +106,16 @@ def test_a_model_fused_into_its_own_formats(smollm2_gguf, tmp_path):
     assert difference(again, ids, answer) < 0.7
 
 
+def test_a_split_model(smollm2, smollm2_gguf, tmp_path):
+    _, tokenizer = pyloss.load(smollm2_gguf)
+    model = smollm2[0]
+    first = write_gguf(model, tmp_path / "m.gguf", tokenizer, "f16", split_max_size=100_000_000)
+    assert len(list(tmp_path.iterdir())) > 2
+    ids = tokenizer.encode(PROMPT)
+    answer = llama_runner.run(first, ids, TOKENS)
+    agree(load_model(first), ids, answer, atol=2e-2)
+
+
 # ---- Every family and option, over a tiny model
 
 MODELS = {

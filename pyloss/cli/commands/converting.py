@@ -7,6 +7,7 @@ from pyloss.checks.numbers import whole
 from pyloss.cli.commands.shared import Flags, flag_text, say_system_prompt
 from pyloss.io.console import say
 from pyloss.io.files import check_target, user_path
+from pyloss.models.files.gguf_writer import is_part_of
 from pyloss.tuner.run.run_folder import portable
 
 
@@ -56,16 +57,16 @@ def export(flags: Flags) -> int:
             "--to peft, --to mlx and --adapter-only write an adapter: "
             "give its folder as --adapter-path"
         )
-    options = {key: flags[key] for key in ("adapter_only", "type", "dequantize")}
+    options = {key: flags[key] for key in ("adapter_only", "type", "dequantize", "split_max_size")}
     exporting.check_request(output, to, **options)
     _refuse_source("output", flags)
     model, tokenizer = models.load(flags["model"], adapter_path=adapter)
     # The adapter's configuration names no path of this machine, unless --name does.
     name = flags["name"] or (portable(flags["model"], "model") if to == "peft" else None)
-    exporting.export(
+    written = exporting.export(
         model, output, to, tokenizer, **options, name=name, overwrite=flags["overwrite"]
     )
-    say(f"wrote {output}")
+    say(f"wrote {output if written == user_path(output) else written}")
     if to in ("gguf", "hf"):
         say_system_prompt(model)
     return 0
@@ -139,10 +140,10 @@ def _refuse_source(name: str, flags: Flags) -> None:
     for what, source in (("model", flags["model"]), ("adapter", flags.get("adapter_path"))):
         place = None if source is None else user_path(source).resolve()
         # A file of an adapter stands for its folder.
-        if place is not None and target in {
-            place,
-            *([place.parent] if what == "adapter" and place.is_file() else []),
-        }:
+        if place is not None and (
+            target in {place, *([place.parent] if what == "adapter" and place.is_file() else [])}
+            or (flags.get("split_max_size") and is_part_of(place, target))
+        ):
             raise ValueError(
                 f"{flag_text(name)} {flags[name]} is the {what} itself: give another place"
             )

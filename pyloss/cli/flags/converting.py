@@ -70,6 +70,12 @@ def export_parser(commands: Any) -> None:
         help="gguf: store matrices as f32, f16, bf16, q8_0, q5_0, q5_1, q4_0 or q4_1 "
         "(default: as they are)",
     )
+    add(
+        "--split-max-size",
+        metavar="SIZE",
+        help="gguf: split a larger model into files of at most 2G, 500M, ... "
+        "(NAME-00001-of-00003.gguf and so on)",
+    )
     add("--adapter-only", action="store_true", help="gguf: write the adapter alone")
     add(
         "--dequantize",

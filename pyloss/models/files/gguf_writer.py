@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -33,6 +36,10 @@ if TYPE_CHECKING:
 
 #: Types that matrices can be converted to.
 TYPES = ("f32", "f16", "bf16", "q8_0", "q5_0", "q5_1", "q4_0", "q4_1")
+
+# Of files: the alignment of tensors, and upper bounds of the bytes of a tensor's entry, of the
+# keys of a split model with the header, and of the number of files.
+_ALIGNMENT, _INFO_BYTES, _SPLIT_BYTES, _MOST_PARTS = 32, 64, 256, 65535
 
 # general.file_type: llama.cpp's number of the most frequent type; the medium mix of K-quants.
 _FILE_TYPES = {
@@ -80,35 +87,99 @@ def write_gguf_file(
     architecture: str,
     metadata: Mapping[str, Any],
     tensors: Sequence[GGUFTensor],
-) -> None:
-    """Write a GGUF file, completely or not at all.
+    most: int | None = None,
+) -> Path:
+    """Write a GGUF file, completely or not at all, and return its path.
 
     Integers are stored as uint32, in lists as int32, other numbers as float32. None, empty texts
     and empty lists are left out.
+
+    A model of more than `most` bytes is split: files NAME-00001-of-00003.gguf and so on, none of
+    which is larger, unless it holds a single tensor. The first one has the metadata; its path is
+    returned.
 
     Raises:
         ImportError: the `gguf` package is missing; names what installs it.
         OSError: naming `path`.
     """
-    gguf = library()
-    with replacing(path) as beside:
-        writer = gguf.GGUFWriter(beside, architecture)
-        try:
-            for key, value in metadata.items():
-                _add_value(gguf, writer, key, value)
-            for tensor in tensors:
-                size = int(np.prod(tensor.shape[:-1], dtype=np.int64)) * row_bytes(
-                    tensor.format, tensor.shape[-1]
-                )
-                kind = gguf.GGMLQuantizationType[tensor.format.upper()]
-                writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), size, kind)
-            writer.write_header_to_file()
-            writer.write_kv_data_to_file()
-            writer.write_ti_data_to_file()
-            for tensor in tensors:
-                writer.write_tensor_data(np.ascontiguousarray(tensor.data()))
-        finally:
-            writer.close()
+    gguf, path = library(), user_path(path)
+    parts = [list(tensors)] if most is None else _in_parts(tensors, _size(metadata), most)
+    paths = [path]
+    if len(parts) > 1:
+        paths = [path.with_name(part_name(path, i, len(parts))) for i in range(len(parts))]
+    with ExitStack() as files:  # renames all files once the last one is written
+        for i, (part, place) in enumerate(zip(parts, paths, strict=True)):
+            writer = gguf.GGUFWriter(files.enter_context(replacing(place)), architecture)
+            try:
+                for key, value in metadata.items() if i == 0 else ():
+                    _add_value(gguf, writer, key, value)
+                if len(parts) > 1:
+                    writer.add_uint16("split.no", i)
+                    writer.add_uint16("split.count", len(parts))
+                    writer.add_int32("split.tensors.count", len(tensors))
+                _write(gguf, writer, part)
+            finally:
+                writer.close()
+    return paths[0]
+
+
+def part_name(path: Path, number: int, count: int) -> str:
+    """The name of file `number`, from 0, of a split model."""
+    return f"{path.name.removesuffix('.gguf')}-{number + 1:05}-of-{count:05}.gguf"
+
+
+def is_part_of(file: Path, path: Path) -> bool:
+    """Whether `file` is one of a split model that was written as `path`."""
+    stem = re.escape(path.name.removesuffix(".gguf"))
+    name = re.fullmatch(stem + r"-\d{5}-of-\d{5}\.gguf", file.name)
+    return file.parent == path.parent and name is not None
+
+
+def earlier_parts(path: Path) -> list[str]:
+    """The names of the files of split models that were written as `path`."""
+    return sorted(file.name for file in path.parent.iterdir() if is_part_of(file, path))
+
+
+def _in_parts(tensors: Sequence[GGUFTensor], used: int, most: int) -> list[list[GGUFTensor]]:
+    """The tensors of each file; `used` bytes of the first one are metadata."""
+    parts: list[list[GGUFTensor]] = [[]]
+    for tensor in tensors:
+        size = -(-_tensor_bytes(tensor) // _ALIGNMENT) * _ALIGNMENT + len(tensor.name) + _INFO_BYTES
+        if parts[-1] and used + size > most:
+            parts.append([])
+            used = _SPLIT_BYTES
+        parts[-1].append(tensor)
+        used += size
+    if len(parts) > _MOST_PARTS:
+        raise ValueError(f"a model has at most {_MOST_PARTS} files, and {most} bytes make more")
+    return parts
+
+
+def _size(value: Any) -> int:
+    """At least the bytes of metadata."""
+    if isinstance(value, Mapping):
+        return sum(len(key) + 16 + _size(item) for key, item in value.items()) + _SPLIT_BYTES
+    if isinstance(value, list):
+        return sum(map(_size, value)) + 12
+    return len(value.encode()) + 8 if isinstance(value, str) else 8
+
+
+def _tensor_bytes(tensor: GGUFTensor) -> int:
+    rows = int(np.prod(tensor.shape[:-1], dtype=np.int64))
+    return rows * row_bytes(tensor.format, tensor.shape[-1])
+
+
+def _write(gguf: Any, writer: Any, tensors: Sequence[GGUFTensor]) -> None:
+    """Writes the header and the tensors of one file."""
+    for tensor in tensors:
+        kind = gguf.GGMLQuantizationType[tensor.format.upper()]
+        size = _tensor_bytes(tensor)
+        writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), size, kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    for tensor in tensors:
+        writer.write_tensor_data(np.ascontiguousarray(tensor.data()))
 
 
 def _add_value(gguf: Any, writer: Any, key: str, value: Any) -> None:
@@ -135,7 +206,8 @@ def write_gguf(
     tokenizer: Tokenizer,
     type: str | None = None,
     name: str | None = None,
-) -> None:
+    split_max_size: int | None = None,
+) -> Path:
     """Write a model with its tokenizer as a GGUF file that llama.cpp runs, wholly or not at all.
 
     Args:
@@ -143,6 +215,9 @@ def write_gguf(
             not have it. As llama.cpp does it, norms and biases are float32, embedding and head have
             8 bits or more, and rows that a format's blocks do not divide become f16.
         name: the model's name in the file; the file's own without it.
+        split_max_size: bytes; a larger model is split, see `write_gguf_file`.
+
+    Returns the path of the file, of a split model that of its first file.
 
     Raises:
         ValueError: unfused adapters, an unknown type, or a tokenizer that GGUF cannot describe.
@@ -165,7 +240,7 @@ def write_gguf(
         **_hyperparameters(model.config_of_layers()),
         **vocabulary_metadata(tokenizer, model.config.vocab_size),
     }
-    write_gguf_file(path, model.config.family.gguf, metadata, tensors)
+    return write_gguf_file(path, model.config.family.gguf, metadata, tensors, split_max_size)
 
 
 def _hyperparameters(c: ModelConfig) -> dict[str, Any]:
