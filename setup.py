@@ -64,7 +64,9 @@ SOURCES = sorted(
     for room in ("binding", "core", "opencl")
     for path in glob.glob(f"csrc/{room}/**/*.c", recursive=True)
 )
-OPENCL_PROGRAMS = ["rowloss", "elements", "maps", "axes", "layers", "matmul", "stored", "attention"]
+OPENCL_PROGRAMS = [
+    *("rowloss", "elements", "maps", "axes", "layers", "delta", "matmul", "stored", "attention")
+]
 
 
 def cores():

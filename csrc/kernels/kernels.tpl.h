@@ -17,6 +17,7 @@
 #include "layers/rms_norm.tpl.h"
 #include "layers/rope.tpl.h"
 #include "layers/short_conv.tpl.h"
+#include "layers/delta_rule.tpl.h"
 #include "layers/elementwise.tpl.h"
 #include "layers/routing.tpl.h"
 #include "layers/optim.tpl.h"

@@ -129,7 +129,7 @@ int pl_cl_gemm_run(const pl_cl_operation *operation, const pl_cl_gemm *g);
 /* The texts of the .cl files in programs/ with their includes in place, as csrc/generate.py writes
  * them. */
 extern const char pl_cl_source_rowloss[], pl_cl_source_elements[], pl_cl_source_maps[],
-    pl_cl_source_axes[], pl_cl_source_layers[], pl_cl_source_matmul[], pl_cl_source_stored[],
-    pl_cl_source_attention[];
+    pl_cl_source_axes[], pl_cl_source_layers[], pl_cl_source_delta[], pl_cl_source_matmul[],
+    pl_cl_source_stored[], pl_cl_source_attention[];
 
 #endif

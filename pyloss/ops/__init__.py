@@ -1,6 +1,7 @@
 """The differentiable operations of models."""
 
-from pyloss.ops.convolution import short_conv, short_conv_step
+from pyloss.ops.convolution import conv_silu, conv_silu_step, short_conv, short_conv_step
+from pyloss.ops.delta_rule import delta_gates, delta_rule, delta_rule_step
 from pyloss.ops.experts import Routing, combine, dispatch, expert_project, route, scale_rows
 from pyloss.ops.layers import (
     adapted_embedding,
@@ -31,6 +32,11 @@ __all__ = [
     "attention",
     "capped",
     "combine",
+    "conv_silu",
+    "conv_silu_step",
+    "delta_gates",
+    "delta_rule",
+    "delta_rule_step",
     "dispatch",
     "dropout",
     "embedding",

@@ -133,8 +133,16 @@ def attention(
 
 def short_conv(x: Any, weight: Any, bias: Any, offsets: Any) -> Any:
     x, w, bias = _value(x), _value(weight), _value(bias)
+    d = w.shape[0]
+    return _convolved(x[:, :d] * x[:, 2 * d :], w, bias, offsets) * x[:, d : 2 * d]
+
+
+def conv_silu(x: Any, weight: Any, bias: Any, offsets: Any) -> Any:
+    return silu(_convolved(_value(x), _value(weight), _value(bias), offsets))
+
+
+def _convolved(inner: Any, w: Any, bias: Any, offsets: Any) -> Any:
     d, taps = w.shape[0], w.shape[2]
-    inner = x[:, :d] * x[:, 2 * d :]
     parts = []
     for i in range(len(offsets) - 1):
         rows, n = inner[offsets[i] : offsets[i + 1]], int(offsets[i + 1] - offsets[i])
@@ -143,7 +151,47 @@ def short_conv(x: Any, weight: Any, bias: Any, offsets: Any) -> Any:
         for t in range(1, taps):
             total = total + padded[t : t + n] * w[:, 0, t]
         parts.append(total if bias is None else total + bias)
-    return np.concatenate(parts) * x[:, d : 2 * d]
+    return np.concatenate(parts)
+
+
+def delta_rule(
+    q: Any,
+    k: Any,
+    v: Any,
+    g: Any,
+    beta: Any,
+    offsets: Any,
+    key_dim: int,
+    scale: float,
+    eps: float = 1e-6,
+) -> Any:
+    gate, rate, n = np.exp(_value(g)), _value(beta), g.shape[0]
+    heads = g.shape[1]
+    groups = k.shape[1] // key_dim
+    share = heads // groups
+
+    def unit(x: Any) -> Any:
+        x = np.reshape(_value(x), (n, groups, key_dim))
+        x = x / np.sqrt(np.sum(x * x, -1, keepdims=True) + eps)
+        return np.repeat(x, share, 1)
+
+    q, k, v = unit(q) * scale, unit(k), np.reshape(_value(v), (n, heads, v.shape[1] // heads))
+    found = []
+    for i in range(len(offsets) - 1):
+        state: Any = np.zeros((heads, key_dim, v.shape[2]))
+        for t in range(int(offsets[i]), int(offsets[i + 1])):
+            state = state * gate[t][:, None, None]
+            known = np.sum(k[t][:, :, None] * state, 1)
+            update = rate[t][:, None] * (v[t] - known)
+            state = state + k[t][:, :, None] * update[:, None, :]
+            found.append(np.reshape(np.sum(q[t][:, :, None] * state, 1), (1, -1)))
+    return np.concatenate(found) if found else np.reshape(v, (0, heads * v.shape[2]))
+
+
+def delta_gates(a: Any, b: Any, a_log: Any, dt_bias: Any) -> list[Any]:
+    x, b = _value(a) + _value(dt_bias), _value(b)
+    softplus = np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x)))
+    return [-np.exp(_value(a_log)) * softplus, 1 / (1 + np.exp(-b))]
 
 
 def swiglu(gate: Any, up: Any, in_place: bool = False) -> Any:

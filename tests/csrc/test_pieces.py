@@ -23,6 +23,7 @@ LAYERS = {
     "concat_columns": lambda: (a(N, D), a(N, D), None, ...),
     "short_conv_forward": lambda: (a(N, 3, D), a(D, 1, 3), None, OFFSETS, ...),
     "short_conv_grad": lambda: (a(N, D), a(N, 3, D), a(D, 1, 3), None, OFFSETS, ..., None, None),
+    "conv_silu_forward": lambda: (a(N, D), a(D, 1, 4), None, OFFSETS, ...),
     "swiglu_forward": lambda: (a(N, INNER), a(N, INNER), ...),
     "swiglu_grad": lambda: (a(N, INNER), a(N, INNER), a(N, INNER), ..., ...),
     "geglu_forward": lambda: (a(N, INNER), a(N, INNER), ...),

@@ -1,4 +1,4 @@
-"""Gated short convolutions against float64 formulas and their central differences."""
+"""Short convolutions against float64 formulas and their central differences."""
 
 import itertools
 
@@ -95,6 +95,48 @@ def test_short_conv(memory, rng, lengths, columns, taps, biased):
     np.testing.assert_array_equal(alone, dx)
 
 
+@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
+@pytest.mark.parametrize("columns", COLUMNS)
+@pytest.mark.parametrize("taps", [1, 4])
+@pytest.mark.parametrize("biased", [False, True])
+def test_conv_silu(memory, rng, lengths, columns, taps, biased):
+    """The convolution of x is the one whose parts are x, 1 and 1."""
+    offsets = np.cumsum([0, *lengths])
+    n = int(offsets[-1])
+    x, w, dy = normal(rng, n, columns), normal(rng, columns, 1, taps), normal(rng, n, columns)
+    bias = normal(rng, columns) if biased else None
+    given = (
+        memory.put(x),
+        memory.put(w),
+        memory.put(bias) if biased else None,
+        memory.put(offsets, np.int32),
+    )
+
+    def run():
+        y, dx = memory.new((n, columns)), memory.new((n, columns))
+        dw, dbias = memory.new((columns, 1, taps)), memory.new(columns)
+        _core.conv_silu_forward(*given, y)
+        _core.conv_silu_grad(memory.put(dy), *given, dx, dw, dbias)
+        return y, dx, dw, dbias
+
+    y, dx, dw, dbias = on_threads(run)
+    parts = np.stack([x, np.ones_like(x), np.ones_like(x)], 1)
+    sums = convolved(parts, w, bias, offsets)
+    share = 1 / (1 + np.exp(-sums))
+    sizes = [None if a is None else np.abs(a) for a in (parts, w, bias)]
+    size = convolved(*sizes, offsets)
+    assert_near(y, sums * share, 2 * size + 1e-3, taps)
+    upstream = dy * share * (1 + sums * (1 - share))
+    want = slopes(parts, w, bias, offsets, upstream)
+    size = slopes(*sizes, offsets, np.abs(dy) * (2 + size))
+    assert_near(dx, want[0][:, 0], size[0][:, 0], taps)
+    for got, total, of in ((dw, want[1], size[1]), (dbias, want[2], size[2])):
+        assert_near(got, total, of + 1e-3, n)
+    alone = memory.new(dx.shape)
+    _core.conv_silu_grad(memory.put(dy), *given, alone, None, None)
+    np.testing.assert_array_equal(alone, dx)
+
+
 def test_the_formulas_of_this_file(rng):
     """Its gradients are those of its convolution."""
     offsets = np.cumsum([0, 2, 4])
@@ -111,14 +153,16 @@ def test_the_formulas_of_this_file(rng):
 
 @pytest.mark.parametrize("columns", [1, 16, 33])
 @pytest.mark.parametrize("taps", [1, 3, 5])
-def test_sequences_that_grow_have_the_bits_of_whole_ones(memory, rng, columns, taps):
+@pytest.mark.parametrize("name", ["short_conv", "conv_silu"])
+def test_sequences_that_grow_have_the_bits_of_whole_ones(memory, rng, columns, taps, name):
     """Steps of any length, of some sequences among others in one store, with rows between them."""
     lengths, room = [70, 9, 1, 40], 75
     offsets = np.cumsum([0, *lengths])
-    x, w = memory.put(normal(rng, int(offsets[-1]), 3, columns)), normal(rng, columns, 1, taps)
-    w, bias = memory.put(w), memory.put(normal(rng, columns))
+    parts = (3,) if name == "short_conv" else ()
+    x = memory.put(normal(rng, int(offsets[-1]), *parts, columns))
+    w, bias = memory.put(normal(rng, columns, 1, taps)), memory.put(normal(rng, columns))
     whole = memory.new((len(x), columns))
-    _core.short_conv_forward(x, w, bias, memory.put(offsets, np.int32), whole)
+    getattr(_core, f"{name}_forward")(x, w, bias, memory.put(offsets, np.int32), whole)
     store, held = memory.new((len(lengths) * room, columns)), np.zeros(len(lengths), int)
     got = np.full((len(x), columns), np.nan, np.float32)
     while (held < lengths).any():
@@ -131,7 +175,7 @@ def test_sequences_that_grow_have_the_bits_of_whole_ones(memory, rng, columns, t
         rows = [begin[i] + held[i] + j for i in range(len(lengths)) for j in range(n[i])]
         new = [offsets[i] + held[i] + j for i in range(len(lengths)) for j in range(n[i])]
         y = memory.new((len(new), columns))
-        _core.short_conv_step(
+        getattr(_core, f"{name}_step")(
             memory.put(x[new]),
             w,
             bias,

@@ -312,6 +312,79 @@ def test_short_conv(rng, lengths, taps, biased):
     )
 
 
+@pytest.mark.parametrize("lengths", [[0], [4, 0, 1, 5]])
+@pytest.mark.parametrize("biased", [False, True])
+def test_conv_silu(rng, lengths, biased):
+    offsets = np.cumsum([0, *lengths]).astype(np.int32)
+    x, weight = normal(rng, int(offsets[-1]), 3), normal(rng, 3, 1, 4)
+    more = [normal(rng, 3)] if biased else []
+
+    def operation(x, weight, bias=None):
+        return ops.conv_silu(x, weight, bias, offsets)
+
+    def reference(x, weight, bias=None):
+        sums = convolved(np.concatenate([x, x * 0 + 1, x * 0 + 1], 1), weight, bias, offsets)
+        return sums / (1 + np.exp(-sums))
+
+    check(rng, operation, reference, x, weight, *more)
+    np.testing.assert_allclose(
+        operation(x, weight, *more), reference(x, weight, *more), rtol=1e-12, atol=1e-12
+    )
+
+
+def delta_rule_by_steps(q, k, v, g, beta, offsets, d, scale):
+    """One head of keys and values at a time, row by row."""
+    out, share = np.zeros_like(v), g.shape[1] * d // k.shape[1]
+    e = v.shape[1] // g.shape[1]
+    for head in range(g.shape[1]):
+        of_k = slice(head // share * d, (head // share + 1) * d)
+        of_v = slice(head * e, (head + 1) * e)
+        for begin, end in itertools.pairwise(offsets):
+            state = np.zeros((d, e))
+            for n in range(begin, end):
+                key, query = (x[n, of_k] / np.sqrt(np.sum(x[n, of_k] ** 2) + 1e-6) for x in (k, q))
+                state *= np.exp(g[n, head])
+                state += np.outer(key, beta[n, head] * (v[n, of_v] - key @ state))
+                out[n, of_v] = scale * query @ state
+    return out
+
+
+@pytest.mark.parametrize("lengths", [[0], [1], [4, 0, 1, 3]])
+@pytest.mark.parametrize(("groups", "heads"), [(1, 1), (1, 2), (2, 2)])
+def test_delta_rule(rng, lengths, groups, heads):
+    offsets = np.cumsum([0, *lengths]).astype(np.int32)
+    n, d = int(offsets[-1]), 3
+    q, k, v = normal(rng, n, groups * d), normal(rng, n, groups * d), normal(rng, n, heads * 2)
+    g, beta = -np.abs(normal(rng, n, heads)), np.abs(normal(rng, n, heads))
+
+    def operation(*arrays):
+        return ops.delta_rule(*arrays, offsets, d, 0.7)
+
+    def reference(*arrays):
+        return delta_rule_by_steps(*arrays, offsets, d, 0.7)
+
+    check(rng, operation, reference, q, k, v, g, beta)
+    np.testing.assert_allclose(
+        operation(q, k, v, g, beta), reference(q, k, v, g, beta), rtol=1e-12, atol=1e-12
+    )
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_delta_gates(rng, which):
+    a, b, a_log, dt_bias = normal(rng, 4, 3), normal(rng, 4, 3), normal(rng, 3), normal(rng, 3)
+
+    def operation(*arrays):
+        return ops.delta_gates(*arrays)[which]
+
+    def reference(a, b, a_log, dt_bias):
+        return 1 / (1 + np.exp(-b)) if which else -np.exp(a_log) * np.logaddexp(0, a + dt_bias)
+
+    check(rng, operation, reference, a, b, a_log, dt_bias)
+    np.testing.assert_allclose(
+        operation(a, b, a_log, dt_bias), reference(a, b, a_log, dt_bias), rtol=1e-12
+    )
+
+
 @pytest.mark.parametrize("length", [64, 65])
 def test_short_conv_of_longer_sequences(rng, length):
     """Gradients in float32 against those in float64, which other tests compare with differences."""

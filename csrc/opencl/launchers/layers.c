@@ -124,6 +124,134 @@ int pl_cl_launch_short_conv_step(const pl_cl_operation *o) {
     return run(&l, "short_conv_step", dim(o, 'N'));
 }
 
+int pl_cl_launch_conv_silu_forward(const pl_cl_operation *o) {
+    const conv_silu_forward_places at = conv_silu_forward_places_of(o);
+    pl_cl_launch l = begin(o);
+    pl_cl_add_places(&l, 4, at.x, at.w, at.bias, at.offsets, at.y);
+    add_sizes(&l, "DKS");
+    return run(&l, "conv_silu_forward", dim(o, 'N'));
+}
+
+static int conv_silu_grad(const pl_cl_operation *o, pl_cl_place slope) {
+    const conv_silu_grad_places at = conv_silu_grad_places_of(o);
+    pl_cl_launch first = begin(o), l = begin(o), sums = begin(o);
+    pl_cl_add_places(&first, 4, at.dy, at.x, at.w, at.bias, at.offsets, slope);
+    add_sizes(&first, "DKS");
+    pl_cl_add_places(&l, 4, slope, at.w, at.offsets, at.dx);
+    add_sizes(&l, "DKS");
+    if (run(&first, "conv_silu_slope", dim(o, 'N')) || run(&l, "conv_silu_grad", dim(o, 'N')))
+        return 1;
+    if (!at.dw.buffer && !at.dbias.buffer) return 0;
+    pl_cl_add_places(&sums, 4, slope, at.x, at.offsets, at.dw, at.dbias);
+    add_sizes(&sums, "DKS");
+    return run_items(&sums, "conv_silu_weight_grad", dim(o, 'D') * (dim(o, 'K') + 1));
+}
+int pl_cl_launch_conv_silu_grad(const pl_cl_operation *o) {
+    const size_t elements = (size_t)(dim(o, 'N') * dim(o, 'D'));
+    const pl_cl_place slope = pl_cl_scratch(o, (elements + 1) * sizeof(float));
+    if (!slope.buffer) return 1;
+    const int failed = conv_silu_grad(o, slope);
+    pl_cl_buffer_release(slope.buffer);
+    return failed;
+}
+
+int pl_cl_launch_conv_silu_step(const pl_cl_operation *o) {
+    const conv_silu_step_places at = conv_silu_step_places_of(o);
+    pl_cl_launch put = begin(o), l = begin(o);
+    pl_cl_add_places(&put, 4, at.x, at.rows, at.store);
+    add_sizes(&put, "D");
+    if (run(&put, "conv_silu_put", dim(o, 'N'))) return 1;
+    pl_cl_add_places(&l, 4, at.w, at.bias, at.q_offsets, at.k_offsets, at.store, at.y);
+    add_sizes(&l, "DKS");
+    return run(&l, "conv_silu_step", dim(o, 'N'));
+}
+
+/* ---- the gated delta rule */
+
+static pl_cl_launch begin_delta(const pl_cl_operation *o) {
+    return pl_cl_begin(o, pl_cl_source_delta, shape_of(o), 0);
+}
+
+int pl_cl_launch_delta_rule_forward(const pl_cl_operation *o) {
+    const delta_rule_forward_args args = delta_rule_forward_args_of(o->call);
+    const delta_rule_forward_places at = delta_rule_forward_places_of(o);
+    pl_cl_place last = at.last;
+    const size_t states = (size_t)(dim(o, 'B') * dim(o, 'H') * dim(o, 'D') * dim(o, 'E'));
+    if (!last.buffer) last = pl_cl_scratch(o, (states + 1) * sizeof(float));
+    if (!last.buffer) return 1;
+    pl_cl_launch l = begin_delta(o);
+    pl_cl_add_places(&l, 4, at.q, at.k, at.v, at.g, at.beta, at.offsets, absent, absent, at.state,
+                     last, at.o);
+    add_sizes(&l, "GHDE");
+    pl_cl_add_f32(&l, args.scale);
+    pl_cl_add_f32(&l, args.eps);
+    const int failed = run(&l, "delta_rule", dim(o, 'B') * dim(o, 'H'));
+    if (!at.last.buffer) pl_cl_buffer_release(last.buffer);
+    return failed;
+}
+
+int pl_cl_launch_delta_rule_step(const pl_cl_operation *o) {
+    const delta_rule_step_args args = delta_rule_step_args_of(o->call);
+    const delta_rule_step_places at = delta_rule_step_places_of(o);
+    pl_cl_launch l = begin_delta(o);
+    pl_cl_add_places(&l, 4, at.q, at.k, at.v, at.g, at.beta, at.offsets, at.from, at.to, at.store,
+                     at.store, at.o);
+    add_sizes(&l, "GHDE");
+    pl_cl_add_f32(&l, args.scale);
+    pl_cl_add_f32(&l, args.eps);
+    return run(&l, "delta_rule", dim(o, 'B') * dim(o, 'H'));
+}
+
+int pl_cl_launch_delta_rule_grad(const pl_cl_operation *o) {
+    enum { PART = 32 };
+    const delta_rule_grad_args args = delta_rule_grad_args_of(o->call);
+    const delta_rule_grad_places at = delta_rule_grad_places_of(o);
+    const int64_t groups = dim(o, 'B') * dim(o, 'G'), d = dim(o, 'D'), e = dim(o, 'E');
+    if (!dim(o, 'H'))
+        return pl_cl_zero(o, at.dq, dim(o, 'N') * dim(o, 'G') * d) ||
+               pl_cl_zero(o, at.dk, dim(o, 'N') * dim(o, 'G') * d);
+    int64_t longest = 0;
+    for (int64_t s = 0; s < dim(o, 'B'); s++) {
+        const int64_t rows = args.offsets[s + 1] - args.offsets[s];
+        longest = rows > longest ? rows : longest;
+    }
+    const int64_t states = (longest + PART - 1) / PART + PART + 2;
+    const int64_t each = states * d * e + 2 * (d + e);
+    const pl_cl_place work = pl_cl_scratch(o, (size_t)(groups * each + 1) * sizeof(float));
+    if (!work.buffer) return 1;
+    pl_cl_launch l = begin_delta(o);
+    pl_cl_add_places(&l, 4, at.d_o, at.dlast, at.q, at.k, at.v, at.g, at.beta, at.offsets, at.state,
+                     at.dq, at.dk, at.dv, at.dg, at.dbeta, at.dstate, work);
+    pl_cl_add_i64(&l, each);
+    pl_cl_add_i64(&l, PART);
+    add_sizes(&l, "GHDE");
+    pl_cl_add_f32(&l, args.scale);
+    pl_cl_add_f32(&l, args.eps);
+    const int failed = run(&l, "delta_rule_grad", groups);
+    pl_cl_buffer_release(work.buffer);
+    return failed;
+}
+
+int pl_cl_launch_delta_gates_forward(const pl_cl_operation *o) {
+    const delta_gates_forward_places at = delta_gates_forward_places_of(o);
+    const int64_t n = dim(o, 'N') * dim(o, 'H');
+    pl_cl_launch l = begin_delta(o);
+    pl_cl_add_places(&l, 4, at.a, at.b, at.a_log, at.dt_bias, at.g, at.beta);
+    pl_cl_add_i64(&l, n);
+    add_sizes(&l, "H");
+    return run_items(&l, "delta_gates_forward", n);
+}
+
+int pl_cl_launch_delta_gates_grad(const pl_cl_operation *o) {
+    const delta_gates_grad_places at = delta_gates_grad_places_of(o);
+    const int64_t n = dim(o, 'N') * dim(o, 'H');
+    pl_cl_launch l = begin_delta(o);
+    pl_cl_add_places(&l, 4, at.dg, at.dbeta, at.a, at.b, at.a_log, at.dt_bias, at.da, at.db);
+    pl_cl_add_i64(&l, n);
+    add_sizes(&l, "H");
+    return run_items(&l, "delta_gates_grad", n);
+}
+
 int pl_cl_launch_gather_rows(const pl_cl_operation *o) {
     const gather_rows_places at = gather_rows_places_of(o);
     pl_cl_launch l = begin(o);

@@ -217,6 +217,72 @@ KERNEL short_conv_weight_grad(IN(dy), IN(x), INDICES(offsets), OUT(dw), OUT(dbia
     if (t == taps && dbias_data) *ROW(dbias, j) = (float)value_of(sum);
 }
 
+/* The same convolutions with silu in place of gates. */
+#define SIGMOID(x) (1.0f / (1.0f + exp(-(x))))
+
+KERNEL conv_silu_forward(IN(x), IN(w), IN(bias), INDICES(offsets), OUT(y), long d, long taps,
+                         long count) {
+    MY_ROW;
+    SEQUENCE(offsets);
+    for (long j = LANE; j < d; j += GROUP) {
+        CONVOLVED(sum, row - *ROW(offsets, s) + 1, *ROW(x, (row - taps + 1 + t) * d + j));
+        *ROW(y, row * d + j) = sum * SIGMOID(sum);
+    }
+}
+KERNEL conv_silu_put(IN(x), INDICES(rows), OUT(store), long d) {
+    MY_ROW;
+    for (long j = LANE; j < d; j += GROUP)
+        *ROW(store, *ROW(rows, row) * d + j) = *ROW(x, row * d + j);
+}
+KERNEL conv_silu_step(IN(w), IN(bias), INDICES(q_offsets), INDICES(k_offsets), IN(store), OUT(y),
+                      long d, long taps, long count) {
+    MY_ROW;
+    SEQUENCE(q_offsets);
+    const long at = *ROW(k_offsets, s + 1) - (*ROW(q_offsets, s + 1) - row);
+    const long seen = max(0L, at - *ROW(k_offsets, s) + 1);
+    for (long j = LANE; j < d; j += GROUP) {
+        CONVOLVED(sum, seen, *ROW(store, (at - taps + 1 + t) * d + j));
+        *ROW(y, row * d + j) = sum * SIGMOID(sum);
+    }
+}
+/* The gradient of the sum under silu. */
+KERNEL conv_silu_slope(IN(dy), IN(x), IN(w), IN(bias), INDICES(offsets), OUT(du), long d, long taps,
+                       long count) {
+    MY_ROW;
+    SEQUENCE(offsets);
+    for (long j = LANE; j < d; j += GROUP) {
+        CONVOLVED(sum, row - *ROW(offsets, s) + 1, *ROW(x, (row - taps + 1 + t) * d + j));
+        const float one = SIGMOID(sum);
+        *ROW(du, row * d + j) = *ROW(dy, row * d + j) * one * (1 + sum * (1 - one));
+    }
+}
+KERNEL conv_silu_grad(IN(du), IN(w), INDICES(offsets), OUT(dx), long d, long taps, long count) {
+    MY_ROW;
+    SEQUENCE(offsets);
+    const long left = *ROW(offsets, s + 1) - row;
+    for (long j = LANE; j < d; j += GROUP) {
+        float sum = 0;
+        for (long t = FIRST_TAP(left); t < taps; t++)
+            sum += TAP(t) * *ROW(du, (row + taps - 1 - t) * d + j);
+        *ROW(dx, row * d + j) = sum;
+    }
+}
+KERNEL conv_silu_weight_grad(IN(du), IN(x), INDICES(offsets), OUT(dw), OUT(dbias), long d,
+                             long taps, long count) {
+    const long j = get_global_id(0) / (taps + 1), t = get_global_id(0) % (taps + 1);
+    if (j >= d) return;
+    exact sum = {0, 0};
+    for (long s = 0; s + 1 < count; s++) {
+        const long ago = t < taps ? taps - 1 - t : 0;
+        for (long row = *ROW(offsets, s) + ago; row < *ROW(offsets, s + 1); row++) {
+            const float one = *ROW(du, row * d + j);
+            add_to(&sum, t < taps ? one * *ROW(x, (row - ago) * d + j) : one);
+        }
+    }
+    if (t < taps && dw_data) *ROW(dw, j * taps + t) = (float)value_of(sum);
+    if (t == taps && dbias_data) *ROW(dbias, j) = (float)value_of(sum);
+}
+
 /* ---- Work-items with some columns, for all rows or one part of them */
 
 /* `i`: the work-item's first column. `part`: its part of the rows; a part is a run of groups. */
