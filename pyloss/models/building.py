@@ -29,7 +29,7 @@ from pyloss.models.lfm2 import (
     ShortConv,
     Taps,
 )
-from pyloss.models.moe import SharedMoe, SparseMoe, SwitchGLU
+from pyloss.models.moe import SharedMoe, SigmoidMoe, SparseMoe, SwitchGLU
 from pyloss.models.transformer import Decoder, Model
 from pyloss.nn import Embedding, Linear, RMSNorm, SwitchLinear
 from pyloss.weights.weight import Weight
@@ -161,9 +161,12 @@ class _Builder:
         ]
         switch_mlp = SwitchGLU(*map(SwitchLinear.from_weight, stacks))
         routed = gate, switch_mlp, mixture.active, mixture.normalize
+        family, shared_gate = self.config.family.experts, None
+        if family is not None and family.sigmoid:
+            bias = self.source.array(f"{at}.expert_bias", mixture.count) if mixture.bias else None
+            return SigmoidMoe(*routed, bias, mixture.scaling)
         if not mixture.shared_size:
             return SparseMoe(*routed)
-        family, shared_gate = self.config.family.experts, None
         shared_expert = self.mlp(f"{at}.shared_expert", mixture.shared_size)
         if family is not None and family.shared_gate:
             shared_gate = self.linear(f"{at}.shared_expert_gate", 1, hidden)
@@ -180,11 +183,16 @@ class _Builder:
         )
 
     def lfm2_layer(self, at: str, i: int) -> DecoderLayer:
-        mlp = self.mlp(f"{at}.feed_forward")
+        mixture, mlp = self.config.mixture, f"{at}.feed_forward"
+        fed: MLP | SparseMoe
+        if mixture is None or i in mixture.dense_layers:
+            fed = self.mlp(mlp)
+        else:
+            fed = self.experts(mlp, mixture)
         norms = [self.layer_norm(f"{at}.{name}") for name in ("operator_norm", "ffn_norm")]
         if self.config.convolved(i):
-            return Lfm2ConvLayer(self.convolution(f"{at}.conv"), mlp, *norms)
-        return Lfm2Layer(self.attention(f"{at}.self_attn", i), mlp, *norms)
+            return Lfm2ConvLayer(self.convolution(f"{at}.conv"), fed, *norms)
+        return Lfm2Layer(self.attention(f"{at}.self_attn", i), fed, *norms)
 
     def layer(self, i: int) -> DecoderLayer:
         at = f"model.layers.{i}"

@@ -45,8 +45,37 @@ class SparseMoe(Module):
         self._k, self._normalize = k, normalize
 
     def __call__(self, x: Any) -> Any:
-        routing, weights = ops.route(self.gate(x), self._k, self._normalize)
-        return self.switch_mlp(x, routing, weights)
+        return self.switch_mlp(x, *self.route(self.gate(x)))
+
+    def route(self, logits: Any) -> tuple[ops.Routing, Any]:
+        """The visits of tokens by the router's logits [N, E], and the weights of the visits."""
+        return ops.route(logits, self._k, self._normalize)
+
+
+class SigmoidMoe(SparseMoe):
+    """A `SparseMoe` whose shares are `factor` times the sigmoids of the router's logits, as LFM2's.
+
+    `expert_bias` is added where experts are chosen, and only there. It is not trained.
+    """
+
+    def __init__(
+        self,
+        gate: Linear,
+        switch_mlp: SwitchGLU,
+        k: int,
+        normalize: bool,
+        expert_bias: Any = None,
+        factor: float = 1.0,
+    ):
+        super().__init__(gate, switch_mlp, k, normalize)
+        self._factor = factor
+        if expert_bias is not None:
+            self.register_buffer("expert_bias", expert_bias)
+
+    def route(self, logits: Any) -> tuple[ops.Routing, Any]:
+        """See `SparseMoe`."""
+        bias = getattr(self, "expert_bias", None)
+        return ops.route_sigmoid(logits, self._k, self._normalize, bias, self._factor)
 
 
 class SharedMoe(SparseMoe):

@@ -115,7 +115,7 @@ def save_model(
             tensors |= layer_tensors(name.removesuffix(".weight"), weight, usual)
         else:
             tensors[name] = _floats(weight, DTYPES[dtype] if dtype else None)
-    for name, array in model.parameters().items():
+    for name, array in {**model.parameters(), **model.buffers()}.items():
         tensors[name] = _parameter(to_device(array, "cpu"), DTYPES[usual], dtype is not None)
     if "quantization" not in config:  # mlx keeps experts stacked
         tensors = dict(_single_experts(tensors, model))

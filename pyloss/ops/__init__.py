@@ -2,7 +2,15 @@
 
 from pyloss.ops.convolution import conv_silu, conv_silu_step, short_conv, short_conv_step
 from pyloss.ops.delta_rule import delta_gates, delta_rule, delta_rule_step
-from pyloss.ops.experts import Routing, combine, dispatch, expert_project, route, scale_rows
+from pyloss.ops.experts import (
+    Routing,
+    combine,
+    dispatch,
+    expert_project,
+    route,
+    route_sigmoid,
+    scale_rows,
+)
 from pyloss.ops.layers import (
     adapted_embedding,
     add,
@@ -52,6 +60,7 @@ __all__ = [
     "rope",
     "rope_all",
     "route",
+    "route_sigmoid",
     "scale",
     "scale_rows",
     "short_conv",

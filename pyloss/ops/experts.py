@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from pyloss import _core
-from pyloss.autograd.tape import Gradients, keep, record, recording
+from pyloss.autograd.tape import Gradients, data, keep, record, recording
 from pyloss.autograd.tensor import Tensor
 from pyloss.ops import wide
 from pyloss.ops.arrays import Array, check_matrix, empty, f32, gradient_buffer, integers
@@ -82,6 +82,50 @@ def route(logits: Array, k: int, normalize: bool) -> tuple[Routing, Array]:
         dlogits = empty(*source.shape, like=source)
         _core.visit_weights_grad(dy, source, chosen, routing.visits, int(normalize), dlogits)
         grads.put(0, dlogits)
+
+    return routing, record(weights, (logits,), vjp)
+
+
+def route_sigmoid(
+    logits: Array, k: int, normalize: bool, bias: Any = None, factor: float = 1.0
+) -> tuple[Routing, Array]:
+    """Routes each token to the `k` experts with the largest sigmoid(logits) + `bias`, [N, E].
+
+    Returns the routing and the weights of the visits, [M]: `factor` times the sigmoid, without the
+    bias [E], with `normalize` divided by its sum over the token's k. Computed in float64 on the
+    host. ValueError unless `k` is in [1, E].
+    """
+    is_wide = wide.is_wide(logits)
+    source = np.asarray(data(logits)) if is_wide else f32(logits, "logits")
+    rows, count = source.shape
+    if not 1 <= k <= count:
+        raise ValueError(f"the experts of a token must be from 1 to {count}, not {k}")
+    shares = 1 / (1 + np.exp(-np.asarray(source).astype(np.float64)))
+    scores = shares if bias is None else shares + np.asarray(bias)
+    chosen = np.empty((rows, k), np.int32)
+    _core.top_experts(scores.astype(np.float32), chosen)
+    on_host = _sorted_visits(chosen, count)
+    visits = on_host.visits
+    if is_wide:
+        return on_host, wide.sigmoid_weights(logits, chosen, visits, normalize, factor)
+    routing = Routing(
+        *(on_device_of(source, part) for part in (on_host.tokens, visits, on_host.offsets))
+    )
+    shares = np.take_along_axis(shares, chosen, 1)
+    total = shares.sum(1, keepdims=True) + wide.SIGMOID_EPS if normalize else np.ones((rows, 1))
+    by_visit = np.empty(rows * k, np.float32)
+    by_visit[visits] = factor * shares / total
+    weights = on_device_of(source, by_visit)
+    if not recording(logits):
+        return routing, weights
+
+    def vjp(dy: np.ndarray, grads: Gradients) -> None:
+        slopes = np.asarray(dy)[visits] * (factor / total)
+        if normalize:
+            slopes -= (slopes * shares).sum(1, keepdims=True) / total
+        dlogits = np.zeros((rows, count), np.float32)
+        np.put_along_axis(dlogits, chosen, slopes * shares * (1 - shares), 1)
+        grads.put(0, on_device_of(dy, dlogits))
 
     return routing, record(weights, (logits,), vjp)
 

@@ -22,6 +22,9 @@ from pyloss.ops.arrays import i32
 from pyloss.weights.stack import WeightStack
 from pyloss.weights.weight import Weight
 
+#: Added to the sum that `route_sigmoid` divides by.
+SIGMOID_EPS = 1e-6
+
 _FLOAT64 = np.dtype(np.float64)
 
 
@@ -222,6 +225,15 @@ def visit_weights(logits: Any, experts: np.ndarray, visits: np.ndarray, normaliz
     if normalize:
         shares = shares / np.sum(shares, 1, keepdims=True)
     return np.reshape(shares, -1)[np.argsort(visits.reshape(-1))]
+
+
+def sigmoid_weights(
+    logits: Any, experts: np.ndarray, visits: np.ndarray, normalize: bool, factor: float
+) -> Any:
+    shares = np.take_along_axis(sigmoid(logits), experts, 1)
+    if normalize:
+        shares = shares / (np.sum(shares, 1, keepdims=True) + SIGMOID_EPS)
+    return np.reshape(shares * factor, -1)[np.argsort(visits.reshape(-1))]
 
 
 def dispatch(x: Any, routing: Any) -> Any:

@@ -94,7 +94,8 @@ def config(family: str, vocabulary: int, **changes: Any) -> ModelConfig:
     mixture = None
     if experts:
         shared = 32 if experts.shared else 0
-        mixture = Mixture(4, 2, 32, experts.gguf_normalize, shared_size=shared)
+        dense = (0,) if experts.sigmoid else ()
+        mixture = Mixture(4, 2, 32, experts.gguf_normalize, dense, shared, bias=experts.sigmoid)
     return ModelConfig(family, vocab_size=vocabulary, mixture=mixture, **SIZES | changes)
 
 

@@ -50,6 +50,9 @@ FAMILIES = {
     "mixtral": EXPERTS,
     "qwen3_moe": EXPERTS,
     "olmoe": EXPERTS,
+    "lfm2_moe": {
+        "layer_types": ["conv", "full_attention", "conv"], "mixture": Mixture(6, 2, 32, True, (0,), bias=True, scaling=1.5),
+    },
     "qwen2_moe": {"mixture": Mixture(6, 2, 32, False, shared_size=64)},
 }  # fmt: skip
 

@@ -8,6 +8,7 @@ import pyloss
 from pyloss import _core, ops
 from pyloss.models import dequantize_model
 from pyloss.models.building import build_model
+from pyloss.models.config.families import FAMILIES
 from pyloss.models.config.mixture import Mixture
 from pyloss.models.config.model_config import ModelConfig
 from pyloss.models.synthetic import RandomSource
@@ -24,11 +25,12 @@ SIZES = {
     "num_key_value_heads": 2,
 }
 # Every kind of block: Mixtral's normalizes shares, Qwen 3's follows a layer with an MLP, OLMoE's
-# has shares of all experts, Qwen 2's a shared expert with a gate.
+# has shares of all experts, Qwen 2's a shared expert with a gate, LFM2's sigmoids.
 MODELS = {
     "mixtral": Mixture(5, 2, 64, True),
     "qwen3_moe": Mixture(8, 3, 32, True, (0,)),
     "olmoe": Mixture(6, 2, 64, False),
+    "lfm2_moe": Mixture(6, 2, 32, True, (0,), bias=True),
     "qwen2_moe": Mixture(6, 2, 32, False, shared_size=64),
 }
 
@@ -51,13 +53,15 @@ class Drawn(RandomSource):
 
 
 def model_of(family, format):
-    return build_model(
-        ModelConfig(family, intermediate_size=64, mixture=MODELS[family], **SIZES), Drawn(format)
+    types = ["conv", "full_attention"] if family == "lfm2_moe" else None
+    config = ModelConfig(
+        family, intermediate_size=64, mixture=MODELS[family], layer_types=types, **SIZES
     )
+    return build_model(config, Drawn(format))
 
 
 def adapted_experts(family, format, **options):
-    block = "block_sparse_moe" if family == "mixtral" else "mlp"
+    block = FAMILIES[family].experts.block
     inner = ("gate", "switch_mlp.gate_proj", "switch_mlp.up_proj", "switch_mlp.down_proj")
     return adapted(
         model_of(family, format),

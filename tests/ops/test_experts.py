@@ -74,10 +74,44 @@ def test_route(rng, k, normalise):
     np.testing.assert_allclose(grad, wanted, atol=1e-6)
 
 
+@pytest.mark.parametrize("normalise", [True, False])
+@pytest.mark.parametrize("k", [1, K, E])
+@pytest.mark.parametrize("biased", [True, False])
+def test_route_by_sigmoids(rng, k, normalise, biased):
+    """The bias chooses experts and is not in the weights, which have gradients as in float64."""
+    logits, dw = normal(rng, N, E), rng.standard_normal((N, k))
+    bias = rng.standard_normal(E).astype(np.float32) if biased else None
+    shares = 1 / (1 + np.exp(-logits.astype(np.float64)))
+    chosen = np.sort(np.argsort(-(shares + (0 if bias is None else bias)), axis=1)[:, :k], axis=1)
+
+    def formula(logits):
+        share = np.take_along_axis(1 / (1 + np.exp(-logits)), chosen, 1)
+        return 1.5 * (share / (share.sum(1, keepdims=True) + 1e-6) if normalise else share)
+
+    routing, weights = ops.route_sigmoid(logits, k, normalise, bias, 1.5)
+    experts = np.repeat(np.arange(E), np.diff(routing.offsets))
+    np.testing.assert_array_equal(experts[routing.visits], chosen)
+    np.testing.assert_allclose(weights[routing.visits], formula(logits.astype(float)), rtol=1e-6)
+
+    def loss(logits):
+        routing, weights = ops.route_sigmoid(logits, k, normalise, bias, 1.5)
+        by_visit = np.empty(N * k, logits.dtype)
+        by_visit[routing.visits] = dw
+        return (weights * by_visit).sum()
+
+    wanted = slopes(lambda x: (formula(x) * dw).sum(), logits.astype(np.float64))
+    for dtype in (np.float32, np.float64):
+        _, grad = pyloss.value_and_grad(loss)(logits.astype(dtype))
+        assert grad.dtype == dtype
+        np.testing.assert_allclose(grad, wanted, atol=1e-6)
+
+
 @pytest.mark.parametrize("k", [0, E + 1])
 def test_more_experts_than_there_are(rng, k):
     with pytest.raises(ValueError, match=f"from 1 to {E}, not {k}"):
         ops.route(normal(rng, N, E), k, True)
+    with pytest.raises(ValueError, match=f"from 1 to {E}, not {k}"):
+        ops.route_sigmoid(normal(rng, N, E), k, True)
 
 
 def test_no_tokens():

@@ -137,6 +137,16 @@ MIXTURES = {
         "tie_word_embeddings": False,
         "head_dim": 16,
     },
+    "lfm2_moe": {
+        "family": "Lfm2Moe",
+        "pad_token_id": 0,
+        "num_hidden_layers": 3,
+        "layer_types": ["conv", "full_attention", "conv"],
+        "num_dense_layers": 1,
+        "num_experts": 6,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 32,
+    },
     "olmoe": {
         "family": "Olmoe",
         "num_experts": 6,
@@ -175,6 +185,9 @@ def make_tiny(seed=0, family="Llama", **changes):
             parameter.normal_(
                 1.0 if "norm" in name and family != "Gemma3" else 0.0, spread, generator=generator
             )
+        for name, buffer in model.named_buffers():
+            if name.endswith("expert_bias"):
+                buffer.normal_(0, 0.3, generator=generator)
     model.tie_weights()
     return model
 
@@ -205,6 +218,7 @@ def write_gguf(model, path, type_of=lambda name: "F32"):
             "qwen3_moe": "qwen3moe",
             "qwen2_moe": "qwen2moe",
             "ministral3": "mistral3",
+            "lfm2_moe": "lfm2moe",
             "olmo3": "olmo2",
         },
     )
@@ -219,7 +233,7 @@ def write_gguf(model, path, type_of=lambda name: "F32"):
     writer.add_feed_forward_length(mlp.w1.out_features if mlp else config.intermediate_size)
     writer.add_head_count(config.num_attention_heads)
     heads = config.num_key_value_heads
-    if arch == "lfm2":
+    if arch in ("lfm2", "lfm2moe"):
         heads = [0 if kind == "conv" else heads for kind in config.layer_types]
         writer.add_shortconv_l_cache(config.conv_L_cache)
     writer.add_head_count_kv(heads)
@@ -234,7 +248,10 @@ def write_gguf(model, path, type_of=lambda name: "F32"):
         writer.add_expert_used_count(config.num_experts_per_tok)
     if arch == "qwen2moe":
         writer.add_expert_shared_feed_forward_length(config.shared_expert_intermediate_size)
-    if arch in ("qwen2moe", "qwen3moe"):
+    if arch == "lfm2moe":
+        writer.add_leading_dense_block_count(config.num_dense_layers)
+        writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
+    if arch in ("qwen2moe", "qwen3moe", "lfm2moe"):
         writer.add_expert_feed_forward_length(config.moe_intermediate_size)
     if arch in ("gemma2", "gemma3") or config.model_type == "olmo3":
         writer.add_sliding_window(config.sliding_window)
@@ -283,7 +300,10 @@ def write_gguf(model, path, type_of=lambda name: "F32"):
         array = tensor.float().numpy()
         if name.endswith("conv.weight"):
             array = array.squeeze(1)
-        if ".mlp.experts." in name:
+        if name.endswith(".expert_bias"):
+            writer.add_tensor(f"blk.{name.split('.')[2]}.exp_probs_b.bias", array)
+            continue
+        if ".experts." in name:
             block, halves = f"blk.{name.split('.')[2]}", np.split(array, 2, axis=1)
             parts = (
                 {"down": array}

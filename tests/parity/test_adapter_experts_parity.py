@@ -1,5 +1,7 @@
 """Adapters of experts between pyloss, PEFT and mlx-lm, for each family of mixtures."""
 
+import json
+
 import numpy as np
 import pytest
 from parity_models import (
@@ -24,8 +26,9 @@ IDS = np.random.default_rng(0).integers(0, 300, 40)
 
 @pytest.fixture(params=list(MIXTURES))
 def folder(request, tmp_path):
-    make_tiny(**MIXTURES[request.param]).save_pretrained(tmp_path / "base")
-    return tmp_path / "base"
+    place = tmp_path / request.param
+    make_tiny(**MIXTURES[request.param]).save_pretrained(place)
+    return place
 
 
 @pytest.mark.parametrize(
@@ -49,6 +52,8 @@ def folder(request, tmp_path):
     ids=["all", "gates and ups", "downs and routers"],
 )
 def test_adapters_of_peft_load_here_and_go_on(folder, tmp_path, options):
+    if folder.name == "lfm2_moe":
+        options = json.loads(json.dumps(options).replace("mlp.", "feed_forward."))
     theirs = peft.get_peft_model(
         torch_model(folder), peft.LoraConfig(**{"r": 3, "lora_alpha": 4, **options})
     ).eval()
@@ -68,7 +73,11 @@ def adapted(folder, mixed):
 
     `mixed`: one layer has another rank and scale.
     """
-    model = add_adapter(pyloss.load_model(folder), rank=3, size=0.2)
+    keys = None
+    if folder.name == "lfm2_moe":  # MLPs have other names in mlx-lm
+        inner = ("gate", *(f"switch_mlp.{name}_proj" for name in ("gate", "up", "down")))
+        keys = ["conv.in_proj", "self_attn.v_proj", *(f"feed_forward.{name}" for name in inner)]
+    model = add_adapter(pyloss.load_model(folder), rank=3, size=0.2, keys=keys)
     if mixed:
         name, layer = next(
             (name, layer)

@@ -283,6 +283,9 @@ def test_families(name, tmp_path):
     if name.startswith("phi"):
         keys[:2] = ["self_attn.qkv_proj", "mlp.gate_up_proj"]
     last = f"{block}.down_proj"
+    if name == "lfm2_moe":
+        last = "feed_forward.w2"
+        keys = ["self_attn.k_proj", "conv.in_proj", last, "feed_forward.switch_mlp.down_proj"]
     if name == "lfm2":
         last = "feed_forward.w2"
         keys = ["self_attn.k_proj", "self_attn.out_proj", "conv.in_proj", "conv.out_proj", last]

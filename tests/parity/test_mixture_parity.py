@@ -34,6 +34,12 @@ VARIANTS = {
         "mlp_only_layers": [0],
         "norm_topk_prob": False,
     },
+    "lfm2_moe without a bias": {
+        **MIXTURES["lfm2_moe"],
+        "use_expert_bias": False,
+        "norm_topk_prob": False,
+        "routed_scaling_factor": 1.7,
+    },
     "qwen2_moe with MLPs and windows": {
         **MIXTURES["qwen2_moe"],
         "num_hidden_layers": 4,
@@ -206,6 +212,11 @@ def test_fused_into_a_quantised_base(tmp_path, name):
             "weights that are not normalized; norm_topk_prob is True",
         ),
         (
+            "lfm2_moe",
+            {"routed_scaling_factor": 2.0},
+            "use_expert_bias true and routed_scaling_factor 1; here they are True and 2",
+        ),
+        (
             "qwen2_moe",
             {"decoder_sparse_step": 2},
             r"experts in all layers of qwen2moe; here layers \[0\] have none",
@@ -232,9 +243,11 @@ def test_stacked_tensors(tmp_path, name, layout):
     state = {key: value.numpy() for key, value in theirs.state_dict().items()}
     stacks = {key: value for key, value in state.items() if ".experts." in key}
     if layout == "mlx-lm's stacks":
-        block = "block_sparse_moe" if name == "mixtral" else "mlp"
         for key, value in stacks.items():
-            at = key.split("mlp.experts.")[0] + f"{block}.switch_mlp"
+            at, _, _ = key.partition(".experts.")
+            at = (
+                at.replace("mlp", "block_sparse_moe") if name == "mixtral" else at
+            ) + ".switch_mlp"
             halves = np.split(value, 2, axis=1)
             parts = (
                 {"down_proj": value}
@@ -243,6 +256,11 @@ def test_stacked_tensors(tmp_path, name, layout):
             )
             tensors |= {
                 f"{at}.{part}.weight": np.ascontiguousarray(half) for part, half in parts.items()
+            }
+        for own, theirs_name in (("w1", "gate_proj"), ("w2", "down_proj"), ("w3", "up_proj")):
+            tensors = {
+                key.replace(f"feed_forward.{own}", f"feed_forward.{theirs_name}"): value
+                for key, value in tensors.items()
             }
     else:
         tensors = {

@@ -143,15 +143,21 @@ FAMILIES = {
     "lfm2": {**LFM2, "conv_bias": True},
     "phi3": PHI3,
     "phi4": PHI4,
+    "lfm2_moe": MIXTURES["lfm2_moe"],
     "qwen2_moe": MIXTURES["qwen2_moe"],
 }
 # In transformers, experts and routers are no layers that PEFT could adapt.
 KEYS = {
+    "lfm2_moe": [
+        *(f"self_attn.{name}" for name in ("q_proj", "k_proj", "v_proj", "out_proj")),
+        *(f"conv.{name}_proj" for name in ("in", "out")),
+        *(f"feed_forward.{name}" for name in ("w1", "w2", "w3")),
+    ],
     "qwen2_moe": [
         *(f"self_attn.{name}_proj" for name in "qkvo"),
         *(f"mlp.shared_expert.{name}_proj" for name in ("gate", "up", "down")),
         "mlp.shared_expert_gate",
-    ]
+    ],
 }
 
 

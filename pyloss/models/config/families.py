@@ -23,6 +23,8 @@ class Experts:
         gguf_normalize: whether llama.cpp divides them; GGUF files do not say.
         shared: the key of config.json for the size of a further expert, which every token visits.
         shared_gate: a gate scales its result, by the sigmoid of one number per token.
+        sigmoid: weights are sigmoids of the router's logits; use_expert_bias, routed_scaling_factor
+            and num_dense_layers are in the configuration, see `Mixture`.
     """
 
     block: str = "mlp"
@@ -32,6 +34,7 @@ class Experts:
     gguf_normalize: bool = True
     shared: str | None = None
     shared_gate: bool = False
+    sigmoid: bool = False
 
 
 @dataclass(frozen=True)
@@ -332,6 +335,35 @@ FAMILIES = {
             "conv_bias": False,
         },
         gguf_lacks=(*_GGUF_LACKS, "conv_bias"),
+    ),
+    "lfm2_moe": Family(
+        "Lfm2MoeForCausalLM",
+        "lfm2moe",
+        qk_norm="head",
+        short_conv=True,
+        experts=Experts("feed_forward", ("w1", "w3", "w2"), own_size=True, sigmoid=True),
+        defaults={
+            "vocab_size": 65536,
+            "hidden_size": 2048,
+            "intermediate_size": 7168,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "max_position_embeddings": 128000,
+            "rms_norm_eps": 1e-5,
+            "rope_theta": 1e6,
+            "tie_word_embeddings": True,
+            "conv_L_cache": 3,
+            "conv_bias": False,
+            "num_experts": 32,
+            "num_experts_per_tok": 4,
+            "moe_intermediate_size": 1792,
+            "num_dense_layers": 2,
+            "norm_topk_prob": True,
+            "use_expert_bias": True,
+            "routed_scaling_factor": 1.0,
+        },
+        gguf_lacks=(*_GGUF_LACKS, "conv_bias", "an output head of its own"),
     ),
     "gemma2": Family(
         "Gemma2ForCausalLM",

@@ -81,6 +81,10 @@ _OF_WINDOWS: dict[str, Kind] = {
 }
 _OF_EXPERTS: dict[str, Kind] = {"expert_used_count": whole(), "expert_weights_norm": FLAG}
 _OF_SIZED_EXPERTS: dict[str, Kind] = {"expert_feed_forward_length": whole()}
+_OF_SIGMOID_EXPERTS: dict[str, Kind] = {
+    "leading_dense_block_count": whole(0),
+    "expert_gating_func": whole(0),
+}
 _OF_SHARED_EXPERTS: dict[str, Kind] = {"expert_shared_feed_forward_length": whole()}
 # Keys of architectures with multipliers, and of no other one. llama.cpp requires the last; it takes
 # 0 for an absent one of the others, and rope.scaling.finetuned for whether positions rotate.
@@ -205,6 +209,7 @@ def _read(metadata: Mapping[str, Any], path: str | os.PathLike[str]) -> tuple[st
     if family.experts is not None:
         kinds |= _OF_EXPERTS | (_OF_SIZED_EXPERTS if family.experts.own_size else {})
         kinds |= _OF_SHARED_EXPERTS if family.experts.shared else {}
+        kinds |= _OF_SIGMOID_EXPERTS if family.experts.sigmoid else {}
     if family.softcaps:
         kinds |= _OF_SOFTCAPS
     if family.short_conv:

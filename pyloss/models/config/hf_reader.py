@@ -111,6 +111,9 @@ _OF_SOME: dict[str, tuple[Kind, Callable[[Family], Any]]] = {
         whole(1),
         lambda family: family.experts and family.experts.shared,
     ),
+    "num_dense_layers": (whole(0), lambda family: family.experts and family.experts.sigmoid),
+    "use_expert_bias": (FLAG, lambda family: family.experts and family.experts.sigmoid),
+    "routed_scaling_factor": (real, lambda family: family.experts and family.experts.sigmoid),
     "qkv_bias": (FLAG, lambda family: family.qkv_bias),
 }
 
@@ -151,7 +154,7 @@ def read_hf_config(path: str | os.PathLike[str]) -> dict[str, Any]:
     known = set(kinds) | (LFM2_READ if family.short_conv else set())
     refuse_hf_keys(path, content, known, set(_OF_SOME), model_type)
     if family.short_conv:
-        content = plain_keys(path, content, family.defaults)
+        content = plain_keys(path, content, family.defaults, adjusted=family.experts is None)
     defaults = {**{key: None for key in kinds if key not in _REQUIRED}, **_OFF, **DEFAULTS}
     defaults |= family.defaults
     # A null is no window and no cap; a missing key is the default.

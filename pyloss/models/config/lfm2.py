@@ -40,9 +40,14 @@ _SAME = {
 
 
 def plain_keys(
-    path: str | os.PathLike[str], content: Mapping[str, Any], defaults: Mapping[str, Any]
+    path: str | os.PathLike[str],
+    content: Mapping[str, Any],
+    defaults: Mapping[str, Any],
+    adjusted: bool,
 ) -> dict[str, Any]:
     """`content` under the keys of other families, as transformers reads it.
+
+    `adjusted`: intermediate_size follows from the keys that begin with "block_".
 
     Raises ValueError for keys that contradict each other, FormatError for values of a wrong type.
     """
@@ -72,7 +77,7 @@ def plain_keys(
         "hidden_size": read["hidden_size"],
         "num_attention_heads": read["num_attention_heads"],
         "rms_norm_eps": read["norm_eps"],
-        "intermediate_size": _inner_size(read),
+        "intermediate_size": _inner_size(read) if adjusted else read["intermediate_size"],
         "layer_types": _layer_types(read),
         **({} if tie is None else {"tie_word_embeddings": tie}),
     }
@@ -103,12 +108,17 @@ def _layer_types(read: Values) -> list[str]:
     return [FULL if i in full else CONV for i in range(layers)]
 
 
-def own_keys(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys that transformers and mlx-lm read in place of some of `content`."""
+def own_keys(content: Mapping[str, Any], adjusted: bool) -> dict[str, Any]:
+    """The keys that transformers and mlx-lm read in place of some of `content`.
+
+    `adjusted` as in `plain_keys`.
+    """
     found = {key: value for key, value in content.items() if key not in ("rms_norm_eps",)}
+    found["norm_eps"] = content["rms_norm_eps"]
+    if not adjusted:
+        return found
     types = content["layer_types"]
     return found | {
-        "norm_eps": content["rms_norm_eps"],
         "block_ff_dim": content["intermediate_size"],
         "block_dim": content["hidden_size"],
         "block_auto_adjust_ff_dim": False,

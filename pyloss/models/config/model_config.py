@@ -283,7 +283,7 @@ class ModelConfig:
             },
         }
         if family.short_conv:
-            content = own_keys(content)
+            content = own_keys(content, adjusted=family.experts is None)
         else:
             del content["conv_bias"]
         if family.softcaps:  # a missing key would be the family's default

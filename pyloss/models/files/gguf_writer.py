@@ -350,7 +350,8 @@ def _tensors(model: Model, type: str | None) -> Iterator[GGUFTensor]:
         for name, key in zip(LONGROPE_FACTORS, ("short_factor", "long_factor"), strict=True):
             numbers = np.array(c.rope_scaling[key], np.float32)
             yield GGUFTensor(name, numbers.shape, "f32", partial(numbers.view, np.uint8))
-    parameters = {name: to_device(array, "cpu") for name, array in model.parameters().items()}
+    arrays = {**model.parameters(), **model.buffers()}
+    parameters = {name: to_device(array, "cpu") for name, array in arrays.items()}
     values: dict[str, np.ndarray | Weight | WeightStack] = {**model.stored(), **parameters}
     if c.family.gguf_head and model.lm_head is None:
         values["lm_head.weight"] = values["model.embed_tokens.weight"]

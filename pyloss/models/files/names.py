@@ -21,6 +21,7 @@ _GGUF_NAMES = {
     "model.layers.{}.feed_forward.w1": "blk.{}.ffn_gate",
     "model.layers.{}.feed_forward.w2": "blk.{}.ffn_down",
     "model.layers.{}.feed_forward.w3": "blk.{}.ffn_up",
+    "model.layers.{}.expert_bias": "blk.{}.exp_probs_b",
     "model.layers.{}.input_layernorm": "blk.{}.attn_norm",
     "model.layers.{}.self_attn.q_proj": "blk.{}.attn_q",
     "model.layers.{}.self_attn.k_proj": "blk.{}.attn_k",
@@ -35,7 +36,7 @@ _GGUF_NAMES = {
     "model.layers.{}.mlp.down_proj": "blk.{}.ffn_down",
     **{
         f"model.layers.{{}}.{block}.{ours}": f"blk.{{}}.{theirs}"
-        for block in ("mlp", "block_sparse_moe")
+        for block in ("mlp", "block_sparse_moe", "feed_forward")
         for ours, theirs in {
             "gate": "ffn_gate_inp",
             "switch_mlp.gate_proj": "ffn_gate_exps",
@@ -55,6 +56,9 @@ _POST_NORMS = {
     "model.layers.{}.post_feedforward_layernorm": "blk.{}.post_ffw_norm",
 }
 _PRE_NORMS = {"model.layers.{}.post_attention_layernorm": "blk.{}.ffn_norm"}
+
+# The only tensor whose name has no kind at its end.
+_EXPERT_BIAS = ".feed_forward.expert_bias"
 
 # Prefixes of the language model's names in checkpoints that also read images, with its own.
 _PREFIXES = {
@@ -77,6 +81,8 @@ def gguf_name(name: str, family: Family) -> str:
 
     "model.layers.0.self_attn.q_proj.weight" is "blk.0.attn_q.weight".
     """
+    if name.endswith(_EXPERT_BIAS):
+        name = name.removesuffix(_EXPERT_BIAS) + ".expert_bias.bias"
     module, kind = name.rsplit(".", 1)
     parts = module.split(".")
     layer = parts[2] if module.startswith("model.layers.") else ""

@@ -18,6 +18,8 @@ from pyloss.weights.weight import Weight
 
 # Rotary tables of some files. pyloss computes them, and reads GGUF's factors separately.
 _TABLES = ("rotary_emb.inv_freq", "attn_rot_embd.weight", "rope_freqs.weight")
+# mlx-lm's names of the matrices of an MLP, by LFM2's.
+_MLX_MLP = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
 # Prefixes of tensors for images and sound.
 _OTHER_INPUTS = (
     "vision_tower.", "multi_modal_projector.", "model.vision_tower.",
@@ -176,6 +178,10 @@ class FolderSource(Source):
             return name.replace("model.", "model.language_model.", 1)
         if name.startswith("model.") and "embed_tokens.weight" in self.file:
             return name.removeprefix("model.")  # saved without a head, as embedding models are
+        if ".feed_forward.w" in name and name not in self.file:
+            for own, theirs in _MLX_MLP.items():  # of LFM2-MoE in mlx-lm
+                name = name.replace(f".feed_forward.{own}.", f".feed_forward.{theirs}.")
+            return name
         if ".block_sparse_moe." in name and name not in self.file:
             # the module's own name in transformers 5
             return name.replace(".block_sparse_moe.", ".mlp.")

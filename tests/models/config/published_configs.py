@@ -174,8 +174,19 @@ _LFM2 = {
     "transformers_version": "4.54.0.dev0", "use_cache": True, "use_pos_enc": True, "vocab_size": 65536,
 }  # fmt: skip
 
+_LFM2_MOE = {
+    "architectures": ["Lfm2MoeForCausalLM"], "bos_token_id": 1, "conv_L_cache": 3, "conv_bias": False, "dtype": "bfloat16",
+    "eos_token_id": 7, "hidden_size": 2048, "initializer_range": 0.02, "intermediate_size": 7168,
+    "layer_types": ["conv", "conv", "full_attention", "conv"] * 6, "max_position_embeddings": 128000, "model_type": "lfm2_moe",
+    "moe_intermediate_size": 1792, "norm_eps": 1e-05, "norm_topk_prob": True, "num_attention_heads": 32, "num_dense_layers": 2,
+    "num_experts": 32, "num_experts_per_tok": 4, "num_hidden_layers": 24, "num_key_value_heads": 8, "pad_token_id": 0,
+    "rope_theta": 1000000.0, "routed_scaling_factor": 1.0, "transformers_version": "4.57.0.dev0", "use_cache": True,
+    "use_expert_bias": True, "vocab_size": 65536,
+}  # fmt: skip
+
 HF = {
     "lfm2": _LFM2,
+    "lfm2-8b-a1b": _LFM2_MOE,
     "lfm2.5": {
         **{key: value for key, value in _LFM2.items() if key not in ("full_attn_idxs", "rope_theta")},
         "intermediate_size": 12288, "layer_types": ["conv", "conv", "full_attention", "conv"] * 4, "tie_embedding": True,

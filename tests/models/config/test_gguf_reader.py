@@ -302,7 +302,7 @@ def test_gguf_arithmetic_stays_in_its_range(key, value):
         ),
         (
             {"general.architecture": "qwen2", "qwen2.expert_count": 8},
-            "architecture with experts 'qwen2' is not supported; supported are llama, ",
+            "architecture with experts 'qwen2' is not supported; supported are lfm2moe, llama, ",
         ),
         ({"llama.rope.scaling.type": "longrope"}, "scaling.type 'longrope'"),
         ({"llama.attention.key_length": 128}, "partial"),
