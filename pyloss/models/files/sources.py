@@ -179,9 +179,10 @@ class FolderSource(Source):
         if name.startswith("model.") and "embed_tokens.weight" in self.file:
             return name.removeprefix("model.")  # saved without a head, as embedding models are
         if ".feed_forward.w" in name and name not in self.file:
+            other = name
             for own, theirs in _MLX_MLP.items():  # of LFM2-MoE in mlx-lm
-                name = name.replace(f".feed_forward.{own}.", f".feed_forward.{theirs}.")
-            return name
+                other = other.replace(f".feed_forward.{own}.", f".feed_forward.{theirs}.")
+            return other if other in self.file else name
         if ".block_sparse_moe." in name and name not in self.file:
             # the module's own name in transformers 5
             return name.replace(".block_sparse_moe.", ".mlp.")
