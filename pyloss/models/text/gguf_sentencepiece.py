@@ -15,7 +15,8 @@ from pyloss.checks.numbers import shown
 from pyloss.errors import FormatError
 from pyloss.io.gguf import BYTE, NORMAL, UNKNOWN, USER_DEFINED
 
-_SPACE = "▁"
+#: stands for a space in pieces
+SPACE = "▁"
 
 
 def sentencepiece_tokenizer(
@@ -58,22 +59,28 @@ def sentencepiece_tokenizer(
     }
     model = models.BPE(
         vocab={token: index for index, token in enumerate(tokens)},
-        merges=_merges(pieces, path),
+        merges=merges_of(pieces, path, name),
         unk_token=unknown,
         fuse_unk=True,
         byte_fallback=True,
     )
     backend = tokenizers.Tokenizer(model)
-    before: list[Any] = [normalizers.Prepend(_SPACE)] if prefix else []
-    backend.normalizer = normalizers.Sequence([*before, normalizers.Replace(" ", _SPACE)])
+    before: list[Any] = [normalizers.Prepend(SPACE)] if prefix else []
+    backend.normalizer = normalizers.Sequence([*before, normalizers.Replace(" ", SPACE)])
     after: list[Any] = [decoders.Strip(" ", 1, 0)] if prefix else []
     backend.decoder = decoders.Sequence(
-        [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *after]
+        [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *after]
     )
     return backend
 
 
-def _merges(pieces: dict[str, float], path: str | os.PathLike[str]) -> list[tuple[str, str]]:
+def merges_of(
+    pieces: dict[str, float], path: str | os.PathLike[str], name: str
+) -> list[tuple[str, str]]:
+    """The merges that join pieces as their scores do; the file `path` calls these `name`.
+
+    ValueError for two pieces of one score, which merges could not tell apart.
+    """
     by_score: dict[float, list[tuple[str, str]]] = {}
     for piece, score in sorted(pieces.items(), key=lambda item: -item[1]):
         own = [(left, right) for left, right in _cuts(piece) if left in pieces and right in pieces]
@@ -83,9 +90,7 @@ def _merges(pieces: dict[str, float], path: str | os.PathLike[str]) -> list[tupl
         made = list(dict.fromkeys(left + right for left, right in group))
         if len(made) > 1 and len(set("".join(made))) > 1:
             both = f"{shown(made[0])} and {shown(made[1])}"
-            raise ValueError(
-                f"{path}: tokenizer.ggml.scores: {both} have the same, {score}, and no order"
-            )
+            raise ValueError(f"{path}: {name}: {both} have the same, {score}, and no order")
         # Among pairs of one score the leftmost is joined: in a run of one character, the pair with
         # the longest left part.
         group.sort(key=_lengths, reverse=True)
@@ -178,17 +183,17 @@ def _pieces(
             own_kinds[i] = UNKNOWN
         elif token in bytes_:
             own_kinds[i] = BYTE
-        elif kinds[i] == USER_DEFINED and _SPACE in token:
+        elif kinds[i] == USER_DEFINED and SPACE in token:
             # Normalization makes this character from spaces, so text itself cannot contain it.
             if token in scores:
                 own_kinds[i] = NORMAL
-            own_tokens[i] = token if token in scores else token.replace(_SPACE, " ")
+            own_tokens[i] = token if token in scores else token.replace(SPACE, " ")
     return own_tokens, own_kinds
 
 
 def _space_prefix(content: dict[str, Any]) -> bool:
     """Whether a space is put before texts."""
-    replace = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
+    replace = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
     normalizers_, cuts = (
         _flat(content["normalizer"], "normalizers"),
         _flat(content["pre_tokenizer"], "pretokenizers"),
@@ -203,11 +208,11 @@ def _space_prefix(content: dict[str, Any]) -> bool:
     ]
     if normalizers_ == [replace] and cuts in ([], no_cut):
         return False
-    if normalizers_ == [{"type": "Prepend", "prepend": _SPACE}, replace] and cuts in ([], no_cut):
+    if normalizers_ == [{"type": "Prepend", "prepend": SPACE}, replace] and cuts in ([], no_cut):
         return True
     if not normalizers_ and len(cuts) == 1 and cuts[0]["type"] == "Metaspace":
         scheme = cuts[0].get("prepend_scheme")
-        if cuts[0]["replacement"] == _SPACE and cuts[0].get("split") is False:
+        if cuts[0]["replacement"] == SPACE and cuts[0].get("split") is False:
             if scheme == "first":
                 warnings.warn(
                     "after special tokens llama.cpp will put a space that this tokenizer does not",

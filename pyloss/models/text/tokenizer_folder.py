@@ -11,6 +11,7 @@ import tokenizers
 from pyloss.checks.numbers import shown, whole
 from pyloss.errors import FormatError
 from pyloss.io.files import read_json, read_text
+from pyloss.models.text.sentencepiece_model import read_sentencepiece
 from pyloss.models.text.tokenizer_library import add_token, library, read_backend
 
 # In transformers' order, which gives ids to tokens that the vocabulary lacks.
@@ -34,18 +35,30 @@ def read_folder(
 
     Raises:
         FormatError: a file that cannot be understood.
-        FileNotFoundError: there is no tokenizer.json.
+        FileNotFoundError: there is neither tokenizer.json nor tokenizer.model.
+        ImportError: there is only tokenizer.model, and the package that reads it is missing.
+        ValueError: a kind of tokenizer.model that pyloss does not read.
     """
-    file = folder / "tokenizer.json"
-    if not file.exists():
-        raise FileNotFoundError(
-            f"{folder}: there is no tokenizer.json, the only kind of vocabulary supported"
-        )
-    backend = read_backend(file)
+    file, model = folder / "tokenizer.json", folder / "tokenizer.model"
     config_file = folder / "tokenizer_config.json"
     config = _read_if_there(config_file)
-    _add_missing_tokens(backend, config.get("added_tokens_decoder"), config_file)
-    special = _special_tokens(backend, folder, config, config_file)
+    if file.exists():
+        backend = read_backend(file)
+        _add_missing_tokens(backend, config.get("added_tokens_decoder"), config_file)
+        special = _special_tokens(backend, folder, config, config_file)
+    elif model.exists():
+        file = model
+        backend, own = read_sentencepiece(file, config.get("legacy") is False)
+        _add_listed_tokens(backend, folder / "added_tokens.json")
+        _add_missing_tokens(backend, config.get("added_tokens_decoder"), config_file)
+        special = {**own, **_special_tokens(backend, folder, config, config_file)}
+        with library(file):
+            _put_around(backend, special, config, config_file)
+    else:
+        raise FileNotFoundError(
+            f"{folder}: there is neither tokenizer.json nor tokenizer.model, "
+            "the kinds of vocabulary supported"
+        )
     ends = _end_ids(folder)
     if "eos_token" not in special:
         # Texts are ended by the eos token, so there must be one wherever a file names an end.
@@ -55,6 +68,35 @@ def read_folder(
         if known:
             special["eos_token"] = known[0]
     return backend, special, set(ends), _read_templates(folder, config, config_file)
+
+
+def _add_listed_tokens(backend: tokenizers.Tokenizer, path: Path) -> None:
+    """Adds the tokens of added_tokens.json, which has the id of each text."""
+    ids = _read_if_there(path)
+    if not all(type(index) is int for index in ids.values()):
+        raise FormatError(path, None, "expected an object of token ids")
+    tokens = {str(index): text for text, index in ids.items()}
+    _add_missing_tokens(backend, tokens, path, normalized=False)
+
+
+def _put_around(
+    backend: tokenizers.Tokenizer, special: dict[str, str], config: dict[str, Any], path: Path
+) -> None:
+    """Sets the tokens around a text; by default a bos token begins it, where there is one."""
+    single = ["$A"]
+    for name, default in (("bos_token", "bos_token" in special), ("eos_token", False)):
+        wanted = config.get(f"add_{name}")
+        if wanted is not None and type(wanted) is not bool:
+            raise FormatError(path, f"add_{name}", f"expected true or false, got {shown(wanted)}")
+        if default if wanted is None else wanted:
+            if name not in special:
+                raise FormatError(path, f"add_{name}", f"is true, and the files name no {name}")
+            single.insert(0 if name == "bos_token" else len(single), special[name])
+    if len(single) > 1:
+        backend.post_processor = tokenizers.processors.TemplateProcessing(
+            single=single,
+            special_tokens=[(t, backend.token_to_id(t)) for t in single if t != "$A"],
+        )
 
 
 def _special_tokens(
@@ -104,7 +146,9 @@ def _token_text(token: Any, name: str, path: Path) -> str:
     return text
 
 
-def _add_missing_tokens(backend: tokenizers.Tokenizer, tokens: Any, path: Path) -> None:
+def _add_missing_tokens(
+    backend: tokenizers.Tokenizer, tokens: Any, path: Path, **flags_of_texts: bool
+) -> None:
     """Adds tokens that only tokenizer_config.json has, with ids in transformers' order."""
     if tokens is None:
         return
@@ -114,7 +158,7 @@ def _add_missing_tokens(backend: tokenizers.Tokenizer, tokens: Any, path: Path) 
         text = _token_text(tokens[key], f"added_tokens_decoder {key}", path)
         if backend.token_to_id(text) is not None:
             continue
-        given = tokens[key] if isinstance(tokens[key], dict) else {}
+        given = tokens[key] if isinstance(tokens[key], dict) else flags_of_texts
         flags = {name: bool(given.get(name)) for name in _TOKEN_FLAGS}
         index = add_token(backend, tokenizers.AddedToken(text, **flags), path)
         if index != int(key):

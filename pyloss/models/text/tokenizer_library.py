@@ -52,11 +52,17 @@ def read_backend(file: str | os.PathLike[str]) -> tokenizers.Tokenizer:
         # A saved tokenizer may cut or pad texts to any length; here a text is encoded as it is.
         backend.no_truncation()
         backend.no_padding()
+    check_backend(file, backend)
+    return backend
+
+
+def check_backend(file: str | os.PathLike[str], backend: tokenizers.Tokenizer) -> None:
+    """FormatError for a tokenizer that lengthens texts too much or fails at the first text."""
+    with library(file, "not a tokenizer"):
         for part in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
             _check_growth(file, part, getattr(backend, part))
         # Only the first use shows that a post-processor has a token that it does not list.
         backend.decode(backend.encode("a").ids)
-    return backend
 
 
 def add_token(
@@ -70,16 +76,21 @@ def add_token(
 
 
 def _check_charsmap(file: str | os.PathLike[str], quoted: str) -> None:
-    """Refuses a charsmap of SentencePiece, as JSON text, whose trie is not in it.
-
-    It is base64 of the trie's size in bytes, the trie, and the texts that characters become.
-    The size is a little-endian uint32. The library allocates that much before it reads the trie,
-    and a failed allocation ends the process.
-    """
+    """`check_charsmap` of base64 as JSON text."""
     try:
         data = base64.b64decode(json.loads(quoted), validate=True)
     except ValueError:
         raise FormatError(file, "precompiled_charsmap", "expected base64") from None
+    check_charsmap(file, data)
+
+
+def check_charsmap(file: str | os.PathLike[str], data: bytes) -> None:
+    """Refuses a charsmap of SentencePiece whose trie is not in it.
+
+    It is the trie's size in bytes, the trie, and the texts that characters become. The size is a
+    little-endian uint32. The library allocates that much before it reads the trie, and a failed
+    allocation ends the process.
+    """
     size, held = int.from_bytes(data[:4], "little"), len(data) - 4
     if held < 0 or size % 4 or size > held:
         most = f"at most the {max(held, 0)} that follow"

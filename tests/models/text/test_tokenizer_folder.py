@@ -246,7 +246,7 @@ def test_damaged_end_tokens_are_named(folder):
 
 
 def test_a_folder_without_a_tokenizer(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no tokenizer.json"):
+    with pytest.raises(FileNotFoundError, match=r"neither tokenizer.json nor"):
         Tokenizer.from_folder(tmp_path)
 
 
