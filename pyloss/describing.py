@@ -47,7 +47,7 @@ def describe_model(place: Path) -> list[str]:
 
 
 def _of_config(c: ModelConfig) -> Iterator[str]:
-    yield f"family: {c.model_type} ({c.family.architecture}; {c.family.gguf} in GGUF)"
+    yield f"family: {c.model_type} ({c.family.architecture}; {c.gguf} in GGUF)"
     yield f"layers: {c.num_hidden_layers}: {_layers(c)}"
     heads = f"{counted(c.num_attention_heads, 'head')} of {c.head_dim}"
     yield (

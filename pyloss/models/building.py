@@ -18,6 +18,9 @@ from pyloss.models.layers import (
     FusedAttention,
     FusedMLP,
     PostNormLayer,
+    SharedExpertLayer,
+    SharedMLP,
+    SharedMLPLayer,
 )
 from pyloss.models.lfm2 import (
     NAMES as LFM2_NAMES,
@@ -29,7 +32,7 @@ from pyloss.models.lfm2 import (
     ShortConv,
     Taps,
 )
-from pyloss.models.moe import SharedMoe, SigmoidMoe, SparseMoe, SwitchGLU
+from pyloss.models.moe import GraniteMoe, Router, SharedMoe, SigmoidMoe, SparseMoe, SwitchGLU
 from pyloss.models.transformer import Decoder, Model
 from pyloss.nn import Embedding, Linear, RMSNorm, SwitchLinear
 from pyloss.weights.weight import Weight
@@ -153,23 +156,25 @@ class _Builder:
             "up_proj": (inner, hidden),
             "down_proj": (hidden, inner),
         }
+        family = self.config.family.experts
+        fused = family is not None and family.fused
         # The gate first: its shape bounds the number of experts, which may have single tensors.
-        gate = self.linear(f"{at}.gate", mixture.count, hidden)
+        gate = self.linear(f"{at}.{'router.layer' if fused else 'gate'}", mixture.count, hidden)
         stacks = [
             self.source.experts(f"{at}.switch_mlp.{name}", mixture.count, *shape)
             for name, shape in shapes.items()
         ]
         switch_mlp = SwitchGLU(*map(SwitchLinear.from_weight, stacks))
+        if fused:
+            return GraniteMoe(Router(gate), switch_mlp, mixture.active, mixture.normalize)
         routed = gate, switch_mlp, mixture.active, mixture.normalize
-        family, shared_gate = self.config.family.experts, None
         if family is not None and family.sigmoid:
             bias = self.source.array(f"{at}.expert_bias", mixture.count) if mixture.bias else None
             return SigmoidMoe(*routed, bias, mixture.scaling)
         if not mixture.shared_size:
             return SparseMoe(*routed)
         shared_expert = self.mlp(f"{at}.shared_expert", mixture.shared_size)
-        if family is not None and family.shared_gate:
-            shared_gate = self.linear(f"{at}.shared_expert_gate", 1, hidden)
+        shared_gate = self.linear(f"{at}.shared_expert_gate", 1, hidden)
         return SharedMoe(*routed, shared_expert, shared_gate)
 
     def convolution(self, at: str) -> ShortConv:
@@ -194,8 +199,35 @@ class _Builder:
             return Lfm2ConvLayer(self.convolution(f"{at}.conv"), fed, *norms)
         return Lfm2Layer(self.attention(f"{at}.self_attn", i), fed, *norms)
 
+    def shared_mlp(self, at: str, inner: int) -> SharedMLP:
+        hidden = self.config.hidden_size
+        return SharedMLP(
+            self.linear(f"{at}.input_linear", 2 * inner, hidden),
+            self.linear(f"{at}.output_linear", hidden, inner),
+            self.config.family.activation,
+        )
+
+    def granite_layer(self, at: str, i: int) -> DecoderLayer:
+        """A layer of a Granite with experts, or with a shared expert in their place."""
+        mixture, shared_mlp = self.config.mixture, f"{at}.shared_mlp"
+        attention = self.attention(f"{at}.self_attn", i)
+        norms = [
+            self.layer_norm(f"{at}.{name}")
+            for name in ("input_layernorm", "post_attention_layernorm")
+        ]
+        if mixture is None:
+            alone = self.shared_mlp(shared_mlp, self.config.intermediate_size)
+            return SharedMLPLayer(attention, alone, *norms)
+        moe = self.experts(f"{at}.block_sparse_moe", mixture)
+        if not mixture.shared_size:
+            return BlockSparseLayer(attention, moe, *norms)
+        shared = self.shared_mlp(shared_mlp, mixture.shared_size)
+        return SharedExpertLayer(attention, moe, shared, *norms)
+
     def layer(self, i: int) -> DecoderLayer:
         at = f"model.layers.{i}"
+        if self.config.family.experts and self.config.family.experts.fused:
+            return self.granite_layer(at, i)
         if self.lfm2:
             return self.lfm2_layer(at, i)
         cls: type[DecoderLayer] = DecoderLayer

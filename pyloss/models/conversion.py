@@ -120,7 +120,7 @@ def _matrices(stored: Mapping[str, Weight | WeightStack]) -> list[Weight]:
 
 def _left_out(name: str, module: Any, format: str, size: int) -> str:
     cols = module.weight.shape[-1]
-    if name.rsplit(".", 1)[-1] in ("gate", "shared_expert_gate"):
+    if name.endswith((".gate", ".shared_expert_gate", ".router.layer")):
         return "a router"
     if format == "nf4":
         if isinstance(module, Embedding) or name == "lm_head":

@@ -16,7 +16,7 @@ from pyloss.autograd.tape import data
 from pyloss.models.batch_cache import BatchCache, PromptCache
 from pyloss.models.cache import KVCache
 from pyloss.models.config.model_config import ModelConfig
-from pyloss.models.moe import SparseMoe
+from pyloss.models.moe import SparseMoe, renamed
 from pyloss.models.rope import RopeTable
 from pyloss.nn import Linear, Module, RMSNorm, project_each, recorded_module
 from pyloss.runtime.device import on_device_of
@@ -215,6 +215,13 @@ class FusedMLP(MLP):
         return self.down_proj(self._gated(gate, up, in_place=True))
 
 
+class SharedMLP(FusedMLP):
+    """A `FusedMLP` under the names of Granite's shared expert."""
+
+    recordable = True
+    gate_up_proj, down_proj = renamed("input_linear"), renamed("output_linear")
+
+
 # Up to this many tokens, layers are checkpointed in halves and attention is remembered. The tokens
 # are those of a part of a batch, see tuner.losses.
 HALF_CHECKPOINT_TOKENS = 1024
@@ -300,23 +307,39 @@ class DecoderLayer(Module):
         return kept[1](lambda value: self(value, packing), x, arrays)
 
 
-def renamed(name: str) -> Any:
-    """A property that is the attribute `name`: a family's own name of a module."""
-
-    def get(self: Any) -> Any:
-        return getattr(self, name)
-
-    def put(self: Any, value: Any) -> None:
-        setattr(self, name, value)
-
-    return property(get, put)
-
-
 class BlockSparseLayer(DecoderLayer):
     """A `DecoderLayer` whose mixture of experts is called block_sparse_moe, as in Mixtral."""
 
     recordable = True
     mlp = renamed("block_sparse_moe")
+
+
+class SharedMLPLayer(DecoderLayer):
+    """A `DecoderLayer` whose MLP is a shared expert alone, as in Granite 4."""
+
+    recordable = True
+    mlp = renamed("shared_mlp")
+
+
+class SharedExpertLayer(BlockSparseLayer):
+    """A `BlockSparseLayer` with an MLP beside it, `shared_mlp`, that every token visits."""
+
+    recordable = True
+
+    def __init__(
+        self,
+        self_attn: Attention,
+        block_sparse_moe: SparseMoe,
+        shared_mlp: MLP,
+        input_layernorm: RMSNorm,
+        post_attention_layernorm: RMSNorm,
+    ):
+        super().__init__(self_attn, block_sparse_moe, input_layernorm, post_attention_layernorm)
+        self.shared_mlp = shared_mlp
+
+    def feed(self, x: Any) -> Any:
+        inner = self.before_mlp(x)
+        return ops.add(x, ops.add(self.mlp(inner), self.shared_mlp(inner)))
 
 
 class PostNormLayer(DecoderLayer):

@@ -11,7 +11,8 @@ import numpy as np
 
 from pyloss import ops
 from pyloss.autograd.tape import data
-from pyloss.models.layers import MLP, Attention, Cache, DecoderLayer, Packing, renamed
+from pyloss.models.layers import MLP, Attention, Cache, DecoderLayer, Packing
+from pyloss.models.moe import renamed
 from pyloss.models.transformer import Decoder
 from pyloss.nn import Linear, Module
 

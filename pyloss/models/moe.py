@@ -8,6 +8,18 @@ from pyloss import ops
 from pyloss.nn import Linear, Module, SwitchLinear
 
 
+def renamed(name: str) -> Any:
+    """A property that is the attribute `name`: a family's own name of a module."""
+
+    def get(self: Any) -> Any:
+        return getattr(self, name)
+
+    def put(self: Any, value: Any) -> None:
+        setattr(self, name, value)
+
+    return property(get, put)
+
+
 class SwitchGLU(Module):
     """down(silu(gate(x)) * up(x)) of the experts that each token visits."""
 
@@ -39,7 +51,7 @@ class SparseMoe(Module):
     A visit's weight is its share in the softmax over all experts, or with `normalize` over these k.
     """
 
-    def __init__(self, gate: Linear, switch_mlp: SwitchGLU, k: int, normalize: bool):
+    def __init__(self, gate: Linear | Router, switch_mlp: SwitchGLU, k: int, normalize: bool):
         super().__init__()
         self.gate, self.switch_mlp = gate, switch_mlp
         self._k, self._normalize = k, normalize
@@ -50,6 +62,23 @@ class SparseMoe(Module):
     def route(self, logits: Any) -> tuple[ops.Routing, Any]:
         """The visits of tokens by the router's logits [N, E], and the weights of the visits."""
         return ops.route(logits, self._k, self._normalize)
+
+
+class Router(Module):
+    """A router whose matrix is `layer`, as Granite's."""
+
+    def __init__(self, layer: Linear):
+        super().__init__()
+        self.layer = layer
+
+    def __call__(self, x: Any) -> Any:
+        return self.layer(x)
+
+
+class GraniteMoe(SparseMoe):
+    """A `SparseMoe` under Granite's names."""
+
+    gate = renamed("router")
 
 
 class SigmoidMoe(SparseMoe):
@@ -81,7 +110,7 @@ class SigmoidMoe(SparseMoe):
 class SharedMoe(SparseMoe):
     """A `SparseMoe` and an MLP that every token visits, `shared_expert`.
 
-    With `shared_expert_gate` its result is multiplied by the sigmoid of one number per token.
+    Its result is multiplied by the sigmoid of one number per token, `shared_expert_gate`.
     """
 
     def __init__(
@@ -91,14 +120,12 @@ class SharedMoe(SparseMoe):
         k: int,
         normalize: bool,
         shared_expert: Module,
-        shared_expert_gate: Linear | None = None,
+        shared_expert_gate: Linear,
     ):
         super().__init__(gate, switch_mlp, k, normalize)
         self.shared_expert, self.shared_expert_gate = shared_expert, shared_expert_gate
 
     def __call__(self, x: Any) -> Any:
-        shared = self.shared_expert(x)
-        if self.shared_expert_gate is not None:
-            factors = ops.sigmoid(self.shared_expert_gate(x)).reshape(-1)
-            shared = ops.scale_rows(shared, factors)
+        factors = ops.sigmoid(self.shared_expert_gate(x)).reshape(-1)
+        shared = ops.scale_rows(self.shared_expert(x), factors)
         return ops.add(super().__call__(x), shared)

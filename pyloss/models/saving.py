@@ -138,8 +138,16 @@ def _single_experts(
     tensors: dict[str, np.ndarray], model: Model
 ) -> Iterator[tuple[str, np.ndarray]]:
     """The tensors with one matrix per expert, as Hugging Face names them."""
+    experts = model.config.family.experts
     for name, array in tensors.items():
-        if array.ndim == 3 and ".switch_mlp." in name:
+        if array.ndim == 3 and ".switch_mlp." in name and experts is not None and experts.fused:
+            block, _, part = name.partition(".switch_mlp.")
+            if part == "down_proj.weight":
+                yield f"{block}.output_linear.weight", array
+            elif part == "gate_proj.weight":
+                ups = tensors[f"{block}.switch_mlp.up_proj.weight"]
+                yield f"{block}.input_linear.weight", np.concatenate([array, ups], axis=1)
+        elif array.ndim == 3 and ".switch_mlp." in name:
             for expert, matrix in enumerate(array):
                 yield expert_name(name, model.config.family, expert), matrix
         else:

@@ -110,6 +110,7 @@ def unfrozen(net):
         (lambda: adapted("qwen3", "q8_0"), True),
         (lambda: adapted("gemma3_text", **GEMMA), True),
         (lambda: adapted("gemma2", attn_logit_softcapping=2.0), True),
+        (lambda: adapted("granitemoehybrid", residual_multiplier=0.22), True),
         (lambda: adapted("ministral3", **MINISTRAL3), True),
         (lambda: adapted("smollm3", no_rope_layers=[1, 0, 1]), True),
         (lambda: adapted("olmo2", "q8_0"), True),

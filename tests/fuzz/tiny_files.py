@@ -91,6 +91,8 @@ def config(family: str, vocabulary: int, **changes: Any) -> ModelConfig:
         changes = {**caps, "tie_word_embeddings": True, **changes}
     if FAMILIES[family].short_conv:
         changes = {"layer_types": ["conv", "full_attention"], **changes}
+    if "an output head of its own" in FAMILIES[family].gguf_lacks:
+        changes = {"tie_word_embeddings": True, **changes}
     mixture = None
     if experts:
         shared = 32 if experts.shared else 0

@@ -53,6 +53,9 @@ FAMILIES = {
     "lfm2_moe": {
         "layer_types": ["conv", "full_attention", "conv"], "mixture": Mixture(6, 2, 32, True, (0,), bias=True, scaling=1.5),
     },
+    "granitemoe": EXPERTS,
+    "granitemoeshared": {"mixture": Mixture(6, 2, 32, True, shared_size=64)},
+    "granitemoehybrid": {"no_rope_layers": [0, 0, 0]},
     "qwen2_moe": {"mixture": Mixture(6, 2, 32, False, shared_size=64)},
 }  # fmt: skip
 

@@ -25,12 +25,14 @@ SIZES = {
     "num_key_value_heads": 2,
 }
 # Every kind of block: Mixtral's normalizes shares, Qwen 3's follows a layer with an MLP, OLMoE's
-# has shares of all experts, Qwen 2's a shared expert with a gate, LFM2's sigmoids.
+# has shares of all experts, Qwen 2's a shared expert with a gate, LFM2's sigmoids, Granite's
+# a shared expert beside the block.
 MODELS = {
     "mixtral": Mixture(5, 2, 64, True),
     "qwen3_moe": Mixture(8, 3, 32, True, (0,)),
     "olmoe": Mixture(6, 2, 64, False),
     "lfm2_moe": Mixture(6, 2, 32, True, (0,), bias=True),
+    "granitemoeshared": Mixture(6, 2, 64, True, shared_size=64),
     "qwen2_moe": Mixture(6, 2, 32, False, shared_size=64),
 }
 
@@ -62,7 +64,8 @@ def model_of(family, format):
 
 def adapted_experts(family, format, **options):
     block = FAMILIES[family].experts.block
-    inner = ("gate", "switch_mlp.gate_proj", "switch_mlp.up_proj", "switch_mlp.down_proj")
+    gate = "router.layer" if family.startswith("granite") else "gate"
+    inner = (gate, "switch_mlp.gate_proj", "switch_mlp.up_proj", "switch_mlp.down_proj")
     return adapted(
         model_of(family, format),
         keys=["self_attn.q_proj", *(f"{block}.{name}" for name in inner)],
@@ -78,7 +81,8 @@ def test_ten_steps_are_those_of_the_processor(device, family, format, dropout, d
     here, there = (adapted_experts(family, format, dropout=dropout, dora=dora) for _ in range(2))
     assert any(".switch_mlp.up_proj.lora_a" in name for name in here.trainable_parameters())
     # Trains the router too, so that the gradient of the routing is used.
-    assert any(".gate.lora_a" in name for name in here.trainable_parameters())
+    routers = (".gate.lora_a", ".router.layer.lora_a")
+    assert any(name.endswith(routers) for name in here.trainable_parameters())
     want = same_steps(here, there, device, count=10, rtol=1e-4)
     assert want[-1, 0] < want[0, 0]
     assert all(

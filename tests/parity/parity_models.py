@@ -113,6 +113,25 @@ MINISTRAL3 = {
     },
 }
 
+GRANITE_MOE = {
+    **GRANITE,
+    "pad_token_id": 0,
+    "num_local_experts": 6,
+    "num_experts_per_tok": 2,
+    "intermediate_size": 32,
+}
+# Granite 4 without experts and Mamba layers: the shared expert is the MLP.
+GRANITE4 = {
+    **GRANITE,
+    "family": "GraniteMoeHybrid",
+    "pad_token_id": 0,
+    "num_local_experts": 0,
+    "num_experts_per_tok": 0,
+    "shared_intermediate_size": 96,
+    "layer_types": ["attention"] * 2,
+    "position_embedding_type": "rope",
+}
+
 # Mixtures of experts: class names and options of the tiny models.
 MIXTURES = {
     "mixtral": {
@@ -146,6 +165,19 @@ MIXTURES = {
         "num_experts": 6,
         "num_experts_per_tok": 2,
         "moe_intermediate_size": 32,
+    },
+    "granitemoe": {**GRANITE_MOE, "family": "GraniteMoe"},
+    "granitemoeshared": {
+        **GRANITE_MOE,
+        "family": "GraniteMoeShared",
+        "shared_intermediate_size": 64,
+    },
+    "granitemoehybrid": {
+        **GRANITE_MOE,
+        "family": "GraniteMoeHybrid",
+        "shared_intermediate_size": 64,
+        "layer_types": ["attention"] * 2,
+        "position_embedding_type": "rope",
     },
     "olmoe": {
         "family": "Olmoe",
@@ -219,10 +251,14 @@ def write_gguf(model, path, type_of=lambda name: "F32"):
             "qwen2_moe": "qwen2moe",
             "ministral3": "mistral3",
             "lfm2_moe": "lfm2moe",
+            "granitemoeshared": "granitemoe",
+            "granitemoehybrid": "granitemoe",
             "olmo3": "olmo2",
         },
     )
     arch = architectures.get(config.model_type, config.model_type)
+    if arch == "granitemoe" and not config.num_local_experts:
+        arch = "granite"
     rope = config.rope_parameters.get("full_attention", config.rope_parameters)
     head_dim = head_size(config)
     writer = gguf.GGUFWriter(path, arch)
@@ -282,24 +318,38 @@ def write_gguf(model, path, type_of=lambda name: "F32"):
         for kind in ("long", "short"):
             factors = np.array(rope[f"{kind}_factor"], np.float32)
             writer.add_tensor(f"rope_factors_{kind}.weight", factors)
-    if arch == "granite":
+    if shared := getattr(config, "shared_intermediate_size", 0):
+        if arch == "granitemoe":
+            writer.add_expert_shared_feed_forward_length(shared)
+        if getattr(config, "position_embedding_type", "rope") != "rope":
+            writer.add_bool(f"{arch}.rope.scaling.finetuned", False)
+    if arch in ("granite", "granitemoe"):
         writer.add_embedding_scale(config.embedding_multiplier)
         writer.add_attention_scale(config.attention_multiplier)
         writer.add_residual_scale(config.residual_multiplier)
         writer.add_logit_scale(config.logits_scaling)
-    interleaved = arch in ("llama", "smollm3", "granite", "mistral3")
+    interleaved = arch in ("llama", "smollm3", "granite", "granitemoe", "mistral3")
     if interleaved:
         writer.add_rope_dimension_count(head_dim)
         writer.add_vocab_size(config.vocab_size)
     names = gguf.get_tensor_name_map(
-        getattr(gguf.MODEL_ARCH, arch.upper()), config.num_hidden_layers
+        {own: key for key, own in gguf.MODEL_ARCH_NAMES.items()}[arch], config.num_hidden_layers
     )
     for name, tensor in model.state_dict().items():
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue
-        array = tensor.float().numpy()
+        name, array = name.replace(".router.", ".router.layer."), tensor.float().numpy()
         if name.endswith("conv.weight"):
             array = array.squeeze(1)
+        if ".shared_mlp." in name:
+            block, halves = f"blk.{name.split('.')[2]}", [array]
+            if "input_linear" in name:
+                halves = np.split(array, 2)
+            end = "_shexp" if arch == "granitemoe" else ""
+            for part, value in zip(("gate", "up") if len(halves) > 1 else ("down",), halves):
+                value = np.ascontiguousarray(value)
+                writer.add_tensor(f"{block}.ffn_{part}{end}.weight", value)
+            continue
         if name.endswith(".expert_bias"):
             writer.add_tensor(f"blk.{name.split('.')[2]}.exp_probs_b.bias", array)
             continue

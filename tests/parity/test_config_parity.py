@@ -10,6 +10,7 @@ transformers = pytest.importorskip("transformers", reason="compares with transfo
 pytest.importorskip("torch", reason="transformers computes rotary factors with it")
 
 from pyloss.models.config.families import FAMILIES
+from pyloss.models.config.mixture import Mixture
 from pyloss.models.config.model_config import ModelConfig
 from pyloss.models.config.rope_scaling import llama3_factors, rotary_frequencies
 
@@ -131,6 +132,14 @@ def make(**changes):
         },
         {"model_type": "ministral3", "rope_scaling": YARN, "llama_4_scaling_beta": 0.1},
         {"model_type": "ministral3", "sliding_window": 100},
+        {"model_type": "granitemoehybrid", "head_dim": 16, **MULTIPLIERS},
+        {"model_type": "granitemoehybrid", "head_dim": 16, "no_rope_layers": [0, 0], **MULTIPLIERS},
+        {
+            "model_type": "granitemoeshared",
+            "head_dim": 16,
+            "mixture": Mixture(4, 2, 96, True, shared_size=48),
+            **MULTIPLIERS,
+        },
         {"model_type": "olmo2", "head_dim": 16, "rope_scaling": YARN},
         {
             "model_type": "olmo3",
@@ -185,6 +194,8 @@ def test_what_transformers_takes_for_missing_keys(tmp_path, name):
         "num_key_value_heads",
     )
     content |= {key: getattr(make(), key) for key in numbers}
+    if name == "granitemoehybrid":
+        content["layer_types"] = ["attention"] * 2
     (tmp_path / "config.json").write_text(json.dumps(content))
     ours, theirs = (
         ModelConfig.from_hf(tmp_path / "config.json"),

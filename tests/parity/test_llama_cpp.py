@@ -8,6 +8,7 @@ from parity_models import (
     GEMMA2,
     GEMMA3,
     GRANITE,
+    GRANITE4,
     LFM2,
     LLAMA3,
     MINISTRAL3,
@@ -138,6 +139,8 @@ MODELS = {
         "tie_word_embeddings": False,
         "rope_scaling": LLAMA3,
     },
+    "granite4": GRANITE4,
+    "granite4-nope": {**GRANITE4, "position_embedding_type": "nope", "tie_word_embeddings": False},
     "ministral3": MINISTRAL3,
     "ministral3 of another scale": {
         **MINISTRAL3,
@@ -283,6 +286,14 @@ def test_families(name, tmp_path):
     if name.startswith("phi"):
         keys[:2] = ["self_attn.qkv_proj", "mlp.gate_up_proj"]
     last = f"{block}.down_proj"
+    if name in ("granitemoeshared", "granitemoehybrid"):
+        keys += ["shared_mlp.input_linear", "shared_mlp.output_linear"]
+    if name.startswith("granitemoe"):
+        last = "block_sparse_moe.switch_mlp.down_proj"
+        keys = [key.replace("mlp.switch_mlp", "block_sparse_moe.switch_mlp") for key in keys]
+    if name.startswith("granite4"):
+        last = "shared_mlp.output_linear"
+        keys[-1:] = ["shared_mlp.input_linear", last]
     if name == "lfm2_moe":
         last = "feed_forward.w2"
         keys = ["self_attn.k_proj", "conv.in_proj", last, "feed_forward.switch_mlp.down_proj"]

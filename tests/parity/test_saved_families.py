@@ -10,6 +10,7 @@ from parity_models import (
     GEMMA2,
     GEMMA3,
     GRANITE,
+    GRANITE4,
     LFM2,
     LLAMA3,
     MINISTRAL3,
@@ -45,6 +46,8 @@ FAMILIES = {
     },
     "qwen3": {"family": "Qwen3", "tie_word_embeddings": False},
     "granite": {**GRANITE, "pad_token_id": 0},
+    "granite 4": GRANITE4,
+    "granite 4 without positions": {**GRANITE4, "position_embedding_type": "nope"},
     "ministral3": {**MINISTRAL3, "rope_scaling": {**MINISTRAL3["rope_scaling"], "beta_fast": 32.0}},
     "smollm3": {**SMOLLM3_GGUF, "rope_scaling": {**YARN, "beta_fast": 32.0}},
     "olmo2": {**OLMO2, "tie_word_embeddings": False},
@@ -117,6 +120,7 @@ def test_written_as_gguf(family, tmp_path):
     np.testing.assert_allclose(our_logits(again, ids), our_logits(model, ids), rtol=0, atol=1e-5)
     assert again.config.max_position_embeddings == (512 if ids is IDS else 24)
     equal = (
+        "granite 4 without positions",
         "ministral3",
         "smollm3",
         "olmo2",
@@ -154,9 +158,12 @@ def test_a_configuration_that_lies_is_named(name, tmp_path):
     content, tensors = json.loads((tmp_path / "config.json").read_text()), load_file(file)
     for key, value in (("hidden_size", 128), ("intermediate_size", 64), ("num_attention_heads", 2), ("num_key_value_heads", 1),
                        ("head_dim", 8), ("vocab_size", 299), ("num_hidden_layers", 1), ("num_hidden_layers", 9)):  # fmt: skip
+        if key == "intermediate_size" and "granite 4" in name:
+            key = "shared_intermediate_size"
         changed = {**content, key: value}
         if key == "num_hidden_layers":
-            changed |= {"layer_types": None, "no_rope_layers": None}
+            types = ["attention"] * value if "granite 4" in name else None
+            changed |= {"layer_types": types, "no_rope_layers": None}
         (tmp_path / "config.json").write_text(json.dumps(changed))
         with pytest.raises(
             FormatError,

@@ -5,6 +5,7 @@ import pytest
 from parity_models import (
     GEMMA2,
     GRANITE,
+    GRANITE4,
     LFM2,
     MINISTRAL3,
     MIXTURES,
@@ -137,6 +138,7 @@ FAMILIES = {
     "gemma2": GEMMA2,
     "granite": GRANITE,
     "smollm3": SMOLLM3,
+    "granite 4": GRANITE4,
     "ministral3": MINISTRAL3,
     "olmo2": OLMO2,
     "olmo3": OLMO3,

@@ -22,7 +22,9 @@ class Experts:
             file's norm_topk_prob decides.
         gguf_normalize: whether llama.cpp divides them; GGUF files do not say.
         shared: the key of config.json for the size of a further expert, which every token visits.
-        shared_gate: a gate scales its result, by the sigmoid of one number per token.
+            A gate scales its result by the sigmoid of one number per token, unless `fused`.
+        fused: experts' gates and ups are one tensor, and so are those of the shared expert, which
+            is beside the block, without a gate. The router is router.layer.
         sigmoid: weights are sigmoids of the router's logits; use_expert_bias, routed_scaling_factor
             and num_dense_layers are in the configuration, see `Mixture`.
     """
@@ -33,7 +35,7 @@ class Experts:
     normalize: bool | None = None
     gguf_normalize: bool = True
     shared: str | None = None
-    shared_gate: bool = False
+    fused: bool = False
     sigmoid: bool = False
 
 
@@ -44,6 +46,8 @@ class Family:
     Attributes:
         architecture: the class in transformers.
         gguf: general.architecture in GGUF.
+        gguf_dense: the same of models without experts, whose shared expert is then the MLP; None:
+            all models have experts, or none.
         gguf_interleaved: GGUF stores the rows of q and k with rotary pairs interleaved.
         qkv_bias: q, k and v always have biases, and o has none.
         qk_norm: RMS norms of q and k before the rotation, over each "head" or the whole "width".
@@ -61,6 +65,7 @@ class Family:
             logits_scaling are in the configuration, see `ModelConfig`.
         unrotated_layers: no_rope_layers, or every no_rope_layer_interval-th layer, have no rotary
             positions.
+        position_switch: position_embedding_type says whether layers have rotary positions.
         windows: the layers that may have a sliding window: "all"; "from": max_window_layers and
             later ones; "alternate": every second one before max_window_layers, from the first on;
             "periodic": all but every sliding_window_pattern-th; "fourth": all but every fourth;
@@ -87,6 +92,7 @@ class Family:
 
     architecture: str
     gguf: str
+    gguf_dense: str | None = None
     gguf_interleaved: bool = False
     qkv_bias: bool = False
     qk_norm: str | None = None
@@ -102,6 +108,7 @@ class Family:
     scaled_embedding: bool = False
     multipliers: bool = False
     unrotated_layers: bool = False
+    position_switch: bool = False
     windows: str | None = None
     window_switch: bool = False
     local_rope: str | None = None
@@ -114,6 +121,12 @@ class Family:
     gguf_largest: int | None = None
     gguf_head: bool = False
     gguf_lacks: tuple[str, ...] = ()
+
+    def gguf_of(self, experts: bool) -> str | None:
+        """general.architecture of models with experts, or without; None: there are no such."""
+        if experts or self.experts is None:
+            return self.gguf if experts == bool(self.experts) else None
+        return self.gguf_dense
 
     @property
     def window_period(self) -> int | None:
@@ -152,6 +165,14 @@ _GEMMA_SIZES = {
     "sliding_window": 4096,
     "tie_word_embeddings": True,
 }
+_GRANITE: dict[str, Any] = {"gguf_interleaved": True, "multipliers": True}
+_GRANITE_NUMBERS = {
+    "embedding_multiplier": 1.0,
+    "attention_multiplier": 1.0,
+    "residual_multiplier": 1.0,
+    "logits_scaling": 1.0,
+}
+_GRANITE_EXPERTS = {"num_experts": 8, "num_experts_per_tok": 2}
 _QWEN = {"max_position_embeddings": 32768, "sliding_window": 4096, "max_window_layers": 28}
 
 # A family with the same layers is one more record.
@@ -247,7 +268,6 @@ FAMILIES = {
             own_size=True,
             gguf_normalize=False,
             shared="shared_expert_intermediate_size",
-            shared_gate=True,
         ),
         defaults={
             **_QWEN,
@@ -306,14 +326,35 @@ FAMILIES = {
     "granite": Family(
         "GraniteForCausalLM",
         "granite",
-        gguf_interleaved=True,
-        multipliers=True,
-        defaults={
-            "embedding_multiplier": 1.0,
-            "attention_multiplier": 1.0,
-            "residual_multiplier": 1.0,
-            "logits_scaling": 1.0,
-        },
+        **_GRANITE,
+        defaults=_GRANITE_NUMBERS,
+    ),
+    "granitemoe": Family(
+        "GraniteMoeForCausalLM",
+        "granitemoe",
+        **_GRANITE,
+        experts=Experts("block_sparse_moe", normalize=True, fused=True),
+        defaults={**_GRANITE_NUMBERS, **_GRANITE_EXPERTS},
+    ),
+    "granitemoeshared": Family(
+        "GraniteMoeSharedForCausalLM",
+        "granitemoe",
+        **_GRANITE,
+        experts=Experts(
+            "block_sparse_moe", normalize=True, fused=True, shared="shared_intermediate_size"
+        ),
+        defaults={**_GRANITE_NUMBERS, **_GRANITE_EXPERTS, "shared_intermediate_size": 0},
+    ),
+    "granitemoehybrid": Family(
+        "GraniteMoeHybridForCausalLM",
+        "granitemoe",
+        "granite",
+        **_GRANITE,
+        position_switch=True,
+        experts=Experts(
+            "block_sparse_moe", normalize=True, fused=True, shared="shared_intermediate_size"
+        ),
+        defaults={**_GRANITE_NUMBERS, **_GRANITE_EXPERTS, "shared_intermediate_size": 1024},
     ),
     "lfm2": Family(
         "Lfm2ForCausalLM",

@@ -160,7 +160,11 @@ def read_gguf_config(
         **_windows(read, family, theta),
         **convolutions,
         "model_type": model_type,
-        "no_rope_layers": gguf_no_rope_layers(family, read["block_count"]),
+        "no_rope_layers": (
+            [0] * read["block_count"]
+            if family.position_switch
+            else gguf_no_rope_layers(family, read["block_count"])
+        ),
         "vocab_size": vocabulary_size,
         "num_key_value_heads": heads if key_value_heads is None else key_value_heads,
         "head_dim": head_dim,
@@ -191,22 +195,32 @@ def _read(metadata: Mapping[str, Any], path: str | os.PathLike[str]) -> tuple[st
     arch = Values(path, metadata, {name: TEXT}, {})[name]
     count = Values(path, metadata, {"expert_count": whole()}, {"expert_count": 0}, f"{arch}.")
     sparse = count["expert_count"] > 0
-    alike = {key: each for key, each in FAMILIES.items() if bool(each.experts) == sparse}
-    found = [key for key, family in alike.items() if family.gguf == arch]
+    alike = {key: each.gguf_of(sparse) for key, each in FAMILIES.items()}
+    found = [key for key, own in alike.items() if own == arch]
     if not found:
-        supported = ", ".join(sorted({family.gguf for family in alike.values()}))
+        supported = ", ".join(sorted({own for own in alike.values() if own is not None}))
         kind = "architecture with experts" if sparse else "architecture"
         raise ValueError(
             f"{path}: GGUF {kind} {shown(arch)} is not supported; supported are {supported}"
         )
-    # Two families may share an architecture, one of them with windows in some layers.
+    # Families may share an architecture: one has windows in some layers, no rotary positions, or a
+    # shared expert.
     windowed = bool(metadata.get(f"{arch}.attention.sliding_window"))
-    found.sort(key=lambda name: (FAMILIES[name].window_period is not None) != windowed)
+    # llama.cpp rotates in granitemoe whatever the file says.
+    unrotated = metadata.get(f"{arch}.rope.scaling.finetuned") is False and not sparse
+    shared = bool(metadata.get(f"{arch}.expert_shared_feed_forward_length"))
+    found.sort(
+        key=lambda name: (
+            (FAMILIES[name].window_period is not None) != windowed,
+            FAMILIES[name].position_switch != unrotated,
+            bool((own := FAMILIES[name].experts) and own.shared) != shared,
+        )
+    )
     family = FAMILIES[found[0]]
     kinds = {key: kind for key, (kind, _) in _REQUIRED.items()} | _OPTIONAL
     if family.window_period:
         kinds |= _OF_WINDOWS
-    if family.experts is not None:
+    if family.experts is not None and sparse:
         kinds |= _OF_EXPERTS | (_OF_SIZED_EXPERTS if family.experts.own_size else {})
         kinds |= _OF_SHARED_EXPERTS if family.experts.shared else {}
         kinds |= _OF_SIGMOID_EXPERTS if family.experts.sigmoid else {}
@@ -327,7 +341,7 @@ def _convolutions(read: Values, family: Family) -> tuple[Any, dict[str, Any]]:
 def _multipliers(read: Values, family: Family) -> dict[str, Any]:
     if not family.multipliers:
         return {}
-    if not read["rope.scaling.finetuned"]:
+    if not read["rope.scaling.finetuned"] and not family.position_switch:
         raise read.unsupported(f"{read.prefix}rope.scaling.finetuned false", "true")
     found = {name: read[key] for name, key in MULTIPLIERS.items()}
     absent = {"embedding_multiplier": 1.0, "residual_multiplier": 1.0, "attention_multiplier": None}

@@ -21,7 +21,7 @@ from pyloss.models.config.fields import (
     periodic_layers,
     rotated_layers,
 )
-from pyloss.models.config.known_keys import refuse_hf_keys, refuse_rope_keys
+from pyloss.models.config.known_keys import MAMBA_KEYS, refuse_hf_keys, refuse_rope_keys
 from pyloss.models.config.lfm2 import READ as LFM2_READ, plain_keys
 from pyloss.models.config.mixture import read_hf_mixture
 from pyloss.models.config.rope_scaling import read_hf_scaling
@@ -103,13 +103,21 @@ _OF_SOME: dict[str, tuple[Kind, Callable[[Family], Any]]] = {
     "num_experts": (whole(), lambda family: family.experts),
     "num_local_experts": (whole(), lambda family: family.experts),
     "num_experts_per_tok": (whole(), lambda family: family.experts),
+    "shared_intermediate_size": (
+        whole(0),
+        lambda family: family.experts and family.experts.shared == "shared_intermediate_size",
+    ),
+    "position_embedding_type": (TEXT, lambda family: family.position_switch),
+    "layers_block_type": (LIST, lambda family: family.position_switch),
     "norm_topk_prob": (FLAG, lambda family: family.experts),
     "moe_intermediate_size": (whole(), lambda family: family.experts),
     "decoder_sparse_step": (whole(), lambda family: family.experts),
     "mlp_only_layers": (_layer_numbers, lambda family: family.experts),
     "shared_expert_intermediate_size": (
         whole(1),
-        lambda family: family.experts and family.experts.shared,
+        lambda family: (
+            family.experts and family.experts.shared == "shared_expert_intermediate_size"
+        ),
     ),
     "num_dense_layers": (whole(0), lambda family: family.experts and family.experts.sigmoid),
     "use_expert_bias": (FLAG, lambda family: family.experts and family.experts.sigmoid),
@@ -152,6 +160,8 @@ def read_hf_config(path: str | os.PathLike[str]) -> dict[str, Any]:
     kinds = _REQUIRED | _OPTIONAL
     kinds |= {key: kind for key, (kind, has) in _OF_SOME.items() if has(family)}
     known = set(kinds) | (LFM2_READ if family.short_conv else set())
+    if family.position_switch:
+        known |= MAMBA_KEYS
     refuse_hf_keys(path, content, known, set(_OF_SOME), model_type)
     if family.short_conv:
         content = plain_keys(path, content, family.defaults, adjusted=family.experts is None)
@@ -168,7 +178,12 @@ def read_hf_config(path: str | os.PathLike[str]) -> dict[str, Any]:
     if head_dim is None:
         head_dim = checked(path, head_size, hidden=read["hidden_size"], heads=heads)
     key_value_heads = read["num_key_value_heads"]
+    if family.position_switch:
+        _refuse_mamba(read)
     no_rope_layers = _no_rope_layers(read, family)
+    mixture = read_hf_mixture(read, family)
+    if family.gguf_dense is not None and mixture is None:
+        read["intermediate_size"] = read["shared_intermediate_size"]
     own = (*_REQUIRED, *DEFAULTS, "bos_token_id", "eos_token_id", "pad_token_id")
     return {
         **{name: read[name] for name in own},
@@ -182,7 +197,7 @@ def read_hf_config(path: str | os.PathLike[str]) -> dict[str, Any]:
         "query_pre_attn_scalar": read.get("query_pre_attn_scalar"),
         **{name: read.get(name) for name in SOFTCAPS},
         **{name: read.get(name) for name in MULTIPLIERS},
-        "mixture": read_hf_mixture(read, family),
+        "mixture": mixture,
     }
 
 
@@ -216,6 +231,11 @@ def _refuse_activation(read: Values, family: Family) -> None:
 
 def _no_rope_layers(read: Values, family: Family) -> list[int] | None:
     """As in transformers, a list counts more than the interval, and may be longer than needed."""
+    if family.position_switch:
+        kind = read["position_embedding_type"]
+        if kind not in (None, "rope", "nope"):
+            raise read.unsupported(f"position_embedding_type {shown(kind)}", '"rope" or "nope"')
+        return None if kind == "rope" else [0] * read["num_hidden_layers"]
     if not family.unrotated_layers:
         return None
     listed: list[int] | None = read["no_rope_layers"]
@@ -223,6 +243,24 @@ def _no_rope_layers(read: Values, family: Family) -> list[int] | None:
     if listed is None:
         return rotated_layers(read["no_rope_layer_interval"], layers)
     return listed[:layers]
+
+
+def _refuse_mamba(read: Values) -> None:
+    """Sets layer_types; ValueError for layers of another kind than attention."""
+    types = read["layers_block_type"] if read["layer_types"] is None else read["layer_types"]
+    types = ["mamba"] * read["num_hidden_layers"] if types is None else types
+    others = [kind for kind in types if kind not in ("attention", FULL)]
+    if others:
+        raise ValueError(
+            f"{read.path}: layers of type {shown(others[0])} (Mamba-2) are not supported; "
+            "supported are those of type 'attention'"
+        )
+    if len(types) != read["num_hidden_layers"]:
+        raise read.wrong(
+            "layer_types",
+            f"it names {len(types)} layers, and num_hidden_layers is {read['num_hidden_layers']}",
+        )
+    read["layer_types"] = None
 
 
 def _windows(

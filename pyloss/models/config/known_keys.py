@@ -21,6 +21,13 @@ _HF_READ = {
     "hidden_activation", "use_sliding_window", "max_window_layers",
 }  # fmt: skip
 
+#: Keys of Mamba layers, which change nothing in models without one.
+MAMBA_KEYS = {
+    "mamba_n_heads", "mamba_n_groups", "mamba_d_state", "mamba_d_head", "mamba_d_conv",
+    "mamba_expand", "mamba_chunk_size", "mamba_conv_bias", "mamba_proj_bias", "time_step_limit",
+    "time_step_min", "time_step_max", "time_step_floor",
+}  # fmt: skip
+
 # Unsupported options of models, with the values that switch them off.
 _HF_REFUSED: dict[str, tuple[Any, ...]] = {
     "partial_rotary_factor": _ONE,
@@ -28,6 +35,7 @@ _HF_REFUSED: dict[str, tuple[Any, ...]] = {
     "use_bidirectional_attention": _OFF,
     "rope_interleaved": _OFF,
     "use_mrope": _OFF,
+    "normalization_function": (None, "rmsnorm"),
     "use_alibi": _OFF,
     "alibi": _OFF,
     "use_qk_norm": _OFF,
@@ -76,8 +84,8 @@ _HF_INERT = {
     "seq_length", "max_seq_len",
     "pad_token", "prefix", "neuron", "kv_cache_scheme", "bos_token", "eos_token",
     # how it was trained
-    "initializer_range", "attention_dropout", "hidden_dropout", "hidden_dropout_prob",
-    "attention_probs_dropout_prob",
+    "initializer_range", "init_method", "attention_dropout", "hidden_dropout",
+    "hidden_dropout_prob", "attention_probs_dropout_prob",
     "resid_pdrop", "embd_pdrop", "attn_pdrop", "dropout", "output_router_logits",
     "router_aux_loss_coef",
     "gradient_checkpointing", "training_config",

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pyloss.checks.numbers import real, shown
-from pyloss.models.config.families import Family
+from pyloss.models.config.families import Experts, Family
 from pyloss.models.config.values import Values, checked
 
 #: expert_gating_func in GGUF where weights are sigmoids.
@@ -136,10 +136,13 @@ def read_hf_mixture(read: Values, family: Family) -> Mixture | None:
         dense = [i for i in range(read["num_hidden_layers"]) if i in only or (i + 1) % step]
     # transformers 5 writes num_local_experts in all families.
     counts = (read["num_experts"], read["num_local_experts"], family.defaults["num_experts"])
+    count = next(count for count in counts if count is not None)
+    if count == 0 and family.gguf_dense is not None:
+        return None
     return checked(
         read.path,
         Mixture,
-        count=next(count for count in counts if count is not None),
+        count=count,
         active=read["num_experts_per_tok"],
         size=size,
         normalize=read["norm_topk_prob"] if experts.normalize is None else experts.normalize,
@@ -152,7 +155,7 @@ def read_hf_mixture(read: Values, family: Family) -> Mixture | None:
 def read_gguf_mixture(read: Values, family: Family) -> Mixture | None:
     """The mixture of a GGUF file's metadata; None for a family without experts."""
     experts = family.experts
-    if experts is None:
+    if experts is None or not read["expert_count"]:
         return None
     own = read["expert_weights_norm"]
     options: dict[str, Any] = {}
@@ -170,11 +173,13 @@ def read_gguf_mixture(read: Values, family: Family) -> Mixture | None:
         size=read["expert_feed_forward_length" if experts.own_size else "feed_forward_length"],
         normalize=experts.gguf_normalize if own is None else own,
         **options,
-        shared_size=_gguf_shared_size(read) if experts.shared else 0,
+        shared_size=_gguf_shared_size(read, experts) if experts.shared else 0,
     )
 
 
-def _gguf_shared_size(read: Values) -> int:
-    """As in llama.cpp, a shared expert has the size of an MLP if the file does not say it."""
+def _gguf_shared_size(read: Values, experts: Experts) -> int:
+    """As in llama.cpp: without the key, Qwen2-MoE's has an MLP's size, and Granite has none."""
     size: int | None = read["expert_shared_feed_forward_length"]
-    return read["feed_forward_length"] if size is None else size
+    if size is not None:
+        return size
+    return 0 if experts.fused else int(read["feed_forward_length"])

@@ -146,7 +146,7 @@ class ModelConfig:
             raise ValueError("llama_4_scaling_beta is supported only with rope_type yarn")
 
     def _check_unrotated(self, layers: list[int]) -> None:
-        if not self.family.unrotated_layers:
+        if not (self.family.unrotated_layers or self.family.position_switch):
             raise ValueError(f"no_rope_layers are not supported for {self.model_type}")
         if any(type(layer) is not int or layer not in (0, 1) for layer in layers):
             raise ValueError(f"no_rope_layers must be 0 or 1 per layer, got {shown(layers)}")
@@ -155,6 +155,8 @@ class ModelConfig:
                 f"no_rope_layers names {len(layers)} layers, "
                 f"and num_hidden_layers is {self.num_hidden_layers}"
             )
+        if self.family.position_switch and any(layers) and not all(layers):
+            raise ValueError(f"{self.model_type} has rotary positions in all layers, or in none")
         if all(layers):
             self.no_rope_layers = None
 
@@ -191,6 +193,11 @@ class ModelConfig:
     def family(self) -> Family:
         """The record of `model_type`."""
         return FAMILIES[self.model_type]
+
+    @property
+    def gguf(self) -> str:
+        """general.architecture in GGUF."""
+        return self.family.gguf_of(self.mixture is not None) or self.family.gguf
 
     def convolved(self, layer: int) -> bool:
         """Whether `layer` has a short convolution in place of attention."""
@@ -290,6 +297,16 @@ class ModelConfig:
             content |= {name: own[name] for name in SOFTCAPS}
         if family.window_switch:
             content["use_sliding_window"] = self.sliding_window is not None
+        if family.position_switch:
+            content.pop("no_rope_layers", None)
+            content |= {
+                "position_embedding_type": "rope" if self.no_rope_layers is None else "nope",
+                "layer_types": ["attention"] * self.num_hidden_layers,
+                "mamba_n_heads": 1,  # divides every size, which transformers checks
+            }
+        if family.gguf_dense is not None and self.mixture is None:
+            content |= {"num_local_experts": 0, "num_experts_per_tok": 0}
+            content["shared_intermediate_size"] = self.intermediate_size
         if family.unrotated_layers:
             content["no_rope_layers"] = [
                 int(self.rotated(i)) for i in range(self.num_hidden_layers)

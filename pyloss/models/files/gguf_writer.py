@@ -23,7 +23,7 @@ from pyloss.models.config.gguf_reader import (
 )
 from pyloss.models.config.model_config import ModelConfig
 from pyloss.models.config.rope_scaling import gguf_scaling, llama3_factors
-from pyloss.models.files.names import gguf_name
+from pyloss.models.files.names import gguf_name, shared_parts
 from pyloss.models.saving import refuse_adapters
 from pyloss.models.text.gguf_vocabulary import model_name, vocabulary_metadata
 from pyloss.models.transformer import Model
@@ -240,7 +240,7 @@ def write_gguf(
         **_hyperparameters(model.config_of_layers()),
         **vocabulary_metadata(tokenizer, model.config.vocab_size),
     }
-    return write_gguf_file(path, model.config.family.gguf, metadata, tensors, split_max_size)
+    return write_gguf_file(path, model.config.gguf, metadata, tensors, split_max_size)
 
 
 def _hyperparameters(c: ModelConfig) -> dict[str, Any]:
@@ -288,15 +288,20 @@ def _hyperparameters(c: ModelConfig) -> dict[str, Any]:
         )
     for option in c.family.gguf_lacks:
         if LACKS[option](c):
-            raise ValueError(
-                f"{option} cannot be written: llama.cpp does not have it for {c.family.gguf}"
-            )
+            raise ValueError(f"{option} cannot be written: llama.cpp does not have it for {c.gguf}")
     rotated = gguf_no_rope_layers(c.family, c.num_hidden_layers)
     if rotated and rotated != [int(c.rotated(i)) for i in range(c.num_hidden_layers)]:
         raise ValueError(
             f"no_rope_layers {c.no_rope_layers} cannot be written: llama.cpp takes {rotated}"
         )
-    return {f"{c.family.gguf}.{key}": value for key, value in values.items()}
+    if c.family.position_switch and c.no_rope_layers is not None:
+        if c.mixture is not None:
+            raise ValueError(
+                "position_embedding_type nope cannot be written: llama.cpp has rotary positions "
+                f"in {c.gguf}"
+            )
+        values["rope.scaling.finetuned"] = False
+    return {f"{c.gguf}.{key}": value for key, value in values.items()}
 
 
 def _softcaps(c: ModelConfig) -> dict[str, float]:
@@ -355,6 +360,7 @@ def _tensors(model: Model, type: str | None) -> Iterator[GGUFTensor]:
     values: dict[str, np.ndarray | Weight | WeightStack] = {**model.stored(), **parameters}
     if c.family.gguf_head and model.lm_head is None:
         values["lm_head.weight"] = values["model.embed_tokens.weight"]
+    values = dict(_apart(values, c.mixture is not None))
     for name, value in values.items():
         head_dim = interleaved_head(c, name)
         if isinstance(value, np.ndarray) and value.ndim == 1:
@@ -370,6 +376,21 @@ def _tensors(model: Model, type: str | None) -> Iterator[GGUFTensor]:
             yield _matrix(name, gguf_name(name, c.family), value, "f32", 0)
         else:
             yield _matrix(name, gguf_name(name, c.family), value, type, head_dim)
+
+
+def _apart(values: Mapping[str, Any], experts: bool) -> Iterator[tuple[str, Any]]:
+    """The tensors with the parts that GGUF stores of Granite's shared experts."""
+    for name, value in values.items():
+        parts = shared_parts(name, experts)
+        if not parts:
+            yield name, value
+        rows = value.shape[0] // max(len(parts), 1)
+        for i, part in enumerate(parts):
+            begin, end = i * rows, (i + 1) * rows
+            if isinstance(value, np.ndarray):
+                yield part, value[begin:end]
+            else:
+                yield part, value.slice_rows(begin, end)
 
 
 def _reordered(vector: np.ndarray, head_dim: int) -> np.ndarray:

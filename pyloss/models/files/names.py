@@ -39,6 +39,7 @@ _GGUF_NAMES = {
         for block in ("mlp", "block_sparse_moe", "feed_forward")
         for ours, theirs in {
             "gate": "ffn_gate_inp",
+            "router.layer": "ffn_gate_inp",
             "switch_mlp.gate_proj": "ffn_gate_exps",
             "switch_mlp.up_proj": "ffn_up_exps",
             "switch_mlp.down_proj": "ffn_down_exps",
@@ -48,6 +49,10 @@ _GGUF_NAMES = {
             "shared_expert.down_proj": "ffn_down_shexp",
         }.items()
     },
+}
+_GGUF_NAMES |= {
+    f"model.layers.{{}}.shared_mlp.{part}_proj": f"blk.{{}}.ffn_{part}_shexp"
+    for part in ("gate", "up", "down")
 }
 # post_attention_layernorm is the norm before the MLP in families without norms after the blocks.
 _POST_NORMS = {
@@ -90,6 +95,19 @@ def gguf_name(name: str, family: Family) -> str:
         parts[2] = "{}"
     key, norms = ".".join(parts), _POST_NORMS if family.post_norms else _PRE_NORMS
     return (norms.get(key) or _GGUF_NAMES[key]).format(layer) + f".{kind}"
+
+
+def shared_parts(name: str, experts: bool) -> list[str]:
+    """The names of the matrices that GGUF has in place of one of Granite's shared expert.
+
+    Without `experts` it is the MLP. Empty for other names.
+    """
+    at, found, whole = name.partition(".shared_mlp.")
+    if not found:
+        return []
+    part, kind = whole.rsplit(".", 1)
+    parts = {"input_linear": ("gate_proj", "up_proj"), "output_linear": ("down_proj",)}[part]
+    return [f"{at}.{'shared_mlp' if experts else 'mlp'}.{each}.{kind}" for each in parts]
 
 
 def expert_name(name: str, family: Family, expert: int) -> str:

@@ -11,13 +11,18 @@ from pyloss.io.tensor_file import StoredTensor, TensorFile, layers_held
 from pyloss.models.config.gguf_reader import LONGROPE_FACTORS
 from pyloss.models.config.model_config import ModelConfig
 from pyloss.models.config.rope_scaling import long_from
-from pyloss.models.files.names import expert_name, gguf_name
+from pyloss.models.files.names import expert_name, gguf_name, shared_parts
 from pyloss.models.files.quantized import Quantization
 from pyloss.weights.stack import WeightStack
 from pyloss.weights.weight import Weight
 
 # Rotary tables of some files. pyloss computes them, and reads GGUF's factors separately.
 _TABLES = ("rotary_emb.inv_freq", "attn_rot_embd.weight", "rope_freqs.weight")
+# Experts' gates above ups, and downs, in a block of transformers 5, and in Granite's files.
+_STACKS = (
+    ("experts.gate_up_proj", "experts.down_proj"),
+    ("input_linear.weight", "output_linear.weight"),
+)
 # mlx-lm's names of the matrices of an MLP, by LFM2's.
 _MLX_MLP = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
 # Prefixes of tensors for images and sound.
@@ -127,6 +132,7 @@ class FolderSource(Source):
     ) -> None:
         super().__init__(file)
         self._family = config.family
+        self._fused = bool(config.family.experts and config.family.experts.fused)
         self._quantization = quantization or Quantization(file.path, {})
 
     def matrix(self, name: str, rows: int, cols: int, rotary: bool = False) -> Weight:
@@ -162,12 +168,13 @@ class FolderSource(Source):
         block, _, part = name.partition(".switch_mlp.")
         if self.has(f"{name}.weight"):
             return super().experts(name, count, rows, cols)
-        if part == "down_proj" and self.has(f"{block}.experts.down_proj"):
-            return self._find(f"{block}.experts.down_proj", count, rows, cols).stack()
-        if self.has(f"{block}.experts.gate_up_proj"):
-            both = self._find(f"{block}.experts.gate_up_proj", count, 2 * rows, cols).stack()
-            first = rows * (part == "up_proj")
-            return WeightStack([matrix.slice_rows(first, first + rows) for matrix in both.matrices])
+        for gate_up, down in _STACKS:
+            if part == "down_proj" and self.has(f"{block}.{down}"):
+                return self._find(f"{block}.{down}", count, rows, cols).stack()
+            if part != "down_proj" and self.has(f"{block}.{gate_up}"):
+                both = self._find(f"{block}.{gate_up}", count, 2 * rows, cols).stack()
+                first = rows * (part == "up_proj")
+                return WeightStack([one.slice_rows(first, first + rows) for one in both.matrices])
         names = [expert_name(name, self._family, expert) for expert in range(count)]
         return WeightStack([self.matrix(one, rows, cols) for one in names])
 
@@ -183,7 +190,9 @@ class FolderSource(Source):
             for own, theirs in _MLX_MLP.items():  # of LFM2-MoE in mlx-lm
                 other = other.replace(f".feed_forward.{own}.", f".feed_forward.{theirs}.")
             return other if other in self.file else name
-        if ".block_sparse_moe." in name and name not in self.file:
+        if ".router.layer." in name and name not in self.file:  # as in transformers 5
+            return name.replace(".router.layer.", ".router.")
+        if ".block_sparse_moe." in name and name not in self.file and not self._fused:
             # the module's own name in transformers 5
             return name.replace(".block_sparse_moe.", ".mlp.")
         return name
@@ -195,6 +204,7 @@ class GGUFSource(Source):
     def __init__(self, file: TensorFile, config: ModelConfig) -> None:
         super().__init__(file)
         self._family = config.family
+        self._experts = config.mixture is not None
         self._head_dim = config.head_dim if self._family.gguf_interleaved else 0
         if long_from(config.rope_scaling) is not None:
             for name in LONGROPE_FACTORS:  # which the configuration was read from
@@ -214,11 +224,30 @@ class GGUFSource(Source):
 
     def matrix(self, name: str, rows: int, cols: int, rotary: bool = False) -> Weight:
         """See `Source`."""
+        if parts := shared_parts(f"{name}.weight", self._experts):
+            return self._joined(parts, rows // len(parts), cols)
         stored = self.file.tensors.get(self._stored_name(f"{name}.weight"))
         if rows == 1 and stored is not None and stored.shape == (cols,):  # of older converters
             self.file.tensor(stored.name)
             return replace(stored, shape=(rows, cols)).weight()
         return self._find(f"{name}.weight", rows, cols).weight(self._head_dim if rotary else 0)
+
+    def _joined(self, names: list[str], rows: int, cols: int) -> Weight:
+        """The rows of several matrices as one, copied unless it is one."""
+        parts = [self._find(name, rows, cols).weight() for name in names]
+        if len(parts) == 1:
+            return parts[0]
+        formats = {part.format for part in parts}
+        if len(formats) > 1:
+            first, *others = (self._stored_name(name) for name in names)
+            raise FormatError(
+                self.file.path,
+                first,
+                f"it and {others[0]} have different types, {' and '.join(sorted(formats))}; "
+                "pyloss reads both as one matrix",
+            )
+        raw = np.concatenate([part.raw for part in parts])
+        return Weight(raw, parts[0].format, (len(parts) * rows, cols))
 
     def _layers(self) -> str:
         return "blk."

@@ -67,6 +67,8 @@ def put_adapter(model: Any, adapter: StoredAdapter) -> None:
             and (other := name.replace(".mlp.", ".block_sparse_moe.")) in modules
         ):
             name = other
+        if f"{name}.layer" in modules:  # Granite's router, a parameter in transformers
+            name += ".layer"
         layer = _over(modules.get(name), adapter.kind, stored)
         if isinstance(layer, str):
             problems.append(f"{name}: {layer}")
@@ -161,7 +163,11 @@ def save_adapter(
         elif format == "mlx":
             write_mlx(place, layers, config, one_rank, old)
         else:
-            blocks = {name for name, _ in model.named_modules() if name.endswith(".switch_mlp")}
+            blocks = {
+                name
+                for name, _ in model.named_modules()
+                if name.endswith((".switch_mlp", ".router"))
+            }
             write_peft(
                 place,
                 layers,

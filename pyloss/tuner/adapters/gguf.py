@@ -14,7 +14,7 @@ from pyloss.models.files.gguf_writer import (
     stored_order,
     write_gguf_file,
 )
-from pyloss.models.files.names import gguf_name
+from pyloss.models.files.names import gguf_name, shared_parts
 from pyloss.nn import Embedding
 from pyloss.tuner.adapters.adapter import storable_adapters
 from pyloss.tuner.adapters.low_rank import LowRankAdapter
@@ -53,12 +53,15 @@ def write_lora_gguf(model: Model, path: str | os.PathLike[str], name: str | None
     alpha = next((a.scale * a.rank for a in adapters.values() if a.scale), 1.0)
     tensors = []
     for module, adapter in adapters.items():
-        stem = gguf_name(f"{module}.weight", model.config.family)
+        config, name_of = model.config, f"{module}.weight"
+        parts = shared_parts(name_of, config.mixture is not None) or [name_of]
         a, b = _factors(adapter, interleaved_head(model.config, f"{module}.weight"))
         b = b * np.float32(adapter.scale * adapter.rank / alpha)
-        for half, array in (("lora_a", a), ("lora_b", b)):
-            data = np.ascontiguousarray(array).view(np.uint8)
-            tensors.append(GGUFTensor(f"{stem}.{half}", array.shape, "f32", data.view))
+        for part, rows in zip(parts, np.split(b, len(parts), axis=-2), strict=True):
+            stem = gguf_name(part, config.family)
+            for half, array in (("lora_a", a), ("lora_b", rows)):
+                data = np.ascontiguousarray(array).view(np.uint8)
+                tensors.append(GGUFTensor(f"{stem}.{half}", array.shape, "f32", data.view))
     metadata: dict[str, Any] = {
         "general.type": "adapter",
         "general.name": name or user_path(path).stem,
@@ -67,7 +70,7 @@ def write_lora_gguf(model: Model, path: str | os.PathLike[str], name: str | None
     }
     if (prompt := system_prompt_of(model.adapter_config)) is not None:
         metadata["pyloss.system_prompt"] = prompt
-    write_gguf_file(path, model.config.family.gguf, metadata, tensors)
+    write_gguf_file(path, model.config.gguf, metadata, tensors)
 
 
 def _factors(adapter: LowRankAdapter, head_dim: int) -> tuple[np.ndarray, np.ndarray]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Container, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -219,7 +219,7 @@ def write_peft(
     layers: Mapping[str, LowRankAdapter],
     base_model: str | None,
     tied: bool,
-    blocks: Container[str] = (),
+    blocks: Collection[str] = (),
     system_prompt: str | None = None,
 ) -> None:
     """Writes adapters into the folder `place`.
@@ -237,7 +237,8 @@ def write_peft(
     ranks: dict[str, int] = {}
     alphas: dict[str, float] = {}
     embeddings, parameters = False, []
-    for place_of, parameter, size, scale, pair in whole_parameters(experts):
+    own_names = any(block.endswith(".router") for block in blocks)
+    for place_of, parameter, size, scale, pair in whole_parameters(experts, own_names):
         arrays |= {
             f"{_PREFIX}{place_of}.lora_{half}.weight": np.ascontiguousarray(array)
             for half, array in pair.items()
@@ -247,10 +248,12 @@ def write_peft(
     for name, layer in layers.items():
         if name in experts:
             continue
-        at, embedding = f"{_PREFIX}{peft_name(name)}", isinstance(layer.base, Embedding)
-        target = peft_name(name)
-        if f"{name.removesuffix('.gate')}.switch_mlp" in blocks:
-            # In transformers a router is a parameter of its block, not a layer.
+        embedding, target = isinstance(layer.base, Embedding), peft_name(name, own_names)
+        router = f"{name.removesuffix('.gate')}.switch_mlp" in blocks
+        if name.removesuffix(".layer") in blocks:  # of a Granite
+            router, target = True, name.removesuffix(".layer")
+        at = f"{_PREFIX}{target}"
+        if router:  # in transformers a parameter of its block, not a layer
             target += ".weight"
             parameters.append(target)
         ranks[target], alphas[target] = layer.rank, _plain(layer.scale * layer.rank)

@@ -159,17 +159,18 @@ def _layers(
 
 
 def whole_parameters(
-    layers: Mapping[str, LowRankAdapter],
+    layers: Mapping[str, LowRankAdapter], own_names: bool = False
 ) -> Iterator[tuple[str, str, int, float, Matrices]]:
     """The adapters of experts by parameter.
 
     Yields the prefix of the tensors, the parameter's name, rank, scale and {"A": ..., "B": ...}.
+    `own_names` as in `peft_name`.
     Gates and ups with different `lora_a` become one pair, whose rank is the sum of theirs.
     """
     blocks: dict[str, dict[str, LowRankAdapter]] = {}
     for name, layer in layers.items():
         block, _, part = name.partition(".switch_mlp.")
-        blocks.setdefault(peft_name(block), {})[part] = layer
+        blocks.setdefault(peft_name(block, own_names), {})[part] = layer
     for block, parts in blocks.items():
         pairs = {}
         if "gate_proj" in parts or "up_proj" in parts:
@@ -193,9 +194,12 @@ def whole_parameters(
             )
 
 
-def peft_name(name: str) -> str:
-    """transformers' name of a part of a block of experts: Mixtral's files have another."""
-    return name.replace(".block_sparse_moe", ".mlp")
+def peft_name(name: str, own_names: bool = False) -> str:
+    """transformers' name of a part of a block of experts: Mixtral's files have another.
+
+    `own_names`: the model is a Granite, whose files have transformers' names.
+    """
+    return name if own_names else name.replace(".block_sparse_moe", ".mlp")
 
 
 def _joined(

@@ -71,6 +71,20 @@ _GRANITE = {
     "residual_multiplier": 0.22, "rms_norm_eps": 1e-05, "rope_scaling": None, "rope_theta": 5000000.0, "tie_word_embeddings": True,
     "torch_dtype": "bfloat16", "transformers_version": "4.47.0", "use_cache": True, "vocab_size": 49155,
 }  # fmt: skip
+_GRANITE_MOE = {
+    **_GRANITE, "architectures": ["GraniteMoeForCausalLM"], "embedding_multiplier": 12.0, "hidden_size": 1536, "intermediate_size": 512,
+    "logits_scaling": 6.0, "model_type": "granitemoe", "num_attention_heads": 24, "num_experts_per_tok": 8, "num_hidden_layers": 32,
+    "num_local_experts": 40, "output_router_logits": False, "router_aux_loss_coef": 0.001,
+}  # fmt: skip
+_GRANITE4 = {
+    **_GRANITE, "architectures": ["GraniteMoeHybridForCausalLM"], "bos_token_id": 100257, "embedding_multiplier": 12, "eos_token_id": 100257,
+    "hidden_size": 2560, "init_method": "mup", "intermediate_size": 8192, "layer_types": ["attention"] * 40, "logits_scaling": 10,
+    "mamba_chunk_size": 256, "mamba_conv_bias": True, "mamba_d_conv": 4, "mamba_d_head": 64, "mamba_d_state": 256, "mamba_expand": 2,
+    "mamba_n_groups": 1, "mamba_n_heads": 80, "mamba_proj_bias": False, "model_type": "granitemoehybrid",
+    "normalization_function": "rmsnorm", "num_attention_heads": 40, "num_experts_per_tok": 0, "num_local_experts": 0,
+    "output_router_logits": False, "position_embedding_type": "rope", "rope_theta": 10000000, "router_aux_loss_coef": 0.01,
+    "shared_intermediate_size": 8192, "vocab_size": 100352,
+}  # fmt: skip
 _SMOLLM3 = {
     "architectures": ["SmolLM3ForCausalLM"], "attention_bias": False, "attention_dropout": 0.0, "bos_token_id": 128000,
     "eos_token_id": 128012, "hidden_act": "silu", "hidden_size": 2048, "initializer_range": 0.02, "intermediate_size": 11008,
@@ -205,6 +219,8 @@ HF = {
     "mixtral": _MIXTRAL,
     "olmoe": _OLMOE,
     "granite-3.1-2b": _GRANITE,
+    "granite-3.1-3b-a800m": _GRANITE_MOE,
+    "granite-4.0-micro": _GRANITE4,
     "smollm3": _SMOLLM3,
     "olmo-2": _OLMO2,
     "olmo-3": _OLMO3,

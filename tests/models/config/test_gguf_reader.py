@@ -129,8 +129,18 @@ def test_gguf_of_granite():
     assert config.attention_scale == 64**-0.5
     config = ModelConfig.from_gguf({**granite, "granite.attention.scale": 0.015625}, EMBEDDING)
     assert config.attention_scale == 0.015625
-    with pytest.raises(ValueError, match="granite.rope.scaling.finetuned false is not supported"):
-        ModelConfig.from_gguf({**granite, "granite.rope.scaling.finetuned": False}, EMBEDDING)
+    config = ModelConfig.from_gguf({**granite, "granite.rope.scaling.finetuned": False}, EMBEDDING)
+    assert config.model_type == "granitemoehybrid" and config.mixture is None
+    assert not any(config.rotated(i) for i in range(config.num_hidden_layers))
+    mixture = {key.replace("granite.", "granitemoe."): value for key, value in granite.items()}
+    mixture |= {"general.architecture": "granitemoe", "granitemoe.expert_count": 4}
+    mixture["granitemoe.expert_used_count"] = 2
+    assert ModelConfig.from_gguf(mixture, EMBEDDING).model_type == "granitemoe"
+    with pytest.raises(ValueError, match="granitemoe.rope.scaling.finetuned false is not support"):
+        ModelConfig.from_gguf({**mixture, "granitemoe.rope.scaling.finetuned": False}, EMBEDDING)
+    mixture["granitemoe.expert_shared_feed_forward_length"] = 48
+    config = ModelConfig.from_gguf(mixture, EMBEDDING)
+    assert (config.model_type, config.mixture.shared_size) == ("granitemoeshared", 48)
     with pytest.raises(FormatError, match="granite.logit_scale: this key is missing"):
         ModelConfig.from_gguf(
             {key: value for key, value in granite.items() if key != "granite.logit_scale"},
@@ -302,7 +312,7 @@ def test_gguf_arithmetic_stays_in_its_range(key, value):
         ),
         (
             {"general.architecture": "qwen2", "qwen2.expert_count": 8},
-            "architecture with experts 'qwen2' is not supported; supported are lfm2moe, llama, ",
+            "architecture with experts 'qwen2' is not supported; supported are granitemoe, lfm2moe, llama, ",
         ),
         ({"llama.rope.scaling.type": "longrope"}, "scaling.type 'longrope'"),
         ({"llama.attention.key_length": 128}, "partial"),

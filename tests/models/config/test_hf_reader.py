@@ -407,6 +407,19 @@ def test_round_trip(read, tmp_path, changes):
             {"rope_scaling": {**YARN, "llama_4_scaling_beta": 0.1}},
             "'llama_4_scaling_beta' of rope_scaling is not supported",
         ),
+        (
+            {"model_type": "granitemoehybrid", "layer_types": ["mamba"] * 9 + ["attention"]},
+            r"layers of type 'mamba' \(Mamba-2\) are not supported",
+        ),
+        ({"model_type": "granitemoehybrid"}, r"'mamba' \(Mamba-2\) are not supported"),
+        (
+            {
+                "model_type": "granitemoehybrid",
+                "layer_types": ["attention"] * 30,
+                "position_embedding_type": "alibi",
+            },
+            "position_embedding_type 'alibi' is not supported",
+        ),
         ({"model_type": "qwen2_moe", "qkv_bias": False}, "qkv_bias false is not supported"),
         ({"qkv_bias": True}, "qkv_bias True is not supported for llama"),
         (

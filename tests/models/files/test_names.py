@@ -3,7 +3,12 @@
 import pytest
 
 from pyloss.models.config.families import FAMILIES
-from pyloss.models.files.names import expert_name, gguf_name, language_model_name
+from pyloss.models.files.names import (
+    expert_name,
+    gguf_name,
+    language_model_name,
+    shared_parts,
+)
 
 LAYER = (
     "input_layernorm", "post_attention_layernorm", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj",
@@ -79,6 +84,22 @@ def test_names_of_experts(name):
     family = FAMILIES[name]
     (arch,) = [arch for arch, text in gguf.MODEL_ARCH_NAMES.items() if text == family.gguf]
     table, at = gguf.get_tensor_name_map(arch, 12), f"model.layers.3.{family.experts.block}"
+    if family.experts.fused:  # one tensor of gates and ups, which GGUF has as two
+        router, down = f"{at}.router.layer", "model.layers.3.shared_mlp.output_linear"
+        assert gguf_name(f"{router}.weight", family) == f"{table.get_name(router)}.weight"
+        (part,) = shared_parts(f"{down}.weight", True)
+        assert gguf_name(part, family) == f"{table.get_name(down)}.weight"
+        ups = shared_parts("model.layers.3.shared_mlp.input_linear.weight", True)
+        assert [gguf_name(name, family) for name in ups] == [
+            "blk.3.ffn_gate_shexp.weight",
+            "blk.3.ffn_up_shexp.weight",
+        ]
+        ups = shared_parts("model.layers.3.shared_mlp.input_linear.weight", False)
+        assert [gguf_name(name, family) for name in ups] == [
+            "blk.3.ffn_gate.weight",
+            "blk.3.ffn_up.weight",
+        ]
+        return
     for part in EXPERTS:
         matrix = part.removeprefix("switch_mlp.")
         own = dict(
@@ -94,9 +115,9 @@ def test_names_of_experts(name):
         assert gguf_name(f"{at}.{part}.weight", family) == f"{table.get_name(theirs)}.weight"
         if own:
             assert expert_name(f"{at}.{part}.weight", family, 5) == f"{at}.experts.5.{own}.weight"
-    for part in SHARED if family.experts.shared else ():
+    for part in SHARED if family.experts.shared and not family.experts.fused else ():
         name = f"{at}.shared_expert.{part}"
         assert gguf_name(f"{name}.weight", family) == f"{table.get_name(name)}.weight"
-    if family.experts.shared_gate:
+    if family.experts.shared and not family.experts.fused:
         name = f"{at}.shared_expert_gate"
         assert gguf_name(f"{name}.weight", family) == f"{table.get_name(name)}.weight"
