@@ -57,15 +57,19 @@ def write_packed(
     seed=0,
     change=None,
     settings=None,
+    given=None,
     **options,
 ):
     """Write such a folder; return (config, arrays of the model that it stands for).
 
-    With `order` the columns of a group lie apart, as desc_act leaves them.
+    `given` is the configuration and the arrays of a model that is not Llama's. With `order` the
+    columns of a group lie apart, as desc_act leaves them.
     """
-    c = tiny.config(**{"tied": False, **options})
+    c = given[0] if given else tiny.config(**{"tied": False, **options})
     rng = np.random.default_rng(seed)
-    arrays, stored = tiny.tensors(c, seed), {}
+    arrays, stored = dict(given[1]) if given else tiny.tensors(c, seed), {}
+    if c["model_type"] == "phi3" and not given:
+        tiny.fuse(arrays)
     shared = {}
     for name, array in list(arrays.items()):
         layer, _, kind = name.rpartition(".")

@@ -192,7 +192,8 @@ class FolderSource(Source):
             return other if other in self.file else name
         if ".router.layer." in name and name not in self.file:  # as in transformers 5
             return name.replace(".router.layer.", ".router.")
-        if ".block_sparse_moe." in name and name not in self.file and not self._fused:
+        packed = f"{name.removesuffix('.weight')}.qweight" in self.file
+        if ".block_sparse_moe." in name and name not in self.file and not (packed or self._fused):
             # the module's own name in transformers 5
             return name.replace(".block_sparse_moe.", ".mlp.")
         return name

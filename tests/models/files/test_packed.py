@@ -8,13 +8,17 @@ import numpy as np
 import pytest
 import tiny
 from packed_folders import write_packed, write_plain
+from safetensors.numpy import load_file, save_file
 
 import pyloss
 from pyloss import FormatError, nn
 from pyloss.generation.single import generate_tokens
 from pyloss.losses import softmax_cross_entropy
 from pyloss.models import conversion, load_model
+from pyloss.models.config.mixture import Mixture
+from pyloss.models.config.model_config import ModelConfig
 from pyloss.models.files.quantized import Quantization
+from pyloss.models.synthetic import random_model
 from pyloss.tuner.trainer import grad_checkpoint
 from pyloss.tuner.utils import linear_to_lora_layers
 
@@ -101,6 +105,14 @@ def gradients(model, seed=1, dropout=0.0, kind="lora", steps=1):
     return found
 
 
+def same_gradients(packed, plain):
+    (one, ours), (other, theirs) = gradients(packed), gradients(plain)
+    assert one == pytest.approx(other, abs=1e-5)
+    for name, gradient in theirs.items():
+        atol = 1e-5 * max(1, np.abs(gradient).max())
+        np.testing.assert_allclose(ours[name], gradient, atol=atol, err_msg=name)
+
+
 @pytest.mark.parametrize("kind", ["lora", "dora"])
 @pytest.mark.parametrize(
     "case", ["gptq", "desc_act", "desc_act, unequal groups", "3 bits, desc_act", "awq"]
@@ -177,8 +189,6 @@ def test_saving(tmp_path, order):
 def test_layers_may_differ_under_dynamic(tmp_path, order):
     c, arrays = write_packed(tmp_path / "four", order=order, **BIG)
     c, others = write_packed(tmp_path / "eight", order=order, bits=8, group_size=64, **BIG)
-    from safetensors.numpy import load_file, save_file
-
     one, other = (load_file(tmp_path / n / "model.safetensors") for n in ("four", "eight"))
     up = "model.layers.1.mlp.up_proj"
     one |= {name: array for name, array in other.items() if name.startswith(up)}
@@ -273,3 +283,65 @@ def test_a_packed_head_without_desc_act(tmp_path):
     packed, plain, _ = both(tmp_path, skip=("embed_tokens",), vocab_size=32)
     assert packed.stored()["lm_head.weight"].format == "affine4"
     np.testing.assert_allclose(packed(TOKENS), plain(TOKENS), atol=1e-4)
+
+
+@pytest.mark.parametrize("order", [None, True])
+@pytest.mark.parametrize("family", ["smollm3", "granite", "phi3", "olmo2", "olmo3"])
+def test_other_families(tmp_path, family, order):
+    packed, plain, _ = both(tmp_path, order=order, **tiny.FAMILIES[family])
+    assert {w.format for n, w in packed.stored().items() if "layers" in n} == {"affine4"}
+    np.testing.assert_allclose(packed(TOKENS), plain(TOKENS), atol=1e-4)
+    same_gradients(packed, plain)
+
+
+def mixture_folder(folder, **case):
+    """A mixture of experts, each with tensors of its own, as packed folders have them."""
+    sizes = {**tiny.SIZES, "hidden_size": 64, "num_hidden_layers": 2}
+    random_model(ModelConfig("mixtral", mixture=Mixture(4, 2, 64, True), **sizes)).save(
+        folder / "a"
+    )
+    c = json.loads((folder / "a" / "config.json").read_text())
+    arrays = load_file(folder / "a" / "model.safetensors")
+    skip = ("embed_tokens", "lm_head", ".gate.")
+    return write_packed(folder / "packed", given=(c, arrays), skip=skip, **case)
+
+
+@pytest.mark.parametrize("case", [{}, {"sym": True}, {"method": "awq"}, {"bits": 8}])
+def test_experts(tmp_path, case):
+    c, arrays = mixture_folder(tmp_path, **case)
+    write_plain(tmp_path / "plain", c, arrays)
+    packed, plain = (load_model(tmp_path / name) for name in ("packed", "plain"))
+    stored = packed.stored()["model.layers.0.block_sparse_moe.switch_mlp.up_proj.weight"]
+    assert stored.format == f"affine{case.get('bits', 4)}" and stored.shape == (4, 64, 64)
+    np.testing.assert_allclose(packed(TOKENS), plain(TOKENS), atol=1e-4)
+    packed.save(tmp_path / "saved")
+    np.testing.assert_allclose(load_model(tmp_path / "saved")(TOKENS), packed(TOKENS), atol=1e-6)
+    same_gradients(packed, plain)
+
+
+def test_experts_with_desc_act_are_refused(tmp_path):
+    mixture_folder(tmp_path, order=True)
+    with pytest.raises(ValueError, match="experts.*quantized with desc_act are not supported"):
+        load_model(tmp_path / "packed")
+
+
+@pytest.mark.parametrize("order", [None, True])
+def test_gguf_and_fusing_by_export(tmp_path, order):
+    sizes = {**BIG, "vocab_size": tiny.TOKENS}
+    write_packed(tmp_path / "packed", order=order, **sizes)
+    model, tokenizer = load_model(tmp_path / "packed"), tiny.byte_tokenizer()
+    base = model(TOKENS)
+    pyloss.export(model, tmp_path / "a.gguf", "gguf", tokenizer)
+    again = load_model(tmp_path / "a.gguf")
+    assert {w.format for n, w in again.stored().items() if "layers" in n} == {"f16"}
+    np.testing.assert_allclose(again(TOKENS), base, atol=0.1)
+    gradients(model)
+    adapted = model(TOKENS)
+    assert np.abs(adapted - base).max() > 0.1
+    pyloss.export(model, tmp_path / "b.gguf", "gguf", tokenizer, dequantize=True, type="f32")
+    pyloss.export(model, tmp_path / "hf", "hf", dequantize=True)
+    for name in ("b.gguf", "hf"):
+        np.testing.assert_allclose(load_model(tmp_path / name)(TOKENS), adapted, atol=1e-3)
+    if order:  # its layers become floats anyway, so nothing is lost
+        pyloss.export(model, tmp_path / "lossless", "hf")
+        np.testing.assert_allclose(load_model(tmp_path / "lossless")(TOKENS), adapted, atol=1e-3)
