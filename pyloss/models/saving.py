@@ -12,7 +12,8 @@ import numpy as np
 
 from pyloss.io.files import user_path, write_json, write_safetensors
 from pyloss.io.outputs import make_folder, output
-from pyloss.models.files.names import expert_name
+from pyloss.models.config.model_config import ModelConfig
+from pyloss.models.files.names import expert_name, mlx_names
 from pyloss.models.files.quantized import floats, layer_tensors, settings, stays_quantized
 from pyloss.models.transformer import Model
 from pyloss.nn import Linear
@@ -94,6 +95,8 @@ def save_model(
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
     usual = dtype or model_dtype(model)
     stored = model.stored()
+    if any(stays_quantized(weight) and weight.format != "nf4" for weight in stored.values()):
+        stored = dict(_for_mlx(stored, model.config))
     grouped = {
         name.removesuffix(".weight"): weight
         for name, weight in stored.items()
@@ -132,6 +135,20 @@ def _model_files(folder: Path, with_tokenizer: bool) -> list[str]:
     """The names of the files in `folder` that are a model's; a new model replaces all of them."""
     patterns = _MODEL_FILES + (_TOKENIZER_FILES if with_tokenizer else ())
     return sorted({path.name for pattern in patterns for path in folder.glob(pattern)})
+
+
+def _for_mlx(
+    stored: Mapping[str, Weight | WeightStack], config: ModelConfig
+) -> Iterator[tuple[str, Weight | WeightStack]]:
+    """The stored matrices under mlx-lm's names, in parts where it has parts."""
+    for name, weight in stored.items():
+        names = mlx_names(name, config.family, config.mixture is not None)
+        if isinstance(weight, WeightStack):
+            yield name, weight
+            continue
+        rows = weight.shape[0] // len(names)
+        for i, part in enumerate(names):
+            yield part, weight.slice_rows(i * rows, (i + 1) * rows)
 
 
 def _single_experts(

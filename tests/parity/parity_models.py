@@ -118,7 +118,7 @@ GRANITE_MOE = {
     "pad_token_id": 0,
     "num_local_experts": 6,
     "num_experts_per_tok": 2,
-    "intermediate_size": 32,
+    "intermediate_size": 64,
 }
 # Granite 4 without experts and Mamba layers: the shared expert is the MLP.
 GRANITE4 = {

@@ -8,7 +8,9 @@ import tokenizers
 from packed_folders import write_float8, write_packed
 from parity_models import (
     GRANITE,
+    GRANITE4,
     LFM2,
+    MINISTRAL3,
     MIXTURES,
     OLMO2,
     OLMO3,
@@ -303,7 +305,9 @@ def test_every_gguf_type_reads_as_gguf_does(tmp_path, format):
 
 
 FAMILIES = {
-    **MIXTURES,
+    **{name: options for name, options in MIXTURES.items() if name != "granitemoeshared"},
+    "granite 4": GRANITE4,
+    "ministral3": {**MINISTRAL3, "intermediate_size": 128},
     "granite": {**GRANITE, "intermediate_size": 128},
     "phi3": PHI3,
     "smollm3": SMOLLM3,
@@ -352,7 +356,8 @@ def test_families_both_ways_with_mlx_lm(tmp_path, family):
     block = "switch_mlp" if family in MIXTURES else {"lfm2": "conv"}.get(family, "mlp")
     formats = {weight.format for name, weight in stored.items() if block in name}
     # mlx-lm stores some layers of Granite in 8 bits
-    assert formats == ({"affine4", "affine8"} if family == "granite" else {"affine4"})
+    mixed = family in ("granite", "granitemoe")
+    assert formats == ({"affine4", "affine8"} if mixed else {"affine4"})
 
 
 @pytest.mark.parametrize("per", ["block", "tensor"])

@@ -110,6 +110,18 @@ def shared_parts(name: str, experts: bool) -> list[str]:
     return [f"{at}.{'shared_mlp' if experts else 'mlp'}.{each}.{kind}" for each in parts]
 
 
+#: mlx-lm's names of the matrices of LFM2-MoE's MLPs, by the family's own.
+MLX_MLP = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
+
+
+def mlx_names(name: str, family: Family, experts: bool) -> list[str]:
+    """The tensors of a quantized mlx folder in place of `name`: of several, each has its rows."""
+    if family.experts is not None and family.experts.sigmoid:
+        at, found, matrix = name.partition(".feed_forward.w")
+        return [f"{at}.feed_forward.{MLX_MLP[f'w{matrix[0]}']}{matrix[1:]}"] if found else [name]
+    return [name] if experts else shared_parts(name, False) or [name]
+
+
 def expert_name(name: str, family: Family, expert: int) -> str:
     """Hugging Face's name of one expert's matrix in the stack `name`.
 

@@ -11,7 +11,7 @@ from pyloss.io.tensor_file import StoredTensor, TensorFile, layers_held
 from pyloss.models.config.gguf_reader import LONGROPE_FACTORS
 from pyloss.models.config.model_config import ModelConfig
 from pyloss.models.config.rope_scaling import long_from
-from pyloss.models.files.names import expert_name, gguf_name, shared_parts
+from pyloss.models.files.names import MLX_MLP, expert_name, gguf_name, shared_parts
 from pyloss.models.files.quantized import Quantization
 from pyloss.weights.stack import WeightStack
 from pyloss.weights.weight import Weight
@@ -23,8 +23,6 @@ _STACKS = (
     ("experts.gate_up_proj", "experts.down_proj"),
     ("input_linear.weight", "output_linear.weight"),
 )
-# mlx-lm's names of the matrices of an MLP, by LFM2's.
-_MLX_MLP = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
 # Prefixes of tensors for images and sound.
 _OTHER_INPUTS = (
     "vision_tower.", "multi_modal_projector.", "model.vision_tower.",
@@ -101,6 +99,28 @@ class Source:
             reason = f"it is {layers}, and the file has tensors for {counted(held, 'layer')}"
             raise FormatError(self.file.path, "num_hidden_layers", reason)
 
+    def _joined(self, parts: list[Weight], names: list[str]) -> Weight:
+        """The rows of several matrices of equal width as one, copied unless it is one."""
+        if len(parts) == 1:
+            return parts[0]
+        kinds = {(part.format, part.groups and part.groups.size) for part in parts}
+        if len(kinds) > 1:
+            first, other = (self._stored_name(name) for name in names)
+            raise FormatError(
+                self.file.path,
+                first,
+                f"it and {other} have different types, {parts[0].format} and {parts[1].format}; "
+                "pyloss reads both as one matrix",
+            )
+        raw = np.concatenate([part.raw for part in parts])
+        rows = sum(part.shape[0] for part in parts)
+        groups = parts[0].groups
+        if groups is not None:
+            scales = [(part.groups.scales, part.groups.offsets) for part in parts if part.groups]
+            joined = [np.concatenate(arrays) for arrays in zip(*scales, strict=True)]
+            groups = groups._replace(scales=joined[0], offsets=joined[1])
+        return Weight(raw, parts[0].format, (rows, parts[0].shape[1]), groups=groups)
+
     def _layers(self) -> str:
         """The prefix of the names of layers' tensors."""
         return self._stored_name("model.layers.")
@@ -137,6 +157,11 @@ class FolderSource(Source):
 
     def matrix(self, name: str, rows: int, cols: int, rotary: bool = False) -> Weight:
         """See `Source`."""
+        parts = shared_parts(f"{name}.weight", False)
+        if parts and self.has(parts[0]):  # as mlx-lm stores the MLP of Granite 4
+            layers = [part.removesuffix(".weight") for part in parts]
+            own = [self.matrix(layer, rows // len(layers), cols) for layer in layers]
+            return self._joined(own, parts)
         found = self._quantized(name, rows, cols) or super().matrix(name, rows, cols, rotary)
         if found.columns is not None and (name == "lm_head" or ".experts." in name):
             raise ValueError(
@@ -187,7 +212,7 @@ class FolderSource(Source):
             return name.removeprefix("model.")  # saved without a head, as embedding models are
         if ".feed_forward.w" in name and name not in self.file:
             other = name
-            for own, theirs in _MLX_MLP.items():  # of LFM2-MoE in mlx-lm
+            for own, theirs in MLX_MLP.items():  # of LFM2-MoE in mlx-lm
                 other = other.replace(f".feed_forward.{own}.", f".feed_forward.{theirs}.")
             return other if other in self.file else name
         if ".router.layer." in name and name not in self.file:  # as in transformers 5
@@ -226,29 +251,13 @@ class GGUFSource(Source):
     def matrix(self, name: str, rows: int, cols: int, rotary: bool = False) -> Weight:
         """See `Source`."""
         if parts := shared_parts(f"{name}.weight", self._experts):
-            return self._joined(parts, rows // len(parts), cols)
+            each = rows // len(parts)
+            return self._joined([self._find(part, each, cols).weight() for part in parts], parts)
         stored = self.file.tensors.get(self._stored_name(f"{name}.weight"))
         if rows == 1 and stored is not None and stored.shape == (cols,):  # of older converters
             self.file.tensor(stored.name)
             return replace(stored, shape=(rows, cols)).weight()
         return self._find(f"{name}.weight", rows, cols).weight(self._head_dim if rotary else 0)
-
-    def _joined(self, names: list[str], rows: int, cols: int) -> Weight:
-        """The rows of several matrices as one, copied unless it is one."""
-        parts = [self._find(name, rows, cols).weight() for name in names]
-        if len(parts) == 1:
-            return parts[0]
-        formats = {part.format for part in parts}
-        if len(formats) > 1:
-            first, *others = (self._stored_name(name) for name in names)
-            raise FormatError(
-                self.file.path,
-                first,
-                f"it and {others[0]} have different types, {' and '.join(sorted(formats))}; "
-                "pyloss reads both as one matrix",
-            )
-        raw = np.concatenate([part.raw for part in parts])
-        return Weight(raw, parts[0].format, (len(parts) * rows, cols))
 
     def _layers(self) -> str:
         return "blk."
