@@ -36,16 +36,20 @@ EXTRA = {
 }  # fmt: skip
 
 
+#: formats of quantized folders
+GROUPED = ("affine4", "nf4", *tiny_files.PACKED)
+
+
 def prepare():
     for family in FAMILIES:
         tiny_files.folder(family)
-    tiny_files.folder("llama", "affine4")
-    tiny_files.folder("llama", "nf4")
+    for format in GROUPED:
+        tiny_files.folder("llama", format)
 
 
 def make(m):
     family = m.pick(list(FAMILIES))
-    format = m.pick(("affine4", "nf4")) if family == "llama" and m.chance(0.3) else "f32"
+    format = m.pick(GROUPED) if family == "llama" and m.chance(0.3) else "f32"
     files = {
         k: v
         for k, v in tiny_files.folder(family, format).items()

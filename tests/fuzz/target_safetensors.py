@@ -19,6 +19,7 @@ KINDS = [
     ("olmo3", "f32"),
     ("llama", "affine4"),
     ("llama", "nf4"),
+    *(("llama", format) for format in tiny_files.PACKED),
 ]
 DTYPES = [
     "F64",

@@ -6,18 +6,28 @@ Also what a loaded model or tokenizer must be able to do.
 from __future__ import annotations
 
 import contextlib
+import json
 import tempfile
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from packed_folders import write_float8, write_packed
+from safetensors.numpy import load_file
 
 from pyloss.models.config.families import FAMILIES
 from pyloss.models.config.mixture import Mixture
 from pyloss.models.config.model_config import ModelConfig
 from pyloss.models.synthetic import random_model
 
+#: formats of folders that pyloss does not write, and what writes them
+PACKED: dict[str, tuple[Any, dict[str, Any]]] = {
+    "gptq": (write_packed, {}),
+    "gptq, desc_act": (write_packed, {"order": True, "bits": 3}),
+    "awq": (write_packed, {"method": "awq"}),
+    "fp8": (write_float8, {}),
+}
 SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "head_dim": 8}
 SIZES |= {"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 64}
 CHATML = (
@@ -108,12 +118,17 @@ def model(family: str, format: str = "f32", **changes: Any) -> Any:
 
 @lru_cache(maxsize=16)
 def folder(family: str, format: str = "f32") -> dict[str, bytes]:
-    """The files of a Hugging Face folder (an mlx folder for "affine4")."""
+    """The files of a Hugging Face folder (an mlx folder for "affine4"), or of a key of PACKED."""
     changes: dict[str, Any] = (
         {} if format == "f32" else {"hidden_size": 64, "intermediate_size": 64, "head_dim": 32}
     )
     with tempfile.TemporaryDirectory() as place:
-        model(family, format, **changes).save(place, tokenizer())
+        write, options = PACKED.get(format, (None, {}))
+        model(family, "f32" if write else format, **changes).save(place, tokenizer())
+        if write:
+            config = json.loads((Path(place) / "config.json").read_text())
+            arrays = load_file(Path(place) / "model.safetensors")
+            write(Path(place), given=(config, arrays), **options)
         return {file.name: file.read_bytes() for file in sorted(Path(place).iterdir())}
 
 

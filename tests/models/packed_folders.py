@@ -133,12 +133,19 @@ def write_plain(folder, c, arrays):
 
 
 def write_float8(
-    folder, block=(16, 32), kind=E4M3, per="block", scale="weight_scale_inv", change=None, **options
+    folder,
+    block=(16, 32),
+    kind=E4M3,
+    per="block",
+    scale="weight_scale_inv",
+    change=None,
+    given=None,
+    **options,
 ):
     """Write such a folder; return (config, float32 arrays of the model that it stands for)."""
-    c = tiny.config(**{"tied": False, "torch_dtype": "float32", **options})
+    c = given[0] if given else tiny.config(**{"tied": False, "torch_dtype": "float32", **options})
     rng = np.random.default_rng(0)
-    arrays, stored = tiny.tensors(c), {}
+    arrays, stored = dict(given[1]) if given else tiny.tensors(c), {}
     for name, array in list(arrays.items()):
         layer, _, part = name.rpartition(".")
         if part != "weight" or array.ndim != 2 or "embed" in name or "lm_head" in name:

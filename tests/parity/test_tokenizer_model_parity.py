@@ -171,6 +171,7 @@ def test_files_that_are_refused(both, tmp_path):
     cases = [
         (b"", "not a model of SentencePiece"),
         (b"IQ== 0\nIg== 1\n", "not a model of SentencePiece"),  # as Llama 3's tokenizer.model
+        (content.replace("▁".encode(), b"\xff\x96\x81", 1), "expected different texts in UTF-8"),
         (content[:-3], "not a model of SentencePiece"),
         (changed(model_type(4)), "models of characters are not supported"),
         (changed(lambda p: setattr(p.pieces[5], "piece", p.pieces[6].piece)), "different texts"),

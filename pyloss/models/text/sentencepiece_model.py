@@ -51,8 +51,8 @@ def read_sentencepiece(file: Path, first_only: bool = False) -> SentencePieceMod
     kinds = [piece.type for piece in proto.pieces]
     if not tokens:
         raise FormatError(file, None, "not a model of SentencePiece: it has no pieces")
-    if len(set(tokens)) != len(tokens):
-        raise FormatError(file, "pieces", "expected different texts")
+    if len(set(tokens)) != len(tokens) or not all(type(token) is str for token in tokens):
+        raise FormatError(file, "pieces", "expected different texts in UTF-8")
     training, normalizer = proto.trainer_spec, proto.normalizer_spec
     if training.treat_whitespace_as_suffix:
         raise ValueError(f"{file}: treat_whitespace_as_suffix is not supported")
