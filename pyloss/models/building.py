@@ -6,9 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 
+from pyloss.models.config.gemma4 import Gemma4
 from pyloss.models.config.mixture import Mixture
 from pyloss.models.config.model_config import ModelConfig
 from pyloss.models.files.sources import Source
+from pyloss.models.gemma4 import Gemma4Attention, Gemma4Decoder, Gemma4Layer, Gemma4Model
 from pyloss.models.layers import (
     MLP,
     AfterNormLayer,
@@ -37,6 +39,14 @@ from pyloss.models.transformer import Decoder, Model
 from pyloss.nn import Embedding, Linear, RMSNorm, SwitchLinear
 from pyloss.weights.weight import Weight
 
+# The norms of a layer that has them before and after both halves, in the order of `PostNormLayer`.
+_BOTH_NORMS = (
+    "input_layernorm",
+    "post_attention_layernorm",
+    "pre_feedforward_layernorm",
+    "post_feedforward_layernorm",
+)
+
 
 def build_model(config: ModelConfig, source: Source) -> Model:
     """A model over the tensors of `source`, its parameters frozen, in evaluation mode.
@@ -49,11 +59,15 @@ def build_model(config: ModelConfig, source: Source) -> Model:
     embedding = Embedding.from_weight(table)
     layers = [builder.layer(i) for i in range(config.num_hidden_layers)]
     norm = builder.layer_norm(builder.named("model", "norm"))
-    decoder = (Lfm2Decoder if config.family.short_conv else Decoder)(embedding, layers, norm)
+    decoder: Decoder
+    if config.gemma4 is not None:
+        decoder = Gemma4Decoder(embedding, layers, norm, builder.layer_tables(config.gemma4))
+    else:
+        decoder = (Lfm2Decoder if config.family.short_conv else Decoder)(embedding, layers, norm)
     head = builder.head(table)
     config = replace(config, tie_word_embeddings=head is None)
     source.refuse_leftovers()
-    model = Model(config, decoder, head)
+    model = (Model if config.gemma4 is None else Gemma4Model)(config, decoder, head)
     model.freeze()
     return model.eval()  # type: ignore[return-value]
 
@@ -224,21 +238,71 @@ class _Builder:
         shared = self.shared_mlp(shared_mlp, mixture.shared_size)
         return SharedExpertLayer(attention, moe, shared, *norms)
 
+    def layer_tables(self, options: Gemma4) -> tuple[Embedding, Linear, RMSNorm] | None:
+        """The table of each layer's embeddings, the projection to its width, and their norm."""
+        c, size = self.config, options.hidden_size_per_layer_input
+        if not size:
+            return None
+        width = c.num_hidden_layers * size
+        table = self.source.matrix(
+            "model.embed_tokens_per_layer", options.vocab_size_per_layer_input, width
+        )
+        return (
+            Embedding.from_weight(table),
+            self.linear("model.per_layer_model_projection", width, c.hidden_size),
+            self.norm("model.per_layer_projection_norm", size),
+        )
+
+    def gemma4_attention(self, at: str, i: int) -> Gemma4Attention:
+        c = self.config
+        dims, hidden = c.head_dim_of(c.window(i)), c.hidden_size
+        width, kv_width = c.num_attention_heads * dims, c.num_key_value_heads * dims
+        parts = ("k_proj", "v_proj", "k_norm")
+        own = None
+        if c.shared_from(i) is None:
+            k, v = (self.linear(f"{at}.{name}", kv_width, hidden) for name in parts[:2])
+            own = k, v, self.norm(f"{at}.k_norm", dims)
+        else:  # files may have them
+            self.source.ignore([f"{at}.{name}.weight" for name in parts])
+        return Gemma4Attention(
+            c,
+            i,
+            self.linear(f"{at}.q_proj", width, hidden),
+            self.linear(f"{at}.o_proj", hidden, width),
+            self.norm(f"{at}.q_norm", dims),
+            own,
+        )
+
+    def gemma4_layer(self, at: str, i: int, options: Gemma4) -> Gemma4Layer:
+        hidden, size, own = self.config.hidden_size, options.hidden_size_per_layer_input, None
+        if size:
+            own = (
+                self.linear(f"{at}.per_layer_input_gate", size, hidden),
+                self.linear(f"{at}.per_layer_projection", hidden, size),
+                self.layer_norm(f"{at}.post_per_layer_input_norm"),
+            )
+        return Gemma4Layer(
+            self.gemma4_attention(f"{at}.self_attn", i),
+            self.mlp(f"{at}.mlp", self.config.inner_size(i)),
+            [self.layer_norm(f"{at}.{name}") for name in _BOTH_NORMS],
+            self.source.array(f"{at}.layer_scalar", 1),
+            own,
+        )
+
     def layer(self, i: int) -> DecoderLayer:
         at = f"model.layers.{i}"
         if self.config.family.experts and self.config.family.experts.fused:
             return self.granite_layer(at, i)
+        if self.config.gemma4 is not None:
+            return self.gemma4_layer(at, i, self.config.gemma4)
         if self.lfm2:
             return self.lfm2_layer(at, i)
         cls: type[DecoderLayer] = DecoderLayer
-        names = ["input_layernorm", "post_attention_layernorm"]
+        names: tuple[str, ...] = _BOTH_NORMS[:2]
         if self.config.family.post_norms:
-            cls, names = (
-                PostNormLayer,
-                [*names, "pre_feedforward_layernorm", "post_feedforward_layernorm"],
-            )
+            cls, names = PostNormLayer, _BOTH_NORMS
         if not self.config.family.pre_norms:
-            cls, names = AfterNormLayer, ["post_attention_layernorm", "post_feedforward_layernorm"]
+            cls, names = AfterNormLayer, (_BOTH_NORMS[1], _BOTH_NORMS[3])
         norms = [self.layer_norm(f"{at}.{name}") for name in names]
         mixture, experts = self.config.mixture, self.config.family.experts
         if mixture is None or experts is None or i in mixture.dense_layers:

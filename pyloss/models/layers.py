@@ -111,6 +111,22 @@ class Attention(Module):
             return project_each(x, self.q_proj, self.k_proj, self.v_proj)
         return self.q_proj(x[-1:]), *project_each(x, self.k_proj, self.v_proj)
 
+    def rotate(self, where: Packing, table: int, *projected: Any) -> Any:
+        """Queries or keys at these positions, in place, by one of the packing's tables."""
+        if not self._rotated:
+            return projected
+        rotary = where.rotary[table]
+        return ops.rope_all(
+            projected, where.positions, *rotary, in_place=True, head_dim=self._head_dim
+        )
+
+    def mixed(self, q: Any, k: Any, v: Any, where: Packing, k_offsets: Any = None) -> Any:
+        """What the queries of `where` get of the values; `k_offsets` as in `ops.attention`."""
+        return ops.attention(
+            q, k, v, where.offsets, self._head_dim, self._scale, k_offsets, self._window,
+            softcap=self._softcap,
+        )  # fmt: skip
+
     def __call__(
         self,
         x: Any,
@@ -119,31 +135,20 @@ class Attention(Module):
         layer: int = 0,
         last_row: Packing | None = None,
     ) -> Any:
-        def rotated(where: Packing, table: int, *projected: Any) -> Any:
-            if not self._rotated:
-                return projected
-            rotary = where.rotary[table]
-            return ops.rope_all(
-                projected, where.positions, *rotary, in_place=True, head_dim=self._head_dim
-            )
-
         q, k, v = self.projected(x, last_row is not None)
         where = packing if last_row is None else last_row
         of_keys = int(self._window > 0)
         of_queries = of_keys if len(packing.rotary) == 2 else 2
+        q, k = normed_heads(q, self.q_norm), normed_heads(k, self.k_norm)
         if last_row is None and of_queries == of_keys:
-            q, k = rotated(packing, of_keys, _normed(q, self.q_norm), _normed(k, self.k_norm))
+            q, k = self.rotate(packing, of_keys, q, k)
         else:
-            (q,) = rotated(where, of_queries, _normed(q, self.q_norm))
-            (k,) = rotated(packing, of_keys, _normed(k, self.k_norm))
+            (q,) = self.rotate(where, of_queries, q)
+            (k,) = self.rotate(packing, of_keys, k)
         k_offsets = None
         if cache is not None:
             k, v, k_offsets = cache.append(layer, data(k), data(v))
-        mixed = ops.attention(
-            q, k, v, where.offsets, self._head_dim, self._scale, k_offsets, self._window,
-            softcap=self._softcap,
-        )  # fmt: skip
-        return self.o_proj(mixed)
+        return self.o_proj(self.mixed(q, k, v, where, k_offsets))
 
 
 class FusedAttention(Attention):
@@ -170,7 +175,7 @@ def _columns(*widths: int) -> list[np.ndarray]:
     return [np.arange(*ends[i : i + 2], dtype=np.int32) for i in range(len(widths))]
 
 
-def _normed(projected: Any, norm: RMSNorm | None) -> Any:
+def normed_heads(projected: Any, norm: RMSNorm | None) -> Any:
     """Queries or keys [N, heads * D] after their norm, which may act on each head."""
     if norm is None:
         return projected

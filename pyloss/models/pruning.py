@@ -52,6 +52,11 @@ def prune_model(model: Model, layers: Sequence[int]) -> None:
     model has unfused adapters.
     """
     refuse_adapters(model)
+    if model.config.gemma4 is not None:
+        raise ValueError(
+            f"layers of {model.config.model_type} cannot be taken away: they share keys and "
+            "values, and a table of embeddings"
+        )
     count = len(model.layers)
     kept = [whole(i, "layers", 0) for i in layers]
     if not kept:

@@ -26,8 +26,9 @@ class RopeTable:
         theta, scaling = config.rope_theta, config.rope_scaling
         if local and config.rope_local_base_freq is not None:
             theta, scaling = config.rope_local_base_freq, None
-        self._frequencies, self._scale = rotary_frequencies(theta, config.rotary_dim, scaling)
-        self._long, _ = rotary_frequencies(theta, config.rotary_dim, scaling, long=True)
+        dims = config.rotary_dim_of(window=int(local))
+        self._frequencies, self._scale = rotary_frequencies(theta, dims, scaling)
+        self._long, _ = rotary_frequencies(theta, dims, scaling, long=True)
         self._long_from = long_from(scaling)
         self._growth = config.query_growth if queries else None
         self._cos = self._sin = np.empty((0, len(self._frequencies)), np.float32)

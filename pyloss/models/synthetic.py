@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -74,8 +75,8 @@ class RandomSource(Source):
         return False
 
     def array(self, name: str, *shape: int, rotary: bool = False) -> np.ndarray:
-        """See `Source`: zeros, as only biases are read this way."""
-        return np.zeros(shape, np.float32)
+        """See `Source`: zeros for biases, 1 for factors of layers."""
+        return np.full(shape, name.endswith("layer_scalar"), np.float32)
 
     def taps(self, name: str, columns: int, taps: int) -> np.ndarray:
         """See `Source`."""
@@ -94,6 +95,9 @@ class RandomSource(Source):
         """See `Source`."""
         format = "bf16" if self._format == "nf4" else None
         return WeightStack([self._allocated(rows, cols, format) for _ in range(count)])
+
+    def ignore(self, names: Iterable[str]) -> None:
+        """There is nothing to ignore."""
 
     def refuse_missing_layers(self, layers: int) -> None:
         """None are missing."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -160,6 +160,24 @@ class Model(Module):
         packing = packing.on_device_of(data(x), self._rope)
         if factor != 1:
             x = ops.scale(x, factor)
+        for i, after in enumerate(self._walk(x, tokens, packing, cache, last_row)):
+            x = after
+            if between is not None and i in between:
+                between[i] = x if multiplier == 1 else ops.scale(x, multiplier)
+        x = self.model.norm(x)
+        # Here, and not on logits: all losses and heads take these hidden states.
+        scaling = self.config.logits_scaling or 1.0
+        return x if scaling == 1 else ops.scale(x, 1 / scaling)
+
+    def _walk(
+        self,
+        x: Any,
+        tokens: np.ndarray,
+        packing: Packing,
+        cache: Cache | None,
+        last_row: Packing | None,
+    ) -> Iterator[Any]:
+        """The hidden states after each layer, for embeddings x of the tokens."""
         for i, layer in enumerate(self.model.layers):
             if not self.grad_checkpoint or cache is not None:
                 if cache is None:
@@ -174,12 +192,7 @@ class Model(Module):
                 x = checkpoint(layer.feed, x)
             else:
                 x = checkpoint(lambda value, layer=layer: layer(value, packing), x)
-            if between is not None and i in between:
-                between[i] = x if multiplier == 1 else ops.scale(x, multiplier)
-        x = self.model.norm(x)
-        # Here, and not on logits: all losses and heads take these hidden states.
-        scaling = self.config.logits_scaling or 1.0
-        return x if scaling == 1 else ops.scale(x, 1 / scaling)
+            yield x
 
     def hidden(self, tokens: Any, offsets: Any) -> Any:
         """Last hidden states [N, hidden] of packed token ids [N], divided by logits_scaling.
@@ -370,18 +383,18 @@ class Model(Module):
 
     def make_cache(self) -> KVCache:
         """An empty key-value cache for `step`."""
-        return KVCache(self.windows)
+        return KVCache(self.cached_windows)
 
     def make_batch_cache(self, slots: int) -> BatchCache:
         """An empty cache of up to `slots` sequences for `step_each`."""
-        return BatchCache(self.windows, slots)
+        return BatchCache(self.cached_windows, slots)
 
     def cache_bytes(self, lengths: Sequence[int]) -> int:
         """What keys and values of sequences of up to these lengths take at most, together."""
         c, total = self.config, 0
-        for layer in self.layers:
-            rows = sum(rows_needed(layer.self_attn.window, n) for n in lengths)
-            both = 2 * c.num_key_value_heads * c.head_dim
+        for layer, window in zip(self.layers, self.cached_windows, strict=False):
+            rows = sum(rows_needed(window, n) for n in lengths)
+            both = 2 * c.num_key_value_heads * c.head_dim_of(window)
             total += 4 * rows * (c.hidden_size if layer.self_attn.taps else both)
         return total
 
@@ -389,6 +402,11 @@ class Model(Module):
     def windows(self) -> list[int]:
         """The window of each layer's attention, 0 for none; of a convolution its taps."""
         return [layer.self_attn.window for layer in self.layers]
+
+    @property
+    def cached_windows(self) -> list[int]:
+        """The windows of the layers that a cache has rows for."""
+        return self.windows
 
     def config_of_layers(self) -> ModelConfig:
         """The configuration, for the layers that the model has: some may have been taken away."""

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import tiny
 
+from pyloss.models.config.gemma4 import Gemma4
 from pyloss.models.config.mixture import Mixture
 from pyloss.models.config.model_config import ModelConfig
 from pyloss.models.synthetic import random_model
@@ -31,6 +32,9 @@ FAMILIES = {
     },
     "gemma3_text": {
         "sliding_window": 9, "layer_types": TYPES, "rope_local_base_freq": 1000.0, "query_pre_attn_scalar": 8,
+    },
+    "gemma4_text": {
+        "sliding_window": 9, "layer_types": TYPES, "gemma4": Gemma4(24, 1, True, 16, 300), "final_logit_softcapping": 2.0,
     },
     "granite": {
         "embedding_multiplier": 12.0, "attention_multiplier": 0.35, "residual_multiplier": 0.22, "logits_scaling": 0.5,

@@ -131,6 +131,21 @@ GRANITE4 = {
     "layer_types": ["attention"] * 2,
     "position_embedding_type": "rope",
 }
+# Two windows to each layer without; the last layers share keys and values, and have wider MLPs.
+GEMMA4 = {
+    "family": "Gemma4",
+    "num_hidden_layers": 6,
+    "layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 2,
+    "sliding_window": 24,
+    "global_head_dim": 32,
+    "rope_theta": 1e4,
+    "num_kv_shared_layers": 3,
+    "use_double_wide_mlp": True,
+    "hidden_size_per_layer_input": 32,
+    "vocab_size_per_layer_input": 300,
+    "final_logit_softcapping": 6.0,
+    "pad_token_id": 0,
+}
 
 # Mixtures of experts: class names and options of the tiny models.
 MIXTURES = {
@@ -201,13 +216,15 @@ def make_tiny(seed=0, family="Llama", **changes):
     rope = {"rope_theta": theta, **scaling}
     if "partial_rotary_factor" in values:
         rope["partial_rotary_factor"] = values.pop("partial_rotary_factor")
-    if family in ("Gemma3", "Olmo3"):
-        local = 1e4 if family == "Gemma3" else theta
+    if family == "Gemma4":
+        rope = {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": theta}
+    if family in ("Gemma3", "Gemma4", "Olmo3"):
+        local = theta if family == "Olmo3" else 1e4
         rope = {
             "full_attention": rope,
             "sliding_attention": {"rope_type": "default", "rope_theta": local},
         }
-    name = f"{family}TextConfig" if family == "Gemma3" else f"{family}Config"
+    name = f"{family}TextConfig" if family in ("Gemma3", "Gemma4") else f"{family}Config"
     config = getattr(transformers, name)(**values, rope_parameters=rope)
     model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
     generator = torch.Generator().manual_seed(seed)
@@ -217,9 +234,13 @@ def make_tiny(seed=0, family="Llama", **changes):
             parameter.normal_(
                 1.0 if "norm" in name and family != "Gemma3" else 0.0, spread, generator=generator
             )
+            if family == "Gemma4" and name.endswith(("q_norm.weight", "k_norm.weight")):
+                parameter.mul_(0.5)  # they scale attention's scores
         for name, buffer in model.named_buffers():
             if name.endswith("expert_bias"):
                 buffer.normal_(0, 0.3, generator=generator)
+            if name.endswith("layer_scalar"):
+                buffer.fill_(0.75)
     model.tie_weights()
     return model
 

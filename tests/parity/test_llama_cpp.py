@@ -7,6 +7,7 @@ import tokenizers
 from parity_models import (
     GEMMA2,
     GEMMA3,
+    GEMMA4,
     GRANITE,
     GRANITE4,
     LFM2,
@@ -156,6 +157,8 @@ MODELS = {
         "layer_types": ["sliding_attention", "full_attention"] * 2 + ["sliding_attention"],
     },
     "gemma2": GEMMA2,
+    "gemma4": GEMMA4,
+    "gemma4-plain": {**GEMMA4, "num_kv_shared_layers": 0},
     "lfm2": LFM2,
     "phi3": {**PHI3, "sliding_window": 100, "tie_word_embeddings": False},
     # llama.cpp takes the long factors if its context, 512, is longer than the original length.

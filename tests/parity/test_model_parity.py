@@ -7,6 +7,7 @@ import pytest
 from parity_models import (
     GEMMA2,
     GEMMA3,
+    GEMMA4,
     GRANITE,
     GRANITE4,
     LFM2,
@@ -138,6 +139,19 @@ VARIANTS = {
     "phi3 with a window": {**PHI3, "sliding_window": 24, "num_key_value_heads": 4},
     "phi4": PHI4,
     "phi3 with longrope": longrope(1, attention_factor=1.1),
+    "gemma4": GEMMA4,
+    "gemma4 without shared keys": {
+        **GEMMA4,
+        "num_kv_shared_layers": 0,
+        "layer_types": None,
+        "tie_word_embeddings": False,
+    },
+    "gemma4 without own embeddings": {
+        **GEMMA4,
+        "hidden_size_per_layer_input": 0,
+        "num_kv_shared_layers": 0,
+        "final_logit_softcapping": None,
+    },
     "gemma3": {"family": "Gemma3", **GEMMA3},
     "gemma3 with scaled positions": {
         "family": "Gemma3",

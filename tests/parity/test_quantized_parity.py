@@ -7,6 +7,7 @@ import pytest
 import tokenizers
 from packed_folders import write_float8, write_packed
 from parity_models import (
+    GEMMA4,
     GRANITE,
     GRANITE4,
     LFM2,
@@ -314,6 +315,7 @@ FAMILIES = {
     "olmo2": OLMO2,
     "olmo3": OLMO3,
     "lfm2": LFM2,
+    "gemma4": GEMMA4,
 }
 
 

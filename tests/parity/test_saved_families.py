@@ -9,6 +9,7 @@ import tiny
 from parity_models import (
     GEMMA2,
     GEMMA3,
+    GEMMA4,
     GRANITE,
     GRANITE4,
     LFM2,
@@ -61,6 +62,7 @@ FAMILIES = {
         "pad_token_id": 0,
     },
     "phi3 with longrope": {**longrope(1, attention_factor=1.02), "pad_token_id": 0},
+    "gemma4": {**GEMMA4, "vocab_size_per_layer_input": tiny.TOKENS},
     "gemma3": {"family": "Gemma3", **GEMMA3},
 }
 IDS = np.random.default_rng(0).integers(5, tiny.TOKENS, 60)
@@ -164,10 +166,11 @@ def test_a_configuration_that_lies_is_named(name, tmp_path):
         if key == "num_hidden_layers":
             types = ["attention"] * value if "granite 4" in name else None
             changed |= {"layer_types": types, "no_rope_layers": None}
+            changed["per_layer_config"] = None
         (tmp_path / "config.json").write_text(json.dumps(changed))
         with pytest.raises(
             FormatError,
-            match="where the configuration gives|missing|no part of this configuration|the file has tensors for|rotary frequencies",
+            match="where the configuration gives|missing|no part of this configuration|the file has tensors for|rotary frequencies|leaves no layer",
         ):
             pyloss.load_model(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(content))

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from parity_models import (
     GEMMA2,
+    GEMMA4,
     GRANITE,
     GRANITE4,
     LFM2,
@@ -135,6 +136,7 @@ def test_checkpointing_changes_no_bit(smollm2_gguf):
 
 
 FAMILIES = {
+    "gemma4": GEMMA4,
     "gemma2": GEMMA2,
     "granite": GRANITE,
     "smollm3": SMOLLM3,

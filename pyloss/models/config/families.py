@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from pyloss.models.config.gemma4 import DEFAULTS as GEMMA4_DEFAULTS
+
 
 @dataclass(frozen=True)
 class Experts:
@@ -78,6 +80,7 @@ class Family:
             final_logit_softcapping.
         short_conv: layers have LFM2's names, and those of type "conv" a gated short convolution in
             place of attention.
+        gemma4: layers are Gemma 4's, see `gemma4.Gemma4`; attention scores are not scaled.
         experts: the mixture of experts; None if MLPs are dense.
         defaults: transformers' values for missing keys of config.json that differ from
             `fields.DEFAULTS`. Only numbers: the fields above are the family's options.
@@ -115,6 +118,7 @@ class Family:
     query_scalar: bool = False
     softcaps: bool = False
     short_conv: bool = False
+    gemma4: bool = False
     experts: Experts | None = None
     defaults: Mapping[str, Any] = field(default_factory=dict)
     gguf_own_windows: bool = False
@@ -459,5 +463,37 @@ FAMILIES = {
             "sliding_window_pattern": 6,
         },
         gguf_lacks=_GGUF_LACKS,
+    ),
+    "gemma4_text": Family(
+        "Gemma4ForCausalLM",
+        "gemma4",
+        post_norms=True,
+        activation="gelu_pytorch_tanh",
+        scaled_embedding=True,
+        windows="periodic",
+        softcaps=True,
+        qk_norm="head",
+        local_rope="own",
+        gemma4=True,
+        gguf_lacks=_GGUF_LACKS,
+        defaults={
+            **_GEMMA_SIZES,
+            **GEMMA4_DEFAULTS,
+            "num_hidden_layers": 30,
+            "sliding_window": 512,
+            "vocab_size": 262144,
+            "max_position_embeddings": 131072,
+            "sliding_window_pattern": 6,
+            "rope_theta": 1e6,
+            "rope_local_base_freq": 1e4,
+            "rope_parameters": {
+                "full_attention": {
+                    "rope_type": "proportional",
+                    "partial_rotary_factor": 0.25,
+                    "rope_theta": 1e6,
+                },
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+            },
+        },
     ),
 }

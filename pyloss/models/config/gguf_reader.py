@@ -21,6 +21,7 @@ from pyloss.models.config.fields import (
     periodic_layers,
     rotated_layers,
 )
+from pyloss.models.config.gemma4 import GGUF_KEYS as GEMMA4_KEYS, read_gguf_gemma4
 from pyloss.models.config.known_keys import refuse_gguf_keys
 from pyloss.models.config.mixture import read_gguf_mixture
 from pyloss.models.config.rope_scaling import (
@@ -28,7 +29,7 @@ from pyloss.models.config.rope_scaling import (
     read_gguf_longrope,
     read_gguf_scaling,
 )
-from pyloss.models.config.values import FLAG, TEXT, Kind, Values, checked, float32, whole
+from pyloss.models.config.values import FLAG, TEXT, Kind, Values, checked, counts, float32, whole
 
 
 def _pattern(value: Any) -> Any:
@@ -36,11 +37,6 @@ def _pattern(value: Any) -> Any:
     if isinstance(value, list) and all(type(item) is bool for item in value):
         return value
     return whole()(value)
-
-
-def _heads(value: Any) -> Any:
-    """The number of key-value heads, or that of each layer, 0 for one without attention."""
-    return [whole(0)(item) for item in value] if isinstance(value, list) else whole()(value)
 
 
 # Keys under the architecture's name, with the field that takes the value as it is.
@@ -95,7 +91,7 @@ _OF_MULTIPLIERS: dict[str, Kind] = {
 
 # Keys of architectures with short convolutions.
 _OF_CONVOLUTIONS: dict[str, Kind] = {
-    "attention.head_count_kv": _heads,
+    "attention.head_count_kv": counts,  # 0 for a layer without attention
     "shortconv.l_cache": whole(1),
 }
 
@@ -117,6 +113,7 @@ _DEFAULTS = {
     f"rope.scaling.{GGUF_ALL_DIM}": None,
     **{key: 0.0 for key in MULTIPLIERS.values() if key != "logit_scale"},
     "rope.scaling.finetuned": True,
+    **dict.fromkeys(GEMMA4_KEYS),
 }
 #: The tensors of longrope's short and long factors.
 LONGROPE_FACTORS = ("rope_factors_short.weight", "rope_factors_long.weight")
@@ -142,11 +139,12 @@ def read_gguf_config(
         theta = float32(family.defaults.get("rope_theta", DEFAULTS["rope_theta"]))
     rotary = read["rope.dimension_count"] or head_dim
     short, long = (tensors.get(name) for name in LONGROPE_FACTORS)
-    scaling = (
-        read_gguf_longrope(read, short, long, rotary // 2)
-        if family.longrope
-        else read_gguf_scaling(read, tensors.get("rope_freqs.weight"), theta, head_dim)
-    )
+    scaling = None
+    if family.longrope:
+        scaling = read_gguf_longrope(read, short, long, rotary // 2)
+    elif not family.gemma4:
+        scaling = read_gguf_scaling(read, tensors.get("rope_freqs.weight"), theta, head_dim)
+    windows = _windows(read, family, theta)
     key_value_heads, convolutions = _convolutions(read, family)
     tokens = Values(
         path,
@@ -157,7 +155,7 @@ def read_gguf_config(
     )
     return {
         **{field: read[key] for key, (_, field) in _REQUIRED.items()},
-        **_windows(read, family, theta),
+        **windows,
         **convolutions,
         "model_type": model_type,
         "no_rope_layers": (
@@ -186,6 +184,7 @@ def read_gguf_config(
         "bos_token_id": tokens["bos_token_id"],
         "eos_token_id": tokens["eos_token_id"],
         "pad_token_id": tokens["padding_token_id"],
+        **(read_gguf_gemma4(read, tensors, windows.get("layer_types")) if family.gemma4 else {}),
     }
 
 
@@ -230,6 +229,8 @@ def _read(metadata: Mapping[str, Any], path: str | os.PathLike[str]) -> tuple[st
         kinds |= _OF_CONVOLUTIONS
     if family.multipliers:
         kinds |= _OF_MULTIPLIERS
+    if family.gemma4:
+        kinds |= GEMMA4_KEYS
     if family.query_growth:
         kinds |= _OF_GROWTH
     refuse_gguf_keys(path, arch, metadata, _KNOWN | set(kinds))
@@ -241,7 +242,8 @@ def _window_defaults(family: Family) -> dict[str, Any]:
         "attention.sliding_window_pattern": family.window_period,
         "rope.freq_base_swa": family.defaults.get("rope_local_base_freq"),
         # llama.cpp's values for what early files of Gemma 2 lack
-        **({name: family.defaults[name] for name in SOFTCAPS} if family.softcaps else {}),
+        **({name: family.defaults.get(name) for name in SOFTCAPS} if family.softcaps else {}),
+        **({"final_logit_softcapping": 30.0} if family.gemma4 else {}),
         **(
             {"attention.sliding_window": family.defaults["sliding_window"]}
             if family.gguf_own_windows

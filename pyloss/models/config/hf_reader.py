@@ -21,6 +21,7 @@ from pyloss.models.config.fields import (
     periodic_layers,
     rotated_layers,
 )
+from pyloss.models.config.gemma4 import KEYS as GEMMA4_KEYS, read_hf_gemma4
 from pyloss.models.config.known_keys import MAMBA_KEYS, refuse_hf_keys, refuse_rope_keys
 from pyloss.models.config.lfm2 import READ as LFM2_READ, plain_keys
 from pyloss.models.config.mixture import read_hf_mixture
@@ -97,6 +98,7 @@ _OF_SOME: dict[str, tuple[Kind, Callable[[Family], Any]]] = {
     **{name: (real, lambda family: family.multipliers) for name in MULTIPLIERS},
     "conv_L_cache": (whole(1), lambda family: family.short_conv),
     "conv_bias": (FLAG, lambda family: family.short_conv),
+    **{key: (kind, lambda family: family.gemma4) for key, kind in GEMMA4_KEYS.items()},
     "no_rope_layers": (LIST, lambda family: family.unrotated_layers),
     "no_rope_layer_interval": (whole(1), lambda family: family.unrotated_layers),
     "partial_rotary_factor": (real, lambda family: family.partial_rotary),
@@ -185,10 +187,11 @@ def read_hf_config(path: str | os.PathLike[str]) -> dict[str, Any]:
     if family.gguf_dense is not None and mixture is None:
         read["intermediate_size"] = read["shared_intermediate_size"]
     own = (*_REQUIRED, *DEFAULTS, "bos_token_id", "eos_token_id", "pad_token_id")
+    windows = _windows(read, family, model_type, no_rope_layers)
     return {
         **{name: read[name] for name in own},
         **_rope(read, family),
-        **_windows(read, family, model_type, no_rope_layers),
+        **windows,
         "model_type": model_type,
         "num_key_value_heads": heads if key_value_heads is None else key_value_heads,
         "head_dim": head_dim,
@@ -198,6 +201,7 @@ def read_hf_config(path: str | os.PathLike[str]) -> dict[str, Any]:
         **{name: read.get(name) for name in SOFTCAPS},
         **{name: read.get(name) for name in MULTIPLIERS},
         "mixture": mixture,
+        **({"gemma4": read_hf_gemma4(read, windows["layer_types"])} if family.gemma4 else {}),
     }
 
 
@@ -285,7 +289,8 @@ def _windows(
                 f"{read.path}: layer_types names {SLIDING}, and use_sliding_window is false"
             )
         window = None
-    if family.windows == "fourth" and window is None and SLIDING in (types or (SLIDING,)):
+    needed = family.windows == "fourth" or family.gemma4
+    if needed and window is None and SLIDING in (types or (SLIDING,)):
         raise ValueError(f"{read.path}: sliding_window is null, and layer_types have {SLIDING}")
     if family.windows in (None, "all"):
         alike = FULL if window is None else SLIDING
@@ -294,6 +299,8 @@ def _windows(
         types = None
     elif window is not None and types is None:
         types = _own_types(read, family, no_rope_layers)
+    if family.gemma4 and types:  # as in transformers
+        types = [*types[:-1], FULL]
     return {"sliding_window": window, "layer_types": types}
 
 

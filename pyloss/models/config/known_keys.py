@@ -104,7 +104,8 @@ _HF_INERT = {
     "suppress_tokens",
     "begin_suppress_tokens", "generation_config",
     # parts for images, and adapters that a folder was made with
-    "vision_config", "mm_tokens_per_image", "vision_feature_layer",
+    "vision_config", "audio_config", "mm_tokens_per_image", "vision_soft_tokens_per_image",
+    "vision_feature_layer",
     "vision_feature_select_strategy", "projector_hidden_act",
     "multimodal_projector_bias", "spatial_merge_size", "_attn_implementation_autoset", "peft",
     "lora",

@@ -24,6 +24,7 @@ from pyloss.models.config.fields import (
     SLIDING,
     SOFTCAPS,
 )
+from pyloss.models.config.gemma4 import Gemma4
 from pyloss.models.config.gguf_reader import read_gguf_config
 from pyloss.models.config.hf_reader import read_hf_config
 from pyloss.models.config.lfm2 import own_keys
@@ -61,6 +62,7 @@ class ModelConfig:
         residual_multiplier: the outputs of attention and MLP are, before they are added; None: 1.
         logits_scaling: logits are divided by it; None: 1.
         mixture: the experts; None if MLPs are dense.
+        gemma4: the options that only Gemma 4 has; None for other families.
         intermediate_size: the inner size of MLPs, and of experts without a separate size.
 
     Raises:
@@ -98,6 +100,7 @@ class ModelConfig:
     residual_multiplier: float | None = None
     logits_scaling: float | None = None
     mixture: Mixture | None = None
+    gemma4: Gemma4 | None = None
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
     pad_token_id: int | None = None
@@ -128,14 +131,19 @@ class ModelConfig:
                 "at least 2"
             )
         check_scaling(self.rope_scaling)
-        check_rotary(self.rope_theta, self.rotary_dim, self.rope_scaling)
+        if self.family.gemma4 and self.gemma4 is None:
+            self.gemma4 = Gemma4(self.head_dim)
+        check_rotary(self.rope_theta, self.rotary_dim_of(0), self.rope_scaling)
         if self.rope_local_base_freq is not None:
             check_rotary(self.rope_local_base_freq, self.rotary_dim, None)
-        if self.family.local_rope == "same" and self.rope_local_base_freq is None:
+        says_both = self.family.local_rope == "same" or self.family.gemma4
+        if says_both and self.rope_local_base_freq is None:
             self.rope_local_base_freq = self.rope_theta
         if self.llama_4_scaling_beta is not None:
             self._check_growth()
         self._check_windows()
+        if self.gemma4 is not None:
+            self.gemma4.check_layers(self.layer_types, self.num_hidden_layers)
         if self.no_rope_layers is not None:
             self._check_unrotated(self.no_rope_layers)
 
@@ -220,6 +228,27 @@ class ModelConfig:
         factor = self.partial_rotary_factor
         return self.head_dim if factor is None else int(self.head_dim * factor)
 
+    def head_dim_of(self, window: int) -> int:
+        """The size of a head in layers with this window, 0 for none."""
+        return self.head_dim if window or self.gemma4 is None else self.gemma4.global_head_dim
+
+    def rotary_dim_of(self, window: int) -> int:
+        """`rotary_dim` in layers with this window, 0 for none."""
+        return self.rotary_dim if self.gemma4 is None else self.head_dim_of(window)
+
+    def shared_from(self, layer: int) -> int | None:
+        """The layer whose keys and values `layer` takes; None if it has its own."""
+        count = self.num_hidden_layers
+        first = count - (self.gemma4.num_kv_shared_layers if self.gemma4 else 0)
+        if layer < first:
+            return None
+        return max(i for i in range(first) if bool(self.window(i)) == bool(self.window(layer)))
+
+    def inner_size(self, layer: int) -> int:
+        """The inner size of the MLP of `layer`."""
+        wide = self.gemma4 is not None and self.gemma4.use_double_wide_mlp
+        return self.intermediate_size * (2 if wide and self.shared_from(layer) is not None else 1)
+
     @property
     def query_growth(self) -> tuple[float, float] | None:
         """llama_4_scaling_beta and the positions after which queries grow; None: they do not."""
@@ -237,6 +266,8 @@ class ModelConfig:
     @property
     def attention_scale(self) -> float:
         """What attention scores are multiplied by."""
+        if self.family.gemma4:
+            return 1.0
         if self.attention_multiplier is not None:
             return self.attention_multiplier
         return float((self.query_pre_attn_scalar or self.head_dim) ** -0.5)
@@ -278,7 +309,7 @@ class ModelConfig:
     def to_hf(self) -> dict[str, Any]:
         """The content of a config.json which transformers (4 and 5), mlx-lm and `from_hf` read."""
         family, own = self.family, dataclasses.asdict(self)
-        del own["mixture"]
+        del own["mixture"], own["gemma4"]
         content = {
             "architectures": [family.architecture],
             "hidden_act": family.activation,
@@ -321,7 +352,7 @@ class ModelConfig:
                 "sliding_window_pattern": self.window_period,
                 "hidden_activation": family.activation,
             }
-        if family.local_rope == "same":
+        if family.local_rope == "same" or family.gemma4:
             # transformers 4 and mlx-lm read the top-level keys, transformers 5 these.
             plain = {"rope_type": "default", "rope_theta": self.rope_theta}
             content["rope_parameters"] = {
@@ -340,6 +371,9 @@ class ModelConfig:
             scaling = {**content["rope_scaling"], "type": "longrope"}
             original = scaling["original_max_position_embeddings"]
             content |= {"rope_scaling": scaling, "original_max_position_embeddings": original}
+        if self.gemma4 is not None:
+            del content["rope_scaling"], content["rope_theta"]
+            content |= self.gemma4.to_hf()
         return content | (self.mixture.to_hf(family) if self.mixture else {})
 
 

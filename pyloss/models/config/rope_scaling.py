@@ -26,6 +26,7 @@ KEYS = {
         "beta_slow",
         "attention_factor",
     ),
+    "proportional": ("partial_rotary_factor",),
     "longrope": (
         "short_factor",
         "long_factor",
@@ -52,6 +53,9 @@ def rotary_frequencies(
         return plain, 1.0
     if kind == "linear":
         return plain / scaling["factor"], 1.0
+    if kind == "proportional":
+        rotated = int(scaling["partial_rotary_factor"] * head_dim // 2)
+        return np.where(np.arange(len(plain)) < rotated, plain, 0.0), 1.0
     if kind == "llama3":
         return plain / llama3_factors(scaling, theta, head_dim), 1.0
     if kind == "longrope":
@@ -167,8 +171,13 @@ def read_hf_scaling(
     if kind == "longrope":
         return _read_hf_longrope(path, scaling, original, longest)
     scales = _YARN_SCALES if kind == "yarn" else ()
-    refuse_rope_keys(path, scaling, {*scales, *(key for keys in KEYS.values() for key in keys)})
+    known = {*scales, *(key for keys in KEYS.values() for key in keys)}
+    refuse_rope_keys(path, scaling, known - {"partial_rotary_factor"} | {*KEYS[kind]})
     defaults = {**_YARN, "attention_factor": None, "original_max_position_embeddings": longest}
+    if kind == "proportional":
+        defaults["partial_rotary_factor"] = 1.0
+        if scaling.get("factor") not in (None, 1):
+            raise names.unsupported(f"factor {shown(scaling['factor'])} of proportional", "1")
     numbers = dict(Values(path, scaling, dict.fromkeys(KEYS[kind], real), defaults))
     if kind == "yarn" and numbers["attention_factor"] is None:
         read = Values(path, scaling, dict.fromkeys(scales, real), dict.fromkeys(scales))
@@ -411,10 +420,11 @@ def gguf_scaling(scaling: Mapping[str, Any] | None, all_dim: bool = False) -> di
 
     `all_dim`: llama.cpp reads `GGUF_ALL_DIM` for this architecture.
 
-    Llama 3's scaling is a tensor instead, see `llama3_factors`; longrope's factors are two.
+    Llama 3's scaling and a proportional one are a tensor instead, see `llama3_factors` and
+    `gemma4.rotary_divisors`; longrope's factors are two.
     Raises ValueError for an attention_factor other than the one that follows from the factor.
     """
-    if scaling is None or scaling["rope_type"] == "llama3":
+    if scaling is None or scaling["rope_type"] in ("llama3", "proportional"):
         return {}
     if scaling["rope_type"] == "longrope":
         return {

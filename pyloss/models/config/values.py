@@ -96,4 +96,11 @@ def of_type(kind: type) -> Kind:
     return check
 
 
+def counts(value: Any) -> int | list[int]:
+    """An integer of at least 0, or a list with one of each layer."""
+    if isinstance(value, list):
+        return [numbers.whole(item, "the value", 0) for item in value]
+    return numbers.whole(value, "the value", 0)
+
+
 TEXT, FLAG, LIST, OBJECT = of_type(str), of_type(bool), of_type(list), of_type(dict)

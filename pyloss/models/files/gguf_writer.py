@@ -16,6 +16,7 @@ import numpy as np
 from pyloss.io.files import replacing, user_path
 from pyloss.io.gguf import GGML_TYPES
 from pyloss.models.config.fields import MULTIPLIERS, SOFTCAPS
+from pyloss.models.config.gemma4 import rotary_divisors
 from pyloss.models.config.gguf_reader import (
     LONGROPE_FACTORS,
     gguf_no_rope_layers,
@@ -265,6 +266,9 @@ def _hyperparameters(c: ModelConfig) -> dict[str, Any]:
     }
     if c.family.softcaps:
         values |= _softcaps(c)
+    if c.gemma4 is not None:
+        inner = [c.inner_size(i) for i in range(c.num_hidden_layers)]
+        values |= c.gemma4.to_gguf(c.head_dim, inner)
     if c.llama_4_scaling_beta is not None:
         values["attention.temperature_scale"] = float(c.llama_4_scaling_beta)
     if c.family.short_conv:
@@ -305,7 +309,7 @@ def _hyperparameters(c: ModelConfig) -> dict[str, Any]:
 
 
 def _softcaps(c: ModelConfig) -> dict[str, float]:
-    found = {name: getattr(c, name) for name in SOFTCAPS}
+    found = {name: getattr(c, name) for name in SOFTCAPS[c.gemma4 is not None :]}
     for name, value in found.items():
         if value is None:
             raise ValueError(f"{name} null cannot be written: llama.cpp caps in {c.family.gguf}")
@@ -323,6 +327,16 @@ def _windows(c: ModelConfig) -> dict[str, Any]:
                 f"{period}th layer with a window"
             )
         return {"attention.sliding_window": c.sliding_window}
+    if c.gemma4 is not None:
+        if c.sliding_window is None:
+            raise ValueError("sliding_window null cannot be written: llama.cpp needs a window")
+        return {
+            "attention.sliding_window": c.sliding_window,
+            "attention.sliding_window_pattern": [
+                bool(c.window(i)) for i in range(c.num_hidden_layers)
+            ],
+            "rope.freq_base_swa": c.rope_local_base_freq,
+        }
     if c.sliding_window is None:
         return {}
     if c.family.window_period is None:
@@ -355,6 +369,11 @@ def _tensors(model: Model, type: str | None) -> Iterator[GGUFTensor]:
         for name, key in zip(LONGROPE_FACTORS, ("short_factor", "long_factor"), strict=True):
             numbers = np.array(c.rope_scaling[key], np.float32)
             yield GGUFTensor(name, numbers.shape, "f32", partial(numbers.view, np.uint8))
+    if c.gemma4 is not None:
+        divisors = rotary_divisors(c.rope_scaling, c.gemma4.global_head_dim)
+        yield GGUFTensor(
+            "rope_freqs.weight", divisors.shape, "f32", lambda: divisors.view(np.uint8)
+        )
     arrays = {**model.parameters(), **model.buffers()}
     parameters = {name: to_device(array, "cpu") for name, array in arrays.items()}
     values: dict[str, np.ndarray | Weight | WeightStack] = {**model.stored(), **parameters}

@@ -9,6 +9,12 @@ _GGUF_NAMES = {
     "model.embed_tokens": "token_embd",
     "model.norm": "output_norm",
     "lm_head": "output",
+    "model.embed_tokens_per_layer": "per_layer_token_embd",
+    "model.per_layer_model_projection": "per_layer_model_proj",
+    "model.per_layer_projection_norm": "per_layer_proj_norm",
+    "model.layers.{}.per_layer_input_gate": "blk.{}.inp_gate",
+    "model.layers.{}.per_layer_projection": "blk.{}.proj",
+    "model.layers.{}.post_per_layer_input_norm": "blk.{}.post_norm",
     "model.embedding_norm": "token_embd_norm",
     "model.layers.{}.operator_norm": "blk.{}.attn_norm",
     "model.layers.{}.ffn_norm": "blk.{}.ffn_norm",
@@ -89,6 +95,8 @@ def gguf_name(name: str, family: Family) -> str:
     if name.endswith(_EXPERT_BIAS):
         name = name.removesuffix(_EXPERT_BIAS) + ".expert_bias.bias"
     module, kind = name.rsplit(".", 1)
+    if kind == "layer_scalar":
+        return f"blk.{module.split('.')[2]}.layer_output_scale.weight"
     parts = module.split(".")
     layer = parts[2] if module.startswith("model.layers.") else ""
     if layer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
@@ -27,6 +28,7 @@ _STACKS = (
 _OTHER_INPUTS = (
     "vision_tower.", "multi_modal_projector.", "model.vision_tower.",
     "model.multi_modal_projector.", "vision_model.", "audio_tower.", "v.", "mm.", "a.",
+    "model.audio_tower.", "model.embed_vision.", "model.embed_audio.",
 )  # fmt: skip
 
 
@@ -77,6 +79,12 @@ class Source:
     def lacks_head(self) -> bool:
         """Whether the file is one of a model that was saved without its head."""
         return False
+
+    def ignore(self, names: Iterable[str]) -> None:
+        """Takes tensors that the model has no use for, of those that are there."""
+        for name in names:
+            if self.has(name):
+                self.file.tensor(self._stored_name(name))
 
     def refuse_leftovers(self) -> None:
         """Raises FormatError for a tensor that no part of the configuration has requested."""

@@ -169,6 +169,28 @@ _GEMMA3 = {
     },
     "transformers_version": "4.50.0.dev0", "vision_config": {"hidden_size": 1152, "image_size": 896, "model_type": "siglip_vision_model"},
 }  # fmt: skip
+_GEMMA4 = {
+    "architectures": ["Gemma4ForConditionalGeneration"], "audio_config": {"model_type": "gemma4_audio"}, "audio_token_id": 258881,
+    "boa_token_id": 256000, "boi_token_id": 255999, "dtype": "bfloat16", "eoa_token_index": 258883, "eoi_token_id": 258882,
+    "eos_token_id": [1, 106], "image_token_id": 258880, "initializer_range": 0.02, "model_type": "gemma4",
+    "text_config": {
+        "attention_bias": False, "attention_dropout": 0.0, "attention_k_eq_v": False, "enable_moe_block": False,
+        "final_logit_softcapping": 30.0, "global_head_dim": 512, "head_dim": 256, "hidden_activation": "gelu_pytorch_tanh",
+        "hidden_size": 1536, "hidden_size_per_layer_input": 256, "intermediate_size": 6144,
+        "layer_types": (["sliding_attention"] * 4 + ["full_attention"]) * 7, "max_position_embeddings": 131072,
+        "model_type": "gemma4_text", "moe_intermediate_size": None, "num_attention_heads": 8, "num_experts": None,
+        "num_global_key_value_heads": None, "num_hidden_layers": 35, "num_key_value_heads": 1, "num_kv_shared_layers": 20,
+        "rms_norm_eps": 1e-06, "sliding_window": 512, "tie_word_embeddings": True, "top_k_experts": None,
+        "rope_parameters": {
+            "full_attention": {"partial_rotary_factor": 0.25, "rope_theta": 1000000.0, "rope_type": "proportional"},
+            "sliding_attention": {"rope_theta": 10000.0, "rope_type": "default"},
+        },
+        "use_bidirectional_attention": None, "use_cache": True, "use_double_wide_mlp": True, "vocab_size": 262144,
+        "vocab_size_per_layer_input": 262144,
+    },
+    "tie_word_embeddings": True, "transformers_version": "5.5.0.dev0", "vision_config": {"model_type": "gemma4_vision"},
+    "vision_soft_tokens_per_image": 280,
+}  # fmt: skip
 _BNB = {
     "_load_in_4bit": True, "_load_in_8bit": False, "bnb_4bit_compute_dtype": "bfloat16", "bnb_4bit_quant_storage": "uint8",
     "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "llm_int8_enable_fp32_cpu_offload": False,
@@ -232,6 +254,7 @@ HF = {
     "ministral-3-3b": _MINISTRAL3,
     "gemma3-1b": _GEMMA3_TEXT,
     "gemma3-4b": _GEMMA3,
+    "gemma-4-e2b": _GEMMA4,
     "by mlx": {**_LLAMA3, "quantization": _MLX, "quantization_config": _MLX, "dtype": "bfloat16"},
     "by bitsandbytes and unsloth": {**_LLAMA3, "quantization_config": _BNB, "unsloth_version": "2024.9", "unsloth_fixed": True, "pad_token_id": 128004},
     "with code beside": {**_QWEN2, "auto_map": {"AutoModelForCausalLM": "modeling_qwen2.Qwen2ForCausalLM"}},
