@@ -55,6 +55,12 @@ def _of_config(c: ModelConfig) -> Iterator[str]:
         f"{c.num_key_value_heads} for keys and values, vocabulary {c.vocab_size}"
         + (", head tied to the embedding" if c.tie_word_embeddings else "")
     )
+    if c.gemma4 is not None:
+        yield (
+            f"Gemma 4: heads of {c.gemma4.global_head_dim} without a window, the keys and values "
+            f"of {counted(c.gemma4.num_kv_shared_layers, 'layer')} shared, embeddings of "
+            f"{c.gemma4.hidden_size_per_layer_input} for each layer"
+        )
     scaling = c.rope_scaling
     kind = f", rotary positions scaled ({scaling['rope_type']})" if scaling else ""
     yield f"context: {c.max_position_embeddings} tokens{kind}"

@@ -8,6 +8,7 @@ from tiny_commands import fails
 
 from pyloss.cli import main
 from pyloss.describing import describe_model, template_features
+from pyloss.models.config.gemma4 import Gemma4
 from pyloss.models.config.mixture import Mixture
 from pyloss.models.config.model_config import ModelConfig
 from pyloss.models.reading import resolve_model
@@ -70,6 +71,15 @@ def test_layers_are_counted_by_type(tmp_path):
         "lfm2", num_hidden_layers=2, layer_types=["conv", "full_attention"], conv_L_cache=3, **SIZES
     )
     random_model(mixed, "f32").save(tmp_path / "lfm2")
+    shared = ModelConfig(
+        "gemma4_text", num_hidden_layers=3, sliding_window=64, layer_types=kinds, **SIZES,
+        gemma4=Gemma4(32, 0, False, 16, 300),
+    )  # fmt: skip
+    random_model(shared, "f32").save(tmp_path / "gemma4")
+    assert described(tmp_path / "gemma4")["Gemma 4"] == (
+        "heads of 32 without a window, the keys and values of 0 layers shared, embeddings of 16 "
+        "for each layer"
+    )
     assert described(tmp_path / "lfm2")["layers"] == (
         "2: 1 with short convolution over 3 tokens; 1 with full attention"
     )

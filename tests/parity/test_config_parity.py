@@ -1,5 +1,6 @@
 """Configurations and rotary factors against transformers."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -205,6 +206,13 @@ def test_what_transformers_takes_for_missing_keys(tmp_path, name):
     assert windows_of(theirs) == [ours.window(i) for i in range(ours.num_hidden_layers)]
     for key in (*SOFTCAPS, *MULTIPLIERS):
         assert getattr(theirs, key, None) == getattr(ours, key)
+    if ours.gemma4 is not None:
+        kinds = {"sliding_attention": ours.window(0), "full_attention": 0}
+        for kind, window in kinds.items():
+            assert theirs.per_layer_config[kind].head_dim == ours.head_dim_of(window)
+        for key, value in dataclasses.asdict(ours.gemma4).items():
+            assert key == "global_head_dim" or getattr(theirs, key) == value
+        theirs = theirs.per_layer_config["sliding_attention"]
     for key in ("head_dim", "rms_norm_eps", "max_position_embeddings", "tie_word_embeddings"):
         other = "norm_eps" if key == "rms_norm_eps" else key
         said = getattr(theirs, key, getattr(theirs, other, None))

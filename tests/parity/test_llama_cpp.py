@@ -330,7 +330,7 @@ def test_families(name, tmp_path):
 def test_rotary_scaling_without_a_type(said, tmp_path, monkeypatch):
     make_tiny().save_pretrained(tmp_path / "hf")
     model = load_model(tmp_path / "hf")
-    monkeypatch.setattr("pyloss.models.files.gguf_writer.gguf_scaling", lambda scaling: said)
+    monkeypatch.setattr("pyloss.models.files.gguf_writer.gguf_scaling", lambda *_: said)
     write_gguf(model, tmp_path / "m.gguf", plain_tokenizer())
     answer = llama_runner.run(tmp_path / "m.gguf", IDS, TOKENS)
     agree(load_model(tmp_path / "m.gguf"), IDS, answer)
