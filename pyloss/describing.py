@@ -35,13 +35,15 @@ def describe_model(place: Path) -> list[str]:
         where = config_file_of(place) if place.is_dir() else place
         config = ModelConfig.from_hf(where)
         Quantization(where, read_json(where))  # refuses a method that pyloss does not read
-        return [*_of_config(config), "weights: none here", *_of_tokenizer(folder)]
+        tokenizer = _of_tokenizer(folder, config.vocab_size)
+        return [*_of_config(config), *_other_inputs(where), "weights: none here", *tokenizer]
     model, file = read_model(place)
     metadata = None if place.is_dir() else file.metadata
     return [
         *_of_config(model.config),
+        *(_other_inputs(config_file_of(place)) if place.is_dir() else ()),
         *_of_weights(model),
-        *_of_tokenizer(place, metadata),
+        *_of_tokenizer(place, model.vocab_size, metadata),
         *_of_training(model),
     ]
 
@@ -87,6 +89,12 @@ def _layers(c: ModelConfig) -> str:
     return "; ".join(f"{count} with {kind}" for kind, count in kinds.items())
 
 
+def _other_inputs(config_file: Path) -> Iterator[str]:
+    kinds = [kind for kind in ("vision", "audio") if f"{kind}_config" in read_json(config_file)]
+    if kinds:
+        yield f"not read: the parts for {' and '.join(kinds)}; text alone is trained and answered"
+
+
 def _of_weights(model: Any) -> Iterator[str]:
     sizes: Counter[str] = Counter()
     numbers: Counter[str] = Counter()
@@ -104,7 +112,7 @@ def _of_weights(model: Any) -> Iterator[str]:
     yield f"stored: {size_text(sizes.total())}: {', '.join(parts)}"
 
 
-def _of_tokenizer(place: Path, metadata: Any = None) -> Iterator[str]:
+def _of_tokenizer(place: Path, vocabulary: int, metadata: Any = None) -> Iterator[str]:
     """The tokenizer and what its chat template takes; what is missing is said, not raised."""
     from pyloss.models.tokenizer import Tokenizer
 
@@ -117,7 +125,9 @@ def _of_tokenizer(place: Path, metadata: Any = None) -> Iterator[str]:
     except (OSError, ValueError, FormatError) as error:
         yield f"tokenizer: none that can be read ({error})"
         return
-    yield f"tokenizer: {len(tokenizer)} tokens"
+    more = len(tokenizer) - vocabulary
+    note = f", {more} more than the model: a text with one of them is refused" if more > 0 else ""
+    yield f"tokenizer: {len(tokenizer)} tokens{note}"
     template = tokenizer.chat_template
     if template is None:
         yield "chat template: none"

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, overload
 
+from pyloss.errors import counted
 from pyloss.io.files import read_json
+from pyloss.io.tensor_file import TensorFile
+from pyloss.models.config.model_config import ModelConfig
 from pyloss.models.reading import read_model, resolve_model
 from pyloss.models.transformer import Model
 
@@ -82,12 +86,24 @@ def load(
             f"model_config is {model_config!r:.80}; a model's configuration is what its files say"
         )
     place = resolve_model(path_or_hf_repo, revision)
-    model, file = read_model(place)
-    tokenizer = (
-        Tokenizer.from_folder(place)
-        if place.is_dir()
-        else Tokenizer.from_gguf(file.metadata, place)
-    )
+    tokenizer: Any = None
+
+    def read_tokenizer(config: ModelConfig, file: TensorFile) -> None:
+        nonlocal tokenizer
+        tokenizer = (
+            Tokenizer.from_folder(place)
+            if place.is_dir()
+            else Tokenizer.from_gguf(file.metadata, place)
+        )
+        more = len(tokenizer) - config.vocab_size
+        if more > 0:
+            warnings.warn(
+                f"{place}: the tokenizer has {counted(more, 'token')} more than the model, "
+                f"{config.vocab_size}: a text with one of them is refused",
+                stacklevel=4,
+            )
+
+    model, _ = read_model(place, read_tokenizer)
     if adapter_path is not None:
         from pyloss.tuner.utils import load_adapters
 

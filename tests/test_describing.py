@@ -153,3 +153,11 @@ def test_the_embedded_model():
     assert found["parameters"] == "134,515,008, 28,311,552 of them in embedding and head"
     assert found["stored"].startswith("97 MB: ")
     assert found["tokenizer"] == "49152 tokens" and found["chat template"] == "system role"
+
+
+def test_parts_for_other_inputs_are_said_to_be_left_out(tmp_path):
+    tiny.write_folder(tmp_path)
+    content = json.loads((tmp_path / "config.json").read_text())
+    assert "not read" not in described(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({**content, "vision_config": {}}))
+    assert described(tmp_path)["not read"].startswith("the parts for vision; text alone")

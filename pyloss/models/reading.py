@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pyloss.io.files import read_json, user_path
@@ -89,8 +89,12 @@ def load_model(path: str | os.PathLike[str]) -> Model:
     return read_model(resolve_model(path))[0]
 
 
-def read_model(place: Path) -> tuple[Model, TensorFile]:
+def read_model(
+    place: Path, before: Callable[[ModelConfig, TensorFile], None] | None = None
+) -> tuple[Model, TensorFile]:
     """The model of a GGUF file or a Hugging Face folder, and the file that has its tensors.
+
+    `before` is called when the configuration is read and no weight is.
 
     Raises FileNotFoundError, FormatError for malformed files, ValueError for unsupported options.
     """
@@ -99,9 +103,13 @@ def read_model(place: Path) -> tuple[Model, TensorFile]:
         config = ModelConfig.from_hf(config_file)
         quantization = Quantization(config_file, read_json(config_file))
         file = read_safetensors(place)
+        if before is not None:
+            before(config, file)
         return build_model(config, FolderSource(file, config, quantization)), file
     if place.suffix == ".safetensors":
         raise ValueError(f"{place}: give the folder that holds config.json and this file")
     file = read_gguf(place)
     config = ModelConfig.from_gguf(file.metadata, file.tensors, place)
+    if before is not None:
+        before(config, file)
     return build_model(config, GGUFSource(file, config)), file

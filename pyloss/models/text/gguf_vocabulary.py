@@ -82,7 +82,11 @@ def _convert(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
     ids |= _further_ends(tokenizer)
     return {
         **{f"tokenizer.ggml.{key}": value for key, value in values.items()},
-        **{f"tokenizer.ggml.{key}_token_id": value for key, value in ids.items()},
+        **{
+            f"tokenizer.ggml.{key}_token_id": value
+            for key, value in ids.items()
+            if value is None or value < vocab_size
+        },
         **_added_around(content["post_processor"], tokenizer),
     }
 
@@ -120,18 +124,26 @@ def _steps(node: dict[str, Any] | None) -> list[dict[str, Any]]:
 
 
 def _tokens(tokenizer: Tokenizer, vocab_size: int) -> tuple[list[str], list[int]]:
-    """Texts and kinds by id; an id without a token gets an unused one."""
+    """Texts and kinds by id; an id without a token gets an unused one.
+
+    Added tokens that the model has no row for are left out, as llama.cpp's converter does it.
+    """
     vocabulary = tokenizer.backend.get_vocab(with_added_tokens=True)
-    if max(vocabulary.values()) >= vocab_size:
+    added = tokenizer.backend.get_added_tokens_decoder()
+    largest = max(index for index in vocabulary.values() if index not in added)
+    if largest >= vocab_size:
         raise ValueError(
             f"the tokenizer has ids up to {max(vocabulary.values())}, "
             f"and the model {vocab_size} tokens"
         )
+    vocabulary = {text: index for text, index in vocabulary.items() if index < vocab_size}
     tokens, kinds = [f"[PAD{i}]" for i in range(vocab_size)], [UNUSED] * vocab_size
     for text, index in vocabulary.items():
         tokens[index], kinds[index] = text, NORMAL
     strips = strips_space(tokenizer)
-    for index, token in tokenizer.backend.get_added_tokens_decoder().items():
+    for index, token in added.items():
+        if index >= vocab_size:
+            continue
         stripping = strips and token.content not in KEEPING_SPACE
         if token.lstrip or token.rstrip != stripping or token.single_word:
             raise refused(f"{token.content!r} takes the text around it into account")

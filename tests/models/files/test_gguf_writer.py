@@ -340,6 +340,16 @@ def test_tokenizers_that_gguf_cannot_describe(tmp_path, message):
     assert [path.name for path in tmp_path.iterdir()] == ["hf"]
 
 
+def test_added_tokens_without_a_row_in_the_model_are_left_out(tmp_path):
+    """As in Gemma 3's files of 1B, whose tokenizer has one for images."""
+    tokenizer = tiny.byte_tokenizer()
+    size = len(tokenizer)
+    tokenizer.backend.add_special_tokens(["<image>"])
+    write_gguf(tiny.load_tiny(tmp_path / "hf", vocab_size=size), tmp_path / "m.gguf", tokenizer)
+    model, again = load(tmp_path / "m.gguf")
+    assert len(again) == model.vocab_size == size and "<image>" not in again.backend.get_vocab()
+
+
 def test_more_tokens_than_the_model_has(tmp_path):
     with pytest.raises(ValueError, match="ids up to 266, and the model 29 tokens"):
         write_gguf(tiny.load_tiny(tmp_path / "hf"), tmp_path / "m.gguf", tiny.byte_tokenizer())
