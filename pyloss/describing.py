@@ -34,7 +34,7 @@ def describe_model(place: Path) -> list[str]:
         folder = place if place.is_dir() else place.parent
         where = config_file_of(place) if place.is_dir() else place
         config = ModelConfig.from_hf(where)
-        Quantization(where, read_json(where))  # refuses a method that pyloss does not read
+        Quantization.read(where)  # refuses a method that pyloss does not read
         tokenizer = _of_tokenizer(folder, config.vocab_size)
         return [*_of_config(config), *_other_inputs(where), "weights: none here", *tokenizer]
     model, file = read_model(place)

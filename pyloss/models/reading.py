@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from pyloss.io.files import read_json, user_path
+from pyloss.io.files import user_path
 from pyloss.io.gguf import read_gguf
 from pyloss.io.safetensors import read_safetensors
 from pyloss.io.tensor_file import TensorFile
@@ -101,7 +101,7 @@ def read_model(
     if place.is_dir():
         config_file = config_file_of(place)
         config = ModelConfig.from_hf(config_file)
-        quantization = Quantization(config_file, read_json(config_file))
+        quantization = Quantization.read(config_file)
         file = read_safetensors(place)
         if before is not None:
             before(config, file)

@@ -207,7 +207,7 @@ def shape_of(place: Path) -> tuple[ModelConfig, str]:
         return model.config, max(sizes, key=sizes.__getitem__)
     file = config_file_of(place) if place.is_dir() else place
     config, content = ModelConfig.from_hf(file), read_json(file)
-    quantization = Quantization(file, content)
+    quantization = Quantization.read(file)
     if quantization.bits():
         return config, f"affine{quantization.bits()}"
     if quantization.method == "bitsandbytes":

@@ -24,6 +24,14 @@ def gptq_words(codes, bits):
     )
 
 
+def less_one(words, zeros, bits):
+    """GPTQ's first format of zeros, from words of the second."""
+    ones = {2: 0x55555555, 4: 0x11111111, 8: 0x01010101}.get(bits)
+    if ones is None:
+        return gptq_words(((zeros - 1) % (1 << bits)).T, bits).T
+    return words - np.uint32(ones)
+
+
 def awq_words(codes):
     """codes [n, out] to uint32 [n, out / 8]: eight codes of a row in AWQ's order."""
     eights = codes.reshape(len(codes), -1, 8)[:, :, AWQ_ORDER].astype(np.uint64)
@@ -91,9 +99,10 @@ def write_packed(
         if method == "awq":
             stored[f"{layer}.qweight"], stored[f"{layer}.qzeros"] = map(awq_words, (codes, zeros))
         else:
-            less = 0 if format == "gptq_v2" else 1
             stored[f"{layer}.qweight"] = gptq_words(codes, bits)
-            stored[f"{layer}.qzeros"] = gptq_words(((zeros - less) % (1 << bits)).T, bits).T
+            stored[f"{layer}.qzeros"] = gptq_words(zeros.T, bits).T
+            if format != "gptq_v2":  # as gptqmodel: a zero of 0 borrows from the next one
+                stored[f"{layer}.qzeros"] = less_one(stored[f"{layer}.qzeros"], zeros, bits)
             if g_idx:
                 index = group_of if g_idx != "zeros" else 0 * group_of
                 stored[f"{layer}.g_idx"] = index.astype(np.int32)

@@ -5,7 +5,8 @@ belong to a group of a row's columns. GPTQ's `g_idx` has the group of each colum
 
 GPTQ packs the codes of a row's columns into a stream of 32-bit words, lowest bits first, which is
 that of the affine formats: qweight [cols * bits / 32, rows] only needs to be transposed. qzeros
-[groups, rows * bits / 32] has a stream per group. In GPTQ's first format zeros are stored less 1.
+[groups, rows * bits / 32] has a stream per group. In GPTQ's first format zeros are stored less 1:
+of whole words of 2, 4 or 8 bits a word of ones is subtracted, and 3-bit zeros wrap around.
 
 AWQ packs eight rows' codes into a word, in another order: qweight [cols, rows / 8], qzeros
 [groups, rows / 8].
@@ -44,6 +45,7 @@ _REFUSED: dict[str, tuple[Any, ...]] = {
     "adapter": (None,),
     "is_marlin_format": (None, False),
     "pack_dtype": (None, "int32"),
+    "planar": (None, False),
 }
 
 
@@ -185,9 +187,11 @@ class Packed:
         """uint8 [groups, rows]"""
         if self._awq:
             return _awq_codes(words)
-        stream = np.ascontiguousarray(words).view(np.uint8)
-        zeros = decode_stream(stream, bits).reshape(-1, rows)
-        return (zeros + 1) & np.uint8((1 << bits) - 1) if self._less_one else zeros
+        if self._less_one and 32 % bits == 0:
+            ones = encode_stream(np.ones(32 // bits, np.uint8), bits).view("<u4")
+            words = words + ones
+        zeros = decode_stream(np.ascontiguousarray(words).view(np.uint8), bits).reshape(-1, rows)
+        return (zeros + 1) & np.uint8(7) if self._less_one and bits == 3 else zeros
 
     def _codes(self, words: Array, rows: int, bits: int, columns: Array | None) -> Array:
         """The streams of all rows, flat."""

@@ -20,12 +20,14 @@ import math
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pyloss.checks.numbers import shown
 from pyloss.errors import FormatError
+from pyloss.io.files import read_json
 from pyloss.io.tensor_file import StoredTensor, TensorFile
 from pyloss.models.files.float8 import Float8
 from pyloss.models.files.packed import Packed
@@ -35,6 +37,8 @@ from pyloss.weights.weight import Groups, Weight
 
 AFFINE_BITS = sorted(layout.bits for name, layout in FORMATS.items() if name.startswith("affine"))
 _READS = "pyloss reads mlx's affine groups, bitsandbytes' NF4, GPTQ, AWQ and fp8"
+# Files that older programs wrote their settings into.
+_BESIDE = {"gptq": "quantize_config.json", "awq": "quant_config.json"}
 _STATE = "weight.quant_state.bitsandbytes__nf4"
 
 
@@ -75,6 +79,17 @@ class Quantization:
                 raise ValueError(f"{path}: quantized by bitsandbytes as {shown(kind)}; {_READS}")
         elif self.method:
             raise ValueError(f"{path}: quantized by {shown(self.method)}; {_READS}")
+
+    @classmethod
+    def read(cls, config: Path) -> Quantization:
+        """The settings in a config.json, or in the file beside it where GPTQ and AWQ once were."""
+        content = read_json(config)
+        if content.get("quantization") is None and content.get("quantization_config") is None:
+            for method, name in _BESIDE.items():
+                if (config.parent / name).exists():
+                    own = {**read_json(config.parent / name), "quant_method": method}
+                    return cls(config.parent / name, {**content, "quantization_config": own})
+        return cls(config, content)
 
     def of(self, layer: str) -> tuple[int, int]:
         """The bits and the group size of mlx's layer `layer`."""

@@ -345,3 +345,23 @@ def test_gguf_and_fusing_by_export(tmp_path, order):
     if order:  # its layers become floats anyway, so nothing is lost
         pyloss.export(model, tmp_path / "lossless", "hf")
         np.testing.assert_allclose(load_model(tmp_path / "lossless")(TOKENS), adapted, atol=1e-3)
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq"])
+def test_settings_in_a_file_of_their_own(tmp_path, method):
+    """As AutoGPTQ and AutoAWQ wrote them before transformers had a place for them."""
+    c, arrays = write_packed(tmp_path, method=method, **BIG)
+    own = c.pop("quantization_config")
+    del own["quant_method"]
+    if method == "awq":
+        own |= {"w_bit": own.pop("bits"), "q_group_size": own.pop("group_size")}
+    (tmp_path / "config.json").write_text(json.dumps(c))
+    with pytest.raises(FormatError, match="config.json has no quantization_config"):
+        load_model(tmp_path)
+    name = {"gptq": "quantize_config.json", "awq": "quant_config.json"}[method]
+    (tmp_path / name).write_text(json.dumps(own))
+    got = load_model(tmp_path)(TOKENS)[0]
+    np.testing.assert_allclose(got, tiny.logits(c, arrays, TOKENS[0]), atol=1e-4)
+    (tmp_path / name).write_text(json.dumps({**own, "bits": 7, "w_bit": 7}))
+    with pytest.raises(ValueError, match=f"{name}: .*got 7"):
+        load_model(tmp_path)
