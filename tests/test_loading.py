@@ -8,6 +8,7 @@ import tiny
 
 import pyloss
 from pyloss import models
+from pyloss.describing import describe_model
 from pyloss.loading import load
 from pyloss.models.files.gguf_writer import write_gguf
 
@@ -30,7 +31,7 @@ def test_a_tokenizer_larger_than_the_embedding_is_named(tmp_path):
     assert len(list(pyloss.stream_generate(model, tokenizer, "he", max_tokens=2))) == 2
     with pytest.raises(ValueError, match=r"token id 265 .* outside the vocabulary \[0, 265\)"):
         list(pyloss.stream_generate(model, tokenizer, "he w", max_tokens=2))
-    described = [line for line in pyloss.describing.describe_model(tmp_path) if "tokens" in line]
+    described = [line for line in describe_model(tmp_path) if "tokens" in line]
     assert any("267 tokens, 2 more than the model" in line for line in described)
 
 
