@@ -153,3 +153,30 @@ def test_older_keys_of_compressed_tensors(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match="compression_config .* is not supported"):
         load_model(tmp_path)
+
+
+def test_ministral3_as_published(tmp_path):
+    """A scale per matrix, in the wrapper beside a part for images."""
+
+    def wrapped(arrays):
+        for name in list(arrays):
+            arrays[f"language_model.{name}"] = arrays.pop(name)
+        arrays["vision_tower.ln_pre.weight"] = np.ones(4, np.float32)
+        arrays["multi_modal_projector.linear_1.weight"] = np.ones((4, 4), np.float32)
+
+    write_float8(tmp_path / "plain", per="tensor")
+    write_float8(tmp_path / "whole", per="tensor", change=wrapped)
+    for place, inner in (("plain", False), ("whole", True)):
+        content = json.loads((tmp_path / place / "config.json").read_text())
+        rope = {"rope_type": "default", "rope_theta": content.pop("rope_theta")}
+        text = {**content, "model_type": "ministral3", "rope_parameters": rope}
+        settings = text.pop("quantization_config")
+        whole = {"model_type": "mistral3", "text_config": text, "vision_config": {}}
+        whole = (whole if inner else text) | {
+            "quantization_config": settings,
+            "torch_dtype": "float32",
+        }
+        (tmp_path / place / "config.json").write_text(json.dumps(whole))
+    whole = load_model(tmp_path / "whole")
+    assert whole.config.model_type == "ministral3"
+    np.testing.assert_array_equal(whole(TOKENS), load_model(tmp_path / "plain")(TOKENS))
