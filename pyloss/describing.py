@@ -122,7 +122,7 @@ def _of_tokenizer(place: Path, vocabulary: int, metadata: Any = None) -> Iterato
             if metadata is None
             else Tokenizer.from_gguf(metadata, place)
         )
-    except (OSError, ValueError, FormatError) as error:
+    except (ImportError, OSError, ValueError, FormatError) as error:
         yield f"tokenizer: none that can be read ({error})"
         return
     more = len(tokenizer) - vocabulary

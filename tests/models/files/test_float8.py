@@ -6,14 +6,17 @@ import ml_dtypes
 import numpy as np
 import pytest
 import tiny
-from packed_folders import E4M3, write_float8
-from safetensors.numpy import save_file
+from packed_folders import E4M3, write_float8, write_plain
+from safetensors.numpy import load_file, save_file
 
 from pyloss import FormatError
 from pyloss.describing import describe_model
 from pyloss.io.safetensors import read_safetensors
 from pyloss.models import load_model
+from pyloss.models.config.mixture import Mixture
+from pyloss.models.config.model_config import ModelConfig
 from pyloss.models.files.quantized import Quantization
+from pyloss.models.synthetic import random_model
 
 E5M2 = ml_dtypes.float8_e5m2
 TOKENS = np.array([[3, 1, 4, 1, 5, 9, 2, 6]])
@@ -180,3 +183,16 @@ def test_ministral3_as_published(tmp_path):
     whole = load_model(tmp_path / "whole")
     assert whole.config.model_type == "ministral3"
     np.testing.assert_array_equal(whole(TOKENS), load_model(tmp_path / "plain")(TOKENS))
+
+
+def test_experts(tmp_path):
+    sizes = {**tiny.SIZES, "num_hidden_layers": 2}
+    random_model(ModelConfig("mixtral", mixture=Mixture(4, 2, 64, True), **sizes)).save(
+        tmp_path / "a"
+    )
+    c = json.loads((tmp_path / "a" / "config.json").read_text())
+    given = c, load_file(tmp_path / "a" / "model.safetensors")
+    c, arrays = write_float8(tmp_path / "fp8", given=given)
+    write_plain(tmp_path / "plain", c, arrays)
+    packed, plain = (load_model(tmp_path / name) for name in ("fp8", "plain"))
+    np.testing.assert_array_equal(packed(TOKENS), plain(TOKENS))

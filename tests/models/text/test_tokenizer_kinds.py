@@ -1,13 +1,16 @@
 """WordPiece, unigram and word tokenizers in tokenizer.json; tokenizer.model without its package."""
 
 import json
+import re
 import sys
 from pydoc_data import topics
 
 import pytest
+import tiny
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from pyloss.describing import describe_model
 from pyloss.models.text.gguf_vocabulary import vocabulary_metadata
 from pyloss.models.tokenizer import StreamDecoder, Tokenizer
 
@@ -116,6 +119,9 @@ def test_a_tokenizer_model_names_the_package_that_it_needs(tmp_path, monkeypatch
     hint = r"tokenizer.model: there is no tokenizer.json beside it.* 'pyloss\[sentencepiece\]'"
     with pytest.raises(ImportError, match=hint):
         Tokenizer.from_folder(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(tiny.config()))
+    lines = describe_model(tmp_path)
+    assert any(re.match(f"tokenizer: none that can be read .*{hint}", line) for line in lines)
 
 
 def test_a_folder_without_a_vocabulary(tmp_path):
