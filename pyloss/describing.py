@@ -76,6 +76,9 @@ def _layers(c: ModelConfig) -> str:
         if c.convolved(i):
             kinds[f"short convolution over {counted(window, 'token')}"] += 1
             continue
+        if c.linear(i):
+            kinds[f"gated delta rule, convolution over {counted(window, 'token')}"] += 1
+            continue
         parts = [f"attention over {window} tokens" if window else "full attention"]
         if not c.rotated(i):
             parts.append("without positions")

@@ -9,7 +9,7 @@ import numpy as np
 
 from pyloss import _core
 from pyloss.models.cache import PREFILL, SPARE, NextTokens
-from pyloss.ops.arrays import empty
+from pyloss.ops.arrays import empty, zeros
 from pyloss.runtime.device import on_device_of
 
 
@@ -137,6 +137,12 @@ class BatchCache:
         self.history: list[list[int]] = [[] for _ in range(slots)]
         self.offsets = np.zeros(2 * slots, np.int32)
         self.next: dict[int, NextTokens] = {}
+        self._states: dict[int, Any] = {}
+        # Of the sequences between `offsets`: slots, and between them gaps, which have no rows.
+        count = max(2 * slots - 1, 0)
+        self._turns = np.zeros(count, np.int32), np.zeros(count, np.int32)
+        for i in range(2):
+            self._turns[i][::2] = 2 * np.arange(slots) + i
         self._groups = {window: _Layers(window, windows.count(window), slots) for window in windows}
         self._places = [
             (self._groups[window], windows[:i].count(window)) for i, window in enumerate(windows)
@@ -150,6 +156,8 @@ class BatchCache:
         for slot, (length, most) in prompts.items():
             self.lengths[slot], self.least[slot], self._most[slot] = 0, length, most
             self.history[slot] = []
+            for store in self._states.values():
+                store[2 * slot : 2 * slot + 2] = zeros(2, *store.shape[1:], like=store)
         self._moved([group.enter(prompts) for group in self._groups.values()])
 
     def restart(self, slot: int) -> None:
@@ -201,9 +209,24 @@ class BatchCache:
         store = group.store(place, like, width, 1)[0]
         return store, on_device_of(like, group.next_rows), on_device_of(like, group.bounds)
 
+    def states(self, layer: int, like: np.ndarray, shape: tuple[int, ...]) -> tuple[Any, ...]:
+        """As `KVCache.states`: two states for each slot, places for each sequence of a step."""
+        if layer not in self._states:
+            self._states[layer] = zeros(2 * len(self.lengths), *shape, like=like)
+        here, there = (on_device_of(like, turns) for turns in self._turns)
+        return self._states[layer], here, there
+
+    def states_of(self, slot: int, layer: int, like: Any, shape: tuple[int, ...]) -> Any:
+        """As `KVCache.states` of one slot's sequence."""
+        store = self.states(layer, like, shape)[0][2 * slot : 2 * slot + 2]
+        here, there = (turns[2 * slot : 2 * slot + 1] - 2 * slot for turns in self._turns)
+        return store, on_device_of(like, here), on_device_of(like, there)
+
     def advance(self, slots: Sequence[int], n: int = 1) -> None:
         """Ends a step: every layer has n more tokens of each of these sequences."""
         here = list(slots)
+        for turns in self._turns:
+            turns[[2 * slot for slot in here]] ^= 1
         self.lengths[here] += n
         for group in self._groups.values():
             group.held[here] += n
@@ -259,6 +282,10 @@ class PromptCache:
         begin, store = int(group.begin[self._slot]), group.store(place, like, width, 1)[0]
         rows, bounds = (on_device_of(like, each) for each in self._next(group, len(like)))
         return store[begin : begin + int(group.capacity[self._slot])], rows, bounds
+
+    def states(self, layer: int, like: np.ndarray, shape: tuple[int, ...]) -> tuple[Any, ...]:
+        """As `KVCache.states`."""
+        return self._cache.states_of(self._slot, layer, like, shape)
 
     def _next(self, group: _Layers, n: int) -> tuple[np.ndarray, np.ndarray]:
         """The rows of the next n tokens among the slot's, and the bounds of those in use."""

@@ -35,6 +35,7 @@ from pyloss.models.lfm2 import (
     Taps,
 )
 from pyloss.models.moe import GraniteMoe, Router, SharedMoe, SigmoidMoe, SparseMoe, SwitchGLU
+from pyloss.models.qwen3_5 import DeltaLayer, GatedAttention, GatedDeltaNet
 from pyloss.models.transformer import Decoder, Model
 from pyloss.nn import Embedding, Linear, RMSNorm, SwitchLinear
 from pyloss.weights.weight import Weight
@@ -134,10 +135,13 @@ class _Builder:
             each = family.qk_norm == "head"
             q_norm = self.norm(self.named(at, "q_norm"), c.head_dim if each else width)
             k_norm = self.norm(self.named(at, "k_norm"), c.head_dim if each else kv_width)
-        return (Lfm2Attention if self.lfm2 else Attention)(
+        gated = family.linear_attention
+        cls = Lfm2Attention if self.lfm2 else GatedAttention if gated else Attention
+        q_width = 2 * width if gated else width
+        return cls(
             c,
             i,
-            self.linear(f"{at}.q_proj", width, c.hidden_size, bias, rotary=True),
+            self.linear(f"{at}.q_proj", q_width, c.hidden_size, bias, rotary=True),
             self.linear(f"{at}.k_proj", kv_width, c.hidden_size, bias, rotary=True),
             self.linear(f"{at}.v_proj", kv_width, c.hidden_size, bias),
             self.linear(*o_proj),
@@ -199,6 +203,26 @@ class _Builder:
             self.linear(f"{at}.in_proj", 3 * size, size, bias),
             Taps(taps, self.source.array(f"{at}.conv.bias", size) if bias else None),
             self.linear(f"{at}.out_proj", size, size, bias),
+        )
+
+    def delta_net(self, at: str) -> GatedDeltaNet:
+        c, delta = self.config, self.config.delta
+        assert delta is not None
+        hidden, values, width = c.hidden_size, delta.values, delta.values * delta.value_dim
+        taps = self.source.taps(f"{at}.conv1d", delta.columns, delta.taps)
+        norm = RMSNorm(delta.value_dim, c.rms_norm_eps)  # without an offset
+        norm.weight = self.source.plain_norm(f"{at}.norm", delta.value_dim)
+        return GatedDeltaNet(
+            c,
+            self.linear(f"{at}.in_proj_qkv", delta.columns, hidden),
+            self.linear(f"{at}.in_proj_z", width, hidden),
+            self.linear(f"{at}.in_proj_b", values, hidden),
+            self.linear(f"{at}.in_proj_a", values, hidden),
+            Taps(taps, None),
+            self.source.array(f"{at}.dt_bias", values),
+            self.source.rates(f"{at}.A_log", values),
+            norm,
+            self.linear(f"{at}.out_proj", hidden, width),
         )
 
     def lfm2_layer(self, at: str, i: int) -> DecoderLayer:
@@ -304,6 +328,9 @@ class _Builder:
         if not self.config.family.pre_norms:
             cls, names = AfterNormLayer, (_BOTH_NORMS[1], _BOTH_NORMS[3])
         norms = [self.layer_norm(f"{at}.{name}") for name in names]
+        if self.config.linear(i):
+            mixer = self.delta_net(f"{at}.linear_attn")
+            return DeltaLayer(mixer, self.mlp(f"{at}.mlp"), *norms)
         mixture, experts = self.config.mixture, self.config.family.experts
         if mixture is None or experts is None or i in mixture.dense_layers:
             return cls(self.attention(f"{at}.self_attn", i), self.mlp(f"{at}.mlp"), *norms)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from pyloss import _core
-from pyloss.ops.arrays import empty
+from pyloss.ops.arrays import empty, zeros
 from pyloss.runtime.device import on_device_of
 from pyloss.runtime.replay import Replay
 
@@ -76,6 +76,8 @@ class KVCache:
         self.history: list[int] = []
         self.offsets = np.array([0, 1], np.int32)
         self.next: NextTokens | None = None
+        self._states: dict[int, Any] = {}
+        self._turns = np.zeros(1, np.int32), np.ones(1, np.int32)
         self._spans = {window: _Span(window, windows.count(window)) for window in windows}
         self._places = [
             (self._spans[window], windows[:i].count(window)) for i, window in enumerate(windows)
@@ -93,6 +95,7 @@ class KVCache:
     def restart(self) -> None:
         """Drops all keys and values; `history` stays."""
         self.length, self.next = 0, None
+        self._states.clear()
         for span in self._spans.values():
             span.held = 0
 
@@ -108,6 +111,19 @@ class KVCache:
             span.store = grown
         span.held = kept
         self.next = None
+
+    def states(
+        self, layer: int, like: np.ndarray, shape: tuple[int, ...]
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The state of a layer that has one for the sequence, 0 before its first token.
+
+        Returns [2, *shape], which of them this step begins with, and where it leaves its last one,
+        int32 [1] each, so that a step that fails can be repeated. On the device of `like`.
+        """
+        if layer not in self._states:
+            self._states[layer] = zeros(2, *shape, like=like)
+        here, there = (on_device_of(like, turn) for turn in self._turns)
+        return self._states[layer], here, there
 
     def append(
         self, layer: int, keys: np.ndarray, values: np.ndarray
@@ -141,5 +157,7 @@ class KVCache:
     def advance(self, n: int) -> None:
         """Ends a step: every layer has the n tokens."""
         self.length += n
+        for turn in self._turns:
+            turn ^= 1
         for span in self._spans.values():
             span.held += n

@@ -93,6 +93,7 @@ class Attention(Module):
         self._scale = config.attention_scale
         self._softcap = config.attn_logit_softcapping or 0.0
         self._window = config.window(layer)
+        self._kv_heads = config.num_key_value_heads
         self._rotated = config.rotated(layer)
 
     @property
@@ -105,8 +106,16 @@ class Attention(Module):
         """Whether queries and keys have rotary positions."""
         return self._rotated
 
+    @property
+    def cached(self) -> tuple[int, int]:
+        """The numbers that a cache keeps, of each row and of each sequence."""
+        return 2 * self._kv_heads * self._head_dim, 0
+
     def projected(self, x: Any, last_query: bool) -> Any:
-        """Queries, keys and values of x; with `last_query` only the last row's query."""
+        """Queries, keys and values of x, and the result's gate if there is one.
+
+        With `last_query` only the last row's query and gate.
+        """
         if not last_query:
             return project_each(x, self.q_proj, self.k_proj, self.v_proj)
         return self.q_proj(x[-1:]), *project_each(x, self.k_proj, self.v_proj)
@@ -135,7 +144,7 @@ class Attention(Module):
         layer: int = 0,
         last_row: Packing | None = None,
     ) -> Any:
-        q, k, v = self.projected(x, last_row is not None)
+        q, k, v, *gate = self.projected(x, last_row is not None)
         where = packing if last_row is None else last_row
         of_keys = int(self._window > 0)
         of_queries = of_keys if len(packing.rotary) == 2 else 2
@@ -148,7 +157,8 @@ class Attention(Module):
         k_offsets = None
         if cache is not None:
             k, v, k_offsets = cache.append(layer, data(k), data(v))
-        return self.o_proj(self.mixed(q, k, v, where, k_offsets))
+        mixed = self.mixed(q, k, v, where, k_offsets)
+        return self.o_proj(ops.glu(gate[0], mixed) if gate else mixed)
 
 
 class FusedAttention(Attention):
@@ -161,7 +171,7 @@ class FusedAttention(Attention):
         self.qkv_proj, self.o_proj = qkv_proj, o_proj
         self._settle(config, layer)
         heads = config.num_attention_heads, config.num_key_value_heads, config.num_key_value_heads
-        self._q, self._k, self._v = _columns(*(count * config.head_dim for count in heads))
+        self._q, self._k, self._v = columns(*(count * config.head_dim for count in heads))
 
     def projected(self, x: Any, last_query: bool) -> Any:
         """See `Attention`."""
@@ -169,7 +179,7 @@ class FusedAttention(Attention):
         return q[-1:] if last_query else q, k, v
 
 
-def _columns(*widths: int) -> list[np.ndarray]:
+def columns(*widths: int) -> list[np.ndarray]:
     """The columns of parts that lie side by side, for `ops.split_columns`."""
     ends = np.cumsum([0, *widths])
     return [np.arange(*ends[i : i + 2], dtype=np.int32) for i in range(len(widths))]
@@ -213,7 +223,7 @@ class FusedMLP(MLP):
         self.gate_up_proj, self.down_proj = gate_up_proj, down_proj
         self._gated = GATED_UNITS[activation]
         inner = gate_up_proj.shape[0] // 2
-        self._gate, self._up = _columns(inner, inner)
+        self._gate, self._up = columns(inner, inner)
 
     def __call__(self, x: Any) -> Any:
         gate, up = ops.split_columns(self.gate_up_proj(x), self._gate, self._up)

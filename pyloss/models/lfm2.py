@@ -61,6 +61,11 @@ class ShortConv(Module):
         """See `Attention`."""
         return self.taps
 
+    @property
+    def cached(self) -> tuple[int, int]:
+        """See `Attention`."""
+        return int(self.conv.weight.shape[0]), 0
+
     def __call__(
         self,
         x: Any,

@@ -86,6 +86,10 @@ class RandomSource(Source):
         """See `Source`."""
         return np.ones(dims, np.float32)
 
+    def plain_norm(self, name: str, dims: int) -> np.ndarray:
+        """See `Source`."""
+        return np.ones(dims, np.float32)
+
     def matrix(self, name: str, rows: int, cols: int, rotary: bool = False) -> Weight:
         """See `Source`. Layers do not share bytes: a shared matrix would stay in the cache."""
         table = name in ("model.embed_tokens", "lm_head")

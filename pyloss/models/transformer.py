@@ -15,7 +15,7 @@ from pyloss.autograd.tape import data
 from pyloss.checks.numbers import whole
 from pyloss.models.batch_cache import BatchCache, PromptCache, rows_needed
 from pyloss.models.cache import PREFILL, KVCache, NextTokens
-from pyloss.models.config.fields import CONV, FULL, SLIDING
+from pyloss.models.config.fields import CONV, FULL, LINEAR, SLIDING
 from pyloss.models.config.model_config import ModelConfig
 from pyloss.models.config.rope_scaling import long_from
 from pyloss.models.fusing import fuse_modules
@@ -391,11 +391,11 @@ class Model(Module):
 
     def cache_bytes(self, lengths: Sequence[int]) -> int:
         """What keys and values of sequences of up to these lengths take at most, together."""
-        c, total = self.config, 0
+        total = 0
         for layer, window in zip(self.layers, self.cached_windows, strict=False):
             rows = sum(rows_needed(window, n) for n in lengths)
-            both = 2 * c.num_key_value_heads * c.head_dim_of(window)
-            total += 4 * rows * (c.hidden_size if layer.self_attn.taps else both)
+            of_row, of_sequence = layer.self_attn.cached
+            total += 4 * (rows * of_row + len(lengths) * of_sequence)
         return total
 
     @property
@@ -422,8 +422,9 @@ class Model(Module):
         types = None
         if config.sliding_window is not None:
             types = [SLIDING if window else FULL for window in windows]
-        elif config.family.short_conv:
-            types = [CONV if layer.self_attn.taps else FULL for layer in self.layers]
+        elif config.family.short_conv or config.family.linear_attention:
+            other = CONV if config.family.short_conv else LINEAR
+            types = [other if layer.self_attn.taps else FULL for layer in self.layers]
         if mixture is not None:
             mixture = dataclasses.replace(mixture, dense_layers=dense)
         return dataclasses.replace(

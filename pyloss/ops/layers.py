@@ -418,6 +418,12 @@ def geglu(gate: Array, up: Array, in_place: bool = False) -> Array:
     return _gated(gate, up, in_place, _core.geglu_forward, _core.geglu_grad)
 
 
+@wide.in_float64(wide.glu, 2)
+def glu(gate: Array, up: Array, in_place: bool = False) -> Array:
+    """sigmoid(gate) * up (Dauphin et al., arXiv:1612.08083), otherwise as `swiglu`."""
+    return _gated(gate, up, in_place, _core.glu_forward, _core.glu_grad)
+
+
 def _gated(gate: Array, up: Array, in_place: bool, forward: Callable, grad: Callable) -> Array:
     g, u = f32(gate, "gate"), f32(up, "up")
     if g.shape != u.shape:

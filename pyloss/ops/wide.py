@@ -201,6 +201,10 @@ def swiglu(gate: Any, up: Any, in_place: bool = False) -> Any:
     return silu(_value(gate)) * _value(up)
 
 
+def glu(gate: Any, up: Any, in_place: bool = False) -> Any:
+    return _value(up) / (1 + np.exp(-_value(gate)))
+
+
 def geglu(gate: Any, up: Any, in_place: bool = False) -> Any:
     g = _value(gate)
     inner = math.sqrt(2 / math.pi) * (g + 0.044715 * g**3)

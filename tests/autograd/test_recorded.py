@@ -12,6 +12,7 @@ from pyloss.models import layers as of_models
 from pyloss.models.config import ModelConfig
 from pyloss.models.config.mixture import Mixture
 from pyloss.models.lfm2 import ShortConv
+from pyloss.models.qwen3_5 import GatedDeltaNet
 from pyloss.models.synthetic import random_model
 from pyloss.tuner import default_loss, linear_to_lora_layers
 from pyloss.tuner.adapters.full import unfreeze_layers
@@ -41,6 +42,7 @@ MINISTRAL3 = {
         "attention_factor": 1.0,
     },
 }
+DELTA = ["linear_attention", "full_attention", "linear_attention"]
 OLMO3 = {key: value for key, value in GEMMA.items() if key != "rope_local_base_freq"}
 
 
@@ -94,6 +96,7 @@ def counted(monkeypatch):
 
     count(of_models.Attention)
     count(ShortConv)
+    count(GatedDeltaNet)
     return calls
 
 
@@ -118,6 +121,9 @@ def unfrozen(net):
         (lambda: adapted("qwen2", attention_bias=True), True),
         (lambda: adapted("phi3", partial_rotary_factor=0.5), True),
         (lambda: adapted("lfm2", layer_types=["conv", "full_attention", "conv"]), True),
+        (lambda: adapted("qwen3_5_text", layer_types=DELTA), True),
+        # gradients of weights under an offset are arrays that others read
+        (lambda: unfrozen(model("qwen3_5_text", layer_types=DELTA)), False),
         (lambda: unfrozen(model("lfm2", layer_types=["conv", "full_attention", "conv"])), True),
         (lambda: adapted("granite", residual_multiplier=0.22, logits_scaling=8.0), True),
         (lambda: adapted(keys=["self_attn.q_proj", "self_attn.v_proj"]), True),

@@ -233,7 +233,11 @@ def gelu_product(gate, up):
     return 0.5 * gate * (1 + np.tanh(np.sqrt(2 / np.pi) * (gate + 0.044715 * gate**3))) * up
 
 
-GATED = [("swiglu", silu_product), ("geglu", gelu_product)]
+def sigmoid_product(gate, up):
+    return up / (1 + np.exp(-gate))
+
+
+GATED = [("swiglu", silu_product), ("geglu", gelu_product), ("glu", sigmoid_product)]
 
 
 def gated(name):

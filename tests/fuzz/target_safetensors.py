@@ -21,6 +21,7 @@ KINDS = [
     ("granitemoeshared", "f32"),
     ("granitemoehybrid", "f32"),
     ("ministral3", "f32"),
+    ("qwen3_5_text", "f32"),
     ("olmo3", "f32"),
     ("llama", "affine4"),
     ("llama", "nf4"),

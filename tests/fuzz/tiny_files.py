@@ -16,6 +16,7 @@ import numpy as np
 from packed_folders import write_float8, write_packed
 from safetensors.numpy import load_file
 
+from pyloss.models.config.delta_net import DeltaNet
 from pyloss.models.config.families import FAMILIES
 from pyloss.models.config.mixture import Mixture
 from pyloss.models.config.model_config import ModelConfig
@@ -103,6 +104,9 @@ def config(family: str, vocabulary: int, **changes: Any) -> ModelConfig:
         changes = {"layer_types": ["conv", "full_attention"], **changes}
     if "an output head of its own" in FAMILIES[family].gguf_lacks:
         changes = {"tie_word_embeddings": True, **changes}
+    if FAMILIES[family].linear_attention:
+        types = ["linear_attention", "full_attention"]
+        changes = {"layer_types": types, "delta": DeltaNet(2, 2, 4, 4, 3), **changes}
     mixture = None
     if experts:
         shared = 32 if experts.shared else 0

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import tiny
 
+from pyloss.models.config.delta_net import DeltaNet
 from pyloss.models.config.gemma4 import Gemma4
 from pyloss.models.config.mixture import Mixture
 from pyloss.models.config.model_config import ModelConfig
@@ -51,6 +52,9 @@ FAMILIES = {
     "olmo3": {"sliding_window": 9, "layer_types": TYPES},
     "phi3": {"sliding_window": 20, "partial_rotary_factor": 0.75},
     "lfm2": {"layer_types": ["conv", "full_attention", "conv"]},
+    "qwen3_5_text": {
+        "layer_types": ["linear_attention", "full_attention", "linear_attention"], "delta": DeltaNet(2, 4, 8, 12, 3),
+    },
     "mixtral": EXPERTS,
     "qwen3_moe": EXPERTS,
     "olmoe": EXPERTS,

@@ -466,6 +466,7 @@ def test_elementwise(rng, shape):
     check(rng, lambda x: ops.scale(x, -2.5), lambda x: -2.5 * x, gate)
     check(rng, ops.swiglu, lambda g, u: g / (1 + np.exp(-g)) * u, gate, up)
     check(rng, lambda x: ops.swiglu(x, x), lambda x: x / (1 + np.exp(-x)) * x, gate)
+    check(rng, ops.glu, lambda g, u: u / (1 + np.exp(-g)), gate, up)
     check(
         rng,
         ops.geglu,

@@ -100,6 +100,24 @@ LFM2 = {
     "block_multiple_of": 16,
 }
 
+# Heads of keys serve two of values; a part of each head rotates. Results of the delta rule may be
+# near 0, and their norm then multiplies rounding errors up to 1 / sqrt(eps) times.
+QWEN3_5 = {
+    "family": "Qwen3_5",
+    "pad_token_id": 0,
+    "num_hidden_layers": 5,
+    "layer_types": ["linear_attention", "linear_attention", "full_attention"] * 2,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 32,
+    "linear_value_head_dim": 24,
+    "partial_rotary_factor": 0.5,
+    "rms_norm_eps": 1e-2,
+}
+QWEN3_5["layer_types"] = QWEN3_5["layer_types"][:5]
+# GGUF has heads of values in the order of those of keys where there are as many.
+QWEN3_5_GGUF = {**QWEN3_5, "linear_num_value_heads": 2, "linear_value_head_dim": 32}
+
 # Queries grow within the test sequences: more than twice the original length.
 MINISTRAL3 = {
     "family": "Ministral3",
@@ -224,15 +242,17 @@ def make_tiny(seed=0, family="Llama", **changes):
             "full_attention": rope,
             "sliding_attention": {"rope_type": "default", "rope_theta": local},
         }
-    name = f"{family}TextConfig" if family in ("Gemma3", "Gemma4") else f"{family}Config"
+    with_parts = ("Gemma3", "Gemma4", "Qwen3_5")  # for images, beside the text's
+    name = f"{family}TextConfig" if family in with_parts else f"{family}Config"
     config = getattr(transformers, name)(**values, rope_parameters=rope)
     model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             spread = 0.1 if parameter.ndim == 1 else 1.5 / parameter.shape[1] ** 0.5
+            centered = family == "Gemma3" or (family == "Qwen3_5" and "linear_attn" not in name)
             parameter.normal_(
-                1.0 if "norm" in name and family != "Gemma3" else 0.0, spread, generator=generator
+                1.0 if "norm" in name and not centered else 0.0, spread, generator=generator
             )
             if family == "Gemma4" and name.endswith(("q_norm.weight", "k_norm.weight")):
                 parameter.mul_(0.5)  # they scale attention's scores
@@ -275,6 +295,7 @@ def write_gguf(model, path, type_of=lambda name: "F32"):
             "granitemoeshared": "granitemoe",
             "granitemoehybrid": "granitemoe",
             "olmo3": "olmo2",
+            "qwen3_5_text": "qwen35",
         },
     )
     arch = architectures.get(config.model_type, config.model_type)
@@ -328,6 +349,15 @@ def write_gguf(model, path, type_of=lambda name: "F32"):
     if arch == "mistral3":
         writer.add_rope_scaling_yarn_log_mul(rope["mscale_all_dim"])
         writer.add_attn_temperature_scale(rope["llama_4_scaling_beta"])
+    if arch == "qwen35":
+        writer.add_rope_dimension_count(int(head_dim * rope["partial_rotary_factor"]))
+        writer.add_rope_dimension_sections([2, 1, 1, 0])
+        writer.add_full_attention_interval(config.layer_types.index("full_attention") + 1)
+        writer.add_ssm_conv_kernel(config.linear_conv_kernel_dim)
+        writer.add_ssm_state_size(config.linear_key_head_dim)
+        writer.add_ssm_group_count(config.linear_num_key_heads)
+        writer.add_ssm_time_step_rank(config.linear_num_value_heads)
+        writer.add_ssm_inner_size(config.linear_value_head_dim * config.linear_num_value_heads)
     if arch == "phi3":
         partial = int(head_dim * rope["partial_rotary_factor"])
         writer.add_rope_dimension_count(partial)
@@ -360,7 +390,7 @@ def write_gguf(model, path, type_of=lambda name: "F32"):
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue
         name, array = name.replace(".router.", ".router.layer."), tensor.float().numpy()
-        if name.endswith("conv.weight"):
+        if name.endswith(("conv.weight", "conv1d.weight")):
             array = array.squeeze(1)
         if ".shared_mlp." in name:
             block, halves = f"blk.{name.split('.')[2]}", [array]
@@ -384,8 +414,11 @@ def write_gguf(model, path, type_of=lambda name: "F32"):
             for part, value in parts.items():
                 writer.add_tensor(f"{block}.ffn_{part}_exps.weight", np.ascontiguousarray(value))
             continue
-        if arch in ("gemma2", "gemma3") and name.endswith("norm.weight"):
-            array = array + 1
+        if arch in ("gemma2", "gemma3", "qwen35") and name.endswith("norm.weight"):
+            array = array + (not name.endswith("linear_attn.norm.weight"))
+        if name.endswith(".A_log"):
+            array = -np.exp(array)
+        name = name.replace(".dt_bias", ".dt_proj.bias")
         kind = gguf.GGMLQuantizationType[type_of(name) if tensor.ndim == 2 else "F32"]
         stored = gguf.quants.quantize(array, kind)
         if tensor.ndim == 2:

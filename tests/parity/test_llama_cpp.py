@@ -18,6 +18,7 @@ from parity_models import (
     OLMO3,
     PHI3,
     PHI4,
+    QWEN3_5_GGUF,
     SMOLLM3_GGUF,
     YARN,
     add_adapter,
@@ -160,6 +161,7 @@ MODELS = {
     "gemma4": GEMMA4,
     "gemma4-plain": {**GEMMA4, "num_kv_shared_layers": 0},
     "lfm2": LFM2,
+    "qwen3_5": QWEN3_5_GGUF,
     "phi3": {**PHI3, "sliding_window": 100, "tie_word_embeddings": False},
     # llama.cpp takes the long factors if its context, 512, is longer than the original length.
     "phi4": {**PHI4, "original_max_position_embeddings": 512, "max_position_embeddings": 2048},
@@ -280,7 +282,9 @@ def test_families(name, tmp_path):
     make_tiny(**MODELS[name]).save_pretrained(tmp_path / "hf")
     model, tokenizer = load_model(tmp_path / "hf"), plain_tokenizer()
     write_gguf(model, tmp_path / "base.gguf", tokenizer)
-    atol = 5e-3 if name[:5] == "gemma" else 1e-3  # llama.cpp's GELU is a float16 table
+    # llama.cpp's GELU is a float16 table. Its keys and values are float16, and the norms of the
+    # delta rule's results that are near 0 multiply the difference.
+    atol = 5e-3 if name.startswith(("gemma", "qwen3_5")) else 1e-3
     agree(model, IDS, llama_runner.run(tmp_path / "base.gguf", IDS, TOKENS), atol)
     block = {"mixtral": "block_sparse_moe.switch_mlp"}.get(
         name, "mlp.switch_mlp" if name.removesuffix("-tied") in MIXTURES else "mlp"
@@ -303,6 +307,8 @@ def test_families(name, tmp_path):
     if name == "lfm2":
         last = "feed_forward.w2"
         keys = ["self_attn.k_proj", "self_attn.out_proj", "conv.in_proj", "conv.out_proj", last]
+    if name == "qwen3_5":
+        keys += [f"linear_attn.{part}" for part in ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a", "out_proj")]  # fmt: skip
     add_adapter(
         model,
         keys=keys + ([] if model.lm_head is None else ["lm_head", "model.embed_tokens"]),

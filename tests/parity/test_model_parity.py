@@ -18,6 +18,8 @@ from parity_models import (
     OLMO3,
     PHI3,
     PHI4,
+    QWEN3_5,
+    QWEN3_5_GGUF,
     SMOLLM3,
     SMOLLM3_GGUF,
     YARN,
@@ -129,6 +131,15 @@ VARIANTS = {
         "block_ffn_dim_multiplier": 1.7,
         "tie_word_embeddings": False,
     },
+    "qwen3_5": QWEN3_5,
+    "qwen3_5 of other sizes": {
+        **QWEN3_5_GGUF,
+        "linear_conv_kernel_dim": 3,
+        "attention_bias": True,
+        "tie_word_embeddings": False,
+        "partial_rotary_factor": 1.0,
+    },
+    "qwen3_5 of as many heads": QWEN3_5_GGUF,
     "gemma2": GEMMA2,
     "gemma2 of another scale, without a cap of logits": {
         **GEMMA2,
@@ -182,6 +193,7 @@ GGUF = (
     "ministral3",
     "smollm3 of llama.cpp's pattern",
     "lfm2",
+    "qwen3_5 of as many heads",
     "olmo2",
     "olmo3",
     "olmo3 with its own pattern",
@@ -286,6 +298,38 @@ def test_the_language_model_of_mistral3(tmp_path, family, tied):
     assert any("vision_tower" in name for name in load_file(file))
     ours = pyloss.load_model(tmp_path)
     assert ours.config.model_type == family.lower() and (ours.lm_head is None) == tied
+    (ids,) = ragged(300, 40)
+    np.testing.assert_allclose(our_logits(ours, ids), torch_logits(text, ids), rtol=0, atol=1e-4)
+    ours.save(tmp_path / "text")
+    assert pyloss.load_model(tmp_path / "text").config == ours.config
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_language_model_of_qwen3_5(tmp_path, tied):
+    """Its parts for images and its layers that guess further tokens are left out."""
+    text = make_tiny(**QWEN3_5, tie_word_embeddings=tied)
+    vision = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "depth": 1,
+        "num_heads": 2,
+        "patch_size": 4,
+        "out_hidden_size": 64,
+        "num_position_embeddings": 16,
+    }
+    config = transformers.Qwen3_5Config(
+        text_config=text.config.to_dict(), vision_config=vision, tie_word_embeddings=tied
+    )
+    whole = transformers.Qwen3_5ForConditionalGeneration(config).eval()
+    whole.model.language_model.load_state_dict(text.model.state_dict())
+    whole.lm_head.load_state_dict(text.lm_head.state_dict())
+    whole.save_pretrained(tmp_path)
+    (file,) = tmp_path.glob("*.safetensors")
+    tensors = load_file(file)
+    assert any("visual" in name for name in tensors)
+    save_file({**tensors, "mtp.fc.weight": np.ones((4, 4), np.float32)}, file)
+    ours = pyloss.load_model(tmp_path)
+    assert ours.config.model_type == "qwen3_5_text" and (ours.lm_head is None) == tied
     (ids,) = ragged(300, 40)
     np.testing.assert_allclose(our_logits(ours, ids), torch_logits(text, ids), rtol=0, atol=1e-4)
     ours.save(tmp_path / "text")
@@ -530,7 +574,7 @@ def test_gradients_of_variants(tiny):
     trained = peft_matrices(theirs)
     ours.unfreeze()
     for name, parameter in theirs.named_parameters():
-        if parameter.ndim == 1 or name.endswith("conv.weight"):
+        if parameter.ndim == 1 or name.endswith(("conv.weight", "conv1d.weight")):
             parameter.requires_grad_(True)
             trained[name.removeprefix("base_model.model.").replace(".base_layer.", ".linear.")] = (
                 parameter

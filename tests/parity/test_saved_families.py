@@ -18,6 +18,7 @@ from parity_models import (
     OLMO2,
     OLMO3,
     PHI3,
+    QWEN3_5_GGUF,
     SMOLLM3_GGUF,
     YARN,
     add_adapter,
@@ -55,6 +56,7 @@ FAMILIES = {
     "olmo3": {**OLMO3, "tie_word_embeddings": False, "rope_scaling": {**YARN, "beta_fast": 32.0}},
     "gemma2": GEMMA2,
     "lfm2": LFM2,
+    "qwen3_5": QWEN3_5_GGUF,
     "phi3 with windows": {**PHI3, "sliding_window": 24, "tie_word_embeddings": False},
     "phi4": {
         **longrope(256, 6, attention_factor=1.0625),
@@ -101,6 +103,11 @@ def test_fused_and_saved(family, tmp_path):
     np.testing.assert_array_equal(our_logits(again, IDS), our_logits(model, IDS))
     theirs = torch_model(tmp_path / "fused")
     np.testing.assert_allclose(torch_logits(theirs, IDS), logits, rtol=0, atol=2e-4)
+    if name == "qwen3_5":  # mlx-lm has it under the wrapper's name alone
+        content = json.loads((tmp_path / "fused" / "config.json").read_text())
+        (tmp_path / "fused" / "config.json").write_text(
+            json.dumps({**content, "model_type": "qwen3_5"})
+        )
     if name == "phi4":
         return  # mlx-lm always takes longrope's long factors
     if "longrope" in name:
@@ -129,6 +136,7 @@ def test_written_as_gguf(family, tmp_path):
         "olmo3",
         "granite",
         "lfm2",
+        "qwen3_5",
         "gemma2",
         "gemma3",
         "phi4",

@@ -38,6 +38,8 @@ INLINE void gated_grad_lanes(vf *v, activation a) {
     INLINE void name##_grad_lanes(vf *v, int64_t index UNUSED, const void *constants UNUSED) { \
         gated_grad_lanes(v, act(v[1])); \
     } \
+    GATED_KERNELS(name)
+#define GATED_KERNELS(name) \
     static void name##_forward_piece(const void *context, int64_t begin, int64_t end, \
                                      int worker UNUSED) { \
         const name##_forward_args args = name##_forward_args_of(context); \
@@ -60,6 +62,17 @@ INLINE void gated_grad_lanes(vf *v, activation a) {
     }
 GATED_UNIT(swiglu, silu)
 GATED_UNIT(geglu, gelu_tanh)
+
+/* y = sigmoid(gate) up */
+INLINE void glu_lanes(vf *v, int64_t index UNUSED, const void *constants UNUSED) {
+    v[0] = sigmoid(v[0]) * v[1];
+}
+INLINE void glu_grad_lanes(vf *v, int64_t index UNUSED, const void *constants UNUSED) {
+    const vf dy = v[0], s = sigmoid(v[1]), up = v[2];
+    v[0] = dy * up * s * (1.0f - s);
+    v[1] = dy * s;
+}
+GATED_KERNELS(glu)
 
 INLINE void add_lanes(vf *v, int64_t index UNUSED, const void *constants UNUSED) { v[0] += v[1]; }
 

@@ -56,6 +56,14 @@ int pl_cl_launch_geglu_grad(const pl_cl_operation *o) {
     const geglu_grad_places at = geglu_grad_places_of(o);
     return map(o, "geglu_grad", 5, (pl_cl_place[]){at.dy, at.gate, at.up, at.dgate, at.dup});
 }
+int pl_cl_launch_glu_forward(const pl_cl_operation *o) {
+    const glu_forward_places at = glu_forward_places_of(o);
+    return map(o, "glu_forward", 3, (pl_cl_place[]){at.gate, at.up, at.y});
+}
+int pl_cl_launch_glu_grad(const pl_cl_operation *o) {
+    const glu_grad_places at = glu_grad_places_of(o);
+    return map(o, "glu_grad", 5, (pl_cl_place[]){at.dy, at.gate, at.up, at.dgate, at.dup});
+}
 int pl_cl_launch_add(const pl_cl_operation *o) {
     const add_places at = add_places_of(o);
     return map(o, "add", 3, (pl_cl_place[]){at.a, at.b, at.y});

@@ -43,6 +43,17 @@ INLINE activation gelu_tanh(V g) {
 GATED_UNIT(swiglu, silu)
 GATED_UNIT(geglu, gelu_tanh)
 
+KERNEL glu_forward(IN(gate), IN(up), OUT(y), long n) {
+    MINE;
+    PUT(y, sigmoid(GET(gate)) * GET(up));
+}
+KERNEL glu_grad(IN(dy), IN(gate), IN(up), OUT(dgate), OUT(dup), long n) {
+    MINE;
+    V d = GET(dy), s = sigmoid(GET(gate)), u = GET(up);
+    PUT(dgate, d * u * s * (1.0f - s));
+    PUT(dup, d * s);
+}
+
 KERNEL add(IN(a), IN(b), OUT(y), long n) {
     MINE;
     PUT(y, GET(a) + GET(b));

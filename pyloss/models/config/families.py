@@ -81,6 +81,8 @@ class Family:
         short_conv: layers have LFM2's names, and those of type "conv" a gated short convolution in
             place of attention.
         gemma4: layers are Gemma 4's, see `gemma4.Gemma4`; attention scores are not scaled.
+        linear_attention: layers of type "linear_attention" have the gated delta rule in place of
+            attention, see `DeltaNet`; the others' attention has a gate.
         experts: the mixture of experts; None if MLPs are dense.
         defaults: transformers' values for missing keys of config.json that differ from
             `fields.DEFAULTS`. Only numbers: the fields above are the family's options.
@@ -119,6 +121,7 @@ class Family:
     softcaps: bool = False
     short_conv: bool = False
     gemma4: bool = False
+    linear_attention: bool = False
     experts: Experts | None = None
     defaults: Mapping[str, Any] = field(default_factory=dict)
     gguf_own_windows: bool = False
@@ -245,6 +248,32 @@ FAMILIES = {
         windows="from",
         window_switch=True,
         defaults={"head_dim": 128, **_QWEN},
+        gguf_lacks=_GGUF_LACKS,
+    ),
+    "qwen3_5_text": Family(
+        "Qwen3_5ForCausalLM",
+        "qwen35",
+        qk_norm="head",
+        norm_offset=1.0,
+        partial_rotary=True,
+        linear_attention=True,
+        defaults={
+            "vocab_size": 248320,
+            "hidden_size": 4096,
+            "intermediate_size": 12288,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 4,
+            "head_dim": 256,
+            "max_position_embeddings": 32768,
+            "partial_rotary_factor": 0.25,
+            "full_attention_interval": 4,
+            "linear_num_key_heads": 16,
+            "linear_num_value_heads": 32,
+            "linear_key_head_dim": 128,
+            "linear_value_head_dim": 128,
+            "linear_conv_kernel_dim": 4,
+        },
         gguf_lacks=_GGUF_LACKS,
     ),
     "mixtral": Family(

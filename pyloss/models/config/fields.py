@@ -11,6 +11,8 @@ from pyloss.checks.numbers import LARGEST
 FULL, SLIDING = LAYER_TYPES = ("full_attention", "sliding_attention")
 #: Its further value in LFM2: layers with a short convolution in place of attention.
 CONV = "conv"
+#: And in Qwen3.5: layers with the gated delta rule in its place.
+LINEAR = "linear_attention"
 
 #: transformers' values for missing keys of config.json, unless the family has its own.
 DEFAULTS: Mapping[str, Any] = {

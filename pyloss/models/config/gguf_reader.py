@@ -9,6 +9,7 @@ from typing import Any
 from pyloss.checks.numbers import shown
 from pyloss.errors import FormatError, counted
 from pyloss.io.tensor_file import StoredTensor, layers_held
+from pyloss.models.config.delta_net import GGUF_INTERVAL, GGUF_KINDS, read_gguf_delta
 from pyloss.models.config.families import FAMILIES, Family
 from pyloss.models.config.fields import (
     CONV,
@@ -29,7 +30,17 @@ from pyloss.models.config.rope_scaling import (
     read_gguf_longrope,
     read_gguf_scaling,
 )
-from pyloss.models.config.values import FLAG, TEXT, Kind, Values, checked, counts, float32, whole
+from pyloss.models.config.values import (
+    FLAG,
+    LIST,
+    TEXT,
+    Kind,
+    Values,
+    checked,
+    counts,
+    float32,
+    whole,
+)
 
 
 def _pattern(value: Any) -> Any:
@@ -108,6 +119,8 @@ _DEFAULTS = {
     **dict.fromkeys(_OPTIONAL),
     "attention.sliding_window": 0,
     "expert_weights_norm": None,
+    GGUF_INTERVAL: 4,
+    "rope.dimension_sections": None,
     "expert_shared_feed_forward_length": None,
     "attention.temperature_scale": None,
     f"rope.scaling.{GGUF_ALL_DIM}": None,
@@ -181,6 +194,7 @@ def read_gguf_config(
         "llama_4_scaling_beta": read.get("attention.temperature_scale") or None,
         **_multipliers(read, family),
         "mixture": read_gguf_mixture(read, family),
+        **read_gguf_delta(read, family),
         "bos_token_id": tokens["bos_token_id"],
         "eos_token_id": tokens["eos_token_id"],
         "pad_token_id": tokens["padding_token_id"],
@@ -227,6 +241,8 @@ def _read(metadata: Mapping[str, Any], path: str | os.PathLike[str]) -> tuple[st
         kinds |= _OF_SOFTCAPS
     if family.short_conv:
         kinds |= _OF_CONVOLUTIONS
+    if family.linear_attention:
+        kinds |= GGUF_KINDS | {"rope.dimension_sections": LIST}
     if family.multipliers:
         kinds |= _OF_MULTIPLIERS
     if family.gemma4:

@@ -8,6 +8,7 @@ from typing import Any
 
 from pyloss.checks.numbers import shown
 from pyloss.io.files import read_json
+from pyloss.models.config.delta_net import KEYS as DELTA_KEYS, read_hf_delta
 from pyloss.models.config.families import FAMILIES, Family
 from pyloss.models.config.fields import (
     DEFAULTS,
@@ -99,6 +100,9 @@ _OF_SOME: dict[str, tuple[Kind, Callable[[Family], Any]]] = {
     "conv_L_cache": (whole(1), lambda family: family.short_conv),
     "conv_bias": (FLAG, lambda family: family.short_conv),
     **{key: (kind, lambda family: family.gemma4) for key, kind in GEMMA4_KEYS.items()},
+    **{key: (whole(1), lambda family: family.linear_attention) for key in DELTA_KEYS.values()},
+    "full_attention_interval": (whole(1), lambda family: family.linear_attention),
+    "attn_output_gate": (FLAG, lambda family: family.linear_attention),
     "no_rope_layers": (LIST, lambda family: family.unrotated_layers),
     "no_rope_layer_interval": (whole(1), lambda family: family.unrotated_layers),
     "partial_rotary_factor": (real, lambda family: family.partial_rotary),
@@ -136,6 +140,7 @@ _OFF = {
     "rope_scaling": {},
     "rope_parameters": {},
     "qkv_bias": True,
+    "attn_output_gate": True,
 }
 
 
@@ -174,6 +179,8 @@ def read_hf_config(path: str | os.PathLike[str]) -> dict[str, Any]:
     defaults |= dict.fromkeys(off)
     read = Values(path, content, kinds, defaults | {"num_experts": None})
     _refuse_activation(read, family)
+    if family.linear_attention and not read["attn_output_gate"]:
+        raise read.unsupported("attn_output_gate false", "true")
     if family.qkv_bias and not read["qkv_bias"]:
         raise read.unsupported("qkv_bias false", "true")
     heads, head_dim = read["num_attention_heads"], read["head_dim"]
@@ -202,6 +209,7 @@ def read_hf_config(path: str | os.PathLike[str]) -> dict[str, Any]:
         **{name: read.get(name) for name in MULTIPLIERS},
         "mixture": mixture,
         **({"gemma4": read_hf_gemma4(read, windows["layer_types"])} if family.gemma4 else {}),
+        **read_hf_delta(read, family),
     }
 
 
@@ -272,7 +280,7 @@ def _windows(
 ) -> dict[str, Any]:
     """sliding_window and layer_types, which families express in five ways."""
     window, types = read["sliding_window"], read["layer_types"]
-    if family.short_conv:
+    if family.short_conv or family.linear_attention:
         if window is not None:
             raise read.unsupported(f"sliding_window {window} for {model_type}", "null")
         return {"sliding_window": None, "layer_types": types}
@@ -352,6 +360,10 @@ def _rope(read: Values, family: Family) -> dict[str, Any]:
         ignored = ("max_position_embeddings",)
         scaling = {key: value for key, value in scaling.items() if key not in ignored}
         defaults["llama_4_scaling_beta"] = None
+    if family.linear_attention:
+        # How images' rows and columns share the rotary pairs; text has only one position.
+        inert = ("mrope_section", "mrope_interleaved")
+        scaling = {key: value for key, value in scaling.items() if key not in inert}
     if family.partial_rotary:
         defaults["partial_rotary_factor"] = read["partial_rotary_factor"]
     numbers = Values(read.path, scaling, dict.fromkeys(defaults, real), defaults)

@@ -91,6 +91,8 @@ _HF_INERT = {
     "gradient_checkpointing", "training_config",
     "block_mlp_init_scale", "block_out_init_scale", "block_use_xavier_init",
     "conv_use_xavier_init",
+    # Qwen3.5's layers that guess further tokens, which are not read, and the type of its states
+    "mtp_num_hidden_layers", "mtp_use_dedicated_embeddings", "mamba_ssm_dtype",
     # LFM2's second names of norm_eps and rope_theta, which transformers ignores
     "block_norm_eps", "theta",
     # how answers are drawn
@@ -107,7 +109,8 @@ _HF_INERT = {
     "vision_config", "audio_config", "mm_tokens_per_image", "vision_soft_tokens_per_image",
     "vision_feature_layer",
     "vision_feature_select_strategy", "projector_hidden_act",
-    "multimodal_projector_bias", "spatial_merge_size", "_attn_implementation_autoset", "peft",
+    "multimodal_projector_bias", "spatial_merge_size", "language_model_only",
+    "_attn_implementation_autoset", "peft",
     "lora",
 }  # fmt: skip
 _HF_INERT_ENDS = ("_token_id", "_token_ids", "_token_index")

@@ -13,6 +13,7 @@ from typing import Any
 
 from pyloss.checks.numbers import real, shown, whole
 from pyloss.io.tensor_file import StoredTensor
+from pyloss.models.config.delta_net import DeltaNet, mrope_sections, periodic_types
 from pyloss.models.config.families import FAMILIES, Family
 from pyloss.models.config.fields import (
     CONV,
@@ -20,6 +21,7 @@ from pyloss.models.config.fields import (
     FULL,
     LAYER_TYPES,
     LIMITS,
+    LINEAR,
     MULTIPLIERS,
     SLIDING,
     SOFTCAPS,
@@ -48,6 +50,7 @@ class ModelConfig:
         layer_types: one of `fields.LAYER_TYPES` per layer; None if all layers are alike.
         conv_L_cache: the rows that a convolution of a layer of type "conv" sees; None: no layer has
             one. conv_bias: whether it and its projections have biases.
+        delta: the heads of layers of type "linear_attention"; None: as many as attention has.
         no_rope_layers: 1 per layer with rotary positions, 0 per layer without; None if all have
             them.
         rope_local_base_freq: the rotary base, unscaled, of layers with a window; None: rope_theta.
@@ -88,6 +91,7 @@ class ModelConfig:
     layer_types: list[str] | None = None
     conv_L_cache: int | None = None
     conv_bias: bool = False
+    delta: DeltaNet | None = None
     no_rope_layers: list[int] | None = None
     rope_local_base_freq: float | None = None
     query_pre_attn_scalar: int | None = None
@@ -172,7 +176,9 @@ class ModelConfig:
         """Makes equivalent configurations equal: no types if all layers are alike."""
         types = self.layer_types
         if types is not None:
-            allowed = (FULL, CONV) if self.family.short_conv else LAYER_TYPES
+            allowed = LAYER_TYPES
+            if self.family.short_conv or self.family.linear_attention:
+                allowed = (FULL, CONV if self.family.short_conv else LINEAR)
             wrong = [kind for kind in types if kind not in allowed]
             if wrong:
                 raise ValueError(
@@ -191,6 +197,16 @@ class ModelConfig:
                 self.layer_types = [FULL] * self.num_hidden_layers
             if self.conv_L_cache is None:
                 self.conv_L_cache = self.family.defaults["conv_L_cache"]
+            self.sliding_window = None
+        elif self.family.linear_attention:
+            if types is None:
+                interval = self.family.defaults["full_attention_interval"]
+                self.layer_types = periodic_types(interval, self.num_hidden_layers)
+            if self.delta is None:
+                heads, size = self.num_attention_heads, self.head_dim
+                self.delta = DeltaNet(heads, heads, size, size)
+            if self.mlp_bias:
+                raise ValueError(f"mlp_bias is not supported for {self.model_type}")
             self.sliding_window = None
         elif self.sliding_window is None or (types is not None and SLIDING not in types):
             self.sliding_window = self.layer_types = None
@@ -211,10 +227,16 @@ class ModelConfig:
         """Whether `layer` has a short convolution in place of attention."""
         return self.layer_types is not None and self.layer_types[layer] == CONV
 
+    def linear(self, layer: int) -> bool:
+        """Whether `layer` has the gated delta rule in place of attention."""
+        return self.layer_types is not None and self.layer_types[layer] == LINEAR
+
     def window(self, layer: int) -> int:
         """The number of tokens that `layer` sees, its own included; 0 for all."""
         if self.convolved(layer):
             return self.conv_L_cache or 0
+        if self.linear(layer):
+            return self.delta.taps if self.delta is not None else 0
         local = self.layer_types is None or self.layer_types[layer] == SLIDING
         return self.sliding_window if self.sliding_window is not None and local else 0
 
@@ -248,6 +270,11 @@ class ModelConfig:
         """The inner size of the MLP of `layer`."""
         wide = self.gemma4 is not None and self.gemma4.use_double_wide_mlp
         return self.intermediate_size * (2 if wide and self.shared_from(layer) is not None else 1)
+
+    @property
+    def rotary_factor(self) -> float:
+        """partial_rotary_factor, 1 where it is not given."""
+        return 1.0 if self.partial_rotary_factor is None else self.partial_rotary_factor
 
     @property
     def query_growth(self) -> tuple[float, float] | None:
@@ -309,7 +336,7 @@ class ModelConfig:
     def to_hf(self) -> dict[str, Any]:
         """The content of a config.json which transformers (4 and 5), mlx-lm and `from_hf` read."""
         family, own = self.family, dataclasses.asdict(self)
-        del own["mixture"], own["gemma4"]
+        del own["mixture"], own["gemma4"], own["delta"]
         content = {
             "architectures": [family.architecture],
             "hidden_act": family.activation,
@@ -324,6 +351,17 @@ class ModelConfig:
             content = own_keys(content, adjusted=family.experts is None)
         else:
             del content["conv_bias"]
+        if self.delta is not None and self.layer_types is not None:
+            content |= self.delta.to_hf(self.layer_types)
+        if family.linear_attention:  # transformers and mlx-lm read the factor from here
+            content["rope_parameters"] = {
+                "rope_type": "default",
+                **(content.pop("rope_scaling") or {}),
+                "rope_theta": self.rope_theta,
+                "partial_rotary_factor": self.rotary_factor,
+                "mrope_section": mrope_sections(self.rotary_dim // 2),
+                "mrope_interleaved": True,
+            }
         if family.softcaps:  # a missing key would be the family's default
             content |= {name: own[name] for name in SOFTCAPS}
         if family.window_switch:

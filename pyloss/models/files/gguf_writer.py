@@ -15,6 +15,7 @@ import numpy as np
 
 from pyloss.io.files import replacing, user_path
 from pyloss.io.gguf import GGML_TYPES
+from pyloss.models.config.delta_net import mrope_sections
 from pyloss.models.config.fields import MULTIPLIERS, SOFTCAPS
 from pyloss.models.config.gemma4 import rotary_divisors
 from pyloss.models.config.gguf_reader import (
@@ -275,6 +276,9 @@ def _hyperparameters(c: ModelConfig) -> dict[str, Any]:
         heads, layers = c.num_key_value_heads, range(c.num_hidden_layers)
         values["attention.head_count_kv"] = [0 if c.convolved(i) else heads for i in layers]
         values["shortconv.l_cache"] = c.conv_L_cache
+    if c.delta is not None and c.layer_types is not None:
+        values |= c.delta.to_gguf(c.layer_types)
+        values["rope.dimension_sections"] = [*mrope_sections(c.rotary_dim // 2), 0]
     if c.family.multipliers:
         given = {name: getattr(c, name) for name in MULTIPLIERS}
         given["attention_multiplier"] = c.attention_scale
@@ -383,12 +387,14 @@ def _tensors(model: Model, type: str | None) -> Iterator[GGUFTensor]:
     for name, value in values.items():
         head_dim = interleaved_head(c, name)
         if isinstance(value, np.ndarray) and value.ndim == 1:
-            if name.endswith("norm.weight"):
+            if name.endswith(".A_log"):
+                value = -np.exp(value)
+            elif name.endswith("norm.weight") and not name.endswith("linear_attn.norm.weight"):
                 value = value + np.float32(c.family.norm_offset)
             yield GGUFTensor(
                 gguf_name(name, c.family), value.shape, "f32", partial(_reordered, value, head_dim)
             )
-        elif name.endswith("conv.weight"):
+        elif name.endswith(("conv.weight", "conv1d.weight")):
             taps = np.asarray(value).reshape(len(value), -1)  # type: ignore[arg-type]
             yield _matrix(name, gguf_name(name, c.family), taps, "f32", 0)
         elif name.endswith("shared_expert_gate.weight"):  # as llama.cpp's converter

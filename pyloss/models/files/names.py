@@ -28,6 +28,13 @@ _GGUF_NAMES = {
     "model.layers.{}.feed_forward.w2": "blk.{}.ffn_down",
     "model.layers.{}.feed_forward.w3": "blk.{}.ffn_up",
     "model.layers.{}.expert_bias": "blk.{}.exp_probs_b",
+    "model.layers.{}.linear_attn.in_proj_qkv": "blk.{}.attn_qkv",
+    "model.layers.{}.linear_attn.in_proj_z": "blk.{}.attn_gate",
+    "model.layers.{}.linear_attn.in_proj_b": "blk.{}.ssm_beta",
+    "model.layers.{}.linear_attn.in_proj_a": "blk.{}.ssm_alpha",
+    "model.layers.{}.linear_attn.conv1d": "blk.{}.ssm_conv1d",
+    "model.layers.{}.linear_attn.norm": "blk.{}.ssm_norm",
+    "model.layers.{}.linear_attn.out_proj": "blk.{}.ssm_out",
     "model.layers.{}.input_layernorm": "blk.{}.attn_norm",
     "model.layers.{}.self_attn.q_proj": "blk.{}.attn_q",
     "model.layers.{}.self_attn.k_proj": "blk.{}.attn_k",
@@ -67,6 +74,13 @@ _POST_NORMS = {
     "model.layers.{}.post_feedforward_layernorm": "blk.{}.post_ffw_norm",
 }
 _PRE_NORMS = {"model.layers.{}.post_attention_layernorm": "blk.{}.ffn_norm"}
+# Qwen3.5's norm before the MLP has the name of one after attention.
+_DELTA_NORMS = {"model.layers.{}.post_attention_layernorm": "blk.{}.post_attention_norm"}
+# Whole names of arrays that are no module's weight or bias.
+_GGUF_ARRAYS = {
+    "model.layers.{}.linear_attn.A_log": "blk.{}.ssm_a",
+    "model.layers.{}.linear_attn.dt_bias": "blk.{}.ssm_dt.bias",
+}
 
 # The only tensor whose name has no kind at its end.
 _EXPERT_BIAS = ".feed_forward.expert_bias"
@@ -102,6 +116,10 @@ def gguf_name(name: str, family: Family) -> str:
     if layer:
         parts[2] = "{}"
     key, norms = ".".join(parts), _POST_NORMS if family.post_norms else _PRE_NORMS
+    if family.linear_attention:
+        norms = _DELTA_NORMS
+    if f"{key}.{kind}" in _GGUF_ARRAYS:
+        return _GGUF_ARRAYS[f"{key}.{kind}"].format(layer)
     return (norms.get(key) or _GGUF_NAMES[key]).format(layer) + f".{kind}"
 
 

@@ -29,7 +29,10 @@ _OTHER_INPUTS = (
     "vision_tower.", "multi_modal_projector.", "model.vision_tower.",
     "model.multi_modal_projector.", "vision_model.", "audio_tower.", "v.", "mm.", "a.",
     "model.audio_tower.", "model.embed_vision.", "model.embed_audio.",
+    "model.visual.", "visual.",
 )  # fmt: skip
+# Prefixes of layers that guess further tokens.
+_FURTHER_TOKENS = ("mtp.", "model.mtp.", "language_model.mtp.")
 
 
 class Source:
@@ -54,6 +57,10 @@ class Source:
         """The weight of the norm `name`, such as "model.norm", a new float32 array."""
         return self.array(f"{name}.weight", dims)
 
+    def plain_norm(self, name: str, dims: int) -> np.ndarray:
+        """The weight of a norm that has no offset in any format."""
+        return self.array(f"{name}.weight", dims)
+
     def taps(self, name: str, columns: int, taps: int) -> np.ndarray:
         """The weight of the convolution `name`, a new float32 array [columns, 1, taps].
 
@@ -64,6 +71,10 @@ class Source:
         if tensor.shape not in ((columns, taps), (columns, taps, 1)):
             tensor = self._find(f"{name}.weight", *shape)
         return tensor.array().reshape(shape)
+
+    def rates(self, name: str, count: int) -> np.ndarray:
+        """The logarithms of the delta rule's rates, a new float32 array."""
+        return self.array(name, count)
 
     def matrix(self, name: str, rows: int, cols: int, rotary: bool = False) -> Weight:
         """The weight of the layer `name`, such as "model.layers.0.mlp.up_proj", not copied."""
@@ -98,7 +109,7 @@ class Source:
 
     def _means_nothing(self, name: str) -> bool:
         """Whether the tensor `name`, which was not requested, changes no result."""
-        return name.endswith(_TABLES) or name.startswith(_OTHER_INPUTS)
+        return name.endswith(_TABLES) or name.startswith((*_OTHER_INPUTS, *_FURTHER_TOKENS))
 
     def refuse_missing_layers(self, layers: int) -> None:
         """Raises FormatError if the configuration has more `layers` than the file."""
@@ -185,6 +196,19 @@ class FolderSource(Source):
             return not self.file.tensor(name).values().any()
         return super()._means_nothing(name)
 
+    def norm(self, name: str, dims: int) -> np.ndarray:
+        """See `Source`. mlx adds Qwen3.5's offset of norms to them."""
+        stored = super().norm(name, dims)
+        if self._family.linear_attention and self._of_mlx():
+            return stored - np.float32(self._family.norm_offset)
+        return stored
+
+    def _of_mlx(self) -> bool:
+        """Whether convolutions have mlx's layout, [columns, taps, 1]."""
+        names = (name for name in self.file if name.endswith(".conv1d.weight"))
+        first = next(names, None)
+        return first is not None and self.file.tensors[first].shape[-1] == 1
+
     def lacks_head(self) -> bool:
         """See `Source`."""
         return "embed_tokens.weight" in self.file and not self.has("lm_head.weight")
@@ -247,6 +271,11 @@ class GGUFSource(Source):
     def norm(self, name: str, dims: int) -> np.ndarray:
         """See `Source`."""
         return super().norm(name, dims) - np.float32(self._family.norm_offset)
+
+    def rates(self, name: str, count: int) -> np.ndarray:
+        """See `Source`. GGUF has the rates themselves, below 0."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.log(-self.array(name, count))
 
     def array(self, name: str, *shape: int, rotary: bool = False) -> np.ndarray:
         """See `Source`."""

@@ -65,6 +65,11 @@ _LLAMA3 = _Pre(_llama3_pattern(r"\p{N}{1,3}"), ignore_merges=True, add_bos=True)
 # gives SmolLM3 such a name, smaug-bpe: Llama 3's pattern for a tokenizer that adds no bos token.
 _CL100K = _Pre(_llama3_pattern(r"\p{N}{1,3}"))
 _QWEN2 = _Pre(_llama3_pattern(r"\p{N}"))
+# Qwen3.5's words keep marks, such as accents and vowel signs, with the letters before them.
+_QWEN35 = _Pre(
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}|"
+    r" ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 # Mistral's newer vocabularies also split words before a capital.
 _TEKKEN = _Pre(
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|"
@@ -93,6 +98,7 @@ PRE_TOKENIZERS = {
     "llama-v3": _LLAMA3,
     "lfm2": _LLAMA3,
     "qwen2": _QWEN2,
+    "qwen35": _QWEN35,
     "deepseek-r1-qwen": _QWEN2,
     "tekken": _TEKKEN,
     "olmo": _GPT2,

@@ -220,7 +220,27 @@ _LFM2_MOE = {
     "use_expert_bias": True, "vocab_size": 65536,
 }  # fmt: skip
 
+_QWEN3_5 = {
+    "architectures": ["Qwen3_5ForConditionalGeneration"], "image_token_id": 248056, "model_type": "qwen3_5", "tie_word_embeddings": True,
+    "text_config": {
+        "attention_bias": False, "attention_dropout": 0.0, "attn_output_gate": True, "dtype": "bfloat16", "eos_token_id": 248044,
+        "full_attention_interval": 4, "head_dim": 256, "hidden_act": "silu", "hidden_size": 1024, "initializer_range": 0.02,
+        "intermediate_size": 3584, "layer_types": [*["linear_attention"] * 3, "full_attention"] * 6, "linear_conv_kernel_dim": 4,
+        "linear_key_head_dim": 128, "linear_num_key_heads": 16, "linear_num_value_heads": 16, "linear_value_head_dim": 128,
+        "mamba_ssm_dtype": "float32", "max_position_embeddings": 262144, "mlp_only_layers": [], "model_type": "qwen3_5_text",
+        "mtp_num_hidden_layers": 1, "mtp_use_dedicated_embeddings": False, "num_attention_heads": 8, "num_hidden_layers": 24,
+        "num_key_value_heads": 2, "rms_norm_eps": 1e-06, "tie_word_embeddings": True, "use_cache": True, "vocab_size": 248320,
+        "rope_parameters": {
+            "mrope_interleaved": True, "mrope_section": [11, 11, 10], "partial_rotary_factor": 0.25, "rope_theta": 10000000,
+            "rope_type": "default",
+        },
+    },
+    "transformers_version": "4.57.0.dev0", "video_token_id": 248057, "vision_config": {"depth": 12, "hidden_size": 768},
+    "vision_end_token_id": 248054, "vision_start_token_id": 248053,
+}  # fmt: skip
+
 HF = {
+    "qwen3.5": _QWEN3_5,
     "lfm2": _LFM2,
     "lfm2-8b-a1b": _LFM2_MOE,
     "lfm2.5": {
@@ -330,6 +350,17 @@ GGUF = {
         final_logit_softcapping=30.0,
     ),
     "lfm2": _gguf("lfm2", shortconv__l_cache=3, attention__head_count_kv=[0, 0, 3] * 10),
+    "qwen3.5": _gguf(
+        "qwen35",
+        full_attention_interval=4,
+        rope__dimension_count=64,
+        rope__dimension_sections=[11, 11, 10, 0],
+        ssm__conv_kernel=4,
+        ssm__state_size=128,
+        ssm__group_count=16,
+        ssm__time_step_rank=16,
+        ssm__inner_size=2048,
+    ),
     "phi3": _gguf(
         "phi3",
         rope__scaling__original_context_length=4096,

@@ -27,6 +27,11 @@ LFM2 = (
     "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj", "self_attn.q_layernorm", "self_attn.k_layernorm",
     "conv.in_proj", "conv.conv", "conv.out_proj",
 )  # fmt: skip
+DELTA = (
+    "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "self_attn.q_norm", "self_attn.k_norm",
+    *(f"linear_attn.{part}" for part in ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a", "conv1d", "norm", "out_proj")),
+    "input_layernorm", "post_attention_layernorm", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj",
+)  # fmt: skip
 QK_NORMS = ("self_attn.q_norm", "self_attn.k_norm")
 EXPERTS = ("gate", "switch_mlp.gate_proj", "switch_mlp.up_proj", "switch_mlp.down_proj")
 SHARED = ("gate_proj", "up_proj", "down_proj")
@@ -54,7 +59,9 @@ def test_names_of_families(name):
     (arch,) = [arch for arch, text in gguf.MODEL_ARCH_NAMES.items() if text == family.gguf]
     table = gguf.get_tensor_name_map(arch, 12)
     layer = (
-        LFM2
+        DELTA
+        if family.linear_attention
+        else LFM2
         if family.short_conv
         else FUSED
         if family.fused
@@ -75,6 +82,12 @@ def test_names_of_families(name):
             assert gguf_name(f"{name}.{kind}", family) == table.get_name(
                 f"{name}.{kind}", try_suffixes=(".weight", ".bias")
             )
+    if family.linear_attention:
+        at = "model.layers.11.linear_attn"
+        assert gguf_name(f"{at}.A_log", family) == table.get_name(f"{at}.A_log")
+        # llama.cpp's converter calls it so.
+        found = table.get_name(f"{at}.dt_proj.bias", try_suffixes=(".bias",))
+        assert gguf_name(f"{at}.dt_bias", family) == found
 
 
 @pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if family.experts])

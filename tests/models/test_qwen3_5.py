@@ -1,0 +1,210 @@
+"""Qwen3.5: the gated delta rule in place of attention in most layers."""
+
+import numpy as np
+import pytest
+from tiny import TOKENS, byte_tokenizer
+
+import pyloss
+from pyloss.io.tensor_file import StoredTensor
+from pyloss.models.config import ModelConfig
+from pyloss.models.config.delta_net import DeltaNet
+from pyloss.models.files.gguf_writer import write_gguf
+from pyloss.models.synthetic import random_model
+
+TYPES = ["linear_attention", "full_attention", "linear_attention", "linear_attention"]
+SIZES = {
+    "vocab_size": 29,
+    "hidden_size": 24,
+    "intermediate_size": 40,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 6,
+    "partial_rotary_factor": 0.34,
+}
+
+
+def model(delta=(2, 4, 8, 5, 4), seed=0, **changes):
+    values = {**SIZES, "layer_types": TYPES, "delta": DeltaNet(*delta), **changes}
+    net = random_model(ModelConfig("qwen3_5_text", **values))
+    rng = np.random.default_rng(seed)
+    for layer in net.layers:
+        if layer.self_attn.taps:
+            mixer = layer.linear_attn
+            mixer.conv1d.weight[...] = rng.standard_normal(mixer.conv1d.weight.shape) / 2
+            for array in (mixer.A_log, mixer.dt_bias):
+                array[...] = rng.standard_normal(array.shape)
+    return net
+
+
+def adapted(net, rank=3):
+    """LoRA over all linear layers, with the delta rule's own parameters trained."""
+    pyloss.linear_to_lora_layers(
+        net, -1, {"rank": rank, "scale": 2.0, "dropout": 0.0, "keys": None}
+    )
+    rng = np.random.default_rng(5)
+    for name, array in net.trainable_parameters().items():
+        if name.endswith("lora_b"):
+            array[...] = rng.standard_normal(array.shape) / 8
+    for layer in net.layers:
+        if layer.self_attn.taps:
+            layer.linear_attn.conv1d.unfreeze()
+            layer.linear_attn.norm.unfreeze()
+            layer.linear_attn.unfreeze(recurse=False)
+    return net
+
+
+def test_gradients_of_a_model_in_float64():
+    small = {
+        "vocab_size": 11, "hidden_size": 6, "intermediate_size": 8, "num_attention_heads": 2,
+        "num_key_value_heads": 1, "head_dim": 4, "num_hidden_layers": 2, "layer_types": TYPES[:2],
+        "partial_rotary_factor": 0.5,
+    }  # fmt: skip
+    net = adapted(model((1, 2, 3, 2, 3), **small), rank=1)
+    names = net.trainable_parameters()
+    for part in ("in_proj_qkv.lora_a", "in_proj_z.lora_b", "in_proj_a.lora_a", "in_proj_b.lora_a", "out_proj.lora_a",
+                 "conv1d.weight", "norm.weight", "A_log", "dt_bias"):  # fmt: skip
+        assert f"model.layers.0.linear_attn.{part}" in names
+    assert "model.layers.1.self_attn.q_proj.lora_a" in names
+    tokens = np.random.default_rng(1).integers(0, 11, 8).astype(np.int32)
+    offsets = np.array([0, 3, 4, 8], np.int32)
+    report = pyloss.gradcheck(
+        lambda: (net.head(net.hidden(tokens, offsets)) ** 2).mean(), model=net
+    )
+    assert report.error < 1e-6
+
+
+def test_packed_sequences_do_not_see_each_other():
+    """Also sequences that are shorter than the convolution, whose bits are those of each alone."""
+    net, rng = model(), np.random.default_rng(2)
+    parts = [rng.integers(0, 29, n).astype(np.int32) for n in (1, 2, 3, 9, 1, 130)]
+    offsets = np.cumsum([0, *map(len, parts)]).astype(np.int32)
+    packed = net.hidden(np.concatenate(parts), offsets)
+    sizes = {"q": 16, "k": 16, "v": 20, "g": 4, "beta": 4}
+    arrays = [rng.standard_normal((len(packed), n)).astype(np.float32) for n in sizes.values()]
+    arrays[3] = -np.abs(arrays[3])
+    mixed = pyloss.ops.delta_rule(*arrays, offsets, 8, 0.3)
+    for part, begin, end in zip(parts, offsets, offsets[1:], strict=False):
+        bounds = np.array([0, len(part)], np.int32)
+        alone = net.hidden(part, bounds)
+        np.testing.assert_allclose(packed[begin:end], alone, rtol=1e-6, atol=2e-5)
+        own = [array[begin:end] for array in arrays]
+        np.testing.assert_array_equal(mixed[begin:end], pyloss.ops.delta_rule(*own, bounds, 8, 0.3))
+
+
+def test_checkpointed_layers_have_the_same_gradients():
+    net = adapted(model()).train()
+    batch = np.random.default_rng(3).integers(0, 29, (3, 70)).astype(np.int32)
+    lengths = np.array([[1, 70], [7, 13], [1, 2]], np.int32)
+    step = pyloss.nn.value_and_grad(net, pyloss.tuner.default_loss)
+    (loss, _), grads = step(net, batch, lengths)
+    net.set_grad_checkpoint(True)
+    (again, _), others = step(net, batch, lengths)
+    assert again == loss
+    for name, grad in grads.items():
+        np.testing.assert_array_equal(others[name], grad)
+        assert grad.any(), name
+
+
+def test_a_long_prompt_in_parts_and_one_token_at_a_time():
+    net = model((2, 2, 16, 16, 5))
+    tokens = np.random.default_rng(4).integers(0, 29, 300)
+    want = net(tokens[None])[0]
+    for sizes in ([1] * 300, [3, 1, 1, 200, 1, 1, 93], [299, 1]):
+        cache, at = net.make_cache(), 0
+        for n in sizes:
+            got = net.step(tokens[at : at + n], cache)
+            at += n
+            np.testing.assert_allclose(got, want[at - 1], rtol=0, atol=5e-5)
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_a_step_that_fails_can_be_repeated(batched, monkeypatch):
+    net = model()
+    tokens = np.random.default_rng(6).integers(0, 29, 12)
+    want = net(tokens[None])[0]
+    cache = net.make_batch_cache(3) if batched else net.make_cache()
+    if batched:
+        cache.enter({1: (4, 20)})
+
+    def step(i):
+        if batched:
+            return net.step_each(tokens[i : i + 1], cache, [1])[0]
+        return net.step(tokens[i : i + 1], cache)
+
+    net.step(tokens[:4], cache.prompt(1) if batched else cache)
+    for i in range(4, 12):
+        if i in (5, 9):
+            with monkeypatch.context() as patch:
+                patch.setattr(type(net), "head", lambda *_: 1 / 0)
+                cache.next = {} if batched else None
+                with pytest.raises(ZeroDivisionError):
+                    step(i)
+        np.testing.assert_allclose(step(i), want[i], rtol=0, atol=5e-5)
+
+
+def test_configurations():
+    def made(**changes):
+        return ModelConfig("qwen3_5_text", **{**SIZES, **changes})
+
+    assert made().layer_types == [*["linear_attention"] * 3, "full_attention"]
+    assert made().delta == DeltaNet(4, 4, 6, 6, 4)
+    for changes, message in (
+        ({"layer_types": ["conv"] * 4}, "must be of full_attention, linear_attention, got"),
+        ({"layer_types": TYPES[:3]}, "layer_types names 3 layers"),
+        ({"mlp_bias": True}, "mlp_bias is not supported"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            made(**changes)
+    with pytest.raises(ValueError, match="linear_num_value_heads 3 is not a multiple of"):
+        DeltaNet(2, 3)
+    with pytest.raises(ValueError, match="linear_conv_kernel_dim is 0"):
+        DeltaNet(taps=0)
+
+
+def gguf(**changes):
+    values = {
+        "block_count": 3, "context_length": 128, "embedding_length": 24, "feed_forward_length": 40,
+        "attention.head_count": 4, "attention.head_count_kv": 2, "attention.layer_norm_rms_epsilon": 1e-6,
+        "attention.key_length": 8, "rope.dimension_count": 4, "rope.freq_base": 1e6, "ssm.conv_kernel": 4,
+        "ssm.state_size": 8, "ssm.group_count": 2, "ssm.time_step_rank": 2, "ssm.inner_size": 12,
+        "full_attention_interval": 2,
+    }  # fmt: skip
+    values |= {key.replace("__", "."): value for key, value in changes.items()}
+    return {
+        "general.architecture": "qwen35",
+        **{f"qwen35.{key}": value for key, value in values.items() if value is not None},
+    }
+
+
+def test_gguf():
+    tensors = {
+        name: StoredTensor("m.gguf", name, "F32", (29, 24), np.zeros(4 * 29 * 24, np.uint8))
+        for name in ("token_embd.weight", *(f"blk.{i}.attn_norm.weight" for i in range(3)))
+    }
+
+    def read(**changes):
+        return ModelConfig.from_gguf(gguf(**changes), tensors, "m.gguf")
+
+    config = read()
+    assert config.layer_types == ["linear_attention", "full_attention", "linear_attention"]
+    assert config.delta == DeltaNet(2, 2, 8, 6, 4)
+    assert (config.head_dim, config.rotary_dim) == (8, 4)
+    assert read(full_attention_interval=None).layer_types == ["linear_attention"] * 3
+    for changes, message in (
+        ({"ssm__group_count": 1}, "ssm.time_step_rank 2, other than ssm.group_count, 1,"),
+        ({"ssm__inner_size": 13}, "ssm.inner_size.*2 heads do not divide 13"),
+        ({"ssm__state_size": None}, "ssm.state_size: this key is missing"),
+        ({"full_attention_interval": 0}, "full_attention_interval"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            read(**changes)
+
+
+def test_what_gguf_cannot_describe(tmp_path):
+    for changes, message in (
+        ({}, "linear_num_value_heads 4 other than linear_num_key_heads 2 cannot be written"),
+        ({"delta": (2, 2, 8, 8)}, "layer_types that repeat with one full_attention at the end"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            write_gguf(model(vocab_size=TOKENS, **changes), tmp_path / "m.gguf", byte_tokenizer())
