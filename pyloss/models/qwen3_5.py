@@ -9,8 +9,9 @@ import numpy as np
 from pyloss import ops
 from pyloss.autograd.tape import data
 from pyloss.models.config.model_config import ModelConfig
-from pyloss.models.layers import Attention, Cache, DecoderLayer, Packing, columns, renamed
+from pyloss.models.layers import Attention, Cache, DecoderLayer, Packing, columns
 from pyloss.models.lfm2 import Taps
+from pyloss.models.moe import renamed
 from pyloss.nn import Linear, Module, RMSNorm, project_each
 
 

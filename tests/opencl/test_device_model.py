@@ -11,6 +11,7 @@ from pyloss import _core, nn, optim
 from pyloss.io.safetensors import read_safetensors
 from pyloss.models import dequantize_model, load_model
 from pyloss.models.config import ModelConfig
+from pyloss.models.config.delta_net import DeltaNet
 from pyloss.models.synthetic import random_model
 from pyloss.tuner.losses import default_loss
 from pyloss.tuner.utils import unfreeze_layers
@@ -127,6 +128,36 @@ def test_short_convolutions(device):
 
     here, there = fresh(), fresh()
     assert "model.layers.2.conv.conv.bias" in here.trainable_parameters()
+    same_steps(here, there, device)
+    steps_are_those_of_the_whole(here, there)
+
+
+def test_the_delta_rule(device):
+    """Training, also of the rule's own parameters, and generation."""
+
+    def fresh():
+        model = random_model(
+            ModelConfig(
+                "qwen3_5_text",
+                vocab_size=29,
+                hidden_size=24,
+                intermediate_size=40,
+                num_hidden_layers=3,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+                head_dim=6,
+                layer_types=["linear_attention", "full_attention", "linear_attention"],
+                delta=DeltaNet(2, 4, 8, 5),
+            )
+        )
+        adapted(model, dropout=0.0, keys=None)
+        for layer in (model.layers[0], model.layers[2]):
+            layer.linear_attn.conv1d.unfreeze()
+            layer.linear_attn.unfreeze(recurse=False)
+        return model
+
+    here, there = fresh(), fresh()
+    assert "model.layers.2.linear_attn.A_log" in here.trainable_parameters()
     same_steps(here, there, device)
     steps_are_those_of_the_whole(here, there)
 
