@@ -182,8 +182,11 @@ def decode_stream(stream: Array, bits: int) -> Array:
     if bits in (2, 4):
         mask = np.uint8((1 << bits) - 1)
         return np.stack([codes >> shift & mask for shift in range(0, 8, bits)], -1).reshape(-1)
-    stream = np.unpackbits(codes, bitorder="little").reshape(-1, bits)
-    return np.packbits(stream, axis=1, bitorder="little").reshape(-1)
+    # Eight codes are `bits` bytes, here the low ones of a word.
+    words = np.zeros((len(codes) // bits, 8), np.uint8)
+    words[:, :bits] = codes.reshape(-1, bits)
+    shifts, mask = np.arange(0, 8 * bits, bits, dtype=np.uint64), np.uint64((1 << bits) - 1)
+    return (words.view("<u8") >> shifts & mask).astype(np.uint8).reshape(-1)
 
 
 def encode_affine(matrix: Array, bits: int, size: int, scale_format: str) -> tuple[Array, Groups]:
@@ -243,8 +246,10 @@ def encode_stream(codes: Array, bits: int) -> Array:
         for i in range(1, 8 // bits):
             stream |= each[:, i] << bits * i
         return stream
-    stream = np.unpackbits(codes.reshape(-1, 1), axis=1, count=bits, bitorder="little")
-    return np.packbits(stream.reshape(-1), bitorder="little")
+    words = np.zeros(codes.size // 8, "<u8")
+    for i, code in enumerate(codes.reshape(-1, 8).T):
+        words |= code.astype(np.uint64) << np.uint64(i * bits)
+    return words.view(np.uint8).reshape(-1, 8)[:, :bits].reshape(-1)
 
 
 def encode_nf4(

@@ -203,13 +203,10 @@ class Packed:
         for begin in range(0, rows, step):
             part = slice(begin, min(begin + step, rows))
             if self._awq:
-                codes = _awq_codes(words[:, part.start // 8 : part.stop // 8]).T
+                codes = _awq_codes(words[:, part.start // 8 : part.stop // 8])
             else:
-                stream = np.ascontiguousarray(words[:, part].T).view(np.uint8)
-                codes = decode_stream(stream, bits).reshape(-1, cols)
-            if columns is not None:
-                codes = codes[:, columns]
-            result[part] = encode_stream(np.ascontiguousarray(codes), bits).reshape(len(codes), -1)
+                codes = _gptq_codes(words[:, part], bits)
+            result[part] = _rows_of(codes if columns is None else codes[columns], bits)
         return result.reshape(-1)
 
 
@@ -218,6 +215,30 @@ def _words(tensor: StoredTensor, *shape: int) -> Array:
         reason = f"{tensor.dtype} of shape {tensor.shape}, expected I32 of {shape}"
         raise FormatError(tensor.path, tensor.name, reason)
     return tensor.values().view("<u4")
+
+
+def _gptq_codes(words: Array, bits: int) -> Array:
+    """Words [cols * bits / 32, rows] to uint8 [cols, rows]."""
+    rows = words.shape[1]
+    if 8 % bits:
+        stream = np.ascontiguousarray(words.T).view(np.uint8)
+        return decode_stream(stream, bits).reshape(rows, -1).T
+    bytes_ = np.ascontiguousarray(words).view(np.uint8).reshape(len(words), rows, 4)
+    codes = np.empty((len(words), 4, 8 // bits, rows), np.uint8)
+    for i in range(8 // bits):
+        codes[:, :, i] = (bytes_ >> i * bits & np.uint8((1 << bits) - 1)).transpose(0, 2, 1)
+    return codes.reshape(-1, rows)
+
+
+def _rows_of(codes: Array, bits: int) -> Array:
+    """uint8 codes [cols, rows] to the stream of each row, uint8 [rows, cols * bits / 8]."""
+    if 8 % bits:
+        return encode_stream(np.ascontiguousarray(codes.T), bits).reshape(codes.shape[1], -1)
+    each = 8 // bits
+    packed = codes[::each].copy()
+    for i in range(1, each):
+        packed |= codes[i::each] << i * bits
+    return packed.T
 
 
 def _awq_codes(words: Array) -> Array:
