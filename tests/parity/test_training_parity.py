@@ -149,11 +149,16 @@ FAMILIES = {
     "qwen3_5": QWEN3_5,
     "phi3": PHI3,
     "phi4": PHI4,
+    "granitemoeshared": MIXTURES["granitemoeshared"],
     "lfm2_moe": MIXTURES["lfm2_moe"],
     "qwen2_moe": MIXTURES["qwen2_moe"],
 }
 # In transformers, experts and routers are no layers that PEFT could adapt.
 KEYS = {
+    "granitemoeshared": [
+        *(f"self_attn.{name}_proj" for name in "qkvo"),
+        *(f"shared_mlp.{name}_linear" for name in ("input", "output")),
+    ],
     "lfm2_moe": [
         *(f"self_attn.{name}" for name in ("q_proj", "k_proj", "v_proj", "out_proj")),
         *(f"conv.{name}_proj" for name in ("in", "out")),
