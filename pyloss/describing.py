@@ -73,14 +73,12 @@ def _layers(c: ModelConfig) -> str:
     kinds: Counter[str] = Counter()
     for i in range(c.num_hidden_layers):
         window = c.window(i)
-        if c.convolved(i):
-            kinds[f"short convolution over {counted(window, 'token')}"] += 1
-            continue
-        if c.linear(i):
-            kinds[f"gated delta rule, convolution over {counted(window, 'token')}"] += 1
-            continue
         parts = [f"attention over {window} tokens" if window else "full attention"]
-        if not c.rotated(i):
+        if c.convolved(i):
+            parts = [f"short convolution over {counted(window, 'token')}"]
+        elif c.linear(i):
+            parts = [f"gated delta rule, convolution over {counted(window, 'token')}"]
+        elif not c.rotated(i):
             parts.append("without positions")
         mixture = c.mixture
         if mixture is not None and i not in mixture.dense_layers:

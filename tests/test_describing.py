@@ -161,3 +161,22 @@ def test_parts_for_other_inputs_are_said_to_be_left_out(tmp_path):
     assert "not read" not in described(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({**content, "vision_config": {}}))
     assert described(tmp_path)["not read"].startswith("the parts for vision; text alone")
+
+
+def test_mixtures_are_described(tmp_path):
+    mixture = Mixture(4, 2, 32, True, (0,), bias=True)
+    types = ["conv", "full_attention", "conv"]
+    sizes = {"num_hidden_layers": 3, **SIZES}
+    config = ModelConfig("lfm2_moe", mixture=mixture, layer_types=types, **sizes)
+    (tmp_path / "config.json").write_text(json.dumps(config.to_hf()))
+    assert described(tmp_path)["layers"] == (
+        "3: 1 with short convolution over 3 tokens; "
+        "1 with full attention, 4 experts of 32, 2 per token; "
+        "1 with short convolution over 3 tokens, 4 experts of 32, 2 per token"
+    )
+    shared = Mixture(4, 2, 32, False, shared_size=64)
+    config = ModelConfig("qwen2_moe", mixture=shared, **sizes)
+    (tmp_path / "config.json").write_text(json.dumps(config.to_hf()))
+    assert described(tmp_path)["layers"] == (
+        "3: 3 with full attention, 4 experts of 32, 2 and one of 64 per token"
+    )
