@@ -10,6 +10,7 @@ import pyloss
 from pyloss.errors import FormatError
 from pyloss.models.config import ModelConfig
 from pyloss.models.config.gemma4 import Gemma4
+from pyloss.models.files.gguf_writer import _hyperparameters
 from pyloss.models.pruning import prune_model
 from pyloss.models.synthetic import random_model
 
@@ -217,8 +218,18 @@ def test_metadata_of_gguf_that_is_refused(changes, divisors, said):
         ModelConfig.from_gguf(gguf(**changes), stored(divisors))
 
 
-def test_a_null_cap_cannot_be_written_as_gguf(tmp_path):
-    from pyloss.models.files.gguf_writer import _hyperparameters
+@pytest.mark.parametrize("types", [TYPES, None])
+def test_a_configuration_goes_through_gguf(types):
+    window = 3 if types else None
+    c = config(layer_types=types, sliding_window=window, tie_word_embeddings=True)
+    again = ModelConfig.from_gguf(_hyperparameters_of(c), stored(DIVISORS))
+    assert again == c
 
+
+def _hyperparameters_of(c):
+    return {"general.architecture": "gemma4", **_hyperparameters(c)}
+
+
+def test_a_null_cap_cannot_be_written_as_gguf():
     with pytest.raises(ValueError, match="final_logit_softcapping null cannot be written"):
         _hyperparameters(config(final_logit_softcapping=None))

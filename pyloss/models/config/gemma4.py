@@ -24,7 +24,7 @@ KEYS: dict[str, Kind] = {
     "per_layer_config": OBJECT,
     "num_kv_shared_layers": whole(0, LIMITS["num_hidden_layers"]),
     "hidden_size_per_layer_input": whole(0),
-    "vocab_size_per_layer_input": whole(1),
+    "vocab_size_per_layer_input": whole(0),
     "use_double_wide_mlp": FLAG,
     "attention_k_eq_v": FLAG,
     "enable_moe_block": FLAG,

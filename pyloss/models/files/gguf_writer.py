@@ -332,10 +332,8 @@ def _windows(c: ModelConfig) -> dict[str, Any]:
             )
         return {"attention.sliding_window": c.sliding_window}
     if c.gemma4 is not None:
-        if c.sliding_window is None:
-            raise ValueError("sliding_window null cannot be written: llama.cpp needs a window")
-        return {
-            "attention.sliding_window": c.sliding_window,
+        return {  # llama.cpp needs a window, though no layer may have one
+            "attention.sliding_window": c.sliding_window or c.max_position_embeddings,
             "attention.sliding_window_pattern": [
                 bool(c.window(i)) for i in range(c.num_hidden_layers)
             ],
