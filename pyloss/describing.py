@@ -34,18 +34,31 @@ def describe_model(place: Path) -> list[str]:
         folder = place if place.is_dir() else place.parent
         where = config_file_of(place) if place.is_dir() else place
         config = ModelConfig.from_hf(where)
-        Quantization.read(where)  # refuses a method that pyloss does not read
         tokenizer = _of_tokenizer(folder, config.vocab_size)
-        return [*_of_config(config), *_other_inputs(where), "weights: none here", *tokenizer]
-    model, file = read_model(place)
+        about = [*_of_config(config), *_other_inputs(where), *_of_quantization(where)]
+        return [*about, "weights: none here", *tokenizer]
+    model, file = read_model(place, values=False)
     metadata = None if place.is_dir() else file.metadata
     return [
         *_of_config(model.config),
         *(_other_inputs(config_file_of(place)) if place.is_dir() else ()),
+        *(_of_quantization(config_file_of(place)) if place.is_dir() else ()),
         *_of_weights(model),
         *_of_tokenizer(place, model.vocab_size, metadata),
         *_of_training(model),
     ]
+
+
+def _of_quantization(config: Path) -> Iterator[str]:
+    """How a folder is quantized. Raises ValueError for a method that pyloss does not read."""
+    quantization = Quantization.read(config)
+    if quantization.method:
+        becomes = ""
+        if quantization.packed is not None:
+            becomes = ", repacked as affine groups when it is loaded"
+        elif quantization.float8 is not None:
+            becomes = ", expanded to floats when it is loaded"
+        yield f"quantization: {quantization.method}{becomes}"
 
 
 def _of_config(c: ModelConfig) -> Iterator[str]:

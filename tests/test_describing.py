@@ -4,10 +4,12 @@ import json
 
 import pytest
 import tiny
+from packed_folders import write_float8, write_packed
 from tiny_commands import fails
 
 from pyloss.cli import main
 from pyloss.describing import describe_model, template_features
+from pyloss.models import load_model, quantize_model
 from pyloss.models.config.gemma4 import Gemma4
 from pyloss.models.config.mixture import Mixture
 from pyloss.models.config.model_config import ModelConfig
@@ -180,3 +182,29 @@ def test_mixtures_are_described(tmp_path):
     assert described(tmp_path)["layers"] == (
         "3: 3 with full attention, 4 experts of 32, 2 and one of 64 per token"
     )
+
+
+@pytest.mark.parametrize("case", ["gptq", "gptq, desc_act", "awq", "fp8", "mlx"])
+def test_quantized_folders_are_not_repacked(tmp_path, case, monkeypatch):
+    if case == "fp8":
+        write_float8(tmp_path)
+    elif case == "mlx":
+        tiny.write_folder(tmp_path / "a")
+        model = load_model(tmp_path / "a")
+        quantize_model(model, "q4", 32)
+        model.save(tmp_path)
+    else:
+        write_packed(tmp_path, method=case[:4].strip(","), order="desc_act" in case or None)
+    loaded = load_model(tmp_path).stored()
+    for name in ("packed._rows_of", "packed._gptq_codes", "float8.encode"):
+        monkeypatch.setattr(f"pyloss.models.files.{name}", None)
+    found = described(tmp_path)
+    becomes = {
+        "fp8": ", expanded to floats when it is loaded",
+        "mlx": "",
+    }.get(case, ", repacked as affine groups when it is loaded")
+    assert found["quantization"] == case.split(",")[0] + becomes
+    formats = {weight.format for weight in loaded.values()}
+    assert all(format in found["stored"] for format in formats)
+    (tmp_path / "model.safetensors").unlink()
+    assert described(tmp_path)["quantization"] == found["quantization"]

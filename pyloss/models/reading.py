@@ -90,18 +90,21 @@ def load_model(path: str | os.PathLike[str]) -> Model:
 
 
 def read_model(
-    place: Path, before: Callable[[ModelConfig, TensorFile], None] | None = None
+    place: Path,
+    before: Callable[[ModelConfig, TensorFile], None] | None = None,
+    values: bool = True,
 ) -> tuple[Model, TensorFile]:
     """The model of a GGUF file or a Hugging Face folder, and the file that has its tensors.
 
-    `before` is called when the configuration is read and no weight is.
+    `before` is called when the configuration is read and no weight is. Without `values` the model
+    is only to be described: weights that would be repacked or expanded have any values.
 
     Raises FileNotFoundError, FormatError for malformed files, ValueError for unsupported options.
     """
     if place.is_dir():
         config_file = config_file_of(place)
         config = ModelConfig.from_hf(config_file)
-        quantization = Quantization.read(config_file)
+        quantization = Quantization.read(config_file, values)
         file = read_safetensors(place)
         if before is not None:
             before(config, file)

@@ -28,13 +28,20 @@ _CHUNK = 1 << 22
 class Float8:
     """The settings of such layers in the config.json at `path`; `format` is what they become.
 
+    Without `values` the floats are memory that is not written, for descriptions.
+
     Raises ValueError for options that pyloss does not read, FormatError for damaged settings.
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], settings: Mapping[str, Any], format: str
+        self,
+        path: str | os.PathLike[str],
+        settings: Mapping[str, Any],
+        format: str,
+        values: bool = True,
     ) -> None:
         self._format = format
+        self._values = values
         block = settings.get("weight_block_size")
         if block is not None and not (
             isinstance(block, list)
@@ -67,7 +74,7 @@ class Float8:
         raw = np.empty((rows, cols * (4 if self._format == "f32" else 2)), np.uint8)
         columns = np.arange(cols) // block[1]
         step = max(1, _CHUNK // max(cols, 1))
-        for begin in range(0, rows, step):
+        for begin in range(0, rows, step) if self._values else ():
             part = np.arange(begin, min(begin + step, rows))
             values = tensor.rows(part)
             values *= scale[part // block[0]][:, columns]

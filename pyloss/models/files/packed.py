@@ -52,13 +52,18 @@ _REFUSED: dict[str, tuple[Any, ...]] = {
 class Packed:
     """The settings of GPTQ's or AWQ's layers in the config.json at `path`.
 
+    Without `values` the codes of matrices are memory that is not written, for descriptions.
+
     Raises:
         ValueError: an option that pyloss does not read.
         FormatError: damaged settings.
     """
 
-    def __init__(self, path: str | os.PathLike[str], settings: Mapping[str, Any]) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], settings: Mapping[str, Any], values: bool = True
+    ) -> None:
         self._path = path
+        self._values = values
         method = settings["quant_method"]
         self._awq = method == "awq"
         self.bits = settings.get("bits", settings.get("w_bit"))
@@ -195,9 +200,11 @@ class Packed:
 
     def _codes(self, words: Array, rows: int, bits: int, columns: Array | None) -> Array:
         """The streams of all rows, flat."""
+        cols = len(words) if self._awq else len(words) * 32 // bits
+        if not self._values:
+            return np.empty(rows * cols * bits // 8, np.uint8)
         if not self._awq and columns is None:
             return np.ascontiguousarray(words.T).view(np.uint8).reshape(-1)
-        cols = len(words) if self._awq else len(words) * 32 // bits
         result = np.empty((rows, cols * bits // 8), np.uint8)
         step = max(32, _CHUNK // max(cols, 1) // 32 * 32)
         for begin in range(0, rows, step):

@@ -45,6 +45,8 @@ _STATE = "weight.quant_state.bitsandbytes__nf4"
 class Quantization:
     """The settings of quantized layers in the config.json at `path`.
 
+    Without `values`, matrices that would be repacked or expanded have memory that is not written.
+
     Attributes:
         method: "mlx", "bitsandbytes", "gptq", "awq", "fp8", or "" if the file has no settings.
 
@@ -53,7 +55,9 @@ class Quantization:
         FormatError: damaged settings.
     """
 
-    def __init__(self, path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], content: Mapping[str, Any], values: bool = True
+    ) -> None:
         self.path = path
         key = "quantization" if content.get("quantization") is not None else "quantization_config"
         settings = content.get(key)
@@ -66,11 +70,11 @@ class Quantization:
         if self.method == "mlx":
             self.of("")
         elif self.method in ("gptq", "awq"):
-            self.packed = Packed(path, self.settings)
+            self.packed = Packed(path, self.settings, values)
         elif self.method == "fp8":
             dtype = content.get("dtype", content.get("torch_dtype"))
             format = "f32" if dtype == "float32" else "bf16"
-            self.float8 = Float8(path, self.settings, format)
+            self.float8 = Float8(path, self.settings, format, values)
         elif self.method == "bitsandbytes":
             if not (self.settings.get("load_in_4bit") or self.settings.get("_load_in_4bit")):
                 raise ValueError(f"{path}: quantized by bitsandbytes in 8 bits; {_READS}")
@@ -81,15 +85,17 @@ class Quantization:
             raise ValueError(f"{path}: quantized by {shown(self.method)}; {_READS}")
 
     @classmethod
-    def read(cls, config: Path) -> Quantization:
+    def read(cls, config: Path, values: bool = True) -> Quantization:
         """The settings in a config.json, or in the file beside it where GPTQ and AWQ once were."""
         content = read_json(config)
         if content.get("quantization") is None and content.get("quantization_config") is None:
             for method, name in _BESIDE.items():
                 if (config.parent / name).exists():
                     own = {**read_json(config.parent / name), "quant_method": method}
-                    return cls(config.parent / name, {**content, "quantization_config": own})
-        return cls(config, content)
+                    return cls(
+                        config.parent / name, {**content, "quantization_config": own}, values
+                    )
+        return cls(config, content, values)
 
     def of(self, layer: str) -> tuple[int, int]:
         """The bits and the group size of mlx's layer `layer`."""
