@@ -79,11 +79,7 @@ def adapted(folder, mixed):
 
     `mixed`: one layer has another rank and scale.
     """
-    keys = None
-    if folder.name == "lfm2_moe":  # MLPs have other names in mlx-lm
-        inner = ("gate", *(f"switch_mlp.{name}_proj" for name in ("gate", "up", "down")))
-        keys = ["conv.in_proj", "self_attn.v_proj", *(f"feed_forward.{name}" for name in inner)]
-    model = add_adapter(pyloss.load_model(folder), rank=3, size=0.2, keys=keys)
+    model = add_adapter(pyloss.load_model(folder), rank=3, size=0.2)
     if mixed:
         name, layer = next(
             (name, layer)
@@ -119,6 +115,8 @@ def test_our_adapters_in_mlx_lm(folder, tmp_path, mixed):
     pyloss.load_model(folder).save(tmp_path / "ours")
     model = adapted(folder, mixed)
     pyloss.export(model, tmp_path / "mlx", "mlx")
+    again = pyloss.tuner.load_adapters(pyloss.load_model(folder), tmp_path / "mlx")
+    np.testing.assert_allclose(our_logits(again, IDS), our_logits(model, IDS), rtol=0, atol=2e-4)
     theirs, _ = load_model(tmp_path / "ours")
     load_adapters(theirs, str(tmp_path / "mlx"))
     theirs.eval()

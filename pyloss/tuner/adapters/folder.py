@@ -10,7 +10,7 @@ import numpy as np
 from pyloss.errors import listed
 from pyloss.io.files import read_json, user_path, write_json, write_safetensors
 from pyloss.io.outputs import make_folder, output
-from pyloss.models.files.names import language_model_name
+from pyloss.models.files.names import MLX_MLP, language_model_name, mlx_names
 from pyloss.nn import Module
 from pyloss.tuner.adapters.adapter import Adapter, storable_adapters
 from pyloss.tuner.adapters.full import is_full
@@ -67,6 +67,10 @@ def put_adapter(model: Any, adapter: StoredAdapter) -> None:
             and (other := name.replace(".mlp.", ".block_sparse_moe.")) in modules
         ):
             name = other
+        if name not in modules:
+            for own, theirs in MLX_MLP.items():
+                other = name.replace(f".feed_forward.{theirs}", f".feed_forward.{own}")
+                name = other if other in modules else name
         if f"{name}.layer" in modules:  # Granite's router, a parameter in transformers
             name += ".layer"
         layer = _over(modules.get(name), adapter.kind, stored)
@@ -123,6 +127,23 @@ def _other_base(module: Any, weight: np.ndarray) -> str | None:
     return None
 
 
+def _for_mlx(model: Any, layers: dict[str, Adapter], config: Any) -> tuple[dict[str, Adapter], Any]:
+    """Adapters and their configuration under the names that mlx-lm has for the layers."""
+    family = getattr(getattr(model, "config", None), "family", None)
+    if family is None:
+        return layers, config
+
+    def renamed(name: str) -> str:
+        (found,) = mlx_names(f".{name}.weight", family, True)
+        return found.removeprefix(".").removesuffix(".weight")
+
+    parameters = (config or {}).get("lora_parameters") or {}
+    if keys := parameters.get("keys"):
+        parameters = {**parameters, "keys": [renamed(key) for key in keys]}
+        config = {**config, "lora_parameters": parameters}
+    return {renamed(name): layer for name, layer in layers.items()}, config
+
+
 def save_adapter(
     model: Module,
     folder: str | os.PathLike[str],
@@ -161,6 +182,8 @@ def save_adapter(
             write_safetensors(place / MLX_FILE, model.trainable_parameters())
             write_json(place / CONFIG_FILE, with_own_keys(config or {}, old), sort_keys=True)
         elif format == "mlx":
+            if one_rank:
+                layers, config = _for_mlx(model, layers, config)
             write_mlx(place, layers, config, one_rank, old)
         else:
             blocks = {
