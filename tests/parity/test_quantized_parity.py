@@ -16,6 +16,7 @@ from parity_models import (
     OLMO2,
     OLMO3,
     PHI3,
+    QWEN3_5,
     SMOLLM3,
     make_tiny,
     torch_model,
@@ -316,6 +317,7 @@ FAMILIES = {
     "olmo3": OLMO3,
     "lfm2": LFM2,
     "gemma4": GEMMA4,
+    "qwen3_5": QWEN3_5,
 }
 
 
@@ -328,6 +330,10 @@ def test_families_both_ways_with_mlx_lm(tmp_path, family):
         main(["convert", "--model", str(tmp_path / "first"), "--output", str(tmp_path / "float")])
         == 0
     )
+    text = json.loads((tmp_path / "float" / "config.json").read_text())
+    if family == "qwen3_5":  # mlx-lm has only the wrapper
+        wrapped = {"model_type": "qwen3_5", "text_config": text, "eos_token_id": 2}
+        (tmp_path / "float" / "config.json").write_text(json.dumps(wrapped))
     mlx_lm.convert(
         str(tmp_path / "float"),
         str(tmp_path / "theirs"),
@@ -350,7 +356,12 @@ def test_families_both_ways_with_mlx_lm(tmp_path, family):
         == 0
     )
     for name in ("theirs", "ours"):
+        config = tmp_path / name / "config.json"
+        content = config.read_text()
+        if (family, name) == ("qwen3_5", "ours"):
+            config.write_text(content.replace("qwen3_5_text", "qwen3_5"))
         theirs, _ = mlx_lm.load(str(tmp_path / name))
+        config.write_text(content)
         np.testing.assert_allclose(
             logits(tmp_path / name), np.array(theirs(mx.array(TOKENS))), atol=2e-4, err_msg=name
         )
