@@ -5,6 +5,7 @@ import pytest
 from tiny import TOKENS, byte_tokenizer
 
 import pyloss
+from pyloss.io.gguf import read_gguf
 from pyloss.io.tensor_file import StoredTensor
 from pyloss.models.config import ModelConfig
 from pyloss.models.config.delta_net import DeltaNet
@@ -192,7 +193,7 @@ def test_gguf():
     assert (config.head_dim, config.rotary_dim) == (8, 4)
     assert read(full_attention_interval=None).layer_types == ["linear_attention"] * 3
     for changes, message in (
-        ({"ssm__group_count": 1}, "ssm.time_step_rank 2, other than ssm.group_count, 1,"),
+        ({"ssm__group_count": 3}, "linear_num_value_heads 2 is not a multiple of"),
         ({"ssm__inner_size": 13}, "ssm.inner_size.*2 heads do not divide 13"),
         ({"ssm__state_size": None}, "ssm.state_size: this key is missing"),
         ({"full_attention_interval": 0}, "full_attention_interval"),
@@ -202,9 +203,35 @@ def test_gguf():
 
 
 def test_what_gguf_cannot_describe(tmp_path):
+    types = ["linear_attention", "full_attention"] * 2
     for changes, message in (
-        ({}, "linear_num_value_heads 4 other than linear_num_key_heads 2 cannot be written"),
-        ({"delta": (2, 2, 8, 8)}, "layer_types that repeat with one full_attention at the end"),
+        ({"delta": (2, 4, 8, 8)}, "layer_types that repeat with one full_attention at the end"),
+        ({"layer_types": types}, "linear_value_head_dim 5 cannot be written: llama.cpp needs that"),
     ):
         with pytest.raises(ValueError, match=message):
             write_gguf(model(vocab_size=TOKENS, **changes), tmp_path / "m.gguf", byte_tokenizer())
+
+
+@pytest.mark.parametrize("format", ["f32", "q8_0", "q4_0"])
+def test_heads_of_values_in_llama_cpps_order(format, tmp_path):
+    """Twice as many as heads of keys; quantized columns stay where they are in the file."""
+    types = ["linear_attention", "full_attention", "linear_attention", "full_attention"]
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "head_dim": 16, "vocab_size": TOKENS}
+    sizes["partial_rotary_factor"] = 0.5
+    net = model((2, 6, 32, 32, 4), layer_types=types, **sizes)
+    write_gguf(net, tmp_path / "m.gguf", byte_tokenizer(), format)
+    again = pyloss.load_model(tmp_path / "m.gguf")
+    tokens = np.arange(30)[None] % TOKENS
+    if format == "f32":
+        np.testing.assert_allclose(again(tokens), net(tokens), rtol=0, atol=1e-4)
+    out = again.layers[0].linear_attn.out_proj.weight
+    assert (out.columns is None) == (format == "f32")
+    write_gguf(again, tmp_path / "again.gguf", byte_tokenizer())
+    first, second = (read_gguf(tmp_path / name).tensors for name in ("m.gguf", "again.gguf"))
+    for name, tensor in first.items():
+        if name.endswith("ssm_a"):  # its logarithm has been rounded
+            continue
+        np.testing.assert_array_equal(second[name].data, tensor.data, err_msg=name)
+    again.save(tmp_path / "hf")
+    saved = pyloss.load_model(tmp_path / "hf")
+    np.testing.assert_allclose(saved(tokens), again(tokens), rtol=0, atol=1e-4)

@@ -115,8 +115,10 @@ QWEN3_5 = {
     "rms_norm_eps": 1e-2,
 }
 QWEN3_5["layer_types"] = QWEN3_5["layer_types"][:5]
-# GGUF has heads of values in the order of those of keys where there are as many.
-QWEN3_5_GGUF = {**QWEN3_5, "linear_num_value_heads": 2, "linear_value_head_dim": 32}
+# llama.cpp needs one size of all heads.
+QWEN3_5_GGUF = {**QWEN3_5, "linear_value_head_dim": 32}
+# One head of keys for each of values; in GGUF these are then in order.
+QWEN3_5_EVEN = {**QWEN3_5, "linear_num_value_heads": 2, "linear_value_head_dim": 32}
 
 # Queries grow within the test sequences: more than twice the original length.
 MINISTRAL3 = {
@@ -423,6 +425,8 @@ def write_gguf(model, path, type_of=lambda name: "F32"):
         stored = gguf.quants.quantize(array, kind)
         if tensor.ndim == 2:
             tensor.copy_(torch.from_numpy(np.array(gguf.quants.dequantize(stored, kind))))
+        if ".linear_attn." in name:
+            stored = np.ascontiguousarray(in_llama_cpps_order(config, name, stored))
         if interleaved and (".q_proj." in name or ".k_proj." in name):
             halves = stored.reshape(-1, 2, head_dim // 2, *stored.shape[1:])
             stored = np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(stored.shape)
@@ -439,6 +443,19 @@ def write_gguf(model, path, type_of=lambda name: "F32"):
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def in_llama_cpps_order(config, name, array):
+    """The heads of values: the first one of each head of keys, then the second ones."""
+    keys, values = config.linear_num_key_heads, config.linear_num_value_heads
+    at = 1 if "out_proj" in name else 0
+    whole = {"in_proj_qkv": 2, "conv1d": 2}.get(name.split(".linear_attn.")[1].split(".")[0], 0)
+    if name.endswith("linear_attn.norm.weight"):
+        return array
+    rest, heads = np.split(array, [whole * keys * config.linear_key_head_dim], axis=at)
+    shape = heads.shape
+    heads = heads.reshape(*shape[:at], keys, values // keys, -1, *shape[at + 1 :])
+    return np.concatenate([rest, heads.swapaxes(at, at + 1).reshape(shape)], axis=at)
 
 
 def torch_model(folder):

@@ -18,6 +18,7 @@ from parity_models import (
     OLMO3,
     PHI3,
     PHI4,
+    QWEN3_5_EVEN,
     QWEN3_5_GGUF,
     SMOLLM3_GGUF,
     YARN,
@@ -162,6 +163,7 @@ MODELS = {
     "gemma4-plain": {**GEMMA4, "num_kv_shared_layers": 0},
     "lfm2": LFM2,
     "qwen3_5": QWEN3_5_GGUF,
+    "qwen3_5-even": QWEN3_5_EVEN,
     "phi3": {**PHI3, "sliding_window": 100, "tie_word_embeddings": False},
     # llama.cpp takes the long factors if its context, 512, is longer than the original length.
     "phi4": {**PHI4, "original_max_position_embeddings": 512, "max_position_embeddings": 2048},
@@ -307,7 +309,7 @@ def test_families(name, tmp_path):
     if name == "lfm2":
         last = "feed_forward.w2"
         keys = ["self_attn.k_proj", "self_attn.out_proj", "conv.in_proj", "conv.out_proj", last]
-    if name == "qwen3_5":
+    if name.startswith("qwen3_5"):
         keys += [f"linear_attn.{part}" for part in ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a", "out_proj")]  # fmt: skip
     add_adapter(
         model,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from pyloss.checks.numbers import whole
 from pyloss.models.config.families import Family
 from pyloss.models.config.fields import FULL, LINEAR
@@ -73,10 +75,10 @@ class DeltaNet:
 
         Raises ValueError for what GGUF cannot describe.
         """
-        if self.keys != self.values:
+        if self.key_dim != self.value_dim:
             raise ValueError(
-                f"{KEYS['values']} {self.values} other than {KEYS['keys']} {self.keys} cannot be "
-                "written: llama.cpp has these heads in another order"
+                f"{KEYS['value_dim']} {self.value_dim} cannot be written: llama.cpp needs that of "
+                f"keys, {self.key_dim}"
             )
         interval = interval_of(types)
         if interval is None:
@@ -89,6 +91,38 @@ class DeltaNet:
             GGUF_INNER: self.values * self.value_dim,
             GGUF_INTERVAL: interval,
         }
+
+    def gguf_rows(self, tensor: str) -> np.ndarray | None:
+        """The row at each place of a tensor of GGUF; None: they are in order.
+
+        llama.cpp has the first head of values of each head of keys first, then their second ones.
+        """
+        part = _part_of(tensor)
+        if self.keys == self.values or part not in _ROWS:
+            return None
+        if part not in ("in_proj_qkv", "conv1d"):
+            return self._places(self.value_dim if part == "in_proj_z" else 1)
+        first = 2 * self.keys * self.key_dim
+        return np.concatenate([np.arange(first), first + self._places(self.value_dim)])
+
+    def gguf_columns(self, tensor: str) -> np.ndarray | None:
+        """The column at each place of a tensor of GGUF; None: they are in order."""
+        if self.keys == self.values or _part_of(tensor) != "out_proj":
+            return None
+        return self._places(self.value_dim).astype(np.int32)
+
+    def _places(self, size: int) -> np.ndarray:
+        heads = np.arange(self.values).reshape(self.keys, -1).T.reshape(-1, 1)
+        return (heads * size + np.arange(size)).reshape(-1)
+
+
+# The tensors of a layer that have rows for each head of values.
+_ROWS = ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a", "conv1d", "A_log", "dt_bias")
+
+
+def _part_of(tensor: str) -> str:
+    """What follows linear_attn in the name of a tensor."""
+    return tensor.rpartition(".linear_attn.")[2].split(".")[0]
 
 
 def periodic_types(interval: int, layers: int) -> list[str]:
@@ -125,12 +159,6 @@ def read_gguf_delta(read: Values, family: Family) -> dict[str, Any]:
     sizes = {field: read[key] for field, key in GGUF_KEYS.items()}
     if read[GGUF_INNER] % sizes["values"]:
         raise read.wrong(GGUF_INNER, f"{sizes['values']} heads do not divide {read[GGUF_INNER]}")
-    if sizes["keys"] != sizes["values"]:
-        raise read.unsupported(
-            f"{read.prefix}{GGUF_KEYS['values']} {sizes['values']}, other than "
-            f"{GGUF_KEYS['keys']}, {sizes['keys']},",
-            "a head of keys for each head of values",
-        )
     sizes["value_dim"] = read[GGUF_INNER] // sizes["values"]
     types = periodic_types(read[GGUF_INTERVAL], read["block_count"])
     return {"delta": checked(read.path, DeltaNet, **sizes), "layer_types": types}

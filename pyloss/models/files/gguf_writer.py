@@ -15,7 +15,7 @@ import numpy as np
 
 from pyloss.io.files import replacing, user_path
 from pyloss.io.gguf import GGML_TYPES
-from pyloss.models.config.delta_net import mrope_sections
+from pyloss.models.config.delta_net import DeltaNet, mrope_sections
 from pyloss.models.config.fields import MULTIPLIERS, SOFTCAPS
 from pyloss.models.config.gemma4 import rotary_divisors
 from pyloss.models.config.gguf_reader import (
@@ -26,6 +26,7 @@ from pyloss.models.config.gguf_reader import (
 from pyloss.models.config.model_config import ModelConfig
 from pyloss.models.config.rope_scaling import gguf_scaling, llama3_factors
 from pyloss.models.files.names import gguf_name, shared_parts
+from pyloss.models.files.sources import with_rows
 from pyloss.models.saving import refuse_adapters
 from pyloss.models.text.gguf_vocabulary import model_name, vocabulary_metadata
 from pyloss.models.transformer import Model
@@ -384,6 +385,8 @@ def _tensors(model: Model, type: str | None) -> Iterator[GGUFTensor]:
     values = dict(_apart(values, c.mixture is not None))
     for name, value in values.items():
         head_dim = interleaved_head(c, name)
+        if c.delta is not None:
+            value = _in_delta_order(c.delta, name, value)
         if isinstance(value, np.ndarray) and value.ndim == 1:
             if name.endswith(".A_log"):
                 value = -np.exp(value)
@@ -414,6 +417,26 @@ def _apart(values: Mapping[str, Any], experts: bool) -> Iterator[tuple[str, Any]
                 yield part, value[begin:end]
             else:
                 yield part, value.slice_rows(begin, end)
+
+
+def _in_delta_order(
+    delta: DeltaNet, name: str, value: np.ndarray | Weight | WeightStack
+) -> np.ndarray | Weight | WeightStack:
+    """A tensor with the heads of the delta rule's values in llama.cpp's order."""
+    rows, columns = delta.gguf_rows(name), delta.gguf_columns(name)
+    if rows is None and columns is None:
+        return value
+    if isinstance(value, np.ndarray):
+        return value[rows] if columns is None else value[:, columns]
+    assert isinstance(value, Weight)
+    if columns is not None and value.columns is not None and (value.columns == columns).all():
+        return Weight(value.raw, value.format, value.shape)  # as it was in GGUF
+    if rows is not None and value.columns is None and value.groups is None:
+        return with_rows(value, np.argsort(rows))
+    plain = value.dequantize()
+    plain = plain[rows] if columns is None else plain[:, columns]
+    kept = FORMATS[value.format].encodes and value.groups is None
+    return Weight.quantize(np.ascontiguousarray(plain), value.format if kept else "f16")
 
 
 def _reordered(vector: np.ndarray, head_dim: int) -> np.ndarray:

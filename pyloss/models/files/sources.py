@@ -14,6 +14,7 @@ from pyloss.models.config.model_config import ModelConfig
 from pyloss.models.config.rope_scaling import long_from
 from pyloss.models.files.names import MLX_MLP, expert_name, gguf_name, shared_parts
 from pyloss.models.files.quantized import Quantization
+from pyloss.weights.formats import FORMATS
 from pyloss.weights.stack import WeightStack
 from pyloss.weights.weight import Weight
 
@@ -264,6 +265,7 @@ class GGUFSource(Source):
         self._family = config.family
         self._experts = config.mixture is not None
         self._head_dim = config.head_dim if self._family.gguf_interleaved else 0
+        self._delta = config.delta
         if long_from(config.rope_scaling) is not None:
             for name in LONGROPE_FACTORS:  # which the configuration was read from
                 self.file.tensor(name)
@@ -277,9 +279,18 @@ class GGUFSource(Source):
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.log(-self.array(name, count))
 
+    def taps(self, name: str, columns: int, taps: int) -> np.ndarray:
+        """See `Source`."""
+        return self._in_order(name, super().taps(name, columns, taps))
+
+    def _in_order(self, name: str, array: np.ndarray) -> np.ndarray:
+        """The rows of a tensor of the delta rule as Hugging Face orders them."""
+        order = None if self._delta is None else self._delta.gguf_rows(name)
+        return array if order is None else array[np.argsort(order)]
+
     def array(self, name: str, *shape: int, rotary: bool = False) -> np.ndarray:
         """See `Source`."""
-        array = super().array(name, *shape)
+        array = self._in_order(name, super().array(name, *shape))
         if rotary and self._head_dim:
             pairs = array.reshape(-1, self._head_dim // 2, 2)
             array = np.ascontiguousarray(pairs.transpose(0, 2, 1)).reshape(shape)
@@ -294,10 +305,33 @@ class GGUFSource(Source):
         if rows == 1 and stored is not None and stored.shape == (cols,):  # of older converters
             self.file.tensor(stored.name)
             return replace(stored, shape=(rows, cols)).weight()
-        return self._find(f"{name}.weight", rows, cols).weight(self._head_dim if rotary else 0)
+        weight = self._find(f"{name}.weight", rows, cols).weight(self._head_dim if rotary else 0)
+        if self._delta is not None:
+            weight = with_rows(weight, self._delta.gguf_rows(name))
+            weight = with_columns(weight, self._delta.gguf_columns(name))
+        return weight
 
     def _layers(self) -> str:
         return "blk."
 
     def _stored_name(self, name: str) -> str:
         return gguf_name(name, self._family)
+
+
+def with_rows(weight: Weight, order: np.ndarray | None) -> Weight:
+    """A matrix in order, a copy, of one that has row order[i] at place i."""
+    if order is None:
+        return weight
+    rows = weight.raw.reshape(weight.shape[0], -1)[np.argsort(order)]
+    return Weight(rows.reshape(-1), weight.format, weight.shape)
+
+
+def with_columns(weight: Weight, order: np.ndarray | None) -> Weight:
+    """A matrix that has column order[i] at place i; floats are copied in order."""
+    if order is None:
+        return weight
+    if not weight.is_float:
+        return Weight(weight.raw, weight.format, weight.shape, columns=order)
+    each = FORMATS[weight.format].bytes
+    rows = weight.raw.reshape(weight.shape[0], -1, each)[:, np.argsort(order)]
+    return Weight(np.ascontiguousarray(rows).reshape(-1), weight.format, weight.shape)

@@ -56,6 +56,10 @@ def write_lora_gguf(model: Model, path: str | os.PathLike[str], name: str | None
         config, name_of = model.config, f"{module}.weight"
         parts = shared_parts(name_of, config.mixture is not None) or [name_of]
         a, b = _factors(adapter, interleaved_head(model.config, f"{module}.weight"))
+        if config.delta is not None:
+            rows, columns = config.delta.gguf_rows(module), config.delta.gguf_columns(module)
+            b = b if rows is None else b[rows]
+            a = a if columns is None else a[:, columns]
         b = b * np.float32(adapter.scale * adapter.rank / alpha)
         for part, rows in zip(parts, np.split(b, len(parts), axis=-2), strict=True):
             stem = gguf_name(part, config.family)
