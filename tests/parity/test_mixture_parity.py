@@ -1,5 +1,6 @@
 """Whole mixture models against transformers and mlx-lm: logits, adapter gradients, saved files."""
 
+import json
 import re
 
 import numpy as np
@@ -22,7 +23,7 @@ from parity_models import (
 from safetensors.numpy import load_file, save_file
 
 import pyloss
-from pyloss import nn
+from pyloss import FormatError, nn
 from pyloss.models.files.gguf_writer import write_gguf as write_our_gguf
 from pyloss.tuner.adapters.adapter import adapter_modules
 from pyloss.tuner.losses import target_weights
@@ -310,3 +311,21 @@ def test_names_of_modules_are_those_of_mlx_lm(tmp_path, name):
     assert found == {
         key: tuple(value.shape) for key, value in tree_flatten(theirs.trainable_parameters())
     }
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_a_configuration_that_lies_is_named(tmp_path, name):
+    make_tiny(**MIXTURES[name]).save_pretrained(tmp_path)
+    content = json.loads((tmp_path / "config.json").read_text())
+    sizes = [
+        key for key in content if re.fullmatch(r"(moe|shared)_.*size|num_(local_)?experts", key)
+    ]
+    assert sizes
+    for key in [*sizes, "num_dense_layers"]:
+        if content.get(key):
+            (tmp_path / "config.json").write_text(json.dumps({**content, key: content[key] + 1}))
+            with pytest.raises(FormatError, match="configuration gives|missing|no part of this"):
+                pyloss.load_model(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({**content, "num_experts_per_tok": 7}))
+    with pytest.raises(FormatError, match="a token cannot visit 7 of [56] experts"):
+        pyloss.load_model(tmp_path)

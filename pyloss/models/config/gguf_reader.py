@@ -128,6 +128,11 @@ _DEFAULTS = {
     "rope.scaling.finetuned": True,
     **dict.fromkeys(GEMMA4_KEYS),
 }
+# What pyloss lacks for architectures that are near to others.
+_LACKING = {
+    "granitehybrid": ", since it has layers of type mamba (Mamba-2)",
+    "gemma-embedding": ", since it has attention in both directions",
+}
 #: The tensors of longrope's short and long factors.
 LONGROPE_FACTORS = ("rope_factors_short.weight", "rope_factors_long.weight")
 _TOKENS = ("bos", "eos", "padding")
@@ -214,7 +219,8 @@ def _read(metadata: Mapping[str, Any], path: str | os.PathLike[str]) -> tuple[st
         supported = ", ".join(sorted({own for own in alike.values() if own is not None}))
         kind = "architecture with experts" if sparse else "architecture"
         raise ValueError(
-            f"{path}: GGUF {kind} {shown(arch)} is not supported; supported are {supported}"
+            f"{path}: GGUF {kind} {shown(arch)} is not supported{_LACKING.get(arch, '')}; "
+            f"supported are {supported}"
         )
     # Families may share an architecture: one has windows in some layers, no rotary positions, or a
     # shared expert.

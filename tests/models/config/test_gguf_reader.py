@@ -311,6 +311,14 @@ def test_gguf_arithmetic_stays_in_its_range(key, value):
             "expert_shared_count 1 is not supported",
         ),
         (
+            {"general.architecture": "granitehybrid"},
+            r"architecture 'granitehybrid' is not supported, since it has layers of type mamba",
+        ),
+        (
+            {"general.architecture": "gemma-embedding"},
+            "is not supported, since it has attention in both directions; supported are",
+        ),
+        (
             {"general.architecture": "qwen2", "qwen2.expert_count": 8},
             "architecture with experts 'qwen2' is not supported; supported are granitemoe, lfm2moe, llama, ",
         ),
